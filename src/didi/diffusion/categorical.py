@@ -1,0 +1,74 @@
+"""Exact categorical draws, entropies and divergences."""
+
+from typing import Literal, get_args
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from didi.errors import UsageError
+
+Precision = Literal["float64", "float32"]
+Divergence = Literal["forward", "backward", "jeffreys"]
+
+
+def sample_categorical(log_probs: Float[Tensor, "n v"], uniforms: Float[Tensor, " n"]) -> Int[Tensor, " n"]:
+    """One draw per row by inverting the cumulative distribution, in the precision of ``uniforms``.
+
+    One uniform per row serves the whole vocabulary. With float64 uniforms the cumulative sum is float64 as well and
+    every token keeps its probability down to about 1e-16.
+
+    Args:
+        log_probs: log-probabilities or unnormalised logits; -inf is probability 0.
+        uniforms: numbers in [0, 1), one for each row.
+    """
+    probs = torch.softmax(log_probs.to(uniforms.dtype), dim=-1)
+    cdf = probs.cumsum_(dim=-1)
+    # Scaling by the last entry makes the sum exactly 1; `right=True` never picks a token of probability 0.
+    target = (uniforms * cdf[:, -1]).unsqueeze(-1)
+    return torch.searchsorted(cdf, target, right=True).squeeze(-1).clamp_(max=log_probs.shape[-1] - 1)
+
+
+def sample_gumbel(log_probs: Float[Tensor, "n v"], uniforms: Float[Tensor, "n v"]) -> Int[Tensor, " n"]:
+    """One draw per row by the Gumbel trick, in the precision of ``uniforms``, as published samplers do it.
+
+    With float32 uniforms the noise is truncated and rare tokens are never drawn, which lowers perplexity and entropy
+    alike (Zheng et al. 2025, https://arxiv.org/abs/2409.02908). It exists to compare with such figures.
+    """
+    gumbel = -(1e-10 - (uniforms + 1e-10).log()).log()
+    return (log_probs.to(uniforms.dtype) + gumbel).argmax(-1)
+
+
+def entropy(log_probs: Float[Tensor, "... v"]) -> Float[Tensor, "..."]:
+    """Shannon entropy of each row in nats; -inf entries count as probability 0."""
+    return -_expectation(log_probs, log_probs)
+
+
+def divergence(
+    kind: Divergence, teacher_log_probs: Float[Tensor, "... v"], student_log_probs: Float[Tensor, "... v"]
+) -> Float[Tensor, "..."]:
+    """Divergence between teacher and student in nats, row by row (App. F.3).
+
+    Args:
+        kind: ``forward`` is KL(teacher || student), ``backward`` KL(student || teacher), ``jeffreys`` their sum.
+        teacher_log_probs: normalised; -inf must be shared with the student.
+        student_log_probs: normalised.
+
+    Raises:
+        UsageError: no divergence has that name.
+    """
+    if kind not in get_args(Divergence):
+        raise UsageError(f"a divergence is one of {', '.join(get_args(Divergence))}; got {kind!r}")
+    # A token that both rule out (the mask) contributes nothing; -inf - -inf would be nan.
+    gap = torch.nan_to_num(teacher_log_probs - student_log_probs, nan=0.0)
+    if kind == "forward":
+        return _expectation(teacher_log_probs, gap)
+    if kind == "backward":
+        return -_expectation(student_log_probs, gap)
+    return _expectation(teacher_log_probs, gap) - _expectation(student_log_probs, gap)
+
+
+def _expectation(log_probs: Float[Tensor, "... v"], values: Float[Tensor, "... v"]) -> Float[Tensor, "..."]:
+    """Expectation of ``values`` under ``log_probs``, with 0 * inf = 0 forward and backward."""
+    is_possible = log_probs > -torch.inf
+    return (log_probs.exp() * torch.where(is_possible, values, 0.0)).sum(-1)

@@ -1,0 +1,56 @@
+"""Randomness that is a function of names, not of history.
+
+A generator is derived from a seed and the name of its use (a step, a sequence, a stream). Nothing has to be saved to
+resume a run bit for bit, and the samples of a seed do not depend on how they were split into batches.
+"""
+
+import hashlib
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+def derive_seed(*parts: int | str) -> int:
+    """A 63-bit seed that depends on every part and on their order."""
+    digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+def named_generator(*parts: int | str) -> torch.Generator:
+    """A CPU generator seeded by ``derive_seed(*parts)``."""
+    return torch.Generator().manual_seed(derive_seed(*parts))
+
+
+class SequenceNoise:
+    """One independent stream of uniforms per sequence, so that a batch may be split without changing a sample.
+
+    Args:
+        seed: seed of the whole sample set.
+        indices: number of each sequence within the set.
+        device: where the uniforms are wanted; they are always drawn on the CPU, so devices agree.
+    """
+
+    def __init__(self, seed: int, indices: Sequence[int], device: torch.device | str = "cpu") -> None:
+        self._generators = [named_generator(seed, "sequence", index) for index in indices]
+        self._device = device
+
+    def __len__(self) -> int:
+        return len(self._generators)
+
+    def uniforms(
+        self, *shape: int, dtype: torch.dtype = torch.float64, rows: Sequence[int] | None = None
+    ) -> Float[Tensor, "b ..."]:
+        """Uniforms in [0, 1) of shape ``[b, *shape]``, the next ones of each sequence's stream.
+
+        Args:
+            shape: shape for one sequence.
+            dtype: float64, or float32 to imitate single-precision samplers.
+            rows: which sequences of the batch draw; all by default.
+        """
+        generators = self._generators if rows is None else [self._generators[row] for row in rows]
+        drawn = torch.empty(len(generators), *shape, dtype=dtype)
+        for out, generator in zip(drawn, generators, strict=True):
+            torch.rand(*shape, dtype=dtype, generator=generator, out=out)
+        return drawn.to(self._device, non_blocking=True)

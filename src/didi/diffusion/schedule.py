@@ -1,0 +1,174 @@
+r"""Noise schedules, time weights and time densities.
+
+A schedule is the probability :math:`\alpha_t` that a token is still visible at time ``t`` in [0, 1]; it falls from 1 at
+``t = 0`` to 0 at ``t = 1``. Names and formulas follow Shi et al. 2024 (MD4), Table 1: https://arxiv.org/abs/2406.04329.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal, Protocol, get_args
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from didi.errors import UsageError
+
+
+class Schedule(Protocol):
+    """What the mathematics asks of a noise schedule."""
+
+    @property
+    def name(self) -> str:
+        """Name under which ``schedule_from_name`` finds it."""
+        ...
+
+    def alpha(self, t: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        r"""Probability :math:`\alpha_t` in [0, 1] that a token is visible at time ``t``."""
+        ...
+
+    def alpha_prime(self, t: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        r"""Derivative :math:`\alpha'_t = d\alpha_t/dt`, negative."""
+        ...
+
+
+@dataclass(frozen=True)
+class LogLinear:
+    r""":math:`\alpha_t = 1 - t`: the total noise :math:`-\log\alpha_t` is log-linear in ``1 - t`` (MDLM's default)."""
+
+    name: str = "log-linear"
+
+    def alpha(self, t: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        """See ``Schedule.alpha``."""
+        return 1 - t
+
+    def alpha_prime(self, t: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        """See ``Schedule.alpha_prime``."""
+        return -torch.ones_like(t)
+
+
+@dataclass(frozen=True)
+class Cosine:
+    r""":math:`\alpha_t = 1 - \cos(\tfrac{\pi}{2}(1 - t))` (MD4, Table 1)."""
+
+    name: str = "cosine"
+
+    def alpha(self, t: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        """See ``Schedule.alpha``."""
+        return 1 - torch.cos(math.pi / 2 * (1 - t))
+
+    def alpha_prime(self, t: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        """See ``Schedule.alpha_prime``."""
+        return -math.pi / 2 * torch.sin(math.pi / 2 * (1 - t))
+
+
+@dataclass(frozen=True)
+class Geometric:
+    r""":math:`\alpha_t = \exp(-\beta_{min}^{1-t}\beta_{max}^{t})` (MD4, Table 1)."""
+
+    name: str = "geometric"
+    beta_min: float = 1e-5
+    beta_max: float = 20.0
+
+    def _total_noise(self, t: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        return self.beta_min ** (1 - t) * self.beta_max**t
+
+    def alpha(self, t: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        """See ``Schedule.alpha``."""
+        return torch.exp(-self._total_noise(t))
+
+    def alpha_prime(self, t: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        """See ``Schedule.alpha_prime``."""
+        return -self.alpha(t) * self._total_noise(t) * math.log(self.beta_max / self.beta_min)
+
+
+_SCHEDULES: dict[str, type[LogLinear] | type[Cosine] | type[Geometric]] = {
+    "log-linear": LogLinear,
+    "cosine": Cosine,
+    "geometric": Geometric,
+}
+
+
+def schedule_from_name(name: str) -> Schedule:
+    """The schedule called ``name``.
+
+    Raises:
+        UsageError: no schedule has that name.
+    """
+    if name not in _SCHEDULES:
+        raise UsageError(f"a schedule is one of {', '.join(_SCHEDULES)}; got {name!r}")
+    return _SCHEDULES[name]()
+
+
+def sigma(schedule: Schedule, t: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
+    r"""Total noise :math:`\sigma_t = -\log\alpha_t`, the number MDLM networks are conditioned on.
+
+    Clamped at :math:`-\log 10^{-3}`, its value at ``t = 1`` in the public MDLM code (which keeps 0.1% of the tokens).
+    """
+    return -schedule.alpha(t).clamp_min(1e-3).log()
+
+
+WeightName = Literal["constant", "nelbo"]
+
+
+def nelbo_weight(schedule: Schedule, t: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    r"""The NELBO's weight :math:`-\alpha'_t / (1 - \alpha_t)` of Eq. 3; :math:`1/t` for the log-linear schedule."""
+    return -schedule.alpha_prime(t) / (1 - schedule.alpha(t))
+
+
+def time_weight(
+    name: WeightName, schedule: Schedule, t: Float[Tensor, "*shape"], *, low: float = 0.0, high: float = math.inf
+) -> Float[Tensor, "*shape"]:
+    r"""Time weight :math:`\omega(t)` of the integral KL, Eq. 4 and App. F.3.
+
+    Args:
+        name: ``constant`` is 1; ``nelbo`` is ``nelbo_weight``.
+        schedule: the noise schedule.
+        t: times in (0, 1].
+        low: least value of the weight.
+        high: greatest value of the weight; the ``nelbo`` weight grows without bound as ``t`` goes to 0.
+
+    Raises:
+        UsageError: no weight has that name.
+    """
+    if name not in get_args(WeightName):
+        raise UsageError(f"a time weight is one of {', '.join(get_args(WeightName))}; got {name!r}")
+    weight = torch.ones_like(t) if name == "constant" else nelbo_weight(schedule, t)
+    return weight.clamp(low, high)
+
+
+@dataclass(frozen=True)
+class TimeDensity:
+    r"""The Beta(a, b) density :math:`\pi(t)` from which training times are drawn, Table 5 and App. F.3.
+
+    Beta(1, 1) is uniform; Beta(2, 5) favours small times (few masks), Beta(5, 2) large ones.
+    """
+
+    a: float = 1.0
+    b: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.a <= 0 or self.b <= 0:
+            raise UsageError(f"both parameters of a Beta density are positive; got ({self.a}, {self.b})")
+
+    def sample(self, num: int, generator: torch.Generator) -> Float[Tensor, " b"]:
+        """``num`` independent times in (0, 1), float64."""
+        concentration = torch.tensor([self.a, self.b], dtype=torch.float64).expand(num, 2)
+        gammas = torch._standard_gamma(concentration, generator=generator)
+        return (gammas[:, 0] / gammas.sum(-1)).clamp(1e-6, 1 - 1e-6)
+
+    def density(self, t: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        """Value of the density at ``t``."""
+        log_norm = math.lgamma(self.a) + math.lgamma(self.b) - math.lgamma(self.a + self.b)
+        return torch.exp((self.a - 1) * t.log() + (self.b - 1) * torch.log1p(-t) - log_norm)
+
+
+def low_discrepancy_times(num: int, generator: torch.Generator, *, t_min: float = 1e-3) -> Float[Tensor, " b"]:
+    """``num`` times, one in each of ``num`` equal slices of [t_min, 1], each uniform over the whole range.
+
+    One shared shift moves an even grid (Kingma et al. 2021, App. I.1), which lowers the variance of the NELBO across a
+    batch without biasing it on [t_min, 1].
+    """
+    shift = torch.rand((), dtype=torch.float64, generator=generator)
+    grid = (torch.arange(num, dtype=torch.float64) / num + shift) % 1
+    return t_min + (1 - t_min) * grid

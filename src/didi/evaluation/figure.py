@@ -1,0 +1,93 @@
+"""Perplexity against NFE, log-log, drawn over the entropy that it must be read with."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from didi.evaluation.row import EvaluationRow, varying_fields
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+ROLE_COLOURS = {"teacher": "#0072B2", "student": "#D55E00", "data": "#595959"}  # Okabe and Ito: safe if colour-blind
+SPARE_COLOURS = ("#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+SAMPLER_STYLES = (("o", "-"), ("s", "--"), ("^", "-."), ("D", ":"))  # marker and dash
+
+
+def perplexity_figure(rows: Sequence[EvaluationRow], path: Path) -> Path:
+    """Draw perplexity and, in a panel below, entropy against NFE into ``path``, a PNG; bars are the rows' intervals.
+
+    Each role and sampler is a line (and each judge, precision, size or seed, where rows differ in it). Rows with
+    ``nfe`` 0, such as real data, are level lines in a band.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import NullLocator
+
+    figure = Figure(figsize=(6.4, 5.6), dpi=200, layout="constrained", facecolor="white")
+    top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(2.4, 1))
+    top.set(xscale="log", yscale="log")
+    drawn, levels = [row for row in rows if row.nfe], [row for row in rows if not row.nfe]
+    colours = _colours(rows)
+    markers = dict.fromkeys(row.sampler for row in drawn)
+    styles = {sampler: SAMPLER_STYLES[i % len(SAMPLER_STYLES)] for i, sampler in enumerate(markers)}
+    for axes, field in ((top, "gen_ppl"), (bottom, "entropy")):
+        for label, line in _lines(drawn).items():
+            _draw_line(axes, line, field, colours[line[0].role], *styles[line[0].sampler], label)
+        for row in levels:
+            _draw_level(axes, row, field, colours[row.role])
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(axis="y", color="0.9", linewidth=0.8)
+        axes.set_axisbelow(True)
+        axes.tick_params(labelsize=9)
+    _set_plain_log_ticks(top)
+    nfes = sorted({row.nfe for row in drawn})
+    bottom.set_xticks(nfes, [str(nfe) for nfe in nfes])
+    bottom.xaxis.set_minor_locator(NullLocator())
+    judges = ", ".join(dict.fromkeys(row.judge for row in rows))
+    top.set_title(f"Generative perplexity, judge {judges}", loc="left", fontsize=9)
+    bottom.set_title("Unigram entropy within a sample, nats", loc="left", fontsize=9)
+    bottom.set_xlabel("network function evaluations (NFE)", fontsize=9)
+    figure.legend(*top.get_legend_handles_labels(), loc="outside upper left", ncols=2, frameon=False, fontsize=9)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
+    return path
+
+
+def _colours(rows: Sequence[EvaluationRow]) -> dict[str, str]:
+    """A colour for each role, the same in every figure for the known ones."""
+    others = [role for role in dict.fromkeys(row.role for row in rows) if role not in ROLE_COLOURS]
+    return ROLE_COLOURS | {role: SPARE_COLOURS[i % len(SPARE_COLOURS)] for i, role in enumerate(others)}
+
+
+def _lines(rows: Sequence[EvaluationRow]) -> dict[str, list[EvaluationRow]]:
+    """Rows that belong on one line, by its label, in order of NFE."""
+    settings = varying_fields(rows, ("judge", "precision", "num_samples", "seed"))
+    lines: dict[str, list[EvaluationRow]] = {}
+    for row in sorted(rows, key=lambda row: row.nfe):
+        details = [f"{name.replace('_', ' ')} {getattr(row, name)}" for name in settings]
+        lines.setdefault(", ".join([row.role, row.sampler, *details]), []).append(row)
+    return lines
+
+
+def _draw_line(
+    axes: "Axes", line: Sequence[EvaluationRow], field: str, colour: str, marker: str, dash: str, label: str
+) -> None:
+    nfes, values = [row.nfe for row in line], [getattr(row, field) for row in line]
+    axes.plot(nfes, values, dash, marker=marker, color=colour, linewidth=1.8, markeredgecolor="white", label=label)
+    for row in line:
+        axes.plot([row.nfe, row.nfe], getattr(row, f"{field}_ci"), "-_", color=colour, linewidth=1.2, markersize=7)
+
+
+def _draw_level(axes: "Axes", row: EvaluationRow, field: str, colour: str) -> None:
+    axes.axhline(getattr(row, field), color=colour, linewidth=1.2, linestyle=(0, (4, 3)), label=row.role)
+    axes.axhspan(*getattr(row, f"{field}_ci"), color=colour, alpha=0.12, linewidth=0)
+
+
+def _set_plain_log_ticks(axes: "Axes") -> None:
+    """Plain numbers at round places of a log axis, however short its range is."""
+    from matplotlib.ticker import AutoLocator, FuncFormatter, LogLocator, NullLocator
+
+    low, high = axes.get_ylim()
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)) if high > 5 * low else AutoLocator())
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))

@@ -1,0 +1,98 @@
+"""Percentile bootstrap intervals over sequences, for every statistic that a report prints.
+
+Each of these statistics is a function of sums over sequences: a mean is sum / count, corpus perplexity
+exp(sum of NLL / sum of tokens), a pooled entropy a function of summed token counts. A resample of ``b`` sequences with
+replacement is then a row of multinomial counts times a matrix of per-sequence values; all resamples are one product.
+"""
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from didi.evaluation.perplexity import Scores
+
+NUM_RESAMPLES = 2000
+LEVEL = 0.95
+CHUNK_ELEMENTS = 1 << 24
+
+Statistic = Callable[[Float[Tensor, "r c"]], Float[Tensor, " r"]]
+Interval = tuple[float, float]
+
+
+def bootstrap_interval(
+    values: Float[Tensor, "b c"],
+    statistic: Statistic,
+    *,
+    num_resamples: int = NUM_RESAMPLES,
+    level: float = LEVEL,
+    seed: int = 0,
+) -> Interval:
+    """Percentile bootstrap interval (Efron 1979) of a statistic of column totals, resampling whole sequences.
+
+    Args:
+        values: what each sequence adds to each of ``c`` totals.
+        statistic: maps totals of ``r`` resamples to ``r`` numbers; NaN ones are left out.
+        num_resamples: resampled sets; 2,000 place the ends of a 95% interval to within a few per cent of its width.
+        level: coverage aimed at, in (0, 1).
+        seed: of the resampling; the same seed resamples the same sequences.
+
+    Returns:
+        Lower and upper end. They coincide for a single sequence, which says nothing about spread.
+
+    Raises:
+        ValueError: there is no sequence, or ``level`` lies outside (0, 1).
+    """
+    num_sequences, num_columns = values.shape
+    if not num_sequences:
+        raise ValueError("a bootstrap needs at least one sequence")
+    if not 0 < level < 1:
+        raise ValueError(f"level must lie in (0, 1); got {level}")
+    generator = torch.Generator().manual_seed(seed)
+    values = values.double().cpu()
+    chunk = max(1, CHUNK_ELEMENTS // max(num_sequences, num_columns))
+    results = []
+    for start in range(0, num_resamples, chunk):
+        size = min(chunk, num_resamples - start)
+        draws = torch.randint(num_sequences, (size, num_sequences), generator=generator)
+        counts = torch.zeros(size, num_sequences, dtype=torch.float64).scatter_add_(
+            1, draws, torch.ones((), dtype=torch.float64).expand_as(draws)
+        )
+        results.append(statistic(counts @ values))
+    tail = (1 - level) / 2
+    low, high = torch.cat(results).nanquantile(torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist()
+    return low, high
+
+
+def mean_interval(values: Float[Tensor, " b"], *, level: float = LEVEL, seed: int = 0) -> Interval:
+    """Interval of the mean of one number per sequence, such as :func:`~didi.evaluation.diversity.token_entropy`."""
+    return bootstrap_interval(torch.stack([values, torch.ones_like(values)], 1), _ratio, level=level, seed=seed)
+
+
+def perplexity_interval(scores: Scores, *, level: float = LEVEL, seed: int = 0) -> Interval:
+    """Interval of corpus perplexity; numerator and denominator are resampled together."""
+    columns = torch.stack([scores.nll, scores.num_tokens.to(scores.nll)], 1)
+    return bootstrap_interval(columns, lambda totals: _ratio(totals).exp(), level=level, seed=seed)
+
+
+def corpus_entropy_interval(tokens: Int[Tensor, "b l"], *, level: float = LEVEL, seed: int = 0) -> Interval:
+    """Interval of the pooled unigram entropy, from one row of token counts per sequence (columns: tokens that occur).
+
+    A resample repeats sequences, so it sees fewer distinct tokens than the set does and the interval leans low; with
+    short or few sequences the estimate itself may lie near or above its upper end.
+    """
+    symbols, ids = tokens.unique(return_inverse=True)
+    counts = torch.zeros(len(tokens), len(symbols), dtype=torch.float64, device=tokens.device)
+    counts.scatter_add_(1, ids, torch.ones((), dtype=torch.float64, device=tokens.device).expand_as(ids))
+    return bootstrap_interval(counts, _entropy_of_counts, level=level, seed=seed)
+
+
+def _ratio(totals: Float[Tensor, "r 2"]) -> Float[Tensor, " r"]:
+    return totals[:, 0] / totals[:, 1]
+
+
+def _entropy_of_counts(totals: Float[Tensor, "r c"]) -> Float[Tensor, " r"]:
+    """Entropy in nats of each row of counts."""
+    num = totals.sum(1)
+    return num.log() - torch.special.xlogy(totals, totals).sum(1) / num

@@ -1,0 +1,249 @@
+"""Generative perplexity: how surprised a language model that never saw the samples is by them.
+
+Every sample is scored, whatever its length; the corpus figure is exp(total NLL / total tokens); a text cut to the
+judge's context is counted. Alone it says little: under SmolLM2-135M "the " repeated 300 times is 28.5, news 33.8.
+"""
+
+import contextlib
+import io
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from didi.data.assets import fetch, staged_folder
+from didi.data.markov import MarkovChain
+from didi.errors import DidiError, UsageError
+
+if TYPE_CHECKING:
+    import transformers
+
+SMOLLM2 = "smollm2-135m"
+HEAD_ROWS = 128  # positions whose logits exist at the same time: 25 MB at a vocabulary of 49,152
+MAX_BATCH_TOKENS = 2048
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a judge says about a set of samples.
+
+    Attributes:
+        nll: negative log-likelihood of each sample in nats, summed over its judge tokens, float64.
+        num_tokens: judge tokens scored in each sample; 0 for an empty text.
+        num_truncated: samples of which only the judge's context could be scored.
+    """
+
+    nll: Float[Tensor, " b"]
+    num_tokens: Int[Tensor, " b"]
+    num_truncated: int = 0
+
+
+@runtime_checkable
+class Judge(Protocol):
+    """A likelihood that was not trained with the samples; reads texts, tokens, or both."""
+
+    name: str
+
+    def score(self, texts: Sequence[str], tokens: Int[Tensor, "b l"]) -> Scores:
+        """Scores of ``b`` samples, given both as text and as the generator's own tokens."""
+        ...
+
+
+class ExactJudge:
+    """The Markov world's own likelihood: a judge without error, on symbols rather than words."""
+
+    name = "markov"
+
+    def __init__(self, chain: MarkovChain) -> None:
+        self.chain = chain
+
+    def score(self, texts: Sequence[str], tokens: Int[Tensor, "b l"]) -> Scores:
+        """Exact scores of ``tokens``; ``texts`` are not read.
+
+        Raises:
+            ValueError: a token is not one of the chain's symbols.
+        """
+        del texts
+        tokens = tokens.cpu()
+        if tokens.numel() and not 0 <= int(tokens.min()) <= int(tokens.max()) < self.chain.num_symbols:
+            raise ValueError(f"tokens must lie in [0, {self.chain.num_symbols}), the symbols of the chain")
+        num_tokens = torch.full((len(tokens),), tokens.shape[1], dtype=torch.long)
+        return Scores(-self.chain.log_likelihood(tokens), num_tokens)
+
+
+class CausalJudge:
+    """A causal language model of transformers, reading texts through its own tokenizer.
+
+    Every text follows the tokenizer's BOS, or its EOS where it has no BOS (as GPT-2 evaluations do), so that its first
+    token is scored too. Arithmetic is float32, sums are float64.
+
+    Args:
+        model: any ``AutoModelForCausalLM``; cast to float32 and put in eval mode.
+        tokenizer: its tokenizer, fast or slow.
+        name: what a report calls this judge.
+        max_batch_tokens: padded tokens that go through the network at once.
+
+    Raises:
+        UsageError: the tokenizer has neither BOS nor EOS.
+    """
+
+    def __init__(
+        self,
+        model: "transformers.PreTrainedModel",
+        tokenizer: "transformers.PreTrainedTokenizerBase",
+        *,
+        name: str,
+        max_batch_tokens: int = MAX_BATCH_TOKENS,
+    ) -> None:
+        start_id = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+        if start_id is None:
+            raise UsageError(f"judge {name!r} has neither a BOS nor an EOS token to start a text with; choose another")
+        self.name = name
+        self.max_batch_tokens = max_batch_tokens
+        self._start_id = int(start_id)
+        self._tokenizer = tokenizer
+        self._context: int | None = getattr(model.config, "max_position_embeddings", None)
+        self._trunk, self._head = _split_head(model.float().eval(), self._start_id)
+
+    def score(self, texts: Sequence[str], tokens: Int[Tensor, "b l"]) -> Scores:
+        """Scores of ``texts``, in their order; ``tokens`` are not read. Batching changes nothing but rounding."""
+        del tokens
+        options = {"add_special_tokens": False, "verbose": False}
+        encoded: list[list[int]] = self._tokenizer(list(texts), **options)["input_ids"] if texts else []
+        rows = [row[: self._context] for row in encoded]
+        num_tokens = torch.tensor([len(row) for row in rows], dtype=torch.long)
+        nll = torch.zeros(len(rows), dtype=torch.float64)
+        for batch in _length_batches(num_tokens.tolist(), self.max_batch_tokens):
+            nll[batch] = self._batch_nll([rows[i] for i in batch])
+        return Scores(nll, num_tokens, sum(len(row) < len(full) for row, full in zip(rows, encoded, strict=True)))
+
+    @torch.inference_mode()
+    def _batch_nll(self, rows: list[list[int]]) -> Float[Tensor, " n"]:
+        """NLL of each row; padding goes to the right, where causal attention never looks, so no mask is needed."""
+        device = next(self._trunk.parameters()).device
+        targets = nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=-1)
+        is_real = (targets >= 0).to(device)
+        targets = targets.to(device)
+        inputs = F.pad(targets.clamp(min=0), (1, 0), value=self._start_id)[:, :-1]
+        features = self._trunk(input_ids=inputs, use_cache=False)[0][is_real]
+        chunks = zip(features.split(HEAD_ROWS), targets[is_real].split(HEAD_ROWS), strict=True)
+        token_nll = [F.cross_entropy(self._head(x).float(), y, reduction="none") for x, y in chunks]
+        nll = torch.zeros(is_real.shape, dtype=torch.float64)
+        nll[is_real.cpu()] = torch.cat(token_nll).cpu().double()
+        return nll.sum(1)
+
+
+def _split_head(model: "transformers.PreTrainedModel", start_id: int) -> tuple[nn.Module, nn.Module]:
+    """Trunk and vocabulary head, so that logits exist only for a few real positions at a time.
+
+    A model that does more to its logits than a head does (soft caps, scales) is left whole, with an identity as head;
+    its logits then exist for a batch at a time.
+    """
+    trunk, head = model.base_model, model.get_output_embeddings()
+    if head is None or trunk is model:
+        return model, nn.Identity()
+    with torch.inference_mode():
+        probe = torch.tensor([[start_id, 0, 1, 2]], device=next(model.parameters()).device)
+        whole = model(input_ids=probe, use_cache=False).logits
+        parts = head(trunk(input_ids=probe, use_cache=False)[0])
+    is_plain = parts.shape == whole.shape and torch.allclose(parts, whole, rtol=1e-4, atol=1e-4)
+    return (trunk, head) if is_plain else (model, nn.Identity())
+
+
+def _length_batches(lengths: list[int], max_tokens: int) -> Iterator[list[int]]:
+    """Indices of the non-empty rows, longest first, in batches of at most ``max_tokens`` padded tokens (or one row)."""
+    order = sorted((i for i, length in enumerate(lengths) if length), key=lambda i: -lengths[i])
+    while order:
+        size = max(1, max_tokens // lengths[order[0]])
+        yield order[:size]
+        order = order[size:]
+
+
+def perplexity(scores: Scores) -> float:
+    """Corpus perplexity exp(total NLL / total tokens); NaN where nothing was scored."""
+    return float((scores.nll.sum() / scores.num_tokens.sum()).exp())
+
+
+def mean_sample_perplexity(scores: Scores) -> float:
+    """Mean over non-empty samples of exp(NLL / tokens), the figure that some papers report; NaN where none is."""
+    is_scored = scores.num_tokens > 0
+    return float((scores.nll[is_scored] / scores.num_tokens[is_scored]).exp().mean()) if is_scored.any() else math.nan
+
+
+def load_judge(name: str, *, device: str | torch.device = "cpu") -> Judge:
+    """The judge called ``name``.
+
+    Args:
+        name: ``markov``, ``smollm2-135m`` (from a package registry, converted once), or any causal language model that
+            transformers loads: a local folder or a Hub name such as ``gpt2-large``.
+        device: where a network judge runs.
+
+    Raises:
+        UsageError: there is no such model.
+        DidiError: transformers is not installed, or the model cannot be read or reached.
+    """
+    if name == ExactJudge.name:
+        return ExactJudge(MarkovChain())
+    with _transformers_for(name) as transformers:
+        source = _smollm2_folder(transformers) if name == SMOLLM2 else name
+        model = transformers.AutoModelForCausalLM.from_pretrained(source)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(source)
+    return CausalJudge(model.to(device), tokenizer, name=name)
+
+
+def _smollm2_folder(transformers: ModuleType) -> Path:
+    """A safetensors copy of the GGUF judge beside its asset; made once, in half a minute."""
+    asset = fetch(SMOLLM2)
+    copy = asset.with_name(f"{asset.name}-safetensors")
+    if copy.is_dir():
+        return copy
+    with staged_folder(copy) as staging:
+        if copy.is_dir():  # another process was first
+            return copy
+        gguf = next(asset.glob("*.gguf")).name
+        with contextlib.redirect_stderr(io.StringIO()):  # the converter's bar, which no setting turns off
+            model = transformers.AutoModelForCausalLM.from_pretrained(asset, gguf_file=gguf)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(asset, gguf_file=gguf)
+        vars(model.config).pop("quantization_config", None)  # all weights are float32 by now; said so, it can be saved
+        plain = type(model)(model.config)
+        plain.load_state_dict(model.state_dict())
+        plain.save_pretrained(staging)
+        tokenizer.save_pretrained(staging)
+    return copy
+
+
+@contextlib.contextmanager
+def _transformers_for(name: str) -> Iterator[ModuleType]:
+    """The library transformers without log lines and progress bars, its many-line errors turned into one of ours."""
+    try:
+        import transformers
+
+        log = transformers.utils.logging
+        verbosity, has_bars = log.get_verbosity(), log.is_progress_bar_enabled()
+        log.set_verbosity_error()
+        log.disable_progress_bar()
+        try:
+            yield transformers
+        finally:
+            log.set_verbosity(verbosity)
+            if has_bars:
+                log.enable_progress_bar()
+    except DidiError:
+        raise
+    except ImportError as error:
+        raise DidiError(f"judge {name!r} needs transformers: pip install 'didi-instruct[eval]' ({error})") from error
+    except Exception as error:  # a loader of other people's files can raise anything
+        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
+        if type(error.__cause__).__name__ in ("HFValidationError", "RepositoryNotFoundError"):
+            raise UsageError(
+                f"no judge {name!r}: known are 'markov', '{SMOLLM2}', a folder of a causal language model, "
+                f"or its Hub name ({first_line})"
+            ) from error
+        raise DidiError(f"judge {name!r} could not be loaded: {first_line}") from error

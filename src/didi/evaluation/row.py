@@ -1,0 +1,152 @@
+"""One finished sample set, measured: the row that tables, figures and ``metrics.json`` are made of."""
+
+import os
+import platform
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from didi.evaluation.diversity import bigram_entropy, corpus_entropy, distinct_n, token_entropy
+from didi.evaluation.frontier import Interval, mean_interval, perplexity_interval
+from didi.evaluation.perplexity import Judge, mean_sample_perplexity, perplexity
+
+
+@dataclass(frozen=True)
+class EvaluationRow:
+    """One finished sample set, measured; the fields are those of ``metrics.json``.
+
+    Attributes:
+        role: ``student``, ``teacher``, or ``data`` for real text (with ``nfe`` 0).
+        sampler: how the samples were drawn.
+        nfe: moves of the sampler that were asked for.
+        student_passes: passes of the sampled network that each sequence took part in, mean.
+        discriminator_passes: the same of the discriminator; 0 without guidance.
+        num_samples: sequences, every one of them scored.
+        precision: of the categorical draws.
+        judge: name of the judge.
+        gen_ppl: exp(total NLL / total judge tokens).
+        gen_ppl_ci: its 95% bootstrap interval over sequences.
+        gen_ppl_mean_sample: mean of per-sample perplexities.
+        entropy: mean unigram entropy within a sequence, nats.
+        entropy_ci: its 95% bootstrap interval over sequences.
+        corpus_entropy: unigram entropy of the set, nats.
+        bigram_entropy: entropy of adjacent pairs of the set, nats.
+        distinct_4: share of distinct 4-grams in the set.
+        seconds_per_sequence: wall time of sampling over sequences.
+        tokens_per_second: tokens sampled over wall time.
+        seed: of the samples.
+        machine: what the times were measured on.
+        note: anything that a reader must know about this row.
+    """
+
+    role: str
+    sampler: str
+    nfe: int
+    student_passes: float
+    discriminator_passes: float
+    num_samples: int
+    precision: str
+    judge: str
+    gen_ppl: float
+    gen_ppl_ci: Interval
+    gen_ppl_mean_sample: float
+    entropy: float
+    entropy_ci: Interval
+    corpus_entropy: float
+    bigram_entropy: float
+    distinct_4: float
+    seconds_per_sequence: float
+    tokens_per_second: float
+    seed: int
+    machine: str
+    note: str = ""
+
+
+def measure(
+    role: str,
+    sampler: str,
+    nfe: int,
+    tokens: Int[Tensor, "b l"],
+    texts: Sequence[str],
+    judge: Judge,
+    *,
+    seconds: float,
+    student_passes: float,
+    discriminator_passes: float = 0.0,
+    precision: str = "float64",
+    seed: int = 0,
+    machine: str | None = None,
+    note: str = "",
+) -> EvaluationRow:
+    """The row of a finished sample set.
+
+    Args:
+        role: whose samples these are: ``student``, ``teacher`` or ``data``.
+        sampler: how they were drawn.
+        nfe: moves asked for; 0 for real data.
+        tokens: the samples; ``l`` at least 4.
+        texts: the same samples as text, in the same order.
+        judge: scores all of them.
+        seconds: wall time of drawing all of them, without the judge; NaN where nothing was drawn.
+        student_passes: passes of the sampled network per sequence.
+        discriminator_passes: passes of the discriminator per sequence.
+        precision: of the categorical draws.
+        seed: of the samples.
+        machine: what ``seconds`` were measured on; this machine's CPU by default.
+        note: goes into the row; samples that the judge had to cut are added to it.
+
+    Raises:
+        ValueError: ``tokens`` and ``texts`` differ in number, or sequences are shorter than 4.
+    """
+    if len(texts) != len(tokens):
+        raise ValueError(f"tokens and texts must be the same samples; got {len(tokens)} and {len(texts)}")
+    scores = judge.score(texts, tokens)
+    entropies = token_entropy(tokens)
+    if scores.num_truncated:
+        cut = f"{scores.num_truncated} samples cut to the judge's context"
+        note = f"{note}; {cut}" if note else cut
+    return EvaluationRow(
+        role=role,
+        sampler=sampler,
+        nfe=nfe,
+        student_passes=student_passes,
+        discriminator_passes=discriminator_passes,
+        num_samples=len(tokens),
+        precision=precision,
+        judge=judge.name,
+        gen_ppl=perplexity(scores),
+        gen_ppl_ci=perplexity_interval(scores),
+        gen_ppl_mean_sample=mean_sample_perplexity(scores),
+        entropy=float(entropies.mean()),
+        entropy_ci=mean_interval(entropies),
+        corpus_entropy=corpus_entropy(tokens),
+        bigram_entropy=bigram_entropy(tokens),
+        distinct_4=distinct_n(tokens, 4),
+        seconds_per_sequence=seconds / len(tokens),
+        tokens_per_second=tokens.numel() / seconds,
+        seed=seed,
+        machine=machine or machine_name(),
+        note=note,
+    )
+
+
+def varying_fields(rows: Sequence[EvaluationRow], names: Sequence[str]) -> list[str]:
+    """Those of the named fields that are not the same in all rows."""
+    return [name for name in names if len({getattr(row, name) for row in rows}) > 1]
+
+
+def machine_name(device: str | torch.device = "cpu") -> str:
+    """What times were measured on, without a host name: ``2-core x86_64 CPU (AMD EPYC), torch 2.13.0, 2 threads``."""
+    version = f"torch {torch.__version__.split('+')[0]}"
+    if torch.device(device).type == "cuda":
+        return f"{torch.cuda.get_device_name(device)}, {version}, CUDA {torch.version.cuda}"
+    cpuinfo = Path("/proc/cpuinfo")
+    found = re.search(r"model name\s*:\s*(.+)", cpuinfo.read_text()) if cpuinfo.exists() else None
+    model = found[1].strip() if found else platform.processor()
+    cpu = f"{os.cpu_count()}-core {platform.machine()} CPU" + (f" ({model})" if model else "")
+    return f"{cpu}, {version}, {torch.get_num_threads()} thread{'s' * (torch.get_num_threads() > 1)}"

@@ -1,0 +1,46 @@
+"""What samplers and objectives may ask of any network that denoises masked tokens."""
+
+from typing import Protocol
+
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+Tokens = Int[Tensor, "b l"]
+Simplex = Float[Tensor, "b l v"]
+
+
+class Denoiser(Protocol):
+    """A map from a partly masked sequence (and its noise level) to logits of the clean tokens.
+
+    The map is split in two, since most of its users need the vocabulary head on a few positions only: ``features``
+    runs the trunk once for all positions, ``head`` turns any rows of its output into logits.
+    """
+
+    vocab_size: int
+    mask_id: int
+    length: int
+    is_time_conditioned: bool
+
+    def features(self, inputs: Tokens | Simplex, sigma: Float[Tensor, " b"] | None = None) -> Float[Tensor, "b l d"]:
+        """Output of the trunk at every position, ready for ``head``."""
+        ...
+
+    def head(self, features: Float[Tensor, "*rows d"]) -> Float[Tensor, "*rows v"]:
+        """Raw logits of any rows of features."""
+        ...
+
+
+def logits_at(
+    denoiser: Denoiser,
+    inputs: Tokens | Simplex,
+    is_selected: Bool[Tensor, "b l"],
+    sigma: Float[Tensor, " b"] | None = None,
+) -> Float[Tensor, "n v"]:
+    """Logits at the selected positions only, in row-major order; the trunk still runs at all positions."""
+    return denoiser.head(denoiser.features(inputs, sigma)[is_selected])
+
+
+def noise_level(denoiser: Denoiser, sigma: Float[Tensor, " b"]) -> Float[Tensor, " b"] | None:
+    """``sigma`` for a network conditioned on time, None (read as zero) for one that is not."""
+    return sigma if denoiser.is_time_conditioned else None
+

@@ -1,0 +1,113 @@
+"""The discriminator that estimates the student-over-teacher log-density ratio. Lemma 4.2, Table 3, App. D."""
+
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm
+
+from didi.errors import UsageError
+from didi.models.denoiser import Simplex, Tokens
+from didi.models.dit import DiT, DiTConfig, DiTTrunk
+
+
+@dataclass(frozen=True)
+class DiscriminatorConfig(DiTConfig):
+    """Shape of a discriminator: a denoiser's trunk and a small head.
+
+    Attributes:
+        output: ``token`` gives one logit for each position (text), ``sequence`` one for all (proteins, App. F.6).
+        is_time_conditioned: the discriminator reads the noise level even where the denoisers do not.
+    """
+
+    output: Literal["token", "sequence"] = "token"
+    is_time_conditioned: bool = True
+
+
+class DiscriminatorHead(nn.Module):
+    """Two linear layers under spectral normalisation with SiLU between (Table 3)."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.main = nn.Sequential(spectral_norm(nn.Linear(dim, dim)), nn.SiLU(), spectral_norm(nn.Linear(dim, 1)))
+
+    def forward(self, x: Float[Tensor, "*rows d"]) -> Float[Tensor, "*rows"]:
+        """One logit for each row."""
+        return self.main(x).squeeze(-1)
+
+
+class Discriminator(DiTTrunk):
+    """Logits of "this came from the student", so that a logit is a log-ratio student over teacher in nats."""
+
+    def __init__(self, config: DiscriminatorConfig) -> None:
+        super().__init__(config)
+        self.config: DiscriminatorConfig = config
+        self.output_layer = DiscriminatorHead(config.hidden_size)
+
+    @classmethod
+    def from_denoiser(
+        cls, denoiser: DiT, *, output: Literal["token", "sequence"] = "token", is_time_conditioned: bool = True
+    ) -> "Discriminator":
+        """A discriminator whose trunk is a copy of ``denoiser``'s, with a fresh head."""
+        shape = asdict(denoiser.config) | {"dropout": 0.0, "is_time_conditioned": is_time_conditioned}
+        discriminator = cls(DiscriminatorConfig(**shape, output=output))
+        trunk = {
+            name: value for name, value in denoiser.state_dict().items() if not name.startswith("output_layer.")
+        }
+        missing, unexpected = discriminator.load_state_dict(trunk, strict=False)
+        stray = [name for name in missing if not name.startswith("output_layer.")] + unexpected
+        if stray:  # cannot happen while both share DiTTrunk; a changed layout must not go unseen
+            raise RuntimeError(f"denoiser and discriminator trunks differ: {', '.join(stray)}")
+        return discriminator
+
+    def forward(self, inputs: Tokens | Simplex, sigma: Float[Tensor, " b"] | None = None) -> Float[Tensor, "b *l"]:
+        """Logits before the sigmoid, student = 1: ``[b, l]``, or ``[b]`` for ``output="sequence"``.
+
+        Args:
+            inputs: token ids ``[b, l]`` or a simplex ``[b, l, v]``.
+            sigma: noise level of each sequence; None is zero.
+        """
+        hidden, _ = self.trunk(inputs, sigma)
+        if self.config.output == "sequence":
+            hidden = hidden.mean(1)
+        return self.output_layer(hidden)
+
+    def train_last_blocks(self, num_blocks: int | None) -> None:
+        """Freeze everything but the head and the last ``num_blocks`` blocks; None trains the whole network.
+
+        Raises:
+            UsageError: there are fewer blocks than that.
+        """
+        if num_blocks is None:
+            self.requires_grad_(True)
+            return
+        if not 0 <= num_blocks <= len(self.blocks):
+            raise UsageError(f"trainable blocks lie in [0, {len(self.blocks)}] for this network; got {num_blocks}")
+        self.requires_grad_(False)
+        self.output_layer.requires_grad_(True)
+        for block in self.blocks[len(self.blocks) - num_blocks :]:
+            block.requires_grad_(True)
+
+
+def num_parameters(network: nn.Module) -> int:
+    """Number of learned parameters; buffers such as power-iteration vectors do not count."""
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+@torch.no_grad()
+def log_ratio_logits(
+    discriminator: Discriminator, inputs: Tokens | Simplex, sigma: Float[Tensor, " b"]
+) -> Float[Tensor, "b *l"]:
+    """The discriminator's logits with its spectral norms held still, float32.
+
+    A forward pass in training mode would move the power-iteration vectors even without gradients, so the score of a
+    sequence would depend on how often it was asked.
+    """
+    was_training = discriminator.training
+    discriminator.eval()
+    try:
+        return discriminator(inputs, sigma if discriminator.is_time_conditioned else None).float()
+    finally:
+        discriminator.train(was_training)

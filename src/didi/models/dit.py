@@ -1,0 +1,242 @@
+"""The diffusion transformer of MDLM, in its public checkpoint layout. App. E.1, Tables 3-4.
+
+Pre-norm transformer with rotary positions and adaptive layer norm on the noise level (Peebles & Xie 2023). Parameter
+names and shapes are those of the public MDLM, Duo and DiDi-Instruct checkpoints, so a state dict goes in unchanged.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from didi.errors import UsageError
+from didi.models.denoiser import Simplex, Tokens
+
+FREQUENCY_DIM = 256  # sinusoidal features of the noise level
+MLP_RATIO = 4
+
+
+@dataclass(frozen=True)
+class DiTConfig:
+    """Shape of a diffusion transformer.
+
+    Attributes:
+        vocab_size: number of symbols V, the mask included.
+        mask_id: index of [MASK]; the last symbol in the public checkpoints.
+        length: context length L.
+        hidden_size: width d.
+        num_blocks: number of transformer blocks.
+        num_heads: attention heads; ``hidden_size / num_heads`` is even.
+        cond_dim: width of the noise-level conditioning.
+        dropout: dropout rate of both residual branches while in training mode.
+        is_time_conditioned: whether samplers and objectives tell the network its noise level (MDLM: no).
+    """
+
+    vocab_size: int
+    mask_id: int
+    length: int
+    hidden_size: int = 768
+    num_blocks: int = 12
+    num_heads: int = 12
+    cond_dim: int = 128
+    dropout: float = 0.0
+    is_time_conditioned: bool = False
+
+    def __post_init__(self) -> None:
+        if self.hidden_size % (2 * self.num_heads):
+            raise UsageError(
+                f"hidden_size is a multiple of 2 * num_heads (rotary pairs); got {self.hidden_size} and "
+                f"{self.num_heads} heads"
+            )
+        if not 0 <= self.mask_id < self.vocab_size:
+            raise UsageError(f"mask_id lies in [0, vocab_size); got {self.mask_id} and {self.vocab_size}")
+
+
+class LayerNorm(nn.Module):
+    """Layer normalisation without bias, computed in float32."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(dim))
+
+    def forward(self, x: Float[Tensor, "*rows d"]) -> Float[Tensor, "*rows d"]:
+        """Normalise the last axis."""
+        with torch.autocast(x.device.type, enabled=False):
+            return F.layer_norm(x.float(), self.weight.shape, self.weight.float())
+
+
+class Embedding(nn.Module):
+    """Token embedding that also takes a simplex: the expected embedding under it."""
+
+    def __init__(self, vocab_size: int, dim: int) -> None:
+        super().__init__()
+        self.embedding = nn.Parameter(torch.empty(vocab_size, dim))
+        nn.init.kaiming_uniform_(self.embedding, a=math.sqrt(5))
+
+    def forward(self, inputs: Tokens | Simplex) -> Float[Tensor, "b l d"]:
+        """Embed token ids ``[b, l]`` or a simplex ``[b, l, v]``."""
+        if inputs.ndim == 3:
+            return inputs.to(self.embedding.dtype) @ self.embedding
+        return F.embedding(inputs, self.embedding)
+
+
+class NoiseEmbedding(nn.Module):
+    """Sinusoidal features of the noise level, then a two-layer network."""
+
+    def __init__(self, cond_dim: int) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(nn.Linear(FREQUENCY_DIM, cond_dim), nn.SiLU(), nn.Linear(cond_dim, cond_dim))
+
+    def forward(self, sigma: Float[Tensor, " b"]) -> Float[Tensor, "b c"]:
+        """Embed noise levels."""
+        half = FREQUENCY_DIM // 2
+        frequencies = torch.exp(-math.log(10_000) * torch.arange(half, device=sigma.device) / half)
+        angles = sigma.float()[:, None] * frequencies
+        return self.mlp(torch.cat([angles.cos(), angles.sin()], dim=-1))
+
+
+class Rotary(nn.Module):
+    """Rotary position embedding on sequential (not interleaved) halves (Su et al. 2024)."""
+
+    inv_freq: Tensor
+
+    def __init__(self, head_dim: int) -> None:
+        super().__init__()
+        self.register_buffer("inv_freq", 10_000 ** (-torch.arange(0, head_dim, 2) / head_dim))
+
+    def forward(self, length: int) -> tuple[Float[Tensor, "l e"], Float[Tensor, "l e"]]:
+        """Cosines and sines of every position, each half repeated once."""
+        angles = torch.outer(torch.arange(length, device=self.inv_freq.device), self.inv_freq).repeat(1, 2)
+        return angles.cos(), angles.sin()
+
+
+def _rotate(x: Float[Tensor, "b h l e"], cos: Float[Tensor, "l e"], sin: Float[Tensor, "l e"]) -> Tensor:
+    first, second = x.chunk(2, dim=-1)
+    return x * cos + torch.cat([-second, first], dim=-1) * sin
+
+
+def _modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    return torch.addcmul(shift, x, 1 + scale)
+
+
+class Block(nn.Module):
+    """Attention and feed-forward, both modulated and gated by the noise level (adaLN-zero)."""
+
+    def __init__(self, config: DiTConfig) -> None:
+        super().__init__()
+        dim = config.hidden_size
+        self.num_heads = config.num_heads
+        self.norm1 = LayerNorm(dim)
+        self.attn_qkv = nn.Linear(dim, 3 * dim, bias=False)
+        self.attn_out = nn.Linear(dim, dim, bias=False)
+        self.norm2 = LayerNorm(dim)
+        self.mlp = nn.Sequential(
+            nn.Linear(dim, MLP_RATIO * dim), nn.GELU(approximate="tanh"), nn.Linear(MLP_RATIO * dim, dim)
+        )
+        self.adaLN_modulation = _zero_linear(config.cond_dim, 6 * dim)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(
+        self, x: Float[Tensor, "b l d"], cond: Float[Tensor, "c k"], rotary: tuple[Tensor, Tensor]
+    ) -> Float[Tensor, "b l d"]:
+        """One block; ``cond`` has one row for each sequence or one for all."""
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.adaLN_modulation(cond)[:, None].chunk(6, dim=-1)
+        qkv = self.attn_qkv(_modulate(self.norm1(x), shift_a, scale_a))
+        query, key, value = qkv.unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        cos, sin = (table.to(query.dtype) for table in rotary)
+        attended = F.scaled_dot_product_attention(_rotate(query, cos, sin), _rotate(key, cos, sin), value)
+        x = torch.addcmul(x, gate_a, self.dropout(self.attn_out(attended.transpose(1, 2).flatten(2))))
+        return torch.addcmul(x, gate_m, self.dropout(self.mlp(_modulate(self.norm2(x), shift_m, scale_m))))
+
+
+class FinalLayer(nn.Module):
+    """Last modulated norm and the vocabulary head."""
+
+    def __init__(self, config: DiTConfig) -> None:
+        super().__init__()
+        self.norm_final = LayerNorm(config.hidden_size)
+        self.linear = _zero_linear(config.hidden_size, config.vocab_size)
+        self.adaLN_modulation = _zero_linear(config.cond_dim, 2 * config.hidden_size)
+
+    def forward(self, x: Float[Tensor, "b l d"], cond: Float[Tensor, "c k"]) -> Float[Tensor, "b l d"]:
+        """The modulated norm; the head itself is ``linear``."""
+        shift, scale = self.adaLN_modulation(cond)[:, None].chunk(2, dim=-1)
+        return _modulate(self.norm_final(x), shift, scale)
+
+
+def _zero_linear(num_in: int, num_out: int) -> nn.Linear:
+    linear = nn.Linear(num_in, num_out)
+    nn.init.zeros_(linear.weight)
+    nn.init.zeros_(linear.bias)
+    return linear
+
+
+class DiTTrunk(nn.Module):
+    """Embedding and transformer blocks, shared by the denoiser and the discriminator."""
+
+    def __init__(self, config: DiTConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.vocab_embed = Embedding(config.vocab_size, config.hidden_size)
+        self.sigma_map = NoiseEmbedding(config.cond_dim)
+        self.rotary_emb = Rotary(config.hidden_size // config.num_heads)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_blocks))
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of symbols, the mask included."""
+        return self.config.vocab_size
+
+    @property
+    def mask_id(self) -> int:
+        """Index of [MASK]."""
+        return self.config.mask_id
+
+    @property
+    def length(self) -> int:
+        """Context length L."""
+        return self.config.length
+
+    @property
+    def is_time_conditioned(self) -> bool:
+        """Whether callers pass the noise level."""
+        return self.config.is_time_conditioned
+
+    def trunk(
+        self, inputs: Tokens | Simplex, sigma: Float[Tensor, " b"] | None
+    ) -> tuple[Float[Tensor, "b l d"], Float[Tensor, "c k"]]:
+        """Hidden states after the last block, and the conditioning; ``sigma`` None is zero noise for all."""
+        x = self.vocab_embed(inputs)
+        cond = F.silu(self.sigma_map(x.new_zeros(1) if sigma is None else sigma))
+        rotary = self.rotary_emb(inputs.shape[1])
+        for block in self.blocks:
+            x = block(x, cond, rotary)
+        return x, cond
+
+
+class DiT(DiTTrunk):
+    """Masked-diffusion denoiser; see ``denoiser.Denoiser`` for the contract."""
+
+    def __init__(self, config: DiTConfig) -> None:
+        super().__init__(config)
+        self.output_layer = FinalLayer(config)
+
+    def features(self, inputs: Tokens | Simplex, sigma: Float[Tensor, " b"] | None = None) -> Float[Tensor, "b l d"]:
+        """See ``Denoiser.features``."""
+        return self.output_layer(*self.trunk(inputs, sigma))
+
+    def head(self, features: Float[Tensor, "*rows d"]) -> Float[Tensor, "*rows v"]:
+        """See ``Denoiser.head``."""
+        return self.output_layer.linear(features)
+
+    def forward(self, inputs: Tokens | Simplex, sigma: Float[Tensor, " b"] | None = None) -> Float[Tensor, "b l v"]:
+        """Raw logits at every position.
+
+        Args:
+            inputs: token ids ``[b, l]``, or a simplex ``[b, l, v]`` whose expected embedding is read.
+            sigma: noise level of each sequence; None is zero.
+        """
+        return self.head(self.features(inputs, sigma))

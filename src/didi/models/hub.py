@@ -1,0 +1,227 @@
+"""Bundles: a folder with the networks of a run, their tokenizer and schedule. Strict save and load, never pickle.
+
+```
+bundle.yaml        format version, roles, schedule, mask id, provenance
+student/           config.json + model.safetensors; any of the three may be absent
+teacher/
+discriminator/
+tokenizer.json
+```
+"""
+
+import dataclasses
+import json
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import yaml
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+
+from didi.diffusion.schedule import LogLinear, Schedule, schedule_from_name
+from didi.errors import DidiError, UsageError
+from didi.models.convert import check_keys
+from didi.models.discriminator import Discriminator, DiscriminatorConfig
+from didi.models.dit import DiT, DiTConfig
+
+FORMAT_VERSION = 1
+ROLES = ("student", "teacher", "discriminator")
+Role = Literal["student", "teacher"]
+
+
+@dataclass
+class Bundle:
+    """The networks of a run and what is needed to use them.
+
+    Attributes:
+        student: few-step generator, if there is one.
+        teacher: many-step generator, if there is one.
+        discriminator: estimator of the log-ratio student over teacher, needed for guided sampling.
+        tokenizer: text <-> tokens; None for worlds without text.
+        schedule: noise schedule of all networks.
+        provenance: recipe, seed, data, machine: what a reader needs to trust or repeat it.
+        name: where it was loaded from.
+    """
+
+    student: DiT | None = None
+    teacher: DiT | None = None
+    discriminator: Discriminator | None = None
+    tokenizer: Tokenizer | None = None
+    schedule: Schedule = field(default_factory=LogLinear)
+    provenance: dict[str, Any] = field(default_factory=dict)
+    name: str = "unnamed"
+
+    def denoiser(self, role: Role | None = None) -> DiT:
+        """The network of a role; the student if there is one, else the teacher, when no role is given.
+
+        Raises:
+            UsageError: the bundle has no such network.
+        """
+        networks = {"student": self.student, "teacher": self.teacher}
+        if role is not None and role not in networks:
+            raise UsageError(f"a role is student or teacher; got {role!r}")
+        chosen = networks[role] if role else self.student or self.teacher
+        if chosen is None:
+            held = ", ".join(name for name in ROLES if getattr(self, name) is not None) or "no network"
+            raise UsageError(f"bundle {self.name} has no {role or 'denoiser'} (it holds {held}); choose another --role")
+        return chosen
+
+    def to(self, device: torch.device | str) -> "Bundle":
+        """Move every network to a device, in place."""
+        for role in ROLES:
+            if (network := getattr(self, role)) is not None:
+                network.to(device)
+        return self
+
+
+def save(bundle: Bundle, path: Path | str, *, dtype: torch.dtype = torch.float32) -> Path:
+    """Write a bundle to a folder, atomically: the folder appears complete or not at all.
+
+    Args:
+        bundle: what to write; needs one network or more.
+        path: the folder; an existing bundle there is replaced.
+        dtype: of the stored weights; loading always gives float32.
+
+    Raises:
+        UsageError: the bundle is empty, or ``path`` is something other than a bundle.
+    """
+    path = Path(path)
+    networks = {role: getattr(bundle, role) for role in ROLES if getattr(bundle, role) is not None}
+    if not networks:
+        raise UsageError("a bundle holds one network or more; got none")
+    if path.exists() and not (path / "bundle.yaml").is_file():
+        raise UsageError(f"a bundle replaces only a bundle; {path} is something else: choose another folder")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+    try:
+        for role, network in networks.items():
+            (staging / role).mkdir()
+            config = json.dumps(dataclasses.asdict(network.config), indent=2)
+            (staging / role / "config.json").write_text(config + "\n")
+            weights = {key: value.detach().cpu().to(dtype).contiguous() for key, value in network.state_dict().items()}
+            save_file(weights, staging / role / "model.safetensors")
+        if bundle.tokenizer is not None:
+            bundle.tokenizer.save(str(staging / "tokenizer.json"))
+        mask_id = next(iter(networks.values())).mask_id
+        manifest = {
+            "format_version": FORMAT_VERSION,
+            "roles": list(networks),
+            "schedule": bundle.schedule.name,
+            "mask_id": mask_id,
+            "provenance": bundle.provenance,
+        }
+        (staging / "bundle.yaml").write_text(yaml.safe_dump(manifest, sort_keys=False))
+        staging.chmod(0o755)
+        if path.exists():
+            shutil.rmtree(path)
+        os.replace(staging, path)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return path
+
+
+def load(name: Path | str) -> Bundle:
+    """Load a bundle by the name of a bundled one, by its folder, or by its Hub repository ``owner/name``.
+
+    Raises:
+        UsageError: nothing has that name, or the folder is not a complete bundle of this format.
+        DidiError: the Hub could not be reached.
+    """
+    path = _resolve(str(name))
+    manifest = _read_manifest(path)
+    networks: dict[str, Any] = {role: _load_network(path / role, role) for role in manifest["roles"]}
+    mask_ids = {network.mask_id for network in networks.values()}
+    if mask_ids != {manifest["mask_id"]}:
+        raise UsageError(f"all networks of a bundle share its mask id {manifest['mask_id']}; {path} has {mask_ids}")
+    tokenizer_file = path / "tokenizer.json"
+    return Bundle(
+        **networks,
+        tokenizer=_load_tokenizer(tokenizer_file) if tokenizer_file.is_file() else None,
+        schedule=schedule_from_name(manifest["schedule"]),
+        provenance=manifest["provenance"],
+        name=str(name),
+    )
+
+
+def bundled_names() -> list[str]:
+    """Names of the bundles that come with the package."""
+    folder = Path(str(resources.files("didi"))) / "bundles"
+    return sorted(path.parent.name for path in folder.glob("*/bundle.yaml"))
+
+
+def _resolve(name: str) -> Path:
+    if Path(name).is_dir():
+        return Path(name)
+    if name in bundled_names():
+        return Path(str(resources.files("didi"))) / "bundles" / name
+    if name.count("/") == 1 and not name.startswith((".", "/")) and not Path(name).exists():
+        return _download(name)
+    raise UsageError(
+        f"a model is a bundled name ({', '.join(bundled_names())}), a bundle folder or a Hub repository owner/name; "
+        f"got {name!r}"
+    )
+
+
+def _download(repository: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(repository, allow_patterns=["*.yaml", "*.json", "*/*.json", "*/*.safetensors"]))
+    except Exception as error:  # the client raises a score of network, permission and name errors
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise DidiError(f"no folder and no reachable Hub repository {repository!r}: {reason}") from error
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    file = path / "bundle.yaml"
+    if not file.is_file():
+        raise UsageError(f"a bundle folder holds bundle.yaml; {path} does not: give the folder that `didi` wrote")
+    try:
+        manifest = yaml.safe_load(file.read_text())
+    except yaml.YAMLError as error:
+        raise UsageError(f"{file} is not valid YAML: {str(error).splitlines()[0]}") from error
+    wanted = {"format_version": int, "roles": list, "schedule": str, "mask_id": int, "provenance": dict}
+    if not isinstance(manifest, dict) or set(manifest) != set(wanted):
+        raise UsageError(f"{file} holds exactly {', '.join(wanted)}")
+    for key, kind in wanted.items():
+        if not isinstance(manifest[key], kind):
+            raise UsageError(f"{key} in {file} is {kind.__name__}; got {manifest[key]!r}")
+    if manifest["format_version"] != FORMAT_VERSION:
+        raise UsageError(f"this didi reads bundle format {FORMAT_VERSION}; {path} has {manifest['format_version']}")
+    if not manifest["roles"] or not set(manifest["roles"]) <= set(ROLES):
+        raise UsageError(f"roles in {file} are some of {', '.join(ROLES)}; got {manifest['roles']}")
+    return manifest
+
+
+def _load_network(folder: Path, role: str) -> DiT | Discriminator:
+    config_file, weights_file = folder / "config.json", folder / "model.safetensors"
+    for file in (config_file, weights_file):
+        if not file.is_file():
+            raise UsageError(f"the {role} of a bundle is config.json and model.safetensors; {file} is missing")
+    config_class, network_class = (
+        (DiscriminatorConfig, Discriminator) if role == "discriminator" else (DiTConfig, DiT)
+    )
+    try:
+        config = config_class(**json.loads(config_file.read_text()))
+        weights = load_file(weights_file)
+    except (TypeError, ValueError, SafetensorError) as error:
+        raise UsageError(f"{folder} is not a {role} of this format: {error}") from error
+    with torch.device("meta"):
+        network = network_class(config)
+    check_keys(network.state_dict(), weights, source=str(weights_file))
+    network.load_state_dict({key: value.float() for key, value in weights.items()}, strict=True, assign=True)
+    return network.eval()
+
+
+def _load_tokenizer(file: Path) -> Tokenizer:
+    try:
+        return Tokenizer.from_file(str(file))
+    except Exception as error:  # the Rust side raises bare Exception
+        raise UsageError(f"{file} is not a tokenizer.json: {error}") from error

@@ -1,0 +1,202 @@
+r"""DiDi-Instruct as pure functions of tensors: reward, advantage, split score. Eq. 5-9 and 15 of the paper.
+
+One sign convention throughout: a discriminator's logit is :math:`\log q_\nu(z_t) - \log q_\theta(z_t)`, student over
+teacher, in nats. The student descends it; guidance follows its negative.
+
+Axes: ``s`` states z_tau, ``g`` completions x of one state, ``c`` corruptions z_t of one completion, ``l`` positions.
+Three reductions of variance beyond the paper are exact, each proven by enumeration in ``tests/objectives``:
+
+A. *Revealed-only score.* Given z_tau the tokens of the second move are independent across positions and the reward
+   reads z_t alone, so a position masked in z_t has a score term of mean zero and is left out.
+B. *Groups that share a state.* The second move's baseline is the mean of the state's other completions; the first
+   move's reward is the state's mean, its baseline the other states' mean.
+C. *Several corruptions.* The reward of a completion is averaged over independent z_t.
+"""
+
+from typing import Literal, NamedTuple, get_args
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.nn import functional as F
+
+from didi.errors import UsageError
+
+RewardReduction = Literal["masked-mean", "mean", "sum"]
+Grouping = Literal["batch", "rows", "shared-time", "leave-one-out", "shared-state"]
+ScoreReduction = Literal["sum", "token-mean"]
+
+STD_EPSILON = 1e-6  # the epsilon of Eq. 7
+
+
+def log_density_ratio(
+    logits: Float[Tensor, "b *l"], is_masked: Bool[Tensor, "b l"], *, reduction: RewardReduction = "masked-mean"
+) -> Float[Tensor, " b"]:
+    r"""Student-over-teacher log-ratio of each sequence, Eq. 6.
+
+    Args:
+        logits: discriminator outputs before the sigmoid, student = 1; ``[b, l]``, or ``[b]`` from a per-sequence head.
+        is_masked: True where ``z_t`` is [MASK].
+        reduction: ``masked-mean`` averages the masked positions (Eq. 6), and the whole sequence in a row without
+            masks; ``mean`` averages all positions; ``sum`` adds them up, as the released sampler does, which acts
+            as a sharper temperature.
+
+    Returns:
+        Log-ratio in nats, float32.
+
+    Raises:
+        UsageError: no reduction has that name.
+    """
+    if reduction not in get_args(RewardReduction):
+        raise UsageError(f"a reward reduction is one of {', '.join(get_args(RewardReduction))}; got {reduction!r}")
+    logits = logits.float()
+    if logits.ndim == 1:
+        return logits
+    if reduction == "sum":
+        return logits.sum(-1)
+    if reduction == "mean":
+        return logits.mean(-1)
+    return _masked_mean(logits, is_masked)
+
+
+def _masked_mean(values: Float[Tensor, "b *l"], is_masked: Bool[Tensor, "b l"]) -> Float[Tensor, " b"]:
+    """Mean over masked positions, over all in a row without masks; per-sequence values pass through."""
+    if values.ndim == 1:
+        return values
+    is_counted = is_masked | ~is_masked.any(-1, keepdim=True)
+    return torch.where(is_counted, values, 0.0).sum(-1) / is_counted.sum(-1)
+
+
+def unsmooth(logits: Float[Tensor, "*shape"], label_smoothing: float) -> Float[Tensor, "*shape"]:
+    r"""The exact log-ratio of a discriminator trained with smoothed labels, from its logits.
+
+    With labels :math:`1 - \epsilon/2` and :math:`\epsilon/2` the optimum is :math:`D = \epsilon/2 + (1-\epsilon) p`
+    where p is the true posterior; inverted, and clipped just inside the reachable range.
+    """
+    if label_smoothing == 0:
+        return logits
+    probs = (torch.sigmoid(logits.double()) - label_smoothing / 2) / (1 - label_smoothing)
+    return torch.logit(probs, eps=1e-4).to(logits.dtype)
+
+
+def discriminator_loss(
+    student_logits: Float[Tensor, "b *l"],
+    real_logits: Float[Tensor, "n *l"],
+    student_is_masked: Bool[Tensor, "b l"],
+    real_is_masked: Bool[Tensor, "n l"],
+    *,
+    label_smoothing: float = 0.0,
+) -> Float[Tensor, ""]:
+    r"""Balanced binary cross-entropy of Eq. 8 over masked positions, half for each side, in nats.
+
+    Args:
+        student_logits: logits on corrupted student samples (label 1).
+        real_logits: logits on corrupted real or teacher samples (label 0).
+        student_is_masked: where the student's states are [MASK]; other positions do not count.
+        real_is_masked: the same for the real side.
+        label_smoothing: :math:`\epsilon`; labels become :math:`1 - \epsilon/2` and :math:`\epsilon/2`.
+    """
+    sides = []
+    for logits, is_masked, label in ((student_logits, student_is_masked, 1.0), (real_logits, real_is_masked, 0.0)):
+        target = torch.full_like(logits, label * (1 - label_smoothing) + label_smoothing / 2)
+        losses = F.binary_cross_entropy_with_logits(logits.float(), target.float(), reduction="none")
+        sides.append(_masked_mean(losses, is_masked).mean())
+    return (sides[0] + sides[1]) / 2
+
+
+class Advantages(NamedTuple):
+    """What multiplies the score of each move, descending; no gradient flows through it."""
+
+    first: Float[Tensor, "s g c"]
+    second: Float[Tensor, "s g c"]
+
+
+def advantages(
+    rewards: Float[Tensor, "s g c"], *, grouping: Grouping, group_size: int = 1, normalise: bool = True
+) -> Advantages:
+    r"""Rewards minus a baseline, over a spread: grouped reward normalisation, Eq. 7.
+
+    Args:
+        rewards: log-ratios of each corruption of each completion of each state.
+        grouping: whose mean and standard deviation are used; a completion counts with the mean of its corruptions.
+            ``batch``: all completions, population standard deviation (the paper).
+            ``rows``, ``shared-time``: runs of ``group_size`` consecutive completions, unbiased standard deviation;
+            the sampler makes such a run share a corpus row (released code) or a time.
+            ``leave-one-out``: the mean of all other completions.
+            ``shared-state``: the two baselines of reduction B; needs two completions or more.
+        group_size: length of a run for ``rows`` and ``shared-time``.
+        normalise: divide by the standard deviation of the group (of the batch, for the last two).
+
+    Raises:
+        UsageError: no grouping has that name, or the sizes do not fit it.
+    """
+    if grouping not in get_args(Grouping):
+        raise UsageError(f"an advantage grouping is one of {', '.join(get_args(Grouping))}; got {grouping!r}")
+    rewards = rewards.detach().float()
+    means = rewards.mean(-1)
+    spread = means.std(correction=0)
+    if grouping == "shared-state":
+        if min(means.shape) < 2:
+            raise UsageError(f"shared-state groups need 2 states of 2 completions or more; got {list(means.shape)}")
+        state_means = means.mean(1, keepdim=True)
+        first = (state_means - _mean_of_others(state_means, dim=0)).expand_as(means)[..., None].expand_as(rewards)
+        second = rewards - _mean_of_others(means, dim=1)[..., None]
+    elif grouping == "leave-one-out":
+        first = second = rewards - _mean_of_others(means.flatten(), dim=0).reshape(means.shape)[..., None]
+    else:
+        run = means.numel() if grouping == "batch" else group_size
+        if run < 2 or means.numel() % run:
+            raise UsageError(f"{grouping} groups have 2 members or more and divide the batch; got {run} of {means.numel()}")
+        groups = means.reshape(-1, run)
+        baseline = groups.mean(1, keepdim=True).expand_as(groups).reshape(means.shape)
+        spread = groups.std(1, keepdim=True, correction=int(grouping != "batch")).expand_as(groups).reshape(means.shape)
+        first = second = rewards - baseline[..., None]
+    if normalise:
+        spread = spread[..., None] + STD_EPSILON
+        first, second = first / spread, second / spread
+    return Advantages(first, second)
+
+
+def _mean_of_others(values: Tensor, dim: int) -> Tensor:
+    """For each entry the mean of the other entries along ``dim``: a baseline that leaves the estimator unbiased."""
+    num = values.shape[dim]
+    return (values.sum(dim, keepdim=True) - values) / (num - 1)
+
+
+def second_move_score(
+    log_probs: Float[Tensor, "s g l"],
+    is_masked_tau: Bool[Tensor, "s l"],
+    is_masked_t: Bool[Tensor, "s g c l"],
+    *,
+    revealed_only: bool,
+) -> Float[Tensor, "s g c"]:
+    r"""Log-probability of the second move z_tau -> x that is scored against each corruption, Eq. 9.
+
+    Args:
+        log_probs: log-probability of the drawn token at each position; read where ``z_tau`` is masked.
+        is_masked_tau: where ``z_tau`` is [MASK].
+        is_masked_t: where each corruption ``z_t`` is [MASK].
+        revealed_only: reduction A, count only positions that ``z_t`` reveals.
+    """
+    is_scored = is_masked_tau[:, None, None].expand_as(is_masked_t)
+    if revealed_only:
+        is_scored = is_scored & ~is_masked_t
+    return torch.where(is_scored, log_probs[:, :, None], 0.0).sum(-1)
+
+
+def policy_loss(
+    first_score: Float[Tensor, " s"],
+    second_score: Float[Tensor, "s g c"],
+    advantage: Advantages,
+    weight: Float[Tensor, " s"],
+) -> Float[Tensor, " s"]:
+    r"""Surrogate whose gradient is the split-score estimator of Eq. 5, 9 and 15, one value for each state.
+
+    Args:
+        first_score: :math:`\log P_\nu(z_\tau | m)` of each state, with gradient; zeros without score decomposition.
+        second_score: from ``second_move_score``, with gradient.
+        advantage: of the first and of the second move.
+        weight: :math:`\omega(t)`, or :math:`\omega(t)/\pi(t)`.
+    """
+    per_draw = advantage.first * first_score[:, None, None] + advantage.second * second_score
+    return weight * per_draw.mean(dim=(1, 2))

@@ -1,0 +1,219 @@
+"""From a bundle to texts: the one entry to sampling that the API, the CLI and the evaluation share."""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from didi.diffusion.categorical import Precision
+from didi.diffusion.noise import SequenceNoise
+from didi.errors import UsageError
+from didi.models.hub import Bundle, Role
+from didi.sampling.ancestral import Ancestral
+from didi.sampling.base import Sampler, StepOutput, uniform_times
+from didi.sampling.guided import Guidance, Guided
+
+SamplerName = Literal["ancestral", "guided"]
+
+
+@dataclass(frozen=True)
+class Generation:
+    """A finished sample set.
+
+    Attributes:
+        tokens: clean tokens, no mask among them.
+        texts: decoded texts; the token numbers, space separated, for a bundle without tokenizer.
+        nfe: moves of the time grid, an upper bound on the student passes of a sequence.
+        student_passes: passes that each sequence really needed.
+        discriminator_passes: discriminator passes of each sequence, backward-to-input passes included.
+        seed: seed of the set.
+        precision: precision of the draws.
+        sampler: name of the sampler.
+        seconds: wall-clock time of the whole set.
+    """
+
+    tokens: Int[Tensor, "n l"]
+    texts: list[str]
+    nfe: int
+    student_passes: Int[Tensor, " n"]
+    discriminator_passes: Int[Tensor, " n"]
+    seed: int
+    precision: str
+    sampler: str
+    seconds: float
+
+
+@dataclass(frozen=True)
+class SamplingOptions:
+    """How to sample; every field is recorded with the results.
+
+    Attributes:
+        sampler: ``ancestral`` (Eq. 10) or ``guided`` (Algorithm 2).
+        role: which denoiser; the student where there is one, by default.
+        precision: of the draws.
+        temperature: divides the logits; 1 is exact.
+        guidance: settings of the guided sampler.
+        batch_size: sequences at a time; changes speed and memory, never a sample's law or seed.
+    """
+
+    sampler: SamplerName = "ancestral"
+    role: Role | None = None
+    precision: Precision = "float64"
+    temperature: float = 1.0
+    guidance: Guidance = field(default_factory=Guidance)
+    batch_size: int = 32
+
+
+def make_sampler(bundle: Bundle, options: SamplingOptions) -> Sampler:
+    """The sampler that ``options`` ask for, on the bundle's networks.
+
+    Raises:
+        UsageError: the sampler or precision is unknown, or the bundle lacks a network it needs.
+    """
+    if options.precision not in get_args(Precision):
+        raise UsageError(f"precision is one of {', '.join(get_args(Precision))}; got {options.precision!r}")
+    if options.temperature <= 0:
+        raise UsageError(f"temperature is positive; got {options.temperature}")
+    denoiser = bundle.denoiser(options.role)
+    if options.sampler == "ancestral":
+        return Ancestral(denoiser, options.precision, options.temperature)
+    if options.sampler == "guided":
+        if bundle.discriminator is None:
+            raise UsageError(f"guided sampling needs a discriminator; bundle {bundle.name} has none: use ancestral")
+        if options.precision != "float64":
+            raise UsageError("guided sampling draws in float64; leave --precision at float64")
+        return Guided(denoiser, bundle.discriminator, options.guidance, options.temperature)
+    raise UsageError(f"a sampler is one of {', '.join(get_args(SamplerName))}; got {options.sampler!r}")
+
+
+def canvas_from_prompt(bundle: Bundle, length: int, *, prefix: str | None, infill: str | None) -> Int[Tensor, " l"]:
+    """The initial state: masks everywhere but at the prompt's tokens.
+
+    Args:
+        bundle: whose tokenizer and mask are used.
+        length: number of positions.
+        prefix: text that the sequence begins with.
+        infill: text in which each [MASK] is one token to fill in; positions after it are free.
+
+    Raises:
+        UsageError: both are given, the bundle has no tokenizer, or the prompt is longer than the sequence.
+    """
+    mask_id = bundle.denoiser().mask_id
+    canvas = torch.full((length,), mask_id, dtype=torch.long)
+    if prefix is not None and infill is not None:
+        raise UsageError("give a prefix or an infill text, not both")
+    prompt = prefix if prefix is not None else infill
+    if prompt is None:
+        return canvas
+    if bundle.tokenizer is None:
+        raise UsageError(f"a prompt needs a tokenizer; bundle {bundle.name} has none: leave the prompt out")
+    parts = prompt.split("[MASK]") if infill is not None else [prompt]
+    ids: list[int] = []
+    for number, part in enumerate(parts):
+        ids += [mask_id] * (number > 0) + bundle.tokenizer.encode(part, add_special_tokens=False).ids
+    if len(ids) > length:
+        raise UsageError(f"a prompt has at most {length} tokens here; this one has {len(ids)}: shorten it")
+    canvas[: len(ids)] = torch.tensor(ids, dtype=torch.long)
+    return canvas
+
+
+def decode(bundle: Bundle, tokens: Int[Tensor, "n l"]) -> list[str]:
+    """Texts of token sequences; the numbers themselves without a tokenizer."""
+    rows = tokens.tolist()
+    if bundle.tokenizer is None:
+        return [" ".join(map(str, row)) for row in rows]
+    return bundle.tokenizer.decode_batch(rows, skip_special_tokens=False)
+
+
+def steps(
+    bundle: Bundle, indices: list[int], *, nfe: int, seed: int, options: SamplingOptions, canvas: Tensor | None = None
+) -> Iterator[StepOutput]:
+    """Moves of one batch: the sequences numbered ``indices`` of the sample set ``seed``."""
+    denoiser = bundle.denoiser(options.role)
+    device = next(iter(denoiser.parameters())).device
+    if canvas is None:
+        canvas = torch.full((denoiser.length,), denoiser.mask_id, dtype=torch.long)
+    z = canvas.to(device).expand(len(indices), -1).clone()
+    yield from make_sampler(bundle, options)(z, uniform_times(nfe), bundle.schedule, SequenceNoise(seed, indices, device))
+
+
+def generate(
+    bundle: Bundle,
+    *,
+    num_samples: int = 8,
+    nfe: int = 16,
+    seed: int = 0,
+    prefix: str | None = None,
+    infill: str | None = None,
+    length: int | None = None,
+    options: SamplingOptions | None = None,
+    on_step: Callable[[StepOutput], None] | None = None,
+    **overrides: object,
+) -> Generation:
+    """Sample texts from a bundle.
+
+    Args:
+        bundle: from ``didi.load``.
+        num_samples: number of sequences.
+        nfe: moves of the uniform time grid: the student passes of a sequence are at most this many.
+        seed: same seed, same samples, whatever the batch size.
+        prefix: text that every sequence begins with.
+        infill: text whose [MASK]s are filled in.
+        length: positions; the network's context length by default.
+        options: sampler, role, precision and the like.
+        on_step: called after every move of every batch.
+        overrides: fields of ``SamplingOptions`` by name, instead of ``options``.
+
+    Raises:
+        UsageError: what is asked for does not exist or does not fit; see the functions above.
+    """
+    if options is None:
+        unknown = set(overrides) - set(SamplingOptions.__dataclass_fields__)
+        if unknown:
+            raise UsageError(
+                f"options are {', '.join(SamplingOptions.__dataclass_fields__)}; got {', '.join(sorted(unknown))}"
+            )
+        options = SamplingOptions(**overrides)  # type: ignore[arg-type]
+    elif overrides:
+        raise UsageError("give options or their fields by name, not both")
+    if num_samples < 1 or options.batch_size < 1:
+        raise UsageError(f"num_samples and batch_size are 1 or more; got {num_samples} and {options.batch_size}")
+    denoiser = bundle.denoiser(options.role)
+    length = length or denoiser.length
+    if not 1 <= length <= denoiser.length:
+        raise UsageError(f"length lies in [1, {denoiser.length}], the network's context; got {length}")
+    canvas = canvas_from_prompt(bundle, length, prefix=prefix, infill=infill)
+    started = time.perf_counter()
+    tokens, student, discriminator = [], [], []
+    for begin in range(0, num_samples, options.batch_size):
+        indices = list(range(begin, min(begin + options.batch_size, num_samples)))
+        student_passes = torch.zeros(len(indices), dtype=torch.long)
+        discriminator_passes = torch.zeros(len(indices), dtype=torch.long)
+        z = canvas.expand(len(indices), -1)
+        for step in steps(bundle, indices, nfe=nfe, seed=seed, options=options, canvas=canvas):
+            z = step.z
+            student_passes += step.student_passes
+            discriminator_passes += step.discriminator_passes
+            if on_step is not None:
+                on_step(step)
+        tokens.append(z.cpu())
+        student.append(student_passes)
+        discriminator.append(discriminator_passes)
+    all_tokens = torch.cat(tokens)
+    return Generation(
+        tokens=all_tokens,
+        texts=decode(bundle, all_tokens),
+        nfe=nfe,
+        student_passes=torch.cat(student),
+        discriminator_passes=torch.cat(discriminator),
+        seed=seed,
+        precision=options.precision,
+        sampler=options.sampler,
+        seconds=time.perf_counter() - started,
+    )
+
+

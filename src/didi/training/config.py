@@ -1,0 +1,203 @@
+"""Settings of the training runs: frozen records in which every field says where its value comes from.
+
+"Table" and "App." refer to the DiDi-Instruct paper, "row" to ``docs/deviations.md``.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from didi.diffusion.categorical import Divergence
+from didi.diffusion.schedule import WeightName
+from didi.objectives.didi import Grouping, RewardReduction, ScoreReduction
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """The token sequences of a run (App. E.2)."""
+
+    corpus: str = "news"
+    """``markov``, ``news`` or another pinned corpus, a .txt or .jsonl file, or a Hub data set."""
+    length: int = 128
+    """Tokens in a sequence L; 1024 in the paper (Table 3)."""
+    vocab_size: int | None = None
+    """Size of a byte-level BPE to train on the training split; None where a tokenizer is named."""
+    tokenizer: str | None = None
+    """``gpt2``, a tokenizer.json or a Hub name."""
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """Shape of the diffusion transformer (Tables 3-4); the vocabulary comes from the tokenizer."""
+
+    hidden_size: int = 768
+    """Width; 768 or 1024 in Tables 3-4."""
+    num_blocks: int = 12
+    """Transformer blocks; 12 or 24 in Tables 3-4."""
+    num_heads: int = 12
+    """Attention heads; 12 or 16 in Tables 3-4."""
+    cond_dim: int = 128
+    """Width of the noise conditioning; 128 in the public MDLM checkpoints."""
+    dropout: float = 0.0
+    """Dropout in pre-training; 0.1 in the public MDLM code. Distillation never uses dropout (row 7)."""
+    is_time_conditioned: bool = False
+    """Whether the denoiser is told its noise level; off in MDLM."""
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW and its schedule (Table 5)."""
+
+    learning_rate: float = 1e-4
+    """Peak rate."""
+    warmup_steps: int = 0
+    """Steps of linear rise from 0."""
+    decay: Literal["constant", "linear", "cosine"] = "linear"
+    """How the rate falls over the rest of the run."""
+    final_fraction: float = 0.0
+    """Rate at the end, as a share of the peak."""
+    beta1: float = 0.9
+    """Decay of the first moment."""
+    beta2: float = 0.999
+    """Decay of the second moment."""
+    weight_decay: float = 0.01
+    """Decoupled weight decay, on matrices only."""
+    clip_norm: float = 1.0
+    """Greatest norm of the whole gradient."""
+
+
+@dataclass(frozen=True)
+class LoopConfig:
+    """Length and rhythm of a run."""
+
+    steps: int = 10_000
+    """Updates of the network that is trained (the student, in distillation)."""
+    batch_size: int = 64
+    """Sequences in one forward pass."""
+    accumulation: int = 1
+    """Forward passes per update; the batch of an update is ``batch_size * accumulation``."""
+    log_every: int = 20
+    """Steps between lines of metrics.jsonl; values are means over the steps between."""
+    validate_every: int = 500
+    """Steps between validations (and one at the end)."""
+    validation_sequences: int = 256
+    """Sequences in a validation."""
+    checkpoint_every: int = 200
+    """Steps between checkpoints (and one at the end)."""
+    keep_checkpoints: int = 2
+    """Newest checkpoints that are kept."""
+    precision: Literal["auto", "float32", "bf16"] = "auto"
+    """Autocast of the networks; ``auto`` is bf16 on an accelerator that has it, float32 on a CPU."""
+    ema_decay: float = 0.9999
+    """Decay of the averaged weights that the bundle gets, ramped up as (1 + n) / (10 + n) (row 17)."""
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """Pre-training of a masked-diffusion teacher by its NELBO, Eq. 3."""
+
+    recipe: str = "custom"
+    """Name of the recipe these settings started from."""
+    seed: int = 0
+    """Seed of the weights, the order of the data and the noise."""
+    schedule: Literal["log-linear", "cosine", "geometric"] = "log-linear"
+    """Noise schedule; log-linear in MDLM and in the paper."""
+    t_min: float = 1e-3
+    """Least time drawn; 1e-3 in MDLM."""
+    data: DataConfig = field(default_factory=DataConfig)
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    loop: LoopConfig = field(default_factory=LoopConfig)
+
+
+@dataclass(frozen=True)
+class DiscriminatorSettings:
+    """The discriminator and its training (Table 3, row 8)."""
+
+    output: Literal["token", "sequence"] = "token"
+    """One logit for each token (text), or one for a sequence (proteins, App. F.6)."""
+    trainable_blocks: int | None = None
+    """Last blocks that are trained beside the head; the rest stays as in the teacher. None trains all; 4 released."""
+    is_time_conditioned: bool = True
+    """Whether it is told the noise level (row 9)."""
+    label_smoothing: float = 0.1
+    """Smoothing epsilon of the labels 1 - eps/2 and eps/2 (row 8)."""
+    unsmooth: bool = False
+    """Undo the smoothing when a logit is read as a log-ratio (row 8)."""
+    warmup_steps: int = 300
+    """Steps before the first student update in which only the discriminator learns."""
+    steps_per_student_step: int = 1
+    """Discriminator updates for each student update, each on fresh corruptions and fresh real rows."""
+    real_source: str = "corpus"
+    """Real side: ``corpus``; ``teacher-pool``, teacher samples drawn once and reused; or ``teacher-steps=K``, drawn
+    anew at every step with K passes (row 1)."""
+    pool_size: int = 4096
+    """Sequences in a teacher pool."""
+    pool_nfe: int = 128
+    """Passes per sequence of a teacher pool."""
+
+
+@dataclass(frozen=True)
+class ObjectiveConfig:
+    """The DiDi-Instruct objective; the switches of Tables 1-2 and of docs/deviations.md."""
+
+    score_decomposition: bool = True
+    """Two moves 1 -> tau -> 0 whose scores are split, Eq. 9; off is the one-step generator."""
+    coupled_time: bool = True
+    """Corrupt the samples at the time tau of their intermediate state (App. F.3)."""
+    weight: WeightName = "constant"
+    """omega(t): 1, or the NELBO's -alpha'/(1 - alpha) (row 12)."""
+    weight_low: float = 0.1
+    """Least omega."""
+    weight_high: float = 10.0
+    """Greatest omega."""
+    time_a: float = 1.0
+    """First parameter of the Beta density pi of times (Table 5)."""
+    time_b: float = 1.0
+    """Second parameter; Beta(2, 5) favours few masks, Beta(5, 2) many."""
+    importance_weighting: bool = False
+    """Divide by pi(t) as in Eq. 5; off, the effective weight is omega * pi (row 13)."""
+    importance_clip: float = 10.0
+    """Greatest 1 / pi(t)."""
+    reward_reduction: RewardReduction = "masked-mean"
+    """How a sequence's logits become its reward, Eq. 6."""
+    reward_clamp: float | None = None
+    """Bound on a reward in nats; 8 in the released code (row 10)."""
+    completions: int = 1
+    """Completions x of each intermediate state (reduction B)."""
+    corruptions: int = 1
+    """Corruptions z_t of each completion whose rewards are used (reduction C)."""
+    advantage: Grouping = "batch"
+    """Whose rewards form the baseline, Eq. 7 (row 11)."""
+    group_size: int = 4
+    """Group size of ``rows`` and ``shared-time``."""
+    normalise_advantage: bool = True
+    """Divide by the group's standard deviation, Eq. 7."""
+    revealed_only: bool = False
+    """Score only what the corruption reveals (reduction A)."""
+    pg_reduction: ScoreReduction = "sum"
+    """Sum of log-probabilities over tokens, or their mean (row 16)."""
+    divergence: Divergence = "forward"
+    """Divergence of the regulariser."""
+    divergence_weight: float = 0.05
+    """Weight of the divergence from the teacher, at both moves (App. F.3)."""
+    entropy_weight: float = 0.0005
+    """Weight of the entropy bonus, at both moves (App. F.3)."""
+
+
+@dataclass(frozen=True)
+class DistillConfig:
+    """Distillation of a teacher into a few-step student by DiDi-Instruct, Algorithm 1."""
+
+    recipe: str = "custom"
+    """Name of the recipe these settings started from."""
+    teacher: str = ""
+    """The teacher: a bundled name, a bundle folder or a Hub repository."""
+    seed: int = 0
+    """Seed of the discriminator's head, the order of the data and every draw."""
+    data: DataConfig = field(default_factory=DataConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    discriminator: DiscriminatorSettings = field(default_factory=DiscriminatorSettings)
+    student_optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    discriminator_optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    loop: LoopConfig = field(default_factory=LoopConfig)
+    """``batch_size`` counts intermediate states."""

@@ -1,0 +1,316 @@
+"""Distillation by DiDi-Instruct: one step of Algorithm 1."""
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from didi.data.source import Source
+from didi.diffusion.categorical import divergence, entropy
+from didi.diffusion.masked import corrupt
+from didi.diffusion.noise import derive_seed, named_generator
+from didi.diffusion.schedule import TimeDensity, sigma, time_weight
+from didi.errors import UsageError
+from didi.models.discriminator import Discriminator, log_ratio_logits
+from didi.models.hub import Bundle
+from didi.objectives.didi import (
+    advantages,
+    discriminator_loss,
+    log_density_ratio,
+    policy_loss,
+    second_move_score,
+    unsmooth,
+)
+from didi.sampling.generate import generate
+from didi.training.checkpoint import write_atomically
+from didi.training.config import DistillConfig
+from didi.training.loop import Metrics, autocast_dtype
+from didi.training.optim import averaged, learning_rate, make_optimizer, update
+from didi.training.pretrain import validation_nelbo
+from didi.training.rollout import Rollout, first_law, law_at_masks, rollout
+
+
+class Distillation:
+    """A student and its discriminator in training; a ``loop.Job``.
+
+    Steps are counted with the discriminator's warm-up first, so that a resumed run finds its place in either phase.
+
+    Args:
+        config: the resolved recipe.
+        source: corpus rows for the real side and for validation.
+        teacher: a bundle with the teacher; student and discriminator start as copies of it.
+        device: where the networks live.
+        folder: the run's folder, where a teacher pool is kept.
+    """
+
+    def __init__(
+        self, config: DistillConfig, source: Source, teacher: Bundle, device: torch.device, folder: Path
+    ) -> None:
+        self.config, self.source, self.device = config, source, device
+        self.schedule, self.tokenizer = teacher.schedule, teacher.tokenizer
+        self.teacher = teacher.denoiser("teacher" if teacher.teacher is not None else None).to(device).eval()
+        self.teacher.requires_grad_(False)
+        _check_fit(config, self.teacher.length, self.teacher.vocab_size, source)
+        torch.manual_seed(derive_seed(config.seed, "discriminator-head"))
+        self.discriminator = Discriminator.from_denoiser(
+            self.teacher,
+            output=config.discriminator.output,
+            is_time_conditioned=config.discriminator.is_time_conditioned,
+        ).to(device)
+        self.discriminator.train_last_blocks(config.discriminator.trainable_blocks)
+        self.student = copy.deepcopy(self.teacher).requires_grad_(True)
+        self.average = averaged(self.student, config.loop.ema_decay)
+        self.student_optimizer = make_optimizer(self.student, config.student_optimizer)
+        self.discriminator_optimizer = make_optimizer(self.discriminator, config.discriminator_optimizer)
+        self.warmup_steps = config.discriminator.warmup_steps
+        self.num_steps = self.warmup_steps + config.loop.steps
+        self.states_per_step = config.loop.batch_size * config.loop.accumulation
+        self.completions_per_step = self.states_per_step * config.objective.completions
+        self.tokens_per_step = self.completions_per_step * config.data.length
+        self._autocast = autocast_dtype(config.loop.precision, device)
+        self._real = self._real_sampler(folder)
+        self._teacher_first: Tensor | None = None
+
+    # --------------------------------------------------------------------------------------------------------- #
+    def step(self, step: int) -> Metrics:
+        """One update of the discriminator and, after its warm-up, one of the student."""
+        is_warmup = step < self.warmup_steps
+        metrics: dict[str, Tensor | float] = {}
+        for number in range(self.config.loop.accumulation):
+            with torch.set_grad_enabled(not is_warmup), self._cast():
+                batch = rollout(
+                    self.student, self.config.loop.batch_size, self.config.data.length, self.config.objective,
+                    self.schedule, named_generator(self.config.seed, "rollout", step, number), self.device,
+                )
+            last = number + 1 == self.config.loop.accumulation
+            _add(metrics, self._discriminator_update(batch, step, number, is_last=last))
+            if not is_warmup:
+                _add(metrics, self._student_update(batch, step, is_last=last))
+        if not is_warmup:
+            self.average.update_parameters(self.student)
+        return metrics
+    # --------------------------------------------------------------------------------------------------------- #
+
+    def _discriminator_update(self, batch: Rollout, step: int, number: int, *, is_last: bool) -> Metrics:
+        """Tell corrupted student samples from corrupted real ones, Eq. 8; both sides in one forward pass."""
+        settings, objective = self.config.discriminator, self.config.objective
+        num_updates = settings.steps_per_student_step
+        mask_id = self.teacher.mask_id
+        t = batch.t.repeat_interleave(objective.completions)
+        alpha = self.schedule.alpha(t).to(self.device)
+        metrics: dict[str, Tensor | float] = {}
+        for repeat in range(num_updates):
+            generator = named_generator(self.config.seed, "discriminator", step, number, repeat)
+            real = self._real(step, number, repeat, len(t)).to(self.device)
+            uniforms = torch.rand(2, *real.shape, dtype=torch.float64, generator=generator).to(self.device)
+            fake_t = batch.z_t[:, :, 0].flatten(0, 1) if repeat == 0 else corrupt(
+                batch.x.flatten(0, 1), alpha, mask_id, uniforms[0]
+            )
+            states = torch.cat([fake_t, corrupt(real, alpha, mask_id, uniforms[1])])
+            self.discriminator.train()
+            with self._cast():
+                level = sigma(self.schedule, t).float().to(self.device).repeat(2)
+                logits = self.discriminator(states, level if self.discriminator.is_time_conditioned else None).float()
+            fake_logits, real_logits = logits.chunk(2)
+            fake_masks, real_masks = (states == mask_id).chunk(2)
+            loss = discriminator_loss(
+                fake_logits, real_logits, fake_masks, real_masks, label_smoothing=settings.label_smoothing
+            )
+            (loss / self.config.loop.accumulation).backward()
+            is_right = torch.cat(
+                [log_density_ratio(fake_logits, fake_masks) > 0, log_density_ratio(real_logits, real_masks) < 0]
+            )
+            _add(metrics, {
+                "discriminator_loss": loss.detach() / num_updates,
+                "discriminator_accuracy": is_right.float().mean() / num_updates,
+            }, 1 / self.config.loop.accumulation)
+            if is_last:
+                config = self.config.discriminator_optimizer
+                rate = learning_rate(config, step, self.num_steps)
+                norm = update(self.discriminator, self.discriminator_optimizer, config, rate)
+                _add(metrics, {"discriminator_gradient_norm": norm / num_updates})
+        return metrics
+
+    def _rewards(self, batch: Rollout) -> tuple[Float[Tensor, "s g c"], Float[Tensor, ""]]:
+        """Log-ratio of each corruption in nats, Eq. 6, and the share of them that the clamp cut."""
+        objective = self.config.objective
+        states = batch.z_t.flatten(0, 2)
+        t = batch.t.repeat_interleave(objective.completions * objective.corruptions)
+        with self._cast():
+            logits = log_ratio_logits(self.discriminator, states, sigma(self.schedule, t).float().to(self.device))
+        if self.config.discriminator.unsmooth:
+            logits = unsmooth(logits, self.config.discriminator.label_smoothing)
+        rewards = log_density_ratio(logits, states == self.teacher.mask_id, reduction=objective.reward_reduction)
+        if (bound := objective.reward_clamp) is None:
+            return rewards.view(batch.z_t.shape[:3]), torch.zeros((), device=self.device)
+        is_cut = (rewards.abs() > bound).float().mean()
+        return rewards.clamp(-bound, bound).view(batch.z_t.shape[:3]), is_cut
+
+    def _student_update(self, batch: Rollout, step: int, *, is_last: bool) -> Metrics:
+        """Policy gradient of Eq. 5 with the advantage of Eq. 7 and the split score of Eq. 9, and the regularisers."""
+        objective, mask_id = self.config.objective, self.teacher.mask_id
+        rewards, clamp_fraction = self._rewards(batch)
+        weight = time_weight(
+            objective.weight, self.schedule, batch.t, low=objective.weight_low, high=objective.weight_high
+        )
+        if objective.importance_weighting:
+            density = TimeDensity(objective.time_a, objective.time_b).density(batch.t)
+            weight = weight * (1 / density).clamp(max=objective.importance_clip)
+        first_score, second_score = batch.first_score, second_move_score(
+            batch.completion_log_probs, batch.z_tau == mask_id, batch.z_t == mask_id,
+            revealed_only=objective.revealed_only,
+        )
+        if objective.pg_reduction == "token-mean":
+            length = batch.x.shape[-1]
+            first_score, second_score = first_score / length, second_score / length
+        advantage = advantages(
+            rewards, grouping=objective.advantage, group_size=objective.group_size,
+            normalise=objective.normalise_advantage,
+        )
+        policy = policy_loss(first_score, second_score, advantage, weight.float().to(self.device)).mean()
+        regulariser, figures = self._regulariser(batch)
+        ((policy + regulariser) / self.config.loop.accumulation).backward()
+        scale = 1 / self.config.loop.accumulation
+        metrics: dict[str, Tensor | float] = {}
+        _add(metrics, {
+            "reward": rewards.mean(), "reward_std": rewards.std(), "clamp_fraction": clamp_fraction, **figures,
+        }, scale)
+        if is_last:
+            config = self.config.student_optimizer
+            rate = learning_rate(config, step - self.warmup_steps, self.config.loop.steps)
+            norm = update(self.student, self.student_optimizer, config, rate)
+            _add(metrics, {"student_gradient_norm": norm, "student_learning_rate": rate})
+        return metrics
+
+    def _regulariser(self, batch: Rollout) -> tuple[Tensor, dict[str, Tensor]]:
+        """Divergence from the teacher and entropy bonus, each the sum over both moves of its mean over positions."""
+        objective = self.config.objective
+        laws = [batch.first_log_probs]
+        if objective.score_decomposition:
+            laws.append(batch.second_log_probs)
+        entropies = [entropy(law).mean() for law in laws]
+        figures = {"entropy": entropies[-1].detach()}
+        loss = -objective.entropy_weight * torch.stack(entropies).sum()
+        if objective.divergence_weight:
+            with torch.no_grad(), self._cast():
+                if self._teacher_first is None:  # the frozen teacher's law at the all-mask state never changes
+                    self._teacher_first = first_law(self.teacher, batch.x.shape[-1], self.schedule, self.device)
+                teacher_laws = [self._teacher_first]
+                if objective.score_decomposition:
+                    teacher_laws.append(law_at_masks(self.teacher, batch.z_tau, batch.t, self.schedule))
+            divergences = [
+                divergence(objective.divergence, of_teacher, law).mean()
+                for of_teacher, law in zip(teacher_laws, laws, strict=True)
+            ]
+            figures["divergence"] = torch.stack(divergences).sum().detach()
+            loss = loss + objective.divergence_weight * torch.stack(divergences).sum()
+        return loss, figures
+
+    def _real_sampler(self, folder: Path) -> Callable[[int, int, int, int], Int[Tensor, "b l"]]:
+        """The real side x' of Algorithm 1, as a function of step, micro-batch, repeat and size."""
+        settings = self.config.discriminator
+        num_repeats = settings.steps_per_student_step
+        accumulation = self.config.loop.accumulation
+        shared_rows = self.config.objective.group_size if self.config.objective.advantage == "rows" else 1
+
+        def corpus(step: int, number: int, repeat: int, size: int) -> Tensor:
+            draw = (step * accumulation + number) * num_repeats + repeat
+            return self.source.batch(draw, size // shared_rows).repeat_interleave(shared_rows, 0)
+
+        teacher = Bundle(teacher=self.teacher, schedule=self.schedule, name=self.config.teacher)
+        if settings.real_source == "corpus":
+            return corpus
+        if settings.real_source == "teacher-pool":
+            pool = _teacher_pool(teacher, folder / "teacher-pool.safetensors", self.config)
+
+            def from_pool(step: int, number: int, repeat: int, size: int) -> Tensor:
+                generator = named_generator(self.config.seed, "pool", step, number, repeat)
+                return pool[torch.randint(len(pool), (size,), generator=generator)]
+
+            return from_pool
+        nfe = _online_nfe(settings.real_source)
+
+        def online(step: int, number: int, repeat: int, size: int) -> Tensor:
+            seed = derive_seed(self.config.seed, "online", step, number, repeat)
+            return generate(teacher, num_samples=size, nfe=nfe, seed=seed, batch_size=size, role="teacher").tokens
+
+        return online
+
+    def _cast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, dtype=self._autocast, enabled=self._autocast is not None)
+
+    def validate(self) -> dict[str, float]:
+        """NELBO per token of the averaged student on held-out sequences, in nats."""
+        rows = self.source.validation[: self.config.loop.validation_sequences]
+        value = validation_nelbo(
+            self.average.module.eval(), rows, self.schedule, batch_size=self.config.loop.batch_size, device=self.device
+        )
+        return {"validation_nelbo": value}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Both trained networks, the average and both optimizers; the teacher is frozen and comes from its bundle."""
+        return {name: getattr(self, name).state_dict() for name in self._STATE}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Back to a state of ``state_dict``."""
+        for name in self._STATE:
+            getattr(self, name).load_state_dict(state[name])
+
+    _STATE = ("student", "average", "discriminator", "student_optimizer", "discriminator_optimizer")
+
+    def bundle(self) -> Bundle:
+        """The averaged student, its teacher and the discriminator."""
+        return Bundle(
+            student=self.average.module.eval(),
+            teacher=self.teacher,
+            discriminator=self.discriminator.eval(),
+            tokenizer=self.tokenizer,
+            schedule=self.schedule,
+        )
+
+
+def _add(metrics: dict[str, Tensor | float], new: Metrics, scale: float = 1.0) -> None:
+    for name, value in new.items():
+        metrics[name] = metrics.get(name, 0.0) + value * scale
+
+
+def _check_fit(config: DistillConfig, length: int, vocab_size: int, source: Source) -> None:
+    """Refuse a corpus that the teacher cannot read, or groups that do not fit the batch."""
+    if config.data.length > length:
+        raise UsageError(f"data.length is at most the teacher's context of {length} tokens; got {config.data.length}")
+    if source.vocab_size != vocab_size:
+        raise UsageError(
+            f"corpus and teacher share one tokenizer; the corpus has {source.vocab_size} symbols, the teacher "
+            f"{vocab_size}: give data.tokenizer the teacher bundle's tokenizer.json"
+        )
+    objective, states = config.objective, config.loop.batch_size
+    if objective.advantage in ("rows", "shared-time") and states % objective.group_size:
+        raise UsageError(
+            f"loop.batch_size is a multiple of objective.group_size for {objective.advantage} groups; got {states} "
+            f"and {objective.group_size}"
+        )
+
+
+def _online_nfe(real_source: str) -> int:
+    name, _, number = real_source.partition("=")
+    if name != "teacher-steps" or not number.isdigit() or int(number) < 1:
+        raise UsageError(f"real_source is corpus, teacher-pool or teacher-steps=K with K >= 1; got {real_source!r}")
+    return int(number)
+
+
+def _teacher_pool(teacher: Bundle, path: Path, config: DistillConfig) -> Int[Tensor, "n l"]:
+    """Many-step teacher samples, drawn once and kept beside the run: the teacher is frozen, so reuse is exact."""
+    if not path.is_file():
+        settings = config.discriminator
+        drawn = generate(
+            teacher, num_samples=settings.pool_size, nfe=settings.pool_nfe, seed=derive_seed(config.seed, "pool"),
+            length=config.data.length, role="teacher",
+        )
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, save({"tokens": drawn.tokens}))
+    return load_file(path)["tokens"]

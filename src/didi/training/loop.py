@@ -1,0 +1,236 @@
+"""The loop that pre-training and distillation share: step, log, validate, checkpoint, stop, resume."""
+
+import json
+import math
+import signal
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any, Protocol
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
+
+from didi.errors import DidiError, UsageError
+from didi.training.checkpoint import PATTERN, load_latest, save_checkpoint, write_atomically
+from didi.training.config import LoopConfig
+
+Metrics = Mapping[str, Tensor | float]
+
+
+class Job(Protocol):
+    """What is trained: the loop knows its steps, not its losses."""
+
+    num_steps: int
+    tokens_per_step: int
+
+    def step(self, step: int) -> Metrics:
+        """Do update number ``step``, counted from 0; its randomness is a function of seed and step alone."""
+        ...
+
+    def validate(self) -> dict[str, float]:
+        """Figures on the validation set."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that later steps depend on."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Back to a state of ``state_dict``."""
+        ...
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Where a run keeps what it writes.
+
+    Attributes:
+        path: the folder.
+    """
+
+    path: Path
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of the checkpoints."""
+        return self.path / "checkpoints"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON object a line."""
+        return self.path / "metrics.jsonl"
+
+    def prepare(self, config_yaml: str, *, resume: bool) -> None:
+        """Start a new run here, or make sure that the run here is the same.
+
+        Raises:
+            UsageError: a run is here and ``resume`` is off, or its settings differ.
+        """
+        config_file = self.path / "config.yaml"
+        has_run = config_file.is_file() or any(self.checkpoints.glob(PATTERN))
+        if has_run and not resume:
+            raise UsageError(f"--out names a new folder; {self.path} holds a run: add --resume or choose another")
+        if has_run:
+            old = config_file.read_text().splitlines() if config_file.is_file() else []
+            new = config_yaml.splitlines()
+            changed = [line.strip() for line in new if line not in old] + [line.strip() for line in old if line not in new]
+            if changed and old:
+                raise UsageError(
+                    f"--resume keeps a run's settings; {config_file} differs at '{changed[0]}': give the settings it "
+                    "was started with, or another --out"
+                )
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_atomically(config_file, config_yaml.encode())
+
+    def cut_metrics(self, step: int) -> None:
+        """Forget the lines of steps after ``step``, which a resumed run writes again."""
+        if not self.metrics.is_file():
+            return
+        kept = []
+        for line in self.metrics.read_text().splitlines():
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError:  # the line that a kill cut in two
+                continue
+            if row["step"] <= step:
+                kept.append(line)
+        write_atomically(self.metrics, "".join(f"{line}\n" for line in kept).encode())
+
+    def log(self, row: Mapping[str, float]) -> None:
+        """Append one line of metrics."""
+        with self.metrics.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+
+
+class Interrupted(DidiError):
+    """The run was asked to stop and has saved its state."""
+
+
+def run(job: Job, config: LoopConfig, folder: RunFolder, *, resume: bool) -> None:
+    """Train ``job`` to its end, from its newest checkpoint if there is one and ``resume`` is on.
+
+    Raises:
+        Interrupted: Ctrl-C or SIGTERM; the state is saved.
+        DidiError: a loss is not finite; the last good checkpoint stays.
+    """
+    begin = 0
+    if resume and (latest := load_latest(folder.checkpoints)) is not None:
+        begin, state = latest
+        job.load_state_dict(state)
+    folder.cut_metrics(begin)
+    meter = _Meter(job, folder, begin)
+    with _stop_signals() as stop, meter:
+        for step in range(begin, job.num_steps):
+            meter.add(job.step(step))
+            done = step + 1
+            is_last = done == job.num_steps or bool(stop)
+            if done % config.log_every == 0 or is_last:
+                meter.write(done)
+            if done % config.validate_every == 0 or done == job.num_steps:
+                meter.note(done, job.validate())
+            if done % config.checkpoint_every == 0 or is_last:
+                save_checkpoint(folder.checkpoints, done, job.state_dict(), keep=config.keep_checkpoints)
+            if stop and done < job.num_steps:
+                raise Interrupted(f"stopped at step {done} of {job.num_steps}, saved; go on with --resume")
+
+
+@contextmanager
+def _stop_signals() -> Iterator[list[int]]:
+    """A list that is no longer empty once Ctrl-C or SIGTERM came; a second one stops at once."""
+    received: list[int] = []
+
+    def note(number: int, _frame: FrameType | None) -> None:
+        if received:
+            raise KeyboardInterrupt
+        received.append(number)
+
+    previous = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+class _Meter:
+    """Means of the metrics between two log lines, to the file and to the screen (stderr)."""
+
+    def __init__(self, job: Job, folder: RunFolder, begin: int) -> None:
+        self._job, self._folder, self._begin = job, folder, begin
+        self._sums: dict[str, Tensor | float] = {}
+        self._num = 0
+        self._since = time.perf_counter()
+        self._console = Console(stderr=True)
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[figures]}"),
+            console=self._console,
+            disable=not self._console.is_terminal,
+        )
+
+    def __enter__(self) -> "_Meter":
+        self._progress.start()
+        self._task = self._progress.add_task("steps", total=self._job.num_steps, completed=self._begin, figures="")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def add(self, metrics: Metrics) -> None:
+        """Count the metrics of one step."""
+        for name, value in metrics.items():
+            self._sums[name] = self._sums.get(name, 0.0) + (value.detach() if isinstance(value, Tensor) else value)
+        self._num += 1
+        self._progress.advance(self._task)
+
+    def write(self, step: int) -> None:
+        """Log the means since the last line.
+
+        Raises:
+            DidiError: one of them is not finite.
+        """
+        if not self._num:
+            return
+        figures = {name: float(total) / self._num for name, total in self._sums.items()}
+        seconds = time.perf_counter() - self._since
+        figures["tokens_per_second"] = self._num * self._job.tokens_per_step / seconds
+        self._sums, self._num, self._since = {}, 0, time.perf_counter()
+        bad = [name for name, value in figures.items() if not math.isfinite(value)]
+        if bad:
+            raise DidiError(
+                f"{bad[0]} is not finite at step {step}; the last checkpoint is kept: lower the learning rate and "
+                "start again, or resume from it"
+            )
+        self.note(step, figures)
+
+    def note(self, step: int, figures: dict[str, float]) -> None:
+        """One line of figures."""
+        self._folder.log({"step": step, **figures})
+        text = "  ".join(f"{name} {value:.4g}" for name, value in figures.items())
+        if self._progress.disable:
+            print(f"step {step}/{self._job.num_steps}  {text}", file=sys.stderr, flush=True)
+        else:
+            self._progress.update(self._task, figures=text[: max(20, self._console.width - 60)])
+        self._since = time.perf_counter()
+
+
+def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
+    """Dtype of the networks' autocast; None for plain float32."""
+    if precision == "bf16" or (precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported()):
+        return torch.bfloat16
+    return None
+
+
+def default_device() -> torch.device:
+    """The accelerator if there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

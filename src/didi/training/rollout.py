@@ -1,0 +1,124 @@
+"""What the student does in one step of Algorithm 1: it moves 1 -> tau -> 0, and its samples are corrupted again.
+
+One network pass for each move serves both the sample and its log-probability, and the first pass, which starts from the
+all-mask state, has a single row.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from didi.diffusion.categorical import sample_categorical
+from didi.diffusion.masked import is_masked_at, token_log_probs
+from didi.diffusion.schedule import Schedule, TimeDensity, sigma
+from didi.models.denoiser import Denoiser, noise_level
+from didi.models.dit import DiT
+from didi.training.config import ObjectiveConfig
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """One batch of trajectories; log-probabilities carry the student's gradient.
+
+    Attributes:
+        t: corruption time of each state.
+        x: completions.
+        z_t: their corruptions.
+        z_tau: the intermediate states.
+        first_score: log-probability of the first move.
+        completion_log_probs: log-probability of each token drawn in the second move; 0 where none was.
+        first_log_probs: the student's law at the all-mask state; one row for each position.
+        second_log_probs: its law at the masked positions of ``z_tau``, in row-major order.
+    """
+
+    t: Float[Tensor, " s"]
+    x: Int[Tensor, "s g l"]
+    z_t: Int[Tensor, "s g c l"]
+    z_tau: Int[Tensor, "s l"]
+    first_score: Float[Tensor, " s"]
+    completion_log_probs: Float[Tensor, "s g l"]
+    first_log_probs: Float[Tensor, "l v"]
+    second_log_probs: Float[Tensor, "n v"]
+
+
+def law_at_masks(
+    denoiser: Denoiser, z: Int[Tensor, "b l"], t: Float[Tensor, " b"], schedule: Schedule
+) -> Float[Tensor, "n v"]:
+    """Log-probabilities at the masked positions of ``z``, in row-major order."""
+    features = denoiser.features(z, noise_level(denoiser, sigma(schedule, t).float().to(z.device)))
+    return token_log_probs(denoiser.head(features[z == denoiser.mask_id]), denoiser.mask_id)
+
+
+def first_law(denoiser: Denoiser, length: int, schedule: Schedule, device: torch.device) -> Float[Tensor, "l v"]:
+    """Log-probabilities at every position of the all-mask state."""
+    z = torch.full((1, length), denoiser.mask_id, dtype=torch.long, device=device)
+    return law_at_masks(denoiser, z, torch.ones(1, dtype=torch.float64), schedule)
+
+
+def draw_times(
+    num_states: int, objective: ObjectiveConfig, generator: torch.Generator
+) -> tuple[Float[Tensor, " s"], Float[Tensor, " s"]]:
+    """Intermediate times tau and corruption times t; the same where times are coupled."""
+    density = TimeDensity(objective.time_a, objective.time_b)
+    num_shared = objective.group_size if objective.advantage == "shared-time" else 1
+    tau = density.sample(num_states // num_shared, generator).repeat_interleave(num_shared)
+    if objective.coupled_time:
+        return tau, tau
+    return tau, density.sample(num_states // num_shared, generator).repeat_interleave(num_shared)
+
+
+def rollout(
+    student: DiT, num_states: int, length: int, objective: ObjectiveConfig, schedule: Schedule,
+    generator: torch.Generator, device: torch.device,
+) -> Rollout:
+    """Sample trajectories and their corruptions from the student.
+
+    Args:
+        student: the few-step generator.
+        num_states: intermediate states s.
+        length: positions l.
+        objective: numbers of completions and corruptions, times, score decomposition.
+        schedule: noise schedule.
+        generator: a CPU generator; all draws are float64.
+        device: where the student lives.
+    """
+    mask_id = student.mask_id
+    num_completions, num_corruptions = objective.completions, objective.corruptions
+
+    def uniforms(*shape: int) -> Tensor:
+        return torch.rand(*shape, dtype=torch.float64, generator=generator).to(device)
+
+    tau, t = draw_times(num_states, objective, generator)
+    first_log_probs = first_law(student, length, schedule, device)
+    z_tau = torch.full((num_states, length), mask_id, device=device)
+    first_score = torch.zeros(num_states, device=device)
+    if objective.score_decomposition:
+        is_masked_tau = is_masked_at(uniforms(num_states, length), schedule.alpha(tau).to(device))
+        state, position = (~is_masked_tau).nonzero(as_tuple=True)
+        tokens = sample_categorical(first_log_probs.detach()[position], uniforms(num_states, length)[~is_masked_tau])
+        z_tau[state, position] = tokens
+        first_score = first_score.index_add(0, state, first_log_probs[position, tokens])
+        second_log_probs = law_at_masks(student, z_tau, tau, schedule)
+    else:  # the one-step generator: every state is all masks, one pass tells all
+        is_masked_tau = torch.ones_like(z_tau, dtype=torch.bool)
+        second_log_probs = first_log_probs.repeat(num_states, 1)
+
+    draws = uniforms(num_states, length, num_completions)[is_masked_tau]
+    tokens = torch.stack(
+        [sample_categorical(second_log_probs.detach(), draws[:, number]) for number in range(num_completions)], dim=1
+    )
+    x = z_tau[:, :, None].repeat(1, 1, num_completions)
+    x[is_masked_tau] = tokens
+    drawn = torch.zeros(num_states, length, num_completions, device=device)
+    drawn = drawn.index_put(is_masked_tau.nonzero(as_tuple=True), second_log_probs.gather(1, tokens))
+
+    x = x.transpose(1, 2).contiguous()
+    z_t = x[:, :, None].repeat(1, 1, num_corruptions, 1)
+    is_masked_t = uniforms(num_states, num_completions, num_corruptions, length) < (1 - schedule.alpha(t)).to(device)[
+        :, None, None, None
+    ]
+    z_t[is_masked_t] = mask_id
+    return Rollout(t, x, z_t, z_tau, first_score, drawn.transpose(1, 2), first_log_probs, second_log_probs)
+

@@ -1,0 +1,340 @@
+import json
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from didi.data import text
+from didi.data.text import (
+    EOS,
+    MASK,
+    BatchOrder,
+    load_documents,
+    load_tokenizer,
+    pack,
+    prepare_text,
+    split_documents,
+    train_tokenizer,
+)
+from didi.errors import DidiError, UsageError
+
+DOCUMENTS = [f"The {animal} number {number} sat on the mat." for number in range(40) for animal in ("cat", "dog")]
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("DIDI_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return train_tokenizer(DOCUMENTS, 300)
+
+
+def serve(monkeypatch, folder):
+    monkeypatch.setattr(text, "fetch", lambda name: folder)
+
+
+# Corpora
+
+
+def test_news_keeps_long_distinct_articles_in_order(monkeypatch, tmp_path):
+    long, other = "a" * 101, "b" * 101
+    (tmp_path / "NewsArticles.csv").write_text(f'title,text\nx,{other}\ny,{"c" * 100}\nz,"{long}"\nw,{other}\n')
+    serve(monkeypatch, tmp_path)
+    assert load_documents("news") == [other, long]
+
+
+def test_sotu_is_one_document_an_address(monkeypatch, tmp_path):
+    (tmp_path / "1791_b.txt").write_text("second\n")
+    (tmp_path / "1790_a.txt").write_text(" first")
+    (tmp_path / "manifest.json").write_text("{}")
+    serve(monkeypatch, tmp_path)
+    assert load_documents("sotu") == ["first", "second"]
+
+
+def test_brown_is_read_as_it_was_printed(monkeypatch, tmp_path):
+    (tmp_path / "ca01").write_text(
+        "\n\n\t``/`` Is/bez it/pps 1/2/cd ?/. ?/. ''/'' asked/vbd Ivan/np Allen/np Jr./np ./.\n"
+        "``/`` No/rb ''/'' ,/, (/( she/pps )/) said/vbd ;/. ;/.\n\n\n"
+        "\tThe/at **zg/nn end/nn :35.3/cd --/-- now/rb !/. !/.\n"
+    )
+    (tmp_path / "cats.txt").write_text("ca01 news\n")
+    serve(monkeypatch, tmp_path)
+    assert load_documents("brown") == [
+        '"Is it 1/2?" asked Ivan Allen Jr. "No," (she) said;\n\nThe end :35.3 -- now!',
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "documents"),
+    [
+        ("a.txt", "one\ntwo\n\n \n\nthree\n\n", ["one\ntwo", "three"]),
+        ("b.txt", f"one\n\ntwo\n{EOS}\nthree{EOS}", ["one\n\ntwo", "three"]),
+        (
+            "c.jsonl",
+            '{"text": "one\\n\\ntwo", "id": 1}\n\n{"text": "three"}\n{"text": "three"}',
+            ["one\n\ntwo", "three"],
+        ),
+    ],
+)
+def test_local_files_are_cut_into_documents(tmp_path, name, content, documents):
+    (tmp_path / name).write_text(content)
+    assert load_documents(str(tmp_path / name)) == documents
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.jsonl", b'{"text": "x"}\n{"txt": "y"}', "line 2 of .* is not"),
+        ("a.jsonl", b'{"text": 3}', "line 1 of .* is not"),
+        ("a.jsonl", b"[1]", "line 1 of .* is not"),
+        ("a.jsonl", b"text", "line 1 of .* is not"),
+        ("a.txt", b"\xff\xfe", "must be UTF-8"),
+        ("a.txt", b"\n \n", "must hold text"),
+        ("missing.txt", None, "must be an existing file"),
+    ],
+)
+def test_a_bad_file_is_the_users_mistake(tmp_path, name, content, message):
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(UsageError, match=message):
+        load_documents(str(tmp_path / name))
+
+
+def test_an_unknown_corpus_is_answered_with_the_nearest():
+    with pytest.raises(UsageError, match="got 'brwn'; did you mean 'brown'"):
+        load_documents("brwn")
+
+
+def test_hub_names_pass_through(monkeypatch):
+    asked = []
+
+    def load_dataset(*names, split):
+        asked.append((*names, split))
+        return Table(text=["one", "two"])
+
+    class Table(dict):
+        column_names = property(list)
+
+    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
+    assert load_documents("owner/name") == ["one", "two"]
+    load_documents("owner/name/config:test[:1%]")
+    assert asked == [("owner/name", "train"), ("owner/name", "config", "test[:1%]")]
+    monkeypatch.setattr(sys.modules["datasets"], "load_dataset", lambda *_, split: Table(content=[]))
+    with pytest.raises(UsageError, match=r"has \['content'\]"):
+        load_documents("owner/name")
+
+
+def test_hub_failures_are_one_line(monkeypatch):
+    def load_dataset(*_, split):
+        raise ConnectionError("no route\nto the hub")
+
+    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
+    with pytest.raises(DidiError, match=r"^the Hub data set 'owner/name' could not be loaded \(no route\); check"):
+        load_documents("owner/name")
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(DidiError, match="pip install"):
+        load_documents("owner/name")
+
+
+# Splits
+
+
+def test_splits_share_nothing_and_lose_nothing():
+    splits = split_documents(DOCUMENTS, validation=0.1, test=0.2)
+    assert (len(splits.train), len(splits.validation), len(splits.test)) == (56, 8, 16)
+    assert sorted(splits.train + splits.validation + splits.test) == sorted(DOCUMENTS)
+    assert splits == split_documents(DOCUMENTS, validation=0.1, test=0.2)
+    assert splits.train != split_documents(DOCUMENTS, seed=1, validation=0.1, test=0.2).train
+
+
+@pytest.mark.parametrize(("validation", "test"), [(-0.1, 0.0), (0.0, -0.1), (0.5, 0.5), (0.0, 1.0)])
+def test_shares_must_leave_something_to_train_on(validation, test):
+    with pytest.raises(UsageError, match="leave a document to train on"):
+        split_documents(DOCUMENTS, validation=validation, test=test)
+
+
+# Tokenizers
+
+
+def test_a_trained_tokenizer_has_the_mask_last_and_loses_nothing(tokenizer):
+    assert tokenizer.get_vocab_size() == 300
+    assert tokenizer.token_to_id(EOS) == 0
+    assert tokenizer.token_to_id(MASK) == 299
+    for sample in (DOCUMENTS[0], " two  spaces\n\tй漢字🙂\x00", "a [MASK] b"):
+        ids = pack([sample], tokenizer, 1).flatten().tolist()
+        assert ids.pop() == 0
+        assert tokenizer.decode(ids, skip_special_tokens=False) == sample
+
+
+@pytest.mark.parametrize(("size", "message"), [(257, "at least 258"), (5000, r"at most \d+ for so little text")])
+def test_an_impossible_vocabulary_is_refused(size, message):
+    with pytest.raises(UsageError, match=message):
+        train_tokenizer(DOCUMENTS, size)
+
+
+def test_a_prompt_can_hold_masks_that_stand_for_words_with_their_space(tokenizer):
+    ids = tokenizer.encode("The [MASK] [MASK] sat").ids
+    assert [index for index, token in enumerate(ids) if token == 299] == [1, 2]
+    assert ids[:1] + ids[3:] == tokenizer.encode("The sat").ids
+
+
+def test_a_tokenizer_file_gains_the_specials_it_lacks(tmp_path, tokenizer):
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    assert load_tokenizer(str(tmp_path / "tokenizer.json")).to_str() == tokenizer.to_str()
+    bare = json.loads(tokenizer.to_str())
+    bare["added_tokens"] = []
+    (tmp_path / "bare.json").write_text(json.dumps(bare))
+    loaded = load_tokenizer(str(tmp_path / "bare.json"))
+    assert (loaded.token_to_id(EOS), loaded.token_to_id(MASK)) == (0, 299)
+
+
+def test_gpt2_keeps_its_ids_and_gains_a_mask(monkeypatch, tmp_path):
+    vocabulary = {"a": 0, "b": 1, "ab": 2, EOS: 3}
+    (tmp_path / "encoder.json").write_text(json.dumps(vocabulary))
+    (tmp_path / "vocab.bpe").write_text("#version: 0.2\na b\n")
+    serve(monkeypatch, tmp_path)
+    gpt2 = load_tokenizer("gpt2")
+    assert (gpt2.encode("ab").ids, gpt2.token_to_id(EOS), gpt2.token_to_id(MASK)) == ([2], 3, 4)
+
+
+@pytest.mark.parametrize("content", [None, "{}"])
+def test_a_bad_tokenizer_file_is_the_users_mistake(tmp_path, content):
+    if content:
+        (tmp_path / "x.json").write_text(content)
+    with pytest.raises(UsageError, match=r"must be a tokenizer.json"):
+        load_tokenizer(str(tmp_path / "x.json"))
+
+
+def test_a_tokenizer_the_hub_cannot_give_is_a_failure(monkeypatch):
+    def from_pretrained(name):
+        raise Exception("offline\nat all")
+
+    monkeypatch.setattr(text, "Tokenizer", SimpleNamespace(from_pretrained=from_pretrained))
+    with pytest.raises(DidiError, match=r"'gtp2' could not be loaded \(offline\); check the name"):
+        load_tokenizer("gtp2")
+
+
+# Packing
+
+
+def test_packing_is_the_concatenation_with_eos_cut_into_rows(monkeypatch, tokenizer):
+    monkeypatch.setattr(text, "DOCUMENTS_PER_CALL", 7)
+    stream = [token for document in DOCUMENTS for token in [*tokenizer.encode(document).ids, 0]]
+    rows = pack(DOCUMENTS, tokenizer, 16)
+    assert rows.dtype == torch.int64
+    assert rows.shape == (len(stream) // 16, 16)
+    assert rows.flatten().tolist() == stream[: rows.numel()]
+
+
+def test_specials_in_documents_are_text_unless_allowed(tokenizer):
+    document = f"a [MASK] b {EOS} c"
+    plain = pack([document] * 2, tokenizer, 1).flatten().tolist()
+    assert 299 not in plain
+    assert plain.count(0) == 2
+    special = pack([document] * 2, tokenizer, 1, allow_special=True).flatten().tolist()
+    assert special.count(299) == 2
+    assert special.count(0) == 4
+    assert 299 in tokenizer.encode(document).ids  # the caller's tokenizer is as it was
+
+
+def test_too_little_text_makes_no_row(tokenizer):
+    assert pack(["a"], tokenizer, 1000).shape == (0, 1000)
+    assert pack([], tokenizer, 8).shape == (0, 8)
+
+
+def test_packing_needs_a_length_and_eos(tokenizer):
+    with pytest.raises(UsageError, match="got length 0"):
+        pack(DOCUMENTS, tokenizer, 0)
+    with pytest.raises(UsageError, match="the id None"):
+        pack(DOCUMENTS, text.Tokenizer(text.models.BPE()), 8)
+
+
+# The whole way
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    (tmp_path / "corpus.txt").write_text("\n\n".join(DOCUMENTS))
+    return str(tmp_path / "corpus.txt")
+
+
+def test_a_corpus_is_prepared_once(monkeypatch, corpus, cache):
+    made = prepare_text(corpus, length=8, vocab_size=300)
+    monkeypatch.setattr(text, "train_tokenizer", None)  # a second training would fail
+    found = prepare_text(corpus, length=8, vocab_size=300)
+    splits = split_documents(DOCUMENTS)
+    for name in ("train", "validation", "test"):
+        rows = getattr(found, name)
+        assert torch.equal(rows, getattr(made, name))
+        assert torch.equal(rows, pack(getattr(splits, name), found.tokenizer, 8))
+    assert found.tokenizer.to_str() == train_tokenizer(splits.train, 300).to_str()
+    assert len(list((cache / "text").glob("[!.]*"))) == 1
+
+
+def test_every_choice_makes_another_entry(corpus, tmp_path, cache, tokenizer):
+    prepare_text(corpus, length=8, vocab_size=300)
+    prepare_text(corpus, length=9, vocab_size=300)
+    prepare_text(corpus, length=8, vocab_size=299)
+    prepare_text(corpus, length=8, vocab_size=300, seed=1)
+    by_object = prepare_text(corpus, length=8, tokenizer=tokenizer)
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    by_path = prepare_text(corpus, length=8, tokenizer=str(tmp_path / "tokenizer.json"))
+    assert torch.equal(by_object.train, by_path.train)
+    assert len(list((cache / "text").glob("[!.]*"))) == 5
+
+
+def test_an_impossible_preparation_leaves_nothing(corpus, cache, tokenizer):
+    with pytest.raises(UsageError, match="drop one of them"):
+        prepare_text(corpus, length=8, vocab_size=300, tokenizer=tokenizer)
+    with pytest.raises(UsageError, match="fewer than 100000 tokens"):
+        prepare_text(corpus, length=100_000, vocab_size=300)
+    assert not list((cache / "text").glob("[!.]*"))
+
+
+def test_gpt2_is_the_tokenizer_where_none_is_named(monkeypatch, corpus, tokenizer):
+    monkeypatch.setattr(text, "load_tokenizer", {"gpt2": tokenizer}.__getitem__)
+    assert prepare_text(corpus, length=8).tokenizer.to_str() == tokenizer.to_str()
+
+
+@pytest.mark.network
+def test_the_news_are_real(tmp_path):
+    data = prepare_text("news", length=128, vocab_size=4096)
+    assert data.train.shape == (23_702, 128)
+    assert data.train.max() == 4094
+    assert load_tokenizer("gpt2").encode("Hello world").ids == [15496, 995]
+
+
+# Batch order
+
+
+@pytest.mark.parametrize(("num_rows", "batch_size"), [(10, 3), (10, 10), (3, 10), (1, 4), (7, 1)])
+def test_every_epoch_uses_every_row_once(num_rows, batch_size):
+    order = BatchOrder(num_rows, batch_size, seed=0)
+    num_epochs = 3 * batch_size
+    batches = [order.rows(step) for step in range(num_epochs * num_rows // batch_size)]
+    assert {batch.shape for batch in batches} == {(batch_size,)}
+    epochs = torch.cat(batches).reshape(num_epochs, num_rows)
+    assert torch.equal(epochs.sort().values, torch.arange(num_rows).expand(num_epochs, -1))
+
+
+def test_a_step_does_not_depend_on_what_was_asked_before():
+    steps = list(range(20))
+    order = BatchOrder(10, 3, seed=5)
+    forward = {step: order.rows(step).tolist() for step in steps}
+    assert {step: order.rows(step).tolist() for step in reversed(steps)} == {step: forward[step] for step in steps}
+    assert BatchOrder(10, 3, seed=5).rows(17).tolist() == forward[17]
+
+
+def test_epochs_and_seeds_have_orders_of_their_own():
+    orders = {tuple(BatchOrder(50, 50, seed).rows(epoch).tolist()) for seed in range(4) for epoch in range(4)}
+    assert len(orders) == 16
+
+
+@pytest.mark.parametrize("arguments", [(0, 1, 0), (1, 0, 0), (1, 1, -1)])
+def test_an_impossible_order_is_refused(arguments):
+    with pytest.raises(UsageError, match="a batch order needs"):
+        BatchOrder(*arguments)

@@ -1,0 +1,71 @@
+import math
+from collections import Counter
+
+import pytest
+import torch
+
+from didi.evaluation.diversity import bigram_entropy, corpus_entropy, distinct_n, token_entropy
+
+
+def entropy_of(items):
+    counts = Counter(items)
+    total = sum(counts.values())
+    return -sum(c / total * math.log(c / total) for c in counts.values())
+
+
+def ngrams(row, n):
+    return [tuple(row[i : i + n]) for i in range(len(row) - n + 1)]
+
+
+@pytest.fixture(params=[5, 50257], ids=["few symbols", "gpt2 vocabulary"])
+def tokens(request):
+    return torch.randint(request.param, (7, 33), generator=torch.Generator().manual_seed(1))
+
+
+def test_entropies_equal_a_plain_count(tokens):
+    rows = tokens.tolist()
+    assert token_entropy(tokens).tolist() == pytest.approx([entropy_of(row) for row in rows])
+    assert corpus_entropy(tokens) == pytest.approx(entropy_of([token for row in rows for token in row]))
+    assert bigram_entropy(tokens) == pytest.approx(entropy_of([pair for row in rows for pair in ngrams(row, 2)]))
+
+
+@pytest.mark.parametrize("n", [1, 2, 4, 9])
+def test_distinct_n_equals_a_set_of_tuples_without_overflow(tokens, n):
+    grams = [gram for row in tokens.tolist() for gram in ngrams(row, n)]
+    assert distinct_n(tokens, n) == pytest.approx(len(set(grams)) / len(grams))
+
+
+def test_entropy_is_zero_for_one_token_and_log_length_for_all_distinct():
+    tokens = torch.stack([torch.zeros(8, dtype=torch.long), torch.arange(8)])
+    assert token_entropy(tokens).tolist() == pytest.approx([0, math.log(8)], abs=1e-12)
+
+
+def test_identical_diverse_samples_show_in_the_corpus_figures_only():
+    alike = torch.arange(16).repeat(4, 1)
+    different = torch.arange(64).view(4, 16)
+    assert torch.equal(token_entropy(alike), token_entropy(different))
+    assert [corpus_entropy(alike), corpus_entropy(different)] == pytest.approx([math.log(16), math.log(64)])
+    assert distinct_n(alike) == 0.25
+    assert distinct_n(different) == 1.0
+
+
+def test_pairs_do_not_cross_sequences():
+    assert bigram_entropy(torch.tensor([[0, 1], [0, 1]])) == pytest.approx(0)
+
+
+def test_narrow_integer_types_do_not_overflow(tokens):
+    if int(tokens.max()) < 128:
+        assert distinct_n(tokens.to(torch.int8), 4) == distinct_n(tokens, 4)
+        assert torch.equal(token_entropy(tokens.to(torch.int8)), token_entropy(tokens))
+
+
+@pytest.mark.parametrize("n", [0, 4])
+def test_n_beyond_the_sequence_is_refused(n):
+    with pytest.raises(ValueError, match=f"got {n}"):
+        distinct_n(torch.zeros(2, 3, dtype=torch.long), n)
+
+
+@pytest.mark.parametrize("shape", [(0, 5), (5, 0)])
+def test_an_empty_set_is_refused(shape):
+    with pytest.raises(ValueError, match="at least one token"):
+        token_entropy(torch.zeros(shape, dtype=torch.long))

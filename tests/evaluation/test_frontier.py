@@ -1,0 +1,82 @@
+import pytest
+import torch
+
+from didi.evaluation import frontier
+from didi.evaluation.diversity import corpus_entropy
+from didi.evaluation.frontier import bootstrap_interval, corpus_entropy_interval, mean_interval, perplexity_interval
+from didi.evaluation.perplexity import Scores, perplexity
+
+NUM_TRIALS = 200
+
+
+def coverage(intervals, truth):
+    return sum(low <= truth <= high for low, high in intervals) / len(intervals)
+
+
+def test_mean_interval_covers_the_mean_of_a_normal_law_as_often_as_it_says():
+    data = torch.randn(NUM_TRIALS, 60, generator=torch.Generator().manual_seed(0), dtype=torch.float64) + 3
+    intervals = [mean_interval(values, seed=trial) for trial, values in enumerate(data)]
+    assert coverage(intervals, 3.0) == pytest.approx(0.95, abs=0.035)
+    widths = torch.tensor([high - low for low, high in intervals])
+    assert float(widths.mean()) == pytest.approx(2 * 1.96 / 60**0.5, rel=0.05)
+
+
+def test_perplexity_interval_covers_the_ratio_of_expectations():
+    generator = torch.Generator().manual_seed(1)
+    num_tokens = torch.randint(20, 60, (NUM_TRIALS, 80), generator=generator)
+    rates = 2 + 0.4 * torch.randn(NUM_TRIALS, 80, generator=generator, dtype=torch.float64)
+    intervals = [
+        perplexity_interval(Scores(rate * num, num), seed=trial)
+        for trial, (rate, num) in enumerate(zip(rates, num_tokens, strict=True))
+    ]
+    assert coverage(intervals, float(torch.tensor(2.0).exp())) == pytest.approx(0.95, abs=0.035)
+
+
+def test_vectorised_resamples_equal_a_plain_loop_over_the_same_draws():
+    values = torch.rand(9, 2, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    draws = torch.randint(9, (50, 9), generator=torch.Generator().manual_seed(4))
+    plain = torch.stack([values[draw, 0].sum() / values[draw, 1].sum() for draw in draws])
+    found = bootstrap_interval(values, lambda totals: totals[:, 0] / totals[:, 1], num_resamples=50, seed=4, level=0.9)
+    assert found == pytest.approx(plain.quantile(torch.tensor([0.05, 0.95], dtype=torch.float64)).tolist())
+
+
+def test_the_split_into_chunks_changes_nothing(monkeypatch):
+    values = torch.rand(30, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    whole = mean_interval(values)
+    monkeypatch.setattr(frontier, "CHUNK_ELEMENTS", 30 * 7)
+    assert mean_interval(values) == pytest.approx(whole)
+
+
+def test_entropy_interval_lies_around_the_estimate_of_a_large_set():
+    tokens = torch.randint(9, (2, 100, 50), generator=torch.Generator().manual_seed(5)).amin(0)
+    low, high = corpus_entropy_interval(tokens)
+    assert low < corpus_entropy(tokens) < high
+    assert high - low < 0.05
+
+
+def test_intervals_are_reproducible_and_widen_with_the_level():
+    values = torch.rand(40, generator=torch.Generator().manual_seed(6), dtype=torch.float64)
+    assert mean_interval(values, seed=1) == mean_interval(values, seed=1) != mean_interval(values, seed=2)
+    (low, high), (lower, higher) = mean_interval(values, level=0.5), mean_interval(values, level=0.99)
+    assert lower < low < high < higher
+
+
+def test_empty_texts_cannot_turn_the_interval_into_nan():
+    scores = Scores(torch.tensor([0.0, 0.0, 4.0], dtype=torch.float64), torch.tensor([0, 0, 2]))
+    assert perplexity_interval(scores) == pytest.approx((perplexity(scores), perplexity(scores)))
+
+
+def test_one_sequence_has_no_spread():
+    low, high = mean_interval(torch.tensor([2.5], dtype=torch.float64))
+    assert low == high == 2.5
+
+
+@pytest.mark.parametrize("level", [0.0, 1.0, 95.0])
+def test_a_level_outside_the_unit_interval_is_refused(level):
+    with pytest.raises(ValueError, match="level must lie in"):
+        mean_interval(torch.ones(3, dtype=torch.float64), level=level)
+
+
+def test_no_sequences_are_refused():
+    with pytest.raises(ValueError, match="at least one sequence"):
+        mean_interval(torch.ones(0, dtype=torch.float64))
