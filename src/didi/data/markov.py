@@ -21,10 +21,9 @@ class MarkovChain:
     def __init__(self, num_symbols: int = 32, seed: int = 0) -> None:
         generator = torch.Generator().manual_seed(seed)
         weights = torch.full((num_symbols, num_symbols), FLOOR, dtype=torch.float64)
-        # One permutation per rank keeps the chain doubly stochastic, so its stationary law is uniform up to collisions.
-        for prob in SUCCESSOR_PROBS:
-            successors = torch.randperm(num_symbols, generator=generator)
-            weights[torch.arange(num_symbols), successors] += prob
+        for row in weights:
+            successors = torch.randperm(num_symbols, generator=generator)[: len(SUCCESSOR_PROBS)]
+            row[successors] += torch.tensor(SUCCESSOR_PROBS, dtype=torch.float64)
         self.num_symbols = num_symbols
         self.transition: Float[Tensor, "k k"] = weights / weights.sum(-1, keepdim=True)
 
@@ -39,7 +38,7 @@ class MarkovChain:
         uniforms = torch.rand(num_sequences, length, dtype=torch.float64, generator=generator)
         first_cdf, next_cdf = self.stationary.cumsum(0), self.transition.cumsum(1)
         tokens = torch.empty(num_sequences, length, dtype=torch.long)
-        tokens[:, 0] = torch.searchsorted(first_cdf, uniforms[:, 0])
+        tokens[:, 0] = torch.searchsorted(first_cdf, uniforms[:, 0].contiguous())
         for pos in range(1, length):
             tokens[:, pos] = torch.searchsorted(next_cdf[tokens[:, pos - 1]], uniforms[:, pos : pos + 1]).squeeze(1)
         return tokens.clamp_(max=self.num_symbols - 1)
