@@ -1,0 +1,1 @@
+"""From corpora and package registries to rows of tokens."""

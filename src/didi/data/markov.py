@@ -35,12 +35,12 @@ class MarkovChain:
 
     def sample(self, num_sequences: int, length: int, generator: torch.Generator) -> Int[Tensor, "b l"]:
         """Draw sequences from the chain started in its stationary law; exact, by inverse CDF in float64."""
-        uniforms = torch.rand(num_sequences, length, dtype=torch.float64, generator=generator)
+        uniforms = torch.rand(length, num_sequences, 1, dtype=torch.float64, generator=generator)
         first_cdf, next_cdf = self.stationary.cumsum(0), self.transition.cumsum(1)
         tokens = torch.empty(num_sequences, length, dtype=torch.long)
-        tokens[:, 0] = torch.searchsorted(first_cdf, uniforms[:, 0].contiguous())
+        tokens[:, 0] = torch.searchsorted(first_cdf, uniforms[0, :, 0])
         for pos in range(1, length):
-            tokens[:, pos] = torch.searchsorted(next_cdf[tokens[:, pos - 1]], uniforms[:, pos : pos + 1]).squeeze(1)
+            tokens[:, pos] = torch.searchsorted(next_cdf[tokens[:, pos - 1]], uniforms[pos]).squeeze(1)
         return tokens.clamp_(max=self.num_symbols - 1)
 
     def log_likelihood(self, tokens: Int[Tensor, "b l"]) -> Float[Tensor, " b"]:

@@ -11,15 +11,16 @@ from didi.data.text import MASK, BatchOrder, TextData, prepare_text
 from didi.diffusion.noise import named_generator
 
 MARKOV = "markov"
-MARKOV_VALIDATION_ROWS = 512
+MARKOV_HELD_OUT_ROWS = 4096
 
 
 class Source(Protocol):
-    """Training batches as a function of the step, and a fixed validation set."""
+    """Training batches as a function of the step, a fixed validation set for choices, a test set for final figures."""
 
     vocab_size: int
     mask_id: int
     validation: Int[Tensor, "n l"]
+    test: Int[Tensor, "m l"]
     tokenizer: Tokenizer
 
     def batch(self, step: int, batch_size: int) -> Int[Tensor, "b l"]:
@@ -35,8 +36,9 @@ class MarkovSource:
         self.vocab_size = self.chain.num_symbols + 1
         self.mask_id = self.chain.num_symbols
         self._length, self._seed = length, seed
-        self.validation = self.chain.sample(
-            MARKOV_VALIDATION_ROWS, length, named_generator(seed, MARKOV, "validation")
+        self.validation, self.test = (
+            self.chain.sample(MARKOV_HELD_OUT_ROWS, length, named_generator(MARKOV, split))
+            for split in ("validation", "test")
         )
         symbols = {f"s{number}": number for number in range(self.chain.num_symbols)} | {MASK: self.mask_id}
         self.tokenizer = Tokenizer(models.WordLevel(symbols, unk_token="s0"))
@@ -51,16 +53,18 @@ class TextSource:
     """Rows of a packed corpus, each once an epoch in a seeded order."""
 
     def __init__(self, data: TextData, seed: int) -> None:
+        mask_id = data.tokenizer.token_to_id(MASK)
+        assert mask_id is not None  # every tokenizer of data.text has one
         self.tokenizer = data.tokenizer
         self.vocab_size = data.tokenizer.get_vocab_size()
-        self.mask_id = data.tokenizer.token_to_id(MASK)
-        self.validation = data.validation.long()
+        self.mask_id = mask_id
+        self.validation, self.test = data.validation, data.test
         self._train, self._seed = data.train, seed
 
     def batch(self, step: int, batch_size: int) -> Int[Tensor, "b l"]:
         """See ``Source.batch``."""
         rows = BatchOrder(len(self._train), batch_size, self._seed).rows(step)
-        return self._train[rows].long()
+        return self._train[rows]
 
 
 def open_source(
@@ -79,5 +83,3 @@ def open_source(
         return MarkovSource(length, seed)
     data = prepare_text(corpus, length=length, vocab_size=vocab_size, tokenizer=tokenizer)
     return TextSource(data, seed)
-
-

@@ -1,0 +1,1 @@
+"""The mathematics of masked diffusion; knows torch and no network."""

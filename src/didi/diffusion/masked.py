@@ -62,9 +62,7 @@ def token_log_probs(logits: Float[Tensor, "*shape v"], mask_id: int) -> Float[Te
     return F.log_softmax(logits.float().masked_fill(is_mask, -torch.inf), dim=-1)
 
 
-def subs_log_probs(
-    logits: Float[Tensor, "b l v"], z_t: Int[Tensor, "b l"], mask_id: int
-) -> Float[Tensor, "b l v"]:
+def subs_log_probs(logits: Float[Tensor, "b l v"], z_t: Int[Tensor, "b l"], mask_id: int) -> Float[Tensor, "b l v"]:
     """The SUBS rule (Sahoo et al. 2024): no mass on the mask, and visible tokens stay as they are.
 
     Returns:

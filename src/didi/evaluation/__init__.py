@@ -1,0 +1,1 @@
+"""Judges, entropies, intervals, tables and figures."""

@@ -68,12 +68,15 @@ class ExactJudge:
         """Exact scores of ``tokens``; ``texts`` are not read.
 
         Raises:
-            ValueError: a token is not one of the chain's symbols.
+            UsageError: a token is not one of the chain's symbols.
         """
         del texts
         tokens = tokens.cpu()
         if tokens.numel() and not 0 <= int(tokens.min()) <= int(tokens.max()) < self.chain.num_symbols:
-            raise ValueError(f"tokens must lie in [0, {self.chain.num_symbols}), the symbols of the chain")
+            raise UsageError(
+                f"judge markov reads the {self.chain.num_symbols} symbols of the markov world; got token "
+                f"{int(tokens.max())}: choose a language model as judge"
+            )
         num_tokens = torch.full((len(tokens),), tokens.shape[1], dtype=torch.long)
         return Scores(-self.chain.log_likelihood(tokens), num_tokens)
 

@@ -43,7 +43,15 @@ def markdown_table(rows: Sequence[EvaluationRow], *, recipe: str = "") -> str:
     """The rows as a Markdown table, over a footnote with recipe, seed, precision, samples, judge and machine."""
     varying = varying_fields(rows, tuple(SETTINGS))
     header = ["role", "sampler", "NFE", "passes", "disc. passes", "perplexity [95% CI]", "mean-sample ppl"]
-    header += ["entropy [95% CI]", "corpus entropy", "bigram entropy", "distinct-4", "s / sequence", "tokens / s"]
+    header += [
+        "entropy [95% CI]",
+        "corpus entropy",
+        "bigram entropy",
+        "distinct-4",
+        "s / sequence",
+        "tokens / s",
+        "NELBO",
+    ]
     header += [name.replace("_", " ") for name in varying] + (["note"] if any(row.note for row in rows) else [])
     body = [_cells(row, varying)[: len(header)] for row in rows]
     widths = [max(len(line[i]) for line in [header, *body]) for i in range(len(header))]
@@ -61,7 +69,8 @@ def markdown_table(rows: Sequence[EvaluationRow], *, recipe: str = "") -> str:
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     return (
         f"{table}\n\n{footnote[:1].upper()}{footnote[1:]}. Perplexity is exp(total NLL / total judge tokens) over "
-        "all samples; entropies are in nats; intervals are bootstrapped over sequences. Compare perplexities only at "
+        "all samples; entropies are in nats, the NELBO in nats per held-out token; "
+        "intervals are bootstrapped over sequences. Compare perplexities only at "
         "like entropy.\n"
     )
 
@@ -110,6 +119,7 @@ def _cells(row: EvaluationRow, varying: Sequence[str]) -> list[str]:
         number(row.distinct_4, ".3f"),
         number(row.seconds_per_sequence, ".3g"),
         number(row.tokens_per_second, ",.0f"),
+        number(row.nelbo, ".3f"),
         *(str(getattr(row, name)) for name in varying),
         row.note.replace("|", "\\|"),
     ]

@@ -1,5 +1,6 @@
 """One finished sample set, measured: the row that tables, figures and ``metrics.json`` are made of."""
 
+import math
 import os
 import platform
 import re
@@ -39,6 +40,7 @@ class EvaluationRow:
         distinct_4: share of distinct 4-grams in the set.
         seconds_per_sequence: wall time of sampling over sequences.
         tokens_per_second: tokens sampled over wall time.
+        nelbo: NELBO per token of the sampled network on held-out data, nats; NaN where none was given.
         seed: of the samples.
         machine: what the times were measured on.
         note: anything that a reader must know about this row.
@@ -62,6 +64,7 @@ class EvaluationRow:
     distinct_4: float
     seconds_per_sequence: float
     tokens_per_second: float
+    nelbo: float
     seed: int
     machine: str
     note: str = ""
@@ -80,6 +83,7 @@ def measure(
     discriminator_passes: float = 0.0,
     precision: str = "float64",
     seed: int = 0,
+    nelbo: float = math.nan,
     machine: str | None = None,
     note: str = "",
 ) -> EvaluationRow:
@@ -97,6 +101,7 @@ def measure(
         discriminator_passes: passes of the discriminator per sequence.
         precision: of the categorical draws.
         seed: of the samples.
+        nelbo: per token, of the sampled network on held-out data.
         machine: what ``seconds`` were measured on; this machine's CPU by default.
         note: goes into the row; samples that the judge had to cut are added to it.
 
@@ -129,6 +134,7 @@ def measure(
         distinct_4=distinct_n(tokens, 4),
         seconds_per_sequence=seconds / len(tokens),
         tokens_per_second=tokens.numel() / seconds,
+        nelbo=nelbo,
         seed=seed,
         machine=machine or machine_name(),
         note=note,

@@ -1,0 +1,1 @@
+"""Networks, their bundles, and foreign checkpoint layouts."""

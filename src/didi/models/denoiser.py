@@ -16,10 +16,25 @@ class Denoiser(Protocol):
     runs the trunk once for all positions, ``head`` turns any rows of its output into logits.
     """
 
-    vocab_size: int
-    mask_id: int
-    length: int
-    is_time_conditioned: bool
+    @property
+    def vocab_size(self) -> int:
+        """Number of symbols, the mask included."""
+        ...
+
+    @property
+    def mask_id(self) -> int:
+        """Index of [MASK]."""
+        ...
+
+    @property
+    def length(self) -> int:
+        """Context length L."""
+        ...
+
+    @property
+    def is_time_conditioned(self) -> bool:
+        """Whether the network is to be told its noise level."""
+        ...
 
     def features(self, inputs: Tokens | Simplex, sigma: Float[Tensor, " b"] | None = None) -> Float[Tensor, "b l d"]:
         """Output of the trunk at every position, ready for ``head``."""
@@ -43,4 +58,3 @@ def logits_at(
 def noise_level(denoiser: Denoiser, sigma: Float[Tensor, " b"]) -> Float[Tensor, " b"] | None:
     """``sigma`` for a network conditioned on time, None (read as zero) for one that is not."""
     return sigma if denoiser.is_time_conditioned else None
-

@@ -53,9 +53,7 @@ class Discriminator(DiTTrunk):
         """A discriminator whose trunk is a copy of ``denoiser``'s, with a fresh head."""
         shape = asdict(denoiser.config) | {"dropout": 0.0, "is_time_conditioned": is_time_conditioned}
         discriminator = cls(DiscriminatorConfig(**shape, output=output))
-        trunk = {
-            name: value for name, value in denoiser.state_dict().items() if not name.startswith("output_layer.")
-        }
+        trunk = {name: value for name, value in denoiser.state_dict().items() if not name.startswith("output_layer.")}
         missing, unexpected = discriminator.load_state_dict(trunk, strict=False)
         stray = [name for name in missing if not name.startswith("output_layer.")] + unexpected
         if stray:  # cannot happen while both share DiTTrunk; a changed layout must not go unseen

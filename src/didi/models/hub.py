@@ -11,9 +11,9 @@ tokenizer.json
 
 import dataclasses
 import json
-import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -105,7 +105,11 @@ def save(bundle: Bundle, path: Path | str, *, dtype: torch.dtype = torch.float32
             (staging / role).mkdir()
             config = json.dumps(dataclasses.asdict(network.config), indent=2)
             (staging / role / "config.json").write_text(config + "\n")
-            weights = {key: value.detach().cpu().to(dtype).contiguous() for key, value in network.state_dict().items()}
+            learned = dict(network.named_parameters())  # buffers, such as rotary frequencies, keep their precision
+            weights = {
+                key: (value.to(dtype) if key in learned else value).detach().cpu().contiguous()
+                for key, value in network.state_dict().items()
+            }
             save_file(weights, staging / role / "model.safetensors")
         if bundle.tokenizer is not None:
             bundle.tokenizer.save(str(staging / "tokenizer.json"))
@@ -121,7 +125,7 @@ def save(bundle: Bundle, path: Path | str, *, dtype: torch.dtype = torch.float32
         staging.chmod(0o755)
         if path.exists():
             shutil.rmtree(path)
-        os.replace(staging, path)
+        staging.replace(path)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return path
@@ -205,19 +209,24 @@ def _load_network(folder: Path, role: str) -> DiT | Discriminator:
     for file in (config_file, weights_file):
         if not file.is_file():
             raise UsageError(f"the {role} of a bundle is config.json and model.safetensors; {file} is missing")
-    config_class, network_class = (
-        (DiscriminatorConfig, Discriminator) if role == "discriminator" else (DiTConfig, DiT)
-    )
+    build: Callable[..., DiT | Discriminator] = _build_discriminator if role == "discriminator" else _build_denoiser
     try:
-        config = config_class(**json.loads(config_file.read_text()))
+        with torch.device("meta"):
+            network = build(**json.loads(config_file.read_text()))
         weights = load_file(weights_file)
     except (TypeError, ValueError, SafetensorError) as error:
         raise UsageError(f"{folder} is not a {role} of this format: {error}") from error
-    with torch.device("meta"):
-        network = network_class(config)
     check_keys(network.state_dict(), weights, source=str(weights_file))
     network.load_state_dict({key: value.float() for key, value in weights.items()}, strict=True, assign=True)
     return network.eval()
+
+
+def _build_denoiser(**settings: Any) -> DiT:
+    return DiT(DiTConfig(**settings))
+
+
+def _build_discriminator(**settings: Any) -> Discriminator:
+    return Discriminator(DiscriminatorConfig(**settings))
 
 
 def _load_tokenizer(file: Path) -> Tokenizer:

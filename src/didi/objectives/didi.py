@@ -146,7 +146,9 @@ def advantages(
     else:
         run = means.numel() if grouping == "batch" else group_size
         if run < 2 or means.numel() % run:
-            raise UsageError(f"{grouping} groups have 2 members or more and divide the batch; got {run} of {means.numel()}")
+            raise UsageError(
+                f"{grouping} groups have 2 members or more and divide the batch; got {run} of {means.numel()}"
+            )
         groups = means.reshape(-1, run)
         baseline = groups.mean(1, keepdim=True).expand_as(groups).reshape(means.shape)
         spread = groups.std(1, keepdim=True, correction=int(grouping != "batch")).expand_as(groups).reshape(means.shape)

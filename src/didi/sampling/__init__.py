@@ -1,0 +1,1 @@
+"""Samplers: generators of moves from all masks to text."""

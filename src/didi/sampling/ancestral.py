@@ -7,6 +7,7 @@ the same for all sequences: one row of the network serves the batch. All of it i
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -52,7 +53,7 @@ class Ancestral:
         mask_id = self.denoiser.mask_id
         no_passes = torch.zeros(z.shape[0], dtype=torch.long)
         reveal_uniforms = noise.uniforms(z.shape[1])
-        for t, s in zip(times[:-1], times[1:], strict=True):
+        for t, s in pairwise(times):
             is_masked = z == mask_id
             if self.precision == "float32":
                 is_active, z_next = is_masked.any(1), self._published_move(z, t, s, schedule, noise)

@@ -138,7 +138,9 @@ def steps(
     if canvas is None:
         canvas = torch.full((denoiser.length,), denoiser.mask_id, dtype=torch.long)
     z = canvas.to(device).expand(len(indices), -1).clone()
-    yield from make_sampler(bundle, options)(z, uniform_times(nfe), bundle.schedule, SequenceNoise(seed, indices, device))
+    yield from make_sampler(bundle, options)(
+        z, uniform_times(nfe), bundle.schedule, SequenceNoise(seed, indices, device)
+    )
 
 
 def generate(
@@ -215,5 +217,3 @@ def generate(
         sampler=options.sampler,
         seconds=time.perf_counter() - started,
     )
-
-

@@ -8,6 +8,7 @@ no guidance).
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -78,7 +79,7 @@ class Guided:
     ) -> Iterator[StepOutput]:
         """See ``base.Sampler``."""
         scales = self.guidance.scales(len(times) - 1)
-        for move, (t, s) in enumerate(zip(times[:-1], times[1:], strict=True)):
+        for move, (t, s) in enumerate(pairwise(times)):
             if move < len(scales):
                 z_next, is_active, num_scored = self._tilted_move(z, t, s, schedule, noise, scales[move])
             else:
@@ -120,7 +121,11 @@ class Guided:
         return z, is_active, 0 if scale == 0 else 2
 
     def _reward_gradient(
-        self, logits: Float[Tensor, "n v"], z: Int[Tensor, "b l"], is_masked: Bool[Tensor, "b l"], t: Tensor,
+        self,
+        logits: Float[Tensor, "n v"],
+        z: Int[Tensor, "b l"],
+        is_masked: Bool[Tensor, "b l"],
+        t: Tensor,
         schedule: Schedule,
     ) -> Float[Tensor, "n v"]:
         """Gradient of minus the summed log-ratio at masked positions, through the expected embedding."""
@@ -163,7 +168,8 @@ class Guided:
             reduction=self.guidance.reduction,
         ).view(-1, num)
         ranked = -log_ratio / self.guidance.rank_temperature
-        chosen = ranked.argmax(1) if self.guidance.select == "best" else sample_categorical(ranked, choice[is_active, 0])
+        chosen = (
+            ranked.argmax(1) if self.guidance.select == "best" else sample_categorical(ranked, choice[is_active, 0])
+        )
         z[is_active] = candidates[torch.arange(len(chosen), device=z.device), chosen]
         return z, is_active, num
-

@@ -1,0 +1,1 @@
+"""Recipes and loops for teachers and students."""

@@ -61,13 +61,13 @@ def write_atomically(path: Path, content: bytes) -> None:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
-    os.replace(temporary, path)
+    temporary.replace(path)
 
 
 def _read(path: Path) -> dict[str, Any]:
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata()
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118: not a mapping
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
     if metadata["digest"] != _digest(metadata["structure"], tensors):
         raise ValueError("digest differs")
     state = _unpack(json.loads(metadata["structure"]), tensors)
@@ -78,7 +78,7 @@ def _read(path: Path) -> dict[str, Any]:
 def _digest(structure: str, tensors: dict[str, Tensor]) -> str:
     hasher = hashlib.sha256(structure.encode())
     for name in sorted(tensors):
-        hasher.update(tensors[name].contiguous().reshape(-1).view(torch.uint8).numpy())
+        hasher.update(tensors[name].contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return hasher.hexdigest()
 
 

@@ -30,7 +30,7 @@ from didi.sampling.generate import generate
 from didi.training.checkpoint import write_atomically
 from didi.training.config import DistillConfig
 from didi.training.loop import Metrics, autocast_dtype
-from didi.training.optim import averaged, learning_rate, make_optimizer, update
+from didi.training.optim import averaged, averaged_network, learning_rate, make_optimizer, update
 from didi.training.pretrain import validation_nelbo
 from didi.training.rollout import Rollout, first_law, law_at_masks, rollout
 
@@ -84,8 +84,13 @@ class Distillation:
         for number in range(self.config.loop.accumulation):
             with torch.set_grad_enabled(not is_warmup), self._cast():
                 batch = rollout(
-                    self.student, self.config.loop.batch_size, self.config.data.length, self.config.objective,
-                    self.schedule, named_generator(self.config.seed, "rollout", step, number), self.device,
+                    self.student,
+                    self.config.loop.batch_size,
+                    self.config.data.length,
+                    self.config.objective,
+                    self.schedule,
+                    named_generator(self.config.seed, "rollout", step, number),
+                    self.device,
                 )
             last = number + 1 == self.config.loop.accumulation
             _add(metrics, self._discriminator_update(batch, step, number, is_last=last))
@@ -94,6 +99,7 @@ class Distillation:
         if not is_warmup:
             self.average.update_parameters(self.student)
         return metrics
+
     # --------------------------------------------------------------------------------------------------------- #
 
     def _discriminator_update(self, batch: Rollout, step: int, number: int, *, is_last: bool) -> Metrics:
@@ -108,8 +114,10 @@ class Distillation:
             generator = named_generator(self.config.seed, "discriminator", step, number, repeat)
             real = self._real(step, number, repeat, len(t)).to(self.device)
             uniforms = torch.rand(2, *real.shape, dtype=torch.float64, generator=generator).to(self.device)
-            fake_t = batch.z_t[:, :, 0].flatten(0, 1) if repeat == 0 else corrupt(
-                batch.x.flatten(0, 1), alpha, mask_id, uniforms[0]
+            fake_t = (
+                batch.z_t[:, :, 0].flatten(0, 1)
+                if repeat == 0
+                else corrupt(batch.x.flatten(0, 1), alpha, mask_id, uniforms[0])
             )
             states = torch.cat([fake_t, corrupt(real, alpha, mask_id, uniforms[1])])
             self.discriminator.train()
@@ -125,10 +133,14 @@ class Distillation:
             is_right = torch.cat(
                 [log_density_ratio(fake_logits, fake_masks) > 0, log_density_ratio(real_logits, real_masks) < 0]
             )
-            _add(metrics, {
-                "discriminator_loss": loss.detach() / num_updates,
-                "discriminator_accuracy": is_right.float().mean() / num_updates,
-            }, 1 / self.config.loop.accumulation)
+            _add(
+                metrics,
+                {
+                    "discriminator_loss": loss.detach() / num_updates,
+                    "discriminator_accuracy": is_right.float().mean() / num_updates,
+                },
+                1 / self.config.loop.accumulation,
+            )
             if is_last:
                 config = self.config.discriminator_optimizer
                 rate = learning_rate(config, step, self.num_steps)
@@ -161,15 +173,22 @@ class Distillation:
         if objective.importance_weighting:
             density = TimeDensity(objective.time_a, objective.time_b).density(batch.t)
             weight = weight * (1 / density).clamp(max=objective.importance_clip)
-        first_score, second_score = batch.first_score, second_move_score(
-            batch.completion_log_probs, batch.z_tau == mask_id, batch.z_t == mask_id,
-            revealed_only=objective.revealed_only,
+        first_score, second_score = (
+            batch.first_score,
+            second_move_score(
+                batch.completion_log_probs,
+                batch.z_tau == mask_id,
+                batch.z_t == mask_id,
+                revealed_only=objective.revealed_only,
+            ),
         )
         if objective.pg_reduction == "token-mean":
             length = batch.x.shape[-1]
             first_score, second_score = first_score / length, second_score / length
         advantage = advantages(
-            rewards, grouping=objective.advantage, group_size=objective.group_size,
+            rewards,
+            grouping=objective.advantage,
+            group_size=objective.group_size,
             normalise=objective.normalise_advantage,
         )
         policy = policy_loss(first_score, second_score, advantage, weight.float().to(self.device)).mean()
@@ -177,9 +196,16 @@ class Distillation:
         ((policy + regulariser) / self.config.loop.accumulation).backward()
         scale = 1 / self.config.loop.accumulation
         metrics: dict[str, Tensor | float] = {}
-        _add(metrics, {
-            "reward": rewards.mean(), "reward_std": rewards.std(), "clamp_fraction": clamp_fraction, **figures,
-        }, scale)
+        _add(
+            metrics,
+            {
+                "reward": rewards.mean(),
+                "reward_std": rewards.std(),
+                "clamp_fraction": clamp_fraction,
+                **figures,
+            },
+            scale,
+        )
         if is_last:
             config = self.config.student_optimizer
             rate = learning_rate(config, step - self.warmup_steps, self.config.loop.steps)
@@ -248,7 +274,11 @@ class Distillation:
         """NELBO per token of the averaged student on held-out sequences, in nats."""
         rows = self.source.validation[: self.config.loop.validation_sequences]
         value = validation_nelbo(
-            self.average.module.eval(), rows, self.schedule, batch_size=self.config.loop.batch_size, device=self.device
+            averaged_network(self.average),
+            rows,
+            self.schedule,
+            batch_size=self.config.loop.batch_size,
+            device=self.device,
         )
         return {"validation_nelbo": value}
 
@@ -266,7 +296,7 @@ class Distillation:
     def bundle(self) -> Bundle:
         """The averaged student, its teacher and the discriminator."""
         return Bundle(
-            student=self.average.module.eval(),
+            student=averaged_network(self.average),
             teacher=self.teacher,
             discriminator=self.discriminator.eval(),
             tokenizer=self.tokenizer,
@@ -288,6 +318,12 @@ def _check_fit(config: DistillConfig, length: int, vocab_size: int, source: Sour
             f"corpus and teacher share one tokenizer; the corpus has {source.vocab_size} symbols, the teacher "
             f"{vocab_size}: give data.tokenizer the teacher bundle's tokenizer.json"
         )
+    if config.loop.accumulation > 1 and config.discriminator.steps_per_student_step > 1:
+        raise UsageError(
+            "discriminator.steps_per_student_step is 1 where loop.accumulation is more than 1: several discriminator "
+            f"updates cannot share accumulated batches; got {config.discriminator.steps_per_student_step} and "
+            f"{config.loop.accumulation}"
+        )
     objective, states = config.objective, config.loop.batch_size
     if objective.advantage in ("rows", "shared-time") and states % objective.group_size:
         raise UsageError(
@@ -308,8 +344,12 @@ def _teacher_pool(teacher: Bundle, path: Path, config: DistillConfig) -> Int[Ten
     if not path.is_file():
         settings = config.discriminator
         drawn = generate(
-            teacher, num_samples=settings.pool_size, nfe=settings.pool_nfe, seed=derive_seed(config.seed, "pool"),
-            length=config.data.length, role="teacher",
+            teacher,
+            num_samples=settings.pool_size,
+            nfe=settings.pool_nfe,
+            seed=derive_seed(config.seed, "pool"),
+            length=config.data.length,
+            role="teacher",
         )
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, save({"tokens": drawn.tokens}))

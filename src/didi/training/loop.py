@@ -80,7 +80,9 @@ class RunFolder:
         if has_run:
             old = config_file.read_text().splitlines() if config_file.is_file() else []
             new = config_yaml.splitlines()
-            changed = [line.strip() for line in new if line not in old] + [line.strip() for line in old if line not in new]
+            changed = [line.strip() for line in new if line not in old] + [
+                line.strip() for line in old if line not in new
+            ]
             if changed and old:
                 raise UsageError(
                     f"--resume keeps a run's settings; {config_file} differs at '{changed[0]}': give the settings it "
@@ -134,9 +136,11 @@ def run(job: Job, config: LoopConfig, folder: RunFolder, *, resume: bool) -> Non
             if done % config.log_every == 0 or is_last:
                 meter.write(done)
             if done % config.validate_every == 0 or done == job.num_steps:
-                meter.note(done, job.validate())
+                with meter.paused():
+                    meter.note(done, job.validate())
             if done % config.checkpoint_every == 0 or is_last:
-                save_checkpoint(folder.checkpoints, done, job.state_dict(), keep=config.keep_checkpoints)
+                with meter.paused():
+                    save_checkpoint(folder.checkpoints, done, job.state_dict(), keep=config.keep_checkpoints)
             if stop and done < job.num_steps:
                 raise Interrupted(f"stopped at step {done} of {job.num_steps}, saved; go on with --resume")
 
@@ -221,7 +225,13 @@ class _Meter:
             print(f"step {step}/{self._job.num_steps}  {text}", file=sys.stderr, flush=True)
         else:
             self._progress.update(self._task, figures=text[: max(20, self._console.width - 60)])
-        self._since = time.perf_counter()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Work that does not count as training time."""
+        begin = time.perf_counter()
+        yield
+        self._since += time.perf_counter() - begin
 
 
 def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:

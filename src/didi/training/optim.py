@@ -2,11 +2,13 @@
 
 import math
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from didi.models.dit import DiT
 from didi.training.config import OptimizerConfig
 
 
@@ -46,7 +48,7 @@ def update(network: nn.Module, optimizer: torch.optim.Optimizer, config: Optimiz
 
 
 def averaged(network: nn.Module, decay: float) -> AveragedModel:
-    """Exponential moving average of a network's weights and buffers.
+    """Exponential moving average of a network's weights.
 
     The decay is ramped as (1 + n) / (10 + n), so that the average of a short run is not that of its first weights.
     """
@@ -62,3 +64,8 @@ def averaged(network: nn.Module, decay: float) -> AveragedModel:
                 average.copy_(current)
 
     return AveragedModel(network, multi_avg_fn=ramped_average, use_buffers=False)
+
+
+def averaged_network(average: AveragedModel) -> DiT:
+    """The network that holds the averaged weights, in eval mode."""
+    return cast(DiT, average.module.eval())

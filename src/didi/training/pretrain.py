@@ -16,7 +16,7 @@ from didi.models.dit import DiT, DiTConfig
 from didi.models.hub import Bundle
 from didi.training.config import PretrainConfig
 from didi.training.loop import Metrics, autocast_dtype
-from didi.training.optim import averaged, learning_rate, make_optimizer, update
+from didi.training.optim import averaged, averaged_network, learning_rate, make_optimizer, update
 
 
 def nelbo_of(
@@ -97,7 +97,11 @@ class Pretraining:
         """NELBO per token of the averaged weights on held-out sequences, in nats."""
         rows = self.source.validation[: self.config.loop.validation_sequences]
         value = validation_nelbo(
-            self.average.module.eval(), rows, self.schedule, batch_size=self.config.loop.batch_size, device=self.device
+            averaged_network(self.average),
+            rows,
+            self.schedule,
+            batch_size=self.config.loop.batch_size,
+            device=self.device,
         )
         return {"validation_nelbo": value}
 
@@ -117,6 +121,4 @@ class Pretraining:
 
     def bundle(self) -> Bundle:
         """The averaged teacher with its tokenizer."""
-        return Bundle(
-            teacher=self.average.module.eval(), tokenizer=self.source.tokenizer, schedule=self.schedule
-        )
+        return Bundle(teacher=averaged_network(self.average), tokenizer=self.source.tokenizer, schedule=self.schedule)

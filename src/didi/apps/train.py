@@ -1,0 +1,217 @@
+"""``didi pretrain`` and ``didi distill``: a recipe, a YAML file and flags become one configuration and a run."""
+
+import argparse
+import platform
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import tyro
+import yaml
+
+from didi.apps.terminal import parse
+from didi.data.source import Source, open_source
+from didi.errors import UsageError
+from didi.evaluation.row import machine_name
+from didi.models.hub import Bundle, load, save
+from didi.training.config import DistillConfig, PretrainConfig
+from didi.training.distill import Distillation
+from didi.training.loop import RunFolder, default_device, run
+from didi.training.pretrain import Pretraining
+from didi.training.recipes import DISTILL, PRESETS, PRETRAIN, preset, recipe
+
+Config = PretrainConfig | DistillConfig
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """Where and how long to run; everything below belongs to the recipe and can be overridden."""
+
+    out: Path
+    """Folder of the run: config.yaml, metrics.jsonl, checkpoints/ and, at the end, bundle/."""
+    resume: bool = False
+    """Go on from the newest checkpoint in --out."""
+    max_steps: int | None = None
+    """Steps of the trained network; the schedule is fitted to them, and a discriminator warms up no longer."""
+    config: Path | None = None
+    """A config.yaml of an earlier run, or any part of one; instead of a recipe, or over it."""
+    preset: str | None = None
+    """distill: the objective of the 'paper' or of the authors' 'released' code instead of ours."""
+    device: str | None = None
+    """cpu, cuda, cuda:1; the accelerator if there is one, by default."""
+
+
+@dataclass(frozen=True)
+class PretrainCommand:
+    """Pre-train a masked-diffusion teacher: didi pretrain RECIPE --out RUN [flags]."""
+
+    run: Annotated[RunOptions, tyro.conf.arg(name="")]
+    config: Annotated[PretrainConfig, tyro.conf.arg(name="")]
+
+
+@dataclass(frozen=True)
+class DistillCommand:
+    """Distil a teacher into a few-step student by DiDi-Instruct: didi distill RECIPE --out RUN [flags]."""
+
+    run: Annotated[RunOptions, tyro.conf.arg(name="")]
+    config: Annotated[DistillConfig, tyro.conf.arg(name="")]
+
+
+def pretrain(args: Sequence[str]) -> None:
+    """Run ``didi pretrain`` with the words after it."""
+    options, config = _resolve("pretrain", PretrainCommand, PRETRAIN, args)
+    device = _device(options.device)
+    source = open_source(
+        config.data.corpus,
+        length=config.data.length,
+        vocab_size=config.data.vocab_size,
+        tokenizer=config.data.tokenizer,
+        seed=config.seed,
+    )
+    folder = _prepare(options, config)
+    job = Pretraining(config, source, device)
+    run(job, config.loop, folder, resume=options.resume)
+    _finish(job.bundle(), config, folder, device)
+
+
+def distill(args: Sequence[str]) -> None:
+    """Run ``didi distill`` with the words after it."""
+    options, config = _resolve("distill", DistillCommand, DISTILL, args)
+    distill_run(config, RunFolder(options.out), resume=options.resume, device=_device(options.device))
+
+
+def distill_run(config: DistillConfig, folder: RunFolder, *, resume: bool, device: torch.device) -> Path:
+    """Distil by a resolved configuration; returns the folder of the bundle."""
+    if not config.teacher:
+        raise UsageError(
+            f"distill {config.recipe} needs a teacher: --teacher takes a bundled name, a bundle folder (RUN/bundle of "
+            "didi pretrain) or a Hub repository"
+        )
+    teacher = load(config.teacher)
+    source = distillation_source(config, teacher)
+    folder.prepare(_yaml(config), resume=resume)
+    job = Distillation(config, source, teacher, device, folder.path)
+    run(job, config.loop, folder, resume=resume)
+    return _finish(job.bundle(), config, folder, device, teacher=teacher.provenance)
+
+
+def distillation_source(config: DistillConfig, teacher: Bundle) -> Source:
+    """The corpus of a distillation, read by the teacher's own tokenizer unless the settings name another."""
+    data = config.data
+    is_named = data.tokenizer is not None or data.vocab_size is not None
+    return open_source(
+        data.corpus,
+        length=data.length,
+        vocab_size=data.vocab_size,
+        tokenizer=data.tokenizer if is_named else teacher.tokenizer,
+        seed=config.seed,
+    )
+
+
+def _resolve(name: str, command: type[Any], recipes: Mapping[str, Any], args: Sequence[str]) -> tuple[RunOptions, Any]:
+    """Recipe, then preset, then YAML file, then flags: the later wins."""
+    prog = f"didi {name}"
+    has_recipe = bool(args) and not args[0].startswith("-")
+    scanner = argparse.ArgumentParser(prog=prog, add_help=False, allow_abbrev=False, exit_on_error=False)
+    scanner.add_argument("--config", type=Path)
+    scanner.add_argument("--preset")
+    early = argparse.Namespace(config=None, preset=None)
+    try:
+        scanner.parse_known_args(args, namespace=early)
+    except argparse.ArgumentError:  # a flag without its value; the full parser says so better
+        early = argparse.Namespace(config=None, preset=None)
+    overrides = _read_yaml(early.config) if early.config else {}
+    chosen = args[0] if has_recipe else overrides.get("recipe")
+    if chosen in recipes or has_recipe:
+        base = recipe(recipes, str(chosen))
+    elif early.config or "--help" in args or "-h" in args:
+        base = type(next(iter(recipes.values())))()
+    else:
+        raise UsageError(f"the recipe comes first: {prog} RECIPE --out RUN, one of {', '.join(recipes)}")
+    if early.preset is not None:
+        if not isinstance(base, DistillConfig):
+            raise UsageError(f"--preset is for distill, with {' or '.join(PRESETS)}; got it with {name}")
+        base = preset(base, early.preset)
+    config_class = type(base)
+    if overrides:
+        base = parse(config_class, list(_flags(overrides)), prog=str(early.config), default=base)
+    default = command(RunOptions(out=tyro.MISSING), base)
+    parsed = parse(command, args[has_recipe:], prog=f"{prog} {chosen}" if has_recipe else prog, default=default)
+    return parsed.run, _limited(parsed.config, parsed.run.max_steps)
+
+
+def _limited(config: Config, max_steps: int | None) -> Config:
+    if max_steps is None:
+        return config
+    if max_steps < 1:
+        raise UsageError(f"--max-steps is 1 or more; got {max_steps}")
+    loop = replace(config.loop, steps=max_steps)
+    if isinstance(config, PretrainConfig):
+        return replace(config, loop=loop)
+    warmup = min(config.discriminator.warmup_steps, max_steps)
+    return replace(config, loop=loop, discriminator=replace(config.discriminator, warmup_steps=warmup))
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"--config is a readable YAML file; {path} is not ({error.strerror})") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UsageError(f"--config is a YAML file; {path} is not: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise UsageError(f"--config is a YAML mapping of settings; {path} is not")
+    return content
+
+
+def _flags(settings: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """Settings as the flags that mean the same, so that a file and the command line have one parser."""
+    for key, value in settings.items():
+        name = f"{prefix}{key}".replace("_", "-")
+        if isinstance(value, dict):
+            yield from _flags(value, f"{name}.")
+        elif isinstance(value, bool):
+            head, _, last = name.rpartition(".")
+            yield f"--{head}{'.' if head else ''}{'' if value else 'no-'}{last}"
+        else:
+            yield from (f"--{name}", str(value))
+
+
+def _device(name: str | None) -> torch.device:
+    if name is None:
+        return default_device()
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(f"--device is cpu, cuda or cuda:N, and present; got {name!r}") from error
+    return device
+
+
+def _prepare(options: RunOptions, config: Config) -> RunFolder:
+    folder = RunFolder(options.out)
+    folder.prepare(_yaml(config), resume=options.resume)
+    return folder
+
+
+def _yaml(config: Config) -> str:
+    return yaml.safe_dump(asdict(config), sort_keys=False)
+
+
+def _finish(bundle: Bundle, config: Config, folder: RunFolder, device: torch.device, **more: Any) -> Path:
+    """Write the bundle with what a reader needs to trust or repeat it; its path is the command's result."""
+    bundle.provenance = {
+        "recipe": config.recipe,
+        "corpus": config.data.corpus,
+        "seed": config.seed,
+        "steps": config.loop.steps,
+        "batch_size": config.loop.batch_size * config.loop.accumulation,
+        "machine": machine_name(device),
+        "python": platform.python_version(),
+        **more,
+    }
+    path = save(bundle, folder.path / "bundle")
+    print(path)
+    return path

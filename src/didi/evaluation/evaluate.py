@@ -1,0 +1,110 @@
+"""From a bundle to measured rows: sample, judge, tell."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from jaxtyping import Int
+from torch import Tensor
+
+from didi.data.source import MARKOV
+from didi.errors import UsageError
+from didi.evaluation.perplexity import SMOLLM2, Judge, load_judge
+from didi.evaluation.report import write_metrics, write_report
+from didi.evaluation.row import EvaluationRow, machine_name, measure
+from didi.models.hub import Bundle, Role
+from didi.sampling.generate import SamplerName, SamplingOptions, decode, generate
+from didi.training.pretrain import validation_nelbo
+
+NUM_EXAMPLES = 2  # texts of each row in a report
+NELBO_BATCH = 32
+
+
+def evaluate(
+    bundle: Bundle,
+    *,
+    nfe: Sequence[int] = (4, 8, 16),
+    num_samples: int = 256,
+    judge: str | Judge | None = None,
+    role: Role | Sequence[Role] | None = None,
+    sampler: SamplerName | Sequence[SamplerName] = "ancestral",
+    seed: int = 0,
+    data: Int[Tensor, "n l"] | None = None,
+    options: SamplingOptions | None = None,
+    out: Path | str | None = None,
+    on_row: Callable[[EvaluationRow, list[str]], None] | None = None,
+) -> list[EvaluationRow]:
+    """Sample and score every combination of role, sampler and number of passes; every sample counts.
+
+    Args:
+        bundle: from ``didi.load``.
+        nfe: numbers of moves.
+        num_samples: sequences in each row; 256 or more for a figure that is to be quoted.
+        judge: name for ``load_judge``, or a judge; by default the exact one for a model of the ``markov`` world, else
+            ``smollm2-135m``.
+        role: one or several; by default the student if there is one, else the teacher.
+        sampler: one or several.
+        seed: of the samples.
+        data: held-out token sequences of the bundle's tokenizer; they are judged in a row of their own, and give each
+            network's NELBO.
+        options: further sampling options; role and sampler come from the arguments above.
+        out: folder for ``metrics.json``, ``report.md`` and the figure.
+        on_row: called with each row and two of its texts as soon as it is measured.
+
+    Raises:
+        UsageError: the bundle, the judge or an argument does not allow it.
+    """
+    roles: Sequence[Role | None] = [role] if role is None or isinstance(role, str) else role
+    samplers = [sampler] if isinstance(sampler, str) else sampler
+    if not nfe or min(nfe) < 1 or num_samples < 1:
+        raise UsageError(f"nfe and num_samples are 1 or more; got {list(nfe)} and {num_samples}")
+    if judge is None:
+        judge = MARKOV if bundle.provenance.get("corpus") == MARKOV else SMOLLM2
+    if isinstance(judge, str):
+        judge = load_judge(judge)
+    base = options or SamplingOptions()
+    rows: list[EvaluationRow] = []
+    examples: list[list[str]] = []
+
+    def add(row: EvaluationRow, texts: list[str]) -> None:
+        rows.append(row)
+        examples.append(texts[:NUM_EXAMPLES])
+        if on_row is not None:
+            on_row(row, examples[-1])
+
+    if data is not None:
+        real = data[:num_samples]
+        texts = decode(bundle, real)
+        add(measure("data", "", 0, real, texts, judge, seconds=float("nan"), student_passes=0, seed=seed), texts)
+    for one_role in roles:
+        network = bundle.denoiser(one_role)
+        label = one_role or ("student" if bundle.student is not None else "teacher")
+        device = next(network.parameters()).device
+        nelbo = float("nan")
+        if data is not None:
+            nelbo = validation_nelbo(network, data, bundle.schedule, batch_size=NELBO_BATCH, device=device)
+        for one_sampler in samplers:
+            settings = SamplingOptions(**{**vars(base), "role": one_role, "sampler": one_sampler})
+            for num_moves in nfe:
+                drawn = generate(bundle, num_samples=num_samples, nfe=num_moves, seed=seed, options=settings)
+                row = measure(
+                    label,
+                    one_sampler,
+                    num_moves,
+                    drawn.tokens,
+                    drawn.texts,
+                    judge,
+                    seconds=drawn.seconds,
+                    student_passes=float(drawn.student_passes.double().mean()),
+                    discriminator_passes=float(drawn.discriminator_passes.double().mean()),
+                    precision=drawn.precision,
+                    seed=seed,
+                    nelbo=nelbo,
+                    machine=machine_name(device),
+                    note="" if settings.temperature == 1 else f"temperature {settings.temperature:g}",
+                )
+                add(row, drawn.texts)
+    if out is not None:
+        write_metrics(rows, Path(out))
+        recipe = str(bundle.provenance.get("recipe", ""))
+        write_report(rows, Path(out), title=f"Evaluation of {bundle.name}", samples=examples, recipe=recipe)
+    return rows
