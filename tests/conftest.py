@@ -1,11 +1,10 @@
-"""Shapes and dtypes are checked at run time in tests; tiny networks whose weights are not the zeros they start as."""
-
 import typing
 
 import jaxtyping
 
+# Shapes and dtypes of every call into didi are checked; the hook has to come before anything imports didi.
 typing.Protocol._is_runtime_protocol = True  # beartype checks a protocol by isinstance
-jaxtyping.install_import_hook("didi", "beartype.beartype")  # before anything imports didi
+jaxtyping.install_import_hook("didi", "beartype.beartype")
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
@@ -16,33 +15,77 @@ from didi.models.dit import DiT, DiTConfig  # noqa: E402
 torch.set_num_threads(1)
 
 
-def randomise(network, seed, scale=0.5):
-    """Normal weights everywhere: a fresh DiT has a zero head and zero modulations, and so hides most mistakes."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in network.parameters():
-            parameter.copy_(scale * torch.randn(parameter.shape, generator=generator))
-    return network.eval()
+@pytest.fixture
+def unchecked():
+    """Calls of this test are not type-checked: a value that no annotation allows reaches the code that refuses it."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture(scope="session")
-def make_dit():
-    """A tiny DiT with random weights; the mask is the last symbol."""
+def randomise():
+    """Random weights everywhere: a fresh network has zero heads and modulations, which hide most mistakes."""
 
-    def make(vocab_size=4, length=2, seed=0, scale=0.5, **shape):
-        sizes = {"hidden_size": 16, "num_blocks": 2, "num_heads": 2, "cond_dim": 8} | shape
-        config = DiTConfig(**{"vocab_size": vocab_size, "mask_id": vocab_size - 1, "length": length} | sizes)
-        return randomise(DiT(config), seed, scale)
+    def fill(network, seed=0, scale=1.0):
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for parameter in network.parameters():
+                noise = torch.randn(parameter.shape, generator=generator)
+                if parameter.ndim == 1:
+                    parameter.add_(0.3 * noise)
+                else:
+                    parameter.copy_(scale * noise / parameter.shape[-1] ** 0.5)
+        return network.eval()
+
+    return fill
+
+
+@pytest.fixture(scope="session")
+def tiny_config():
+    """Shape of a tiny DiT whose mask is the last symbol."""
+
+    def make(vocab_size=4, length=2, **changes):
+        sizes = {"mask_id": vocab_size - 1, "hidden_size": 16, "num_blocks": 2, "num_heads": 2, "cond_dim": 8}
+        return DiTConfig(**{"vocab_size": vocab_size, "length": length} | sizes | changes)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_dit(tiny_config, randomise):
+    """A tiny DiT with random weights."""
+
+    def make(seed=0, scale=1.0, **shape):
+        return randomise(DiT(tiny_config(**shape)), seed, scale)
 
     return make
 
 
 @pytest.fixture(scope="session")
 def make_discriminator():
-    """A discriminator on a denoiser's trunk, with a head of random weights."""
+    """A discriminator on a denoiser's trunk, with a head that depends on the seed."""
 
     def make(denoiser, seed=0, **options):
         torch.manual_seed(seed)
         return Discriminator.from_denoiser(denoiser, **options).eval()
 
     return make
+
+
+@pytest.fixture(scope="session")
+def chi_square():
+    """Probability of counts at least as far from the expected ones, by Pearson's test; 0 if the impossible occurred."""
+
+    def p_value(draws, probs):
+        counts = torch.bincount(draws, minlength=len(probs)).double()
+        expected = probs.double() / probs.double().sum() * counts.sum()
+        possible = expected > 0
+        assert expected[possible].min() >= 5, "too few draws for the chi-square law"
+        if counts[~possible].any():
+            return 0.0
+        statistic = ((counts - expected)[possible] ** 2 / expected[possible]).sum()
+        degrees = torch.tensor((int(possible.sum()) - 1) / 2, dtype=torch.float64)
+        return float(torch.special.gammaincc(degrees, statistic / 2))
+
+    return p_value

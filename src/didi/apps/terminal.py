@@ -41,15 +41,15 @@ def parse(command: type[Parsed], args: Sequence[str], *, prog: str, default: Any
 
 def _one_line(box: str, prog: str) -> str:
     """The message of a many-line box of the parser, with the nearest option it suggests."""
-    lines = [re.sub(r"[│╭╮╰╯─]", "", line).strip() for line in box.splitlines()]
-    lines = [line for line in lines if line and "full helptext" not in line]
-    text = " ".join(lines)
+    border = r"[│|╭╮╰╯─+-]*"  # drawn in ASCII where the terminal knows no more
+    lines = [re.sub(rf"^{border} | {border}$|^{border}$", "", line).strip() for line in box.splitlines()]
+    text = " ".join(line for line in lines if line and "full helptext" not in line)
     if match := re.search(r"Unrecognized options: (.+?)(?: Perhaps you meant: (--\S+)| Similar|$)", text):
         unknown, nearest = match[1].split(",")[0].split()[0], match[2]
         hint = f"; did you mean {nearest}?" if nearest else ""
         return f"{prog} has no option {unknown}{hint} See {prog} --help"
     if text.startswith("Required options"):
-        missing = " and ".join(re.findall(r"(?:^| )(--[\w.-]+ [A-Z]+)", text))
+        missing = " and ".join(re.findall(r"(--[a-z][\w.-]* [A-Z]+)", text))
         return f"{prog} needs {missing}; see {prog} --help"
     text = re.sub(r"^(Value error|Invalid choice|Required options|Parsing error|Missing value)\s+", "", text)
     text = text.split(" Argument helptext:")[0]

@@ -29,8 +29,8 @@ Config = PretrainConfig | DistillConfig
 class RunOptions:
     """Where and how long to run; everything below belongs to the recipe and can be overridden."""
 
-    out: Path
-    """Folder of the run: config.yaml, metrics.jsonl, checkpoints/ and, at the end, bundle/."""
+    out: Path | None = None
+    """Folder of the run (required): config.yaml, metrics.jsonl, checkpoints/ and, at the end, bundle/."""
     resume: bool = False
     """Go on from the newest checkpoint in --out."""
     max_steps: int | None = None
@@ -61,7 +61,7 @@ class DistillCommand:
 
 def pretrain(args: Sequence[str]) -> None:
     """Run ``didi pretrain`` with the words after it."""
-    options, config = _resolve("pretrain", PretrainCommand, PRETRAIN, args)
+    options, folder, config = _resolve("pretrain", PretrainCommand, PRETRAIN, args)
     device = _device(options.device)
     source = open_source(
         config.data.corpus,
@@ -70,7 +70,7 @@ def pretrain(args: Sequence[str]) -> None:
         tokenizer=config.data.tokenizer,
         seed=config.seed,
     )
-    folder = _prepare(options, config)
+    folder.prepare(_yaml(config), resume=options.resume)
     job = Pretraining(config, source, device)
     run(job, config.loop, folder, resume=options.resume)
     _finish(job.bundle(), config, folder, device)
@@ -78,8 +78,8 @@ def pretrain(args: Sequence[str]) -> None:
 
 def distill(args: Sequence[str]) -> None:
     """Run ``didi distill`` with the words after it."""
-    options, config = _resolve("distill", DistillCommand, DISTILL, args)
-    distill_run(config, RunFolder(options.out), resume=options.resume, device=_device(options.device))
+    options, folder, config = _resolve("distill", DistillCommand, DISTILL, args)
+    distill_run(config, folder, resume=options.resume, device=_device(options.device))
 
 
 def distill_run(config: DistillConfig, folder: RunFolder, *, resume: bool, device: torch.device) -> Path:
@@ -110,7 +110,7 @@ def distillation_source(config: DistillConfig, teacher: Bundle) -> Source:
     )
 
 
-def _resolve(name: str, command: type[Any], recipes: Mapping[str, Any], args: Sequence[str]) -> tuple[RunOptions, Any]:
+def _resolve(name: str, command: type[Any], recipes: Mapping[str, Any], args: Sequence[str]) -> tuple[RunOptions, RunFolder, Any]:
     """Recipe, then preset, then YAML file, then flags: the later wins."""
     prog = f"didi {name}"
     has_recipe = bool(args) and not args[0].startswith("-")
@@ -134,12 +134,13 @@ def _resolve(name: str, command: type[Any], recipes: Mapping[str, Any], args: Se
         if not isinstance(base, DistillConfig):
             raise UsageError(f"--preset is for distill, with {' or '.join(PRESETS)}; got it with {name}")
         base = preset(base, early.preset)
-    config_class = type(base)
     if overrides:
-        base = parse(config_class, list(_flags(overrides)), prog=str(early.config), default=base)
-    default = command(RunOptions(out=tyro.MISSING), base)
-    parsed = parse(command, args[has_recipe:], prog=f"{prog} {chosen}" if has_recipe else prog, default=default)
-    return parsed.run, _limited(parsed.config, parsed.run.max_steps)
+        base = parse(type(base), list(_flags(overrides)), prog=str(early.config), default=base)
+    prog = f"{prog} {chosen}" if has_recipe else prog
+    parsed = parse(command, args[has_recipe:], prog=prog, default=command(RunOptions(), base))
+    if parsed.run.out is None:
+        raise UsageError(f"{prog} needs --out RUN, the folder of the run")
+    return parsed.run, RunFolder(parsed.run.out), _limited(parsed.config, parsed.run.max_steps)
 
 
 def _limited(config: Config, max_steps: int | None) -> Config:
@@ -188,12 +189,6 @@ def _device(name: str | None) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise UsageError(f"--device is cpu, cuda or cuda:N, and present; got {name!r}") from error
     return device
-
-
-def _prepare(options: RunOptions, config: Config) -> RunFolder:
-    folder = RunFolder(options.out)
-    folder.prepare(_yaml(config), resume=options.resume)
-    return folder
 
 
 def _yaml(config: Config) -> str:

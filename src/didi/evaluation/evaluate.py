@@ -74,7 +74,7 @@ def evaluate(
     if data is not None:
         real = data[:num_samples]
         texts = decode(bundle, real)
-        add(measure("data", "", 0, real, texts, judge, seconds=float("nan"), student_passes=0, seed=seed), texts)
+        add(measure("data", "", 0, real, texts, judge, seconds=float("nan"), student_passes=0.0, seed=seed), texts)
     for one_role in roles:
         network = bundle.denoiser(one_role)
         label = one_role or ("student" if bundle.student is not None else "teacher")

@@ -111,6 +111,8 @@ def save(bundle: Bundle, path: Path | str, *, dtype: torch.dtype = torch.float32
                 for key, value in network.state_dict().items()
             }
             save_file(weights, staging / role / "model.safetensors")
+            # safetensors lets only the owner read
+            (staging / role / "model.safetensors").chmod((staging / role / "config.json").stat().st_mode)
         if bundle.tokenizer is not None:
             bundle.tokenizer.save(str(staging / "tokenizer.json"))
         mask_id = next(iter(networks.values())).mask_id

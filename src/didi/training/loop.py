@@ -105,7 +105,7 @@ class RunFolder:
                 kept.append(line)
         write_atomically(self.metrics, "".join(f"{line}\n" for line in kept).encode())
 
-    def log(self, row: Mapping[str, float]) -> None:
+    def log(self, row: Mapping[str, float | int]) -> None:
         """Append one line of metrics."""
         with self.metrics.open("a") as file:
             file.write(json.dumps(row) + "\n")

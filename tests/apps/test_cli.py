@@ -1,0 +1,214 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from didi.apps.cli import main
+from didi.models.hub import load
+
+SMALL = ["--data.length", "32", "--loop.batch-size", "4", "--loop.validation-sequences", "8"]
+
+
+@pytest.fixture
+def didi(monkeypatch, capsys):
+    """Run the command in this process; returns (status, stdout, stderr)."""
+
+    def call(*words):
+        monkeypatch.setattr(sys, "argv", ["didi", *map(str, words)])
+        with pytest.raises(SystemExit) as stop:
+            main()
+        out = capsys.readouterr()
+        return stop.value.code, out.out, out.err
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def distilled(tmp_path_factory):
+    """A run of a few steps on the bundled markov teacher."""
+    folder = tmp_path_factory.mktemp("run")
+    argv, sys.argv = sys.argv, ["didi", "distill", "markov", "--out", str(folder / "a"), "--max-steps", "3", *SMALL]
+    try:
+        with pytest.raises(SystemExit) as stop:
+            main()
+    finally:
+        sys.argv = argv
+    assert stop.value.code == 0
+    return folder / "a"
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["distil", "markov"], "did you mean distill?"),
+        (["distill", "markv", "--out", "x"], "did you mean 'markov'?"),
+        (["distill", "--out", "x"], "the recipe comes first"),
+        (["distill", "markov"], "didi distill markov needs --out RUN"),
+        (["distill", "markov", "--out", "x", "--objective.divergnce-weight", "3"], "--objective.divergence-weight?"),
+        (["distill", "markov", "--out", "x", "--seed", "a"], "--seed"),
+        (["distill", "markov", "--out", "x", "--max-steps", "0"], "--max-steps is 1 or more; got 0"),
+        (["distill", "markov", "--out", "x", "--preset", "papr"], "a preset is one of paper, released; got 'papr'"),
+        (["distill", "markov", "--out", "x", "--config", "none.yaml"], "--config is a readable YAML file"),
+        (["distill", "markov", "--out", "x", "--device", "cuda:99"], "--device is cpu, cuda or cuda:N"),
+        (["distill", "markov", "--out", "x", "--teacher", "nobody"], "got 'nobody'"),
+        (["distill", "owt-169m", "--out", "x"], "needs a teacher"),
+        (["pretrain", "markov", "--out", "x", "--preset", "paper"], "--preset is for distill"),
+        (["generate"], "didi generate needs --model STR"),
+        (["generate", "--model", "markov", "--sampler", "best"], "--sampler"),
+        (["generate", "--model", "markov", "--sampler", "guided"], "needs a discriminator"),
+        (["generate", "--model", "markov", "--nfe", "0"], "nfe is 1 or more"),
+        (["generate", "--model", "markov", "--role", "student"], "has no student"),
+        (["evaluate", "--model", "markov", "--out", "x", "--nfe", "0"], "nfe"),
+        (["assets", "fetch", "newz"], "did you mean 'news'?"),
+        (["assets", "steal"], "didi assets is list"),
+    ],
+)
+def test_wrong_use_is_one_line_and_status_2(didi, words, told, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    status, out, err = didi(*words)
+    assert (status, out) == (2, "")
+    assert told in err
+    assert err.count("\n") == 1
+    assert err.startswith("didi: ")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("words", [[], ["--help"], ["pretrain", "--help"], ["distill", "--help"], ["generate", "-h"]])
+def test_help_is_status_0(didi, words):
+    status, out, err = didi(*words)
+    assert (status, err) == (0, "")
+    assert "didi" in out
+
+
+def test_a_run_leaves_config_metrics_checkpoints_and_bundle(distilled):
+    config = yaml.safe_load((distilled / "config.yaml").read_text())
+    assert config["recipe"] == "markov"
+    assert config["loop"]["steps"] == config["discriminator"]["warmup_steps"] == 3
+    lines = [json.loads(line) for line in (distilled / "metrics.jsonl").read_text().splitlines()]
+    wanted = {"reward", "reward_std", "clamp_fraction", "entropy", "discriminator_accuracy", "tokens_per_second"}
+    assert wanted | {"student_gradient_norm", "discriminator_gradient_norm"} <= set(lines[0])
+    assert "validation_nelbo" in lines[-1]
+    assert list((distilled / "checkpoints").iterdir())
+    bundle = load(distilled / "bundle")
+    assert bundle.provenance["seed"] == 0
+    assert None not in (bundle.student, bundle.teacher, bundle.discriminator, bundle.tokenizer)
+
+
+def test_config_yaml_of_a_run_repeats_it(didi, distilled, tmp_path):
+    status, out, _ = didi("distill", "--config", distilled / "config.yaml", "--out", tmp_path / "b")
+    assert status == 0
+    assert out.strip() == str(tmp_path / "b" / "bundle")
+    assert (tmp_path / "b" / "config.yaml").read_text() == (distilled / "config.yaml").read_text()
+    weights = [load_file(path / "bundle/student/model.safetensors") for path in (distilled, tmp_path / "b")]
+    assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
+
+
+def test_flags_win_over_a_yaml_file_and_a_file_over_the_recipe(didi, tmp_path):
+    part = tmp_path / "part.yaml"
+    part.write_text("seed: 5\nloop: {batch_size: 4, validation_sequences: 8}\nobjective: {revealed_only: false}\n")
+    words = ["pretrain", "markov"]
+    status, _, err = didi(*words, "--config", part, "--out", tmp_path / "x")
+    assert status == 2  # a pre-training has no objective
+    assert "objective" in err
+    words = ["distill", "markov", "--config", part, "--seed", "6", "--max-steps", "1", "--out", tmp_path / "y"]
+    assert didi(*words)[0] == 0
+    config = yaml.safe_load((tmp_path / "y" / "config.yaml").read_text())
+    assert (config["seed"], config["loop"]["batch_size"], config["objective"]["revealed_only"]) == (6, 4, False)
+
+
+def test_a_folder_with_a_run_is_kept(didi, distilled):
+    before = (distilled / "config.yaml").read_text()
+    assert "holds a run" in didi("distill", "markov", "--out", distilled)[2]
+    status, _, err = didi("distill", "markov", "--out", distilled, "--resume", "--seed", "9")
+    assert status == 2
+    assert "differs" in err
+    assert (distilled / "config.yaml").read_text() == before
+
+
+def test_generate_writes_json_lines_of_the_contract(didi, distilled):
+    bundle = distilled / "bundle"
+    words = ["generate", "--model", bundle, "--num-samples", "3", "--nfe", "4", "--seed", "7", "--format", "jsonl"]
+    status, out, _ = didi(*words)
+    records = [json.loads(line) for line in out.splitlines()]
+    assert status == 0
+    assert len(records) == 3
+    for record in records:
+        assert {"text", "tokens", "nfe", "discriminator_passes", "seed"} <= set(record)
+        assert (record["nfe"], record["seed"], record["discriminator_passes"]) == (4, 7, 0)
+        assert record["text"].split() == [f"s{token}" for token in record["tokens"]]
+    assert didi(*words, "--batch-size", "1")[1] == out
+    guided = didi(*words, "--sampler", "guided")[1]
+    assert all(json.loads(line)["discriminator_passes"] > 0 for line in guided.splitlines())
+
+
+def test_generate_keeps_prefix_and_fills_masks(didi, distilled):
+    words = ["generate", "--model", distilled / "bundle", "--num-samples", "2", "--format", "jsonl"]
+    for line in didi(*words, "--prefix", "s4 s5")[1].splitlines():
+        assert json.loads(line)["tokens"][:2] == [4, 5]
+    for line in didi(*words, "--infill", "s1 [MASK] s3")[1].splitlines():
+        tokens = json.loads(line)["tokens"]
+        assert (tokens[0], tokens[2]) == (1, 3)
+
+
+def test_evaluate_writes_rows_report_and_figure(didi, distilled, tmp_path):
+    out = tmp_path / "eval"
+    words = ["evaluate", "--model", distilled / "bundle", "--role", "teacher", "student", "--nfe", "2", "4"]
+    status, _, _ = didi(*words, "--num-samples", "16", "--judge", "markov", "--data", "markov", "--out", out)
+    assert status == 0
+    rows = json.loads((out / "metrics.json").read_text())
+    assert [(row["role"], row["nfe"]) for row in rows] == [
+        ("data", 0), ("teacher", 2), ("teacher", 4), ("student", 2), ("student", 4),
+    ]  # fmt: skip
+    for row in rows:
+        assert row["gen_ppl_ci"][0] <= row["gen_ppl"] <= row["gen_ppl_ci"][1]
+        assert row["num_samples"] == 16
+    assert 3 < rows[0]["gen_ppl"] < 5 < rows[1]["gen_ppl"]
+    assert rows[1]["nelbo"] == pytest.approx(1.371, abs=0.002)
+    assert (out / "report.md").read_text().count("|") > 50
+    assert (out / "perplexity.png").stat().st_size > 10_000
+
+
+def test_a_language_model_bundle_is_not_judged_by_the_markov_chain(didi, tmp_path):
+    status, _, err = didi(
+        "evaluate", "--model", "tiny-news", "--judge", "markov", "--nfe", "1", "--num-samples", "1", "--out", tmp_path
+    )
+    assert status == 2
+    assert "judge markov reads the 32 symbols" in err
+
+
+@pytest.mark.slow
+def test_a_killed_run_resumes_bit_for_bit(tmp_path):
+    words = ["distill", "markov", "--max-steps", "60", "--seed", "3", "--loop.checkpoint-every", "7", *SMALL]
+
+    def start(out, *more):
+        command = [sys.executable, "-m", "didi", *words, "--out", str(tmp_path / out), *more]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment)
+
+    def finish(process):
+        assert process.wait() == 0, process.stderr.read().decode()
+        process.stderr.close()
+
+    finish(start("straight"))
+    killed = start("killed")
+    while len(list((tmp_path / "killed").glob("checkpoints/step-*"))) < 2:  # it is under way
+        time.sleep(0.02)
+        assert killed.poll() is None
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    killed.stderr.close()
+    assert not (tmp_path / "killed/bundle").exists()
+    finish(start("killed", "--resume"))
+    files = [tmp_path / name / "bundle/student/model.safetensors" for name in ("straight", "killed")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    metrics = [Path(tmp_path / name / "metrics.jsonl").read_text().splitlines() for name in ("straight", "killed")]
+    steps = [[json.loads(line)["step"] for line in lines] for lines in metrics]
+    assert steps[0] == steps[1]

@@ -1,0 +1,115 @@
+import math
+
+import pytest
+import torch
+from torch.distributions import Categorical, kl_divergence
+
+from didi.diffusion.categorical import divergence, entropy, sample_categorical, sample_gumbel
+from didi.diffusion.noise import named_generator
+from didi.errors import UsageError
+
+PROBS = torch.tensor([0.4, 0.0, 0.1, 0.3, 0.15, 0.05, 0.0], dtype=torch.float64)
+LARGEST = 1 - 2**-53  # greatest float64 that torch.rand gives
+
+
+def random_log_probs(*shape, seed=0):
+    logits = torch.randn(*shape, dtype=torch.float64, generator=named_generator("log-probs", seed))
+    logits[..., 1] = -torch.inf
+    return logits.log_softmax(-1)
+
+
+def draws_by_inversion(num, dtype):
+    uniforms = torch.rand(num, dtype=dtype, generator=named_generator("inversion"))
+    return sample_categorical(PROBS.log().expand(num, -1), uniforms)
+
+
+def draws_by_gumbel(num, dtype):
+    uniforms = torch.rand(num, len(PROBS), dtype=dtype, generator=named_generator("gumbel"))
+    return sample_gumbel(PROBS.log().expand(num, -1), uniforms)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("draw", [draws_by_inversion, draws_by_gumbel])
+def test_draws_follow_the_probabilities_and_never_the_impossible(draw, dtype, chi_square):
+    assert chi_square(draw(20_000, dtype), PROBS) > 1e-3
+
+
+def test_inversion_gives_each_token_the_slice_that_is_its_probability():
+    edges = torch.tensor([0, 0.4, 0.5, 0.8, 0.95, 1], dtype=torch.float64)
+    inner = torch.cat([edges[:-1] + 1e-9, edges[1:] - 1e-9])
+    expected = torch.tensor([0, 2, 3, 4, 5]).repeat(2)
+    assert torch.equal(sample_categorical(PROBS.log().expand(10, -1), inner), expected)
+
+
+@pytest.mark.parametrize("probs", [[0, 1, 0, 0], [0, 0.5, 0.5, 0], [0, 1 / 3, 2 / 3, 0], [0, 1e-300, 1, 0]])
+@pytest.mark.parametrize("uniform", [0.0, 5e-324, 0.5, LARGEST])
+def test_the_most_extreme_uniforms_draw_nothing_impossible(probs, uniform):
+    probs = torch.tensor(probs, dtype=torch.float64)
+    drawn = sample_categorical(probs.log()[None], torch.tensor([uniform], dtype=torch.float64))
+    assert probs[drawn] > 0
+
+
+def test_unnormalised_logits_are_allowed():
+    uniforms = torch.linspace(0, 0.999, 50, dtype=torch.float64)
+    log_probs = PROBS.log().expand(50, -1)
+    assert torch.equal(sample_categorical(log_probs, uniforms), sample_categorical(log_probs + 3.7, uniforms))
+
+
+def test_float64_keeps_a_tail_of_1e_12_and_float32_loses_it():
+    # The rarest token is last: float32 has no number between 1 - 6e-8 and 1 that could stand for it.
+    log_probs = torch.tensor([[math.log1p(-1e-12), math.log(1e-12)]], dtype=torch.float64).expand(3, -1)
+    uniforms = torch.tensor([1 - 2e-12, 1 - 0.5e-12, LARGEST], dtype=torch.float64)
+    assert sample_categorical(log_probs, uniforms).tolist() == [0, 1, 1]
+    # A token in front of the rest keeps its slice [0, 1e-12) as well.
+    assert sample_categorical(log_probs.flip(1), 1 - uniforms).tolist() == [1, 0, 0]
+    largest = torch.tensor([1 - 2**-24] * 3, dtype=torch.float32)
+    assert sample_categorical(log_probs, largest).tolist() == [0, 0, 0]
+
+
+def test_gumbel_noise_is_bounded_in_float32_and_loses_rare_tokens():
+    # The noise spans (-3.2, 16.7) at most, so a gap of 20 nats is never bridged, though its probability is 2e-9.
+    log_probs = torch.tensor([[0.0, -20.0]], dtype=torch.float64)
+    for dtype, is_drawn in ((torch.float32, False), (torch.float64, True)):
+        largest = 1 - torch.finfo(dtype).eps / 2 - (0 if dtype == torch.float32 else 2e-10)
+        uniforms = torch.tensor([[0.0, largest]], dtype=dtype)
+        assert bool(sample_gumbel(log_probs, uniforms) == 1) == is_drawn
+
+
+def test_entropy_equals_torch_distributions():
+    log_probs = random_log_probs(2, 3, 7)
+    torch.testing.assert_close(entropy(log_probs), Categorical(probs=log_probs.exp()).entropy(), rtol=1e-9, atol=0)
+    assert entropy(torch.tensor([0.0, -torch.inf])) == 0
+
+
+def test_divergences_equal_torch_distributions():
+    teacher, student = random_log_probs(4, 7, seed=1), random_log_probs(4, 7, seed=2)
+    possible = [log_probs[:, [0, 2, 3, 4, 5, 6]] for log_probs in (teacher, student)]
+    of_teacher, of_student = (Categorical(logits=log_probs) for log_probs in possible)
+    forward, backward = kl_divergence(of_teacher, of_student), kl_divergence(of_student, of_teacher)
+    for kind, expected in (("forward", forward), ("backward", backward), ("jeffreys", forward + backward)):
+        torch.testing.assert_close(divergence(kind, teacher, student), expected, rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(divergence(kind, teacher, teacher), torch.zeros(4, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("kind", ["entropy", "forward", "backward", "jeffreys"])
+def test_gradients_pass_by_impossible_tokens_without_nan(kind):
+    teacher = random_log_probs(3, 5, seed=1)
+
+    def value(free):
+        logits = torch.cat([free[:, :1], torch.full((3, 1), -torch.inf, dtype=torch.float64), free[:, 1:]], dim=1)
+        log_probs = logits.log_softmax(-1)
+        return (entropy(log_probs) if kind == "entropy" else divergence(kind, teacher, log_probs)).sum()
+
+    free = torch.randn(3, 4, dtype=torch.float64, generator=named_generator("free")).requires_grad_(True)
+    (gradient,) = torch.autograd.grad(value(free), free)
+    assert gradient.abs().max() > 0.01
+    step = 1e-5
+    shifts = step * torch.eye(12, dtype=torch.float64).view(12, 3, 4)
+    with torch.no_grad():
+        differences = torch.stack([value(free + shift) - value(free - shift) for shift in shifts]).view(3, 4)
+    torch.testing.assert_close(gradient, differences / (2 * step), rtol=1e-6, atol=1e-9)
+
+
+def test_an_unknown_divergence_is_refused(unchecked):
+    with pytest.raises(UsageError, match="got 'hellinger'"):
+        divergence("hellinger", random_log_probs(1, 3), random_log_probs(1, 3))

@@ -1,0 +1,120 @@
+import math
+
+import pytest
+import torch
+
+from didi.diffusion.noise import named_generator
+from didi.diffusion.schedule import (
+    Geometric,
+    TimeDensity,
+    low_discrepancy_times,
+    nelbo_weight,
+    schedule_from_name,
+    sigma,
+    time_weight,
+)
+from didi.errors import UsageError
+
+INSIDE = torch.linspace(0.01, 0.99, 99, dtype=torch.float64)
+DENSITIES = [(1.0, 1.0), (2.0, 5.0), (5.0, 2.0)]
+
+
+@pytest.fixture(params=["log-linear", "cosine", "geometric"])
+def schedule(request):
+    return schedule_from_name(request.param)
+
+
+def test_a_schedule_is_found_under_its_own_name(schedule):
+    assert schedule_from_name(schedule.name) == schedule
+
+
+def test_alpha_falls_from_one_to_zero(schedule):
+    alpha = schedule.alpha(torch.linspace(0, 1, 101, dtype=torch.float64))
+    # The geometric schedule ends at exp(-beta_min) and exp(-beta_max), not at 1 and 0.
+    slack = 1.1e-5 if isinstance(schedule, Geometric) else 1e-15
+    assert alpha[0] == pytest.approx(1, abs=slack)
+    assert alpha[-1] == pytest.approx(0, abs=slack)
+    assert (alpha.diff() < 0).all()
+
+
+def test_alpha_prime_is_the_derivative_of_alpha(schedule):
+    t = INSIDE.clone().requires_grad_(True)
+    (derivative,) = torch.autograd.grad(schedule.alpha(t).sum(), t)
+    torch.testing.assert_close(schedule.alpha_prime(INSIDE), derivative, rtol=1e-12, atol=0)
+
+
+def test_the_nelbo_weight_is_the_rate_at_which_visible_tokens_get_lost(schedule):
+    # d/dt log(1 - alpha) by central differences: error of order step^2.
+    step = 1e-5
+    log_masked = [torch.log1p(-schedule.alpha(INSIDE + side)) for side in (step, -step)]
+    torch.testing.assert_close(
+        nelbo_weight(schedule, INSIDE), (log_masked[0] - log_masked[1]) / (2 * step), rtol=1e-5, atol=0
+    )
+
+
+def test_the_log_linear_nelbo_weight_is_one_over_t():
+    torch.testing.assert_close(nelbo_weight(schedule_from_name("log-linear"), INSIDE), 1 / INSIDE)
+
+
+def test_sigma_is_the_total_noise_up_to_its_bound(schedule):
+    t = torch.tensor([0.2, 0.5, 1.0], dtype=torch.float64)
+    found = sigma(schedule, t)
+    torch.testing.assert_close((-found[:2]).exp(), schedule.alpha(t[:2]))
+    assert found[2] == pytest.approx(-math.log(1e-3))
+
+
+def test_time_weights_lie_within_their_bounds(schedule):
+    weight = time_weight("nelbo", schedule, INSIDE, low=1.5, high=4.0)
+    exact = nelbo_weight(schedule, INSIDE)
+    assert (weight.min(), weight.max()) == (1.5 if exact.min() < 1.5 else exact.min(), 4.0)
+    within = (exact > 1.5) & (exact < 4)
+    assert within.any()
+    assert torch.equal(weight[within], exact[within])
+    assert torch.equal(time_weight("constant", schedule, INSIDE), torch.ones_like(INSIDE))
+    assert torch.equal(time_weight("nelbo", schedule, INSIDE), exact)
+
+
+def test_unknown_names_are_refused(unchecked):
+    with pytest.raises(UsageError, match="got 'sine'"):
+        schedule_from_name("sine")
+    with pytest.raises(UsageError, match="got 'snr'"):
+        time_weight("snr", schedule_from_name("cosine"), INSIDE)
+
+
+@pytest.mark.parametrize(("a", "b"), DENSITIES)
+def test_a_time_density_integrates_to_one(a, b):
+    t = (torch.arange(10_000, dtype=torch.float64) + 0.5) / 10_000
+    assert TimeDensity(a, b).density(t).mean() == pytest.approx(1, abs=1e-6)  # midpoint rule: error of order 1e-8
+
+
+@pytest.mark.parametrize(("a", "b"), DENSITIES)
+def test_sampled_times_follow_their_density(a, b, chi_square):
+    density = TimeDensity(a, b)
+    times = density.sample(20_000, named_generator("times"))
+    assert times.dtype == torch.float64
+    grid = (torch.arange(8000, dtype=torch.float64) + 0.5) / 8000
+    slices = density.density(grid).view(8, 1000).mean(1)
+    # Slices in which Beta(2, 5) or Beta(5, 2) expects under 5 draws are joined to their neighbour.
+    number = (times * 8).long()
+    joined = torch.zeros(7, dtype=torch.float64).index_add(0, torch.arange(8).clamp(1, 6), slices)
+    assert chi_square(number.clamp(1, 6), joined) > 1e-3
+
+
+@pytest.mark.parametrize(("a", "b"), [(0.0, 1.0), (1.0, -1.0)])
+def test_a_density_with_a_parameter_that_is_not_positive_is_refused(a, b):
+    with pytest.raises(UsageError, match="positive"):
+        TimeDensity(a, b)
+
+
+@pytest.mark.parametrize("num", [1, 7, 64])
+def test_low_discrepancy_times_are_one_in_each_slice(num):
+    t_min = 0.1
+    times = low_discrepancy_times(num, named_generator("low", num), t_min=t_min)
+    assert sorted(((times - t_min) / (1 - t_min) * num).long().tolist()) == list(range(num))
+
+
+def test_each_low_discrepancy_time_is_uniform_on_its_own(chi_square):
+    generator = named_generator("shift")
+    times = torch.stack([low_discrepancy_times(3, generator, t_min=0.25) for _ in range(1000)])
+    for column in times.T:
+        assert chi_square(((column - 0.25) / 0.75 * 10).long(), torch.ones(10)) > 1e-3

@@ -1,0 +1,134 @@
+import pytest
+import torch
+
+from didi.diffusion.noise import named_generator
+from didi.errors import UsageError
+from didi.models.denoiser import logits_at, noise_level
+from didi.models.discriminator import Discriminator, DiscriminatorConfig, num_parameters
+from didi.models.dit import DiT, DiTConfig
+
+# float32 sums in another order; the logits here are of size 1.
+CLOSE = {"rtol": 1e-5, "atol": 1e-5}
+
+
+@pytest.fixture(scope="module")
+def network(make_dit):
+    return make_dit(vocab_size=7, length=6)
+
+
+@pytest.fixture(scope="module")
+def ids():
+    return torch.randint(7, (3, 6), generator=named_generator("ids"))
+
+
+# Tables 3-4 give these in millions: 169, 131, 424, 373. V = 50,258 of the public checkpoints, the mask included.
+@pytest.mark.parametrize(
+    ("hidden_size", "num_blocks", "num_heads", "of_denoiser", "of_discriminator"),
+    [(768, 12, 12, 169_627_218, 131_371_265), (1024, 24, 16, 424_477_010, 373_747_969)],
+)
+def test_parameter_counts_are_those_of_the_paper(hidden_size, num_blocks, num_heads, of_denoiser, of_discriminator):
+    shape = {"hidden_size": hidden_size, "num_blocks": num_blocks, "num_heads": num_heads}
+    with torch.device("meta"):
+        denoiser = DiT(DiTConfig(50_258, 50_257, 1024, **shape))
+        discriminator = Discriminator(DiscriminatorConfig(50_258, 50_257, 1024, **shape))
+    assert num_parameters(denoiser) == of_denoiser
+    assert num_parameters(discriminator) == of_discriminator
+
+
+@torch.no_grad()
+def test_head_of_features_is_forward(network, ids):
+    sigma = torch.tensor([0.0, 1.0, 3.0])
+    features = network.features(ids, sigma)
+    assert torch.equal(network.head(features), network(ids, sigma))
+    is_selected = torch.rand(3, 6, generator=named_generator("selected")) < 0.5
+    rows = logits_at(network, ids, is_selected, sigma)
+    torch.testing.assert_close(rows, network(ids, sigma)[is_selected], **CLOSE)
+    torch.testing.assert_close(network.head(features[1, 2]), network(ids, sigma)[1, 2], **CLOSE)
+
+
+@torch.no_grad()
+def test_a_one_hot_simplex_is_read_as_its_token_ids(network, ids):
+    simplex = torch.nn.functional.one_hot(ids, 7).float()
+    torch.testing.assert_close(network(simplex), network(ids), **CLOSE)
+
+
+def test_logits_can_be_differentiated_with_respect_to_a_simplex(network, ids):
+    simplex = torch.nn.functional.one_hot(ids, 7).float().requires_grad_(True)
+    (gradient,) = torch.autograd.grad(network(simplex)[:, 0].sum(), simplex)
+    assert (gradient.abs().amax((0, 2)) > 0).all()
+
+
+@torch.no_grad()
+def test_a_sequence_is_read_on_its_own_and_each_noise_level_counts_for_its_own_row(network, ids):
+    sigma = torch.tensor([0.0, 1.0, 3.0])
+    alone = torch.cat([network(ids[row : row + 1], sigma[row : row + 1]) for row in range(3)])
+    torch.testing.assert_close(network(ids, sigma), alone, **CLOSE)
+    torch.testing.assert_close(network(ids)[0], alone[0], **CLOSE)
+    assert (network(ids)[1:] - alone[1:]).abs().amax((1, 2)).min() > 0.01
+
+
+@torch.no_grad()
+def test_every_position_sees_every_other_and_knows_their_order(network):
+    ids = torch.tensor([[0, 1, 2, 3, 4, 5]])
+    logits = network(ids)
+    for position in range(6):
+        changed = ids.clone()
+        changed[0, position] = 6
+        assert ((network(changed) - logits).abs().amax(2) > 1e-4).all()
+    assert (network(ids.flip(1)).flip(1) - logits).abs().max() > 0.01
+
+
+@torch.no_grad()
+def test_rotary_positions_are_relative(network):
+    # Equal tokens at any distance: nothing but positions could tell the rows apart, and only distances are used.
+    same = network(torch.full((1, 6), 2))
+    torch.testing.assert_close(same, same[:, :1].expand_as(same), **CLOSE)
+
+
+@torch.no_grad()
+def test_a_fresh_denoiser_has_no_preference(tiny_config):
+    logits = DiT(tiny_config(vocab_size=7, length=6))(torch.zeros(1, 6, dtype=torch.long))
+    assert torch.equal(logits, torch.zeros(1, 6, 7))
+
+
+@torch.no_grad()
+def test_dropout_acts_in_training_mode_only(make_dit, ids):
+    network = make_dit(vocab_size=7, length=6, dropout=0.5)
+    assert torch.equal(network(ids), network(ids))
+    network.train()
+    torch.manual_seed(0)
+    assert not torch.equal(network(ids), network(ids))
+
+
+@torch.no_grad()
+def test_norms_stay_in_float32_under_autocast(network, ids):
+    norms = []
+    handle = network.blocks[0].norm1.register_forward_hook(lambda module, inputs, output: norms.append(output.dtype))
+    try:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            low = network(ids)
+    finally:
+        handle.remove()
+    assert norms == [torch.float32]
+    assert low.dtype == torch.bfloat16
+    # bfloat16 has 8 bits: errors of about 1% of logits of size 1, over two blocks.
+    torch.testing.assert_close(low.float(), network(ids), rtol=0, atol=0.1)
+
+
+def test_only_a_network_conditioned_on_time_is_told_its_noise_level(make_dit):
+    sigma = torch.tensor([0.5])
+    assert noise_level(make_dit(is_time_conditioned=True), sigma) is sigma
+    assert noise_level(make_dit(is_time_conditioned=False), sigma) is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"hidden_size": 18, "num_heads": 2}, "multiple of 2 \\* num_heads"),
+        ({"mask_id": 4}, "mask_id lies in"),
+        ({"mask_id": -1}, "mask_id lies in"),
+    ],
+)
+def test_an_impossible_shape_is_refused(tiny_config, changes, message):
+    with pytest.raises(UsageError, match=message):
+        tiny_config(**changes)

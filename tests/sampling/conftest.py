@@ -1,0 +1,124 @@
+"""A world of K = 3 symbols and L = 2 positions, small enough to know the exact law of every sampler."""
+
+import itertools
+
+import pytest
+import torch
+
+from didi.diffusion.noise import SequenceNoise, named_generator
+from didi.models.discriminator import Discriminator, DiscriminatorConfig
+from didi.sampling.base import alpha_at, uniform_times
+
+
+class World:
+    MASK = 3
+    STATES = torch.tensor(list(itertools.product(range(4), repeat=2)))
+    CLEAN = torch.tensor(list(itertools.product(range(3), repeat=2)))
+
+    def __init__(self):
+        generator = named_generator("world")
+        # Logits of two positions in each of the 16 states; the mask's own must never count.
+        self.table = 0.7 * torch.randn(16, 2, 4, generator=generator)
+        self.data_law = (torch.randn(9, dtype=torch.float64, generator=generator)).softmax(0)
+
+    @staticmethod
+    def index(z):
+        return z[..., 0] * 4 + z[..., 1]
+
+    def move(self, law, probs, reveal):
+        """Law of the states after a move that reveals each mask with a probability, at its position's law."""
+        after = torch.zeros(16, dtype=torch.float64)
+        for state, mass in zip(self.STATES.tolist(), law.tolist(), strict=True):
+            options = []
+            for position, token in enumerate(state):
+                if token != self.MASK:
+                    options.append([(token, 1.0)])
+                    continue
+                revealed = probs[state[0] * 4 + state[1], position].tolist()
+                options.append([(k, reveal * revealed[k]) for k in range(3)] + [(self.MASK, 1 - reveal)])
+            for (first, p), (second, q) in itertools.product(*options):
+                after[first * 4 + second] += mass * p * q
+        return after
+
+    def law(self, tables, schedule):
+        """Law of the clean sequences after as many moves as there are tables of logits, [9]."""
+        law = torch.zeros(16, dtype=torch.float64)
+        law[-1] = 1
+        alphas = [float(alpha_at(schedule, t)) for t in uniform_times(len(tables))]
+        for table, (alpha_t, alpha_s) in zip(tables, itertools.pairwise(alphas), strict=True):
+            probs = table[..., :3].double().softmax(-1)
+            law = self.move(law, probs, (alpha_s - alpha_t) / (1 - alpha_t))
+        clean = law[self.index(self.CLEAN)]
+        assert float(clean.sum()) == pytest.approx(1)
+        return clean
+
+    def exact_table(self):
+        """Logits of the exact posterior of ``data_law``."""
+        table = torch.full((16, 2, 4), -torch.inf, dtype=torch.float64)
+        for number, z in enumerate(self.STATES):
+            consistent = ((z == self.MASK) | (z == self.CLEAN)).all(1)
+            for position, k in itertools.product(range(2), range(3)):
+                matching = consistent & (self.CLEAN[:, position] == k)
+                table[number, position, k] = self.data_law[matching].sum().log()
+        return table.float()
+
+
+class Tabular:
+    """A denoiser that looks its logits up, and counts the rows that went through its trunk and its head."""
+
+    vocab_size, mask_id, length, is_time_conditioned = 4, World.MASK, 2, False
+
+    def __init__(self, table):
+        self.table = table
+        self.trunk_rows, self.head_rows = [], []
+
+    def features(self, inputs, sigma=None):
+        self.trunk_rows.append(len(inputs))
+        return self.table[World.index(inputs)]
+
+    def head(self, features):
+        self.head_rows.append(features[..., 0].numel())
+        return features
+
+
+class Linear(Discriminator):
+    """A discriminator whose logit at a position is the score of its token, or the mean score under a simplex."""
+
+    def __init__(self, scores, **options):
+        sizes = {"hidden_size": 4, "num_blocks": 1, "num_heads": 1, "cond_dim": 4}
+        super().__init__(DiscriminatorConfig(vocab_size=4, mask_id=3, length=2, **sizes, **options))
+        self.scores = torch.tensor(scores)
+        self.seen = []
+
+    def forward(self, inputs, sigma=None):
+        self.seen.append((inputs.detach(), sigma))
+        return self.scores[inputs] if inputs.ndim == 2 else inputs @ self.scores
+
+
+@pytest.fixture(scope="session")
+def world():
+    return World()
+
+
+@pytest.fixture(scope="session")
+def tabular():
+    return Tabular
+
+
+@pytest.fixture(scope="session")
+def linear_discriminator():
+    return Linear
+
+
+@pytest.fixture(scope="session")
+def draw():
+    """Moves of a sampler from all masks (or another state), and the number of the clean sequence each ends as."""
+
+    def moves(sampler, schedule, *, num, nfe, seed=0, z=None):
+        z = torch.full((num, 2), World.MASK) if z is None else z
+        steps = list(sampler(z, uniform_times(nfe), schedule, SequenceNoise(seed, range(num))))
+        final = steps[-1].z
+        assert (final != World.MASK).all()
+        return steps, final[:, 0] * 3 + final[:, 1]
+
+    return moves

@@ -1,0 +1,190 @@
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+from didi.diffusion.noise import SequenceNoise
+from didi.diffusion.schedule import schedule_from_name
+from didi.errors import UsageError
+from didi.models.hub import Bundle
+from didi.sampling.ancestral import Ancestral
+from didi.sampling.base import uniform_times
+from didi.sampling.generate import SamplingOptions, generate
+from didi.sampling.guided import Guidance
+
+LENGTH, MASK = 8, 6
+WORDS = {"a": 0, "b": 1, "c": 2, "d": 3, "e": 4, "f": 5, "[MASK]": MASK}
+WAYS = {
+    "ancestral": {},
+    "float32": {"precision": "float32"},
+    "guided": {"sampler": "guided"},
+    "best of 3": {"sampler": "guided", "guidance": Guidance(num_candidates=3, select="best", tilted_fraction=0.3)},
+}
+
+
+@pytest.fixture(scope="module")
+def bundle(make_dit, make_discriminator):
+    tokenizer = Tokenizer(models.WordLevel(WORDS, unk_token="a"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    teacher = make_dit(vocab_size=7, length=LENGTH, seed=1)
+    return Bundle(
+        student=make_dit(vocab_size=7, length=LENGTH, seed=2),
+        teacher=teacher,
+        discriminator=make_discriminator(teacher),
+        tokenizer=tokenizer,
+    )
+
+
+@pytest.fixture(params=WAYS)
+def options(request):
+    return WAYS[request.param]
+
+
+def test_the_samples_of_a_seed_do_not_depend_on_the_batches(bundle, options):
+    whole = generate(bundle, num_samples=7, nfe=3, seed=5, batch_size=8, **options)
+    for batch_size in (1, 3):
+        split = generate(bundle, num_samples=7, nfe=3, seed=5, batch_size=batch_size, **options)
+        assert torch.equal(split.tokens, whole.tokens)
+        assert torch.equal(split.student_passes, whole.student_passes)
+        assert torch.equal(split.discriminator_passes, whole.discriminator_passes)
+    few = generate(bundle, num_samples=3, nfe=3, seed=5, **options)
+    assert torch.equal(few.tokens, whole.tokens[:3])
+    assert not torch.equal(generate(bundle, num_samples=7, nfe=3, seed=6, **options).tokens, whole.tokens)
+
+
+@pytest.mark.parametrize("nfe", [1, 5])
+@pytest.mark.parametrize("schedule", ["log-linear", "cosine", "geometric"])
+def test_no_mask_is_left(bundle, options, schedule, nfe):
+    with_schedule = Bundle(
+        student=bundle.student, discriminator=bundle.discriminator, schedule=schedule_from_name(schedule)
+    )
+    tokens = generate(with_schedule, num_samples=3, nfe=nfe, **options).tokens
+    assert tokens.shape == (3, LENGTH)
+    assert ((tokens >= 0) & (tokens < MASK)).all()
+
+
+def test_a_result_records_how_it_was_made(bundle):
+    out = generate(bundle, num_samples=3, nfe=4, seed=9, sampler="guided")
+    assert (out.nfe, out.seed, out.precision, out.sampler) == (4, 9, "float64", "guided")
+    assert out.seconds > 0
+    assert generate(bundle, num_samples=1, nfe=1, precision="float32").precision == "float32"
+
+
+def test_texts_are_the_decoded_tokens(bundle):
+    out = generate(bundle, num_samples=3, nfe=2)
+    letters = "abcdef"
+    assert out.texts == [" ".join(letters[token] for token in row) for row in out.tokens.tolist()]
+    plain = generate(Bundle(student=bundle.student), num_samples=3, nfe=2)
+    assert plain.texts == [" ".join(map(str, row)) for row in out.tokens.tolist()]
+
+
+def test_no_sequence_takes_more_passes_than_moves_or_positions(bundle, options):
+    for nfe in (2, 12):
+        out = generate(bundle, num_samples=6, nfe=nfe, **options)
+        assert (out.student_passes >= 1).all()
+        assert (out.student_passes <= nfe).all()
+        if out.sampler == "ancestral" and out.precision == "float64":
+            assert (out.student_passes <= LENGTH).all()
+        assert bool(out.discriminator_passes.any()) == (out.sampler == "guided")
+
+
+def test_the_moves_add_up_to_the_result(bundle, options):
+    steps = []
+    out = generate(bundle, num_samples=5, nfe=4, batch_size=5, on_step=steps.append, **options)
+    assert [step.t for step in steps] == [0.75, 0.5, 0.25, 0.0]
+    assert torch.equal(steps[-1].z, out.tokens)
+    assert torch.equal(sum(step.student_passes for step in steps), out.student_passes)
+    assert torch.equal(sum(step.discriminator_passes for step in steps), out.discriminator_passes)
+    assert sum(int(step.changed.sum()) for step in steps) == 5 * LENGTH
+
+
+def test_a_prefix_is_kept(bundle, options):
+    out = generate(bundle, num_samples=6, nfe=3, prefix="e f e", **options)
+    assert (out.tokens[:, :3] == torch.tensor([4, 5, 4])).all()
+    assert len(out.tokens[:, 3:].unique(dim=0)) > 1
+    assert all(text.startswith("e f e ") for text in out.texts)
+
+
+def test_the_gaps_of_an_infill_text_and_what_follows_it_are_filled(bundle, options):
+    out = generate(bundle, num_samples=32, nfe=3, infill="[MASK] c [MASK] [MASK] d", **options)
+    assert (out.tokens[:, [1, 4]] == torch.tensor([2, 3])).all()
+    assert (out.tokens != MASK).all()
+    for free in (0, 2, 3, 5, 6, 7):
+        assert len(out.tokens[:, free].unique()) > 1
+
+
+def test_a_prompt_that_fills_the_sequence_needs_no_pass(bundle, options):
+    out = generate(bundle, num_samples=2, nfe=3, prefix="a b c d e f a b", **options)
+    assert out.tokens.tolist() == [[0, 1, 2, 3, 4, 5, 0, 1]] * 2
+    assert out.student_passes.tolist() == out.discriminator_passes.tolist() == [0, 0]
+
+
+def test_a_sequence_may_be_shorter_than_the_context(bundle, options):
+    assert generate(bundle, num_samples=2, nfe=2, length=5, **options).tokens.shape == (2, 5)
+
+
+def test_the_noise_is_that_of_the_seed_and_the_number_of_the_sequence(bundle):
+    masks = torch.full((3, LENGTH), MASK)
+    sampler = Ancestral(bundle.student)
+    *_, last = sampler(masks, uniform_times(4), bundle.schedule, SequenceNoise(11, [0, 1, 2]))
+    assert torch.equal(generate(bundle, num_samples=3, nfe=4, seed=11).tokens, last.z)
+
+
+def test_the_role_chooses_the_network(bundle):
+    by_role = {role: generate(bundle, num_samples=8, nfe=4, role=role).tokens for role in ("student", "teacher")}
+    assert torch.equal(by_role["student"], generate(bundle, num_samples=8, nfe=4).tokens)
+    assert torch.equal(by_role["teacher"], generate(Bundle(teacher=bundle.teacher), num_samples=8, nfe=4).tokens)
+    assert not torch.equal(by_role["student"], by_role["teacher"])
+
+
+def test_options_may_be_given_whole_or_by_name(bundle):
+    whole = generate(bundle, num_samples=4, nfe=3, options=SamplingOptions(temperature=0.5, batch_size=2))
+    assert torch.equal(whole.tokens, generate(bundle, num_samples=4, nfe=3, temperature=0.5).tokens)
+    with pytest.raises(UsageError, match="not both"):
+        generate(bundle, options=SamplingOptions(), temperature=0.5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"nfe": 0}, "nfe is 1 or more network passes; got 0"),
+        ({"nfe": -3}, "got -3"),
+        ({"num_samples": 0}, "num_samples and batch_size are 1 or more; got 0"),
+        ({"batch_size": 0}, "num_samples and batch_size are 1 or more; got 8 and 0"),
+        ({"temprature": 1.0}, "options are sampler, .*; got temprature"),
+        ({"temperature": 0.0}, "temperature is positive"),
+        ({"length": LENGTH + 1}, rf"length lies in \[1, {LENGTH}\]"),
+        ({"length": -1}, rf"length lies in \[1, {LENGTH}\]"),
+        ({"length": 0}, rf"length lies in \[1, {LENGTH}\]"),
+        ({"prefix": "a b c d e f a b c"}, "at most 8 tokens here; this one has 9"),
+        ({"prefix": "a b c", "length": 2}, "at most 2 tokens here; this one has 3"),
+        ({"infill": "a [MASK] c", "length": 2}, "at most 2 tokens here; this one has 3"),
+        ({"prefix": "a", "infill": "b"}, "not both"),
+        ({"sampler": "guided", "precision": "float32"}, "guided sampling draws in float64"),
+    ],
+)
+def test_what_cannot_be_done_is_refused(bundle, arguments, message):
+    with pytest.raises(UsageError, match=message):
+        generate(bundle, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"sampler": "euler"}, "a sampler is one of ancestral, guided; got 'euler'"),
+        ({"precision": "float16"}, "precision is one of float64, float32; got 'float16'"),
+        ({"role": "judge"}, "a role is student or teacher; got 'judge'"),
+    ],
+)
+def test_unknown_names_are_refused(bundle, unchecked, arguments, message):
+    with pytest.raises(UsageError, match=message):
+        generate(bundle, **arguments)
+
+
+def test_what_a_bundle_lacks_is_named(bundle):
+    alone = Bundle(teacher=bundle.teacher, name="mine")
+    with pytest.raises(UsageError, match="bundle mine has no student"):
+        generate(alone, role="student")
+    with pytest.raises(UsageError, match="bundle mine has none: use ancestral"):
+        generate(alone, sampler="guided")
+    with pytest.raises(UsageError, match="a prompt needs a tokenizer; bundle mine has none"):
+        generate(alone, prefix="a")

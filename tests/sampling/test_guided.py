@@ -1,0 +1,175 @@
+import itertools
+
+import pytest
+import torch
+
+from didi.diffusion.schedule import schedule_from_name
+from didi.errors import UsageError
+from didi.sampling.guided import Guidance, Guided
+
+NUM = 3000
+LOG_LINEAR = schedule_from_name("log-linear")
+SCORES = [0.8, -0.5, 0.2, 0.0]
+
+
+@pytest.mark.parametrize("schedule", [LOG_LINEAR, schedule_from_name("cosine")], ids=["log-linear", "cosine"])
+def test_without_tilt_and_with_one_candidate_the_law_is_ancestral(
+    world, tabular, linear_discriminator, draw, chi_square, schedule
+):
+    sampler = Guided(tabular(world.table), linear_discriminator(SCORES), Guidance(guidance_scale=0.0, num_candidates=1))
+    _, drawn = draw(sampler, schedule, num=NUM, nfe=4)
+    assert chi_square(drawn, world.law([world.table] * 4, schedule)) > 1e-3
+
+
+@pytest.mark.parametrize("select", ["sample", "best"])
+def test_an_indifferent_discriminator_leaves_the_law_as_it_is(
+    world, tabular, linear_discriminator, draw, chi_square, select
+):
+    sampler = Guided(tabular(world.table), linear_discriminator([0.3] * 4), Guidance(select=select))
+    _, drawn = draw(sampler, LOG_LINEAR, num=NUM, nfe=4)
+    assert chi_square(drawn, world.law([world.table] * 4, LOG_LINEAR)) > 1e-3
+
+
+def tilted_tables(world, scale, clamp, num_moves):
+    """Logits plus h times the clamped gradient of minus the mean score, softmax by softmax."""
+    probs = world.table[..., :3].softmax(-1)
+    scores = torch.tensor(SCORES[:3])
+    gradient = -probs * (scores - (probs * scores).sum(-1, keepdim=True))
+    tilt = torch.cat([gradient.clamp(-clamp, clamp), torch.zeros(16, 2, 1)], dim=-1)
+    return [world.table + scale * move / (num_moves - 1) * tilt for move in range(num_moves)]
+
+
+@pytest.mark.parametrize(("scale", "clamp"), [(4.0, 1.0), (30.0, 0.05)])
+def test_tilted_moves_follow_the_exact_tilted_law(world, tabular, linear_discriminator, draw, chi_square, scale, clamp):
+    guidance = Guidance(guidance_scale=scale, gradient_clamp=clamp, tilted_fraction=1.0)
+    sampler = Guided(tabular(world.table), linear_discriminator(SCORES), guidance)
+    _, drawn = draw(sampler, LOG_LINEAR, num=NUM, nfe=4)
+    expected = world.law(tilted_tables(world, scale, clamp, 4), LOG_LINEAR)
+    assert chi_square(drawn, expected) > 1e-3
+    plain = world.law([world.table] * 4, LOG_LINEAR)
+    log_ratio = torch.tensor(SCORES, dtype=torch.float64)[world.CLEAN].sum(1)
+    assert expected @ log_ratio < plain @ log_ratio - 0.1  # the tilt raises the reward
+    assert chi_square(drawn, plain) < 1e-6
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+def test_re_ranking_follows_the_exact_softmax_over_candidates(
+    world, tabular, linear_discriminator, draw, chi_square, temperature
+):
+    # One move, so that a candidate is a pair of independent clean tokens; two candidates, 81 pairs of them.
+    guidance = Guidance(tilted_fraction=0.0, num_candidates=2, rank_temperature=temperature)
+    _, drawn = draw(Guided(tabular(world.table), linear_discriminator(SCORES), guidance), LOG_LINEAR, num=NUM, nfe=1)
+    plain = world.law([world.table], LOG_LINEAR)
+    reward = -torch.tensor(SCORES, dtype=torch.float64)[world.CLEAN].sum(1) / temperature
+    expected = torch.zeros(9, dtype=torch.float64)
+    for first, second in itertools.product(range(9), repeat=2):
+        shares = reward[[first, second]].softmax(0)
+        expected[[first]] += plain[first] * plain[second] * shares[0]
+        expected[[second]] += plain[first] * plain[second] * shares[1]
+    assert chi_square(drawn, expected) > 1e-3
+    assert chi_square(drawn, plain) < 1e-6
+
+
+@pytest.mark.parametrize("reduction", ["sum", "mean", "masked-mean"])
+def test_best_takes_the_candidate_of_the_lowest_log_ratio(world, tabular, linear_discriminator, draw, reduction):
+    guidance = Guidance(tilted_fraction=0.0, num_candidates=5, select="best", reduction=reduction)
+    discriminator = linear_discriminator([*SCORES[:3], 0.9])
+    steps, _ = draw(Guided(tabular(world.table), discriminator, guidance), LOG_LINEAR, num=30, nfe=2)
+    for step, (candidates, _) in zip(steps, discriminator.seen, strict=True):
+        is_active = step.student_passes == 1
+        candidates = candidates.view(-1, 5, 2)
+        logits = discriminator.scores[candidates]
+        is_counted = torch.ones_like(candidates, dtype=torch.bool)
+        if reduction == "masked-mean":
+            masks = candidates == world.MASK
+            is_counted = masks | ~masks.any(-1, keepdim=True)
+        ratios = torch.where(is_counted, logits, 0.0).sum(-1)
+        ratios = ratios if reduction == "sum" else ratios / is_counted.sum(-1)
+        chosen = (candidates == step.z[is_active][:, None]).all(-1)
+        assert torch.allclose(torch.where(chosen, ratios, torch.inf).amin(1), ratios.amin(1))
+        assert (ratios.amax(1) > ratios.amin(1)).any()
+
+
+def test_re_ranking_reads_the_noise_of_the_state_it_moves_to(world, tabular, linear_discriminator, draw):
+    discriminator = linear_discriminator(SCORES)
+    draw(Guided(tabular(world.table), discriminator, Guidance(tilted_fraction=0.0)), LOG_LINEAR, num=20, nfe=2)
+    for (_, sigma), level in zip(discriminator.seen, (-torch.tensor([0.5, 1.0]).log()), strict=True):
+        torch.testing.assert_close(sigma, level.expand_as(sigma))
+
+
+def test_tilting_reads_the_noise_of_the_state_it_moves_from(world, tabular, linear_discriminator, draw):
+    for is_time_conditioned in (True, False):
+        discriminator = linear_discriminator(SCORES, is_time_conditioned=is_time_conditioned)
+        draw(Guided(tabular(world.table), discriminator, Guidance(tilted_fraction=1.0)), LOG_LINEAR, num=20, nfe=2)
+        (simplex, sigma), *others = discriminator.seen
+        assert not others  # the first move has h = 0
+        if is_time_conditioned:
+            torch.testing.assert_close(sigma, torch.full_like(sigma, 0.5).log().neg())
+        else:
+            assert sigma is None
+        torch.testing.assert_close(simplex.sum(-1), torch.ones(simplex.shape[:2]))
+        assert (simplex[..., world.MASK] == 0).all()
+
+
+def test_every_pass_is_counted(world, tabular, linear_discriminator, draw):
+    # 8 moves: h = 0 in the first, tilted in the next 3 (a forward and a backward pass), M = 3 candidates in the last 4.
+    denoiser, discriminator = tabular(world.table), linear_discriminator(SCORES)
+    guidance = Guidance(num_candidates=3)
+    steps, _ = draw(Guided(denoiser, discriminator, guidance), LOG_LINEAR, num=40, nfe=8)
+    for move, step in enumerate(steps):
+        per_pass = 0 if move == 0 else 2 if move < 4 else 3
+        assert torch.equal(step.discriminator_passes, per_pass * step.student_passes)
+        assert (step.student_passes >= step.changed.any(1)).all()
+        if move < 4:  # a candidate that was not chosen costs a pass as well
+            assert torch.equal(step.student_passes, step.changed.any(1).long())
+    passes = [int(step.student_passes.sum()) for step in steps if step.student_passes.any()]
+    assert denoiser.trunk_rows[0] == 1
+    assert denoiser.trunk_rows[1:] == passes[1:]
+    scored = [len(inputs) for inputs, _ in discriminator.seen]
+    forwards = [int(step.discriminator_passes.sum()) // (2 if move < 4 else 1) for move, step in enumerate(steps)]
+    assert scored == [number for number in forwards if number]
+
+
+def test_a_single_candidate_needs_no_discriminator(world, tabular, linear_discriminator, draw):
+    discriminator = linear_discriminator(SCORES)
+    guidance = Guidance(tilted_fraction=0.0, num_candidates=1)
+    steps, _ = draw(Guided(tabular(world.table), discriminator, guidance), LOG_LINEAR, num=10, nfe=4)
+    assert not discriminator.seen
+    assert not any(step.discriminator_passes.any() for step in steps)
+
+
+def test_visible_positions_are_kept(world, tabular, linear_discriminator, draw):
+    start = torch.tensor([[1, world.MASK], [world.MASK, 2], [0, 0]]).repeat(20, 1)
+    sampler = Guided(tabular(world.table), linear_discriminator(SCORES))
+    steps, _ = draw(sampler, LOG_LINEAR, num=60, nfe=6, z=start)
+    visible = start != world.MASK
+    assert torch.equal(steps[-1].z[visible], start[visible])
+    assert not any(step.student_passes[2::3].any() for step in steps)
+
+
+def test_a_sequence_discriminator_guides_too(make_dit, make_discriminator, draw):
+    denoiser = make_dit(seed=4)
+    sampler = Guided(denoiser, make_discriminator(denoiser, output="sequence"))
+    steps, _ = draw(sampler, LOG_LINEAR, num=20, nfe=6)
+    assert sum(step.discriminator_passes.sum() for step in steps) > 0
+
+
+def test_the_tilt_rises_from_zero_over_the_first_moves():
+    guidance = Guidance(guidance_scale=30.0)
+    assert guidance.scales(8) == [0, 10, 20, 30]
+    assert guidance.scales(1) == []
+    assert Guidance(tilted_fraction=0.0).scales(8) == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"num_candidates": 0}, "num_candidates is 1 or more; got 0"),
+        ({"tilted_fraction": 1.5}, r"tilted_fraction lies in \[0, 1\]; got 1.5"),
+        ({"tilted_fraction": -0.5}, r"tilted_fraction lies in \[0, 1\]; got -0.5"),
+        ({"rank_temperature": 0.0}, "rank_temperature is positive; got 0.0"),
+    ],
+)
+def test_impossible_settings_are_refused(settings, message):
+    with pytest.raises(UsageError, match=message):
+        Guidance(**settings)

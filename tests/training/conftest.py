@@ -1,0 +1,80 @@
+import json
+import os
+import signal
+
+import pytest
+import torch
+
+from didi.data.source import MarkovSource
+from didi.models.hub import Bundle
+from didi.training.loop import Interrupted, RunFolder, run
+
+LENGTH = 8
+
+
+@pytest.fixture(scope="session")
+def source():
+    return MarkovSource(LENGTH, seed=0)
+
+
+@pytest.fixture(scope="session")
+def teacher(make_dit):
+    """A random teacher of the Markov world's 32 symbols and mask."""
+    return Bundle(teacher=make_dit(vocab_size=33, length=LENGTH, seed=1))
+
+
+@pytest.fixture(scope="session")
+def assert_same_state():
+    """Nested states are equal bit for bit."""
+
+    def check(first, second):
+        if isinstance(first, dict):
+            assert list(first) == list(second)
+            for key in first:
+                check(first[key], second[key])
+        elif isinstance(first, list | tuple):
+            assert len(first) == len(second)
+            for one, other in zip(first, second, strict=True):
+                check(one, other)
+        elif isinstance(first, torch.Tensor):
+            assert torch.equal(first, second)
+        else:
+            assert first == second
+
+    return check
+
+
+@pytest.fixture
+def run_twice(tmp_path, assert_same_state):
+    """A run that is stopped after a step and goes on in a fresh job must end as one that was never stopped."""
+
+    def figures(folder):
+        rows = [json.loads(line) for line in folder.metrics.read_text().splitlines()]
+        return [{key: value for key, value in row.items() if key != "tokens_per_second"} for row in rows]
+
+    def check(make_job, config, stop_in):
+        straight_folder, stopped_folder = RunFolder(tmp_path / "straight"), RunFolder(tmp_path / "stopped")
+        straight, stopped = make_job(straight_folder.path), make_job(stopped_folder.path)
+        for folder in (straight_folder, stopped_folder):
+            folder.prepare("", resume=False)
+        start = straight.state_dict()["average"]["module.vocab_embed.embedding"].clone()
+        run(straight, config, straight_folder, resume=False)
+        assert not torch.equal(straight.state_dict()["average"]["module.vocab_embed.embedding"], start)
+
+        step = stopped.step
+
+        def step_and_signal(number):
+            if number == stop_in:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return step(number)
+
+        stopped.step = step_and_signal
+        with pytest.raises(Interrupted):
+            run(stopped, config, stopped_folder, resume=False)
+        torch.manual_seed(999)  # the resumed process has another history
+        resumed = make_job(stopped_folder.path)
+        run(resumed, config, stopped_folder, resume=True)
+        assert_same_state(resumed.state_dict(), straight.state_dict())
+        assert figures(stopped_folder) == figures(straight_folder)
+
+    return check

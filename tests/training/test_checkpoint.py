@@ -1,0 +1,142 @@
+import pytest
+import torch
+from torch import nn
+
+from didi.errors import DidiError
+from didi.training.checkpoint import load_latest, save_checkpoint, write_atomically
+
+STATE = {
+    "weights": {"a": torch.randn(3, 2), "half": torch.randn(4).bfloat16(), "step": torch.tensor(7), "none": None},
+    0: [{"lr": 1e-4, "betas": [0.9, 0.999], "flag": True}, torch.empty(0, 5), torch.arange(3)],
+    "text": "β",
+    "transposed": torch.arange(6.0).view(2, 3).T,
+}
+
+
+def assert_same(first, second):
+    if isinstance(first, dict):
+        assert list(first) == list(second)
+        for key, value in first.items():
+            assert_same(value, second[key])
+    elif isinstance(first, list):
+        assert len(first) == len(second)
+        for one, other in zip(first, second, strict=True):
+            assert_same(one, other)
+    elif isinstance(first, torch.Tensor):
+        assert first.dtype == second.dtype
+        assert torch.equal(first, second)
+    else:
+        assert type(first) is type(second)
+        assert first == second
+
+
+def write(folder, *steps, keep=10):
+    return [save_checkpoint(folder, step, {"step": torch.tensor(step)}, keep=keep) for step in steps]
+
+
+def test_a_state_comes_back_bit_for_bit(tmp_path):
+    save_checkpoint(tmp_path / "new", 12, STATE, keep=1)
+    step, state = load_latest(tmp_path / "new")
+    assert step == 12
+    assert_same(STATE, state)
+
+
+def test_an_optimizer_goes_on_where_it_was(tmp_path):
+    def trained(network, optimizer, num_steps):
+        for _ in range(num_steps):
+            optimizer.zero_grad()
+            network(torch.ones(1, 3)).square().sum().backward()
+            optimizer.step()
+        return network.weight
+
+    def fresh():
+        torch.manual_seed(0)
+        network = nn.Linear(3, 3)
+        return network, torch.optim.AdamW(network.parameters(), lr=0.1)
+
+    network, optimizer = fresh()
+    trained(network, optimizer, 3)
+    state = {"network": network.state_dict(), "optimizer": optimizer.state_dict()}
+    save_checkpoint(tmp_path, 3, state, keep=1)
+    straight = trained(network, optimizer, 2)
+    _, loaded = load_latest(tmp_path)
+    resumed, its_optimizer = fresh()
+    resumed.load_state_dict(loaded["network"])
+    its_optimizer.load_state_dict(loaded["optimizer"])
+    assert torch.equal(trained(resumed, its_optimizer, 2), straight)
+
+
+def test_tensors_that_share_memory_are_stored_apart(tmp_path):
+    shared = torch.arange(4.0)
+    save_checkpoint(tmp_path, 1, {"a": shared, "b": shared, "part": shared[1:]}, keep=1)
+    _, state = load_latest(tmp_path)
+    assert_same({"a": shared, "b": shared, "part": shared[1:]}, state)
+
+
+def test_only_the_newest_are_kept(tmp_path):
+    write(tmp_path, 8, 9, 10, 11, keep=2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "step-00000010.safetensors",
+        "step-00000011.safetensors",
+    ]
+    assert load_latest(tmp_path)[0] == 11
+
+
+def test_no_checkpoint_is_none(tmp_path):
+    assert load_latest(tmp_path) is None
+    assert load_latest(tmp_path / "nowhere") is None
+
+
+def test_a_file_that_was_not_finished_is_no_checkpoint(tmp_path):
+    (tmp_path / ".step-00000009.safetensors.tmp").write_bytes(b"half")
+    assert load_latest(tmp_path) is None
+
+
+DAMAGES = {
+    "empty": lambda content: b"",
+    "cut": lambda content: content[:-1],
+    "cut in the header": lambda content: content[:20],
+    "longer": lambda content: content + b"\0",
+    "a changed tensor": lambda content: content[:-1] + bytes([content[-1] ^ 1]),
+    "a changed structure": lambda content: content.replace(b"step", b"stop", 1),
+    "no metadata": lambda content: content.replace(b"__metadata__", b"__netadata__", 1),
+    "zeros": lambda content: bytes(len(content)),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_newest_falls_back_to_the_one_before(tmp_path, damage):
+    _, newest = write(tmp_path, 1, 2)
+    newest.write_bytes(DAMAGES[damage](newest.read_bytes()))
+    step, state = load_latest(tmp_path)
+    assert step == 1
+    assert state["step"] == 1
+
+
+def test_any_single_changed_byte_is_noticed(tmp_path):
+    _, newest = write(tmp_path, 1, 2)
+    content = newest.read_bytes()
+    for position in range(len(content)):
+        newest.write_bytes(content[:position] + bytes([content[position] ^ 0x04]) + content[position + 1 :])
+        step, state = load_latest(tmp_path)
+        assert (step, int(state["step"])) in ((1, 1), (2, 2))  # a space of padding may change unnoticed
+
+
+def test_nothing_but_damaged_ones_is_an_error(tmp_path):
+    for path in write(tmp_path, 1, 2):
+        path.write_bytes(b"broken")
+    with pytest.raises(DidiError, match=r"every checkpoint in .* is damaged; .*--out"):
+        load_latest(tmp_path)
+
+
+def test_a_failed_write_leaves_the_old_content(tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    write_atomically(path, b"old")
+
+    def full(_):
+        raise OSError("no space left")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="no space left"):
+        write_atomically(path, b"new")
+    assert path.read_bytes() == b"old"

@@ -1,0 +1,304 @@
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from didi.data.source import MarkovSource
+from didi.errors import UsageError
+from didi.models.hub import Bundle
+from didi.sampling.generate import generate
+from didi.training.config import (
+    DataConfig,
+    DiscriminatorSettings,
+    DistillConfig,
+    LoopConfig,
+    ObjectiveConfig,
+    OptimizerConfig,
+)
+from didi.training.distill import Distillation
+
+CPU = torch.device("cpu")
+CONFIG = DistillConfig(
+    data=DataConfig(corpus="markov", length=8),
+    objective=ObjectiveConfig(completions=2, advantage="shared-state", revealed_only=True),
+    discriminator=DiscriminatorSettings(warmup_steps=2, pool_size=16, pool_nfe=2),
+    student_optimizer=OptimizerConfig(learning_rate=1e-3),
+    discriminator_optimizer=OptimizerConfig(learning_rate=1e-3),
+    loop=LoopConfig(
+        steps=3,
+        batch_size=4,
+        log_every=1,
+        validate_every=2,
+        validation_sequences=16,
+        checkpoint_every=2,
+        ema_decay=0.5,
+    ),
+)
+
+
+@pytest.fixture
+def make_job(source, teacher, tmp_path):
+    def make(config=CONFIG, folder=tmp_path, bundle=teacher):
+        return Distillation(config, source, bundle, CPU, folder)
+
+    return make
+
+
+def with_objective(**changes):
+    return replace(CONFIG, objective=replace(CONFIG.objective, **changes))
+
+
+def with_discriminator(**changes):
+    return replace(CONFIG, discriminator=replace(CONFIG.discriminator, **changes))
+
+
+def with_loop(**changes):
+    return replace(CONFIG, loop=replace(CONFIG.loop, **changes))
+
+
+def weights(network):
+    return {name: value.clone() for name, value in network.state_dict().items()}
+
+
+def equal(first, second):
+    return all(torch.equal(value, second[name]) for name, value in first.items())
+
+
+@pytest.mark.parametrize("stop_in", [0, 3], ids=["warm-up", "student phase"])
+def test_a_resumed_run_equals_a_straight_one_bit_for_bit(make_job, run_twice, stop_in):
+    run_twice(lambda folder: make_job(folder=folder), CONFIG.loop, stop_in)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        with_discriminator(real_source="teacher-pool"),
+        pytest.param(
+            with_discriminator(real_source="teacher-steps=2", steps_per_student_step=2), marks=pytest.mark.slow
+        ),
+        pytest.param(with_loop(accumulation=2), marks=pytest.mark.slow),
+    ],
+    ids=["pool", "online", "accumulation"],
+)
+def test_other_ways_to_train_resume_as_well(make_job, run_twice, config):
+    run_twice(lambda folder: make_job(config, folder), config.loop, 3)
+
+
+def test_student_average_and_discriminator_start_as_the_teacher(make_job, teacher):
+    job = make_job()
+    of_teacher = weights(teacher.teacher)
+    assert equal(of_teacher, weights(job.student))
+    assert equal(of_teacher, weights(job.average.module))
+    trunk = {name: value for name, value in of_teacher.items() if not name.startswith("output_layer.")}
+    assert equal(trunk, weights(job.discriminator))
+    assert job.student is not job.teacher
+    assert not any(parameter.requires_grad for parameter in job.teacher.parameters())
+    assert all(parameter.requires_grad for parameter in job.student.parameters())
+
+
+def test_in_the_warm_up_only_the_discriminator_learns_and_then_the_student_too(make_job, teacher):
+    job = make_job()
+    start, head = weights(teacher.teacher), weights(job.discriminator)
+    for step in range(2):
+        metrics = job.step(step)
+        assert "reward" not in metrics
+    assert equal(start, weights(job.student))
+    assert equal(start, weights(job.average.module))
+    assert not equal(head, weights(job.discriminator))
+    warm = weights(job.discriminator)
+    metrics = job.step(2)
+    assert {"reward", "student_gradient_norm", "discriminator_loss"} <= set(metrics)
+    assert not equal(start, weights(job.student))
+    assert not equal(warm, weights(job.discriminator))
+    assert equal(start, weights(job.teacher))
+
+
+def test_frozen_blocks_of_the_discriminator_stay_the_teachers(make_job, teacher):
+    job = make_job(with_discriminator(trainable_blocks=1))
+    for step in range(4):
+        job.step(step)
+    before, after = weights(teacher.teacher), weights(job.discriminator)
+    frozen = [name for name in before if name.startswith(("vocab_embed.", "sigma_map.", "blocks.0."))]
+    assert all(torch.equal(before[name], after[name]) for name in frozen)
+    assert not torch.equal(before["blocks.1.attn_qkv.weight"], after["blocks.1.attn_qkv.weight"])
+
+
+def assert_trains(job, num_steps=3):
+    start = weights(job.student)
+    for step in range(num_steps):
+        metrics = job.step(step)
+        bad = [name for name, value in metrics.items() if not torch.isfinite(torch.as_tensor(value))]
+        assert not bad
+    assert metrics["student_gradient_norm"] > 0
+    assert not equal(start, weights(job.student))
+
+
+@pytest.mark.parametrize(
+    ("advantage", "completions"),
+    [("batch", 1), ("rows", 1), ("rows", 2), ("shared-time", 2), ("leave-one-out", 1), ("shared-state", 3)],
+)
+def test_every_grouping_trains(make_job, advantage, completions):
+    assert_trains(make_job(with_objective(advantage=advantage, completions=completions, group_size=2)))
+
+
+@pytest.mark.parametrize("real_source", ["corpus", "teacher-pool", "teacher-steps=2"])
+@pytest.mark.parametrize("output", ["token", "sequence"])
+def test_every_real_side_trains(make_job, real_source, output):
+    assert_trains(make_job(with_discriminator(real_source=real_source, output=output)))
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        with_objective(score_decomposition=False),
+        with_objective(corruptions=3, revealed_only=False),
+        with_objective(coupled_time=False, time_a=2.0, time_b=5.0, importance_weighting=True),
+        with_objective(weight="nelbo", reward_clamp=0.01, pg_reduction="token-mean"),
+        with_objective(divergence="backward", normalise_advantage=False),
+        with_objective(divergence="jeffreys", reward_reduction="sum", divergence_weight=0.0),
+        with_discriminator(unsmooth=True, is_time_conditioned=False, steps_per_student_step=2),
+        with_loop(accumulation=2, precision="bf16"),
+    ],
+    ids=["one move", "corruptions", "uncoupled", "clamped", "backward", "jeffreys", "unsmooth", "bf16"],
+)
+def test_every_other_option_trains(make_job, config):
+    assert_trains(make_job(config))
+
+
+def test_a_state_without_masks_breaks_nothing(make_job):
+    # Beta(1, 400): in most batches no position of any z_tau or z_t is masked.
+    assert_trains(make_job(with_objective(time_b=400.0, divergence_weight=0.05)), num_steps=6)
+
+
+def test_a_clamped_reward_is_counted(make_job):
+    job = make_job(with_objective(reward_clamp=1e-6))
+    for step in range(3):
+        metrics = job.step(step)
+    assert metrics["clamp_fraction"] == 1
+    assert abs(metrics["reward"]) <= 1e-6
+
+
+def test_the_discriminator_learns_to_tell_student_from_corpus(make_job):
+    # A random teacher writes nothing like the Markov chain.
+    config = replace(
+        with_discriminator(warmup_steps=24, label_smoothing=0.0),
+        discriminator_optimizer=OptimizerConfig(learning_rate=0.01),
+        loop=replace(CONFIG.loop, batch_size=16),
+    )
+    job = make_job(config)
+    figures = [job.step(step) for step in range(24)]
+    for name, sign in (("discriminator_loss", -1), ("discriminator_accuracy", 1)):
+        values = torch.stack([row[name] for row in figures])
+        assert sign * (values[-8:].mean() - values[:8].mean()) > 0.05
+
+
+@pytest.mark.parametrize("real_source", ["corpus", "teacher-pool", "teacher-steps=2"])
+def test_sequences_may_be_shorter_than_the_teachers_context(teacher, tmp_path, real_source):
+    config = replace(with_discriminator(real_source=real_source), data=DataConfig(corpus="markov", length=6))
+    assert_trains(Distillation(config, MarkovSource(6, seed=0), teacher, CPU, tmp_path))
+
+
+def test_a_teacher_pool_is_drawn_once_and_kept(make_job, tmp_path, teacher):
+    config = with_discriminator(real_source="teacher-pool")
+    make_job(config)
+    file = tmp_path / "teacher-pool.safetensors"
+    tokens = load_file(file)["tokens"]
+    assert tokens.shape == (16, 8)
+    assert (tokens < 32).all()
+    save_file({"tokens": torch.zeros_like(tokens)}, file)
+    job = make_job(config)
+    assert (load_file(file)["tokens"] == 0).all()
+    assert (job._real(0, 0, 0, 5) == 0).all()
+
+
+def test_online_real_rows_are_teacher_samples_that_differ_by_step(make_job):
+    job = make_job(with_discriminator(real_source="teacher-steps=3"))
+    rows = job._real(0, 0, 0, 6)
+    assert rows.shape == (6, 8)
+    assert torch.equal(rows, job._real(0, 0, 0, 6))
+    assert not torch.equal(rows, job._real(1, 0, 0, 6))
+
+
+def test_released_groups_share_a_corpus_row(make_job, source):
+    job = make_job(with_objective(advantage="rows", group_size=2, completions=1))
+    rows = job._real(5, 0, 0, 4).view(2, 2, 8)
+    assert torch.equal(rows[:, 0], rows[:, 1])
+    assert not torch.equal(rows[0, 0], rows[1, 0])
+
+
+def test_the_first_move_of_the_teacher_is_computed_once_and_is_its_own(make_job, teacher):
+    job = make_job()
+    for step in range(3):
+        job.step(step)
+    masks = torch.full((1, 8), 32)
+    with torch.no_grad():
+        expected = teacher.teacher(masks)[0, :, :32].log_softmax(-1)
+    torch.testing.assert_close(job._teacher_first[:, :32], expected)
+
+
+def test_validation_is_deterministic_and_of_the_averaged_student(make_job):
+    job = make_job()
+    first = job.validate()
+    torch.manual_seed(1)
+    assert job.validate() == first
+    with torch.no_grad():
+        job.student.vocab_embed.embedding.zero_()
+    assert job.validate() == first
+    with torch.no_grad():
+        job.average.module.vocab_embed.embedding.zero_()
+    assert job.validate() != first
+
+
+def test_the_bundle_holds_averaged_student_teacher_and_discriminator(make_job, teacher):
+    job = make_job()
+    for step in range(4):
+        job.step(step)
+    bundle = job.bundle()
+    assert equal(weights(bundle.student), weights(job.average.module))
+    assert equal(weights(bundle.teacher), weights(teacher.teacher))
+    assert bundle.discriminator is job.discriminator
+    assert not bundle.student.training
+    assert not bundle.discriminator.training
+    assert generate(bundle, num_samples=2, nfe=4, sampler="guided").tokens.shape == (2, 8)
+
+
+def test_a_student_may_be_distilled_again(make_job, make_dit):
+    student = make_dit(vocab_size=33, length=8, seed=7)
+    job = make_job(bundle=Bundle(student=student))
+    assert equal(weights(student), weights(job.teacher))
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (replace(CONFIG, data=DataConfig(length=9)), "at most the teacher's context of 8 tokens; got 9"),
+        (
+            with_objective(advantage="rows", group_size=3),
+            "multiple of objective.group_size for rows groups; got 4 and 3",
+        ),
+        (with_objective(advantage="shared-time", group_size=8), "for shared-time groups; got 4 and 8"),
+        (with_discriminator(real_source="teacher"), "got 'teacher'"),
+        (with_discriminator(real_source="teacher-steps=0"), "teacher-steps=K with K >= 1"),
+        (with_discriminator(real_source="teacher-steps=many"), "got 'teacher-steps=many'"),
+        (
+            replace(with_discriminator(steps_per_student_step=2), loop=replace(CONFIG.loop, accumulation=3)),
+            "cannot share accumulated batches; got 2 and 3",
+        ),
+        (with_discriminator(trainable_blocks=3), r"trainable blocks lie in \[0, 2\]"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_before_the_first_step(make_job, config, message):
+    with pytest.raises(UsageError, match=message):
+        make_job(config)
+
+
+def test_a_corpus_with_other_symbols_is_refused(make_job, make_dit):
+    with pytest.raises(UsageError, match="the corpus has 33 symbols, the teacher 20"):
+        make_job(bundle=Bundle(teacher=make_dit(vocab_size=20, length=8)))
+
+
+def test_the_folder_is_touched_only_for_a_pool(make_job, tmp_path: Path):
+    make_job(folder=tmp_path / "none")
+    assert not (tmp_path / "none").exists()

@@ -1,0 +1,187 @@
+import json
+import os
+import signal
+
+import pytest
+import torch
+
+from didi.errors import DidiError, UsageError
+from didi.training.config import LoopConfig
+from didi.training.loop import Interrupted, RunFolder, autocast_dtype, run
+
+CONFIG_YAML = "student:\n  rate: 1\ndiscriminator:\n  rate: 2\n"
+
+
+class Counter:
+    """A job whose state is the list of steps it did; it can send a signal or fail on the way."""
+
+    tokens_per_step = 10
+
+    def __init__(self, num_steps=6, signal_at=None, number=signal.SIGTERM, signal_in_validation=False, bad_at=None):
+        self.num_steps = num_steps
+        self.signal_at, self.number, self.signal_in_validation = signal_at, number, signal_in_validation
+        self.bad_at = bad_at
+        self.done = []
+        self.num_validations = 0
+
+    def step(self, step):
+        self.done.append(step)
+        if step == self.signal_at:
+            os.kill(os.getpid(), self.number)
+        return {"loss": torch.tensor(float("nan") if step == self.bad_at else step), "rate": float(step)}
+
+    def validate(self):
+        self.num_validations += 1
+        if self.signal_in_validation:
+            os.kill(os.getpid(), signal.SIGINT)
+        return {"validation": float(self.num_validations)}
+
+    def state_dict(self):
+        return {"done": self.done}
+
+    def load_state_dict(self, state):
+        self.done = list(state["done"])
+
+
+@pytest.fixture
+def folder(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    folder.prepare(CONFIG_YAML, resume=False)
+    return folder
+
+
+def rhythm(**changes):
+    return LoopConfig(**{"log_every": 2, "validate_every": 3, "checkpoint_every": 2, "keep_checkpoints": 9} | changes)
+
+
+def rows(folder):
+    return [json.loads(line) for line in folder.metrics.read_text().splitlines()]
+
+
+def checkpoints(folder):
+    return sorted(int(path.stem.removeprefix("step-")) for path in folder.checkpoints.iterdir())
+
+
+def test_a_run_logs_means_validates_and_saves_in_its_rhythm(folder):
+    job = Counter(num_steps=5)
+    run(job, rhythm(), folder, resume=False)
+    assert job.done == [0, 1, 2, 3, 4]
+    logged = [(row["step"], row["loss"], row["rate"]) for row in rows(folder) if "loss" in row]
+    assert logged == [(2, 0.5, 0.5), (4, 2.5, 2.5), (5, 4, 4)]
+    assert [(row["step"], row["validation"]) for row in rows(folder) if "validation" in row] == [(3, 1), (5, 2)]
+    assert all(row["tokens_per_second"] > 0 for row in rows(folder) if "loss" in row)
+    assert checkpoints(folder) == [2, 4, 5]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_stops_after_the_step_with_its_state_saved(folder, number):
+    job = Counter(signal_at=2, number=number)
+    before = signal.getsignal(number)
+    with pytest.raises(Interrupted, match="stopped at step 3 of 6, saved; go on with --resume"):
+        run(job, rhythm(), folder, resume=False)
+    assert checkpoints(folder) == [2, 3]
+    assert rows(folder)[-1]["step"] == 3
+    assert signal.getsignal(number) is before
+
+
+def test_a_signal_during_validation_is_saved_too(folder):
+    with pytest.raises(Interrupted, match=r"stopped at step \d of 6, saved") as caught:
+        run(Counter(signal_in_validation=True), rhythm(checkpoint_every=100), folder, resume=False)
+    assert checkpoints(folder) == [int(str(caught.value).split()[3])]
+
+
+def test_a_signal_in_the_last_step_is_no_interruption(folder):
+    job = Counter(signal_at=5)
+    run(job, rhythm(), folder, resume=False)
+    assert checkpoints(folder)[-1] == 6
+
+
+def test_a_second_signal_stops_at_once(folder):
+    class Stuck(Counter):
+        def step(self, step):
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+            return super().step(step)
+
+    job = Stuck()
+    with pytest.raises(KeyboardInterrupt):
+        run(job, rhythm(), folder, resume=False)
+    assert job.done == []
+
+
+def test_a_resumed_run_goes_on_from_the_newest_checkpoint_and_rewrites_later_lines(folder):
+    with pytest.raises(Interrupted):
+        run(Counter(signal_at=2), rhythm(), folder, resume=False)
+    with folder.metrics.open("a") as file:
+        file.write(json.dumps({"step": 4, "loss": -1.0}) + "\n" + '{"step": 5, "lo')  # a kill between checkpoints
+    job = Counter()
+    run(job, rhythm(), folder, resume=True)
+    assert job.done == [0, 1, 2, 3, 4, 5]
+    assert [row["step"] for row in rows(folder) if "loss" in row] == [2, 3, 4, 6]
+    assert all(row.get("loss") != -1.0 for row in rows(folder))
+
+
+def test_a_finished_run_that_is_resumed_does_nothing(folder):
+    run(Counter(), rhythm(), folder, resume=False)
+    before = folder.metrics.read_text()
+    job = Counter()
+    run(job, rhythm(), folder, resume=True)
+    assert job.done == [0, 1, 2, 3, 4, 5]
+    assert job.num_validations == 0
+    assert folder.metrics.read_text() == before
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_and_is_not_saved(folder):
+    with pytest.raises(DidiError, match="loss is not finite at step 4; the last checkpoint is kept"):
+        run(Counter(bad_at=3), rhythm(), folder, resume=False)
+    assert checkpoints(folder) == [2]
+
+
+def test_a_new_run_takes_no_folder_of_another(folder):
+    with pytest.raises(UsageError, match="holds a run: add --resume or choose another"):
+        folder.prepare(CONFIG_YAML, resume=False)
+    folder.prepare(CONFIG_YAML, resume=True)
+    assert (folder.path / "config.yaml").read_text() == CONFIG_YAML
+
+
+def test_a_folder_with_checkpoints_alone_holds_a_run(tmp_path):
+    folder = RunFolder(tmp_path)
+    run(Counter(), rhythm(), folder, resume=False)
+    with pytest.raises(UsageError, match="holds a run"):
+        folder.prepare(CONFIG_YAML, resume=False)
+
+
+def test_resume_may_also_start_a_run(tmp_path):
+    folder = RunFolder(tmp_path / "deep" / "run")
+    folder.prepare(CONFIG_YAML, resume=True)
+    job = Counter()
+    run(job, rhythm(), folder, resume=True)
+    assert len(job.done) == 6
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        "student:\n  rate: 3\ndiscriminator:\n  rate: 2\n",
+        "student:\n  rate: 1\n",
+        CONFIG_YAML + "extra: 1\n",
+        "student:\n  rate: 2\ndiscriminator:\n  rate: 1\n",  # the same lines in another order
+        "student:\n  rate: 2\ndiscriminator:\n  rate: 2\n",
+    ],
+)
+def test_a_resumed_run_keeps_its_settings(folder, changed):
+    with pytest.raises(UsageError, match="--resume keeps a run's settings"):
+        folder.prepare(changed, resume=True)
+    assert (folder.path / "config.yaml").read_text() == CONFIG_YAML
+
+
+def test_the_setting_that_changed_is_named(folder):
+    with pytest.raises(UsageError, match="differs at 'rate: 3'"):
+        folder.prepare("student:\n  rate: 3\ndiscriminator:\n  rate: 2\n", resume=True)
+
+
+def test_networks_are_cast_only_where_it_pays():
+    cpu = torch.device("cpu")
+    assert autocast_dtype("auto", cpu) is None
+    assert autocast_dtype("float32", cpu) is None
+    assert autocast_dtype("bf16", cpu) is torch.bfloat16

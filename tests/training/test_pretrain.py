@@ -1,0 +1,148 @@
+import copy
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from didi.diffusion.noise import named_generator
+from didi.diffusion.schedule import schedule_from_name
+from didi.training.config import DataConfig, LoopConfig, NetworkConfig, OptimizerConfig, PretrainConfig
+from didi.training.pretrain import Pretraining, nelbo_of, validation_nelbo
+
+CPU = torch.device("cpu")
+LOG_LINEAR = schedule_from_name("log-linear")
+CONFIG = PretrainConfig(
+    data=DataConfig(corpus="markov", length=8),
+    network=NetworkConfig(hidden_size=16, num_blocks=2, num_heads=2, cond_dim=8, dropout=0.1),
+    optimizer=OptimizerConfig(learning_rate=0.01, warmup_steps=2, decay="cosine"),
+    loop=LoopConfig(
+        steps=6,
+        batch_size=4,
+        accumulation=2,
+        log_every=1,
+        validate_every=3,
+        validation_sequences=32,
+        checkpoint_every=4,
+        ema_decay=0.9,
+    ),
+)
+
+
+def test_a_resumed_run_equals_a_straight_one_bit_for_bit(source, run_twice):
+    run_twice(lambda folder: Pretraining(CONFIG, source, CPU), CONFIG.loop, stop_in=2)
+
+
+def test_a_seed_fixes_the_run_and_another_seed_changes_it(source, assert_same_state):
+    def after_two_steps(seed):
+        job = Pretraining(replace(CONFIG, seed=seed), source, CPU)
+        for step in range(2):
+            job.step(step)
+        return job.state_dict()
+
+    assert_same_state(after_two_steps(3), after_two_steps(3))
+    assert not torch.equal(
+        after_two_steps(3)["network"]["vocab_embed.embedding"], after_two_steps(4)["network"]["vocab_embed.embedding"]
+    )
+
+
+def test_training_lowers_the_validation_nelbo(source):
+    job = Pretraining(replace(CONFIG, loop=replace(CONFIG.loop, steps=30)), source, CPU)
+    before = job.validate()["validation_nelbo"]  # the same times and masks as after training
+    for step in range(30):
+        job.step(step)
+    assert job.validate()["validation_nelbo"] < before - 0.03
+
+
+def test_a_fresh_network_is_uniform_over_the_symbols(source):
+    network = Pretraining(CONFIG, source, CPU).network.eval()
+    value = validation_nelbo(network, source.validation, LOG_LINEAR, batch_size=1024, device=CPU)
+    # 4,096 sequences of 8; the weight 1/t has a variance of about log 1000 at each position: an error of 1.5%.
+    assert value == pytest.approx(math.log(32), rel=0.06)
+
+
+def test_the_logged_nelbo_is_per_token_over_all_micro_batches(source):
+    job = Pretraining(replace(CONFIG, network=replace(CONFIG.network, dropout=0.0)), source, CPU)
+    network = copy.deepcopy(job.network)
+    rows = source.batch(0, 8)
+    metrics = job.step(0)
+    parts = [
+        nelbo_of(network, batch, LOG_LINEAR, named_generator(CONFIG.seed, "pretrain", 0, number)).sum()
+        for number, batch in enumerate(rows.split(4))
+    ]
+    loss = sum(parts) / rows.numel()
+    torch.testing.assert_close(metrics["nelbo"], loss.detach())
+    loss.backward()  # the gradient is that of the logged loss
+    norm = torch.cat([p.grad.flatten() for p in network.parameters() if p.grad is not None]).norm()
+    assert float(metrics["gradient_norm"]) == pytest.approx(float(norm), rel=1e-4)
+
+
+def test_validation_is_the_same_whenever_it_is_asked(source):
+    job = Pretraining(CONFIG, source, CPU)
+    job.step(0)
+    first = job.validate()
+    torch.manual_seed(123)
+    torch.rand(5)
+    assert job.validate() == first
+    job.step(1)
+    assert job.validate() != first
+
+
+@pytest.mark.parametrize("schedule", ["log-linear", "cosine"])
+@torch.no_grad()
+def test_the_sampled_nelbo_has_the_exact_mean(make_dit, schedule):
+    network, schedule, t_min = make_dit(seed=3), schedule_from_name(schedule), 0.3
+    x0 = torch.tensor([[2, 0]])
+    laws = {z: network(torch.tensor([z]))[0, :, :3].log_softmax(-1) for z in ((3, 3), (2, 3), (3, 0))}
+    two_masks = -laws[3, 3][0, 2] - laws[3, 3][1, 0]
+    one_mask = -laws[2, 3][1, 0] - laws[3, 0][0, 2]
+    # With u = 1 - alpha_t the weight is du / u, and the masks of one position, or of both, have u (1 - u), or u^2.
+    u_min = 1 - float(schedule.alpha(torch.tensor(t_min)))
+    expected = (one_mask * (1 - u_min) ** 2 / 2 + two_masks * (1 - u_min**2) / 2) / (1 - t_min)
+    estimates = nelbo_of(network, x0.expand(20_000, 2), schedule, named_generator("nelbo"), t_min=t_min)
+    error = float(estimates.std()) / 20_000**0.5
+    assert error < 0.01 * expected
+    assert float(estimates.mean()) == pytest.approx(float(expected), abs=4 * error)
+
+
+@torch.no_grad()
+def test_the_nelbo_never_counts_mass_on_the_mask(make_dit):
+    network = make_dit(seed=3)
+    x0 = torch.randint(3, (64, 2), generator=named_generator("x0"))
+    before = nelbo_of(network, x0, LOG_LINEAR, named_generator("a"))
+    network.output_layer.linear.bias[3] += 50
+    torch.testing.assert_close(nelbo_of(network, x0, LOG_LINEAR, named_generator("a")), before)
+
+
+@torch.no_grad()
+def test_a_network_conditioned_on_time_is_trained_with_its_noise_level(make_dit):
+    told = make_dit(seed=3, is_time_conditioned=True)
+    untold = make_dit(seed=3, is_time_conditioned=False)
+    x0 = torch.randint(3, (64, 2), generator=named_generator("x0"))
+    first, second = (nelbo_of(network, x0, LOG_LINEAR, named_generator("a")) for network in (told, untold))
+    assert not torch.allclose(first, second)
+
+
+@torch.no_grad()
+def test_validation_covers_every_row(source, make_dit):
+    network = make_dit(vocab_size=33, length=8)
+    rows = source.validation[:10]
+    parts = [
+        nelbo_of(network, batch, LOG_LINEAR, named_generator(0, "validation", number)).sum()
+        for number, batch in enumerate(rows.split(4))
+    ]
+    value = validation_nelbo(network, rows, LOG_LINEAR, batch_size=4, device=CPU)
+    assert value == pytest.approx(float(sum(parts)) / 80, rel=1e-6)
+
+
+def test_the_bundle_holds_the_averaged_teacher(source):
+    job = Pretraining(CONFIG, source, CPU)
+    for step in range(4):
+        job.step(step)
+    bundle = job.bundle()
+    assert bundle.student is None
+    assert bundle.tokenizer is source.tokenizer
+    assert not bundle.teacher.training
+    average, raw = (network.vocab_embed.embedding for network in (bundle.teacher, job.network))
+    assert torch.equal(average, job.average.module.vocab_embed.embedding)
+    assert not torch.equal(average, raw)

@@ -1,0 +1,161 @@
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+from didi.diffusion.noise import named_generator
+from didi.diffusion.schedule import LogLinear, sigma
+from didi.training.config import ObjectiveConfig
+from didi.training.rollout import first_law, law_at_masks, rollout
+
+CPU = torch.device("cpu")
+SCHEDULE = LogLinear()
+MASK = 3
+STATES = torch.tensor(list(itertools.product(range(4), repeat=2)))
+CLEAN = torch.tensor(list(itertools.product(range(3), repeat=2)))
+
+
+@pytest.fixture(scope="module")
+def student(make_dit):
+    return make_dit(seed=2)
+
+
+def roll(student, num_states, length=2, name="rollout", **objective):
+    return rollout(student, num_states, length, ObjectiveConfig(**objective), SCHEDULE, named_generator(name), CPU)
+
+
+@torch.no_grad()
+def laws_of_two_moves(student):
+    """Laws of z_tau [16] and of x [9], with tau uniform on [0, 1]; polynomials in tau, so 4 nodes are exact."""
+    probs = student(STATES)[..., :3].double().softmax(-1)
+    nodes, shares = np.polynomial.legendre.leggauss(4)
+    z_tau, x = torch.zeros(16, dtype=torch.float64), torch.zeros(9, dtype=torch.float64)
+    for tau, share in zip(nodes / 2 + 0.5, shares / 2, strict=True):
+        for number, state in enumerate(STATES):
+            visible = state != MASK
+            tokens = probs[-1, [0, 1], state.clamp(max=2)][visible].prod()
+            mass = share * tau ** int((~visible).sum()) * (1 - tau) ** int(visible.sum()) * tokens
+            z_tau[number] += mass
+            for index, clean in enumerate(CLEAN):
+                if (clean[visible] == state[visible]).all():
+                    x[index] += mass * probs[number, [0, 1], clean][~visible].prod()
+    return z_tau, x
+
+
+def test_trajectories_follow_the_two_move_generator(student, chi_square):
+    of_z_tau, of_x = laws_of_two_moves(student)
+    batch = roll(student, 4000, completions=2)
+    assert chi_square(batch.z_tau[:, 0] * 4 + batch.z_tau[:, 1], of_z_tau) > 1e-3
+    for number in range(2):
+        x = batch.x[:, number]
+        assert chi_square(x[:, 0] * 3 + x[:, 1], of_x) > 1e-3
+
+
+@torch.no_grad()
+def test_without_decomposition_the_generator_has_one_move(student, chi_square):
+    batch = roll(student, 4000, score_decomposition=False)
+    assert (batch.z_tau == MASK).all()
+    assert not batch.first_score.any()
+    probs = student(STATES[-1:])[0, :, :3].softmax(-1)
+    expected = probs[0, CLEAN[:, 0]] * probs[1, CLEAN[:, 1]]
+    assert chi_square(batch.x[:, 0, 0] * 3 + batch.x[:, 0, 1], expected) > 1e-3
+    torch.testing.assert_close(batch.second_log_probs.exp()[:, :3], probs.repeat(4000, 1))
+
+
+@pytest.mark.parametrize("coupled_time", [True, False])
+def test_corruptions_are_independent_and_at_their_time(student, coupled_time):
+    batch = roll(student, 3000, completions=2, corruptions=2, coupled_time=coupled_time)
+    is_masked = batch.z_t == MASK
+    assert torch.equal(batch.z_t[~is_masked], batch.x[:, :, None].expand_as(batch.z_t)[~is_masked])
+    residual = is_masked.double() - batch.t[:, None, None, None]
+    flat = residual.flatten(1)  # 8 uniforms for each state: 2 completions, 2 corruptions, 2 positions
+    scale = (batch.t * (1 - batch.t)).mean()
+    # Each entry is a mean of 3000 products with variance at most 1/16: 4 standard errors are below 0.02.
+    covariance = flat.T @ flat / 3000
+    torch.testing.assert_close(covariance, scale * torch.eye(8, dtype=torch.float64), rtol=0, atol=0.02)
+    assert flat.mean().abs() < 4 * (scale / flat.numel()) ** 0.5
+    # With coupled times the share of masks in z_tau tells the time of z_t, otherwise nothing.
+    correlation = torch.corrcoef(torch.stack([(batch.z_tau == MASK).double().mean(1), batch.t]))[0, 1]
+    assert (correlation > 0.5) == coupled_time
+
+
+def test_completions_of_one_state_are_independent_given_it(student):
+    batch = roll(student, 3000, completions=2)
+    both_open = (batch.z_tau == MASK).all(1)
+    first, second = batch.x[both_open].unbind(1)
+    assert 0.05 < (first == second).all(1).double().mean() < 0.6
+    kept = (batch.z_tau != MASK)[:, None].expand_as(batch.x)
+    assert torch.equal(batch.x[kept], batch.z_tau[:, None].expand_as(batch.x)[kept])
+    assert (batch.x != MASK).all()
+
+
+@pytest.mark.parametrize("is_time_conditioned", [True, False])
+@torch.no_grad()
+def test_scores_are_the_log_probabilities_of_what_was_drawn(make_dit, is_time_conditioned):
+    student = make_dit(vocab_size=5, length=6, seed=4, is_time_conditioned=is_time_conditioned)
+    batch = roll(student, 20, length=6, completions=3)
+
+    def log_probs(z, t):
+        level = sigma(SCHEDULE, t).float() if is_time_conditioned else None
+        return student(z, level)[..., :4].log_softmax(-1)
+
+    all_masks = torch.full((1, 6), 4)
+    first = log_probs(all_masks, torch.ones(1, dtype=torch.float64)).expand(20, 6, 4)
+    is_masked = batch.z_tau == 4
+    chosen = first.gather(-1, batch.z_tau.clamp(max=3)[..., None]).squeeze(-1)
+    torch.testing.assert_close(batch.first_score, torch.where(is_masked, 0.0, chosen).sum(1))
+    second = log_probs(batch.z_tau, batch.t)  # times are coupled
+    for number in range(3):
+        chosen = second.gather(-1, batch.x[:, number, :, None]).squeeze(-1)
+        expected = torch.where(is_masked, chosen, 0.0)
+        torch.testing.assert_close(batch.completion_log_probs[:, number], expected)
+    torch.testing.assert_close(batch.first_log_probs[:, :4], first[0])
+    torch.testing.assert_close(batch.second_log_probs[:, :4], second[is_masked])
+    assert (batch.second_log_probs[:, 4] == -torch.inf).all()
+
+
+def test_both_scores_carry_the_students_gradient(student):
+    batch = roll(student, 8)
+    for score in (batch.first_score, batch.completion_log_probs):
+        gradients = torch.autograd.grad(score.sum(), list(student.parameters()), retain_graph=True, allow_unused=True)
+        assert any(gradient is not None and gradient.abs().max() > 0 for gradient in gradients)
+    assert not batch.x.requires_grad
+
+
+def test_the_first_pass_has_one_row_and_the_second_one_for_each_state(student):
+    rows = []
+    handle = student.vocab_embed.register_forward_pre_hook(lambda module, inputs: rows.append(len(inputs[0])))
+    try:
+        roll(student, 16, completions=5, corruptions=3)
+    finally:
+        handle.remove()
+    assert rows == [1, 16]
+
+
+def test_a_group_of_states_may_share_its_times(student):
+    batch = roll(student, 12, advantage="shared-time", group_size=4, coupled_time=False)
+    groups = batch.t.view(3, 4)
+    assert (groups == groups[:, :1]).all()
+    assert len(groups[:, 0].unique()) == 3
+    assert len(roll(student, 12).t.unique()) == 12
+
+
+def test_the_times_follow_their_density(student, chi_square):
+    t = roll(student, 4000, time_a=2.0, time_b=1.0).t  # density 2t: quarters hold 1, 3, 5, 7 sixteenths
+    assert chi_square((4 * t).long(), torch.tensor([1, 3, 5, 7])) > 1e-3
+
+
+def test_a_generator_fixes_the_rollout(student):
+    first, again, other = roll(student, 16), roll(student, 16), roll(student, 16, name="other")
+    assert torch.equal(first.z_t, again.z_t)
+    assert not torch.equal(first.z_t, other.z_t)
+
+
+@torch.no_grad()
+def test_the_law_at_masks_is_that_of_the_rows_in_order(student):
+    z = torch.tensor([[MASK, 1], [0, 2], [MASK, MASK]])
+    found = law_at_masks(student, z, torch.full((3,), 0.5, dtype=torch.float64), SCHEDULE)
+    expected = student(z)[z == MASK][:, :3].log_softmax(-1)
+    torch.testing.assert_close(found[:, :3], expected)
+    torch.testing.assert_close(first_law(student, 2, SCHEDULE, CPU), found[1:])
