@@ -1,9 +1,6 @@
-import typing
-
 import jaxtyping
 
 # Shapes and dtypes of every call into didi are checked; the hook has to come before anything imports didi.
-typing.Protocol._is_runtime_protocol = True  # beartype checks a protocol by isinstance
 jaxtyping.install_import_hook("didi", "beartype.beartype")
 
 import pytest  # noqa: E402

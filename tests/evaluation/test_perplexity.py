@@ -141,7 +141,7 @@ def test_exact_judge_gives_the_chain_s_own_likelihood():
 
 
 def test_exact_judge_refuses_the_mask_symbol():
-    with pytest.raises(ValueError, match=r"\[0, 8\)"):
+    with pytest.raises(ValueError, match="the 8 symbols"):
         ExactJudge(MarkovChain(num_symbols=8)).score([], torch.tensor([[0, 8]]))
 
 

@@ -37,6 +37,7 @@ FIELDS = [
     "distinct_4",
     "seconds_per_sequence",
     "tokens_per_second",
+    "nelbo",
     "seed",
     "machine",
     "note",
@@ -46,7 +47,7 @@ FIELDS = [
 def make_row(role="student", sampler="ancestral", nfe=8, ppl=50.0, entropy=4.2, **changes):
     row = EvaluationRow(
         role, sampler, nfe, float(nfe), 0.0, 64, "float64", "markov", ppl, (ppl * 0.9, ppl * 1.1), ppl * 1.05, entropy,
-        (entropy - 0.1, entropy + 0.1), 5.0, 7.0, 0.9, 0.01, 12800.0, 0, "2-core CPU",
+        (entropy - 0.1, entropy + 0.1), 5.0, 7.0, 0.9, 0.01, 12800.0, math.nan, 0, "2-core CPU",
     )  # fmt: skip
     return replace(row, **changes)
 
@@ -119,7 +120,7 @@ def test_table_shows_entropy_and_interval_beside_every_perplexity():
     assert lines[2].split(" | ")[7].strip() == "4.20 [4.10, 4.30]"
     assert lines[3].split(" | ")[5].strip() == "3.00 [2.70, 3.30]"
     assert len({len(line) for line in lines[:4]}) == 1
-    assert lines[1].count("-:") == 11
+    assert lines[1].count("-:") == 12
     assert lines[5].startswith("Recipe tiny-news; seed 0; sampling in float64; 64 samples; judge markov; 2-core CPU.")
 
 

@@ -114,7 +114,7 @@ def test_tilting_reads_the_noise_of_the_state_it_moves_from(world, tabular, line
 def test_every_pass_is_counted(world, tabular, linear_discriminator, draw):
     # 8 moves: h = 0 in the first, tilted in the next 3 (a forward and a backward pass), M = 3 candidates in the last 4.
     denoiser, discriminator = tabular(world.table), linear_discriminator(SCORES)
-    guidance = Guidance(num_candidates=3)
+    guidance = Guidance(num_candidates=3, tilted_fraction=0.5)
     steps, _ = draw(Guided(denoiser, discriminator, guidance), LOG_LINEAR, num=40, nfe=8)
     for move, step in enumerate(steps):
         per_pass = 0 if move == 0 else 2 if move < 4 else 3
@@ -155,7 +155,7 @@ def test_a_sequence_discriminator_guides_too(make_dit, make_discriminator, draw)
 
 
 def test_the_tilt_rises_from_zero_over_the_first_moves():
-    guidance = Guidance(guidance_scale=30.0)
+    guidance = Guidance(guidance_scale=30.0, tilted_fraction=0.5)
     assert guidance.scales(8) == [0, 10, 20, 30]
     assert guidance.scales(1) == []
     assert Guidance(tilted_fraction=0.0).scales(8) == []

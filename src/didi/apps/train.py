@@ -110,7 +110,9 @@ def distillation_source(config: DistillConfig, teacher: Bundle) -> Source:
     )
 
 
-def _resolve(name: str, command: type[Any], recipes: Mapping[str, Any], args: Sequence[str]) -> tuple[RunOptions, RunFolder, Any]:
+def _resolve(
+    name: str, command: type[Any], recipes: Mapping[str, Any], args: Sequence[str]
+) -> tuple[RunOptions, RunFolder, Any]:
     """Recipe, then preset, then YAML file, then flags: the later wins."""
     prog = f"didi {name}"
     has_recipe = bool(args) and not args[0].startswith("-")

@@ -1,6 +1,6 @@
 """Where a run's token sequences come from: a packed text corpus, or the Markov test bench."""
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from jaxtyping import Int
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -14,6 +14,7 @@ MARKOV = "markov"
 MARKOV_HELD_OUT_ROWS = 4096
 
 
+@runtime_checkable
 class Source(Protocol):
     """Training batches as a function of the step, a fixed validation set for choices, a test set for final figures."""
 

@@ -59,8 +59,7 @@ def divergence(
     """
     if kind not in get_args(Divergence):
         raise UsageError(f"a divergence is one of {', '.join(get_args(Divergence))}; got {kind!r}")
-    # A token that both rule out (the mask) contributes nothing; -inf - -inf would be nan.
-    gap = torch.nan_to_num(teacher_log_probs - student_log_probs, nan=0.0)
+    gap = teacher_log_probs - student_log_probs  # nan where both rule a token out, as they do the mask: not counted
     if kind == "forward":
         return _expectation(teacher_log_probs, gap)
     if kind == "backward":

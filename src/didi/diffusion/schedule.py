@@ -6,7 +6,7 @@ A schedule is the probability :math:`\alpha_t` that a token is still visible at 
 
 import math
 from dataclasses import dataclass
-from typing import Literal, Protocol, get_args
+from typing import Literal, Protocol, get_args, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -15,6 +15,7 @@ from torch import Tensor
 from didi.errors import UsageError
 
 
+@runtime_checkable
 class Schedule(Protocol):
     """What the mathematics asks of a noise schedule."""
 

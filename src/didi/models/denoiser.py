@@ -1,6 +1,6 @@
 """What samplers and objectives may ask of any network that denoises masked tokens."""
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -9,6 +9,7 @@ Tokens = Int[Tensor, "b l"]
 Simplex = Float[Tensor, "b l v"]
 
 
+@runtime_checkable
 class Denoiser(Protocol):
     """A map from a partly masked sequence (and its noise level) to logits of the clean tokens.
 

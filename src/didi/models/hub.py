@@ -100,6 +100,7 @@ def save(bundle: Bundle, path: Path | str, *, dtype: torch.dtype = torch.float32
         raise UsageError(f"a bundle replaces only a bundle; {path} is something else: choose another folder")
     path.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+    aside = staging.with_name(f"{staging.name}-replaced")
     try:
         for role, network in networks.items():
             (staging / role).mkdir()
@@ -125,11 +126,12 @@ def save(bundle: Bundle, path: Path | str, *, dtype: torch.dtype = torch.float32
         }
         (staging / "bundle.yaml").write_text(yaml.safe_dump(manifest, sort_keys=False))
         staging.chmod(0o755)
-        if path.exists():
-            shutil.rmtree(path)
+        if path.exists():  # moved aside rather than deleted first
+            path.replace(aside)
         staging.replace(path)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+        shutil.rmtree(aside, ignore_errors=True)
     return path
 
 

@@ -92,7 +92,8 @@ def discriminator_loss(
     Args:
         student_logits: logits on corrupted student samples (label 1).
         real_logits: logits on corrupted real or teacher samples (label 0).
-        student_is_masked: where the student's states are [MASK]; other positions do not count.
+        student_is_masked: where the student's states are [MASK]; other positions do not count, unless a row has no
+            mask at all.
         real_is_masked: the same for the real side.
         label_smoothing: :math:`\epsilon`; labels become :math:`1 - \epsilon/2` and :math:`\epsilon/2`.
     """
@@ -122,7 +123,7 @@ def advantages(
             ``batch``: all completions, population standard deviation (the paper).
             ``rows``, ``shared-time``: runs of ``group_size`` consecutive completions, unbiased standard deviation;
             the sampler makes such a run share a corpus row (released code) or a time.
-            ``leave-one-out``: the mean of all other completions.
+            ``leave-one-out``: the mean of all other states' completions, of which each has one.
             ``shared-state``: the two baselines of reduction B; needs two completions or more.
         group_size: length of a run for ``rows`` and ``shared-time``.
         normalise: divide by the standard deviation of the group (of the batch, for the last two).
@@ -142,6 +143,8 @@ def advantages(
         first = (state_means - _mean_of_others(state_means, dim=0)).expand_as(means)[..., None].expand_as(rewards)
         second = rewards - _mean_of_others(means, dim=1)[..., None]
     elif grouping == "leave-one-out":
+        if means.shape[0] < 2 or means.shape[1] > 1:  # completions of one state share the first move they would judge
+            raise UsageError(f"leave-one-out needs 2 states or more of 1 completion each; got {list(means.shape)}")
         first = second = rewards - _mean_of_others(means.flatten(), dim=0).reshape(means.shape)[..., None]
     else:
         run = means.numel() if grouping == "batch" else group_size

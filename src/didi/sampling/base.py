@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -32,6 +32,7 @@ class StepOutput:
     discriminator_passes: Int[Tensor, " b"]
 
 
+@runtime_checkable
 class Sampler(Protocol):
     """A generator of moves that ends with a state without masks."""
 

@@ -185,7 +185,7 @@ def generate(
     if num_samples < 1 or options.batch_size < 1:
         raise UsageError(f"num_samples and batch_size are 1 or more; got {num_samples} and {options.batch_size}")
     denoiser = bundle.denoiser(options.role)
-    length = length or denoiser.length
+    length = denoiser.length if length is None else length
     if not 1 <= length <= denoiser.length:
         raise UsageError(f"length lies in [1, {denoiser.length}], the network's context; got {length}")
     canvas = canvas_from_prompt(bundle, length, prefix=prefix, infill=infill)

@@ -219,7 +219,7 @@ class Distillation:
         laws = [batch.first_log_probs]
         if objective.score_decomposition:
             laws.append(batch.second_log_probs)
-        entropies = [entropy(law).mean() for law in laws]
+        entropies = [_mean(entropy(law)) for law in laws]
         figures = {"entropy": entropies[-1].detach()}
         loss = -objective.entropy_weight * torch.stack(entropies).sum()
         if objective.divergence_weight:
@@ -230,7 +230,7 @@ class Distillation:
                 if objective.score_decomposition:
                     teacher_laws.append(law_at_masks(self.teacher, batch.z_tau, batch.t, self.schedule))
             divergences = [
-                divergence(objective.divergence, of_teacher, law).mean()
+                _mean(divergence(objective.divergence, of_teacher, law))
                 for of_teacher, law in zip(teacher_laws, laws, strict=True)
             ]
             figures["divergence"] = torch.stack(divergences).sum().detach()
@@ -263,7 +263,15 @@ class Distillation:
 
         def online(step: int, number: int, repeat: int, size: int) -> Tensor:
             seed = derive_seed(self.config.seed, "online", step, number, repeat)
-            return generate(teacher, num_samples=size, nfe=nfe, seed=seed, batch_size=size, role="teacher").tokens
+            return generate(
+                teacher,
+                num_samples=size,
+                nfe=nfe,
+                seed=seed,
+                batch_size=size,
+                length=self.config.data.length,
+                role="teacher",
+            ).tokens
 
         return online
 
@@ -307,6 +315,11 @@ class Distillation:
 def _add(metrics: dict[str, Tensor | float], new: Metrics, scale: float = 1.0) -> None:
     for name, value in new.items():
         metrics[name] = metrics.get(name, 0.0) + value * scale
+
+
+def _mean(values: Tensor) -> Tensor:
+    """Mean; 0 of nothing."""
+    return values.sum() / max(1, values.numel())
 
 
 def _check_fit(config: DistillConfig, length: int, vocab_size: int, source: Source) -> None:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from rich.console import Console
@@ -24,6 +24,7 @@ from didi.training.config import LoopConfig
 Metrics = Mapping[str, Tensor | float]
 
 
+@runtime_checkable
 class Job(Protocol):
     """What is trained: the loop knows its steps, not its losses."""
 
@@ -83,7 +84,8 @@ class RunFolder:
             changed = [line.strip() for line in new if line not in old] + [
                 line.strip() for line in old if line not in new
             ]
-            if changed and old:
+            if old and old != new:
+                changed = changed or [next(b for a, b in zip(old, new, strict=False) if a != b).strip()]
                 raise UsageError(
                     f"--resume keeps a run's settings; {config_file} differs at '{changed[0]}': give the settings it "
                     "was started with, or another --out"
@@ -132,7 +134,8 @@ def run(job: Job, config: LoopConfig, folder: RunFolder, *, resume: bool) -> Non
         for step in range(begin, job.num_steps):
             meter.add(job.step(step))
             done = step + 1
-            is_last = done == job.num_steps or bool(stop)
+            is_stopping = bool(stop)
+            is_last = done == job.num_steps or is_stopping
             if done % config.log_every == 0 or is_last:
                 meter.write(done)
             if done % config.validate_every == 0 or done == job.num_steps:
@@ -141,7 +144,7 @@ def run(job: Job, config: LoopConfig, folder: RunFolder, *, resume: bool) -> Non
             if done % config.checkpoint_every == 0 or is_last:
                 with meter.paused():
                     save_checkpoint(folder.checkpoints, done, job.state_dict(), keep=config.keep_checkpoints)
-            if stop and done < job.num_steps:
+            if is_stopping and done < job.num_steps:
                 raise Interrupted(f"stopped at step {done} of {job.num_steps}, saved; go on with --resume")
 
 
