@@ -14,11 +14,24 @@ from importlib.metadata import PackageNotFoundError, version
 from didi.errors import DidiError, UsageError
 from didi.evaluation.evaluate import evaluate
 from didi.models.hub import Bundle, load, save
-from didi.sampling.generate import Generation, generate
+from didi.sampling.generate import Generation, SamplingOptions, generate
+from didi.sampling.guided import Guidance
 
 try:
     __version__ = version("didi-instruct")
 except PackageNotFoundError:  # a source tree that is not installed
     __version__ = "0+unknown"
 
-__all__ = ["Bundle", "DidiError", "Generation", "UsageError", "__version__", "evaluate", "generate", "load", "save"]
+__all__ = [
+    "Bundle",
+    "DidiError",
+    "Generation",
+    "Guidance",
+    "SamplingOptions",
+    "UsageError",
+    "__version__",
+    "evaluate",
+    "generate",
+    "load",
+    "save",
+]

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from didi.data import assets
+from didi.data import archives, assets
 from didi.data.assets import ASSETS, Asset, cache_dir, fetch, is_cached, staged_folder, verify
 from didi.errors import DidiError, UsageError
 
@@ -191,7 +191,7 @@ def test_an_absolute_member_is_refused(serve, cache):
 
 
 def test_unpacking_is_bounded(serve, cache, monkeypatch):
-    monkeypatch.setattr(assets, "MAX_EXTRACTED_BYTES", 8)  # both members have 9
+    monkeypatch.setattr(archives, "MAX_EXTRACTED_BYTES", 8)  # both members have 9
     serve(zip_bytes(FILES))
     with pytest.raises(DidiError, match=r"may unpack to 8 bytes; 'deep/b.txt' goes beyond"):
         fetch("tiny")
@@ -212,7 +212,7 @@ def test_an_interrupted_fetch_leaves_nothing_and_can_be_repeated(serve, cache, m
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(assets, "_extract", interrupted)
+        patch.setattr(assets, "extract", interrupted)
         with pytest.raises(KeyboardInterrupt):
             fetch("tiny")
     assert leftovers(cache) == []

