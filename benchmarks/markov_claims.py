@@ -18,7 +18,7 @@ import didi
 from didi.data.source import open_source
 from didi.evaluation.row import EvaluationRow
 
-SEED = 20_261
+SEED = 20_262
 NUM_SAMPLES = 4096
 TEACHER_NFE, STUDENT_NFE, GUIDED_NFE = (4, 8, 16, 32, 64), (4, 8, 16), (4, 8)
 # (sampler, NFE of the student, NFE of the teacher, factor): student's perplexity <= factor * teacher's

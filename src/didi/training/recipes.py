@@ -79,7 +79,7 @@ OURS = ObjectiveConfig(
     completions=3,
     advantage="shared-state",
     revealed_only=True,
-    divergence_weight=0.3,
+    divergence_weight=0.35,
     entropy_weight=0.0,
 )
 
