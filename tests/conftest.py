@@ -27,10 +27,10 @@ def randomise():
     def fill(network, seed=0, scale=1.0):
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
-            for parameter in network.parameters():
+            for name, parameter in network.named_parameters():
                 noise = torch.randn(parameter.shape, generator=generator)
-                if parameter.ndim == 1:
-                    parameter.add_(0.3 * noise)
+                if parameter.ndim == 1:  # norms around 1, biases around 0
+                    parameter.copy_(("norm" in name) + 0.3 * noise)
                 else:
                     parameter.copy_(scale * noise / parameter.shape[-1] ** 0.5)
         return network.eval()
