@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, TypeVar
 
 import tyro
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -89,22 +90,25 @@ def _keep_freed_memory() -> None:
 
 
 def print_rows(rows: Sequence[EvaluationRow], *, title: str, console: Console) -> None:
-    """Evaluation rows as a table that fits a terminal; the full one is in the report."""
-    table = Table(title=title, title_justify="left", header_style="bold")
-    for name in ("model", "sampler"):
-        table.add_column(name)
-    for name in ("NFE", "passes", "disc.", "perplexity [95% CI]", "entropy [95% CI]", "tokens/s"):
+    """Evaluation rows as a table that fits a terminal of 80 columns; the full one is in the report."""
+    is_guided = any(row.discriminator_passes for row in rows)
+    table = Table(title=title, title_justify="left", header_style="bold", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("model", no_wrap=True)
+    if is_guided:
+        table.add_column("sampler", no_wrap=True)
+    for name in ("NFE", "disc." if is_guided else "passes", "perplexity", "entropy", "tokens/s"):
         table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
-        is_drawn = row.nfe > 0
-        table.add_row(
-            row.role,
-            row.sampler or "-",
-            str(row.nfe) if is_drawn else "-",
-            f"{row.student_passes:.1f}" if is_drawn else "-",
-            f"{row.discriminator_passes:.1f}" if is_drawn else "-",
-            f"{row.gen_ppl:.2f} [{row.gen_ppl_ci[0]:.2f}, {row.gen_ppl_ci[1]:.2f}]",
-            f"{row.entropy:.3f} [{row.entropy_ci[0]:.3f}, {row.entropy_ci[1]:.3f}]",
-            f"{row.tokens_per_second:,.0f}" if is_drawn else "-",
-        )
+        passes = row.discriminator_passes if is_guided else row.student_passes
+        drawn = [str(row.nfe), f"{passes:.1f}"] if row.nfe else ["-", "-"]
+        guided = [row.sampler or "-"] if is_guided else []
+        decimals = ".0f" if row.gen_ppl >= 100 else ".1f" if row.gen_ppl >= 20 else ".2f"
+        figures = [_with_interval(row.gen_ppl, row.gen_ppl_ci, decimals)]
+        figures += [_with_interval(row.entropy, row.entropy_ci, ".2f")]
+        speed = f"{row.tokens_per_second:,.0f}" if row.nfe else "-"
+        table.add_row(row.role, *guided, *drawn, *figures, speed)
     console.print(table)
+
+
+def _with_interval(value: float, ends: tuple[float, float], spec: str) -> str:
+    return f"{value:{spec}} [{ends[0]:{spec}}, {ends[1]:{spec}}]"
