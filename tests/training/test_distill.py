@@ -143,6 +143,15 @@ def test_every_grouping_trains(make_job, advantage, completions):
     assert_trains(make_job(with_objective(advantage=advantage, completions=completions, group_size=2)))
 
 
+@pytest.mark.parametrize(("completions", "num_rows"), [(None, 4 * 2 * 2), (1, 4 * 1 * 2)], ids=["all", "first"])
+def test_the_discriminator_may_learn_from_the_first_completions_only(make_job, completions, num_rows):
+    job = make_job(with_discriminator(completions=completions))
+    seen = []
+    job.discriminator.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
+    job.step(0)
+    assert seen == [num_rows]  # student and real rows in one pass; no reward is asked in the warm-up
+
+
 @pytest.mark.parametrize("real_source", ["corpus", "teacher-pool", "teacher-steps=2"])
 @pytest.mark.parametrize("output", ["token", "sequence"])
 def test_every_real_side_trains(make_job, real_source, output):
@@ -286,6 +295,7 @@ def test_a_student_may_be_distilled_again(make_job, make_dit):
             replace(with_discriminator(steps_per_student_step=2), loop=replace(CONFIG.loop, accumulation=3)),
             "cannot share accumulated batches; got 2 and 3",
         ),
+        (with_discriminator(completions=3), r"discriminator.completions lies in \[1, 2\], the objective's; got 3"),
         (with_discriminator(trainable_blocks=3), r"trainable blocks lie in \[0, 2\]"),
     ],
 )

@@ -92,7 +92,9 @@ def _keep_freed_memory() -> None:
 def print_rows(rows: Sequence[EvaluationRow], *, title: str, console: Console) -> None:
     """Evaluation rows as a table that fits a terminal of 80 columns; the full one is in the report."""
     is_guided = any(row.discriminator_passes for row in rows)
-    table = Table(title=title, title_justify="left", header_style="bold", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table = Table(
+        title=title, title_justify="left", header_style="bold", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False
+    )
     table.add_column("model", no_wrap=True)
     if is_guided:
         table.add_column("sampler", no_wrap=True)
