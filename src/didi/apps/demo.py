@@ -28,9 +28,9 @@ class DemoCommand:
 
     out: Path = Path("runs/demo")
     """Folder of the run and of the results; a second start goes on where the first one stopped."""
-    steps: int = 150
+    steps: int = 160
     """Student updates."""
-    warmup_steps: int = 150
+    warmup_steps: int = 100
     """Discriminator updates before them."""
     num_samples: int = 64
     """Samples in each row of the table."""

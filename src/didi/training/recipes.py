@@ -104,7 +104,7 @@ DISTILL: dict[str, DistillConfig] = {
         data=DataConfig(corpus="news", length=128),
         objective=OURS,
         discriminator=DiscriminatorSettings(warmup_steps=300, completions=1),
-        student_optimizer=OptimizerConfig(learning_rate=1e-4, weight_decay=0.0),
+        student_optimizer=OptimizerConfig(learning_rate=2e-4, weight_decay=0.0),
         discriminator_optimizer=OptimizerConfig(learning_rate=1e-3),
         loop=LoopConfig(steps=600, batch_size=24, validate_every=300, checkpoint_every=50, ema_decay=0.99),
     ),
