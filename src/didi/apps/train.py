@@ -203,10 +203,9 @@ def _finish(bundle: Bundle, config: Config, folder: RunFolder, device: torch.dev
         "recipe": config.recipe,
         "corpus": config.data.corpus,
         "seed": config.seed,
-        "steps": config.loop.steps,
-        "batch_size": config.loop.batch_size * config.loop.accumulation,
         "machine": machine_name(device),
         "python": platform.python_version(),
+        "settings": asdict(config),
         **more,
     }
     path = save(bundle, folder.path / "bundle")
