@@ -3,10 +3,12 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import torch
 from jaxtyping import Int
 from torch import Tensor
 
 from didi.data.source import MARKOV
+from didi.diffusion.noise import named_generator
 from didi.errors import UsageError
 from didi.evaluation.perplexity import SMOLLM2, Judge, load_judge
 from didi.evaluation.report import write_metrics, write_report
@@ -72,7 +74,9 @@ def evaluate(
             on_row(row, examples[-1])
 
     if data is not None:
-        real = data[:num_samples]
+        # Neighbouring rows come from one document and are alike, so the rows are a random choice.
+        order = torch.randperm(len(data), generator=named_generator(seed, "data"))
+        real = data[order[:num_samples]]
         texts = decode(bundle, real)
         add(measure("data", "", 0, real, texts, judge, seconds=float("nan"), student_passes=0.0, seed=seed), texts)
     for one_role in roles:
