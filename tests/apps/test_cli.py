@@ -78,7 +78,18 @@ def test_wrong_use_is_one_line_and_status_2(didi, words, told, tmp_path, monkeyp
     assert told in err
     assert err.count("\n") == 1
     assert err.startswith("didi: ")
+    assert not {"─", "│"} & set(err)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_cannot_be_made_is_one_line_and_status_1(didi, tmp_path):
+    (tmp_path / "file").write_text("")
+    for words in (["pretrain", "markov", "--out"], ["evaluate", "--model", "markov", "--judge", "markov", "--out"]):
+        status, _, err = didi(*words, tmp_path / "file" / "run")
+        assert status == 1
+        assert err.startswith("didi: ")
+        assert err.count("\n") == 1
+        assert "file" in err
 
 
 @pytest.mark.parametrize("words", [[], ["--help"], ["pretrain", "--help"], ["distill", "--help"], ["generate", "-h"]])

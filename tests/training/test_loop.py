@@ -137,7 +137,13 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_is_not_saved(folder):
     assert checkpoints(folder) == [2]
 
 
+def test_a_run_that_has_not_begun_may_be_started_with_other_settings(folder):
+    folder.prepare("rate: 9\n", resume=False)
+    assert (folder.path / "config.yaml").read_text() == "rate: 9\n"
+
+
 def test_a_new_run_takes_no_folder_of_another(folder):
+    folder.log({"step": 1})
     with pytest.raises(UsageError, match="holds a run: add --resume or choose another"):
         folder.prepare(CONFIG_YAML, resume=False)
     folder.prepare(CONFIG_YAML, resume=True)
@@ -170,12 +176,14 @@ def test_resume_may_also_start_a_run(tmp_path):
     ],
 )
 def test_a_resumed_run_keeps_its_settings(folder, changed):
+    folder.log({"step": 1})
     with pytest.raises(UsageError, match="--resume keeps a run's settings"):
         folder.prepare(changed, resume=True)
     assert (folder.path / "config.yaml").read_text() == CONFIG_YAML
 
 
 def test_the_setting_that_changed_is_named(folder):
+    folder.log({"step": 1})
     with pytest.raises(UsageError, match="differs at 'rate: 3'"):
         folder.prepare("student:\n  rate: 3\ndiscriminator:\n  rate: 2\n", resume=True)
 

@@ -45,6 +45,7 @@ def _one_line(box: str, prog: str) -> str:
     border = r"[│|╭╮╰╯─+-]*"  # drawn in ASCII where the terminal knows no more
     lines = [re.sub(rf"^{border} | {border}$|^{border}$", "", line).strip() for line in box.splitlines()]
     text = " ".join(line for line in lines if line and "full helptext" not in line)
+    text = re.sub(r"\s*[─-]{4,}", "", text)  # rules that divide the box
     if match := re.search(r"Unrecognized options: (.+?)(?: Perhaps you meant: (--\S+)| Similar|$)", text):
         unknown, nearest = match[1].split(",")[0].split()[0], match[2]
         hint = f"; did you mean {nearest}?" if nearest else ""
@@ -71,6 +72,8 @@ def run(command: Callable[[], None]) -> NoReturn:
     except BrokenPipeError:  # the reader of our output has left, as `| head` does
         sys.stderr.close()
         sys.exit(0)
+    except OSError as error:
+        _leave(f"{error.strerror or error}: {error.filename}" if error.filename else str(error), 1)
     sys.exit(0)
 
 

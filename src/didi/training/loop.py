@@ -75,7 +75,7 @@ class RunFolder:
             UsageError: a run is here and ``resume`` is off, or its settings differ.
         """
         config_file = self.path / "config.yaml"
-        has_run = config_file.is_file() or any(self.checkpoints.glob(PATTERN))
+        has_run = self.metrics.is_file() or any(self.checkpoints.glob(PATTERN))
         if has_run and not resume:
             raise UsageError(f"--out names a new folder; {self.path} holds a run: add --resume or choose another")
         if has_run:
