@@ -1,13 +1,11 @@
 """Distillation by DiDi-Instruct: one step of Algorithm 1."""
 
 import copy
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
-from safetensors.torch import load_file, save
+from jaxtyping import Float
 from torch import Tensor
 
 from didi.data.source import Source
@@ -26,12 +24,11 @@ from didi.objectives.didi import (
     second_move_score,
     unsmooth,
 )
-from didi.sampling.generate import generate
-from didi.training.checkpoint import write_atomically
 from didi.training.config import DistillConfig
 from didi.training.loop import Metrics, autocast_dtype
 from didi.training.optim import averaged, averaged_network, learning_rate, make_optimizer, update
 from didi.training.pretrain import validation_nelbo
+from didi.training.real_source import real_sampler
 from didi.training.rollout import Rollout, first_law, law_at_masks, rollout
 
 
@@ -73,7 +70,8 @@ class Distillation:
         self.completions_per_step = self.states_per_step * config.objective.completions
         self.tokens_per_step = self.completions_per_step * config.data.length
         self._autocast = autocast_dtype(config.loop.precision, device)
-        self._real = self._real_sampler(folder)
+        frozen = Bundle(teacher=self.teacher, schedule=self.schedule, name=config.teacher)
+        self._real = real_sampler(config, source, frozen, folder)
         self._teacher_first: Tensor | None = None
 
     # --------------------------------------------------------------------------------------------------------- #
@@ -238,44 +236,6 @@ class Distillation:
             loss = loss + objective.divergence_weight * torch.stack(divergences).sum()
         return loss, figures
 
-    def _real_sampler(self, folder: Path) -> Callable[[int, int, int, int], Int[Tensor, "b l"]]:
-        """The real side x' of Algorithm 1, as a function of step, micro-batch, repeat and size."""
-        settings = self.config.discriminator
-        num_repeats = settings.steps_per_student_step
-        accumulation = self.config.loop.accumulation
-        shared_rows = self.config.objective.group_size if self.config.objective.advantage == "rows" else 1
-
-        def corpus(step: int, number: int, repeat: int, size: int) -> Tensor:
-            draw = (step * accumulation + number) * num_repeats + repeat
-            return self.source.batch(draw, size // shared_rows).repeat_interleave(shared_rows, 0)
-
-        teacher = Bundle(teacher=self.teacher, schedule=self.schedule, name=self.config.teacher)
-        if settings.real_source == "corpus":
-            return corpus
-        if settings.real_source == "teacher-pool":
-            pool = _teacher_pool(teacher, folder / "teacher-pool.safetensors", self.config)
-
-            def from_pool(step: int, number: int, repeat: int, size: int) -> Tensor:
-                generator = named_generator(self.config.seed, "pool", step, number, repeat)
-                return pool[torch.randint(len(pool), (size,), generator=generator)]
-
-            return from_pool
-        nfe = _online_nfe(settings.real_source)
-
-        def online(step: int, number: int, repeat: int, size: int) -> Tensor:
-            seed = derive_seed(self.config.seed, "online", step, number, repeat)
-            return generate(
-                teacher,
-                num_samples=size,
-                nfe=nfe,
-                seed=seed,
-                batch_size=size,
-                length=self.config.data.length,
-                role="teacher",
-            ).tokens
-
-        return online
-
     def _cast(self) -> torch.autocast:
         return torch.autocast(self.device.type, dtype=self._autocast, enabled=self._autocast is not None)
 
@@ -349,27 +309,3 @@ def _check_fit(config: DistillConfig, length: int, vocab_size: int, source: Sour
             f"loop.batch_size is a multiple of objective.group_size for {objective.advantage} groups; got {states} "
             f"and {objective.group_size}"
         )
-
-
-def _online_nfe(real_source: str) -> int:
-    name, _, number = real_source.partition("=")
-    if name != "teacher-steps" or not number.isdigit() or int(number) < 1:
-        raise UsageError(f"real_source is corpus, teacher-pool or teacher-steps=K with K >= 1; got {real_source!r}")
-    return int(number)
-
-
-def _teacher_pool(teacher: Bundle, path: Path, config: DistillConfig) -> Int[Tensor, "n l"]:
-    """Many-step teacher samples, drawn once and kept beside the run: the teacher is frozen, so reuse is exact."""
-    if not path.is_file():
-        settings = config.discriminator
-        drawn = generate(
-            teacher,
-            num_samples=settings.pool_size,
-            nfe=settings.pool_nfe,
-            seed=derive_seed(config.seed, "pool"),
-            length=config.data.length,
-            role="teacher",
-        )
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, save({"tokens": drawn.tokens}))
-    return load_file(path)["tokens"]

@@ -1,0 +1,89 @@
+"""The real side x' of Algorithm 1: corpus rows or teacher samples. Row 1 of ``docs/deviations.md``."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from jaxtyping import Int
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from didi.data.source import Source
+from didi.diffusion.noise import derive_seed, named_generator
+from didi.errors import UsageError
+from didi.models.hub import Bundle
+from didi.sampling.generate import generate
+from didi.training.checkpoint import write_atomically
+from didi.training.config import DistillConfig
+
+RealSampler = Callable[[int, int, int, int], Int[Tensor, "b l"]]
+
+
+def real_sampler(config: DistillConfig, source: Source, teacher: Bundle, folder: Path) -> RealSampler:
+    """The real rows as a function of step, micro-batch, repeat and number of rows; the same whenever they are asked.
+
+    Args:
+        config: ``discriminator.real_source`` chooses.
+        source: the corpus.
+        teacher: frozen, so that its samples may be kept.
+        folder: the run's folder, where a teacher pool is kept.
+
+    Raises:
+        UsageError: there is no such real side.
+    """
+    settings = config.discriminator
+    num_repeats = settings.steps_per_student_step
+    shared_rows = config.objective.group_size if config.objective.advantage == "rows" else 1
+
+    def corpus(step: int, number: int, repeat: int, size: int) -> Tensor:
+        draw = (step * config.loop.accumulation + number) * num_repeats + repeat
+        return source.batch(draw, size // shared_rows).repeat_interleave(shared_rows, 0)
+
+    if settings.real_source == "corpus":
+        return corpus
+    if settings.real_source == "teacher-pool":
+        pool = _teacher_pool(teacher, folder / "teacher-pool.safetensors", config)
+
+        def from_pool(step: int, number: int, repeat: int, size: int) -> Tensor:
+            generator = named_generator(config.seed, "pool", step, number, repeat)
+            return pool[torch.randint(len(pool), (size,), generator=generator)]
+
+        return from_pool
+    nfe = _online_nfe(settings.real_source)
+
+    def online(step: int, number: int, repeat: int, size: int) -> Tensor:
+        return generate(
+            teacher,
+            num_samples=size,
+            nfe=nfe,
+            seed=derive_seed(config.seed, "online", step, number, repeat),
+            batch_size=size,
+            length=config.data.length,
+            role="teacher",
+        ).tokens
+
+    return online
+
+
+def _online_nfe(real_source: str) -> int:
+    name, _, number = real_source.partition("=")
+    if name != "teacher-steps" or not number.isdigit() or int(number) < 1:
+        raise UsageError(f"real_source is corpus, teacher-pool or teacher-steps=K with K >= 1; got {real_source!r}")
+    return int(number)
+
+
+def _teacher_pool(teacher: Bundle, path: Path, config: DistillConfig) -> Int[Tensor, "n l"]:
+    """Many-step teacher samples, drawn once and kept beside the run: the teacher is frozen, so reuse is exact."""
+    if not path.is_file():
+        settings = config.discriminator
+        drawn = generate(
+            teacher,
+            num_samples=settings.pool_size,
+            nfe=settings.pool_nfe,
+            seed=derive_seed(config.seed, "pool"),
+            length=config.data.length,
+            role="teacher",
+        )
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, save({"tokens": drawn.tokens}))
+    return load_file(path)["tokens"]
