@@ -133,6 +133,8 @@ def _resolve(
     else:
         raise UsageError(f"the recipe comes first: {prog} RECIPE --out RUN, one of {', '.join(recipes)}")
     if early.preset is not None:
+        if early.config is not None:
+            raise UsageError("--preset changes a recipe and --config names settings; give one of them")
         if not isinstance(base, DistillConfig):
             raise UsageError(f"--preset is for distill, with {' or '.join(PRESETS)}; got it with {name}")
         base = preset(base, early.preset)

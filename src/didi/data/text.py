@@ -280,8 +280,13 @@ def _prepare(documents: list[str], length: int, seed: int, source: Tokenizer | i
     splits = split_documents(documents, seed=seed)
     tokenizer = train_tokenizer(splits.train, source) if isinstance(source, int) else source
     packed = {name: pack(part, tokenizer, length).int() for name, part in vars(splits).items()}
-    if not len(packed["train"]):
-        raise UsageError(f"the training split must fill a row; it has fewer than {length} tokens; lower the length")
+    names = {"train": "training"}
+    for name, rows in packed.items():
+        if not len(rows):
+            raise UsageError(
+                f"the {names.get(name, name)} split must fill a row; it has fewer than {length} tokens; "
+                "lower the length or give more documents"
+            )
     tokenizer.save(str(folder / TOKENIZER))
     save_file(packed, folder / ROWS)
     (folder / ROWS).chmod((folder / TOKENIZER).stat().st_mode)  # safetensors lets only the owner read

@@ -46,7 +46,7 @@ class DiTConfig:
     is_time_conditioned: bool = False
 
     def __post_init__(self) -> None:
-        if self.hidden_size % (2 * self.num_heads):
+        if self.num_heads < 1 or self.hidden_size % (2 * self.num_heads):
             raise UsageError(
                 f"hidden_size is a multiple of 2 * num_heads (rotary pairs); got {self.hidden_size} and "
                 f"{self.num_heads} heads"

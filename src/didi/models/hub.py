@@ -165,10 +165,10 @@ def bundled_names() -> list[str]:
 
 
 def _resolve(name: str) -> Path:
-    if Path(name).is_dir():
-        return Path(name)
     if name in bundled_names():
         return Path(str(resources.files("didi"))) / "bundles" / name
+    if Path(name).is_dir():
+        return Path(name)
     if name.count("/") == 1 and not name.startswith((".", "/")) and not Path(name).exists():
         return _download(name)
     raise UsageError(
@@ -193,7 +193,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         raise UsageError(f"a bundle folder holds bundle.yaml; {path} does not: give the folder that `didi` wrote")
     try:
         manifest = yaml.safe_load(file.read_text())
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UsageError(f"{file} is not valid YAML: {str(error).splitlines()[0]}") from error
     wanted = {"format_version": int, "roles": list, "schedule": str, "mask_id": int, "provenance": dict}
     if not isinstance(manifest, dict) or set(manifest) != set(wanted):

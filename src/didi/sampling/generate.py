@@ -1,5 +1,6 @@
 """From a bundle to texts: the one entry to sampling that the API, the CLI and the evaluation share."""
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -76,7 +77,7 @@ def make_sampler(bundle: Bundle, options: SamplingOptions) -> Sampler:
     """
     if options.precision not in get_args(Precision):
         raise UsageError(f"precision is one of {', '.join(get_args(Precision))}; got {options.precision!r}")
-    if options.temperature <= 0:
+    if not 0 < options.temperature < math.inf:
         raise UsageError(f"temperature is positive; got {options.temperature}")
     denoiser = bundle.denoiser(options.role)
     if options.sampler == "ancestral":
@@ -111,10 +112,10 @@ def canvas_from_prompt(bundle: Bundle, length: int, *, prefix: str | None, infil
         return canvas
     if bundle.tokenizer is None:
         raise UsageError(f"a prompt needs a tokenizer; bundle {bundle.name} has none: leave the prompt out")
-    parts = prompt.split("[MASK]") if infill is not None else [prompt]
-    ids: list[int] = []
-    for number, part in enumerate(parts):
-        ids += [mask_id] * (number > 0) + bundle.tokenizer.encode(part, add_special_tokens=False).ids
+    if ("[MASK]" in prompt) != (infill is not None):
+        raise UsageError("--infill has a [MASK] for each token to fill in, and --prefix has none; exchange them")
+    # The mask is a token of its own that takes the space before it along (data.text).
+    ids = bundle.tokenizer.encode(prompt, add_special_tokens=False).ids
     if len(ids) > length:
         raise UsageError(f"a prompt has at most {length} tokens here; this one has {len(ids)}: shorten it")
     canvas[: len(ids)] = torch.tensor(ids, dtype=torch.long)

@@ -33,7 +33,7 @@ class Guidance:
     """Settings of RGAS; defaults are the paper's (App. F.3) where our own measurements do not speak against them.
 
     Attributes:
-        guidance_scale: h at the end of the tilted moves; it rises linearly from 0 at the first.
+        guidance_scale: h of the last tilted move; it rises linearly from 0 at the first (a single one has 0).
         tilted_fraction: share of the moves that are tilted, the first ones; half in the paper. Re-ranking the early
             moves, which reveal most, gains far more than tilting them (docs/lab-notes.md).
         gradient_clamp: bound on each entry of the gradient before it is scaled.
@@ -56,8 +56,10 @@ class Guidance:
             raise UsageError(f"num_candidates is 1 or more; got {self.num_candidates}")
         if not 0 <= self.tilted_fraction <= 1:
             raise UsageError(f"tilted_fraction lies in [0, 1]; got {self.tilted_fraction}")
-        if self.rank_temperature <= 0:
+        if not self.rank_temperature > 0:
             raise UsageError(f"rank_temperature is positive; got {self.rank_temperature}")
+        if not self.gradient_clamp >= 0:
+            raise UsageError(f"gradient_clamp is 0 or more; got {self.gradient_clamp}")
 
     def scales(self, num_moves: int) -> list[float]:
         """The tilt h of each tilted move, from 0 to ``guidance_scale``."""

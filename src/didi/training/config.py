@@ -8,7 +8,20 @@ from typing import Literal
 
 from didi.diffusion.categorical import Divergence
 from didi.diffusion.schedule import WeightName
+from didi.errors import UsageError
 from didi.objectives.didi import Grouping, RewardReduction, ScoreReduction
+
+
+def _at_least(low: int, settings: object, *names: str) -> None:
+    for name in names:
+        if not getattr(settings, name) >= low:  # so written, nan is refused too
+            raise UsageError(f"{name.replace('_', '-')} is {low} or more; got {getattr(settings, name)}")
+
+
+def _share(settings: object, *names: str) -> None:
+    for name in names:
+        if not 0 <= getattr(settings, name) < 1:
+            raise UsageError(f"{name.replace('_', '-')} lies in [0, 1); got {getattr(settings, name)}")
 
 
 @dataclass(frozen=True)
@@ -23,6 +36,9 @@ class DataConfig:
     """Size of a byte-level BPE to train on the training split; None where a tokenizer is named."""
     tokenizer: str | None = None
     """``gpt2``, a tokenizer.json or a Hub name."""
+
+    def __post_init__(self) -> None:
+        _at_least(2, self, "length")
 
 
 @dataclass(frozen=True)
@@ -41,6 +57,10 @@ class NetworkConfig:
     """Dropout in pre-training; 0.1 in the public MDLM code. Distillation never uses dropout (row 7)."""
     is_time_conditioned: bool = False
     """Whether the denoiser is told its noise level; off in MDLM."""
+
+    def __post_init__(self) -> None:
+        _at_least(1, self, "hidden_size", "num_blocks", "num_heads", "cond_dim")
+        _share(self, "dropout")
 
 
 @dataclass(frozen=True)
@@ -63,6 +83,10 @@ class OptimizerConfig:
     """Decoupled weight decay, on matrices only."""
     clip_norm: float = 1.0
     """Greatest norm of the whole gradient."""
+
+    def __post_init__(self) -> None:
+        _at_least(0, self, "learning_rate", "warmup_steps", "final_fraction", "weight_decay", "clip_norm")
+        _share(self, "beta1", "beta2")
 
 
 @dataclass(frozen=True)
@@ -89,6 +113,11 @@ class LoopConfig:
     """Autocast of the networks; ``auto`` is bf16 on an accelerator that has it, float32 on a CPU."""
     ema_decay: float = 0.9999
     """Decay of the averaged weights that the bundle gets, ramped up as (1 + n) / (10 + n) (row 17)."""
+
+    def __post_init__(self) -> None:
+        _at_least(1, self, "steps", "batch_size", "accumulation", "keep_checkpoints", "validation_sequences")
+        _at_least(1, self, "log_every", "validate_every", "checkpoint_every")
+        _share(self, "ema_decay")
 
 
 @dataclass(frozen=True)
@@ -137,6 +166,11 @@ class DiscriminatorSettings:
     pool_nfe: int = 128
     """Passes per sequence of a teacher pool."""
 
+    def __post_init__(self) -> None:
+        _at_least(0, self, "warmup_steps")
+        _at_least(1, self, "steps_per_student_step", "pool_size", "pool_nfe")
+        _share(self, "label_smoothing")
+
 
 @dataclass(frozen=True)
 class ObjectiveConfig:
@@ -184,6 +218,10 @@ class ObjectiveConfig:
     """Weight of the divergence from the teacher, at both moves (App. F.3)."""
     entropy_weight: float = 0.0005
     """Weight of the entropy bonus, at both moves (App. F.3)."""
+
+    def __post_init__(self) -> None:
+        _at_least(1, self, "completions", "corruptions", "group_size")
+        _at_least(0, self, "divergence_weight", "entropy_weight", "weight_low", "importance_clip")
 
 
 @dataclass(frozen=True)
