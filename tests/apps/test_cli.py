@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from didi.apps.cli import main
 from didi.models.hub import load
+from didi.sampling.generate import canvas_from_prompt
 
 SMALL = ["--data.length", "32", "--loop.batch-size", "4", "--loop.validation-sequences", "8"]
 
@@ -61,6 +62,18 @@ def distilled(tmp_path_factory):
         (["distill", "markov", "--out", "x", "--teacher", "nobody"], "got 'nobody'"),
         (["distill", "owt-169m", "--out", "x"], "needs a teacher"),
         (["pretrain", "markov", "--out", "x", "--preset", "paper"], "--preset is for distill"),
+        (["distill", "markov", "--out", "x", "--loop.log-every", "0"], "log-every is 1 or more; got 0"),
+        (["distill", "markov", "--out", "x", "--loop.accumulation", "0"], "accumulation is 1 or more; got 0"),
+        (["distill", "markov", "--out", "x", "--student-optimizer.beta1", "1.5"], "beta1 lies in [0, 1); got 1.5"),
+        (["distill", "markov", "--out", "x", "--discriminator.label-smoothing", "1"], "label-smoothing lies in [0, 1)"),
+        (
+            ["distill", "markov", "--out", "x", "--discriminator.warmup-steps", "-5"],
+            "warmup-steps is 0 or more; got -5",
+        ),
+        (["pretrain", "markov", "--out", "x", "--network.num-heads", "0"], "num-heads is 1 or more; got 0"),
+        (["generate", "--model", "markov", "--temperature", "nan"], "temperature is positive; got nan"),
+        (["generate", "--model", "markov", "--prefix", "s1 [MASK]"], "--infill has a [MASK]"),
+        (["generate", "--model", "markov", "--infill", "s1"], "--infill has a [MASK]"),
         (["generate"], "didi generate needs --model STR"),
         (["generate", "--model", "markov", "--sampler", "best"], "--sampler"),
         (["generate", "--model", "markov", "--sampler", "guided"], "needs a discriminator"),
@@ -120,6 +133,20 @@ def test_config_yaml_of_a_run_repeats_it(didi, distilled, tmp_path):
     assert (tmp_path / "b" / "config.yaml").read_text() == (distilled / "config.yaml").read_text()
     weights = [load_file(path / "bundle/student/model.safetensors") for path in (distilled, tmp_path / "b")]
     assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
+
+
+def test_a_preset_and_a_file_are_refused_together(didi, distilled, tmp_path):
+    words = ["distill", "--config", distilled / "config.yaml", "--preset", "paper", "--out", tmp_path / "x"]
+    status, _, err = didi(*words)
+    assert status == 2
+    assert "give one of them" in err
+
+
+def test_a_mask_in_an_infill_text_is_one_token():
+    bundle = load("tiny-news")
+    canvas = canvas_from_prompt(bundle, 16, prefix=None, infill="The [MASK] minister")
+    expected = [*bundle.tokenizer.encode("The").ids, bundle.student.mask_id, *bundle.tokenizer.encode(" minister").ids]
+    assert canvas[: len(expected)].tolist() == expected
 
 
 def test_flags_win_over_a_yaml_file_and_a_file_over_the_recipe(didi, tmp_path):
