@@ -106,3 +106,13 @@ def test_buffers_are_copied_to_the_average():
     network.running_mean.fill_(3.0)
     average.update_parameters(network)
     assert average.module.running_mean.tolist() == [3, 3]
+
+
+def test_without_a_ramp_the_average_decays_from_the_first_update():
+    network = nn.Linear(1, 1, bias=False)
+    nn.init.zeros_(network.weight)
+    average = averaged(network, 0.9, is_ramped=False)
+    average.update_parameters(network)  # the first update copies
+    nn.init.ones_(network.weight)
+    average.update_parameters(network)
+    assert average.module.weight.item() == pytest.approx(0.1)

@@ -112,7 +112,9 @@ class LoopConfig:
     precision: Literal["auto", "float32", "bf16"] = "auto"
     """Autocast of the networks; ``auto`` is bf16 on an accelerator that has it, float32 on a CPU."""
     ema_decay: float = 0.9999
-    """Decay of the averaged weights that the bundle gets, ramped up as (1 + n) / (10 + n) (row 17)."""
+    """Decay of the averaged weights that the bundle gets (row 17)."""
+    ema_ramp: bool = True
+    """Whether the decay is ramped up as (1 + n) / (10 + n), so that a short run is not an average of its start."""
 
     def __post_init__(self) -> None:
         _at_least(1, self, "steps", "batch_size", "accumulation", "keep_checkpoints", "validation_sequences")

@@ -61,7 +61,7 @@ class Distillation:
         ).to(device)
         self.discriminator.train_last_blocks(config.discriminator.trainable_blocks)
         self.student = copy.deepcopy(self.teacher).requires_grad_(True)
-        self.average = averaged(self.student, config.loop.ema_decay)
+        self.average = averaged(self.student, config.loop.ema_decay, is_ramped=config.loop.ema_ramp)
         self.student_optimizer = make_optimizer(self.student, config.student_optimizer)
         self.discriminator_optimizer = make_optimizer(self.discriminator, config.discriminator_optimizer)
         self.warmup_steps = config.discriminator.warmup_steps

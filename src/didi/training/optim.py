@@ -47,16 +47,17 @@ def update(network: nn.Module, optimizer: torch.optim.Optimizer, config: Optimiz
     return norm
 
 
-def averaged(network: nn.Module, decay: float) -> AveragedModel:
+def averaged(network: nn.Module, decay: float, *, is_ramped: bool = True) -> AveragedModel:
     """Exponential moving average of a network's weights.
 
-    The decay is ramped as (1 + n) / (10 + n), so that the average of a short run is not that of its first weights.
+    Unless ``is_ramped`` is off, the decay is ramped as (1 + n) / (10 + n), so that the average of a short run is not that
+    of its first weights.
     """
 
     @torch.no_grad()
     def ramped_average(averages: Sequence[Tensor], currents: Sequence[Tensor], num_averaged: Tensor | int) -> None:
         num = int(num_averaged)
-        weight = 1 - min(decay, (1 + num) / (10 + num))
+        weight = 1 - (min(decay, (1 + num) / (10 + num)) if is_ramped else decay)
         for average, current in zip(averages, currents, strict=True):
             if average.is_floating_point():
                 average.lerp_(current, weight)

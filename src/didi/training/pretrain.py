@@ -68,7 +68,7 @@ class Pretraining:
             DiTConfig(vocab_size=source.vocab_size, mask_id=source.mask_id, length=config.data.length, **shape)
         ).to(device)
         self.optimizer = make_optimizer(self.network, config.optimizer)
-        self.average = averaged(self.network, config.loop.ema_decay)
+        self.average = averaged(self.network, config.loop.ema_decay, is_ramped=config.loop.ema_ramp)
         self.num_steps = config.loop.steps
         self.sequences_per_step = config.loop.batch_size * config.loop.accumulation
         self.tokens_per_step = self.sequences_per_step * config.data.length

@@ -149,7 +149,7 @@ def _released(config: DistillConfig) -> DistillConfig:
             divergence_weight=0.05 * 0.01,  # row 15
         ),
         discriminator=replace(config.discriminator, real_source="corpus", label_smoothing=0.1),
-        loop=replace(config.loop, ema_decay=0.999),  # row 17
+        loop=replace(config.loop, ema_decay=0.999, ema_ramp=False),  # row 17
     )  # fmt: skip
 
 
