@@ -50,8 +50,8 @@ def update(network: nn.Module, optimizer: torch.optim.Optimizer, config: Optimiz
 def averaged(network: nn.Module, decay: float, *, is_ramped: bool = True) -> AveragedModel:
     """Exponential moving average of a network's weights.
 
-    Unless ``is_ramped`` is off, the decay is ramped as (1 + n) / (10 + n), so that the average of a short run is not that
-    of its first weights.
+    Unless ``is_ramped`` is off, the decay is ramped as (1 + n) / (10 + n), so that the average of a short run is
+    not that of its first weights.
     """
 
     @torch.no_grad()
