@@ -1,9 +1,17 @@
+import math
+
 import pytest
 import torch
 
 from didi.evaluation import frontier
 from didi.evaluation.diversity import corpus_entropy
-from didi.evaluation.frontier import bootstrap_interval, corpus_entropy_interval, mean_interval, perplexity_interval
+from didi.evaluation.frontier import (
+    bootstrap_interval,
+    corpus_entropy_interval,
+    mean_interval,
+    perplexity_at_entropy,
+    perplexity_interval,
+)
 from didi.evaluation.perplexity import Scores, perplexity
 
 NUM_TRIALS = 200
@@ -80,3 +88,13 @@ def test_a_level_outside_the_unit_interval_is_refused(level):
 def test_no_sequences_are_refused():
     with pytest.raises(ValueError, match="at least one sequence"):
         mean_interval(torch.ones(0, dtype=torch.float64))
+
+
+def test_a_sweep_is_read_between_its_points_and_never_beyond_them():
+    sweep = [(4.0, 100.0), (3.0, 10.0), (5.0, 400.0)]
+    assert perplexity_at_entropy(sweep, 3.5) == pytest.approx(math.sqrt(1000))
+    assert perplexity_at_entropy(sweep, 4.5) == pytest.approx(200)
+    assert perplexity_at_entropy(sweep, 3.0) == pytest.approx(10)
+    assert perplexity_at_entropy([(4.0, 10.0), (4.0, 1000.0)], 4.0) == pytest.approx(100)
+    for outside in (2.99, 5.01):
+        assert math.isnan(perplexity_at_entropy(sweep, outside))

@@ -7,6 +7,7 @@ import torch
 
 from didi.data.markov import MarkovChain
 from didi.evaluation.diversity import token_entropy
+from didi.evaluation.figure import frontier_figure, latency_figure
 from didi.evaluation.perplexity import ExactJudge, Scores
 from didi.evaluation.report import (
     EvaluationRow,
@@ -40,6 +41,7 @@ FIELDS = [
     "nelbo",
     "seed",
     "machine",
+    "temperature",
     "note",
 ]
 
@@ -121,7 +123,9 @@ def test_table_shows_entropy_and_interval_beside_every_perplexity():
     assert lines[3].split(" | ")[5].strip() == "3.00 [2.70, 3.30]"
     assert len({len(line) for line in lines[:4]}) == 1
     assert lines[1].count("-:") == 12
-    assert lines[5].startswith("Recipe tiny-news; seed 0; sampling in float64; 64 samples; judge markov; 2-core CPU.")
+    assert lines[5].startswith(
+        "Recipe tiny-news; seed 0; sampling in float64; temperature 1; 64 samples; judge markov; 2-core CPU."
+    )
 
 
 def test_a_setting_that_differs_between_rows_becomes_a_column():
@@ -174,3 +178,15 @@ def test_machine_name_says_cores_and_torch_but_no_host():
     assert "-core" in name
     assert f"{torch.get_num_threads()} thread" in name
     assert platform.node() not in name
+
+
+def test_frontier_and_latency_figures_take_sweeps_single_points_and_data(tmp_path):
+    rows = sweep() + [
+        make_row(role, nfe=nfe, ppl=100 * temperature, entropy=4 + temperature / 2, temperature=temperature)
+        for role, nfe in (("teacher", 32), ("student", 8), ("autoregressive", 32))
+        for temperature in (0.8, 1.1)
+    ]
+    for draw in (frontier_figure, latency_figure):
+        path = draw(rows, tmp_path / f"{draw.__name__}.png")
+        assert path.read_bytes().startswith(b"\x89PNG")
+        assert path.stat().st_size > 20_000

@@ -132,3 +132,21 @@ def test_only_a_network_conditioned_on_time_is_told_its_noise_level(make_dit):
 def test_an_impossible_shape_is_refused(tiny_config, changes, message):
     with pytest.raises(UsageError, match=message):
         tiny_config(**changes)
+
+
+def test_the_local_convolution_starts_as_the_identity_and_mixes_neighbours_within_its_radius():
+    torch.manual_seed(0)
+    shape = {"vocab_size": 9, "mask_id": 8, "length": 7, "hidden_size": 8, "num_blocks": 1, "num_heads": 2}
+    plain, mixing = DiT(DiTConfig(**shape)), DiT(DiTConfig(**shape, conv_radius=2))
+    missing, unexpected = mixing.load_state_dict(plain.state_dict(), strict=False)
+    assert (missing, unexpected) == (["blocks.0.conv.weight"], [])
+    tokens = torch.arange(7)[None]
+    assert torch.equal(plain.features(tokens), mixing.features(tokens))
+
+    conv = mixing.blocks[0].conv
+    torch.nn.init.normal_(conv.weight)
+    x = torch.randn(1, 7, 8)
+    padded = torch.nn.functional.pad(x, (0, 0, 2, 2)).transpose(1, 2)
+    kernel = conv.weight.t()[:, None]
+    expected = x + torch.nn.functional.conv1d(padded, kernel, groups=8).transpose(1, 2)
+    torch.testing.assert_close(conv(x), expected)

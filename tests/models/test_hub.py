@@ -12,6 +12,7 @@ from tokenizers import Tokenizer, models
 from didi.diffusion.noise import named_generator
 from didi.diffusion.schedule import Cosine
 from didi.errors import DidiError, UsageError
+from didi.models.autoregressive import AutoregressiveConfig, AutoregressiveLM
 from didi.models.hub import ROLES, Bundle, bundled_names, load, save
 
 TOKENS = {"a": 0, "b": 1, "[MASK]": 3, "c": 2}
@@ -24,6 +25,16 @@ def bundle(make_dit, make_discriminator):
         student=make_dit(seed=2, is_time_conditioned=True),
         teacher=teacher,
         discriminator=make_discriminator(teacher, output="sequence"),
+        autoregressive=AutoregressiveLM(
+            AutoregressiveConfig(
+                vocab_size=teacher.vocab_size,
+                mask_id=teacher.mask_id,
+                length=4,
+                hidden_size=8,
+                num_blocks=1,
+                num_heads=2,
+            )
+        ),
         tokenizer=Tokenizer(models.WordLevel(TOKENS, unk_token="a")),
         schedule=Cosine(),
         provenance={"recipe": "test", "seed": 7, "figures": [1.5, None]},
@@ -67,7 +78,8 @@ def test_a_bundle_comes_back_as_it_was_saved(bundle, folder):
         ):
             assert name == found_name
             assert torch.equal(expected, found)
-        assert torch.equal(before(ids, torch.ones(2)), after(ids, torch.ones(2)))
+        inputs = (ids,) if role == "autoregressive" else (ids, torch.ones(2))
+        assert torch.equal(before(*inputs), after(*inputs))
     assert loaded.tokenizer.get_vocab() == TOKENS
     assert loaded.schedule == Cosine()
     assert loaded.provenance == bundle.provenance
@@ -238,12 +250,12 @@ def test_the_student_comes_first_unless_a_role_is_named(bundle):
 def test_a_role_that_is_not_there_is_refused_with_what_is(bundle):
     with pytest.raises(UsageError, match=r"has no student \(it holds teacher\)"):
         Bundle(teacher=bundle.teacher).denoiser("student")
-    with pytest.raises(UsageError, match=r"has no denoiser \(it holds discriminator\)"):
+    with pytest.raises(UsageError, match=r"has no generator \(it holds discriminator\)"):
         Bundle(discriminator=bundle.discriminator).denoiser()
 
 
 def test_an_unknown_role_is_refused(bundle, unchecked):
-    with pytest.raises(UsageError, match="a role is student or teacher; got 'judge'"):
+    with pytest.raises(UsageError, match="a role is one of student, teacher, autoregressive; got 'judge'"):
         bundle.denoiser("judge")
 
 

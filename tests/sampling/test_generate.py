@@ -172,7 +172,7 @@ def test_what_cannot_be_done_is_refused(bundle, arguments, message):
     [
         ({"sampler": "euler"}, "a sampler is one of ancestral, guided; got 'euler'"),
         ({"precision": "float16"}, "precision is one of float64, float32; got 'float16'"),
-        ({"role": "judge"}, "a role is student or teacher; got 'judge'"),
+        ({"role": "judge"}, "a role is one of student, teacher, autoregressive; got 'judge'"),
     ],
 )
 def test_unknown_names_are_refused(bundle, unchecked, arguments, message):

@@ -8,7 +8,7 @@ import torch
 from didi.diffusion.noise import named_generator
 from didi.diffusion.schedule import schedule_from_name
 from didi.training.config import DataConfig, LoopConfig, NetworkConfig, OptimizerConfig, PretrainConfig
-from didi.training.pretrain import Pretraining, nelbo_of, validation_nelbo
+from didi.training.pretrain import Pretraining, nelbo_of, validation_nll
 
 CPU = torch.device("cpu")
 LOG_LINEAR = schedule_from_name("log-linear")
@@ -56,7 +56,7 @@ def test_training_lowers_the_validation_nelbo(source):
 
 def test_a_fresh_network_is_uniform_over_the_symbols(source):
     network = Pretraining(CONFIG, source, CPU).network.eval()
-    value = validation_nelbo(network, source.validation, LOG_LINEAR, batch_size=1024, device=CPU)
+    value = validation_nll(network, source.validation, LOG_LINEAR, batch_size=1024, device=CPU)
     # 4,096 sequences of 8; the weight 1/t has a variance of about log 1000 at each position: an error of 1.5%.
     assert value == pytest.approx(math.log(32), rel=0.06)
 
@@ -131,7 +131,7 @@ def test_validation_covers_every_row(source, make_dit):
         nelbo_of(network, batch, LOG_LINEAR, named_generator(0, "validation", number)).sum()
         for number, batch in enumerate(rows.split(4))
     ]
-    value = validation_nelbo(network, rows, LOG_LINEAR, batch_size=4, device=CPU)
+    value = validation_nll(network, rows, LOG_LINEAR, batch_size=4, device=CPU)
     assert value == pytest.approx(float(sum(parts)) / 80, rel=1e-6)
 
 
@@ -146,3 +146,30 @@ def test_the_bundle_holds_the_averaged_teacher(source):
     average, raw = (network.vocab_embed.embedding for network in (bundle.teacher, job.network))
     assert torch.equal(average, job.average.module.vocab_embed.embedding)
     assert not torch.equal(average, raw)
+
+
+def test_a_constant_weight_minimises_the_mean_cross_entropy_and_still_logs_the_nelbo(source):
+    weighted, flat = (Pretraining(replace(CONFIG, weight=weight), source, CPU) for weight in ("nelbo", "constant"))
+    batch = source.batch(0, 16)
+    loss, figures = flat._loss(batch, named_generator(0))
+    nelbo_loss, nelbo_figures = weighted._loss(batch, named_generator(0))
+    torch.testing.assert_close(figures["nelbo"], nelbo_figures["nelbo"])
+    torch.testing.assert_close(nelbo_loss, nelbo_figures["nelbo"])
+    # A fresh network is uniform, so the loss is log V over the half of the positions that low-discrepancy times mask.
+    assert loss.item() == pytest.approx(0.5 * math.log(source.vocab_size - 1), rel=0.1)
+
+
+AUTOREGRESSIVE = replace(CONFIG, model="autoregressive", optimizer=replace(CONFIG.optimizer, method="muon"))
+
+
+def test_the_autoregressive_twin_learns_resumes_and_makes_a_bundle(source, run_twice):
+    run_twice(lambda folder: Pretraining(AUTOREGRESSIVE, source, CPU), CONFIG.loop, stop_in=2)
+    job = Pretraining(replace(AUTOREGRESSIVE, loop=replace(CONFIG.loop, steps=30)), source, CPU)
+    before = job.validate()["validation_nll"]
+    assert before == pytest.approx(math.log(source.vocab_size - 1), rel=0.01)
+    for step in range(30):
+        job.step(step)
+    assert job.validate()["validation_nll"] < before - 0.03
+    bundle = job.bundle()
+    assert bundle.teacher is None
+    assert bundle.network() is bundle.autoregressive

@@ -135,7 +135,7 @@ def _evaluate(args: Sequence[str]) -> None:
     bundle = _load(command.model)
     data = None
     if command.data is not None:
-        source = open_source(command.data, length=bundle.denoiser().length, tokenizer=bundle.tokenizer)
+        source = open_source(command.data, length=bundle.network().length, tokenizer=bundle.tokenizer)
         data = source.test
     rows = evaluate(
         bundle,

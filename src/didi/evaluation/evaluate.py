@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import get_args
 
 import torch
 from jaxtyping import Int
@@ -13,9 +14,10 @@ from didi.errors import UsageError
 from didi.evaluation.perplexity import SMOLLM2, Judge, load_judge
 from didi.evaluation.report import write_metrics, write_report
 from didi.evaluation.row import EvaluationRow, machine_name, measure
+from didi.models.autoregressive import AutoregressiveLM
 from didi.models.hub import Bundle, Role
 from didi.sampling.generate import SamplerName, SamplingOptions, decode, generate
-from didi.training.pretrain import validation_nelbo
+from didi.training.pretrain import validation_nll
 
 NUM_EXAMPLES = 2  # texts of each row in a report
 NELBO_BATCH = 32
@@ -44,10 +46,10 @@ def evaluate(
         judge: name for ``load_judge``, or a judge; by default the exact one for a model of the ``markov`` world, else
             ``smollm2-135m``.
         role: one or several; by default the student if there is one, else the teacher.
-        sampler: one or several.
+        sampler: one or several. The autoregressive role has one row, whatever ``sampler`` and ``nfe`` say.
         seed: of the samples.
         data: held-out token sequences of the bundle's tokenizer; they are judged in a row of their own, and give each
-            network's NELBO.
+            network's NELBO (exact NLL for the autoregressive one).
         options: further sampling options; role and sampler come from the arguments above.
         out: folder for ``metrics.json``, ``report.md`` and the figure.
         on_row: called with each row and two of its texts as soon as it is measured.
@@ -82,15 +84,16 @@ def evaluate(
         texts = decode(bundle, real)
         add(measure("data", "", 0, real, texts, judge, seconds=float("nan"), student_passes=0.0, seed=seed), texts)
     for one_role in roles:
-        network = bundle.denoiser(one_role)
-        label = one_role or ("student" if bundle.student is not None else "teacher")
+        network = bundle.network(one_role)
+        label: str = one_role or next(name for name in get_args(Role) if getattr(bundle, name) is network)
         device = next(network.parameters()).device
         nelbo = float("nan")
         if data is not None:
-            nelbo = validation_nelbo(network, data, bundle.schedule, batch_size=NELBO_BATCH, device=device)
-        for one_sampler in samplers:
+            nelbo = validation_nll(network, data, bundle.schedule, batch_size=NELBO_BATCH, device=device)
+        is_autoregressive = isinstance(network, AutoregressiveLM)  # has one sampler and one number of passes
+        for one_sampler in ["ancestral"] if is_autoregressive else samplers:
             settings = SamplingOptions(**{**vars(base), "role": one_role, "sampler": one_sampler})
-            for num_moves in nfe:
+            for num_moves in [network.length] if is_autoregressive else nfe:
                 drawn = generate(bundle, num_samples=num_samples, nfe=num_moves, seed=seed, options=settings)
                 row = measure(
                     label,
@@ -106,7 +109,7 @@ def evaluate(
                     seed=seed,
                     nelbo=nelbo,
                     machine=machine_name(device),
-                    note="" if settings.temperature == 1 else f"temperature {settings.temperature:g}",
+                    temperature=settings.temperature,
                 )
                 add(row, drawn.texts)
     if out is not None:

@@ -1,4 +1,4 @@
-"""Perplexity against NFE, log-log, drawn over the entropy that it must be read with."""
+"""Perplexity against NFE, against entropy and against time: a perplexity is never drawn without its entropy."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,9 +8,15 @@ from didi.evaluation.row import EvaluationRow, varying_fields
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
-ROLE_COLOURS = {"teacher": "#0072B2", "student": "#D55E00", "data": "#595959"}  # Okabe and Ito: safe if colour-blind
-SPARE_COLOURS = ("#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+ROLE_COLOURS = {
+    "teacher": "#0072B2",
+    "student": "#D55E00",
+    "autoregressive": "#009E73",
+    "data": "#595959",
+}  # Okabe and Ito: safe if colour-blind
+SPARE_COLOURS = ("#CC79A7", "#E69F00", "#56B4E9")
 SAMPLER_STYLES = (("o", "-"), ("s", "--"), ("^", "-."), ("D", ":"))  # marker and dash
 
 
@@ -20,10 +26,9 @@ def perplexity_figure(rows: Sequence[EvaluationRow], path: Path) -> Path:
     Each role and sampler is a line (and each judge, precision, size or seed, where rows differ in it). Rows with
     ``nfe`` 0, such as real data, are level lines in a band.
     """
-    from matplotlib.figure import Figure
     from matplotlib.ticker import NullLocator
 
-    figure = Figure(figsize=(6.4, 5.6), dpi=200, layout="constrained", facecolor="white")
+    figure = _figure(6.4, 5.6)
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(2.4, 1))
     top.set(xscale="log", yscale="log")
     drawn, levels = [row for row in rows if row.nfe], [row for row in rows if not row.nfe]
@@ -35,10 +40,7 @@ def perplexity_figure(rows: Sequence[EvaluationRow], path: Path) -> Path:
             _draw_line(axes, line, field, colours[line[0].role], *styles[line[0].sampler], label)
         for row in levels:
             _draw_level(axes, row, field, colours[row.role])
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(axis="y", color="0.9", linewidth=0.8)
-        axes.set_axisbelow(True)
-        axes.tick_params(labelsize=9)
+        _tidy(axes)
     _set_plain_log_ticks(top)
     nfes = sorted({row.nfe for row in drawn})
     bottom.set_xticks(nfes, [str(nfe) for nfe in nfes])
@@ -47,7 +49,91 @@ def perplexity_figure(rows: Sequence[EvaluationRow], path: Path) -> Path:
     top.set_title(f"Generative perplexity, judge {judges}", loc="left", fontsize=9)
     bottom.set_title("Unigram entropy within a sample, nats", loc="left", fontsize=9)
     bottom.set_xlabel("network function evaluations (NFE)", fontsize=9)
-    figure.legend(*top.get_legend_handles_labels(), loc="outside upper left", ncols=2, frameon=False, fontsize=9)
+    return _finish(figure, top, path)
+
+
+def frontier_figure(rows: Sequence[EvaluationRow], path: Path) -> Path:
+    """Draw perplexity against entropy into ``path``, a PNG: a line through the temperatures of each model and NFE.
+
+    The larger marker is temperature 1. A curve below another is the better model at every entropy they share, which
+    no temperature can fake. Rows with ``nfe`` 0, such as real data, are crosses.
+    """
+    figure = _figure(6.4, 5.0)
+    axes = figure.subplots()
+    axes.set(yscale="log")
+    colours = _colours(rows)
+    curves: dict[tuple[str, str, int], list[EvaluationRow]] = {}
+    for row in sorted(rows, key=lambda row: row.temperature):
+        curves.setdefault((row.role, row.sampler, row.nfe), []).append(row)
+    seen: dict[str, int] = {}
+    for (role, sampler, nfe), curve in curves.items():
+        entropies, values = [row.entropy for row in curve], [row.gen_ppl for row in curve]
+        if not nfe:
+            axes.plot(entropies, values, "P", color=colours[role], markersize=9, label=role)
+            continue
+        marker, dash = SAMPLER_STYLES[seen.setdefault(role, 0) % len(SAMPLER_STYLES)]
+        seen[role] += 1
+        label = f"{role}{', guided' if sampler == 'guided' else ''}, {nfe} NFE"
+        sizes = [9 if row.temperature == 1 else 5 for row in curve]
+        axes.plot(entropies, values, dash, color=colours[role], linewidth=1.6, label=label)
+        for row, size in zip(curve, sizes, strict=True):
+            axes.plot([row.entropy] * 2, row.gen_ppl_ci, "-", color=colours[role], linewidth=1.0)
+            axes.plot(row.entropy, row.gen_ppl, marker, color=colours[role], markersize=size, markeredgecolor="white")
+            axes.annotate(f"{row.temperature:g}", (row.entropy, row.gen_ppl), (4, -9), textcoords="offset points",
+                          fontsize=6.5, color=colours[role])  # fmt: skip
+    _tidy(axes)
+    _set_plain_log_ticks(axes)
+    judges = ", ".join(dict.fromkeys(row.judge for row in rows))
+    axes.set_title(f"Generative perplexity, judge {judges}; figures are temperatures", loc="left", fontsize=9)
+    axes.set_xlabel("unigram entropy within a sample, nats", fontsize=9)
+    return _finish(figure, axes, path)
+
+
+def latency_figure(rows: Sequence[EvaluationRow], path: Path) -> Path:
+    """Draw perplexity against seconds per sequence, log-log, into ``path``, a PNG; points are labelled with NFE."""
+    figure = _figure(6.4, 4.4)
+    axes = figure.subplots()
+    axes.set(xscale="log", yscale="log")
+    colours = _colours(rows)
+    drawn = [row for row in rows if row.nfe]
+    markers = dict.fromkeys(row.sampler for row in drawn)
+    styles = {sampler: SAMPLER_STYLES[i % len(SAMPLER_STYLES)] for i, sampler in enumerate(markers)}
+    for label, line in _lines(drawn).items():
+        marker, dash = styles[line[0].sampler]
+        seconds, values = [row.seconds_per_sequence for row in line], [row.gen_ppl for row in line]
+        colour = colours[line[0].role]
+        axes.plot(seconds, values, dash, marker=marker, color=colour, markeredgecolor="white", label=label)
+        for row in line:
+            axes.plot([row.seconds_per_sequence] * 2, row.gen_ppl_ci, "-", color=colour, linewidth=1.0)
+            axes.annotate(f"{row.nfe}", (row.seconds_per_sequence, row.gen_ppl), (4, 4), textcoords="offset points",
+                          fontsize=7, color=colour)  # fmt: skip
+    for row in rows:
+        if not row.nfe:
+            _draw_level(axes, row, "gen_ppl", colours[row.role])
+    _tidy(axes)
+    _set_plain_log_ticks(axes)
+    judges = ", ".join(dict.fromkeys(row.judge for row in rows))
+    axes.set_title(f"Generative perplexity, judge {judges}; figures are NFE", loc="left", fontsize=9)
+    axes.set_xlabel("seconds per sequence", fontsize=9)
+    return _finish(figure, axes, path)
+
+
+def _figure(width: float, height: float) -> "Figure":
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), dpi=200, layout="constrained", facecolor="white")
+
+
+def _tidy(axes: "Axes") -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", color="0.9", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.tick_params(labelsize=9)
+
+
+def _finish(figure: "Figure", axes: "Axes", path: Path) -> Path:
+    """The legend of ``axes`` above the figure, then the file."""
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper left", ncols=2, frameon=False, fontsize=9)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
     return path
@@ -61,7 +147,7 @@ def _colours(rows: Sequence[EvaluationRow]) -> dict[str, str]:
 
 def _lines(rows: Sequence[EvaluationRow]) -> dict[str, list[EvaluationRow]]:
     """Rows that belong on one line, by its label, in order of NFE."""
-    settings = varying_fields(rows, ("judge", "precision", "num_samples", "seed"))
+    settings = varying_fields(rows, ("judge", "precision", "temperature", "num_samples", "seed"))
     lines: dict[str, list[EvaluationRow]] = {}
     for row in sorted(rows, key=lambda row: row.nfe):
         details = [f"{name.replace('_', ' ')} {getattr(row, name)}" for name in settings]

@@ -1,11 +1,16 @@
-"""Percentile bootstrap intervals over sequences, for every statistic that a report prints.
+"""Perplexity at equal entropy, and percentile bootstrap intervals for every statistic that a report prints.
+
+A temperature trades entropy for perplexity, so two models are compared where their entropies meet: each gives a curve,
+one point for each temperature, which is read between its points and never beyond its ends.
 
 Each of these statistics is a function of sums over sequences: a mean is sum / count, corpus perplexity
 exp(sum of NLL / sum of tokens), a pooled entropy a function of summed token counts. A resample of ``b`` sequences with
 replacement is then a row of multinomial counts times a matrix of per-sequence values; all resamples are one product.
 """
 
-from collections.abc import Callable
+import itertools
+import math
+from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Float, Int
@@ -17,8 +22,27 @@ NUM_RESAMPLES = 2000
 LEVEL = 0.95
 CHUNK_ELEMENTS = 1 << 24
 
+Point = tuple[float, float]
 Statistic = Callable[[Float[Tensor, "r c"]], Float[Tensor, " r"]]
 Interval = tuple[float, float]
+
+
+def perplexity_at_entropy(curve: Sequence[Point], entropy: float) -> float:
+    """Perplexity of a temperature sweep where its entropy is ``entropy``, by linear interpolation of log-perplexity.
+
+    Args:
+        curve: (entropy in nats, perplexity) at each temperature, in any order.
+        entropy: where to read it.
+
+    Returns:
+        NaN where the sweep does not reach that entropy.
+    """
+    points = sorted(curve)
+    for (low, low_ppl), (high, high_ppl) in itertools.pairwise(points):
+        if low <= entropy <= high:
+            share = (entropy - low) / (high - low) if high > low else 0.5
+            return math.exp((1 - share) * math.log(low_ppl) + share * math.log(high_ppl))
+    return math.nan
 
 
 def bootstrap_interval(

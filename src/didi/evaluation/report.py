@@ -27,6 +27,7 @@ __all__ = [
 SETTINGS = {
     "seed": "seed {}",
     "precision": "sampling in {}",
+    "temperature": "temperature {:g}",
     "num_samples": "{} samples",
     "judge": "judge {}",
     "machine": "{}",

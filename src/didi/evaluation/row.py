@@ -43,6 +43,7 @@ class EvaluationRow:
         nelbo: NELBO per token of the sampled network on held-out data, nats; NaN where none was given.
         seed: of the samples.
         machine: what the times were measured on.
+        temperature: that the logits were divided by; 1 is exact sampling.
         note: anything that a reader must know about this row.
     """
 
@@ -67,6 +68,7 @@ class EvaluationRow:
     nelbo: float
     seed: int
     machine: str
+    temperature: float = 1.0
     note: str = ""
 
 
@@ -85,6 +87,7 @@ def measure(
     seed: int = 0,
     nelbo: float = math.nan,
     machine: str | None = None,
+    temperature: float = 1.0,
     note: str = "",
 ) -> EvaluationRow:
     """The row of a finished sample set.
@@ -103,6 +106,7 @@ def measure(
         seed: of the samples.
         nelbo: per token, of the sampled network on held-out data.
         machine: what ``seconds`` were measured on; this machine's CPU by default.
+        temperature: that the logits were divided by.
         note: goes into the row; samples that the judge had to cut are added to it.
 
     Raises:
@@ -137,6 +141,7 @@ def measure(
         nelbo=nelbo,
         seed=seed,
         machine=machine or machine_name(),
+        temperature=temperature,
         note=note,
     )
 

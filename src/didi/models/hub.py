@@ -2,9 +2,10 @@
 
 ```
 bundle.yaml        format version, roles, schedule, mask id, provenance
-student/           config.json + model.safetensors; any of the three may be absent
+student/           config.json + model.safetensors; any of the four may be absent
 teacher/
 discriminator/
+autoregressive/
 tokenizer.json
 ```
 """
@@ -17,7 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast, get_args
 
 import torch
 import yaml
@@ -27,13 +28,14 @@ from tokenizers import Tokenizer
 
 from didi.diffusion.schedule import LogLinear, Schedule, schedule_from_name
 from didi.errors import DidiError, UsageError
+from didi.models.autoregressive import AutoregressiveConfig, AutoregressiveLM
 from didi.models.convert import check_keys
 from didi.models.discriminator import Discriminator, DiscriminatorConfig
 from didi.models.dit import DiT, DiTConfig
 
 FORMAT_VERSION = 1
-ROLES = ("student", "teacher", "discriminator")
-Role = Literal["student", "teacher"]
+ROLES = ("student", "teacher", "discriminator", "autoregressive")
+Role = Literal["student", "teacher", "autoregressive"]
 
 
 @dataclass
@@ -44,6 +46,7 @@ class Bundle:
         student: few-step generator, if there is one.
         teacher: many-step generator, if there is one.
         discriminator: estimator of the log-ratio student over teacher, needed for guided sampling.
+        autoregressive: baseline that writes one token a pass.
         tokenizer: text <-> tokens; None for worlds without text.
         schedule: noise schedule of all networks.
         provenance: recipe, seed, data, machine: what a reader needs to trust or repeat it.
@@ -53,24 +56,38 @@ class Bundle:
     student: DiT | None = None
     teacher: DiT | None = None
     discriminator: Discriminator | None = None
+    autoregressive: AutoregressiveLM | None = None
     tokenizer: Tokenizer | None = None
     schedule: Schedule = field(default_factory=LogLinear)
     provenance: dict[str, Any] = field(default_factory=dict)
     name: str = "unnamed"
 
-    def denoiser(self, role: Role | None = None) -> DiT:
-        """The network of a role; the student if there is one, else the teacher, when no role is given.
+    def network(self, role: Role | None = None) -> DiT | AutoregressiveLM:
+        """The generator of a role; without a role the student if there is one, else the teacher, else the baseline.
 
         Raises:
             UsageError: the bundle has no such network.
         """
-        networks = {"student": self.student, "teacher": self.teacher}
+        networks = {name: getattr(self, name) for name in get_args(Role)}
         if role is not None and role not in networks:
-            raise UsageError(f"a role is student or teacher; got {role!r}")
-        chosen = networks[role] if role else self.student or self.teacher
+            raise UsageError(f"a role is one of {', '.join(networks)}; got {role!r}")
+        chosen = networks[role] if role else next(filter(None, networks.values()), None)
         if chosen is None:
             held = ", ".join(name for name in ROLES if getattr(self, name) is not None) or "no network"
-            raise UsageError(f"bundle {self.name} has no {role or 'denoiser'} (it holds {held}); choose another --role")
+            raise UsageError(
+                f"bundle {self.name} has no {role or 'generator'} (it holds {held}); choose another --role"
+            )
+        return cast(DiT | AutoregressiveLM, chosen)
+
+    def denoiser(self, role: Role | None = None) -> DiT:
+        """As ``network``, where nothing but a masked-diffusion denoiser will do.
+
+        Raises:
+            UsageError: the bundle has no such network, or it is the autoregressive one.
+        """
+        chosen = self.network(role)
+        if not isinstance(chosen, DiT):
+            raise UsageError(f"this needs a masked-diffusion denoiser; bundle {self.name} holds an autoregressive one")
         return chosen
 
     def to(self, device: torch.device | str) -> "Bundle":
@@ -208,12 +225,12 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     return manifest
 
 
-def _load_network(folder: Path, role: str) -> DiT | Discriminator:
+def _load_network(folder: Path, role: str) -> DiT | Discriminator | AutoregressiveLM:
     config_file, weights_file = folder / "config.json", folder / "model.safetensors"
     for file in (config_file, weights_file):
         if not file.is_file():
             raise UsageError(f"the {role} of a bundle is config.json and model.safetensors; {file} is missing")
-    build: Callable[..., DiT | Discriminator] = _build_discriminator if role == "discriminator" else _build_denoiser
+    build = _BUILDERS.get(role, _build_denoiser)
     try:
         with torch.device("meta"):
             network = build(**json.loads(config_file.read_text()))
@@ -231,6 +248,16 @@ def _build_denoiser(**settings: Any) -> DiT:
 
 def _build_discriminator(**settings: Any) -> Discriminator:
     return Discriminator(DiscriminatorConfig(**settings))
+
+
+def _build_autoregressive(**settings: Any) -> AutoregressiveLM:
+    return AutoregressiveLM(AutoregressiveConfig(**settings))
+
+
+_BUILDERS: dict[str, Callable[..., DiT | Discriminator | AutoregressiveLM]] = {
+    "discriminator": _build_discriminator,
+    "autoregressive": _build_autoregressive,
+}
 
 
 def _load_tokenizer(file: Path) -> Tokenizer:

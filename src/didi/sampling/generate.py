@@ -13,8 +13,10 @@ from torch import Tensor
 from didi.diffusion.categorical import Precision
 from didi.diffusion.noise import SequenceNoise
 from didi.errors import UsageError
+from didi.models.autoregressive import AutoregressiveLM
 from didi.models.hub import Bundle, Role
 from didi.sampling.ancestral import Ancestral
+from didi.sampling.autoregressive import LeftToRight
 from didi.sampling.base import Sampler, StepOutput, uniform_times
 from didi.sampling.guided import Guidance, Guided
 
@@ -53,8 +55,8 @@ class SamplingOptions:
     """How to sample; every field is recorded with the results.
 
     Attributes:
-        sampler: ``ancestral`` (Eq. 10) or ``guided`` (Algorithm 2).
-        role: which denoiser; the student where there is one, by default.
+        sampler: ``ancestral`` (Eq. 10; left to right for an autoregressive network) or ``guided`` (Algorithm 2).
+        role: which network; the student where there is one, by default.
         precision: of the draws.
         temperature: divides the logits; 1 is exact.
         guidance: settings of the guided sampler.
@@ -79,16 +81,23 @@ def make_sampler(bundle: Bundle, options: SamplingOptions) -> Sampler:
         raise UsageError(f"precision is one of {', '.join(get_args(Precision))}; got {options.precision!r}")
     if not 0 < options.temperature < math.inf:
         raise UsageError(f"temperature is positive; got {options.temperature}")
+    if options.sampler not in get_args(SamplerName):
+        raise UsageError(f"a sampler is one of {', '.join(get_args(SamplerName))}; got {options.sampler!r}")
+    network = bundle.network(options.role)
+    if isinstance(network, AutoregressiveLM):
+        if options.sampler != "ancestral" or options.precision != "float64":
+            raise UsageError(
+                "an autoregressive model has the ancestral sampler in float64; leave both at their default"
+            )
+        return LeftToRight(network, options.temperature)
     denoiser = bundle.denoiser(options.role)
-    if options.sampler == "ancestral":
-        return Ancestral(denoiser, options.precision, options.temperature)
     if options.sampler == "guided":
         if bundle.discriminator is None:
             raise UsageError(f"guided sampling needs a discriminator; bundle {bundle.name} has none: use ancestral")
         if options.precision != "float64":
             raise UsageError("guided sampling draws in float64; leave --precision at float64")
         return Guided(denoiser, bundle.discriminator, options.guidance, options.temperature)
-    raise UsageError(f"a sampler is one of {', '.join(get_args(SamplerName))}; got {options.sampler!r}")
+    return Ancestral(denoiser, options.precision, options.temperature)
 
 
 def canvas_from_prompt(bundle: Bundle, length: int, *, prefix: str | None, infill: str | None) -> Int[Tensor, " l"]:
@@ -103,7 +112,7 @@ def canvas_from_prompt(bundle: Bundle, length: int, *, prefix: str | None, infil
     Raises:
         UsageError: both are given, the bundle has no tokenizer, or the prompt is longer than the sequence.
     """
-    mask_id = bundle.denoiser().mask_id
+    mask_id = bundle.network().mask_id
     canvas = torch.full((length,), mask_id, dtype=torch.long)
     if prefix is not None and infill is not None:
         raise UsageError("give a prefix or an infill text, not both")
@@ -134,10 +143,10 @@ def steps(
     bundle: Bundle, indices: list[int], *, nfe: int, seed: int, options: SamplingOptions, canvas: Tensor | None = None
 ) -> Iterator[StepOutput]:
     """Moves of one batch: the sequences numbered ``indices`` of the sample set ``seed``."""
-    denoiser = bundle.denoiser(options.role)
-    device = next(iter(denoiser.parameters())).device
+    network = bundle.network(options.role)
+    device = next(iter(network.parameters())).device
     if canvas is None:
-        canvas = torch.full((denoiser.length,), denoiser.mask_id, dtype=torch.long)
+        canvas = torch.full((network.length,), network.mask_id, dtype=torch.long)
     z = canvas.to(device).expand(len(indices), -1).clone()
     yield from make_sampler(bundle, options)(
         z, uniform_times(nfe), bundle.schedule, SequenceNoise(seed, indices, device)
@@ -162,7 +171,8 @@ def generate(
     Args:
         bundle: from ``didi.load``.
         num_samples: number of sequences.
-        nfe: moves of the uniform time grid: the student passes of a sequence are at most this many.
+        nfe: moves of the uniform time grid: the student passes of a sequence are at most this many. An
+            autoregressive network takes one for each position, whatever is asked.
         seed: same seed, same samples, whatever the batch size.
         prefix: text that every sequence begins with.
         infill: text whose [MASK]s are filled in.
@@ -185,10 +195,12 @@ def generate(
         raise UsageError("give options or their fields by name, not both")
     if num_samples < 1 or options.batch_size < 1:
         raise UsageError(f"num_samples and batch_size are 1 or more; got {num_samples} and {options.batch_size}")
-    denoiser = bundle.denoiser(options.role)
-    length = denoiser.length if length is None else length
-    if not 1 <= length <= denoiser.length:
-        raise UsageError(f"length lies in [1, {denoiser.length}], the network's context; got {length}")
+    network = bundle.network(options.role)
+    length = network.length if length is None else length
+    if not 1 <= length <= network.length:
+        raise UsageError(f"length lies in [1, {network.length}], the network's context; got {length}")
+    if isinstance(network, AutoregressiveLM):
+        nfe = length
     canvas = canvas_from_prompt(bundle, length, prefix=prefix, infill=infill)
     started = time.perf_counter()
     tokens, student, discriminator = [], [], []

@@ -57,16 +57,23 @@ class NetworkConfig:
     """Dropout in pre-training; 0.1 in the public MDLM code. Distillation never uses dropout (row 7)."""
     is_time_conditioned: bool = False
     """Whether the denoiser is told its noise level; off in MDLM."""
+    conv_radius: int = 0
+    """Neighbours mixed in by a convolution before each block; 0 in MDLM, 2 helps small networks (docs/lab-notes.md)."""
 
     def __post_init__(self) -> None:
         _at_least(1, self, "hidden_size", "num_blocks", "num_heads", "cond_dim")
+        _at_least(0, self, "conv_radius")
         _share(self, "dropout")
 
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW and its schedule (Table 5)."""
+    """The optimizer and its schedule (Table 5)."""
 
+    method: Literal["adamw", "muon"] = "adamw"
+    """AdamW for all; or Muon for the matrices of the blocks, AdamW for the rest."""
+    muon_rate_scale: float = 2.5
+    """Muon's rate as a multiple of ``learning_rate``."""
     learning_rate: float = 1e-4
     """Peak rate."""
     warmup_steps: int = 0
@@ -85,7 +92,9 @@ class OptimizerConfig:
     """Greatest norm of the whole gradient."""
 
     def __post_init__(self) -> None:
-        _at_least(0, self, "learning_rate", "warmup_steps", "final_fraction", "weight_decay", "clip_norm")
+        _at_least(
+            0, self, "learning_rate", "muon_rate_scale", "warmup_steps", "final_fraction", "weight_decay", "clip_norm"
+        )
         _share(self, "beta1", "beta2")
 
 
@@ -124,16 +133,20 @@ class LoopConfig:
 
 @dataclass(frozen=True)
 class PretrainConfig:
-    """Pre-training of a masked-diffusion teacher by its NELBO, Eq. 3."""
+    """Pre-training of a masked-diffusion teacher by its NELBO, Eq. 3, or of its autoregressive twin."""
 
     recipe: str = "custom"
     """Name of the recipe these settings started from."""
     seed: int = 0
     """Seed of the weights, the order of the data and the noise."""
+    model: Literal["masked-diffusion", "autoregressive"] = "masked-diffusion"
+    """What is trained: a teacher, or GPT-2 of the same shape on the same tokens (time settings do not touch it)."""
     schedule: Literal["log-linear", "cosine", "geometric"] = "log-linear"
     """Noise schedule; log-linear in MDLM and in the paper."""
     t_min: float = 1e-3
     """Least time drawn; 1e-3 in MDLM."""
+    weight: WeightName = "nelbo"
+    """Weight of the loss over time: the NELBO's, or 1 (less noise; small networks learn faster)."""
     data: DataConfig = field(default_factory=DataConfig)
     network: NetworkConfig = field(default_factory=NetworkConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)

@@ -2,7 +2,7 @@
 
 import copy
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
@@ -15,6 +15,7 @@ from didi.diffusion.noise import derive_seed, named_generator
 from didi.diffusion.schedule import TimeDensity, sigma, time_weight
 from didi.errors import UsageError
 from didi.models.discriminator import Discriminator, log_ratio_logits
+from didi.models.dit import DiT
 from didi.models.hub import Bundle
 from didi.objectives.didi import (
     advantages,
@@ -27,7 +28,7 @@ from didi.objectives.didi import (
 from didi.training.config import DistillConfig
 from didi.training.loop import Metrics, autocast_dtype
 from didi.training.optim import averaged, averaged_network, learning_rate, make_optimizer, update
-from didi.training.pretrain import validation_nelbo
+from didi.training.pretrain import validation_nll
 from didi.training.real_source import real_sampler
 from didi.training.rollout import Rollout, first_law, law_at_masks, rollout
 
@@ -242,7 +243,7 @@ class Distillation:
     def validate(self) -> dict[str, float]:
         """NELBO per token of the averaged student on held-out sequences, in nats."""
         rows = self.source.validation[: self.config.loop.validation_sequences]
-        value = validation_nelbo(
+        value = validation_nll(
             averaged_network(self.average),
             rows,
             self.schedule,
@@ -265,7 +266,7 @@ class Distillation:
     def bundle(self) -> Bundle:
         """The averaged student, its teacher and the discriminator."""
         return Bundle(
-            student=averaged_network(self.average),
+            student=cast(DiT, averaged_network(self.average)),
             teacher=self.teacher,
             discriminator=self.discriminator.eval(),
             tokenizer=self.tokenizer,

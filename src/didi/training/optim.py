@@ -1,25 +1,44 @@
 """Optimizer, learning-rate schedule and averaged weights."""
 
 import math
+import re
 from collections.abc import Sequence
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from didi.models.autoregressive import AutoregressiveLM
 from didi.models.dit import DiT
 from didi.training.config import OptimizerConfig
+from didi.training.muon import Muon
+
+_HIDDEN_MATRIX = re.compile(r"blocks\.\d+\.(attn_|mlp\.)|\.h\.\d+\.")  # of our transformer, and of GPT-2
 
 
 def make_optimizer(network: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
-    """AdamW on the trainable parameters; weight decay on matrices only."""
-    trainable = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
+    """The configured optimizer on the trainable parameters; weight decay on matrices only.
+
+    Muon takes the matrices of the blocks, conditioning excepted; embedding and head stay with AdamW.
+    """
+    trainable = {name: parameter for name, parameter in network.named_parameters() if parameter.requires_grad}
+    hidden = [
+        name
+        for name, parameter in trainable.items()
+        if config.method == "muon" and parameter.ndim == 2 and _HIDDEN_MATRIX.search(name)
     ]
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(config.beta1, config.beta2), foreach=True)
+    rest = [parameter for name, parameter in trainable.items() if name not in hidden]
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in rest if p.ndim >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    kind = torch.optim.AdamW
+    if hidden:
+        kind = Muon
+        matrices = {"params": [trainable[name] for name in hidden], "weight_decay": config.weight_decay}
+        groups.append(matrices | {"is_muon": True, "rate_scale": config.muon_rate_scale})
+    return kind(groups, lr=config.learning_rate, betas=(config.beta1, config.beta2), foreach=True)
 
 
 def learning_rate(config: OptimizerConfig, step: int, num_steps: int) -> float:
@@ -41,7 +60,7 @@ def update(network: nn.Module, optimizer: torch.optim.Optimizer, config: Optimiz
     norm = nn.utils.clip_grad_norm_(network.parameters(), config.clip_norm)
     if torch.isfinite(norm):
         for group in optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group.get("rate_scale", 1.0)
         optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return norm
@@ -67,6 +86,6 @@ def averaged(network: nn.Module, decay: float, *, is_ramped: bool = True) -> Ave
     return AveragedModel(network, multi_avg_fn=ramped_average, use_buffers=False)
 
 
-def averaged_network(average: AveragedModel) -> DiT:
+def averaged_network(average: AveragedModel) -> DiT | AutoregressiveLM:
     """The network that holds the averaged weights, in eval mode."""
-    return cast(DiT, average.module.eval())
+    return cast(DiT | AutoregressiveLM, average.module.eval())

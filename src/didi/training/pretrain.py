@@ -1,16 +1,24 @@
-"""Pre-training of a masked-diffusion teacher by its continuous-time NELBO, Eq. 3."""
+"""Pre-training of a masked-diffusion teacher by its continuous-time NELBO, Eq. 3, and of its autoregressive twin."""
 
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
 from didi.data.source import Source
 from didi.diffusion.masked import corrupt, nelbo
 from didi.diffusion.noise import derive_seed, named_generator
-from didi.diffusion.schedule import Schedule, low_discrepancy_times, nelbo_weight, schedule_from_name, sigma
+from didi.diffusion.schedule import (
+    Schedule,
+    low_discrepancy_times,
+    nelbo_weight,
+    schedule_from_name,
+    sigma,
+    time_weight,
+)
+from didi.models.autoregressive import AutoregressiveConfig, AutoregressiveLM
 from didi.models.denoiser import Denoiser, logits_at, noise_level
 from didi.models.dit import DiT, DiTConfig
 from didi.models.hub import Bundle
@@ -19,14 +27,13 @@ from didi.training.loop import Metrics, autocast_dtype
 from didi.training.optim import averaged, averaged_network, learning_rate, make_optimizer, update
 
 
-def nelbo_of(
-    denoiser: Denoiser, x0: Int[Tensor, "b l"], schedule: Schedule, generator: torch.Generator, *, t_min: float = 1e-3
-) -> Float[Tensor, " b"]:
-    """One-sample NELBO of each sequence in nats, at low-discrepancy times across the batch.
+def masked_losses(
+    denoiser: Denoiser, x0: Int[Tensor, "b l"], t: Float[Tensor, " b"], schedule: Schedule, generator: torch.Generator
+) -> tuple[Float[Tensor, "b l"], Bool[Tensor, "b l"]]:
+    """Cross-entropy in nats at the masked positions of one corruption (0 elsewhere), and where they are.
 
     The vocabulary head runs at masked positions only: the others have no loss under the SUBS rule.
     """
-    t = low_discrepancy_times(len(x0), generator, t_min=t_min)
     uniforms = torch.rand(x0.shape, dtype=torch.float64, generator=generator).to(x0.device)
     z_t = corrupt(x0, schedule.alpha(t).to(x0.device), denoiser.mask_id, uniforms)
     is_masked = z_t == denoiser.mask_id
@@ -34,24 +41,56 @@ def nelbo_of(
     logits = logits_at(denoiser, z_t, is_masked, level).float()
     is_mask = torch.arange(denoiser.vocab_size, device=x0.device) == denoiser.mask_id
     losses = F.cross_entropy(logits.masked_fill(is_mask, -torch.inf), x0[is_masked], reduction="none")
-    nll = torch.zeros(x0.shape, device=x0.device).masked_scatter(is_masked, losses)
+    return torch.zeros(x0.shape, device=x0.device).masked_scatter(is_masked, losses), is_masked
+
+
+def nelbo_of(
+    denoiser: Denoiser, x0: Int[Tensor, "b l"], schedule: Schedule, generator: torch.Generator, *, t_min: float = 1e-3
+) -> Float[Tensor, " b"]:
+    """One-sample NELBO of each sequence in nats, at low-discrepancy times across the batch."""
+    t = low_discrepancy_times(len(x0), generator, t_min=t_min)
+    nll, is_masked = masked_losses(denoiser, x0, t, schedule, generator)
     return nelbo(nll, is_masked, nelbo_weight(schedule, t).float().to(x0.device))
 
 
 @torch.no_grad()
-def validation_nelbo(
-    denoiser: Denoiser, rows: Int[Tensor, "n l"], schedule: Schedule, *, batch_size: int, device: torch.device
+def validation_nll(
+    network: DiT | AutoregressiveLM,
+    rows: Int[Tensor, "n l"],
+    schedule: Schedule,
+    *,
+    batch_size: int,
+    device: torch.device,
 ) -> float:
-    """NELBO per token in nats over ``rows``, with times and masks that are the same whenever it is asked."""
+    """Nats per token over ``rows``: exact for an autoregressive network, else its NELBO, an upper bound.
+
+    Times and masks are the same whenever it is asked.
+    """
     total = 0.0
-    for number, batch in enumerate(rows.split(batch_size)):
-        generator = named_generator(0, "validation", number)
-        total += float(nelbo_of(denoiser, batch.to(device), schedule, generator).sum())
+    for number, batch in enumerate(rows.to(device).split(batch_size)):
+        if isinstance(network, AutoregressiveLM):
+            total += float(network.nll(batch).double().sum())
+        else:
+            total += float(nelbo_of(network, batch, schedule, named_generator(0, "validation", number)).sum())
     return total / rows.numel()
 
 
+def make_denoiser(config: PretrainConfig, source: Source) -> DiT:
+    """A fresh diffusion transformer; weights come from the global generator."""
+    shape = vars(config.network)
+    return DiT(DiTConfig(vocab_size=source.vocab_size, mask_id=source.mask_id, length=config.data.length, **shape))
+
+
+def make_autoregressive(config: PretrainConfig, source: Source) -> AutoregressiveLM:
+    """A fresh GPT-2 of the same width, depth and heads; weights come from the global generator."""
+    shape = {name: getattr(config.network, name) for name in ("hidden_size", "num_blocks", "num_heads", "dropout")}
+    return AutoregressiveLM(
+        AutoregressiveConfig(vocab_size=source.vocab_size, mask_id=source.mask_id, length=config.data.length, **shape)
+    )
+
+
 class Pretraining:
-    """A teacher in training; a ``loop.Job``.
+    """A teacher, or its autoregressive twin, in training; a ``loop.Job``.
 
     Args:
         config: the resolved recipe.
@@ -63,47 +102,58 @@ class Pretraining:
         self.config, self.source, self.device = config, source, device
         self.schedule = schedule_from_name(config.schedule)
         torch.manual_seed(config.seed)  # layers draw their initial weights from the global generator
-        shape = vars(config.network)
-        self.network = DiT(
-            DiTConfig(vocab_size=source.vocab_size, mask_id=source.mask_id, length=config.data.length, **shape)
-        ).to(device)
+        make = make_denoiser if config.model == "masked-diffusion" else make_autoregressive
+        self.network: DiT | AutoregressiveLM = make(config, source).to(device)
         self.optimizer = make_optimizer(self.network, config.optimizer)
         self.average = averaged(self.network, config.loop.ema_decay, is_ramped=config.loop.ema_ramp)
         self.num_steps = config.loop.steps
         self.sequences_per_step = config.loop.batch_size * config.loop.accumulation
         self.tokens_per_step = self.sequences_per_step * config.data.length
         self._autocast = autocast_dtype(config.loop.precision, device)
+        self._figure = "nelbo" if config.model == "masked-diffusion" else "nll"
 
     def step(self, step: int) -> Metrics:
         """One update on ``accumulation`` micro-batches."""
         config = self.config
         self.network.train()
         rows = self.source.batch(step, self.sequences_per_step).to(self.device)
-        total = torch.zeros((), device=self.device)
+        total: Metrics = {}
         for number, batch in enumerate(rows.split(config.loop.batch_size)):
             # Dropout draws from the global generator, hence the seed; the noise has its own.
             torch.manual_seed(derive_seed(config.seed, "dropout", step, number))
             generator = named_generator(config.seed, "pretrain", step, number)
             with torch.autocast(self.device.type, dtype=self._autocast, enabled=self._autocast is not None):
-                loss = nelbo_of(self.network, batch, self.schedule, generator, t_min=config.t_min).sum() / rows.numel()
-            loss.backward()
-            total += loss.detach()
+                loss, figures = self._loss(batch, generator)
+            (loss / config.loop.accumulation).backward()
+            total = {
+                name: total.get(name, 0.0) + value.detach() / config.loop.accumulation
+                for name, value in figures.items()
+            }
         rate = learning_rate(config.optimizer, step, config.loop.steps)
         norm = update(self.network, self.optimizer, config.optimizer, rate)
         self.average.update_parameters(self.network)
-        return {"nelbo": total, "gradient_norm": norm, "learning_rate": rate}
+        return {**total, "gradient_norm": norm, "learning_rate": rate}
+
+    def _loss(self, batch: Int[Tensor, "b l"], generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        """What is minimised, per token, and the figure that is logged."""
+        if isinstance(self.network, AutoregressiveLM):
+            nll = self.network.nll(batch).mean()
+            return nll, {"nll": nll}
+        t = low_discrepancy_times(len(batch), generator, t_min=self.config.t_min)
+        nll, is_masked = masked_losses(self.network, batch, t, self.schedule, generator)
+        weighted = {
+            name: nelbo(nll, is_masked, time_weight(name, self.schedule, t).float().to(self.device)).sum()
+            / batch.numel()
+            for name in {"nelbo", self.config.weight}
+        }
+        return weighted[self.config.weight], {"nelbo": weighted["nelbo"]}
 
     def validate(self) -> dict[str, float]:
-        """NELBO per token of the averaged weights on held-out sequences, in nats."""
+        """Nats per token of the averaged weights on held-out sequences."""
         rows = self.source.validation[: self.config.loop.validation_sequences]
-        value = validation_nelbo(
-            averaged_network(self.average),
-            rows,
-            self.schedule,
-            batch_size=self.config.loop.batch_size,
-            device=self.device,
-        )
-        return {"validation_nelbo": value}
+        network, batch_size = averaged_network(self.average), self.config.loop.batch_size
+        value = validation_nll(network, rows, self.schedule, batch_size=batch_size, device=self.device)
+        return {f"validation_{self._figure}": value}
 
     def state_dict(self) -> dict[str, Any]:
         """Weights, their average and the optimizer's moments."""
@@ -120,5 +170,7 @@ class Pretraining:
         self.optimizer.load_state_dict(state["optimizer"])
 
     def bundle(self) -> Bundle:
-        """The averaged teacher with its tokenizer."""
-        return Bundle(teacher=averaged_network(self.average), tokenizer=self.source.tokenizer, schedule=self.schedule)
+        """The averaged network, in its role, with its tokenizer."""
+        role = "teacher" if self.config.model == "masked-diffusion" else "autoregressive"
+        network = averaged_network(self.average)
+        return Bundle(**{role: network}, tokenizer=self.source.tokenizer, schedule=self.schedule)  # type: ignore[arg-type]

@@ -1,0 +1,110 @@
+"""Time of a distillation step against the network passes that no implementation of Algorithm 1 can avoid.
+
+    python benchmarks/training_step.py [RECIPE] [--repeats N] [--out FOLDER]
+
+The passes are timed in turn with whole steps, in one process, so that a busy machine slows both. What cannot be
+avoided: the student's two moves, forward and backward; the teacher's pass at the intermediate states; the
+discriminator's pass over fake and real, forward and backward; its forward pass over the states that are rewarded.
+"""
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+import didi
+from didi.apps.train import distillation_source
+from didi.evaluation.row import machine_name
+from didi.training.distill import Distillation
+from didi.training.recipes import DISTILL, recipe
+
+
+def unavoidable(job: Distillation) -> dict[str, Callable[[], None]]:
+    """Each pass with the shapes of a real step; gradients are cleared by the next step."""
+    objective, settings = job.config.objective, job.config.discriminator
+    num_states, length, mask_id = job.config.loop.batch_size, job.config.data.length, job.teacher.mask_id
+    num_fake = num_states * (settings.completions or objective.completions)
+    num_rewarded = num_states * objective.completions * objective.corruptions
+    generator = torch.Generator().manual_seed(0)
+
+    def states(num: int) -> Tensor:
+        """Half masked, as uniform times make them on average."""
+        tokens = torch.randint(mask_id, (num, length), generator=generator)
+        return tokens.masked_fill(torch.rand(num, length, generator=generator) < 0.5, mask_id)
+
+    all_masks, middle, both, rewarded = (
+        torch.full((1, length), mask_id), states(num_states), states(2 * num_fake), states(num_rewarded),
+    )  # fmt: skip
+    sigma = {len(z): torch.rand(len(z)) for z in (both, rewarded)}
+
+    def student_move(z: Tensor) -> None:
+        logits = job.student.head(job.student.features(z)[z == mask_id])
+        logits.backward(torch.ones_like(logits))
+
+    def teacher_move() -> None:
+        with torch.no_grad():
+            job.teacher.head(job.teacher.features(middle)[middle == mask_id])
+
+    def discriminator_update() -> None:
+        job.discriminator.train()(both, sigma[len(both)]).sum().backward()
+
+    def rewards() -> None:
+        with torch.no_grad():
+            job.discriminator.eval()(rewarded, sigma[len(rewarded)])
+
+    return {
+        "student, first move, forward and backward": lambda: student_move(all_masks),
+        "student, second move, forward and backward": lambda: student_move(middle),
+        "teacher, second move, forward": teacher_move,
+        "discriminator, fake and real, forward and backward": discriminator_update,
+        "discriminator, rewards, forward": rewards,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipe", nargs="?", default="tiny-news")
+    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--out", type=Path, help="folder for training-step.json")
+    args = parser.parse_args()
+    config = recipe(DISTILL, args.recipe)
+    teacher = didi.load(config.teacher)
+    with tempfile.TemporaryDirectory() as folder:
+        job = Distillation(config, distillation_source(config, teacher), teacher, torch.device("cpu"), Path(folder))
+        passes = unavoidable(job)
+        first_step = job.warmup_steps  # the first with a student update
+        times: dict[str, list[float]] = {name: [] for name in [*passes, "step"]}
+        for number in range(args.repeats + 1):
+            work = {**passes, "step": lambda number=number: job.step(first_step + number)}
+            for name, run in work.items():
+                begin = time.perf_counter()
+                run()
+                if number:  # the first round warms up
+                    times[name].append(time.perf_counter() - begin)
+    # Rounds are compared as wholes: a slow second hits the passes and the step of one round alike.
+    ratios = [step / sum(parts) for step, *parts in zip(times["step"], *(times[name] for name in passes), strict=True)]
+    median = {name: statistics.median(values) for name, values in times.items()}
+    floor = sum(median[name] for name in passes)
+    print("| | ms | share of the step |\n|---|--:|--:|")
+    for name in passes:
+        print(f"| {name} | {1000 * median[name]:.0f} | {median[name] / median['step']:.0%} |")
+    print(f"| **passes, together** | {1000 * floor:.0f} | {floor / median['step']:.0%} |")
+    print(f"| **step** | {1000 * median['step']:.0f} | 100% |")
+    ratio = statistics.median(ratios)
+    low, _, high = statistics.quantiles(ratios, n=4)
+    print(f"\nStep over passes: {ratio:.2f} (quartiles {low:.2f}, {high:.2f}) in {args.repeats} rounds.")
+    print(f"{args.recipe}, {machine_name()}.")
+    if args.out:
+        args.out.mkdir(parents=True, exist_ok=True)
+        record = {"recipe": args.recipe, "machine": machine_name(), "seconds": times, "ratio": ratio}
+        (args.out / "training-step.json").write_text(json.dumps(record, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

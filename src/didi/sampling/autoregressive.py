@@ -1,0 +1,58 @@
+"""Left-to-right sampling of the autoregressive baseline with a key-value cache: one token a pass."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from didi.diffusion.categorical import sample_categorical
+from didi.diffusion.noise import SequenceNoise
+from didi.diffusion.schedule import Schedule
+from didi.errors import UsageError
+from didi.models.autoregressive import AutoregressiveLM
+from didi.sampling.base import StepOutput
+
+
+@dataclass(frozen=True)
+class LeftToRight:
+    """Sampler of an autoregressive network; float64 draws, one uniform a token.
+
+    Attributes:
+        network: the network.
+        temperature: divides the logits; 1 is exact, another value is a recorded departure.
+    """
+
+    network: AutoregressiveLM
+    temperature: float = 1.0
+
+    @torch.inference_mode()
+    def __call__(
+        self, z: Int[Tensor, "b l"], times: Float[Tensor, " n"], schedule: Schedule, noise: SequenceNoise
+    ) -> Iterator[StepOutput]:
+        """See ``base.Sampler``; there is one move for each masked position, whatever the times.
+
+        Raises:
+            UsageError: visible tokens stand after masked ones.
+        """
+        from transformers import DynamicCache
+
+        del times, schedule
+        is_masked = z == self.network.mask_id
+        num_visible = int((~is_masked[0]).sum())
+        if is_masked[:, :num_visible].any() or not is_masked[:, num_visible:].all():
+            raise UsageError("an autoregressive model goes on from a prefix; it cannot infill: use --prefix")
+        length = z.shape[1]
+        cache = DynamicCache(config=self.network.gpt2.config)
+        uniforms = noise.uniforms(length - num_visible)
+        passes, none = torch.ones(len(z), dtype=torch.long), torch.zeros(len(z), dtype=torch.long)
+        unread = torch.cat([torch.full_like(z[:, :1], self.network.mask_id), z[:, :num_visible]], dim=1)
+        for position in range(num_visible, length):
+            logits = self.network.next_logits(unread, cache)[:, -1].double() / self.temperature
+            unread = sample_categorical(logits, uniforms[:, position - num_visible])[:, None]
+            changed = torch.zeros_like(is_masked)
+            changed[:, position] = True
+            z = z.clone()
+            z[:, position] = unread[:, 0]
+            yield StepOutput(z, 1 - (position + 1) / length, changed, passes, none)

@@ -1,0 +1,98 @@
+import pytest
+import torch
+
+from didi.errors import UsageError
+from didi.models.autoregressive import AutoregressiveConfig, AutoregressiveLM
+from didi.models.hub import Bundle, load, save
+from didi.sampling.generate import generate
+
+MASK = 6
+
+
+@pytest.fixture(scope="module")
+def network():
+    torch.manual_seed(0)
+    config = AutoregressiveConfig(vocab_size=7, mask_id=MASK, length=5, hidden_size=8, num_blocks=2, num_heads=2)
+    network = AutoregressiveLM(config).eval()
+    with torch.no_grad():
+        for parameter in network.parameters():  # far from uniform, so that a mistake shows
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    return network
+
+
+def all_sequences(length):
+    return torch.cartesian_prod(*[torch.arange(MASK)] * length)
+
+
+@torch.no_grad()
+def test_the_law_of_all_sequences_sums_to_one(network):
+    total = network.nll(all_sequences(5)).double().sum(1).neg().exp().sum()
+    assert float(total) == pytest.approx(1, abs=1e-4)
+
+
+@torch.no_grad()
+def test_a_token_is_predicted_from_those_before_it_only(network):
+    a, b = torch.tensor([[0, 1, 2, 3, 4]]), torch.tensor([[0, 1, 2, 5, 0]])
+    torch.testing.assert_close(network.nll(a)[:, :3], network.nll(b)[:, :3])
+    assert not torch.allclose(network.nll(a)[:, 3:], network.nll(b)[:, 3:])
+
+
+@torch.no_grad()
+def test_the_cache_changes_no_logit(network):
+    from transformers import DynamicCache
+
+    tokens = torch.tensor([[MASK, 1, 2, 3, 0], [MASK, 5, 4, 0, 1]])
+    cache = DynamicCache(config=network.gpt2.config)
+    parts = [
+        network.next_logits(tokens[:, :2], cache),
+        *(network.next_logits(tokens[:, i : i + 1], cache) for i in (2, 3, 4)),
+    ]
+    torch.testing.assert_close(torch.cat(parts, 1), network(tokens))
+
+
+@torch.no_grad()
+def test_samples_follow_the_exact_law(network):
+    num = 8000
+    bundle = Bundle(autoregressive=network)
+    drawn = generate(bundle, num_samples=num, length=2, seed=3, batch_size=500)
+    assert drawn.nfe == 2
+    assert drawn.student_passes.unique().tolist() == [2]
+    pairs = all_sequences(2)
+    expected = network.nll(pairs).double().sum(1).neg().exp() * num
+    observed = torch.bincount(drawn.tokens @ torch.tensor([MASK, 1]), minlength=MASK**2).double()
+    statistic = float(((observed - expected).square() / expected).sum())
+    assert expected.min() > 5
+    assert statistic < 66.6  # the 99.9% point of chi-square with 35 degrees of freedom
+
+
+def test_samples_do_not_depend_on_the_batch_split(network):
+    bundle = Bundle(autoregressive=network)
+    whole = generate(bundle, num_samples=6, seed=1, batch_size=6).tokens
+    assert torch.equal(whole, generate(bundle, num_samples=6, seed=1, batch_size=1).tokens)
+    assert not torch.equal(whole, generate(bundle, num_samples=6, seed=2).tokens)
+
+
+def test_a_low_temperature_takes_the_likeliest_token(network):
+    drawn = generate(Bundle(autoregressive=network), num_samples=3, temperature=1e-4).tokens
+    begin = torch.full((3, 1), MASK)
+    logits = network(torch.cat([begin, drawn[:, :-1]], 1))
+    assert torch.equal(logits.argmax(-1), drawn)
+
+
+def test_what_it_cannot_do_is_refused_in_one_line(network):
+    bundle = Bundle(autoregressive=network)
+    for wrong in ({"sampler": "guided"}, {"precision": "float32"}):
+        with pytest.raises(UsageError, match="ancestral sampler in float64"):
+            generate(bundle, **wrong)
+    with pytest.raises(UsageError, match="masked-diffusion denoiser"):
+        bundle.denoiser()
+    with pytest.raises(UsageError, match="hidden_size is a multiple of num_heads; got 8 and 3"):
+        AutoregressiveConfig(vocab_size=7, mask_id=6, length=5, hidden_size=8, num_blocks=2, num_heads=3)
+
+
+def test_a_bundle_keeps_it(network, tmp_path):
+    save(Bundle(autoregressive=network), tmp_path / "bundle")
+    loaded = load(tmp_path / "bundle")
+    tokens = torch.tensor([[0, 1, 2, 3, 4]])
+    torch.testing.assert_close(loaded.network().nll(tokens), network.nll(tokens))
+    assert loaded.network("autoregressive") is loaded.autoregressive

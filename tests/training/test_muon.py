@@ -1,0 +1,75 @@
+import pytest
+import torch
+from torch import nn
+
+from didi.models.dit import DiT, DiTConfig
+from didi.training.config import OptimizerConfig
+from didi.training.muon import Muon, orthogonalised
+from didi.training.optim import make_optimizer, update
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 5), (2, 5, 8), (1, 6, 6)])
+def test_singular_values_become_about_one_and_singular_vectors_stay(shape):
+    torch.manual_seed(0)
+    matrices = torch.randn(shape)
+    u, s, v = torch.linalg.svd(matrices, full_matrices=False)
+    assert s.max() / s.min() > 2
+    result = orthogonalised(matrices)
+    rotated = u.mT @ result @ v.mT
+    assert rotated.diagonal(dim1=-2, dim2=-1).sub(0.95).abs().max() < 0.3
+    assert (rotated - torch.diag_embed(rotated.diagonal(dim1=-2, dim2=-1))).abs().max() < 1e-4
+
+
+def test_a_zero_gradient_moves_nothing():
+    assert torch.equal(orthogonalised(torch.zeros(1, 3, 4)), torch.zeros(1, 3, 4))
+
+
+def small_network():
+    torch.manual_seed(0)
+    return DiT(DiTConfig(vocab_size=7, mask_id=6, length=4, hidden_size=8, num_blocks=2, num_heads=2, conv_radius=1))
+
+
+def test_muon_takes_the_matrices_of_the_blocks_and_nothing_else():
+    network = small_network()
+    optimizer = make_optimizer(network, OptimizerConfig(method="muon"))
+    assert isinstance(optimizer, Muon)
+    names = {id(parameter): name for name, parameter in network.named_parameters()}
+    taken = {names[id(p)] for group in optimizer.param_groups if group.get("is_muon") for p in group["params"]}
+    kinds = {name.split(".", 2)[2] for name in taken}
+    assert kinds == {"attn_qkv.weight", "attn_out.weight", "mlp.0.weight", "mlp.2.weight"}
+    assert len(taken) == 8
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == len(names)
+
+
+def test_a_muon_step_has_the_size_of_an_adamw_step_and_decays_the_weights():
+    matrix = nn.Parameter(torch.full((32, 8), 2.0))
+    optimizer = Muon([{"params": [matrix], "is_muon": True, "weight_decay": 0.5}], lr=0.1)
+    torch.manual_seed(0)
+    matrix.grad = 1e3 * torch.randn(32, 8)
+    optimizer.step()
+    step = (2.0 * (1 - 0.1 * 0.5) - matrix.detach()) / 0.1
+    assert 0.15 < float(step.square().mean().sqrt()) < 0.25
+
+
+def test_both_kinds_of_rates_follow_the_schedule_and_the_state_resumes():
+    def train(network, optimizer, steps):
+        for step in steps:
+            torch.manual_seed(step)
+            network(torch.randint(6, (2, 4))).square().sum().backward()
+            update(network, optimizer, config, rate=0.01 * (step + 1))
+
+    config = OptimizerConfig(method="muon", muon_rate_scale=3.0)
+    straight = small_network()
+    nn.init.normal_(straight.output_layer.linear.weight)
+    halted = small_network()
+    halted.load_state_dict(straight.state_dict())
+    optimizer = make_optimizer(straight, config)
+    train(straight, optimizer, range(4))
+    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.04, 0.04, 0.12])
+
+    first = make_optimizer(halted, config)
+    train(halted, first, range(2))
+    second = make_optimizer(halted, config)
+    second.load_state_dict(first.state_dict())
+    train(halted, second, range(2, 4))
+    assert all(torch.equal(a, b) for a, b in zip(straight.parameters(), halted.parameters(), strict=True))
