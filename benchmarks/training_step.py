@@ -1,6 +1,6 @@
 """Time of a distillation step against the network passes that no implementation of Algorithm 1 can avoid.
 
-    python benchmarks/training_step.py [RECIPE] [--repeats N] [--out FOLDER]
+    python benchmarks/training_step.py [RECIPE] [--teacher BUNDLE] [--repeats N] [--out FOLDER]
 
 The passes are timed in turn with whole steps, in one process, so that a busy machine slows both. What cannot be
 avoided: the student's two moves, forward and backward; the teacher's pass at the intermediate states; the
@@ -13,6 +13,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -70,10 +71,12 @@ def unavoidable(job: Distillation) -> dict[str, Callable[[], None]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipe", nargs="?", default="tiny-news")
+    parser.add_argument("--teacher", help="instead of the recipe's")
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--out", type=Path, help="folder for training-step.json")
     args = parser.parse_args()
     config = recipe(DISTILL, args.recipe)
+    config = replace(config, teacher=args.teacher or config.teacher)
     teacher = didi.load(config.teacher)
     with tempfile.TemporaryDirectory() as folder:
         job = Distillation(config, distillation_source(config, teacher), teacher, torch.device("cpu"), Path(folder))

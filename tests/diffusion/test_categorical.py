@@ -113,3 +113,11 @@ def test_gradients_pass_by_impossible_tokens_without_nan(kind):
 def test_an_unknown_divergence_is_refused(unchecked):
     with pytest.raises(UsageError, match="got 'hellinger'"):
         divergence("hellinger", random_log_probs(1, 3), random_log_probs(1, 3))
+
+
+def test_several_draws_from_a_row_are_those_of_one_at_a_time():
+    log_probs = torch.randn(5, 7, generator=torch.Generator().manual_seed(0)).log_softmax(-1)
+    uniforms = torch.rand(5, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    drawn = sample_categorical(log_probs, uniforms)
+    for column in range(3):
+        assert torch.equal(drawn[:, column], sample_categorical(log_probs, uniforms[:, column]))

@@ -67,7 +67,7 @@ class EvaluateCommand:
     out: Path
     """Folder for the results."""
     role: tuple[Role, ...] = ()
-    """student, teacher or both; the student if there is one, by default."""
+    """student, teacher, autoregressive, or several; the student if there is one, by default."""
     nfe: tuple[int, ...] = (4, 8, 16)
     """Numbers of moves."""
     num_samples: int = 256

@@ -15,6 +15,7 @@ from rich.table import Table
 
 from didi.errors import DidiError, UsageError
 from didi.evaluation.row import EvaluationRow
+from didi.training.loop import Interrupted
 
 Parsed = TypeVar("Parsed")
 
@@ -65,6 +66,8 @@ def run(command: Callable[[], None]) -> NoReturn:
         command()
     except UsageError as error:
         _leave(str(error), 2)
+    except Interrupted as error:
+        _leave(str(error), 130)
     except DidiError as error:
         _leave(str(error), 1)
     except KeyboardInterrupt:

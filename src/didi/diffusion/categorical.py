@@ -1,5 +1,6 @@
 """Exact categorical draws, entropies and divergences."""
 
+import math
 from typing import Literal, get_args
 
 import torch
@@ -13,26 +14,27 @@ Divergence = Literal["forward", "backward", "jeffreys"]
 CHUNK_ELEMENTS = 2**24  # of a cumulative distribution that exist at the same time: 128 MiB in float64
 
 
-def sample_categorical(log_probs: Float[Tensor, "n v"], uniforms: Float[Tensor, " n"]) -> Int[Tensor, " n"]:
-    """One draw per row by inverting the cumulative distribution, in the precision of ``uniforms``.
+def sample_categorical(log_probs: Float[Tensor, "n v"], uniforms: Float[Tensor, "n *k"]) -> Int[Tensor, "n *k"]:
+    """Draws from each row by inverting its cumulative distribution, in the precision of ``uniforms``.
 
     One uniform per row serves the whole vocabulary. With float64 uniforms the cumulative sum is float64 as well and
     every token keeps its probability down to about 1e-16.
 
     Args:
         log_probs: log-probabilities or unnormalised logits; -inf is probability 0.
-        uniforms: numbers in [0, 1), one for each row.
+        uniforms: numbers in [0, 1): one for each row, or ``k`` for as many independent draws from it.
     """
     num_rows = max(1, CHUNK_ELEMENTS // log_probs.shape[-1])
     chunks = zip(log_probs.split(num_rows), uniforms.split(num_rows), strict=True)
     return torch.cat([_invert_cdf(rows, numbers) for rows, numbers in chunks])
 
 
-def _invert_cdf(log_probs: Float[Tensor, "n v"], uniforms: Float[Tensor, " n"]) -> Int[Tensor, " n"]:
+def _invert_cdf(log_probs: Float[Tensor, "n v"], uniforms: Float[Tensor, "n *k"]) -> Int[Tensor, "n *k"]:
     cdf = torch.softmax(log_probs.to(uniforms.dtype), dim=-1).cumsum_(dim=-1)
     # Scaling by the last entry makes the sum exactly 1; `right=True` never picks a token of probability 0.
-    target = (uniforms * cdf[:, -1]).unsqueeze(-1)
-    return torch.searchsorted(cdf, target, right=True).squeeze(-1).clamp_(max=log_probs.shape[-1] - 1)
+    target = uniforms.reshape(len(cdf), math.prod(uniforms.shape[1:])) * cdf[:, -1:]
+    drawn = torch.searchsorted(cdf, target, right=True).clamp_(max=log_probs.shape[-1] - 1)
+    return drawn.view(uniforms.shape)
 
 
 def sample_gumbel(log_probs: Float[Tensor, "n v"], uniforms: Float[Tensor, "n v"]) -> Int[Tensor, " n"]:

@@ -1,6 +1,8 @@
 """From a bundle to measured rows: sample, judge, tell."""
 
+import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
@@ -16,7 +18,7 @@ from didi.evaluation.report import write_metrics, write_report
 from didi.evaluation.row import EvaluationRow, machine_name, measure
 from didi.models.autoregressive import AutoregressiveLM
 from didi.models.hub import Bundle, Role
-from didi.sampling.generate import SamplerName, SamplingOptions, decode, generate
+from didi.sampling.generate import SamplerName, SamplingOptions, decode, generate, make_sampler
 from didi.training.pretrain import validation_nll
 
 NUM_EXAMPLES = 2  # texts of each row in a report
@@ -63,17 +65,21 @@ def evaluate(
         raise UsageError(f"nfe and num_samples are 1 or more; got {list(nfe)} and {num_samples}")
     if out is not None:
         Path(out).mkdir(parents=True, exist_ok=True)  # a folder that cannot be written fails now, not after the work
+    plan = _plan(bundle, roles, samplers, nfe, options or SamplingOptions())
+    if data is not None and int(data.max()) >= (num_symbols := bundle.network().vocab_size):
+        raise UsageError(f"data are tokens of the bundle's own {num_symbols} symbols; got token {int(data.max())}")
     if judge is None:
         judge = MARKOV if bundle.provenance.get("corpus") == MARKOV else SMOLLM2
     if isinstance(judge, str):
-        judge = load_judge(judge)
-    base = options or SamplingOptions()
+        judge = load_judge(judge, device=next(bundle.network().parameters()).device)
     rows: list[EvaluationRow] = []
     examples: list[list[str]] = []
 
     def add(row: EvaluationRow, texts: list[str]) -> None:
         rows.append(row)
         examples.append(texts[:NUM_EXAMPLES])
+        if out is not None:  # a run that is stopped keeps what it has measured
+            write_metrics(rows, Path(out))
         if on_row is not None:
             on_row(row, examples[-1])
 
@@ -83,37 +89,52 @@ def evaluate(
         real = data[order[:num_samples]]
         texts = decode(bundle, real)
         add(measure("data", "", 0, real, texts, judge, seconds=float("nan"), student_passes=0.0, seed=seed), texts)
-    for one_role in roles:
-        network = bundle.network(one_role)
-        label: str = one_role or next(name for name in get_args(Role) if getattr(bundle, name) is network)
+    nats: dict[str, float] = {}
+    for label, settings, num_moves in plan:
+        network = bundle.network(settings.role)
         device = next(network.parameters()).device
-        nelbo = float("nan")
-        if data is not None:
-            nelbo = validation_nll(network, data, bundle.schedule, batch_size=NELBO_BATCH, device=device)
-        is_autoregressive = isinstance(network, AutoregressiveLM)  # has one sampler and one number of passes
-        for one_sampler in ["ancestral"] if is_autoregressive else samplers:
-            settings = SamplingOptions(**{**vars(base), "role": one_role, "sampler": one_sampler})
-            for num_moves in [network.length] if is_autoregressive else nfe:
-                drawn = generate(bundle, num_samples=num_samples, nfe=num_moves, seed=seed, options=settings)
-                row = measure(
-                    label,
-                    one_sampler,
-                    num_moves,
-                    drawn.tokens,
-                    drawn.texts,
-                    judge,
-                    seconds=drawn.seconds,
-                    student_passes=float(drawn.student_passes.double().mean()),
-                    discriminator_passes=float(drawn.discriminator_passes.double().mean()),
-                    precision=drawn.precision,
-                    seed=seed,
-                    nelbo=nelbo,
-                    machine=machine_name(device),
-                    temperature=settings.temperature,
-                )
-                add(row, drawn.texts)
+        if data is not None and label not in nats:
+            nats[label] = validation_nll(network, data, bundle.schedule, batch_size=NELBO_BATCH, device=device)
+        drawn = generate(bundle, num_samples=num_samples, nfe=num_moves, seed=seed, options=settings)
+        row = measure(
+            label,
+            settings.sampler,
+            num_moves,
+            drawn.tokens,
+            drawn.texts,
+            judge,
+            seconds=drawn.seconds,
+            student_passes=float(drawn.student_passes.double().mean()),
+            discriminator_passes=float(drawn.discriminator_passes.double().mean()),
+            precision=drawn.precision,
+            seed=seed,
+            nelbo=nats.get(label, math.nan),
+            machine=machine_name(device),
+            temperature=settings.temperature,
+        )
+        add(row, drawn.texts)
     if out is not None:
-        write_metrics(rows, Path(out))
         recipe = str(bundle.provenance.get("recipe", ""))
         write_report(rows, Path(out), title=f"Evaluation of {bundle.name}", samples=examples, recipe=recipe)
     return rows
+
+
+def _plan(
+    bundle: Bundle,
+    roles: Sequence[Role | None],
+    samplers: Sequence[SamplerName],
+    nfe: Sequence[int],
+    options: SamplingOptions,
+) -> list[tuple[str, SamplingOptions, int]]:
+    """Every row to come: its label, its settings, its number of moves; what cannot be sampled is refused here."""
+    plan: list[tuple[str, SamplingOptions, int]] = []
+    only: Sequence[SamplerName] = ("ancestral",)
+    for role in roles:
+        network = bundle.network(role)
+        label: str = role or next(name for name in get_args(Role) if getattr(bundle, name) is network)
+        is_autoregressive = isinstance(network, AutoregressiveLM)  # has one sampler and one number of passes
+        for sampler in only if is_autoregressive else samplers:
+            settings = replace(options, role=role, sampler=sampler)
+            make_sampler(bundle, settings)
+            plan += [(label, settings, moves) for moves in ([network.length] if is_autoregressive else nfe)]
+    return plan

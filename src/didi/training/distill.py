@@ -219,7 +219,8 @@ class Distillation:
         laws = [batch.first_log_probs]
         if objective.score_decomposition:
             laws.append(batch.second_log_probs)
-        entropies = [_mean(entropy(law)) for law in laws]
+        with torch.set_grad_enabled(bool(objective.entropy_weight)):  # without a bonus it is only logged
+            entropies = [_mean(entropy(law)) for law in laws]
         figures = {"entropy": entropies[-1].detach()}
         loss = -objective.entropy_weight * torch.stack(entropies).sum()
         if objective.divergence_weight:

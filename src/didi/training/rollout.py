@@ -111,9 +111,7 @@ def rollout(
         second_log_probs = first_log_probs.repeat(num_states, 1)
 
     draws = uniforms(num_states, length, num_completions)[is_masked_tau]
-    tokens = torch.stack(
-        [sample_categorical(second_log_probs.detach(), draws[:, number]) for number in range(num_completions)], dim=1
-    )
+    tokens = sample_categorical(second_log_probs.detach(), draws)
     x = z_tau[:, :, None].repeat(1, 1, num_completions)
     x[is_masked_tau] = tokens
     drawn = torch.zeros(num_states, length, num_completions, device=device)
