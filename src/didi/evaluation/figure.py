@@ -8,6 +8,7 @@ from didi.evaluation.row import EvaluationRow, varying_fields
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 ROLE_COLOURS = {
@@ -41,7 +42,7 @@ def perplexity_figure(rows: Sequence[EvaluationRow], path: Path) -> Path:
         for row in levels:
             _draw_level(axes, row, field, colours[row.role])
         _tidy(axes)
-    _set_plain_log_ticks(top)
+    _set_plain_log_ticks(top.yaxis)
     nfes = sorted({row.nfe for row in drawn})
     bottom.set_xticks(nfes, [str(nfe) for nfe in nfes])
     bottom.xaxis.set_minor_locator(NullLocator())
@@ -82,7 +83,7 @@ def frontier_figure(rows: Sequence[EvaluationRow], path: Path) -> Path:
             axes.annotate(f"{row.temperature:g}", (row.entropy, row.gen_ppl), (4, -9), textcoords="offset points",
                           fontsize=6.5, color=colours[role])  # fmt: skip
     _tidy(axes)
-    _set_plain_log_ticks(axes)
+    _set_plain_log_ticks(axes.yaxis)
     judges = ", ".join(dict.fromkeys(row.judge for row in rows))
     axes.set_title(f"Generative perplexity, judge {judges}; figures are temperatures", loc="left", fontsize=9)
     axes.set_xlabel("unigram entropy within a sample, nats", fontsize=9)
@@ -111,7 +112,8 @@ def latency_figure(rows: Sequence[EvaluationRow], path: Path) -> Path:
         if not row.nfe:
             _draw_level(axes, row, "gen_ppl", colours[row.role])
     _tidy(axes)
-    _set_plain_log_ticks(axes)
+    _set_plain_log_ticks(axes.xaxis)
+    _set_plain_log_ticks(axes.yaxis)
     judges = ", ".join(dict.fromkeys(row.judge for row in rows))
     axes.set_title(f"Generative perplexity, judge {judges}; figures are NFE", loc="left", fontsize=9)
     axes.set_xlabel("seconds per sequence", fontsize=9)
@@ -169,11 +171,11 @@ def _draw_level(axes: "Axes", row: EvaluationRow, field: str, colour: str) -> No
     axes.axhspan(*getattr(row, f"{field}_ci"), color=colour, alpha=0.12, linewidth=0)
 
 
-def _set_plain_log_ticks(axes: "Axes") -> None:
+def _set_plain_log_ticks(axis: "Axis") -> None:
     """Plain numbers at round places of a log axis, however short its range is."""
     from matplotlib.ticker import AutoLocator, FuncFormatter, LogLocator, NullLocator
 
-    low, high = axes.get_ylim()
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)) if high > 5 * low else AutoLocator())
-    axes.yaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    low, high = sorted(axis.get_view_interval())
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)) if high > 5 * low else AutoLocator())
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
