@@ -80,6 +80,8 @@ def distilled(tmp_path_factory):
         (["generate", "--model", "markov", "--nfe", "0"], "nfe is 1 or more"),
         (["generate", "--model", "markov", "--role", "student"], "has no student"),
         (["evaluate", "--model", "markov", "--out", "x", "--nfe", "0"], "nfe"),
+        (["evaluate", "--model", "markov", "--out", "x", "--sampler", "guided"], "needs a discriminator"),
+        (["generate", "--model", "markov", "--prefix", "hello"], "a prompt is made of this tokenizer's words"),
         (["assets", "fetch", "newz"], "did you mean 'news'?"),
         (["assets", "steal"], "didi assets is list"),
     ],
@@ -95,11 +97,11 @@ def test_wrong_use_is_one_line_and_status_2(didi, words, told, tmp_path, monkeyp
     assert not list(tmp_path.iterdir())
 
 
-def test_a_folder_that_cannot_be_made_is_one_line_and_status_1(didi, tmp_path):
+def test_a_folder_that_cannot_be_made_is_one_line_and_status_2(didi, tmp_path):
     (tmp_path / "file").write_text("")
     for words in (["pretrain", "markov", "--out"], ["evaluate", "--model", "markov", "--judge", "markov", "--out"]):
         status, _, err = didi(*words, tmp_path / "file" / "run")
-        assert status == 1
+        assert status == 2
         assert err.startswith("didi: ")
         assert err.count("\n") == 1
         assert "file" in err

@@ -9,11 +9,9 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from rich.console import Console
-
 from didi import __version__
 from didi.apps import demo, train
-from didi.apps.terminal import parse, print_rows, run
+from didi.apps.terminal import ResultConsole, parse, print_rows, run
 from didi.data.assets import ASSETS, fetch, is_cached, verify
 from didi.data.source import open_source
 from didi.diffusion.categorical import Precision
@@ -158,7 +156,9 @@ def _evaluate(args: Sequence[str]) -> None:
             file=sys.stderr,
         ),
     )
-    print_rows(rows, title=f"{bundle.name}, judge {rows[0].judge}, {command.num_samples} samples", console=Console())
+    print_rows(
+        rows, title=f"{bundle.name}, judge {rows[0].judge}, {command.num_samples} samples", console=ResultConsole()
+    )
     print(command.out / "report.md")
 
 

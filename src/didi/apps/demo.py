@@ -6,9 +6,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from rich.console import Console
 
-from didi.apps.terminal import parse, print_rows
+from didi.apps.terminal import ResultConsole, parse, print_rows
 from didi.apps.train import distill_run, distillation_source
 from didi.data.assets import fetch
 from didi.evaluation.evaluate import evaluate
@@ -87,7 +86,7 @@ def demo(args: Sequence[str]) -> None:
     write_metrics(rows, results)
     write_report(rows, results, title="didi demo", samples=examples, recipe=RECIPE)
 
-    console = Console()
+    console = ResultConsole()
     for row, texts in zip(rows, examples, strict=True):
         if row.nfe == SHOWN_NFE:
             console.print(f"\n[bold]{row.role}, {SHOWN_NFE} NFE[/bold]")

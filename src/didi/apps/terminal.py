@@ -76,7 +76,8 @@ def run(command: Callable[[], None]) -> NoReturn:
         sys.stderr.close()
         sys.exit(0)
     except OSError as error:
-        _leave(f"{error.strerror or error}: {error.filename}" if error.filename else str(error), 1)
+        is_misuse = isinstance(error, FileExistsError | NotADirectoryError | IsADirectoryError)  # a path in a flag
+        _leave(f"{error.strerror or error}: {error.filename}" if error.filename else str(error), 2 if is_misuse else 1)
     sys.exit(0)
 
 
@@ -93,6 +94,14 @@ def _keep_freed_memory() -> None:
         libc = ctypes.CDLL("libc.so.6")
         libc.mallopt(M_MMAP_THRESHOLD, LARGE)
         libc.mallopt(M_TRIM_THRESHOLD, LARGE)
+
+
+class ResultConsole(Console):
+    """Standard output, whose reader may leave early: ``run`` ends that quietly."""
+
+    def on_broken_pipe(self) -> None:
+        """Not rich's own answer, which is to exit with status 1."""
+        raise BrokenPipeError
 
 
 def print_rows(rows: Sequence[EvaluationRow], *, title: str, console: Console) -> None:

@@ -42,7 +42,7 @@ class MarkovSource:
             for split in ("validation", "test")
         )
         symbols = {f"s{number}": number for number in range(self.chain.num_symbols)} | {MASK: self.mask_id}
-        self.tokenizer = Tokenizer(models.WordLevel(symbols, unk_token="s0"))
+        self.tokenizer = Tokenizer(models.WordLevel(symbols, unk_token=""))  # none: another word is an error
         self.tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
 
     def batch(self, step: int, batch_size: int) -> Int[Tensor, "b l"]:

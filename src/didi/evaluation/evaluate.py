@@ -63,11 +63,11 @@ def evaluate(
     samplers = [sampler] if isinstance(sampler, str) else sampler
     if not nfe or min(nfe) < 1 or num_samples < 1:
         raise UsageError(f"nfe and num_samples are 1 or more; got {list(nfe)} and {num_samples}")
-    if out is not None:
-        Path(out).mkdir(parents=True, exist_ok=True)  # a folder that cannot be written fails now, not after the work
     plan = _plan(bundle, roles, samplers, nfe, options or SamplingOptions())
     if data is not None and int(data.max()) >= (num_symbols := bundle.network().vocab_size):
         raise UsageError(f"data are tokens of the bundle's own {num_symbols} symbols; got token {int(data.max())}")
+    if out is not None:
+        Path(out).mkdir(parents=True, exist_ok=True)  # a folder that cannot be written fails now, not after the work
     if judge is None:
         judge = MARKOV if bundle.provenance.get("corpus") == MARKOV else SMOLLM2
     if isinstance(judge, str):

@@ -124,7 +124,11 @@ def canvas_from_prompt(bundle: Bundle, length: int, *, prefix: str | None, infil
     if ("[MASK]" in prompt) != (infill is not None):
         raise UsageError("--infill has a [MASK] for each token to fill in, and --prefix has none; exchange them")
     # The mask is a token of its own that takes the space before it along (data.text).
-    ids = bundle.tokenizer.encode(prompt, add_special_tokens=False).ids
+    try:
+        ids = bundle.tokenizer.encode(prompt, add_special_tokens=False).ids
+    except Exception as error:  # of tokenizers, which has no narrower one: a word-level vocabulary lacks a word
+        known = ", ".join(sorted(bundle.tokenizer.get_vocab())[:3])
+        raise UsageError(f"a prompt is made of this tokenizer's words ({known}, ...); got {prompt!r}") from error
     if len(ids) > length:
         raise UsageError(f"a prompt has at most {length} tokens here; this one has {len(ids)}: shorten it")
     canvas[: len(ids)] = torch.tensor(ids, dtype=torch.long)
