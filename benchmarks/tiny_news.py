@@ -11,13 +11,16 @@ Samples are drawn with a seed, and data rows taken from a split, that no choice 
 
 import argparse
 import functools
+import hashlib
 import json
 import math
 import statistics
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -27,19 +30,23 @@ from didi.evaluation.figure import frontier_figure, latency_figure, perplexity_f
 from didi.evaluation.frontier import perplexity_at_entropy
 from didi.evaluation.perplexity import load_judge
 from didi.evaluation.report import markdown_table
-from didi.evaluation.row import EvaluationRow
+from didi.evaluation.row import EvaluationRow, machine_name
 from didi.evaluation.row import measure as measure_set
+from didi.models.hub import ROLES
 from didi.sampling.generate import decode
 from didi.training.pretrain import validation_nll
 
 SEED = 20_263
 NUM_SAMPLES = 256
 NFES = (4, 8, 16, 32, 64, 128)
-TEMPERATURES = (0.7, 0.8, 0.9, 1.1)
+TEMPERATURES = (0.8, 0.9, 1.1, 1.2)
 JUDGE = "smollm2-135m"
+LENGTH = 128
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
 BEGIN, END = "<!-- written by benchmarks/tiny_news.py page: begin -->", "<!-- end -->"
-TIMED_ROUNDS, TIMED_BATCHES = 3, (1, 32)
+TIMED_ROUNDS = {1: 15, 32: 5}  # by batch size
+
+Timing = dict[str, dict[str, list[float]]]
 
 
 @dataclass(frozen=True)
@@ -56,26 +63,40 @@ class Cell:
         return f"{self.role}-{self.sampler}-{self.nfe}-{self.temperature:g}"
 
 
+DATA, TWIN = Cell("data"), Cell("autoregressive", nfe=LENGTH)
+SWEPT = (
+    Cell("teacher", nfe=32), Cell("teacher", nfe=128), Cell("student", nfe=8), Cell("student", "guided", 8), TWIN,
+)  # fmt: skip
+
+
 def cells() -> Iterator[Cell]:
-    yield Cell("data")
+    yield DATA
     for nfe in NFES:
         yield from (Cell("teacher", nfe=nfe), Cell("student", nfe=nfe), Cell("student", "guided", nfe))
-    yield Cell("autoregressive", nfe=128)
-    for temperature in TEMPERATURES:
-        yield from (
-            Cell("teacher", nfe=32, temperature=temperature),
-            Cell("teacher", nfe=128, temperature=temperature),
-            Cell("student", nfe=8, temperature=temperature),
-            Cell("student", "guided", 8, temperature),
-            Cell("autoregressive", nfe=128, temperature=temperature),
-        )
+    yield TWIN
+    yield from (replace(cell, temperature=temperature) for temperature in TEMPERATURES for cell in SWEPT)
+
+
+# ----------------------------------------------------------------------------------------------------------------- #
+# Measuring
+
+
+def models(args: argparse.Namespace) -> tuple[didi.Bundle, didi.Bundle, str]:
+    """The bundle, the baseline's, and a digest of all their weights; both must read the same tokens."""
+    bundle, baseline = didi.load(args.model), didi.load(args.baseline)
+    if bundle.tokenizer.to_str() != baseline.tokenizer.to_str():
+        sys.exit(f"{args.model} and {args.baseline} have different tokenizers: train the baseline on the same tokens")
+    digest = hashlib.sha256()
+    for network in (getattr(one, role) for one in (bundle, baseline) for role in ROLES):
+        for value in [] if network is None else network.state_dict().values():
+            digest.update(value.contiguous().numpy().tobytes())
+    return bundle, baseline, digest.hexdigest()[:16]
 
 
 def measure(args: argparse.Namespace) -> None:
-    bundle, baseline = didi.load(args.model), didi.load(args.baseline)
+    bundle, baseline, digest = models(args)
     judge = load_judge(JUDGE)
-    test = open_source("news", length=bundle.denoiser().length, tokenizer=bundle.tokenizer).test
-    args.cells.mkdir(parents=True, exist_ok=True)
+    test = open_source("news", length=LENGTH, tokenizer=bundle.tokenizer).test
 
     @functools.cache
     def nats(role: str) -> float:
@@ -85,9 +106,9 @@ def measure(args: argparse.Namespace) -> None:
     number, of = map(int, args.share.split("/"))
     for cell in list(cells())[number::of]:
         file = args.cells / f"{cell.name}.json"
-        if file.is_file():
+        if file.is_file() and json.loads(file.read_text())["models"] == digest:
             continue
-        if cell.role == "data":
+        if cell == DATA:
             order = torch.randperm(len(test), generator=torch.Generator().manual_seed(SEED))  # neighbours are alike
             tokens = test[order[:NUM_SAMPLES]]
             texts = decode(bundle, tokens)
@@ -105,64 +126,80 @@ def measure(args: argparse.Namespace) -> None:
                 options=didi.SamplingOptions(temperature=cell.temperature),
                 on_row=lambda _, shown, texts=texts: texts.extend(shown),
             )
-            row = replace(row, nelbo=nats(cell.role))
-        partial = file.with_suffix(".partial")
-        partial.write_text(json.dumps({"row": asdict(row), "texts": texts[:2]}, indent=1) + "\n")
-        partial.replace(file)
+            # Times come from ``time``: here other work may run beside.
+            row = replace(row, nelbo=nats(cell.role), seconds_per_sequence=math.nan, tokens_per_second=math.nan)
+        fields = {
+            key: None if isinstance(value, float) and math.isnan(value) else value for key, value in asdict(row).items()
+        }
+        write(file, {"models": digest, "row": fields, "texts": texts[:2]})
         print(f"{cell.name}: perplexity {row.gen_ppl:.1f}, entropy {row.entropy:.3f}", flush=True)
 
 
 def time_cells(args: argparse.Namespace) -> None:
-    """Seconds per sequence of every cell at temperature 1, all in each round: a busy second hits all alike."""
-    bundle, baseline = didi.load(args.model), didi.load(args.baseline)
+    """Seconds per sequence at temperature 1. Each round runs every cell once, so slow minutes are shared by all."""
+    bundle, baseline, digest = models(args)
     timed = [cell for cell in cells() if cell.nfe and cell.temperature == 1]
-    seconds: dict[str, dict[str, list[float]]] = {
-        cell.name: {str(size): [] for size in TIMED_BATCHES} for cell in timed
-    }
-    for number in range(TIMED_ROUNDS + 1):
-        for cell in timed:
-            model = baseline if cell.role == "autoregressive" else bundle
-            for size in TIMED_BATCHES:
+    seconds: Timing = {cell.name: {str(size): [] for size in TIMED_ROUNDS} for cell in timed}
+    for size, num_rounds in TIMED_ROUNDS.items():
+        for number in range(num_rounds + 1):
+            for cell in timed:
+                model = baseline if cell.role == "autoregressive" else bundle
                 begin = time.perf_counter()
                 didi.generate(model, num_samples=size, nfe=cell.nfe, seed=number, role=cell.role, sampler=cell.sampler)
                 if number:  # the first round warms up
                     seconds[cell.name][str(size)].append((time.perf_counter() - begin) / size)
-    (args.cells / "timing.json").write_text(json.dumps(seconds, indent=1) + "\n")
+    write(args.cells / "timing.json", {"models": digest, "machine": machine_name(), "seconds": seconds})
+
+
+def write(file: Path, record: dict[str, Any]) -> None:
+    """Write a record whole or not at all."""
+    partial = file.with_suffix(".partial")
+    partial.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n")
+    partial.replace(file)
+
+
+# ----------------------------------------------------------------------------------------------------------------- #
+# Telling
 
 
 def page(args: argparse.Namespace) -> None:
     stored = RESULTS / "tiny-news.json"
     if args.cells:
-        found = {cell.name: json.loads((args.cells / f"{cell.name}.json").read_text()) for cell in cells()}
+        record = {cell.name: json.loads((args.cells / f"{cell.name}.json").read_text()) for cell in cells()}
         timing = json.loads((args.cells / "timing.json").read_text())
-        stored.write_text(json.dumps({"cells": found, "timing": timing}, indent=1) + "\n")
+        if len({part["models"] for part in [*record.values(), timing]}) > 1:
+            sys.exit(f"{args.cells} holds figures of different models: measure and time them again")
+        write(stored, {"cells": record, "timing": timing})
     record = json.loads(stored.read_text())
+    timing = record["timing"]["seconds"]
     rows = {name: row_of(cell["row"]) for name, cell in record["cells"].items()}
-    for name, by_size in record["timing"].items():
+    for name, by_size in timing.items():
         seconds = statistics.median(by_size["32"])
-        length = 128
-        rows[name] = replace(rows[name], seconds_per_sequence=seconds, tokens_per_second=length / seconds)
+        rows[name] = replace(rows[name], seconds_per_sequence=seconds, tokens_per_second=LENGTH / seconds)
+    machine = record["timing"]["machine"]
+    rows = {name: replace(row, machine=machine) for name, row in rows.items()}
     at_one = [row for row in rows.values() if row.temperature == 1]
+    kinds = {(cell.role, cell.sampler, cell.nfe) for cell in SWEPT}
+    swept = [row for row in rows.values() if (row.role, row.sampler, row.nfe) in kinds]
     perplexity_figure(at_one, RESULTS / "tiny-news.png")
     latency_figure(at_one, RESULTS / "tiny-news-latency.png")
-    sweeps = {cell.name: rows[cell.name] for cell in cells() if cell.temperature != 1}
-    swept = {(row.role, row.sampler, row.nfe) for row in sweeps.values()}
-    frontier = [row for row in rows.values() if (row.role, row.sampler, row.nfe) in swept or row.role == "data"]
-    frontier_figure(frontier, RESULTS / "tiny-news-frontier.png")
+    frontier_figure([*swept, rows[DATA.name]], RESULTS / "tiny-news-frontier.png")
     parts = [
         BEGIN,
         "## What was to be shown\n",
-        *verdicts(rows, record["timing"]),
+        *verdicts(rows),
+        "",
+        *against_twin(rows, timing),
         "\n## Perplexity against passes (the paper's Figure 1)\n",
         "![Perplexity and entropy against NFE](tiny-news.png)\n",
         markdown_table(at_one, recipe="tiny-news"),
         "## Perplexity against time (the paper's Figure 3)\n",
         "![Perplexity against seconds per sequence](tiny-news-latency.png)\n",
-        *timing_table(rows, record["timing"]),
+        *timing_table(rows, timing),
         "\n## Perplexity against entropy: temperature sweeps\n",
         "![Perplexity against entropy](tiny-news-frontier.png)\n",
-        markdown_table(sorted(frontier, key=lambda row: (row.role, row.sampler, row.nfe, row.temperature))),
-        "## The first text of each set\n",
+        *sweep_table(swept),
+        "\n## The first text of each set\n",
         *showcase(rows, record["cells"]),
         END,
     ]
@@ -171,76 +208,122 @@ def page(args: argparse.Namespace) -> None:
     target.write_text(before + "\n".join(parts) + rest.partition(END)[2])
 
 
-def row_of(fields: dict[str, object]) -> EvaluationRow:
+def row_of(fields: dict[str, Any]) -> EvaluationRow:
     values = {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
-    return EvaluationRow(**values)  # type: ignore[arg-type]
+    return EvaluationRow(**{key: math.nan if value is None else value for key, value in values.items()})
 
 
-def sweep(rows: dict[str, EvaluationRow], role: str, sampler: str, nfe: int) -> list[tuple[float, float]]:
-    return [
-        (row.entropy, row.gen_ppl) for row in rows.values() if (row.role, row.sampler, row.nfe) == (role, sampler, nfe)
-    ]
+def sweep(rows: dict[str, EvaluationRow], cell: Cell) -> list[tuple[float, float]]:
+    """(entropy, perplexity) at each temperature of the cell's model and NFE."""
+    kind = (cell.role, cell.sampler, cell.nfe)
+    return [(row.entropy, row.gen_ppl) for row in rows.values() if (row.role, row.sampler, row.nfe) == kind]
 
 
-def verdicts(rows: dict[str, EvaluationRow], timing: dict[str, dict[str, list[float]]]) -> list[str]:
-    data, teacher = rows[Cell("data").name], rows[Cell("teacher", nfe=128).name]
-    student, guided = rows[Cell("student", nfe=8).name], rows[Cell("student", "guided", 8).name]
-    autoregressive = rows[Cell("autoregressive", nfe=128).name]
-    of_teacher, of_student, of_guided = (
-        sweep(rows, *model)
-        for model in (("teacher", "ancestral", 32), ("student", "ancestral", 8), ("student", "guided", 8))
-    )
-    shared = [
-        (entropy, ppl / perplexity_at_entropy(of_teacher, entropy))
-        for entropy, ppl in of_student
-        if math.isfinite(perplexity_at_entropy(of_teacher, entropy))
-    ]
-    worst = max((ratio for _, ratio in shared), default=math.nan)
-    gain = 1 - perplexity_at_entropy(of_guided, student.entropy) / student.gen_ppl
-    meeting = [nfe for nfe in NFES if rows[Cell("student", nfe=nfe).name].gen_ppl <= autoregressive.gen_ppl]
+def worst_ratio(rows: dict[str, EvaluationRow], ours: Cell, theirs: Cell) -> tuple[float, int]:
+    """Greatest ratio of perplexities at the entropies of our sweep that theirs reaches, and how many those are.
+
+    NaN unless our exact samples, those at temperature 1, are among them.
+    """
+    ratios = [ppl / perplexity_at_entropy(sweep(rows, theirs), entropy) for entropy, ppl in sweep(rows, ours)]
+    shared = [ratio for ratio in ratios if math.isfinite(ratio)]
+    exact = rows[ours.name]
+    is_reached = math.isfinite(perplexity_at_entropy(sweep(rows, theirs), exact.entropy))
+    return (max(shared) if is_reached else math.nan), len(shared)
+
+
+def verdicts(rows: dict[str, EvaluationRow]) -> list[str]:
+    """The claims of this page as a table: figure, bound, and whether it holds."""
+    teacher32, teacher128, student8, guided8 = SWEPT[:4]
+    data, teacher, student, guided = (rows[cell.name] for cell in (DATA, teacher128, student8, guided8))
     lines = ["| claim | figure | bound | holds |", "|---|--:|--:|---|"]
 
     def claim(text: str, figure: float, bound: float, *, is_upper: bool = True) -> None:
         holds = figure <= bound if is_upper else figure >= bound
-        lines.append(
-            f"| {text} | {figure:.3g} | {'≤' if is_upper else '≥'} {bound:.3g} | {'yes' if holds else '**no**'} |"
-        )
+        verdict = "yes" if holds else "**no**"
+        if math.isnan(figure):
+            verdict = "**not measured**: the entropies do not meet"
+        lines.append(f"| {text} | {figure:.4g} | {'≤' if is_upper else '≥'} {bound:g} | {verdict} |")
 
     claim("teacher at 128 NFE: perplexity over that of held-out news", teacher.gen_ppl / data.gen_ppl, 4)
     claim("student at 8 NFE: perplexity over the teacher's at 128", student.gen_ppl / teacher.gen_ppl, 1)
     claim("the same two: entropy over the teacher's", student.entropy / teacher.entropy, 0.97, is_upper=False)
-    claim(f"student at 8 NFE over teacher at 32 at equal entropy, worst of {len(shared)} points", worst, 1)
-    claim("guidance at 8 NFE: perplexity saved at the plain student's entropy", gain, 0.15, is_upper=False)
-    entropies = f"entropies {guided.entropy:.3f} and {student.entropy:.3f} at temperature 1"
-    lines += [f"\nGuidance: {guided.discriminator_passes:.1f} discriminator passes a sequence; {entropies}."]
-    if not meeting:
-        lines.append(
-            f"\nThe student does not reach the autoregressive twin's perplexity ({autoregressive.gen_ppl:.0f})."
-        )
-        return lines
-    name, twin = Cell("student", nfe=meeting[0]).name, Cell("autoregressive", nfe=128).name
-    for size in TIMED_BATCHES:
-        ratio = statistics.median(
-            theirs / ours for ours, theirs in zip(timing[name][str(size)], timing[twin][str(size)], strict=True)
-        )
-        lines.append(
-            f"\nThe student meets the autoregressive twin's perplexity at {meeting[0]} NFE; at batch {size} it then "
-            f"writes {ratio:.1f} times its tokens per second."
-        )
+    for theirs in (teacher32, teacher128):
+        ratio, num = worst_ratio(rows, student8, theirs)
+        claim(f"student at 8 NFE over teacher at {theirs.nfe} at equal entropy, worst of {num} points", ratio, 1)
+    saved = 1 - perplexity_at_entropy(sweep(rows, guided8), student.entropy) / student.gen_ppl
+    claim("guidance at 8 NFE: perplexity saved at the plain student's entropy", saved, 0.15, is_upper=False)
+    lines.append(
+        f"\nGuidance at 8 NFE: {guided.discriminator_passes:.1f} discriminator passes a sequence; at temperature 1 its "
+        f"entropy is {guided.entropy:.3f}, the plain student's {student.entropy:.3f}."
+    )
     return lines
 
 
-def timing_table(rows: dict[str, EvaluationRow], timing: dict[str, dict[str, list[float]]]) -> list[str]:
-    lines = ["| model | sampler | NFE | " + " | ".join(f"ms / sequence, batch {size}" for size in TIMED_BATCHES) + " |"]
-    lines.append("|---|---|--:|" + "--:|" * len(TIMED_BATCHES))
+def against_twin(rows: dict[str, EvaluationRow], timing: Timing) -> list[str]:
+    """The fewest passes with which the student is as good as the autoregressive twin at equal entropy."""
+    lines = []
+    for sampler in ("ancestral", "guided"):
+        title = f"**Student, {sampler}, against the autoregressive twin:**"
+        meeting, missed = None, []
+        for nfe in NFES:
+            row = rows[Cell("student", sampler, nfe).name]
+            bar = perplexity_at_entropy(sweep(rows, TWIN), row.entropy)
+            if row.gen_ppl <= bar:
+                meeting = (nfe, row, bar)
+                break
+            missed.append(f"{row.gen_ppl:.0f} against {bar:.0f} at {nfe} NFE")
+        if meeting is None:
+            lines.append(f"{title} at no NFE as good at equal entropy ({'; '.join(missed)}).")
+            continue
+        nfe, row, bar = meeting
+        ratios = {
+            size: sorted(
+                theirs / ours
+                for ours, theirs in zip(
+                    timing[Cell("student", sampler, nfe).name][str(size)], timing[TWIN.name][str(size)], strict=True
+                )
+            )
+            for size in TIMED_ROUNDS
+        }
+        told = ", ".join(
+            f"{statistics.median(found):.1f} [{found[0]:.1f}, {found[-1]:.1f}] at batch {size}"
+            for size, found in ratios.items()
+        )
+        lines.append(
+            f"{title} as good from {nfe} NFE on (perplexity "
+            f"{row.gen_ppl:.0f} against {bar:.0f} at entropy {row.entropy:.2f}). Its tokens per second over the "
+            f"twin's, median and range of the rounds: {told}."
+        )
+    return ["\n\n".join(lines)]
+
+
+def timing_table(rows: dict[str, EvaluationRow], timing: Timing) -> list[str]:
+    """Milliseconds a sequence: median and range of the rounds."""
+    lines = ["| model | sampler | NFE | " + " | ".join(f"ms / sequence, batch {size}" for size in TIMED_ROUNDS) + " |"]
+    lines.append("|---|---|--:|" + "--:|" * len(TIMED_ROUNDS))
     for name, by_size in timing.items():
         row = rows[name]
-        times = " | ".join(f"{1000 * statistics.median(by_size[str(size)]):.3g}" for size in TIMED_BATCHES)
-        lines.append(f"| {row.role} | {row.sampler} | {row.nfe} | {times} |")
+        times = []
+        for size in TIMED_ROUNDS:
+            found = sorted(1000 * seconds for seconds in by_size[str(size)])
+            times.append(f"{statistics.median(found):.3g} [{found[0]:.3g}, {found[-1]:.3g}]")
+        lines.append(f"| {row.role} | {row.sampler} | {row.nfe} | {' | '.join(times)} |")
     return lines
 
 
-def showcase(rows: dict[str, EvaluationRow], found: dict[str, dict[str, list[str]]]) -> list[str]:
+def sweep_table(swept: Sequence[EvaluationRow]) -> list[str]:
+    lines = ["| model | sampler | NFE | temperature | perplexity [95% CI] | entropy [95% CI] | distinct-4 |"]
+    lines.append("|---|---|--:|--:|--:|--:|--:|")
+    for row in sorted(swept, key=lambda row: (row.role, row.sampler, row.nfe, row.temperature)):
+        ppl, entropy = row.gen_ppl_ci, row.entropy_ci
+        lines.append(
+            f"| {row.role} | {row.sampler} | {row.nfe} | {row.temperature:g} | {row.gen_ppl:.0f} [{ppl[0]:.0f}, "
+            f"{ppl[1]:.0f}] | {row.entropy:.3f} [{entropy[0]:.3f}, {entropy[1]:.3f}] | {row.distinct_4:.3f} |"
+        )
+    return lines
+
+
+def showcase(rows: dict[str, EvaluationRow], found: dict[str, dict[str, Any]]) -> list[str]:
     parts = []
     for name, row in rows.items():
         if row.temperature == 1:
@@ -263,6 +346,8 @@ def main(words: Sequence[str] | None = None) -> None:
         if name == "measure":
             command.add_argument("--share", default="0/1", help="K/N: every Nth cell from the Kth on")
     args = parser.parse_args(words)
+    if args.cells:
+        args.cells.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)  # so that two shares fit two cores, and times are those of one
     args.run(args)
 

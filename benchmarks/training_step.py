@@ -27,7 +27,7 @@ from didi.training.recipes import DISTILL, recipe
 
 
 def unavoidable(job: Distillation) -> dict[str, Callable[[], None]]:
-    """Each pass with the shapes of a real step; gradients are cleared by the next step."""
+    """Each pass with the shapes of a real step."""
     objective, settings = job.config.objective, job.config.discriminator
     num_states, length, mask_id = job.config.loop.batch_size, job.config.data.length, job.teacher.mask_id
     num_fake = num_states * (settings.completions or objective.completions)
@@ -77,6 +77,9 @@ def main() -> None:
     args = parser.parse_args()
     config = recipe(DISTILL, args.recipe)
     config = replace(config, teacher=args.teacher or config.teacher)
+    is_plain = config.loop.accumulation == config.discriminator.steps_per_student_step == 1
+    if not (is_plain and config.objective.score_decomposition and config.discriminator.is_time_conditioned):
+        parser.error("the passes counted here are those of one discriminator update and two moves a step")
     teacher = didi.load(config.teacher)
     with tempfile.TemporaryDirectory() as folder:
         job = Distillation(config, distillation_source(config, teacher), teacher, torch.device("cpu"), Path(folder))
@@ -86,6 +89,8 @@ def main() -> None:
         for number in range(args.repeats + 1):
             work = {**passes, "step": lambda number=number: job.step(first_step + number)}
             for name, run in work.items():
+                for network in (job.student, job.discriminator):
+                    network.zero_grad(set_to_none=True)
                 begin = time.perf_counter()
                 run()
                 if number:  # the first round warms up

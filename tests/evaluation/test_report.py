@@ -7,7 +7,7 @@ import torch
 
 from didi.data.markov import MarkovChain
 from didi.evaluation.diversity import token_entropy
-from didi.evaluation.figure import frontier_figure, latency_figure
+from didi.evaluation.figure import frontier_figure, latency_figure, temperature_sweeps
 from didi.evaluation.perplexity import ExactJudge, Scores
 from didi.evaluation.report import (
     EvaluationRow,
@@ -190,3 +190,11 @@ def test_frontier_and_latency_figures_take_sweeps_single_points_and_data(tmp_pat
         path = draw(rows, tmp_path / f"{draw.__name__}.png")
         assert path.read_bytes().startswith(b"\x89PNG")
         assert path.stat().st_size > 20_000
+
+
+def test_a_sweep_is_one_model_sampler_and_nfe_in_order_of_temperature():
+    rows = [make_row(nfe=nfe, temperature=temperature) for temperature in (1.1, 0.8, 1.0) for nfe in (8, 32)]
+    rows.append(make_row(sampler="guided", nfe=8))
+    found = temperature_sweeps(rows)
+    assert set(found) == {("student", "ancestral", 8), ("student", "ancestral", 32), ("student", "guided", 8)}
+    assert [row.temperature for row in found["student", "ancestral", 8]] == [0.8, 1.0, 1.1]

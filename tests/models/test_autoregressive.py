@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from didi.errors import UsageError
+from didi.errors import DidiError, UsageError
 from didi.models.autoregressive import AutoregressiveConfig, AutoregressiveLM
 from didi.models.hub import Bundle, load, save
 from didi.sampling.generate import generate
@@ -42,7 +42,7 @@ def test_the_cache_changes_no_logit(network):
     from transformers import DynamicCache
 
     tokens = torch.tensor([[MASK, 1, 2, 3, 0], [MASK, 5, 4, 0, 1]])
-    cache = DynamicCache(config=network.gpt2.config)
+    cache = DynamicCache()
     parts = [
         network.next_logits(tokens[:, :2], cache),
         *(network.next_logits(tokens[:, i : i + 1], cache) for i in (2, 3, 4)),
@@ -96,3 +96,11 @@ def test_a_bundle_keeps_it(network, tmp_path):
     tokens = torch.tensor([[0, 1, 2, 3, 4]])
     torch.testing.assert_close(loaded.network().nll(tokens), network.nll(tokens))
     assert loaded.network("autoregressive") is loaded.autoregressive
+
+
+def test_a_missing_library_is_told_in_one_line(network, monkeypatch):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(DidiError, match=r"pip install 'didi-instruct\[eval\]'"):
+        AutoregressiveLM(network.config)

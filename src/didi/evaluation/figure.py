@@ -1,4 +1,4 @@
-"""Perplexity against NFE, against entropy and against time: a perplexity is never drawn without its entropy."""
+"""Perplexity against NFE, time and entropy: a perplexity is never drawn without its entropy."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,32 +24,28 @@ SAMPLER_STYLES = (("o", "-"), ("s", "--"), ("^", "-."), ("D", ":"))  # marker an
 def perplexity_figure(rows: Sequence[EvaluationRow], path: Path) -> Path:
     """Draw perplexity and, in a panel below, entropy against NFE into ``path``, a PNG; bars are the rows' intervals.
 
-    Each role and sampler is a line (and each judge, precision, size or seed, where rows differ in it). Rows with
-    ``nfe`` 0, such as real data, are level lines in a band.
+    Each role and sampler is a line (and each judge, precision, temperature, size or seed, where rows differ in it).
+    Rows with ``nfe`` 0, such as real data, are level lines in a band.
     """
     from matplotlib.ticker import NullLocator
 
-    figure = _figure(6.4, 5.6)
-    top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(2.4, 1))
-    top.set(xscale="log", yscale="log")
-    drawn, levels = [row for row in rows if row.nfe], [row for row in rows if not row.nfe]
-    colours = _colours(rows)
-    markers = dict.fromkeys(row.sampler for row in drawn)
-    styles = {sampler: SAMPLER_STYLES[i % len(SAMPLER_STYLES)] for i, sampler in enumerate(markers)}
-    for axes, field in ((top, "gen_ppl"), (bottom, "entropy")):
-        for label, line in _lines(drawn).items():
-            _draw_line(axes, line, field, colours[line[0].role], *styles[line[0].sampler], label)
-        for row in levels:
-            _draw_level(axes, row, field, colours[row.role])
-        _tidy(axes)
-    _set_plain_log_ticks(top.yaxis)
-    nfes = sorted({row.nfe for row in drawn})
+    figure, top, bottom = _panels_against("nfe", rows)
+    nfes = sorted({row.nfe for row in rows if row.nfe})
     bottom.set_xticks(nfes, [str(nfe) for nfe in nfes])
     bottom.xaxis.set_minor_locator(NullLocator())
-    judges = ", ".join(dict.fromkeys(row.judge for row in rows))
-    top.set_title(f"Generative perplexity, judge {judges}", loc="left", fontsize=9)
-    bottom.set_title("Unigram entropy within a sample, nats", loc="left", fontsize=9)
     bottom.set_xlabel("network function evaluations (NFE)", fontsize=9)
+    return _finish(figure, top, path)
+
+
+def latency_figure(rows: Sequence[EvaluationRow], path: Path) -> Path:
+    """As ``perplexity_figure``, against seconds per sequence; points are labelled with their NFE."""
+    figure, top, bottom = _panels_against("seconds_per_sequence", rows)
+    for row in rows:
+        if row.nfe:
+            at = (row.seconds_per_sequence, row.gen_ppl)
+            top.annotate(f"{row.nfe}", at, (4, 4), textcoords="offset points", fontsize=7)
+    _set_plain_log_ticks(bottom.xaxis)
+    bottom.set_xlabel("seconds per sequence; small figures are NFE", fontsize=9)
     return _finish(figure, top, path)
 
 
@@ -63,11 +59,8 @@ def frontier_figure(rows: Sequence[EvaluationRow], path: Path) -> Path:
     axes = figure.subplots()
     axes.set(yscale="log")
     colours = _colours(rows)
-    curves: dict[tuple[str, str, int], list[EvaluationRow]] = {}
-    for row in sorted(rows, key=lambda row: row.temperature):
-        curves.setdefault((row.role, row.sampler, row.nfe), []).append(row)
     seen: dict[str, int] = {}
-    for (role, sampler, nfe), curve in curves.items():
+    for (role, sampler, nfe), curve in temperature_sweeps(rows).items():
         entropies, values = [row.entropy for row in curve], [row.gen_ppl for row in curve]
         if not nfe:
             axes.plot(entropies, values, "P", color=colours[role], markersize=9, label=role)
@@ -90,34 +83,34 @@ def frontier_figure(rows: Sequence[EvaluationRow], path: Path) -> Path:
     return _finish(figure, axes, path)
 
 
-def latency_figure(rows: Sequence[EvaluationRow], path: Path) -> Path:
-    """Draw perplexity against seconds per sequence, log-log, into ``path``, a PNG; points are labelled with NFE."""
-    figure = _figure(6.4, 4.4)
-    axes = figure.subplots()
-    axes.set(xscale="log", yscale="log")
+def temperature_sweeps(rows: Sequence[EvaluationRow]) -> dict[tuple[str, str, int], list[EvaluationRow]]:
+    """Rows of each role, sampler and NFE, in order of temperature."""
+    sweeps: dict[tuple[str, str, int], list[EvaluationRow]] = {}
+    for row in sorted(rows, key=lambda row: row.temperature):
+        sweeps.setdefault((row.role, row.sampler, row.nfe), []).append(row)
+    return sweeps
+
+
+def _panels_against(x: str, rows: Sequence[EvaluationRow]) -> "tuple[Figure, Axes, Axes]":
+    """Perplexity over entropy, against the field ``x`` on a log axis."""
+    figure = _figure(6.4, 5.6)
+    top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(2.4, 1))
+    top.set(xscale="log", yscale="log")
+    drawn, levels = [row for row in rows if row.nfe], [row for row in rows if not row.nfe]
     colours = _colours(rows)
-    drawn = [row for row in rows if row.nfe]
     markers = dict.fromkeys(row.sampler for row in drawn)
     styles = {sampler: SAMPLER_STYLES[i % len(SAMPLER_STYLES)] for i, sampler in enumerate(markers)}
-    for label, line in _lines(drawn).items():
-        marker, dash = styles[line[0].sampler]
-        seconds, values = [row.seconds_per_sequence for row in line], [row.gen_ppl for row in line]
-        colour = colours[line[0].role]
-        axes.plot(seconds, values, dash, marker=marker, color=colour, markeredgecolor="white", label=label)
-        for row in line:
-            axes.plot([row.seconds_per_sequence] * 2, row.gen_ppl_ci, "-", color=colour, linewidth=1.0)
-            axes.annotate(f"{row.nfe}", (row.seconds_per_sequence, row.gen_ppl), (4, 4), textcoords="offset points",
-                          fontsize=7, color=colour)  # fmt: skip
-    for row in rows:
-        if not row.nfe:
-            _draw_level(axes, row, "gen_ppl", colours[row.role])
-    _tidy(axes)
-    _set_plain_log_ticks(axes.xaxis)
-    _set_plain_log_ticks(axes.yaxis)
+    for axes, field in ((top, "gen_ppl"), (bottom, "entropy")):
+        for label, line in _lines(drawn).items():
+            _draw_line(axes, line, x, field, colours[line[0].role], *styles[line[0].sampler], label)
+        for row in levels:
+            _draw_level(axes, row, field, colours[row.role])
+        _tidy(axes)
+    _set_plain_log_ticks(top.yaxis)
     judges = ", ".join(dict.fromkeys(row.judge for row in rows))
-    axes.set_title(f"Generative perplexity, judge {judges}; figures are NFE", loc="left", fontsize=9)
-    axes.set_xlabel("seconds per sequence", fontsize=9)
-    return _finish(figure, axes, path)
+    top.set_title(f"Generative perplexity, judge {judges}", loc="left", fontsize=9)
+    bottom.set_title("Unigram entropy within a sample, nats", loc="left", fontsize=9)
+    return figure, top, bottom
 
 
 def _figure(width: float, height: float) -> "Figure":
@@ -158,12 +151,12 @@ def _lines(rows: Sequence[EvaluationRow]) -> dict[str, list[EvaluationRow]]:
 
 
 def _draw_line(
-    axes: "Axes", line: Sequence[EvaluationRow], field: str, colour: str, marker: str, dash: str, label: str
+    axes: "Axes", line: Sequence[EvaluationRow], x: str, field: str, colour: str, marker: str, dash: str, label: str
 ) -> None:
-    nfes, values = [row.nfe for row in line], [getattr(row, field) for row in line]
-    axes.plot(nfes, values, dash, marker=marker, color=colour, linewidth=1.8, markeredgecolor="white", label=label)
-    for row in line:
-        axes.plot([row.nfe, row.nfe], getattr(row, f"{field}_ci"), "-_", color=colour, linewidth=1.2, markersize=7)
+    places, values = [getattr(row, x) for row in line], [getattr(row, field) for row in line]
+    axes.plot(places, values, dash, marker=marker, color=colour, linewidth=1.8, markeredgecolor="white", label=label)
+    for place, row in zip(places, line, strict=True):
+        axes.plot([place, place], getattr(row, f"{field}_ci"), "-_", color=colour, linewidth=1.2, markersize=7)
 
 
 def _draw_level(axes: "Axes", row: EvaluationRow, field: str, colour: str) -> None:

@@ -51,7 +51,7 @@ def markdown_table(rows: Sequence[EvaluationRow], *, recipe: str = "") -> str:
         "distinct-4",
         "s / sequence",
         "tokens / s",
-        "NELBO",
+        "NELBO or NLL",
     ]
     header += [name.replace("_", " ") for name in varying] + (["note"] if any(row.note for row in rows) else [])
     body = [_cells(row, varying)[: len(header)] for row in rows]
@@ -70,7 +70,8 @@ def markdown_table(rows: Sequence[EvaluationRow], *, recipe: str = "") -> str:
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     return (
         f"{table}\n\n{footnote[:1].upper()}{footnote[1:]}. Perplexity is exp(total NLL / total judge tokens) over "
-        "all samples; entropies are in nats, the NELBO in nats per held-out token; "
+        "all samples; entropies are in nats; the NELBO, an upper bound, or an "
+        "autoregressive model's exact NLL is in nats per held-out token; "
         "intervals are bootstrapped over sequences. Compare perplexities only at "
         "like entropy.\n"
     )

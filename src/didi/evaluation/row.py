@@ -22,7 +22,7 @@ class EvaluationRow:
     """One finished sample set, measured; the fields are those of ``metrics.json``.
 
     Attributes:
-        role: ``student``, ``teacher``, or ``data`` for real text (with ``nfe`` 0).
+        role: ``student``, ``teacher``, ``autoregressive``, or ``data`` for real text (with ``nfe`` 0).
         sampler: how the samples were drawn.
         nfe: moves of the sampler that were asked for.
         student_passes: passes of the sampled network that each sequence took part in, mean.
@@ -40,7 +40,8 @@ class EvaluationRow:
         distinct_4: share of distinct 4-grams in the set.
         seconds_per_sequence: wall time of sampling over sequences.
         tokens_per_second: tokens sampled over wall time.
-        nelbo: NELBO per token of the sampled network on held-out data, nats; NaN where none was given.
+        nelbo: NELBO per token of the sampled network on held-out data, nats (the exact NLL of an autoregressive one);
+            NaN where none was given.
         seed: of the samples.
         machine: what the times were measured on.
         temperature: that the logits were divided by; 1 is exact sampling.
@@ -93,7 +94,7 @@ def measure(
     """The row of a finished sample set.
 
     Args:
-        role: whose samples these are: ``student``, ``teacher`` or ``data``.
+        role: whose samples these are; see ``EvaluationRow``.
         sampler: how they were drawn.
         nfe: moves asked for; 0 for real data.
         tokens: the samples; ``l`` at least 4.

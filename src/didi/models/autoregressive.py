@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from didi.errors import UsageError
+from didi.errors import DidiError, UsageError
 
 if TYPE_CHECKING:
     from transformers import DynamicCache
@@ -48,7 +48,12 @@ class AutoregressiveLM(nn.Module):
     """
 
     def __init__(self, config: AutoregressiveConfig) -> None:
-        from transformers import GPT2Config, GPT2LMHeadModel
+        try:
+            from transformers import GPT2Config, GPT2LMHeadModel
+        except ImportError as error:
+            raise DidiError(
+                f"an autoregressive model needs transformers: pip install 'didi-instruct[eval]' ({error})"
+            ) from error
 
         super().__init__()
         self.config = config

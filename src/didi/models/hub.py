@@ -251,7 +251,8 @@ def _build_discriminator(**settings: Any) -> Discriminator:
 
 
 def _build_autoregressive(**settings: Any) -> AutoregressiveLM:
-    return AutoregressiveLM(AutoregressiveConfig(**settings))
+    with torch.device("cpu"):  # some versions of GPT-2 hold buffers that no file has; on "meta" they would stay empty
+        return AutoregressiveLM(AutoregressiveConfig(**settings))
 
 
 _BUILDERS: dict[str, Callable[..., DiT | Discriminator | AutoregressiveLM]] = {

@@ -44,7 +44,7 @@ class LeftToRight:
         if is_masked[:, :num_visible].any() or not is_masked[:, num_visible:].all():
             raise UsageError("an autoregressive model goes on from a prefix; it cannot infill: use --prefix")
         length = z.shape[1]
-        cache = DynamicCache(config=self.network.gpt2.config)
+        cache = DynamicCache()
         uniforms = noise.uniforms(length - num_visible)
         passes, none = torch.ones(len(z), dtype=torch.long), torch.zeros(len(z), dtype=torch.long)
         unread = torch.cat([torch.full_like(z[:, :1], self.network.mask_id), z[:, :num_visible]], dim=1)

@@ -1,0 +1,51 @@
+import io
+import sys
+
+import pytest
+
+from didi.apps.terminal import ResultConsole, run
+from didi.errors import DidiError, UsageError
+from didi.training.loop import Interrupted
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (UsageError("no"), 2),
+        (FileExistsError(17, "File exists", "out"), 2),
+        (DidiError("no"), 1),
+        (OSError(28, "No space left on device", "out"), 1),
+        (Interrupted("stopped"), 130),
+        (KeyboardInterrupt(), 130),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else str(value),
+)
+def test_each_end_has_its_status_and_one_line(error, status, capsys):
+    def command():
+        raise error
+
+    with pytest.raises(SystemExit) as stop:
+        run(command)
+    assert stop.value.code == status
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert err.startswith("didi: ")
+
+
+class Closed:
+    """A pipe whose reader has left."""
+
+    encoding = "utf-8"
+
+    def write(self, _):
+        raise BrokenPipeError
+
+    def flush(self):
+        raise BrokenPipeError
+
+
+def test_a_reader_that_has_left_is_no_failure(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", io.StringIO())  # run closes it
+    with pytest.raises(SystemExit) as stop:
+        run(lambda: ResultConsole(file=Closed()).print("a table"))
+    assert stop.value.code == 0

@@ -1,0 +1,89 @@
+"""The page's verdicts must be able to say no, and to say that nothing was measured."""
+
+import importlib.util
+import math
+from pathlib import Path
+
+import pytest
+
+from didi.evaluation.row import EvaluationRow
+
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "tiny_news.py"
+SPEC = importlib.util.spec_from_file_location("tiny_news", SCRIPT)
+tiny_news = importlib.util.module_from_spec(SPEC)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _loaded():
+    import sys
+
+    sys.modules["tiny_news"] = tiny_news  # dataclasses look their module up
+    SPEC.loader.exec_module(tiny_news)
+
+
+def make_rows(*, ppl, entropy=lambda cell: 4.5):
+    """A row for each cell; perplexity rises steeply with temperature, entropy a little."""
+    rows = {}
+    for cell in tiny_news.cells():
+        value = ppl(cell) * cell.temperature**5
+        nats = entropy(cell) + 0.5 * math.log(cell.temperature)
+        rows[cell.name] = EvaluationRow(
+            cell.role, cell.sampler, cell.nfe, float(cell.nfe), 20.0, 256, "float64", "judge", value,
+            (value * 0.9, value * 1.1), value, nats, (nats - 0.01, nats + 0.01), 6.0, 8.0, 0.99, 0.1, 100.0,
+            math.nan, 0, "machine", cell.temperature,
+        )  # fmt: skip
+    return rows
+
+
+def good(cell):
+    return {"data": 50, "teacher": 180, "student": 120 if cell.sampler == "guided" else 160, "autoregressive": 150}[
+        cell.role
+    ]
+
+
+def answers(rows):
+    return [line.split("|")[4].strip() for line in tiny_news.verdicts(rows) if line.startswith("|")][2:]
+
+
+def test_a_better_student_at_equal_entropy_holds_every_claim():
+    assert answers(make_rows(ppl=good)) == ["yes"] * 6
+
+
+def test_a_perplexity_bought_with_entropy_fails_at_equal_entropy():
+    def sharpened(cell):
+        return 0.95 if cell.role == "student" else 1.0
+
+    def entropy(cell):  # as if at temperature 0.95
+        return 4.5 + 0.5 * math.log(sharpened(cell))
+
+    rows = make_rows(ppl=lambda cell: 200 * sharpened(cell) ** 4.5, entropy=entropy)
+    held = answers(rows)
+    assert held[1:3] == ["yes", "yes"]  # lower perplexity, entropy above 0.97 of the teacher's
+    assert held[3:5] == ["**no**", "**no**"]
+
+
+def test_entropies_that_never_meet_are_not_measured():
+    rows = make_rows(ppl=good, entropy=lambda cell: 3.0 if cell.sampler == "guided" else 4.5)
+    assert answers(rows)[5].startswith("**not measured**")
+    rows = make_rows(ppl=good, entropy=lambda cell: 3.0 if cell.role == "student" else 4.5)
+    assert [answer.startswith("**not measured**") for answer in answers(rows)[3:5]] == [True, True]
+
+
+def test_the_twin_is_met_at_equal_entropy_only():
+    def timing(rows):
+        seconds = {"student": 0.1, "teacher": 0.1, "autoregressive": 0.4}
+        return {
+            cell.name: {str(size): [seconds[cell.role]] * num for size, num in tiny_news.TIMED_ROUNDS.items()}
+            for cell in tiny_news.cells()
+            if cell.nfe and cell.temperature == 1
+        }
+
+    rows = make_rows(ppl=lambda cell: 140 if cell.role == "student" and cell.nfe >= 16 else good(cell))
+    (told,) = tiny_news.against_twin(rows, timing(rows))
+    plain, guided = told.split("\n\n")
+    assert "as good from 16 NFE on (perplexity 140 against 150 at entropy 4.50)" in plain
+    assert "4.0 [4.0, 4.0] at batch 1" in plain
+    assert "as good from 4 NFE on" in guided
+    sharp = make_rows(ppl=good, entropy=lambda cell: 4.4 if cell.role == "student" else 4.5)
+    (told,) = tiny_news.against_twin(sharp, timing(sharp))
+    assert told.startswith("**Student, ancestral, against the autoregressive twin:** at no NFE as good")
