@@ -11,6 +11,7 @@ from didi.diffusion.schedule import (
     nelbo_weight,
     schedule_from_name,
     sigma,
+    time_at,
     time_weight,
 )
 from didi.errors import UsageError
@@ -118,3 +119,10 @@ def test_each_low_discrepancy_time_is_uniform_on_its_own(chi_square):
     times = torch.stack([low_discrepancy_times(3, generator, t_min=0.25) for _ in range(1000)])
     for column in times.T:
         assert chi_square(((column - 0.25) / 0.75 * 10).long(), torch.ones(10)) > 1e-3
+
+
+@pytest.mark.parametrize("name", ["log-linear", "cosine", "geometric"])
+def test_the_time_of_a_signal_rate_inverts_the_schedule(name):
+    schedule = schedule_from_name(name)
+    t = torch.linspace(0.3, 0.95, 14, dtype=torch.float64)  # where the geometric schedule is not flat
+    torch.testing.assert_close(time_at(schedule, schedule.alpha(t)), t, atol=1e-9, rtol=0)

@@ -109,6 +109,16 @@ def sigma(schedule: Schedule, t: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
     return -schedule.alpha(t).clamp_min(1e-3).log()
 
 
+def time_at(schedule: Schedule, alpha: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """The time in [0, 1] at which a schedule has the signal rate ``alpha``, by bisection to about 1e-15."""
+    low, high = torch.zeros_like(alpha), torch.ones_like(alpha)
+    for _ in range(50):
+        middle = (low + high) / 2
+        is_earlier = schedule.alpha(middle) > alpha
+        low, high = torch.where(is_earlier, middle, low), torch.where(is_earlier, high, middle)
+    return (low + high) / 2
+
+
 WeightName = Literal["constant", "nelbo"]
 
 

@@ -18,7 +18,7 @@ from didi.evaluation.report import write_metrics, write_report
 from didi.evaluation.row import EvaluationRow, machine_name, measure
 from didi.models.autoregressive import AutoregressiveLM
 from didi.models.hub import Bundle, Role
-from didi.sampling.generate import SamplerName, SamplingOptions, decode, generate, make_sampler
+from didi.sampling.generate import SamplerName, SamplingOptions, decode, generate, has_one_token_a_pass, make_sampler
 from didi.training.pretrain import validation_nll
 
 NUM_EXAMPLES = 2  # texts of each row in a report
@@ -48,7 +48,7 @@ def evaluate(
         judge: name for ``load_judge``, or a judge; by default the exact one for a model of the ``markov`` world, else
             ``smollm2-135m``.
         role: one or several; by default the student if there is one, else the teacher.
-        sampler: one or several. The autoregressive role has one row, whatever ``sampler`` and ``nfe`` say.
+        sampler: one or several. Whatever ``nfe`` says, the autoregressive role has one row, and ``first-hitting`` too.
         seed: of the samples.
         data: held-out token sequences of the bundle's tokenizer; they are judged in a row of their own, and give each
             network's NELBO (exact NLL for the autoregressive one).
@@ -132,9 +132,9 @@ def _plan(
     for role in roles:
         network = bundle.network(role)
         label: str = role or next(name for name in get_args(Role) if getattr(bundle, name) is network)
-        is_autoregressive = isinstance(network, AutoregressiveLM)  # has one sampler and one number of passes
-        for sampler in only if is_autoregressive else samplers:
+        for sampler in only if isinstance(network, AutoregressiveLM) else samplers:
             settings = replace(options, role=role, sampler=sampler)
             make_sampler(bundle, settings)
-            plan += [(label, settings, moves) for moves in ([network.length] if is_autoregressive else nfe)]
+            numbers = [network.length] if has_one_token_a_pass(network, sampler) else nfe
+            plan += [(label, settings, moves) for moves in numbers]
     return plan

@@ -14,13 +14,15 @@ from didi.diffusion.categorical import Precision
 from didi.diffusion.noise import SequenceNoise
 from didi.errors import UsageError
 from didi.models.autoregressive import AutoregressiveLM
+from didi.models.dit import DiT
 from didi.models.hub import Bundle, Role
 from didi.sampling.ancestral import Ancestral
 from didi.sampling.autoregressive import LeftToRight
 from didi.sampling.base import Sampler, StepOutput, uniform_times
+from didi.sampling.first_hitting import FirstHitting
 from didi.sampling.guided import Guidance, Guided
 
-SamplerName = Literal["ancestral", "guided"]
+SamplerName = Literal["ancestral", "guided", "first-hitting"]
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,8 @@ class SamplingOptions:
     """How to sample; every field is recorded with the results.
 
     Attributes:
-        sampler: ``ancestral`` (Eq. 10; left to right for an autoregressive network) or ``guided`` (Algorithm 2).
+        sampler: ``ancestral`` (Eq. 10; left to right for an autoregressive network) ``guided`` (Algorithm 2) or
+            ``first-hitting`` (exact, one token a pass).
         role: which network; the student where there is one, by default.
         precision: of the draws.
         temperature: divides the logits; 1 is exact.
@@ -97,7 +100,16 @@ def make_sampler(bundle: Bundle, options: SamplingOptions) -> Sampler:
         if options.precision != "float64":
             raise UsageError("guided sampling draws in float64; leave --precision at float64")
         return Guided(denoiser, bundle.discriminator, options.guidance, options.temperature)
+    if options.sampler == "first-hitting":
+        if options.precision != "float64":
+            raise UsageError("first-hitting sampling draws in float64; leave --precision at float64")
+        return FirstHitting(denoiser, options.temperature)
     return Ancestral(denoiser, options.precision, options.temperature)
+
+
+def has_one_token_a_pass(network: DiT | AutoregressiveLM, sampler: SamplerName) -> bool:
+    """Whether the number of passes is given by the length: an autoregressive network, or first-hitting sampling."""
+    return isinstance(network, AutoregressiveLM) or sampler == "first-hitting"
 
 
 def canvas_from_prompt(bundle: Bundle, length: int, *, prefix: str | None, infill: str | None) -> Int[Tensor, " l"]:
@@ -175,8 +187,8 @@ def generate(
     Args:
         bundle: from ``didi.load``.
         num_samples: number of sequences.
-        nfe: moves of the uniform time grid: the student passes of a sequence are at most this many. An
-            autoregressive network takes one for each position, whatever is asked.
+        nfe: moves of the uniform time grid: the student passes of a sequence are at most this many. It is the
+            length, whatever is asked, where each pass gives one token.
         seed: same seed, same samples, whatever the batch size.
         prefix: text that every sequence begins with.
         infill: text whose [MASK]s are filled in.
@@ -203,8 +215,7 @@ def generate(
     length = network.length if length is None else length
     if not 1 <= length <= network.length:
         raise UsageError(f"length lies in [1, {network.length}], the network's context; got {length}")
-    if isinstance(network, AutoregressiveLM):
-        nfe = length
+    nfe = length if has_one_token_a_pass(network, options.sampler) else nfe
     canvas = canvas_from_prompt(bundle, length, prefix=prefix, infill=infill)
     started = time.perf_counter()
     tokens, student, discriminator = [], [], []

@@ -1,0 +1,66 @@
+"""First-hitting sampling: one token a pass, at the very times at which the reverse process reveals them.
+
+Zheng et al. 2025, https://arxiv.org/abs/2409.02908. With n masks left at masking probability m = 1 - alpha, the next
+token appears where m has fallen to m * u^(1/n), u uniform, at a uniformly chosen mask. This is the limit of ancestral
+sampling with infinitely many moves, without its error of revealing several tokens at once, in at most L passes.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from didi.diffusion.categorical import sample_categorical
+from didi.diffusion.masked import token_log_probs
+from didi.diffusion.noise import SequenceNoise
+from didi.diffusion.schedule import Schedule, sigma, time_at
+from didi.models.denoiser import Denoiser, noise_level
+from didi.sampling.base import StepOutput, shared_rows
+
+
+@dataclass(frozen=True)
+class FirstHitting:
+    """First-hitting sampler of a denoiser; float64 draws.
+
+    Attributes:
+        denoiser: the network.
+        temperature: divides the logits; 1 is exact, another value is a recorded departure.
+    """
+
+    denoiser: Denoiser
+    temperature: float = 1.0
+
+    @torch.inference_mode()
+    def __call__(
+        self, z: Int[Tensor, "b l"], times: Float[Tensor, " n"], schedule: Schedule, noise: SequenceNoise
+    ) -> Iterator[StepOutput]:
+        """See ``base.Sampler``; the moves fall where they fall, whatever the times between the first and the last.
+
+        The time of a step is the latest among the sequences, which run on clocks of their own.
+        """
+        mask_id = self.denoiser.mask_id
+        num_left = (z == mask_id).sum(1)
+        alpha = schedule.alpha(times[:1]).expand(len(z)).to(z.device)
+        none = torch.zeros(len(z), dtype=torch.long)
+        while (num_left > 0).any():
+            when, where, which = noise.uniforms(3).unbind(1)
+            alpha = 1 - (1 - alpha) * when ** (1 / num_left.clamp(min=1))
+            t = time_at(schedule, alpha)
+            is_active = num_left > 0
+            # The k-th mask of each row, k uniform; a row without masks stays as it is.
+            rank = (where * num_left).long()
+            is_masked = z == mask_id
+            changed = is_masked & (is_masked.cumsum(1) == (rank + 1)[:, None])
+            features = self._features(z, t, schedule)[changed]
+            log_probs = token_log_probs(self.denoiser.head(features) / self.temperature, mask_id)
+            z = z.clone()
+            z[changed] = sample_categorical(log_probs, which[is_active])
+            num_left = num_left - is_active.long()
+            yield StepOutput(z, float(t.max()), changed, is_active.long().cpu(), none)
+
+    def _features(self, z: Int[Tensor, "b l"], t: Float[Tensor, " b"], schedule: Schedule) -> Float[Tensor, "b l d"]:
+        if self.denoiser.is_time_conditioned:  # each row has a noise level of its own
+            return self.denoiser.features(z, noise_level(self.denoiser, sigma(schedule, t).float()))
+        return self.denoiser.features(shared_rows(z)).expand(len(z), -1, -1)
