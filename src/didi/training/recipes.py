@@ -26,7 +26,7 @@ OWT = DataConfig(
     tokenizer="gpt2",  # App. E.2; 50,257 tokens and the mask
 )
 
-# Chosen on validation at equal time, docs/lab-notes.md.
+# Chosen on validation at equal time, docs/lab-notes.md; for the masked model: its autoregressive twin takes the same.
 TINY_NEWS = PretrainConfig(
     recipe="tiny-news",
     weight="constant",
