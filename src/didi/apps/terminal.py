@@ -60,7 +60,7 @@ def _one_line(box: str, prog: str) -> str:
 
 
 def run(command: Callable[[], None]) -> NoReturn:
-    """Run a command and leave: status 0, 2 for wrong use, 1 for failure, 130 where it was interrupted; one line says why."""
+    """Run a command and leave: status 0; 2 for wrong use, 1 for failure, 130 if interrupted, and one line says why."""
     _keep_freed_memory()
     try:
         command()
