@@ -7,7 +7,7 @@ import torch
 
 from didi.diffusion.noise import SequenceNoise, named_generator
 from didi.models.discriminator import Discriminator, DiscriminatorConfig
-from didi.sampling.base import alpha_at, uniform_times
+from didi.sampling.base import alpha_at, time_grid
 
 
 class World:
@@ -44,7 +44,7 @@ class World:
         """Law of the clean sequences after as many moves as there are tables of logits, [9]."""
         law = torch.zeros(16, dtype=torch.float64)
         law[-1] = 1
-        alphas = [float(alpha_at(schedule, t)) for t in uniform_times(len(tables))]
+        alphas = [float(alpha_at(schedule, t)) for t in time_grid(len(tables))]
         for table, (alpha_t, alpha_s) in zip(tables, itertools.pairwise(alphas), strict=True):
             probs = table[..., :3].double().softmax(-1)
             law = self.move(law, probs, (alpha_s - alpha_t) / (1 - alpha_t))
@@ -90,9 +90,13 @@ class Linear(Discriminator):
         self.scores = torch.tensor(scores)
         self.seen = []
 
-    def forward(self, inputs, sigma=None):
-        self.seen.append((inputs.detach(), sigma))
-        return self.scores[inputs] if inputs.ndim == 2 else inputs @ self.scores
+    def embed(self, inputs):
+        """The simplex itself; one-hot for tokens."""
+        return inputs if inputs.is_floating_point() else torch.nn.functional.one_hot(inputs, 4).float()
+
+    def from_embeddings(self, embedded, sigma=None):
+        self.seen.append((embedded.detach(), sigma))
+        return embedded @ self.scores
 
 
 @pytest.fixture(scope="session")
@@ -116,7 +120,7 @@ def draw():
 
     def moves(sampler, schedule, *, num, nfe, seed=0, z=None):
         z = torch.full((num, 2), World.MASK) if z is None else z
-        steps = list(sampler(z, uniform_times(nfe), schedule, SequenceNoise(seed, range(num))))
+        steps = list(sampler(z, time_grid(nfe), schedule, SequenceNoise(seed, range(num))))
         final = steps[-1].z
         assert (final != World.MASK).all()
         return steps, final[:, 0] * 3 + final[:, 1]

@@ -4,12 +4,13 @@ import pytest
 import torch
 
 from didi.diffusion.categorical import sample_categorical
-from didi.diffusion.masked import token_log_probs
+from didi.diffusion.masked import reveal_probability, token_log_probs
 from didi.diffusion.noise import SequenceNoise
 from didi.diffusion.schedule import schedule_from_name
 from didi.errors import UsageError
 from didi.sampling.ancestral import Ancestral
-from didi.sampling.base import alpha_at, shared_rows, uniform_times
+from didi.sampling.base import alpha_at, given_times, shared_rows, time_grid
+from didi.sampling.departure import Departure
 
 NUM = 3000
 LOG_LINEAR = schedule_from_name("log-linear")
@@ -23,7 +24,7 @@ def schedule(request):
 @pytest.mark.parametrize(("nfe", "precision"), [(1, "float64"), (2, "float64"), (4, "float64"), (4, "float32")])
 def test_samples_follow_the_exact_law_of_the_moves(world, tabular, draw, chi_square, schedule, nfe, precision):
     expected = world.law([world.table] * nfe, schedule)
-    _, drawn = draw(Ancestral(tabular(world.table), precision), schedule, num=NUM, nfe=nfe)
+    _, drawn = draw(Ancestral(tabular(world.table), precision=precision), schedule, num=NUM, nfe=nfe)
     assert chi_square(drawn, expected) > 1e-3
     if nfe == 4:  # the test would see a wrong number of moves
         assert chi_square(drawn, world.law([world.table], schedule)) < 1e-3
@@ -48,7 +49,7 @@ def test_many_moves_of_the_exact_posterior_give_the_data_law(world, tabular, dra
 
 def test_temperature_divides_the_logits(world, tabular, draw, chi_square):
     for precision in ("float64", "float32"):
-        sampler = Ancestral(tabular(world.table), precision, temperature=0.5)
+        sampler = Ancestral(tabular(world.table), Departure(0.5), precision)
         _, drawn = draw(sampler, LOG_LINEAR, num=NUM, nfe=2)
         assert chi_square(drawn, world.law([2 * world.table] * 2, LOG_LINEAR)) > 1e-3
         assert chi_square(drawn, world.law([world.table] * 2, LOG_LINEAR)) < 1e-3
@@ -61,9 +62,8 @@ def test_the_head_reads_each_position_once_and_the_first_trunk_pass_is_one_row(w
     assert sum(denoiser.head_rows) == 50 * 2
     before = [torch.full((50, 2), world.MASK)] + [step.z for step in steps[:-1]]
     read = [z[step.student_passes == 1] for z, step in zip(before, steps, strict=True)]
-    # A row for each sequence that reveals something, or one for all where they are in one state, as at the start.
-    assert denoiser.trunk_rows == [1 if len(z.unique(dim=0)) == 1 else len(z) for z in read if len(z)]
-    assert denoiser.trunk_rows[0] == 1
+    # One row for all while they are in one state, at the start; then a row for each sequence that reveals something.
+    assert denoiser.trunk_rows == [1, *[len(z) for z in read if len(z)][1:]]
     assert len(read[0]) > 1
 
 
@@ -78,7 +78,7 @@ def test_a_move_that_reveals_nothing_costs_no_pass(world, tabular, draw):
 
 def test_the_published_algorithm_runs_the_network_at_every_move_with_masks(world, tabular, draw):
     denoiser = tabular(world.table)
-    steps, _ = draw(Ancestral(denoiser, "float32"), LOG_LINEAR, num=5, nfe=8)
+    steps, _ = draw(Ancestral(denoiser, precision="float32"), LOG_LINEAR, num=5, nfe=8)
     masked = [torch.full((5, 2), world.MASK)] + [step.z for step in steps[:-1]]
     for before, step in zip(masked, steps, strict=True):
         assert torch.equal(step.student_passes, (before == world.MASK).any(1).long())
@@ -88,15 +88,12 @@ def test_the_published_algorithm_runs_the_network_at_every_move_with_masks(world
 def test_the_lazy_head_draws_what_the_full_head_would(make_dit):
     network, num, length, nfe = make_dit(vocab_size=9, length=12, seed=1), 6, 12, 5
     start = torch.full((num, length), network.mask_id)
-    times = uniform_times(nfe)
+    times = time_grid(nfe)
     lazy = [step.z for step in Ancestral(network)(start, times, LOG_LINEAR, SequenceNoise(3, range(num)))]
-    noise, z = SequenceNoise(3, range(num)), start
-    reveal_at = noise.uniforms(length)
+    reveal_at, uniforms = SequenceNoise(3, range(num)).uniforms(2, length).unbind(1)
+    z = start
     for s, found in zip(times[1:], lazy, strict=True):
         is_revealed = (z == network.mask_id) & (reveal_at >= s)
-        active = is_revealed.any(1).nonzero().squeeze(1).tolist()
-        uniforms = torch.zeros(num, length, dtype=torch.float64)
-        uniforms[active] = noise.uniforms(length, rows=active)
         everywhere = token_log_probs(network(z), network.mask_id).flatten(0, 1)
         drawn = sample_categorical(everywhere, uniforms.flatten()).view(num, length)
         z = torch.where(is_revealed, drawn, z)
@@ -106,7 +103,7 @@ def test_the_lazy_head_draws_what_the_full_head_would(make_dit):
 def test_visible_positions_are_kept_and_steps_tell_what_changed(world, tabular, draw):
     start = torch.tensor([[1, world.MASK], [world.MASK, 2], [0, 0]]).repeat(20, 1)
     for precision in ("float64", "float32"):
-        steps, _ = draw(Ancestral(tabular(world.table), precision), LOG_LINEAR, num=60, nfe=4, z=start)
+        steps, _ = draw(Ancestral(tabular(world.table), precision=precision), LOG_LINEAR, num=60, nfe=4, z=start)
         z = start
         for step in steps:
             assert torch.equal(step.changed, step.z != z)
@@ -147,13 +144,82 @@ def test_a_network_conditioned_on_time_is_told_the_noise_of_each_move(world, tab
 
 
 def test_the_grid_of_times_is_even_and_its_ends_are_exact():
-    assert uniform_times(4).tolist() == [1, 0.75, 0.5, 0.25, 0]
+    assert time_grid(4).tolist() == [1, 0.75, 0.5, 0.25, 0]
     for name in ("log-linear", "cosine", "geometric"):
-        alphas = [float(alpha_at(schedule_from_name(name), t)) for t in uniform_times(8)]
+        alphas = [float(alpha_at(schedule_from_name(name), t)) for t in time_grid(8)]
         assert (alphas[0], alphas[-1]) == (0, 1)
         assert all(earlier < later for earlier, later in itertools.pairwise(alphas))
     with pytest.raises(UsageError, match="nfe is 1 or more"):
-        uniform_times(0)
+        time_grid(0)
+
+
+def test_the_cosine_grid_begins_with_small_moves(unchecked):
+    times = time_grid(2, "cosine")
+    torch.testing.assert_close(times, torch.tensor([1, 0.5**0.5, 0], dtype=torch.float64))
+    assert float(times[-1]) == 0
+    with pytest.raises(UsageError, match="a time grid is one of uniform, cosine; got 'square'"):
+        time_grid(2, "square")
+
+
+def test_given_times_fall_from_one_to_zero(world, tabular, chi_square):
+    assert given_times([1.0, 0.3, 0.0]).tolist() == [1, 0.3, 0]
+    for wrong in ([1.0], [0.9, 0.0], [1.0, 0.5], [1.0, 0.5, 0.5, 0.0], [1.0, float("nan"), 0.0]):
+        with pytest.raises(UsageError, match="times fall from 1 to 0"):
+            given_times(wrong)
+    *_, last = Ancestral(tabular(world.table))(
+        torch.full((NUM, 2), world.MASK), given_times([1.0, 0.3, 0.0]), LOG_LINEAR, SequenceNoise(0, range(NUM))
+    )
+    law = torch.zeros(16, dtype=torch.float64)
+    law[-1] = 1
+    probs = world.table[..., :3].double().softmax(-1)
+    law = world.move(world.move(law, probs, 0.7), probs, 1.0)
+    assert chi_square(last.z[:, 0] * 3 + last.z[:, 1], law[world.index(world.CLEAN)]) > 1e-3
+
+
+def test_a_path_may_begin_half_way(world, tabular):
+    # Given that a position is masked at time 1/2, it stays so until 1/4 with probability 1/2, not 1/4.
+    z = torch.full((NUM, 2), world.MASK)
+    times = torch.tensor([0.5, 0.25, 0.0], dtype=torch.float64)
+    first, _ = Ancestral(tabular(world.table))(z, times, LOG_LINEAR, SequenceNoise(0, range(NUM)))
+    assert float(first.changed.double().mean()) == pytest.approx(0.5, abs=4 * 0.5 / (2 * NUM) ** 0.5)
+
+
+@pytest.mark.parametrize("nfe", [2, 5])
+def test_tau_leaping_follows_its_own_law(world, tabular, draw, chi_square, schedule, nfe):
+    """Masks are revealed with probability 1 - exp(-step * rate), the rate frozen at the start of the move."""
+    times = time_grid(nfe)
+    law = torch.zeros(16, dtype=torch.float64)
+    law[-1] = 1
+    probs = world.table[..., :3].double().softmax(-1)
+    for number, (t, s) in enumerate(itertools.pairwise(times)):
+        rate = -schedule.alpha_prime(t) / (1 - schedule.alpha(t))
+        reveal = 1.0 if number + 1 == nfe else float(1 - torch.exp(-(t - s) * rate))
+        law = world.move(law, probs, reveal)
+    steps, drawn = draw(Ancestral(tabular(world.table), leap="tau"), schedule, num=NUM, nfe=nfe)
+    assert chi_square(drawn, law[world.index(world.CLEAN)]) > 1e-3
+    first = float(
+        1 - torch.exp(-(times[0] - times[1]) * -schedule.alpha_prime(times[0]) / (1 - schedule.alpha(times[0])))
+    )
+    assert float(steps[0].changed.double().mean()) == pytest.approx(first, abs=4 * 0.5 / (2 * NUM) ** 0.5)
+
+
+def test_the_analytic_sampler_of_the_score_is_the_posterior():
+    """Tweedie tau-leaping of SEDD (its Eq. 19) for the absorbing process: the same reveal probability as Eq. 2."""
+    for t, s in ((0.9, 0.75), (0.6, 0.5), (0.2, 0.0)):
+        alpha_t, alpha_s = (LOG_LINEAR.alpha(torch.tensor(time, dtype=torch.float64)) for time in (t, s))
+        stays = torch.tensor([0.2, 0.5, 0.3], dtype=torch.float64)  # law of the clean token
+        score = stays * alpha_t / (1 - alpha_t)  # p_t(token) / p_t(mask), the concrete score at a mask
+        keep = alpha_t / alpha_s  # of the forward move s -> t
+        to_token = score * (1 - keep) / keep  # (exp(-dsigma Q) s)_token times exp(dsigma Q)(token -> mask)
+        torch.testing.assert_close(to_token, stays * reveal_probability(alpha_s, alpha_t))
+
+
+def test_the_whole_batch_mode_draws_the_same_samples_in_one_shape(world, tabular, draw):
+    denoiser = tabular(world.table)
+    _, whole = draw(Ancestral(denoiser, is_whole_batch=True), LOG_LINEAR, num=50, nfe=16)
+    assert set(denoiser.trunk_rows) == {50}
+    _, lazy = draw(Ancestral(tabular(world.table)), LOG_LINEAR, num=50, nfe=16)
+    assert torch.equal(whole, lazy)
 
 
 def test_equal_rows_are_one_row():

@@ -6,7 +6,8 @@ import torch
 
 from didi.diffusion.noise import SequenceNoise
 from didi.diffusion.schedule import schedule_from_name
-from didi.sampling.base import uniform_times
+from didi.sampling.base import time_grid
+from didi.sampling.departure import Departure
 from didi.sampling.first_hitting import FirstHitting
 
 NUM = 3000
@@ -45,7 +46,7 @@ def test_the_exact_posterior_gives_the_data_law(world, tabular, draw, chi_square
 
 
 def test_temperature_divides_the_logits(world, tabular, draw, chi_square, schedule):
-    _, drawn = draw(FirstHitting(tabular(world.table), temperature=0.5), schedule, num=NUM, nfe=1)
+    _, drawn = draw(FirstHitting(tabular(world.table), Departure(0.5)), schedule, num=NUM, nfe=1)
     assert chi_square(drawn, any_order_law(world, 2 * world.table)) > 1e-3
 
 
@@ -54,7 +55,7 @@ def test_reveal_times_are_those_of_the_reverse_process(world, tabular, schedule)
     first, second = [], []
     for number in range(1500):
         steps = list(FirstHitting(tabular(world.table))(
-            torch.full((1, 2), world.MASK), uniform_times(1), schedule, SequenceNoise(0, [number])
+            torch.full((1, 2), world.MASK), time_grid(1), schedule, SequenceNoise(0, [number])
         ))  # fmt: skip
         assert len(steps) == 2
         assert steps[0].t >= steps[1].t
@@ -70,7 +71,7 @@ def test_reveal_times_are_those_of_the_reverse_process(world, tabular, schedule)
 def test_each_pass_gives_one_token_and_prompts_stay(world, tabular):
     z = torch.tensor([[world.MASK, world.MASK], [1, world.MASK], [2, 0]])
     denoiser = tabular(world.table)
-    steps = list(FirstHitting(denoiser)(z, uniform_times(9), schedule_from_name("cosine"), SequenceNoise(1, range(3))))
+    steps = list(FirstHitting(denoiser)(z, time_grid(9), schedule_from_name("cosine"), SequenceNoise(1, range(3))))
     assert [step.student_passes.tolist() for step in steps] == [[1, 1, 0], [1, 0, 0]]
     assert [step.changed.sum(1).tolist() for step in steps] == [[1, 1, 0], [1, 0, 0]]
     assert steps[-1].z[1, 0] == 1
@@ -85,7 +86,7 @@ def test_a_time_conditioned_network_is_told_each_sequence_its_own_noise(world, m
     features = network.features
     network.features = lambda z, sigma=None: (seen.append(sigma), features(z, sigma))[1]
     z = torch.full((4, 2), world.MASK)
-    steps = list(FirstHitting(network)(z, uniform_times(1), schedule, SequenceNoise(0, range(4))))
+    steps = list(FirstHitting(network)(z, time_grid(1), schedule, SequenceNoise(0, range(4))))
     assert len({float(value) for value in seen[0]}) == 4
     assert (seen[0] > seen[1]).all()
     assert (steps[-1].z != world.MASK).all()

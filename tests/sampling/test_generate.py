@@ -7,7 +7,7 @@ from didi.diffusion.schedule import schedule_from_name
 from didi.errors import UsageError
 from didi.models.hub import Bundle
 from didi.sampling.ancestral import Ancestral
-from didi.sampling.base import uniform_times
+from didi.sampling.base import time_grid
 from didi.sampling.generate import SamplingOptions, generate
 from didi.sampling.guided import Guidance
 
@@ -125,7 +125,7 @@ def test_a_sequence_may_be_shorter_than_the_context(bundle, options):
 def test_the_noise_is_that_of_the_seed_and_the_number_of_the_sequence(bundle):
     masks = torch.full((3, LENGTH), MASK)
     sampler = Ancestral(bundle.student)
-    *_, last = sampler(masks, uniform_times(4), bundle.schedule, SequenceNoise(11, [0, 1, 2]))
+    *_, last = sampler(masks, time_grid(4), bundle.schedule, SequenceNoise(11, [0, 1, 2]))
     assert torch.equal(generate(bundle, num_samples=3, nfe=4, seed=11).tokens, last.z)
 
 
@@ -170,7 +170,7 @@ def test_what_cannot_be_done_is_refused(bundle, arguments, message):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"sampler": "euler"}, "a sampler is one of ancestral, guided, first-hitting; got 'euler'"),
+        ({"sampler": "euler"}, "a sampler is one of ancestral, guided, .*remasking; got 'euler'"),
         ({"precision": "float16"}, "precision is one of float64, float32; got 'float16'"),
         ({"role": "judge"}, "a role is one of student, teacher, autoregressive; got 'judge'"),
     ],

@@ -75,9 +75,9 @@ def test_best_takes_the_candidate_of_the_lowest_log_ratio(world, tabular, linear
     guidance = Guidance(tilted_fraction=0.0, num_candidates=5, select="best", reduction=reduction)
     discriminator = linear_discriminator([*SCORES[:3], 0.9])
     steps, _ = draw(Guided(tabular(world.table), discriminator, guidance), LOG_LINEAR, num=30, nfe=2)
-    for step, (candidates, _) in zip(steps, discriminator.seen, strict=True):
+    for step, (one_hot, _) in zip(steps, discriminator.seen, strict=True):
         is_active = step.student_passes == 1
-        candidates = candidates.view(-1, 5, 2)
+        candidates = one_hot.argmax(-1).view(-1, 5, 2)
         logits = discriminator.scores[candidates]
         is_counted = torch.ones_like(candidates, dtype=torch.bool)
         if reduction == "masked-mean":

@@ -4,10 +4,10 @@ import difflib
 import json
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from didi import __version__
 from didi.apps import demo, train
@@ -18,8 +18,11 @@ from didi.diffusion.categorical import Precision
 from didi.errors import UsageError
 from didi.evaluation.evaluate import evaluate
 from didi.models.hub import Bundle, Role, load
+from didi.sampling.base import Grid
+from didi.sampling.confidence import ConfidenceOrder
 from didi.sampling.generate import SamplerName, SamplingOptions, generate
 from didi.sampling.guided import Guidance
+from didi.sampling.remasking import Remasking
 from didi.training.loop import default_device
 
 
@@ -34,7 +37,7 @@ class GenerateCommand:
     nfe: int = 16
     """Moves from all masks to text; the network passes of a sequence are at most this many."""
     sampler: SamplerName = "ancestral"
-    """ancestral (Eq. 10), or guided by the discriminator (RGAS, Algorithm 2)."""
+    """ancestral (Eq. 10) is exact; docs/samplers.md tells what the others are for."""
     role: Role | None = None
     """Which network writes; the student if there is one, by default."""
     precision: Precision = "float64"
@@ -49,9 +52,19 @@ class GenerateCommand:
     """Tokens in a text; the model's context by default."""
     temperature: float = 1.0
     """Divides the logits; another value than 1 departs from exact sampling."""
+    top_p: float = 1.0
+    """Share of each token's law that is kept, the likeliest first; another value than 1 departs from exact sampling."""
+    grid: Grid = "uniform"
+    """How the times of the moves are spaced."""
+    times: tuple[float, ...] = ()
+    """The times themselves, from 1 down to 0, instead of --nfe and --grid."""
     batch_size: int = 32
     """Sequences at a time; changes speed and memory only."""
     guidance: Guidance = field(default_factory=Guidance)
+    order: ConfidenceOrder = field(default_factory=ConfidenceOrder)
+    entropy_bound: float = 1.0
+    """Nats that entropy-bounded decoding may draw at once beyond the largest entropy."""
+    remask: Remasking = field(default_factory=Remasking)
     format: Literal["text", "jsonl"] = "text"
     """text, or one JSON object a line."""
 
@@ -82,9 +95,19 @@ class EvaluateCommand:
     """Of the draws; recorded with every row."""
     temperature: float = 1.0
     """Divides the logits; recorded with every row."""
+    top_p: float = 1.0
+    """Share of each token's law that is kept; recorded with every row."""
+    grid: Grid = "uniform"
+    """How the times of the moves are spaced; recorded with every row."""
+    times: tuple[float, ...] = ()
+    """The times themselves, from 1 down to 0, instead of --nfe and --grid."""
     batch_size: int = 32
     """Sequences at a time; changes speed and memory only."""
     guidance: Guidance = field(default_factory=Guidance)
+    order: ConfidenceOrder = field(default_factory=ConfidenceOrder)
+    entropy_bound: float = 1.0
+    """Nats that entropy-bounded decoding may draw at once beyond the largest entropy."""
+    remask: Remasking = field(default_factory=Remasking)
 
 
 @dataclass(frozen=True)
@@ -96,11 +119,15 @@ def _load(name: str) -> Bundle:
     return load(name).to(default_device())
 
 
+def _options(command: GenerateCommand | EvaluateCommand, **others: Any) -> SamplingOptions:
+    """The flags that both commands share."""
+    shared = {one.name for one in fields(SamplingOptions)} - {"sampler", "role"}
+    return SamplingOptions(**{name: getattr(command, name) for name in shared}, **others)
+
+
 def _generate(args: Sequence[str]) -> None:
     command = parse(GenerateCommand, args, prog="didi generate")
-    options = SamplingOptions(
-        command.sampler, command.role, command.precision, command.temperature, command.guidance, command.batch_size
-    )
+    options = _options(command, sampler=command.sampler, role=command.role)
     drawn = generate(
         _load(command.model),
         num_samples=command.num_samples,
@@ -144,12 +171,7 @@ def _evaluate(args: Sequence[str]) -> None:
         sampler=command.sampler,
         seed=command.seed,
         data=data,
-        options=SamplingOptions(
-            precision=command.precision,
-            temperature=command.temperature,
-            guidance=command.guidance,
-            batch_size=command.batch_size,
-        ),
+        options=_options(command),
         out=command.out,
         on_row=lambda row, _: print(
             f"{row.role} {row.sampler} {row.nfe} NFE: perplexity {row.gen_ppl:.2f}, entropy {row.entropy:.3f}",

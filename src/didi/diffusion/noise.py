@@ -40,7 +40,11 @@ class SequenceNoise:
         return len(self._generators)
 
     def uniforms(
-        self, *shape: int, dtype: torch.dtype = torch.float64, rows: Sequence[int] | None = None
+        self,
+        *shape: int,
+        dtype: torch.dtype = torch.float64,
+        rows: Sequence[int] | None = None,
+        device: torch.device | str | None = None,
     ) -> Float[Tensor, "b ..."]:
         """Uniforms in [0, 1) of shape ``[b, *shape]``, the next ones of each sequence's stream.
 
@@ -48,9 +52,10 @@ class SequenceNoise:
             shape: shape for one sequence.
             dtype: float64, or float32 to imitate single-precision samplers.
             rows: which sequences of the batch draw; all by default.
+            device: where these are wanted, if not where the others are.
         """
         generators = self._generators if rows is None else [self._generators[row] for row in rows]
         drawn = torch.empty(len(generators), *shape, dtype=dtype)
         for out, generator in zip(drawn, generators, strict=True):
             torch.rand(*shape, dtype=dtype, generator=generator, out=out)
-        return drawn.to(self._device, non_blocking=True)
+        return drawn.to(self._device if device is None else device, non_blocking=True)

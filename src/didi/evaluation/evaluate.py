@@ -18,7 +18,7 @@ from didi.evaluation.report import write_metrics, write_report
 from didi.evaluation.row import EvaluationRow, machine_name, measure
 from didi.models.autoregressive import AutoregressiveLM
 from didi.models.hub import Bundle, Role
-from didi.sampling.generate import SamplerName, SamplingOptions, decode, generate, has_one_token_a_pass, make_sampler
+from didi.sampling.generate import SamplerName, SamplingOptions, decode, generate, is_self_paced, make_sampler
 from didi.training.pretrain import validation_nll
 
 NUM_EXAMPLES = 2  # texts of each row in a report
@@ -111,6 +111,8 @@ def evaluate(
             nelbo=nats.get(label, math.nan),
             machine=machine_name(device),
             temperature=settings.temperature,
+            top_p=settings.top_p,
+            grid="given" if settings.times else settings.grid,
         )
         add(row, drawn.texts)
     if out is not None:
@@ -135,6 +137,9 @@ def _plan(
         for sampler in only if isinstance(network, AutoregressiveLM) else samplers:
             settings = replace(options, role=role, sampler=sampler)
             make_sampler(bundle, settings)
-            numbers = [network.length] if has_one_token_a_pass(network, sampler) else nfe
+            if is_self_paced(network, sampler):
+                numbers: Sequence[int] = [network.length]
+            else:
+                numbers = [len(options.times) - 1] if options.times else nfe
             plan += [(label, settings, moves) for moves in numbers]
     return plan

@@ -28,6 +28,8 @@ SETTINGS = {
     "seed": "seed {}",
     "precision": "sampling in {}",
     "temperature": "temperature {:g}",
+    "top_p": "top-p {:g}",
+    "grid": "{} time grid",
     "num_samples": "{} samples",
     "judge": "judge {}",
     "machine": "{}",

@@ -45,6 +45,8 @@ class EvaluationRow:
         seed: of the samples.
         machine: what the times were measured on.
         temperature: that the logits were divided by; 1 is exact sampling.
+        top_p: share of a token's law that was kept; 1 is exact sampling.
+        grid: how the times of the moves were spaced.
         note: anything that a reader must know about this row.
     """
 
@@ -70,6 +72,8 @@ class EvaluationRow:
     seed: int
     machine: str
     temperature: float = 1.0
+    top_p: float = 1.0
+    grid: str = "uniform"
     note: str = ""
 
 
@@ -89,6 +93,8 @@ def measure(
     nelbo: float = math.nan,
     machine: str | None = None,
     temperature: float = 1.0,
+    top_p: float = 1.0,
+    grid: str = "uniform",
     note: str = "",
 ) -> EvaluationRow:
     """The row of a finished sample set.
@@ -108,6 +114,8 @@ def measure(
         nelbo: per token, of the sampled network on held-out data.
         machine: what ``seconds`` were measured on; this machine's CPU by default.
         temperature: that the logits were divided by.
+        top_p: share of a token's law that was kept.
+        grid: how the times of the moves were spaced.
         note: goes into the row; samples that the judge had to cut are added to it.
 
     Raises:
@@ -143,6 +151,8 @@ def measure(
         seed=seed,
         machine=machine or machine_name(),
         temperature=temperature,
+        top_p=top_p,
+        grid=grid,
         note=note,
     )
 

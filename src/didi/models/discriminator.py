@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass
 from typing import Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
@@ -67,7 +67,17 @@ class Discriminator(DiTTrunk):
             inputs: token ids ``[b, l]`` or a simplex ``[b, l, v]``.
             sigma: noise level of each sequence; None is zero.
         """
-        hidden, _ = self.trunk(inputs, sigma)
+        return self.from_embeddings(self.embed(inputs), sigma)
+
+    def embed(self, inputs: Int[Tensor, "*b"] | Float[Tensor, "*b v"]) -> Float[Tensor, "*b d"]:
+        """Embeddings of token ids, or expected ones of any rows of a simplex."""
+        return self.vocab_embed(inputs)
+
+    def from_embeddings(
+        self, embedded: Float[Tensor, "b l d"], sigma: Float[Tensor, " b"] | None
+    ) -> Float[Tensor, "b *l"]:
+        """As ``forward``, of positions that are embedded already."""
+        hidden, _ = self.trunk(embedded, sigma)
         if self.config.output == "sequence":
             hidden = hidden.mean(1)
         return self.output_layer(hidden)

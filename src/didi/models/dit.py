@@ -8,7 +8,7 @@ import math
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -81,9 +81,9 @@ class Embedding(nn.Module):
         self.embedding = nn.Parameter(torch.empty(vocab_size, dim))
         nn.init.kaiming_uniform_(self.embedding, a=math.sqrt(5))
 
-    def forward(self, inputs: Tokens | Simplex) -> Float[Tensor, "b l d"]:
-        """Embed token ids ``[b, l]`` or a simplex ``[b, l, v]``."""
-        if inputs.ndim == 3:
+    def forward(self, inputs: Int[Tensor, "*b"] | Float[Tensor, "*b v"]) -> Float[Tensor, "*b d"]:
+        """Embed token ids, or rows of a simplex (any floating-point input)."""
+        if inputs.is_floating_point():
             return inputs.to(self.embedding.dtype) @ self.embedding
         return F.embedding(inputs, self.embedding)
 
@@ -232,12 +232,12 @@ class DiTTrunk(nn.Module):
         return self.config.is_time_conditioned
 
     def trunk(
-        self, inputs: Tokens | Simplex, sigma: Float[Tensor, " b"] | None
+        self, embedded: Float[Tensor, "b l d"], sigma: Float[Tensor, " b"] | None
     ) -> tuple[Float[Tensor, "b l d"], Float[Tensor, "c k"]]:
         """Hidden states after the last block, and the conditioning; ``sigma`` None is zero noise for all."""
-        x = self.vocab_embed(inputs)
+        x = embedded
         cond = F.silu(self.sigma_map(x.new_zeros(1) if sigma is None else sigma))
-        rotary = self.rotary_emb(inputs.shape[1])
+        rotary = self.rotary_emb(x.shape[1])
         for block in self.blocks:
             x = block(x, cond, rotary)
         return x, cond
@@ -252,7 +252,7 @@ class DiT(DiTTrunk):
 
     def features(self, inputs: Tokens | Simplex, sigma: Float[Tensor, " b"] | None = None) -> Float[Tensor, "b l d"]:
         """See ``Denoiser.features``."""
-        return self.output_layer(*self.trunk(inputs, sigma))
+        return self.output_layer(*self.trunk(self.vocab_embed(inputs), sigma))
 
     def head(self, features: Float[Tensor, "*rows d"]) -> Float[Tensor, "*rows v"]:
         """See ``Denoiser.head``."""

@@ -1,100 +1,142 @@
 """Ancestral sampling, Eq. 10 with h = 0, without the work that cannot change a sample.
 
-Which positions a move reveals does not depend on their tokens, so positions are drawn first; the network runs only for
-sequences that reveal something, its head only on the revealed rows, and each row takes one uniform. The first state is
-the same for all sequences: one row of the network serves the batch. All of it is exact.
+Which positions a move reveals does not depend on their tokens, so the move of every position is drawn first, on the
+CPU, for the whole trajectory. After that the loop knows all its shapes: the network runs only for sequences that reveal
+something, its head only on the revealed rows, each row takes one uniform, and no device has to be waited for. While
+all sequences are in their first, common state, one row of the network serves the batch. All of it is exact.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from didi.diffusion.categorical import Precision, sample_categorical, sample_gumbel
-from didi.diffusion.masked import is_masked_at, posterior_probs, subs_log_probs, token_log_probs
+from didi.diffusion.masked import posterior_probs, subs_log_probs
 from didi.diffusion.noise import SequenceNoise
-from didi.diffusion.schedule import Schedule, sigma
-from didi.models.denoiser import Denoiser, noise_level
-from didi.sampling.base import StepOutput, alpha_at, shared_rows
+from didi.diffusion.schedule import Schedule, nelbo_weight
+from didi.models.denoiser import Denoiser
+from didi.sampling.base import StepOutput, features_at, path_alphas, shared_rows
+from didi.sampling.departure import EXACT, Departure
+
+Leap = Literal["exact", "tau"]
 
 
-def features_of(
-    denoiser: Denoiser, z: Int[Tensor, "b l"], t: Float[Tensor, ""], schedule: Schedule
-) -> Float[Tensor, "b l d"]:
-    """Trunk features of each row at time ``t``; computed once where all rows are equal."""
-    rows = shared_rows(z)
-    level = noise_level(denoiser, sigma(schedule, t.to(z.device).expand(rows.shape[0])).float())
-    return denoiser.features(rows, level).expand(z.shape[0], -1, -1)
+def tau_leaping_alphas(schedule: Schedule, times: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+    r"""Signal rates that tau-leaping really follows, Campbell et al. 2022, https://arxiv.org/abs/2205.14987.
+
+    The rate :math:`-\alpha'_t/(1-\alpha_t)` at which a mask is revealed is frozen over each move, so that a mask
+    survives it with probability :math:`e^{-(t-s) rate}`; the last move reveals what is left.
+    """
+    rate = nelbo_weight(schedule, times[:-1])
+    stays = torch.exp(-(times[:-1] - times[1:]) * rate).cumprod(0)
+    stays[-1] = 0
+    return torch.cat([torch.zeros(1, dtype=times.dtype), 1 - stays])
+
+
+def reveal_moves(
+    uniforms: Float[Tensor, "b l"], is_masked: Bool[Tensor, "b l"], alphas: Float[Tensor, " n"]
+) -> Int[Tensor, "b l"]:
+    """The move in which each position is revealed, -1 where it is visible already.
+
+    A position is masked at those times with ``u < 1 - alpha`` (``masked.is_masked_at``), given that it is at the first.
+    """
+    levels = (1 - alphas).flip(0)[:-1].contiguous()  # rising; without the first time, at which all are masked
+    num_later = len(levels) - torch.searchsorted(levels, (uniforms * (1 - alphas[0])).contiguous(), right=True)
+    return torch.where(is_masked, num_later, -1)
 
 
 @dataclass(frozen=True)
 class Ancestral:
     """Ancestral sampler of a denoiser.
 
+    For masked diffusion this is also the *analytic* sampler (Tweedie tau-leaping) of SEDD and RADD.
+
     Attributes:
         denoiser: the network.
+        departure: temperature and top-p.
         precision: ``float64`` is exact. ``float32`` repeats the published algorithm (Gumbel noise in single precision
             over vocabulary and mask, at every masked position, every move), whose rare tokens are lost.
-        temperature: divides the logits; 1 is exact, another value is a recorded departure.
+        leap: ``exact`` moves by the posterior of Eq. 2, ``tau`` by tau-leaping; which positions a move reveals then
+            follows another law, the rest is the same.
+        is_whole_batch: run the network on every sequence in every move that it is needed in, so that it sees one
+            shape only (``torch.compile``, CUDA graphs).
     """
 
     denoiser: Denoiser
+    departure: Departure = EXACT
     precision: Precision = "float64"
-    temperature: float = 1.0
+    leap: Leap = "exact"
+    is_whole_batch: bool = False
 
     @torch.inference_mode()
     def __call__(
         self, z: Int[Tensor, "b l"], times: Float[Tensor, " n"], schedule: Schedule, noise: SequenceNoise
     ) -> Iterator[StepOutput]:
         """See ``base.Sampler``."""
-        mask_id = self.denoiser.mask_id
-        no_passes = torch.zeros(z.shape[0], dtype=torch.long)
-        reveal_uniforms = noise.uniforms(z.shape[1])
-        for t, s in pairwise(times):
-            is_masked = z == mask_id
-            if self.precision == "float32":
-                is_active, z_next = is_masked.any(1), self._published_move(z, t, s, schedule, noise)
-            else:
-                stays = is_masked_at(reveal_uniforms, alpha_at(schedule, s).expand(z.shape[0]).to(z.device))
-                is_revealed = is_masked & ~stays
-                is_active, z_next = is_revealed.any(1), z
-                if is_active.any():
-                    z_next = self._reveal(z, is_revealed, is_active, t, schedule, noise)
-            yield StepOutput(z_next, float(s), z_next != z, is_active.long().cpu(), no_passes)
-            z = z_next
+        alphas = (path_alphas if self.leap == "exact" else tau_leaping_alphas)(schedule, times)
+        if self.precision == "float32":
+            yield from self._published_moves(z, times, alphas, schedule, noise)
+            return
+        start, (reveal, draw) = z.cpu(), noise.uniforms(2, z.shape[1], device="cpu").unbind(1)
+        move_of = reveal_moves(reveal, start == self.denoiser.mask_id, alphas)
+        is_shared = len(shared_rows(start)) == 1 and not self.is_whole_batch
+        none = torch.zeros(len(z), dtype=torch.long)
+        for move, (t, s) in enumerate(pairwise(times)):
+            is_revealed = move_of == move
+            is_active = is_revealed.any(1)
+            if is_active.any():
+                z = self._reveal(z, is_revealed, is_active, draw, t, schedule, is_shared=is_shared)
+                is_shared = False
+            yield StepOutput(z, float(s), is_revealed.to(z.device, non_blocking=True), is_active.long(), none)
 
     def _reveal(
         self,
         z: Int[Tensor, "b l"],
         is_revealed: Bool[Tensor, "b l"],
         is_active: Bool[Tensor, " b"],
+        draw: Float[Tensor, "b l"],
         t: Float[Tensor, ""],
         schedule: Schedule,
-        noise: SequenceNoise,
+        *,
+        is_shared: bool,
     ) -> Int[Tensor, "b l"]:
-        features = features_of(self.denoiser, z[is_active], t, schedule)[is_revealed[is_active]]
-        log_probs = token_log_probs(self.denoiser.head(features) / self.temperature, self.denoiser.mask_id)
-        active = is_active.nonzero().squeeze(1).tolist()
-        uniforms = noise.uniforms(z.shape[1], rows=active)[is_revealed[is_active]]
-        z = z.clone()
-        z[is_revealed] = sample_categorical(log_probs, uniforms)
-        return z
+        """The state after a move; all but ``z`` is on the CPU."""
+        sequence, position = is_revealed.nonzero(as_tuple=True)
+        read = torch.zeros(1, dtype=torch.long) if is_shared else torch.arange(len(z))
+        if not (is_shared or self.is_whole_batch):
+            read = read[is_active]
+        row = torch.zeros_like(sequence) if is_shared else torch.searchsorted(read, sequence)
+        uniforms = draw[sequence, position]
+        read, row, sequence, position, uniforms = (
+            index.to(z.device, non_blocking=True) for index in (read, row, sequence, position, uniforms)
+        )
+        inputs = z if len(read) == len(z) else z[read]
+        features = features_at(self.denoiser, inputs, t, schedule)[row, position]
+        log_probs = self.departure.log_probs(self.denoiser.head(features), self.denoiser.mask_id)
+        return z.index_put((sequence, position), sample_categorical(log_probs, uniforms))
 
-    def _published_move(
+    def _published_moves(
         self,
         z: Int[Tensor, "b l"],
-        t: Float[Tensor, ""],
-        s: Float[Tensor, ""],
+        times: Float[Tensor, " n"],
+        alphas: Float[Tensor, " n"],
         schedule: Schedule,
         noise: SequenceNoise,
-    ) -> Int[Tensor, "b l"]:
-        logits = self.denoiser.head(features_of(self.denoiser, z, t, schedule)) / self.temperature
-        probs = subs_log_probs(logits, z, self.denoiser.mask_id).exp()
-        alpha_s, alpha_t = (alpha_at(schedule, time).float().expand(z.shape[0]).to(z.device) for time in (s, t))
-        mixed = posterior_probs(z, probs, alpha_s, alpha_t, self.denoiser.mask_id)
-        uniforms = noise.uniforms(*mixed.shape[1:], dtype=torch.float32)
-        drawn = sample_gumbel(mixed.flatten(0, 1).log(), uniforms.flatten(0, 1)).view_as(z)
-        return torch.where(z == self.denoiser.mask_id, drawn, z)
+    ) -> Iterator[StepOutput]:
+        """The algorithm as it is published: all logits, one Gumbel variate for each of them, in every move."""
+        mask_id, none = self.denoiser.mask_id, torch.zeros(len(z), dtype=torch.long)
+        rates = alphas.float().to(z.device)[:, None].expand(-1, len(z))
+        for move, (t, s) in enumerate(pairwise(times)):
+            is_masked = z == mask_id
+            logits = self.denoiser.head(features_at(self.denoiser, z, t, schedule))
+            law = self.departure.log_probs(logits.flatten(0, 1), mask_id).view_as(logits)
+            probs = subs_log_probs(law, z, mask_id).exp()
+            mixed = posterior_probs(z, probs, rates[move + 1], rates[move], mask_id).flatten(0, 1)
+            uniforms = noise.uniforms(z.shape[1], mixed.shape[-1], dtype=torch.float32).flatten(0, 1)
+            z = torch.where(is_masked, sample_gumbel(mixed.log(), uniforms).view_as(z), z)
+            yield StepOutput(z, float(s), is_masked & (z != mask_id), is_masked.any(1).long().cpu(), none)

@@ -13,6 +13,7 @@ from didi.diffusion.schedule import Schedule
 from didi.errors import UsageError
 from didi.models.autoregressive import AutoregressiveLM
 from didi.sampling.base import StepOutput
+from didi.sampling.departure import EXACT, Departure
 
 
 @dataclass(frozen=True)
@@ -21,11 +22,11 @@ class LeftToRight:
 
     Attributes:
         network: the network.
-        temperature: divides the logits; 1 is exact, another value is a recorded departure.
+        departure: temperature and top-p.
     """
 
     network: AutoregressiveLM
-    temperature: float = 1.0
+    departure: Departure = EXACT
 
     @torch.inference_mode()
     def __call__(
@@ -49,8 +50,9 @@ class LeftToRight:
         passes, none = torch.ones(len(z), dtype=torch.long), torch.zeros(len(z), dtype=torch.long)
         unread = torch.cat([torch.full_like(z[:, :1], self.network.mask_id), z[:, :num_visible]], dim=1)
         for position in range(num_visible, length):
-            logits = self.network.next_logits(unread, cache)[:, -1].double() / self.temperature
-            unread = sample_categorical(logits, uniforms[:, position - num_visible])[:, None]
+            logits = self.network.next_logits(unread, cache)[:, -1]
+            log_probs = self.departure.log_probs(logits, self.network.mask_id)
+            unread = sample_categorical(log_probs, uniforms[:, position - num_visible])[:, None]
             changed = torch.zeros_like(is_masked)
             changed[:, position] = True
             z = z.clone()

@@ -1,16 +1,19 @@
-"""What every sampler shares: the protocol, time grids, clamped positions, the accounting of passes."""
+"""What every sampler shares: the protocol, time grids, the accounting of passes."""
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from itertools import pairwise
+from typing import Literal, Protocol, get_args, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from didi.diffusion.noise import SequenceNoise
-from didi.diffusion.schedule import Schedule
+from didi.diffusion.schedule import Schedule, sigma
 from didi.errors import UsageError
+from didi.models.denoiser import Denoiser, noise_level
 
 
 @dataclass(frozen=True)
@@ -20,7 +23,7 @@ class StepOutput:
     Attributes:
         z: state after the move.
         t: its time in [0, 1].
-        changed: positions that the move revealed.
+        changed: positions that the move revealed, or masked again.
         student_passes: 1 for each sequence whose move needed the network, else 0.
         discriminator_passes: forward passes and backward-to-input passes of the discriminator for each sequence.
     """
@@ -43,15 +46,39 @@ class Sampler(Protocol):
         ...
 
 
-def uniform_times(nfe: int) -> Float[Tensor, " n"]:
-    """The grid 1, 1 - 1/nfe, ..., 0 of ``nfe`` moves, float64.
+Grid = Literal["uniform", "cosine"]
+
+
+def time_grid(nfe: int, grid: Grid = "uniform") -> Float[Tensor, " n"]:
+    """Falling times of ``nfe`` moves, float64: from 1 to 0.
+
+    Args:
+        nfe: number of moves.
+        grid: ``uniform`` has even steps; ``cosine`` is cos(pi k / 2 nfe), which begins with small moves, while little
+            is known, and ends with large ones (MaskGIT, Chang et al. 2022, https://arxiv.org/abs/2202.04200).
 
     Raises:
-        UsageError: fewer than one move.
+        UsageError: fewer than one move, or no such grid.
     """
     if nfe < 1:
         raise UsageError(f"nfe is 1 or more network passes; got {nfe}")
-    return torch.linspace(1, 0, nfe + 1, dtype=torch.float64)
+    if grid not in get_args(Grid):
+        raise UsageError(f"a time grid is one of {', '.join(get_args(Grid))}; got {grid!r}")
+    even = torch.linspace(0, 1, nfe + 1, dtype=torch.float64)
+    times = 1 - even if grid == "uniform" else torch.cos(math.pi / 2 * even)
+    times[-1] = 0
+    return times
+
+
+def given_times(times: Sequence[float]) -> Float[Tensor, " n"]:
+    """Times that a user gives, checked: from 1 down to 0, each below the one before.
+
+    Raises:
+        UsageError: they are not.
+    """
+    if len(times) < 2 or times[0] != 1 or times[-1] != 0 or not all(b < a for a, b in pairwise(times)):
+        raise UsageError(f"times fall from 1 to 0, such as 1 0.7 0.3 0; got {' '.join(f'{t:g}' for t in times)}")
+    return torch.tensor(times, dtype=torch.float64)
 
 
 def alpha_at(schedule: Schedule, t: Float[Tensor, ""]) -> Float[Tensor, ""]:
@@ -64,6 +91,18 @@ def alpha_at(schedule: Schedule, t: Float[Tensor, ""]) -> Float[Tensor, ""]:
     return torch.ones_like(t) if t <= 0 else schedule.alpha(t)
 
 
+def path_alphas(schedule: Schedule, times: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+    """Signal rates at all times of a path, float64 on the CPU; see ``alpha_at``."""
+    return torch.stack([alpha_at(schedule, t) for t in times])
+
+
 def shared_rows(z: Int[Tensor, "b l"]) -> Int[Tensor, "r l"]:
     """One row if all rows of the batch are equal (as the all-mask state is), else the batch itself."""
     return z[:1] if bool((z == z[:1]).all()) else z
+
+
+def features_at(
+    denoiser: Denoiser, z: Int[Tensor, "b l"], t: Float[Tensor, ""], schedule: Schedule
+) -> Float[Tensor, "b l d"]:
+    """Trunk features of every row, all of them at time ``t``."""
+    return denoiser.features(z, noise_level(denoiser, sigma(schedule, t.expand(len(z))).float().to(z.device)))

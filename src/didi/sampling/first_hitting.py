@@ -13,11 +13,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from didi.diffusion.categorical import sample_categorical
-from didi.diffusion.masked import token_log_probs
 from didi.diffusion.noise import SequenceNoise
 from didi.diffusion.schedule import Schedule, sigma, time_at
 from didi.models.denoiser import Denoiser, noise_level
 from didi.sampling.base import StepOutput, shared_rows
+from didi.sampling.departure import EXACT, Departure
 
 
 @dataclass(frozen=True)
@@ -26,11 +26,11 @@ class FirstHitting:
 
     Attributes:
         denoiser: the network.
-        temperature: divides the logits; 1 is exact, another value is a recorded departure.
+        departure: temperature and top-p.
     """
 
     denoiser: Denoiser
-    temperature: float = 1.0
+    departure: Departure = EXACT
 
     @torch.inference_mode()
     def __call__(
@@ -54,7 +54,7 @@ class FirstHitting:
             is_masked = z == mask_id
             changed = is_masked & (is_masked.cumsum(1) == (rank + 1)[:, None])
             features = self._features(z, t, schedule)[changed]
-            log_probs = token_log_probs(self.denoiser.head(features) / self.temperature, mask_id)
+            log_probs = self.departure.log_probs(self.denoiser.head(features), mask_id)
             z = z.clone()
             z[changed] = sample_categorical(log_probs, which[is_active])
             num_left = num_left - is_active.long()

@@ -1,13 +1,12 @@
 """From a bundle to texts: the one entry to sampling that the API, the CLI and the evaluation share."""
 
-import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from didi.diffusion.categorical import Precision
@@ -18,11 +17,17 @@ from didi.models.dit import DiT
 from didi.models.hub import Bundle, Role
 from didi.sampling.ancestral import Ancestral
 from didi.sampling.autoregressive import LeftToRight
-from didi.sampling.base import Sampler, StepOutput, uniform_times
+from didi.sampling.base import Grid, Sampler, StepOutput, given_times, time_grid
+from didi.sampling.confidence import ConfidenceDecoding, ConfidenceOrder
+from didi.sampling.departure import Departure
+from didi.sampling.entropy_bounded import EntropyBounded
 from didi.sampling.first_hitting import FirstHitting
 from didi.sampling.guided import Guidance, Guided
+from didi.sampling.remasking import Remasking, RemaskingSampler
 
-SamplerName = Literal["ancestral", "guided", "first-hitting"]
+SamplerName = Literal[
+    "ancestral", "guided", "first-hitting", "tau-leaping", "confidence", "entropy-bounded", "remasking"
+]
 
 
 @dataclass(frozen=True)
@@ -57,12 +62,19 @@ class SamplingOptions:
     """How to sample; every field is recorded with the results.
 
     Attributes:
-        sampler: ``ancestral`` (Eq. 10; left to right for an autoregressive network) ``guided`` (Algorithm 2) or
-            ``first-hitting`` (exact, one token a pass).
+        sampler: ``ancestral`` (Eq. 10; left to right for an autoregressive network), ``guided`` (Algorithm 2),
+            ``first-hitting`` (exact, one token a pass), ``tau-leaping``, ``confidence``, ``entropy-bounded`` or
+            ``remasking``.
         role: which network; the student where there is one, by default.
         precision: of the draws.
         temperature: divides the logits; 1 is exact.
+        top_p: share of a token's law that is kept, the likeliest tokens first; 1 is exact.
+        grid: how the times of the moves are spaced.
+        times: the times themselves, from 1 down to 0, instead of ``nfe`` and ``grid``.
         guidance: settings of the guided sampler.
+        order: which positions ``confidence`` reveals first.
+        entropy_bound: nats that ``entropy-bounded`` may draw at once beyond the largest entropy.
+        remask: settings of ``remasking``.
         batch_size: sequences at a time; changes speed and memory, never a sample's law or seed.
     """
 
@@ -70,8 +82,23 @@ class SamplingOptions:
     role: Role | None = None
     precision: Precision = "float64"
     temperature: float = 1.0
+    top_p: float = 1.0
+    grid: Grid = "uniform"
+    times: tuple[float, ...] = ()
     guidance: Guidance = field(default_factory=Guidance)
+    order: ConfidenceOrder = field(default_factory=ConfidenceOrder)
+    entropy_bound: float = 1.0
+    remask: Remasking = field(default_factory=Remasking)
     batch_size: int = 32
+
+    @property
+    def departure(self) -> Departure:
+        """Temperature and top-p, checked."""
+        return Departure(self.temperature, self.top_p)
+
+    def move_times(self, nfe: int) -> Float[Tensor, " n"]:
+        """Times of the moves: the given ones, or a grid of ``nfe``."""
+        return given_times(self.times) if self.times else time_grid(nfe, self.grid)
 
 
 def make_sampler(bundle: Bundle, options: SamplingOptions) -> Sampler:
@@ -82,34 +109,41 @@ def make_sampler(bundle: Bundle, options: SamplingOptions) -> Sampler:
     """
     if options.precision not in get_args(Precision):
         raise UsageError(f"precision is one of {', '.join(get_args(Precision))}; got {options.precision!r}")
-    if not 0 < options.temperature < math.inf:
-        raise UsageError(f"temperature is positive; got {options.temperature}")
     if options.sampler not in get_args(SamplerName):
         raise UsageError(f"a sampler is one of {', '.join(get_args(SamplerName))}; got {options.sampler!r}")
+    departure = options.departure
     network = bundle.network(options.role)
     if isinstance(network, AutoregressiveLM):
         if options.sampler != "ancestral" or options.precision != "float64":
             raise UsageError(
                 "an autoregressive model has the ancestral sampler in float64; leave both at their default"
             )
-        return LeftToRight(network, options.temperature)
+        return LeftToRight(network, departure)
+    if options.sampler != "ancestral" and options.precision != "float64":
+        raise UsageError(f"{options.sampler} sampling draws in float64; leave --precision at float64")
     denoiser = bundle.denoiser(options.role)
-    if options.sampler == "guided":
-        if bundle.discriminator is None:
-            raise UsageError(f"guided sampling needs a discriminator; bundle {bundle.name} has none: use ancestral")
-        if options.precision != "float64":
-            raise UsageError("guided sampling draws in float64; leave --precision at float64")
-        return Guided(denoiser, bundle.discriminator, options.guidance, options.temperature)
-    if options.sampler == "first-hitting":
-        if options.precision != "float64":
-            raise UsageError("first-hitting sampling draws in float64; leave --precision at float64")
-        return FirstHitting(denoiser, options.temperature)
-    return Ancestral(denoiser, options.precision, options.temperature)
+    match options.sampler:
+        case "ancestral":
+            return Ancestral(denoiser, departure, options.precision)
+        case "tau-leaping":
+            return Ancestral(denoiser, departure, leap="tau")
+        case "guided":
+            if bundle.discriminator is None:
+                raise UsageError(f"guided sampling needs a discriminator; bundle {bundle.name} has none: use ancestral")
+            return Guided(denoiser, bundle.discriminator, options.guidance, departure)
+        case "first-hitting":
+            return FirstHitting(denoiser, departure)
+        case "confidence":
+            return ConfidenceDecoding(denoiser, options.order, departure)
+        case "entropy-bounded":
+            return EntropyBounded(denoiser, options.entropy_bound, departure)
+        case "remasking":
+            return RemaskingSampler(denoiser, options.remask, departure)
 
 
-def has_one_token_a_pass(network: DiT | AutoregressiveLM, sampler: SamplerName) -> bool:
-    """Whether the number of passes is given by the length: an autoregressive network, or first-hitting sampling."""
-    return isinstance(network, AutoregressiveLM) or sampler == "first-hitting"
+def is_self_paced(network: DiT | AutoregressiveLM, sampler: SamplerName) -> bool:
+    """Whether the number of passes, at most the length, does not follow from a time grid."""
+    return isinstance(network, AutoregressiveLM) or sampler in ("first-hitting", "entropy-bounded")
 
 
 def canvas_from_prompt(bundle: Bundle, length: int, *, prefix: str | None, infill: str | None) -> Int[Tensor, " l"]:
@@ -165,7 +199,7 @@ def steps(
         canvas = torch.full((network.length,), network.mask_id, dtype=torch.long)
     z = canvas.to(device).expand(len(indices), -1).clone()
     yield from make_sampler(bundle, options)(
-        z, uniform_times(nfe), bundle.schedule, SequenceNoise(seed, indices, device)
+        z, options.move_times(nfe), bundle.schedule, SequenceNoise(seed, indices, device)
     )
 
 
@@ -187,8 +221,8 @@ def generate(
     Args:
         bundle: from ``didi.load``.
         num_samples: number of sequences.
-        nfe: moves of the uniform time grid: the student passes of a sequence are at most this many. It is the
-            length, whatever is asked, where each pass gives one token.
+        nfe: moves of the time grid: the student passes of a sequence are at most this many. It is the length,
+            whatever is asked, where passes follow no grid, and the number of moves of ``times`` where those are given.
         seed: same seed, same samples, whatever the batch size.
         prefix: text that every sequence begins with.
         infill: text whose [MASK]s are filled in.
@@ -215,7 +249,7 @@ def generate(
     length = network.length if length is None else length
     if not 1 <= length <= network.length:
         raise UsageError(f"length lies in [1, {network.length}], the network's context; got {length}")
-    nfe = length if has_one_token_a_pass(network, options.sampler) else nfe
+    nfe = length if is_self_paced(network, options.sampler) else len(options.move_times(nfe)) - 1
     canvas = canvas_from_prompt(bundle, length, prefix=prefix, infill=infill)
     started = time.perf_counter()
     tokens, student, discriminator = [], [], []

@@ -14,7 +14,6 @@ from typing import Literal
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torch.nn import functional as F
 
 from didi.diffusion.categorical import sample_categorical
 from didi.diffusion.masked import reveal_probability, token_log_probs
@@ -24,8 +23,8 @@ from didi.errors import UsageError
 from didi.models.denoiser import Denoiser
 from didi.models.discriminator import Discriminator, log_ratio_logits
 from didi.objectives.didi import RewardReduction, log_density_ratio
-from didi.sampling.ancestral import features_of
-from didi.sampling.base import StepOutput, alpha_at
+from didi.sampling.base import StepOutput, features_at, path_alphas, shared_rows
+from didi.sampling.departure import EXACT, Departure
 
 
 @dataclass(frozen=True)
@@ -74,7 +73,7 @@ class Guided:
     denoiser: Denoiser
     discriminator: Discriminator
     guidance: Guidance = Guidance()
-    temperature: float = 1.0
+    departure: Departure = EXACT
 
     @torch.no_grad()
     def __call__(
@@ -82,93 +81,128 @@ class Guided:
     ) -> Iterator[StepOutput]:
         """See ``base.Sampler``."""
         scales = self.guidance.scales(len(times) - 1)
+        alphas = path_alphas(schedule, times)
         for move, (t, s) in enumerate(pairwise(times)):
+            reveal = float(reveal_probability(alphas[move + 1], alphas[move]))
             if move < len(scales):
-                z_next, is_active, num_scored = self._tilted_move(z, t, s, schedule, noise, scales[move])
+                z_next, is_active, num_scored = self._tilted_move(z, t, reveal, schedule, noise, scales[move])
             else:
-                z_next, is_active, num_scored = self._ranked_move(z, t, s, schedule, noise)
+                z_next, is_active, num_scored = self._ranked_move(z, t, s, reveal, schedule, noise)
             passes = is_active.long().cpu()
             yield StepOutput(z_next, float(s), z_next != z, passes, passes * num_scored)
             z = z_next
 
     def _draw_positions(
-        self, z: Int[Tensor, "b l"], t: Tensor, s: Tensor, schedule: Schedule, noise: SequenceNoise, num: int
+        self, z: Int[Tensor, "b l"], reveal: float, noise: SequenceNoise, num: int
     ) -> Bool[Tensor, "b m l"]:
         """For each of ``num`` independent candidates, the masked positions that the move reveals."""
-        reveal = reveal_probability(alpha_at(schedule, s), alpha_at(schedule, t)).to(z.device)
-        uniforms = noise.uniforms(num, z.shape[1])
-        return (z == self.denoiser.mask_id)[:, None] & (uniforms < reveal)
+        return (z == self.denoiser.mask_id)[:, None] & (noise.uniforms(num, z.shape[1]) < reveal)
+
+    def _features(
+        self, z: Int[Tensor, "b l"], t: Float[Tensor, ""], schedule: Schedule, is_read: Bool[Tensor, "b l"]
+    ) -> Float[Tensor, "n d"]:
+        """Trunk features at the positions read; one row of the network serves rows that are all equal."""
+        return features_at(self.denoiser, shared_rows(z), t, schedule).expand(len(z), -1, -1)[is_read]
 
     def _tilted_move(
-        self, z: Int[Tensor, "b l"], t: Tensor, s: Tensor, schedule: Schedule, noise: SequenceNoise, scale: float
+        self,
+        z: Int[Tensor, "b l"],
+        t: Float[Tensor, ""],
+        reveal: float,
+        schedule: Schedule,
+        noise: SequenceNoise,
+        scale: float,
     ) -> tuple[Int[Tensor, "b l"], Bool[Tensor, " b"], int]:
         """A move whose logits are tilted by ``scale`` times the clamped gradient of the reward."""
-        is_masked = z == self.denoiser.mask_id
-        is_revealed = self._draw_positions(z, t, s, schedule, noise, 1)[:, 0]
+        mask_id = self.denoiser.mask_id
+        is_revealed = self._draw_positions(z, reveal, noise, 1)[:, 0]
         uniforms = noise.uniforms(z.shape[1])
         is_active = is_revealed.any(1)
         if not is_active.any():
             return z, is_active, 0
-        z_active, is_masked, revealed = z[is_active], is_masked[is_active], is_revealed[is_active]
-        features = features_of(self.denoiser, z_active, t, schedule)
+        active, revealed = z[is_active], is_revealed[is_active]
         if scale == 0:
-            logits = self.denoiser.head(features[revealed])
+            logits = self.denoiser.head(self._features(active, t, schedule, revealed))
         else:
-            logits = self.denoiser.head(features[is_masked])
-            gradient = self._reward_gradient(logits, z_active, is_masked, t, schedule)
+            is_masked = active == mask_id
+            everywhere = self.denoiser.head(self._features(active, t, schedule, is_masked))
+            logits = everywhere[revealed[is_masked]]
+            gradient = self._reward_gradient(logits, everywhere, active, revealed, t, schedule)
             bound = self.guidance.gradient_clamp
-            logits = (logits + scale * gradient.clamp(-bound, bound))[revealed[is_masked]]
-        log_probs = token_log_probs(logits / self.temperature, self.denoiser.mask_id)
+            logits = logits + scale * gradient.clamp(-bound, bound)
         z = z.clone()
-        z[is_revealed] = sample_categorical(log_probs, uniforms[is_revealed])
+        z[is_revealed] = sample_categorical(self.departure.log_probs(logits, mask_id), uniforms[is_revealed])
         return z, is_active, 0 if scale == 0 else 2
 
     def _reward_gradient(
         self,
         logits: Float[Tensor, "n v"],
+        everywhere: Float[Tensor, "m v"],
         z: Int[Tensor, "b l"],
-        is_masked: Bool[Tensor, "b l"],
-        t: Tensor,
+        is_revealed: Bool[Tensor, "b l"],
+        t: Float[Tensor, ""],
         schedule: Schedule,
     ) -> Float[Tensor, "n v"]:
-        """Gradient of minus the summed log-ratio at masked positions, through the expected embedding."""
+        """Gradient by ``logits`` of minus the summed log-ratio at masked positions, through the expected embedding.
+
+        Args:
+            logits: those of the positions that the move reveals, which alone are drawn from and differentiated.
+            everywhere: those of all masked positions.
+            z: the state moved from.
+            is_revealed: the positions of ``logits``.
+            t: its time.
+            schedule: noise schedule.
+        """
+        mask_id = self.denoiser.mask_id
+        is_masked = z == mask_id
+        embedded = self.discriminator.embed(z)
+        others = ~is_revealed[is_masked]
+        embedded[is_masked & ~is_revealed] = self._expected_embedding(everywhere[others])
         with torch.enable_grad():
             leaf = logits.detach().float().requires_grad_(True)
-            simplex = F.one_hot(z, self.denoiser.vocab_size).float()
-            simplex[is_masked] = token_log_probs(leaf, self.denoiser.mask_id).exp()
-            level = sigma(schedule, t.to(z.device).expand(z.shape[0])).float()
-            log_ratio = self.discriminator(simplex, level if self.discriminator.is_time_conditioned else None)
+            embedded = embedded.index_put((is_revealed,), self._expected_embedding(leaf))
+            level = sigma(schedule, t.expand(len(z))).float().to(z.device)
+            log_ratio = self.discriminator.from_embeddings(
+                embedded, level if self.discriminator.is_time_conditioned else None
+            )
             reward = -(log_ratio[is_masked] if log_ratio.ndim == 2 else log_ratio).sum()
             return torch.autograd.grad(reward, leaf)[0]
 
+    def _expected_embedding(self, logits: Float[Tensor, "n v"]) -> Float[Tensor, "n d"]:
+        return self.discriminator.embed(token_log_probs(logits, self.denoiser.mask_id).exp())
+
     def _ranked_move(
-        self, z: Int[Tensor, "b l"], t: Tensor, s: Tensor, schedule: Schedule, noise: SequenceNoise
+        self,
+        z: Int[Tensor, "b l"],
+        t: Float[Tensor, ""],
+        s: Float[Tensor, ""],
+        reveal: float,
+        schedule: Schedule,
+        noise: SequenceNoise,
     ) -> tuple[Int[Tensor, "b l"], Bool[Tensor, " b"], int]:
         """A move drawn ``num_candidates`` times from one network pass, of which one is chosen by its reward."""
-        num = self.guidance.num_candidates
-        is_revealed = self._draw_positions(z, t, s, schedule, noise, num)
+        num, mask_id = self.guidance.num_candidates, self.denoiser.mask_id
+        is_revealed = self._draw_positions(z, reveal, noise, num)
         uniforms, choice = noise.uniforms(num, z.shape[1]), noise.uniforms(1)
         is_active = is_revealed.any(2).any(1)
         if not is_active.any():
             return z, is_active, 0
-        revealed = is_revealed[is_active]
-        features = features_of(self.denoiser, z[is_active], t, schedule)
-        is_needed = revealed.any(1)
-        logits = self.denoiser.head(features[is_needed]) / self.temperature
-        row_of = is_needed.flatten().cumsum(0).view_as(is_needed)[:, None].expand_as(revealed)[revealed] - 1
-        candidates = z[is_active][:, None].repeat(1, num, 1)
-        log_probs = token_log_probs(logits, self.denoiser.mask_id)[row_of]
-        candidates[revealed] = sample_categorical(log_probs, uniforms[is_active][revealed])
+        active, revealed = z[is_active], is_revealed[is_active]
+        # A row of logits serves all candidates: one cumulative distribution, as many draws.
+        is_read = revealed.any(1)
+        log_probs = self.departure.log_probs(self.denoiser.head(self._features(active, t, schedule, is_read)), mask_id)
+        drawn = sample_categorical(log_probs, uniforms[is_active].transpose(1, 2)[is_read])
+        candidates = active[:, None].repeat(1, num, 1)
+        candidates.transpose(1, 2)[is_read] = drawn
+        candidates = torch.where(revealed, candidates, active[:, None])
         z = z.clone()
         if num == 1:
             z[is_active] = candidates[:, 0]
             return z, is_active, 0
-        level = sigma(schedule, s.to(z.device).expand(candidates.shape[0] * num)).float()
         flat = candidates.flatten(0, 1)
+        level = sigma(schedule, s.expand(len(flat))).float().to(z.device)
         log_ratio = log_density_ratio(
-            log_ratio_logits(self.discriminator, flat, level),
-            flat == self.denoiser.mask_id,
-            reduction=self.guidance.reduction,
+            log_ratio_logits(self.discriminator, flat, level), flat == mask_id, reduction=self.guidance.reduction
         ).view(-1, num)
         ranked = -log_ratio / self.guidance.rank_temperature
         chosen = (

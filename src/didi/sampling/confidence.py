@@ -1,0 +1,105 @@
+"""Confidence decoding: each move reveals the positions that the network is surest of (MaskGIT, LLaDA).
+
+How many a move reveals is given by the time grid, which ones by the network: samples do not follow the model's law, and
+sure, common words come first. It runs the vocabulary head at every mask in every move.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Literal, get_args
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from didi.diffusion.categorical import entropy, sample_categorical
+from didi.diffusion.noise import SequenceNoise
+from didi.diffusion.schedule import Schedule
+from didi.errors import UsageError
+from didi.models.denoiser import Denoiser
+from didi.sampling.base import StepOutput, features_at, path_alphas, shared_rows
+from didi.sampling.departure import EXACT, Departure
+
+Measure = Literal["probability", "margin", "entropy"]
+
+
+@dataclass(frozen=True)
+class ConfidenceOrder:
+    """Which positions come first.
+
+    Attributes:
+        measure: ``probability`` of the token drawn (MaskGIT, https://arxiv.org/abs/2202.04200; LLaDA's low-confidence
+            remasking); ``margin`` between the two likeliest tokens (Kim et al. 2025,
+            https://arxiv.org/abs/2502.06768); least ``entropy`` of the law (Dream).
+        gumbel: scale of the Gumbel noise on the log-confidence, falling linearly to 0 (MaskGIT's choice temperature);
+            0 follows the network's order strictly.
+    """
+
+    measure: Measure = "probability"
+    gumbel: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.measure not in get_args(Measure):
+            raise UsageError(f"a confidence measure is one of {', '.join(get_args(Measure))}; got {self.measure!r}")
+        if not self.gumbel >= 0:
+            raise UsageError(f"gumbel is a scale, 0 or more; got {self.gumbel}")
+
+    def log_confidence(self, log_probs: Float[Tensor, "n v"], drawn: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
+        """Confidence in the token of each row, the greater the surer."""
+        if self.measure == "probability":
+            return log_probs.gather(1, drawn[:, None]).squeeze(1)
+        if self.measure == "entropy":
+            return -entropy(log_probs)
+        first, second = log_probs.exp().topk(2, dim=-1).values.unbind(-1)
+        return (first - second).log()
+
+
+@dataclass(frozen=True)
+class ConfidenceDecoding:
+    """Confidence decoding of a denoiser; tokens are drawn in float64.
+
+    Attributes:
+        denoiser: the network.
+        order: which positions come first.
+        departure: temperature and top-p of the tokens.
+    """
+
+    denoiser: Denoiser
+    order: ConfidenceOrder = ConfidenceOrder()
+    departure: Departure = EXACT
+
+    @torch.inference_mode()
+    def __call__(
+        self, z: Int[Tensor, "b l"], times: Float[Tensor, " n"], schedule: Schedule, noise: SequenceNoise
+    ) -> Iterator[StepOutput]:
+        """See ``base.Sampler``; a move leaves the expected number of masks, rounded."""
+        mask_id, none = self.denoiser.mask_id, torch.zeros(len(z), dtype=torch.long)
+        num_left = num_masked = (z == mask_id).sum(1).cpu()
+        alphas = path_alphas(schedule, times)
+        for move, (t, s) in enumerate(pairwise(times)):
+            num_after = (num_masked * (1 - alphas[move + 1]) / (1 - alphas[0])).round().long()
+            num_revealed = num_left - num_after
+            is_active = num_revealed > 0
+            changed = torch.zeros_like(z, dtype=torch.bool)
+            if is_active.any():
+                rows = is_active.nonzero().squeeze(1)
+                uniforms, gumbels = noise.uniforms(2, z.shape[1], rows=rows.tolist()).unbind(1)
+                active = z[rows.to(z.device)]
+                is_masked = active == mask_id
+                features = features_at(self.denoiser, shared_rows(active), t, schedule)
+                law = self.departure.log_probs(
+                    self.denoiser.head(features.expand(len(active), -1, -1)[is_masked]), mask_id
+                )
+                drawn = sample_categorical(law, uniforms[is_masked])
+                confidence = torch.full(active.shape, -torch.inf, dtype=torch.float64, device=z.device)
+                confidence[is_masked] = self.order.log_confidence(law, drawn).double().clamp(min=-1e30)
+                if self.order.gumbel:
+                    confidence = confidence - self.order.gumbel * float(s) * (-gumbels.log()).log()
+                rank = confidence.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+                is_revealed = rank < num_revealed[rows].to(z.device)[:, None]
+                z = z.clone()
+                z[rows.to(z.device)] = active.masked_scatter(is_masked, drawn).where(is_revealed, active)
+                changed[rows.to(z.device)] = is_revealed
+                num_left = num_left - num_revealed.clamp(min=0)
+            yield StepOutput(z, float(s), changed, is_active.long(), none)

@@ -1,0 +1,45 @@
+"""Departures from the model's own law that users ask for: temperature and nucleus (top-p) truncation."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from didi.diffusion.masked import token_log_probs
+from didi.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Departure:
+    """How far the law of a token departs from the network's; the default does not.
+
+    Attributes:
+        temperature: divides the logits; 1 is exact.
+        top_p: the likeliest tokens whose mass reaches this share are kept (Holtzman et al. 2020,
+            https://arxiv.org/abs/1904.09751); 1 is exact.
+    """
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.temperature < math.inf:
+            raise UsageError(f"temperature is positive; got {self.temperature}")
+        if not 0 < self.top_p <= 1:
+            raise UsageError(f"top_p lies in (0, 1]; got {self.top_p}")
+
+    def log_probs(self, logits: Float[Tensor, "n v"], mask_id: int) -> Float[Tensor, "n v"]:
+        """Normalised law of the token in each row, float32; the mask has none of it."""
+        log_probs = token_log_probs(logits if self.temperature == 1 else logits / self.temperature, mask_id)
+        if self.top_p == 1:
+            return log_probs
+        ordered, order = log_probs.sort(dim=-1, descending=True)
+        probs = ordered.double().exp()
+        is_cut = probs.cumsum(-1) - probs >= self.top_p  # the likelier ones have reached the share without it
+        kept = log_probs.masked_fill(torch.zeros_like(is_cut).scatter(-1, order, is_cut), -torch.inf)
+        return kept.log_softmax(-1)
+
+
+EXACT = Departure()

@@ -1,0 +1,97 @@
+"""Remasking sampler: visible tokens may be masked again, so that early mistakes can be mended (ReMDM).
+
+Wang et al. 2025, https://arxiv.org/abs/2503.00307. A visible token is masked with probability sigma in a move, and
+masks are revealed so much oftener that the marginals stay those of the diffusion; sigma = 0 is ancestral sampling.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Literal, get_args
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from didi.diffusion.categorical import sample_categorical
+from didi.diffusion.noise import SequenceNoise
+from didi.diffusion.schedule import Schedule
+from didi.errors import UsageError
+from didi.models.denoiser import Denoiser
+from didi.sampling.base import StepOutput, features_at, path_alphas, shared_rows
+from didi.sampling.departure import EXACT, Departure
+
+Strategy = Literal["cap", "rescale"]
+
+
+@dataclass(frozen=True)
+class Remasking:
+    """How often a visible token is masked again.
+
+    Attributes:
+        strategy: ``cap`` is the least of ``eta`` and the largest possible sigma, ``rescale`` is ``eta`` times that.
+        eta: the strength, in [0, 1]; 0 is ancestral sampling.
+        t_on: remasking begins at this time, and
+        t_off: ends at this one (the paper's *switch*).
+    """
+
+    strategy: Strategy = "cap"
+    eta: float = 0.02
+    t_on: float = 1.0
+    t_off: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.strategy not in get_args(Strategy):
+            raise UsageError(f"a remasking strategy is one of {', '.join(get_args(Strategy))}; got {self.strategy!r}")
+        if not 0 <= self.eta <= 1:
+            raise UsageError(f"remasking eta lies in [0, 1]; got {self.eta}")
+        if not 0 <= self.t_off <= self.t_on <= 1:
+            raise UsageError(f"remasking times are 0 <= t_off <= t_on <= 1; got {self.t_off} and {self.t_on}")
+
+    def probability(self, t: float, alpha_t: float, alpha_s: float) -> float:
+        """The sigma of a move from ``t``; at most (1 - alpha_s) / alpha_t, beyond which no reverse process exists."""
+        if not self.t_off <= t <= self.t_on:
+            return 0.0
+        largest = 1.0 if alpha_t == 0 else min(1.0, (1 - alpha_s) / alpha_t)
+        return min(self.eta, largest) if self.strategy == "cap" else self.eta * largest
+
+
+@dataclass(frozen=True)
+class RemaskingSampler:
+    """ReMDM sampler of a denoiser; float64 draws. Tokens of the prompt are never masked.
+
+    Attributes:
+        denoiser: the network.
+        remasking: how often visible tokens are masked again.
+        departure: temperature and top-p.
+    """
+
+    denoiser: Denoiser
+    remasking: Remasking = Remasking()
+    departure: Departure = EXACT
+
+    @torch.inference_mode()
+    def __call__(
+        self, z: Int[Tensor, "b l"], times: Float[Tensor, " n"], schedule: Schedule, noise: SequenceNoise
+    ) -> Iterator[StepOutput]:
+        """See ``base.Sampler``."""
+        mask_id, none = self.denoiser.mask_id, torch.zeros(len(z), dtype=torch.long)
+        is_free = z == mask_id
+        alphas = path_alphas(schedule, times).tolist()
+        for move, (t, s) in enumerate(pairwise(times)):
+            alpha_t, alpha_s = alphas[move], alphas[move + 1]
+            remask = self.remasking.probability(float(t), alpha_t, alpha_s)
+            reveal = (alpha_s - (1 - remask) * alpha_t) / (1 - alpha_t)
+            event, draw = noise.uniforms(2, z.shape[1]).unbind(1)
+            is_masked = z == mask_id
+            is_revealed = is_masked & (event < reveal)
+            is_remasked = is_free & ~is_masked & (event < remask)
+            is_active = is_revealed.any(1)
+            z_next = z.masked_fill(is_remasked, mask_id)
+            if is_active.any():
+                active = z[is_active]
+                features = features_at(self.denoiser, shared_rows(active), t, schedule).expand(len(active), -1, -1)
+                law = self.departure.log_probs(self.denoiser.head(features[is_revealed[is_active]]), mask_id)
+                z_next[is_revealed] = sample_categorical(law, draw[is_revealed])
+            z = z_next
+            yield StepOutput(z, float(s), is_revealed | is_remasked, is_active.long().cpu(), none)

@@ -1,0 +1,91 @@
+import itertools
+
+import pytest
+import torch
+
+from didi.diffusion.noise import SequenceNoise
+from didi.diffusion.schedule import schedule_from_name
+from didi.errors import UsageError
+from didi.sampling.base import time_grid
+from didi.sampling.confidence import ConfidenceDecoding, ConfidenceOrder
+
+NUM = 4000
+LOG_LINEAR = schedule_from_name("log-linear")
+
+
+def score(measure, probs, token):
+    """Confidence in one position."""
+    if measure == "probability":
+        return float(probs[token])
+    if measure == "entropy":
+        return float((probs * probs.log()).sum())
+    first, second = probs.topk(2).values.tolist()
+    return first - second
+
+
+def one_at_a_time(world, measure):
+    """Exact law when the surer of two positions is revealed first, each from its law given what is visible."""
+    probs = world.table[..., :3].double().softmax(-1)
+    law = torch.zeros(3, 3, dtype=torch.float64)
+    for first, second in itertools.product(range(3), repeat=2):
+        mass = probs[15, 0, first] * probs[15, 1, second]
+        scores = [score(measure, probs[15, 0], first), score(measure, probs[15, 1], second)]
+        if scores[0] >= scores[1]:
+            law[first] += mass * probs[first * 4 + 3, 1]
+        else:
+            law[:, second] += mass * probs[12 + second, 0]
+    return law.flatten()
+
+
+@pytest.mark.parametrize("measure", ["probability", "margin", "entropy"])
+def test_samples_follow_the_law_of_the_surest_first(world, tabular, draw, chi_square, measure):
+    sampler = ConfidenceDecoding(tabular(world.table), ConfidenceOrder(measure))
+    steps, drawn = draw(sampler, LOG_LINEAR, num=NUM, nfe=2)
+    assert all((step.changed.sum(1) == 1).all() for step in steps)
+    assert chi_square(drawn, one_at_a_time(world, measure)) > 1e-3
+
+
+def test_the_measures_differ(world):
+    laws = [one_at_a_time(world, measure) for measure in ("probability", "margin")]
+    assert (laws[0] - laws[1]).abs().max() > 0.01
+
+
+def test_one_move_is_the_networks_own_law(world, tabular, draw, chi_square):
+    _, drawn = draw(ConfidenceDecoding(tabular(world.table)), LOG_LINEAR, num=NUM, nfe=1)
+    assert chi_square(drawn, world.law([world.table], LOG_LINEAR)) > 1e-3
+
+
+def test_noise_on_the_order_mixes_it(world, tabular, draw):
+    probs = world.table[15, :, :3].softmax(-1)
+    surer = int(score("entropy", probs[1], 0) > score("entropy", probs[0], 0))
+    for gumbel, low, high in ((0.0, 1.0, 1.0), (50.0, 0.4, 0.6)):
+        sampler = ConfidenceDecoding(tabular(world.table), ConfidenceOrder("entropy", gumbel))
+        steps, _ = draw(sampler, LOG_LINEAR, num=1000, nfe=2)
+        assert low <= float(steps[0].changed[:, surer].double().mean()) <= high
+
+
+@torch.no_grad()
+def test_each_move_leaves_the_expected_masks_and_prompts_stay(make_dit):
+    network = make_dit(vocab_size=9, length=12, seed=1)
+    z = torch.full((3, 12), network.mask_id)
+    z[1, :6] = 1
+    z[2] = 2
+    sampler = ConfidenceDecoding(network)
+    left, prompts = [], z.clone()
+    for step in sampler(z, time_grid(4), LOG_LINEAR, SequenceNoise(0, range(3))):
+        left.append((step.z == network.mask_id).sum(1).tolist())
+        assert torch.equal(step.z[prompts != network.mask_id], prompts[prompts != network.mask_id])
+        assert step.student_passes[2] == 0
+    assert left == [[9, 4, 0], [6, 3, 0], [3, 2, 0], [0, 0, 0]]
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"measure": "rank"}, "a confidence measure is one of probability, margin, entropy; got 'rank'"),
+        ({"gumbel": -1.0}, "gumbel is a scale, 0 or more"),
+    ],
+)
+def test_settings_out_of_range_are_refused(unchecked, values, said):
+    with pytest.raises(UsageError, match=said):
+        ConfidenceOrder(**values)

@@ -1,0 +1,58 @@
+import pytest
+import torch
+
+from didi.diffusion.schedule import schedule_from_name
+from didi.errors import UsageError
+from didi.sampling.ancestral import Ancestral
+from didi.sampling.departure import EXACT, Departure
+
+LOGITS = torch.tensor([[0.0, 1.0, 2.0, 9.0], [3.0, 0.0, 0.0, 9.0]])
+MASK = 3
+
+
+def test_the_default_is_the_networks_own_law_without_the_mask():
+    torch.testing.assert_close(EXACT.log_probs(LOGITS, MASK)[:, :3].exp(), LOGITS[:, :3].softmax(-1))
+    assert (EXACT.log_probs(LOGITS, MASK)[:, MASK] == -torch.inf).all()
+
+
+def test_temperature_divides_the_logits():
+    found = Departure(temperature=0.5).log_probs(LOGITS, MASK)[:, :3].exp()
+    torch.testing.assert_close(found, (2 * LOGITS[:, :3]).softmax(-1))
+
+
+@pytest.mark.parametrize(("top_p", "kept"), [(0.6, [[2], [0]]), (0.7, [[1, 2], [0]]), (0.95, [[0, 1, 2], [0, 1]])])
+def test_top_p_keeps_the_fewest_likely_tokens_that_reach_the_share(top_p, kept):
+    # The rows are (0.090, 0.245, 0.665) and (0.909, 0.045, 0.045).
+    found = Departure(top_p=top_p).log_probs(LOGITS, MASK).exp()
+    for row, probs, tokens in zip(found, LOGITS[:, :3].softmax(-1), kept, strict=True):
+        expected = torch.zeros(4)
+        expected[tokens] = probs[tokens] / probs[tokens].sum()
+        torch.testing.assert_close(row, expected)
+
+
+def test_the_likeliest_token_is_always_kept():
+    found = Departure(top_p=1e-9).log_probs(LOGITS, MASK)
+    assert (found > -torch.inf).sum(-1).tolist() == [1, 1]
+
+
+def test_a_sampler_draws_from_the_law_it_departs_to(world, tabular, draw, chi_square):
+    log_linear = schedule_from_name("log-linear")
+    departure = Departure(temperature=0.8, top_p=0.7)
+    law = departure.log_probs(world.table.flatten(0, 1), world.MASK).view_as(world.table)
+    for precision in ("float64", "float32"):
+        _, drawn = draw(Ancestral(tabular(world.table), departure, precision), log_linear, num=3000, nfe=2)
+        assert chi_square(drawn, world.law([law] * 2, log_linear)) > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"temperature": 0.0}, "temperature is positive; got 0.0"),
+        ({"temperature": float("nan")}, "temperature is positive"),
+        ({"top_p": 0.0}, r"top_p lies in \(0, 1\]; got 0.0"),
+        ({"top_p": 1.5}, "top_p lies in"),
+    ],
+)
+def test_values_out_of_range_are_refused(values, said):
+    with pytest.raises(UsageError, match=said):
+        Departure(**values)
