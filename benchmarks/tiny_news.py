@@ -1,6 +1,7 @@
 """The figures of docs/results/tiny-news.md: measure them, time them, and write the page.
 
-    python benchmarks/tiny_news.py measure --model tiny-news --baseline RUN/bundle --cells DIR [--share 0/2]
+    python benchmarks/tiny_news.py measure --model tiny-news --baseline RUN/bundle --cells DIR
+                                           [--share 0/2] [--roles data teacher]
     python benchmarks/tiny_news.py time    --model tiny-news --baseline RUN/bundle --cells DIR
     python benchmarks/tiny_news.py page    [--cells DIR]
 
@@ -39,11 +40,13 @@ from didi.training.pretrain import validation_nll
 SEED = 20_263
 NUM_SAMPLES = 256
 NFES = (4, 8, 16, 32, 64, 128)
+GUIDED_NFES = NFES[:4]  # beyond them guidance costs more than the passes that it saves
 TEMPERATURES = (0.8, 0.9, 1.1, 1.2)
 JUDGE = "smollm2-135m"
 LENGTH = 128
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
 BEGIN, END = "<!-- written by benchmarks/tiny_news.py page: begin -->", "<!-- end -->"
+ALL_ROLES = ("data", "teacher", "student", "autoregressive")
 TIMED_ROUNDS = {1: 15, 32: 5}  # by batch size
 
 Timing = dict[str, dict[str, list[float]]]
@@ -62,39 +65,51 @@ class Cell:
     def name(self) -> str:
         return f"{self.role}-{self.sampler}-{self.nfe}-{self.temperature:g}"
 
+    @property
+    def networks(self) -> list[str]:
+        """What its figures depend on."""
+        guide = ["discriminator"] if self.sampler == "guided" else []
+        return ["tokenizer", *([] if self.role == "data" else [self.role]), *guide]
+
 
 DATA, TWIN = Cell("data"), Cell("autoregressive", nfe=LENGTH)
-SWEPT = (
-    Cell("teacher", nfe=32), Cell("teacher", nfe=128), Cell("student", nfe=8), Cell("student", "guided", 8), TWIN,
-)  # fmt: skip
+TEACHER_32, TEACHER_128 = Cell("teacher", nfe=32), Cell("teacher", nfe=128)
+STUDENT_8, GUIDED_8 = Cell("student", nfe=8), Cell("student", "guided", 8)
+SWEPT = (TEACHER_32, STUDENT_8, GUIDED_8, TWIN)
 
 
 def cells() -> Iterator[Cell]:
     yield DATA
     for nfe in NFES:
-        yield from (Cell("teacher", nfe=nfe), Cell("student", nfe=nfe), Cell("student", "guided", nfe))
+        yield from (Cell("teacher", nfe=nfe), Cell("student", nfe=nfe))
+    yield from (Cell("student", "guided", nfe) for nfe in GUIDED_NFES)
     yield TWIN
     yield from (replace(cell, temperature=temperature) for temperature in TEMPERATURES for cell in SWEPT)
+    yield Cell("teacher", nfe=128, temperature=0.9)  # the dearest cell: enough to read it at the student's entropy
 
 
 # ----------------------------------------------------------------------------------------------------------------- #
 # Measuring
 
 
-def models(args: argparse.Namespace) -> tuple[didi.Bundle, didi.Bundle, str]:
-    """The bundle, the baseline's, and a digest of all their weights; both must read the same tokens."""
+def models(args: argparse.Namespace) -> tuple[didi.Bundle, didi.Bundle, dict[str, str]]:
+    """The bundle, the baseline's, and a digest of each network's weights; both must read the same tokens."""
     bundle, baseline = didi.load(args.model), didi.load(args.baseline)
     if bundle.tokenizer.to_str() != baseline.tokenizer.to_str():
         sys.exit(f"{args.model} and {args.baseline} have different tokenizers: train the baseline on the same tokens")
-    digest = hashlib.sha256()
-    for network in (getattr(one, role) for one in (bundle, baseline) for role in ROLES):
-        for value in [] if network is None else network.state_dict().values():
-            digest.update(value.contiguous().numpy().tobytes())
-    return bundle, baseline, digest.hexdigest()[:16]
+    digests = {"tokenizer": hashlib.sha256(bundle.tokenizer.to_str().encode()).hexdigest()[:16]}
+    for one in (bundle, baseline):
+        for role in ROLES:
+            if (network := getattr(one, role)) is not None:
+                digest = hashlib.sha256()
+                for value in network.state_dict().values():
+                    digest.update(value.contiguous().numpy().tobytes())
+                digests[role] = digest.hexdigest()[:16]
+    return bundle, baseline, digests
 
 
 def measure(args: argparse.Namespace) -> None:
-    bundle, baseline, digest = models(args)
+    bundle, baseline, digests = models(args)
     judge = load_judge(JUDGE)
     test = open_source("news", length=LENGTH, tokenizer=bundle.tokenizer).test
 
@@ -104,9 +119,10 @@ def measure(args: argparse.Namespace) -> None:
         return validation_nll(network, test, bundle.schedule, batch_size=32, device=torch.device("cpu"))
 
     number, of = map(int, args.share.split("/"))
-    for cell in list(cells())[number::of]:
+    for cell in [cell for cell in cells() if cell.role in args.roles][number::of]:
         file = args.cells / f"{cell.name}.json"
-        if file.is_file() and json.loads(file.read_text())["models"] == digest:
+        used = {name: digests[name] for name in cell.networks}
+        if file.is_file() and json.loads(file.read_text())["models"] == used:
             continue
         if cell == DATA:
             order = torch.randperm(len(test), generator=torch.Generator().manual_seed(SEED))  # neighbours are alike
@@ -131,13 +147,13 @@ def measure(args: argparse.Namespace) -> None:
         fields = {
             key: None if isinstance(value, float) and math.isnan(value) else value for key, value in asdict(row).items()
         }
-        write(file, {"models": digest, "row": fields, "texts": texts[:2]})
+        write(file, {"models": used, "row": fields, "texts": texts[:2]})
         print(f"{cell.name}: perplexity {row.gen_ppl:.1f}, entropy {row.entropy:.3f}", flush=True)
 
 
 def time_cells(args: argparse.Namespace) -> None:
     """Seconds per sequence at temperature 1. Each round runs every cell once, so slow minutes are shared by all."""
-    bundle, baseline, digest = models(args)
+    bundle, baseline, digests = models(args)
     timed = [cell for cell in cells() if cell.nfe and cell.temperature == 1]
     seconds: Timing = {cell.name: {str(size): [] for size in TIMED_ROUNDS} for cell in timed}
     for size, num_rounds in TIMED_ROUNDS.items():
@@ -148,7 +164,7 @@ def time_cells(args: argparse.Namespace) -> None:
                 didi.generate(model, num_samples=size, nfe=cell.nfe, seed=number, role=cell.role, sampler=cell.sampler)
                 if number:  # the first round warms up
                     seconds[cell.name][str(size)].append((time.perf_counter() - begin) / size)
-    write(args.cells / "timing.json", {"models": digest, "machine": machine_name(), "seconds": seconds})
+    write(args.cells / "timing.json", {"models": digests, "machine": machine_name(), "seconds": seconds})
 
 
 def write(file: Path, record: dict[str, Any]) -> None:
@@ -167,7 +183,7 @@ def page(args: argparse.Namespace) -> None:
     if args.cells:
         record = {cell.name: json.loads((args.cells / f"{cell.name}.json").read_text()) for cell in cells()}
         timing = json.loads((args.cells / "timing.json").read_text())
-        if len({part["models"] for part in [*record.values(), timing]}) > 1:
+        if any(not cell["models"].items() <= timing["models"].items() for cell in record.values()):
             sys.exit(f"{args.cells} holds figures of different models: measure and time them again")
         write(stored, {"cells": record, "timing": timing})
     record = json.loads(stored.read_text())
@@ -179,7 +195,7 @@ def page(args: argparse.Namespace) -> None:
     machine = record["timing"]["machine"]
     rows = {name: replace(row, machine=machine) for name, row in rows.items()}
     at_one = [row for row in rows.values() if row.temperature == 1]
-    kinds = {(cell.role, cell.sampler, cell.nfe) for cell in SWEPT}
+    kinds = {(cell.role, cell.sampler, cell.nfe) for cell in (*SWEPT, TEACHER_128)}
     swept = [row for row in rows.values() if (row.role, row.sampler, row.nfe) in kinds]
     perplexity_figure(at_one, RESULTS / "tiny-news.png")
     latency_figure(at_one, RESULTS / "tiny-news-latency.png")
@@ -233,8 +249,7 @@ def worst_ratio(rows: dict[str, EvaluationRow], ours: Cell, theirs: Cell) -> tup
 
 def verdicts(rows: dict[str, EvaluationRow]) -> list[str]:
     """The claims of this page as a table: figure, bound, and whether it holds."""
-    teacher32, teacher128, student8, guided8 = SWEPT[:4]
-    data, teacher, student, guided = (rows[cell.name] for cell in (DATA, teacher128, student8, guided8))
+    data, teacher, student, guided = (rows[cell.name] for cell in (DATA, TEACHER_128, STUDENT_8, GUIDED_8))
     lines = ["| claim | figure | bound | holds |", "|---|--:|--:|---|"]
 
     def claim(text: str, figure: float, bound: float, *, is_upper: bool = True) -> None:
@@ -247,10 +262,10 @@ def verdicts(rows: dict[str, EvaluationRow]) -> list[str]:
     claim("teacher at 128 NFE: perplexity over that of held-out news", teacher.gen_ppl / data.gen_ppl, 4)
     claim("student at 8 NFE: perplexity over the teacher's at 128", student.gen_ppl / teacher.gen_ppl, 1)
     claim("the same two: entropy over the teacher's", student.entropy / teacher.entropy, 0.97, is_upper=False)
-    for theirs in (teacher32, teacher128):
-        ratio, num = worst_ratio(rows, student8, theirs)
+    for theirs in (TEACHER_32, TEACHER_128):
+        ratio, num = worst_ratio(rows, STUDENT_8, theirs)
         claim(f"student at 8 NFE over teacher at {theirs.nfe} at equal entropy, worst of {num} points", ratio, 1)
-    saved = 1 - perplexity_at_entropy(sweep(rows, guided8), student.entropy) / student.gen_ppl
+    saved = 1 - perplexity_at_entropy(sweep(rows, GUIDED_8), student.entropy) / student.gen_ppl
     claim("guidance at 8 NFE: perplexity saved at the plain student's entropy", saved, 0.15, is_upper=False)
     lines.append(
         f"\nGuidance at 8 NFE: {guided.discriminator_passes:.1f} discriminator passes a sequence; at temperature 1 its "
@@ -265,7 +280,7 @@ def against_twin(rows: dict[str, EvaluationRow], timing: Timing) -> list[str]:
     for sampler in ("ancestral", "guided"):
         title = f"**Student, {sampler}, against the autoregressive twin:**"
         meeting, missed = None, []
-        for nfe in NFES:
+        for nfe in NFES if sampler == "ancestral" else GUIDED_NFES:
             row = rows[Cell("student", sampler, nfe).name]
             bar = perplexity_at_entropy(sweep(rows, TWIN), row.entropy)
             if row.gen_ppl <= bar:
@@ -345,6 +360,7 @@ def main(words: Sequence[str] | None = None) -> None:
             command.add_argument("--baseline", required=True, help="bundle of didi pretrain tiny-news-ar")
         if name == "measure":
             command.add_argument("--share", default="0/1", help="K/N: every Nth cell from the Kth on")
+            command.add_argument("--roles", nargs="+", choices=ALL_ROLES, default=ALL_ROLES)
     args = parser.parse_args(words)
     if args.cells:
         args.cells.mkdir(parents=True, exist_ok=True)

@@ -126,7 +126,8 @@ def test_table_shows_entropy_and_interval_beside_every_perplexity():
     assert len({len(line) for line in lines[:4]}) == 1
     assert lines[1].count("-:") == 12
     assert lines[5].startswith(
-        "Recipe tiny-news; seed 0; sampling in float64; temperature 1; top-p 1; uniform time grid; 64 samples; judge markov; 2-core CPU."
+        "Recipe tiny-news; seed 0; sampling in float64; temperature 1; top-p 1; uniform time grid; 64 samples; "
+        "judge markov; 2-core CPU."
     )
 
 
