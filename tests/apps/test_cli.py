@@ -72,6 +72,17 @@ def distilled(tmp_path_factory):
         ),
         (["pretrain", "markov", "--out", "x", "--network.num-heads", "0"], "num-heads is 1 or more; got 0"),
         (["generate", "--model", "markov", "--temperature", "nan"], "temperature is positive; got nan"),
+        (["generate", "--model", "markov", "--top-p", "0"], "top_p lies in (0, 1]; got 0.0"),
+        (["generate", "--model", "markov", "--times", "1", "0.5"], "times fall from 1 to 0"),
+        (
+            ["generate", "--model", "markov", "--sampler", "entropy-bounded", "--entropy-bound", "-1"],
+            "entropy_bound is in nats, 0 or more",
+        ),
+        (["generate", "--model", "markov", "--remask.eta", "2"], "eta lies in [0, 1]; got 2.0"),
+        (["bench", "--model", "markov", "--rounds", "0"], "rounds, nfe and batch sizes are 1 or more"),
+        (["bench", "--model", "owt-170m"], "got 'owt-170m'"),
+        (["bench", "--model", "nothing", "--random"], "random weights have the shape of a recipe"),
+        (["bench", "--model", "markov", "--length", "99"], "length lies in [1, 32]"),
         (["generate", "--model", "markov", "--prefix", "s1 [MASK]"], "--infill has a [MASK]"),
         (["generate", "--model", "markov", "--infill", "s1"], "--infill has a [MASK]"),
         (["generate"], "didi generate needs --model STR"),
@@ -189,13 +200,46 @@ def test_generate_writes_json_lines_of_the_contract(didi, distilled):
     assert all(json.loads(line)["discriminator_passes"] > 0 for line in guided.splitlines())
 
 
-def test_generate_keeps_prefix_and_fills_masks(didi, distilled):
+SAMPLERS = ["ancestral", "guided", "first-hitting", "tau-leaping", "confidence", "entropy-bounded", "remasking"]
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_generate_keeps_prefix_and_fills_masks(didi, distilled, sampler):
     words = ["generate", "--model", distilled / "bundle", "--num-samples", "2", "--format", "jsonl"]
+    words += ["--sampler", sampler, "--grid", "cosine", "--top-p", "0.9"]
     for line in didi(*words, "--prefix", "s4 s5")[1].splitlines():
         assert json.loads(line)["tokens"][:2] == [4, 5]
     for line in didi(*words, "--infill", "s1 [MASK] s3")[1].splitlines():
         tokens = json.loads(line)["tokens"]
         assert (tokens[0], tokens[2]) == (1, 3)
+
+
+def test_given_times_are_the_moves(didi, distilled):
+    words = ["generate", "--model", distilled / "bundle", "--num-samples", "1", "--format", "jsonl"]
+    (line,) = didi(*words, "--times", "1", "0.4", "0")[1].splitlines()
+    assert json.loads(line)["nfe"] == 2
+
+
+def test_the_live_view_leaves_standard_output_to_the_results(didi, distilled, monkeypatch):
+    monkeypatch.setattr("didi.apps.live.PAUSE", 0)
+    words = ["generate", "--model", distilled / "bundle", "--num-samples", "2", "--nfe", "4", "--format", "jsonl"]
+    plain, live = didi(*words), didi(*words, "--live")
+    assert plain[1] == live[1]
+    assert "move 4, t = 0.00" in live[2]
+
+
+def test_bench_prints_a_table_and_keeps_it(didi, tmp_path):
+    words = ["bench", "--model", "markov", "--batch-size", "2", "--nfe", "2", "4", "--rounds", "2", "--no-memory"]
+    status, out, _ = didi(*words, "--methods", "ancestral", "autoregressive", "--random", "--out", tmp_path / "b")
+    assert status == 0
+    records = json.loads((tmp_path / "b" / "bench.json").read_text())
+    assert [(row["method"], row["nfe"]) for row in records] == [
+        ("ancestral", 2), ("autoregressive", 32), ("trunk", 2), ("ancestral", 4), ("autoregressive", 32), ("trunk", 4),
+    ]  # fmt: skip
+    assert all(len(row["seconds"]) == 2 for row in records)
+    assert records[0]["floor_ratio"] > 0
+    assert records[2]["floor_ratio"] is None
+    assert out.startswith((tmp_path / "b" / "bench.md").read_text())
 
 
 def test_evaluate_writes_rows_report_and_figure(didi, distilled, tmp_path):

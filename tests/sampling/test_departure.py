@@ -5,6 +5,7 @@ from didi.diffusion.schedule import schedule_from_name
 from didi.errors import UsageError
 from didi.sampling.ancestral import Ancestral
 from didi.sampling.departure import EXACT, Departure
+from didi.sampling.published import Published
 
 LOGITS = torch.tensor([[0.0, 1.0, 2.0, 9.0], [3.0, 0.0, 0.0, 9.0]])
 MASK = 3
@@ -39,8 +40,8 @@ def test_a_sampler_draws_from_the_law_it_departs_to(world, tabular, draw, chi_sq
     log_linear = schedule_from_name("log-linear")
     departure = Departure(temperature=0.8, top_p=0.7)
     law = departure.log_probs(world.table.flatten(0, 1), world.MASK).view_as(world.table)
-    for precision in ("float64", "float32"):
-        _, drawn = draw(Ancestral(tabular(world.table), departure, precision), log_linear, num=3000, nfe=2)
+    for sampler in (Ancestral, Published):
+        _, drawn = draw(sampler(tabular(world.table), departure), log_linear, num=3000, nfe=2)
         assert chi_square(drawn, world.law([law] * 2, log_linear)) > 1e-3
 
 

@@ -1,5 +1,6 @@
 """The command ``didi``."""
 
+import contextlib
 import difflib
 import json
 import sys
@@ -10,7 +11,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from didi import __version__
-from didi.apps import demo, train
+from didi.apps import bench, demo, train
+from didi.apps.live import LiveView
 from didi.apps.terminal import ResultConsole, parse, print_rows, run
 from didi.data.assets import ASSETS, fetch, is_cached, verify
 from didi.data.source import open_source
@@ -18,6 +20,7 @@ from didi.diffusion.categorical import Precision
 from didi.errors import UsageError
 from didi.evaluation.evaluate import evaluate
 from didi.models.hub import Bundle, Role, load
+from didi.models.inference import Numerics, for_inference
 from didi.sampling.base import Grid
 from didi.sampling.confidence import ConfidenceOrder
 from didi.sampling.generate import SamplerName, SamplingOptions, generate
@@ -60,11 +63,17 @@ class GenerateCommand:
     """The times themselves, from 1 down to 0, instead of --nfe and --grid."""
     batch_size: int = 32
     """Sequences at a time; changes speed and memory only."""
+    network: Numerics = "float32"
+    """Numbers that the network's trunk computes with; draws stay as --precision says."""
+    compile: bool = False
+    """torch.compile the trunk; pays off over many batches."""
     guidance: Guidance = field(default_factory=Guidance)
     order: ConfidenceOrder = field(default_factory=ConfidenceOrder)
     entropy_bound: float = 1.0
     """Nats that entropy-bounded decoding may draw at once beyond the largest entropy."""
     remask: Remasking = field(default_factory=Remasking)
+    live: bool = False
+    """Show the first texts on standard error while they are unmasked."""
     format: Literal["text", "jsonl"] = "text"
     """text, or one JSON object a line."""
 
@@ -121,23 +130,26 @@ def _load(name: str) -> Bundle:
 
 def _options(command: GenerateCommand | EvaluateCommand, **others: Any) -> SamplingOptions:
     """The flags that both commands share."""
-    shared = {one.name for one in fields(SamplingOptions)} - {"sampler", "role"}
+    shared = {one.name for one in fields(SamplingOptions)} - {"sampler", "role", "is_whole_batch"}
     return SamplingOptions(**{name: getattr(command, name) for name in shared}, **others)
 
 
 def _generate(args: Sequence[str]) -> None:
     command = parse(GenerateCommand, args, prog="didi generate")
-    options = _options(command, sampler=command.sampler, role=command.role)
-    drawn = generate(
-        _load(command.model),
-        num_samples=command.num_samples,
-        nfe=command.nfe,
-        seed=command.seed,
-        prefix=command.prefix,
-        infill=command.infill,
-        length=command.length,
-        options=options,
-    )
+    options = _options(command, sampler=command.sampler, role=command.role, is_whole_batch=command.compile)
+    bundle = for_inference(_load(command.model), command.network, is_compiled=command.compile)
+    with LiveView(bundle) if command.live else contextlib.nullcontext() as on_step:
+        drawn = generate(
+            bundle,
+            num_samples=command.num_samples,
+            nfe=command.nfe,
+            seed=command.seed,
+            prefix=command.prefix,
+            infill=command.infill,
+            length=command.length,
+            options=options,
+            on_step=on_step,
+        )
     for number, text in enumerate(drawn.texts):
         if command.format == "text":
             print(f"--- {number + 1} of {command.num_samples}\n{text}\n")
@@ -209,6 +221,7 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
     "distill": (train.distill, "distil a teacher into a few-step student"),
     "generate": (_generate, "write texts from a model"),
     "evaluate": (_evaluate, "judge a model's samples: metrics, table, figure"),
+    "bench": (bench.bench, "time and memory of sampling on this machine, side by side"),
     "assets": (_assets, "list, fetch or verify real corpora and models"),
 }
 

@@ -38,8 +38,10 @@ SETTINGS = {
 
 def write_metrics(rows: Sequence[EvaluationRow], folder: Path) -> Path:
     """Write ``metrics.json``, whole or not at all: a list of rows, with null for what is not finite."""
-    records = [{key: _finite(value) for key, value in asdict(row).items()} for row in rows]
-    return _write(folder / "metrics.json", json.dumps(records, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+    records = [{key: finite(value) for key, value in asdict(row).items()} for row in rows]
+    return write_text(
+        folder / "metrics.json", json.dumps(records, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+    )
 
 
 def markdown_table(rows: Sequence[EvaluationRow], *, recipe: str = "") -> str:
@@ -96,7 +98,7 @@ def write_report(
     for row, texts in zip(rows, samples, strict=True):
         heading = f"{row.role}, {row.sampler}, {row.nfe} NFE" if row.nfe else row.role
         parts += [f"## {heading}\n", *map(_quoted, texts)] if texts else []
-    return _write(folder / "report.md", "\n".join(parts))
+    return write_text(folder / "report.md", "\n".join(parts))
 
 
 def _cells(row: EvaluationRow, varying: Sequence[str]) -> list[str]:
@@ -129,10 +131,10 @@ def _cells(row: EvaluationRow, varying: Sequence[str]) -> list[str]:
     ]
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
     """The value as JSON can hold it: null for NaN and infinities, also within an interval."""
     if isinstance(value, tuple):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -143,7 +145,7 @@ def _quoted(text: str) -> str:
     return "\n".join([f"{fence}text", *lines, f"{fence}\n"])
 
 
-def _write(path: Path, content: str) -> Path:
+def write_text(path: Path, content: str) -> Path:
     """Write a file whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")

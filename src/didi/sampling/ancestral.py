@@ -15,8 +15,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from didi.diffusion.categorical import Precision, sample_categorical, sample_gumbel
-from didi.diffusion.masked import posterior_probs, subs_log_probs
+from didi.diffusion.categorical import sample_categorical
 from didi.diffusion.noise import SequenceNoise
 from didi.diffusion.schedule import Schedule, nelbo_weight
 from didi.models.denoiser import Denoiser
@@ -59,8 +58,6 @@ class Ancestral:
     Attributes:
         denoiser: the network.
         departure: temperature and top-p.
-        precision: ``float64`` is exact. ``float32`` repeats the published algorithm (Gumbel noise in single precision
-            over vocabulary and mask, at every masked position, every move), whose rare tokens are lost.
         leap: ``exact`` moves by the posterior of Eq. 2, ``tau`` by tau-leaping; which positions a move reveals then
             follows another law, the rest is the same.
         is_whole_batch: run the network on every sequence in every move that it is needed in, so that it sees one
@@ -69,7 +66,6 @@ class Ancestral:
 
     denoiser: Denoiser
     departure: Departure = EXACT
-    precision: Precision = "float64"
     leap: Leap = "exact"
     is_whole_batch: bool = False
 
@@ -79,9 +75,6 @@ class Ancestral:
     ) -> Iterator[StepOutput]:
         """See ``base.Sampler``."""
         alphas = (path_alphas if self.leap == "exact" else tau_leaping_alphas)(schedule, times)
-        if self.precision == "float32":
-            yield from self._published_moves(z, times, alphas, schedule, noise)
-            return
         start, (reveal, draw) = z.cpu(), noise.uniforms(2, z.shape[1], device="cpu").unbind(1)
         move_of = reveal_moves(reveal, start == self.denoiser.mask_id, alphas)
         is_shared = len(shared_rows(start)) == 1 and not self.is_whole_batch
@@ -119,24 +112,3 @@ class Ancestral:
         features = features_at(self.denoiser, inputs, t, schedule)[row, position]
         log_probs = self.departure.log_probs(self.denoiser.head(features), self.denoiser.mask_id)
         return z.index_put((sequence, position), sample_categorical(log_probs, uniforms))
-
-    def _published_moves(
-        self,
-        z: Int[Tensor, "b l"],
-        times: Float[Tensor, " n"],
-        alphas: Float[Tensor, " n"],
-        schedule: Schedule,
-        noise: SequenceNoise,
-    ) -> Iterator[StepOutput]:
-        """The algorithm as it is published: all logits, one Gumbel variate for each of them, in every move."""
-        mask_id, none = self.denoiser.mask_id, torch.zeros(len(z), dtype=torch.long)
-        rates = alphas.float().to(z.device)[:, None].expand(-1, len(z))
-        for move, (t, s) in enumerate(pairwise(times)):
-            is_masked = z == mask_id
-            logits = self.denoiser.head(features_at(self.denoiser, z, t, schedule))
-            law = self.departure.log_probs(logits.flatten(0, 1), mask_id).view_as(logits)
-            probs = subs_log_probs(law, z, mask_id).exp()
-            mixed = posterior_probs(z, probs, rates[move + 1], rates[move], mask_id).flatten(0, 1)
-            uniforms = noise.uniforms(z.shape[1], mixed.shape[-1], dtype=torch.float32).flatten(0, 1)
-            z = torch.where(is_masked, sample_gumbel(mixed.log(), uniforms).view_as(z), z)
-            yield StepOutput(z, float(s), is_masked & (z != mask_id), is_masked.any(1).long().cpu(), none)

@@ -23,6 +23,7 @@ from didi.sampling.departure import Departure
 from didi.sampling.entropy_bounded import EntropyBounded
 from didi.sampling.first_hitting import FirstHitting
 from didi.sampling.guided import Guidance, Guided
+from didi.sampling.published import Published
 from didi.sampling.remasking import Remasking, RemaskingSampler
 
 SamplerName = Literal[
@@ -76,6 +77,7 @@ class SamplingOptions:
         entropy_bound: nats that ``entropy-bounded`` may draw at once beyond the largest entropy.
         remask: settings of ``remasking``.
         batch_size: sequences at a time; changes speed and memory, never a sample's law or seed.
+        is_whole_batch: ancestral sampling runs the network on whole batches only, for networks that are compiled.
     """
 
     sampler: SamplerName = "ancestral"
@@ -90,6 +92,7 @@ class SamplingOptions:
     entropy_bound: float = 1.0
     remask: Remasking = field(default_factory=Remasking)
     batch_size: int = 32
+    is_whole_batch: bool = False
 
     @property
     def departure(self) -> Departure:
@@ -124,7 +127,9 @@ def make_sampler(bundle: Bundle, options: SamplingOptions) -> Sampler:
     denoiser = bundle.denoiser(options.role)
     match options.sampler:
         case "ancestral":
-            return Ancestral(denoiser, departure, options.precision)
+            if options.precision == "float32":
+                return Published(denoiser, departure)
+            return Ancestral(denoiser, departure, is_whole_batch=options.is_whole_batch)
         case "tau-leaping":
             return Ancestral(denoiser, departure, leap="tau")
         case "guided":

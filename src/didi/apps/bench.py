@@ -1,0 +1,122 @@
+"""``didi bench``: time and memory of sampling on this machine, side by side in one run."""
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from didi.apps.terminal import parse
+from didi.errors import UsageError
+from didi.evaluation.report import finite, write_text
+from didi.evaluation.speed import FLOOR, Load, Method, compare, speed_table
+from didi.models.discriminator import Discriminator
+from didi.models.dit import DiT, DiTConfig
+from didi.models.hub import Bundle, Role, load
+from didi.models.inference import Numerics, for_inference
+from didi.sampling.guided import Guidance
+from didi.training.loop import default_device
+from didi.training.recipes import PRETRAIN
+
+# Vocabularies of recipes whose tokenizer is not at hand, the mask included.
+VOCABULARIES = {"markov": 33, "tiny-news": 8192, "owt-169m": 50_258, "owt-424m": 50_258}
+
+
+@dataclass(frozen=True)
+class BenchCommand:
+    """Time and memory of sampling, beside the published algorithm, the bare passes and an autoregressive model."""
+
+    model: str
+    """A recipe (random weights), a bundled name, a bundle folder or a Hub repository; see --random."""
+    random: bool = False
+    """Random weights in the shape of the recipe called --model, also where a bundle has that name."""
+    role: Role | None = None
+    """Which network is timed; the student if there is one, by default."""
+    nfe: tuple[int, ...] = (16,)
+    """Numbers of moves."""
+    batch_size: tuple[int, ...] = (1, 4)
+    """Sequences at a time."""
+    length: int | None = None
+    """Positions; the model's context by default."""
+    methods: tuple[Method, ...] = ("ancestral", "trunk", "published", "autoregressive")
+    """Contestants; 'trunk' and 'guided floor' are the passes that no sampler of their kind can avoid."""
+    rounds: int = 5
+    """Timed rounds, after one that warms up; all contestants take part in each."""
+    memory: bool = True
+    """Measure peak memory too, each contestant in a process of its own."""
+    network: Numerics = "float32"
+    """Numbers that the trunk computes with; draws are float64 all the same."""
+    compile: bool = False
+    """torch.compile the trunk."""
+    guidance: Guidance = field(default_factory=Guidance)
+    out: Path | None = None
+    """Folder for bench.json and bench.md."""
+
+
+def random_bundle(name: str) -> Bundle:
+    """Networks with fresh weights in the shape of a pre-training recipe.
+
+    Raises:
+        UsageError: no recipe has that name.
+    """
+    if name not in VOCABULARIES:
+        raise UsageError(f"random weights have the shape of a recipe, one of {', '.join(VOCABULARIES)}; got {name!r}")
+    recipe = PRETRAIN[name]
+    shape = asdict(recipe.network) | {"dropout": 0.0}
+    vocab_size = VOCABULARIES[name]
+    torch.manual_seed(0)
+    network = DiT(DiTConfig(vocab_size=vocab_size, mask_id=vocab_size - 1, length=recipe.data.length, **shape)).eval()
+    return Bundle(teacher=network, discriminator=Discriminator.from_denoiser(network).eval(), name=f"random {name}")
+
+
+def _bundle(name: str, role: Role | None, numerics: Numerics, *, is_random: bool, is_compiled: bool) -> Bundle:
+    """What is timed; a function of picklable values, so that another process can make it too."""
+    found = random_bundle(name) if is_random else load(name)
+    found = replace(found, student=None, teacher=found.denoiser(role), autoregressive=found.autoregressive)
+    return for_inference(found.to(default_device()), numerics, is_compiled=is_compiled)
+
+
+def bench(args: Sequence[str]) -> None:
+    """Run ``didi bench`` with the words after it."""
+    command = parse(BenchCommand, args, prog="didi bench")
+    if command.rounds < 1 or not command.nfe or min(command.nfe) < 1 or min(command.batch_size, default=0) < 1:
+        raise UsageError("rounds, nfe and batch sizes are 1 or more")
+    is_random = command.random or (command.model in VOCABULARIES and command.model not in ("markov", "tiny-news"))
+    make = partial(
+        _bundle,
+        command.model,
+        command.role,
+        command.network,
+        is_random=is_random,
+        is_compiled=command.compile,
+    )
+    bundle = make()
+    length = bundle.network().length if command.length is None else command.length
+    if not 1 <= length <= bundle.network().length:
+        raise UsageError(f"length lies in [1, {bundle.network().length}], the network's context; got {length}")
+    methods = [*command.methods, *(FLOOR[method] for method in command.methods if method in FLOOR)]
+    rows = compare(
+        bundle,
+        [
+            Load(size, length, nfe, command.guidance, command.compile)
+            for size in command.batch_size
+            for nfe in command.nfe
+        ],
+        methods=list(dict.fromkeys(methods)),
+        rounds=command.rounds,
+        load_bundle=make if command.memory else None,
+        on_round=lambda one, number: print(
+            f"batch {one.batch_size}, {one.nfe} NFE: " + (f"round {number}" if number else "warming up"),
+            file=sys.stderr,
+        ),
+    )
+    table = speed_table(rows, bundle)
+    print(table, end="")
+    if command.out is not None:
+        command.out.mkdir(parents=True, exist_ok=True)
+        records = [{key: finite(value) for key, value in asdict(row).items()} for row in rows]
+        write_text(command.out / "bench.json", json.dumps(records, indent=1, allow_nan=False) + "\n")
+        print(write_text(command.out / "bench.md", table))

@@ -1,0 +1,70 @@
+"""Text as it is unmasked, in the terminal."""
+
+import time
+
+import torch
+from rich.console import Console, Group
+from rich.live import Live
+from rich.panel import Panel
+from rich.text import Text
+from torch import Tensor
+
+from didi.models.hub import Bundle
+from didi.sampling.base import StepOutput
+from didi.sampling.generate import decode
+
+MASK, MASKED, CHANGED = "▒", "dim", "bold green"
+PAUSE = 0.08  # seconds that a state stays at least: a small model is done before the eye has seen it
+
+
+class LiveView:
+    """Draws the first sequences of a batch after every move; a context manager, and a callback for ``generate``.
+
+    Args:
+        bundle: whose tokenizer and mask are used.
+        num_shown: sequences on the screen.
+        console: where to draw; standard error by default, since only results go to standard output.
+    """
+
+    def __init__(self, bundle: Bundle, *, num_shown: int = 2, console: Console | None = None) -> None:
+        self._bundle, self._num_shown = bundle, num_shown
+        self._live = Live(console=console or Console(stderr=True), auto_refresh=False)
+        self._moves, self._t = 0, 0.0
+
+    def __enter__(self) -> "LiveView":
+        self._live.__enter__()
+        return self
+
+    def __exit__(self, *what: object) -> None:
+        self._live.__exit__(*what)  # type: ignore[arg-type]
+
+    def __call__(self, step: StepOutput) -> None:
+        """Show the state after a move."""
+        self._moves = 1 if step.t > self._t else self._moves + 1  # a later batch begins anew
+        self._t = step.t
+        title = f"move {self._moves}, t = {step.t:.2f}"
+        shown = zip(step.z[: self._num_shown].cpu(), step.changed[: self._num_shown].cpu(), strict=True)
+        panels = [
+            Panel(partly_masked(self._bundle, z, changed), title=title, title_align="left") for z, changed in shown
+        ]
+        self._live.update(Group(*panels), refresh=True)
+        time.sleep(PAUSE)
+
+
+def partly_masked(bundle: Bundle, z: Tensor, changed: Tensor) -> Text:
+    """A state ``[l]`` as text: masks dim, tokens that just appeared bright.
+
+    Neighbours of one kind are decoded together, so that characters of several tokens come out whole.
+    """
+    kinds = torch.where(z == bundle.network().mask_id, 0, 1 + changed.long()).tolist()
+    text, begin = Text(), 0
+    for end in range(1, len(kinds) + 1):
+        if end < len(kinds) and kinds[end] == kinds[begin]:
+            continue
+        if kinds[begin] == 0:
+            text.append(MASK * (end - begin), style=MASKED)
+        else:
+            (piece,) = decode(bundle, z[None, begin:end])
+            text.append(piece, style=CHANGED if kinds[begin] == 2 else "")
+        begin = end
+    return text

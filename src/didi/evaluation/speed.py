@@ -1,0 +1,341 @@
+"""Time and memory of sampling: a sampler beside the passes it cannot avoid, the published algorithm and an AR model.
+
+All contestants take turns within one run, so slow minutes of a shared machine meet them all; what is told are ratios of
+the same round. The shares of a sampler's time and its peak memory come from runs of their own.
+"""
+
+import contextlib
+import math
+import multiprocessing
+import resource
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from didi.diffusion.noise import SequenceNoise
+from didi.errors import UsageError
+from didi.evaluation.row import machine_name
+from didi.models.autoregressive import AutoregressiveConfig, AutoregressiveLM
+from didi.models.dit import DiT
+from didi.models.hub import Bundle
+from didi.sampling import ancestral, guided
+from didi.sampling.ancestral import Ancestral
+from didi.sampling.autoregressive import LeftToRight
+from didi.sampling.base import Sampler, time_grid
+from didi.sampling.departure import Departure
+from didi.sampling.guided import Guidance, Guided
+from didi.sampling.published import Published
+
+Method = Literal["ancestral", "trunk", "published", "guided", "guided floor", "autoregressive"]
+FLOOR: dict[str, Method] = {"ancestral": "trunk", "published": "trunk", "guided": "guided floor"}
+SEED = 0
+
+
+@dataclass(frozen=True)
+class Load:
+    """What every contestant has to do.
+
+    Attributes:
+        batch_size: sequences at a time.
+        length: positions.
+        nfe: moves of the masked-diffusion samplers.
+        guidance: of the guided sampler.
+        is_whole_batch: the ancestral sampler sees one shape only, as a compiled network wants it.
+    """
+
+    batch_size: int
+    length: int
+    nfe: int
+    guidance: Guidance = field(default_factory=Guidance)
+    is_whole_batch: bool = False
+
+
+@dataclass(frozen=True)
+class SpeedRow:
+    """One contestant under one load.
+
+    Attributes:
+        method: ``trunk`` is the bare trunk passes that ``ancestral`` makes; ``guided floor`` those of ``guided`` and
+            the discriminator's, a backward pass counted as a forward one.
+        batch_size: sequences at a time.
+        length: positions.
+        nfe: moves; the length for the autoregressive model.
+        seconds: wall time of the batch in each round.
+        floor_ratio: median over rounds of the time over that of the passes it cannot avoid; NaN for those themselves.
+        floor_range: its least and greatest value.
+        peak_mib: memory at its peak above that before the run, MiB; NaN where it was not measured.
+        shares: parts of the time spent in ``trunk``, ``head``, ``draw``, ``discriminator`` and the ``rest``.
+    """
+
+    method: str
+    batch_size: int
+    length: int
+    nfe: int
+    seconds: tuple[float, ...]
+    floor_ratio: float = math.nan
+    floor_range: tuple[float, float] = (math.nan, math.nan)
+    peak_mib: float = math.nan
+    shares: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def seconds_per_sequence(self) -> float:
+        """Median over the rounds."""
+        return statistics.median(self.seconds) / self.batch_size
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Tokens of the batch over its median time."""
+        return self.length / self.seconds_per_sequence
+
+
+def twin(network: DiT) -> AutoregressiveLM:
+    """An autoregressive model of the same vocabulary, width, depth and heads, with fresh weights."""
+    shape = network.config
+    return AutoregressiveLM(
+        AutoregressiveConfig(
+            vocab_size=shape.vocab_size,
+            mask_id=shape.mask_id,
+            length=shape.length,
+            hidden_size=shape.hidden_size,
+            num_blocks=shape.num_blocks,
+            num_heads=shape.num_heads,
+        )
+    ).eval()
+
+
+def compare(
+    bundle: Bundle,
+    loads: Sequence[Load],
+    *,
+    methods: Sequence[Method],
+    rounds: int = 5,
+    load_bundle: Callable[[], Bundle] | None = None,
+    on_round: Callable[[Load, int], None] | None = None,
+) -> list[SpeedRow]:
+    """Time the methods side by side under each load.
+
+    Args:
+        bundle: its generator, discriminator and autoregressive network take part; a twin of random weights stands in
+            for the latter.
+        loads: batches to draw.
+        methods: contestants; those that need a network the bundle lacks are refused.
+        rounds: timed rounds, after one that warms up.
+        load_bundle: makes the same bundle in a process of its own (it must be picklable), to measure peak memory;
+            without it memory is not measured.
+        on_round: called before every round.
+
+    Raises:
+        UsageError: a method needs a network that the bundle lacks.
+    """
+    rows = []
+    for load in loads:
+        contestants = {method: contestant(bundle, method, load) for method in methods}
+        seconds: dict[Method, list[float]] = {method: [] for method in methods}
+        for number in range(rounds + 1):
+            if on_round is not None:
+                on_round(load, number)
+            for method, draw in contestants.items():
+                elapsed = _timed(draw, bundle)
+                if number:
+                    seconds[method].append(elapsed)
+        for method in methods:
+            floor = FLOOR.get(method)
+            ratios = (
+                sorted(own / least for own, least in zip(seconds[method], seconds[floor], strict=True))
+                if floor in seconds
+                else [math.nan]
+            )
+            rows.append(
+                SpeedRow(
+                    method=method,
+                    batch_size=load.batch_size,
+                    length=load.length,
+                    nfe=load.length if method == "autoregressive" else load.nfe,
+                    seconds=tuple(seconds[method]),
+                    floor_ratio=statistics.median(ratios),
+                    floor_range=(ratios[0], ratios[-1]),
+                    peak_mib=math.nan if load_bundle is None else peak_memory(load_bundle, method, load),
+                    shares=shares(bundle, method, load) if method in ("ancestral", "guided") else {},
+                )
+            )
+    return rows
+
+
+def contestant(bundle: Bundle, method: Method, load: Load) -> Callable[[], object]:
+    """The work of a method, ready to be run and timed.
+
+    Raises:
+        UsageError: the bundle lacks a network that the method needs.
+    """
+    if method == "autoregressive":
+        network = bundle.autoregressive or twin(bundle.denoiser())
+        return lambda: _drain(LeftToRight(network), network, load)
+    denoiser = bundle.denoiser()
+    if method in ("guided", "guided floor") and bundle.discriminator is None:
+        raise UsageError(f"guided sampling needs a discriminator; bundle {bundle.name} has none")
+    samplers: dict[str, Sampler] = {
+        "ancestral": Ancestral(denoiser, is_whole_batch=load.is_whole_batch),
+        "published": Published(denoiser, precision="float64"),
+    }
+    if bundle.discriminator is not None:
+        samplers["guided"] = Guided(denoiser, bundle.discriminator, load.guidance)
+    if method in samplers:
+        return lambda: _drain(samplers[method], denoiser, load)
+    own = next(name for name, floor in FLOOR.items() if floor == method)
+    with _watched(bundle) as seen:
+        _drain(samplers[own], denoiser, load)
+    return lambda: _passes(bundle, seen.shapes, load)
+
+
+@torch.no_grad()
+def _drain(sampler: Sampler, network: DiT | AutoregressiveLM, load: Load) -> Tensor:
+    """Sample one batch."""
+    device = next(iter(network.parameters())).device
+    z = torch.full((load.batch_size, load.length), network.mask_id, device=device)
+    noise = SequenceNoise(SEED, range(load.batch_size), device)
+    for step in sampler(z, time_grid(load.nfe), Bundle().schedule, noise):
+        z = step.z
+    return z
+
+
+def _timed(draw: Callable[[], object], bundle: Bundle) -> float:
+    is_cuda = next(iter(bundle.network().parameters())).device.type == "cuda"
+    if is_cuda:
+        torch.cuda.synchronize()
+    begin = time.perf_counter()
+    draw()
+    if is_cuda:
+        torch.cuda.synchronize()
+    return time.perf_counter() - begin
+
+
+@dataclass
+class _Seen:
+    """What a sampler asked of its networks.
+
+    Attributes:
+        seconds: time in each part.
+        shapes: (network, rows, whether a gradient was asked for) of every pass, in order.
+    """
+
+    seconds: dict[str, float] = field(default_factory=dict)
+    shapes: list[tuple[str, int, bool]] = field(default_factory=list)
+
+
+@contextlib.contextmanager
+def _watched(bundle: Bundle) -> Iterator[_Seen]:
+    """Record time and shape of each pass while the context lasts."""
+    seen, denoiser, discriminator = _Seen(), bundle.denoiser(), bundle.discriminator
+    parts: list[tuple[Any, str, str]] = [
+        (denoiser, "features", "trunk"),
+        (denoiser, "head", "head"),
+        (Departure, "log_probs", "draw"),
+        (ancestral, "sample_categorical", "draw"),
+        (guided, "sample_categorical", "draw"),
+    ]
+    if discriminator is not None:
+        parts += [(discriminator, "from_embeddings", "discriminator"), (torch.autograd, "grad", "discriminator")]
+
+    def watch(owner: Any, name: str, part: str) -> Callable[..., Any]:
+        asked = getattr(owner, name)
+
+        def asking(*args: Any, **options: Any) -> Any:
+            if name in ("features", "from_embeddings"):
+                seen.shapes.append((part, len(args[0]), torch.is_grad_enabled()))
+            answer: list[Any] = []
+            elapsed = _timed(lambda: answer.append(asked(*args, **options)), bundle)
+            seen.seconds[part] = seen.seconds.get(part, 0.0) + elapsed
+            return answer[0]
+
+        return asking
+
+    with contextlib.ExitStack() as stack:
+        for owner, name, part in parts:
+            held = vars(owner).get(name)  # None where the class, not the instance, has it
+            setattr(owner, name, watch(owner, name, part))
+            stack.callback(delattr if held is None else setattr, owner, name, *([] if held is None else [held]))
+        yield seen
+
+
+def _passes(bundle: Bundle, shapes: Sequence[tuple[str, int, bool]], load: Load) -> None:
+    """The bare passes that were recorded; one that a gradient went through counts twice."""
+    denoiser, discriminator = bundle.denoiser(), bundle.discriminator
+    device = next(iter(denoiser.parameters())).device
+    with torch.inference_mode():
+        for part, rows, has_gradient in shapes:
+            z = torch.full((rows, load.length), denoiser.mask_id, device=device)
+            if part == "trunk" or discriminator is None:
+                denoiser.features(z, None)
+                continue
+            for _ in range(1 + has_gradient):
+                discriminator(z, None)
+
+
+def shares(bundle: Bundle, method: Method, load: Load) -> dict[str, float]:
+    """Parts of a sampler's time that its networks, the draws and the rest take; they sum to 1."""
+    draw = contestant(bundle, method, load)
+    with _watched(bundle) as seen:
+        whole = _timed(draw, bundle)
+    found = {part: seconds / whole for part, seconds in seen.seconds.items()}
+    return found | {"rest": 1 - sum(found.values())}
+
+
+def peak_memory(load_bundle: Callable[[], Bundle], method: Method, load: Load) -> float:
+    """MiB that one batch needs above the weights, measured in a process of its own."""
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(1) as pool:
+        return pool.apply(_peak, (load_bundle, method, load, torch.get_num_threads()))
+
+
+def _peak(load_bundle: Callable[[], Bundle], method: Method, load: Load, num_threads: int) -> float:
+    torch.set_num_threads(num_threads)
+    bundle = load_bundle()
+    draw = contestant(bundle, method, load)
+    if next(iter(bundle.network().parameters())).device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        draw()
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+    reset = Path("/proc/self/clear_refs")
+    with contextlib.suppress(OSError):  # elsewhere the peak of loading counts as well
+        reset.write_text("5")
+    loaded = _resident_mib("VmRSS")
+    draw()
+    return _resident_mib("VmHWM") - loaded
+
+
+def _resident_mib(name: str) -> float:
+    status = Path("/proc/self/status")
+    if not status.exists():  # not Linux; the peak only, in bytes on macOS
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    line = next(line for line in status.read_text().splitlines() if line.startswith(name))
+    return int(line.split()[1]) / 2**10
+
+
+def speed_table(rows: Sequence[SpeedRow], bundle: Bundle) -> str:
+    """The rows as a Markdown table with machine and rounds below."""
+    parts = ("trunk", "head", "draw", "discriminator", "rest")
+    lines = [
+        f"| method | batch | NFE | s / sequence | tokens / s | over its bare passes | peak MiB | {', '.join(parts)} |",
+        "|---|--:|--:|--:|--:|--:|--:|---|",
+    ]
+    for row in rows:
+        ratio = f"{row.floor_ratio:.3f} [{row.floor_range[0]:.3f}, {row.floor_range[1]:.3f}]"
+        told = ", ".join(f"{row.shares.get(part, 0):.0%}" for part in parts) if row.shares else "–"
+        lines.append(
+            f"| {row.method} | {row.batch_size} | {row.nfe} | {row.seconds_per_sequence:.3g} | "
+            f"{row.tokens_per_second:,.0f} | {'–' if math.isnan(row.floor_ratio) else ratio} | "
+            f"{'–' if math.isnan(row.peak_mib) else f'{row.peak_mib:,.0f}'} | {told} |"
+        )
+    device = next(iter(bundle.network().parameters())).device
+    lines.append(
+        f"\n{bundle.name}; {rows[0].length} positions; medians of {len(rows[0].seconds)} rounds, least and greatest "
+        f"ratio in brackets; {machine_name(device)}."
+    )
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,56 @@
+from dataclasses import replace
+
+import pytest
+import torch
+
+import didi
+from didi.errors import UsageError
+from didi.models.discriminator import Discriminator
+from didi.models.inference import for_inference
+
+
+@pytest.fixture(scope="module")
+def bundle():
+    teacher = didi.load("markov")
+    return replace(teacher, discriminator=Discriminator.from_denoiser(teacher.teacher).eval())
+
+
+@pytest.fixture(scope="module")
+def tokens(bundle):
+    return didi.generate(bundle, num_samples=4, nfe=4).tokens
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("numerics", "tolerance"), [("int8", 0.1), ("bfloat16", 0.05)])
+def test_a_cheaper_network_says_nearly_the_same_and_the_original_is_left_alone(bundle, tokens, numerics, tolerance):
+    exact = bundle.teacher(tokens)
+    cheaper = for_inference(bundle, numerics).teacher(tokens)
+    change = float((cheaper - exact).norm() / exact.norm())
+    assert 1e-5 < change < tolerance
+    assert torch.equal(bundle.teacher(tokens), exact)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("numerics", ["int8", "bfloat16"])
+def test_the_discriminator_is_made_cheaper_too_and_everything_samples(bundle, tokens, numerics):
+    fast = for_inference(bundle, numerics)
+    sigma = torch.full((4,), 0.5)
+    exact, cheaper = bundle.discriminator(tokens, sigma), fast.discriminator(tokens, sigma)
+    assert 0 < float((cheaper - exact).norm() / exact.norm()) < 0.2
+    drawn = didi.generate(fast, num_samples=3, nfe=4, sampler="guided")
+    assert drawn.tokens.shape == (3, 32)
+
+
+@pytest.mark.slow
+def test_a_compiled_trunk_draws_the_same_samples(bundle):
+    plain = didi.generate(bundle, num_samples=4, nfe=4, batch_size=4)
+    compiled = didi.generate(
+        for_inference(bundle, is_compiled=True), num_samples=4, nfe=4, batch_size=4, is_whole_batch=True
+    )
+    assert (plain.tokens == compiled.tokens).double().mean() > 0.98  # rounding may turn a draw at a border
+
+
+def test_without_a_wish_nothing_changes(bundle, unchecked):
+    assert for_inference(bundle) is bundle
+    with pytest.raises(UsageError, match="network numerics are one of float32, bfloat16, int8; got 'int4'"):
+        for_inference(bundle, "int4")
