@@ -1,0 +1,149 @@
+"""The bias of published float32 sampling, measured where the truth is known: docs/exactness.md.
+
+    python benchmarks/exactness.py measure --out FILE.json [--num-tokens 512]
+    python benchmarks/exactness.py page
+
+``measure`` samples from a network that always answers with the same Zipf law, by the published algorithm in float32 and
+by ours. The share of rare tokens among the samples should be their share of the law, whatever the number of moves.
+"""
+
+import argparse
+import json
+import math
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+import torch
+from torch import Tensor
+
+from didi.diffusion.noise import SequenceNoise
+from didi.diffusion.schedule import LogLinear
+from didi.evaluation.row import machine_name
+from didi.sampling.ancestral import Ancestral
+from didi.sampling.base import Sampler, time_grid
+from didi.sampling.published import Published
+
+VOCAB_SIZE = 50_258  # GPT-2 and the mask
+NUM_COMMON = 1000  # every token after these is rare
+LENGTH = 64
+NFES = (4, 16, 64, 256, 1024)
+SEED = 7
+DOCS = Path(__file__).parents[1] / "docs"
+STORED = DOCS / "results" / "exactness.json"
+BEGIN, END = "<!-- written by benchmarks/exactness.py page: begin -->", "<!-- end -->"
+
+
+class Zipf:
+    """A denoiser whose law at every position and in every state is p(rank) ~ 1 / rank."""
+
+    vocab_size, mask_id, length, is_time_conditioned = VOCAB_SIZE, VOCAB_SIZE - 1, LENGTH, False
+
+    def __init__(self, vocab_size: int = VOCAB_SIZE) -> None:
+        self.vocab_size, self.mask_id = vocab_size, vocab_size - 1
+        self.logits = -torch.arange(1, vocab_size + 1, dtype=torch.float32).log()
+
+    def features(self, inputs: Tensor, sigma: Tensor | None = None) -> Tensor:
+        """Nothing worth computing."""
+        del sigma
+        return torch.zeros(*inputs.shape, 1)
+
+    def head(self, features: Tensor) -> Tensor:
+        """The same logits for every row."""
+        return self.logits.expand(*features.shape[:-1], -1)
+
+    def rare_share(self, num_common: int = NUM_COMMON) -> float:
+        """Exact share of the tokens after the common ones."""
+        return float(self.logits[: self.mask_id].double().softmax(0)[num_common:].sum())
+
+
+def rare_tokens(sampler: Sampler, denoiser: Zipf, nfe: int, num_sequences: int, num_common: int = NUM_COMMON) -> int:
+    """How many of the sampled tokens are rare."""
+    found = 0
+    for number in range(num_sequences):  # one at a time: the published algorithm holds every logit of a batch
+        z = torch.full((1, LENGTH), denoiser.mask_id)
+        for step in sampler(z, time_grid(nfe), LogLinear(), SequenceNoise(SEED, [number])):
+            z = step.z
+        found += int((z >= num_common).sum())
+    return found
+
+
+def measure(args: argparse.Namespace) -> None:
+    denoiser = Zipf()
+    num_sequences = math.ceil(args.num_tokens / LENGTH)
+    rows = []
+    for nfe in NFES:
+        for name, sampler in (
+            ("float64", Ancestral(denoiser)),
+            ("float32", Published(denoiser, precision="float32")),
+        ):
+            begin = time.perf_counter()
+            found = rare_tokens(sampler, denoiser, nfe, num_sequences)
+            rows.append({"precision": name, "nfe": nfe, "rare": found, "tokens": num_sequences * LENGTH})
+            print(rows[-1], f"{time.perf_counter() - begin:.1f} s", flush=True)
+    record = {"exact": denoiser.rare_share(), "seed": SEED, "machine": machine_name(), "rows": rows}
+    args.out.write_text(json.dumps(record, indent=1) + "\n")
+
+
+def interval(found: int, total: int) -> tuple[float, float]:
+    """Wilson's 95% interval of a share."""
+    z, share = 1.96, found / total
+    middle, half = share + z * z / (2 * total), z * math.sqrt(share * (1 - share) / total + z * z / (4 * total**2))
+    return (middle - half) / (1 + z * z / total), (middle + half) / (1 + z * z / total)
+
+
+def page(args: argparse.Namespace) -> None:
+    del args
+    record = json.loads(STORED.read_text())
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(6.4, 3.6), layout="constrained")
+    axes.axhline(record["exact"], color="0.4", linewidth=1, label="exact")
+    lines = [
+        f"Exact share of rare tokens: {record['exact']:.3f}.\n",
+        "| NFE | float64, ours | float32, as published |",
+        "|--:|--:|--:|",
+    ]
+    by_nfe: dict[int, dict[str, str]] = {}
+    for precision, colour in (("float64", "C0"), ("float32", "C3")):
+        rows = [row for row in record["rows"] if row["precision"] == precision]
+        shares = [row["rare"] / row["tokens"] for row in rows]
+        ends = [interval(row["rare"], row["tokens"]) for row in rows]
+        errors = [[s - low for s, (low, _) in zip(shares, ends)], [high - s for s, (_, high) in zip(shares, ends)]]  # noqa: B905
+        axes.errorbar(
+            [row["nfe"] for row in rows], shares, yerr=errors, fmt="o-", capsize=3, color=colour, label=precision
+        )
+        for row, share, (low, high) in zip(rows, shares, ends, strict=True):
+            by_nfe.setdefault(row["nfe"], {})[precision] = f"{share:.3f} [{low:.3f}, {high:.3f}]"
+    lines += [f"| {nfe} | {found['float64']} | {found['float32']} |" for nfe, found in by_nfe.items()]
+    axes.set_xscale("log", base=2)
+    axes.set_xlabel("NFE")
+    axes.set_ylabel(f"share of tokens of rank over {NUM_COMMON:,}")
+    axes.set_ylim(0, None)
+    axes.legend(frameon=False)
+    figure.savefig(DOCS / "results" / "exactness.png", dpi=150)
+    lines.append(
+        f"\nZipf law over {VOCAB_SIZE - 1:,} tokens; {record['rows'][0]['tokens']:,} tokens a cell, Wilson 95% "
+        f"intervals; seed {record['seed']}; {record['machine']}."
+    )
+    target = DOCS / "exactness.md"
+    before, _, rest = target.read_text().partition(BEGIN)
+    target.write_text(before + "\n".join([BEGIN, *lines, END]) + rest.partition(END)[2])
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(required=True)
+    command = commands.add_parser("measure")
+    command.set_defaults(run=measure)
+    command.add_argument("--out", type=Path, default=STORED)
+    command.add_argument("--num-tokens", type=int, default=512)
+    commands.add_parser("page").set_defaults(run=page)
+    args = parser.parse_args(words)
+    args.run(args)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,41 @@
+"""Single-precision sampling loses rare tokens, the more the finer the moves; ours does not."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+from didi.sampling.ancestral import Ancestral
+from didi.sampling.published import Published
+
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "exactness.py"
+SPEC = importlib.util.spec_from_file_location("exactness", SCRIPT)
+exactness = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(exactness)
+
+VOCAB_SIZE, NUM_COMMON = 5001, 1000
+
+
+def share(sampler, denoiser, nfe, num_sequences):
+    found = exactness.rare_tokens(sampler, denoiser, nfe, num_sequences, NUM_COMMON)
+    return exactness.interval(found, num_sequences * exactness.LENGTH)
+
+
+@pytest.mark.parametrize("nfe", [4, 256])
+def test_float64_keeps_the_share_of_rare_tokens_at_any_number_of_moves(nfe):
+    denoiser = exactness.Zipf(VOCAB_SIZE)
+    low, high = share(Ancestral(denoiser), denoiser, nfe, 60)
+    assert low < denoiser.rare_share(NUM_COMMON) < high
+
+
+@pytest.mark.slow
+def test_float32_loses_them_as_moves_grow_finer():
+    denoiser = exactness.Zipf(VOCAB_SIZE)
+    few, many = (share(Published(denoiser, precision="float32"), denoiser, nfe, 8) for nfe in (4, 1024))
+    assert few[0] < denoiser.rare_share(NUM_COMMON) < few[1]
+    assert many[1] < denoiser.rare_share(NUM_COMMON)
+
+
+def test_the_interval_is_wilsons():
+    assert exactness.interval(50, 100) == pytest.approx((0.4038, 0.5962), abs=1e-4)
+    assert exactness.interval(0, 100)[1] > 0
