@@ -1,7 +1,7 @@
 """The figures of docs/results/tiny-news.md: measure them, time them, and write the page.
 
     python benchmarks/tiny_news.py measure --model tiny-news --baseline RUN/bundle --cells DIR
-                                           [--share 0/2] [--roles data teacher]
+                                           [--share 0/2] [--roles data teacher] [--samplers guided]
     python benchmarks/tiny_news.py time    --model tiny-news --baseline RUN/bundle --cells DIR
     python benchmarks/tiny_news.py page    [--cells DIR]
 
@@ -46,6 +46,7 @@ JUDGE = "smollm2-135m"
 LENGTH = 128
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
 BEGIN, END = "<!-- written by benchmarks/tiny_news.py page: begin -->", "<!-- end -->"
+ALL_SAMPLERS = ("ancestral", "guided")
 ALL_ROLES = ("data", "teacher", "student", "autoregressive")
 TIMED_ROUNDS = {1: 15, 32: 5}  # by batch size
 
@@ -119,7 +120,7 @@ def measure(args: argparse.Namespace) -> None:
         return validation_nll(network, test, bundle.schedule, batch_size=32, device=torch.device("cpu"))
 
     number, of = map(int, args.share.split("/"))
-    for cell in [cell for cell in cells() if cell.role in args.roles][number::of]:
+    for cell in [cell for cell in cells() if cell.role in args.roles and cell.sampler in args.samplers][number::of]:
         file = args.cells / f"{cell.name}.json"
         used = {name: digests[name] for name in cell.networks}
         if file.is_file() and json.loads(file.read_text())["models"] == used:
@@ -361,6 +362,7 @@ def main(words: Sequence[str] | None = None) -> None:
         if name == "measure":
             command.add_argument("--share", default="0/1", help="K/N: every Nth cell from the Kth on")
             command.add_argument("--roles", nargs="+", choices=ALL_ROLES, default=ALL_ROLES)
+            command.add_argument("--samplers", nargs="+", choices=ALL_SAMPLERS, default=ALL_SAMPLERS)
     args = parser.parse_args(words)
     if args.cells:
         args.cells.mkdir(parents=True, exist_ok=True)

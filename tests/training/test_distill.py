@@ -6,6 +6,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from didi.data.source import MarkovSource
+from didi.diffusion.noise import derive_seed
 from didi.errors import UsageError
 from didi.models.hub import Bundle
 from didi.sampling.generate import generate
@@ -20,6 +21,7 @@ from didi.training.config import (
 from didi.training.distill import Distillation
 
 CPU = torch.device("cpu")
+DISCRIMINATOR_METRICS = ("discriminator_loss", "discriminator_accuracy", "discriminator_gradient_norm")
 CONFIG = DistillConfig(
     data=DataConfig(corpus="markov", length=8),
     objective=ObjectiveConfig(completions=2, advantage="shared-state", revealed_only=True),
@@ -115,6 +117,37 @@ def test_in_the_warm_up_only_the_discriminator_learns_and_then_the_student_too(m
     assert equal(start, weights(job.teacher))
 
 
+GUIDED = with_discriminator(guidance_steps=3, guidance_pool_size=12, guidance_nfe=3)
+
+
+def test_after_the_students_last_step_only_the_discriminator_learns_from_the_finished_student(make_job, tmp_path):
+    job = make_job(GUIDED)
+    assert job.num_steps == 2 + 3 + 3
+    for step in range(5):
+        job.step(step)
+    student, average, discriminator = weights(job.student), weights(job.average.module), weights(job.discriminator)
+    metrics = [job.step(step) for step in range(5, 8)]
+    assert equal(student, weights(job.student))
+    assert equal(average, weights(job.average.module))
+    assert not equal(discriminator, weights(job.discriminator))
+    assert all(set(row) == set(DISCRIMINATOR_METRICS) for row in metrics)
+    pool = load_file(tmp_path / "student-pool.safetensors")["tokens"]
+    assert pool.shape == (12, 8)
+    drawn = generate(job.bundle(), num_samples=12, nfe=3, seed=derive_seed(0, "student-pool"), role="student")
+    assert torch.equal(pool, drawn.tokens)
+
+
+def test_the_lessons_for_guidance_resume_bit_for_bit_and_change_nothing_before_them(
+    make_job, run_twice, tmp_path, assert_same_state
+):
+    run_twice(lambda folder: make_job(GUIDED, folder), GUIDED.loop, 6)
+    plain, guided = make_job(folder=tmp_path / "plain"), make_job(GUIDED, tmp_path / "guided")
+    for step in range(plain.num_steps):
+        plain.step(step)
+        guided.step(step)
+    assert_same_state(plain.state_dict(), guided.state_dict())
+
+
 def test_frozen_blocks_of_the_discriminator_stay_the_teachers(make_job, teacher):
     job = make_job(with_discriminator(trainable_blocks=1))
     for step in range(4):
@@ -178,7 +211,8 @@ def test_every_other_option_trains(make_job, config):
 
 def test_a_state_without_masks_breaks_nothing(make_job):
     # Beta(1, 400): in most batches no position of any z_tau or z_t is masked.
-    assert_trains(make_job(with_objective(time_b=400.0, divergence_weight=0.05)), num_steps=6)
+    config = replace(with_objective(time_b=400.0, divergence_weight=0.05), loop=replace(CONFIG.loop, steps=4))
+    assert_trains(make_job(config), num_steps=6)
 
 
 def test_a_clamped_reward_is_counted(make_job):

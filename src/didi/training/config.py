@@ -180,10 +180,17 @@ class DiscriminatorSettings:
     """Sequences in a teacher pool."""
     pool_nfe: int = 128
     """Passes per sequence of a teacher pool."""
+    guidance_steps: int = 0
+    """Steps after the last student update in which only the discriminator learns, from samples of the finished student:
+    the states that guided sampling will ask it about. In training it has seen those of two moves."""
+    guidance_pool_size: int = 1024
+    """Samples of the finished student that it learns from."""
+    guidance_nfe: int = 8
+    """Their passes."""
 
     def __post_init__(self) -> None:
-        _at_least(0, self, "warmup_steps")
-        _at_least(1, self, "steps_per_student_step", "pool_size", "pool_nfe")
+        _at_least(0, self, "warmup_steps", "guidance_steps")
+        _at_least(1, self, "steps_per_student_step", "pool_size", "pool_nfe", "guidance_pool_size", "guidance_nfe")
         _share(self, "label_smoothing")
 
 

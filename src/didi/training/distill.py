@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from didi.data.source import Source
@@ -29,7 +29,7 @@ from didi.training.config import DistillConfig
 from didi.training.loop import Metrics, autocast_dtype
 from didi.training.optim import averaged, averaged_network, learning_rate, make_optimizer, update
 from didi.training.pretrain import validation_nll
-from didi.training.real_source import real_sampler
+from didi.training.real_source import real_sampler, student_pool
 from didi.training.rollout import Rollout, first_law, law_at_masks, rollout
 
 
@@ -66,7 +66,8 @@ class Distillation:
         self.student_optimizer = make_optimizer(self.student, config.student_optimizer)
         self.discriminator_optimizer = make_optimizer(self.discriminator, config.discriminator_optimizer)
         self.warmup_steps = config.discriminator.warmup_steps
-        self.num_steps = self.warmup_steps + config.loop.steps
+        self.last_student_step = self.warmup_steps + config.loop.steps
+        self.num_steps = self.last_student_step + config.discriminator.guidance_steps
         self.states_per_step = config.loop.batch_size * config.loop.accumulation
         self.completions_per_step = self.states_per_step * config.objective.completions
         self.tokens_per_step = self.completions_per_step * config.data.length
@@ -74,10 +75,14 @@ class Distillation:
         frozen = Bundle(teacher=self.teacher, schedule=self.schedule, name=config.teacher)
         self._real = real_sampler(config, source, frozen, folder)
         self._teacher_first: Tensor | None = None
+        self._folder = folder
+        self._student_pool: Tensor | None = None
 
     # --------------------------------------------------------------------------------------------------------- #
     def step(self, step: int) -> Metrics:
-        """One update of the discriminator and, after its warm-up, one of the student."""
+        """One update of the discriminator and, between its warm-up and its lessons for guidance, one of the student."""
+        if step >= self.last_student_step:
+            return self._guidance_update(step)
         is_warmup = step < self.warmup_steps
         metrics: dict[str, Tensor | float] = {}
         for number in range(self.config.loop.accumulation):
@@ -101,6 +106,46 @@ class Distillation:
 
     # --------------------------------------------------------------------------------------------------------- #
 
+    def _discriminator_backward(
+        self, fake_t: Int[Tensor, "b l"], real_t: Int[Tensor, "b l"], t: Float[Tensor, " b"], scale: float
+    ) -> Metrics:
+        """Back-propagate ``scale`` times the loss of Eq. 8 for corrupted student and real rows."""
+        states = torch.cat([fake_t, real_t])
+        self.discriminator.train()
+        with self._cast():
+            level = sigma(self.schedule, t).float().to(self.device).repeat(2)
+            logits = self.discriminator(states, level if self.discriminator.is_time_conditioned else None).float()
+        fake_logits, real_logits = logits.chunk(2)
+        fake_masks, real_masks = (states == self.teacher.mask_id).chunk(2)
+        smoothing = self.config.discriminator.label_smoothing
+        loss = discriminator_loss(fake_logits, real_logits, fake_masks, real_masks, label_smoothing=smoothing)
+        (loss * scale).backward()
+        is_right = torch.cat(
+            [log_density_ratio(fake_logits, fake_masks) > 0, log_density_ratio(real_logits, real_masks) < 0]
+        )
+        return {"discriminator_loss": loss.detach(), "discriminator_accuracy": is_right.float().mean()}
+
+    def _guidance_update(self, step: int) -> Metrics:
+        """One update of the discriminator alone, on corrupted samples of the finished student."""
+        if self._student_pool is None:
+            self._student_pool = student_pool(self.bundle(), self._folder / "student-pool.safetensors", self.config)
+        mask_id, num_rows = self.teacher.mask_id, self.config.loop.batch_size
+        generator = named_generator(self.config.seed, "guidance", step)
+        fake = self._student_pool[torch.randint(len(self._student_pool), (num_rows,), generator=generator)]
+        real = self._real(step, 0, 0, num_rows)
+        t = TimeDensity().sample(num_rows, generator)
+        uniforms = torch.rand(2, *real.shape, dtype=torch.float64, generator=generator)
+        alpha = self.schedule.alpha(t)
+        fake_t, real_t = (
+            corrupt(rows, alpha, mask_id, chance).to(self.device)
+            for rows, chance in zip((fake, real), uniforms, strict=True)
+        )
+        metrics = self._discriminator_backward(fake_t, real_t, t, 1.0)
+        config = self.config.discriminator_optimizer
+        rate = learning_rate(config, step - self.last_student_step, self.config.discriminator.guidance_steps)
+        norm = update(self.discriminator, self.discriminator_optimizer, config, rate)
+        return {**metrics, "discriminator_gradient_norm": norm}
+
     def _discriminator_update(self, batch: Rollout, step: int, number: int, *, is_last: bool) -> Metrics:
         """Tell corrupted student samples from corrupted real ones, Eq. 8; both sides in one forward pass."""
         settings, objective = self.config.discriminator, self.config.objective
@@ -119,31 +164,16 @@ class Distillation:
                 if repeat == 0
                 else corrupt(batch.x[:, :num_completions].flatten(0, 1), alpha, mask_id, uniforms[0])
             )
-            states = torch.cat([fake_t, corrupt(real, alpha, mask_id, uniforms[1])])
-            self.discriminator.train()
-            with self._cast():
-                level = sigma(self.schedule, t).float().to(self.device).repeat(2)
-                logits = self.discriminator(states, level if self.discriminator.is_time_conditioned else None).float()
-            fake_logits, real_logits = logits.chunk(2)
-            fake_masks, real_masks = (states == mask_id).chunk(2)
-            loss = discriminator_loss(
-                fake_logits, real_logits, fake_masks, real_masks, label_smoothing=settings.label_smoothing
-            )
-            (loss / self.config.loop.accumulation).backward()
-            is_right = torch.cat(
-                [log_density_ratio(fake_logits, fake_masks) > 0, log_density_ratio(real_logits, real_masks) < 0]
-            )
             _add(
                 metrics,
-                {
-                    "discriminator_loss": loss.detach() / num_updates,
-                    "discriminator_accuracy": is_right.float().mean() / num_updates,
-                },
-                1 / self.config.loop.accumulation,
+                self._discriminator_backward(
+                    fake_t, corrupt(real, alpha, mask_id, uniforms[1]), t, 1 / self.config.loop.accumulation
+                ),
+                1 / (num_updates * self.config.loop.accumulation),
             )
             if is_last:
                 config = self.config.discriminator_optimizer
-                rate = learning_rate(config, step, self.num_steps)
+                rate = learning_rate(config, step, self.last_student_step)
                 norm = update(self.discriminator, self.discriminator_optimizer, config, rate)
                 _add(metrics, {"discriminator_gradient_norm": norm / num_updates})
         return metrics
