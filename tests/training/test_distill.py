@@ -81,8 +81,9 @@ def test_a_resumed_run_equals_a_straight_one_bit_for_bit(make_job, run_twice, st
             with_discriminator(real_source="teacher-steps=2", steps_per_student_step=2), marks=pytest.mark.slow
         ),
         pytest.param(with_loop(accumulation=2), marks=pytest.mark.slow),
+        pytest.param(with_objective(moves=4), marks=pytest.mark.slow),
     ],
-    ids=["pool", "online", "accumulation"],
+    ids=["pool", "online", "accumulation", "moves"],
 )
 def test_other_ways_to_train_resume_as_well(make_job, run_twice, config):
     run_twice(lambda folder: make_job(config, folder), config.loop, 3)
@@ -200,10 +201,11 @@ def test_every_real_side_trains(make_job, real_source, output):
         with_objective(weight="nelbo", reward_clamp=0.01, pg_reduction="token-mean"),
         with_objective(divergence="backward", normalise_advantage=False),
         with_objective(divergence="jeffreys", reward_reduction="sum", divergence_weight=0.0),
+        with_objective(moves=4, corruptions=2),
         with_discriminator(unsmooth=True, is_time_conditioned=False, steps_per_student_step=2),
         with_loop(accumulation=2, precision="bf16"),
     ],
-    ids=["one move", "corruptions", "uncoupled", "clamped", "backward", "jeffreys", "unsmooth", "bf16"],
+    ids=["one move", "corruptions", "uncoupled", "clamped", "backward", "jeffreys", "moves", "unsmooth", "bf16"],
 )
 def test_every_other_option_trains(make_job, config):
     assert_trains(make_job(config))
@@ -322,6 +324,8 @@ def test_a_student_may_be_distilled_again(make_job, make_dit):
             "multiple of objective.group_size for rows groups; got 4 and 3",
         ),
         (with_objective(advantage="shared-time", group_size=8), "for shared-time groups; got 4 and 8"),
+        (with_objective(moves=4, coupled_time=False), "objective.moves above 2 goes with .*; got 4"),
+        (with_objective(moves=4, time_a=2.0), "objective.moves above 2"),
         (with_discriminator(real_source="teacher"), "got 'teacher'"),
         (with_discriminator(real_source="teacher-steps=0"), "teacher-steps=K with K >= 1"),
         (with_discriminator(real_source="teacher-steps=many"), "got 'teacher-steps=many'"),

@@ -53,6 +53,44 @@ def test_trajectories_follow_the_two_move_generator(student, chi_square):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("num_moves", [3, 4])
+def test_states_of_many_moves_are_those_of_the_students_own_sampler(student, chi_square, num_moves):
+    batch = roll(student, 12_000, moves=num_moves, completions=2)
+    assert ((batch.tau * num_moves) % 1 == 0).all()
+    assert ((batch.t <= batch.tau) & (batch.t >= batch.tau - 1 / num_moves)).all()
+    assert not batch.first_score.any()
+    probs = student(STATES)[..., :3].double().softmax(-1)
+    law, expected = torch.zeros(16, dtype=torch.float64), torch.zeros(16, dtype=torch.float64)
+    law[-1] = 1
+    for number in range(num_moves):  # t is uniform within a move: polynomials of degree 2 in it, so 2 nodes are exact
+        tau = 1 - number / num_moves
+        for node in (0.5 - 12**-0.5, 0.5 + 12**-0.5):
+            expected += move(law, probs, node / num_moves / tau) / (2 * num_moves)
+        law = move(law, probs, 1 / num_moves / tau)
+    for completion in range(2):
+        z = batch.z_t[:, completion, 0]
+        assert chi_square(z[:, 0] * 4 + z[:, 1], expected) > 1e-3
+    is_visible = batch.z_tau != MASK
+    assert torch.equal(batch.z_t[:, 0, 0][is_visible], batch.z_tau[is_visible])
+
+
+def move(law, probs, reveal):
+    """Law of the states after a move that reveals each mask with a probability, at its position's law."""
+    after = torch.zeros(16, dtype=torch.float64)
+    for number, mass in enumerate(law.tolist()):
+        options = []
+        for position, token in enumerate(STATES[number].tolist()):
+            if token != MASK:
+                options.append([(token, 1.0)])
+            else:
+                shares = probs[number, position].tolist()
+                options.append([(k, reveal * shares[k]) for k in range(3)] + [(MASK, 1 - reveal)])
+        for (first, p), (second, q) in itertools.product(*options):
+            after[first * 4 + second] += mass * p * q
+    return after
+
+
+@torch.no_grad()
 def test_without_decomposition_the_generator_has_one_move(student, chi_square):
     batch = roll(student, 4000, score_decomposition=False)
     assert (batch.z_tau == MASK).all()

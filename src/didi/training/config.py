@@ -200,6 +200,9 @@ class ObjectiveConfig:
 
     score_decomposition: bool = True
     """Two moves 1 -> tau -> 0 whose scores are split, Eq. 9; off is the one-step generator."""
+    moves: int = 2
+    """Moves of the student in training. More than the paper's 2 (ours): states come from its own sampler of so many
+    moves, and a random one of them is scored, as far as it has gone at a time within it."""
     coupled_time: bool = True
     """Corrupt the samples at the time tau of their intermediate state (App. F.3)."""
     weight: WeightName = "constant"
@@ -243,6 +246,7 @@ class ObjectiveConfig:
 
     def __post_init__(self) -> None:
         _at_least(1, self, "completions", "corruptions", "group_size")
+        _at_least(2, self, "moves")
         _at_least(0, self, "divergence_weight", "entropy_weight", "weight_low", "importance_clip")
 
 

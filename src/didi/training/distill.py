@@ -259,7 +259,7 @@ class Distillation:
                     self._teacher_first = first_law(self.teacher, batch.x.shape[-1], self.schedule, self.device)
                 teacher_laws = [self._teacher_first]
                 if objective.score_decomposition:
-                    teacher_laws.append(law_at_masks(self.teacher, batch.z_tau, batch.t, self.schedule))
+                    teacher_laws.append(law_at_masks(self.teacher, batch.z_tau, batch.tau, self.schedule))
             divergences = [
                 _mean(divergence(objective.divergence, of_teacher, law))
                 for of_teacher, law in zip(teacher_laws, laws, strict=True)
@@ -336,6 +336,12 @@ def _check_fit(config: DistillConfig, length: int, vocab_size: int, source: Sour
             f"{config.discriminator.completions}"
         )
     objective, states = config.objective, config.loop.batch_size
+    is_plain = objective.score_decomposition and objective.coupled_time and objective.time_a == objective.time_b == 1
+    if objective.moves > 2 and not (is_plain and config.discriminator.steps_per_student_step == 1):
+        raise UsageError(
+            "objective.moves above 2 goes with score_decomposition, coupled_time, Beta(1, 1) times and one update of "
+            f"the discriminator a step; got {objective.moves}: set it to 2, or those to their defaults"
+        )
     if objective.advantage in ("rows", "shared-time") and states % objective.group_size:
         raise UsageError(
             f"loop.batch_size is a multiple of objective.group_size for {objective.advantage} groups; got {states} "

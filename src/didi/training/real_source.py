@@ -79,11 +79,7 @@ def _teacher_pool(teacher: Bundle, path: Path, config: DistillConfig) -> Int[Ten
 
 
 def student_pool(finished: Bundle, path: Path, config: DistillConfig) -> Int[Tensor, "n l"]:
-    """Few-step samples of the finished student, drawn once and kept beside the run.
-
-    A sample that is corrupted to time t has the law of the sampler's own state at t, since which positions a move
-    reveals does not depend on their tokens.
-    """
+    """Few-step samples of the finished student, drawn once and kept beside the run."""
     settings = config.discriminator
     return _pool(finished, "student", path, config, num_samples=settings.guidance_pool_size, nfe=settings.guidance_nfe)
 

@@ -2,6 +2,11 @@
 
 One network pass for each move serves both the sample and its log-probability, and the first pass, which starts from the
 all-mask state, has a single row.
+
+With ``objective.moves`` above 2 (ours) the states come from the student's own sampler of that many moves instead, and
+one move of it is scored, by its state at a time within the move: what the student does at inference, and what the
+discriminator will be asked about by guided sampling. (A finished sample that is corrupted to t has another law, unless
+the network is consistent: tokens depend on the move that they came in.)
 """
 
 from dataclasses import dataclass
@@ -23,6 +28,7 @@ class Rollout:
     """One batch of trajectories; log-probabilities carry the student's gradient.
 
     Attributes:
+        tau: time of each intermediate state.
         t: corruption time of each state.
         x: completions.
         z_t: their corruptions.
@@ -33,6 +39,7 @@ class Rollout:
         second_log_probs: its law at the masked positions of ``z_tau``, in row-major order.
     """
 
+    tau: Float[Tensor, " s"]
     t: Float[Tensor, " s"]
     x: Int[Tensor, "s g l"]
     z_t: Int[Tensor, "s g c l"]
@@ -55,6 +62,43 @@ def first_law(denoiser: Denoiser, length: int, schedule: Schedule, device: torch
     """Log-probabilities at every position of the all-mask state."""
     z = torch.full((1, length), denoiser.mask_id, dtype=torch.long, device=device)
     return law_at_masks(denoiser, z, torch.ones(1, dtype=torch.float64), schedule)
+
+
+@torch.no_grad()
+def states_before_a_move(
+    student: Denoiser,
+    move: Int[Tensor, " s"],
+    num_moves: int,
+    length: int,
+    schedule: Schedule,
+    generator: torch.Generator,
+    device: torch.device,
+) -> Int[Tensor, "s l"]:
+    """States of the student's own ancestral sampler of ``num_moves`` even moves, each before the move numbered.
+
+    Args:
+        student: the few-step generator.
+        move: for each state, the number of moves that lead to it.
+        num_moves: moves of the whole path.
+        length: positions l.
+        schedule: noise schedule.
+        generator: a CPU generator; all draws are float64.
+        device: where the student lives.
+    """
+    reveal, draw = torch.rand(2, len(move), length, dtype=torch.float64, generator=generator).to(device)
+    z = torch.full((len(move), length), student.mask_id, device=device)
+    for number in range(int(move.max())):
+        t, s = (torch.tensor([1 - done / num_moves], dtype=torch.float64) for done in (number, number + 1))
+        rows = (move > number).nonzero().squeeze(1).to(device)
+        is_revealed = (z[rows] == student.mask_id) & ~is_masked_at(
+            reveal[rows], schedule.alpha(s).to(device).expand(len(rows))
+        )
+        inputs = z[:1] if number == 0 else z[rows]  # the first state is one for all
+        level = noise_level(student, sigma(schedule, t).float().to(device).expand(len(inputs)))
+        features = student.features(inputs, level).expand(len(rows), -1, -1)[is_revealed]
+        log_probs = token_log_probs(student.head(features), student.mask_id)
+        z[rows] = z[rows].masked_scatter(is_revealed, sample_categorical(log_probs, draw[rows][is_revealed]))
+    return z
 
 
 def draw_times(
@@ -95,11 +139,21 @@ def rollout(
     def uniforms(*shape: int) -> Tensor:
         return torch.rand(*shape, dtype=torch.float64, generator=generator).to(device)
 
-    tau, t = draw_times(num_states, objective, generator)
+    if objective.moves > 2:
+        # t falls anywhere within the move that is scored, which begins at tau.
+        move = torch.randint(objective.moves, (num_states,), generator=generator)
+        tau = 1 - move.double() / objective.moves
+        t = tau - torch.rand(num_states, dtype=torch.float64, generator=generator) / objective.moves
+    else:
+        tau, t = draw_times(num_states, objective, generator)
     first_log_probs = first_law(student, length, schedule, device)
     z_tau = torch.full((num_states, length), mask_id, device=device)
     first_score = torch.zeros(num_states, device=device)
-    if objective.score_decomposition:
+    if objective.moves > 2:
+        z_tau = states_before_a_move(student, move, objective.moves, length, schedule, generator, device)
+        is_masked_tau = z_tau == mask_id
+        second_log_probs = law_at_masks(student, z_tau, tau, schedule)
+    elif objective.score_decomposition:
         is_masked_tau = is_masked_at(uniforms(num_states, length), schedule.alpha(tau).to(device))
         state, position = (~is_masked_tau).nonzero(as_tuple=True)
         tokens = sample_categorical(first_log_probs.detach()[position], uniforms(num_states, length)[~is_masked_tau])
@@ -119,9 +173,11 @@ def rollout(
 
     x = x.transpose(1, 2).contiguous()
     z_t = x[:, :, None].repeat(1, 1, num_corruptions, 1)
-    is_masked_t = (
-        uniforms(num_states, num_completions, num_corruptions, length)
-        < (1 - schedule.alpha(t)).to(device)[:, None, None, None]
-    )
+    stays_masked = (1 - schedule.alpha(t)).to(device)
+    if objective.moves > 2:  # of those that were masked at tau: the path goes on, it is not corrupted anew
+        stays_masked = stays_masked / (1 - schedule.alpha(tau)).to(device)
+    is_masked_t = uniforms(num_states, num_completions, num_corruptions, length) < stays_masked[:, None, None, None]
+    if objective.moves > 2:
+        is_masked_t &= is_masked_tau[:, None, None]
     z_t[is_masked_t] = mask_id
-    return Rollout(t, x, z_t, z_tau, first_score, drawn.transpose(1, 2), first_log_probs, second_log_probs)
+    return Rollout(tau, t, x, z_t, z_tau, first_score, drawn.transpose(1, 2), first_log_probs, second_log_probs)
