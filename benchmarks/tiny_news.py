@@ -74,9 +74,9 @@ class Cell:
 
 
 DATA, TWIN = Cell("data"), Cell("autoregressive", nfe=LENGTH)
-TEACHER_32, TEACHER_128 = Cell("teacher", nfe=32), Cell("teacher", nfe=128)
+TEACHER_8, TEACHER_32, TEACHER_128 = (Cell("teacher", nfe=nfe) for nfe in (8, 32, 128))
 STUDENT_8, GUIDED_8 = Cell("student", nfe=8), Cell("student", "guided", 8)
-SWEPT = (TEACHER_32, STUDENT_8, GUIDED_8, TWIN)
+SWEPT = (TEACHER_8, TEACHER_32, STUDENT_8, GUIDED_8, TWIN)
 
 
 def cells() -> Iterator[Cell]:
@@ -263,7 +263,7 @@ def verdicts(rows: dict[str, EvaluationRow]) -> list[str]:
     claim("teacher at 128 NFE: perplexity over that of held-out news", teacher.gen_ppl / data.gen_ppl, 4)
     claim("student at 8 NFE: perplexity over the teacher's at 128", student.gen_ppl / teacher.gen_ppl, 1)
     claim("the same two: entropy over the teacher's", student.entropy / teacher.entropy, 0.97, is_upper=False)
-    for theirs in (TEACHER_32, TEACHER_128):
+    for theirs in (TEACHER_8, TEACHER_32, TEACHER_128):
         ratio, num = worst_ratio(rows, STUDENT_8, theirs)
         claim(f"student at 8 NFE over teacher at {theirs.nfe} at equal entropy, worst of {num} points", ratio, 1)
     saved = 1 - perplexity_at_entropy(sweep(rows, GUIDED_8), student.entropy) / student.gen_ppl
