@@ -126,7 +126,8 @@ def page(args: argparse.Namespace) -> None:
     figure.savefig(DOCS / "results" / "exactness.png", dpi=150)
     lines.append(
         f"\nZipf law over {VOCAB_SIZE - 1:,} tokens; {record['rows'][0]['tokens']:,} tokens a cell of ours, "
-        f"{record['rows'][1]['tokens']:,} of the published algorithm's; Wilson 95% intervals; seed {record['seed']}; {record['machine']}."
+        f"{record['rows'][1]['tokens']:,} of the published algorithm's; Wilson 95% intervals; seed {record['seed']}; "
+        f"{record['machine']}."
     )
     target = DOCS / "exactness.md"
     before, _, rest = target.read_text().partition(BEGIN)
