@@ -36,8 +36,9 @@ def test_the_discriminator_is_made_cheaper_too_and_everything_samples(bundle, to
     fast = for_inference(bundle, numerics)
     sigma = torch.full((4,), 0.5)
     exact, cheaper = bundle.discriminator(tokens, sigma), fast.discriminator(tokens, sigma)
-    assert 0 < float((cheaper - exact).norm() / exact.norm()) < 0.2
-    drawn = didi.generate(fast, num_samples=3, nfe=4, sampler="guided")
+    change = float((cheaper - exact).norm() / exact.norm())
+    assert change == 0 if numerics == "int8" else 0 < change < 0.2  # int8 kernels have no gradient
+    drawn = didi.generate(fast, num_samples=3, nfe=16, sampler="guided")
     assert drawn.tokens.shape == (3, 32)
 
 

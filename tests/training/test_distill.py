@@ -325,6 +325,7 @@ def test_a_student_may_be_distilled_again(make_job, make_dit):
         ),
         (with_objective(advantage="shared-time", group_size=8), "for shared-time groups; got 4 and 8"),
         (with_objective(moves=4, coupled_time=False), "objective.moves above 2 goes with .*; got 4"),
+        (with_objective(moves=4, advantage="shared-time"), "objective.moves above 2"),
         (with_objective(moves=4, time_a=2.0), "objective.moves above 2"),
         (with_discriminator(real_source="teacher"), "got 'teacher'"),
         (with_discriminator(real_source="teacher-steps=0"), "teacher-steps=K with K >= 1"),

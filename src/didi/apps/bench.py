@@ -75,13 +75,15 @@ def random_bundle(name: str) -> Bundle:
 def _bundle(name: str, role: Role | None, numerics: Numerics, *, is_random: bool, is_compiled: bool) -> Bundle:
     """What is timed; a function of picklable values, so that another process can make it too."""
     found = random_bundle(name) if is_random else load(name)
-    found = replace(found, student=None, teacher=found.denoiser(role), autoregressive=found.autoregressive)
+    found = replace(found, student=None, teacher=found.denoiser(role))
     return for_inference(found.to(default_device()), numerics, is_compiled=is_compiled)
 
 
 def bench(args: Sequence[str]) -> None:
     """Run ``didi bench`` with the words after it."""
     command = parse(BenchCommand, args, prog="didi bench")
+    if not command.methods:
+        raise UsageError("methods are one or more; got none")
     if command.rounds < 1 or not command.nfe or min(command.nfe) < 1 or min(command.batch_size, default=0) < 1:
         raise UsageError("rounds, nfe and batch sizes are 1 or more")
     is_random = command.random or (command.model in VOCABULARIES and command.model not in ("markov", "tiny-news"))
@@ -97,6 +99,8 @@ def bench(args: Sequence[str]) -> None:
     length = bundle.network().length if command.length is None else command.length
     if not 1 <= length <= bundle.network().length:
         raise UsageError(f"length lies in [1, {bundle.network().length}], the network's context; got {length}")
+    if command.out is not None:
+        command.out.mkdir(parents=True, exist_ok=True)  # a folder that cannot be written fails now, not after the work
     methods = [*command.methods, *(FLOOR[method] for method in command.methods if method in FLOOR)]
     rows = compare(
         bundle,
@@ -113,10 +117,9 @@ def bench(args: Sequence[str]) -> None:
             file=sys.stderr,
         ),
     )
-    table = speed_table(rows, bundle)
+    table = speed_table(rows, bundle, numerics=command.network + (", compiled" if command.compile else ""))
     print(table, end="")
     if command.out is not None:
-        command.out.mkdir(parents=True, exist_ok=True)
         records = [{key: finite(value) for key, value in asdict(row).items()} for row in rows]
         write_text(command.out / "bench.json", json.dumps(records, indent=1, allow_nan=False) + "\n")
         print(write_text(command.out / "bench.md", table))

@@ -29,7 +29,7 @@ class LiveView:
     def __init__(self, bundle: Bundle, *, num_shown: int = 2, console: Console | None = None) -> None:
         self._bundle, self._num_shown = bundle, num_shown
         self._live = Live(console=console or Console(stderr=True), auto_refresh=False)
-        self._moves, self._t = 0, 0.0
+        self._moves, self._t = 0, 1.0
 
     def __enter__(self) -> "LiveView":
         self._live.__enter__()
@@ -40,7 +40,7 @@ class LiveView:
 
     def __call__(self, step: StepOutput) -> None:
         """Show the state after a move."""
-        self._moves = 1 if step.t > self._t else self._moves + 1  # a later batch begins anew
+        self._moves = 1 if self._t <= 0 else self._moves + 1  # the batch before has ended
         self._t = step.t
         title = f"move {self._moves}, t = {step.t:.2f}"
         shown = zip(step.z[: self._num_shown].cpu(), step.changed[: self._num_shown].cpu(), strict=True)

@@ -155,8 +155,12 @@ def _limited(config: Config, max_steps: int | None) -> Config:
     loop = replace(config.loop, steps=max_steps)
     if isinstance(config, PretrainConfig):
         return replace(config, loop=loop)
-    warmup = min(config.discriminator.warmup_steps, max_steps)
-    return replace(config, loop=loop, discriminator=replace(config.discriminator, warmup_steps=warmup))
+    discriminator = replace(
+        config.discriminator,
+        warmup_steps=min(config.discriminator.warmup_steps, max_steps),
+        guidance_steps=min(config.discriminator.guidance_steps, max_steps),
+    )
+    return replace(config, loop=loop, discriminator=discriminator)
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

@@ -48,7 +48,8 @@ def evaluate(
         judge: name for ``load_judge``, or a judge; by default the exact one for a model of the ``markov`` world, else
             ``smollm2-135m``.
         role: one or several; by default the student if there is one, else the teacher.
-        sampler: one or several. Whatever ``nfe`` says, the autoregressive role has one row, and ``first-hitting`` too.
+        sampler: one or several. Whatever ``nfe`` says, the autoregressive role has one row, and the self-paced
+            samplers ``first-hitting`` and ``entropy-bounded`` too.
         seed: of the samples.
         data: held-out token sequences of the bundle's tokenizer; they are judged in a row of their own, and give each
             network's NELBO (exact NLL for the autoregressive one).

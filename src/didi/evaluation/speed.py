@@ -97,7 +97,7 @@ class SpeedRow:
 def twin(network: DiT) -> AutoregressiveLM:
     """An autoregressive model of the same vocabulary, width, depth and heads, with fresh weights."""
     shape = network.config
-    return AutoregressiveLM(
+    model = AutoregressiveLM(
         AutoregressiveConfig(
             vocab_size=shape.vocab_size,
             mask_id=shape.mask_id,
@@ -106,7 +106,8 @@ def twin(network: DiT) -> AutoregressiveLM:
             num_blocks=shape.num_blocks,
             num_heads=shape.num_heads,
         )
-    ).eval()
+    )
+    return model.to(next(iter(network.parameters())).device).eval()
 
 
 def compare(
@@ -318,7 +319,7 @@ def _resident_mib(name: str) -> float:
     return int(line.split()[1]) / 2**10
 
 
-def speed_table(rows: Sequence[SpeedRow], bundle: Bundle) -> str:
+def speed_table(rows: Sequence[SpeedRow], bundle: Bundle, *, numerics: str = "float32") -> str:
     """The rows as a Markdown table with machine and rounds below."""
     parts = ("trunk", "head", "draw", "discriminator", "rest")
     lines = [
@@ -335,7 +336,7 @@ def speed_table(rows: Sequence[SpeedRow], bundle: Bundle) -> str:
         )
     device = next(iter(bundle.network().parameters())).device
     lines.append(
-        f"\n{bundle.name}; {rows[0].length} positions; medians of {len(rows[0].seconds)} rounds, least and greatest "
-        f"ratio in brackets; {machine_name(device)}."
+        f"\n{bundle.name}, trunk in {numerics} (autoregressive: float32); {rows[0].length} positions; medians of "
+        f"{len(rows[0].seconds)} rounds, least and greatest ratio in brackets; {machine_name(device)}."
     )
     return "\n".join(lines) + "\n"

@@ -26,7 +26,8 @@ def for_inference(bundle: Bundle, numerics: Numerics = "float32", *, is_compiled
     Args:
         bundle: networks in float32.
         numerics: ``bfloat16`` by autocast, for accelerators and CPUs that have it; ``int8`` quantises the matrices of
-            the blocks by output channel and their inputs as they come, for CPUs (docs/speed.md has gain and loss).
+            the blocks by output channel and their inputs as they come, for CPUs. The discriminator stays float32
+            then: guided sampling differentiates it, which int8 kernels cannot. The autoregressive network always does.
         is_compiled: compile the trunk; use one batch size, since each has its own code.
 
     Raises:
@@ -40,7 +41,7 @@ def for_inference(bundle: Bundle, numerics: Numerics = "float32", *, is_compiled
     changed: dict[str, Any] = {
         role: _cheaper(network, numerics, is_compiled=is_compiled)
         for role in ("student", "teacher", "discriminator")
-        if (network := getattr(bundle, role)) is not None
+        if not (role == "discriminator" and numerics == "int8") and (network := getattr(bundle, role))
     }
     return replace(bundle, **changed)
 
@@ -80,4 +81,7 @@ def _int8(network: DiT | Discriminator) -> DiT | Discriminator:
     }
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # deprecated for a library whose CPU kernels are far slower
-        return quantize_dynamic(network, linears)
+        try:
+            return quantize_dynamic(network, linears)
+        except RuntimeError as error:
+            raise DidiError(f"this torch has no int8 kernels ({error}); leave the network at float32") from error

@@ -60,7 +60,7 @@ class Generation:
 
 @dataclass(frozen=True)
 class SamplingOptions:
-    """How to sample; every field is recorded with the results.
+    """How to sample; results record sampler, role, precision, temperature, top-p and the kind of grid.
 
     Attributes:
         sampler: ``ancestral`` (Eq. 10; left to right for an autoregressive network), ``guided`` (Algorithm 2),
@@ -124,6 +124,10 @@ def make_sampler(bundle: Bundle, options: SamplingOptions) -> Sampler:
         return LeftToRight(network, departure)
     if options.sampler != "ancestral" and options.precision != "float64":
         raise UsageError(f"{options.sampler} sampling draws in float64; leave --precision at float64")
+    if options.is_whole_batch and (
+        options.sampler not in ("ancestral", "tau-leaping") or options.precision != "float64"
+    ):
+        raise UsageError("a compiled network goes with float64 ancestral or tau-leaping sampling; leave --compile out")
     denoiser = bundle.denoiser(options.role)
     match options.sampler:
         case "ancestral":
@@ -131,7 +135,7 @@ def make_sampler(bundle: Bundle, options: SamplingOptions) -> Sampler:
                 return Published(denoiser, departure)
             return Ancestral(denoiser, departure, is_whole_batch=options.is_whole_batch)
         case "tau-leaping":
-            return Ancestral(denoiser, departure, leap="tau")
+            return Ancestral(denoiser, departure, leap="tau", is_whole_batch=options.is_whole_batch)
         case "guided":
             if bundle.discriminator is None:
                 raise UsageError(f"guided sampling needs a discriminator; bundle {bundle.name} has none: use ancestral")

@@ -181,8 +181,8 @@ class DiscriminatorSettings:
     pool_nfe: int = 128
     """Passes per sequence of a teacher pool."""
     guidance_steps: int = 0
-    """Steps after the last student update in which only the discriminator learns, from samples of the finished student:
-    the states that guided sampling will ask it about. In training it has seen those of two moves."""
+    """Steps after the last student update in which only the discriminator learns, from corrupted samples of the
+    finished student: closer to what guided sampling asks it about than the two-move states it has seen in training."""
     guidance_pool_size: int = 1024
     """Samples of the finished student that it learns from."""
     guidance_nfe: int = 8

@@ -337,10 +337,12 @@ def _check_fit(config: DistillConfig, length: int, vocab_size: int, source: Sour
         )
     objective, states = config.objective, config.loop.batch_size
     is_plain = objective.score_decomposition and objective.coupled_time and objective.time_a == objective.time_b == 1
+    is_plain = is_plain and objective.advantage != "shared-time"  # each state has a time of its own
     if objective.moves > 2 and not (is_plain and config.discriminator.steps_per_student_step == 1):
         raise UsageError(
-            "objective.moves above 2 goes with score_decomposition, coupled_time, Beta(1, 1) times and one update of "
-            f"the discriminator a step; got {objective.moves}: set it to 2, or those to their defaults"
+            "objective.moves above 2 goes with score_decomposition, coupled_time, Beta(1, 1) times, an advantage other "
+            f"than shared-time and one update of the discriminator a step; got {objective.moves}: set it to 2, or those "
+            "to their defaults"
         )
     if objective.advantage in ("rows", "shared-time") and states % objective.group_size:
         raise UsageError(
