@@ -341,7 +341,7 @@ def _check_fit(config: DistillConfig, length: int, vocab_size: int, source: Sour
     if objective.moves > 2 and not (is_plain and config.discriminator.steps_per_student_step == 1):
         raise UsageError(
             "objective.moves above 2 goes with score_decomposition, coupled_time, Beta(1, 1) times, an advantage other "
-            f"than shared-time and one update of the discriminator a step; got {objective.moves}: set it to 2, or those "
+            f"than shared-time and one update of the discriminator a step; got {objective.moves}: set it to 2 or those "
             "to their defaults"
         )
     if objective.advantage in ("rows", "shared-time") and states % objective.group_size:
