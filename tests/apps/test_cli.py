@@ -232,7 +232,9 @@ def test_bench_prints_a_table_and_keeps_it(didi, tmp_path):
     words = ["bench", "--model", "markov", "--batch-size", "2", "--nfe", "2", "4", "--rounds", "2", "--no-memory"]
     status, out, _ = didi(*words, "--methods", "ancestral", "autoregressive", "--random", "--out", tmp_path / "b")
     assert status == 0
-    records = json.loads((tmp_path / "b" / "bench.json").read_text())
+    record = json.loads((tmp_path / "b" / "bench.json").read_text())
+    assert (record["model"], record["network"], record["compile"]) == ("markov", "float32", False)
+    records = record["rows"]
     assert [(row["method"], row["nfe"]) for row in records] == [
         ("ancestral", 2), ("autoregressive", 32), ("trunk", 2), ("ancestral", 4), ("autoregressive", 32), ("trunk", 4),
     ]  # fmt: skip

@@ -24,6 +24,12 @@ def test_masks_are_drawn_one_by_one_and_new_tokens_stand_out(bundle):
     assert styled == {" the": "bold green", 2 * MASK: "dim"}
 
 
+def test_words_of_a_word_level_tokenizer_stay_apart():
+    markov = didi.load("markov")
+    text = partly_masked(markov, torch.tensor([1, 2, 3, 32, 5]), torch.tensor([False, False, True, False, True]))
+    assert text.plain == f"s1 s2 s3{MASK}s5"
+
+
 def test_a_character_of_several_tokens_comes_out_whole(bundle):
     ids = torch.tensor(bundle.tokenizer.encode("語", add_special_tokens=False).ids)
     assert len(ids) > 1

@@ -44,6 +44,7 @@ FIELDS = [
     "temperature",
     "top_p",
     "grid",
+    "settings",
     "note",
 ]
 

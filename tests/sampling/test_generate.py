@@ -199,3 +199,11 @@ def test_what_a_bundle_lacks_is_named(bundle):
         generate(alone, sampler="guided")
     with pytest.raises(UsageError, match="a prompt needs a tokenizer; bundle mine has none"):
         generate(alone, prefix="a")
+
+
+def test_the_settings_of_a_sampler_are_told_for_the_record():
+    assert SamplingOptions().settings == ""
+    assert SamplingOptions("confidence").settings == "measure probability, gumbel 0.0"
+    assert SamplingOptions("entropy-bounded", entropy_bound=2.0).settings == "entropy_bound 2.0"
+    assert SamplingOptions("remasking", times=(1.0, 0.5, 0.0)).settings.endswith("t_off 0.0, times 1 0.5 0")
+    assert "num_candidates 4" in SamplingOptions("guided").settings

@@ -12,6 +12,7 @@ import torch
 from didi.apps.terminal import parse
 from didi.errors import UsageError
 from didi.evaluation.report import finite, write_text
+from didi.evaluation.row import machine_name
 from didi.evaluation.speed import FLOOR, Load, Method, compare, speed_table
 from didi.models.discriminator import Discriminator
 from didi.models.dit import DiT, DiTConfig
@@ -120,6 +121,8 @@ def bench(args: Sequence[str]) -> None:
     table = speed_table(rows, bundle, numerics=command.network + (", compiled" if command.compile else ""))
     print(table, end="")
     if command.out is not None:
+        settings = {name: getattr(command, name) for name in ("model", "role", "network", "compile")}
         records = [{key: finite(value) for key, value in asdict(row).items()} for row in rows]
-        write_text(command.out / "bench.json", json.dumps(records, indent=1, allow_nan=False) + "\n")
+        record = settings | {"guidance": asdict(command.guidance), "machine": machine_name(default_device())}
+        write_text(command.out / "bench.json", json.dumps(record | {"rows": records}, indent=1, allow_nan=False) + "\n")
         print(write_text(command.out / "bench.md", table))

@@ -54,17 +54,20 @@ class LiveView:
 def partly_masked(bundle: Bundle, z: Tensor, changed: Tensor) -> Text:
     """A state ``[l]`` as text: masks dim, tokens that just appeared bright.
 
-    Neighbours of one kind are decoded together, so that characters of several tokens come out whole.
+    Neighbours of one kind are decoded together, so that characters of several tokens come out whole, and after the
+    visible tokens before them, so that words stay apart.
     """
     kinds = torch.where(z == bundle.network().mask_id, 0, 1 + changed.long()).tolist()
-    text, begin = Text(), 0
+    text, begin, run, said = Text(), 0, 0, ""  # the visible run that we are in: where it began, what it says so far
     for end in range(1, len(kinds) + 1):
         if end < len(kinds) and kinds[end] == kinds[begin]:
             continue
         if kinds[begin] == 0:
             text.append(MASK * (end - begin), style=MASKED)
+            run, said = end, ""
         else:
-            (piece,) = decode(bundle, z[None, begin:end])
-            text.append(piece, style=CHANGED if kinds[begin] == 2 else "")
+            (whole,) = decode(bundle, z[None, run:end])
+            text.append(whole[len(said) :], style=CHANGED if kinds[begin] == 2 else "")
+            said = whole
         begin = end
     return text

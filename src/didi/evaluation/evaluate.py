@@ -114,6 +114,7 @@ def evaluate(
             temperature=settings.temperature,
             top_p=settings.top_p,
             grid="given" if settings.times else settings.grid,
+            settings=settings.settings,
         )
         add(row, drawn.texts)
     if out is not None:

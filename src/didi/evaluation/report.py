@@ -30,6 +30,7 @@ SETTINGS = {
     "temperature": "temperature {:g}",
     "top_p": "top-p {:g}",
     "grid": "{} time grid",
+    "settings": "{}",
     "num_samples": "{} samples",
     "judge": "judge {}",
     "machine": "{}",
@@ -70,7 +71,7 @@ def markdown_table(rows: Sequence[EvaluationRow], *, recipe: str = "") -> str:
     ]
     lines.insert(1, ["-" * width if i < num_left else "-" * (width - 1) + ":" for i, width in enumerate(widths)])
     shared = [text.format(getattr(rows[0], name)) for name, text in SETTINGS.items() if rows and name not in varying]
-    footnote = "; ".join(([f"recipe {recipe}"] if recipe else []) + shared)
+    footnote = "; ".join(([f"recipe {recipe}"] if recipe else []) + [said for said in shared if said])
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     return (
         f"{table}\n\n{footnote[:1].upper()}{footnote[1:]}. Perplexity is exp(total NLL / total judge tokens) over "

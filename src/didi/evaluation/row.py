@@ -47,6 +47,7 @@ class EvaluationRow:
         temperature: that the logits were divided by; 1 is exact sampling.
         top_p: share of a token's law that was kept; 1 is exact sampling.
         grid: how the times of the moves were spaced.
+        settings: of the sampler, beyond these.
         note: anything that a reader must know about this row.
     """
 
@@ -74,6 +75,7 @@ class EvaluationRow:
     temperature: float = 1.0
     top_p: float = 1.0
     grid: str = "uniform"
+    settings: str = ""
     note: str = ""
 
 
@@ -95,6 +97,7 @@ def measure(
     temperature: float = 1.0,
     top_p: float = 1.0,
     grid: str = "uniform",
+    settings: str = "",
     note: str = "",
 ) -> EvaluationRow:
     """The row of a finished sample set.
@@ -116,6 +119,7 @@ def measure(
         temperature: that the logits were divided by.
         top_p: share of a token's law that was kept.
         grid: how the times of the moves were spaced.
+        settings: of the sampler, beyond these.
         note: goes into the row; samples that the judge had to cut are added to it.
 
     Raises:
@@ -153,6 +157,7 @@ def measure(
         temperature=temperature,
         top_p=top_p,
         grid=grid,
+        settings=settings,
         note=note,
     )
 

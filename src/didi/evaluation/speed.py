@@ -69,7 +69,7 @@ class SpeedRow:
         seconds: wall time of the batch in each round.
         floor_ratio: median over rounds of the time over that of the passes it cannot avoid; NaN for those themselves.
         floor_range: its least and greatest value.
-        peak_mib: memory at its peak above that before the run, MiB; NaN where it was not measured.
+        peak_mib: memory at its peak above that before the run, MiB; NaN where it was not measured, as for bare passes.
         shares: parts of the time spent in ``trunk``, ``head``, ``draw``, ``discriminator`` and the ``rest``.
     """
 
@@ -161,7 +161,9 @@ def compare(
                     seconds=tuple(seconds[method]),
                     floor_ratio=statistics.median(ratios),
                     floor_range=(ratios[0], ratios[-1]),
-                    peak_mib=math.nan if load_bundle is None else peak_memory(load_bundle, method, load),
+                    peak_mib=math.nan
+                    if load_bundle is None or method in FLOOR.values()
+                    else peak_memory(load_bundle, method, load),
                     shares=shares(bundle, method, load) if method in ("ancestral", "guided") else {},
                 )
             )

@@ -60,7 +60,7 @@ class Generation:
 
 @dataclass(frozen=True)
 class SamplingOptions:
-    """How to sample; results record sampler, role, precision, temperature, top-p and the kind of grid.
+    """How to sample; every field but the batch's is recorded with the results.
 
     Attributes:
         sampler: ``ancestral`` (Eq. 10; left to right for an autoregressive network), ``guided`` (Algorithm 2),
@@ -93,6 +93,17 @@ class SamplingOptions:
     remask: Remasking = field(default_factory=Remasking)
     batch_size: int = 32
     is_whole_batch: bool = False
+
+    @property
+    def settings(self) -> str:
+        """What the sampler was told beyond temperature, top-p and grid, for the record; empty for plain ancestral."""
+        own: dict[str, object] = {"guided": self.guidance, "confidence": self.order, "remasking": self.remask}
+        told = vars(own[self.sampler]) if self.sampler in own else {}
+        if self.sampler == "entropy-bounded":
+            told = {"entropy_bound": self.entropy_bound}
+        if self.times:
+            told = told | {"times": " ".join(f"{t:g}" for t in self.times)}
+        return ", ".join(f"{name} {value}" for name, value in told.items())
 
     @property
     def departure(self) -> Departure:

@@ -139,7 +139,8 @@ def rollout(
     def uniforms(*shape: int) -> Tensor:
         return torch.rand(*shape, dtype=torch.float64, generator=generator).to(device)
 
-    if objective.moves > 2:
+    is_path = objective.moves > 2
+    if is_path:
         # t falls anywhere within the move that is scored, which begins at tau.
         move = torch.randint(objective.moves, (num_states,), generator=generator)
         tau = 1 - move.double() / objective.moves
@@ -149,7 +150,7 @@ def rollout(
     first_log_probs = first_law(student, length, schedule, device)
     z_tau = torch.full((num_states, length), mask_id, device=device)
     first_score = torch.zeros(num_states, device=device)
-    if objective.moves > 2:
+    if is_path:
         z_tau = states_before_a_move(student, move, objective.moves, length, schedule, generator, device)
         is_masked_tau = z_tau == mask_id
         second_log_probs = law_at_masks(student, z_tau, tau, schedule)
@@ -173,11 +174,8 @@ def rollout(
 
     x = x.transpose(1, 2).contiguous()
     z_t = x[:, :, None].repeat(1, 1, num_corruptions, 1)
-    stays_masked = (1 - schedule.alpha(t)).to(device)
-    if objective.moves > 2:  # of those that were masked at tau: the path goes on, it is not corrupted anew
-        stays_masked = stays_masked / (1 - schedule.alpha(tau)).to(device)
-    is_masked_t = uniforms(num_states, num_completions, num_corruptions, length) < stays_masked[:, None, None, None]
-    if objective.moves > 2:
-        is_masked_t &= is_masked_tau[:, None, None]
-    z_t[is_masked_t] = mask_id
+    chance = (1 - schedule.alpha(t)).to(device)[:, None].expand(-1, length)
+    if is_path:  # what is visible at tau stays so: the path goes on, it is not corrupted anew
+        chance = torch.where(is_masked_tau, chance / (1 - schedule.alpha(tau)).to(device)[:, None], 0.0)
+    z_t[uniforms(num_states, num_completions, num_corruptions, length) < chance[:, None, None]] = mask_id
     return Rollout(tau, t, x, z_t, z_tau, first_score, drawn.transpose(1, 2), first_log_probs, second_log_probs)
