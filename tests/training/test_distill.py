@@ -316,31 +316,47 @@ def test_a_student_may_be_distilled_again(make_job, make_dit):
 
 
 @pytest.mark.parametrize(
-    ("config", "message"),
+    ("changes", "message"),
     [
-        (replace(CONFIG, data=DataConfig(length=9)), "at most the teacher's context of 8 tokens; got 9"),
+        ({"data": {"length": 9}}, "at most the teacher's context of 8 tokens; got 9"),
         (
-            with_objective(advantage="rows", group_size=3),
+            {"objective": {"advantage": "rows", "group_size": 3}},
             "multiple of objective.group_size for rows groups; got 4 and 3",
         ),
-        (with_objective(advantage="shared-time", group_size=8), "for shared-time groups; got 4 and 8"),
-        (with_objective(moves=4, coupled_time=False), "objective.moves above 2 goes with .*; got 4"),
-        (with_objective(moves=4, advantage="shared-time"), "objective.moves above 2"),
-        (with_objective(moves=4, time_a=2.0), "objective.moves above 2"),
-        (with_discriminator(real_source="teacher"), "got 'teacher'"),
-        (with_discriminator(real_source="teacher-steps=0"), "teacher-steps=K with K >= 1"),
-        (with_discriminator(real_source="teacher-steps=many"), "got 'teacher-steps=many'"),
+        ({"objective": {"advantage": "shared-time", "group_size": 8}}, "for shared-time groups; got 4 and 8"),
+        ({"objective": {"moves": 4, "coupled_time": False}}, "objective.moves and .* above 2 go with .*; got 4"),
+        ({"objective": {"moves": 4, "advantage": "shared-time"}}, "above 2 go with"),
+        ({"objective": {"moves": 4, "time_a": 2.0}}, "above 2 go with"),
+        ({"discriminator": {"warmup_moves": 3}, "objective": {"score_decomposition": False}}, "above 2 go with .* 3"),
+        ({"discriminator": {"warmup_moves": 1}}, "warmup-moves is 2 or more; got 1"),
+        ({"discriminator": {"real_source": "teacher"}}, "got 'teacher'"),
+        ({"discriminator": {"real_source": "teacher-steps=0"}}, "teacher-steps=K with K >= 1"),
+        ({"discriminator": {"real_source": "teacher-steps=many"}}, "got 'teacher-steps=many'"),
         (
-            replace(with_discriminator(steps_per_student_step=2), loop=replace(CONFIG.loop, accumulation=3)),
+            {"discriminator": {"steps_per_student_step": 2}, "loop": {"accumulation": 3}},
             "cannot share accumulated batches; got 2 and 3",
         ),
-        (with_discriminator(completions=3), r"discriminator.completions lies in \[1, 2\], the objective's; got 3"),
-        (with_discriminator(trainable_blocks=3), r"trainable blocks lie in \[0, 2\]"),
+        ({"discriminator": {"completions": 3}}, r"discriminator.completions lies in \[1, 2\], the objective's; got 3"),
+        ({"discriminator": {"trainable_blocks": 3}}, r"trainable blocks lie in \[0, 2\]"),
     ],
 )
-def test_what_cannot_be_trained_is_refused_before_the_first_step(make_job, config, message):
+def test_what_cannot_be_trained_is_refused_before_the_first_step(make_job, changes, message):
     with pytest.raises(UsageError, match=message):
-        make_job(config)
+        make_job(replace(CONFIG, **{part: replace(getattr(CONFIG, part), **new) for part, new in changes.items()}))
+
+
+@pytest.mark.parametrize(("warmup_moves", "num_passes"), [(2, 2), (4, 5)])
+def test_the_warm_up_has_moves_of_its_own(make_job, monkeypatch, warmup_moves, num_passes):
+    config = replace(with_discriminator(warmup_moves=warmup_moves), loop=replace(CONFIG.loop, batch_size=16))
+    job = make_job(replace(config, objective=replace(CONFIG.objective, moves=8)))
+    counts = []
+    features = job.student.features
+    monkeypatch.setattr(job.student, "features", lambda *inputs: counts.append(1) or features(*inputs))
+    job.step(0)
+    assert 0 < len(counts) <= num_passes
+    counts.clear()
+    job.step(2)
+    assert 5 < len(counts) <= 9  # the all-mask law, and then as many as the furthest of 16 states has moves
 
 
 def test_a_corpus_with_other_symbols_is_refused(make_job, make_dit):

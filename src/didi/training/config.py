@@ -169,6 +169,8 @@ class DiscriminatorSettings:
     """Undo the smoothing when a logit is read as a log-ratio (row 8)."""
     warmup_steps: int = 300
     """Steps before the first student update in which only the discriminator learns."""
+    warmup_moves: int = 2
+    """Moves of the student in them: even where ``objective.moves`` is more, it learns faster from the easier two."""
     steps_per_student_step: int = 1
     """Discriminator updates for each student update, each on fresh corruptions and fresh real rows."""
     completions: int | None = None
@@ -190,6 +192,7 @@ class DiscriminatorSettings:
 
     def __post_init__(self) -> None:
         _at_least(0, self, "warmup_steps", "guidance_steps")
+        _at_least(2, self, "warmup_moves")
         _at_least(1, self, "steps_per_student_step", "pool_size", "pool_nfe", "guidance_pool_size", "guidance_nfe")
         _share(self, "label_smoothing")
 
@@ -267,3 +270,32 @@ class DistillConfig:
     discriminator_optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     loop: LoopConfig = field(default_factory=LoopConfig)
     """``batch_size`` counts intermediate states."""
+
+    def __post_init__(self) -> None:
+        objective, discriminator, loop = self.objective, self.discriminator, self.loop
+        if loop.accumulation > 1 and discriminator.steps_per_student_step > 1:
+            raise UsageError(
+                "discriminator.steps_per_student_step is 1 where loop.accumulation is more than 1: several "
+                "discriminator updates cannot share accumulated batches; got "
+                f"{discriminator.steps_per_student_step} and {loop.accumulation}"
+            )
+        if not 1 <= (discriminator.completions or 1) <= objective.completions:
+            raise UsageError(
+                f"discriminator.completions lies in [1, {objective.completions}], the objective's; got "
+                f"{discriminator.completions}"
+            )
+        is_plain = objective.score_decomposition and objective.coupled_time
+        is_plain = is_plain and objective.time_a == objective.time_b == 1
+        is_plain = is_plain and objective.advantage != "shared-time"  # each state has a time of its own
+        moves = max(objective.moves, discriminator.warmup_moves)
+        if moves > 2 and not (is_plain and discriminator.steps_per_student_step == 1):
+            raise UsageError(
+                "objective.moves and discriminator.warmup_moves above 2 go with score_decomposition, coupled_time, "
+                "Beta(1, 1) times, an advantage other than shared-time and one update of the discriminator a step; "
+                f"got {moves}: set it to 2 or those to their defaults"
+            )
+        if objective.advantage in ("rows", "shared-time") and loop.batch_size % objective.group_size:
+            raise UsageError(
+                f"loop.batch_size is a multiple of objective.group_size for {objective.advantage} groups; got "
+                f"{loop.batch_size} and {objective.group_size}"
+            )

@@ -1,6 +1,7 @@
 """Distillation by DiDi-Instruct: one step of Algorithm 1."""
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -66,6 +67,7 @@ class Distillation:
         self.student_optimizer = make_optimizer(self.student, config.student_optimizer)
         self.discriminator_optimizer = make_optimizer(self.discriminator, config.discriminator_optimizer)
         self.warmup_steps = config.discriminator.warmup_steps
+        self._warmup_objective = replace(config.objective, moves=config.discriminator.warmup_moves)
         self.last_student_step = self.warmup_steps + config.loop.steps
         self.num_steps = self.last_student_step + config.discriminator.guidance_steps
         self.states_per_step = config.loop.batch_size * config.loop.accumulation
@@ -91,7 +93,7 @@ class Distillation:
                     self.student,
                     self.config.loop.batch_size,
                     self.config.data.length,
-                    self.config.objective,
+                    self._warmup_objective if is_warmup else self.config.objective,
                     self.schedule,
                     named_generator(self.config.seed, "rollout", step, number),
                     self.device,
@@ -316,36 +318,11 @@ def _mean(values: Tensor) -> Tensor:
 
 
 def _check_fit(config: DistillConfig, length: int, vocab_size: int, source: Source) -> None:
-    """Refuse a corpus that the teacher cannot read, or groups that do not fit the batch."""
+    """Refuse a corpus that the teacher cannot read."""
     if config.data.length > length:
         raise UsageError(f"data.length is at most the teacher's context of {length} tokens; got {config.data.length}")
     if source.vocab_size != vocab_size:
         raise UsageError(
             f"corpus and teacher share one tokenizer; the corpus has {source.vocab_size} symbols, the teacher "
             f"{vocab_size}: give data.tokenizer the teacher bundle's tokenizer.json"
-        )
-    if config.loop.accumulation > 1 and config.discriminator.steps_per_student_step > 1:
-        raise UsageError(
-            "discriminator.steps_per_student_step is 1 where loop.accumulation is more than 1: several discriminator "
-            f"updates cannot share accumulated batches; got {config.discriminator.steps_per_student_step} and "
-            f"{config.loop.accumulation}"
-        )
-    if not 1 <= (config.discriminator.completions or 1) <= config.objective.completions:
-        raise UsageError(
-            f"discriminator.completions lies in [1, {config.objective.completions}], the objective's; got "
-            f"{config.discriminator.completions}"
-        )
-    objective, states = config.objective, config.loop.batch_size
-    is_plain = objective.score_decomposition and objective.coupled_time and objective.time_a == objective.time_b == 1
-    is_plain = is_plain and objective.advantage != "shared-time"  # each state has a time of its own
-    if objective.moves > 2 and not (is_plain and config.discriminator.steps_per_student_step == 1):
-        raise UsageError(
-            "objective.moves above 2 goes with score_decomposition, coupled_time, Beta(1, 1) times, an advantage other "
-            f"than shared-time and one update of the discriminator a step; got {objective.moves}: set it to 2 or those "
-            "to their defaults"
-        )
-    if objective.advantage in ("rows", "shared-time") and states % objective.group_size:
-        raise UsageError(
-            f"loop.batch_size is a multiple of objective.group_size for {objective.advantage} groups; got {states} "
-            f"and {objective.group_size}"
         )
