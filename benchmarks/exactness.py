@@ -16,6 +16,7 @@ from pathlib import Path
 
 import matplotlib
 import torch
+from pages import DOCS, renew
 from torch import Tensor
 
 from didi.diffusion.noise import SequenceNoise, derive_seed
@@ -30,9 +31,7 @@ NUM_COMMON = 1000  # every token after these is rare
 LENGTH = 64
 NFES = (4, 16, 64, 256, 1024)
 SEED = 7
-DOCS = Path(__file__).parents[1] / "docs"
 STORED = DOCS / "results" / "exactness.json"
-BEGIN, END = "<!-- written by benchmarks/exactness.py page: begin -->", "<!-- end -->"
 
 
 class Zipf:
@@ -129,9 +128,7 @@ def page(args: argparse.Namespace) -> None:
         f"{record['rows'][1]['tokens']:,} of the published algorithm's; Wilson 95% intervals; seed {record['seed']}; "
         f"{record['machine']}."
     )
-    target = DOCS / "exactness.md"
-    before, _, rest = target.read_text().partition(BEGIN)
-    target.write_text(before + "\n".join([BEGIN, *lines, END]) + rest.partition(END)[2])
+    renew(DOCS / "exactness.md", "exactness.py", lines)
 
 
 def main(words: Sequence[str] | None = None) -> None:

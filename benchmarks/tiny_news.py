@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pages import DOCS, renew
 
 import didi
 from didi.data.source import open_source
@@ -44,8 +45,7 @@ GUIDED_NFES = NFES[:4]  # beyond them guidance costs more than the passes that i
 TEMPERATURES = (0.8, 0.9, 1.1, 1.2)
 JUDGE = "smollm2-135m"
 LENGTH = 128
-RESULTS = Path(__file__).parents[1] / "docs" / "results"
-BEGIN, END = "<!-- written by benchmarks/tiny_news.py page: begin -->", "<!-- end -->"
+RESULTS = DOCS / "results"
 ALL_SAMPLERS = ("ancestral", "guided")
 ALL_ROLES = ("data", "teacher", "student", "autoregressive")
 TIMED_ROUNDS = {1: 15, 32: 5}  # by batch size
@@ -202,7 +202,6 @@ def page(args: argparse.Namespace) -> None:
     latency_figure(at_one, RESULTS / "tiny-news-latency.png")
     frontier_figure([*swept, rows[DATA.name]], RESULTS / "tiny-news-frontier.png")
     parts = [
-        BEGIN,
         "## What was to be shown\n",
         *verdicts(rows),
         "",
@@ -218,11 +217,8 @@ def page(args: argparse.Namespace) -> None:
         *sweep_table(swept),
         "\n## The first text of each set\n",
         *showcase(rows, record["cells"]),
-        END,
     ]
-    target = RESULTS / "tiny-news.md"
-    before, _, rest = target.read_text().partition(BEGIN)
-    target.write_text(before + "\n".join(parts) + rest.partition(END)[2])
+    renew(RESULTS / "tiny-news.md", "tiny_news.py", parts)
 
 
 def row_of(fields: dict[str, Any]) -> EvaluationRow:

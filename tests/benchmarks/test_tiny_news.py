@@ -1,24 +1,10 @@
 """The page's verdicts must be able to say no, and to say that nothing was measured."""
 
-import importlib.util
 import math
-from pathlib import Path
 
-import pytest
+import tiny_news
 
 from didi.evaluation.row import EvaluationRow
-
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "tiny_news.py"
-SPEC = importlib.util.spec_from_file_location("tiny_news", SCRIPT)
-tiny_news = importlib.util.module_from_spec(SPEC)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _loaded():
-    import sys
-
-    sys.modules["tiny_news"] = tiny_news  # dataclasses look their module up
-    SPEC.loader.exec_module(tiny_news)
 
 
 def make_rows(*, ppl, entropy=lambda cell: 4.5):

@@ -1,4 +1,4 @@
-import math
+import statistics
 from dataclasses import replace
 from functools import partial
 
@@ -8,7 +8,7 @@ import torch
 import didi
 from didi.errors import UsageError
 from didi.evaluation import speed
-from didi.evaluation.speed import Load, compare, contestant, peak_memory, shares, speed_table
+from didi.evaluation.speed import Load, Variant, compare, contestant, peak_memory, shares, speed_table
 from didi.models.discriminator import Discriminator
 from didi.models.hub import Bundle
 from didi.sampling.departure import Departure
@@ -32,13 +32,32 @@ def test_every_contestant_is_timed_in_every_round_beside_its_floor(bundle):
     by_name = {row.method: row for row in rows}
     for name, floor in (("ancestral", "trunk"), ("published", "trunk"), ("guided", "guided floor")):
         ratios = [a / b for a, b in zip(by_name[name].seconds, by_name[floor].seconds, strict=True)]
-        assert by_name[name].floor_range == (min(ratios), max(ratios))
-    assert math.isnan(by_name["trunk"].floor_ratio)
+        assert by_name[name].over_floor == (statistics.median(ratios), min(ratios), max(ratios))
+    assert by_name["trunk"].over_floor is None
+    published, ours = by_name["published"], by_name["ancestral"]
+    assert published.speedup == (1, 1, 1)
+    assert ours.speedup[1] == min(a / b for a, b in zip(published.seconds, ours.seconds, strict=True))
     assert by_name["autoregressive"].nfe == 32
     assert by_name["ancestral"].tokens_per_second == pytest.approx(3 * 32 / (sum(by_name["ancestral"].seconds) / 2))
     table = speed_table(rows, bundle)
     assert table.count("\n| ") == 6
     assert "medians of 2 rounds" in table
+
+
+def test_variants_are_timed_beside_the_plain_published_algorithm(bundle):
+    variants = [Variant(), Variant("int8")]
+    rows = compare(bundle, [LOAD], methods=("ancestral", "trunk", "published"), variants=variants, rounds=1)
+    kinds = [(row.method, row.variant) for row in rows]
+    assert kinds == [
+        ("ancestral", "float32"),
+        ("trunk", "float32"),
+        ("published", "float32"),
+        ("ancestral", "int8"),
+        ("trunk", "int8"),
+    ]
+    int8 = rows[3]
+    assert int8.over_floor[0] == int8.seconds[0] / rows[4].seconds[0]
+    assert int8.speedup[0] == rows[2].seconds[0] / int8.seconds[0]
 
 
 def passes(bundle, method, load):
@@ -80,8 +99,8 @@ def test_what_a_bundle_lacks_is_named(bundle):
 def test_memory_of_ours_stays_far_below_that_of_the_published_algorithm():
     from didi.apps.bench import _bundle
 
-    make = partial(_bundle, "tiny-news", None, "float32", is_random=True, is_compiled=False)
+    make = partial(_bundle, "tiny-news", None, is_random=True)
     load = Load(batch_size=16, length=128, nfe=8)
-    ours, published = (peak_memory(make, method, load) for method in ("ancestral", "published"))
+    ours, published = (peak_memory(make, method, load, Variant()) for method in ("ancestral", "published"))
     assert published > 16 * 128 * 8192 * 8 / 2**20  # a float64 number for every position and symbol
     assert ours < published / 4

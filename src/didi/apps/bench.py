@@ -13,11 +13,11 @@ from didi.apps.terminal import parse
 from didi.errors import UsageError
 from didi.evaluation.report import finite, write_text
 from didi.evaluation.row import machine_name
-from didi.evaluation.speed import FLOOR, Load, Method, compare, speed_table
+from didi.evaluation.speed import FLOOR, Load, Method, Variant, compare, speed_table
 from didi.models.discriminator import Discriminator
 from didi.models.dit import DiT, DiTConfig
 from didi.models.hub import Bundle, Role, load
-from didi.models.inference import Numerics, for_inference
+from didi.models.inference import Numerics
 from didi.sampling.guided import Guidance
 from didi.training.loop import default_device
 from didi.training.recipes import PRETRAIN
@@ -48,10 +48,11 @@ class BenchCommand:
     """Timed rounds, after one that warms up; all contestants take part in each."""
     memory: bool = True
     """Measure peak memory too, each contestant in a process of its own."""
-    network: Numerics = "float32"
-    """Numbers that the trunk computes with; draws are float64 all the same."""
+    network: tuple[Numerics, ...] = ("float32",)
+    """Numbers that the trunk computes with, each timed; draws are float64 all the same. The published algorithm and the
+    autoregressive model run in the first."""
     compile: bool = False
-    """torch.compile the trunk."""
+    """Time each of them compiled (torch.compile) as well."""
     guidance: Guidance = field(default_factory=Guidance)
     out: Path | None = None
     """Folder for bench.json and bench.md."""
@@ -73,11 +74,10 @@ def random_bundle(name: str) -> Bundle:
     return Bundle(teacher=network, discriminator=Discriminator.from_denoiser(network).eval(), name=f"random {name}")
 
 
-def _bundle(name: str, role: Role | None, numerics: Numerics, *, is_random: bool, is_compiled: bool) -> Bundle:
+def _bundle(name: str, role: Role | None, *, is_random: bool) -> Bundle:
     """What is timed; a function of picklable values, so that another process can make it too."""
     found = random_bundle(name) if is_random else load(name)
-    found = replace(found, student=None, teacher=found.denoiser(role))
-    return for_inference(found.to(default_device()), numerics, is_compiled=is_compiled)
+    return replace(found, student=None, teacher=found.denoiser(role)).to(default_device())
 
 
 def bench(args: Sequence[str]) -> None:
@@ -85,17 +85,12 @@ def bench(args: Sequence[str]) -> None:
     command = parse(BenchCommand, args, prog="didi bench")
     if not command.methods:
         raise UsageError("methods are one or more; got none")
+    if not command.network:
+        raise UsageError("networks are one or more; got none")
     if command.rounds < 1 or not command.nfe or min(command.nfe) < 1 or min(command.batch_size, default=0) < 1:
         raise UsageError("rounds, nfe and batch sizes are 1 or more")
     is_random = command.random or (command.model in VOCABULARIES and command.model not in ("markov", "tiny-news"))
-    make = partial(
-        _bundle,
-        command.model,
-        command.role,
-        command.network,
-        is_random=is_random,
-        is_compiled=command.compile,
-    )
+    make = partial(_bundle, command.model, command.role, is_random=is_random)
     bundle = make()
     length = bundle.network().length if command.length is None else command.length
     if not 1 <= length <= bundle.network().length:
@@ -105,12 +100,13 @@ def bench(args: Sequence[str]) -> None:
     methods = [*command.methods, *(FLOOR[method] for method in command.methods if method in FLOOR)]
     rows = compare(
         bundle,
-        [
-            Load(size, length, nfe, command.guidance, command.compile)
-            for size in command.batch_size
-            for nfe in command.nfe
-        ],
+        [Load(size, length, nfe, command.guidance) for size in command.batch_size for nfe in command.nfe],
         methods=list(dict.fromkeys(methods)),
+        variants=[
+            Variant(numerics, is_compiled)
+            for is_compiled in ((False, True) if command.compile else (False,))
+            for numerics in command.network
+        ],
         rounds=command.rounds,
         load_bundle=make if command.memory else None,
         on_round=lambda one, number: print(
@@ -118,10 +114,10 @@ def bench(args: Sequence[str]) -> None:
             file=sys.stderr,
         ),
     )
-    table = speed_table(rows, bundle, numerics=command.network + (", compiled" if command.compile else ""))
+    table = speed_table(rows, bundle)
     print(table, end="")
     if command.out is not None:
-        settings = {name: getattr(command, name) for name in ("model", "role", "network", "compile")}
+        settings = {name: getattr(command, name) for name in ("model", "role")}
         records = [{key: finite(value) for key, value in asdict(row).items()} for row in rows]
         record = settings | {"guidance": asdict(command.guidance), "machine": machine_name(default_device())}
         write_text(command.out / "bench.json", json.dumps(record | {"rows": records}, indent=1, allow_nan=False) + "\n")

@@ -24,6 +24,7 @@ from didi.evaluation.row import machine_name
 from didi.models.autoregressive import AutoregressiveConfig, AutoregressiveLM
 from didi.models.dit import DiT
 from didi.models.hub import Bundle
+from didi.models.inference import Numerics, for_inference
 from didi.sampling import ancestral, guided
 from didi.sampling.ancestral import Ancestral
 from didi.sampling.autoregressive import LeftToRight
@@ -34,7 +35,21 @@ from didi.sampling.published import Published
 
 Method = Literal["ancestral", "trunk", "published", "guided", "guided floor", "autoregressive"]
 FLOOR: dict[str, Method] = {"ancestral": "trunk", "published": "trunk", "guided": "guided floor"}
+PLAIN_ONLY = ("published", "autoregressive")  # what others are compared with, in the first variant alone
 SEED = 0
+Ratio = tuple[float, float, float]
+"""Median, least and greatest over the rounds."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """How the networks run: see ``didi.models.inference.for_inference``."""
+
+    numerics: Numerics = "float32"
+    is_compiled: bool = False
+
+    def __str__(self) -> str:
+        return self.numerics + (", compiled" if self.is_compiled else "")
 
 
 @dataclass(frozen=True)
@@ -46,14 +61,12 @@ class Load:
         length: positions.
         nfe: moves of the masked-diffusion samplers.
         guidance: of the guided sampler.
-        is_whole_batch: the ancestral sampler sees one shape only, as a compiled network wants it.
     """
 
     batch_size: int
     length: int
     nfe: int
     guidance: Guidance = field(default_factory=Guidance)
-    is_whole_batch: bool = False
 
 
 @dataclass(frozen=True)
@@ -63,12 +76,13 @@ class SpeedRow:
     Attributes:
         method: ``trunk`` is the bare trunk passes that ``ancestral`` makes; ``guided floor`` those of ``guided`` and
             the discriminator's, a backward pass counted as a forward one.
+        variant: how its trunk runs.
         batch_size: sequences at a time.
         length: positions.
         nfe: moves; the length for the autoregressive model.
         seconds: wall time of the batch in each round.
-        floor_ratio: median over rounds of the time over that of the passes it cannot avoid; NaN for those themselves.
-        floor_range: its least and greatest value.
+        over_floor: its time over that of the passes it cannot avoid, round by round; None for those themselves.
+        speedup: time of the published algorithm over its own, round by round; None where that takes no part.
         peak_mib: memory at its peak above that before the run, MiB; NaN where it was not measured, as for bare passes.
         shares: parts of the time spent in ``trunk``, ``head``, ``draw``, ``discriminator`` and the ``rest``.
     """
@@ -78,8 +92,9 @@ class SpeedRow:
     length: int
     nfe: int
     seconds: tuple[float, ...]
-    floor_ratio: float = math.nan
-    floor_range: tuple[float, float] = (math.nan, math.nan)
+    variant: str = "float32"
+    over_floor: Ratio | None = None
+    speedup: Ratio | None = None
     peak_mib: float = math.nan
     shares: dict[str, float] = field(default_factory=dict)
 
@@ -110,11 +125,18 @@ def twin(network: DiT) -> AutoregressiveLM:
     return model.to(next(iter(network.parameters())).device).eval()
 
 
+def ratio(own: Sequence[float], other: Sequence[float]) -> Ratio:
+    """``own`` over ``other``, round by round."""
+    found = sorted(one / two for one, two in zip(own, other, strict=True))
+    return statistics.median(found), found[0], found[-1]
+
+
 def compare(
     bundle: Bundle,
     loads: Sequence[Load],
     *,
     methods: Sequence[Method],
+    variants: Sequence[Variant] = (Variant(),),
     rounds: int = 5,
     load_bundle: Callable[[], Bundle] | None = None,
     on_round: Callable[[Load, int], None] | None = None,
@@ -126,6 +148,7 @@ def compare(
             for the latter.
         loads: batches to draw.
         methods: contestants; those that need a network the bundle lacks are refused.
+        variants: how the networks run; the published algorithm and the autoregressive model run as the first says.
         rounds: timed rounds, after one that warms up.
         load_bundle: makes the same bundle in a process of its own (it must be picklable), to measure peak memory;
             without it memory is not measured.
@@ -134,44 +157,61 @@ def compare(
     Raises:
         UsageError: a method needs a network that the bundle lacks.
     """
+    bundles = {
+        variant: for_inference(bundle, variant.numerics, is_compiled=variant.is_compiled) for variant in variants
+    }
+    entries = [
+        (method, variant)
+        for number, variant in enumerate(variants)
+        for method in methods
+        if number == 0 or method not in PLAIN_ONLY
+    ]
     rows = []
     for load in loads:
-        contestants = {method: contestant(bundle, method, load) for method in methods}
-        seconds: dict[Method, list[float]] = {method: [] for method in methods}
+        contestants = {
+            (method, variant): contestant(bundles[variant], method, load, is_whole_batch=variant.is_compiled)
+            for method, variant in entries
+        }
+        seconds: dict[tuple[str, Variant], list[float]] = {entry: [] for entry in entries}
         for number in range(rounds + 1):
             if on_round is not None:
                 on_round(load, number)
-            for method, draw in contestants.items():
+            for entry, draw in contestants.items():
                 elapsed = _timed(draw, bundle)
                 if number:
-                    seconds[method].append(elapsed)
-        for method in methods:
-            floor = FLOOR.get(method)
-            ratios = (
-                sorted(own / least for own, least in zip(seconds[method], seconds[floor], strict=True))
-                if floor in seconds
-                else [math.nan]
-            )
+                    seconds[entry].append(elapsed)
+        published = seconds.get(("published", variants[0]))
+        for method, variant in entries:
+            own, floor = seconds[method, variant], seconds.get((FLOOR.get(method, ""), variant))
             rows.append(
                 SpeedRow(
                     method=method,
+                    variant=str(variant),
                     batch_size=load.batch_size,
                     length=load.length,
                     nfe=load.length if method == "autoregressive" else load.nfe,
-                    seconds=tuple(seconds[method]),
-                    floor_ratio=statistics.median(ratios),
-                    floor_range=(ratios[0], ratios[-1]),
+                    seconds=tuple(own),
+                    over_floor=ratio(own, floor) if floor else None,
+                    speedup=ratio(published, own) if published else None,
                     peak_mib=math.nan
                     if load_bundle is None or method in FLOOR.values()
-                    else peak_memory(load_bundle, method, load),
-                    shares=shares(bundle, method, load) if method in ("ancestral", "guided") else {},
+                    else peak_memory(load_bundle, method, load, variant),
+                    shares=shares(bundles[variant], method, load, is_whole_batch=variant.is_compiled)
+                    if method in ("ancestral", "guided")
+                    else {},
                 )
             )
     return rows
 
 
-def contestant(bundle: Bundle, method: Method, load: Load) -> Callable[[], object]:
+def contestant(bundle: Bundle, method: Method, load: Load, *, is_whole_batch: bool = False) -> Callable[[], object]:
     """The work of a method, ready to be run and timed.
+
+    Args:
+        bundle: networks.
+        method: which.
+        load: how much.
+        is_whole_batch: the ancestral sampler sees one shape only, as a compiled network wants it.
 
     Raises:
         UsageError: the bundle lacks a network that the method needs.
@@ -183,7 +223,7 @@ def contestant(bundle: Bundle, method: Method, load: Load) -> Callable[[], objec
     if method in ("guided", "guided floor") and bundle.discriminator is None:
         raise UsageError(f"guided sampling needs a discriminator; bundle {bundle.name} has none")
     samplers: dict[str, Sampler] = {
-        "ancestral": Ancestral(denoiser, is_whole_batch=load.is_whole_batch),
+        "ancestral": Ancestral(denoiser, is_whole_batch=is_whole_batch),
         "published": Published(denoiser, precision="float64"),
     }
     if bundle.discriminator is not None:
@@ -280,26 +320,26 @@ def _passes(bundle: Bundle, shapes: Sequence[tuple[str, int, bool]], load: Load)
                 discriminator(z, None)
 
 
-def shares(bundle: Bundle, method: Method, load: Load) -> dict[str, float]:
+def shares(bundle: Bundle, method: Method, load: Load, *, is_whole_batch: bool = False) -> dict[str, float]:
     """Parts of a sampler's time that its networks, the draws and the rest take; they sum to 1."""
-    draw = contestant(bundle, method, load)
+    draw = contestant(bundle, method, load, is_whole_batch=is_whole_batch)
     with _watched(bundle) as seen:
         whole = _timed(draw, bundle)
     found = {part: seconds / whole for part, seconds in seen.seconds.items()}
     return found | {"rest": 1 - sum(found.values())}
 
 
-def peak_memory(load_bundle: Callable[[], Bundle], method: Method, load: Load) -> float:
+def peak_memory(load_bundle: Callable[[], Bundle], method: Method, load: Load, variant: Variant) -> float:
     """MiB that one batch needs above the weights, measured in a process of its own."""
     context = multiprocessing.get_context("spawn")
     with context.Pool(1) as pool:
-        return pool.apply(_peak, (load_bundle, method, load, torch.get_num_threads()))
+        return pool.apply(_peak, (load_bundle, method, load, variant, torch.get_num_threads()))
 
 
-def _peak(load_bundle: Callable[[], Bundle], method: Method, load: Load, num_threads: int) -> float:
+def _peak(load_bundle: Callable[[], Bundle], method: Method, load: Load, variant: Variant, num_threads: int) -> float:
     torch.set_num_threads(num_threads)
-    bundle = load_bundle()
-    draw = contestant(bundle, method, load)
+    bundle = for_inference(load_bundle(), variant.numerics, is_compiled=variant.is_compiled)
+    draw = contestant(bundle, method, load, is_whole_batch=variant.is_compiled)
     if next(iter(bundle.network().parameters())).device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
@@ -321,24 +361,28 @@ def _resident_mib(name: str) -> float:
     return int(line.split()[1]) / 2**10
 
 
-def speed_table(rows: Sequence[SpeedRow], bundle: Bundle, *, numerics: str = "float32") -> str:
+def speed_table(rows: Sequence[SpeedRow], bundle: Bundle) -> str:
     """The rows as a Markdown table with machine and rounds below."""
     parts = ("trunk", "head", "draw", "discriminator", "rest")
     lines = [
-        f"| method | batch | NFE | s / sequence | tokens / s | over its bare passes | peak MiB | {', '.join(parts)} |",
-        "|---|--:|--:|--:|--:|--:|--:|---|",
+        "| method | trunk in | batch | NFE | s / sequence | tokens / s | over its bare passes | speed over published | "
+        f"peak MiB | {', '.join(parts)} |",
+        "|---|---|--:|--:|--:|--:|--:|--:|--:|---|",
     ]
     for row in rows:
-        ratio = f"{row.floor_ratio:.3f} [{row.floor_range[0]:.3f}, {row.floor_range[1]:.3f}]"
+        ratios = [
+            "–" if found is None else f"{found[0]:.2f} [{found[1]:.2f}, {found[2]:.2f}]"
+            for found in (row.over_floor, row.speedup)
+        ]
         told = ", ".join(f"{row.shares.get(part, 0):.0%}" for part in parts) if row.shares else "–"
         lines.append(
-            f"| {row.method} | {row.batch_size} | {row.nfe} | {row.seconds_per_sequence:.3g} | "
-            f"{row.tokens_per_second:,.0f} | {'–' if math.isnan(row.floor_ratio) else ratio} | "
+            f"| {row.method} | {row.variant} | {row.batch_size} | {row.nfe} | {row.seconds_per_sequence:.3g} | "
+            f"{row.tokens_per_second:,.0f} | {' | '.join(ratios)} | "
             f"{'–' if math.isnan(row.peak_mib) else f'{row.peak_mib:,.0f}'} | {told} |"
         )
     device = next(iter(bundle.network().parameters())).device
     lines.append(
-        f"\n{bundle.name}, trunk in {numerics} (autoregressive: float32); {rows[0].length} positions; medians of "
-        f"{len(rows[0].seconds)} rounds, least and greatest ratio in brackets; {machine_name(device)}."
+        f"\n{bundle.name}; {rows[0].length} positions; medians of {len(rows[0].seconds)} rounds, least and greatest "
+        f"ratio in brackets; {machine_name(device)}."
     )
     return "\n".join(lines) + "\n"

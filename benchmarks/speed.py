@@ -1,0 +1,196 @@
+"""The figures of docs/speed.md: what sampling costs beside the passes it cannot avoid, and beside its rivals.
+
+    python benchmarks/speed.py measure --runs DIR [--suites tiny guided]
+    python benchmarks/speed.py page    [--runs DIR]
+
+``measure`` makes one run of ``didi bench`` for each suite and keeps it, so that it can be stopped and resumed; it wants
+the machine for itself. ``page`` renews the tables and the figure of the page from the runs, or from those stored beside
+it.
+"""
+
+import argparse
+import json
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+from pages import DOCS, renew
+
+import didi
+from didi.apps.bench import bench
+from didi.data.source import open_source
+from didi.evaluation.row import machine_name
+from didi.evaluation.speed import Ratio, ratio
+from didi.models.inference import for_inference
+from didi.training.pretrain import validation_nll
+
+STORED = DOCS / "results" / "speed.json"
+CHEAPER = "--guidance.num-candidates 4"
+
+# Each is one run of ``didi bench``: what is compared was timed side by side.
+SUITES = {
+    "paper scale, one sequence": "--model owt-169m --nfe 16 --batch-size 1 --network float32 int8 --compile --rounds 3",
+    "paper scale, one sequence, 8 NFE": "--model owt-169m --nfe 8 --batch-size 1 --rounds 3 --no-memory"
+    " --methods ancestral autoregressive",
+    "paper scale, four sequences": "--model owt-169m --nfe 16 --batch-size 4 --rounds 2",
+    "paper scale, sixteen sequences": "--model owt-169m --nfe 16 --batch-size 16 --rounds 1 --no-memory"
+    " --methods ancestral autoregressive",
+    "tiny": "--model tiny-news --nfe 16 --batch-size 64 --network float32 int8 --rounds 5",
+    "guided": "--model tiny-news --nfe 16 --batch-size 16 --rounds 5 --methods ancestral guided",
+    "guided, cheaper": f"--model tiny-news --nfe 16 --batch-size 16 --rounds 5 --methods ancestral guided {CHEAPER}",
+    "cost": "--model tiny-news --nfe 4 8 16 32 64 --batch-size 1 4 16 64 --rounds 3 --methods ancestral --no-memory",
+}
+
+
+def measure(args: argparse.Namespace) -> None:
+    for name in args.suites or SUITES:
+        if not (args.runs / name / "bench.json").is_file():
+            print(f"{name}: didi bench {SUITES[name]}", flush=True)
+            bench([*SUITES[name].split(), "--out", str(args.runs / name)])
+    quality = args.runs / "nelbo.json"
+    if not quality.is_file():
+        bundle = didi.load("tiny-news")
+        rows = open_source("news", length=128, tokenizer=bundle.tokenizer).validation
+        found = {
+            f"{role}, {numerics}": validation_nll(
+                for_inference(bundle, numerics).network(role),
+                rows,
+                bundle.schedule,
+                batch_size=32,
+                device=torch.device("cpu"),
+            )
+            for role in ("teacher", "student")
+            for numerics in ("float32", "bfloat16", "int8")
+        }
+        quality.write_text(json.dumps({"nats": found, "sequences": len(rows), "machine": machine_name()}))
+
+
+def page(args: argparse.Namespace) -> None:
+    if args.runs:
+        found = {
+            name: {"command": f"didi bench {words}"} | json.loads((args.runs / name / "bench.json").read_text())
+            for name, words in SUITES.items()
+        }
+        quality = json.loads((args.runs / "nelbo.json").read_text())
+        STORED.write_text(json.dumps({"suites": found, "nelbo": quality}, indent=1) + "\n")
+    record = json.loads(STORED.read_text())
+    cost_figure(record["suites"]["cost"]["rows"], DOCS / "results" / "speed.png")
+    lines = ["## What was to be shown\n", *verdicts(record["suites"]), "", *nelbo_table(record["nelbo"])]
+    for name, run in record["suites"].items():
+        lines += [f"\n## {name[0].upper()}{name[1:]}\n", f"`{run['command']}`\n", *table(run["rows"])]
+        lines.append(f"\n{run['machine']}; medians, least and greatest ratio in brackets.")
+        if name == "cost":
+            lines.append("\n![Seconds against passes and batch size](results/speed.png)")
+    renew(DOCS / "speed.md", "speed.py", lines)
+
+
+def row_of(rows: Sequence[dict[str, Any]], method: str, variant: str = "float32") -> dict[str, Any]:
+    return next(row for row in rows if (row["method"], row["variant"]) == (method, variant))
+
+
+def verdicts(suites: dict[str, Any]) -> Iterator[str]:
+    """The claims as a table: figure, bound, and whether it holds."""
+    yield "| claim | figure | bound | holds |"
+    yield "|---|--:|--:|---|"
+
+    def claim(text: str, figure: Ratio, bound: float, *, is_upper: bool) -> str:
+        holds = figure[0] <= bound if is_upper else figure[0] >= bound
+        told = f"{figure[0]:.2f} [{figure[1]:.2f}, {figure[2]:.2f}]"
+        return f"| {text} | {told} | {'≤' if is_upper else '≥'} {bound:g} | {'yes' if holds else '**no**'} |"
+
+    for name in ("paper scale, one sequence", "paper scale, four sequences"):
+        rows = suites[name]["rows"]
+        ours, published = row_of(rows, "ancestral"), row_of(rows, "published")
+        yield claim(f"{name}, 16 NFE: time over the bare passes", ours["over_floor"], 1.05, is_upper=True)
+        yield claim(f"{name}, 16 NFE: speed over the published algorithm", ours["speedup"], 1.9, is_upper=False)
+        memory = ours["peak_mib"] / published["peak_mib"]
+        yield claim(f"{name}: peak memory over the published algorithm's", (memory,) * 3, 0.25, is_upper=True)
+    rows = suites["paper scale, one sequence"]["rows"]
+    yield claim("int8: speed over float32 published", row_of(rows, "ancestral", "int8")["speedup"], 3, is_upper=False)
+    tiny = row_of(suites["tiny"]["rows"], "ancestral")
+    yield claim("tiny, 64 sequences: speed over the published algorithm", tiny["speedup"], 4, is_upper=False)
+    for name in ("guided", "guided, cheaper"):
+        guided = row_of(suites[name]["rows"], "guided")
+        yield claim(f"{name}, 16 NFE: time over the passes", guided["over_floor"], 1.1, is_upper=True)
+    for name, nfe, bound in (
+        ("paper scale, one sequence", 16, 1.4),
+        ("paper scale, one sequence, 8 NFE", 8, 2.8),
+        ("paper scale, four sequences", 16, math.nan),
+        ("paper scale, sixteen sequences", 16, math.nan),
+    ):
+        rows = suites[name]["rows"]
+        found = ratio(row_of(rows, "autoregressive")["seconds"], row_of(rows, "ancestral")["seconds"])
+        text = f"{name.removesuffix(', 8 NFE')}, {nfe} NFE: speed over the autoregressive model with its cache"
+        if math.isnan(bound):
+            yield f"| {text} | {found[0]:.2f} [{found[1]:.2f}, {found[2]:.2f}] | – | told as it is |"
+        else:
+            yield claim(text, found, bound, is_upper=False)
+
+
+def nelbo_table(quality: dict[str, Any]) -> Iterator[str]:
+    yield "| `tiny-news` | NELBO, nats a token |"
+    yield "|---|--:|"
+    for name, nats in quality["nats"].items():
+        yield f"| {name} | {nats:.4f} |"
+    yield f"\nThe whole validation split, {quality['sequences']} sequences of 128 tokens; {quality['machine']}."
+
+
+def table(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
+    yield (
+        "| method | trunk in | batch | NFE | s / sequence | tokens / s | over its bare passes | speed over published | "
+        "peak MiB | share of the trunk |"
+    )
+    yield "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|"
+    for row in rows:
+        seconds = sorted(row["seconds"])[len(row["seconds"]) // 2] / row["batch_size"]
+        ratios = [
+            "–" if found is None else f"{found[0]:.2f} [{found[1]:.2f}, {found[2]:.2f}]"
+            for found in (row["over_floor"], row["speedup"])
+        ]
+        peak = "–" if row["peak_mib"] is None else f"{row['peak_mib']:,.0f}"
+        share = f"{row['shares']['trunk']:.0%}" if row["shares"] else "–"
+        yield (
+            f"| {row['method']} | {row['variant']} | {row['batch_size']} | {row['nfe']} | {seconds:.3g} | "
+            f"{row['length'] / seconds:,.0f} | {' | '.join(ratios)} | {peak} | {share} |"
+        )
+
+
+def cost_figure(rows: Sequence[dict[str, Any]], path: Path) -> None:
+    """Seconds of a batch against NFE, a line for each batch size; a line of slope 1 is linear cost."""
+    figure = Figure(figsize=(6.4, 4.0), dpi=200, layout="constrained", facecolor="white")
+    axes = figure.subplots()
+    axes.set(xscale="log", yscale="log")
+    ours = [row for row in rows if row["method"] == "ancestral"]
+    for size in sorted({row["batch_size"] for row in ours}):
+        line = [row for row in ours if row["batch_size"] == size]
+        nfes = [row["nfe"] for row in line]
+        middle = [sorted(row["seconds"])[len(row["seconds"]) // 2] for row in line]
+        axes.plot(nfes, middle, "o-", label=f"{size} sequence{'s' * (size > 1)}")
+        axes.plot(nfes, [middle[0] * nfe / nfes[0] for nfe in nfes], ":", color="0.6", linewidth=1)
+    axes.set_xticks(nfes, [str(nfe) for nfe in nfes])
+    axes.minorticks_off()
+    axes.set_xlabel("network function evaluations (NFE)", fontsize=9)
+    axes.set_ylabel("seconds a batch", fontsize=9)
+    axes.set_title("Cost of a batch; dotted: in proportion to NFE", loc="left", fontsize=9)
+    axes.legend(frameon=False, fontsize=8)
+    figure.savefig(path)
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(required=True)
+    for name, run in (("measure", measure), ("page", page)):
+        command = commands.add_parser(name)
+        command.set_defaults(run=run)
+        command.add_argument("--runs", type=Path, required=name == "measure")
+        if name == "measure":
+            command.add_argument("--suites", nargs="+", choices=SUITES)
+    args = parser.parse_args(words)
+    args.run(args)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,62 @@
+"""The page's verdicts must be able to say no."""
+
+import json
+
+import pages
+import pytest
+import speed
+
+
+def make_row(method, variant="float32", *, seconds, peak=10.0, over=None, speedup=None):
+    return {
+        "method": method, "variant": variant, "batch_size": 1, "length": 128, "nfe": 16, "seconds": [seconds] * 3,
+        "over_floor": over and [over] * 3, "speedup": speedup and [speedup] * 3, "peak_mib": peak, "shares": {},
+    }  # fmt: skip
+
+
+def make_suites(*, over, speedup, peak, autoregressive):
+    rows = [
+        make_row("ancestral", seconds=1.0, peak=peak, over=over, speedup=speedup),
+        make_row("ancestral", "int8", seconds=0.5, over=over, speedup=1.5 * speedup),
+        make_row("guided", seconds=2.0, over=over),
+        make_row("published", seconds=speedup, peak=100.0),
+        make_row("autoregressive", seconds=autoregressive),
+    ]
+    return {name: {"rows": rows, "command": "didi bench", "machine": "a machine"} for name in speed.SUITES}
+
+
+def column(suites, number):
+    return [line.split(" | ")[number].strip(" |") for line in list(speed.verdicts(suites))[2:]]
+
+
+def test_fast_figures_hold_and_slow_ones_fail():
+    fast = make_suites(over=1.01, speedup=4.5, peak=5.0, autoregressive=3.0)
+    assert column(fast, -1) == ["yes"] * 12 + ["told as it is"] * 2
+    slow = make_suites(over=1.2, speedup=1.5, peak=50.0, autoregressive=1.0)
+    assert column(slow, -1) == ["**no**"] * 12 + ["told as it is"] * 2
+    assert column(slow, 1)[-1] == "1.00 [1.00, 1.00]"
+
+
+def test_the_page_is_written_from_what_is_stored(tmp_path, monkeypatch):
+    monkeypatch.setattr(speed, "DOCS", tmp_path)
+    monkeypatch.setattr(speed, "STORED", tmp_path / "speed.json")
+    (tmp_path / "results").mkdir()
+    suites = make_suites(over=1.01, speedup=4.5, peak=5.0, autoregressive=3.0)
+    nelbo = {"nats": {"teacher, int8": 5.0}, "sequences": 9, "machine": "a machine"}
+    speed.STORED.write_text(json.dumps({"suites": suites, "nelbo": nelbo}))
+    page = tmp_path / "speed.md"
+    page.write_text("before\n<!-- written by benchmarks/speed.py page: begin -->\nstale\n<!-- end -->\nafter\n")
+    for _ in range(2):  # again: the same page
+        speed.main(["page"])
+        text = page.read_text()
+        assert text.startswith("before\n")
+        assert text.endswith("<!-- end -->\nafter\n")
+        assert "stale" not in text
+        assert "| teacher, int8 | 5.0000 |" in text
+        assert text.count("yes |") == 12
+
+
+def test_a_page_without_the_marker_is_refused(tmp_path):
+    (tmp_path / "page.md").write_text("prose")
+    with pytest.raises(SystemExit, match="has no line"):
+        pages.renew(tmp_path / "page.md", "speed.py", [])
