@@ -88,6 +88,13 @@ def test_a_time_density_integrates_to_one(a, b):
     assert TimeDensity(a, b).density(t).mean() == pytest.approx(1, abs=1e-6)  # midpoint rule: error of order 1e-8
 
 
+def test_a_time_density_is_defined_at_both_ends():
+    ends = torch.tensor([0.0, 1.0], dtype=torch.float64)
+    assert TimeDensity(1, 1).density(ends).tolist() == [1, 1]
+    assert TimeDensity(2, 5).density(ends).tolist() == [0, 0]
+    assert TimeDensity(1, 3).density(ends).tolist() == pytest.approx([3, 0])
+
+
 @pytest.mark.parametrize(("a", "b"), DENSITIES)
 def test_sampled_times_follow_their_density(a, b, chi_square):
     density = TimeDensity(a, b)

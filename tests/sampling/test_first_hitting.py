@@ -53,7 +53,7 @@ def test_temperature_divides_the_logits(world, tabular, draw, chi_square, schedu
 def test_reveal_times_are_those_of_the_reverse_process(world, tabular, schedule):
     """A position is still masked at time s with probability (1 - alpha_s), both independently."""
     first, second = [], []
-    for number in range(300):
+    for number in range(150):
         steps = list(FirstHitting(tabular(world.table))(
             torch.full((1, 2), world.MASK), time_grid(1), schedule, SequenceNoise(0, [number])
         ))  # fmt: skip
@@ -65,7 +65,7 @@ def test_reveal_times_are_those_of_the_reverse_process(world, tabular, schedule)
     levels = 1 - schedule.alpha(torch.tensor([first, second], dtype=torch.float64))
     for level, exact in ((levels[0], lambda m: m**2), (levels[1], lambda m: 1 - (1 - m) ** 2)):
         for m in (0.2, 0.5, 0.8):
-            assert float((level <= m).double().mean()) == pytest.approx(exact(m), abs=4 * 0.5 / 300**0.5)
+            assert float((level <= m).double().mean()) == pytest.approx(exact(m), abs=4 * 0.5 / 150**0.5)
 
 
 def test_each_pass_gives_one_token_and_prompts_stay(world, tabular):

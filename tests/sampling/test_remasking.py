@@ -71,7 +71,7 @@ def test_without_remasking_it_is_ancestral_sampling(world, tabular, draw, chi_sq
 def test_remasking_mends_what_a_coarse_grid_breaks(world, tabular, draw, chi_square):
     # Gibbs-like resampling under the exact posterior leads back to the data law, which 4 moves alone miss.
     table = tabular(world.exact_table())
-    _, drawn = draw(RemaskingSampler(table, Remasking("rescale", 1.0)), LOG_LINEAR, num=NUM, nfe=128)
+    _, drawn = draw(RemaskingSampler(table, Remasking("rescale", 1.0)), LOG_LINEAR, num=NUM, nfe=64)
     assert chi_square(drawn, world.data_law) > 1e-3
 
 

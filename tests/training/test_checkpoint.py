@@ -1,5 +1,6 @@
 import pytest
 import torch
+from safetensors.torch import save
 from torch import nn
 
 from didi.errors import DidiError
@@ -100,6 +101,7 @@ DAMAGES = {
     "a changed tensor": lambda content: content[:-1] + bytes([content[-1] ^ 1]),
     "a changed structure": lambda content: content.replace(b"step", b"stop", 1),
     "no metadata": lambda content: content.replace(b"__metadata__", b"__netadata__", 1),
+    "a file of another program": lambda content: save({"weight": torch.zeros(1)}),
     "zeros": lambda content: bytes(len(content)),
 }
 

@@ -169,9 +169,9 @@ class TimeDensity:
         return (gammas[:, 0] / gammas.sum(-1)).clamp(1e-6, 1 - 1e-6)
 
     def density(self, t: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-        """Value of the density at ``t``."""
+        """Value of the density at ``t`` in [0, 1]."""
         log_norm = math.lgamma(self.a) + math.lgamma(self.b) - math.lgamma(self.a + self.b)
-        return torch.exp((self.a - 1) * t.log() + (self.b - 1) * torch.log1p(-t) - log_norm)
+        return torch.exp(torch.xlogy(self.a - 1, t) + torch.xlogy(self.b - 1, 1 - t) - log_norm)
 
 
 def low_discrepancy_times(num: int, generator: torch.Generator, *, t_min: float = 1e-3) -> Float[Tensor, " b"]:

@@ -66,7 +66,7 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 def _read(path: Path) -> dict[str, Any]:
     with safe_open(path, framework="pt") as file:
-        metadata = file.metadata()
+        metadata = file.metadata() or {}
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
     if metadata["digest"] != _digest(metadata["structure"], tensors):
         raise ValueError("digest differs")
