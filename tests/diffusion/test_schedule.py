@@ -90,9 +90,9 @@ def test_a_time_density_integrates_to_one(a, b):
 
 def test_a_time_density_is_defined_at_both_ends():
     ends = torch.tensor([0.0, 1.0], dtype=torch.float64)
-    assert TimeDensity(1, 1).density(ends).tolist() == [1, 1]
-    assert TimeDensity(2, 5).density(ends).tolist() == [0, 0]
-    assert TimeDensity(1, 3).density(ends).tolist() == pytest.approx([3, 0])
+    assert TimeDensity(1.0, 1.0).density(ends).tolist() == [1, 1]
+    assert TimeDensity(2.0, 5.0).density(ends).tolist() == [0, 0]
+    assert TimeDensity(1.0, 3.0).density(ends).tolist() == pytest.approx([3, 0])
 
 
 @pytest.mark.parametrize(("a", "b"), DENSITIES)

@@ -6,7 +6,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from didi.data.source import MarkovSource
-from didi.diffusion.noise import derive_seed
+from didi.diffusion.noise import named_generator
+from didi.diffusion.schedule import sigma
 from didi.errors import UsageError
 from didi.models.hub import Bundle
 from didi.sampling.generate import generate
@@ -19,6 +20,7 @@ from didi.training.config import (
     OptimizerConfig,
 )
 from didi.training.distill import Distillation
+from didi.training.rollout import states_before_a_move
 
 CPU = torch.device("cpu")
 DISCRIMINATOR_METRICS = ("discriminator_loss", "discriminator_accuracy", "discriminator_gradient_norm")
@@ -118,24 +120,30 @@ def test_in_the_warm_up_only_the_discriminator_learns_and_then_the_student_too(m
     assert equal(start, weights(job.teacher))
 
 
-GUIDED = with_discriminator(guidance_steps=3, guidance_pool_size=12, guidance_nfe=3)
+GUIDED = with_discriminator(guidance_steps=3, guidance_nfe=3)
 
 
-def test_after_the_students_last_step_only_the_discriminator_learns_from_the_finished_student(make_job, tmp_path):
+def test_after_the_students_last_step_only_the_discriminator_learns_from_the_finished_student(make_job):
     job = make_job(GUIDED)
     assert job.num_steps == 2 + 3 + 3
     for step in range(5):
         job.step(step)
     student, average, discriminator = weights(job.student), weights(job.average.module), weights(job.discriminator)
+    seen = []
+    job.discriminator.register_forward_pre_hook(lambda _, inputs: seen.append(inputs))
     metrics = [job.step(step) for step in range(5, 8)]
     assert equal(student, weights(job.student))
     assert equal(average, weights(job.average.module))
     assert not equal(discriminator, weights(job.discriminator))
     assert all(set(row) == set(DISCRIMINATOR_METRICS) for row in metrics)
-    pool = load_file(tmp_path / "student-pool.safetensors")["tokens"]
-    assert pool.shape == (12, 8)
-    drawn = generate(job.bundle(), num_samples=12, nfe=3, seed=derive_seed(0, "student-pool"), role="student")
-    assert torch.equal(pool, drawn.tokens)
+    for step, (states, level) in zip(range(5, 8), seen, strict=True):
+        generator = named_generator(0, "guidance", step)
+        move = torch.randint(1, 4, (4,), generator=generator)  # after 1, 2 or all 3 moves of the averaged student
+        expected = states_before_a_move(job.average.module, move, 3, 8, job.schedule, generator, CPU)
+        assert torch.equal(states[:4], expected)
+        assert ((states == 32).any(1) | (move.repeat(2) == 3)).all()
+        assert not ((states == 32).any(1) & (move.repeat(2) == 3)).any()  # the real side has the same times
+        assert torch.allclose(level, sigma(job.schedule, 1 - move.double() / 3).float().repeat(2))
 
 
 def test_the_lessons_for_guidance_resume_bit_for_bit_and_change_nothing_before_them(

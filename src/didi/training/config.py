@@ -183,17 +183,15 @@ class DiscriminatorSettings:
     pool_nfe: int = 128
     """Passes per sequence of a teacher pool."""
     guidance_steps: int = 0
-    """Steps after the last student update in which only the discriminator learns, from corrupted samples of the
-    finished student: closer to what guided sampling asks it about than the two-move states it has seen in training."""
-    guidance_pool_size: int = 1024
-    """Samples of the finished student that it learns from."""
+    """Steps after the last student update in which only the discriminator learns, from states of the finished
+    student's own sampler: those that guided sampling asks it about."""
     guidance_nfe: int = 8
-    """Their passes."""
+    """Moves of that sampler."""
 
     def __post_init__(self) -> None:
         _at_least(0, self, "warmup_steps", "guidance_steps")
         _at_least(2, self, "warmup_moves")
-        _at_least(1, self, "steps_per_student_step", "pool_size", "pool_nfe", "guidance_pool_size", "guidance_nfe")
+        _at_least(1, self, "steps_per_student_step", "pool_size", "pool_nfe", "guidance_nfe")
         _share(self, "label_smoothing")
 
 

@@ -30,8 +30,8 @@ from didi.training.config import DistillConfig
 from didi.training.loop import Metrics, autocast_dtype
 from didi.training.optim import averaged, averaged_network, learning_rate, make_optimizer, update
 from didi.training.pretrain import validation_nll
-from didi.training.real_source import real_sampler, student_pool
-from didi.training.rollout import Rollout, first_law, law_at_masks, rollout
+from didi.training.real_source import real_sampler
+from didi.training.rollout import Rollout, first_law, law_at_masks, rollout, states_before_a_move
 
 
 class Distillation:
@@ -77,8 +77,6 @@ class Distillation:
         frozen = Bundle(teacher=self.teacher, schedule=self.schedule, name=config.teacher)
         self._real = real_sampler(config, source, frozen, folder)
         self._teacher_first: Tensor | None = None
-        self._folder = folder
-        self._student_pool: Tensor | None = None
 
     # --------------------------------------------------------------------------------------------------------- #
     def step(self, step: int) -> Metrics:
@@ -128,20 +126,24 @@ class Distillation:
         return {"discriminator_loss": loss.detach(), "discriminator_accuracy": is_right.float().mean()}
 
     def _guidance_update(self, step: int) -> Metrics:
-        """One update of the discriminator alone, on corrupted samples of the finished student."""
-        if self._student_pool is None:
-            self._student_pool = student_pool(self.bundle(), self._folder / "student-pool.safetensors", self.config)
-        mask_id, num_rows = self.teacher.mask_id, self.config.loop.batch_size
+        """One update of the discriminator alone, on states of the finished student's sampler."""
+        num_rows, num_moves = self.config.loop.batch_size, self.config.discriminator.guidance_nfe
         generator = named_generator(self.config.seed, "guidance", step)
-        fake = self._student_pool[torch.randint(len(self._student_pool), (num_rows,), generator=generator)]
+        move = torch.randint(1, num_moves + 1, (num_rows,), generator=generator)  # the last one leaves no masks
+        t = 1 - move.double() / num_moves
+        with self._cast():
+            fake_t = states_before_a_move(
+                cast(DiT, averaged_network(self.average)),
+                move,
+                num_moves,
+                self.config.data.length,
+                self.schedule,
+                generator,
+                self.device,
+            )
         real = self._real(step, 0, 0, num_rows)
-        t = TimeDensity().sample(num_rows, generator)
-        uniforms = torch.rand(2, *real.shape, dtype=torch.float64, generator=generator)
-        alpha = self.schedule.alpha(t)
-        fake_t, real_t = (
-            corrupt(rows, alpha, mask_id, chance).to(self.device)
-            for rows, chance in zip((fake, real), uniforms, strict=True)
-        )
+        uniforms = torch.rand(real.shape, dtype=torch.float64, generator=generator)
+        real_t = corrupt(real, self.schedule.alpha(t), self.teacher.mask_id, uniforms).to(self.device)
         metrics = self._discriminator_backward(fake_t, real_t, t, 1.0)
         config = self.config.discriminator_optimizer
         rate = learning_rate(config, step - self.last_student_step, self.config.discriminator.guidance_steps)

@@ -1,4 +1,4 @@
-"""The real side x' of Algorithm 1: corpus rows or teacher samples (row 1 of ``docs/deviations.md``); sample pools."""
+"""The real side x' of Algorithm 1: corpus rows or teacher samples (row 1 of ``docs/deviations.md``)."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +11,7 @@ from torch import Tensor
 from didi.data.source import Source
 from didi.diffusion.noise import derive_seed, named_generator
 from didi.errors import UsageError
-from didi.models.hub import Bundle, Role
+from didi.models.hub import Bundle
 from didi.sampling.generate import generate
 from didi.training.checkpoint import write_atomically
 from didi.training.config import DistillConfig
@@ -74,27 +74,14 @@ def _online_nfe(real_source: str) -> int:
 
 def _teacher_pool(teacher: Bundle, path: Path, config: DistillConfig) -> Int[Tensor, "n l"]:
     """Many-step teacher samples, drawn once and kept beside the run: the teacher is frozen, so reuse is exact."""
-    settings = config.discriminator
-    return _pool(teacher, "teacher", path, config, num_samples=settings.pool_size, nfe=settings.pool_nfe)
-
-
-def student_pool(finished: Bundle, path: Path, config: DistillConfig) -> Int[Tensor, "n l"]:
-    """Few-step samples of the finished student, drawn once and kept beside the run."""
-    settings = config.discriminator
-    return _pool(finished, "student", path, config, num_samples=settings.guidance_pool_size, nfe=settings.guidance_nfe)
-
-
-def _pool(
-    bundle: Bundle, role: Role, path: Path, config: DistillConfig, *, num_samples: int, nfe: int
-) -> Int[Tensor, "n l"]:
     if not path.is_file():
         drawn = generate(
-            bundle,
-            num_samples=num_samples,
-            nfe=nfe,
-            seed=derive_seed(config.seed, "pool" if role == "teacher" else "student-pool"),
+            teacher,
+            num_samples=config.discriminator.pool_size,
+            nfe=config.discriminator.pool_nfe,
+            seed=derive_seed(config.seed, "pool"),
             length=config.data.length,
-            role=role,
+            role="teacher",
         )
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, save({"tokens": drawn.tokens}))
