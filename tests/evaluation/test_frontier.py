@@ -8,6 +8,7 @@ from didi.evaluation.diversity import corpus_entropy
 from didi.evaluation.frontier import (
     bootstrap_interval,
     corpus_entropy_interval,
+    frontier_ratio,
     mean_interval,
     perplexity_at_entropy,
     perplexity_interval,
@@ -98,3 +99,17 @@ def test_a_sweep_is_read_between_its_points_and_never_beyond_them():
     assert perplexity_at_entropy([(4.0, 10.0), (4.0, 1000.0)], 4.0) == pytest.approx(100)
     for outside in (2.99, 5.01):
         assert math.isnan(perplexity_at_entropy(sweep, outside))
+
+
+def test_the_ratio_of_two_frontiers_is_the_area_between_them():
+    theirs = [(4.0, 100.0), (5.0, 1000.0)]
+    assert frontier_ratio(theirs, theirs) == (1, (4, 5))
+    half = [(entropy, ppl / 2) for entropy, ppl in theirs]
+    assert frontier_ratio(half, theirs)[0] == pytest.approx(0.5)
+    # A log-gap that falls from 0 to -2 over the first half of the shared range and stays there: -1.5 on the mean.
+    bent = [(4.0, 100.0), (4.5, math.sqrt(1e5) / math.e**2), (5.0, 1000 / math.e**2), (6.0, 1.0)]
+    ratio, shared = frontier_ratio(bent, theirs)
+    assert ratio == pytest.approx(math.exp(-1.5))
+    assert shared == (4, 5)
+    assert frontier_ratio(theirs, bent)[0] == pytest.approx(math.exp(1.5))
+    assert math.isnan(frontier_ratio([(3.0, 9.0), (3.9, 10.0)], theirs)[0])

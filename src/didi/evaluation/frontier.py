@@ -45,6 +45,29 @@ def perplexity_at_entropy(curve: Sequence[Point], entropy: float) -> float:
     return math.nan
 
 
+def frontier_ratio(ours: Sequence[Point], theirs: Sequence[Point]) -> tuple[float, Interval]:
+    """Our perplexity over theirs at equal entropy: geometric mean over all entropies that both sweeps reach.
+
+    Its logarithm is the area between the two curves of log-perplexity over the length of that range.
+
+    Args:
+        ours: (entropy in nats, perplexity) at each temperature, in any order.
+        theirs: the same of the other model.
+
+    Returns:
+        The ratio and the range of entropies; NaN where the sweeps share none.
+    """
+    low = max(min(curve)[0] for curve in (ours, theirs))
+    high = min(max(curve)[0] for curve in (ours, theirs))
+    if low > high:
+        return math.nan, (math.nan, math.nan)
+    knots = sorted({low, high, *(entropy for entropy, _ in (*ours, *theirs) if low <= entropy <= high)})
+    gaps = [math.log(perplexity_at_entropy(ours, at) / perplexity_at_entropy(theirs, at)) for at in knots]
+    pieces = itertools.pairwise(zip(knots, gaps, strict=True))
+    area = sum((to - begin) * (first + last) / 2 for (begin, first), (to, last) in pieces)
+    return math.exp(area / (high - low) if high > low else gaps[0]), (low, high)
+
+
 def bootstrap_interval(
     values: Float[Tensor, "b c"],
     statistic: Statistic,
