@@ -3,8 +3,9 @@
     python benchmarks/training_step.py [RECIPE] [--teacher BUNDLE] [--repeats N] [--out FOLDER]
 
 The passes are timed in turn with whole steps, in one process, so that a busy machine slows both. What cannot be
-avoided: the student's two moves, forward and backward; the teacher's pass at the intermediate states; the
-discriminator's pass over fake and real, forward and backward; its forward pass over the states that are rewarded.
+avoided: the student's moves, forward, and backward where they are scored; the teacher's pass at the intermediate
+states; the discriminator's pass over fake and real, forward and backward; its forward pass over the states that are
+rewarded.
 """
 
 import argparse
@@ -48,6 +49,16 @@ def unavoidable(job: Distillation) -> dict[str, Callable[[], None]]:
         logits = job.student.head(job.student.features(z)[z == mask_id])
         logits.backward(torch.ones_like(logits))
 
+    # Before the move that is scored a state has made 0 to K - 1 moves; the first one is that of the all-mask state.
+    alive = [round(num_states * (objective.moves - 1 - done) / objective.moves) for done in range(1, objective.moves)]
+    path = [states(num) for num in alive if num]
+
+    def student_path() -> None:
+        with torch.no_grad():
+            job.student.features(all_masks)
+            for z in path:
+                job.student.features(z)
+
     def teacher_move() -> None:
         with torch.no_grad():
             job.teacher.head(job.teacher.features(middle)[middle == mask_id])
@@ -59,10 +70,11 @@ def unavoidable(job: Distillation) -> dict[str, Callable[[], None]]:
         with torch.no_grad():
             job.discriminator.eval()(rewarded, sigma[len(rewarded)])
 
-    return {
+    led = {f"student, up to {objective.moves - 1} moves before, forward": student_path} if objective.moves > 2 else {}
+    return led | {
         "student, first move, forward and backward": lambda: student_move(all_masks),
-        "student, second move, forward and backward": lambda: student_move(middle),
-        "teacher, second move, forward": teacher_move,
+        "student, scored move, forward and backward": lambda: student_move(middle),
+        "teacher, scored move, forward": teacher_move,
         "discriminator, fake and real, forward and backward": discriminator_update,
         "discriminator, rewards, forward": rewards,
     }
