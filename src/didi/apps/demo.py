@@ -46,7 +46,6 @@ def demo(args: Sequence[str]) -> None:
     config = replace(
         recipe,
         seed=command.seed,
-        objective=replace(recipe.objective, moves=2),  # the paper's, and the cheaper
         discriminator=replace(recipe.discriminator, warmup_steps=command.warmup_steps, guidance_steps=0),
         loop=replace(recipe.loop, steps=command.steps, validate_every=command.warmup_steps + command.steps),
     )
