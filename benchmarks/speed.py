@@ -1,6 +1,6 @@
 """The figures of docs/speed.md: what sampling costs beside the passes it cannot avoid, and beside its rivals.
 
-    python benchmarks/speed.py measure --runs DIR [--suites tiny guided]
+    python benchmarks/speed.py measure --runs DIR [--suites tiny cost]
     python benchmarks/speed.py page    [--runs DIR]
 
 ``measure`` makes one run of ``didi bench`` for each suite and keeps it, so that it can be stopped and resumed; it wants
