@@ -11,6 +11,7 @@ it.
 import argparse
 import json
 import math
+import statistics
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ import didi
 from didi.apps.bench import bench
 from didi.data.source import open_source
 from didi.evaluation.row import machine_name
-from didi.evaluation.speed import Ratio, ratio
+from didi.evaluation.speed_row import Ratio, SpeedRow, ratio, speed_table
 from didi.models.inference import for_inference
 from didi.training.pretrain import validation_nll
 
@@ -79,21 +80,22 @@ def page(args: argparse.Namespace) -> None:
         quality = json.loads((args.runs / "nelbo.json").read_text())
         STORED.write_text(json.dumps({"suites": found, "nelbo": quality}, indent=1) + "\n")
     record = json.loads(STORED.read_text())
-    cost_figure(record["suites"]["cost"]["rows"], DOCS / "results" / "speed.png")
-    lines = ["## What was to be shown\n", *verdicts(record["suites"]), "", *nelbo_table(record["nelbo"])]
+    suites = {name: [SpeedRow.from_record(row) for row in run["rows"]] for name, run in record["suites"].items()}
+    cost_figure(suites["cost"], DOCS / "results" / "speed.png")
+    lines = ["## What was to be shown\n", *verdicts(suites), "", *nelbo_table(record["nelbo"])]
     for name, run in record["suites"].items():
-        lines += [f"\n## {name[0].upper()}{name[1:]}\n", f"`{run['command']}`\n", *table(run["rows"])]
-        lines.append(f"\n{run['machine']}; medians, least and greatest ratio in brackets.")
+        lines += [f"\n## {name[0].upper()}{name[1:]}\n", f"`{run['command']}`\n"]
+        lines.append(speed_table(suites[name], model=run["model"], machine=run["machine"]))
         if name == "cost":
             lines.append("\n![Seconds against passes and batch size](results/speed.png)")
     renew(DOCS / "speed.md", "speed.py", lines)
 
 
-def row_of(rows: Sequence[dict[str, Any]], method: str, variant: str = "float32") -> dict[str, Any]:
-    return next(row for row in rows if (row["method"], row["variant"]) == (method, variant))
+def row_of(rows: Sequence[SpeedRow], method: str, variant: str = "float32") -> SpeedRow:
+    return next(row for row in rows if (row.method, row.variant) == (method, variant))
 
 
-def verdicts(suites: dict[str, Any]) -> Iterator[str]:
+def verdicts(suites: dict[str, list[SpeedRow]]) -> Iterator[str]:
     """The claims as a table: figure, bound, and whether it holds."""
     yield "| claim | figure | bound | holds |"
     yield "|---|--:|--:|---|"
@@ -104,27 +106,27 @@ def verdicts(suites: dict[str, Any]) -> Iterator[str]:
         return f"| {text} | {told} | {'≤' if is_upper else '≥'} {bound:g} | {'yes' if holds else '**no**'} |"
 
     for name in ("paper scale, one sequence", "paper scale, four sequences"):
-        rows = suites[name]["rows"]
+        rows = suites[name]
         ours, published = row_of(rows, "ancestral"), row_of(rows, "published")
-        yield claim(f"{name}, 16 NFE: time over the bare passes", ours["over_floor"], 1.05, is_upper=True)
-        yield claim(f"{name}, 16 NFE: speed over the published algorithm", ours["speedup"], 1.9, is_upper=False)
-        memory = ours["peak_mib"] / published["peak_mib"]
+        yield claim(f"{name}, 16 NFE: time over the bare passes", ours.over_floor, 1.05, is_upper=True)
+        yield claim(f"{name}, 16 NFE: speed over the published algorithm", ours.speedup, 1.9, is_upper=False)
+        memory = ours.peak_mib / published.peak_mib
         yield claim(f"{name}: peak memory over the published algorithm's", (memory,) * 3, 0.25, is_upper=True)
-    rows = suites["paper scale, one sequence"]["rows"]
-    yield claim("int8: speed over float32 published", row_of(rows, "ancestral", "int8")["speedup"], 3, is_upper=False)
-    tiny = row_of(suites["tiny"]["rows"], "ancestral")
-    yield claim("tiny, 64 sequences: speed over the published algorithm", tiny["speedup"], 4, is_upper=False)
+    rows = suites["paper scale, one sequence"]
+    yield claim("int8: speed over float32 published", row_of(rows, "ancestral", "int8").speedup, 3, is_upper=False)
+    tiny = row_of(suites["tiny"], "ancestral")
+    yield claim("tiny, 64 sequences: speed over the published algorithm", tiny.speedup, 4, is_upper=False)
     for name in [name for name in suites if name.startswith("guided")]:
-        guided = row_of(suites[name]["rows"], "guided")
-        yield claim(f"{name}, 16 NFE: time over the passes", guided["over_floor"], 1.1, is_upper=True)
+        guided = row_of(suites[name], "guided")
+        yield claim(f"{name}, 16 NFE: time over the passes", guided.over_floor, 1.1, is_upper=True)
     for name, nfe, bound in (
         ("paper scale, one sequence", 16, 1.4),
         ("paper scale, one sequence, 8 NFE", 8, 2.8),
         ("paper scale, four sequences", 16, math.nan),
         ("paper scale, sixteen sequences", 16, math.nan),
     ):
-        rows = suites[name]["rows"]
-        found = ratio(row_of(rows, "autoregressive")["seconds"], row_of(rows, "ancestral")["seconds"])
+        rows = suites[name]
+        found = ratio(row_of(rows, "autoregressive").seconds, row_of(rows, "ancestral").seconds)
         text = f"{name.removesuffix(', 8 NFE')}, {nfe} NFE: speed over the autoregressive model with its cache"
         if math.isnan(bound):
             yield f"| {text} | {found[0]:.2f} [{found[1]:.2f}, {found[2]:.2f}] | – | told as it is |"
@@ -140,36 +142,16 @@ def nelbo_table(quality: dict[str, Any]) -> Iterator[str]:
     yield f"\nThe whole validation split, {quality['sequences']} sequences of 128 tokens; {quality['machine']}."
 
 
-def table(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
-    yield (
-        "| method | trunk in | batch | NFE | s / sequence | tokens / s | over its bare passes | speed over published | "
-        "peak MiB | share of the trunk |"
-    )
-    yield "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|"
-    for row in rows:
-        seconds = sorted(row["seconds"])[len(row["seconds"]) // 2] / row["batch_size"]
-        ratios = [
-            "–" if found is None else f"{found[0]:.2f} [{found[1]:.2f}, {found[2]:.2f}]"
-            for found in (row["over_floor"], row["speedup"])
-        ]
-        peak = "–" if row["peak_mib"] is None else f"{row['peak_mib']:,.0f}"
-        share = f"{row['shares']['trunk']:.0%}" if row["shares"] else "–"
-        yield (
-            f"| {row['method']} | {row['variant']} | {row['batch_size']} | {row['nfe']} | {seconds:.3g} | "
-            f"{row['length'] / seconds:,.0f} | {' | '.join(ratios)} | {peak} | {share} |"
-        )
-
-
-def cost_figure(rows: Sequence[dict[str, Any]], path: Path) -> None:
+def cost_figure(rows: Sequence[SpeedRow], path: Path) -> None:
     """Seconds of a batch against NFE, a line for each batch size; a line of slope 1 is linear cost."""
     figure = Figure(figsize=(6.4, 4.0), dpi=200, layout="constrained", facecolor="white")
     axes = figure.subplots()
     axes.set(xscale="log", yscale="log")
-    ours = [row for row in rows if row["method"] == "ancestral"]
-    for size in sorted({row["batch_size"] for row in ours}):
-        line = [row for row in ours if row["batch_size"] == size]
-        nfes = [row["nfe"] for row in line]
-        middle = [sorted(row["seconds"])[len(row["seconds"]) // 2] for row in line]
+    ours = [row for row in rows if row.method == "ancestral"]
+    for size in sorted({row.batch_size for row in ours}):
+        line = [row for row in ours if row.batch_size == size]
+        nfes = [row.nfe for row in line]
+        middle = [statistics.median(row.seconds) for row in line]
         axes.plot(nfes, middle, "o-", label=f"{size} sequence{'s' * (size > 1)}")
         axes.plot(nfes, [middle[0] * nfe / nfes[0] for nfe in nfes], ":", color="0.6", linewidth=1)
     axes.set_xticks(nfes, [str(nfe) for nfe in nfes])

@@ -233,7 +233,7 @@ def test_bench_prints_a_table_and_keeps_it(didi, tmp_path):
     status, out, _ = didi(*words, "--methods", "ancestral", "autoregressive", "--random", "--out", tmp_path / "b")
     assert status == 0
     record = json.loads((tmp_path / "b" / "bench.json").read_text())
-    assert record["model"] == "markov"
+    assert record["model"] == "random markov"
     records = record["rows"]
     assert [(row["method"], row["nfe"]) for row in records] == [
         ("ancestral", 2), ("autoregressive", 32), ("trunk", 2), ("ancestral", 4), ("autoregressive", 32), ("trunk", 4),

@@ -6,12 +6,12 @@ import pages
 import pytest
 import speed
 
+from didi.evaluation.speed_row import SpeedRow
+
 
 def make_row(method, variant="float32", *, seconds, peak=10.0, over=None, speedup=None):
-    return {
-        "method": method, "variant": variant, "batch_size": 1, "length": 128, "nfe": 16, "seconds": [seconds] * 3,
-        "over_floor": over and [over] * 3, "speedup": speedup and [speedup] * 3, "peak_mib": peak, "shares": {},
-    }  # fmt: skip
+    ratios = {"over_floor": over and (over,) * 3, "speedup": speedup and (speedup,) * 3}
+    return SpeedRow(method, 1, 128, 16, (seconds,) * 3, variant, peak_mib=peak, **ratios)
 
 
 def make_suites(*, over, speedup, peak, autoregressive):
@@ -22,7 +22,7 @@ def make_suites(*, over, speedup, peak, autoregressive):
         make_row("published", seconds=speedup, peak=100.0),
         make_row("autoregressive", seconds=autoregressive),
     ]
-    return {name: {"rows": rows, "command": "didi bench", "machine": "a machine"} for name in speed.SUITES}
+    return dict.fromkeys(speed.SUITES, rows)
 
 
 def column(suites, number):
@@ -43,7 +43,9 @@ def test_the_page_is_written_from_what_is_stored(tmp_path, monkeypatch):
     (tmp_path / "results").mkdir()
     suites = make_suites(over=1.01, speedup=4.5, peak=5.0, autoregressive=3.0)
     nelbo = {"nats": {"teacher, int8": 5.0}, "sequences": 9, "machine": "a machine"}
-    speed.STORED.write_text(json.dumps({"suites": suites, "nelbo": nelbo}))
+    told = {"command": "didi bench", "model": "a model", "machine": "a machine"}
+    runs = {name: told | {"rows": [row.record() for row in rows]} for name, rows in suites.items()}
+    speed.STORED.write_text(json.dumps({"suites": runs, "nelbo": nelbo}))
     page = tmp_path / "speed.md"
     page.write_text("before\n<!-- written by benchmarks/speed.py page: begin -->\nstale\n<!-- end -->\nafter\n")
     for _ in range(2):  # again: the same page

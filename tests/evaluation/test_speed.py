@@ -1,3 +1,4 @@
+import json
 import statistics
 from dataclasses import replace
 from functools import partial
@@ -8,7 +9,8 @@ import torch
 import didi
 from didi.errors import UsageError
 from didi.evaluation import speed
-from didi.evaluation.speed import Load, Variant, compare, contestant, peak_memory, shares, speed_table
+from didi.evaluation.speed import Load, Variant, compare, contestant, peak_memory, shares
+from didi.evaluation.speed_row import SpeedRow, speed_table
 from didi.models.discriminator import Discriminator
 from didi.models.hub import Bundle
 from didi.sampling.departure import Departure
@@ -39,7 +41,10 @@ def test_every_contestant_is_timed_in_every_round_beside_its_floor(bundle):
     assert ours.speedup[1] == min(a / b for a, b in zip(published.seconds, ours.seconds, strict=True))
     assert by_name["autoregressive"].nfe == 32
     assert by_name["ancestral"].tokens_per_second == pytest.approx(3 * 32 / (sum(by_name["ancestral"].seconds) / 2))
-    table = speed_table(rows, bundle)
+    assert [SpeedRow.from_record(json.loads(json.dumps(row.record()))).record() for row in rows] == [
+        row.record() for row in rows
+    ]
+    table = speed_table(rows, model="a model", machine="a machine")
     assert table.count("\n| ") == 6
     assert "medians of 2 rounds" in table
 

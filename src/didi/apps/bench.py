@@ -11,9 +11,10 @@ import torch
 
 from didi.apps.terminal import parse
 from didi.errors import UsageError
-from didi.evaluation.report import finite, write_text
+from didi.evaluation.report import write_text
 from didi.evaluation.row import machine_name
-from didi.evaluation.speed import FLOOR, Load, Method, Variant, compare, speed_table
+from didi.evaluation.speed import FLOOR, Load, Method, Variant, compare
+from didi.evaluation.speed_row import speed_table
 from didi.models.discriminator import Discriminator
 from didi.models.dit import DiT, DiTConfig
 from didi.models.hub import Bundle, Role, load
@@ -114,11 +115,16 @@ def bench(args: Sequence[str]) -> None:
             file=sys.stderr,
         ),
     )
-    table = speed_table(rows, bundle)
+    machine = machine_name(default_device())
+    table = speed_table(rows, model=bundle.name, machine=machine)
     print(table, end="")
     if command.out is not None:
-        settings = {name: getattr(command, name) for name in ("model", "role")}
-        records = [{key: finite(value) for key, value in asdict(row).items()} for row in rows]
-        record = settings | {"guidance": asdict(command.guidance), "machine": machine_name(default_device())}
-        write_text(command.out / "bench.json", json.dumps(record | {"rows": records}, indent=1, allow_nan=False) + "\n")
+        record = {
+            "model": bundle.name,
+            "role": command.role,
+            "guidance": asdict(command.guidance),
+            "machine": machine,
+            "rows": [row.record() for row in rows],
+        }
+        write_text(command.out / "bench.json", json.dumps(record, indent=1, allow_nan=False) + "\n")
         print(write_text(command.out / "bench.md", table))

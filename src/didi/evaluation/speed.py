@@ -8,7 +8,6 @@ import contextlib
 import math
 import multiprocessing
 import resource
-import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -20,7 +19,7 @@ from torch import Tensor
 
 from didi.diffusion.noise import SequenceNoise
 from didi.errors import UsageError
-from didi.evaluation.row import machine_name
+from didi.evaluation.speed_row import SpeedRow, ratio
 from didi.models.autoregressive import AutoregressiveConfig, AutoregressiveLM
 from didi.models.dit import DiT
 from didi.models.hub import Bundle
@@ -37,8 +36,6 @@ Method = Literal["ancestral", "trunk", "published", "guided", "guided floor", "a
 FLOOR: dict[str, Method] = {"ancestral": "trunk", "published": "trunk", "guided": "guided floor"}
 PLAIN_ONLY = ("published", "autoregressive")  # what others are compared with, in the first variant alone
 SEED = 0
-Ratio = tuple[float, float, float]
-"""Median, least and greatest over the rounds."""
 
 
 @dataclass(frozen=True)
@@ -69,46 +66,6 @@ class Load:
     guidance: Guidance = field(default_factory=Guidance)
 
 
-@dataclass(frozen=True)
-class SpeedRow:
-    """One contestant under one load.
-
-    Attributes:
-        method: ``trunk`` is the bare trunk passes that ``ancestral`` makes; ``guided floor`` those of ``guided`` and
-            the discriminator's, a backward pass counted as a forward one.
-        variant: how its trunk runs.
-        batch_size: sequences at a time.
-        length: positions.
-        nfe: moves; the length for the autoregressive model.
-        seconds: wall time of the batch in each round.
-        over_floor: its time over that of the passes it cannot avoid, round by round; None for those themselves.
-        speedup: time of the published algorithm over its own, round by round; None where that takes no part.
-        peak_mib: memory at its peak above that before the run, MiB; NaN where it was not measured, as for bare passes.
-        shares: parts of the time spent in ``trunk``, ``head``, ``draw``, ``discriminator`` and the ``rest``.
-    """
-
-    method: str
-    batch_size: int
-    length: int
-    nfe: int
-    seconds: tuple[float, ...]
-    variant: str = "float32"
-    over_floor: Ratio | None = None
-    speedup: Ratio | None = None
-    peak_mib: float = math.nan
-    shares: dict[str, float] = field(default_factory=dict)
-
-    @property
-    def seconds_per_sequence(self) -> float:
-        """Median over the rounds."""
-        return statistics.median(self.seconds) / self.batch_size
-
-    @property
-    def tokens_per_second(self) -> float:
-        """Tokens of the batch over its median time."""
-        return self.length / self.seconds_per_sequence
-
-
 def twin(network: DiT) -> AutoregressiveLM:
     """An autoregressive model of the same vocabulary, width, depth and heads, with fresh weights."""
     shape = network.config
@@ -123,12 +80,6 @@ def twin(network: DiT) -> AutoregressiveLM:
         )
     )
     return model.to(next(iter(network.parameters())).device).eval()
-
-
-def ratio(own: Sequence[float], other: Sequence[float]) -> Ratio:
-    """``own`` over ``other``, round by round."""
-    found = sorted(one / two for one, two in zip(own, other, strict=True))
-    return statistics.median(found), found[0], found[-1]
 
 
 def compare(
@@ -359,30 +310,3 @@ def _resident_mib(name: str) -> float:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     line = next(line for line in status.read_text().splitlines() if line.startswith(name))
     return int(line.split()[1]) / 2**10
-
-
-def speed_table(rows: Sequence[SpeedRow], bundle: Bundle) -> str:
-    """The rows as a Markdown table with machine and rounds below."""
-    parts = ("trunk", "head", "draw", "discriminator", "rest")
-    lines = [
-        "| method | trunk in | batch | NFE | s / sequence | tokens / s | over its bare passes | speed over published | "
-        f"peak MiB | {', '.join(parts)} |",
-        "|---|---|--:|--:|--:|--:|--:|--:|--:|---|",
-    ]
-    for row in rows:
-        ratios = [
-            "–" if found is None else f"{found[0]:.2f} [{found[1]:.2f}, {found[2]:.2f}]"
-            for found in (row.over_floor, row.speedup)
-        ]
-        told = ", ".join(f"{row.shares.get(part, 0):.0%}" for part in parts) if row.shares else "–"
-        lines.append(
-            f"| {row.method} | {row.variant} | {row.batch_size} | {row.nfe} | {row.seconds_per_sequence:.3g} | "
-            f"{row.tokens_per_second:,.0f} | {' | '.join(ratios)} | "
-            f"{'–' if math.isnan(row.peak_mib) else f'{row.peak_mib:,.0f}'} | {told} |"
-        )
-    device = next(iter(bundle.network().parameters())).device
-    lines.append(
-        f"\n{bundle.name}; {rows[0].length} positions; medians of {len(rows[0].seconds)} rounds, least and greatest "
-        f"ratio in brackets; {machine_name(device)}."
-    )
-    return "\n".join(lines) + "\n"
