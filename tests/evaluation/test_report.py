@@ -101,6 +101,21 @@ def test_measure_refuses_texts_that_are_not_the_tokens():
         measure("student", "ancestral", 4, tokens, ["a"], judge, seconds=1.0, student_passes=4.0)
 
 
+def test_settings_of_a_sampler_are_a_column_only_where_they_differ():
+    plain, guided = make_row(), make_row(sampler="guided", settings="num_candidates 8")
+    table = markdown_table([plain, guided])
+    assert "| settings" not in table
+    assert "; guided: num_candidates 8. Perplexity is" in table
+    table = markdown_table([plain, guided, replace(guided, settings="num_candidates 3")])
+    assert table.splitlines()[0].endswith("settings |")
+    assert [line.split("|")[-2].strip() for line in table.splitlines()[2:5]] == [
+        "",
+        "num_candidates 8",
+        "num_candidates 3",
+    ]
+    assert "guided: " not in table
+
+
 def test_metrics_are_json_with_null_for_what_is_not_finite(tmp_path):
     rows = [make_row(), make_row(gen_ppl=math.inf, gen_ppl_ci=(math.nan, 3.0))]
     path = write_metrics(rows, tmp_path / "new")

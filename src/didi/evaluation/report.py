@@ -30,7 +30,6 @@ SETTINGS = {
     "temperature": "temperature {:g}",
     "top_p": "top-p {:g}",
     "grid": "{} time grid",
-    "settings": "{}",
     "num_samples": "{} samples",
     "judge": "judge {}",
     "machine": "{}",
@@ -48,6 +47,10 @@ def write_metrics(rows: Sequence[EvaluationRow], folder: Path) -> Path:
 def markdown_table(rows: Sequence[EvaluationRow], *, recipe: str = "") -> str:
     """The rows as a Markdown table, over a footnote with recipe, seed, precision, samples, judge and machine."""
     varying = varying_fields(rows, tuple(SETTINGS))
+    by_sampler = {row.sampler: row.settings for row in rows}
+    if any(row.settings != by_sampler[row.sampler] for row in rows):
+        varying.append("settings")
+        by_sampler = {}
     header = ["role", "sampler", "NFE", "passes", "disc. passes", "perplexity [95% CI]", "mean-sample ppl"]
     header += [
         "entropy [95% CI]",
@@ -71,6 +74,7 @@ def markdown_table(rows: Sequence[EvaluationRow], *, recipe: str = "") -> str:
     ]
     lines.insert(1, ["-" * width if i < num_left else "-" * (width - 1) + ":" for i, width in enumerate(widths)])
     shared = [text.format(getattr(rows[0], name)) for name, text in SETTINGS.items() if rows and name not in varying]
+    shared += [f"{sampler}: {settings}" for sampler, settings in by_sampler.items() if settings]
     footnote = "; ".join(([f"recipe {recipe}"] if recipe else []) + [said for said in shared if said])
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     return (
