@@ -136,7 +136,10 @@ def measure(args: argparse.Namespace) -> None:
             order = torch.randperm(len(test), generator=torch.Generator().manual_seed(SEED))  # neighbours are alike
             tokens = test[order[:NUM_SAMPLES]]
             texts = decode(bundle, tokens)
-            row = measure_set("data", "", 0, tokens, texts, judge, seconds=math.nan, student_passes=0.0, seed=SEED)
+            scores = judge.score(texts, tokens)
+            row = measure_set(
+                "data", "", 0, tokens, scores, judge=judge.name, seconds=math.nan, student_passes=0.0, seed=SEED
+            )
         else:
             texts = []
             (row,) = didi.evaluate(
@@ -148,7 +151,7 @@ def measure(args: argparse.Namespace) -> None:
                 sampler=cell.sampler,
                 seed=SEED,
                 options=didi.SamplingOptions(temperature=cell.temperature, guidance=GUIDANCE),
-                on_row=lambda _, shown, texts=texts: texts.extend(shown),
+                on_set=lambda one, texts=texts: texts.extend(one.texts),
             )
             # Times come from ``time``: here other work may run beside.
             row = replace(row, nelbo=nats(cell.role), seconds_per_sequence=math.nan, tokens_per_second=math.nan)

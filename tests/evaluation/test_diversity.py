@@ -4,7 +4,14 @@ from collections import Counter
 import pytest
 import torch
 
-from didi.evaluation.diversity import bigram_entropy, corpus_entropy, distinct_n, token_entropy
+from didi.evaluation.diversity import (
+    bigram_entropy,
+    corpus_entropy,
+    distinct_n,
+    self_bleu,
+    sequence_repetition,
+    token_entropy,
+)
 
 
 def entropy_of(items):
@@ -69,3 +76,24 @@ def test_n_beyond_the_sequence_is_refused(n):
 def test_an_empty_set_is_refused(shape):
     with pytest.raises(ValueError, match="at least one token"):
         token_entropy(torch.zeros(shape, dtype=torch.long))
+
+
+def test_sequence_repetition_equals_a_plain_count(tokens):
+    rows = (tokens % 3).tolist()
+    expected = [1 - len(set(ngrams(row, 4))) / len(ngrams(row, 4)) for row in rows]
+    assert sequence_repetition(tokens % 3).tolist() == pytest.approx(expected)
+    assert sequence_repetition(torch.full((1, 9), 7)).item() == pytest.approx(5 / 6)
+
+
+def test_self_bleu_is_that_of_nltk():
+    rows = [[3, 3, 0, 2, 3, 3, 2, 3, 2], [1, 1, 2, 1, 0, 2, 1, 2, 0], [0, 2, 3, 0, 2, 3, 2, 1, 3]]
+    rows += [[3, 2, 0, 0, 0, 3, 0, 3, 2], [1, 2, 0, 1, 1, 1, 1, 3, 0]]
+    # nltk 3.9.2: sentence_bleu of each against the other four, SmoothingFunction().method1
+    expected = [0.4518010018049224, 0.19640732545025652, 0.5, 0.09809436521275709, 0.19070828081828378]
+    assert self_bleu(torch.tensor(rows)) == pytest.approx(sum(expected) / 5)
+
+
+def test_self_bleu_is_one_for_copies_and_needs_two():
+    assert self_bleu(torch.arange(9).repeat(3, 1)) == pytest.approx(1)
+    with pytest.raises(ValueError, match="two sequences or more; got 1"):
+        self_bleu(torch.arange(9).unsqueeze(0))

@@ -6,18 +6,11 @@ import pytest
 import torch
 
 from didi.data.markov import MarkovChain
-from didi.evaluation.diversity import token_entropy
-from didi.evaluation.figure import frontier_figure, latency_figure, temperature_sweeps
+from didi.evaluation.diversity import self_bleu, sequence_repetition, token_entropy
+from didi.evaluation.figure import frontier_figure, latency_figure, perplexity_figure
 from didi.evaluation.perplexity import ExactJudge, Scores
-from didi.evaluation.report import (
-    EvaluationRow,
-    machine_name,
-    markdown_table,
-    measure,
-    perplexity_figure,
-    write_metrics,
-    write_report,
-)
+from didi.evaluation.report import markdown_table, write_metrics, write_report, write_samples
+from didi.evaluation.row import EvaluationRow, SampleSet, machine_name, measure
 
 FIELDS = [
     "role",
@@ -46,6 +39,9 @@ FIELDS = [
     "grid",
     "settings",
     "note",
+    "repetition_4",
+    "self_bleu",
+    "mauve",
 ]
 
 
@@ -69,9 +65,8 @@ def sweep():
 def test_measure_fills_every_field_of_the_contract():
     chain = MarkovChain()
     tokens = chain.sample(40, 32, torch.Generator().manual_seed(0))
-    row = measure(
-        "teacher", "ancestral", 16, tokens, [""] * 40, ExactJudge(chain), seconds=2.0, student_passes=15.5, seed=3
-    )
+    scores = ExactJudge(chain).score([""] * 40, tokens)
+    row = measure("teacher", "ancestral", 16, tokens, scores, judge="markov", seconds=2.0, student_passes=15.5, seed=3)
     assert list(asdict(row)) == FIELDS
     assert (row.num_samples, row.seconds_per_sequence, row.tokens_per_second) == (40, 0.05, 640.0)
     assert (row.judge, row.seed, row.student_passes, row.precision) == ("markov", 3, 15.5, "float64")
@@ -80,25 +75,22 @@ def test_measure_fills_every_field_of_the_contract():
     assert row.entropy == pytest.approx(float(token_entropy(tokens).mean()))
     assert row.entropy_ci[0] < row.entropy < row.entropy_ci[1]
     assert row.entropy < row.corpus_entropy < row.bigram_entropy
+    assert row.repetition_4 == pytest.approx(float(sequence_repetition(tokens, 4).mean()))
+    assert row.self_bleu == self_bleu(tokens)
     assert row.machine == machine_name()
 
 
 def test_measure_records_what_the_judge_cut():
-    class Cutting:
-        name = "short"
-
-        def score(self, texts, tokens):
-            return Scores(torch.ones(2, dtype=torch.float64), torch.ones(2, dtype=torch.long), num_truncated=1)
-
+    scores = Scores(torch.ones(2, dtype=torch.float64), torch.ones(2, dtype=torch.long), num_truncated=1)
     tokens = torch.arange(8).view(2, 4)
-    row = measure("student", "greedy", 4, tokens, ["a", "b"], Cutting(), seconds=1.0, student_passes=4.0, note="top-p")
+    row = measure("student", "greedy", 4, tokens, scores, judge="short", seconds=1.0, student_passes=4.0, note="top-p")
     assert row.note == "top-p; 1 samples cut to the judge's context"
 
 
-def test_measure_refuses_texts_that_are_not_the_tokens():
-    tokens, judge = torch.ones(2, 4, dtype=torch.long), ExactJudge(MarkovChain())
+def test_measure_refuses_scores_of_other_samples():
+    scores = Scores(torch.ones(1, dtype=torch.float64), torch.ones(1, dtype=torch.long))
     with pytest.raises(ValueError, match="got 2 and 1"):
-        measure("student", "ancestral", 4, tokens, ["a"], judge, seconds=1.0, student_passes=4.0)
+        measure("student", "ancestral", 4, torch.ones(2, 4).long(), scores, judge="j", seconds=1.0, student_passes=4.0)
 
 
 def test_settings_of_a_sampler_are_a_column_only_where_they_differ():
@@ -140,11 +132,18 @@ def test_table_shows_entropy_and_interval_beside_every_perplexity():
     assert lines[2].split(" | ")[7].strip() == "4.20 [4.10, 4.30]"
     assert lines[3].split(" | ")[5].strip() == "3.00 [2.70, 3.30]"
     assert len({len(line) for line in lines[:4]}) == 1
-    assert lines[1].count("-:") == 12
+    assert lines[1].count("-:") == 11
     assert lines[5].startswith(
         "Recipe tiny-news; seed 0; sampling in float64; temperature 1; top-p 1; uniform time grid; 64 samples; "
         "judge markov; 2-core CPU."
     )
+
+
+def test_a_column_without_figures_is_left_out():
+    header = markdown_table([make_row(self_bleu=0.25)]).splitlines()[0]
+    assert "self-BLEU" in header
+    assert "MAUVE" not in header
+    assert "NELBO" not in header
 
 
 def test_a_setting_that_differs_between_rows_becomes_a_column():
@@ -177,16 +176,49 @@ def test_figure_takes_what_an_evaluation_may_yield(tmp_path, rows):
     assert perplexity_figure(rows, tmp_path / "figure.png").stat().st_size > 10_000
 
 
+def make_set(row, texts=("a", "b", "c"), nll=10.0):
+    scores = Scores(torch.full((3,), nll, dtype=torch.float64), torch.full((3,), 4))
+    return SampleSet(row, list(texts), scores, torch.full((3,), row.entropy, dtype=torch.float64))
+
+
 def test_report_holds_table_figure_and_texts_that_cannot_break_it(tmp_path):
     rows = sweep()
-    samples = [["plain text", "a fence\n```\nand <html>"], *[[]] * (len(rows) - 2), ["word " * 60]]
-    report = write_report(rows, tmp_path, title="Tiny news", samples=samples, recipe="tiny-news").read_text()
+    sets = [make_set(row) for row in rows]
+    sets[0] = make_set(rows[0], ["plain text", "a fence\n```\nand <html>", "never shown"])
+    sets[-1] = make_set(rows[-1], ["word " * 60, "b", "c"])
+    report = write_report(sets, tmp_path, title="Tiny news", recipe="tiny-news").read_text()
     assert report.startswith("# Tiny news\n\n| role")
     assert "](perplexity.png)" in report
     assert (tmp_path / "perplexity.png").exists()
-    assert [line for line in report.splitlines() if line.startswith("## ")] == ["## data", "## student, guided, 32 NFE"]
+    headings = [line for line in report.splitlines() if line.startswith("## ")]
+    assert headings[:3] == ["## Pair by pair", "## data", "## teacher, ancestral, 4 NFE"]
+    assert len(headings) == 1 + len(rows)
     assert "````text\na fence\n```\nand <html>\n````" in report
-    assert max(len(line) for line in report.split("## student")[1].splitlines()) <= 100
+    assert "never shown" not in report
+    assert max(len(line) for line in report.split("## student, guided, 32")[1].splitlines()) <= 100
+    assert "| student, ancestral, 8 NFE | teacher, ancestral, 8 NFE | 1.000" in report
+    assert "At equal entropy" not in report
+
+
+def test_sweeps_bring_a_comparison_at_equal_entropy(tmp_path):
+    sets = [
+        make_set(make_row(role, ppl=ppl * scale, entropy=4 + temperature / 2, temperature=temperature))
+        for role, scale in (("teacher", 1.0), ("student", 0.5))
+        for temperature, ppl in ((0.8, 50.0), (1.0, 100.0))
+    ]
+    report = write_report(sets, tmp_path, title="Sweeps").read_text()
+    assert "| student, 8 NFE | teacher, 8 NFE | 0.500 | 0.500 | 4.40 to 4.50 |" in report
+    assert (tmp_path / "frontier.png").stat().st_size > 20_000
+    assert "| student, ancestral, 8 NFE, temperature 0.8 | teacher, ancestral, 8 NFE, temperature 0.8 |" in report
+    assert report.count("## student") == 1  # texts once, not for each temperature
+
+
+def test_samples_are_kept_with_their_own_figures(tmp_path):
+    sets = [make_set(make_row()), make_set(make_row(nfe=16), nll=math.inf)]
+    records = [json.loads(line) for line in write_samples(sets, tmp_path).read_text().splitlines()]
+    assert [(record["nfe"], record["number"]) for record in records] == [(n, i) for n in (8, 16) for i in range(3)]
+    assert records[1] | {"role": "student", "text": "b", "nll": 10.0, "judge_tokens": 4, "entropy": 4.2} == records[1]
+    assert records[3]["nll"] is None
 
 
 def test_machine_name_says_cores_and_torch_but_no_host():
@@ -209,11 +241,3 @@ def test_frontier_and_latency_figures_take_sweeps_single_points_and_data(tmp_pat
         path = draw(rows, tmp_path / f"{draw.__name__}.png")
         assert path.read_bytes().startswith(b"\x89PNG")
         assert path.stat().st_size > 20_000
-
-
-def test_a_sweep_is_one_model_sampler_and_nfe_in_order_of_temperature():
-    rows = [make_row(nfe=nfe, temperature=temperature) for temperature in (1.1, 0.8, 1.0) for nfe in (8, 32)]
-    rows.append(make_row(sampler="guided", nfe=8))
-    found = temperature_sweeps(rows)
-    assert set(found) == {("student", "ancestral", 8), ("student", "ancestral", 32), ("student", "guided", 8)}
-    assert [row.temperature for row in found["student", "ancestral", 8]] == [0.8, 1.0, 1.1]

@@ -18,7 +18,9 @@ from didi.data.assets import ASSETS, fetch, is_cached, verify
 from didi.data.source import open_source
 from didi.diffusion.categorical import Precision
 from didi.errors import UsageError
+from didi.evaluation.anchors import anchor_sets
 from didi.evaluation.evaluate import evaluate
+from didi.evaluation.row import EvaluationRow
 from didi.models.hub import Bundle, Role, load
 from didi.models.inference import Numerics, for_inference
 from didi.sampling.base import Grid
@@ -92,20 +94,23 @@ class EvaluateCommand:
     """Numbers of moves."""
     num_samples: int = 256
     """Samples in each row; every one is scored."""
-    judge: str | None = None
-    """smollm2-135m (the default for text), markov (the exact one of that world), or any causal LM of transformers."""
+    judge: tuple[str, ...] = ()
+    """smollm2-135m (the default for text), markov (the exact one of that world), any causal LM of transformers; or
+    several."""
     sampler: tuple[SamplerName, ...] = ("ancestral",)
     """One sampler or several."""
     data: str | None = None
     """Corpus whose test split gets a row of its own and gives each network's NELBO: news, a file, a Hub data set."""
+    anchors: bool = False
+    """Judge what no one would call good as well: the words of --data shuffled, one word repeated, n-gram babble."""
     seed: int = 0
     """Of the samples."""
     precision: Precision = "float64"
     """Of the draws; recorded with every row."""
-    temperature: float = 1.0
-    """Divides the logits; recorded with every row."""
-    top_p: float = 1.0
-    """Share of each token's law that is kept; recorded with every row."""
+    temperature: tuple[float, ...] = (1.0,)
+    """Divides the logits; several are a sweep, and models are then compared at equal entropy."""
+    top_p: tuple[float, ...] = ()
+    """Shares of each token's law that are kept, at temperature 1: another sweep."""
     grid: Grid = "uniform"
     """How the times of the moves are spaced; recorded with every row."""
     times: tuple[float, ...] = ()
@@ -129,8 +134,8 @@ def _load(name: str) -> Bundle:
 
 
 def _options(command: GenerateCommand | EvaluateCommand, **others: Any) -> SamplingOptions:
-    """The flags that both commands share."""
-    shared = {one.name for one in fields(SamplingOptions)} - {"sampler", "role", "is_whole_batch"}
+    """The flags that both commands share, and others that are given."""
+    shared = {one.name for one in fields(SamplingOptions)} - {"sampler", "role", "is_whole_batch", *others}
     return SamplingOptions(**{name: getattr(command, name) for name in shared}, **others)
 
 
@@ -170,10 +175,13 @@ def _generate(args: Sequence[str]) -> None:
 def _evaluate(args: Sequence[str]) -> None:
     command = parse(EvaluateCommand, args, prog="didi evaluate")
     bundle = _load(command.model)
-    data = None
+    data, anchors = None, None
+    if command.anchors and command.data is None:
+        raise UsageError("anchors are made of a corpus; name one with --data")
     if command.data is not None:
         source = open_source(command.data, length=bundle.network().length, tokenizer=bundle.tokenizer)
         data = source.test
+        anchors = anchor_sets(source, command.num_samples, seed=command.seed) if command.anchors else None
     rows = evaluate(
         bundle,
         nfe=command.nfe,
@@ -181,19 +189,28 @@ def _evaluate(args: Sequence[str]) -> None:
         judge=command.judge,
         role=command.role or None,
         sampler=command.sampler,
+        temperature=command.temperature,
+        top_p=command.top_p,
         seed=command.seed,
         data=data,
-        options=_options(command),
+        anchors=anchors,
+        options=_options(command, temperature=1.0, top_p=1.0),
         out=command.out,
-        on_row=lambda row, _: print(
-            f"{row.role} {row.sampler} {row.nfe} NFE: perplexity {row.gen_ppl:.2f}, entropy {row.entropy:.3f}",
-            file=sys.stderr,
-        ),
+        on_set=lambda one: print(_said(one.row), file=sys.stderr),
     )
-    print_rows(
-        rows, title=f"{bundle.name}, judge {rows[0].judge}, {command.num_samples} samples", console=ResultConsole()
-    )
+    judges = ", ".join(dict.fromkeys(row.judge for row in rows))
+    title = f"{bundle.name}, judge {judges}, {command.num_samples} samples"
+    print_rows(rows, title=title, console=ResultConsole())
     print(command.out / "report.md")
+
+
+def _said(row: EvaluationRow) -> str:
+    """A row in one line."""
+    drawn = f" {row.sampler} {row.nfe} NFE" if row.nfe else ""
+    departure = "".join(
+        f", {name} {value:g}" for name, value in (("temperature", row.temperature), ("top-p", row.top_p)) if value != 1
+    )
+    return f"{row.role}{drawn}{departure}: perplexity {row.gen_ppl:.2f}, entropy {row.entropy:.3f}"
 
 
 def _assets(args: Sequence[str]) -> None:

@@ -12,8 +12,8 @@ from didi.apps.train import distill_run, distillation_source
 from didi.data.assets import fetch
 from didi.evaluation.evaluate import evaluate
 from didi.evaluation.perplexity import SMOLLM2, load_judge
-from didi.evaluation.report import write_metrics, write_report
-from didi.evaluation.row import EvaluationRow
+from didi.evaluation.report import write_metrics, write_report, write_samples
+from didi.evaluation.row import SampleSet
 from didi.models.hub import Bundle, Role, load
 from didi.training.loop import RunFolder
 from didi.training.recipes import DISTILL
@@ -57,14 +57,12 @@ def demo(args: Sequence[str]) -> None:
     bundled = load(config.teacher)
     ours = load(distill_run(config, RunFolder(command.out), resume=True, device=torch.device("cpu")))
     _say(f"3/3  judge {command.num_samples} samples a row, each scored")
-    rows: list[EvaluationRow] = []
-    examples: list[list[str]] = []
+    sets: list[SampleSet] = []
 
     def measure(bundle: Bundle, role: Role, label: str, *, with_data: bool = False) -> None:
-        def note(row: EvaluationRow, texts: list[str]) -> None:
-            row = replace(row, role=label if row.nfe else row.role)
-            rows.append(row)
-            examples.append(texts)
+        def note(one: SampleSet) -> None:
+            row = replace(one.row, role=label if one.row.nfe else one.row.role)
+            sets.append(replace(one, row=row))
             _say(f"     {row.role} {row.nfe or ''}  perplexity {row.gen_ppl:.1f}  entropy {row.entropy:.2f}")
 
         data = distillation_source(config, bundled).test if with_data else None
@@ -76,21 +74,23 @@ def demo(args: Sequence[str]) -> None:
             role=role,
             seed=command.seed + 1,
             data=data,
-            on_row=note,
+            on_set=note,
         )
 
     measure(bundled, "teacher", "teacher", with_data=True)
     measure(ours, "student", "demo student")
     measure(bundled, "student", "student")
     results = command.out / "results"
+    rows = [one.row for one in sets]
     write_metrics(rows, results)
-    write_report(rows, results, title="didi demo", samples=examples, recipe=RECIPE)
+    write_samples(sets, results)
+    write_report(sets, results, title="didi demo", recipe=RECIPE)
 
     console = ResultConsole()
-    for row, texts in zip(rows, examples, strict=True):
-        if row.nfe == SHOWN_NFE:
-            console.print(f"\n[bold]{row.role}, {SHOWN_NFE} NFE[/bold]")
-            console.print(texts[0], markup=False, highlight=False)
+    for one in sets:
+        if one.row.nfe == SHOWN_NFE:
+            console.print(f"\n[bold]{one.row.role}, {SHOWN_NFE} NFE[/bold]")
+            console.print(one.texts[0], markup=False, highlight=False)
     console.print()
     print_rows(rows, title=f"judge {SMOLLM2}, {command.num_samples} samples, float64", console=console)
     minutes = f"{command.warmup_steps} + {command.steps}"

@@ -9,6 +9,7 @@ import math
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn import functional as F
 
 
 def token_entropy(tokens: Int[Tensor, "b l"]) -> Float[Tensor, " b"]:
@@ -45,6 +46,53 @@ def distinct_n(tokens: Int[Tensor, "b l"], n: int = 4) -> float:
     """
     ids = _ngram_ids(tokens, n)
     return ids.unique().numel() / ids.numel()
+
+
+def sequence_repetition(tokens: Int[Tensor, "b l"], n: int = 4) -> Float[Tensor, " b"]:
+    """Share of the n-grams of each sequence that stood in it before, in [0, 1): seq-rep-n of Welleck et al. 2019.
+
+    Source: https://arxiv.org/abs/1908.04319, Eq. 10.
+
+    Raises:
+        ValueError: sequences are shorter than ``n``, or ``n`` is not positive.
+    """
+    ids = _ngram_ids(tokens, n).sort(1).values
+    return (ids[:, 1:] == ids[:, :-1]).double().sum(1) / ids.shape[1]
+
+
+def self_bleu(tokens: Int[Tensor, "b l"], max_n: int = 4) -> float:
+    """Mean BLEU of each sequence against all others, in (0, 1]: high where samples are alike (Texygen).
+
+    Precisions of 1- to ``max_n``-grams, clipped at the largest count in any one other sequence, are averaged
+    geometrically; one without a match counts as 0.1 matches. Sequences are equally long: no brevity penalty.
+    It grows with the size of the set, so compare only sets of one size.
+
+    Source: https://arxiv.org/abs/1802.01886; smoothing "method 1" of https://aclanthology.org/W14-3346.
+
+    Raises:
+        ValueError: there is only one sequence, or sequences are shorter than ``max_n``.
+    """
+    if len(tokens) < 2:
+        raise ValueError(f"self-BLEU compares two sequences or more; got {len(tokens)}")
+    total = torch.zeros(len(tokens), dtype=torch.float64)
+    for n in range(1, max_n + 1):
+        ids = _ngram_ids(tokens, n).cpu()
+        rows = torch.arange(len(ids)).unsqueeze(1).expand_as(ids)
+        # One entry for each n-gram of each sequence, those of one n-gram together, the largest count first.
+        pairs, counts = torch.stack([ids.flatten(), rows.flatten()], 1).unique(dim=0, return_counts=True)
+        order = (pairs[:, 0] * (ids.shape[1] + 1) + ids.shape[1] - counts).argsort(stable=True)
+        gram, row, count = pairs[order, 0], pairs[order, 1], counts[order]
+        is_same = gram[1:] == gram[:-1]
+        first = (~F.pad(is_same, (1, 0))).nonzero().flatten()  # where each n-gram's largest count stands
+        second = F.pad(torch.where(is_same, count[1:], 0), (0, 1))[first]
+        which = F.pad(~is_same, (1, 0)).cumsum(0)  # number of each entry's n-gram
+        is_largest = torch.arange(len(gram)) == first[which]
+        elsewhere = torch.where(is_largest, second[which], count[first][which])
+        matches = torch.zeros(len(tokens), dtype=torch.float64).index_add_(
+            0, row, torch.minimum(count, elsewhere).double()
+        )
+        total += (torch.where(matches > 0, matches, 0.1) / ids.shape[1]).log()
+    return float((total / max_n).exp().mean())
 
 
 def _ngram_ids(tokens: Int[Tensor, "b l"], n: int) -> Int[Tensor, "b m"]:

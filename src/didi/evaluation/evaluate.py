@@ -1,10 +1,10 @@
 """From a bundle to measured rows: sample, judge, tell."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import torch
 from jaxtyping import Int
@@ -13,15 +13,15 @@ from torch import Tensor
 from didi.data.source import MARKOV
 from didi.diffusion.noise import named_generator
 from didi.errors import UsageError
+from didi.evaluation.diversity import token_entropy
 from didi.evaluation.perplexity import SMOLLM2, Judge, load_judge
-from didi.evaluation.report import write_metrics, write_report
-from didi.evaluation.row import EvaluationRow, machine_name, measure
+from didi.evaluation.report import write_metrics, write_report, write_samples
+from didi.evaluation.row import EvaluationRow, SampleSet, machine_name, measure
 from didi.models.autoregressive import AutoregressiveLM
 from didi.models.hub import Bundle, Role
 from didi.sampling.generate import SamplerName, SamplingOptions, decode, generate, is_self_paced, make_sampler
 from didi.training.pretrain import validation_nll
 
-NUM_EXAMPLES = 2  # texts of each row in a report
 NELBO_BATCH = 32
 
 
@@ -30,32 +30,38 @@ def evaluate(
     *,
     nfe: Sequence[int] = (4, 8, 16),
     num_samples: int = 256,
-    judge: str | Judge | None = None,
+    judge: str | Judge | Sequence[str | Judge] | None = None,
     role: Role | Sequence[Role] | None = None,
     sampler: SamplerName | Sequence[SamplerName] = "ancestral",
+    temperature: Sequence[float] = (),
+    top_p: Sequence[float] = (),
     seed: int = 0,
     data: Int[Tensor, "n l"] | None = None,
+    anchors: Mapping[str, Int[Tensor, "_ l"]] | None = None,
     options: SamplingOptions | None = None,
     out: Path | str | None = None,
-    on_row: Callable[[EvaluationRow, list[str]], None] | None = None,
+    on_set: Callable[[SampleSet], None] | None = None,
 ) -> list[EvaluationRow]:
-    """Sample and score every combination of role, sampler and number of passes; every sample counts.
+    """Sample and score every combination of role, sampler, departure and number of passes; every sample counts.
 
     Args:
         bundle: from ``didi.load``.
         nfe: numbers of moves.
         num_samples: sequences in each row; 256 or more for a figure that is to be quoted.
-        judge: name for ``load_judge``, or a judge; by default the exact one for a model of the ``markov`` world, else
-            ``smollm2-135m``.
+        judge: one or several, each a name for ``load_judge`` or a judge; by default the exact one for a model of the
+            ``markov`` world, else ``smollm2-135m``. Each gives every sample set a row.
         role: one or several; by default the student if there is one, else the teacher.
         sampler: one or several. Whatever ``nfe`` says, the autoregressive role has one row, and the self-paced
             samplers ``first-hitting`` and ``entropy-bounded`` too.
+        temperature: a sweep of them, at the top-p of ``options``; that of ``options`` alone where empty.
+        top_p: a sweep of them, at the temperature of ``options``; that of ``options`` alone where empty.
         seed: of the samples.
         data: held-out token sequences of the bundle's tokenizer; they are judged in a row of their own, and give each
             network's NELBO (exact NLL for the autoregressive one).
+        anchors: further sets to judge, by name, such as those of ``anchors.anchor_sets``.
         options: further sampling options; role and sampler come from the arguments above.
-        out: folder for ``metrics.json``, ``report.md`` and the figure.
-        on_row: called with each row and two of its texts as soon as it is measured.
+        out: folder for ``metrics.json``, ``samples.jsonl``, ``report.md`` and its figures.
+        on_set: called with each sample set as soon as it is measured.
 
     Raises:
         UsageError: the bundle, the judge or an argument does not allow it.
@@ -64,32 +70,38 @@ def evaluate(
     samplers = [sampler] if isinstance(sampler, str) else sampler
     if not nfe or min(nfe) < 1 or num_samples < 1:
         raise UsageError(f"nfe and num_samples are 1 or more; got {list(nfe)} and {num_samples}")
-    plan = _plan(bundle, roles, samplers, nfe, options or SamplingOptions())
-    if data is not None and int(data.max()) >= (num_symbols := bundle.network().vocab_size):
-        raise UsageError(f"data are tokens of the bundle's own {num_symbols} symbols; got token {int(data.max())}")
+    base = options or SamplingOptions()
+    departures = [replace(base, temperature=value) for value in temperature] + [replace(base, top_p=p) for p in top_p]
+    plan = [
+        planned for one in dict.fromkeys(departures or [base]) for planned in _plan(bundle, roles, samplers, nfe, one)
+    ]
+    sets = ({} if data is None else {"data": data}) | dict(anchors or {})
+    for tokens in sets.values():
+        if int(tokens.max()) >= (num_symbols := bundle.network().vocab_size):
+            raise UsageError(
+                f"data are tokens of the bundle's own {num_symbols} symbols; got token {int(tokens.max())}"
+            )
     if out is not None:
         Path(out).mkdir(parents=True, exist_ok=True)  # a folder that cannot be written fails now, not after the work
-    if judge is None:
-        judge = MARKOV if bundle.provenance.get("corpus") == MARKOV else SMOLLM2
-    if isinstance(judge, str):
-        judge = load_judge(judge, device=next(bundle.network().parameters()).device)
-    rows: list[EvaluationRow] = []
-    examples: list[list[str]] = []
+    judges = _judges(bundle, judge)
+    results: list[SampleSet] = []
 
-    def add(row: EvaluationRow, texts: list[str]) -> None:
-        rows.append(row)
-        examples.append(texts[:NUM_EXAMPLES])
-        if out is not None:  # a run that is stopped keeps what it has measured
-            write_metrics(rows, Path(out))
-        if on_row is not None:
-            on_row(row, examples[-1])
+    def add(tokens: Int[Tensor, "b l"], texts: list[str], label: str, sampler: str, moves: int, **about: Any) -> None:
+        for one in judges:
+            scores = one.score(texts, tokens)
+            row = measure(label, sampler, moves, tokens, scores, judge=one.name, seed=seed, **about)
+            results.append(SampleSet(row, texts, scores, token_entropy(tokens).cpu()))
+            if out is not None:  # a run that is stopped keeps what it has measured
+                write_metrics([result.row for result in results], Path(out))
+                write_samples(results, Path(out))
+            if on_set is not None:
+                on_set(results[-1])
 
-    if data is not None:
+    for name, tokens in sets.items():
         # Neighbouring rows come from one document and are alike, so the rows are a random choice.
-        order = torch.randperm(len(data), generator=named_generator(seed, "data"))
-        real = data[order[:num_samples]]
-        texts = decode(bundle, real)
-        add(measure("data", "", 0, real, texts, judge, seconds=float("nan"), student_passes=0.0, seed=seed), texts)
+        order = torch.randperm(len(tokens), generator=named_generator(seed, "data"))
+        chosen = tokens[order[:num_samples]]
+        add(chosen, decode(bundle, chosen), name, "", 0, seconds=math.nan, student_passes=0.0)
     nats: dict[str, float] = {}
     for label, settings, num_moves in plan:
         network = bundle.network(settings.role)
@@ -97,18 +109,16 @@ def evaluate(
         if data is not None and label not in nats:
             nats[label] = validation_nll(network, data, bundle.schedule, batch_size=NELBO_BATCH, device=device)
         drawn = generate(bundle, num_samples=num_samples, nfe=num_moves, seed=seed, options=settings)
-        row = measure(
+        add(
+            drawn.tokens,
+            drawn.texts,
             label,
             settings.sampler,
             num_moves,
-            drawn.tokens,
-            drawn.texts,
-            judge,
             seconds=drawn.seconds,
             student_passes=float(drawn.student_passes.double().mean()),
             discriminator_passes=float(drawn.discriminator_passes.double().mean()),
             precision=drawn.precision,
-            seed=seed,
             nelbo=nats.get(label, math.nan),
             machine=machine_name(device),
             temperature=settings.temperature,
@@ -116,11 +126,19 @@ def evaluate(
             grid="given" if settings.times else settings.grid,
             settings=settings.settings,
         )
-        add(row, drawn.texts)
     if out is not None:
         recipe = str(bundle.provenance.get("recipe", ""))
-        write_report(rows, Path(out), title=f"Evaluation of {bundle.name}", samples=examples, recipe=recipe)
-    return rows
+        write_report(results, Path(out), title=f"Evaluation of {bundle.name}", recipe=recipe)
+    return [result.row for result in results]
+
+
+def _judges(bundle: Bundle, asked: str | Judge | Sequence[str | Judge] | None) -> list[Judge]:
+    """The judges that are asked for, loaded."""
+    if not asked:
+        asked = MARKOV if bundle.provenance.get("corpus") == MARKOV else SMOLLM2
+    each = [asked] if isinstance(asked, str | Judge) else asked
+    device = next(bundle.network().parameters()).device
+    return [load_judge(one, device=device) if isinstance(one, str) else one for one in each]
 
 
 def _plan(

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from didi.evaluation.row import EvaluationRow, varying_fields
+from didi.evaluation.sweeps import sweeps
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -52,43 +53,36 @@ def latency_figure(rows: Sequence[EvaluationRow], path: Path) -> Path:
 def frontier_figure(rows: Sequence[EvaluationRow], path: Path) -> Path:
     """Draw perplexity against entropy into ``path``, a PNG: a line through the temperatures of each model and NFE.
 
-    The larger marker is temperature 1. A curve below another is the better model at every entropy they share, which
-    no temperature can fake. Rows with ``nfe`` 0, such as real data, are crosses.
+    The larger marker is exact sampling; sweeps of top-p are lines of their own. A curve below another is the better
+    model at every entropy they share, which no temperature can fake. Rows with ``nfe`` 0, such as data, are crosses.
     """
     figure = _figure(6.4, 5.0)
     axes = figure.subplots()
     axes.set(yscale="log")
     colours = _colours(rows)
     seen: dict[str, int] = {}
-    for (role, sampler, nfe), curve in temperature_sweeps(rows).items():
-        entropies, values = [row.entropy for row in curve], [row.gen_ppl for row in curve]
-        if not nfe:
+    for sweep in sweeps(rows):
+        role = sweep.rows[0].role
+        entropies, values = zip(*sweep.curve, strict=True)
+        if not sweep.rows[0].nfe:
             axes.plot(entropies, values, "P", color=colours[role], markersize=9, label=role)
             continue
         marker, dash = SAMPLER_STYLES[seen.setdefault(role, 0) % len(SAMPLER_STYLES)]
         seen[role] += 1
-        label = f"{role}{', guided' if sampler == 'guided' else ''}, {nfe} NFE"
-        sizes = [9 if row.temperature == 1 else 5 for row in curve]
-        axes.plot(entropies, values, dash, color=colours[role], linewidth=1.6, label=label)
-        for row, size in zip(curve, sizes, strict=True):
+        axes.plot(entropies, values, dash, color=colours[role], linewidth=1.6, label=sweep.label)
+        for row in sweep.rows:
+            knob = getattr(row, sweep.knob)
+            size = 9 if knob == 1 else 5
             axes.plot([row.entropy] * 2, row.gen_ppl_ci, "-", color=colours[role], linewidth=1.0)
             axes.plot(row.entropy, row.gen_ppl, marker, color=colours[role], markersize=size, markeredgecolor="white")
-            axes.annotate(f"{row.temperature:g}", (row.entropy, row.gen_ppl), (4, -9), textcoords="offset points",
+            axes.annotate(f"{knob:g}", (row.entropy, row.gen_ppl), (4, -9), textcoords="offset points",
                           fontsize=6.5, color=colours[role])  # fmt: skip
     _tidy(axes)
     _set_plain_log_ticks(axes.yaxis)
     judges = ", ".join(dict.fromkeys(row.judge for row in rows))
-    axes.set_title(f"Generative perplexity, judge {judges}; figures are temperatures", loc="left", fontsize=9)
+    axes.set_title(f"Generative perplexity, judge {judges}; figures are temperatures or top-p", loc="left", fontsize=9)
     axes.set_xlabel("unigram entropy within a sample, nats", fontsize=9)
     return _finish(figure, axes, path)
-
-
-def temperature_sweeps(rows: Sequence[EvaluationRow]) -> dict[tuple[str, str, int], list[EvaluationRow]]:
-    """Rows of each role, sampler and NFE, in order of temperature."""
-    sweeps: dict[tuple[str, str, int], list[EvaluationRow]] = {}
-    for row in sorted(rows, key=lambda row: row.temperature):
-        sweeps.setdefault((row.role, row.sampler, row.nfe), []).append(row)
-    return sweeps
 
 
 def _panels_against(x: str, rows: Sequence[EvaluationRow]) -> "tuple[Figure, Axes, Axes]":

@@ -9,19 +9,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from didi.evaluation.figure import perplexity_figure
+from didi.evaluation.figure import frontier_figure, perplexity_figure
 from didi.evaluation.frontier import Interval
-from didi.evaluation.row import EvaluationRow, machine_name, measure, varying_fields
+from didi.evaluation.paired import comparison_table
+from didi.evaluation.row import EvaluationRow, SampleSet, varying_fields
+from didi.evaluation.sweeps import equal_entropy_table
 
-__all__ = [
-    "EvaluationRow",
-    "machine_name",
-    "markdown_table",
-    "measure",
-    "perplexity_figure",
-    "write_metrics",
-    "write_report",
-]
+NUM_EXAMPLES = 2  # texts of each sample set in a report
 
 # How a footnote words the settings that all rows share; a setting that differs between rows becomes a column instead.
 SETTINGS = {
@@ -44,6 +38,18 @@ def write_metrics(rows: Sequence[EvaluationRow], folder: Path) -> Path:
     )
 
 
+def write_samples(sets: Sequence[SampleSet], folder: Path) -> Path:
+    """Write ``samples.jsonl``, whole or not at all: every sample of every set, with its own figures."""
+    lines = []
+    for one in sets:
+        about = {name: getattr(one.row, name) for name in ("role", "sampler", "nfe", "temperature", "top_p", "judge")}
+        figures = zip(one.scores.nll.tolist(), one.scores.num_tokens.tolist(), one.entropies.tolist(), strict=True)
+        for number, (text, (nll, num_tokens, entropy)) in enumerate(zip(one.texts, figures, strict=True)):
+            record = about | {"number": number, "nll": finite(nll), "judge_tokens": num_tokens, "entropy": entropy}
+            lines.append(json.dumps(record | {"text": text}, ensure_ascii=False, allow_nan=False) + "\n")
+    return write_text(folder / "samples.jsonl", "".join(lines))
+
+
 def markdown_table(rows: Sequence[EvaluationRow], *, recipe: str = "") -> str:
     """The rows as a Markdown table, over a footnote with recipe, seed, precision, samples, judge and machine."""
     varying = varying_fields(rows, tuple(SETTINGS))
@@ -57,14 +63,19 @@ def markdown_table(rows: Sequence[EvaluationRow], *, recipe: str = "") -> str:
         "corpus entropy",
         "bigram entropy",
         "distinct-4",
+        "repetition-4",
+        "self-BLEU",
+        "MAUVE",
         "s / sequence",
         "tokens / s",
         "NELBO or NLL",
     ]
     header += [name.replace("_", " ") for name in varying] + (["note"] if any(row.note for row in rows) else [])
     body = [_cells(row, varying)[: len(header)] for row in rows]
+    told = [i for i in range(len(header)) if i == 0 or not rows or any(line[i] not in ("", "–") for line in body)]
+    header, body = [header[i] for i in told], [[line[i] for i in told] for line in body]
     widths = [max(len(line[i]) for line in [header, *body]) for i in range(len(header))]
-    num_left = 2  # role and sampler; figures to the right, so that their digits stand under each other
+    num_left = 1 + ("sampler" in header)  # names; figures to the right, so that their digits stand under each other
     lines = [
         [
             cell.ljust(width) if i < num_left else cell.rjust(width)
@@ -86,23 +97,30 @@ def markdown_table(rows: Sequence[EvaluationRow], *, recipe: str = "") -> str:
     )
 
 
-def write_report(
-    rows: Sequence[EvaluationRow], folder: Path, *, title: str, samples: Sequence[Sequence[str]], recipe: str = ""
-) -> Path:
-    """Write ``report.md`` (table, figure, example texts of each row) and its figure ``perplexity.png``.
+def write_report(sets: Sequence[SampleSet], folder: Path, *, title: str, recipe: str = "") -> Path:
+    """Write ``report.md`` and its figures: the table, sets of the same seeds and sweeps compared, example texts.
 
     Args:
-        rows: what was measured.
+        sets: what was measured.
         folder: made if it does not exist.
         title: heading of the report.
-        samples: for each row, in the same order, a list of example texts, which may be empty.
         recipe: name of the run that made the model.
     """
+    rows = [one.row for one in sets]
     parts = [f"# {title}\n", markdown_table(rows, recipe=recipe)]
     parts.append(f"![Perplexity and entropy against NFE]({perplexity_figure(rows, folder / 'perplexity.png').name})\n")
-    for row, texts in zip(rows, samples, strict=True):
-        heading = f"{row.role}, {row.sampler}, {row.nfe} NFE" if row.nfe else row.role
-        parts += [f"## {heading}\n", *map(_quoted, texts)] if texts else []
+    if (table := comparison_table(sets)) is not None:
+        parts += ["## Pair by pair\n", table]
+    if (table := equal_entropy_table(rows)) is not None:
+        figure = frontier_figure(rows, folder / "frontier.png")
+        parts += ["## At equal entropy\n", table, f"![Perplexity against entropy]({figure.name})\n"]
+    shown: set[tuple[object, ...]] = set()
+    for one in sets:
+        row = one.row
+        heading = ", ".join([row.role, *([row.sampler, f"{row.nfe} NFE"] if row.nfe else [])])
+        if (row.role, row.sampler, row.nfe) not in shown:  # once, whatever the judges and temperatures
+            parts += [f"## {heading}\n", *map(_quoted, one.texts[:NUM_EXAMPLES])]
+        shown.add((row.role, row.sampler, row.nfe))
     return write_text(folder / "report.md", "\n".join(parts))
 
 
@@ -128,6 +146,9 @@ def _cells(row: EvaluationRow, varying: Sequence[str]) -> list[str]:
         number(row.corpus_entropy, ".2f"),
         number(row.bigram_entropy, ".2f"),
         number(row.distinct_4, ".3f"),
+        number(row.repetition_4, ".3f"),
+        number(row.self_bleu, ".3f"),
+        number(row.mauve, ".3f"),
         number(row.seconds_per_sequence, ".3g"),
         number(row.tokens_per_second, ",.0f"),
         number(row.nelbo, ".3f"),

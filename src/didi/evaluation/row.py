@@ -9,12 +9,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from didi.evaluation.diversity import bigram_entropy, corpus_entropy, distinct_n, token_entropy
+from didi.evaluation.diversity import (
+    bigram_entropy,
+    corpus_entropy,
+    distinct_n,
+    self_bleu,
+    sequence_repetition,
+    token_entropy,
+)
 from didi.evaluation.frontier import Interval, mean_interval, perplexity_interval
-from didi.evaluation.perplexity import Judge, mean_sample_perplexity, perplexity
+from didi.evaluation.perplexity import Scores, mean_sample_perplexity, perplexity
 
 
 @dataclass(frozen=True)
@@ -49,6 +56,9 @@ class EvaluationRow:
         grid: how the times of the moves were spaced.
         settings: of the sampler, beyond these.
         note: anything that a reader must know about this row.
+        repetition_4: share of 4-grams that their own sequence had before, mean; NaN in rows measured before it was.
+        self_bleu: BLEU-4 of each sample against the others, mean; NaN for a single sample.
+        mauve: MAUVE against real text, in (0, 1]; NaN where it was not asked for.
     """
 
     role: str
@@ -77,6 +87,26 @@ class EvaluationRow:
     grid: str = "uniform"
     settings: str = ""
     note: str = ""
+    repetition_4: float = math.nan
+    self_bleu: float = math.nan
+    mauve: float = math.nan
+
+
+@dataclass(frozen=True)
+class SampleSet:
+    """A sample set with what was measured of it.
+
+    Attributes:
+        row: its figures.
+        texts: the samples.
+        scores: the judge's, of each sample.
+        entropies: unigram entropy within each sample, nats.
+    """
+
+    row: EvaluationRow
+    texts: list[str]
+    scores: Scores
+    entropies: Float[Tensor, " b"]
 
 
 def measure(
@@ -84,9 +114,9 @@ def measure(
     sampler: str,
     nfe: int,
     tokens: Int[Tensor, "b l"],
-    texts: Sequence[str],
-    judge: Judge,
+    scores: Scores,
     *,
+    judge: str,
     seconds: float,
     student_passes: float,
     discriminator_passes: float = 0.0,
@@ -99,6 +129,7 @@ def measure(
     grid: str = "uniform",
     settings: str = "",
     note: str = "",
+    mauve: float = math.nan,
 ) -> EvaluationRow:
     """The row of a finished sample set.
 
@@ -107,8 +138,8 @@ def measure(
         sampler: how they were drawn.
         nfe: moves asked for; 0 for real data.
         tokens: the samples; ``l`` at least 4.
-        texts: the same samples as text, in the same order.
-        judge: scores all of them.
+        scores: what a judge says of the same samples, in the same order.
+        judge: its name.
         seconds: wall time of drawing all of them, without the judge; NaN where nothing was drawn.
         student_passes: passes of the sampled network per sequence.
         discriminator_passes: passes of the discriminator per sequence.
@@ -121,13 +152,13 @@ def measure(
         grid: how the times of the moves were spaced.
         settings: of the sampler, beyond these.
         note: goes into the row; samples that the judge had to cut are added to it.
+        mauve: against real text.
 
     Raises:
-        ValueError: ``tokens`` and ``texts`` differ in number, or sequences are shorter than 4.
+        ValueError: ``tokens`` and ``scores`` differ in number, or sequences are shorter than 4.
     """
-    if len(texts) != len(tokens):
-        raise ValueError(f"tokens and texts must be the same samples; got {len(tokens)} and {len(texts)}")
-    scores = judge.score(texts, tokens)
+    if len(scores.nll) != len(tokens):
+        raise ValueError(f"tokens and scores must be of the same samples; got {len(tokens)} and {len(scores.nll)}")
     entropies = token_entropy(tokens)
     if scores.num_truncated:
         cut = f"{scores.num_truncated} samples cut to the judge's context"
@@ -140,7 +171,7 @@ def measure(
         discriminator_passes=discriminator_passes,
         num_samples=len(tokens),
         precision=precision,
-        judge=judge.name,
+        judge=judge,
         gen_ppl=perplexity(scores),
         gen_ppl_ci=perplexity_interval(scores),
         gen_ppl_mean_sample=mean_sample_perplexity(scores),
@@ -159,6 +190,9 @@ def measure(
         grid=grid,
         settings=settings,
         note=note,
+        repetition_4=float(sequence_repetition(tokens, 4).mean()),
+        self_bleu=self_bleu(tokens) if len(tokens) > 1 else math.nan,
+        mauve=mauve,
     )
 
 

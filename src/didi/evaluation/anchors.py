@@ -1,0 +1,91 @@
+"""Texts that no one would call good, scored beside a model's: a figure that one of them wins is not read alone."""
+
+import torch
+from jaxtyping import Bool, Int
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from didi.data.source import Source
+from didi.diffusion.noise import named_generator
+
+BABBLE_ORDER = 3
+BABBLE_ROWS = 16_384  # training rows that the n-gram model counts: some two million tokens
+
+
+def anchor_sets(source: Source, num_rows: int, *, seed: int = 0) -> dict[str, Int[Tensor, "n l"]]:
+    """Anchors in the words of a corpus, by name: its test rows with their words shuffled, one token, n-gram babble.
+
+    Args:
+        source: the corpus; the babble is learnt from its training rows.
+        num_rows: sequences of each anchor, at most the rows of the test split.
+        seed: of the choice of rows, the shuffling and the babble.
+    """
+    order = torch.randperm(len(source.test), generator=named_generator(seed, "data"))
+    rows = source.test[order[:num_rows]]
+    batch = 64
+    train = torch.cat([source.batch(step, batch) for step in range(BABBLE_ROWS // batch)])
+    words = starts_of_words(source.tokenizer)
+    return {
+        "shuffled words": shuffled_words(rows, words, named_generator(seed, "shuffled words")),
+        "repetition": torch.full_like(rows, int(rows.flatten().mode().values)),
+        "trigram babble": ngram_babble(train, len(rows), BABBLE_ORDER, named_generator(seed, "babble")),
+    }
+
+
+def starts_of_words(tokenizer: Tokenizer) -> Bool[Tensor, " v"]:
+    """Which tokens begin a word: those that begin with a space, or all where no token does."""
+    texts = [tokenizer.id_to_token(number) or "" for number in range(tokenizer.get_vocab_size())]
+    starts = torch.tensor([text.startswith(("Ġ", "▁", " ")) for text in texts])
+    return starts if starts.any() else torch.ones_like(starts)
+
+
+def shuffled_words(
+    rows: Int[Tensor, "n l"], starts: Bool[Tensor, " v"], generator: torch.Generator
+) -> Int[Tensor, "n l"]:
+    """The same words in a random order; tokens of one word stay together.
+
+    Args:
+        rows: token sequences.
+        starts: which tokens begin a word.
+        generator: of the order.
+    """
+    word = starts[rows].long().cumsum(1)
+    keys = torch.rand(len(rows), rows.shape[1] + 1, generator=generator)
+    return rows.gather(1, keys.gather(1, word).argsort(dim=1, stable=True))
+
+
+def ngram_babble(
+    train: Int[Tensor, "m k"], num_rows: int, order: int, generator: torch.Generator
+) -> Int[Tensor, "n k"]:
+    """Draws from the n-gram model of ``train``; a context it never saw going on is shortened until it was.
+
+    Args:
+        train: token sequences; a gram lies within one.
+        num_rows: sequences to draw.
+        order: n; each token depends on the ``order - 1`` before it.
+        generator: of the draws.
+    """
+    num_symbols, length = int(train.max()) + 1, train.shape[1]
+    tables = []
+    for size in range(1, order + 1):
+        grams = train.unfold(1, size, 1).reshape(-1, size)
+        contexts = _number(grams[:, :-1], num_symbols)
+        by_context = contexts.argsort(stable=True)
+        tables.append((contexts[by_context], grams[by_context, -1]))
+    rows = torch.empty(num_rows, length, dtype=torch.long)
+    for position in range(length):
+        uniforms = torch.rand(num_rows, dtype=torch.float64, generator=generator)
+        for known, (contexts, followers) in enumerate(tables[: position + 1]):
+            asked = _number(rows[:, position - known : position], num_symbols)
+            first, end = torch.searchsorted(contexts, asked), torch.searchsorted(contexts, asked, right=True)
+            chosen = followers[(first + (uniforms * (end - first)).long()).clamp(max=len(followers) - 1)]
+            rows[:, position] = chosen if known == 0 else torch.where(end > first, chosen, rows[:, position])
+    return rows
+
+
+def _number(grams: Int[Tensor, "m k"], num_symbols: int) -> Int[Tensor, " m"]:
+    """A number for each gram; 0 for the empty one."""
+    number = torch.zeros(len(grams), dtype=torch.long)
+    for column in grams.unbind(1):
+        number = number * num_symbols + column
+    return number

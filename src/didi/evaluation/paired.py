@@ -1,0 +1,133 @@
+"""Two sample sets drawn with the same seeds, compared pair by pair: the noise that they share drops out."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from didi.evaluation.frontier import Interval, bootstrap_interval, mean_interval
+from didi.evaluation.perplexity import perplexity
+from didi.evaluation.row import EvaluationRow, SampleSet
+
+NUM_PERMUTATIONS = 9999
+CHUNK = 1000  # permutations at a time, to bound memory
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One sample set against another of the same seeds.
+
+    Attributes:
+        perplexity_ratio: corpus perplexity of the first over that of the second.
+        perplexity_ratio_ci: its 95% interval, pairs resampled together.
+        p_value: of no difference in perplexity, from swapping random pairs; two-sided, in (0, 1].
+        entropy_gap: mean entropy of the first less that of the second, nats.
+        entropy_gap_ci: its 95% interval.
+        num_pairs: samples of each.
+    """
+
+    perplexity_ratio: float
+    perplexity_ratio_ci: Interval
+    p_value: float
+    entropy_gap: float
+    entropy_gap_ci: Interval
+    num_pairs: int
+
+
+def compare_pairs(ours: SampleSet, theirs: SampleSet, *, seed: int = 0) -> Comparison:
+    """Compare two sample sets whose i-th samples were drawn with the same noise.
+
+    Args:
+        ours: the first set.
+        theirs: the second, as large.
+        seed: of the resampling and the permutations.
+
+    Raises:
+        ValueError: the sets differ in size.
+    """
+    if len(ours.entropies) != len(theirs.entropies):
+        raise ValueError(f"pairs need sets of one size; got {len(ours.entropies)} and {len(theirs.entropies)}")
+    columns = torch.stack(
+        [ours.scores.nll, ours.scores.num_tokens.double(), theirs.scores.nll, theirs.scores.num_tokens.double()], 1
+    )
+    gap = ours.entropies - theirs.entropies
+    return Comparison(
+        perplexity_ratio=perplexity(ours.scores) / perplexity(theirs.scores),
+        perplexity_ratio_ci=bootstrap_interval(columns, lambda totals: _log_ratio(totals).exp(), seed=seed),
+        p_value=_permutation_p_value(columns, seed),
+        entropy_gap=float(gap.mean()),
+        entropy_gap_ci=mean_interval(gap, seed=seed),
+        num_pairs=len(gap),
+    )
+
+
+def comparison_table(sets: Sequence[SampleSet]) -> str | None:
+    """Each sample set against one of the same judge, moves and departure, as a Markdown table.
+
+    The other is the teacher's ancestral one where there is one, else the first.
+
+    Returns:
+        None where no two sets can be compared.
+    """
+    comparisons = [
+        (_label(one.row), _label(base.row), compare_pairs(one, base))
+        for one in sets
+        if one.row.nfe and (base := _baseline(one, sets)) is not one
+    ]
+    if not comparisons:
+        return None
+    lines = [
+        "| | against | perplexity ratio [95% CI] | p | entropy gap [95% CI] |",
+        "|---|---|--:|--:|--:|",
+    ]
+    for ours, theirs, found in comparisons:
+        ratio, gap = found.perplexity_ratio_ci, found.entropy_gap_ci
+        lines.append(
+            f"| {ours} | {theirs} | {found.perplexity_ratio:.3f} [{ratio[0]:.3f}, {ratio[1]:.3f}] | "
+            f"{found.p_value:.4f} | {found.entropy_gap:+.3f} [{gap[0]:+.3f}, {gap[1]:+.3f}] |"
+        )
+    lines.append(
+        "\nSamples of the same seed are compared pair by pair: p is that of no difference in perplexity "
+        f"({NUM_PERMUTATIONS:,} random swaps of pairs). A lower perplexity at a lower entropy is no gain by itself."
+    )
+    return "\n".join(lines) + "\n"
+
+
+def _baseline(one: SampleSet, sets: Sequence[SampleSet]) -> SampleSet:
+    """What a sample set is compared with; itself where there is nothing else."""
+    alike = [other for other in sets if _what_pairs_share(other.row) == _what_pairs_share(one.row)]
+    return min(alike, key=lambda other: (other.row.role, other.row.sampler) != ("teacher", "ancestral"))
+
+
+def _what_pairs_share(row: EvaluationRow) -> tuple[object, ...]:
+    return row.nfe, row.temperature, row.top_p, row.grid, row.judge, row.seed, row.num_samples
+
+
+def _label(row: EvaluationRow) -> str:
+    departures = [f"temperature {row.temperature:g}"] * (row.temperature != 1) + [f"top-p {row.top_p:g}"] * (
+        row.top_p != 1
+    )
+    return ", ".join([row.role, row.sampler, f"{row.nfe} NFE", *departures])
+
+
+def _log_ratio(totals: Float[Tensor, "r 4"]) -> Float[Tensor, " r"]:
+    """Log of the perplexity ratio from totals of NLL and tokens of either set."""
+    return totals[:, 0] / totals[:, 1] - totals[:, 2] / totals[:, 3]
+
+
+def _permutation_p_value(columns: Float[Tensor, "b 4"], seed: int) -> float:
+    """Share of random swaps within pairs that differ at least as much as the sets do, the sets themselves counted."""
+    generator = torch.Generator().manual_seed(seed)
+    swap = columns.roll(2, 1) - columns  # what exchanging a pair adds to the totals
+    observed = float(_log_ratio(columns.sum(0, keepdim=True)).abs())
+    if math.isnan(observed):
+        return math.nan
+    num_extreme = 0
+    for size in torch.arange(NUM_PERMUTATIONS).split(CHUNK):
+        is_swapped = torch.rand(len(size), len(columns), generator=generator) < 0.5
+        ratios = _log_ratio(columns.sum(0) + is_swapped.double() @ swap).abs()
+        num_extreme += int((ratios >= observed * (1 - 1e-12)).sum())
+    return (1 + num_extreme) / (1 + NUM_PERMUTATIONS)

@@ -1,0 +1,56 @@
+from collections import Counter
+from itertools import permutations
+
+import pytest
+import torch
+
+from didi.data.source import MarkovSource
+from didi.evaluation.anchors import anchor_sets, ngram_babble, shuffled_words, starts_of_words
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def test_words_are_shuffled_whole():
+    starts = torch.tensor([True, False, True, True])
+    row = torch.tensor([[1, 0, 1, 1, 2, 3, 1]])  # a first token that continues a word counts as one
+    words = ["1", "011", "2", "31"]
+    seen = {"".join(map(str, shuffled_words(row, starts, generator(seed))[0].tolist())) for seed in range(300)}
+    assert seen == {"".join(order) for order in permutations(words)}
+
+
+def test_a_tokenizer_without_spaces_has_a_word_in_each_token():
+    assert starts_of_words(MarkovSource(8, 0).tokenizer).all()
+
+
+def test_babble_follows_the_counts_and_backs_off():
+    train = torch.tensor([[0, 1, 2, 0, 1, 2, 0, 1]] * 3 + [[0, 1, 3, 3, 3, 3, 3, 3]])
+    rows = ngram_babble(train, 4000, 3, generator())
+    grams = Counter(tuple(gram) for row in rows.tolist() for gram in zip(row, row[1:], row[2:], strict=False))
+    seen = {tuple(gram) for row in train.tolist() for gram in zip(row, row[1:], row[2:], strict=False)}
+    assert set(grams) <= seen | {(0, 1, symbol) for symbol in (0, 1, 2, 3)}
+    # After (0, 1) the counts are 6 to 1; at the end of a row nothing follows.
+    assert grams[0, 1, 2] / (grams[0, 1, 2] + grams[0, 1, 3]) == pytest.approx(6 / 7, abs=0.02)
+    first = torch.bincount(rows[:, 0], minlength=4) / 4000
+    assert first.tolist() == pytest.approx((torch.bincount(train.flatten(), minlength=4) / 32).tolist(), abs=0.03)
+
+
+def test_an_unseen_context_is_shortened():
+    train = torch.tensor([[0, 1], [1, 0]])  # no trigram at all
+    rows = ngram_babble(train, 50, 2, generator())
+    assert {tuple(row) for row in rows.tolist()} == {(0, 1), (1, 0)}
+
+
+def test_anchors_differ_from_the_corpus_as_their_names_say():
+    source = MarkovSource(16, 0)
+    sets = anchor_sets(source, 200)
+    assert list(sets) == ["shuffled words", "repetition", "trigram babble"]
+    assert all(rows.shape == (200, 16) for rows in sets.values())
+    per_token = {name: -float(source.chain.log_likelihood(rows).mean()) / 16 for name, rows in sets.items()}
+    real = -float(source.chain.log_likelihood(source.test).mean()) / 16
+    assert real < per_token["trigram babble"] < per_token["shuffled words"]
+    assert len(sets["repetition"].unique()) == 1
+    again = anchor_sets(source, 200)
+    assert all(torch.equal(sets[name], again[name]) for name in sets)
+    assert not torch.equal(sets["trigram babble"], anchor_sets(source, 200, seed=1)["trigram babble"])

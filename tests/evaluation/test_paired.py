@@ -1,0 +1,76 @@
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from didi.evaluation.paired import NUM_PERMUTATIONS, compare_pairs, comparison_table
+from didi.evaluation.perplexity import Scores
+from didi.evaluation.row import EvaluationRow, SampleSet
+
+
+def measured(nll, entropies=None, tokens=10, role="student", **about):
+    row = EvaluationRow(
+        role, "ancestral", 8, 8.0, 0.0, len(nll), "float64", "j", 1.0, (1.0, 1.0), 1.0, 4.0, (4.0, 4.0), 5.0, 7.0, 0.9,
+        0.01, 1.0, math.nan, 0, "2-core CPU",
+    )  # fmt: skip
+    nll = torch.as_tensor(nll, dtype=torch.float64)
+    entropies = torch.zeros_like(nll) if entropies is None else torch.as_tensor(entropies, dtype=torch.float64)
+    scores = Scores(nll, torch.full((len(nll),), tokens))
+    return SampleSet(replace(row, **about), [""] * len(nll), scores, entropies)
+
+
+def test_what_pairs_share_drops_out():
+    generator = torch.Generator().manual_seed(0)
+    shared = 40 + 10 * torch.randn(200, generator=generator, dtype=torch.float64)
+    own = 0.5 + 0.1 * torch.randn(200, generator=generator, dtype=torch.float64)
+    found = compare_pairs(measured(shared + own, shared + own), measured(shared, shared))
+    assert found.perplexity_ratio == pytest.approx(math.exp(float(own.mean()) / 10))
+    low, high = found.perplexity_ratio_ci
+    assert 1 < low < found.perplexity_ratio < high
+    assert high - low < 0.005  # unpaired intervals are some fifty times as wide
+    assert found.p_value == 1 / (NUM_PERMUTATIONS + 1)
+    assert found.entropy_gap == pytest.approx(float(own.mean()))
+    assert found.entropy_gap_ci[0] < found.entropy_gap < found.entropy_gap_ci[1]
+    assert found.num_pairs == 200
+
+
+def test_p_values_without_a_difference_are_uniform():
+    generator = torch.Generator().manual_seed(1)
+    values = []
+    for _ in range(100):
+        first, second = torch.randn(2, 20, generator=generator, dtype=torch.float64) + 30
+        values.append(compare_pairs(measured(first), measured(second)).p_value)
+    assert sum(value < 0.1 for value in values) < 22  # ten expected, standard deviation 3
+    assert sum(value < 0.5 for value in values) == pytest.approx(50, abs=20)
+
+
+def test_p_value_equals_the_enumerated_one():
+    first, second = measured([30.0, 31.0, 35.0]), measured([29.0, 33.0, 28.0])
+    ratios = []
+    for signs in range(8):
+        gaps = [(1 if signs >> i & 1 else -1) * gap for i, gap in enumerate((1.0, -2.0, 7.0))]
+        ratios.append(abs(sum(gaps)))
+    exact = sum(ratio >= 6 for ratio in ratios) / 8
+    assert compare_pairs(first, second).p_value == pytest.approx(exact, abs=0.02)
+
+
+def test_equal_sets_and_sets_of_unlike_size():
+    same = measured([30.0, 31.0])
+    found = compare_pairs(same, same)
+    assert (found.perplexity_ratio, found.p_value, found.entropy_gap) == (1, 1, 0)
+    with pytest.raises(ValueError, match="got 2 and 1"):
+        compare_pairs(same, measured([30.0]))
+
+
+def test_sets_are_compared_with_the_teachers_of_the_same_moves_and_departure():
+    student = measured([30.0, 31.0], [4.0, 4.1])
+    teacher = measured([31.0, 32.0], [4.2, 4.3], role="teacher")
+    others = [measured([30.0, 31.0], nfe=16), measured([30.0, 31.0], nfe=0, role="data")]
+    others += [measured([30.0, 31.0], temperature=0.9), measured([3.0, 3.0], temperature=0.9, sampler="guided")]
+    lines = comparison_table([student, *others, teacher]).splitlines()[2:4]
+    assert lines[0].startswith("| student, ancestral, 8 NFE | teacher, ancestral, 8 NFE | 0.905 [0.905, 0.905] |")
+    assert lines[0].endswith("| -0.200 [-0.200, -0.200] |")
+    label = "ancestral, 8 NFE, temperature 0.9"
+    assert lines[1].startswith(f"| student, guided, 8 NFE, temperature 0.9 | student, {label} |")
+    assert comparison_table([student, *others[:2]]) is None
