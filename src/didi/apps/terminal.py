@@ -123,7 +123,10 @@ def print_rows(rows: Sequence[EvaluationRow], *, title: str, console: Console) -
         figures = [_with_interval(row.gen_ppl, row.gen_ppl_ci, decimals)]
         figures += [_with_interval(row.entropy, row.entropy_ci, ".2f")]
         speed = f"{row.tokens_per_second:,.0f}" if row.nfe else "-"
-        table.add_row(row.role, *guided, *drawn, *figures, speed)
+        departure = "".join(
+            [f" T {row.temperature:g}"] * (row.temperature != 1) + [f" p {row.top_p:g}"] * (row.top_p != 1)
+        )
+        table.add_row(row.role + departure, *guided, *drawn, *figures, speed)
     console.print(table)
 
 

@@ -108,11 +108,14 @@ def write_report(sets: Sequence[SampleSet], folder: Path, *, title: str, recipe:
     """
     rows = [one.row for one in sets]
     parts = [f"# {title}\n", markdown_table(rows, recipe=recipe)]
-    parts.append(f"![Perplexity and entropy against NFE]({perplexity_figure(rows, folder / 'perplexity.png').name})\n")
+    drawn = [row for row in rows if row.nfe or row.role == "data"]  # anchors would stretch every axis
+    exact = [row for row in drawn if row.temperature == row.top_p == 1] or drawn or rows
+    figure = perplexity_figure(exact, folder / "perplexity.png")
+    parts.append(f"![Perplexity and entropy against NFE]({figure.name})\n")
     if (table := comparison_table(sets)) is not None:
         parts += ["## Pair by pair\n", table]
     if (table := equal_entropy_table(rows)) is not None:
-        figure = frontier_figure(rows, folder / "frontier.png")
+        figure = frontier_figure(drawn, folder / "frontier.png")
         parts += ["## At equal entropy\n", table, f"![Perplexity against entropy]({figure.name})\n"]
     shown: set[tuple[object, ...]] = set()
     for one in sets:

@@ -37,7 +37,7 @@ def sweeps(rows: Sequence[EvaluationRow]) -> list[Sweep]:
     for knob, other in zip(knobs, reversed(knobs), strict=True):
         is_swept = any(getattr(row, knob) != 1 for row in rows)
         for row in sorted(rows, key=lambda row: float(getattr(row, knob))):
-            if getattr(row, other) == 1 and (is_swept or knob == "temperature"):
+            if getattr(row, other) == 1 and (knob == "temperature" or (is_swept and row.nfe)):
                 key = (knob, row.role, row.sampler, row.nfe, row.judge)
                 found.setdefault(key, Sweep(knob, [])).rows.append(row)
     return list(found.values())
