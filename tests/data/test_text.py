@@ -126,6 +126,8 @@ def test_hub_names_pass_through(monkeypatch):
     monkeypatch.setattr(sys.modules["datasets"], "load_dataset", lambda *_, split: Table(content=[]))
     with pytest.raises(UsageError, match=r"has \['content'\]"):
         load_documents("owner/name")
+    monkeypatch.setattr(sys.modules["datasets"], "load_dataset", lambda *_, split: Table(content=["three"]))
+    assert load_documents("owner/name:test#content") == ["three"]
 
 
 def test_hub_failures_are_one_line(monkeypatch):

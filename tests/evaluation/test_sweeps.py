@@ -22,7 +22,11 @@ def test_exact_samples_belong_to_both_kinds_of_sweep():
     rows = [make_row(), make_row(temperature=0.9), make_row(top_p=0.9), make_row(top_p=0.9, temperature=0.9)]
     rows.append(make_row("data", nfe=0, sampler=""))
     found = {sweep.label: [(row.temperature, row.top_p) for row in sweep.rows] for sweep in sweeps(rows)}
-    assert found == {"student, 8 NFE": [(0.9, 1), (1, 1)], "student, 8 NFE, top-p": [(1, 0.9), (1, 1)], "data": [(1, 1)]}
+    assert found == {
+        "student, 8 NFE": [(0.9, 1), (1, 1)],
+        "student, 8 NFE, top-p": [(1, 0.9), (1, 1)],
+        "data": [(1, 1)],
+    }
 
 
 def test_sweeps_are_compared_where_their_entropies_meet():

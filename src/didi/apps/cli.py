@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from didi import __version__
-from didi.apps import bench, demo, train
+from didi.apps import bench, demo, likelihood, train
 from didi.apps.live import LiveView
 from didi.apps.terminal import ResultConsole, parse, print_rows, run
 from didi.data.assets import ASSETS, fetch, is_cached, verify
@@ -238,13 +238,17 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
     "distill": (train.distill, "distil a teacher into a few-step student"),
     "generate": (_generate, "write texts from a model"),
     "evaluate": (_evaluate, "judge a model's samples: metrics, table, figure"),
+    "likelihood": (
+        likelihood.run_likelihood,
+        "perplexity of the networks themselves on held-out and zero-shot corpora",
+    ),
     "bench": (bench.bench, "time and memory of sampling on this machine, side by side"),
     "assets": (_assets, "list, fetch or verify real corpora and models"),
 }
 
 
 def _usage() -> str:
-    lines = [f"  {name:10}{summary}" for name, (_, summary) in COMMANDS.items()]
+    lines = [f"  {name:12}{summary}" for name, (_, summary) in COMMANDS.items()]
     return "\n".join([f"didi {__version__}: didi COMMAND [flags]; each command has --help", *lines])
 
 

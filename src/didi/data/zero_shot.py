@@ -1,0 +1,95 @@
+"""Corpora to score a language model on that never saw them: the seven of Table 7 by Hub name, and stand-ins.
+
+The stand-ins come from package registries and are named for what they are: their figures compare models with each
+other, never with published figures of the corpora whose place they take.
+"""
+
+import bz2
+import re
+from collections.abc import Callable
+from xml.etree import ElementTree
+
+from didi.data.assets import fetch
+from didi.data.corpora import brown_texts, load_documents, news_articles
+from didi.data.text import split_documents
+from didi.errors import DidiError
+
+MIN_ARTICLE_CHARACTERS = 1000
+SENTENCE_END = re.compile(r"(?<=[.!?])[\"'”’]?\s+(?=[\"'“‘A-Z])")
+
+# The splits that MDLM reports (https://github.com/kuleshov-group/mdlm); older ones need a version of datasets that runs
+# a data set's own loading code.
+HUB = {
+    "ptb": "ptb-text-only/ptb_text_only:validation#sentence",
+    "wikitext": "Salesforce/wikitext/wikitext-103-raw-v1:validation",
+    "lm1b": "billion-word-benchmark/lm1b:test",
+    "lambada": "EleutherAI/lambada_openai:test",
+    "ag-news": "fancyzhx/ag_news:test",
+    "pubmed": "armanc/scientific_papers/pubmed:validation#article",
+    "arxiv": "armanc/scientific_papers/arxiv:validation#article",
+}
+
+
+def zero_shot_documents(name: str) -> list[str]:
+    """The documents of a corpus for zero-shot scoring.
+
+    Args:
+        name: one of ``HUB`` or ``STAND_INS``, or any corpus of ``load_documents``.
+
+    Raises:
+        UsageError: nothing has that name.
+        DidiError: it cannot be fetched.
+    """
+    return STAND_INS[name]() if name in STAND_INS else load_documents(HUB.get(name, name))
+
+
+def _held_out_articles() -> list[dict[str, str]]:
+    """News articles of the test split: no model that was trained on ``news`` has seen them."""
+    held_out = set(split_documents(load_documents("news")).test)
+    return [article for article in news_articles() if article["text"] in held_out]
+
+
+def _news_sentences() -> list[str]:
+    texts = (article["text"] for article in _held_out_articles())
+    lines = (line for text in texts for line in text.splitlines())
+    sentences = (sentence.strip() for line in lines for sentence in SENTENCE_END.split(line))
+    return [sentence for sentence in sentences if sentence]
+
+
+def _news_titles() -> list[str]:
+    return [title for article in _held_out_articles() if (title := article["title"].strip())]
+
+
+def _wiki() -> list[str]:
+    try:
+        import mwparserfromhell
+    except ImportError as error:
+        raise DidiError(
+            "the corpus 'wiki' needs the package mwparserfromhell; pip install 'didi-instruct[eval]'"
+        ) from error
+    articles = []
+    with bz2.open(next(fetch("wiki").glob("*.bz2"))) as stream:
+        for _, element in ElementTree.iterparse(stream):
+            if (
+                element.tag.rpartition("}")[2] == "text"
+                and (markup := element.text or "")
+                and not markup.startswith("#REDIRECT")
+            ):
+                plain = re.sub(r"(?m)^(Category|File|Image):.*$", "", mwparserfromhell.parse(markup).strip_code())
+                text = re.sub(r"\n{3,}", "\n\n", plain).strip()
+                if len(text) >= MIN_ARTICLE_CHARACTERS:
+                    articles.append(text)
+    return articles
+
+
+STAND_INS: dict[str, Callable[[], list[str]]] = {
+    "brown-news": lambda: brown_texts("ca[0-9][0-9]"),  # for PTB
+    "wiki": _wiki,  # for WikiText
+    "news-sentences": _news_sentences,  # for LM1B
+    "brown-fiction": lambda: brown_texts("ck[0-9][0-9]"),  # for LAMBADA
+    "news-titles": _news_titles,  # for AG News
+    "brown-science": lambda: brown_texts("cj0[1-9]") + brown_texts("cj1[0-7]"),  # nature and medicine; for PubMed
+    "brown-maths": lambda: [  # with engineering; for arXiv
+        text for files in ("cj1[89]", "cj2[01]", "cj69", "cj7[0-9]", "cj80") for text in brown_texts(files)
+    ],
+}

@@ -1,0 +1,97 @@
+"""Networks scored on corpora that they never saw (Table 7), in their own tokens."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from jaxtyping import Int
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from didi.data.source import MARKOV, open_source
+from didi.data.text import pack
+from didi.data.zero_shot import zero_shot_documents
+from didi.errors import UsageError
+from didi.evaluation.likelihood import Likelihood
+from didi.models.hub import Bundle
+
+
+@dataclass(frozen=True)
+class LikelihoodRow:
+    """One network on one corpus.
+
+    Attributes:
+        data: the corpus.
+        role: the network.
+        characters: of the texts that were scored.
+        found: its likelihood.
+    """
+
+    data: str
+    role: str
+    characters: int
+    found: Likelihood
+
+    @property
+    def bits_per_character(self) -> float:
+        """Comparable between tokenizers, as a perplexity per token is not."""
+        return self.found.nats * self.found.num_tokens / self.characters / math.log(2)
+
+    def record(self) -> dict[str, Any]:
+        """All figures, for JSON."""
+        figures = {"perplexity": self.found.perplexity, "perplexity_ci": self.found.perplexity_ci}
+        return (
+            {"data": self.data, "role": self.role, "bits_per_character": self.bits_per_character}
+            | figures
+            | asdict(self.found)
+        )
+
+
+def rows_of(bundle: Bundle, corpus: str) -> Int[Tensor, "n l"]:
+    """Rows of a corpus in a bundle's tokens: of the test split where the bundle was trained on it, else of all of it.
+
+    Documents are joined, each ended with the end-of-text token, and cut into blocks of the network's length.
+
+    Raises:
+        UsageError: it fills no block, or the bundle has no tokenizer.
+    """
+    length = bundle.network().length
+    if corpus in (MARKOV, bundle.provenance.get("corpus")):
+        return open_source(corpus, length=length, tokenizer=bundle.tokenizer).test
+    if not isinstance(bundle.tokenizer, Tokenizer):
+        raise UsageError(f"text is scored in a bundle's own tokens; {bundle.name} has no tokenizer")
+    rows = pack(zero_shot_documents(corpus), bundle.tokenizer, length)
+    if not len(rows):
+        raise UsageError(f"a corpus fills a block of {length} tokens or more; {corpus!r} does not")
+    return rows
+
+
+def likelihood_table(rows: Sequence[LikelihoodRow], *, model: str, machine: str) -> str:
+    """The rows as a Markdown table: a line for each corpus, two columns for each network."""
+    roles = list(dict.fromkeys(row.role for row in rows))
+    bound = {row.role: "" if row.found.is_exact else "≤ " for row in rows}
+    lines = [
+        f"| corpus | {' | '.join(f'{role}: perplexity [95% CI] | bits / character' for role in roles)} |",
+        f"|---|{'--:|--:|' * len(roles)}",
+    ]
+    for data in dict.fromkeys(row.data for row in rows):
+        cells = []
+        for row in (row for row in rows if row.data == data):
+            low, high = row.found.perplexity_ci
+            cells.append(f"{bound[row.role]}{row.found.perplexity:.1f} [{low:.1f}, {high:.1f}]")
+            cells.append(f"{bound[row.role]}{row.bits_per_character:.3f}")
+        lines.append(f"| {data} | {' | '.join(cells)} |")
+    each = [row.found for row in rows]
+    about = [f"\n{model}", f"blocks of {each[0].num_tokens // each[0].num_sequences} tokens"]
+    about.append(f"at most {max(found.num_sequences for found in each)} of a corpus")
+    if not all(found.is_exact for found in each):
+        noise = max(found.noise for found in each)
+        about.append(
+            f"{max(found.num_draws for found in each)} masks a sequence, of noise at most {noise:.3f} nats a token"
+        )
+    lines.append(
+        f"{'; '.join([*about, machine])}. ≤: an upper bound. Perplexities are per token of the model's own tokenizer; "
+        "intervals are bootstrapped over sequences."
+    )
+    return "\n".join(lines) + "\n"

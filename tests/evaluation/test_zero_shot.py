@@ -1,0 +1,55 @@
+import math
+
+import pytest
+
+from didi.data.text import train_tokenizer
+from didi.errors import UsageError
+from didi.evaluation.likelihood import Likelihood
+from didi.evaluation.zero_shot import LikelihoodRow, likelihood_table, rows_of
+from didi.models.hub import Bundle
+
+
+def make_row(data="news", role="teacher", *, is_exact=False):
+    nats = math.log(100)
+    interval = (nats - 0.1, nats + 0.1)
+    found = Likelihood(nats, interval, 0.0 if is_exact else 0.02, 10, 1280, 1 if is_exact else 16, is_exact)
+    return LikelihoodRow(data, role, 6400, found)
+
+
+def test_table_marks_bounds_and_says_how_they_were_made():
+    rows = [
+        make_row(data, role, is_exact=role == "autoregressive")
+        for data in ("news", "wiki")
+        for role in ("teacher", "autoregressive")
+    ]
+    lines = likelihood_table(rows, model="mine", machine="a machine").splitlines()
+    bits = math.log2(100) / 5
+    assert lines[2] == f"| news | ≤ 100.0 [90.5, 110.5] | ≤ {bits:.3f} | 100.0 [90.5, 110.5] | {bits:.3f} |"
+    assert lines[3].startswith("| wiki | ≤ 100.0")
+    assert "mine; blocks of 128 tokens; at most 10 of a corpus; 16 masks a sequence, of noise at most 0.020" in lines[5]
+    exact = likelihood_table([rows[1]], model="mine", machine="a machine")
+    assert "masks" not in exact
+
+
+def test_records_hold_every_figure():
+    record = make_row().record()
+    assert record["perplexity"] == pytest.approx(100)
+    assert record["bits_per_character"] == pytest.approx(math.log2(100) / 5)
+    assert (record["num_draws"], record["is_exact"], record["noise"]) == (16, False, 0.02)
+
+
+def test_rows_are_those_of_the_test_split_of_a_bundles_own_corpus_and_all_of_another(make_dit, tmp_path):
+    documents = [f"number {i} of a few short documents" for i in range(60)]
+    corpus = tmp_path / "corpus.txt"
+    corpus.write_text("\n\n".join(documents))
+    tokenizer = train_tokenizer(documents, 280)
+    teacher = make_dit(vocab_size=280, length=8)
+    other, own = (
+        Bundle(teacher=teacher, tokenizer=tokenizer, provenance={"corpus": name}) for name in ("news", str(corpus))
+    )
+    assert len(rows_of(own, str(corpus))) < len(rows_of(other, str(corpus))) / 10
+    with pytest.raises(UsageError, match="mine has no tokenizer"):
+        rows_of(Bundle(teacher=teacher, name="mine"), str(corpus))
+    corpus.write_text("short")
+    with pytest.raises(UsageError, match="fills a block of 8 tokens or more"):
+        rows_of(other, str(corpus))
