@@ -79,6 +79,15 @@ def distilled(tmp_path_factory):
             "entropy_bound is in nats, 0 or more",
         ),
         (["generate", "--model", "markov", "--remask.eta", "2"], "eta lies in [0, 1]; got 2.0"),
+        (
+            ["evaluate", "--model", "markov", "--anchors", "--out", "x"],
+            "anchors are made of a corpus; name one with --data",
+        ),
+        (
+            ["likelihood", "--model", "markov", "--num-draws", "0"],
+            "num-draws, num-sequences and batch-size are 1 or more",
+        ),
+        (["likelihood", "--model", "markov", "--role", "autoregressive"], "has no autoregressive"),
         (["bench", "--model", "markov", "--rounds", "0"], "rounds, nfe and batch sizes are 1 or more"),
         (["bench", "--model", "owt-170m"], "got 'owt-170m'"),
         (["bench", "--model", "nothing", "--random"], "random weights have the shape of a recipe"),
@@ -243,6 +252,50 @@ def test_bench_prints_a_table_and_keeps_it(didi, tmp_path):
     assert records[0]["over_floor"][0] > 0
     assert records[2]["over_floor"] is None
     assert out.startswith((tmp_path / "b" / "bench.md").read_text())
+
+
+def test_likelihood_scores_every_network_on_the_models_own_corpus(didi, distilled, tmp_path):
+    words = ["likelihood", "--model", distilled / "bundle", "--num-sequences", "20", "--num-draws", "2"]
+    status, out, said = didi(*words, "--out", tmp_path / "new")
+    assert status == 0
+    assert "| markov | ≤ " in out
+    assert "markov, student: " in said
+    rows = json.loads((tmp_path / "new" / "likelihood.json").read_text())["rows"]
+    assert [(row["data"], row["role"]) for row in rows] == [("markov", "teacher"), ("markov", "student")]
+    assert rows[0]["perplexity"] < rows[1]["perplexity"]  # the chain has 3.9; the student was not trained to predict
+    assert 3.5 < rows[0]["perplexity"] < 6
+    assert out.startswith((tmp_path / "new" / "likelihood.md").read_text())
+
+
+def test_evaluate_sweeps_judges_anchors_and_keeps_every_sample(didi, distilled, tmp_path):
+    words = ["evaluate", "--model", distilled / "bundle", "--role", "teacher", "student", "--nfe", "4", "--anchors"]
+    words += [
+        "--temperature",
+        "0.9",
+        "1",
+        "--top-p",
+        "0.9",
+        "--data",
+        "markov",
+        "--num-samples",
+        "16",
+        "--out",
+        tmp_path,
+    ]
+    status, out, _ = didi(*words)
+    assert status == 0
+    rows = json.loads((tmp_path / "metrics.json").read_text())
+    assert [row["role"] for row in rows[:4]] == ["data", "shuffled words", "repetition", "trigram babble"]
+    assert [(row["role"], row["temperature"], row["top_p"]) for row in rows[4:]] == [
+        (role, *departure) for departure in ((0.9, 1), (1, 1), (1, 0.9)) for role in ("teacher", "student")
+    ]
+    assert rows[0]["gen_ppl"] < rows[1]["gen_ppl"] < rows[2]["gen_ppl"]
+    assert rows[2]["entropy"] == 0
+    assert len((tmp_path / "samples.jsonl").read_text().splitlines()) == 16 * len(rows)
+    report = (tmp_path / "report.md").read_text()
+    assert "## Pair by pair" in report
+    assert "| student, 4 NFE | teacher, 4 NFE |" in report
+    assert "teacher T 0.9" in out
 
 
 def test_evaluate_writes_rows_report_and_figure(didi, distilled, tmp_path):

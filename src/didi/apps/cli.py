@@ -20,6 +20,7 @@ from didi.diffusion.categorical import Precision
 from didi.errors import UsageError
 from didi.evaluation.anchors import anchor_sets
 from didi.evaluation.evaluate import evaluate
+from didi.evaluation.mauve import load_embedding
 from didi.evaluation.row import EvaluationRow
 from didi.models.hub import Bundle, Role, load
 from didi.models.inference import Numerics, for_inference
@@ -103,6 +104,8 @@ class EvaluateCommand:
     """Corpus whose test split gets a row of its own and gives each network's NELBO: news, a file, a Hub data set."""
     anchors: bool = False
     """Judge what no one would call good as well: the words of --data shuffled, one word repeated, n-gram babble."""
+    mauve: str | None = None
+    """Embedding for MAUVE against --data: embedder (MiniLM), or any model of transformers, such as gpt2-large."""
     seed: int = 0
     """Of the samples."""
     precision: Precision = "float64"
@@ -182,6 +185,7 @@ def _evaluate(args: Sequence[str]) -> None:
         source = open_source(command.data, length=bundle.network().length, tokenizer=bundle.tokenizer)
         data = source.test
         anchors = anchor_sets(source, command.num_samples, seed=command.seed) if command.anchors else None
+    embed = None if command.mauve is None else load_embedding(command.mauve, device=default_device())
     rows = evaluate(
         bundle,
         nfe=command.nfe,
@@ -194,6 +198,7 @@ def _evaluate(args: Sequence[str]) -> None:
         seed=command.seed,
         data=data,
         anchors=anchors,
+        embed=embed,
         options=_options(command, temperature=1.0, top_p=1.0),
         out=command.out,
         on_set=lambda one: print(_said(one.row), file=sys.stderr),

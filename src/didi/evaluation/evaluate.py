@@ -14,6 +14,7 @@ from didi.data.source import MARKOV
 from didi.diffusion.noise import named_generator
 from didi.errors import UsageError
 from didi.evaluation.diversity import token_entropy
+from didi.evaluation.mauve import Embed, mauve
 from didi.evaluation.perplexity import SMOLLM2, Judge, load_judge
 from didi.evaluation.report import write_metrics, write_report, write_samples
 from didi.evaluation.row import EvaluationRow, SampleSet, machine_name, measure
@@ -38,6 +39,7 @@ def evaluate(
     seed: int = 0,
     data: Int[Tensor, "n l"] | None = None,
     anchors: Mapping[str, Int[Tensor, "_ l"]] | None = None,
+    embed: Embed | None = None,
     options: SamplingOptions | None = None,
     out: Path | str | None = None,
     on_set: Callable[[SampleSet], None] | None = None,
@@ -59,6 +61,7 @@ def evaluate(
         data: held-out token sequences of the bundle's tokenizer; they are judged in a row of their own, and give each
             network's NELBO (exact NLL for the autoregressive one).
         anchors: further sets to judge, by name, such as those of ``anchors.anchor_sets``.
+        embed: from ``mauve.load_embedding``: gives every row its MAUVE against as many other rows of ``data``.
         options: further sampling options; role and sampler come from the arguments above.
         out: folder for ``metrics.json``, ``samples.jsonl``, ``report.md`` and its figures.
         on_set: called with each sample set as soon as it is measured.
@@ -83,10 +86,13 @@ def evaluate(
             )
     if out is not None:
         Path(out).mkdir(parents=True, exist_ok=True)  # a folder that cannot be written fails now, not after the work
+    reference = None if embed is None else embed(decode(bundle, _reference_rows(data, num_samples, seed)))
     judges = _judges(bundle, judge)
     results: list[SampleSet] = []
 
     def add(tokens: Int[Tensor, "b l"], texts: list[str], label: str, sampler: str, moves: int, **about: Any) -> None:
+        if embed is not None and reference is not None:
+            about["mauve"] = mauve(embed(texts), reference)
         for one in judges:
             scores = one.score(texts, tokens)
             row = measure(label, sampler, moves, tokens, scores, judge=one.name, seed=seed, **about)
@@ -98,9 +104,7 @@ def evaluate(
                 on_set(results[-1])
 
     for name, tokens in sets.items():
-        # Neighbouring rows come from one document and are alike, so the rows are a random choice.
-        order = torch.randperm(len(tokens), generator=named_generator(seed, "data"))
-        chosen = tokens[order[:num_samples]]
+        chosen = tokens[_random_order(tokens, seed)[:num_samples]]
         add(chosen, decode(bundle, chosen), name, "", 0, seconds=math.nan, student_passes=0.0)
     nats: dict[str, float] = {}
     for label, settings, num_moves in plan:
@@ -130,6 +134,21 @@ def evaluate(
         recipe = str(bundle.provenance.get("recipe", ""))
         write_report(results, Path(out), title=f"Evaluation of {bundle.name}", recipe=recipe)
     return [result.row for result in results]
+
+
+def _random_order(rows: Int[Tensor, "n l"], seed: int) -> Int[Tensor, " n"]:
+    """Neighbouring rows come from one document and are alike, so rows are chosen at random."""
+    return torch.randperm(len(rows), generator=named_generator(seed, "data"))
+
+
+def _reference_rows(data: Int[Tensor, "n l"] | None, num_samples: int, seed: int) -> Int[Tensor, "m l"]:
+    """Real rows beyond those that get a row of their own."""
+    if data is None or len(data) < 2 * num_samples:
+        raise UsageError(
+            f"MAUVE compares with as many further sequences of the data; {num_samples} samples need "
+            f"{2 * num_samples}, got {0 if data is None else len(data)}: name a larger corpus or lower the samples"
+        )
+    return data[_random_order(data, seed)[num_samples : 2 * num_samples]]
 
 
 def _judges(bundle: Bundle, asked: str | Judge | Sequence[str | Judge] | None) -> list[Judge]:

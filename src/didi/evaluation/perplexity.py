@@ -194,7 +194,7 @@ def load_judge(name: str, *, device: str | torch.device = "cpu") -> Judge:
     """
     if name == ExactJudge.name:
         return ExactJudge(MarkovChain())
-    with _transformers_for(name) as transformers:
+    with transformers_for(f"judge {name!r}", known=f"'{ExactJudge.name}', '{SMOLLM2}'") as transformers:
         source = _smollm2_folder(transformers) if name == SMOLLM2 else name
         model = transformers.AutoModelForCausalLM.from_pretrained(source)
         tokenizer = transformers.AutoTokenizer.from_pretrained(source)
@@ -223,8 +223,17 @@ def _smollm2_folder(transformers: ModuleType) -> Path:
 
 
 @contextlib.contextmanager
-def _transformers_for(name: str) -> Iterator[ModuleType]:
-    """The library transformers without log lines and progress bars, its many-line errors turned into one of ours."""
+def transformers_for(purpose: str, *, known: str) -> Iterator[ModuleType]:
+    """The library transformers without log lines and progress bars, its many-line errors turned into one of ours.
+
+    Args:
+        purpose: what is loaded with it: ``judge 'gpt2'``.
+        known: names of ours that would have done.
+
+    Raises:
+        UsageError: no model has that name.
+        DidiError: transformers is not installed, or the model cannot be read or reached.
+    """
     try:
         import transformers
 
@@ -241,12 +250,11 @@ def _transformers_for(name: str) -> Iterator[ModuleType]:
     except DidiError:
         raise
     except ImportError as error:
-        raise DidiError(f"judge {name!r} needs transformers: pip install 'didi-instruct[eval]' ({error})") from error
+        raise DidiError(f"{purpose} needs transformers: pip install 'didi-instruct[eval]' ({error})") from error
     except Exception as error:  # a loader of other people's files can raise anything
         first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
         if type(error.__cause__).__name__ in ("HFValidationError", "RepositoryNotFoundError"):
             raise UsageError(
-                f"no judge {name!r}: known are 'markov', '{SMOLLM2}', a folder of a causal language model, "
-                f"or its Hub name ({first_line})"
+                f"no {purpose}: known are {known}, a folder of a model of transformers, or its Hub name ({first_line})"
             ) from error
-        raise DidiError(f"judge {name!r} could not be loaded: {first_line}") from error
+        raise DidiError(f"{purpose} could not be loaded: {first_line}") from error

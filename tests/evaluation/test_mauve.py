@@ -1,0 +1,78 @@
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from didi.data.markov import MarkovChain
+from didi.errors import DidiError, UsageError
+from didi.evaluation.evaluate import evaluate
+from didi.evaluation.mauve import load_embedding, mauve
+from didi.evaluation.perplexity import ExactJudge
+from didi.models.hub import Bundle
+
+
+@pytest.fixture
+def overlap(monkeypatch):
+    """In place of the package: the share of samples that are in the reference."""
+
+    def compute_mauve(*, p_features, q_features, verbose, seed):
+        assert not verbose
+        known = {tuple(row) for row in q_features.tolist()}
+        return SimpleNamespace(mauve=sum(tuple(row) in known for row in p_features.tolist()) / len(p_features))
+
+    monkeypatch.setitem(sys.modules, "mauve", SimpleNamespace(compute_mauve=compute_mauve))
+
+
+def embed(texts):
+    return torch.tensor([[float(len(text)), float(hash(text) % 1000)] for text in texts])
+
+
+def test_every_row_is_compared_with_other_rows_of_the_data(overlap, make_dit):
+    teacher = make_dit(vocab_size=33, length=6)
+    chain = MarkovChain()
+    data = chain.sample(8, 6, torch.Generator().manual_seed(0))
+    judge = ExactJudge(chain)
+    bundle = Bundle(teacher=teacher, provenance={"corpus": "markov"})
+    rows = evaluate(
+        bundle, nfe=[2], num_samples=4, data=data, anchors={"same": data[:1].expand(4, -1)}, judge=judge, embed=embed
+    )
+    assert [row.role for row in rows] == ["data", "same", "teacher"]
+    assert rows[0].mauve == 0  # no row of the data is compared with itself
+    assert rows[1].mauve in (0, 1)
+    assert rows[2].mauve == 0
+    for few in (data[:7], None):
+        with pytest.raises(UsageError, match="4 samples need 8"):
+            evaluate(bundle, nfe=[2], num_samples=4, data=few, judge=judge, embed=embed)
+
+
+def test_without_its_package_it_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "mauve", None)
+    with pytest.raises(DidiError, match=r"pip install .didi-instruct\[mauve\]"):
+        mauve(torch.ones(2, 3), torch.ones(2, 3))
+
+
+@pytest.mark.slow
+@pytest.mark.network
+def test_fiction_is_further_from_news_than_other_news_are():
+    from didi.data.corpora import brown_texts
+    from didi.data.text import load_tokenizer, pack
+
+    tokenizer, embed_texts = load_tokenizer("gpt2"), load_embedding()
+
+    def features(files):
+        rows = pack(brown_texts(files), tokenizer, 64)
+        rows = rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[:400]]
+        return embed_texts(tokenizer.decode_batch(rows.tolist()))
+
+    news, fiction = features("ca[0-9][0-9]"), features("ck[0-9][0-9]")
+    assert mauve(news[:200], news[200:]) > 0.8
+    assert mauve(fiction[:200], news[200:]) < 0.4
+
+
+def test_an_unknown_embedding_is_one_line():
+    pytest.importorskip("transformers")
+    with pytest.raises((UsageError, DidiError)) as caught:
+        load_embedding("/no/such/folder")
+    assert "embedding '/no/such/folder'" in str(caught.value)
+    assert "\n" not in str(caught.value)
