@@ -19,7 +19,7 @@ import statistics
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -162,10 +162,7 @@ def measure(args: argparse.Namespace) -> None:
             )
             # Times come from ``time``: here other work may run beside.
             row = replace(row, nelbo=nats(cell.role), seconds_per_sequence=math.nan, tokens_per_second=math.nan)
-        fields = {
-            key: None if isinstance(value, float) and math.isnan(value) else value for key, value in asdict(row).items()
-        }
-        write(file, {"models": used, "row": fields, "texts": texts[:2]})
+        write(file, {"models": used, "row": row.record(), "texts": texts[:2]})
         print(f"{cell.name}: perplexity {row.gen_ppl:.1f}, entropy {row.entropy:.3f}", flush=True)
 
 
@@ -207,7 +204,7 @@ def page(args: argparse.Namespace) -> None:
         write(stored, {"cells": record, "timing": timing})
     record = json.loads(stored.read_text())
     timing = record["timing"]["seconds"]
-    rows = {name: row_of(cell["row"]) for name, cell in record["cells"].items()}
+    rows = {name: EvaluationRow.from_record(cell["row"]) for name, cell in record["cells"].items()}
     for name, by_size in timing.items():
         seconds = statistics.median(by_size[str(max(TIMED_ROUNDS))])
         rows[name] = replace(rows[name], seconds_per_sequence=seconds, tokens_per_second=LENGTH / seconds)
@@ -238,11 +235,6 @@ def page(args: argparse.Namespace) -> None:
         *showcase(rows, record["cells"]),
     ]
     renew(RESULTS / "tiny-news.md", "tiny_news.py", parts)
-
-
-def row_of(fields: dict[str, Any]) -> EvaluationRow:
-    values = {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
-    return EvaluationRow(**{key: math.nan if value is None else value for key, value in values.items()})
 
 
 def sweep(rows: dict[str, EvaluationRow], cell: Cell) -> list[tuple[float, float]]:

@@ -25,7 +25,7 @@ def overlap(monkeypatch):
 
 
 def embed(texts):
-    return torch.tensor([[float(len(text)), float(hash(text) % 1000)] for text in texts])
+    return torch.tensor([[float(sum(i * ord(c) for i, c in enumerate(text)))] for text in texts])
 
 
 def test_every_row_is_compared_with_other_rows_of_the_data(overlap, make_dit):

@@ -62,7 +62,11 @@ class DistillCommand:
 def pretrain(args: Sequence[str]) -> None:
     """Run ``didi pretrain`` with the words after it."""
     options, folder, config = _resolve("pretrain", PretrainCommand, PRETRAIN, args)
-    device = _device(options.device)
+    pretrain_run(config, folder, resume=options.resume, device=_device(options.device))
+
+
+def pretrain_run(config: PretrainConfig, folder: RunFolder, *, resume: bool, device: torch.device) -> Path:
+    """Pre-train by a resolved configuration; returns the folder of the bundle."""
     source = open_source(
         config.data.corpus,
         length=config.data.length,
@@ -70,10 +74,10 @@ def pretrain(args: Sequence[str]) -> None:
         tokenizer=config.data.tokenizer,
         seed=config.seed,
     )
-    folder.prepare(_yaml(config), resume=options.resume)
+    folder.prepare(_yaml(config), resume=resume)
     job = Pretraining(config, source, device)
-    run(job, config.loop, folder, resume=options.resume)
-    _finish(job.bundle(), config, folder, device)
+    run(job, config.loop, folder, resume=resume)
+    return _finish(job.bundle(), config, folder, device)
 
 
 def distill(args: Sequence[str]) -> None:

@@ -48,7 +48,7 @@ def evaluate(
 
     Args:
         bundle: from ``didi.load``.
-        nfe: numbers of moves.
+        nfe: numbers of moves; none where only ``data`` and ``anchors`` are to be judged.
         num_samples: sequences in each row; 256 or more for a figure that is to be quoted.
         judge: one or several, each a name for ``load_judge`` or a judge; by default the exact one for a model of the
             ``markov`` world, else ``smollm2-135m``. Each gives every sample set a row.
@@ -71,7 +71,7 @@ def evaluate(
     """
     roles: Sequence[Role | None] = [role] if role is None or isinstance(role, str) else role
     samplers = [sampler] if isinstance(sampler, str) else sampler
-    if not nfe or min(nfe) < 1 or num_samples < 1:
+    if min(nfe, default=1) < 1 or num_samples < 1 or not (nfe or data is not None or anchors):
         raise UsageError(f"nfe and num_samples are 1 or more; got {list(nfe)} and {num_samples}")
     base = options or SamplingOptions()
     departures = [replace(base, temperature=value) for value in temperature] + [replace(base, top_p=p) for p in top_p]

@@ -5,14 +5,12 @@ import math
 import re
 import textwrap
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from didi.evaluation.figure import frontier_figure, perplexity_figure
 from didi.evaluation.frontier import Interval
 from didi.evaluation.paired import comparison_table
-from didi.evaluation.row import EvaluationRow, SampleSet, varying_fields
+from didi.evaluation.row import EvaluationRow, SampleSet, finite, varying_fields
 from didi.evaluation.sweeps import equal_entropy_table
 
 NUM_EXAMPLES = 2  # texts of each sample set in a report
@@ -32,7 +30,7 @@ SETTINGS = {
 
 def write_metrics(rows: Sequence[EvaluationRow], folder: Path) -> Path:
     """Write ``metrics.json``, whole or not at all: a list of rows, with null for what is not finite."""
-    records = [{key: finite(value) for key, value in asdict(row).items()} for row in rows]
+    records = [row.record() for row in rows]
     return write_text(
         folder / "metrics.json", json.dumps(records, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
     )
@@ -158,13 +156,6 @@ def _cells(row: EvaluationRow, varying: Sequence[str]) -> list[str]:
         *(str(getattr(row, name)) for name in varying),
         row.note.replace("|", "\\|"),
     ]
-
-
-def finite(value: Any) -> Any:
-    """The value as JSON can hold it: null for NaN and infinities, also within an interval."""
-    if isinstance(value, tuple):
-        return [finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _quoted(text: str) -> str:

@@ -4,9 +4,10 @@ import math
 import os
 import platform
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -90,6 +91,15 @@ class EvaluationRow:
     repetition_4: float = math.nan
     self_bleu: float = math.nan
     mauve: float = math.nan
+
+    def record(self) -> dict[str, Any]:
+        """Its fields as JSON has them, null for what is not finite."""
+        return {key: finite(value) for key, value in asdict(self).items()}
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> "EvaluationRow":
+        """The row that ``record()`` made; null reads as NaN."""
+        return cls(**{key: _read(value) for key, value in record.items()})
 
 
 @dataclass(frozen=True)
@@ -194,6 +204,20 @@ def measure(
         self_bleu=self_bleu(tokens) if len(tokens) > 1 else math.nan,
         mauve=mauve,
     )
+
+
+def finite(value: Any) -> Any:
+    """The value as JSON can hold it: null for NaN and infinities, also within an interval."""
+    if isinstance(value, tuple):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _read(value: Any) -> Any:
+    """The value that JSON holds, as a row has it."""
+    if isinstance(value, list):
+        return tuple(_read(item) for item in value)
+    return math.nan if value is None else value
 
 
 def varying_fields(rows: Sequence[EvaluationRow], names: Sequence[str]) -> list[str]:

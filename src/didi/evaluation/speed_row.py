@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from didi.evaluation.report import finite
+from didi.evaluation.row import finite
 
 Ratio = tuple[float, float, float]
 """Median, least and greatest over the rounds."""
