@@ -29,7 +29,7 @@ from torch import Tensor
 
 import didi
 from didi.data.source import open_source
-from didi.evaluation.anchors import anchor_sets
+from didi.evaluation.anchors import ANCHORS, anchor_sets
 from didi.evaluation.figure import frontier_figure, latency_figure, perplexity_figure
 from didi.evaluation.frontier import frontier_ratio, perplexity_at_entropy
 from didi.evaluation.perplexity import load_judge
@@ -51,7 +51,6 @@ JUDGE = "smollm2-135m"
 LENGTH = 128
 RESULTS = DOCS / "results"
 ALL_SAMPLERS = ("ancestral", "guided")
-ANCHORS = ("shuffled words", "repetition", "trigram babble")
 ALL_ROLES = ("data", *ANCHORS, "teacher", "student", "autoregressive")
 TIMED_ROUNDS = {1: 3, 8: 3}  # by batch size; the tables take the largest
 

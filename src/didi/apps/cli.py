@@ -13,6 +13,7 @@ from typing import Any, Literal
 from didi import __version__
 from didi.apps import bench, demo, likelihood, train
 from didi.apps.live import LiveView
+from didi.apps.reproduce.command import reproduce
 from didi.apps.terminal import ResultConsole, parse, print_rows, run
 from didi.data.assets import ASSETS, fetch, is_cached, verify
 from didi.data.source import open_source
@@ -247,6 +248,7 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
         likelihood.run_likelihood,
         "perplexity of the networks themselves on held-out and zero-shot corpora",
     ),
+    "reproduce": (reproduce, "tables and figures of the paper, by one command"),
     "bench": (bench.bench, "time and memory of sampling on this machine, side by side"),
     "assets": (_assets, "list, fetch or verify real corpora and models"),
 }

@@ -8,6 +8,7 @@ from torch import Tensor
 from didi.data.source import Source
 from didi.diffusion.noise import named_generator
 
+ANCHORS = ("shuffled words", "repetition", "trigram babble")
 BABBLE_ORDER = 3
 BABBLE_ROWS = 16_384  # training rows that the n-gram model counts: some two million tokens
 
@@ -25,11 +26,12 @@ def anchor_sets(source: Source, num_rows: int, *, seed: int = 0) -> dict[str, In
     batch = 64
     train = torch.cat([source.batch(step, batch) for step in range(BABBLE_ROWS // batch)])
     words = starts_of_words(source.tokenizer)
-    return {
-        "shuffled words": shuffled_words(rows, words, named_generator(seed, "shuffled words")),
-        "repetition": torch.full_like(rows, int(rows.flatten().mode().values)),
-        "trigram babble": ngram_babble(train, len(rows), BABBLE_ORDER, named_generator(seed, "babble")),
-    }
+    sets = (
+        shuffled_words(rows, words, named_generator(seed, "shuffled words")),
+        torch.full_like(rows, int(rows.flatten().mode().values)),
+        ngram_babble(train, len(rows), BABBLE_ORDER, named_generator(seed, "babble")),
+    )
+    return dict(zip(ANCHORS, sets, strict=True))
 
 
 def starts_of_words(tokenizer: Tokenizer) -> Bool[Tensor, " v"]:

@@ -7,6 +7,7 @@ import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
+from didi.errors import DidiError
 from didi.evaluation.figure import frontier_figure, perplexity_figure
 from didi.evaluation.frontier import Interval
 from didi.evaluation.paired import comparison_table
@@ -14,6 +15,23 @@ from didi.evaluation.row import EvaluationRow, SampleSet, finite, varying_fields
 from didi.evaluation.sweeps import equal_entropy_table
 
 NUM_EXAMPLES = 2  # texts of each sample set in a report
+
+HTML = """<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title>
+<style>
+body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; color: #1a1a1a; }}
+table {{ border-collapse: collapse; display: block; overflow-x: auto; font-size: 0.85rem; margin: 1rem 0; }}
+th, td {{ padding: 0.3rem 0.6rem; border-bottom: 1px solid #ddd; white-space: nowrap; }}
+th {{ text-align: left; border-bottom: 2px solid #999; }}
+img {{ max-width: min(100%, 44rem); }}
+blockquote {{ color: #444; border-left: 3px solid #ccc; margin-left: 0; padding-left: 1rem; }}
+</style>
+{body}
+</html>
+"""
 
 # How a footnote words the settings that all rows share; a setting that differs between rows becomes a column instead.
 SETTINGS = {
@@ -123,6 +141,23 @@ def write_report(sets: Sequence[SampleSet], folder: Path, *, title: str, recipe:
             parts += [f"## {heading}\n", *map(_quoted, one.texts[:NUM_EXAMPLES])]
         shown.add((row.role, row.sampler, row.nfe))
     return write_text(folder / "report.md", "\n".join(parts))
+
+
+def write_html(page: Path) -> Path:
+    """A Markdown page as HTML beside it; figures stay files of their own.
+
+    Raises:
+        DidiError: the package ``markdown`` is not installed.
+    """
+    try:
+        import markdown
+    except ImportError as error:
+        raise DidiError(
+            f"an HTML report needs the package markdown: pip install 'didi-instruct[eval]' ({error})"
+        ) from error
+    body = markdown.markdown(page.read_text(encoding="utf-8"), extensions=["tables", "fenced_code"])
+    title = body.partition("<h1>")[2].partition("</h1>")[0]
+    return write_text(page.with_suffix(".html"), HTML.format(title=title, body=body))
 
 
 def _cells(row: EvaluationRow, varying: Sequence[str]) -> list[str]:

@@ -5,9 +5,9 @@ import hashlib
 import json
 import multiprocessing
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import torch
 
 from didi.apps.train import distill_run, pretrain_run
 from didi.data.source import open_source
+from didi.errors import UsageError
 from didi.evaluation.anchors import anchor_sets
 from didi.evaluation.evaluate import evaluate
 from didi.evaluation.report import write_text
@@ -23,7 +24,7 @@ from didi.models.hub import load
 from didi.sampling.generate import SamplerName, SamplingOptions
 from didi.sampling.guided import Guidance
 from didi.training.config import DistillConfig, PretrainConfig
-from didi.training.loop import RunFolder
+from didi.training.loop import RunFolder, default_device
 
 NUM_TEXTS = 1  # kept of each cell
 
@@ -33,17 +34,18 @@ class Run:
     """A network to make; runs of equal settings are one.
 
     Attributes:
-        config: its settings; the teacher of a distillation is a bundle's name or folder.
-        needs: runs that have to be made before, such as its teacher.
+        config: its settings.
+        teacher: the run that makes the teacher of a distillation; None where the settings name a bundle that is there.
     """
 
     config: PretrainConfig | DistillConfig
-    needs: tuple["Run", ...] = ()
+    teacher: "Run | None" = None
 
     @property
     def name(self) -> str:
         """Folder of the run: recipe, seed and a digest of all settings."""
-        digest = hashlib.sha256(json.dumps(asdict(self.config), sort_keys=True).encode()).hexdigest()[:10]
+        settings = json.dumps([asdict(self.config), self.teacher and self.teacher.name], sort_keys=True)
+        digest = hashlib.sha256(settings.encode()).hexdigest()[:10]
         return f"{self.config.recipe}-seed{self.config.seed}-{digest}"
 
 
@@ -96,7 +98,7 @@ class Study:
     Attributes:
         folder: holds ``runs/``, ``cells/`` and what is made of them.
         sampling: of every cell.
-        workers: processes; each computes with one thread.
+        workers: processes, each of one thread; with a single one the work is done in this process.
     """
 
     folder: Path
@@ -114,23 +116,38 @@ class Study:
             UsageError: the folder holds a study of other samples.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
+        self._check_sampling()
         runs = [cell.bundle for cell in cells if isinstance(cell.bundle, Run)]
-        first = [needed for run in runs for needed in run.needs]
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(self.workers, mp_context=context) as pool:
-            for wave in (first, runs):
-                missing = [run for run in dict.fromkeys(wave) if not Path(self.bundle_path(run)).is_dir()]
-                self._all(pool.submit(make, run, self) for run in missing)
-            by_bundle: dict[str, list[Cell]] = {}
-            for cell in dict.fromkeys(cells):
-                if not self._file(cell).is_file():
-                    by_bundle.setdefault(self.bundle_path(cell.bundle), []).append(cell)
-            self._all(pool.submit(measure, group, self) for group in by_bundle.values())
+        for wave in ([run.teacher for run in runs if run.teacher is not None], runs):
+            self._all(make, [run for run in dict.fromkeys(wave) if not Path(self.bundle_path(run)).is_dir()])
+        by_bundle: dict[str, list[Cell]] = {}
+        for cell in dict.fromkeys(cells):
+            if not self._file(cell).is_file():
+                by_bundle.setdefault(self.bundle_path(cell.bundle), []).append(cell)
+        self._all(measure, list(by_bundle.values()))
 
-    def _all(self, futures: Iterable[Any]) -> None:
-        pending = list(futures)
-        for number, future in enumerate(as_completed(pending), start=1):
-            print(f"{number}/{len(pending)}  {future.result()}", file=sys.stderr, flush=True)
+    def _check_sampling(self) -> None:
+        asked, file = json.loads(json.dumps(asdict(self.sampling))), self.folder / "sampling.json"
+        if file.is_file() and json.loads(file.read_text()) != asked:
+            raise UsageError(
+                f"{self.folder} holds cells of other samples ({file.name} tells them); choose another --out"
+            )
+        write_text(file, json.dumps(asked, indent=1) + "\n")
+
+    def _all(self, work: Callable[[Any, "Study"], str], items: Sequence[Any]) -> None:
+        """Do the work for each item, in processes of their own where there are several."""
+        if self.workers == 1:
+            for number, item in enumerate(items, start=1):
+                print(f"{number}/{len(items)}  {work(item, self)}", file=sys.stderr, flush=True)
+            return
+        with ProcessPoolExecutor(self.workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+            futures = [pool.submit(work, item, self) for item in items]
+            try:
+                for number, future in enumerate(as_completed(futures), start=1):
+                    print(f"{number}/{len(items)}  {future.result()}", file=sys.stderr, flush=True)
+            except BaseException:  # what has begun ends by itself and is kept; what has not is left
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
 
     def _file(self, cell: Cell) -> Path:
         return self.folder / "cells" / f"{cell.name}.json"
@@ -155,9 +172,13 @@ def make(run: Run, study: Study) -> str:
     torch.set_num_threads(1)
     folder = RunFolder(study.folder / "runs" / run.name)
     folder.path.mkdir(parents=True, exist_ok=True)
-    train = pretrain_run if isinstance(run.config, PretrainConfig) else distill_run
+    device = default_device()
     with (folder.path / "log.txt").open("a") as log, contextlib.redirect_stderr(log), contextlib.redirect_stdout(log):
-        train(run.config, folder, resume=True, device=torch.device("cpu"))  # type: ignore[arg-type]
+        if isinstance(run.config, PretrainConfig):
+            pretrain_run(run.config, folder, resume=True, device=device)
+        else:
+            teacher = study.bundle_path(run.teacher) if run.teacher is not None else run.config.teacher
+            distill_run(replace(run.config, teacher=teacher), folder, resume=True, device=device)
     return run.name
 
 

@@ -1,0 +1,145 @@
+"""``didi reproduce``: the paper's tables and figures by one command, at three scales."""
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from didi.apps.reproduce import figures, tables
+from didi.apps.reproduce.plan import Plan, heading
+from didi.apps.reproduce.study import Cell, Run, Sampling, Study
+from didi.apps.terminal import parse
+from didi.data.zero_shot import HUB, STAND_INS
+from didi.errors import UsageError
+from didi.evaluation.report import write_html, write_text
+from didi.training.ablations import PAPER_NFES
+from didi.training.config import DistillConfig
+from didi.training.recipes import DISTILL, PRETRAIN
+
+Scale = Literal["markov", "tiny", "paper"]
+
+
+@dataclass(frozen=True)
+class ReproduceCommand:
+    """Tables and figures of the paper: didi reproduce TARGET... --scale S --out DIR; what is done is not done again."""
+
+    scale: Scale
+    """markov: the test bench with an exact judge. tiny: tiny-news. paper: 169M parameters, OpenWebText; needs a GPU."""
+    out: Path
+    """Folder for runs, cells and report; give it again to go on."""
+    seeds: int = 2
+    """Training seeds of each row of a table."""
+    workers: int = 2
+    """Processes at a time, of one thread each."""
+    teacher: str | None = None
+    """Bundle of the teacher; needed at paper scale, the bundled one elsewhere."""
+    baseline: str | None = None
+    """Bundle with an autoregressive baseline for figure1, figure3 and table7; trained at markov scale."""
+    larger: str | None = None
+    """Bundle of a larger teacher for figure4; trained at markov scale."""
+
+
+def _short(recipe: str, *, warmup_steps: int, steps: int) -> DistillConfig:
+    """A recipe cut to what a table of many runs can afford."""
+    base = DISTILL[recipe]
+    loop = replace(base.loop, steps=steps, validate_every=steps, checkpoint_every=100)
+    return replace(base, loop=loop, discriminator=replace(base.discriminator, warmup_steps=warmup_steps))
+
+
+def _plan(command: ReproduceCommand) -> Plan:
+    seeds = tuple(range(command.seeds))
+    if command.scale == "markov":
+        small = PRETRAIN["markov"]
+        twin = replace(small, recipe="markov-ar", model="autoregressive")
+        larger = replace(small, recipe="markov-large", network=replace(small.network, hidden_size=96, num_blocks=4))
+        return Plan(
+            scale="markov",
+            teacher=command.teacher or "markov",
+            recipe=_short("markov", warmup_steps=150, steps=500),
+            nfes=(2, 4, 8, 16, 32),
+            seeds=seeds,
+            corpora=("markov",),
+            twin=command.baseline or Run(twin),
+            larger=command.larger or Run(larger),
+        )
+    if command.scale == "tiny":
+        return Plan(
+            scale="tiny",
+            teacher=command.teacher or "tiny-news",
+            recipe=_short("tiny-news", warmup_steps=100, steps=100),
+            nfes=(4, 8, 16, 32),
+            seeds=seeds,
+            corpora=("news", *STAND_INS),
+            twin=command.baseline,
+            larger=command.larger,
+        )
+    if command.teacher is None:
+        raise UsageError("reproduce --scale paper needs --teacher, the bundle of a 169M masked-diffusion model")
+    return Plan(
+        scale="paper",
+        teacher=command.teacher,
+        recipe=DISTILL["owt-169m"],
+        nfes=PAPER_NFES,
+        seeds=seeds,
+        corpora=tuple(HUB),
+        twin=command.baseline,
+        larger=command.larger,
+    )
+
+
+SAMPLING = {
+    "markov": Sampling(num_samples=1024, judge="markov"),
+    "tiny": Sampling(num_samples=64, judge="smollm2-135m", batch_size=32),
+    "paper": Sampling(num_samples=256, judge="gpt2-large", batch_size=8),
+}
+
+
+@dataclass(frozen=True)
+class Target:
+    """A table or figure: the cells that it needs, and how it is told from them."""
+
+    title: str
+    cells: Callable[[Plan], list[Cell]]
+    tell: Callable[[Plan, Study], list[str]]
+
+
+TARGETS = {
+    "table1": Target("Table 1: cumulative ablation", tables.table_1_cells, tables.table_1),
+    "table2": Target("Table 2: leave-one-out ablation", tables.table_2_cells, tables.table_2),
+    "table5": Target("Table 5: hyperparameters", lambda _: [], tables.table_5),
+    "table7": Target("Table 7: zero-shot perplexity", figures.table_7_cells, figures.table_7),
+    "figure1": Target("Figure 1: perplexity against passes", figures.figure_1_cells, figures.figure_1),
+    "figure3": Target("Figure 3: perplexity against latency", figures.figure_1_cells, figures.figure_3),
+    "figure4": Target("Figure 4: a larger model", figures.figure_4_cells, figures.figure_4),
+    "decisions": Target("Our decisions", tables.decisions_cells, tables.decisions_table),
+}
+
+
+def reproduce(args: Sequence[str]) -> None:
+    """Run ``didi reproduce`` with the words after it."""
+    names = [word for word in args if not word.startswith("-")][: _num_names(args)]
+    command = parse(ReproduceCommand, args[len(names) :], prog="didi reproduce")
+    if not names:
+        raise UsageError(f"reproduce takes one target or more: {', '.join(TARGETS)} or all")
+    unknown = [name for name in names if name not in (*TARGETS, "all")]
+    if unknown:
+        raise UsageError(f"a target is one of {', '.join(TARGETS)} or all; got {unknown[0]!r}")
+    if min(command.seeds, command.workers) < 1:
+        raise UsageError("seeds and workers are 1 or more")
+    plan = _plan(command)
+    study = Study(command.out, SAMPLING[command.scale], command.workers)
+    chosen = {name: TARGETS[name] for name in (TARGETS if "all" in names else dict.fromkeys(names))}
+    study.complete([cell for target in chosen.values() for cell in target.cells(plan)])
+    parts = [f"# didi reproduce --scale {command.scale}\n", *heading(plan, study)]
+    for name, target in chosen.items():
+        print(f"telling {name}", file=sys.stderr, flush=True)
+        parts += [f"\n## {target.title}\n", *target.tell(plan, study)]
+    report = write_text(command.out / "report.md", "\n".join(parts) + "\n")
+    print(report)
+    print(write_html(report))
+
+
+def _num_names(args: Sequence[str]) -> int:
+    """Words before the first flag."""
+    return next((i for i, word in enumerate(args) if word.startswith("-")), len(args))

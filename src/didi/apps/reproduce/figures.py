@@ -1,0 +1,111 @@
+"""The paper's figures and its table of likelihoods, told from the cells of a study."""
+
+from dataclasses import replace
+
+import torch
+
+from didi.apps.reproduce.plan import Plan
+from didi.apps.reproduce.study import Cell, Run, Study
+from didi.diffusion.noise import named_generator
+from didi.evaluation.anchors import ANCHORS
+from didi.evaluation.figure import latency_figure, perplexity_figure
+from didi.evaluation.likelihood import likelihood
+from didi.evaluation.report import markdown_table
+from didi.evaluation.row import machine_name
+from didi.evaluation.zero_shot import LikelihoodRow, likelihood_table, rows_of
+from didi.models.hub import Role, load
+from didi.sampling.generate import decode
+
+LIKELIHOOD_SEQUENCES = 256
+
+
+def table_7_cells(plan: Plan) -> list[Cell]:
+    """A cell of each network that is scored, so that it is made."""
+    return [cell for cell in figure_1_cells(plan) if cell.nfe in (0, plan.nfes[0]) or cell.role == "autoregressive"]
+
+
+def table_7(plan: Plan, study: Study) -> list[str]:
+    """Likelihood of teacher, student and baseline on corpora that they never saw."""
+    bundles: dict[Role, str] = {"teacher": plan.teacher, "student": study.bundle_path(plan.student)}
+    if plan.twin is not None:
+        bundles["autoregressive"] = study.bundle_path(plan.twin)
+    found = []
+    for corpus in plan.corpora:
+        for role, path in bundles.items():
+            bundle = load(path)
+            rows = rows_of(bundle, corpus)
+            order = torch.randperm(len(rows), generator=named_generator(study.sampling.seed, "data"))
+            chosen = rows[order[:LIKELIHOOD_SEQUENCES]]
+            characters = sum(len(text) for text in decode(bundle, chosen))
+            found.append(LikelihoodRow(corpus, role, characters, likelihood(bundle.network(role), chosen)))
+    return [likelihood_table(found, model=f"teacher {plan.teacher}", machine=machine_name())]
+
+
+def figure_1_cells(plan: Plan) -> list[Cell]:
+    """Teacher, student with and without guidance, baseline, data and anchors."""
+    student = plan.student
+    cells = plan.teacher_cells
+    cells += [Cell(student, "student", sampler, nfe) for sampler in ("ancestral", "guided") for nfe in plan.nfes]
+    return cells + ([] if plan.twin is None else [Cell(plan.twin, "autoregressive", nfe=1)])
+
+
+def figure_1(plan: Plan, study: Study) -> list[str]:
+    """Perplexity against passes, the table, and the first text of each set."""
+    cells = figure_1_cells(plan)
+    rows = [study.row(cell) for cell in cells]
+    figure = perplexity_figure([row for row in rows if row.role not in ANCHORS], study.folder / "figure1.png")
+    lines = [f"![Perplexity and entropy against NFE]({figure.name})\n", markdown_table(rows, recipe=plan.recipe.recipe)]
+    for cell, row in zip(cells, rows, strict=True):
+        heading = f"{row.role}, {row.sampler}, {row.nfe} NFE" if row.nfe else row.role
+        text = " ".join(study.record(cell)["texts"][0].split())
+        lines += [f"**{heading}** (perplexity {row.gen_ppl:.1f}, entropy {row.entropy:.2f})\n", f"> {text}\n"]
+    return lines
+
+
+def figure_3(plan: Plan, study: Study) -> list[str]:
+    """Perplexity against seconds a sequence, as they were while other cells were measured beside."""
+    rows = [study.row(cell) for cell in figure_1_cells(plan)]
+    figure = latency_figure([row for row in rows if row.role not in ANCHORS], study.folder / "figure3.png")
+    return [
+        f"![Perplexity against seconds per sequence]({figure.name})\n",
+        f"Times are of {study.sampling.num_samples} sequences in batches of {study.sampling.batch_size} while "
+        f"{study.workers} such processes ran; for times taken side by side there is `didi bench`.",
+    ]
+
+
+def figure_4_cells(plan: Plan) -> list[Cell]:
+    """Teachers of both sizes and their students."""
+    cells = plan.teacher_cells + [Cell(plan.student, "student", nfe=nfe) for nfe in plan.nfes]
+    if plan.larger is not None:
+        cells += [Cell(plan.larger, "teacher", nfe=nfe) for nfe in plan.nfes]
+        cells += [Cell(_larger_student(plan), "student", nfe=nfe) for nfe in plan.nfes]
+    return cells
+
+
+def _larger_student(plan: Plan) -> Run:
+    """Distilled from the larger teacher with the same settings."""
+    if isinstance(plan.larger, Run):
+        return Run(replace(plan.recipe, seed=plan.seeds[0]), teacher=plan.larger)
+    return Run(replace(plan.recipe, teacher=plan.larger or "", seed=plan.seeds[0]))
+
+
+def figure_4(plan: Plan, study: Study) -> list[str]:
+    """Both sizes against passes."""
+    if plan.larger is None:
+        return ["No larger teacher was given: name one with --larger."]
+    rows = []
+    for cell in figure_4_cells(plan):
+        row = study.row(cell)
+        is_larger = cell.bundle in (plan.larger, _larger_student(plan))
+        if row.role not in ANCHORS:
+            rows.append(replace(row, role=f"{row.role}, larger") if is_larger else row)
+    sizes = [
+        sum(p.numel() for p in load(study.bundle_path(one)).network("teacher").parameters())
+        for one in (plan.teacher, plan.larger)
+    ]
+    figure = perplexity_figure(rows, study.folder / "figure4.png")
+    return [
+        f"![Perplexity and entropy against NFE]({figure.name})\n",
+        f"Teachers of {sizes[0]:,} and {sizes[1]:,} parameters, trained and distilled with the same settings.\n",
+        markdown_table(rows, recipe=plan.recipe.recipe),
+    ]

@@ -1,0 +1,71 @@
+"""What ``didi reproduce`` compares at one scale."""
+
+from dataclasses import dataclass, replace
+
+from didi.apps.reproduce.study import Cell, Run, Study
+from didi.data.source import MARKOV
+from didi.evaluation.anchors import ANCHORS
+from didi.evaluation.row import machine_name
+from didi.training.ablations import paper_objective
+from didi.training.config import DistillConfig
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is compared at one scale.
+
+    Attributes:
+        scale: its name.
+        teacher: bundle that is distilled.
+        recipe: our distillation, as long as the scale affords; the ablations change the paper's objective in it.
+        nfes: numbers of moves.
+        seeds: training seeds of each row of a table.
+        corpora: of table 7.
+        twin: autoregressive baseline, if there is one.
+        larger: a larger teacher, if there is one.
+    """
+
+    scale: str
+    teacher: str
+    recipe: DistillConfig
+    nfes: tuple[int, ...]
+    seeds: tuple[int, ...]
+    corpora: tuple[str, ...]
+    twin: Run | str | None = None
+    larger: Run | str | None = None
+
+    @property
+    def ablated(self) -> DistillConfig:
+        """The recipe with the paper's objective, whose tricks the tables switch."""
+        return replace(self.recipe, objective=paper_objective())
+
+    def runs(self, config: DistillConfig) -> list[Run]:
+        """A distillation of the teacher for each seed."""
+        return [Run(replace(config, teacher=self.teacher, seed=seed)) for seed in self.seeds]
+
+    @property
+    def student(self) -> Run:
+        """Our recipe, first seed."""
+        return self.runs(self.recipe)[0]
+
+    @property
+    def teacher_cells(self) -> list[Cell]:
+        """What every table and figure shows beside its own: data, anchors, and the teacher at each number of moves."""
+        real = [Cell(self.teacher, role, nfe=0) for role in ("data", *ANCHORS)]
+        return real + [Cell(self.teacher, "teacher", nfe=nfe) for nfe in self.nfes]
+
+
+def heading(plan: Plan, study: Study) -> list[str]:
+    """What every table and figure of the report shares."""
+    recipe, sampling = plan.recipe, study.sampling
+    steps = f"{recipe.discriminator.warmup_steps} discriminator-only and {recipe.loop.steps} student steps"
+    lines = [
+        f"Teacher `{plan.teacher}`; distillations of {steps} of {recipe.loop.batch_size} sequences, training seeds "
+        f"{', '.join(map(str, plan.seeds))}; {sampling.num_samples} samples a cell, seed {sampling.seed}, judge "
+        f"`{sampling.judge}`, draws in float64, uniform time grid; {machine_name()}. Tables 1 and 2 switch the paper's "
+        "tricks in our recipe's networks, optimizer and steps. A figure over seeds is a mean with its 95% t-interval; "
+        "entropies are within a sample, in nats.",
+    ]
+    if plan.scale == MARKOV:
+        lines.append("The judge is the chain itself: perplexities carry no judge's error.")
+    return lines

@@ -1,0 +1,171 @@
+"""The paper's tables, told from the cells of a study: ablations over seeds, hyperparameters; and our own decisions."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+
+from didi.apps.reproduce.plan import Plan
+from didi.apps.reproduce.study import Cell, Study
+from didi.evaluation.over_seeds import Estimate, estimate, ratio_estimate
+from didi.evaluation.row import EvaluationRow
+from didi.training.ablations import (
+    GUIDED,
+    PAPER_NFES,
+    PAPER_TABLE_1,
+    PAPER_TABLE_2,
+    cumulative,
+    decisions,
+    leave_one_out,
+)
+from didi.training.config import DistillConfig, PretrainConfig
+from didi.training.recipes import DISTILL, PRETRAIN
+
+Published = Mapping[str, tuple[tuple[float, float], ...]]
+Rows = dict[str, tuple[DistillConfig, bool]]
+"""Configuration and whether it is sampled with guidance, by the name of the row."""
+
+
+def _table_1_rows(plan: Plan) -> Rows:
+    rows: Rows = {name: (config, False) for name, config in cumulative(plan.ablated).items()}
+    return rows | {f"+ {GUIDED}": (list(rows.values())[-1][0], True)}
+
+
+def _table_2_rows(plan: Plan) -> Rows:
+    *one_less, full = leave_one_out(plan.ablated).items()
+    rows: Rows = {name: (config, True) for name, config in one_less}
+    return rows | {f"w/o {GUIDED}": (full[1], False), full[0]: (full[1], True)}
+
+
+def _decision_rows(plan: Plan) -> Rows:
+    return {name: (config, False) for name, config in decisions(plan.recipe).items()}
+
+
+def _cells(plan: Plan, rows: Rows) -> list[Cell]:
+    return [cell for row in rows.values() for nfe in plan.nfes for cell in _over_seeds(plan, *row, nfe)]
+
+
+def _over_seeds(plan: Plan, config: DistillConfig, is_guided: bool, nfe: int) -> list[Cell]:
+    """The cells of one row and one number of moves, a cell for each seed."""
+    sampler = "guided" if is_guided else "ancestral"
+    return [Cell(run, "student", sampler, nfe) for run in plan.runs(config)]  # type: ignore[arg-type]
+
+
+def table_1_cells(plan: Plan) -> list[Cell]:
+    """Cells of Table 1."""
+    return _cells(plan, _table_1_rows(plan)) + plan.teacher_cells
+
+
+def table_2_cells(plan: Plan) -> list[Cell]:
+    """Cells of Table 2."""
+    return _cells(plan, _table_2_rows(plan)) + plan.teacher_cells
+
+
+def decisions_cells(plan: Plan) -> list[Cell]:
+    """Cells of the table of our decisions."""
+    return _cells(plan, _decision_rows(plan)) + plan.teacher_cells
+
+
+def table_1(plan: Plan, study: Study) -> list[str]:
+    """Table 1, each row against the one before it."""
+    return _ablation(plan, study, _table_1_rows(plan), PAPER_TABLE_1, is_cumulative=True)
+
+
+def table_2(plan: Plan, study: Study) -> list[str]:
+    """Table 2, each row against the full model."""
+    return _ablation(plan, study, _table_2_rows(plan), PAPER_TABLE_2, is_cumulative=False)
+
+
+def decisions_table(plan: Plan, study: Study) -> list[str]:
+    """Our decisions, each alternative against our recipe."""
+    rows = _decision_rows(plan)
+    first = next(iter(rows))
+    reordered = {name: row for name, row in rows.items() if name != first} | {first: rows[first]}
+    return _ablation(plan, study, reordered, {}, is_cumulative=False)
+
+
+def _ablation(plan: Plan, study: Study, rows: Rows, published: Published, *, is_cumulative: bool) -> list[str]:
+    """Perplexity and entropy of each row over seeds, then ratios to the row before or to the last one."""
+    found = {
+        name: {nfe: [study.row(cell) for cell in _over_seeds(plan, *row, nfe)] for nfe in plan.nfes}
+        for name, row in rows.items()
+    }
+    lines = [
+        f"| perplexity / entropy | {' | '.join(f'{nfe} NFE' for nfe in plan.nfes)} |",
+        "|---|" + "--:|" * len(plan.nfes),
+    ]
+    teacher = {nfe: [study.row(Cell(plan.teacher, "teacher", nfe=nfe))] for nfe in plan.nfes}
+    for name, by_nfe in ({"teacher": teacher} | found).items():
+        lines.append(f"| {name} | {' | '.join(_told(by_nfe[nfe]) for nfe in plan.nfes)} |")
+    lines += ["", *(_published_table(published) if plan.scale == "paper" and published else [])]
+    against = "the row before" if is_cumulative else "the last row"
+    middle = plan.nfes[len(plan.nfes) // 2]
+    columns = [*(f"{nfe} NFE" for nfe in plan.nfes), f"entropy, {middle} NFE"]
+    columns += [f"as published, {nfe} NFE" for nfe in (PAPER_NFES[0], PAPER_NFES[-1])] if published else []
+    lines += [
+        f"Perplexity over that of {against}, seed by seed: geometric mean [95% interval], *lower* or *higher* where "
+        "it excludes 1; for entropy, what is added to it.\n",
+        f"| | {' | '.join(columns)} |",
+        "|---|" + "--:|" * len(columns),
+    ]
+    names = list(found)
+    for number, name in enumerate(names):
+        base = names[number - 1] if is_cumulative else names[-1]
+        if name == base or (is_cumulative and not number):
+            continue
+        cells = [_told_ratio(ratio_estimate(_ppl(found[name][nfe]), _ppl(found[base][nfe]))) for nfe in plan.nfes]
+        gap = estimate(
+            [one.entropy - two.entropy for one, two in zip(found[name][middle], found[base][middle], strict=True)]
+        )
+        cells.append(f"{gap.mean:+.3f}")
+        if published:
+            cells += [f"{published[name][i][0] / published[base][i][0]:.2f}" for i in (0, -1)]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return lines
+
+
+def _ppl(rows: Sequence[EvaluationRow]) -> list[float]:
+    return [row.gen_ppl for row in rows]
+
+
+def _told(rows: Sequence[EvaluationRow]) -> str:
+    entropy = estimate([row.entropy for row in rows])
+    return f"{estimate(_ppl(rows))} / {entropy.mean:.2f}"
+
+
+def _told_ratio(ratio: Estimate) -> str:
+    if math.isnan(ratio.half_width):
+        return f"{ratio.mean:.2f}"
+    low, high = (ratio.mean * math.exp(sign * ratio.half_width) for sign in (-1, 1))
+    verdict = " *lower*" if high < 1 else " *higher*" if low > 1 else ""
+    return f"{ratio.mean:.2f} [{low:.2f}, {high:.2f}]{verdict}"
+
+
+def _published_table(published: Published) -> list[str]:
+    lines = [f"| as published | {' | '.join(f'{nfe} NFE' for nfe in PAPER_NFES)} |", "|---|" + "--:|" * len(PAPER_NFES)]
+    for name, figures in published.items():
+        lines.append(f"| {name} | {' | '.join(f'{ppl:g} / {entropy}' for ppl, entropy in figures)} |")
+    return [*lines, ""]
+
+
+def table_5(plan: Plan, study: Study) -> list[str]:
+    """Our settings beside the paper's."""
+    del study
+    paper_teacher, paper = PRETRAIN["owt-169m"], DISTILL["owt-169m"]
+    ours = PRETRAIN.get({"markov": "markov", "tiny": "tiny-news", "paper": "owt-169m"}[plan.scale], paper_teacher)
+    columns = {
+        "teacher, here": _settings(ours),
+        "teacher, paper": _settings(paper_teacher),
+        "student, here": _settings(plan.recipe),
+        "student, paper": _settings(paper),
+    }
+    names = dict.fromkeys(name for column in columns.values() for name in column)
+    lines = [f"| | {' | '.join(columns)} |", "|---|" + "--:|" * len(columns)]
+    lines += [f"| {name} | {' | '.join(str(column.get(name, '–')) for column in columns.values())} |" for name in names]
+    return lines
+
+
+def _settings(config: PretrainConfig | DistillConfig) -> dict[str, object]:
+    optimizer = config.student_optimizer if isinstance(config, DistillConfig) else config.optimizer
+    kept = {name: value for name, value in asdict(optimizer).items() if name != "muon_rate_scale"}
+    loop = {"steps": config.loop.steps, "batch": config.loop.batch_size * config.loop.accumulation}
+    return kept | loop | {"EMA decay": config.loop.ema_decay}

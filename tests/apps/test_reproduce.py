@@ -1,0 +1,203 @@
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from didi.apps.reproduce import command, study
+from didi.apps.reproduce.study import Cell, Run, Sampling, Study
+from didi.apps.reproduce.tables import _told_ratio, table_1, table_2
+from didi.errors import DidiError, UsageError
+from didi.evaluation.over_seeds import Estimate
+from didi.evaluation.row import EvaluationRow
+from didi.training.ablations import (
+    GUIDED,
+    PAPER_TABLE_1,
+    PAPER_TABLE_2,
+    TRICKS,
+    cumulative,
+    decisions,
+    leave_one_out,
+    paper_objective,
+)
+from didi.training.recipes import DISTILL, PRETRAIN
+
+MARKOV = DISTILL["markov"]
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Runs of two steps, two numbers of moves, eight samples."""
+    full = command._plan
+
+    def plan(asked):
+        found = full(asked)
+        loop = replace(found.recipe.loop, steps=2, batch_size=4, validation_sequences=4)
+        recipe = replace(
+            found.recipe,
+            loop=loop,
+            discriminator=replace(found.recipe.discriminator, warmup_steps=1, pool_size=8, pool_nfe=2),
+        )
+        shorter = {
+            name: Run(
+                replace(getattr(found, name).config, loop=replace(PRETRAIN["markov"].loop, steps=1, batch_size=2))
+            )
+            for name in ("twin", "larger")
+        }
+        return replace(found, recipe=recipe, nfes=(1, 2), **shorter)
+
+    monkeypatch.setattr(command, "_plan", plan)
+    monkeypatch.setitem(command.SAMPLING, "markov", Sampling(num_samples=8, judge="markov"))
+
+
+def reproduce(folder, *targets):
+    command.reproduce([*targets, "--scale", "markov", "--out", str(folder), "--workers", "1", "--seeds", "1"])
+    return (folder / "report.md").read_text()
+
+
+def test_nothing_is_done_twice(quick, tmp_path, monkeypatch):
+    report = reproduce(tmp_path, "table5", "figure1")
+    assert (tmp_path / "figure1.png").stat().st_size > 10_000
+    html = (tmp_path / "report.html").read_text()
+    assert "<title>didi reproduce --scale markov</title>" in html
+    assert html.count("<table>") == html.count("</table>") == 2
+
+    def never(*_):
+        raise AssertionError("it is there already")
+
+    monkeypatch.setattr(study, "make", never)
+    monkeypatch.setattr(study, "measure", never)
+    assert reproduce(tmp_path, "table5", "figure1") == report
+
+
+@pytest.mark.slow
+def test_all_targets_are_told(quick, tmp_path):
+    report = reproduce(tmp_path, "all")
+    headings = [line for line in report.splitlines() if line.startswith("## ")]
+    assert headings == [f"## {target.title}" for target in command.TARGETS.values()]
+    for name in (*PAPER_TABLE_1, *PAPER_TABLE_2, *decisions(MARKOV)):
+        assert f"| {name} | " in report
+    for number in (3, 4):
+        assert (tmp_path / f"figure{number}.png").stat().st_size > 10_000
+
+
+def test_rows_of_equal_settings_are_one_run():
+    base = replace(MARKOV, objective=paper_objective())
+    first, second = cumulative(base), leave_one_out(base)
+    assert first["+ Regularization"] == second["Baseline (with all tricks)"]
+    assert first["+ π(t) Weighting"] == second["w/o Regularization"]
+    assert len({Run(config).name for config in (*first.values(), *second.values())}) == 10
+    assert Run(base).name != Run(replace(base, seed=1)).name
+    assert Run(base, teacher=Run(PRETRAIN["markov"])).name != Run(base).name
+
+
+def test_each_row_differs_from_its_neighbour_by_its_trick_alone():
+    base = replace(MARKOV, objective=paper_objective())
+    rows = list(cumulative(base).values())
+    for before, after, trick in zip(rows, rows[1:], TRICKS.values(), strict=False):
+        changed = {name for name, value in vars(after.objective).items() if vars(before.objective)[name] != value}
+        assert changed == set(trick)
+        assert replace(after, objective=before.objective) == before
+    *one_less, full = leave_one_out(base).values()
+    for row, trick in zip(one_less, TRICKS.values(), strict=True):
+        assert {name for name, value in vars(full.objective).items() if vars(row.objective)[name] != value} == set(
+            trick
+        )
+
+
+def test_the_published_tables_have_our_rows():
+    base = replace(MARKOV, objective=paper_objective())
+    assert [*cumulative(base), f"+ {GUIDED}"] == list(PAPER_TABLE_1)
+    *one_less, full = leave_one_out(base)
+    assert [*one_less, f"w/o {GUIDED}", full] == list(PAPER_TABLE_2)
+
+
+class Told(Study):
+    """A study in which perplexity is 100 times 0.8 for each trick of the objective, and 3% apart between seeds."""
+
+    def row(self, cell):
+        if cell.role == "teacher":
+            tricks, seed = 0, 0
+        else:
+            objective = vars(cell.bundle.config.objective)
+            tricks = sum(all(objective[name] == value for name, value in trick.items()) for trick in TRICKS.values())
+            seed = cell.bundle.config.seed
+        ppl = 100 * 0.8**tricks * 1.03**seed / cell.nfe
+        return EvaluationRow(
+            cell.role, cell.sampler, cell.nfe, 1.0, 0.0, 8, "float64", "j", ppl, (ppl, ppl), ppl, 4.0 - tricks / 100,
+            (4.0, 4.0), 5.0, 7.0, 0.9, 0.01, 1.0, 1.0, 0, "machine",
+        )  # fmt: skip
+
+
+def test_an_ablation_is_told_over_seeds_and_against_its_neighbour():
+    plan = command._plan(command.ReproduceCommand("markov", Path("x"), seeds=3))
+    told = Told(Path("x"), Sampling(8, "markov"))
+    lines = table_1(plan, told)
+    start = next(i for i, line in enumerate(lines) if line.startswith("Perplexity over that of the row before"))
+    mean = 100 * 0.64 * (1 + 1.03 + 1.03**2) / 3 / 8
+    (row,) = [line for line in lines[:start] if line.startswith("| + Coupled Time t |")]
+    assert row.split("|")[4].strip().startswith(f"{mean:.2f} ± ")
+    assert row.split("|")[4].strip().endswith("/ 3.98")
+    (row,) = [line for line in lines[start:] if line.startswith("| + Coupled Time t |")]
+    assert row.split("|")[2:3] == [" 0.80 [0.80, 0.80] *lower* "]
+    assert row.split("|")[-4:-1] == [" -0.010 ", " 0.15 ", " 0.34 "]
+    (row,) = [line for line in table_2(plan, told)[start:] if line.startswith("| w/o Coupled Time t |")]
+    assert row.split("|")[2:3] == [" 1.25 [1.25, 1.25] *higher* "]
+    published = replace(plan, scale="paper")
+    assert "| + Coupled Time t | 101.019 / 5.16 | " in "\n".join(table_1(published, told))
+    assert "101.019" not in "\n".join(lines)
+
+
+def test_a_verdict_is_given_where_the_interval_excludes_one():
+    assert _told_ratio(Estimate(0.8, 0.1, 5)) == "0.80 [0.72, 0.88] *lower*"
+    assert _told_ratio(Estimate(1.2, 0.1, 5)) == "1.20 [1.09, 1.33] *higher*"
+    assert _told_ratio(Estimate(0.95, 0.1, 5)) == "0.95 [0.86, 1.05]"
+    assert _told_ratio(Estimate(0.8, float("nan"), 1)) == "0.80"
+
+
+def test_cells_of_other_samples_are_refused(tmp_path):
+    cells = [Cell("markov", "data", nfe=0), Cell("markov", "teacher", nfe=1)]
+    Study(tmp_path, Sampling(8, "markov"), workers=1).complete(cells)
+    (row,) = [json.loads(path.read_text())["row"] for path in (tmp_path / "cells").glob("*-teacher-*.json")]
+    assert (row["num_samples"], row["nfe"], row["seed"]) == (8, 1, 20_264)
+    with pytest.raises(UsageError, match="holds cells of other samples"):
+        Study(tmp_path, Sampling(9, "markov"), workers=1).complete(cells)
+
+
+def test_a_run_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
+    config = replace(
+        PRETRAIN["markov"],
+        loop=replace(PRETRAIN["markov"].loop, steps=4, batch_size=2, checkpoint_every=2, validation_sequences=4),
+    )
+    one, run = Study(tmp_path, Sampling(4, "markov"), workers=1), Run(config)
+    real = torch.optim.AdamW.step
+    calls = []
+
+    def failing(*args, **options):
+        calls.append(1)
+        if len(calls) == 3:
+            raise DidiError("stopped")
+        return real(*args, **options)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", failing)
+    cells = [Cell(run, "teacher", nfe=1)]
+    with pytest.raises(DidiError, match="stopped"):
+        one.complete(cells)
+    one.complete(cells)
+    assert len(calls) == 3 + 2  # from the checkpoint at step 2
+    assert one.row(cells[0]).role == "teacher"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--scale", "markov", "--out", "x"], "reproduce takes one target or more"),
+        (["table3", "--scale", "markov", "--out", "x"], "got 'table3'"),
+        (["table1", "--scale", "markov", "--out", "x", "--seeds", "0"], "seeds and workers are 1 or more"),
+        (["table1", "--scale", "paper", "--out", "x"], "needs --teacher"),
+    ],
+)
+def test_wrong_use_is_one_line(words, said):
+    with pytest.raises(UsageError, match=said):
+        command.reproduce(words)
