@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn import functional as F
 
 from didi.diffusion.masked import token_log_probs
 from didi.diffusion.noise import named_generator
@@ -114,19 +115,26 @@ def likelihood(
 
 
 def nelbo_draws(
-    denoiser: DiT, x0: Int[Tensor, "b l"], num_draws: int, generators: Sequence[torch.Generator]
+    denoiser: DiT,
+    x0: Int[Tensor, "b l"],
+    num_draws: int,
+    generators: Sequence[torch.Generator],
+    *,
+    context: int = 0,
 ) -> Float[Tensor, "b d"]:
     """Unbiased one-mask estimates of the NELBO of each sequence, in nats, float64; one pass for all.
 
     Args:
         denoiser: gives the law of masked tokens.
         x0: clean sequences.
-        num_draws: estimates of each; the sizes of their masks are spread evenly over 1 to l.
+        num_draws: estimates of each; the sizes of their masks are spread evenly over 1 to the number of tokens scored.
         generators: of the masks of each sequence.
+        context: leading tokens that are given, never masked, and not scored.
     """
-    length = x0.shape[1]
+    length = x0.shape[1] - context
     draws = [_mask(num_draws, length, generator) for generator in generators]
     is_masked, share, size = (torch.cat(parts).to(x0.device) for parts in zip(*draws, strict=True))
+    is_masked = F.pad(is_masked, (context, 0))
     copies = x0.repeat_interleave(num_draws, 0)
     level = noise_level(denoiser, -(1 - share).clamp_min(MIN_ALPHA).log().float())
     logits = logits_at(denoiser, copies.masked_fill(is_masked, denoiser.mask_id), is_masked, level)
