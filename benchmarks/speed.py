@@ -48,6 +48,9 @@ SUITES = {
 }
 
 
+NOT_MEASURED = SpeedRow("", 1, 1, 1, ())
+
+
 def measure(args: argparse.Namespace) -> None:
     for name in args.suites or SUITES:
         if not (args.runs / name / "bench.json").is_file():
@@ -73,15 +76,18 @@ def measure(args: argparse.Namespace) -> None:
 
 def page(args: argparse.Namespace) -> None:
     if args.runs:
+        files = {name: args.runs / name / "bench.json" for name in SUITES}
         found = {
-            name: {"command": f"didi bench {words}"} | json.loads((args.runs / name / "bench.json").read_text())
-            for name, words in SUITES.items()
+            name: {"command": f"didi bench {SUITES[name]}"} | json.loads(file.read_text())
+            for name, file in files.items()
+            if file.is_file()
         }
         quality = json.loads((args.runs / "nelbo.json").read_text())
         STORED.write_text(json.dumps({"suites": found, "nelbo": quality}, indent=1) + "\n")
     record = json.loads(STORED.read_text())
     suites = {name: [SpeedRow.from_record(row) for row in run["rows"]] for name, run in record["suites"].items()}
-    cost_figure(suites["cost"], DOCS / "results" / "speed.png")
+    if "cost" in suites:
+        cost_figure(suites["cost"], DOCS / "results" / "speed.png")
     lines = ["## What was to be shown\n", *verdicts(suites), "", *nelbo_table(record["nelbo"])]
     for name, run in record["suites"].items():
         lines += [f"\n## {name[0].upper()}{name[1:]}\n", f"`{run['command']}`\n"]
@@ -92,7 +98,7 @@ def page(args: argparse.Namespace) -> None:
 
 
 def row_of(rows: Sequence[SpeedRow], method: str, variant: str = "float32") -> SpeedRow:
-    return next(row for row in rows if (row.method, row.variant) == (method, variant))
+    return next((row for row in rows if (row.method, row.variant) == (method, variant)), NOT_MEASURED)
 
 
 def verdicts(suites: dict[str, list[SpeedRow]]) -> Iterator[str]:
@@ -100,38 +106,44 @@ def verdicts(suites: dict[str, list[SpeedRow]]) -> Iterator[str]:
     yield "| claim | figure | bound | holds |"
     yield "|---|--:|--:|---|"
 
-    def claim(text: str, figure: Ratio, bound: float, *, is_upper: bool) -> str:
+    def claim(text: str, figure: Ratio | None, bound: float, *, is_upper: bool) -> str:
+        limit = "–" if math.isnan(bound) else f"{'≤' if is_upper else '≥'} {bound:g}"
+        if figure is None:
+            return f"| {text} | – | {limit} | not measured |"
         holds = figure[0] <= bound if is_upper else figure[0] >= bound
-        told = f"{figure[0]:.2f} [{figure[1]:.2f}, {figure[2]:.2f}]"
-        return f"| {text} | {told} | {'≤' if is_upper else '≥'} {bound:g} | {'yes' if holds else '**no**'} |"
+        verdict = "told as it is" if math.isnan(bound) else "yes" if holds else "**no**"
+        return f"| {text} | {told(figure)} | {limit} | {verdict} |"
+
+    def row(suite: str, method: str, variant: str = "float32") -> SpeedRow:
+        return row_of(suites.get(suite, []), method, variant)
 
     for name in ("paper scale, one sequence", "paper scale, four sequences"):
-        rows = suites[name]
-        ours, published = row_of(rows, "ancestral"), row_of(rows, "published")
+        ours, published = row(name, "ancestral"), row(name, "published")
         yield claim(f"{name}, 16 NFE: time over the bare passes", ours.over_floor, 1.05, is_upper=True)
         yield claim(f"{name}, 16 NFE: speed over the published algorithm", ours.speedup, 1.9, is_upper=False)
         memory = ours.peak_mib / published.peak_mib
-        yield claim(f"{name}: peak memory over the published algorithm's", (memory,) * 3, 0.25, is_upper=True)
-    rows = suites["paper scale, one sequence"]
-    yield claim("int8: speed over float32 published", row_of(rows, "ancestral", "int8").speedup, 3, is_upper=False)
-    tiny = row_of(suites["tiny"], "ancestral")
-    yield claim("tiny, 64 sequences: speed over the published algorithm", tiny.speedup, 4, is_upper=False)
-    for name in [name for name in suites if name.startswith("guided")]:
-        guided = row_of(suites[name], "guided")
-        yield claim(f"{name}, 16 NFE: time over the passes", guided.over_floor, 1.1, is_upper=True)
+        figure = None if math.isnan(memory) else (memory,) * 3
+        yield claim(f"{name}: peak memory over the published algorithm's", figure, 0.25, is_upper=True)
+    int8 = row("paper scale, one sequence", "ancestral", "int8").speedup
+    yield claim("int8: speed over float32 published", int8, 3, is_upper=False)
+    tiny = row("tiny", "ancestral").speedup
+    yield claim("tiny, 64 sequences: speed over the published algorithm", tiny, 4, is_upper=False)
+    for name in [name for name in SUITES if name.startswith("guided")]:
+        over = row(name, "guided").over_floor
+        yield claim(f"{name}, 16 NFE: time over the passes", over, 1.1, is_upper=True)
     for name, nfe, bound in (
         ("paper scale, one sequence", 16, 1.4),
         ("paper scale, one sequence, 8 NFE", 8, 2.8),
         ("paper scale, four sequences", 16, math.nan),
         ("paper scale, sixteen sequences", 16, math.nan),
     ):
-        rows = suites[name]
-        found = ratio(row_of(rows, "autoregressive").seconds, row_of(rows, "ancestral").seconds)
+        rival, ours = row(name, "autoregressive"), row(name, "ancestral")
         text = f"{name.removesuffix(', 8 NFE')}, {nfe} NFE: speed over the autoregressive model with its cache"
-        if math.isnan(bound):
-            yield f"| {text} | {found[0]:.2f} [{found[1]:.2f}, {found[2]:.2f}] | – | told as it is |"
-        else:
-            yield claim(text, found, bound, is_upper=False)
+        yield claim(text, ratio(rival.seconds, ours.seconds) if ours.seconds else None, bound, is_upper=False)
+
+
+def told(figure: Ratio) -> str:
+    return f"{figure[0]:.2f} [{figure[1]:.2f}, {figure[2]:.2f}]"
 
 
 def nelbo_table(quality: dict[str, Any]) -> Iterator[str]:

@@ -156,6 +156,13 @@ def test_a_verdict_is_given_where_the_interval_excludes_one():
     assert _told_ratio(Estimate(0.8, float("nan"), 1)) == "0.80"
 
 
+def test_bundles_of_two_folders_have_cells_of_their_own():
+    names = {Cell(bundle, "teacher").name for bundle in ("a/bundle", "b/bundle", "markov")}
+    assert len(names) == 3
+    assert "markov-teacher-ancestral-8" in names
+    assert not any("/" in name for name in names)
+
+
 def test_cells_of_other_samples_are_refused(tmp_path):
     cells = [Cell("markov", "data", nfe=0), Cell("markov", "teacher", nfe=1)]
     Study(tmp_path, Sampling(8, "markov"), workers=1).complete(cells)

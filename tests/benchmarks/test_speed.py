@@ -37,6 +37,12 @@ def test_fast_figures_hold_and_slow_ones_fail():
     assert column(slow, 1)[-1] == "1.00 [1.00, 1.00]"
 
 
+def test_a_suite_that_was_not_run_is_not_measured():
+    suites = make_suites(over=1.01, speedup=4.5, peak=5.0, autoregressive=3.0)
+    del suites["paper scale, four sequences"], suites["paper scale, sixteen sequences"]
+    assert column(suites, -1) == ["yes"] * 3 + ["not measured"] * 3 + ["yes"] * 7 + ["not measured"] * 2
+
+
 def test_the_page_is_written_from_what_is_stored(tmp_path, monkeypatch):
     monkeypatch.setattr(speed, "DOCS", tmp_path)
     monkeypatch.setattr(speed, "STORED", tmp_path / "speed.json")

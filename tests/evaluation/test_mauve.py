@@ -7,7 +7,7 @@ import torch
 from didi.data.markov import MarkovChain
 from didi.errors import DidiError, UsageError
 from didi.evaluation.evaluate import evaluate
-from didi.evaluation.mauve import load_embedding, mauve
+from didi.evaluation.mauve import Embedding, load_embedding, mauve
 from didi.evaluation.perplexity import ExactJudge
 from didi.models.hub import Bundle
 
@@ -35,15 +35,22 @@ def test_every_row_is_compared_with_other_rows_of_the_data(overlap, make_dit):
     judge = ExactJudge(chain)
     bundle = Bundle(teacher=teacher, provenance={"corpus": "markov"})
     rows = evaluate(
-        bundle, nfe=[2], num_samples=4, data=data, anchors={"same": data[:1].expand(4, -1)}, judge=judge, embed=embed
+        bundle,
+        nfe=[2],
+        num_samples=4,
+        data=data,
+        anchors={"same": data[:1].expand(4, -1)},
+        judge=judge,
+        embed=Embedding("characters", embed),
     )
     assert [row.role for row in rows] == ["data", "same", "teacher"]
+    assert rows[2].note == "MAUVE in the space of characters"
     assert rows[0].mauve == 0  # no row of the data is compared with itself
     assert rows[1].mauve in (0, 1)
     assert rows[2].mauve == 0
     for few in (data[:7], None):
         with pytest.raises(UsageError, match="4 samples need 8"):
-            evaluate(bundle, nfe=[2], num_samples=4, data=few, judge=judge, embed=embed)
+            evaluate(bundle, nfe=[2], num_samples=4, data=few, judge=judge, embed=Embedding("characters", embed))
 
 
 def test_without_its_package_it_says_what_to_install(monkeypatch):

@@ -14,7 +14,7 @@ from didi.data.source import MARKOV
 from didi.diffusion.noise import named_generator
 from didi.errors import UsageError
 from didi.evaluation.diversity import token_entropy
-from didi.evaluation.mauve import Embed, mauve
+from didi.evaluation.mauve import Embedding, mauve
 from didi.evaluation.perplexity import SMOLLM2, Judge, load_judge
 from didi.evaluation.report import write_metrics, write_report, write_samples
 from didi.evaluation.row import EvaluationRow, SampleSet, machine_name, measure
@@ -39,7 +39,7 @@ def evaluate(
     seed: int = 0,
     data: Int[Tensor, "n l"] | None = None,
     anchors: Mapping[str, Int[Tensor, "_ l"]] | None = None,
-    embed: Embed | None = None,
+    embed: Embedding | None = None,
     options: SamplingOptions | None = None,
     out: Path | str | None = None,
     on_set: Callable[[SampleSet], None] | None = None,
@@ -75,9 +75,8 @@ def evaluate(
         raise UsageError(f"nfe and num_samples are 1 or more; got {list(nfe)} and {num_samples}")
     base = options or SamplingOptions()
     departures = [replace(base, temperature=value) for value in temperature] + [replace(base, top_p=p) for p in top_p]
-    plan = [
-        planned for one in dict.fromkeys(departures or [base]) for planned in _plan(bundle, roles, samplers, nfe, one)
-    ]
+    each = dict.fromkeys(departures or [base]) if nfe else ()
+    plan = [planned for one in each for planned in _plan(bundle, roles, samplers, nfe, one)]
     sets = ({} if data is None else {"data": data}) | dict(anchors or {})
     for tokens in sets.values():
         if int(tokens.max()) >= (num_symbols := bundle.network().vocab_size):
@@ -92,7 +91,7 @@ def evaluate(
 
     def add(tokens: Int[Tensor, "b l"], texts: list[str], label: str, sampler: str, moves: int, **about: Any) -> None:
         if embed is not None and reference is not None:
-            about["mauve"] = mauve(embed(texts), reference)
+            about |= {"mauve": mauve(embed(texts), reference), "note": f"MAUVE in the space of {embed.name}"}
         for one in judges:
             scores = one.score(texts, tokens)
             row = measure(label, sampler, moves, tokens, scores, judge=one.name, seed=seed, **about)

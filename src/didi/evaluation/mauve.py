@@ -4,6 +4,7 @@ Source: https://arxiv.org/abs/2102.01454; the divergence is computed by the auth
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
@@ -16,11 +17,26 @@ from didi.evaluation.perplexity import transformers_for
 EMBEDDER = "embedder"
 MAUVE_SEED = 25  # of its clustering, the package's own default
 
-Embed = Callable[[Sequence[str]], Float[Tensor, "n d"]]
+
+@dataclass(frozen=True)
+class Embedding:
+    """Where texts are points.
+
+    Attributes:
+        name: of the network that embeds.
+        features: of texts, a row for each.
+    """
+
+    name: str
+    features: Callable[[Sequence[str]], Float[Tensor, "n d"]]
+
+    def __call__(self, texts: Sequence[str]) -> Float[Tensor, "n d"]:
+        """Features of texts."""
+        return self.features(texts)
 
 
-def load_embedding(name: str = EMBEDDER, *, device: str | torch.device = "cpu") -> Embed:
-    """A function from texts to features.
+def load_embedding(name: str = EMBEDDER, *, device: str | torch.device = "cpu") -> Embedding:
+    """The embedding of a network of transformers.
 
     Args:
         name: ``embedder`` (all-MiniLM-L6-v2, from a package registry), or any model of transformers by folder or Hub
@@ -28,7 +44,7 @@ def load_embedding(name: str = EMBEDDER, *, device: str | torch.device = "cpu") 
         device: where it runs.
 
     Returns:
-        The mean of the last hidden states over tokens, or the last token's of a causal model.
+        The mean of the last hidden states over tokens, or the last token's of a causal model, as features.
 
     Raises:
         UsageError: there is no such model.
@@ -52,7 +68,7 @@ def load_embedding(name: str = EMBEDDER, *, device: str | torch.device = "cpu") 
             features.append(states[-1] if is_causal else states.mean(0))
         return torch.stack(features).cpu()
 
-    return embed
+    return Embedding(name, embed)
 
 
 def mauve(samples: Float[Tensor, "n d"], reference: Float[Tensor, "m d"]) -> float:

@@ -68,7 +68,9 @@ class Cell:
     @property
     def name(self) -> str:
         """File of the cell."""
-        origin = self.bundle.name if isinstance(self.bundle, Run) else Path(self.bundle).name
+        origin = self.bundle.name if isinstance(self.bundle, Run) else self.bundle
+        if "/" in origin:  # folders of two runs have one name
+            origin = f"{Path(origin).name}-{hashlib.sha256(origin.encode()).hexdigest()[:10]}"
         return f"{origin}-{self.role}-{self.sampler}-{self.nfe}"
 
 
