@@ -44,7 +44,7 @@ SUITES = {
     "guided, 4 candidates": f"{GUIDED} --guidance.num-candidates 4",
     "guided, tilted": "--model tiny-news --nfe 16 --batch-size 16 --rounds 5 --methods ancestral guided"
     " --guidance.tilted-fraction 0.5 --guidance.num-candidates 4",  # the paper's
-    "cost": "--model tiny-news --nfe 4 8 16 32 64 --batch-size 1 4 16 64 --rounds 3 --methods ancestral --no-memory",
+    "cost": "--model tiny-news --nfe 4 8 16 32 64 --batch-size 1 4 16 --rounds 3 --methods ancestral --no-memory",
 }
 
 
@@ -143,7 +143,11 @@ def verdicts(suites: dict[str, list[SpeedRow]]) -> Iterator[str]:
 
 
 def told(figure: Ratio) -> str:
-    return f"{figure[0]:.2f} [{figure[1]:.2f}, {figure[2]:.2f}]"
+    return (
+        f"{figure[0]:.3g} [{figure[1]:.3g}, {figure[2]:.3g}]"
+        if figure[0] >= 2
+        else f"{figure[0]:.3f} [{figure[1]:.3f}, {figure[2]:.3f}]"
+    )
 
 
 def nelbo_table(quality: dict[str, Any]) -> Iterator[str]:

@@ -34,7 +34,7 @@ def test_fast_figures_hold_and_slow_ones_fail():
     assert column(fast, -1) == ["yes"] * 13 + ["told as it is"] * 2
     slow = make_suites(over=1.2, speedup=1.5, peak=50.0, autoregressive=1.0)
     assert column(slow, -1) == ["**no**"] * 13 + ["told as it is"] * 2
-    assert column(slow, 1)[-1] == "1.00 [1.00, 1.00]"
+    assert column(slow, 1)[-1] == "1.000 [1.000, 1.000]"
 
 
 def test_a_suite_that_was_not_run_is_not_measured():
