@@ -254,6 +254,13 @@ def test_bench_prints_a_table_and_keeps_it(didi, tmp_path):
     assert out.startswith((tmp_path / "b" / "bench.md").read_text())
 
 
+@pytest.fixture
+def small_world(monkeypatch):
+    """Fewer held-out rows and less babble, for speed."""
+    monkeypatch.setattr("didi.data.source.MARKOV_HELD_OUT_ROWS", 256)
+    monkeypatch.setattr("didi.evaluation.anchors.BABBLE_ROWS", 1024)
+
+
 def test_likelihood_scores_every_network_on_the_models_own_corpus(didi, distilled, tmp_path):
     words = ["likelihood", "--model", distilled / "bundle", "--num-sequences", "20", "--num-draws", "2"]
     status, out, said = didi(*words, "--out", tmp_path / "new")
@@ -267,7 +274,7 @@ def test_likelihood_scores_every_network_on_the_models_own_corpus(didi, distille
     assert out.startswith((tmp_path / "new" / "likelihood.md").read_text())
 
 
-def test_evaluate_sweeps_judges_anchors_and_keeps_every_sample(didi, distilled, tmp_path):
+def test_evaluate_sweeps_judges_anchors_and_keeps_every_sample(didi, distilled, tmp_path, small_world):
     words = ["evaluate", "--model", distilled / "bundle", "--role", "teacher", "student", "--nfe", "4", "--anchors"]
     words += [
         "--temperature",
