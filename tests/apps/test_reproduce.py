@@ -1,5 +1,6 @@
 import json
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -95,7 +96,7 @@ def test_rows_of_equal_settings_are_one_run():
 def test_each_row_differs_from_its_neighbour_by_its_trick_alone():
     base = replace(MARKOV, objective=paper_objective())
     rows = list(cumulative(base).values())
-    for before, after, trick in zip(rows, rows[1:], TRICKS.values(), strict=False):
+    for (before, after), trick in zip(pairwise(rows), TRICKS.values(), strict=True):
         changed = {name for name, value in vars(after.objective).items() if vars(before.objective)[name] != value}
         assert changed == set(trick)
         assert replace(after, objective=before.objective) == before

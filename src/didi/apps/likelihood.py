@@ -6,19 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from didi.apps.terminal import parse
 from didi.data.source import MARKOV
 from didi.data.zero_shot import STAND_INS
-from didi.diffusion.noise import named_generator
 from didi.errors import UsageError
-from didi.evaluation.likelihood import likelihood
 from didi.evaluation.report import write_text
 from didi.evaluation.row import machine_name
-from didi.evaluation.zero_shot import LikelihoodRow, likelihood_table, rows_of
+from didi.evaluation.zero_shot import LikelihoodRow, likelihood_table, score_corpus
 from didi.models.hub import Role, load
-from didi.sampling.generate import decode
 from didi.training.loop import default_device
 
 
@@ -55,23 +50,26 @@ def run_likelihood(args: Sequence[str]) -> None:
     roles = command.role or tuple(
         role for role in ("teacher", "student", "autoregressive") if getattr(bundle, role) is not None
     )
-    networks = {role: bundle.network(role) for role in roles}
+    for role in roles:
+        bundle.network(role)  # a missing one is refused before any work
     own = bundle.provenance.get("corpus")
     corpora = command.data or ((MARKOV,) if own == MARKOV else (*([own] if own else []), *STAND_INS))
     if command.out is not None:
         command.out.mkdir(parents=True, exist_ok=True)
     found: list[LikelihoodRow] = []
     for corpus in dict.fromkeys(corpora):
-        rows = rows_of(bundle, corpus)
-        order = torch.randperm(len(rows), generator=named_generator(command.seed, "data"))
-        chosen = rows[order[: command.num_sequences]]
-        characters = sum(len(text) for text in decode(bundle, chosen))
-        for role, network in networks.items():
-            scored = likelihood(
-                network, chosen, num_draws=command.num_draws, batch_size=command.batch_size, seed=command.seed
+        for role in roles:
+            row = score_corpus(
+                bundle,
+                corpus,
+                role,
+                num_sequences=command.num_sequences,
+                num_draws=command.num_draws,
+                batch_size=command.batch_size,
+                seed=command.seed,
             )
-            found.append(LikelihoodRow(corpus, role, characters, scored))
-            print(f"{corpus}, {role}: {scored.nats:.3f} nats a token", file=sys.stderr)
+            found.append(row)
+            print(f"{corpus}, {role}: {row.found.nats:.3f} nats a token", file=sys.stderr)
     machine = machine_name(default_device())
     table = likelihood_table(found, model=bundle.name, machine=machine)
     print(table, end="")

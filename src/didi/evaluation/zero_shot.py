@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import torch
 from jaxtyping import Int
 from tokenizers import Tokenizer
 from torch import Tensor
@@ -12,9 +13,11 @@ from torch import Tensor
 from didi.data.source import MARKOV, open_source
 from didi.data.text import pack
 from didi.data.zero_shot import zero_shot_documents
+from didi.diffusion.noise import named_generator
 from didi.errors import UsageError
-from didi.evaluation.likelihood import Likelihood
-from didi.models.hub import Bundle
+from didi.evaluation.likelihood import Likelihood, likelihood
+from didi.models.hub import Bundle, Role
+from didi.sampling.generate import decode
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,37 @@ def rows_of(bundle: Bundle, corpus: str) -> Int[Tensor, "n l"]:
     if not len(rows):
         raise UsageError(f"a corpus fills a block of {length} tokens or more; {corpus!r} does not")
     return rows
+
+
+def score_corpus(
+    bundle: Bundle,
+    corpus: str,
+    role: Role,
+    *,
+    num_sequences: int,
+    num_draws: int = 16,
+    batch_size: int = 32,
+    seed: int = 0,
+) -> LikelihoodRow:
+    """One network on a random choice of a corpus's rows, the same for every network of one tokenizer and length.
+
+    Args:
+        bundle: holds the network.
+        corpus: as for ``rows_of``.
+        role: which network.
+        num_sequences: scored, or all where the corpus has fewer.
+        num_draws: masks of each sequence.
+        batch_size: masked sequences in one pass.
+        seed: of the choice and of the masks.
+
+    Raises:
+        UsageError: as ``rows_of``, or the bundle has no such network.
+    """
+    rows = rows_of(bundle, corpus)
+    order = torch.randperm(len(rows), generator=named_generator(seed, "data"))
+    chosen = rows[order[:num_sequences]]
+    found = likelihood(bundle.network(role), chosen, num_draws=num_draws, batch_size=batch_size, seed=seed)
+    return LikelihoodRow(corpus, role, sum(len(text) for text in decode(bundle, chosen)), found)
 
 
 def likelihood_table(rows: Sequence[LikelihoodRow], *, model: str, machine: str) -> str:

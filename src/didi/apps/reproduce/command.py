@@ -13,6 +13,7 @@ from didi.apps.terminal import parse
 from didi.data.zero_shot import HUB, STAND_INS
 from didi.errors import UsageError
 from didi.evaluation.report import write_html, write_text
+from didi.sampling.guided import Guidance
 from didi.training.ablations import PAPER_NFES
 from didi.training.config import DistillConfig
 from didi.training.recipes import DISTILL, PRETRAIN
@@ -88,10 +89,12 @@ def _plan(command: ReproduceCommand) -> Plan:
     )
 
 
+# App. F.3: tilt the first half of the moves, take the best of 4 in the others.
+PAPER_GUIDANCE = Guidance(tilted_fraction=0.5, num_candidates=4, reduction="masked-mean", select="best")
 SAMPLING = {
-    "markov": Sampling(num_samples=1024, judge="markov"),
-    "tiny": Sampling(num_samples=64, judge="smollm2-135m", batch_size=32),
-    "paper": Sampling(num_samples=256, judge="gpt2-large", batch_size=8),
+    "markov": Sampling(num_samples=1024, judge="markov", guidance=PAPER_GUIDANCE),
+    "tiny": Sampling(num_samples=64, judge="smollm2-135m", batch_size=32, guidance=PAPER_GUIDANCE),
+    "paper": Sampling(num_samples=256, judge="gpt2-large", batch_size=8, guidance=PAPER_GUIDANCE),
 }
 
 

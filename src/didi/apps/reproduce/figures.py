@@ -2,19 +2,14 @@
 
 from dataclasses import replace
 
-import torch
-
 from didi.apps.reproduce.plan import Plan
 from didi.apps.reproduce.study import Cell, Run, Study
-from didi.diffusion.noise import named_generator
 from didi.evaluation.anchors import ANCHORS
 from didi.evaluation.figure import latency_figure, perplexity_figure
-from didi.evaluation.likelihood import likelihood
 from didi.evaluation.report import markdown_table
 from didi.evaluation.row import machine_name
-from didi.evaluation.zero_shot import LikelihoodRow, likelihood_table, rows_of
+from didi.evaluation.zero_shot import likelihood_table, score_corpus
 from didi.models.hub import Role, load
-from didi.sampling.generate import decode
 
 LIKELIHOOD_SEQUENCES = 256
 
@@ -29,15 +24,12 @@ def table_7(plan: Plan, study: Study) -> list[str]:
     bundles: dict[Role, str] = {"teacher": plan.teacher, "student": study.bundle_path(plan.student)}
     if plan.twin is not None:
         bundles["autoregressive"] = study.bundle_path(plan.twin)
-    found = []
-    for corpus in plan.corpora:
-        for role, path in bundles.items():
-            bundle = load(path)
-            rows = rows_of(bundle, corpus)
-            order = torch.randperm(len(rows), generator=named_generator(study.sampling.seed, "data"))
-            chosen = rows[order[:LIKELIHOOD_SEQUENCES]]
-            characters = sum(len(text) for text in decode(bundle, chosen))
-            found.append(LikelihoodRow(corpus, role, characters, likelihood(bundle.network(role), chosen)))
+    networks = {role: load(path) for role, path in bundles.items()}
+    found = [
+        score_corpus(bundle, corpus, role, num_sequences=LIKELIHOOD_SEQUENCES, seed=study.sampling.seed)
+        for corpus in plan.corpora
+        for role, bundle in networks.items()
+    ]
     return [likelihood_table(found, model=f"teacher {plan.teacher}", machine=machine_name())]
 
 
