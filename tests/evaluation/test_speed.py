@@ -85,12 +85,12 @@ def test_a_floor_makes_the_passes_of_its_sampler(bundle):
 
 
 def test_shares_sum_to_one_and_the_watched_functions_are_put_back(bundle):
-    before = (Departure.log_probs, torch.autograd.grad, speed.ancestral.sample_categorical)
+    before = (Departure.sample, torch.autograd.grad)
     found = shares(bundle, "guided", LOAD)
     assert set(found) == {"trunk", "head", "draw", "discriminator", "rest"}
     assert sum(found.values()) == pytest.approx(1)
     assert min(found.values()) > 0
-    assert before == (Departure.log_probs, torch.autograd.grad, speed.ancestral.sample_categorical)
+    assert before == (Departure.sample, torch.autograd.grad)
     assert "features" not in vars(bundle.denoiser())
 
 

@@ -10,7 +10,7 @@ import multiprocessing
 import resource
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,7 +24,6 @@ from didi.models.autoregressive import AutoregressiveConfig, AutoregressiveLM
 from didi.models.dit import DiT
 from didi.models.hub import Bundle
 from didi.models.inference import Numerics, for_inference
-from didi.sampling import ancestral, guided
 from didi.sampling.ancestral import Ancestral
 from didi.sampling.autoregressive import LeftToRight
 from didi.sampling.base import Sampler, time_grid
@@ -100,7 +99,7 @@ def compare(
         loads: batches to draw.
         methods: contestants; those that need a network the bundle lacks are refused.
         variants: how the networks run; the published algorithm and the autoregressive model run as the first says.
-        rounds: timed rounds, after one that warms up.
+        rounds: timed rounds, after one of few moves that warms up.
         load_bundle: makes the same bundle in a process of its own (it must be picklable), to measure peak memory;
             without it memory is not measured.
         on_round: called before every round.
@@ -119,15 +118,18 @@ def compare(
     ]
     rows = []
     for load in loads:
-        contestants = {
-            (method, variant): contestant(bundles[variant], method, load, is_whole_batch=variant.is_compiled)
-            for method, variant in entries
-        }
+        warm_up, contestants = (
+            {
+                (method, variant): contestant(bundles[variant], method, one, is_whole_batch=variant.is_compiled)
+                for method, variant in entries
+            }
+            for one in (replace(load, nfe=min(2, load.nfe)), load)
+        )
         seconds: dict[tuple[str, Variant], list[float]] = {entry: [] for entry in entries}
         for number in range(rounds + 1):
             if on_round is not None:
                 on_round(load, number)
-            for entry, draw in contestants.items():
+            for entry, draw in (contestants if number else warm_up).items():
                 elapsed = _timed(draw, bundle)
                 if number:
                     seconds[entry].append(elapsed)
@@ -229,9 +231,7 @@ def _watched(bundle: Bundle) -> Iterator[_Seen]:
     parts: list[tuple[Any, str, str]] = [
         (denoiser, "features", "trunk"),
         (denoiser, "head", "head"),
-        (Departure, "log_probs", "draw"),
-        (ancestral, "sample_categorical", "draw"),
-        (guided, "sample_categorical", "draw"),
+        (Departure, "sample", "draw"),
     ]
     if discriminator is not None:
         parts += [(discriminator, "from_embeddings", "discriminator"), (torch.autograd, "grad", "discriminator")]

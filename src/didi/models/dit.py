@@ -113,14 +113,14 @@ class Rotary(nn.Module):
         self.register_buffer("inv_freq", 10_000 ** (-torch.arange(0, head_dim, 2) / head_dim))
 
     def forward(self, length: int) -> tuple[Float[Tensor, "l e"], Float[Tensor, "l e"]]:
-        """Cosines and sines of every position, each half repeated once."""
-        angles = torch.outer(torch.arange(length, device=self.inv_freq.device), self.inv_freq).repeat(1, 2)
-        return angles.cos(), angles.sin()
+        """Cosines and sines of every position, each half repeated once; the first half of the sines is negated."""
+        angles = torch.outer(torch.arange(length, device=self.inv_freq.device), self.inv_freq)
+        return angles.cos().repeat(1, 2), torch.cat([-angles.sin(), angles.sin()], dim=-1)
 
 
-def _rotate(x: Float[Tensor, "b h l e"], cos: Float[Tensor, "l e"], sin: Float[Tensor, "l e"]) -> Tensor:
+def _rotate(x: Float[Tensor, "*b l e"], cos: Float[Tensor, "l e"], sin: Float[Tensor, "l e"]) -> Tensor:
     first, second = x.chunk(2, dim=-1)
-    return x * cos + torch.cat([-second, first], dim=-1) * sin
+    return torch.addcmul(x * cos, torch.cat([second, first], dim=-1), sin)
 
 
 def _modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
@@ -171,9 +171,9 @@ class Block(nn.Module):
         x = self.conv(x)
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.adaLN_modulation(cond)[:, None].chunk(6, dim=-1)
         qkv = self.attn_qkv(_modulate(self.norm1(x), shift_a, scale_a))
-        query, key, value = qkv.unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        cos, sin = (table.to(query.dtype) for table in rotary)
-        attended = F.scaled_dot_product_attention(_rotate(query, cos, sin), _rotate(key, cos, sin), value)
+        qkv = qkv.unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        query, key = _rotate(qkv[:2], *(table.to(qkv.dtype) for table in rotary))
+        attended = F.scaled_dot_product_attention(query, key, qkv[2])
         x = torch.addcmul(x, gate_a, self.dropout(self.attn_out(attended.transpose(1, 2).flatten(2))))
         return torch.addcmul(x, gate_m, self.dropout(self.mlp(_modulate(self.norm2(x), shift_m, scale_m))))
 

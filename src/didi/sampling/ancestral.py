@@ -15,7 +15,6 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from didi.diffusion.categorical import sample_categorical
 from didi.diffusion.noise import SequenceNoise
 from didi.diffusion.schedule import Schedule, nelbo_weight
 from didi.models.denoiser import Denoiser
@@ -110,5 +109,5 @@ class Ancestral:
         )
         inputs = z if len(read) == len(z) else z[read]
         features = features_at(self.denoiser, inputs, t, schedule)[row, position]
-        log_probs = self.departure.log_probs(self.denoiser.head(features), self.denoiser.mask_id)
-        return z.index_put((sequence, position), sample_categorical(log_probs, uniforms))
+        drawn = self.departure.sample(self.denoiser.head(features), self.denoiser.mask_id, uniforms)
+        return z.index_put((sequence, position), drawn)

@@ -7,7 +7,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from didi.diffusion.categorical import sample_categorical
 from didi.diffusion.noise import SequenceNoise
 from didi.diffusion.schedule import Schedule
 from didi.errors import UsageError
@@ -51,8 +50,8 @@ class LeftToRight:
         unread = torch.cat([torch.full_like(z[:, :1], self.network.mask_id), z[:, :num_visible]], dim=1)
         for position in range(num_visible, length):
             logits = self.network.next_logits(unread, cache)[:, -1]
-            log_probs = self.departure.log_probs(logits, self.network.mask_id)
-            unread = sample_categorical(log_probs, uniforms[:, position - num_visible])[:, None]
+            drawn = self.departure.sample(logits, self.network.mask_id, uniforms[:, position - num_visible])
+            unread = drawn[:, None]
             changed = torch.zeros_like(is_masked)
             changed[:, position] = True
             z = z.clone()

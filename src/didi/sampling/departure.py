@@ -4,9 +4,10 @@ import math
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
+from didi.diffusion.categorical import sample_categorical
 from didi.diffusion.masked import token_log_probs
 from didi.errors import UsageError
 
@@ -29,6 +30,16 @@ class Departure:
             raise UsageError(f"temperature is positive; got {self.temperature}")
         if not 0 < self.top_p <= 1:
             raise UsageError(f"top_p lies in (0, 1]; got {self.top_p}")
+
+    def sample(
+        self, logits: Float[Tensor, "n v"], mask_id: int, uniforms: Float[Tensor, "n *k"]
+    ) -> Int[Tensor, "n *k"]:
+        """Draws from the law of each row, see ``sample_categorical``; never the mask."""
+        if self.top_p < 1:
+            return sample_categorical(self.log_probs(logits, mask_id), uniforms)
+        law = logits.clone() if self.temperature == 1 else logits / self.temperature  # need not be normalised
+        law[..., mask_id] = -torch.inf
+        return sample_categorical(law, uniforms)
 
     def log_probs(self, logits: Float[Tensor, "n v"], mask_id: int) -> Float[Tensor, "n v"]:
         """Normalised law of the token in each row, float32; the mask has none of it."""

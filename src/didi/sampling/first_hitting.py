@@ -12,7 +12,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from didi.diffusion.categorical import sample_categorical
 from didi.diffusion.noise import SequenceNoise
 from didi.diffusion.schedule import Schedule, sigma, time_at
 from didi.models.denoiser import Denoiser, noise_level
@@ -54,9 +53,8 @@ class FirstHitting:
             is_masked = z == mask_id
             changed = is_masked & (is_masked.cumsum(1) == (rank + 1)[:, None])
             features = self._features(z, t, schedule)[changed]
-            log_probs = self.departure.log_probs(self.denoiser.head(features), mask_id)
             z = z.clone()
-            z[changed] = sample_categorical(log_probs, which[is_active])
+            z[changed] = self.departure.sample(self.denoiser.head(features), mask_id, which[is_active])
             num_left = num_left - is_active.long()
             yield StepOutput(z, float(t.max()), changed, is_active.long().cpu(), none)
 

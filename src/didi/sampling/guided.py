@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from didi.diffusion.categorical import sample_categorical
-from didi.diffusion.masked import reveal_probability, token_log_probs
+from didi.diffusion.masked import reveal_probability
 from didi.diffusion.noise import SequenceNoise
 from didi.diffusion.schedule import Schedule, sigma
 from didi.errors import UsageError
@@ -126,12 +126,13 @@ class Guided:
         else:
             is_masked = active == mask_id
             everywhere = self.denoiser.head(self._features(active, t, schedule, is_masked))
+            everywhere[:, mask_id] = -torch.inf
             logits = everywhere[revealed[is_masked]]
             gradient = self._reward_gradient(logits, everywhere, active, revealed, t, schedule)
             bound = self.guidance.gradient_clamp
             logits = logits + scale * gradient.clamp(-bound, bound)
         z = z.clone()
-        z[is_revealed] = sample_categorical(self.departure.log_probs(logits, mask_id), uniforms[is_revealed])
+        z[is_revealed] = self.departure.sample(logits, mask_id, uniforms[is_revealed])
         return z, is_active, 0 if scale == 0 else 2
 
     def _reward_gradient(
@@ -147,7 +148,7 @@ class Guided:
 
         Args:
             logits: those of the positions that the move reveals, which alone are drawn from and differentiated.
-            everywhere: those of all masked positions.
+            everywhere: those of all masked positions; -inf for the mask in both.
             z: the state moved from.
             is_revealed: the positions of ``logits``.
             t: its time.
@@ -169,7 +170,7 @@ class Guided:
             return torch.autograd.grad(reward, leaf)[0]
 
     def _expected_embedding(self, logits: Float[Tensor, "n v"]) -> Float[Tensor, "n d"]:
-        return self.discriminator.embed(token_log_probs(logits, self.denoiser.mask_id).exp())
+        return self.discriminator.embed(logits.float().softmax(-1))
 
     def _ranked_move(
         self,
@@ -190,8 +191,8 @@ class Guided:
         active, revealed = z[is_active], is_revealed[is_active]
         # A row of logits serves all candidates: one cumulative distribution, as many draws.
         is_read = revealed.any(1)
-        log_probs = self.departure.log_probs(self.denoiser.head(self._features(active, t, schedule, is_read)), mask_id)
-        drawn = sample_categorical(log_probs, uniforms[is_active].transpose(1, 2)[is_read])
+        logits = self.denoiser.head(self._features(active, t, schedule, is_read))
+        drawn = self.departure.sample(logits, mask_id, uniforms[is_active].transpose(1, 2)[is_read])
         candidates = active[:, None].repeat(1, num, 1)
         candidates.transpose(1, 2)[is_read] = drawn
         candidates = torch.where(revealed, candidates, active[:, None])

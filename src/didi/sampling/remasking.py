@@ -13,7 +13,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from didi.diffusion.categorical import sample_categorical
 from didi.diffusion.noise import SequenceNoise
 from didi.diffusion.schedule import Schedule
 from didi.errors import UsageError
@@ -91,7 +90,7 @@ class RemaskingSampler:
             if is_active.any():
                 active = z[is_active]
                 features = features_at(self.denoiser, shared_rows(active), t, schedule).expand(len(active), -1, -1)
-                law = self.departure.log_probs(self.denoiser.head(features[is_revealed[is_active]]), mask_id)
-                z_next[is_revealed] = sample_categorical(law, draw[is_revealed])
+                logits = self.denoiser.head(features[is_revealed[is_active]])
+                z_next[is_revealed] = self.departure.sample(logits, mask_id, draw[is_revealed])
             z = z_next
             yield StepOutput(z, float(s), is_revealed | is_remasked, is_active.long().cpu(), none)
