@@ -9,7 +9,7 @@ import torch
 import didi
 from didi.errors import UsageError
 from didi.evaluation import speed
-from didi.evaluation.speed import Load, Variant, compare, contestant, peak_memory, shares
+from didi.evaluation.speed import Load, Variant, compare, contestant, peak_memory, trace
 from didi.evaluation.speed_row import SpeedRow, speed_table
 from didi.models.discriminator import Discriminator
 from didi.models.hub import Bundle
@@ -86,7 +86,7 @@ def test_a_floor_makes_the_passes_of_its_sampler(bundle):
 
 def test_shares_sum_to_one_and_the_watched_functions_are_put_back(bundle):
     before = (Departure.sample, torch.autograd.grad)
-    found = shares(bundle, "guided", LOAD)
+    found = trace(bundle, "guided", LOAD).shares
     assert set(found) == {"trunk", "head", "draw", "discriminator", "rest"}
     assert sum(found.values()) == pytest.approx(1)
     assert min(found.values()) > 0

@@ -6,6 +6,8 @@ from safetensors.torch import load_file
 
 from didi.errors import UsageError
 from didi.models.convert import BACKBONE_PREFIX, dit_from_state_dict
+from didi.models.dit import DiT, DiTConfig
+from didi.training.recipes import PRETRAIN
 
 NUM_HEADS = 3  # as the file's header says
 TENSORS = load_file(Path(__file__).parent / "data" / "mdlm_small.safetensors")
@@ -94,3 +96,23 @@ def test_a_key_both_with_and_without_prefix_is_refused():
 def test_a_wrong_number_of_heads_shows_in_the_rotary_frequencies():
     with pytest.raises(UsageError, match=r"rotary_emb\.inv_freq has shape"):
         dit_from_state_dict(WEIGHTS, 4)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "num_parameters"), [("owt-169m", 169_627_218), ("owt-424m", 424_477_010)], ids=["169M", "424M"]
+)
+def test_the_public_sizes_are_read_at_full_size(recipe, num_parameters):
+    shape = PRETRAIN[recipe].network
+    with torch.device("meta"):
+        config = DiTConfig(
+            vocab_size=50258,
+            mask_id=50257,
+            length=1024,
+            hidden_size=shape.hidden_size,
+            num_blocks=shape.num_blocks,
+            num_heads=shape.num_heads,
+        )
+        weights = {BACKBONE_PREFIX + name: value for name, value in DiT(config).state_dict().items()}
+        network = dit_from_state_dict(weights)
+    assert network.config == config
+    assert sum(parameter.numel() for parameter in network.parameters()) == num_parameters

@@ -109,7 +109,9 @@ def test_the_bundle_is_readable_by_others_and_leaves_nothing_beside_it(saved):
     assert saved.stat().st_mode & 0o777 == 0o755
     assert all(path.stat().st_mode & 0o444 == 0o444 for path in saved.rglob("*") if path.is_file())
     assert [path.name for path in saved.parent.iterdir()] == ["bundle"]
-    assert sorted(path.name for path in saved.iterdir()) == sorted([*ROLES, "bundle.yaml", "tokenizer.json"])
+    assert sorted(path.name for path in saved.iterdir()) == sorted(
+        [*ROLES, "README.md", "bundle.yaml", "tokenizer.json"]
+    )
 
 
 def test_saving_again_replaces_the_whole_bundle(bundle, folder):
@@ -182,12 +184,15 @@ def test_a_missing_file_is_named(folder, file):
 @pytest.mark.parametrize(
     ("file", "content", "message"),
     [
-        ("student/config.json", "{", "not a student of this format"),
-        ("student/config.json", "[]", "not a student of this format"),
-        ("student/config.json", json.dumps({"vocab_size": 4}), "not a student of this format"),
+        ("student/config.json", "{", "not valid JSON"),
+        ("student/config.json", "[]", "holds a JSON mapping of names; got list"),
+        ("student/config.json", json.dumps({"vocab_size": 4}), "lacks the setting mask_id"),
         ("student/model.safetensors", "broken", "not a student of this format"),
         ("bundle.yaml", "a: [", "not valid YAML"),
-        ("bundle.yaml", "- 1", "holds exactly format_version"),
+        ("bundle.yaml", "- 1", "holds a YAML mapping of names; got list"),
+        ("bundle.yaml", "a: &a [1]\nb: *a", "aliases"),
+        ("bundle.yaml", "[" * 5000, "not valid YAML"),
+        ("student/config.json", "[" * 500_000, "not valid JSON"),
         ("tokenizer.json", "{}", "not a tokenizer.json"),
     ],
 )
@@ -264,3 +269,80 @@ def test_all_networks_move_together(saved):
     assert bundle.to("meta") is bundle
     for role in ROLES:
         assert {parameter.device.type for parameter in getattr(bundle, role).parameters()} == {"meta"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"hidden_size": "16"}, "hidden_size in .* is a whole number"),
+        ({"hidden_size": 2**30}, "too large for"),
+        ({"num_blocks": 10**9}, "too large for"),
+        ({"num_blocks": -1}, "num_blocks in .* is a whole number"),
+        ({"num_heads": True}, "num_heads in .* is a whole number"),
+        ({"dropout": float("inf")}, "dropout in .* is a finite number"),
+        ({"surprise": 1}, "has no setting 'surprise'"),
+    ],
+)
+def test_settings_are_checked_before_a_network_is_built(folder, changes, message):
+    file = folder / "teacher" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    with pytest.raises(UsageError, match=message):
+        load(folder)
+
+
+def test_a_card_tells_what_is_in_a_bundle_and_where_it_came_from(bundle, folder):
+    card = (folder / "README.md").read_text()
+    header = yaml.safe_load(card.split("---")[1])
+    assert header["library_name"] == "didi-instruct"
+    assert all(f"| {role} |" in card for role in ROLES)
+    assert "Recipe: test." in card
+    assert "seed: 7" in card
+
+
+def test_the_names_of_other_libraries_do_the_same(bundle, tmp_path):
+    path = bundle.save_pretrained(tmp_path / "bundle")
+    loaded = Bundle.from_pretrained(path)
+    assert torch.equal(loaded.student.vocab_embed.embedding, bundle.student.vocab_embed.embedding)
+
+
+def test_a_bundle_is_pushed_as_the_folder_it_is_loaded_from(monkeypatch, bundle, tmp_path):
+    calls = []
+
+    class Hub:
+        def __init__(self, token):
+            calls.append(("token", token))
+
+        def create_repo(self, repository, **options):
+            calls.append((repository, options))
+
+        def upload_folder(self, *, repo_id, folder_path, commit_message):
+            shutil.copytree(folder_path, tmp_path / "hub")
+            return f"address of {repo_id}"
+
+    monkeypatch.setattr("didi.models.hub.HfApi", Hub)
+    assert bundle.push_to_hub("me/mine", is_private=True, token="secret") == "address of me/mine"
+    assert calls == [("token", "secret"), ("me/mine", {"private": True, "exist_ok": True})]
+    loaded = load(tmp_path / "hub")
+    assert torch.equal(loaded.student.vocab_embed.embedding, bundle.student.vocab_embed.embedding)
+
+
+def test_a_hub_that_refuses_is_one_line(monkeypatch, bundle):
+    def refuse(*_, **__):
+        raise PermissionError("401 Unauthorized\nlong story")
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", refuse)
+    with pytest.raises(DidiError, match=r"the Hub did not take 'me/mine': 401 Unauthorized$"):
+        bundle.push_to_hub("me/mine")
+
+
+def test_a_revision_goes_to_the_hub(monkeypatch, folder):
+    seen = {}
+
+    def fetch(repository, **options):
+        seen.update(repository=repository, **options)
+        return str(folder)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
+    load("owner/name@round-7")
+    assert (seen["repository"], seen["revision"]) == ("owner/name", "round-7")
+    assert "*" not in "".join(seen["allow_patterns"])

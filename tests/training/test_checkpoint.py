@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import pytest
 import torch
 from safetensors.torch import save
@@ -107,12 +110,13 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_newest_falls_back_to_the_one_before(tmp_path, damage):
+def test_a_damaged_newest_falls_back_to_the_one_before_and_says_so(tmp_path, damage, capsys):
     _, newest = write(tmp_path, 1, 2)
     newest.write_bytes(DAMAGES[damage](newest.read_bytes()))
     step, state = load_latest(tmp_path)
     assert step == 1
     assert state["step"] == 1
+    assert f"{newest} is damaged" in capsys.readouterr().err
 
 
 def test_any_single_changed_byte_is_noticed(tmp_path):
@@ -142,3 +146,33 @@ def test_a_failed_write_leaves_the_old_content(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="no space left"):
         write_atomically(path, b"new")
     assert path.read_bytes() == b"old"
+    assert [one.name for one in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_full_disk_keeps_the_checkpoints_there_are(tmp_path):
+    """The limit on the size of a file stands for the disk: the write breaks off in the middle."""
+    script = f"""
+import resource, signal, torch
+from pathlib import Path
+from didi.training.checkpoint import load_latest, save_checkpoint
+save_checkpoint(Path({str(tmp_path)!r}), 1, {{"step": torch.ones(9)}}, keep=1)
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, 2**16))
+try:
+    save_checkpoint(Path({str(tmp_path)!r}), 2, {{"step": torch.ones(2**20)}}, keep=1)
+except Exception as error:
+    print(type(error).__name__, error)
+print(load_latest(Path({str(tmp_path)!r}))[0])
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    said, step = done.stdout.splitlines()
+    assert said.startswith("DidiError")
+    assert "make room and go on with --resume" in said
+    assert step == "1"
+    assert [one.name for one in tmp_path.iterdir()] == ["step-00000001.safetensors"]
+
+
+def test_what_a_killed_writer_left_is_cleared(tmp_path):
+    (tmp_path / ".step-00000009.safetensors.tmp").write_bytes(b"half")
+    write(tmp_path, 1)
+    assert [one.name for one in tmp_path.iterdir()] == ["step-00000001.safetensors"]

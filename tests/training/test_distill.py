@@ -139,7 +139,8 @@ def test_after_the_students_last_step_only_the_discriminator_learns_from_the_fin
     for step, (states, level) in zip(range(5, 8), seen, strict=True):
         generator = named_generator(0, "guidance", step)
         move = torch.randint(1, 4, (4,), generator=generator)  # after 1, 2 or all 3 moves of the averaged student
-        expected = states_before_a_move(job.average.module, move, 3, 8, job.schedule, generator, CPU)
+        draws = torch.rand(2, 4, 8, dtype=torch.float64, generator=generator)
+        expected = states_before_a_move(job.average.module, move, 3, draws, job.schedule)
         assert torch.equal(states[:4], expected)
         assert ((states == 32).any(1) | (move.repeat(2) == 3)).all()
         assert not ((states == 32).any(1) & (move.repeat(2) == 3)).any()  # the real side has the same times

@@ -132,7 +132,7 @@ def test_a_finished_run_that_is_resumed_does_nothing(folder):
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_and_is_not_saved(folder):
-    with pytest.raises(DidiError, match="loss is not finite at step 4; the last checkpoint is kept"):
+    with pytest.raises(DidiError, match="loss is not finite in 1 of the steps up to 4; the last checkpoint is kept"):
         run(Counter(bad_at=3), rhythm(), folder, resume=False)
     assert checkpoints(folder) == [2]
 
@@ -184,8 +184,32 @@ def test_a_resumed_run_keeps_its_settings(folder, changed):
 
 def test_the_setting_that_changed_is_named(folder):
     folder.log({"step": 1})
-    with pytest.raises(UsageError, match="differs at 'rate: 3'"):
+    with pytest.raises(UsageError, match=r"student\.rate was 1 and is 3: give"):
         folder.prepare("student:\n  rate: 3\ndiscriminator:\n  rate: 2\n", resume=True)
+
+
+def test_a_step_that_may_be_skipped_is_counted_and_left_out_of_the_means(folder):
+    run(Counter(bad_at=3), rhythm(max_skipped_steps=1), folder, resume=False)
+    assert checkpoints(folder) == [2, 4, 6]
+    row = next(row for row in rows(folder) if row["step"] == 4 and "loss" in row)
+    assert (row["loss"], row["rate"], row["skipped_steps"]) == (2, 2, 1)
+    assert all("skipped_steps" not in row for row in rows(folder) if row["step"] != 4)
+
+
+def test_a_figure_is_the_mean_of_the_steps_that_have_it(folder):
+    class Late(Counter):
+        def step(self, step):
+            return super().step(step) | ({"late": torch.tensor(5.0)} if step % 2 else {})
+
+    run(Late(), rhythm(), folder, resume=False)
+    assert {row["late"] for row in rows(folder) if "late" in row} == {5}
+
+
+def test_two_runs_do_not_share_a_folder(folder):
+    with folder.locked(), pytest.raises(UsageError, match="another process is running in"), folder.locked():
+        pass
+    with folder.locked():  # free again
+        pass
 
 
 def test_networks_are_cast_only_where_it_pays():

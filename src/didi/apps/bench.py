@@ -20,8 +20,8 @@ from didi.models.dit import DiT, DiTConfig
 from didi.models.hub import Bundle, Role, load
 from didi.models.inference import Numerics
 from didi.sampling.guided import Guidance
-from didi.training.loop import default_device
 from didi.training.recipes import PRETRAIN
+from didi.world import default_device
 
 # Vocabularies of recipes whose tokenizer is not at hand, the mask included.
 VOCABULARIES = {"markov": 33, "tiny-news": 8192, "owt-169m": 50_258, "owt-424m": 50_258}

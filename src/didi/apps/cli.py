@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from didi import __version__
-from didi.apps import bench, demo, likelihood, train
+from didi.apps import bench, convert, demo, likelihood, train
 from didi.apps.live import LiveView
 from didi.apps.reproduce.command import reproduce
 from didi.apps.terminal import ResultConsole, parse, print_rows, run
@@ -30,7 +30,7 @@ from didi.sampling.confidence import ConfidenceOrder
 from didi.sampling.generate import SamplerName, SamplingOptions, generate
 from didi.sampling.guided import Guidance
 from didi.sampling.remasking import Remasking
-from didi.training.loop import default_device
+from didi.world import default_device
 
 
 @dataclass(frozen=True)
@@ -250,6 +250,7 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
     ),
     "reproduce": (reproduce, "tables and figures of the paper, by one command"),
     "bench": (bench.bench, "time and memory of sampling on this machine, side by side"),
+    "convert": (convert.run_convert, "public MDLM, Duo, SDTT, SEDD and DiDi checkpoints into bundles, and back"),
     "assets": (_assets, "list, fetch or verify real corpora and models"),
 }
 

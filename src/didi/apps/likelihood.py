@@ -14,7 +14,7 @@ from didi.evaluation.report import write_text
 from didi.evaluation.row import machine_name
 from didi.evaluation.zero_shot import LikelihoodRow, likelihood_table, score_corpus
 from didi.models.hub import Role, load
-from didi.training.loop import default_device
+from didi.world import default_device
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import io
+import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -16,6 +17,7 @@ from rich.table import Table
 from didi.errors import DidiError, UsageError
 from didi.evaluation.row import EvaluationRow
 from didi.training.loop import Interrupted
+from didi.world import joined
 
 Parsed = TypeVar("Parsed")
 
@@ -63,7 +65,8 @@ def run(command: Callable[[], None]) -> NoReturn:
     """Run a command and leave: status 0; 2 for wrong use, 1 for failure, 130 if interrupted, and one line says why."""
     _keep_freed_memory()
     try:
-        command()
+        with joined() as here, contextlib.nullcontext() if here.is_main else contextlib.redirect_stdout(io.StringIO()):
+            command()
     except UsageError as error:
         _leave(str(error), 2)
     except Interrupted as error:
@@ -82,7 +85,10 @@ def run(command: Callable[[], None]) -> NoReturn:
 
 
 def _leave(message: str, status: int) -> NoReturn:
-    print(f"didi: {' '.join(message.split())}", file=sys.stderr)
+    rank = os.environ.get("RANK", "0")  # of several processes, all say the same of wrong use
+    if rank == "0" or status == 1:
+        who = "didi" if rank == "0" else f"didi, process {rank}"
+        print(f"{who}: {' '.join(message.split())}", file=sys.stderr)
     sys.exit(status)
 
 

@@ -1,6 +1,7 @@
 """``didi pretrain`` and ``didi distill``: a recipe, a YAML file and flags become one configuration and a run."""
 
 import argparse
+import contextlib
 import platform
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -16,11 +17,13 @@ from didi.data.source import Source, open_source
 from didi.errors import UsageError
 from didi.evaluation.row import machine_name
 from didi.models.hub import Bundle, load, save
+from didi.models.untrusted import PlainDumper, read_yaml
 from didi.training.config import DistillConfig, PretrainConfig
 from didi.training.distill import Distillation
-from didi.training.loop import RunFolder, default_device, run
+from didi.training.loop import RunFolder, run
 from didi.training.pretrain import Pretraining
 from didi.training.recipes import DISTILL, PRESETS, PRETRAIN, preset, recipe
+from didi.world import default_device, world
 
 Config = PretrainConfig | DistillConfig
 
@@ -74,10 +77,10 @@ def pretrain_run(config: PretrainConfig, folder: RunFolder, *, resume: bool, dev
         tokenizer=config.data.tokenizer,
         seed=config.seed,
     )
-    folder.prepare(_yaml(config), resume=resume)
-    job = Pretraining(config, source, device)
-    run(job, config.loop, folder, resume=resume)
-    return _finish(job.bundle(), config, folder, device)
+    with _ours(folder, config, resume=resume):
+        job = Pretraining(config, source, device)
+        run(job, config.loop, folder, resume=resume)
+        return _finish(job.bundle(), config, folder, device)
 
 
 def distill(args: Sequence[str]) -> None:
@@ -95,10 +98,20 @@ def distill_run(config: DistillConfig, folder: RunFolder, *, resume: bool, devic
         )
     teacher = load(config.teacher)
     source = distillation_source(config, teacher)
-    folder.prepare(_yaml(config), resume=resume)
-    job = Distillation(config, source, teacher, device, folder.path)
-    run(job, config.loop, folder, resume=resume)
-    return _finish(job.bundle(), config, folder, device, teacher=teacher.provenance)
+    with _ours(folder, config, resume=resume):
+        job = Distillation(config, source, teacher, device, folder.path)
+        run(job, config.loop, folder, resume=resume)
+        return _finish(job.bundle(), config, folder, device, teacher=teacher.provenance)
+
+
+@contextlib.contextmanager
+def _ours(folder: RunFolder, config: Config, *, resume: bool) -> Iterator[None]:
+    """The folder of a run, locked and prepared by the main process for all."""
+    with folder.locked() if world().is_main else contextlib.nullcontext():
+        if world().is_main:
+            folder.prepare(_yaml(config), resume=resume)
+        world().wait()
+        yield
 
 
 def distillation_source(config: DistillConfig, teacher: Bundle) -> Source:
@@ -128,7 +141,7 @@ def _resolve(
         scanner.parse_known_args(args, namespace=early)
     except argparse.ArgumentError:  # a flag without its value; the full parser says so better
         early = argparse.Namespace(config=None, preset=None)
-    overrides = _read_yaml(early.config) if early.config else {}
+    overrides = read_yaml(early.config) if early.config else {}
     chosen = args[0] if has_recipe else overrides.get("recipe")
     if chosen in recipes or has_recipe:
         base = recipe(recipes, str(chosen))
@@ -167,18 +180,6 @@ def _limited(config: Config, max_steps: int | None) -> Config:
     return replace(config, loop=loop, discriminator=discriminator)
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"--config is a readable YAML file; {path} is not ({error.strerror})") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"--config is a YAML file; {path} is not: {' '.join(str(error).split())}") from error
-    if not isinstance(content, dict):
-        raise UsageError(f"--config is a YAML mapping of settings; {path} is not")
-    return content
-
-
 def _flags(settings: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
     """Settings as the flags that mean the same, so that a file and the command line have one parser."""
     for key, value in settings.items():
@@ -204,7 +205,7 @@ def _device(name: str | None) -> torch.device:
 
 
 def _yaml(config: Config) -> str:
-    return yaml.safe_dump(asdict(config), sort_keys=False)
+    return yaml.dump(asdict(config), Dumper=PlainDumper, sort_keys=False)
 
 
 def _finish(bundle: Bundle, config: Config, folder: RunFolder, device: torch.device, **more: Any) -> Path:
@@ -218,6 +219,9 @@ def _finish(bundle: Bundle, config: Config, folder: RunFolder, device: torch.dev
         "settings": asdict(config),
         **more,
     }
-    path = save(bundle, folder.path / "bundle")
-    print(path)
+    path = folder.path / "bundle"
+    if world().is_main:
+        save(bundle, path)
+        print(path)
+    world().wait()
     return path

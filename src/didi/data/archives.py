@@ -23,8 +23,18 @@ def extract(asset: Asset, archive: Path, target: Path) -> dict[str, dict[str, st
     """Write the wanted members of ``asset`` under ``target``; their sizes and hashes by name.
 
     Raises:
-        DidiError: a member is missing, is no plain file, would leave the folder, or the whole is too large.
+        DidiError: a member is missing, is no plain file, would leave the folder, the whole is too large, or it is
+            damaged.
     """
+    try:
+        return _extract(asset, archive, target)
+    except DidiError:
+        raise
+    except Exception as error:  # zip, tar and their compressors have an error each, and raise others' too
+        raise DidiError(f"{asset.archive} could not be unpacked: {' '.join(str(error).split())[:200]}") from error
+
+
+def _extract(asset: Asset, archive: Path, target: Path) -> dict[str, dict[str, str | int]]:
     written: dict[str, dict[str, str | int]] = {}
     room = MAX_EXTRACTED_BYTES
     prefix = f"{asset.root}/" if asset.root else ""

@@ -15,13 +15,14 @@ from didi.diffusion.noise import named_generator
 from didi.errors import UsageError
 from didi.evaluation.diversity import token_entropy
 from didi.evaluation.mauve import Embedding, mauve
-from didi.evaluation.perplexity import SMOLLM2, Judge, load_judge
+from didi.evaluation.perplexity import SMOLLM2, Judge, Scores, load_judge
 from didi.evaluation.report import write_metrics, write_report, write_samples
 from didi.evaluation.row import EvaluationRow, SampleSet, machine_name, measure
 from didi.models.autoregressive import AutoregressiveLM
 from didi.models.hub import Bundle, Role
 from didi.sampling.generate import SamplerName, SamplingOptions, decode, generate, is_self_paced, make_sampler
 from didi.training.pretrain import validation_nll
+from didi.world import world
 
 NELBO_BATCH = 32
 
@@ -93,10 +94,10 @@ def evaluate(
         if embed is not None and reference is not None:
             about |= {"mauve": mauve(embed(texts), reference), "note": f"MAUVE in the space of {embed.name}"}
         for one in judges:
-            scores = one.score(texts, tokens)
+            scores = _scores(one, texts, tokens)
             row = measure(label, sampler, moves, tokens, scores, judge=one.name, seed=seed, **about)
             results.append(SampleSet(row, texts, scores, token_entropy(tokens).cpu()))
-            if out is not None:  # a run that is stopped keeps what it has measured
+            if out is not None and world().is_main:  # a run that is stopped keeps what it has measured
                 write_metrics([result.row for result in results], Path(out))
                 write_samples(results, Path(out))
             if on_set is not None:
@@ -129,10 +130,20 @@ def evaluate(
             grid="given" if settings.times else settings.grid,
             settings=settings.settings,
         )
-    if out is not None:
+    if out is not None and world().is_main:
         recipe = str(bundle.provenance.get("recipe", ""))
         write_report(results, Path(out), title=f"Evaluation of {bundle.name}", recipe=recipe)
     return [result.row for result in results]
+
+
+def _scores(judge: Judge, texts: Sequence[str], tokens: Int[Tensor, "b l"]) -> Scores:
+    """The judge's scores; the processes of ``didi.world`` share the texts."""
+    mine = world().share(len(texts))
+    part = judge.score(texts[mine], tokens[mine])
+    rows = world().joined_items(list(zip(part.nll.tolist(), part.num_tokens.tolist(), strict=True)))
+    nll, num_tokens = zip(*rows, strict=True)
+    num_truncated = sum(world().joined_items([part.num_truncated]))
+    return Scores(torch.tensor(nll, dtype=torch.float64), torch.tensor(num_tokens), num_truncated)
 
 
 def _random_order(rows: Int[Tensor, "n l"], seed: int) -> Int[Tensor, " n"]:

@@ -33,6 +33,12 @@ from didi.sampling.published import Published
 
 Method = Literal["ancestral", "trunk", "published", "guided", "guided floor", "autoregressive"]
 FLOOR: dict[str, Method] = {"ancestral": "trunk", "published": "trunk", "guided": "guided floor"}
+SAMPLER: dict[str, Method] = {
+    "ancestral": "ancestral",
+    "trunk": "ancestral",
+    "guided": "guided",
+    "guided floor": "guided",
+}
 PLAIN_ONLY = ("published", "autoregressive")  # what others are compared with, in the first variant alone
 SEED = 0
 
@@ -71,7 +77,7 @@ def twin(network: DiT) -> AutoregressiveLM:
     model = AutoregressiveLM(
         AutoregressiveConfig(
             vocab_size=shape.vocab_size,
-            mask_id=shape.mask_id,
+            mask_id=network.mask_id,
             length=shape.length,
             hidden_size=shape.hidden_size,
             num_blocks=shape.num_blocks,
@@ -118,21 +124,26 @@ def compare(
     ]
     rows = []
     for load in loads:
-        warm_up, contestants = (
-            {
-                (method, variant): contestant(bundles[variant], method, one, is_whole_batch=variant.is_compiled)
-                for method, variant in entries
-            }
-            for one in (replace(load, nfe=min(2, load.nfe)), load)
-        )
+        if on_round is not None:
+            on_round(load, 0)
+        brief = replace(load, nfe=min(2, load.nfe))
+        contestants: dict[tuple[Method, Variant], Callable[[], object]] = {}
+        traces: dict[tuple[Method, Variant], Trace] = {}
+        for method, variant in entries:
+            one, whole = bundles[variant], variant.is_compiled
+            sampler = SAMPLER.get(method, method)
+            contestant(one, sampler, brief, is_whole_batch=whole)()
+            if sampler in SAMPLER.values() and (sampler, variant) not in traces:
+                traces[sampler, variant] = trace(one, sampler, load, is_whole_batch=whole)
+            contestants[method, variant] = contestant(
+                one, method, load, is_whole_batch=whole, traced=traces.get((sampler, variant))
+            )
         seconds: dict[tuple[str, Variant], list[float]] = {entry: [] for entry in entries}
-        for number in range(rounds + 1):
+        for number in range(1, rounds + 1):
             if on_round is not None:
                 on_round(load, number)
-            for entry, draw in (contestants if number else warm_up).items():
-                elapsed = _timed(draw, bundle)
-                if number:
-                    seconds[entry].append(elapsed)
+            for entry, draw in contestants.items():
+                seconds[entry].append(_timed(draw, bundle))
         published = seconds.get(("published", variants[0]))
         for method, variant in entries:
             own, floor = seconds[method, variant], seconds.get((FLOOR.get(method, ""), variant))
@@ -149,15 +160,15 @@ def compare(
                     peak_mib=math.nan
                     if load_bundle is None or method in FLOOR.values()
                     else peak_memory(load_bundle, method, load, variant),
-                    shares=shares(bundles[variant], method, load, is_whole_batch=variant.is_compiled)
-                    if method in ("ancestral", "guided")
-                    else {},
+                    shares=traces[method, variant].shares if (method, variant) in traces else {},
                 )
             )
     return rows
 
 
-def contestant(bundle: Bundle, method: Method, load: Load, *, is_whole_batch: bool = False) -> Callable[[], object]:
+def contestant(
+    bundle: Bundle, method: Method, load: Load, *, is_whole_batch: bool = False, traced: "Trace | None" = None
+) -> Callable[[], object]:
     """The work of a method, ready to be run and timed.
 
     Args:
@@ -165,6 +176,7 @@ def contestant(bundle: Bundle, method: Method, load: Load, *, is_whole_batch: bo
         method: which.
         load: how much.
         is_whole_batch: the ancestral sampler sees one shape only, as a compiled network wants it.
+        traced: a run of the sampler whose floor is asked for; made here if it is not given.
 
     Raises:
         UsageError: the bundle lacks a network that the method needs.
@@ -183,10 +195,8 @@ def contestant(bundle: Bundle, method: Method, load: Load, *, is_whole_batch: bo
         samplers["guided"] = Guided(denoiser, bundle.discriminator, load.guidance)
     if method in samplers:
         return lambda: _drain(samplers[method], denoiser, load)
-    own = next(name for name, floor in FLOOR.items() if floor == method)
-    with _watched(bundle) as seen:
-        _drain(samplers[own], denoiser, load)
-    return lambda: _passes(bundle, seen.shapes, load)
+    shapes = (traced or trace(bundle, SAMPLER[method], load, is_whole_batch=is_whole_batch)).shapes
+    return lambda: _passes(bundle, shapes, load)
 
 
 @torch.no_grad()
@@ -212,22 +222,38 @@ def _timed(draw: Callable[[], object], bundle: Bundle) -> float:
 
 
 @dataclass
-class _Seen:
-    """What a sampler asked of its networks.
+class Trace:
+    """What a sampler asked of its networks in one run.
 
     Attributes:
         seconds: time in each part.
         shapes: (network, rows, whether a gradient was asked for) of every pass, in order.
+        whole: time of the run.
     """
 
     seconds: dict[str, float] = field(default_factory=dict)
     shapes: list[tuple[str, int, bool]] = field(default_factory=list)
+    whole: float = math.nan
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """Parts of the time that networks, draws and the rest take; they sum to 1."""
+        found = {part: seconds / self.whole for part, seconds in self.seconds.items()}
+        return found | {"rest": 1 - sum(found.values())}
+
+
+def trace(bundle: Bundle, method: Method, load: Load, *, is_whole_batch: bool = False) -> Trace:
+    """One watched run of a sampler."""
+    draw = contestant(bundle, method, load, is_whole_batch=is_whole_batch)
+    with _watched(bundle) as seen:
+        seen.whole = _timed(draw, bundle)
+    return seen
 
 
 @contextlib.contextmanager
-def _watched(bundle: Bundle) -> Iterator[_Seen]:
+def _watched(bundle: Bundle) -> Iterator[Trace]:
     """Record time and shape of each pass while the context lasts."""
-    seen, denoiser, discriminator = _Seen(), bundle.denoiser(), bundle.discriminator
+    seen, denoiser, discriminator = Trace(), bundle.denoiser(), bundle.discriminator
     parts: list[tuple[Any, str, str]] = [
         (denoiser, "features", "trunk"),
         (denoiser, "head", "head"),
@@ -269,15 +295,6 @@ def _passes(bundle: Bundle, shapes: Sequence[tuple[str, int, bool]], load: Load)
                 continue
             for _ in range(1 + has_gradient):
                 discriminator(z, None)
-
-
-def shares(bundle: Bundle, method: Method, load: Load, *, is_whole_batch: bool = False) -> dict[str, float]:
-    """Parts of a sampler's time that its networks, the draws and the rest take; they sum to 1."""
-    draw = contestant(bundle, method, load, is_whole_batch=is_whole_batch)
-    with _watched(bundle) as seen:
-        whole = _timed(draw, bundle)
-    found = {part: seconds / whole for part, seconds in seen.seconds.items()}
-    return found | {"rest": 1 - sum(found.values())}
 
 
 def peak_memory(load_bundle: Callable[[], Bundle], method: Method, load: Load, variant: Variant) -> float:

@@ -1,46 +1,148 @@
-"""Public checkpoints into networks: strict by name and by shape."""
+"""Public checkpoints into networks and back: strict by name and by shape."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from didi.errors import UsageError
+from didi.models.discriminator import Discriminator, DiscriminatorConfig
 from didi.models.dit import DiT, DiTConfig
 
 BACKBONE_PREFIX = "backbone."
+EMBEDDING, HEAD = "vocab_embed.embedding", "output_layer.linear.weight"
+BUFFERS = ("rotary_emb.inv_freq",)  # in a state dict, but no parameters
+LAST_LAYER = "output_layer.main.2."
 
 
 def dit_from_state_dict(
     state_dict: Mapping[str, Tensor],
-    num_heads: int,
+    num_heads: int | None = None,
     *,
     mask_id: int | None = None,
     length: int = 1024,
     is_time_conditioned: bool = False,
+    is_uniform: bool = False,
+    is_tied: bool = False,
 ) -> DiT:
-    """A DiT from a state dict in the public MDLM layout.
+    """A DiT from a state dict in the public MDLM layout, which Duo, SDTT, SEDD and DiDi-Instruct share.
 
     Args:
         state_dict: bare keys, or all of them under ``backbone.`` as in Hub repositories.
-        num_heads: attention heads, which no tensor's shape tells.
+        num_heads: attention heads; by default those that the rotary frequencies tell.
         mask_id: index of [MASK]; the last symbol by default.
         length: context length, which no tensor's shape tells; rotary positions have no limit of their own.
         is_time_conditioned: whether samplers tell the network its noise level.
+        is_uniform: the network denoises uniform-state diffusion, which has no mask.
+        is_tied: the head shares the embedding's matrix, and the state dict may leave it out.
 
     Raises:
         UsageError: a key is missing, extra, or has another shape; all of them are named.
     """
-    weights = {name.removeprefix(BACKBONE_PREFIX): value for name, value in state_dict.items()}
-    if len(weights) != len(state_dict):
-        raise UsageError("a state dict has each key once; this one holds keys both with and without 'backbone.'")
-    config = _infer_config(weights, num_heads, mask_id, length, is_time_conditioned)
+    weights = without_prefix(state_dict)
+    if is_tied:
+        if HEAD in weights and not torch.equal(weights[HEAD], weights[EMBEDDING]):
+            raise UsageError(f"the head of a tied checkpoint is its embedding; {HEAD} differs: leave tied out")
+        weights.setdefault(HEAD, weights.get(EMBEDDING, torch.empty(0)))
+    config = _infer_config(weights, num_heads, mask_id, length, is_time_conditioned, is_uniform)
     with torch.device("meta"):
         network = DiT(config)
     check_keys(network.state_dict(), weights, source="MDLM checkpoint")
-    network.load_state_dict({name: value.clone() for name, value in weights.items()}, strict=True, assign=True)
+    network.load_state_dict(_owned(weights), strict=True, assign=True)
     return network.requires_grad_(True)
+
+
+def discriminator_from_state_dict(
+    state_dict: Mapping[str, Tensor],
+    num_heads: int | None = None,
+    *,
+    mask_id: int | None = None,
+    length: int = 1024,
+    is_real_one: bool = True,
+) -> Discriminator:
+    """A discriminator from the state dict of a DiDi-Instruct release, with spectral norm in the old or the new style.
+
+    Args:
+        state_dict: as of ``dit_from_state_dict``, with ``output_layer.main.{0,2}`` as its head.
+        num_heads: attention heads; by default those that the rotary frequencies tell.
+        mask_id: index of [MASK]; the last symbol by default.
+        length: context length.
+        is_real_one: the file's discriminator labels real text 1, as the released ones do. Ours labels the student's
+            text 1 (docs/deviations.md, row 2), so the last layer changes sign.
+
+    Raises:
+        UsageError: a key is missing, extra, or has another shape; all of them are named.
+    """
+    weights = {_new_spectral_name(name): value for name, value in without_prefix(state_dict).items()}
+    shape = _infer_config(weights, num_heads, mask_id, length, is_time_conditioned=True, is_uniform=False)
+    with torch.device("meta"):
+        network = Discriminator(DiscriminatorConfig(**vars(shape)))
+    check_keys(network.state_dict(), weights, source="discriminator checkpoint")
+    weights = _owned(weights)
+    if is_real_one:  # W / (u W v) keeps its denominator's sign only if u turns with W
+        for name in ("bias", "parametrizations.weight.original", "parametrizations.weight.0._u"):
+            weights[LAST_LAYER + name].neg_()
+    network.load_state_dict(weights, strict=True, assign=True)
+    return network.requires_grad_(True).eval()
+
+
+def mdlm_state_dict(network: DiT) -> dict[str, Tensor]:
+    """The weights in the public MDLM layout, keys under ``backbone.``; ``dit_from_state_dict`` takes them back.
+
+    Raises:
+        UsageError: the network has parts that the layout has not.
+    """
+    if network.config.conv_radius:
+        raise UsageError("the MDLM layout has no convolutions; this network has some (conv_radius is not 0)")
+    return {BACKBONE_PREFIX + name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
+
+
+def averaged_weights(
+    state_dict: Mapping[str, Tensor], shadow: Sequence[Tensor], *, is_tied: bool = False
+) -> dict[str, Tensor]:
+    """A state dict whose parameters are those of an exponential moving average, which holds no names.
+
+    The list has the order of the network's ``parameters()``, which is that of its state dict without buffers; a matrix
+    that is tied is there once.
+
+    Args:
+        state_dict: of the same network, in its own order.
+        shadow: ``ema["shadow_params"]`` of the public code bases.
+        is_tied: the head is the embedding.
+
+    Raises:
+        UsageError: the list does not fit the names, in number or in shape.
+    """
+    names = [name for name in state_dict if name.removeprefix(BACKBONE_PREFIX) not in BUFFERS]
+    if is_tied:
+        names = [name for name in names if name.removeprefix(BACKBONE_PREFIX) != HEAD]
+    if len(names) != len(shadow):
+        raise UsageError(
+            f"averaged weights fit the named ones one by one; there are {len(shadow)} of {len(names)}: use raw weights"
+        )
+    for name, value in zip(names, shadow, strict=True):
+        if value.shape != state_dict[name].shape:
+            raise UsageError(
+                f"averaged weights fit the named ones one by one; that of {name} has shape {list(value.shape)}, not "
+                f"{list(state_dict[name].shape)}: use raw weights"
+            )
+    averaged = dict(state_dict) | dict(zip(names, shadow, strict=True))
+    if is_tied:
+        averaged = {name: value for name, value in averaged.items() if name.removeprefix(BACKBONE_PREFIX) != HEAD}
+    return averaged
+
+
+def without_prefix(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Bare keys.
+
+    Raises:
+        UsageError: a key is there both with the prefix and without.
+    """
+    weights = {name.removeprefix(BACKBONE_PREFIX): value for name, value in state_dict.items()}
+    if len(weights) != len(state_dict):
+        raise UsageError("a state dict has each key once; this one holds keys both with and without 'backbone.'")
+    return weights
 
 
 def check_keys(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], *, source: str) -> None:
@@ -60,23 +162,47 @@ def check_keys(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], *, s
         raise UsageError(f"every key of a {source} is used and has its shape; {'; '.join(problems)}")
 
 
+def _owned(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copies, so that neither tied nor shared memory is left; float32, which networks compute in."""
+    return {name: value.float().clone() for name, value in weights.items()}
+
+
+def _new_spectral_name(name: str) -> str:
+    """``torch.nn.utils.spectral_norm`` named its tensors otherwise than ``torch.nn.utils.parametrizations`` does."""
+    for old, new in (
+        ("weight_orig", "parametrizations.weight.original"),
+        ("weight_u", "parametrizations.weight.0._u"),
+        ("weight_v", "parametrizations.weight.0._v"),
+    ):
+        if name.startswith("output_layer.main.") and name.endswith(f".{old}"):
+            return name.removesuffix(old) + new
+    return name
+
+
 def _infer_config(
-    weights: Mapping[str, Tensor], num_heads: int, mask_id: int | None, length: int, is_time_conditioned: bool
+    weights: Mapping[str, Tensor],
+    num_heads: int | None,
+    mask_id: int | None,
+    length: int,
+    is_time_conditioned: bool,
+    is_uniform: bool,
 ) -> DiTConfig:
-    for name, ndim in (("vocab_embed.embedding", 2), ("sigma_map.mlp.2.weight", 2)):
+    for name, ndim in ((EMBEDDING, 2), ("sigma_map.mlp.2.weight", 2), ("rotary_emb.inv_freq", 1)):
         if name not in weights:
             raise UsageError(f"an MDLM checkpoint holds {name}, which tells its sizes; missing {name}")
         if weights[name].ndim != ndim:
             raise UsageError(f"{name} has {ndim} axes; got shape {list(weights[name].shape)}")
-    vocab_size, hidden_size = weights["vocab_embed.embedding"].shape
-    indices = [int(match[1]) for name in weights if (match := re.match(r"blocks\.(\d+)\.", name))]
+    vocab_size, hidden_size = weights[EMBEDDING].shape
+    indices = {int(match[1]) for name in weights if (match := re.match(r"blocks\.(\d{1,4})\.", name))}
+    if mask_id is None and not is_uniform:
+        mask_id = vocab_size - 1
     return DiTConfig(
         vocab_size=vocab_size,
-        mask_id=vocab_size - 1 if mask_id is None else mask_id,
+        mask_id=mask_id,
         length=length,
         hidden_size=hidden_size,
         num_blocks=max(indices, default=-1) + 1,
-        num_heads=num_heads,
+        num_heads=hidden_size // max(1, 2 * len(weights["rotary_emb.inv_freq"])) if num_heads is None else num_heads,
         cond_dim=weights["sigma_map.mlp.2.weight"].shape[0],
         is_time_conditioned=is_time_conditioned,
     )

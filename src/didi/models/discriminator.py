@@ -35,7 +35,7 @@ class DiscriminatorHead(nn.Module):
 
     def forward(self, x: Float[Tensor, "*rows d"]) -> Float[Tensor, "*rows"]:
         """One logit for each row."""
-        return self.main(x).squeeze(-1)
+        return torch.squeeze_copy(self.main(x), -1)  # no view, which FSDP2 would warn of
 
 
 class Discriminator(DiTTrunk):

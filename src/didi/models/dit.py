@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from didi.errors import UsageError
 from didi.models.denoiser import Simplex, Tokens
@@ -25,7 +26,8 @@ class DiTConfig:
 
     Attributes:
         vocab_size: number of symbols V, the mask included.
-        mask_id: index of [MASK]; the last symbol in the public checkpoints.
+        mask_id: index of [MASK], the last symbol in the public checkpoints; None for a network of uniform-state
+            diffusion, which has none.
         length: context length L.
         hidden_size: width d.
         num_blocks: number of transformer blocks.
@@ -38,7 +40,7 @@ class DiTConfig:
     """
 
     vocab_size: int
-    mask_id: int
+    mask_id: int | None
     length: int
     hidden_size: int = 768
     num_blocks: int = 12
@@ -56,7 +58,7 @@ class DiTConfig:
             )
         if self.conv_radius < 0:
             raise UsageError(f"conv_radius is 0 or more; got {self.conv_radius}")
-        if not 0 <= self.mask_id < self.vocab_size:
+        if self.mask_id is not None and not 0 <= self.mask_id < self.vocab_size:
             raise UsageError(f"mask_id lies in [0, vocab_size); got {self.mask_id} and {self.vocab_size}")
 
 
@@ -210,6 +212,7 @@ class DiTTrunk(nn.Module):
         self.sigma_map = NoiseEmbedding(config.cond_dim)
         self.rotary_emb = Rotary(config.hidden_size // config.num_heads)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_blocks))
+        self.keeps_activations = True
 
     @property
     def vocab_size(self) -> int:
@@ -218,7 +221,16 @@ class DiTTrunk(nn.Module):
 
     @property
     def mask_id(self) -> int:
-        """Index of [MASK]."""
+        """Index of [MASK].
+
+        Raises:
+            UsageError: the network denoises uniform-state diffusion, which has no mask.
+        """
+        if self.config.mask_id is None:
+            raise UsageError(
+                "this needs a masked-diffusion network; the bundle holds one of uniform-state diffusion, which has no "
+                "mask: it can be converted, stored and exported"
+            )
         return self.config.mask_id
 
     @property
@@ -239,7 +251,10 @@ class DiTTrunk(nn.Module):
         cond = F.silu(self.sigma_map(x.new_zeros(1) if sigma is None else sigma))
         rotary = self.rotary_emb(x.shape[1])
         for block in self.blocks:
-            x = block(x, cond, rotary)
+            if self.keeps_activations or not torch.is_grad_enabled():
+                x = block(x, cond, rotary)
+            else:  # only its input; training asks for it (``LoopConfig.activation_checkpointing``)
+                x = checkpoint(block, x, cond, rotary, use_reentrant=False)
         return x, cond
 
 

@@ -7,14 +7,18 @@ teacher/
 discriminator/
 autoregressive/
 tokenizer.json
+README.md          model card
 ```
 """
 
+import contextlib
 import dataclasses
 import json
+import os
+import reprlib
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -22,6 +26,7 @@ from typing import Any, Literal, cast, get_args
 
 import torch
 import yaml
+from huggingface_hub import HfApi
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
@@ -29,12 +34,21 @@ from tokenizers import Tokenizer
 from didi.diffusion.schedule import LogLinear, Schedule, schedule_from_name
 from didi.errors import DidiError, UsageError
 from didi.models.autoregressive import AutoregressiveConfig, AutoregressiveLM
+from didi.models.card import model_card
 from didi.models.convert import check_keys
-from didi.models.discriminator import Discriminator, DiscriminatorConfig
+from didi.models.discriminator import Discriminator, DiscriminatorConfig, num_parameters
 from didi.models.dit import DiT, DiTConfig
+from didi.models.foreign import download
+from didi.models.untrusted import PlainDumper, config_from, read_json, read_tokenizer, read_yaml
 
 FORMAT_VERSION = 1
+WEIGHTS = "model.safetensors"
 ROLES = ("student", "teacher", "discriminator", "autoregressive")
+HUB_FILES = [
+    "bundle.yaml",
+    "tokenizer.json",
+    *(f"{role}/{file}" for role in ROLES for file in ("config.json", WEIGHTS)),
+]
 Role = Literal["student", "teacher", "autoregressive"]
 
 
@@ -90,6 +104,39 @@ class Bundle:
             raise UsageError(f"this needs a masked-diffusion denoiser; bundle {self.name} holds an autoregressive one")
         return chosen
 
+    @staticmethod
+    def from_pretrained(name: Path | str) -> "Bundle":
+        """As ``load``."""
+        return load(name)
+
+    def save_pretrained(self, path: Path | str) -> Path:
+        """As ``save``."""
+        return save(self, path)
+
+    def push_to_hub(self, repository: str, *, is_private: bool = False, token: str | None = None) -> str:
+        """Publish as a Hub repository, which is made if it is not there; returns the address of the commit.
+
+        Args:
+            repository: ``owner/name``.
+            is_private: of a repository that is made.
+            token: of the Hub; the stored login by default.
+
+        Raises:
+            DidiError: the Hub refuses, or cannot be reached.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            path = save(self, Path(folder, "bundle"))
+            try:
+                hub = HfApi(token=token)
+                hub.create_repo(repository, private=is_private, exist_ok=True)
+                commit = hub.upload_folder(
+                    repo_id=repository, folder_path=path, commit_message="Bundle of didi-instruct"
+                )
+            except Exception as error:  # the client raises a score of network, permission and name errors
+                reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+                raise DidiError(f"the Hub did not take {repository!r}: {reason}") from error
+        return str(commit)
+
     def to(self, device: torch.device | str) -> "Bundle":
         """Move every network to a device, in place."""
         for role in ROLES:
@@ -115,10 +162,7 @@ def save(bundle: Bundle, path: Path | str, *, dtype: torch.dtype = torch.float32
         raise UsageError("a bundle holds one network or more; got none")
     if path.exists() and not (path / "bundle.yaml").is_file():
         raise UsageError(f"a bundle replaces only a bundle; {path} is something else: choose another folder")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
-    aside = staging.with_name(f"{staging.name}-replaced")
-    try:
+    with staged_beside(path) as staging:
         for role, network in networks.items():
             (staging / role).mkdir()
             config = json.dumps(dataclasses.asdict(network.config), indent=2)
@@ -128,32 +172,43 @@ def save(bundle: Bundle, path: Path | str, *, dtype: torch.dtype = torch.float32
                 key: (value.to(dtype) if key in learned else value).detach().cpu().contiguous()
                 for key, value in network.state_dict().items()
             }
-            save_file(weights, staging / role / "model.safetensors")
-            # safetensors lets only the owner read
-            (staging / role / "model.safetensors").chmod((staging / role / "config.json").stat().st_mode)
+            save_file(weights, staging / role / WEIGHTS)
         if bundle.tokenizer is not None:
             bundle.tokenizer.save(str(staging / "tokenizer.json"))
-        mask_id = next(iter(networks.values())).mask_id
         manifest = {
             "format_version": FORMAT_VERSION,
             "roles": list(networks),
             "schedule": bundle.schedule.name,
-            "mask_id": mask_id,
+            "mask_id": next(iter(networks.values())).config.mask_id,
             "provenance": bundle.provenance,
         }
-        (staging / "bundle.yaml").write_text(yaml.safe_dump(manifest, sort_keys=False))
+        (staging / "bundle.yaml").write_text(yaml.dump(manifest, Dumper=PlainDumper, sort_keys=False))
+        sizes = {role: num_parameters(network) for role, network in networks.items()}
+        (staging / "README.md").write_text(model_card(sizes, bundle.schedule.name, bundle.provenance), encoding="utf-8")
+    return path
+
+
+@contextlib.contextmanager
+def staged_beside(path: Path) -> Iterator[Path]:
+    """An empty folder that takes the place of ``path`` when the block ends without error, and vanishes otherwise."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+    aside = staging.with_name(f"{staging.name}-replaced")
+    try:
+        yield staging
         staging.chmod(0o755)
+        for file in staging.rglob("*.safetensors"):  # which safetensors lets only the owner read
+            file.chmod(0o644)
         if path.exists():  # moved aside rather than deleted first
             path.replace(aside)
         staging.replace(path)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
         shutil.rmtree(aside, ignore_errors=True)
-    return path
 
 
 def load(name: Path | str) -> Bundle:
-    """Load a bundle by the name of a bundled one, by its folder, or by its Hub repository ``owner/name``.
+    """Load a bundle by a bundled name, by its folder, or from the Hub by ``owner/name`` or ``owner/name@revision``.
 
     Raises:
         UsageError: nothing has that name, or the folder is not a complete bundle of this format.
@@ -162,13 +217,13 @@ def load(name: Path | str) -> Bundle:
     path = _resolve(str(name))
     manifest = _read_manifest(path)
     networks: dict[str, Any] = {role: _load_network(path / role, role) for role in manifest["roles"]}
-    mask_ids = {network.mask_id for network in networks.values()}
+    mask_ids = {network.config.mask_id for network in networks.values()}
     if mask_ids != {manifest["mask_id"]}:
         raise UsageError(f"all networks of a bundle share its mask id {manifest['mask_id']}; {path} has {mask_ids}")
     tokenizer_file = path / "tokenizer.json"
     return Bundle(
         **networks,
-        tokenizer=_load_tokenizer(tokenizer_file) if tokenizer_file.is_file() else None,
+        tokenizer=read_tokenizer(tokenizer_file) if tokenizer_file.is_file() else None,
         schedule=schedule_from_name(manifest["schedule"]),
         provenance=manifest["provenance"],
         name=str(name),
@@ -184,85 +239,64 @@ def bundled_names() -> list[str]:
 def _resolve(name: str) -> Path:
     if name in bundled_names():
         return Path(str(resources.files("didi"))) / "bundles" / name
-    if Path(name).is_dir():
+    if os.path.isdir(name):  # noqa: PTH112 - unlike pathlib's, it takes names that no system could hold
         return Path(name)
-    if name.count("/") == 1 and not name.startswith((".", "/")) and not Path(name).exists():
-        return _download(name)
+    if name.count("/") == 1 and not name.startswith((".", "/")) and not os.path.exists(name):  # noqa: PTH110
+        repository, _, revision = name.partition("@")
+        return download(repository, HUB_FILES, revision or None)
     raise UsageError(
         f"a model is a bundled name ({', '.join(bundled_names())}), a bundle folder or a Hub repository owner/name; "
         f"got {name!r}"
     )
 
 
-def _download(repository: str) -> Path:
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(repository, allow_patterns=["*.yaml", "*.json", "*/*.json", "*/*.safetensors"]))
-    except Exception as error:  # the client raises a score of network, permission and name errors
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise DidiError(f"no folder and no reachable Hub repository {repository!r}: {reason}") from error
-
-
 def _read_manifest(path: Path) -> dict[str, Any]:
     file = path / "bundle.yaml"
     if not file.is_file():
         raise UsageError(f"a bundle folder holds bundle.yaml; {path} does not: give the folder that `didi` wrote")
-    try:
-        manifest = yaml.safe_load(file.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"{file} is not valid YAML: {str(error).splitlines()[0]}") from error
-    wanted = {"format_version": int, "roles": list, "schedule": str, "mask_id": int, "provenance": dict}
-    if not isinstance(manifest, dict) or set(manifest) != set(wanted):
+    manifest = read_yaml(file)
+    wanted = {"format_version": int, "roles": list, "schedule": str, "mask_id": int | None, "provenance": dict}
+    if set(manifest) != set(wanted):
         raise UsageError(f"{file} holds exactly {', '.join(wanted)}")
     for key, kind in wanted.items():
         if not isinstance(manifest[key], kind):
-            raise UsageError(f"{key} in {file} is {kind.__name__}; got {manifest[key]!r}")
+            told = getattr(kind, "__name__", str(kind))
+            raise UsageError(f"{key} in {file} is {told}; got {reprlib.repr(manifest[key])}")
     if manifest["format_version"] != FORMAT_VERSION:
-        raise UsageError(f"this didi reads bundle format {FORMAT_VERSION}; {path} has {manifest['format_version']}")
-    if not manifest["roles"] or not set(manifest["roles"]) <= set(ROLES):
-        raise UsageError(f"roles in {file} are some of {', '.join(ROLES)}; got {manifest['roles']}")
+        found = reprlib.repr(manifest["format_version"])
+        raise UsageError(f"this didi reads bundle format {FORMAT_VERSION}; {path} has {found}")
+    roles = manifest["roles"]
+    if not roles or not all(role in ROLES for role in roles) or len(set(roles)) < len(roles):
+        raise UsageError(f"roles in {file} are some of {', '.join(ROLES)}; got {reprlib.repr(roles)}")
     return manifest
 
 
 def _load_network(folder: Path, role: str) -> DiT | Discriminator | AutoregressiveLM:
-    config_file, weights_file = folder / "config.json", folder / "model.safetensors"
+    config_file, weights_file = folder / "config.json", folder / WEIGHTS
     for file in (config_file, weights_file):
         if not file.is_file():
             raise UsageError(f"the {role} of a bundle is config.json and model.safetensors; {file} is missing")
-    build = _BUILDERS.get(role, _build_denoiser)
+    settings = read_json(config_file)
     try:
-        with torch.device("meta"):
-            network = build(**json.loads(config_file.read_text()))
         weights = load_file(weights_file)
-    except (TypeError, ValueError, SafetensorError) as error:
+        with torch.device("meta"):
+            network = _build(role, settings, weights, str(config_file))
+    except (SafetensorError, ValueError, OSError, RuntimeError) as error:
+        if isinstance(error, DidiError):
+            raise
         raise UsageError(f"{folder} is not a {role} of this format: {error}") from error
     check_keys(network.state_dict(), weights, source=str(weights_file))
     network.load_state_dict({key: value.float() for key, value in weights.items()}, strict=True, assign=True)
     return network.eval()
 
 
-def _build_denoiser(**settings: Any) -> DiT:
-    return DiT(DiTConfig(**settings))
-
-
-def _build_discriminator(**settings: Any) -> Discriminator:
-    return Discriminator(DiscriminatorConfig(**settings))
-
-
-def _build_autoregressive(**settings: Any) -> AutoregressiveLM:
-    with torch.device("cpu"):  # some versions of GPT-2 hold buffers that no file has; on "meta" they would stay empty
-        return AutoregressiveLM(AutoregressiveConfig(**settings))
-
-
-_BUILDERS: dict[str, Callable[..., DiT | Discriminator | AutoregressiveLM]] = {
-    "discriminator": _build_discriminator,
-    "autoregressive": _build_autoregressive,
-}
-
-
-def _load_tokenizer(file: Path) -> Tokenizer:
-    try:
-        return Tokenizer.from_file(str(file))
-    except Exception as error:  # the Rust side raises bare Exception
-        raise UsageError(f"{file} is not a tokenizer.json: {error}") from error
+def _build(
+    role: str, settings: dict[str, Any], weights: dict[str, torch.Tensor], source: str
+) -> DiT | Discriminator | AutoregressiveLM:
+    if role == "discriminator":
+        return Discriminator(config_from(DiscriminatorConfig, settings, weights, source=source))
+    if role == "autoregressive":
+        config = config_from(AutoregressiveConfig, settings, weights, source=source)
+        with torch.device("cpu"):  # some versions of GPT-2 hold buffers no file has; on "meta" they would stay empty
+            return AutoregressiveLM(config)
+    return DiT(config_from(DiTConfig, settings, weights, source=source))

@@ -25,6 +25,7 @@ from didi.sampling.first_hitting import FirstHitting
 from didi.sampling.guided import Guidance, Guided
 from didi.sampling.published import Published
 from didi.sampling.remasking import Remasking, RemaskingSampler
+from didi.world import world
 
 SamplerName = Literal[
     "ancestral", "guided", "first-hitting", "tau-leaping", "confidence", "entropy-bounded", "remasking"
@@ -236,7 +237,7 @@ def generate(
     on_step: Callable[[StepOutput], None] | None = None,
     **overrides: object,
 ) -> Generation:
-    """Sample texts from a bundle.
+    """Sample texts from a bundle; the processes of ``didi.world`` share the work, and each gets all of it.
 
     Args:
         bundle: from ``didi.load``.
@@ -272,9 +273,10 @@ def generate(
     nfe = length if is_self_paced(network, options.sampler) else len(options.move_times(nfe)) - 1
     canvas = canvas_from_prompt(bundle, length, prefix=prefix, infill=infill)
     started = time.perf_counter()
-    tokens, student, discriminator = [], [], []
-    for begin in range(0, num_samples, options.batch_size):
-        indices = list(range(begin, min(begin + options.batch_size, num_samples)))
+    drawn: list[tuple[Tensor, Tensor, Tensor]] = []
+    mine = range(num_samples)[world().share(num_samples)]
+    for begin in range(0, len(mine), options.batch_size):
+        indices = list(mine[begin : begin + options.batch_size])
         student_passes = torch.zeros(len(indices), dtype=torch.long)
         discriminator_passes = torch.zeros(len(indices), dtype=torch.long)
         z = canvas.expand(len(indices), -1)
@@ -284,16 +286,14 @@ def generate(
             discriminator_passes += step.discriminator_passes
             if on_step is not None:
                 on_step(step)
-        tokens.append(z.cpu())
-        student.append(student_passes)
-        discriminator.append(discriminator_passes)
-    all_tokens = torch.cat(tokens)
+        drawn.append((z.cpu(), student_passes, discriminator_passes))
+    all_tokens, all_student, all_discriminator = map(torch.cat, zip(*world().joined_items(drawn), strict=True))
     return Generation(
         tokens=all_tokens,
         texts=decode(bundle, all_tokens),
         nfe=nfe,
-        student_passes=torch.cat(student),
-        discriminator_passes=torch.cat(discriminator),
+        student_passes=all_student,
+        discriminator_passes=all_discriminator,
         seed=seed,
         precision=options.precision,
         sampler=options.sampler,

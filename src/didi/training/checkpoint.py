@@ -3,12 +3,15 @@
 import hashlib
 import json
 import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors.torch import save_file
 from torch import Tensor
 
 from didi.errors import DidiError
@@ -24,21 +27,32 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any], *, keep: int
         step: updates done.
         state: nested dicts, lists, tensors and JSON scalars.
         keep: newest checkpoints that stay.
+
+    Raises:
+        DidiError: the disk is full or cannot be written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     tensors: dict[str, Tensor] = {}
-    structure = json.dumps(_pack(state, tensors))
+    structure = json.dumps(_pack(state, tensors, set()))
     path = folder / f"step-{step:08d}.safetensors"
-    # The rename below is atomic, so a file of this name is whole unless the disk itself lied; the digest tells.
-    content = save(tensors, metadata={"structure": structure, "digest": _digest(structure, tensors)})
-    write_atomically(path, content)
+    metadata = {"structure": structure, "digest": _digest(structure, tensors)}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for unfinished in folder.glob(f".{PATTERN}.tmp"):  # of a run that was killed while it wrote
+            unfinished.unlink()
+        with replacing(path) as temporary:
+            save_file(tensors, temporary, metadata=metadata)
+    except (OSError, SafetensorError) as error:  # the latter where the disk is full
+        raise DidiError(
+            f"{path} could not be written ({error}); the checkpoints before it are kept: make room and go on with "
+            "--resume"
+        ) from error
     for old in sorted(folder.glob(PATTERN))[:-keep]:
         old.unlink()
     return path
 
 
 def load_latest(folder: Path) -> tuple[int, dict[str, Any]] | None:
-    """Step and state of the newest checkpoint that is whole; None if there is none.
+    """Step and state of the newest checkpoint that is whole, None if there is none; damaged ones are named on stderr.
 
     Raises:
         DidiError: there are checkpoints, but every one is damaged.
@@ -47,21 +61,33 @@ def load_latest(folder: Path) -> tuple[int, dict[str, Any]] | None:
     for path in paths:
         try:
             return int(path.stem.removeprefix("step-")), _read(path)
-        except (SafetensorError, KeyError, ValueError):
-            continue
+        except (SafetensorError, KeyError, ValueError) as error:
+            print(f"{path} is damaged ({error}) and left aside; the one before it is tried", file=sys.stderr)
     if paths:
         raise DidiError(f"every checkpoint in {folder} is damaged; start again in another folder with --out")
     return None
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that a reader sees the old content or the new, never a part."""
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary name to write to, which becomes ``path`` when the block ends without error, and vanishes otherwise.
+
+    A reader sees the old content or the new, never a part.
+    """
     temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file as a whole or not at all."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -82,16 +108,19 @@ def _digest(structure: str, tensors: dict[str, Tensor]) -> str:
     return hasher.hexdigest()
 
 
-def _pack(value: Any, tensors: dict[str, Tensor]) -> Any:
+def _pack(value: Any, tensors: dict[str, Tensor], storages: set[int]) -> Any:
     """JSON form of ``value``; tensors move to ``tensors``. Dicts become pairs, since an optimizer's keys are ints."""
     if isinstance(value, Tensor):
         name = f"t{len(tensors):06d}"
-        tensors[name] = value.detach().cpu().contiguous().clone()
+        value = value.detach().cpu().contiguous()
+        storage = value.untyped_storage().data_ptr()
+        tensors[name] = value.clone() if storage in storages else value  # a file holds each tensor apart
+        storages.add(storage)
         return {"tensor": name}
     if isinstance(value, dict):
-        return {"dict": [[key, _pack(item, tensors)] for key, item in value.items()]}
+        return {"dict": [[key, _pack(item, tensors, storages)] for key, item in value.items()]}
     if isinstance(value, list | tuple):
-        return {"list": [_pack(item, tensors) for item in value]}
+        return {"list": [_pack(item, tensors, storages) for item in value]}
     return {"value": value}
 
 

@@ -118,8 +118,15 @@ class LoopConfig:
     """Steps between checkpoints (and one at the end)."""
     keep_checkpoints: int = 2
     """Newest checkpoints that are kept."""
+    max_skipped_steps: int = 0
+    """Steps between two log lines whose loss or gradient may be infinite or not a number: they change nothing; one
+    more ends the run."""
     precision: Literal["auto", "float32", "bf16"] = "auto"
     """Autocast of the networks; ``auto`` is bf16 on an accelerator that has it, float32 on a CPU."""
+    fsdp: bool = False
+    """Under torchrun, shard weights, gradients and moments over the processes (FSDP2) instead of copying them (DDP)."""
+    activation_checkpointing: bool = False
+    """Keep only the input of each trained block, and run the block again in the backward pass: less memory."""
     ema_decay: float = 0.9999
     """Decay of the averaged weights that the bundle gets (row 17)."""
     ema_ramp: bool = True
@@ -128,7 +135,13 @@ class LoopConfig:
     def __post_init__(self) -> None:
         _at_least(1, self, "steps", "batch_size", "accumulation", "keep_checkpoints", "validation_sequences")
         _at_least(1, self, "log_every", "validate_every", "checkpoint_every")
+        _at_least(0, self, "max_skipped_steps")
         _share(self, "ema_decay")
+
+
+def _check_sharding(loop: LoopConfig, *optimizers: OptimizerConfig) -> None:
+    if loop.fsdp and any(optimizer.method == "muon" for optimizer in optimizers):
+        raise UsageError("loop.fsdp goes with AdamW: Muon needs whole matrices; set the optimizer's method to adamw")
 
 
 @dataclass(frozen=True)
@@ -151,6 +164,9 @@ class PretrainConfig:
     network: NetworkConfig = field(default_factory=NetworkConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     loop: LoopConfig = field(default_factory=LoopConfig)
+
+    def __post_init__(self) -> None:
+        _check_sharding(self.loop, self.optimizer)
 
 
 @dataclass(frozen=True)
@@ -271,6 +287,7 @@ class DistillConfig:
 
     def __post_init__(self) -> None:
         objective, discriminator, loop = self.objective, self.discriminator, self.loop
+        _check_sharding(loop, self.student_optimizer, self.discriminator_optimizer)
         if loop.accumulation > 1 and discriminator.steps_per_student_step > 1:
             raise UsageError(
                 "discriminator.steps_per_student_step is 1 where loop.accumulation is more than 1: several "

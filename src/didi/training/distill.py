@@ -2,6 +2,7 @@
 
 import copy
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,6 +20,7 @@ from didi.models.discriminator import Discriminator, log_ratio_logits
 from didi.models.dit import DiT
 from didi.models.hub import Bundle
 from didi.objectives.didi import (
+    Advantages,
     advantages,
     discriminator_loss,
     log_density_ratio,
@@ -27,11 +29,13 @@ from didi.objectives.didi import (
     unsmooth,
 )
 from didi.training.config import DistillConfig
+from didi.training.distributed import Synchronised, check_divides, full_state, load_full_state, shard, unsharded
 from didi.training.loop import Metrics, autocast_dtype
 from didi.training.optim import averaged, averaged_network, learning_rate, make_optimizer, update
 from didi.training.pretrain import validation_nll
 from didi.training.real_source import real_sampler
 from didi.training.rollout import Rollout, first_law, law_at_masks, rollout, states_before_a_move
+from didi.world import world
 
 
 class Distillation:
@@ -55,6 +59,8 @@ class Distillation:
         self.teacher = teacher.denoiser("teacher" if teacher.teacher is not None else None).to(device).eval()
         self.teacher.requires_grad_(False)
         _check_fit(config, self.teacher.length, self.teacher.vocab_size, source)
+        check_divides(config.loop.batch_size)
+        self.world = world()
         torch.manual_seed(derive_seed(config.seed, "discriminator-head"))
         self.discriminator = Discriminator.from_denoiser(
             self.teacher,
@@ -64,6 +70,14 @@ class Distillation:
         self.discriminator.train_last_blocks(config.discriminator.trainable_blocks)
         self.student = copy.deepcopy(self.teacher).requires_grad_(True)
         self.average = averaged(self.student, config.loop.ema_decay, is_ramped=config.loop.ema_ramp)
+        for trained in (self.student, self.discriminator):
+            trained.keeps_activations = not config.loop.activation_checkpointing
+        if config.loop.fsdp:
+            self.teacher = copy.deepcopy(self.teacher)  # the caller's stays whole
+            for network in (self.student, self.discriminator, self.average.module, self.teacher):
+                shard(network)
+        self._student_passes = Synchronised(self.student)
+        self._discriminator_passes = Synchronised(self.discriminator)
         self.student_optimizer = make_optimizer(self.student, config.student_optimizer)
         self.discriminator_optimizer = make_optimizer(self.discriminator, config.discriminator_optimizer)
         self.warmup_steps = config.discriminator.warmup_steps
@@ -86,9 +100,10 @@ class Distillation:
         is_warmup = step < self.warmup_steps
         metrics: dict[str, Tensor | float] = {}
         for number in range(self.config.loop.accumulation):
-            with torch.set_grad_enabled(not is_warmup), self._cast():
-                batch = rollout(
-                    self.student,
+            last = number + 1 == self.config.loop.accumulation
+            passes = partial(rollout, self.student) if is_warmup else partial(self._student_passes, rollout)
+            with torch.set_grad_enabled(not is_warmup), self._cast(), self._student_passes.until(last):
+                batch = passes(
                     self.config.loop.batch_size,
                     self.config.data.length,
                     self._warmup_objective if is_warmup else self.config.objective,
@@ -96,7 +111,6 @@ class Distillation:
                     named_generator(self.config.seed, "rollout", step, number),
                     self.device,
                 )
-            last = number + 1 == self.config.loop.accumulation
             _add(metrics, self._discriminator_update(batch, step, number, is_last=last))
             if not is_warmup:
                 _add(metrics, self._student_update(batch, step, is_last=last))
@@ -107,14 +121,21 @@ class Distillation:
     # --------------------------------------------------------------------------------------------------------- #
 
     def _discriminator_backward(
-        self, fake_t: Int[Tensor, "b l"], real_t: Int[Tensor, "b l"], t: Float[Tensor, " b"], scale: float
+        self,
+        fake_t: Int[Tensor, "b l"],
+        real_t: Int[Tensor, "b l"],
+        t: Float[Tensor, " b"],
+        scale: float = 1.0,
+        *,
+        is_last: bool = True,
     ) -> Metrics:
-        """Back-propagate ``scale`` times the loss of Eq. 8 for corrupted student and real rows."""
+        """Back-propagate ``scale`` times the loss of Eq. 8 for corrupted student and real rows, of this process."""
         states = torch.cat([fake_t, real_t])
         self.discriminator.train()
-        with self._cast():
+        with self._cast(), self._discriminator_passes.until(is_last):
             level = sigma(self.schedule, t).float().to(self.device).repeat(2)
-            logits = self.discriminator(states, level if self.discriminator.is_time_conditioned else None).float()
+            told = level if self.discriminator.is_time_conditioned else None
+            logits = self._discriminator_passes(Discriminator.__call__, states, told).float()
         fake_logits, real_logits = logits.chunk(2)
         fake_masks, real_masks = (states == self.teacher.mask_id).chunk(2)
         smoothing = self.config.discriminator.label_smoothing
@@ -130,21 +151,17 @@ class Distillation:
         num_rows, num_moves = self.config.loop.batch_size, self.config.discriminator.guidance_nfe
         generator = named_generator(self.config.seed, "guidance", step)
         move = torch.randint(1, num_moves + 1, (num_rows,), generator=generator)  # the last one leaves no masks
-        t = 1 - move.double() / num_moves
-        with self._cast():
-            fake_t = states_before_a_move(
-                cast(DiT, averaged_network(self.average)),
-                move,
-                num_moves,
-                self.config.data.length,
-                self.schedule,
-                generator,
-                self.device,
-            )
+        draws = torch.rand(2, num_rows, self.config.data.length, dtype=torch.float64, generator=generator)
         real = self._real(step, 0, 0, num_rows)
         uniforms = torch.rand(real.shape, dtype=torch.float64, generator=generator)
+        move, real, uniforms = map(self.world.mine, (move, real, uniforms))
+        draws = torch.stack([self.world.mine(one) for one in draws]).to(self.device)
+        t = 1 - move.double() / num_moves
+        with self._cast():
+            student = cast(DiT, averaged_network(self.average))
+            fake_t = states_before_a_move(student, move, num_moves, draws, self.schedule)
         real_t = corrupt(real, self.schedule.alpha(t), self.teacher.mask_id, uniforms).to(self.device)
-        metrics = self._discriminator_backward(fake_t, real_t, t, 1.0)
+        metrics = self._discriminator_backward(fake_t, real_t, t)
         config = self.config.discriminator_optimizer
         rate = learning_rate(config, step - self.last_student_step, self.config.discriminator.guidance_steps)
         norm = update(self.discriminator, self.discriminator_optimizer, config, rate)
@@ -161,8 +178,10 @@ class Distillation:
         metrics: dict[str, Tensor | float] = {}
         for repeat in range(num_updates):
             generator = named_generator(self.config.seed, "discriminator", step, number, repeat)
-            real = self._real(step, number, repeat, len(t)).to(self.device)
-            uniforms = torch.rand(2, *real.shape, dtype=torch.float64, generator=generator).to(self.device)
+            real = self._real(step, number, repeat, len(t) * self.world.size)
+            uniforms = torch.rand(2, *real.shape, dtype=torch.float64, generator=generator)
+            real = self.world.mine(real).to(self.device)
+            uniforms = torch.stack([self.world.mine(one) for one in uniforms]).to(self.device)
             fake_t = (
                 batch.z_t[:, :num_completions, 0].flatten(0, 1)
                 if repeat == 0
@@ -171,7 +190,11 @@ class Distillation:
             _add(
                 metrics,
                 self._discriminator_backward(
-                    fake_t, corrupt(real, alpha, mask_id, uniforms[1]), t, 1 / self.config.loop.accumulation
+                    fake_t,
+                    corrupt(real, alpha, mask_id, uniforms[1]),
+                    t,
+                    1 / self.config.loop.accumulation,
+                    is_last=is_last,
                 ),
                 1 / (num_updates * self.config.loop.accumulation),
             )
@@ -219,11 +242,17 @@ class Distillation:
         if objective.pg_reduction == "token-mean":
             length = batch.x.shape[-1]
             first_score, second_score = first_score / length, second_score / length
-        advantage = advantages(
-            rewards,
-            grouping=objective.advantage,
-            group_size=objective.group_size,
-            normalise=objective.normalise_advantage,
+        all_rewards = self.world.gathered(rewards)  # groups and their spread are those of the whole batch
+        advantage = Advantages(
+            *map(
+                self.world.mine,
+                advantages(
+                    all_rewards,
+                    grouping=objective.advantage,
+                    group_size=objective.group_size,
+                    normalise=objective.normalise_advantage,
+                ),
+            )
         )
         policy = policy_loss(first_score, second_score, advantage, weight.float().to(self.device)).mean()
         regulariser, figures = self._regulariser(batch)
@@ -233,8 +262,8 @@ class Distillation:
         _add(
             metrics,
             {
-                "reward": rewards.mean(),
-                "reward_std": rewards.std(),
+                "reward": all_rewards.mean(),
+                "reward_std": all_rewards.std(),
                 "clamp_fraction": clamp_fraction,
                 **figures,
             },
@@ -254,7 +283,7 @@ class Distillation:
         if objective.score_decomposition:
             laws.append(batch.second_log_probs)
         with torch.set_grad_enabled(bool(objective.entropy_weight)):  # without a bonus it is only logged
-            entropies = [_mean(entropy(law)) for law in laws]
+            entropies = [self._mean(entropy(law)) for law in laws]
         figures = {"entropy": entropies[-1].detach()}
         loss = -objective.entropy_weight * torch.stack(entropies).sum()
         if objective.divergence_weight:
@@ -265,12 +294,17 @@ class Distillation:
                 if objective.score_decomposition:
                     teacher_laws.append(law_at_masks(self.teacher, batch.z_tau, batch.tau, self.schedule))
             divergences = [
-                _mean(divergence(objective.divergence, of_teacher, law))
+                self._mean(divergence(objective.divergence, of_teacher, law))
                 for of_teacher, law in zip(teacher_laws, laws, strict=True)
             ]
             figures["divergence"] = torch.stack(divergences).sum().detach()
             loss = loss + objective.divergence_weight * torch.stack(divergences).sum()
         return loss, figures
+
+    def _mean(self, values: Tensor) -> Tensor:
+        """This process's part of the mean over the values of all, of which the processes' mean is that mean."""
+        num = self.world.mean(torch.tensor(float(values.numel()), device=self.device))
+        return values.sum() / num.clamp(min=1 / self.world.size)
 
     def _cast(self) -> torch.autocast:
         return torch.autocast(self.device.type, dtype=self._autocast, enabled=self._autocast is not None)
@@ -289,21 +323,21 @@ class Distillation:
 
     def state_dict(self) -> dict[str, Any]:
         """Both trained networks, the average and both optimizers; the teacher is frozen and comes from its bundle."""
-        return {name: getattr(self, name).state_dict() for name in self._STATE}
+        return {name: full_state(getattr(self, name).state_dict()) for name in self._STATE}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Back to a state of ``state_dict``."""
         for name in self._STATE:
-            getattr(self, name).load_state_dict(state[name])
+            load_full_state(getattr(self, name), state[name])
 
     _STATE = ("student", "average", "discriminator", "student_optimizer", "discriminator_optimizer")
 
     def bundle(self) -> Bundle:
         """The averaged student, its teacher and the discriminator."""
         return Bundle(
-            student=cast(DiT, averaged_network(self.average)),
-            teacher=self.teacher,
-            discriminator=self.discriminator.eval(),
+            student=unsharded(cast(DiT, averaged_network(self.average))),
+            teacher=unsharded(self.teacher),
+            discriminator=unsharded(self.discriminator.eval()),
             tokenizer=self.tokenizer,
             schedule=self.schedule,
         )
@@ -312,11 +346,6 @@ class Distillation:
 def _add(metrics: dict[str, Tensor | float], new: Metrics, scale: float = 1.0) -> None:
     for name, value in new.items():
         metrics[name] = metrics.get(name, 0.0) + value * scale
-
-
-def _mean(values: Tensor) -> Tensor:
-    """Mean; 0 of nothing."""
-    return values.sum() / max(1, values.numel())
 
 
 def _check_fit(config: DistillConfig, length: int, vocab_size: int, source: Source) -> None:

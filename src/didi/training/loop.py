@@ -13,13 +13,17 @@ from types import FrameType
 from typing import Any, Protocol, runtime_checkable
 
 import torch
+import yaml
+from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from didi.errors import DidiError, UsageError
+from didi.models.untrusted import read_yaml
 from didi.training.checkpoint import PATTERN, load_latest, save_checkpoint, write_atomically
 from didi.training.config import LoopConfig
+from didi.world import world
 
 Metrics = Mapping[str, Tensor | float]
 
@@ -78,20 +82,37 @@ class RunFolder:
         has_run = self.metrics.is_file() or any(self.checkpoints.glob(PATTERN))
         if has_run and not resume:
             raise UsageError(f"--out names a new folder; {self.path} holds a run: add --resume or choose another")
-        if has_run:
-            old = config_file.read_text().splitlines() if config_file.is_file() else []
-            new = config_yaml.splitlines()
-            changed = [line.strip() for line in new if line not in old] + [
-                line.strip() for line in old if line not in new
+        if has_run and config_file.is_file():
+            old, new = _settings(read_yaml(config_file)), _settings(yaml.safe_load(config_yaml))
+            changed = [
+                f"{name} was {old.get(name, 'not there')} and is {new.get(name, 'not there')}"
+                for name in {**old, **new}
+                if old.get(name, _settings) != new.get(name, _settings)
             ]
-            if old and old != new:
-                changed = changed or [next(b for a, b in zip(old, new, strict=False) if a != b).strip()]
+            if changed:
                 raise UsageError(
-                    f"--resume keeps a run's settings; {config_file} differs at '{changed[0]}': give the settings it "
-                    "was started with, or another --out"
+                    f"--resume keeps a run's settings; those of {config_file} differ: {'; '.join(changed)}: give the "
+                    "settings it was started with, or another --out"
                 )
         self.path.mkdir(parents=True, exist_ok=True)
         write_atomically(config_file, config_yaml.encode())
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes from running here; the system frees the folder even where this process is killed.
+
+        Raises:
+            UsageError: another run is in the folder.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            with FileLock(self.path / ".lock", timeout=0):
+                yield
+        except Timeout as error:
+            raise UsageError(
+                f"--out names a folder of its own; another process is running in {self.path}: wait for it, or choose "
+                "another"
+            ) from error
 
     def cut_metrics(self, step: int) -> None:
         """Forget the lines of steps after ``step``, which a resumed run writes again."""
@@ -113,6 +134,14 @@ class RunFolder:
             file.write(json.dumps(row) + "\n")
 
 
+def _settings(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted names and their values."""
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        flat |= _settings(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return flat
+
+
 class Interrupted(DidiError):
     """The run was asked to stop and has saved its state."""
 
@@ -120,21 +149,26 @@ class Interrupted(DidiError):
 def run(job: Job, config: LoopConfig, folder: RunFolder, *, resume: bool) -> None:
     """Train ``job`` to its end, from its newest checkpoint if there is one and ``resume`` is on.
 
+    A step whose loss or gradient is not finite changes no weight and no average (``optim.update``); more of them than
+    ``config.max_skipped_steps`` between two log lines end the run.
+
     Raises:
         Interrupted: Ctrl-C or SIGTERM; the state is saved.
-        DidiError: a loss is not finite; the last good checkpoint stays.
+        DidiError: too many steps were not finite; the last good checkpoint stays.
     """
     begin = 0
     if resume and (latest := load_latest(folder.checkpoints)) is not None:
         begin, state = latest
         job.load_state_dict(state)
-    folder.cut_metrics(begin)
-    meter = _Meter(job, folder, begin)
+    main = world().is_main
+    if main:
+        folder.cut_metrics(begin)
+    meter = _Meter(job, folder, begin, config.max_skipped_steps)
     with _stop_signals() as stop, meter:
         for step in range(begin, job.num_steps):
             meter.add(job.step(step))
             done = step + 1
-            is_stopping = bool(stop)
+            is_stopping = world().any(bool(stop))
             is_last = done == job.num_steps or is_stopping
             if done % config.log_every == 0 or is_last:
                 meter.write(done)
@@ -142,8 +176,10 @@ def run(job: Job, config: LoopConfig, folder: RunFolder, *, resume: bool) -> Non
                 with meter.paused():
                     meter.note(done, job.validate())
             if done % config.checkpoint_every == 0 or is_last:
+                state = job.state_dict()
                 with meter.paused():
-                    save_checkpoint(folder.checkpoints, done, job.state_dict(), keep=config.keep_checkpoints)
+                    if main:
+                        save_checkpoint(folder.checkpoints, done, state, keep=config.keep_checkpoints)
             if is_stopping and done < job.num_steps:
                 raise Interrupted(f"stopped at step {done} of {job.num_steps}, saved; go on with --resume")
 
@@ -169,11 +205,11 @@ def _stop_signals() -> Iterator[list[int]]:
 class _Meter:
     """Means of the metrics between two log lines, to the file and to the screen (stderr)."""
 
-    def __init__(self, job: Job, folder: RunFolder, begin: int) -> None:
-        self._job, self._folder, self._begin = job, folder, begin
-        self._sums: dict[str, Tensor | float] = {}
-        self._num = 0
+    def __init__(self, job: Job, folder: RunFolder, begin: int, max_skipped: int) -> None:
+        self._job, self._folder, self._begin, self._max_skipped = job, folder, begin, max_skipped
+        self._steps: list[tuple[list[str], Tensor]] = []
         self._since = time.perf_counter()
+        self._is_main = world().is_main
         self._console = Console(stderr=True)
         self._progress = Progress(
             TextColumn("{task.description}"),
@@ -182,7 +218,7 @@ class _Meter:
             TimeRemainingColumn(),
             TextColumn("{task.fields[figures]}"),
             console=self._console,
-            disable=not self._console.is_terminal,
+            disable=not (self._console.is_terminal and self._is_main),
         )
 
     def __enter__(self) -> "_Meter":
@@ -194,34 +230,48 @@ class _Meter:
         self._progress.stop()
 
     def add(self, metrics: Metrics) -> None:
-        """Count the metrics of one step."""
-        for name, value in metrics.items():
-            self._sums[name] = self._sums.get(name, 0.0) + (value.detach() if isinstance(value, Tensor) else value)
-        self._num += 1
+        """Count the metrics of one step; a device is not waited for."""
+        device = next((value.device for value in metrics.values() if isinstance(value, Tensor)), None)
+        values = [torch.as_tensor(value, dtype=torch.float64).detach().to(device) for value in metrics.values()]
+        self._steps.append((list(metrics), torch.stack(values)))
         self._progress.advance(self._task)
 
     def write(self, step: int) -> None:
-        """Log the means since the last line.
+        """Log the means since the last line, over steps in which all figures are finite.
 
         Raises:
-            DidiError: one of them is not finite.
+            DidiError: more steps than allowed are not finite.
         """
-        if not self._num:
+        if not self._steps:
             return
-        figures = {name: float(total) / self._num for name, total in self._sums.items()}
+        columns: dict[str, list[float]] = {}
+        skipped: list[str] = []
+        means = world().mean(torch.cat([values for _, values in self._steps]))
+        rows = means.split([len(names) for names, _ in self._steps])
+        for (names, _), values in zip(self._steps, rows, strict=True):
+            row = dict(zip(names, values.tolist(), strict=True))
+            bad = [name for name, value in row.items() if not math.isfinite(value)]
+            skipped += bad[:1]
+            if not bad:
+                for name, value in row.items():
+                    columns.setdefault(name, []).append(value)
         seconds = time.perf_counter() - self._since
-        figures["tokens_per_second"] = self._num * self._job.tokens_per_step / seconds
-        self._sums, self._num, self._since = {}, 0, time.perf_counter()
-        bad = [name for name, value in figures.items() if not math.isfinite(value)]
-        if bad:
+        figures = {name: sum(column) / len(column) for name, column in columns.items()}
+        figures["tokens_per_second"] = len(self._steps) * self._job.tokens_per_step / seconds
+        self._steps, self._since = [], time.perf_counter()
+        if len(skipped) > self._max_skipped:
             raise DidiError(
-                f"{bad[0]} is not finite at step {step}; the last checkpoint is kept: lower the learning rate and "
-                "start again, or resume from it"
+                f"{skipped[0]} is not finite in {len(skipped)} of the steps up to {step}; the last checkpoint is kept: "
+                "lower the learning rate and start again, or resume from it with a larger --loop.max-skipped-steps"
             )
+        if skipped:
+            figures["skipped_steps"] = float(len(skipped))
         self.note(step, figures)
 
     def note(self, step: int, figures: dict[str, float]) -> None:
         """One line of figures."""
+        if not self._is_main:
+            return
         self._folder.log({"step": step, **figures})
         text = "  ".join(f"{name} {value:.4g}" for name, value in figures.items())
         if self._progress.disable:
@@ -242,8 +292,3 @@ def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
     if precision == "bf16" or (precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported()):
         return torch.bfloat16
     return None
-
-
-def default_device() -> torch.device:
-    """The accelerator if there is one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

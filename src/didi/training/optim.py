@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.optim.swa_utils import AveragedModel
 
 from didi.models.autoregressive import AutoregressiveLM
@@ -58,6 +59,7 @@ def update(network: nn.Module, optimizer: torch.optim.Optimizer, config: Optimiz
     A gradient that is not finite leaves the weights as they are: the norm tells.
     """
     norm = nn.utils.clip_grad_norm_(network.parameters(), config.clip_norm)
+    norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
     if torch.isfinite(norm):
         for group in optimizer.param_groups:
             group["lr"] = rate * group.get("rate_scale", 1.0)

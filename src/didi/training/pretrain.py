@@ -23,19 +23,24 @@ from didi.models.denoiser import Denoiser, logits_at, noise_level
 from didi.models.dit import DiT, DiTConfig
 from didi.models.hub import Bundle
 from didi.training.config import PretrainConfig
+from didi.training.distributed import Synchronised, check_divides, full_state, load_full_state, shard, unsharded
 from didi.training.loop import Metrics, autocast_dtype
 from didi.training.optim import averaged, averaged_network, learning_rate, make_optimizer, update
+from didi.world import world
 
 
 def masked_losses(
-    denoiser: Denoiser, x0: Int[Tensor, "b l"], t: Float[Tensor, " b"], schedule: Schedule, generator: torch.Generator
+    denoiser: Denoiser,
+    x0: Int[Tensor, "b l"],
+    t: Float[Tensor, " b"],
+    schedule: Schedule,
+    uniforms: Float[Tensor, "b l"],
 ) -> tuple[Float[Tensor, "b l"], Bool[Tensor, "b l"]]:
     """Cross-entropy in nats at the masked positions of one corruption (0 elsewhere), and where they are.
 
     The vocabulary head runs at masked positions only: the others have no loss under the SUBS rule.
     """
-    uniforms = torch.rand(x0.shape, dtype=torch.float64, generator=generator).to(x0.device)
-    z_t = corrupt(x0, schedule.alpha(t).to(x0.device), denoiser.mask_id, uniforms)
+    z_t = corrupt(x0, schedule.alpha(t).to(x0.device), denoiser.mask_id, uniforms.to(x0.device))
     is_masked = z_t == denoiser.mask_id
     level = noise_level(denoiser, sigma(schedule, t).float().to(x0.device))
     logits = logits_at(denoiser, z_t, is_masked, level).float()
@@ -47,9 +52,11 @@ def masked_losses(
 def nelbo_of(
     denoiser: Denoiser, x0: Int[Tensor, "b l"], schedule: Schedule, generator: torch.Generator, *, t_min: float = 1e-3
 ) -> Float[Tensor, " b"]:
-    """One-sample NELBO of each sequence in nats, at low-discrepancy times across the batch."""
+    """One-sample NELBO of this process's sequences in nats, at low-discrepancy times across the whole batch."""
     t = low_discrepancy_times(len(x0), generator, t_min=t_min)
-    nll, is_masked = masked_losses(denoiser, x0, t, schedule, generator)
+    uniforms = torch.rand(x0.shape, dtype=torch.float64, generator=generator)
+    x0, t, uniforms = map(world().mine, (x0, t, uniforms))
+    nll, is_masked = masked_losses(denoiser, x0, t, schedule, uniforms)
     return nelbo(nll, is_masked, nelbo_weight(schedule, t).float().to(x0.device))
 
 
@@ -64,15 +71,15 @@ def validation_nll(
 ) -> float:
     """Nats per token over ``rows``: exact for an autoregressive network, else its NELBO, an upper bound.
 
-    Times and masks are the same whenever it is asked.
+    Times and masks are the same whenever it is asked. Several processes share each batch.
     """
-    total = 0.0
+    total = torch.zeros((), dtype=torch.float64, device=device)
     for number, batch in enumerate(rows.to(device).split(batch_size)):
         if isinstance(network, AutoregressiveLM):
-            total += float(network.nll(batch).double().sum())
+            total += network.nll(world().mine(batch)).double().sum()
         else:
-            total += float(nelbo_of(network, batch, schedule, named_generator(0, "validation", number)).sum())
-    return total / rows.numel()
+            total += nelbo_of(network, batch, schedule, named_generator(0, "validation", number)).double().sum()
+    return float(world().sum(total)) / rows.numel()
 
 
 def make_denoiser(config: PretrainConfig, source: Source) -> DiT:
@@ -100,12 +107,19 @@ class Pretraining:
 
     def __init__(self, config: PretrainConfig, source: Source, device: torch.device) -> None:
         self.config, self.source, self.device = config, source, device
+        check_divides(config.loop.batch_size)
         self.schedule = schedule_from_name(config.schedule)
         torch.manual_seed(config.seed)  # layers draw their initial weights from the global generator
         make = make_denoiser if config.model == "masked-diffusion" else make_autoregressive
         self.network: DiT | AutoregressiveLM = make(config, source).to(device)
-        self.optimizer = make_optimizer(self.network, config.optimizer)
         self.average = averaged(self.network, config.loop.ema_decay, is_ramped=config.loop.ema_ramp)
+        if isinstance(self.network, DiT):
+            self.network.keeps_activations = not config.loop.activation_checkpointing
+        if config.loop.fsdp:
+            shard(self.network)
+            shard(self.average.module)
+        self._passes = Synchronised(self.network)
+        self.optimizer = make_optimizer(self.network, config.optimizer)
         self.num_steps = config.loop.steps
         self.sequences_per_step = config.loop.batch_size * config.loop.accumulation
         self.tokens_per_step = self.sequences_per_step * config.data.length
@@ -116,13 +130,16 @@ class Pretraining:
         """One update on ``accumulation`` micro-batches."""
         config = self.config
         self.network.train()
-        rows = self.source.batch(step, self.sequences_per_step).to(self.device)
+        rows = self.source.batch(step, self.sequences_per_step)
+        others = (world().rank,) if world().rank else ()
         total: Metrics = {}
         for number, batch in enumerate(rows.split(config.loop.batch_size)):
             # Dropout draws from the global generator, hence the seed; the noise has its own.
-            torch.manual_seed(derive_seed(config.seed, "dropout", step, number))
+            torch.manual_seed(derive_seed(config.seed, "dropout", step, number, *others))
             generator = named_generator(config.seed, "pretrain", step, number)
-            with torch.autocast(self.device.type, dtype=self._autocast, enabled=self._autocast is not None):
+            is_last = number + 1 == config.loop.accumulation
+            cast = torch.autocast(self.device.type, dtype=self._autocast, enabled=self._autocast is not None)
+            with cast, self._passes.until(is_last):
                 loss, figures = self._loss(batch, generator)
             (loss / config.loop.accumulation).backward()
             total = {
@@ -135,15 +152,18 @@ class Pretraining:
         return {**total, "gradient_norm": norm, "learning_rate": rate}
 
     def _loss(self, batch: Int[Tensor, "b l"], generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        """What is minimised, per token, and the figure that is logged."""
+        """What is minimised, per token, and the figure that is logged, over this process's share of the batch."""
+        mine = world().mine
+        rows = mine(batch).to(self.device)
         if isinstance(self.network, AutoregressiveLM):
-            nll = self.network.nll(batch).mean()
+            nll = self._passes(AutoregressiveLM.nll, rows).mean()
             return nll, {"nll": nll}
-        t = low_discrepancy_times(len(batch), generator, t_min=self.config.t_min)
-        nll, is_masked = masked_losses(self.network, batch, t, self.schedule, generator)
+        t = mine(low_discrepancy_times(len(batch), generator, t_min=self.config.t_min))
+        uniforms = mine(torch.rand(batch.shape, dtype=torch.float64, generator=generator))
+        nll, is_masked = self._passes(masked_losses, rows, t, self.schedule, uniforms)
         weighted = {
             name: nelbo(nll, is_masked, time_weight(name, self.schedule, t).float().to(self.device)).sum()
-            / batch.numel()
+            / rows.numel()
             for name in {"nelbo", self.config.weight}
         }
         return weighted[self.config.weight], {"nelbo": weighted["nelbo"]}
@@ -158,19 +178,20 @@ class Pretraining:
     def state_dict(self) -> dict[str, Any]:
         """Weights, their average and the optimizer's moments."""
         return {
-            "network": self.network.state_dict(),
-            "average": self.average.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "network": full_state(self.network.state_dict()),
+            "average": full_state(self.average.state_dict()),
+            "optimizer": full_state(self.optimizer.state_dict()),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Back to a state of ``state_dict``."""
-        self.network.load_state_dict(state["network"])
-        self.average.load_state_dict(state["average"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        load_full_state(self.network, state["network"])
+        load_full_state(self.average, state["average"])
+        load_full_state(self.optimizer, state["optimizer"])
 
     def bundle(self) -> Bundle:
         """The averaged network, in its role, with its tokenizer."""
         role = "teacher" if self.config.model == "masked-diffusion" else "autoregressive"
         network = averaged_network(self.average)
+        network = unsharded(network) if isinstance(network, DiT) else network
         return Bundle(**{role: network}, tokenizer=self.source.tokenizer, schedule=self.schedule)  # type: ignore[arg-type]

@@ -15,6 +15,7 @@ from didi.models.hub import Bundle
 from didi.sampling.generate import generate
 from didi.training.checkpoint import write_atomically
 from didi.training.config import DistillConfig
+from didi.world import world
 
 RealSampler = Callable[[int, int, int, int], Int[Tensor, "b l"]]
 
@@ -83,6 +84,8 @@ def _teacher_pool(teacher: Bundle, path: Path, config: DistillConfig) -> Int[Ten
             length=config.data.length,
             role="teacher",
         )
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, save({"tokens": drawn.tokens}))
+        if world().is_main:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(path, save({"tokens": drawn.tokens}))
+        world().wait()
     return load_file(path)["tokens"]

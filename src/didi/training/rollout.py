@@ -21,6 +21,7 @@ from didi.diffusion.schedule import Schedule, TimeDensity, sigma
 from didi.models.denoiser import Denoiser, noise_level
 from didi.models.dit import DiT
 from didi.training.config import ObjectiveConfig
+from didi.world import world
 
 
 @dataclass(frozen=True)
@@ -69,10 +70,8 @@ def states_before_a_move(
     student: Denoiser,
     move: Int[Tensor, " s"],
     num_moves: int,
-    length: int,
+    uniforms: Float[Tensor, "2 s l"],
     schedule: Schedule,
-    generator: torch.Generator,
-    device: torch.device,
 ) -> Int[Tensor, "s l"]:
     """States of the student's own ancestral sampler of ``num_moves`` even moves, each before the move numbered.
 
@@ -80,14 +79,13 @@ def states_before_a_move(
         student: the few-step generator.
         move: for each state, the number of moves that lead to it.
         num_moves: moves of the whole path.
-        length: positions l.
+        uniforms: which positions are revealed when, and which tokens they get; float64, where the student lives.
         schedule: noise schedule.
-        generator: a CPU generator; all draws are float64.
-        device: where the student lives.
     """
-    reveal, draw = torch.rand(2, len(move), length, dtype=torch.float64, generator=generator).to(device)
-    z = torch.full((len(move), length), student.mask_id, device=device)
-    for number in range(int(move.max())):
+    (reveal, draw), device = uniforms, uniforms.device
+    z = torch.full(reveal.shape, student.mask_id, device=device)
+    # Several processes make as many passes each, of no rows if need be: sharded weights are gathered in them.
+    for number in range(num_moves if world().size > 1 else int(move.max())):
         t, s = (torch.tensor([1 - done / num_moves], dtype=torch.float64) for done in (number, number + 1))
         rows = (move > number).nonzero().squeeze(1).to(device)
         is_revealed = (z[rows] == student.mask_id) & ~is_masked_at(
@@ -126,7 +124,7 @@ def rollout(
 
     Args:
         student: the few-step generator.
-        num_states: intermediate states s.
+        num_states: intermediate states of all processes; this one's share of them, s, is what is returned.
         length: positions l.
         objective: numbers of completions and corruptions, times, score decomposition.
         schedule: noise schedule.
@@ -136,40 +134,45 @@ def rollout(
     mask_id = student.mask_id
     num_completions, num_corruptions = objective.completions, objective.corruptions
 
+    mine = world().mine
+
     def uniforms(*shape: int) -> Tensor:
-        return torch.rand(*shape, dtype=torch.float64, generator=generator).to(device)
+        """Of this process's states; drawn for those of all, so that their number changes nothing."""
+        return mine(torch.rand(num_states, *shape, dtype=torch.float64, generator=generator)).to(device)
 
     is_path = objective.moves > 2
     if is_path:
         # t falls anywhere within the move that is scored, which begins at tau.
-        move = torch.randint(objective.moves, (num_states,), generator=generator)
+        move = mine(torch.randint(objective.moves, (num_states,), generator=generator))
         tau = 1 - move.double() / objective.moves
-        t = tau - torch.rand(num_states, dtype=torch.float64, generator=generator) / objective.moves
+        t = tau - mine(torch.rand(num_states, dtype=torch.float64, generator=generator)) / objective.moves
     else:
-        tau, t = draw_times(num_states, objective, generator)
+        tau, t = map(mine, draw_times(num_states, objective, generator))
     first_log_probs = first_law(student, length, schedule, device)
-    z_tau = torch.full((num_states, length), mask_id, device=device)
-    first_score = torch.zeros(num_states, device=device)
+    z_tau = torch.full((len(tau), length), mask_id, device=device)
+    first_score = torch.zeros(len(tau), device=device)
     if is_path:
-        z_tau = states_before_a_move(student, move, objective.moves, length, schedule, generator, device)
+        draws = torch.rand(2, num_states, length, dtype=torch.float64, generator=generator)
+        draws = torch.stack([mine(one) for one in draws]).to(device)
+        z_tau = states_before_a_move(student, move, objective.moves, draws, schedule)
         is_masked_tau = z_tau == mask_id
         second_log_probs = law_at_masks(student, z_tau, tau, schedule)
     elif objective.score_decomposition:
-        is_masked_tau = is_masked_at(uniforms(num_states, length), schedule.alpha(tau).to(device))
+        is_masked_tau = is_masked_at(uniforms(length), schedule.alpha(tau).to(device))
         state, position = (~is_masked_tau).nonzero(as_tuple=True)
-        tokens = sample_categorical(first_log_probs.detach()[position], uniforms(num_states, length)[~is_masked_tau])
+        tokens = sample_categorical(first_log_probs.detach()[position], uniforms(length)[~is_masked_tau])
         z_tau[state, position] = tokens
         first_score = first_score.index_add(0, state, first_log_probs[position, tokens])
         second_log_probs = law_at_masks(student, z_tau, tau, schedule)
     else:  # the one-step generator: every state is all masks, one pass tells all
         is_masked_tau = torch.ones_like(z_tau, dtype=torch.bool)
-        second_log_probs = first_log_probs.repeat(num_states, 1)
+        second_log_probs = first_log_probs.repeat(len(tau), 1)
 
-    draws = uniforms(num_states, length, num_completions)[is_masked_tau]
+    draws = uniforms(length, num_completions)[is_masked_tau]
     tokens = sample_categorical(second_log_probs.detach(), draws)
     x = z_tau[:, :, None].repeat(1, 1, num_completions)
     x[is_masked_tau] = tokens
-    drawn = torch.zeros(num_states, length, num_completions, device=device)
+    drawn = torch.zeros(len(tau), length, num_completions, device=device)
     drawn = drawn.index_put(is_masked_tau.nonzero(as_tuple=True), second_log_probs.gather(1, tokens))
 
     x = x.transpose(1, 2).contiguous()
@@ -177,5 +180,5 @@ def rollout(
     chance = (1 - schedule.alpha(t)).to(device)[:, None].expand(-1, length)
     if is_path:  # what is visible at tau stays so: the path goes on, it is not corrupted anew
         chance = torch.where(is_masked_tau, chance / (1 - schedule.alpha(tau)).to(device)[:, None], 0.0)
-    z_t[uniforms(num_states, num_completions, num_corruptions, length) < chance[:, None, None]] = mask_id
+    z_t[uniforms(num_completions, num_corruptions, length) < chance[:, None, None]] = mask_id
     return Rollout(tau, t, x, z_t, z_tau, first_score, drawn.transpose(1, 2), first_log_probs, second_log_probs)

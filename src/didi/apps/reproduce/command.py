@@ -41,10 +41,10 @@ class ReproduceCommand:
     """Bundle of a larger teacher for figure4; trained at markov scale."""
 
 
-def _short(recipe: str, *, warmup_steps: int, steps: int) -> DistillConfig:
+def _short(recipe: str, *, warmup_steps: int, steps: int, batch_size: int) -> DistillConfig:
     """A recipe cut to what a table of many runs can afford."""
     base = DISTILL[recipe]
-    loop = replace(base.loop, steps=steps, validate_every=steps, checkpoint_every=100)
+    loop = replace(base.loop, steps=steps, batch_size=batch_size, validate_every=steps, checkpoint_every=100)
     return replace(base, loop=loop, discriminator=replace(base.discriminator, warmup_steps=warmup_steps))
 
 
@@ -57,7 +57,7 @@ def _plan(command: ReproduceCommand) -> Plan:
         return Plan(
             scale="markov",
             teacher=command.teacher or "markov",
-            recipe=_short("markov", warmup_steps=150, steps=500),
+            recipe=_short("markov", warmup_steps=100, steps=250, batch_size=32),
             nfes=(2, 4, 8, 16, 32),
             seeds=seeds,
             corpora=("markov",),
@@ -68,7 +68,7 @@ def _plan(command: ReproduceCommand) -> Plan:
         return Plan(
             scale="tiny",
             teacher=command.teacher or "tiny-news",
-            recipe=_short("tiny-news", warmup_steps=100, steps=100),
+            recipe=_short("tiny-news", warmup_steps=100, steps=100, batch_size=24),
             nfes=(4, 8, 16, 32),
             seeds=seeds,
             corpora=("news", *STAND_INS),

@@ -24,7 +24,8 @@ from didi.models.hub import load
 from didi.sampling.generate import SamplerName, SamplingOptions
 from didi.sampling.guided import Guidance
 from didi.training.config import DistillConfig, PretrainConfig
-from didi.training.loop import RunFolder, default_device
+from didi.training.loop import RunFolder
+from didi.world import default_device
 
 NUM_TEXTS = 1  # kept of each cell
 

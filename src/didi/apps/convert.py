@@ -1,0 +1,253 @@
+"""``didi convert``: public checkpoints into bundles, and a bundle into the MDLM layout."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors.torch import save_file
+from tokenizers import Tokenizer
+
+from didi.apps.terminal import parse
+from didi.data.text import load_tokenizer
+from didi.diffusion.schedule import LogLinear, Schedule, schedule_from_name
+from didi.errors import UsageError
+from didi.models.convert import (
+    averaged_weights,
+    discriminator_from_state_dict,
+    dit_from_state_dict,
+    mdlm_state_dict,
+)
+from didi.models.dit import DiT
+from didi.models.foreign import Checkpoint, read_checkpoint
+from didi.models.hub import Bundle, Role, load, save, staged_beside
+from didi.models.untrusted import read_tokenizer
+
+GPT2_WITH_MASK = 50258  # symbols of the public text checkpoints
+DISCRIMINATOR_FILE = "discriminator.safetensors"
+
+
+@dataclass(frozen=True)
+class ConvertCommand:
+    """Make a bundle of a public checkpoint: didi convert {mdlm,duo,sdtt,sedd,didi} SRC --out BUNDLE."""
+
+    out: Path
+    """Folder of the bundle."""
+    role: Literal["teacher", "student"] | None = None
+    """What the network is in the bundle; a student for sdtt and didi, a teacher for the others."""
+    weights: Literal["ema", "raw"] | None = None
+    """The moving average of a training checkpoint, or its raw weights; the average where there is one."""
+    tied: bool = False
+    """The head shares the embedding's matrix; config.json's tie_word_embeddings says so too."""
+    num_heads: int | None = None
+    """Attention heads, where the rotary frequencies do not tell them."""
+    length: int | None = None
+    """Context length; config.json's, or 1024."""
+    tokenizer: str | None = None
+    """gpt2, a tokenizer.json, a Hub name, or none; by default the one beside the checkpoint, or gpt2 for its size."""
+    discriminator: Path | None = None
+    """didi: the discriminator's file; discriminator.safetensors beside the checkpoint by default, if it is there."""
+    revision: str | None = None
+    """Branch, tag or commit of a Hub repository (sdtt keeps its rounds so)."""
+
+
+@dataclass(frozen=True)
+class ExportCommand:
+    """Write a bundle's network in the public MDLM layout: didi convert export BUNDLE --out FOLDER."""
+
+    out: Path
+    """New folder for config.json, model.safetensors and tokenizer.json."""
+    role: Role | None = None
+    """Which network; the student if there is one, by default."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a code base keeps in its checkpoints beside the common tensors.
+
+    Attributes:
+        role: of the network in a bundle.
+        settings: reads ``config.json``: (attention heads, length, time conditioning, uniform-state, schedule).
+    """
+
+    role: Literal["teacher", "student"]
+    settings: Callable[[Mapping[str, Any]], "_Settings"]
+
+
+@dataclass(frozen=True)
+class _Settings:
+    """What no tensor tells."""
+
+    num_heads: Any = None
+    length: Any = None
+    is_time_conditioned: bool = False
+    is_uniform: bool = False
+    schedule: Schedule = field(default_factory=LogLinear)
+
+
+def _mdlm(config: Mapping[str, Any]) -> _Settings:
+    return _Settings(
+        config.get("n_heads"), config.get("model_length"), bool(config.get("time_conditioning", False)), False
+    )
+
+
+def _duo(config: Mapping[str, Any]) -> _Settings:
+    if config.get("causal"):
+        raise UsageError("a Duo checkpoint is converted if its attention is bidirectional; config.json says causal")
+    return _Settings(config.get("n_heads"), config.get("model_length"), is_time_conditioned=True, is_uniform=True)
+
+
+def _sedd(config: Mapping[str, Any]) -> _Settings:
+    """At a mask, the score of an absorbing process is a constant times the law of the token (Ou et al. 2025).
+
+    So its outputs are a denoiser's logits as they are, whether scaled by sigma or not.
+    """
+    model, graph, noise = (config.get(name) or {} for name in ("model", "graph", "noise"))
+    schedules = {"loglinear": "log-linear", "geometric": "geometric"}
+    name = noise.get("type", "loglinear")
+    if name not in schedules:
+        raise UsageError(f"a SEDD checkpoint's noise is one of {', '.join(schedules)}; config.json says {name!r}")
+    if name == "geometric" and (noise.get("sigma_min", 1e-5), noise.get("sigma_max", 20)) != (1e-5, 20):
+        raise UsageError("geometric noise runs from 1e-5 to 20 here; config.json says otherwise")
+    return _Settings(
+        model.get("n_heads"),
+        model.get("length"),
+        is_time_conditioned=True,
+        is_uniform=graph.get("type") == "uniform",
+        schedule=schedule_from_name(schedules[name]),
+    )
+
+
+LAYOUTS = {
+    "mdlm": Layout("teacher", _mdlm),
+    "duo": Layout("teacher", _duo),
+    "sdtt": Layout("student", _mdlm),
+    "sedd": Layout("teacher", _sedd),
+    "didi": Layout("student", _mdlm),
+}
+
+
+def run_convert(args: Sequence[str]) -> None:
+    """Run ``didi convert`` with the words after it."""
+    names, flags = list(args[:2]), args[2:]
+    if "--help" in args or "-h" in args or not args:
+        parse(ExportCommand if names[:1] == ["export"] else ConvertCommand, ["--help"], prog="didi convert LAYOUT SRC")
+    if names[0] not in (*LAYOUTS, "export"):
+        raise UsageError(f"didi convert takes {', '.join(LAYOUTS)} or export first; got {names[0]!r}")
+    if len(names) < 2 or names[1].startswith("-"):
+        what = "a bundle" if names[0] == "export" else "a file, a folder or a Hub repository"
+        raise UsageError(f"didi convert {names[0]} takes {what} next: didi convert {names[0]} SRC --out FOLDER")
+    prog = f"didi convert {names[0]} {names[1]}"
+    if names[0] == "export":
+        asked = parse(ExportCommand, flags, prog=prog)
+        print(export(load(names[1]), asked.out, asked.role))
+    else:
+        print(convert(names[0], names[1], parse(ConvertCommand, flags, prog=prog)))
+
+
+def convert(layout: str, source: str, command: ConvertCommand) -> Path:
+    """Make a bundle of a public checkpoint; returns its folder.
+
+    Raises:
+        UsageError: the checkpoint is not of that layout, or a setting does not fit.
+    """
+    kind, found = LAYOUTS[layout], read_checkpoint(source, revision=command.revision)
+    told = kind.settings(found.settings)
+    length = _whole("length", command.length or told.length or 1024)
+    num_heads = command.num_heads or told.num_heads
+    num_heads = None if num_heads is None else _whole("num_heads", num_heads)
+    is_tied = command.tied or bool(found.settings.get("tie_word_embeddings", False))
+    weights = command.weights or ("raw" if found.shadow is None else "ema")
+    network = dit_from_state_dict(
+        _chosen(found, weights, is_tied=is_tied),
+        num_heads,
+        length=length,
+        is_time_conditioned=told.is_time_conditioned,
+        is_uniform=told.is_uniform,
+        is_tied=is_tied,
+    )
+    networks: dict[str, Any] = {command.role or kind.role: network.eval()}
+    if layout == "didi" and (file := _discriminator_file(found, command)) is not None:
+        networks["discriminator"] = discriminator_from_state_dict(
+            read_checkpoint(str(file)).weights, num_heads, length=length, mask_id=network.config.mask_id
+        )
+    bundle = Bundle(
+        **networks,
+        tokenizer=_tokenizer(command.tokenizer, found, network),
+        schedule=told.schedule,
+        provenance={"source": source, "layout": layout, "weights": weights}
+        | ({"revision": command.revision} if command.revision else {}),
+    )
+    return save(bundle, command.out)
+
+
+def export(bundle: Bundle, out: Path, role: Role | None = None) -> Path:
+    """Write a network of a bundle in the MDLM layout, all files or none; returns the folder.
+
+    Raises:
+        UsageError: the layout has no place for the network, or ``out`` is there already.
+    """
+    network = bundle.network(role)
+    if not isinstance(network, DiT):
+        raise UsageError("the MDLM layout holds a diffusion transformer; the bundle's network is autoregressive")
+    if out.exists():
+        raise UsageError(f"--out names a new folder; {out} is there")
+    weights, shape = mdlm_state_dict(network), network.config
+    config = {
+        "model_type": "mdlm",
+        "vocab_size": shape.vocab_size,
+        "model_length": shape.length,
+        "hidden_dim": shape.hidden_size,
+        "cond_dim": shape.cond_dim,
+        "n_blocks": shape.num_blocks,
+        "n_heads": shape.num_heads,
+        "dropout": shape.dropout,
+        "time_conditioning": shape.is_time_conditioned,
+    }
+    with staged_beside(out) as staging:
+        (staging / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        save_file(weights, staging / "model.safetensors", metadata={"format": "pt"})
+        if bundle.tokenizer is not None:
+            bundle.tokenizer.save(str(staging / "tokenizer.json"))
+    return out
+
+
+def _whole(name: str, value: Any) -> int:
+    if type(value) is not int or value < 1:
+        raise UsageError(f"{name} is a whole number, 1 or more; got {value!r}")
+    return value
+
+
+def _chosen(found: Checkpoint, weights: str, *, is_tied: bool) -> Mapping[str, torch.Tensor]:
+    if weights == "raw":
+        return found.weights
+    if found.shadow is None:
+        raise UsageError("--weights ema is for training checkpoints, which hold both; this one holds one set: raw")
+    return averaged_weights(found.weights, found.shadow, is_tied=is_tied)
+
+
+def _discriminator_file(found: Checkpoint, command: ConvertCommand) -> Path | None:
+    if command.discriminator is not None:
+        return command.discriminator
+    beside = found.folder / DISCRIMINATOR_FILE
+    return beside if beside.is_file() else None
+
+
+def _tokenizer(asked: str | None, found: Checkpoint, network: DiT) -> Tokenizer | None:
+    if asked == "none":
+        return None
+    beside = found.folder / "tokenizer.json"
+    if asked is None and beside.is_file():
+        tokenizer = read_tokenizer(beside)
+    elif asked is not None or network.vocab_size == GPT2_WITH_MASK:
+        tokenizer = load_tokenizer(asked or "gpt2")
+    else:
+        return None
+    if tokenizer.get_vocab_size() > network.vocab_size:
+        raise UsageError(
+            f"the tokenizer's {tokenizer.get_vocab_size()} symbols fit into the network's {network.vocab_size}; name "
+            "another with --tokenizer, or none"
+        )
+    return tokenizer

@@ -1,0 +1,51 @@
+"""The model card of a bundle: what is in it, where it came from, how to use it, and what was not measured."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+from huggingface_hub import ModelCardData
+
+from didi.models.untrusted import PlainDumper
+
+USES = {
+    "student": "few-step masked-diffusion generator, distilled by DiDi-Instruct",
+    "teacher": "many-step masked-diffusion generator",
+    "discriminator": "estimates the log-density ratio of student over teacher; guided sampling needs it",
+    "autoregressive": "baseline that writes one token a pass",
+}
+
+
+def model_card(sizes: Mapping[str, int], schedule: str, provenance: Mapping[str, Any]) -> str:
+    """Markdown with the Hub's header.
+
+    Args:
+        sizes: parameters of each network, by its role.
+        schedule: name of the noise schedule.
+        provenance: as in the bundle.
+    """
+    header = ModelCardData(library_name="didi-instruct", tags=["masked-diffusion", "text-generation"])
+    origin = {
+        name: provenance[name] for name in ("recipe", "corpus", "seed", "machine", "source") if name in provenance
+    }
+    settings = yaml.dump(dict(provenance), Dumper=PlainDumper, sort_keys=False)
+    return "\n".join(
+        [
+            f"---\n{header.to_yaml()}\n---",
+            f"# {provenance.get('recipe', 'Masked-diffusion bundle')}\n",
+            "| network | parameters | what it is |",
+            "|---|--:|---|",
+            *(f"| {role} | {size:,} | {USES[role]} |" for role, size in sizes.items()),
+            f"\nNoise schedule: {schedule}.",
+            *(f"{name.capitalize()}: {value}." for name, value in origin.items()),
+            "\n```python",
+            "import didi\n",
+            'bundle = didi.load("this folder, or owner/name on the Hub")',
+            "print(didi.generate(bundle, num_samples=4, nfe=16, seed=0).texts)",
+            "```\n",
+            "No figure of quality stands here, since none was measured when this card was written: `didi evaluate` "
+            "measures perplexity and entropy, `didi likelihood` the likelihood. A language model repeats what is in "
+            "its corpus, errors and prejudices included.\n",
+            f"<details><summary>All settings</summary>\n\n```yaml\n{settings}```\n\n</details>\n",
+        ]
+    )

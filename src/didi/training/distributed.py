@@ -1,0 +1,129 @@
+"""Trained networks over the processes of ``didi.world``: gradients averaged (DDP) or weights sharded too (FSDP2)."""
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from didi.errors import UsageError
+from didi.models.discriminator import Discriminator
+from didi.models.dit import DiT, DiTTrunk
+from didi.world import world
+
+R = TypeVar("R")
+Network = TypeVar("Network", DiT, Discriminator)
+
+
+class _Called(nn.Module):
+    """Calls any function of its network within ``forward``, where DistributedDataParallel expects its passes."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, function: Callable[..., R], *args: Any, **options: Any) -> R:
+        return function(self.network, *args, **options)
+
+
+class Synchronised:
+    """Passes of a network whose gradients are to be the mean over all processes.
+
+    Args:
+        network: what is trained; alone, or sharded, it is called as it is.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        self.network = network
+        is_copied = world().size > 1 and not isinstance(network, FSDPModule)
+        self._parallel = DistributedDataParallel(_Called(network)) if is_copied else None
+
+    def __call__(self, function: Callable[..., R], *args: Any, **options: Any) -> R:
+        """``function(network, *args, **options)``; back-propagate through what it returns once."""
+        if self._parallel is None:
+            return function(self.network, *args, **options)
+        result: R = self._parallel(function, *args, **options)
+        return result
+
+    def until(self, is_last: bool) -> AbstractContextManager[None]:
+        """Around forward and backward pass of a micro-batch: gradients are averaged with the last one of an update."""
+        if self._parallel is not None and not is_last:
+            return self._parallel.no_sync()
+        if isinstance(self.network, FSDPModule):
+            self.network.set_requires_gradient_sync(is_last)
+        return nullcontext()
+
+
+def check_divides(batch_size: int) -> None:
+    """Refuse a batch that the processes cannot share evenly.
+
+    Raises:
+        UsageError: it is no multiple of their number.
+    """
+    if batch_size % world().size:
+        raise UsageError(
+            f"loop.batch_size counts the rows of all processes and is a multiple of their number; got {batch_size} and "
+            f"{world().size} processes"
+        )
+
+
+def shard(network: nn.Module) -> None:
+    """Divide the weights among the processes, in place, block by block; nothing where there is one process.
+
+    Raises:
+        UsageError: the network is not one of ours.
+    """
+    if world().size == 1:
+        return
+    if not isinstance(network, DiTTrunk):
+        raise UsageError("loop.fsdp shards diffusion transformers; leave it out for an autoregressive network")
+    for block in network.blocks:
+        fully_shard(block)
+    fully_shard(network)
+    if isinstance(network, DiT):  # what is called from outside without ``forward``
+        for name in ("features", "head"):
+            register_fsdp_forward_method(network, name)
+
+
+def full_state(state: Any) -> Any:
+    """A nested state without shards: every process gets all of it, on the CPU where it was sharded."""
+    if isinstance(state, DTensor):
+        return state.full_tensor().cpu()
+    if isinstance(state, Mapping):
+        return {key: full_state(value) for key, value in state.items()}
+    if isinstance(state, list | tuple):
+        return [full_state(value) for value in state]
+    return state
+
+
+def load_full_state(target: nn.Module | torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Load a state without shards into what may be sharded."""
+    if isinstance(target, torch.optim.Optimizer):
+        target.load_state_dict(state)
+        for parameter, held in target.state.items():
+            for name, value in held.items():
+                if isinstance(value, Tensor) and value.shape == parameter.shape:
+                    held[name] = _placed_as(value, parameter)
+        return
+    held = target.state_dict()
+    target.load_state_dict({name: _placed_as(value, held[name]) for name, value in state.items()})
+
+
+def unsharded(network: Network) -> Network:
+    """The network with all of its weights; itself where it is not sharded."""
+    if not isinstance(network, FSDPModule):
+        return network
+    kind = Discriminator if isinstance(network, Discriminator) else DiT
+    whole = kind(network.config)
+    whole.load_state_dict(full_state(network.state_dict()))
+    return whole.eval()
+
+
+def _placed_as(value: Tensor, like: Tensor) -> Tensor:
+    if isinstance(like, DTensor) and not isinstance(value, DTensor):
+        return distribute_tensor(value.to(like.device), like.device_mesh, like.placements)
+    return value

@@ -1,0 +1,298 @@
+"""Files written in each public layout become bundles whose networks compute what the layout's own code would."""
+
+import json
+import sys
+import types
+import warnings
+from collections import OrderedDict
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+import didi
+from didi.apps.convert import export, run_convert
+from didi.errors import DidiError, UsageError
+from didi.models.convert import BACKBONE_PREFIX, BUFFERS, HEAD
+from didi.models.discriminator import Discriminator
+from didi.models.dit import DiT, DiTConfig
+
+VOCAB, LENGTH = 31, 16
+TOKENS = torch.randint(0, VOCAB, (2, LENGTH), generator=torch.Generator().manual_seed(0))
+MDLM_CONFIG = {"model_type": "mdlm", "n_heads": 3, "model_length": LENGTH, "time_conditioning": False}
+SEDD_CONFIG = {
+    "tokens": VOCAB - 1,
+    "graph": {"type": "absorb"},
+    "noise": {"type": "loglinear"},
+    "model": {"name": "small", "n_heads": 3, "length": LENGTH, "scale_by_sigma": True},
+}
+
+
+def network(seed=0, **settings):
+    torch.manual_seed(seed)
+    shape = {"vocab_size": VOCAB, "mask_id": VOCAB - 1, "length": LENGTH, "hidden_size": 24, "num_blocks": 2}
+    made = DiT(DiTConfig(**shape, num_heads=3, cond_dim=8, **settings)).eval()
+    for parameter in made.parameters():  # adaLN and the head start at zero, and would hide a swap
+        nn.init.normal_(parameter, std=0.1)
+    return made
+
+
+def folder(path, weights, config=None, name="model.safetensors"):
+    path.mkdir(parents=True, exist_ok=True)
+    if name.endswith(".safetensors"):
+        save_file({key: value.clone() for key, value in weights.items()}, path / name)
+    else:
+        torch.save(weights, path / name)
+    if config is not None:
+        (path / "config.json").write_text(json.dumps(config))
+    return str(path)
+
+
+def prefixed(made):
+    return OrderedDict((BACKBONE_PREFIX + name, value) for name, value in made.state_dict().items())
+
+
+def parameters_in_order(made):
+    return [value.clone() for name, value in made.state_dict().items() if name not in BUFFERS]
+
+
+def converted(layout, source, tmp_path, *flags):
+    run_convert([layout, source, "--out", str(tmp_path / "bundle"), *flags])
+    return didi.load(tmp_path / "bundle")
+
+
+@torch.no_grad()
+def same(one, two, sigma=None):
+    return torch.allclose(one(TOKENS, sigma), two(TOKENS, sigma), rtol=0, atol=1e-6)  # memory's alignment rounds
+
+
+@pytest.mark.parametrize("layout", ["mdlm", "sdtt", "didi"])
+def test_a_hub_folder_in_the_mdlm_layout(tmp_path, layout):
+    made = network()
+    source = folder(tmp_path / "hub", made.state_dict() if layout == "didi" else prefixed(made), MDLM_CONFIG)
+    bundle = converted(layout, source, tmp_path)
+    found = bundle.network("teacher" if layout == "mdlm" else "student")
+    assert same(found, made)
+    assert (found.config.num_heads, found.length, found.mask_id) == (3, LENGTH, VOCAB - 1)
+    assert bundle.provenance == {"source": source, "layout": layout, "weights": "raw"}
+    assert len(didi.generate(bundle, num_samples=2, nfe=4).tokens) == 2
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "best.ckpt", "model.safetensors"])
+def test_every_kind_of_file_holds_the_same_network(tmp_path, name):
+    made = network()
+    bundle = converted("mdlm", folder(tmp_path / "hub", prefixed(made), name=name), tmp_path)
+    assert same(bundle.teacher, made)  # the heads are told by the rotary frequencies
+    assert bundle.teacher.length == 1024
+
+
+def lightning(made, average, **more):
+    return {
+        "state_dict": prefixed(made) | {"noise.sigma_max": torch.ones(1)},
+        "ema": {"decay": 0.9999, "num_updates": 7, "shadow_params": parameters_in_order(average)},
+        "epoch": 1,
+        "global_step": 1000,
+        **more,
+    }
+
+
+@pytest.mark.parametrize("weights", ["ema", "raw", None])
+def test_the_average_of_a_lightning_checkpoint_is_mapped_in_order(tmp_path, weights):
+    raw, average = network(0), network(1)
+    file = tmp_path / "best.ckpt"
+    torch.save(lightning(raw, average), file)
+    bundle = converted("mdlm", str(file), tmp_path, *(["--weights", weights] if weights else []))
+    assert same(bundle.teacher, raw if weights == "raw" else average)
+    assert bundle.provenance["weights"] == (weights or "ema")
+
+
+@pytest.mark.parametrize("change", ["fewer", "reshaped"])
+def test_an_average_that_does_not_fit_is_refused(tmp_path, change):
+    content = lightning(network(0), network(1))
+    shadow = content["ema"]["shadow_params"]
+    content["ema"]["shadow_params"] = shadow[:-1] if change == "fewer" else [shadow[0].T.contiguous(), *shadow[1:]]
+    torch.save(content, tmp_path / "best.ckpt")
+    with pytest.raises(UsageError, match="averaged weights fit the named ones one by one"):
+        converted("mdlm", str(tmp_path / "best.ckpt"), tmp_path)
+
+
+class Shell:
+    def __reduce__(self):
+        return (Path("escaped").touch, ())
+
+
+def test_settings_in_a_lightning_checkpoint_are_read_as_inert(tmp_path, monkeypatch):
+    made = network()
+    module = types.ModuleType("omegaconf.dictconfig")
+    module.DictConfig = type("DictConfig", (), {"__module__": module.__name__})
+    settings = module.DictConfig()
+    settings.content = {"model": {"length": LENGTH}}
+    with monkeypatch.context() as patched:
+        patched.setitem(sys.modules, "omegaconf", types.ModuleType("omegaconf"))
+        patched.setitem(sys.modules, module.__name__, module)
+        torch.save(lightning(made, made, hyper_parameters={"config": settings}), tmp_path / "best.ckpt")
+    assert same(converted("mdlm", str(tmp_path / "best.ckpt"), tmp_path).teacher, made)
+
+
+def test_code_in_a_checkpoint_does_not_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save(lightning(network(), network(), callbacks=Shell()), tmp_path / "best.ckpt")
+    with pytest.raises(UsageError, match="more than tensors and settings"):
+        converted("mdlm", "best.ckpt", tmp_path)
+    assert not Path("escaped").exists()
+
+
+def test_tied_weights_are_there_once(tmp_path):
+    made = network()
+    with torch.no_grad():
+        made.output_layer.linear.weight.copy_(made.vocab_embed.embedding)
+    alone = {name: value for name, value in made.state_dict().items() if name != HEAD}
+    source = folder(tmp_path / "hub", alone)
+    with pytest.raises(UsageError, match=f"missing {HEAD}"):
+        converted("mdlm", source, tmp_path)
+    assert same(converted("mdlm", source, tmp_path, "--tied").teacher, made)
+    (tmp_path / "hub" / "config.json").write_text(json.dumps(MDLM_CONFIG | {"tie_word_embeddings": True}))
+    assert same(converted("mdlm", source, tmp_path).teacher, made)
+    # In a training checkpoint both names are there and the average has the matrix once.
+    content = {
+        "state_dict": prefixed(made),
+        "ema": {"shadow_params": [v for n, v in made.state_dict().items() if n not in (*BUFFERS, HEAD)]},
+    }
+    torch.save(content, tmp_path / "tied.ckpt")
+    assert same(converted("mdlm", str(tmp_path / "tied.ckpt"), tmp_path, "--tied").teacher, made)
+    with pytest.raises(UsageError, match="leave tied out"):
+        converted("mdlm", folder(tmp_path / "untied", network(3).state_dict()), tmp_path, "--tied")
+
+
+def test_sedd_is_a_denoiser_told_its_noise(tmp_path):
+    raw, average = network(0, is_time_conditioned=True), network(1, is_time_conditioned=True)
+    content = {
+        "model": OrderedDict((f"module.{name}", value) for name, value in raw.state_dict().items()),
+        "ema": {"decay": 0.9999, "num_updates": 1, "shadow_params": parameters_in_order(average)},
+        "step": 3,
+    }
+    source = folder(tmp_path / "sedd", content, SEDD_CONFIG, name="checkpoint.pth")
+    bundle = converted("sedd", source, tmp_path)
+    assert bundle.teacher.is_time_conditioned
+    assert same(bundle.teacher, average, torch.tensor([0.5, 2.0]))
+    assert len(didi.generate(bundle, num_samples=2, nfe=4).tokens) == 2
+
+
+def test_a_score_of_an_absorbing_process_is_the_law_of_the_token():
+    """At a mask, p_t(y)/p_t(mask) = P(x0 = y) alpha/(1 - alpha): its softmax is the law, whatever the noise."""
+    law = torch.tensor([0.2, 0.5, 0.3])
+    for alpha in (0.1, 0.7):
+        score = law * alpha / (1 - alpha)
+        torch.testing.assert_close(score.log().softmax(-1), law)
+
+
+@pytest.mark.parametrize(
+    ("layout", "config"), [("duo", MDLM_CONFIG), ("sedd", SEDD_CONFIG | {"graph": {"type": "uniform"}})]
+)
+def test_uniform_state_networks_are_kept_but_not_sampled_as_masked_ones(tmp_path, layout, config):
+    made = network()
+    bundle = converted(layout, folder(tmp_path / "hub", prefixed(made), config), tmp_path)
+    assert same(bundle.teacher, made, torch.tensor([0.5, 2.0]))
+    assert bundle.teacher.config.mask_id is None
+    with pytest.raises(UsageError, match="uniform-state"):
+        didi.generate(bundle, num_samples=2, nfe=4)
+
+
+class OldHead(nn.Module):
+    """The released discriminator's head, under the spectral norm of its time."""
+
+    def __init__(self, dim):
+        super().__init__()
+        with warnings.catch_warnings(action="ignore"):  # some versions of torch say that it is old
+            layers = [nn.utils.spectral_norm(nn.Linear(dim, dim)), nn.SiLU(), nn.utils.spectral_norm(nn.Linear(dim, 1))]
+        self.main = nn.Sequential(*layers)
+
+
+def test_the_released_discriminator_changes_sign(tmp_path):
+    torch.manual_seed(0)
+    made = network()
+    ours = Discriminator.from_denoiser(made)
+    old = OldHead(24)
+    features = torch.randn(5, 24)
+    for _ in range(3):  # power iterations
+        old.main(features)
+    old.eval()
+    trunk = {name: value for name, value in ours.state_dict().items() if not name.startswith("output_layer.")}
+    weights = trunk | {f"output_layer.{name}": value for name, value in old.state_dict().items()}
+    source = folder(tmp_path / "didi", made.state_dict(), MDLM_CONFIG)
+    save_file({name: value.clone() for name, value in weights.items()}, tmp_path / "didi" / "discriminator.safetensors")
+    bundle = converted("didi", source, tmp_path)
+    assert same(bundle.student, made)
+    with torch.no_grad():
+        expected = -old.main(features).squeeze(-1)
+        torch.testing.assert_close(bundle.discriminator.output_layer(features), expected, rtol=0, atol=1e-6)
+    assert bundle.discriminator.is_time_conditioned
+    assert len(didi.generate(bundle, num_samples=2, nfe=4, sampler="guided").tokens) == 2
+    save_file({name: value.clone() for name, value in trunk.items()}, tmp_path / "didi" / "discriminator.safetensors")
+    with pytest.raises(UsageError, match=r"missing output_layer\.main\.0\.bias"):
+        converted("didi", source, tmp_path)
+
+
+def test_export_is_the_way_back(tmp_path):
+    bundle = didi.load("markov")
+    out = export(bundle, tmp_path / "mdlm", "teacher")
+    assert json.loads((out / "config.json").read_text())["n_heads"] == bundle.teacher.config.num_heads
+    assert all(name.startswith(BACKBONE_PREFIX) for name in load_file(out / "model.safetensors"))
+    back = converted("mdlm", str(out), tmp_path)
+    assert back.teacher.config == bundle.teacher.config
+    assert all(torch.equal(a, b) for a, b in zip(back.teacher.parameters(), bundle.teacher.parameters(), strict=True))
+    with pytest.raises(UsageError, match="--out names a new folder"):
+        export(bundle, tmp_path / "mdlm")
+
+
+def test_a_network_with_parts_of_its_own_is_not_exported(tmp_path):
+    bundle = didi.Bundle(teacher=network(conv_radius=2))
+    with pytest.raises(UsageError, match="no convolutions"):
+        export(bundle, tmp_path / "mdlm")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["llama", "x"], "takes mdlm, duo, sdtt, sedd, didi or export first; got 'llama'"),
+        (["mdlm"], "takes a file, a folder or a Hub repository next"),
+        (["export", "--out", "x"], "takes a bundle next"),
+        (["mdlm", "nowhere", "--out", "x"], "a checkpoint is a file, a folder or a Hub repository owner/name"),
+        (["mdlm", "../a/b", "--out", "x"], "a checkpoint is a file, a folder or a Hub repository owner/name"),
+        (["mdlm", ".", "--out", "x"], "holds one file of weights"),
+    ],
+)
+def test_wrong_words_get_one_line(tmp_path, monkeypatch, words, said):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match=said):
+        run_convert(words)
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"n_heads": "3"}, "num_heads is a whole number"),
+        ({"model_length": -1}, "length is a whole number"),
+        ({"n_heads": 5}, "hidden_size is a multiple"),
+    ],
+)
+def test_settings_beside_the_weights_are_not_believed_blindly(tmp_path, config, said):
+    with pytest.raises(UsageError, match=said):
+        converted("mdlm", folder(tmp_path / "hub", network().state_dict(), config), tmp_path)
+
+
+def test_a_tokenizer_larger_than_the_network_is_refused(tmp_path):
+    source = folder(tmp_path / "hub", network().state_dict())
+    didi.load("tiny-news").tokenizer.save(str(tmp_path / "hub" / "tokenizer.json"))
+    with pytest.raises(UsageError, match="fit into the network's 31"):
+        converted("mdlm", source, tmp_path)
+    assert converted("mdlm", source, tmp_path, "--tokenizer", "none").tokenizer is None
+
+
+def test_a_hub_name_with_path_tricks_stays_a_name(tmp_path):
+    for name in ("owner/..", "own er/name", "owner/na\\me"):
+        with pytest.raises(DidiError):
+            converted("mdlm", name, tmp_path)

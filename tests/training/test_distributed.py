@@ -1,0 +1,64 @@
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from didi.errors import UsageError
+from didi.training.distributed import check_divides
+from didi.world import World
+
+SCRIPT = Path(__file__).with_name("two_processes.py")
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["accumulated", "sharded"],
+        pytest.param(["ours", "paper", "paths", "pool", "online", "rerun activations"], marks=pytest.mark.slow),
+    ],
+    ids=["averaged and sharded", "every way in which rows meet"],
+)
+def test_two_processes_give_what_one_gives(tmp_path, names):
+    subprocess.run([*TORCHRUN, str(SCRIPT), str(tmp_path), *names], check=True, capture_output=True, timeout=300)
+    (tmp_path / "alone").mkdir()
+    alone = runpy.run_path(str(SCRIPT))["work"](tmp_path / "alone", names)
+    first, second = (torch.load(tmp_path / f"rank-{rank}.pt") for rank in range(2))
+    assert first.keys() == alone.keys()
+    for name, value in alone.items():
+        assert torch.equal(first[name], second[name]), name
+        torch.testing.assert_close(
+            first[name], value, rtol=1e-4, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}"
+        )
+    assert torch.equal(first["tokens"], alone["tokens"])
+
+
+def test_shares_are_runs_that_cover_all_rows_once():
+    for size in (1, 2, 3, 7):
+        shares = [list(range(10)[World(rank, size).share(10)]) for rank in range(size)]
+        assert [row for share in shares for row in share] == list(range(10))
+        assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def test_a_batch_that_cannot_be_shared_is_refused(monkeypatch):
+    monkeypatch.setattr("didi.training.distributed.world", lambda: World(0, 3))
+    check_divides(6)
+    with pytest.raises(UsageError, match="a multiple of their number; got 8 and 3 processes"):
+        check_divides(8)
+
+
+@pytest.mark.slow
+def test_a_run_by_torchrun_is_the_run_of_one_process(tmp_path):
+    flags = ["--max-steps", "3", "--loop.batch-size", "4", "--discriminator.warmup-steps", "2"]
+    for name, launcher in (("one", [sys.executable]), ("two", TORCHRUN)):
+        command = [*launcher, "-m", "didi", "distill", "markov", "--out", str(tmp_path / name), *flags]
+        done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=300)
+        assert done.stdout == f"{tmp_path / name / 'bundle'}\n"
+    from didi import load
+
+    one, two = (load(tmp_path / name / "bundle") for name in ("one", "two"))
+    for a, b in zip(one.student.parameters(), two.student.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)

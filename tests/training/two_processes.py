@@ -1,0 +1,70 @@
+"""Work of one process among several, for test_distributed; run by torchrun, or called alone."""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+import didi
+from didi.data.source import open_source
+from didi.training.distill import Distillation
+from didi.training.pretrain import Pretraining
+from didi.training.recipes import DISTILL, PRETRAIN
+from didi.world import joined, world
+
+CPU = torch.device("cpu")
+NUM_STEPS = 4
+
+
+def distillations():
+    """Every way in which rows of a batch meet: groups, repeats, accumulation, paths, lessons for guidance."""
+    base = DISTILL["markov"]
+    loop = replace(base.loop, steps=NUM_STEPS, batch_size=8, validation_sequences=64)
+    short = replace(base.discriminator, warmup_steps=1, guidance_steps=1)
+    ours = replace(base, loop=loop, discriminator=short)
+    paper = replace(base.objective, advantage="batch", completions=1, revealed_only=False, time_a=2.0, time_b=5.0)
+    return {
+        "ours": ours,
+        "accumulated": replace(ours, loop=replace(loop, batch_size=4, accumulation=2)),
+        "paper": replace(ours, objective=paper, discriminator=replace(short, steps_per_student_step=2)),
+        "paths": replace(ours, objective=replace(base.objective, moves=4)),
+        "pool": replace(ours, discriminator=replace(short, real_source="teacher-pool", pool_size=6, pool_nfe=2)),
+        "sharded": replace(ours, loop=replace(loop, batch_size=4, accumulation=2, fsdp=True)),
+        "rerun activations": replace(ours, loop=replace(loop, activation_checkpointing=True)),
+        "online": replace(ours, discriminator=replace(short, real_source="teacher-steps=2")),
+    }
+
+
+def work(folder, names):
+    """Tensors by name, the same whatever the number of processes."""
+    torch.set_num_threads(1)
+    source, teacher = open_source("markov", length=32), didi.load("markov")
+    found = {}
+    for name, config in {name: distillations()[name] for name in names}.items():
+        job = Distillation(replace(config, teacher="markov"), source, teacher, CPU, folder / name)
+        metrics = [job.step(step) for step in range(job.num_steps)]
+        for network in ("student", "discriminator"):
+            parameters = [p.detach().flatten() for p in getattr(job.bundle(), network).parameters()]
+            found[f"{name}, {network}"] = torch.cat(parameters)
+        figures = torch.stack([torch.as_tensor(list(row.values()), dtype=torch.float64).sum() for row in metrics])
+        found[f"{name}, metrics"] = world().mean(figures)
+        found[f"{name}, validation"] = torch.tensor(job.validate()["validation_nelbo"])
+    for model in ("masked-diffusion", "autoregressive"):
+        base = PRETRAIN["markov"]
+        config = replace(base, model=model, loop=replace(base.loop, steps=NUM_STEPS, batch_size=8, accumulation=2))
+        pretraining = Pretraining(config, source, CPU)
+        for step in range(NUM_STEPS):
+            pretraining.step(step)
+        found[model] = torch.cat([p.detach().flatten() for p in pretraining.network.parameters()])
+    drawn = didi.generate(teacher, num_samples=5, nfe=4, seed=3)
+    rows = didi.evaluate(teacher, nfe=[4], num_samples=5, judge="markov", seed=3, out=folder / "evaluation")
+    found |= {"tokens": drawn.tokens, "passes": drawn.student_passes, "perplexity": torch.tensor(rows[0].gen_ppl)}
+    found["one sample"] = didi.generate(teacher, num_samples=1, nfe=4, seed=3).tokens
+    return found
+
+
+if __name__ == "__main__":
+    with joined() as here:
+        path = Path(sys.argv[1])
+        torch.save(work(path, sys.argv[2:]), path / f"rank-{here.rank}.pt")
