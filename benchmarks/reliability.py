@@ -31,7 +31,7 @@ import torch
 import yaml
 from pages import DOCS, renew
 
-from didi.apps.train import DistillCommand, _resolve, distill_run
+from didi.apps.train import DistillCommand, RunOptions, distill_run, resolve
 from didi.data import archives
 from didi.data.catalogue import Asset
 from didi.errors import DidiError
@@ -112,15 +112,14 @@ def is_same(one: Path, other: Path, *, has_log: bool = True) -> bool:
     )
 
 
-def killed(num_kills: int, folder: Path, *, seed: int = 0) -> dict[str, int]:
+def killed(num_kills: int, folder: Path, *, num_steps: int = 12, seed: int = 0) -> dict[str, int]:
     """Kill runs with SIGKILL at random moments, each begun anew, and let them go on: how many ended as an unkilled one.
 
     Moments that come after a run's end do not count; another is drawn.
     """
-    config, draws = small_run(), random.Random(seed)
-    straight = finished(config, folder / "straight")
+    config, draws = small_run(num_steps), random.Random(seed)
     begin = time.perf_counter()
-    finished(config, folder / "timed")
+    straight = finished(config, folder / "straight")
     seconds = time.perf_counter() - begin
     found = Counter(runs=0, recovered=0)
     while found["runs"] < num_kills:
@@ -253,11 +252,10 @@ class ConfigFile:
     def __init__(self, folder: Path) -> None:
         self.file = folder / "config.yaml"
         self.content = yaml.safe_dump(asdict(small_run()), sort_keys=False).encode()
-        self.out = str(folder / "run")
 
     def __call__(self, draws: random.Random) -> None:
         self.file.write_bytes(mutated(self.content, draws))
-        _resolve("distill", DistillCommand, DISTILL, ["--config", str(self.file), "--out", self.out])
+        resolve("distill", DistillCommand(RunOptions(), DistillConfig()), DISTILL, ["--config", str(self.file)])
 
 
 class Pickled:

@@ -34,6 +34,8 @@ GUIDED = "--model tiny-news --nfe 16 --batch-size 16 --rounds 9 --methods ancest
 # Each is one run of ``didi bench``: what is compared was timed side by side.
 SUITES = {
     "paper scale, one sequence": "--model owt-169m --nfe 16 --batch-size 1 --network float32 int8 --compile --rounds 3",
+    "paper scale, one sequence, against the bare passes": "--model owt-169m --nfe 16 --batch-size 1 --rounds 9"
+    " --no-memory --methods ancestral",
     "paper scale, one sequence, 8 NFE": "--model owt-169m --nfe 8 --batch-size 1 --rounds 3 --no-memory"
     " --methods ancestral autoregressive",
     "paper scale, four sequences": "--model owt-169m --nfe 16 --batch-size 4 --rounds 2",
@@ -118,7 +120,9 @@ def verdicts(suites: dict[str, list[SpeedRow]]) -> Iterator[str]:
 
     for name in ("paper scale, one sequence", "paper scale, four sequences"):
         ours, published = row(name, "ancestral"), row(name, "published")
-        yield claim(f"{name}, 16 NFE: time over the bare passes", ours.over_floor, 1.05, is_upper=True)
+        alone = row(f"{name}, against the bare passes", "ancestral")  # more rounds of the closest comparison
+        over = ours.over_floor if alone is NOT_MEASURED else alone.over_floor
+        yield claim(f"{name}, 16 NFE: time over the bare passes", over, 1.05, is_upper=True)
         yield claim(f"{name}, 16 NFE: speed over the published algorithm", ours.speedup, 1.9, is_upper=False)
         memory = ours.peak_mib / published.peak_mib
         figure = None if math.isnan(memory) else (memory,) * 3

@@ -52,7 +52,7 @@ def distilled(tmp_path_factory):
         (["distil", "markov"], "did you mean distill?"),
         (["distill", "markv", "--out", "x"], "did you mean 'markov'?"),
         (["distill", "--out", "x"], "the recipe comes first"),
-        (["distill", "markov"], "didi distill markov needs --out RUN"),
+        (["distill", "markov"], "didi distill needs --out RUN"),
         (["distill", "markov", "--out", "x", "--objective.divergnce-weight", "3"], "--objective.divergence-weight?"),
         (["distill", "markov", "--out", "x", "--seed", "a"], "--seed"),
         (["distill", "markov", "--out", "x", "--max-steps", "0"], "--max-steps is 1 or more; got 0"),
@@ -90,7 +90,12 @@ def distilled(tmp_path_factory):
         (["likelihood", "--model", "markov", "--role", "autoregressive"], "has no autoregressive"),
         (["bench", "--model", "markov", "--rounds", "0"], "rounds, nfe and batch sizes are 1 or more"),
         (["bench", "--model", "owt-170m"], "got 'owt-170m'"),
-        (["bench", "--model", "nothing", "--random"], "random weights have the shape of a recipe"),
+        (["doctor"], "the recipe comes first: didi doctor RECIPE"),
+        (["doctor", "owt-424"], "did you mean 'owt-424m'?"),
+        (["doctor", "markov", "--device", "h1000"], "a device is one of h100"),
+        (["doctor", "markov", "--num-processes", "0"], "num-processes is 1 or more"),
+        (["doctor", "markov", "--num-processes", "7"], "a multiple of the number of processes; got 64 and 7"),
+        (["bench", "--model", "nothing", "--random"], "a shape is that of a recipe"),
         (["bench", "--model", "markov", "--length", "99"], "length lies in [1, 32]"),
         (["generate", "--model", "markov", "--prefix", "s1 [MASK]"], "--infill has a [MASK]"),
         (["generate", "--model", "markov", "--infill", "s1"], "--infill has a [MASK]"),
@@ -125,6 +130,18 @@ def test_a_folder_that_cannot_be_made_is_one_line_and_status_2(didi, tmp_path):
         assert err.startswith("didi: ")
         assert err.count("\n") == 1
         assert "file" in err
+
+
+def test_doctor_tells_each_way_to_train_and_takes_the_flags_of_distill(didi):
+    status, out, err = didi("doctor", "owt-169m", "--device", "rtx4090", "--num-processes", "2")
+    assert (status, err) == (0, "")
+    rows = {" ".join(line.split()[:-8]): line.split()[-8:] for line in out.splitlines() if "M " in line}
+    assert list(rows) == ["pretrain", "pretrain, fsdp", "distill", "distill, fsdp", "distill, lora 16"]
+    peaks = {name: float(row[-4]) for name, row in rows.items()}
+    assert peaks["distill"] > max(peaks["distill, fsdp"], peaks["distill, lora 16"]) > 1
+    smaller = didi("doctor", "owt-169m", "--device", "rtx4090", "--loop.batch-size", "2", "--data.length", "256")[1]
+    assert "2 x RTX4090" in out
+    assert "1 x RTX4090" in smaller
 
 
 @pytest.mark.parametrize("words", [[], ["--help"], ["pretrain", "--help"], ["distill", "--help"], ["generate", "-h"]])

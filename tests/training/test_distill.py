@@ -84,8 +84,9 @@ def test_a_resumed_run_equals_a_straight_one_bit_for_bit(make_job, run_twice, st
         ),
         pytest.param(with_loop(accumulation=2), marks=pytest.mark.slow),
         pytest.param(with_objective(moves=4), marks=pytest.mark.slow),
+        replace(with_discriminator(trainable_blocks=1), lora_rank=2),
     ],
-    ids=["pool", "online", "accumulation", "moves"],
+    ids=["pool", "online", "accumulation", "moves", "adapters"],
 )
 def test_other_ways_to_train_resume_as_well(make_job, run_twice, config):
     run_twice(lambda folder: make_job(config, folder), config.loop, 3)
@@ -318,6 +319,25 @@ def test_the_bundle_holds_averaged_student_teacher_and_discriminator(make_job, t
     assert generate(bundle, num_samples=2, nfe=4, sampler="guided").tokens.shape == (2, 8)
 
 
+def test_adapters_share_the_teachers_weights_and_the_bundle_is_plain(make_job, teacher):
+    job = make_job(replace(CONFIG, lora_rank=2))
+    start = weights(job.teacher)
+    shared = {parameter.data_ptr() for parameter in job.teacher.parameters()}
+    for network in (job.student, job.average.module, job.discriminator):
+        own = [one for one in network.parameters() if one.data_ptr() not in shared]
+        assert own == [one for one in network.parameters() if one.requires_grad]
+    for step in range(5):
+        job.step(step)
+    assert equal(start, weights(job.teacher))
+    assert not any("blocks.0.attn_qkv.base_layer" in name for part in job.state_dict().values() for name in part)
+    bundle = job.bundle()
+    assert bundle.student.state_dict().keys() == start.keys()
+    assert not equal(start, weights(bundle.student))
+    rows = job.source.validation[:4]
+    torch.testing.assert_close(bundle.student(rows), job.average.module(rows))
+    assert generate(bundle, num_samples=2, nfe=4, sampler="guided").tokens.shape == (2, 8)
+
+
 def test_a_student_may_be_distilled_again(make_job, make_dit):
     student = make_dit(vocab_size=33, length=8, seed=7)
     job = make_job(bundle=Bundle(student=student))
@@ -347,11 +367,22 @@ def test_a_student_may_be_distilled_again(make_job, make_dit):
         ),
         ({"discriminator": {"completions": 3}}, r"discriminator.completions lies in \[1, 2\], the objective's; got 3"),
         ({"discriminator": {"trainable_blocks": 3}}, r"trainable blocks lie in \[0, 2\]"),
+        ({"lora_rank": 0}, "lora-rank is 1 or more; got 0"),
+        ({"lora_rank": 2, "loop": {"fsdp": True}}, "lora_rank goes with AdamW and without loop.fsdp"),
+        ({"lora_rank": 2, "student_optimizer": {"method": "muon"}}, "lora_rank goes with AdamW"),
     ],
 )
 def test_what_cannot_be_trained_is_refused_before_the_first_step(make_job, changes, message):
     with pytest.raises(UsageError, match=message):
-        make_job(replace(CONFIG, **{part: replace(getattr(CONFIG, part), **new) for part, new in changes.items()}))
+        make_job(
+            replace(
+                CONFIG,
+                **{
+                    part: replace(getattr(CONFIG, part), **new) if isinstance(new, dict) else new
+                    for part, new in changes.items()
+                },
+            )
+        )
 
 
 @pytest.mark.parametrize(("warmup_moves", "num_passes"), [(2, 2), (4, 5)])

@@ -18,7 +18,9 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--np
     "names",
     [
         ["accumulated", "sharded"],
-        pytest.param(["ours", "paper", "paths", "pool", "online", "rerun activations"], marks=pytest.mark.slow),
+        pytest.param(
+            ["ours", "paper", "paths", "pool", "online", "adapters", "rerun activations"], marks=pytest.mark.slow
+        ),
     ],
     ids=["averaged and sharded", "every way in which rows meet"],
 )

@@ -14,7 +14,7 @@ from didi.training.recipes import DISTILL, PRETRAIN
 from didi.world import joined, world
 
 CPU = torch.device("cpu")
-NUM_STEPS = 4
+NUM_STEPS = 2
 
 
 def distillations():
@@ -31,6 +31,7 @@ def distillations():
         "paths": replace(ours, objective=replace(base.objective, moves=4)),
         "pool": replace(ours, discriminator=replace(short, real_source="teacher-pool", pool_size=6, pool_nfe=2)),
         "sharded": replace(ours, loop=replace(loop, batch_size=4, accumulation=2, fsdp=True)),
+        "adapters": replace(ours, lora_rank=4),
         "rerun activations": replace(ours, loop=replace(loop, activation_checkpointing=True)),
         "online": replace(ours, discriminator=replace(short, real_source="teacher-steps=2")),
     }

@@ -16,15 +16,12 @@ from didi.evaluation.row import machine_name
 from didi.evaluation.speed import FLOOR, Load, Method, Variant, compare
 from didi.evaluation.speed_row import speed_table
 from didi.models.discriminator import Discriminator
-from didi.models.dit import DiT, DiTConfig
+from didi.models.dit import DiT
 from didi.models.hub import Bundle, Role, load
 from didi.models.inference import Numerics
 from didi.sampling.guided import Guidance
-from didi.training.recipes import PRETRAIN
+from didi.training.recipes import VOCABULARIES, teacher_shape
 from didi.world import default_device
-
-# Vocabularies of recipes whose tokenizer is not at hand, the mask included.
-VOCABULARIES = {"markov": 33, "tiny-news": 8192, "owt-169m": 50_258, "owt-424m": 50_258}
 
 
 @dataclass(frozen=True)
@@ -65,13 +62,9 @@ def random_bundle(name: str) -> Bundle:
     Raises:
         UsageError: no recipe has that name.
     """
-    if name not in VOCABULARIES:
-        raise UsageError(f"random weights have the shape of a recipe, one of {', '.join(VOCABULARIES)}; got {name!r}")
-    recipe = PRETRAIN[name]
-    shape = asdict(recipe.network) | {"dropout": 0.0}
-    vocab_size = VOCABULARIES[name]
+    shape = teacher_shape(name)
     torch.manual_seed(0)
-    network = DiT(DiTConfig(vocab_size=vocab_size, mask_id=vocab_size - 1, length=recipe.data.length, **shape)).eval()
+    network = DiT(replace(shape, dropout=0.0)).eval()
     return Bundle(teacher=network, discriminator=Discriminator.from_denoiser(network).eval(), name=f"random {name}")
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from didi import __version__
-from didi.apps import bench, convert, demo, likelihood, train
+from didi.apps import bench, convert, demo, doctor, likelihood, train
 from didi.apps.live import LiveView
 from didi.apps.reproduce.command import reproduce
 from didi.apps.terminal import ResultConsole, parse, print_rows, run
@@ -251,6 +251,7 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
     "reproduce": (reproduce, "tables and figures of the paper, by one command"),
     "bench": (bench.bench, "time and memory of sampling on this machine, side by side"),
     "convert": (convert.run_convert, "public MDLM, Duo, SDTT, SEDD and DiDi checkpoints into bundles, and back"),
+    "doctor": (doctor.doctor, "memory, arithmetic and time that a recipe needs on a device, and whether it fits"),
     "assets": (_assets, "list, fetch or verify real corpora and models"),
 }
 

@@ -64,8 +64,8 @@ class DistillCommand:
 
 def pretrain(args: Sequence[str]) -> None:
     """Run ``didi pretrain`` with the words after it."""
-    options, folder, config = _resolve("pretrain", PretrainCommand, PRETRAIN, args)
-    pretrain_run(config, folder, resume=options.resume, device=_device(options.device))
+    options, config = resolve("pretrain", PretrainCommand(RunOptions(), PretrainConfig()), PRETRAIN, args)
+    pretrain_run(config, _folder(options, "pretrain"), resume=options.resume, device=_device(options.device))
 
 
 def pretrain_run(config: PretrainConfig, folder: RunFolder, *, resume: bool, device: torch.device) -> Path:
@@ -85,8 +85,8 @@ def pretrain_run(config: PretrainConfig, folder: RunFolder, *, resume: bool, dev
 
 def distill(args: Sequence[str]) -> None:
     """Run ``didi distill`` with the words after it."""
-    options, folder, config = _resolve("distill", DistillCommand, DISTILL, args)
-    distill_run(config, folder, resume=options.resume, device=_device(options.device))
+    options, config = resolve("distill", DistillCommand(RunOptions(), DistillConfig()), DISTILL, args)
+    distill_run(config, _folder(options, "distill"), resume=options.resume, device=_device(options.device))
 
 
 def distill_run(config: DistillConfig, folder: RunFolder, *, resume: bool, device: torch.device) -> Path:
@@ -127,10 +127,19 @@ def distillation_source(config: DistillConfig, teacher: Bundle) -> Source:
     )
 
 
-def _resolve(
-    name: str, command: type[Any], recipes: Mapping[str, Any], args: Sequence[str]
-) -> tuple[RunOptions, RunFolder, Any]:
-    """Recipe, then preset, then YAML file, then flags: the later wins."""
+def resolve(name: str, default: Any, recipes: Mapping[str, Any], args: Sequence[str]) -> tuple[Any, Any]:
+    """Options and settings of a command: of these, recipe, then preset, then YAML file, then flags; the later wins.
+
+    Args:
+        name: of the command.
+        default: what is parsed: a record of ``run``, options of which are ``max_steps``, ``config`` and ``preset``, and
+            of ``config``.
+        recipes: by name.
+        args: the words after the command.
+
+    Raises:
+        UsageError: there is no recipe of that name, or a word does not fit.
+    """
     prog = f"didi {name}"
     has_recipe = bool(args) and not args[0].startswith("-")
     scanner = argparse.ArgumentParser(prog=prog, add_help=False, allow_abbrev=False, exit_on_error=False)
@@ -146,9 +155,9 @@ def _resolve(
     if chosen in recipes or has_recipe:
         base = recipe(recipes, str(chosen))
     elif early.config or "--help" in args or "-h" in args:
-        base = type(next(iter(recipes.values())))()
+        base = default.config
     else:
-        raise UsageError(f"the recipe comes first: {prog} RECIPE --out RUN, one of {', '.join(recipes)}")
+        raise UsageError(f"the recipe comes first: {prog} RECIPE [flags], one of {', '.join(recipes)}")
     if early.preset is not None:
         if early.config is not None:
             raise UsageError("--preset changes a recipe and --config names settings; give one of them")
@@ -158,10 +167,14 @@ def _resolve(
     if overrides:
         base = parse(type(base), list(_flags(overrides)), prog=str(early.config), default=base)
     prog = f"{prog} {chosen}" if has_recipe else prog
-    parsed = parse(command, args[has_recipe:], prog=prog, default=command(RunOptions(), base))
-    if parsed.run.out is None:
-        raise UsageError(f"{prog} needs --out RUN, the folder of the run")
-    return parsed.run, RunFolder(parsed.run.out), _limited(parsed.config, parsed.run.max_steps)
+    parsed = parse(type(default), args[has_recipe:], prog=prog, default=replace(default, config=base))
+    return parsed.run, _limited(parsed.config, parsed.run.max_steps)
+
+
+def _folder(options: RunOptions, name: str) -> RunFolder:
+    if options.out is None:
+        raise UsageError(f"didi {name} needs --out RUN, the folder of the run")
+    return RunFolder(options.out)
 
 
 def _limited(config: Config, max_steps: int | None) -> Config:

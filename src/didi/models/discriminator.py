@@ -1,5 +1,6 @@
 """The discriminator that estimates the student-over-teacher log-density ratio. Lemma 4.2, Table 3, App. D."""
 
+import contextlib
 from dataclasses import asdict, dataclass
 from typing import Literal
 
@@ -48,13 +49,22 @@ class Discriminator(DiTTrunk):
 
     @classmethod
     def from_denoiser(
-        cls, denoiser: DiT, *, output: Literal["token", "sequence"] = "token", is_time_conditioned: bool = True
+        cls,
+        denoiser: DiT,
+        *,
+        output: Literal["token", "sequence"] = "token",
+        is_time_conditioned: bool = True,
+        shares_trunk: bool = False,
     ) -> "Discriminator":
-        """A discriminator whose trunk is a copy of ``denoiser``'s, with a fresh head."""
+        """A discriminator with a fresh head on a copy of ``denoiser``'s trunk, or, if it is shared, on the trunk."""
         shape = asdict(denoiser.config) | {"dropout": 0.0, "is_time_conditioned": is_time_conditioned}
-        discriminator = cls(DiscriminatorConfig(**shape, output=output))
+        config = DiscriminatorConfig(**shape, output=output)
+        with torch.device("meta") if shares_trunk else contextlib.nullcontext():
+            discriminator = cls(config)
+        if shares_trunk:
+            discriminator.output_layer = DiscriminatorHead(config.hidden_size)
         trunk = {name: value for name, value in denoiser.state_dict().items() if not name.startswith("output_layer.")}
-        missing, unexpected = discriminator.load_state_dict(trunk, strict=False)
+        missing, unexpected = discriminator.load_state_dict(trunk, strict=False, assign=shares_trunk)
         stray = [name for name in missing if not name.startswith("output_layer.")] + unexpected
         if stray:  # cannot happen while both share DiTTrunk; a changed layout must not go unseen
             raise RuntimeError(f"denoiser and discriminator trunks differ: {', '.join(stray)}")
@@ -91,12 +101,23 @@ class Discriminator(DiTTrunk):
         if num_blocks is None:
             self.requires_grad_(True)
             return
-        if not 0 <= num_blocks <= len(self.blocks):
-            raise UsageError(f"trainable blocks lie in [0, {len(self.blocks)}] for this network; got {num_blocks}")
         self.requires_grad_(False)
         self.output_layer.requires_grad_(True)
-        for block in self.blocks[len(self.blocks) - num_blocks :]:
+        for block in self.blocks[len(self.blocks) - check_num_blocks(self, num_blocks) :]:
             block.requires_grad_(True)
+
+
+def check_num_blocks(network: DiTTrunk, num_blocks: int | None) -> int:
+    """How many of the last blocks are trained; None is all.
+
+    Raises:
+        UsageError: there are fewer.
+    """
+    if num_blocks is None:
+        return len(network.blocks)
+    if not 0 <= num_blocks <= len(network.blocks):
+        raise UsageError(f"trainable blocks lie in [0, {len(network.blocks)}] for this network; got {num_blocks}")
+    return num_blocks
 
 
 def num_parameters(network: nn.Module) -> int:

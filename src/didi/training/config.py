@@ -284,10 +284,17 @@ class DistillConfig:
     discriminator_optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     loop: LoopConfig = field(default_factory=LoopConfig)
     """``batch_size`` counts intermediate states."""
+    lora_rank: int | None = None
+    """Train student and discriminator as low-rank adapters of this rank on the teacher's weights, which then exist
+    once (ours, docs/scale.md); adapters want a larger learning rate. None trains weights of their own."""
 
     def __post_init__(self) -> None:
         objective, discriminator, loop = self.objective, self.discriminator, self.loop
         _check_sharding(loop, self.student_optimizer, self.discriminator_optimizer)
+        if self.lora_rank is not None:
+            _at_least(1, self, "lora_rank")
+            if loop.fsdp or "muon" in (self.student_optimizer.method, self.discriminator_optimizer.method):
+                raise UsageError("lora_rank goes with AdamW and without loop.fsdp; leave it out or change those")
         if loop.accumulation > 1 and discriminator.steps_per_student_step > 1:
             raise UsageError(
                 "discriminator.steps_per_student_step is 1 where loop.accumulation is more than 1: several "

@@ -16,6 +16,7 @@ from didi.diffusion.masked import corrupt
 from didi.diffusion.noise import derive_seed, named_generator
 from didi.diffusion.schedule import TimeDensity, sigma, time_weight
 from didi.errors import UsageError
+from didi.models.adapters import adapt, copy_sharing_frozen, merged
 from didi.models.discriminator import Discriminator, log_ratio_logits
 from didi.models.dit import DiT
 from didi.models.hub import Bundle
@@ -29,7 +30,15 @@ from didi.objectives.didi import (
     unsmooth,
 )
 from didi.training.config import DistillConfig
-from didi.training.distributed import Synchronised, check_divides, full_state, load_full_state, shard, unsharded
+from didi.training.distributed import (
+    Synchronised,
+    check_divides,
+    full_state,
+    load_full_state,
+    shard,
+    trained_state,
+    unsharded,
+)
 from didi.training.loop import Metrics, autocast_dtype
 from didi.training.optim import averaged, averaged_network, learning_rate, make_optimizer, update
 from didi.training.pretrain import validation_nll
@@ -62,13 +71,21 @@ class Distillation:
         check_divides(config.loop.batch_size)
         self.world = world()
         torch.manual_seed(derive_seed(config.seed, "discriminator-head"))
+        num_blocks, rank = config.discriminator.trainable_blocks, config.lora_rank
         self.discriminator = Discriminator.from_denoiser(
             self.teacher,
             output=config.discriminator.output,
             is_time_conditioned=config.discriminator.is_time_conditioned,
+            shares_trunk=rank is not None,
         ).to(device)
-        self.discriminator.train_last_blocks(config.discriminator.trainable_blocks)
-        self.student = copy.deepcopy(self.teacher).requires_grad_(True)
+        if rank is None:
+            self.discriminator.train_last_blocks(num_blocks)
+            self.student = copy.deepcopy(self.teacher).requires_grad_(True)
+        else:
+            self.student = copy_sharing_frozen(self.teacher)
+            torch.manual_seed(derive_seed(config.seed, "adapters"))
+            adapt(self.discriminator, rank, num_blocks)
+            adapt(self.student, rank)
         self.average = averaged(self.student, config.loop.ema_decay, is_ramped=config.loop.ema_ramp)
         for trained in (self.student, self.discriminator):
             trained.keeps_activations = not config.loop.activation_checkpointing
@@ -322,8 +339,8 @@ class Distillation:
         return {"validation_nelbo": value}
 
     def state_dict(self) -> dict[str, Any]:
-        """Both trained networks, the average and both optimizers; the teacher is frozen and comes from its bundle."""
-        return {name: full_state(getattr(self, name).state_dict()) for name in self._STATE}
+        """Both trained networks, the average and both optimizers; what is frozen comes from the teacher's bundle."""
+        return {name: full_state(trained_state(getattr(self, name))) for name in self._STATE}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Back to a state of ``state_dict``."""
@@ -335,9 +352,9 @@ class Distillation:
     def bundle(self) -> Bundle:
         """The averaged student, its teacher and the discriminator."""
         return Bundle(
-            student=unsharded(cast(DiT, averaged_network(self.average))),
+            student=unsharded(merged(cast(DiT, averaged_network(self.average)))),
             teacher=unsharded(self.teacher),
-            discriminator=unsharded(self.discriminator.eval()),
+            discriminator=unsharded(merged(self.discriminator.eval())),
             tokenizer=self.tokenizer,
             schedule=self.schedule,
         )

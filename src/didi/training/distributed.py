@@ -89,6 +89,15 @@ def shard(network: nn.Module) -> None:
             register_fsdp_forward_method(network, name)
 
 
+def trained_state(target: nn.Module | torch.optim.Optimizer) -> dict[str, Any]:
+    """The state that training changes: of a network its buffers and its weights but the frozen ones."""
+    state: dict[str, Any] = target.state_dict()
+    if isinstance(target, nn.Module):
+        frozen = {name for name, parameter in target.named_parameters() if not parameter.requires_grad}
+        state = {name: value for name, value in state.items() if name not in frozen}
+    return state
+
+
 def full_state(state: Any) -> Any:
     """A nested state without shards: every process gets all of it, on the CPU where it was sharded."""
     if isinstance(state, DTensor):
@@ -101,7 +110,7 @@ def full_state(state: Any) -> Any:
 
 
 def load_full_state(target: nn.Module | torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Load a state without shards into what may be sharded."""
+    """Load the trained state, without shards, into what may be sharded."""
     if isinstance(target, torch.optim.Optimizer):
         target.load_state_dict(state)
         for parameter, held in target.state.items():
@@ -110,7 +119,8 @@ def load_full_state(target: nn.Module | torch.optim.Optimizer, state: dict[str, 
                     held[name] = _placed_as(value, parameter)
         return
     held = target.state_dict()
-    target.load_state_dict({name: _placed_as(value, held[name]) for name, value in state.items()})
+    frozen = {name: held[name] for name in held.keys() - trained_state(target).keys()}
+    target.load_state_dict(frozen | {name: _placed_as(value, held[name]) for name, value in state.items()})
 
 
 def unsharded(network: Network) -> Network:

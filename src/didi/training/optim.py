@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.optim.swa_utils import AveragedModel
 
+from didi.models.adapters import copy_sharing_frozen
 from didi.models.autoregressive import AutoregressiveLM
 from didi.models.dit import DiT
 from didi.training.config import OptimizerConfig
@@ -72,7 +73,8 @@ def averaged(network: nn.Module, decay: float, *, is_ramped: bool = True) -> Ave
     """Exponential moving average of a network's weights.
 
     Unless ``is_ramped`` is off, the decay is ramped as (1 + n) / (10 + n), so that the average of a short run is
-    not that of its first weights.
+    not that of its first weights. Frozen weights are shared
+    with ``network``, not copied.
     """
 
     @torch.no_grad()
@@ -85,7 +87,9 @@ def averaged(network: nn.Module, decay: float, *, is_ramped: bool = True) -> Ave
             else:
                 average.copy_(current)
 
-    return AveragedModel(network, multi_avg_fn=ramped_average, use_buffers=False)
+    average = AveragedModel(nn.Identity(), multi_avg_fn=ramped_average, use_buffers=False)
+    average.module = copy_sharing_frozen(network)  # its own way is a copy of all
+    return average
 
 
 def averaged_network(average: AveragedModel) -> DiT | AutoregressiveLM:

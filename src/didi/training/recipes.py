@@ -5,10 +5,11 @@
 
 import difflib
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import TypeVar
 
 from didi.errors import UsageError
+from didi.models.dit import DiTConfig
 from didi.training.config import (
     DataConfig,
     DiscriminatorSettings,
@@ -77,6 +78,9 @@ PRETRAIN: dict[str, PretrainConfig] = {
         ),
     ),
 }  # fmt: skip
+
+# Of the teachers' tokenizers, the mask included.
+VOCABULARIES = {"markov": 33, "tiny-news": 8192, "owt-169m": 50_258, "owt-424m": 50_258}
 
 # Our objective: the paper's with the exact variance reductions A and B. The divergence keeps the entropy of samples of
 # many steps up; its weight was chosen on ``markov`` (docs/lab-notes.md).
@@ -175,6 +179,18 @@ def recipe(recipes: Mapping[str, Config], name: str) -> Config:
         nearest = difflib.get_close_matches(name, recipes, n=1, cutoff=0.0)[0]
         raise UsageError(f"a recipe is one of {', '.join(recipes)}; got {name!r}; did you mean {nearest!r}?")
     return recipes[name]
+
+
+def teacher_shape(name: str) -> DiTConfig:
+    """Shape of the teacher that a recipe pre-trains, without its tokenizer at hand.
+
+    Raises:
+        UsageError: no recipe of a masked-diffusion teacher has that name.
+    """
+    if name not in VOCABULARIES:
+        raise UsageError(f"a shape is that of a recipe, one of {', '.join(VOCABULARIES)}; got {name!r}")
+    recipe, vocab_size = PRETRAIN[name], VOCABULARIES[name]
+    return DiTConfig(vocab_size=vocab_size, mask_id=vocab_size - 1, length=recipe.data.length, **asdict(recipe.network))
 
 
 def preset(config: DistillConfig, name: str) -> DistillConfig:

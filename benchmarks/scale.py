@@ -1,0 +1,271 @@
+"""The figures of docs/scale.md: what ``didi doctor`` says beside what real steps take, and what two processes gain.
+
+    python benchmarks/scale.py measure --runs DIR [--only NAME ...]
+    python benchmarks/scale.py page    [--runs DIR]
+
+``measure`` makes a few real steps of each configuration with random weights in a process of its own, and keeps what it
+finds, so that it can be stopped and resumed; it wants 20 GiB of memory. ``page`` renews the tables of the page.
+"""
+
+import argparse
+import gc
+import json
+import multiprocessing
+import os
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+# Freed blocks go back to the system at once, so that the process is as large as its tensors.
+os.environ["MALLOC_MMAP_THRESHOLD_"] = os.environ["MALLOC_TRIM_THRESHOLD_"] = "65536"
+
+import torch
+from pages import DOCS, renew
+
+from didi.data.source import MarkovSource
+from didi.evaluation.row import machine_name
+from didi.models.dit import DiT
+from didi.models.hub import Bundle, load
+from didi.training.budget import distill_budget, pretrain_budget
+from didi.training.config import DistillConfig, PretrainConfig
+from didi.training.distill import Distillation
+from didi.training.pretrain import Pretraining
+from didi.training.recipes import DISTILL, PRETRAIN, teacher_shape
+from didi.training.rollout import law_at_masks
+
+STORED = DOCS / "results" / "scale.json"
+CPU = torch.device("cpu")
+MIB = 2**20
+SHARED = "owt-424m, shared trunk"
+PASS = "owt-424m, a pass of the teacher"
+
+
+class Tokens(MarkovSource):
+    """Symbols of the Markov world, in a corpus that claims a larger vocabulary."""
+
+    def __init__(self, length: int, vocab_size: int) -> None:
+        super().__init__(length, seed=0)
+        self.vocab_size, self.mask_id = vocab_size, vocab_size - 1
+
+
+def reduced(recipe: str, *, length: int = 512, states: int = 2, **changes: Any) -> DistillConfig:
+    """A recipe at a batch that a CPU can carry."""
+    base = DISTILL[recipe]
+    return replace(
+        base,
+        data=replace(base.data, length=length),
+        objective=replace(base.objective, completions=2),
+        discriminator=replace(base.discriminator, warmup_steps=1, **changes.pop("discriminator", {})),
+        loop=replace(base.loop, steps=2, batch_size=states, validation_sequences=2, **changes.pop("loop", {})),
+        **changes,
+    )
+
+
+def pretraining(recipe: str) -> PretrainConfig:
+    base = PRETRAIN[recipe]
+    loop = replace(base.loop, steps=2, batch_size=4, accumulation=1)
+    return replace(base, data=replace(base.data, length=512), loop=loop)
+
+
+CONFIGURATIONS: dict[str, DistillConfig | PretrainConfig] = {
+    "owt-169m, pre-training": pretraining("owt-169m"),
+    "owt-169m": reduced("owt-169m"),
+    "owt-169m, activations again": reduced("owt-169m", loop={"activation_checkpointing": True}),
+    "owt-169m, shared trunk": reduced("owt-169m", lora_rank=16),
+    "owt-424m": reduced("owt-424m", length=256),
+    SHARED: reduced("owt-424m", lora_rank=16, discriminator={"completions": 1}),
+}
+
+
+def status(field: str) -> int:
+    """A size of this process from /proc, bytes."""
+    found = re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert found
+    return int(found[1]) * 1024
+
+
+def peak_of(work: Callable[[], Any]) -> tuple[int, Any]:
+    """Bytes at the peak beyond those before, and what the work returned; in this process."""
+    gc.collect()
+    before = status("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
+    result = work()
+    return status("VmHWM") - before, result
+
+
+def steps_of(name: str) -> dict[str, Any]:
+    """Measure a configuration: three steps, the first of which is the discriminator's warm-up in distillation."""
+    torch.manual_seed(0)
+    torch.mm(torch.ones(512, 512), torch.ones(512, 512))  # the libraries' own buffers
+    config = CONFIGURATIONS[name]
+    shape = teacher_shape(config.recipe)
+    source = Tokens(config.data.length, shape.vocab_size)
+    masked: list[int] = []
+
+    def work() -> tuple[list[float], list[float]]:
+        if isinstance(config, PretrainConfig):
+            job: Any = Pretraining(config, source, CPU)
+        else:
+            with tempfile.TemporaryDirectory() as folder:
+                teacher = Bundle(teacher=DiT(replace(shape, dropout=0.0)).eval())
+                job = Distillation(config, source, teacher, CPU, Path(folder))
+            update = job._student_update
+
+            def noted(batch: Any, *args: Any, **options: Any) -> Any:
+                masked.append(int((batch.z_tau == shape.mask_id).sum()))
+                return update(batch, *args, **options)
+
+            job._student_update = noted
+        seconds, losses = [], []
+        for step in range(job.num_steps):
+            begin = time.perf_counter()
+            metrics = job.step(step)
+            seconds.append(time.perf_counter() - begin)
+            losses += [float(value) for value in metrics.values()]
+        return seconds, losses
+
+    peak, (seconds, figures) = peak_of(work)
+    if isinstance(config, PretrainConfig):
+        budget = pretrain_budget(config, replace(shape, length=config.data.length))
+    else:
+        budget = distill_budget(config, shape, masked=max(masked))
+    return {
+        "measured": peak,
+        "predicted": budget.peak,
+        "parameters": budget.parameters,
+        "trained": budget.trained,
+        "flops": budget.flops,
+        "seconds": seconds[-1],
+        "finite": all(map(torch.isfinite, map(torch.tensor, figures))),
+        "rows": config.loop.batch_size,
+        "length": config.data.length,
+        "masked": max(masked, default=0),
+    }
+
+
+def pass_of_the_teacher() -> dict[str, Any]:
+    """What the teacher's weights take, and the graph of its laws at the states that the shared-trunk student sees."""
+    torch.manual_seed(0)
+    config = CONFIGURATIONS[SHARED]
+    shape = replace(teacher_shape(config.recipe), dropout=0.0)
+    states, length = config.loop.batch_size, config.data.length
+    schedule = Bundle(teacher=None).schedule
+
+    def work() -> None:
+        teacher = DiT(shape)
+        first = torch.full((1, length), shape.mask_id)
+        z = torch.zeros(states, length, dtype=torch.long)
+        z[:, : length // 2] = shape.mask_id
+        kept = [
+            law_at_masks(teacher, one, torch.full((len(one),), 0.5, dtype=torch.float64), schedule)
+            for one in (first, z)
+        ]
+        del kept
+
+    return {"measured": peak_of(work)[0]}
+
+
+def two_processes(rounds: int = 3) -> dict[str, Any]:
+    """The same distillation by one process and by two, each with one thread, in turns."""
+    flags = ["--max-steps", "40", "--loop.batch-size", "32", "--discriminator.warmup-steps", "10"]
+    flags += ["--loop.validate-every", "1000", "--loop.log-every", "50", "--device", "cpu"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    ways = {"one": [sys.executable], "two": torchrun, "sharded": torchrun}
+    speeds: dict[str, list[float]] = {name: [] for name in ways}
+    with tempfile.TemporaryDirectory() as scratch:
+        for number in range(rounds):
+            for name, launcher in ways.items():
+                out = Path(scratch, f"{name}-{number}")
+                more = ["--loop.fsdp"] if name == "sharded" else []
+                command = [*launcher, "-m", "didi", "distill", "tiny-news", "--out", str(out), *flags, *more]
+                environment = os.environ | {"OMP_NUM_THREADS": "1"}
+                subprocess.run(command, check=True, capture_output=True, env=environment)
+                lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+                speeds[name].append(next(line["tokens_per_second"] for line in lines if "tokens_per_second" in line))
+        students = {name: load(Path(scratch, f"{name}-0", "bundle")).student for name in ways}
+    first = list(students["one"].parameters())
+    found: dict[str, Any] = {"command": f"didi distill tiny-news {' '.join(flags)}"}
+    for name in ("two", "sharded"):
+        ratios = sorted(other / own for own, other in zip(speeds["one"], speeds[name], strict=True))
+        gap = max(float((a - b).abs().max()) for a, b in zip(first, students[name].parameters(), strict=True))
+        found[name] = {"speed": (statistics.median(ratios), ratios[0], ratios[-1]), "gap": gap}
+    found["largest"] = max(float(parameter.abs().max()) for parameter in first)
+    return found
+
+
+def measure(args: argparse.Namespace) -> None:
+    args.runs.mkdir(parents=True, exist_ok=True)
+    work: dict[str, Callable[[], Any]] = {PASS: pass_of_the_teacher, "two processes": two_processes}
+    for name in args.only or [*CONFIGURATIONS, *work]:
+        file = args.runs / f"{name}.json"
+        if file.is_file():
+            continue
+        print(name, flush=True)
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            found = pool.apply(work[name]) if name in work else pool.apply(steps_of, [name])
+        file.write_text(json.dumps(found | {"machine": machine_name(CPU)}))
+
+
+def page(args: argparse.Namespace) -> None:
+    if args.runs:
+        found = {name: args.runs / f"{name}.json" for name in [*CONFIGURATIONS, PASS, "two processes"]}
+        record = {name: json.loads(file.read_text()) for name, file in found.items() if file.is_file()}
+        STORED.write_text(json.dumps(record, indent=1) + "\n")
+    record = json.loads(STORED.read_text())
+    machine = next(iter(record.values()))["machine"]
+    lines = [
+        "| configuration | rows | tokens | numbers | trained | predicted MiB | measured MiB | predicted / measured | "
+        "s / step | finite |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|--:|---|",
+    ]
+    for name in CONFIGURATIONS:
+        if (row := record.get(name)) is not None:
+            lines.append(
+                f"| {name} | {row['rows']} | {row['length']} | {row['parameters'] / 1e6:,.0f} M | "
+                f"{row['trained'] / 1e6:,.0f} M | {row['predicted'] / MIB:,.0f} | {row['measured'] / MIB:,.0f} | "
+                f"{row['predicted'] / row['measured']:.2f} | {row['seconds']:.0f} | "
+                f"{'yes' if row['finite'] else '**no**'} |"
+            )
+    lines.append(f"\nRandom weights, float32, three steps each; {machine}.\n")
+    if {SHARED, PASS} <= record.keys():
+        shared, alone = (record[name]["measured"] for name in (SHARED, PASS))
+        lines.append(
+            f"Shared trunk, 424 M: {shared / MIB:,.0f} MiB, {shared / alone:.2f} times the {alone / MIB:,.0f} MiB of "
+            "the teacher's weights and the graph of its own laws at the same states.\n"
+        )
+    if (two := record.get("two processes")) is not None:
+        lines += [
+            f"`{two['command']}`\n",
+            "| two processes | speed over one | greatest gap between weights |",
+            "|---|--:|--:|",
+        ]
+        for name, told in (("two", "copied (DDP)"), ("sharded", "sharded (FSDP2)")):
+            speed, low, high = two[name]["speed"]
+            lines.append(f"| {told} | {speed:.2f} [{low:.2f}, {high:.2f}] | {two[name]['gap']:.1e} |")
+        lines.append(f"\nOne thread a process, gloo; the greatest weight is {two['largest']:.2g}; {machine}.")
+    renew(DOCS / "scale.md", "scale.py", lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(required=True)
+    one = commands.add_parser("measure")
+    one.add_argument("--runs", type=Path, required=True)
+    one.add_argument("--only", nargs="*")
+    one.set_defaults(run=measure)
+    two = commands.add_parser("page")
+    two.add_argument("--runs", type=Path)
+    two.set_defaults(run=page)
+    args = parser.parse_args()
+    args.run(args)
+
+
+if __name__ == "__main__":
+    main()

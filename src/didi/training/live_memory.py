@@ -1,0 +1,53 @@
+"""Bytes of the tensors that are alive while something runs, on any device: exact, and independent of the allocator."""
+
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+
+class LiveMemory(TorchDispatchMode):
+    """Counts the storages that operations within the context make, until they are freed.
+
+    What a kernel needs inside, and what was there before, does not count.
+
+    Attributes:
+        now: bytes alive.
+        peak: most bytes that were alive at one time since the last ``restart``.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._known: dict[int, weakref.ref[torch.UntypedStorage]] = {}
+
+    def __torch_dispatch__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Run the operation and count what it returns; inputs that it returns as they are were counted before."""
+        found = {id(one.untyped_storage()) for one in tree_leaves((args, kwargs)) if isinstance(one, torch.Tensor)}
+        result = func(*args, **(kwargs or {}))
+        for one in tree_leaves(result):
+            if isinstance(one, torch.Tensor) and id(one.untyped_storage()) not in found:
+                self._count(one.untyped_storage())
+        return result
+
+    def restart(self) -> None:
+        """Begin a new peak from what is alive now."""
+        self.peak = self.now
+
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        key, size = id(storage), storage.nbytes()
+        if key in self._known:
+            return
+
+        def freed(_: object) -> None:
+            self.now -= size
+            del self._known[key]
+
+        self._known[key] = weakref.ref(storage, freed)
+        self.now += size
+        self.peak = max(self.peak, self.now)

@@ -1,0 +1,85 @@
+import pytest
+import torch
+
+from didi.errors import UsageError
+from didi.models.adapters import adapt, copy_sharing_frozen, merged
+from didi.models.discriminator import Discriminator
+
+SIGMA = torch.tensor([0.0, 2.0])
+
+
+@pytest.fixture
+def teacher(make_dit):
+    return make_dit(vocab_size=7, length=6, num_blocks=3, is_time_conditioned=True).requires_grad_(False)
+
+
+@pytest.fixture
+def ids():
+    return torch.randint(7, (2, 6), generator=torch.Generator().manual_seed(0))
+
+
+def trained(network):
+    return {name: parameter for name, parameter in network.named_parameters() if parameter.requires_grad}
+
+
+def storages(network):
+    return {parameter.data_ptr() for parameter in network.parameters()}
+
+
+def test_a_denoiser_begins_as_the_teacher_whose_weights_it_shares(teacher, ids):
+    student = copy_sharing_frozen(teacher)
+    adapt(student, 2)
+    assert torch.equal(student(ids, SIGMA), teacher(ids, SIGMA))
+    assert storages(teacher) <= storages(student)
+    assert all("lora_" in name for name in trained(student))
+    linear = [name for name, one in teacher.named_modules() if isinstance(one, torch.nn.Linear)]
+    adapted = {name.split(".lora_")[0] for name in trained(student)}
+    assert adapted == {name for name in linear if not name.startswith("sigma_map")}
+    assert not any(parameter.requires_grad for parameter in teacher.parameters())
+
+
+@pytest.mark.parametrize("num_blocks", [0, 1, None])
+def test_a_discriminator_trains_its_head_and_adapters_of_the_last_blocks(teacher, ids, num_blocks):
+    torch.manual_seed(0)
+    discriminator = Discriminator.from_denoiser(teacher, shares_trunk=True)
+    trunk = discriminator.trunk(discriminator.embed(ids), SIGMA)[0]
+    assert torch.equal(trunk, teacher.trunk(teacher.vocab_embed(ids), SIGMA)[0])
+    adapt(discriminator, 2, num_blocks)
+    head = {name for name in trained(discriminator) if name.startswith("output_layer.")}
+    assert head == {name for name, _ in discriminator.named_parameters() if name.startswith("output_layer.")}
+    blocks = {int(name.split(".")[1]) for name in trained(discriminator).keys() - head}
+    assert blocks == set(range(3 - (3 if num_blocks is None else num_blocks), 3))
+    assert storages(teacher) & storages(discriminator)
+    assert discriminator(ids, SIGMA).isfinite().all()
+
+
+def test_merging_gives_a_plain_network_of_the_same_function(teacher, ids, randomise):
+    student = copy_sharing_frozen(teacher)
+    assert merged(student) is student
+    adapt(student, 2)
+    with torch.no_grad():
+        for parameter in trained(student).values():
+            parameter.normal_(std=0.1, generator=torch.Generator().manual_seed(1))
+    before = student(ids, SIGMA)
+    assert not torch.allclose(before, teacher(ids, SIGMA), atol=1e-2)
+    plain = merged(student)
+    assert plain.state_dict().keys() == teacher.state_dict().keys()
+    assert vars(plain).keys() == vars(teacher).keys()
+    torch.testing.assert_close(plain(ids, SIGMA), before)
+    assert not storages(plain) & storages(teacher)
+    assert torch.equal(student(ids, SIGMA), before)
+
+
+def test_a_copy_has_trained_weights_of_its_own(teacher):
+    student = copy_sharing_frozen(teacher)
+    adapt(student, 2)
+    copied = copy_sharing_frozen(student)
+    for name, parameter in student.named_parameters():
+        other = copied.get_parameter(name)
+        assert torch.equal(parameter, other)
+        assert (parameter is other) == (not parameter.requires_grad)
+
+
+def test_more_blocks_than_there_are_are_refused(teacher):
+    with pytest.raises(UsageError, match=r"lie in \[0, 3\] for this network; got 4"):
+        adapt(Discriminator.from_denoiser(teacher, shares_trunk=True), 2, 4)
