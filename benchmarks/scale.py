@@ -250,6 +250,12 @@ def page(args: argparse.Namespace) -> None:
             speed, low, high = two[name]["speed"]
             lines.append(f"| {told} | {speed:.2f} [{low:.2f}, {high:.2f}] | {two[name]['gap']:.1e} |")
         lines.append(f"\nOne thread a process, gloo; the greatest weight is {two['largest']:.2g}; {machine}.")
+    lines.append("\n## What doctor says of the paper's runs\n")
+    for words in ("owt-169m", "owt-424m", "owt-424m --num-processes 8 --loop.batch-size 64"):
+        command = [sys.executable, "-m", "didi", "doctor", *words.split()]
+        said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        told = [line.rstrip() for line in said.splitlines() if line.strip()]
+        lines += ["```", f"$ didi doctor {words}", *told, "```\n"]
     renew(DOCS / "scale.md", "scale.py", lines)
 
 

@@ -4,8 +4,8 @@
     python benchmarks/speed.py page    [--runs DIR]
 
 ``measure`` makes one run of ``didi bench`` for each suite and keeps it, so that it can be stopped and resumed; it wants
-the machine for itself. ``page`` renews the tables and the figure of the page from the runs, or from those stored beside
-it.
+the machine for itself. ``page`` renews the tables and the figure of the page: from the runs, and from what is stored
+beside it for suites that were not run again.
 """
 
 import argparse
@@ -84,7 +84,9 @@ def page(args: argparse.Namespace) -> None:
             if file.is_file()
         }
         quality = json.loads((args.runs / "nelbo.json").read_text())
-        STORED.write_text(json.dumps({"suites": found, "nelbo": quality}, indent=1) + "\n")
+        suites = (json.loads(STORED.read_text())["suites"] if STORED.is_file() else {}) | found
+        suites = {name: suites[name] for name in SUITES if name in suites}
+        STORED.write_text(json.dumps({"suites": suites, "nelbo": quality}, indent=1) + "\n")
     record = json.loads(STORED.read_text())
     suites = {name: [SpeedRow.from_record(row) for row in run["rows"]] for name, run in record["suites"].items()}
     if "cost" in suites:

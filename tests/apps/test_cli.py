@@ -132,16 +132,21 @@ def test_a_folder_that_cannot_be_made_is_one_line_and_status_2(didi, tmp_path):
         assert "file" in err
 
 
+def doctors_rows(out):
+    return {" ".join(line.split()[:-8]): line.split()[-8:] for line in out.splitlines() if "M " in line}
+
+
 def test_doctor_tells_each_way_to_train_and_takes_the_flags_of_distill(didi):
-    status, out, err = didi("doctor", "owt-169m", "--device", "rtx4090", "--num-processes", "2")
+    status, out, err = didi("doctor", "markov", "--device", "rtx4090", "--num-processes", "2")
     assert (status, err) == (0, "")
-    rows = {" ".join(line.split()[:-8]): line.split()[-8:] for line in out.splitlines() if "M " in line}
+    assert "markov on 2 x RTX4090" in out
+    rows = doctors_rows(out)
     assert list(rows) == ["pretrain", "pretrain, fsdp", "distill", "distill, fsdp", "distill, lora 16"]
-    peaks = {name: float(row[-4]) for name, row in rows.items()}
-    assert peaks["distill"] > max(peaks["distill, fsdp"], peaks["distill, lora 16"]) > 1
-    smaller = didi("doctor", "owt-169m", "--device", "rtx4090", "--loop.batch-size", "2", "--data.length", "256")[1]
-    assert "2 x RTX4090" in out
-    assert "1 x RTX4090" in smaller
+    smaller = doctors_rows(didi("doctor", "markov", "--loop.batch-size", "4", "--lora-rank", "2")[1])
+    assert list(smaller) == ["pretrain", "distill", "distill, lora 2"]
+    peaks = [float(found["distill"][4]) for found in (rows, smaller)]
+    assert peaks[0] > 2 * peaks[1] > 0
+    assert "fsdp" not in didi("doctor", "tiny-news", "--num-processes", "2")[1].split("distill")[0]  # Muon's matrices
 
 
 @pytest.mark.parametrize("words", [[], ["--help"], ["pretrain", "--help"], ["distill", "--help"], ["generate", "-h"]])

@@ -111,7 +111,7 @@ def test_several_devices_divide_rows_and_if_sharded_everything_else(shape):
     config = base()
     one, two = (distill_budget(config, shape, num_processes=num) for num in (1, 2))
     sharded = distill_budget(replace(config, loop=replace(config.loop, fsdp=True)), shape, num_processes=2)
-    assert two.flops == pytest.approx(one.flops, rel=0.05)
+    assert two.flops == pytest.approx(one.flops, rel=0.1)  # each has a row of the first state
     assert (two.weights, two.moments) == (one.weights, one.moments)
     assert sharded.weights + sharded.moments == (one.weights + one.moments) / 2
 

@@ -1,11 +1,12 @@
 """``didi doctor``: what a recipe needs of a device, before it runs there."""
 
+import contextlib
 import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import torch
 import tyro
@@ -16,10 +17,11 @@ from didi.apps.terminal import ResultConsole
 from didi.apps.train import resolve
 from didi.errors import UsageError
 from didi.evaluation.row import machine_name
+from didi.models import adapters
 from didi.models.dit import DiTConfig
 from didi.models.hub import load
-from didi.training.budget import Budget, distill_budget, pretrain_budget
-from didi.training.config import DistillConfig
+from didi.training.budget import distill_budget, pretrain_budget
+from didi.training.config import DistillConfig, PretrainConfig
 from didi.training.recipes import DISTILL, PRETRAIN, VOCABULARIES, teacher_shape
 
 GIB = 2**30
@@ -96,7 +98,13 @@ def doctor(args: Sequence[str]) -> None:
     table.add_column("training", no_wrap=True)
     for name in ("params", "trained", "weights", "moments", "peak", "FLOP", "hours", "fits"):
         table.add_column(name, justify="right", no_wrap=True)
-    for name, budget in _budgets(config, shape, options.num_processes, dtype):
+    common: dict[str, Any] = {"num_processes": options.num_processes, "dtype": dtype}
+    for name, way in _ways(config, options.num_processes):
+        budget = (
+            distill_budget(way, shape, **common)
+            if isinstance(way, DistillConfig)
+            else pretrain_budget(way, teacher_shape(way.recipe), **common)
+        )
         hours = budget.total_flops / (device.flops * options.utilisation * options.num_processes) / 3600
         table.add_row(
             name,
@@ -113,33 +121,29 @@ def doctor(args: Sequence[str]) -> None:
         f"of {device.flops:.3g} operations a second are reached. The model: docs/scale.md.",
         soft_wrap=True,
     )
+    if not adapters.are_available():
+        console.print("For the shared trunk: pip install 'didi-instruct[lora]'.")
 
 
 def _short(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def _budgets(
-    config: DistillConfig, shape: DiTConfig, num_processes: int, dtype: torch.dtype | None
-) -> Iterator[tuple[str, Budget]]:
-    """Each way to train, where it makes a difference."""
-    plain = replace(config, lora_rank=None, loop=replace(config.loop, fsdp=False))
+def _ways(config: DistillConfig, num_processes: int) -> Iterator[tuple[str, PretrainConfig | DistillConfig]]:
+    """Each way to train that the settings allow, where it makes a difference."""
+    jobs: dict[str, PretrainConfig | DistillConfig] = {}
     if config.recipe in VOCABULARIES:
-        teacher = PRETRAIN[config.recipe]
-        ways = [("pretrain", teacher)]
+        jobs["pretrain"] = PRETRAIN[config.recipe]
+    plain = jobs["distill"] = replace(config, lora_rank=None, loop=replace(config.loop, fsdp=False))
+    for name, job in jobs.items():
+        yield name, job
         if num_processes > 1:
-            ways.append(("pretrain, fsdp", replace(teacher, loop=replace(teacher.loop, fsdp=True))))
-        for name, pretraining in ways:
-            yield (
-                name,
-                pretrain_budget(pretraining, teacher_shape(config.recipe), num_processes=num_processes, dtype=dtype),
-            )
-    rank = config.lora_rank or LORA_RANK
-    distillations = [("distill", plain), (f"distill, lora {rank}", replace(plain, lora_rank=rank))]
-    if num_processes > 1:
-        distillations.insert(1, ("distill, fsdp", replace(plain, loop=replace(plain.loop, fsdp=True))))
-    for name, distillation in distillations:
-        yield name, distill_budget(distillation, shape, num_processes=num_processes, dtype=dtype)
+            with contextlib.suppress(UsageError):  # Muon's matrices are not sharded
+                yield f"{name}, fsdp", replace(job, loop=replace(job.loop, fsdp=True))
+    if adapters.are_available() or config.lora_rank is not None:
+        rank = config.lora_rank or LORA_RANK
+        with contextlib.suppress(UsageError):
+            yield f"distill, lora {rank}", replace(plain, lora_rank=rank)
 
 
 def _shape(config: DistillConfig) -> DiTConfig:

@@ -43,8 +43,8 @@ def sample_gumbel(log_probs: Float[Tensor, "n v"], uniforms: Float[Tensor, "n v"
     With float32 uniforms the noise is truncated and rare tokens are never drawn, which lowers perplexity and entropy
     alike (Zheng et al. 2025, https://arxiv.org/abs/2409.02908). It exists to compare with such figures.
     """
-    gumbel = -(1e-10 - (uniforms + 1e-10).log()).log()
-    return (log_probs.to(uniforms.dtype) + gumbel).argmax(-1)
+    gumbel = (uniforms + 1e-10).log_().neg_().add_(1e-10).log_().neg_()  # in place: as large as a batch's vocabulary
+    return gumbel.add_(log_probs.to(uniforms.dtype)).argmax(-1)
 
 
 def entropy(log_probs: Float[Tensor, "... v"]) -> Float[Tensor, "..."]:

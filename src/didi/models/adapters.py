@@ -5,6 +5,7 @@ trained, averaged and stored is a few matrices of low rank for each. The arithme
 """
 
 import copy
+import importlib.util
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import nn
@@ -27,6 +28,11 @@ def _peft() -> "types.ModuleType":
             "low-rank adapters need peft: pip install 'didi-instruct[lora]', or leave lora_rank"
         ) from error
     return peft
+
+
+def are_available() -> bool:
+    """Whether peft is installed."""
+    return importlib.util.find_spec("peft") is not None
 
 
 def copy_sharing_frozen(network: Network) -> Network:

@@ -46,10 +46,12 @@ class Published:
         alphas = path_alphas(schedule, times).to(z.device, dtype)[:, None].expand(-1, len(z))
         for move, (t, s) in enumerate(pairwise(times)):
             is_masked = z == mask_id
-            logits = self.denoiser.head(features_at(self.denoiser, z, t, schedule))
-            law = self.departure.log_probs(logits.flatten(0, 1), mask_id).view_as(logits)
-            probs = subs_log_probs(law, z, mask_id).to(dtype).exp()
-            mixed = posterior_probs(z, probs, alphas[move + 1], alphas[move], mask_id).flatten(0, 1)
-            uniforms = noise.uniforms(z.shape[1], mixed.shape[-1], dtype=dtype).flatten(0, 1)
-            z = torch.where(is_masked, sample_gumbel(mixed.log(), uniforms).view_as(z), z)
+            # All positions and symbols many times over: what is read no more makes room.
+            law = self.denoiser.head(features_at(self.denoiser, z, t, schedule))
+            law = self.departure.log_probs(law.flatten(0, 1), mask_id).view_as(law)
+            law = subs_log_probs(law, z, mask_id).to(dtype).exp_()
+            law = posterior_probs(z, law, alphas[move + 1], alphas[move], mask_id).flatten(0, 1).log_()
+            uniforms = noise.uniforms(z.shape[1], law.shape[-1], dtype=dtype).flatten(0, 1)
+            z = torch.where(is_masked, sample_gumbel(law, uniforms).view_as(z), z)
+            del law, uniforms
             yield StepOutput(z, float(s), is_masked & (z != mask_id), is_masked.any(1).long().cpu(), none)

@@ -19,6 +19,7 @@ from functools import cache
 from typing import NamedTuple
 
 import torch
+from torch import nn
 
 from didi.models.adapters import adapt
 from didi.models.discriminator import Discriminator, DiscriminatorConfig, num_parameters
@@ -99,7 +100,7 @@ def block_bytes(shape: DiTConfig, rank: int | None, dtype: torch.dtype | None) -
             torch.autograd.grad(out, x, torch.ones_like(out))  # gradients of weights are counted apart
         return forward, kept, memory.peak - kept
 
-    short, long = 128, 256
+    short, long = 32, 64
     at_short, at_long = count(short), count(long)
     forward, kept, backward = ((high - low) / (long - short) for low, high in zip(at_short, at_long, strict=True))
     return BlockBytes(kept, max(0.0, at_short[1] - kept * short), forward, max(0.0, backward))
@@ -314,19 +315,24 @@ def _pass_flops(
 ) -> tuple[float, float]:
     """Operations of a pass over tokens, with so many laws, and of its backward pass."""
     width, num_blocks = network.config.hidden_size, len(network.blocks)
-    base = 24.0 * width**2 + 4 * length * width
-    adapters = 2 * sum(
-        parameter.numel()
-        for name, parameter in network.blocks[-1].named_parameters()
-        if ".lora_" in name and "adaLN" not in name
-    )
-    is_adapted = any(".lora_" in name for name, _ in network.named_parameters())
-    factor = 1 if is_adapted else 2  # gradients of inputs, and of weights
-    forward = num_blocks * (base + adapters) * tokens
-    backward = num_blocks * (factor * base + 2 * adapters) * tokens
+    factor = 1 if any(".lora_" in name for name, _ in network.named_parameters()) else 2  # of inputs, and of weights
+
+    def both(base: float, module: nn.Module) -> tuple[float, float]:
+        """For one token or law, forward and backward: the frozen or trained weights, and adapters."""
+        adapters = 2 * sum(
+            parameter.numel()
+            for name, parameter in module.named_parameters()
+            if "lora_" in name and "adaLN" not in name
+        )
+        return base + adapters, factor * base + 2 * adapters
+
+    forward, backward = both(24.0 * width**2 + 4 * length * width, network.blocks[-1])
+    law_forward, law_backward = both(2.0 * width * network.vocab_size, network.output_layer)
     again = forward if loop.activation_checkpointing else 0.0
-    laws = 2 * width * network.vocab_size * num_laws
-    return forward + laws, backward + again + factor * laws
+    return (
+        num_blocks * forward * tokens + law_forward * num_laws,
+        num_blocks * (backward + again) * tokens + law_backward * num_laws,
+    )
 
 
 def _likely_masked(objective: ObjectiveConfig, num_states: float) -> float:
