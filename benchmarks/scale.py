@@ -172,9 +172,9 @@ def pass_of_the_teacher() -> dict[str, Any]:
     return {"measured": peak_of(work)[0]}
 
 
-def two_processes(rounds: int = 3) -> dict[str, Any]:
+def two_processes(rounds: int = 2) -> dict[str, Any]:
     """The same distillation by one process and by two, each with one thread, in turns."""
-    flags = ["--max-steps", "40", "--loop.batch-size", "32", "--discriminator.warmup-steps", "10"]
+    flags = ["--max-steps", "12", "--loop.batch-size", "32", "--discriminator.warmup-steps", "4"]
     flags += ["--loop.validate-every", "1000", "--loop.log-every", "50", "--device", "cpu"]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     ways = {"one": [sys.executable], "two": torchrun, "sharded": torchrun}
