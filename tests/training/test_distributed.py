@@ -32,7 +32,7 @@ def test_two_processes_give_what_one_gives(tmp_path, names):
     assert first.keys() == alone.keys()
     for name, value in alone.items():
         assert torch.equal(first[name], second[name]), name
-        # Adam makes of the rounding of a gradient near zero a part of its step, which is 3e-4: of few numbers, a little.
+        # Adam turns the rounding of a gradient near zero into a part of its step (3e-4): in few numbers, a little.
         torch.testing.assert_close(
             first[name], value, rtol=1e-4, atol=1e-4, msg=lambda text, name=name: f"{name}: {text}"
         )

@@ -30,7 +30,9 @@ def sample_categorical(log_probs: Float[Tensor, "n v"], uniforms: Float[Tensor, 
 
 
 def _invert_cdf(log_probs: Float[Tensor, "n v"], uniforms: Float[Tensor, "n *k"]) -> Int[Tensor, "n *k"]:
-    cdf = torch.softmax(log_probs.to(uniforms.dtype), dim=-1).cumsum_(dim=-1)
+    # Weights as exact as the logits are, float32 at least; their sums in the precision of the uniforms.
+    log_probs = log_probs.to(torch.promote_types(log_probs.dtype, torch.float32))
+    cdf = (log_probs - log_probs.amax(-1, keepdim=True)).exp_().cumsum(dim=-1, dtype=uniforms.dtype)
     # Scaling by the last entry makes the sum exactly 1; `right=True` never picks a token of probability 0.
     target = uniforms.reshape(len(cdf), math.prod(uniforms.shape[1:])) * cdf[:, -1:]
     drawn = torch.searchsorted(cdf, target, right=True).clamp_(max=log_probs.shape[-1] - 1)
