@@ -286,7 +286,7 @@ class DistillConfig:
     """``batch_size`` counts intermediate states."""
     lora_rank: int | None = None
     """Train student and discriminator as low-rank adapters of this rank on the teacher's weights, which then exist
-    once (ours, docs/scale.md); adapters want a larger learning rate. None trains weights of their own."""
+    once (ours); they learn less in the same steps (docs/scale.md). None trains weights of their own."""
 
     def __post_init__(self) -> None:
         objective, discriminator, loop = self.objective, self.discriminator, self.loop
