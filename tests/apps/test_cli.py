@@ -94,7 +94,7 @@ def distilled(tmp_path_factory):
         (["doctor", "owt-424"], "did you mean 'owt-424m'?"),
         (["doctor", "markov", "--device", "h1000"], "a device is one of h100"),
         (["doctor", "markov", "--num-processes", "0"], "num-processes is 1 or more"),
-        (["doctor", "markov", "--num-processes", "7"], "a multiple of the number of processes; got 64 and 7"),
+        (["doctor", "markov", "--num-processes", "7"], "a multiple of their number; got 64 and 7 processes"),
         (["bench", "--model", "nothing", "--random"], "a shape is that of a recipe"),
         (["bench", "--model", "markov", "--length", "99"], "length lies in [1, 32]"),
         (["generate", "--model", "markov", "--prefix", "s1 [MASK]"], "--infill has a [MASK]"),

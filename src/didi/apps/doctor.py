@@ -22,6 +22,7 @@ from didi.models.dit import DiTConfig
 from didi.models.hub import load
 from didi.training.budget import distill_budget, pretrain_budget
 from didi.training.config import DistillConfig, PretrainConfig
+from didi.training.distributed import check_divides
 from didi.training.recipes import DISTILL, PRETRAIN, VOCABULARIES, teacher_shape
 
 GIB = 2**30
@@ -79,11 +80,7 @@ def doctor(args: Sequence[str]) -> None:
             f"num-processes is 1 or more and utilisation lies in (0, 1]; got {options.num_processes} and "
             f"{options.utilisation}"
         )
-    if config.loop.batch_size % options.num_processes:
-        raise UsageError(
-            "loop.batch_size counts the rows of all processes and is a multiple of the number of processes; got "
-            f"{config.loop.batch_size} and {options.num_processes}"
-        )
+    check_divides(config.loop.batch_size, options.num_processes)
     device, told = _device(options.device)
     dtype = None if options.device == "this" and config.loop.precision != "bf16" else torch.bfloat16
     dtype = None if config.loop.precision == "float32" else dtype
@@ -142,7 +139,7 @@ def _ways(config: DistillConfig, num_processes: int) -> Iterator[tuple[str, Pret
                 yield f"{name}, fsdp", replace(job, loop=replace(job.loop, fsdp=True))
     if adapters.are_available() or config.lora_rank is not None:
         rank = config.lora_rank or LORA_RANK
-        with contextlib.suppress(UsageError):
+        with contextlib.suppress(UsageError):  # nor adapted
             yield f"distill, lora {rank}", replace(plain, lora_rank=rank)
 
 

@@ -58,16 +58,17 @@ class Synchronised:
         return nullcontext()
 
 
-def check_divides(batch_size: int) -> None:
-    """Refuse a batch that the processes cannot share evenly.
+def check_divides(batch_size: int, num_processes: int | None = None) -> None:
+    """Refuse a batch that so many processes, those of ``world`` by default, cannot share evenly.
 
     Raises:
         UsageError: it is no multiple of their number.
     """
-    if batch_size % world().size:
+    size = world().size if num_processes is None else num_processes
+    if batch_size % size:
         raise UsageError(
             f"loop.batch_size counts the rows of all processes and is a multiple of their number; got {batch_size} and "
-            f"{world().size} processes"
+            f"{size} processes"
         )
 
 
