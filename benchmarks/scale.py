@@ -39,10 +39,12 @@ from didi.training.distill import Distillation
 from didi.training.pretrain import Pretraining
 from didi.training.recipes import DISTILL, PRETRAIN, teacher_shape
 from didi.training.rollout import law_at_masks
+from didi.world import joined, world
 
 STORED = DOCS / "results" / "scale.json"
 CPU = torch.device("cpu")
 MIB = 2**20
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 SHARED = "owt-424m, shared trunk"
 PASS = "owt-424m, a pass of the teacher"
 
@@ -79,6 +81,8 @@ CONFIGURATIONS: dict[str, DistillConfig | PretrainConfig] = {
     "owt-169m": reduced("owt-169m"),
     "owt-169m, activations again": reduced("owt-169m", loop={"activation_checkpointing": True}),
     "owt-169m, shared trunk": reduced("owt-169m", lora_rank=16),
+    "owt-169m, each of two, copied": reduced("owt-169m"),
+    "owt-169m, each of two, sharded": reduced("owt-169m", loop={"fsdp": True}),
     "owt-424m": reduced("owt-424m", length=256),
     SHARED: reduced("owt-424m", lora_rank=16, discriminator={"completions": 1}),
 }
@@ -98,6 +102,20 @@ def peak_of(work: Callable[[], Any]) -> tuple[int, Any]:
     Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
     result = work()
     return status("VmHWM") - before, result
+
+
+def steps_of_each(name: str) -> dict[str, Any]:
+    """As ``steps_of``, of the larger of two processes."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [*TORCHRUN, __file__, "rank", "--name", name, "--runs", folder]
+        subprocess.run(command, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+        found = [json.loads(file.read_text()) for file in Path(folder).iterdir()]
+    return max(found, key=lambda one: one["measured"])
+
+
+def rank(args: argparse.Namespace) -> None:
+    with joined() as here:
+        (args.runs / f"{here.rank}.json").write_text(json.dumps(steps_of(args.name)))
 
 
 def steps_of(name: str) -> dict[str, Any]:
@@ -135,7 +153,7 @@ def steps_of(name: str) -> dict[str, Any]:
     if isinstance(config, PretrainConfig):
         budget = pretrain_budget(config, replace(shape, length=config.data.length))
     else:
-        budget = distill_budget(config, shape, masked=max(masked))
+        budget = distill_budget(config, shape, num_processes=world().size, masked=max(masked))
     return {
         "measured": peak,
         "predicted": budget.peak,
@@ -176,8 +194,7 @@ def two_processes(rounds: int = 2) -> dict[str, Any]:
     """The same distillation by one process and by two, each with one thread, in turns."""
     flags = ["--max-steps", "12", "--loop.batch-size", "32", "--discriminator.warmup-steps", "4"]
     flags += ["--loop.validate-every", "1000", "--loop.log-every", "50", "--device", "cpu"]
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    ways = {"one": [sys.executable], "two": torchrun, "sharded": torchrun}
+    ways = {"one": [sys.executable], "two": TORCHRUN, "sharded": TORCHRUN}
     speeds: dict[str, list[float]] = {name: [] for name in ways}
     with tempfile.TemporaryDirectory() as scratch:
         for number in range(rounds):
@@ -208,8 +225,11 @@ def measure(args: argparse.Namespace) -> None:
         if file.is_file():
             continue
         print(name, flush=True)
-        with multiprocessing.get_context("spawn").Pool(1) as pool:
-            found = pool.apply(work[name]) if name in work else pool.apply(steps_of, [name])
+        if "each of two" in name:
+            found = steps_of_each(name)
+        else:
+            with multiprocessing.get_context("spawn").Pool(1) as pool:
+                found = pool.apply(work[name]) if name in work else pool.apply(steps_of, [name])
         file.write_text(json.dumps(found | {"machine": machine_name(CPU)}))
 
 
@@ -266,6 +286,10 @@ def main() -> None:
     one.add_argument("--runs", type=Path, required=True)
     one.add_argument("--only", nargs="*")
     one.set_defaults(run=measure)
+    each = commands.add_parser("rank")  # what torchrun starts
+    each.add_argument("--name", required=True)
+    each.add_argument("--runs", type=Path, required=True)
+    each.set_defaults(run=rank)
     two = commands.add_parser("page")
     two.add_argument("--runs", type=Path)
     two.set_defaults(run=page)
