@@ -271,7 +271,12 @@ class DiT(DiTTrunk):
 
     def head(self, features: Float[Tensor, "*rows d"]) -> Float[Tensor, "*rows v"]:
         """See ``Denoiser.head``."""
-        return self.output_layer.linear(features)
+        linear = self.output_layer.linear
+        is_few_rows = features.ndim == 2 and len(features) < features.shape[1] and features.device.type == "cpu"
+        if is_few_rows and not torch.is_grad_enabled():  # vocabulary by rows: 0.7 of the time of rows by vocabulary
+            return torch.addmm(linear.bias[:, None], linear.weight, features.t()).t().contiguous()
+        logits: Tensor = linear(features)
+        return logits
 
     def forward(self, inputs: Tokens | Simplex, sigma: Float[Tensor, " b"] | None = None) -> Float[Tensor, "b l v"]:
         """Raw logits at every position.
