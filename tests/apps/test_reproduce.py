@@ -1,4 +1,5 @@
 import json
+import shutil
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -49,7 +50,7 @@ def quick(monkeypatch):
         return replace(found, recipe=recipe, nfes=(1, 2), **shorter)
 
     monkeypatch.setattr(command, "_plan", plan)
-    monkeypatch.setitem(command.SAMPLING, "markov", Sampling(num_samples=8, judge="markov"))
+    monkeypatch.setitem(command.SAMPLING, "markov", Sampling(8, "markov", likelihood_sequences=4))
 
 
 def reproduce(folder, *targets):
@@ -57,19 +58,20 @@ def reproduce(folder, *targets):
     return (folder / "report.md").read_text()
 
 
-def test_nothing_is_done_twice(quick, tmp_path, monkeypatch):
-    report = reproduce(tmp_path, "table5", "figure1")
+def test_nothing_is_done_twice_and_findings_outlive_networks(quick, tmp_path, monkeypatch):
+    report = reproduce(tmp_path, "table5", "table7", "figure1")
     assert (tmp_path / "figure1.png").stat().st_size > 10_000
     html = (tmp_path / "report.html").read_text()
     assert "<title>didi reproduce --scale markov</title>" in html
-    assert html.count("<table>") == html.count("</table>") == 2
+    assert html.count("<table>") == html.count("</table>") == 3
+    shutil.rmtree(tmp_path / "runs")
 
     def never(*_):
         raise AssertionError("it is there already")
 
     monkeypatch.setattr(study, "make", never)
     monkeypatch.setattr(study, "measure", never)
-    assert reproduce(tmp_path, "table5", "figure1") == report
+    assert reproduce(tmp_path, "table5", "table7", "figure1") == report
 
 
 @pytest.mark.slow

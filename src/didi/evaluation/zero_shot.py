@@ -1,8 +1,8 @@
 """Networks scored on corpora that they never saw (Table 7), in their own tokens."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import torch
@@ -48,7 +48,15 @@ class LikelihoodRow:
             {"data": self.data, "role": self.role, "bits_per_character": self.bits_per_character}
             | figures
             | asdict(self.found)
+            | {"characters": self.characters}
         )
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> "LikelihoodRow":
+        """The row that ``record()`` made."""
+        found = {each.name: record[each.name] for each in fields(Likelihood)}
+        found["nats_ci"] = tuple(found["nats_ci"])
+        return cls(record["data"], record["role"], record["characters"], Likelihood(**found))
 
 
 def rows_of(bundle: Bundle, corpus: str) -> Int[Tensor, "n l"]:

@@ -8,7 +8,7 @@ from typing import Literal
 
 from didi.apps.reproduce import figures, tables
 from didi.apps.reproduce.plan import Plan, heading
-from didi.apps.reproduce.study import Cell, Run, Sampling, Study
+from didi.apps.reproduce.study import AnyCell, Run, Sampling, Study
 from didi.apps.terminal import parse
 from didi.data.zero_shot import HUB, STAND_INS
 from didi.errors import UsageError
@@ -103,7 +103,7 @@ class Target:
     """A table or figure: the cells that it needs, and how it is told from them."""
 
     title: str
-    cells: Callable[[Plan], list[Cell]]
+    cells: Callable[[Plan], Sequence[AnyCell]]
     tell: Callable[[Plan, Study], list[str]]
 
 

@@ -3,33 +3,31 @@
 from dataclasses import replace
 
 from didi.apps.reproduce.plan import Plan
-from didi.apps.reproduce.study import Cell, Run, Study
+from didi.apps.reproduce.study import Cell, LikelihoodCell, Run, Study
 from didi.evaluation.anchors import ANCHORS
 from didi.evaluation.figure import latency_figure, perplexity_figure
 from didi.evaluation.report import markdown_table
 from didi.evaluation.row import machine_name
-from didi.evaluation.zero_shot import likelihood_table, score_corpus
-from didi.models.hub import Role, load
-
-LIKELIHOOD_SEQUENCES = 256
+from didi.evaluation.zero_shot import likelihood_table
+from didi.models.hub import Role
 
 
-def table_7_cells(plan: Plan) -> list[Cell]:
-    """A cell of each network that is scored, so that it is made."""
-    return [cell for cell in figure_1_cells(plan) if cell.nfe in (0, plan.nfes[0]) or cell.role == "autoregressive"]
+def table_7_cells(plan: Plan) -> list[LikelihoodCell]:
+    """Teacher, student and baseline on corpora that they never saw."""
+    networks: dict[Role, Run | str | None] = {
+        "teacher": plan.teacher, "student": plan.student, "autoregressive": plan.twin,
+    }  # fmt: skip
+    return [
+        LikelihoodCell(bundle, role, corpus)
+        for corpus in plan.corpora
+        for role, bundle in networks.items()
+        if bundle is not None
+    ]
 
 
 def table_7(plan: Plan, study: Study) -> list[str]:
-    """Likelihood of teacher, student and baseline on corpora that they never saw."""
-    bundles: dict[Role, str] = {"teacher": plan.teacher, "student": study.bundle_path(plan.student)}
-    if plan.twin is not None:
-        bundles["autoregressive"] = study.bundle_path(plan.twin)
-    networks = {role: load(path) for role, path in bundles.items()}
-    found = [
-        score_corpus(bundle, corpus, role, num_sequences=LIKELIHOOD_SEQUENCES, seed=study.sampling.seed)
-        for corpus in plan.corpora
-        for role, bundle in networks.items()
-    ]
+    """Their likelihoods."""
+    found = [study.likelihood(cell) for cell in table_7_cells(plan)]
     return [likelihood_table(found, model=f"teacher {plan.teacher}", machine=machine_name())]
 
 
@@ -91,10 +89,8 @@ def figure_4(plan: Plan, study: Study) -> list[str]:
         is_larger = cell.bundle in (plan.larger, _larger_student(plan))
         if row.role not in ANCHORS:
             rows.append(replace(row, role=f"{row.role}, larger") if is_larger else row)
-    sizes = [
-        sum(p.numel() for p in load(study.bundle_path(one)).network("teacher").parameters())
-        for one in (plan.teacher, plan.larger)
-    ]
+    teachers = [Cell(one, "teacher", nfe=plan.nfes[0]) for one in (plan.teacher, plan.larger)]
+    sizes = [study.record(cell)["num_parameters"] for cell in teachers]
     figure = perplexity_figure(rows, study.folder / "figure4.png")
     return [
         f"![Perplexity and entropy against NFE]({figure.name})\n",

@@ -1,6 +1,11 @@
-"""A study: runs that are made once whatever asks for them, cells measured once, both resumable and in parallel."""
+"""A study: runs that are made once whatever asks for them, cells measured once, both resumable and in parallel.
+
+A run is made only for cells that are still to be measured, and they are measured as soon as it is there: what a study
+has found outlives its networks.
+"""
 
 import contextlib
+import functools
 import hashlib
 import json
 import multiprocessing
@@ -20,7 +25,9 @@ from didi.evaluation.anchors import anchor_sets
 from didi.evaluation.evaluate import evaluate
 from didi.evaluation.report import write_text
 from didi.evaluation.row import EvaluationRow, SampleSet
-from didi.models.hub import load
+from didi.evaluation.zero_shot import LikelihoodRow, score_corpus
+from didi.models.discriminator import num_parameters
+from didi.models.hub import Bundle, Role, load
 from didi.sampling.generate import SamplerName, SamplingOptions
 from didi.sampling.guided import Guidance
 from didi.training.config import DistillConfig, PretrainConfig
@@ -69,10 +76,32 @@ class Cell:
     @property
     def name(self) -> str:
         """File of the cell."""
-        origin = self.bundle.name if isinstance(self.bundle, Run) else self.bundle
-        if "/" in origin:  # folders of two runs have one name
-            origin = f"{Path(origin).name}-{hashlib.sha256(origin.encode()).hexdigest()[:10]}"
-        return f"{origin}-{self.role}-{self.sampler}-{self.nfe}"
+        return f"{_origin(self.bundle)}-{self.role}-{self.sampler}-{self.nfe}"
+
+
+@dataclass(frozen=True)
+class LikelihoodCell:
+    """One network of a bundle, scored on a corpus that ``zero_shot.rows_of`` knows."""
+
+    bundle: Run | str
+    role: Role
+    corpus: str
+
+    @property
+    def name(self) -> str:
+        """File of the cell."""
+        return f"{_origin(self.bundle)}-{self.role}-likelihood-{self.corpus.replace('/', '-')}"
+
+
+AnyCell = Cell | LikelihoodCell
+
+
+def _origin(bundle: Run | str) -> str:
+    """Part of a cell's name that tells its bundle."""
+    origin = bundle.name if isinstance(bundle, Run) else bundle
+    if "/" in origin:  # folders of two runs have one name
+        return f"{Path(origin).name}-{hashlib.sha256(origin.encode()).hexdigest()[:10]}"
+    return origin
 
 
 @dataclass(frozen=True)
@@ -85,6 +114,7 @@ class Sampling:
         seed: of the samples; no choice of settings was made on it.
         batch_size: sequences at a time.
         guidance: of guided cells.
+        likelihood_sequences: of each corpus that a network is scored on.
     """
 
     num_samples: int
@@ -92,6 +122,7 @@ class Sampling:
     seed: int = 20_264
     batch_size: int = 256
     guidance: Guidance = field(default_factory=Guidance)
+    likelihood_sequences: int = 256
 
 
 @dataclass(frozen=True)
@@ -112,7 +143,7 @@ class Study:
         """Where a bundle is, or will be."""
         return str(self.folder / "runs" / bundle.name / "bundle") if isinstance(bundle, Run) else bundle
 
-    def complete(self, cells: Sequence[Cell]) -> None:
+    def complete(self, cells: Sequence[AnyCell]) -> None:
         """Make all runs that the cells need and measure the cells; what is there already is left alone.
 
         Raises:
@@ -120,14 +151,12 @@ class Study:
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         self._check_sampling()
-        runs = [cell.bundle for cell in cells if isinstance(cell.bundle, Run)]
-        for wave in ([run.teacher for run in runs if run.teacher is not None], runs):
-            self._all(make, [run for run in dict.fromkeys(wave) if not Path(self.bundle_path(run)).is_dir()])
-        by_bundle: dict[str, list[Cell]] = {}
+        missing: dict[Run | str, list[AnyCell]] = {}
         for cell in dict.fromkeys(cells):
             if not self._file(cell).is_file():
-                by_bundle.setdefault(self.bundle_path(cell.bundle), []).append(cell)
-        self._all(measure, list(by_bundle.values()))
+                missing.setdefault(cell.bundle, []).append(cell)
+        self._all(make, list(dict.fromkeys(run.teacher for run in missing if isinstance(run, Run) and run.teacher)))
+        self._all(measure, list(missing.values()))
 
     def _check_sampling(self) -> None:
         asked, file = json.loads(json.dumps(asdict(self.sampling))), self.folder / "sampling.json"
@@ -152,16 +181,16 @@ class Study:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
 
-    def _file(self, cell: Cell) -> Path:
+    def _file(self, cell: AnyCell) -> Path:
         return self.folder / "cells" / f"{cell.name}.json"
 
-    def write(self, cell: Cell, measured: SampleSet) -> None:
+    def write(self, cell: AnyCell, row: EvaluationRow | LikelihoodRow, **about: Any) -> None:
         """Keep a cell."""
-        record = {"row": measured.row.record(), "texts": measured.texts[:NUM_TEXTS], "sampling": asdict(self.sampling)}
+        record = {"row": row.record(), "sampling": asdict(self.sampling)} | about
         write_text(self._file(cell), json.dumps(record, indent=1, allow_nan=False) + "\n")
 
-    def record(self, cell: Cell) -> dict[str, Any]:
-        """What is kept of a cell: its row, its first texts, how it was sampled."""
+    def record(self, cell: AnyCell) -> dict[str, Any]:
+        """What is kept of a cell: its row, how it was sampled, and what else was said of it."""
         found: dict[str, Any] = json.loads(self._file(cell).read_text())
         return found
 
@@ -169,9 +198,15 @@ class Study:
         """The figures of a cell."""
         return EvaluationRow.from_record(self.record(cell)["row"])
 
+    def likelihood(self, cell: LikelihoodCell) -> LikelihoodRow:
+        """The likelihood of a cell."""
+        return LikelihoodRow.from_record(self.record(cell)["row"])
+
 
 def make(run: Run, study: Study) -> str:
-    """Make a run, or go on with it; what it says goes to a log beside it."""
+    """Make a run, or go on with it, if it is not there; what it says goes to a log beside it."""
+    if Path(study.bundle_path(run)).is_dir():
+        return run.name
     torch.set_num_threads(1)
     folder = RunFolder(study.folder / "runs" / run.name)
     folder.path.mkdir(parents=True, exist_ok=True)
@@ -185,24 +220,44 @@ def make(run: Run, study: Study) -> str:
     return run.name
 
 
-def measure(cells: Sequence[Cell], study: Study) -> str:
-    """Measure cells of one bundle."""
+def measure(cells: Sequence[AnyCell], study: Study) -> str:
+    """Measure cells of one bundle, which is made first if it is a run."""
     torch.set_num_threads(1)
-    bundle, sampling = load(study.bundle_path(cells[0].bundle)), study.sampling
-    common: dict[str, Any] = {"num_samples": sampling.num_samples, "judge": sampling.judge, "seed": sampling.seed}
-    real = {cell.role: cell for cell in cells if not cell.nfe}
-    if real:
-        corpus = str(bundle.provenance["corpus"])
-        source = open_source(corpus, length=bundle.network().length, tokenizer=bundle.tokenizer)
-        anchors = anchor_sets(source, sampling.num_samples, seed=sampling.seed)
-        kept: list[SampleSet] = []
-        evaluate(bundle, nfe=(), data=source.test, anchors=anchors, on_set=kept.append, **common)
-        for one in kept:
-            if one.row.role in real:
-                study.write(real[one.row.role], one)
+    origin = cells[0].bundle
+    if isinstance(origin, Run):
+        make(origin, study)
+    bundle, sampling = load(study.bundle_path(origin)), study.sampling
+    _measure_real(bundle, [cell for cell in cells if isinstance(cell, Cell) and not cell.nfe], study)
     for cell in cells:
-        if cell.nfe:
+        if isinstance(cell, LikelihoodCell):
+            count, seed = sampling.likelihood_sequences, sampling.seed
+            study.write(cell, score_corpus(bundle, cell.corpus, cell.role, num_sequences=count, seed=seed))
+        elif cell.nfe:
             options = SamplingOptions(batch_size=sampling.batch_size, guidance=sampling.guidance)
             how: dict[str, Any] = {"role": cell.role, "sampler": cell.sampler, "nfe": [cell.nfe], "options": options}
-            evaluate(bundle, on_set=lambda one, cell=cell: study.write(cell, one), **how, **common)  # type: ignore[misc]
+            evaluate(bundle, on_set=functools.partial(_write_set, cell, bundle, study), **how, **_common(sampling))
     return cells[0].name
+
+
+def _measure_real(bundle: Bundle, cells: Sequence[Cell], study: Study) -> None:
+    """Measure held-out data and anchors in a bundle's own tokens."""
+    if not cells:
+        return
+    corpus = str(bundle.provenance["corpus"])
+    source = open_source(corpus, length=bundle.network().length, tokenizer=bundle.tokenizer)
+    anchors = anchor_sets(source, study.sampling.num_samples, seed=study.sampling.seed)
+    kept: list[SampleSet] = []
+    evaluate(bundle, nfe=(), data=source.test, anchors=anchors, on_set=kept.append, **_common(study.sampling))
+    by_role = {cell.role: cell for cell in cells}
+    for one in kept:
+        if one.row.role in by_role:
+            _write_set(by_role[one.row.role], bundle, study, one)
+
+
+def _common(sampling: Sampling) -> dict[str, Any]:
+    return {"num_samples": sampling.num_samples, "judge": sampling.judge, "seed": sampling.seed}
+
+
+def _write_set(cell: Cell, bundle: Bundle, study: Study, measured: SampleSet) -> None:
+    texts, size = measured.texts[:NUM_TEXTS], num_parameters(bundle.network())
+    study.write(cell, measured.row, texts=texts, num_parameters=size)
