@@ -2,10 +2,6 @@ import pytest
 import reliability
 
 
-def test_a_killed_run_ends_as_one_that_was_not(tmp_path):
-    assert reliability.killed(2, tmp_path, num_steps=3) == {"runs": 2, "recovered": 2}
-
-
 def test_a_damaged_checkpoint_is_never_taken(tmp_path):
     assert reliability.damaged(20, tmp_path) == {"runs": 20, "recovered": 20}
 

@@ -262,6 +262,7 @@ def test_a_folder_extracted_with_other_members_is_made_anew(serve):
     assert (fetch("tiny") / "deep" / "b.txt").exists()
 
 
+@pytest.mark.slow
 def test_processes_that_fetch_at_once_agree(cache):
     data = zip_bytes({f"data/{number}.bin": bytes([number]) * 100_000 for number in range(20)})
     (cache / "archives").mkdir(parents=True)

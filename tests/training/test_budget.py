@@ -63,7 +63,7 @@ WAYS = {
 
 @pytest.mark.parametrize(
     "name",
-    [name if name in ("few blocks", "adapters") else pytest.param(name, marks=pytest.mark.slow) for name in WAYS],
+    [name if name == "few blocks" else pytest.param(name, marks=pytest.mark.slow) for name in WAYS],
 )
 def test_memory_and_arithmetic_of_a_distillation_are_what_the_budget_says(source, shape, tmp_path, name, monkeypatch):
     config = WAYS[name]

@@ -70,6 +70,13 @@ def equal(first, second):
     return all(torch.equal(value, second[name]) for name, value in first.items())
 
 
+def test_a_run_does_not_go_on_with_another_teacher(make_job, make_dit):
+    state = make_job().state_dict()
+    other = Bundle(teacher=make_dit(vocab_size=33, length=8, seed=2))
+    with pytest.raises(UsageError, match="the teacher that it began with; the weights of '' are others now"):
+        make_job(bundle=other).load_state_dict(state)
+
+
 @pytest.mark.parametrize("stop_in", [0, 3], ids=["warm-up", "student phase"])
 def test_a_resumed_run_equals_a_straight_one_bit_for_bit(make_job, run_twice, stop_in):
     run_twice(lambda folder: make_job(folder=folder), CONFIG.loop, stop_in)

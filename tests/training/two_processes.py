@@ -37,12 +37,12 @@ def distillations():
     }
 
 
-def work(folder, names):
+def work(folder):
     """Tensors by name, the same whatever the number of processes."""
     torch.set_num_threads(1)
     source, teacher = open_source("markov", length=32), didi.load("markov")
     found = {}
-    for name, config in {name: distillations()[name] for name in names}.items():
+    for name, config in distillations().items():
         job = Distillation(replace(config, teacher="markov"), source, teacher, CPU, folder / name)
         metrics = [job.step(step) for step in range(job.num_steps)]
         for network in ("student", "discriminator"):
@@ -68,4 +68,4 @@ def work(folder, names):
 if __name__ == "__main__":
     with joined() as here:
         path = Path(sys.argv[1])
-        torch.save(work(path, sys.argv[2:]), path / f"rank-{here.rank}.pt")
+        torch.save(work(path), path / f"rank-{here.rank}.pt")

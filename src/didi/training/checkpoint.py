@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from didi.errors import DidiError
 
@@ -101,10 +101,16 @@ def _read(path: Path) -> dict[str, Any]:
     return state
 
 
+def weights_digest(network: nn.Module) -> str:
+    """SHA-256 of a network's names and weights, hexadecimal."""
+    weights = network.state_dict()
+    return _digest(" ".join(sorted(weights)), weights)
+
+
 def _digest(structure: str, tensors: dict[str, Tensor]) -> str:
     hasher = hashlib.sha256(structure.encode())
     for name in sorted(tensors):
-        hasher.update(tensors[name].contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        hasher.update(tensors[name].cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return hasher.hexdigest()
 
 

@@ -29,6 +29,7 @@ from didi.objectives.didi import (
     second_move_score,
     unsmooth,
 )
+from didi.training.checkpoint import weights_digest
 from didi.training.config import DistillConfig
 from didi.training.distributed import (
     Synchronised,
@@ -67,6 +68,7 @@ class Distillation:
         self.schedule, self.tokenizer = teacher.schedule, teacher.tokenizer
         self.teacher = teacher.denoiser("teacher" if teacher.teacher is not None else None).to(device).eval()
         self.teacher.requires_grad_(False)
+        self._teacher_digest = weights_digest(self.teacher)
         _check_fit(config, self.teacher.length, self.teacher.vocab_size, source)
         check_divides(config.loop.batch_size)
         self.world = world()
@@ -340,10 +342,20 @@ class Distillation:
 
     def state_dict(self) -> dict[str, Any]:
         """Both trained networks, the average and both optimizers; what is frozen comes from the teacher's bundle."""
-        return {name: full_state(trained_state(getattr(self, name))) for name in self._STATE}
+        state = {name: full_state(trained_state(getattr(self, name))) for name in self._STATE}
+        return state | {"teacher": self._teacher_digest}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Back to a state of ``state_dict``."""
+        """Back to a state of ``state_dict``.
+
+        Raises:
+            UsageError: it was made with other teacher weights.
+        """
+        if state["teacher"] != self._teacher_digest:
+            raise UsageError(
+                f"a run goes on with the teacher that it began with; the weights of {self.config.teacher!r} are others "
+                "now: put them back, or begin again in another folder with --out"
+            )
         for name in self._STATE:
             load_full_state(getattr(self, name), state[name])
 

@@ -69,7 +69,7 @@ def _plan(command: ReproduceCommand) -> Plan:
             scale="tiny",
             teacher=command.teacher or "tiny-news",
             recipe=_short("tiny-news", warmup_steps=100, steps=100, batch_size=24),
-            nfes=(4, 8, 16, 32),
+            nfes=(4, 8, 16),
             seeds=seeds,
             corpora=("news", *STAND_INS),
             twin=command.baseline,
