@@ -9,8 +9,9 @@ READY := $(VENV)/.ready
 demo: $(READY)
 	$(BIN)/didi demo
 
+# All tests but those that need a registry, a GPU or 12 GiB; `check` runs the fast ones.
 test: $(READY)
-	$(BIN)/pytest -n 2
+	$(BIN)/pytest -n 2 -m "not network and not gpu and not large"
 
 # What .ci/run and the pre-commit hook run.
 check: $(READY)

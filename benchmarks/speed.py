@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 from pages import DOCS, renew
 
 import didi
@@ -176,6 +177,8 @@ def cost_figure(rows: Sequence[SpeedRow], path: Path) -> None:
         axes.plot(nfes, middle, "o-", label=f"{size} sequence{'s' * (size > 1)}")
         axes.plot(nfes, [middle[0] * nfe / nfes[0] for nfe in nfes], ":", color="0.6", linewidth=1)
     axes.set_xticks(nfes, [str(nfe) for nfe in nfes])
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter("{x:g}")
     axes.minorticks_off()
     axes.set_xlabel("network function evaluations (NFE)", fontsize=9)
     axes.set_ylabel("seconds a batch", fontsize=9)

@@ -14,7 +14,7 @@ def share(sampler, denoiser, nfe, num_sequences):
     return exactness.interval(found, num_sequences * exactness.LENGTH)
 
 
-@pytest.mark.parametrize("nfe", [4, 64])
+@pytest.mark.parametrize("nfe", [4, pytest.param(64, marks=pytest.mark.slow)])
 def test_float64_keeps_the_share_of_rare_tokens_at_any_number_of_moves(nfe):
     denoiser = exactness.Zipf(VOCAB_SIZE)
     exact, total = denoiser.rare_share(NUM_COMMON), 32 * exactness.LENGTH

@@ -2,6 +2,7 @@ import pytest
 import reliability
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_is_never_taken(tmp_path):
     assert reliability.damaged(20, tmp_path) == {"runs": 20, "recovered": 20}
 
@@ -20,5 +21,5 @@ def test_hostile_input_never_escapes(tmp_path, kind):
 
 
 @pytest.mark.slow
-def test_twenty_random_moments(tmp_path):
-    assert reliability.killed(20, tmp_path, seed=1) == {"runs": 20, "recovered": 20}
+def test_a_killed_run_ends_as_one_that_was_not(tmp_path):
+    assert reliability.killed(3, tmp_path, seed=1) == {"runs": 3, "recovered": 3}

@@ -50,6 +50,7 @@ def test_temperature_divides_the_logits(world, tabular, draw, chi_square, schedu
     assert chi_square(drawn, any_order_law(world, 2 * world.table)) > 1e-3
 
 
+@pytest.mark.slow
 def test_reveal_times_are_those_of_the_reverse_process(world, tabular, schedule):
     """A position is still masked at time s with probability (1 - alpha_s), both independently."""
     first, second = [], []

@@ -61,10 +61,8 @@ WAYS = {
 }
 
 
-@pytest.mark.parametrize(
-    "name",
-    [name if name == "few blocks" else pytest.param(name, marks=pytest.mark.slow) for name in WAYS],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", WAYS)
 def test_memory_and_arithmetic_of_a_distillation_are_what_the_budget_says(source, shape, tmp_path, name, monkeypatch):
     config = WAYS[name]
     teacher = Bundle(teacher=DiT(shape).eval())

@@ -149,6 +149,7 @@ def test_a_failed_write_leaves_the_old_content(tmp_path, monkeypatch):
     assert [one.name for one in tmp_path.iterdir()] == ["file"]
 
 
+@pytest.mark.slow
 def test_a_full_disk_keeps_the_checkpoints_there_are(tmp_path):
     """The limit on the size of a file stands for the disk: the write breaks off in the middle."""
     script = f"""
