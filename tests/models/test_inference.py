@@ -43,7 +43,8 @@ def test_the_discriminator_is_made_cheaper_too_and_everything_samples(bundle, to
 
 
 @pytest.mark.slow
-def test_a_compiled_trunk_draws_the_same_samples(bundle):
+@pytest.mark.filterwarnings("ignore:.*is deprecated:DeprecationWarning:torch")  # of torch's own compiler
+def test_a_compiled_trunk_draws_the_same_samples(bundle, unchecked):
     plain = didi.generate(bundle, num_samples=4, nfe=4, batch_size=4)
     compiled = didi.generate(
         for_inference(bundle, is_compiled=True), num_samples=4, nfe=4, batch_size=4, is_whole_batch=True
