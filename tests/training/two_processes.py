@@ -44,13 +44,14 @@ def work(folder):
     found = {}
     for name, config in distillations().items():
         job = Distillation(replace(config, teacher="markov"), source, teacher, CPU, folder / name)
+        # Of equal weights: one figure over all of them adds up how a rounding turned each.
+        found[f"{name}, validation"] = torch.tensor(job.validate()["validation_nelbo"])
         metrics = [job.step(step) for step in range(job.num_steps)]
         for network in ("student", "discriminator"):
             parameters = [p.detach().flatten() for p in getattr(job.bundle(), network).parameters()]
             found[f"{name}, {network}"] = torch.cat(parameters)
         figures = torch.stack([torch.as_tensor(list(row.values()), dtype=torch.float64).sum() for row in metrics])
         found[f"{name}, metrics"] = world().mean(figures)
-        found[f"{name}, validation"] = torch.tensor(job.validate()["validation_nelbo"])
     for model in ("masked-diffusion", "autoregressive"):
         base = PRETRAIN["markov"]
         config = replace(base, model=model, loop=replace(base.loop, steps=NUM_STEPS, batch_size=8, accumulation=2))

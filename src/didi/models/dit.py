@@ -273,7 +273,7 @@ class DiT(DiTTrunk):
         """See ``Denoiser.head``."""
         linear = self.output_layer.linear
         is_few_rows = features.ndim == 2 and len(features) < features.shape[1] and features.device.type == "cpu"
-        if is_few_rows and not torch.is_grad_enabled():  # vocabulary by rows: 0.7 of the time of rows by vocabulary
+        if is_few_rows and not torch.is_grad_enabled():  # the large matrix first: 64 rows of owt-169m in 52 ms, not 78
             return torch.addmm(linear.bias[:, None], linear.weight, features.t()).t().contiguous()
         logits: Tensor = linear(features)
         return logits

@@ -72,8 +72,13 @@ def check_divides(batch_size: int, num_processes: int | None = None) -> None:
         )
 
 
-def shard(network: nn.Module) -> None:
+def shard(network: nn.Module, *, is_trained: bool = True) -> None:
     """Divide the weights among the processes, in place, block by block; nothing where there is one process.
+
+    Args:
+        network: what is divided.
+        is_trained: False for a network without a backward pass, which would divide the weights again: each forward pass
+            does, so that an average can be updated after it was evaluated.
 
     Raises:
         UsageError: the network is not one of ours.
@@ -84,7 +89,7 @@ def shard(network: nn.Module) -> None:
         raise UsageError("loop.fsdp shards diffusion transformers; leave it out for an autoregressive network")
     for block in network.blocks:
         fully_shard(block)
-    fully_shard(network)
+    fully_shard(network, reshard_after_forward=None if is_trained else True)
     if isinstance(network, DiT):  # what is called from outside without ``forward``
         for name in ("features", "head"):
             register_fsdp_forward_method(network, name)

@@ -117,7 +117,7 @@ class Pretraining:
             self.network.keeps_activations = not config.loop.activation_checkpointing
         if config.loop.fsdp:
             shard(self.network)
-            shard(self.average.module)
+            shard(self.average.module, is_trained=False)
         self._passes = Synchronised(self.network)
         self.optimizer = make_optimizer(self.network, config.optimizer)
         self.num_steps = config.loop.steps
