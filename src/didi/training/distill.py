@@ -93,10 +93,10 @@ class Distillation:
             trained.keeps_activations = not config.loop.activation_checkpointing
         if config.loop.fsdp:
             self.teacher = copy.deepcopy(self.teacher)  # the caller's stays whole
-            for network in (self.student, self.discriminator):
-                shard(network)
-            for network in (self.average.module, self.teacher):
-                shard(network, is_trained=False)
+            for trained in (self.student, self.discriminator):
+                shard(trained)
+            for read in (self.average.module, self.teacher):
+                shard(read, is_trained=False)
         self._student_passes = Synchronised(self.student)
         self._discriminator_passes = Synchronised(self.discriminator)
         self.student_optimizer = make_optimizer(self.student, config.student_optimizer)
