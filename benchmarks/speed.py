@@ -45,6 +45,7 @@ SUITES = {
     "tiny": "--model tiny-news --nfe 16 --batch-size 64 --network float32 int8 --rounds 5",
     "guided, 8 candidates": f"{GUIDED} --guidance.tilted-fraction 0 --guidance.num-candidates 8",
     "guided, 4 candidates": f"{GUIDED} --guidance.tilted-fraction 0 --guidance.num-candidates 4",
+    "guided, as by default": f"{GUIDED} --guidance.tilted-fraction 0.25 --guidance.num-candidates 4",
     "guided, tilted": f"{GUIDED} --guidance.tilted-fraction 0.5 --guidance.num-candidates 4",  # the paper's
     "cost": "--model tiny-news --nfe 4 8 16 32 64 --batch-size 1 4 16 --rounds 3 --methods ancestral --no-memory",
 }

@@ -26,6 +26,8 @@ from didi.objectives.didi import RewardReduction, log_density_ratio
 from didi.sampling.base import StepOutput, features_at, path_alphas, shared_rows
 from didi.sampling.departure import EXACT, Departure
 
+MEAN_ROWS = 256  # rows of logits whose mean embedding is taken at a time: 50 MB at a vocabulary of 50k
+
 
 @dataclass(frozen=True)
 class Guidance:
@@ -125,10 +127,9 @@ class Guided:
             logits = self.denoiser.head(self._features(active, t, schedule, revealed))
         else:
             is_masked = active == mask_id
-            everywhere = self.denoiser.head(self._features(active, t, schedule, is_masked))
-            everywhere[:, mask_id] = -torch.inf
-            logits = everywhere[revealed[is_masked]]
-            gradient = self._reward_gradient(logits, everywhere, active, revealed, t, schedule)
+            features, is_read = self._features(active, t, schedule, is_masked), revealed[is_masked]
+            logits = self._token_logits(features[is_read])
+            gradient = self._reward_gradient(logits, features[~is_read], active, revealed, t, schedule)
             bound = self.guidance.gradient_clamp
             logits = logits + scale * gradient.clamp(-bound, bound)
         z = z.clone()
@@ -138,7 +139,7 @@ class Guided:
     def _reward_gradient(
         self,
         logits: Float[Tensor, "n v"],
-        everywhere: Float[Tensor, "m v"],
+        others: Float[Tensor, "m d"],
         z: Int[Tensor, "b l"],
         is_revealed: Bool[Tensor, "b l"],
         t: Float[Tensor, ""],
@@ -148,7 +149,7 @@ class Guided:
 
         Args:
             logits: those of the positions that the move reveals, which alone are drawn from and differentiated.
-            everywhere: those of all masked positions; -inf for the mask in both.
+            others: trunk features of the masked positions that stay masked.
             z: the state moved from.
             is_revealed: the positions of ``logits``.
             t: its time.
@@ -157,8 +158,9 @@ class Guided:
         mask_id = self.denoiser.mask_id
         is_masked = z == mask_id
         embedded = self.discriminator.embed(z)
-        others = ~is_revealed[is_masked]
-        embedded[is_masked & ~is_revealed] = self._expected_embedding(everywhere[others])
+        # A part at a time: their laws over the vocabulary are needed for their means alone.
+        stays = [self._expected_embedding(self._token_logits(part)) for part in others.split(MEAN_ROWS)]
+        embedded[is_masked & ~is_revealed] = torch.cat(stays)
         with torch.enable_grad():
             leaf = logits.detach().float().requires_grad_(True)
             embedded = embedded.index_put((is_revealed,), self._expected_embedding(leaf))
@@ -168,6 +170,12 @@ class Guided:
             )
             reward = -(log_ratio[is_masked] if log_ratio.ndim == 2 else log_ratio).sum()
             return torch.autograd.grad(reward, leaf)[0]
+
+    def _token_logits(self, features: Float[Tensor, "n d"]) -> Float[Tensor, "n v"]:
+        """Logits of tokens; the mask has none."""
+        logits = self.denoiser.head(features)
+        logits[:, self.denoiser.mask_id] = -torch.inf
+        return logits
 
     def _expected_embedding(self, logits: Float[Tensor, "n v"]) -> Float[Tensor, "n d"]:
         return self.discriminator.embed(logits.float().softmax(-1))
