@@ -47,7 +47,7 @@ def quick(monkeypatch):
             )
             for name in ("twin", "larger")
         }
-        return replace(found, recipe=recipe, nfes=(1, 2), **shorter)
+        return replace(found, recipe=recipe, nfes=(1, 2), teacher_nfes=(1, 2), **shorter)
 
     monkeypatch.setattr(command, "_plan", plan)
     monkeypatch.setitem(command.SAMPLING, "markov", Sampling(8, "markov", likelihood_sequences=4))
@@ -83,6 +83,12 @@ def test_all_targets_are_told(quick, tmp_path):
         assert f"| {name} | " in report
     for number in (3, 4):
         assert (tmp_path / f"figure{number}.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("scale", ["markov", "tiny", "paper"])
+def test_every_scale_has_every_cell(scale):
+    plan = command._plan(command.ReproduceCommand(scale, Path("x"), teacher="elsewhere"))
+    assert all(target.cells(plan) for name, target in command.TARGETS.items() if name != "table5")
 
 
 def test_rows_of_equal_settings_are_one_run():

@@ -50,7 +50,8 @@ def leave_one_out(base: DistillConfig) -> dict[str, DistillConfig]:
 
 
 def decisions(base: DistillConfig) -> dict[str, DistillConfig]:
-    """What docs/deviations.md decides, each alternative as one change to our own recipe ``base``."""
+    """What docs/deviations.md decides, each alternative as one change to our own recipe ``base``, of two moves."""
+    base = with_objective(base, moves=2)  # the paper's generator, whose times the alternatives are about
     smooth = replace(base.discriminator, unsmooth=True)
     pool = replace(base.discriminator, real_source="teacher-pool")
     return {

@@ -45,7 +45,8 @@ def _short(recipe: str, *, warmup_steps: int, steps: int, batch_size: int) -> Di
     """A recipe cut to what a table of many runs can afford."""
     base = DISTILL[recipe]
     loop = replace(base.loop, steps=steps, batch_size=batch_size, validate_every=steps, checkpoint_every=100)
-    return replace(base, loop=loop, discriminator=replace(base.discriminator, warmup_steps=warmup_steps))
+    discriminator = replace(base.discriminator, warmup_steps=warmup_steps, completions=1)
+    return replace(base, loop=loop, discriminator=discriminator)
 
 
 def _plan(command: ReproduceCommand) -> Plan:
@@ -57,8 +58,9 @@ def _plan(command: ReproduceCommand) -> Plan:
         return Plan(
             scale="markov",
             teacher=command.teacher or "markov",
-            recipe=_short("markov", warmup_steps=100, steps=250, batch_size=32),
-            nfes=(2, 4, 8, 16, 32),
+            recipe=_short("markov", warmup_steps=100, steps=200, batch_size=32),
+            nfes=(2, 4, 8, 16),
+            teacher_nfes=(2, 4, 8, 16, 32),
             seeds=seeds,
             corpora=("markov",),
             twin=command.baseline or Run(twin),
@@ -68,8 +70,9 @@ def _plan(command: ReproduceCommand) -> Plan:
         return Plan(
             scale="tiny",
             teacher=command.teacher or "tiny-news",
-            recipe=_short("tiny-news", warmup_steps=100, steps=100, batch_size=24),
+            recipe=_short("tiny-news", warmup_steps=60, steps=80, batch_size=16),
             nfes=(4, 8, 16),
+            teacher_nfes=(4, 8, 16, 32, 64),
             seeds=seeds,
             corpora=("news", *STAND_INS),
             twin=command.baseline,
@@ -82,6 +85,7 @@ def _plan(command: ReproduceCommand) -> Plan:
         teacher=command.teacher,
         recipe=DISTILL["owt-169m"],
         nfes=PAPER_NFES,
+        teacher_nfes=(*PAPER_NFES, 256, 1024),
         seeds=seeds,
         corpora=tuple(HUB),
         twin=command.baseline,
@@ -92,8 +96,8 @@ def _plan(command: ReproduceCommand) -> Plan:
 # App. F.3: tilt the first half of the moves, take the best of 4 in the others.
 PAPER_GUIDANCE = Guidance(tilted_fraction=0.5, num_candidates=4, reduction="masked-mean", select="best")
 SAMPLING = {
-    "markov": Sampling(num_samples=1024, judge="markov", guidance=PAPER_GUIDANCE),
-    "tiny": Sampling(num_samples=64, judge="smollm2-135m", batch_size=32, guidance=PAPER_GUIDANCE),
+    "markov": Sampling(num_samples=512, judge="markov", guidance=PAPER_GUIDANCE),
+    "tiny": Sampling(num_samples=48, judge="smollm2-135m", batch_size=32, guidance=PAPER_GUIDANCE),
     "paper": Sampling(num_samples=256, judge="gpt2-large", batch_size=8, guidance=PAPER_GUIDANCE),
 }
 

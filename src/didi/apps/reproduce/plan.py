@@ -19,6 +19,7 @@ class Plan:
         teacher: bundle that is distilled.
         recipe: our distillation, as long as the scale affords; the ablations change the paper's objective in it.
         nfes: numbers of moves.
+        teacher_nfes: those of the teacher, which has more of them: its passes are what the student saves.
         seeds: training seeds of each row of a table.
         corpora: of table 7.
         twin: autoregressive baseline, if there is one.
@@ -29,6 +30,7 @@ class Plan:
     teacher: str
     recipe: DistillConfig
     nfes: tuple[int, ...]
+    teacher_nfes: tuple[int, ...]
     seeds: tuple[int, ...]
     corpora: tuple[str, ...]
     twin: Run | str | None = None
@@ -52,15 +54,17 @@ class Plan:
     def teacher_cells(self) -> list[Cell]:
         """What every table and figure shows beside its own: data, anchors, and the teacher at each number of moves."""
         real = [Cell(self.teacher, role, nfe=0) for role in ("data", *ANCHORS)]
-        return real + [Cell(self.teacher, "teacher", nfe=nfe) for nfe in self.nfes]
+        return real + [Cell(self.teacher, "teacher", nfe=nfe) for nfe in self.teacher_nfes]
 
 
 def heading(plan: Plan, study: Study) -> list[str]:
     """What every table and figure of the report shares."""
     recipe, sampling = plan.recipe, study.sampling
     steps = f"{recipe.discriminator.warmup_steps} discriminator-only and {recipe.loop.steps} student steps"
+    seen = recipe.discriminator.completions or recipe.objective.completions
     lines = [
-        f"Teacher `{plan.teacher}`; distillations of {steps} of {recipe.loop.batch_size} sequences, training seeds "
+        f"Teacher `{plan.teacher}`; distillations of {steps} of {recipe.loop.batch_size} states, the "
+        f"discriminator's completions of each {seen}; training seeds "
         f"{', '.join(map(str, plan.seeds))}; {sampling.num_samples} samples a cell, seed {sampling.seed}, judge "
         f"`{sampling.judge}`, draws in float64, uniform time grid; {machine_name()}. Tables 1 and 2 switch the paper's "
         "tricks in our recipe's networks, optimizer and steps. A figure over seeds is a mean with its 95% t-interval; "
