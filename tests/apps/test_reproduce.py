@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from didi.apps.reproduce import command, study
+from didi.apps.reproduce import command, published, study
 from didi.apps.reproduce.study import Cell, Run, Sampling, Study
 from didi.apps.reproduce.tables import _told_ratio, table_1, table_2
 from didi.errors import DidiError, UsageError
@@ -15,8 +15,6 @@ from didi.evaluation.over_seeds import Estimate
 from didi.evaluation.row import EvaluationRow
 from didi.training.ablations import (
     GUIDED,
-    PAPER_TABLE_1,
-    PAPER_TABLE_2,
     TRICKS,
     cumulative,
     decisions,
@@ -79,7 +77,7 @@ def test_all_targets_are_told(quick, tmp_path):
     report = reproduce(tmp_path, "all")
     headings = [line for line in report.splitlines() if line.startswith("## ")]
     assert headings == [f"## {target.title}" for target in command.TARGETS.values()]
-    for name in (*PAPER_TABLE_1, *PAPER_TABLE_2, *decisions(MARKOV)):
+    for name in (*published.TABLE_1, *published.TABLE_2, *decisions(MARKOV)):
         assert f"| {name} | " in report
     for number in (3, 4):
         assert (tmp_path / f"figure{number}.png").stat().st_size > 10_000
@@ -117,9 +115,9 @@ def test_each_row_differs_from_its_neighbour_by_its_trick_alone():
 
 def test_the_published_tables_have_our_rows():
     base = replace(MARKOV, objective=paper_objective())
-    assert [*cumulative(base), f"+ {GUIDED}"] == list(PAPER_TABLE_1)
+    assert [*cumulative(base), f"+ {GUIDED}"] == list(published.TABLE_1)
     *one_less, full = leave_one_out(base)
-    assert [*one_less, f"w/o {GUIDED}", full] == list(PAPER_TABLE_2)
+    assert [*one_less, f"w/o {GUIDED}", full] == list(published.TABLE_2)
 
 
 class Told(Study):
@@ -137,6 +135,13 @@ class Told(Study):
             cell.role, cell.sampler, cell.nfe, 1.0, 0.0, 8, "float64", "j", ppl, (ppl, ppl), ppl, 4.0 - tricks / 100,
             (4.0, 4.0), 5.0, 7.0, 0.9, 0.01, 1.0, 1.0, 0, "machine",
         )  # fmt: skip
+
+
+@pytest.mark.parametrize(("scale", "is_told"), [("tiny", False), ("paper", True)])
+def test_published_figures_stand_beside_ours_at_paper_scale_alone(scale, is_told):
+    plan = command._plan(command.ReproduceCommand(scale, Path("x"), teacher="elsewhere", seeds=1))
+    lines = table_1(plan, Told(Path("x"), Sampling(8, "markov")))
+    assert ("| + Guided Inference | 62.236 / 5.17 | 38.188 / 5.21 | " in "\n".join(lines)) == is_told
 
 
 def test_an_ablation_is_told_over_seeds_and_against_its_neighbour():

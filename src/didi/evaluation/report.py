@@ -1,5 +1,6 @@
 """Evaluation rows told: ``metrics.json``, a Markdown table, a figure; a perplexity never without its entropy."""
 
+import base64
 import json
 import math
 import re
@@ -144,7 +145,7 @@ def write_report(sets: Sequence[SampleSet], folder: Path, *, title: str, recipe:
 
 
 def write_html(page: Path) -> Path:
-    """A Markdown page as HTML beside it; figures stay files of their own.
+    """A Markdown page as HTML beside it: one file, the figures within.
 
     Raises:
         DidiError: the package ``markdown`` is not installed.
@@ -156,8 +157,13 @@ def write_html(page: Path) -> Path:
             f"an HTML report needs the package markdown: pip install 'didi-instruct[eval]' ({error})"
         ) from error
     body = markdown.markdown(page.read_text(encoding="utf-8"), extensions=["tables", "fenced_code"])
+    body = re.sub(r'(?<=src=")[\w.-]+\.png(?=")', lambda found: _data_address(page.with_name(found[0])), body)
     title = body.partition("<h1>")[2].partition("</h1>")[0]
     return write_text(page.with_suffix(".html"), HTML.format(title=title, body=body))
+
+
+def _data_address(figure: Path) -> str:
+    return f"data:image/png;base64,{base64.b64encode(figure.read_bytes()).decode()}"
 
 
 def _cells(row: EvaluationRow, varying: Sequence[str]) -> list[str]:

@@ -3,7 +3,6 @@
 Each row of a table is a whole configuration; equal ones are one run, however many tables show them.
 """
 
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -80,25 +79,3 @@ def with_objective(config: DistillConfig, **changes: Any) -> DistillConfig:
 def paper_objective() -> ObjectiveConfig:
     """The objective that the tables switch tricks of: grouped over the batch, one completion, every token scored."""
     return ObjectiveConfig(advantage="batch", **NO_TRICKS)
-
-
-# Perplexity and entropy at 8, 16, 32, 64 and 128 NFE as published (OpenWebText, L = 1024, judge GPT-2 Large).
-PAPER_NFES = (8, 16, 32, 64, 128)
-PAPER_TABLE_1: Mapping[str, tuple[tuple[float, float], ...]] = {
-    "Baseline (no tricks)": ((803.922, 5.85), (311.450, 5.76), (174.789, 5.70), (113.112, 5.61), (96.649, 5.59)),
-    "+ Score Decompose": ((667.830, 5.83), (289.720, 5.76), (165.809, 5.70), (105.880, 5.61), (89.350, 5.59)),
-    "+ Coupled Time t": ((101.019, 5.16), (75.188, 5.46), (48.441, 5.35), (35.833, 5.37), (30.574, 5.33)),
-    "+ ω(t) Correction": ((94.955, 5.21), (75.607, 5.22), (31.651, 5.20), (25.271, 5.16), (20.980, 5.12)),
-    "+ π(t) Weighting": ((92.100, 5.15), (43.997, 5.17), (32.276, 5.21), (26.079, 5.21), (21.377, 5.13)),
-    "+ Regularization": ((88.274, 5.11), (43.980, 5.16), (28.444, 5.12), (21.946, 5.06), (18.325, 5.00)),
-    "+ Guided Inference": ((62.236, 5.17), (38.188, 5.21), (24.971, 5.18), (21.905, 5.15), (18.446, 5.15)),
-}
-PAPER_TABLE_2: Mapping[str, tuple[tuple[float, float], ...]] = {
-    "w/o Score Decompose": ((33584.0, 6.77), (28962.0, 6.77), (23134.0, 6.75), (14634.0, 6.64), (7983.0, 6.51)),
-    "w/o Coupled Time t": ((360.75, 5.42), (159.43, 5.43), (94.859, 5.45), (64.639, 5.35), (51.121, 5.39)),
-    "w/o ω(t) Correction": ((82.489, 5.12), (41.034, 5.13), (30.313, 5.09), (25.125, 5.04), (18.806, 5.02)),
-    "w/o π(t) Weighting": ((69.656, 5.22), (40.499, 5.17), (25.799, 5.15), (21.503, 5.16), (19.616, 5.14)),
-    "w/o Regularization": ((84.594, 5.20), (30.994, 5.22), (23.603, 5.20), (19.609, 5.18), (17.499, 5.17)),
-    "w/o Guided Inference": ((88.274, 5.11), (43.980, 5.16), (28.444, 5.12), (21.946, 5.06), (18.325, 5.00)),
-    "Baseline (with all tricks)": ((62.236, 5.17), (38.188, 5.21), (24.971, 5.18), (21.905, 5.15), (18.446, 5.15)),
-}

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from didi.apps.reproduce import figures, tables
+from didi.apps.reproduce import figures, published, tables
 from didi.apps.reproduce.plan import Plan, heading
 from didi.apps.reproduce.study import AnyCell, Run, Sampling, Study
 from didi.apps.terminal import parse
@@ -14,7 +14,6 @@ from didi.data.zero_shot import HUB, STAND_INS
 from didi.errors import UsageError
 from didi.evaluation.report import write_html, write_text
 from didi.sampling.guided import Guidance
-from didi.training.ablations import PAPER_NFES
 from didi.training.config import DistillConfig
 from didi.training.recipes import DISTILL, PRETRAIN
 
@@ -84,8 +83,8 @@ def _plan(command: ReproduceCommand) -> Plan:
         scale="paper",
         teacher=command.teacher,
         recipe=DISTILL["owt-169m"],
-        nfes=PAPER_NFES,
-        teacher_nfes=(*PAPER_NFES, 256, 1024),
+        nfes=published.NFES,
+        teacher_nfes=(*published.NFES, 256, 1024),
         seeds=seeds,
         corpora=tuple(HUB),
         twin=command.baseline,

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+from didi.apps.reproduce import published
 from didi.apps.reproduce.plan import Plan
 from didi.apps.reproduce.study import Cell, LikelihoodCell, Run, Study
 from didi.evaluation.anchors import ANCHORS
@@ -28,7 +29,18 @@ def table_7_cells(plan: Plan) -> list[LikelihoodCell]:
 def table_7(plan: Plan, study: Study) -> list[str]:
     """Their likelihoods."""
     found = [study.likelihood(cell) for cell in table_7_cells(plan)]
-    return [likelihood_table(found, model=f"teacher {plan.teacher}", machine=machine_name())]
+    lines = [likelihood_table(found, model=f"teacher {plan.teacher}", machine=machine_name())]
+    if plan.scale == "paper":
+        lines += [
+            f"| as published | {' | '.join(published.TABLE_7_CORPORA)} |",
+            "|---|" + "--:|" * len(published.TABLE_7_CORPORA),
+        ]
+        lines += [f"| {name} | {' | '.join(map(str, row))} |" for name, row in published.TABLE_7.items()]
+    return lines
+
+
+def _as_published(plan: Plan, figure: str) -> list[str]:
+    return [f"{published.FIGURES[figure]}\n"] if plan.scale == "paper" else []
 
 
 def figure_1_cells(plan: Plan) -> list[Cell]:
@@ -44,7 +56,8 @@ def figure_1(plan: Plan, study: Study) -> list[str]:
     cells = figure_1_cells(plan)
     rows = [study.row(cell) for cell in cells]
     figure = perplexity_figure([row for row in rows if row.role not in ANCHORS], study.folder / "figure1.png")
-    lines = [f"![Perplexity and entropy against NFE]({figure.name})\n", markdown_table(rows, recipe=plan.recipe.recipe)]
+    lines = [f"![Perplexity and entropy against NFE]({figure.name})\n", *_as_published(plan, "figure1")]
+    lines.append(markdown_table(rows, recipe=plan.recipe.recipe))
     for cell, row in zip(cells, rows, strict=True):
         heading = f"{row.role}, {row.sampler}, {row.nfe} NFE" if row.nfe else row.role
         text = " ".join(study.record(cell)["texts"][0].split())
@@ -58,6 +71,7 @@ def figure_3(plan: Plan, study: Study) -> list[str]:
     figure = latency_figure([row for row in rows if row.role not in ANCHORS], study.folder / "figure3.png")
     return [
         f"![Perplexity against seconds per sequence]({figure.name})\n",
+        *_as_published(plan, "figure3"),
         f"Times are of {study.sampling.num_samples} sequences in batches of {study.sampling.batch_size} while "
         f"{study.workers} such processes ran; for times taken side by side there is `didi bench`.",
     ]
@@ -94,6 +108,7 @@ def figure_4(plan: Plan, study: Study) -> list[str]:
     figure = perplexity_figure(rows, study.folder / "figure4.png")
     return [
         f"![Perplexity and entropy against NFE]({figure.name})\n",
+        *_as_published(plan, "figure4"),
         f"Teachers of {sizes[0]:,} and {sizes[1]:,} parameters, trained and distilled with the same settings.\n",
         markdown_table(rows, recipe=plan.recipe.recipe),
     ]

@@ -10,7 +10,7 @@ import hashlib
 import json
 import multiprocessing
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -155,8 +155,11 @@ class Study:
         for cell in dict.fromkeys(cells):
             if not self._file(cell).is_file():
                 missing.setdefault(cell.bundle, []).append(cell)
-        self._all(make, list(dict.fromkeys(run.teacher for run in missing if isinstance(run, Run) and run.teacher)))
-        self._all(measure, list(missing.values()))
+        teachers = {bundle: bundle.teacher for bundle in missing if isinstance(bundle, Run) and bundle.teacher}
+        unasked = [run for run in dict.fromkeys(teachers.values()) if run not in missing]  # no cell of them is missing
+        first = sorted((bundle for bundle in missing if bundle not in teachers), key=_is_short)
+        self._all([*unasked, *(missing[bundle] for bundle in first)])
+        self._all([missing[bundle] for bundle in teachers])
 
     def _check_sampling(self) -> None:
         asked, file = json.loads(json.dumps(asdict(self.sampling))), self.folder / "sampling.json"
@@ -166,14 +169,14 @@ class Study:
             )
         write_text(file, json.dumps(asked, indent=1) + "\n")
 
-    def _all(self, work: Callable[[Any, "Study"], str], items: Sequence[Any]) -> None:
-        """Do the work for each item, in processes of their own where there are several."""
+    def _all(self, items: Sequence["Run | Sequence[AnyCell]"]) -> None:
+        """Make each run, measure the cells of each bundle; in processes of their own where there are several."""
         if self.workers == 1:
             for number, item in enumerate(items, start=1):
-                print(f"{number}/{len(items)}  {work(item, self)}", file=sys.stderr, flush=True)
+                print(f"{number}/{len(items)}  {_do(item, self)}", file=sys.stderr, flush=True)
             return
         with ProcessPoolExecutor(self.workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-            futures = [pool.submit(work, item, self) for item in items]
+            futures = [pool.submit(_do, item, self) for item in items]
             try:
                 for number, future in enumerate(as_completed(futures), start=1):
                     print(f"{number}/{len(items)}  {future.result()}", file=sys.stderr, flush=True)
@@ -201,6 +204,15 @@ class Study:
     def likelihood(self, cell: LikelihoodCell) -> LikelihoodRow:
         """The likelihood of a cell."""
         return LikelihoodRow.from_record(self.record(cell)["row"])
+
+
+def _is_short(bundle: Run | str) -> bool:
+    """Whether it is no pre-training, which takes longest and so begins first."""
+    return not (isinstance(bundle, Run) and isinstance(bundle.config, PretrainConfig))
+
+
+def _do(item: Run | Sequence[AnyCell], study: Study) -> str:
+    return make(item, study) if isinstance(item, Run) else measure(item, study)
 
 
 def make(run: Run, study: Study) -> str:

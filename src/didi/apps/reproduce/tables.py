@@ -4,19 +4,12 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
+from didi.apps.reproduce import published
 from didi.apps.reproduce.plan import Plan
 from didi.apps.reproduce.study import Cell, Study
 from didi.evaluation.over_seeds import Estimate, estimate, ratio_estimate
 from didi.evaluation.row import EvaluationRow
-from didi.training.ablations import (
-    GUIDED,
-    PAPER_NFES,
-    PAPER_TABLE_1,
-    PAPER_TABLE_2,
-    cumulative,
-    decisions,
-    leave_one_out,
-)
+from didi.training.ablations import GUIDED, cumulative, decisions, leave_one_out
 from didi.training.config import DistillConfig, PretrainConfig
 from didi.training.recipes import DISTILL, PRETRAIN
 
@@ -67,12 +60,12 @@ def decisions_cells(plan: Plan) -> list[Cell]:
 
 def table_1(plan: Plan, study: Study) -> list[str]:
     """Table 1, each row against the one before it."""
-    return _ablation(plan, study, _table_1_rows(plan), PAPER_TABLE_1, is_cumulative=True)
+    return _ablation(plan, study, _table_1_rows(plan), published.TABLE_1, is_cumulative=True)
 
 
 def table_2(plan: Plan, study: Study) -> list[str]:
     """Table 2, each row against the full model."""
-    return _ablation(plan, study, _table_2_rows(plan), PAPER_TABLE_2, is_cumulative=False)
+    return _ablation(plan, study, _table_2_rows(plan), published.TABLE_2, is_cumulative=False)
 
 
 def decisions_table(plan: Plan, study: Study) -> list[str]:
@@ -83,7 +76,7 @@ def decisions_table(plan: Plan, study: Study) -> list[str]:
     return _ablation(plan, study, reordered, {}, is_cumulative=False)
 
 
-def _ablation(plan: Plan, study: Study, rows: Rows, published: Published, *, is_cumulative: bool) -> list[str]:
+def _ablation(plan: Plan, study: Study, rows: Rows, paper: Published, *, is_cumulative: bool) -> list[str]:
     """Perplexity and entropy of each row over seeds, then ratios to the row before or to the last one."""
     found = {
         name: {nfe: [study.row(cell) for cell in _over_seeds(plan, *row, nfe)] for nfe in plan.nfes}
@@ -96,11 +89,11 @@ def _ablation(plan: Plan, study: Study, rows: Rows, published: Published, *, is_
     teacher = {nfe: [study.row(Cell(plan.teacher, "teacher", nfe=nfe))] for nfe in plan.nfes}
     for name, by_nfe in ({"teacher": teacher} | found).items():
         lines.append(f"| {name} | {' | '.join(_told(by_nfe[nfe]) for nfe in plan.nfes)} |")
-    lines += ["", *(_published_table(published) if plan.scale == "paper" and published else [])]
+    lines += ["", *(_published_table(paper) if plan.scale == "paper" and paper else [])]
     against = "the row before" if is_cumulative else "the last row"
     middle = plan.nfes[len(plan.nfes) // 2]
     columns = [*(f"{nfe} NFE" for nfe in plan.nfes), f"entropy, {middle} NFE"]
-    columns += [f"as published, {nfe} NFE" for nfe in (PAPER_NFES[0], PAPER_NFES[-1])] if published else []
+    columns += [f"as published, {nfe} NFE" for nfe in (published.NFES[0], published.NFES[-1])] if paper else []
     lines += [
         f"Perplexity over that of {against}, seed by seed: geometric mean [95% interval], *lower* or *higher* where "
         "it excludes 1; for entropy, what is added to it.\n",
@@ -117,8 +110,8 @@ def _ablation(plan: Plan, study: Study, rows: Rows, published: Published, *, is_
             [one.entropy - two.entropy for one, two in zip(found[name][middle], found[base][middle], strict=True)]
         )
         cells.append(f"{gap.mean:+.3f}")
-        if published:
-            cells += [f"{published[name][i][0] / published[base][i][0]:.2f}" for i in (0, -1)]
+        if paper:
+            cells += [f"{paper[name][i][0] / paper[base][i][0]:.2f}" for i in (0, -1)]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return lines
 
@@ -140,9 +133,12 @@ def _told_ratio(ratio: Estimate) -> str:
     return f"{ratio.mean:.2f} [{low:.2f}, {high:.2f}]{verdict}"
 
 
-def _published_table(published: Published) -> list[str]:
-    lines = [f"| as published | {' | '.join(f'{nfe} NFE' for nfe in PAPER_NFES)} |", "|---|" + "--:|" * len(PAPER_NFES)]
-    for name, figures in published.items():
+def _published_table(paper: Published) -> list[str]:
+    lines = [
+        f"| as published | {' | '.join(f'{nfe} NFE' for nfe in published.NFES)} |",
+        "|---|" + "--:|" * len(published.NFES),
+    ]
+    for name, figures in paper.items():
         lines.append(f"| {name} | {' | '.join(f'{ppl:g} / {entropy}' for ppl, entropy in figures)} |")
     return [*lines, ""]
 
