@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from didi import __version__
-from didi.apps import bench, convert, demo, doctor, likelihood, train
+from didi.apps import bench, compare, convert, demo, doctor, likelihood, train
 from didi.apps.live import LiveView
 from didi.apps.reproduce.command import reproduce
 from didi.apps.terminal import ResultConsole, parse, print_rows, run
@@ -244,6 +244,7 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
     "distill": (train.distill, "distil a teacher into a few-step student"),
     "generate": (_generate, "write texts from a model"),
     "evaluate": (_evaluate, "judge a model's samples: metrics, table, figure"),
+    "compare": (compare.run_compare, "two evaluations or more, pair by pair and at equal entropy"),
     "likelihood": (
         likelihood.run_likelihood,
         "perplexity of the networks themselves on held-out and zero-shot corpora",

@@ -1,13 +1,14 @@
 """Two sample sets drawn with the same seeds, compared pair by pair: the noise that they share drops out."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from didi.errors import UsageError
 from didi.evaluation.frontier import Interval, bootstrap_interval, mean_interval
 from didi.evaluation.perplexity import perplexity
 from didi.evaluation.row import EvaluationRow, SampleSet
@@ -77,8 +78,35 @@ def comparison_table(sets: Sequence[SampleSet]) -> str | None:
         for one in sets
         if one.row.nfe and (base := _baseline(one, sets)) is not one
     ]
+    return _table(comparisons) if comparisons else None
+
+
+def models_table(models: Mapping[str, Sequence[SampleSet]]) -> str:
+    """Each model against the first one, set by set where all that they share is equal, as a Markdown table.
+
+    Args:
+        models: the sample sets of two models or more, by name.
+
+    Raises:
+        UsageError: no set of a later model can be compared with one of the first.
+    """
+    (first, bases), *others = models.items()
+    comparisons = [
+        (f"{name}: {_label(one.row)}", first, compare_pairs(one, base))
+        for name, sets in others
+        for one in sets
+        for base in bases
+        if one.row.nfe and _of_one_kind(one.row) == _of_one_kind(base.row)
+    ]
     if not comparisons:
-        return None
+        raise UsageError(
+            f"pairs share role, sampler, moves, departures, judge, seed and number of samples, and none has a set like "
+            f"one of {first}: measure the models with the same flags"
+        )
+    return _table(comparisons)
+
+
+def _table(comparisons: Sequence[tuple[str, str, Comparison]]) -> str:
     lines = [
         "| | against | perplexity ratio [95% CI] | p | entropy gap [95% CI] |",
         "|---|---|--:|--:|--:|",
@@ -104,6 +132,10 @@ def _baseline(one: SampleSet, sets: Sequence[SampleSet]) -> SampleSet:
 
 def _what_pairs_share(row: EvaluationRow) -> tuple[object, ...]:
     return row.nfe, row.temperature, row.top_p, row.grid, row.judge, row.seed, row.num_samples
+
+
+def _of_one_kind(row: EvaluationRow) -> tuple[object, ...]:
+    return row.role, row.sampler, row.precision, *_what_pairs_share(row)
 
 
 def _label(row: EvaluationRow) -> str:

@@ -5,17 +5,23 @@ import json
 import math
 import re
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from didi.errors import DidiError
+import torch
+from torch import Tensor
+
+from didi.errors import DidiError, UsageError
 from didi.evaluation.figure import frontier_figure, perplexity_figure
 from didi.evaluation.frontier import Interval
 from didi.evaluation.paired import comparison_table
+from didi.evaluation.perplexity import Scores
 from didi.evaluation.row import EvaluationRow, SampleSet, finite, varying_fields
 from didi.evaluation.sweeps import equal_entropy_table
 
 NUM_EXAMPLES = 2  # texts of each sample set in a report
+WHICH_SET = ("role", "sampler", "nfe", "temperature", "top_p", "judge")  # of one evaluation a sample belongs to
 
 HTML = """<!doctype html>
 <html lang="en">
@@ -59,12 +65,38 @@ def write_samples(sets: Sequence[SampleSet], folder: Path) -> Path:
     """Write ``samples.jsonl``, whole or not at all: every sample of every set, with its own figures."""
     lines = []
     for one in sets:
-        about = {name: getattr(one.row, name) for name in ("role", "sampler", "nfe", "temperature", "top_p", "judge")}
+        about = {name: getattr(one.row, name) for name in WHICH_SET}
         figures = zip(one.scores.nll.tolist(), one.scores.num_tokens.tolist(), one.entropies.tolist(), strict=True)
         for number, (text, (nll, num_tokens, entropy)) in enumerate(zip(one.texts, figures, strict=True)):
             record = about | {"number": number, "nll": finite(nll), "judge_tokens": num_tokens, "entropy": entropy}
             lines.append(json.dumps(record | {"text": text}, ensure_ascii=False, allow_nan=False) + "\n")
     return write_text(folder / "samples.jsonl", "".join(lines))
+
+
+def read_sets(folder: Path) -> list[SampleSet]:
+    """The sample sets that ``write_metrics`` and ``write_samples`` kept.
+
+    Raises:
+        UsageError: the folder does not hold them.
+    """
+    try:
+        rows = [EvaluationRow.from_record(one) for one in json.loads((folder / "metrics.json").read_text("utf-8"))]
+        lines = (folder / "samples.jsonl").read_text("utf-8").rstrip("\n").split("\n")  # a text may hold other ends
+        samples = [json.loads(line) for line in lines]
+        by_set: dict[tuple[object, ...], list[dict[str, Any]]] = {}
+        for one in samples:
+            by_set.setdefault(tuple(one[name] for name in WHICH_SET), []).append(one)
+        return [_read_set(row, by_set[tuple(getattr(row, name) for name in WHICH_SET)]) for row in rows]
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UsageError(f"{folder} is not the --out of a finished didi evaluate ({error!r})") from error
+
+
+def _read_set(row: EvaluationRow, samples: Sequence[Mapping[str, Any]]) -> SampleSet:
+    def column(name: str) -> Tensor:
+        return torch.tensor([math.inf if one[name] is None else one[name] for one in samples], dtype=torch.float64)
+
+    scores = Scores(column("nll"), column("judge_tokens").long())
+    return SampleSet(row, [str(one["text"]) for one in samples], scores, column("entropy"))
 
 
 def markdown_table(rows: Sequence[EvaluationRow], *, recipe: str = "") -> str:
