@@ -14,6 +14,7 @@ from didi.data.zero_shot import HUB, STAND_INS
 from didi.errors import UsageError
 from didi.evaluation.report import write_html, write_text
 from didi.sampling.guided import Guidance
+from didi.training.ablations import with_objective
 from didi.training.config import DistillConfig
 from didi.training.recipes import DISTILL, PRETRAIN
 
@@ -48,6 +49,14 @@ def _short(recipe: str, *, warmup_steps: int, steps: int, batch_size: int) -> Di
     return replace(base, loop=loop, discriminator=discriminator)
 
 
+def _short_markov() -> DistillConfig:
+    """So few states a step make a noisy gradient: half the recipe's rate (docs/lab-notes.md)."""
+    short = _short("markov", warmup_steps=120, steps=260, batch_size=32)
+    return replace(
+        with_objective(short, completions=4), student_optimizer=replace(short.student_optimizer, learning_rate=1.5e-4)
+    )
+
+
 def _plan(command: ReproduceCommand) -> Plan:
     seeds = tuple(range(command.seeds))
     if command.scale == "markov":
@@ -57,7 +66,7 @@ def _plan(command: ReproduceCommand) -> Plan:
         return Plan(
             scale="markov",
             teacher=command.teacher or "markov",
-            recipe=_short("markov", warmup_steps=100, steps=200, batch_size=32),
+            recipe=_short_markov(),
             nfes=(2, 4, 8, 16),
             teacher_nfes=(2, 4, 8, 16, 32),
             seeds=seeds,
