@@ -87,6 +87,8 @@ def distilled(tmp_path_factory):
             ["likelihood", "--model", "markov", "--num-draws", "0"],
             "num-draws, num-sequences and batch-size are 1 or more",
         ),
+        (["compare", "a"], "didi compare takes two folders or more"),
+        (["compare", "a", "b"], "a is not the --out of a didi evaluate"),
         (["likelihood", "--model", "markov", "--role", "autoregressive"], "has no autoregressive"),
         (["bench", "--model", "markov", "--rounds", "0"], "rounds, nfe and batch sizes are 1 or more"),
         (["bench", "--model", "owt-170m"], "got 'owt-170m'"),

@@ -11,19 +11,23 @@ from didi.evaluation.report import read_sets, write_metrics, write_samples
 from didi.evaluation.row import EvaluationRow, SampleSet
 
 
-def evaluated(folder, nll, *, num_sets=1, seed=0):
-    """A folder as didi evaluate leaves it: real data and a student's sets, each two tenths of a nat sharper."""
-    sets = []
-    for number in range(num_sets + 1):
-        total = torch.as_tensor(nll, dtype=torch.float64) - 2 * max(0, number - 1)
-        ppl, entropy = float((total.sum() / 10 / len(total)).exp()), 4.0 - 0.2 * number
-        row = EvaluationRow(
-            "student" if number else "data", "ancestral" if number else "", 8 * bool(number), 8.0, 0.0, len(total),
-            "float64", "j", ppl, (ppl, ppl), ppl, entropy, (entropy, entropy), 5.0, 7.0, 0.9, math.nan, 1.0, 1.0, seed,
-            "m", temperature=1 - 0.1 * max(0, number - 1),
-        )  # fmt: skip
-        texts, tokens = [f"{number}\u2028{i}" for i in range(len(total))], torch.full((len(total),), 10)
-        sets.append(SampleSet(row, texts, Scores(total, tokens), torch.full((len(total),), entropy).double()))
+def sample_set(nll, role="student", nfe=8, temperature=1.0, **about):
+    """A set whose entropy is 4 nats at temperature 1, and whose perplexity falls with the temperature."""
+    nll = torch.as_tensor(nll, dtype=torch.float64) + 20 * (temperature - 1)
+    ppl, entropy = float((nll.sum() / 10 / len(nll)).exp()), 4.0 + 2 * (temperature - 1)
+    values = {"sampler": "ancestral" if nfe else "", "precision": "float64", "judge": "j", "seed": 0} | about
+    row = EvaluationRow(
+        role=role, nfe=nfe, student_passes=8.0, discriminator_passes=0.0, num_samples=len(nll), gen_ppl=ppl,
+        gen_ppl_ci=(ppl, ppl), gen_ppl_mean_sample=ppl, entropy=entropy, entropy_ci=(entropy, entropy),
+        corpus_entropy=5.0, bigram_entropy=7.0, distinct_4=0.9, seconds_per_sequence=math.nan, tokens_per_second=1.0,
+        nelbo=1.0, machine="m", temperature=temperature, **values,
+    )  # fmt: skip
+    texts = [f"{role}\u2028{i}" for i in range(len(nll))]
+    return SampleSet(row, texts, Scores(nll, torch.full((len(nll),), 10)), torch.full((len(nll),), entropy).double())
+
+
+def evaluated(folder, *sets):
+    """A folder as didi evaluate leaves it."""
     folder.mkdir()
     write_metrics([one.row for one in sets], folder)
     write_samples(sets, folder)
@@ -31,7 +35,7 @@ def evaluated(folder, nll, *, num_sets=1, seed=0):
 
 
 def test_sets_are_read_as_they_were_written(tmp_path):
-    sets = evaluated(tmp_path / "a", [30.0, math.inf, 32.0], num_sets=2)
+    sets = evaluated(tmp_path / "a", sample_set([30.0, 31.0], "data", nfe=0), sample_set([30.0, math.inf, 32.0]))
     for read, written in zip(read_sets(tmp_path / "a"), sets, strict=True):
         assert read.row.record() == written.row.record()
         assert read.texts == written.texts
@@ -40,25 +44,46 @@ def test_sets_are_read_as_they_were_written(tmp_path):
         assert torch.equal(read.entropies, written.entropies)
 
 
-def test_models_are_compared_pair_by_pair_and_at_equal_entropy(tmp_path, capsys):
-    evaluated(tmp_path / "a", [30.0, 31.0, 32.0], num_sets=2)
-    evaluated(tmp_path / "b", [31.0, 32.0, 33.0], num_sets=2)
+def sweep(level, temperatures):
+    """Data, and two roles at two numbers of moves over temperatures; ``level`` is added to every NLL."""
+    base = torch.tensor([30.0, 31.0, 32.0]) + level
+    levels = {("teacher", 4): 8.0, ("teacher", 8): 6.0, ("student", 4): 4.0, ("student", 8): 0.0}
+    return [
+        sample_set([28.0, 28.0, 28.0], "data", nfe=0),
+        *(
+            sample_set(base + more, role, nfe, temperature)
+            for temperature in temperatures
+            for (role, nfe), more in levels.items()
+        ),
+    ]
+
+
+def test_like_is_compared_with_like_pair_by_pair_and_at_equal_entropy(tmp_path, capsys):
+    evaluated(tmp_path / "a", *sweep(0.0, [0.8, 0.9, 1.0]))
+    evaluated(tmp_path / "b", *sweep(1.0, [0.7, 0.8, 0.9, 1.0]))
     run_compare([str(tmp_path / "a"), str(tmp_path / "b"), "--out", str(tmp_path / "c")])
     table = (tmp_path / "c" / "compare.md").read_text()
-    ratio = f"{math.exp(0.1):.3f}"
-    kind = "student, ancestral, 8 NFE"
-    assert f"| {tmp_path}/b: {kind} | {tmp_path}/a | {ratio} [{ratio}, {ratio}] | 0.2" in table  # 2 of 8 swaps
-    assert (
-        f"| {tmp_path}/b: student, 8 NFE | {tmp_path}/a: student, 8 NFE | {ratio} | {ratio} | 3.60 to 3.80 |" in table
-    )
-    assert (tmp_path / "c" / "frontier.png").stat().st_size > 10_000
     assert capsys.readouterr().out.startswith("| | against |")
+    ratio = f"{math.exp(0.1):.3f}"
+    for kind in ("teacher, ancestral, 4 NFE", "student, ancestral, 8 NFE"):
+        assert f"| {tmp_path}/b: {kind} | {tmp_path}/a | {ratio} [{ratio}, {ratio}] | 0.2" in table  # 2 of 8 swaps
+    for kind in ("teacher, 4 NFE", "teacher, 8 NFE", "student, 4 NFE", "student, 8 NFE"):
+        assert f"| {tmp_path}/b: {kind} | {tmp_path}/a | {ratio} | {ratio} | 3.60 to 4.00 |" in table
+    assert f"Not in {tmp_path}/a: {tmp_path}/b: teacher, ancestral, 4 NFE, temperature 0.7; " in table
+    assert (tmp_path / "c" / "frontier.png").stat().st_size > 10_000
 
 
-@pytest.mark.parametrize("damage", ["metrics", "samples", "line", "list"])
+def test_judges_are_told_apart(tmp_path, capsys):
+    for name in ("a", "b"):
+        evaluated(tmp_path / name, *(sample_set([30.0, 31.0], judge=judge) for judge in ("one", "two")))
+    run_compare([str(tmp_path / "a"), str(tmp_path / "b")])
+    assert capsys.readouterr().out.count("student, ancestral, 8 NFE, judge two |") == 1
+
+
+@pytest.mark.parametrize("damage", ["metrics", "samples", "line", "list", "repeated"])
 def test_a_folder_that_is_not_an_evaluation_is_refused(damage, tmp_path):
-    evaluated(tmp_path / "a", [30.0, 31.0])
     folder = tmp_path / "a"
+    evaluated(folder, *[sample_set([30.0, 31.0])] * (2 if damage == "repeated" else 1))
     match damage:
         case "metrics" | "samples":
             next(folder.glob(f"{damage}.*")).unlink()
@@ -66,15 +91,17 @@ def test_a_folder_that_is_not_an_evaluation_is_refused(damage, tmp_path):
             (folder / "samples.jsonl").write_text("{")
         case "list":
             (folder / "metrics.json").write_text(json.dumps([[1]]))
-    with pytest.raises(UsageError, match="is not the --out of a finished didi evaluate"):
+    with pytest.raises(UsageError, match="is not the --out of a didi evaluate"):
         read_sets(folder)
 
 
 def test_what_cannot_be_compared_is_refused(tmp_path):
-    evaluated(tmp_path / "a", [30.0, 31.0])
-    evaluated(tmp_path / "b", [30.0, 31.0], seed=1)
+    evaluated(tmp_path / "a", sample_set([30.0, 31.0]))
+    evaluated(tmp_path / "b", sample_set([30.0, 31.0], seed=1))
+    evaluated(tmp_path / "c", sample_set([30.0, 31.0], settings="num_candidates 8"))
     for folders in ([], ["a"], ["a", "a"]):
         with pytest.raises(UsageError, match="takes two folders or more"):
             run_compare([str(tmp_path / name) for name in folders])
-    with pytest.raises(UsageError, match="measure the models with the same flags"):
-        run_compare([str(tmp_path / "a"), str(tmp_path / "b")])
+    for other in ("b", "c"):
+        with pytest.raises(UsageError, match=f"{other} has no set like one of .*a: measure both with the same flags"):
+            run_compare([str(tmp_path / "a"), str(tmp_path / other)])

@@ -55,6 +55,10 @@ def test_p_value_equals_the_enumerated_one():
     assert compare_pairs(first, second).p_value == pytest.approx(exact, abs=0.02)
 
 
+def test_a_text_of_no_probability_has_no_p_value():
+    assert math.isnan(compare_pairs(measured([30.0, math.inf]), measured([31.0, 32.0])).p_value)
+
+
 def test_equal_sets_and_sets_of_unlike_size():
     same = measured([30.0, 31.0])
     found = compare_pairs(same, same)

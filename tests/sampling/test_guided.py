@@ -5,6 +5,7 @@ import torch
 
 from didi.diffusion.schedule import schedule_from_name
 from didi.errors import UsageError
+from didi.sampling import guided
 from didi.sampling.guided import Guidance, Guided
 
 NUM = 3000
@@ -109,6 +110,30 @@ def test_tilting_reads_the_noise_of_the_state_it_moves_from(world, tabular, line
             assert sigma is None
         torch.testing.assert_close(simplex.sum(-1), torch.ones(simplex.shape[:2]))
         assert (simplex[..., world.MASK] == 0).all()
+
+
+def test_tilting_reads_the_law_of_each_position_that_stays_masked(world, tabular, linear_discriminator, draw):
+    discriminator = linear_discriminator(SCORES)
+    sampler = Guided(tabular(world.table), discriminator, Guidance(tilted_fraction=1.0))
+    steps, _ = draw(sampler, LOG_LINEAR, num=60, nfe=3)
+    simplex, _ = discriminator.seen[0]  # of the second move
+    before, after, is_active = steps[0].z, steps[1].z, steps[1].student_passes == 1
+    stays = (after == world.MASK)[is_active]
+    laws = world.table[world.index(before[is_active])][..., :3].softmax(-1)
+    assert 10 < stays.sum() < 60
+    torch.testing.assert_close(simplex[stays][:, :3], laws[stays])
+    is_visible = (before != world.MASK)[is_active]
+    assert torch.equal(simplex[is_visible].argmax(-1), before[is_active][is_visible])
+
+
+def test_the_size_of_the_parts_changes_nothing(make_dit, make_discriminator, draw, monkeypatch):
+    denoiser = make_dit(seed=4)
+    sampler = Guided(denoiser, make_discriminator(denoiser), Guidance(tilted_fraction=1.0))
+    drawn = []
+    for num_rows in (3, 10**6):
+        monkeypatch.setattr(guided, "MEAN_ROWS", num_rows)
+        drawn.append(draw(sampler, LOG_LINEAR, num=40, nfe=4)[1])
+    assert torch.equal(*drawn)
 
 
 def test_every_pass_is_counted(world, tabular, linear_discriminator, draw):

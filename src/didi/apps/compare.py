@@ -1,6 +1,6 @@
 """``didi compare``: models that ``didi evaluate`` has measured, pair by pair and at equal entropy."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,7 +11,8 @@ from didi.errors import UsageError
 from didi.evaluation.figure import frontier_figure
 from didi.evaluation.paired import models_table
 from didi.evaluation.report import read_sets, write_text
-from didi.evaluation.sweeps import equal_entropy_table
+from didi.evaluation.row import EvaluationRow
+from didi.evaluation.sweeps import models_at_equal_entropy
 
 
 @dataclass(frozen=True)
@@ -30,11 +31,17 @@ def run_compare(args: Sequence[str]) -> None:
     if len(set(command.folders)) < 2:
         raise UsageError("didi compare takes two folders or more, each the --out of a didi evaluate")
     models = {str(folder): read_sets(folder) for folder in command.folders}
+    rows = {name: [one.row for one in sets] for name, sets in models.items()}
     table = models_table(models)
-    rows = [replace(one.row, role=f"{name}: {one.row.role}") for name, sets in models.items() for one in sets]
-    if (at_equal_entropy := equal_entropy_table(rows)) is not None:
+    if (at_equal_entropy := models_at_equal_entropy(rows)) is not None:
         table += f"\n{at_equal_entropy}"
     print(table, end="")
     if command.out is not None:
-        frontier_figure(rows, command.out / "frontier.png")
-        print(write_text(command.out / "compare.md", f"{table}\n![Perplexity against entropy](frontier.png)\n"))
+        figure = frontier_figure(_drawn(rows), command.out / "frontier.png")
+        print(write_text(command.out / "compare.md", f"{table}\n![Perplexity against entropy]({figure.name})\n"))
+
+
+def _drawn(models: Mapping[str, Sequence[EvaluationRow]]) -> list[EvaluationRow]:
+    """Every sampled row under its model's name, and real data once; anchors would stretch every axis."""
+    data = [row for rows in models.values() for row in rows if row.role == "data"][:1]
+    return data + [replace(row, role=f"{name}: {row.role}") for name, rows in models.items() for row in rows if row.nfe]

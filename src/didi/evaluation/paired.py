@@ -82,28 +82,31 @@ def comparison_table(sets: Sequence[SampleSet]) -> str | None:
 
 
 def models_table(models: Mapping[str, Sequence[SampleSet]]) -> str:
-    """Each model against the first one, set by set where all that they share is equal, as a Markdown table.
+    """Each model against the first one, set by set where all that pairs share is equal, as a Markdown table.
 
     Args:
         models: the sample sets of two models or more, by name.
 
     Raises:
-        UsageError: no set of a later model can be compared with one of the first.
+        UsageError: a later model has no set that can be compared with one of the first.
     """
     (first, bases), *others = models.items()
-    comparisons = [
-        (f"{name}: {_label(one.row)}", first, compare_pairs(one, base))
-        for name, sets in others
-        for one in sets
-        for base in bases
-        if one.row.nfe and _of_one_kind(one.row) == _of_one_kind(base.row)
-    ]
-    if not comparisons:
-        raise UsageError(
-            f"pairs share role, sampler, moves, departures, judge, seed and number of samples, and none has a set like "
-            f"one of {first}: measure the models with the same flags"
-        )
-    return _table(comparisons)
+    has_judges = len({one.row.judge for sets in models.values() for one in sets}) > 1
+    comparisons, alone = [], []
+    for name, sets in others:
+        drawn = [one for one in sets if one.row.nfe]
+        found = [(one, [base for base in bases if _kind(base.row) == _kind(one.row)]) for one in drawn]
+        if not any(alike for _, alike in found):
+            raise UsageError(
+                f"models are compared where role, sampler and its settings, moves, judge, seed and number of samples "
+                f"are equal; {name} has no set like one of {first}: measure both with the same flags"
+            )
+        for one, alike in found:
+            label = f"{name}: {_label(one.row)}" + (f", judge {one.row.judge}" if has_judges else "")
+            comparisons += [(label, first, compare_pairs(one, base)) for base in alike]
+            alone += [] if alike else [label]
+    table = _table(comparisons)
+    return table + (f"\nNot in {first}: {'; '.join(alone)}.\n" if alone else "")
 
 
 def _table(comparisons: Sequence[tuple[str, str, Comparison]]) -> str:
@@ -134,8 +137,8 @@ def _what_pairs_share(row: EvaluationRow) -> tuple[object, ...]:
     return row.nfe, row.temperature, row.top_p, row.grid, row.judge, row.seed, row.num_samples
 
 
-def _of_one_kind(row: EvaluationRow) -> tuple[object, ...]:
-    return row.role, row.sampler, row.precision, *_what_pairs_share(row)
+def _kind(row: EvaluationRow) -> tuple[object, ...]:
+    return row.role, row.sampler, row.settings, row.precision, *_what_pairs_share(row)
 
 
 def _label(row: EvaluationRow) -> str:
@@ -155,7 +158,7 @@ def _permutation_p_value(columns: Float[Tensor, "b 4"], seed: int) -> float:
     generator = torch.Generator().manual_seed(seed)
     swap = columns.roll(2, 1) - columns  # what exchanging a pair adds to the totals
     observed = float(_log_ratio(columns.sum(0, keepdim=True)).abs())
-    if math.isnan(observed):
+    if not columns.isfinite().all():
         return math.nan
     num_extreme = 0
     for size in torch.arange(NUM_PERMUTATIONS).split(CHUNK):

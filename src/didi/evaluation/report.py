@@ -77,7 +77,7 @@ def read_sets(folder: Path) -> list[SampleSet]:
     """The sample sets that ``write_metrics`` and ``write_samples`` kept.
 
     Raises:
-        UsageError: the folder does not hold them.
+        UsageError: the folder does not hold them, or not as many samples as its rows tell of.
     """
     try:
         rows = [EvaluationRow.from_record(one) for one in json.loads((folder / "metrics.json").read_text("utf-8"))]
@@ -88,10 +88,13 @@ def read_sets(folder: Path) -> list[SampleSet]:
             by_set.setdefault(tuple(one[name] for name in WHICH_SET), []).append(one)
         return [_read_set(row, by_set[tuple(getattr(row, name) for name in WHICH_SET)]) for row in rows]
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise UsageError(f"{folder} is not the --out of a finished didi evaluate ({error!r})") from error
+        raise UsageError(f"{folder} is not the --out of a didi evaluate ({error!r})") from error
 
 
 def _read_set(row: EvaluationRow, samples: Sequence[Mapping[str, Any]]) -> SampleSet:
+    if len(samples) != row.num_samples:
+        raise ValueError(f"{row.role} {row.sampler} {row.nfe}: {len(samples)} samples of {row.num_samples}")
+
     def column(name: str) -> Tensor:
         return torch.tensor([math.inf if one[name] is None else one[name] for one in samples], dtype=torch.float64)
 
@@ -195,6 +198,9 @@ def write_html(page: Path) -> Path:
 
 
 def _data_address(figure: Path) -> str:
+    """A figure as the address of an image; its own name where there is none, as in a sampled text."""
+    if not figure.is_file():
+        return figure.name
     return f"data:image/png;base64,{base64.b64encode(figure.read_bytes()).decode()}"
 
 
@@ -202,7 +208,7 @@ def _cells(row: EvaluationRow, varying: Sequence[str]) -> list[str]:
     """A row of the table; a dash for what is not finite."""
 
     def number(value: float, spec: str) -> str:
-        return format(value, spec) if math.isfinite(value) else "–"
+        return format(value, f"z{spec}") if math.isfinite(value) else "–"  # z: no negative zero
 
     def interval(value: float, ends: Interval, spec: str) -> str:
         return f"{number(value, spec)} [{number(ends[0], spec)}, {number(ends[1], spec)}]"

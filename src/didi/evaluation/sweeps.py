@@ -1,7 +1,7 @@
 """Sweeps of temperature or top-p, and models compared where the entropies of their sweeps meet."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
 from didi.evaluation.frontier import frontier_ratio, perplexity_at_entropy
@@ -38,8 +38,7 @@ def sweeps(rows: Sequence[EvaluationRow]) -> list[Sweep]:
         is_swept = any(getattr(row, knob) != 1 for row in rows)
         for row in sorted(rows, key=lambda row: float(getattr(row, knob))):
             if getattr(row, other) == 1 and (knob == "temperature" or (is_swept and row.nfe)):
-                key = (knob, row.role, row.sampler, row.nfe, row.judge)
-                found.setdefault(key, Sweep(knob, [])).rows.append(row)
+                found.setdefault(_kind(knob, row), Sweep(knob, [])).rows.append(row)
     return list(found.values())
 
 
@@ -49,27 +48,55 @@ def equal_entropy_table(rows: Sequence[EvaluationRow]) -> str | None:
     Returns:
         None where no two sweeps of two rows or more have a judge in common.
     """
-    lines = list(_comparisons([sweep for sweep in sweeps(rows) if len(sweep.rows) > 1]))
-    if not lines:
-        return None
-    head = [
+    found = _swept(rows)
+    bases = [next(base for base in found if base.rows[0].judge == ours.rows[0].judge) for ours in found]
+    return _table([(ours.label, ours, base.label, base) for ours, base in zip(found, bases, strict=True)])
+
+
+def models_at_equal_entropy(models: Mapping[str, Sequence[EvaluationRow]]) -> str | None:
+    """The sweeps of each model over those of the first one, of equal role, sampler, moves and judge, as such a table.
+
+    Returns:
+        None where no sweep of a later model has one like it among those of the first.
+    """
+    (first, rows), *others = models.items()
+    bases = _swept(rows)
+    pairs = [
+        (f"{name}: {ours.label}", ours, first, base)
+        for name, rows in others
+        for ours in _swept(rows)
+        for base in bases
+        if _kind(ours.knob, ours.rows[0]) == _kind(base.knob, base.rows[0])
+    ]
+    return _table(pairs)
+
+
+def _swept(rows: Sequence[EvaluationRow]) -> list[Sweep]:
+    return [sweep for sweep in sweeps(rows) if len(sweep.rows) > 1]
+
+
+def _kind(knob: Knob, row: EvaluationRow) -> tuple[object, ...]:
+    """What the rows of one sweep share."""
+    return knob, row.role, row.sampler, row.nfe, row.judge
+
+
+def _table(pairs: Sequence[tuple[str, Sweep, str, Sweep]]) -> str | None:
+    lines = [
         "| | against | ratio at its exact samples | mean ratio | over the entropies that both reach |",
         "|---|---|--:|--:|--:|",
     ]
-    note = (
-        "\nPerplexity ratios at equal entropy, by interpolation between the points of a sweep, never beyond its ends.\n"
-    )
-    return "\n".join([*head, *lines, note])
-
-
-def _comparisons(found: Sequence[Sweep]) -> Iterator[str]:
-    for number, ours in enumerate(found):
-        base = next(sweep for sweep in found if sweep.rows[0].judge == ours.rows[0].judge)
-        if base is found[number]:
+    for label, ours, base_label, base in pairs:
+        if ours is base:
             continue
         ratio, (low, high) = frontier_ratio(ours.curve, base.curve)
         exact = next((row for row in ours.rows if row.temperature == row.top_p == 1), None)
         at_exact = math.nan if exact is None else exact.gen_ppl / perplexity_at_entropy(base.curve, exact.entropy)
         told = ["–" if math.isnan(value) else f"{value:.3f}" for value in (at_exact, ratio)]
         span = "none" if math.isnan(low) else f"{low:.2f} to {high:.2f}"
-        yield f"| {ours.label} | {base.label} | {told[0]} | {told[1]} | {span} |"
+        lines.append(f"| {label} | {base_label} | {told[0]} | {told[1]} | {span} |")
+    if len(lines) == 2:
+        return None
+    lines.append(
+        "\nPerplexity ratios at equal entropy, by interpolation between the points of a sweep, never beyond its ends.\n"
+    )
+    return "\n".join(lines)

@@ -50,11 +50,12 @@ def leave_one_out(base: DistillConfig) -> dict[str, DistillConfig]:
 
 def decisions(base: DistillConfig) -> dict[str, DistillConfig]:
     """What docs/deviations.md decides, each alternative as one change to our own recipe ``base``, of two moves."""
+    name = "our recipe" if base.objective.moves == 2 else "our recipe, of two moves"
     base = with_objective(base, moves=2)  # the paper's generator, whose times the alternatives are about
     smooth = replace(base.discriminator, unsmooth=True)
     pool = replace(base.discriminator, real_source="teacher-pool")
     return {
-        "our recipe": base,
+        name: base,
         "advantage over the batch": with_objective(base, advantage="batch"),
         "score of every token (no reduction A)": with_objective(base, revealed_only=False),
         "one completion a state (no reduction B)": replace(

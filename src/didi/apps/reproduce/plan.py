@@ -19,7 +19,7 @@ class Plan:
         teacher: bundle that is distilled.
         recipe: our distillation, as long as the scale affords; the ablations change the paper's objective in it.
         nfes: numbers of moves.
-        teacher_nfes: those of the teacher, which has more of them: its passes are what the student saves.
+        more_teacher_nfes: further ones of the teacher, at which it catches up with its student.
         seeds: training seeds of each row of a table.
         corpora: of table 7.
         twin: autoregressive baseline, if there is one.
@@ -30,7 +30,7 @@ class Plan:
     teacher: str
     recipe: DistillConfig
     nfes: tuple[int, ...]
-    teacher_nfes: tuple[int, ...]
+    more_teacher_nfes: tuple[int, ...]
     seeds: tuple[int, ...]
     corpora: tuple[str, ...]
     twin: Run | str | None = None
@@ -61,22 +61,22 @@ class Plan:
     def teacher_cells(self) -> list[Cell]:
         """What every table and figure shows beside its own: data, anchors, and the teacher at each number of moves."""
         real = [Cell(self.teacher, role, nfe=0) for role in ("data", *ANCHORS)]
-        return real + [Cell(self.teacher, "teacher", nfe=nfe) for nfe in self.teacher_nfes]
+        return real + [Cell(self.teacher, "teacher", nfe=nfe) for nfe in (*self.nfes, *self.more_teacher_nfes)]
 
 
 def heading(plan: Plan, study: Study) -> list[str]:
     """What every table and figure of the report shares."""
     recipe, sampling = plan.recipe, study.sampling
     steps = f"{recipe.discriminator.warmup_steps} discriminator-only and {recipe.loop.steps} student steps"
-    reduced = "" if plan.scale == "paper" else ", with the exact reductions of variance A and B"
     seen = recipe.discriminator.completions or recipe.objective.completions
+    reduced = "" if plan.scale == "paper" else ", with the exact reductions of variance A and B (docs/deviations.md)"
     lines = [
-        f"Teacher `{plan.teacher}`; distillations of {steps} of {recipe.loop.batch_size} states, the "
-        f"discriminator's completions of each {seen}; training seeds "
+        f"Teacher `{plan.teacher}`; distillations of {steps} of {recipe.loop.batch_size} states, "
+        f"{recipe.objective.completions} completions of each, of which the discriminator sees {seen}; training seeds "
         f"{', '.join(map(str, plan.seeds))}; {sampling.num_samples} samples a cell, seed {sampling.seed}, judge "
-        f"`{sampling.judge}`, draws in float64, uniform time grid; {machine_name()}. Tables 1 and 2 switch the paper's "
-        f"tricks in our recipe's networks, optimizer and steps{reduced}. A figure over seeds is a mean with its 95% "
-        "t-interval; entropies are within a sample, in nats.",
+        f"`{sampling.judge}`, draws in float64, uniform time grid; {machine_name()}. Tables 1 and 2 have the paper's "
+        f"objective{reduced}, and switch its tricks; networks, optimizer and steps are our recipe's. A figure over "
+        "seeds is a mean with its 95% t-interval; entropies are within a sample, in nats.",
     ]
     if plan.scale == MARKOV:
         lines.append("The judge is the chain itself: perplexities carry no judge's error.")

@@ -157,7 +157,7 @@ class Study:
                 missing.setdefault(cell.bundle, []).append(cell)
         teachers = {bundle: bundle.teacher for bundle in missing if isinstance(bundle, Run) and bundle.teacher}
         unasked = [run for run in dict.fromkeys(teachers.values()) if run not in missing]  # no cell of them is missing
-        first = sorted((bundle for bundle in missing if bundle not in teachers), key=_is_short)
+        first = sorted((bundle for bundle in missing if bundle not in teachers), key=_is_pretraining, reverse=True)
         self._all([*unasked, *(missing[bundle] for bundle in first)])
         self._all([missing[bundle] for bundle in teachers])
 
@@ -169,7 +169,7 @@ class Study:
             )
         write_text(file, json.dumps(asked, indent=1) + "\n")
 
-    def _all(self, items: Sequence["Run | Sequence[AnyCell]"]) -> None:
+    def _all(self, items: Sequence[Run | Sequence[AnyCell]]) -> None:
         """Make each run, measure the cells of each bundle; in processes of their own where there are several."""
         if self.workers == 1:
             for number, item in enumerate(items, start=1):
@@ -206,9 +206,9 @@ class Study:
         return LikelihoodRow.from_record(self.record(cell)["row"])
 
 
-def _is_short(bundle: Run | str) -> bool:
-    """Whether it is no pre-training, which takes longest and so begins first."""
-    return not (isinstance(bundle, Run) and isinstance(bundle.config, PretrainConfig))
+def _is_pretraining(bundle: Run | str) -> bool:
+    """Whether it takes longest, and so begins first."""
+    return isinstance(bundle, Run) and isinstance(bundle.config, PretrainConfig)
 
 
 def _do(item: Run | Sequence[AnyCell], study: Study) -> str:
