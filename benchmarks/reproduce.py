@@ -4,12 +4,13 @@
     python benchmarks/reproduce.py markov DIR
 
 The report in DIR goes between the markers of its page, its figures beside it; the table of our decisions has a page of
-its own. What is read from them, above the markers, is written by hand.
+its own. A page whose part the report lacks stays as it is. The prose above the markers is written by hand.
 """
 
 import argparse
 import re
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from pages import DOCS, renew
@@ -20,22 +21,23 @@ RESULTS = DOCS / "results"
 FIGURE = re.compile(r"(?<=\]\()figure\d\.png(?=\))")
 
 
-def main() -> None:
+def main(words: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("scale", choices=("markov", "tiny"))
     parser.add_argument("run", type=Path, help="the --out of didi reproduce")
-    args = parser.parse_args()
+    args = parser.parse_args(words)
     name = f"reproduce-{args.scale}"
     report = (args.run / "report.md").read_text()
     for figure in FIGURE.findall(report):
         shutil.copy(args.run / figure, RESULTS / f"{name}-{figure}")
     _, *rest = FIGURE.sub(lambda found: f"{name}-{found[0]}", report).splitlines()  # without its title
     conditions, *sections = re.split(r"^(?=## )", "\n".join(rest).strip() + "\n", flags=re.MULTILINE)
-    ours = f"## {TARGETS['decisions'].title}"
-    renew(RESULTS / f"{name}.md", "reproduce.py", [conditions, *(one for one in sections if not one.startswith(ours))])
-    for section in sections:
-        if section.startswith(ours):
-            renew(RESULTS / "decisions.md", "reproduce.py", [conditions, section])
+    is_ours = [section.startswith(f"## {TARGETS['decisions'].title}") for section in sections]
+    pages = {f"{name}.md": [one for one, ours in zip(sections, is_ours, strict=True) if not ours]}
+    pages["decisions.md"] = [one for one, ours in zip(sections, is_ours, strict=True) if ours]
+    for page, told in pages.items():
+        if told:
+            renew(RESULTS / page, "reproduce.py", [conditions, *told])
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ class Plan:
     def ablated(self) -> DistillConfig:
         """The recipe with the paper's objective, whose tricks the tables switch.
 
-        Below the paper's scale with our exact reductions of its variance, without which short runs learn nothing.
+        Below the paper's scale with our exact reductions of its variance, since short runs are noisy.
         """
         ours, objective = self.recipe.objective, paper_objective()
         if self.scale != "paper":

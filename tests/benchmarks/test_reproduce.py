@@ -1,0 +1,45 @@
+import pytest
+import reproduce
+
+MARKERS = "read by hand\n<!-- written by benchmarks/reproduce.py page: begin -->\nstale\n<!-- end -->\n"
+TITLE = "# didi reproduce --scale markov\n\nConditions.\n"
+TABLE = "\n## Table 1: cumulative ablation\n\n| a |\n"
+FIGURE = "\n## Figure 1: perplexity against passes\n\n![Perplexity](figure1.png)\n"
+DECISIONS = "\n## Our decisions\n\n| b |\n"
+
+
+@pytest.fixture
+def results(tmp_path, monkeypatch):
+    """Folder of the pages."""
+    folder = tmp_path / "results"
+    folder.mkdir()
+    for name in ("reproduce-markov", "decisions"):
+        (folder / f"{name}.md").write_text(MARKERS)
+    monkeypatch.setattr(reproduce, "RESULTS", folder)
+    (tmp_path / "figure1.png").write_bytes(b"a figure")
+    return folder
+
+
+def test_a_report_is_dealt_to_its_pages(results, tmp_path):
+    (tmp_path / "report.md").write_text(TITLE + TABLE + FIGURE + DECISIONS)
+    reproduce.main(["markov", str(tmp_path)])
+    page, decisions = ((results / f"{name}.md").read_text() for name in ("reproduce-markov", "decisions"))
+    for text in (page, decisions):
+        assert text.startswith("read by hand\n")
+        assert text.endswith("<!-- end -->\n")
+        assert text.count("Conditions.") == 1
+        assert "stale" not in text
+    assert "| a |" in page
+    assert "![Perplexity](reproduce-markov-figure1.png)" in page
+    assert "| b |" not in page
+    assert "| b |" in decisions
+    assert "| a |" not in decisions
+    assert (results / "reproduce-markov-figure1.png").read_bytes() == b"a figure"
+
+
+@pytest.mark.parametrize(("part", "renewed"), [(TABLE, "reproduce-markov"), (DECISIONS, "decisions")])
+def test_a_page_whose_part_the_report_lacks_stays(part, renewed, results, tmp_path):
+    (tmp_path / "report.md").write_text(TITLE + part)
+    reproduce.main(["markov", str(tmp_path)])
+    for name in ("reproduce-markov", "decisions"):
+        assert ("stale" in (results / f"{name}.md").read_text()) == (name != renewed)
