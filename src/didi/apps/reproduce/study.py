@@ -9,7 +9,9 @@ import functools
 import hashlib
 import json
 import multiprocessing
+import os
 import sys
+import threading
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field, replace
@@ -175,7 +177,8 @@ class Study:
             for number, item in enumerate(items, start=1):
                 print(f"{number}/{len(items)}  {_do(item, self)}", file=sys.stderr, flush=True)
             return
-        with ProcessPoolExecutor(self.workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        spawn = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(self.workers, mp_context=spawn, initializer=end_with_parent) as pool:
             futures = [pool.submit(_do, item, self) for item in items]
             try:
                 for number, future in enumerate(as_completed(futures), start=1):
@@ -204,6 +207,18 @@ class Study:
     def likelihood(self, cell: LikelihoodCell) -> LikelihoodRow:
         """The likelihood of a cell."""
         return LikelihoodRow.from_record(self.record(cell)["row"])
+
+
+def end_with_parent() -> None:
+    """Let this worker end when its parent does, however that ends: a killed study must not hold its runs' folders."""
+    if (parent := multiprocessing.parent_process()) is None:
+        raise RuntimeError("only a process that multiprocessing started has a parent to end with")
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)  # a run is safe to kill at any time
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def _is_pretraining(bundle: Run | str) -> bool:
