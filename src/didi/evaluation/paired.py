@@ -24,7 +24,8 @@ class Comparison:
     Attributes:
         perplexity_ratio: corpus perplexity of the first over that of the second.
         perplexity_ratio_ci: its 95% interval, pairs resampled together.
-        p_value: of no difference in perplexity, from swapping random pairs; two-sided, in (0, 1].
+        p_value: of no difference in perplexity, from swapping random pairs; two-sided, in (0, 1]; NaN where
+            a text has no probability.
         entropy_gap: mean entropy of the first less that of the second, nats.
         entropy_gap_ci: its 95% interval.
         num_pairs: samples of each.

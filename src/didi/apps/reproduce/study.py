@@ -210,7 +210,11 @@ class Study:
 
 
 def end_with_parent() -> None:
-    """Let this worker end when its parent does, however that ends: a killed study must not hold its runs' folders."""
+    """Let this worker end when its parent does, however that ends: a killed study must not hold its runs' folders.
+
+    Raises:
+        RuntimeError: this process is no worker.
+    """
     if (parent := multiprocessing.parent_process()) is None:
         raise RuntimeError("only a process that multiprocessing started has a parent to end with")
 
