@@ -6,8 +6,6 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
-from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from didi.errors import UsageError
@@ -39,7 +37,7 @@ class Synchronised:
 
     def __init__(self, network: nn.Module) -> None:
         self.network = network
-        is_copied = world().size > 1 and not isinstance(network, FSDPModule)
+        is_copied = world().size > 1 and not is_sharded(network)
         self._parallel = DistributedDataParallel(_Called(network)) if is_copied else None
 
     def __call__(self, function: Callable[..., R], *args: Any, **options: Any) -> R:
@@ -53,8 +51,9 @@ class Synchronised:
         """Around forward and backward pass of a micro-batch: gradients are averaged with the last one of an update."""
         if self._parallel is not None and not is_last:
             return self._parallel.no_sync()
-        if isinstance(self.network, FSDPModule):
-            self.network.set_requires_gradient_sync(is_last)
+        network: Any = self.network
+        if is_sharded(network):
+            network.set_requires_gradient_sync(is_last)
         return nullcontext()
 
 
@@ -87,12 +86,24 @@ def shard(network: nn.Module, *, is_trained: bool = True) -> None:
         return
     if not isinstance(network, DiTTrunk):
         raise UsageError("loop.fsdp shards diffusion transformers; leave it out for an autoregressive network")
+    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+
     for block in network.blocks:
         fully_shard(block)
     fully_shard(network, reshard_after_forward=None if is_trained else True)
     if isinstance(network, DiT):  # what is called from outside without ``forward``
         for name in ("features", "head"):
             register_fsdp_forward_method(network, name)
+
+
+def is_sharded(value: Any) -> bool:
+    """Whether ``shard`` divided this network, or the tensor is of one that it divided."""
+    if world().size == 1:
+        return False
+    from torch.distributed.fsdp import FSDPModule  # a quarter of didi's start, which one process is spared
+    from torch.distributed.tensor import DTensor
+
+    return isinstance(value, FSDPModule | DTensor)
 
 
 def trained_state(target: nn.Module | torch.optim.Optimizer) -> dict[str, Any]:
@@ -106,7 +117,7 @@ def trained_state(target: nn.Module | torch.optim.Optimizer) -> dict[str, Any]:
 
 def full_state(state: Any) -> Any:
     """A nested state without shards: every process gets all of it, on the CPU where it was sharded."""
-    if isinstance(state, DTensor):
+    if is_sharded(state):
         return state.full_tensor().cpu()
     if isinstance(state, Mapping):
         return {key: full_state(value) for key, value in state.items()}
@@ -131,7 +142,7 @@ def load_full_state(target: nn.Module | torch.optim.Optimizer, state: dict[str, 
 
 def unsharded(network: Network) -> Network:
     """The network with all of its weights; itself where it is not sharded."""
-    if not isinstance(network, FSDPModule):
+    if not is_sharded(network):
         return network
     kind = Discriminator if isinstance(network, Discriminator) else DiT
     whole = kind(network.config)
@@ -139,7 +150,9 @@ def unsharded(network: Network) -> Network:
     return whole.eval()
 
 
-def _placed_as(value: Tensor, like: Tensor) -> Tensor:
-    if isinstance(like, DTensor) and not isinstance(value, DTensor):
-        return distribute_tensor(value.to(like.device), like.device_mesh, like.placements)
-    return value
+def _placed_as(value: Tensor, like: Any) -> Tensor:
+    if not is_sharded(like) or is_sharded(value):
+        return value
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(value.to(like.device), like.device_mesh, like.placements)

@@ -7,13 +7,13 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from torch.optim.swa_utils import AveragedModel
 
 from didi.models.adapters import copy_sharing_frozen
 from didi.models.autoregressive import AutoregressiveLM
 from didi.models.dit import DiT
 from didi.training.config import OptimizerConfig
+from didi.training.distributed import is_sharded
 from didi.training.muon import Muon
 
 _HIDDEN_MATRIX = re.compile(r"blocks\.\d+\.(attn_|mlp\.)|\.h\.\d+\.")  # of our transformer, and of GPT-2
@@ -59,14 +59,14 @@ def update(network: nn.Module, optimizer: torch.optim.Optimizer, config: Optimiz
 
     A gradient that is not finite leaves the weights as they are: the norm tells.
     """
-    norm = nn.utils.clip_grad_norm_(network.parameters(), config.clip_norm)
-    norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+    norm: Any = nn.utils.clip_grad_norm_(network.parameters(), config.clip_norm)
+    norm = norm.full_tensor() if is_sharded(norm) else norm
     if torch.isfinite(norm):
         for group in optimizer.param_groups:
             group["lr"] = rate * group.get("rate_scale", 1.0)
         optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return norm
+    return cast(Tensor, norm)
 
 
 def averaged(network: nn.Module, decay: float, *, is_ramped: bool = True) -> AveragedModel:
