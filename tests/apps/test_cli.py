@@ -138,6 +138,7 @@ def doctors_rows(out):
     return {" ".join(line.split()[:-8]): line.split()[-8:] for line in out.splitlines() if "M " in line}
 
 
+@pytest.mark.slow
 def test_doctor_tells_each_way_to_train_and_takes_the_flags_of_distill(didi):
     status, out, err = didi("doctor", "markov", "--device", "rtx4090", "--num-processes", "2")
     assert (status, err) == (0, "")

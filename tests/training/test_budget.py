@@ -87,6 +87,7 @@ def test_memory_and_arithmetic_of_a_distillation_are_what_the_budget_says(source
     assert counter.get_total_flops() == pytest.approx(budget.flops, rel=0.15 if name == "paths" else 0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("accumulation", [1, 2])
 def test_memory_and_arithmetic_of_a_pre_training_are_what_the_budget_says(source, shape, accumulation):
     recipe = PRETRAIN["markov"]

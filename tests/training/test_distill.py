@@ -91,7 +91,7 @@ def test_a_resumed_run_equals_a_straight_one_bit_for_bit(make_job, run_twice, st
         ),
         pytest.param(with_loop(accumulation=2), marks=pytest.mark.slow),
         pytest.param(with_objective(moves=4), marks=pytest.mark.slow),
-        replace(with_discriminator(trainable_blocks=1), lora_rank=2),
+        pytest.param(replace(with_discriminator(trainable_blocks=1), lora_rank=2), marks=pytest.mark.slow),
     ],
     ids=["pool", "online", "accumulation", "moves", "adapters"],
 )
@@ -155,6 +155,7 @@ def test_after_the_students_last_step_only_the_discriminator_learns_from_the_fin
         assert torch.allclose(level, sigma(job.schedule, 1 - move.double() / 3).float().repeat(2))
 
 
+@pytest.mark.slow
 def test_the_lessons_for_guidance_resume_bit_for_bit_and_change_nothing_before_them(
     make_job, run_twice, tmp_path, assert_same_state
 ):
