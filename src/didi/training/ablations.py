@@ -62,6 +62,7 @@ def decisions(base: DistillConfig) -> dict[str, DistillConfig]:
             with_objective(base, completions=1, advantage="batch"),
             discriminator=replace(base.discriminator, completions=None),
         ),
+        "times that are not coupled": with_objective(base, coupled_time=False),
         "divide by π(t), Beta(2, 5) times": with_objective(base, time_a=2.0, time_b=5.0, importance_weighting=True),
         "Beta(2, 5) times": with_objective(base, time_a=2.0, time_b=5.0),
         "ω(t) of the NELBO": with_objective(base, weight="nelbo"),
