@@ -5,9 +5,9 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-# 97.5% quantiles of Student's t by degrees of freedom; beyond them the normal law's is close.
+# 97.5% quantiles of Student's t by degrees of freedom; beyond them an expansion comes within 0.2%.
 T_QUANTILES = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
-NORMAL_QUANTILE = 1.96
+NORMAL_QUANTILE = 1.95996
 
 
 @dataclass(frozen=True)
@@ -16,17 +16,18 @@ class Estimate:
 
     Attributes:
         mean: over the seeds.
-        half_width: of its 95% t-interval; NaN for a single seed.
-        num_seeds: that were run.
+        low: lower end of its 95% t-interval; NaN for a single seed.
+        high: upper end.
     """
 
     mean: float
-    half_width: float
-    num_seeds: int
+    low: float
+    high: float
 
     def __str__(self) -> str:
         digits = 1 if abs(self.mean) >= 100 else 2
-        return f"{self.mean:.{digits}f}" + ("" if math.isnan(self.half_width) else f" ± {self.half_width:.{digits}f}")
+        interval = "" if math.isnan(self.low) else f" [{self.low:.{digits}f}, {self.high:.{digits}f}]"
+        return f"{self.mean:.{digits}f}{interval}"
 
 
 def estimate(values: Sequence[float]) -> Estimate:
@@ -37,14 +38,22 @@ def estimate(values: Sequence[float]) -> Estimate:
     """
     if not values:
         raise ValueError("an estimate needs a seed or more")
-    num = len(values)
+    mean, num = statistics.fmean(values), len(values)
     if num == 1:
-        return Estimate(values[0], math.nan, 1)
-    quantile = T_QUANTILES[num - 2] if num - 2 < len(T_QUANTILES) else NORMAL_QUANTILE
-    return Estimate(statistics.fmean(values), quantile * statistics.stdev(values) / math.sqrt(num), num)
+        return Estimate(mean, math.nan, math.nan)
+    half_width = t_quantile(num - 1) * statistics.stdev(values) / math.sqrt(num)
+    return Estimate(mean, mean - half_width, mean + half_width)
 
 
-def ratio_estimate(ours: Sequence[float], theirs: Sequence[float]) -> Estimate:
-    """Geometric mean of ``ours`` over ``theirs``, seed by seed; its half-width is that of the logarithm."""
-    logs = estimate([math.log(one / other) for one, other in zip(ours, theirs, strict=True)])
-    return Estimate(math.exp(logs.mean), logs.half_width, logs.num_seeds)
+def geometric_estimate(values: Sequence[float]) -> Estimate:
+    """Geometric mean and 95% interval of a positive figure, a perplexity or a ratio: ``estimate`` of its logarithm."""
+    logs = estimate([math.log(value) for value in values])
+    return Estimate(math.exp(logs.mean), math.exp(logs.low), math.exp(logs.high))
+
+
+def t_quantile(freedom: int) -> float:
+    """The 97.5% quantile of Student's t (Abramowitz & Stegun 26.7.5 where no table has it)."""
+    if freedom <= len(T_QUANTILES):
+        return T_QUANTILES[freedom - 1]
+    z = NORMAL_QUANTILE
+    return z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)

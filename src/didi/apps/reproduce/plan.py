@@ -75,8 +75,8 @@ def heading(plan: Plan, study: Study) -> list[str]:
         f"{recipe.objective.completions} completions of each, of which the discriminator sees {seen}; training seeds "
         f"{', '.join(map(str, plan.seeds))}; {sampling.num_samples} samples a cell, seed {sampling.seed}, judge "
         f"`{sampling.judge}`, draws in float64, uniform time grid; {machine_name()}. Tables 1 and 2 have the paper's "
-        f"objective{reduced}, and switch its tricks; networks, optimizer and steps are our recipe's. A figure over "
-        "seeds is a mean with its 95% t-interval; entropies are within a sample, in nats.",
+        f"objective{reduced}, and switch its tricks; networks, optimizer and steps are our recipe's. A perplexity over "
+        "seeds is a geometric mean [95% t-interval of its logarithm]; entropies are within a sample, in nats.",
     ]
     if plan.scale == MARKOV:
         lines.append("The judge is the chain itself: perplexities carry no judge's error.")

@@ -1,13 +1,12 @@
 """The paper's tables, told from the cells of a study: ablations over seeds, hyperparameters; and our own decisions."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
 from didi.apps.reproduce import published
 from didi.apps.reproduce.plan import Plan
 from didi.apps.reproduce.study import Cell, Study
-from didi.evaluation.over_seeds import Estimate, estimate, ratio_estimate
+from didi.evaluation.over_seeds import Estimate, estimate, geometric_estimate
 from didi.evaluation.row import EvaluationRow
 from didi.training.ablations import GUIDED, cumulative, decisions, leave_one_out
 from didi.training.config import DistillConfig, PretrainConfig
@@ -105,32 +104,24 @@ def _ablation(plan: Plan, study: Study, rows: Rows, paper: Published, *, is_cumu
         base = names[number - 1] if is_cumulative else names[-1]
         if name == base or (is_cumulative and not number):
             continue
-        cells = [_told_ratio(ratio_estimate(_ppl(found[name][nfe]), _ppl(found[base][nfe]))) for nfe in plan.nfes]
-        gap = estimate(
-            [one.entropy - two.entropy for one, two in zip(found[name][middle], found[base][middle], strict=True)]
-        )
-        cells.append(f"{gap.mean:+.3f}")
+        pairs = {nfe: list(zip(found[name][nfe], found[base][nfe], strict=True)) for nfe in plan.nfes}
+        cells = [
+            _told_ratio(geometric_estimate([one.gen_ppl / two.gen_ppl for one, two in pairs[nfe]])) for nfe in plan.nfes
+        ]
+        cells.append(f"{estimate([one.entropy - two.entropy for one, two in pairs[middle]]).mean:+.3f}")
         if paper:
             cells += [f"{paper[name][i][0] / paper[base][i][0]:.2f}" for i in (0, -1)]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return lines
 
 
-def _ppl(rows: Sequence[EvaluationRow]) -> list[float]:
-    return [row.gen_ppl for row in rows]
-
-
 def _told(rows: Sequence[EvaluationRow]) -> str:
-    entropy = estimate([row.entropy for row in rows])
-    return f"{estimate(_ppl(rows))} / {entropy.mean:.2f}"
+    perplexity, entropy = geometric_estimate([row.gen_ppl for row in rows]), estimate([row.entropy for row in rows])
+    return f"{perplexity} / {entropy.mean:.2f}"
 
 
 def _told_ratio(ratio: Estimate) -> str:
-    if math.isnan(ratio.half_width):
-        return f"{ratio.mean:.2f}"
-    low, high = (ratio.mean * math.exp(sign * ratio.half_width) for sign in (-1, 1))
-    verdict = " *lower*" if high < 1 else " *higher*" if low > 1 else ""
-    return f"{ratio.mean:.2f} [{low:.2f}, {high:.2f}]{verdict}"
+    return str(ratio) + (" *lower*" if ratio.high < 1 else " *higher*" if ratio.low > 1 else "")
 
 
 def _published_table(paper: Published) -> list[str]:
