@@ -1,0 +1,49 @@
+"""The demo's work on the markov world: its corpus and judge come with the package."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from didi.apps import demo
+from didi.apps.train import distill_run
+from didi.evaluation.perplexity import load_judge
+from didi.training.loop import RunFolder
+from didi.training.recipes import DISTILL
+
+
+@pytest.fixture
+def on_markov(monkeypatch, tmp_path):
+    """A bundle of all roles stands for the bundled one; what was to be fetched is kept."""
+    full = DISTILL["markov"]
+    recipe = replace(full, loop=replace(full.loop, steps=1, batch_size=4, validation_sequences=8))
+    short = replace(recipe, discriminator=replace(recipe.discriminator, warmup_steps=1))
+    bundle = distill_run(short, RunFolder(tmp_path / "bundled"), resume=False, device=torch.device("cpu"))
+    fetched = []
+    monkeypatch.setattr(demo, "RECIPE", "markov")
+    monkeypatch.setitem(demo.DISTILL, "markov", replace(recipe, teacher=str(bundle)))
+    monkeypatch.setattr(demo, "fetch", fetched.append)
+    monkeypatch.setattr(demo, "load_judge", lambda _: load_judge("markov"))
+    return fetched
+
+
+@pytest.mark.slow
+def test_teacher_and_students_are_judged_and_a_second_start_goes_on(on_markov, tmp_path, capsys):
+    words = ["--out", str(tmp_path / "demo"), "--steps", "2", "--warmup-steps", "1", "--num-samples", "8"]
+    demo.demo(words)
+    out, err = capsys.readouterr()
+    assert on_markov == ["news", "smollm2-135m"]
+    rows = json.loads((tmp_path / "demo/results/metrics.json").read_text())
+    wanted = [(role, nfe) for role in ("teacher", "demo student", "student") for nfe in demo.NFES]
+    assert [(row["role"], row["nfe"]) for row in rows] == [("data", 0), *wanted]
+    assert rows[0]["gen_ppl"] < min(row["gen_ppl"] for row in rows[1:])
+    assert all(row["seed"] == 1 for row in rows)  # not the distillation's
+    for name in ("report.md", "perplexity.png", "samples.jsonl"):
+        assert (tmp_path / "demo/results" / name).is_file()
+    assert "demo student: 1 + 2 steps just now; student: the bundled one, 300 + 1 steps" in out
+    assert "step 3/3" in err
+
+    demo.demo(words)
+    assert "step 3/3" not in capsys.readouterr().err
+    assert json.loads((tmp_path / "demo/results/metrics.json").read_text())[1]["gen_ppl"] == rows[1]["gen_ppl"]
