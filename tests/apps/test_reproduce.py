@@ -1,4 +1,5 @@
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -15,7 +16,6 @@ from didi.apps.reproduce import command, published, study
 from didi.apps.reproduce.study import Cell, Run, Sampling, Study
 from didi.apps.reproduce.tables import _told_ratio, table_1, table_2
 from didi.errors import DidiError, UsageError
-from didi.evaluation.over_seeds import Estimate
 from didi.evaluation.row import EvaluationRow
 from didi.training.ablations import (
     GUIDED,
@@ -153,10 +153,11 @@ class Told(Study):
             objective = vars(cell.bundle.config.objective)
             tricks = sum(all(objective[name] == value for name, value in trick.items()) for trick in TRICKS.values())
             seed = cell.bundle.config.seed
-        ppl = 100 * 0.8**tricks * 1.03**seed / cell.nfe
+        heat = 0.2 * math.log(cell.temperature)  # nats that a temperature adds, at twice as much log-perplexity
+        ppl = 100 * 0.8**tricks * 1.03**seed / cell.nfe * math.exp(2 * heat)
         return EvaluationRow(
-            cell.role, cell.sampler, cell.nfe, 1.0, 0.0, 8, "float64", "j", ppl, (ppl, ppl), ppl, 4.0 - tricks / 100,
-            (4.0, 4.0), 5.0, 7.0, 0.9, 0.01, 1.0, 1.0, 0, "machine",
+            cell.role, cell.sampler, cell.nfe, 1.0, 0.0, 8, "float64", "j", ppl, (ppl, ppl), ppl,
+            4.0 - tricks / 100 + heat, (4.0, 4.0), 5.0, 7.0, 0.9, 0.01, 1.0, 1.0, 0, "machine",
         )  # fmt: skip
 
 
@@ -178,16 +179,30 @@ def test_an_ablation_is_told_over_seeds_and_against_its_neighbour():
     assert row.split("|")[4].strip().endswith("/ 3.98")
     (row,) = [line for line in lines[start:] if line.startswith("| + Coupled Time t |")]
     assert row.split("|")[2:3] == [" 0.80 [0.80, 0.80] *lower* "]
-    assert row.split("|")[-4:-1] == [" -0.010 ", " 0.15 ", " 0.34 "]
+    assert [row.split("|")[i] for i in (-5, -3, -2)] == [" -0.010 ", " 0.15 ", " 0.34 "]
     (row,) = [line for line in table_2(plan, told)[start:] if line.startswith("| w/o Coupled Time t |")]
     assert row.split("|")[2:3] == [" 1.25 [1.25, 1.25] *higher* "]
 
 
 def test_a_verdict_is_given_where_the_interval_excludes_one():
-    assert _told_ratio(Estimate(0.8, 0.72, 0.88)) == "0.80 [0.72, 0.88] *lower*"
-    assert _told_ratio(Estimate(1.2, 1.09, 1.33)) == "1.20 [1.09, 1.33] *higher*"
-    assert _told_ratio(Estimate(0.95, 0.86, 1.05)) == "0.95 [0.86, 1.05]"
-    assert _told_ratio(Estimate(0.8, float("nan"), float("nan"))) == "0.80"
+    assert _told_ratio([0.79, 0.8, 0.81]) == "0.80 [0.78, 0.83] *lower*"
+    assert _told_ratio([1.19, 1.2, 1.21]) == "1.20 [1.18, 1.23] *higher*"
+    assert _told_ratio([0.8, 1.1]) == "0.94 [0.12, 7.09]"
+    assert _told_ratio([0.8]) == "0.80"
+    assert _told_ratio([0.8, float("nan")]) == "–"
+
+
+def test_rows_are_told_over_the_teacher_of_their_entropy():
+    plan = command._plan(command.ReproduceCommand("markov", Path("x"), seeds=3))
+    lines = table_1(plan, Told(Path("x"), Sampling(8, "markov")))
+    start = next(i for i, line in enumerate(lines) if line.startswith("Perplexity over that of the row before"))
+    (row,) = [line for line in lines[:start] if line.startswith("| teacher |")]
+    assert row.split("|")[-2] == " 1.00 "
+    (row,) = [line for line in lines[:start] if line.startswith("| + Coupled Time t |")]
+    by_temperature = math.exp(-2 * 0.02)  # what 0.02 nats less take off the teacher's perplexity in ``Told``
+    assert row.split("|")[-2].startswith(f" {0.64 * 1.03 / by_temperature:.2f} [")
+    (row,) = [line for line in lines[start:] if line.startswith("| + Coupled Time t |")]
+    assert row.split("|")[-4] == f" {0.8 / math.exp(-2 * 0.01):.2f} [0.82, 0.82] *lower* "
 
 
 def test_bundles_of_two_folders_have_cells_of_their_own():

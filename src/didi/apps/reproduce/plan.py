@@ -9,6 +9,9 @@ from didi.evaluation.row import machine_name
 from didi.training.ablations import paper_objective
 from didi.training.config import DistillConfig
 
+# Of the teacher, at which it has the entropy that a student has.
+TEMPERATURES = (0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.3)
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -56,6 +59,16 @@ class Plan:
     def student(self) -> Run:
         """Our recipe, first seed."""
         return self.runs(self.recipe)[0]
+
+    @property
+    def middle_nfe(self) -> int:
+        """The number of moves at which rows are compared with the teacher at equal entropy."""
+        return self.nfes[len(self.nfes) // 2]
+
+    @property
+    def teacher_sweep(self) -> list[Cell]:
+        """The teacher at that number of moves and each temperature."""
+        return [Cell(self.teacher, "teacher", nfe=self.middle_nfe, temperature=value) for value in TEMPERATURES]
 
     @property
     def teacher_cells(self) -> list[Cell]:

@@ -68,17 +68,20 @@ class Cell:
         role: which network; or ``data``, or the name of an anchor, in the bundle's own corpus and tokens.
         sampler: how it is sampled.
         nfe: number of moves; 0 for what is not sampled.
+        temperature: of the logits.
     """
 
     bundle: Run | str
     role: str
     sampler: SamplerName = "ancestral"
     nfe: int = 8
+    temperature: float = 1.0
 
     @property
     def name(self) -> str:
         """File of the cell."""
-        return f"{_origin(self.bundle)}-{self.role}-{self.sampler}-{self.nfe}"
+        departure = "" if self.temperature == 1 else f"-T{self.temperature:g}"
+        return f"{_origin(self.bundle)}-{self.role}-{self.sampler}-{self.nfe}{departure}"
 
 
 @dataclass(frozen=True)
@@ -264,7 +267,9 @@ def measure(cells: Sequence[AnyCell], study: Study) -> str:
             count, seed = sampling.likelihood_sequences, sampling.seed
             study.write(cell, score_corpus(bundle, cell.corpus, cell.role, num_sequences=count, seed=seed))
         elif cell.nfe:
-            options = SamplingOptions(batch_size=sampling.batch_size, guidance=sampling.guidance)
+            options = SamplingOptions(
+                batch_size=sampling.batch_size, guidance=sampling.guidance, temperature=cell.temperature
+            )
             how: dict[str, Any] = {"role": cell.role, "sampler": cell.sampler, "nfe": [cell.nfe], "options": options}
             evaluate(bundle, on_set=functools.partial(_write_set, cell, bundle, study), **how, **_common(sampling))
     return cells[0].name

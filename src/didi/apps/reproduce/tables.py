@@ -1,12 +1,14 @@
 """The paper's tables, told from the cells of a study: ablations over seeds, hyperparameters; and our own decisions."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
 from didi.apps.reproduce import published
-from didi.apps.reproduce.plan import Plan
+from didi.apps.reproduce.plan import TEMPERATURES, Plan
 from didi.apps.reproduce.study import Cell, Study
-from didi.evaluation.over_seeds import Estimate, estimate, geometric_estimate
+from didi.evaluation.frontier import perplexity_at_entropy
+from didi.evaluation.over_seeds import estimate, geometric_estimate
 from didi.evaluation.row import EvaluationRow
 from didi.training.ablations import GUIDED, cumulative, decisions, leave_one_out
 from didi.training.config import DistillConfig, PretrainConfig
@@ -33,7 +35,8 @@ def _decision_rows(plan: Plan) -> Rows:
 
 
 def _cells(plan: Plan, rows: Rows) -> list[Cell]:
-    return [cell for row in rows.values() for nfe in plan.nfes for cell in _over_seeds(plan, *row, nfe)]
+    cells = [cell for row in rows.values() for nfe in plan.nfes for cell in _over_seeds(plan, *row, nfe)]
+    return cells + plan.teacher_cells + plan.teacher_sweep
 
 
 def _over_seeds(plan: Plan, config: DistillConfig, is_guided: bool, nfe: int) -> list[Cell]:
@@ -44,17 +47,17 @@ def _over_seeds(plan: Plan, config: DistillConfig, is_guided: bool, nfe: int) ->
 
 def table_1_cells(plan: Plan) -> list[Cell]:
     """Cells of Table 1."""
-    return _cells(plan, _table_1_rows(plan)) + plan.teacher_cells
+    return _cells(plan, _table_1_rows(plan))
 
 
 def table_2_cells(plan: Plan) -> list[Cell]:
     """Cells of Table 2."""
-    return _cells(plan, _table_2_rows(plan)) + plan.teacher_cells
+    return _cells(plan, _table_2_rows(plan))
 
 
 def decisions_cells(plan: Plan) -> list[Cell]:
     """Cells of the table of our decisions."""
-    return _cells(plan, _decision_rows(plan)) + plan.teacher_cells
+    return _cells(plan, _decision_rows(plan))
 
 
 def table_1(plan: Plan, study: Study) -> list[str]:
@@ -81,19 +84,43 @@ def _ablation(plan: Plan, study: Study, rows: Rows, paper: Published, *, is_cumu
         name: {nfe: [study.row(cell) for cell in _over_seeds(plan, *row, nfe)] for nfe in plan.nfes}
         for name, row in rows.items()
     }
-    lines = [
-        f"| perplexity / entropy | {' | '.join(f'{nfe} NFE' for nfe in plan.nfes)} |",
-        "|---|" + "--:|" * len(plan.nfes),
-    ]
     teacher = {nfe: [study.row(Cell(plan.teacher, "teacher", nfe=nfe))] for nfe in plan.nfes}
-    for name, by_nfe in ({"teacher": teacher} | found).items():
-        lines.append(f"| {name} | {' | '.join(_told(by_nfe[nfe]) for nfe in plan.nfes)} |")
+    sweep = [(row.entropy, row.gen_ppl) for row in map(study.row, plan.teacher_sweep)]
+    shown = {"teacher": teacher} | found
+    over_teacher = {
+        name: [row.gen_ppl / perplexity_at_entropy(sweep, row.entropy) for row in by_nfe[plan.middle_nfe]]
+        for name, by_nfe in shown.items()
+    }
+    lines = _levels(plan, shown, over_teacher)
     lines += ["", *(_published_table(paper) if plan.scale == "paper" and paper else [])]
-    against = "the row before" if is_cumulative else "the last row"
-    middle = plan.nfes[len(plan.nfes) // 2]
-    columns = [*(f"{nfe} NFE" for nfe in plan.nfes), f"entropy, {middle} NFE"]
+    return lines + _ratios(plan, found, over_teacher, paper, is_cumulative=is_cumulative)
+
+
+Found = Mapping[str, Mapping[int, Sequence[EvaluationRow]]]
+"""The measured rows of all seeds, by the name of a table's row and by moves."""
+
+
+def _levels(plan: Plan, shown: Found, over_teacher: Mapping[str, Sequence[float]]) -> list[str]:
+    columns = [*(f"{nfe} NFE" for nfe in plan.nfes), f"over the teacher's at equal entropy, {plan.middle_nfe} NFE"]
+    lines = [f"| perplexity / entropy | {' | '.join(columns)} |", "|---|" + "--:|" * len(columns)]
+    for name, by_nfe in shown.items():
+        cells = [*(_told(by_nfe[nfe]) for nfe in plan.nfes), _told_ratio(over_teacher[name])]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return [
+        *lines,
+        "\nThe last column takes out what another temperature would do as well: perplexity over the teacher's at the "
+        f"row's own entropy, read from the teacher's temperatures {TEMPERATURES[0]} to {TEMPERATURES[-1]}; – where a "
+        "seed's entropy lies beyond theirs.",
+    ]
+
+
+def _ratios(
+    plan: Plan, found: Found, over_teacher: Mapping[str, Sequence[float]], paper: Published, *, is_cumulative: bool
+) -> list[str]:
+    middle, against = plan.middle_nfe, "the row before" if is_cumulative else "the last row"
+    columns = [*(f"{nfe} NFE" for nfe in plan.nfes), f"entropy, {middle} NFE", f"at equal entropy, {middle} NFE"]
     columns += [f"as published, {nfe} NFE" for nfe in (published.NFES[0], published.NFES[-1])] if paper else []
-    lines += [
+    lines = [
         f"Perplexity over that of {against}, seed by seed: geometric mean [95% interval], *lower* or *higher* where "
         "it excludes 1; for entropy, what is added to it.\n",
         f"| | {' | '.join(columns)} |",
@@ -105,10 +132,9 @@ def _ablation(plan: Plan, study: Study, rows: Rows, paper: Published, *, is_cumu
         if name == base or (is_cumulative and not number):
             continue
         pairs = {nfe: list(zip(found[name][nfe], found[base][nfe], strict=True)) for nfe in plan.nfes}
-        cells = [
-            _told_ratio(geometric_estimate([one.gen_ppl / two.gen_ppl for one, two in pairs[nfe]])) for nfe in plan.nfes
-        ]
+        cells = [_told_ratio([one.gen_ppl / two.gen_ppl for one, two in pairs[nfe]]) for nfe in plan.nfes]
         cells.append(f"{estimate([one.entropy - two.entropy for one, two in pairs[middle]]).mean:+.3f}")
+        cells.append(_told_ratio([one / two for one, two in zip(over_teacher[name], over_teacher[base], strict=True)]))
         if paper:
             cells += [f"{paper[name][i][0] / paper[base][i][0]:.2f}" for i in (0, -1)]
         lines.append(f"| {name} | {' | '.join(cells)} |")
@@ -120,8 +146,12 @@ def _told(rows: Sequence[EvaluationRow]) -> str:
     return f"{perplexity} / {entropy.mean:.2f}"
 
 
-def _told_ratio(ratio: Estimate) -> str:
-    return str(ratio) + (" *lower*" if ratio.high < 1 else " *higher*" if ratio.low > 1 else "")
+def _told_ratio(ratios: Sequence[float]) -> str:
+    """One ratio of each seed, together."""
+    if any(map(math.isnan, ratios)):
+        return "–"
+    found = geometric_estimate(ratios)
+    return str(found) + (" *lower*" if found.high < 1 else " *higher*" if found.low > 1 else "")
 
 
 def _published_table(paper: Published) -> list[str]:
