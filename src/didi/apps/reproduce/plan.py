@@ -10,7 +10,7 @@ from didi.training.ablations import paper_objective
 from didi.training.config import DistillConfig
 
 # Of the teacher, at which it has the entropy that a student has.
-TEMPERATURES = (0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.3)
+TEMPERATURES = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.3, 1.5)
 
 
 @dataclass(frozen=True)
