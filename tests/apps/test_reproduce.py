@@ -95,6 +95,12 @@ def test_every_scale_has_every_cell(scale):
     assert all(target.cells(plan) for name, target in command.TARGETS.items() if name != "table5")
 
 
+def test_figures_show_a_student_of_full_length_where_one_comes_with_the_teacher():
+    plans = [command._plan(command.ReproduceCommand("tiny", Path("x"), teacher=name)) for name in (None, "elsewhere")]
+    assert plans[0].student == plans[0].teacher == "tiny-news"
+    assert plans[1].student == plans[1].first_run == Run(replace(plans[1].recipe, teacher="elsewhere", seed=0))
+
+
 def test_small_scales_ablate_on_the_reductions_of_variance():
     for scale in ("markov", "tiny", "paper"):
         plan = command._plan(command.ReproduceCommand(scale, Path("x"), teacher="elsewhere"))

@@ -79,7 +79,7 @@ def figure_3(plan: Plan, study: Study) -> list[str]:
 
 def figure_4_cells(plan: Plan) -> list[Cell]:
     """Teachers of both sizes and their students."""
-    cells = plan.teacher_cells + [Cell(plan.student, "student", nfe=nfe) for nfe in plan.nfes]
+    cells = plan.teacher_cells + [Cell(plan.first_run, "student", nfe=nfe) for nfe in plan.nfes]
     if plan.larger is not None:
         cells += [Cell(plan.larger, "teacher", nfe=nfe) for nfe in plan.nfes]
         cells += [Cell(_larger_student(plan), "student", nfe=nfe) for nfe in plan.nfes]

@@ -27,6 +27,7 @@ class Plan:
         corpora: of table 7.
         twin: autoregressive baseline, if there is one.
         larger: a larger teacher, if there is one.
+        distilled: a bundle whose student is the recipe's at full length, if there is one.
     """
 
     scale: str
@@ -38,6 +39,7 @@ class Plan:
     corpora: tuple[str, ...]
     twin: Run | str | None = None
     larger: Run | str | None = None
+    distilled: str | None = None
 
     @property
     def ablated(self) -> DistillConfig:
@@ -56,9 +58,14 @@ class Plan:
         return [Run(replace(config, teacher=self.teacher, seed=seed)) for seed in self.seeds]
 
     @property
-    def student(self) -> Run:
-        """Our recipe, first seed."""
+    def first_run(self) -> Run:
+        """Our recipe as short as the tables', first seed."""
         return self.runs(self.recipe)[0]
+
+    @property
+    def student(self) -> Run | str:
+        """Whose student the figures and Table 7 show."""
+        return self.distilled or self.first_run
 
     @property
     def middle_nfe(self) -> int:
@@ -91,6 +98,10 @@ def heading(plan: Plan, study: Study) -> list[str]:
         f"objective{reduced}, and switch its tricks; networks, optimizer and steps are our recipe's. A perplexity over "
         "seeds is a geometric mean [95% t-interval of its logarithm]; entropies are within a sample, in nats.",
     ]
+    if plan.distilled:
+        lines.append(
+            f"Figures and Table 7 show the student of the bundle `{plan.distilled}`, our recipe at full length."
+        )
     if plan.scale == MARKOV:
         lines.append("The judge is the chain itself: perplexities carry no judge's error.")
     return lines
