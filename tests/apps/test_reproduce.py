@@ -13,9 +13,11 @@ import pytest
 import torch
 
 from didi.apps.reproduce import command, published, study
+from didi.apps.reproduce.figures import figure_1, figure_1_cells
 from didi.apps.reproduce.study import Cell, Run, Sampling, Study
 from didi.apps.reproduce.tables import _told_ratio, table_1, table_2
 from didi.errors import DidiError, UsageError
+from didi.evaluation.report import write_html, write_text
 from didi.evaluation.row import EvaluationRow
 from didi.training.ablations import (
     GUIDED,
@@ -153,18 +155,30 @@ class Told(Study):
     """A study in which perplexity is 100 times 0.8 for each trick of the objective, and 3% apart between seeds."""
 
     def row(self, cell):
-        if cell.role == "teacher":
+        if isinstance(cell.bundle, str):
             tricks, seed = 0, 0
         else:
             objective = vars(cell.bundle.config.objective)
             tricks = sum(all(objective[name] == value for name, value in trick.items()) for trick in TRICKS.values())
             seed = cell.bundle.config.seed
         heat = 0.2 * math.log(cell.temperature)  # nats that a temperature adds, at twice as much log-perplexity
-        ppl = 100 * 0.8**tricks * 1.03**seed / cell.nfe * math.exp(2 * heat)
+        ppl = 100 * 0.8**tricks * 1.03**seed / max(1, cell.nfe) * math.exp(2 * heat)
         return EvaluationRow(
             cell.role, cell.sampler, cell.nfe, 1.0, 0.0, 8, "float64", "j", ppl, (ppl, ppl), ppl,
             4.0 - tricks / 100 + heat, (4.0, 4.0), 5.0, 7.0, 0.9, 0.01, 1.0, 1.0, 0, "machine",
         )  # fmt: skip
+
+    def record(self, cell):
+        return {"texts": [f"- {cell.role}\n```\n<script>alert(1)</script>"]}
+
+
+def test_a_text_cannot_break_the_report(tmp_path):
+    plan = command._plan(command.ReproduceCommand("tiny", tmp_path))
+    told = figure_1(plan, Told(tmp_path, Sampling(8, "j")))
+    html = write_html(write_text(tmp_path / "report.md", "\n".join(["# report", "", *told]))).read_text()
+    assert html.count("&lt;script&gt;") == len(figure_1_cells(plan))
+    assert "<script>" not in html
+    assert "<li>" not in html
 
 
 @pytest.mark.parametrize(("scale", "is_told"), [("tiny", False), ("paper", True)])

@@ -31,10 +31,11 @@ HTML = """<!doctype html>
 <style>
 body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; color: #1a1a1a; }}
 table {{ border-collapse: collapse; display: block; overflow-x: auto; font-size: 0.85rem; margin: 1rem 0; }}
-th, td {{ padding: 0.3rem 0.6rem; border-bottom: 1px solid #ddd; white-space: nowrap; }}
-th {{ text-align: left; border-bottom: 2px solid #999; }}
+th, td {{ padding: 0.3rem 0.6rem; border-bottom: 1px solid #ddd; }}
+th {{ text-align: left; vertical-align: bottom; border-bottom: 2px solid #999; }}
+td {{ white-space: nowrap; }}
+pre {{ overflow-x: auto; font-size: 0.85rem; color: #444; border-left: 3px solid #ccc; padding-left: 1rem; }}
 img {{ max-width: min(100%, 44rem); }}
-blockquote {{ color: #444; border-left: 3px solid #ccc; margin-left: 0; padding-left: 1rem; }}
 </style>
 {body}
 </html>
@@ -174,7 +175,7 @@ def write_report(sets: Sequence[SampleSet], folder: Path, *, title: str, recipe:
         row = one.row
         heading = ", ".join([row.role, *([row.sampler, f"{row.nfe} NFE"] if row.nfe else [])])
         if (row.role, row.sampler, row.nfe) not in shown:  # once, whatever the judges and temperatures
-            parts += [f"## {heading}\n", *map(_quoted, one.texts[:NUM_EXAMPLES])]
+            parts += [f"## {heading}\n", *map(quoted, one.texts[:NUM_EXAMPLES])]
         shown.add((row.role, row.sampler, row.nfe))
     return write_text(folder / "report.md", "\n".join(parts))
 
@@ -237,7 +238,7 @@ def _cells(row: EvaluationRow, varying: Sequence[str]) -> list[str]:
     ]
 
 
-def _quoted(text: str) -> str:
+def quoted(text: str) -> str:
     """A text as a Markdown code block of at most 100 columns, with a fence that nothing in the text can close."""
     lines = [part for line in text.splitlines() for part in textwrap.wrap(line, 100) or [""]]
     fence = "`" * max([3, *(len(run) + 1 for run in re.findall("`+", text))])

@@ -7,7 +7,7 @@ from didi.apps.reproduce.plan import Plan
 from didi.apps.reproduce.study import Cell, LikelihoodCell, Run, Study
 from didi.evaluation.anchors import ANCHORS
 from didi.evaluation.figure import latency_figure, perplexity_figure
-from didi.evaluation.report import markdown_table
+from didi.evaluation.report import markdown_table, quoted
 from didi.evaluation.row import machine_name
 from didi.evaluation.zero_shot import likelihood_table
 from didi.models.hub import Role
@@ -60,8 +60,8 @@ def figure_1(plan: Plan, study: Study) -> list[str]:
     lines.append(markdown_table(rows, recipe=plan.recipe.recipe))
     for cell, row in zip(cells, rows, strict=True):
         heading = f"{row.role}, {row.sampler}, {row.nfe} NFE" if row.nfe else row.role
-        text = " ".join(study.record(cell)["texts"][0].split())
-        lines += [f"**{heading}** (perplexity {row.gen_ppl:.1f}, entropy {row.entropy:.2f})\n", f"> {text}\n"]
+        lines.append(f"**{heading}** (perplexity {row.gen_ppl:.1f}, entropy {row.entropy:.2f})\n")
+        lines.append(quoted(study.record(cell)["texts"][0]))
     return lines
 
 
@@ -72,8 +72,8 @@ def figure_3(plan: Plan, study: Study) -> list[str]:
     return [
         f"![Perplexity against seconds per sequence]({figure.name})\n",
         *_as_published(plan, "figure3"),
-        f"Times are of {study.sampling.num_samples} sequences in batches of {study.sampling.batch_size} while "
-        f"{study.workers} such processes ran; for times taken side by side there is `didi bench`.",
+        f"Times are of {study.sampling.num_samples} sequences in batches of {study.sampling.batch_size}, with "
+        f"{study.workers} of such processes at once; for times taken side by side there is `didi bench`.",
     ]
 
 
