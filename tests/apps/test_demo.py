@@ -41,7 +41,8 @@ def test_teacher_and_students_are_judged_and_a_second_start_goes_on(on_markov, t
     assert all(row["seed"] == 1 for row in rows)  # not the distillation's
     for name in ("report.md", "perplexity.png", "samples.jsonl"):
         assert (tmp_path / "demo/results" / name).is_file()
-    assert "demo student: 1 + 2 steps just now; student: the bundled one, 300 + 1 steps" in out
+    warmup = DISTILL["markov"].discriminator.warmup_steps
+    assert f"demo student: 1 + 2 steps just now; student: the bundled one, {warmup} + 1 steps" in out
     assert "step 3/3" in err
 
     demo.demo(words)

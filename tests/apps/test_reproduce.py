@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from didi.apps.reproduce import command, published, study
-from didi.apps.reproduce.figures import figure_1, figure_1_cells
+from didi.apps.reproduce.figures import figure_1, figure_1_cells, figure_4_cells, table_7_cells
 from didi.apps.reproduce.study import Cell, Run, Sampling, Study
 from didi.apps.reproduce.tables import _told_ratio, table_1, table_2
 from didi.errors import DidiError, UsageError
@@ -94,13 +94,29 @@ def test_all_targets_are_told(quick, tmp_path):
 @pytest.mark.parametrize("scale", ["markov", "tiny", "paper"])
 def test_every_scale_has_every_cell(scale):
     plan = command._plan(command.ReproduceCommand(scale, Path("x"), teacher="elsewhere"))
-    assert all(target.cells(plan) for name, target in command.TARGETS.items() if name != "table5")
+    trained = {"table1": 6, "table2": 6, "decisions": len(decisions(plan.recipe))}
+    guided = {"table1": 1, "table2": 6, "decisions": 0}
+    for name, num_trained in trained.items():
+        cells = set(command.TARGETS[name].cells(plan))
+        students = [cell for cell in cells if cell.role == "student"]
+        assert len({cell.bundle for cell in students}) == num_trained * len(plan.seeds)
+        num_guided = sum(cell.sampler == "guided" for cell in students)
+        assert num_guided == guided[name] * len(plan.seeds) * len(plan.nfes)
+        assert set(plan.teacher_sweep) <= cells
+    for name in ("table7", "figure1", "figure3", "figure4"):
+        assert command.TARGETS[name].cells(plan)
 
 
 def test_figures_show_a_student_of_full_length_where_one_comes_with_the_teacher():
-    plans = [command._plan(command.ReproduceCommand("tiny", Path("x"), teacher=name)) for name in (None, "elsewhere")]
-    assert plans[0].student == plans[0].teacher == "tiny-news"
-    assert plans[1].student == plans[1].first_run == Run(replace(plans[1].recipe, teacher="elsewhere", seed=0))
+    for teacher, is_there in ((None, True), ("tiny-news", True), ("elsewhere", False)):
+        plan = command._plan(command.ReproduceCommand("tiny", Path("x"), teacher=teacher))
+        short = Run(replace(plan.recipe, teacher=plan.teacher, seed=0))
+        for cells, student in (
+            (figure_1_cells(plan), "tiny-news" if is_there else short),
+            (table_7_cells(plan), "tiny-news" if is_there else short),
+            (figure_4_cells(plan), short),
+        ):
+            assert {cell.bundle for cell in cells if cell.role == "student"} == {student}
 
 
 def test_small_scales_ablate_on_the_reductions_of_variance():

@@ -11,6 +11,7 @@ def test_interval_of_five_seeds_is_students():
     assert (found.mean, found.low, found.high) == (3, pytest.approx(3 - half_width), pytest.approx(3 + half_width))
     assert str(found) == "3.00 [1.04, 4.96]"
     assert str(estimate([250.0, 252.0])) == "251.0 [238.3, 263.7]"
+    assert str(estimate([2500.0, 2520.0])) == "2510 [2383, 2637]"
 
 
 def test_a_single_seed_has_no_interval_and_none_no_estimate():
@@ -20,10 +21,11 @@ def test_a_single_seed_has_no_interval_and_none_no_estimate():
 
 
 @pytest.mark.parametrize(
-    ("freedom", "quantile"), [(1, 12.706), (9, 2.262), (10, 2.2281), (15, 2.1314), (30, 2.0423), (100_000, 1.95999)]
+    ("freedom", "quantile", "error"),
+    [(10, 2.2281, 0.0015), (15, 2.1314, 5e-4), (30, 2.0423, 1e-4), (100, 1.9840, 3e-5), (100_000, 1.95999, 1e-5)],
 )
-def test_quantiles_are_those_of_the_tables(freedom, quantile):
-    assert t_quantile(freedom) == pytest.approx(quantile, rel=0.002)
+def test_quantiles_beyond_the_table_are_close(freedom, quantile, error):
+    assert t_quantile(freedom) == pytest.approx(quantile, rel=error)
 
 
 def test_a_positive_figure_has_a_positive_interval():

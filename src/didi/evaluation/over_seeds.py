@@ -25,7 +25,7 @@ class Estimate:
     high: float
 
     def __str__(self) -> str:
-        digits = 1 if abs(self.mean) >= 100 else 2
+        digits = 0 if abs(self.mean) >= 1000 else 1 if abs(self.mean) >= 100 else 2
         interval = "" if math.isnan(self.low) else f" [{self.low:.{digits}f}, {self.high:.{digits}f}]"
         return f"{self.mean:.{digits}f}{interval}"
 

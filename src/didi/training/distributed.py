@@ -97,7 +97,7 @@ def shard(network: nn.Module, *, is_trained: bool = True) -> None:
 
 
 def is_sharded(value: Any) -> bool:
-    """Whether ``shard`` divided this network, or the tensor is of one that it divided."""
+    """Whether ``shard`` divided this network, or the tensor is of one that it divided; ask within ``joined``."""
     if world().size == 1:
         return False
     from torch.distributed.fsdp import FSDPModule  # a quarter of didi's start, which one process is spared

@@ -59,14 +59,14 @@ def update(network: nn.Module, optimizer: torch.optim.Optimizer, config: Optimiz
 
     A gradient that is not finite leaves the weights as they are: the norm tells.
     """
-    norm: Any = nn.utils.clip_grad_norm_(network.parameters(), config.clip_norm)
-    norm = norm.full_tensor() if is_sharded(norm) else norm
+    norm = nn.utils.clip_grad_norm_(network.parameters(), config.clip_norm)
+    norm = cast(Any, norm).full_tensor() if is_sharded(norm) else norm
     if torch.isfinite(norm):
         for group in optimizer.param_groups:
             group["lr"] = rate * group.get("rate_scale", 1.0)
         optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return cast(Tensor, norm)
+    return norm
 
 
 def averaged(network: nn.Module, decay: float, *, is_ramped: bool = True) -> AveragedModel:

@@ -85,7 +85,7 @@ def _plan(command: ReproduceCommand) -> Plan:
             corpora=("news", *STAND_INS),
             twin=command.baseline,
             larger=command.larger,
-            distilled=None if command.teacher else "tiny-news",
+            distilled="tiny-news" if command.teacher in (None, "tiny-news") else None,
         )
     if command.teacher is None:
         raise UsageError("reproduce --scale paper needs --teacher, the bundle of a 169M masked-diffusion model")

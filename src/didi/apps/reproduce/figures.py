@@ -67,13 +67,16 @@ def figure_1(plan: Plan, study: Study) -> list[str]:
 
 def figure_3(plan: Plan, study: Study) -> list[str]:
     """Perplexity against seconds a sequence, as they were while other cells were measured beside."""
-    rows = [study.row(cell) for cell in figure_1_cells(plan)]
+    cells = figure_1_cells(plan)
+    rows = [study.row(cell) for cell in cells]
+    workers = max(study.record(cell)["workers"] for cell in cells)
+    beside = f"{workers} processes measured" if workers > 1 else "no other process measured"
     figure = latency_figure([row for row in rows if row.role not in ANCHORS], study.folder / "figure3.png")
     return [
         f"![Perplexity against seconds per sequence]({figure.name})\n",
         *_as_published(plan, "figure3"),
-        f"Times are of {study.sampling.num_samples} sequences in batches of {study.sampling.batch_size}, with "
-        f"{study.workers} of such processes at once; for times taken side by side there is `didi bench`.",
+        f"Times are of {study.sampling.num_samples} sequences in batches of {study.sampling.batch_size} while "
+        f"{beside}; for times taken side by side there is `didi bench`.",
     ]
 
 

@@ -9,7 +9,7 @@ from didi.evaluation.row import machine_name
 from didi.training.ablations import paper_objective
 from didi.training.config import DistillConfig
 
-# Of the teacher, at which it has the entropy that a student has.
+# At which the teacher is sampled, so that it reaches the entropies of its students.
 TEMPERATURES = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.3, 1.5)
 
 
@@ -64,7 +64,7 @@ class Plan:
 
     @property
     def student(self) -> Run | str:
-        """Whose student the figures and Table 7 show."""
+        """Whose student Figures 1 and 3 and Table 7 show."""
         return self.distilled or self.first_run
 
     @property
@@ -79,7 +79,7 @@ class Plan:
 
     @property
     def teacher_cells(self) -> list[Cell]:
-        """What every table and figure shows beside its own: data, anchors, and the teacher at each number of moves."""
+        """What figures show beside their own: data, anchors, and the teacher at each number of moves."""
         real = [Cell(self.teacher, role, nfe=0) for role in ("data", *ANCHORS)]
         return real + [Cell(self.teacher, "teacher", nfe=nfe) for nfe in (*self.nfes, *self.more_teacher_nfes)]
 
@@ -100,7 +100,7 @@ def heading(plan: Plan, study: Study) -> list[str]:
     ]
     if plan.distilled:
         lines.append(
-            f"Figures and Table 7 show the student of the bundle `{plan.distilled}`, our recipe at full length."
+            f"Figures 1, 3 and Table 7 show the student of the bundle `{plan.distilled}`, our recipe at full length."
         )
     if plan.scale == MARKOV:
         lines.append("The judge is the chain itself: perplexities carry no judge's error.")

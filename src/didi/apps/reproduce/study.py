@@ -296,4 +296,4 @@ def _common(sampling: Sampling) -> dict[str, Any]:
 
 def _write_set(cell: Cell, bundle: Bundle, study: Study, measured: SampleSet) -> None:
     texts, size = measured.texts[:NUM_TEXTS], num_parameters(bundle.network())
-    study.write(cell, measured.row, texts=texts, num_parameters=size)
+    study.write(cell, measured.row, texts=texts, num_parameters=size, workers=study.workers)

@@ -1,6 +1,7 @@
 """The paper's tables, told from the cells of a study: ablations over seeds, hyperparameters; and our own decisions."""
 
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
@@ -8,7 +9,7 @@ from didi.apps.reproduce import published
 from didi.apps.reproduce.plan import TEMPERATURES, Plan
 from didi.apps.reproduce.study import Cell, Study
 from didi.evaluation.frontier import perplexity_at_entropy
-from didi.evaluation.over_seeds import estimate, geometric_estimate
+from didi.evaluation.over_seeds import geometric_estimate
 from didi.evaluation.row import EvaluationRow
 from didi.training.ablations import GUIDED, cumulative, decisions, leave_one_out
 from didi.training.config import DistillConfig, PretrainConfig
@@ -17,6 +18,8 @@ from didi.training.recipes import DISTILL, PRETRAIN
 Published = Mapping[str, tuple[tuple[float, float], ...]]
 Rows = dict[str, tuple[DistillConfig, bool]]
 """Configuration and whether it is sampled with guidance, by the name of the row."""
+Found = Mapping[str, Mapping[int, Sequence[EvaluationRow]]]
+"""What was measured with all seeds, by the name of the row and the number of moves."""
 
 
 def _table_1_rows(plan: Plan) -> Rows:
@@ -36,7 +39,7 @@ def _decision_rows(plan: Plan) -> Rows:
 
 def _cells(plan: Plan, rows: Rows) -> list[Cell]:
     cells = [cell for row in rows.values() for nfe in plan.nfes for cell in _over_seeds(plan, *row, nfe)]
-    return cells + plan.teacher_cells + plan.teacher_sweep
+    return cells + [Cell(plan.teacher, "teacher", nfe=nfe) for nfe in plan.nfes] + plan.teacher_sweep
 
 
 def _over_seeds(plan: Plan, config: DistillConfig, is_guided: bool, nfe: int) -> list[Cell]:
@@ -96,21 +99,18 @@ def _ablation(plan: Plan, study: Study, rows: Rows, paper: Published, *, is_cumu
     return lines + _ratios(plan, found, over_teacher, paper, is_cumulative=is_cumulative)
 
 
-Found = Mapping[str, Mapping[int, Sequence[EvaluationRow]]]
-"""The measured rows of all seeds, by the name of a table's row and by moves."""
-
-
 def _levels(plan: Plan, shown: Found, over_teacher: Mapping[str, Sequence[float]]) -> list[str]:
     columns = [*(f"{nfe} NFE" for nfe in plan.nfes), f"over the teacher's at equal entropy, {plan.middle_nfe} NFE"]
     lines = [f"| perplexity / entropy | {' | '.join(columns)} |", "|---|" + "--:|" * len(columns)]
     for name, by_nfe in shown.items():
-        cells = [*(_told(by_nfe[nfe]) for nfe in plan.nfes), _told_ratio(over_teacher[name])]
+        cells = [*(_told(by_nfe[nfe]) for nfe in plan.nfes), _told_ratio(over_teacher[name], has_verdict=False)]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return [
         *lines,
         "\nThe last column takes out what another temperature would do as well: perplexity over the teacher's at the "
         f"row's own entropy, read from the teacher's temperatures {TEMPERATURES[0]} to {TEMPERATURES[-1]}; – where a "
-        "seed's entropy lies beyond theirs.",
+        "seed's entropy lies beyond theirs. Its intervals are over training seeds; the error of that one sweep, which "
+        "all rows share, is not in them.",
     ]
 
 
@@ -133,7 +133,7 @@ def _ratios(
             continue
         pairs = {nfe: list(zip(found[name][nfe], found[base][nfe], strict=True)) for nfe in plan.nfes}
         cells = [_told_ratio([one.gen_ppl / two.gen_ppl for one, two in pairs[nfe]]) for nfe in plan.nfes]
-        cells.append(f"{estimate([one.entropy - two.entropy for one, two in pairs[middle]]).mean:+.3f}")
+        cells.append(f"{statistics.fmean(one.entropy - two.entropy for one, two in pairs[middle]):+.3f}")
         cells.append(_told_ratio([one / two for one, two in zip(over_teacher[name], over_teacher[base], strict=True)]))
         if paper:
             cells += [f"{paper[name][i][0] / paper[base][i][0]:.2f}" for i in (0, -1)]
@@ -142,16 +142,17 @@ def _ratios(
 
 
 def _told(rows: Sequence[EvaluationRow]) -> str:
-    perplexity, entropy = geometric_estimate([row.gen_ppl for row in rows]), estimate([row.entropy for row in rows])
-    return f"{perplexity} / {entropy.mean:.2f}"
+    perplexity = geometric_estimate([row.gen_ppl for row in rows])
+    return f"{perplexity} / {statistics.fmean(row.entropy for row in rows):.2f}"
 
 
-def _told_ratio(ratios: Sequence[float]) -> str:
+def _told_ratio(ratios: Sequence[float], *, has_verdict: bool = True) -> str:
     """One ratio of each seed, together."""
     if any(map(math.isnan, ratios)):
         return "–"
     found = geometric_estimate(ratios)
-    return str(found) + (" *lower*" if found.high < 1 else " *higher*" if found.low > 1 else "")
+    verdict = " *lower*" if found.high < 1 else " *higher*" if found.low > 1 else ""
+    return f"{found}{verdict if has_verdict else ''}"
 
 
 def _published_table(paper: Published) -> list[str]:
