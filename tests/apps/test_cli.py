@@ -102,6 +102,7 @@ def distilled(tmp_path_factory):
         (["generate", "--model", "markov", "--prefix", "s1 [MASK]"], "--infill has a [MASK]"),
         (["generate", "--model", "markov", "--infill", "s1"], "--infill has a [MASK]"),
         (["generate"], "didi generate needs --model STR"),
+        (["reproduce", "table1"], "didi reproduce needs --scale {markov,tiny,paper} and --out PATH; see"),
         (["generate", "--model", "markov", "--sampler", "best"], "--sampler"),
         (["generate", "--model", "markov", "--sampler", "guided"], "needs a discriminator"),
         (["generate", "--model", "markov", "--nfe", "0"], "nfe is 1 or more"),

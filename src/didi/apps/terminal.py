@@ -54,7 +54,7 @@ def _one_line(box: str, prog: str) -> str:
         hint = f"; did you mean {nearest}?" if nearest else ""
         return f"{prog} has no option {unknown}{hint} See {prog} --help"
     if text.startswith("Required options"):
-        missing = " and ".join(re.findall(r"(--[a-z][\w.-]* [A-Z]+)", text))
+        missing = " and ".join(re.findall(r"(--[a-z][\w.-]* (?:[A-Z]+|\{[^}]+\}))", text))
         return f"{prog} needs {missing}; see {prog} --help"
     text = re.sub(r"^(Value error|Invalid choice|Required options|Parsing error|Missing value)\s+", "", text)
     text = text.split(" Argument helptext:")[0]
