@@ -100,7 +100,7 @@ def is_sharded(value: Any) -> bool:
     """Whether ``shard`` divided this network, or the tensor is of one that it divided; ask within ``joined``."""
     if world().size == 1:
         return False
-    from torch.distributed.fsdp import FSDPModule  # a quarter of didi's start, which one process is spared
+    from torch.distributed.fsdp import FSDPModule  # a quarter or more of the start, which one process is spared
     from torch.distributed.tensor import DTensor
 
     return isinstance(value, FSDPModule | DTensor)
