@@ -314,7 +314,7 @@ def test_workers_end_with_a_study_that_is_killed(tmp_path):
     [
         (["--scale", "markov", "--out", "x"], "reproduce takes one target or more"),
         (["table3", "--scale", "markov", "--out", "x"], "got 'table3'"),
-        (["table1", "--scale", "markov", "--out", "x", "--seeds", "0"], "seeds and workers are 1 or more"),
+        (["table1", "--scale", "markov", "--out", "x", "--seeds", "0"], "seeds and workers are 1 or more; got 0 and 2"),
         (["table1", "--scale", "paper", "--out", "x"], "needs --teacher"),
     ],
 )

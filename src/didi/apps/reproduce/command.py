@@ -142,7 +142,7 @@ def reproduce(args: Sequence[str]) -> None:
     if unknown:
         raise UsageError(f"a target is one of {', '.join(TARGETS)} or all; got {unknown[0]!r}")
     if min(command.seeds, command.workers) < 1:
-        raise UsageError("seeds and workers are 1 or more")
+        raise UsageError(f"seeds and workers are 1 or more; got {command.seeds} and {command.workers}")
     plan = _plan(command)
     study = Study(command.out, SAMPLING[command.scale], command.workers)
     chosen = {name: TARGETS[name] for name in (TARGETS if "all" in names else dict.fromkeys(names))}
