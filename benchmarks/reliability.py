@@ -36,8 +36,8 @@ from didi.data import archives
 from didi.data.catalogue import Asset
 from didi.errors import DidiError
 from didi.evaluation.row import machine_name
+from didi.models.bundle import Bundle, load, save
 from didi.models.foreign import read_weights
-from didi.models.hub import Bundle, load, save
 from didi.training.checkpoint import PATTERN, load_latest, save_checkpoint
 from didi.training.config import DistillConfig
 from didi.training.loop import Interrupted, RunFolder

@@ -31,8 +31,8 @@ from pages import DOCS, renew
 
 from didi.data.source import MarkovSource
 from didi.evaluation.row import machine_name
+from didi.models.bundle import Bundle, load
 from didi.models.dit import DiT
-from didi.models.hub import Bundle, load
 from didi.training.budget import distill_budget, pretrain_budget
 from didi.training.config import DistillConfig, PretrainConfig
 from didi.training.distill import Distillation

@@ -36,9 +36,9 @@ from didi.evaluation.perplexity import load_judge
 from didi.evaluation.report import markdown_table
 from didi.evaluation.row import EvaluationRow, machine_name
 from didi.evaluation.row import measure as measure_set
-from didi.models.hub import ROLES
-from didi.sampling.generate import decode
+from didi.models.bundle import ROLES
 from didi.sampling.guided import Guidance
+from didi.sampling.prompt import decode
 from didi.training.pretrain import validation_nll
 
 SEED = 20_263

@@ -8,8 +8,8 @@ import torch
 import didi
 from didi.data.source import open_source
 from didi.diffusion.noise import SequenceNoise
+from didi.models.bundle import Bundle
 from didi.models.dit import DiT
-from didi.models.hub import Bundle
 from didi.models.inference import for_inference
 from didi.sampling.ancestral import Ancestral
 from didi.sampling.base import time_grid

@@ -13,9 +13,10 @@ from importlib.metadata import PackageNotFoundError, version
 
 from didi.errors import DidiError, UsageError
 from didi.evaluation.evaluate import evaluate
-from didi.models.hub import Bundle, load, save
-from didi.sampling.generate import Generation, SamplingOptions, generate
+from didi.models.bundle import Bundle, load, save
+from didi.sampling.generate import Generation, generate
 from didi.sampling.guided import Guidance
+from didi.sampling.options import SamplingOptions
 
 try:
     __version__ = version("didi-instruct")

@@ -12,8 +12,8 @@ import yaml
 from safetensors.torch import load_file
 
 from didi.apps.cli import main
-from didi.models.hub import load
-from didi.sampling.generate import canvas_from_prompt
+from didi.models.bundle import load
+from didi.sampling.prompt import canvas_from_prompt
 
 SMALL = ["--data.length", "32", "--loop.batch-size", "4", "--loop.validation-sequences", "8"]
 

@@ -8,7 +8,7 @@ from didi.errors import UsageError
 from didi.evaluation.evaluate import evaluate
 from didi.evaluation.perplexity import ExactJudge, Scores
 from didi.models.autoregressive import AutoregressiveConfig, AutoregressiveLM
-from didi.models.hub import Bundle
+from didi.models.bundle import Bundle
 from didi.training.pretrain import validation_nll
 
 LENGTH = 6

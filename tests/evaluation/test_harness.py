@@ -9,7 +9,7 @@ from didi.data.source import MarkovSource
 from didi.errors import UsageError
 from didi.evaluation.harness import HarnessModel
 from didi.models.autoregressive import AutoregressiveConfig, AutoregressiveLM
-from didi.models.hub import Bundle
+from didi.models.bundle import Bundle
 
 
 def ask(*args):

@@ -4,7 +4,7 @@ import math
 import pytest
 import torch
 
-from didi.diffusion.masked import subs_log_probs
+from didi.diffusion.absorbing import subs_log_probs
 from didi.diffusion.schedule import LogLinear
 from didi.errors import UsageError
 from didi.evaluation.likelihood import likelihood, nelbo_draws

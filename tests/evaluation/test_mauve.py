@@ -9,7 +9,7 @@ from didi.errors import DidiError, UsageError
 from didi.evaluation.evaluate import evaluate
 from didi.evaluation.mauve import Embedding, load_embedding, mauve
 from didi.evaluation.perplexity import ExactJudge
-from didi.models.hub import Bundle
+from didi.models.bundle import Bundle
 
 
 @pytest.fixture

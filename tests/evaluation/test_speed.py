@@ -11,8 +11,8 @@ from didi.errors import UsageError
 from didi.evaluation import speed
 from didi.evaluation.speed import Load, Variant, compare, contestant, peak_memory, trace
 from didi.evaluation.speed_row import SpeedRow, speed_table
+from didi.models.bundle import Bundle
 from didi.models.discriminator import Discriminator
-from didi.models.hub import Bundle
 from didi.sampling.departure import Departure
 
 LOAD = Load(batch_size=3, length=32, nfe=4)

@@ -6,7 +6,7 @@ from didi.data.text import train_tokenizer
 from didi.errors import UsageError
 from didi.evaluation.likelihood import Likelihood
 from didi.evaluation.zero_shot import LikelihoodRow, likelihood_table, rows_of
-from didi.models.hub import Bundle
+from didi.models.bundle import Bundle
 
 
 def make_row(data="news", role="teacher", *, is_exact=False):

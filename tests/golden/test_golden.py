@@ -9,7 +9,7 @@ import torch
 from didi.apps.train import distill_run, pretrain_run
 from didi.evaluation.evaluate import evaluate
 from didi.models.autoregressive import AutoregressiveConfig, AutoregressiveLM
-from didi.models.hub import Bundle, load
+from didi.models.bundle import Bundle, load
 from didi.sampling.confidence import ConfidenceOrder
 from didi.sampling.generate import generate
 from didi.sampling.guided import Guidance
@@ -104,7 +104,7 @@ def tiny_news():
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_samples(name, matches):
     drawn = generate(tiny_news(), num_samples=3, nfe=6, seed=7, length=LENGTH, **SAMPLERS[name])
-    passes = {"student": drawn.student_passes, "discriminator": drawn.discriminator_passes}
+    passes = {"student": drawn.network_passes, "discriminator": drawn.discriminator_passes}
     matches(f"samples: {name}", tokens={"tokens": drawn.tokens, **passes})
 
 

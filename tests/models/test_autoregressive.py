@@ -3,7 +3,7 @@ import torch
 
 from didi.errors import DidiError, UsageError
 from didi.models.autoregressive import AutoregressiveConfig, AutoregressiveLM
-from didi.models.hub import Bundle, load, save
+from didi.models.bundle import Bundle, load, save
 from didi.sampling.generate import generate
 
 MASK = 6
@@ -56,7 +56,7 @@ def test_samples_follow_the_exact_law(network):
     bundle = Bundle(autoregressive=network)
     drawn = generate(bundle, num_samples=num, length=2, seed=3, batch_size=500)
     assert drawn.nfe == 2
-    assert drawn.student_passes.unique().tolist() == [2]
+    assert drawn.network_passes.unique().tolist() == [2]
     pairs = all_sequences(2)
     expected = network.nll(pairs).double().sum(1).neg().exp() * num
     observed = torch.bincount(drawn.tokens @ torch.tensor([MASK, 1]), minlength=MASK**2).double()

@@ -3,8 +3,8 @@ import itertools
 import pytest
 import torch
 
+from didi.diffusion.absorbing import reveal_probability, token_log_probs
 from didi.diffusion.categorical import sample_categorical
-from didi.diffusion.masked import reveal_probability, token_log_probs
 from didi.diffusion.noise import SequenceNoise
 from didi.diffusion.schedule import schedule_from_name
 from didi.errors import UsageError

@@ -5,12 +5,13 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from didi.diffusion.noise import SequenceNoise
 from didi.diffusion.schedule import schedule_from_name
 from didi.errors import UsageError
-from didi.models.hub import Bundle
+from didi.models.bundle import Bundle
 from didi.sampling.ancestral import Ancestral
 from didi.sampling.base import time_grid
 from didi.sampling.confidence import ConfidenceOrder
-from didi.sampling.generate import SamplingOptions, generate
+from didi.sampling.generate import generate
 from didi.sampling.guided import Guidance
+from didi.sampling.options import SamplingOptions
 from didi.sampling.remasking import Remasking
 
 LENGTH, MASK = 8, 6

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from didi.data.source import MarkovSource
-from didi.models.hub import Bundle
+from didi.models.bundle import Bundle
 from didi.training.loop import Interrupted, RunFolder, run
 
 LENGTH = 8

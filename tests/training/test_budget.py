@@ -8,9 +8,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from didi.data.source import MarkovSource
+from didi.models.bundle import Bundle
 from didi.models.discriminator import num_parameters
 from didi.models.dit import DiT
-from didi.models.hub import Bundle
 from didi.training.budget import distill_budget, pretrain_budget
 from didi.training.distill import Distillation
 from didi.training.live_memory import LiveMemory

@@ -9,7 +9,7 @@ from didi.data.source import MarkovSource
 from didi.diffusion.noise import named_generator
 from didi.diffusion.schedule import sigma
 from didi.errors import UsageError
-from didi.models.hub import Bundle
+from didi.models.bundle import Bundle
 from didi.sampling.generate import generate
 from didi.training.config import (
     DataConfig,

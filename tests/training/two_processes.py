@@ -61,7 +61,7 @@ def work(folder):
         found[model] = torch.cat([p.detach().flatten() for p in pretraining.network.parameters()])
     drawn = didi.generate(teacher, num_samples=5, nfe=4, seed=3)
     rows = didi.evaluate(teacher, nfe=[4], num_samples=5, judge="markov", seed=3, out=folder / "evaluation")
-    found |= {"tokens": drawn.tokens, "passes": drawn.student_passes, "perplexity": torch.tensor(rows[0].gen_ppl)}
+    found |= {"tokens": drawn.tokens, "passes": drawn.network_passes, "perplexity": torch.tensor(rows[0].gen_ppl)}
     found["one sample"] = didi.generate(teacher, num_samples=1, nfe=4, seed=3).tokens
     return found
 

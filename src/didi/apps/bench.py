@@ -15,9 +15,9 @@ from didi.evaluation.report import write_text
 from didi.evaluation.row import machine_name
 from didi.evaluation.speed import FLOOR, Load, Method, Variant, compare
 from didi.evaluation.speed_row import speed_table
+from didi.models.bundle import Bundle, Role, load
 from didi.models.discriminator import Discriminator
 from didi.models.dit import DiT
-from didi.models.hub import Bundle, Role, load
 from didi.models.inference import Numerics
 from didi.sampling.guided import Guidance
 from didi.training.recipes import VOCABULARIES, teacher_shape

@@ -23,12 +23,13 @@ from didi.evaluation.anchors import anchor_sets
 from didi.evaluation.evaluate import evaluate
 from didi.evaluation.mauve import load_embedding
 from didi.evaluation.row import EvaluationRow
-from didi.models.hub import Bundle, Role, load
+from didi.models.bundle import Bundle, Role, load
 from didi.models.inference import Numerics, for_inference
 from didi.sampling.base import Grid
 from didi.sampling.confidence import ConfidenceOrder
-from didi.sampling.generate import SamplerName, SamplingOptions, generate
+from didi.sampling.generate import generate
 from didi.sampling.guided import Guidance
+from didi.sampling.options import SamplerName, SamplingOptions
 from didi.sampling.remasking import Remasking
 from didi.world import default_device
 
@@ -147,7 +148,7 @@ def _generate(args: Sequence[str]) -> None:
     command = parse(GenerateCommand, args, prog="didi generate")
     options = _options(command, sampler=command.sampler, role=command.role, is_whole_batch=command.compile)
     bundle = for_inference(_load(command.model), command.network, is_compiled=command.compile)
-    with LiveView(bundle) if command.live else contextlib.nullcontext() as on_step:
+    with LiveView(bundle) if command.live else contextlib.nullcontext() as on_move:
         drawn = generate(
             bundle,
             num_samples=command.num_samples,
@@ -157,7 +158,7 @@ def _generate(args: Sequence[str]) -> None:
             infill=command.infill,
             length=command.length,
             options=options,
-            on_step=on_step,
+            on_move=on_move,
         )
     for number, text in enumerate(drawn.texts):
         if command.format == "text":
@@ -167,7 +168,7 @@ def _generate(args: Sequence[str]) -> None:
                 "text": text,
                 "tokens": drawn.tokens[number].tolist(),
                 "nfe": drawn.nfe,
-                "student_passes": int(drawn.student_passes[number]),
+                "network_passes": int(drawn.network_passes[number]),
                 "discriminator_passes": int(drawn.discriminator_passes[number]),
                 "seed": drawn.seed,
             }

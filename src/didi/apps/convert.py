@@ -12,8 +12,12 @@ from tokenizers import Tokenizer
 
 from didi.apps.terminal import parse
 from didi.data.text import load_tokenizer
+from didi.diffusion import Process
+from didi.diffusion.absorbing import Absorbing
 from didi.diffusion.schedule import LogLinear, Schedule, schedule_from_name
+from didi.diffusion.uniform import Uniform
 from didi.errors import UsageError
+from didi.models.bundle import Bundle, Role, load, save, staged_beside
 from didi.models.convert import (
     averaged_weights,
     discriminator_from_state_dict,
@@ -22,7 +26,6 @@ from didi.models.convert import (
 )
 from didi.models.dit import DiT
 from didi.models.foreign import Checkpoint, read_checkpoint
-from didi.models.hub import Bundle, Role, load, save, staged_beside
 from didi.models.untrusted import read_tokenizer
 
 GPT2_WITH_MASK = 50258  # symbols of the public text checkpoints
@@ -173,10 +176,12 @@ def convert(layout: str, source: str, command: ConvertCommand) -> Path:
         networks["discriminator"] = discriminator_from_state_dict(
             read_checkpoint(str(file)).weights, num_heads, length=length, mask_id=network.config.mask_id
         )
+    vocab_size, mask_id = network.config.vocab_size, network.config.mask_id
+    process: Process = Uniform(vocab_size, told.schedule) if mask_id is None else Absorbing(mask_id, told.schedule)
     bundle = Bundle(
         **networks,
         tokenizer=_tokenizer(command.tokenizer, found, network),
-        schedule=told.schedule,
+        process=process,
         provenance={"source": source, "layout": layout, "weights": weights}
         | ({"revision": command.revision} if command.revision else {}),
     )

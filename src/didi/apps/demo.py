@@ -14,7 +14,7 @@ from didi.evaluation.evaluate import evaluate
 from didi.evaluation.perplexity import SMOLLM2, load_judge
 from didi.evaluation.report import write_metrics, write_report, write_samples
 from didi.evaluation.row import SampleSet
-from didi.models.hub import Bundle, Role, load
+from didi.models.bundle import Bundle, Role, load
 from didi.training.loop import RunFolder
 from didi.training.recipes import DISTILL
 

@@ -18,8 +18,8 @@ from didi.apps.train import resolve
 from didi.errors import UsageError
 from didi.evaluation.row import machine_name
 from didi.models import adapters
+from didi.models.bundle import load
 from didi.models.dit import DiTConfig
-from didi.models.hub import load
 from didi.training.budget import distill_budget, pretrain_budget
 from didi.training.config import DistillConfig, PretrainConfig
 from didi.training.distributed import check_divides

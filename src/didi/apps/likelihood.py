@@ -13,7 +13,7 @@ from didi.errors import UsageError
 from didi.evaluation.report import write_text
 from didi.evaluation.row import machine_name
 from didi.evaluation.zero_shot import LikelihoodRow, likelihood_table, score_corpus
-from didi.models.hub import Role, load
+from didi.models.bundle import Role, load
 from didi.world import default_device
 
 

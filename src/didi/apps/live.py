@@ -9,9 +9,9 @@ from rich.panel import Panel
 from rich.text import Text
 from torch import Tensor
 
-from didi.models.hub import Bundle
-from didi.sampling.base import StepOutput
-from didi.sampling.generate import decode
+from didi.models.bundle import Bundle
+from didi.sampling.prompt import decode
+from didi.sampling.stream import Move
 
 MASK, MASKED, CHANGED = "▒", "dim", "bold green"
 PAUSE = 0.08  # seconds that a state stays at least: a small model is done before the eye has seen it
@@ -29,7 +29,6 @@ class LiveView:
     def __init__(self, bundle: Bundle, *, num_shown: int = 2, console: Console | None = None) -> None:
         self._bundle, self._num_shown = bundle, num_shown
         self._live = Live(console=console or Console(stderr=True), auto_refresh=False)
-        self._moves, self._t = 0, 1.0
 
     def __enter__(self) -> "LiveView":
         self._live.__enter__()
@@ -38,12 +37,10 @@ class LiveView:
     def __exit__(self, *what: object) -> None:
         self._live.__exit__(*what)  # type: ignore[arg-type]
 
-    def __call__(self, step: StepOutput) -> None:
+    def __call__(self, move: Move) -> None:
         """Show the state after a move."""
-        self._moves = 1 if self._t <= 0 else self._moves + 1  # the batch before has ended
-        self._t = step.t
-        title = f"move {self._moves}, t = {step.t:.2f}"
-        shown = zip(step.z[: self._num_shown].cpu(), step.changed[: self._num_shown].cpu(), strict=True)
+        title = f"move {move.number}, t = {move.t:.2f}"
+        shown = zip(move.tokens[: self._num_shown].cpu(), move.is_changed[: self._num_shown].cpu(), strict=True)
         panels = [
             Panel(partly_masked(self._bundle, z, changed), title=title, title_align="left") for z, changed in shown
         ]
@@ -57,7 +54,7 @@ def partly_masked(bundle: Bundle, z: Tensor, changed: Tensor) -> Text:
     Neighbours of one kind are decoded together, so that characters of several tokens come out whole, and after the
     visible tokens before them, so that words stay apart.
     """
-    kinds = torch.where(z == bundle.network().mask_id, 0, 1 + changed.long()).tolist()
+    kinds = torch.where(z == bundle.process.mask_id, 0, 1 + changed.long()).tolist()
     text, begin, run, said = Text(), 0, 0, ""  # the visible run that we are in: where it began, what it says so far
     for end in range(1, len(kinds) + 1):
         if end < len(kinds) and kinds[end] == kinds[begin]:

@@ -16,7 +16,7 @@ from didi.apps.terminal import parse
 from didi.data.source import Source, open_source
 from didi.errors import UsageError
 from didi.evaluation.row import machine_name
-from didi.models.hub import Bundle, load, save
+from didi.models.bundle import Bundle, load, save
 from didi.models.untrusted import PlainDumper, read_yaml
 from didi.training.config import DistillConfig, PretrainConfig
 from didi.training.distill import Distillation

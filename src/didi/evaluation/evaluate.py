@@ -19,9 +19,12 @@ from didi.evaluation.perplexity import SMOLLM2, Judge, Scores, load_judge
 from didi.evaluation.report import write_metrics, write_report, write_samples
 from didi.evaluation.row import EvaluationRow, SampleSet, machine_name, measure
 from didi.models.autoregressive import AutoregressiveLM
-from didi.models.hub import Bundle, Role
-from didi.sampling.generate import SamplerName, SamplingOptions, decode, generate, is_self_paced, make_sampler
-from didi.training.pretrain import validation_nll
+from didi.models.bundle import Bundle, Role
+from didi.models.nelbo import nats_per_token
+from didi.sampling.generate import generate
+from didi.sampling.options import OWN_SETTINGS, SamplerName, SamplingOptions
+from didi.sampling.prompt import decode
+from didi.sampling.registry import described, find_sampler, is_self_paced, make_sampler, with_read_options
 from didi.world import world
 
 NELBO_BATCH = 32
@@ -111,7 +114,7 @@ def evaluate(
         network = bundle.network(settings.role)
         device = next(network.parameters()).device
         if data is not None and label not in nats:
-            nats[label] = validation_nll(network, data, bundle.schedule, batch_size=NELBO_BATCH, device=device)
+            nats[label] = nats_per_token(network, bundle.process, data, batch_size=NELBO_BATCH)
         drawn = generate(bundle, num_samples=num_samples, nfe=num_moves, seed=seed, options=settings)
         add(
             drawn.tokens,
@@ -120,7 +123,7 @@ def evaluate(
             settings.sampler,
             num_moves,
             seconds=drawn.seconds,
-            student_passes=float(drawn.student_passes.double().mean()),
+            student_passes=float(drawn.network_passes.double().mean()),
             discriminator_passes=float(drawn.discriminator_passes.double().mean()),
             precision=drawn.precision,
             nelbo=nats.get(label, math.nan),
@@ -128,7 +131,7 @@ def evaluate(
             temperature=settings.temperature,
             top_p=settings.top_p,
             grid="given" if settings.times else settings.grid,
-            settings=settings.settings,
+            settings=described(settings),
         )
     if out is not None and world().is_main:
         recipe = str(bundle.provenance.get("recipe", ""))
@@ -170,6 +173,14 @@ def _judges(bundle: Bundle, asked: str | Judge | Sequence[str | Judge] | None) -
     return [load_judge(one, device=device) if isinstance(one, str) else one for one in each]
 
 
+def _refuse_unread(samplers: Sequence[SamplerName], options: SamplingOptions, process: str) -> None:
+    """Refuse a setting that none of the samplers reads."""
+    reads = set().union(*(find_sampler(sampler, process).reads for sampler in samplers))
+    for name in OWN_SETTINGS:
+        if getattr(options, name) is not None and name not in reads:
+            raise UsageError(f"none of {', '.join(samplers)} reads {name}; leave it out or add its sampler")
+
+
 def _plan(
     bundle: Bundle,
     roles: Sequence[Role | None],
@@ -180,11 +191,12 @@ def _plan(
     """Every row to come: its label, its settings, its number of moves; what cannot be sampled is refused here."""
     plan: list[tuple[str, SamplingOptions, int]] = []
     only: Sequence[SamplerName] = ("ancestral",)
+    _refuse_unread(samplers, options, bundle.process.name)
     for role in roles:
         network = bundle.network(role)
         label: str = role or next(name for name in get_args(Role) if getattr(bundle, name) is network)
         for sampler in only if isinstance(network, AutoregressiveLM) else samplers:
-            settings = replace(options, role=role, sampler=sampler)
+            settings = with_read_options(replace(options, role=role, sampler=sampler), bundle)
             make_sampler(bundle, settings)
             if is_self_paced(network, sampler):
                 numbers: Sequence[int] = [network.length]

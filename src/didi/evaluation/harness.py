@@ -15,12 +15,16 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from didi.diffusion.absorbing import Absorbing
+from didi.diffusion.canvas import Canvas
 from didi.diffusion.noise import named_generator
+from didi.diffusion.schedule import time_at
 from didi.errors import UsageError
-from didi.evaluation.likelihood import nelbo_draws
 from didi.models.autoregressive import AutoregressiveLM
-from didi.models.hub import Bundle, Role, load
-from didi.sampling.generate import SamplingOptions, generate
+from didi.models.bundle import Bundle, Role, load
+from didi.models.nelbo import nelbo_draws
+from didi.sampling.generate import generate
+from didi.sampling.options import SamplingOptions
 
 if TYPE_CHECKING:
     LM: type = object
@@ -135,7 +139,9 @@ class HarnessModel(LM):
         if isinstance(self.network, AutoregressiveLM):
             return -float(self.network.nll(tokens)[:, given:].double().sum())
         generator = named_generator(self.seed, "harness", number)
-        return -float(nelbo_draws(self.network, tokens, self.num_draws, [generator], context=given).mean())
+        is_free = (torch.arange(tokens.shape[1], device=tokens.device) >= given)[None]
+        canvas = Canvas.given(tokens, is_free)
+        return -float(nelbo_draws(self.network, self.bundle.process, canvas, self.num_draws, [generator]).mean())
 
     @torch.no_grad()
     def _is_greedy(self, tokens: Int[Tensor, "1 l"], given: int) -> bool:
@@ -145,13 +151,16 @@ class HarnessModel(LM):
             begin = torch.full_like(tokens[:, :1], self.network.mask_id)
             best = self.network(torch.cat([begin, tokens[:, :-1]], dim=1)).argmax(-1)
             return bool((best == tokens)[:, given:].all())
+        process = self.bundle.process
+        if not isinstance(process, Absorbing):
+            raise UsageError(f"greedy decoding reveals masks; the process of bundle {self.bundle.name} has none")
         z = tokens.clone()
-        z[:, given:] = self.network.mask_id
+        z[:, given:] = process.mask_id
         for _ in range(tokens.shape[1] - given):
-            logits = self.network(z, None)[0].float()
-            logits[:, self.network.mask_id] = -torch.inf
-            surest, best = logits.log_softmax(-1).max(-1)
-            position = int(surest.masked_fill(z[0] != self.network.mask_id, -torch.inf).argmax())
+            is_masked = process.is_predicted(z)
+            t = time_at(process.schedule, 1 - is_masked.double().mean(1))  # at which as many masks are expected
+            surest, best = process.log_probs(self.network(z, process.noise_level(self.network, t)))[0].max(-1)
+            position = int(surest.masked_fill(~is_masked[0], -torch.inf).argmax())
             if best[position] != tokens[0, position]:
                 return False
             z[0, position] = best[position]

@@ -17,12 +17,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from didi.diffusion.canvas import Canvas
 from didi.diffusion.noise import SequenceNoise
 from didi.errors import UsageError
 from didi.evaluation.speed_row import SpeedRow, ratio
 from didi.models.autoregressive import AutoregressiveConfig, AutoregressiveLM
+from didi.models.bundle import Bundle
 from didi.models.dit import DiT
-from didi.models.hub import Bundle
 from didi.models.inference import Numerics, for_inference
 from didi.sampling.ancestral import Ancestral
 from didi.sampling.autoregressive import LeftToRight
@@ -188,11 +189,11 @@ def contestant(
     if method in ("guided", "guided floor") and bundle.discriminator is None:
         raise UsageError(f"guided sampling needs a discriminator; bundle {bundle.name} has none")
     samplers: dict[str, Sampler] = {
-        "ancestral": Ancestral(denoiser, is_whole_batch=is_whole_batch),
-        "published": Published(denoiser, precision="float64"),
+        "ancestral": Ancestral(denoiser, bundle.process, is_whole_batch=is_whole_batch),
+        "published": Published(denoiser, bundle.process, precision="float64"),
     }
     if bundle.discriminator is not None:
-        samplers["guided"] = Guided(denoiser, bundle.discriminator, load.guidance)
+        samplers["guided"] = Guided(denoiser, bundle.process, bundle.discriminator, load.guidance)
     if method in samplers:
         return lambda: _drain(samplers[method], denoiser, load)
     shapes = (traced or trace(bundle, SAMPLER[method], load, is_whole_batch=is_whole_batch)).shapes
@@ -203,9 +204,9 @@ def contestant(
 def _drain(sampler: Sampler, network: DiT | AutoregressiveLM, load: Load) -> Tensor:
     """Sample one batch."""
     device = next(iter(network.parameters())).device
-    z = torch.full((load.batch_size, load.length), network.mask_id, device=device)
+    z = canvas = Canvas.blank(load.batch_size, load.length, device)
     noise = SequenceNoise(SEED, range(load.batch_size), device)
-    for step in sampler(z, time_grid(load.nfe), Bundle().schedule, noise):
+    for step in sampler(canvas, time_grid(load.nfe), noise):
         z = step.z
     return z
 

@@ -16,8 +16,8 @@ from didi.data.zero_shot import zero_shot_documents
 from didi.diffusion.noise import named_generator
 from didi.errors import UsageError
 from didi.evaluation.likelihood import Likelihood, likelihood
-from didi.models.hub import Bundle, Role
-from didi.sampling.generate import decode
+from didi.models.bundle import Bundle, Role
+from didi.sampling.prompt import decode
 
 
 @dataclass(frozen=True)

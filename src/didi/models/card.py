@@ -6,6 +6,7 @@ from typing import Any
 import yaml
 from huggingface_hub import ModelCardData
 
+from didi.diffusion import Process
 from didi.models.untrusted import PlainDumper
 
 USES = {
@@ -16,12 +17,12 @@ USES = {
 }
 
 
-def model_card(sizes: Mapping[str, int], schedule: str, provenance: Mapping[str, Any]) -> str:
+def model_card(sizes: Mapping[str, int], process: Process, provenance: Mapping[str, Any]) -> str:
     """Markdown with the Hub's header.
 
     Args:
         sizes: parameters of each network, by its role.
-        schedule: name of the noise schedule.
+        process: diffusion process of the networks.
         provenance: as in the bundle.
     """
     header = ModelCardData(library_name="didi-instruct", tags=["masked-diffusion", "text-generation"])
@@ -36,7 +37,7 @@ def model_card(sizes: Mapping[str, int], schedule: str, provenance: Mapping[str,
             "| network | parameters | what it is |",
             "|---|--:|---|",
             *(f"| {role} | {size:,} | {USES[role]} |" for role, size in sizes.items()),
-            f"\nNoise schedule: {schedule}.",
+            f"\nProcess: {process.name} diffusion, {process.schedule.name} noise schedule.",
             *(f"{name.capitalize()}: {value}." for name, value in origin.items()),
             "\n```python",
             "import didi\n",

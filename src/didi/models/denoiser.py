@@ -1,4 +1,4 @@
-"""What samplers and objectives may ask of any network that denoises masked tokens."""
+"""What samplers and methods ask of any network that predicts clean tokens from corrupted ones."""
 
 from typing import Protocol, runtime_checkable
 
@@ -11,7 +11,7 @@ Simplex = Float[Tensor, "b l v"]
 
 @runtime_checkable
 class Denoiser(Protocol):
-    """A map from a partly masked sequence (and its noise level) to logits of the clean tokens.
+    """A map from a corrupted sequence (and its noise level) to logits of the clean tokens.
 
     The map is split in two, since most of its users need the vocabulary head on a few positions only: ``features``
     runs the trunk once for all positions, ``head`` turns any rows of its output into logits.
@@ -37,8 +37,19 @@ class Denoiser(Protocol):
         """Whether the network is to be told its noise level."""
         ...
 
-    def features(self, inputs: Tokens | Simplex, sigma: Float[Tensor, " b"] | None = None) -> Float[Tensor, "b l d"]:
-        """Output of the trunk at every position, ready for ``head``."""
+    def features(
+        self,
+        inputs: Tokens | Simplex,
+        sigma: Float[Tensor, " b"] | None = None,
+        attention_mask: Bool[Tensor, "b l"] | None = None,
+    ) -> Float[Tensor, "b l d"]:
+        """Output of the trunk at every position, ready for ``head``.
+
+        Args:
+            inputs: token ids, or a simplex whose expected embedding is read.
+            sigma: noise level from ``Process.noise_level``; None for a network that is not conditioned on time.
+            attention_mask: False at padding, which no position attends to; None where all positions are real.
+        """
         ...
 
     def head(self, features: Float[Tensor, "*rows d"]) -> Float[Tensor, "*rows v"]:
@@ -51,11 +62,7 @@ def logits_at(
     inputs: Tokens | Simplex,
     is_selected: Bool[Tensor, "b l"],
     sigma: Float[Tensor, " b"] | None = None,
+    attention_mask: Bool[Tensor, "b l"] | None = None,
 ) -> Float[Tensor, "n v"]:
     """Logits at the selected positions only, in row-major order; the trunk still runs at all positions."""
-    return denoiser.head(denoiser.features(inputs, sigma)[is_selected])
-
-
-def noise_level(denoiser: Denoiser, sigma: Float[Tensor, " b"]) -> Float[Tensor, " b"] | None:
-    """``sigma`` for a network conditioned on time, None (read as zero) for one that is not."""
-    return sigma if denoiser.is_time_conditioned else None
+    return denoiser.head(denoiser.features(inputs, sigma, attention_mask)[is_selected])

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
@@ -70,26 +70,38 @@ class Discriminator(DiTTrunk):
             raise RuntimeError(f"denoiser and discriminator trunks differ: {', '.join(stray)}")
         return discriminator
 
-    def forward(self, inputs: Tokens | Simplex, sigma: Float[Tensor, " b"] | None = None) -> Float[Tensor, "b *l"]:
+    def forward(
+        self,
+        inputs: Tokens | Simplex,
+        sigma: Float[Tensor, " b"] | None = None,
+        attention_mask: Bool[Tensor, "b l"] | None = None,
+    ) -> Float[Tensor, "b *l"]:
         """Logits before the sigmoid, student = 1: ``[b, l]``, or ``[b]`` for ``output="sequence"``.
 
         Args:
             inputs: token ids ``[b, l]`` or a simplex ``[b, l, v]``.
             sigma: noise level of each sequence; None is zero.
+            attention_mask: False at padding; None where all positions are real.
         """
-        return self.from_embeddings(self.embed(inputs), sigma)
+        return self.from_embeddings(self.embed(inputs), sigma, attention_mask)
 
     def embed(self, inputs: Int[Tensor, "*b"] | Float[Tensor, "*b v"]) -> Float[Tensor, "*b d"]:
         """Embeddings of token ids, or expected ones of any rows of a simplex."""
         return self.vocab_embed(inputs)
 
     def from_embeddings(
-        self, embedded: Float[Tensor, "b l d"], sigma: Float[Tensor, " b"] | None
+        self,
+        embedded: Float[Tensor, "b l d"],
+        sigma: Float[Tensor, " b"] | None,
+        attention_mask: Bool[Tensor, "b l"] | None = None,
     ) -> Float[Tensor, "b *l"]:
         """As ``forward``, of positions that are embedded already."""
-        hidden, _ = self.trunk(embedded, sigma)
-        if self.config.output == "sequence":
+        hidden, _ = self.trunk(embedded, sigma, attention_mask)
+        if self.config.output == "sequence" and attention_mask is None:
             hidden = hidden.mean(1)
+        elif self.config.output == "sequence":
+            is_real = attention_mask[..., None].to(hidden)
+            hidden = (hidden * is_real).sum(1) / is_real.sum(1)
         return self.output_layer(hidden)
 
     def train_last_blocks(self, num_blocks: int | None) -> None:
@@ -127,7 +139,10 @@ def num_parameters(network: nn.Module) -> int:
 
 @torch.no_grad()
 def log_ratio_logits(
-    discriminator: Discriminator, inputs: Tokens | Simplex, sigma: Float[Tensor, " b"]
+    discriminator: Discriminator,
+    inputs: Tokens | Simplex,
+    sigma: Float[Tensor, " b"] | None,
+    attention_mask: Bool[Tensor, "b l"] | None = None,
 ) -> Float[Tensor, "b *l"]:
     """The discriminator's logits with its spectral norms held still, float32.
 
@@ -137,6 +152,6 @@ def log_ratio_logits(
     was_training = discriminator.training
     discriminator.eval()
     try:
-        return discriminator(inputs, sigma if discriminator.is_time_conditioned else None).float()
+        return discriminator(inputs, sigma, attention_mask).float()
     finally:
         discriminator.train(was_training)

@@ -8,7 +8,7 @@ import math
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
@@ -167,15 +167,22 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(
-        self, x: Float[Tensor, "b l d"], cond: Float[Tensor, "c k"], rotary: tuple[Tensor, Tensor]
+        self,
+        x: Float[Tensor, "b l d"],
+        cond: Float[Tensor, "c k"],
+        rotary: tuple[Tensor, Tensor],
+        attention_mask: Bool[Tensor, "b l"] | None = None,
     ) -> Float[Tensor, "b l d"]:
         """One block; ``cond`` has one row for each sequence or one for all."""
+        if attention_mask is not None:  # padding is zero to its neighbours, as what is beyond the ends
+            x = x * attention_mask[..., None]
         x = self.conv(x)
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.adaLN_modulation(cond)[:, None].chunk(6, dim=-1)
         qkv = self.attn_qkv(_modulate(self.norm1(x), shift_a, scale_a))
         qkv = qkv.unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         query, key = _rotate(qkv[:2], *(table.to(qkv.dtype) for table in rotary))
-        attended = F.scaled_dot_product_attention(query, key, qkv[2])
+        is_read = None if attention_mask is None else attention_mask[:, None, None]
+        attended = F.scaled_dot_product_attention(query, key, qkv[2], attn_mask=is_read)
         x = torch.addcmul(x, gate_a, self.dropout(self.attn_out(attended.transpose(1, 2).flatten(2))))
         return torch.addcmul(x, gate_m, self.dropout(self.mlp(_modulate(self.norm2(x), shift_m, scale_m))))
 
@@ -227,10 +234,7 @@ class DiTTrunk(nn.Module):
             UsageError: the network denoises uniform-state diffusion, which has no mask.
         """
         if self.config.mask_id is None:
-            raise UsageError(
-                "this needs a masked-diffusion network; the bundle holds one of uniform-state diffusion, which has no "
-                "mask: it can be converted, stored and exported"
-            )
+            raise UsageError("this needs a network of masked diffusion; the one given is of a process without [MASK]")
         return self.config.mask_id
 
     @property
@@ -244,7 +248,10 @@ class DiTTrunk(nn.Module):
         return self.config.is_time_conditioned
 
     def trunk(
-        self, embedded: Float[Tensor, "b l d"], sigma: Float[Tensor, " b"] | None
+        self,
+        embedded: Float[Tensor, "b l d"],
+        sigma: Float[Tensor, " b"] | None,
+        attention_mask: Bool[Tensor, "b l"] | None = None,
     ) -> tuple[Float[Tensor, "b l d"], Float[Tensor, "c k"]]:
         """Hidden states after the last block, and the conditioning; ``sigma`` None is zero noise for all."""
         x = embedded
@@ -252,22 +259,27 @@ class DiTTrunk(nn.Module):
         rotary = self.rotary_emb(x.shape[1])
         for block in self.blocks:
             if self.keeps_activations or not torch.is_grad_enabled():
-                x = block(x, cond, rotary)
+                x = block(x, cond, rotary, attention_mask)
             else:  # only its input; training asks for it (``LoopConfig.activation_checkpointing``)
-                x = checkpoint(block, x, cond, rotary, use_reentrant=False)
+                x = checkpoint(block, x, cond, rotary, attention_mask, use_reentrant=False)
         return x, cond
 
 
 class DiT(DiTTrunk):
-    """Masked-diffusion denoiser; see ``denoiser.Denoiser`` for the contract."""
+    """Diffusion transformer that predicts clean tokens; see ``denoiser.Denoiser`` for the contract."""
 
     def __init__(self, config: DiTConfig) -> None:
         super().__init__(config)
         self.output_layer = FinalLayer(config)
 
-    def features(self, inputs: Tokens | Simplex, sigma: Float[Tensor, " b"] | None = None) -> Float[Tensor, "b l d"]:
+    def features(
+        self,
+        inputs: Tokens | Simplex,
+        sigma: Float[Tensor, " b"] | None = None,
+        attention_mask: Bool[Tensor, "b l"] | None = None,
+    ) -> Float[Tensor, "b l d"]:
         """See ``Denoiser.features``."""
-        return self.output_layer(*self.trunk(self.vocab_embed(inputs), sigma))
+        return self.output_layer(*self.trunk(self.vocab_embed(inputs), sigma, attention_mask))
 
     def head(self, features: Float[Tensor, "*rows d"]) -> Float[Tensor, "*rows v"]:
         """See ``Denoiser.head``."""
@@ -278,11 +290,11 @@ class DiT(DiTTrunk):
         logits: Tensor = linear(features)
         return logits
 
-    def forward(self, inputs: Tokens | Simplex, sigma: Float[Tensor, " b"] | None = None) -> Float[Tensor, "b l v"]:
-        """Raw logits at every position.
-
-        Args:
-            inputs: token ids ``[b, l]``, or a simplex ``[b, l, v]`` whose expected embedding is read.
-            sigma: noise level of each sequence; None is zero.
-        """
-        return self.head(self.features(inputs, sigma))
+    def forward(
+        self,
+        inputs: Tokens | Simplex,
+        sigma: Float[Tensor, " b"] | None = None,
+        attention_mask: Bool[Tensor, "b l"] | None = None,
+    ) -> Float[Tensor, "b l v"]:
+        """Raw logits at every position; arguments as of ``Denoiser.features``."""
+        return self.head(self.features(inputs, sigma, attention_mask))

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from didi.errors import DidiError, UsageError
+from didi.models.bundle import Bundle
 from didi.models.discriminator import Discriminator
 from didi.models.dit import DiT
-from didi.models.hub import Bundle
 
 Numerics = Literal["float32", "bfloat16", "int8"]
 

@@ -30,7 +30,11 @@ STD_EPSILON = 1e-6  # the epsilon of Eq. 7
 
 
 def log_density_ratio(
-    logits: Float[Tensor, "b *l"], is_masked: Bool[Tensor, "b l"], *, reduction: RewardReduction = "masked-mean"
+    logits: Float[Tensor, "b *l"],
+    is_masked: Bool[Tensor, "b l"],
+    *,
+    reduction: RewardReduction = "masked-mean",
+    is_real: Bool[Tensor, "b l"] | None = None,
 ) -> Float[Tensor, " b"]:
     r"""Student-over-teacher log-ratio of each sequence, Eq. 6.
 
@@ -40,6 +44,7 @@ def log_density_ratio(
         reduction: ``masked-mean`` averages the masked positions (Eq. 6), and the whole sequence in a row without
             masks; ``mean`` averages all positions; ``sum`` adds them up, as the released sampler does, which acts
             as a sharper temperature.
+        is_real: False at padding, which does not count; None where all positions are real.
 
     Returns:
         Log-ratio in nats, float32.
@@ -52,18 +57,24 @@ def log_density_ratio(
     logits = logits.float()
     if logits.ndim == 1:
         return logits
+    if is_real is not None:
+        logits = torch.where(is_real, logits, 0.0)
     if reduction == "sum":
         return logits.sum(-1)
     if reduction == "mean":
-        return logits.mean(-1)
-    return _masked_mean(logits, is_masked)
+        return logits.mean(-1) if is_real is None else logits.sum(-1) / is_real.sum(-1)
+    return _masked_mean(logits, is_masked, is_real)
 
 
-def _masked_mean(values: Float[Tensor, "b *l"], is_masked: Bool[Tensor, "b l"]) -> Float[Tensor, " b"]:
+def _masked_mean(
+    values: Float[Tensor, "b *l"], is_masked: Bool[Tensor, "b l"], is_real: Bool[Tensor, "b l"] | None = None
+) -> Float[Tensor, " b"]:
     """Mean over masked positions, over all in a row without masks; per-sequence values pass through."""
     if values.ndim == 1:
         return values
     is_counted = is_masked | ~is_masked.any(-1, keepdim=True)
+    if is_real is not None:
+        is_counted = is_counted & is_real
     return torch.where(is_counted, values, 0.0).sum(-1) / is_counted.sum(-1)
 
 

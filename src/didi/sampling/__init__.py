@@ -1,1 +1,1 @@
-"""Samplers: generators of moves from all masks to text."""
+"""Samplers: one file each, a registry, ``stream`` and its collector ``generate``."""

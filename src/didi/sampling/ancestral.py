@@ -15,6 +15,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from didi.diffusion.absorbing import Absorbing
+from didi.diffusion.canvas import Canvas
 from didi.diffusion.noise import SequenceNoise
 from didi.diffusion.schedule import Schedule, nelbo_weight
 from didi.models.denoiser import Denoiser
@@ -56,6 +58,7 @@ class Ancestral:
 
     Attributes:
         denoiser: the network.
+        process: masked diffusion.
         departure: temperature and top-p.
         leap: ``exact`` moves by the posterior of Eq. 2, ``tau`` by tau-leaping; which positions a move reveals then
             follows another law, the rest is the same.
@@ -64,40 +67,40 @@ class Ancestral:
     """
 
     denoiser: Denoiser
+    process: Absorbing
     departure: Departure = EXACT
     leap: Leap = "exact"
     is_whole_batch: bool = False
 
     @torch.inference_mode()
-    def __call__(
-        self, z: Int[Tensor, "b l"], times: Float[Tensor, " n"], schedule: Schedule, noise: SequenceNoise
-    ) -> Iterator[StepOutput]:
+    def __call__(self, canvas: Canvas, times: Float[Tensor, " n"], noise: SequenceNoise) -> Iterator[StepOutput]:
         """See ``base.Sampler``."""
-        alphas = (path_alphas if self.leap == "exact" else tau_leaping_alphas)(schedule, times)
-        start, (reveal, draw) = z.cpu(), noise.uniforms(2, z.shape[1], device="cpu").unbind(1)
-        move_of = reveal_moves(reveal, start == self.denoiser.mask_id, alphas)
-        is_shared = len(shared_rows(start)) == 1 and not self.is_whole_batch
+        alphas = (path_alphas if self.leap == "exact" else tau_leaping_alphas)(self.process.schedule, times)
+        z, start = self.process.prior(canvas), canvas.to("cpu")
+        reveal, draw = noise.uniforms(2, z.shape[1], device="cpu").unbind(1)
+        move_of = reveal_moves(reveal, start.is_free, alphas)
+        is_shared = len(shared_rows(self.process.prior(start), start)) == 1 and not self.is_whole_batch
         none = torch.zeros(len(z), dtype=torch.long)
         for move, (t, s) in enumerate(pairwise(times)):
             is_revealed = move_of == move
             is_active = is_revealed.any(1)
             if is_active.any():
-                z = self._reveal(z, is_revealed, is_active, draw, t, schedule, is_shared=is_shared)
+                z = self._reveal(z, canvas, is_revealed, is_active, draw, t, is_shared=is_shared)
                 is_shared = False
             yield StepOutput(z, float(s), is_revealed.to(z.device, non_blocking=True), is_active.long(), none)
 
     def _reveal(
         self,
         z: Int[Tensor, "b l"],
+        canvas: Canvas,
         is_revealed: Bool[Tensor, "b l"],
         is_active: Bool[Tensor, " b"],
         draw: Float[Tensor, "b l"],
         t: Float[Tensor, ""],
-        schedule: Schedule,
         *,
         is_shared: bool,
     ) -> Int[Tensor, "b l"]:
-        """The state after a move; all but ``z`` is on the CPU."""
+        """The state after a move; all but ``z`` and ``canvas`` is on the CPU."""
         sequence, position = is_revealed.nonzero(as_tuple=True)
         read = torch.zeros(1, dtype=torch.long) if is_shared else torch.arange(len(z))
         if not (is_shared or self.is_whole_batch):
@@ -107,7 +110,9 @@ class Ancestral:
         read, row, sequence, position, uniforms = (
             index.to(z.device, non_blocking=True) for index in (read, row, sequence, position, uniforms)
         )
-        inputs = z if len(read) == len(z) else z[read]
-        features = features_at(self.denoiser, inputs, t, schedule)[row, position]
-        drawn = self.departure.sample(self.denoiser.head(features), self.denoiser.mask_id, uniforms)
+        inputs, mask = z, canvas.attention_mask
+        if len(read) != len(z):
+            inputs, mask = z[read], canvas.rows(read).attention_mask
+        features = features_at(self.denoiser, self.process, inputs, t, mask)[row, position]
+        drawn = self.departure.sample(self.denoiser.head(features), self.process.mask_id, uniforms)
         return z.index_put((sequence, position), drawn)

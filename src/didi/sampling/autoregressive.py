@@ -4,11 +4,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
+from didi.diffusion.canvas import Canvas
 from didi.diffusion.noise import SequenceNoise
-from didi.diffusion.schedule import Schedule
 from didi.errors import UsageError
 from didi.models.autoregressive import AutoregressiveLM
 from didi.sampling.base import StepOutput
@@ -28,9 +28,7 @@ class LeftToRight:
     departure: Departure = EXACT
 
     @torch.inference_mode()
-    def __call__(
-        self, z: Int[Tensor, "b l"], times: Float[Tensor, " n"], schedule: Schedule, noise: SequenceNoise
-    ) -> Iterator[StepOutput]:
+    def __call__(self, canvas: Canvas, times: Float[Tensor, " n"], noise: SequenceNoise) -> Iterator[StepOutput]:
         """See ``base.Sampler``; there is one move for each masked position, whatever the times.
 
         Raises:
@@ -38,8 +36,8 @@ class LeftToRight:
         """
         from transformers import DynamicCache
 
-        del times, schedule
-        is_masked = z == self.network.mask_id
+        del times
+        z, is_masked = canvas.tokens, canvas.is_free
         num_visible = int((~is_masked[0]).sum())
         if is_masked[:, :num_visible].any() or not is_masked[:, num_visible:].all():
             raise UsageError("an autoregressive model goes on from a prefix; it cannot infill: use --prefix")

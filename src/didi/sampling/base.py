@@ -10,10 +10,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from didi.diffusion import Process
+from didi.diffusion.canvas import Canvas
 from didi.diffusion.noise import SequenceNoise
-from didi.diffusion.schedule import Schedule, sigma
+from didi.diffusion.schedule import Schedule
 from didi.errors import UsageError
-from didi.models.denoiser import Denoiser, noise_level
+from didi.models.denoiser import Denoiser
 
 
 @dataclass(frozen=True)
@@ -24,25 +26,23 @@ class StepOutput:
         z: state after the move.
         t: its time in [0, 1].
         changed: positions that the move revealed, or masked again.
-        student_passes: 1 for each sequence whose move needed the network, else 0.
+        network_passes: 1 for each sequence whose move needed the network, else 0.
         discriminator_passes: forward passes and backward-to-input passes of the discriminator for each sequence.
     """
 
     z: Int[Tensor, "b l"]
     t: float
     changed: Bool[Tensor, "b l"]
-    student_passes: Int[Tensor, " b"]
+    network_passes: Int[Tensor, " b"]
     discriminator_passes: Int[Tensor, " b"]
 
 
 @runtime_checkable
 class Sampler(Protocol):
-    """A generator of moves that ends with a state without masks."""
+    """A generator of moves from the prior of a process to clean tokens."""
 
-    def __call__(
-        self, z: Int[Tensor, "b l"], times: Float[Tensor, " n"], schedule: Schedule, noise: SequenceNoise
-    ) -> Iterator[StepOutput]:
-        """Move ``z``, whose visible positions are kept, along the falling ``times``."""
+    def __call__(self, canvas: Canvas, times: Float[Tensor, " n"], noise: SequenceNoise) -> Iterator[StepOutput]:
+        """Fill the free positions of ``canvas`` by moves along the falling ``times``; given tokens stay."""
         ...
 
 
@@ -96,13 +96,18 @@ def path_alphas(schedule: Schedule, times: Float[Tensor, " n"]) -> Float[Tensor,
     return torch.stack([alpha_at(schedule, t) for t in times])
 
 
-def shared_rows(z: Int[Tensor, "b l"]) -> Int[Tensor, "r l"]:
+def shared_rows(z: Int[Tensor, "b l"], canvas: Canvas) -> Int[Tensor, "r l"]:
     """One row if all rows of the batch are equal (as the all-mask state is), else the batch itself."""
-    return z[:1] if bool((z == z[:1]).all()) else z
+    return z[:1] if not canvas.has_padding and bool((z == z[:1]).all()) else z
 
 
 def features_at(
-    denoiser: Denoiser, z: Int[Tensor, "b l"], t: Float[Tensor, ""], schedule: Schedule
+    denoiser: Denoiser,
+    process: Process,
+    z: Int[Tensor, "b l"],
+    t: Float[Tensor, "*b"],
+    attention_mask: Bool[Tensor, "b l"] | None = None,
 ) -> Float[Tensor, "b l d"]:
-    """Trunk features of every row, all of them at time ``t``."""
-    return denoiser.features(z, noise_level(denoiser, sigma(schedule, t.expand(len(z))).float().to(z.device)))
+    """Trunk features of every row at time ``t``, one for all or one for each."""
+    level = process.noise_level(denoiser, t.to(z.device).expand(len(z)))
+    return denoiser.features(z, level, attention_mask)

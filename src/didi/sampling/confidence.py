@@ -13,9 +13,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from didi.diffusion.absorbing import Absorbing
+from didi.diffusion.canvas import Canvas
 from didi.diffusion.categorical import entropy, sample_categorical
 from didi.diffusion.noise import SequenceNoise
-from didi.diffusion.schedule import Schedule
 from didi.errors import UsageError
 from didi.models.denoiser import Denoiser
 from didi.sampling.base import StepOutput, features_at, path_alphas, shared_rows
@@ -61,22 +62,22 @@ class ConfidenceDecoding:
 
     Attributes:
         denoiser: the network.
+        process: masked diffusion.
         order: which positions come first.
         departure: temperature and top-p of the tokens.
     """
 
     denoiser: Denoiser
+    process: Absorbing
     order: ConfidenceOrder = ConfidenceOrder()
     departure: Departure = EXACT
 
     @torch.inference_mode()
-    def __call__(
-        self, z: Int[Tensor, "b l"], times: Float[Tensor, " n"], schedule: Schedule, noise: SequenceNoise
-    ) -> Iterator[StepOutput]:
+    def __call__(self, canvas: Canvas, times: Float[Tensor, " n"], noise: SequenceNoise) -> Iterator[StepOutput]:
         """See ``base.Sampler``; a move leaves the expected number of masks, rounded."""
-        mask_id, none = self.denoiser.mask_id, torch.zeros(len(z), dtype=torch.long)
+        z, mask_id, none = self.process.prior(canvas), self.process.mask_id, torch.zeros(len(canvas), dtype=torch.long)
         num_left = num_masked = (z == mask_id).sum(1).cpu()
-        alphas = path_alphas(schedule, times)
+        alphas = path_alphas(self.process.schedule, times)
         for move, (t, s) in enumerate(pairwise(times)):
             num_after = (num_masked * (1 - alphas[move + 1]) / (1 - alphas[0])).round().long()
             num_revealed = num_left - num_after
@@ -87,7 +88,9 @@ class ConfidenceDecoding:
                 uniforms, gumbels = noise.uniforms(2, z.shape[1], rows=rows.tolist()).unbind(1)
                 active = z[rows.to(z.device)]
                 is_masked = active == mask_id
-                features = features_at(self.denoiser, shared_rows(active), t, schedule)
+                there = canvas.rows(rows.to(z.device))
+                inputs = shared_rows(active, there)
+                features = features_at(self.denoiser, self.process, inputs, t, there.attention_mask)
                 law = self.departure.log_probs(
                     self.denoiser.head(features.expand(len(active), -1, -1)[is_masked]), mask_id
                 )

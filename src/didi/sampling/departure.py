@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from didi.diffusion.absorbing import token_log_probs
 from didi.diffusion.categorical import sample_categorical
-from didi.diffusion.masked import token_log_probs
 from didi.errors import UsageError
 
 

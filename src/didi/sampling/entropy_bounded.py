@@ -10,15 +10,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
+from didi.diffusion.absorbing import Absorbing
+from didi.diffusion.canvas import Canvas
 from didi.diffusion.categorical import entropy, sample_categorical
 from didi.diffusion.noise import SequenceNoise
-from didi.diffusion.schedule import Schedule, sigma, time_at
+from didi.diffusion.schedule import time_at
 from didi.errors import UsageError
-from didi.models.denoiser import Denoiser, noise_level
-from didi.sampling.base import StepOutput, shared_rows
+from didi.models.denoiser import Denoiser
+from didi.sampling.base import StepOutput, features_at, shared_rows
 from didi.sampling.departure import EXACT, Departure
 
 
@@ -28,35 +30,36 @@ class EntropyBounded:
 
     Attributes:
         denoiser: the network.
-        bound: gamma in nats, the entropy that a pass may draw beyond its largest.
+        process: masked diffusion.
+        entropy_bound: gamma in nats, the entropy that a pass may draw beyond its largest.
         departure: temperature and top-p of the tokens.
     """
 
     denoiser: Denoiser
-    bound: float = 1.0
+    process: Absorbing
+    entropy_bound: float = 1.0
     departure: Departure = EXACT
 
     def __post_init__(self) -> None:
-        if not 0 <= self.bound < math.inf:
-            raise UsageError(f"entropy_bound is in nats, 0 or more; got {self.bound}")
+        if not 0 <= self.entropy_bound < math.inf:
+            raise UsageError(f"entropy_bound is in nats, 0 or more; got {self.entropy_bound}")
 
     @torch.inference_mode()
-    def __call__(
-        self, z: Int[Tensor, "b l"], times: Float[Tensor, " n"], schedule: Schedule, noise: SequenceNoise
-    ) -> Iterator[StepOutput]:
+    def __call__(self, canvas: Canvas, times: Float[Tensor, " n"], noise: SequenceNoise) -> Iterator[StepOutput]:
         """See ``base.Sampler``; passes follow each other as needed, whatever the times.
 
         A network conditioned on time is told the time at which as many masks are expected as there are.
         """
         del times
-        mask_id, none = self.denoiser.mask_id, torch.zeros(len(z), dtype=torch.long)
+        z, mask_id, none = self.process.prior(canvas), self.process.mask_id, torch.zeros(len(canvas), dtype=torch.long)
         while (is_masked := z == mask_id).any():
             rows = is_masked.any(1).nonzero().squeeze(1)
             active, is_masked = z[rows], is_masked[rows]
-            t = time_at(schedule, 1 - is_masked.double().mean(1))
-            inputs = active if self.denoiser.is_time_conditioned else shared_rows(active)
-            level = noise_level(self.denoiser, sigma(schedule, t).float())
-            features = self.denoiser.features(inputs, level).expand(len(active), -1, -1)
+            t = time_at(self.process.schedule, 1 - canvas.rows(rows).mean(is_masked.double()))
+            there = canvas.rows(rows)
+            inputs = active if self.denoiser.is_time_conditioned else shared_rows(active, there)
+            features = features_at(self.denoiser, self.process, inputs, t[: len(inputs)], there.attention_mask)
+            features = features.expand(len(active), -1, -1)
             law = self.departure.log_probs(self.denoiser.head(features[is_masked]), mask_id)
             spread = torch.full(active.shape, torch.inf, dtype=torch.float64, device=z.device)
             spread[is_masked] = entropy(law).double()
@@ -64,7 +67,7 @@ class EntropyBounded:
             is_revealed = torch.zeros_like(is_masked)
             # Of the entropies up to a position, in rising order, its own is the largest: the ones before count.
             before = ordered.cumsum(1).roll(1, 1).index_fill(1, torch.tensor(0, device=z.device), 0.0)
-            is_revealed.scatter_(1, order, before <= self.bound)
+            is_revealed.scatter_(1, order, before <= self.entropy_bound)
             is_revealed &= is_masked
             uniforms = noise.uniforms(z.shape[1], rows=rows.tolist())
             drawn = sample_categorical(law[is_revealed[is_masked]], uniforms[is_revealed])
@@ -72,5 +75,5 @@ class EntropyBounded:
             z[rows] = active.masked_scatter(is_revealed, drawn)
             changed[rows] = is_revealed
             passes = none.index_fill(0, rows.cpu(), 1)
-            left = time_at(schedule, 1 - (z == mask_id).double().mean(1))
+            left = time_at(self.process.schedule, 1 - canvas.mean((z == mask_id).double()))
             yield StepOutput(z, float(left.max()) if (z == mask_id).any() else 0.0, changed, passes, none)

@@ -12,10 +12,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from didi.diffusion.absorbing import Absorbing
+from didi.diffusion.canvas import Canvas
 from didi.diffusion.noise import SequenceNoise
-from didi.diffusion.schedule import Schedule, sigma, time_at
-from didi.models.denoiser import Denoiser, noise_level
-from didi.sampling.base import StepOutput, shared_rows
+from didi.diffusion.schedule import time_at
+from didi.models.denoiser import Denoiser
+from didi.sampling.base import StepOutput, features_at, shared_rows
 from didi.sampling.departure import EXACT, Departure
 
 
@@ -25,21 +27,21 @@ class FirstHitting:
 
     Attributes:
         denoiser: the network.
+        process: masked diffusion.
         departure: temperature and top-p.
     """
 
     denoiser: Denoiser
+    process: Absorbing
     departure: Departure = EXACT
 
     @torch.inference_mode()
-    def __call__(
-        self, z: Int[Tensor, "b l"], times: Float[Tensor, " n"], schedule: Schedule, noise: SequenceNoise
-    ) -> Iterator[StepOutput]:
+    def __call__(self, canvas: Canvas, times: Float[Tensor, " n"], noise: SequenceNoise) -> Iterator[StepOutput]:
         """See ``base.Sampler``; the moves fall where they fall, whatever the times between the first and the last.
 
         The time of a step is the latest among the sequences, which run on clocks of their own.
         """
-        mask_id = self.denoiser.mask_id
+        z, mask_id, schedule = self.process.prior(canvas), self.process.mask_id, self.process.schedule
         num_left = (z == mask_id).sum(1)
         alpha = schedule.alpha(times[:1]).expand(len(z)).to(z.device)
         none = torch.zeros(len(z), dtype=torch.long)
@@ -52,13 +54,14 @@ class FirstHitting:
             rank = (where * num_left).long()
             is_masked = z == mask_id
             changed = is_masked & (is_masked.cumsum(1) == (rank + 1)[:, None])
-            features = self._features(z, t, schedule)[changed]
+            features = self._features(z, canvas, t)[changed]
             z = z.clone()
             z[changed] = self.departure.sample(self.denoiser.head(features), mask_id, which[is_active])
             num_left = num_left - is_active.long()
             yield StepOutput(z, float(t.max()), changed, is_active.long().cpu(), none)
 
-    def _features(self, z: Int[Tensor, "b l"], t: Float[Tensor, " b"], schedule: Schedule) -> Float[Tensor, "b l d"]:
-        if self.denoiser.is_time_conditioned:  # each row has a noise level of its own
-            return self.denoiser.features(z, noise_level(self.denoiser, sigma(schedule, t).float()))
-        return self.denoiser.features(shared_rows(z)).expand(len(z), -1, -1)
+    def _features(self, z: Int[Tensor, "b l"], canvas: Canvas, t: Float[Tensor, " b"]) -> Float[Tensor, "b l d"]:
+        # Each row has a noise level of its own, which matters to a network that is told it.
+        inputs = z if self.denoiser.is_time_conditioned else shared_rows(z, canvas)
+        features = features_at(self.denoiser, self.process, inputs, t[: len(inputs)], canvas.attention_mask)
+        return features.expand(len(z), -1, -1)

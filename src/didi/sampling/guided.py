@@ -15,10 +15,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from didi.diffusion.absorbing import Absorbing, reveal_probability
+from didi.diffusion.canvas import Canvas
 from didi.diffusion.categorical import sample_categorical
-from didi.diffusion.masked import reveal_probability
 from didi.diffusion.noise import SequenceNoise
-from didi.diffusion.schedule import Schedule, sigma
 from didi.errors import UsageError
 from didi.models.denoiser import Denoiser
 from didi.models.discriminator import Discriminator, log_ratio_logits
@@ -73,23 +73,23 @@ class Guided:
     """RGAS for a denoiser and the discriminator it was trained with; float64 draws."""
 
     denoiser: Denoiser
+    process: Absorbing
     discriminator: Discriminator
     guidance: Guidance = Guidance()
     departure: Departure = EXACT
 
     @torch.no_grad()
-    def __call__(
-        self, z: Int[Tensor, "b l"], times: Float[Tensor, " n"], schedule: Schedule, noise: SequenceNoise
-    ) -> Iterator[StepOutput]:
+    def __call__(self, canvas: Canvas, times: Float[Tensor, " n"], noise: SequenceNoise) -> Iterator[StepOutput]:
         """See ``base.Sampler``."""
         scales = self.guidance.scales(len(times) - 1)
-        alphas = path_alphas(schedule, times)
+        alphas = path_alphas(self.process.schedule, times)
+        z = self.process.prior(canvas)
         for move, (t, s) in enumerate(pairwise(times)):
             reveal = float(reveal_probability(alphas[move + 1], alphas[move]))
             if move < len(scales):
-                z_next, is_active, num_scored = self._tilted_move(z, t, reveal, schedule, noise, scales[move])
+                z_next, is_active, num_scored = self._tilted_move(z, canvas, t, reveal, noise, scales[move])
             else:
-                z_next, is_active, num_scored = self._ranked_move(z, t, s, reveal, schedule, noise)
+                z_next, is_active, num_scored = self._ranked_move(z, canvas, t, s, reveal, noise)
             passes = is_active.long().cpu()
             yield StepOutput(z_next, float(s), z_next != z, passes, passes * num_scored)
             z = z_next
@@ -98,42 +98,44 @@ class Guided:
         self, z: Int[Tensor, "b l"], reveal: float, noise: SequenceNoise, num: int
     ) -> Bool[Tensor, "b m l"]:
         """For each of ``num`` independent candidates, the masked positions that the move reveals."""
-        return (z == self.denoiser.mask_id)[:, None] & (noise.uniforms(num, z.shape[1]) < reveal)
+        return self.process.is_predicted(z)[:, None] & (noise.uniforms(num, z.shape[1]) < reveal)
 
     def _features(
-        self, z: Int[Tensor, "b l"], t: Float[Tensor, ""], schedule: Schedule, is_read: Bool[Tensor, "b l"]
+        self, z: Int[Tensor, "b l"], canvas: Canvas, t: Float[Tensor, ""], is_read: Bool[Tensor, "b l"]
     ) -> Float[Tensor, "n d"]:
         """Trunk features at the positions read; one row of the network serves rows that are all equal."""
-        return features_at(self.denoiser, shared_rows(z), t, schedule).expand(len(z), -1, -1)[is_read]
+        inputs = shared_rows(z, canvas)
+        return features_at(self.denoiser, self.process, inputs, t, canvas.attention_mask).expand(len(z), -1, -1)[
+            is_read
+        ]
 
     def _tilted_move(
         self,
         z: Int[Tensor, "b l"],
+        canvas: Canvas,
         t: Float[Tensor, ""],
         reveal: float,
-        schedule: Schedule,
         noise: SequenceNoise,
         scale: float,
     ) -> tuple[Int[Tensor, "b l"], Bool[Tensor, " b"], int]:
         """A move whose logits are tilted by ``scale`` times the clamped gradient of the reward."""
-        mask_id = self.denoiser.mask_id
         is_revealed = self._draw_positions(z, reveal, noise, 1)[:, 0]
         uniforms = noise.uniforms(z.shape[1])
         is_active = is_revealed.any(1)
         if not is_active.any():
             return z, is_active, 0
-        active, revealed = z[is_active], is_revealed[is_active]
+        active, there, revealed = z[is_active], canvas.rows(is_active), is_revealed[is_active]
         if scale == 0:
-            logits = self.denoiser.head(self._features(active, t, schedule, revealed))
+            logits = self.denoiser.head(self._features(active, there, t, revealed))
         else:
-            is_masked = active == mask_id
-            features, is_read = self._features(active, t, schedule, is_masked), revealed[is_masked]
+            is_masked = self.process.is_predicted(active)
+            features, is_read = self._features(active, there, t, is_masked), revealed[is_masked]
             logits = self._token_logits(features[is_read])
-            gradient = self._reward_gradient(logits, features[~is_read], active, revealed, t, schedule)
+            gradient = self._reward_gradient(logits, features[~is_read], active, there, revealed, t)
             bound = self.guidance.gradient_clamp
             logits = logits + scale * gradient.clamp(-bound, bound)
         z = z.clone()
-        z[is_revealed] = self.departure.sample(logits, mask_id, uniforms[is_revealed])
+        z[is_revealed] = self.departure.sample(logits, self.process.mask_id, uniforms[is_revealed])
         return z, is_active, 0 if scale == 0 else 2
 
     def _reward_gradient(
@@ -141,9 +143,9 @@ class Guided:
         logits: Float[Tensor, "n v"],
         others: Float[Tensor, "m d"],
         z: Int[Tensor, "b l"],
+        canvas: Canvas,
         is_revealed: Bool[Tensor, "b l"],
         t: Float[Tensor, ""],
-        schedule: Schedule,
     ) -> Float[Tensor, "n v"]:
         """Gradient by ``logits`` of minus the summed log-ratio at masked positions, through the expected embedding.
 
@@ -151,12 +153,11 @@ class Guided:
             logits: those of the positions that the move reveals, which alone are drawn from and differentiated.
             others: trunk features of the masked positions that stay masked.
             z: the state moved from.
+            canvas: of ``z``.
             is_revealed: the positions of ``logits``.
-            t: its time.
-            schedule: noise schedule.
+            t: time of ``z``.
         """
-        mask_id = self.denoiser.mask_id
-        is_masked = z == mask_id
+        is_masked = self.process.is_predicted(z)
         embedded = self.discriminator.embed(z)
         # A part at a time: their laws over the vocabulary are needed for their means alone.
         stays = [self._expected_embedding(self._token_logits(part)) for part in others.split(MEAN_ROWS)]
@@ -164,17 +165,15 @@ class Guided:
         with torch.enable_grad():
             leaf = logits.detach().float().requires_grad_(True)
             embedded = embedded.index_put((is_revealed,), self._expected_embedding(leaf))
-            level = sigma(schedule, t.expand(len(z))).float().to(z.device)
-            log_ratio = self.discriminator.from_embeddings(
-                embedded, level if self.discriminator.is_time_conditioned else None
-            )
+            level = self.process.noise_level(self.discriminator, t.to(z.device).expand(len(z)))
+            log_ratio = self.discriminator.from_embeddings(embedded, level, canvas.attention_mask)
             reward = -(log_ratio[is_masked] if log_ratio.ndim == 2 else log_ratio).sum()
             return torch.autograd.grad(reward, leaf)[0]
 
     def _token_logits(self, features: Float[Tensor, "n d"]) -> Float[Tensor, "n v"]:
         """Logits of tokens; the mask has none."""
         logits = self.denoiser.head(features)
-        logits[:, self.denoiser.mask_id] = -torch.inf
+        logits[:, self.process.mask_id] = -torch.inf
         return logits
 
     def _expected_embedding(self, logits: Float[Tensor, "n v"]) -> Float[Tensor, "n d"]:
@@ -183,24 +182,24 @@ class Guided:
     def _ranked_move(
         self,
         z: Int[Tensor, "b l"],
+        canvas: Canvas,
         t: Float[Tensor, ""],
         s: Float[Tensor, ""],
         reveal: float,
-        schedule: Schedule,
         noise: SequenceNoise,
     ) -> tuple[Int[Tensor, "b l"], Bool[Tensor, " b"], int]:
         """A move drawn ``num_candidates`` times from one network pass, of which one is chosen by its reward."""
-        num, mask_id = self.guidance.num_candidates, self.denoiser.mask_id
+        num = self.guidance.num_candidates
         is_revealed = self._draw_positions(z, reveal, noise, num)
         uniforms, choice = noise.uniforms(num, z.shape[1]), noise.uniforms(1)
         is_active = is_revealed.any(2).any(1)
         if not is_active.any():
             return z, is_active, 0
-        active, revealed = z[is_active], is_revealed[is_active]
+        active, there, revealed = z[is_active], canvas.rows(is_active), is_revealed[is_active]
         # A row of logits serves all candidates: one cumulative distribution, as many draws.
         is_read = revealed.any(1)
-        logits = self.denoiser.head(self._features(active, t, schedule, is_read))
-        drawn = self.departure.sample(logits, mask_id, uniforms[is_active].transpose(1, 2)[is_read])
+        logits = self.denoiser.head(self._features(active, there, t, is_read))
+        drawn = self.departure.sample(logits, self.process.mask_id, uniforms[is_active].transpose(1, 2)[is_read])
         candidates = active[:, None].repeat(1, num, 1)
         candidates.transpose(1, 2)[is_read] = drawn
         candidates = torch.where(revealed, candidates, active[:, None])
@@ -208,12 +207,12 @@ class Guided:
         if num == 1:
             z[is_active] = candidates[:, 0]
             return z, is_active, 0
-        flat = candidates.flatten(0, 1)
-        level = sigma(schedule, s.expand(len(flat))).float().to(z.device)
-        log_ratio = log_density_ratio(
-            log_ratio_logits(self.discriminator, flat, level), flat == mask_id, reduction=self.guidance.reduction
-        ).view(-1, num)
-        ranked = -log_ratio / self.guidance.rank_temperature
+        flat, mask = candidates.flatten(0, 1), there.repeat_interleave(num).attention_mask
+        level = self.process.noise_level(self.discriminator, s.to(z.device).expand(len(flat)))
+        logits = log_ratio_logits(self.discriminator, flat, level, mask)
+        is_masked = self.process.is_predicted(flat)
+        log_ratio = log_density_ratio(logits, is_masked, reduction=self.guidance.reduction, is_real=mask)
+        ranked = -log_ratio.view(-1, num) / self.guidance.rank_temperature
         chosen = (
             ranked.argmax(1) if self.guidance.select == "best" else sample_categorical(ranked, choice[is_active, 0])
         )

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
+from didi.diffusion.absorbing import Absorbing, posterior_probs, subs_log_probs
+from didi.diffusion.canvas import Canvas
 from didi.diffusion.categorical import Precision, sample_gumbel
-from didi.diffusion.masked import posterior_probs, subs_log_probs
 from didi.diffusion.noise import SequenceNoise
-from didi.diffusion.schedule import Schedule
 from didi.models.denoiser import Denoiser
 from didi.sampling.base import StepOutput, features_at, path_alphas
 from didi.sampling.departure import EXACT, Departure
@@ -28,26 +28,26 @@ class Published:
 
     Attributes:
         denoiser: the network.
+        process: masked diffusion.
         departure: temperature and top-p.
         precision: of probabilities and noise.
     """
 
     denoiser: Denoiser
+    process: Absorbing
     departure: Departure = EXACT
     precision: Precision = "float32"
 
     @torch.inference_mode()
-    def __call__(
-        self, z: Int[Tensor, "b l"], times: Float[Tensor, " n"], schedule: Schedule, noise: SequenceNoise
-    ) -> Iterator[StepOutput]:
+    def __call__(self, canvas: Canvas, times: Float[Tensor, " n"], noise: SequenceNoise) -> Iterator[StepOutput]:
         """See ``base.Sampler``."""
-        mask_id, none = self.denoiser.mask_id, torch.zeros(len(z), dtype=torch.long)
+        z, mask_id, none = self.process.prior(canvas), self.process.mask_id, torch.zeros(len(canvas), dtype=torch.long)
         dtype = getattr(torch, self.precision)
-        alphas = path_alphas(schedule, times).to(z.device, dtype)[:, None].expand(-1, len(z))
+        alphas = path_alphas(self.process.schedule, times).to(z.device, dtype)[:, None].expand(-1, len(z))
         for move, (t, s) in enumerate(pairwise(times)):
             is_masked = z == mask_id
             # All positions and symbols many times over: what is read no more makes room.
-            law = self.denoiser.head(features_at(self.denoiser, z, t, schedule))
+            law = self.denoiser.head(features_at(self.denoiser, self.process, z, t, canvas.attention_mask))
             law = self.departure.log_probs(law.flatten(0, 1), mask_id).view_as(law)
             law = subs_log_probs(law, z, mask_id).to(dtype).exp_()
             law = posterior_probs(z, law, alphas[move + 1], alphas[move], mask_id).flatten(0, 1).log_()

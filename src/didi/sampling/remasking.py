@@ -10,11 +10,12 @@ from itertools import pairwise
 from typing import Literal, get_args
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
+from didi.diffusion.absorbing import Absorbing
+from didi.diffusion.canvas import Canvas
 from didi.diffusion.noise import SequenceNoise
-from didi.diffusion.schedule import Schedule
 from didi.errors import UsageError
 from didi.models.denoiser import Denoiser
 from didi.sampling.base import StepOutput, features_at, path_alphas, shared_rows
@@ -61,35 +62,37 @@ class RemaskingSampler:
 
     Attributes:
         denoiser: the network.
-        remasking: how often visible tokens are masked again.
+        process: masked diffusion.
+        remask: how often visible tokens are masked again.
         departure: temperature and top-p.
     """
 
     denoiser: Denoiser
-    remasking: Remasking = Remasking()
+    process: Absorbing
+    remask: Remasking = Remasking()
     departure: Departure = EXACT
 
     @torch.inference_mode()
-    def __call__(
-        self, z: Int[Tensor, "b l"], times: Float[Tensor, " n"], schedule: Schedule, noise: SequenceNoise
-    ) -> Iterator[StepOutput]:
+    def __call__(self, canvas: Canvas, times: Float[Tensor, " n"], noise: SequenceNoise) -> Iterator[StepOutput]:
         """See ``base.Sampler``."""
-        mask_id, none = self.denoiser.mask_id, torch.zeros(len(z), dtype=torch.long)
-        is_free = z == mask_id
-        alphas = path_alphas(schedule, times).tolist()
+        z, mask_id, none = self.process.prior(canvas), self.process.mask_id, torch.zeros(len(canvas), dtype=torch.long)
+        alphas = path_alphas(self.process.schedule, times).tolist()
         for move, (t, s) in enumerate(pairwise(times)):
             alpha_t, alpha_s = alphas[move], alphas[move + 1]
-            remask = self.remasking.probability(float(t), alpha_t, alpha_s)
+            remask = self.remask.probability(float(t), alpha_t, alpha_s)
             reveal = (alpha_s - (1 - remask) * alpha_t) / (1 - alpha_t)
             event, draw = noise.uniforms(2, z.shape[1]).unbind(1)
             is_masked = z == mask_id
             is_revealed = is_masked & (event < reveal)
-            is_remasked = is_free & ~is_masked & (event < remask)
+            is_remasked = canvas.is_free & ~is_masked & (event < remask)
             is_active = is_revealed.any(1)
             z_next = z.masked_fill(is_remasked, mask_id)
             if is_active.any():
                 active = z[is_active]
-                features = features_at(self.denoiser, shared_rows(active), t, schedule).expand(len(active), -1, -1)
+                there = canvas.rows(is_active)
+                inputs = shared_rows(active, there)
+                features = features_at(self.denoiser, self.process, inputs, t, there.attention_mask)
+                features = features.expand(len(active), -1, -1)
                 logits = self.denoiser.head(features[is_revealed[is_active]])
                 z_next[is_revealed] = self.departure.sample(logits, mask_id, draw[is_revealed])
             z = z_next

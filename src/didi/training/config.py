@@ -154,6 +154,8 @@ class PretrainConfig:
     """Seed of the weights, the order of the data and the noise."""
     model: Literal["masked-diffusion", "autoregressive"] = "masked-diffusion"
     """What is trained: a teacher, or GPT-2 of the same shape on the same tokens (time settings do not touch it)."""
+    process: str = "absorbing"
+    """Diffusion process, a name in ``didi.diffusion.PROCESSES``; absorbing (masked diffusion) in the paper."""
     schedule: Literal["log-linear", "cosine", "geometric"] = "log-linear"
     """Noise schedule; log-linear in MDLM and in the paper."""
     t_min: float = 1e-3

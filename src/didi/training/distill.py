@@ -11,15 +11,16 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from didi.data.source import Source
+from didi.diffusion.absorbing import Absorbing, corrupt
 from didi.diffusion.categorical import divergence, entropy
-from didi.diffusion.masked import corrupt
 from didi.diffusion.noise import derive_seed, named_generator
-from didi.diffusion.schedule import TimeDensity, sigma, time_weight
+from didi.diffusion.schedule import TimeDensity, time_weight
 from didi.errors import UsageError
 from didi.models.adapters import adapt, copy_sharing_frozen, merged
+from didi.models.bundle import Bundle
 from didi.models.discriminator import Discriminator, log_ratio_logits
 from didi.models.dit import DiT
-from didi.models.hub import Bundle
+from didi.models.nelbo import nats_per_token
 from didi.objectives.didi import (
     Advantages,
     advantages,
@@ -42,7 +43,6 @@ from didi.training.distributed import (
 )
 from didi.training.loop import Metrics, autocast_dtype
 from didi.training.optim import averaged, averaged_network, learning_rate, make_optimizer, update
-from didi.training.pretrain import validation_nll
 from didi.training.real_source import real_sampler
 from didi.training.rollout import Rollout, first_law, law_at_masks, rollout, states_before_a_move
 from didi.world import world
@@ -65,7 +65,7 @@ class Distillation:
         self, config: DistillConfig, source: Source, teacher: Bundle, device: torch.device, folder: Path
     ) -> None:
         self.config, self.source, self.device = config, source, device
-        self.schedule, self.tokenizer = teacher.schedule, teacher.tokenizer
+        self.process, self.schedule, self.tokenizer = _masked(teacher), teacher.process.schedule, teacher.tokenizer
         self.teacher = teacher.denoiser("teacher" if teacher.teacher is not None else None).to(device).eval()
         self.teacher.requires_grad_(False)
         self._teacher_digest = weights_digest(self.teacher)
@@ -109,7 +109,7 @@ class Distillation:
         self.completions_per_step = self.states_per_step * config.objective.completions
         self.tokens_per_step = self.completions_per_step * config.data.length
         self._autocast = autocast_dtype(config.loop.precision, device)
-        frozen = Bundle(teacher=self.teacher, schedule=self.schedule, name=config.teacher)
+        frozen = Bundle(teacher=self.teacher, process=self.process, name=config.teacher)
         self._real = real_sampler(config, source, frozen, folder)
         self._teacher_first: Tensor | None = None
 
@@ -128,7 +128,7 @@ class Distillation:
                     self.config.loop.batch_size,
                     self.config.data.length,
                     self._warmup_objective if is_warmup else self.config.objective,
-                    self.schedule,
+                    self.process,
                     named_generator(self.config.seed, "rollout", step, number),
                     self.device,
                 )
@@ -154,9 +154,8 @@ class Distillation:
         states = torch.cat([fake_t, real_t])
         self.discriminator.train()
         with self._cast(), self._discriminator_passes.until(is_last):
-            level = sigma(self.schedule, t).float().to(self.device).repeat(2)
-            told = level if self.discriminator.is_time_conditioned else None
-            logits = self._discriminator_passes(Discriminator.__call__, states, told).float()
+            level = self.process.noise_level(self.discriminator, t.to(self.device).repeat(2))
+            logits = self._discriminator_passes(Discriminator.__call__, states, level).float()
         fake_logits, real_logits = logits.chunk(2)
         fake_masks, real_masks = (states == self.teacher.mask_id).chunk(2)
         smoothing = self.config.discriminator.label_smoothing
@@ -180,7 +179,7 @@ class Distillation:
         t = 1 - move.double() / num_moves
         with self._cast():
             student = cast(DiT, averaged_network(self.average))
-            fake_t = states_before_a_move(student, move, num_moves, draws, self.schedule)
+            fake_t = states_before_a_move(student, move, num_moves, draws, self.process)
         real_t = corrupt(real, self.schedule.alpha(t), self.teacher.mask_id, uniforms).to(self.device)
         metrics = self._discriminator_backward(fake_t, real_t, t)
         config = self.config.discriminator_optimizer
@@ -232,7 +231,8 @@ class Distillation:
         states = batch.z_t.flatten(0, 2)
         t = batch.t.repeat_interleave(objective.completions * objective.corruptions)
         with self._cast():
-            logits = log_ratio_logits(self.discriminator, states, sigma(self.schedule, t).float().to(self.device))
+            level = self.process.noise_level(self.discriminator, t.to(self.device))
+            logits = log_ratio_logits(self.discriminator, states, level)
         if self.config.discriminator.unsmooth:
             logits = unsmooth(logits, self.config.discriminator.label_smoothing)
         rewards = log_density_ratio(logits, states == self.teacher.mask_id, reduction=objective.reward_reduction)
@@ -310,10 +310,10 @@ class Distillation:
         if objective.divergence_weight:
             with torch.no_grad(), self._cast():
                 if self._teacher_first is None:  # the frozen teacher's law at the all-mask state never changes
-                    self._teacher_first = first_law(self.teacher, batch.x.shape[-1], self.schedule, self.device)
+                    self._teacher_first = first_law(self.teacher, batch.x.shape[-1], self.process, self.device)
                 teacher_laws = [self._teacher_first]
                 if objective.score_decomposition:
-                    teacher_laws.append(law_at_masks(self.teacher, batch.z_tau, batch.tau, self.schedule))
+                    teacher_laws.append(law_at_masks(self.teacher, batch.z_tau, batch.tau, self.process))
             divergences = [
                 self._mean(divergence(objective.divergence, of_teacher, law))
                 for of_teacher, law in zip(teacher_laws, laws, strict=True)
@@ -333,12 +333,11 @@ class Distillation:
     def validate(self) -> dict[str, float]:
         """NELBO per token of the averaged student on held-out sequences, in nats."""
         rows = self.source.validation[: self.config.loop.validation_sequences]
-        value = validation_nll(
+        value = nats_per_token(
             averaged_network(self.average),
+            self.process,
             rows,
-            self.schedule,
             batch_size=self.config.loop.batch_size,
-            device=self.device,
         )
         return {"validation_nelbo": value}
 
@@ -370,8 +369,16 @@ class Distillation:
             teacher=unsharded(self.teacher),
             discriminator=unsharded(merged(self.discriminator.eval())),
             tokenizer=self.tokenizer,
-            schedule=self.schedule,
+            process=self.process,
         )
+
+
+def _masked(teacher: Bundle) -> Absorbing:
+    if not isinstance(teacher.process, Absorbing):
+        raise UsageError(
+            f"DiDi-Instruct distils masked diffusion; the process of {teacher.name} is {teacher.process.name}"
+        )
+    return teacher.process
 
 
 def _add(metrics: dict[str, Tensor | float], new: Metrics, scale: float = 1.0) -> None:

@@ -3,25 +3,18 @@
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn import functional as F
 
 from didi.data.source import Source
-from didi.diffusion.masked import corrupt, nelbo
+from didi.diffusion import Process, find_process
 from didi.diffusion.noise import derive_seed, named_generator
-from didi.diffusion.schedule import (
-    Schedule,
-    low_discrepancy_times,
-    nelbo_weight,
-    schedule_from_name,
-    sigma,
-    time_weight,
-)
+from didi.diffusion.schedule import low_discrepancy_times, schedule_from_name
 from didi.models.autoregressive import AutoregressiveConfig, AutoregressiveLM
-from didi.models.denoiser import Denoiser, logits_at, noise_level
+from didi.models.bundle import Bundle
+from didi.models.denoiser import Denoiser, logits_at
 from didi.models.dit import DiT, DiTConfig
-from didi.models.hub import Bundle
+from didi.models.nelbo import nats_per_token
 from didi.training.config import PretrainConfig
 from didi.training.distributed import Synchronised, check_divides, full_state, load_full_state, shard, unsharded
 from didi.training.loop import Metrics, autocast_dtype
@@ -29,63 +22,24 @@ from didi.training.optim import averaged, averaged_network, learning_rate, make_
 from didi.world import world
 
 
-def masked_losses(
+def losses(
     denoiser: Denoiser,
+    process: Process,
     x0: Int[Tensor, "b l"],
     t: Float[Tensor, " b"],
-    schedule: Schedule,
-    uniforms: Float[Tensor, "b l"],
-) -> tuple[Float[Tensor, "b l"], Bool[Tensor, "b l"]]:
-    """Cross-entropy in nats at the masked positions of one corruption (0 elsewhere), and where they are.
-
-    The vocabulary head runs at masked positions only: the others have no loss under the SUBS rule.
-    """
-    z_t = corrupt(x0, schedule.alpha(t).to(x0.device), denoiser.mask_id, uniforms.to(x0.device))
-    is_masked = z_t == denoiser.mask_id
-    level = noise_level(denoiser, sigma(schedule, t).float().to(x0.device))
-    logits = logits_at(denoiser, z_t, is_masked, level).float()
-    is_mask = torch.arange(denoiser.vocab_size, device=x0.device) == denoiser.mask_id
-    losses = F.cross_entropy(logits.masked_fill(is_mask, -torch.inf), x0[is_masked], reduction="none")
-    return torch.zeros(x0.shape, device=x0.device).masked_scatter(is_masked, losses), is_masked
+    draws: Float[Tensor, "b l k"],
+) -> Float[Tensor, "b l"]:
+    """Loss terms of one corruption in nats; see ``Process.loss_terms``. The head runs at predicted positions only."""
+    t = t.to(x0.device)
+    z = process.corrupt(x0, t, draws.to(x0.device))
+    logits = logits_at(denoiser, z, process.is_predicted(z), process.noise_level(denoiser, t))
+    return process.loss_terms(logits, x0, z, t)
 
 
-def nelbo_of(
-    denoiser: Denoiser, x0: Int[Tensor, "b l"], schedule: Schedule, generator: torch.Generator, *, t_min: float = 1e-3
-) -> Float[Tensor, " b"]:
-    """One-sample NELBO of this process's sequences in nats, at low-discrepancy times across the whole batch."""
-    t = low_discrepancy_times(len(x0), generator, t_min=t_min)
-    uniforms = torch.rand(x0.shape, dtype=torch.float64, generator=generator)
-    x0, t, uniforms = map(world().mine, (x0, t, uniforms))
-    nll, is_masked = masked_losses(denoiser, x0, t, schedule, uniforms)
-    return nelbo(nll, is_masked, nelbo_weight(schedule, t).float().to(x0.device))
-
-
-@torch.no_grad()
-def validation_nll(
-    network: DiT | AutoregressiveLM,
-    rows: Int[Tensor, "n l"],
-    schedule: Schedule,
-    *,
-    batch_size: int,
-    device: torch.device,
-) -> float:
-    """Nats per token over ``rows``: exact for an autoregressive network, else its NELBO, an upper bound.
-
-    Times and masks are the same whenever it is asked. Several processes share each batch.
-    """
-    total = torch.zeros((), dtype=torch.float64, device=device)
-    for number, batch in enumerate(rows.to(device).split(batch_size)):
-        if isinstance(network, AutoregressiveLM):
-            total += network.nll(world().mine(batch)).double().sum()
-        else:
-            total += nelbo_of(network, batch, schedule, named_generator(0, "validation", number)).double().sum()
-    return float(world().sum(total)) / rows.numel()
-
-
-def make_denoiser(config: PretrainConfig, source: Source) -> DiT:
+def make_denoiser(config: PretrainConfig, source: Source, process: Process) -> DiT:
     """A fresh diffusion transformer; weights come from the global generator."""
-    shape = vars(config.network)
-    return DiT(DiTConfig(vocab_size=source.vocab_size, mask_id=source.mask_id, length=config.data.length, **shape))
+    vocab_size, shape = process.num_symbols(source.vocab_size), vars(config.network)
+    return DiT(DiTConfig(vocab_size=vocab_size, mask_id=process.mask_id, length=config.data.length, **shape))
 
 
 def make_autoregressive(config: PretrainConfig, source: Source) -> AutoregressiveLM:
@@ -108,10 +62,13 @@ class Pretraining:
     def __init__(self, config: PretrainConfig, source: Source, device: torch.device) -> None:
         self.config, self.source, self.device = config, source, device
         check_divides(config.loop.batch_size)
-        self.schedule = schedule_from_name(config.schedule)
+        schedule = schedule_from_name(config.schedule)
+        self.process = find_process(config.process).of_tokenizer(source.vocab_size, source.mask_id, schedule)
         torch.manual_seed(config.seed)  # layers draw their initial weights from the global generator
-        make = make_denoiser if config.model == "masked-diffusion" else make_autoregressive
-        self.network: DiT | AutoregressiveLM = make(config, source).to(device)
+        if config.model == "masked-diffusion":
+            self.network: DiT | AutoregressiveLM = make_denoiser(config, source, self.process).to(device)
+        else:
+            self.network = make_autoregressive(config, source).to(device)
         self.average = averaged(self.network, config.loop.ema_decay, is_ramped=config.loop.ema_ramp)
         if isinstance(self.network, DiT):
             self.network.keeps_activations = not config.loop.activation_checkpointing
@@ -159,12 +116,12 @@ class Pretraining:
             nll = self._passes(AutoregressiveLM.nll, rows).mean()
             return nll, {"nll": nll}
         t = mine(low_discrepancy_times(len(batch), generator, t_min=self.config.t_min))
-        uniforms = mine(torch.rand(batch.shape, dtype=torch.float64, generator=generator))
-        nll, is_masked = self._passes(masked_losses, rows, t, self.schedule, uniforms)
+        shape = (*batch.shape, self.process.draws_per_position)
+        draws = mine(torch.rand(shape, dtype=torch.float64, generator=generator))
+        sums = self._passes(losses, self.process, rows, t, draws).sum(-1)
+        weights = {"nelbo": self.process.loss_weight(t), "constant": torch.ones_like(t)}
         weighted = {
-            name: nelbo(nll, is_masked, time_weight(name, self.schedule, t).float().to(self.device)).sum()
-            / rows.numel()
-            for name in {"nelbo", self.config.weight}
+            name: (weight.float().to(self.device) * sums).sum() / rows.numel() for name, weight in weights.items()
         }
         return weighted[self.config.weight], {"nelbo": weighted["nelbo"]}
 
@@ -172,7 +129,7 @@ class Pretraining:
         """Nats per token of the averaged weights on held-out sequences."""
         rows = self.source.validation[: self.config.loop.validation_sequences]
         network, batch_size = averaged_network(self.average), self.config.loop.batch_size
-        value = validation_nll(network, rows, self.schedule, batch_size=batch_size, device=self.device)
+        value = nats_per_token(network, self.process, rows, batch_size=batch_size)
         return {f"validation_{self._figure}": value}
 
     def state_dict(self) -> dict[str, Any]:
@@ -194,4 +151,4 @@ class Pretraining:
         role = "teacher" if self.config.model == "masked-diffusion" else "autoregressive"
         network = averaged_network(self.average)
         network = unsharded(network) if isinstance(network, DiT) else network
-        return Bundle(**{role: network}, tokenizer=self.source.tokenizer, schedule=self.schedule)  # type: ignore[arg-type]
+        return Bundle(**{role: network}, tokenizer=self.source.tokenizer, process=self.process)  # type: ignore[arg-type]

@@ -11,7 +11,7 @@ from torch import Tensor
 from didi.data.source import Source
 from didi.diffusion.noise import derive_seed, named_generator
 from didi.errors import UsageError
-from didi.models.hub import Bundle
+from didi.models.bundle import Bundle
 from didi.sampling.generate import generate
 from didi.training.checkpoint import write_atomically
 from didi.training.config import DistillConfig

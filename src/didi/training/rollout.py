@@ -15,10 +15,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from didi.diffusion.absorbing import Absorbing, is_masked_at
+from didi.diffusion.canvas import Canvas
 from didi.diffusion.categorical import sample_categorical
-from didi.diffusion.masked import is_masked_at, token_log_probs
-from didi.diffusion.schedule import Schedule, TimeDensity, sigma
-from didi.models.denoiser import Denoiser, noise_level
+from didi.diffusion.schedule import TimeDensity
+from didi.models.denoiser import Denoiser
 from didi.models.dit import DiT
 from didi.training.config import ObjectiveConfig
 from didi.world import world
@@ -52,17 +53,17 @@ class Rollout:
 
 
 def law_at_masks(
-    denoiser: Denoiser, z: Int[Tensor, "b l"], t: Float[Tensor, " b"], schedule: Schedule
+    denoiser: Denoiser, z: Int[Tensor, "b l"], t: Float[Tensor, " b"], process: Absorbing
 ) -> Float[Tensor, "n v"]:
     """Log-probabilities at the masked positions of ``z``, in row-major order."""
-    features = denoiser.features(z, noise_level(denoiser, sigma(schedule, t).float().to(z.device)))
-    return token_log_probs(denoiser.head(features[z == denoiser.mask_id]), denoiser.mask_id)
+    features = denoiser.features(z, process.noise_level(denoiser, t.to(z.device)))
+    return process.log_probs(denoiser.head(features[process.is_predicted(z)]))
 
 
-def first_law(denoiser: Denoiser, length: int, schedule: Schedule, device: torch.device) -> Float[Tensor, "l v"]:
+def first_law(denoiser: Denoiser, length: int, process: Absorbing, device: torch.device) -> Float[Tensor, "l v"]:
     """Log-probabilities at every position of the all-mask state."""
-    z = torch.full((1, length), denoiser.mask_id, dtype=torch.long, device=device)
-    return law_at_masks(denoiser, z, torch.ones(1, dtype=torch.float64), schedule)
+    z = process.prior(Canvas.blank(1, length, device))
+    return law_at_masks(denoiser, z, torch.ones(1, dtype=torch.float64), process)
 
 
 @torch.no_grad()
@@ -71,7 +72,7 @@ def states_before_a_move(
     move: Int[Tensor, " s"],
     num_moves: int,
     uniforms: Float[Tensor, "2 s l"],
-    schedule: Schedule,
+    process: Absorbing,
 ) -> Int[Tensor, "s l"]:
     """States of the student's own ancestral sampler of ``num_moves`` even moves, each before the move numbered.
 
@@ -80,21 +81,21 @@ def states_before_a_move(
         move: for each state, the number of moves that lead to it.
         num_moves: moves of the whole path.
         uniforms: which positions are revealed when, and which tokens they get; float64, where the student lives.
-        schedule: noise schedule.
+        process: masked diffusion.
     """
     (reveal, draw), device = uniforms, uniforms.device
-    z = torch.full(reveal.shape, student.mask_id, device=device)
+    z = process.prior(Canvas.blank(*reveal.shape, device))
     # Several processes make as many passes each, of no rows if need be: sharded weights are gathered in them.
     for number in range(num_moves if world().size > 1 else int(move.max())):
         t, s = (torch.tensor([1 - done / num_moves], dtype=torch.float64) for done in (number, number + 1))
         rows = (move > number).nonzero().squeeze(1).to(device)
-        is_revealed = (z[rows] == student.mask_id) & ~is_masked_at(
-            reveal[rows], schedule.alpha(s).to(device).expand(len(rows))
+        is_revealed = process.is_predicted(z[rows]) & ~is_masked_at(
+            reveal[rows], process.schedule.alpha(s).to(device).expand(len(rows))
         )
         inputs = z[:1] if number == 0 else z[rows]  # the first state is one for all
-        level = noise_level(student, sigma(schedule, t).float().to(device).expand(len(inputs)))
+        level = process.noise_level(student, t.to(device).expand(len(inputs)))
         features = student.features(inputs, level).expand(len(rows), -1, -1)[is_revealed]
-        log_probs = token_log_probs(student.head(features), student.mask_id)
+        log_probs = process.log_probs(student.head(features))
         z[rows] = z[rows].masked_scatter(is_revealed, sample_categorical(log_probs, draw[rows][is_revealed]))
     return z
 
@@ -116,7 +117,7 @@ def rollout(
     num_states: int,
     length: int,
     objective: ObjectiveConfig,
-    schedule: Schedule,
+    process: Absorbing,
     generator: torch.Generator,
     device: torch.device,
 ) -> Rollout:
@@ -127,11 +128,11 @@ def rollout(
         num_states: intermediate states of all processes; this one's share of them, s, is what is returned.
         length: positions l.
         objective: numbers of completions and corruptions, times, score decomposition.
-        schedule: noise schedule.
+        process: masked diffusion.
         generator: a CPU generator; all draws are float64.
         device: where the student lives.
     """
-    mask_id = student.mask_id
+    mask_id, schedule = process.mask_id, process.schedule
     num_completions, num_corruptions = objective.completions, objective.corruptions
 
     mine = world().mine
@@ -148,22 +149,22 @@ def rollout(
         t = tau - mine(torch.rand(num_states, dtype=torch.float64, generator=generator)) / objective.moves
     else:
         tau, t = map(mine, draw_times(num_states, objective, generator))
-    first_log_probs = first_law(student, length, schedule, device)
+    first_log_probs = first_law(student, length, process, device)
     z_tau = torch.full((len(tau), length), mask_id, device=device)
     first_score = torch.zeros(len(tau), device=device)
     if is_path:
         draws = torch.rand(2, num_states, length, dtype=torch.float64, generator=generator)
         draws = torch.stack([mine(one) for one in draws]).to(device)
-        z_tau = states_before_a_move(student, move, objective.moves, draws, schedule)
+        z_tau = states_before_a_move(student, move, objective.moves, draws, process)
         is_masked_tau = z_tau == mask_id
-        second_log_probs = law_at_masks(student, z_tau, tau, schedule)
+        second_log_probs = law_at_masks(student, z_tau, tau, process)
     elif objective.score_decomposition:
         is_masked_tau = is_masked_at(uniforms(length), schedule.alpha(tau).to(device))
         state, position = (~is_masked_tau).nonzero(as_tuple=True)
         tokens = sample_categorical(first_log_probs.detach()[position], uniforms(length)[~is_masked_tau])
         z_tau[state, position] = tokens
         first_score = first_score.index_add(0, state, first_log_probs[position, tokens])
-        second_log_probs = law_at_masks(student, z_tau, tau, schedule)
+        second_log_probs = law_at_masks(student, z_tau, tau, process)
     else:  # the one-step generator: every state is all masks, one pass tells all
         is_masked_tau = torch.ones_like(z_tau, dtype=torch.bool)
         second_log_probs = first_log_probs.repeat(len(tau), 1)

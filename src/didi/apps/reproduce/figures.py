@@ -10,7 +10,7 @@ from didi.evaluation.figure import latency_figure, perplexity_figure
 from didi.evaluation.report import markdown_table, quoted
 from didi.evaluation.row import machine_name
 from didi.evaluation.zero_shot import likelihood_table
-from didi.models.hub import Role
+from didi.models.bundle import Role
 
 
 def table_7_cells(plan: Plan) -> list[LikelihoodCell]:

@@ -28,10 +28,10 @@ from didi.evaluation.evaluate import evaluate
 from didi.evaluation.report import write_text
 from didi.evaluation.row import EvaluationRow, SampleSet
 from didi.evaluation.zero_shot import LikelihoodRow, score_corpus
+from didi.models.bundle import Bundle, Role, load
 from didi.models.discriminator import num_parameters
-from didi.models.hub import Bundle, Role, load
-from didi.sampling.generate import SamplerName, SamplingOptions
 from didi.sampling.guided import Guidance
+from didi.sampling.options import SamplerName, SamplingOptions
 from didi.training.config import DistillConfig, PretrainConfig
 from didi.training.loop import RunFolder
 from didi.world import default_device

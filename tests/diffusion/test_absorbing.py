@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from didi.diffusion.categorical import entropy
-from didi.diffusion.masked import (
+from didi.diffusion.absorbing import (
     corrupt,
     is_masked_at,
     nelbo,
@@ -17,6 +16,7 @@ from didi.diffusion.masked import (
     subs_log_probs,
     token_log_probs,
 )
+from didi.diffusion.categorical import entropy
 from didi.diffusion.noise import named_generator
 from didi.diffusion.schedule import nelbo_weight, schedule_from_name
 

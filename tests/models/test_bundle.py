@@ -13,7 +13,7 @@ from didi.diffusion.noise import named_generator
 from didi.diffusion.schedule import Cosine
 from didi.errors import DidiError, UsageError
 from didi.models.autoregressive import AutoregressiveConfig, AutoregressiveLM
-from didi.models.hub import ROLES, Bundle, bundled_names, load, save
+from didi.models.bundle import ROLES, Bundle, bundled_names, load, save
 
 TOKENS = {"a": 0, "b": 1, "[MASK]": 3, "c": 2}
 
@@ -319,7 +319,7 @@ def test_a_bundle_is_pushed_as_the_folder_it_is_loaded_from(monkeypatch, bundle,
             shutil.copytree(folder_path, tmp_path / "hub")
             return f"address of {repo_id}"
 
-    monkeypatch.setattr("didi.models.hub.HfApi", Hub)
+    monkeypatch.setattr("didi.models.bundle.HfApi", Hub)
     assert bundle.push_to_hub("me/mine", is_private=True, token="secret") == "address of me/mine"
     assert calls == [("token", "secret"), ("me/mine", {"private": True, "exist_ok": True})]
     loaded = load(tmp_path / "hub")

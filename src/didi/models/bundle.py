@@ -1,7 +1,7 @@
-"""Bundles: a folder with the networks of a run, their tokenizer and schedule. Strict save and load, never pickle.
+"""Bundles: a folder with the networks of a run, their tokenizer and process. Strict save and load, never pickle.
 
 ```
-bundle.yaml        format version, roles, schedule, mask id, provenance
+bundle.yaml        format version, process, kind of each network, intended NFE, provenance (``manifest``)
 student/           config.json + model.safetensors; any of the four may be absent
 teacher/
 discriminator/
@@ -15,7 +15,6 @@ import contextlib
 import dataclasses
 import json
 import os
-import reprlib
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -30,26 +29,32 @@ from huggingface_hub import HfApi
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
+from torch import nn
 
-from didi.diffusion.schedule import LogLinear, Schedule, schedule_from_name
+from didi.diffusion import Process
+from didi.diffusion.absorbing import Absorbing
+from didi.diffusion.uniform import Uniform
 from didi.errors import DidiError, UsageError
-from didi.models.autoregressive import AutoregressiveConfig, AutoregressiveLM
+from didi.models.autoregressive import AutoregressiveLM
 from didi.models.card import model_card
 from didi.models.convert import check_keys
-from didi.models.discriminator import Discriminator, DiscriminatorConfig, num_parameters
-from didi.models.dit import DiT, DiTConfig
+from didi.models.discriminator import Discriminator, num_parameters
+from didi.models.dit import DiT
 from didi.models.foreign import download
-from didi.models.untrusted import PlainDumper, config_from, read_json, read_tokenizer, read_yaml
+from didi.models.manifest import ROLES, Manifest, read_manifest
+from didi.models.networks import build, kind_of
+from didi.models.untrusted import PlainDumper, read_json, read_tokenizer
 
-FORMAT_VERSION = 1
 WEIGHTS = "model.safetensors"
-ROLES = ("student", "teacher", "discriminator", "autoregressive")
 HUB_FILES = [
     "bundle.yaml",
     "tokenizer.json",
     *(f"{role}/{file}" for role in ROLES for file in ("config.json", WEIGHTS)),
 ]
 Role = Literal["student", "teacher", "autoregressive"]
+
+
+_UNKNOWN = Absorbing(mask_id=0)  # stands for "not given" until a network says which symbol is [MASK]
 
 
 @dataclass
@@ -62,7 +67,8 @@ class Bundle:
         discriminator: estimator of the log-ratio student over teacher, needed for guided sampling.
         autoregressive: baseline that writes one token a pass.
         tokenizer: text <-> tokens; None for worlds without text.
-        schedule: noise schedule of all networks.
+        process: diffusion process of all networks; masked diffusion with a log-linear schedule by default.
+        intended_nfe: moves that the student is meant for; None if unknown.
         provenance: recipe, seed, data, machine: what a reader needs to trust or repeat it.
         name: where it was loaded from.
     """
@@ -72,9 +78,19 @@ class Bundle:
     discriminator: Discriminator | None = None
     autoregressive: AutoregressiveLM | None = None
     tokenizer: Tokenizer | None = None
-    schedule: Schedule = field(default_factory=LogLinear)
+    process: Process = field(default_factory=lambda: _UNKNOWN)
+    intended_nfe: int | None = None
     provenance: dict[str, Any] = field(default_factory=dict)
     name: str = "unnamed"
+
+    def __post_init__(self) -> None:
+        if self.process is _UNKNOWN and (network := next(iter(self.networks().values()), None)) is not None:
+            mask_id = cast(Any, network).config.mask_id
+            self.process = Uniform(cast(Any, network).vocab_size) if mask_id is None else Absorbing(mask_id)
+
+    def networks(self) -> dict[str, nn.Module]:
+        """The networks that are there, by role."""
+        return {role: getattr(self, role) for role in ROLES if getattr(self, role) is not None}
 
     def network(self, role: Role | None = None) -> DiT | AutoregressiveLM:
         """The generator of a role; without a role the student if there is one, else the teacher, else the baseline.
@@ -87,21 +103,21 @@ class Bundle:
             raise UsageError(f"a role is one of {', '.join(networks)}; got {role!r}")
         chosen = networks[role] if role else next(filter(None, networks.values()), None)
         if chosen is None:
-            held = ", ".join(name for name in ROLES if getattr(self, name) is not None) or "no network"
+            held = ", ".join(self.networks()) or "no network"
             raise UsageError(
                 f"bundle {self.name} has no {role or 'generator'} (it holds {held}); choose another --role"
             )
         return cast(DiT | AutoregressiveLM, chosen)
 
     def denoiser(self, role: Role | None = None) -> DiT:
-        """As ``network``, where nothing but a masked-diffusion denoiser will do.
+        """As ``network``, where nothing but a denoiser will do.
 
         Raises:
             UsageError: the bundle has no such network, or it is the autoregressive one.
         """
         chosen = self.network(role)
         if not isinstance(chosen, DiT):
-            raise UsageError(f"this needs a masked-diffusion denoiser; bundle {self.name} holds an autoregressive one")
+            raise UsageError(f"this needs a denoiser; the network of bundle {self.name} is autoregressive")
         return chosen
 
     @staticmethod
@@ -139,9 +155,8 @@ class Bundle:
 
     def to(self, device: torch.device | str) -> "Bundle":
         """Move every network to a device, in place."""
-        for role in ROLES:
-            if (network := getattr(self, role)) is not None:
-                network.to(device)
+        for network in self.networks().values():
+            network.to(device)
         return self
 
 
@@ -157,7 +172,7 @@ def save(bundle: Bundle, path: Path | str, *, dtype: torch.dtype = torch.float32
         UsageError: the bundle is empty, or ``path`` is something other than a bundle.
     """
     path = Path(path)
-    networks = {role: getattr(bundle, role) for role in ROLES if getattr(bundle, role) is not None}
+    networks: dict[str, Any] = dict(bundle.networks())
     if not networks:
         raise UsageError("a bundle holds one network or more; got none")
     if path.exists() and not (path / "bundle.yaml").is_file():
@@ -175,16 +190,11 @@ def save(bundle: Bundle, path: Path | str, *, dtype: torch.dtype = torch.float32
             save_file(weights, staging / role / WEIGHTS)
         if bundle.tokenizer is not None:
             bundle.tokenizer.save(str(staging / "tokenizer.json"))
-        manifest = {
-            "format_version": FORMAT_VERSION,
-            "roles": list(networks),
-            "schedule": bundle.schedule.name,
-            "mask_id": next(iter(networks.values())).config.mask_id,
-            "provenance": bundle.provenance,
-        }
+        kinds = {role: kind_of(network) for role, network in networks.items()}
+        manifest = Manifest(bundle.process, kinds, bundle.intended_nfe, bundle.provenance).record()
         (staging / "bundle.yaml").write_text(yaml.dump(manifest, Dumper=PlainDumper, sort_keys=False))
         sizes = {role: num_parameters(network) for role, network in networks.items()}
-        (staging / "README.md").write_text(model_card(sizes, bundle.schedule.name, bundle.provenance), encoding="utf-8")
+        (staging / "README.md").write_text(model_card(sizes, bundle.process, bundle.provenance), encoding="utf-8")
     return path
 
 
@@ -215,17 +225,22 @@ def load(name: Path | str) -> Bundle:
         DidiError: the Hub could not be reached.
     """
     path = _resolve(str(name))
-    manifest = _read_manifest(path)
-    networks: dict[str, Any] = {role: _load_network(path / role, role) for role in manifest["roles"]}
+    manifest = read_manifest(path)
+    networks: dict[str, Any] = {
+        role: _load_network(path / role, role, kind) for role, kind in manifest.networks.items()
+    }
     mask_ids = {network.config.mask_id for network in networks.values()}
-    if mask_ids != {manifest["mask_id"]}:
-        raise UsageError(f"all networks of a bundle share its mask id {manifest['mask_id']}; {path} has {mask_ids}")
+    if mask_ids != {manifest.process.mask_id}:
+        raise UsageError(
+            f"all networks of a bundle share its mask id {manifest.process.mask_id}; {path} has {mask_ids}"
+        )
     tokenizer_file = path / "tokenizer.json"
     return Bundle(
         **networks,
         tokenizer=read_tokenizer(tokenizer_file) if tokenizer_file.is_file() else None,
-        schedule=schedule_from_name(manifest["schedule"]),
-        provenance=manifest["provenance"],
+        process=manifest.process,
+        intended_nfe=manifest.intended_nfe,
+        provenance=manifest.provenance,
         name=str(name),
     )
 
@@ -250,28 +265,7 @@ def _resolve(name: str) -> Path:
     )
 
 
-def _read_manifest(path: Path) -> dict[str, Any]:
-    file = path / "bundle.yaml"
-    if not file.is_file():
-        raise UsageError(f"a bundle folder holds bundle.yaml; {path} does not: give the folder that `didi` wrote")
-    manifest = read_yaml(file)
-    wanted = {"format_version": int, "roles": list, "schedule": str, "mask_id": int | None, "provenance": dict}
-    if set(manifest) != set(wanted):
-        raise UsageError(f"{file} holds exactly {', '.join(wanted)}")
-    for key, kind in wanted.items():
-        if not isinstance(manifest[key], kind):
-            told = getattr(kind, "__name__", str(kind))
-            raise UsageError(f"{key} in {file} is {told}; got {reprlib.repr(manifest[key])}")
-    if manifest["format_version"] != FORMAT_VERSION:
-        found = reprlib.repr(manifest["format_version"])
-        raise UsageError(f"this didi reads bundle format {FORMAT_VERSION}; {path} has {found}")
-    roles = manifest["roles"]
-    if not roles or not all(role in ROLES for role in roles) or len(set(roles)) < len(roles):
-        raise UsageError(f"roles in {file} are some of {', '.join(ROLES)}; got {reprlib.repr(roles)}")
-    return manifest
-
-
-def _load_network(folder: Path, role: str) -> DiT | Discriminator | AutoregressiveLM:
+def _load_network(folder: Path, role: str, kind: str) -> nn.Module:
     config_file, weights_file = folder / "config.json", folder / WEIGHTS
     for file in (config_file, weights_file):
         if not file.is_file():
@@ -279,8 +273,7 @@ def _load_network(folder: Path, role: str) -> DiT | Discriminator | Autoregressi
     settings = read_json(config_file)
     try:
         weights = load_file(weights_file)
-        with torch.device("meta"):
-            network = _build(role, settings, weights, str(config_file))
+        network: nn.Module = build(kind, settings, weights, source=str(config_file))
     except (SafetensorError, ValueError, OSError, RuntimeError) as error:
         if isinstance(error, DidiError):
             raise
@@ -288,15 +281,3 @@ def _load_network(folder: Path, role: str) -> DiT | Discriminator | Autoregressi
     check_keys(network.state_dict(), weights, source=str(weights_file))
     network.load_state_dict({key: value.float() for key, value in weights.items()}, strict=True, assign=True)
     return network.eval()
-
-
-def _build(
-    role: str, settings: dict[str, Any], weights: dict[str, torch.Tensor], source: str
-) -> DiT | Discriminator | AutoregressiveLM:
-    if role == "discriminator":
-        return Discriminator(config_from(DiscriminatorConfig, settings, weights, source=source))
-    if role == "autoregressive":
-        config = config_from(AutoregressiveConfig, settings, weights, source=source)
-        with torch.device("cpu"):  # some versions of GPT-2 hold buffers no file has; on "meta" they would stay empty
-            return AutoregressiveLM(config)
-    return DiT(config_from(DiTConfig, settings, weights, source=source))

@@ -1,0 +1,139 @@
+r"""What training, sampling and evaluation ask of a discrete diffusion process.
+
+A process corrupts clean tokens ``x0`` to a state ``z_t`` independently at each position, from ``t = 0`` (clean) to
+``t = 1`` (the prior). Everything that depends on the kind of process is behind this protocol: its kernel, its reverse
+kernel, its bound on the likelihood, and what a network is told of the noise level.
+"""
+
+from collections.abc import Sequence
+from typing import ClassVar, NamedTuple, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from didi.diffusion.canvas import Canvas
+from didi.diffusion.schedule import Schedule
+
+
+@runtime_checkable
+class TimeConditioned(Protocol):
+    """A network that says whether it reads the noise level."""
+
+    @property
+    def is_time_conditioned(self) -> bool:
+        """Whether the noise level is an input of the network."""
+        ...
+
+
+class ElboDraws(NamedTuple):
+    """Corruptions of a batch whose weighted losses are unbiased estimates of the NELBO, d for each sequence.
+
+    Attributes:
+        z: corrupted states; the draws of one sequence are consecutive.
+        t: their times, float64.
+        weight: what the summed loss terms of each state are multiplied with, float64.
+    """
+
+    z: Int[Tensor, "n l"]
+    t: Float[Tensor, " n"]
+    weight: Float[Tensor, " n"]
+
+
+@runtime_checkable
+class Process(Protocol):
+    """A diffusion process on token sequences; frozen dataclasses whose fields are their settings.
+
+    Attributes:
+        name: in bundles, recipes and ``didi.diffusion.PROCESSES``.
+        draws_per_position: uniform numbers that the corruption of one position takes, k below.
+        schedule: the noise schedule.
+    """
+
+    name: ClassVar[str]
+    draws_per_position: ClassVar[int]
+
+    @property
+    def schedule(self) -> Schedule:
+        """The noise schedule."""
+        ...
+
+    @property
+    def mask_id(self) -> int | None:
+        """Index of [MASK]; None for a process without one."""
+        ...
+
+    @classmethod
+    def of_tokenizer(cls, vocab_size: int, mask_id: int, schedule: Schedule) -> "Process":
+        """The process on the tokens of a tokenizer that has ``vocab_size`` symbols, [MASK] included."""
+        ...
+
+    def num_symbols(self, vocab_size: int) -> int:
+        """Symbols of a network of this process, for a tokenizer of ``vocab_size`` symbols, [MASK] included."""
+        ...
+
+    def prior(self, canvas: Canvas, draws: Float[Tensor, "b l k"]) -> Int[Tensor, "b l"]:
+        """A state at ``t = 1``: given tokens as they are, free positions drawn from the prior."""
+        ...
+
+    def corrupt(
+        self, x0: Int[Tensor, "b l"], t: Float[Tensor, " b"], draws: Float[Tensor, "b l k"]
+    ) -> Int[Tensor, "b l"]:
+        """A draw of z_t given x0. With the same ``draws``, what is corrupted at s is corrupted alike at t > s."""
+        ...
+
+    def posterior(
+        self,
+        z: Int[Tensor, "b l"],
+        x0_log_probs: Float[Tensor, "b l v"],
+        t: Float[Tensor, " b"],
+        s: Float[Tensor, " b"],
+    ) -> Float[Tensor, "b l v"]:
+        """Probabilities of z_s given z_t, with x0 distributed as ``x0_log_probs``; rows sum to 1."""
+        ...
+
+    def is_predicted(self, z: Int[Tensor, "b l"]) -> Bool[Tensor, "b l"]:
+        """Positions whose distribution of x0 sampler and loss need; the head of the network runs there only."""
+        ...
+
+    def log_probs(self, logits: Float[Tensor, "*n v"]) -> Float[Tensor, "*n v"]:
+        """Normalised log-probabilities of x0 at predicted positions from a network's logits, float32."""
+        ...
+
+    def noise_level(self, network: TimeConditioned, t: Float[Tensor, " b"]) -> Float[Tensor, " b"] | None:
+        """What a network is told at time ``t``: float32 on the device of ``t``; None if it is not conditioned on time.
+
+        This is the only place that decides it.
+        """
+        ...
+
+    def loss_terms(
+        self,
+        logits: Float[Tensor, "n v"],
+        x0: Int[Tensor, "b l"],
+        z: Int[Tensor, "b l"],
+        t: Float[Tensor, " b"],
+    ) -> Float[Tensor, "b l"]:
+        """Loss of each position in nats, 0 where nothing is predicted; ``loss_weight`` times their sum is the NELBO.
+
+        Args:
+            logits: at the predicted positions of ``z``, in row-major order.
+            x0: clean tokens.
+            z: corrupted state.
+            t: its time.
+        """
+        ...
+
+    def loss_weight(self, t: Float[Tensor, "*b"]) -> Float[Tensor, "*b"]:
+        """Weight of the loss terms at ``t`` in the continuous-time NELBO."""
+        ...
+
+    def elbo_draws(self, canvas: Canvas, num_draws: int, generators: Sequence[torch.Generator]) -> ElboDraws:
+        """Corruptions of the free positions that estimate the NELBO without bias and with little noise.
+
+        Args:
+            canvas: clean tokens; given positions are never corrupted.
+            num_draws: d, for each sequence.
+            generators: one for each sequence.
+        """
+        ...

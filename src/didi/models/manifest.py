@@ -1,0 +1,109 @@
+"""The manifest ``bundle.yaml`` of a bundle: format 2 is written; formats 1 and 2 are read.
+
+Format 1 knew masked diffusion alone: it has ``roles`` (a list), ``schedule`` and ``mask_id`` at the top. Format 2 has
+``process`` (name and settings), ``networks`` (kind of each role) and ``intended_nfe``.
+"""
+
+import reprlib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from didi.diffusion import Process, process_from_settings, process_settings
+from didi.errors import UsageError
+from didi.models.networks import NETWORKS
+from didi.models.untrusted import MAX_INT, read_json, read_yaml
+
+FORMAT_VERSION = 2
+ROLES = ("student", "teacher", "discriminator", "autoregressive")
+_FIRST_KINDS = {"student": "dit", "teacher": "dit", "discriminator": "dit-discriminator", "autoregressive": "gpt2"}
+_TYPES: dict[int, dict[str, Any]] = {
+    1: {"format_version": int, "roles": list, "schedule": str, "mask_id": int | None, "provenance": dict},
+    2: {"format_version": int, "process": dict, "networks": dict, "intended_nfe": int | None, "provenance": dict},
+}
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What ``bundle.yaml`` says.
+
+    Attributes:
+        process: of all networks.
+        networks: kind of each role's network.
+        intended_nfe: moves that the student is meant for; None if unknown.
+        provenance: recipe, seed, data, machine.
+    """
+
+    process: Process
+    networks: dict[str, str]
+    intended_nfe: int | None = None
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    def record(self) -> dict[str, Any]:
+        """As plain values, in the order of the file."""
+        return {
+            "format_version": FORMAT_VERSION,
+            "process": process_settings(self.process),
+            "networks": self.networks,
+            "intended_nfe": self.intended_nfe,
+            "provenance": self.provenance,
+        }
+
+
+def read_manifest(path: Path) -> Manifest:
+    """The manifest of a bundle folder.
+
+    Raises:
+        UsageError: there is none, or it is not of a known format.
+    """
+    file = path / "bundle.yaml"
+    if not file.is_file():
+        raise UsageError(f"a bundle folder holds bundle.yaml; {path} does not: give the folder that `didi` wrote")
+    values = read_yaml(file)
+    version = values.get("format_version")
+    if version not in _TYPES or type(version) is not int:
+        raise UsageError(
+            f"this didi reads bundle formats {' and '.join(map(str, _TYPES))}; {path} has {reprlib.repr(version)}"
+        )
+    wanted = _TYPES[version]
+    if set(values) != set(wanted):
+        raise UsageError(f"{file} holds exactly {', '.join(wanted)}")
+    for key, kind in wanted.items():
+        if not isinstance(values[key], kind) or isinstance(values[key], bool):
+            name = getattr(kind, "__name__", str(kind))
+            raise UsageError(f"{key} in {file} is {name}; got {reprlib.repr(values[key])}")
+    values = _upgraded(values, file) if version == 1 else values
+    _check(values, file)
+    try:
+        process = process_from_settings(values["process"])
+    except UsageError as error:
+        raise UsageError(f"process in {file}: {error}") from error
+    return Manifest(process, values["networks"], values["intended_nfe"], values["provenance"])
+
+
+def _check(values: dict[str, Any], file: Path) -> None:
+    networks, nfe = values["networks"], values["intended_nfe"]
+    if not networks or not all(role in ROLES for role in networks):
+        raise UsageError(f"networks in {file} have some of the roles {', '.join(ROLES)}; got {reprlib.repr(networks)}")
+    for role, kind in networks.items():
+        if not isinstance(kind, str) or kind not in NETWORKS:
+            raise UsageError(f"the kind of a network is one of {', '.join(NETWORKS)}; {file} has {role}: {kind!r:.80}")
+    if nfe is not None and not 1 <= nfe <= MAX_INT:
+        raise UsageError(f"intended_nfe in {file} is 1 or more, or null; got {nfe}")
+
+
+def _upgraded(values: dict[str, Any], file: Path) -> dict[str, Any]:
+    """A manifest of format 1 as one of format 2."""
+    roles, mask_id = values["roles"], values["mask_id"]
+    if not roles or not all(role in ROLES for role in roles) or len(set(roles)) < len(roles):
+        raise UsageError(f"roles in {file} are some of {', '.join(ROLES)}; got {reprlib.repr(roles)}")
+    process = {"name": "absorbing", "mask_id": mask_id}
+    if mask_id is None:  # a converted network of uniform-state diffusion, whose symbols only its own settings tell
+        vocab_size = read_json(file.parent / roles[0] / "config.json").get("vocab_size")
+        process = {"name": "uniform", "vocab_size": vocab_size}
+    return {
+        "process": process | {"schedule": values["schedule"]},
+        "networks": {role: _FIRST_KINDS[role] for role in roles},
+        "intended_nfe": None,
+        "provenance": values["provenance"],
+    }

@@ -1,0 +1,61 @@
+"""How many nats a network gives to token sequences: the NELBO of a denoiser, the exact NLL of an autoregressive one."""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from didi.diffusion import Process
+from didi.diffusion.canvas import Canvas
+from didi.diffusion.noise import named_generator
+from didi.models.autoregressive import AutoregressiveLM
+from didi.models.denoiser import Denoiser, logits_at
+from didi.models.dit import DiT
+from didi.world import world
+
+
+def nelbo_draws(
+    denoiser: Denoiser,
+    process: Process,
+    canvas: Canvas,
+    num_draws: int,
+    generators: Sequence[torch.Generator],
+) -> Float[Tensor, "b d"]:
+    """Unbiased estimates of the NELBO of each sequence in nats, float64; one network pass for all of them.
+
+    Args:
+        denoiser: predicts clean tokens.
+        process: how they are corrupted.
+        canvas: clean tokens; given positions are context, never corrupted and not scored.
+        num_draws: estimates d of each sequence, spread evenly over the noise levels.
+        generators: one for each sequence.
+    """
+    drawn, copies = process.elbo_draws(canvas, num_draws, generators), canvas.repeat_interleave(num_draws)
+    is_predicted = process.is_predicted(drawn.z)
+    level = process.noise_level(denoiser, drawn.t)
+    logits = logits_at(denoiser, drawn.z, is_predicted, level, copies.attention_mask)
+    terms = process.loss_terms(logits, copies.tokens, drawn.z, drawn.t)
+    sums = torch.where(copies.is_free, terms, 0.0).double().sum(1)
+    return (sums * drawn.weight).view(-1, num_draws).cpu()
+
+
+@torch.no_grad()
+def nats_per_token(
+    network: DiT | AutoregressiveLM, process: Process, rows: Int[Tensor, "n l"], *, batch_size: int
+) -> float:
+    """Nats per token over ``rows``: exact for an autoregressive network, else its NELBO, an upper bound.
+
+    The corruptions are the same whenever it is asked. The processes of ``didi.world`` share each batch.
+    """
+    device = next(network.parameters()).device
+    total = torch.zeros((), dtype=torch.float64, device=device)
+    for begin in range(0, len(rows), batch_size):
+        batch = world().mine(rows[begin : begin + batch_size]).to(device)
+        share = world().share(min(batch_size, len(rows) - begin))
+        if isinstance(network, AutoregressiveLM):
+            total += network.nll(batch).double().sum()
+            continue
+        generators = [named_generator(0, "validation", begin + row) for row in range(share.start, share.stop)]
+        total += nelbo_draws(network, process, Canvas.free(batch), 1, generators).sum().to(device)
+    return float(world().sum(total)) / rows.numel()

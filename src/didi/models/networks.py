@@ -1,0 +1,70 @@
+"""Kinds of networks: the name that a bundle records, the settings and the class behind it.
+
+A new kind is one file with a settings dataclass and a module, and one line in ``NETWORKS``.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from didi.errors import UsageError
+from didi.models.autoregressive import AutoregressiveConfig, AutoregressiveLM
+from didi.models.discriminator import Discriminator, DiscriminatorConfig
+from didi.models.dit import DiT, DiTConfig
+from didi.models.untrusted import config_from
+
+
+class NetworkKind(NamedTuple):
+    """A class of networks.
+
+    Attributes:
+        settings: its settings, a dataclass that a bundle stores as ``config.json``.
+        network: the module, built from its settings.
+        builds_on_meta: whether it may be built on the ``meta`` device before its weights are assigned; False for
+            networks with buffers that no file holds.
+    """
+
+    settings: type[Any]
+    network: type[nn.Module]
+    builds_on_meta: bool = True
+
+
+NETWORKS: dict[str, NetworkKind] = {
+    "dit": NetworkKind(DiTConfig, DiT),
+    "dit-discriminator": NetworkKind(DiscriminatorConfig, Discriminator),
+    "gpt2": NetworkKind(AutoregressiveConfig, AutoregressiveLM, builds_on_meta=False),
+}
+
+
+def kind_of(network: nn.Module) -> str:
+    """The name of a network's kind.
+
+    Raises:
+        UsageError: its class is none of ``NETWORKS``.
+    """
+    for name, kind in NETWORKS.items():
+        if type(network) is kind.network:
+            return name
+    raise UsageError(
+        f"a bundle holds networks of the kinds {', '.join(NETWORKS)}; got {type(network).__name__}: add it to NETWORKS"
+    )
+
+
+def build(kind: str, settings: Mapping[str, Any], weights: Mapping[str, Tensor], *, source: str) -> Any:
+    """A network of a kind without weights of its own where the kind allows it; settings are checked first.
+
+    Args:
+        kind: one of ``NETWORKS``.
+        settings: as in ``config.json``.
+        weights: of the network, against whose size the settings are checked.
+        source: named in messages.
+
+    Raises:
+        UsageError: a setting does not fit.
+    """
+    found = NETWORKS[kind]
+    config = config_from(found.settings, settings, weights, source=source)
+    with torch.device("meta" if found.builds_on_meta else "cpu"):
+        return found.network(config)

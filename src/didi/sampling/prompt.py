@@ -1,0 +1,56 @@
+"""From prompts to canvases, and from tokens to texts."""
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from didi.diffusion.canvas import Canvas
+from didi.errors import UsageError
+from didi.models.bundle import Bundle
+
+MASK = "[MASK]"
+
+
+def canvas_from_prompt(bundle: Bundle, length: int, *, prefix: str | None = None, infill: str | None = None) -> Canvas:
+    """The canvas of one sequence: free everywhere but at the prompt's tokens.
+
+    Args:
+        bundle: whose tokenizer is used.
+        length: number of positions.
+        prefix: text that the sequence begins with.
+        infill: text in which each [MASK] is one token to fill in; positions after it are free.
+
+    Raises:
+        UsageError: both are given, the bundle has no tokenizer, or the prompt is longer than the sequence.
+    """
+    canvas = Canvas.blank(1, length)
+    if prefix is not None and infill is not None:
+        raise UsageError("give a prefix or an infill text, not both")
+    prompt = prefix if prefix is not None else infill
+    if prompt is None:
+        return canvas
+    if bundle.tokenizer is None:
+        raise UsageError(f"a prompt needs a tokenizer; bundle {bundle.name} has none: leave the prompt out")
+    if (MASK in prompt) != (infill is not None):
+        raise UsageError("--infill has a [MASK] for each token to fill in, and --prefix has none; exchange them")
+    # The mask is a token of its own that takes the space before it along (data.text).
+    try:
+        ids = bundle.tokenizer.encode(prompt, add_special_tokens=False).ids
+    except Exception as error:  # of tokenizers, which has no narrower one: a word-level vocabulary lacks a word
+        known = ", ".join(sorted(bundle.tokenizer.get_vocab())[:3])
+        raise UsageError(f"a prompt is made of this tokenizer's words ({known}, ...); got {prompt!r}") from error
+    if len(ids) > length:
+        raise UsageError(f"a prompt has at most {length} tokens here; this one has {len(ids)}: shorten it")
+    given = torch.tensor([ids], dtype=torch.long)
+    is_free = torch.ones(1, length, dtype=torch.bool)
+    is_free[:, : len(ids)] = given == bundle.tokenizer.token_to_id(MASK)
+    canvas.tokens[:, : len(ids)] = given
+    return Canvas.given(canvas.tokens, is_free)
+
+
+def decode(bundle: Bundle, tokens: Int[Tensor, "n l"]) -> list[str]:
+    """Texts of token sequences; the numbers themselves without a tokenizer."""
+    rows = tokens.tolist()
+    if bundle.tokenizer is None:
+        return [" ".join(map(str, row)) for row in rows]
+    return bundle.tokenizer.decode_batch(rows, skip_special_tokens=False)

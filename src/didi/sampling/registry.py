@@ -1,0 +1,169 @@
+"""The samplers by name: for which process, with which settings. A new one is one file and one line here."""
+
+from dataclasses import dataclass, fields, replace
+from typing import Any, get_args
+
+from didi.diffusion.categorical import Precision
+from didi.errors import UsageError
+from didi.models.autoregressive import AutoregressiveLM
+from didi.models.bundle import Bundle
+from didi.models.dit import DiT
+from didi.sampling.ancestral import Ancestral
+from didi.sampling.autoregressive import LeftToRight
+from didi.sampling.base import Sampler
+from didi.sampling.confidence import ConfidenceDecoding
+from didi.sampling.entropy_bounded import EntropyBounded
+from didi.sampling.first_hitting import FirstHitting
+from didi.sampling.guided import Guided
+from didi.sampling.options import OWN_SETTINGS, SamplerName, SamplingOptions
+from didi.sampling.published import Published
+from didi.sampling.remasking import RemaskingSampler
+
+
+@dataclass(frozen=True)
+class SamplerKind:
+    """A sampler class and what it is built from.
+
+    Its fields are filled by their names: ``denoiser``, ``process``, ``discriminator`` and ``departure``, and settings
+    from the fields of ``SamplingOptions`` with the same name.
+
+    Attributes:
+        sampler: the class, a frozen dataclass.
+        process: name of the process that it samples.
+        is_self_paced: whether the number of passes, at most the length, does not follow from a time grid.
+        fixed: fields with one value for all users.
+    """
+
+    sampler: type[Any]
+    process: str = "absorbing"
+    is_self_paced: bool = False
+    fixed: tuple[tuple[str, Any], ...] = ()
+
+    @property
+    def reads(self) -> set[str]:
+        """Names of the options, beyond those of every sampler, that it reads."""
+        names = {one.name for one in fields(self.sampler)} - {name for name, _ in self.fixed}
+        grid = set() if self.is_self_paced else {"grid", "times"}
+        return names & {*OWN_SETTINGS, "precision", "is_whole_batch"} | grid
+
+    def make(self, bundle: Bundle, options: SamplingOptions) -> Sampler:
+        """The sampler on the networks of a bundle.
+
+        Raises:
+            UsageError: the bundle lacks the discriminator that it needs.
+        """
+        names = {one.name for one in fields(self.sampler)}
+        values: dict[str, Any] = {
+            "denoiser": bundle.denoiser(options.role),
+            "process": bundle.process,
+            "departure": options.departure,
+            **dict(self.fixed),
+        }
+        if "discriminator" in names:
+            values["discriminator"] = bundle.discriminator
+            if bundle.discriminator is None:
+                raise UsageError(
+                    f"{options.sampler} sampling needs a discriminator; bundle {bundle.name} has none: use ancestral"
+                )
+        settings = {name: getattr(options, name) for name in self.reads & names}
+        sampler: Sampler = self.sampler(**values | {name: one for name, one in settings.items() if one is not None})
+        return sampler
+
+
+SAMPLERS: dict[SamplerName, tuple[SamplerKind, ...]] = {
+    "ancestral": (SamplerKind(Ancestral, fixed=(("leap", "exact"),)),),
+    "guided": (SamplerKind(Guided),),
+    "first-hitting": (SamplerKind(FirstHitting, is_self_paced=True),),
+    "tau-leaping": (SamplerKind(Ancestral, fixed=(("leap", "tau"),)),),
+    "confidence": (SamplerKind(ConfidenceDecoding),),
+    "entropy-bounded": (SamplerKind(EntropyBounded, is_self_paced=True),),
+    "remasking": (SamplerKind(RemaskingSampler),),
+    "published": (SamplerKind(Published),),
+}
+"""For each name, the class for each process that it supports."""
+
+
+def find_sampler(name: SamplerName, process: str = "absorbing") -> SamplerKind:
+    """The class of a sampler for a process.
+
+    Raises:
+        UsageError: there is no sampler of that name, or it does not support the process.
+    """
+    if name not in SAMPLERS:
+        raise UsageError(f"a sampler is one of {', '.join(SAMPLERS)}; got {name!r}")
+    for kind in SAMPLERS[name]:
+        if kind.process == process:
+            return kind
+    others = [other for other, kinds in SAMPLERS.items() if process in {kind.process for kind in kinds}]
+    raise UsageError(f"{name} does not sample {process} diffusion; use one of {', '.join(others)}")
+
+
+def make_sampler(bundle: Bundle, options: SamplingOptions) -> Sampler:
+    """The sampler that ``options`` ask for, on the bundle's networks.
+
+    Raises:
+        UsageError: the sampler or precision is unknown, the bundle lacks a network it needs, or an option is given
+            that the sampler does not read.
+    """
+    if options.precision not in get_args(Precision):
+        raise UsageError(f"precision is one of {', '.join(get_args(Precision))}; got {options.precision!r}")
+    departure = options.departure
+    network = bundle.network(options.role)
+    kind = find_sampler(options.sampler, bundle.process.name)
+    if isinstance(network, AutoregressiveLM):
+        if options.sampler != "ancestral" or options.precision != "float64":
+            raise UsageError(
+                "an autoregressive model has the ancestral sampler in float64; leave both at their default"
+            )
+        _refuse_unread(options, set())
+        return LeftToRight(network, departure)
+    if options.precision == "float32":
+        if options.sampler not in ("ancestral", "published"):
+            raise UsageError(f"{options.sampler} sampling draws in float64; leave --precision at float64")
+        kind = find_sampler("published", bundle.process.name)
+    if options.is_whole_batch and "is_whole_batch" not in kind.reads:
+        raise UsageError("a compiled network goes with float64 ancestral or tau-leaping sampling; leave --compile out")
+    _refuse_unread(options, kind.reads)
+    return kind.make(bundle, options)
+
+
+def _refuse_unread(options: SamplingOptions, reads: set[str]) -> None:
+    """Refuse options that the sampler would ignore."""
+    default = SamplingOptions()
+    for name in (*OWN_SETTINGS, "grid", "times"):
+        if getattr(options, name) == getattr(default, name) or name in reads:
+            continue
+        readers = [other for other, kinds in SAMPLERS.items() if any(name in one.reads for one in kinds)]
+        raise UsageError(
+            f"{options.sampler} sampling does not read {name}, which {', '.join(readers)} "
+            f"{'does' if len(readers) == 1 else 'do'}; leave it out or change the sampler"
+        )
+
+
+def with_read_options(options: SamplingOptions, bundle: Bundle) -> SamplingOptions:
+    """``options`` without those that their sampler does not read, for one set of options shared by several samplers."""
+    is_autoregressive = isinstance(bundle.network(options.role), AutoregressiveLM)
+    reads = set() if is_autoregressive else find_sampler(options.sampler, bundle.process.name).reads
+    default = SamplingOptions()
+    unread = [name for name in (*OWN_SETTINGS, "grid", "times") if name not in reads]
+    return replace(options, **{name: getattr(default, name) for name in unread})
+
+
+def described(options: SamplingOptions) -> str:
+    """The sampler's own settings and given times, for the record; empty where there are none."""
+    kind = SAMPLERS[options.sampler][0]
+    defaults = {one.name: one.default for one in fields(kind.sampler)}
+    parts: dict[str, object] = {}
+    for name in OWN_SETTINGS:
+        if name in kind.reads:
+            value = getattr(options, name)
+            value = defaults[name] if value is None else value
+            parts |= vars(value) if hasattr(value, "__dict__") else {name: value}
+    if options.times:
+        parts["times"] = " ".join(f"{t:g}" for t in options.times)
+    return ", ".join(f"{name} {value}" for name, value in parts.items())
+
+
+def is_self_paced(network: DiT | AutoregressiveLM, sampler: SamplerName) -> bool:
+    """Whether the number of passes, at most the length, does not follow from a time grid."""
+    return isinstance(network, AutoregressiveLM) or SAMPLERS[sampler][0].is_self_paced

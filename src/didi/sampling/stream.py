@@ -1,0 +1,119 @@
+"""Sampling, move by move: the one entry that the API, the command line and the evaluation share."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from didi.diffusion.noise import SequenceNoise
+from didi.errors import UsageError
+from didi.models.bundle import Bundle
+from didi.sampling.options import SamplingOptions
+from didi.sampling.prompt import canvas_from_prompt, decode
+from didi.sampling.registry import is_self_paced, make_sampler
+from didi.world import world
+
+
+@dataclass(frozen=True)
+class Move:
+    """A batch of sequences after a move.
+
+    Attributes:
+        indices: numbers of the sequences within the sample set.
+        tokens: the state; [MASK] where masked diffusion has not revealed a token yet.
+        is_changed: positions that the move changed.
+        t: time after the move, in [0, 1].
+        number: of the move, from 1.
+        network_passes: passes of the sampled network that each sequence has taken part in so far.
+        discriminator_passes: the same of the discriminator, backward-to-input passes included.
+        bundle: whose tokenizer decodes.
+    """
+
+    indices: tuple[int, ...]
+    tokens: Int[Tensor, "b l"]
+    is_changed: Bool[Tensor, "b l"]
+    t: float
+    number: int
+    network_passes: Int[Tensor, " b"]
+    discriminator_passes: Int[Tensor, " b"]
+    bundle: Bundle
+
+    @property
+    def texts(self) -> list[str]:
+        """The state as texts."""
+        return decode(self.bundle, self.tokens)
+
+
+def options_from(options: SamplingOptions | None, overrides: dict[str, object]) -> SamplingOptions:
+    """``options``, or those with the fields of ``overrides``.
+
+    Raises:
+        UsageError: both are given, or a field does not exist.
+    """
+    if options is not None:
+        if overrides:
+            raise UsageError("give options or their fields by name, not both")
+        return options
+    known = [one.name for one in fields(SamplingOptions)]
+    if unknown := set(overrides) - set(known):
+        raise UsageError(f"options are {', '.join(known)}; got {', '.join(sorted(unknown))}")
+    return SamplingOptions(**overrides)  # type: ignore[arg-type]
+
+
+def stream(
+    bundle: Bundle,
+    *,
+    num_samples: int = 1,
+    nfe: int = 16,
+    seed: int = 0,
+    prefix: str | None = None,
+    infill: str | None = None,
+    length: int | None = None,
+    options: SamplingOptions | None = None,
+    **overrides: object,
+) -> Iterator[Move]:
+    """Sample from a bundle and yield the state after every move; the last move of a batch is its finished sequences.
+
+    Each process of ``didi.world`` yields the moves of its share. Arguments are those of ``generate``, and are checked
+    before the first move.
+
+    Raises:
+        UsageError: what is asked for does not exist or does not fit.
+    """
+    chosen = options_from(options, overrides)
+    network = bundle.network(chosen.role)
+    if num_samples < 1 or chosen.batch_size < 1:
+        raise UsageError(f"num_samples and batch_size are 1 or more; got {num_samples} and {chosen.batch_size}")
+    length = network.length if length is None else length
+    if not 1 <= length <= network.length:
+        raise UsageError(f"length lies in [1, {network.length}], the network's context; got {length}")
+    sampler = make_sampler(bundle, chosen)
+    times = chosen.move_times(num_moves(bundle, nfe, length, chosen))
+    device = next(iter(network.parameters())).device
+    canvas = canvas_from_prompt(bundle, length, prefix=prefix, infill=infill).to(device)
+
+    def moves(indices: Sequence[int]) -> Iterator[Move]:
+        none = torch.zeros(len(indices), dtype=torch.long)
+        passes, judged, number = none, none, 0
+        noise, there = SequenceNoise(seed, indices, device), canvas.expand(len(indices))
+        for number, step in enumerate(sampler(there, times, noise), start=1):
+            passes, judged = passes + step.network_passes, judged + step.discriminator_passes
+            yield Move(tuple(indices), step.z, step.changed, step.t, number, passes, judged, bundle)
+        if not number:  # nothing is free
+            yield Move(tuple(indices), there.tokens, torch.zeros_like(there.is_free), 0.0, 0, none, none, bundle)
+
+    def batches() -> Iterator[Move]:
+        mine = range(num_samples)[world().share(num_samples)]
+        for begin in range(0, len(mine), chosen.batch_size):
+            yield from moves(mine[begin : begin + chosen.batch_size])
+
+    return batches()
+
+
+def num_moves(bundle: Bundle, nfe: int, length: int, options: SamplingOptions) -> int:
+    """Moves of a sample set: the length where passes follow no grid, the number of ``times`` where those are given."""
+    if is_self_paced(bundle.network(options.role), options.sampler):
+        return length
+    return len(options.move_times(nfe)) - 1
