@@ -32,7 +32,14 @@ class DiscriminatorHead(nn.Module):
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        self.main = nn.Sequential(spectral_norm(nn.Linear(dim, dim)), nn.SiLU(), spectral_norm(nn.Linear(dim, 1)))
+        # On the meta device, spectral_norm imports torch._dynamo, which takes a second: the layers are made on the CPU
+        # and moved, without a change to the global random state.
+        is_meta = torch.get_default_device().type == "meta"
+        device = torch.device("cpu") if is_meta else contextlib.nullcontext()
+        with torch.random.fork_rng(devices=(), enabled=is_meta), device:
+            self.main = nn.Sequential(spectral_norm(nn.Linear(dim, dim)), nn.SiLU(), spectral_norm(nn.Linear(dim, 1)))
+        if is_meta:
+            self.main.to("meta")
 
     def forward(self, x: Float[Tensor, "*rows d"]) -> Float[Tensor, "*rows"]:
         """One logit for each row."""
