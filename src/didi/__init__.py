@@ -7,20 +7,35 @@ bundle = didi.load("tiny-news")
 out = didi.generate(bundle, num_samples=8, nfe=16, seed=0)
 rows = didi.evaluate(bundle, nfe=[4, 8, 16], num_samples=256, judge="smollm2-135m")
 ```
+
+The public names are imported when they are first used (PEP 562), so ``import didi`` does not import torch.
 """
 
-from importlib.metadata import PackageNotFoundError, version
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-from didi.errors import DidiError, UsageError
-from didi.evaluation.evaluate import evaluate
-from didi.models.hub import Bundle, load, save
-from didi.sampling.generate import Generation, SamplingOptions, generate
-from didi.sampling.guided import Guidance
+if TYPE_CHECKING:
+    from didi.errors import DidiError, UsageError
+    from didi.evaluation.evaluate import evaluate
+    from didi.models.hub import Bundle, load, save
+    from didi.sampling.generate import Generation, SamplingOptions, generate
+    from didi.sampling.guided import Guidance
 
-try:
-    __version__ = version("didi-instruct")
-except PackageNotFoundError:  # a source tree that is not installed
-    __version__ = "0+unknown"
+    __version__: str
+
+_MODULES = {
+    "Bundle": "didi.models.hub",
+    "DidiError": "didi.errors",
+    "Generation": "didi.sampling.generate",
+    "Guidance": "didi.sampling.guided",
+    "SamplingOptions": "didi.sampling.generate",
+    "UsageError": "didi.errors",
+    "evaluate": "didi.evaluation.evaluate",
+    "generate": "didi.sampling.generate",
+    "load": "didi.models.hub",
+    "save": "didi.models.hub",
+}
+"""The module that defines each public name."""
 
 __all__ = [
     "Bundle",
@@ -35,3 +50,28 @@ __all__ = [
     "load",
     "save",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        value: Any = _version()
+    elif name in _MODULES:
+        value = getattr(import_module(_MODULES[name]), name)
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value  # later accesses do not call this function
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+def _version() -> str:
+    """Version of the installed distribution."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("didi-instruct")
+    except PackageNotFoundError:  # a source tree that is not installed
+        return "0+unknown"
