@@ -1,9 +1,13 @@
-"""The two ways a command ends badly, each told in one clear line: the rule, the value, the fix."""
+"""Exceptions that end a command with one line on standard error: the rule, the value and how to correct it."""
 
 
 class DidiError(RuntimeError):
-    """Something outside the user's words failed: a network, a disk, a damaged file (exit status 1)."""
+    """A failure that the user's input did not cause: a network, a disk, a damaged file (exit status 1)."""
 
 
 class UsageError(DidiError, ValueError):
-    """What the user asked for is not possible as asked (exit status 2)."""
+    """Invalid input: an argument, a flag or a file cannot be used as given (exit status 2)."""
+
+
+class Interrupted(DidiError):
+    """A training run was asked to stop and has saved its state (exit status 130)."""

@@ -11,7 +11,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from didi.apps.cli import main
+from didi.apps.cli import COMMANDS, main
 from didi.models.bundle import load
 from didi.sampling.prompt import canvas_from_prompt
 
@@ -50,6 +50,7 @@ def distilled(tmp_path_factory):
     ("words", "told"),
     [
         (["distil", "markov"], "did you mean distill?"),
+        (["frobnicate"], f"a command is one of {', '.join(COMMANDS)}; got 'frobnicate'\n"),
         (["distill", "markv", "--out", "x"], "did you mean 'markov'?"),
         (["distill", "--out", "x"], "the recipe comes first"),
         (["distill", "markov"], "didi distill needs --out RUN"),
@@ -159,7 +160,7 @@ def test_doctor_leaves_out_what_cannot_be_sharded(didi):
     assert "distill, fsdp" in out
 
 
-@pytest.mark.parametrize("words", [[], ["--help"], ["pretrain", "--help"], ["distill", "--help"], ["generate", "-h"]])
+@pytest.mark.parametrize("words", [[], ["--help"], ["generate", "-h"], *([name, "--help"] for name in COMMANDS)])
 def test_help_is_status_0(didi, words):
     status, out, err = didi(*words)
     assert (status, err) == (0, "")

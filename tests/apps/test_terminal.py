@@ -3,9 +3,9 @@ import sys
 
 import pytest
 
-from didi.apps.terminal import ResultConsole, run
-from didi.errors import DidiError, UsageError
-from didi.training.loop import Interrupted
+from didi.apps.console import ResultConsole
+from didi.apps.terminal import run
+from didi.errors import DidiError, Interrupted, UsageError
 
 
 @pytest.mark.parametrize(

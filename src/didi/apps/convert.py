@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from safetensors.torch import save_file
@@ -177,11 +177,11 @@ def convert(layout: str, source: str, command: ConvertCommand) -> Path:
             read_checkpoint(str(file)).weights, num_heads, length=length, mask_id=network.config.mask_id
         )
     vocab_size, mask_id = network.config.vocab_size, network.config.mask_id
-    process: Process = Uniform(vocab_size, told.schedule) if mask_id is None else Absorbing(mask_id, told.schedule)
+    kind = Uniform(vocab_size, told.schedule) if mask_id is None else Absorbing(mask_id, told.schedule)
     bundle = Bundle(
         **networks,
         tokenizer=_tokenizer(command.tokenizer, found, network),
-        process=process,
+        process=cast(Process, kind),
         provenance={"source": source, "layout": layout, "weights": weights}
         | ({"revision": command.revision} if command.revision else {}),
     )

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import torch
 
-from didi.apps.terminal import ResultConsole, parse, print_rows
+from didi.apps.console import ResultConsole, print_rows
+from didi.apps.terminal import parse
 from didi.apps.train import distill_run, distillation_source
 from didi.data.assets import fetch
 from didi.evaluation.evaluate import evaluate

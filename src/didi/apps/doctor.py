@@ -13,7 +13,7 @@ import tyro
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from didi.apps.terminal import ResultConsole
+from didi.apps.console import ResultConsole
 from didi.apps.train import resolve
 from didi.errors import UsageError
 from didi.evaluation.row import machine_name

@@ -54,7 +54,8 @@ def partly_masked(bundle: Bundle, z: Tensor, changed: Tensor) -> Text:
     Neighbours of one kind are decoded together, so that characters of several tokens come out whole, and after the
     visible tokens before them, so that words stay apart.
     """
-    kinds = torch.where(z == bundle.process.mask_id, 0, 1 + changed.long()).tolist()
+    mask_id = -1 if bundle.process.mask_id is None else bundle.process.mask_id
+    kinds = torch.where(z == mask_id, 0, 1 + changed.long()).tolist()
     text, begin, run, said = Text(), 0, 0, ""  # the visible run that we are in: where it began, what it says so far
     for end in range(1, len(kinds) + 1):
         if end < len(kinds) and kinds[end] == kinds[begin]:

@@ -1,4 +1,7 @@
-"""What commands share with the terminal: parsing into dataclasses, one-line errors, tables."""
+"""Parsing of flags into dataclasses, one-line error messages and exit statuses.
+
+``didi --help`` and ``didi --version`` import this module, so it imports torch and tyro only where they are used.
+"""
 
 import contextlib
 import ctypes
@@ -6,18 +9,10 @@ import io
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn, TypeVar
 
-import tyro
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.table import Table
-
-from didi.errors import DidiError, UsageError
-from didi.evaluation.row import EvaluationRow
-from didi.training.loop import Interrupted
-from didi.world import joined
+from didi.errors import DidiError, Interrupted, UsageError
 
 Parsed = TypeVar("Parsed")
 
@@ -26,12 +21,14 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, LARGE = -1, -3, 2**31 - 1
 
 
 def parse(command: type[Parsed], args: Sequence[str], *, prog: str, default: Any = None) -> Parsed:
-    """Read flags into a dataclass.
+    """Parse flags into a dataclass.
 
     Raises:
-        UsageError: a flag is unknown, missing or has a value that does not fit; in one line.
-        SystemExit: ``--help`` was asked for (status 0).
+        UsageError: A flag is unknown, missing or has an invalid value; the message is one line.
+        SystemExit: The flags include ``--help`` (status 0).
     """
+    import tyro
+
     options = {} if default is None else {"default": default}
     said = io.StringIO()
     try:
@@ -44,11 +41,11 @@ def parse(command: type[Parsed], args: Sequence[str], *, prog: str, default: Any
 
 
 def _one_line(box: str, prog: str) -> str:
-    """The message of a many-line box of the parser, with the nearest option it suggests."""
-    border = r"[│|╭╮╰╯─+-]*"  # drawn in ASCII where the terminal knows no more
+    """The parser's error message, which it prints as a box of several lines, in one line with its nearest option."""
+    border = r"[│|╭╮╰╯─+-]*"  # ASCII if the terminal has no Unicode
     lines = [re.sub(rf"^{border} | {border}$|^{border}$", "", line).strip() for line in box.splitlines()]
     text = " ".join(line for line in lines if line and "full helptext" not in line)
-    text = re.sub(r"\s*[─-]{4,}", "", text)  # rules that divide the box
+    text = re.sub(r"\s*[─-]{4,}", "", text)  # horizontal rules inside the box
     if match := re.search(r"Unrecognized options: (.+?)(?: Perhaps you meant: (--\S+)| Similar|$)", text):
         unknown, nearest = match[1].split(",")[0].split()[0], match[2]
         hint = f"; did you mean {nearest}?" if nearest else ""
@@ -62,10 +59,14 @@ def _one_line(box: str, prog: str) -> str:
 
 
 def run(command: Callable[[], None]) -> NoReturn:
-    """Run a command and leave: status 0; 2 for wrong use, 1 for failure, 130 if interrupted, and one line says why."""
+    """Run a command and exit: with status 0, 2 (wrong use), 1 (failure) or 130 (interrupted).
+
+    If the status is not 0, one line on standard error gives the reason. If ``torchrun`` started several processes, only
+    the main process writes to standard output.
+    """
     _keep_freed_memory()
     try:
-        with joined() as here, contextlib.nullcontext() if here.is_main else contextlib.redirect_stdout(io.StringIO()):
+        with _joined() as is_main, contextlib.nullcontext() if is_main else contextlib.redirect_stdout(io.StringIO()):
             command()
     except UsageError as error:
         _leave(str(error), 2)
@@ -75,17 +76,33 @@ def run(command: Callable[[], None]) -> NoReturn:
         _leave(str(error), 1)
     except KeyboardInterrupt:
         _leave("interrupted", 130)
-    except BrokenPipeError:  # the reader of our output has left, as `| head` does
+    except BrokenPipeError:  # the reader of standard output closed it, as `| head` does
         sys.stderr.close()
         sys.exit(0)
     except OSError as error:
-        is_misuse = isinstance(error, FileExistsError | NotADirectoryError | IsADirectoryError)  # a path in a flag
+        # These three are the fault of a path that a flag names.
+        is_misuse = isinstance(error, FileExistsError | NotADirectoryError | IsADirectoryError)
         _leave(f"{error.strerror or error}: {error.filename}" if error.filename else str(error), 2 if is_misuse else 1)
     sys.exit(0)
 
 
+@contextlib.contextmanager
+def _joined() -> Iterator[bool]:
+    """Join the processes that ``torchrun`` started; gives whether this one is the main process.
+
+    A single process has nothing to join, and does not import torch for it.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield True
+        return
+    from didi.world import joined
+
+    with joined() as here:
+        yield here.is_main
+
+
 def _leave(message: str, status: int) -> NoReturn:
-    rank = os.environ.get("RANK", "0")  # of several processes, all say the same of wrong use
+    rank = os.environ.get("RANK", "0")  # wrong use is the same in all processes; rank 0 reports it
     if rank == "0" or status == 1:
         who = "didi" if rank == "0" else f"didi, process {rank}"
         print(f"{who}: {' '.join(message.split())}", file=sys.stderr)
@@ -93,48 +110,10 @@ def _leave(message: str, status: int) -> NoReturn:
 
 
 def _keep_freed_memory() -> None:
-    """Tell glibc not to hand large freed blocks back to the system: page faults cost more than the arithmetic."""
+    """Keep glibc from returning large freed blocks to the system: the page faults take longer than the arithmetic."""
     if sys.platform != "linux":
         return
     with contextlib.suppress(OSError, AttributeError):  # musl has no mallopt
         libc = ctypes.CDLL("libc.so.6")
         libc.mallopt(M_MMAP_THRESHOLD, LARGE)
         libc.mallopt(M_TRIM_THRESHOLD, LARGE)
-
-
-class ResultConsole(Console):
-    """Standard output, whose reader may leave early: ``run`` ends that quietly."""
-
-    def on_broken_pipe(self) -> None:
-        """Not rich's own answer, which is to exit with status 1."""
-        raise BrokenPipeError
-
-
-def print_rows(rows: Sequence[EvaluationRow], *, title: str, console: Console) -> None:
-    """Evaluation rows as a table that fits a terminal of 80 columns; the full one is in the report."""
-    is_guided = any(row.discriminator_passes for row in rows)
-    table = Table(
-        title=title, title_justify="left", header_style="bold", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False
-    )
-    table.add_column("model", no_wrap=True)
-    if is_guided:
-        table.add_column("sampler", no_wrap=True)
-    for name in ("NFE", "disc." if is_guided else "passes", "perplexity", "entropy", "tokens/s"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for row in rows:
-        passes = row.discriminator_passes if is_guided else row.student_passes
-        drawn = [str(row.nfe), f"{passes:.1f}"] if row.nfe else ["-", "-"]
-        guided = [row.sampler or "-"] if is_guided else []
-        decimals = ".0f" if row.gen_ppl >= 100 else ".1f" if row.gen_ppl >= 20 else ".2f"
-        figures = [_with_interval(row.gen_ppl, row.gen_ppl_ci, decimals)]
-        figures += [_with_interval(row.entropy, row.entropy_ci, ".2f")]
-        speed = f"{row.tokens_per_second:,.0f}" if row.nfe else "-"
-        departure = "".join(
-            [f" T {row.temperature:g}"] * (row.temperature != 1) + [f" p {row.top_p:g}"] * (row.top_p != 1)
-        )
-        table.add_row(row.role + departure, *guided, *drawn, *figures, speed)
-    console.print(table)
-
-
-def _with_interval(value: float, ends: tuple[float, float], spec: str) -> str:
-    return f"{value:{spec}} [{ends[0]:{spec}}, {ends[1]:{spec}}]"

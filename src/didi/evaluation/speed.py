@@ -17,6 +17,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from didi.diffusion.absorbing import Absorbing
 from didi.diffusion.canvas import Canvas
 from didi.diffusion.noise import SequenceNoise
 from didi.errors import UsageError
@@ -188,12 +189,15 @@ def contestant(
     denoiser = bundle.denoiser()
     if method in ("guided", "guided floor") and bundle.discriminator is None:
         raise UsageError(f"guided sampling needs a discriminator; bundle {bundle.name} has none")
+    process = bundle.process
+    if not isinstance(process, Absorbing):
+        raise UsageError(f"speed is measured of masked diffusion; the process of {bundle.name} is {process.name}")
     samplers: dict[str, Sampler] = {
-        "ancestral": Ancestral(denoiser, bundle.process, is_whole_batch=is_whole_batch),
-        "published": Published(denoiser, bundle.process, precision="float64"),
+        "ancestral": Ancestral(denoiser, process, is_whole_batch=is_whole_batch),
+        "published": Published(denoiser, process, precision="float64"),
     }
     if bundle.discriminator is not None:
-        samplers["guided"] = Guided(denoiser, bundle.process, bundle.discriminator, load.guidance)
+        samplers["guided"] = Guided(denoiser, process, bundle.discriminator, load.guidance)
     if method in samplers:
         return lambda: _drain(samplers[method], denoiser, load)
     shapes = (traced or trace(bundle, SAMPLER[method], load, is_whole_batch=is_whole_batch)).shapes
@@ -204,7 +208,8 @@ def contestant(
 def _drain(sampler: Sampler, network: DiT | AutoregressiveLM, load: Load) -> Tensor:
     """Sample one batch."""
     device = next(iter(network.parameters())).device
-    z = canvas = Canvas.blank(load.batch_size, load.length, device)
+    canvas = Canvas.blank(load.batch_size, load.length, device)
+    z = canvas.tokens
     noise = SequenceNoise(SEED, range(load.batch_size), device)
     for step in sampler(canvas, time_grid(load.nfe), noise):
         z = step.z

@@ -105,7 +105,8 @@ def score_corpus(
     rows = rows_of(bundle, corpus)
     order = torch.randperm(len(rows), generator=named_generator(seed, "data"))
     chosen = rows[order[:num_sequences]]
-    found = likelihood(bundle.network(role), chosen, num_draws=num_draws, batch_size=batch_size, seed=seed)
+    network = bundle.network(role)
+    found = likelihood(network, bundle.process, chosen, num_draws=num_draws, batch_size=batch_size, seed=seed)
     return LikelihoodRow(corpus, role, sum(len(text) for text in decode(bundle, chosen)), found)
 
 

@@ -86,7 +86,8 @@ class Bundle:
     def __post_init__(self) -> None:
         if self.process is _UNKNOWN and (network := next(iter(self.networks().values()), None)) is not None:
             mask_id = cast(Any, network).config.mask_id
-            self.process = Uniform(cast(Any, network).vocab_size) if mask_id is None else Absorbing(mask_id)
+            vocab_size = cast(Any, network).vocab_size
+            self.process = cast(Process, Uniform(vocab_size) if mask_id is None else Absorbing(mask_id))
 
     def networks(self) -> dict[str, nn.Module]:
         """The networks that are there, by role."""

@@ -32,7 +32,14 @@ class DiscriminatorHead(nn.Module):
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        self.main = nn.Sequential(spectral_norm(nn.Linear(dim, dim)), nn.SiLU(), spectral_norm(nn.Linear(dim, 1)))
+        # On the meta device, spectral_norm imports torch._dynamo, which takes a second: the layers are made on the CPU
+        # and moved, without a change to the global random state.
+        is_meta = torch.get_default_device().type == "meta"
+        device = torch.device("cpu") if is_meta else contextlib.nullcontext()
+        with torch.random.fork_rng(devices=(), enabled=is_meta), device:
+            self.main = nn.Sequential(spectral_norm(nn.Linear(dim, dim)), nn.SiLU(), spectral_norm(nn.Linear(dim, 1)))
+        if is_meta:
+            self.main.to("meta")
 
     def forward(self, x: Float[Tensor, "*rows d"]) -> Float[Tensor, "*rows"]:
         """One logit for each row."""
@@ -97,11 +104,8 @@ class Discriminator(DiTTrunk):
     ) -> Float[Tensor, "b *l"]:
         """As ``forward``, of positions that are embedded already."""
         hidden, _ = self.trunk(embedded, sigma, attention_mask)
-        if self.config.output == "sequence" and attention_mask is None:
-            hidden = hidden.mean(1)
-        elif self.config.output == "sequence":
-            is_real = attention_mask[..., None].to(hidden)
-            hidden = (hidden * is_real).sum(1) / is_real.sum(1)
+        if self.config.output == "sequence":
+            hidden = hidden.mean(1) if attention_mask is None else _mean_of_real(hidden, attention_mask)
         return self.output_layer(hidden)
 
     def train_last_blocks(self, num_blocks: int | None) -> None:
@@ -135,6 +139,11 @@ def check_num_blocks(network: DiTTrunk, num_blocks: int | None) -> int:
 def num_parameters(network: nn.Module) -> int:
     """Number of learned parameters; buffers such as power-iteration vectors do not count."""
     return sum(parameter.numel() for parameter in network.parameters())
+
+
+def _mean_of_real(hidden: Float[Tensor, "b l d"], is_real: Bool[Tensor, "b l"]) -> Float[Tensor, "b d"]:
+    weight = is_real[..., None].to(hidden)
+    return (hidden * weight).sum(1) / weight.sum(1)
 
 
 @torch.no_grad()

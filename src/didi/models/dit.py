@@ -112,7 +112,9 @@ class Rotary(nn.Module):
 
     def __init__(self, head_dim: int) -> None:
         super().__init__()
-        self.register_buffer("inv_freq", 10_000 ** (-torch.arange(0, head_dim, 2) / head_dim))
+        # On the meta device, torch.arange imports torch._dynamo and sympy, which takes a second.
+        frequencies = 10_000 ** (-torch.arange(0, head_dim, 2, device="cpu") / head_dim)
+        self.register_buffer("inv_freq", frequencies.to(torch.get_default_device()))
 
     def forward(self, length: int) -> tuple[Float[Tensor, "l e"], Float[Tensor, "l e"]]:
         """Cosines and sines of every position, each half repeated once; the first half of the sines is negated."""

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-from didi.errors import DidiError, UsageError
+from didi.errors import DidiError, Interrupted, UsageError
 from didi.models.untrusted import read_yaml
 from didi.training.checkpoint import PATTERN, load_latest, save_checkpoint, write_atomically
 from didi.training.config import LoopConfig
@@ -140,10 +140,6 @@ def _settings(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for name, value in tree.items():
         flat |= _settings(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
     return flat
-
-
-class Interrupted(DidiError):
-    """The run was asked to stop and has saved its state."""
 
 
 def run(job: Job, config: LoopConfig, folder: RunFolder, *, resume: bool) -> None:

@@ -84,7 +84,7 @@ def states_before_a_move(
         process: masked diffusion.
     """
     (reveal, draw), device = uniforms, uniforms.device
-    z = process.prior(Canvas.blank(*reveal.shape, device))
+    z = process.prior(Canvas.blank(len(reveal), reveal.shape[1], device))
     # Several processes make as many passes each, of no rows if need be: sharded weights are gathered in them.
     for number in range(num_moves if world().size > 1 else int(move.max())):
         t, s = (torch.tensor([1 - done / num_moves], dtype=torch.float64) for done in (number, number + 1))

@@ -45,7 +45,7 @@ def _cells(plan: Plan, rows: Rows) -> list[Cell]:
 def _over_seeds(plan: Plan, config: DistillConfig, is_guided: bool, nfe: int) -> list[Cell]:
     """The cells of one row and one number of moves, a cell for each seed."""
     sampler = "guided" if is_guided else "ancestral"
-    return [Cell(run, "student", sampler, nfe) for run in plan.runs(config)]  # type: ignore[arg-type]
+    return [Cell(run, "student", sampler, nfe) for run in plan.runs(config)]
 
 
 def table_1_cells(plan: Plan) -> list[Cell]:

@@ -1,0 +1,114 @@
+"""``didi evaluate``: samples of a model are scored by a judge; metrics, a report and a figure are written."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from didi.apps.console import ResultConsole, print_rows
+from didi.apps.options import sampling_options
+from didi.apps.terminal import parse
+from didi.data.source import open_source
+from didi.diffusion.categorical import Precision
+from didi.errors import UsageError
+from didi.evaluation.anchors import anchor_sets
+from didi.evaluation.evaluate import evaluate
+from didi.evaluation.mauve import load_embedding
+from didi.evaluation.row import EvaluationRow
+from didi.models.bundle import Role, load
+from didi.sampling.base import Grid
+from didi.sampling.confidence import ConfidenceOrder
+from didi.sampling.guided import Guidance
+from didi.sampling.options import SamplerName
+from didi.sampling.remasking import Remasking
+from didi.world import default_device
+
+
+@dataclass(frozen=True)
+class EvaluateCommand:
+    """Generate samples, score them with a judge, and write metrics.json, report.md and a figure."""
+
+    model: str
+    """A bundled name, a bundle folder or a Hub repository."""
+    out: Path
+    """Folder of the results."""
+    role: tuple[Role, ...] = ()
+    """student, teacher, autoregressive, or several of them; by default the student if the bundle has one."""
+    nfe: tuple[int, ...] = (4, 8, 16)
+    """Numbers of sampling steps."""
+    num_samples: int = 256
+    """Number of samples in each row; all are scored."""
+    judge: tuple[str, ...] = ()
+    """smollm2-135m (the default for text), markov (exact, for bundles of that data), any causal language model of
+    transformers, or several of them."""
+    sampler: tuple[SamplerName, ...] = ("ancestral",)
+    """One or several samplers."""
+    data: str | None = None
+    """Corpus: news, a file or a Hub data set. Its test split is evaluated as a row, and gives each network's NELBO."""
+    anchors: bool = False
+    """Evaluate negative controls too: the words of --data shuffled, one word repeated, samples of an n-gram model."""
+    mauve: str | None = None
+    """Embedding model for MAUVE against --data: embedder (MiniLM), or any model of transformers, such as gpt2-large."""
+    seed: int = 0
+    """Random seed of the samples."""
+    precision: Precision = "float64"
+    """Precision of the random draws; recorded in every row."""
+    temperature: tuple[float, ...] = (1.0,)
+    """Divides the logits; several values make a sweep, which compares models at equal entropy."""
+    top_p: tuple[float, ...] = ()
+    """Probability masses of each token's distribution that are kept, at temperature 1; a second sweep."""
+    grid: Grid = "uniform"
+    """Spacing of the times of the sampling steps; recorded in every row."""
+    times: tuple[float, ...] = ()
+    """Times of the sampling steps, from 1 down to 0; replaces --nfe and --grid."""
+    batch_size: int = 32
+    """Number of sequences in a batch; affects speed and memory only."""
+    guidance: Guidance = field(default_factory=Guidance)
+    order: ConfidenceOrder = field(default_factory=ConfidenceOrder)
+    entropy_bound: float = 1.0
+    """entropy-bounded: nats by which the sum of the entropies of the tokens of a step may exceed the largest one."""
+    remask: Remasking = field(default_factory=Remasking)
+
+
+def run_evaluate(args: Sequence[str]) -> None:
+    """Run ``didi evaluate`` with the arguments after the command's name."""
+    command = parse(EvaluateCommand, args, prog="didi evaluate")
+    bundle = load(command.model).to(default_device())
+    data, anchors = None, None
+    if command.anchors and command.data is None:
+        raise UsageError("anchors are made of a corpus; name one with --data")
+    if command.data is not None:
+        source = open_source(command.data, length=bundle.network().length, tokenizer=bundle.tokenizer)
+        data = source.test
+        anchors = anchor_sets(source, command.num_samples, seed=command.seed) if command.anchors else None
+    embed = None if command.mauve is None else load_embedding(command.mauve, device=default_device())
+    rows = evaluate(
+        bundle,
+        nfe=command.nfe,
+        num_samples=command.num_samples,
+        judge=command.judge,
+        role=command.role or None,
+        sampler=command.sampler,
+        temperature=command.temperature,
+        top_p=command.top_p,
+        seed=command.seed,
+        data=data,
+        anchors=anchors,
+        embed=embed,
+        options=sampling_options(command, temperature=1.0, top_p=1.0),
+        out=command.out,
+        on_set=lambda one: print(_summary(one.row), file=sys.stderr),
+    )
+    judges = ", ".join(dict.fromkeys(row.judge for row in rows))
+    title = f"{bundle.name}, judge {judges}, {command.num_samples} samples"
+    print_rows(rows, title=title, console=ResultConsole())
+    print(command.out / "report.md")
+
+
+def _summary(row: EvaluationRow) -> str:
+    """One line for a row."""
+    drawn = f" {row.sampler} {row.nfe} NFE" if row.nfe else ""
+    departure = "".join(
+        f", {name} {value:g}" for name, value in (("temperature", row.temperature), ("top-p", row.top_p)) if value != 1
+    )
+    return f"{row.role}{drawn}{departure}: perplexity {row.gen_ppl:.2f}, entropy {row.entropy:.3f}"

@@ -1,0 +1,95 @@
+"""What the start of the command and ``import didi`` import, each in a fresh process."""
+
+import json
+import os
+import subprocess
+import sys
+from importlib.metadata import version
+
+import pytest
+
+HEAVY = {"torch", "tyro", "rich", "numpy", "transformers", "matplotlib", "huggingface_hub", "jaxtyping"}
+OPTIONAL = {"transformers", "datasets", "peft", "matplotlib", "mauve", "scipy"}
+
+
+def imported(code, *words):
+    """Top-level packages that a fresh interpreter has imported when ``code`` ends, and its standard output."""
+    report = (
+        "import atexit, json, sys; atexit.register(lambda: print(json.dumps(sorted(sys.modules)), file=sys.stderr))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", f"{report}\n{code}", *words],
+        check=True,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    return {name.split(".")[0] for name in json.loads(done.stderr.splitlines()[-1])}, done.stdout
+
+
+MAIN = "from didi.apps.cli import main; main()"
+
+
+@pytest.mark.parametrize("words", [[], ["--help"], ["--version"], ["assets", "--help"]])
+def test_a_command_without_tensors_imports_no_heavy_package(words):
+    found, out = imported(MAIN, *words)
+    assert not HEAVY & found
+    assert out.strip()
+
+
+def test_the_list_of_imports_is_not_empty_by_mistake():
+    found, _ = imported("import didi; didi.load")
+    assert {"didi", "torch", "numpy"} <= found
+
+
+def test_an_unknown_command_is_refused_without_heavy_imports():
+    code = f"""
+import didi.apps.cli
+try:
+    {MAIN}
+except SystemExit as stop:
+    assert stop.code == 2
+"""
+    assert not HEAVY & imported(code, "no")[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["generate", "evaluate", "distill", "doctor", "compare", "reproduce", "convert"])
+def test_the_help_of_a_command_imports_no_optional_package(name):
+    assert not OPTIONAL & imported(MAIN, name, "--help")[0]
+
+
+def test_importing_didi_is_cheap_and_every_public_name_is_there():
+    code = "import didi; names = dir(didi); import sys; assert 'torch' not in sys.modules; print(*names)"
+    found, out = imported(code)
+    assert not HEAVY & found
+    assert {"load", "save", "generate", "evaluate", "Bundle", "__version__"} <= set(out.split())
+
+
+def test_public_names_are_those_of_their_modules():
+    import pickle
+
+    import didi
+    from didi import Bundle, Guidance, UsageError, load
+    from didi.errors import UsageError as defined
+    from didi.models import bundle as hub
+
+    assert all(getattr(didi, name) is not None for name in didi.__all__)
+    assert set(didi._MODULES) | {"__version__"} == set(didi.__all__)
+    assert (Bundle, load, UsageError) == (hub.Bundle, hub.load, defined)
+    assert didi.__version__ == version("didi-instruct")
+    assert pickle.loads(pickle.dumps(Guidance())) == didi.Guidance()
+    with pytest.raises(AttributeError, match="has no attribute 'laod'"):
+        didi.laod  # noqa: B018
+
+
+def test_loading_a_bundle_imports_neither_dynamo_nor_sympy():
+    code = """
+import sys, torch, didi
+torch.manual_seed(0)
+before = torch.get_rng_state()
+assert didi.load("tiny-news").discriminator is not None
+assert torch.equal(before, torch.get_rng_state())
+print(*sorted({"torch._dynamo", "sympy"} & set(sys.modules)))
+"""
+    assert imported(code)[1].strip() == ""
