@@ -177,11 +177,11 @@ def convert(layout: str, source: str, command: ConvertCommand) -> Path:
             read_checkpoint(str(file)).weights, num_heads, length=length, mask_id=network.config.mask_id
         )
     vocab_size, mask_id = network.config.vocab_size, network.config.mask_id
-    kind = Uniform(vocab_size, told.schedule) if mask_id is None else Absorbing(mask_id, told.schedule)
+    process = Uniform(vocab_size, told.schedule) if mask_id is None else Absorbing(mask_id, told.schedule)
     bundle = Bundle(
         **networks,
         tokenizer=_tokenizer(command.tokenizer, found, network),
-        process=cast(Process, kind),
+        process=cast(Process, process),
         provenance={"source": source, "layout": layout, "weights": weights}
         | ({"revision": command.revision} if command.revision else {}),
     )
