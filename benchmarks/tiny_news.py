@@ -36,6 +36,7 @@ from didi.evaluation.perplexity import load_judge
 from didi.evaluation.report import markdown_table
 from didi.evaluation.row import EvaluationRow, machine_name
 from didi.evaluation.row import measure as measure_set
+from didi.files import write_atomically
 from didi.models.hub import ROLES
 from didi.sampling.generate import decode
 from didi.sampling.guided import Guidance
@@ -184,9 +185,7 @@ def time_cells(args: argparse.Namespace) -> None:
 
 def write(file: Path, record: dict[str, Any]) -> None:
     """Write a record whole or not at all."""
-    partial = file.with_suffix(".partial")
-    partial.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n")
-    partial.replace(file)
+    write_atomically(file, json.dumps(record, indent=1, allow_nan=False) + "\n")
 
 
 # ----------------------------------------------------------------------------------------------------------------- #

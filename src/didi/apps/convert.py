@@ -14,6 +14,7 @@ from didi.apps.terminal import parse
 from didi.data.text import load_tokenizer
 from didi.diffusion.schedule import LogLinear, Schedule, schedule_from_name
 from didi.errors import UsageError
+from didi.files import staged_folder
 from didi.models.convert import (
     averaged_weights,
     discriminator_from_state_dict,
@@ -22,7 +23,7 @@ from didi.models.convert import (
 )
 from didi.models.dit import DiT
 from didi.models.foreign import Checkpoint, read_checkpoint
-from didi.models.hub import Bundle, Role, load, save, staged_beside
+from didi.models.hub import Bundle, Role, load, save
 from didi.models.untrusted import read_tokenizer
 
 GPT2_WITH_MASK = 50258  # symbols of the public text checkpoints
@@ -206,7 +207,7 @@ def export(bundle: Bundle, out: Path, role: Role | None = None) -> Path:
         "dropout": shape.dropout,
         "time_conditioning": shape.is_time_conditioned,
     }
-    with staged_beside(out) as staging:
+    with staged_folder(out) as staging:
         (staging / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         save_file(weights, staging / "model.safetensors", metadata={"format": "pt"})
         if bundle.tokenizer is not None:

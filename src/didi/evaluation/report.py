@@ -19,6 +19,7 @@ from didi.evaluation.paired import comparison_table
 from didi.evaluation.perplexity import Scores
 from didi.evaluation.row import EvaluationRow, SampleSet, finite, varying_fields
 from didi.evaluation.sweeps import equal_entropy_table
+from didi.files import write_atomically
 
 NUM_EXAMPLES = 2  # texts of each sample set in a report
 WHICH_SET = ("role", "sampler", "nfe", "temperature", "top_p", "judge")  # of one evaluation a sample belongs to
@@ -57,7 +58,7 @@ SETTINGS = {
 def write_metrics(rows: Sequence[EvaluationRow], folder: Path) -> Path:
     """Write ``metrics.json``, whole or not at all: a list of rows, with null for what is not finite."""
     records = [row.record() for row in rows]
-    return write_text(
+    return write_atomically(
         folder / "metrics.json", json.dumps(records, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
     )
 
@@ -71,7 +72,7 @@ def write_samples(sets: Sequence[SampleSet], folder: Path) -> Path:
         for number, (text, (nll, num_tokens, entropy)) in enumerate(zip(one.texts, figures, strict=True)):
             record = about | {"number": number, "nll": finite(nll), "judge_tokens": num_tokens, "entropy": entropy}
             lines.append(json.dumps(record | {"text": text}, ensure_ascii=False, allow_nan=False) + "\n")
-    return write_text(folder / "samples.jsonl", "".join(lines))
+    return write_atomically(folder / "samples.jsonl", "".join(lines))
 
 
 def read_sets(folder: Path) -> list[SampleSet]:
@@ -177,7 +178,7 @@ def write_report(sets: Sequence[SampleSet], folder: Path, *, title: str, recipe:
         if (row.role, row.sampler, row.nfe) not in shown:  # once, whatever the judges and temperatures
             parts += [f"## {heading}\n", *map(quoted, one.texts[:NUM_EXAMPLES])]
         shown.add((row.role, row.sampler, row.nfe))
-    return write_text(folder / "report.md", "\n".join(parts))
+    return write_atomically(folder / "report.md", "\n".join(parts))
 
 
 def write_html(page: Path) -> Path:
@@ -195,7 +196,7 @@ def write_html(page: Path) -> Path:
     body = markdown.markdown(page.read_text(encoding="utf-8"), extensions=["tables", "fenced_code"])
     body = re.sub(r'(?<=src=")[\w.-]+\.png(?=")', lambda found: _data_address(page.with_name(found[0])), body)
     title = body.partition("<h1>")[2].partition("</h1>")[0]
-    return write_text(page.with_suffix(".html"), HTML.format(title=title, body=body))
+    return write_atomically(page.with_suffix(".html"), HTML.format(title=title, body=body))
 
 
 def _data_address(figure: Path) -> str:
@@ -243,12 +244,3 @@ def quoted(text: str) -> str:
     lines = [part for line in text.splitlines() for part in textwrap.wrap(line, 100) or [""]]
     fence = "`" * max([3, *(len(run) + 1 for run in re.findall("`+", text))])
     return "\n".join([f"{fence}text", *lines, f"{fence}\n"])
-
-
-def write_text(path: Path, content: str) -> Path:
-    """Write a file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(content, encoding="utf-8")
-    partial.replace(path)
-    return path

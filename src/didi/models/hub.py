@@ -11,14 +11,11 @@ README.md          model card
 ```
 """
 
-import contextlib
 import dataclasses
 import json
 import os
 import reprlib
-import shutil
 import tempfile
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -33,6 +30,7 @@ from tokenizers import Tokenizer
 
 from didi.diffusion.schedule import LogLinear, Schedule, schedule_from_name
 from didi.errors import DidiError, UsageError
+from didi.files import staged_folder
 from didi.models.autoregressive import AutoregressiveConfig, AutoregressiveLM
 from didi.models.card import model_card
 from didi.models.convert import check_keys
@@ -162,7 +160,7 @@ def save(bundle: Bundle, path: Path | str, *, dtype: torch.dtype = torch.float32
         raise UsageError("a bundle holds one network or more; got none")
     if path.exists() and not (path / "bundle.yaml").is_file():
         raise UsageError(f"a bundle replaces only a bundle; {path} is something else: choose another folder")
-    with staged_beside(path) as staging:
+    with staged_folder(path) as staging:
         for role, network in networks.items():
             (staging / role).mkdir()
             config = json.dumps(dataclasses.asdict(network.config), indent=2)
@@ -186,25 +184,6 @@ def save(bundle: Bundle, path: Path | str, *, dtype: torch.dtype = torch.float32
         sizes = {role: num_parameters(network) for role, network in networks.items()}
         (staging / "README.md").write_text(model_card(sizes, bundle.schedule.name, bundle.provenance), encoding="utf-8")
     return path
-
-
-@contextlib.contextmanager
-def staged_beside(path: Path) -> Iterator[Path]:
-    """An empty folder that takes the place of ``path`` when the block ends without error, and vanishes otherwise."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
-    aside = staging.with_name(f"{staging.name}-replaced")
-    try:
-        yield staging
-        staging.chmod(0o755)
-        for file in staging.rglob("*.safetensors"):  # which safetensors lets only the owner read
-            file.chmod(0o644)
-        if path.exists():  # moved aside rather than deleted first
-            path.replace(aside)
-        staging.replace(path)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-        shutil.rmtree(aside, ignore_errors=True)
 
 
 def load(name: Path | str) -> Bundle:
