@@ -20,6 +20,7 @@ from didi.evaluation.perplexity import Scores
 from didi.evaluation.row import EvaluationRow, SampleSet, finite, varying_fields
 from didi.evaluation.sweeps import equal_entropy_table
 from didi.files import write_atomically
+from didi.markdown import aligned_table
 
 NUM_EXAMPLES = 2  # texts of each sample set in a report
 WHICH_SET = ("role", "sampler", "nfe", "temperature", "top_p", "judge")  # of one evaluation a sample belongs to
@@ -104,7 +105,7 @@ def _read_set(row: EvaluationRow, samples: Sequence[Mapping[str, Any]]) -> Sampl
     return SampleSet(row, [str(one["text"]) for one in samples], scores, column("entropy"))
 
 
-def markdown_table(rows: Sequence[EvaluationRow], *, recipe: str = "") -> str:
+def rows_table(rows: Sequence[EvaluationRow], *, recipe: str = "") -> str:
     """The rows as a Markdown table, over a footnote with recipe, seed, precision, samples, judge and machine."""
     varying = varying_fields(rows, tuple(SETTINGS))
     by_sampler = {row.sampler: row.settings for row in rows}
@@ -128,20 +129,10 @@ def markdown_table(rows: Sequence[EvaluationRow], *, recipe: str = "") -> str:
     body = [_cells(row, varying)[: len(header)] for row in rows]
     told = [i for i in range(len(header)) if i == 0 or not rows or any(line[i] not in ("", "–") for line in body)]
     header, body = [header[i] for i in told], [[line[i] for i in told] for line in body]
-    widths = [max(len(line[i]) for line in [header, *body]) for i in range(len(header))]
-    num_left = 1 + ("sampler" in header)  # names; figures to the right, so that their digits stand under each other
-    lines = [
-        [
-            cell.ljust(width) if i < num_left else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ]
-        for line in [header, *body]
-    ]
-    lines.insert(1, ["-" * width if i < num_left else "-" * (width - 1) + ":" for i, width in enumerate(widths)])
     shared = [text.format(getattr(rows[0], name)) for name, text in SETTINGS.items() if rows and name not in varying]
     shared += [f"{sampler}: {settings}" for sampler, settings in by_sampler.items() if settings]
     footnote = "; ".join(([f"recipe {recipe}"] if recipe else []) + [said for said in shared if said])
-    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    table = "\n".join(aligned_table(header, body, num_left=1 + ("sampler" in header)))
     return (
         f"{table}\n\n{footnote[:1].upper()}{footnote[1:]}. Perplexity is exp(total NLL / total judge tokens) over "
         "all samples; entropies are in nats; the NELBO, an upper bound, or an "
@@ -161,7 +152,7 @@ def write_report(sets: Sequence[SampleSet], folder: Path, *, title: str, recipe:
         recipe: name of the run that made the model.
     """
     rows = [one.row for one in sets]
-    parts = [f"# {title}\n", markdown_table(rows, recipe=recipe)]
+    parts = [f"# {title}\n", rows_table(rows, recipe=recipe)]
     drawn = [row for row in rows if row.nfe or row.role == "data"]  # anchors would stretch every axis
     exact = [row for row in drawn if row.temperature == row.top_p == 1] or drawn or rows
     figure = perplexity_figure(exact, folder / "perplexity.png")

@@ -6,6 +6,7 @@ from typing import Any
 import yaml
 from huggingface_hub import ModelCardData
 
+from didi.markdown import markdown_table
 from didi.models.untrusted import PlainDumper
 
 USES = {
@@ -33,9 +34,11 @@ def model_card(sizes: Mapping[str, int], schedule: str, provenance: Mapping[str,
         [
             f"---\n{header.to_yaml()}\n---",
             f"# {provenance.get('recipe', 'Masked-diffusion bundle')}\n",
-            "| network | parameters | what it is |",
-            "|---|--:|---|",
-            *(f"| {role} | {size:,} | {USES[role]} |" for role, size in sizes.items()),
+            *markdown_table(
+                ["network", "parameters", "what it is"],
+                [[role, f"{size:,}", USES[role]] for role, size in sizes.items()],
+                align="lrl",
+            ),
             f"\nNoise schedule: {schedule}.",
             *(f"{name.capitalize()}: {value}." for name, value in origin.items()),
             "\n```python",
