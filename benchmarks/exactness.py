@@ -17,6 +17,7 @@ from pathlib import Path
 import matplotlib
 import torch
 from pages import DOCS, renew
+from scipy import stats
 from torch import Tensor
 
 from didi.diffusion.noise import SequenceNoise, derive_seed
@@ -87,9 +88,8 @@ def measure(args: argparse.Namespace) -> None:
 
 def interval(found: int, total: int) -> tuple[float, float]:
     """Wilson's 95% interval of a share."""
-    z, share = 1.96, found / total
-    middle, half = share + z * z / (2 * total), z * math.sqrt(share * (1 - share) / total + z * z / (4 * total**2))
-    return (middle - half) / (1 + z * z / total), (middle + half) / (1 + z * z / total)
+    found_interval = stats.binomtest(found, total).proportion_ci(method="wilson")
+    return float(found_interval.low), float(found_interval.high)
 
 
 def page(args: argparse.Namespace) -> None:

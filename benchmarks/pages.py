@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from didi.files import write_atomically
+
 DOCS = Path(__file__).parents[1] / "docs"
 END = "<!-- end -->"
 
@@ -13,4 +15,4 @@ def renew(page: Path, script: str, lines: Sequence[str]) -> None:
     before, found, rest = page.read_text().partition(begin)
     if not found:
         raise SystemExit(f"{page} has no line {begin!r}")
-    page.write_text(before + "\n".join([begin, *lines, END]) + rest.partition(END)[2])
+    write_atomically(page, before + "\n".join([begin, *lines, END]) + rest.partition(END)[2])

@@ -33,9 +33,10 @@ from didi.evaluation.anchors import ANCHORS, anchor_sets
 from didi.evaluation.figure import frontier_figure, latency_figure, perplexity_figure
 from didi.evaluation.frontier import frontier_ratio, perplexity_at_entropy
 from didi.evaluation.perplexity import load_judge
-from didi.evaluation.report import markdown_table
+from didi.evaluation.report import rows_table
 from didi.evaluation.row import EvaluationRow, machine_name
 from didi.evaluation.row import measure as measure_set
+from didi.files import write_atomically
 from didi.models.bundle import ROLES
 from didi.sampling.guided import Guidance
 from didi.sampling.prompt import decode
@@ -184,9 +185,7 @@ def time_cells(args: argparse.Namespace) -> None:
 
 def write(file: Path, record: dict[str, Any]) -> None:
     """Write a record whole or not at all."""
-    partial = file.with_suffix(".partial")
-    partial.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n")
-    partial.replace(file)
+    write_atomically(file, json.dumps(record, indent=1, allow_nan=False) + "\n")
 
 
 # ----------------------------------------------------------------------------------------------------------------- #
@@ -223,7 +222,7 @@ def page(args: argparse.Namespace) -> None:
         *against_twin(rows, timing),
         "\n## Perplexity against passes (the paper's Figure 1)\n",
         "![Perplexity and entropy against NFE](tiny-news.png)\n",
-        markdown_table(at_one, recipe="tiny-news"),
+        rows_table(at_one, recipe="tiny-news"),
         "## Perplexity against time (the paper's Figure 3)\n",
         "![Perplexity against seconds per sequence](tiny-news-latency.png)\n",
         *timing_table(rows, timing),

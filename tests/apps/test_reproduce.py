@@ -17,8 +17,9 @@ from didi.apps.reproduce.figures import figure_1, figure_1_cells, figure_4_cells
 from didi.apps.reproduce.study import Cell, Run, Sampling, Study
 from didi.apps.reproduce.tables import _told_ratio, table_1, table_2
 from didi.errors import DidiError, UsageError
-from didi.evaluation.report import write_html, write_text
+from didi.evaluation.report import write_html
 from didi.evaluation.row import EvaluationRow
+from didi.files import write_atomically
 from didi.training.ablations import (
     GUIDED,
     TRICKS,
@@ -191,7 +192,7 @@ class Told(Study):
 def test_a_text_cannot_break_the_report(tmp_path):
     plan = command._plan(command.ReproduceCommand("tiny", tmp_path))
     told = figure_1(plan, Told(tmp_path, Sampling(8, "j")))
-    html = write_html(write_text(tmp_path / "report.md", "\n".join(["# report", "", *told]))).read_text()
+    html = write_html(write_atomically(tmp_path / "report.md", "\n".join(["# report", "", *told]))).read_text()
     assert html.count("&lt;script&gt;") == len(figure_1_cells(plan))
     assert "<script>" not in html
     assert "<li>" not in html

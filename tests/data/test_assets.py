@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from didi.data import archives, assets
-from didi.data.assets import ASSETS, Asset, cache_dir, fetch, is_cached, staged_folder, verify
+from didi.data.assets import ASSETS, Asset, cache_dir, cached_folder, fetch, is_cached, verify
 from didi.errors import DidiError, UsageError
 
 FILES = {"pkg/data/a.txt": b"alpha", "pkg/data/deep/b.txt": b"beta", "pkg/code.py": b"raise SystemExit"}
@@ -345,23 +345,23 @@ def test_a_client_delivers_into_a_throw_away_folder(monkeypatch, serve, cache):
     assert not list(cache.rglob("*.whl"))
 
 
-def test_a_staged_folder_takes_its_place_only_when_filled_without_error(tmp_path):
+def test_a_cached_folder_takes_its_place_only_when_filled_without_error(tmp_path):
     folder = tmp_path / "made" / "here"
-    with staged_folder(folder):
+    with cached_folder(folder):
         pass
     assert not folder.exists()
-    with staged_folder(folder) as staging:
+    with cached_folder(folder) as staging:
         (staging / "old").touch()
 
     def fill_and_fail():
-        with staged_folder(folder) as staging:
+        with cached_folder(folder) as staging:
             (staging / "new").touch()
             raise KeyError
 
     with pytest.raises(KeyError):
         fill_and_fail()
     assert [path.name for path in folder.iterdir()] == ["old"]
-    with staged_folder(folder) as staging:
+    with cached_folder(folder) as staging:
         (staging / "new").touch()
         assert [path.name for path in folder.iterdir()] == ["old"]
     assert [path.name for path in folder.iterdir()] == ["new"]
@@ -369,7 +369,7 @@ def test_a_staged_folder_takes_its_place_only_when_filled_without_error(tmp_path
 
 def test_a_place_that_cannot_be_written_is_an_error(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(DidiError, match="name another place with DIDI_CACHE"), staged_folder(tmp_path / "file" / "x"):
+    with pytest.raises(DidiError, match="name another place with DIDI_CACHE"), cached_folder(tmp_path / "file" / "x"):
         pass
 
 

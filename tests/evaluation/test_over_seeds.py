@@ -1,13 +1,14 @@
 import math
+import statistics
 
 import pytest
 
-from didi.evaluation.over_seeds import estimate, geometric_estimate, t_quantile
+from didi.evaluation.over_seeds import estimate, geometric_estimate
 
 
 def test_interval_of_five_seeds_is_students():
     found = estimate([1.0, 2.0, 3.0, 4.0, 5.0])
-    half_width = 2.776 * math.sqrt(2.5) / math.sqrt(5)
+    half_width = 2.776445105 * math.sqrt(2.5) / math.sqrt(5)
     assert (found.mean, found.low, found.high) == (3, pytest.approx(3 - half_width), pytest.approx(3 + half_width))
     assert str(found) == "3.00 [1.04, 4.96]"
     assert str(estimate([250.0, 252.0])) == "251.0 [238.3, 263.7]"
@@ -20,12 +21,13 @@ def test_a_single_seed_has_no_interval_and_none_no_estimate():
         estimate([])
 
 
-@pytest.mark.parametrize(
-    ("freedom", "quantile", "error"),
-    [(10, 2.2281, 0.0015), (15, 2.1314, 5e-4), (30, 2.0423, 1e-4), (100, 1.9840, 3e-5), (100_000, 1.95999, 1e-5)],
-)
-def test_quantiles_beyond_the_table_are_close(freedom, quantile, error):
-    assert t_quantile(freedom) == pytest.approx(quantile, rel=error)
+@pytest.mark.parametrize(("num_seeds", "quantile"), [(2, 12.70620), (11, 2.228139), (31, 2.042272), (101, 1.983972)])
+def test_the_interval_is_as_wide_as_students_t_says(num_seeds, quantile):
+    values = [float(seed) for seed in range(num_seeds)]
+    found = estimate(values)
+    standard_error = statistics.stdev(values) / math.sqrt(num_seeds)
+    assert found.high - found.mean == pytest.approx(quantile * standard_error, rel=1e-6)
+    assert found.mean - found.low == pytest.approx(quantile * standard_error, rel=1e-6)
 
 
 def test_a_positive_figure_has_a_positive_interval():

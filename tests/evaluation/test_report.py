@@ -9,7 +9,7 @@ from didi.data.markov import MarkovChain
 from didi.evaluation.diversity import self_bleu, sequence_repetition, token_entropy
 from didi.evaluation.figure import frontier_figure, latency_figure, perplexity_figure
 from didi.evaluation.perplexity import ExactJudge, Scores
-from didi.evaluation.report import markdown_table, write_metrics, write_report, write_samples
+from didi.evaluation.report import rows_table, write_metrics, write_report, write_samples
 from didi.evaluation.row import EvaluationRow, SampleSet, machine_name, measure
 
 FIELDS = [
@@ -95,10 +95,10 @@ def test_measure_refuses_scores_of_other_samples():
 
 def test_settings_of_a_sampler_are_a_column_only_where_they_differ():
     plain, guided = make_row(), make_row(sampler="guided", settings="num_candidates 8")
-    table = markdown_table([plain, guided])
+    table = rows_table([plain, guided])
     assert "| settings" not in table
     assert "; guided: num_candidates 8. Perplexity is" in table
-    table = markdown_table([plain, guided, replace(guided, settings="num_candidates 3")])
+    table = rows_table([plain, guided, replace(guided, settings="num_candidates 3")])
     assert table.splitlines()[0].endswith("settings |")
     assert [line.split("|")[-2].strip() for line in table.splitlines()[2:5]] == [
         "",
@@ -127,7 +127,7 @@ def test_a_failed_write_leaves_the_old_metrics(tmp_path):
 
 
 def test_table_shows_entropy_and_interval_beside_every_perplexity():
-    lines = markdown_table([make_row(), make_row(nfe=16, ppl=3.0)], recipe="tiny-news").splitlines()
+    lines = rows_table([make_row(), make_row(nfe=16, ppl=3.0)], recipe="tiny-news").splitlines()
     assert lines[2].split(" | ")[5].strip() == "50.0 [45.0, 55.0]"
     assert lines[2].split(" | ")[7].strip() == "4.20 [4.10, 4.30]"
     assert lines[3].split(" | ")[5].strip() == "3.00 [2.70, 3.30]"
@@ -140,14 +140,14 @@ def test_table_shows_entropy_and_interval_beside_every_perplexity():
 
 
 def test_a_column_without_figures_is_left_out():
-    header = markdown_table([make_row(self_bleu=0.25)]).splitlines()[0]
+    header = rows_table([make_row(self_bleu=0.25)]).splitlines()[0]
     assert "self-BLEU" in header
     assert "MAUVE" not in header
     assert "NELBO" not in header
 
 
 def test_a_setting_that_differs_between_rows_becomes_a_column():
-    table = markdown_table([make_row(), make_row(precision="float32", note="a|b")])
+    table = rows_table([make_row(), make_row(precision="float32", note="a|b")])
     header, _, first, second = table.splitlines()[:4]
     assert header.endswith("precision | note |")
     assert first.split(" | ")[-2].strip() == "float64"

@@ -7,7 +7,7 @@ from safetensors.torch import save
 from torch import nn
 
 from didi.errors import DidiError
-from didi.training.checkpoint import load_latest, save_checkpoint, write_atomically
+from didi.training.checkpoint import load_latest, save_checkpoint
 
 STATE = {
     "weights": {"a": torch.randn(3, 2), "half": torch.randn(4).bfloat16(), "step": torch.tensor(7), "none": None},
@@ -133,20 +133,6 @@ def test_nothing_but_damaged_ones_is_an_error(tmp_path):
         path.write_bytes(b"broken")
     with pytest.raises(DidiError, match=r"every checkpoint in .* is damaged; .*--out"):
         load_latest(tmp_path)
-
-
-def test_a_failed_write_leaves_the_old_content(tmp_path, monkeypatch):
-    path = tmp_path / "file"
-    write_atomically(path, b"old")
-
-    def full(_):
-        raise OSError("no space left")
-
-    monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(OSError, match="no space left"):
-        write_atomically(path, b"new")
-    assert path.read_bytes() == b"old"
-    assert [one.name for one in tmp_path.iterdir()] == ["file"]
 
 
 @pytest.mark.slow

@@ -11,10 +11,10 @@ import torch
 
 from didi.apps.terminal import parse
 from didi.errors import UsageError
-from didi.evaluation.report import write_text
 from didi.evaluation.row import machine_name
 from didi.evaluation.speed import FLOOR, Load, Method, Variant, compare
 from didi.evaluation.speed_row import speed_table
+from didi.files import write_atomically
 from didi.models.bundle import Bundle, Role, load
 from didi.models.discriminator import Discriminator
 from didi.models.dit import DiT
@@ -119,5 +119,5 @@ def bench(args: Sequence[str]) -> None:
             "machine": machine,
             "rows": [row.record() for row in rows],
         }
-        write_text(command.out / "bench.json", json.dumps(record, indent=1, allow_nan=False) + "\n")
-        print(write_text(command.out / "bench.md", table))
+        write_atomically(command.out / "bench.json", json.dumps(record, indent=1, allow_nan=False) + "\n")
+        print(write_atomically(command.out / "bench.md", table))

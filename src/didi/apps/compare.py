@@ -10,9 +10,10 @@ from didi.apps.terminal import parse
 from didi.errors import UsageError
 from didi.evaluation.figure import frontier_figure
 from didi.evaluation.paired import models_table
-from didi.evaluation.report import read_sets, write_text
+from didi.evaluation.report import read_sets
 from didi.evaluation.row import EvaluationRow
 from didi.evaluation.sweeps import models_at_equal_entropy
+from didi.files import write_atomically
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ def run_compare(args: Sequence[str]) -> None:
     print(table, end="")
     if command.out is not None:
         figure = frontier_figure(_drawn(rows), command.out / "frontier.png")
-        print(write_text(command.out / "compare.md", f"{table}\n![Perplexity against entropy]({figure.name})\n"))
+        print(write_atomically(command.out / "compare.md", f"{table}\n![Perplexity against entropy]({figure.name})\n"))
 
 
 def _drawn(models: Mapping[str, Sequence[EvaluationRow]]) -> list[EvaluationRow]:

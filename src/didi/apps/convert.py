@@ -17,7 +17,8 @@ from didi.diffusion.absorbing import Absorbing
 from didi.diffusion.schedule import LogLinear, Schedule, schedule_from_name
 from didi.diffusion.uniform import Uniform
 from didi.errors import UsageError
-from didi.models.bundle import Bundle, Role, load, save, staged_beside
+from didi.files import staged_folder
+from didi.models.bundle import Bundle, Role, load, save
 from didi.models.convert import (
     averaged_weights,
     discriminator_from_state_dict,
@@ -211,7 +212,7 @@ def export(bundle: Bundle, out: Path, role: Role | None = None) -> Path:
         "dropout": shape.dropout,
         "time_conditioning": shape.is_time_conditioned,
     }
-    with staged_beside(out) as staging:
+    with staged_folder(out) as staging:
         (staging / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         save_file(weights, staging / "model.safetensors", metadata={"format": "pt"})
         if bundle.tokenizer is not None:

@@ -10,9 +10,9 @@ from didi.apps.terminal import parse
 from didi.data.source import MARKOV
 from didi.data.zero_shot import STAND_INS
 from didi.errors import UsageError
-from didi.evaluation.report import write_text
 from didi.evaluation.row import machine_name
 from didi.evaluation.zero_shot import LikelihoodRow, likelihood_table, score_corpus
+from didi.files import write_atomically
 from didi.models.bundle import Role, load
 from didi.world import default_device
 
@@ -76,5 +76,5 @@ def run_likelihood(args: Sequence[str]) -> None:
     if command.out is not None:
         records = [row.record() for row in found]
         record = {"model": bundle.name, "seed": command.seed, "machine": machine, "rows": records}
-        write_text(command.out / "likelihood.json", json.dumps(record, indent=1) + "\n")
-        print(write_text(command.out / "likelihood.md", table))
+        write_atomically(command.out / "likelihood.json", json.dumps(record, indent=1) + "\n")
+        print(write_atomically(command.out / "likelihood.md", table))

@@ -21,11 +21,11 @@ from pathlib import Path
 from typing import Any
 
 import platformdirs
-from filelock import FileLock
 
 from didi.data.archives import extract
 from didi.data.catalogue import ASSETS, Asset
 from didi.errors import DidiError, UsageError
+from didi.files import staged_folder
 
 MANIFEST = "manifest.json"
 CLIENT_TIMEOUT_SECONDS = 1800
@@ -76,7 +76,7 @@ def fetch(name: str) -> Path:
     folder = _folder(asset)
     if is_cached(name):
         return folder
-    with staged_folder(folder) as staging:
+    with cached_folder(folder) as staging:
         if is_cached(name):  # another process was first
             return folder
         with tempfile.TemporaryDirectory(dir=staging.parent) as downloads:
@@ -113,26 +113,18 @@ def verify(name: str) -> None:
 
 
 @contextmanager
-def staged_folder(folder: Path) -> Iterator[Path]:
-    """Fill a folder all at once: yields an empty one that takes ``folder``'s place when the block ends without error.
+def cached_folder(folder: Path) -> Iterator[Path]:
+    """As ``staged_folder`` under its lock, for a folder of the cache.
 
-    The block runs under a lock of ``folder``'s own across processes, so look first whether another has filled it. A
-    block that leaves its folder empty (since there was nothing to do) or raises changes nothing.
+    Yields:
+        An empty folder that replaces ``folder`` when the block ends without an error.
 
     Raises:
-        DidiError: the place cannot be written.
+        DidiError: The folder cannot be written.
     """
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder.with_name(f".{folder.name}.lock"))
-        with lock, tempfile.TemporaryDirectory(dir=folder.parent, prefix=".staging-") as temporary:
-            staging = Path(temporary, folder.name)
-            staging.mkdir()
+        with staged_folder(folder, is_locked=True) as staging:
             yield staging
-            if any(staging.iterdir()):
-                if folder.exists():  # damaged, or of an older version
-                    folder.replace(Path(temporary, "replaced"))
-                staging.replace(folder)
     except OSError as error:
         raise DidiError(f"{folder} could not be written: {error}; name another place with DIDI_CACHE") from error
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 
-from didi.data.assets import cache_dir, fetch, staged_folder
+from didi.data.assets import cache_dir, cached_folder, fetch
 from didi.data.corpora import EOS, first_line, load_documents
 from didi.errors import DidiError, UsageError
 
@@ -209,7 +209,7 @@ def prepare_text(
     choices = json.dumps([PACKED_FORMAT, length, seed, determined_by, *documents])
     folder = cache_dir() / "text" / hashlib.sha256(choices.encode()).hexdigest()[:16]
     if not (folder / ROWS).is_file():
-        with staged_folder(folder) as staging:
+        with cached_folder(folder) as staging:
             if not (folder / ROWS).is_file():  # another process may have been first
                 _prepare(documents, length, seed, source, staging)
     rows = {name: part.long() for name, part in load_file(folder / ROWS).items()}

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from didi.evaluation.row import EvaluationRow, varying_fields
 from didi.evaluation.sweeps import sweeps
+from didi.files import replacing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -123,8 +124,8 @@ def _tidy(axes: "Axes") -> None:
 def _finish(figure: "Figure", axes: "Axes", path: Path) -> Path:
     """The legend of ``axes`` above the figure, then the file."""
     figure.legend(*axes.get_legend_handles_labels(), loc="outside upper left", ncols=2, frameon=False, fontsize=9)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png")
     return path
 
 

@@ -1,13 +1,11 @@
-"""Figures of runs that differ in their seed only: mean and interval over the seeds."""
+"""Mean and confidence interval of one figure over training seeds."""
 
 import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-# 97.5% quantiles of Student's t by degrees of freedom; beyond them an expansion comes within 0.2%.
-T_QUANTILES = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
-NORMAL_QUANTILE = 1.95996
+LEVEL = 0.95
 
 
 @dataclass(frozen=True)
@@ -15,9 +13,9 @@ class Estimate:
     """A figure over seeds.
 
     Attributes:
-        mean: over the seeds.
-        low: lower end of its 95% t-interval; NaN for a single seed.
-        high: upper end.
+        mean: Mean over the seeds.
+        low: Lower end of the 95% t-interval; NaN for a single seed.
+        high: Upper end of the 95% t-interval; NaN for a single seed.
     """
 
     mean: float
@@ -31,29 +29,33 @@ class Estimate:
 
 
 def estimate(values: Sequence[float]) -> Estimate:
-    """Mean and 95% t-interval of one figure of each seed.
+    """Mean and 95% t-interval of a figure.
+
+    Args:
+        values: The figure, one value per seed.
 
     Raises:
-        ValueError: there is none.
+        ValueError: ``values`` is empty.
     """
     if not values:
         raise ValueError("an estimate needs a seed or more")
     mean, num = statistics.fmean(values), len(values)
     if num == 1:
         return Estimate(mean, math.nan, math.nan)
-    half_width = t_quantile(num - 1) * statistics.stdev(values) / math.sqrt(num)
+    from scipy import stats  # imported here because it takes most of a second
+
+    half_width = float(stats.t.ppf((1 + LEVEL) / 2, num - 1)) * statistics.stdev(values) / math.sqrt(num)
     return Estimate(mean, mean - half_width, mean + half_width)
 
 
 def geometric_estimate(values: Sequence[float]) -> Estimate:
-    """Geometric mean and 95% interval of a positive figure, a perplexity or a ratio: ``estimate`` of its logarithm."""
+    """Geometric mean and 95% t-interval of a positive figure (a perplexity or a ratio), computed from its logarithm.
+
+    Args:
+        values: The figure, one positive value per seed.
+
+    Raises:
+        ValueError: ``values`` is empty.
+    """
     logs = estimate([math.log(value) for value in values])
     return Estimate(math.exp(logs.mean), math.exp(logs.low), math.exp(logs.high))
-
-
-def t_quantile(freedom: int) -> float:
-    """The 97.5% quantile of Student's t (Abramowitz & Stegun 26.7.5 where no table has it)."""
-    if freedom <= len(T_QUANTILES):
-        return T_QUANTILES[freedom - 1]
-    z = NORMAL_QUANTILE
-    return z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)

@@ -12,6 +12,7 @@ from didi.errors import UsageError
 from didi.evaluation.frontier import Interval, bootstrap_interval, mean_interval
 from didi.evaluation.perplexity import perplexity
 from didi.evaluation.row import EvaluationRow, SampleSet
+from didi.markdown import markdown_table
 
 NUM_PERMUTATIONS = 9999
 CHUNK = 1000  # permutations at a time, to bound memory
@@ -111,16 +112,14 @@ def models_table(models: Mapping[str, Sequence[SampleSet]]) -> str:
 
 
 def _table(comparisons: Sequence[tuple[str, str, Comparison]]) -> str:
-    lines = [
-        "| | against | perplexity ratio [95% CI] | p | entropy gap [95% CI] |",
-        "|---|---|--:|--:|--:|",
-    ]
+    header = ["", "against", "perplexity ratio [95% CI]", "p", "entropy gap [95% CI]"]
+    rows = []
     for ours, theirs, found in comparisons:
-        ratio, gap = found.perplexity_ratio_ci, found.entropy_gap_ci
-        lines.append(
-            f"| {ours} | {theirs} | {found.perplexity_ratio:.3f} [{ratio[0]:.3f}, {ratio[1]:.3f}] | "
-            f"{found.p_value:.4f} | {found.entropy_gap:+.3f} [{gap[0]:+.3f}, {gap[1]:+.3f}] |"
-        )
+        (low, high), (gap_low, gap_high) = found.perplexity_ratio_ci, found.entropy_gap_ci
+        ratio = f"{found.perplexity_ratio:.3f} [{low:.3f}, {high:.3f}]"
+        gap = f"{found.entropy_gap:+.3f} [{gap_low:+.3f}, {gap_high:+.3f}]"
+        rows.append([ours, theirs, ratio, f"{found.p_value:.4f}", gap])
+    lines = markdown_table(header, rows, num_left=2)
     lines.append(
         "\nSamples of the same seed are compared pair by pair: p is that of no difference in perplexity "
         f"({NUM_PERMUTATIONS:,} random swaps of pairs). A lower perplexity at a lower entropy is no gain by itself."

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from didi.data.assets import fetch, staged_folder
+from didi.data.assets import cached_folder, fetch
 from didi.data.markov import MarkovChain
 from didi.errors import DidiError, UsageError
 
@@ -207,7 +207,7 @@ def _smollm2_folder(transformers: ModuleType) -> Path:
     copy = asset.with_name(f"{asset.name}-safetensors")
     if copy.is_dir():
         return copy
-    with staged_folder(copy) as staging:
+    with cached_folder(copy) as staging:
         if copy.is_dir():  # another process was first
             return copy
         gguf = next(asset.glob("*.gguf")).name

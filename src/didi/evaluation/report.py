@@ -19,6 +19,8 @@ from didi.evaluation.paired import comparison_table
 from didi.evaluation.perplexity import Scores
 from didi.evaluation.row import EvaluationRow, SampleSet, finite, varying_fields
 from didi.evaluation.sweeps import equal_entropy_table
+from didi.files import write_atomically
+from didi.markdown import aligned_table
 
 NUM_EXAMPLES = 2  # texts of each sample set in a report
 WHICH_SET = ("role", "sampler", "nfe", "temperature", "top_p", "judge")  # of one evaluation a sample belongs to
@@ -57,7 +59,7 @@ SETTINGS = {
 def write_metrics(rows: Sequence[EvaluationRow], folder: Path) -> Path:
     """Write ``metrics.json``, whole or not at all: a list of rows, with null for what is not finite."""
     records = [row.record() for row in rows]
-    return write_text(
+    return write_atomically(
         folder / "metrics.json", json.dumps(records, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
     )
 
@@ -71,7 +73,7 @@ def write_samples(sets: Sequence[SampleSet], folder: Path) -> Path:
         for number, (text, (nll, num_tokens, entropy)) in enumerate(zip(one.texts, figures, strict=True)):
             record = about | {"number": number, "nll": finite(nll), "judge_tokens": num_tokens, "entropy": entropy}
             lines.append(json.dumps(record | {"text": text}, ensure_ascii=False, allow_nan=False) + "\n")
-    return write_text(folder / "samples.jsonl", "".join(lines))
+    return write_atomically(folder / "samples.jsonl", "".join(lines))
 
 
 def read_sets(folder: Path) -> list[SampleSet]:
@@ -103,7 +105,7 @@ def _read_set(row: EvaluationRow, samples: Sequence[Mapping[str, Any]]) -> Sampl
     return SampleSet(row, [str(one["text"]) for one in samples], scores, column("entropy"))
 
 
-def markdown_table(rows: Sequence[EvaluationRow], *, recipe: str = "") -> str:
+def rows_table(rows: Sequence[EvaluationRow], *, recipe: str = "") -> str:
     """The rows as a Markdown table, over a footnote with recipe, seed, precision, samples, judge and machine."""
     varying = varying_fields(rows, tuple(SETTINGS))
     by_sampler = {row.sampler: row.settings for row in rows}
@@ -127,20 +129,10 @@ def markdown_table(rows: Sequence[EvaluationRow], *, recipe: str = "") -> str:
     body = [_cells(row, varying)[: len(header)] for row in rows]
     told = [i for i in range(len(header)) if i == 0 or not rows or any(line[i] not in ("", "–") for line in body)]
     header, body = [header[i] for i in told], [[line[i] for i in told] for line in body]
-    widths = [max(len(line[i]) for line in [header, *body]) for i in range(len(header))]
-    num_left = 1 + ("sampler" in header)  # names; figures to the right, so that their digits stand under each other
-    lines = [
-        [
-            cell.ljust(width) if i < num_left else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ]
-        for line in [header, *body]
-    ]
-    lines.insert(1, ["-" * width if i < num_left else "-" * (width - 1) + ":" for i, width in enumerate(widths)])
     shared = [text.format(getattr(rows[0], name)) for name, text in SETTINGS.items() if rows and name not in varying]
     shared += [f"{sampler}: {settings}" for sampler, settings in by_sampler.items() if settings]
     footnote = "; ".join(([f"recipe {recipe}"] if recipe else []) + [said for said in shared if said])
-    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    table = "\n".join(aligned_table(header, body, num_left=1 + ("sampler" in header)))
     return (
         f"{table}\n\n{footnote[:1].upper()}{footnote[1:]}. Perplexity is exp(total NLL / total judge tokens) over "
         "all samples; entropies are in nats; the NELBO, an upper bound, or an "
@@ -160,7 +152,7 @@ def write_report(sets: Sequence[SampleSet], folder: Path, *, title: str, recipe:
         recipe: name of the run that made the model.
     """
     rows = [one.row for one in sets]
-    parts = [f"# {title}\n", markdown_table(rows, recipe=recipe)]
+    parts = [f"# {title}\n", rows_table(rows, recipe=recipe)]
     drawn = [row for row in rows if row.nfe or row.role == "data"]  # anchors would stretch every axis
     exact = [row for row in drawn if row.temperature == row.top_p == 1] or drawn or rows
     figure = perplexity_figure(exact, folder / "perplexity.png")
@@ -177,7 +169,7 @@ def write_report(sets: Sequence[SampleSet], folder: Path, *, title: str, recipe:
         if (row.role, row.sampler, row.nfe) not in shown:  # once, whatever the judges and temperatures
             parts += [f"## {heading}\n", *map(quoted, one.texts[:NUM_EXAMPLES])]
         shown.add((row.role, row.sampler, row.nfe))
-    return write_text(folder / "report.md", "\n".join(parts))
+    return write_atomically(folder / "report.md", "\n".join(parts))
 
 
 def write_html(page: Path) -> Path:
@@ -195,7 +187,7 @@ def write_html(page: Path) -> Path:
     body = markdown.markdown(page.read_text(encoding="utf-8"), extensions=["tables", "fenced_code"])
     body = re.sub(r'(?<=src=")[\w.-]+\.png(?=")', lambda found: _data_address(page.with_name(found[0])), body)
     title = body.partition("<h1>")[2].partition("</h1>")[0]
-    return write_text(page.with_suffix(".html"), HTML.format(title=title, body=body))
+    return write_atomically(page.with_suffix(".html"), HTML.format(title=title, body=body))
 
 
 def _data_address(figure: Path) -> str:
@@ -243,12 +235,3 @@ def quoted(text: str) -> str:
     lines = [part for line in text.splitlines() for part in textwrap.wrap(line, 100) or [""]]
     fence = "`" * max([3, *(len(run) + 1 for run in re.findall("`+", text))])
     return "\n".join([f"{fence}text", *lines, f"{fence}\n"])
-
-
-def write_text(path: Path, content: str) -> Path:
-    """Write a file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(content, encoding="utf-8")
-    partial.replace(path)
-    return path

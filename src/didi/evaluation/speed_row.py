@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from didi.evaluation.row import finite
+from didi.markdown import markdown_table
 
 Ratio = tuple[float, float, float]
 """Median, least and greatest over the rounds."""
@@ -72,22 +73,20 @@ class SpeedRow:
 
 def speed_table(rows: Sequence[SpeedRow], *, model: str, machine: str) -> str:
     """The rows as a Markdown table with what they share below."""
-    lines = [
-        "| method | trunk in | batch | NFE | s / sequence | tokens / s | over its bare passes | speed over published | "
-        f"peak MiB | {', '.join(PARTS)} |",
-        "|---|---|--:|--:|--:|--:|--:|--:|--:|---|",
-    ]
+    header = ["method", "trunk in", "batch", "NFE", "s / sequence", "tokens / s", "over its bare passes"]
+    header += ["speed over published", "peak MiB", ", ".join(PARTS)]
+    body = []
     for row in rows:
         ratios = [
             "–" if found is None else f"{found[0]:.2f} [{found[1]:.2f}, {found[2]:.2f}]"
             for found in (row.over_floor, row.speedup)
         ]
         told = ", ".join(f"{row.shares.get(part, 0):.0%}" for part in PARTS) if row.shares else "–"
-        lines.append(
-            f"| {row.method} | {row.variant} | {row.batch_size} | {row.nfe} | {row.seconds_per_sequence:.3g} | "
-            f"{row.tokens_per_second:,.0f} | {' | '.join(ratios)} | "
-            f"{'–' if math.isnan(row.peak_mib) else f'{row.peak_mib:,.0f}'} | {told} |"
-        )
+        load = [row.method, row.variant, row.batch_size, row.nfe]
+        speed = [f"{row.seconds_per_sequence:.3g}", f"{row.tokens_per_second:,.0f}"]
+        memory = "–" if math.isnan(row.peak_mib) else f"{row.peak_mib:,.0f}"
+        body.append([*load, *speed, *ratios, memory, told])
+    lines = markdown_table(header, body, align="llrrrrrrrl")
     lines.append(
         f"\n{model}; {rows[0].length} positions; medians of {len(rows[0].seconds)} rounds, least and greatest "
         f"ratio in brackets; {machine}."

@@ -6,6 +6,7 @@ from typing import Literal, NamedTuple
 
 from didi.evaluation.frontier import frontier_ratio, perplexity_at_entropy
 from didi.evaluation.row import EvaluationRow
+from didi.markdown import markdown_table
 
 Knob = Literal["temperature", "top_p"]
 
@@ -81,10 +82,8 @@ def _kind(knob: Knob, row: EvaluationRow) -> tuple[object, ...]:
 
 
 def _table(pairs: Sequence[tuple[str, Sweep, str, Sweep]]) -> str | None:
-    lines = [
-        "| | against | ratio at its exact samples | mean ratio | over the entropies that both reach |",
-        "|---|---|--:|--:|--:|",
-    ]
+    header = ["", "against", "ratio at its exact samples", "mean ratio", "over the entropies that both reach"]
+    rows = []
     for label, ours, base_label, base in pairs:
         if ours is base:
             continue
@@ -93,9 +92,10 @@ def _table(pairs: Sequence[tuple[str, Sweep, str, Sweep]]) -> str | None:
         at_exact = math.nan if exact is None else exact.gen_ppl / perplexity_at_entropy(base.curve, exact.entropy)
         told = ["–" if math.isnan(value) else f"{value:.3f}" for value in (at_exact, ratio)]
         span = "none" if math.isnan(low) else f"{low:.2f} to {high:.2f}"
-        lines.append(f"| {label} | {base_label} | {told[0]} | {told[1]} | {span} |")
-    if len(lines) == 2:
+        rows.append([label, base_label, *told, span])
+    if not rows:
         return None
+    lines = markdown_table(header, rows, num_left=2)
     lines.append(
         "\nPerplexity ratios at equal entropy, by interpolation between the points of a sweep, never beyond its ends.\n"
     )

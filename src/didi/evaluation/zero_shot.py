@@ -16,6 +16,7 @@ from didi.data.zero_shot import zero_shot_documents
 from didi.diffusion.noise import named_generator
 from didi.errors import UsageError
 from didi.evaluation.likelihood import Likelihood, likelihood
+from didi.markdown import markdown_table
 from didi.models.bundle import Bundle, Role
 from didi.sampling.prompt import decode
 
@@ -114,17 +115,16 @@ def likelihood_table(rows: Sequence[LikelihoodRow], *, model: str, machine: str)
     """The rows as a Markdown table: a line for each corpus, two columns for each network."""
     roles = list(dict.fromkeys(row.role for row in rows))
     bound = {row.role: "" if row.found.is_exact else "≤ " for row in rows}
-    lines = [
-        f"| corpus | {' | '.join(f'{role}: perplexity [95% CI] | bits / character' for role in roles)} |",
-        f"|---|{'--:|--:|' * len(roles)}",
-    ]
+    header = ["corpus", *(name for role in roles for name in (f"{role}: perplexity [95% CI]", "bits / character"))]
+    body = []
     for data in dict.fromkeys(row.data for row in rows):
-        cells = []
+        cells: list[str] = []
         for row in (row for row in rows if row.data == data):
             low, high = row.found.perplexity_ci
             cells.append(f"{bound[row.role]}{row.found.perplexity:.1f} [{low:.1f}, {high:.1f}]")
             cells.append(f"{bound[row.role]}{row.bits_per_character:.3f}")
-        lines.append(f"| {data} | {' | '.join(cells)} |")
+        body.append([data, *cells])
+    lines = markdown_table(header, body)
     each = [row.found for row in rows]
     about = [f"\n{model}", f"blocks of {each[0].num_tokens // each[0].num_sequences} tokens"]
     about.append(f"at most {max(found.num_sequences for found in each)} of a corpus")

@@ -11,13 +11,10 @@ README.md          model card
 ```
 """
 
-import contextlib
 import dataclasses
 import json
 import os
-import shutil
 import tempfile
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -35,6 +32,7 @@ from didi.diffusion import Process
 from didi.diffusion.absorbing import Absorbing
 from didi.diffusion.uniform import Uniform
 from didi.errors import DidiError, UsageError
+from didi.files import staged_folder
 from didi.models.autoregressive import AutoregressiveLM
 from didi.models.card import model_card
 from didi.models.convert import check_keys
@@ -178,7 +176,7 @@ def save(bundle: Bundle, path: Path | str, *, dtype: torch.dtype = torch.float32
         raise UsageError("a bundle holds one network or more; got none")
     if path.exists() and not (path / "bundle.yaml").is_file():
         raise UsageError(f"a bundle replaces only a bundle; {path} is something else: choose another folder")
-    with staged_beside(path) as staging:
+    with staged_folder(path) as staging:
         for role, network in networks.items():
             (staging / role).mkdir()
             config = json.dumps(dataclasses.asdict(network.config), indent=2)
@@ -197,25 +195,6 @@ def save(bundle: Bundle, path: Path | str, *, dtype: torch.dtype = torch.float32
         sizes = {role: num_parameters(network) for role, network in networks.items()}
         (staging / "README.md").write_text(model_card(sizes, bundle.process, bundle.provenance), encoding="utf-8")
     return path
-
-
-@contextlib.contextmanager
-def staged_beside(path: Path) -> Iterator[Path]:
-    """An empty folder that takes the place of ``path`` when the block ends without error, and vanishes otherwise."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
-    aside = staging.with_name(f"{staging.name}-replaced")
-    try:
-        yield staging
-        staging.chmod(0o755)
-        for file in staging.rglob("*.safetensors"):  # which safetensors lets only the owner read
-            file.chmod(0o644)
-        if path.exists():  # moved aside rather than deleted first
-            path.replace(aside)
-        staging.replace(path)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-        shutil.rmtree(aside, ignore_errors=True)
 
 
 def load(name: Path | str) -> Bundle:

@@ -7,6 +7,7 @@ import yaml
 from huggingface_hub import ModelCardData
 
 from didi.diffusion import Process
+from didi.markdown import markdown_table
 from didi.models.untrusted import PlainDumper
 
 USES = {
@@ -34,9 +35,11 @@ def model_card(sizes: Mapping[str, int], process: Process, provenance: Mapping[s
         [
             f"---\n{header.to_yaml()}\n---",
             f"# {provenance.get('recipe', 'Masked-diffusion bundle')}\n",
-            "| network | parameters | what it is |",
-            "|---|--:|---|",
-            *(f"| {role} | {size:,} | {USES[role]} |" for role, size in sizes.items()),
+            *markdown_table(
+                ["network", "parameters", "what it is"],
+                [[role, f"{size:,}", USES[role]] for role, size in sizes.items()],
+                align="lrl",
+            ),
             f"\nProcess: {process.name} diffusion, {process.schedule.name} noise schedule.",
             *(f"{name.capitalize()}: {value}." for name, value in origin.items()),
             "\n```python",

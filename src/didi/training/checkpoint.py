@@ -2,10 +2,7 @@
 
 import hashlib
 import json
-import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from didi.errors import DidiError
+from didi.files import replacing
 
 PATTERN = "step-*.safetensors"
 
@@ -66,28 +64,6 @@ def load_latest(folder: Path) -> tuple[int, dict[str, Any]] | None:
     if paths:
         raise DidiError(f"every checkpoint in {folder} is damaged; start again in another folder with --out")
     return None
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary name to write to, which becomes ``path`` when the block ends without error, and vanishes otherwise.
-
-    A reader sees the old content or the new, never a part.
-    """
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file as a whole or not at all."""
-    with replacing(path) as temporary:
-        temporary.write_bytes(content)
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -20,8 +20,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from didi.errors import DidiError, Interrupted, UsageError
+from didi.files import write_atomically
 from didi.models.untrusted import read_yaml
-from didi.training.checkpoint import PATTERN, load_latest, save_checkpoint, write_atomically
+from didi.training.checkpoint import PATTERN, load_latest, save_checkpoint
 from didi.training.config import LoopConfig
 from didi.world import world
 
@@ -94,8 +95,7 @@ class RunFolder:
                     f"--resume keeps a run's settings; those of {config_file} differ: {'; '.join(changed)}: give the "
                     "settings it was started with, or another --out"
                 )
-        self.path.mkdir(parents=True, exist_ok=True)
-        write_atomically(config_file, config_yaml.encode())
+        write_atomically(config_file, config_yaml)
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -126,7 +126,7 @@ class RunFolder:
                 continue
             if row["step"] <= step:
                 kept.append(line)
-        write_atomically(self.metrics, "".join(f"{line}\n" for line in kept).encode())
+        write_atomically(self.metrics, "".join(f"{line}\n" for line in kept))
 
     def log(self, row: Mapping[str, float | int]) -> None:
         """Append one line of metrics."""

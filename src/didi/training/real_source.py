@@ -11,9 +11,9 @@ from torch import Tensor
 from didi.data.source import Source
 from didi.diffusion.noise import derive_seed, named_generator
 from didi.errors import UsageError
+from didi.files import write_atomically
 from didi.models.bundle import Bundle
 from didi.sampling.generate import generate
-from didi.training.checkpoint import write_atomically
 from didi.training.config import DistillConfig
 from didi.world import world
 
@@ -85,7 +85,6 @@ def _teacher_pool(teacher: Bundle, path: Path, config: DistillConfig) -> Int[Ten
             role="teacher",
         )
         if world().is_main:
-            path.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(path, save({"tokens": drawn.tokens}))
         world().wait()
     return load_file(path)["tokens"]

@@ -12,7 +12,8 @@ from didi.apps.reproduce.study import AnyCell, Run, Sampling, Study
 from didi.apps.terminal import parse
 from didi.data.zero_shot import HUB, STAND_INS
 from didi.errors import UsageError
-from didi.evaluation.report import write_html, write_text
+from didi.evaluation.report import write_html
+from didi.files import write_atomically
 from didi.sampling.guided import Guidance
 from didi.training.ablations import with_objective
 from didi.training.config import DistillConfig
@@ -151,7 +152,7 @@ def reproduce(args: Sequence[str]) -> None:
     for name, target in chosen.items():
         print(f"telling {name}", file=sys.stderr, flush=True)
         parts += [f"\n## {target.title}\n", *target.tell(plan, study)]
-    report = write_text(command.out / "report.md", "\n".join(parts) + "\n")
+    report = write_atomically(command.out / "report.md", "\n".join(parts) + "\n")
     print(report)
     print(write_html(report))
 

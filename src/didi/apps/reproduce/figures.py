@@ -7,9 +7,10 @@ from didi.apps.reproduce.plan import Plan
 from didi.apps.reproduce.study import Cell, LikelihoodCell, Run, Study
 from didi.evaluation.anchors import ANCHORS
 from didi.evaluation.figure import latency_figure, perplexity_figure
-from didi.evaluation.report import markdown_table, quoted
+from didi.evaluation.report import quoted, rows_table
 from didi.evaluation.row import machine_name
 from didi.evaluation.zero_shot import likelihood_table
+from didi.markdown import markdown_table
 from didi.models.bundle import Role
 
 
@@ -31,11 +32,8 @@ def table_7(plan: Plan, study: Study) -> list[str]:
     found = [study.likelihood(cell) for cell in table_7_cells(plan)]
     lines = [likelihood_table(found, model=f"teacher {plan.teacher}", machine=machine_name())]
     if plan.scale == "paper":
-        lines += [
-            f"| as published | {' | '.join(published.TABLE_7_CORPORA)} |",
-            "|---|" + "--:|" * len(published.TABLE_7_CORPORA),
-        ]
-        lines += [f"| {name} | {' | '.join(map(str, row))} |" for name, row in published.TABLE_7.items()]
+        body = [[name, *row] for name, row in published.TABLE_7.items()]
+        lines += markdown_table(["as published", *published.TABLE_7_CORPORA], body)
     return lines
 
 
@@ -57,7 +55,7 @@ def figure_1(plan: Plan, study: Study) -> list[str]:
     rows = [study.row(cell) for cell in cells]
     figure = perplexity_figure([row for row in rows if row.role not in ANCHORS], study.folder / "figure1.png")
     lines = [f"![Perplexity and entropy against NFE]({figure.name})\n", *_as_published(plan, "figure1")]
-    lines.append(markdown_table(rows, recipe=plan.recipe.recipe))
+    lines.append(rows_table(rows, recipe=plan.recipe.recipe))
     for cell, row in zip(cells, rows, strict=True):
         heading = f"{row.role}, {row.sampler}, {row.nfe} NFE" if row.nfe else row.role
         lines.append(f"**{heading}** (perplexity {row.gen_ppl:.1f}, entropy {row.entropy:.2f})\n")
@@ -113,5 +111,5 @@ def figure_4(plan: Plan, study: Study) -> list[str]:
         f"![Perplexity and entropy against NFE]({figure.name})\n",
         *_as_published(plan, "figure4"),
         f"Teachers of {sizes[0]:,} and {sizes[1]:,} parameters, trained and distilled with the same settings.\n",
-        markdown_table(rows, recipe=plan.recipe.recipe),
+        rows_table(rows, recipe=plan.recipe.recipe),
     ]

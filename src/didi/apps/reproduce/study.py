@@ -25,9 +25,9 @@ from didi.data.source import open_source
 from didi.errors import UsageError
 from didi.evaluation.anchors import anchor_sets
 from didi.evaluation.evaluate import evaluate
-from didi.evaluation.report import write_text
 from didi.evaluation.row import EvaluationRow, SampleSet
 from didi.evaluation.zero_shot import LikelihoodRow, score_corpus
+from didi.files import write_atomically
 from didi.models.bundle import Bundle, Role, load
 from didi.models.discriminator import num_parameters
 from didi.sampling.guided import Guidance
@@ -172,7 +172,7 @@ class Study:
             raise UsageError(
                 f"{self.folder} holds cells of other samples ({file.name} tells them); choose another --out"
             )
-        write_text(file, json.dumps(asked, indent=1) + "\n")
+        write_atomically(file, json.dumps(asked, indent=1) + "\n")
 
     def _all(self, items: Sequence[Run | Sequence[AnyCell]]) -> None:
         """Make each run, measure the cells of each bundle; in processes of their own where there are several."""
@@ -196,7 +196,7 @@ class Study:
     def write(self, cell: AnyCell, row: EvaluationRow | LikelihoodRow, **about: Any) -> None:
         """Keep a cell."""
         record = {"row": row.record(), "sampling": asdict(self.sampling)} | about
-        write_text(self._file(cell), json.dumps(record, indent=1, allow_nan=False) + "\n")
+        write_atomically(self._file(cell), json.dumps(record, indent=1, allow_nan=False) + "\n")
 
     def record(self, cell: AnyCell) -> dict[str, Any]:
         """What is kept of a cell: its row, how it was sampled, and what else was said of it."""

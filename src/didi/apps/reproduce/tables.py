@@ -11,6 +11,7 @@ from didi.apps.reproduce.study import Cell, Study
 from didi.evaluation.frontier import perplexity_at_entropy
 from didi.evaluation.over_seeds import geometric_estimate
 from didi.evaluation.row import EvaluationRow
+from didi.markdown import markdown_table
 from didi.training.ablations import GUIDED, cumulative, decisions, leave_one_out
 from didi.training.config import DistillConfig, PretrainConfig
 from didi.training.recipes import DISTILL, PRETRAIN
@@ -101,12 +102,12 @@ def _ablation(plan: Plan, study: Study, rows: Rows, paper: Published, *, is_cumu
 
 def _levels(plan: Plan, shown: Found, over_teacher: Mapping[str, Sequence[float]]) -> list[str]:
     columns = [*(f"{nfe} NFE" for nfe in plan.nfes), f"over the teacher's at equal entropy, {plan.middle_nfe} NFE"]
-    lines = [f"| perplexity / entropy | {' | '.join(columns)} |", "|---|" + "--:|" * len(columns)]
-    for name, by_nfe in shown.items():
-        cells = [*(_told(by_nfe[nfe]) for nfe in plan.nfes), _told_ratio(over_teacher[name], has_verdict=False)]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
+    body = [
+        [name, *(_told(by_nfe[nfe]) for nfe in plan.nfes), _told_ratio(over_teacher[name], has_verdict=False)]
+        for name, by_nfe in shown.items()
+    ]
     return [
-        *lines,
+        *markdown_table(["perplexity / entropy", *columns], body),
         "\nThe last column takes out what another temperature would do as well: perplexity over the teacher's at the "
         f"row's own entropy, read from the teacher's temperatures {TEMPERATURES[0]} to {TEMPERATURES[-1]}; – where a "
         "seed's entropy lies beyond theirs. Its intervals are over training seeds; the error of that one sweep, which "
@@ -120,12 +121,7 @@ def _ratios(
     middle, against = plan.middle_nfe, "the row before" if is_cumulative else "the last row"
     columns = [*(f"{nfe} NFE" for nfe in plan.nfes), f"entropy, {middle} NFE", f"at equal entropy, {middle} NFE"]
     columns += [f"as published, {nfe} NFE" for nfe in (published.NFES[0], published.NFES[-1])] if paper else []
-    lines = [
-        f"Perplexity over that of {against}, seed by seed: geometric mean [95% interval], *lower* or *higher* where "
-        "it excludes 1; for entropy, what is added to it.\n",
-        f"| | {' | '.join(columns)} |",
-        "|---|" + "--:|" * len(columns),
-    ]
+    body = []
     names = list(found)
     for number, name in enumerate(names):
         base = names[number - 1] if is_cumulative else names[-1]
@@ -137,8 +133,12 @@ def _ratios(
         cells.append(_told_ratio([one / two for one, two in zip(over_teacher[name], over_teacher[base], strict=True)]))
         if paper:
             cells += [f"{paper[name][i][0] / paper[base][i][0]:.2f}" for i in (0, -1)]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    return lines
+        body.append([name, *cells])
+    return [
+        f"Perplexity over that of {against}, seed by seed: geometric mean [95% interval], *lower* or *higher* where "
+        "it excludes 1; for entropy, what is added to it.\n",
+        *markdown_table(["", *columns], body),
+    ]
 
 
 def _told(rows: Sequence[EvaluationRow]) -> str:
@@ -156,13 +156,8 @@ def _told_ratio(ratios: Sequence[float], *, has_verdict: bool = True) -> str:
 
 
 def _published_table(paper: Published) -> list[str]:
-    lines = [
-        f"| as published | {' | '.join(f'{nfe} NFE' for nfe in published.NFES)} |",
-        "|---|" + "--:|" * len(published.NFES),
-    ]
-    for name, figures in paper.items():
-        lines.append(f"| {name} | {' | '.join(f'{ppl:g} / {entropy}' for ppl, entropy in figures)} |")
-    return [*lines, ""]
+    body = [[name, *(f"{ppl:g} / {entropy}" for ppl, entropy in figures)] for name, figures in paper.items()]
+    return [*markdown_table(["as published", *(f"{nfe} NFE" for nfe in published.NFES)], body), ""]
 
 
 def table_5(plan: Plan, study: Study) -> list[str]:
@@ -177,9 +172,8 @@ def table_5(plan: Plan, study: Study) -> list[str]:
         "student, paper": _settings(paper),
     }
     names = dict.fromkeys(name for column in columns.values() for name in column)
-    lines = [f"| | {' | '.join(columns)} |", "|---|" + "--:|" * len(columns)]
-    lines += [f"| {name} | {' | '.join(str(column.get(name, '–')) for column in columns.values())} |" for name in names]
-    return lines
+    body = [[name, *(column.get(name, "–") for column in columns.values())] for name in names]
+    return markdown_table(["", *columns], body)
 
 
 def _settings(config: PretrainConfig | DistillConfig) -> dict[str, object]:

@@ -1,0 +1,91 @@
+"""Atomic writes: a file or a folder appears under its name complete, or not at all."""
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Write a file under a temporary name that replaces ``path`` when the block ends without an error.
+
+    A reader of ``path`` sees the old content or the new content, never a part of it.
+
+    Args:
+        path: The file; its folder is created if it does not exist.
+
+    Yields:
+        The temporary name ``.NAME.tmp`` in the folder of ``path``. It is removed if the block raises.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_atomically(path: Path, content: str | bytes) -> Path:
+    """Write a file atomically.
+
+    Args:
+        path: The file; its folder is created if it does not exist.
+        content: Text, which is encoded as UTF-8, or bytes.
+
+    Returns:
+        ``path``.
+
+    Raises:
+        OSError: The file cannot be written; its old content is kept.
+    """
+    with replacing(path) as temporary:
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+    return path
+
+
+@contextmanager
+def staged_folder(folder: Path, *, is_locked: bool = False) -> Iterator[Path]:
+    """Fill an empty folder that replaces ``folder`` when the block ends without an error.
+
+    A block that raises or leaves its folder empty changes nothing.
+
+    Args:
+        folder: The folder; its parent is created if it does not exist. A folder that exists is replaced as a whole.
+        is_locked: Run the block under a lock between processes, ``.NAME.lock`` beside ``folder``. Another process may
+            have filled ``folder`` while this one waited, so check again inside the block.
+
+    Yields:
+        The empty folder, on the file system of ``folder``.
+
+    Raises:
+        OSError: The folder cannot be written; the old one is kept.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder.with_name(f".{folder.name}.lock")) if is_locked else contextlib.nullcontext()
+    with lock, tempfile.TemporaryDirectory(dir=folder.parent, prefix=".staging-") as temporary:
+        staging, aside = Path(temporary, folder.name), Path(temporary, ".replaced")
+        staging.mkdir()
+        yield staging
+        if not any(staging.iterdir()):
+            return
+        for file in staging.rglob("*.safetensors"):  # the safetensors library makes them readable by the owner only
+            file.chmod(0o644)
+        if folder.exists():
+            folder.replace(aside)
+        try:
+            staging.replace(folder)
+        except OSError:
+            if aside.exists():
+                aside.replace(folder)
+            raise
