@@ -39,9 +39,9 @@ from didi.evaluation.row import machine_name
 from didi.models.bundle import Bundle, load, save
 from didi.models.foreign import read_weights
 from didi.training.checkpoint import PATTERN, load_latest, save_checkpoint
-from didi.training.config import DistillConfig
+from didi.methods.didi_settings import DistillConfig
 from didi.training.loop import Interrupted, RunFolder
-from didi.training.recipes import DISTILL
+from didi.recipes import DISTILL
 
 STORED = DOCS / "results" / "reliability.json"
 CPU = torch.device("cpu")

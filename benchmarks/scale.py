@@ -34,11 +34,12 @@ from didi.evaluation.row import machine_name
 from didi.models.bundle import Bundle, load
 from didi.models.dit import DiT
 from didi.training.budget import distill_budget, pretrain_budget
-from didi.training.config import DistillConfig, PretrainConfig
+from didi.methods.didi_settings import DistillConfig
+from didi.methods.elbo import PretrainConfig
 from didi.training.distill import Distillation
 from didi.training.pretrain import Pretraining
-from didi.training.recipes import DISTILL, PRETRAIN, teacher_shape
-from didi.training.rollout import law_at_masks
+from didi.recipes import DISTILL, PRETRAIN, teacher_shape
+from didi.methods.rollout import law_at_masks
 from didi.world import joined, world
 
 STORED = DOCS / "results" / "scale.json"

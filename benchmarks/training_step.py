@@ -24,7 +24,7 @@ import didi
 from didi.apps.train import distillation_source
 from didi.evaluation.row import machine_name
 from didi.training.distill import Distillation
-from didi.training.recipes import DISTILL, recipe
+from didi.recipes import DISTILL, recipe
 
 
 def unavoidable(job: Distillation) -> dict[str, Callable[[], None]]:

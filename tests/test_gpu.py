@@ -15,7 +15,7 @@ from didi.sampling.ancestral import Ancestral
 from didi.sampling.base import time_grid
 from didi.training.budget import distill_budget
 from didi.training.distill import Distillation
-from didi.training.recipes import DISTILL, teacher_shape
+from didi.recipes import DISTILL, teacher_shape
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 CUDA = torch.device("cuda")

@@ -10,7 +10,7 @@ from didi.apps import demo
 from didi.apps.train import distill_run
 from didi.evaluation.perplexity import load_judge
 from didi.training.loop import RunFolder
-from didi.training.recipes import DISTILL
+from didi.recipes import DISTILL
 
 
 @pytest.fixture

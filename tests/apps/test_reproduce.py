@@ -20,7 +20,7 @@ from didi.errors import DidiError, UsageError
 from didi.evaluation.report import write_html
 from didi.evaluation.row import EvaluationRow
 from didi.files import write_atomically
-from didi.training.ablations import (
+from didi.recipes.ablations import (
     GUIDED,
     TRICKS,
     cumulative,
@@ -28,7 +28,7 @@ from didi.training.ablations import (
     leave_one_out,
     paper_objective,
 )
-from didi.training.recipes import DISTILL, PRETRAIN
+from didi.recipes import DISTILL, PRETRAIN
 
 MARKOV = DISTILL["markov"]
 

@@ -15,7 +15,7 @@ from didi.sampling.generate import generate
 from didi.sampling.guided import Guidance
 from didi.sampling.remasking import Remasking
 from didi.training.loop import RunFolder
-from didi.training.recipes import DISTILL, PRETRAIN, preset
+from didi.recipes import DISTILL, PRETRAIN, preset
 
 CPU = torch.device("cpu")
 LENGTH = 16

@@ -7,7 +7,7 @@ from safetensors.torch import load_file
 from didi.errors import UsageError
 from didi.models.convert import BACKBONE_PREFIX, dit_from_state_dict
 from didi.models.dit import DiT, DiTConfig
-from didi.training.recipes import PRETRAIN
+from didi.recipes import PRETRAIN
 
 NUM_HEADS = 3  # as the file's header says
 TENSORS = load_file(Path(__file__).parent / "data" / "mdlm_small.safetensors")

@@ -15,7 +15,7 @@ from didi.training.budget import distill_budget, pretrain_budget
 from didi.training.distill import Distillation
 from didi.training.live_memory import LiveMemory
 from didi.training.pretrain import Pretraining
-from didi.training.recipes import DISTILL, PRETRAIN
+from didi.recipes import DISTILL, PRETRAIN
 
 CPU = torch.device("cpu")
 LENGTH = 64

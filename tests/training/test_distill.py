@@ -11,16 +11,10 @@ from didi.diffusion.schedule import sigma
 from didi.errors import UsageError
 from didi.models.bundle import Bundle
 from didi.sampling.generate import generate
-from didi.training.config import (
-    DataConfig,
-    DiscriminatorSettings,
-    DistillConfig,
-    LoopConfig,
-    ObjectiveConfig,
-    OptimizerConfig,
-)
+from didi.methods.didi_settings import DiscriminatorSettings, DistillConfig, ObjectiveConfig
+from didi.methods.settings import DataConfig, LoopConfig, OptimizerConfig
 from didi.training.distill import Distillation
-from didi.training.rollout import states_before_a_move
+from didi.methods.rollout import states_before_a_move
 
 CPU = torch.device("cpu")
 DISCRIMINATOR_METRICS = ("discriminator_loss", "discriminator_accuracy", "discriminator_gradient_norm")

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from didi.errors import DidiError, UsageError
-from didi.training.config import LoopConfig
+from didi.methods.settings import LoopConfig
 from didi.training.loop import Interrupted, RunFolder, autocast_dtype, run
 
 CONFIG_YAML = "student:\n  rate: 1\ndiscriminator:\n  rate: 2\n"

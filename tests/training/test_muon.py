@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from didi.models.dit import DiT, DiTConfig
-from didi.training.config import OptimizerConfig
+from didi.methods.settings import OptimizerConfig
 from didi.training.muon import Muon, orthogonalised
 from didi.training.optim import make_optimizer, update
 

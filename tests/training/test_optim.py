@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from didi.training.config import OptimizerConfig
+from didi.methods.settings import OptimizerConfig
 from didi.training.optim import averaged, learning_rate, make_optimizer, update
 
 

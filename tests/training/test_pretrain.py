@@ -7,7 +7,8 @@ import torch
 
 from didi.diffusion.noise import named_generator
 from didi.diffusion.schedule import schedule_from_name
-from didi.training.config import DataConfig, LoopConfig, NetworkConfig, OptimizerConfig, PretrainConfig
+from didi.methods.elbo import PretrainConfig
+from didi.methods.settings import DataConfig, LoopConfig, NetworkConfig, OptimizerConfig
 from didi.training.pretrain import Pretraining, nelbo_of, validation_nll
 
 CPU = torch.device("cpu")

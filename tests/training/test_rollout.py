@@ -6,8 +6,8 @@ import torch
 
 from didi.diffusion.noise import named_generator
 from didi.diffusion.schedule import LogLinear, sigma
-from didi.training.config import ObjectiveConfig
-from didi.training.rollout import first_law, law_at_masks, rollout
+from didi.methods.didi_settings import ObjectiveConfig
+from didi.methods.rollout import first_law, law_at_masks, rollout
 
 CPU = torch.device("cpu")
 SCHEDULE = LogLinear()

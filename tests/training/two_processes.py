@@ -10,7 +10,7 @@ import didi
 from didi.data.source import open_source
 from didi.training.distill import Distillation
 from didi.training.pretrain import Pretraining
-from didi.training.recipes import DISTILL, PRETRAIN
+from didi.recipes import DISTILL, PRETRAIN
 from didi.world import joined, world
 
 CPU = torch.device("cpu")

@@ -19,8 +19,8 @@ from didi.models.bundle import Bundle, Role, load
 from didi.models.discriminator import Discriminator
 from didi.models.dit import DiT
 from didi.models.inference import Numerics
+from didi.recipes import VOCABULARIES, teacher_shape
 from didi.sampling.guided import Guidance
-from didi.training.recipes import VOCABULARIES, teacher_shape
 from didi.world import default_device
 
 

@@ -16,8 +16,8 @@ from didi.evaluation.perplexity import SMOLLM2, load_judge
 from didi.evaluation.report import write_metrics, write_report, write_samples
 from didi.evaluation.row import SampleSet
 from didi.models.bundle import Bundle, Role, load
+from didi.recipes import DISTILL
 from didi.training.loop import RunFolder
-from didi.training.recipes import DISTILL
 
 RECIPE = "tiny-news"
 NFES = (4, 8, 16, 32)

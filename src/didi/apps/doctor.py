@@ -17,13 +17,14 @@ from didi.apps.console import ResultConsole
 from didi.apps.train import resolve
 from didi.errors import UsageError
 from didi.evaluation.row import machine_name
+from didi.methods.didi_settings import DistillConfig
+from didi.methods.elbo import PretrainConfig
 from didi.models import adapters
 from didi.models.bundle import load
 from didi.models.dit import DiTConfig
+from didi.recipes import DISTILL, PRETRAIN, VOCABULARIES, teacher_shape
 from didi.training.budget import distill_budget, pretrain_budget
-from didi.training.config import DistillConfig, PretrainConfig
 from didi.training.distributed import check_divides
-from didi.training.recipes import DISTILL, PRETRAIN, VOCABULARIES, teacher_shape
 
 GIB = 2**30
 LORA_RANK = 16

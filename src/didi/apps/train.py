@@ -16,16 +16,19 @@ from didi.apps.terminal import parse
 from didi.data.source import Source, open_source
 from didi.errors import UsageError
 from didi.evaluation.row import machine_name
+from didi.methods import method_of
+from didi.methods.base import Inputs
+from didi.methods.didi_settings import DistillConfig
+from didi.methods.elbo import PretrainConfig
+from didi.methods.settings import DistillationConfig, RunConfig
 from didi.models.bundle import Bundle, load, save
 from didi.models.untrusted import PlainDumper, read_yaml
-from didi.training.config import DistillConfig, PretrainConfig
-from didi.training.distill import Distillation
+from didi.recipes import DISTILL, PRESETS, PRETRAIN, preset, recipe
 from didi.training.loop import RunFolder, run
-from didi.training.pretrain import Pretraining
-from didi.training.recipes import DISTILL, PRESETS, PRETRAIN, preset, recipe
+from didi.training.trainer import Trainer
 from didi.world import default_device, world
 
-Config = PretrainConfig | DistillConfig
+Config = RunConfig
 
 
 @dataclass(frozen=True)
@@ -78,9 +81,9 @@ def pretrain_run(config: PretrainConfig, folder: RunFolder, *, resume: bool, dev
         seed=config.seed,
     )
     with _ours(folder, config, resume=resume):
-        job = Pretraining(config, source, device)
-        run(job, config.loop, folder, resume=resume)
-        return _finish(job.bundle(), config, folder, device)
+        trainer = Trainer(method_of(config)(config, Inputs(source, device, folder.path)), device)
+        run(trainer, config.loop, folder, resume=resume)
+        return _finish(trainer.bundle(), config, folder, device)
 
 
 def distill(args: Sequence[str]) -> None:
@@ -89,7 +92,7 @@ def distill(args: Sequence[str]) -> None:
     distill_run(config, _folder(options, "distill"), resume=options.resume, device=_device(options.device))
 
 
-def distill_run(config: DistillConfig, folder: RunFolder, *, resume: bool, device: torch.device) -> Path:
+def distill_run(config: DistillationConfig, folder: RunFolder, *, resume: bool, device: torch.device) -> Path:
     """Distil by a resolved configuration; returns the folder of the bundle."""
     if not config.teacher:
         raise UsageError(
@@ -99,9 +102,10 @@ def distill_run(config: DistillConfig, folder: RunFolder, *, resume: bool, devic
     teacher = load(config.teacher)
     source = distillation_source(config, teacher)
     with _ours(folder, config, resume=resume):
-        job = Distillation(config, source, teacher, device, folder.path)
-        run(job, config.loop, folder, resume=resume)
-        return _finish(job.bundle(), config, folder, device, teacher=teacher.provenance)
+        method = method_of(config)(config, Inputs(source, device, folder.path, teacher))
+        trainer = Trainer(method, device)
+        run(trainer, config.loop, folder, resume=resume)
+        return _finish(trainer.bundle(), config, folder, device, teacher=teacher.provenance)
 
 
 @contextlib.contextmanager
@@ -114,7 +118,7 @@ def _ours(folder: RunFolder, config: Config, *, resume: bool) -> Iterator[None]:
         yield
 
 
-def distillation_source(config: DistillConfig, teacher: Bundle) -> Source:
+def distillation_source(config: DistillationConfig, teacher: Bundle) -> Source:
     """The corpus of a distillation, read by the teacher's own tokenizer unless the settings name another."""
     data = config.data
     is_named = data.tokenizer is not None or data.vocab_size is not None
@@ -182,15 +186,7 @@ def _limited(config: Config, max_steps: int | None) -> Config:
         return config
     if max_steps < 1:
         raise UsageError(f"--max-steps is 1 or more; got {max_steps}")
-    loop = replace(config.loop, steps=max_steps)
-    if isinstance(config, PretrainConfig):
-        return replace(config, loop=loop)
-    discriminator = replace(
-        config.discriminator,
-        warmup_steps=min(config.discriminator.warmup_steps, max_steps),
-        guidance_steps=min(config.discriminator.guidance_steps, max_steps),
-    )
-    return replace(config, loop=loop, discriminator=discriminator)
+    return config.limited(max_steps)
 
 
 def _flags(settings: Mapping[str, Any], prefix: str = "") -> Iterator[str]:

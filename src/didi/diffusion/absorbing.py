@@ -138,7 +138,7 @@ class Absorbing:
         """See ``Process.posterior``; Eq. 2."""
         return posterior_probs(z, x0_log_probs.exp(), self.schedule.alpha(s), self.schedule.alpha(t), self.mask_id)
 
-    def is_predicted(self, z: Int[Tensor, "b l"]) -> Bool[Tensor, "b l"]:
+    def is_predicted(self, z: Int[Tensor, "*b l"]) -> Bool[Tensor, "*b l"]:
         """The masked positions; the SUBS rule keeps the others."""
         return z == self.mask_id
 

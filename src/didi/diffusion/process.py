@@ -92,7 +92,7 @@ class Process(Protocol):
         """Probabilities of z_s given z_t, with x0 distributed as ``x0_log_probs``; rows sum to 1."""
         ...
 
-    def is_predicted(self, z: Int[Tensor, "b l"]) -> Bool[Tensor, "b l"]:
+    def is_predicted(self, z: Int[Tensor, "*b l"]) -> Bool[Tensor, "*b l"]:
         """Positions whose distribution of x0 sampler and loss need; the head of the network runs there only."""
         ...
 

@@ -78,7 +78,7 @@ class Uniform:
         joint = likelihood * marginal
         return joint / joint.sum(-1, keepdim=True)
 
-    def is_predicted(self, z: Int[Tensor, "b l"]) -> Bool[Tensor, "b l"]:
+    def is_predicted(self, z: Int[Tensor, "*b l"]) -> Bool[Tensor, "*b l"]:
         """Every position."""
         return torch.ones_like(z, dtype=torch.bool)
 

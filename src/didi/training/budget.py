@@ -21,10 +21,12 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from didi.methods.didi_settings import DistillConfig, ObjectiveConfig
+from didi.methods.elbo import PretrainConfig
+from didi.methods.settings import LoopConfig, OptimizerConfig
 from didi.models.adapters import adapt
 from didi.models.discriminator import Discriminator, DiscriminatorConfig, num_parameters
 from didi.models.dit import DiT, DiTConfig
-from didi.training.config import DistillConfig, LoopConfig, ObjectiveConfig, OptimizerConfig, PretrainConfig
 from didi.training.live_memory import LiveMemory
 from didi.training.optim import make_optimizer
 

@@ -1,18 +1,17 @@
 """Atomic, resumable state of a run: one safetensors file a checkpoint, its structure as JSON in the header."""
 
-import hashlib
 import json
 import sys
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from didi.errors import DidiError
 from didi.files import replacing
+from didi.models.digest import tensors_digest
 
 PATTERN = "step-*.safetensors"
 
@@ -32,7 +31,7 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any], *, keep: int
     tensors: dict[str, Tensor] = {}
     structure = json.dumps(_pack(state, tensors, set()))
     path = folder / f"step-{step:08d}.safetensors"
-    metadata = {"structure": structure, "digest": _digest(structure, tensors)}
+    metadata = {"structure": structure, "digest": tensors_digest(structure, tensors)}
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for unfinished in folder.glob(f".{PATTERN}.tmp"):  # of a run that was killed while it wrote
@@ -70,24 +69,11 @@ def _read(path: Path) -> dict[str, Any]:
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata() or {}
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-    if metadata["digest"] != _digest(metadata["structure"], tensors):
+    if metadata["digest"] != tensors_digest(metadata["structure"], tensors):
         raise ValueError("digest differs")
     state = _unpack(json.loads(metadata["structure"]), tensors)
     assert isinstance(state, dict)
     return state
-
-
-def weights_digest(network: nn.Module) -> str:
-    """SHA-256 of a network's names and weights, hexadecimal."""
-    weights = network.state_dict()
-    return _digest(" ".join(sorted(weights)), weights)
-
-
-def _digest(structure: str, tensors: dict[str, Tensor]) -> str:
-    hasher = hashlib.sha256(structure.encode())
-    for name in sorted(tensors):
-        hasher.update(tensors[name].cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return hasher.hexdigest()
 
 
 def _pack(value: Any, tensors: dict[str, Tensor], storages: set[int]) -> Any:

@@ -21,9 +21,9 @@ from torch import Tensor
 
 from didi.errors import DidiError, Interrupted, UsageError
 from didi.files import write_atomically
+from didi.methods.settings import LoopConfig
 from didi.models.untrusted import read_yaml
 from didi.training.checkpoint import PATTERN, load_latest, save_checkpoint
-from didi.training.config import LoopConfig
 from didi.world import world
 
 Metrics = Mapping[str, Tensor | float]
@@ -145,8 +145,8 @@ def _settings(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def run(job: Job, config: LoopConfig, folder: RunFolder, *, resume: bool) -> None:
     """Train ``job`` to its end, from its newest checkpoint if there is one and ``resume`` is on.
 
-    A step whose loss or gradient is not finite changes no weight and no average (``optim.update``); more of them than
-    ``config.max_skipped_steps`` between two log lines end the run.
+    An update whose loss or gradient is not finite changes no weight and no average (``Trainer.step``); more such steps
+    than ``config.max_skipped_steps`` between two log lines end the run.
 
     Raises:
         Interrupted: Ctrl-C or SIGTERM; the state is saved.

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from didi.methods.settings import OptimizerConfig
 from didi.models.adapters import copy_sharing_frozen
 from didi.models.autoregressive import AutoregressiveLM
 from didi.models.dit import DiT
-from didi.training.config import OptimizerConfig
 from didi.training.distributed import is_sharded
 from didi.training.muon import Muon
 
@@ -54,13 +54,25 @@ def learning_rate(config: OptimizerConfig, step: int, num_steps: int) -> float:
     return config.learning_rate * (config.final_fraction + (1 - config.final_fraction) * remaining)
 
 
-def update(network: nn.Module, optimizer: torch.optim.Optimizer, config: OptimizerConfig, rate: float) -> Tensor:
-    """Clip the gradients, step at ``rate``, clear them; returns the gradient's norm before clipping.
+def update(
+    network: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    config: OptimizerConfig,
+    rate: float,
+    *,
+    is_finite: bool = True,
+) -> Tensor:
+    """Clip the gradients, step at ``rate`` and clear the gradients.
 
-    A gradient that is not finite leaves the weights as they are: the norm tells.
+    Weights and moments stay as they are where ``is_finite`` is off or the gradient is not finite.
+
+    Returns:
+        Norm of the gradient before clipping; NaN where ``is_finite`` is off.
     """
     norm = nn.utils.clip_grad_norm_(network.parameters(), config.clip_norm)
     norm = cast(Any, norm).full_tensor() if is_sharded(norm) else norm
+    if not is_finite:
+        norm = torch.full_like(norm, math.nan)
     if torch.isfinite(norm):
         for group in optimizer.param_groups:
             group["lr"] = rate * group.get("rate_scale", 1.0)

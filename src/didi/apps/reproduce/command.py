@@ -14,10 +14,10 @@ from didi.data.zero_shot import HUB, STAND_INS
 from didi.errors import UsageError
 from didi.evaluation.report import write_html
 from didi.files import write_atomically
+from didi.methods.didi_settings import DistillConfig
+from didi.recipes import DISTILL, PRETRAIN
+from didi.recipes.ablations import with_objective
 from didi.sampling.guided import Guidance
-from didi.training.ablations import with_objective
-from didi.training.config import DistillConfig
-from didi.training.recipes import DISTILL, PRETRAIN
 
 Scale = Literal["markov", "tiny", "paper"]
 

@@ -6,8 +6,8 @@ from didi.apps.reproduce.study import Cell, Run, Study
 from didi.data.source import MARKOV
 from didi.evaluation.anchors import ANCHORS
 from didi.evaluation.row import machine_name
-from didi.training.ablations import paper_objective
-from didi.training.config import DistillConfig
+from didi.methods.didi_settings import DistillConfig
+from didi.recipes.ablations import paper_objective
 
 # At which the teacher is sampled, so that it reaches the entropies of its students.
 TEMPERATURES = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.3, 1.5)

@@ -28,11 +28,12 @@ from didi.evaluation.evaluate import evaluate
 from didi.evaluation.row import EvaluationRow, SampleSet
 from didi.evaluation.zero_shot import LikelihoodRow, score_corpus
 from didi.files import write_atomically
+from didi.methods.didi_settings import DistillConfig
+from didi.methods.elbo import PretrainConfig
 from didi.models.bundle import Bundle, Role, load
 from didi.models.discriminator import num_parameters
 from didi.sampling.guided import Guidance
 from didi.sampling.options import SamplerName, SamplingOptions
-from didi.training.config import DistillConfig, PretrainConfig
 from didi.training.loop import RunFolder
 from didi.world import default_device
 

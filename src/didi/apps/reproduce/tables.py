@@ -12,9 +12,10 @@ from didi.evaluation.frontier import perplexity_at_entropy
 from didi.evaluation.over_seeds import geometric_estimate
 from didi.evaluation.row import EvaluationRow
 from didi.markdown import markdown_table
-from didi.training.ablations import GUIDED, cumulative, decisions, leave_one_out
-from didi.training.config import DistillConfig, PretrainConfig
-from didi.training.recipes import DISTILL, PRETRAIN
+from didi.methods.didi_settings import DistillConfig
+from didi.methods.elbo import PretrainConfig
+from didi.recipes import DISTILL, PRETRAIN
+from didi.recipes.ablations import GUIDED, cumulative, decisions, leave_one_out
 
 Published = Mapping[str, tuple[tuple[float, float], ...]]
 Rows = dict[str, tuple[DistillConfig, bool]]

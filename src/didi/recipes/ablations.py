@@ -6,7 +6,7 @@ Each row of a table is a whole configuration; equal ones are one run, however ma
 from dataclasses import replace
 from typing import Any
 
-from didi.training.config import DistillConfig, ObjectiveConfig
+from didi.methods.didi_settings import DistillConfig, ObjectiveConfig
 
 # What each trick switches on, in the order in which Table 1 adds them; guided inference belongs to sampling.
 TRICKS: dict[str, dict[str, Any]] = {

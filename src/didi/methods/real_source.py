@@ -12,9 +12,9 @@ from didi.data.source import Source
 from didi.diffusion.noise import derive_seed, named_generator
 from didi.errors import UsageError
 from didi.files import write_atomically
+from didi.methods.didi_settings import DistillConfig
 from didi.models.bundle import Bundle
 from didi.sampling.generate import generate
-from didi.training.config import DistillConfig
 from didi.world import world
 
 RealSampler = Callable[[int, int, int, int], Int[Tensor, "b l"]]

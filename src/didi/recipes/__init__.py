@@ -9,17 +9,10 @@ from dataclasses import asdict, replace
 from typing import TypeVar
 
 from didi.errors import UsageError
+from didi.methods.didi_settings import DiscriminatorSettings, DistillConfig, ObjectiveConfig
+from didi.methods.elbo import PretrainConfig
+from didi.methods.settings import DataConfig, LoopConfig, NetworkConfig, OptimizerConfig
 from didi.models.dit import DiTConfig
-from didi.training.config import (
-    DataConfig,
-    DiscriminatorSettings,
-    DistillConfig,
-    LoopConfig,
-    NetworkConfig,
-    ObjectiveConfig,
-    OptimizerConfig,
-    PretrainConfig,
-)
 
 OWT = DataConfig(
     corpus="Skylion007/openwebtext",  # App. E.2

@@ -19,9 +19,9 @@ from didi.diffusion.absorbing import Absorbing, is_masked_at
 from didi.diffusion.canvas import Canvas
 from didi.diffusion.categorical import sample_categorical
 from didi.diffusion.schedule import TimeDensity
+from didi.methods.didi_settings import ObjectiveConfig
 from didi.models.denoiser import Denoiser
 from didi.models.dit import DiT
-from didi.training.config import ObjectiveConfig
 from didi.world import world
 
 
@@ -52,7 +52,7 @@ class Rollout:
     second_log_probs: Float[Tensor, "n v"]
 
 
-def law_at_masks(
+def masked_log_probs(
     denoiser: Denoiser, z: Int[Tensor, "b l"], t: Float[Tensor, " b"], process: Absorbing
 ) -> Float[Tensor, "n v"]:
     """Log-probabilities at the masked positions of ``z``, in row-major order."""
@@ -60,10 +60,12 @@ def law_at_masks(
     return process.log_probs(denoiser.head(features[process.is_predicted(z)]))
 
 
-def first_law(denoiser: Denoiser, length: int, process: Absorbing, device: torch.device) -> Float[Tensor, "l v"]:
+def all_mask_log_probs(
+    denoiser: Denoiser, length: int, process: Absorbing, device: torch.device
+) -> Float[Tensor, "l v"]:
     """Log-probabilities at every position of the all-mask state."""
     z = process.prior(Canvas.blank(1, length, device))
-    return law_at_masks(denoiser, z, torch.ones(1, dtype=torch.float64), process)
+    return masked_log_probs(denoiser, z, torch.ones(1, dtype=torch.float64), process)
 
 
 @torch.no_grad()
@@ -149,7 +151,7 @@ def rollout(
         t = tau - mine(torch.rand(num_states, dtype=torch.float64, generator=generator)) / objective.moves
     else:
         tau, t = map(mine, draw_times(num_states, objective, generator))
-    first_log_probs = first_law(student, length, process, device)
+    first_log_probs = all_mask_log_probs(student, length, process, device)
     z_tau = torch.full((len(tau), length), mask_id, device=device)
     first_score = torch.zeros(len(tau), device=device)
     if is_path:
@@ -157,14 +159,14 @@ def rollout(
         draws = torch.stack([mine(one) for one in draws]).to(device)
         z_tau = states_before_a_move(student, move, objective.moves, draws, process)
         is_masked_tau = z_tau == mask_id
-        second_log_probs = law_at_masks(student, z_tau, tau, process)
+        second_log_probs = masked_log_probs(student, z_tau, tau, process)
     elif objective.score_decomposition:
         is_masked_tau = is_masked_at(uniforms(length), schedule.alpha(tau).to(device))
         state, position = (~is_masked_tau).nonzero(as_tuple=True)
         tokens = sample_categorical(first_log_probs.detach()[position], uniforms(length)[~is_masked_tau])
         z_tau[state, position] = tokens
         first_score = first_score.index_add(0, state, first_log_probs[position, tokens])
-        second_log_probs = law_at_masks(student, z_tau, tau, process)
+        second_log_probs = masked_log_probs(student, z_tau, tau, process)
     else:  # the one-step generator: every state is all masks, one pass tells all
         is_masked_tau = torch.ones_like(z_tau, dtype=torch.bool)
         second_log_probs = first_log_probs.repeat(len(tau), 1)

@@ -1,0 +1,31 @@
+"""Training methods: one file each, found by name in ``METHODS``."""
+
+from typing import Any
+
+from didi.errors import UsageError
+from didi.methods.base import Method
+from didi.methods.didi import Didi
+from didi.methods.elbo import Elbo
+from didi.methods.settings import RunConfig
+
+METHODS: dict[str, type[Any]] = {one.name: one for one in (Elbo, Didi)}
+"""Classes with the contract of ``methods.base.Method``."""
+
+__all__ = ["METHODS", "Method", "find_method", "method_of"]
+
+
+def find_method(name: str) -> type[Any]:
+    """The class of the method called ``name``.
+
+    Raises:
+        UsageError: no method has that name.
+    """
+    if name not in METHODS:
+        raise UsageError(f"a method is one of {', '.join(METHODS)}; got {name!r}")
+    return METHODS[name]
+
+
+def method_of(settings: RunConfig) -> type[Any]:
+    """The class of the method that ``settings`` belong to."""
+    (found,) = [one for one in METHODS.values() if one.settings_type is type(settings)]
+    return found

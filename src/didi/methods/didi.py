@@ -1,0 +1,328 @@
+r"""DiDi-Instruct, Algorithm 1 of the paper; departures are listed in ``docs/deviations.md``.
+
+One step, after a warm-up in which the student is left out and before lessons for guidance (5.) in which it is finished:
+
+1. Roll out the student: states z_tau, completions x and their corruptions z_t, with log-probabilities (``rollout``).
+2. Corrupt real sequences to the same times t; the discriminator descends the cross-entropy of Eq. 8 on both sides.
+   Repeat with fresh corruptions and real rows as often as ``steps_per_student_step`` says.
+3. Read the updated discriminator's log-ratio of each z_t as its reward, Eq. 6, and subtract baselines, Eq. 7.
+4. The student descends omega(t) times reward times score, Eq. 5 and 9, plus the divergence from the teacher and minus
+   the entropy bonus at both moves, App. F.3.
+5. Lessons for guidance (ours): the discriminator alone learns from states of the finished student's own sampler.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, ClassVar, cast
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from didi.diffusion.absorbing import corrupt
+from didi.diffusion.categorical import divergence, entropy
+from didi.diffusion.noise import named_generator
+from didi.diffusion.schedule import TimeDensity, time_weight
+from didi.errors import UsageError
+from didi.methods.base import Figures, Inputs, Runtime, Update
+from didi.methods.didi_networks import check_fit, initial_networks, masked_process
+from didi.methods.didi_settings import DistillConfig
+from didi.methods.real_source import real_sampler
+from didi.methods.rollout import Rollout, all_mask_log_probs, masked_log_probs, rollout, states_before_a_move
+from didi.methods.settings import RunConfig
+from didi.models.bundle import Bundle, Role
+from didi.models.digest import weights_digest
+from didi.models.discriminator import Discriminator, log_ratio_logits
+from didi.models.dit import DiT
+from didi.models.nelbo import nats_per_token
+from didi.objectives.didi import (
+    Advantages,
+    advantages,
+    discriminator_loss,
+    log_density_ratio,
+    policy_loss,
+    second_move_score,
+    unsmooth,
+)
+from didi.world import world
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One micro-batch of this process.
+
+    Attributes:
+        step: number of the step.
+        number: of the micro-batch.
+        rollout: the student's trajectories; None in lessons for guidance.
+    """
+
+    step: int
+    number: int
+    rollout: Rollout | None = None
+
+
+class Didi:
+    """See ``methods.base.Method``; steps count the warm-up first, so that a run resumes in any phase."""
+
+    name: ClassVar[str] = "didi"
+    settings_type: ClassVar[type[RunConfig]] = DistillConfig
+    averaged_network = "student"
+
+    def __init__(self, settings: DistillConfig, inputs: Inputs) -> None:
+        assert inputs.teacher is not None
+        self.settings, self.source, self._inputs = settings, inputs.source, inputs
+        self.process, self.tokenizer = masked_process(inputs.teacher), inputs.teacher.tokenizer
+        role: Role | None = "teacher" if inputs.teacher.teacher is not None else None
+        teacher = inputs.teacher.denoiser(role).to(inputs.device).eval().requires_grad_(False)
+        self._teacher_digest = weights_digest(teacher)
+        check_fit(settings, teacher, self.source.vocab_size)
+        student, discriminator = initial_networks(settings, teacher)
+        self.trained: dict[str, nn.Module] = {"student": student, "discriminator": discriminator}
+        self.frozen: dict[str, nn.Module] = {"teacher": teacher}
+        self.optimizers = {"student": settings.student_optimizer, "discriminator": settings.discriminator_optimizer}
+        self.warmup_steps, loop = settings.discriminator.warmup_steps, settings.loop
+        self._warmup_objective = replace(settings.objective, moves=settings.discriminator.warmup_moves)
+        self.last_student_step = self.warmup_steps + loop.steps
+        self.num_steps = self.last_student_step + settings.discriminator.guidance_steps
+        completions = loop.batch_size * loop.accumulation * settings.objective.completions
+        self.tokens_per_step = completions * settings.data.length
+        self._teacher_first: Tensor | None = None
+
+    def start(self, runtime: Runtime) -> None:
+        """Prepare the real side, which may sample the teacher."""
+        self.runtime = runtime
+        frozen = Bundle(teacher=cast(DiT, self.frozen["teacher"]), process=self.process, name=self.settings.teacher)
+        self._real = real_sampler(self.settings, self.source, frozen, self._inputs.folder)
+
+    @property
+    def student(self) -> DiT:
+        """The few-step generator in training."""
+        return cast(DiT, self.trained["student"])
+
+    @property
+    def teacher(self) -> DiT:
+        """The frozen many-step generator."""
+        return cast(DiT, self.frozen["teacher"])
+
+    @property
+    def discriminator(self) -> Discriminator:
+        """The estimator of the log-ratio."""
+        return cast(Discriminator, self.trained["discriminator"])
+
+    # ------------------------------------------------------------------------------------------------ one step --- #
+
+    def prepare(self, step: int, micro_batch: int) -> Batch:
+        """Roll out the student; its gradient is kept where it is going to be updated."""
+        if step >= self.last_student_step:
+            return Batch(step, micro_batch)
+        settings = self.settings
+        is_warmup = step < self.warmup_steps
+        objective = self._warmup_objective if is_warmup else settings.objective
+        generator = named_generator(settings.seed, "rollout", step, micro_batch)
+        sizes = settings.loop.batch_size, settings.data.length
+        arguments = (*sizes, objective, self.process, generator, self.runtime.device)
+        if not is_warmup:
+            return Batch(step, micro_batch, self.runtime.call("student", rollout, *arguments))
+        with torch.no_grad(), self.runtime.cast():
+            return Batch(step, micro_batch, rollout(self.student, *arguments))
+
+    def updates(self, step: int) -> Sequence[Update]:
+        """The discriminator's updates, then the student's, as the phase has them."""
+        settings = self.settings
+        if step >= self.last_student_step:
+            lesson, num_lessons = step - self.last_student_step, settings.discriminator.guidance_steps
+            return [Update("discriminator", self._guidance_loss, lesson, num_lessons)]
+        judging = [
+            Update("discriminator", partial(self._discriminator_loss, repeat), step, self.last_student_step)
+            for repeat in range(settings.discriminator.steps_per_student_step)
+        ]
+        if step < self.warmup_steps:
+            return judging
+        return [*judging, Update("student", self._student_loss, step - self.warmup_steps, settings.loop.steps)]
+
+    def end_step(self, step: int) -> None:
+        """Nothing."""
+
+    # --------------------------------------------------------------------------------------------- discriminator --- #
+
+    def _discriminator_loss(self, repeat: int, batch: Batch) -> tuple[Tensor, Figures]:
+        """Tell corrupted student samples from corrupted real ones, Eq. 8."""
+        drawn, settings = cast(Rollout, batch.rollout), self.settings
+        num_completions = settings.discriminator.completions or settings.objective.completions
+        t = drawn.t.repeat_interleave(num_completions)
+        alpha = self.process.schedule.alpha(t).to(self.runtime.device)
+        generator = named_generator(settings.seed, "discriminator", batch.step, batch.number, repeat)
+        real = self._real(batch.step, batch.number, repeat, len(t) * world().size)
+        uniforms = torch.rand(2, *real.shape, dtype=torch.float64, generator=generator)
+        real = world().mine(real).to(self.runtime.device)
+        uniforms = torch.stack([world().mine(one) for one in uniforms]).to(self.runtime.device)
+        fake_t = (
+            drawn.z_t[:, :num_completions, 0].flatten(0, 1)
+            if repeat == 0
+            else corrupt(drawn.x[:, :num_completions].flatten(0, 1), alpha, self.process.mask_id, uniforms[0])
+        )
+        return self._judged(fake_t, corrupt(real, alpha, self.process.mask_id, uniforms[1]), t)
+
+    def _guidance_loss(self, batch: Batch) -> tuple[Tensor, Figures]:
+        """As ``_discriminator_loss``, on states of the finished student's sampler."""
+        settings, device = self.settings, self.runtime.device
+        num_rows, num_moves = settings.loop.batch_size, settings.discriminator.guidance_nfe
+        generator = named_generator(settings.seed, "guidance", batch.step, *([batch.number] if batch.number else []))
+        move = torch.randint(1, num_moves + 1, (num_rows,), generator=generator)  # the last one leaves no masks
+        draws = torch.rand(2, num_rows, settings.data.length, dtype=torch.float64, generator=generator)
+        real = self._real(batch.step, batch.number, 0, num_rows)
+        uniforms = torch.rand(real.shape, dtype=torch.float64, generator=generator)
+        move, real, uniforms = map(world().mine, (move, real, uniforms))
+        draws = torch.stack([world().mine(one) for one in draws]).to(device)
+        t = 1 - move.double() / num_moves
+        with self.runtime.cast():
+            student = cast(DiT, self.runtime.averaged())
+            fake_t = states_before_a_move(student, move, num_moves, draws, self.process)
+        real_t = corrupt(real, self.process.schedule.alpha(t), self.process.mask_id, uniforms).to(device)
+        return self._judged(fake_t, real_t, t)
+
+    def _judged(
+        self, fake_t: Int[Tensor, "b l"], real_t: Int[Tensor, "b l"], t: Float[Tensor, " b"]
+    ) -> tuple[Tensor, Figures]:
+        """Loss of Eq. 8, both sides in one forward pass, and the share of sequences on the right side."""
+        states = torch.cat([fake_t, real_t])
+        self.discriminator.train()
+        level = self.process.noise_level(self.discriminator, t.to(self.runtime.device).repeat(2))
+        logits = self.runtime.call("discriminator", Discriminator.__call__, states, level).float()
+        fake_logits, real_logits = logits.chunk(2)
+        fake_masks, real_masks = self.process.is_predicted(states).chunk(2)
+        smoothing = self.settings.discriminator.label_smoothing
+        loss = discriminator_loss(fake_logits, real_logits, fake_masks, real_masks, label_smoothing=smoothing)
+        is_right = torch.cat(
+            [log_density_ratio(fake_logits, fake_masks) > 0, log_density_ratio(real_logits, real_masks) < 0]
+        )
+        return loss, {"discriminator_loss": loss.detach(), "discriminator_accuracy": is_right.float().mean()}
+
+    # --------------------------------------------------------------------------------------------------- student --- #
+
+    def _rewards(self, drawn: Rollout) -> tuple[Float[Tensor, "s g c"], Float[Tensor, ""]]:
+        """Log-ratio of each corruption in nats, Eq. 6, and the share of them that the clamp cut."""
+        objective, settings = self.settings.objective, self.settings.discriminator
+        states = drawn.z_t.flatten(0, 2)
+        t = drawn.t.repeat_interleave(objective.completions * objective.corruptions)
+        with self.runtime.cast():
+            level = self.process.noise_level(self.discriminator, t.to(self.runtime.device))
+            logits = log_ratio_logits(self.discriminator, states, level)
+        if settings.unsmooth:
+            logits = unsmooth(logits, settings.label_smoothing)
+        rewards = log_density_ratio(logits, self.process.is_predicted(states), reduction=objective.reward_reduction)
+        if (bound := objective.reward_clamp) is None:
+            return rewards.view(drawn.z_t.shape[:3]), torch.zeros((), device=self.runtime.device)
+        is_cut = (rewards.abs() > bound).float().mean()
+        return rewards.clamp(-bound, bound).view(drawn.z_t.shape[:3]), is_cut
+
+    def _weight(self, t: Float[Tensor, " s"]) -> Float[Tensor, " s"]:
+        r"""Weight :math:`\omega(t)`, or :math:`\omega(t)/\pi(t)`, of each state."""
+        objective = self.settings.objective
+        bounds = {"low": objective.weight_low, "high": objective.weight_high}
+        weight = time_weight(objective.weight, self.process.schedule, t, **bounds)
+        if objective.importance_weighting:
+            density = TimeDensity(objective.time_a, objective.time_b).density(t)
+            weight = weight * (1 / density).clamp(max=objective.importance_clip)
+        return weight.float().to(self.runtime.device)
+
+    def _student_loss(self, batch: Batch) -> tuple[Tensor, Figures]:
+        """Policy gradient of Eq. 5 with the advantage of Eq. 7 and the split score of Eq. 9, and the regularisers."""
+        drawn, objective = cast(Rollout, batch.rollout), self.settings.objective
+        rewards, clamp_fraction = self._rewards(drawn)
+        is_masked_tau, is_masked_t = (self.process.is_predicted(z) for z in (drawn.z_tau, drawn.z_t))
+        first_score, second_score = (
+            drawn.first_score,
+            second_move_score(
+                drawn.completion_log_probs, is_masked_tau, is_masked_t, revealed_only=objective.revealed_only
+            ),
+        )
+        if objective.pg_reduction == "token-mean":
+            length = drawn.x.shape[-1]
+            first_score, second_score = first_score / length, second_score / length
+        all_rewards = world().gathered(rewards)  # groups and their spread are those of the whole batch
+        of_all = advantages(
+            all_rewards,
+            grouping=objective.advantage,
+            group_size=objective.group_size,
+            normalise=objective.normalise_advantage,
+        )
+        advantage = Advantages(*map(world().mine, of_all))
+        policy = policy_loss(first_score, second_score, advantage, self._weight(drawn.t)).mean()
+        regulariser, figures = self._regulariser(drawn)
+        rewarded = {"reward": all_rewards.mean(), "reward_std": all_rewards.std(), "clamp_fraction": clamp_fraction}
+        return policy + regulariser, {**rewarded, **figures}
+
+    def _regulariser(self, drawn: Rollout) -> tuple[Tensor, dict[str, Tensor]]:
+        """Divergence from the teacher and entropy bonus, each the sum over both moves of its mean over positions."""
+        objective = self.settings.objective
+        student = [drawn.first_log_probs]
+        if objective.score_decomposition:
+            student.append(drawn.second_log_probs)
+        with torch.set_grad_enabled(bool(objective.entropy_weight)):  # without a bonus it is only logged
+            entropies = [_mean(entropy(log_probs)) for log_probs in student]
+        figures = {"entropy": entropies[-1].detach()}
+        loss = -objective.entropy_weight * torch.stack(entropies).sum()
+        if objective.divergence_weight:
+            divergences = [
+                _mean(divergence(objective.divergence, of_teacher, log_probs))
+                for of_teacher, log_probs in zip(self._teacher_log_probs(drawn), student, strict=True)
+            ]
+            figures["divergence"] = torch.stack(divergences).sum().detach()
+            loss = loss + objective.divergence_weight * torch.stack(divergences).sum()
+        return loss, figures
+
+    @torch.no_grad()
+    def _teacher_log_probs(self, drawn: Rollout) -> list[Tensor]:
+        """The teacher's log-probabilities where the student's were read."""
+        with self.runtime.cast():
+            if self._teacher_first is None:  # at the all-mask state they never change
+                length, device = drawn.x.shape[-1], self.runtime.device
+                self._teacher_first = all_mask_log_probs(self.teacher, length, self.process, device)
+            found = [self._teacher_first]
+            if self.settings.objective.score_decomposition:
+                found.append(masked_log_probs(self.teacher, drawn.z_tau, drawn.tau, self.process))
+        return found
+
+    # ----------------------------------------------------------------------------------------------------- ends --- #
+
+    def validate(self) -> dict[str, float]:
+        """NELBO per token of the averaged student on held-out sequences, in nats."""
+        loop = self.settings.loop
+        rows = self.source.validation[: loop.validation_sequences]
+        student = cast(DiT, self.runtime.averaged())
+        return {"validation_nelbo": nats_per_token(student, self.process, rows, batch_size=loop.batch_size)}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Digest of the teacher's weights, which come from its bundle."""
+        return {"teacher": self._teacher_digest}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """See ``state_dict``.
+
+        Raises:
+            UsageError: it was made with other teacher weights.
+        """
+        if state["teacher"] != self._teacher_digest:
+            raise UsageError(
+                f"a run goes on with the teacher that it began with; the weights of {self.settings.teacher!r} are "
+                "others now: put them back, or begin again in another folder with --out"
+            )
+
+    def bundle(self) -> Bundle:
+        """The averaged student, its teacher and the discriminator."""
+        return Bundle(
+            student=cast(DiT, self.runtime.averaged()),
+            teacher=self.teacher,
+            discriminator=self.discriminator.eval(),
+            tokenizer=self.tokenizer,
+            process=self.process,
+        )
+
+
+def _mean(values: Tensor) -> Tensor:
+    """This process's part of the mean over the values of all, of which the processes' mean is that mean."""
+    num = world().mean(torch.tensor(float(values.numel()), device=values.device))
+    return values.sum() / num.clamp(min=1 / world().size)

@@ -1,0 +1,63 @@
+"""What DiDi-Instruct starts from: student and discriminator made of the teacher, and checks that all fits together."""
+
+import copy
+
+import torch
+
+from didi.diffusion.absorbing import Absorbing
+from didi.diffusion.noise import derive_seed
+from didi.errors import UsageError
+from didi.methods.didi_settings import DistillConfig
+from didi.models.adapters import adapt, copy_sharing_frozen
+from didi.models.bundle import Bundle
+from didi.models.discriminator import Discriminator
+from didi.models.dit import DiT
+
+
+def initial_networks(settings: DistillConfig, teacher: DiT) -> tuple[DiT, Discriminator]:
+    """Student and discriminator as copies of the teacher, or as adapters on its weights."""
+    torch.manual_seed(derive_seed(settings.seed, "discriminator-head"))
+    num_blocks, rank = settings.discriminator.trainable_blocks, settings.lora_rank
+    discriminator = Discriminator.from_denoiser(
+        teacher,
+        output=settings.discriminator.output,
+        is_time_conditioned=settings.discriminator.is_time_conditioned,
+        shares_trunk=rank is not None,
+    ).to(next(teacher.parameters()).device)
+    if rank is None:
+        discriminator.train_last_blocks(num_blocks)
+        return copy.deepcopy(teacher).requires_grad_(True), discriminator
+    student = copy_sharing_frozen(teacher)
+    torch.manual_seed(derive_seed(settings.seed, "adapters"))
+    adapt(discriminator, rank, num_blocks)
+    adapt(student, rank)
+    return student, discriminator
+
+
+def masked_process(teacher: Bundle) -> Absorbing:
+    """The process of a teacher of masked diffusion.
+
+    Raises:
+        UsageError: it is another one.
+    """
+    if not isinstance(teacher.process, Absorbing):
+        found = teacher.process.name
+        raise UsageError(f"DiDi-Instruct distils masked diffusion; the process of {teacher.name} is {found}")
+    return teacher.process
+
+
+def check_fit(settings: DistillConfig, teacher: DiT, vocab_size: int) -> None:
+    """Refuse a corpus that the teacher cannot read.
+
+    Raises:
+        UsageError: its sequences are longer than the teacher's context, or its vocabulary is another.
+    """
+    if settings.data.length > teacher.length:
+        raise UsageError(
+            f"data.length is at most the teacher's context of {teacher.length} tokens; got {settings.data.length}"
+        )
+    if vocab_size != teacher.vocab_size:
+        raise UsageError(
+            f"corpus and teacher share one tokenizer; the corpus has {vocab_size} symbols, the teacher "
+            f"{teacher.vocab_size}: give data.tokenizer the teacher bundle's tokenizer.json"
+        )

@@ -1,0 +1,167 @@
+"""Settings of DiDi-Instruct; "Table" and "App." refer to the paper, "row" to ``docs/deviations.md``."""
+
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from didi.diffusion.categorical import Divergence
+from didi.diffusion.schedule import WeightName
+from didi.errors import UsageError
+from didi.methods.settings import DistillationConfig, OptimizerConfig, at_least, check_sharding, share
+from didi.objectives.didi import Grouping, RewardReduction, ScoreReduction
+
+
+@dataclass(frozen=True)
+class DiscriminatorSettings:
+    """The discriminator and its training (Table 3, row 8)."""
+
+    output: Literal["token", "sequence"] = "token"
+    """One logit for each token (text), or one for a sequence (proteins, App. F.6)."""
+    trainable_blocks: int | None = None
+    """Last blocks that are trained beside the head; the rest stays as in the teacher. None trains all; 4 released."""
+    is_time_conditioned: bool = True
+    """Whether it is told the noise level (row 9)."""
+    label_smoothing: float = 0.1
+    """Smoothing epsilon of the labels 1 - eps/2 and eps/2 (row 8)."""
+    unsmooth: bool = False
+    """Undo the smoothing when a logit is read as a log-ratio (row 8)."""
+    warmup_steps: int = 300
+    """Steps before the first student update in which only the discriminator learns."""
+    warmup_moves: int = 2
+    """Moves of the student in them: even where ``objective.moves`` is more, it learns faster from the easier two."""
+    steps_per_student_step: int = 1
+    """Discriminator updates for each student update, each on fresh corruptions and fresh real rows."""
+    completions: int | None = None
+    """Completions of each state that it learns from, None for all; those of one state are alike, so 1 loses little."""
+    real_source: str = "corpus"
+    """Real side: ``corpus``; ``teacher-pool``, teacher samples drawn once and reused; or ``teacher-steps=K``, drawn
+    anew at every step with K passes (row 1)."""
+    pool_size: int = 4096
+    """Sequences in a teacher pool."""
+    pool_nfe: int = 128
+    """Passes per sequence of a teacher pool."""
+    guidance_steps: int = 0
+    """Steps after the last student update in which only the discriminator learns, from states of the finished
+    student's own sampler: those that guided sampling asks it about."""
+    guidance_nfe: int = 8
+    """Moves of that sampler."""
+
+    def __post_init__(self) -> None:
+        at_least(0, self, "warmup_steps", "guidance_steps")
+        at_least(2, self, "warmup_moves")
+        at_least(1, self, "steps_per_student_step", "pool_size", "pool_nfe", "guidance_nfe")
+        share(self, "label_smoothing")
+
+
+@dataclass(frozen=True)
+class ObjectiveConfig:
+    """The DiDi-Instruct objective; the switches of Tables 1-2 and of docs/deviations.md."""
+
+    score_decomposition: bool = True
+    """Two moves 1 -> tau -> 0 whose scores are split, Eq. 9; off is the one-step generator."""
+    moves: int = 2
+    """Moves of the student in training. More than the paper's 2 (ours): states come from its own sampler of so many
+    moves, and a random one of them is scored, as far as it has gone at a time within it."""
+    coupled_time: bool = True
+    """Corrupt the samples at the time tau of their intermediate state (App. F.3)."""
+    weight: WeightName = "constant"
+    """omega(t): 1, or the NELBO's -alpha'/(1 - alpha) (row 12)."""
+    weight_low: float = 0.1
+    """Least omega."""
+    weight_high: float = 10.0
+    """Greatest omega."""
+    time_a: float = 1.0
+    """First parameter of the Beta density pi of times (Table 5)."""
+    time_b: float = 1.0
+    """Second parameter; Beta(2, 5) favours few masks, Beta(5, 2) many."""
+    importance_weighting: bool = False
+    """Divide by pi(t) as in Eq. 5; off, the effective weight is omega * pi (row 13)."""
+    importance_clip: float = 10.0
+    """Greatest 1 / pi(t)."""
+    reward_reduction: RewardReduction = "masked-mean"
+    """How a sequence's logits become its reward, Eq. 6."""
+    reward_clamp: float | None = None
+    """Bound on a reward in nats; 8 in the released code (row 10)."""
+    completions: int = 1
+    """Completions x of each intermediate state (reduction B)."""
+    corruptions: int = 1
+    """Corruptions z_t of each completion whose rewards are used (reduction C)."""
+    advantage: Grouping = "batch"
+    """Whose rewards form the baseline, Eq. 7 (row 11)."""
+    group_size: int = 4
+    """Group size of ``rows`` and ``shared-time``."""
+    normalise_advantage: bool = True
+    """Divide by the group's standard deviation, Eq. 7."""
+    revealed_only: bool = False
+    """Score only what the corruption reveals (reduction A)."""
+    pg_reduction: ScoreReduction = "sum"
+    """Sum of log-probabilities over tokens, or their mean (row 16)."""
+    divergence: Divergence = "forward"
+    """Divergence of the regulariser."""
+    divergence_weight: float = 0.05
+    """Weight of the divergence from the teacher, at both moves (App. F.3)."""
+    entropy_weight: float = 0.0005
+    """Weight of the entropy bonus, at both moves (App. F.3)."""
+
+    def __post_init__(self) -> None:
+        at_least(1, self, "completions", "corruptions", "group_size")
+        at_least(2, self, "moves")
+        at_least(0, self, "divergence_weight", "entropy_weight", "weight_low", "importance_clip")
+
+
+@dataclass(frozen=True)
+class DistillConfig(DistillationConfig):
+    """Distillation of a teacher into a few-step student by DiDi-Instruct, Algorithm 1.
+
+    ``loop.batch_size`` counts intermediate states, ``loop.steps`` updates of the student.
+    """
+
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    discriminator: DiscriminatorSettings = field(default_factory=DiscriminatorSettings)
+    student_optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    discriminator_optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    lora_rank: int | None = None
+    """Train student and discriminator as low-rank adapters of this rank on the teacher's weights, which then exist
+    once (ours); they learn less in the same steps (docs/scale.md). None trains weights of their own."""
+
+    def __post_init__(self) -> None:
+        objective, discriminator, loop = self.objective, self.discriminator, self.loop
+        check_sharding(loop, self.student_optimizer, self.discriminator_optimizer)
+        if self.lora_rank is not None:
+            at_least(1, self, "lora_rank")
+            if loop.fsdp or "muon" in (self.student_optimizer.method, self.discriminator_optimizer.method):
+                raise UsageError("lora_rank goes with AdamW and without loop.fsdp; leave it out or change those")
+        if loop.accumulation > 1 and discriminator.steps_per_student_step > 1:
+            raise UsageError(
+                "discriminator.steps_per_student_step is 1 where loop.accumulation is more than 1: several "
+                "discriminator updates cannot share accumulated batches; got "
+                f"{discriminator.steps_per_student_step} and {loop.accumulation}"
+            )
+        if not 1 <= (discriminator.completions or 1) <= objective.completions:
+            raise UsageError(
+                f"discriminator.completions lies in [1, {objective.completions}], the objective's; got "
+                f"{discriminator.completions}"
+            )
+        is_plain = objective.score_decomposition and objective.coupled_time
+        is_plain = is_plain and objective.time_a == objective.time_b == 1
+        is_plain = is_plain and objective.advantage != "shared-time"  # each state has a time of its own
+        moves = max(objective.moves, discriminator.warmup_moves)
+        if moves > 2 and not (is_plain and discriminator.steps_per_student_step == 1):
+            raise UsageError(
+                "objective.moves and discriminator.warmup_moves above 2 go with score_decomposition, coupled_time, "
+                "Beta(1, 1) times, an advantage other than shared-time and one update of the discriminator a step; "
+                f"got {moves}: set it to 2 or those to their defaults"
+            )
+        if objective.advantage in ("rows", "shared-time") and loop.batch_size % objective.group_size:
+            raise UsageError(
+                f"loop.batch_size is a multiple of objective.group_size for {objective.advantage} groups; got "
+                f"{loop.batch_size} and {objective.group_size}"
+            )
+
+    def limited(self, max_steps: int) -> "DistillConfig":
+        """See ``RunConfig.limited``; warm-up and lessons for guidance are at most as long."""
+        discriminator = replace(
+            self.discriminator,
+            warmup_steps=min(self.discriminator.warmup_steps, max_steps),
+            guidance_steps=min(self.discriminator.guidance_steps, max_steps),
+        )
+        return replace(self, loop=replace(self.loop, steps=max_steps), discriminator=discriminator)

@@ -1,0 +1,186 @@
+r"""Pre-training by the bound on the likelihood: Eq. 3 for masked diffusion, UDLM's for uniform-state diffusion.
+
+One step:
+
+1. Take a batch of clean sequences x0.
+2. Draw low-discrepancy times t and corrupt, z_t ~ q(z_t | x0).
+3. Descend weight(t) times the loss terms of the process, summed over positions, per token.
+
+The autoregressive twin of a teacher is trained on the same batches by its exact negative log-likelihood.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, ClassVar, Literal, cast
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from didi.data.source import Source
+from didi.diffusion import Process, find_process
+from didi.diffusion.noise import derive_seed, named_generator
+from didi.diffusion.schedule import WeightName, low_discrepancy_times, schedule_from_name
+from didi.methods.base import Figures, Inputs, Runtime, Update
+from didi.methods.settings import NetworkConfig, OptimizerConfig, RunConfig, check_sharding
+from didi.models.autoregressive import AutoregressiveConfig, AutoregressiveLM
+from didi.models.bundle import Bundle
+from didi.models.denoiser import Denoiser, logits_at
+from didi.models.dit import DiT, DiTConfig
+from didi.models.nelbo import nats_per_token
+from didi.world import world
+
+
+@dataclass(frozen=True)
+class PretrainConfig(RunConfig):
+    """Pre-training of a teacher by its NELBO, or of its autoregressive twin."""
+
+    model: Literal["masked-diffusion", "autoregressive"] = "masked-diffusion"
+    """What is trained: a teacher, or GPT-2 of the same shape on the same tokens (time settings do not touch it)."""
+    process: str = "absorbing"
+    """Diffusion process, a name in ``didi.diffusion.PROCESSES``; absorbing (masked diffusion) in the paper."""
+    schedule: Literal["log-linear", "cosine", "geometric"] = "log-linear"
+    """Noise schedule; log-linear in MDLM and in the paper."""
+    t_min: float = 1e-3
+    """Least time drawn; 1e-3 in MDLM."""
+    weight: WeightName = "nelbo"
+    """Weight of the loss over time: the NELBO's, or 1 (less noise; small networks learn faster)."""
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+
+    def __post_init__(self) -> None:
+        check_sharding(self.loop, self.optimizer)
+        find_process(self.process)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One micro-batch of this process.
+
+    Attributes:
+        x0: clean sequences.
+        t: times.
+        draws: of the corruption, see ``Process.corrupt``.
+    """
+
+    x0: Int[Tensor, "b l"]
+    t: Float[Tensor, " b"]
+    draws: Float[Tensor, "b l k"]
+
+
+def losses(
+    denoiser: Denoiser,
+    process: Process,
+    x0: Int[Tensor, "b l"],
+    t: Float[Tensor, " b"],
+    draws: Float[Tensor, "b l k"],
+) -> Float[Tensor, "b l"]:
+    """Loss terms of one corruption in nats; see ``Process.loss_terms``. The head runs at predicted positions only."""
+    t = t.to(x0.device)
+    z = process.corrupt(x0, t, draws.to(x0.device))
+    logits = logits_at(denoiser, z, process.is_predicted(z), process.noise_level(denoiser, t))
+    return process.loss_terms(logits, x0, z, t)
+
+
+def make_denoiser(settings: PretrainConfig, source: Source, process: Process) -> DiT:
+    """A fresh diffusion transformer; weights come from the global generator."""
+    vocab_size, shape = process.num_symbols(source.vocab_size), asdict(settings.network)
+    return DiT(DiTConfig(vocab_size=vocab_size, mask_id=process.mask_id, length=settings.data.length, **shape))
+
+
+def make_autoregressive(settings: PretrainConfig, source: Source) -> AutoregressiveLM:
+    """A fresh GPT-2 of the same width, depth and heads; weights come from the global generator."""
+    shape = {name: getattr(settings.network, name) for name in ("hidden_size", "num_blocks", "num_heads", "dropout")}
+    length = settings.data.length
+    return AutoregressiveLM(
+        AutoregressiveConfig(vocab_size=source.vocab_size, mask_id=source.mask_id, length=length, **shape)
+    )
+
+
+class Elbo:
+    """See ``methods.base.Method``; a teacher, or its autoregressive twin."""
+
+    name: ClassVar[str] = "elbo"
+    settings_type: ClassVar[type[RunConfig]] = PretrainConfig
+    averaged_network = "network"
+
+    def __init__(self, settings: PretrainConfig, inputs: Inputs) -> None:
+        self.settings, self.source = settings, inputs.source
+        schedule = schedule_from_name(settings.schedule)
+        kind = find_process(settings.process)
+        self.process: Process = kind.of_tokenizer(self.source.vocab_size, self.source.mask_id, schedule)
+        torch.manual_seed(settings.seed)  # layers draw their initial weights from the global generator
+        self.is_autoregressive = settings.model == "autoregressive"
+        network = (
+            make_autoregressive(settings, self.source)
+            if self.is_autoregressive
+            else make_denoiser(settings, self.source, self.process)
+        )
+        self.trained: dict[str, nn.Module] = {"network": network.to(inputs.device)}
+        self.frozen: dict[str, nn.Module] = {}
+        self.optimizers = {"network": settings.optimizer}
+        self.num_steps = settings.loop.steps
+        self.sequences_per_step = settings.loop.batch_size * settings.loop.accumulation
+        self.tokens_per_step = self.sequences_per_step * settings.data.length
+
+    def start(self, runtime: Runtime) -> None:
+        """See ``Method.start``."""
+        self.runtime = runtime
+
+    def prepare(self, step: int, micro_batch: int) -> Batch:
+        """Clean sequences, times and noise of this process's share."""
+        settings, mine = self.settings, world().mine
+        self.trained["network"].train()
+        # Dropout draws from the global generator, hence the seed; the noise has its own.
+        others = (world().rank,) if world().rank else ()
+        torch.manual_seed(derive_seed(settings.seed, "dropout", step, micro_batch, *others))
+        generator = named_generator(settings.seed, "pretrain", step, micro_batch)
+        rows = self.source.batch(step, self.sequences_per_step)
+        x0 = rows.split(settings.loop.batch_size)[micro_batch]
+        t = low_discrepancy_times(len(x0), generator, t_min=settings.t_min)
+        shape = (*x0.shape, self.process.draws_per_position)
+        draws = torch.rand(shape, dtype=torch.float64, generator=generator)
+        return Batch(mine(x0).to(self.runtime.device), mine(t), mine(draws))
+
+    def updates(self, step: int) -> Sequence[Update]:
+        """One update."""
+        loss = self._nll if self.is_autoregressive else self._nelbo
+        return [Update("network", loss, step, self.settings.loop.steps)]
+
+    def _nll(self, batch: Batch) -> tuple[Tensor, Figures]:
+        nll = self.runtime.call("network", AutoregressiveLM.nll, batch.x0).mean()
+        return nll, {"nll": nll.detach()}
+
+    def _nelbo(self, batch: Batch) -> tuple[Tensor, Figures]:
+        """Weighted loss per token, and the NELBO for the log."""
+        sums = self.runtime.call("network", losses, self.process, batch.x0, batch.t, batch.draws).sum(-1)
+        weights: dict[str, Tensor | float] = {
+            "nelbo": self.process.loss_weight(batch.t).float().to(sums.device),
+            "constant": 1.0,
+        }
+        weighted = {name: (weight * sums).sum() / batch.x0.numel() for name, weight in weights.items()}
+        return weighted[self.settings.weight], {"nelbo": weighted["nelbo"].detach()}
+
+    def end_step(self, step: int) -> None:
+        """Nothing."""
+
+    def validate(self) -> dict[str, float]:
+        """Nats per token of the averaged weights on held-out sequences."""
+        loop = self.settings.loop
+        network = cast(DiT | AutoregressiveLM, self.runtime.averaged())
+        rows = self.source.validation[: loop.validation_sequences]
+        value = nats_per_token(network, self.process, rows, batch_size=loop.batch_size)
+        return {f"validation_{'nll' if self.is_autoregressive else 'nelbo'}": value}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing beyond the network."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """See ``state_dict``."""
+
+    def bundle(self) -> Bundle:
+        """The averaged network, in its role, with its tokenizer."""
+        role = "autoregressive" if self.is_autoregressive else "teacher"
+        networks: dict[str, Any] = {role: self.runtime.averaged()}
+        return Bundle(**networks, tokenizer=self.source.tokenizer, process=self.process)

@@ -1,0 +1,21 @@
+"""Digests of named tensors."""
+
+import hashlib
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+
+def tensors_digest(structure: str, tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of a description and of named tensors, hexadecimal."""
+    hasher = hashlib.sha256(structure.encode())
+    for name in sorted(tensors):
+        hasher.update(tensors[name].cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return hasher.hexdigest()
+
+
+def weights_digest(network: nn.Module) -> str:
+    """SHA-256 of a network's names and weights, hexadecimal."""
+    weights = network.state_dict()
+    return tensors_digest(" ".join(sorted(weights)), weights)

@@ -1,0 +1,173 @@
+"""One trainer for all methods: accumulation, DDP or FSDP2, autocast, clipping, averages, skipped steps, saved state."""
+
+import contextlib
+import copy
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar, cast
+
+import torch
+from torch import Tensor, nn
+
+from didi.methods import Method
+from didi.methods.base import Figures, Update
+from didi.models.adapters import merged
+from didi.models.bundle import Bundle
+from didi.models.dit import DiTTrunk
+from didi.training.distributed import (
+    Synchronised,
+    check_divides,
+    full_state,
+    load_full_state,
+    shard,
+    trained_state,
+    unsharded,
+)
+from didi.training.loop import Metrics, autocast_dtype
+from didi.training.optim import averaged, averaged_network, learning_rate, make_optimizer, update
+from didi.world import world
+
+R = TypeVar("R")
+
+
+class Trainer:
+    """Trains the networks of a method; a ``loop.Job``, and the ``Runtime`` of the method.
+
+    Args:
+        method: what is trained, and how.
+        device: where the networks live.
+
+    Raises:
+        UsageError: the processes of ``didi.world`` cannot share the batch, or the settings do not fit the networks.
+    """
+
+    def __init__(self, method: Method, device: torch.device) -> None:
+        self.method, self.device = method, device
+        loop = self._loop = method.settings.loop
+        check_divides(loop.batch_size)
+        self.num_steps, self.tokens_per_step = method.num_steps, method.tokens_per_step
+        of_average = method.trained[method.averaged_network]
+        self.average = averaged(of_average, loop.ema_decay, is_ramped=loop.ema_ramp)
+        for network in method.trained.values():
+            if isinstance(network, DiTTrunk):
+                network.keeps_activations = not loop.activation_checkpointing
+        if loop.fsdp:
+            self._shard()
+        self._passes = {name: Synchronised(network) for name, network in method.trained.items()}
+        self.optimizers = {name: make_optimizer(method.trained[name], one) for name, one in method.optimizers.items()}
+        self._autocast = autocast_dtype(loop.precision, device)
+        method.start(self)
+
+    def _shard(self) -> None:
+        for network in self.method.trained.values():
+            shard(network)
+        shard(self.average.module, is_trained=False)
+        for name, network in self.method.frozen.items():
+            self.method.frozen[name] = copy.deepcopy(network)  # the caller's stays whole
+            shard(self.method.frozen[name], is_trained=False)
+
+    # ------------------------------------------------------------------------------------------------ one step --- #
+
+    def step(self, step: int) -> Metrics:
+        """The updates of a step, each on ``accumulation`` micro-batches.
+
+        An update whose loss or gradient is not finite ends the step: neither its network nor the average changes, and
+        the updates after it are left out.
+        """
+        updates = self.method.updates(step)
+        repeats = Counter(one.network for one in updates)
+        figures: dict[str, Tensor | float] = {}
+        is_finite = [True] * len(updates)
+        for number in range(self._loop.accumulation):
+            is_last = number + 1 == self._loop.accumulation
+            with self._synchronised(is_last):
+                batch = self.method.prepare(step, number)
+                for place, one in enumerate(updates):
+                    loss, found = one.loss(batch)
+                    (loss / self._loop.accumulation).backward()
+                    is_finite[place] &= bool(torch.isfinite(loss.detach()))
+                    _add(figures, found, 1 / (self._loop.accumulation * repeats[one.network]))
+                    if is_last and not self._stepped(one, is_finite[place], figures, 1 / repeats[one.network]):
+                        self._clear_gradients()
+                        return figures
+        if self.method.averaged_network in repeats:
+            self.average.update_parameters(self.method.trained[self.method.averaged_network])
+        self.method.end_step(step)
+        return figures
+
+    def _stepped(self, one: Update, is_finite: bool, figures: dict[str, Tensor | float], scale: float) -> bool:
+        """Clip and step; whether loss and gradient were finite."""
+        config = self.method.optimizers[one.network]
+        rate = learning_rate(config, one.step, one.num_steps)
+        is_finite = not world().any(not is_finite)
+        network, optimizer = self.method.trained[one.network], self.optimizers[one.network]
+        norm = update(network, optimizer, config, rate, is_finite=is_finite)
+        prefix = f"{one.network}_" if len(self.method.trained) > 1 else ""
+        rates: Figures = {f"{prefix}gradient_norm": norm, f"{prefix}learning_rate": rate}
+        _add(figures, rates, scale)
+        return is_finite and bool(torch.isfinite(norm))
+
+    def _clear_gradients(self) -> None:
+        for optimizer in self.optimizers.values():
+            optimizer.zero_grad(set_to_none=True)
+
+    @contextlib.contextmanager
+    def _synchronised(self, is_last: bool) -> Iterator[None]:
+        """Gradients are averaged over processes with the last micro-batch of an update."""
+        with contextlib.ExitStack() as stack:
+            for passes in self._passes.values():
+                stack.enter_context(passes.until(is_last))
+            yield
+
+    # ------------------------------------------------------------------------------------------------- runtime --- #
+
+    def call(self, network: str, function: Callable[..., R], *args: Any, **options: Any) -> R:
+        """See ``Runtime.call``."""
+        with self.cast():
+            return self._passes[network](function, *args, **options)
+
+    def cast(self) -> torch.autocast:
+        """See ``Runtime.cast``."""
+        return torch.autocast(self.device.type, dtype=self._autocast, enabled=self._autocast is not None)
+
+    def averaged(self) -> nn.Module:
+        """See ``Runtime.averaged``."""
+        return averaged_network(self.average)
+
+    # --------------------------------------------------------------------------------------------- state, ends --- #
+
+    def validate(self) -> dict[str, float]:
+        """Figures of the method on held-out sequences."""
+        return self.method.validate()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Trained weights, their average, optimizers and the method's own state; frozen weights are not saved."""
+        held = {name: full_state(trained_state(one)) for name, one in self._held().items()}
+        return held | {"method": self.method.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Back to a state of ``state_dict``.
+
+        Raises:
+            UsageError: the method refuses it.
+        """
+        self.method.load_state_dict(state["method"])
+        for name, one in self._held().items():
+            load_full_state(one, state[name])
+
+    def _held(self) -> dict[str, nn.Module | torch.optim.Optimizer]:
+        optimizers = {f"{name}_optimizer": one for name, one in self.optimizers.items()}
+        return {**self.method.trained, "average": self.average, **optimizers}
+
+    def bundle(self) -> Bundle:
+        """The method's bundle with whole networks, adapters merged."""
+        bundle = self.method.bundle()
+        for role, network in bundle.networks().items():
+            whole = merged(cast(Any, network))
+            setattr(bundle, role, unsharded(cast(Any, whole)) if isinstance(whole, DiTTrunk) else whole)
+        return bundle
+
+
+def _add(figures: dict[str, Tensor | float], new: Figures, scale: float = 1.0) -> None:
+    for name, value in new.items():
+        figures[name] = figures.get(name, 0.0) + value * scale
