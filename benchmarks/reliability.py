@@ -36,12 +36,12 @@ from didi.data import archives
 from didi.data.catalogue import Asset
 from didi.errors import DidiError
 from didi.evaluation.row import machine_name
+from didi.methods.didi_settings import DistillConfig
 from didi.models.bundle import Bundle, load, save
 from didi.models.foreign import read_weights
-from didi.training.checkpoint import PATTERN, load_latest, save_checkpoint
-from didi.methods.didi_settings import DistillConfig
-from didi.training.loop import Interrupted, RunFolder
 from didi.recipes import DISTILL
+from didi.training.checkpoint import PATTERN, load_latest, save_checkpoint
+from didi.training.loop import Interrupted, RunFolder
 
 STORED = DOCS / "results" / "reliability.json"
 CPU = torch.device("cpu")

@@ -31,15 +31,15 @@ from pages import DOCS, renew
 
 from didi.data.source import MarkovSource
 from didi.evaluation.row import machine_name
-from didi.models.bundle import Bundle, load
-from didi.models.dit import DiT
-from didi.training.budget import distill_budget, pretrain_budget
+from didi.methods.base import Inputs
 from didi.methods.didi_settings import DistillConfig
 from didi.methods.elbo import PretrainConfig
-from didi.training.distill import Distillation
-from didi.training.pretrain import Pretraining
+from didi.methods.rollout import masked_log_probs
+from didi.models.bundle import Bundle, load
+from didi.models.dit import DiT
 from didi.recipes import DISTILL, PRETRAIN, teacher_shape
-from didi.methods.rollout import law_at_masks
+from didi.training.budget import distill_budget, pretrain_budget
+from didi.training.trainer import make_trainer
 from didi.world import joined, world
 
 STORED = DOCS / "results" / "scale.json"
@@ -130,7 +130,7 @@ def steps_of(name: str) -> dict[str, Any]:
 
     def work() -> tuple[list[float], list[float]]:
         if isinstance(config, PretrainConfig):
-            job: Any = Pretraining(config, source, CPU)
+            job: Any = make_trainer(config, Inputs(source, CPU))
         else:
             with tempfile.TemporaryDirectory() as folder:
                 teacher = Bundle(teacher=DiT(replace(shape, dropout=0.0)).eval())
@@ -183,7 +183,7 @@ def pass_of_the_teacher() -> dict[str, Any]:
         z = torch.zeros(states, length, dtype=torch.long)
         z[:, : length // 2] = shape.mask_id
         kept = [
-            law_at_masks(teacher, one, torch.full((len(one),), 0.5, dtype=torch.float64), schedule)
+            masked_log_probs(teacher, one, torch.full((len(one),), 0.5, dtype=torch.float64), schedule)
             for one in (first, z)
         ]
         del kept

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from didi.training.pretrain import validation_nll
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 from pages import DOCS, renew
@@ -27,7 +28,6 @@ from didi.data.source import open_source
 from didi.evaluation.row import machine_name
 from didi.evaluation.speed_row import Ratio, SpeedRow, ratio, speed_table
 from didi.models.inference import for_inference
-from didi.training.pretrain import validation_nll
 
 STORED = DOCS / "results" / "speed.json"
 GUIDED = "--model tiny-news --nfe 16 --batch-size 16 --rounds 9 --methods ancestral guided"

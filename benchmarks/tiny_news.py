@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from didi.training.pretrain import validation_nll
 from pages import DOCS, renew
 from torch import Tensor
 
@@ -40,7 +41,6 @@ from didi.files import write_atomically
 from didi.models.bundle import ROLES
 from didi.sampling.guided import Guidance
 from didi.sampling.prompt import decode
-from didi.training.pretrain import validation_nll
 
 SEED = 20_263
 NUM_SAMPLES = 256

@@ -23,14 +23,17 @@ from torch import Tensor
 import didi
 from didi.apps.train import distillation_source
 from didi.evaluation.row import machine_name
-from didi.training.distill import Distillation
 from didi.recipes import DISTILL, recipe
 
 
 def unavoidable(job: Distillation) -> dict[str, Callable[[], None]]:
     """Each pass with the shapes of a real step."""
-    objective, settings = job.config.objective, job.config.discriminator
-    num_states, length, mask_id = job.config.loop.batch_size, job.config.data.length, job.teacher.mask_id
+    objective, settings = job.method.settings.objective, job.method.settings.discriminator
+    num_states, length, mask_id = (
+        job.method.settings.loop.batch_size,
+        job.method.settings.data.length,
+        job.method.teacher.mask_id,
+    )
     num_fake = num_states * (settings.completions or objective.completions)
     num_rewarded = num_states * objective.completions * objective.corruptions
     generator = torch.Generator().manual_seed(0)
@@ -46,7 +49,7 @@ def unavoidable(job: Distillation) -> dict[str, Callable[[], None]]:
     sigma = {len(z): torch.rand(len(z)) for z in (both, rewarded)}
 
     def student_move(z: Tensor) -> None:
-        logits = job.student.head(job.student.features(z)[z == mask_id])
+        logits = job.method.student.head(job.method.student.features(z)[z == mask_id])
         logits.backward(torch.ones_like(logits))
 
     # Before the move that is scored a state has made 0 to K - 1 moves; the first one is that of the all-mask state.
@@ -55,20 +58,20 @@ def unavoidable(job: Distillation) -> dict[str, Callable[[], None]]:
 
     def student_path() -> None:
         with torch.no_grad():
-            job.student.features(all_masks)
+            job.method.student.features(all_masks)
             for z in path:
-                job.student.features(z)
+                job.method.student.features(z)
 
     def teacher_move() -> None:
         with torch.no_grad():
-            job.teacher.head(job.teacher.features(middle)[middle == mask_id])
+            job.method.teacher.head(job.method.teacher.features(middle)[middle == mask_id])
 
     def discriminator_update() -> None:
-        job.discriminator.train()(both, sigma[len(both)]).sum().backward()
+        job.method.discriminator.train()(both, sigma[len(both)]).sum().backward()
 
     def rewards() -> None:
         with torch.no_grad():
-            job.discriminator.eval()(rewarded, sigma[len(rewarded)])
+            job.method.discriminator.eval()(rewarded, sigma[len(rewarded)])
 
     led = {f"student, up to {objective.moves - 1} moves before, forward": student_path} if objective.moves > 2 else {}
     return led | {
@@ -96,12 +99,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         job = Distillation(config, distillation_source(config, teacher), teacher, torch.device("cpu"), Path(folder))
         passes = unavoidable(job)
-        first_step = job.warmup_steps  # the first with a student update
+        first_step = job.method.warmup_steps  # the first with a student update
         times: dict[str, list[float]] = {name: [] for name in [*passes, "step"]}
         for number in range(args.repeats + 1):
             work = {**passes, "step": lambda number=number: job.step(first_step + number)}
             for name, run in work.items():
-                for network in (job.student, job.discriminator):
+                for network in (job.method.student, job.method.discriminator):
                     network.zero_grad(set_to_none=True)
                 begin = time.perf_counter()
                 run()

@@ -8,14 +8,15 @@ import torch
 import didi
 from didi.data.source import open_source
 from didi.diffusion.noise import SequenceNoise
+from didi.methods.base import Inputs
 from didi.models.bundle import Bundle
 from didi.models.dit import DiT
 from didi.models.inference import for_inference
+from didi.recipes import DISTILL, teacher_shape
 from didi.sampling.ancestral import Ancestral
 from didi.sampling.base import time_grid
 from didi.training.budget import distill_budget
-from didi.training.distill import Distillation
-from didi.recipes import DISTILL, teacher_shape
+from didi.training.trainer import make_trainer
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 CUDA = torch.device("cuda")
@@ -79,7 +80,7 @@ def test_paper_scale_trains_within_the_memory_that_doctor_says(recipe, lora_rank
     torch.cuda.reset_peak_memory_stats()
     with CUDA:
         teacher = Bundle(teacher=DiT(shape).eval())
-    job = Distillation(config, source, teacher, CUDA, tmp_path)
+    job = make_trainer(config, Inputs(source, CUDA, tmp_path, teacher))
     for step in range(job.num_steps):
         metrics = job.step(step)
         assert all(torch.isfinite(torch.as_tensor(value)) for value in metrics.values())

@@ -9,8 +9,8 @@ import torch
 from didi.apps import demo
 from didi.apps.train import distill_run
 from didi.evaluation.perplexity import load_judge
-from didi.training.loop import RunFolder
 from didi.recipes import DISTILL
+from didi.training.loop import RunFolder
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ from didi.errors import DidiError, UsageError
 from didi.evaluation.report import write_html
 from didi.evaluation.row import EvaluationRow
 from didi.files import write_atomically
+from didi.recipes import DISTILL, PRETRAIN
 from didi.recipes.ablations import (
     GUIDED,
     TRICKS,
@@ -28,7 +29,6 @@ from didi.recipes.ablations import (
     leave_one_out,
     paper_objective,
 )
-from didi.recipes import DISTILL, PRETRAIN
 
 MARKOV = DISTILL["markov"]
 

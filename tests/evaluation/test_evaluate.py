@@ -2,6 +2,7 @@ import json
 
 import pytest
 import torch
+from didi.training.pretrain import validation_nll
 
 from didi.data.markov import MarkovChain
 from didi.errors import UsageError
@@ -9,7 +10,6 @@ from didi.evaluation.evaluate import evaluate
 from didi.evaluation.perplexity import ExactJudge, Scores
 from didi.models.autoregressive import AutoregressiveConfig, AutoregressiveLM
 from didi.models.bundle import Bundle
-from didi.training.pretrain import validation_nll
 
 LENGTH = 6
 JUDGE = ExactJudge(MarkovChain())

@@ -3,13 +3,13 @@ import math
 
 import pytest
 import torch
+from didi.training.pretrain import nelbo_of
 
 from didi.diffusion.absorbing import subs_log_probs
 from didi.diffusion.schedule import LogLinear
 from didi.errors import UsageError
 from didi.evaluation.likelihood import likelihood, nelbo_draws
 from didi.models.autoregressive import AutoregressiveConfig, AutoregressiveLM
-from didi.training.pretrain import nelbo_of
 
 
 def enumerated_nelbo(denoiser, x0):

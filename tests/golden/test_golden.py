@@ -10,12 +10,12 @@ from didi.apps.train import distill_run, pretrain_run
 from didi.evaluation.evaluate import evaluate
 from didi.models.autoregressive import AutoregressiveConfig, AutoregressiveLM
 from didi.models.bundle import Bundle, load
+from didi.recipes import DISTILL, PRETRAIN, preset
 from didi.sampling.confidence import ConfidenceOrder
 from didi.sampling.generate import generate
 from didi.sampling.guided import Guidance
 from didi.sampling.remasking import Remasking
 from didi.training.loop import RunFolder
-from didi.recipes import DISTILL, PRETRAIN, preset
 
 CPU = torch.device("cpu")
 LENGTH = 16

@@ -8,14 +8,14 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from didi.data.source import MarkovSource
+from didi.methods.base import Inputs
 from didi.models.bundle import Bundle
 from didi.models.discriminator import num_parameters
 from didi.models.dit import DiT
-from didi.training.budget import distill_budget, pretrain_budget
-from didi.training.distill import Distillation
-from didi.training.live_memory import LiveMemory
-from didi.training.pretrain import Pretraining
 from didi.recipes import DISTILL, PRETRAIN
+from didi.training.budget import distill_budget, pretrain_budget
+from didi.training.live_memory import LiveMemory
+from didi.training.trainer import make_trainer
 
 CPU = torch.device("cpu")
 LENGTH = 64
@@ -68,7 +68,7 @@ def test_memory_and_arithmetic_of_a_distillation_are_what_the_budget_says(source
     teacher = Bundle(teacher=DiT(shape).eval())
     found = []
     with LiveMemory() as memory:
-        job = Distillation(config, source, teacher, CPU, tmp_path)
+        job = make_trainer(config, Inputs(source, CPU, tmp_path, teacher))
         job.step(1)  # makes the optimizers' state
         update = job._student_update
 
@@ -95,7 +95,7 @@ def test_memory_and_arithmetic_of_a_pre_training_are_what_the_budget_says(source
     network = replace(recipe.network, hidden_size=64, num_blocks=3, num_heads=2, cond_dim=8)
     config = replace(recipe, data=replace(recipe.data, length=LENGTH), loop=loop, network=network)
     with LiveMemory() as memory:
-        job = Pretraining(config, source, CPU)
+        job = make_trainer(config, Inputs(source, CPU))
         job.step(0)
         memory.restart()
         job.step(1)

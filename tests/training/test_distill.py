@@ -9,15 +9,21 @@ from didi.data.source import MarkovSource
 from didi.diffusion.noise import named_generator
 from didi.diffusion.schedule import sigma
 from didi.errors import UsageError
+from didi.methods.base import Inputs
+from didi.methods.didi_settings import DiscriminatorSettings, DistillConfig, ObjectiveConfig
+from didi.methods.rollout import states_before_a_move
+from didi.methods.settings import DataConfig, LoopConfig, OptimizerConfig
 from didi.models.bundle import Bundle
 from didi.sampling.generate import generate
-from didi.methods.didi_settings import DiscriminatorSettings, DistillConfig, ObjectiveConfig
-from didi.methods.settings import DataConfig, LoopConfig, OptimizerConfig
-from didi.training.distill import Distillation
-from didi.methods.rollout import states_before_a_move
+from didi.training.trainer import make_trainer
 
 CPU = torch.device("cpu")
-DISCRIMINATOR_METRICS = ("discriminator_loss", "discriminator_accuracy", "discriminator_gradient_norm")
+DISCRIMINATOR_METRICS = (
+    "discriminator_loss",
+    "discriminator_accuracy",
+    "discriminator_gradient_norm",
+    "discriminator_learning_rate",
+)
 CONFIG = DistillConfig(
     data=DataConfig(corpus="markov", length=8),
     objective=ObjectiveConfig(completions=2, advantage="shared-state", revealed_only=True),
@@ -39,7 +45,7 @@ CONFIG = DistillConfig(
 @pytest.fixture
 def make_job(source, teacher, tmp_path):
     def make(config=CONFIG, folder=tmp_path, bundle=teacher):
-        return Distillation(config, source, bundle, CPU, folder)
+        return make_trainer(config, Inputs(source, CPU, folder, bundle))
 
     return make
 
@@ -96,30 +102,30 @@ def test_other_ways_to_train_resume_as_well(make_job, run_twice, config):
 def test_student_average_and_discriminator_start_as_the_teacher(make_job, teacher):
     job = make_job()
     of_teacher = weights(teacher.teacher)
-    assert equal(of_teacher, weights(job.student))
+    assert equal(of_teacher, weights(job.method.student))
     assert equal(of_teacher, weights(job.average.module))
     trunk = {name: value for name, value in of_teacher.items() if not name.startswith("output_layer.")}
-    assert equal(trunk, weights(job.discriminator))
-    assert job.student is not job.teacher
-    assert not any(parameter.requires_grad for parameter in job.teacher.parameters())
-    assert all(parameter.requires_grad for parameter in job.student.parameters())
+    assert equal(trunk, weights(job.method.discriminator))
+    assert job.method.student is not job.method.teacher
+    assert not any(parameter.requires_grad for parameter in job.method.teacher.parameters())
+    assert all(parameter.requires_grad for parameter in job.method.student.parameters())
 
 
 def test_in_the_warm_up_only_the_discriminator_learns_and_then_the_student_too(make_job, teacher):
     job = make_job()
-    start, head = weights(teacher.teacher), weights(job.discriminator)
+    start, head = weights(teacher.teacher), weights(job.method.discriminator)
     for step in range(2):
         metrics = job.step(step)
         assert "reward" not in metrics
-    assert equal(start, weights(job.student))
+    assert equal(start, weights(job.method.student))
     assert equal(start, weights(job.average.module))
-    assert not equal(head, weights(job.discriminator))
-    warm = weights(job.discriminator)
+    assert not equal(head, weights(job.method.discriminator))
+    warm = weights(job.method.discriminator)
     metrics = job.step(2)
     assert {"reward", "student_gradient_norm", "discriminator_loss"} <= set(metrics)
-    assert not equal(start, weights(job.student))
-    assert not equal(warm, weights(job.discriminator))
-    assert equal(start, weights(job.teacher))
+    assert not equal(start, weights(job.method.student))
+    assert not equal(warm, weights(job.method.discriminator))
+    assert equal(start, weights(job.method.teacher))
 
 
 GUIDED = with_discriminator(guidance_steps=3, guidance_nfe=3)
@@ -130,23 +136,27 @@ def test_after_the_students_last_step_only_the_discriminator_learns_from_the_fin
     assert job.num_steps == 2 + 3 + 3
     for step in range(5):
         job.step(step)
-    student, average, discriminator = weights(job.student), weights(job.average.module), weights(job.discriminator)
+    student, average, discriminator = (
+        weights(job.method.student),
+        weights(job.average.module),
+        weights(job.method.discriminator),
+    )
     seen = []
-    job.discriminator.register_forward_pre_hook(lambda _, inputs: seen.append(inputs))
+    job.method.discriminator.register_forward_pre_hook(lambda _, inputs: seen.append(inputs))
     metrics = [job.step(step) for step in range(5, 8)]
-    assert equal(student, weights(job.student))
+    assert equal(student, weights(job.method.student))
     assert equal(average, weights(job.average.module))
-    assert not equal(discriminator, weights(job.discriminator))
+    assert not equal(discriminator, weights(job.method.discriminator))
     assert all(set(row) == set(DISCRIMINATOR_METRICS) for row in metrics)
     for step, (states, level) in zip(range(5, 8), seen, strict=True):
         generator = named_generator(0, "guidance", step)
         move = torch.randint(1, 4, (4,), generator=generator)  # after 1, 2 or all 3 moves of the averaged student
         draws = torch.rand(2, 4, 8, dtype=torch.float64, generator=generator)
-        expected = states_before_a_move(job.average.module, move, 3, draws, job.schedule)
+        expected = states_before_a_move(job.average.module, move, 3, draws, job.method.process)
         assert torch.equal(states[:4], expected)
         assert ((states == 32).any(1) | (move.repeat(2) == 3)).all()
         assert not ((states == 32).any(1) & (move.repeat(2) == 3)).any()  # the real side has the same times
-        assert torch.allclose(level, sigma(job.schedule, 1 - move.double() / 3).float().repeat(2))
+        assert torch.allclose(level, sigma(job.method.process.schedule, 1 - move.double() / 3).float().repeat(2))
 
 
 @pytest.mark.slow
@@ -165,20 +175,20 @@ def test_frozen_blocks_of_the_discriminator_stay_the_teachers(make_job, teacher)
     job = make_job(with_discriminator(trainable_blocks=1))
     for step in range(4):
         job.step(step)
-    before, after = weights(teacher.teacher), weights(job.discriminator)
+    before, after = weights(teacher.teacher), weights(job.method.discriminator)
     frozen = [name for name in before if name.startswith(("vocab_embed.", "sigma_map.", "blocks.0."))]
     assert all(torch.equal(before[name], after[name]) for name in frozen)
     assert not torch.equal(before["blocks.1.attn_qkv.weight"], after["blocks.1.attn_qkv.weight"])
 
 
 def assert_trains(job, num_steps=3):
-    start = weights(job.student)
+    start = weights(job.method.student)
     for step in range(num_steps):
         metrics = job.step(step)
         bad = [name for name, value in metrics.items() if not torch.isfinite(torch.as_tensor(value))]
         assert not bad
     assert metrics["student_gradient_norm"] > 0
-    assert not equal(start, weights(job.student))
+    assert not equal(start, weights(job.method.student))
 
 
 @pytest.mark.parametrize(
@@ -193,7 +203,7 @@ def test_every_grouping_trains(make_job, advantage, completions):
 def test_the_discriminator_may_learn_from_the_first_completions_only(make_job, completions, num_rows):
     job = make_job(with_discriminator(completions=completions))
     seen = []
-    job.discriminator.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
+    job.method.discriminator.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
     job.step(0)
     assert seen == [num_rows]  # student and real rows in one pass; no reward is asked in the warm-up
 
@@ -254,7 +264,7 @@ def test_the_discriminator_learns_to_tell_student_from_corpus(make_job):
 @pytest.mark.parametrize("real_source", ["corpus", "teacher-pool", "teacher-steps=2"])
 def test_sequences_may_be_shorter_than_the_teachers_context(teacher, tmp_path, real_source):
     config = replace(with_discriminator(real_source=real_source), data=DataConfig(corpus="markov", length=6))
-    assert_trains(Distillation(config, MarkovSource(6, seed=0), teacher, CPU, tmp_path))
+    assert_trains(make_trainer(config, Inputs(MarkovSource(6, seed=0), CPU, tmp_path, teacher)))
 
 
 def test_a_teacher_pool_is_drawn_once_and_kept(make_job, tmp_path, teacher):
@@ -267,20 +277,20 @@ def test_a_teacher_pool_is_drawn_once_and_kept(make_job, tmp_path, teacher):
     save_file({"tokens": torch.zeros_like(tokens)}, file)
     job = make_job(config)
     assert (load_file(file)["tokens"] == 0).all()
-    assert (job._real(0, 0, 0, 5) == 0).all()
+    assert (job.method._real(0, 0, 0, 5) == 0).all()
 
 
 def test_online_real_rows_are_teacher_samples_that_differ_by_step(make_job):
     job = make_job(with_discriminator(real_source="teacher-steps=3"))
-    rows = job._real(0, 0, 0, 6)
+    rows = job.method._real(0, 0, 0, 6)
     assert rows.shape == (6, 8)
-    assert torch.equal(rows, job._real(0, 0, 0, 6))
-    assert not torch.equal(rows, job._real(1, 0, 0, 6))
+    assert torch.equal(rows, job.method._real(0, 0, 0, 6))
+    assert not torch.equal(rows, job.method._real(1, 0, 0, 6))
 
 
 def test_released_groups_share_a_corpus_row(make_job, source):
     job = make_job(with_objective(advantage="rows", group_size=2, completions=1))
-    rows = job._real(5, 0, 0, 4).view(2, 2, 8)
+    rows = job.method._real(5, 0, 0, 4).view(2, 2, 8)
     assert torch.equal(rows[:, 0], rows[:, 1])
     assert not torch.equal(rows[0, 0], rows[1, 0])
 
@@ -292,7 +302,7 @@ def test_the_first_move_of_the_teacher_is_computed_once_and_is_its_own(make_job,
     masks = torch.full((1, 8), 32)
     with torch.no_grad():
         expected = teacher.teacher(masks)[0, :, :32].log_softmax(-1)
-    torch.testing.assert_close(job._teacher_first[:, :32], expected)
+    torch.testing.assert_close(job.method._teacher_first[:, :32], expected)
 
 
 def test_validation_is_deterministic_and_of_the_averaged_student(make_job):
@@ -301,7 +311,7 @@ def test_validation_is_deterministic_and_of_the_averaged_student(make_job):
     torch.manual_seed(1)
     assert job.validate() == first
     with torch.no_grad():
-        job.student.vocab_embed.embedding.zero_()
+        job.method.student.vocab_embed.embedding.zero_()
     assert job.validate() == first
     with torch.no_grad():
         job.average.module.vocab_embed.embedding.zero_()
@@ -315,7 +325,7 @@ def test_the_bundle_holds_averaged_student_teacher_and_discriminator(make_job, t
     bundle = job.bundle()
     assert equal(weights(bundle.student), weights(job.average.module))
     assert equal(weights(bundle.teacher), weights(teacher.teacher))
-    assert bundle.discriminator is job.discriminator
+    assert bundle.discriminator is job.method.discriminator
     assert not bundle.student.training
     assert not bundle.discriminator.training
     assert generate(bundle, num_samples=2, nfe=4, sampler="guided").tokens.shape == (2, 8)
@@ -323,19 +333,19 @@ def test_the_bundle_holds_averaged_student_teacher_and_discriminator(make_job, t
 
 def test_adapters_share_the_teachers_weights_and_the_bundle_is_plain(make_job, teacher):
     job = make_job(replace(CONFIG, lora_rank=2))
-    start = weights(job.teacher)
-    shared = {parameter.data_ptr() for parameter in job.teacher.parameters()}
-    for network in (job.student, job.average.module, job.discriminator):
+    start = weights(job.method.teacher)
+    shared = {parameter.data_ptr() for parameter in job.method.teacher.parameters()}
+    for network in (job.method.student, job.average.module, job.method.discriminator):
         own = [one for one in network.parameters() if one.data_ptr() not in shared]
         assert own == [one for one in network.parameters() if one.requires_grad]
     for step in range(5):
         job.step(step)
-    assert equal(start, weights(job.teacher))
+    assert equal(start, weights(job.method.teacher))
     assert not any("blocks.0.attn_qkv.base_layer" in name for part in job.state_dict().values() for name in part)
     bundle = job.bundle()
     assert bundle.student.state_dict().keys() == start.keys()
     assert not equal(start, weights(bundle.student))
-    rows = job.source.validation[:4]
+    rows = job.method.source.validation[:4]
     torch.testing.assert_close(bundle.student(rows), job.average.module(rows))
     assert generate(bundle, num_samples=2, nfe=4, sampler="guided").tokens.shape == (2, 8)
 
@@ -343,7 +353,7 @@ def test_adapters_share_the_teachers_weights_and_the_bundle_is_plain(make_job, t
 def test_a_student_may_be_distilled_again(make_job, make_dit):
     student = make_dit(vocab_size=33, length=8, seed=7)
     job = make_job(bundle=Bundle(student=student))
-    assert equal(weights(student), weights(job.teacher))
+    assert equal(weights(student), weights(job.method.teacher))
 
 
 @pytest.mark.parametrize(
@@ -392,8 +402,8 @@ def test_the_warm_up_has_moves_of_its_own(make_job, monkeypatch, warmup_moves, n
     config = replace(with_discriminator(warmup_moves=warmup_moves), loop=replace(CONFIG.loop, batch_size=16))
     job = make_job(replace(config, objective=replace(CONFIG.objective, moves=8)))
     counts = []
-    features = job.student.features
-    monkeypatch.setattr(job.student, "features", lambda *inputs: counts.append(1) or features(*inputs))
+    features = job.method.student.features
+    monkeypatch.setattr(job.method.student, "features", lambda *inputs: counts.append(1) or features(*inputs))
     job.step(0)
     assert 0 < len(counts) <= num_passes
     counts.clear()

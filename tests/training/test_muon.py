@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch import nn
 
-from didi.models.dit import DiT, DiTConfig
 from didi.methods.settings import OptimizerConfig
+from didi.models.dit import DiT, DiTConfig
 from didi.training.muon import Muon, orthogonalised
 from didi.training.optim import make_optimizer, update
 

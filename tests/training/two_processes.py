@@ -8,9 +8,9 @@ import torch
 
 import didi
 from didi.data.source import open_source
-from didi.training.distill import Distillation
-from didi.training.pretrain import Pretraining
+from didi.methods.base import Inputs
 from didi.recipes import DISTILL, PRETRAIN
+from didi.training.trainer import make_trainer
 from didi.world import joined, world
 
 CPU = torch.device("cpu")
@@ -43,7 +43,7 @@ def work(folder):
     source, teacher = open_source("markov", length=32), didi.load("markov")
     found = {}
     for name, config in distillations().items():
-        job = Distillation(replace(config, teacher="markov"), source, teacher, CPU, folder / name)
+        job = make_trainer(replace(config, teacher="markov"), Inputs(source, CPU, folder / name, teacher))
         # Of equal weights: one figure over all of them adds up how a rounding turned each.
         found[f"{name}, validation"] = torch.tensor(job.validate()["validation_nelbo"])
         metrics = [job.step(step) for step in range(job.num_steps)]
@@ -55,10 +55,10 @@ def work(folder):
     for model in ("masked-diffusion", "autoregressive"):
         base = PRETRAIN["markov"]
         config = replace(base, model=model, loop=replace(base.loop, steps=NUM_STEPS, batch_size=8, accumulation=2))
-        pretraining = Pretraining(config, source, CPU)
+        pretraining = make_trainer(config, Inputs(source, CPU))
         for step in range(NUM_STEPS):
             pretraining.step(step)
-        found[model] = torch.cat([p.detach().flatten() for p in pretraining.network.parameters()])
+        found[model] = torch.cat([p.detach().flatten() for p in pretraining.method.trained["network"].parameters()])
     drawn = didi.generate(teacher, num_samples=5, nfe=4, seed=3)
     rows = didi.evaluate(teacher, nfe=[4], num_samples=5, judge="markov", seed=3, out=folder / "evaluation")
     found |= {"tokens": drawn.tokens, "passes": drawn.network_passes, "perplexity": torch.tensor(rows[0].gen_ppl)}

@@ -16,7 +16,6 @@ from didi.apps.terminal import parse
 from didi.data.source import Source, open_source
 from didi.errors import UsageError
 from didi.evaluation.row import machine_name
-from didi.methods import method_of
 from didi.methods.base import Inputs
 from didi.methods.didi_settings import DistillConfig
 from didi.methods.elbo import PretrainConfig
@@ -25,7 +24,7 @@ from didi.models.bundle import Bundle, load, save
 from didi.models.untrusted import PlainDumper, read_yaml
 from didi.recipes import DISTILL, PRESETS, PRETRAIN, preset, recipe
 from didi.training.loop import RunFolder, run
-from didi.training.trainer import Trainer
+from didi.training.trainer import make_trainer
 from didi.world import default_device, world
 
 Config = RunConfig
@@ -81,7 +80,7 @@ def pretrain_run(config: PretrainConfig, folder: RunFolder, *, resume: bool, dev
         seed=config.seed,
     )
     with _ours(folder, config, resume=resume):
-        trainer = Trainer(method_of(config)(config, Inputs(source, device, folder.path)), device)
+        trainer = make_trainer(config, Inputs(source, device, folder.path))
         run(trainer, config.loop, folder, resume=resume)
         return _finish(trainer.bundle(), config, folder, device)
 
@@ -102,8 +101,7 @@ def distill_run(config: DistillationConfig, folder: RunFolder, *, resume: bool, 
     teacher = load(config.teacher)
     source = distillation_source(config, teacher)
     with _ours(folder, config, resume=resume):
-        method = method_of(config)(config, Inputs(source, device, folder.path, teacher))
-        trainer = Trainer(method, device)
+        trainer = make_trainer(config, Inputs(source, device, folder.path, teacher))
         run(trainer, config.loop, folder, resume=resume)
         return _finish(trainer.bundle(), config, folder, device, teacher=teacher.provenance)
 

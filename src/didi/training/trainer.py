@@ -9,8 +9,9 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
-from didi.methods import Method
-from didi.methods.base import Figures, Update
+from didi.methods import Method, method_of
+from didi.methods.base import Figures, Inputs, Update
+from didi.methods.settings import RunConfig
 from didi.models.adapters import merged
 from didi.models.bundle import Bundle
 from didi.models.dit import DiTTrunk
@@ -166,6 +167,11 @@ class Trainer:
             whole = merged(cast(Any, network))
             setattr(bundle, role, unsharded(cast(Any, whole)) if isinstance(whole, DiTTrunk) else whole)
         return bundle
+
+
+def make_trainer(settings: RunConfig, inputs: Inputs) -> Trainer:
+    """A trainer of the method that ``settings`` belong to."""
+    return Trainer(method_of(settings)(settings, inputs), inputs.device)
 
 
 def _add(figures: dict[str, Tensor | float], new: Figures, scale: float = 1.0) -> None:
