@@ -72,6 +72,22 @@ def observe_pretraining(config: PretrainConfig, steps: list[int], source: Source
     return _observe(job, {"network": job.network}, {"network": job.network}, steps)
 
 
+def distilled(config: DistillConfig, source: Source, teacher: Bundle, folder: Path) -> Bundle:
+    """The bundle after all steps of a distillation."""
+    return _after_all_steps(Distillation(config, source, teacher, CPU, folder))
+
+
+def pretrained(config: PretrainConfig, source: Source) -> Bundle:
+    """The bundle after all steps of a pre-training."""
+    return _after_all_steps(Pretraining(config, source, CPU))
+
+
+def _after_all_steps(job) -> Bundle:
+    for step in range(job.num_steps):
+        job.step(step)
+    return job.bundle()
+
+
 def _observe(job, trained: Mapping[str, nn.Module], networks: Mapping[str, nn.Module], steps: list[int]) -> Observed:
     observed = Observed({name: copy.deepcopy(network) for name, network in networks.items()}, job.num_steps)
     clip, current = nn.utils.clip_grad_norm_, 0
