@@ -3,7 +3,6 @@
 The world is a Markov chain of 4 symbols and sequences of 5: the distribution of the sampler is a sum over 3,125 states.
 """
 
-from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -42,7 +41,7 @@ DISTILL = DistillConfig(
         completions=3, advantage="shared-state", revealed_only=True, divergence_weight=0.0, entropy_weight=0.0
     ),
     discriminator=DiscriminatorSettings(warmup_steps=150),
-    student_optimizer=OptimizerConfig(learning_rate=1e-3, weight_decay=0.0),
+    student_optimizer=OptimizerConfig(learning_rate=2e-4, weight_decay=0.0),
     discriminator_optimizer=OptimizerConfig(learning_rate=2e-3),
     loop=LoopConfig(steps=60, batch_size=128, ema_decay=0.0),
 )
@@ -71,7 +70,7 @@ def sampler_probs(network, num_moves):
     times = [1 - number / num_moves for number in range(num_moves + 1)]
     for t, s in pairwise(times):
         reveal = (t - s) / t
-        masked = torch.cat([reveal * probs, torch.full((*STATES.shape, 1), 1 - reveal)], -1)
+        masked = torch.cat([reveal * probs, torch.full((*STATES.shape, 1), 1 - reveal, dtype=torch.float64)], -1)
         visible = torch.nn.functional.one_hot(STATES, NUM_SYMBOLS + 1).double()
         of_position = torch.where((STATES == MASK)[..., None], masked, visible)
         transition = torch.ones(len(STATES), 1, dtype=torch.float64)  # the states count in base 5
@@ -89,15 +88,11 @@ def divergence_from_data(network, chain, num_moves):
     return float((probs * (probs.log() - chain.log_likelihood(STATES[is_clean]))).sum())
 
 
-@pytest.fixture(scope="module")
-def world():
-    source = TinySource()
-    return source, pretrained(PRETRAIN, source)
-
-
 @pytest.mark.slow
-def test_a_short_distillation_lowers_the_divergence_of_the_sampler(world, tmp_path):
-    source, teacher = world
+def test_a_short_distillation_lowers_the_divergence_of_the_sampler(tmp_path):
+    source = TinySource()
+    teacher = pretrained(PRETRAIN, source)
     student = distilled(DISTILL, source, teacher, tmp_path).student
-    for num_moves in (1, 2, 4, 8, 16):
-        print(num_moves, divergence_from_data(teacher.teacher, source.chain, num_moves), divergence_from_data(student, source.chain, num_moves))
+    for num_moves in (2, 4):  # 0.71 to 0.48 and 0.28 to 0.20, within 0.01 for three seeds of the distillation
+        before, after = (divergence_from_data(net, source.chain, num_moves) for net in (teacher.teacher, student))
+        assert after < 0.8 * before
