@@ -171,18 +171,20 @@ def test_each_phase_trains_its_networks(observe, settings, step, networks):
 
 
 @pytest.mark.parametrize(
-    "changes",
+    ("step", "changes"),
     [
-        {"objective": {"advantage": "rows", "completions": 1, "group_size": 2}},
-        {"objective": {"coupled_time": False, "corruptions": 2}},
-        {"objective": {"score_decomposition": False, "divergence": "jeffreys"}},
-        {"objective": {"moves": 4, "completions": 3}, "discriminator": {"completions": 2}},
-        {"discriminator": {"unsmooth": True, "output": "sequence", "label_smoothing": 0.2}},
-        {"discriminator": {"real_source": "teacher-steps=2", "steps_per_student_step": 3}},
+        (WARMUP, {"objective": {"moves": 4, "completions": 3}, "discriminator": {"completions": 2}}),
+        (WARMUP, {"discriminator": {"steps_per_student_step": 3}, "objective": {"coupled_time": False}}),
+        (STUDENT, {"objective": {"coupled_time": False, "corruptions": 2, "revealed_only": True}}),
+        (STUDENT, {"objective": {"score_decomposition": False, "divergence": "jeffreys"}}),
+        (STUDENT, {"objective": {"moves": 4, "completions": 3}, "discriminator": {"completions": 2}}),
+        (STUDENT, {"discriminator": {"unsmooth": True, "output": "sequence", "label_smoothing": 0.2}}),
+        (STUDENT, {"discriminator": {"real_source": "teacher-steps=2", "steps_per_student_step": 3}}),
+        (GUIDANCE, {"objective": {"advantage": "rows", "completions": 1, "group_size": 2}}),
+        (GUIDANCE, {"discriminator": {"is_time_conditioned": False, "label_smoothing": 0.3, "trainable_blocks": 1}}),
     ],
 )
-@pytest.mark.parametrize("step", [WARMUP, STUDENT, GUIDANCE], ids=["warm-up", "student", "guidance"])
-def test_combinations_of_switches(observe, changes, step):
+def test_combinations_of_switches(observe, step, changes):
     observe(replace(BASE, **{part: replace(getattr(BASE, part), **new) for part, new in changes.items()}), step)
 
 
