@@ -1,0 +1,120 @@
+"""Runs steps of a training job and records what its optimizers were given.
+
+The only part of the wiring tests that knows the interface of a job: how it is built, where its networks are, and that
+each optimizer step is preceded by one call of ``torch.nn.utils.clip_grad_norm_``.
+"""
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from didi.data.source import Source
+from didi.models.hub import Bundle
+from didi.training.config import DistillConfig, PretrainConfig
+from didi.training.distill import Distillation
+from didi.training.pretrain import Pretraining
+
+CPU = torch.device("cpu")
+Values = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Update:
+    """One optimizer step: the weights before it and the gradient before clipping; frozen parameters are left out."""
+
+    step: int
+    network: str
+    weights: Values
+    gradient: Values
+
+
+@dataclass
+class Observed:
+    """Networks before the first step, the updates in order, and the trained weights after the last step."""
+
+    before: dict[str, nn.Module]
+    num_steps: int
+    updates: list[Update] = field(default_factory=list)
+    after: dict[str, Values] = field(default_factory=dict)
+
+    def of(self, network: str) -> list[Update]:
+        """The updates of one network."""
+        return [update for update in self.updates if update.network == network]
+
+    def weights_after(self, network: str, number: int) -> Values:
+        """Trained weights of a network after its update ``number``."""
+        later = [update.weights for update in self.of(network)[number + 1 :]]
+        return later[0] if later else self.after[network]
+
+
+def observe_distillation(config: DistillConfig, steps: list[int], source: Source, teacher: Bundle, folder: Path):
+    """The given steps of a fresh distillation.
+
+    Random weights are added to student, average and discriminator first. At its start a student equals its teacher and
+    its average, so that the divergence has no gradient; the rewards of a fresh discriminator hardly differ.
+    """
+    job = Distillation(config, source, teacher, CPU, folder)
+    trained = {"student": job.student, "discriminator": job.discriminator}
+    for seed, (network, scale) in enumerate([(job.student, 0.3), (job.average.module, 0.3), (job.discriminator, 0.6)]):
+        _add_noise(network, seed, scale)
+    return _observe(job, trained, {**trained, "average": job.average.module, "teacher": job.teacher}, steps)
+
+
+def observe_pretraining(config: PretrainConfig, steps: list[int], source: Source):
+    """The given steps of a fresh pre-training, whose network has random weights in every layer."""
+    job = Pretraining(config, source, CPU)
+    _add_noise(job.network, seed=0, scale=0.3)
+    return _observe(job, {"network": job.network}, {"network": job.network}, steps)
+
+
+def distilled(config: DistillConfig, source: Source, teacher: Bundle, folder: Path) -> Bundle:
+    """The bundle after all steps of a distillation."""
+    return _after_all_steps(Distillation(config, source, teacher, CPU, folder))
+
+
+def pretrained(config: PretrainConfig, source: Source) -> Bundle:
+    """The bundle after all steps of a pre-training."""
+    return _after_all_steps(Pretraining(config, source, CPU))
+
+
+def _after_all_steps(job) -> Bundle:
+    for step in range(job.num_steps):
+        job.step(step)
+    return job.bundle()
+
+
+def _observe(job, trained: Mapping[str, nn.Module], networks: Mapping[str, nn.Module], steps: list[int]) -> Observed:
+    observed = Observed({name: copy.deepcopy(network) for name, network in networks.items()}, job.num_steps)
+    clip, current = nn.utils.clip_grad_norm_, 0
+
+    def recorded_clip(parameters, *args, **options):
+        parameters = list(parameters)
+        names = [name for name, network in trained.items() if any(p is parameters[0] for p in network.parameters())]
+        (name,) = names
+        gradient = {key: p.grad.clone() for key, p in trained[name].named_parameters() if p.grad is not None}
+        observed.updates.append(Update(current, name, _trained_weights(trained[name]), gradient))
+        return clip(parameters, *args, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(nn.utils, "clip_grad_norm_", recorded_clip)
+        for current in steps:
+            job.step(current)
+    observed.after = {name: _trained_weights(network) for name, network in trained.items()}
+    return observed
+
+
+def _trained_weights(network: nn.Module) -> Values:
+    return {name: p.detach().clone() for name, p in network.named_parameters() if p.requires_grad}
+
+
+@torch.no_grad()
+def _add_noise(network: nn.Module, seed: int, scale: float) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in network.parameters():
+        size = scale if parameter.ndim == 1 else scale / parameter.shape[-1] ** 0.5
+        parameter.add_(size * torch.randn(parameter.shape, generator=generator))

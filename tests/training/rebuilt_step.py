@@ -1,0 +1,219 @@
+"""The gradients of one step of a distillation, rebuilt from pure functions: ``diffusion``, ``objectives``, rollout.
+
+Nothing here calls a method of the job. Only the weights that an optimizer step left are taken from the observation; the
+steps themselves are tested in ``test_wiring_optimizers``.
+"""
+
+import copy
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from didi.data.source import Source
+from didi.diffusion.categorical import divergence, entropy
+from didi.diffusion.masked import corrupt, token_log_probs
+from didi.diffusion.noise import derive_seed, named_generator
+from didi.diffusion.schedule import nelbo_weight, sigma
+from didi.models.hub import Bundle
+from didi.objectives.didi import (
+    advantages,
+    discriminator_loss,
+    log_density_ratio,
+    policy_loss,
+    second_move_score,
+    unsmooth,
+)
+from didi.sampling.generate import generate
+from didi.training.config import DistillConfig
+from didi.training.rollout import Rollout, rollout, states_before_a_move
+
+from .observed_step import CPU, Observed, Values
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a distillation is given."""
+
+    config: DistillConfig
+    source: Source
+    teacher: Bundle
+
+
+def rebuilt_gradients(inputs: Inputs, step: int, observed: Observed) -> list[tuple[str, Values]]:
+    """Network and gradient of each update of ``step``, the only step that was observed, in order."""
+    networks = copy.deepcopy(observed.before)
+    student, discriminator = networks["student"], networks["discriminator"]
+    config = inputs.config
+    first_student_step = config.discriminator.warmup_steps
+    if step >= first_student_step + config.loop.steps:
+        _guidance_loss(inputs, step, networks["average"], discriminator).backward()
+        return [("discriminator", _taken(discriminator))]
+    is_warmup = step < first_student_step
+    expected = []
+    for number in range(config.loop.accumulation):
+        batch = rebuilt_rollout(inputs, step, student, number=number, is_warmup=is_warmup)
+        is_last = number + 1 == config.loop.accumulation
+        for repeat in range(config.discriminator.steps_per_student_step):
+            loss = _discriminator_loss(inputs, step, discriminator, batch, number, repeat)
+            (loss / config.loop.accumulation).backward()
+            if is_last:
+                expected.append(("discriminator", _taken(discriminator)))
+                discriminator.load_state_dict(observed.weights_after("discriminator", repeat), strict=False)
+        if not is_warmup:  # the rewards of the last micro-batch alone see the updated discriminator
+            loss = rebuilt_student_loss(inputs, batch, discriminator, networks["teacher"])
+            (loss / config.loop.accumulation).backward()
+    return expected if is_warmup else [*expected, ("student", _taken(student))]
+
+
+def rebuilt_rollout(inputs: Inputs, step: int, student: nn.Module, *, number: int = 0, is_warmup: bool = False):
+    """Trajectories of one micro-batch."""
+    config = inputs.config
+    objective = config.objective
+    if is_warmup:
+        objective = replace(objective, moves=config.discriminator.warmup_moves)
+    generator = named_generator(config.seed, "rollout", step, number)
+    shape = config.loop.batch_size, config.data.length
+    return rollout(student, *shape, objective, inputs.teacher.schedule, generator, CPU)
+
+
+def _taken(network: nn.Module) -> Values:
+    gradient = {name: p.grad.clone() for name, p in network.named_parameters() if p.grad is not None}
+    network.zero_grad(set_to_none=True)
+    return gradient
+
+
+def _real_rows(inputs: Inputs, step: int, number: int, repeat: int, num_rows: int) -> Tensor:
+    config, settings = inputs.config, inputs.config.discriminator
+    options = {"length": config.data.length, "role": "teacher"}
+    if settings.real_source == "corpus":
+        num_alike = config.objective.group_size if config.objective.advantage == "rows" else 1
+        draw = (step * config.loop.accumulation + number) * settings.steps_per_student_step + repeat
+        return inputs.source.batch(draw, num_rows // num_alike).repeat_interleave(num_alike, 0)
+    if settings.real_source == "teacher-pool":
+        seed = derive_seed(config.seed, "pool")
+        pool = generate(
+            inputs.teacher, num_samples=settings.pool_size, nfe=settings.pool_nfe, seed=seed, **options
+        ).tokens
+        generator = named_generator(config.seed, "pool", step, number, repeat)
+        return pool[torch.randint(len(pool), (num_rows,), generator=generator)]
+    nfe = int(settings.real_source.removeprefix("teacher-steps="))
+    seed = derive_seed(config.seed, "online", step, number, repeat)
+    return generate(inputs.teacher, num_samples=num_rows, nfe=nfe, seed=seed, **options).tokens
+
+
+def _loss_of_rows(inputs: Inputs, discriminator: nn.Module, fake_t: Tensor, real_t: Tensor, t: Tensor) -> Tensor:
+    mask_id, settings = inputs.source.mask_id, inputs.config.discriminator
+    level = sigma(inputs.teacher.schedule, t).float()
+    logits = discriminator.train()(
+        torch.cat([fake_t, real_t]), torch.cat([level, level]) if settings.is_time_conditioned else None
+    )
+    smoothing = settings.label_smoothing
+    fake, real = logits[: len(t)], logits[len(t) :]
+    return discriminator_loss(fake, real, fake_t == mask_id, real_t == mask_id, label_smoothing=smoothing)
+
+
+def _discriminator_loss(
+    inputs: Inputs, step: int, discriminator: nn.Module, batch: Rollout, number: int, repeat: int
+) -> Tensor:
+    """Eq. 8: first on the corruptions of the rollout, then on fresh ones of the same samples."""
+    settings, mask_id = inputs.config.discriminator, inputs.source.mask_id
+    num_completions = settings.completions or inputs.config.objective.completions
+    samples = batch.x[:, :num_completions].flatten(0, 1)
+    t = batch.t.repeat_interleave(num_completions)
+    alpha = inputs.teacher.schedule.alpha(t)
+    real = _real_rows(inputs, step, number, repeat, len(t))
+    generator = named_generator(inputs.config.seed, "discriminator", step, number, repeat)
+    of_fake, of_real = torch.rand(2, *real.shape, dtype=torch.float64, generator=generator)
+    fake_t = corrupt(samples, alpha, mask_id, of_fake)
+    if repeat == 0:
+        fake_t = batch.z_t[:, :num_completions, 0].flatten(0, 1)
+    return _loss_of_rows(inputs, discriminator, fake_t, corrupt(real, alpha, mask_id, of_real), t)
+
+
+def _guidance_loss(inputs: Inputs, step: int, average: nn.Module, discriminator: nn.Module) -> Tensor:
+    """Eq. 8 on states of the averaged student's own sampler."""
+    config, schedule = inputs.config, inputs.teacher.schedule
+    shape, num_moves = (config.loop.batch_size, config.data.length), config.discriminator.guidance_nfe
+    generator = named_generator(config.seed, "guidance", step)
+    move = torch.randint(1, num_moves + 1, shape[:1], generator=generator)
+    draws = torch.rand(2, *shape, dtype=torch.float64, generator=generator)
+    uniforms = torch.rand(shape, dtype=torch.float64, generator=generator)
+    t = 1 - move.double() / num_moves
+    fake_t = states_before_a_move(average, move, num_moves, draws, schedule)
+    real = _real_rows(inputs, step, 0, 0, len(t))
+    return _loss_of_rows(
+        inputs, discriminator, fake_t, corrupt(real, schedule.alpha(t), inputs.source.mask_id, uniforms), t
+    )
+
+
+def rebuilt_student_loss(inputs: Inputs, batch: Rollout, discriminator: nn.Module, teacher: nn.Module) -> Tensor:
+    """Policy gradient of Eq. 5, 7 and 9 plus weighted divergence from the teacher minus weighted entropy."""
+    objective, mask_id = inputs.config.objective, inputs.source.mask_id
+    scores = [
+        batch.first_score,
+        second_move_score(
+            batch.completion_log_probs,
+            batch.z_tau == mask_id,
+            batch.z_t == mask_id,
+            revealed_only=objective.revealed_only,
+        ),
+    ]
+    if objective.pg_reduction == "token-mean":
+        scores = [score / inputs.config.data.length for score in scores]
+    advantage = advantages(
+        rebuilt_rewards(inputs, batch, discriminator),
+        grouping=objective.advantage,
+        group_size=objective.group_size,
+        normalise=objective.normalise_advantage,
+    )
+    policy = policy_loss(*scores, advantage, _time_weight(inputs, batch.t).float()).mean()
+    return policy + _regulariser(inputs, batch, teacher)
+
+
+@torch.no_grad()
+def rebuilt_rewards(inputs: Inputs, batch: Rollout, discriminator: nn.Module) -> Tensor:
+    """Log-ratio of each corruption, Eq. 6."""
+    objective, settings = inputs.config.objective, inputs.config.discriminator
+    states = batch.z_t.flatten(0, 2)
+    t = batch.t.repeat_interleave(objective.completions * objective.corruptions)
+    level = sigma(inputs.teacher.schedule, t).float() if settings.is_time_conditioned else None
+    logits = discriminator.eval()(states, level)
+    if settings.unsmooth:
+        logits = unsmooth(logits, settings.label_smoothing)
+    rewards = log_density_ratio(logits, states == inputs.source.mask_id, reduction=objective.reward_reduction)
+    if (bound := objective.reward_clamp) is not None:
+        rewards = rewards.clamp(-bound, bound)
+    return rewards.view(batch.z_t.shape[:3])
+
+
+def _time_weight(inputs: Inputs, t: Tensor) -> Tensor:
+    objective = inputs.config.objective
+    omega = torch.ones_like(t) if objective.weight == "constant" else nelbo_weight(inputs.teacher.schedule, t)
+    omega = omega.clamp(objective.weight_low, objective.weight_high)
+    if not objective.importance_weighting:
+        return omega
+    density = torch.distributions.Beta(objective.time_a, objective.time_b).log_prob(t).exp()
+    return omega * (1 / density).clamp(max=objective.importance_clip)
+
+
+def _regulariser(inputs: Inputs, batch: Rollout, teacher: nn.Module) -> Tensor:
+    """Sum over the moves of the mean over their positions."""
+    objective = inputs.config.objective
+    moves = [(torch.full_like(batch.z_tau[:1], inputs.source.mask_id), torch.ones_like(batch.tau[:1]))]
+    all_log_probs = [batch.first_log_probs]
+    if objective.score_decomposition:
+        moves.append((batch.z_tau, batch.tau))
+        all_log_probs.append(batch.second_log_probs)
+    loss = torch.zeros(())
+    for (z, t), log_probs in zip(moves, all_log_probs, strict=True):
+        gap = divergence(objective.divergence, _teacher_log_probs(inputs, teacher, z, t), log_probs)
+        loss = loss + objective.divergence_weight * gap.mean() - objective.entropy_weight * entropy(log_probs).mean()
+    return loss
+
+
+@torch.no_grad()
+def _teacher_log_probs(inputs: Inputs, teacher: nn.Module, z: Tensor, t: Tensor) -> Tensor:
+    """Log-probabilities at the masked positions of ``z``."""
+    level = sigma(inputs.teacher.schedule, t).float() if teacher.config.is_time_conditioned else None
+    return token_log_probs(teacher(z, level), inputs.source.mask_id)[z == inputs.source.mask_id]

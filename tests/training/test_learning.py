@@ -1,0 +1,98 @@
+"""A short distillation lowers the exact divergence between the few-move sampler of the student and the data.
+
+The world is a Markov chain of 4 symbols and sequences of 5: the distribution of the sampler is a sum over 3,125 states.
+"""
+
+from itertools import pairwise
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models
+
+from didi.data.markov import MarkovChain
+from didi.diffusion.noise import named_generator
+from didi.training.config import (
+    DataConfig,
+    DiscriminatorSettings,
+    DistillConfig,
+    LoopConfig,
+    NetworkConfig,
+    ObjectiveConfig,
+    OptimizerConfig,
+    PretrainConfig,
+)
+
+from .observed_step import distilled, pretrained
+
+NUM_SYMBOLS, LENGTH = 4, 5
+MASK = NUM_SYMBOLS
+STATES = torch.cartesian_prod(*[torch.arange(NUM_SYMBOLS + 1)] * LENGTH)
+DATA = DataConfig(corpus="tiny", length=LENGTH)
+PRETRAIN = PretrainConfig(
+    data=DATA,
+    weight="constant",
+    network=NetworkConfig(hidden_size=32, num_blocks=2, num_heads=2, cond_dim=8),
+    optimizer=OptimizerConfig(learning_rate=5e-3, warmup_steps=20, decay="cosine"),
+    loop=LoopConfig(steps=400, batch_size=128, ema_decay=0.9),
+)
+DISTILL = DistillConfig(
+    data=DATA,
+    objective=ObjectiveConfig(
+        completions=3, advantage="shared-state", revealed_only=True, divergence_weight=0.0, entropy_weight=0.0
+    ),
+    discriminator=DiscriminatorSettings(warmup_steps=150),
+    student_optimizer=OptimizerConfig(learning_rate=2e-4, weight_decay=0.0),
+    discriminator_optimizer=OptimizerConfig(learning_rate=2e-3),
+    loop=LoopConfig(steps=60, batch_size=128, ema_decay=0.0),
+)
+
+
+class TinySource:
+    """Sequences of a Markov chain of 4 symbols."""
+
+    vocab_size, mask_id = NUM_SYMBOLS + 1, MASK
+
+    def __init__(self):
+        self.chain = MarkovChain(NUM_SYMBOLS)
+        self.validation, self.test = (self.chain.sample(64, LENGTH, named_generator("tiny", n)) for n in (0, 1))
+        self.tokenizer = Tokenizer(models.WordLevel({f"s{n}": n for n in range(NUM_SYMBOLS)} | {"[MASK]": MASK}))
+
+    def batch(self, step, batch_size):
+        return self.chain.sample(batch_size, LENGTH, named_generator("tiny", "train", step))
+
+
+@torch.no_grad()
+def sampler_probs(network, num_moves):
+    """Probability of each state at the end of the ancestral sampler with even moves, float64."""
+    probs = network(STATES)[..., :NUM_SYMBOLS].double().softmax(-1)
+    mass = torch.zeros(len(STATES), dtype=torch.float64)
+    mass[-1] = 1  # all masks
+    times = [1 - number / num_moves for number in range(num_moves + 1)]
+    for t, s in pairwise(times):
+        reveal = (t - s) / t
+        masked = torch.cat([reveal * probs, torch.full((*STATES.shape, 1), 1 - reveal, dtype=torch.float64)], -1)
+        visible = torch.nn.functional.one_hot(STATES, NUM_SYMBOLS + 1).double()
+        of_position = torch.where((STATES == MASK)[..., None], masked, visible)
+        transition = torch.ones(len(STATES), 1, dtype=torch.float64)  # the states count in base 5
+        for position in range(LENGTH):
+            transition = (transition[:, :, None] * of_position[:, position, None]).flatten(1)
+        mass = mass @ transition
+    return mass
+
+
+def divergence_from_data(network, chain, num_moves):
+    """KL(sampler || data) in nats a sequence."""
+    is_clean = (STATES != MASK).all(1)
+    probs = sampler_probs(network, num_moves)[is_clean]
+    assert float(probs.sum()) == pytest.approx(1, abs=1e-9)
+    return float((probs * (probs.log() - chain.log_likelihood(STATES[is_clean]))).sum())
+
+
+@pytest.mark.slow
+def test_a_short_distillation_lowers_the_divergence_of_the_sampler(tmp_path):
+    source = TinySource()
+    teacher = pretrained(PRETRAIN, source)
+    student = distilled(DISTILL, source, teacher, tmp_path).student
+    for num_moves in (2, 4):  # 0.71 to 0.48 and 0.28 to 0.20, within 0.01 for three seeds of the distillation
+        before, after = (divergence_from_data(net, source.chain, num_moves) for net in (teacher.teacher, student))
+        assert after < 0.8 * before
