@@ -30,6 +30,7 @@ import torch
 from pages import DOCS, renew
 
 from didi.data.source import MarkovSource
+from didi.diffusion.absorbing import Absorbing
 from didi.evaluation.row import machine_name
 from didi.models.bundle import Bundle, load
 from didi.models.dit import DiT
@@ -174,7 +175,7 @@ def pass_of_the_teacher() -> dict[str, Any]:
     config = CONFIGURATIONS[SHARED]
     shape = replace(teacher_shape(config.recipe), dropout=0.0)
     states, length = config.loop.batch_size, config.data.length
-    schedule = Bundle(teacher=None).schedule
+    process = Absorbing(shape.mask_id)
 
     def work() -> None:
         teacher = DiT(shape)
@@ -182,8 +183,7 @@ def pass_of_the_teacher() -> dict[str, Any]:
         z = torch.zeros(states, length, dtype=torch.long)
         z[:, : length // 2] = shape.mask_id
         kept = [
-            law_at_masks(teacher, one, torch.full((len(one),), 0.5, dtype=torch.float64), schedule)
-            for one in (first, z)
+            law_at_masks(teacher, one, torch.full((len(one),), 0.5, dtype=torch.float64), process) for one in (first, z)
         ]
         del kept
 

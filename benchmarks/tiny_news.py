@@ -38,9 +38,9 @@ from didi.evaluation.row import EvaluationRow, machine_name
 from didi.evaluation.row import measure as measure_set
 from didi.files import write_atomically
 from didi.models.bundle import ROLES
+from didi.models.nelbo import nats_per_token
 from didi.sampling.guided import Guidance
 from didi.sampling.prompt import decode
-from didi.training.pretrain import validation_nll
 
 SEED = 20_263
 NUM_SAMPLES = 256
@@ -132,7 +132,7 @@ def measure(args: argparse.Namespace) -> None:
     @functools.cache
     def nats(role: str) -> float:
         network = (baseline if role == "autoregressive" else bundle).network(role)
-        return validation_nll(network, test, bundle.schedule, batch_size=32, device=torch.device("cpu"))
+        return nats_per_token(network, bundle.process, test, batch_size=32)
 
     number, of = map(int, args.share.split("/"))
     for cell in [cell for cell in cells() if cell.role in args.roles and cell.sampler in args.samplers][number::of]:

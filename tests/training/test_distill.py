@@ -148,7 +148,7 @@ def test_after_the_students_last_step_only_the_discriminator_learns_from_the_fin
         generator = named_generator(0, "guidance", step)
         move = torch.randint(1, 4, (4,), generator=generator)  # after 1, 2 or all 3 moves of the averaged student
         draws = torch.rand(2, 4, 8, dtype=torch.float64, generator=generator)
-        expected = states_before_a_move(job.average.module, move, 3, draws, job.schedule)
+        expected = states_before_a_move(job.average.module, move, 3, draws, job.process)
         assert torch.equal(states[:4], expected)
         assert ((states == 32).any(1) | (move.repeat(2) == 3)).all()
         assert not ((states == 32).any(1) & (move.repeat(2) == 3)).any()  # the real side has the same times

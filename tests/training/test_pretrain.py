@@ -5,13 +5,15 @@ from dataclasses import replace
 import pytest
 import torch
 
+from didi.diffusion.absorbing import Absorbing
+from didi.diffusion.canvas import Canvas
 from didi.diffusion.noise import named_generator
-from didi.diffusion.schedule import schedule_from_name
+from didi.diffusion.schedule import low_discrepancy_times, schedule_from_name
+from didi.models.nelbo import nats_per_token, nelbo_draws
 from didi.training.config import DataConfig, LoopConfig, NetworkConfig, OptimizerConfig, PretrainConfig
-from didi.training.pretrain import Pretraining, nelbo_of, validation_nll
+from didi.training.pretrain import Pretraining, losses
 
 CPU = torch.device("cpu")
-LOG_LINEAR = schedule_from_name("log-linear")
 CONFIG = PretrainConfig(
     data=DataConfig(corpus="markov", length=8),
     network=NetworkConfig(hidden_size=16, num_blocks=2, num_heads=2, cond_dim=8, dropout=0.1),
@@ -27,6 +29,13 @@ CONFIG = PretrainConfig(
         ema_decay=0.9,
     ),
 )
+
+
+def nelbo_of(network, x0, process, generator, *, t_min=1e-3):
+    """One-sample NELBO of each sequence at low-discrepancy times, drawn as training draws them."""
+    t = low_discrepancy_times(len(x0), generator, t_min=t_min)
+    draws = torch.rand(*x0.shape, 1, dtype=torch.float64, generator=generator)
+    return process.loss_weight(t).float() * losses(network, process, x0, t, draws).sum(1)
 
 
 def test_a_resumed_run_equals_a_straight_one_bit_for_bit(source, run_twice):
@@ -56,9 +65,9 @@ def test_training_lowers_the_validation_nelbo(source):
 
 def test_a_fresh_network_is_uniform_over_the_symbols(source):
     network = Pretraining(CONFIG, source, CPU).network.eval()
-    value = validation_nll(network, source.validation, LOG_LINEAR, batch_size=1024, device=CPU)
-    # 4,096 sequences of 8; the weight 1/t has a variance of about log 1000 at each position: an error of 1.5%.
-    assert value == pytest.approx(math.log(32), rel=0.06)
+    value = nats_per_token(network, Absorbing(32), source.validation, batch_size=1024)
+    # The number of masks n, whose weight is 1/n, leaves no noise where every position has the same loss.
+    assert value == pytest.approx(math.log(32), rel=1e-5)
 
 
 def test_the_logged_nelbo_is_per_token_over_all_micro_batches(source):
@@ -67,7 +76,7 @@ def test_the_logged_nelbo_is_per_token_over_all_micro_batches(source):
     rows = source.batch(0, 8)
     metrics = job.step(0)
     parts = [
-        nelbo_of(network, batch, LOG_LINEAR, named_generator(CONFIG.seed, "pretrain", 0, number)).sum()
+        nelbo_of(network, batch, job.process, named_generator(CONFIG.seed, "pretrain", 0, number)).sum()
         for number, batch in enumerate(rows.split(4))
     ]
     loss = sum(parts) / rows.numel()
@@ -91,15 +100,15 @@ def test_validation_is_the_same_whenever_it_is_asked(source):
 @pytest.mark.parametrize("schedule", ["log-linear", "cosine"])
 @torch.no_grad()
 def test_the_sampled_nelbo_has_the_exact_mean(make_dit, schedule):
-    network, schedule, t_min = make_dit(seed=3), schedule_from_name(schedule), 0.3
+    network, process, t_min = make_dit(seed=3), Absorbing(3, schedule_from_name(schedule)), 0.3
     x0 = torch.tensor([[2, 0]])
     laws = {z: network(torch.tensor([z]))[0, :, :3].log_softmax(-1) for z in ((3, 3), (2, 3), (3, 0))}
     two_masks = -laws[3, 3][0, 2] - laws[3, 3][1, 0]
     one_mask = -laws[2, 3][1, 0] - laws[3, 0][0, 2]
     # With u = 1 - alpha_t the weight is du / u, and the masks of one position, or of both, have u (1 - u), or u^2.
-    u_min = 1 - float(schedule.alpha(torch.tensor(t_min)))
+    u_min = 1 - float(process.schedule.alpha(torch.tensor(t_min)))
     expected = (one_mask * (1 - u_min) ** 2 / 2 + two_masks * (1 - u_min**2) / 2) / (1 - t_min)
-    estimates = nelbo_of(network, x0.expand(20_000, 2), schedule, named_generator("nelbo"), t_min=t_min)
+    estimates = nelbo_of(network, x0.expand(20_000, 2), process, named_generator("nelbo"), t_min=t_min)
     error = float(estimates.std()) / 20_000**0.5
     assert error < 0.01 * expected
     assert float(estimates.mean()) == pytest.approx(float(expected), abs=4 * error)
@@ -109,9 +118,9 @@ def test_the_sampled_nelbo_has_the_exact_mean(make_dit, schedule):
 def test_the_nelbo_never_counts_mass_on_the_mask(make_dit):
     network = make_dit(seed=3)
     x0 = torch.randint(3, (64, 2), generator=named_generator("x0"))
-    before = nelbo_of(network, x0, LOG_LINEAR, named_generator("a"))
+    before = nelbo_of(network, x0, Absorbing(3), named_generator("a"))
     network.output_layer.linear.bias[3] += 50
-    torch.testing.assert_close(nelbo_of(network, x0, LOG_LINEAR, named_generator("a")), before)
+    torch.testing.assert_close(nelbo_of(network, x0, Absorbing(3), named_generator("a")), before)
 
 
 @torch.no_grad()
@@ -119,7 +128,7 @@ def test_a_network_conditioned_on_time_is_trained_with_its_noise_level(make_dit)
     told = make_dit(seed=3, is_time_conditioned=True)
     untold = make_dit(seed=3, is_time_conditioned=False)
     x0 = torch.randint(3, (64, 2), generator=named_generator("x0"))
-    first, second = (nelbo_of(network, x0, LOG_LINEAR, named_generator("a")) for network in (told, untold))
+    first, second = (nelbo_of(network, x0, Absorbing(3), named_generator("a")) for network in (told, untold))
     assert not torch.allclose(first, second)
 
 
@@ -127,12 +136,11 @@ def test_a_network_conditioned_on_time_is_trained_with_its_noise_level(make_dit)
 def test_validation_covers_every_row(source, make_dit):
     network = make_dit(vocab_size=33, length=8)
     rows = source.validation[:10]
-    parts = [
-        nelbo_of(network, batch, LOG_LINEAR, named_generator(0, "validation", number)).sum()
-        for number, batch in enumerate(rows.split(4))
-    ]
-    value = validation_nll(network, rows, LOG_LINEAR, batch_size=4, device=CPU)
-    assert value == pytest.approx(float(sum(parts)) / 80, rel=1e-6)
+    process, generators = Absorbing(32), [named_generator(0, "validation", number) for number in range(10)]
+    each = nelbo_draws(network, process, Canvas.free(rows), 1, generators)
+    for batch_size in (4, 10):
+        value = nats_per_token(network, process, rows, batch_size=batch_size)
+        assert value == pytest.approx(float(each.sum()) / 80, rel=1e-6)
 
 
 def test_the_bundle_holds_the_averaged_teacher(source):

@@ -4,14 +4,15 @@ import numpy as np
 import pytest
 import torch
 
+from didi.diffusion.absorbing import Absorbing
 from didi.diffusion.noise import named_generator
-from didi.diffusion.schedule import LogLinear, sigma
+from didi.diffusion.schedule import sigma
 from didi.training.config import ObjectiveConfig
 from didi.training.rollout import first_law, law_at_masks, rollout
 
 CPU = torch.device("cpu")
-SCHEDULE = LogLinear()
 MASK = 3
+PROCESS = Absorbing(MASK)
 STATES = torch.tensor(list(itertools.product(range(4), repeat=2)))
 CLEAN = torch.tensor(list(itertools.product(range(3), repeat=2)))
 
@@ -22,7 +23,8 @@ def student(make_dit):
 
 
 def roll(student, num_states, length=2, name="rollout", **objective):
-    return rollout(student, num_states, length, ObjectiveConfig(**objective), SCHEDULE, named_generator(name), CPU)
+    process = Absorbing(student.mask_id)
+    return rollout(student, num_states, length, ObjectiveConfig(**objective), process, named_generator(name), CPU)
 
 
 @torch.no_grad()
@@ -135,7 +137,7 @@ def test_scores_are_the_log_probabilities_of_what_was_drawn(make_dit, is_time_co
     batch = roll(student, 20, length=6, completions=3)
 
     def log_probs(z, t):
-        level = sigma(SCHEDULE, t).float() if is_time_conditioned else None
+        level = sigma(PROCESS.schedule, t).float() if is_time_conditioned else None
         return student(z, level)[..., :4].log_softmax(-1)
 
     all_masks = torch.full((1, 6), 4)
@@ -193,7 +195,7 @@ def test_a_generator_fixes_the_rollout(student):
 @torch.no_grad()
 def test_the_law_at_masks_is_that_of_the_rows_in_order(student):
     z = torch.tensor([[MASK, 1], [0, 2], [MASK, MASK]])
-    found = law_at_masks(student, z, torch.full((3,), 0.5, dtype=torch.float64), SCHEDULE)
+    found = law_at_masks(student, z, torch.full((3,), 0.5, dtype=torch.float64), PROCESS)
     expected = student(z)[z == MASK][:, :3].log_softmax(-1)
     torch.testing.assert_close(found[:, :3], expected)
-    torch.testing.assert_close(first_law(student, 2, SCHEDULE, CPU), found[1:])
+    torch.testing.assert_close(first_law(student, 2, PROCESS, CPU), found[1:])
