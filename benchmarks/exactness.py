@@ -20,8 +20,9 @@ from pages import DOCS, renew
 from scipy import stats
 from torch import Tensor
 
+from didi.diffusion.absorbing import Absorbing
+from didi.diffusion.canvas import Canvas
 from didi.diffusion.noise import SequenceNoise, derive_seed
-from didi.diffusion.schedule import LogLinear
 from didi.evaluation.row import machine_name
 from didi.sampling.ancestral import Ancestral
 from didi.sampling.base import Sampler, time_grid
@@ -44,9 +45,9 @@ class Zipf:
         self.vocab_size, self.mask_id = vocab_size, vocab_size - 1
         self.logits = -torch.arange(1, vocab_size + 1, dtype=torch.float32).log()
 
-    def features(self, inputs: Tensor, sigma: Tensor | None = None) -> Tensor:
+    def features(self, inputs: Tensor, sigma: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         """Nothing worth computing."""
-        del sigma
+        del sigma, mask
         return torch.zeros(*inputs.shape, 1)
 
     def head(self, features: Tensor) -> Tensor:
@@ -58,28 +59,28 @@ class Zipf:
         return float(self.logits[: self.mask_id].double().softmax(0)[num_common:].sum())
 
 
-def rare_tokens(sampler: Sampler, denoiser: Zipf, nfe: int, num_sequences: int, num_common: int = NUM_COMMON) -> int:
+def rare_tokens(sampler: Sampler, nfe: int, num_sequences: int, num_common: int = NUM_COMMON) -> int:
     """How many of the sampled tokens are rare."""
     found = 0
     for number in range(num_sequences):  # one at a time: the published algorithm holds every logit of a batch
-        z = torch.full((1, LENGTH), denoiser.mask_id)
-        for step in sampler(z, time_grid(nfe), LogLinear(), SequenceNoise(derive_seed(SEED, nfe), [number])):
-            z = step.z
-        found += int((z >= num_common).sum())
+        noise = SequenceNoise(derive_seed(SEED, nfe), [number])
+        *_, last = sampler(Canvas.blank(1, LENGTH), time_grid(nfe), noise)
+        found += int((last.z >= num_common).sum())
     return found
 
 
 def measure(args: argparse.Namespace) -> None:
     denoiser = Zipf()
+    process = Absorbing(denoiser.mask_id)
     num_sequences = math.ceil(args.num_tokens / LENGTH)
     rows = []
     for nfe in NFES:
         for name, sampler, times in (
-            ("float64", Ancestral(denoiser), 16),  # as cheap as it is
-            ("float32", Published(denoiser, precision="float32"), 1),
+            ("float64", Ancestral(denoiser, process), 16),  # as cheap as it is
+            ("float32", Published(denoiser, process, precision="float32"), 1),
         ):
             begin = time.perf_counter()
-            found = rare_tokens(sampler, denoiser, nfe, times * num_sequences)
+            found = rare_tokens(sampler, nfe, times * num_sequences)
             rows.append({"precision": name, "nfe": nfe, "rare": found, "tokens": times * num_sequences * LENGTH})
             print(rows[-1], f"{time.perf_counter() - begin:.1f} s", flush=True)
     record = {"exact": denoiser.rare_share(), "seed": SEED, "machine": machine_name(), "rows": rows}

@@ -30,6 +30,7 @@ import torch
 from pages import DOCS, renew
 
 from didi.data.source import MarkovSource
+from didi.diffusion.absorbing import Absorbing
 from didi.evaluation.row import machine_name
 from didi.methods.base import Inputs
 from didi.methods.didi_settings import DistillConfig
@@ -175,7 +176,7 @@ def pass_of_the_teacher() -> dict[str, Any]:
     config = CONFIGURATIONS[SHARED]
     shape = replace(teacher_shape(config.recipe), dropout=0.0)
     states, length = config.loop.batch_size, config.data.length
-    schedule = Bundle(teacher=None).schedule
+    process = Absorbing(shape.mask_id)
 
     def work() -> None:
         teacher = DiT(shape)
@@ -183,7 +184,7 @@ def pass_of_the_teacher() -> dict[str, Any]:
         z = torch.zeros(states, length, dtype=torch.long)
         z[:, : length // 2] = shape.mask_id
         kept = [
-            masked_log_probs(teacher, one, torch.full((len(one),), 0.5, dtype=torch.float64), schedule)
+            masked_log_probs(teacher, one, torch.full((len(one),), 0.5, dtype=torch.float64), process)
             for one in (first, z)
         ]
         del kept

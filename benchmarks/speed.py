@@ -16,8 +16,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from didi.training.pretrain import validation_nll
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 from pages import DOCS, renew
@@ -28,6 +26,7 @@ from didi.data.source import open_source
 from didi.evaluation.row import machine_name
 from didi.evaluation.speed_row import Ratio, SpeedRow, ratio, speed_table
 from didi.models.inference import for_inference
+from didi.models.nelbo import nats_per_token
 
 STORED = DOCS / "results" / "speed.json"
 GUIDED = "--model tiny-news --nfe 16 --batch-size 16 --rounds 9 --methods ancestral guided"
@@ -64,12 +63,8 @@ def measure(args: argparse.Namespace) -> None:
         bundle = didi.load("tiny-news")
         rows = open_source("news", length=128, tokenizer=bundle.tokenizer).validation
         found = {
-            f"{role}, {numerics}": validation_nll(
-                for_inference(bundle, numerics).network(role),
-                rows,
-                bundle.schedule,
-                batch_size=32,
-                device=torch.device("cpu"),
+            f"{role}, {numerics}": nats_per_token(
+                for_inference(bundle, numerics).network(role), bundle.process, rows, batch_size=32
             )
             for role in ("teacher", "student")
             for numerics in ("float32", "bfloat16", "int8")

@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from didi.training.pretrain import validation_nll
 from pages import DOCS, renew
 from torch import Tensor
 
@@ -39,6 +38,7 @@ from didi.evaluation.row import EvaluationRow, machine_name
 from didi.evaluation.row import measure as measure_set
 from didi.files import write_atomically
 from didi.models.bundle import ROLES
+from didi.models.nelbo import nats_per_token
 from didi.sampling.guided import Guidance
 from didi.sampling.prompt import decode
 
@@ -132,7 +132,7 @@ def measure(args: argparse.Namespace) -> None:
     @functools.cache
     def nats(role: str) -> float:
         network = (baseline if role == "autoregressive" else bundle).network(role)
-        return validation_nll(network, test, bundle.schedule, batch_size=32, device=torch.device("cpu"))
+        return nats_per_token(network, bundle.process, test, batch_size=32)
 
     number, of = map(int, args.share.split("/"))
     for cell in [cell for cell in cells() if cell.role in args.roles and cell.sampler in args.samplers][number::of]:

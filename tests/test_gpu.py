@@ -7,6 +7,7 @@ import torch
 
 import didi
 from didi.data.source import open_source
+from didi.diffusion.canvas import Canvas
 from didi.diffusion.noise import SequenceNoise
 from didi.methods.base import Inputs
 from didi.models.bundle import Bundle
@@ -36,8 +37,8 @@ def test_samples_are_those_of_the_cpu(bundle, sampler):
 
 def test_the_sampling_loop_never_waits_for_the_device(bundle):
     network = bundle.to(CUDA).denoiser()
-    z = torch.full((4, network.length), network.mask_id, device=CUDA)
-    steps = Ancestral(network)(z, time_grid(8), bundle.schedule, SequenceNoise(0, range(4)))
+    canvas = Canvas.blank(4, network.length, CUDA)
+    steps = Ancestral(network, bundle.process)(canvas, time_grid(8), SequenceNoise(0, range(4)))
     next(steps)  # the start is on the device, and the plan is made from it
     torch.cuda.set_sync_debug_mode("error")
     try:

@@ -104,7 +104,7 @@ def distilled(tmp_path_factory):
         (["generate", "--model", "markov", "--infill", "s1"], "--infill has a [MASK]"),
         (["generate"], "didi generate needs --model STR"),
         (["reproduce", "table1"], "didi reproduce needs --scale {markov,tiny,paper} and --out PATH; see"),
-        (["generate", "--model", "markov", "--sampler", "best"], "--sampler"),
+        (["generate", "--model", "markov", "--sampler", "best"], "a sampler is one of ancestral,"),
         (["generate", "--model", "markov", "--sampler", "guided"], "needs a discriminator"),
         (["generate", "--model", "markov", "--nfe", "0"], "nfe is 1 or more"),
         (["generate", "--model", "markov", "--role", "student"], "has no student"),
@@ -201,7 +201,10 @@ def test_a_mask_in_an_infill_text_is_one_token():
     bundle = load("tiny-news")
     canvas = canvas_from_prompt(bundle, 16, prefix=None, infill="The [MASK] minister")
     expected = [*bundle.tokenizer.encode("The").ids, bundle.student.mask_id, *bundle.tokenizer.encode(" minister").ids]
-    assert canvas[: len(expected)].tolist() == expected
+    assert canvas.tokens[0, : len(expected)].tolist() == expected
+    is_mask = torch.tensor(expected) == bundle.student.mask_id
+    assert torch.equal(canvas.is_free[0, : len(expected)], is_mask)
+    assert canvas.is_free[0, len(expected) :].all()
 
 
 def test_flags_win_over_a_yaml_file_and_a_file_over_the_recipe(didi, tmp_path):
@@ -351,7 +354,7 @@ def test_evaluate_writes_rows_report_and_figure(didi, distilled, tmp_path):
         assert row["gen_ppl_ci"][0] <= row["gen_ppl"] <= row["gen_ppl_ci"][1]
         assert row["num_samples"] == 16
     assert 3 < rows[0]["gen_ppl"] < 5 < rows[1]["gen_ppl"]
-    assert rows[1]["nelbo"] == pytest.approx(1.371, abs=0.002)
+    assert rows[1]["nelbo"] == pytest.approx(1.367, abs=0.002)  # 1.384 with a standard error of 0.005 from many masks
     assert (out / "report.md").read_text().count("|") > 50
     assert (out / "perplexity.png").stat().st_size > 10_000
 

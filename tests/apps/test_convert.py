@@ -196,7 +196,7 @@ def test_uniform_state_networks_are_kept_but_not_sampled_as_masked_ones(tmp_path
     bundle = converted(layout, folder(tmp_path / "hub", prefixed(made), config), tmp_path)
     assert same(bundle.teacher, made, torch.tensor([0.5, 2.0]))
     assert bundle.teacher.config.mask_id is None
-    with pytest.raises(UsageError, match="uniform-state"):
+    with pytest.raises(UsageError, match="ancestral does not sample uniform diffusion"):
         didi.generate(bundle, num_samples=2, nfe=4)
 
 

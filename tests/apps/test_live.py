@@ -40,7 +40,7 @@ def test_the_view_ends_with_the_finished_text(bundle, monkeypatch):
     monkeypatch.setattr("didi.apps.live.PAUSE", 0)
     screen = io.StringIO()
     with LiveView(bundle, num_shown=1, console=Console(file=screen, force_terminal=True, width=100)) as view:
-        drawn = didi.generate(bundle, num_samples=2, nfe=3, length=8, batch_size=1, on_step=view)
+        drawn = didi.generate(bundle, num_samples=2, nfe=3, length=8, batch_size=1, on_move=view)
     assert "move 3, t = 0.00" in screen.getvalue()
     assert "move 4" not in screen.getvalue()
     assert drawn.texts[-1].split()[0] in screen.getvalue()

@@ -3,14 +3,15 @@
 import exactness
 import pytest
 
+from didi.diffusion.absorbing import Absorbing
 from didi.sampling.ancestral import Ancestral
 from didi.sampling.published import Published
 
 VOCAB_SIZE, NUM_COMMON = 5001, 1000
 
 
-def share(sampler, denoiser, nfe, num_sequences):
-    found = exactness.rare_tokens(sampler, denoiser, nfe, num_sequences, NUM_COMMON)
+def share(sampler, nfe, num_sequences):
+    found = exactness.rare_tokens(sampler, nfe, num_sequences, NUM_COMMON)
     return exactness.interval(found, num_sequences * exactness.LENGTH)
 
 
@@ -18,7 +19,7 @@ def share(sampler, denoiser, nfe, num_sequences):
 def test_float64_keeps_the_share_of_rare_tokens_at_any_number_of_moves(nfe):
     denoiser = exactness.Zipf(VOCAB_SIZE)
     exact, total = denoiser.rare_share(NUM_COMMON), 32 * exactness.LENGTH
-    found = exactness.rare_tokens(Ancestral(denoiser), denoiser, nfe, 32, NUM_COMMON) / total
+    found = exactness.rare_tokens(Ancestral(denoiser, Absorbing(denoiser.mask_id)), nfe, 32, NUM_COMMON) / total
     assert found == pytest.approx(exact, abs=4 * (exact * (1 - exact) / total) ** 0.5)
     # The float32 loss below would be seen: a fifth of the share and more.
     assert 0.2 * exact > 4 * (exact * (1 - exact) / total) ** 0.5
@@ -27,7 +28,8 @@ def test_float64_keeps_the_share_of_rare_tokens_at_any_number_of_moves(nfe):
 @pytest.mark.slow
 def test_float32_loses_them_as_moves_grow_finer():
     denoiser = exactness.Zipf(VOCAB_SIZE)
-    few, many = (share(Published(denoiser, precision="float32"), denoiser, nfe, 8) for nfe in (4, 1024))
+    sampler = Published(denoiser, Absorbing(denoiser.mask_id), precision="float32")
+    few, many = (share(sampler, nfe, 8) for nfe in (4, 1024))
     assert few[0] < denoiser.rare_share(NUM_COMMON) < few[1]
     assert many[1] < denoiser.rare_share(NUM_COMMON)
 

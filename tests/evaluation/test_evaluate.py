@@ -2,7 +2,6 @@ import json
 
 import pytest
 import torch
-from didi.training.pretrain import validation_nll
 
 from didi.data.markov import MarkovChain
 from didi.errors import UsageError
@@ -10,6 +9,7 @@ from didi.evaluation.evaluate import evaluate
 from didi.evaluation.perplexity import ExactJudge, Scores
 from didi.models.autoregressive import AutoregressiveConfig, AutoregressiveLM
 from didi.models.bundle import Bundle
+from didi.models.nelbo import nats_per_token
 
 LENGTH = 6
 JUDGE = ExactJudge(MarkovChain())
@@ -29,7 +29,7 @@ def test_each_role_sampler_and_number_of_moves_has_a_row_and_the_twin_has_one(bu
     assert [(row.role, row.nfe) for row in rows] == [
         ("data", 0), ("teacher", 1), ("teacher", 3), ("autoregressive", LENGTH),
     ]  # fmt: skip
-    exact = validation_nll(bundle.autoregressive, data, bundle.schedule, batch_size=8, device=torch.device("cpu"))
+    exact = nats_per_token(bundle.autoregressive, bundle.process, data, batch_size=8)
     assert rows[3].nelbo == exact
     assert rows[3].student_passes == LENGTH
     assert rows[1].nelbo == rows[2].nelbo != exact

@@ -3,13 +3,17 @@ import math
 
 import pytest
 import torch
-from didi.training.pretrain import nelbo_of
 
-from didi.diffusion.absorbing import subs_log_probs
-from didi.diffusion.schedule import LogLinear
+from didi.diffusion.absorbing import Absorbing, subs_log_probs
+from didi.diffusion.canvas import Canvas
+from didi.diffusion.schedule import low_discrepancy_times
 from didi.errors import UsageError
-from didi.evaluation.likelihood import likelihood, nelbo_draws
+from didi.evaluation.likelihood import likelihood
+from didi.methods.elbo import losses
 from didi.models.autoregressive import AutoregressiveConfig, AutoregressiveLM
+from didi.models.nelbo import nelbo_draws
+
+PROCESS = Absorbing(4)
 
 
 def enumerated_nelbo(denoiser, x0):
@@ -31,18 +35,16 @@ def test_draws_estimate_the_enumerated_nelbo_without_bias(make_dit):
     denoiser = make_dit(vocab_size=5, length=4, scale=2.0)
     x0 = torch.tensor([[0, 1, 2, 3], [3, 3, 0, 1]])
     exact = enumerated_nelbo(denoiser, x0).double()
-    draws = nelbo_draws(denoiser, x0, 6000, [torch.Generator().manual_seed(seed) for seed in (0, 1)])
+    draws = nelbo_draws(
+        denoiser, PROCESS, Canvas.free(x0), 6000, [torch.Generator().manual_seed(seed) for seed in (0, 1)]
+    )
     error = draws.std(1) / 6000**0.5
     assert ((draws.mean(1) - exact) / error).abs().max() < 4
     assert (error / exact).max() < 0.02  # so that a wrong weight would be seen
-    by_time = torch.stack(
-        [
-            nelbo_of(
-                denoiser, x0[:1].expand(1000, -1), LogLinear(), torch.Generator().manual_seed(i), t_min=1e-5
-            ).mean()
-            for i in range(20)
-        ]
-    )
+    generator = torch.Generator().manual_seed(2)
+    t = low_discrepancy_times(20_000, generator, t_min=1e-5)
+    uniforms = torch.rand(20_000, 4, 1, dtype=torch.float64, generator=generator)
+    by_time = PROCESS.loss_weight(t) * losses(denoiser, PROCESS, x0[:1].expand(20_000, -1), t, uniforms).sum(1)
     assert float(by_time.mean()) == pytest.approx(float(exact[0]), rel=0.05)
 
 
@@ -51,14 +53,14 @@ def test_the_share_of_masks_told_to_a_network_fits_their_number(make_dit):
     denoiser = make_dit(vocab_size=5, length=8, is_time_conditioned=True)
     features = denoiser.features
 
-    def watched(z, level):
+    def watched(z, level, attention_mask):
         told.append((1 - (-level.double()).exp(), (z == denoiser.mask_id).sum(1)))
-        return features(z, level)
+        return features(z, level, attention_mask)
 
     denoiser.features = watched
     x0 = torch.zeros(1, 8, dtype=torch.long)
     with torch.no_grad():
-        nelbo_draws(denoiser, x0, 8000, [torch.Generator().manual_seed(0)])
+        nelbo_draws(denoiser, PROCESS, Canvas.free(x0), 8000, [torch.Generator().manual_seed(0)])
     share, size = told[0]
     assert torch.bincount(size).tolist() == [0] + [1000] * 8  # evenly spread
     for n in (1, 4, 8):
@@ -69,8 +71,10 @@ def test_the_share_of_masks_told_to_a_network_fits_their_number(make_dit):
 def test_masks_do_not_depend_on_the_batch(make_dit, batch_size):
     denoiser = make_dit(vocab_size=5, length=6)
     rows = torch.randint(4, (9, 6), generator=torch.Generator().manual_seed(0))
-    found = likelihood(denoiser, rows, num_draws=3, batch_size=batch_size)
-    assert found.nats == pytest.approx(likelihood(denoiser, rows, num_draws=3).nats, rel=1e-6)
+    found = likelihood(denoiser, Absorbing(denoiser.mask_id), rows, num_draws=3, batch_size=batch_size)
+    assert found.nats == pytest.approx(
+        likelihood(denoiser, Absorbing(denoiser.mask_id), rows, num_draws=3).nats, rel=1e-6
+    )
     assert (found.num_sequences, found.num_tokens, found.num_draws, found.is_exact) == (9, 54, 3, False)
     assert found.nats_ci[0] < found.nats < found.nats_ci[1]
     assert found.perplexity == pytest.approx(math.exp(found.nats))
@@ -80,11 +84,11 @@ def test_masks_do_not_depend_on_the_batch(make_dit, batch_size):
 def test_noise_is_that_of_other_masks(make_dit):
     denoiser = make_dit(vocab_size=9, length=6, scale=2.0)
     rows = torch.randint(8, (40, 6), generator=torch.Generator().manual_seed(0))
-    found = [likelihood(denoiser, rows, num_draws=4, seed=seed) for seed in range(30)]
+    found = [likelihood(denoiser, Absorbing(denoiser.mask_id), rows, num_draws=4, seed=seed) for seed in range(30)]
     spread = torch.tensor([one.nats for one in found]).std()
     noise = sum(one.noise for one in found) / 30
     assert 0.8 * spread < noise < 4 * spread  # on the large side: even spreading helps
-    assert math.isnan(likelihood(denoiser, rows, num_draws=1).noise)
+    assert math.isnan(likelihood(denoiser, Absorbing(denoiser.mask_id), rows, num_draws=1).noise)
 
 
 def test_an_autoregressive_network_is_scored_exactly():
@@ -92,7 +96,7 @@ def test_an_autoregressive_network_is_scored_exactly():
     shape = AutoregressiveConfig(vocab_size=9, mask_id=8, length=6, hidden_size=8, num_blocks=1, num_heads=2)
     network = AutoregressiveLM(shape).eval()
     rows = torch.randint(8, (5, 6), generator=torch.Generator().manual_seed(0))
-    found = likelihood(network, rows, batch_size=2)
+    found = likelihood(network, Absorbing(network.mask_id), rows, batch_size=2)
     with torch.no_grad():
         assert found.nats == pytest.approx(float(network.nll(rows).mean()))
     assert (found.is_exact, found.noise, found.num_draws) == (True, 0, 1)
@@ -101,6 +105,6 @@ def test_an_autoregressive_network_is_scored_exactly():
 def test_nothing_to_score_is_refused(make_dit):
     denoiser = make_dit(vocab_size=5, length=6)
     with pytest.raises(UsageError, match="got 0 and 4"):
-        likelihood(denoiser, torch.zeros(0, 6, dtype=torch.long), num_draws=4)
+        likelihood(denoiser, PROCESS, torch.zeros(0, 6, dtype=torch.long), num_draws=4)
     with pytest.raises(UsageError, match="got 1 and 0"):
-        likelihood(denoiser, torch.zeros(1, 6, dtype=torch.long), num_draws=0)
+        likelihood(denoiser, PROCESS, torch.zeros(1, 6, dtype=torch.long), num_draws=0)

@@ -84,7 +84,7 @@ def test_what_it_cannot_do_is_refused_in_one_line(network):
     for wrong in ({"sampler": "guided"}, {"precision": "float32"}):
         with pytest.raises(UsageError, match="ancestral sampler in float64"):
             generate(bundle, **wrong)
-    with pytest.raises(UsageError, match="masked-diffusion denoiser"):
+    with pytest.raises(UsageError, match="needs a denoiser; the network of bundle unnamed is autoregressive"):
         bundle.denoiser()
     with pytest.raises(UsageError, match="hidden_size is a multiple of num_heads; got 8 and 3"):
         AutoregressiveConfig(vocab_size=7, mask_id=6, length=5, hidden_size=8, num_blocks=2, num_heads=3)

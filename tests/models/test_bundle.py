@@ -9,12 +9,15 @@ import yaml
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models
 
+from didi.diffusion.absorbing import Absorbing
 from didi.diffusion.noise import named_generator
 from didi.diffusion.schedule import Cosine
 from didi.errors import DidiError, UsageError
 from didi.models.autoregressive import AutoregressiveConfig, AutoregressiveLM
 from didi.models.bundle import ROLES, Bundle, bundled_names, load, save
 
+ABSENT = "absent"
+PROCESS = {"name": "absorbing", "mask_id": 3, "schedule": "cosine"}
 TOKENS = {"a": 0, "b": 1, "[MASK]": 3, "c": 2}
 
 
@@ -36,7 +39,8 @@ def bundle(make_dit, make_discriminator):
             )
         ),
         tokenizer=Tokenizer(models.WordLevel(TOKENS, unk_token="a")),
-        schedule=Cosine(),
+        process=Absorbing(3, Cosine()),
+        intended_nfe=16,
         provenance={"recipe": "test", "seed": 7, "figures": [1.5, None]},
     )
 
@@ -55,7 +59,7 @@ def folder(saved, tmp_path):
 def edit_manifest(folder, **changes):
     file = folder / "bundle.yaml"
     manifest = yaml.safe_load(file.read_text()) | changes
-    file.write_text(yaml.safe_dump({key: value for key, value in manifest.items() if value is not None}))
+    file.write_text(yaml.safe_dump({key: value for key, value in manifest.items() if value != ABSENT}))
 
 
 def edit_weights(folder, role, change):
@@ -81,7 +85,8 @@ def test_a_bundle_comes_back_as_it_was_saved(bundle, folder):
         inputs = (ids,) if role == "autoregressive" else (ids, torch.ones(2))
         assert torch.equal(before(*inputs), after(*inputs))
     assert loaded.tokenizer.get_vocab() == TOKENS
-    assert loaded.schedule == Cosine()
+    assert loaded.process == Absorbing(3, Cosine())
+    assert loaded.intended_nfe == 16
     assert loaded.provenance == bundle.provenance
     assert loaded.name == str(folder)
 
@@ -205,21 +210,36 @@ def test_a_damaged_file_is_refused(folder, file, content, message):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"format_version": 2}, "reads bundle format 1"),
-        ({"format_version": "1"}, "format_version in .* is int"),
+        ({"format_version": 3}, "reads bundle formats 1 and 2; .* has 3"),
+        ({"format_version": "2"}, "reads bundle formats 1 and 2; .* has '2'"),
+        ({"format_version": True}, "reads bundle formats 1 and 2; .* has True"),
         ({"surplus": 1}, "holds exactly"),
-        ({"schedule": None}, "holds exactly"),
-        ({"schedule": "sine"}, "got 'sine'"),
-        ({"roles": []}, "roles in .* are some of"),
-        ({"roles": ["judge"]}, "roles in .* are some of"),
-        ({"mask_id": 2}, "share its mask id 2"),
+        ({"process": ABSENT}, "holds exactly"),
+        ({"process": "absorbing"}, "process in .* is dict; got 'absorbing'"),
+        ({"process": PROCESS | {"schedule": "sine"}}, "got 'sine'"),
+        ({"process": PROCESS | {"schedule": 1}}, r"settings of the absorbing process are mask_id \(whole numbers\)"),
+        ({"process": PROCESS | {"name": "gaussian"}}, "a process is one of absorbing, uniform; got 'gaussian'"),
+        ({"process": PROCESS | {"mask_id": -1}}, "settings of the absorbing process are mask_id .* got mask_id -1"),
+        ({"process": PROCESS | {"mask_id": True}}, "settings of the absorbing process are mask_id .* got mask_id True"),
+        ({"process": PROCESS | {"extra": 1}}, "settings of the absorbing process are mask_id .* extra 1"),
+        ({"process": PROCESS | {"mask_id": 2}}, "share its mask id 2"),
+        ({"process": {"name": "uniform", "vocab_size": 4, "schedule": "cosine"}}, "share its mask id None"),
+        ({"networks": {}}, "networks in .* have some of the roles"),
+        ({"networks": {"judge": "dit"}}, "networks in .* have some of the roles"),
+        ({"networks": {"student": "unet"}}, "a network is one of dit, dit-discriminator, gpt2; .* student: 'unet'"),
+        ({"networks": {"student": ["dit"]}}, "a network is one of dit, dit-discriminator, gpt2"),
+        ({"networks": {"student": "gpt2"}}, "student"),
+        ({"intended_nfe": 0}, "intended_nfe in .* is 1 or more, or null; got 0"),
+        ({"intended_nfe": "16"}, "intended_nfe in .* is int"),
+        ({"intended_nfe": ABSENT}, "holds exactly"),
         ({"provenance": "me"}, "provenance in .* is dict"),
     ],
 )
 def test_a_wrong_manifest_is_refused(folder, changes, message):
     edit_manifest(folder, **changes)
-    with pytest.raises(UsageError, match=message):
+    with pytest.raises(UsageError, match=message) as caught:
         load(folder)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["no-such-model", "./no/folder", "/no/folder", "a/b/c"])

@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from didi.diffusion.absorbing import Absorbing
 from didi.diffusion.noise import named_generator
 from didi.errors import UsageError
 from didi.models.discriminator import log_ratio_logits, num_parameters
@@ -111,9 +112,11 @@ def test_scoring_restores_the_mode_after_an_error(make_discriminator, teacher):
 
 def test_only_a_discriminator_conditioned_on_time_reads_the_noise_level(make_discriminator, teacher, ids):
     conditioned, plain = (make_discriminator(teacher, is_time_conditioned=flag) for flag in (True, False))
-    assert torch.equal(log_ratio_logits(plain, ids, SIGMA), plain(ids))
-    assert torch.equal(log_ratio_logits(conditioned, ids, SIGMA), conditioned(ids, SIGMA))
-    assert not torch.equal(conditioned(ids, SIGMA), conditioned(ids))
+    process, t = Absorbing(6), torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)
+    told = [log_ratio_logits(network, ids, process.noise_level(network, t)) for network in (conditioned, plain)]
+    assert torch.equal(told[0], conditioned(ids, -(1 - t).log().float()))
+    assert torch.equal(told[1], plain(ids))
+    assert not torch.equal(told[0], conditioned(ids))
 
 
 def test_power_iteration_vectors_are_not_parameters(make_discriminator, teacher):

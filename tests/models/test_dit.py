@@ -1,9 +1,11 @@
 import pytest
 import torch
 
+from didi.diffusion.absorbing import Absorbing
 from didi.diffusion.noise import named_generator
+from didi.diffusion.uniform import Uniform
 from didi.errors import UsageError
-from didi.models.denoiser import logits_at, noise_level
+from didi.models.denoiser import logits_at
 from didi.models.discriminator import Discriminator, DiscriminatorConfig, num_parameters
 from didi.models.dit import DiT, DiTConfig
 
@@ -116,9 +118,12 @@ def test_norms_stay_in_float32_under_autocast(network, ids):
 
 
 def test_only_a_network_conditioned_on_time_is_told_its_noise_level(make_dit):
-    sigma = torch.tensor([0.5])
-    assert noise_level(make_dit(is_time_conditioned=True), sigma) is sigma
-    assert noise_level(make_dit(is_time_conditioned=False), sigma) is None
+    t = torch.tensor([0.5, 0.9], dtype=torch.float64)
+    for process in (Absorbing(3), Uniform(4)):
+        level = process.noise_level(make_dit(is_time_conditioned=True), t)
+        assert level.dtype == torch.float32
+        torch.testing.assert_close(level, -(1 - t).log().float())
+        assert process.noise_level(make_dit(is_time_conditioned=False), t) is None
 
 
 @pytest.mark.parametrize(

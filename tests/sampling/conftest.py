@@ -5,6 +5,7 @@ import itertools
 import pytest
 import torch
 
+from didi.diffusion.canvas import Canvas
 from didi.diffusion.noise import SequenceNoise, named_generator
 from didi.models.discriminator import Discriminator, DiscriminatorConfig
 from didi.sampling.base import alpha_at, time_grid
@@ -40,11 +41,11 @@ class World:
                 after[first * 4 + second] += mass * p * q
         return after
 
-    def law(self, tables, schedule):
+    def law(self, tables, process):
         """Law of the clean sequences after as many moves as there are tables of logits, [9]."""
         law = torch.zeros(16, dtype=torch.float64)
         law[-1] = 1
-        alphas = [float(alpha_at(schedule, t)) for t in time_grid(len(tables))]
+        alphas = [float(alpha_at(process.schedule, t)) for t in time_grid(len(tables))]
         for table, (alpha_t, alpha_s) in zip(tables, itertools.pairwise(alphas), strict=True):
             probs = table[..., :3].double().softmax(-1)
             law = self.move(law, probs, (alpha_s - alpha_t) / (1 - alpha_t))
@@ -72,7 +73,7 @@ class Tabular:
         self.table = table
         self.trunk_rows, self.head_rows = [], []
 
-    def features(self, inputs, sigma=None):
+    def features(self, inputs, sigma=None, attention_mask=None):
         self.trunk_rows.append(len(inputs))
         return self.table[World.index(inputs)]
 
@@ -94,7 +95,7 @@ class Linear(Discriminator):
         """The simplex itself; one-hot for tokens."""
         return inputs if inputs.is_floating_point() else torch.nn.functional.one_hot(inputs, 4).float()
 
-    def from_embeddings(self, embedded, sigma=None):
+    def from_embeddings(self, embedded, sigma=None, attention_mask=None):
         self.seen.append((embedded.detach(), sigma))
         return embedded @ self.scores
 
@@ -115,12 +116,22 @@ def linear_discriminator():
 
 
 @pytest.fixture(scope="session")
-def draw():
-    """Moves of a sampler from all masks (or another state), and the number of the clean sequence each ends as."""
+def started():
+    """The canvas of a state: its masks are free, its tokens given."""
 
-    def moves(sampler, schedule, *, num, nfe, seed=0, z=None):
-        z = torch.full((num, 2), World.MASK) if z is None else z
-        steps = list(sampler(z, time_grid(nfe), schedule, SequenceNoise(seed, range(num))))
+    def canvas(z, mask_id=World.MASK):
+        return Canvas.given(z, z == mask_id)
+
+    return canvas
+
+
+@pytest.fixture(scope="session")
+def draw():
+    """Moves of a sampler (from ``z`` if given) and the number of the clean sequence that each row ends as."""
+
+    def moves(sampler, *, num, nfe, seed=0, z=None):
+        canvas = Canvas.blank(num, 2) if z is None else Canvas.given(z, z == World.MASK)
+        steps = list(sampler(canvas, time_grid(nfe), SequenceNoise(seed, range(num))))
         final = steps[-1].z
         assert (final != World.MASK).all()
         return steps, final[:, 0] * 3 + final[:, 1]

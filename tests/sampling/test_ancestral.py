@@ -3,7 +3,8 @@ import itertools
 import pytest
 import torch
 
-from didi.diffusion.absorbing import reveal_probability, token_log_probs
+from didi.diffusion.absorbing import Absorbing, reveal_probability, token_log_probs
+from didi.diffusion.canvas import Canvas
 from didi.diffusion.categorical import sample_categorical
 from didi.diffusion.noise import SequenceNoise
 from didi.diffusion.schedule import schedule_from_name
@@ -13,47 +14,47 @@ from didi.sampling.base import alpha_at, given_times, shared_rows, time_grid
 from didi.sampling.published import Published
 
 NUM = 3000
-LOG_LINEAR = schedule_from_name("log-linear")
+LOG_LINEAR = Absorbing(3)
 
 
 @pytest.fixture(params=["log-linear", "cosine", "geometric"])
-def schedule(request):
-    return schedule_from_name(request.param)
+def process(request):
+    return Absorbing(3, schedule_from_name(request.param))
 
 
 @pytest.mark.parametrize("nfe", [1, 2, 4])
-def test_samples_follow_the_exact_law_of_the_moves(world, tabular, draw, chi_square, schedule, nfe):
-    expected = world.law([world.table] * nfe, schedule)
-    _, drawn = draw(Ancestral(tabular(world.table)), schedule, num=NUM, nfe=nfe)
+def test_samples_follow_the_exact_law_of_the_moves(world, tabular, draw, chi_square, process, nfe):
+    expected = world.law([world.table] * nfe, process)
+    _, drawn = draw(Ancestral(tabular(world.table), process), num=NUM, nfe=nfe)
     assert chi_square(drawn, expected) > 1e-3
     if nfe == 4:  # the test would see a wrong number of moves
-        assert chi_square(drawn, world.law([world.table], schedule)) < 1e-3
+        assert chi_square(drawn, world.law([world.table], process)) < 1e-3
 
 
 @torch.no_grad()
 def test_samples_of_a_transformer_follow_its_law(world, make_dit, draw, chi_square):
     network = make_dit(seed=4)
     expected = world.law([network(world.STATES)] * 2, LOG_LINEAR)
-    _, drawn = draw(Ancestral(network), LOG_LINEAR, num=6000, nfe=2)
+    _, drawn = draw(Ancestral(network, LOG_LINEAR), num=6000, nfe=2)
     assert chi_square(drawn, expected) > 1e-3
 
 
 def test_many_moves_of_the_exact_posterior_give_the_data_law(world, tabular, draw, chi_square):
     # Two tokens fall into one of 256 moves, and are then drawn as if independent, with probability 1/256.
-    sampler = Ancestral(tabular(world.exact_table()))
-    _, drawn = draw(sampler, LOG_LINEAR, num=1500, nfe=256)
+    sampler = Ancestral(tabular(world.exact_table()), LOG_LINEAR)
+    _, drawn = draw(sampler, num=1500, nfe=256)
     assert chi_square(drawn, world.data_law) > 1e-3
-    _, drawn = draw(sampler, LOG_LINEAR, num=1500, nfe=1)
+    _, drawn = draw(sampler, num=1500, nfe=1)
     assert chi_square(drawn, world.data_law) < 1e-6
 
 
 @pytest.mark.parametrize("nfe", [1, 4, 16])
 def test_the_head_reads_each_position_once_and_the_first_trunk_pass_is_one_row(world, tabular, draw, nfe):
     denoiser = tabular(world.table)
-    steps, _ = draw(Ancestral(denoiser), LOG_LINEAR, num=50, nfe=nfe)
+    steps, _ = draw(Ancestral(denoiser, LOG_LINEAR), num=50, nfe=nfe)
     assert sum(denoiser.head_rows) == 50 * 2
     before = [torch.full((50, 2), world.MASK)] + [step.z for step in steps[:-1]]
-    read = [z[step.student_passes == 1] for z, step in zip(before, steps, strict=True)]
+    read = [z[step.network_passes == 1] for z, step in zip(before, steps, strict=True)]
     # One row for all while they are in one state, at the start; then a row for each sequence that reveals something.
     assert denoiser.trunk_rows == [1, *[len(z) for z in read if len(z)][1:]]
     assert len(read[0]) > 1
@@ -61,19 +62,24 @@ def test_the_head_reads_each_position_once_and_the_first_trunk_pass_is_one_row(w
 
 def test_a_move_that_reveals_nothing_costs_no_pass(world, tabular, draw):
     denoiser = tabular(world.table)
-    steps, _ = draw(Ancestral(denoiser), LOG_LINEAR, num=1, nfe=64)
+    steps, _ = draw(Ancestral(denoiser, LOG_LINEAR), num=1, nfe=64)
     for step in steps:
-        assert step.student_passes.tolist() == [int(step.changed.any())]
+        assert step.network_passes.tolist() == [int(step.changed.any())]
         assert step.discriminator_passes.tolist() == [0]
-    assert sum(int(step.student_passes) for step in steps) == len(denoiser.trunk_rows) <= 2
+    assert sum(int(step.network_passes) for step in steps) == len(denoiser.trunk_rows) <= 2
 
 
 @torch.no_grad()
-def test_the_lazy_head_draws_what_the_full_head_would(make_dit):
+def test_the_lazy_head_draws_what_the_full_head_would(make_dit, started):
     network, num, length, nfe = make_dit(vocab_size=9, length=12, seed=1), 6, 12, 5
     start = torch.full((num, length), network.mask_id)
     times = time_grid(nfe)
-    lazy = [step.z for step in Ancestral(network)(start, times, LOG_LINEAR, SequenceNoise(3, range(num)))]
+    lazy = [
+        step.z
+        for step in Ancestral(network, Absorbing(network.mask_id))(
+            started(start, network.mask_id), times, SequenceNoise(3, range(num))
+        )
+    ]
     reveal_at, uniforms = SequenceNoise(3, range(num)).uniforms(2, length).unbind(1)
     z = start
     for s, found in zip(times[1:], lazy, strict=True):
@@ -87,20 +93,19 @@ def test_the_lazy_head_draws_what_the_full_head_would(make_dit):
 def test_visible_positions_are_kept_and_steps_tell_what_changed(world, tabular, draw):
     start = torch.tensor([[1, world.MASK], [world.MASK, 2], [0, 0]]).repeat(20, 1)
     for sampler in (Ancestral, Published):
-        steps, _ = draw(sampler(tabular(world.table)), LOG_LINEAR, num=60, nfe=4, z=start)
+        steps, _ = draw(sampler(tabular(world.table), LOG_LINEAR), num=60, nfe=4, z=start)
         z = start
         for step in steps:
             assert torch.equal(step.changed, step.z != z)
             assert (z[step.changed] == world.MASK).all()
             z = step.z
         assert [step.t for step in steps] == [0.75, 0.5, 0.25, 0.0]
-        assert not any(step.student_passes[2::3].any() for step in steps)
+        assert not any(step.network_passes[2::3].any() for step in steps)
 
 
 def test_given_tokens_condition_the_others(world, tabular, draw, chi_square):
     _, drawn = draw(
-        Ancestral(tabular(world.exact_table())),
-        LOG_LINEAR,
+        Ancestral(tabular(world.exact_table()), LOG_LINEAR),
         num=NUM,
         nfe=3,
         z=torch.tensor([[1, world.MASK]]).repeat(NUM, 1),
@@ -114,12 +119,12 @@ def test_a_network_conditioned_on_time_is_told_the_noise_of_each_move(world, tab
         is_time_conditioned = True
         levels = ()
 
-        def features(self, inputs, sigma=None):
+        def features(self, inputs, sigma=None, attention_mask=None):
             self.levels += (sigma,)
-            return super().features(inputs, sigma)
+            return super().features(inputs, sigma, attention_mask)
 
     denoiser = Timed(world.table)
-    draw(Ancestral(denoiser), LOG_LINEAR, num=40, nfe=4)
+    draw(Ancestral(denoiser, LOG_LINEAR), num=40, nfe=4)
     # sigma = -log(1 - t) at t = 1 (bounded at 1e-3), 3/4, 1/2, 1/4; one row for the shared first state
     expected = -torch.tensor([1e-3, 0.25, 0.5, 0.75]).log()
     assert len(denoiser.levels) == 4
@@ -145,13 +150,13 @@ def test_the_cosine_grid_begins_with_small_moves(unchecked):
         time_grid(2, "square")
 
 
-def test_given_times_fall_from_one_to_zero(world, tabular, chi_square):
+def test_given_times_fall_from_one_to_zero(world, tabular, chi_square, started):
     assert given_times([1.0, 0.3, 0.0]).tolist() == [1, 0.3, 0]
     for wrong in ([1.0], [0.9, 0.0], [1.0, 0.5], [1.0, 0.5, 0.5, 0.0], [1.0, float("nan"), 0.0]):
         with pytest.raises(UsageError, match="times fall from 1 to 0"):
             given_times(wrong)
-    *_, last = Ancestral(tabular(world.table))(
-        torch.full((NUM, 2), world.MASK), given_times([1.0, 0.3, 0.0]), LOG_LINEAR, SequenceNoise(0, range(NUM))
+    *_, last = Ancestral(tabular(world.table), LOG_LINEAR)(
+        started(torch.full((NUM, 2), world.MASK)), given_times([1.0, 0.3, 0.0]), SequenceNoise(0, range(NUM))
     )
     law = torch.zeros(16, dtype=torch.float64)
     law[-1] = 1
@@ -160,29 +165,32 @@ def test_given_times_fall_from_one_to_zero(world, tabular, chi_square):
     assert chi_square(last.z[:, 0] * 3 + last.z[:, 1], law[world.index(world.CLEAN)]) > 1e-3
 
 
-def test_a_path_may_begin_half_way(world, tabular):
+def test_a_path_may_begin_half_way(world, tabular, started):
     # Given that a position is masked at time 1/2, it stays so until 1/4 with probability 1/2, not 1/4.
     z = torch.full((NUM, 2), world.MASK)
     times = torch.tensor([0.5, 0.25, 0.0], dtype=torch.float64)
-    first, _ = Ancestral(tabular(world.table))(z, times, LOG_LINEAR, SequenceNoise(0, range(NUM)))
+    first, _ = Ancestral(tabular(world.table), LOG_LINEAR)(started(z), times, SequenceNoise(0, range(NUM)))
     assert float(first.changed.double().mean()) == pytest.approx(0.5, abs=4 * 0.5 / (2 * NUM) ** 0.5)
 
 
 @pytest.mark.parametrize("nfe", [2, 5])
-def test_tau_leaping_follows_its_own_law(world, tabular, draw, chi_square, schedule, nfe):
+def test_tau_leaping_follows_its_own_law(world, tabular, draw, chi_square, process, nfe):
     """Masks are revealed with probability 1 - exp(-step * rate), the rate frozen at the start of the move."""
     times = time_grid(nfe)
     law = torch.zeros(16, dtype=torch.float64)
     law[-1] = 1
     probs = world.table[..., :3].double().softmax(-1)
     for number, (t, s) in enumerate(itertools.pairwise(times)):
-        rate = -schedule.alpha_prime(t) / (1 - schedule.alpha(t))
+        rate = -process.schedule.alpha_prime(t) / (1 - process.schedule.alpha(t))
         reveal = 1.0 if number + 1 == nfe else float(1 - torch.exp(-(t - s) * rate))
         law = world.move(law, probs, reveal)
-    steps, drawn = draw(Ancestral(tabular(world.table), leap="tau"), schedule, num=NUM, nfe=nfe)
+    steps, drawn = draw(Ancestral(tabular(world.table), process, leap="tau"), num=NUM, nfe=nfe)
     assert chi_square(drawn, law[world.index(world.CLEAN)]) > 1e-3
     first = float(
-        1 - torch.exp(-(times[0] - times[1]) * -schedule.alpha_prime(times[0]) / (1 - schedule.alpha(times[0])))
+        1
+        - torch.exp(
+            -(times[0] - times[1]) * -process.schedule.alpha_prime(times[0]) / (1 - process.schedule.alpha(times[0]))
+        )
     )
     assert float(steps[0].changed.double().mean()) == pytest.approx(first, abs=4 * 0.5 / (2 * NUM) ** 0.5)
 
@@ -190,7 +198,7 @@ def test_tau_leaping_follows_its_own_law(world, tabular, draw, chi_square, sched
 def test_the_analytic_sampler_of_the_score_is_the_posterior():
     """Tweedie tau-leaping of SEDD (its Eq. 19) for the absorbing process: the same reveal probability as Eq. 2."""
     for t, s in ((0.9, 0.75), (0.6, 0.5), (0.2, 0.0)):
-        alpha_t, alpha_s = (LOG_LINEAR.alpha(torch.tensor(time, dtype=torch.float64)) for time in (t, s))
+        alpha_t, alpha_s = (LOG_LINEAR.schedule.alpha(torch.tensor(time, dtype=torch.float64)) for time in (t, s))
         stays = torch.tensor([0.2, 0.5, 0.3], dtype=torch.float64)  # law of the clean token
         score = stays * alpha_t / (1 - alpha_t)  # p_t(token) / p_t(mask), the concrete score at a mask
         keep = alpha_t / alpha_s  # of the forward move s -> t
@@ -200,13 +208,15 @@ def test_the_analytic_sampler_of_the_score_is_the_posterior():
 
 def test_the_whole_batch_mode_draws_the_same_samples_in_one_shape(world, tabular, draw):
     denoiser = tabular(world.table)
-    _, whole = draw(Ancestral(denoiser, is_whole_batch=True), LOG_LINEAR, num=50, nfe=16)
+    _, whole = draw(Ancestral(denoiser, LOG_LINEAR, is_whole_batch=True), num=50, nfe=16)
     assert set(denoiser.trunk_rows) == {50}
-    _, lazy = draw(Ancestral(tabular(world.table)), LOG_LINEAR, num=50, nfe=16)
+    _, lazy = draw(Ancestral(tabular(world.table), LOG_LINEAR), num=50, nfe=16)
     assert torch.equal(whole, lazy)
 
 
 def test_equal_rows_are_one_row():
     same, mixed = torch.tensor([[1, 2], [1, 2]]), torch.tensor([[1, 2], [1, 3]])
-    assert shared_rows(same).tolist() == [[1, 2]]
-    assert shared_rows(mixed) is mixed
+    assert shared_rows(same, Canvas.free(same)).tolist() == [[1, 2]]
+    assert shared_rows(mixed, Canvas.free(mixed)) is mixed
+    padded = Canvas.padded(same, torch.tensor([2, 1]))
+    assert shared_rows(same, padded) is same  # they do not attend to the same positions

@@ -3,14 +3,14 @@ import itertools
 import pytest
 import torch
 
+from didi.diffusion.absorbing import Absorbing
 from didi.diffusion.noise import SequenceNoise
-from didi.diffusion.schedule import schedule_from_name
 from didi.errors import UsageError
 from didi.sampling.base import time_grid
 from didi.sampling.confidence import ConfidenceDecoding, ConfidenceOrder
 
 NUM = 4000
-LOG_LINEAR = schedule_from_name("log-linear")
+LOG_LINEAR = Absorbing(3)
 
 
 def score(measure, probs, token):
@@ -39,8 +39,8 @@ def one_at_a_time(world, measure):
 
 @pytest.mark.parametrize("measure", ["probability", "margin", "entropy"])
 def test_samples_follow_the_law_of_the_surest_first(world, tabular, draw, chi_square, measure):
-    sampler = ConfidenceDecoding(tabular(world.table), ConfidenceOrder(measure))
-    steps, drawn = draw(sampler, LOG_LINEAR, num=NUM, nfe=2)
+    sampler = ConfidenceDecoding(tabular(world.table), LOG_LINEAR, ConfidenceOrder(measure))
+    steps, drawn = draw(sampler, num=NUM, nfe=2)
     assert all((step.changed.sum(1) == 1).all() for step in steps)
     assert chi_square(drawn, one_at_a_time(world, measure)) > 1e-3
 
@@ -51,7 +51,7 @@ def test_the_measures_differ(world):
 
 
 def test_one_move_is_the_networks_own_law(world, tabular, draw, chi_square):
-    _, drawn = draw(ConfidenceDecoding(tabular(world.table)), LOG_LINEAR, num=NUM, nfe=1)
+    _, drawn = draw(ConfidenceDecoding(tabular(world.table), LOG_LINEAR), num=NUM, nfe=1)
     assert chi_square(drawn, world.law([world.table], LOG_LINEAR)) > 1e-3
 
 
@@ -59,23 +59,23 @@ def test_noise_on_the_order_mixes_it(world, tabular, draw):
     probs = world.table[15, :, :3].softmax(-1)
     surer = int(score("entropy", probs[1], 0) > score("entropy", probs[0], 0))
     for gumbel, low, high in ((0.0, 1.0, 1.0), (50.0, 0.4, 0.6)):
-        sampler = ConfidenceDecoding(tabular(world.table), ConfidenceOrder("entropy", gumbel))
-        steps, _ = draw(sampler, LOG_LINEAR, num=1000, nfe=2)
+        sampler = ConfidenceDecoding(tabular(world.table), LOG_LINEAR, ConfidenceOrder("entropy", gumbel))
+        steps, _ = draw(sampler, num=1000, nfe=2)
         assert low <= float(steps[0].changed[:, surer].double().mean()) <= high
 
 
 @torch.no_grad()
-def test_each_move_leaves_the_expected_masks_and_prompts_stay(make_dit):
+def test_each_move_leaves_the_expected_masks_and_prompts_stay(make_dit, started):
     network = make_dit(vocab_size=9, length=12, seed=1)
     z = torch.full((3, 12), network.mask_id)
     z[1, :6] = 1
     z[2] = 2
-    sampler = ConfidenceDecoding(network)
+    sampler = ConfidenceDecoding(network, Absorbing(network.mask_id))
     left, prompts = [], z.clone()
-    for step in sampler(z, time_grid(4), LOG_LINEAR, SequenceNoise(0, range(3))):
+    for step in sampler(started(z, network.mask_id), time_grid(4), SequenceNoise(0, range(3))):
         left.append((step.z == network.mask_id).sum(1).tolist())
         assert torch.equal(step.z[prompts != network.mask_id], prompts[prompts != network.mask_id])
-        assert step.student_passes[2] == 0
+        assert step.network_passes[2] == 0
     assert left == [[9, 4, 0], [6, 3, 0], [3, 2, 0], [0, 0, 0]]
 
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from didi.diffusion.schedule import schedule_from_name
+from didi.diffusion.absorbing import Absorbing
 from didi.errors import UsageError
 from didi.sampling.ancestral import Ancestral
 from didi.sampling.departure import EXACT, Departure
@@ -37,11 +37,11 @@ def test_the_likeliest_token_is_always_kept():
 
 
 def test_a_sampler_draws_from_the_law_it_departs_to(world, tabular, draw, chi_square):
-    log_linear = schedule_from_name("log-linear")
+    log_linear = Absorbing(3)
     departure = Departure(temperature=0.8, top_p=0.7)
     law = departure.log_probs(world.table.flatten(0, 1), world.MASK).view_as(world.table)
     for sampler in (Ancestral, Published):
-        _, drawn = draw(sampler(tabular(world.table), departure), log_linear, num=3000, nfe=2)
+        _, drawn = draw(sampler(tabular(world.table), log_linear, departure), num=3000, nfe=2)
         assert chi_square(drawn, world.law([law] * 2, log_linear)) > 1e-3
 
 

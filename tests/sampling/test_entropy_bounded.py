@@ -1,14 +1,14 @@
 import pytest
 import torch
 
+from didi.diffusion.absorbing import Absorbing
 from didi.diffusion.noise import SequenceNoise
-from didi.diffusion.schedule import schedule_from_name
 from didi.errors import UsageError
 from didi.sampling.base import time_grid
 from didi.sampling.entropy_bounded import EntropyBounded
 
 NUM = 4000
-LOG_LINEAR = schedule_from_name("log-linear")
+LOG_LINEAR = Absorbing(3)
 
 
 def entropies(world):
@@ -25,7 +25,7 @@ def test_a_bound_of_zero_reveals_one_token_a_pass_the_least_uncertain_first(worl
             law[token] = probs[15, 0, token] * probs[token * 4 + 3, 1]
         else:
             law[:, token] = probs[15, 1, token] * probs[12 + token, 0]
-    steps, drawn = draw(EntropyBounded(tabular(world.table), bound=0.0), LOG_LINEAR, num=NUM, nfe=9)
+    steps, drawn = draw(EntropyBounded(tabular(world.table), LOG_LINEAR, entropy_bound=0.0), num=NUM, nfe=9)
     assert [step.changed[:, first].all().item() for step in steps] == [True, False]
     assert [step.t for step in steps] == [pytest.approx(0.5), 0.0]
     assert chi_square(drawn, law.flatten()) > 1e-3
@@ -33,30 +33,30 @@ def test_a_bound_of_zero_reveals_one_token_a_pass_the_least_uncertain_first(worl
 
 def test_the_sum_of_entropies_but_the_largest_stays_under_the_bound(world, tabular, draw, chi_square):
     least = float(entropies(world).min())
-    steps, drawn = draw(EntropyBounded(tabular(world.table), bound=least + 1e-6), LOG_LINEAR, num=NUM, nfe=9)
+    steps, drawn = draw(EntropyBounded(tabular(world.table), LOG_LINEAR, entropy_bound=least + 1e-6), num=NUM, nfe=9)
     assert len(steps) == 1
     assert chi_square(drawn, world.law([world.table], LOG_LINEAR)) > 1e-3
-    steps, _ = draw(EntropyBounded(tabular(world.table), bound=least - 1e-6), LOG_LINEAR, num=10, nfe=9)
+    steps, _ = draw(EntropyBounded(tabular(world.table), LOG_LINEAR, entropy_bound=least - 1e-6), num=10, nfe=9)
     assert len(steps) == 2
 
 
 @torch.no_grad()
-def test_sequences_go_at_their_own_pace_and_prompts_stay(make_dit):
+def test_sequences_go_at_their_own_pace_and_prompts_stay(make_dit, started):
     network = make_dit(vocab_size=9, length=12, seed=1, is_time_conditioned=True)
     z = torch.full((3, 12), network.mask_id)
     z[1, :6] = 1
     z[2] = 2
-    sampler, prompts = EntropyBounded(network, bound=5.0), z.clone()
-    steps = list(sampler(z, time_grid(1), LOG_LINEAR, SequenceNoise(0, range(3))))
-    passes = torch.stack([step.student_passes for step in steps]).sum(0).tolist()
+    sampler, prompts = EntropyBounded(network, Absorbing(network.mask_id), entropy_bound=5.0), z.clone()
+    steps = list(sampler(started(z, network.mask_id), time_grid(1), SequenceNoise(0, range(3))))
+    passes = torch.stack([step.network_passes for step in steps]).sum(0).tolist()
     assert passes[0] > passes[1] > passes[2] == 0
     assert (steps[-1].z != network.mask_id).all()
     assert torch.equal(steps[-1].z[prompts != network.mask_id], prompts[prompts != network.mask_id])
     # The same sequence alone is drawn the same.
-    alone = list(sampler(prompts[1:2], time_grid(1), LOG_LINEAR, SequenceNoise(0, [1])))
+    alone = list(sampler(started(prompts[1:2], network.mask_id), time_grid(1), SequenceNoise(0, [1])))
     assert torch.equal(alone[-1].z[0], steps[-1].z[1])
 
 
 def test_a_negative_bound_is_refused(world, tabular):
     with pytest.raises(UsageError, match="entropy_bound is in nats, 0 or more"):
-        EntropyBounded(tabular(world.table), bound=-1.0)
+        EntropyBounded(tabular(world.table), LOG_LINEAR, entropy_bound=-1.0)

@@ -4,6 +4,7 @@ import math
 import pytest
 import torch
 
+from didi.diffusion.absorbing import Absorbing
 from didi.diffusion.noise import SequenceNoise
 from didi.diffusion.schedule import schedule_from_name
 from didi.sampling.base import time_grid
@@ -14,8 +15,8 @@ NUM = 3000
 
 
 @pytest.fixture(params=["log-linear", "cosine", "geometric"])
-def schedule(request):
-    return schedule_from_name(request.param)
+def process(request):
+    return Absorbing(3, schedule_from_name(request.param))
 
 
 def any_order_law(world, table):
@@ -32,48 +33,50 @@ def any_order_law(world, table):
     return law
 
 
-def test_samples_follow_the_law_of_one_token_at_a_time_whatever_the_schedule(
-    world, tabular, draw, chi_square, schedule
-):
-    _, drawn = draw(FirstHitting(tabular(world.table)), schedule, num=NUM, nfe=1)
+def test_samples_follow_the_law_of_one_token_at_a_time_whatever_the_schedule(world, tabular, draw, chi_square, process):
+    _, drawn = draw(FirstHitting(tabular(world.table), process), num=NUM, nfe=1)
     assert chi_square(drawn, any_order_law(world, world.table)) > 1e-3
-    assert chi_square(drawn, world.law([world.table], schedule)) < 1e-3  # it would see two tokens revealed at once
+    assert chi_square(drawn, world.law([world.table], process)) < 1e-3  # it would see two tokens revealed at once
 
 
-def test_the_exact_posterior_gives_the_data_law(world, tabular, draw, chi_square, schedule):
-    _, drawn = draw(FirstHitting(tabular(world.exact_table())), schedule, num=NUM, nfe=1)
+def test_the_exact_posterior_gives_the_data_law(world, tabular, draw, chi_square, process):
+    _, drawn = draw(FirstHitting(tabular(world.exact_table()), process), num=NUM, nfe=1)
     assert chi_square(drawn, world.data_law) > 1e-3
 
 
-def test_temperature_divides_the_logits(world, tabular, draw, chi_square, schedule):
-    _, drawn = draw(FirstHitting(tabular(world.table), Departure(0.5)), schedule, num=NUM, nfe=1)
+def test_temperature_divides_the_logits(world, tabular, draw, chi_square, process):
+    _, drawn = draw(FirstHitting(tabular(world.table), process, Departure(0.5)), num=NUM, nfe=1)
     assert chi_square(drawn, any_order_law(world, 2 * world.table)) > 1e-3
 
 
 @pytest.mark.slow
-def test_reveal_times_are_those_of_the_reverse_process(world, tabular, schedule):
+def test_reveal_times_are_those_of_the_reverse_process(world, tabular, process, started):
     """A position is still masked at time s with probability (1 - alpha_s), both independently."""
     first, second = [], []
     for number in range(150):
-        steps = list(FirstHitting(tabular(world.table))(
-            torch.full((1, 2), world.MASK), time_grid(1), schedule, SequenceNoise(0, [number])
+        steps = list(FirstHitting(tabular(world.table), process)(
+            started(torch.full((1, 2), world.MASK)), time_grid(1), SequenceNoise(0, [number])
         ))  # fmt: skip
         assert len(steps) == 2
         assert steps[0].t >= steps[1].t
         first.append(steps[0].t)
         second.append(steps[1].t)
     # The later and the earlier of two independent times whose distribution function is m = 1 - alpha.
-    levels = 1 - schedule.alpha(torch.tensor([first, second], dtype=torch.float64))
+    levels = 1 - process.schedule.alpha(torch.tensor([first, second], dtype=torch.float64))
     for level, exact in ((levels[0], lambda m: m**2), (levels[1], lambda m: 1 - (1 - m) ** 2)):
         for m in (0.2, 0.5, 0.8):
             assert float((level <= m).double().mean()) == pytest.approx(exact(m), abs=4 * 0.5 / 150**0.5)
 
 
-def test_each_pass_gives_one_token_and_prompts_stay(world, tabular):
+def test_each_pass_gives_one_token_and_prompts_stay(world, tabular, started):
     z = torch.tensor([[world.MASK, world.MASK], [1, world.MASK], [2, 0]])
     denoiser = tabular(world.table)
-    steps = list(FirstHitting(denoiser)(z, time_grid(9), schedule_from_name("cosine"), SequenceNoise(1, range(3))))
-    assert [step.student_passes.tolist() for step in steps] == [[1, 1, 0], [1, 0, 0]]
+    steps = list(
+        FirstHitting(denoiser, Absorbing(3, schedule_from_name("cosine")))(
+            started(z), time_grid(9), SequenceNoise(1, range(3))
+        )
+    )
+    assert [step.network_passes.tolist() for step in steps] == [[1, 1, 0], [1, 0, 0]]
     assert [step.changed.sum(1).tolist() for step in steps] == [[1, 1, 0], [1, 0, 0]]
     assert steps[-1].z[1, 0] == 1
     assert steps[-1].z[2].tolist() == [2, 0]
@@ -81,13 +84,13 @@ def test_each_pass_gives_one_token_and_prompts_stay(world, tabular):
 
 
 @torch.no_grad()
-def test_a_time_conditioned_network_is_told_each_sequence_its_own_noise(world, make_dit, schedule):
+def test_a_time_conditioned_network_is_told_each_sequence_its_own_noise(world, make_dit, process, started):
     network = make_dit(seed=3, is_time_conditioned=True)
     seen = []
     features = network.features
-    network.features = lambda z, sigma=None: (seen.append(sigma), features(z, sigma))[1]
+    network.features = lambda z, sigma, mask: (seen.append(sigma), features(z, sigma, mask))[1]
     z = torch.full((4, 2), world.MASK)
-    steps = list(FirstHitting(network)(z, time_grid(1), schedule, SequenceNoise(0, range(4))))
+    steps = list(FirstHitting(network, process)(started(z), time_grid(1), SequenceNoise(0, range(4))))
     assert len({float(value) for value in seen[0]}) == 4
     assert (seen[0] > seen[1]).all()
     assert (steps[-1].z != world.MASK).all()

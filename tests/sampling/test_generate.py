@@ -1,7 +1,11 @@
+import itertools
+
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 
+from didi.diffusion.absorbing import Absorbing
+from didi.diffusion.canvas import Canvas
 from didi.diffusion.noise import SequenceNoise
 from didi.diffusion.schedule import schedule_from_name
 from didi.errors import UsageError
@@ -12,6 +16,7 @@ from didi.sampling.confidence import ConfidenceOrder
 from didi.sampling.generate import generate
 from didi.sampling.guided import Guidance
 from didi.sampling.options import SamplingOptions
+from didi.sampling.registry import described
 from didi.sampling.remasking import Remasking
 
 LENGTH, MASK = 8, 6
@@ -53,7 +58,7 @@ def test_the_samples_of_a_seed_do_not_depend_on_the_batches(bundle, options):
     for batch_size in (1, 3):
         split = generate(bundle, num_samples=7, nfe=3, seed=5, batch_size=batch_size, **options)
         assert torch.equal(split.tokens, whole.tokens)
-        assert torch.equal(split.student_passes, whole.student_passes)
+        assert torch.equal(split.network_passes, whole.network_passes)
         assert torch.equal(split.discriminator_passes, whole.discriminator_passes)
     few = generate(bundle, num_samples=3, nfe=3, seed=5, **options)
     assert torch.equal(few.tokens, whole.tokens[:3])
@@ -64,7 +69,9 @@ def test_the_samples_of_a_seed_do_not_depend_on_the_batches(bundle, options):
 @pytest.mark.parametrize("schedule", ["log-linear", "cosine", "geometric"])
 def test_no_mask_is_left(bundle, options, schedule, nfe):
     with_schedule = Bundle(
-        student=bundle.student, discriminator=bundle.discriminator, schedule=schedule_from_name(schedule)
+        student=bundle.student,
+        discriminator=bundle.discriminator,
+        process=Absorbing(MASK, schedule_from_name(schedule)),
     )
     tokens = generate(with_schedule, num_samples=3, nfe=nfe, **options).tokens
     assert tokens.shape == (3, LENGTH)
@@ -89,23 +96,27 @@ def test_texts_are_the_decoded_tokens(bundle):
 def test_no_sequence_takes_more_passes_than_moves_or_positions(bundle, options):
     for nfe in (2, 12):
         out = generate(bundle, num_samples=6, nfe=nfe, **options)
-        assert (out.student_passes >= 1).all()
-        assert (out.student_passes <= out.nfe).all()
+        assert (out.network_passes >= 1).all()
+        assert (out.network_passes <= out.nfe).all()
         assert out.nfe == (LENGTH if out.sampler in SELF_PACED else nfe)
         if out.sampler == "ancestral" and out.precision == "float64":
-            assert (out.student_passes <= LENGTH).all()
+            assert (out.network_passes <= LENGTH).all()
         assert bool(out.discriminator_passes.any()) == (out.sampler == "guided")
 
 
 def test_the_moves_add_up_to_the_result(bundle, options):
-    steps = []
-    out = generate(bundle, num_samples=5, nfe=4, batch_size=5, on_step=steps.append, **options)
+    moves = []
+    out = generate(bundle, num_samples=5, nfe=4, batch_size=5, on_move=moves.append, **options)
     if out.sampler not in SELF_PACED:
-        assert [step.t for step in steps] == [0.75, 0.5, 0.25, 0.0]
-    assert torch.equal(steps[-1].z, out.tokens)
-    assert torch.equal(sum(step.student_passes for step in steps), out.student_passes)
-    assert torch.equal(sum(step.discriminator_passes for step in steps), out.discriminator_passes)
-    changes = sum(int(step.changed.sum()) for step in steps)
+        assert [move.t for move in moves] == [0.75, 0.5, 0.25, 0.0]
+    assert [move.number for move in moves] == list(range(1, len(moves) + 1))
+    assert torch.equal(moves[-1].tokens, out.tokens)
+    assert torch.equal(moves[-1].network_passes, out.network_passes)
+    assert torch.equal(moves[-1].discriminator_passes, out.discriminator_passes)
+    for earlier, later in itertools.pairwise(moves):
+        assert (later.network_passes - earlier.network_passes).unique().tolist() in ([0], [1], [0, 1])
+        assert torch.equal(later.is_changed, later.tokens != earlier.tokens)
+    changes = sum(int(move.is_changed.sum()) for move in moves)
     assert changes > 5 * LENGTH if out.sampler == "remasking" else changes == 5 * LENGTH
 
 
@@ -127,7 +138,7 @@ def test_the_gaps_of_an_infill_text_and_what_follows_it_are_filled(bundle, optio
 def test_a_prompt_that_fills_the_sequence_needs_no_pass(bundle, options):
     out = generate(bundle, num_samples=2, nfe=3, prefix="a b c d e f a b", **options)
     assert out.tokens.tolist() == [[0, 1, 2, 3, 4, 5, 0, 1]] * 2
-    assert out.student_passes.tolist() == out.discriminator_passes.tolist() == [0, 0]
+    assert out.network_passes.tolist() == out.discriminator_passes.tolist() == [0, 0]
 
 
 def test_a_sequence_may_be_shorter_than_the_context(bundle, options):
@@ -135,9 +146,8 @@ def test_a_sequence_may_be_shorter_than_the_context(bundle, options):
 
 
 def test_the_noise_is_that_of_the_seed_and_the_number_of_the_sequence(bundle):
-    masks = torch.full((3, LENGTH), MASK)
-    sampler = Ancestral(bundle.student)
-    *_, last = sampler(masks, time_grid(4), bundle.schedule, SequenceNoise(11, [0, 1, 2]))
+    sampler = Ancestral(bundle.student, bundle.process)
+    *_, last = sampler(Canvas.blank(3, LENGTH), time_grid(4), SequenceNoise(11, [0, 1, 2]))
     assert torch.equal(generate(bundle, num_samples=3, nfe=4, seed=11).tokens, last.z)
 
 
@@ -182,7 +192,7 @@ def test_what_cannot_be_done_is_refused(bundle, arguments, message):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"sampler": "euler"}, "a sampler is one of ancestral, guided, .*remasking; got 'euler'"),
+        ({"sampler": "euler"}, "a sampler is one of ancestral, guided, .*remasking, published; got 'euler'"),
         ({"precision": "float16"}, "precision is one of float64, float32; got 'float16'"),
         ({"role": "judge"}, "a role is one of student, teacher, autoregressive; got 'judge'"),
     ],
@@ -203,8 +213,8 @@ def test_what_a_bundle_lacks_is_named(bundle):
 
 
 def test_the_settings_of_a_sampler_are_told_for_the_record():
-    assert SamplingOptions().settings == ""
-    assert SamplingOptions("confidence").settings == "measure probability, gumbel 0.0"
-    assert SamplingOptions("entropy-bounded", entropy_bound=2.0).settings == "entropy_bound 2.0"
-    assert SamplingOptions("remasking", times=(1.0, 0.5, 0.0)).settings.endswith("t_off 0.0, times 1 0.5 0")
-    assert "num_candidates 4" in SamplingOptions("guided").settings
+    assert described(SamplingOptions()) == ""
+    assert described(SamplingOptions("confidence")) == "measure probability, gumbel 0.0"
+    assert described(SamplingOptions("entropy-bounded", entropy_bound=2.0)) == "entropy_bound 2.0"
+    assert described(SamplingOptions("remasking", times=(1.0, 0.5, 0.0))).endswith("t_off 0.0, times 1 0.5 0")
+    assert "num_candidates 4" in described(SamplingOptions("guided"))

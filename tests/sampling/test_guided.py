@@ -3,31 +3,36 @@ import itertools
 import pytest
 import torch
 
+from didi.diffusion.absorbing import Absorbing
 from didi.diffusion.schedule import schedule_from_name
 from didi.errors import UsageError
 from didi.sampling import guided
 from didi.sampling.guided import Guidance, Guided
 
 NUM = 3000
-LOG_LINEAR = schedule_from_name("log-linear")
+LOG_LINEAR = Absorbing(3)
 SCORES = [0.8, -0.5, 0.2, 0.0]
 
 
-@pytest.mark.parametrize("schedule", [LOG_LINEAR, schedule_from_name("cosine")], ids=["log-linear", "cosine"])
+@pytest.mark.parametrize(
+    "process", [LOG_LINEAR, Absorbing(3, schedule_from_name("cosine"))], ids=["log-linear", "cosine"]
+)
 def test_without_tilt_and_with_one_candidate_the_law_is_ancestral(
-    world, tabular, linear_discriminator, draw, chi_square, schedule
+    world, tabular, linear_discriminator, draw, chi_square, process
 ):
-    sampler = Guided(tabular(world.table), linear_discriminator(SCORES), Guidance(guidance_scale=0.0, num_candidates=1))
-    _, drawn = draw(sampler, schedule, num=NUM, nfe=4)
-    assert chi_square(drawn, world.law([world.table] * 4, schedule)) > 1e-3
+    sampler = Guided(
+        tabular(world.table), process, linear_discriminator(SCORES), Guidance(guidance_scale=0.0, num_candidates=1)
+    )
+    _, drawn = draw(sampler, num=NUM, nfe=4)
+    assert chi_square(drawn, world.law([world.table] * 4, process)) > 1e-3
 
 
 @pytest.mark.parametrize("select", ["sample", "best"])
 def test_an_indifferent_discriminator_leaves_the_law_as_it_is(
     world, tabular, linear_discriminator, draw, chi_square, select
 ):
-    sampler = Guided(tabular(world.table), linear_discriminator([0.3] * 4), Guidance(select=select))
-    _, drawn = draw(sampler, LOG_LINEAR, num=NUM, nfe=4)
+    sampler = Guided(tabular(world.table), LOG_LINEAR, linear_discriminator([0.3] * 4), Guidance(select=select))
+    _, drawn = draw(sampler, num=NUM, nfe=4)
     assert chi_square(drawn, world.law([world.table] * 4, LOG_LINEAR)) > 1e-3
 
 
@@ -43,8 +48,8 @@ def tilted_tables(world, scale, clamp, num_moves):
 @pytest.mark.parametrize(("scale", "clamp"), [(4.0, 1.0), (30.0, 0.05)])
 def test_tilted_moves_follow_the_exact_tilted_law(world, tabular, linear_discriminator, draw, chi_square, scale, clamp):
     guidance = Guidance(guidance_scale=scale, gradient_clamp=clamp, tilted_fraction=1.0)
-    sampler = Guided(tabular(world.table), linear_discriminator(SCORES), guidance)
-    _, drawn = draw(sampler, LOG_LINEAR, num=NUM, nfe=4)
+    sampler = Guided(tabular(world.table), LOG_LINEAR, linear_discriminator(SCORES), guidance)
+    _, drawn = draw(sampler, num=NUM, nfe=4)
     expected = world.law(tilted_tables(world, scale, clamp, 4), LOG_LINEAR)
     assert chi_square(drawn, expected) > 1e-3
     plain = world.law([world.table] * 4, LOG_LINEAR)
@@ -59,7 +64,7 @@ def test_re_ranking_follows_the_exact_softmax_over_candidates(
 ):
     # One move, so that a candidate is a pair of independent clean tokens; two candidates, 81 pairs of them.
     guidance = Guidance(tilted_fraction=0.0, num_candidates=2, rank_temperature=temperature)
-    _, drawn = draw(Guided(tabular(world.table), linear_discriminator(SCORES), guidance), LOG_LINEAR, num=NUM, nfe=1)
+    _, drawn = draw(Guided(tabular(world.table), LOG_LINEAR, linear_discriminator(SCORES), guidance), num=NUM, nfe=1)
     plain = world.law([world.table], LOG_LINEAR)
     reward = -torch.tensor(SCORES, dtype=torch.float64)[world.CLEAN].sum(1) / temperature
     expected = torch.zeros(9, dtype=torch.float64)
@@ -75,9 +80,9 @@ def test_re_ranking_follows_the_exact_softmax_over_candidates(
 def test_best_takes_the_candidate_of_the_lowest_log_ratio(world, tabular, linear_discriminator, draw, reduction):
     guidance = Guidance(tilted_fraction=0.0, num_candidates=5, select="best", reduction=reduction)
     discriminator = linear_discriminator([*SCORES[:3], 0.9])
-    steps, _ = draw(Guided(tabular(world.table), discriminator, guidance), LOG_LINEAR, num=30, nfe=2)
+    steps, _ = draw(Guided(tabular(world.table), LOG_LINEAR, discriminator, guidance), num=30, nfe=2)
     for step, (one_hot, _) in zip(steps, discriminator.seen, strict=True):
-        is_active = step.student_passes == 1
+        is_active = step.network_passes == 1
         candidates = one_hot.argmax(-1).view(-1, 5, 2)
         logits = discriminator.scores[candidates]
         is_counted = torch.ones_like(candidates, dtype=torch.bool)
@@ -93,7 +98,7 @@ def test_best_takes_the_candidate_of_the_lowest_log_ratio(world, tabular, linear
 
 def test_re_ranking_reads_the_noise_of_the_state_it_moves_to(world, tabular, linear_discriminator, draw):
     discriminator = linear_discriminator(SCORES)
-    draw(Guided(tabular(world.table), discriminator, Guidance(tilted_fraction=0.0)), LOG_LINEAR, num=20, nfe=2)
+    draw(Guided(tabular(world.table), LOG_LINEAR, discriminator, Guidance(tilted_fraction=0.0)), num=20, nfe=2)
     for (_, sigma), level in zip(discriminator.seen, (-torch.tensor([0.5, 1.0]).log()), strict=True):
         torch.testing.assert_close(sigma, level.expand_as(sigma))
 
@@ -101,7 +106,7 @@ def test_re_ranking_reads_the_noise_of_the_state_it_moves_to(world, tabular, lin
 def test_tilting_reads_the_noise_of_the_state_it_moves_from(world, tabular, linear_discriminator, draw):
     for is_time_conditioned in (True, False):
         discriminator = linear_discriminator(SCORES, is_time_conditioned=is_time_conditioned)
-        draw(Guided(tabular(world.table), discriminator, Guidance(tilted_fraction=1.0)), LOG_LINEAR, num=20, nfe=2)
+        draw(Guided(tabular(world.table), LOG_LINEAR, discriminator, Guidance(tilted_fraction=1.0)), num=20, nfe=2)
         (simplex, sigma), *others = discriminator.seen
         assert not others  # the first move has h = 0
         if is_time_conditioned:
@@ -114,10 +119,10 @@ def test_tilting_reads_the_noise_of_the_state_it_moves_from(world, tabular, line
 
 def test_tilting_reads_the_law_of_each_position_that_stays_masked(world, tabular, linear_discriminator, draw):
     discriminator = linear_discriminator(SCORES)
-    sampler = Guided(tabular(world.table), discriminator, Guidance(tilted_fraction=1.0))
-    steps, _ = draw(sampler, LOG_LINEAR, num=60, nfe=3)
+    sampler = Guided(tabular(world.table), LOG_LINEAR, discriminator, Guidance(tilted_fraction=1.0))
+    steps, _ = draw(sampler, num=60, nfe=3)
     simplex, _ = discriminator.seen[0]  # of the second move
-    before, after, is_active = steps[0].z, steps[1].z, steps[1].student_passes == 1
+    before, after, is_active = steps[0].z, steps[1].z, steps[1].network_passes == 1
     stays = (after == world.MASK)[is_active]
     laws = world.table[world.index(before[is_active])][..., :3].softmax(-1)
     assert 10 < stays.sum() < 60
@@ -128,11 +133,11 @@ def test_tilting_reads_the_law_of_each_position_that_stays_masked(world, tabular
 
 def test_the_size_of_the_parts_changes_nothing(make_dit, make_discriminator, draw, monkeypatch):
     denoiser = make_dit(seed=4)
-    sampler = Guided(denoiser, make_discriminator(denoiser), Guidance(tilted_fraction=1.0))
+    sampler = Guided(denoiser, LOG_LINEAR, make_discriminator(denoiser), Guidance(tilted_fraction=1.0))
     drawn = []
     for num_rows in (3, 10**6):
         monkeypatch.setattr(guided, "MEAN_ROWS", num_rows)
-        drawn.append(draw(sampler, LOG_LINEAR, num=40, nfe=4)[1])
+        drawn.append(draw(sampler, num=40, nfe=4)[1])
     assert torch.equal(*drawn)
 
 
@@ -140,14 +145,14 @@ def test_every_pass_is_counted(world, tabular, linear_discriminator, draw):
     # 8 moves: h = 0 in the first, tilted in the next 3 (a forward and a backward pass), M = 3 candidates in the last 4.
     denoiser, discriminator = tabular(world.table), linear_discriminator(SCORES)
     guidance = Guidance(num_candidates=3, tilted_fraction=0.5)
-    steps, _ = draw(Guided(denoiser, discriminator, guidance), LOG_LINEAR, num=40, nfe=8)
+    steps, _ = draw(Guided(denoiser, LOG_LINEAR, discriminator, guidance), num=40, nfe=8)
     for move, step in enumerate(steps):
         per_pass = 0 if move == 0 else 2 if move < 4 else 3
-        assert torch.equal(step.discriminator_passes, per_pass * step.student_passes)
-        assert (step.student_passes >= step.changed.any(1)).all()
+        assert torch.equal(step.discriminator_passes, per_pass * step.network_passes)
+        assert (step.network_passes >= step.changed.any(1)).all()
         if move < 4:  # a candidate that was not chosen costs a pass as well
-            assert torch.equal(step.student_passes, step.changed.any(1).long())
-    passes = [int(step.student_passes.sum()) for step in steps if step.student_passes.any()]
+            assert torch.equal(step.network_passes, step.changed.any(1).long())
+    passes = [int(step.network_passes.sum()) for step in steps if step.network_passes.any()]
     assert denoiser.trunk_rows[0] == 1
     assert denoiser.trunk_rows[1:] == passes[1:]
     scored = [len(inputs) for inputs, _ in discriminator.seen]
@@ -158,24 +163,24 @@ def test_every_pass_is_counted(world, tabular, linear_discriminator, draw):
 def test_a_single_candidate_needs_no_discriminator(world, tabular, linear_discriminator, draw):
     discriminator = linear_discriminator(SCORES)
     guidance = Guidance(tilted_fraction=0.0, num_candidates=1)
-    steps, _ = draw(Guided(tabular(world.table), discriminator, guidance), LOG_LINEAR, num=10, nfe=4)
+    steps, _ = draw(Guided(tabular(world.table), LOG_LINEAR, discriminator, guidance), num=10, nfe=4)
     assert not discriminator.seen
     assert not any(step.discriminator_passes.any() for step in steps)
 
 
 def test_visible_positions_are_kept(world, tabular, linear_discriminator, draw):
     start = torch.tensor([[1, world.MASK], [world.MASK, 2], [0, 0]]).repeat(20, 1)
-    sampler = Guided(tabular(world.table), linear_discriminator(SCORES))
-    steps, _ = draw(sampler, LOG_LINEAR, num=60, nfe=6, z=start)
+    sampler = Guided(tabular(world.table), LOG_LINEAR, linear_discriminator(SCORES))
+    steps, _ = draw(sampler, num=60, nfe=6, z=start)
     visible = start != world.MASK
     assert torch.equal(steps[-1].z[visible], start[visible])
-    assert not any(step.student_passes[2::3].any() for step in steps)
+    assert not any(step.network_passes[2::3].any() for step in steps)
 
 
 def test_a_sequence_discriminator_guides_too(make_dit, make_discriminator, draw):
     denoiser = make_dit(seed=4)
-    sampler = Guided(denoiser, make_discriminator(denoiser, output="sequence"))
-    steps, _ = draw(sampler, LOG_LINEAR, num=20, nfe=6)
+    sampler = Guided(denoiser, LOG_LINEAR, make_discriminator(denoiser, output="sequence"))
+    steps, _ = draw(sampler, num=20, nfe=6)
     assert sum(step.discriminator_passes.sum() for step in steps) > 0
 
 

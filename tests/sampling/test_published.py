@@ -1,25 +1,26 @@
 import pytest
 import torch
 
+from didi.diffusion.absorbing import Absorbing
 from didi.diffusion.schedule import schedule_from_name
 from didi.sampling.published import Published
 
-LOG_LINEAR = schedule_from_name("log-linear")
+LOG_LINEAR = Absorbing(3)
 
 
 @pytest.mark.parametrize("precision", ["float64", "float32"])
 @pytest.mark.parametrize("name", ["log-linear", "cosine", "geometric"])
 def test_samples_of_a_small_vocabulary_follow_the_exact_law(world, tabular, draw, chi_square, name, precision):
-    schedule = schedule_from_name(name)
-    _, drawn = draw(Published(tabular(world.table), precision=precision), schedule, num=3000, nfe=4)
-    assert chi_square(drawn, world.law([world.table] * 4, schedule)) > 1e-3
+    process = Absorbing(3, schedule_from_name(name))
+    _, drawn = draw(Published(tabular(world.table), process, precision=precision), num=3000, nfe=4)
+    assert chi_square(drawn, world.law([world.table] * 4, process)) > 1e-3
 
 
 def test_the_network_runs_at_every_position_in_every_move(world, tabular, draw):
     denoiser = tabular(world.table)
-    steps, _ = draw(Published(denoiser), LOG_LINEAR, num=5, nfe=8)
+    steps, _ = draw(Published(denoiser, LOG_LINEAR), num=5, nfe=8)
     assert denoiser.trunk_rows == [5] * 8
     assert denoiser.head_rows == [10] * 8
     before = [torch.full((5, 2), world.MASK)] + [step.z for step in steps[:-1]]
     for z, step in zip(before, steps, strict=True):
-        assert torch.equal(step.student_passes, (z == world.MASK).any(1).long())
+        assert torch.equal(step.network_passes, (z == world.MASK).any(1).long())

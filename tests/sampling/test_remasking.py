@@ -3,6 +3,7 @@ import itertools
 import pytest
 import torch
 
+from didi.diffusion.absorbing import Absorbing
 from didi.diffusion.noise import SequenceNoise
 from didi.diffusion.schedule import schedule_from_name
 from didi.errors import UsageError
@@ -10,14 +11,14 @@ from didi.sampling.base import alpha_at, time_grid
 from didi.sampling.remasking import Remasking, RemaskingSampler
 
 NUM = 4000
-LOG_LINEAR = schedule_from_name("log-linear")
+LOG_LINEAR = Absorbing(3)
 STRONG = [Remasking("cap", 0.4), Remasking("rescale", 0.7), Remasking("rescale", 1.0, t_on=0.8, t_off=0.3)]
 
 
-def law_with_remasking(world, table, remasking, schedule, nfe):
+def law_with_remasking(world, table, remasking, process, nfe):
     """Exact law of the clean sequences, by enumeration of the 16 states."""
     times = time_grid(nfe).tolist()
-    alphas = [float(alpha_at(schedule, t)) for t in time_grid(nfe)]
+    alphas = [float(alpha_at(process.schedule, t)) for t in time_grid(nfe)]
     probs = table[..., :3].double().softmax(-1)
     law = torch.zeros(16, dtype=torch.float64)
     law[-1] = 1
@@ -44,9 +45,9 @@ def law_with_remasking(world, table, remasking, schedule, nfe):
 @pytest.mark.parametrize("remasking", STRONG, ids=["cap", "rescale", "switch"])
 @pytest.mark.parametrize("name", ["log-linear", "cosine"])
 def test_samples_follow_the_exact_law(world, tabular, draw, chi_square, remasking, name):
-    schedule = schedule_from_name(name)
-    steps, drawn = draw(RemaskingSampler(tabular(world.table), remasking), schedule, num=NUM, nfe=4)
-    assert chi_square(drawn, law_with_remasking(world, world.table, remasking, schedule, 4)) > 1e-3
+    process = Absorbing(3, schedule_from_name(name))
+    steps, drawn = draw(RemaskingSampler(tabular(world.table), process, remasking), num=NUM, nfe=4)
+    assert chi_square(drawn, law_with_remasking(world, world.table, remasking, process, 4)) > 1e-3
     z = torch.full((NUM, 2), world.MASK)
     for step in steps:
         assert torch.equal(step.changed, step.z != z)
@@ -55,30 +56,30 @@ def test_samples_follow_the_exact_law(world, tabular, draw, chi_square, remaskin
 
 @pytest.mark.parametrize("remasking", STRONG, ids=["cap", "rescale", "switch"])
 def test_the_share_of_masks_stays_that_of_the_diffusion(world, tabular, draw, remasking):
-    schedule = schedule_from_name("cosine")
-    steps, _ = draw(RemaskingSampler(tabular(world.table), remasking), schedule, num=NUM, nfe=8)
+    process = Absorbing(3, schedule_from_name("cosine"))
+    steps, _ = draw(RemaskingSampler(tabular(world.table), process, remasking), num=NUM, nfe=8)
     for step in steps[:-1]:
         share = float((step.z == world.MASK).double().mean())
-        expected = 1 - float(schedule.alpha(torch.tensor(step.t, dtype=torch.float64)))
+        expected = 1 - float(process.schedule.alpha(torch.tensor(step.t, dtype=torch.float64)))
         assert share == pytest.approx(expected, abs=4 * 0.5 / (2 * NUM) ** 0.5)
 
 
 def test_without_remasking_it_is_ancestral_sampling(world, tabular, draw, chi_square):
-    _, drawn = draw(RemaskingSampler(tabular(world.table), Remasking(eta=0.0)), LOG_LINEAR, num=NUM, nfe=4)
+    _, drawn = draw(RemaskingSampler(tabular(world.table), LOG_LINEAR, Remasking(eta=0.0)), num=NUM, nfe=4)
     assert chi_square(drawn, world.law([world.table] * 4, LOG_LINEAR)) > 1e-3
 
 
 def test_remasking_mends_what_a_coarse_grid_breaks(world, tabular, draw, chi_square):
     # Gibbs-like resampling under the exact posterior leads back to the data law, which 4 moves alone miss.
     table = tabular(world.exact_table())
-    _, drawn = draw(RemaskingSampler(table, Remasking("rescale", 1.0)), LOG_LINEAR, num=NUM, nfe=64)
+    _, drawn = draw(RemaskingSampler(table, LOG_LINEAR, Remasking("rescale", 1.0)), num=NUM, nfe=64)
     assert chi_square(drawn, world.data_law) > 1e-3
 
 
-def test_prompts_stay(world, tabular):
+def test_prompts_stay(world, tabular, started):
     z = torch.tensor([[1, world.MASK], [2, 0]])
-    sampler = RemaskingSampler(tabular(world.table), Remasking("rescale", 1.0))
-    for step in sampler(z, time_grid(16), LOG_LINEAR, SequenceNoise(0, range(2))):
+    sampler = RemaskingSampler(tabular(world.table), LOG_LINEAR, Remasking("rescale", 1.0))
+    for step in sampler(started(z), time_grid(16), SequenceNoise(0, range(2))):
         assert step.z[0, 0] == 1
         assert step.z[1].tolist() == [2, 0]
 

@@ -14,10 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from didi.data.source import Source
-from didi.models.hub import Bundle
-from didi.training.config import DistillConfig, PretrainConfig
-from didi.training.distill import Distillation
-from didi.training.pretrain import Pretraining
+from didi.methods.base import Inputs
+from didi.methods.didi_settings import DistillConfig
+from didi.methods.elbo import PretrainConfig
+from didi.models.bundle import Bundle
+from didi.training.trainer import make_trainer
 
 CPU = torch.device("cpu")
 Values = dict[str, Tensor]
@@ -58,28 +59,29 @@ def observe_distillation(config: DistillConfig, steps: list[int], source: Source
     Random weights are added to student, average and discriminator first. At its start a student equals its teacher and
     its average, so that the divergence has no gradient; the rewards of a fresh discriminator hardly differ.
     """
-    job = Distillation(config, source, teacher, CPU, folder)
-    trained = {"student": job.student, "discriminator": job.discriminator}
-    for seed, (network, scale) in enumerate([(job.student, 0.3), (job.average.module, 0.3), (job.discriminator, 0.6)]):
+    job = make_trainer(config, Inputs(source, CPU, folder, teacher))
+    trained, average = job.method.trained, job.average.module
+    noisy = [(trained["student"], 0.3), (average, 0.3), (trained["discriminator"], 0.6)]
+    for seed, (network, scale) in enumerate(noisy):
         _add_noise(network, seed, scale)
-    return _observe(job, trained, {**trained, "average": job.average.module, "teacher": job.teacher}, steps)
+    return _observe(job, trained, {**trained, "average": average, "teacher": job.method.teacher}, steps)
 
 
 def observe_pretraining(config: PretrainConfig, steps: list[int], source: Source):
     """The given steps of a fresh pre-training, whose network has random weights in every layer."""
-    job = Pretraining(config, source, CPU)
-    _add_noise(job.network, seed=0, scale=0.3)
-    return _observe(job, {"network": job.network}, {"network": job.network}, steps)
+    job = make_trainer(config, Inputs(source, CPU))
+    _add_noise(job.method.trained["network"], seed=0, scale=0.3)
+    return _observe(job, job.method.trained, job.method.trained, steps)
 
 
 def distilled(config: DistillConfig, source: Source, teacher: Bundle, folder: Path) -> Bundle:
     """The bundle after all steps of a distillation."""
-    return _after_all_steps(Distillation(config, source, teacher, CPU, folder))
+    return _after_all_steps(make_trainer(config, Inputs(source, CPU, folder, teacher)))
 
 
 def pretrained(config: PretrainConfig, source: Source) -> Bundle:
     """The bundle after all steps of a pre-training."""
-    return _after_all_steps(Pretraining(config, source, CPU))
+    return _after_all_steps(make_trainer(config, Inputs(source, CPU)))
 
 
 def _after_all_steps(job) -> Bundle:

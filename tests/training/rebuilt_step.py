@@ -11,11 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from didi.data.source import Source
+from didi.diffusion.absorbing import corrupt, token_log_probs
 from didi.diffusion.categorical import divergence, entropy
-from didi.diffusion.masked import corrupt, token_log_probs
 from didi.diffusion.noise import derive_seed, named_generator
 from didi.diffusion.schedule import nelbo_weight, sigma
-from didi.models.hub import Bundle
+from didi.methods.didi_settings import DistillConfig
+from didi.methods.rollout import Rollout, rollout, states_before_a_move
+from didi.models.bundle import Bundle
 from didi.objectives.didi import (
     advantages,
     discriminator_loss,
@@ -25,8 +27,6 @@ from didi.objectives.didi import (
     unsmooth,
 )
 from didi.sampling.generate import generate
-from didi.training.config import DistillConfig
-from didi.training.rollout import Rollout, rollout, states_before_a_move
 
 from .observed_step import CPU, Observed, Values
 
@@ -74,7 +74,7 @@ def rebuilt_rollout(inputs: Inputs, step: int, student: nn.Module, *, number: in
         objective = replace(objective, moves=config.discriminator.warmup_moves)
     generator = named_generator(config.seed, "rollout", step, number)
     shape = config.loop.batch_size, config.data.length
-    return rollout(student, *shape, objective, inputs.teacher.schedule, generator, CPU)
+    return rollout(student, *shape, objective, inputs.teacher.process, generator, CPU)
 
 
 def _taken(network: nn.Module) -> Values:
@@ -104,7 +104,7 @@ def _real_rows(inputs: Inputs, step: int, number: int, repeat: int, num_rows: in
 
 def _loss_of_rows(inputs: Inputs, discriminator: nn.Module, fake_t: Tensor, real_t: Tensor, t: Tensor) -> Tensor:
     mask_id, settings = inputs.source.mask_id, inputs.config.discriminator
-    level = sigma(inputs.teacher.schedule, t).float()
+    level = sigma(inputs.teacher.process.schedule, t).float()
     logits = discriminator.train()(
         torch.cat([fake_t, real_t]), torch.cat([level, level]) if settings.is_time_conditioned else None
     )
@@ -121,7 +121,7 @@ def _discriminator_loss(
     num_completions = settings.completions or inputs.config.objective.completions
     samples = batch.x[:, :num_completions].flatten(0, 1)
     t = batch.t.repeat_interleave(num_completions)
-    alpha = inputs.teacher.schedule.alpha(t)
+    alpha = inputs.teacher.process.schedule.alpha(t)
     real = _real_rows(inputs, step, number, repeat, len(t))
     generator = named_generator(inputs.config.seed, "discriminator", step, number, repeat)
     of_fake, of_real = torch.rand(2, *real.shape, dtype=torch.float64, generator=generator)
@@ -133,14 +133,14 @@ def _discriminator_loss(
 
 def _guidance_loss(inputs: Inputs, step: int, average: nn.Module, discriminator: nn.Module) -> Tensor:
     """Eq. 8 on states of the averaged student's own sampler."""
-    config, schedule = inputs.config, inputs.teacher.schedule
+    config, schedule = inputs.config, inputs.teacher.process.schedule
     shape, num_moves = (config.loop.batch_size, config.data.length), config.discriminator.guidance_nfe
     generator = named_generator(config.seed, "guidance", step)
     move = torch.randint(1, num_moves + 1, shape[:1], generator=generator)
     draws = torch.rand(2, *shape, dtype=torch.float64, generator=generator)
     uniforms = torch.rand(shape, dtype=torch.float64, generator=generator)
     t = 1 - move.double() / num_moves
-    fake_t = states_before_a_move(average, move, num_moves, draws, schedule)
+    fake_t = states_before_a_move(average, move, num_moves, draws, inputs.teacher.process)
     real = _real_rows(inputs, step, 0, 0, len(t))
     return _loss_of_rows(
         inputs, discriminator, fake_t, corrupt(real, schedule.alpha(t), inputs.source.mask_id, uniforms), t
@@ -177,7 +177,7 @@ def rebuilt_rewards(inputs: Inputs, batch: Rollout, discriminator: nn.Module) ->
     objective, settings = inputs.config.objective, inputs.config.discriminator
     states = batch.z_t.flatten(0, 2)
     t = batch.t.repeat_interleave(objective.completions * objective.corruptions)
-    level = sigma(inputs.teacher.schedule, t).float() if settings.is_time_conditioned else None
+    level = sigma(inputs.teacher.process.schedule, t).float() if settings.is_time_conditioned else None
     logits = discriminator.eval()(states, level)
     if settings.unsmooth:
         logits = unsmooth(logits, settings.label_smoothing)
@@ -189,7 +189,7 @@ def rebuilt_rewards(inputs: Inputs, batch: Rollout, discriminator: nn.Module) ->
 
 def _time_weight(inputs: Inputs, t: Tensor) -> Tensor:
     objective = inputs.config.objective
-    omega = torch.ones_like(t) if objective.weight == "constant" else nelbo_weight(inputs.teacher.schedule, t)
+    omega = torch.ones_like(t) if objective.weight == "constant" else nelbo_weight(inputs.teacher.process.schedule, t)
     omega = omega.clamp(objective.weight_low, objective.weight_high)
     if not objective.importance_weighting:
         return omega
@@ -215,5 +215,5 @@ def _regulariser(inputs: Inputs, batch: Rollout, teacher: nn.Module) -> Tensor:
 @torch.no_grad()
 def _teacher_log_probs(inputs: Inputs, teacher: nn.Module, z: Tensor, t: Tensor) -> Tensor:
     """Log-probabilities at the masked positions of ``z``."""
-    level = sigma(inputs.teacher.schedule, t).float() if teacher.config.is_time_conditioned else None
+    level = sigma(inputs.teacher.process.schedule, t).float() if teacher.config.is_time_conditioned else None
     return token_log_probs(teacher(z, level), inputs.source.mask_id)[z == inputs.source.mask_id]

@@ -11,16 +11,9 @@ from tokenizers import Tokenizer, models
 
 from didi.data.markov import MarkovChain
 from didi.diffusion.noise import named_generator
-from didi.training.config import (
-    DataConfig,
-    DiscriminatorSettings,
-    DistillConfig,
-    LoopConfig,
-    NetworkConfig,
-    ObjectiveConfig,
-    OptimizerConfig,
-    PretrainConfig,
-)
+from didi.methods.didi_settings import DiscriminatorSettings, DistillConfig, ObjectiveConfig
+from didi.methods.elbo import PretrainConfig
+from didi.methods.settings import DataConfig, LoopConfig, NetworkConfig, OptimizerConfig
 
 from .observed_step import distilled, pretrained
 

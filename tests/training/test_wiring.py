@@ -10,16 +10,11 @@ from dataclasses import replace
 import pytest
 import torch
 
+from didi.diffusion.absorbing import Absorbing
 from didi.diffusion.schedule import schedule_from_name
-from didi.models.hub import Bundle
-from didi.training.config import (
-    DataConfig,
-    DiscriminatorSettings,
-    DistillConfig,
-    LoopConfig,
-    ObjectiveConfig,
-    OptimizerConfig,
-)
+from didi.methods.didi_settings import DiscriminatorSettings, DistillConfig, ObjectiveConfig
+from didi.methods.settings import DataConfig, LoopConfig, OptimizerConfig
+from didi.models.bundle import Bundle
 
 from .observed_step import observe_distillation
 from .rebuilt_step import Inputs, rebuilt_gradients, rebuilt_rewards, rebuilt_rollout, rebuilt_student_loss
@@ -197,7 +192,7 @@ def test_networks_that_are_told_the_noise_level(observe, make_dit, score_decompo
 
 @pytest.mark.parametrize("schedule", ["cosine", "geometric"])
 def test_other_schedules(observe, teacher, schedule):
-    bundle = replace(teacher, schedule=schedule_from_name(schedule))
+    bundle = replace(teacher, process=Absorbing(32, schedule_from_name(schedule)))
     observe(changed("objective", weight="nelbo"), bundle=bundle)
 
 

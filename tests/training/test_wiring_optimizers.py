@@ -11,16 +11,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from didi.training.config import (
-    DataConfig,
-    DiscriminatorSettings,
-    DistillConfig,
-    LoopConfig,
-    NetworkConfig,
-    ObjectiveConfig,
-    OptimizerConfig,
-    PretrainConfig,
-)
+from didi.methods.didi_settings import DiscriminatorSettings, DistillConfig, ObjectiveConfig
+from didi.methods.elbo import PretrainConfig
+from didi.methods.settings import DataConfig, LoopConfig, NetworkConfig, OptimizerConfig
 from didi.training.muon import orthogonalised
 
 from .observed_step import observe_distillation, observe_pretraining

@@ -6,6 +6,7 @@ given the state of the *other* positions; the state of the position itself enter
 https://arxiv.org/abs/2412.10193
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -15,8 +16,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from didi.diffusion.canvas import Canvas
-from didi.diffusion.process import TimeConditioned
+from didi.diffusion.process import ElboDraws, TimeConditioned
 from didi.diffusion.schedule import LogLinear, Schedule, sigma
+from didi.errors import UsageError
+
+NO_BOUND = "the bound on the likelihood of uniform-state diffusion is not implemented: use masked diffusion"
 
 
 @dataclass(frozen=True)
@@ -89,6 +93,31 @@ class Uniform:
     def noise_level(self, network: TimeConditioned, t: Float[Tensor, " b"]) -> Float[Tensor, " b"] | None:
         r"""Total noise :math:`\sigma_t`; see ``schedule.sigma``."""
         return sigma(self.schedule, t).float() if network.is_time_conditioned else None
+
+    def loss_terms(
+        self,
+        logits: Float[Tensor, "n v"],
+        x0: Int[Tensor, "b l"],
+        z: Int[Tensor, "b l"],
+        t: Float[Tensor, " b"],
+    ) -> Float[Tensor, "b l"]:
+        """Not there yet.
+
+        Raises:
+            UsageError: always.
+        """
+        del logits, x0, z, t
+        raise UsageError(NO_BOUND)
+
+    def loss_weight(self, t: Float[Tensor, "*b"]) -> Float[Tensor, "*b"]:
+        """Not there yet; see ``loss_terms``."""
+        del t
+        raise UsageError(NO_BOUND)
+
+    def elbo_draws(self, canvas: Canvas, num_draws: int, generators: Sequence[torch.Generator]) -> ElboDraws:
+        """Not there yet; see ``loss_terms``."""
+        del canvas, num_draws, generators
+        raise UsageError(NO_BOUND)
 
     def _symbols(self, uniforms: Float[Tensor, "b l"]) -> Int[Tensor, "b l"]:
         return (uniforms * self.vocab_size).long().clamp_(max=self.vocab_size - 1)

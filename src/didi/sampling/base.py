@@ -96,6 +96,11 @@ def path_alphas(schedule: Schedule, times: Float[Tensor, " n"]) -> Float[Tensor,
     return torch.stack([alpha_at(schedule, t) for t in times])
 
 
+def open_positions(process: Process, z: Int[Tensor, "b l"], canvas: Canvas) -> Bool[Tensor, "b l"]:
+    """Positions that are still to be sampled; a given token, or padding, that happens to be [MASK] is not."""
+    return canvas.is_free & process.is_predicted(z)
+
+
 def shared_rows(z: Int[Tensor, "b l"], canvas: Canvas) -> Int[Tensor, "r l"]:
     """One row if all rows of the batch are equal (as the all-mask state is), else the batch itself."""
     return z[:1] if not canvas.has_padding and bool((z == z[:1]).all()) else z

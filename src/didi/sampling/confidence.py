@@ -19,7 +19,7 @@ from didi.diffusion.categorical import entropy, sample_categorical
 from didi.diffusion.noise import SequenceNoise
 from didi.errors import UsageError
 from didi.models.denoiser import Denoiser
-from didi.sampling.base import StepOutput, features_at, path_alphas, shared_rows
+from didi.sampling.base import StepOutput, features_at, open_positions, path_alphas, shared_rows
 from didi.sampling.departure import EXACT, Departure
 
 Measure = Literal["probability", "margin", "entropy"]
@@ -76,7 +76,7 @@ class ConfidenceDecoding:
     def __call__(self, canvas: Canvas, times: Float[Tensor, " n"], noise: SequenceNoise) -> Iterator[StepOutput]:
         """See ``base.Sampler``; a move leaves the expected number of masks, rounded."""
         z, mask_id, none = self.process.prior(canvas), self.process.mask_id, torch.zeros(len(canvas), dtype=torch.long)
-        num_left = num_masked = (z == mask_id).sum(1).cpu()
+        num_left = num_masked = open_positions(self.process, z, canvas).sum(1).cpu()
         alphas = path_alphas(self.process.schedule, times)
         for move, (t, s) in enumerate(pairwise(times)):
             num_after = (num_masked * (1 - alphas[move + 1]) / (1 - alphas[0])).round().long()
@@ -87,8 +87,8 @@ class ConfidenceDecoding:
                 rows = is_active.nonzero().squeeze(1)
                 uniforms, gumbels = noise.uniforms(2, z.shape[1], rows=rows.tolist()).unbind(1)
                 active = z[rows.to(z.device)]
-                is_masked = active == mask_id
                 there = canvas.rows(rows.to(z.device))
+                is_masked = open_positions(self.process, active, there)
                 inputs = shared_rows(active, there)
                 features = features_at(self.denoiser, self.process, inputs, t, there.attention_mask)
                 law = self.departure.log_probs(

@@ -20,7 +20,7 @@ from didi.diffusion.noise import SequenceNoise
 from didi.diffusion.schedule import time_at
 from didi.errors import UsageError
 from didi.models.denoiser import Denoiser
-from didi.sampling.base import StepOutput, features_at, shared_rows
+from didi.sampling.base import StepOutput, features_at, open_positions, shared_rows
 from didi.sampling.departure import EXACT, Departure
 
 
@@ -52,7 +52,7 @@ class EntropyBounded:
         """
         del times
         z, mask_id, none = self.process.prior(canvas), self.process.mask_id, torch.zeros(len(canvas), dtype=torch.long)
-        while (is_masked := z == mask_id).any():
+        while (is_masked := open_positions(self.process, z, canvas)).any():
             rows = is_masked.any(1).nonzero().squeeze(1)
             active, is_masked = z[rows], is_masked[rows]
             t = time_at(self.process.schedule, 1 - canvas.rows(rows).mean(is_masked.double()))
@@ -75,5 +75,6 @@ class EntropyBounded:
             z[rows] = active.masked_scatter(is_revealed, drawn)
             changed[rows] = is_revealed
             passes = none.index_fill(0, rows.cpu(), 1)
-            left = time_at(self.process.schedule, 1 - canvas.mean((z == mask_id).double()))
-            yield StepOutput(z, float(left.max()) if (z == mask_id).any() else 0.0, changed, passes, none)
+            is_left = open_positions(self.process, z, canvas)
+            left = time_at(self.process.schedule, 1 - canvas.mean(is_left.double()))
+            yield StepOutput(z, float(left.max()) if is_left.any() else 0.0, changed, passes, none)

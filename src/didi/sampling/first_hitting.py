@@ -17,7 +17,7 @@ from didi.diffusion.canvas import Canvas
 from didi.diffusion.noise import SequenceNoise
 from didi.diffusion.schedule import time_at
 from didi.models.denoiser import Denoiser
-from didi.sampling.base import StepOutput, features_at, shared_rows
+from didi.sampling.base import StepOutput, features_at, open_positions, shared_rows
 from didi.sampling.departure import EXACT, Departure
 
 
@@ -42,7 +42,7 @@ class FirstHitting:
         The time of a step is the latest among the sequences, which run on clocks of their own.
         """
         z, mask_id, schedule = self.process.prior(canvas), self.process.mask_id, self.process.schedule
-        num_left = (z == mask_id).sum(1)
+        num_left = open_positions(self.process, z, canvas).sum(1)
         alpha = schedule.alpha(times[:1]).expand(len(z)).to(z.device)
         none = torch.zeros(len(z), dtype=torch.long)
         while (num_left > 0).any():
@@ -52,7 +52,7 @@ class FirstHitting:
             is_active = num_left > 0
             # The k-th mask of each row, k uniform; a row without masks stays as it is.
             rank = (where * num_left).long()
-            is_masked = z == mask_id
+            is_masked = open_positions(self.process, z, canvas)
             changed = is_masked & (is_masked.cumsum(1) == (rank + 1)[:, None])
             features = self._features(z, canvas, t)[changed]
             z = z.clone()

@@ -23,7 +23,7 @@ from didi.errors import UsageError
 from didi.models.denoiser import Denoiser
 from didi.models.discriminator import Discriminator, log_ratio_logits
 from didi.objectives.didi import RewardReduction, log_density_ratio
-from didi.sampling.base import StepOutput, features_at, path_alphas, shared_rows
+from didi.sampling.base import StepOutput, features_at, open_positions, path_alphas, shared_rows
 from didi.sampling.departure import EXACT, Departure
 
 MEAN_ROWS = 256  # rows of logits whose mean embedding is taken at a time: 50 MB at a vocabulary of 50k
@@ -95,10 +95,10 @@ class Guided:
             z = z_next
 
     def _draw_positions(
-        self, z: Int[Tensor, "b l"], reveal: float, noise: SequenceNoise, num: int
+        self, z: Int[Tensor, "b l"], canvas: Canvas, reveal: float, noise: SequenceNoise, num: int
     ) -> Bool[Tensor, "b m l"]:
         """For each of ``num`` independent candidates, the masked positions that the move reveals."""
-        return self.process.is_predicted(z)[:, None] & (noise.uniforms(num, z.shape[1]) < reveal)
+        return open_positions(self.process, z, canvas)[:, None] & (noise.uniforms(num, z.shape[1]) < reveal)
 
     def _features(
         self, z: Int[Tensor, "b l"], canvas: Canvas, t: Float[Tensor, ""], is_read: Bool[Tensor, "b l"]
@@ -119,7 +119,7 @@ class Guided:
         scale: float,
     ) -> tuple[Int[Tensor, "b l"], Bool[Tensor, " b"], int]:
         """A move whose logits are tilted by ``scale`` times the clamped gradient of the reward."""
-        is_revealed = self._draw_positions(z, reveal, noise, 1)[:, 0]
+        is_revealed = self._draw_positions(z, canvas, reveal, noise, 1)[:, 0]
         uniforms = noise.uniforms(z.shape[1])
         is_active = is_revealed.any(1)
         if not is_active.any():
@@ -128,7 +128,7 @@ class Guided:
         if scale == 0:
             logits = self.denoiser.head(self._features(active, there, t, revealed))
         else:
-            is_masked = self.process.is_predicted(active)
+            is_masked = open_positions(self.process, active, there)
             features, is_read = self._features(active, there, t, is_masked), revealed[is_masked]
             logits = self._token_logits(features[is_read])
             gradient = self._reward_gradient(logits, features[~is_read], active, there, revealed, t)
@@ -157,7 +157,7 @@ class Guided:
             is_revealed: the positions of ``logits``.
             t: time of ``z``.
         """
-        is_masked = self.process.is_predicted(z)
+        is_masked = open_positions(self.process, z, canvas)
         embedded = self.discriminator.embed(z)
         # A part at a time: their laws over the vocabulary are needed for their means alone.
         stays = [self._expected_embedding(self._token_logits(part)) for part in others.split(MEAN_ROWS)]
@@ -190,7 +190,7 @@ class Guided:
     ) -> tuple[Int[Tensor, "b l"], Bool[Tensor, " b"], int]:
         """A move drawn ``num_candidates`` times from one network pass, of which one is chosen by its reward."""
         num = self.guidance.num_candidates
-        is_revealed = self._draw_positions(z, reveal, noise, num)
+        is_revealed = self._draw_positions(z, canvas, reveal, noise, num)
         uniforms, choice = noise.uniforms(num, z.shape[1]), noise.uniforms(1)
         is_active = is_revealed.any(2).any(1)
         if not is_active.any():
@@ -207,10 +207,11 @@ class Guided:
         if num == 1:
             z[is_active] = candidates[:, 0]
             return z, is_active, 0
-        flat, mask = candidates.flatten(0, 1), there.repeat_interleave(num).attention_mask
+        flat, copies = candidates.flatten(0, 1), there.repeat_interleave(num)
+        mask = copies.attention_mask
         level = self.process.noise_level(self.discriminator, s.to(z.device).expand(len(flat)))
         logits = log_ratio_logits(self.discriminator, flat, level, mask)
-        is_masked = self.process.is_predicted(flat)
+        is_masked = open_positions(self.process, flat, copies)
         log_ratio = log_density_ratio(logits, is_masked, reduction=self.guidance.reduction, is_real=mask)
         ranked = -log_ratio.view(-1, num) / self.guidance.rank_temperature
         chosen = (

@@ -18,7 +18,7 @@ from didi.diffusion.canvas import Canvas
 from didi.diffusion.categorical import Precision, sample_gumbel
 from didi.diffusion.noise import SequenceNoise
 from didi.models.denoiser import Denoiser
-from didi.sampling.base import StepOutput, features_at, path_alphas
+from didi.sampling.base import StepOutput, features_at, open_positions, path_alphas
 from didi.sampling.departure import EXACT, Departure
 
 
@@ -45,7 +45,7 @@ class Published:
         dtype = getattr(torch, self.precision)
         alphas = path_alphas(self.process.schedule, times).to(z.device, dtype)[:, None].expand(-1, len(z))
         for move, (t, s) in enumerate(pairwise(times)):
-            is_masked = z == mask_id
+            is_masked = open_positions(self.process, z, canvas)
             # All positions and symbols many times over: what is read no more makes room.
             law = self.denoiser.head(features_at(self.denoiser, self.process, z, t, canvas.attention_mask))
             law = self.departure.log_probs(law.flatten(0, 1), mask_id).view_as(law)

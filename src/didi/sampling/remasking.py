@@ -18,7 +18,7 @@ from didi.diffusion.canvas import Canvas
 from didi.diffusion.noise import SequenceNoise
 from didi.errors import UsageError
 from didi.models.denoiser import Denoiser
-from didi.sampling.base import StepOutput, features_at, path_alphas, shared_rows
+from didi.sampling.base import StepOutput, features_at, open_positions, path_alphas, shared_rows
 from didi.sampling.departure import EXACT, Departure
 
 Strategy = Literal["cap", "rescale"]
@@ -82,7 +82,7 @@ class RemaskingSampler:
             remask = self.remask.probability(float(t), alpha_t, alpha_s)
             reveal = (alpha_s - (1 - remask) * alpha_t) / (1 - alpha_t)
             event, draw = noise.uniforms(2, z.shape[1]).unbind(1)
-            is_masked = z == mask_id
+            is_masked = open_positions(self.process, z, canvas)
             is_revealed = is_masked & (event < reveal)
             is_remasked = canvas.is_free & ~is_masked & (event < remask)
             is_active = is_revealed.any(1)

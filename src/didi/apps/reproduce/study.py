@@ -268,9 +268,8 @@ def measure(cells: Sequence[AnyCell], study: Study) -> str:
             count, seed = sampling.likelihood_sequences, sampling.seed
             study.write(cell, score_corpus(bundle, cell.corpus, cell.role, num_sequences=count, seed=seed))
         elif cell.nfe:
-            options = SamplingOptions(
-                batch_size=sampling.batch_size, guidance=sampling.guidance, temperature=cell.temperature
-            )
+            guidance = sampling.guidance if cell.sampler == "guided" else None
+            options = SamplingOptions(batch_size=sampling.batch_size, guidance=guidance, temperature=cell.temperature)
             how: dict[str, Any] = {"role": cell.role, "sampler": cell.sampler, "nfe": [cell.nfe], "options": options}
             evaluate(bundle, on_set=functools.partial(_write_set, cell, bundle, study), **how, **_common(sampling))
     return cells[0].name

@@ -1,0 +1,112 @@
+"""Given tokens and padding: never written, and padding changes no sample."""
+
+import pytest
+import torch
+
+from didi.diffusion.absorbing import Absorbing
+from didi.diffusion.canvas import Canvas
+from didi.diffusion.noise import SequenceNoise
+from didi.sampling.ancestral import Ancestral
+from didi.sampling.base import time_grid
+from didi.sampling.confidence import ConfidenceDecoding, ConfidenceOrder
+from didi.sampling.entropy_bounded import EntropyBounded
+from didi.sampling.first_hitting import FirstHitting
+from didi.sampling.guided import Guidance, Guided
+from didi.sampling.published import Published
+from didi.sampling.remasking import Remasking, RemaskingSampler
+
+LENGTH, MASK = 8, 6
+PROCESS = Absorbing(MASK)
+SAMPLERS = {
+    "ancestral": lambda network, _: Ancestral(network, PROCESS),
+    "whole batches": lambda network, _: Ancestral(network, PROCESS, is_whole_batch=True),
+    "tau-leaping": lambda network, _: Ancestral(network, PROCESS, leap="tau"),
+    "tilted": lambda network, judge: Guided(network, PROCESS, judge, Guidance(tilted_fraction=1.0)),
+    "ranked": lambda network, judge: Guided(
+        network, PROCESS, judge, Guidance(tilted_fraction=0.0, reduction="masked-mean")
+    ),
+    "first-hitting": lambda network, _: FirstHitting(network, PROCESS),
+    "confidence": lambda network, _: ConfidenceDecoding(network, PROCESS, ConfidenceOrder(gumbel=1.0)),
+    "entropy-bounded": lambda network, _: EntropyBounded(network, PROCESS, entropy_bound=1.0),
+    "remasking": lambda network, _: RemaskingSampler(network, PROCESS, Remasking("rescale", 1.0)),
+    "published": lambda network, _: Published(network, PROCESS),
+}
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["plain", "time-conditioned"])
+def network(request, make_dit):
+    return make_dit(vocab_size=7, length=LENGTH, seed=2, conv_radius=1, is_time_conditioned=request.param)
+
+
+@pytest.fixture(params=SAMPLERS)
+def sampler(request, network, make_discriminator):
+    return SAMPLERS[request.param](network, make_discriminator(network, seed=1))
+
+
+def moves_of(sampler, canvas, indices):
+    return list(sampler(canvas, time_grid(5), SequenceNoise(3, indices)))
+
+
+def test_given_tokens_and_padding_are_never_written_even_if_they_are_masks(sampler):
+    tokens = torch.randint(7, (6, LENGTH), generator=torch.Generator().manual_seed(0))
+    tokens[:, 1], tokens[:, 6:] = MASK, MASK
+    is_free = torch.rand(6, LENGTH, generator=torch.Generator().manual_seed(1)) < 0.6
+    is_free[:, 1], is_free[:, 6:], is_free[0] = False, False, False
+    is_real = torch.ones_like(is_free)
+    is_real[3:, 6:] = False
+    canvas = Canvas(tokens, is_free, is_real, has_padding=True)
+    moves = moves_of(sampler, canvas, range(6))
+    for move in moves:
+        assert torch.equal(move.z[~is_free], tokens[~is_free])
+        assert not move.changed[~is_free].any()
+        assert move.network_passes[0] == move.discriminator_passes[0] == 0
+    assert (moves[-1].z[is_free] != MASK).all()
+    assert (moves[-1].z[is_free] != tokens[is_free]).any()
+
+
+@pytest.mark.parametrize("pad", [MASK, 0])
+def test_a_padded_sequence_is_sampled_as_one_without_padding(sampler, pad, monkeypatch):
+    length, indices = 5, [0, 1, 2]
+    # Uniform numbers are drawn for a whole row: shorter rows take those of the positions that they have.
+    drawn = SequenceNoise.uniforms
+    canvas = Canvas.padded(torch.full((3, LENGTH), pad), torch.full((3,), length))
+    padded = moves_of(sampler, canvas, indices)[-1].z
+
+    def cut(noise, *shape, **options):
+        if length not in shape:
+            return drawn(noise, *shape, **options)
+        axis = 1 + shape.index(length)
+        whole = [LENGTH if number == length else number for number in shape]
+        return drawn(noise, *whole, **options).narrow(axis, 0, length).contiguous()
+
+    monkeypatch.setattr(SequenceNoise, "uniforms", cut)
+    alone = moves_of(sampler, Canvas.blank(3, length), indices)[-1].z
+    assert torch.equal(padded[:, :length], alone)
+    assert len(alone.unique(dim=0)) == 3
+
+
+def test_a_row_of_padding_alone_is_left_as_it_is(sampler):
+    canvas = Canvas.padded(torch.full((2, LENGTH), MASK), torch.tensor([LENGTH, 4]))
+    canvas = Canvas(canvas.tokens, canvas.is_free & torch.tensor([[True], [False]]), canvas.is_real, has_padding=True)
+    last = moves_of(sampler, canvas, [0, 1])[-1]
+    assert (last.z[1] == MASK).all()
+    assert (last.z[0] != MASK).all()
+
+
+def test_the_methods_of_a_canvas_keep_its_three_parts_together():
+    tokens = torch.arange(6).view(2, 3)
+    canvas = Canvas.padded(tokens, torch.tensor([3, 2]))
+    assert canvas.is_real.tolist() == canvas.is_free.tolist() == [[True] * 3, [True, True, False]]
+    assert torch.equal(canvas.attention_mask, canvas.is_real)
+    assert Canvas.padded(tokens, torch.tensor([3, 3])).attention_mask is None
+    assert (len(canvas), canvas.length) == (2, 3)
+    second, twice = canvas.rows(torch.tensor([1])), canvas.repeat_interleave(2)
+    for name in ("tokens", "is_free", "is_real"):
+        one = getattr(canvas, name)
+        assert torch.equal(getattr(second, name), one[1:])
+        assert torch.equal(getattr(twice, name), one[[0, 0, 1, 1]])
+        assert torch.equal(getattr(second.expand(3), name), one[[1, 1, 1]])
+    assert second.has_padding
+    assert twice.has_padding
+    assert canvas.clamped(torch.full((2, 3), 9)).tolist() == [[9, 9, 9], [9, 9, 5]]
+    torch.testing.assert_close(canvas.mean(tokens.double()), torch.tensor([1.0, 3.5], dtype=torch.float64))
