@@ -355,8 +355,7 @@ def showcase(rows: dict[str, EvaluationRow], found: dict[str, dict[str, Any]]) -
     parts = []
     for name, row in rows.items():
         if row.temperature == 1:
-            heading = f"{row.role}, {row.sampler}, {row.nfe} NFE" if row.nfe else row.role
-            parts.append(f"**{heading}** (set: perplexity {row.gen_ppl:.0f}, entropy {row.entropy:.2f})\n")
+            parts.append(f"**{row.label()}** (set: perplexity {row.gen_ppl:.0f}, entropy {row.entropy:.2f})\n")
             parts.append(f"> {' '.join(found[name]['texts'][0].split())}\n")
     return parts
 
