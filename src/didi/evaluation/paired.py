@@ -29,7 +29,6 @@ class Comparison:
             a text has no probability.
         entropy_gap: mean entropy of the first less that of the second, nats.
         entropy_gap_ci: its 95% interval.
-        num_pairs: samples of each.
     """
 
     perplexity_ratio: float
@@ -37,7 +36,6 @@ class Comparison:
     p_value: float
     entropy_gap: float
     entropy_gap_ci: Interval
-    num_pairs: int
 
 
 def compare_pairs(ours: SampleSet, theirs: SampleSet, *, seed: int = 0) -> Comparison:
@@ -63,7 +61,6 @@ def compare_pairs(ours: SampleSet, theirs: SampleSet, *, seed: int = 0) -> Compa
         p_value=_permutation_p_value(columns, seed),
         entropy_gap=float(gap.mean()),
         entropy_gap_ci=mean_interval(gap, seed=seed),
-        num_pairs=len(gap),
     )
 
 
