@@ -16,6 +16,7 @@ from pages import DOCS, renew
 
 import didi
 from didi.evaluation.row import EvaluationRow, machine_name
+from didi.markdown import markdown_table
 
 LEVEL = 0.95
 # An interval around a first figure holds the true one at its level; a second figure has an error of its own.
@@ -39,10 +40,8 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=256)
     args = parser.parse_args()
     bundle = didi.load("markov")
-    lines = [
-        "| figure | NFE | intervals that hold the long-run value | stated | the next seed's figure | stated |",
-        "|---|--:|--:|--:|--:|--:|",
-    ]
+    header = ["figure", "NFE", "intervals that hold the long-run value", "stated", "the next seed's figure", "stated"]
+    table = []
     for nfe in (4, 16):
         rows = [
             didi.evaluate(bundle, nfe=[nfe], num_samples=args.samples, judge="markov", seed=30_000 + seed)[0]
@@ -58,8 +57,9 @@ def main() -> None:
                 f"{share:.1%} ± {1.96 * math.sqrt(stated * (1 - stated) / args.seeds):.1%}"
                 for share, stated in zip(shares, (LEVEL, REPEAT), strict=True)
             ]
-            lines.append(f"| {name} | {nfe} | {told[0]} | {LEVEL:.0%} | {told[1]} | {REPEAT:.1%} |")
-            print(lines[-1], flush=True)
+            table.append([name, nfe, told[0], f"{LEVEL:.0%}", told[1], f"{REPEAT:.1%}"])
+            print(*table[-1], flush=True)
+    lines = markdown_table(header, table)
     lines.append(
         f"\nThe teacher `markov` under its exact judge, {args.seeds} seeds from 30,000 of {args.samples} samples; ± is "
         f"the chance of so few seeds; {machine_name(torch.device('cpu'))}."

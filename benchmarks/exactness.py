@@ -16,7 +16,7 @@ from pathlib import Path
 
 import matplotlib
 import torch
-from pages import DOCS, renew
+from pages import DOCS, renew, write_json
 from scipy import stats
 from torch import Tensor
 
@@ -24,6 +24,8 @@ from didi.diffusion.absorbing import Absorbing
 from didi.diffusion.canvas import Canvas
 from didi.diffusion.noise import SequenceNoise, derive_seed
 from didi.evaluation.row import machine_name
+from didi.files import replacing
+from didi.markdown import markdown_table
 from didi.sampling.ancestral import Ancestral
 from didi.sampling.base import Sampler, time_grid
 from didi.sampling.published import Published
@@ -84,7 +86,7 @@ def measure(args: argparse.Namespace) -> None:
             rows.append({"precision": name, "nfe": nfe, "rare": found, "tokens": times * num_sequences * LENGTH})
             print(rows[-1], f"{time.perf_counter() - begin:.1f} s", flush=True)
     record = {"exact": denoiser.rare_share(), "seed": SEED, "machine": machine_name(), "rows": rows}
-    args.out.write_text(json.dumps(record, indent=1) + "\n")
+    write_json(args.out, record)
 
 
 def interval(found: int, total: int) -> tuple[float, float]:
@@ -101,11 +103,6 @@ def page(args: argparse.Namespace) -> None:
 
     figure, axes = plt.subplots(figsize=(6.4, 3.6), layout="constrained")
     axes.axhline(record["exact"], color="0.4", linewidth=1, label="exact")
-    lines = [
-        f"Exact share of rare tokens: {record['exact']:.3f}.\n",
-        "| NFE | float64, ours | float32, as published |",
-        "|--:|--:|--:|",
-    ]
     by_nfe: dict[int, dict[str, str]] = {}
     for precision, colour in (("float64", "C0"), ("float32", "C3")):
         rows = [row for row in record["rows"] if row["precision"] == precision]
@@ -117,13 +114,16 @@ def page(args: argparse.Namespace) -> None:
         )
         for row, share, (low, high) in zip(rows, shares, ends, strict=True):
             by_nfe.setdefault(row["nfe"], {})[precision] = f"{share:.3f} [{low:.3f}, {high:.3f}]"
-    lines += [f"| {nfe} | {found['float64']} | {found['float32']} |" for nfe, found in by_nfe.items()]
+    lines = [f"Exact share of rare tokens: {record['exact']:.3f}.\n"]
+    body = [[nfe, found["float64"], found["float32"]] for nfe, found in by_nfe.items()]
+    lines += markdown_table(["NFE", "float64, ours", "float32, as published"], body, num_left=0)
     axes.set_xscale("log", base=2)
     axes.set_xlabel("NFE")
     axes.set_ylabel(f"share of tokens of rank over {NUM_COMMON:,}")
     axes.set_ylim(0, None)
     axes.legend(frameon=False)
-    figure.savefig(DOCS / "results" / "exactness.png", dpi=150)
+    with replacing(DOCS / "results" / "exactness.png") as temporary:
+        figure.savefig(temporary, format="png", dpi=150)
     lines.append(
         f"\nZipf law over {VOCAB_SIZE - 1:,} tokens; {record['rows'][0]['tokens']:,} tokens a cell of ours, "
         f"{record['rows'][1]['tokens']:,} of the published algorithm's; Wilson 95% intervals; seed {record['seed']}; "

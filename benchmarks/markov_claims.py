@@ -7,22 +7,24 @@ Samples are drawn with a seed that no choice of settings was made on.
 """
 
 import argparse
-import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
+from pages import write_json
 
 import didi
 from didi.data.source import open_source
 from didi.evaluation.row import EvaluationRow
+from didi.markdown import markdown_table
 
 SEED = 20_262
 NUM_SAMPLES = 4096
 TEACHER_NFE, STUDENT_NFE, GUIDED_NFE = (4, 8, 16, 32, 64), (4, 8, 16), (4, 8)
 # (sampler, NFE of the student, NFE of the teacher, factor): student's perplexity <= factor * teacher's
 CLAIMS = (("ancestral", 4, 4, 0.75), ("ancestral", 8, 16, 1.0), ("ancestral", 16, 64, 1.0), ("guided", 8, 32, 1.0))
+FIGURES = ["model", "sampler", "NFE", "disc. passes", "exact perplexity [95% CI]", "unigram entropy", "bigram entropy"]
 
 
 def main() -> int:
@@ -39,10 +41,8 @@ def main() -> int:
     bundles = [didi.load(run / "bundle") for run in args.runs]
     rows = measure(bundles[0], role="teacher", nfe=TEACHER_NFE, data=data)
     real, teacher = rows[0], {row.nfe: row for row in rows[1:]}
-    lines = ["| model | sampler | NFE | disc. passes | exact perplexity [95% CI] | unigram entropy | bigram entropy |"]
-    lines += ["|---|---|--:|--:|--:|--:|--:|", line("data", real)]
-    lines += [line("teacher", row) for row in teacher.values()]
-    verdicts = ["| seed | claim | figure | bound | holds |", "|--:|---|--:|--:|---|"]
+    figures = [line("data", real), *(line("teacher", row) for row in teacher.values())]
+    verdicts: list[list[object]] = []
     records = [{"run": "teacher", **asdict(row)} for row in rows]
     all_hold = True
     for run, bundle in zip(args.runs, bundles, strict=True):
@@ -51,7 +51,7 @@ def main() -> int:
         student += measure(bundle, role="student", sampler="guided", nfe=GUIDED_NFE)
         found = {(row.sampler, row.nfe): row for row in student}
         records += [{"run": run.name, "training_seed": seed, **asdict(row)} for row in student]
-        lines += [line(f"student, seed {seed}", row) for row in student]
+        figures += [line(f"student, seed {seed}", row) for row in student]
         for sampler, nfe, teacher_nfe, factor in CLAIMS:
             row = found[sampler, nfe]
             unigram = teacher[teacher_nfe].corpus_entropy
@@ -66,19 +66,21 @@ def main() -> int:
             for text, figure, limit, sign in checks:
                 holds = figure <= limit if sign == "<=" else figure >= limit
                 all_hold &= holds
-                verdicts.append(f"| {seed} | {text} | {figure:.3f} | {limit:.3f} | {'yes' if holds else '**no**'} |")
-    args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "metrics.json").write_text(json.dumps(records, indent=1) + "\n")
-    print("\n".join([*lines, "", *verdicts, "", f"{NUM_SAMPLES} samples a row, sampling seed {SEED}, {real.machine}."]))
+                told = "yes" if holds else "**no**"
+                verdicts.append([seed, text, f"{figure:.3f}", f"{limit:.3f}", told])
+    write_json(args.out / "metrics.json", records)
+    lines = markdown_table(FIGURES, figures, num_left=2)
+    claims = markdown_table(["seed", "claim", "figure", "bound", "holds"], verdicts, align="rlrrl")
+    print("\n".join([*lines, "", *claims, "", f"{NUM_SAMPLES} samples a row, sampling seed {SEED}, {real.machine}."]))
     return 0 if all_hold else 1
 
 
-def line(name: str, row: EvaluationRow) -> str:
+def line(name: str, row: EvaluationRow) -> list[object]:
+    """Cells of ``FIGURES``."""
     low, high = row.gen_ppl_ci
-    return (
-        f"| {name} | {row.sampler or '-'} | {row.nfe or '-'} | {row.discriminator_passes:.1f} | {row.gen_ppl:.3f} "
-        f"[{low:.3f}, {high:.3f}] | {row.corpus_entropy:.3f} | {row.bigram_entropy:.3f} |"
-    )
+    figures = [f"{row.discriminator_passes:.1f}", f"{row.gen_ppl:.3f} [{low:.3f}, {high:.3f}]"]
+    figures += [f"{row.corpus_entropy:.3f}", f"{row.bigram_entropy:.3f}"]
+    return [name, row.sampler or "-", row.nfe or "-", *figures]
 
 
 if __name__ == "__main__":

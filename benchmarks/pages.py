@@ -1,7 +1,9 @@
-"""What the scripts that write pages share: the part of a page that is generated stands between two markers."""
+"""Functions shared by the scripts that write pages; the generated part of a page stands between two markers."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from didi.files import write_atomically
 
@@ -9,8 +11,13 @@ DOCS = Path(__file__).parents[1] / "docs"
 END = "<!-- end -->"
 
 
+def write_json(file: Path, record: Any) -> None:
+    """Write a record as indented JSON, atomically."""
+    write_atomically(file, json.dumps(record, indent=1) + "\n")
+
+
 def renew(page: Path, script: str, lines: Sequence[str]) -> None:
-    """Replace the part of ``page`` that ``script`` wrote; the prose around it stays."""
+    """Replace the generated part of ``page`` that belongs to ``script``; the text around it is kept."""
     begin = f"<!-- written by benchmarks/{script} page: begin -->"
     before, found, rest = page.read_text().partition(begin)
     if not found:

@@ -29,13 +29,15 @@ from typing import Any
 import huggingface_hub.constants
 import torch
 import yaml
-from pages import DOCS, renew
+from pages import DOCS, renew, write_json
 
 from didi.apps.train import DistillCommand, RunOptions, distill_run, resolve
 from didi.data import archives
 from didi.data.catalogue import Asset
 from didi.errors import DidiError
 from didi.evaluation.row import machine_name
+from didi.files import write_atomically
+from didi.markdown import markdown_table
 from didi.methods.didi_settings import DistillConfig
 from didi.models.bundle import Bundle, load, save
 from didi.models.foreign import read_weights
@@ -464,24 +466,27 @@ def measure(args: argparse.Namespace) -> None:
             (folder / "fuzz" / kind.replace("/", "-")).mkdir(parents=True)
             found["inputs"][kind] = fuzz(kind, args.inputs // len(KINDS), folder / "fuzz" / kind.replace("/", "-"))
             print(kind, found["inputs"][kind], flush=True)
-    args.out.write_text(json.dumps(found, indent=1) + "\n")
+    write_json(args.out, found)
 
 
 def page(args: argparse.Namespace) -> None:
     if args.source:
-        STORED.write_text(args.source.read_text())
+        write_atomically(STORED, args.source.read_bytes())
     found = json.loads(STORED.read_text())
-    lines = ["| fault | runs | ended as if nothing had happened |", "|---|--:|--:|"]
+    faults = []
     for name, row in found["faults"].items():
         note = f"; saved within {row['seconds']:.1f} s" if "seconds" in row else ""
-        lines.append(f"| {name} | {row['runs']:.0f} | {row['recovered']:.0f}{note} |")
-    lines += ["", "| hostile input | inputs | refused in one line | read as valid | escapes |", "|---|--:|--:|--:|--:|"]
+        faults.append([name, f"{row['runs']:.0f}", f"{row['recovered']:.0f}{note}"])
+    inputs = []
     total: Counter[str] = Counter()
     for kind, row in found["inputs"].items():
         cells = {name: row[name] for name in ("inputs", "refused", "read", "escapes")}
         total.update(cells)
-        lines.append(f"| {kind} | {' | '.join(f'{value:,}' for value in cells.values())} |")
-    lines.append(f"| **all** | {' | '.join(f'{total[name]:,}' for name in ('inputs', 'refused', 'read', 'escapes'))} |")
+        inputs.append([kind, *(f"{value:,}" for value in cells.values())])
+    inputs.append(["**all**", *(f"{total[name]:,}" for name in ("inputs", "refused", "read", "escapes"))])
+    lines = markdown_table(["fault", "runs", "ended as if nothing had happened"], faults)
+    header = ["hostile input", "inputs", "refused in one line", "read as valid", "escapes"]
+    lines += ["", *markdown_table(header, inputs)]
     lines.append(f"\n{found['machine']}.")
     renew(DOCS / "reliability.md", "reliability.py", lines)
 

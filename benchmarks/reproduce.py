@@ -9,13 +9,13 @@ its own. A page whose part the report lacks stays as it is. The prose above the 
 
 import argparse
 import re
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 from pages import DOCS, renew
 
 from didi.apps.reproduce.command import TARGETS
+from didi.files import write_atomically
 
 RESULTS = DOCS / "results"
 FIGURE = re.compile(r"(?<=\]\()figure\d\.png(?=\))")
@@ -29,7 +29,7 @@ def main(words: Sequence[str] | None = None) -> None:
     name = f"reproduce-{args.scale}"
     report = (args.run / "report.md").read_text()
     for figure in FIGURE.findall(report):
-        shutil.copy(args.run / figure, RESULTS / f"{name}-{figure}")
+        write_atomically(RESULTS / f"{name}-{figure}", (args.run / figure).read_bytes())
     _, *rest = FIGURE.sub(lambda found: f"{name}-{found[0]}", report).splitlines()  # without its title
     conditions, *sections = re.split(r"^(?=## )", "\n".join(rest).strip() + "\n", flags=re.MULTILINE)
     is_ours = [section.startswith(f"## {TARGETS['decisions'].title}") for section in sections]

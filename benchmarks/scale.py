@@ -3,8 +3,8 @@
     python benchmarks/scale.py measure --runs DIR [--only NAME ...]
     python benchmarks/scale.py page    [--runs DIR]
 
-``measure`` makes a few real steps of each configuration with random weights in a process of its own, and keeps what it
-finds, so that it can be stopped and resumed; it wants 20 GiB of memory. ``page`` renews the tables of the page.
+``measure`` runs a few steps of each configuration with random weights in a separate process and stores the results, so
+that it can be interrupted and resumed; it needs 20 GiB of memory. ``page`` updates the tables of the page.
 """
 
 import argparse
@@ -27,11 +27,13 @@ from typing import Any
 os.environ["MALLOC_MMAP_THRESHOLD_"] = os.environ["MALLOC_TRIM_THRESHOLD_"] = "65536"
 
 import torch
-from pages import DOCS, renew
+from pages import DOCS, renew, write_json
 
 from didi.data.source import MarkovSource
 from didi.diffusion.absorbing import Absorbing
 from didi.evaluation.row import machine_name
+from didi.files import write_atomically
+from didi.markdown import markdown_table
 from didi.methods.base import Inputs
 from didi.methods.didi_settings import DistillConfig
 from didi.methods.elbo import PretrainConfig
@@ -117,7 +119,7 @@ def steps_of_each(name: str) -> dict[str, Any]:
 
 def rank(args: argparse.Namespace) -> None:
     with joined() as here:
-        (args.runs / f"{here.rank}.json").write_text(json.dumps(steps_of(args.name)))
+        write_atomically(args.runs / f"{here.rank}.json", json.dumps(steps_of(args.name)))
 
 
 def steps_of(name: str) -> dict[str, Any]:
@@ -232,29 +234,29 @@ def measure(args: argparse.Namespace) -> None:
         else:
             with multiprocessing.get_context("spawn").Pool(1) as pool:
                 found = pool.apply(work[name]) if name in work else pool.apply(steps_of, [name])
-        file.write_text(json.dumps(found | {"machine": machine_name(CPU)}))
+        write_atomically(file, json.dumps(found | {"machine": machine_name(CPU)}))
+
+
+HEADER = ["configuration", "rows", "tokens", "numbers", "trained", "predicted MiB", "measured MiB"]
+HEADER += ["predicted / measured", "s / step", "finite"]
+TWO_HEADER = ["two processes", "speed over one", "greatest gap between weights"]
 
 
 def page(args: argparse.Namespace) -> None:
     if args.runs:
         found = {name: args.runs / f"{name}.json" for name in [*CONFIGURATIONS, PASS, "two processes"]}
         record = {name: json.loads(file.read_text()) for name, file in found.items() if file.is_file()}
-        STORED.write_text(json.dumps(record, indent=1) + "\n")
+        write_json(STORED, record)
     record = json.loads(STORED.read_text())
     machine = next(iter(record.values()))["machine"]
-    lines = [
-        "| configuration | rows | tokens | numbers | trained | predicted MiB | measured MiB | predicted / measured | "
-        "s / step | finite |",
-        "|---|--:|--:|--:|--:|--:|--:|--:|--:|---|",
-    ]
-    for name in CONFIGURATIONS:
-        if (row := record.get(name)) is not None:
-            lines.append(
-                f"| {name} | {row['rows']} | {row['length']} | {row['parameters'] / 1e6:,.0f} M | "
-                f"{row['trained'] / 1e6:,.0f} M | {row['predicted'] / MIB:,.0f} | {row['measured'] / MIB:,.0f} | "
-                f"{row['predicted'] / row['measured']:.2f} | {row['seconds']:.0f} | "
-                f"{'yes' if row['finite'] else '**no**'} |"
-            )
+    body = []
+    for name, row in ((name, record[name]) for name in CONFIGURATIONS if name in record):
+        sizes = [f"{row[field] / 1e6:,.0f} M" for field in ("parameters", "trained")]
+        memory = [f"{row[field] / MIB:,.0f}" for field in ("predicted", "measured")]
+        rest = [f"{row['seconds']:.0f}", "yes" if row["finite"] else "**no**"]
+        ratio = f"{row['predicted'] / row['measured']:.2f}"
+        body.append([name, row["rows"], row["length"], *sizes, *memory, ratio, *rest])
+    lines = markdown_table(HEADER, body, align="lrrrrrrrrl")
     lines.append(f"\nRandom weights, float32, three steps each; {machine}.\n")
     if {SHARED, PASS} <= record.keys():
         shared, alone = (record[name]["measured"] for name in (SHARED, PASS))
@@ -263,14 +265,11 @@ def page(args: argparse.Namespace) -> None:
             "the teacher's weights and the graph of its own laws at the same states.\n"
         )
     if (two := record.get("two processes")) is not None:
-        lines += [
-            f"`{two['command']}`\n",
-            "| two processes | speed over one | greatest gap between weights |",
-            "|---|--:|--:|",
-        ]
+        body = []
         for name, told in (("two", "copied (DDP)"), ("sharded", "sharded (FSDP2)")):
             speed, low, high = two[name]["speed"]
-            lines.append(f"| {told} | {speed:.2f} [{low:.2f}, {high:.2f}] | {two[name]['gap']:.1e} |")
+            body.append([told, f"{speed:.2f} [{low:.2f}, {high:.2f}]", f"{two[name]['gap']:.1e}"])
+        lines += [f"`{two['command']}`\n", *markdown_table(TWO_HEADER, body)]
         lines.append(f"\nOne thread a process, gloo; the greatest weight is {two['largest']:.2g}; {machine}.")
     lines.append("\n## What doctor says of the paper's runs\n")
     for words in ("owt-169m", "owt-424m", "owt-424m --num-processes 8 --loop.batch-size 64"):

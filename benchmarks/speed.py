@@ -18,13 +18,15 @@ from typing import Any
 
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
-from pages import DOCS, renew
+from pages import DOCS, renew, write_json
 
 import didi
 from didi.apps.bench import bench
 from didi.data.source import open_source
 from didi.evaluation.row import machine_name
 from didi.evaluation.speed_row import Ratio, SpeedRow, ratio, speed_table
+from didi.files import replacing, write_atomically
+from didi.markdown import markdown_table
 from didi.models.inference import for_inference
 from didi.models.nelbo import nats_per_token
 
@@ -69,7 +71,8 @@ def measure(args: argparse.Namespace) -> None:
             for role in ("teacher", "student")
             for numerics in ("float32", "bfloat16", "int8")
         }
-        quality.write_text(json.dumps({"nats": found, "sequences": len(rows), "machine": machine_name()}))
+        record = {"nats": found, "sequences": len(rows), "machine": machine_name()}
+        write_atomically(quality, json.dumps(record))
 
 
 def page(args: argparse.Namespace) -> None:
@@ -83,7 +86,7 @@ def page(args: argparse.Namespace) -> None:
         quality = json.loads((args.runs / "nelbo.json").read_text())
         suites = (json.loads(STORED.read_text())["suites"] if STORED.is_file() else {}) | found
         suites = {name: suites[name] for name in SUITES if name in suites}
-        STORED.write_text(json.dumps({"suites": suites, "nelbo": quality}, indent=1) + "\n")
+        write_json(STORED, {"suites": suites, "nelbo": quality})
     record = json.loads(STORED.read_text())
     suites = {name: [SpeedRow.from_record(row) for row in run["rows"]] for name, run in record["suites"].items()}
     if "cost" in suites:
@@ -101,18 +104,21 @@ def row_of(rows: Sequence[SpeedRow], method: str, variant: str = "float32") -> S
     return next((row for row in rows if (row.method, row.variant) == (method, variant)), NOT_MEASURED)
 
 
-def verdicts(suites: dict[str, list[SpeedRow]]) -> Iterator[str]:
-    """The claims as a table: figure, bound, and whether it holds."""
-    yield "| claim | figure | bound | holds |"
-    yield "|---|--:|--:|---|"
+def verdicts(suites: dict[str, list[SpeedRow]]) -> list[str]:
+    """Lines of the table of claims."""
+    return markdown_table(["claim", "figure", "bound", "holds"], claims(suites), align="lrrl")
 
-    def claim(text: str, figure: Ratio | None, bound: float, *, is_upper: bool) -> str:
+
+def claims(suites: dict[str, list[SpeedRow]]) -> Iterator[list[str]]:
+    """Yields each claim, its figure, its bound, and whether it holds."""
+
+    def claim(text: str, figure: Ratio | None, bound: float, *, is_upper: bool) -> list[str]:
         limit = "–" if math.isnan(bound) else f"{'≤' if is_upper else '≥'} {bound:g}"
         if figure is None:
-            return f"| {text} | – | {limit} | not measured |"
+            return [text, "–", limit, "not measured"]
         holds = figure[0] <= bound if is_upper else figure[0] >= bound
         verdict = "told as it is" if math.isnan(bound) else "yes" if holds else "**no**"
-        return f"| {text} | {told(figure)} | {limit} | {verdict} |"
+        return [text, told(figure), limit, verdict]
 
     def row(suite: str, method: str, variant: str = "float32") -> SpeedRow:
         return row_of(suites.get(suite, []), method, variant)
@@ -152,12 +158,12 @@ def told(figure: Ratio) -> str:
     )
 
 
-def nelbo_table(quality: dict[str, Any]) -> Iterator[str]:
-    yield "| `tiny-news` | NELBO, nats a token |"
-    yield "|---|--:|"
-    for name, nats in quality["nats"].items():
-        yield f"| {name} | {nats:.4f} |"
-    yield f"\nThe whole validation split, {quality['sequences']} sequences of 128 tokens; {quality['machine']}."
+def nelbo_table(quality: dict[str, Any]) -> list[str]:
+    body = [[name, f"{nats:.4f}"] for name, nats in quality["nats"].items()]
+    return [
+        *markdown_table(["`tiny-news`", "NELBO, nats a token"], body),
+        f"\nThe whole validation split, {quality['sequences']} sequences of 128 tokens; {quality['machine']}.",
+    ]
 
 
 def cost_figure(rows: Sequence[SpeedRow], path: Path) -> None:
@@ -180,7 +186,8 @@ def cost_figure(rows: Sequence[SpeedRow], path: Path) -> None:
     axes.set_ylabel("seconds a batch", fontsize=9)
     axes.set_title("Cost of a batch; dotted: in proportion to NFE", loc="left", fontsize=9)
     axes.legend(frameon=False, fontsize=8)
-    figure.savefig(path)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png")
 
 
 def main(words: Sequence[str] | None = None) -> None:

@@ -37,6 +37,7 @@ from didi.evaluation.report import rows_table
 from didi.evaluation.row import EvaluationRow, machine_name
 from didi.evaluation.row import measure as measure_set
 from didi.files import write_atomically
+from didi.markdown import markdown_table
 from didi.models.bundle import ROLES
 from didi.models.nelbo import nats_per_token
 from didi.sampling.guided import Guidance
@@ -255,14 +256,14 @@ def ratios_at_entropies(rows: dict[str, EvaluationRow], ours: Cell, theirs: Cell
 def verdicts(rows: dict[str, EvaluationRow]) -> list[str]:
     """The claims of this page as a table: figure, bound, and whether it holds."""
     data, teacher, student, guided = (rows[cell.name] for cell in (DATA, TEACHER_128, STUDENT_8, GUIDED_8))
-    lines = ["| claim | figure | bound | holds |", "|---|--:|--:|---|"]
+    body = []
 
     def claim(text: str, figure: float, bound: float, *, is_upper: bool = True) -> None:
         holds = figure <= bound if is_upper else figure >= bound
         verdict = "yes" if holds else "**no**"
         if math.isnan(figure):
             verdict = "**not measured**: the entropies do not meet"
-        lines.append(f"| {text} | {figure:.4g} | {'≤' if is_upper else '≥'} {bound:g} | {verdict} |")
+        body.append([text, f"{figure:.4g}", f"{'≤' if is_upper else '≥'} {bound:g}", verdict])
 
     claim("teacher at 128 NFE: perplexity over that of held-out news", teacher.gen_ppl / data.gen_ppl, 4)
     claim("student at 8 NFE: perplexity over the teacher's at 128", student.gen_ppl / teacher.gen_ppl, 1)
@@ -280,6 +281,7 @@ def verdicts(rows: dict[str, EvaluationRow]) -> list[str]:
     claim("guidance at 8 NFE: perplexity saved, entropies within 2%", saved, 0.15, is_upper=False)
     saved = 1 - perplexity_at_entropy(sweep(rows, GUIDED_8), student.entropy) / student.gen_ppl
     claim("the same, read at the plain student's very entropy", saved, 0.15, is_upper=False)
+    lines = markdown_table(["claim", "figure", "bound", "holds"], body, align="lrrl")
     lines.append(
         f"\nGuidance at 8 NFE: {guided.discriminator_passes:.1f} discriminator passes a sequence; at temperature 1 its "
         f"entropy is {guided.entropy:.3f}, the plain student's {student.entropy:.3f}."
@@ -327,36 +329,34 @@ def against_twin(rows: dict[str, EvaluationRow], timing: Timing) -> list[str]:
 
 def timing_table(rows: dict[str, EvaluationRow], timing: Timing) -> list[str]:
     """Milliseconds a sequence: median and range of the rounds."""
-    lines = ["| model | sampler | NFE | " + " | ".join(f"ms / sequence, batch {size}" for size in TIMED_ROUNDS) + " |"]
-    lines.append("|---|---|--:|" + "--:|" * len(TIMED_ROUNDS))
+    header = ["model", "sampler", "NFE", *(f"ms / sequence, batch {size}" for size in TIMED_ROUNDS)]
+    body = []
     for name, by_size in timing.items():
         row = rows[name]
         times = []
         for size in TIMED_ROUNDS:
             found = sorted(1000 * seconds for seconds in by_size[str(size)])
             times.append(f"{statistics.median(found):.3g} [{found[0]:.3g}, {found[-1]:.3g}]")
-        lines.append(f"| {row.role} | {row.sampler} | {row.nfe} | {' | '.join(times)} |")
-    return lines
+        body.append([row.role, row.sampler, row.nfe, *times])
+    return markdown_table(header, body, num_left=2)
 
 
 def sweep_table(swept: Sequence[EvaluationRow]) -> list[str]:
-    lines = ["| model | sampler | NFE | temperature | perplexity [95% CI] | entropy [95% CI] | distinct-4 |"]
-    lines.append("|---|---|--:|--:|--:|--:|--:|")
+    header = ["model", "sampler", "NFE", "temperature", "perplexity [95% CI]", "entropy [95% CI]", "distinct-4"]
+    body = []
     for row in sorted(swept, key=lambda row: (row.role, row.sampler, row.nfe, row.temperature)):
         ppl, entropy = row.gen_ppl_ci, row.entropy_ci
-        lines.append(
-            f"| {row.role} | {row.sampler} | {row.nfe} | {row.temperature:g} | {row.gen_ppl:.0f} [{ppl[0]:.0f}, "
-            f"{ppl[1]:.0f}] | {row.entropy:.3f} [{entropy[0]:.3f}, {entropy[1]:.3f}] | {row.distinct_4:.3f} |"
-        )
-    return lines
+        figures = [f"{row.gen_ppl:.0f} [{ppl[0]:.0f}, {ppl[1]:.0f}]"]
+        figures += [f"{row.entropy:.3f} [{entropy[0]:.3f}, {entropy[1]:.3f}]", f"{row.distinct_4:.3f}"]
+        body.append([row.role, row.sampler, row.nfe, f"{row.temperature:g}", *figures])
+    return markdown_table(header, body, num_left=2)
 
 
 def showcase(rows: dict[str, EvaluationRow], found: dict[str, dict[str, Any]]) -> list[str]:
     parts = []
     for name, row in rows.items():
         if row.temperature == 1:
-            heading = f"{row.role}, {row.sampler}, {row.nfe} NFE" if row.nfe else row.role
-            parts.append(f"**{heading}** (set: perplexity {row.gen_ppl:.0f}, entropy {row.entropy:.2f})\n")
+            parts.append(f"**{row.label()}** (set: perplexity {row.gen_ppl:.0f}, entropy {row.entropy:.2f})\n")
             parts.append(f"> {' '.join(found[name]['texts'][0].split())}\n")
     return parts
 

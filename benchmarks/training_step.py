@@ -9,7 +9,6 @@ rewarded.
 """
 
 import argparse
-import json
 import statistics
 import tempfile
 import time
@@ -18,15 +17,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from pages import write_json
 from torch import Tensor
 
 import didi
 from didi.apps.train import distillation_source
 from didi.evaluation.row import machine_name
+from didi.markdown import markdown_table
 from didi.recipes import DISTILL, recipe
 
 
-def unavoidable(job: Distillation) -> dict[str, Callable[[], None]]:
+def unavoidable(job: Trainer) -> dict[str, Callable[[], None]]:
     """Each pass with the shapes of a real step."""
     objective, settings = job.method.settings.objective, job.method.settings.discriminator
     num_states, length, mask_id = (
@@ -114,19 +115,16 @@ def main() -> None:
     ratios = [step / sum(parts) for step, *parts in zip(times["step"], *(times[name] for name in passes), strict=True)]
     median = {name: statistics.median(values) for name, values in times.items()}
     floor = sum(median[name] for name in passes)
-    print("| | ms | share of the step |\n|---|--:|--:|")
-    for name in passes:
-        print(f"| {name} | {1000 * median[name]:.0f} | {median[name] / median['step']:.0%} |")
-    print(f"| **passes, together** | {1000 * floor:.0f} | {floor / median['step']:.0%} |")
-    print(f"| **step** | {1000 * median['step']:.0f} | 100% |")
+    seconds = {name: median[name] for name in passes} | {"**passes, together**": floor, "**step**": median["step"]}
+    body = [[name, f"{1000 * value:.0f}", f"{value / median['step']:.0%}"] for name, value in seconds.items()]
+    print("\n".join(markdown_table(["", "ms", "share of the step"], body)))
     ratio = statistics.median(ratios)
     low, _, high = statistics.quantiles(ratios, n=4)
     print(f"\nStep over passes: {ratio:.2f} (quartiles {low:.2f}, {high:.2f}) in {args.repeats} rounds.")
     print(f"{args.recipe}, {machine_name()}.")
     if args.out:
-        args.out.mkdir(parents=True, exist_ok=True)
         record = {"recipe": args.recipe, "machine": machine_name(), "seconds": times, "ratio": ratio}
-        (args.out / "training-step.json").write_text(json.dumps(record, indent=1) + "\n")
+        write_json(args.out / "training-step.json", record)
 
 
 if __name__ == "__main__":

@@ -337,8 +337,8 @@ def test_evaluate_sweeps_judges_anchors_and_keeps_every_sample(didi, distilled, 
     assert len((tmp_path / "samples.jsonl").read_text().splitlines()) == 16 * len(rows)
     report = (tmp_path / "report.md").read_text()
     assert "## Pair by pair" in report
-    assert "| student, 4 NFE | teacher, 4 NFE |" in report
-    assert "teacher T 0.9" in out
+    assert "| student, ancestral, 4 NFE | teacher, ancestral, 4 NFE |" in report
+    assert "temperature 0.9" in out
 
 
 def test_evaluate_writes_rows_report_and_figure(didi, distilled, tmp_path):

@@ -67,7 +67,12 @@ def test_like_is_compared_with_like_pair_by_pair_and_at_equal_entropy(tmp_path, 
     ratio = f"{math.exp(0.1):.3f}"
     for kind in ("teacher, ancestral, 4 NFE", "student, ancestral, 8 NFE"):
         assert f"| {tmp_path}/b: {kind} | {tmp_path}/a | {ratio} [{ratio}, {ratio}] | 0.2" in table  # 2 of 8 swaps
-    for kind in ("teacher, 4 NFE", "teacher, 8 NFE", "student, 4 NFE", "student, 8 NFE"):
+    for kind in (
+        "teacher, ancestral, 4 NFE",
+        "teacher, ancestral, 8 NFE",
+        "student, ancestral, 4 NFE",
+        "student, ancestral, 8 NFE",
+    ):
         assert f"| {tmp_path}/b: {kind} | {tmp_path}/a | {ratio} | {ratio} | 3.60 to 4.00 |" in table
     assert f"Not in {tmp_path}/a: {tmp_path}/b: teacher, ancestral, 4 NFE, temperature 0.7; " in table
     assert (tmp_path / "c" / "frontier.png").stat().st_size > 10_000

@@ -232,14 +232,11 @@ def test_packing_is_the_concatenation_with_eos_cut_into_rows(monkeypatch, tokeni
     assert rows.flatten().tolist() == stream[: rows.numel()]
 
 
-def test_specials_in_documents_are_text_unless_allowed(tokenizer):
+def test_specials_in_documents_are_text(tokenizer):
     document = f"a [MASK] b {EOS} c"
     plain = pack([document] * 2, tokenizer, 1).flatten().tolist()
     assert 299 not in plain
     assert plain.count(0) == 2
-    special = pack([document] * 2, tokenizer, 1, allow_special=True).flatten().tolist()
-    assert special.count(299) == 2
-    assert special.count(0) == 4
     assert 299 in tokenizer.encode(document).ids  # the caller's tokenizer is as it was
 
 

@@ -4,10 +4,8 @@ import pytest
 import torch
 
 from didi.evaluation import frontier
-from didi.evaluation.diversity import corpus_entropy
 from didi.evaluation.frontier import (
     bootstrap_interval,
-    corpus_entropy_interval,
     frontier_ratio,
     mean_interval,
     perplexity_at_entropy,
@@ -54,13 +52,6 @@ def test_the_split_into_chunks_changes_nothing(monkeypatch):
     whole = mean_interval(values)
     monkeypatch.setattr(frontier, "CHUNK_ELEMENTS", 30 * 7)
     assert mean_interval(values) == pytest.approx(whole)
-
-
-def test_entropy_interval_lies_around_the_estimate_of_a_large_set():
-    tokens = torch.randint(9, (2, 100, 50), generator=torch.Generator().manual_seed(5)).amin(0)
-    low, high = corpus_entropy_interval(tokens)
-    assert low < corpus_entropy(tokens) < high
-    assert high - low < 0.05
 
 
 def test_intervals_are_reproducible_and_widen_with_the_level():

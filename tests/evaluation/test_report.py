@@ -207,7 +207,7 @@ def test_sweeps_bring_a_comparison_at_equal_entropy(tmp_path):
         for temperature, ppl in ((0.8, 50.0), (1.0, 100.0))
     ]
     report = write_report(sets, tmp_path, title="Sweeps").read_text()
-    assert "| student, 8 NFE | teacher, 8 NFE | 0.500 | 0.500 | 4.40 to 4.50 |" in report
+    assert "| student, ancestral, 8 NFE | teacher, ancestral, 8 NFE | 0.500 | 0.500 | 4.40 to 4.50 |" in report
     assert (tmp_path / "frontier.png").stat().st_size > 20_000
     assert "| student, ancestral, 8 NFE, temperature 0.8 | teacher, ancestral, 8 NFE, temperature 0.8 |" in report
     assert report.count("## student") == 1  # texts once, not for each temperature

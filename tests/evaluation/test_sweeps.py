@@ -14,17 +14,21 @@ def make_row(role="student", *, entropy=4.0, ppl=100.0, sampler="ancestral", nfe
 def test_a_sweep_is_one_model_sampler_and_nfe_in_order_of_temperature():
     rows = [make_row(nfe=nfe, temperature=temperature) for temperature in (1.1, 0.8, 1.0) for nfe in (8, 32)]
     rows.append(make_row(sampler="guided"))
-    found = {sweep.label: [row.temperature for row in sweep.rows] for sweep in sweeps(rows)}
-    assert found == {"student, 8 NFE": [0.8, 1, 1.1], "student, 32 NFE": [0.8, 1, 1.1], "student, guided, 8 NFE": [1]}
+    found = {sweep.label(): [row.temperature for row in sweep.rows] for sweep in sweeps(rows)}
+    assert found == {
+        "student, ancestral, 8 NFE": [0.8, 1, 1.1],
+        "student, ancestral, 32 NFE": [0.8, 1, 1.1],
+        "student, guided, 8 NFE": [1],
+    }
 
 
 def test_exact_samples_belong_to_both_kinds_of_sweep():
     rows = [make_row(), make_row(temperature=0.9), make_row(top_p=0.9), make_row(top_p=0.9, temperature=0.9)]
     rows.append(make_row("data", nfe=0, sampler=""))
-    found = {sweep.label: [(row.temperature, row.top_p) for row in sweep.rows] for sweep in sweeps(rows)}
+    found = {sweep.label(): [(row.temperature, row.top_p) for row in sweep.rows] for sweep in sweeps(rows)}
     assert found == {
-        "student, 8 NFE": [(0.9, 1), (1, 1)],
-        "student, 8 NFE, top-p": [(1, 0.9), (1, 1)],
+        "student, ancestral, 8 NFE": [(0.9, 1), (1, 1)],
+        "student, ancestral, 8 NFE, top-p": [(1, 0.9), (1, 1)],
         "data": [(1, 1)],
     }
 
@@ -36,7 +40,10 @@ def test_sweeps_are_compared_where_their_entropies_meet():
     rows.append(make_row("other", entropy=5.0))  # a single row is no sweep
     line = equal_entropy_table(rows).splitlines()[2]
     at_exact = 100 / 200 / math.sqrt(2)
-    assert line == f"| student, 8 NFE | teacher, 8 NFE | {at_exact:.3f} | {at_exact:.3f} | 4.10 to 4.40 |"
+    assert (
+        line
+        == f"| student, ancestral, 8 NFE | teacher, ancestral, 8 NFE | {at_exact:.3f} | {at_exact:.3f} | 4.10 to 4.40 |"
+    )
 
 
 def test_sweeps_that_never_meet_say_so_and_judges_are_kept_apart():
@@ -44,11 +51,17 @@ def test_sweeps_that_never_meet_say_so_and_judges_are_kept_apart():
         [make_row(role, entropy=h + i, temperature=0.9 + i / 10) for i in range(2)]
         for role, h in (("a", 1.0), ("b", 3.0))
     )
-    assert equal_entropy_table(low + high).splitlines()[2] == "| b, 8 NFE | a, 8 NFE | – | – | none |"
+    assert (
+        equal_entropy_table(low + high).splitlines()[2]
+        == "| b, ancestral, 8 NFE | a, ancestral, 8 NFE | – | – | none |"
+    )
     other = [make_row("b", entropy=1.0 + i, judge="k", temperature=0.9 + i / 10) for i in range(2)]
     assert equal_entropy_table(low + other) is None
 
 
 def test_the_ratio_of_a_sweep_without_exact_samples_is_left_open():
     rows = [make_row(role, entropy=t, temperature=t) for role in ("a", "b") for t in (0.8, 0.9)]
-    assert equal_entropy_table(rows).splitlines()[2] == "| b, 8 NFE | a, 8 NFE | – | 1.000 | 0.80 to 0.90 |"
+    assert (
+        equal_entropy_table(rows).splitlines()[2]
+        == "| b, ancestral, 8 NFE | a, ancestral, 8 NFE | – | 1.000 | 0.80 to 0.90 |"
+    )

@@ -18,28 +18,33 @@ class ResultConsole(Console):
 
 
 def print_rows(rows: Sequence[EvaluationRow], *, title: str, console: Console) -> None:
-    """Print evaluation rows as a table that fits a terminal of 80 columns; the report has all columns."""
+    """Print evaluation rows as a table that fits a terminal of 80 columns; the report has all columns.
+
+    Long labels wrap. They name the sampler only if the rows differ in it.
+    """
     is_guided = any(row.discriminator_passes for row in rows)
+    has_samplers = len({row.sampler for row in rows if row.nfe}) > 1
     table = Table(
-        title=title, title_justify="left", header_style="bold", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False
+        title=title,
+        title_justify="left",
+        header_style="bold",
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+        show_edge=False,
     )
-    table.add_column("model", no_wrap=True)
-    if is_guided:
-        table.add_column("sampler", no_wrap=True)
+    table.add_column("model", overflow="fold")
     for name in ("NFE", "disc." if is_guided else "passes", "perplexity", "entropy", "tokens/s"):
         table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
+        label = row.label(omit=("nfe",) if has_samplers else ("sampler", "nfe"))
         passes = row.discriminator_passes if is_guided else row.student_passes
         drawn = [str(row.nfe), f"{passes:.1f}"] if row.nfe else ["-", "-"]
-        guided = [row.sampler or "-"] if is_guided else []
         decimals = ".0f" if row.gen_ppl >= 100 else ".1f" if row.gen_ppl >= 20 else ".2f"
         figures = [_with_interval(row.gen_ppl, row.gen_ppl_ci, decimals)]
         figures += [_with_interval(row.entropy, row.entropy_ci, ".2f")]
         speed = f"{row.tokens_per_second:,.0f}" if row.nfe else "-"
-        departure = "".join(
-            [f" T {row.temperature:g}"] * (row.temperature != 1) + [f" p {row.top_p:g}"] * (row.top_p != 1)
-        )
-        table.add_row(row.role + departure, *guided, *drawn, *figures, speed)
+        table.add_row(label, *drawn, *figures, speed)
     console.print(table)
 
 

@@ -64,7 +64,7 @@ def demo(args: Sequence[str]) -> None:
         def note(one: SampleSet) -> None:
             row = replace(one.row, role=label if one.row.nfe else one.row.role)
             sets.append(replace(one, row=row))
-            _say(f"     {row.role} {row.nfe or ''}  perplexity {row.gen_ppl:.1f}  entropy {row.entropy:.2f}")
+            _say(f"     {row.label()}: perplexity {row.gen_ppl:.1f}, entropy {row.entropy:.2f}")
 
         data = distillation_source(config, bundled).test if with_data else None
         evaluate(
@@ -90,7 +90,7 @@ def demo(args: Sequence[str]) -> None:
     console = ResultConsole()
     for one in sets:
         if one.row.nfe == SHOWN_NFE:
-            console.print(f"\n[bold]{one.row.role}, {SHOWN_NFE} NFE[/bold]")
+            console.print(f"\n[bold]{one.row.label()}[/bold]")
             console.print(one.texts[0], markup=False, highlight=False)
     console.print()
     print_rows(rows, title=f"judge {SMOLLM2}, {command.num_samples} samples, float64", console=console)

@@ -97,7 +97,7 @@ def run_evaluate(args: Sequence[str]) -> None:
         embed=embed,
         options=sampling_options(command, temperature=1.0, top_p=1.0),
         out=command.out,
-        on_set=lambda one: print(_summary(one.row), file=sys.stderr),
+        on_set=lambda one: print(_summary(one.row, has_judges=len(command.judge) > 1), file=sys.stderr),
     )
     judges = ", ".join(dict.fromkeys(row.judge for row in rows))
     title = f"{bundle.name}, judge {judges}, {command.num_samples} samples"
@@ -105,10 +105,7 @@ def run_evaluate(args: Sequence[str]) -> None:
     print(command.out / "report.md")
 
 
-def _summary(row: EvaluationRow) -> str:
-    """One line for a row."""
-    drawn = f" {row.sampler} {row.nfe} NFE" if row.nfe else ""
-    departure = "".join(
-        f", {name} {value:g}" for name, value in (("temperature", row.temperature), ("top-p", row.top_p)) if value != 1
-    )
-    return f"{row.role}{drawn}{departure}: perplexity {row.gen_ppl:.2f}, entropy {row.entropy:.3f}"
+def _summary(row: EvaluationRow, *, has_judges: bool) -> str:
+    """One line of progress for a row."""
+    label = row.label(also=("judge",) if has_judges else ())
+    return f"{label}: perplexity {row.gen_ppl:.2f}, entropy {row.entropy:.3f}"

@@ -1,4 +1,4 @@
-"""A first-order sparse Markov chain over a few symbols: the test bench whose exact likelihood is the judge."""
+"""A sparse first-order Markov chain: synthetic data whose exact likelihood is known."""
 
 from functools import cached_property
 
@@ -14,8 +14,8 @@ class MarkovChain:
     """A chain in which each symbol has three likely successors (0.6 / 0.25 / 0.15) above a floor of 0.002.
 
     Args:
-        num_symbols: size of the alphabet; the mask symbol of a diffusion model is not part of it.
-        seed: chooses the successors; two chains with the same seed are the same world.
+        num_symbols: Number of symbols, without the mask symbol of a diffusion model.
+        seed: Random seed of the successors; chains with the same seed are equal.
     """
 
     def __init__(self, num_symbols: int = 32, seed: int = 0) -> None:
@@ -29,12 +29,12 @@ class MarkovChain:
 
     @cached_property
     def stationary(self) -> Float[Tensor, " k"]:
-        """The stationary distribution, which is also the law of the first symbol."""
+        """The stationary distribution, which is also the distribution of the first symbol."""
         probs = torch.full((self.num_symbols,), 1 / self.num_symbols, dtype=torch.float64)
         return probs @ torch.linalg.matrix_power(self.transition, 4096)
 
     def sample(self, num_sequences: int, length: int, generator: torch.Generator) -> Int[Tensor, "b l"]:
-        """Draw sequences from the chain started in its stationary law; exact, by inverse CDF in float64."""
+        """Sample sequences that start from the stationary distribution, by inverse CDF in float64."""
         uniforms = torch.rand(length, num_sequences, 1, dtype=torch.float64, generator=generator)
         first_cdf, next_cdf = self.stationary.cumsum(0), self.transition.cumsum(1)
         tokens = torch.empty(num_sequences, length, dtype=torch.long)
@@ -48,7 +48,3 @@ class MarkovChain:
         first = self.stationary.log()[tokens[:, 0]]
         steps = self.transition.log()[tokens[:, :-1], tokens[:, 1:]]
         return first + steps.sum(-1)
-
-    def entropy_rate(self) -> float:
-        """Entropy of the next symbol given the last, in nats; its exponential is the data's perplexity in the limit."""
-        return float(-(self.stationary[:, None] * self.transition * self.transition.log()).sum())

@@ -133,17 +133,16 @@ def load_tokenizer(name_or_path: str) -> Tokenizer:
         ) from error
 
 
-def pack(
-    documents: Sequence[str], tokenizer: Tokenizer, length: int, *, allow_special: bool = False
-) -> Int[Tensor, "n l"]:
-    """Encode documents, end each with ``EOS``, and cut the stream into rows; the tail that fills no row is dropped.
+def pack(documents: Sequence[str], tokenizer: Tokenizer, length: int) -> Int[Tensor, "n l"]:
+    """Encode documents, append ``EOS`` to each, and split the concatenation into rows; an incomplete row is dropped.
+
+    A literal ``[MASK]`` or ``<|endoftext|>`` in a document is encoded as ordinary text, so that no document can put a
+    mask into the data.
 
     Args:
-        documents: texts.
-        tokenizer: knows ``EOS``.
-        length: tokens a row, at least 1.
-        allow_special: read a literal ``[MASK]`` or ``<|endoftext|>`` in a document as the special token. By default it
-            is ordinary text: no document can put a mask into the data (a prompt encoded with the tokenizer can).
+        documents: Texts.
+        tokenizer: A tokenizer whose vocabulary contains ``EOS``.
+        length: Tokens per row, at least 1.
 
     Returns:
         Token ids, int64.
@@ -156,8 +155,8 @@ def pack(
         raise UsageError(
             f"packing needs a length of at least 1 and a tokenizer with {EOS}; got length {length} and the id {eos_id}"
         )
-    reader = Tokenizer.from_str(tokenizer.to_str())  # a copy, since the choice below is a state of the tokenizer
-    reader.encode_special_tokens = not allow_special
+    reader = Tokenizer.from_str(tokenizer.to_str())  # a copy: the settings below are state
+    reader.encode_special_tokens = True
     reader.no_padding()
     reader.no_truncation()
     ids = [

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from didi.evaluation.row import EvaluationRow, varying_fields
-from didi.evaluation.sweeps import sweeps
+from didi.evaluation.row import DETAILS, EvaluationRow, varying_fields
+from didi.evaluation.sweeps import details, sweeps
 from didi.files import replacing
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ SAMPLER_STYLES = (("o", "-"), ("s", "--"), ("^", "-."), ("D", ":"))  # marker an
 def perplexity_figure(rows: Sequence[EvaluationRow], path: Path) -> Path:
     """Draw perplexity and, in a panel below, entropy against NFE into ``path``, a PNG; bars are the rows' intervals.
 
-    Each role and sampler is a line (and each judge, precision, temperature, size or seed, where rows differ in it).
+    Each role, sampler, temperature and top-p is a line; so is each value of ``DETAILS`` in which sampled rows differ.
     Rows with ``nfe`` 0, such as real data, are level lines in a band.
     """
     from matplotlib.ticker import NullLocator
@@ -62,15 +62,17 @@ def frontier_figure(rows: Sequence[EvaluationRow], path: Path) -> Path:
     axes.set(yscale="log")
     colours = _colours(rows)
     seen: dict[str, int] = {}
-    for sweep in sweeps(rows):
+    drawn = sweeps(rows)
+    also = details(drawn)
+    for sweep in drawn:
         role = sweep.rows[0].role
         entropies, values = zip(*sweep.curve, strict=True)
         if not sweep.rows[0].nfe:
-            axes.plot(entropies, values, "P", color=colours[role], markersize=9, label=role)
+            axes.plot(entropies, values, "P", color=colours[role], markersize=9, label=sweep.label())
             continue
         marker, dash = SAMPLER_STYLES[seen.setdefault(role, 0) % len(SAMPLER_STYLES)]
         seen[role] += 1
-        axes.plot(entropies, values, dash, color=colours[role], linewidth=1.6, label=sweep.label)
+        axes.plot(entropies, values, dash, color=colours[role], linewidth=1.6, label=sweep.label(also=also))
         for row in sweep.rows:
             knob = getattr(row, sweep.knob)
             size = 9 if knob == 1 else 5
@@ -99,7 +101,7 @@ def _panels_against(x: str, rows: Sequence[EvaluationRow]) -> "tuple[Figure, Axe
         for label, line in _lines(drawn).items():
             _draw_line(axes, line, x, field, colours[line[0].role], *styles[line[0].sampler], label)
         for row in levels:
-            _draw_level(axes, row, field, colours[row.role])
+            _draw_level(axes, row, field, colours[row.role], row.label(also=varying_fields(levels, DETAILS)))
         _tidy(axes)
     _set_plain_log_ticks(top.yaxis)
     judges = ", ".join(dict.fromkeys(row.judge for row in rows))
@@ -136,12 +138,11 @@ def _colours(rows: Sequence[EvaluationRow]) -> dict[str, str]:
 
 
 def _lines(rows: Sequence[EvaluationRow]) -> dict[str, list[EvaluationRow]]:
-    """Rows that belong on one line, by its label, in order of NFE."""
-    settings = varying_fields(rows, ("judge", "precision", "temperature", "num_samples", "seed"))
+    """Rows of each line, in order of NFE, by the label of the line."""
+    also = varying_fields(rows, DETAILS)
     lines: dict[str, list[EvaluationRow]] = {}
     for row in sorted(rows, key=lambda row: row.nfe):
-        details = [f"{name.replace('_', ' ')} {getattr(row, name)}" for name in settings]
-        lines.setdefault(", ".join([row.role, row.sampler, *details]), []).append(row)
+        lines.setdefault(row.label(omit=("nfe",), also=also), []).append(row)
     return lines
 
 
@@ -154,8 +155,8 @@ def _draw_line(
         axes.plot([place, place], getattr(row, f"{field}_ci"), "-_", color=colour, linewidth=1.2, markersize=7)
 
 
-def _draw_level(axes: "Axes", row: EvaluationRow, field: str, colour: str) -> None:
-    axes.axhline(getattr(row, field), color=colour, linewidth=1.2, linestyle=(0, (4, 3)), label=row.role)
+def _draw_level(axes: "Axes", row: EvaluationRow, field: str, colour: str, label: str) -> None:
+    axes.axhline(getattr(row, field), color=colour, linewidth=1.2, linestyle=(0, (4, 3)), label=label)
     axes.axhspan(*getattr(row, f"{field}_ci"), color=colour, alpha=0.12, linewidth=0)
 
 

@@ -1,11 +1,11 @@
-"""Perplexity at equal entropy, and percentile bootstrap intervals for every statistic that a report prints.
+"""Perplexity at equal entropy, and percentile bootstrap intervals of the statistics in a report.
 
-A temperature trades entropy for perplexity, so two models are compared where their entropies meet: each gives a curve,
-one point for each temperature, which is read between its points and never beyond its ends.
+A temperature trades entropy for perplexity, so models are compared at equal entropy. The temperature sweep of a model
+is a curve of perplexity against entropy, interpolated between its points and never extrapolated.
 
-Each of these statistics is a function of sums over sequences: a mean is sum / count, corpus perplexity
-exp(sum of NLL / sum of tokens), a pooled entropy a function of summed token counts. A resample of ``b`` sequences with
-replacement is then a row of multinomial counts times a matrix of per-sequence values; all resamples are one product.
+Each bootstrapped statistic is a function of sums over sequences: a mean is sum / count, corpus perplexity
+exp(sum of NLL / sum of tokens). A resample of ``b`` sequences with replacement is then a row of multinomial counts
+times a matrix of per-sequence values, and all resamples are one matrix product.
 """
 
 import itertools
@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable, Sequence
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from didi.evaluation.perplexity import Scores
@@ -28,14 +28,14 @@ Interval = tuple[float, float]
 
 
 def perplexity_at_entropy(curve: Sequence[Point], entropy: float) -> float:
-    """Perplexity of a temperature sweep where its entropy is ``entropy``, by linear interpolation of log-perplexity.
+    """Perplexity of a temperature sweep at a given entropy, by linear interpolation of log-perplexity.
 
     Args:
         curve: (entropy in nats, perplexity) at each temperature, in any order.
-        entropy: where to read it.
+        entropy: Entropy at which to interpolate, nats.
 
     Returns:
-        NaN where the sweep does not reach that entropy.
+        The perplexity; NaN if ``entropy`` lies outside the sweep.
     """
     points = sorted(curve)
     for (low, low_ppl), (high, high_ppl) in itertools.pairwise(points):
@@ -46,16 +46,16 @@ def perplexity_at_entropy(curve: Sequence[Point], entropy: float) -> float:
 
 
 def frontier_ratio(ours: Sequence[Point], theirs: Sequence[Point]) -> tuple[float, Interval]:
-    """Our perplexity over theirs at equal entropy: geometric mean over all entropies that both sweeps reach.
+    """Ratio of the perplexities of two sweeps at equal entropy: geometric mean over the entropies that both reach.
 
-    Its logarithm is the area between the two curves of log-perplexity over the length of that range.
+    Its logarithm is the area between the two curves of log-perplexity divided by the length of that range.
 
     Args:
         ours: (entropy in nats, perplexity) at each temperature, in any order.
-        theirs: the same of the other model.
+        theirs: The same for the other model, whose perplexity is the denominator.
 
     Returns:
-        The ratio and the range of entropies; NaN where the sweeps share none.
+        The ratio and the range of entropies; NaN if the ranges of the sweeps do not overlap.
     """
     low = max(min(curve)[0] for curve in (ours, theirs))
     high = min(max(curve)[0] for curve in (ours, theirs))
@@ -79,17 +79,18 @@ def bootstrap_interval(
     """Percentile bootstrap interval (Efron 1979) of a statistic of column totals, resampling whole sequences.
 
     Args:
-        values: what each sequence adds to each of ``c`` totals.
-        statistic: maps totals of ``r`` resamples to ``r`` numbers; NaN ones are left out.
-        num_resamples: resampled sets; 2,000 place the ends of a 95% interval to within a few per cent of its width.
-        level: coverage aimed at, in (0, 1).
-        seed: of the resampling; the same seed resamples the same sequences.
+        values: Contribution of each sequence to each of ``c`` totals.
+        statistic: Maps the totals of ``r`` resamples to ``r`` values; NaN values are ignored.
+        num_resamples: Number of resamples; 2,000 determine the ends of a 95% interval to within a few per cent of its
+            width.
+        level: Nominal coverage, in (0, 1).
+        seed: Random seed of the resampling; the same seed draws the same sequences.
 
     Returns:
-        Lower and upper end. They coincide for a single sequence, which says nothing about spread.
+        Lower and upper end; they are equal for a single sequence.
 
     Raises:
-        ValueError: there is no sequence, or ``level`` lies outside (0, 1).
+        ValueError: There is no sequence, or ``level`` lies outside (0, 1).
     """
     num_sequences, num_columns = values.shape
     if not num_sequences:
@@ -113,7 +114,7 @@ def bootstrap_interval(
 
 
 def mean_interval(values: Float[Tensor, " b"], *, level: float = LEVEL, seed: int = 0) -> Interval:
-    """Interval of the mean of one number per sequence, such as :func:`~didi.evaluation.diversity.token_entropy`."""
+    """Interval of the mean of one value per sequence, such as :func:`~didi.evaluation.diversity.token_entropy`."""
     return bootstrap_interval(torch.stack([values, torch.ones_like(values)], 1), _ratio, level=level, seed=seed)
 
 
@@ -123,23 +124,5 @@ def perplexity_interval(scores: Scores, *, level: float = LEVEL, seed: int = 0) 
     return bootstrap_interval(columns, lambda totals: _ratio(totals).exp(), level=level, seed=seed)
 
 
-def corpus_entropy_interval(tokens: Int[Tensor, "b l"], *, level: float = LEVEL, seed: int = 0) -> Interval:
-    """Interval of the pooled unigram entropy, from one row of token counts per sequence (columns: tokens that occur).
-
-    A resample repeats sequences, so it sees fewer distinct tokens than the set does and the interval leans low; with
-    short or few sequences the estimate itself may lie near or above its upper end.
-    """
-    symbols, ids = tokens.unique(return_inverse=True)
-    counts = torch.zeros(len(tokens), len(symbols), dtype=torch.float64, device=tokens.device)
-    counts.scatter_add_(1, ids, torch.ones((), dtype=torch.float64, device=tokens.device).expand_as(ids))
-    return bootstrap_interval(counts, _entropy_of_counts, level=level, seed=seed)
-
-
 def _ratio(totals: Float[Tensor, "r 2"]) -> Float[Tensor, " r"]:
     return totals[:, 0] / totals[:, 1]
-
-
-def _entropy_of_counts(totals: Float[Tensor, "r c"]) -> Float[Tensor, " r"]:
-    """Entropy in nats of each row of counts."""
-    num = totals.sum(1)
-    return num.log() - torch.special.xlogy(totals, totals).sum(1) / num

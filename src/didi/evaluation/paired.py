@@ -11,7 +11,7 @@ from torch import Tensor
 from didi.errors import UsageError
 from didi.evaluation.frontier import Interval, bootstrap_interval, mean_interval
 from didi.evaluation.perplexity import perplexity
-from didi.evaluation.row import EvaluationRow, SampleSet
+from didi.evaluation.row import DETAILS, EvaluationRow, SampleSet, varying_fields
 from didi.markdown import markdown_table
 
 NUM_PERMUTATIONS = 9999
@@ -29,7 +29,6 @@ class Comparison:
             a text has no probability.
         entropy_gap: mean entropy of the first less that of the second, nats.
         entropy_gap_ci: its 95% interval.
-        num_pairs: samples of each.
     """
 
     perplexity_ratio: float
@@ -37,7 +36,6 @@ class Comparison:
     p_value: float
     entropy_gap: float
     entropy_gap_ci: Interval
-    num_pairs: int
 
 
 def compare_pairs(ours: SampleSet, theirs: SampleSet, *, seed: int = 0) -> Comparison:
@@ -63,7 +61,6 @@ def compare_pairs(ours: SampleSet, theirs: SampleSet, *, seed: int = 0) -> Compa
         p_value=_permutation_p_value(columns, seed),
         entropy_gap=float(gap.mean()),
         entropy_gap_ci=mean_interval(gap, seed=seed),
-        num_pairs=len(gap),
     )
 
 
@@ -75,8 +72,9 @@ def comparison_table(sets: Sequence[SampleSet]) -> str | None:
     Returns:
         None where no two sets can be compared.
     """
+    details = varying_fields([one.row for one in sets if one.row.nfe], DETAILS)
     comparisons = [
-        (_label(one.row), _label(base.row), compare_pairs(one, base))
+        (one.row.label(also=details), base.row.label(also=details), compare_pairs(one, base))
         for one in sets
         if one.row.nfe and (base := _baseline(one, sets)) is not one
     ]
@@ -93,7 +91,7 @@ def models_table(models: Mapping[str, Sequence[SampleSet]]) -> str:
         UsageError: a later model has no set that can be compared with one of the first.
     """
     (first, bases), *others = models.items()
-    has_judges = len({one.row.judge for sets in models.values() for one in sets}) > 1
+    details = varying_fields([one.row for sets in models.values() for one in sets if one.row.nfe], DETAILS)
     comparisons, alone = [], []
     for name, sets in others:
         drawn = [one for one in sets if one.row.nfe]
@@ -104,7 +102,7 @@ def models_table(models: Mapping[str, Sequence[SampleSet]]) -> str:
                 f"are equal; {name} has no set like one of {first}: measure both with the same flags"
             )
         for one, alike in found:
-            label = f"{name}: {_label(one.row)}" + (f", judge {one.row.judge}" if has_judges else "")
+            label = f"{name}: {one.row.label(also=details)}"
             comparisons += [(label, first, compare_pairs(one, base)) for base in alike]
             alone += [] if alike else [label]
     table = _table(comparisons)
@@ -139,13 +137,6 @@ def _what_pairs_share(row: EvaluationRow) -> tuple[object, ...]:
 
 def _kind(row: EvaluationRow) -> tuple[object, ...]:
     return row.role, row.sampler, row.settings, row.precision, *_what_pairs_share(row)
-
-
-def _label(row: EvaluationRow) -> str:
-    departures = [f"temperature {row.temperature:g}"] * (row.temperature != 1) + [f"top-p {row.top_p:g}"] * (
-        row.top_p != 1
-    )
-    return ", ".join([row.role, row.sampler, f"{row.nfe} NFE", *departures])
 
 
 def _log_ratio(totals: Float[Tensor, "r 4"]) -> Float[Tensor, " r"]:

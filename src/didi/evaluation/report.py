@@ -96,7 +96,7 @@ def read_sets(folder: Path) -> list[SampleSet]:
 
 def _read_set(row: EvaluationRow, samples: Sequence[Mapping[str, Any]]) -> SampleSet:
     if len(samples) != row.num_samples:
-        raise ValueError(f"{row.role} {row.sampler} {row.nfe}: {len(samples)} samples of {row.num_samples}")
+        raise ValueError(f"{row.label(also=('judge',))}: {len(samples)} samples of {row.num_samples}")
 
     def column(name: str) -> Tensor:
         return torch.tensor([math.inf if one[name] is None else one[name] for one in samples], dtype=torch.float64)
@@ -165,9 +165,8 @@ def write_report(sets: Sequence[SampleSet], folder: Path, *, title: str, recipe:
     shown: set[tuple[object, ...]] = set()
     for one in sets:
         row = one.row
-        heading = ", ".join([row.role, *([row.sampler, f"{row.nfe} NFE"] if row.nfe else [])])
         if (row.role, row.sampler, row.nfe) not in shown:  # once, whatever the judges and temperatures
-            parts += [f"## {heading}\n", *map(quoted, one.texts[:NUM_EXAMPLES])]
+            parts += [f"## {row.label()}\n", *map(quoted, one.texts[:NUM_EXAMPLES])]
         shown.add((row.role, row.sampler, row.nfe))
     return write_atomically(folder / "report.md", "\n".join(parts))
 

@@ -1,10 +1,10 @@
-"""One finished sample set, measured: the row that tables, figures and ``metrics.json`` are made of."""
+"""Evaluation rows: the metrics of one sample set, as tables, figures and ``metrics.json`` show them."""
 
 import math
 import os
 import platform
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,42 +24,58 @@ from didi.evaluation.diversity import (
 from didi.evaluation.frontier import Interval, mean_interval, perplexity_interval
 from didi.evaluation.perplexity import Scores, mean_sample_perplexity, perplexity
 
+WORDS = {
+    "role": "{}",
+    "sampler": "{}",
+    "nfe": "{} NFE",
+    "temperature": "temperature {:g}",
+    "top_p": "top-p {:g}",
+    "judge": "judge {}",
+    "precision": "{}",
+    "grid": "{} time grid",
+    "num_samples": "{} samples",
+    "seed": "seed {}",
+}
+"""How a label words each field, in the order of a label."""
+DETAILS = ("judge", "precision", "grid", "num_samples", "seed")
+"""Fields that a label shows on request only, for rows that differ in them."""
+
 
 @dataclass(frozen=True)
 class EvaluationRow:
-    """One finished sample set, measured; the fields are those of ``metrics.json``.
+    """Metrics of one sample set; the fields are those of ``metrics.json``.
 
     Attributes:
         role: ``student``, ``teacher``, ``autoregressive``, or ``data`` for real text (with ``nfe`` 0).
-        sampler: how the samples were drawn.
-        nfe: moves of the sampler that were asked for.
-        student_passes: passes of the sampled network that each sequence took part in, mean.
-        discriminator_passes: the same of the discriminator; 0 without guidance.
-        num_samples: sequences, every one of them scored.
-        precision: of the categorical draws.
-        judge: name of the judge.
+        sampler: Name of the sampler; empty if ``nfe`` is 0.
+        nfe: Requested number of sampling steps; 0 for text that was not sampled.
+        student_passes: Mean number of passes of the sampled network per sequence.
+        discriminator_passes: Mean number of discriminator passes per sequence; 0 without guidance.
+        num_samples: Number of sequences; all are scored.
+        precision: Precision of the categorical draws.
+        judge: Name of the judge.
         gen_ppl: exp(total NLL / total judge tokens).
-        gen_ppl_ci: its 95% bootstrap interval over sequences.
-        gen_ppl_mean_sample: mean of per-sample perplexities.
-        entropy: mean unigram entropy within a sequence, nats.
-        entropy_ci: its 95% bootstrap interval over sequences.
-        corpus_entropy: unigram entropy of the set, nats.
-        bigram_entropy: entropy of adjacent pairs of the set, nats.
-        distinct_4: share of distinct 4-grams in the set.
-        seconds_per_sequence: wall time of sampling over sequences.
-        tokens_per_second: tokens sampled over wall time.
-        nelbo: NELBO per token of the sampled network on held-out data, nats (the exact NLL of an autoregressive one);
-            NaN where none was given.
-        seed: of the samples.
-        machine: what the times were measured on.
-        temperature: that the logits were divided by; 1 is exact sampling.
-        top_p: share of a token's law that was kept; 1 is exact sampling.
-        grid: how the times of the moves were spaced.
-        settings: of the sampler, beyond these.
-        note: anything that a reader must know about this row.
-        repetition_4: share of 4-grams that their own sequence had before, mean; NaN in rows measured before it was.
-        self_bleu: BLEU-4 of each sample against the others, mean; NaN for a single sample.
-        mauve: MAUVE against real text, in (0, 1]; NaN where it was not asked for.
+        gen_ppl_ci: 95% bootstrap interval of ``gen_ppl`` over sequences.
+        gen_ppl_mean_sample: Mean of the perplexities of the samples.
+        entropy: Mean unigram entropy within a sequence, nats.
+        entropy_ci: 95% bootstrap interval of ``entropy`` over sequences.
+        corpus_entropy: Unigram entropy of the whole set, nats.
+        bigram_entropy: Entropy of adjacent token pairs of the whole set, nats.
+        distinct_4: Fraction of the 4-grams of the set that are distinct.
+        seconds_per_sequence: Wall time of sampling divided by the number of sequences.
+        tokens_per_second: Sampled tokens divided by the wall time of sampling.
+        nelbo: NELBO per token of the sampled network on held-out data, nats (exact NLL for an autoregressive network);
+            NaN if no data were given.
+        seed: Random seed of the samples.
+        machine: Hardware and software on which the times were measured.
+        temperature: Divisor of the logits; 1 is exact sampling.
+        top_p: Probability mass of each token's distribution that was kept; 1 is exact sampling.
+        grid: Spacing of the times of the sampling steps.
+        settings: Further settings of the sampler, as text.
+        note: Remarks on this row.
+        repetition_4: Mean fraction of 4-grams that occurred before in the same sequence; NaN in rows of older versions.
+        self_bleu: Mean BLEU-4 of each sample against the others; NaN for a single sample.
+        mauve: MAUVE against real text, in (0, 1]; NaN if it was not requested.
     """
 
     role: str
@@ -92,25 +108,41 @@ class EvaluationRow:
     self_bleu: float = math.nan
     mauve: float = math.nan
 
+    def label(self, *, omit: Collection[str] = (), also: Collection[str] = ()) -> str:
+        """Label of the row, for example ``student, ancestral, 8 NFE, temperature 0.9``.
+
+        It names the role, the sampler, the NFE, and every departure from exact sampling (a temperature or a top-p other
+        than 1). Text that was not sampled has no sampler, NFE or departure.
+
+        Args:
+            omit: Fields to leave out because they are shown elsewhere.
+            also: Further fields to show, names in ``DETAILS``.
+        """
+        names = ["role"]
+        if self.nfe:
+            names += ["sampler", "nfe", *(name for name in ("temperature", "top_p") if getattr(self, name) != 1)]
+        names += [name for name in DETAILS if name in also]
+        return ", ".join(WORDS[name].format(getattr(self, name)) for name in names if name not in omit)
+
     def record(self) -> dict[str, Any]:
-        """Its fields as JSON has them, null for what is not finite."""
+        """Returns the fields as JSON values; numbers that are not finite become null."""
         return {key: finite(value) for key, value in asdict(self).items()}
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> "EvaluationRow":
-        """The row that ``record()`` made; null reads as NaN."""
+        """Returns the row whose ``record()`` is given; null becomes NaN."""
         return cls(**{key: _read(value) for key, value in record.items()})
 
 
 @dataclass(frozen=True)
 class SampleSet:
-    """A sample set with what was measured of it.
+    """A sample set and its metrics.
 
     Attributes:
-        row: its figures.
-        texts: the samples.
-        scores: the judge's, of each sample.
-        entropies: unigram entropy within each sample, nats.
+        row: Metrics of the set.
+        texts: The samples.
+        scores: The judge's score of each sample.
+        entropies: Unigram entropy within each sample, nats.
     """
 
     row: EvaluationRow
@@ -141,31 +173,31 @@ def measure(
     note: str = "",
     mauve: float = math.nan,
 ) -> EvaluationRow:
-    """The row of a finished sample set.
+    """Compute the evaluation row of a sample set.
 
     Args:
-        role: whose samples these are; see ``EvaluationRow``.
-        sampler: how they were drawn.
-        nfe: moves asked for; 0 for real data.
-        tokens: the samples; ``l`` at least 4.
-        scores: what a judge says of the same samples, in the same order.
-        judge: its name.
-        seconds: wall time of drawing all of them, without the judge; NaN where nothing was drawn.
-        student_passes: passes of the sampled network per sequence.
-        discriminator_passes: passes of the discriminator per sequence.
-        precision: of the categorical draws.
-        seed: of the samples.
-        nelbo: per token, of the sampled network on held-out data.
-        machine: what ``seconds`` were measured on; this machine's CPU by default.
-        temperature: that the logits were divided by.
-        top_p: share of a token's law that was kept.
-        grid: how the times of the moves were spaced.
-        settings: of the sampler, beyond these.
-        note: goes into the row; samples that the judge had to cut are added to it.
-        mauve: against real text.
+        role: Role of the sampled network; see ``EvaluationRow``.
+        sampler: Name of the sampler.
+        nfe: Requested number of sampling steps; 0 for real data.
+        tokens: The samples; ``l`` is at least 4.
+        scores: A judge's scores of the same samples, in the same order.
+        judge: Name of the judge.
+        seconds: Wall time of sampling, without the judge; NaN for text that was not sampled.
+        student_passes: Passes of the sampled network per sequence.
+        discriminator_passes: Discriminator passes per sequence.
+        precision: Precision of the categorical draws.
+        seed: Random seed of the samples.
+        nelbo: NELBO per token of the sampled network on held-out data, nats.
+        machine: Hardware on which ``seconds`` were measured; by default the CPU of this machine.
+        temperature: Divisor of the logits.
+        top_p: Probability mass of each token's distribution that was kept.
+        grid: Spacing of the times of the sampling steps.
+        settings: Further settings of the sampler, as text.
+        note: Remarks; the number of samples that the judge truncated is appended.
+        mauve: MAUVE against real text.
 
     Raises:
-        ValueError: ``tokens`` and ``scores`` differ in number, or sequences are shorter than 4.
+        ValueError: ``tokens`` and ``scores`` differ in number, or the sequences are shorter than 4.
     """
     if len(scores.nll) != len(tokens):
         raise ValueError(f"tokens and scores must be of the same samples; got {len(tokens)} and {len(scores.nll)}")
@@ -207,26 +239,26 @@ def measure(
 
 
 def finite(value: Any) -> Any:
-    """The value as JSON can hold it: null for NaN and infinities, also within an interval."""
+    """Returns the value as JSON can represent it: None for NaN and infinities, also within an interval."""
     if isinstance(value, tuple):
         return [finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _read(value: Any) -> Any:
-    """The value that JSON holds, as a row has it."""
+    """Inverse of ``finite``: NaN for None, a tuple for a list."""
     if isinstance(value, list):
         return tuple(_read(item) for item in value)
     return math.nan if value is None else value
 
 
 def varying_fields(rows: Sequence[EvaluationRow], names: Sequence[str]) -> list[str]:
-    """Those of the named fields that are not the same in all rows."""
+    """Returns the names of those fields whose values differ between the rows."""
     return [name for name in names if len({getattr(row, name) for row in rows}) > 1]
 
 
 def machine_name(device: str | torch.device = "cpu") -> str:
-    """What times were measured on, without a host name: ``2-core x86_64 CPU (AMD EPYC), torch 2.13.0, 2 threads``."""
+    """Hardware and torch version, without a host name: ``2-core x86_64 CPU (AMD EPYC), torch 2.13.0, 2 threads``."""
     version = f"torch {torch.__version__.split('+')[0]}"
     if torch.device(device).type == "cuda":
         return f"{torch.cuda.get_device_name(device)}, {version}, CUDA {torch.version.cuda}"

@@ -1,11 +1,11 @@
 """Sweeps of temperature or top-p, and models compared where the entropies of their sweeps meet."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 from didi.evaluation.frontier import frontier_ratio, perplexity_at_entropy
-from didi.evaluation.row import EvaluationRow
+from didi.evaluation.row import DETAILS, EvaluationRow, varying_fields
 from didi.markdown import markdown_table
 
 Knob = Literal["temperature", "top_p"]
@@ -17,13 +17,10 @@ class Sweep(NamedTuple):
     knob: Knob
     rows: list[EvaluationRow]
 
-    @property
-    def label(self) -> str:
-        """Whose it is."""
-        row = self.rows[0]
-        parts = [row.role, *([] if row.sampler in ("", "ancestral") else [row.sampler])]
-        parts += [f"{row.nfe} NFE"] if row.nfe else []
-        return ", ".join(parts) + (", top-p" if self.knob == "top_p" else "")
+    def label(self, *, also: Collection[str] = ()) -> str:
+        """Label of its rows without the swept value; a sweep of top-p says so."""
+        swept = ", top-p" if self.knob == "top_p" else ""
+        return self.rows[0].label(omit=("temperature", "top_p"), also=also) + swept
 
     @property
     def curve(self) -> list[tuple[float, float]]:
@@ -51,7 +48,14 @@ def equal_entropy_table(rows: Sequence[EvaluationRow]) -> str | None:
     """
     found = _swept(rows)
     bases = [next(base for base in found if base.rows[0].judge == ours.rows[0].judge) for ours in found]
-    return _table([(ours.label, ours, base.label, base) for ours, base in zip(found, bases, strict=True)])
+    also = details(found)
+    pairs = zip(found, bases, strict=True)
+    return _table([(ours.label(also=also), ours, base.label(also=also), base) for ours, base in pairs])
+
+
+def details(found: Sequence[Sweep]) -> list[str]:
+    """Fields that distinguish the sweeps beyond role, sampler and NFE; data and anchors do not count."""
+    return varying_fields([sweep.rows[0] for sweep in found if sweep.rows[0].nfe], DETAILS)
 
 
 def models_at_equal_entropy(models: Mapping[str, Sequence[EvaluationRow]]) -> str | None:
@@ -62,10 +66,12 @@ def models_at_equal_entropy(models: Mapping[str, Sequence[EvaluationRow]]) -> st
     """
     (first, rows), *others = models.items()
     bases = _swept(rows)
+    swept = [(name, _swept(rows)) for name, rows in others]
+    also = details([*bases, *(ours for _, found in swept for ours in found)])
     pairs = [
-        (f"{name}: {ours.label}", ours, first, base)
-        for name, rows in others
-        for ours in _swept(rows)
+        (f"{name}: {ours.label(also=also)}", ours, first, base)
+        for name, found in swept
+        for ours in found
         for base in bases
         if _kind(ours.knob, ours.rows[0]) == _kind(base.knob, base.rows[0])
     ]

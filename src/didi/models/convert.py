@@ -59,20 +59,20 @@ def discriminator_from_state_dict(
     *,
     mask_id: int | None = None,
     length: int = 1024,
-    is_real_one: bool = True,
 ) -> Discriminator:
-    """A discriminator from the state dict of a DiDi-Instruct release, with spectral norm in the old or the new style.
+    """Convert the state dict of a DiDi-Instruct release, with old or new keys of spectral norm, to a discriminator.
+
+    The released discriminators give real text the label 1; here the student's text has the label 1
+    (docs/deviations.md, row 2). Therefore the sign of the last layer is changed.
 
     Args:
-        state_dict: as of ``dit_from_state_dict``, with ``output_layer.main.{0,2}`` as its head.
-        num_heads: attention heads; by default those that the rotary frequencies tell.
-        mask_id: index of [MASK]; the last symbol by default.
-        length: context length.
-        is_real_one: the file's discriminator labels real text 1, as the released ones do. Ours labels the student's
-            text 1 (docs/deviations.md, row 2), so the last layer changes sign.
+        state_dict: As in ``dit_from_state_dict``, with ``output_layer.main.{0,2}`` as the head.
+        num_heads: Number of attention heads; inferred from the rotary frequencies by default.
+        mask_id: Index of [MASK]; the last symbol by default.
+        length: Context length.
 
     Raises:
-        UsageError: a key is missing, extra, or has another shape; all of them are named.
+        UsageError: Keys are missing or unknown or have other shapes; the message names all of them.
     """
     weights = {_new_spectral_name(name): value for name, value in without_prefix(state_dict).items()}
     shape = _infer_config(weights, num_heads, mask_id, length, is_time_conditioned=True, is_uniform=False)
@@ -80,9 +80,8 @@ def discriminator_from_state_dict(
         network = Discriminator(DiscriminatorConfig(**vars(shape)))
     check_keys(network.state_dict(), weights, source="discriminator checkpoint")
     weights = _owned(weights)
-    if is_real_one:  # W / (u W v) keeps its denominator's sign only if u turns with W
-        for name in ("bias", "parametrizations.weight.original", "parametrizations.weight.0._u"):
-            weights[LAST_LAYER + name].neg_()
+    for name in ("bias", "parametrizations.weight.original", "parametrizations.weight.0._u"):
+        weights[LAST_LAYER + name].neg_()  # with u, so that u W v in W / (u W v) keeps its sign
     network.load_state_dict(weights, strict=True, assign=True)
     return network.requires_grad_(True).eval()
 

@@ -57,8 +57,7 @@ def figure_1(plan: Plan, study: Study) -> list[str]:
     lines = [f"![Perplexity and entropy against NFE]({figure.name})\n", *_as_published(plan, "figure1")]
     lines.append(rows_table(rows, recipe=plan.recipe.recipe))
     for cell, row in zip(cells, rows, strict=True):
-        heading = f"{row.role}, {row.sampler}, {row.nfe} NFE" if row.nfe else row.role
-        lines.append(f"**{heading}** (perplexity {row.gen_ppl:.1f}, entropy {row.entropy:.2f})\n")
+        lines.append(f"**{row.label()}** (perplexity {row.gen_ppl:.1f}, entropy {row.entropy:.2f})\n")
         lines.append(quoted(study.record(cell)["texts"][0]))
     return lines
 

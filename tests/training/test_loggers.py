@@ -1,0 +1,122 @@
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from didi.errors import DidiError, UsageError
+from didi.training import loggers
+from didi.training.loggers import LOGGERS, open_loggers
+from didi.world import World
+
+
+class Calls(list):
+    """Records every call of a fake object as (name, arguments, keywords)."""
+
+    def __getattr__(self, name):
+        return lambda *args, **how: self.append((name, args, how))
+
+
+@pytest.fixture
+def writer(monkeypatch):
+    """Calls of the fake SummaryWriter."""
+    calls = Calls()
+
+    def make(*args, **how):
+        calls.append(("open", args, how))
+        return calls
+
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", SimpleNamespace(SummaryWriter=make))
+    return calls
+
+
+@pytest.fixture
+def wandb(monkeypatch):
+    """The fake module, whose attribute ``run`` has the calls."""
+    module = SimpleNamespace(run=Calls(), Error=type("Error", (Exception,), {}))
+
+    def init(**how):
+        module.run.append(("init", (), how))
+        return module.run
+
+    module.init = init
+    monkeypatch.setitem(sys.modules, "wandb", module)
+    monkeypatch.delenv("WANDB_PROJECT", raising=False)
+    return module
+
+
+def test_tensorboard_gets_scalars_and_purges_what_a_resumed_run_computes_again(writer, tmp_path):
+    (logger,) = open_loggers(["tensorboard"], tmp_path, 40)
+    logger.log(50, {"loss": 1.5, "rate": 0.1})
+    logger.close()
+    assert writer == [
+        ("open", (str(tmp_path / "tensorboard"),), {"purge_step": 41}),  # step 40 is in the checkpoint
+        ("add_scalar", ("loss", 1.5, 50), {}),
+        ("add_scalar", ("rate", 0.1, 50), {}),
+        ("flush", (), {}),
+        ("close", (), {}),
+    ]
+
+
+def test_wandb_goes_on_with_the_run_of_the_folder(wandb, tmp_path, monkeypatch):
+    folder = tmp_path / "markov-3"
+    (logger,) = open_loggers(["wandb"], folder, 0)
+    logger.log(10, {"loss": 1.5})
+    logger.close()
+    identity = (folder / "wandb-run-id").read_text()
+    how = {"project": "didi", "name": "markov-3", "id": identity, "resume": "allow", "dir": folder}
+    assert wandb.run == [
+        ("init", (), how),
+        ("define_metric", ("*",), {"step_metric": "step"}),
+        ("log", ({"step": 10, "loss": 1.5},), {}),
+        ("finish", (), {}),
+    ]
+    wandb.run.clear()
+    monkeypatch.setenv("WANDB_PROJECT", "mine")
+    open_loggers(["wandb"], folder, 10)
+    assert wandb.run[0] == ("init", (), how | {"project": "mine"})
+    open_loggers(["wandb"], tmp_path / "other", 0)
+    assert wandb.run[2][2]["id"] != identity
+
+
+def test_a_run_that_wandb_refuses_is_one_line(wandb, tmp_path):
+    def init(**how):
+        raise wandb.Error("No API key configured.\nUse wandb login.")
+
+    wandb.init = init
+    with pytest.raises(DidiError, match=r"\(No API key configured\.\): log in with 'wandb login'") as caught:
+        open_loggers(["wandb"], tmp_path, 0)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("name", "module"), [("tensorboard", "torch.utils.tensorboard"), ("wandb", "wandb")])
+def test_a_missing_package_is_refused_with_the_command_that_installs_it(name, module, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(UsageError, match=rf"pip install '\.\[{name}\]'") as caught:
+        open_loggers([name], tmp_path, 0)
+    assert "\n" not in str(caught.value)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("names", [["tensorbord"], ["wandb", "wandb"]])
+def test_unknown_and_repeated_names_are_refused_with_the_list(names, tmp_path):
+    with pytest.raises(UsageError, match=f"different names among tensorboard, wandb; got {', '.join(names)}"):
+        open_loggers(names, tmp_path, 0)
+
+
+def test_a_logger_that_fails_closes_those_before_it(writer, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(UsageError, match="the logger wandb needs"):
+        open_loggers(["tensorboard", "wandb"], tmp_path, 0)
+    assert writer[-1][0] == "close"
+    del writer[:]
+    monkeypatch.setitem(LOGGERS, "wandb", LOGGERS["tensorboard"])
+    assert len(open_loggers(["tensorboard", "wandb"], tmp_path, 0)) == 2
+    assert [call[0] for call in writer] == ["open", "open"]
+
+
+def test_only_the_main_rank_opens_loggers(writer, tmp_path, monkeypatch):
+    monkeypatch.setattr(loggers, "world", lambda: World(rank=1, size=2))
+    assert open_loggers(["tensorboard"], tmp_path, 0) == []
+    assert not writer
+    with pytest.raises(UsageError, match="different names"):
+        open_loggers(["other"], tmp_path, 0)
