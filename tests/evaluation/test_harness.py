@@ -74,6 +74,48 @@ def test_greedy_is_what_the_likeliest_choices_write(bundle, role):
         assert sum(greedy for _, greedy in model.loglikelihood(pairs)) == 1
 
 
+@torch.no_grad()
+def test_a_network_conditioned_on_time_is_told_its_noise_level(make_dit, bundle):
+    network = make_dit(vocab_size=33, length=8, scale=2.0, is_time_conditioned=True)
+    told, features = [], network.features
+
+    def watched(z, level, attention_mask=None):
+        told.append((level, (z == 32).sum(1)))
+        return features(z, level, attention_mask)
+
+    network.features = watched
+    model = HarnessModel(Bundle(teacher=network, tokenizer=bundle.tokenizer), "teacher", num_draws=400)
+    model.loglikelihood([ask("s3 s1", " s4 s1 s5")])
+    (level, num_masked), *greedy = told
+    share = 1 - (-level.double()).exp()  # of masks, at the time that is told
+    for n in (1, 2, 3):
+        assert float(share[num_masked == n].mean()) == pytest.approx(n / 4, abs=0.06)  # the mean of Beta(n, 4 - n)
+    # Greedy decoding has 3 of 5 positions masked, then 2, until a choice differs.
+    for number, (level, num_masked) in enumerate(greedy):
+        assert num_masked.tolist() == [3 - number]
+        assert level.dtype == torch.float32
+        assert float(1 - (-level.double()).exp()) == pytest.approx((3 - number) / 5, rel=1e-5)
+    assert greedy
+
+
+@torch.no_grad()
+def test_what_a_network_is_told_decides_what_is_greedy(make_dit, bundle):
+    network = make_dit(vocab_size=33, length=8, seed=3, scale=3.0, is_time_conditioned=True)
+    model = HarnessModel(Bundle(teacher=network, tokenizer=bundle.tokenizer), "teacher", num_draws=1)
+    differs = False
+    for first in range(32):
+        z = torch.tensor([[first, 32]])
+        untold, told = (
+            int(network(z, level)[0, 1, :32].argmax())
+            for level in (None, -torch.tensor([0.5]).log())  # half is masked
+        )
+        found = [greedy for _, greedy in model.loglikelihood([ask(f"s{first}", f" s{k}") for k in {told, untold}])]
+        assert sum(found) == 1
+        assert model.loglikelihood([ask(f"s{first}", f" s{told}")])[0][1]
+        differs = differs or told != untold
+    assert differs  # None in place of the level would be seen
+
+
 def test_generations_continue_the_context_and_stop(bundle):
     model = HarnessModel(bundle, "teacher", nfe=4)
     (free,) = model.generate_until([ask("s3 s1", {"max_gen_toks": 4})])

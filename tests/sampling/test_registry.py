@@ -1,0 +1,135 @@
+"""A setting is accepted where the sampler reads it, and refused elsewhere with the samplers that do."""
+
+import itertools
+from dataclasses import fields, replace
+
+import pytest
+import torch
+
+from didi.data.markov import MarkovChain
+from didi.diffusion.uniform import Uniform
+from didi.errors import UsageError
+from didi.evaluation.evaluate import evaluate
+from didi.evaluation.perplexity import ExactJudge
+from didi.models.autoregressive import AutoregressiveConfig, AutoregressiveLM
+from didi.models.bundle import Bundle
+from didi.models.dit import DiT
+from didi.sampling.confidence import ConfidenceOrder
+from didi.sampling.generate import generate
+from didi.sampling.guided import Guidance
+from didi.sampling.options import OWN_SETTINGS, SamplingOptions
+from didi.sampling.registry import SAMPLERS, find_sampler, make_sampler, with_read_options
+from didi.sampling.remasking import Remasking
+
+LENGTH = 6
+VALUES = {
+    "guidance": Guidance(num_candidates=2),
+    "order": ConfidenceOrder("margin"),
+    "entropy_bound": 2.5,
+    "remask": Remasking("rescale", 0.5),
+    "grid": "cosine",
+    "times": (1.0, 0.4, 0.0),
+}
+ON_A_GRID = {"ancestral", "guided", "tau-leaping", "confidence", "remasking", "published"}
+READERS = {
+    "guidance": {"guided"},
+    "order": {"confidence"},
+    "entropy_bound": {"entropy-bounded"},
+    "remask": {"remasking"},
+    "grid": ON_A_GRID,
+    "times": ON_A_GRID,
+}
+
+
+@pytest.fixture(scope="module")
+def bundle(make_dit, make_discriminator):
+    torch.manual_seed(0)
+    shape = AutoregressiveConfig(vocab_size=33, mask_id=32, length=LENGTH, hidden_size=8, num_blocks=1, num_heads=2)
+    network = make_dit(vocab_size=33, length=LENGTH)
+    return Bundle(
+        student=network, discriminator=make_discriminator(network), autoregressive=AutoregressiveLM(shape).eval()
+    )
+
+
+def test_the_table_above_covers_every_sampler_and_own_setting():
+    assert {*OWN_SETTINGS, "grid", "times"} == set(READERS)
+    assert set(SAMPLERS) == ON_A_GRID | {"first-hitting", "entropy-bounded"}
+
+
+@pytest.mark.parametrize(("sampler", "setting"), list(itertools.product(SAMPLERS, READERS)))
+def test_a_setting_is_accepted_if_and_only_if_it_is_read(bundle, sampler, setting):
+    options = SamplingOptions(sampler, **{setting: VALUES[setting]})
+    if sampler in READERS[setting]:
+        made = make_sampler(bundle, options)
+        if setting in OWN_SETTINGS:
+            assert getattr(made, setting) == VALUES[setting]
+        assert generate(bundle, num_samples=1, nfe=2, options=options).nfe == 2 or sampler == "entropy-bounded"
+        assert with_read_options(options, bundle) == options
+        return
+    with pytest.raises(UsageError, match=f"^{sampler} sampling does not read {setting}, which ") as caught:
+        generate(bundle, num_samples=1, nfe=2, options=options)
+    named = str(caught.value).partition("which ")[2].rpartition(" do")[0]
+    assert set(named.split(", ")) == READERS[setting]
+    assert "\n" not in str(caught.value)
+    assert with_read_options(options, bundle) == SamplingOptions(sampler)
+
+
+@pytest.mark.parametrize("setting", READERS)
+def test_an_autoregressive_network_reads_none_of_them(bundle, setting):
+    options = SamplingOptions(role="autoregressive", **{setting: VALUES[setting]})
+    with pytest.raises(UsageError, match=f"does not read {setting}"):
+        make_sampler(bundle, options)
+    assert with_read_options(options, bundle) == SamplingOptions(role="autoregressive")
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_what_every_sampler_reads_reaches_it(bundle, sampler):
+    made = make_sampler(bundle, SamplingOptions(sampler, temperature=0.5, top_p=0.9))
+    assert (made.departure.temperature, made.departure.top_p) == (0.5, 0.9)
+    assert made.denoiser is bundle.student
+    assert made.process is bundle.process
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_settings_left_out_are_the_samplers_own_defaults(bundle, sampler):
+    made = make_sampler(bundle, SamplingOptions(sampler))
+    defaults = {one.name: one.default for one in fields(made)}
+    for name in OWN_SETTINGS:
+        if name in defaults:
+            assert getattr(made, name) == defaults[name]
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_an_unsupported_process_is_refused(tiny_config, sampler):
+    network = DiT(replace(tiny_config(vocab_size=5, length=LENGTH), mask_id=None))
+    bundle = Bundle(teacher=network, process=Uniform(5))
+    with pytest.raises(UsageError, match=f"{sampler} does not sample uniform diffusion"):
+        generate(bundle, sampler=sampler)
+
+
+def test_an_unknown_sampler_is_refused_with_those_there_are():
+    with pytest.raises(UsageError, match=f"a sampler is one of {', '.join(SAMPLERS)}; got 'euler'"):
+        find_sampler("euler")
+
+
+JUDGE = ExactJudge(MarkovChain())
+
+
+def test_an_evaluation_gives_each_sampler_what_it_reads(bundle):
+    chosen = SamplingOptions(guidance=VALUES["guidance"], entropy_bound=2.5, times=(1.0, 0.4, 0.0))
+    samplers = ["ancestral", "guided", "entropy-bounded"]
+    roles = ["student", "autoregressive"]
+    rows = evaluate(bundle, nfe=[4], num_samples=2, sampler=samplers, options=chosen, role=roles, judge=JUDGE)
+    found = {(row.role, row.sampler): (row.nfe, row.grid, row.settings) for row in rows}
+    assert found["student", "ancestral"] == (2, "given", "times 1 0.4 0")
+    assert "num_candidates 2" in found["student", "guided"][2]
+    assert "entropy_bound" not in found["student", "guided"][2]
+    assert found["student", "entropy-bounded"] == (LENGTH, "uniform", "entropy_bound 2.5")
+    assert found["autoregressive", "ancestral"] == (LENGTH, "uniform", "")
+
+
+@pytest.mark.parametrize("setting", OWN_SETTINGS)
+def test_an_evaluation_refuses_what_none_of_its_samplers_reads(bundle, setting):
+    options = SamplingOptions(**{setting: VALUES[setting]})
+    with pytest.raises(UsageError, match=f"none of ancestral, tau-leaping reads {setting}"):
+        evaluate(bundle, nfe=[1], sampler=["ancestral", "tau-leaping"], options=options, judge=JUDGE)
