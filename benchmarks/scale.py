@@ -137,7 +137,7 @@ def steps_of(name: str) -> dict[str, Any]:
         else:
             with tempfile.TemporaryDirectory() as folder:
                 teacher = Bundle(teacher=DiT(replace(shape, dropout=0.0)).eval())
-                job = Distillation(config, source, teacher, CPU, Path(folder))
+                job = make_trainer(config, Inputs(source, CPU, Path(folder), teacher))
             update = job._student_update
 
             def noted(batch: Any, *args: Any, **options: Any) -> Any:

@@ -24,7 +24,9 @@ import didi
 from didi.apps.train import distillation_source
 from didi.evaluation.row import machine_name
 from didi.markdown import markdown_table
+from didi.methods.base import Inputs
 from didi.recipes import DISTILL, recipe
+from didi.training.trainer import Trainer, make_trainer
 
 
 def unavoidable(job: Trainer) -> dict[str, Callable[[], None]]:
@@ -98,7 +100,8 @@ def main() -> None:
         parser.error("the passes counted here are those of one discriminator update and two moves a step")
     teacher = didi.load(config.teacher)
     with tempfile.TemporaryDirectory() as folder:
-        job = Distillation(config, distillation_source(config, teacher), teacher, torch.device("cpu"), Path(folder))
+        source = distillation_source(config, teacher)
+        job = make_trainer(config, Inputs(source, torch.device("cpu"), Path(folder), teacher))
         passes = unavoidable(job)
         first_step = job.method.warmup_steps  # the first with a student update
         times: dict[str, list[float]] = {name: [] for name in [*passes, "step"]}

@@ -47,28 +47,21 @@ FIELDS = {
     "weight_decay": [{"weight_decay": decay} for decay in (0.0, 0.5)],
     "clip_norm": [{"clip_norm": norm} for norm in (0.02, 1e-9, 100.0)],  # at 1e-9 the epsilon of AdamW tells
 }
-NETWORKS = ("student", "discriminator", "network")
 
 
 @pytest.fixture(scope="module")
-def observe(source, teacher, tmp_path_factory):
-    """Steps of a run in which one network's optimizer has other settings; the weights of all networks are checked."""
-    known = {}
+def observe_settings(source, teacher, tmp_path_factory):
+    """Steps of a distillation with these settings of its optimizers; the weights of both networks are checked."""
 
-    def check(network, settings, steps=(1, 2, 3)):
-        key = network, tuple(settings.items()), steps
-        if key in known:
-            return known[key]
-        if network == "network":
-            config = replace(PRETRAIN, optimizer=replace(OPTIMIZER, **settings))
-            observed = observe_pretraining(config, list(steps), source)
-        else:
-            optimizer = f"{network}_optimizer"
-            config = replace(DISTILL, **{optimizer: replace(getattr(DISTILL, optimizer), **settings)})
-            observed = observe_distillation(config, list(steps), source, teacher, tmp_path_factory.mktemp("run"))
-        for name in observed.after:
+    def check(student, discriminator, steps=(1, 2, 3)):
+        config = replace(
+            DISTILL,
+            student_optimizer=replace(DISTILL.student_optimizer, **student),
+            discriminator_optimizer=replace(DISTILL.discriminator_optimizer, **discriminator),
+        )
+        observed = observe_distillation(config, list(steps), source, teacher, tmp_path_factory.mktemp("run"))
+        for name in ("student", "discriminator"):
             assert_same_weights(observed.after[name], rebuilt_weights(config, name, observed.of(name)))
-        known[key] = observed
         return observed
 
     return check
@@ -151,19 +144,38 @@ def test_every_field_is_covered():
     assert set(FIELDS) == {field.name for field in dataclasses.fields(OptimizerConfig)}
 
 
-@pytest.mark.parametrize("field", FIELDS)
-@pytest.mark.parametrize("network", NETWORKS)
-def test_the_optimizer_reaches_the_weights(observe, network, field):
-    runs = [observe(network, settings).after[network] for settings in FIELDS[field]]
+def assert_all_differ(runs):
     for number, first in enumerate(runs):
         for second in runs[:number]:
             assert largest_difference(first, second) > 5e-5
 
 
+@pytest.mark.parametrize("field", FIELDS)
+def test_both_optimizers_of_a_distillation_reach_the_weights(observe_settings, field):
+    values = FIELDS[field]
+    rotated = values[1:] + values[:1]  # another value for the discriminator, so that an exchange of the two is seen
+    runs = [observe_settings(*pair).after for pair in zip(values, rotated, strict=True)]
+    for network in ("student", "discriminator"):
+        assert_all_differ([run[network] for run in runs])
+
+
+@pytest.mark.parametrize("field", FIELDS)
+def test_the_optimizer_of_a_pretraining_reaches_the_weights(source, field):
+    runs = []
+    for settings in FIELDS[field]:
+        config = replace(PRETRAIN, optimizer=replace(OPTIMIZER, **settings))
+        observed = observe_pretraining(config, [1, 2, 3], source)
+        runs.append(observed.after["network"])
+        assert_same_weights(runs[-1], rebuilt_weights(config, "network", observed.updates))
+    assert_all_differ(runs)
+
+
 @pytest.mark.parametrize("steps", [(0, 1, 2), (4, 5, 6, 7)], ids=["from the warm-up", "into guidance"])
 @pytest.mark.parametrize("decay", ["linear", "cosine"])
-def test_the_discriminator_has_one_schedule_up_to_the_last_student_step_and_one_for_guidance(observe, decay, steps):
-    observed = observe("discriminator", {"decay": decay}, steps)
+def test_the_discriminator_has_one_schedule_up_to_the_last_student_step_and_one_for_guidance(
+    observe_settings, decay, steps
+):
+    observed = observe_settings({}, {"decay": decay}, steps)
     assert [update.step for update in observed.of("discriminator")] == list(steps)
     assert [update.step for update in observed.of("student")] == [step for step in steps if 1 <= step < 5]
 
