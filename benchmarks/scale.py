@@ -138,13 +138,13 @@ def steps_of(name: str) -> dict[str, Any]:
             with tempfile.TemporaryDirectory() as folder:
                 teacher = Bundle(teacher=DiT(replace(shape, dropout=0.0)).eval())
                 job = make_trainer(config, Inputs(source, CPU, Path(folder), teacher))
-            update = job._student_update
+            loss_of = job.method._student_loss
 
-            def noted(batch: Any, *args: Any, **options: Any) -> Any:
-                masked.append(int((batch.z_tau == shape.mask_id).sum()))
-                return update(batch, *args, **options)
+            def noted(batch: Any) -> Any:
+                masked.append(int((batch.rollout.z_tau == shape.mask_id).sum()))
+                return loss_of(batch)
 
-            job._student_update = noted
+            job.method._student_loss = noted
         seconds, losses = [], []
         for step in range(job.num_steps):
             begin = time.perf_counter()

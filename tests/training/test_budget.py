@@ -70,13 +70,13 @@ def test_memory_and_arithmetic_of_a_distillation_are_what_the_budget_says(source
     with LiveMemory() as memory:
         job = make_trainer(config, Inputs(source, CPU, tmp_path, teacher))
         job.step(1)  # makes the optimizers' state
-        update = job._student_update
+        loss_of = job.method._student_loss
 
-        def noted(batch, *args, **options):
-            found.append(int((batch.z_tau == shape.mask_id).sum()))
-            return update(batch, *args, **options)
+        def noted(batch):
+            found.append(int((batch.rollout.z_tau == shape.mask_id).sum()))
+            return loss_of(batch)
 
-        monkeypatch.setattr(job, "_student_update", noted)
+        monkeypatch.setattr(job.method, "_student_loss", noted)
         memory.restart()
         job.step(1)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:  # it knows no fused attention of CPUs

@@ -64,8 +64,10 @@ def posterior_probs(
     return torch.where((z_t == mask_id)[..., None], mixed, visible)
 
 
-def token_log_probs(logits: Float[Tensor, "*shape v"], mask_id: int) -> Float[Tensor, "*shape v"]:
-    """Log-probabilities of the clean token at masked positions: the mask gets -inf, the rest sum to 1; float32."""
+def token_log_probs(logits: Float[Tensor, "*shape v"], mask_id: int | None) -> Float[Tensor, "*shape v"]:
+    """Log-probabilities of clean tokens: the mask, if there is one, gets -inf and the rest sum to 1; float32."""
+    if mask_id is None:
+        return F.log_softmax(logits.float(), dim=-1)
     is_mask = torch.arange(logits.shape[-1], device=logits.device) == mask_id
     return F.log_softmax(logits.float().masked_fill(is_mask, -torch.inf), dim=-1)
 

@@ -32,16 +32,17 @@ class Departure:
             raise UsageError(f"top_p lies in (0, 1]; got {self.top_p}")
 
     def sample(
-        self, logits: Float[Tensor, "n v"], mask_id: int, uniforms: Float[Tensor, "n *k"]
+        self, logits: Float[Tensor, "n v"], mask_id: int | None, uniforms: Float[Tensor, "n *k"]
     ) -> Int[Tensor, "n *k"]:
         """Draws from the law of each row, see ``sample_categorical``; never the mask."""
         if self.top_p < 1:
             return sample_categorical(self.log_probs(logits, mask_id), uniforms)
         law = logits.clone() if self.temperature == 1 else logits / self.temperature  # need not be normalised
-        law[..., mask_id] = -torch.inf
+        if mask_id is not None:
+            law[..., mask_id] = -torch.inf
         return sample_categorical(law, uniforms)
 
-    def log_probs(self, logits: Float[Tensor, "n v"], mask_id: int) -> Float[Tensor, "n v"]:
+    def log_probs(self, logits: Float[Tensor, "n v"], mask_id: int | None) -> Float[Tensor, "n v"]:
         """Normalised law of the token in each row, float32; the mask has none of it."""
         log_probs = token_log_probs(logits if self.temperature == 1 else logits / self.temperature, mask_id)
         if self.top_p == 1:
