@@ -79,7 +79,7 @@ def twin(network: DiT) -> AutoregressiveLM:
     model = AutoregressiveLM(
         AutoregressiveConfig(
             vocab_size=shape.vocab_size,
-            mask_id=network.mask_id,
+            mask_id=shape.vocab_size - 1 if shape.mask_id is None else shape.mask_id,
             length=shape.length,
             hidden_size=shape.hidden_size,
             num_blocks=shape.num_blocks,
@@ -295,7 +295,7 @@ def _passes(bundle: Bundle, shapes: Sequence[tuple[str, int, bool]], load: Load)
     device = next(iter(denoiser.parameters())).device
     with torch.inference_mode():
         for part, rows, has_gradient in shapes:
-            z = torch.full((rows, load.length), denoiser.mask_id, device=device)
+            z = torch.zeros(rows, load.length, dtype=torch.long, device=device)
             if part == "trunk" or discriminator is None:
                 denoiser.features(z, None)
                 continue

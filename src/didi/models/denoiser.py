@@ -23,11 +23,6 @@ class Denoiser(Protocol):
         ...
 
     @property
-    def mask_id(self) -> int:
-        """Index of [MASK]."""
-        ...
-
-    @property
     def length(self) -> int:
         """Context length L."""
         ...

@@ -229,14 +229,8 @@ class DiTTrunk(nn.Module):
         return self.config.vocab_size
 
     @property
-    def mask_id(self) -> int:
-        """Index of [MASK].
-
-        Raises:
-            UsageError: the network denoises uniform-state diffusion, which has no mask.
-        """
-        if self.config.mask_id is None:
-            raise UsageError("this needs a network of masked diffusion; the one given is of a process without [MASK]")
+    def mask_id(self) -> int | None:
+        """Index of [MASK]; None in a network of a process without one."""
         return self.config.mask_id
 
     @property
