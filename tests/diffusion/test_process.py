@@ -158,8 +158,6 @@ def test_each_sequence_has_its_own_generator_and_consecutive_draws():
             assert torch.equal(getattr(both, name)[5 * row : 5 * row + 5], getattr(alone, name))
 
 
-def test_unknown_processes_and_a_bound_that_is_not_there_are_refused():
+def test_unknown_processes_are_refused():
     with pytest.raises(UsageError, match="a process is one of absorbing, uniform; got 'gaussian'"):
         find_process("gaussian")
-    with pytest.raises(UsageError, match="the bound on the likelihood of uniform-state diffusion is not implemented"):
-        Uniform(4).elbo_draws(Canvas.blank(1, 2), 1, [named_generator(0)])

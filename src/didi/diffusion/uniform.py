@@ -18,9 +18,6 @@ from torch.nn import functional as F
 from didi.diffusion.canvas import Canvas
 from didi.diffusion.process import ElboDraws, TimeConditioned
 from didi.diffusion.schedule import LogLinear, Schedule, sigma
-from didi.errors import UsageError
-
-NO_BOUND = "the bound on the likelihood of uniform-state diffusion is not implemented: use masked diffusion"
 
 
 @dataclass(frozen=True)
@@ -101,23 +98,47 @@ class Uniform:
         z: Int[Tensor, "b l"],
         t: Float[Tensor, " b"],
     ) -> Float[Tensor, "b l"]:
-        """Not there yet.
+        r"""See ``Process.loss_terms``; the integrand of UDLM, Eq. 18, over :math:`-\alpha'_t/\alpha_t`.
 
-        Raises:
-            UsageError: always.
+        It is the rate at which the reverse jump process of the network diverges from that of ``x0``. With
+        :math:`\bar x_j = K \alpha_t x_j + 1 - \alpha_t` for the clean token, :math:`\bar\theta` likewise for the
+        prediction, and i the token of z,
+
+        .. math:: \frac1K \Bigl[\frac{K}{\bar\theta_i} - \frac{K}{\bar x_i}
+            + \sum_j \frac{\bar x_j}{\bar x_i} \log\frac{\bar x_j \bar\theta_i}{\bar x_i \bar\theta_j}\Bigr].
+
+        :math:`\bar x` has two values, so the sum needs the mean of :math:`\log\bar\theta` alone (Duo,
+        https://arxiv.org/abs/2506.10892). In float64: the terms nearly cancel where :math:`\alpha_t` is small.
         """
-        del logits, x0, z, t
-        raise UsageError(NO_BOUND)
+        num = self.vocab_size
+        alpha = self.schedule.alpha(t).double().to(z.device)[:, None].expand(z.shape).flatten()
+        theta = num * alpha[:, None] * self.log_probs(logits).double().exp() + (1 - alpha)[:, None]
+        state, clean = (one.flatten()[:, None] for one in (z, x0))
+        theta_state, theta_clean = (theta.gather(1, index).squeeze(1) for index in (state, clean))
+        other = 1 - alpha
+        hit = num * alpha + other
+        here = torch.where(state == clean, hit[:, None], other[:, None]).squeeze(1)
+        own = torch.xlogy(hit, hit / here) + (num - 1) * torch.xlogy(other, other / here)
+        predicted = other * theta.log().sum(1) + (hit - other) * theta_clean.log() - num * theta_state.log()
+        terms = num / theta_state - num / here + (own - predicted) / here
+        return (terms / num).float().view(z.shape)
 
     def loss_weight(self, t: Float[Tensor, "*b"]) -> Float[Tensor, "*b"]:
-        """Not there yet; see ``loss_terms``."""
-        del t
-        raise UsageError(NO_BOUND)
+        r""":math:`-\alpha'_t / \alpha_t`, the rate of the forward process."""
+        return -self.schedule.alpha_prime(t) / self.schedule.alpha(t)
 
     def elbo_draws(self, canvas: Canvas, num_draws: int, generators: Sequence[torch.Generator]) -> ElboDraws:
-        """Not there yet; see ``loss_terms``."""
-        del canvas, num_draws, generators
-        raise UsageError(NO_BOUND)
+        """See ``Process.elbo_draws``; times are spread evenly over (0, 1), the prior is exact at 1."""
+        times, draws = [], []
+        for generator in generators:
+            shifts = torch.rand(num_draws, dtype=torch.float64, generator=generator)
+            times.append((torch.arange(num_draws) + shifts) / num_draws)
+            shape = (num_draws, canvas.length, self.draws_per_position)
+            draws.append(torch.rand(shape, dtype=torch.float64, generator=generator))
+        copies = canvas.repeat_interleave(num_draws)
+        t = torch.cat(times).clamp(1e-9, 1 - 1e-9).to(canvas.tokens.device)
+        z = copies.clamped(self.corrupt(copies.tokens, t, torch.cat(draws).to(t.device)))
+        return ElboDraws(z, t, self.loss_weight(t))
 
     def _symbols(self, uniforms: Float[Tensor, "b l"]) -> Int[Tensor, "b l"]:
         return (uniforms * self.vocab_size).long().clamp_(max=self.vocab_size - 1)

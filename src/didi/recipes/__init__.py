@@ -43,6 +43,14 @@ PRETRAIN: dict[str, PretrainConfig] = {
         optimizer=OptimizerConfig(learning_rate=2e-3, warmup_steps=100, decay="cosine"),
         loop=LoopConfig(steps=1800, batch_size=128, validate_every=600, ema_decay=0.999),
     ),
+    "markov-uniform": PretrainConfig(  # UDLM: uniform-state diffusion, told its noise level
+        recipe="markov-uniform",
+        process="uniform",
+        data=DataConfig(corpus="markov", length=32),
+        network=NetworkConfig(hidden_size=64, num_blocks=3, num_heads=4, cond_dim=16, is_time_conditioned=True),
+        optimizer=OptimizerConfig(learning_rate=2e-3, warmup_steps=100, decay="cosine"),
+        loop=LoopConfig(steps=1800, batch_size=128, validate_every=600, ema_decay=0.999),
+    ),
     "tiny-news": TINY_NEWS,
     "tiny-news-ar": replace(TINY_NEWS, recipe="tiny-news-ar", model="autoregressive"),
     "owt-169m": PretrainConfig(

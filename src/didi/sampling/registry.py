@@ -18,6 +18,7 @@ from didi.sampling.guided import Guided
 from didi.sampling.options import OWN_SETTINGS, SamplerName, SamplingOptions
 from didi.sampling.published import Published
 from didi.sampling.remasking import RemaskingSampler
+from didi.sampling.uniform_ancestral import UniformAncestral
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,10 @@ class SamplerKind:
 
 
 SAMPLERS: dict[SamplerName, tuple[SamplerKind, ...]] = {
-    "ancestral": (SamplerKind(Ancestral, fixed=(("leap", "exact"),)),),
+    "ancestral": (
+        SamplerKind(Ancestral, fixed=(("leap", "exact"),)),
+        SamplerKind(UniformAncestral, process="uniform"),
+    ),
     "guided": (SamplerKind(Guided),),
     "first-hitting": (SamplerKind(FirstHitting, is_self_paced=True),),
     "tau-leaping": (SamplerKind(Ancestral, fixed=(("leap", "tau"),)),),

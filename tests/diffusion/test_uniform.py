@@ -1,0 +1,110 @@
+"""Uniform-state diffusion on a world that is small enough to enumerate: three symbols, two positions."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from didi.diffusion.canvas import Canvas
+from didi.diffusion.noise import named_generator
+from didi.diffusion.schedule import schedule_from_name
+from didi.diffusion.uniform import Uniform
+
+NUM = 3
+STATES = torch.tensor(list(itertools.product(range(NUM), repeat=2)))
+DATA = torch.tensor([0.30, 0.02, 0.08, 0.05, 0.20, 0.03, 0.02, 0.05, 0.25], dtype=torch.float64)
+
+
+def kernel(alpha):
+    """q(z^l = i | x^l = j), [i, j]."""
+    return alpha * torch.eye(NUM, dtype=torch.float64) + (1 - alpha) / NUM
+
+
+def leave_one_out(alpha):
+    """p(x^l = v | z^m of the other position m), [l, z^m, v]: what a network predicts at best."""
+    joint = DATA.view(NUM, NUM)
+    first = torch.einsum("zw,vw->zv", kernel(alpha), joint)
+    second = torch.einsum("zw,wv->zv", kernel(alpha), joint)
+    tables = torch.stack([first, second])
+    return tables / tables.sum(-1, keepdim=True)
+
+
+def expected_loss(process, alpha, logits):
+    """Mean over data and states of the summed loss terms at one time, weighted; ``logits`` [z, l, v]."""
+    t = torch.tensor([1 - float(alpha)], dtype=torch.float64)
+    total = 0.0
+    for mass, clean in zip(DATA, STATES, strict=True):
+        for state, predicted in zip(STATES, logits, strict=True):
+            chance = kernel(alpha)[state, clean].prod()
+            terms = process.loss_terms(predicted, clean[None], state[None], t).double().sum()
+            total += float(mass * chance * terms * process.loss_weight(t))
+    return total
+
+
+def integrated(process, predictor):
+    """The NELBO: the expected loss over times, by Gauss-Legendre quadrature in the square root of t."""
+    nodes, shares = np.polynomial.legendre.leggauss(24)
+    return sum(
+        share / 2 * 2 * root * expected_loss(process, 1 - root**2, predictor(1 - root**2))
+        for root, share in zip(nodes / 2 + 0.5, shares, strict=True)
+    )
+
+
+def exact_logits(alpha):
+    tables = leave_one_out(alpha)
+    return torch.stack([torch.stack([tables[0, z[1]], tables[1, z[0]]]) for z in STATES]).log().float()
+
+
+def test_the_nelbo_of_the_exact_prediction_is_the_entropy_of_the_data():
+    entropy = -float((DATA * DATA.log()).sum())
+    assert integrated(Uniform(NUM), exact_logits) == pytest.approx(entropy, rel=2e-3)
+
+
+def test_the_nelbo_of_another_prediction_is_larger():
+    def sharper(alpha):
+        return 1.5 * exact_logits(alpha)
+
+    assert integrated(Uniform(NUM), sharper) > integrated(Uniform(NUM), exact_logits) + 0.02
+
+
+@pytest.mark.parametrize("schedule", ["log-linear", "cosine"])
+def test_corruption_follows_the_kernel_and_nests(chi_square, schedule):
+    process, num = Uniform(NUM, schedule_from_name(schedule)), 20_000
+    draws = torch.rand(num, 1, 2, dtype=torch.float64, generator=named_generator("uniform"))
+    x0 = torch.full((num, 1), 2)
+    early, late = (process.corrupt(x0, torch.full((num,), t, dtype=torch.float64), draws) for t in (0.3, 0.7))
+    for z, t in ((early, 0.3), (late, 0.7)):
+        assert chi_square(z[:, 0], kernel(float(process.schedule.alpha(torch.tensor(t))))[:, 2]) > 1e-3
+    was_replaced = early != x0
+    assert torch.equal(late[was_replaced], early[was_replaced])
+
+
+def test_the_posterior_is_bayes_rule():
+    process, (t, s) = Uniform(NUM), (0.8, 0.3)
+    prior = torch.tensor([0.5, 0.1, 0.4], dtype=torch.float64)
+    at_s = kernel(1 - s) @ prior
+    step = kernel((1 - t) / (1 - s))  # from s to t
+    times = (torch.tensor([one], dtype=torch.float64) for one in (t, s))
+    found = process.posterior(torch.arange(NUM)[None], prior.log().expand(1, NUM, NUM), *times)[0]
+    for state in range(NUM):
+        joint = step[state] * at_s
+        torch.testing.assert_close(found[state], joint / joint.sum())
+
+
+def test_estimates_of_the_nelbo_have_its_mean_and_leave_given_positions():
+    process = Uniform(NUM)
+    tokens, is_free = torch.tensor([[2, 0]]), torch.tensor([[False, True]])
+    drawn = process.elbo_draws(Canvas.given(tokens, is_free), 40_000, [named_generator("draws")])
+    assert (drawn.z[:, 0] == 2).all()
+    table = torch.stack([leave_one_out(1.0)[1, 2]]).log().float()  # the given position is clean at all times
+    logits = torch.zeros(len(drawn.z), 2, NUM)
+    logits[:, 1] = table
+    x0 = tokens.expand(len(drawn.z), 2)
+    terms = process.loss_terms(logits.flatten(0, 1), x0, drawn.z, drawn.t)[:, 1].double() * drawn.weight
+    # One free position, predicted from the given one alone: the bound is tight, -log p(x^2 = 0 | x^1 = 2).
+    expected = -math.log(float(leave_one_out(1.0)[1, 2, 0]))
+    error = float(terms.std()) / len(terms) ** 0.5
+    assert error < 0.05 * expected
+    assert float(terms.mean()) == pytest.approx(expected, abs=4 * error)
