@@ -3,8 +3,8 @@
 import argparse
 import contextlib
 import platform
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, make_dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,13 +16,15 @@ from didi.apps.terminal import parse
 from didi.data.source import Source, open_source
 from didi.errors import UsageError
 from didi.evaluation.row import machine_name
+from didi.methods import find_method, method_of
 from didi.methods.base import Inputs
 from didi.methods.didi_settings import DistillConfig
 from didi.methods.elbo import PretrainConfig
 from didi.methods.settings import DistillationConfig, RunConfig
 from didi.models.bundle import Bundle, load, save
 from didi.models.untrusted import PlainDumper, read_yaml
-from didi.recipes import DISTILL, PRESETS, PRETRAIN, preset, recipe
+from didi.recipes import PRESETS, PRETRAIN, distillation_recipes, preset, recipe
+from didi.training.fit import fitted
 from didi.training.loop import RunFolder, run
 from didi.training.trainer import make_trainer
 from didi.world import default_device, world
@@ -40,6 +42,10 @@ class RunOptions:
     """Go on from the newest checkpoint in --out."""
     max_steps: int | None = None
     """Steps of the trained network; the schedule is fitted to them, and a discriminator warms up no longer."""
+    max_minutes: float | None = None
+    """Wall-clock minutes: a few steps are timed, and the schedule is fitted to as many as fit."""
+    method: str = "didi"
+    """distill: the method, a name in didi.methods.METHODS."""
     config: Path | None = None
     """A config.yaml of an earlier run, or any part of one; instead of a recipe, or over it."""
     preset: str | None = None
@@ -48,37 +54,35 @@ class RunOptions:
     """cpu, cuda, cuda:1; the accelerator if there is one, by default."""
 
 
-@dataclass(frozen=True)
-class PretrainCommand:
-    """Pre-train a masked-diffusion teacher: didi pretrain RECIPE --out RUN [flags]."""
-
-    run: Annotated[RunOptions, tyro.conf.arg(name="")]
-    config: Annotated[PretrainConfig, tyro.conf.arg(name="")]
-
-
-@dataclass(frozen=True)
-class DistillCommand:
-    """Distil a teacher into a few-step student by DiDi-Instruct: didi distill RECIPE --out RUN [flags]."""
-
-    run: Annotated[RunOptions, tyro.conf.arg(name="")]
-    config: Annotated[DistillConfig, tyro.conf.arg(name="")]
+def _command(settings: RunConfig, doc: str) -> Any:
+    """A record of options and of a method's settings, whose fields are flags without a prefix."""
+    flat = tyro.conf.arg(name="")
+    kinds = [("run", Annotated[RunOptions, flat]), ("config", Annotated[type(settings), flat])]
+    command = make_dataclass("Command", kinds, frozen=True)
+    command.__doc__ = doc
+    return command(RunOptions(), settings)
 
 
 def pretrain(args: Sequence[str]) -> None:
     """Run ``didi pretrain`` with the words after it."""
-    options, config = resolve("pretrain", PretrainCommand(RunOptions(), PretrainConfig()), PRETRAIN, args)
-    pretrain_run(config, _folder(options, "pretrain"), resume=options.resume, device=_device(options.device))
+    doc = "Pre-train a teacher: didi pretrain RECIPE --out RUN [flags]."
+    options, config = resolve("pretrain", _command(PretrainConfig(), doc), PRETRAIN, args)
+    folder, device = _folder(options, "pretrain"), _device(options.device)
+    config = _in_time(config, options, folder, lambda: Inputs(pretraining_source(config), device))
+    pretrain_run(config, folder, resume=options.resume, device=device)
+
+
+def pretraining_source(config: PretrainConfig) -> Source:
+    """The corpus of a pre-training."""
+    data = config.data
+    return open_source(
+        data.corpus, length=data.length, vocab_size=data.vocab_size, tokenizer=data.tokenizer, seed=config.seed
+    )
 
 
 def pretrain_run(config: PretrainConfig, folder: RunFolder, *, resume: bool, device: torch.device) -> Path:
     """Pre-train by a resolved configuration; returns the folder of the bundle."""
-    source = open_source(
-        config.data.corpus,
-        length=config.data.length,
-        vocab_size=config.data.vocab_size,
-        tokenizer=config.data.tokenizer,
-        seed=config.seed,
-    )
+    source = pretraining_source(config)
     with _ours(folder, config, resume=resume):
         trainer = make_trainer(config, Inputs(source, device, folder.path))
         run(trainer, config.loop, folder, resume=resume)
@@ -87,18 +91,44 @@ def pretrain_run(config: PretrainConfig, folder: RunFolder, *, resume: bool, dev
 
 def distill(args: Sequence[str]) -> None:
     """Run ``didi distill`` with the words after it."""
-    options, config = resolve("distill", DistillCommand(RunOptions(), DistillConfig()), DISTILL, args)
-    distill_run(config, _folder(options, "distill"), resume=options.resume, device=_device(options.device))
+    name = _early(args, "--method") or "didi"
+    recipes = distillation_recipes(name)
+    doc = "Distil a teacher into a few-step student: didi distill RECIPE [--method M] --out RUN [flags]."
+    options, config = resolve("distill", _command(find_method(name).settings_type(), doc), recipes, args)
+    folder, device = _folder(options, "distill"), _device(options.device)
+
+    def inputs() -> Inputs:
+        teacher = _teacher(config)
+        return Inputs(distillation_source(config, teacher), device, teacher=teacher)
+
+    config = _in_time(config, options, folder, inputs)
+    distill_run(config, folder, resume=options.resume, device=device)
 
 
-def distill_run(config: DistillationConfig, folder: RunFolder, *, resume: bool, device: torch.device) -> Path:
-    """Distil by a resolved configuration; returns the folder of the bundle."""
+def _in_time(config: Any, options: RunOptions, folder: RunFolder, inputs: Callable[[], Inputs]) -> Any:
+    """``config`` with the length that ``--max-minutes`` allows; a resumed run keeps the length it began with."""
+    if options.max_minutes is None:
+        return config
+    if options.max_steps is not None:
+        raise UsageError("--max-steps and --max-minutes both set the length of the run; give one of them")
+    begun = folder.path / "config.yaml"
+    if options.resume and begun.is_file():
+        return config.limited(int(read_yaml(begun)["loop"]["steps"]))
+    return fitted(config, inputs(), options.max_minutes)
+
+
+def _teacher(config: DistillationConfig) -> Bundle:
     if not config.teacher:
         raise UsageError(
             f"distill {config.recipe} needs a teacher: --teacher takes a bundled name, a bundle folder (RUN/bundle of "
             "didi pretrain) or a Hub repository"
         )
-    teacher = load(config.teacher)
+    return load(config.teacher)
+
+
+def distill_run(config: DistillationConfig, folder: RunFolder, *, resume: bool, device: torch.device) -> Path:
+    """Distil by a resolved configuration; returns the folder of the bundle."""
+    teacher = _teacher(config)
     source = distillation_source(config, teacher)
     with _ours(folder, config, resume=resume):
         trainer = make_trainer(config, Inputs(source, device, folder.path, teacher))
@@ -144,33 +174,39 @@ def resolve(name: str, default: Any, recipes: Mapping[str, Any], args: Sequence[
     """
     prog = f"didi {name}"
     has_recipe = bool(args) and not args[0].startswith("-")
-    scanner = argparse.ArgumentParser(prog=prog, add_help=False, allow_abbrev=False, exit_on_error=False)
-    scanner.add_argument("--config", type=Path)
-    scanner.add_argument("--preset")
-    early = argparse.Namespace(config=None, preset=None)
-    try:
-        scanner.parse_known_args(args, namespace=early)
-    except argparse.ArgumentError:  # a flag without its value; the full parser says so better
-        early = argparse.Namespace(config=None, preset=None)
-    overrides = read_yaml(early.config) if early.config else {}
+    config_file, preset_name = _early(args, "--config"), _early(args, "--preset")
+    overrides = read_yaml(Path(config_file)) if config_file else {}
+    wanted = method_of(default.config).name
+    if (method := overrides.pop("method", wanted)) != wanted:
+        raise UsageError(f"{prog} takes settings of method {wanted} here; those of {config_file} are of {method}")
     chosen = args[0] if has_recipe else overrides.get("recipe")
     if chosen in recipes or has_recipe:
         base = recipe(recipes, str(chosen))
-    elif early.config or "--help" in args or "-h" in args:
+    elif config_file or "--help" in args or "-h" in args:
         base = default.config
     else:
         raise UsageError(f"the recipe comes first: {prog} RECIPE [flags], one of {', '.join(recipes)}")
-    if early.preset is not None:
-        if early.config is not None:
+    if preset_name is not None:
+        if config_file is not None:
             raise UsageError("--preset changes a recipe and --config names settings; give one of them")
         if not isinstance(base, DistillConfig):
             raise UsageError(f"--preset is for distill, with {' or '.join(PRESETS)}; got it with {name}")
-        base = preset(base, early.preset)
+        base = preset(base, preset_name)
     if overrides:
-        base = parse(type(base), list(_flags(overrides)), prog=str(early.config), default=base)
+        base = parse(type(base), list(_flags(overrides)), prog=str(config_file), default=base)
     prog = f"{prog} {chosen}" if has_recipe else prog
     parsed = parse(type(default), args[has_recipe:], prog=prog, default=replace(default, config=base))
     return parsed.run, _limited(parsed.config, parsed.run.max_steps)
+
+
+def _early(args: Sequence[str], flag: str) -> str | None:
+    """Value of a flag that decides what the other flags are; None where it is missing or has no value."""
+    scanner = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    scanner.add_argument(flag, dest="value")
+    try:
+        return scanner.parse_known_args(args)[0].value
+    except argparse.ArgumentError:  # the full parser says so better
+        return None
 
 
 def _folder(options: RunOptions, name: str) -> RunFolder:
@@ -197,7 +233,7 @@ def _flags(settings: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
             head, _, last = name.rpartition(".")
             yield f"--{head}{'.' if head else ''}{'' if value else 'no-'}{last}"
         else:
-            yield from (f"--{name}", str(value))
+            yield from (f"--{name}", *(map(str, value) if isinstance(value, list) else [str(value)]))
 
 
 def _device(name: str | None) -> torch.device:
@@ -212,7 +248,8 @@ def _device(name: str | None) -> torch.device:
 
 
 def _yaml(config: Config) -> str:
-    return yaml.dump(asdict(config), Dumper=PlainDumper, sort_keys=False)
+    record = {"method": method_of(config).name} | asdict(config)
+    return yaml.dump(record, Dumper=PlainDumper, sort_keys=False)
 
 
 def _finish(bundle: Bundle, config: Config, folder: RunFolder, device: torch.device, **more: Any) -> Path:

@@ -85,7 +85,7 @@ class Didi:
         self.warmup_steps, loop = settings.discriminator.warmup_steps, settings.loop
         self._warmup_objective = replace(settings.objective, moves=settings.discriminator.warmup_moves)
         self.last_student_step = self.warmup_steps + loop.steps
-        self.num_steps = self.last_student_step + settings.discriminator.guidance_steps
+        self.num_steps = settings.num_steps
         completions = loop.batch_size * loop.accumulation * settings.objective.completions
         self.tokens_per_step = completions * settings.data.length
         self._teacher_first: Tensor | None = None

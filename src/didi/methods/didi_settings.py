@@ -157,6 +157,11 @@ class DistillConfig(DistillationConfig):
                 f"{loop.batch_size} and {objective.group_size}"
             )
 
+    @property
+    def num_steps(self) -> int:
+        """Warm-up, updates of the student and lessons for guidance."""
+        return self.discriminator.warmup_steps + self.loop.steps + self.discriminator.guidance_steps
+
     def limited(self, max_steps: int) -> "DistillConfig":
         """See ``RunConfig.limited``; warm-up and lessons for guidance are at most as long."""
         discriminator = replace(

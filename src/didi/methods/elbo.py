@@ -119,7 +119,7 @@ class Elbo:
         self.trained: dict[str, nn.Module] = {"network": network.to(inputs.device)}
         self.frozen: dict[str, nn.Module] = {}
         self.optimizers = {"network": settings.optimizer}
-        self.num_steps = settings.loop.steps
+        self.num_steps = settings.num_steps
         self.sequences_per_step = settings.loop.batch_size * settings.loop.accumulation
         self.tokens_per_step = self.sequences_per_step * settings.data.length
 

@@ -126,6 +126,8 @@ class LoopConfig:
     """Under torchrun, shard weights, gradients and moments over the processes (FSDP2) instead of copying them (DDP)."""
     activation_checkpointing: bool = False
     """Keep only the input of each trained block, and run the block again in the backward pass: less memory."""
+    loggers: tuple[str, ...] = ()
+    """Where metrics go beside metrics.jsonl: tensorboard, wandb, or both."""
     ema_decay: float = 0.9999
     """Decay of the averaged weights that the bundle gets (row 17)."""
     ema_ramp: bool = True
@@ -154,6 +156,11 @@ class RunConfig:
     """Seed of new weights, of the order of the data and of every draw."""
     data: DataConfig = field(default_factory=DataConfig)
     loop: LoopConfig = field(default_factory=LoopConfig)
+
+    @property
+    def num_steps(self) -> int:
+        """Steps of the whole run, phases without updates of the main network included."""
+        return self.loop.steps
 
     def limited(self, max_steps: int) -> "RunConfig":
         """These settings cut to ``max_steps`` updates; a method that has further phases shortens them too."""

@@ -9,9 +9,10 @@ from dataclasses import asdict, replace
 from typing import TypeVar
 
 from didi.errors import UsageError
+from didi.methods import METHODS
 from didi.methods.didi_settings import DiscriminatorSettings, DistillConfig, ObjectiveConfig
 from didi.methods.elbo import PretrainConfig
-from didi.methods.settings import DataConfig, LoopConfig, NetworkConfig, OptimizerConfig
+from didi.methods.settings import DataConfig, DistillationConfig, LoopConfig, NetworkConfig, OptimizerConfig
 from didi.models.dit import DiTConfig
 
 OWT = DataConfig(
@@ -137,6 +138,27 @@ DISTILL: dict[str, DistillConfig] = {
         loop=_OWT_LOOP,
     ),
 }  # fmt: skip
+
+
+VARIANTS: dict[tuple[str, str], DistillationConfig] = {}
+"""Recipes of other methods than DiDi-Instruct, by recipe and method; others take the recipe's data and loop."""
+
+
+def distillation_recipes(method: str) -> dict[str, DistillationConfig]:
+    """The recipes of a distillation method, by name.
+
+    Raises:
+        UsageError: no distillation method has that name.
+    """
+    methods = {name: one for name, one in METHODS.items() if issubclass(one.settings_type, DistillationConfig)}
+    if method not in methods:
+        raise UsageError(f"a distillation method is one of {', '.join(methods)}; got {method!r}")
+    kind = methods[method].settings_type
+    found: dict[str, DistillationConfig] = {}
+    for name, base in DISTILL.items():
+        shared = {"recipe": name, "teacher": base.teacher, "seed": base.seed, "data": base.data, "loop": base.loop}
+        found[name] = base if type(base) is kind else VARIANTS.get((name, method)) or kind(**shared)
+    return found
 
 
 def _paper(config: DistillConfig) -> DistillConfig:

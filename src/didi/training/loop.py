@@ -5,7 +5,7 @@ import math
 import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +24,7 @@ from didi.files import write_atomically
 from didi.methods.settings import LoopConfig
 from didi.models.untrusted import read_yaml
 from didi.training.checkpoint import PATTERN, load_latest, save_checkpoint
+from didi.training.loggers import MetricsLogger, open_loggers
 from didi.world import world
 
 Metrics = Mapping[str, Tensor | float]
@@ -159,7 +160,8 @@ def run(job: Job, config: LoopConfig, folder: RunFolder, *, resume: bool) -> Non
     main = world().is_main
     if main:
         folder.cut_metrics(begin)
-    meter = _Meter(job, folder, begin, config.max_skipped_steps)
+    loggers = open_loggers(config.loggers, folder.path, begin)
+    meter = _Meter(job, folder, begin, config.max_skipped_steps, loggers)
     with _stop_signals() as stop, meter:
         for step in range(begin, job.num_steps):
             meter.add(job.step(step))
@@ -201,7 +203,10 @@ def _stop_signals() -> Iterator[list[int]]:
 class _Meter:
     """Means of the metrics between two log lines, to the file and to the screen (stderr)."""
 
-    def __init__(self, job: Job, folder: RunFolder, begin: int, max_skipped: int) -> None:
+    def __init__(
+        self, job: Job, folder: RunFolder, begin: int, max_skipped: int, loggers: Sequence[MetricsLogger]
+    ) -> None:
+        self._loggers = loggers
         self._job, self._folder, self._begin, self._max_skipped = job, folder, begin, max_skipped
         self._steps: list[tuple[list[str], Tensor]] = []
         self._since = time.perf_counter()
@@ -224,6 +229,8 @@ class _Meter:
 
     def __exit__(self, *_: object) -> None:
         self._progress.stop()
+        for logger in self._loggers:
+            logger.close()
 
     def add(self, metrics: Metrics) -> None:
         """Count the metrics of one step; a device is not waited for."""
@@ -269,6 +276,8 @@ class _Meter:
         if not self._is_main:
             return
         self._folder.log({"step": step, **figures})
+        for logger in self._loggers:
+            logger.log(step, figures)
         text = "  ".join(f"{name} {value:.4g}" for name, value in figures.items())
         if self._progress.disable:
             print(f"step {step}/{self._job.num_steps}  {text}", file=sys.stderr, flush=True)

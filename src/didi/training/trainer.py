@@ -9,6 +9,7 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
+from didi.errors import UsageError
 from didi.methods import Method, method_of
 from didi.methods.base import Figures, Inputs, Update
 from didi.methods.settings import RunConfig
@@ -150,8 +151,14 @@ class Trainer:
         """Back to a state of ``state_dict``.
 
         Raises:
-            UsageError: the method refuses it.
+            UsageError: it is of another version or method, or the method refuses it.
         """
+        held = {*self._held(), "method"}
+        if set(state) != held:
+            raise UsageError(
+                f"a checkpoint of this method holds {', '.join(sorted(held))}; got {', '.join(sorted(state))}: another "
+                "version of didi wrote it; begin again in another folder with --out"
+            )
         self.method.load_state_dict(state["method"])
         for name, one in self._held().items():
             load_full_state(one, state[name])

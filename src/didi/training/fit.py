@@ -1,0 +1,55 @@
+"""The length of a run that fits a time: a few steps are timed, then the length is fixed, so that runs resume."""
+
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from didi.errors import UsageError
+from didi.methods.base import Inputs
+from didi.methods.settings import RunConfig
+from didi.training.trainer import make_trainer
+
+SAMPLED_STEPS = 8
+MARGIN = 0.95  # of the time is planned, since checkpoints and the machine are not
+
+
+def fitted(settings: RunConfig, inputs: Inputs, minutes: float) -> RunConfig:
+    """``settings`` with ``loop.steps`` such that the run takes about ``minutes``; further phases are cut to as many.
+
+    Steps spread over the whole run are timed on networks that are thrown away, after one that warms up.
+
+    Args:
+        settings: of the run; its own length is the longest that is considered.
+        inputs: of its method; the run's folder is not used.
+        minutes: wall-clock time of steps and validations on this machine.
+
+    Raises:
+        UsageError: not even one step fits.
+    """
+    if not minutes > 0:
+        raise UsageError(f"max-minutes is positive; got {minutes}")
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = make_trainer(settings, replace(inputs, folder=Path(folder)))
+        num = trainer.num_steps
+        trainer.step(0)
+        begin = time.perf_counter()
+        for number in range(SAMPLED_STEPS):
+            trainer.step(number * (num - 1) // (SAMPLED_STEPS - 1))
+        seconds = (time.perf_counter() - begin) / SAMPLED_STEPS
+        begin = time.perf_counter()
+        trainer.validate()
+        validation = time.perf_counter() - begin
+    budget = minutes * 60 * MARGIN
+    low, high = 0, settings.loop.steps
+    while low < high:  # the most steps whose time is within the budget
+        middle = (low + high + 1) // 2
+        steps = settings.limited(middle).num_steps
+        taken = steps * seconds + (1 + steps // settings.loop.validate_every) * validation
+        low, high = (middle, high) if taken <= budget else (low, middle - 1)
+    if low < 1:
+        raise UsageError(
+            f"max-minutes fits one step or more; a step takes {seconds:.1f} s and a validation {validation:.1f} s, "
+            f"got {minutes:g} minutes"
+        )
+    return settings.limited(low)

@@ -1,0 +1,78 @@
+"""An update whose loss or gradient is not finite changes no weight, no average and no later update of its step."""
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+
+from didi.methods.base import Inputs
+from didi.recipes import DISTILL, PRETRAIN
+from didi.training.trainer import make_trainer
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def distillation(source, teacher, tmp_path):
+    base = DISTILL["markov"]
+    short = replace(base.discriminator, warmup_steps=0)
+    config = replace(
+        base,
+        data=replace(base.data, length=8),
+        loop=replace(base.loop, steps=4, batch_size=4),
+        discriminator=short,
+    )
+    return make_trainer(config, Inputs(source, CPU, tmp_path, teacher))
+
+
+@pytest.fixture
+def pretraining(source):
+    base = PRETRAIN["markov"]
+    config = replace(base, data=replace(base.data, length=8), loop=replace(base.loop, steps=4, batch_size=4))
+    return make_trainer(config, Inputs(source, CPU))
+
+
+def spoilt(loss, by):
+    """A loss that is not finite itself, or whose gradient is not."""
+
+    def ruined(*arguments):
+        value, figures = loss(*arguments)
+        return (value + float("nan") if by == "loss" else value * (value.detach() * 0 + 1e38) * 1e38 * 0), figures
+
+    return ruined
+
+
+@pytest.mark.parametrize("by", ["loss", "gradient"])
+def test_pre_training(pretraining, assert_same_state, by, monkeypatch):
+    pretraining.step(0)
+    before = copy.deepcopy(pretraining.state_dict())
+    monkeypatch.setattr(pretraining.method, "_nelbo", spoilt(pretraining.method._nelbo, by))
+    metrics = pretraining.step(1)
+    assert not torch.isfinite(torch.stack([torch.as_tensor(value) for value in metrics.values()])).all()
+    assert_same_state(pretraining.state_dict(), before)
+    monkeypatch.undo()
+    pretraining.step(2)
+    assert int(pretraining.average.n_averaged) == 2
+    assert all(torch.isfinite(value).all() for value in pretraining.method.trained["network"].parameters())
+
+
+@pytest.mark.parametrize("by", ["loss", "gradient"])
+@pytest.mark.parametrize("network", ["discriminator", "student"])
+def test_distillation(distillation, assert_same_state, by, network, monkeypatch):
+    distillation.step(0)
+    before = copy.deepcopy(distillation.state_dict())
+    name = f"_{network}_loss"
+    monkeypatch.setattr(distillation.method, name, spoilt(getattr(distillation.method, name), by))
+    distillation.step(1)
+    after = distillation.state_dict()
+    for part in ("student", "student_optimizer", "average"):
+        assert_same_state(after[part], before[part])
+    is_kept = all(torch.equal(value, before["discriminator"][name]) for name, value in after["discriminator"].items())
+    if network == "discriminator":
+        assert_same_state(after["discriminator_optimizer"], before["discriminator_optimizer"])
+    else:  # its own update came first and was finite
+        assert not is_kept
+    assert all(
+        parameter.grad is None for part in distillation.method.trained.values() for parameter in part.parameters()
+    )
