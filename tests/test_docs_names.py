@@ -1,0 +1,94 @@
+"""Dotted names, test names, file paths and links on the pages exist."""
+
+import ast
+import re
+from importlib.util import find_spec
+from pathlib import Path
+from pkgutil import resolve_name
+
+import pytest
+
+from .docs_pages import DOCS
+
+ROOT = DOCS.parent
+PACKAGES = sorted(path.parent.name for path in (ROOT / "src" / "didi").glob("*/__init__.py"))
+MODULES = sorted(path.stem for path in (ROOT / "src" / "didi").glob("*.py") if not path.stem.startswith("_"))
+PAGES = sorted(path.name for path in DOCS.glob("*.md"))
+WRITTEN_BY_A_READER = {"src/didi/methods/kd.py", "src/didi/sampling/even.py", "NAME.py"}
+PATH = re.compile(r"(?:src|tests|benchmarks|docs|didi|[a-z_]+)/[\w/.-]+\.(?:py|md|json|png|svg|yaml)|\btest_\w+\.py")
+
+
+def spans(page):
+    """Inline code of a page, outside of blocks."""
+    text = re.sub(r"^ *```.*?^ *```$", "", (DOCS / page).read_text(), flags=re.M | re.S)
+    return re.findall(r"`([^`\n]+)`", text)
+
+
+def resolved(name):
+    """Whether ``didi.package.module.attribute`` exists; fields of dataclasses and protocols count."""
+    try:
+        resolve_name(name)
+    except (ImportError, AttributeError):
+        owner, _, field = name.rpartition(".")
+        try:
+            return field in getattr(resolve_name(owner), "__annotations__", {})
+        except (ImportError, AttributeError, ValueError):
+            return False
+    return True
+
+
+def functions(path):
+    """Names of the functions of a test file."""
+    return {node.name for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.FunctionDef)}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_dotted_names_resolve(page):
+    names = set()
+    for span in spans(page):
+        for name in re.findall(r"[A-Za-z_][\w.]*\.\w+", span):
+            head, *_ = name.removeprefix("didi.").split(".")
+            if name.startswith("didi.") or (head in PACKAGES and find_spec(".".join(["didi", *name.split(".")[:2]]))):
+                names.add(f"didi.{name.removeprefix('didi.')}")
+    missing = {name for name in names if name.count(".") and not resolved(name)}
+    assert not missing
+
+
+def test_every_name_of_the_paper_map_resolves():
+    text = (DOCS / "paper-map.md").read_text()
+    rows = [line.split("|")[1:4] for line in text.splitlines() if line.startswith("|") and "`" in line]
+    assert len(rows) > 30
+    for paper, code, tests in rows:
+        module = None
+        for name in re.findall(r"`([\w.]+)`", code):
+            is_whole = name.split(".")[0] in PACKAGES + MODULES
+            found = f"didi.{name}" if is_whole else f"{module}.{name}"
+            assert resolved(found), (paper, name)
+            if is_whole:
+                module = found if find_spec_or_none(found) else found.rpartition(".")[0]
+        file = None
+        for name in re.findall(r"`([\w.:]+)`", tests):
+            path, _, function = name.rpartition("::") if "::" in name else (name, "", "")
+            path, function = (file, name) if not path.endswith(".py") else (path, function)
+            (file,) = (path,) if isinstance(path, Path) else (ROOT / "tests").rglob(path)
+            assert not function or function in functions(file), (paper, name)
+
+
+def find_spec_or_none(name):
+    """The spec of a module, or None where the name is none."""
+    try:
+        return find_spec(name)
+    except ModuleNotFoundError:
+        return None
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_paths_exist(page):
+    missing = set()
+    for span in spans(page):
+        for path in PATH.findall(span):
+            name = path.removeprefix("didi/") if path.startswith("didi/") else path
+            at = [ROOT / name, ROOT / "src" / "didi" / name, DOCS / name]
+            if not any(one.exists() for one in at) and not any((ROOT / "tests").rglob(Path(name).name)):
+                missing.add(path)
+    assert not {path for path in missing if not any(path.endswith(one) for one in WRITTEN_BY_A_READER)}
