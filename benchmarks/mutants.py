@@ -9,8 +9,10 @@ is written beside it, by hand, why no test can; reasons are kept from run to run
 """
 
 import argparse
+import gc
 import json
 import os
+import pickle
 import random
 import signal
 import sys
@@ -31,9 +33,9 @@ import torch
 from cosmic_ray.ast import ast_nodes, get_ast
 from cosmic_ray.operators.operator import Operator
 from cosmic_ray.plugins import get_operator
+from mutant_tests import NAMED, TESTS
 
 from didi.files import write_atomically
-from mutant_tests import NAMED, TESTS
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs" / "results" / "mutants.json"
@@ -64,13 +66,13 @@ class Mutant:
 
 
 class DropArgument(Operator):
-    """Leave out an argument of a call that is given by name."""
+    """Leave out an argument of a call that is given by name; not ``device``, which a CPU cannot tell from none."""
 
     def mutation_positions(self, node):
-        if node.type == "argument" and node.children[0].type == "name" and node.parent.type in ("arglist", "trailer"):
+        if node.type == "argument" and getattr(node.children[0], "value", "device") != "device":
             yield (node.start_pos, node.end_pos)
 
-    def mutate(self, node, index):
+    def mutate(self, node, index):  # noqa: ARG002
         return parso.python.tree.Name("**{}", node.start_pos, prefix=node.get_first_leaf().prefix)
 
     @classmethod
@@ -89,7 +91,7 @@ class SkipUpdate(Operator):
             if target.type == "atom_expr" or names & read or getattr(others[0], "value", "=") != "=":
                 yield (node.start_pos, node.end_pos)
 
-    def mutate(self, node, index):
+    def mutate(self, node, index):  # noqa: ARG002
         return parso.python.tree.Keyword("pass", node.start_pos, prefix=node.get_first_leaf().prefix)
 
     @classmethod
@@ -100,16 +102,18 @@ class SkipUpdate(Operator):
 def mutants_of(source: str) -> list[Mutant]:
     """All different mutants of a module, in the order of its lines."""
     operators = [*(get_operator(f"core/{name}")() for name in OPERATORS), DropArgument(), SkipUpdate()]
-    found = {}
+    parsed, found = get_ast(source), {}
+    sys.setrecursionlimit(10_000)  # for the copies of the tree
+    stored = pickle.dumps(parsed)
     for operator in operators:
         places = [
             (number, index)
-            for number, node in enumerate(ast_nodes(get_ast(source)))
-            if not _is_annotation(node)
+            for number, node in enumerate(ast_nodes(parsed))
             for index, _ in enumerate(operator.mutation_positions(node))
+            if not _is_annotation(node) and node.parent.type not in ("parameters", "param")  # the "*" of a signature
         ]
         for number, index in places:
-            tree = get_ast(source)  # an operator changes the nodes it is given
+            tree = pickle.loads(stored)  # an operator changes the nodes it is given
             node = next(node for place, node in enumerate(ast_nodes(tree)) if place == number)
             parent, slot = node.parent, next(i for i, child in enumerate(node.parent.children) if child is node)
             changed = operator.mutate(node, index)
@@ -185,15 +189,20 @@ def import_what_does_not_depend_on(module: str) -> None:
         parts = name.split(".")
         return (".".join(parts[:end]) for end in range(1, len(parts)))
 
-    while more := {n for n in graph.modules - changed
-                   if any(p in changed for needed in (n, *graph.find_upstream_modules(n)) for p in parents(needed))}:
+    while more := {
+        n
+        for n in graph.modules - changed
+        if any(p in changed for needed in (n, *graph.find_upstream_modules(n)) for p in parents(needed))
+    }:
         changed |= more  # fmt: skip
     with jaxtyping.install_import_hook("didi", "beartype.beartype"):
         for name in sorted(graph.modules - changed):
             if not name.endswith("__main__"):
                 with suppress(ImportError):
                     import_module(name)
+    torch.testing.assert_close(torch.zeros(1), torch.zeros(1))  # imports what most tests use
     assert module not in sys.modules
+    gc.freeze()  # collections in the forks pass over all this
 
 
 def run_module(module: str, number: int | None, known: dict, survivors_only: bool) -> dict:
@@ -216,12 +225,11 @@ def run_module(module: str, number: int | None, known: dict, survivors_only: boo
         result = outcome(path, mutant.source, tests, limit)
         counts[result] += 1
         if result == "survived":
-            survivors.append({"old": mutant.old, "new": mutant.new, "reason": reasons.get((mutant.old, mutant.new), "")})
+            survivors.append(
+                {"old": mutant.old, "new": mutant.new, "reason": reasons.get((mutant.old, mutant.new), "")}
+            )
             print(f"{module}: {mutant.old}\n{' ' * len(module)}> {mutant.new}", flush=True)
-    if survivors_only:
-        num_tried = known["tried"]
-    else:
-        num_tried = len(tried)
+    num_tried = known["tried"] if survivors_only else len(tried)
     equivalent = sum(bool(one["reason"]) for one in survivors)
     print(f"{module}: {num_tried} of {len(mutants)} mutants tried in {time.monotonic() - start:.0f} s, "
           f"{len(survivors)} survived, {equivalent} of them with a reason", flush=True)  # fmt: skip
