@@ -8,7 +8,12 @@ TESTS = {
     "didi/diffusion/absorbing": ["tests/diffusion"],
     "didi/methods/didi": [*WIRING, "tests/training/test_distill.py", *GOLDEN],
     "didi/methods/rollout": ["tests/training/test_rollout.py", WIRING[0], *GOLDEN],
-    "didi/sampling/guided": ["tests/sampling/test_guided.py", "tests/sampling/test_canvas.py", *GOLDEN],
+    "didi/sampling/guided": [
+        "tests/sampling/test_guided_settings.py",
+        "tests/sampling/test_guided.py",
+        "tests/sampling/test_canvas.py",
+        *GOLDEN,
+    ],
     "didi/diffusion/canvas": ["tests/diffusion", "tests/sampling/test_canvas.py"],
     "didi/diffusion/categorical": ["tests/diffusion"],
     "didi/diffusion/noise": ["tests/diffusion"],
