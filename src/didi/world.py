@@ -53,6 +53,11 @@ class World:
         """Elementwise mean over processes."""
         return self.sum(values) / self.size
 
+    def part_of_mean(self, values: Tensor) -> Tensor:
+        """This process's part of the mean over the values of all processes, of which ``mean`` makes that mean."""
+        num = self.mean(torch.tensor(float(values.numel()), device=values.device))
+        return values.sum() / num.clamp(min=1 / self.size)
+
     def gathered(self, rows: Tensor) -> Tensor:
         """The rows of all processes, each of which has as many, in their order; no gradient flows back."""
         if self.size == 1:

@@ -23,7 +23,6 @@ from torch import Tensor, nn
 from didi.diffusion.absorbing import corrupt
 from didi.diffusion.categorical import divergence, entropy
 from didi.diffusion.noise import named_generator
-from didi.diffusion.schedule import TimeDensity, time_weight
 from didi.errors import UsageError
 from didi.methods.base import Figures, Inputs, Runtime, Update
 from didi.methods.didi_networks import check_fit, initial_networks, masked_process
@@ -53,8 +52,7 @@ class Batch:
     """One micro-batch of this process.
 
     Attributes:
-        step: number of the step.
-        number: of the micro-batch.
+        step, number: of the step and of the micro-batch.
         rollout: the student's trajectories; None in lessons for guidance.
     """
 
@@ -111,8 +109,6 @@ class Didi:
         """The estimator of the log-ratio."""
         return cast(Discriminator, self.trained["discriminator"])
 
-    # ------------------------------------------------------------------------------------------------ one step --- #
-
     def prepare(self, step: int, micro_batch: int) -> Batch:
         """Roll out the student; its gradient is kept where it is going to be updated."""
         if step >= self.last_student_step:
@@ -121,8 +117,8 @@ class Didi:
         is_warmup = step < self.warmup_steps
         objective = self._warmup_objective if is_warmup else settings.objective
         generator = named_generator(settings.seed, "rollout", step, micro_batch)
-        sizes = settings.loop.batch_size, settings.data.length
-        arguments = (*sizes, objective, self.process, generator, self.runtime.device)
+        sizes, device = (settings.loop.batch_size, settings.data.length), self.runtime.device
+        arguments = (*sizes, objective, self.process, generator, device)
         if not is_warmup:
             return Batch(step, micro_batch, self.runtime.call("student", rollout, *arguments))
         with torch.no_grad(), self.runtime.cast():
@@ -144,8 +140,6 @@ class Didi:
 
     def end_step(self, step: int) -> None:
         """Nothing."""
-
-    # --------------------------------------------------------------------------------------------- discriminator --- #
 
     def _discriminator_loss(self, repeat: int, batch: Batch) -> tuple[Tensor, Figures]:
         """Tell corrupted student samples from corrupted real ones, Eq. 8."""
@@ -200,8 +194,6 @@ class Didi:
         )
         return loss, {"discriminator_loss": loss.detach(), "discriminator_accuracy": is_right.float().mean()}
 
-    # --------------------------------------------------------------------------------------------------- student --- #
-
     def _rewards(self, drawn: Rollout) -> tuple[Float[Tensor, "s g c"], Float[Tensor, ""]]:
         """Log-ratio of each corruption in nats, Eq. 6, and the share of them that the clamp cut."""
         objective, settings = self.settings.objective, self.settings.discriminator
@@ -218,27 +210,14 @@ class Didi:
         is_cut = (rewards.abs() > bound).float().mean()
         return rewards.clamp(-bound, bound).view(drawn.z_t.shape[:3]), is_cut
 
-    def _weight(self, t: Float[Tensor, " s"]) -> Float[Tensor, " s"]:
-        r"""Weight :math:`\omega(t)`, or :math:`\omega(t)/\pi(t)`, of each state."""
-        objective = self.settings.objective
-        bounds = {"low": objective.weight_low, "high": objective.weight_high}
-        weight = time_weight(objective.weight, self.process.schedule, t, **bounds)
-        if objective.importance_weighting:
-            density = TimeDensity(objective.time_a, objective.time_b).density(t)
-            weight = weight * (1 / density).clamp(max=objective.importance_clip)
-        return weight.float().to(self.runtime.device)
-
     def _student_loss(self, batch: Batch) -> tuple[Tensor, Figures]:
         """Policy gradient of Eq. 5 with the advantage of Eq. 7 and the split score of Eq. 9, and the regularisers."""
         drawn, objective = cast(Rollout, batch.rollout), self.settings.objective
         rewards, clamp_fraction = self._rewards(drawn)
         is_masked_tau, is_masked_t = (self.process.is_predicted(z) for z in (drawn.z_tau, drawn.z_t))
-        first_score, second_score = (
-            drawn.first_score,
-            second_move_score(
-                drawn.completion_log_probs, is_masked_tau, is_masked_t, revealed_only=objective.revealed_only
-            ),
-        )
+        log_probs, is_short = drawn.completion_log_probs, objective.revealed_only
+        first_score = drawn.first_score
+        second_score = second_move_score(log_probs, is_masked_tau, is_masked_t, revealed_only=is_short)
         if objective.pg_reduction == "token-mean":
             length = drawn.x.shape[-1]
             first_score, second_score = first_score / length, second_score / length
@@ -250,7 +229,8 @@ class Didi:
             normalise=objective.normalise_advantage,
         )
         advantage = Advantages(*map(world().mine, of_all))
-        policy = policy_loss(first_score, second_score, advantage, self._weight(drawn.t)).mean()
+        weights = objective.time_weights(drawn.t, self.process.schedule).to(rewards.device)
+        policy = policy_loss(first_score, second_score, advantage, weights).mean()
         regulariser, figures = self._regulariser(drawn)
         rewarded = {"reward": all_rewards.mean(), "reward_std": all_rewards.std(), "clamp_fraction": clamp_fraction}
         return policy + regulariser, {**rewarded, **figures}
@@ -262,12 +242,12 @@ class Didi:
         if objective.score_decomposition:
             student.append(drawn.second_log_probs)
         with torch.set_grad_enabled(bool(objective.entropy_weight)):  # without a bonus it is only logged
-            entropies = [_mean(entropy(log_probs)) for log_probs in student]
+            entropies = [world().part_of_mean(entropy(log_probs)) for log_probs in student]
         figures = {"entropy": entropies[-1].detach()}
         loss = -objective.entropy_weight * torch.stack(entropies).sum()
         if objective.divergence_weight:
             divergences = [
-                _mean(divergence(objective.divergence, of_teacher, log_probs))
+                world().part_of_mean(divergence(objective.divergence, of_teacher, log_probs))
                 for of_teacher, log_probs in zip(self._teacher_log_probs(drawn), student, strict=True)
             ]
             figures["divergence"] = torch.stack(divergences).sum().detach()
@@ -285,8 +265,6 @@ class Didi:
             if self.settings.objective.score_decomposition:
                 found.append(masked_log_probs(self.teacher, drawn.z_tau, drawn.tau, self.process))
         return found
-
-    # ----------------------------------------------------------------------------------------------------- ends --- #
 
     def validate(self) -> dict[str, float]:
         """NELBO per token of the averaged student on held-out sequences, in nats."""
@@ -320,9 +298,3 @@ class Didi:
             tokenizer=self.tokenizer,
             process=self.process,
         )
-
-
-def _mean(values: Tensor) -> Tensor:
-    """This process's part of the mean over the values of all, of which the processes' mean is that mean."""
-    num = world().mean(torch.tensor(float(values.numel()), device=values.device))
-    return values.sum() / num.clamp(min=1 / world().size)

@@ -3,8 +3,11 @@
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from jaxtyping import Float
+from torch import Tensor
+
 from didi.diffusion.categorical import Divergence
-from didi.diffusion.schedule import WeightName
+from didi.diffusion.schedule import Schedule, TimeDensity, WeightName, time_weight
 from didi.errors import UsageError
 from didi.methods.settings import DistillationConfig, OptimizerConfig, at_least, check_sharding, share
 from didi.objectives.didi import Grouping, RewardReduction, ScoreReduction
@@ -106,6 +109,14 @@ class ObjectiveConfig:
         at_least(1, self, "completions", "corruptions", "group_size")
         at_least(2, self, "moves")
         at_least(0, self, "divergence_weight", "entropy_weight", "weight_low", "importance_clip")
+
+    def time_weights(self, t: Float[Tensor, " s"], schedule: Schedule) -> Float[Tensor, " s"]:
+        r""":math:`\omega(t)`, or :math:`\omega(t)/\pi(t)` with importance weights; float32."""
+        weight = time_weight(self.weight, schedule, t, low=self.weight_low, high=self.weight_high)
+        if self.importance_weighting:
+            density = TimeDensity(self.time_a, self.time_b).density(t)
+            weight = weight * (1 / density).clamp(max=self.importance_clip)
+        return weight.float()
 
 
 @dataclass(frozen=True)

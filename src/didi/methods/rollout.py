@@ -10,6 +10,7 @@ the network is consistent: tokens depend on the move that they came in.)
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -114,6 +115,81 @@ def draw_times(
     return tau, density.sample(num_states // num_shared, generator).repeat_interleave(num_shared)
 
 
+class Uniforms:
+    """Float64 uniforms of this process's states; drawn for the states of all processes, whose number changes nothing.
+
+    Args:
+        num_states: of all processes.
+        generator: a CPU generator.
+        device: where they are wanted.
+    """
+
+    def __init__(self, num_states: int, generator: torch.Generator, device: torch.device) -> None:
+        self.num_states, self.generator, self.device = num_states, generator, device
+
+    def __call__(self, *shape: int) -> Float[Tensor, "s ..."]:
+        """The next ones, ``[s, *shape]``."""
+        drawn = torch.rand(self.num_states, *shape, dtype=torch.float64, generator=self.generator)
+        return world().mine(drawn).to(self.device)
+
+
+class Trajectory(NamedTuple):
+    """States from which completions are drawn, and their times.
+
+    Attributes:
+        tau: time of each state.
+        t: time of its corruptions.
+        z_tau: the states.
+        first_score: log-probability of the move that led there, where it is scored; else 0.
+        first_log_probs: the student's log-probabilities at the all-mask state.
+        second_log_probs: those at the masked positions of ``z_tau``, in row-major order.
+        is_continued: whether corruptions go on with the state, whose visible tokens then stay.
+    """
+
+    tau: Float[Tensor, " s"]
+    t: Float[Tensor, " s"]
+    z_tau: Int[Tensor, "s l"]
+    first_score: Float[Tensor, " s"]
+    first_log_probs: Float[Tensor, "l v"]
+    second_log_probs: Float[Tensor, "n v"]
+    is_continued: bool = False
+
+
+def one_step(student: DiT, length: int, objective: ObjectiveConfig, process: Absorbing, draw: Uniforms) -> Trajectory:
+    """The one-step generator: every state is all masks, and one pass serves all."""
+    tau, t = map(world().mine, draw_times(draw.num_states, objective, draw.generator))
+    log_probs = all_mask_log_probs(student, length, process, draw.device)
+    z_tau = process.prior(Canvas.blank(len(tau), length, draw.device))
+    none = torch.zeros(len(tau), device=draw.device)
+    return Trajectory(tau, t, z_tau, none, log_probs, log_probs.repeat(len(tau), 1))
+
+
+def two_moves(student: DiT, length: int, objective: ObjectiveConfig, process: Absorbing, draw: Uniforms) -> Trajectory:
+    """The paper's generator, 1 -> tau -> 0, whose first move is scored as well (Eq. 9)."""
+    tau, t = map(world().mine, draw_times(draw.num_states, objective, draw.generator))
+    log_probs = all_mask_log_probs(student, length, process, draw.device)
+    z_tau = process.prior(Canvas.blank(len(tau), length, draw.device))
+    is_visible = ~is_masked_at(draw(length), process.schedule.alpha(tau).to(draw.device))
+    state, position = is_visible.nonzero(as_tuple=True)
+    tokens = sample_categorical(log_probs.detach()[position], draw(length)[is_visible])
+    z_tau[state, position] = tokens
+    score = torch.zeros(len(tau), device=draw.device).index_add(0, state, log_probs[position, tokens])
+    return Trajectory(tau, t, z_tau, score, log_probs, masked_log_probs(student, z_tau, tau, process))
+
+
+def path(student: DiT, length: int, objective: ObjectiveConfig, process: Absorbing, draw: Uniforms) -> Trajectory:
+    """States of the student's own sampler of ``objective.moves`` moves (ours); t lies within the scored move."""
+    move = world().mine(torch.randint(objective.moves, (draw.num_states,), generator=draw.generator))
+    tau = 1 - move.double() / objective.moves
+    t = tau - world().mine(torch.rand(draw.num_states, dtype=torch.float64, generator=draw.generator)) / objective.moves
+    log_probs = all_mask_log_probs(student, length, process, draw.device)
+    draws = torch.rand(2, draw.num_states, length, dtype=torch.float64, generator=draw.generator)
+    draws = torch.stack([world().mine(one) for one in draws]).to(draw.device)
+    z_tau = states_before_a_move(student, move, objective.moves, draws, process)
+    none = torch.zeros(len(tau), device=draw.device)
+    return Trajectory(tau, t, z_tau, none, log_probs, masked_log_probs(student, z_tau, tau, process), True)
+
+
 def rollout(
     student: DiT,
     num_states: int,
@@ -134,54 +210,33 @@ def rollout(
         generator: a CPU generator; all draws are float64.
         device: where the student lives.
     """
-    mask_id, schedule = process.mask_id, process.schedule
+    draw = Uniforms(num_states, generator, device)
+    generate = path if objective.moves > 2 else two_moves if objective.score_decomposition else one_step
+    found = generate(student, length, objective, process, draw)
+    z_tau, is_masked_tau = found.z_tau, process.is_predicted(found.z_tau)
     num_completions, num_corruptions = objective.completions, objective.corruptions
-
-    mine = world().mine
-
-    def uniforms(*shape: int) -> Tensor:
-        """Of this process's states; drawn for those of all, so that their number changes nothing."""
-        return mine(torch.rand(num_states, *shape, dtype=torch.float64, generator=generator)).to(device)
-
-    is_path = objective.moves > 2
-    if is_path:
-        # t falls anywhere within the move that is scored, which begins at tau.
-        move = mine(torch.randint(objective.moves, (num_states,), generator=generator))
-        tau = 1 - move.double() / objective.moves
-        t = tau - mine(torch.rand(num_states, dtype=torch.float64, generator=generator)) / objective.moves
-    else:
-        tau, t = map(mine, draw_times(num_states, objective, generator))
-    first_log_probs = all_mask_log_probs(student, length, process, device)
-    z_tau = torch.full((len(tau), length), mask_id, device=device)
-    first_score = torch.zeros(len(tau), device=device)
-    if is_path:
-        draws = torch.rand(2, num_states, length, dtype=torch.float64, generator=generator)
-        draws = torch.stack([mine(one) for one in draws]).to(device)
-        z_tau = states_before_a_move(student, move, objective.moves, draws, process)
-        is_masked_tau = z_tau == mask_id
-        second_log_probs = masked_log_probs(student, z_tau, tau, process)
-    elif objective.score_decomposition:
-        is_masked_tau = is_masked_at(uniforms(length), schedule.alpha(tau).to(device))
-        state, position = (~is_masked_tau).nonzero(as_tuple=True)
-        tokens = sample_categorical(first_log_probs.detach()[position], uniforms(length)[~is_masked_tau])
-        z_tau[state, position] = tokens
-        first_score = first_score.index_add(0, state, first_log_probs[position, tokens])
-        second_log_probs = masked_log_probs(student, z_tau, tau, process)
-    else:  # the one-step generator: every state is all masks, one pass tells all
-        is_masked_tau = torch.ones_like(z_tau, dtype=torch.bool)
-        second_log_probs = first_log_probs.repeat(len(tau), 1)
-
-    draws = uniforms(length, num_completions)[is_masked_tau]
-    tokens = sample_categorical(second_log_probs.detach(), draws)
+    tokens = sample_categorical(found.second_log_probs.detach(), draw(length, num_completions)[is_masked_tau])
     x = z_tau[:, :, None].repeat(1, 1, num_completions)
     x[is_masked_tau] = tokens
-    drawn = torch.zeros(len(tau), length, num_completions, device=device)
-    drawn = drawn.index_put(is_masked_tau.nonzero(as_tuple=True), second_log_probs.gather(1, tokens))
+    log_probs = torch.zeros(len(z_tau), length, num_completions, device=device)
+    chosen = found.second_log_probs.gather(1, tokens)
+    log_probs = log_probs.index_put(is_masked_tau.nonzero(as_tuple=True), chosen)
 
     x = x.transpose(1, 2).contiguous()
     z_t = x[:, :, None].repeat(1, 1, num_corruptions, 1)
-    chance = (1 - schedule.alpha(t)).to(device)[:, None].expand(-1, length)
-    if is_path:  # what is visible at tau stays so: the path goes on, it is not corrupted anew
-        chance = torch.where(is_masked_tau, chance / (1 - schedule.alpha(tau)).to(device)[:, None], 0.0)
-    z_t[uniforms(num_completions, num_corruptions, length) < chance[:, None, None]] = mask_id
-    return Rollout(tau, t, x, z_t, z_tau, first_score, drawn.transpose(1, 2), first_log_probs, second_log_probs)
+    chance = (1 - process.schedule.alpha(found.t)).to(device)[:, None].expand(-1, length)
+    if found.is_continued:  # what is visible at tau stays so: the path goes on, it is not corrupted anew
+        before = (1 - process.schedule.alpha(found.tau)).to(device)[:, None]
+        chance = torch.where(is_masked_tau, chance / before, 0.0)
+    z_t[draw(num_completions, num_corruptions, length) < chance[:, None, None]] = process.mask_id
+    return Rollout(
+        tau=found.tau,
+        t=found.t,
+        x=x,
+        z_t=z_t,
+        z_tau=z_tau,
+        first_score=found.first_score,
+        completion_log_probs=log_probs.transpose(1, 2),
+        first_log_probs=found.first_log_probs,
+        second_log_probs=found.second_log_probs,
+    )
