@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test check format docs clean
+.PHONY: demo test check mutants format docs clean
 
 demo: $(READY)
 	$(BIN)/didi demo
@@ -21,6 +21,14 @@ check: $(READY)
 	$(BIN)/lint-imports
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet --site-dir site
 	$(BIN)/pytest -n 2
+
+# An hour or two on one core; `make mutants MUTANTS="didi/sampling/guided --sample 40"` runs a part. The named mutations
+# (a sign of the student's loss flipped, a setting ignored) come first. Not part of `check`.
+MUTANTS ?=
+mutants: $(READY)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,mutants]'
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/mutants.py --named
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/mutants.py $(MUTANTS)
 
 format: $(READY)
 	$(BIN)/ruff check --fix .

@@ -31,7 +31,7 @@ import torch
 import yaml
 from pages import DOCS, renew, write_json
 
-from didi.apps.train import DistillCommand, RunOptions, distill_run, resolve
+from didi.apps.train import command_of, distill_run, resolve
 from didi.data import archives
 from didi.data.catalogue import Asset
 from didi.errors import DidiError
@@ -257,7 +257,7 @@ class ConfigFile:
 
     def __call__(self, draws: random.Random) -> None:
         self.file.write_bytes(mutated(self.content, draws))
-        resolve("distill", DistillCommand(RunOptions(), DistillConfig()), DISTILL, ["--config", str(self.file)])
+        resolve("distill", command_of(DistillConfig(), "Distil."), DISTILL, ["--config", str(self.file)])
 
 
 class Pickled:

@@ -188,16 +188,21 @@ def test_a_score_of_an_absorbing_process_is_the_law_of_the_token():
         torch.testing.assert_close(score.log().softmax(-1), law)
 
 
-@pytest.mark.parametrize(
-    ("layout", "config"), [("duo", MDLM_CONFIG), ("sedd", SEDD_CONFIG | {"graph": {"type": "uniform"}})]
-)
-def test_uniform_state_networks_are_kept_but_not_sampled_as_masked_ones(tmp_path, layout, config):
+def test_a_uniform_state_network_of_sedd_is_refused(tmp_path):
+    source = folder(tmp_path / "hub", prefixed(network()), SEDD_CONFIG | {"graph": {"type": "uniform"}})
+    with pytest.raises(UsageError, match="a SEDD checkpoint is converted if its graph is absorbing"):
+        converted("sedd", source, tmp_path)
+
+
+def test_a_uniform_state_network_of_duo_is_sampled_as_one(tmp_path):
     made = network()
-    bundle = converted(layout, folder(tmp_path / "hub", prefixed(made), config), tmp_path)
+    bundle = converted("duo", folder(tmp_path / "hub", prefixed(made), MDLM_CONFIG), tmp_path)
     assert same(bundle.teacher, made, torch.tensor([0.5, 2.0]))
     assert bundle.teacher.config.mask_id is None
-    with pytest.raises(UsageError, match="ancestral does not sample uniform diffusion"):
-        didi.generate(bundle, num_samples=2, nfe=4)
+    assert bundle.process.name == "uniform"
+    assert len(didi.generate(bundle, num_samples=2, nfe=4).tokens) == 2
+    with pytest.raises(UsageError, match="guided does not sample uniform diffusion"):
+        didi.generate(bundle, num_samples=2, nfe=4, sampler="guided")
 
 
 class OldHead(nn.Module):

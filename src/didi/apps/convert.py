@@ -109,6 +109,11 @@ def _sedd(config: Mapping[str, Any]) -> _Settings:
     So its outputs are a denoiser's logits as they are, whether scaled by sigma or not.
     """
     model, graph, noise = (config.get(name) or {} for name in ("model", "graph", "noise"))
+    if graph.get("type") == "uniform":
+        raise UsageError(
+            "a SEDD checkpoint is converted if its graph is absorbing; the outputs of one with a uniform graph are "
+            "ratios of probabilities, which are not read yet"
+        )
     schedules = {"loglinear": "log-linear", "geometric": "geometric"}
     name = noise.get("type", "loglinear")
     if name not in schedules:
@@ -119,7 +124,6 @@ def _sedd(config: Mapping[str, Any]) -> _Settings:
         model.get("n_heads"),
         model.get("length"),
         is_time_conditioned=True,
-        is_uniform=graph.get("type") == "uniform",
         schedule=schedule_from_name(schedules[name]),
     )
 

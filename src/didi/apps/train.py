@@ -54,7 +54,7 @@ class RunOptions:
     """cpu, cuda, cuda:1; the accelerator if there is one, by default."""
 
 
-def _command(settings: RunConfig, doc: str) -> Any:
+def command_of(settings: RunConfig, doc: str) -> Any:
     """A record of options and of a method's settings, whose fields are flags without a prefix."""
     flat = tyro.conf.arg(name="")
     kinds = [("run", Annotated[RunOptions, flat]), ("config", Annotated[type(settings), flat])]
@@ -66,7 +66,7 @@ def _command(settings: RunConfig, doc: str) -> Any:
 def pretrain(args: Sequence[str]) -> None:
     """Run ``didi pretrain`` with the words after it."""
     doc = "Pre-train a teacher: didi pretrain RECIPE --out RUN [flags]."
-    options, config = resolve("pretrain", _command(PretrainConfig(), doc), PRETRAIN, args)
+    options, config = resolve("pretrain", command_of(PretrainConfig(), doc), PRETRAIN, args)
     folder, device = _folder(options, "pretrain"), _device(options.device)
     config = _in_time(config, options, folder, lambda: Inputs(pretraining_source(config), device))
     pretrain_run(config, folder, resume=options.resume, device=device)
@@ -94,7 +94,7 @@ def distill(args: Sequence[str]) -> None:
     name = _early(args, "--method") or "didi"
     recipes = distillation_recipes(name)
     doc = "Distil a teacher into a few-step student: didi distill RECIPE [--method M] --out RUN [flags]."
-    options, config = resolve("distill", _command(find_method(name).settings_type(), doc), recipes, args)
+    options, config = resolve("distill", command_of(find_method(name).settings_type(), doc), recipes, args)
     folder, device = _folder(options, "distill"), _device(options.device)
 
     def inputs() -> Inputs:

@@ -1,0 +1,112 @@
+"""The mutants of a module: Cosmic Ray's operators that fit this code, and two of our own."""
+
+import pickle
+import sys
+from dataclasses import dataclass
+
+import parso
+from cosmic_ray.ast import ast_nodes, get_ast
+from cosmic_ray.operators.operator import Operator
+from cosmic_ray.plugins import get_operator
+
+REPLACED = (
+    *("Binary", "Add_Sub"), *("Binary", "Sub_Add"), *("Binary", "Mul_Div"), *("Binary", "Div_Mul"),
+    *("Binary", "FloorDiv_Mul"), *("Binary", "Mod_Mul"), *("Binary", "Pow_Mul"),
+    *("Binary", "BitAnd_BitOr"), *("Binary", "BitOr_BitAnd"),
+    *("Comparison", "Eq_NotEq"), *("Comparison", "NotEq_Eq"), *("Comparison", "Lt_LtE"), *("Comparison", "Lt_GtE"),
+    *("Comparison", "LtE_Lt"), *("Comparison", "LtE_Gt"), *("Comparison", "Gt_GtE"), *("Comparison", "Gt_LtE"),
+    *("Comparison", "GtE_Gt"), *("Comparison", "GtE_Lt"), *("Comparison", "Is_IsNot"), *("Comparison", "IsNot_Is"),
+    *("Unary", "Delete_USub"), *("Unary", "Delete_Invert"), *("Unary", "Delete_Not"),
+)  # fmt: skip
+OPERATORS = [
+    *(f"Replace{kind}Operator_{change}" for kind, change in zip(REPLACED[::2], REPLACED[1::2], strict=True)),
+    *("AddNot", "ReplaceTrueWithFalse", "ReplaceFalseWithTrue", "ReplaceAndWithOr", "ReplaceOrWithAnd"),
+    *("NumberReplacer", "RemoveDecorator", "ZeroIterationForLoop"),
+]
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """A module's source with one change; ``old`` and ``new`` are the lines that differ, without indentation."""
+
+    source: str
+    old: str
+    new: str
+
+
+class DropArgument(Operator):
+    """Leave out an argument of a call that is given by name; not ``device``, which a CPU cannot tell from none."""
+
+    def mutation_positions(self, node):
+        if node.type == "argument" and getattr(node.children[1], "value", "") == "=":
+            if node.children[0].value == "device":
+                return
+            yield (node.start_pos, node.end_pos)
+
+    def mutate(self, node, index):  # noqa: ARG002
+        return parso.python.tree.Name("**{}", node.start_pos, prefix=node.get_first_leaf().prefix)
+
+    @classmethod
+    def examples(cls):
+        return ()
+
+
+class SkipUpdate(Operator):
+    """Leave out a statement that changes a variable or an item: ``a += b``, ``a = f(a)``, ``a[i] = b``."""
+
+    def mutation_positions(self, node):
+        if node.type == "expr_stmt" and not any(child.type == "annassign" for child in node.children):
+            target, *others = node.children
+            names = {leaf.value for leaf in ast_nodes(target) if leaf.type == "name"}
+            read = {leaf.value for other in others for leaf in ast_nodes(other) if leaf.type == "name"}
+            if target.type == "atom_expr" or names & read or getattr(others[0], "value", "=") != "=":
+                yield (node.start_pos, node.end_pos)
+
+    def mutate(self, node, index):  # noqa: ARG002
+        return parso.python.tree.Keyword("pass", node.start_pos, prefix=node.get_first_leaf().prefix)
+
+    @classmethod
+    def examples(cls):
+        return ()
+
+
+def mutants_of(source: str) -> list[Mutant]:
+    """All different mutants of a module, in the order of its lines."""
+    operators = [*(get_operator(f"core/{name}")() for name in OPERATORS), DropArgument(), SkipUpdate()]
+    parsed, found = get_ast(source), {}
+    sys.setrecursionlimit(10_000)  # for the copies of the tree
+    stored = pickle.dumps(parsed)
+    for operator in operators:
+        places = [
+            (number, index)
+            for number, node in enumerate(ast_nodes(parsed))
+            for index, _ in enumerate(operator.mutation_positions(node))
+            if not _is_annotation(node) and node.parent.type not in ("parameters", "param")  # the "*" of a signature
+        ]
+        for number, index in places:
+            tree = pickle.loads(stored)  # an operator changes the nodes it is given
+            node = next(node for place, node in enumerate(ast_nodes(tree)) if place == number)
+            parent, slot = node.parent, next(i for i, child in enumerate(node.parent.children) if child is node)
+            changed = operator.mutate(node, index)
+            parent.children[slot : slot + 1] = [] if changed is None else [changed]
+            mutant = _mutant(source, tree.get_code())
+            found[mutant.source] = (node.start_pos, mutant)
+    return [mutant for _, mutant in sorted(found.values(), key=lambda one: one[0])]
+
+
+def _is_annotation(node) -> bool:
+    while node.parent is not None:
+        parent = node.parent
+        is_type = parent.type == "tfpdef" or (parent.type == "annassign" and node is parent.children[1])
+        if is_type or (parent.type == "funcdef" and node is parent.annotation):
+            return True
+        node = parent
+    return False
+
+
+def _mutant(source: str, mutated: str) -> Mutant:
+    old, new = source.splitlines(), mutated.splitlines()
+    first = next(i for i, (one, other) in enumerate(zip(old, new, strict=False)) if one != other)
+    last = next(i for i, (one, other) in enumerate(zip(old[::-1], new[::-1], strict=False)) if one != other)
+    lines = [" ".join(line.strip() for line in text[first : max(first + 1, len(text) - last)]) for text in (old, new)]
+    return Mutant(mutated, *lines)

@@ -1,0 +1,204 @@
+"""Mutation run: do the fast tests notice small mistakes? Writes docs/results/mutants.json.
+
+    python benchmarks/mutants.py [MODULE ...] [--sample N] [--survivors] [--named]
+
+The mutants are Cosmic Ray's, one change to one place of one module, and two kinds of our own (an argument of a call
+dropped, an update of a variable left out). Each is tried in a fork of this process, which has imported all that does
+not depend on the module; no file is changed. A survivor stays in the results until a test kills it or until a reason
+is written beside it, by hand, why no test can; reasons are kept from run to run.
+"""
+
+import argparse
+import gc
+import json
+import os
+import random
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from importlib import import_module
+from importlib.machinery import SourceFileLoader
+from pathlib import Path
+from typing import Literal
+
+import grimp
+import jaxtyping
+import pytest
+import torch
+from mutant_operators import mutants_of
+from mutant_tests import NAMED, TESTS
+
+from didi.files import write_atomically
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "docs" / "results" / "mutants.json"
+Outcome = Literal["killed", "survived", "timeout"]
+
+
+def outcome(path: Path, source: str | None, tests: list[str], seconds: float | None = None) -> Outcome:
+    """Run tests in a fork of this process in which a module has another source, if given."""
+    child = os.fork()
+    if child == 0:
+        os.setsid()
+        with Path(os.devnull).open("w") as nowhere:
+            os.dup2(nowhere.fileno(), 1)
+            os.dup2(nowhere.fileno(), 2)
+        code = 1
+        with suppress(BaseException):
+            if source is not None:
+                _serve(path, source)
+            code = int(pytest.main(["-x", "-p", "no:cacheprovider", "--assert=plain", "--tb=no", *tests]))
+        os._exit(code)
+    end = None if seconds is None else time.monotonic() + seconds
+    while True:
+        pid, status = os.waitpid(child, os.WNOHANG)
+        if pid:
+            return "survived" if status == 0 else "killed"
+        if end is not None and time.monotonic() > end:
+            os.killpg(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            return "timeout"
+        time.sleep(0.02)
+
+
+def _serve(path: Path, source: str) -> None:
+    """Let importing a file find this source and no compiled copy of it."""
+    read, compiled = SourceFileLoader.get_data, f"{path.parent}/__pycache__/{path.stem}."
+
+    def get_data(loader, name):
+        if str(name).startswith(compiled):
+            raise OSError
+        return source.encode() if str(name) == str(path) else read(loader, name)
+
+    SourceFileLoader.get_data = get_data
+    sys.dont_write_bytecode = True
+
+
+def import_what_does_not_depend_on(module: str) -> None:
+    """Import the modules of didi that neither are nor need this one; their packages' files count as needed."""
+    graph = grimp.build_graph("didi", cache_dir=None)
+    changed = {module, *graph.find_downstream_modules(module)}
+
+    def parents(name: str) -> Iterator[str]:
+        parts = name.split(".")
+        return (".".join(parts[:end]) for end in range(1, len(parts)))
+
+    while more := {
+        n
+        for n in graph.modules - changed
+        if any(p in changed for needed in (n, *graph.find_upstream_modules(n)) for p in parents(needed))
+    }:
+        changed |= more  # fmt: skip
+    with jaxtyping.install_import_hook("didi", "beartype.beartype"):
+        for name in sorted(graph.modules - changed):
+            if not name.endswith("__main__"):
+                with suppress(ImportError):
+                    import_module(name)
+    torch.testing.assert_close(torch.zeros(1), torch.zeros(1))  # imports what most tests use
+    assert module not in sys.modules
+    gc.freeze()  # collections in the forks pass over all this
+
+
+def run_module(module: str, number: int | None, known: dict, survivors_only: bool) -> dict:
+    """Figures and survivors of one module."""
+    path, tests = ROOT / "src" / f"{module}.py", TESTS[module]
+    name = module.replace("/", ".")
+    import_what_does_not_depend_on(name)
+    start = time.monotonic()
+    _check_unchanged(module, path, tests)
+    limit = 3 * (time.monotonic() - start) + 5
+    mutants = mutants_of(path.read_text())
+    tried = mutants
+    reasons = {(one["old"], one["new"]): one["reason"] for one in known.get("survivors", [])}
+    if survivors_only:
+        tried = [mutant for mutant in mutants if (mutant.old, mutant.new) in reasons]
+    elif number is not None and number < len(mutants):
+        tried = random.Random(0).sample(mutants, number)
+    counts, survivors = {"killed": 0, "survived": 0, "timeout": 0}, []
+    for mutant in tried:
+        result = outcome(path, mutant.source, tests, limit)
+        counts[result] += 1
+        if result == "survived":
+            survivors.append(
+                {"old": mutant.old, "new": mutant.new, "reason": reasons.get((mutant.old, mutant.new), "")}
+            )
+            print(f"{module}: {mutant.old}\n{' ' * len(module)}> {mutant.new}", flush=True)
+    num_tried = known["tried"] if survivors_only else len(tried)
+    equivalent = sum(bool(one["reason"]) for one in survivors)
+    print(f"{module}: {num_tried} of {len(mutants)} mutants tried in {time.monotonic() - start:.0f} s, "
+          f"{len(survivors)} survived, {equivalent} of them with a reason", flush=True)  # fmt: skip
+    return {
+        "mutants": len(mutants),
+        "tried": num_tried,
+        "killed": num_tried - len(survivors),
+        "survived": len(survivors),
+        "equivalent": equivalent,
+        "survivors": survivors,
+    }
+
+
+def _check_unchanged(module: str, path: Path, tests: list[str]) -> None:
+    if outcome(path, None, tests) != "survived":
+        sys.exit(f"the tests of {module} fail without any mutation: {' '.join(tests)}")
+
+
+def run_named() -> None:
+    """The mutations of ``NAMED``, each alone, against the wiring tests; ends with an error if one survives."""
+    path = ROOT / "src" / "didi" / "methods" / "didi.py"
+    source, tests = path.read_text(), TESTS["didi/methods/didi"]
+    import_what_does_not_depend_on("didi.methods.didi")
+    _check_unchanged("didi/methods/didi", path, tests)
+    survivors = []
+    for name, (old, new) in NAMED.items():
+        assert source.count(old) == 1, f"{name}: the source has changed"
+        result = outcome(path, source.replace(old, new), tests, 300)
+        print(f"{name}: {result}", flush=True)
+        survivors += [name] * (result == "survived")
+    if survivors:
+        sys.exit(f"survived: {', '.join(survivors)}")
+
+
+def in_child(work, *arguments) -> None:
+    """Run in a fork, so that what a module's run imports does not stay."""
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            work(*arguments)
+            code = 0
+        except SystemExit as error:
+            print(error, file=sys.stderr)
+        finally:
+            sys.stdout.flush()
+            os._exit(code)
+    if os.waitpid(child, 0)[1]:
+        sys.exit(1)
+
+
+def record(module: str, number: int | None, survivors_only: bool) -> None:
+    """Run one module and write its part of the results."""
+    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    results[module] = run_module(module, number, results.get(module, {}), survivors_only)
+    write_atomically(RESULTS, json.dumps(dict(sorted(results.items())), indent=1) + "\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("modules", nargs="*", default=list(TESTS), metavar="MODULE", help=", ".join(TESTS))
+    parser.add_argument("--sample", type=int, help="at most so many mutants of each module, drawn at random")
+    parser.add_argument("--survivors", action="store_true", help="only those that survived the last run")
+    parser.add_argument("--named", action="store_true", help="only the named mutations of methods/didi.py")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    os.chdir(ROOT)
+    if arguments.named:
+        in_child(run_named)
+        return
+    for module in arguments.modules:
+        in_child(record, module, arguments.sample, arguments.survivors)
+
+
+if __name__ == "__main__":
+    main()
