@@ -125,7 +125,8 @@ def run_module(module: str, number: int | None, known: dict, survivors_only: boo
                 {"old": mutant.old, "new": mutant.new, "reason": reasons.get((mutant.old, mutant.new), "")}
             )
             print(f"{module}: {mutant.old}\n{' ' * len(module)}> {mutant.new}", flush=True)
-    num_tried = known["tried"] if survivors_only else len(tried)
+    # Those that the operators no longer make count no more.
+    num_tried = known["tried"] - len(reasons.keys() - {(m.old, m.new) for m in tried}) if survivors_only else len(tried)
     equivalent = sum(bool(one["reason"]) for one in survivors)
     print(f"{module}: {num_tried} of {len(mutants)} mutants tried in {time.monotonic() - start:.0f} s, "
           f"{len(survivors)} survived, {equivalent} of them with a reason", flush=True)  # fmt: skip
