@@ -46,3 +46,13 @@ def test_the_student_reports_rewards_and_the_law_of_its_last_move(method):
     assert float(figures["entropy"]) == pytest.approx(float(expected), rel=1e-5)
     assert not any(value.requires_grad for value in figures.values())
     assert loss.requires_grad
+
+
+def test_a_lesson_for_guidance_needs_no_rollout(method):
+    assert method.prepare(method.last_student_step - 1, 0).rollout is not None
+    assert method.prepare(method.last_student_step, 0).rollout is None
+
+
+def test_the_tokens_of_a_step_are_those_of_all_completions(method):
+    settings = method.settings
+    assert method.tokens_per_step == 4 * settings.loop.accumulation * settings.objective.completions * LENGTH
