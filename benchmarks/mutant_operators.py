@@ -81,7 +81,7 @@ def mutants_of(source: str) -> list[Mutant]:
             (number, index)
             for number, node in enumerate(ast_nodes(parsed))
             for index, _ in enumerate(operator.mutation_positions(node))
-            if not _is_annotation(node) and node.parent.type not in ("parameters", "param")  # the "*" of a signature
+            if not _is_annotation(node) and not _is_mark_of_a_signature(node)
         ]
         for number, index in places:
             tree = pickle.loads(stored)  # an operator changes the nodes it is given
@@ -92,6 +92,11 @@ def mutants_of(source: str) -> list[Mutant]:
             mutant = _mutant(source, tree.get_code())
             found[mutant.source] = (node.start_pos, mutant)
     return [mutant for _, mutant in sorted(found.values(), key=lambda one: one[0])]
+
+
+def _is_mark_of_a_signature(node) -> bool:
+    """The ``*`` after which arguments are given by name."""
+    return node.type == "operator" and node.parent.type in ("parameters", "param")
 
 
 def _is_annotation(node) -> bool:

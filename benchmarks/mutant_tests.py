@@ -6,7 +6,7 @@ GOLDEN = ["tests/golden"]
 TESTS = {
     "didi/objectives/didi": [*OBJECTIVES, WIRING[0]],
     "didi/diffusion/absorbing": ["tests/diffusion"],
-    "didi/methods/didi": [*WIRING, "tests/training/test_distill.py", *GOLDEN],
+    "didi/methods/didi": ["tests/training/test_didi_figures.py", *WIRING, "tests/training/test_distill.py", *GOLDEN],
     "didi/methods/rollout": ["tests/training/test_rollout.py", WIRING[0], *GOLDEN],
     "didi/sampling/guided": [
         "tests/sampling/test_guided_settings.py",

@@ -1,6 +1,6 @@
 """Mutation run: do the fast tests notice small mistakes? Writes docs/results/mutants.json.
 
-    python benchmarks/mutants.py [MODULE ...] [--sample N] [--survivors] [--named]
+    python benchmarks/mutants.py [MODULE ...] [--sample N] [--minutes M] [--survivors] [--named]
 
 The mutants are Cosmic Ray's, one change to one place of one module, and two kinds of our own (an argument of a call
 dropped, an update of a variable left out). Each is tried in a fork of this process, which has imported all that does
@@ -11,6 +11,7 @@ is written beside it, by hand, why no test can; reasons are kept from run to run
 import argparse
 import gc
 import json
+import math
 import os
 import random
 import signal
@@ -101,7 +102,7 @@ def import_what_does_not_depend_on(module: str) -> None:
     gc.freeze()  # collections in the forks pass over all this
 
 
-def run_module(module: str, number: int | None, known: dict, survivors_only: bool) -> dict:
+def run_module(module: str, options: argparse.Namespace, known: dict) -> dict:
     """Figures and survivors of one module."""
     path, tests = ROOT / "src" / f"{module}.py", TESTS[module]
     name = module.replace("/", ".")
@@ -110,14 +111,16 @@ def run_module(module: str, number: int | None, known: dict, survivors_only: boo
     _check_unchanged(module, path, tests)
     limit = 3 * (time.monotonic() - start) + 5
     mutants = mutants_of(path.read_text())
-    tried = mutants
     reasons = {(one["old"], one["new"]): one["reason"] for one in known.get("survivors", [])}
-    if survivors_only:
+    if options.survivors:
         tried = [mutant for mutant in mutants if (mutant.old, mutant.new) in reasons]
-    elif number is not None and number < len(mutants):
-        tried = random.Random(0).sample(mutants, number)
+    else:
+        tried = random.Random(0).sample(mutants, min(options.sample or len(mutants), len(mutants)))
     counts, survivors = {"killed": 0, "survived": 0, "timeout": 0}, []
-    for mutant in tried:
+    for done, mutant in enumerate(tried):
+        if time.monotonic() > start + 60 * options.minutes:
+            tried = tried[:done]
+            break
         result = outcome(path, mutant.source, tests, limit)
         counts[result] += 1
         if result == "survived":
@@ -125,7 +128,10 @@ def run_module(module: str, number: int | None, known: dict, survivors_only: boo
                 {"old": mutant.old, "new": mutant.new, "reason": reasons.get((mutant.old, mutant.new), "")}
             )
             print(f"{module}: {mutant.old}\n{' ' * len(module)}> {mutant.new}", flush=True)
-    num_tried = known["tried"] if survivors_only else len(tried)
+    # Those that the operators no longer make count no more.
+    num_tried = (
+        known["tried"] - len(reasons.keys() - {(m.old, m.new) for m in tried}) if options.survivors else len(tried)
+    )
     equivalent = sum(bool(one["reason"]) for one in survivors)
     print(f"{module}: {num_tried} of {len(mutants)} mutants tried in {time.monotonic() - start:.0f} s, "
           f"{len(survivors)} survived, {equivalent} of them with a reason", flush=True)  # fmt: skip
@@ -147,7 +153,7 @@ def _check_unchanged(module: str, path: Path, tests: list[str]) -> None:
 def run_named() -> None:
     """The mutations of ``NAMED``, each alone, against the wiring tests; ends with an error if one survives."""
     path = ROOT / "src" / "didi" / "methods" / "didi.py"
-    source, tests = path.read_text(), TESTS["didi/methods/didi"]
+    source, tests = path.read_text(), ["tests/training/test_wiring.py"]
     import_what_does_not_depend_on("didi.methods.didi")
     _check_unchanged("didi/methods/didi", path, tests)
     survivors = []
@@ -177,10 +183,10 @@ def in_child(work, *arguments) -> None:
         sys.exit(1)
 
 
-def record(module: str, number: int | None, survivors_only: bool) -> None:
+def record(module: str, options: argparse.Namespace) -> None:
     """Run one module and write its part of the results."""
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    results[module] = run_module(module, number, results.get(module, {}), survivors_only)
+    results[module] = run_module(module, options, results.get(module, {}))
     write_atomically(RESULTS, json.dumps(dict(sorted(results.items())), indent=1) + "\n")
 
 
@@ -188,6 +194,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("modules", nargs="*", default=list(TESTS), metavar="MODULE", help=", ".join(TESTS))
     parser.add_argument("--sample", type=int, help="at most so many mutants of each module, drawn at random")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="stop each module after this time")
     parser.add_argument("--survivors", action="store_true", help="only those that survived the last run")
     parser.add_argument("--named", action="store_true", help="only the named mutations of methods/didi.py")
     arguments = parser.parse_args()
@@ -197,7 +204,7 @@ def main() -> None:
         in_child(run_named)
         return
     for module in arguments.modules:
-        in_child(record, module, arguments.sample, arguments.survivors)
+        in_child(record, module, arguments)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from didi.diffusion.absorbing import Absorbing, is_masked_at
+from didi.diffusion.absorbing import Absorbing, _random_masks, is_masked_at
 from didi.diffusion.canvas import Canvas
 from didi.diffusion.noise import named_generator
 from didi.diffusion.schedule import schedule_from_name
@@ -38,7 +38,13 @@ def test_the_bounds_times_are_those_at_which_so_many_masks_are_expected(name):
     for size in range(1, length + 1):
         mean = float(shares[sizes == size].mean())
         assert mean == pytest.approx(size / (length + 1), abs=0.02), f"{size} masks"
-    assert (drawn.t.float().double() != drawn.t).any()  # drawn in double precision
+
+
+def test_the_masked_shares_are_drawn_in_double_precision():
+    masks, shares, sizes = _random_masks(6, 3, named_generator("shares"))
+    assert shares.dtype == torch.float64
+    assert (shares.float().double() != shares).any()
+    assert torch.equal(masks.sum(1), sizes)
 
 
 def test_the_bound_needs_a_generator_for_each_sequence():

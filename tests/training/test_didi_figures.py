@@ -1,0 +1,58 @@
+"""What a step of DiDi-Instruct reports: shares and spreads that no gradient shows."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from didi.data.source import MarkovSource
+from didi.methods.base import Inputs
+from didi.methods.settings import DataConfig, LoopConfig
+from didi.models.bundle import Bundle
+from didi.recipes import DISTILL
+from didi.training.trainer import make_trainer
+
+LENGTH = 8
+
+
+@pytest.fixture
+def method(make_dit, tmp_path):
+    config = replace(
+        DISTILL["markov"],
+        data=DataConfig(corpus="markov", length=LENGTH),
+        loop=LoopConfig(steps=2, batch_size=4, validation_sequences=4),
+    )
+    teacher = Bundle(teacher=make_dit(vocab_size=33, length=LENGTH, seed=1))
+    return make_trainer(config, Inputs(MarkovSource(LENGTH, seed=0), torch.device("cpu"), tmp_path, teacher)).method
+
+
+def test_the_accuracy_is_the_share_of_sequences_on_the_right_side(method, monkeypatch):
+    logits = torch.tensor([0.5, -0.2, 2.0, -3.0, -0.5, 0.2, -2.0, -0.1])  # student's rows, then real ones
+    monkeypatch.setattr(method.runtime, "call", lambda *args, **options: logits)
+    states = torch.full((4, LENGTH), 32)
+    _, figures = method._judged(states, states, torch.full((4,), 0.5, dtype=torch.float64))
+    assert float(figures["discriminator_accuracy"]) == 5 / 8
+
+
+def test_the_student_reports_rewards_and_the_law_of_its_last_move(method):
+    drawn = method.prepare(method.warmup_steps, 0)
+    loss, figures = method._student_loss(drawn)
+    rewards, clamped = method._rewards(drawn.rollout)
+    assert float(figures["reward"]) == pytest.approx(float(rewards.mean()))
+    assert float(figures["reward_std"]) == pytest.approx(float(rewards.std()))
+    assert float(figures["clamp_fraction"]) == float(clamped)
+    log_probs = drawn.rollout.second_log_probs.detach()
+    expected = -torch.where(log_probs.isinf(), 0.0, log_probs.exp() * log_probs).sum(-1).mean()
+    assert float(figures["entropy"]) == pytest.approx(float(expected), rel=1e-5)
+    assert not any(value.requires_grad for value in figures.values())
+    assert loss.requires_grad
+
+
+def test_a_lesson_for_guidance_needs_no_rollout(method):
+    assert method.prepare(method.last_student_step - 1, 0).rollout is not None
+    assert method.prepare(method.last_student_step, 0).rollout is None
+
+
+def test_the_tokens_of_a_step_are_those_of_all_completions(method):
+    settings = method.settings
+    assert method.tokens_per_step == 4 * settings.loop.accumulation * settings.objective.completions * LENGTH
