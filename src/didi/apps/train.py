@@ -67,6 +67,8 @@ def pretrain(args: Sequence[str]) -> None:
     """Run ``didi pretrain`` with the words after it."""
     doc = "Pre-train a teacher: didi pretrain RECIPE --out RUN [flags]."
     options, config = resolve("pretrain", command_of(PretrainConfig(), doc), PRETRAIN, args)
+    if _early(args, "--method") is not None:
+        raise UsageError("--method is for distill; a recipe of pretrain has its own")
     folder, device = _folder(options, "pretrain"), _device(options.device)
     config = _in_time(config, options, folder, lambda: Inputs(pretraining_source(config), device))
     pretrain_run(config, folder, resume=options.resume, device=device)
@@ -109,11 +111,17 @@ def _in_time(config: Any, options: RunOptions, folder: RunFolder, inputs: Callab
     """``config`` with the length that ``--max-minutes`` allows; a resumed run keeps the length it began with."""
     if options.max_minutes is None:
         return config
+    if not options.max_minutes > 0:
+        raise UsageError(f"--max-minutes is positive; got {options.max_minutes}")
     if options.max_steps is not None:
         raise UsageError("--max-steps and --max-minutes both set the length of the run; give one of them")
-    begun = folder.path / "config.yaml"
-    if options.resume and begun.is_file():
-        return config.limited(int(read_yaml(begun)["loop"]["steps"]))
+    if folder.has_run and options.resume:
+        begun = folder.path / "config.yaml"
+        steps = (read_yaml(begun).get("loop") or {}).get("steps") if begun.is_file() else None
+        if type(steps) is not int or steps < 1:
+            raise UsageError(f"--resume keeps the length of a run; {begun} does not say loop.steps: give --max-steps")
+        return config.limited(steps)
+    folder.refuse_run(resume=options.resume)
     return fitted(config, inputs(), options.max_minutes)
 
 

@@ -21,6 +21,7 @@ from didi.data.source import Source
 from didi.diffusion import Process, find_process
 from didi.diffusion.noise import derive_seed, named_generator
 from didi.diffusion.schedule import WeightName, low_discrepancy_times, schedule_from_name
+from didi.errors import UsageError
 from didi.methods.base import Figures, Inputs, Runtime, Update
 from didi.methods.settings import NetworkConfig, OptimizerConfig, RunConfig, check_sharding
 from didi.models.autoregressive import AutoregressiveConfig, AutoregressiveLM
@@ -51,6 +52,11 @@ class PretrainConfig(RunConfig):
     def __post_init__(self) -> None:
         check_sharding(self.loop, self.optimizer)
         find_process(self.process)
+        if self.model == "autoregressive" and self.process != "absorbing":
+            raise UsageError(
+                "model autoregressive goes with process absorbing, whose [MASK] begins its sequences; got "
+                f"{self.process}"
+            )
 
 
 @dataclass(frozen=True)

@@ -137,6 +137,8 @@ class LoopConfig:
         at_least(1, self, "steps", "batch_size", "accumulation", "keep_checkpoints", "validation_sequences")
         at_least(1, self, "log_every", "validate_every", "checkpoint_every")
         at_least(0, self, "max_skipped_steps")
+        if unknown := [name for name in self.loggers if name not in ("tensorboard", "wandb")]:
+            raise UsageError(f"loop.loggers are some of tensorboard, wandb; got {', '.join(unknown)}")
         share(self, "ema_decay")
 
 

@@ -214,6 +214,10 @@ def load(name: Path | str) -> Bundle:
         raise UsageError(
             f"all networks of a bundle share its mask id {manifest.process.mask_id}; {path} has {mask_ids}"
         )
+    if isinstance(manifest.process, Uniform):
+        sizes = {network.config.vocab_size for network in networks.values()}
+        if sizes != {num := manifest.process.vocab_size}:
+            raise UsageError(f"all networks of a bundle share the {num} symbols of its process; {path} has {sizes}")
     tokenizer_file = path / "tokenizer.json"
     return Bundle(
         **networks,

@@ -1,14 +1,18 @@
 """The length of a run that fits a time: a few steps are timed, then the length is fixed, so that runs resume."""
 
+import gc
 import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+
 from didi.errors import UsageError
 from didi.methods.base import Inputs
 from didi.methods.settings import RunConfig
 from didi.training.trainer import make_trainer
+from didi.world import world
 
 SAMPLED_STEPS = 8
 MARGIN = 0.95  # of the time is planned, since checkpoints and the machine are not
@@ -30,7 +34,8 @@ def fitted(settings: RunConfig, inputs: Inputs, minutes: float) -> RunConfig:
     if not minutes > 0:
         raise UsageError(f"max-minutes is positive; got {minutes}")
     with tempfile.TemporaryDirectory() as folder:
-        trainer = make_trainer(settings, replace(inputs, folder=Path(folder)))
+        shared = Path(world().joined_items([folder])[0])  # the main process keeps there what all read
+        trainer = make_trainer(settings, replace(inputs, folder=shared))
         num = trainer.num_steps
         trainer.step(0)
         begin = time.perf_counter()
@@ -40,6 +45,11 @@ def fitted(settings: RunConfig, inputs: Inputs, minutes: float) -> RunConfig:
         begin = time.perf_counter()
         trainer.validate()
         validation = time.perf_counter() - begin
+        # All processes plan with the same times.
+        seconds, validation = world().mean(torch.tensor([seconds, validation], device=inputs.device)).tolist()
+        world().wait()
+    del trainer
+    gc.collect()  # trainer and method refer to each other; the run's own networks need the memory
     budget = minutes * 60 * MARGIN
     low, high = 0, settings.loop.steps
     while low < high:  # the most steps whose time is within the budget

@@ -1,30 +1,24 @@
 """The loop that pre-training and distillation share: step, log, validate, checkpoint, stop, resume."""
 
-import json
 import math
 import signal
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-import yaml
-from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-from didi.errors import DidiError, Interrupted, UsageError
-from didi.files import write_atomically
+from didi.errors import DidiError, Interrupted
 from didi.methods.settings import LoopConfig
-from didi.models.untrusted import read_yaml
-from didi.training.checkpoint import PATTERN, load_latest, save_checkpoint
+from didi.training.checkpoint import load_latest, save_checkpoint
 from didi.training.loggers import MetricsLogger, open_loggers
+from didi.training.run_folder import RunFolder
 from didi.world import world
 
 Metrics = Mapping[str, Tensor | float]
@@ -52,95 +46,6 @@ class Job(Protocol):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Back to a state of ``state_dict``."""
         ...
-
-
-@dataclass(frozen=True)
-class RunFolder:
-    """Where a run keeps what it writes.
-
-    Attributes:
-        path: the folder.
-    """
-
-    path: Path
-
-    @property
-    def checkpoints(self) -> Path:
-        """Folder of the checkpoints."""
-        return self.path / "checkpoints"
-
-    @property
-    def metrics(self) -> Path:
-        """One JSON object a line."""
-        return self.path / "metrics.jsonl"
-
-    def prepare(self, config_yaml: str, *, resume: bool) -> None:
-        """Start a new run here, or make sure that the run here is the same.
-
-        Raises:
-            UsageError: a run is here and ``resume`` is off, or its settings differ.
-        """
-        config_file = self.path / "config.yaml"
-        has_run = self.metrics.is_file() or any(self.checkpoints.glob(PATTERN))
-        if has_run and not resume:
-            raise UsageError(f"--out names a new folder; {self.path} holds a run: add --resume or choose another")
-        if has_run and config_file.is_file():
-            old, new = _settings(read_yaml(config_file)), _settings(yaml.safe_load(config_yaml))
-            changed = [
-                f"{name} was {old.get(name, 'not there')} and is {new.get(name, 'not there')}"
-                for name in {**old, **new}
-                if old.get(name, _settings) != new.get(name, _settings)
-            ]
-            if changed:
-                raise UsageError(
-                    f"--resume keeps a run's settings; those of {config_file} differ: {'; '.join(changed)}: give the "
-                    "settings it was started with, or another --out"
-                )
-        write_atomically(config_file, config_yaml)
-
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Keep other processes from running here; the system frees the folder even where this process is killed.
-
-        Raises:
-            UsageError: another run is in the folder.
-        """
-        self.path.mkdir(parents=True, exist_ok=True)
-        try:
-            with FileLock(self.path / ".lock", timeout=0):
-                yield
-        except Timeout as error:
-            raise UsageError(
-                f"--out names a folder of its own; another process is running in {self.path}: wait for it, or choose "
-                "another"
-            ) from error
-
-    def cut_metrics(self, step: int) -> None:
-        """Forget the lines of steps after ``step``, which a resumed run writes again."""
-        if not self.metrics.is_file():
-            return
-        kept = []
-        for line in self.metrics.read_text().splitlines():
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError:  # the line that a kill cut in two
-                continue
-            if row["step"] <= step:
-                kept.append(line)
-        write_atomically(self.metrics, "".join(f"{line}\n" for line in kept))
-
-    def log(self, row: Mapping[str, float | int]) -> None:
-        """Append one line of metrics."""
-        with self.metrics.open("a") as file:
-            file.write(json.dumps(row) + "\n")
-
-
-def _settings(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Dotted names and their values."""
-    flat: dict[str, Any] = {}
-    for name, value in tree.items():
-        flat |= _settings(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
-    return flat
 
 
 def run(job: Job, config: LoopConfig, folder: RunFolder, *, resume: bool) -> None:
