@@ -22,7 +22,7 @@ check: $(READY)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet --site-dir site
 	$(BIN)/pytest -n 2
 
-# An hour or two on one core; `make mutants MUTANTS="didi/sampling/guided --sample 40"` runs a part. The named mutations
+# Several hours on one core; `make mutants MUTANTS="didi/sampling/guided --sample 40"` runs a part. The named mutations
 # (a sign of the student's loss flipped, a setting ignored) come first. Not part of `check`.
 MUTANTS ?=
 mutants: $(READY)
