@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from didi.errors import UsageError
 from didi.methods.base import Inputs
 from didi.recipes import DISTILL, PRETRAIN
 from didi.training.trainer import make_trainer
@@ -76,3 +77,12 @@ def test_distillation(distillation, assert_same_state, by, network, monkeypatch)
     assert all(
         parameter.grad is None for part in distillation.method.trained.values() for parameter in part.parameters()
     )
+
+
+def test_several_updates_of_a_network_do_not_share_accumulated_batches(pretraining, source, monkeypatch):
+    config = replace(pretraining.method.settings, loop=replace(pretraining.method.settings.loop, accumulation=2))
+    job = make_trainer(config, Inputs(source, CPU))
+    (update,) = job.method.updates(0)
+    monkeypatch.setattr(job.method, "updates", lambda step: [update, update])
+    with pytest.raises(UsageError, match=r"set loop\.accumulation to 1; got 2 and 2 updates"):
+        job.step(0)

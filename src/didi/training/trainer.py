@@ -75,9 +75,17 @@ class Trainer:
 
         An update whose loss or gradient is not finite ends the step: neither its network nor the average changes, and
         the updates after it are left out.
+
+        Raises:
+            UsageError: a network has several updates in the step, and batches are accumulated.
         """
         updates = self.method.updates(step)
         repeats = Counter(one.network for one in updates)
+        if self._loop.accumulation > 1 and max(repeats.values()) > 1:
+            raise UsageError(
+                "several updates of one network in a step cannot share accumulated batches: set loop.accumulation to 1; "
+                f"got {self._loop.accumulation} and {max(repeats.values())} updates"
+            )
         figures: dict[str, Tensor | float] = {}
         is_finite = [True] * len(updates)
         for number in range(self._loop.accumulation):
