@@ -83,7 +83,7 @@ class Trainer:
         repeats = Counter(one.network for one in updates)
         if self._loop.accumulation > 1 and max(repeats.values()) > 1:
             raise UsageError(
-                "several updates of one network in a step cannot share accumulated batches: set loop.accumulation to 1; "
+                "several updates of a network in a step cannot share accumulated batches: set loop.accumulation to 1; "
                 f"got {self._loop.accumulation} and {max(repeats.values())} updates"
             )
         figures: dict[str, Tensor | float] = {}
