@@ -36,10 +36,13 @@ NAMED = {
     ),
     "sign of the entropy bonus": ("loss = -objective.entropy_weight *", "loss = objective.entropy_weight *"),
     "omega(t) ignored": (
-        "weight = time_weight(objective.weight, self.process.schedule, t, **bounds)",
-        "weight = torch.ones_like(t)",
+        "weights = objective.time_weights(",
+        'weights = replace(objective, weight="constant").time_weights(',
     ),
-    "importance weights ignored": ("if objective.importance_weighting:", "if False:"),
+    "importance weights ignored": (
+        "weights = objective.time_weights(",
+        "weights = replace(objective, importance_weighting=False).time_weights(",
+    ),
     "token-mean ignored": ('if objective.pg_reduction == "token-mean":', "if False:"),
     "un-smoothing ignored": ("if settings.unsmooth:", "if False:"),
     "reward reduction ignored": (
