@@ -112,6 +112,13 @@ def joined() -> Iterator[World]:
         dist.destroy_process_group()
 
 
+def to_device(values: Tensor, device: torch.device | str) -> Tensor:
+    """A copy of a CPU tensor on ``device``; the host does not wait for a CUDA device that receives it."""
+    if torch.device(device).type != "cuda" or values.device.type != "cpu":
+        return values.to(device)
+    return values.pin_memory().to(device, non_blocking=True)
+
+
 def default_device() -> torch.device:
     """The accelerator if there is one, and among several processes of a machine the one that is this process's."""
     if not torch.cuda.is_available():

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from didi.methods.settings import OptimizerConfig
-from didi.training.optim import averaged, learning_rate, make_optimizer, update
+from didi.training.optim import Average, learning_rate, make_optimizer, update
 
 
 def rates(num_steps, **settings):
@@ -88,7 +88,7 @@ def test_a_gradient_that_is_not_finite_changes_nothing_and_is_told(bad):
 
 def test_the_average_follows_a_ramped_decay():
     network = nn.Linear(1, 1, bias=False)
-    average = averaged(network, decay=0.3)
+    average = Average(network, decay=0.3)
     assert average.module.weight.item() == network.weight.item()
     expected = None
     for number, value in enumerate((1.0, 5.0, -2.0, 8.0, 0.5)):
@@ -102,7 +102,7 @@ def test_the_average_follows_a_ramped_decay():
 
 def test_buffers_are_copied_to_the_average():
     network = nn.BatchNorm1d(2)
-    average = averaged(network, decay=0.9)
+    average = Average(network, decay=0.9)
     network.running_mean.fill_(3.0)
     average.update_parameters(network)
     assert average.module.running_mean.tolist() == [3, 3]
@@ -111,8 +111,22 @@ def test_buffers_are_copied_to_the_average():
 def test_without_a_ramp_the_average_decays_from_the_first_update():
     network = nn.Linear(1, 1, bias=False)
     nn.init.zeros_(network.weight)
-    average = averaged(network, 0.9, is_ramped=False)
+    average = Average(network, 0.9, is_ramped=False)
     average.update_parameters(network)  # the first update copies
     nn.init.ones_(network.weight)
     average.update_parameters(network)
     assert average.module.weight.item() == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("is_ramped", [True, False])
+def test_a_device_that_decides_averages_as_the_host_does(is_ramped):
+    network = nn.Linear(3, 1)
+    of_host, of_device = (Average(network, 0.3, is_ramped=is_ramped) for _ in range(2))
+    for is_changed in (True, True, False, True, True, True):
+        with torch.no_grad():
+            network.weight.copy_(torch.randn(1, 3))
+        of_device.update_parameters(network, torch.tensor(is_changed))
+        if is_changed:
+            of_host.update_parameters(network)
+        torch.testing.assert_close(of_device.module.weight, of_host.module.weight)
+    assert int(of_device.n_averaged) == int(of_host.n_averaged) == 5

@@ -185,3 +185,19 @@ def test_the_autoregressive_twin_learns_resumes_and_makes_a_bundle(source, run_t
     bundle = job.bundle()
     assert bundle.teacher is None
     assert bundle.network() is bundle.autoregressive
+
+
+@pytest.mark.slow  # compiles
+def test_compiled_blocks_train_as_plain_ones_do(source):
+    shape = replace(CONFIG.network, dropout=0.0)
+    plain, compiled = (
+        make_trainer(
+            replace(CONFIG, network=shape, loop=replace(CONFIG.loop, compile=is_compiled)), Inputs(source, CPU)
+        )
+        for is_compiled in (False, True)
+    )
+    assert compiled.method.trained["network"].blocks[0]._compiled_call_impl is not None
+    for step in range(3):
+        expected, found = (job.step(step)["nelbo"] for job in (plain, compiled))
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=0)
+    assert compiled.validate()["validation_nelbo"] == pytest.approx(plain.validate()["validation_nelbo"], rel=1e-3)

@@ -61,11 +61,13 @@ class TextSource:
         self.mask_id = mask_id
         self.validation, self.test = data.validation, data.test
         self._train, self._seed = data.train, seed
+        self._orders: dict[int, BatchOrder] = {}  # each keeps the permutation of its latest epoch
 
     def batch(self, step: int, batch_size: int) -> Int[Tensor, "b l"]:
         """See ``Source.batch``."""
-        rows = BatchOrder(len(self._train), batch_size, self._seed).rows(step)
-        return self._train[rows]
+        if batch_size not in self._orders:
+            self._orders[batch_size] = BatchOrder(len(self._train), batch_size, self._seed)
+        return self._train[self._orders[batch_size].rows(step)]
 
 
 def open_source(

@@ -36,6 +36,11 @@ def corrupt(
     return x0.masked_fill(is_masked_at(uniforms, alpha), mask_id)
 
 
+def selected_rows(is_selected: Bool[Tensor, "b l"], num_selected: int) -> Int[Tensor, " n"]:
+    """Row-major numbers of the ``num_selected`` positions that are True; a CUDA device is not waited for."""
+    return torch.nonzero_static(is_selected.flatten(), size=num_selected).squeeze(1)
+
+
 def reveal_probability(alpha_s: Float[Tensor, "*shape"], alpha_t: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     r"""Probability :math:`(\alpha_s - \alpha_t)/(1 - \alpha_t)` that a masked position is revealed in a move t -> s."""
     return (alpha_s - alpha_t) / (1 - alpha_t)
@@ -161,10 +166,11 @@ class Absorbing:
     ) -> Float[Tensor, "b l"]:
         """Cross-entropy at the masked positions; see ``Process.loss_terms``."""
         del t
-        is_masked = self.is_predicted(z)
+        masked = selected_rows(self.is_predicted(z), len(logits))
         is_mask = torch.arange(logits.shape[-1], device=x0.device) == self.mask_id
-        losses = F.cross_entropy(logits.float().masked_fill(is_mask, -torch.inf), x0[is_masked], reduction="none")
-        return torch.zeros(x0.shape, device=x0.device).masked_scatter(is_masked, losses)
+        targets = x0.flatten().index_select(0, masked)
+        losses = F.cross_entropy(logits.float().masked_fill(is_mask, -torch.inf), targets, reduction="none")
+        return torch.zeros(x0.numel(), device=x0.device).index_copy(0, masked, losses).view_as(x0)
 
     def loss_weight(self, t: Float[Tensor, "*b"]) -> Float[Tensor, "*b"]:
         """See ``schedule.nelbo_weight``."""

@@ -29,7 +29,7 @@ from didi.models.bundle import Bundle
 from didi.models.denoiser import Denoiser, logits_at
 from didi.models.dit import DiT, DiTConfig
 from didi.models.nelbo import nats_per_token
-from didi.world import world
+from didi.world import to_device, world
 
 
 @dataclass(frozen=True)
@@ -67,11 +67,15 @@ class Batch:
         x0: clean sequences.
         t: times.
         draws: of the corruption, see ``Process.corrupt``.
+        weight: of the NELBO's integrand at the times.
+        num_predicted: positions of the corrupted sequences whose tokens are predicted.
     """
 
     x0: Int[Tensor, "b l"]
     t: Float[Tensor, " b"]
     draws: Float[Tensor, "b l k"]
+    weight: Float[Tensor, " b"]
+    num_predicted: int
 
 
 def losses(
@@ -80,11 +84,13 @@ def losses(
     x0: Int[Tensor, "b l"],
     t: Float[Tensor, " b"],
     draws: Float[Tensor, "b l k"],
+    num_predicted: int | None = None,
 ) -> Float[Tensor, "b l"]:
     """Loss terms of one corruption in nats; see ``Process.loss_terms``. The head runs at predicted positions only."""
     t = t.to(x0.device)
     z = process.corrupt(x0, t, draws.to(x0.device))
-    logits = logits_at(denoiser, z, process.is_predicted(z), process.noise_level(denoiser, t))
+    level = process.noise_level(denoiser, t)
+    logits = logits_at(denoiser, z, process.is_predicted(z), level, num_selected=num_predicted)
     return process.loss_terms(logits, x0, z, t)
 
 
@@ -146,7 +152,11 @@ class Elbo:
         t = low_discrepancy_times(len(x0), generator, t_min=settings.t_min)
         shape = (*x0.shape, self.process.draws_per_position)
         draws = torch.rand(shape, dtype=torch.float64, generator=generator)
-        return Batch(mine(x0).to(self.runtime.device), mine(t), mine(draws))
+        x0, t, draws = mine(x0), mine(t), mine(draws)
+        num_predicted = int(self.process.is_predicted(self.process.corrupt(x0, t, draws)).sum())
+        weight = self.process.loss_weight(t).float()
+        x0, t, draws, weight = (to_device(one, self.runtime.device) for one in (x0, t, draws, weight))
+        return Batch(x0, t, draws, weight, num_predicted)
 
     def updates(self, step: int) -> Sequence[Update]:
         """One update."""
@@ -159,11 +169,9 @@ class Elbo:
 
     def _nelbo(self, batch: Batch) -> tuple[Tensor, Figures]:
         """Weighted loss per token, and the NELBO for the log."""
-        sums = self.runtime.call("network", losses, self.process, batch.x0, batch.t, batch.draws).sum(-1)
-        weights: dict[str, Tensor | float] = {
-            "nelbo": self.process.loss_weight(batch.t).float().to(sums.device),
-            "constant": 1.0,
-        }
+        arguments = (self.process, batch.x0, batch.t, batch.draws, batch.num_predicted)
+        sums = self.runtime.call("network", losses, *arguments).sum(-1)
+        weights: dict[str, Tensor | float] = {"nelbo": batch.weight, "constant": 1.0}
         weighted = {name: (weight * sums).sum() / batch.x0.numel() for name, weight in weights.items()}
         return weighted[self.settings.weight], {"nelbo": weighted["nelbo"].detach()}
 

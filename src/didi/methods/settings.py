@@ -126,6 +126,8 @@ class LoopConfig:
     """Under torchrun, shard weights, gradients and moments over the processes (FSDP2) instead of copying them (DDP)."""
     activation_checkpointing: bool = False
     """Keep only the input of each trained block, and run the block again in the backward pass: less memory."""
+    compile: bool = False
+    """Compile the transformer blocks (torch.compile); pays on a GPU in runs of more than some minutes."""
     loggers: tuple[str, ...] = ()
     """Where metrics go beside metrics.jsonl: tensorboard, wandb, or both."""
     ema_decay: float = 0.9999

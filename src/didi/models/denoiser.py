@@ -5,6 +5,8 @@ from typing import Protocol, runtime_checkable
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from didi.diffusion.absorbing import selected_rows
+
 Tokens = Int[Tensor, "b l"]
 Simplex = Float[Tensor, "b l v"]
 
@@ -58,6 +60,13 @@ def logits_at(
     is_selected: Bool[Tensor, "b l"],
     sigma: Float[Tensor, " b"] | None = None,
     attention_mask: Bool[Tensor, "b l"] | None = None,
+    num_selected: int | None = None,
 ) -> Float[Tensor, "n v"]:
-    """Logits at the selected positions only, in row-major order; the trunk still runs at all positions."""
-    return denoiser.head(denoiser.features(inputs, sigma, attention_mask)[is_selected])
+    """Logits at the selected positions only, in row-major order; the trunk still runs at all positions.
+
+    The host waits for a CUDA device that counts the positions, unless ``num_selected`` says how many there are.
+    """
+    features = denoiser.features(inputs, sigma, attention_mask)
+    if num_selected is None:
+        return denoiser.head(features[is_selected])
+    return denoiser.head(features.flatten(0, 1).index_select(0, selected_rows(is_selected, num_selected)))

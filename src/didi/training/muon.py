@@ -36,7 +36,11 @@ class Muon(torch.optim.AdamW):
 
     A Muon step is scaled to the root mean square of an AdamW step (0.2), Liu et al. 2025,
     https://arxiv.org/abs/2502.16982; its weight decay is decoupled like AdamW's. Its parameters have two axes.
+
+    As in the fused AdamW, an attribute ``found_inf`` (a 0-dim tensor) that is 1 leaves weights and moments as they are.
     """
+
+    found_inf: Tensor | None = None
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
@@ -48,18 +52,20 @@ class Muon(torch.optim.AdamW):
 
     def _muon_step(self, group: dict[str, Any]) -> None:
         by_shape: dict[tuple[int, ...], list[tuple[nn.Parameter, Tensor]]] = {}
+        is_taken = 1.0 if self.found_inf is None else 1 - self.found_inf
         for parameter in group["params"]:
             if parameter.grad is not None:
                 state = self.state[parameter]
                 if not state:  # under AdamW's names, which loading a state asks for
-                    state.update(step=torch.zeros(()), exp_avg=torch.zeros_like(parameter))
-                state["step"] += 1
-                state["exp_avg"].lerp_(parameter.grad, 1 - MOMENTUM)
-                direction = parameter.grad.lerp(state["exp_avg"], MOMENTUM)
+                    state.update(step=torch.zeros_like(parameter[0, 0]), exp_avg=torch.zeros_like(parameter))
+                gradient = parameter.grad if self.found_inf is None else parameter.grad.where(is_taken > 0, 0.0)
+                state["step"] += is_taken
+                state["exp_avg"].lerp_(gradient, (1 - MOMENTUM) * is_taken)
+                direction = gradient.lerp(state["exp_avg"], MOMENTUM)
                 by_shape.setdefault(tuple(parameter.shape), []).append((parameter, direction))
                 parameter.grad = None
         for shape, members in by_shape.items():
             scale = group["lr"] * 0.2 * math.sqrt(max(shape))
-            steps = orthogonalised(torch.stack([direction for _, direction in members]))
+            steps = orthogonalised(torch.stack([direction for _, direction in members])) * is_taken
             for (parameter, _), step in zip(members, steps, strict=True):
-                parameter.mul_(1 - group["lr"] * group["weight_decay"]).sub_(step, alpha=scale)
+                parameter.mul_(1 - group["lr"] * group["weight_decay"] * is_taken).sub_(step, alpha=scale)

@@ -2,7 +2,6 @@
 
 import math
 import re
-from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -22,7 +21,8 @@ _HIDDEN_MATRIX = re.compile(r"blocks\.\d+\.(attn_|mlp\.)|\.h\.\d+\.")  # of our 
 def make_optimizer(network: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
     """The configured optimizer on the trainable parameters; weight decay on matrices only.
 
-    Muon takes the matrices of the blocks, conditioning excepted; embedding and head stay with AdamW.
+    Muon takes the matrices of the blocks, conditioning excepted; embedding and head stay with AdamW. On a CUDA device
+    AdamW is the fused one, which can be told to skip a step without the host being waited for.
     """
     trainable = {name: parameter for name, parameter in network.named_parameters() if parameter.requires_grad}
     hidden = [
@@ -40,7 +40,14 @@ def make_optimizer(network: nn.Module, config: OptimizerConfig) -> torch.optim.A
         kind = Muon
         matrices = {"params": [trainable[name] for name in hidden], "weight_decay": config.weight_decay}
         groups.append(matrices | {"is_muon": True, "rate_scale": config.muon_rate_scale})
-    return kind(groups, lr=config.learning_rate, betas=(config.beta1, config.beta2), foreach=True)
+    is_fused = is_on_cuda(network)
+    how = {"fused": True} if is_fused else {"foreach": True}
+    return kind(groups, lr=config.learning_rate, betas=(config.beta1, config.beta2), **how)
+
+
+def is_on_cuda(network: nn.Module) -> bool:
+    """Whether the weights of a network are on a CUDA device."""
+    return next(network.parameters()).device.type == "cuda"
 
 
 def learning_rate(config: OptimizerConfig, step: int, num_steps: int) -> float:
@@ -60,50 +67,77 @@ def update(
     config: OptimizerConfig,
     rate: float,
     *,
-    is_finite: bool = True,
+    is_finite: bool | Tensor = True,
 ) -> Tensor:
     """Clip the gradients, step at ``rate`` and clear the gradients.
 
     Weights and moments stay as they are where ``is_finite`` is off or the gradient is not finite.
+
+    Args:
+        network: whose gradients are clipped.
+        optimizer: of its weights; a fused one where ``is_finite`` is a tensor.
+        config: its settings.
+        rate: learning rate.
+        is_finite: whether the losses were; a 0-dim tensor leaves the decision to the device.
 
     Returns:
         Norm of the gradient before clipping; NaN where ``is_finite`` is off.
     """
     norm = nn.utils.clip_grad_norm_(network.parameters(), config.clip_norm)
     norm = cast(Any, norm).full_tensor() if is_sharded(norm) else norm
-    if not is_finite:
-        norm = torch.full_like(norm, math.nan)
-    if torch.isfinite(norm):
-        for group in optimizer.param_groups:
-            group["lr"] = rate * group.get("rate_scale", 1.0)
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group.get("rate_scale", 1.0)
+    if isinstance(is_finite, Tensor):
+        norm = norm.where(is_finite, math.nan)
+        optimizer.found_inf = (~torch.isfinite(norm)).float()  # type: ignore[attr-defined]
         optimizer.step()
+    else:
+        norm = norm if is_finite else torch.full_like(norm, math.nan)
+        if torch.isfinite(norm):
+            optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return norm
 
 
-def averaged(network: nn.Module, decay: float, *, is_ramped: bool = True) -> AveragedModel:
+class Average(AveragedModel):
     """Exponential moving average of a network's weights.
 
-    Unless ``is_ramped`` is off, the decay is ramped as (1 + n) / (10 + n), so that the average of a short run is
-    not that of its first weights. Frozen weights are shared
-    with ``network``, not copied.
+    Args:
+        network: its frozen weights are shared, not copied.
+        decay: of the average.
+        is_ramped: whether the decay is ramped as (1 + n) / (10 + n), so that the average of a short run is not that of
+            its first weights.
     """
 
+    def __init__(self, network: nn.Module, decay: float, *, is_ramped: bool = True) -> None:
+        super().__init__(nn.Identity(), use_buffers=False)
+        self.module = copy_sharing_frozen(network)  # its own way is a copy of all
+        self._decay, self._is_ramped = decay, is_ramped
+
+    def _weight(self, num: int) -> float:
+        """Weight of the current network in average number ``num``, from 0."""
+        ramped = min(self._decay, (1 + num) / (10 + num)) if self._is_ramped else self._decay
+        return 1 - ramped if num else 1.0
+
     @torch.no_grad()
-    def ramped_average(averages: Sequence[Tensor], currents: Sequence[Tensor], num_averaged: Tensor | int) -> None:
-        num = int(num_averaged)
-        weight = 1 - (min(decay, (1 + num) / (10 + num)) if is_ramped else decay)
-        for average, current in zip(averages, currents, strict=True):
-            if average.is_floating_point():
-                average.lerp_(current, weight)
-            else:
-                average.copy_(current)
+    def update_parameters(self, model: nn.Module, is_changed: bool | Tensor = True) -> None:
+        """Move the average towards the weights of ``model``; a 0-dim tensor that is False leaves it as it is."""
+        weight: float | Tensor
+        if isinstance(is_changed, Tensor):
+            self.n_averaged = self.n_averaged.to(is_changed.device, non_blocking=True)
+            least = torch.full_like(self.n_averaged, 1 - self._decay, dtype=torch.float32)
+            ramped = torch.maximum(least, 9 / (10.0 + self.n_averaged)) if self._is_ramped else least
+            weight = ramped.where(self.n_averaged > 0, 1.0) * is_changed
+        else:
+            weight = self._weight(int(self.n_averaged))
+        for average, current in zip(self.module.parameters(), model.parameters(), strict=True):
+            if average is not current:
+                average.lerp_(current.detach(), weight)
+        for average, current in zip(self.module.buffers(), model.buffers(), strict=True):
+            average.copy_(current)
+        self.n_averaged += is_changed
 
-    average = AveragedModel(nn.Identity(), multi_avg_fn=ramped_average, use_buffers=False)
-    average.module = copy_sharing_frozen(network)  # its own way is a copy of all
-    return average
 
-
-def averaged_network(average: AveragedModel) -> DiT | AutoregressiveLM:
+def averaged_network(average: Average) -> DiT | AutoregressiveLM:
     """The network that holds the averaged weights, in eval mode."""
     return cast(DiT | AutoregressiveLM, average.module.eval())

@@ -26,10 +26,12 @@ from didi.training.distributed import (
     unsharded,
 )
 from didi.training.loop import Metrics, autocast_dtype
-from didi.training.optim import averaged, averaged_network, learning_rate, make_optimizer, update
+from didi.training.optim import Average, averaged_network, is_on_cuda, learning_rate, make_optimizer, update
 from didi.world import world
 
 R = TypeVar("R")
+# Shapes and modes (training or not, with a gradient or not) of the same block; beyond them it runs uncompiled.
+COMPILED_VARIANTS = 64
 
 
 class Trainer:
@@ -49,7 +51,7 @@ class Trainer:
         check_divides(loop.batch_size)
         self.num_steps, self.tokens_per_step = method.num_steps, method.tokens_per_step
         of_average = method.trained[method.averaged_network]
-        self.average = averaged(of_average, loop.ema_decay, is_ramped=loop.ema_ramp)
+        self.average = Average(of_average, loop.ema_decay, is_ramped=loop.ema_ramp)
         for network in method.trained.values():
             if isinstance(network, DiTTrunk):
                 network.keeps_activations = not loop.activation_checkpointing
@@ -57,8 +59,18 @@ class Trainer:
             self._shard()
         self._passes = {name: Synchronised(network) for name, network in method.trained.items()}
         self.optimizers = {name: make_optimizer(method.trained[name], one) for name, one in method.optimizers.items()}
+        self._decides_on_device = is_on_cuda(of_average) and world().size == 1
+        if loop.compile:
+            self._compile()
         self._autocast = autocast_dtype(loop.precision, device)
         method.start(self)
+
+    def _compile(self) -> None:
+        """Compile the blocks of every network in place: equal blocks share their code, which keeps this short."""
+        torch._dynamo.config.recompile_limit = COMPILED_VARIANTS
+        for network in (*self.method.trained.values(), *self.method.frozen.values(), self.average.module):
+            for block in cast(Any, network).blocks if isinstance(network, DiTTrunk) else ():
+                block.compile()
 
     def _shard(self) -> None:
         for network in self.method.trained.values():
@@ -74,7 +86,7 @@ class Trainer:
         """The updates of a step, each on ``accumulation`` micro-batches.
 
         An update whose loss or gradient is not finite ends the step: neither its network nor the average changes, and
-        the updates after it are left out.
+        the updates after it are left out. A CUDA device decides that by itself; the host does not wait for it.
 
         Raises:
             UsageError: a network has several updates in the step, and batches are accumulated.
@@ -87,7 +99,8 @@ class Trainer:
                 f"got {self._loop.accumulation} and {max(repeats.values())} updates"
             )
         figures: dict[str, Tensor | float] = {}
-        is_finite = [True] * len(updates)
+        is_finite: list[bool | Tensor] = [True] * len(updates)
+        is_taken: bool | Tensor = True
         for number in range(self._loop.accumulation):
             is_last = number + 1 == self._loop.accumulation
             with self._synchronised(is_last):
@@ -95,27 +108,36 @@ class Trainer:
                 for place, one in enumerate(updates):
                     loss, found = one.loss(batch)
                     (loss / self._loop.accumulation).backward()
-                    is_finite[place] &= bool(torch.isfinite(loss.detach()))
+                    is_finite[place] &= self._on_host(torch.isfinite(loss.detach()))
                     _add(figures, found, 1 / (self._loop.accumulation * repeats[one.network]))
-                    if is_last and not self._stepped(one, is_finite[place], figures, 1 / repeats[one.network]):
-                        self._clear_gradients()
-                        return figures
+                    if is_last:
+                        is_taken &= self._stepped(one, is_finite[place] & is_taken, figures, 1 / repeats[one.network])
+                        if is_taken is False:
+                            self._clear_gradients()
+                            return figures
         if self.method.averaged_network in repeats:
-            self.average.update_parameters(self.method.trained[self.method.averaged_network])
+            self.average.update_parameters(self.method.trained[self.method.averaged_network], is_taken)
         self.method.end_step(step)
         return figures
 
-    def _stepped(self, one: Update, is_finite: bool, figures: dict[str, Tensor | float], scale: float) -> bool:
+    def _on_host(self, flag: Tensor) -> bool | Tensor:
+        """A 0-dim flag as a bool, for which the host waits; as it is where the device decides."""
+        return flag if self._decides_on_device else bool(flag)
+
+    def _stepped(
+        self, one: Update, is_finite: bool | Tensor, figures: dict[str, Tensor | float], scale: float
+    ) -> bool | Tensor:
         """Clip and step; whether loss and gradient were finite."""
         config = self.method.optimizers[one.network]
         rate = learning_rate(config, one.step, one.num_steps)
-        is_finite = not world().any(not is_finite)
+        if not isinstance(is_finite, Tensor):
+            is_finite = not world().any(not is_finite)
         network, optimizer = self.method.trained[one.network], self.optimizers[one.network]
         norm = update(network, optimizer, config, rate, is_finite=is_finite)
         prefix = f"{one.network}_" if len(self.method.trained) > 1 else ""
         rates: Figures = {f"{prefix}gradient_norm": norm, f"{prefix}learning_rate": rate}
         _add(figures, rates, scale)
-        return is_finite and bool(torch.isfinite(norm))
+        return is_finite & self._on_host(torch.isfinite(norm))
 
     def _clear_gradients(self) -> None:
         for optimizer in self.optimizers.values():
