@@ -188,6 +188,7 @@ def test_the_autoregressive_twin_learns_resumes_and_makes_a_bundle(source, run_t
 
 
 @pytest.mark.slow  # compiles
+@pytest.mark.filterwarnings("ignore")  # of the compiler
 def test_compiled_blocks_train_as_plain_ones_do(source):
     shape = replace(CONFIG.network, dropout=0.0)
     plain, compiled = (

@@ -133,8 +133,8 @@ class Average(AveragedModel):
         for average, current in zip(self.module.parameters(), model.parameters(), strict=True):
             if average is not current:
                 average.lerp_(current.detach(), weight)
-        for average, current in zip(self.module.buffers(), model.buffers(), strict=True):
-            average.copy_(current)
+        for held, buffer in zip(self.module.buffers(), model.buffers(), strict=True):
+            held.copy_(buffer)
         self.n_averaged += is_changed
 
 
