@@ -119,6 +119,12 @@ def to_device(values: Tensor, device: torch.device | str) -> Tensor:
     return values.pin_memory().to(device, non_blocking=True)
 
 
+def wait_for(device: torch.device) -> None:
+    """Wait until a CUDA device has done all its work, so that a clock can be read."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 def default_device() -> torch.device:
     """The accelerator if there is one, and among several processes of a machine the one that is this process's."""
     if not torch.cuda.is_available():

