@@ -93,16 +93,14 @@ def capped(documents: Sequence[tuple[str, str]], caps: Mapping[str, float]) -> l
     sizes: Counter[str] = Counter()
     for source, text in documents:
         sizes[source] += len(text)
-    binding = dict(caps)
+    binding = sorted(caps, key=lambda source: sizes[source] / caps[source])
     while True:  # a source below its cap counts with what it has
         free = sum(size for source, size in sizes.items() if source not in binding)
-        total = free / (1 - sum(binding.values()))
-        slack = [source for source, share in binding.items() if sizes[source] <= share * total]
-        if not slack:
+        total = free / (1 - sum(caps[source] for source in binding))
+        if not binding or sizes[binding[0]] > caps[binding[0]] * total:
             break
-        for source in slack:
-            del binding[source]
-    room = {source: share * total for source, share in binding.items()}
+        del binding[0]
+    room = {source: caps[source] * total for source in binding}
     dropped = set()
     for number in sorted(range(len(documents)), key=lambda number: _digest(documents[number][1])):
         source, text = documents[number]

@@ -76,12 +76,12 @@ def _markdown_sections(markdown: str) -> list[str]:
 def _plain(block: str) -> str:
     """One paragraph of markdown on one line; empty for rules, tables and lists of links."""
     lines = [re.sub(r"^\s*(?:>\s?)+|^#+\s*", "", line).rstrip() for line in block.split("\n")]
-    if block.startswith(("  * [", "---", "|")):
+    if block.startswith(("  * [", "---", "|")) or " | " in block or re.fullmatch(r"[\s*_-]+", block):
         return ""
     lines = [re.sub(r"^\s*(?:\*|\d+\.)\s+", "", line) for line in lines]
     text = re.sub(r"(?<=[a-z])- (?=[a-z])(?!- (?:and|or|to)\b)", "-", " ".join(line.strip() for line in lines))
     text = re.sub(r"!?\[([^\[\]]*)\]\([^()\s]*(?:\s+\"[^\"]*\")?\)", r"\1", text)
-    text = _CITATION.sub("", text)
+    text = re.sub(r'\*\* (?="_)', "**", _CITATION.sub("", text))
     text = re.sub(r"\s*\((?:see|See|discussed in|as discussed in)[^()]*\b(?:section|appendix)[^()]*\)", "", text)
     text = re.sub(r"\*\*|\\(?=[-_*\[\]#.`])|(?<!\w)_|_(?!\w)", "", text)
     text = re.sub(r"\[(sic!?|\.\.\.|\. \. \.)\]", "", text)

@@ -38,6 +38,9 @@ _OPENINGS = {
     r'"H(?=ederal|or\b|eminist)': '"F',
     r'(?<=[a-z] )"A(?= [a-z])': '"a',
 }
+# The headline of another article, as far as the next sentence can be told from it; else the two words alone.
+_STARTS = "In|The|On|But|He|She|It|They|We|At|An|As|For|After|While|When|If|This|That|There|According"
+_READ_MORE = re.compile(rf"READ MORE:(?: [^.!\"]{{5,90}}?(?=[?]? (?:(?:{_STARTS})\b|\"|$)))?[?]?")
 _BOILERPLATE = re.compile(
     r"Send Facebook Twitter Google\+ .*?Permalink http://\S+|"  # buttons in the middle of a text
     r"https?://\S*|pic\.twitter\.com/\S+|www\.\S+|Media playback is not supported on this device|"
@@ -98,10 +101,7 @@ def mend_news(text: str) -> str:
     if "�" in text or re.search(r"(?<=[a-zA-Z])\?(?=[a-z])", text):
         return ""
     text = _BOILERPLATE.sub(" ", text)
-    text = re.sub(
-        r"(?:^|(?<=[.!?\"'] )|(?<=[.!?\"']- ))READ MORE: [^.?!\"]{0,90}?(?= (?:[A-Z][a-z]+ [a-z]|\"|$))", "", text
-    )
-    text = text.replace("READ MORE:", "")
+    text = _READ_MORE.sub("", text)
     text = re.sub(r'"(?=(?:t|s|re|ve|ll|d|m)\b)(?<=[a-zA-Z]")', "'", text)  # doesn"t
     text = re.sub(r'([,.!?])"\?\s*', r'\1" ', text)
     text = re.sub(r'((?:^|[\s(])"[^"\n]{1,200}[\w)%])"\?\s*', r'\1" ', text)  # ends what a quotation mark began
