@@ -143,6 +143,9 @@ def test_a_psalm_is_an_exposition_and_notes_in_plain_text(monkeypatch, tmp_path)
     assert sections[0] == f"This Psalm is a & b. {(LONG * 3).strip()}\n\nBlessed. See."
     assert sections[1] == f"A note in his name. Not that. {(LONG * 3).strip()}"
     assert load_documents("treasury") == sections[:2]
+    part = psalm("Psalm 119 OVERVIEW")
+    module(tmp_path, part + part[part.index('<title type="x-s">EXPOSITION<') :].replace("See.", f"See. {LONG * 3}"))
+    assert sword.treasury_sections() == [*sections[:2], f"Blessed. See. {(LONG * 3).strip()}", sections[1]]
 
 
 # Other formats
@@ -158,7 +161,7 @@ def test_bbc_articles_keep_their_headline_and_occur_once(monkeypatch, tmp_path):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(data)
     serve(monkeypatch, readers, tmp_path)
-    assert load_documents("bbc") == ["Head\n\nBody here.", "Title\n\nA £5m deal."]
+    assert load_documents("bbc") == readers.bbc_articles() == ["Head\n\nBody here.", "Title\n\nA £5m deal."]
 
 
 def test_wiki_leads_without_formulas_or_gaps(monkeypatch, tmp_path):
@@ -226,6 +229,13 @@ def test_near_copies_of_earlier_documents_are_dropped():
         ("d", "Short, one!"),
     ]
     assert without_copies(documents) == [documents[index] for index in (0, 3, 4, 5, 6)]
+
+
+def test_a_copy_is_found_after_others_quoted_the_original():
+    original = words(0, 400)
+    quotations = [f"{words(100 * part, 100)} {words(1000 * part + 1000, 300)}" for part in range(3)]
+    documents = [("a", text) for text in (original, *quotations, f"{original} at last")]
+    assert without_copies(documents) == documents[:-1]
 
 
 def test_caps_hold_together_and_ignore_the_order():
