@@ -4,7 +4,7 @@ import pytest
 
 from didi.data import zero_shot
 from didi.data.corpora import HUB_NAME
-from didi.data.zero_shot import HUB, STAND_INS, zero_shot_documents
+from didi.data.zero_shot import HUB, STAND_INS, unseen_stand_ins, zero_shot_documents
 from didi.errors import DidiError, UsageError
 
 
@@ -20,6 +20,12 @@ def test_names_lead_to_the_hub_to_a_stand_in_or_to_a_file(monkeypatch, tmp_path)
     assert zero_shot_documents("mine.txt") == ["mine.txt"]
     monkeypatch.setitem(STAND_INS, "wiki", lambda: ["an article"])
     assert zero_shot_documents("wiki") == ["an article"]
+
+
+def test_a_model_has_not_seen_its_stand_ins():
+    assert unseen_stand_ins("news") == unseen_stand_ins(None) == list(STAND_INS)
+    assert unseen_stand_ins("brown") == ["wiki", "news-sentences", "news-titles"]
+    assert unseen_stand_ins("prose") == ["wiki"]
 
 
 def test_an_unknown_name_is_refused():

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from didi.apps.terminal import parse
 from didi.data.source import MARKOV
-from didi.data.zero_shot import STAND_INS
+from didi.data.zero_shot import unseen_stand_ins
 from didi.errors import UsageError
 from didi.evaluation.row import machine_name
 from didi.evaluation.zero_shot import LikelihoodRow, likelihood_table, score_corpus
@@ -26,7 +26,7 @@ class LikelihoodCommand:
     data: tuple[str, ...] = ()
     """Corpora: the model's own (its test split); from the Hub ptb wikitext lm1b lambada ag-news pubmed arxiv;
     stand-ins brown-news wiki news-sentences brown-fiction news-titles brown-science brown-maths; files; Hub data sets.
-    By default the model's own and the stand-ins."""
+    By default the model's own and the stand-ins that share no text with it."""
     role: tuple[Role, ...] = ()
     """student, teacher, autoregressive, or several; all that the bundle has, by default."""
     num_draws: int = 16
@@ -53,7 +53,7 @@ def run_likelihood(args: Sequence[str]) -> None:
     for role in roles:
         bundle.network(role)  # a missing one is refused before any work
     own = bundle.provenance.get("corpus")
-    corpora = command.data or ((MARKOV,) if own == MARKOV else (*([own] if own else []), *STAND_INS))
+    corpora = command.data or ((MARKOV,) if own == MARKOV else (*([own] if own else []), *unseen_stand_ins(own)))
     if command.out is not None:
         command.out.mkdir(parents=True, exist_ok=True)
     found: list[LikelihoodRow] = []

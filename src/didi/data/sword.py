@@ -1,0 +1,87 @@
+"""Commentaries in SWORD's compressed format (zCom4, blocks of a chapter, zlib) with OSIS markup."""
+
+import html
+import re
+import struct
+import zlib
+from pathlib import Path
+
+from didi.data.assets import fetch
+from didi.errors import DidiError
+
+INDEX = struct.Struct("<III")  # where a block begins, its compressed size, its size
+NOTES = "EXPLANATORY NOTES"
+MIN_SECTION_CHARACTERS = 500
+_REFERENCE = r"(?:[1-3]? ?[A-Z][a-z]{1,4}\.? )?\d+:\s?\d+(?:-\d+)?(?:, ?\d+)*"
+
+_NAMED = r"[1-3]? ?[A-Z][a-z]{1,4}\.? \d+:\s?\d+(?:-\d+)?(?:, ?\d+)*"
+
+
+def read_blocks(folder: Path, testament: str) -> list[str]:
+    """The chapters of a testament, OSIS markup, in their order; empty ones are left out.
+
+    Args:
+        folder: of the module, with ``<testament>.czs``, the index, and ``<testament>.czz``, the blocks.
+        testament: ``"ot"`` or ``"nt"``.
+
+    Raises:
+        DidiError: the index and the blocks do not fit each other.
+    """
+    index, data = ((folder / f"{testament}.{suffix}").read_bytes() for suffix in ("czs", "czz"))
+    blocks = []
+    try:
+        for start, compressed_size, size in INDEX.iter_unpack(index):
+            block = zlib.decompress(data[start : start + compressed_size]) if compressed_size else b""
+            if len(block) != size:
+                raise ValueError(f"a block of {size} bytes has {len(block)}")
+            blocks.append(block.decode("utf-8"))
+    except (struct.error, zlib.error, ValueError) as error:
+        raise DidiError(f"{folder} must hold a whole SWORD module; it does not ({error}); fetch it again") from error
+    return [block for block in blocks if block]
+
+
+def treasury_sections() -> list[str]:
+    """Documents of Spurgeon's Treasury of David: of each Psalm the exposition, then the notes quoted from others.
+
+    A Psalm of several parts, such as the 119th, gives a pair a part. Hints to preachers and lists of books, which
+    are no prose, are left out, and so are the numbers of the verses and references in brackets.
+
+    Raises:
+        DidiError: the module cannot be fetched or is damaged.
+    """
+    return [section for block in read_blocks(fetch("treasury"), "ot") for section in _sections(block)]
+
+
+def _sections(block: str) -> list[str]:
+    """A chapter cut before its notes, and after them."""
+    texts: list[list[str]] = [[]]
+    is_wanted = True
+    pieces = re.split(r"<title[^>]*>(.*?)</title>", block, flags=re.DOTALL)
+    for title, text in zip(["", *pieces[1::2]], pieces[::2], strict=True):
+        if title.startswith(("HINTS", "WORK")):
+            is_wanted = False
+        elif title:
+            is_wanted = True
+            if title.startswith(NOTES) or (title.startswith("EXPOSITION") and len(texts) % 2 == 0):
+                texts.append([])
+        if is_wanted:
+            texts[-1].extend(_paragraphs(text))
+    sections = ("\n\n".join(paragraphs) for paragraphs in texts)
+    return [section for section in sections if len(section) >= MIN_SECTION_CHARACTERS]
+
+
+def _paragraphs(markup: str) -> list[str]:
+    """Plain text of the paragraphs that OSIS milestones delimit."""
+    paragraphs = []
+    for piece in re.split(r"<div [^>]*>|</?(?:item|list|lg?)\b[^>]*>", markup):
+        text = re.sub(r"\s+", " ", html.unescape(re.sub(r"<[^>]*>", "", piece))).replace("•", "").strip()
+        text = re.sub(r"^(?:Psalms \d+:\d+\*|Whole Psalm\.)\s*", "", text)
+        text = re.sub(r"^Ver(?:ses?)?\.? \d+(?:[-, &]+\d+)*\.? *(?:\([^()]*\))?[.,]? *", "", text)
+        text = re.sub(rf" ?[(\[](?:See |Compare |Comp\. )?{_REFERENCE}(?:[;,] ?{_REFERENCE})*\.?[)\]]", "", text)
+        text = re.sub(
+            rf"(?<=[.?!\"']) (?:{_NAMED}|Psalms? \d+:\d+)(?:[;,]? (?:{_REFERENCE}))*\.?(?= [A-Z\"]|$)", "", text
+        )
+        text = re.sub(r"(?<=[a-z])\.(?=[A-Z][a-z])", ". ", text)
+        if re.search(r"[A-Za-z]{2}", text) and not text.startswith(("WORK UPON", "WORKS UPON", "HINTS TO")):
+            paragraphs.append(text)
+    return paragraphs
