@@ -1,6 +1,6 @@
-"""Left-to-right decoding with a static key-value cache, captured as CUDA graphs: the autoregressive side at its fastest.
+"""Left-to-right decoding with a static key-value cache in CUDA graphs: the autoregressive side at its fastest.
 
-The same GPT-2 as ``didi.models.autoregressive``, one token a pass, weights and cache in one dtype, draws in float64. The
+The same GPT-2 as ``didi.models.autoregressive``, one token a pass, weights and cache in one dtype, float64 draws. The
 cache is read up to the next of a few lengths, so that a graph of fixed shapes does not attend to the empty rest.
 """
 

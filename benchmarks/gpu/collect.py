@@ -1,0 +1,45 @@
+"""Join the parts of bundles that came back from the GPU job, checked by their digests.
+
+python benchmarks/gpu/collect.py FOLDER --into build/gpu/back
+"""
+
+import argparse
+import hashlib
+import io
+import json
+import tarfile
+from pathlib import Path
+
+from didi.errors import DidiError
+
+
+def collect(folder: Path, into: Path) -> list[str]:
+    """Extract the archive whose parts lie in ``folder``; names of the bundles.
+
+    Raises:
+        DidiError: a part is missing or damaged.
+    """
+    digests = json.loads((folder / "results.json").read_text())["parts"]
+    content = b""
+    for name, expected in sorted(digests.items()):
+        part = (folder / name).read_bytes() if (folder / name).is_file() else b""
+        found = hashlib.sha256(part).hexdigest()
+        if found != expected:
+            raise DidiError(f"{folder / name} must have SHA-256 {expected}, found {found}; run the job again")
+        content += part
+    into.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(fileobj=io.BytesIO(content)) as archive:
+        archive.extractall(into, filter="data")
+        return sorted({name.partition("/")[0] for name in archive.getnames()})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--into", type=Path, default=Path("build/gpu/back"))
+    args = parser.parse_args()
+    print("\n".join(collect(args.folder, args.into)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,157 @@
+"""Time of sampling and of distillation steps at paper scale on a GPU, random weights; ratios are of the same round.
+
+Sampling: 16 moves of ``owt-169m`` at L = 1024 in bfloat16, plain and compiled with a CUDA graph, beside the bare passes of
+the trunk, the published algorithm (Gumbel draws at every position in every move) and the autoregressive twin: as
+``transformers`` runs it with a growing cache, and with a static cache in CUDA graphs. Distillation: seconds and peak
+memory of a step that updates discriminator and student.
+"""
+
+import gc
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from decode import StaticDecoder
+
+from didi.apps.bench import random_bundle
+from didi.data.source import open_source
+from didi.diffusion.noise import SequenceNoise
+from didi.evaluation.speed import Load, Method, contestant, trace, twin
+from didi.evaluation.speed_row import ratio
+from didi.files import write_atomically
+from didi.methods.base import Inputs
+from didi.models.bundle import Bundle
+from didi.models.dit import DiT
+from didi.models.inference import for_inference
+from didi.recipes import DISTILL, teacher_shape
+from didi.training.trainer import make_trainer
+from didi.world import default_device, wait_for
+
+ROUNDS, NFE = 5, 16
+Draw = Callable[[], object]
+
+
+def timed(work: Draw, device: torch.device) -> float:
+    """Seconds of one run, the device's work included."""
+    wait_for(device)
+    begin = time.perf_counter()
+    work()
+    wait_for(device)
+    return time.perf_counter() - begin
+
+
+def contestants(bundle: Bundle, batch_size: int, device: torch.device) -> dict[str, Draw]:
+    """What is timed for a batch size, by name; each draws one batch."""
+    length = bundle.denoiser().length
+    load = Load(batch_size, length, NFE)
+    plain, graphed = (for_inference(bundle, "bfloat16", is_compiled=is_compiled) for is_compiled in (False, True))
+    found: dict[str, Draw] = {}
+    for name, one, is_whole in (("plain", plain, False), ("graphed", graphed, True)):
+        methods: tuple[Method, ...] = ("ancestral", "trunk")
+        traced = trace(one, "ancestral", load, is_whole_batch=is_whole)
+        for method in methods:
+            found[f"{method}, {name}"] = contestant(one, method, load, is_whole_batch=is_whole, traced=traced)
+    if batch_size <= 8:  # float64 noise over the vocabulary at every position: 26 GB a draw at 64
+        found["published, plain"] = contestant(plain, "published", load)
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    decoder = StaticDecoder(twin(bundle.denoiser()), batch_size, dtype)
+    found["autoregressive, static cache in graphs"] = lambda: decoder(
+        SequenceNoise(0, range(batch_size)).uniforms(length)
+    )
+    return found
+
+
+def sampling(bundle: Bundle, batch_size: int, device: torch.device) -> dict[str, Any]:
+    """Seconds of every contestant in each round, ratios to the bare passes and to the autoregressive model."""
+    draws = contestants(bundle, batch_size, device)
+    for draw in draws.values():
+        timed(draw, device)
+    seconds: dict[str, list[float]] = {name: [] for name in draws}
+    for _ in range(ROUNDS):
+        for name, draw in draws.items():
+            seconds[name].append(timed(draw, device))
+    floor, best = seconds["trunk, graphed"], seconds["ancestral, graphed"]
+    left_to_right = seconds["autoregressive, static cache in graphs"]
+    shares = trace(bundle, "ancestral", Load(batch_size, bundle.denoiser().length, NFE)).shares
+    return {
+        "seconds": seconds,
+        "ancestral over bare passes, graphed": ratio(best, floor),
+        "autoregressive over ancestral, graphed": ratio(left_to_right, best),
+        "shares of a plain float32 run": shares,
+    }
+
+
+def growing_cache(bundle: Bundle, device: torch.device) -> dict[str, float]:
+    """Seconds of one sequence by ``transformers`` with a growing cache, float32 weights under bfloat16 autocast."""
+    draw = contestant(bundle, "autoregressive", Load(1, bundle.denoiser().length, NFE))
+    with torch.autocast(device.type, dtype=torch.bfloat16):
+        return {"seconds": timed(draw, device)}
+
+
+def distillation(recipe: str, device: torch.device, *, is_toy: bool) -> dict[str, Any]:
+    """Seconds and peak memory of steps that update discriminator and student, and of warm-up steps."""
+    shape, base = replace(teacher_shape(recipe), dropout=0.0), DISTILL[recipe]
+    if is_toy:
+        shape = replace(shape, length=32, vocab_size=64, mask_id=63)
+    loop = replace(base.loop, steps=8, batch_size=2 if is_toy else base.loop.batch_size)
+    config = replace(
+        base,
+        data=replace(base.data, length=shape.length),
+        loop=loop,
+        discriminator=replace(base.discriminator, warmup_steps=4),
+    )
+    source = open_source("markov", length=shape.length)
+    source.vocab_size = shape.vocab_size
+    torch.manual_seed(0)
+    teacher = Bundle(teacher=DiT(shape).to(device).eval())
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    job = make_trainer(config, Inputs(source, device, Path("/tmp"), teacher))
+    seconds = {"warm-up": [], "student": []}
+    for step in range(job.num_steps):
+        seconds["warm-up" if step < 4 else "student"].append(timed(lambda step=step: job.step(step), device))
+    peak = torch.cuda.max_memory_allocated() / 2**30 if device.type == "cuda" else None
+    del job, teacher
+    gc.collect()
+    return {
+        "seconds": {name: sorted(one[1:]) for name, one in seconds.items()},
+        "peak_gib": peak,
+        "batch_size": loop.batch_size,
+        "length": shape.length,
+    }
+
+
+def tasks(device: torch.device, *, is_toy: bool) -> Iterator[tuple[str, Callable[[], Any]]]:
+    """The measurements in the order of their worth."""
+    bundle = (random_bundle("markov") if is_toy else random_bundle("owt-169m")).to(device)
+    bundle = replace(bundle, discriminator=None)
+    for batch_size in (1, 2) if is_toy else (1, 64, 8):
+        yield f"sampling, batch {batch_size}", lambda size=batch_size: sampling(bundle, size, device)
+    recipes = ("markov",) if is_toy else ("owt-169m", "owt-424m")
+    for recipe in recipes:
+        yield f"distillation, {recipe}", lambda name=recipe: distillation(name, device, is_toy=is_toy)
+    yield "autoregressive, growing cache, batch 1", lambda: growing_cache(bundle, device)
+
+
+def measure(seconds: float, partial: Path, *, is_toy: bool) -> dict[str, Any]:
+    """All measurements that fit ``seconds``; each is written to ``partial`` as soon as it is there."""
+    begin, device = time.monotonic(), default_device()
+    found: dict[str, Any] = {}
+    for name, task in tasks(device, is_toy=is_toy):
+        if time.monotonic() - begin > 0.9 * seconds:
+            break
+        start = time.monotonic()
+        try:
+            found[name] = task() | {"took": round(time.monotonic() - start, 1)}
+        except Exception as error:  # one that fails, for want of memory say, leaves the others their time
+            found[name] = {"error": f"{type(error).__name__}: {error}"[:500]}
+        print(name, json.dumps(found[name])[:400], flush=True)
+        gc.collect()
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+        write_atomically(partial, json.dumps(found))
+    return found

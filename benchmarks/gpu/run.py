@@ -1,0 +1,124 @@
+"""The GPU job: stages one after the other, each in a process of its own with a time limit, each leaving what it found.
+
+    python benchmarks/gpu/run.py [--carried build/gpu] [--work build/gpu/work] [--out build/gpu/out] [--toy]
+                                 [--stages tests=60 speed=90 teacher=270 autoregressive=50 student=150]
+
+A stage that fails or runs out of time does not stop the next. ``--out`` gets ``results.json`` (all results so far, also
+of earlier calls with the same ``--work``), ``log.txt`` and, for ``--return``, bundles as an archive in parts of at most
+16 MB, which ``collect`` joins.
+"""
+
+import argparse
+import hashlib
+import io
+import json
+import os
+import platform
+import subprocess
+import sys
+import tarfile
+import time
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+REPOSITORY = HERE.parents[1]
+DEFAULT = ("tests=60", "speed=90", "teacher=270", "autoregressive=50", "student=150")
+PART_BYTES = 15 * 2**20
+SHUTDOWN_SECONDS = 15  # after its time a stage is asked to end, and after these it is ended
+
+
+def environment(carried: Path) -> dict[str, str]:
+    """Variables of the stages: the package from the checkout, and the compiler's cache beside the work."""
+    paths = [str(REPOSITORY / "src"), os.environ.get("PYTHONPATH", "")]
+    return os.environ | {
+        "PYTHONPATH": os.pathsep.join(path for path in paths if path),
+        "PYTHONUNBUFFERED": "1",
+        "DIDI_CACHE": str(carried.resolve() / "cache"),
+        "TORCHINDUCTOR_CACHE_DIR": os.environ.get("TORCHINDUCTOR_CACHE_DIR", "/tmp/didi-inductor"),
+        "TOKENIZERS_PARALLELISM": "false",
+        "JAXTYPING_DISABLE": "1",  # see tests/test_gpu.py
+    }
+
+
+def run_stage(name: str, seconds: float, args: argparse.Namespace, log: io.TextIOBase) -> dict[str, Any]:
+    """Run one stage; how it ended and how long it took."""
+    if name == "tests":
+        command = [sys.executable, "-m", "pytest", "-m", "gpu", "tests/test_gpu.py", "-p", "no:cacheprovider", "-rA"]
+        command += ["--durations=10"]
+    else:
+        command = [sys.executable, str(HERE / "stages.py"), name, "--seconds", str(seconds)]
+        command += ["--carried", str(args.carried.resolve()), "--work", str(args.work.resolve())]
+        command += ["--toy"] * args.toy
+    begin = time.monotonic()
+    process = subprocess.Popen(
+        command, cwd=REPOSITORY, env=environment(args.carried), text=True, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    try:
+        output, _ = process.communicate(timeout=seconds)
+        status = str(process.returncode)
+    except subprocess.TimeoutExpired:
+        process.terminate()
+        try:
+            output, _ = process.communicate(timeout=SHUTDOWN_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            output, _ = process.communicate()
+        status = f"out of its {seconds:g} seconds"
+    took = round(time.monotonic() - begin, 1)
+    log.write(f"===== {name}: status {status}, {took} s\n{output}\n")
+    log.flush()
+    print(f"{name}: status {status}, {took} s", flush=True)
+    if status != "0":
+        print("\n".join(output.splitlines()[-15:]), flush=True)
+    return {"status": status, "seconds": took, "tail": output.splitlines()[-40:] if name == "tests" else []}
+
+
+def results(work: Path) -> dict[str, Any]:
+    """What the stages wrote, also those that were cut short."""
+    found = {}
+    for file in sorted(work.glob("*.json")):
+        found[file.stem] = json.loads(file.read_text())
+    return found
+
+
+def parts(work: Path, names: list[str], out: Path) -> dict[str, str]:
+    """Write the named folders of ``work`` as one archive in parts; the SHA-256 of each part."""
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w") as archive:
+        for name in names:
+            if (work / name).is_dir():
+                archive.add(work / name, arcname=name)
+    content, digests = stream.getvalue(), {}
+    for number, start in enumerate(range(0, len(content), PART_BYTES)):
+        part = content[start : start + PART_BYTES]
+        (out / f"bundles.tar.{number:02d}").write_bytes(part)
+        digests[f"bundles.tar.{number:02d}"] = hashlib.sha256(part).hexdigest()
+    return digests
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--carried", type=Path, default=Path("build/gpu"))
+    parser.add_argument("--work", type=Path, default=Path("build/gpu/work"))
+    parser.add_argument("--out", type=Path, default=Path("build/gpu/out"))
+    parser.add_argument("--stages", nargs="+", default=DEFAULT, metavar="NAME=SECONDS")
+    parser.add_argument("--return", dest="bundles", nargs="*", default=[], metavar="BUNDLE")
+    parser.add_argument("--toy", action="store_true")
+    args = parser.parse_args()
+    for folder in (args.work, args.out):
+        folder.mkdir(parents=True, exist_ok=True)
+    ended = {}
+    with (args.out / "log.txt").open("w") as log:
+        for stage in args.stages:
+            name, _, seconds = stage.partition("=")
+            ended[name] = run_stage(name, float(seconds or 60), args, log)
+            digests = parts(args.work, args.bundles, args.out) if stage == args.stages[-1] else {}
+            record = {"python": platform.python_version(), "ended": ended, "parts": digests} | results(args.work)
+            (args.out / "results.json").write_text(json.dumps(record, indent=1))
+    print(json.dumps({name: (one["status"], one["seconds"]) for name, one in ended.items()}))
+
+
+if __name__ == "__main__":
+    main()
