@@ -30,6 +30,7 @@ from didi.training.run_folder import RunFolder
 from didi.world import default_device
 
 TOY = {"hidden_size": 32, "num_blocks": 2, "num_heads": 2}
+RESERVE_SECONDS = 25.0  # for fitting, compiling, validating and saving
 RATES = (1.5e-3, 3e-3, 6e-3)
 
 
@@ -78,7 +79,7 @@ def train_teacher(job: Job, name: str = "prose") -> dict[str, Any]:
     data = source(job.carried)
     config = pretraining(job, name, data)
     inputs = Inputs(data, job.device)
-    config = fitted(config, inputs, job.minutes_left(reserve=0.08 * job.seconds + 12))
+    config = fitted(config, inputs, job.minutes_left(RESERVE_SECONDS))
     folder = RunFolder(job.work / name)
     bundle = pretrain_run(config, folder, resume=False, device=job.device, source=data)
     save(load(bundle), job.work / f"{name}-bundle", dtype=torch.bfloat16)
@@ -91,7 +92,7 @@ def train_student(job: Job) -> dict[str, Any]:
     teacher = job.work / "prose" / "bundle"
     if not teacher.is_dir():  # another call of the job trained it
         teacher = job.carried / "prose-bundle"
-    config = replace(config, teacher=str(teacher))
+    config = replace(config, teacher=str(teacher), loop=replace(config.loop, checkpoint_every=10**6))
     if job.is_toy:
         config = replace(
             config,
@@ -100,7 +101,7 @@ def train_student(job: Job) -> dict[str, Any]:
             loop=replace(config.loop, batch_size=4, steps=4, validation_sequences=16),
         )
     inputs = Inputs(data, job.device, teacher=load(teacher))
-    config = fitted(config, inputs, job.minutes_left(reserve=0.08 * job.seconds + 12))
+    config = fitted(config, inputs, job.minutes_left(RESERVE_SECONDS))
     folder = RunFolder(job.work / "prose-student")
     bundle = load(distill_run(config, folder, resume=False, device=job.device, source=data))
     save(replace(bundle, teacher=None), job.work / "prose-student-bundle", dtype=torch.bfloat16)

@@ -143,11 +143,11 @@ DISTILL: dict[str, DistillConfig] = {
         teacher="prose",
         data=DataConfig(corpus="prose", length=256),
         objective=replace(OURS, divergence_weight=0.3, moves=8),
-        discriminator=DiscriminatorSettings(warmup_steps=300, completions=1),
+        discriminator=DiscriminatorSettings(warmup_steps=150, completions=1),
         student_optimizer=OptimizerConfig(learning_rate=3e-4, weight_decay=0.0),
         discriminator_optimizer=OptimizerConfig(learning_rate=5e-4),
         loop=LoopConfig(
-            steps=1500, batch_size=96, validate_every=500, validation_sequences=512, checkpoint_every=250,
+            steps=1500, batch_size=64, validate_every=500, validation_sequences=512, checkpoint_every=250,
             ema_decay=0.99,
         ),
     ),

@@ -22,6 +22,7 @@ from didi.diffusion.schedule import Schedule, nelbo_weight
 from didi.models.denoiser import Denoiser
 from didi.sampling.base import StepOutput, features_at, path_alphas, shared_rows
 from didi.sampling.departure import EXACT, Departure
+from didi.world import to_device
 
 Leap = Literal["exact", "tau"]
 
@@ -87,7 +88,7 @@ class Ancestral:
             if is_active.any():
                 z = self._reveal(z, canvas, is_revealed, is_active, draw, t, is_shared=is_shared)
                 is_shared = False
-            yield StepOutput(z, float(s), is_revealed.to(z.device, non_blocking=True), is_active.long(), none)
+            yield StepOutput(z, float(s), to_device(is_revealed, z.device), is_active.long(), none)
 
     def _reveal(
         self,
@@ -108,7 +109,7 @@ class Ancestral:
         row = torch.zeros_like(sequence) if is_shared else torch.searchsorted(read, sequence)
         uniforms = draw[sequence, position]
         read, row, sequence, position, uniforms = (
-            index.to(z.device, non_blocking=True) for index in (read, row, sequence, position, uniforms)
+            to_device(index, z.device) for index in (read, row, sequence, position, uniforms)
         )
         inputs, mask = z, canvas.attention_mask
         if len(read) != len(z):

@@ -16,6 +16,7 @@ from didi.diffusion.noise import SequenceNoise
 from didi.diffusion.schedule import Schedule
 from didi.errors import UsageError
 from didi.models.denoiser import Denoiser
+from didi.world import to_device
 
 
 @dataclass(frozen=True)
@@ -114,5 +115,5 @@ def features_at(
     attention_mask: Bool[Tensor, "b l"] | None = None,
 ) -> Float[Tensor, "b l d"]:
     """Trunk features of every row at time ``t``, one for all or one for each."""
-    level = process.noise_level(denoiser, t.to(z.device).expand(len(z)))
+    level = process.noise_level(denoiser, to_device(t, z.device).expand(len(z)))
     return denoiser.features(z, level, attention_mask)

@@ -39,7 +39,7 @@ class Departure:
             return sample_categorical(self.log_probs(logits, mask_id), uniforms)
         law = logits.clone() if self.temperature == 1 else logits / self.temperature  # need not be normalised
         if mask_id is not None:
-            law[..., mask_id] = -torch.inf
+            law.select(-1, mask_id).fill_(-torch.inf)
         return sample_categorical(law, uniforms)
 
     def log_probs(self, logits: Float[Tensor, "n v"], mask_id: int | None) -> Float[Tensor, "n v"]:
