@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test check mutants format docs clean
+.PHONY: demo test check mutants gpu-dry-run format docs clean
 
 demo: $(READY)
 	$(BIN)/didi demo
@@ -43,3 +43,10 @@ $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@touch $(READY)
+
+# All stages of the GPU job at toy size on the CPU; the job itself is docs/gpu.md.
+gpu-dry-run: $(READY)
+	$(BIN)/python benchmarks/gpu/prepare.py --toy --carried build/gpu-toy
+	$(BIN)/python benchmarks/gpu/run.py --toy --carried build/gpu-toy --work build/gpu-toy/work --out build/gpu-toy/out \
+		--stages tests=60 tune=60 teacher=60 autoregressive=60 student=60 speed=60 --return prose-bundle prose-student-bundle
+	$(BIN)/python benchmarks/gpu/collect.py build/gpu-toy/out --into build/gpu-toy/back

@@ -2,8 +2,8 @@
 
 Sampling: 16 moves of ``owt-169m`` at L = 1024 in bfloat16, plain and compiled with a CUDA graph, beside the bare passes
 of the trunk and the autoregressive twin: as ``transformers`` runs it with a growing cache, and with a static cache in
-CUDA graphs. (The published algorithm draws 16 times 51 million uniforms a sequence on the CPU here.) Distillation: seconds and peak
-memory of a step that updates discriminator and student.
+CUDA graphs. (The published algorithm would draw 16 times 51 million uniforms a sequence on the CPU.) Distillation:
+seconds and peak memory of a step that updates discriminator and student.
 """
 
 import gc

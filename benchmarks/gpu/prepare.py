@@ -3,11 +3,12 @@
     python benchmarks/gpu/prepare.py [--carried build/gpu] [--toy]
 
 The machine is expected to have Python 3.12, torch, transformers, peft, tokenizers, safetensors, jaxtyping, filelock,
-matplotlib, rich, scipy, PyYAML, huggingface-hub and pytest. ``--toy`` takes a small corpus in place of ``prose``, so that
-the job can be tried on a CPU.
+matplotlib, rich, scipy, PyYAML, huggingface-hub and pytest. ``--toy`` takes the pages of the
+project in place of ``prose``, so that the job can be tried on a CPU without a registry.
 """
 
 import argparse
+import io
 import lzma
 import subprocess
 import sys
@@ -16,14 +17,13 @@ from pathlib import Path
 import numpy as np
 from carried import CARRIED, DATA, TOKENIZER, WHEELS
 
-from didi.data.corpora import load_documents
 from didi.data.text import TextData, prepare_text
 from didi.errors import UsageError
 from didi.files import write_atomically
 from didi.recipes import PRETRAIN
 
 REPOSITORY = Path(__file__).parents[2]
-MISSING = ("tyro", "platformdirs", "docstring_parser", "typeguard", "beartype", "pytest-timeout")
+MISSING = ("tyro", "platformdirs", "docstring_parser", "typeguard", "beartype")
 LIMIT_BYTES = 60 * 2**20
 
 
@@ -32,7 +32,7 @@ def wheels(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     pins = (REPOSITORY / "constraints.txt").read_text().splitlines()
     pinned = {line.partition("==")[0].replace("-", "_").lower(): line for line in pins if "==" in line}
-    wanted = [pinned[name] for name in MISSING if name in pinned]
+    wanted = [pinned[name] for name in MISSING]
     client = "download --quiet --disable-pip-version-check --no-deps --only-binary=:all: --python-version 3.12"
     subprocess.run([sys.executable, "-m", "pip", *client.split(), "--dest", str(folder), *wanted], check=True)
 
@@ -42,23 +42,17 @@ def tokens(folder: Path, *, is_toy: bool) -> TextData:
     data = PRETRAIN["prose"].data
     if is_toy:
         text = folder / "toy.txt"
-        write_atomically(text, "\n\n".join(load_documents("brown")[:60]))
+        write_atomically(text, "\n\n".join(page.read_text() for page in sorted((REPOSITORY / "docs").glob("*.md"))))
         found = prepare_text(str(text), length=32, vocab_size=1024)
     else:
         found = prepare_text(data.corpus, length=data.length, vocab_size=data.vocab_size)
     for name in ("train", "validation", "test"):
         rows = getattr(found, name).numpy().astype(np.uint16)
-        write_atomically(folder / f"{name}.npy.xz", lzma.compress(_npy(rows)))
+        stream = io.BytesIO()
+        np.save(stream, rows)
+        write_atomically(folder / f"{name}.npy.xz", lzma.compress(stream.getvalue()))
     found.tokenizer.save(str(folder / TOKENIZER))
     return found
-
-
-def _npy(rows: np.ndarray) -> bytes:
-    import io
-
-    stream = io.BytesIO()
-    np.save(stream, rows)
-    return stream.getvalue()
 
 
 def main() -> None:

@@ -89,6 +89,8 @@ def parts(work: Path, names: list[str], out: Path) -> dict[str, str]:
 
     Even and odd bytes are compressed apart: the high byte of a bfloat16 is far from random.
     """
+    if not any((work / name).is_dir() for name in names):
+        return {}
     stream = io.BytesIO()
     with tarfile.open(fileobj=stream, mode="w") as archive:
         for name in names:
@@ -120,9 +122,7 @@ def main() -> None:
         for stage in args.stages:
             name, _, seconds = stage.partition("=")
             ended[name] = run_stage(name, float(seconds or 60), args, log)
-            digests = (
-                parts(args.work, args.bundles, args.out) if any((args.work / b).is_dir() for b in args.bundles) else {}
-            )
+            digests = parts(args.work, args.bundles, args.out)
             record = {"python": platform.python_version(), "ended": ended, "parts": digests} | results(args.work)
             (args.out / "results.json").write_text(json.dumps(record, indent=1))
     print(json.dumps({name: (one["status"], one["seconds"]) for name, one in ended.items()}))

@@ -2,8 +2,9 @@
 
     python benchmarks/gpu/stages.py NAME [--carried build/gpu] [--work build/gpu/work] [--seconds S] [--toy]
 
-``tune`` compares learning rates on the validation split. ``teacher``, ``autoregressive`` and ``student`` train the recipes
-``prose`` in the time given. ``--toy`` has every size small, for a try on a CPU.
+``tune`` compares learning rates on the validation split. ``teacher``, ``autoregressive`` and ``student`` train the
+recipes ``prose`` in the time given; called again, they finish a run that was cut. ``--toy`` has every size small, for a
+try on a CPU.
 """
 
 import argparse
@@ -24,13 +25,14 @@ from didi.files import write_atomically
 from didi.methods.base import Inputs
 from didi.methods.elbo import PretrainConfig
 from didi.models.bundle import load, save
+from didi.models.untrusted import read_yaml
 from didi.recipes import DISTILL, PRETRAIN
 from didi.training.fit import fitted
 from didi.training.run_folder import RunFolder
 from didi.world import default_device
 
 TOY = {"hidden_size": 32, "num_blocks": 2, "num_heads": 2}
-RESERVE_SECONDS = 25.0  # for fitting, compiling, validating and saving
+RESERVE_SECONDS = 45.0  # for fitting, compiling, validating and saving
 RATES = (1.5e-3, 3e-3, 6e-3)
 
 
@@ -74,14 +76,20 @@ def pretraining(job: Job, name: str, data: TextSource) -> PretrainConfig:
     )
 
 
+def planned(job: Job, config: Any, folder: RunFolder, inputs: Inputs) -> Any:
+    """``config`` with a length that fits the time left; a run that an earlier call began keeps its own."""
+    if folder.has_run:
+        return config.limited(int(read_yaml(folder.path / "config.yaml")["loop"]["steps"]))
+    return fitted(config, inputs, job.minutes_left(RESERVE_SECONDS))
+
+
 def train_teacher(job: Job, name: str = "prose") -> dict[str, Any]:
     """Pre-train in the time given and save the bundle in bfloat16."""
     data = source(job.carried)
     config = pretraining(job, name, data)
-    inputs = Inputs(data, job.device)
-    config = fitted(config, inputs, job.minutes_left(RESERVE_SECONDS))
     folder = RunFolder(job.work / name)
-    bundle = pretrain_run(config, folder, resume=False, device=job.device, source=data)
+    config = planned(job, config, folder, Inputs(data, job.device))
+    bundle = pretrain_run(config, folder, resume=folder.has_run, device=job.device, source=data)
     save(load(bundle), job.work / f"{name}-bundle", dtype=torch.bfloat16)
     return {"recipe": name, "steps": config.loop.steps, "metrics": _metrics(folder)}
 
@@ -101,9 +109,9 @@ def train_student(job: Job) -> dict[str, Any]:
             loop=replace(config.loop, batch_size=4, steps=4, validation_sequences=16),
         )
     inputs = Inputs(data, job.device, teacher=load(teacher))
-    config = fitted(config, inputs, job.minutes_left(RESERVE_SECONDS))
     folder = RunFolder(job.work / "prose-student")
-    bundle = load(distill_run(config, folder, resume=False, device=job.device, source=data))
+    config = planned(job, config, folder, inputs)
+    bundle = load(distill_run(config, folder, resume=folder.has_run, device=job.device, source=data))
     save(replace(bundle, teacher=None), job.work / "prose-student-bundle", dtype=torch.bfloat16)
     return {"recipe": "prose", "steps": config.loop.steps, "metrics": _metrics(folder)}
 

@@ -29,7 +29,7 @@ def for_inference(bundle: Bundle, numerics: Numerics = "float32", *, is_compiled
         numerics: ``bfloat16`` by autocast, for accelerators and CPUs that have it; ``int8`` quantises the matrices of
             the blocks by output channel and their inputs as they come, for CPUs. The discriminator stays float32
             then: guided sampling differentiates it, which int8 kernels cannot. The autoregressive network always does.
-        is_compiled: compile the trunk, on a CUDA device block by block and captured as a CUDA graph; use one batch size,
+        is_compiled: compile the trunk; on a CUDA device block by block, captured as a CUDA graph. Use one batch size,
             since each has its own code and graph.
 
     Raises:

@@ -38,7 +38,8 @@ def fitted(settings: RunConfig, inputs: Inputs, minutes: float) -> RunConfig:
         trainer = make_trainer(settings, replace(inputs, folder=shared))
         num = trainer.num_steps
         places = [number * (num - 1) // (SAMPLED_STEPS - 1) for number in range(SAMPLED_STEPS)]
-        for place in places if settings.loop.compile else places[:1]:  # each phase has code of its own
+        # The first step of each kind initialises libraries and compiles.
+        for place in {tuple(one.network for one in trainer.method.updates(place)): place for place in places}.values():
             trainer.step(place)
         wait_for(inputs.device)
         begin = time.perf_counter()
