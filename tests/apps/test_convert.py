@@ -224,7 +224,7 @@ def test_the_released_discriminator_changes_sign(tmp_path):
     for _ in range(3):  # power iterations
         old.main(features)
     old.eval()
-    trunk = {name: value for name, value in ours.state_dict().items() if not name.startswith("output_layer.")}
+    trunk = ours.trunk.state_dict()
     weights = trunk | {f"output_layer.{name}": value for name, value in old.state_dict().items()}
     source = folder(tmp_path / "didi", made.state_dict(), MDLM_CONFIG)
     save_file({name: value.clone() for name, value in weights.items()}, tmp_path / "didi" / "discriminator.safetensors")

@@ -105,7 +105,7 @@ def test_student_average_and_discriminator_start_as_the_teacher(make_job, teache
     assert equal(of_teacher, weights(job.method.student))
     assert equal(of_teacher, weights(job.average.module))
     trunk = {name: value for name, value in of_teacher.items() if not name.startswith("output_layer.")}
-    assert equal(trunk, weights(job.method.discriminator))
+    assert equal(trunk, weights(job.method.discriminator.trunk))
     assert job.method.student is not job.method.teacher
     assert not any(parameter.requires_grad for parameter in job.method.teacher.parameters())
     assert all(parameter.requires_grad for parameter in job.method.student.parameters())
@@ -175,10 +175,20 @@ def test_frozen_blocks_of_the_discriminator_stay_the_teachers(make_job, teacher)
     job = make_job(with_discriminator(trainable_blocks=1))
     for step in range(4):
         job.step(step)
-    before, after = weights(teacher.teacher), weights(job.method.discriminator)
+    before, after = weights(teacher.teacher), weights(job.method.discriminator.trunk)
     frozen = [name for name in before if name.startswith(("vocab_embed.", "sigma_map.", "blocks.0."))]
     assert all(torch.equal(before[name], after[name]) for name in frozen)
     assert not torch.equal(before["blocks.1.attn_qkv.weight"], after["blocks.1.attn_qkv.weight"])
+
+
+def test_a_checkpoint_of_before_the_trunk_was_a_part_of_its_own_is_read(make_job, assert_same_state, tmp_path):
+    first, second = make_job(), make_job(folder=tmp_path / "again")
+    first.step(0)
+    state = first.state_dict()
+    assert any(name.startswith("trunk.") for name in state["discriminator"])
+    old = {name.removeprefix("trunk."): value for name, value in state["discriminator"].items()}
+    second.load_state_dict(state | {"discriminator": old})
+    assert_same_state(second.state_dict(), state)
 
 
 def assert_trains(job, num_steps=3):

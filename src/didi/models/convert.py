@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from didi.errors import UsageError
-from didi.models.discriminator import Discriminator, DiscriminatorConfig
+from didi.models.discriminator import TRUNK, Discriminator, DiscriminatorConfig, current_names
 from didi.models.dit import DiT, DiTConfig
 
 BACKBONE_PREFIX = "backbone."
@@ -78,11 +78,12 @@ def discriminator_from_state_dict(
     shape = _infer_config(weights, num_heads, mask_id, length, is_time_conditioned=True, is_uniform=False)
     with torch.device("meta"):
         network = Discriminator(DiscriminatorConfig(**vars(shape)))
-    check_keys(network.state_dict(), weights, source="discriminator checkpoint")
+    expected = {name.removeprefix(TRUNK): value for name, value in network.state_dict().items()}
+    check_keys(expected, weights, source="discriminator checkpoint")
     weights = _owned(weights)
     for name in ("bias", "parametrizations.weight.original", "parametrizations.weight.0._u"):
         weights[LAST_LAYER + name].neg_()  # with u, so that u W v in W / (u W v) keeps its sign
-    network.load_state_dict(weights, strict=True, assign=True)
+    network.load_state_dict(current_names(weights), strict=True, assign=True)
     return network.requires_grad_(True).eval()
 
 

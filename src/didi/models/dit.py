@@ -212,7 +212,7 @@ def _zero_linear(num_in: int, num_out: int) -> nn.Linear:
 
 
 class DiTTrunk(nn.Module):
-    """Embedding and transformer blocks, shared by the denoiser and the discriminator."""
+    """Embedding and transformer blocks, without an output layer; a ``denoiser.Trunk``."""
 
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()
@@ -243,13 +243,31 @@ class DiTTrunk(nn.Module):
         """Whether callers pass the noise level."""
         return self.config.is_time_conditioned
 
-    def trunk(
+    @property
+    def hidden_size(self) -> int:
+        """Width d."""
+        return self.config.hidden_size
+
+    def embed(self, inputs: Int[Tensor, "*b"] | Float[Tensor, "*b v"]) -> Float[Tensor, "*b d"]:
+        """See ``denoiser.Trunk.embed``."""
+        return self.vocab_embed(inputs)
+
+    def hidden_states(
+        self,
+        embedded: Float[Tensor, "b l d"],
+        sigma: Float[Tensor, " b"] | None = None,
+        attention_mask: Bool[Tensor, "b l"] | None = None,
+    ) -> Float[Tensor, "b l d"]:
+        """See ``denoiser.Trunk.hidden_states``; ``sigma`` None is zero noise for all."""
+        return self.conditioned(embedded, sigma, attention_mask)[0]
+
+    def conditioned(
         self,
         embedded: Float[Tensor, "b l d"],
         sigma: Float[Tensor, " b"] | None,
         attention_mask: Bool[Tensor, "b l"] | None = None,
     ) -> tuple[Float[Tensor, "b l d"], Float[Tensor, "c k"]]:
-        """Hidden states after the last block, and the conditioning; ``sigma`` None is zero noise for all."""
+        """Hidden states after the last block, and the conditioning that the output layer reads as well."""
         x = embedded
         cond = F.silu(self.sigma_map(x.new_zeros(1) if sigma is None else sigma))
         rotary = self.rotary_emb(x.shape[1])
@@ -275,7 +293,7 @@ class DiT(DiTTrunk):
         attention_mask: Bool[Tensor, "b l"] | None = None,
     ) -> Float[Tensor, "b l d"]:
         """See ``Denoiser.features``."""
-        return self.output_layer(*self.trunk(self.vocab_embed(inputs), sigma, attention_mask))
+        return self.output_layer(*self.conditioned(self.embed(inputs), sigma, attention_mask))
 
     def head(self, features: Float[Tensor, "*rows d"]) -> Float[Tensor, "*rows v"]:
         """See ``Denoiser.head``."""
