@@ -32,7 +32,7 @@ from didi.data.source import open_source
 from didi.evaluation.anchors import ANCHORS, anchor_sets
 from didi.evaluation.figure import frontier_figure, latency_figure, perplexity_figure
 from didi.evaluation.frontier import frontier_ratio, perplexity_at_entropy
-from didi.evaluation.perplexity import load_judge
+from didi.evaluation.judges import load_judge
 from didi.evaluation.report import rows_table
 from didi.evaluation.row import EvaluationRow, machine_name
 from didi.evaluation.row import measure as measure_set

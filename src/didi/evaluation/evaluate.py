@@ -14,8 +14,9 @@ from didi.data.source import MARKOV
 from didi.diffusion.noise import named_generator
 from didi.errors import UsageError
 from didi.evaluation.diversity import token_entropy
+from didi.evaluation.judges import SMOLLM2, load_judge
 from didi.evaluation.mauve import Embedding, mauve
-from didi.evaluation.perplexity import SMOLLM2, Judge, Scores, load_judge
+from didi.evaluation.perplexity import Judge, Scores
 from didi.evaluation.report import write_metrics, write_report, write_samples
 from didi.evaluation.row import EvaluationRow, SampleSet, machine_name, measure
 from didi.models.autoregressive import AutoregressiveLM

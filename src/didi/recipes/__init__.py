@@ -3,12 +3,11 @@
 ``owt-169m`` and ``owt-424m`` are the paper's runs (Tables 3-5); ``markov`` and ``tiny-news`` fit a laptop.
 """
 
-import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from typing import TypeVar
 
-from didi.errors import UsageError
+from didi.errors import UsageError, suggestion
 from didi.methods import METHODS
 from didi.methods.didi_settings import DiscriminatorSettings, DistillConfig, ObjectiveConfig
 from didi.methods.elbo import PretrainConfig
@@ -199,8 +198,8 @@ def recipe(recipes: Mapping[str, Config], name: str) -> Config:
         UsageError: there is none of that name.
     """
     if name not in recipes:
-        nearest = difflib.get_close_matches(name, recipes, n=1, cutoff=0.0)[0]
-        raise UsageError(f"a recipe is one of {', '.join(recipes)}; got {name!r}; did you mean {nearest!r}?")
+        nearest = suggestion(name, recipes, cutoff=0.0)
+        raise UsageError(f"a recipe is one of {', '.join(recipes)}; got {name!r}{nearest}")
     return recipes[name]
 
 
