@@ -31,7 +31,8 @@ import torch
 import yaml
 from pages import DOCS, renew, write_json
 
-from didi.apps.train import command_of, distill_run, resolve
+from didi.apps.settings import resolve
+from didi.apps.train import command_of, distill_run
 from didi.data import archives
 from didi.data.catalogue import Asset
 from didi.errors import DidiError

@@ -127,14 +127,15 @@ def test_small_scales_ablate_on_the_reductions_of_variance():
         reduced = (objective.completions, objective.advantage, objective.revealed_only)
         expected = (1, "batch", False) if scale == "paper" else (ours.completions, "shared-state", True)
         assert reduced == expected
-        assert (objective.weight, objective.coupled_time, objective.moves) == ("constant", False, 2)
+        assert (objective.weight, objective.coupled_time, objective.moves) == ("constant", False, None)
 
 
 def test_decisions_are_about_the_generator_of_two_moves():
     assert next(iter(decisions(DISTILL["markov"]))) == "our recipe"
     name, config = next(iter(decisions(DISTILL["tiny-news"]).items()))
     assert name == "our recipe, of two moves"
-    assert config == replace(DISTILL["tiny-news"], objective=replace(DISTILL["tiny-news"].objective, moves=2))
+    objective = replace(DISTILL["tiny-news"].objective, trajectory="two-moves", moves=None)
+    assert config == replace(DISTILL["tiny-news"], objective=objective)
 
 
 def test_rows_of_equal_settings_are_one_run():

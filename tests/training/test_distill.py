@@ -50,6 +50,9 @@ def make_job(source, teacher, tmp_path):
     return make
 
 
+PATH = {"trajectory": "path", "moves": 4}
+
+
 def with_objective(**changes):
     return replace(CONFIG, objective=replace(CONFIG.objective, **changes))
 
@@ -90,7 +93,7 @@ def test_a_resumed_run_equals_a_straight_one_bit_for_bit(make_job, run_twice, st
             with_discriminator(real_source="teacher-steps=2", steps_per_student_step=2), marks=pytest.mark.slow
         ),
         pytest.param(with_loop(accumulation=2), marks=pytest.mark.slow),
-        pytest.param(with_objective(moves=4), marks=pytest.mark.slow),
+        pytest.param(with_objective(**PATH), marks=pytest.mark.slow),
         pytest.param(replace(with_discriminator(trainable_blocks=1), lora_rank=2), marks=pytest.mark.slow),
     ],
     ids=["pool", "online", "accumulation", "moves", "adapters"],
@@ -227,13 +230,13 @@ def test_every_real_side_trains(make_job, real_source, output):
 @pytest.mark.parametrize(
     "config",
     [
-        with_objective(score_decomposition=False),
+        with_objective(trajectory="one-step"),
         with_objective(corruptions=3, revealed_only=False),
         with_objective(coupled_time=False, time_a=2.0, time_b=5.0, importance_weighting=True),
         with_objective(weight="nelbo", reward_clamp=0.01, pg_reduction="token-mean"),
         with_objective(divergence="backward", normalise_advantage=False),
         with_objective(divergence="jeffreys", reward_reduction="sum", divergence_weight=0.0),
-        with_objective(moves=4, corruptions=2),
+        with_objective(**PATH, corruptions=2),
         with_discriminator(unsmooth=True, is_time_conditioned=False, steps_per_student_step=2),
         with_loop(accumulation=2, precision="bf16"),
     ],
@@ -375,10 +378,15 @@ def test_a_student_may_be_distilled_again(make_job, make_dit):
             "multiple of objective.group_size for rows groups; got 4 and 3",
         ),
         ({"objective": {"advantage": "shared-time", "group_size": 8}}, "for shared-time groups; got 4 and 8"),
-        ({"objective": {"moves": 4, "coupled_time": False}}, "objective.moves and .* above 2 go with .*; got 4"),
-        ({"objective": {"moves": 4, "advantage": "shared-time"}}, "above 2 go with"),
-        ({"objective": {"moves": 4, "time_a": 2.0}}, "above 2 go with"),
-        ({"discriminator": {"warmup_moves": 3}, "objective": {"score_decomposition": False}}, "above 2 go with .* 3"),
+        ({"objective": PATH | {"coupled_time": False}}, "trajectory path and .* above 2 go with .*; got path and 2"),
+        ({"objective": PATH | {"advantage": "shared-time"}}, "above 2 go with"),
+        ({"objective": PATH | {"time_a": 2.0}}, "above 2 go with"),
+        ({"objective": PATH, "discriminator": {"steps_per_student_step": 2}}, "above 2 go with"),
+        ({"discriminator": {"warmup_moves": 3}, "objective": {"trajectory": "one-step"}}, "got one-step and 3"),
+        ({"objective": {"moves": 4}}, "moves is for trajectory path; got 4 with two-moves: set objective.trajectory"),
+        ({"objective": {"trajectory": "one-step", "moves": 2}}, "moves is for trajectory path; got 2 with one-step"),
+        ({"objective": {"trajectory": "path"}}, "number of moves of trajectory path, 3 or more; got None"),
+        ({"objective": {"trajectory": "path", "moves": 2}}, "number of moves of trajectory path, 3 or more; got 2"),
         ({"discriminator": {"warmup_moves": 1}}, "warmup-moves is 2 or more; got 1"),
         ({"discriminator": {"real_source": "teacher"}}, "got 'teacher'"),
         ({"discriminator": {"real_source": "teacher-steps=0"}}, "teacher-steps=K with K >= 1"),
@@ -410,7 +418,7 @@ def test_what_cannot_be_trained_is_refused_before_the_first_step(make_job, chang
 @pytest.mark.parametrize(("warmup_moves", "num_passes"), [(2, 2), (4, 5)])
 def test_the_warm_up_has_moves_of_its_own(make_job, monkeypatch, warmup_moves, num_passes):
     config = replace(with_discriminator(warmup_moves=warmup_moves), loop=replace(CONFIG.loop, batch_size=16))
-    job = make_job(replace(config, objective=replace(CONFIG.objective, moves=8)))
+    job = make_job(replace(config, objective=replace(CONFIG.objective, trajectory="path", moves=8)))
     counts = []
     features = job.method.student.features
     monkeypatch.setattr(job.method.student, "features", lambda *inputs: counts.append(1) or features(*inputs))

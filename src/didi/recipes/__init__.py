@@ -112,7 +112,7 @@ DISTILL: dict[str, DistillConfig] = {
         recipe="tiny-news",
         teacher="tiny-news",
         data=DataConfig(corpus="news", length=128),
-        objective=replace(OURS, divergence_weight=0.3, moves=8),
+        objective=replace(OURS, divergence_weight=0.3, trajectory="path", moves=8),
         discriminator=DiscriminatorSettings(warmup_steps=300, completions=1),
         student_optimizer=OptimizerConfig(learning_rate=4e-4, weight_decay=0.0),
         discriminator_optimizer=OptimizerConfig(learning_rate=1e-3),
