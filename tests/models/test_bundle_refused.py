@@ -11,8 +11,6 @@ from didi.errors import UsageError
 from didi.models.bundle import bundled_names, load
 
 ABSENT = "absent"
-
-
 PROCESS = {"name": "absorbing", "mask_id": 3, "schedule": "cosine"}
 
 

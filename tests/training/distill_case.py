@@ -8,8 +8,6 @@ from didi.methods.didi_settings import DiscriminatorSettings, DistillConfig, Obj
 from didi.methods.settings import DataConfig, LoopConfig, OptimizerConfig
 
 CPU = torch.device("cpu")
-
-
 CONFIG = DistillConfig(
     data=DataConfig(corpus="markov", length=8),
     objective=ObjectiveConfig(completions=2, advantage="shared-state", revealed_only=True),
