@@ -1,5 +1,7 @@
 """Options of ``didi pretrain`` and ``didi distill`` that decide the method and the length of a run."""
 
+from dataclasses import asdict
+
 import pytest
 import yaml
 
@@ -167,3 +169,32 @@ def test_a_run_of_before_goes_on(tmp_path, capsys):
         distill([*words, "--resume"])
     distill([*words, "--objective.moves", "4", "--resume"])
     assert yaml.safe_load(file.read_text())["objective"]["trajectory"] == "path"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("loop: {steps: ten}", r"loop.steps in .*config.yaml is a whole number; got 'ten'"),
+        ("loop: {stepz: 10}", r"config.yaml has no setting 'loop.stepz'; did you mean 'steps'\?"),
+        ("objective: {divergence: sideways}", "objective.divergence in .* is one of forward, backward, jeffreys"),
+        ("teacher: [--seed, 3]", r"teacher in .*config.yaml is a text; got \['--seed', 3\]"),
+        ("objective: {moves: 8, score_decomposition: false}", "config.yaml: objective.moves is for trajectory path"),
+        ("loop: 3", "loop in .*config.yaml is a mapping of settings; got 3"),
+    ],
+)
+def test_a_wrong_config_file_is_refused_by_the_names_in_it(tmp_path, content, message):
+    (tmp_path / "config.yaml").write_text(content)
+    with pytest.raises(UsageError, match=message) as caught:
+        resolved("markov", "--config", str(tmp_path / "config.yaml"))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", DISTILL)
+def test_every_recipe_comes_back_from_its_own_settings(tmp_path, name):
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(asdict(DISTILL[name])))
+    assert resolved("markov", "--config", str(tmp_path / "config.yaml")) == DISTILL[name]
+
+
+def test_a_rate_without_a_dot_is_a_number(tmp_path):
+    (tmp_path / "config.yaml").write_text("student_optimizer: {learning_rate: 1e-4}")
+    assert resolved("markov", "--config", str(tmp_path / "config.yaml")).student_optimizer.learning_rate == 1e-4

@@ -1,7 +1,7 @@
-"""From the words of a training command to its settings: recipe, preset, YAML file and flags have one parser."""
+"""From the words of a training command to its settings: recipe, then preset, then YAML file, then flags."""
 
 import argparse
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from didi.errors import UsageError
 from didi.methods import method_of
 from didi.methods.didi_settings import DistillConfig
 from didi.methods.settings import RunConfig
-from didi.models.untrusted import read_yaml
+from didi.models.untrusted import read_yaml, record_from
 from didi.recipes import PRESETS, preset, recipe
 
 
@@ -49,7 +49,7 @@ def resolve(name: str, default: Any, recipes: Mapping[str, Any], args: Sequence[
             raise UsageError(f"--preset is for distill, with {' or '.join(PRESETS)}; got it with {name}")
         base = preset(base, preset_name)
     if overrides:
-        base = parse(type(base), list(_flags(base.current(overrides, base))), prog=str(config_file), default=base)
+        base = record_from(type(base), base.current(overrides, base), source=str(config_file), base=base)
     prog = f"{prog} {chosen}" if has_recipe else prog
     words = _current_flags(args[has_recipe:], base)
     parsed = parse(type(default), words, prog=prog, default=replace(default, config=base))
@@ -83,7 +83,8 @@ def _current_flags(args: Sequence[str], base: RunConfig) -> Sequence[str]:
     given = vars(found)
     if not given or "trajectory" in given:
         return args
-    return [*rest, *_flags(base.current({"objective": given}, base))]
+    objective = base.current({"objective": given}, base)["objective"]
+    return [*rest, *(word for name, value in objective.items() for word in (f"--objective.{name}", str(value)))]
 
 
 def _limited(config: RunConfig, max_steps: int | None) -> RunConfig:
@@ -92,16 +93,3 @@ def _limited(config: RunConfig, max_steps: int | None) -> RunConfig:
     if max_steps < 1:
         raise UsageError(f"--max-steps is 1 or more; got {max_steps}")
     return config.limited(max_steps)
-
-
-def _flags(settings: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """Settings as the flags that mean the same, so that a file and the command line have one parser."""
-    for key, value in settings.items():
-        name = f"{prefix}{key}".replace("_", "-")
-        if isinstance(value, dict):
-            yield from _flags(value, f"{name}.")
-        elif isinstance(value, bool):
-            head, _, last = name.rpartition(".")
-            yield f"--{head}{'.' if head else ''}{'' if value else 'no-'}{last}"
-        else:
-            yield from (f"--{name}", *(map(str, value) if isinstance(value, list) else [str(value)]))
