@@ -260,23 +260,6 @@ def test_a_network_with_parts_of_its_own_is_not_exported(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
-    [
-        (["llama", "x"], "takes mdlm, duo, sdtt, sedd, didi or export first; got 'llama'"),
-        (["mdlm"], "takes a file, a folder or a Hub repository next"),
-        (["export", "--out", "x"], "takes a bundle next"),
-        (["mdlm", "nowhere", "--out", "x"], "a checkpoint is a file, a folder or a Hub repository owner/name"),
-        (["mdlm", "../a/b", "--out", "x"], "a checkpoint is a file, a folder or a Hub repository owner/name"),
-        (["mdlm", ".", "--out", "x"], "holds one file of weights"),
-    ],
-)
-def test_wrong_words_get_one_line(tmp_path, monkeypatch, words, said):
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(UsageError, match=said):
-        run_convert(words)
-
-
-@pytest.mark.parametrize(
     ("config", "said"),
     [
         ({"n_heads": "3"}, "num_heads is a whole number"),

@@ -142,7 +142,7 @@ class Didi:
         """Nothing."""
 
     def _discriminator_loss(self, repeat: int, batch: Batch) -> tuple[Tensor, Figures]:
-        """Tell corrupted student samples from corrupted real ones, Eq. 8."""
+        """Cross-entropy of corrupted student samples against corrupted real ones, Eq. 8."""
         drawn, settings = cast(Rollout, batch.rollout), self.settings
         num_completions = settings.discriminator.completions or settings.objective.completions
         t = drawn.t.repeat_interleave(num_completions)

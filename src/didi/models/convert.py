@@ -30,10 +30,10 @@ def dit_from_state_dict(
 
     Args:
         state_dict: bare keys, or all of them under ``backbone.`` as in Hub repositories.
-        num_heads: attention heads; by default those that the rotary frequencies tell.
+        num_heads: attention heads; inferred from the rotary frequencies by default.
         mask_id: index of [MASK]; the last symbol by default.
-        length: context length, which no tensor's shape tells; rotary positions have no limit of their own.
-        is_time_conditioned: whether samplers tell the network its noise level.
+        length: context length, which no tensor's shape gives; rotary positions have no limit of their own.
+        is_time_conditioned: whether samplers pass the noise level.
         is_uniform: the network denoises uniform-state diffusion, which has no mask.
         is_tied: the head shares the embedding's matrix, and the state dict may leave it out.
 
@@ -189,7 +189,7 @@ def _infer_config(
 ) -> DiTConfig:
     for name, ndim in ((EMBEDDING, 2), ("sigma_map.mlp.2.weight", 2), ("rotary_emb.inv_freq", 1)):
         if name not in weights:
-            raise UsageError(f"an MDLM checkpoint holds {name}, which tells its sizes; missing {name}")
+            raise UsageError(f"an MDLM checkpoint holds {name}, from which its sizes are read; missing {name}")
         if weights[name].ndim != ndim:
             raise UsageError(f"{name} has {ndim} axes; got shape {list(weights[name].shape)}")
     vocab_size, hidden_size = weights[EMBEDDING].shape

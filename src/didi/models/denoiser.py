@@ -29,7 +29,7 @@ class Denoiser(Protocol):
 
     @property
     def is_time_conditioned(self) -> bool:
-        """Whether the network is to be told its noise level."""
+        """Whether the network reads its noise level."""
         ...
 
     def features(

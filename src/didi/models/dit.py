@@ -33,7 +33,7 @@ class DiTConfig:
         num_heads: attention heads; ``hidden_size / num_heads`` is even.
         cond_dim: width of the noise-level conditioning.
         dropout: dropout rate of both residual branches while in training mode.
-        is_time_conditioned: whether samplers and objectives tell the network its noise level (MDLM: no).
+        is_time_conditioned: whether samplers and objectives pass the noise level (MDLM: no).
         conv_radius: neighbours on either side that a residual depthwise convolution mixes in before each block; 0
             leaves it out, which is the public checkpoint layout.
     """

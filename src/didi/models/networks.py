@@ -46,7 +46,7 @@ def kind_of(network: nn.Module) -> str:
     Raises:
         UsageError: its class is none of ``NETWORKS``.
     """
-    for name, kind in NETWORKS.items():  # discriminators are of one class; their settings tell the trunk
+    for name, kind in NETWORKS.items():  # discriminators share a class and differ by their settings
         if type(network) is kind.network and type(network.config) is kind.settings:
             return name
     raise UsageError(

@@ -43,7 +43,7 @@ PRETRAIN: dict[str, PretrainConfig] = {
         optimizer=OptimizerConfig(learning_rate=2e-3, warmup_steps=100, decay="cosine"),
         loop=LoopConfig(steps=1800, batch_size=128, validate_every=600, ema_decay=0.999),
     ),
-    "markov-uniform": PretrainConfig(  # UDLM: uniform-state diffusion, told its noise level
+    "markov-uniform": PretrainConfig(  # UDLM: uniform-state diffusion, conditioned on its noise level
         recipe="markov-uniform",
         process="uniform",
         data=DataConfig(corpus="markov", length=32),
