@@ -23,7 +23,7 @@ TESTS = {
     "didi/methods/elbo": ["tests/training/test_pretrain.py", *GOLDEN],
     "didi/methods/real_source": ["tests/training/test_distill.py", WIRING[0], *GOLDEN],
     "didi/methods/didi_networks": [*WIRING, "tests/training/test_distill.py", *GOLDEN],
-    "didi/methods/didi_settings": ["tests/training/test_distill.py", *WIRING, "tests/training/test_recipes.py"],
+    "didi/methods/didi_settings": ["tests/training/test_distill_options.py", *WIRING, "tests/training/test_recipes.py"],
     "didi/methods/settings": [WIRING[1], "tests/training/test_recipes.py", "tests/training/test_pretrain.py"],
 }
 
@@ -37,11 +37,11 @@ NAMED = {
     "sign of the entropy bonus": ("loss = -objective.entropy_weight *", "loss = objective.entropy_weight *"),
     "omega(t) ignored": (
         "weights = objective.time_weights(",
-        'weights = replace(objective, weight="constant").time_weights(',
+        'weights = __import__("dataclasses").replace(objective, weight="constant").time_weights(',
     ),
     "importance weights ignored": (
         "weights = objective.time_weights(",
-        "weights = replace(objective, importance_weighting=False).time_weights(",
+        'weights = __import__("dataclasses").replace(objective, importance_weighting=False).time_weights(',
     ),
     "token-mean ignored": ('if objective.pg_reduction == "token-mean":', "if False:"),
     "un-smoothing ignored": ("if settings.unsmooth:", "if False:"),

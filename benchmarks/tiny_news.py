@@ -18,26 +18,34 @@ import math
 import statistics
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from pages import DOCS, renew
+from tiny_news_cells import (
+    DATA,
+    LENGTH,
+    SWEPT,
+    TEACHER_128,
+    TIMED_ROUNDS,
+    Timing,
+    cells,
+)
+from tiny_news_tables import against_twin, showcase, sweep_table, timing_table, verdicts
 from torch import Tensor
 
 import didi
 from didi.data.source import open_source
 from didi.evaluation.anchors import ANCHORS, anchor_sets
 from didi.evaluation.figure import frontier_figure, latency_figure, perplexity_figure
-from didi.evaluation.frontier import frontier_ratio, perplexity_at_entropy
-from didi.evaluation.perplexity import load_judge
+from didi.evaluation.judges import load_judge
 from didi.evaluation.report import rows_table
 from didi.evaluation.row import EvaluationRow, machine_name
 from didi.evaluation.row import measure as measure_set
 from didi.files import write_atomically
-from didi.markdown import markdown_table
 from didi.models.bundle import ROLES
 from didi.models.nelbo import nats_per_token
 from didi.sampling.guided import Guidance
@@ -45,57 +53,12 @@ from didi.sampling.prompt import decode
 
 SEED = 20_263
 NUM_SAMPLES = 256
-NFES = (4, 8, 16, 32, 64, 128)
 # Chosen on validation seeds: docs/lab-notes.md.
 GUIDANCE = Guidance(tilted_fraction=0.0, num_candidates=4, reduction="masked-mean", select="best")
-TEMPERATURES = (0.8, 0.9, 1.1, 1.2)
 JUDGE = "smollm2-135m"
-LENGTH = 128
 RESULTS = DOCS / "results"
 ALL_SAMPLERS = ("ancestral", "guided")
 ALL_ROLES = ("data", *ANCHORS, "teacher", "student", "autoregressive")
-TIMED_ROUNDS = {1: 3, 8: 3}  # by batch size; the tables take the largest
-
-Timing = dict[str, dict[str, list[float]]]
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One sample set."""
-
-    role: str
-    sampler: str = "ancestral"
-    nfe: int = 0
-    temperature: float = 1.0
-
-    @property
-    def name(self) -> str:
-        return f"{self.role}-{self.sampler}-{self.nfe}-{self.temperature:g}"
-
-    @property
-    def depends_on(self) -> list[str]:
-        """What its figures depend on."""
-        guide = ["discriminator", "guidance"] if self.sampler == "guided" else []
-        return ["tokenizer", *([] if self.role in ("data", *ANCHORS) else [self.role]), *guide]
-
-
-DATA, TWIN = Cell("data"), Cell("autoregressive", nfe=LENGTH)
-TEACHER_8, TEACHER_32, TEACHER_128 = (Cell("teacher", nfe=nfe) for nfe in (8, 32, 128))
-STUDENT_8, GUIDED_8 = Cell("student", nfe=8), Cell("student", "guided", 8)
-SWEPT = (TEACHER_8, TEACHER_32, STUDENT_8, GUIDED_8, TWIN)
-
-
-def cells() -> Iterator[Cell]:
-    yield from (DATA, *map(Cell, ANCHORS))
-    for nfe in NFES:
-        yield from (Cell("teacher", nfe=nfe), Cell("student", nfe=nfe))
-    yield from (Cell("student", "guided", nfe) for nfe in NFES)
-    yield TWIN
-    for cell in SWEPT:
-        # Guided cells are dear; their sweep need not reach as high.
-        temperatures = TEMPERATURES[:-1] if cell == GUIDED_8 else TEMPERATURES
-        yield from (replace(cell, temperature=temperature) for temperature in temperatures)
-    yield Cell("teacher", nfe=128, temperature=0.9)  # the dearest cell: enough to read it at the student's entropy
 
 
 # ----------------------------------------------------------------------------------------------------------------- #
@@ -234,131 +197,6 @@ def page(args: argparse.Namespace) -> None:
         *showcase(rows, record["cells"]),
     ]
     renew(RESULTS / "tiny-news.md", "tiny_news.py", parts)
-
-
-def sweep(rows: dict[str, EvaluationRow], cell: Cell) -> list[tuple[float, float]]:
-    """(entropy, perplexity) at each temperature of the cell's model and NFE."""
-    kind = (cell.role, cell.sampler, cell.nfe)
-    return [(row.entropy, row.gen_ppl) for row in rows.values() if (row.role, row.sampler, row.nfe) == kind]
-
-
-def ratios_at_entropies(rows: dict[str, EvaluationRow], ours: Cell, theirs: Cell) -> list[float]:
-    """Ratios of perplexities at the entropies of our sweep that theirs reaches; that of our exact samples comes first.
-
-    NaN stands for the exact samples, those at temperature 1, where theirs does not reach their entropy.
-    """
-    exact = (rows[ours.name].entropy, rows[ours.name].gen_ppl)
-    points = [exact, *(point for point in sweep(rows, ours) if point != exact)]
-    ratios = [ppl / perplexity_at_entropy(sweep(rows, theirs), entropy) for entropy, ppl in points]
-    return ratios[:1] + [ratio for ratio in ratios[1:] if math.isfinite(ratio)]
-
-
-def verdicts(rows: dict[str, EvaluationRow]) -> list[str]:
-    """The claims of this page as a table: figure, bound, and whether it holds."""
-    data, teacher, student, guided = (rows[cell.name] for cell in (DATA, TEACHER_128, STUDENT_8, GUIDED_8))
-    body = []
-
-    def claim(text: str, figure: float, bound: float, *, is_upper: bool = True) -> None:
-        holds = figure <= bound if is_upper else figure >= bound
-        verdict = "yes" if holds else "**no**"
-        if math.isnan(figure):
-            verdict = "**not measured**: the entropies do not meet"
-        body.append([text, f"{figure:.4g}", f"{'≤' if is_upper else '≥'} {bound:g}", verdict])
-
-    claim("teacher at 128 NFE: perplexity over that of held-out news", teacher.gen_ppl / data.gen_ppl, 4)
-    claim("student at 8 NFE: perplexity over the teacher's at 128", student.gen_ppl / teacher.gen_ppl, 1)
-    claim("the same two: entropy over the teacher's", student.entropy / teacher.entropy, 0.97, is_upper=False)
-    for theirs in (TEACHER_8, TEACHER_32, TEACHER_128):
-        ratios = ratios_at_entropies(rows, STUDENT_8, theirs)
-        mean, (low, high) = frontier_ratio(sweep(rows, STUDENT_8), sweep(rows, theirs))
-        claim(f"student at 8 NFE over teacher at {theirs.nfe} at the entropy of its exact samples", ratios[0], 1)
-        claim(f"the same, worst of {len(ratios)} temperatures", max(ratios, key=lambda x: (math.isnan(x), x)), 1)
-        claim(f"the same, mean over the entropies {low:.2f} to {high:.2f} that both reach", mean, 1)
-        (ratio, *_) = ratios_at_entropies(rows, GUIDED_8, theirs)
-        claim(f"guided student at 8 NFE over teacher at {theirs.nfe} at the entropy of its exact samples", ratio, 1)
-    is_alike = abs(guided.entropy / student.entropy - 1) <= 0.02
-    saved = 1 - guided.gen_ppl / student.gen_ppl if is_alike else math.nan
-    claim("guidance at 8 NFE: perplexity saved, entropies within 2%", saved, 0.15, is_upper=False)
-    saved = 1 - perplexity_at_entropy(sweep(rows, GUIDED_8), student.entropy) / student.gen_ppl
-    claim("the same, read at the plain student's very entropy", saved, 0.15, is_upper=False)
-    lines = markdown_table(["claim", "figure", "bound", "holds"], body, align="lrrl")
-    lines.append(
-        f"\nGuidance at 8 NFE: {guided.discriminator_passes:.1f} discriminator passes a sequence; at temperature 1 its "
-        f"entropy is {guided.entropy:.3f}, the plain student's {student.entropy:.3f}."
-    )
-    return lines
-
-
-def against_twin(rows: dict[str, EvaluationRow], timing: Timing) -> list[str]:
-    """The fewest passes with which the student is as good as the autoregressive twin at equal entropy."""
-    lines = []
-    for sampler in ("ancestral", "guided"):
-        title = f"**Student, {sampler}, against the autoregressive twin:**"
-        meeting, missed = None, []
-        for nfe in NFES:
-            row = rows[Cell("student", sampler, nfe).name]
-            bar = perplexity_at_entropy(sweep(rows, TWIN), row.entropy)
-            if row.gen_ppl <= bar:
-                meeting = (nfe, row, bar)
-                break
-            missed.append(f"{row.gen_ppl:.0f} against {bar:.0f} at {nfe} NFE")
-        if meeting is None:
-            lines.append(f"{title} at no NFE as good at equal entropy ({'; '.join(missed)}).")
-            continue
-        nfe, row, bar = meeting
-        ratios = {
-            size: sorted(
-                theirs / ours
-                for ours, theirs in zip(
-                    timing[Cell("student", sampler, nfe).name][str(size)], timing[TWIN.name][str(size)], strict=True
-                )
-            )
-            for size in TIMED_ROUNDS
-        }
-        told = ", ".join(
-            f"{statistics.median(found):.1f} [{found[0]:.1f}, {found[-1]:.1f}] at batch {size}"
-            for size, found in ratios.items()
-        )
-        lines.append(
-            f"{title} as good from {nfe} NFE on (perplexity "
-            f"{row.gen_ppl:.0f} against {bar:.0f} at entropy {row.entropy:.2f}). Its tokens per second over the "
-            f"twin's, median and range of the rounds: {told}."
-        )
-    return ["\n\n".join(lines)]
-
-
-def timing_table(rows: dict[str, EvaluationRow], timing: Timing) -> list[str]:
-    """Milliseconds a sequence: median and range of the rounds."""
-    header = ["model", "sampler", "NFE", *(f"ms / sequence, batch {size}" for size in TIMED_ROUNDS)]
-    body = []
-    for name, by_size in timing.items():
-        row = rows[name]
-        times = []
-        for size in TIMED_ROUNDS:
-            found = sorted(1000 * seconds for seconds in by_size[str(size)])
-            times.append(f"{statistics.median(found):.3g} [{found[0]:.3g}, {found[-1]:.3g}]")
-        body.append([row.role, row.sampler, row.nfe, *times])
-    return markdown_table(header, body, num_left=2)
-
-
-def sweep_table(swept: Sequence[EvaluationRow]) -> list[str]:
-    header = ["model", "sampler", "NFE", "temperature", "perplexity [95% CI]", "entropy [95% CI]", "distinct-4"]
-    body = []
-    for row in sorted(swept, key=lambda row: (row.role, row.sampler, row.nfe, row.temperature)):
-        ppl, entropy = row.gen_ppl_ci, row.entropy_ci
-        figures = [f"{row.gen_ppl:.0f} [{ppl[0]:.0f}, {ppl[1]:.0f}]"]
-        figures += [f"{row.entropy:.3f} [{entropy[0]:.3f}, {entropy[1]:.3f}]", f"{row.distinct_4:.3f}"]
-        body.append([row.role, row.sampler, row.nfe, f"{row.temperature:g}", *figures])
-    return markdown_table(header, body, num_left=2)
-
-
-def showcase(rows: dict[str, EvaluationRow], found: dict[str, dict[str, Any]]) -> list[str]:
-    parts = []
-    for name, row in rows.items():
-        if row.temperature == 1:
-            parts.append(f"**{row.label()}** (set: perplexity {row.gen_ppl:.0f}, entropy {row.entropy:.2f})\n")
-            parts.append(f"> {' '.join(found[name]['texts'][0].split())}\n")
-    return parts
 
 
 def main(words: Sequence[str] | None = None) -> None:

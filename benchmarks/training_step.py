@@ -56,7 +56,8 @@ def unavoidable(job: Trainer) -> dict[str, Callable[[], None]]:
         logits.backward(torch.ones_like(logits))
 
     # Before the move that is scored a state has made 0 to K - 1 moves; the first one is that of the all-mask state.
-    alive = [round(num_states * (objective.moves - 1 - done) / objective.moves) for done in range(1, objective.moves)]
+    num_moves = objective.moves or 1  # of a path
+    alive = [round(num_states * (num_moves - 1 - done) / num_moves) for done in range(1, num_moves)]
     path = [states(num) for num in alive if num]
 
     def student_path() -> None:
@@ -76,7 +77,7 @@ def unavoidable(job: Trainer) -> dict[str, Callable[[], None]]:
         with torch.no_grad():
             job.method.discriminator.eval()(rewarded, sigma[len(rewarded)])
 
-    led = {f"student, up to {objective.moves - 1} moves before, forward": student_path} if objective.moves > 2 else {}
+    led = {f"student, up to {num_moves - 1} moves before, forward": student_path} if path else {}
     return led | {
         "student, first move, forward and backward": lambda: student_move(all_masks),
         "student, scored move, forward and backward": lambda: student_move(middle),
@@ -96,7 +97,7 @@ def main() -> None:
     config = recipe(DISTILL, args.recipe)
     config = replace(config, teacher=args.teacher or config.teacher)
     is_plain = config.loop.accumulation == config.discriminator.steps_per_student_step == 1
-    if not (is_plain and config.objective.score_decomposition and config.discriminator.is_time_conditioned):
+    if not (is_plain and config.objective.trajectory != "one-step" and config.discriminator.is_time_conditioned):
         parser.error("the passes counted here are those of one discriminator update and two moves a step")
     teacher = didi.load(config.teacher)
     with tempfile.TemporaryDirectory() as folder:

@@ -1,5 +1,8 @@
 """Exceptions that end a command with one line on standard error: the rule, the value and how to correct it."""
 
+import difflib
+from collections.abc import Iterable
+
 
 class DidiError(RuntimeError):
     """A failure that the user's input did not cause: a network, a disk, a damaged file (exit status 1)."""
@@ -11,3 +14,15 @@ class UsageError(DidiError, ValueError):
 
 class Interrupted(DidiError):
     """A training run was asked to stop and has saved its state (exit status 130)."""
+
+
+def suggestion(name: str, known: Iterable[str], *, cutoff: float = 0.6) -> str:
+    """``; did you mean 'x'?`` with the known name most like ``name``; empty where none is alike enough.
+
+    Args:
+        name: what was given.
+        known: what there is.
+        cutoff: least likeness in [0, 1], as ``difflib.get_close_matches`` measures it.
+    """
+    nearest = difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)
+    return f"; did you mean {nearest[0]!r}?" if nearest else ""

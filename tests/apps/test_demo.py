@@ -8,7 +8,7 @@ import torch
 
 from didi.apps import demo
 from didi.apps.train import distill_run
-from didi.evaluation.perplexity import load_judge
+from didi.evaluation.judges import load_judge
 from didi.recipes import DISTILL
 from didi.training.loop import RunFolder
 

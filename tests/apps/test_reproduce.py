@@ -1,5 +1,4 @@
 import json
-import math
 import os
 import shutil
 import subprocess
@@ -13,13 +12,9 @@ import pytest
 import torch
 
 from didi.apps.reproduce import command, published, study
-from didi.apps.reproduce.figures import figure_1, figure_1_cells, figure_4_cells, table_7_cells
+from didi.apps.reproduce.figures import figure_1_cells, figure_4_cells, table_7_cells
 from didi.apps.reproduce.study import Cell, Run, Sampling, Study
-from didi.apps.reproduce.tables import _told_ratio, table_1, table_2
 from didi.errors import DidiError, UsageError
-from didi.evaluation.report import write_html
-from didi.evaluation.row import EvaluationRow
-from didi.files import write_atomically
 from didi.recipes import DISTILL, PRETRAIN
 from didi.recipes.ablations import (
     GUIDED,
@@ -127,14 +122,15 @@ def test_small_scales_ablate_on_the_reductions_of_variance():
         reduced = (objective.completions, objective.advantage, objective.revealed_only)
         expected = (1, "batch", False) if scale == "paper" else (ours.completions, "shared-state", True)
         assert reduced == expected
-        assert (objective.weight, objective.coupled_time, objective.moves) == ("constant", False, 2)
+        assert (objective.weight, objective.coupled_time, objective.moves) == ("constant", False, None)
 
 
 def test_decisions_are_about_the_generator_of_two_moves():
     assert next(iter(decisions(DISTILL["markov"]))) == "our recipe"
     name, config = next(iter(decisions(DISTILL["tiny-news"]).items()))
     assert name == "our recipe, of two moves"
-    assert config == replace(DISTILL["tiny-news"], objective=replace(DISTILL["tiny-news"].objective, moves=2))
+    objective = replace(DISTILL["tiny-news"].objective, trajectory="two-moves", moves=None)
+    assert config == replace(DISTILL["tiny-news"], objective=objective)
 
 
 def test_rows_of_equal_settings_are_one_run():
@@ -166,80 +162,6 @@ def test_the_published_tables_have_our_rows():
     assert [*cumulative(base), f"+ {GUIDED}"] == list(published.TABLE_1)
     *one_less, full = leave_one_out(base)
     assert [*one_less, f"w/o {GUIDED}", full] == list(published.TABLE_2)
-
-
-class Told(Study):
-    """A study in which perplexity is 100 times 0.8 for each trick of the objective, and 3% apart between seeds."""
-
-    def row(self, cell):
-        if isinstance(cell.bundle, str):
-            tricks, seed = 0, 0
-        else:
-            objective = vars(cell.bundle.config.objective)
-            tricks = sum(all(objective[name] == value for name, value in trick.items()) for trick in TRICKS.values())
-            seed = cell.bundle.config.seed
-        heat = 0.2 * math.log(cell.temperature)  # nats that a temperature adds, at twice as much log-perplexity
-        ppl = 100 * 0.8**tricks * 1.03**seed / max(1, cell.nfe) * math.exp(2 * heat)
-        return EvaluationRow(
-            cell.role, cell.sampler, cell.nfe, 1.0, 0.0, 8, "float64", "j", ppl, (ppl, ppl), ppl,
-            4.0 - tricks / 100 + heat, (4.0, 4.0), 5.0, 7.0, 0.9, 0.01, 1.0, 1.0, 0, "machine",
-        )  # fmt: skip
-
-    def record(self, cell):
-        return {"texts": [f"- {cell.role}\n```\n<script>alert(1)</script>"]}
-
-
-def test_a_text_cannot_break_the_report(tmp_path):
-    plan = command._plan(command.ReproduceCommand("tiny", tmp_path))
-    told = figure_1(plan, Told(tmp_path, Sampling(8, "j")))
-    html = write_html(write_atomically(tmp_path / "report.md", "\n".join(["# report", "", *told]))).read_text()
-    assert html.count("&lt;script&gt;") == len(figure_1_cells(plan))
-    assert "<script>" not in html
-    assert "<li>" not in html
-
-
-@pytest.mark.parametrize(("scale", "is_told"), [("tiny", False), ("paper", True)])
-def test_published_figures_stand_beside_ours_at_paper_scale_alone(scale, is_told):
-    plan = command._plan(command.ReproduceCommand(scale, Path("x"), teacher="elsewhere", seeds=1))
-    lines = table_1(plan, Told(Path("x"), Sampling(8, "markov")))
-    assert ("| + Guided Inference | 62.236 / 5.17 | 38.188 / 5.21 | " in "\n".join(lines)) == is_told
-
-
-def test_an_ablation_is_told_over_seeds_and_against_its_neighbour():
-    plan = command._plan(command.ReproduceCommand("markov", Path("x"), seeds=3))
-    told = Told(Path("x"), Sampling(8, "markov"))
-    lines = table_1(plan, told)
-    start = next(i for i, line in enumerate(lines) if line.startswith("Perplexity over that of the row before"))
-    mean = 100 * 0.64 * 1.03 / 8  # geometric
-    (row,) = [line for line in lines[:start] if line.startswith("| + Coupled Time t |")]
-    assert row.split("|")[4].strip().startswith(f"{mean:.2f} [")
-    assert row.split("|")[4].strip().endswith("/ 3.98")
-    (row,) = [line for line in lines[start:] if line.startswith("| + Coupled Time t |")]
-    assert row.split("|")[2:3] == [" 0.80 [0.80, 0.80] *lower* "]
-    assert [row.split("|")[i] for i in (-5, -3, -2)] == [" -0.010 ", " 0.15 ", " 0.34 "]
-    (row,) = [line for line in table_2(plan, told)[start:] if line.startswith("| w/o Coupled Time t |")]
-    assert row.split("|")[2:3] == [" 1.25 [1.25, 1.25] *higher* "]
-
-
-def test_a_verdict_is_given_where_the_interval_excludes_one():
-    assert _told_ratio([0.79, 0.8, 0.81]) == "0.80 [0.78, 0.83] *lower*"
-    assert _told_ratio([1.19, 1.2, 1.21]) == "1.20 [1.18, 1.23] *higher*"
-    assert _told_ratio([0.8, 1.1]) == "0.94 [0.12, 7.09]"
-    assert _told_ratio([0.8]) == "0.80"
-    assert _told_ratio([0.8, float("nan")]) == "–"
-
-
-def test_rows_are_told_over_the_teacher_of_their_entropy():
-    plan = command._plan(command.ReproduceCommand("markov", Path("x"), seeds=3))
-    lines = table_1(plan, Told(Path("x"), Sampling(8, "markov")))
-    start = next(i for i, line in enumerate(lines) if line.startswith("Perplexity over that of the row before"))
-    (row,) = [line for line in lines[:start] if line.startswith("| teacher |")]
-    assert row.split("|")[-2] == " 1.00 "
-    (row,) = [line for line in lines[:start] if line.startswith("| + Coupled Time t |")]
-    by_temperature = math.exp(-2 * 0.02)  # what 0.02 nats less take off the teacher's perplexity in ``Told``
-    assert row.split("|")[-2].startswith(f" {0.64 * 1.03 / by_temperature:.2f} [")
-    (row,) = [line for line in lines[start:] if line.startswith("| + Coupled Time t |")]
-    assert row.split("|")[-4] == f" {0.8 / math.exp(-2 * 0.01):.2f} [0.82, 0.82] *lower* "
 
 
 def test_bundles_of_two_folders_have_cells_of_their_own():

@@ -1,12 +1,17 @@
 """Options of ``didi pretrain`` and ``didi distill`` that decide the method and the length of a run."""
 
+from dataclasses import asdict
+
 import pytest
 import yaml
 
-from didi.apps.train import distill, pretrain
+from didi.apps.settings import resolve
+from didi.apps.train import command_of, distill, pretrain
 from didi.errors import UsageError
+from didi.methods.didi_settings import DistillConfig, ObjectiveConfig
 from didi.models.bundle import load, save
 from didi.models.manifest import read_manifest
+from didi.recipes import DISTILL
 
 SHORT = ["--loop.batch-size", "2", "--loop.validation-sequences", "2", "--data.length", "8"]
 
@@ -61,3 +66,135 @@ def test_the_symbols_of_a_bundle_are_those_of_its_process(tmp_path, capsys):
     (path / "bundle.yaml").write_text(yaml.safe_dump(manifest))
     with pytest.raises(UsageError, match="share the 5 symbols of its process"):
         load(path)
+
+
+def resolved(*words):
+    return resolve("distill", command_of(DistillConfig(), "doc"), DISTILL, list(words))[1]
+
+
+def trajectory(*words):
+    objective = resolved(*words).objective
+    return objective.trajectory, objective.moves
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["markov"], ("two-moves", None)),
+        (["tiny-news"], ("path", 8)),
+        (["markov", "--objective.trajectory", "path", "--objective.moves", "5"], ("path", 5)),
+        (["tiny-news", "--objective.trajectory", "one-step", "--objective.moves", "None"], ("one-step", None)),
+        # As before the field ``trajectory``.
+        (["markov", "--objective.moves", "8"], ("path", 8)),
+        (["markov", "--objective.moves=8"], ("path", 8)),
+        (["tiny-news", "--objective.moves", "16"], ("path", 16)),
+        (["tiny-news", "--objective.moves", "2"], ("two-moves", None)),
+        (["markov", "--objective.no-score-decomposition"], ("one-step", None)),
+        (["markov", "--objective.no-score_decomposition", "--objective.moves", "2"], ("one-step", None)),
+        (["tiny-news", "--objective.score-decomposition"], ("path", 8)),
+        (["tiny-news", "--objective.score-decomposition", "--objective.moves", "2"], ("two-moves", None)),
+    ],
+)
+def test_the_trajectory_is_named_or_follows_from_the_flags_of_before(words, expected):
+    assert trajectory(*words) == expected
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ["--objective.no-score-decomposition", "--objective.moves", "8"],
+            "moves is for trajectory path; got 8 with one",
+        ),
+        (["--objective.trajectory", "path"], "3 or more; got None"),
+        (["--objective.moves", "1"], "3 or more; got 1"),
+        (["--objective.trajectory", "two-moves", "--objective.moves", "8"], "got 8 with two-moves"),
+        (["--objective.moves", "many"], "objective.moves"),
+        (["--objective.trajectory", "one-move"], "one-move"),
+        (["--objective.trajectory", "path", "--objective.score-decomposition"], "score-decomposition"),
+    ],
+)
+def test_contradictory_trajectories_are_refused_in_one_line(words, message):
+    with pytest.raises(UsageError, match=message) as caught:
+        resolved("markov", *words)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("old", "expected"),
+    [
+        ({"score_decomposition": True, "moves": 2}, ("two-moves", None)),
+        ({"score_decomposition": True, "moves": 8}, ("path", 8)),
+        ({"score_decomposition": False, "moves": 2}, ("one-step", None)),
+        ({"score_decomposition": False}, ("one-step", None)),
+        ({"score_decomposition": True}, ("path", 8)),  # of the recipe, whose moves stay
+        ({"moves": 2}, ("two-moves", None)),
+        ({"trajectory": "two-moves", "moves": None}, ("two-moves", None)),
+        ({"completions": 3}, ("path", 8)),
+    ],
+)
+def test_a_config_file_of_before_the_trajectory_is_read(tmp_path, old, expected):
+    file = tmp_path / "config.yaml"
+    file.write_text(yaml.safe_dump({"method": "didi", "recipe": "tiny-news", "objective": old}))
+    assert trajectory("--config", str(file)) == expected
+
+
+def test_score_decomposition_brings_the_second_move_back_to_a_one_step_trajectory(tmp_path):
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({"recipe": "markov", "objective": {"trajectory": "one-step"}}))
+    words = ("--config", str(tmp_path / "config.yaml"))
+    assert trajectory(*words) == ("one-step", None)
+    assert trajectory(*words, "--objective.score-decomposition") == ("two-moves", None)
+
+
+def test_the_settings_in_a_bundle_of_before_are_read(tmp_path):
+    settings = load("tiny-news").provenance["settings"]
+    assert settings["objective"]["score_decomposition"] is True
+    found = DistillConfig.current(settings)["objective"]
+    assert ObjectiveConfig(**found).trajectory == "path"
+    assert found["moves"] == settings["objective"]["moves"] == 8
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(settings))
+    assert resolved("--config", str(tmp_path / "config.yaml")).objective == ObjectiveConfig(**found)
+
+
+def test_a_run_of_before_goes_on(tmp_path, capsys):
+    words = ["markov", *SHORT, "--max-steps", "1", "--discriminator.warmup-steps", "1", "--out", str(tmp_path / "run")]
+    words += ["--loop.batch-size", "4", "--discriminator.guidance-steps", "0"]
+    distill([*words, "--objective.moves", "4"])
+    file = tmp_path / "run/config.yaml"
+    settings = yaml.safe_load(file.read_text())
+    assert settings["objective"].pop("trajectory") == "path"
+    old = settings | {"objective": settings["objective"] | {"score_decomposition": True}}
+    file.write_text(yaml.safe_dump(old, sort_keys=False))
+    with pytest.raises(UsageError, match=r"objective.moves was 4 and is None; objective.traj"):
+        distill([*words, "--resume"])
+    distill([*words, "--objective.moves", "4", "--resume"])
+    assert yaml.safe_load(file.read_text())["objective"]["trajectory"] == "path"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("loop: {steps: ten}", r"loop.steps in .*config.yaml is a whole number; got 'ten'"),
+        ("loop: {stepz: 10}", r"config.yaml has no setting 'loop.stepz'; did you mean 'steps'\?"),
+        ("objective: {divergence: sideways}", "objective.divergence in .* is one of forward, backward, jeffreys"),
+        ("teacher: [--seed, 3]", r"teacher in .*config.yaml is a text; got \['--seed', 3\]"),
+        ("objective: {moves: 8, score_decomposition: false}", "config.yaml: objective.moves is for trajectory path"),
+        ("loop: 3", "loop in .*config.yaml is a mapping of settings; got 3"),
+    ],
+)
+def test_a_wrong_config_file_is_refused_by_the_names_in_it(tmp_path, content, message):
+    (tmp_path / "config.yaml").write_text(content)
+    with pytest.raises(UsageError, match=message) as caught:
+        resolved("markov", "--config", str(tmp_path / "config.yaml"))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", DISTILL)
+def test_every_recipe_comes_back_from_its_own_settings(tmp_path, name):
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(asdict(DISTILL[name])))
+    assert resolved("markov", "--config", str(tmp_path / "config.yaml")) == DISTILL[name]
+
+
+def test_a_rate_without_a_dot_is_a_number(tmp_path):
+    (tmp_path / "config.yaml").write_text("student_optimizer: {learning_rate: 1e-4}")
+    assert resolved("markov", "--config", str(tmp_path / "config.yaml")).student_optimizer.learning_rate == 1e-4

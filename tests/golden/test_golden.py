@@ -49,10 +49,12 @@ DISTILLED = {
     "student": with_discriminator(short(DISTILL["markov"], steps=4), warmup_steps=1),
     "guidance": with_discriminator(short(DISTILL["markov"], steps=1), warmup_steps=1, guidance_steps=3, guidance_nfe=4),
     "accumulation": with_discriminator(short(DISTILL["markov"], accumulation=2), warmup_steps=2),
-    "eight moves": with_discriminator(with_objective(MARKOV, moves=8), warmup_steps=1, completions=1),
+    "eight moves": with_discriminator(
+        with_objective(MARKOV, trajectory="path", moves=8), warmup_steps=1, completions=1
+    ),
     "two updates": with_discriminator(MARKOV, warmup_steps=1, steps_per_student_step=2),
     "one-step generator": with_discriminator(
-        with_objective(MARKOV, score_decomposition=False, coupled_time=False, completions=1, advantage="rows"),
+        with_objective(MARKOV, trajectory="one-step", coupled_time=False, completions=1, advantage="rows"),
         warmup_steps=1, trainable_blocks=1, output="sequence",
     ),
     "paper": with_discriminator(preset(MARKOV, "paper"), warmup_steps=1, pool_size=16, pool_nfe=4),

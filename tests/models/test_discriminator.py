@@ -1,10 +1,13 @@
+from dataclasses import asdict, dataclass
+
 import pytest
 import torch
 
 from didi.diffusion.absorbing import Absorbing
 from didi.diffusion.noise import named_generator
 from didi.errors import UsageError
-from didi.models.discriminator import log_ratio_logits, num_parameters
+from didi.models.denoiser import Trunk
+from didi.models.discriminator import SHAPES, Discriminator, log_ratio_logits, num_parameters, trunk_of
 
 
 @pytest.fixture(scope="module")
@@ -30,16 +33,13 @@ def equal(first, second):
 
 def test_the_trunk_starts_as_an_exact_copy_of_the_teachers(make_discriminator, teacher, ids):
     discriminator = make_discriminator(teacher)
-    found, expected = discriminator.state_dict(), teacher.state_dict()
-    trunk = [name for name in expected if not name.startswith("output_layer.")]
-    assert set(trunk) == {name for name in found if not name.startswith("output_layer.")}
-    for name in trunk:
-        assert torch.equal(found[name], expected[name])
-        assert found[name].data_ptr() != expected[name].data_ptr()
-    for of_discriminator, of_teacher in zip(
-        *(net.trunk(net.vocab_embed(ids), SIGMA) for net in (discriminator, teacher)), strict=True
-    ):
-        assert torch.equal(of_discriminator, of_teacher)
+    found, expected = discriminator.trunk.state_dict(), teacher.state_dict()
+    assert set(found) == {name for name in expected if not name.startswith("output_layer.")}
+    for name, value in found.items():
+        assert torch.equal(value, expected[name])
+        assert value.data_ptr() != expected[name].data_ptr()
+    of_discriminator, of_teacher = (net.hidden_states(net.embed(ids), SIGMA) for net in (discriminator.trunk, teacher))
+    assert torch.equal(of_discriminator, of_teacher)
     assert discriminator.config.dropout == 0
 
 
@@ -68,8 +68,8 @@ def test_only_head_and_last_blocks_learn(make_discriminator, teacher, ids, num_b
     discriminator.train()(ids, SIGMA).sum().backward()
     optimizer.step()
     changed = {name for name, value in discriminator.state_dict().items() if not torch.equal(value, before[name])}
-    frozen = () if num_blocks is None else tuple(f"blocks.{number}." for number in range(2 - num_blocks))
-    frozen += () if num_blocks is None else ("vocab_embed.", "sigma_map.")
+    frozen = () if num_blocks is None else tuple(f"trunk.blocks.{number}." for number in range(2 - num_blocks))
+    frozen += () if num_blocks is None else ("trunk.vocab_embed.", "trunk.sigma_map.")
     learnt = {name for name, _ in discriminator.named_parameters() if not name.startswith(frozen)}
     vectors = {name for name in before if name.endswith(("._u", "._v"))}
     assert learnt <= changed <= learnt | vectors
@@ -124,3 +124,77 @@ def test_power_iteration_vectors_are_not_parameters(make_discriminator, teacher)
     head = 16 * 16 + 16 + 16 + 1
     trunk = num_parameters(teacher) - num_parameters(teacher.output_layer)
     assert num_parameters(discriminator) == trunk + head
+
+
+@dataclass(frozen=True)
+class PlainShape:
+    """Of another network than a DiT: an embedding and linear layers, without a noise level."""
+
+    vocab_size: int = 7
+    mask_id: int | None = 6
+    length: int = 6
+    hidden_size: int = 8
+
+
+class Plain(torch.nn.Module):
+    """A trunk with the least that a discriminator needs."""
+
+    is_time_conditioned = False
+
+    def __init__(self, config):
+        super().__init__()
+        self.config, self.keeps_activations = config, True
+        self.words = torch.nn.Embedding(config.vocab_size, config.hidden_size)
+        self.blocks = torch.nn.ModuleList(torch.nn.Linear(config.hidden_size, config.hidden_size) for _ in range(3))
+
+    def __getattr__(self, name):
+        return getattr(self.config, name) if name in PlainShape.__annotations__ else super().__getattr__(name)
+
+    def embed(self, inputs):
+        return inputs @ self.words.weight if inputs.is_floating_point() else self.words(inputs)
+
+    def hidden_states(self, embedded, sigma=None, attention_mask=None):
+        for block in self.blocks:
+            embedded = embedded + block(embedded).tanh()
+        return embedded
+
+
+class PlainDenoiser(Plain):
+    """As ``Plain``, with a vocabulary head."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.vocabulary = torch.nn.Linear(config.hidden_size, config.vocab_size)
+
+
+@dataclass(frozen=True)
+class PlainDiscriminatorShape(PlainShape):
+    output: str = "token"
+
+    @classmethod
+    def for_denoiser(cls, shape, *, output, is_time_conditioned):
+        return cls(**asdict(shape), output=output)
+
+    def make_trunk(self):
+        return Plain(self)
+
+
+@pytest.mark.parametrize("shares_trunk", [False, True])
+def test_a_discriminator_has_the_trunk_of_any_network_that_offers_one(ids, monkeypatch, shares_trunk):
+    denoiser = PlainDenoiser(PlainShape())
+    with pytest.raises(UsageError, match="has the trunk of a network with DiTConfig; got PlainShape"):
+        Discriminator.from_denoiser(denoiser)
+    monkeypatch.setitem(SHAPES, PlainShape, PlainDiscriminatorShape)
+    discriminator = Discriminator.from_denoiser(denoiser, shares_trunk=shares_trunk)
+    assert isinstance(discriminator.trunk, Trunk)
+    assert trunk_of(discriminator) is discriminator.trunk
+    assert trunk_of(denoiser) is denoiser
+    assert trunk_of(torch.nn.Linear(2, 2)) is None
+    shared = discriminator.trunk.words.weight.data_ptr() == denoiser.words.weight.data_ptr()
+    assert shared == shares_trunk
+    hidden = denoiser.hidden_states(denoiser.embed(ids))
+    assert torch.equal(discriminator.eval()(ids), discriminator.output_layer(hidden))
+    assert (discriminator.vocab_size, discriminator.mask_id, discriminator.length) == (7, 6, 6)
+    discriminator.train_last_blocks(1)
+    trained = {name for name, one in discriminator.named_parameters() if one.requires_grad}
+    assert {name for name in trained if "blocks" in name} == {"trunk.blocks.2.weight", "trunk.blocks.2.bias"}

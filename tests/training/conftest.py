@@ -7,8 +7,12 @@ import pytest
 import torch
 
 from didi.data.source import MarkovSource
+from didi.methods.base import Inputs
 from didi.models.bundle import Bundle
 from didi.training.loop import Interrupted, RunFolder, run
+from didi.training.trainer import make_trainer
+
+from .distill_case import CONFIG, CPU
 
 LENGTH = 8
 
@@ -22,6 +26,16 @@ def source():
 def teacher(make_dit):
     """A random teacher of the Markov world's 32 symbols and mask."""
     return Bundle(teacher=make_dit(vocab_size=33, length=LENGTH, seed=1))
+
+
+@pytest.fixture
+def make_job(source, teacher, tmp_path):
+    """A distillation of a few steps."""
+
+    def make(config=CONFIG, folder=tmp_path, bundle=teacher):
+        return make_trainer(config, Inputs(source, CPU, folder, bundle))
+
+    return make
 
 
 @pytest.fixture(scope="session")

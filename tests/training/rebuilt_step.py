@@ -71,7 +71,9 @@ def rebuilt_rollout(inputs: Inputs, step: int, student: nn.Module, *, number: in
     config = inputs.config
     objective = config.objective
     if is_warmup:
-        objective = replace(objective, moves=config.discriminator.warmup_moves)
+        moves = config.discriminator.warmup_moves
+        kind = "one-step" if objective.trajectory == "one-step" else "two-moves" if moves == 2 else "path"
+        objective = replace(objective, trajectory=kind, moves=moves if kind == "path" else None)
     generator = named_generator(config.seed, "rollout", step, number)
     shape = config.loop.batch_size, config.data.length
     return rollout(student, *shape, objective, inputs.teacher.process, generator, CPU)
@@ -202,7 +204,7 @@ def _regulariser(inputs: Inputs, batch: Rollout, teacher: nn.Module) -> Tensor:
     objective = inputs.config.objective
     moves = [(torch.full_like(batch.z_tau[:1], inputs.source.mask_id), torch.ones_like(batch.tau[:1]))]
     all_log_probs = [batch.first_log_probs]
-    if objective.score_decomposition:
+    if objective.trajectory != "one-step":
         moves.append((batch.z_tau, batch.tau))
         all_log_probs.append(batch.second_log_probs)
     loss = torch.zeros(())

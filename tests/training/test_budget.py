@@ -57,7 +57,7 @@ WAYS = {
     "paper": base(objective={"completions": 1, "advantage": "batch", "revealed_only": False}),
     "no divergence": base(objective={"divergence_weight": 0.0}),
     "jeffreys": base(objective={"divergence": "jeffreys"}),
-    "paths": base(objective={"moves": 8}),
+    "paths": base(objective={"trajectory": "path", "moves": 8}),
 }
 
 

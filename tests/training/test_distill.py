@@ -10,64 +10,30 @@ from didi.diffusion.noise import named_generator
 from didi.diffusion.schedule import sigma
 from didi.errors import UsageError
 from didi.methods.base import Inputs
-from didi.methods.didi_settings import DiscriminatorSettings, DistillConfig, ObjectiveConfig
 from didi.methods.rollout import states_before_a_move
-from didi.methods.settings import DataConfig, LoopConfig, OptimizerConfig
+from didi.methods.settings import DataConfig, OptimizerConfig
 from didi.models.bundle import Bundle
 from didi.sampling.generate import generate
 from didi.training.trainer import make_trainer
 
-CPU = torch.device("cpu")
+from .distill_case import (
+    CONFIG,
+    CPU,
+    PATH,
+    assert_trains,
+    equal,
+    weights,
+    with_discriminator,
+    with_loop,
+    with_objective,
+)
+
 DISCRIMINATOR_METRICS = (
     "discriminator_loss",
     "discriminator_accuracy",
     "discriminator_gradient_norm",
     "discriminator_learning_rate",
 )
-CONFIG = DistillConfig(
-    data=DataConfig(corpus="markov", length=8),
-    objective=ObjectiveConfig(completions=2, advantage="shared-state", revealed_only=True),
-    discriminator=DiscriminatorSettings(warmup_steps=2, pool_size=16, pool_nfe=2),
-    student_optimizer=OptimizerConfig(learning_rate=1e-3),
-    discriminator_optimizer=OptimizerConfig(learning_rate=1e-3),
-    loop=LoopConfig(
-        steps=3,
-        batch_size=4,
-        log_every=1,
-        validate_every=2,
-        validation_sequences=16,
-        checkpoint_every=2,
-        ema_decay=0.5,
-    ),
-)
-
-
-@pytest.fixture
-def make_job(source, teacher, tmp_path):
-    def make(config=CONFIG, folder=tmp_path, bundle=teacher):
-        return make_trainer(config, Inputs(source, CPU, folder, bundle))
-
-    return make
-
-
-def with_objective(**changes):
-    return replace(CONFIG, objective=replace(CONFIG.objective, **changes))
-
-
-def with_discriminator(**changes):
-    return replace(CONFIG, discriminator=replace(CONFIG.discriminator, **changes))
-
-
-def with_loop(**changes):
-    return replace(CONFIG, loop=replace(CONFIG.loop, **changes))
-
-
-def weights(network):
-    return {name: value.clone() for name, value in network.state_dict().items()}
-
-
-def equal(first, second):
-    return all(torch.equal(value, second[name]) for name, value in first.items())
 
 
 def test_a_run_does_not_go_on_with_another_teacher(make_job, make_dit):
@@ -90,7 +56,7 @@ def test_a_resumed_run_equals_a_straight_one_bit_for_bit(make_job, run_twice, st
             with_discriminator(real_source="teacher-steps=2", steps_per_student_step=2), marks=pytest.mark.slow
         ),
         pytest.param(with_loop(accumulation=2), marks=pytest.mark.slow),
-        pytest.param(with_objective(moves=4), marks=pytest.mark.slow),
+        pytest.param(with_objective(**PATH), marks=pytest.mark.slow),
         pytest.param(replace(with_discriminator(trainable_blocks=1), lora_rank=2), marks=pytest.mark.slow),
     ],
     ids=["pool", "online", "accumulation", "moves", "adapters"],
@@ -105,7 +71,7 @@ def test_student_average_and_discriminator_start_as_the_teacher(make_job, teache
     assert equal(of_teacher, weights(job.method.student))
     assert equal(of_teacher, weights(job.average.module))
     trunk = {name: value for name, value in of_teacher.items() if not name.startswith("output_layer.")}
-    assert equal(trunk, weights(job.method.discriminator))
+    assert equal(trunk, weights(job.method.discriminator.trunk))
     assert job.method.student is not job.method.teacher
     assert not any(parameter.requires_grad for parameter in job.method.teacher.parameters())
     assert all(parameter.requires_grad for parameter in job.method.student.parameters())
@@ -175,76 +141,20 @@ def test_frozen_blocks_of_the_discriminator_stay_the_teachers(make_job, teacher)
     job = make_job(with_discriminator(trainable_blocks=1))
     for step in range(4):
         job.step(step)
-    before, after = weights(teacher.teacher), weights(job.method.discriminator)
+    before, after = weights(teacher.teacher), weights(job.method.discriminator.trunk)
     frozen = [name for name in before if name.startswith(("vocab_embed.", "sigma_map.", "blocks.0."))]
     assert all(torch.equal(before[name], after[name]) for name in frozen)
     assert not torch.equal(before["blocks.1.attn_qkv.weight"], after["blocks.1.attn_qkv.weight"])
 
 
-def assert_trains(job, num_steps=3):
-    start = weights(job.method.student)
-    for step in range(num_steps):
-        metrics = job.step(step)
-        bad = [name for name, value in metrics.items() if not torch.isfinite(torch.as_tensor(value))]
-        assert not bad
-    assert metrics["student_gradient_norm"] > 0
-    assert not equal(start, weights(job.method.student))
-
-
-@pytest.mark.parametrize(
-    ("advantage", "completions"),
-    [("batch", 1), ("rows", 1), ("rows", 2), ("shared-time", 2), ("leave-one-out", 1), ("shared-state", 3)],
-)
-def test_every_grouping_trains(make_job, advantage, completions):
-    assert_trains(make_job(with_objective(advantage=advantage, completions=completions, group_size=2)))
-
-
-@pytest.mark.parametrize(("completions", "num_rows"), [(None, 4 * 2 * 2), (1, 4 * 1 * 2)], ids=["all", "first"])
-def test_the_discriminator_may_learn_from_the_first_completions_only(make_job, completions, num_rows):
-    job = make_job(with_discriminator(completions=completions))
-    seen = []
-    job.method.discriminator.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
-    job.step(0)
-    assert seen == [num_rows]  # student and real rows in one pass; no reward is asked in the warm-up
-
-
-@pytest.mark.parametrize("real_source", ["corpus", "teacher-pool", "teacher-steps=2"])
-@pytest.mark.parametrize("output", ["token", "sequence"])
-def test_every_real_side_trains(make_job, real_source, output):
-    assert_trains(make_job(with_discriminator(real_source=real_source, output=output)))
-
-
-@pytest.mark.parametrize(
-    "config",
-    [
-        with_objective(score_decomposition=False),
-        with_objective(corruptions=3, revealed_only=False),
-        with_objective(coupled_time=False, time_a=2.0, time_b=5.0, importance_weighting=True),
-        with_objective(weight="nelbo", reward_clamp=0.01, pg_reduction="token-mean"),
-        with_objective(divergence="backward", normalise_advantage=False),
-        with_objective(divergence="jeffreys", reward_reduction="sum", divergence_weight=0.0),
-        with_objective(moves=4, corruptions=2),
-        with_discriminator(unsmooth=True, is_time_conditioned=False, steps_per_student_step=2),
-        with_loop(accumulation=2, precision="bf16"),
-    ],
-    ids=["one move", "corruptions", "uncoupled", "clamped", "backward", "jeffreys", "moves", "unsmooth", "bf16"],
-)
-def test_every_other_option_trains(make_job, config):
-    assert_trains(make_job(config))
-
-
-def test_a_state_without_masks_breaks_nothing(make_job):
-    # Beta(1, 400): in most batches no position of any z_tau or z_t is masked.
-    config = replace(with_objective(time_b=400.0, divergence_weight=0.05), loop=replace(CONFIG.loop, steps=4))
-    assert_trains(make_job(config), num_steps=6)
-
-
-def test_a_clamped_reward_is_counted(make_job):
-    job = make_job(with_objective(reward_clamp=1e-6))
-    for step in range(3):
-        metrics = job.step(step)
-    assert metrics["clamp_fraction"] == 1
-    assert abs(metrics["reward"]) <= 1e-6
+def test_a_checkpoint_of_before_the_trunk_was_a_part_of_its_own_is_read(make_job, assert_same_state, tmp_path):
+    first, second = make_job(), make_job(folder=tmp_path / "again")
+    first.step(0)
+    state = first.state_dict()
+    assert any(name.startswith("trunk.") for name in state["discriminator"])
+    old = {name.removeprefix("trunk."): value for name, value in state["discriminator"].items()}
+    second.load_state_dict(state | {"discriminator": old})
+    assert_same_state(second.state_dict(), state)
 
 
 def test_the_discriminator_learns_to_tell_student_from_corpus(make_job):
@@ -354,61 +264,6 @@ def test_a_student_may_be_distilled_again(make_job, make_dit):
     student = make_dit(vocab_size=33, length=8, seed=7)
     job = make_job(bundle=Bundle(student=student))
     assert equal(weights(student), weights(job.method.teacher))
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"data": {"length": 9}}, "at most the teacher's context of 8 tokens; got 9"),
-        (
-            {"objective": {"advantage": "rows", "group_size": 3}},
-            "multiple of objective.group_size for rows groups; got 4 and 3",
-        ),
-        ({"objective": {"advantage": "shared-time", "group_size": 8}}, "for shared-time groups; got 4 and 8"),
-        ({"objective": {"moves": 4, "coupled_time": False}}, "objective.moves and .* above 2 go with .*; got 4"),
-        ({"objective": {"moves": 4, "advantage": "shared-time"}}, "above 2 go with"),
-        ({"objective": {"moves": 4, "time_a": 2.0}}, "above 2 go with"),
-        ({"discriminator": {"warmup_moves": 3}, "objective": {"score_decomposition": False}}, "above 2 go with .* 3"),
-        ({"discriminator": {"warmup_moves": 1}}, "warmup-moves is 2 or more; got 1"),
-        ({"discriminator": {"real_source": "teacher"}}, "got 'teacher'"),
-        ({"discriminator": {"real_source": "teacher-steps=0"}}, "teacher-steps=K with K >= 1"),
-        ({"discriminator": {"real_source": "teacher-steps=many"}}, "got 'teacher-steps=many'"),
-        (
-            {"discriminator": {"steps_per_student_step": 2}, "loop": {"accumulation": 3}},
-            "cannot share accumulated batches; got 2 and 3",
-        ),
-        ({"discriminator": {"completions": 3}}, r"discriminator.completions lies in \[1, 2\], the objective's; got 3"),
-        ({"discriminator": {"trainable_blocks": 3}}, r"trainable blocks lie in \[0, 2\]"),
-        ({"lora_rank": 0}, "lora-rank is 1 or more; got 0"),
-        ({"lora_rank": 2, "loop": {"fsdp": True}}, "lora_rank goes with AdamW and without loop.fsdp"),
-        ({"lora_rank": 2, "student_optimizer": {"method": "muon"}}, "lora_rank goes with AdamW"),
-    ],
-)
-def test_what_cannot_be_trained_is_refused_before_the_first_step(make_job, changes, message):
-    with pytest.raises(UsageError, match=message):
-        make_job(
-            replace(
-                CONFIG,
-                **{
-                    part: replace(getattr(CONFIG, part), **new) if isinstance(new, dict) else new
-                    for part, new in changes.items()
-                },
-            )
-        )
-
-
-@pytest.mark.parametrize(("warmup_moves", "num_passes"), [(2, 2), (4, 5)])
-def test_the_warm_up_has_moves_of_its_own(make_job, monkeypatch, warmup_moves, num_passes):
-    config = replace(with_discriminator(warmup_moves=warmup_moves), loop=replace(CONFIG.loop, batch_size=16))
-    job = make_job(replace(config, objective=replace(CONFIG.objective, moves=8)))
-    counts = []
-    features = job.method.student.features
-    monkeypatch.setattr(job.method.student, "features", lambda *inputs: counts.append(1) or features(*inputs))
-    job.step(0)
-    assert 0 < len(counts) <= num_passes
-    counts.clear()
-    job.step(2)
-    assert 5 < len(counts) <= 9  # the all-mask law, and then as many as the furthest of 16 states has moves
 
 
 def test_a_corpus_with_other_symbols_is_refused(make_job, make_dit):

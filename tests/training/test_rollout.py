@@ -57,7 +57,7 @@ def test_trajectories_follow_the_two_move_generator(student, chi_square):
 @torch.no_grad()
 @pytest.mark.parametrize("num_moves", [3, 4])
 def test_states_of_many_moves_are_those_of_the_students_own_sampler(student, chi_square, num_moves):
-    batch = roll(student, 12_000, moves=num_moves, completions=2)
+    batch = roll(student, 12_000, trajectory="path", moves=num_moves, completions=2)
     assert ((batch.tau * num_moves) % 1 == 0).all()
     assert ((batch.t <= batch.tau) & (batch.t >= batch.tau - 1 / num_moves)).all()
     assert not batch.first_score.any()
@@ -94,7 +94,7 @@ def move(law, probs, reveal):
 
 @torch.no_grad()
 def test_without_decomposition_the_generator_has_one_move(student, chi_square):
-    batch = roll(student, 4000, score_decomposition=False)
+    batch = roll(student, 4000, trajectory="one-step")
     assert (batch.z_tau == MASK).all()
     assert not batch.first_score.any()
     probs = student(STATES[-1:])[0, :, :3].softmax(-1)

@@ -37,10 +37,11 @@ def vary(field, *values, **others):
     return [{field: value, **others} for value in values]
 
 
+PATH = {"trajectory": "path", "moves": 4}
 BETA = {"time_a": 2.0, "time_b": 5.0, "importance_weighting": True}
 OBJECTIVE = {
-    "score_decomposition": vary("score_decomposition", True, False),
-    "moves": vary("moves", 2, 3, 8),
+    "trajectory": [{"trajectory": "one-step"}, {"trajectory": "two-moves"}, PATH],
+    "moves": vary("moves", 3, 8, trajectory="path"),
     "coupled_time": vary("coupled_time", True, False),
     "weight": vary("weight", "constant", "nelbo"),
     "weight_low": vary("weight_low", 0.1, 2.0, weight="nelbo"),
@@ -168,11 +169,19 @@ def test_each_phase_trains_its_networks(observe, settings, step, networks):
 @pytest.mark.parametrize(
     ("step", "changes"),
     [
-        (WARMUP, {"objective": {"moves": 4, "completions": 3}, "discriminator": {"completions": 2}}),
+        (
+            WARMUP,
+            {"objective": PATH | {"completions": 3}, "discriminator": {"completions": 2}},
+        ),
         (WARMUP, {"discriminator": {"steps_per_student_step": 3}, "objective": {"coupled_time": False}}),
         (STUDENT, {"objective": {"coupled_time": False, "corruptions": 2, "revealed_only": True}}),
-        (STUDENT, {"objective": {"score_decomposition": False, "divergence": "jeffreys"}}),
-        (STUDENT, {"objective": {"moves": 4, "completions": 3}, "discriminator": {"completions": 2}}),
+        (WARMUP, {"objective": {"trajectory": "one-step"}}),
+        (WARMUP, {"objective": PATH, "discriminator": {"warmup_moves": 3}}),
+        (STUDENT, {"objective": {"trajectory": "one-step", "divergence": "jeffreys"}}),
+        (
+            STUDENT,
+            {"objective": PATH | {"completions": 3}, "discriminator": {"completions": 2}},
+        ),
         (STUDENT, {"discriminator": {"unsmooth": True, "output": "sequence", "label_smoothing": 0.2}}),
         (STUDENT, {"discriminator": {"real_source": "teacher-steps=2", "steps_per_student_step": 3}}),
         (GUIDANCE, {"objective": {"advantage": "rows", "completions": 1, "group_size": 2}}),
@@ -183,11 +192,11 @@ def test_combinations_of_switches(observe, step, changes):
     observe(replace(BASE, **{part: replace(getattr(BASE, part), **new) for part, new in changes.items()}), step)
 
 
-@pytest.mark.parametrize("score_decomposition", [True, False])
-def test_networks_that_are_told_the_noise_level(observe, make_dit, score_decomposition):
+@pytest.mark.parametrize("trajectory", ["one-step", "two-moves"])
+def test_networks_that_read_the_noise_level(observe, make_dit, trajectory):
     bundle = Bundle(teacher=make_dit(vocab_size=33, length=8, seed=1, is_time_conditioned=True))
     # With uncoupled times, the noise level of the divergence and that of the rewards differ.
-    observe(changed("objective", coupled_time=False, score_decomposition=score_decomposition), bundle=bundle)
+    observe(changed("objective", coupled_time=False, trajectory=trajectory), bundle=bundle)
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "geometric"])
@@ -229,7 +238,7 @@ def roll(source, teacher):
 
 @pytest.mark.parametrize("moves", [3, 4])
 def test_a_path_has_as_many_moves_as_were_asked_for(roll, moves):
-    batch = roll(moves=moves)
+    batch = roll(trajectory="path", moves=moves)
     starts = 1 - torch.arange(moves, dtype=torch.float64) / moves
     torch.testing.assert_close(batch.tau.unique(), starts.flip(0))
     assert (batch.t <= batch.tau).all()
@@ -249,7 +258,7 @@ def test_times_have_the_mean_of_their_density(roll, a, b):
 
 
 def test_without_decomposition_the_first_state_is_the_only_one(roll, source):
-    batch = roll(score_decomposition=False)
+    batch = roll(trajectory="one-step")
     assert (batch.z_tau == source.mask_id).all()
     assert not batch.first_score.any()
     assert roll().first_score.any()

@@ -28,7 +28,7 @@ def distillations():
         "ours": ours,
         "accumulated": replace(ours, loop=replace(loop, batch_size=4, accumulation=2)),
         "paper": replace(ours, objective=paper, discriminator=replace(short, steps_per_student_step=2)),
-        "paths": replace(ours, objective=replace(base.objective, moves=4)),
+        "paths": replace(ours, objective=replace(base.objective, trajectory="path", moves=4)),
         "pool": replace(ours, discriminator=replace(short, real_source="teacher-pool", pool_size=6, pool_nfe=2)),
         "sharded": replace(ours, loop=replace(loop, batch_size=4, accumulation=2, fsdp=True)),
         "adapters": replace(ours, lora_rank=4),

@@ -12,7 +12,7 @@ from didi.apps.terminal import parse
 from didi.apps.train import distill_run, distillation_source
 from didi.data.assets import fetch
 from didi.evaluation.evaluate import evaluate
-from didi.evaluation.perplexity import SMOLLM2, load_judge
+from didi.evaluation.judges import SMOLLM2, load_judge
 from didi.evaluation.report import write_metrics, write_report, write_samples
 from didi.evaluation.row import SampleSet
 from didi.models.bundle import Bundle, Role, load

@@ -14,7 +14,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from didi.apps.console import ResultConsole
-from didi.apps.train import resolve
+from didi.apps.settings import resolve
 from didi.errors import UsageError
 from didi.evaluation.row import machine_name
 from didi.methods.didi_settings import DistillConfig

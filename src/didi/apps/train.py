@@ -1,10 +1,9 @@
 """``didi pretrain`` and ``didi distill``: a recipe, a YAML file and flags become one configuration and a run."""
 
-import argparse
 import contextlib
 import platform
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, make_dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, make_dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,18 +11,17 @@ import torch
 import tyro
 import yaml
 
-from didi.apps.terminal import parse
+from didi.apps.settings import early, resolve
 from didi.data.source import Source, open_source
 from didi.errors import UsageError
 from didi.evaluation.row import machine_name
 from didi.methods import find_method, method_of
 from didi.methods.base import Inputs
-from didi.methods.didi_settings import DistillConfig
 from didi.methods.elbo import PretrainConfig
 from didi.methods.settings import DistillationConfig, RunConfig
 from didi.models.bundle import Bundle, load, save
 from didi.models.untrusted import PlainDumper, read_yaml
-from didi.recipes import PRESETS, PRETRAIN, distillation_recipes, preset, recipe
+from didi.recipes import PRETRAIN, distillation_recipes
 from didi.training.fit import fitted
 from didi.training.loop import RunFolder, run
 from didi.training.trainer import make_trainer
@@ -67,7 +65,7 @@ def pretrain(args: Sequence[str]) -> None:
     """Run ``didi pretrain`` with the words after it."""
     doc = "Pre-train a teacher: didi pretrain RECIPE --out RUN [flags]."
     options, config = resolve("pretrain", command_of(PretrainConfig(), doc), PRETRAIN, args)
-    if _early(args, "--method") is not None:
+    if early(args, "--method") is not None:
         raise UsageError("--method is for distill; a recipe of pretrain has its own")
     folder, device = _folder(options, "pretrain"), _device(options.device)
     config = _in_time(config, options, folder, lambda: Inputs(pretraining_source(config), device))
@@ -95,7 +93,7 @@ def pretrain_run(
 
 def distill(args: Sequence[str]) -> None:
     """Run ``didi distill`` with the words after it."""
-    name = _early(args, "--method") or "didi"
+    name = early(args, "--method") or "didi"
     recipes = distillation_recipes(name)
     doc = "Distil a teacher into a few-step student: didi distill RECIPE [--method M] --out RUN [flags]."
     options, config = resolve("distill", command_of(find_method(name).settings_type(), doc), recipes, args)
@@ -153,7 +151,7 @@ def _ours(folder: RunFolder, config: Config, *, resume: bool) -> Iterator[None]:
     """The folder of a run, locked and prepared by the main process for all."""
     with folder.locked() if world().is_main else contextlib.nullcontext():
         if world().is_main:
-            folder.prepare(_yaml(config), resume=resume)
+            folder.prepare(_yaml(config), resume=resume, current=type(config).current)
         world().wait()
         yield
 
@@ -171,81 +169,10 @@ def distillation_source(config: DistillationConfig, teacher: Bundle) -> Source:
     )
 
 
-def resolve(name: str, default: Any, recipes: Mapping[str, Any], args: Sequence[str]) -> tuple[Any, Any]:
-    """Options and settings of a command: of these, recipe, then preset, then YAML file, then flags; the later wins.
-
-    Args:
-        name: of the command.
-        default: what is parsed: a record of ``run``, options of which are ``max_steps``, ``config`` and ``preset``, and
-            of ``config``.
-        recipes: by name.
-        args: the words after the command.
-
-    Raises:
-        UsageError: there is no recipe of that name, or a word does not fit.
-    """
-    prog = f"didi {name}"
-    has_recipe = bool(args) and not args[0].startswith("-")
-    config_file, preset_name = _early(args, "--config"), _early(args, "--preset")
-    overrides = read_yaml(Path(config_file)) if config_file else {}
-    wanted = method_of(default.config).name
-    if (method := overrides.pop("method", wanted)) != wanted:
-        raise UsageError(f"{prog} takes settings of method {wanted} here; those of {config_file} are of {method}")
-    chosen = args[0] if has_recipe else overrides.get("recipe")
-    if chosen in recipes or has_recipe:
-        base = recipe(recipes, str(chosen))
-    elif config_file or "--help" in args or "-h" in args:
-        base = default.config
-    else:
-        raise UsageError(f"the recipe comes first: {prog} RECIPE [flags], one of {', '.join(recipes)}")
-    if preset_name is not None:
-        if config_file is not None:
-            raise UsageError("--preset changes a recipe and --config names settings; give one of them")
-        if not isinstance(base, DistillConfig):
-            raise UsageError(f"--preset is for distill, with {' or '.join(PRESETS)}; got it with {name}")
-        base = preset(base, preset_name)
-    if overrides:
-        base = parse(type(base), list(_flags(overrides)), prog=str(config_file), default=base)
-    prog = f"{prog} {chosen}" if has_recipe else prog
-    parsed = parse(type(default), args[has_recipe:], prog=prog, default=replace(default, config=base))
-    return parsed.run, _limited(parsed.config, parsed.run.max_steps)
-
-
-def _early(args: Sequence[str], flag: str) -> str | None:
-    """Value of a flag that decides what the other flags are; None where it is missing or has no value."""
-    scanner = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    scanner.add_argument(flag, dest="value")
-    try:
-        return scanner.parse_known_args(args)[0].value
-    except argparse.ArgumentError:  # the full parser says so better
-        return None
-
-
 def _folder(options: RunOptions, name: str) -> RunFolder:
     if options.out is None:
         raise UsageError(f"didi {name} needs --out RUN, the folder of the run")
     return RunFolder(options.out)
-
-
-def _limited(config: Config, max_steps: int | None) -> Config:
-    if max_steps is None:
-        return config
-    if max_steps < 1:
-        raise UsageError(f"--max-steps is 1 or more; got {max_steps}")
-    return config.limited(max_steps)
-
-
-def _flags(settings: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """Settings as the flags that mean the same, so that a file and the command line have one parser."""
-    for key, value in settings.items():
-        name = f"{prefix}{key}".replace("_", "-")
-        if isinstance(value, dict):
-            yield from _flags(value, f"{name}.")
-        elif isinstance(value, bool):
-            head, _, last = name.rpartition(".")
-            yield f"--{head}{'.' if head else ''}{'' if value else 'no-'}{last}"
-        else:
-            yield from (f"--{name}", *(map(str, value) if isinstance(value, list) else [str(value)]))
 
 
 def _device(name: str | None) -> torch.device:

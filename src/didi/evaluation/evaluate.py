@@ -1,10 +1,10 @@
-"""From a bundle to measured rows: sample, judge, tell."""
+"""From a bundle to measured rows: sample, judge, report."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_args
+from typing import Unpack
 
 import torch
 from jaxtyping import Int
@@ -14,17 +14,18 @@ from didi.data.source import MARKOV
 from didi.diffusion.noise import named_generator
 from didi.errors import UsageError
 from didi.evaluation.diversity import token_entropy
+from didi.evaluation.judges import SMOLLM2, load_judge
 from didi.evaluation.mauve import Embedding, mauve
-from didi.evaluation.perplexity import SMOLLM2, Judge, Scores, load_judge
+from didi.evaluation.perplexity import Judge, Scores
+from didi.evaluation.plan import PlannedRow, departures, plan_rows
 from didi.evaluation.report import write_metrics, write_report, write_samples
-from didi.evaluation.row import EvaluationRow, SampleSet, machine_name, measure
-from didi.models.autoregressive import AutoregressiveLM
+from didi.evaluation.row import Circumstances, EvaluationRow, SampleSet, machine_name, measure
 from didi.models.bundle import Bundle, Role
 from didi.models.nelbo import nats_per_token
 from didi.sampling.generate import generate
-from didi.sampling.options import OWN_SETTINGS, SamplerName, SamplingOptions
+from didi.sampling.options import SamplerName, SamplingOptions
 from didi.sampling.prompt import decode
-from didi.sampling.registry import described, find_sampler, is_self_paced, make_sampler, with_read_options
+from didi.sampling.registry import described
 from didi.world import world
 
 NELBO_BATCH = 32
@@ -73,50 +74,92 @@ def evaluate(
     Raises:
         UsageError: the bundle, the judge or an argument does not allow it.
     """
-    roles: Sequence[Role | None] = [role] if role is None or isinstance(role, str) else role
-    samplers = [sampler] if isinstance(sampler, str) else sampler
     if min(nfe, default=1) < 1 or num_samples < 1 or not (nfe or data is not None or anchors):
         raise UsageError(f"nfe and num_samples are 1 or more; got {list(nfe)} and {num_samples}")
-    base = options or SamplingOptions()
-    departures = [replace(base, temperature=value) for value in temperature] + [replace(base, top_p=p) for p in top_p]
-    each = dict.fromkeys(departures or [base]) if nfe else ()
-    plan = [planned for one in each for planned in _plan(bundle, roles, samplers, nfe, one)]
+    plan = plan_rows(bundle, role, sampler, nfe, departures(options or SamplingOptions(), temperature, top_p))
     sets = ({} if data is None else {"data": data}) | dict(anchors or {})
-    for tokens in sets.values():
-        if int(tokens.max()) >= (num_symbols := bundle.network().vocab_size):
-            raise UsageError(
-                f"data are tokens of the bundle's own {num_symbols} symbols; got token {int(tokens.max())}"
-            )
+    _check_tokens(bundle, sets)
     if out is not None:
         Path(out).mkdir(parents=True, exist_ok=True)  # a folder that cannot be written fails now, not after the work
     reference = None if embed is None else embed(decode(bundle, _reference_rows(data, num_samples, seed)))
-    judges = _judges(bundle, judge)
-    results: list[SampleSet] = []
-
-    def add(tokens: Int[Tensor, "b l"], texts: list[str], label: str, sampler: str, moves: int, **about: Any) -> None:
-        if embed is not None and reference is not None:
-            about |= {"mauve": mauve(embed(texts), reference), "note": f"MAUVE in the space of {embed.name}"}
-        for one in judges:
-            scores = _scores(one, texts, tokens)
-            row = measure(label, sampler, moves, tokens, scores, judge=one.name, seed=seed, **about)
-            results.append(SampleSet(row, texts, scores, token_entropy(tokens).cpu()))
-            if out is not None and world().is_main:  # a run that is stopped keeps what it has measured
-                write_metrics([result.row for result in results], Path(out))
-                write_samples(results, Path(out))
-            if on_set is not None:
-                on_set(results[-1])
-
+    measured = _Measured(_judges(bundle, judge), seed, embed, reference, None if out is None else Path(out), on_set)
     for name, tokens in sets.items():
         chosen = tokens[_random_order(tokens, seed)[:num_samples]]
-        add(chosen, decode(bundle, chosen), name, "", 0, seconds=math.nan, student_passes=0.0)
+        measured.add(chosen, decode(bundle, chosen), name, "", 0, seconds=math.nan, student_passes=0.0)
+    _sample(bundle, plan, num_samples, data, measured)
+    measured.report(bundle)
+    return [result.row for result in measured.results]
+
+
+@dataclass
+class _Measured:
+    """The sample sets that are measured, kept as they come.
+
+    Attributes:
+        judges: each gives every set a row.
+        seed: of the samples.
+        embed: of MAUVE, if it is wanted.
+        reference: real text in the space of ``embed``.
+        out: folder of what is written.
+        on_set: called with each set.
+        results: the sets so far.
+    """
+
+    judges: Sequence[Judge]
+    seed: int
+    embed: Embedding | None
+    reference: Tensor | None
+    out: Path | None
+    on_set: Callable[[SampleSet], None] | None
+    results: list[SampleSet] = field(default_factory=list)
+
+    def add(
+        self,
+        tokens: Int[Tensor, "b l"],
+        texts: list[str],
+        label: str,
+        sampler: str,
+        moves: int,
+        *,
+        seconds: float,
+        student_passes: float,
+        **about: Unpack[Circumstances],
+    ) -> None:
+        """Score a set by every judge, and write what is measured so far; arguments are those of ``row.measure``."""
+        if self.embed is not None and self.reference is not None:
+            about["mauve"] = mauve(self.embed(texts), self.reference)
+            about["note"] = f"MAUVE in the space of {self.embed.name}"
+        about |= {"seed": self.seed}
+        for one in self.judges:
+            scores = _scores(one, texts, tokens)
+            passes = {"seconds": seconds, "student_passes": student_passes}
+            row = measure(label, sampler, moves, tokens, scores, judge=one.name, **passes, **about)
+            self.results.append(SampleSet(row, texts, scores, token_entropy(tokens).cpu()))
+            if self.out is not None and world().is_main:  # a run that is stopped keeps what it has measured
+                write_metrics([result.row for result in self.results], self.out)
+                write_samples(self.results, self.out)
+            if self.on_set is not None:
+                self.on_set(self.results[-1])
+
+    def report(self, bundle: Bundle) -> None:
+        """Write the report."""
+        if self.out is not None and world().is_main:
+            recipe = str(bundle.provenance.get("recipe", ""))
+            write_report(self.results, self.out, title=f"Evaluation of {bundle.name}", recipe=recipe)
+
+
+def _sample(
+    bundle: Bundle, plan: Sequence[PlannedRow], num_samples: int, data: Int[Tensor, "n l"] | None, measured: _Measured
+) -> None:
+    """Draw and measure the sets of a plan."""
     nats: dict[str, float] = {}
     for label, settings, num_moves in plan:
         network = bundle.network(settings.role)
         device = next(network.parameters()).device
         if data is not None and label not in nats:
             nats[label] = nats_per_token(network, bundle.process, data, batch_size=NELBO_BATCH)
-        drawn = generate(bundle, num_samples=num_samples, nfe=num_moves, seed=seed, options=settings)
-        add(
+        drawn = generate(bundle, num_samples=num_samples, nfe=num_moves, seed=measured.seed, options=settings)
+        measured.add(
             drawn.tokens,
             drawn.texts,
             label,
@@ -133,10 +176,16 @@ def evaluate(
             grid="given" if settings.times else settings.grid,
             settings=described(settings),
         )
-    if out is not None and world().is_main:
-        recipe = str(bundle.provenance.get("recipe", ""))
-        write_report(results, Path(out), title=f"Evaluation of {bundle.name}", recipe=recipe)
-    return [result.row for result in results]
+
+
+def _check_tokens(bundle: Bundle, sets: Mapping[str, Int[Tensor, "_ l"]]) -> None:
+    """Refuse sets with tokens that the bundle does not have."""
+    num_symbols = bundle.network().vocab_size
+    for tokens in sets.values():
+        if int(tokens.max()) >= num_symbols:
+            raise UsageError(
+                f"data are tokens of the bundle's own {num_symbols} symbols; got token {int(tokens.max())}"
+            )
 
 
 def _scores(judge: Judge, texts: Sequence[str], tokens: Int[Tensor, "b l"]) -> Scores:
@@ -171,36 +220,3 @@ def _judges(bundle: Bundle, asked: str | Judge | Sequence[str | Judge] | None) -
     each = [asked] if isinstance(asked, str | Judge) else asked
     device = next(bundle.network().parameters()).device
     return [load_judge(one, device=device) if isinstance(one, str) else one for one in each]
-
-
-def _refuse_unread(samplers: Sequence[SamplerName], options: SamplingOptions, process: str) -> None:
-    """Refuse a setting that none of the samplers reads."""
-    reads = set().union(*(find_sampler(sampler, process).reads for sampler in samplers))
-    for name in OWN_SETTINGS:
-        if getattr(options, name) is not None and name not in reads:
-            raise UsageError(f"none of {', '.join(samplers)} reads {name}; leave it out or add its sampler")
-
-
-def _plan(
-    bundle: Bundle,
-    roles: Sequence[Role | None],
-    samplers: Sequence[SamplerName],
-    nfe: Sequence[int],
-    options: SamplingOptions,
-) -> list[tuple[str, SamplingOptions, int]]:
-    """Every row to come: its label, its settings, its number of moves; what cannot be sampled is refused here."""
-    plan: list[tuple[str, SamplingOptions, int]] = []
-    only: Sequence[SamplerName] = ("ancestral",)
-    _refuse_unread(samplers, options, bundle.process.name)
-    for role in roles:
-        network = bundle.network(role)
-        label: str = role or next(name for name in get_args(Role) if getattr(bundle, name) is network)
-        for sampler in only if isinstance(network, AutoregressiveLM) else samplers:
-            settings = with_read_options(replace(options, role=role, sampler=sampler), bundle)
-            make_sampler(bundle, settings)
-            if is_self_paced(network, sampler):
-                numbers: Sequence[int] = [network.length]
-            else:
-                numbers = [len(options.times) - 1] if options.times else nfe
-            plan += [(label, settings, moves) for moves in numbers]
-    return plan

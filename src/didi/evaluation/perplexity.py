@@ -5,11 +5,9 @@ judge's context is counted. Alone it says little: under SmolLM2-135M "the " repe
 """
 
 import contextlib
-import io
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
@@ -18,14 +16,12 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from didi.data.assets import cached_folder, fetch
 from didi.data.markov import MarkovChain
 from didi.errors import DidiError, UsageError
 
 if TYPE_CHECKING:
     import transformers
 
-SMOLLM2 = "smollm2-135m"
 HEAD_ROWS = 128  # positions whose logits exist at the same time: 25 MB at a vocabulary of 49,152
 MAX_BATCH_TOKENS = 2048
 
@@ -178,48 +174,6 @@ def mean_sample_perplexity(scores: Scores) -> float:
     """Mean over non-empty samples of exp(NLL / tokens), the figure that some papers report; NaN where none is."""
     is_scored = scores.num_tokens > 0
     return float((scores.nll[is_scored] / scores.num_tokens[is_scored]).exp().mean()) if is_scored.any() else math.nan
-
-
-def load_judge(name: str, *, device: str | torch.device = "cpu") -> Judge:
-    """The judge called ``name``.
-
-    Args:
-        name: ``markov``, ``smollm2-135m`` (from a package registry, converted once), or any causal language model that
-            transformers loads: a local folder or a Hub name such as ``gpt2-large``.
-        device: where a network judge runs.
-
-    Raises:
-        UsageError: there is no such model.
-        DidiError: transformers is not installed, or the model cannot be read or reached.
-    """
-    if name == ExactJudge.name:
-        return ExactJudge(MarkovChain())
-    with transformers_for(f"judge {name!r}", known=f"'{ExactJudge.name}', '{SMOLLM2}'") as transformers:
-        source = _smollm2_folder(transformers) if name == SMOLLM2 else name
-        model = transformers.AutoModelForCausalLM.from_pretrained(source)
-        tokenizer = transformers.AutoTokenizer.from_pretrained(source)
-    return CausalJudge(model.to(device), tokenizer, name=name)
-
-
-def _smollm2_folder(transformers: ModuleType) -> Path:
-    """A safetensors copy of the GGUF judge beside its asset; made once, in half a minute."""
-    asset = fetch(SMOLLM2)
-    copy = asset.with_name(f"{asset.name}-safetensors")
-    if copy.is_dir():
-        return copy
-    with cached_folder(copy) as staging:
-        if copy.is_dir():  # another process was first
-            return copy
-        gguf = next(asset.glob("*.gguf")).name
-        with contextlib.redirect_stderr(io.StringIO()):  # the converter's bar, which no setting turns off
-            model = transformers.AutoModelForCausalLM.from_pretrained(asset, gguf_file=gguf)
-        tokenizer = transformers.AutoTokenizer.from_pretrained(asset, gguf_file=gguf)
-        vars(model.config).pop("quantization_config", None)  # all weights are float32 by now; said so, it can be saved
-        plain = type(model)(model.config)
-        plain.load_state_dict(model.state_dict())
-        plain.save_pretrained(staging)
-        tokenizer.save_pretrained(staging)
-    return copy
 
 
 @contextlib.contextmanager

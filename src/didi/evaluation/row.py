@@ -7,7 +7,7 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import torch
 from jaxtyping import Float, Int
@@ -151,6 +151,25 @@ class SampleSet:
     entropies: Float[Tensor, " b"]
 
 
+class Circumstances(TypedDict, total=False):
+    """How a sample set came about: the fields of ``EvaluationRow`` of the same names.
+
+    By default, samples drawn exactly in float64 with seed 0 and without guidance, on the CPU of this machine.
+    """
+
+    discriminator_passes: float
+    precision: str
+    seed: int
+    nelbo: float
+    machine: str
+    temperature: float
+    top_p: float
+    grid: str
+    settings: str
+    note: str
+    mauve: float
+
+
 def measure(
     role: str,
     sampler: str,
@@ -161,17 +180,7 @@ def measure(
     judge: str,
     seconds: float,
     student_passes: float,
-    discriminator_passes: float = 0.0,
-    precision: str = "float64",
-    seed: int = 0,
-    nelbo: float = math.nan,
-    machine: str | None = None,
-    temperature: float = 1.0,
-    top_p: float = 1.0,
-    grid: str = "uniform",
-    settings: str = "",
-    note: str = "",
-    mauve: float = math.nan,
+    **about: Unpack[Circumstances],
 ) -> EvaluationRow:
     """Compute the evaluation row of a sample set.
 
@@ -184,58 +193,47 @@ def measure(
         judge: Name of the judge.
         seconds: Wall time of sampling, without the judge; NaN for text that was not sampled.
         student_passes: Passes of the sampled network per sequence.
-        discriminator_passes: Discriminator passes per sequence.
-        precision: Precision of the categorical draws.
-        seed: Random seed of the samples.
-        nelbo: NELBO per token of the sampled network on held-out data, nats.
-        machine: Hardware on which ``seconds`` were measured; by default the CPU of this machine.
-        temperature: Divisor of the logits.
-        top_p: Probability mass of each token's distribution that was kept.
-        grid: Spacing of the times of the sampling steps.
-        settings: Further settings of the sampler, as text.
-        note: Remarks; the number of samples that the judge truncated is appended.
-        mauve: MAUVE against real text.
+        about: Further fields of the row. The number of samples that the judge truncated is appended to ``note``.
 
     Raises:
         ValueError: ``tokens`` and ``scores`` differ in number, or the sequences are shorter than 4.
     """
     if len(scores.nll) != len(tokens):
         raise ValueError(f"tokens and scores must be of the same samples; got {len(tokens)} and {len(scores.nll)}")
-    entropies = token_entropy(tokens)
+    known: Circumstances = {"discriminator_passes": 0.0, "precision": "float64", "seed": 0, "nelbo": math.nan}
+    known |= {"machine": machine_name()} | about
     if scores.num_truncated:
         cut = f"{scores.num_truncated} samples cut to the judge's context"
-        note = f"{note}; {cut}" if note else cut
+        known["note"] = f"{about['note']}; {cut}" if about.get("note") else cut
     return EvaluationRow(
         role=role,
         sampler=sampler,
         nfe=nfe,
         student_passes=student_passes,
-        discriminator_passes=discriminator_passes,
         num_samples=len(tokens),
-        precision=precision,
         judge=judge,
-        gen_ppl=perplexity(scores),
-        gen_ppl_ci=perplexity_interval(scores),
-        gen_ppl_mean_sample=mean_sample_perplexity(scores),
-        entropy=float(entropies.mean()),
-        entropy_ci=mean_interval(entropies),
-        corpus_entropy=corpus_entropy(tokens),
-        bigram_entropy=bigram_entropy(tokens),
-        distinct_4=distinct_n(tokens, 4),
         seconds_per_sequence=seconds / len(tokens),
         tokens_per_second=tokens.numel() / seconds,
-        nelbo=nelbo,
-        seed=seed,
-        machine=machine or machine_name(),
-        temperature=temperature,
-        top_p=top_p,
-        grid=grid,
-        settings=settings,
-        note=note,
-        repetition_4=float(sequence_repetition(tokens, 4).mean()),
-        self_bleu=self_bleu(tokens) if len(tokens) > 1 else math.nan,
-        mauve=mauve,
+        **_figures(tokens, scores),
+        **known,
     )
+
+
+def _figures(tokens: Int[Tensor, "b l"], scores: Scores) -> dict[str, Any]:
+    """Perplexity, entropies and diversity of a sample set, by the fields of ``EvaluationRow``."""
+    entropies = token_entropy(tokens)
+    return {
+        "gen_ppl": perplexity(scores),
+        "gen_ppl_ci": perplexity_interval(scores),
+        "gen_ppl_mean_sample": mean_sample_perplexity(scores),
+        "entropy": float(entropies.mean()),
+        "entropy_ci": mean_interval(entropies),
+        "corpus_entropy": corpus_entropy(tokens),
+        "bigram_entropy": bigram_entropy(tokens),
+        "distinct_4": distinct_n(tokens, 4),
+        "repetition_4": float(sequence_repetition(tokens, 4).mean()),
+        "self_bleu": self_bleu(tokens) if len(tokens) > 1 else math.nan,
+    }
 
 
 def finite(value: Any) -> Any:

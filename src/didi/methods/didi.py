@@ -12,7 +12,7 @@ One step, after a warm-up in which the student is left out and before lessons fo
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, cast
 
@@ -81,7 +81,7 @@ class Didi:
         self.frozen: dict[str, nn.Module] = {"teacher": teacher}
         self.optimizers = {"student": settings.student_optimizer, "discriminator": settings.discriminator_optimizer}
         self.warmup_steps, loop = settings.discriminator.warmup_steps, settings.loop
-        self._warmup_objective = replace(settings.objective, moves=settings.discriminator.warmup_moves)
+        self._warmup_objective = settings.warmup_objective
         self.last_student_step = self.warmup_steps + loop.steps
         self.num_steps = settings.num_steps
         completions = loop.batch_size * loop.accumulation * settings.objective.completions
@@ -142,7 +142,7 @@ class Didi:
         """Nothing."""
 
     def _discriminator_loss(self, repeat: int, batch: Batch) -> tuple[Tensor, Figures]:
-        """Tell corrupted student samples from corrupted real ones, Eq. 8."""
+        """Cross-entropy of corrupted student samples against corrupted real ones, Eq. 8."""
         drawn, settings = cast(Rollout, batch.rollout), self.settings
         num_completions = settings.discriminator.completions or settings.objective.completions
         t = drawn.t.repeat_interleave(num_completions)
@@ -238,9 +238,7 @@ class Didi:
     def _regulariser(self, drawn: Rollout) -> tuple[Tensor, dict[str, Tensor]]:
         """Divergence from the teacher and entropy bonus, each the sum over both moves of its mean over positions."""
         objective = self.settings.objective
-        student = [drawn.first_log_probs]
-        if objective.score_decomposition:
-            student.append(drawn.second_log_probs)
+        student = drawn.log_probs_of_moves
         with torch.set_grad_enabled(bool(objective.entropy_weight)):  # without a bonus it is only logged
             entropies = [world().part_of_mean(entropy(log_probs)) for log_probs in student]
         figures = {"entropy": entropies[-1].detach()}
@@ -262,7 +260,7 @@ class Didi:
                 length, device = drawn.x.shape[-1], self.runtime.device
                 self._teacher_first = all_mask_log_probs(self.teacher, length, self.process, device)
             found = [self._teacher_first]
-            if self.settings.objective.score_decomposition:
+            if drawn.trajectory != "one-step":
                 found.append(masked_log_probs(self.teacher, drawn.z_tau, drawn.tau, self.process))
         return found
 

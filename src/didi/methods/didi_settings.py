@@ -1,7 +1,8 @@
 """Settings of DiDi-Instruct; "Table" and "App." refer to the paper, "row" to ``docs/deviations.md``."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 from jaxtyping import Float
 from torch import Tensor
@@ -9,8 +10,10 @@ from torch import Tensor
 from didi.diffusion.categorical import Divergence
 from didi.diffusion.schedule import Schedule, TimeDensity, WeightName, time_weight
 from didi.errors import UsageError
-from didi.methods.settings import DistillationConfig, OptimizerConfig, at_least, check_sharding, share
+from didi.methods.settings import DistillationConfig, OptimizerConfig, RunConfig, at_least, check_sharding, share
 from didi.objectives.didi import Grouping, RewardReduction, ScoreReduction
+
+TrajectoryKind = Literal["one-step", "two-moves", "path"]
 
 
 @dataclass(frozen=True)
@@ -22,7 +25,7 @@ class DiscriminatorSettings:
     trainable_blocks: int | None = None
     """Last blocks that are trained beside the head; the rest stays as in the teacher. None trains all; 4 released."""
     is_time_conditioned: bool = True
-    """Whether it is told the noise level (row 9)."""
+    """Whether it reads the noise level (row 9)."""
     label_smoothing: float = 0.1
     """Smoothing epsilon of the labels 1 - eps/2 and eps/2 (row 8)."""
     unsmooth: bool = False
@@ -30,7 +33,8 @@ class DiscriminatorSettings:
     warmup_steps: int = 300
     """Steps before the first student update in which only the discriminator learns."""
     warmup_moves: int = 2
-    """Moves of the student in them: even where ``objective.moves`` is more, it learns faster from the easier two."""
+    """Moves of the student in them. 2: two moves even where the objective's trajectory is a path, since it learns
+    faster from these; more: a path of so many moves."""
     steps_per_student_step: int = 1
     """Discriminator updates for each student update, each on fresh corruptions and fresh real rows."""
     completions: int | None = None
@@ -44,7 +48,7 @@ class DiscriminatorSettings:
     """Passes per sequence of a teacher pool."""
     guidance_steps: int = 0
     """Steps after the last student update in which only the discriminator learns, from states of the finished
-    student's own sampler: those that guided sampling asks it about."""
+    student's own sampler: those that guided sampling scores."""
     guidance_nfe: int = 8
     """Moves of that sampler."""
 
@@ -59,11 +63,12 @@ class DiscriminatorSettings:
 class ObjectiveConfig:
     """The DiDi-Instruct objective; the switches of Tables 1-2 and of docs/deviations.md."""
 
-    score_decomposition: bool = True
-    """Two moves 1 -> tau -> 0 whose scores are split, Eq. 9; off is the one-step generator."""
-    moves: int = 2
-    """Moves of the student in training. More than the paper's 2 (ours): states come from its own sampler of so many
-    moves, and a random one of them is scored, as far as it has gone at a time within it."""
+    trajectory: TrajectoryKind = "two-moves"
+    """How the student generates in training. ``one-step``: all tokens from the all-mask state. ``two-moves``: 1 -> tau
+    -> 0, with the score of both moves, Eq. 9 (the paper). ``path``: states come from the student's own sampler of
+    ``moves`` moves, and a random one of them is scored by its state at a time within it (ours)."""
+    moves: int | None = None
+    """Moves of a ``path``, 3 or more; None for the others."""
     coupled_time: bool = True
     """Corrupt the samples at the time tau of their intermediate state (App. F.3)."""
     weight: WeightName = "constant"
@@ -107,7 +112,16 @@ class ObjectiveConfig:
 
     def __post_init__(self) -> None:
         at_least(1, self, "completions", "corruptions", "group_size")
-        at_least(2, self, "moves")
+        if self.trajectory == "path" and (self.moves is None or self.moves < 3):
+            raise UsageError(
+                f"objective.moves is the number of moves of trajectory path, 3 or more; got {self.moves}: set it, or "
+                "set objective.trajectory to two-moves"
+            )
+        if self.trajectory != "path" and self.moves is not None:
+            raise UsageError(
+                f"objective.moves is for trajectory path; got {self.moves} with {self.trajectory}: set "
+                "objective.trajectory to path, or leave objective.moves out"
+            )
         at_least(0, self, "divergence_weight", "entropy_weight", "weight_low", "importance_clip")
 
     def time_weights(self, t: Float[Tensor, " s"], schedule: Schedule) -> Float[Tensor, " s"]:
@@ -152,21 +166,39 @@ class DistillConfig(DistillationConfig):
                 f"discriminator.completions lies in [1, {objective.completions}], the objective's; got "
                 f"{discriminator.completions}"
             )
-        is_plain = objective.score_decomposition and objective.coupled_time
+        is_plain = objective.trajectory != "one-step" and objective.coupled_time
         is_plain = is_plain and objective.time_a == objective.time_b == 1
         is_plain = is_plain and objective.advantage != "shared-time"  # each state has a time of its own
-        moves = max(objective.moves, discriminator.warmup_moves)
-        if moves > 2 and not (is_plain and discriminator.steps_per_student_step == 1):
+        has_path = "path" in (objective.trajectory, self.warmup_objective.trajectory)
+        if has_path and not (is_plain and discriminator.steps_per_student_step == 1):
             raise UsageError(
-                "objective.moves and discriminator.warmup_moves above 2 go with score_decomposition, coupled_time, "
-                "Beta(1, 1) times, an advantage other than shared-time and one update of the discriminator a step; "
-                f"got {moves}: set it to 2 or those to their defaults"
+                "objective.trajectory path and discriminator.warmup_moves above 2 go with coupled_time, Beta(1, 1) "
+                "times, an advantage other than shared-time, one update of the discriminator a step, and no one-step "
+                f"trajectory; got {objective.trajectory} and {discriminator.warmup_moves}: set them to two-moves and "
+                "2, or the others to their defaults"
             )
         if objective.advantage in ("rows", "shared-time") and loop.batch_size % objective.group_size:
             raise UsageError(
                 f"loop.batch_size is a multiple of objective.group_size for {objective.advantage} groups; got "
                 f"{loop.batch_size} and {objective.group_size}"
             )
+
+    @property
+    def warmup_objective(self) -> ObjectiveConfig:
+        """The objective with the trajectories of the discriminator's warm-up, ``discriminator.warmup_moves``."""
+        if (moves := self.discriminator.warmup_moves) > 2:
+            return replace(self.objective, trajectory="path", moves=moves)
+        is_path = self.objective.trajectory == "path"
+        return replace(self.objective, trajectory="two-moves", moves=None) if is_path else self.objective
+
+    @classmethod
+    def current(cls, settings: Mapping[str, Any], base: RunConfig | None = None) -> dict[str, Any]:
+        """See ``RunConfig.current``."""
+        objective = settings.get("objective")
+        if not isinstance(objective, Mapping):
+            return dict(settings)
+        default = base.objective if isinstance(base, DistillConfig) else ObjectiveConfig()
+        return {**settings, "objective": _current_objective(objective, default)}
 
     @property
     def num_steps(self) -> int:
@@ -181,3 +213,22 @@ class DistillConfig(DistillationConfig):
             guidance_steps=min(self.discriminator.guidance_steps, max_steps),
         )
         return replace(self, loop=replace(self.loop, steps=max_steps), discriminator=discriminator)
+
+
+def _current_objective(settings: Mapping[str, Any], base: ObjectiveConfig) -> dict[str, Any]:
+    """Settings of an objective, all or some, under the names of now.
+
+    Before ``trajectory``, ``score_decomposition`` off meant ``one-step``, and ``moves`` meant ``path`` above 2 and
+    ``two-moves`` at 2.
+    """
+    found = dict(settings)
+    if "trajectory" in found or not found.keys() & {"score_decomposition", "moves"}:
+        return found
+    is_split, moves = found.pop("score_decomposition", None), found.get("moves", 2)
+    if is_split is False:  # more than two moves did not go with it, and do not now
+        return found | {"trajectory": "one-step", "moves": None if moves == 2 else moves}
+    if "moves" in found and (moves is None or moves == 2):
+        return found | {"trajectory": "two-moves", "moves": None}
+    if "moves" in found:
+        return found | {"trajectory": "path"}
+    return found | ({"trajectory": "two-moves"} if base.trajectory == "one-step" else {})

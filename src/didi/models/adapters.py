@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from torch import nn
 
 from didi.errors import UsageError
-from didi.models.discriminator import Discriminator, check_num_blocks
+from didi.models.discriminator import Discriminator, last_blocks
 from didi.models.dit import DiT
 
 if TYPE_CHECKING:
@@ -54,16 +54,11 @@ def adapt(network: DiT | Discriminator, rank: int, num_blocks: int | None = None
     Raises:
         UsageError: peft is not installed, or there are fewer blocks than that.
     """
-    num_blocks = check_num_blocks(network, num_blocks)
-    begin = len(network.blocks) - num_blocks
-    prefixes = [f"blocks.{number}." for number in range(begin, len(network.blocks))]
+    adapted = last_blocks(network, num_blocks)
     if isinstance(network, DiT):
-        prefixes.append("output_layer.")
-    names = [
-        name
-        for name, module in network.named_modules()
-        if isinstance(module, nn.Linear) and name.startswith(tuple(prefixes))
-    ]
+        adapted.append(network.output_layer)
+    linears = {module for one in adapted for module in one.modules() if isinstance(module, nn.Linear)}
+    names = [name for name, module in network.named_modules() if module in linears]
     network.requires_grad_(False)
     if names:
         peft = _peft()

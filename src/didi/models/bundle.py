@@ -40,7 +40,7 @@ from didi.models.discriminator import Discriminator, num_parameters
 from didi.models.dit import DiT
 from didi.models.foreign import download
 from didi.models.manifest import ROLES, Manifest, read_manifest
-from didi.models.networks import build, kind_of
+from didi.models.networks import NETWORKS, build, kind_of
 from didi.models.untrusted import PlainDumper, read_json, read_tokenizer
 
 WEIGHTS = "model.safetensors"
@@ -256,7 +256,7 @@ def _load_network(folder: Path, role: str, kind: str) -> nn.Module:
             raise UsageError(f"the {role} of a bundle is config.json and model.safetensors; {file} is missing")
     settings = read_json(config_file)
     try:
-        weights = load_file(weights_file)
+        weights = NETWORKS[kind].current_names(load_file(weights_file))
         network: nn.Module = build(kind, settings, weights, source=str(config_file))
     except (SafetensorError, ValueError, OSError, RuntimeError) as error:
         if isinstance(error, DidiError):

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from didi.errors import UsageError
-from didi.models.discriminator import Discriminator, DiscriminatorConfig
+from didi.models.discriminator import TRUNK, Discriminator, DiscriminatorConfig, current_names
 from didi.models.dit import DiT, DiTConfig
 
 BACKBONE_PREFIX = "backbone."
@@ -30,10 +30,10 @@ def dit_from_state_dict(
 
     Args:
         state_dict: bare keys, or all of them under ``backbone.`` as in Hub repositories.
-        num_heads: attention heads; by default those that the rotary frequencies tell.
+        num_heads: attention heads; inferred from the rotary frequencies by default.
         mask_id: index of [MASK]; the last symbol by default.
-        length: context length, which no tensor's shape tells; rotary positions have no limit of their own.
-        is_time_conditioned: whether samplers tell the network its noise level.
+        length: context length, which no tensor's shape gives; rotary positions have no limit of their own.
+        is_time_conditioned: whether samplers pass the noise level.
         is_uniform: the network denoises uniform-state diffusion, which has no mask.
         is_tied: the head shares the embedding's matrix, and the state dict may leave it out.
 
@@ -78,11 +78,12 @@ def discriminator_from_state_dict(
     shape = _infer_config(weights, num_heads, mask_id, length, is_time_conditioned=True, is_uniform=False)
     with torch.device("meta"):
         network = Discriminator(DiscriminatorConfig(**vars(shape)))
-    check_keys(network.state_dict(), weights, source="discriminator checkpoint")
+    expected = {name.removeprefix(TRUNK): value for name, value in network.state_dict().items()}
+    check_keys(expected, weights, source="discriminator checkpoint")
     weights = _owned(weights)
     for name in ("bias", "parametrizations.weight.original", "parametrizations.weight.0._u"):
         weights[LAST_LAYER + name].neg_()  # with u, so that u W v in W / (u W v) keeps its sign
-    network.load_state_dict(weights, strict=True, assign=True)
+    network.load_state_dict(current_names(weights), strict=True, assign=True)
     return network.requires_grad_(True).eval()
 
 
@@ -188,7 +189,7 @@ def _infer_config(
 ) -> DiTConfig:
     for name, ndim in ((EMBEDDING, 2), ("sigma_map.mlp.2.weight", 2), ("rotary_emb.inv_freq", 1)):
         if name not in weights:
-            raise UsageError(f"an MDLM checkpoint holds {name}, which tells its sizes; missing {name}")
+            raise UsageError(f"an MDLM checkpoint holds {name}, from which its sizes are read; missing {name}")
         if weights[name].ndim != ndim:
             raise UsageError(f"{name} has {ndim} axes; got shape {list(weights[name].shape)}")
     vocab_size, hidden_size = weights[EMBEDDING].shape

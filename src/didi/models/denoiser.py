@@ -1,9 +1,9 @@
-"""What samplers and methods ask of any network that predicts clean tokens from corrupted ones."""
+"""What samplers and methods ask of any network that predicts clean tokens from corrupted ones, and of its trunk."""
 
 from typing import Protocol, runtime_checkable
 
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from didi.diffusion.absorbing import selected_rows
 
@@ -31,7 +31,7 @@ class Denoiser(Protocol):
 
     @property
     def is_time_conditioned(self) -> bool:
-        """Whether the network is to be told its noise level."""
+        """Whether the network reads its noise level."""
         ...
 
     def features(
@@ -51,6 +51,59 @@ class Denoiser(Protocol):
 
     def head(self, features: Float[Tensor, "*rows d"]) -> Float[Tensor, "*rows v"]:
         """Raw logits of any rows of features."""
+        ...
+
+
+@runtime_checkable
+class Trunk(Protocol):
+    """A network below its output layer, an ``nn.Module``: what a discriminator is built on.
+
+    Training also shards it, checkpoints its activations, freezes it and adapts it block by block.
+
+    Attributes:
+        blocks: the transformer blocks, first to last.
+        keeps_activations: False to keep only the input of each block and run the block again in the backward pass.
+    """
+
+    blocks: nn.ModuleList
+    keeps_activations: bool
+
+    @property
+    def hidden_size(self) -> int:
+        """Width d."""
+        ...
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of symbols, the mask included."""
+        ...
+
+    @property
+    def mask_id(self) -> int | None:
+        """Index of [MASK]; None in a network of a process without one."""
+        ...
+
+    @property
+    def length(self) -> int:
+        """Context length L."""
+        ...
+
+    @property
+    def is_time_conditioned(self) -> bool:
+        """Whether callers pass the noise level."""
+        ...
+
+    def embed(self, inputs: Int[Tensor, "*b"] | Float[Tensor, "*b v"]) -> Float[Tensor, "*b d"]:
+        """Embeddings of token ids, or expected embeddings of any rows of a simplex."""
+        ...
+
+    def hidden_states(
+        self,
+        embedded: Float[Tensor, "b l d"],
+        sigma: Float[Tensor, " b"] | None = None,
+        attention_mask: Bool[Tensor, "b l"] | None = None,
+    ) -> Float[Tensor, "b l d"]:
+        """Hidden states after the last block; arguments as of ``Denoiser.features``."""
         ...
 
 

@@ -1,8 +1,9 @@
 """The discriminator that estimates the student-over-teacher log-density ratio. Lemma 4.2, Table 3, App. D."""
 
 import contextlib
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Literal
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -10,21 +11,57 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from didi.errors import UsageError
-from didi.models.denoiser import Simplex, Tokens
-from didi.models.dit import DiT, DiTConfig, DiTTrunk
+from didi.models.denoiser import Simplex, Tokens, Trunk
+from didi.models.dit import DiTConfig, DiTTrunk
+
+TRUNK, HEAD = "trunk.", "output_layer."  # prefixes of the names of all weights
+Output = Literal["token", "sequence"]
 
 
 @dataclass(frozen=True)
 class DiscriminatorConfig(DiTConfig):
-    """Shape of a discriminator: a denoiser's trunk and a small head.
+    """Shape of a discriminator: that of its trunk, a diffusion transformer, and its output.
 
     Attributes:
         output: ``token`` gives one logit for each position (text), ``sequence`` one for all (proteins, App. F.6).
         is_time_conditioned: the discriminator reads the noise level even where the denoisers do not.
     """
 
-    output: Literal["token", "sequence"] = "token"
+    output: Output = "token"
     is_time_conditioned: bool = True
+
+    @classmethod
+    def for_denoiser(cls, shape: DiTConfig, *, output: Output, is_time_conditioned: bool) -> "DiscriminatorConfig":
+        """See ``DiscriminatorShape.for_denoiser``."""
+        values = asdict(shape) | {"dropout": 0.0, "is_time_conditioned": is_time_conditioned}
+        return cls(**values, output=output)
+
+    def make_trunk(self) -> DiTTrunk:
+        """See ``DiscriminatorShape.make_trunk``."""
+        return DiTTrunk(self)
+
+
+@runtime_checkable
+class DiscriminatorShape(Protocol):
+    """Settings of a discriminator, a dataclass that a bundle stores: those of its trunk, and ``output``."""
+
+    @property
+    def output(self) -> Output:
+        """One logit for each position, or one for all."""
+        ...
+
+    @classmethod
+    def for_denoiser(cls, shape: Any, *, output: Output, is_time_conditioned: bool) -> "DiscriminatorShape":
+        """The settings of a discriminator whose trunk is that of a denoiser with the settings ``shape``."""
+        ...
+
+    def make_trunk(self) -> Any:
+        """A ``denoiser.Trunk`` with new weights."""
+        ...
+
+
+SHAPES: dict[type[Any], type[DiscriminatorShape]] = {DiTConfig: DiscriminatorConfig}
+"""For the settings of a denoiser, those of the discriminators on its trunk."""
 
 
 class DiscriminatorHead(nn.Module):
@@ -46,36 +83,81 @@ class DiscriminatorHead(nn.Module):
         return torch.squeeze_copy(self.main(x), -1)  # no view, which FSDP2 would warn of
 
 
-class Discriminator(DiTTrunk):
-    """Logits of "this came from the student", so that a logit is a log-ratio student over teacher in nats."""
+class Discriminator(nn.Module):
+    """A trunk and a small head: logits of "this came from the student".
 
-    def __init__(self, config: DiscriminatorConfig) -> None:
-        super().__init__(config)
-        self.config: DiscriminatorConfig = config
-        self.output_layer = DiscriminatorHead(config.hidden_size)
+    The label of the student is 1, so that a logit is a log-ratio student over teacher in nats.
+
+    Attributes:
+        config: shape of the trunk, and the output.
+        trunk: any ``denoiser.Trunk``, made by ``config.make_trunk``.
+        output_layer: the head.
+    """
+
+    def __init__(self, config: DiscriminatorShape) -> None:
+        super().__init__()
+        self.config: Any = config
+        self.trunk = config.make_trunk()
+        self.output_layer = DiscriminatorHead(self.trunk.hidden_size)
 
     @classmethod
     def from_denoiser(
         cls,
-        denoiser: DiT,
+        denoiser: nn.Module,
         *,
-        output: Literal["token", "sequence"] = "token",
+        output: Output = "token",
         is_time_conditioned: bool = True,
         shares_trunk: bool = False,
     ) -> "Discriminator":
-        """A discriminator with a fresh head on a copy of ``denoiser``'s trunk, or, if it is shared, on the trunk."""
-        shape = asdict(denoiser.config) | {"dropout": 0.0, "is_time_conditioned": is_time_conditioned}
-        config = DiscriminatorConfig(**shape, output=output)
+        """A discriminator with a new head on a copy of ``denoiser``'s trunk, or, if it is shared, on the trunk.
+
+        Args:
+            denoiser: a network whose settings are in ``SHAPES``; it has the weights of the trunk under the same names.
+            output: one logit for each position, or one for all.
+            is_time_conditioned: whether the discriminator reads the noise level.
+            shares_trunk: use the weights of ``denoiser`` themselves.
+
+        Raises:
+            UsageError: there is no discriminator for networks of this kind.
+        """
+        shape: Any = denoiser.config
+        if type(shape) not in SHAPES:
+            known = ", ".join(one.__name__ for one in SHAPES)
+            raise UsageError(f"a discriminator has the trunk of a network with {known}; got {type(shape).__name__}")
+        config = SHAPES[type(shape)].for_denoiser(shape, output=output, is_time_conditioned=is_time_conditioned)
         with torch.device("meta") if shares_trunk else contextlib.nullcontext():
             discriminator = cls(config)
         if shares_trunk:
-            discriminator.output_layer = DiscriminatorHead(config.hidden_size)
-        trunk = {name: value for name, value in denoiser.state_dict().items() if not name.startswith("output_layer.")}
-        missing, unexpected = discriminator.load_state_dict(trunk, strict=False, assign=shares_trunk)
-        stray = [name for name in missing if not name.startswith("output_layer.")] + unexpected
-        if stray:  # cannot happen while both share DiTTrunk; a changed layout must not go unseen
-            raise RuntimeError(f"denoiser and discriminator trunks differ: {', '.join(stray)}")
+            discriminator.output_layer = DiscriminatorHead(discriminator.trunk.hidden_size)
+        weights = denoiser.state_dict()
+        of_trunk = {name: weights[name] for name in discriminator.trunk.state_dict()}
+        discriminator.trunk.load_state_dict(of_trunk, assign=shares_trunk)
         return discriminator
+
+    @property
+    def blocks(self) -> nn.ModuleList:
+        """The transformer blocks of the trunk."""
+        return self.trunk.blocks
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of symbols, the mask included."""
+        return self.trunk.vocab_size
+
+    @property
+    def mask_id(self) -> int | None:
+        """Index of [MASK]; None in a network of a process without one."""
+        return self.trunk.mask_id
+
+    @property
+    def length(self) -> int:
+        """Context length L."""
+        return self.trunk.length
+
+    @property
+    def is_time_conditioned(self) -> bool:
+        """Whether callers pass the noise level."""
+        return self.trunk.is_time_conditioned
 
     def forward(
         self,
@@ -94,7 +176,7 @@ class Discriminator(DiTTrunk):
 
     def embed(self, inputs: Int[Tensor, "*b"] | Float[Tensor, "*b v"]) -> Float[Tensor, "*b d"]:
         """Embeddings of token ids, or expected ones of any rows of a simplex."""
-        return self.vocab_embed(inputs)
+        return self.trunk.embed(inputs)
 
     def from_embeddings(
         self,
@@ -103,7 +185,7 @@ class Discriminator(DiTTrunk):
         attention_mask: Bool[Tensor, "b l"] | None = None,
     ) -> Float[Tensor, "b *l"]:
         """As ``forward``, of positions that are embedded already."""
-        hidden, _ = self.trunk(embedded, sigma, attention_mask)
+        hidden = self.trunk.hidden_states(embedded, sigma, attention_mask)
         if self.config.output == "sequence":
             hidden = hidden.mean(1) if attention_mask is None else _mean_of_real(hidden, attention_mask)
         return self.output_layer(hidden)
@@ -119,21 +201,40 @@ class Discriminator(DiTTrunk):
             return
         self.requires_grad_(False)
         self.output_layer.requires_grad_(True)
-        for block in self.blocks[len(self.blocks) - check_num_blocks(self, num_blocks) :]:
+        for block in last_blocks(self, num_blocks):
             block.requires_grad_(True)
 
 
-def check_num_blocks(network: DiTTrunk, num_blocks: int | None) -> int:
-    """How many of the last blocks are trained; None is all.
+def current_names(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights of a discriminator under the names that its state dict has.
+
+    Bundles and checkpoints of before the trunk was a part of its own, and the public layout, have the names of the
+    trunk without ``trunk.``: ``blocks.0.norm1.weight`` is now ``trunk.blocks.0.norm1.weight``. Names of the head are
+    the same in both.
+    """
+    if any(name.startswith(TRUNK) for name in weights):
+        return dict(weights)
+    return {name if name.startswith(HEAD) else TRUNK + name: value for name, value in weights.items()}
+
+
+def trunk_of(network: nn.Module) -> Trunk | None:
+    """The trunk of a discriminator, or the network itself where it is one (a denoiser); None of other networks."""
+    found = network.trunk if isinstance(network, Discriminator) else network
+    return found if isinstance(found, Trunk) else None
+
+
+def last_blocks(network: DiTTrunk | Discriminator, num_blocks: int | None) -> list[nn.Module]:
+    """The last ``num_blocks`` transformer blocks; None is all.
 
     Raises:
         UsageError: there are fewer.
     """
+    blocks = list(network.blocks)
     if num_blocks is None:
-        return len(network.blocks)
-    if not 0 <= num_blocks <= len(network.blocks):
-        raise UsageError(f"trainable blocks lie in [0, {len(network.blocks)}] for this network; got {num_blocks}")
-    return num_blocks
+        return blocks
+    if not 0 <= num_blocks <= len(blocks):
+        raise UsageError(f"trainable blocks lie in [0, {len(blocks)}] for this network; got {num_blocks}")
+    return blocks[len(blocks) - num_blocks :]
 
 
 def num_parameters(network: nn.Module) -> int:
@@ -156,7 +257,7 @@ def log_ratio_logits(
     """The discriminator's logits with its spectral norms held still, float32.
 
     A forward pass in training mode would move the power-iteration vectors even without gradients, so the score of a
-    sequence would depend on how often it was asked.
+    sequence would depend on how often it was computed.
     """
     was_training = discriminator.training
     discriminator.eval()

@@ -4,7 +4,6 @@ Pre-norm transformer with rotary positions and adaptive layer norm on the noise 
 names and shapes are those of the public MDLM, Duo and DiDi-Instruct checkpoints, so a state dict goes in unchanged.
 """
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -15,8 +14,8 @@ from torch.utils.checkpoint import checkpoint
 
 from didi.errors import UsageError
 from didi.models.denoiser import Simplex, Tokens
+from didi.models.layers import Embedding, LayerNorm, LocalConv, NoiseEmbedding, Rotary, modulate, rotate, zero_linear
 
-FREQUENCY_DIM = 256  # sinusoidal features of the noise level
 MLP_RATIO = 4
 
 
@@ -34,7 +33,7 @@ class DiTConfig:
         num_heads: attention heads; ``hidden_size / num_heads`` is even.
         cond_dim: width of the noise-level conditioning.
         dropout: dropout rate of both residual branches while in training mode.
-        is_time_conditioned: whether samplers and objectives tell the network its noise level (MDLM: no).
+        is_time_conditioned: whether samplers and objectives pass the noise level (MDLM: no).
         conv_radius: neighbours on either side that a residual depthwise convolution mixes in before each block; 0
             leaves it out, which is the public checkpoint layout.
     """
@@ -62,94 +61,6 @@ class DiTConfig:
             raise UsageError(f"mask_id lies in [0, vocab_size); got {self.mask_id} and {self.vocab_size}")
 
 
-class LayerNorm(nn.Module):
-    """Layer normalisation without bias, computed in float32."""
-
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(dim))
-
-    def forward(self, x: Float[Tensor, "*rows d"]) -> Float[Tensor, "*rows d"]:
-        """Normalise the last axis."""
-        with torch.autocast(x.device.type, enabled=False):
-            return F.layer_norm(x.float(), self.weight.shape, self.weight.float())
-
-
-class Embedding(nn.Module):
-    """Token embedding that also takes a simplex: the expected embedding under it."""
-
-    def __init__(self, vocab_size: int, dim: int) -> None:
-        super().__init__()
-        self.embedding = nn.Parameter(torch.empty(vocab_size, dim))
-        nn.init.kaiming_uniform_(self.embedding, a=math.sqrt(5))
-
-    def forward(self, inputs: Int[Tensor, "*b"] | Float[Tensor, "*b v"]) -> Float[Tensor, "*b d"]:
-        """Embed token ids, or rows of a simplex (any floating-point input)."""
-        if inputs.is_floating_point():
-            return inputs.to(self.embedding.dtype) @ self.embedding
-        return F.embedding(inputs, self.embedding)
-
-
-class NoiseEmbedding(nn.Module):
-    """Sinusoidal features of the noise level, then a two-layer network."""
-
-    def __init__(self, cond_dim: int) -> None:
-        super().__init__()
-        self.mlp = nn.Sequential(nn.Linear(FREQUENCY_DIM, cond_dim), nn.SiLU(), nn.Linear(cond_dim, cond_dim))
-
-    def forward(self, sigma: Float[Tensor, " b"]) -> Float[Tensor, "b c"]:
-        """Embed noise levels."""
-        half = FREQUENCY_DIM // 2
-        frequencies = torch.exp(-math.log(10_000) * torch.arange(half, device=sigma.device) / half)
-        angles = sigma.float()[:, None] * frequencies
-        return self.mlp(torch.cat([angles.cos(), angles.sin()], dim=-1))
-
-
-class Rotary(nn.Module):
-    """Rotary position embedding on sequential (not interleaved) halves (Su et al. 2024)."""
-
-    inv_freq: Tensor
-
-    def __init__(self, head_dim: int) -> None:
-        super().__init__()
-        # On the meta device, torch.arange imports torch._dynamo and sympy, which takes a second.
-        frequencies = 10_000 ** (-torch.arange(0, head_dim, 2, device="cpu") / head_dim)
-        self.register_buffer("inv_freq", frequencies.to(torch.get_default_device()))
-
-    def forward(self, length: int) -> tuple[Float[Tensor, "l e"], Float[Tensor, "l e"]]:
-        """Cosines and sines of every position, each half repeated once; the first half of the sines is negated."""
-        angles = torch.outer(torch.arange(length, device=self.inv_freq.device), self.inv_freq)
-        return angles.cos().repeat(1, 2), torch.cat([-angles.sin(), angles.sin()], dim=-1)
-
-
-def _rotate(x: Float[Tensor, "*b l e"], cos: Float[Tensor, "l e"], sin: Float[Tensor, "l e"]) -> Tensor:
-    first, second = x.chunk(2, dim=-1)
-    return torch.addcmul(x * cos, torch.cat([second, first], dim=-1), sin)
-
-
-def _modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    return torch.addcmul(shift, x, 1 + scale)
-
-
-class LocalConv(nn.Module):
-    """Residual depthwise convolution over positions ("Canon layer", Allen-Zhu 2025), the identity at the start.
-
-    A small network needs long to learn attention to neighbours; this gives it word pairs at once.
-    """
-
-    def __init__(self, dim: int, radius: int) -> None:
-        super().__init__()
-        self.radius = radius
-        self.weight = nn.Parameter(torch.zeros(2 * radius + 1, dim))
-
-    def forward(self, x: Float[Tensor, "b l d"]) -> Float[Tensor, "b l d"]:
-        """Add to each position its weighted neighbours; beyond the ends there is nothing."""
-        length, padded, mixed = x.shape[1], F.pad(x, (0, 0, self.radius, self.radius)), x
-        for offset, weight in enumerate(self.weight):
-            mixed = torch.addcmul(mixed, padded[:, offset : offset + length], weight)
-        return mixed
-
-
 class Block(nn.Module):
     """Attention and feed-forward, both modulated and gated by the noise level (adaLN-zero)."""
 
@@ -165,7 +76,7 @@ class Block(nn.Module):
         self.mlp = nn.Sequential(
             nn.Linear(dim, MLP_RATIO * dim), nn.GELU(approximate="tanh"), nn.Linear(MLP_RATIO * dim, dim)
         )
-        self.adaLN_modulation = _zero_linear(config.cond_dim, 6 * dim)
+        self.adaLN_modulation = zero_linear(config.cond_dim, 6 * dim)
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(
@@ -180,13 +91,13 @@ class Block(nn.Module):
             x = x * attention_mask[..., None]
         x = self.conv(x)
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.adaLN_modulation(cond)[:, None].chunk(6, dim=-1)
-        qkv = self.attn_qkv(_modulate(self.norm1(x), shift_a, scale_a))
+        qkv = self.attn_qkv(modulate(self.norm1(x), shift_a, scale_a))
         qkv = qkv.unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        query, key = _rotate(qkv[:2], *(table.to(qkv.dtype) for table in rotary))
+        query, key = rotate(qkv[:2], *(table.to(qkv.dtype) for table in rotary))
         is_read = None if attention_mask is None else attention_mask[:, None, None]
         attended = F.scaled_dot_product_attention(query, key, qkv[2], attn_mask=is_read)
         x = torch.addcmul(x, gate_a, self.dropout(self.attn_out(attended.transpose(1, 2).flatten(2))))
-        return torch.addcmul(x, gate_m, self.dropout(self.mlp(_modulate(self.norm2(x), shift_m, scale_m))))
+        return torch.addcmul(x, gate_m, self.dropout(self.mlp(modulate(self.norm2(x), shift_m, scale_m))))
 
 
 class FinalLayer(nn.Module):
@@ -195,24 +106,17 @@ class FinalLayer(nn.Module):
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()
         self.norm_final = LayerNorm(config.hidden_size)
-        self.linear = _zero_linear(config.hidden_size, config.vocab_size)
-        self.adaLN_modulation = _zero_linear(config.cond_dim, 2 * config.hidden_size)
+        self.linear = zero_linear(config.hidden_size, config.vocab_size)
+        self.adaLN_modulation = zero_linear(config.cond_dim, 2 * config.hidden_size)
 
     def forward(self, x: Float[Tensor, "b l d"], cond: Float[Tensor, "c k"]) -> Float[Tensor, "b l d"]:
         """The modulated norm; the head itself is ``linear``."""
         shift, scale = self.adaLN_modulation(cond)[:, None].chunk(2, dim=-1)
-        return _modulate(self.norm_final(x), shift, scale)
-
-
-def _zero_linear(num_in: int, num_out: int) -> nn.Linear:
-    linear = nn.Linear(num_in, num_out)
-    nn.init.zeros_(linear.weight)
-    nn.init.zeros_(linear.bias)
-    return linear
+        return modulate(self.norm_final(x), shift, scale)
 
 
 class DiTTrunk(nn.Module):
-    """Embedding and transformer blocks, shared by the denoiser and the discriminator."""
+    """Embedding and transformer blocks, without an output layer; a ``denoiser.Trunk``."""
 
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()
@@ -243,13 +147,31 @@ class DiTTrunk(nn.Module):
         """Whether callers pass the noise level."""
         return self.config.is_time_conditioned
 
-    def trunk(
+    @property
+    def hidden_size(self) -> int:
+        """Width d."""
+        return self.config.hidden_size
+
+    def embed(self, inputs: Int[Tensor, "*b"] | Float[Tensor, "*b v"]) -> Float[Tensor, "*b d"]:
+        """See ``denoiser.Trunk.embed``."""
+        return self.vocab_embed(inputs)
+
+    def hidden_states(
+        self,
+        embedded: Float[Tensor, "b l d"],
+        sigma: Float[Tensor, " b"] | None = None,
+        attention_mask: Bool[Tensor, "b l"] | None = None,
+    ) -> Float[Tensor, "b l d"]:
+        """See ``denoiser.Trunk.hidden_states``; ``sigma`` None is zero noise for all."""
+        return self.conditioned(embedded, sigma, attention_mask)[0]
+
+    def conditioned(
         self,
         embedded: Float[Tensor, "b l d"],
         sigma: Float[Tensor, " b"] | None,
         attention_mask: Bool[Tensor, "b l"] | None = None,
     ) -> tuple[Float[Tensor, "b l d"], Float[Tensor, "c k"]]:
-        """Hidden states after the last block, and the conditioning; ``sigma`` None is zero noise for all."""
+        """Hidden states after the last block, and the conditioning that the output layer reads as well."""
         x = embedded
         cond = F.silu(self.sigma_map(x.new_zeros(1) if sigma is None else sigma))
         rotary = self.rotary_emb(x.shape[1])
@@ -275,7 +197,7 @@ class DiT(DiTTrunk):
         attention_mask: Bool[Tensor, "b l"] | None = None,
     ) -> Float[Tensor, "b l d"]:
         """See ``Denoiser.features``."""
-        return self.output_layer(*self.trunk(self.vocab_embed(inputs), sigma, attention_mask))
+        return self.output_layer(*self.conditioned(self.embed(inputs), sigma, attention_mask))
 
     def head(self, features: Float[Tensor, "*rows d"]) -> Float[Tensor, "*rows v"]:
         """See ``Denoiser.head``."""

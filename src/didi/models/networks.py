@@ -3,7 +3,7 @@
 A new kind is one file with a settings dataclass and a module, and one line in ``NETWORKS``.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from didi.errors import UsageError
 from didi.models.autoregressive import AutoregressiveConfig, AutoregressiveLM
-from didi.models.discriminator import Discriminator, DiscriminatorConfig
+from didi.models.discriminator import Discriminator, DiscriminatorConfig, current_names
 from didi.models.dit import DiT, DiTConfig
 from didi.models.untrusted import config_from
 
@@ -24,16 +24,18 @@ class NetworkKind(NamedTuple):
         network: the module, built from its settings.
         builds_on_meta: whether it may be built on the ``meta`` device before its weights are assigned; False for
             networks with buffers that no file holds.
+        current_names: from the weights of a bundle of any age to the names of the network's state dict.
     """
 
     settings: type[Any]
     network: type[nn.Module]
     builds_on_meta: bool = True
+    current_names: Callable[[Mapping[str, Tensor]], dict[str, Tensor]] = dict
 
 
 NETWORKS: dict[str, NetworkKind] = {
     "dit": NetworkKind(DiTConfig, DiT),
-    "dit-discriminator": NetworkKind(DiscriminatorConfig, Discriminator),
+    "dit-discriminator": NetworkKind(DiscriminatorConfig, Discriminator, current_names=current_names),
     "gpt2": NetworkKind(AutoregressiveConfig, AutoregressiveLM, builds_on_meta=False),
 }
 
@@ -44,8 +46,8 @@ def kind_of(network: nn.Module) -> str:
     Raises:
         UsageError: its class is none of ``NETWORKS``.
     """
-    for name, kind in NETWORKS.items():
-        if type(network) is kind.network:
+    for name, kind in NETWORKS.items():  # discriminators share a class and differ by their settings
+        if type(network) is kind.network and type(network.config) is kind.settings:
             return name
     raise UsageError(
         f"a bundle holds networks of the kinds {', '.join(NETWORKS)}; got {type(network).__name__}: add it to NETWORKS"

@@ -3,12 +3,11 @@
 ``owt-169m`` and ``owt-424m`` are the paper's runs (Tables 3-5); ``markov`` and ``tiny-news`` fit a laptop.
 """
 
-import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from typing import TypeVar
 
-from didi.errors import UsageError
+from didi.errors import UsageError, suggestion
 from didi.methods import METHODS
 from didi.methods.didi_settings import DiscriminatorSettings, DistillConfig, ObjectiveConfig
 from didi.methods.elbo import PretrainConfig
@@ -59,7 +58,7 @@ PRETRAIN: dict[str, PretrainConfig] = {
         optimizer=OptimizerConfig(learning_rate=2e-3, warmup_steps=100, decay="cosine"),
         loop=LoopConfig(steps=1800, batch_size=128, validate_every=600, ema_decay=0.999),
     ),
-    "markov-uniform": PretrainConfig(  # UDLM: uniform-state diffusion, told its noise level
+    "markov-uniform": PretrainConfig(  # UDLM: uniform-state diffusion, conditioned on its noise level
         recipe="markov-uniform",
         process="uniform",
         data=DataConfig(corpus="markov", length=32),
@@ -132,7 +131,7 @@ DISTILL: dict[str, DistillConfig] = {
         recipe="tiny-news",
         teacher="tiny-news",
         data=DataConfig(corpus="news", length=128),
-        objective=replace(OURS, divergence_weight=0.3, moves=8),
+        objective=replace(OURS, divergence_weight=0.3, trajectory="path", moves=8),
         discriminator=DiscriminatorSettings(warmup_steps=300, completions=1),
         student_optimizer=OptimizerConfig(learning_rate=4e-4, weight_decay=0.0),
         discriminator_optimizer=OptimizerConfig(learning_rate=1e-3),
@@ -231,8 +230,8 @@ def recipe(recipes: Mapping[str, Config], name: str) -> Config:
         UsageError: there is none of that name.
     """
     if name not in recipes:
-        nearest = difflib.get_close_matches(name, recipes, n=1, cutoff=0.0)[0]
-        raise UsageError(f"a recipe is one of {', '.join(recipes)}; got {name!r}; did you mean {nearest!r}?")
+        nearest = suggestion(name, recipes, cutoff=0.0)
+        raise UsageError(f"a recipe is one of {', '.join(recipes)}; got {name!r}{nearest}")
     return recipes[name]
 
 

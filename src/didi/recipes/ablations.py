@@ -10,14 +10,15 @@ from didi.methods.didi_settings import DistillConfig, ObjectiveConfig
 
 # What each trick switches on, in the order in which Table 1 adds them; guided inference belongs to sampling.
 TRICKS: dict[str, dict[str, Any]] = {
-    "Score Decompose": {"score_decomposition": True},
+    "Score Decompose": {"trajectory": "two-moves"},
     "Coupled Time t": {"coupled_time": True},
     "ω(t) Correction": {"weight": "nelbo"},
     "π(t) Weighting": {"time_a": 2.0, "time_b": 5.0},  # F.3: towards few masks, for few passes
     "Regularization": {"divergence_weight": 0.05, "entropy_weight": 0.0005},
 }
 NO_TRICKS: dict[str, Any] = {
-    "score_decomposition": False,
+    "trajectory": "one-step",
+    "moves": None,
     "coupled_time": False,
     "weight": "constant",
     "time_a": 1.0,
@@ -50,8 +51,9 @@ def leave_one_out(base: DistillConfig) -> dict[str, DistillConfig]:
 
 def decisions(base: DistillConfig) -> dict[str, DistillConfig]:
     """What docs/deviations.md decides, each alternative as one change to our own recipe ``base``, of two moves."""
-    name = "our recipe" if base.objective.moves == 2 else "our recipe, of two moves"
-    base = with_objective(base, moves=2)  # the paper's generator, whose times the alternatives are about
+    name = "our recipe" if base.objective.trajectory == "two-moves" else "our recipe, of two moves"
+    # The paper's generator, whose times the alternatives are about.
+    base = with_objective(base, trajectory="two-moves", moves=None)
     smooth = replace(base.discriminator, unsmooth=True)
     pool = replace(base.discriminator, real_source="teacher-pool")
     return {

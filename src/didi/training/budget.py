@@ -241,7 +241,7 @@ def _distill_transient(
     law, row = FLOAT * shape.vocab_size, FLOAT * shape.hidden_size
     block = block_bytes(shape, config.lora_rank, dtype)
 
-    tokens = (num_states + objective.score_decomposition) * length
+    tokens = (num_states + (objective.trajectory != "one-step")) * length
     graph = _graph(block, shape.num_blocks, tokens, row, loop) + row * (2 * tokens + masked + length)
     laws = law * (length + masked)
     judged = 2 * num_states * (settings.completions or objective.completions) * length
@@ -271,7 +271,7 @@ def _distill_flops(
 ) -> tuple[float, float]:
     """Operations of one process and micro-batch: of a student step, and of a step of the discriminator's warm-up."""
     objective, settings, loop, length = config.objective, config.discriminator, config.loop, config.data.length
-    tokens = (num_states + objective.score_decomposition) * length
+    tokens = (num_states + (objective.trajectory != "one-step")) * length
     scored, scored_back = _pass_flops(student, length, loop, tokens, float(length + masked))
     judged = 2 * num_states * (settings.completions or objective.completions) * length
     judging, judging_back = _pass_flops(discriminator, length, loop, judged, 0.0)
@@ -280,8 +280,9 @@ def _distill_flops(
     rewarding, _ = _pass_flops(discriminator, length, loop, rewarded, 0.0)
     teaching, _ = _pass_flops(student, length, loop, num_states * length, float(masked))
     # Before the scored move a state makes (K - 1) / 2 of K on average; the first of them is one row for all states.
-    earlier = (objective.moves - 1) * (objective.moves - 2) / (2 * objective.moves) * num_states + 1
-    path, _ = _pass_flops(student, length, loop, earlier * length if objective.moves > 2 else 0.0, 0.0)
+    moves = objective.moves or 0
+    earlier = (moves - 1) * (moves - 2) / (2 * moves) * num_states + 1 if moves else 0.0
+    path, _ = _pass_flops(student, length, loop, earlier * length, 0.0)
     warmup = scored + (judging + judging_back) * settings.steps_per_student_step
     return warmup + scored_back + path + rewarding + teaching * (objective.divergence_weight > 0), warmup
 
@@ -341,9 +342,9 @@ def _likely_masked(objective: ObjectiveConfig, num_states: float) -> float:
     """Rows' worth of masked positions in the intermediate states: mean and three standard deviations, all at most."""
     a, b = objective.time_a, objective.time_b
     mean, variance = a / (a + b), a * b / ((a + b) ** 2 * (a + b + 1))
-    if objective.moves > 2:  # times 1 - k / moves for k in [0, moves)
+    if objective.moves is not None:  # times 1 - k / moves for k in [0, moves)
         mean, variance = (1 + 1 / objective.moves) / 2, (1 - 1 / objective.moves**2) / 12
-    if not objective.score_decomposition:
+    if objective.trajectory == "one-step":
         return num_states
     return min(num_states, mean * num_states + 3 * math.sqrt(variance * num_states))
 

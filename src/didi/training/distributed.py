@@ -2,19 +2,20 @@
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from didi.errors import UsageError
-from didi.models.discriminator import Discriminator
-from didi.models.dit import DiT, DiTTrunk
+from didi.models.discriminator import Discriminator, current_names, trunk_of
+from didi.models.dit import DiT
+from didi.models.networks import NETWORKS
 from didi.world import world
 
 R = TypeVar("R")
-Network = TypeVar("Network", DiT, Discriminator)
+Network = TypeVar("Network", bound=nn.Module)
 
 
 class _Called(nn.Module):
@@ -84,11 +85,12 @@ def shard(network: nn.Module, *, is_trained: bool = True) -> None:
     """
     if world().size == 1:
         return
-    if not isinstance(network, DiTTrunk):
+    trunk = trunk_of(network)
+    if trunk is None:
         raise UsageError("loop.fsdp shards diffusion transformers; leave it out for an autoregressive network")
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
-    for block in network.blocks:
+    for block in trunk.blocks:
         fully_shard(block)
     fully_shard(network, reshard_after_forward=None if is_trained else True)
     if isinstance(network, DiT):  # what is called from outside without ``forward``
@@ -135,6 +137,8 @@ def load_full_state(target: nn.Module | torch.optim.Optimizer, state: dict[str, 
                 if isinstance(value, Tensor) and value.shape == parameter.shape:
                     held[name] = _placed_as(value, parameter)
         return
+    if isinstance(target, Discriminator):  # of an older checkpoint
+        state = current_names(state)
     held = target.state_dict()
     frozen = {name: held[name] for name in held.keys() - trained_state(target).keys()}
     target.load_state_dict(frozen | {name: _placed_as(value, held[name]) for name, value in state.items()})
@@ -144,10 +148,10 @@ def unsharded(network: Network) -> Network:
     """The network with all of its weights; itself where it is not sharded."""
     if not is_sharded(network):
         return network
-    kind = Discriminator if isinstance(network, Discriminator) else DiT
-    whole = kind(network.config)
+    kind = next(one.network for one in NETWORKS.values() if isinstance(network, one.network))  # without FSDP's class
+    whole: Any = kind(network.config)
     whole.load_state_dict(full_state(network.state_dict()))
-    return whole.eval()
+    return cast(Network, whole.eval())
 
 
 def _placed_as(value: Tensor, like: Any) -> Tensor:

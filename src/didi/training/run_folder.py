@@ -1,7 +1,7 @@
 """The folder of a run: its lock, its settings, its metrics."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,8 +50,15 @@ class RunFolder:
         if self.has_run and not resume:
             raise UsageError(f"--out names a new folder; {self.path} holds a run: add --resume or choose another")
 
-    def prepare(self, config_yaml: str, *, resume: bool) -> None:
+    def prepare(
+        self, config_yaml: str, *, resume: bool, current: Callable[[Mapping[str, Any]], dict[str, Any]] = dict
+    ) -> None:
         """Start a new run here, or make sure that the run here is the same.
+
+        Args:
+            config_yaml: settings of the run.
+            resume: whether a run here goes on.
+            current: from settings that an earlier version wrote to those of now.
 
         Raises:
             UsageError: a run is here and ``resume`` is off, or its settings differ.
@@ -59,7 +66,7 @@ class RunFolder:
         config_file, has_run = self.path / "config.yaml", self.has_run
         self.refuse_run(resume=resume)
         if has_run and config_file.is_file():
-            old, new = _settings(read_yaml(config_file)), _settings(yaml.safe_load(config_yaml))
+            old, new = _settings(current(read_yaml(config_file))), _settings(yaml.safe_load(config_yaml))
             changed = [
                 f"{name} was {old.get(name, 'not there')} and is {new.get(name, 'not there')}"
                 for name in {**old, **new}

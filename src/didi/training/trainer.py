@@ -15,7 +15,7 @@ from didi.methods.base import Figures, Inputs, Update
 from didi.methods.settings import RunConfig
 from didi.models.adapters import merged
 from didi.models.bundle import Bundle
-from didi.models.dit import DiTTrunk
+from didi.models.discriminator import trunk_of
 from didi.training.distributed import (
     Synchronised,
     check_divides,
@@ -53,8 +53,8 @@ class Trainer:
         of_average = method.trained[method.averaged_network]
         self.average = Average(of_average, loop.ema_decay, is_ramped=loop.ema_ramp)
         for network in method.trained.values():
-            if isinstance(network, DiTTrunk):
-                network.keeps_activations = not loop.activation_checkpointing
+            if (trunk := trunk_of(network)) is not None:
+                trunk.keeps_activations = not loop.activation_checkpointing
         if loop.fsdp:
             self._shard()
         self._passes = {name: Synchronised(network) for name, network in method.trained.items()}
@@ -202,7 +202,7 @@ class Trainer:
         bundle = self.method.bundle()
         for role, network in bundle.networks().items():
             whole = merged(cast(Any, network))
-            setattr(bundle, role, unsharded(cast(Any, whole)) if isinstance(whole, DiTTrunk) else whole)
+            setattr(bundle, role, unsharded(cast(Any, whole)))
         return bundle
 
 

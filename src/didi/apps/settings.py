@@ -1,0 +1,95 @@
+"""From the words of a training command to its settings: recipe, then preset, then YAML file, then flags."""
+
+import argparse
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from didi.apps.terminal import parse
+from didi.errors import UsageError
+from didi.methods import method_of
+from didi.methods.didi_settings import DistillConfig
+from didi.methods.settings import RunConfig
+from didi.models.untrusted import read_yaml, record_from
+from didi.recipes import PRESETS, preset, recipe
+
+
+def resolve(name: str, default: Any, recipes: Mapping[str, Any], args: Sequence[str]) -> tuple[Any, Any]:
+    """Options and settings of a command: of these, recipe, then preset, then YAML file, then flags; the later wins.
+
+    Args:
+        name: of the command.
+        default: what is parsed: a record of ``run``, options of which are ``max_steps``, ``config`` and ``preset``, and
+            of ``config``.
+        recipes: by name.
+        args: the words after the command.
+
+    Raises:
+        UsageError: there is no recipe of that name, or a word does not fit.
+    """
+    prog = f"didi {name}"
+    has_recipe = bool(args) and not args[0].startswith("-")
+    config_file, preset_name = early(args, "--config"), early(args, "--preset")
+    overrides = read_yaml(Path(config_file)) if config_file else {}
+    wanted = method_of(default.config).name
+    if (method := overrides.pop("method", wanted)) != wanted:
+        raise UsageError(f"{prog} takes settings of method {wanted} here; those of {config_file} are of {method}")
+    chosen = args[0] if has_recipe else overrides.get("recipe")
+    if chosen in recipes or has_recipe:
+        base = recipe(recipes, str(chosen))
+    elif config_file or "--help" in args or "-h" in args:
+        base = default.config
+    else:
+        raise UsageError(f"the recipe comes first: {prog} RECIPE [flags], one of {', '.join(recipes)}")
+    if preset_name is not None:
+        if config_file is not None:
+            raise UsageError("--preset changes a recipe and --config names settings; give one of them")
+        if not isinstance(base, DistillConfig):
+            raise UsageError(f"--preset is for distill, with {' or '.join(PRESETS)}; got it with {name}")
+        base = preset(base, preset_name)
+    if overrides:
+        base = record_from(type(base), base.current(overrides, base), source=str(config_file), base=base)
+    prog = f"{prog} {chosen}" if has_recipe else prog
+    words = _current_flags(args[has_recipe:], base)
+    parsed = parse(type(default), words, prog=prog, default=replace(default, config=base))
+    return parsed.run, _limited(parsed.config, parsed.run.max_steps)
+
+
+def early(args: Sequence[str], flag: str) -> str | None:
+    """Value of a flag that decides what the other flags are; None where it is missing or has no value."""
+    scanner = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    scanner.add_argument(flag, dest="value")
+    try:
+        return scanner.parse_known_args(args)[0].value
+    except argparse.ArgumentError:  # the full parser says so better
+        return None
+
+
+def _current_flags(args: Sequence[str], base: RunConfig) -> Sequence[str]:
+    """``args`` with the flags of before ``objective.trajectory`` in the words of now; see ``RunConfig.current``."""
+    scanner = argparse.ArgumentParser(
+        add_help=False, allow_abbrev=False, exit_on_error=False, argument_default=argparse.SUPPRESS
+    )
+    scanner.add_argument("--objective.trajectory", dest="trajectory")
+    scanner.add_argument("--objective.moves", dest="moves", type=int)
+    for word, value in (("", True), ("no-", False)):
+        spellings = (f"--objective.{word}score-decomposition", f"--objective.{word}score_decomposition")
+        scanner.add_argument(*spellings, dest="score_decomposition", action="store_const", const=value)
+    try:
+        found, rest = scanner.parse_known_args(args)
+    except argparse.ArgumentError:  # the full parser says so better
+        return args
+    given = vars(found)
+    if not given or "trajectory" in given:
+        return args
+    objective = base.current({"objective": given}, base)["objective"]
+    return [*rest, *(word for name, value in objective.items() for word in (f"--objective.{name}", str(value)))]
+
+
+def _limited(config: RunConfig, max_steps: int | None) -> RunConfig:
+    if max_steps is None:
+        return config
+    if max_steps < 1:
+        raise UsageError(f"--max-steps is 1 or more; got {max_steps}")
+    return config.limited(max_steps)

@@ -1,0 +1,45 @@
+"""Peak memory of sampling, measured in a process of its own."""
+
+import contextlib
+import multiprocessing
+import resource
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from didi.evaluation.speed_work import Load, Method, Variant, contestant
+from didi.models.bundle import Bundle
+from didi.models.inference import for_inference
+
+
+def peak_memory(load_bundle: Callable[[], Bundle], method: Method, load: Load, variant: Variant) -> float:
+    """MiB that one batch needs above the weights, measured in a process of its own."""
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(1) as pool:
+        return pool.apply(_peak, (load_bundle, method, load, variant, torch.get_num_threads()))
+
+
+def _peak(load_bundle: Callable[[], Bundle], method: Method, load: Load, variant: Variant, num_threads: int) -> float:
+    torch.set_num_threads(num_threads)
+    bundle = for_inference(load_bundle(), variant.numerics, is_compiled=variant.is_compiled)
+    draw = contestant(bundle, method, load, is_whole_batch=variant.is_compiled)
+    if next(iter(bundle.network().parameters())).device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        draw()
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+    reset = Path("/proc/self/clear_refs")
+    with contextlib.suppress(OSError):  # elsewhere the peak of loading counts as well
+        reset.write_text("5")
+    loaded = _resident_mib("VmRSS")
+    draw()
+    return _resident_mib("VmHWM") - loaded
+
+
+def _resident_mib(name: str) -> float:
+    status = Path("/proc/self/status")
+    if not status.exists():  # not Linux; the peak only, in bytes on macOS
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    line = next(line for line in status.read_text().splitlines() if line.startswith(name))
+    return int(line.split()[1]) / 2**10

@@ -1,0 +1,108 @@
+"""Layers of the diffusion transformer, with the parameter names of the public MDLM layout."""
+
+import math
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+FREQUENCY_DIM = 256  # sinusoidal features of the noise level
+
+
+class LayerNorm(nn.Module):
+    """Layer normalisation without bias, computed in float32."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(dim))
+
+    def forward(self, x: Float[Tensor, "*rows d"]) -> Float[Tensor, "*rows d"]:
+        """Normalise the last axis."""
+        with torch.autocast(x.device.type, enabled=False):
+            return F.layer_norm(x.float(), self.weight.shape, self.weight.float())
+
+
+class Embedding(nn.Module):
+    """Token embedding that also takes a simplex: the expected embedding under it."""
+
+    def __init__(self, vocab_size: int, dim: int) -> None:
+        super().__init__()
+        self.embedding = nn.Parameter(torch.empty(vocab_size, dim))
+        nn.init.kaiming_uniform_(self.embedding, a=math.sqrt(5))
+
+    def forward(self, inputs: Int[Tensor, "*b"] | Float[Tensor, "*b v"]) -> Float[Tensor, "*b d"]:
+        """Embed token ids, or rows of a simplex (any floating-point input)."""
+        if inputs.is_floating_point():
+            return inputs.to(self.embedding.dtype) @ self.embedding
+        return F.embedding(inputs, self.embedding)
+
+
+class NoiseEmbedding(nn.Module):
+    """Sinusoidal features of the noise level, then a two-layer network."""
+
+    def __init__(self, cond_dim: int) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(nn.Linear(FREQUENCY_DIM, cond_dim), nn.SiLU(), nn.Linear(cond_dim, cond_dim))
+
+    def forward(self, sigma: Float[Tensor, " b"]) -> Float[Tensor, "b c"]:
+        """Embed noise levels."""
+        half = FREQUENCY_DIM // 2
+        frequencies = torch.exp(-math.log(10_000) * torch.arange(half, device=sigma.device) / half)
+        angles = sigma.float()[:, None] * frequencies
+        return self.mlp(torch.cat([angles.cos(), angles.sin()], dim=-1))
+
+
+class Rotary(nn.Module):
+    """Rotary position embedding on sequential (not interleaved) halves (Su et al. 2024)."""
+
+    inv_freq: Tensor
+
+    def __init__(self, head_dim: int) -> None:
+        super().__init__()
+        # On the meta device, torch.arange imports torch._dynamo and sympy, which takes a second.
+        frequencies = 10_000 ** (-torch.arange(0, head_dim, 2, device="cpu") / head_dim)
+        self.register_buffer("inv_freq", frequencies.to(torch.get_default_device()))
+
+    def forward(self, length: int) -> tuple[Float[Tensor, "l e"], Float[Tensor, "l e"]]:
+        """Cosines and sines of every position, each half repeated once; the first half of the sines is negated."""
+        angles = torch.outer(torch.arange(length, device=self.inv_freq.device), self.inv_freq)
+        return angles.cos().repeat(1, 2), torch.cat([-angles.sin(), angles.sin()], dim=-1)
+
+
+def rotate(x: Float[Tensor, "*b l e"], cos: Float[Tensor, "l e"], sin: Float[Tensor, "l e"]) -> Tensor:
+    """``x`` rotated by the tables of ``Rotary``."""
+    first, second = x.chunk(2, dim=-1)
+    return torch.addcmul(x * cos, torch.cat([second, first], dim=-1), sin)
+
+
+def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """``x`` scaled by ``1 + scale`` and shifted."""
+    return torch.addcmul(shift, x, 1 + scale)
+
+
+class LocalConv(nn.Module):
+    """Residual depthwise convolution over positions ("Canon layer", Allen-Zhu 2025), the identity at the start.
+
+    A small network needs long to learn attention to neighbours; this gives it word pairs at once.
+    """
+
+    def __init__(self, dim: int, radius: int) -> None:
+        super().__init__()
+        self.radius = radius
+        self.weight = nn.Parameter(torch.zeros(2 * radius + 1, dim))
+
+    def forward(self, x: Float[Tensor, "b l d"]) -> Float[Tensor, "b l d"]:
+        """Add to each position its weighted neighbours; beyond the ends there is nothing."""
+        length, padded, mixed = x.shape[1], F.pad(x, (0, 0, self.radius, self.radius)), x
+        for offset, weight in enumerate(self.weight):
+            mixed = torch.addcmul(mixed, padded[:, offset : offset + length], weight)
+        return mixed
+
+
+def zero_linear(num_in: int, num_out: int) -> nn.Linear:
+    """A linear layer whose weights and bias are zero."""
+    linear = nn.Linear(num_in, num_out)
+    nn.init.zeros_(linear.weight)
+    nn.init.zeros_(linear.bias)
+    return linear

@@ -1,0 +1,35 @@
+import sys
+
+import pytest
+
+from didi.apps.cli import main
+
+SMALL = ["--data.length", "32", "--loop.batch-size", "4", "--loop.validation-sequences", "8"]
+
+
+@pytest.fixture
+def didi(monkeypatch, capsys):
+    """Run the command in this process; returns (status, stdout, stderr)."""
+
+    def call(*words):
+        monkeypatch.setattr(sys, "argv", ["didi", *map(str, words)])
+        with pytest.raises(SystemExit) as stop:
+            main()
+        out = capsys.readouterr()
+        return stop.value.code, out.out, out.err
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def distilled(tmp_path_factory):
+    """A run of a few steps on the bundled markov teacher."""
+    folder = tmp_path_factory.mktemp("run")
+    argv, sys.argv = sys.argv, ["didi", "distill", "markov", "--out", str(folder / "a"), "--max-steps", "3", *SMALL]
+    try:
+        with pytest.raises(SystemExit) as stop:
+            main()
+    finally:
+        sys.argv = argv
+    assert stop.value.code == 0
+    return folder / "a"

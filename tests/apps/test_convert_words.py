@@ -1,0 +1,23 @@
+"""Wrong words after ``didi convert``."""
+
+import pytest
+
+from didi.apps.convert import run_convert
+from didi.errors import UsageError
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["llama", "x"], "takes mdlm, duo, sdtt, sedd, didi or export first; got 'llama'"),
+        (["mdlm"], "takes a file, a folder or a Hub repository next"),
+        (["export", "--out", "x"], "takes a bundle next"),
+        (["mdlm", "nowhere", "--out", "x"], "a checkpoint is a file, a folder or a Hub repository owner/name"),
+        (["mdlm", "../a/b", "--out", "x"], "a checkpoint is a file, a folder or a Hub repository owner/name"),
+        (["mdlm", ".", "--out", "x"], "holds one file of weights"),
+    ],
+)
+def test_wrong_words_get_one_line(tmp_path, monkeypatch, words, said):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match=said):
+        run_convert(words)

@@ -1,0 +1,49 @@
+import hashlib
+from dataclasses import replace
+
+import pytest
+
+from didi.data import assets
+from didi.data.assets import ASSETS, Asset
+
+
+class Registry:
+    """Serves one archive in a client's place and counts how often it was asked."""
+
+    def __init__(self, data):
+        self.data = data
+        self.num_downloads = 0
+
+    def __call__(self, asset, downloads):
+        self.num_downloads += 1
+        path = downloads / asset.archive
+        path.write_bytes(self.data)
+        return path
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("DIDI_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def serve(monkeypatch):
+    def publish(data, **changes):
+        asset = Asset(
+            name="tiny",
+            summary="made for a test",
+            registry="pypi",
+            requirement="tiny==1",
+            archive="tiny-1.whl",
+            sha256=hashlib.sha256(data).hexdigest(),
+            root="pkg/data",
+            members=("a.txt", "deep/*"),
+            licence="MIT",
+        )
+        registry = Registry(data)
+        monkeypatch.setitem(ASSETS, "tiny", replace(asset, **changes))
+        monkeypatch.setattr(assets, "_download", registry)
+        return registry
+
+    return publish

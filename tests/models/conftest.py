@@ -1,0 +1,47 @@
+import shutil
+from pathlib import Path
+
+import pytest
+from tokenizers import Tokenizer, models
+
+from didi.diffusion.absorbing import Absorbing
+from didi.diffusion.schedule import Cosine
+from didi.models.autoregressive import AutoregressiveConfig, AutoregressiveLM
+from didi.models.bundle import Bundle, save
+
+TOKENS = {"a": 0, "b": 1, "[MASK]": 3, "c": 2}
+
+
+@pytest.fixture(scope="module")
+def bundle(make_dit, make_discriminator):
+    teacher = make_dit(seed=1)
+    return Bundle(
+        student=make_dit(seed=2, is_time_conditioned=True),
+        teacher=teacher,
+        discriminator=make_discriminator(teacher, output="sequence"),
+        autoregressive=AutoregressiveLM(
+            AutoregressiveConfig(
+                vocab_size=teacher.vocab_size,
+                mask_id=teacher.mask_id,
+                length=4,
+                hidden_size=8,
+                num_blocks=1,
+                num_heads=2,
+            )
+        ),
+        tokenizer=Tokenizer(models.WordLevel(TOKENS, unk_token="a")),
+        process=Absorbing(3, Cosine()),
+        intended_nfe=16,
+        provenance={"recipe": "test", "seed": 7, "figures": [1.5, None]},
+    )
+
+
+@pytest.fixture(scope="module")
+def saved(bundle, tmp_path_factory):
+    return save(bundle, tmp_path_factory.mktemp("saved") / "deep" / "bundle")
+
+
+@pytest.fixture
+def folder(saved, tmp_path):
+    """A copy that may be spoilt."""
+    return Path(shutil.copytree(saved, tmp_path / "copies" / "bundle"))
