@@ -141,7 +141,7 @@ DISTILL: dict[str, DistillConfig] = {
         recipe="prose",
         teacher="prose",
         data=DataConfig(corpus="prose", length=256),
-        objective=replace(OURS, divergence_weight=0.3, moves=8),
+        objective=replace(OURS, divergence_weight=0.3, trajectory="path", moves=8),
         discriminator=DiscriminatorSettings(warmup_steps=150, completions=1),
         student_optimizer=OptimizerConfig(learning_rate=3e-4, weight_decay=0.0),
         discriminator_optimizer=OptimizerConfig(learning_rate=5e-4),

@@ -69,7 +69,8 @@ class Trainer:
         """Compile the blocks of every network in place: equal blocks share their code, which keeps this short."""
         torch._dynamo.config.recompile_limit = COMPILED_VARIANTS
         for network in (*self.method.trained.values(), *self.method.frozen.values(), self.average.module):
-            for block in cast(Any, network).blocks if isinstance(network, DiTTrunk) else ():
+            trunk = trunk_of(network)
+            for block in () if trunk is None else trunk.blocks:
                 block.compile()
 
     def _shard(self) -> None:
