@@ -1,12 +1,11 @@
 """Bytes of the tensors that are alive while something runs, on any device: exact, and independent of the allocator."""
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 
 class LiveMemory(TorchDispatchMode):
@@ -28,10 +27,10 @@ class LiveMemory(TorchDispatchMode):
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Run the operation and count what it returns; inputs that it returns as they are were counted before."""
-        found = {id(one.untyped_storage()) for one in tree_leaves((args, kwargs)) if isinstance(one, torch.Tensor)}
+        found = {id(one.untyped_storage()) for one in _tensors((*args, *(kwargs or {}).values()))}
         result = func(*args, **(kwargs or {}))
-        for one in tree_leaves(result):
-            if isinstance(one, torch.Tensor) and id(one.untyped_storage()) not in found:
+        for one in _tensors((result,)):
+            if id(one.untyped_storage()) not in found:
                 self._count(one.untyped_storage())
         return result
 
@@ -51,3 +50,11 @@ class LiveMemory(TorchDispatchMode):
         self._known[key] = weakref.ref(storage, freed)
         self.now += size
         self.peak = max(self.peak, self.now)
+
+
+def _tensors(values: Any) -> Iterator[torch.Tensor]:
+    for value in values:
+        if isinstance(value, torch.Tensor):
+            yield value
+        elif isinstance(value, list | tuple):
+            yield from _tensors(value)
