@@ -67,7 +67,7 @@ def pretrain(args: Sequence[str]) -> None:
     """Run ``didi pretrain`` with the words after it."""
     doc = "Pre-train a teacher: didi pretrain RECIPE --out RUN [flags]."
     options, config = resolve("pretrain", command_of(PretrainConfig(), doc), PRETRAIN, args)
-    if _early(args, "--method") is not None:
+    if early(args, "--method") is not None:
         raise UsageError("--method is for distill; a recipe of pretrain has its own")
     folder, device = _folder(options, "pretrain"), _device(options.device)
     config = _in_time(config, options, folder, lambda: Inputs(pretraining_source(config), device))
@@ -93,7 +93,7 @@ def pretrain_run(config: PretrainConfig, folder: RunFolder, *, resume: bool, dev
 
 def distill(args: Sequence[str]) -> None:
     """Run ``didi distill`` with the words after it."""
-    name = _early(args, "--method") or "didi"
+    name = early(args, "--method") or "didi"
     recipes = distillation_recipes(name)
     doc = "Distil a teacher into a few-step student: didi distill RECIPE [--method M] --out RUN [flags]."
     options, config = resolve("distill", command_of(find_method(name).settings_type(), doc), recipes, args)
@@ -182,7 +182,7 @@ def resolve(name: str, default: Any, recipes: Mapping[str, Any], args: Sequence[
     """
     prog = f"didi {name}"
     has_recipe = bool(args) and not args[0].startswith("-")
-    config_file, preset_name = _early(args, "--config"), _early(args, "--preset")
+    config_file, preset_name = early(args, "--config"), early(args, "--preset")
     overrides = read_yaml(Path(config_file)) if config_file else {}
     wanted = method_of(default.config).name
     if (method := overrides.pop("method", wanted)) != wanted:
@@ -207,7 +207,7 @@ def resolve(name: str, default: Any, recipes: Mapping[str, Any], args: Sequence[
     return parsed.run, _limited(parsed.config, parsed.run.max_steps)
 
 
-def _early(args: Sequence[str], flag: str) -> str | None:
+def early(args: Sequence[str], flag: str) -> str | None:
     """Value of a flag that decides what the other flags are; None where it is missing or has no value."""
     scanner = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     scanner.add_argument(flag, dest="value")

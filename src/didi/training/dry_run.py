@@ -84,6 +84,10 @@ class Estimate:
             for low, high in zip(of_small, of_large, strict=True)
         )
 
+    def of(self, batch_size: int) -> DryRun:
+        """The dry run at that batch size, or the larger one."""
+        return self.small if self.small.batch_size == batch_size else self.large
+
     def largest_batch(self, memory: float, multiple_of: int = 1) -> int:
         """The largest batch size whose peak is within ``memory`` bytes; 0 if there is none."""
         low, high = 0, 1
@@ -224,7 +228,7 @@ def _held(trainer: Trainer) -> dict[str, int]:
     networks = [*trainer.method.trained.values(), *trainer.method.frozen.values()]
     weights = [tensor for network in networks for tensor in _tensors(network)]
     with_average = [*weights, *_tensors(trainer.average.module)]
-    parameters = {id(one): one for network in (*networks, trainer.average.module) for one in network.parameters()}
+    parameters = [one for network in (*networks, trainer.average.module) for one in network.parameters()]
     states = [
         value
         for optimizer in trainer.optimizers.values()
@@ -233,7 +237,7 @@ def _held(trainer: Trainer) -> dict[str, int]:
         if isinstance(value, Tensor)
     ]
     return {
-        "parameters": sum(one.numel() for one in parameters.values()),
+        "parameters": sum({id(_local(one).untyped_storage()): one.numel() for one in parameters}.values()),
         "trained": sum(one.numel() for one in trained if one.requires_grad),
         "weights": _num_bytes(weights),
         "average": _num_bytes(with_average) - _num_bytes(weights),
@@ -248,5 +252,10 @@ def _tensors(network: nn.Module) -> Iterator[Tensor]:
 
 def _num_bytes(tensors: Iterable[Tensor]) -> int:
     """Bytes of the storages, each counted once; of sharded tensors, this process's part."""
-    storages = [getattr(one, "_local_tensor", one).untyped_storage() for one in tensors]
+    storages = [_local(one).untyped_storage() for one in tensors]
     return sum({id(one): one.nbytes() for one in storages}.values())
+
+
+def _local(tensor: Tensor) -> Tensor:
+    """This process's part of a tensor that may be sharded."""
+    return getattr(tensor, "_local_tensor", tensor)

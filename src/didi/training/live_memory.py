@@ -11,7 +11,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 class LiveMemory(TorchDispatchMode):
     """Counts the storages that operations within the context make, until they are freed.
 
-    What a kernel needs inside, and what was there before, does not count.
+    What a kernel needs inside, and what was there before, does not count. A storage that is resized counts with its new
+    size: FSDP2 empties those of gathered weights and fills them again.
 
     Attributes:
         now: bytes alive.
@@ -22,6 +23,25 @@ class LiveMemory(TorchDispatchMode):
         super().__init__()
         self.now = self.peak = 0
         self._known: dict[int, weakref.ref[torch.UntypedStorage]] = {}
+        self._sizes: dict[int, int] = {}
+
+    def __enter__(self) -> "LiveMemory":
+        resize = torch.UntypedStorage.resize_
+
+        def noted(storage: torch.UntypedStorage, size: int) -> Any:
+            result = resize(storage, size)
+            if id(storage) in self._known:
+                self._add(storage.nbytes() - self._sizes[id(storage)])
+                self._sizes[id(storage)] = storage.nbytes()
+            return result
+
+        self._resize, torch.UntypedStorage.resize_ = resize, noted  # type: ignore[method-assign]
+        super().__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        torch.UntypedStorage.resize_ = self._resize  # type: ignore[method-assign]
 
     def __torch_dispatch__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
@@ -39,15 +59,19 @@ class LiveMemory(TorchDispatchMode):
         self.peak = self.now
 
     def _count(self, storage: torch.UntypedStorage) -> None:
-        key, size = id(storage), storage.nbytes()
+        key = id(storage)
         if key in self._known:
             return
 
         def freed(_: object) -> None:
-            self.now -= size
+            self.now -= self._sizes.pop(key)
             del self._known[key]
 
         self._known[key] = weakref.ref(storage, freed)
+        self._sizes[key] = storage.nbytes()
+        self._add(storage.nbytes())
+
+    def _add(self, size: int) -> None:
         self.now += size
         self.peak = max(self.peak, self.now)
 

@@ -25,6 +25,7 @@ LARGE = 2**22
 
 _ATEN = torch.ops.aten
 _INDEXING = (_ATEN.index, _ATEN.index_put, _ATEN.index_put_, _ATEN._index_put_impl_, _ATEN._unsafe_index)
+_EMPTY = (_ATEN.empty, _ATEN.empty_strided)
 _ATTENTION = _ATEN._scaled_dot_product_flash_attention_for_cpu  # which the counter of torch does not know
 _ATTENTION_BACKWARD = _ATEN._scaled_dot_product_flash_attention_for_cpu_backward
 
@@ -78,15 +79,15 @@ class ShapesOnly(TorchDispatchMode):
         tensors = list(_tensors((*args, *kwargs.values())))
         if any(isinstance(one, FakeTensor) for one in tensors):
             return self._on_shapes(func, args, kwargs)
-        if not tensors and self._is_valueless(args, kwargs):
+        if not tensors and self._is_valueless(func, args, kwargs):
             return self._faked(func, args, kwargs | ({"generator": None} if "generator" in kwargs else {}))
         return func(*args, **kwargs)
 
-    def _is_valueless(self, args: Any, kwargs: dict[str, Any]) -> bool:
+    def _is_valueless(self, func: Any, args: Any, kwargs: dict[str, Any]) -> bool:
         """Whether an operation without inputs makes a tensor without values."""
-        dtype = kwargs.get("dtype") or torch.get_default_dtype()
+        is_float = (kwargs.get("dtype") or torch.get_default_dtype()).is_floating_point
         size = math.prod(args[0]) if args and isinstance(args[0], list | tuple) else 0
-        return size >= LARGE or (self._is_building and dtype.is_floating_point and size > 0)
+        return size >= LARGE or (is_float and size > 0 and (self._is_building or func.overloadpacket in _EMPTY))
 
     def _faked(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         result = self._fakes.__torch_dispatch__(func, (), args, kwargs)  # without the time to enter it
