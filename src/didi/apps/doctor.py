@@ -101,10 +101,7 @@ def doctor(args: Sequence[str]) -> None:
     memory = _table(title, "weights", "average", "moments", "gradients", "step", "peak", "fits", "largest")
     arithmetic = _table(None, "params", "trained", "FLOP", "hours")
     for name, way in _ways(config, options.num_processes):
-        try:
-            found = _estimate(way, precision, options.num_processes)
-        except UsageError as error:
-            raise UsageError(f"{name}: {error}") from error
+        found = _estimate(way, precision, options.num_processes)
         run, peak = found.of(way.loop.batch_size), found.peak(way.loop.batch_size)
         sizes = (run.weights, run.average, run.moments, run.gradients)
         step = peak - run.weights - run.average - run.moments
@@ -148,7 +145,10 @@ def _ways(config: RunConfig, num_processes: int) -> Iterator[tuple[str, RunConfi
     plain = config
     if isinstance(config, DistillationConfig):
         if config.recipe in VOCABULARIES:
-            jobs["pretrain"] = PRETRAIN[config.recipe]
+            job = PRETRAIN[config.recipe]
+            size = -(-job.loop.batch_size // num_processes) * num_processes  # the next that they can share
+            name = "pretrain" if size == job.loop.batch_size else f"pretrain, batch {size}"
+            jobs[name] = replace(job, loop=replace(job.loop, batch_size=size))
         plain = jobs["distill"] = replace(_adapted(config, None), loop=replace(config.loop, fsdp=False))
     else:
         jobs["pretrain"] = replace(config, loop=replace(config.loop, fsdp=False))

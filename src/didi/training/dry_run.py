@@ -74,7 +74,7 @@ class Estimate:
     small: DryRun
     large: DryRun
 
-    def peak(self, batch_size: float) -> float:
+    def peak(self, batch_size: int) -> float:
         """Bytes on one device at the peak of a step, extrapolated linearly in the batch size of all devices."""
         share = (batch_size - self.small.batch_size) / (self.large.batch_size - self.small.batch_size)
         pairs = zip(self.small.stretches, self.large.stretches, strict=True)

@@ -62,14 +62,13 @@ class LiveMemory(TorchDispatchMode):
         key = id(storage)
         if key in self._known:
             return
-
-        def freed(_: object) -> None:
-            self.now -= self._sizes.pop(key)
-            del self._known[key]
-
-        self._known[key] = weakref.ref(storage, freed)
+        self._known[key] = weakref.ref(storage, lambda _: self._forget(key))
         self._sizes[key] = storage.nbytes()
         self._add(storage.nbytes())
+
+    def _forget(self, key: int) -> None:
+        self.now -= self._sizes.pop(key)
+        del self._known[key]
 
     def _add(self, size: int) -> None:
         self.now += size

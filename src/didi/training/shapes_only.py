@@ -146,17 +146,18 @@ def _valued(result: Any, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     if is_left or result.dtype.is_floating_point or result.dtype.is_complex:
         return result
     if result.dtype == torch.bool:
-
-        def one(value: Any) -> Any:
-            return torch.ones((), dtype=value.dtype) if isinstance(value, FakeTensor) else value
-
         with torch.no_grad():
             try:
-                found = func(*tree_map(one, args), **tree_map(one, kwargs))
+                found = func(*tree_map(_one, args), **tree_map(_one, kwargs))
                 return found.expand(result.shape).clone()
             except (RuntimeError, TypeError, AttributeError, IndexError):  # not an elementwise operation
                 pass
     return torch.zeros(result.shape, dtype=result.dtype)
+
+
+def _one(value: Any) -> Any:
+    """What stands for a tensor without values in a comparison."""
+    return torch.ones((), dtype=value.dtype) if isinstance(value, FakeTensor) else value
 
 
 def _flops(func: Any, args: Any, kwargs: dict[str, Any], result: Any) -> int:
