@@ -145,10 +145,10 @@ def _ways(config: RunConfig, num_processes: int) -> Iterator[tuple[str, RunConfi
     plain = config
     if isinstance(config, DistillationConfig):
         if config.recipe in VOCABULARIES:
-            job = PRETRAIN[config.recipe]
-            size = -(-job.loop.batch_size // num_processes) * num_processes  # the next that they can share
-            name = "pretrain" if size == job.loop.batch_size else f"pretrain, batch {size}"
-            jobs[name] = replace(job, loop=replace(job.loop, batch_size=size))
+            first = PRETRAIN[config.recipe]
+            size = -(-first.loop.batch_size // num_processes) * num_processes  # the next that they can share
+            name = "pretrain" if size == first.loop.batch_size else f"pretrain, batch {size}"
+            jobs[name] = replace(first, loop=replace(first.loop, batch_size=size))
         plain = jobs["distill"] = replace(_adapted(config, None), loop=replace(config.loop, fsdp=False))
     else:
         jobs["pretrain"] = replace(config, loop=replace(config.loop, fsdp=False))
@@ -173,12 +173,13 @@ def _estimate(config: RunConfig, precision: str, num_processes: int) -> Estimate
     if isinstance(config, DistillationConfig):
         bundle = load(config.teacher) if config.teacher else None
         shape = bundle.denoiser().config if bundle else teacher_shape(config.recipe)
-        process = {"process": bundle.process} if bundle else {}
 
     def inputs(folder: Path) -> Inputs:
         if not isinstance(config, DistillationConfig):
             return Inputs(RandomSource(data.length, num_symbols(data)), CPU, folder)
-        teacher = Bundle(teacher=DiT(replace(shape, dropout=0.0)).eval(), **process)
+        teacher = Bundle(teacher=DiT(replace(shape, dropout=0.0)).eval())
+        if bundle is not None:
+            teacher.process = bundle.process
         return Inputs(RandomSource(data.length, shape.vocab_size), CPU, folder, teacher)
 
     return estimate(replace(config, loop=loop), inputs, num_processes=num_processes)

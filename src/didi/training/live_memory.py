@@ -2,12 +2,13 @@
 
 import weakref
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, no_type_check
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 
+@no_type_check  # it runs at every operation: checks of its arguments in tests would take minutes
 class LiveMemory(TorchDispatchMode):
     """Counts the storages that operations within the context make, until they are freed.
 
@@ -35,13 +36,14 @@ class LiveMemory(TorchDispatchMode):
                 self._sizes[id(storage)] = storage.nbytes()
             return result
 
-        self._resize, torch.UntypedStorage.resize_ = resize, noted  # type: ignore[method-assign]
+        self._resize: Any = resize
+        torch.UntypedStorage.resize_ = noted  # type: ignore
         super().__enter__()
         return self
 
     def __exit__(self, *error: Any) -> None:
         super().__exit__(*error)
-        torch.UntypedStorage.resize_ = self._resize  # type: ignore[method-assign]
+        torch.UntypedStorage.resize_ = self._resize  # type: ignore
 
     def __torch_dispatch__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
@@ -75,6 +77,7 @@ class LiveMemory(TorchDispatchMode):
         self.peak = max(self.peak, self.now)
 
 
+@no_type_check
 def _tensors(values: Any) -> Iterator[torch.Tensor]:
     for value in values:
         if isinstance(value, torch.Tensor):

@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import cache
-from typing import Any
+from typing import Any, no_type_check
 
 import torch
 from torch import Tensor
@@ -37,6 +37,7 @@ class _Fakes(FakeTensorMode):
         return self
 
 
+@no_type_check  # it runs at every operation: checks of its arguments in tests would take minutes
 class ShapesOnly(TorchDispatchMode):
     """Within the context, floating-point tensors that depend on the weights of a network have no values.
 
@@ -109,6 +110,7 @@ class ShapesOnly(TorchDispatchMode):
         return tree_map(lambda one: _valued(one, func, args, kwargs), result)
 
 
+@no_type_check
 def _tensors(values: Any) -> Iterator[Tensor]:
     """Those among arguments and in their lists; faster than the general way, and half the time goes here."""
     for value in values:
@@ -118,17 +120,20 @@ def _tensors(values: Any) -> Iterator[Tensor]:
             yield from _tensors(value)
 
 
+@no_type_check
 def _written(func: Any, args: Any, kwargs: dict[str, Any]) -> list[Any]:
     """The arguments that an operation changes in place."""
     return [args[place] if place < len(args) else kwargs.get(name) for place, name in _places_written(func)]
 
 
+@no_type_check
 @cache
 def _places_written(func: Any) -> list[tuple[int, str]]:
     arguments = enumerate(func._schema.arguments)
     return [(place, one.name) for place, one in arguments if one.alias_info is not None and one.alias_info.is_write]
 
 
+@no_type_check
 def _with_known_shapes(func: Any, args: Any) -> Any:
     """The arguments with masks as the positions where they are set, whose number is then part of the shape."""
     if func.overloadpacket not in _INDEXING:
@@ -140,6 +145,7 @@ def _with_known_shapes(func: Any, args: Any) -> Any:
     return (args[0], indices, *args[2:])
 
 
+@no_type_check
 def _valued(result: Any, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     """Integers and truth values that were computed from networks, with values that stand for them."""
     is_left = not isinstance(result, FakeTensor) or result.numel() >= LARGE
@@ -155,11 +161,13 @@ def _valued(result: Any, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     return torch.zeros(result.shape, dtype=result.dtype)
 
 
+@no_type_check
 def _one(value: Any) -> Any:
     """What stands for a tensor without values in a comparison."""
     return torch.ones((), dtype=value.dtype) if isinstance(value, FakeTensor) else value
 
 
+@no_type_check
 def _flops(func: Any, args: Any, kwargs: dict[str, Any], result: Any) -> int:
     packet = func.overloadpacket
     if packet is _ATTENTION:
