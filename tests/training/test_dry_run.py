@@ -19,7 +19,7 @@ from didi.training.dry_run import CPU, dry_run, estimate
 from didi.training.live_memory import LiveMemory
 from didi.training.trainer import make_trainer
 
-pytestmark = pytest.mark.usefixtures("unchecked")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("unchecked")]
 LENGTH, VOCAB_SIZE = 64, 2000
 SMALL, LARGE, MEASURED = 4, 8, 12
 
@@ -86,7 +86,6 @@ def real_run(config, inputs_of, batch_size, folder):
     return memory.peak, counter.get_total_flops()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", WAYS)
 def test_two_dry_runs_foretell_memory_and_arithmetic_of_a_larger_batch(inputs_of, tmp_path, name):
     config = WAYS[name]
@@ -106,12 +105,12 @@ def test_a_dry_run_needs_what_the_same_steps_need(inputs_of, tmp_path, name):
     assert found.peak == pytest.approx(peak, rel=0.03)  # the tokens that were drawn differ, the masks do not
 
 
-def test_it_computes_nothing_and_leaves_the_generator_of_others_alone(inputs_of):
-    """Networks of 100 GiB, in the time and memory of their shapes."""
+def test_it_computes_nothing(inputs_of):
+    """A network of 380 GiB, in the time and memory of their shapes."""
     config = pretraining(loop={"steps": 1})
     config = replace(config, network=replace(config.network, hidden_size=65_536, num_heads=64, num_blocks=2))
     found = dry_run(config, inputs_of, 2)
-    assert found.weights > 400 * 2**30
+    assert found.weights > 350 * 2**30
     assert found.moments == pytest.approx(2 * found.gradients, rel=0.01)
     assert found.peak > found.weights + found.average + found.moments + found.gradients
 
