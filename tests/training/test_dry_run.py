@@ -36,7 +36,7 @@ def inputs_of(tiny_config):
 
 def distillation(**changes):
     config = DISTILL["markov"]
-    loop = replace(config.loop, steps=2, **changes.pop("loop", {}))
+    loop = replace(config.loop, **{"steps": 2} | changes.pop("loop", {}))
     discriminator = replace(config.discriminator, warmup_steps=1, **changes.pop("discriminator", {}))
     objective = replace(config.objective, **changes.pop("objective", {}))
     data = replace(config.data, length=LENGTH)
@@ -45,7 +45,7 @@ def distillation(**changes):
 
 def pretraining(recipe="markov", **changes):
     config = PRETRAIN[recipe]
-    loop = replace(config.loop, steps=3, **changes.pop("loop", {}))
+    loop = replace(config.loop, **{"steps": 3} | changes.pop("loop", {}))
     network = replace(config.network, hidden_size=64, num_blocks=3, num_heads=2, cond_dim=8, dropout=0.1)
     network = replace(network, dropout=0.0) if changes.get("model") == "autoregressive" else network
     return replace(config, data=replace(config.data, length=LENGTH), loop=loop, network=network, **changes)
