@@ -29,7 +29,7 @@ os.environ["MALLOC_MMAP_THRESHOLD_"] = os.environ["MALLOC_TRIM_THRESHOLD_"] = "6
 import torch
 from pages import DOCS, renew, write_json
 
-from didi.data.source import MarkovSource
+from didi.data.source import RandomSource
 from didi.diffusion.absorbing import Absorbing
 from didi.evaluation.row import machine_name
 from didi.files import write_atomically
@@ -41,9 +41,9 @@ from didi.methods.rollout import masked_log_probs
 from didi.models.bundle import Bundle, load
 from didi.models.dit import DiT
 from didi.recipes import DISTILL, PRETRAIN, teacher_shape
-from didi.training.budget import distill_budget, pretrain_budget
+from didi.training.dry_run import DryRun, Estimate, estimate
 from didi.training.trainer import make_trainer
-from didi.world import joined, world
+from didi.world import joined
 
 STORED = DOCS / "results" / "scale.json"
 CPU = torch.device("cpu")
@@ -51,14 +51,6 @@ MIB = 2**20
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 SHARED = "owt-424m, shared trunk"
 PASS = "owt-424m, a pass of the teacher"
-
-
-class Tokens(MarkovSource):
-    """Symbols of the Markov world, in a corpus that claims a larger vocabulary."""
-
-    def __init__(self, length: int, vocab_size: int) -> None:
-        super().__init__(length, seed=0)
-        self.vocab_size, self.mask_id = vocab_size, vocab_size - 1
 
 
 def reduced(recipe: str, *, length: int = 512, states: int = 2, **changes: Any) -> DistillConfig:
@@ -127,25 +119,11 @@ def steps_of(name: str) -> dict[str, Any]:
     torch.manual_seed(0)
     torch.mm(torch.ones(512, 512), torch.ones(512, 512))  # the libraries' own buffers
     config = CONFIGURATIONS[name]
-    shape = teacher_shape(config.recipe)
-    source = Tokens(config.data.length, shape.vocab_size)
-    masked: list[int] = []
 
     def work() -> tuple[list[float], list[float]]:
-        if isinstance(config, PretrainConfig):
-            job: Any = make_trainer(config, Inputs(source, CPU))
-        else:
-            with tempfile.TemporaryDirectory() as folder:
-                teacher = Bundle(teacher=DiT(replace(shape, dropout=0.0)).eval())
-                job = make_trainer(config, Inputs(source, CPU, Path(folder), teacher))
-            loss_of = job.method._student_loss
-
-            def noted(batch: Any) -> Any:
-                masked.append(int((batch.rollout.z_tau == shape.mask_id).sum()))
-                return loss_of(batch)
-
-            job.method._student_loss = noted
         seconds, losses = [], []
+        with tempfile.TemporaryDirectory() as folder:
+            job = make_trainer(config, inputs_of(config)(Path(folder)))
         for step in range(job.num_steps):
             begin = time.perf_counter()
             metrics = job.step(step)
@@ -154,21 +132,37 @@ def steps_of(name: str) -> dict[str, Any]:
         return seconds, losses
 
     peak, (seconds, figures) = peak_of(work)
-    if isinstance(config, PretrainConfig):
-        budget = pretrain_budget(config, replace(shape, length=config.data.length))
-    else:
-        budget = distill_budget(config, shape, num_processes=world().size, masked=max(masked))
     return {
         "measured": peak,
-        "predicted": budget.peak,
-        "parameters": budget.parameters,
-        "trained": budget.trained,
-        "flops": budget.flops,
         "seconds": seconds[-1],
         "finite": all(map(torch.isfinite, map(torch.tensor, figures))),
         "rows": config.loop.batch_size,
         "length": config.data.length,
-        "masked": max(masked, default=0),
+    }
+
+
+def inputs_of(config: DistillConfig | PretrainConfig) -> Callable[[Path], Inputs]:
+    shape = teacher_shape(config.recipe)
+
+    def inputs(folder: Path) -> Inputs:
+        source = RandomSource(config.data.length, shape.vocab_size)
+        if isinstance(config, PretrainConfig):
+            return Inputs(source, CPU, folder)
+        return Inputs(source, CPU, folder, Bundle(teacher=DiT(replace(shape, dropout=0.0)).eval()))
+
+    return inputs
+
+
+def predicted(name: str) -> dict[str, Any]:
+    """What dry runs at the batch size and at another say of a configuration."""
+    config = CONFIGURATIONS[name]
+    found: Estimate = estimate(config, inputs_of(config), num_processes=2 if "each of two" in name else 1)
+    run: DryRun = found.of(config.loop.batch_size)
+    return {
+        "predicted": found.peak(config.loop.batch_size),
+        "parameters": run.parameters,
+        "trained": run.trained,
+        "flops": run.flops,
     }
 
 
@@ -234,6 +228,8 @@ def measure(args: argparse.Namespace) -> None:
         else:
             with multiprocessing.get_context("spawn").Pool(1) as pool:
                 found = pool.apply(work[name]) if name in work else pool.apply(steps_of, [name])
+        if name in CONFIGURATIONS:
+            found |= predicted(name)
         write_atomically(file, json.dumps(found | {"machine": machine_name(CPU)}))
 
 
@@ -272,7 +268,7 @@ def page(args: argparse.Namespace) -> None:
         lines += [f"`{two['command']}`\n", *markdown_table(TWO_HEADER, body)]
         lines.append(f"\nOne thread a process, gloo; the greatest weight is {two['largest']:.2g}; {machine}.")
     lines.append("\n## What doctor says of the paper's runs\n")
-    for words in ("owt-169m", "owt-424m", "owt-424m --num-processes 8 --loop.batch-size 64"):
+    for words in ("owt-169m", "owt-424m"):
         command = [sys.executable, "-m", "didi", "doctor", *words.split()]
         said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
         told = [line.rstrip() for line in said.splitlines() if line.strip()]

@@ -125,6 +125,25 @@ def wait_for(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
+@contextmanager
+def stand_in(size: int) -> Iterator[World]:
+    """As ``joined``, for the first of ``size`` processes whose others do not exist: what they would send is undefined.
+
+    For runs whose values do not matter (``training.dry_run``).
+    """
+    global _current
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    before = _current
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=size)
+    _current = World(0, size)
+    try:
+        yield _current
+    finally:
+        _current = before
+        dist.destroy_process_group()
+
+
 def default_device() -> torch.device:
     """The accelerator if there is one, and among several processes of a machine the one that is this process's."""
     if not torch.cuda.is_available():

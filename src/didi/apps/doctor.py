@@ -4,9 +4,9 @@ import contextlib
 import os
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, make_dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, cast
 
 import torch
 import tyro
@@ -14,21 +14,25 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from didi.apps.console import ResultConsole
-from didi.apps.settings import resolve
+from didi.apps.settings import early, resolve
+from didi.data.source import RandomSource
 from didi.errors import UsageError
 from didi.evaluation.row import machine_name
-from didi.methods.didi_settings import DistillConfig
-from didi.methods.elbo import PretrainConfig
+from didi.methods import find_method
+from didi.methods.base import Inputs
+from didi.methods.settings import DistillationConfig, RunConfig
 from didi.models import adapters
-from didi.models.bundle import load
-from didi.models.dit import DiTConfig
-from didi.recipes import DISTILL, PRETRAIN, VOCABULARIES, teacher_shape
-from didi.training.budget import distill_budget, pretrain_budget
+from didi.models.bundle import Bundle, load
+from didi.models.dit import DiT
+from didi.recipes import PRETRAIN, VOCABULARIES, num_symbols, recipes_of, teacher_shape
 from didi.training.distributed import check_divides
+from didi.training.dry_run import CPU, Estimate, estimate
 
 GIB = 2**30
 LORA_RANK = 16
 """Of the shared-trunk row where the recipe names none."""
+USABLE = 0.9
+"""Share of a device's memory that the largest batch is to need."""
 
 
 class Device(NamedTuple):
@@ -59,23 +63,30 @@ class DoctorOptions:
     """Share of the device's arithmetic that training is supposed to reach."""
     max_steps: int | None = None
     """Steps of the trained network."""
+    method: str = "didi"
+    """The method, a name in didi.methods.METHODS; elbo for pre-training alone."""
     config: Path | None = None
-    """A config.yaml of didi distill; instead of a recipe, or over it."""
+    """A config.yaml of an earlier run; instead of a recipe, or over it."""
     preset: str | None = None
     """The objective of the 'paper' or of the authors' 'released' code instead of ours."""
 
 
-@dataclass(frozen=True)
-class DoctorCommand:
-    """Memory, arithmetic and time of a recipe, and whether it fits: didi doctor RECIPE [flags of distill]."""
-
-    run: Annotated[DoctorOptions, tyro.conf.arg(name="")]
-    config: Annotated[DistillConfig, tyro.conf.arg(name="")]
+def command_of(settings: RunConfig) -> Any:
+    """A record of options and of a method's settings, whose fields are flags without a prefix."""
+    flat = tyro.conf.arg(name="")
+    kinds = [("run", Annotated[DoctorOptions, flat]), ("config", Annotated[type(settings), flat])]
+    command = make_dataclass("DoctorCommand", kinds, frozen=True)
+    command.__doc__ = (
+        "Memory, arithmetic and time of a recipe by a dry run of its steps, and whether it fits: didi doctor RECIPE "
+        "[--method M] [flags of pretrain or distill]."
+    )
+    return command(DoctorOptions(), settings)
 
 
 def doctor(args: Sequence[str]) -> None:
     """Run ``didi doctor`` with the words after it."""
-    options, config = resolve("doctor", DoctorCommand(DoctorOptions(), DistillConfig()), DISTILL, args)
+    method = early(args, "--method") or DoctorOptions.method
+    options, config = resolve("doctor", command_of(find_method(method).settings_type()), recipes_of(method), args)
     if options.num_processes < 1 or not 0 < options.utilisation <= 1:
         raise UsageError(
             f"num-processes is 1 or more and utilisation lies in (0, 1]; got {options.num_processes} and "
@@ -83,70 +94,95 @@ def doctor(args: Sequence[str]) -> None:
         )
     check_divides(config.loop.batch_size, options.num_processes)
     device, told = _device(options.device)
-    dtype = None if options.device == "this" and config.loop.precision != "bf16" else torch.bfloat16
-    dtype = None if config.loop.precision == "float32" else dtype
-    shape = _shape(config)
-    table = Table(
-        title=f"{config.recipe} on {options.num_processes} x {told}, {'float32' if dtype is None else 'bf16 autocast'}",
-        title_justify="left",
-        box=SIMPLE_HEAD,
-        padding=0,
-        pad_edge=False,
-    )
-    table.add_column("training", no_wrap=True)
-    for name in ("params", "trained", "weights", "moments", "peak", "FLOP", "hours", "fits"):
-        table.add_column(name, justify="right", no_wrap=True)
-    common: dict[str, Any] = {"num_processes": options.num_processes, "dtype": dtype}
+    precision = config.loop.precision
+    if precision == "auto":
+        precision = "float32" if options.device == "this" else "bf16"
+    title = f"{config.recipe} on {options.num_processes} x {told}, {precision.replace('bf16', 'bf16 autocast')}"
+    memory = _table(title, "weights", "average", "moments", "gradients", "step", "peak", "fits", "largest")
+    arithmetic = _table(None, "params", "trained", "FLOP", "hours")
     for name, way in _ways(config, options.num_processes):
-        budget = (
-            distill_budget(way, shape, **common)
-            if isinstance(way, DistillConfig)
-            else pretrain_budget(way, teacher_shape(way.recipe), **common)
-        )
-        hours = budget.total_flops / (device.flops * options.utilisation * options.num_processes) / 3600
-        table.add_row(
+        found = _estimate(way, precision, options.num_processes)
+        run, peak = found.of(way.loop.batch_size), found.peak(way.loop.batch_size)
+        sizes = (run.weights, run.average, run.moments, run.gradients)
+        step = peak - run.weights - run.average - run.moments
+        memory.add_row(
             name,
-            *(f"{_short(number / 1e6)}M" for number in (budget.parameters, budget.trained)),
-            *(_short(size / GIB) for size in (budget.weights, budget.moments, budget.peak)),
-            f"{budget.flops:.1e}",
-            _short(hours),
-            "yes" if budget.peak / GIB < device.memory else "no",
+            *(_short(size / GIB) for size in (*sizes, step, peak)),
+            "yes" if peak / GIB < device.memory else "no",
+            str(found.largest_batch(device.memory * GIB * USABLE, options.num_processes) or "-"),
         )
+        hours = run.total_flops / (device.flops * options.utilisation * options.num_processes) / 3600
+        numbers = (f"{_short(number / 1e6)}M" for number in (run.parameters, run.trained))
+        arithmetic.add_row(name, *numbers, f"{run.flops:.1e}", _short(hours))
     console = ResultConsole()
-    console.print(table)
+    console.print(memory)
+    console.print(arithmetic)
     console.print(
-        f"GiB on each device, which has {device.memory:.1f}; FLOP of a step on all; hours if {options.utilisation:.0%} "
-        f"of {device.flops:.3g} operations a second are reached. The model: docs/scale.md.",
+        f"GiB on each device, which has {device.memory:.1f}; the largest batch leaves a tenth. FLOP of a step on all; "
+        f"hours if {options.utilisation:.0%} of {device.flops:.3g} operations a second are reached. By dry runs on "
+        "this CPU: docs/scale.md.",
         soft_wrap=True,
     )
     if not adapters.are_available():
         console.print("For the shared trunk: pip install 'didi-instruct[lora]'.")
 
 
+def _table(title: str | None, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=0, pad_edge=False)
+    table.add_column("training", no_wrap=True)
+    for name in columns:
+        table.add_column(name, justify="right", no_wrap=True)
+    return table
+
+
 def _short(value: float) -> str:
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}" if value >= 0.01 else "<0.01"
 
 
-def _ways(config: DistillConfig, num_processes: int) -> Iterator[tuple[str, PretrainConfig | DistillConfig]]:
+def _ways(config: RunConfig, num_processes: int) -> Iterator[tuple[str, RunConfig]]:
     """Each way to train that the settings allow, where it makes a difference."""
-    jobs: dict[str, PretrainConfig | DistillConfig] = {}
-    if config.recipe in VOCABULARIES:
-        jobs["pretrain"] = PRETRAIN[config.recipe]
-    plain = jobs["distill"] = replace(config, lora_rank=None, loop=replace(config.loop, fsdp=False))
+    jobs: dict[str, RunConfig] = {}
+    plain = config
+    if isinstance(config, DistillationConfig):
+        if config.recipe in VOCABULARIES:
+            first = PRETRAIN[config.recipe]
+            size = -(-first.loop.batch_size // num_processes) * num_processes  # the next that they can share
+            name = "pretrain" if size == first.loop.batch_size else f"pretrain, batch {size}"
+            jobs[name] = replace(first, loop=replace(first.loop, batch_size=size))
+        plain = jobs["distill"] = replace(_adapted(config, None), loop=replace(config.loop, fsdp=False))
+    else:
+        jobs["pretrain"] = replace(config, loop=replace(config.loop, fsdp=False))
     for name, job in jobs.items():
         yield name, job
         if num_processes > 1:
             with contextlib.suppress(UsageError):  # Muon's matrices are not sharded
                 yield f"{name}, fsdp", replace(job, loop=replace(job.loop, fsdp=True))
-    if adapters.are_available() or config.lora_rank is not None:
+    if hasattr(config, "lora_rank") and (adapters.are_available() or config.lora_rank is not None):
         rank = config.lora_rank or LORA_RANK
         with contextlib.suppress(UsageError):  # nor adapted
-            yield f"distill, lora {rank}", replace(plain, lora_rank=rank)
+            yield f"distill, lora {rank}", _adapted(plain, rank)
 
 
-def _shape(config: DistillConfig) -> DiTConfig:
-    """Of the teacher: the bundle's that is named, else the one that the recipe pre-trains."""
-    return load(config.teacher).denoiser().config if config.teacher else teacher_shape(config.recipe)
+def _adapted(config: Any, rank: int | None) -> Any:
+    return replace(config, lora_rank=rank) if hasattr(config, "lora_rank") else config
+
+
+def _estimate(config: RunConfig, precision: str, num_processes: int) -> Estimate:
+    """Dry runs of a configuration, with a teacher of the shape that it names."""
+    data, loop = config.data, replace(config.loop, precision=cast(Any, precision))
+    if isinstance(config, DistillationConfig):
+        bundle = load(config.teacher) if config.teacher else None
+        shape = bundle.denoiser().config if bundle else teacher_shape(config.recipe)
+
+    def inputs(folder: Path) -> Inputs:
+        if not isinstance(config, DistillationConfig):
+            return Inputs(RandomSource(data.length, num_symbols(data)), CPU, folder)
+        teacher = Bundle(teacher=DiT(replace(shape, dropout=0.0)).eval())
+        if bundle is not None:
+            teacher.process = bundle.process
+        return Inputs(RandomSource(data.length, shape.vocab_size), CPU, folder, teacher)
+
+    return estimate(replace(config, loop=loop), inputs, num_processes=num_processes)
 
 
 def _device(name: str) -> tuple[Device, str]:

@@ -2,6 +2,7 @@
 
 from typing import Protocol, runtime_checkable
 
+import torch
 from jaxtyping import Int
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
@@ -68,6 +69,20 @@ class TextSource:
         if batch_size not in self._orders:
             self._orders[batch_size] = BatchOrder(len(self._train), batch_size, self._seed)
         return self._train[self._orders[batch_size].rows(step)]
+
+
+class RandomSource:
+    """Tokens without a corpus, where only their number matters."""
+
+    def __init__(self, length: int, vocab_size: int) -> None:
+        self.vocab_size, self.mask_id, self._length = vocab_size, vocab_size - 1, length
+        self.validation = self.test = torch.zeros(1, length, dtype=torch.long)
+        self.tokenizer = Tokenizer(models.WordLevel({MASK: self.mask_id}, unk_token=""))
+
+    def batch(self, step: int, batch_size: int) -> Int[Tensor, "b l"]:
+        """See ``Source.batch``."""
+        generator = named_generator(0, "tokens", step)
+        return torch.randint(self.vocab_size - 1, (batch_size, self._length), generator=generator)
 
 
 def open_source(

@@ -205,6 +205,10 @@ class DistillConfig(DistillationConfig):
         """Warm-up, updates of the student and lessons for guidance."""
         return self.discriminator.warmup_steps + self.loop.steps + self.discriminator.guidance_steps
 
+    def rehearsed(self) -> "DistillConfig":
+        """See ``RunConfig.rehearsed``; a pool of teacher samples has a single one."""
+        return replace(self, discriminator=replace(self.discriminator, pool_size=1, pool_nfe=1))
+
     def limited(self, max_steps: int) -> "DistillConfig":
         """See ``RunConfig.limited``; warm-up and lessons for guidance are at most as long."""
         discriminator = replace(

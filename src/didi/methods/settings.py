@@ -178,6 +178,10 @@ class RunConfig:
         del base
         return dict(settings)
 
+    def rehearsed(self) -> "RunConfig":
+        """These settings with the same steps, and as little as possible of what a method prepares before the first."""
+        return self
+
     def limited(self, max_steps: int) -> "RunConfig":
         """These settings cut to ``max_steps`` updates; a method that has further phases shortens them too."""
         return replace(self, loop=replace(self.loop, steps=max_steps))

@@ -5,12 +5,16 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 
 def tensors_digest(structure: str, tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 of a description and of named tensors, hexadecimal."""
+    """SHA-256 of a description and of named tensors, hexadecimal; tensors without values count with their names."""
     hasher = hashlib.sha256(structure.encode())
     for name in sorted(tensors):
+        if isinstance(tensors[name], FakeTensor):  # of a dry run
+            hasher.update(name.encode())
+            continue
         hasher.update(tensors[name].cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return hasher.hexdigest()
 

@@ -5,10 +5,10 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from didi.errors import UsageError, suggestion
-from didi.methods import METHODS
+from didi.methods import METHODS, find_method
 from didi.methods.didi_settings import DiscriminatorSettings, DistillConfig, ObjectiveConfig
 from didi.methods.elbo import PretrainConfig
 from didi.methods.settings import DataConfig, DistillationConfig, LoopConfig, NetworkConfig, OptimizerConfig
@@ -101,6 +101,9 @@ PRETRAIN: dict[str, PretrainConfig] = {
 
 # Of the teachers' tokenizers, the mask included.
 VOCABULARIES = {"markov": 33, "tiny-news": 8192, "prose": 8192, "owt-169m": 50_258, "owt-424m": 50_258}
+
+# The same of tokenizers by name.
+TOKENIZERS = {"gpt2": 50_258}
 
 # Our objective: the paper's with the exact variance reductions A and B. The divergence keeps the entropy of samples of
 # many steps up; its weight was chosen on ``markov`` (docs/lab-notes.md).
@@ -221,6 +224,33 @@ def _released(config: DistillConfig) -> DistillConfig:
 PRESETS: dict[str, Callable[[DistillConfig], DistillConfig]] = {"paper": _paper, "released": _released}
 
 Config = TypeVar("Config")
+
+
+def recipes_of(method: str) -> dict[str, Any]:
+    """The recipes of any method, by name.
+
+    Raises:
+        UsageError: no method has that name.
+    """
+    kind = find_method(method).settings_type
+    if issubclass(kind, DistillationConfig):
+        return dict(distillation_recipes(method))
+    return {name: one for name, one in PRETRAIN.items() if type(one) is kind}
+
+
+def num_symbols(data: DataConfig) -> int:
+    """Size of the vocabulary of a corpus without its tokenizer at hand, the mask included.
+
+    Raises:
+        UsageError: the settings do not say.
+    """
+    size = VOCABULARIES["markov"] if data.corpus == "markov" else data.vocab_size or TOKENIZERS.get(str(data.tokenizer))
+    if size is None:
+        raise UsageError(
+            f"data.vocab_size, or a data.tokenizer of {', '.join(TOKENIZERS)}, tells the size of the vocabulary; got "
+            f"{data.vocab_size} and {data.tokenizer!r}"
+        )
+    return size
 
 
 def recipe(recipes: Mapping[str, Config], name: str) -> Config:

@@ -5,6 +5,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar, cast
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -48,6 +49,11 @@ class Synchronised:
         result: R = self._parallel(function, *args, **options)
         return result
 
+    def stand_alone(self) -> None:
+        """Leave gradients as they are where the other processes do not exist (``world.stand_in``)."""
+        if self._parallel is not None:
+            self._parallel.register_comm_hook(None, _as_it_is)
+
     def until(self, is_last: bool) -> AbstractContextManager[None]:
         """Around forward and backward pass of a micro-batch: gradients are averaged with the last one of an update."""
         if self._parallel is not None and not is_last:
@@ -56,6 +62,12 @@ class Synchronised:
         if is_sharded(network):
             network.set_requires_gradient_sync(is_last)
         return nullcontext()
+
+
+def _as_it_is(_: object, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+    future: torch.futures.Future[Tensor] = torch.futures.Future()
+    future.set_result(bucket.buffer())
+    return future
 
 
 def check_divides(batch_size: int, num_processes: int | None = None) -> None:

@@ -1,18 +1,19 @@
 """Bytes of the tensors that are alive while something runs, on any device: exact, and independent of the allocator."""
 
 import weakref
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, no_type_check
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 
+@no_type_check  # it runs at every operation: checks of its arguments in tests would take minutes
 class LiveMemory(TorchDispatchMode):
     """Counts the storages that operations within the context make, until they are freed.
 
-    What a kernel needs inside, and what was there before, does not count.
+    What a kernel needs inside, and what was there before, does not count. A storage that is resized counts with its new
+    size: FSDP2 empties those of gathered weights and fills them again.
 
     Attributes:
         now: bytes alive.
@@ -23,15 +24,35 @@ class LiveMemory(TorchDispatchMode):
         super().__init__()
         self.now = self.peak = 0
         self._known: dict[int, weakref.ref[torch.UntypedStorage]] = {}
+        self._sizes: dict[int, int] = {}
+
+    def __enter__(self) -> "LiveMemory":
+        resize = torch.UntypedStorage.resize_
+
+        def noted(storage: torch.UntypedStorage, size: int) -> Any:
+            result = resize(storage, size)
+            if id(storage) in self._known:
+                self._add(storage.nbytes() - self._sizes[id(storage)])
+                self._sizes[id(storage)] = storage.nbytes()
+            return result
+
+        self._resize: Any = resize
+        torch.UntypedStorage.resize_ = noted  # type: ignore
+        super().__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        torch.UntypedStorage.resize_ = self._resize  # type: ignore
 
     def __torch_dispatch__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Run the operation and count what it returns; inputs that it returns as they are were counted before."""
-        found = {id(one.untyped_storage()) for one in tree_leaves((args, kwargs)) if isinstance(one, torch.Tensor)}
+        found = {id(one.untyped_storage()) for one in _tensors((*args, *(kwargs or {}).values()))}
         result = func(*args, **(kwargs or {}))
-        for one in tree_leaves(result):
-            if isinstance(one, torch.Tensor) and id(one.untyped_storage()) not in found:
+        for one in _tensors((result,)):
+            if id(one.untyped_storage()) not in found:
                 self._count(one.untyped_storage())
         return result
 
@@ -40,14 +61,26 @@ class LiveMemory(TorchDispatchMode):
         self.peak = self.now
 
     def _count(self, storage: torch.UntypedStorage) -> None:
-        key, size = id(storage), storage.nbytes()
+        key = id(storage)
         if key in self._known:
             return
+        self._known[key] = weakref.ref(storage, lambda _: self._forget(key))
+        self._sizes[key] = storage.nbytes()
+        self._add(storage.nbytes())
 
-        def freed(_: object) -> None:
-            self.now -= size
-            del self._known[key]
+    def _forget(self, key: int) -> None:
+        self.now -= self._sizes.pop(key)
+        del self._known[key]
 
-        self._known[key] = weakref.ref(storage, freed)
+    def _add(self, size: int) -> None:
         self.now += size
         self.peak = max(self.peak, self.now)
+
+
+@no_type_check
+def _tensors(values: Any) -> Iterator[torch.Tensor]:
+    for value in values:
+        if isinstance(value, torch.Tensor):
+            yield value
+        elif isinstance(value, list | tuple):
+            yield from _tensors(value)

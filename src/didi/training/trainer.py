@@ -152,6 +152,11 @@ class Trainer:
                 stack.enter_context(passes.until(is_last))
             yield
 
+    def stand_alone(self) -> None:
+        """See ``Synchronised.stand_alone``."""
+        for passes in self._passes.values():
+            passes.stand_alone()
+
     # ------------------------------------------------------------------------------------------------- runtime --- #
 
     def call(self, network: str, function: Callable[..., R], *args: Any, **options: Any) -> R:
