@@ -61,7 +61,7 @@ WAYS = {
     "teacher pool": distillation(discriminator={"real_source": "teacher-pool", "pool_size": 64, "pool_nfe": 4}),
     "no divergence": distillation(objective={"divergence_weight": 0.0}),
     "jeffreys": distillation(objective={"divergence": "jeffreys"}),
-    "paths": distillation(objective={"moves": 8}),
+    "paths": distillation(objective={"trajectory": "path", "moves": 8}),
     "lessons": distillation(discriminator={"guidance_steps": 1}),
     "bf16": distillation(loop={"precision": "bf16"}),
     "pre-training": pretraining(),
