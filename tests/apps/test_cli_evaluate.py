@@ -25,6 +25,7 @@ def test_likelihood_scores_every_network_on_the_models_own_corpus(didi, distille
     assert out.startswith((tmp_path / "new" / "likelihood.md").read_text())
 
 
+@pytest.mark.slow
 def test_evaluate_sweeps_judges_anchors_and_keeps_every_sample(didi, distilled, tmp_path, small_world):
     words = ["evaluate", "--model", distilled / "bundle", "--role", "teacher", "student", "--nfe", "4", "--anchors"]
     words += [
@@ -56,6 +57,7 @@ def test_evaluate_sweeps_judges_anchors_and_keeps_every_sample(didi, distilled, 
     assert "temperature 0.9" in out
 
 
+@pytest.mark.slow
 def test_evaluate_writes_rows_report_and_figure(didi, distilled, tmp_path):
     out = tmp_path / "eval"
     words = ["evaluate", "--model", distilled / "bundle", "--role", "teacher", "student", "--nfe", "2", "4"]

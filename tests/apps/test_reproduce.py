@@ -58,6 +58,7 @@ def reproduce(folder, *targets):
     return (folder / "report.md").read_text()
 
 
+@pytest.mark.slow
 def test_nothing_is_done_twice_and_findings_outlive_networks(quick, tmp_path, monkeypatch):
     report = reproduce(tmp_path, "table5", "table7", "figure1")
     assert (tmp_path / "figure1.png").stat().st_size > 10_000

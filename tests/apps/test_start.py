@@ -37,6 +37,7 @@ def test_a_command_without_tensors_imports_no_heavy_package(words):
     assert out.strip()
 
 
+@pytest.mark.slow
 def test_the_list_of_imports_is_not_empty_by_mistake():
     found, _ = imported("import didi; didi.load")
     assert {"didi", "torch", "numpy"} <= found
@@ -83,6 +84,7 @@ def test_public_names_are_those_of_their_modules():
         didi.laod  # noqa: B018
 
 
+@pytest.mark.slow
 def test_loading_a_bundle_imports_neither_dynamo_nor_sympy():
     code = """
 import sys, torch, didi

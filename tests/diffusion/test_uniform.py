@@ -62,6 +62,7 @@ def test_the_nelbo_of_the_exact_prediction_is_the_entropy_of_the_data():
     assert integrated(Uniform(NUM), exact_logits) == pytest.approx(entropy, rel=2e-3)
 
 
+@pytest.mark.slow
 def test_the_nelbo_of_another_prediction_is_larger():
     def sharper(alpha):
         return 1.5 * exact_logits(alpha)

@@ -296,6 +296,7 @@ def test_reductions_a_and_c_lower_the_variance(alphas):
     assert variance_of_single_states(TWICE_CORRUPTED, alphas, revealed_only=True) < 0.99 * revealed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("alphas", [(0.5, 0.5)], ids=str, indirect=True)
 def test_reduction_b_lowers_the_variance_for_the_same_student_passes(alphas):
     # Two states a batch in both; a second completion costs no pass of the student.
