@@ -104,7 +104,7 @@ def _duo(config: Mapping[str, Any]) -> _Settings:
 
 
 def _sedd(config: Mapping[str, Any]) -> _Settings:
-    """At a mask, the score of an absorbing process is a constant times the law of the token (Ou et al. 2025).
+    """At a mask, the score of an absorbing process is a constant times the distribution of the token (Ou et al. 2025).
 
     So its outputs are a denoiser's logits as they are, whether scaled by sigma or not.
     """

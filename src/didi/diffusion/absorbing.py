@@ -57,7 +57,7 @@ def posterior_probs(
 
     Args:
         z_t: state at time t.
-        x0_probs: law of the clean token at each position, with no mass on the mask.
+        x0_probs: distribution of the clean token at each position, with no mass on the mask.
         alpha_s: signal rate at time s < t.
         alpha_t: signal rate at time t.
         mask_id: index of [MASK].

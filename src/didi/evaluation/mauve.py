@@ -1,4 +1,4 @@
-"""MAUVE: how far the law of samples is from that of real text, in the space of an embedding.
+"""MAUVE: how far the distribution of samples is from that of real text, in the space of an embedding.
 
 Source: https://arxiv.org/abs/2102.01454; the divergence is computed by the authors' own package ``mauve-text``.
 """

@@ -62,7 +62,7 @@ class Ancestral:
         process: masked diffusion.
         departure: temperature and top-p.
         leap: ``exact`` moves by the posterior of Eq. 2, ``tau`` by tau-leaping; which positions a move reveals then
-            follows another law, the rest is the same.
+            follows another distribution, the rest is the same.
         is_whole_batch: run the network on every sequence in every move that it is needed in, so that it sees one
             shape only (``torch.compile``, CUDA graphs).
     """

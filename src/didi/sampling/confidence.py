@@ -1,6 +1,6 @@
 """Confidence decoding: each move reveals the positions that the network is surest of (MaskGIT, LLaDA).
 
-How many a move reveals is given by the time grid, which ones by the network: samples do not follow the model's law, and
+How many a move reveals is given by the time grid, which ones by the network: samples do not follow the model's distribution, and
 sure, common words come first. It runs the vocabulary head at every mask in every move.
 """
 
@@ -32,7 +32,7 @@ class ConfidenceOrder:
     Attributes:
         measure: ``probability`` of the token drawn (MaskGIT, https://arxiv.org/abs/2202.04200; LLaDA's low-confidence
             remasking); ``margin`` between the two likeliest tokens (Kim et al. 2025,
-            https://arxiv.org/abs/2502.06768); least ``entropy`` of the law (Dream).
+            https://arxiv.org/abs/2502.06768); least ``entropy`` of the distribution (Dream).
         gumbel: scale of the Gumbel noise on the log-confidence, falling linearly to 0 (MaskGIT's choice temperature);
             0 follows the network's order strictly.
     """
@@ -91,12 +91,12 @@ class ConfidenceDecoding:
                 is_masked = open_positions(self.process, active, there)
                 inputs = shared_rows(active, there)
                 features = features_at(self.denoiser, self.process, inputs, t, there.attention_mask)
-                law = self.departure.log_probs(
+                log_probs = self.departure.log_probs(
                     self.denoiser.head(features.expand(len(active), -1, -1)[is_masked]), mask_id
                 )
-                drawn = sample_categorical(law, uniforms[is_masked])
+                drawn = sample_categorical(log_probs, uniforms[is_masked])
                 confidence = torch.full(active.shape, -torch.inf, dtype=torch.float64, device=z.device)
-                confidence[is_masked] = self.order.log_confidence(law, drawn).double().clamp(min=-1e30)
+                confidence[is_masked] = self.order.log_confidence(log_probs, drawn).double().clamp(min=-1e30)
                 if self.order.gumbel:
                     confidence = confidence - self.order.gumbel * float(s) * (-gumbels.log()).log()
                 rank = confidence.argsort(dim=1, descending=True, stable=True).argsort(dim=1)

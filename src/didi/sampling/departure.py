@@ -1,4 +1,4 @@
-"""Departures from the model's own law that users ask for: temperature and nucleus (top-p) truncation."""
+"""Departures from the model's own distribution that users ask for: temperature and nucleus (top-p) truncation."""
 
 import math
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from didi.errors import UsageError
 
 @dataclass(frozen=True)
 class Departure:
-    """How far the law of a token departs from the network's; the default does not.
+    """How far the distribution of a token departs from the network's; the default does not.
 
     Attributes:
         temperature: divides the logits; 1 is exact.
@@ -34,16 +34,16 @@ class Departure:
     def sample(
         self, logits: Float[Tensor, "n v"], mask_id: int | None, uniforms: Float[Tensor, "n *k"]
     ) -> Int[Tensor, "n *k"]:
-        """Draws from the law of each row, see ``sample_categorical``; never the mask."""
+        """Draws from the distribution of each row, see ``sample_categorical``; never the mask."""
         if self.top_p < 1:
             return sample_categorical(self.log_probs(logits, mask_id), uniforms)
-        law = logits.clone() if self.temperature == 1 else logits / self.temperature  # need not be normalised
+        scores = logits.clone() if self.temperature == 1 else logits / self.temperature  # need not be normalised
         if mask_id is not None:
-            law.select(-1, mask_id).fill_(-torch.inf)
-        return sample_categorical(law, uniforms)
+            scores.select(-1, mask_id).fill_(-torch.inf)
+        return sample_categorical(scores, uniforms)
 
     def log_probs(self, logits: Float[Tensor, "n v"], mask_id: int | None) -> Float[Tensor, "n v"]:
-        """Normalised law of the token in each row, float32; the mask has none of it."""
+        """Normalised distribution of the token in each row, float32; the mask has none of it."""
         log_probs = token_log_probs(logits if self.temperature == 1 else logits / self.temperature, mask_id)
         if self.top_p == 1:
             return log_probs

@@ -60,9 +60,9 @@ class EntropyBounded:
             inputs = active if self.denoiser.is_time_conditioned else shared_rows(active, there)
             features = features_at(self.denoiser, self.process, inputs, t[: len(inputs)], there.attention_mask)
             features = features.expand(len(active), -1, -1)
-            law = self.departure.log_probs(self.denoiser.head(features[is_masked]), mask_id)
+            log_probs = self.departure.log_probs(self.denoiser.head(features[is_masked]), mask_id)
             spread = torch.full(active.shape, torch.inf, dtype=torch.float64, device=z.device)
-            spread[is_masked] = entropy(law).double()
+            spread[is_masked] = entropy(log_probs).double()
             ordered, order = spread.sort(dim=1, stable=True)
             is_revealed = torch.zeros_like(is_masked)
             # Of the entropies up to a position, in rising order, its own is the largest: the ones before count.
@@ -70,7 +70,7 @@ class EntropyBounded:
             is_revealed.scatter_(1, order, before <= self.entropy_bound)
             is_revealed &= is_masked
             uniforms = noise.uniforms(z.shape[1], rows=rows.tolist())
-            drawn = sample_categorical(law[is_revealed[is_masked]], uniforms[is_revealed])
+            drawn = sample_categorical(log_probs[is_revealed[is_masked]], uniforms[is_revealed])
             z, changed = z.clone(), torch.zeros_like(z, dtype=torch.bool)
             z[rows] = active.masked_scatter(is_revealed, drawn)
             changed[rows] = is_revealed

@@ -159,7 +159,7 @@ class Guided:
         """
         is_masked = open_positions(self.process, z, canvas)
         embedded = self.discriminator.embed(z)
-        # A part at a time: their laws over the vocabulary are needed for their means alone.
+        # A part at a time: their distributions over the vocabulary are needed for their means alone.
         stays = [self._expected_embedding(self._token_logits(part)) for part in others.split(MEAN_ROWS)]
         embedded[is_masked & ~is_revealed] = torch.cat(stays)
         with torch.enable_grad():

@@ -2,7 +2,7 @@
 
 It exists to compare with. In ``float32`` it repeats the bias of published figures: single-precision noise never draws
 rare tokens, so perplexity and entropy both fall (Zheng et al. 2025, https://arxiv.org/abs/2409.02908). In ``float64``
-it follows the same law as ``Ancestral``, at several times the cost.
+it follows the same distribution as ``Ancestral``, at several times the cost.
 """
 
 from collections.abc import Iterator
@@ -47,11 +47,11 @@ class Published:
         for move, (t, s) in enumerate(pairwise(times)):
             is_masked = open_positions(self.process, z, canvas)
             # All positions and symbols many times over: what is read no more makes room.
-            law = self.denoiser.head(features_at(self.denoiser, self.process, z, t, canvas.attention_mask))
-            law = self.departure.log_probs(law.flatten(0, 1), mask_id).view_as(law)
-            law = subs_log_probs(law, z, mask_id).to(dtype).exp_()
-            law = posterior_probs(z, law, alphas[move + 1], alphas[move], mask_id).flatten(0, 1).log_()
-            uniforms = noise.uniforms(z.shape[1], law.shape[-1], dtype=dtype).flatten(0, 1)
-            z = torch.where(is_masked, sample_gumbel(law, uniforms).view_as(z), z)
-            del law, uniforms
+            probs = self.denoiser.head(features_at(self.denoiser, self.process, z, t, canvas.attention_mask))
+            probs = self.departure.log_probs(probs.flatten(0, 1), mask_id).view_as(probs)
+            probs = subs_log_probs(probs, z, mask_id).to(dtype).exp_()
+            probs = posterior_probs(z, probs, alphas[move + 1], alphas[move], mask_id).flatten(0, 1).log_()
+            uniforms = noise.uniforms(z.shape[1], probs.shape[-1], dtype=dtype).flatten(0, 1)
+            z = torch.where(is_masked, sample_gumbel(probs, uniforms).view_as(z), z)
+            del probs, uniforms
             yield StepOutput(z, float(s), is_masked & (z != mask_id), is_masked.any(1).long().cpu(), none)
