@@ -1,7 +1,7 @@
 """Confidence decoding: each move reveals the positions that the network is surest of (MaskGIT, LLaDA).
 
-How many a move reveals is given by the time grid, which ones by the network: samples do not follow the model's distribution, and
-sure, common words come first. It runs the vocabulary head at every mask in every move.
+How many a move reveals is given by the time grid, which ones by the network: samples do not follow the distribution of
+the model, and sure, common words come first. It runs the vocabulary head at every mask in every move.
 """
 
 from collections.abc import Iterator
