@@ -1,8 +1,7 @@
 """The policy gradient is the gradient of the integral KL divergence, term by term of an enumerated world.
 
 K = 2 symbols, L = 2 positions, mask = 2. The student is a table: free logits for each position of each of the 9 states.
-It generates in two moves, all masks -> z_tau -> x, and x is corrupted to z_t. All expectations are finite sums.
-"""
+It generates in two moves, all masks -> z_tau -> x, and x is corrupted to z_t. All expectations are finite sums."""
 
 import functools
 import itertools
@@ -290,7 +289,7 @@ def test_reductions_a_and_c_lower_the_variance(alphas):
     plain = variance_of_single_states(SINGLE, alphas, revealed_only=False)
     revealed = variance_of_single_states(SINGLE, alphas, revealed_only=True)
     twice = [variance_of_single_states(TWICE_CORRUPTED, alphas, revealed_only=is_short) for is_short in (False, True)]
-    assert max(revealed, twice[0]) < 0.99 * plain and twice[1] < 0.99 * revealed
+    assert max(revealed / plain, twice[0] / plain, twice[1] / revealed) < 0.99
 
 
 @pytest.mark.parametrize("alphas", [pytest.param((0.5, 0.5), marks=pytest.mark.slow)], ids=str, indirect=True)
