@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import didi
-from didi.data.source import RandomSource
+from didi.data.source import RandomSource, open_source
 from didi.diffusion.canvas import Canvas
 from didi.diffusion.noise import SequenceNoise
 from didi.methods.base import Inputs

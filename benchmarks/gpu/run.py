@@ -5,7 +5,7 @@
 
 A stage that fails or runs out of time does not stop the next. ``--out`` gets ``results.json`` (all results so far, also
 of earlier calls with the same ``--work``), ``log.txt`` and, for ``--return``, bundles as an archive in parts of at most
-16 MB, which ``collect`` joins.
+15 MiB, which ``collect`` joins.
 """
 
 import argparse

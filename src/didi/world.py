@@ -125,6 +125,14 @@ def wait_for(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
+class _StandIn(World):
+    """A process whose others do not exist; they are taken to hold the same items."""
+
+    def joined_items(self, items: Sequence[Item]) -> list[Item]:
+        """See ``World.joined_items``."""
+        return list(items) * self.size
+
+
 @contextmanager
 def stand_in(size: int) -> Iterator[World]:
     """As ``joined``, for the first of ``size`` processes whose others do not exist: what they would send is undefined.
@@ -136,7 +144,7 @@ def stand_in(size: int) -> Iterator[World]:
 
     before = _current
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=size)
-    _current = World(0, size)
+    _current = _StandIn(0, size)
     try:
         yield _current
     finally:

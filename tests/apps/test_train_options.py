@@ -93,6 +93,7 @@ def trajectory(*words):
         (["markov", "--objective.no-score_decomposition", "--objective.moves", "2"], ("one-step", None)),
         (["tiny-news", "--objective.score-decomposition"], ("path", 8)),
         (["tiny-news", "--objective.score-decomposition", "--objective.moves", "2"], ("two-moves", None)),
+        (["tiny-news", "--objective.trajectory", "two-moves"], ("two-moves", None)),
     ],
 )
 def test_the_trajectory_is_named_or_follows_from_the_flags_of_before(words, expected):
@@ -111,7 +112,7 @@ def test_the_trajectory_is_named_or_follows_from_the_flags_of_before(words, expe
         (["--objective.trajectory", "two-moves", "--objective.moves", "8"], "got 8 with two-moves"),
         (["--objective.moves", "many"], "objective.moves"),
         (["--objective.trajectory", "one-move"], "one-move"),
-        (["--objective.trajectory", "path", "--objective.score-decomposition"], "score-decomposition"),
+        (["--objective.trajectory", "path", "--objective.score-decomposition"], "replaces objective.score"),
     ],
 )
 def test_contradictory_trajectories_are_refused_in_one_line(words, message):
@@ -198,3 +199,18 @@ def test_every_recipe_comes_back_from_its_own_settings(tmp_path, name):
 def test_a_rate_without_a_dot_is_a_number(tmp_path):
     (tmp_path / "config.yaml").write_text("student_optimizer: {learning_rate: 1e-4}")
     assert resolved("markov", "--config", str(tmp_path / "config.yaml")).student_optimizer.learning_rate == 1e-4
+
+
+def test_a_recipe_in_a_file_is_a_text(tmp_path):
+    file = tmp_path / "config.yaml"
+    file.write_text("recipe: [markov]")
+    with pytest.raises(UsageError, match=r"recipe in .*config\.yaml is a text; got \['markov'\]"):
+        resolved("--config", str(file))
+
+
+@pytest.mark.parametrize("value", ["'false'", "0", "[1]"])
+def test_an_old_switch_is_true_or_false(value, tmp_path):
+    file = tmp_path / "config.yaml"
+    file.write_text(f"recipe: markov\nobjective: {{score_decomposition: {value}}}")
+    with pytest.raises(UsageError, match=r"score_decomposition was true or false"):
+        resolved("--config", str(file))

@@ -84,5 +84,8 @@ def test_everything_else_is_refused_in_one_line(settings, message):
 def test_sizes_of_a_network_are_bounded(settings):
     with pytest.raises(UsageError, match=r"whole number in \[0, 2147483647\]|finite number"):
         read(settings, is_bounded=True)
-    if not math.isnan(settings.get("inner", {}).get("rate", 0)):
+    if "inner" in settings:  # nor is not-a-number a setting of a run
+        with pytest.raises(UsageError, match="a number"):
+            read(settings)
+    else:
         assert read(settings).size == settings["size"]

@@ -41,7 +41,7 @@ def nelbo_of(network, x0, process, generator, t_min=1e-3):
     """One-sample NELBO of each sequence at low-discrepancy times."""
     t = low_discrepancy_times(len(x0), generator, t_min=t_min)
     draws = torch.rand(*x0.shape, 1, dtype=torch.float64, generator=generator)
-    return process.loss_weight(t).float() * losses(network, process, x0, t, draws).sum(-1)
+    return process.loss_weight(t).float() * losses(network, process, x0, t, process.corrupt(x0, t, draws)).sum(-1)
 
 
 def test_a_resumed_run_equals_a_straight_one_bit_for_bit(source, run_twice):

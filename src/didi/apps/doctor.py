@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, make_dataclass, replace
@@ -31,7 +32,7 @@ from didi.training.dry_run import CPU, Estimate, estimate
 GIB = 2**30
 LORA_RANK = 16
 """Of the shared-trunk row where the recipe names none."""
-USABLE = 0.9
+USABLE = 0.8
 """Share of a device's memory that the largest batch is to need."""
 
 
@@ -101,6 +102,7 @@ def doctor(args: Sequence[str]) -> None:
     memory = _table(title, "weights", "average", "moments", "gradients", "step", "peak", "fits", "largest")
     arithmetic = _table(None, "params", "trained", "FLOP", "hours")
     for name, way in _ways(config, options.num_processes):
+        print(f"dry run: {name}", file=sys.stderr, flush=True)
         found = _estimate(way, precision, options.num_processes)
         run, peak = found.of(way.loop.batch_size), found.peak(way.loop.batch_size)
         sizes = (run.weights, run.average, run.moments, run.gradients)
@@ -108,7 +110,7 @@ def doctor(args: Sequence[str]) -> None:
         memory.add_row(
             name,
             *(_short(size / GIB) for size in (*sizes, step, peak)),
-            "yes" if peak / GIB < device.memory else "no",
+            "yes" if peak <= USABLE * device.memory * GIB else "no",
             str(found.largest_batch(device.memory * GIB * USABLE, options.num_processes) or "-"),
         )
         hours = run.total_flops / (device.flops * options.utilisation * options.num_processes) / 3600
@@ -118,7 +120,7 @@ def doctor(args: Sequence[str]) -> None:
     console.print(memory)
     console.print(arithmetic)
     console.print(
-        f"GiB on each device, which has {device.memory:.1f}; the largest batch leaves a tenth. FLOP of a step on all; "
+        f"GiB on each device, which has {device.memory:.1f}; a fifth of which stays free. FLOP of a step on all; "
         f"hours if {options.utilisation:.0%} of {device.flops:.3g} operations a second are reached. By dry runs on "
         "this CPU: docs/scale.md.",
         soft_wrap=True,

@@ -1,6 +1,7 @@
 """From the words of a training command to its settings: recipe, then preset, then YAML file, then flags."""
 
 import argparse
+import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -36,6 +37,8 @@ def resolve(name: str, default: Any, recipes: Mapping[str, Any], args: Sequence[
     if (method := overrides.pop("method", wanted)) != wanted:
         raise UsageError(f"{prog} takes settings of method {wanted} here; those of {config_file} are of {method}")
     chosen = args[0] if has_recipe else overrides.get("recipe")
+    if chosen is not None and not isinstance(chosen, str):
+        raise UsageError(f"recipe in {config_file} is a text; got {reprlib.repr(chosen)}")
     if chosen in recipes or has_recipe:
         base = recipe(recipes, str(chosen))
     elif config_file or "--help" in args or "-h" in args:
@@ -81,7 +84,7 @@ def _current_flags(args: Sequence[str], base: RunConfig) -> Sequence[str]:
     except argparse.ArgumentError:  # the full parser says so better
         return args
     given = vars(found)
-    if not given or "trajectory" in given:
+    if not given:
         return args
     objective = base.current({"objective": given}, base)["objective"]
     return [*rest, *(word for name, value in objective.items() for word in (f"--objective.{name}", str(value)))]

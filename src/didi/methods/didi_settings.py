@@ -205,8 +205,8 @@ class DistillConfig(DistillationConfig):
         """Warm-up, updates of the student and lessons for guidance."""
         return self.discriminator.warmup_steps + self.loop.steps + self.discriminator.guidance_steps
 
-    def rehearsed(self) -> "DistillConfig":
-        """See ``RunConfig.rehearsed``; a pool of teacher samples has a single one."""
+    def for_dry_run(self) -> "DistillConfig":
+        """See ``RunConfig.for_dry_run``; a pool of teacher samples has a single one."""
         return replace(self, discriminator=replace(self.discriminator, pool_size=1, pool_nfe=1))
 
     def limited(self, max_steps: int) -> "DistillConfig":
@@ -226,8 +226,17 @@ def _current_objective(settings: Mapping[str, Any], base: ObjectiveConfig) -> di
     ``two-moves`` at 2.
     """
     found = dict(settings)
-    if "trajectory" in found or not found.keys() & {"score_decomposition", "moves"}:
+    if not found.keys() & {"trajectory", "score_decomposition", "moves"}:
         return found
+    if "score_decomposition" in found and type(found["score_decomposition"]) is not bool:
+        raise UsageError(
+            f"objective.score_decomposition was true or false; got {found['score_decomposition']!r}: set "
+            "objective.trajectory to one-step, two-moves or path"
+        )
+    if "trajectory" in found:
+        if "score_decomposition" in found:
+            raise UsageError("objective.trajectory replaces objective.score_decomposition; give the former alone")
+        return found if found["trajectory"] == "path" else {"moves": None} | found
     is_split, moves = found.pop("score_decomposition", None), found.get("moves", 2)
     if is_split is False:  # more than two moves did not go with it, and do not now
         return found | {"trajectory": "one-step", "moves": None if moves == 2 else moves}

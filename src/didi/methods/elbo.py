@@ -66,14 +66,14 @@ class Batch:
     Attributes:
         x0: clean sequences.
         t: times.
-        draws: of the corruption, see ``Process.corrupt``.
+        z: corrupted sequences.
         weight: of the NELBO's integrand at the times.
-        num_predicted: positions of the corrupted sequences whose tokens are predicted.
+        num_predicted: positions of ``z`` whose tokens are predicted.
     """
 
     x0: Int[Tensor, "b l"]
     t: Float[Tensor, " b"]
-    draws: Float[Tensor, "b l k"]
+    z: Int[Tensor, "b l"]
     weight: Float[Tensor, " b"]
     num_predicted: int
 
@@ -83,12 +83,10 @@ def losses(
     process: Process,
     x0: Int[Tensor, "b l"],
     t: Float[Tensor, " b"],
-    draws: Float[Tensor, "b l k"],
+    z: Int[Tensor, "b l"],
     num_predicted: int | None = None,
 ) -> Float[Tensor, "b l"]:
     """Loss terms of one corruption in nats; see ``Process.loss_terms``. The head runs at predicted positions only."""
-    t = t.to(x0.device)
-    z = process.corrupt(x0, t, draws.to(x0.device))
     level = process.noise_level(denoiser, t)
     logits = logits_at(denoiser, z, process.is_predicted(z), level, num_selected=num_predicted)
     return process.loss_terms(logits, x0, z, t)
@@ -153,10 +151,11 @@ class Elbo:
         shape = (*x0.shape, self.process.draws_per_position)
         draws = torch.rand(shape, dtype=torch.float64, generator=generator)
         x0, t, draws = mine(x0), mine(t), mine(draws)
-        num_predicted = int(self.process.is_predicted(self.process.corrupt(x0, t, draws)).sum())
+        z = self.process.corrupt(x0, t, draws)
+        num_predicted = int(self.process.is_predicted(z).sum())
         weight = self.process.loss_weight(t).float()
-        x0, t, draws, weight = (to_device(one, self.runtime.device) for one in (x0, t, draws, weight))
-        return Batch(x0, t, draws, weight, num_predicted)
+        x0, t, z, weight = (to_device(one, self.runtime.device) for one in (x0, t, z, weight))
+        return Batch(x0, t, z, weight, num_predicted)
 
     def updates(self, step: int) -> Sequence[Update]:
         """One update."""
@@ -169,7 +168,7 @@ class Elbo:
 
     def _nelbo(self, batch: Batch) -> tuple[Tensor, Figures]:
         """Weighted loss per token, and the NELBO for the log."""
-        arguments = (self.process, batch.x0, batch.t, batch.draws, batch.num_predicted)
+        arguments = (self.process, batch.x0, batch.t, batch.z, batch.num_predicted)
         sums = self.runtime.call("network", losses, *arguments).sum(-1)
         weights: dict[str, Tensor | float] = {"nelbo": batch.weight, "constant": 1.0}
         weighted = {name: (weight * sums).sum() / batch.x0.numel() for name, weight in weights.items()}

@@ -178,7 +178,7 @@ class RunConfig:
         del base
         return dict(settings)
 
-    def rehearsed(self) -> "RunConfig":
+    def for_dry_run(self) -> "RunConfig":
         """These settings with the same steps, and as little as possible of what a method prepares before the first."""
         return self
 

@@ -104,8 +104,13 @@ class Graphed:
         graph.replay()
         return output.clone()
 
+    @torch.no_grad()
     def _captured(self, args: tuple[Tensor | None, ...]) -> tuple[torch.cuda.CUDAGraph, list[Tensor | None], Tensor]:
-        inputs = [None if one is None else one.clone() for one in args]
+        with torch.inference_mode(False):  # later calls, in that mode or not, write into the same inputs
+            inputs = [None if one is None else torch.empty_like(one, requires_grad=False) for one in args]
+        for held, given in zip(inputs, args, strict=True):
+            if held is not None and given is not None:
+                held.copy_(given)
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):  # kernels are compiled and libraries initialised outside the capture

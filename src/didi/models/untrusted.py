@@ -184,7 +184,7 @@ def _fits(value: Any, hint: Any, is_bounded: bool, *, is_exact: bool = False) ->
         return isinstance(value, list | tuple) and all(_fits(one, get_args(hint)[0], is_bounded) for one in value)
     if hint is float:
         is_number = type(value) is float or (type(value) is int and abs(value) <= MAX_FLOAT and not is_exact)
-        return is_number and (not is_bounded or math.isfinite(value))
+        return is_number and (math.isfinite(value) if is_bounded else not math.isnan(value))
     if hint is int:
         return type(value) is int and (not is_bounded or 0 <= value <= MAX_INT)
     return type(value) is hint
@@ -200,4 +200,6 @@ def _described(hint: Any, is_bounded: bool) -> str:
         return f"a list, of which each is {_described(get_args(hint)[0], is_bounded)}"
     whole = f"a whole number in [0, {MAX_INT}]" if is_bounded else "a whole number"
     number = "a finite number" if is_bounded else "a number"
-    return {int: whole, float: number, bool: "true or false", str: "a text", type(None): "null"}.get(hint, str(hint))
+    return {int: whole, float: number, bool: "true or false", str: "a text", type(None): "null"}.get(
+        hint, str(hint)
+    )

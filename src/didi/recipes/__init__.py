@@ -35,7 +35,7 @@ TINY_NEWS = PretrainConfig(
     ),
 )  # fmt: skip
 
-# For a GPU: about 12.6 M parameters, so that teacher, student and discriminator in bfloat16 take at most 75 MB.
+# For a GPU: about 12.9 M parameters, so that teacher, student and discriminator in bfloat16 take at most 75 MB.
 PROSE = PretrainConfig(
     recipe="prose",
     weight="constant",

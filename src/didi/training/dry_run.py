@@ -133,7 +133,7 @@ def dry_run(settings: RunConfig, inputs_of: InputsOf, batch_size: int, *, num_pr
     loop = settings.loop
     accumulation = min(MICRO_BATCHES, loop.accumulation)
     cut = replace(loop, batch_size=batch_size, accumulation=accumulation)
-    settings = replace(settings.rehearsed(), loop=cut)
+    settings = replace(settings.for_dry_run(), loop=cut)
     around = stand_in(num_processes) if num_processes > 1 else nullcontext()
     with tempfile.TemporaryDirectory() as folder, around, ShapesOnly() as shapes, LiveMemory() as memory:
         with shapes.building():

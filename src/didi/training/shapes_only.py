@@ -1,4 +1,4 @@
-"""Training code without its arithmetic: a step of networks of any size on any machine, in seconds.
+"""Training code without its arithmetic: a step of networks of any size on any machine, in a minute or two.
 
 What is computed from a network's weights has shape, dtype and storage size but no values (``FakeTensor`` of torch).
 Everything else is computed: token sequences, times, uniform draws, masks. The masks of a step, and with them every

@@ -86,8 +86,9 @@ class Trainer:
     def step(self, step: int) -> Metrics:
         """The updates of a step, each on ``accumulation`` micro-batches.
 
-        An update whose loss or gradient is not finite ends the step: neither its network nor the average changes, and
-        the updates after it are left out. A CUDA device decides that by itself; the host does not wait for it.
+        An update whose loss or gradient is not finite ends the step: neither its network nor the average changes, nor
+        does any network after it. In a single process a CUDA device decides this itself, and the host does not wait:
+        later updates are computed then, but not applied.
 
         Raises:
             UsageError: a network has several updates in the step, and batches are accumulated.
@@ -115,6 +116,7 @@ class Trainer:
                         is_taken &= self._stepped(one, is_finite[place] & is_taken, figures, 1 / repeats[one.network])
                         if is_taken is False:
                             self._clear_gradients()
+                            self.method.end_step(step)
                             return figures
         if self.method.averaged_network in repeats:
             self.average.update_parameters(self.method.trained[self.method.averaged_network], is_taken)
