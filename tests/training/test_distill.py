@@ -160,6 +160,15 @@ def test_a_checkpoint_of_before_optimizers_had_names_is_refused_and_nothing_is_l
     assert_same_state(job.state_dict(), before)
 
 
+@pytest.mark.parametrize("part", ["student", "discriminator", "average"])
+def test_a_checkpoint_that_lacks_a_weight_is_refused(make_job, part):
+    state = copy.deepcopy(make_job().state_dict())
+    name = next(iter(state[part]["weights"]))
+    del state[part]["weights"][name]
+    with pytest.raises(UsageError, match=f"lacks {name}: another version of didi wrote it; begin again"):
+        make_job().load_state_dict(state)
+
+
 def test_to_save_changes_no_optimizer_also_one_that_has_not_stepped(make_job, assert_same_state):
     job = make_job()
     job.step(0)  # of the warm-up: the student's has no moments

@@ -135,9 +135,20 @@ def full_state(network: nn.Module, optimizer: torch.optim.Optimizer | None = Non
 
 
 def load_full_state(network: nn.Module, state: dict[str, Any], optimizer: torch.optim.Optimizer | None = None) -> None:
-    """Load a state of ``full_state``, which every process has, into what may be sharded; frozen weights stay."""
+    """Load a state of ``full_state``, which every process has, into what may be sharded; frozen weights stay.
+
+    Raises:
+        UsageError: it lacks weights that are trained.
+    """
     from torch.distributed.checkpoint.state_dict import StateDictOptions, set_state_dict
 
+    # The library leaves what a state lacks as it is and says nothing.
+    frozen = {name for name, one in network.named_parameters() if not one.requires_grad}
+    if lacking := network.state_dict().keys() - frozen - state["weights"].keys():
+        raise UsageError(
+            f"a checkpoint holds all trained weights; this one lacks {min(lacking)}: another version of didi wrote it; "
+            "begin again in another folder with --out"
+        )
     set_state_dict(
         network,
         [optimizer] if optimizer is not None and state["optimizer"] else [],
