@@ -9,7 +9,6 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-import torch
 
 from didi.apps.reproduce import command, published, study
 from didi.apps.reproduce.figures import figure_1_cells, figure_4_cells, table_7_cells
@@ -24,6 +23,7 @@ from didi.recipes.ablations import (
     leave_one_out,
     paper_objective,
 )
+from didi.training.trainer import Trainer
 
 MARKOV = DISTILL["markov"]
 
@@ -187,7 +187,7 @@ def test_a_run_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
         loop=replace(PRETRAIN["markov"].loop, steps=4, batch_size=2, checkpoint_every=2, validation_sequences=4),
     )
     one, run = Study(tmp_path, Sampling(4, "markov"), workers=1), Run(config)
-    real = torch.optim.AdamW.step
+    real = Trainer.step
     calls = []
 
     def failing(*args, **options):
@@ -196,7 +196,7 @@ def test_a_run_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
             raise DidiError("stopped")
         return real(*args, **options)
 
-    monkeypatch.setattr(torch.optim.AdamW, "step", failing)
+    monkeypatch.setattr(Trainer, "step", failing)
     cells = [Cell(run, "teacher", nfe=1)]
     with pytest.raises(DidiError, match="stopped"):
         one.complete(cells)

@@ -95,3 +95,11 @@ assert torch.equal(before, torch.get_rng_state())
 print(*sorted({"torch._dynamo", "sympy"} & set(sys.modules)))
 """
     assert imported(code)[1].strip() == ""
+
+
+def test_importing_the_trainer_leaves_what_saves_its_state_to_the_first_checkpoint():
+    code = """
+import sys, didi.training.trainer
+print(*sorted({"torch.distributed.checkpoint", "torch.distributed.fsdp", "torch._dynamo"} & set(sys.modules)))
+"""
+    assert imported(code)[1].strip() == ""

@@ -1,3 +1,4 @@
+import copy
 from dataclasses import replace
 from pathlib import Path
 
@@ -147,14 +148,38 @@ def test_frozen_blocks_of_the_discriminator_stay_the_teachers(make_job, teacher)
     assert not torch.equal(before["blocks.1.attn_qkv.weight"], after["blocks.1.attn_qkv.weight"])
 
 
-def test_a_checkpoint_of_before_the_trunk_was_a_part_of_its_own_is_read(make_job, assert_same_state, tmp_path):
-    first, second = make_job(), make_job(folder=tmp_path / "again")
-    first.step(0)
-    state = first.state_dict()
-    assert any(name.startswith("trunk.") for name in state["discriminator"])
-    old = {name.removeprefix("trunk."): value for name, value in state["discriminator"].items()}
-    second.load_state_dict(state | {"discriminator": old})
-    assert_same_state(second.state_dict(), state)
+def test_a_checkpoint_of_before_optimizers_had_names_is_refused_and_nothing_is_loaded(make_job, assert_same_state):
+    job = make_job()
+    job.step(0)
+    before = copy.deepcopy(job.state_dict())
+    old = {name: torch.zeros(2) for name in ("student", "discriminator", "average", "method")}
+    with pytest.raises(
+        UsageError, match=r"holds average, discriminator, method, student; got .*another version of didi"
+    ):
+        job.load_state_dict(old | {"student_optimizer": {}, "discriminator_optimizer": {}})
+    assert_same_state(job.state_dict(), before)
+
+
+@pytest.mark.parametrize("part", ["student", "discriminator", "average"])
+def test_a_checkpoint_that_lacks_a_weight_is_refused(make_job, part):
+    state = copy.deepcopy(make_job().state_dict())
+    name = next(iter(state[part]["weights"]))
+    del state[part]["weights"][name]
+    with pytest.raises(UsageError, match=f"lacks {name}: another version of didi wrote it; begin again"):
+        make_job().load_state_dict(state)
+
+
+def test_to_save_changes_no_optimizer_also_one_that_has_not_stepped(make_job, assert_same_state):
+    job = make_job()
+    job.step(0)  # of the warm-up: the student's has no moments
+    assert not job.optimizers["student"].state
+    before = copy.deepcopy([one.state_dict() for one in job.optimizers.values()])
+    state = job.state_dict()
+    assert state["student"]["optimizer"] == {}
+    assert_same_state([one.state_dict() for one in job.optimizers.values()], before)
+    other = make_job()
+    other.load_state_dict(copy.deepcopy(state))
+    assert not other.optimizers["student"].state
 
 
 def test_the_discriminator_learns_to_tell_student_from_corpus(make_job):
@@ -251,7 +276,12 @@ def test_adapters_share_the_teachers_weights_and_the_bundle_is_plain(make_job, t
     for step in range(5):
         job.step(step)
     assert equal(start, weights(job.method.teacher))
-    assert not any("blocks.0.attn_qkv.base_layer" in name for part in job.state_dict().values() for name in part)
+    state = job.state_dict()
+    for name, held in {**job.method.trained, "average": job.average}.items():  # nothing that is frozen is saved
+        own = {key for key, one in held.named_parameters() if one.requires_grad}
+        assert state[name]["weights"].keys() == own | {key for key, _ in held.named_buffers()}
+        if name != "average":
+            assert state[name]["optimizer"]["state"].keys() == own
     bundle = job.bundle()
     assert bundle.student.state_dict().keys() == start.keys()
     assert not equal(start, weights(bundle.student))

@@ -1,7 +1,9 @@
 """Work of one process among several, for test_distributed; run by torchrun, or called alone."""
 
+import copy
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -10,6 +12,8 @@ import didi
 from didi.data.source import open_source
 from didi.methods.base import Inputs
 from didi.recipes import DISTILL, PRETRAIN
+from didi.training.checkpoint import load_latest, save_checkpoint
+from didi.training.distributed import is_sharded
 from didi.training.trainer import make_trainer
 from didi.world import joined, world
 
@@ -32,9 +36,50 @@ def distillations():
         "pool": replace(ours, discriminator=replace(short, real_source="teacher-pool", pool_size=6, pool_nfe=2)),
         "sharded": replace(ours, loop=replace(loop, batch_size=4, accumulation=2, fsdp=True)),
         "adapters": replace(ours, lora_rank=4),
+        "sharded last block": replace(
+            ours, loop=replace(loop, fsdp=True), discriminator=replace(short, trainable_blocks=1)
+        ),
         "rerun activations": replace(ours, loop=replace(loop, activation_checkpointing=True)),
         "online": replace(ours, discriminator=replace(short, real_source="teacher-steps=2")),
     }
+
+
+RESUMED = {"ours", "adapters", "sharded", "sharded last block"}
+
+
+def numbers(state):
+    """All numbers of a nested state, in its order."""
+    if isinstance(state, dict | list | tuple):
+        values = state.values() if isinstance(state, dict) else state
+        return torch.cat([torch.empty(0), *(numbers(value) for value in values)])
+    return torch.as_tensor(state).detach().flatten().float() if isinstance(state, float | torch.Tensor) else numbers([])
+
+
+def resumed(make_job, folder):
+    """The checkpoint after two steps; a job that loads it goes on bit for bit as the one that wrote it."""
+    straight, other = make_job(), make_job()
+    for step in range(2):  # one of the warm-up, one of the student too
+        straight.step(step)
+    state = straight.state_dict()
+    if world().is_main:
+        save_checkpoint(folder, 2, state, keep=1)
+    world().wait()
+    _, saved = load_latest(folder)
+    other.load_state_dict(copy.deepcopy(saved))
+    for job in (straight, other):
+        job.step(2)
+    for one, its_other in zip(local(straight), local(other), strict=True):
+        assert torch.equal(one, its_other)
+    return numbers(saved)
+
+
+def local(job):
+    """What this process holds of all weights, buffers and moments."""
+    held = [*job.method.trained.values(), job.average]
+    tensors = [value for network in held for value in network.state_dict().values()]
+    for optimizer in job.optimizers.values():
+        tensors += [value for moments in optimizer.state.values() for value in moments.values()]
+    return [value.to_local() if is_sharded(value) else value for value in tensors]
 
 
 def work(folder):
@@ -43,7 +88,10 @@ def work(folder):
     source, teacher = open_source("markov", length=32), didi.load("markov")
     found = {}
     for name, config in distillations().items():
-        job = make_trainer(replace(config, teacher="markov"), Inputs(source, CPU, folder / name, teacher))
+        config, inputs = replace(config, teacher="markov"), Inputs(source, CPU, folder / name, teacher)
+        if name in RESUMED:
+            found[f"{name}, checkpoint"] = resumed(partial(make_trainer, config, inputs), folder / name)
+        job = make_trainer(config, inputs)
         # Of equal weights: one figure over all of them adds up how a rounding turned each.
         found[f"{name}, validation"] = torch.tensor(job.validate()["validation_nelbo"])
         metrics = [job.step(step) for step in range(job.num_steps)]

@@ -208,9 +208,9 @@ class Discriminator(nn.Module):
 def current_names(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Weights of a discriminator under the names that its state dict has.
 
-    Bundles and checkpoints of before the trunk was a part of its own, and the public layout, have the names of the
-    trunk without ``trunk.``: ``blocks.0.norm1.weight`` is now ``trunk.blocks.0.norm1.weight``. Names of the head are
-    the same in both.
+    Bundles of before the trunk was a part of its own, and the public layout, have the names of the trunk without
+    ``trunk.``: ``blocks.0.norm1.weight`` is now ``trunk.blocks.0.norm1.weight``. Names of the head are the same in
+    both.
     """
     if any(name.startswith(TRUNK) for name in weights):
         return dict(weights)

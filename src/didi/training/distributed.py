@@ -1,6 +1,6 @@
 """Trained networks over the processes of ``didi.world``: gradients averaged (DDP) or weights sharded too (FSDP2)."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar, cast
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from didi.errors import UsageError
-from didi.models.discriminator import Discriminator, current_names, trunk_of
+from didi.models.discriminator import trunk_of
 from didi.models.dit import DiT
 from didi.models.networks import NETWORKS
 from didi.world import world
@@ -120,40 +120,42 @@ def is_sharded(value: Any) -> bool:
     return isinstance(value, FSDPModule | DTensor)
 
 
-def trained_state(target: nn.Module | torch.optim.Optimizer) -> dict[str, Any]:
-    """The state that training changes: of a network its buffers and its weights but the frozen ones."""
-    state: dict[str, Any] = target.state_dict()
-    if isinstance(target, nn.Module):
-        frozen = {name for name, parameter in target.named_parameters() if not parameter.requires_grad}
-        state = {name: value for name, value in state.items() if name not in frozen}
-    return state
+def full_state(network: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> dict[str, Any]:
+    """What training changes, whole and on the CPU: weights but the frozen ones, buffers, moments under their names.
+
+    All processes call it; those beside the main one get empty dicts.
+    """
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict  # 1 s, of a run alone
+
+    # The library makes the moments that are not there yet by a step, which would count as one.
+    begun = [optimizer] if optimizer is not None and optimizer.state else []
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
+    weights, moments = get_state_dict(network, begun, options=options)
+    return {"weights": weights, "optimizer": moments}
 
 
-def full_state(state: Any) -> Any:
-    """A nested state without shards: every process gets all of it, on the CPU where it was sharded."""
-    if is_sharded(state):
-        return state.full_tensor().cpu()
-    if isinstance(state, Mapping):
-        return {key: full_state(value) for key, value in state.items()}
-    if isinstance(state, list | tuple):
-        return [full_state(value) for value in state]
-    return state
+def load_full_state(network: nn.Module, state: dict[str, Any], optimizer: torch.optim.Optimizer | None = None) -> None:
+    """Load a state of ``full_state``, which every process has, into what may be sharded; frozen weights stay.
 
+    Raises:
+        UsageError: it lacks weights that are trained.
+    """
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, set_state_dict
 
-def load_full_state(target: nn.Module | torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Load the trained state, without shards, into what may be sharded."""
-    if isinstance(target, torch.optim.Optimizer):
-        target.load_state_dict(state)
-        for parameter, held in target.state.items():
-            for name, value in held.items():
-                if isinstance(value, Tensor) and value.shape == parameter.shape:
-                    held[name] = _placed_as(value, parameter)
-        return
-    if isinstance(target, Discriminator):  # of an older checkpoint
-        state = current_names(state)
-    held = target.state_dict()
-    frozen = {name: held[name] for name in held.keys() - trained_state(target).keys()}
-    target.load_state_dict(frozen | {name: _placed_as(value, held[name]) for name, value in state.items()})
+    # The library leaves what a state lacks as it is and says nothing.
+    frozen = {name for name, one in network.named_parameters() if not one.requires_grad}
+    if lacking := network.state_dict().keys() - frozen - state["weights"].keys():
+        raise UsageError(
+            f"a checkpoint holds all trained weights; this one lacks {min(lacking)}: another version of didi wrote it; "
+            "begin again in another folder with --out"
+        )
+    set_state_dict(
+        network,
+        [optimizer] if optimizer is not None and state["optimizer"] else [],
+        model_state_dict=state["weights"],
+        optim_state_dict=state["optimizer"],
+        options=StateDictOptions(full_state_dict=True),
+    )
 
 
 def unsharded(network: Network) -> Network:
@@ -162,13 +164,7 @@ def unsharded(network: Network) -> Network:
         return network
     kind = next(one.network for one in NETWORKS.values() if isinstance(network, one.network))  # without FSDP's class
     whole: Any = kind(network.config)
-    whole.load_state_dict(full_state(network.state_dict()))
+    # One by one: get_model_state_dict gives all processes the weights only where it keeps all of them on the device.
+    held = network.state_dict()
+    whole.load_state_dict({name: one.full_tensor().cpu() if is_sharded(one) else one for name, one in held.items()})
     return cast(Network, whole.eval())
-
-
-def _placed_as(value: Tensor, like: Any) -> Tensor:
-    if not is_sharded(like) or is_sharded(value):
-        return value
-    from torch.distributed.tensor import distribute_tensor
-
-    return distribute_tensor(value.to(like.device), like.device_mesh, like.placements)

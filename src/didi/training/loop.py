@@ -79,8 +79,8 @@ def run(job: Job, config: LoopConfig, folder: RunFolder, *, resume: bool) -> Non
                 with meter.paused():
                     meter.note(done, job.validate())
             if done % config.checkpoint_every == 0 or is_last:
-                state = job.state_dict()
                 with meter.paused():
+                    state = job.state_dict()
                     if main:
                         save_checkpoint(folder.checkpoints, done, state, keep=config.keep_checkpoints)
             if is_stopping and done < job.num_steps:

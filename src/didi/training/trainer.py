@@ -22,7 +22,6 @@ from didi.training.distributed import (
     full_state,
     load_full_state,
     shard,
-    trained_state,
     unsharded,
 )
 from didi.training.loop import Metrics, autocast_dtype
@@ -182,7 +181,7 @@ class Trainer:
 
     def state_dict(self) -> dict[str, Any]:
         """Trained weights, their average, optimizers and the method's own state; frozen weights are not saved."""
-        held = {name: full_state(trained_state(one)) for name, one in self._held().items()}
+        held = {name: full_state(one, self.optimizers.get(name)) for name, one in self._held().items()}
         return held | {"method": self.method.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -199,11 +198,10 @@ class Trainer:
             )
         self.method.load_state_dict(state["method"])
         for name, one in self._held().items():
-            load_full_state(one, state[name])
+            load_full_state(one, state[name], self.optimizers.get(name))
 
-    def _held(self) -> dict[str, nn.Module | torch.optim.Optimizer]:
-        optimizers = {f"{name}_optimizer": one for name, one in self.optimizers.items()}
-        return {**self.method.trained, "average": self.average, **optimizers}
+    def _held(self) -> dict[str, nn.Module]:
+        return {**self.method.trained, "average": self.average}
 
     def bundle(self) -> Bundle:
         """The method's bundle with whole networks, adapters merged."""
