@@ -125,6 +125,12 @@ def test_the_parts_are_those_of_the_networks(inputs_of, tmp_path):
     assert shared.trained < shared.parameters - of_teacher < 2 * shared.trained  # the student's are averaged as well
 
 
+@pytest.mark.parametrize("real_source", ["teacher-pool", "teacher-steps=2"])
+def test_several_devices_share_what_the_teacher_samples(real_source, inputs_of):
+    config = distillation(discriminator={"real_source": real_source, "pool_nfe": 2})
+    assert dry_run(config, inputs_of, SMALL, num_processes=2).parameters > 0
+
+
 def test_several_devices_divide_rows_and_if_sharded_everything_else(inputs_of):
     config = distillation()
     one, two = (dry_run(config, inputs_of, LARGE, num_processes=num) for num in (1, 2))

@@ -206,8 +206,8 @@ class DistillConfig(DistillationConfig):
         return self.discriminator.warmup_steps + self.loop.steps + self.discriminator.guidance_steps
 
     def for_dry_run(self) -> "DistillConfig":
-        """See ``RunConfig.for_dry_run``; a pool of teacher samples has a single one."""
-        return replace(self, discriminator=replace(self.discriminator, pool_size=1, pool_nfe=1))
+        """See ``RunConfig.for_dry_run``; a pool of teacher samples is one batch, of which every process has a share."""
+        return replace(self, discriminator=replace(self.discriminator, pool_size=self.loop.batch_size, pool_nfe=1))
 
     def limited(self, max_steps: int) -> "DistillConfig":
         """See ``RunConfig.limited``; warm-up and lessons for guidance are at most as long."""
