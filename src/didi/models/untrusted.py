@@ -200,6 +200,4 @@ def _described(hint: Any, is_bounded: bool) -> str:
         return f"a list, of which each is {_described(get_args(hint)[0], is_bounded)}"
     whole = f"a whole number in [0, {MAX_INT}]" if is_bounded else "a whole number"
     number = "a finite number" if is_bounded else "a number"
-    return {int: whole, float: number, bool: "true or false", str: "a text", type(None): "null"}.get(
-        hint, str(hint)
-    )
+    return {int: whole, float: number, bool: "true or false", str: "a text", type(None): "null"}.get(hint, str(hint))
