@@ -121,8 +121,8 @@ def doctor(args: Sequence[str]) -> None:
     console.print(arithmetic)
     console.print(
         f"GiB on each device, which has {device.memory:.1f}; fits and largest leave a fifth of it free. FLOP of a "
-        f"step on all; hours if {options.utilisation:.0%} of {device.flops:.3g} operations a second are reached. By dry "
-        "runs on this CPU: docs/scale.md.",
+        f"step on all; hours if {options.utilisation:.0%} of {device.flops:.3g} operations a second are reached. By "
+        "dry runs on this CPU: docs/scale.md.",
         soft_wrap=True,
     )
     if not adapters.are_available():
