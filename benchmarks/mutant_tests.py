@@ -7,21 +7,22 @@ DIFFUSION, TRAINING, SAMPLING = "tests/diffusion/", "tests/training/", "tests/sa
 WIRING = f"{TRAINING}test_wiring.py"
 WIRING_OPTIMIZERS = f"{TRAINING}test_wiring_optimizers.py"
 SETTINGS = f"{TRAINING}test_settings.py"
+RECORDS = f"{SETTINGS}::test_no_field_of_a_record_changes"
 OPTIONS = f"{TRAINING}test_distill_options.py"
 DISTILL = f"{TRAINING}test_distill.py"
 PRETRAIN = f"{TRAINING}test_pretrain.py"
 ABSORBING = [f"{DIFFUSION}test_absorbing.py", f"{DIFFUSION}test_absorbing_bound.py", f"{DIFFUSION}test_process.py"]
 TESTS = {
     "didi/objectives/didi": ["tests/objectives", WIRING],
-    "didi/diffusion/absorbing": [*ABSORBING, f"{DIFFUSION}test_uniform.py"],
-    "didi/diffusion/canvas": [f"{DIFFUSION}test_process.py", f"{SAMPLING}test_canvas.py"],
-    "didi/diffusion/categorical": [f"{DIFFUSION}test_categorical.py"],
-    "didi/diffusion/noise": [f"{DIFFUSION}test_noise.py"],
+    "didi/diffusion/absorbing": [*ABSORBING, f"{DIFFUSION}test_uniform.py", RECORDS],
+    "didi/diffusion/canvas": [f"{DIFFUSION}test_process.py", f"{SAMPLING}test_canvas.py", RECORDS],
+    "didi/diffusion/categorical": [f"{DIFFUSION}test_categorical.py", RECORDS],
+    "didi/diffusion/noise": [f"{DIFFUSION}test_noise.py", RECORDS],
     "didi/diffusion/process": [f"{DIFFUSION}test_process.py", SETTINGS],
-    "didi/diffusion/schedule": [f"{DIFFUSION}test_schedule.py", *ABSORBING],
-    "didi/diffusion/uniform": [f"{DIFFUSION}test_process.py", f"{DIFFUSION}test_uniform.py"],
+    "didi/diffusion/schedule": [f"{DIFFUSION}test_schedule.py", *ABSORBING, RECORDS],
+    "didi/diffusion/uniform": [f"{DIFFUSION}test_process.py", f"{DIFFUSION}test_uniform.py", RECORDS],
     "didi/methods/base": [SETTINGS, f"{TRAINING}test_didi_figures.py", WIRING, PRETRAIN],
-    "didi/methods/didi": [WIRING, f"{TRAINING}test_didi_figures.py", WIRING_OPTIMIZERS, OPTIONS, DISTILL],
+    "didi/methods/didi": [WIRING, f"{TRAINING}test_didi_figures.py", WIRING_OPTIMIZERS, OPTIONS, DISTILL, RECORDS],
     "didi/methods/didi_networks": [WIRING, WIRING_OPTIMIZERS, OPTIONS, DISTILL],
     "didi/methods/didi_settings": [
         SETTINGS,
@@ -37,12 +38,13 @@ TESTS = {
         WIRING,
         DISTILL,
     ],
-    "didi/methods/rollout": [f"{TRAINING}test_rollout.py", WIRING],
+    "didi/methods/rollout": [f"{TRAINING}test_rollout.py", WIRING, RECORDS],
     "didi/methods/settings": [SETTINGS, f"{TRAINING}test_recipes.py", PRETRAIN],
     "didi/sampling/guided": [
         f"{SAMPLING}test_guided_settings.py",
         f"{SAMPLING}test_guided.py",
         f"{SAMPLING}test_canvas.py",
+        RECORDS,
     ],
 }
 

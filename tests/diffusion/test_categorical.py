@@ -121,3 +121,8 @@ def test_several_draws_from_a_row_are_those_of_one_at_a_time():
     drawn = sample_categorical(log_probs, uniforms)
     for column in range(3):
         assert torch.equal(drawn[:, column], sample_categorical(log_probs, uniforms[:, column]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_a_uniform_that_was_rounded_up_to_1_draws_the_last_symbol(dtype):
+    assert sample_categorical(torch.zeros(2, 5), torch.ones(2, dtype=dtype)).tolist() == [4, 4]
