@@ -199,3 +199,9 @@ def test_masked_log_probs_are_those_of_the_rows_in_order(student):
     expected = student(z)[z == MASK][:, :3].log_softmax(-1)
     torch.testing.assert_close(found[:, :3], expected)
     torch.testing.assert_close(all_mask_log_probs(student, 2, PROCESS, CPU), found[1:])
+
+
+def test_the_time_within_a_move_is_drawn_in_double_precision(student):
+    batch = roll(student, 16, trajectory="path", moves=4)
+    offsets = (batch.tau - batch.t) * 4 * 2**24  # whole numbers, if they were drawn in float32
+    assert (offsets - offsets.round()).abs().max() > 0.01
