@@ -134,6 +134,13 @@ def test_a_rehearsal_draws_a_pool_of_one_sample_in_one_pass():
     assert RunConfig().rehearsed() == RunConfig()
 
 
+def test_settings_without_names_of_before_are_as_they_were():
+    settings = {"recipe": "markov", "loop": {"steps": 3}}
+    for kind in (RunConfig, PretrainConfig, DistillConfig):
+        assert kind.current(settings) == settings
+        assert kind.current(settings) is not settings
+
+
 def test_the_trajectories_of_the_warm_up_are_its_own():
     def of_warmup(warmup_moves=2, **objective):
         settings = DiscriminatorSettings(warmup_moves=warmup_moves)
