@@ -108,7 +108,7 @@ def test_sampled_times_follow_their_density(a, b, chi_square):
     assert chi_square(number.clamp(1, 6), joined) > 1e-3
 
 
-@pytest.mark.parametrize(("a", "b"), [(0.0, 1.0), (1.0, -1.0)])
+@pytest.mark.parametrize(("a", "b"), [(0.0, 1.0), (1.0, 0.0), (-1.0, 1.0), (1.0, -1.0)])
 def test_a_density_with_a_parameter_that_is_not_positive_is_refused(a, b):
     with pytest.raises(UsageError, match="positive"):
         TimeDensity(a, b)
@@ -148,3 +148,9 @@ def test_sampled_times_stay_inside_the_open_interval():
     small, large = (TimeDensity(*shape).sample(200, generator) for shape in ((1e-3, 1.0), (1.0, 1e-3)))
     assert small.min() == 1e-6
     assert large.max() == 1 - 1e-6
+
+
+def test_a_generator_fixes_the_times_of_a_density():
+    first, again, other = (TimeDensity(2.0, 5.0).sample(4, named_generator(name)) for name in ("a", "a", "b"))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)

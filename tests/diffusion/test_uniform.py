@@ -123,3 +123,11 @@ def test_times_of_the_bound_stay_inside_the_open_interval(monkeypatch, number, e
 
 def test_a_draw_that_was_rounded_up_to_1_is_the_last_symbol():
     assert Uniform(NUM).prior(Canvas.blank(1, 2), torch.ones(1, 2, 2)).tolist() == [[NUM - 1] * 2]
+
+
+def test_a_move_without_length_changes_nothing_even_at_pure_noise():
+    log_probs = torch.tensor([0.5, 0.1, 0.4], dtype=torch.float64).log().expand(1, NUM, NUM)
+    for time in (1.0, 0.4):
+        t = torch.tensor([time], dtype=torch.float64)
+        found = Uniform(NUM).posterior(torch.arange(NUM)[None], log_probs, t, t)[0]
+        torch.testing.assert_close(found, torch.eye(NUM, dtype=torch.float64))
