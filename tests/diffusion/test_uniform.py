@@ -131,3 +131,10 @@ def test_a_move_without_length_changes_nothing_even_at_pure_noise():
         t = torch.tensor([time], dtype=torch.float64)
         found = Uniform(NUM).posterior(torch.arange(NUM)[None], log_probs, t, t)[0]
         torch.testing.assert_close(found, torch.eye(NUM, dtype=torch.float64))
+
+
+def test_a_mask_that_is_the_last_symbol_is_left_out():
+    schedule = schedule_from_name("cosine")
+    assert Uniform.of_tokenizer(9, 8, schedule) == Uniform(8, schedule)
+    assert Uniform.of_tokenizer(9, 3, schedule) == Uniform(9, schedule)
+    assert Uniform(8).num_symbols(9) == 8
