@@ -116,6 +116,12 @@ def test_subs_keeps_visible_tokens_and_gives_the_mask_no_mass():
     torch.testing.assert_close(log_probs[0, [0, 2]], token_log_probs(logits[0, [0, 2]], MASK))
 
 
+@pytest.mark.parametrize("shape", [(2, 4), (3, 2, 4)])
+def test_without_a_mask_every_symbol_has_mass(shape):
+    logits = torch.randn(shape, generator=named_generator("no mask"))
+    torch.testing.assert_close(token_log_probs(logits, None), logits.log_softmax(-1))
+
+
 def test_subs_log_probs_are_float32_and_differentiable_under_low_precision():
     logits = torch.zeros(1, 1, 4, dtype=torch.bfloat16, requires_grad=True)
     log_probs = token_log_probs(logits, MASK)

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.distributions import Categorical, kl_divergence
 
+from didi.diffusion import categorical
 from didi.diffusion.categorical import divergence, entropy, sample_categorical, sample_gumbel
 from didi.diffusion.noise import named_generator
 from didi.errors import UsageError
@@ -49,15 +50,17 @@ def test_the_most_extreme_uniforms_draw_nothing_impossible(probs, uniform):
     assert probs[drawn] > 0
 
 
-def test_unnormalised_logits_are_allowed():
+@pytest.mark.parametrize("shift", [3.7, 800.0, -800.0])
+def test_unnormalised_logits_are_allowed(shift):
     uniforms = torch.linspace(0, 0.999, 50, dtype=torch.float64)
     log_probs = PROBS.log().expand(50, -1)
-    assert torch.equal(sample_categorical(log_probs, uniforms), sample_categorical(log_probs + 3.7, uniforms))
+    assert torch.equal(sample_categorical(log_probs, uniforms), sample_categorical(log_probs + shift, uniforms))
 
 
-def test_float64_keeps_a_tail_of_1e_12_and_float32_loses_it():
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["of float64", "of float32 logits"])
+def test_float64_keeps_a_tail_of_1e_12_and_float32_loses_it(dtype):
     # The rarest token is last: float32 has no number between 1 - 6e-8 and 1 that could stand for it.
-    log_probs = torch.tensor([[math.log1p(-1e-12), math.log(1e-12)]], dtype=torch.float64).expand(3, -1)
+    log_probs = torch.tensor([[math.log1p(-1e-12), math.log(1e-12)]], dtype=dtype).expand(3, -1)
     uniforms = torch.tensor([1 - 2e-12, 1 - 0.5e-12, LARGEST], dtype=torch.float64)
     assert sample_categorical(log_probs, uniforms).tolist() == [0, 1, 1]
     # A token in front of the rest keeps its slice [0, 1e-12) as well.
@@ -121,3 +124,25 @@ def test_several_draws_from_a_row_are_those_of_one_at_a_time():
     drawn = sample_categorical(log_probs, uniforms)
     for column in range(3):
         assert torch.equal(drawn[:, column], sample_categorical(log_probs, uniforms[:, column]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_a_uniform_that_was_rounded_up_to_1_draws_the_last_symbol(dtype):
+    assert sample_categorical(torch.zeros(2, 5), torch.ones(2, dtype=dtype)).tolist() == [4, 4]
+
+
+def test_weights_of_half_precision_logits_are_computed_in_float32():
+    logits = torch.randn(1, 200, generator=named_generator("half")).bfloat16().expand(500, -1)
+    uniforms = torch.linspace(0, 0.999, 500, dtype=torch.float64)
+    assert torch.equal(sample_categorical(logits, uniforms), sample_categorical(logits.float(), uniforms))
+
+
+@pytest.mark.parametrize(("num_elements", "sizes"), [(20, [2, 2, 1]), (3, [1] * 5), (70, [5])])
+def test_cumulative_distributions_exist_a_part_at_a_time(monkeypatch, num_elements, sizes):
+    assert categorical.CHUNK_ELEMENTS * 8 == 128 * 2**20  # bytes in float64
+    log_probs, uniforms = random_log_probs(5, 7), torch.rand(5, dtype=torch.float64)
+    expected, invert, seen = sample_categorical(log_probs, uniforms), categorical._invert_cdf, []
+    monkeypatch.setattr(categorical, "CHUNK_ELEMENTS", num_elements)
+    monkeypatch.setattr(categorical, "_invert_cdf", lambda *rows: seen.append(len(rows[0])) or invert(*rows))
+    assert torch.equal(sample_categorical(log_probs, uniforms), expected)
+    assert seen == sizes

@@ -48,3 +48,9 @@ def test_a_sequence_that_sits_out_keeps_its_place_in_its_stream():
 def test_seeds_give_other_streams():
     assert not torch.equal(SequenceNoise(0, [0]).uniforms(3), SequenceNoise(1, [0]).uniforms(3))
     assert len(SequenceNoise(0, [4, 5])) == 2
+
+
+def test_uniforms_lie_where_they_are_wanted():
+    assert SequenceNoise(0, [0], "meta").uniforms(2).is_meta
+    assert SequenceNoise(0, [0], "meta").uniforms(2, device="cpu").is_cpu
+    assert SequenceNoise(0, [0]).uniforms(2, device="meta").is_meta

@@ -161,3 +161,8 @@ def test_each_sequence_has_its_own_generator_and_consecutive_draws():
 def test_unknown_processes_are_refused():
     with pytest.raises(UsageError, match="a process is one of absorbing, uniform; got 'gaussian'"):
         find_process("gaussian")
+
+
+def test_a_masked_process_takes_the_mask_of_its_tokenizer(process):
+    assert Absorbing.of_tokenizer(9, MASK, process.schedule) == process
+    assert process.num_symbols(9) == 9

@@ -108,7 +108,7 @@ def test_sampled_times_follow_their_density(a, b, chi_square):
     assert chi_square(number.clamp(1, 6), joined) > 1e-3
 
 
-@pytest.mark.parametrize(("a", "b"), [(0.0, 1.0), (1.0, -1.0)])
+@pytest.mark.parametrize(("a", "b"), [(0.0, 1.0), (1.0, 0.0), (-1.0, 1.0), (1.0, -1.0)])
 def test_a_density_with_a_parameter_that_is_not_positive_is_refused(a, b):
     with pytest.raises(UsageError, match="positive"):
         TimeDensity(a, b)
@@ -133,3 +133,24 @@ def test_the_time_of_a_signal_rate_inverts_the_schedule(name):
     schedule = schedule_from_name(name)
     t = torch.linspace(0.3, 0.95, 14, dtype=torch.float64)  # where the geometric schedule is not flat
     torch.testing.assert_close(time_at(schedule, schedule.alpha(t)), t, atol=1e-9, rtol=0)
+
+
+def test_defaults():
+    assert Geometric() == Geometric(beta_min=1e-5, beta_max=20.0)
+    assert TimeDensity() == TimeDensity(1.0, 1.0)
+    generator = named_generator("default")
+    shift = torch.rand((), dtype=torch.float64, generator=named_generator("default"))
+    torch.testing.assert_close(low_discrepancy_times(1, generator)[0], 1e-3 + (1 - 1e-3) * shift, rtol=1e-15, atol=0)
+
+
+def test_sampled_times_stay_inside_the_open_interval():
+    generator = named_generator("ends")
+    small, large = (TimeDensity(*shape).sample(200, generator) for shape in ((1e-3, 1.0), (1.0, 1e-3)))
+    assert small.min() == 1e-6
+    assert large.max() == 1 - 1e-6
+
+
+def test_a_generator_fixes_the_times_of_a_density():
+    first, again, other = (TimeDensity(2.0, 5.0).sample(4, named_generator(name)) for name in ("a", "a", "b"))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)

@@ -109,3 +109,33 @@ def test_estimates_of_the_nelbo_have_its_mean_and_leave_given_positions():
     error = float(terms.std()) / len(terms) ** 0.5
     assert error < 0.05 * expected
     assert float(terms.mean()) == pytest.approx(expected, abs=4 * error)
+
+
+@pytest.mark.parametrize(("number", "end"), [(0.0, 1e-9), (1 - 2**-53, 1 - 1e-9)])
+def test_times_of_the_bound_stay_inside_the_open_interval(monkeypatch, number, end):
+    def rand(shape, *, dtype, generator):
+        return torch.full((shape,) if isinstance(shape, int) else shape, number, dtype=dtype)
+
+    monkeypatch.setattr(torch, "rand", rand)
+    drawn = Uniform(NUM).elbo_draws(Canvas.blank(1, 2), 1, [named_generator("ends")])
+    assert drawn.t.tolist() == [end]
+    assert drawn.weight.isfinite().all()
+
+
+def test_a_draw_that_was_rounded_up_to_1_is_the_last_symbol():
+    assert Uniform(NUM).prior(Canvas.blank(1, 2), torch.ones(1, 2, 2)).tolist() == [[NUM - 1] * 2]
+
+
+def test_a_move_without_length_changes_nothing_even_at_pure_noise():
+    log_probs = torch.tensor([0.5, 0.1, 0.4], dtype=torch.float64).log().expand(1, NUM, NUM)
+    for time in (1.0, 0.4):
+        t = torch.tensor([time], dtype=torch.float64)
+        found = Uniform(NUM).posterior(torch.arange(NUM)[None], log_probs, t, t)[0]
+        torch.testing.assert_close(found, torch.eye(NUM, dtype=torch.float64))
+
+
+def test_a_mask_that_is_the_last_symbol_is_left_out():
+    schedule = schedule_from_name("cosine")
+    assert Uniform.of_tokenizer(9, 8, schedule) == Uniform(8, schedule)
+    assert Uniform.of_tokenizer(9, 3, schedule) == Uniform(9, schedule)
+    assert Uniform(8).num_symbols(9) == 8

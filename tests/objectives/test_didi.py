@@ -35,6 +35,14 @@ def test_a_log_ratio_is_the_reduced_logits(reduction, expected):
     assert torch.equal(log_density_ratio(LOGITS[:, 0], MASKED, reduction=reduction), LOGITS[:, 0])
 
 
+@pytest.mark.parametrize("reduction", ["masked-mean", "mean", "sum"])
+def test_padding_does_not_count(reduction):
+    padded, is_masked = torch.cat([LOGITS, torch.full((2, 2), 50.0)], 1), torch.nn.functional.pad(MASKED, (0, 2))
+    is_real = torch.arange(5).expand(2, 5) < 3
+    found = log_density_ratio(padded, is_masked, reduction=reduction, is_real=is_real)
+    torch.testing.assert_close(found, log_density_ratio(LOGITS, MASKED, reduction=reduction))
+
+
 def test_the_paper_reduction_is_the_default():
     assert torch.equal(log_density_ratio(LOGITS, MASKED), log_density_ratio(LOGITS, MASKED, reduction="masked-mean"))
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from didi.errors import UsageError
+from didi.methods.real_source import _online_nfe
 
 from .distill_case import (
     CONFIG,
@@ -31,6 +32,11 @@ def test_the_discriminator_may_learn_from_the_first_completions_only(make_job, c
     job.method.discriminator.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
     job.step(0)
     assert seen == [num_rows]  # student and real rows in one pass; no reward is asked in the warm-up
+
+
+@pytest.mark.parametrize("number", [1, 12])
+def test_the_real_side_may_take_any_number_of_teacher_steps(number):
+    assert _online_nfe(f"teacher-steps={number}") == number
 
 
 @pytest.mark.parametrize("real_source", ["corpus", "teacher-pool", "teacher-steps=2"])

@@ -4,13 +4,14 @@ import math
 import subprocess
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from didi.diffusion.absorbing import Absorbing
 from didi.diffusion.canvas import Canvas
-from didi.diffusion.noise import named_generator
+from didi.diffusion.noise import derive_seed, named_generator
 from didi.diffusion.schedule import low_discrepancy_times, schedule_from_name
 from didi.methods.base import Inputs
 from didi.methods.elbo import PretrainConfig, losses
@@ -99,6 +100,14 @@ def test_validation_is_the_same_whenever_it_is_asked(source):
     assert job.validate() == first
     job.step(1)
     assert job.validate() != first
+
+
+@pytest.mark.parametrize(("rank", "others"), [(0, ()), (3, (3,))])
+def test_each_process_has_a_dropout_of_its_own(source, monkeypatch, rank, others):
+    method = make_trainer(CONFIG, Inputs(source, CPU)).method
+    monkeypatch.setattr("didi.methods.elbo.world", lambda: SimpleNamespace(rank=rank, mine=lambda rows: rows))
+    method.prepare(2, 1)
+    assert torch.initial_seed() == derive_seed(CONFIG.seed, "dropout", 2, 1, *others)
 
 
 @pytest.mark.parametrize("schedule", ["log-linear", "cosine"])

@@ -8,7 +8,7 @@ from didi.diffusion.absorbing import Absorbing
 from didi.diffusion.noise import named_generator
 from didi.diffusion.schedule import sigma
 from didi.methods.didi_settings import ObjectiveConfig
-from didi.methods.rollout import all_mask_log_probs, masked_log_probs, rollout
+from didi.methods.rollout import all_mask_log_probs, masked_log_probs, rollout, states_before_a_move
 
 CPU = torch.device("cpu")
 MASK = 3
@@ -199,3 +199,19 @@ def test_masked_log_probs_are_those_of_the_rows_in_order(student):
     expected = student(z)[z == MASK][:, :3].log_softmax(-1)
     torch.testing.assert_close(found[:, :3], expected)
     torch.testing.assert_close(all_mask_log_probs(student, 2, PROCESS, CPU), found[1:])
+
+
+def test_the_time_within_a_move_is_drawn_in_double_precision(student):
+    batch = roll(student, 16, trajectory="path", moves=4)
+    offsets = (batch.tau - batch.t) * 4 * 2**24  # whole numbers, if they were drawn in float32
+    assert (offsets - offsets.round()).abs().max() > 0.01
+
+
+def test_a_path_takes_no_more_passes_than_its_furthest_state_and_no_gradient(student, monkeypatch):
+    passes, features = [], student.features
+    monkeypatch.setattr(
+        student, "features", lambda *inputs: passes.append(torch.is_grad_enabled()) or features(*inputs)
+    )
+    uniforms = torch.rand(2, 3, 2, dtype=torch.float64)
+    states_before_a_move(student, torch.tensor([2, 0, 1]), 5, uniforms, PROCESS)
+    assert passes == [False, False]

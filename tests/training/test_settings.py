@@ -1,0 +1,169 @@
+"""The defaults of the settings, their bounds, and what else no step of a training shows."""
+
+import dataclasses
+import importlib
+import pkgutil
+from dataclasses import asdict, replace
+
+import pytest
+
+import didi.diffusion
+import didi.methods
+import didi.objectives
+import didi.sampling
+from didi.errors import UsageError
+from didi.methods.didi_settings import DiscriminatorSettings, DistillConfig, ObjectiveConfig
+from didi.methods.elbo import PretrainConfig
+from didi.methods.settings import DataConfig, LoopConfig, NetworkConfig, OptimizerConfig, RunConfig
+
+DATA = {"corpus": "news", "length": 128, "vocab_size": None, "tokenizer": None}
+NETWORK = {"hidden_size": 768, "num_blocks": 12, "num_heads": 12, "cond_dim": 128, "dropout": 0.0,
+           "is_time_conditioned": False, "conv_radius": 0}  # fmt: skip
+OPTIMIZER = {"method": "adamw", "muon_rate_scale": 2.5, "learning_rate": 1e-4, "warmup_steps": 0, "decay": "linear",
+             "final_fraction": 0.0, "beta1": 0.9, "beta2": 0.999, "weight_decay": 0.01, "clip_norm": 1.0}  # fmt: skip
+LOOP = {"steps": 10_000, "batch_size": 64, "accumulation": 1, "log_every": 20, "validate_every": 500,
+        "validation_sequences": 256, "checkpoint_every": 200, "keep_checkpoints": 2, "max_skipped_steps": 0,
+        "precision": "auto", "fsdp": False, "activation_checkpointing": False, "compile": False, "loggers": (),
+        "ema_decay": 0.9999, "ema_ramp": True}  # fmt: skip
+DISCRIMINATOR = {"output": "token", "trainable_blocks": None, "is_time_conditioned": True, "label_smoothing": 0.1,
+                 "unsmooth": False, "warmup_steps": 300, "warmup_moves": 2, "steps_per_student_step": 1,
+                 "completions": None, "real_source": "corpus", "pool_size": 4096, "pool_nfe": 128,
+                 "guidance_steps": 0, "guidance_nfe": 8}  # fmt: skip
+OBJECTIVE = {"trajectory": "two-moves", "moves": None, "coupled_time": True, "weight": "constant", "weight_low": 0.1,
+             "weight_high": 10.0, "time_a": 1.0, "time_b": 1.0, "importance_weighting": False, "importance_clip": 10.0,
+             "reward_reduction": "masked-mean", "reward_clamp": None, "completions": 1, "corruptions": 1,
+             "advantage": "batch", "group_size": 4, "normalise_advantage": True, "revealed_only": False,
+             "pg_reduction": "sum", "divergence": "forward", "divergence_weight": 0.05,
+             "entropy_weight": 0.0005}  # fmt: skip
+RUN = {"recipe": "custom", "seed": 0, "data": DATA, "loop": LOOP}
+# For each kind of settings: the least value of its fields.
+LEAST = [
+    (DataConfig, 2, ["length"]),
+    (NetworkConfig, 1, ["hidden_size", "num_blocks", "num_heads", "cond_dim"]),
+    (NetworkConfig, 0, ["conv_radius", "dropout"]),
+    (
+        OptimizerConfig,
+        0,
+        [
+            *("learning_rate", "muon_rate_scale", "warmup_steps", "final_fraction", "weight_decay", "clip_norm"),
+            *("beta1", "beta2"),
+        ],
+    ),
+    (LoopConfig, 1, ["steps", "batch_size", "accumulation", "keep_checkpoints", "validation_sequences"]),
+    (LoopConfig, 1, ["log_every", "validate_every", "checkpoint_every"]),
+    (LoopConfig, 0, ["max_skipped_steps", "ema_decay"]),
+    (DiscriminatorSettings, 0, ["warmup_steps", "guidance_steps", "label_smoothing"]),
+    (DiscriminatorSettings, 1, ["steps_per_student_step", "pool_size", "pool_nfe", "guidance_nfe"]),
+    (DiscriminatorSettings, 2, ["warmup_moves"]),
+    (ObjectiveConfig, 1, ["completions", "corruptions", "group_size"]),
+    (ObjectiveConfig, 0, ["divergence_weight", "entropy_weight", "weight_low", "importance_clip"]),
+]
+BELOW_ONE = [
+    (NetworkConfig, "dropout"),
+    (OptimizerConfig, "beta1"),
+    (OptimizerConfig, "beta2"),
+    (LoopConfig, "ema_decay"),
+    (DiscriminatorSettings, "label_smoothing"),
+]
+
+
+def test_the_defaults():
+    optimizers = {"student_optimizer": OPTIMIZER, "discriminator_optimizer": OPTIMIZER}
+    own = {"teacher": "", "objective": OBJECTIVE, "discriminator": DISCRIMINATOR, "lora_rank": None}
+    assert asdict(DistillConfig()) == RUN | own | optimizers
+    own = {"model": "masked-diffusion", "process": "absorbing", "schedule": "log-linear", "t_min": 1e-3}
+    assert asdict(PretrainConfig()) == RUN | own | {"weight": "nelbo", "network": NETWORK, "optimizer": OPTIMIZER}
+
+
+@pytest.mark.parametrize(
+    ("kind", "least", "name"), [(kind, least, name) for kind, least, names in LEAST for name in names]
+)
+def test_the_least_value_is_allowed_and_less_is_refused(kind, least, name):
+    assert getattr(kind(**{name: type(getattr(kind(), name))(least)}), name) == least
+    less = least - 0.5 if isinstance(getattr(kind(), name), float) else least - 1
+    with pytest.raises(UsageError, match=f"^{name.replace('_', '-')} (is {least} or more|lies in .*); got {less}$"):
+        kind(**{name: less})
+
+
+@pytest.mark.parametrize(("kind", "name"), BELOW_ONE)
+def test_a_share_is_less_than_1(kind, name):
+    with pytest.raises(UsageError, match=rf"^{name.replace('_', '-')} lies in \[0, 1\); got 1.0$"):
+        kind(**{name: 1.0})
+
+
+@pytest.mark.parametrize("name", ["learning_rate", "beta1"])
+def test_what_is_not_a_number_is_refused(name):
+    with pytest.raises(UsageError, match="got nan"):
+        OptimizerConfig(**{name: float("nan")})
+
+
+def test_a_logger_is_known_or_refused():
+    assert LoopConfig(loggers=("wandb", "tensorboard")).loggers == ("wandb", "tensorboard")
+    with pytest.raises(UsageError, match=r"some of tensorboard, wandb; got csv, mlflow$"):
+        LoopConfig(loggers=("csv", "wandb", "mlflow"))
+
+
+def test_muon_needs_whole_matrices():
+    muon, sharded = OptimizerConfig(method="muon"), LoopConfig(fsdp=True)
+    for part in ("student_optimizer", "discriminator_optimizer"):
+        assert getattr(DistillConfig(**{part: muon}), part) == muon
+        with pytest.raises(UsageError, match="fsdp goes with AdamW"):
+            DistillConfig(**{part: muon}, loop=sharded)
+    with pytest.raises(UsageError, match="fsdp goes with AdamW"):
+        PretrainConfig(optimizer=muon, loop=sharded)
+    assert DistillConfig(loop=sharded).loop.fsdp
+
+
+def test_a_run_is_cut_in_all_its_phases():
+    assert RunConfig(loop=LoopConfig(steps=50)).limited(4).loop == LoopConfig(steps=4)
+    config = DistillConfig(discriminator=DiscriminatorSettings(warmup_steps=9, guidance_steps=3))
+    for max_steps, warmup, guidance in ((2, 2, 2), (5, 5, 3), (20, 9, 3)):
+        cut = config.limited(max_steps)
+        phases = {"warmup_steps": warmup, "guidance_steps": guidance}
+        assert cut == replace(
+            config,
+            loop=replace(config.loop, steps=max_steps),
+            discriminator=replace(config.discriminator, **phases),
+        )
+        assert cut.num_steps == warmup + max_steps + guidance
+
+
+def test_a_rehearsal_draws_a_pool_of_one_sample_in_one_pass():
+    config = DistillConfig()
+    assert config.rehearsed() == replace(config, discriminator=DiscriminatorSettings(pool_size=1, pool_nfe=1))
+    assert RunConfig().rehearsed() == RunConfig()
+
+
+def test_settings_without_names_of_before_are_as_they_were():
+    settings = {"recipe": "markov", "loop": {"steps": 3}}
+    for kind in (RunConfig, PretrainConfig, DistillConfig):
+        assert kind.current(settings) == settings
+        assert kind.current(settings) is not settings
+
+
+def test_the_trajectories_of_the_warm_up_are_its_own():
+    def of_warmup(warmup_moves=2, **objective):
+        settings = DiscriminatorSettings(warmup_moves=warmup_moves)
+        found = DistillConfig(objective=ObjectiveConfig(**objective), discriminator=settings).warmup_objective
+        return found.trajectory, found.moves
+
+    assert of_warmup() == ("two-moves", None)
+    assert of_warmup(trajectory="one-step") == ("one-step", None)
+    assert of_warmup(trajectory="path", moves=8) == ("two-moves", None)
+    assert of_warmup(3) == ("path", 3)
+    assert of_warmup(5, trajectory="path", moves=8) == ("path", 5)
+
+
+@pytest.mark.parametrize("package", [didi.diffusion, didi.methods, didi.objectives, didi.sampling])
+def test_no_field_of_a_record_changes(package):
+    modules = [
+        importlib.import_module(f"{package.__name__}.{one.name}") for one in pkgutil.iter_modules(package.__path__)
+    ]
+    records = {
+        one
+        for module in modules
+        for one in vars(module).values()
+        if isinstance(one, type) and dataclasses.is_dataclass(one) and one.__module__ == module.__name__
+    }
+    assert records or package is didi.objectives
+    assert not [one for one in records if not one.__dataclass_params__.frozen]
