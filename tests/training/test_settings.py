@@ -128,10 +128,10 @@ def test_a_run_is_cut_in_all_its_phases():
         assert cut.num_steps == warmup + max_steps + guidance
 
 
-def test_a_rehearsal_draws_a_pool_of_one_sample_in_one_pass():
-    config = DistillConfig()
-    assert config.rehearsed() == replace(config, discriminator=DiscriminatorSettings(pool_size=1, pool_nfe=1))
-    assert RunConfig().rehearsed() == RunConfig()
+def test_a_dry_run_draws_a_pool_of_one_batch_in_one_pass():
+    config = DistillConfig(loop=LoopConfig(batch_size=64))
+    assert config.for_dry_run() == replace(config, discriminator=DiscriminatorSettings(pool_size=64, pool_nfe=1))
+    assert RunConfig().for_dry_run() == RunConfig()
 
 
 def test_settings_without_names_of_before_are_as_they_were():
