@@ -1,4 +1,6 @@
+import contextlib
 from dataclasses import replace
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -6,7 +8,7 @@ import torch
 import didi
 from didi.errors import UsageError
 from didi.models.discriminator import Discriminator
-from didi.models.inference import for_inference
+from didi.models.inference import Graphed, for_inference
 
 
 @pytest.fixture(scope="module")
@@ -56,3 +58,29 @@ def test_without_a_wish_nothing_changes(bundle, unchecked):
     assert for_inference(bundle) is bundle
     with pytest.raises(UsageError, match="network numerics are one of float32, bfloat16, int8; got 'int4'"):
         for_inference(bundle, "int4")
+
+
+@pytest.mark.parametrize("modes", [(torch.inference_mode, torch.no_grad), (torch.no_grad, torch.inference_mode)])
+def test_a_graph_serves_samplers_with_and_without_inference_mode(modes, monkeypatch):
+    class Replayed:
+        """Stands for a CUDA graph: replaying it computes the captured output again."""
+
+        def replay(self):
+            _, inputs, output = next(iter(graphed._graphs.values()))
+            with torch.inference_mode():  # a graph writes without asking autograd
+                output.copy_(inputs[0] * 2)
+
+    for name in ("Stream", "current_stream"):
+        monkeypatch.setattr(torch.cuda, name, MagicMock())
+    for name in ("stream", "graph"):
+        monkeypatch.setattr(torch.cuda, name, lambda _: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Replayed)
+    graphed = Graphed(lambda x: x * 2)
+    for number, mode in enumerate(modes):
+        with mode():
+            x = torch.full((3,), float(number))
+            assert graphed(x).tolist() == [2.0 * number] * 3
+    assert len(graphed._graphs) == 1
+    x = torch.ones(3, requires_grad=True)
+    graphed(x).sum().backward()  # not by the graph
+    assert x.grad.tolist() == [2, 2, 2]
