@@ -60,6 +60,7 @@ def test_without_a_wish_nothing_changes(bundle, unchecked):
         for_inference(bundle, "int4")
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("modes", [(torch.inference_mode, torch.no_grad), (torch.no_grad, torch.inference_mode)])
 def test_a_graph_serves_samplers_with_and_without_inference_mode(modes, monkeypatch):
     class Replayed:
