@@ -1,4 +1,4 @@
-"""The pinned archives that didi knows: corpora, judges and tokenizers that package registries carry."""
+"""The pinned archives of the asset cache: corpora, judges and tokenizers that package registries carry."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -18,7 +18,7 @@ class Asset:
         members: patterns of the wanted files, relative to ``root``; ``*`` also matches ``/``.
         root: folder inside the archive that is stripped from the members' names.
         inner: archive inside the archive that holds the members; empty where there is none.
-        client_options: what the client must be told beyond the requirement to choose this very archive.
+        client_options: options of the client that choose this very archive.
         licence: of the contents; read it before you pass them on.
     """
 

@@ -1,4 +1,4 @@
-"""The corpus ``prose``: English from seven sources in one typography, near copies out, long-winded sources capped."""
+"""The corpus ``prose``: English from seven sources in one typography, near copies removed, two sources capped."""
 
 import hashlib
 import re

@@ -93,7 +93,7 @@ def mend_news(text: str) -> str:
         text: an article.
 
     Returns:
-        The article without buttons, addresses and notes on its source; empty where it holds letters nobody can guess.
+        The article without buttons, addresses and notes on its source; empty where letters cannot be recovered.
     """
     for lost, found in _LOST.items():
         text = text.replace(lost, found)

@@ -247,7 +247,7 @@ def num_symbols(data: DataConfig) -> int:
     size = VOCABULARIES["markov"] if data.corpus == "markov" else data.vocab_size or TOKENIZERS.get(str(data.tokenizer))
     if size is None:
         raise UsageError(
-            f"data.vocab_size, or a data.tokenizer of {', '.join(TOKENIZERS)}, tells the size of the vocabulary; got "
+            f"data.vocab_size, or a data.tokenizer of {', '.join(TOKENIZERS)}, gives the size of the vocabulary; got "
             f"{data.vocab_size} and {data.tokenizer!r}"
         )
     return size
