@@ -97,6 +97,7 @@ print(*sorted({"torch._dynamo", "sympy"} & set(sys.modules)))
     assert imported(code)[1].strip() == ""
 
 
+@pytest.mark.slow
 def test_importing_the_trainer_leaves_what_saves_its_state_to_the_first_checkpoint():
     code = """
 import sys, didi.training.trainer
