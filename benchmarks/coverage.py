@@ -53,11 +53,11 @@ def main() -> None:
             logs = torch.tensor(values, dtype=torch.float64).log()
             truth = float(logs.mean().exp()) if name == "perplexity" else sum(values) / len(values)
             shares = rates(values, [interval(row) for row in rows], truth)
-            told = [
+            cells = [
                 f"{share:.1%} ± {1.96 * math.sqrt(stated * (1 - stated) / args.seeds):.1%}"
                 for share, stated in zip(shares, (LEVEL, REPEAT), strict=True)
             ]
-            table.append([name, nfe, told[0], f"{LEVEL:.0%}", told[1], f"{REPEAT:.1%}"])
+            table.append([name, nfe, cells[0], f"{LEVEL:.0%}", cells[1], f"{REPEAT:.1%}"])
             print(*table[-1], flush=True)
     lines = markdown_table(header, table)
     lines.append(

@@ -66,8 +66,8 @@ def main() -> int:
             for text, figure, limit, sign in checks:
                 holds = figure <= limit if sign == "<=" else figure >= limit
                 all_hold &= holds
-                told = "yes" if holds else "**no**"
-                verdicts.append([seed, text, f"{figure:.3f}", f"{limit:.3f}", told])
+                verdict = "yes" if holds else "**no**"
+                verdicts.append([seed, text, f"{figure:.3f}", f"{limit:.3f}", verdict])
     write_json(args.out / "metrics.json", records)
     lines = markdown_table(FIGURES, figures, num_left=2)
     claims = markdown_table(["seed", "claim", "figure", "bound", "holds"], verdicts, align="rlrrl")

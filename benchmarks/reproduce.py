@@ -35,9 +35,9 @@ def main(words: Sequence[str] | None = None) -> None:
     is_ours = [section.startswith(f"## {TARGETS['decisions'].title}") for section in sections]
     pages = {f"{name}.md": [one for one, ours in zip(sections, is_ours, strict=True) if not ours]}
     pages["decisions.md"] = [one for one, ours in zip(sections, is_ours, strict=True) if ours]
-    for page, told in pages.items():
-        if told:
-            renew(RESULTS / page, "reproduce.py", [conditions, *told])
+    for page, lines in pages.items():
+        if lines:
+            renew(RESULTS / page, "reproduce.py", [conditions, *lines])
 
 
 if __name__ == "__main__":

@@ -262,17 +262,17 @@ def page(args: argparse.Namespace) -> None:
         )
     if (two := record.get("two processes")) is not None:
         body = []
-        for name, told in (("two", "copied (DDP)"), ("sharded", "sharded (FSDP2)")):
+        for name, label in (("two", "copied (DDP)"), ("sharded", "sharded (FSDP2)")):
             speed, low, high = two[name]["speed"]
-            body.append([told, f"{speed:.2f} [{low:.2f}, {high:.2f}]", f"{two[name]['gap']:.1e}"])
+            body.append([label, f"{speed:.2f} [{low:.2f}, {high:.2f}]", f"{two[name]['gap']:.1e}"])
         lines += [f"`{two['command']}`\n", *markdown_table(TWO_HEADER, body)]
         lines.append(f"\nOne thread a process, gloo; the greatest weight is {two['largest']:.2g}; {machine}.")
     lines.append("\n## What doctor says of the paper's runs\n")
     for words in ("owt-169m", "owt-424m"):
         command = [sys.executable, "-m", "didi", "doctor", *words.split()]
         said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-        told = [line.rstrip() for line in said.splitlines() if line.strip()]
-        lines += ["```", f"$ didi doctor {words}", *told, "```\n"]
+        printed = [line.rstrip() for line in said.splitlines() if line.strip()]
+        lines += ["```", f"$ didi doctor {words}", *printed, "```\n"]
     renew(DOCS / "scale.md", "scale.py", lines)
 
 

@@ -117,8 +117,8 @@ def claims(suites: dict[str, list[SpeedRow]]) -> Iterator[list[str]]:
         if figure is None:
             return [text, "–", limit, "not measured"]
         holds = figure[0] <= bound if is_upper else figure[0] >= bound
-        verdict = "told as it is" if math.isnan(bound) else "yes" if holds else "**no**"
-        return [text, told(figure), limit, verdict]
+        verdict = "no bound" if math.isnan(bound) else "yes" if holds else "**no**"
+        return [text, in_words(figure), limit, verdict]
 
     def row(suite: str, method: str, variant: str = "float32") -> SpeedRow:
         return row_of(suites.get(suite, []), method, variant)
@@ -150,7 +150,7 @@ def claims(suites: dict[str, list[SpeedRow]]) -> Iterator[list[str]]:
         yield claim(text, ratio(rival.seconds, ours.seconds) if ours.seconds else None, bound, is_upper=False)
 
 
-def told(figure: Ratio) -> str:
+def in_words(figure: Ratio) -> str:
     return (
         f"{figure[0]:.3g} [{figure[1]:.3g}, {figure[2]:.3g}]"
         if figure[0] >= 2

@@ -103,14 +103,14 @@ def against_twin(rows: dict[str, EvaluationRow], timing: Timing) -> list[str]:
             )
             for size in TIMED_ROUNDS
         }
-        told = ", ".join(
+        ratios = ", ".join(
             f"{statistics.median(found):.1f} [{found[0]:.1f}, {found[-1]:.1f}] at batch {size}"
             for size, found in ratios.items()
         )
         lines.append(
             f"{title} as good from {nfe} NFE on (perplexity "
             f"{row.gen_ppl:.0f} against {bar:.0f} at entropy {row.entropy:.2f}). Its tokens per second over the "
-            f"twin's, median and range of the rounds: {told}."
+            f"twin's, median and range of the rounds: {ratios}."
         )
     return ["\n\n".join(lines)]
 

@@ -8,6 +8,7 @@ seconds and peak memory of a step that updates discriminator and student.
 
 import gc
 import json
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -129,7 +130,7 @@ def distillation(recipe: str, device: torch.device, *, is_toy: bool) -> dict[str
     teacher = Bundle(teacher=DiT(shape).to(device).eval())
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    job = make_trainer(config, Inputs(source, device, Path("/tmp"), teacher))
+    job = make_trainer(config, Inputs(source, device, Path(tempfile.gettempdir()), teacher))
     seconds = {"warm-up": [], "student": []}
     for step in range(job.num_steps):
         seconds["warm-up" if step < 4 else "student"].append(timed(lambda step=step: job.step(step), device))

@@ -17,6 +17,7 @@ import platform
 import subprocess
 import sys
 import tarfile
+import tempfile
 import time
 import zlib
 from pathlib import Path
@@ -36,7 +37,7 @@ def environment(carried: Path) -> dict[str, str]:
         "PYTHONPATH": os.pathsep.join(path for path in paths if path),
         "PYTHONUNBUFFERED": "1",
         "DIDI_CACHE": str(carried.resolve() / "cache"),
-        "TORCHINDUCTOR_CACHE_DIR": os.environ.get("TORCHINDUCTOR_CACHE_DIR", "/tmp/didi-inductor"),
+        "TORCHINDUCTOR_CACHE_DIR": os.environ.get("TORCHINDUCTOR_CACHE_DIR", f"{tempfile.gettempdir()}/didi-inductor"),
         "TOKENIZERS_PARALLELISM": "false",
         "JAXTYPING_DISABLE": "1",  # see tests/test_gpu.py
     }

@@ -162,9 +162,9 @@ def convert(layout: str, source: str, command: ConvertCommand) -> Path:
         UsageError: the checkpoint is not of that layout, or a setting does not fit.
     """
     kind, found = LAYOUTS[layout], read_checkpoint(source, revision=command.revision)
-    told = kind.settings(found.settings)
-    length = _whole("length", command.length or told.length or 1024)
-    num_heads = command.num_heads or told.num_heads
+    given = kind.settings(found.settings)
+    length = _whole("length", command.length or given.length or 1024)
+    num_heads = command.num_heads or given.num_heads
     num_heads = None if num_heads is None else _whole("num_heads", num_heads)
     is_tied = command.tied or bool(found.settings.get("tie_word_embeddings", False))
     weights = command.weights or ("raw" if found.shadow is None else "ema")
@@ -172,8 +172,8 @@ def convert(layout: str, source: str, command: ConvertCommand) -> Path:
         _chosen(found, weights, is_tied=is_tied),
         num_heads,
         length=length,
-        is_time_conditioned=told.is_time_conditioned,
-        is_uniform=told.is_uniform,
+        is_time_conditioned=given.is_time_conditioned,
+        is_uniform=given.is_uniform,
         is_tied=is_tied,
     )
     networks: dict[str, Any] = {command.role or kind.role: network.eval()}
@@ -182,7 +182,7 @@ def convert(layout: str, source: str, command: ConvertCommand) -> Path:
             read_checkpoint(str(file)).weights, num_heads, length=length, mask_id=network.config.mask_id
         )
     vocab_size, mask_id = network.config.vocab_size, network.config.mask_id
-    process = Uniform(vocab_size, told.schedule) if mask_id is None else Absorbing(mask_id, told.schedule)
+    process = Uniform(vocab_size, given.schedule) if mask_id is None else Absorbing(mask_id, given.schedule)
     bundle = Bundle(
         **networks,
         tokenizer=_tokenizer(command.tokenizer, found, network),

@@ -94,11 +94,11 @@ def doctor(args: Sequence[str]) -> None:
             f"{options.utilisation}"
         )
     check_divides(config.loop.batch_size, options.num_processes)
-    device, told = _device(options.device)
+    device, description = _device(options.device)
     precision = config.loop.precision
     if precision == "auto":
         precision = "float32" if options.device == "this" else "bf16"
-    title = f"{config.recipe} on {options.num_processes} x {told}, {precision.replace('bf16', 'bf16 autocast')}"
+    title = f"{config.recipe} on {options.num_processes} x {description}, {precision.replace('bf16', 'bf16 autocast')}"
     memory = _table(title, "weights", "average", "moments", "gradients", "step", "peak", "fits", "largest")
     arithmetic = _table(None, "params", "trained", "FLOP", "hours")
     for name, way in _ways(config, options.num_processes):

@@ -2,7 +2,7 @@ r"""What training, sampling and evaluation ask of a discrete diffusion process.
 
 A process corrupts clean tokens ``x0`` to a state ``z_t`` independently at each position, from ``t = 0`` (clean) to
 ``t = 1`` (the prior). Everything that depends on the kind of process is behind this protocol: its kernel, its reverse
-kernel, its bound on the likelihood, and what a network is told of the noise level.
+kernel, its bound on the likelihood, and the noise level that a network is given.
 """
 
 from collections.abc import Sequence
@@ -101,9 +101,9 @@ class Process(Protocol):
         ...
 
     def noise_level(self, network: TimeConditioned, t: Float[Tensor, " b"]) -> Float[Tensor, " b"] | None:
-        """What a network is told at time ``t``: float32 on the device of ``t``; None if it is not conditioned on time.
+        """Noise level that a network is given at time ``t``; None if it is not conditioned on time.
 
-        This is the only place that decides it.
+        This is the only place that decides it; float32 on the device of ``t``.
         """
         ...
 

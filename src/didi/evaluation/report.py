@@ -1,4 +1,4 @@
-"""Evaluation rows told: ``metrics.json``, a Markdown table, a figure; a perplexity never without its entropy."""
+"""Evaluation rows in print: ``metrics.json``, a Markdown table, a figure; a perplexity never without its entropy."""
 
 import base64
 import json
@@ -127,8 +127,8 @@ def rows_table(rows: Sequence[EvaluationRow], *, recipe: str = "") -> str:
     ]
     header += [name.replace("_", " ") for name in varying] + (["note"] if any(row.note for row in rows) else [])
     body = [_cells(row, varying)[: len(header)] for row in rows]
-    told = [i for i in range(len(header)) if i == 0 or not rows or any(line[i] not in ("", "–") for line in body)]
-    header, body = [header[i] for i in told], [[line[i] for i in told] for line in body]
+    shown = [i for i in range(len(header)) if i == 0 or not rows or any(line[i] not in ("", "–") for line in body)]
+    header, body = [header[i] for i in shown], [[line[i] for i in shown] for line in body]
     shared = [text.format(getattr(rows[0], name)) for name, text in SETTINGS.items() if rows and name not in varying]
     shared += [f"{sampler}: {settings}" for sampler, settings in by_sampler.items() if settings]
     footnote = "; ".join(([f"recipe {recipe}"] if recipe else []) + [said for said in shared if said])

@@ -67,8 +67,8 @@ class SpeedRow:
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> "SpeedRow":
         """The row that ``record`` tells, as ``record()`` made it."""
-        told = {name: tuple(value) if isinstance(value, list) else value for name, value in record.items()}
-        return cls(**told | {"peak_mib": math.nan if told["peak_mib"] is None else told["peak_mib"]})
+        values = {name: tuple(value) if isinstance(value, list) else value for name, value in record.items()}
+        return cls(**values | {"peak_mib": math.nan if values["peak_mib"] is None else values["peak_mib"]})
 
 
 def speed_table(rows: Sequence[SpeedRow], *, model: str, machine: str) -> str:
@@ -81,11 +81,11 @@ def speed_table(rows: Sequence[SpeedRow], *, model: str, machine: str) -> str:
             "–" if found is None else f"{found[0]:.2f} [{found[1]:.2f}, {found[2]:.2f}]"
             for found in (row.over_floor, row.speedup)
         ]
-        told = ", ".join(f"{row.shares.get(part, 0):.0%}" for part in PARTS) if row.shares else "–"
+        values = ", ".join(f"{row.shares.get(part, 0):.0%}" for part in PARTS) if row.shares else "–"
         load = [row.method, row.variant, row.batch_size, row.nfe]
         speed = [f"{row.seconds_per_sequence:.3g}", f"{row.tokens_per_second:,.0f}"]
         memory = "–" if math.isnan(row.peak_mib) else f"{row.peak_mib:,.0f}"
-        body.append([*load, *speed, *ratios, memory, told])
+        body.append([*load, *speed, *ratios, memory, values])
     lines = markdown_table(header, body, align="llrrrrrrrl")
     lines.append(
         f"\n{model}; {rows[0].length} positions; medians of {len(rows[0].seconds)} rounds, least and greatest "

@@ -96,9 +96,9 @@ def _table(pairs: Sequence[tuple[str, Sweep, str, Sweep]]) -> str | None:
         ratio, (low, high) = frontier_ratio(ours.curve, base.curve)
         exact = next((row for row in ours.rows if row.temperature == row.top_p == 1), None)
         at_exact = math.nan if exact is None else exact.gen_ppl / perplexity_at_entropy(base.curve, exact.entropy)
-        told = ["–" if math.isnan(value) else f"{value:.3f}" for value in (at_exact, ratio)]
+        ratios = ["–" if math.isnan(value) else f"{value:.3f}" for value in (at_exact, ratio)]
         span = "none" if math.isnan(low) else f"{low:.2f} to {high:.2f}"
-        rows.append([label, base_label, *told, span])
+        rows.append([label, base_label, *ratios, span])
     if not rows:
         return None
     lines = markdown_table(header, rows, num_left=2)

@@ -86,7 +86,19 @@ def losses(
     z: Int[Tensor, "b l"],
     num_predicted: int | None = None,
 ) -> Float[Tensor, "b l"]:
-    """Loss terms of one corruption in nats; see ``Process.loss_terms``. The head runs at predicted positions only."""
+    """Loss terms of one corruption; the head runs at predicted positions only.
+
+    Args:
+        denoiser: the network.
+        process: diffusion process.
+        x0: clean sequences.
+        t: times, on the device of ``x0``.
+        z: their corruptions.
+        num_predicted: predicted positions of ``z``; None counts them, for which the host waits.
+
+    Returns:
+        Loss of each position in nats, see ``Process.loss_terms``.
+    """
     level = process.noise_level(denoiser, t)
     logits = logits_at(denoiser, z, process.is_predicted(z), level, num_selected=num_predicted)
     return process.loss_terms(logits, x0, z, t)

@@ -48,7 +48,7 @@ class EntropyBounded:
     def __call__(self, canvas: Canvas, times: Float[Tensor, " n"], noise: SequenceNoise) -> Iterator[StepOutput]:
         """See ``base.Sampler``; passes follow each other as needed, whatever the times.
 
-        A network conditioned on time is told the time at which as many masks are expected as there are.
+        A network conditioned on time is given the time at which as many masks are expected as there are.
         """
         del times
         z, mask_id, none = self.process.prior(canvas), self.process.mask_id, torch.zeros(len(canvas), dtype=torch.long)

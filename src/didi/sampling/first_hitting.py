@@ -61,7 +61,7 @@ class FirstHitting:
             yield StepOutput(z, float(t.max()), changed, is_active.long().cpu(), none)
 
     def _features(self, z: Int[Tensor, "b l"], canvas: Canvas, t: Float[Tensor, " b"]) -> Float[Tensor, "b l d"]:
-        # Each row has a noise level of its own, which matters to a network that is told it.
+        # Each row has a noise level of its own, which matters to a network conditioned on it.
         inputs = z if self.denoiser.is_time_conditioned else shared_rows(z, canvas)
         features = features_at(self.denoiser, self.process, inputs, t[: len(inputs)], canvas.attention_mask)
         return features.expand(len(z), -1, -1)

@@ -22,7 +22,7 @@ def make_optimizer(network: nn.Module, config: OptimizerConfig) -> torch.optim.A
     """The configured optimizer on the trainable parameters; weight decay on matrices only.
 
     Muon takes the matrices of the blocks, conditioning excepted; embedding and head stay with AdamW. On a CUDA device
-    AdamW is the fused one, which can be told to skip a step without the host being waited for.
+    AdamW is the fused one, which can skip a step without a host synchronisation.
     """
     trainable = {name: parameter for name, parameter in network.named_parameters() if parameter.requires_grad}
     hidden = [

@@ -114,7 +114,7 @@ SAMPLING = {
 
 @dataclass(frozen=True)
 class Target:
-    """A table or figure: the cells that it needs, and how it is told from them."""
+    """A table or figure: the cells that it needs, and how it is made from them."""
 
     title: str
     cells: Callable[[Plan], Sequence[AnyCell]]

@@ -1,4 +1,4 @@
-"""The paper's figures and its table of likelihoods, told from the cells of a study."""
+"""The paper's figures and its table of likelihoods, made from the cells of a study."""
 
 from dataclasses import replace
 

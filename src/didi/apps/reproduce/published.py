@@ -1,4 +1,4 @@
-"""What the paper reports, told beside ours: OpenWebText, L = 1024, generative perplexity under GPT-2 Large."""
+"""What the paper reports, shown beside our figures: OpenWebText, L = 1024, generative perplexity under GPT-2 Large."""
 
 from collections.abc import Mapping
 
