@@ -42,7 +42,7 @@ def test_table_5():
 @pytest.mark.parametrize("recipes", [PRETRAIN, DISTILL], ids=["pretrain", "distill"])
 def test_every_recipe_is_found_under_its_own_name(recipes):
     variants = {"tiny-news-ar", "prose-ar", "markov-uniform"}
-    assert set(recipes) - variants == {"markov", "tiny-news", "prose", "owt-169m", "owt-424m"}
+    assert set(recipes) - variants == {"markov", "exact", "tiny-news", "prose", "owt-169m", "owt-424m"}
     for name in recipes:
         assert recipe(recipes, name).recipe == name
     with pytest.raises(UsageError, match="did you mean 'markov'"):

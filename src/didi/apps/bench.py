@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from didi.apps.terminal import parse
+from didi.data.markov import WORLDS
 from didi.errors import UsageError
 from didi.evaluation.row import machine_name
 from didi.evaluation.speed import FLOOR, Load, Method, Variant, compare
@@ -83,7 +84,7 @@ def bench(args: Sequence[str]) -> None:
         raise UsageError("networks are one or more; got none")
     if command.rounds < 1 or not command.nfe or min(command.nfe) < 1 or min(command.batch_size, default=0) < 1:
         raise UsageError("rounds, nfe and batch sizes are 1 or more")
-    is_random = command.random or (command.model in VOCABULARIES and command.model not in ("markov", "tiny-news"))
+    is_random = command.random or (command.model in VOCABULARIES and command.model not in (*WORLDS, "tiny-news"))
     make = partial(_bundle, command.model, command.role, is_random=is_random)
     bundle = make()
     length = bundle.network().length if command.length is None else command.length

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from didi.apps.terminal import parse
-from didi.data.source import MARKOV
+from didi.data.markov import WORLDS
 from didi.data.zero_shot import unseen_stand_ins
 from didi.errors import UsageError
 from didi.evaluation.row import machine_name
@@ -53,7 +53,7 @@ def run_likelihood(args: Sequence[str]) -> None:
     for role in roles:
         bundle.network(role)  # a missing one is refused before any work
     own = bundle.provenance.get("corpus")
-    corpora = command.data or ((MARKOV,) if own == MARKOV else (*([own] if own else []), *unseen_stand_ins(own)))
+    corpora = command.data or ((own,) if own in WORLDS else (*([own] if own else []), *unseen_stand_ins(own)))
     if command.out is not None:
         command.out.mkdir(parents=True, exist_ok=True)
     found: list[LikelihoodRow] = []

@@ -1,5 +1,6 @@
-"""A sparse first-order Markov chain: synthetic data whose exact likelihood is known."""
+"""First-order Markov chains: synthetic data whose exact likelihood is known. Two of them are worlds with a name."""
 
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 
 import torch
@@ -11,19 +12,28 @@ FLOOR = 0.002
 
 
 class MarkovChain:
-    """A chain in which each symbol has three likely successors (0.6 / 0.25 / 0.15) above a floor of 0.002.
+    """A chain in which each symbol has a few likely successors above a floor; each row of the matrix has its own.
 
     Args:
         num_symbols: Number of symbols, without the mask symbol of a diffusion model.
-        seed: Random seed of the successors; chains with the same seed are equal.
+        seed: Random seed of the successors; chains with the same arguments are equal.
+        successor_probs: Weights of the likely successors of a symbol, the most likely first; at most ``num_symbols``.
+        floor: Weight of every symbol, added to those of the successors; rows are normalised.
     """
 
-    def __init__(self, num_symbols: int = 32, seed: int = 0) -> None:
+    def __init__(
+        self,
+        num_symbols: int = 32,
+        seed: int = 0,
+        *,
+        successor_probs: Sequence[float] = SUCCESSOR_PROBS,
+        floor: float = FLOOR,
+    ) -> None:
         generator = torch.Generator().manual_seed(seed)
-        weights = torch.full((num_symbols, num_symbols), FLOOR, dtype=torch.float64)
+        weights = torch.full((num_symbols, num_symbols), floor, dtype=torch.float64)
         for row in weights:
-            successors = torch.randperm(num_symbols, generator=generator)[: len(SUCCESSOR_PROBS)]
-            row[successors] += torch.tensor(SUCCESSOR_PROBS, dtype=torch.float64)
+            successors = torch.randperm(num_symbols, generator=generator)[: len(successor_probs)]
+            row[successors] += torch.tensor(successor_probs, dtype=torch.float64)
         self.num_symbols = num_symbols
         self.transition: Float[Tensor, "k k"] = weights / weights.sum(-1, keepdim=True)
 
@@ -48,3 +58,18 @@ class MarkovChain:
         first = self.stationary.log()[tokens[:, 0]]
         steps = self.transition.log()[tokens[:, :-1], tokens[:, 1:]]
         return first + steps.sum(-1)
+
+
+def exact_chain() -> MarkovChain:
+    """The chain of the ``exact`` world: every row is a permutation of (0.72, 0.22, 0.05, 0.01).
+
+    It has so few symbols that the distribution of a sampler over short sequences can be enumerated
+    (``didi.evaluation.exact``).
+    """
+    return MarkovChain(4, successor_probs=(0.72, 0.22, 0.05, 0.01), floor=0.0)
+
+
+MARKOV, EXACT = "markov", "exact"
+
+WORLDS: Mapping[str, Callable[[], MarkovChain]] = {MARKOV: MarkovChain, EXACT: exact_chain}
+"""The chain of each world: a corpus and a judge have its name."""

@@ -1,4 +1,4 @@
-"""Where a run's token sequences come from: a packed text corpus, or the Markov test bench."""
+"""Where a run's token sequences come from: a packed text corpus, or a Markov chain."""
 
 from typing import Protocol, runtime_checkable
 
@@ -7,11 +7,10 @@ from jaxtyping import Int
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 
-from didi.data.markov import MarkovChain
+from didi.data.markov import MARKOV, WORLDS
 from didi.data.text import MASK, BatchOrder, TextData, prepare_text
 from didi.diffusion.noise import named_generator
 
-MARKOV = "markov"
 MARKOV_HELD_OUT_ROWS = 4096
 
 
@@ -31,15 +30,21 @@ class Source(Protocol):
 
 
 class MarkovSource:
-    """Fresh sequences of the Markov chain at every step; symbols are written s0, s1, ..."""
+    """Fresh sequences of a Markov chain at every step; symbols are written s0, s1, ...
 
-    def __init__(self, length: int, seed: int) -> None:
-        self.chain = MarkovChain()
+    Args:
+        length: tokens in a sequence.
+        seed: of the batches; never of the validation and test sets.
+        world: whose chain, a name in ``markov.WORLDS``.
+    """
+
+    def __init__(self, length: int, seed: int, world: str = MARKOV) -> None:
+        self.chain = WORLDS[world]()
         self.vocab_size = self.chain.num_symbols + 1
         self.mask_id = self.chain.num_symbols
-        self._length, self._seed = length, seed
+        self._length, self._seed, self._world = length, seed, world
         self.validation, self.test = (
-            self.chain.sample(MARKOV_HELD_OUT_ROWS, length, named_generator(MARKOV, split))
+            self.chain.sample(MARKOV_HELD_OUT_ROWS, length, named_generator(world, split))
             for split in ("validation", "test")
         )
         symbols = {f"s{number}": number for number in range(self.chain.num_symbols)} | {MASK: self.mask_id}
@@ -48,7 +53,7 @@ class MarkovSource:
 
     def batch(self, step: int, batch_size: int) -> Int[Tensor, "b l"]:
         """See ``Source.batch``."""
-        return self.chain.sample(batch_size, self._length, named_generator(self._seed, MARKOV, step))
+        return self.chain.sample(batch_size, self._length, named_generator(self._seed, self._world, step))
 
 
 class TextSource:
@@ -91,13 +96,13 @@ def open_source(
     """The source of a corpus.
 
     Args:
-        corpus: ``markov``, or any corpus of ``text.load_documents``.
+        corpus: a world of ``markov.WORLDS``, or any corpus of ``text.load_documents``.
         length: tokens in a sequence.
         vocab_size: size of a tokenizer to train on the corpus, mask and end-of-text included.
         tokenizer: an existing tokenizer, or its name; instead of ``vocab_size``.
         seed: order of the batches (and of the draws from the chain); never of the train / validation / test split.
     """
-    if corpus == MARKOV:
-        return MarkovSource(length, seed)
+    if corpus in WORLDS:
+        return MarkovSource(length, seed, corpus)
     data = prepare_text(corpus, length=length, vocab_size=vocab_size, tokenizer=tokenizer)
     return TextSource(data, seed)

@@ -10,7 +10,8 @@ from jaxtyping import Int
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from didi.data.source import MARKOV, open_source
+from didi.data.markov import WORLDS
+from didi.data.source import open_source
 from didi.data.text import pack
 from didi.data.zero_shot import zero_shot_documents
 from didi.diffusion.noise import named_generator
@@ -69,7 +70,7 @@ def rows_of(bundle: Bundle, corpus: str) -> Int[Tensor, "n l"]:
         UsageError: it fills no block, or the bundle has no tokenizer.
     """
     length = bundle.network().length
-    if corpus in (MARKOV, bundle.provenance.get("corpus")):
+    if corpus in (*WORLDS, bundle.provenance.get("corpus")):
         return open_source(corpus, length=length, tokenizer=bundle.tokenizer).test
     if not isinstance(bundle.tokenizer, Tokenizer):
         raise UsageError(f"text is scored in a bundle's own tokens; {bundle.name} has no tokenizer")

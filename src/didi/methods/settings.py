@@ -29,7 +29,7 @@ class DataConfig:
     """The token sequences of a run (App. E.2)."""
 
     corpus: str = "news"
-    """``markov``, ``news`` or another pinned corpus, a .txt or .jsonl file, or a Hub data set."""
+    """``markov``, ``exact``, ``news`` or another pinned corpus, a .txt or .jsonl file, or a Hub data set."""
     length: int = 128
     """Tokens in a sequence L; 1024 in the paper (Table 3)."""
     vocab_size: int | None = None

@@ -1,12 +1,13 @@
 """Named runs. Each value that departs from the field's default names its source; "ours" was chosen on validation data.
 
-``owt-169m`` and ``owt-424m`` are the paper's runs (Tables 3-5); ``markov`` and ``tiny-news`` fit a laptop.
+``owt-169m`` and ``owt-424m`` are the paper's runs (Tables 3-5); ``exact``, ``markov`` and ``tiny-news`` fit a laptop.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from typing import Any, TypeVar
 
+from didi.data.markov import EXACT, MARKOV, WORLDS
 from didi.errors import UsageError, suggestion
 from didi.methods import METHODS, find_method
 from didi.methods.didi_settings import DiscriminatorSettings, DistillConfig, ObjectiveConfig
@@ -53,15 +54,22 @@ PROSE = PretrainConfig(
 PRETRAIN: dict[str, PretrainConfig] = {
     "markov": PretrainConfig(
         recipe="markov",
-        data=DataConfig(corpus="markov", length=32),
+        data=DataConfig(corpus=MARKOV, length=32),
         network=NetworkConfig(hidden_size=64, num_blocks=3, num_heads=4, cond_dim=16),
         optimizer=OptimizerConfig(learning_rate=2e-3, warmup_steps=100, decay="cosine"),
         loop=LoopConfig(steps=1800, batch_size=128, validate_every=600, ema_decay=0.999),
     ),
+    "exact": PretrainConfig(  # 5^7 = 78,125 states: the distribution of a sampler is a finite sum
+        recipe="exact",
+        data=DataConfig(corpus=EXACT, length=7),
+        network=NetworkConfig(hidden_size=64, num_blocks=3, num_heads=4, cond_dim=16),
+        optimizer=OptimizerConfig(learning_rate=2e-3, warmup_steps=100, decay="cosine"),
+        loop=LoopConfig(steps=4000, batch_size=256, validate_every=1000, ema_decay=0.999),
+    ),
     "markov-uniform": PretrainConfig(  # UDLM: uniform-state diffusion, conditioned on its noise level
         recipe="markov-uniform",
         process="uniform",
-        data=DataConfig(corpus="markov", length=32),
+        data=DataConfig(corpus=MARKOV, length=32),
         network=NetworkConfig(hidden_size=64, num_blocks=3, num_heads=4, cond_dim=16, is_time_conditioned=True),
         optimizer=OptimizerConfig(learning_rate=2e-3, warmup_steps=100, decay="cosine"),
         loop=LoopConfig(steps=1800, batch_size=128, validate_every=600, ema_decay=0.999),
@@ -100,7 +108,7 @@ PRETRAIN: dict[str, PretrainConfig] = {
 }  # fmt: skip
 
 # Of the teachers' tokenizers, the mask included.
-VOCABULARIES = {"markov": 33, "tiny-news": 8192, "prose": 8192, "owt-169m": 50_258, "owt-424m": 50_258}
+VOCABULARIES = {"markov": 33, "exact": 5, "tiny-news": 8192, "prose": 8192, "owt-169m": 50_258, "owt-424m": 50_258}
 
 # The same of tokenizers by name.
 TOKENIZERS = {"gpt2": 50_258}
@@ -123,7 +131,17 @@ DISTILL: dict[str, DistillConfig] = {
     "markov": DistillConfig(
         recipe="markov",
         teacher="markov",
-        data=DataConfig(corpus="markov", length=32),
+        data=DataConfig(corpus=MARKOV, length=32),
+        objective=OURS,
+        discriminator=DiscriminatorSettings(warmup_steps=300),
+        student_optimizer=OptimizerConfig(learning_rate=3e-4, weight_decay=0.0),
+        discriminator_optimizer=OptimizerConfig(learning_rate=1e-3),
+        loop=LoopConfig(steps=900, batch_size=64, validate_every=300, checkpoint_every=100, ema_decay=0.99),
+    ),
+    "exact": DistillConfig(  # so far as markov
+        recipe="exact",
+        teacher="exact",
+        data=DataConfig(corpus=EXACT, length=7),
         objective=OURS,
         discriminator=DiscriminatorSettings(warmup_steps=300),
         student_optimizer=OptimizerConfig(learning_rate=3e-4, weight_decay=0.0),
@@ -244,7 +262,8 @@ def num_symbols(data: DataConfig) -> int:
     Raises:
         UsageError: the settings do not say.
     """
-    size = VOCABULARIES["markov"] if data.corpus == "markov" else data.vocab_size or TOKENIZERS.get(str(data.tokenizer))
+    is_world = data.corpus in WORLDS  # recipe and corpus have one name
+    size = VOCABULARIES[data.corpus] if is_world else data.vocab_size or TOKENIZERS.get(str(data.tokenizer))
     if size is None:
         raise UsageError(
             f"data.vocab_size, or a data.tokenizer of {', '.join(TOKENIZERS)}, gives the size of the vocabulary; got "

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 
 from didi.apps.reproduce.study import Cell, Run, Study
-from didi.data.source import MARKOV
+from didi.data.markov import MARKOV
 from didi.evaluation.anchors import ANCHORS
 from didi.evaluation.row import machine_name
 from didi.methods.didi_settings import DistillConfig
