@@ -39,8 +39,8 @@ class EvaluateCommand:
     num_samples: int = 256
     """Number of samples in each row; all are scored."""
     judge: tuple[str, ...] = ()
-    """smollm2-135m (the default for text), markov (exact, for bundles of that data), any causal language model of
-    transformers, or several of them."""
+    """smollm2-135m (the default for text), exact (the likelihood of the bundle's own world, markov or exact; with the
+    exact divergences of a sampler from it where they exist), any causal language model of transformers, or several."""
     sampler: tuple[SamplerName, ...] = ("ancestral",)
     """One or several samplers."""
     data: str | None = None

@@ -2,21 +2,24 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Unpack
+from typing import Unpack, cast
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from didi.data.source import MARKOV
+from didi.data.markov import EXACT, WORLDS, MarkovChain
 from didi.diffusion.noise import named_generator
 from didi.errors import UsageError
 from didi.evaluation.diversity import token_entropy
+from didi.evaluation.exact.figures import Divergences
+from didi.evaluation.exact.rows import ExactRows
 from didi.evaluation.judges import SMOLLM2, load_judge
 from didi.evaluation.mauve import Embedding, mauve
-from didi.evaluation.perplexity import Judge, Scores
+from didi.evaluation.perplexity import ExactJudge, Judge, Scores
 from didi.evaluation.plan import PlannedRow, departures, plan_rows
 from didi.evaluation.report import write_metrics, write_report, write_samples
 from didi.evaluation.row import Circumstances, EvaluationRow, SampleSet, machine_name, measure
@@ -55,8 +58,9 @@ def evaluate(
         bundle: from ``didi.load``.
         nfe: numbers of moves; none where only ``data`` and ``anchors`` are to be judged.
         num_samples: sequences in each row; 256 or more for a figure that is to be quoted.
-        judge: one or several, each a name for ``load_judge`` or a judge; by default the exact one for a model of the
-            ``markov`` world, else ``smollm2-135m``. Each gives every sample set a row.
+        judge: one or several, each a name for ``load_judge`` or a judge; ``exact`` is that of the bundle's own
+            world, and the default for a model of one (``markov``, ``exact``), else ``smollm2-135m``. Each gives every
+            sample set a row; an exact one also gives the divergences of ``exact.rows``, where they exist.
         role: one or several; by default the student if there is one, else the teacher.
         sampler: one or several. Whatever ``nfe`` says, the autoregressive role has one row, and the self-paced
             samplers ``first-hitting`` and ``entropy-bounded`` too.
@@ -123,9 +127,13 @@ class _Measured:
         *,
         seconds: float,
         student_passes: float,
+        exact: Callable[[MarkovChain], Divergences | None] = lambda _: None,
         **about: Unpack[Circumstances],
     ) -> None:
-        """Score a set by every judge, and write what is measured so far; arguments are those of ``row.measure``."""
+        """Score a set by every judge, and write what is measured so far.
+
+        Arguments are those of ``row.measure``; ``exact`` gives divergences of the sampler from the chain of a judge.
+        """
         if self.embed is not None and self.reference is not None:
             about["mauve"] = mauve(self.embed(texts), self.reference)
             about["note"] = f"MAUVE in the space of {self.embed.name}"
@@ -133,7 +141,9 @@ class _Measured:
         for one in self.judges:
             scores = _scores(one, texts, tokens)
             passes = {"seconds": seconds, "student_passes": student_passes}
-            row = measure(label, sampler, moves, tokens, scores, judge=one.name, **passes, **about)
+            found = exact(one.chain) if isinstance(one, ExactJudge) else None
+            known = about if found is None else about | cast(Circumstances, asdict(found))
+            row = measure(label, sampler, moves, tokens, scores, judge=one.name, **passes, **known)
             self.results.append(SampleSet(row, texts, scores, token_entropy(tokens).cpu()))
             if self.out is not None and world().is_main:  # a run that is stopped keeps what it has measured
                 write_metrics([result.row for result in self.results], self.out)
@@ -153,6 +163,7 @@ def _sample(
 ) -> None:
     """Draw and measure the sets of a plan."""
     nats: dict[str, float] = {}
+    exact = ExactRows(bundle)
     for label, settings, num_moves in plan:
         network = bundle.network(settings.role)
         device = next(network.parameters()).device
@@ -165,6 +176,7 @@ def _sample(
             label,
             settings.sampler,
             num_moves,
+            exact=partial(exact, options=settings, num_moves=num_moves),
             seconds=drawn.seconds,
             student_passes=float(drawn.network_passes.double().mean()),
             discriminator_passes=float(drawn.discriminator_passes.double().mean()),
@@ -214,9 +226,16 @@ def _reference_rows(data: Int[Tensor, "n l"] | None, num_samples: int, seed: int
 
 
 def _judges(bundle: Bundle, asked: str | Judge | Sequence[str | Judge] | None) -> list[Judge]:
-    """The judges that are asked for, loaded."""
+    """The judges that are asked for, loaded; ``exact`` is that of the bundle's own world."""
+    own = str(bundle.provenance.get("corpus"))
     if not asked:
-        asked = MARKOV if bundle.provenance.get("corpus") == MARKOV else SMOLLM2
+        asked = own if own in WORLDS else SMOLLM2
     each = [asked] if isinstance(asked, str | Judge) else asked
     device = next(bundle.network().parameters()).device
-    return [load_judge(one, device=device) if isinstance(one, str) else one for one in each]
+    judges: list[Judge] = []
+    for one in each:
+        if own in WORLDS and one in WORLDS and one not in (own, EXACT):
+            raise UsageError(f"judge {one} reads the {one} world, and {bundle.name} is of the {own} world: use {own}")
+        name = own if own in WORLDS and one == EXACT else one
+        judges.append(load_judge(name, device=device) if isinstance(name, str) else name)
+    return judges

@@ -3,13 +3,14 @@
 import contextlib
 import io
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 
 import torch
 
 from didi.data.assets import cached_folder, fetch
-from didi.data.markov import MarkovChain
+from didi.data.markov import WORLDS
 from didi.errors import UsageError, suggestion
 from didi.evaluation.perplexity import CausalJudge, ExactJudge, Judge, transformers_for
 
@@ -17,10 +18,10 @@ SMOLLM2 = "smollm2-135m"
 Device = str | torch.device
 
 
-def _exact(device: Device) -> Judge:
-    """The likelihood of the Markov world, which needs no network."""
+def _exact(world: str, device: Device) -> Judge:
+    """The likelihood of the chain of a world, which needs no network."""
     del device
-    return ExactJudge(MarkovChain())
+    return ExactJudge(WORLDS[world](), name=world)
 
 
 def _smollm2(device: Device) -> Judge:
@@ -28,7 +29,7 @@ def _smollm2(device: Device) -> Judge:
     return _causal(SMOLLM2, device, _smollm2_folder)
 
 
-JUDGES: dict[str, Callable[[Device], Judge]] = {ExactJudge.name: _exact, SMOLLM2: _smollm2}
+JUDGES: dict[str, Callable[[Device], Judge]] = {world: partial(_exact, world) for world in WORLDS} | {SMOLLM2: _smollm2}
 """For each name, what loads the judge on a device."""
 
 

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from didi.data.markov import MarkovChain
+from didi.data.markov import MARKOV, MarkovChain
 from didi.errors import DidiError, UsageError
 
 if TYPE_CHECKING:
@@ -53,12 +53,15 @@ class Judge(Protocol):
 
 
 class ExactJudge:
-    """The Markov world's own likelihood: a judge without error, on symbols rather than words."""
+    """The likelihood of a Markov chain: a judge without error, on symbols rather than words.
 
-    name = "markov"
+    Args:
+        chain: gives the likelihood.
+        name: of the chain's world, a name in ``markov.WORLDS``.
+    """
 
-    def __init__(self, chain: MarkovChain) -> None:
-        self.chain = chain
+    def __init__(self, chain: MarkovChain, *, name: str = MARKOV) -> None:
+        self.chain, self.name = chain, name
 
     def score(self, texts: Sequence[str], tokens: Int[Tensor, "b l"]) -> Scores:
         """Exact scores of ``tokens``; ``texts`` are not read.
@@ -70,7 +73,7 @@ class ExactJudge:
         tokens = tokens.cpu()
         if tokens.numel() and not 0 <= int(tokens.min()) <= int(tokens.max()) < self.chain.num_symbols:
             raise UsageError(
-                f"judge markov reads the {self.chain.num_symbols} symbols of the markov world; got token "
+                f"judge {self.name} reads the {self.chain.num_symbols} symbols of the {self.name} world; got token "
                 f"{int(tokens.max())}: choose a language model as judge"
             )
         num_tokens = torch.full((len(tokens),), tokens.shape[1], dtype=torch.long)

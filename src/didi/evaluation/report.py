@@ -124,6 +124,10 @@ def rows_table(rows: Sequence[EvaluationRow], *, recipe: str = "") -> str:
         "s / sequence",
         "tokens / s",
         "NELBO or NLL",
+        "KL",
+        "reverse KL",
+        "total variation",
+        "joint entropy",
     ]
     header += [name.replace("_", " ") for name in varying] + (["note"] if any(row.note for row in rows) else [])
     body = [_cells(row, varying)[: len(header)] for row in rows]
@@ -224,6 +228,10 @@ def _cells(row: EvaluationRow, varying: Sequence[str]) -> list[str]:
         number(row.seconds_per_sequence, ".3g"),
         number(row.tokens_per_second, ",.0f"),
         number(row.nelbo, ".3f"),
+        number(row.kl, ".4f"),
+        number(row.reverse_kl, ".4f"),
+        number(row.total_variation, ".4f"),
+        number(row.joint_entropy, ".3f"),
         *(str(getattr(row, name)) for name in varying),
         row.note.replace("|", "\\|"),
     ]

@@ -76,6 +76,11 @@ class EvaluationRow:
         repetition_4: Mean fraction of 4-grams that occurred before in the same sequence; NaN in rows of older versions.
         self_bleu: Mean BLEU-4 of each sample against the others; NaN for a single sample.
         mauve: MAUVE against real text, in (0, 1]; NaN if it was not requested.
+        kl: Exact KL(sampler || data) in nats a sequence, by enumeration; this and the next three are NaN where the
+            sampler's distribution is not known (see ``exact.rows``), and carry no sampling error.
+        reverse_kl: Exact KL(data || sampler), nats a sequence.
+        total_variation: Exact total variation between sampler and data, in [0, 1].
+        joint_entropy: Exact entropy of the sampler over whole sequences, nats a sequence.
     """
 
     role: str
@@ -107,6 +112,10 @@ class EvaluationRow:
     repetition_4: float = math.nan
     self_bleu: float = math.nan
     mauve: float = math.nan
+    kl: float = math.nan
+    reverse_kl: float = math.nan
+    total_variation: float = math.nan
+    joint_entropy: float = math.nan
 
     def label(self, *, omit: Collection[str] = (), also: Collection[str] = ()) -> str:
         """Label of the row, for example ``student, ancestral, 8 NFE, temperature 0.9``.
@@ -168,6 +177,10 @@ class Circumstances(TypedDict, total=False):
     settings: str
     note: str
     mauve: float
+    kl: float
+    reverse_kl: float
+    total_variation: float
+    joint_entropy: float
 
 
 def measure(

@@ -125,18 +125,36 @@ class Guided:
         if not is_active.any():
             return z, is_active, 0
         active, there, revealed = z[is_active], canvas.rows(is_active), is_revealed[is_active]
-        if scale == 0:
-            logits = self.denoiser.head(self._features(active, there, t, revealed))
-        else:
-            is_masked = open_positions(self.process, active, there)
-            features, is_read = self._features(active, there, t, is_masked), revealed[is_masked]
-            logits = self._token_logits(features[is_read])
-            gradient = self._reward_gradient(logits, features[~is_read], active, there, revealed, t)
-            bound = self.guidance.gradient_clamp
-            logits = logits + scale * gradient.clamp(-bound, bound)
+        logits = self.tilted_logits(active, there, revealed, t, scale)
         z = z.clone()
         z[is_revealed] = self.departure.sample(logits, self.process.mask_id, uniforms[is_revealed])
         return z, is_active, 0 if scale == 0 else 2
+
+    def tilted_logits(
+        self,
+        z: Int[Tensor, "b l"],
+        canvas: Canvas,
+        is_revealed: Bool[Tensor, "b l"],
+        t: Float[Tensor, ""],
+        scale: float,
+    ) -> Float[Tensor, "n v"]:
+        """Logits of a tilted move at the positions that it reveals; those of a position depend on no other choice.
+
+        Args:
+            z: the state moved from.
+            canvas: of ``z``.
+            is_revealed: masked positions that are read.
+            t: time of ``z``.
+            scale: h; 0 gives the denoiser's own logits.
+        """
+        if scale == 0:
+            return self.denoiser.head(self._features(z, canvas, t, is_revealed))
+        is_masked = open_positions(self.process, z, canvas)
+        features, is_read = self._features(z, canvas, t, is_masked), is_revealed[is_masked]
+        logits = self._token_logits(features[is_read])
+        gradient = self._reward_gradient(logits, features[~is_read], z, canvas, is_revealed, t)
+        bound = self.guidance.gradient_clamp
+        return logits + scale * gradient.clamp(-bound, bound)
 
     def _reward_gradient(
         self,
@@ -207,15 +225,19 @@ class Guided:
         if num == 1:
             z[is_active] = candidates[:, 0]
             return z, is_active, 0
-        flat, copies = candidates.flatten(0, 1), there.repeat_interleave(num)
-        mask = copies.attention_mask
-        level = self.process.noise_level(self.discriminator, s.to(z.device).expand(len(flat)))
-        logits = log_ratio_logits(self.discriminator, flat, level, mask)
-        is_masked = open_positions(self.process, flat, copies)
-        log_ratio = log_density_ratio(logits, is_masked, reduction=self.guidance.reduction, is_real=mask)
-        ranked = -log_ratio.view(-1, num) / self.guidance.rank_temperature
+        log_weights = self.log_weights(candidates.flatten(0, 1), there.repeat_interleave(num), s)
+        ranked = log_weights.view(-1, num)
         chosen = (
             ranked.argmax(1) if self.guidance.select == "best" else sample_categorical(ranked, choice[is_active, 0])
         )
         z[is_active] = candidates[torch.arange(len(chosen), device=z.device), chosen]
         return z, is_active, num
+
+    def log_weights(self, z: Int[Tensor, "b l"], canvas: Canvas, s: Float[Tensor, ""]) -> Float[Tensor, " b"]:
+        """Logits by which a candidate at time ``s`` is chosen among others: its reward over the rank temperature."""
+        mask = canvas.attention_mask
+        level = self.process.noise_level(self.discriminator, s.to(z.device).expand(len(z)))
+        logits = log_ratio_logits(self.discriminator, z, level, mask)
+        is_masked = open_positions(self.process, z, canvas)
+        log_ratio = log_density_ratio(logits, is_masked, reduction=self.guidance.reduction, is_real=mask)
+        return -log_ratio / self.guidance.rank_temperature

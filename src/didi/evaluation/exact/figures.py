@@ -1,0 +1,51 @@
+"""Divergences between distributions that are known exactly."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from didi.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Divergences:
+    """How far the distribution p of a sampler is from that of the data, q; nats a sequence.
+
+    Attributes:
+        kl: KL(p || q): infinite where p has sequences that q has not. Invented sequences cost it most.
+        reverse_kl: KL(q || p): infinite where q has sequences that p never draws. Lost sequences cost it most.
+        total_variation: half the sum of absolute differences, in [0, 1].
+        joint_entropy: entropy of p over whole sequences.
+    """
+
+    kl: float
+    reverse_kl: float
+    total_variation: float
+    joint_entropy: float
+
+
+def divergences(p: Float[Tensor, " c"], log_q: Float[Tensor, " c"]) -> Divergences:
+    """Divergences of a sampler's distribution from that of the data.
+
+    Args:
+        p: probabilities of the sampler, float64.
+        log_q: log-probabilities of the data in the same order, nats, float64.
+
+    Raises:
+        UsageError: ``p`` is not a distribution.
+    """
+    if bool((p < 0).any()) or abs(float(p.sum()) - 1) > 1e-6:
+        raise UsageError(f"p is a distribution; got a sum of {float(p.sum())} and a least entry of {float(p.min())}")
+    q, log_p = log_q.exp(), p.log()
+    return Divergences(
+        kl=_kl(p, log_p, log_q),
+        reverse_kl=_kl(q, log_q, log_p),
+        total_variation=float((p - q).abs().sum() / 2),
+        joint_entropy=-float(torch.where(p > 0, p * log_p, 0.0).sum()),
+    )
+
+
+def _kl(p: Float[Tensor, " c"], log_p: Float[Tensor, " c"], log_q: Float[Tensor, " c"]) -> float:
+    return float(torch.where(p > 0, p * (log_p - log_q), 0.0).sum())

@@ -1,0 +1,136 @@
+r"""The exact distribution of the reward-guided sampler (RGAS, Algorithm 2) with a given discriminator.
+
+The tilt of a position does not depend on which positions a move reveals, so a tilted move is an ancestral one with
+other predictions. A re-ranked move draws M candidates y from the ancestral move P and chooses one by its weight w(y). With
+:math:`1/a = \int_0^\infty e^{-as} ds` the probability of a successor needs no sum over the other M - 1 candidates:
+
+.. math:: P_M(y) = M P(y) E\left[\frac{w(y)}{w(y) + \sum_m w(y_m)}\right]
+    = M P(y) \int_0^\infty w(y) e^{-w(y) s} \phi(s)^{M-1} ds, \qquad \phi(s) = E_P[e^{-ws}].
+
+In x = log s the trapezoid rule converges exponentially; with the step used here it is right to about 1e-10.
+"""
+
+from collections.abc import Callable
+from itertools import pairwise
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from didi.diffusion.canvas import Canvas
+from didi.errors import UsageError
+from didi.evaluation.exact.sampler import CHUNK, Table, after_move, network_device, reveal_chances, successor_probs
+from didi.evaluation.exact.states import Pattern, States
+from didi.sampling.base import path_alphas
+from didi.sampling.guided import Guided
+
+STEP = 0.4  # of x; the error of the rule is about exp(-pi^2 / STEP) = 2e-11
+LOWEST = -26.0  # where w is 1 at most, the integrand below is e^-26 = 5e-12 of it
+HIGHEST = 3.5  # above -log w by so much, exp(-w s) is e^-33
+
+
+def guided_distribution(
+    states: States, sampler: Guided, times: Float[Tensor, " k"], predictions: Callable[[Float[Tensor, ""]], Table]
+) -> Float[Tensor, " c"]:
+    """Probability of every clean sequence at the end of the guided sampler.
+
+    Args:
+        states: what is enumerated.
+        sampler: with its denoiser, discriminator and settings.
+        times: of the path, from 1 to 0.
+        predictions: the denoiser's own at a time; see ``sampler.network_predictions``.
+
+    Raises:
+        UsageError: a candidate is chosen as the best of several instead of drawn.
+    """
+    guidance = sampler.guidance
+    if guidance.select != "sample" and guidance.num_candidates > 1:
+        raise UsageError(f"an exact guided distribution needs select 'sample'; got {guidance.select!r}")
+    chances, scales = reveal_chances(path_alphas(sampler.process.schedule, times)), guidance.scales(len(times) - 1)
+    mass = states.all_masked()
+    for move, (t, s) in enumerate(pairwise(times)):
+        scale = scales[move] if move < len(scales) else 0.0
+        table = tilted_predictions(states, sampler, t, scale) if scale else predictions(t)
+        if move < len(scales) or guidance.num_candidates == 1:
+            mass = after_move(states, mass, chances[move], table, is_first=move == 0)
+        else:
+            weights = log_weights(states, sampler, s)
+            number = guidance.num_candidates
+            mass = after_ranked_move(states, mass, chances[move], table, weights, number, is_first=move == 0)
+    return states.of_clean(mass)
+
+
+@torch.no_grad()
+def tilted_predictions(states: States, sampler: Guided, t: Float[Tensor, ""], scale: float) -> Table:
+    """Distribution of the token at each masked position of each state in a tilted move at time ``t``."""
+    table = torch.zeros(len(states), states.length, states.num_symbols, dtype=torch.float64)
+    device = network_device(sampler.denoiser)
+    for part in states.is_masked.any(1).nonzero()[:, 0].split(CHUNK):
+        z, is_masked = states.tokens[part].to(device), states.is_masked[part]
+        logits = sampler.tilted_logits(z, Canvas.free(z), is_masked.to(device), t, scale)
+        log_probs = sampler.departure.log_probs(logits, sampler.process.mask_id)[:, : states.num_symbols]
+        row, position = is_masked.nonzero(as_tuple=True)
+        table[part[row], position] = log_probs.double().softmax(-1).cpu()
+    return table
+
+
+@torch.no_grad()
+def log_weights(states: States, sampler: Guided, s: Float[Tensor, ""]) -> Float[Tensor, " n"]:
+    """Logit by which each state is chosen as a candidate at time ``s``, float64."""
+    parts = states.tokens.to(network_device(sampler.denoiser)).split(CHUNK)
+    return torch.cat([sampler.log_weights(z, Canvas.free(z), s).double().cpu() for z in parts])
+
+
+def after_ranked_move(
+    states: States,
+    mass: Float[Tensor, " n"],
+    chance: float,
+    predictions: Table,
+    weights: Float[Tensor, " n"],
+    num_candidates: int,
+    *,
+    is_first: bool = False,
+) -> Float[Tensor, " n"]:
+    """Distribution over states after a move drawn several times, of which one is chosen.
+
+    Args:
+        states: what is enumerated.
+        mass: distribution before the move.
+        chance: probability that a masked position is revealed.
+        predictions: see ``sampler.sampler_distribution``.
+        weights: logit of each state as a candidate, nats.
+        num_candidates: M, 1 or more.
+        is_first: ``mass`` lies on the fully masked state alone.
+    """
+    result = torch.zeros_like(mass)
+    for pattern in states.patterns[-1:] if is_first else states.patterns:
+        probs = successor_probs(pattern, chance, predictions)
+        chosen = ranked_probs(probs, _reachable(pattern, weights), num_candidates)
+        pattern.add_to(result, pattern.rows(mass)[:, None] * chosen)
+    return result
+
+
+def _reachable(pattern: Pattern, weights: Float[Tensor, " n"]) -> Float[Tensor, "r s"]:
+    """Logits of the successors of each state, of which the largest is 0: their scale changes no choice."""
+    found = pattern.successors(weights)
+    return found - found.amax(1, keepdim=True)
+
+
+def ranked_probs(
+    probs: Float[Tensor, "r s"], logits: Float[Tensor, "r s"], num_candidates: int
+) -> Float[Tensor, "r s"]:
+    """Probability of each outcome where one of M independent draws is chosen by a softmax over their logits.
+
+    Args:
+        probs: distribution of a draw, a row each, float64.
+        logits: of the outcomes, nats, 0 at most.
+        num_candidates: M, 1 or more.
+    """
+    if num_candidates == 1 or probs.shape[1] == 1:
+        return probs
+    weights, total = logits.exp(), torch.zeros_like(probs)
+    for x in torch.arange(LOWEST, HIGHEST - float(logits.min()), STEP, dtype=torch.float64):
+        decay = (weights * -x.exp()).exp_()
+        others = (probs * decay).sum(1, keepdim=True) ** (num_candidates - 1)
+        total += decay.mul_(others * (x.exp() * STEP))
+    return num_candidates * probs * weights * total

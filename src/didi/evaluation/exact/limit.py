@@ -1,0 +1,77 @@
+"""The least KL from the data that a student of K moves can have: gradient descent on a table of predictions.
+
+A student that is not told the time is a table: a distribution of the token at each position of each state. The KL of
+its K-move sampler is a differentiable sum of the table's entries, so descent needs no samples and no network. The
+problem is not convex: what is found is an upper bound of the least, which is tight where it is nearly 0.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from didi.data.markov import MarkovChain
+from didi.diffusion.schedule import LogLinear
+from didi.errors import UsageError
+from didi.evaluation.exact.figures import Divergences, divergences
+from didi.evaluation.exact.sampler import chain_predictions, sampler_distribution
+from didi.evaluation.exact.states import States
+from didi.sampling.base import Grid, path_alphas, time_grid
+
+LEAST_PROB = 1e-6  # of a token at the start: a logit of -inf has no gradient
+
+
+@dataclass(frozen=True)
+class Limit:
+    """The best K-move student that descent found, beside the perfect teacher it starts from.
+
+    Attributes:
+        num_moves: K.
+        steps: of the descent.
+        teacher: divergences of the exact posterior's sampler of K moves.
+        student: divergences of the table that was found.
+    """
+
+    num_moves: int
+    steps: int
+    teacher: Divergences
+    student: Divergences
+
+
+def least_divergence(
+    chain: MarkovChain, length: int, num_moves: int, *, steps: int = 300, rate: float = 0.05, grid: Grid = "uniform"
+) -> Limit:
+    """Minimise KL(p || q) of the K-move ancestral sampler over all students that are not told the time.
+
+    Args:
+        chain: gives q.
+        length: tokens in a sequence.
+        num_moves: K.
+        steps: of Adam, its rate falling linearly to 0.
+        rate: first learning rate, of log-probabilities.
+        grid: spacing of the times, under the log-linear schedule.
+
+    Raises:
+        UsageError: ``num_moves`` or ``steps`` is below 1, or there are too many states.
+    """
+    if steps < 1:
+        raise UsageError(f"steps is 1 or more; got {steps}")
+    states, alphas = States(chain.num_symbols, length), path_alphas(LogLinear(), time_grid(num_moves, grid))
+    teacher = chain_predictions(chain, states)
+    log_q = chain.log_likelihood(states.clean)
+    table = teacher.clamp_min(LEAST_PROB).log().requires_grad_(True)
+    optimizer = torch.optim.Adam([table], lr=rate)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        p = sampler_distribution(states, alphas, table.softmax(-1))
+        (p * (p.log() - log_q)).sum().backward()
+        optimizer.step()
+        schedule.step()
+    with torch.no_grad():
+        found = sampler_distribution(states, alphas, table.softmax(-1))
+    return Limit(
+        num_moves,
+        steps,
+        teacher=divergences(sampler_distribution(states, alphas, teacher), log_q),
+        student=divergences(found, log_q),
+    )

@@ -1,0 +1,140 @@
+"""The exact distribution of a few-move absorbing sampler, by enumeration of its states in float64.
+
+Given a state, a move reveals each masked position independently with one probability, and draws its token from the
+network's prediction for the state: the probability of a successor is a product over the masked positions, and the
+distribution after a move is a sum over 9^7 = 4.8 million (state, successor) pairs for 4 symbols and 7 positions.
+"""
+
+from collections.abc import Callable
+from itertools import pairwise
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from didi.data.markov import MarkovChain
+from didi.diffusion.absorbing import Absorbing, reveal_probability
+from didi.errors import UsageError
+from didi.evaluation.exact.states import Pattern, States
+from didi.models.denoiser import Denoiser
+from didi.sampling.base import features_at
+from didi.sampling.departure import EXACT, Departure
+
+Table = Float[Tensor, "n l v"]
+CHUNK = 4096  # states in one pass of a network
+
+
+def sampler_distribution(
+    states: States, alphas: Float[Tensor, " k"], predictions: Table | Callable[[int], Table]
+) -> Float[Tensor, " c"]:
+    """Probability of every clean sequence at the end of the ancestral sampler; Eq. 2, summed over all paths.
+
+    Args:
+        states: what is enumerated.
+        alphas: signal rates at the times of the path, from 0 to 1: ``base.path_alphas`` of any grid, or those of
+            tau-leaping.
+        predictions: distribution of the token at every position of every state (read at masked ones), float64: one
+            table for a network that is not told the time, else a function of the number of the move, from 0.
+
+    Returns:
+        Probabilities in the order of ``States.clean``, float64; differentiable in ``predictions``.
+
+    Raises:
+        UsageError: the signal rates do not rise from 0 to 1.
+    """
+    mass = states.all_masked()
+    for move, chance in enumerate(reveal_chances(alphas)):
+        table = predictions if isinstance(predictions, Tensor) else predictions(move)
+        mass = after_move(states, mass, chance, table, is_first=move == 0)
+    return states.of_clean(mass)
+
+
+def reveal_chances(alphas: Float[Tensor, " k"]) -> list[float]:
+    """Probability, for each move of a path, that a masked position is revealed.
+
+    Raises:
+        UsageError: the signal rates do not rise from 0 to 1.
+    """
+    if len(alphas) < 2 or alphas[0] != 0 or alphas[-1] != 1 or not all(a <= b for a, b in pairwise(alphas.tolist())):
+        raise UsageError(f"alphas rise from 0 to 1, one more than there are moves; got {alphas.tolist()}")
+    return [float(reveal_probability(after, before)) for before, after in pairwise(alphas.double())]
+
+
+def after_move(
+    states: States, mass: Float[Tensor, " n"], chance: float, predictions: Table, *, is_first: bool = False
+) -> Float[Tensor, " n"]:
+    """Distribution over states after a move.
+
+    Args:
+        states: what is enumerated.
+        mass: distribution before the move.
+        chance: probability that a masked position is revealed.
+        predictions: see ``sampler_distribution``.
+        is_first: ``mass`` lies on the fully masked state alone, so that no other state needs a sum.
+    """
+    result = torch.zeros_like(mass)
+    for pattern in states.patterns[-1:] if is_first else states.patterns:
+        pattern.add_to(result, pattern.rows(mass)[:, None] * successor_probs(pattern, chance, predictions))
+    return result
+
+
+def successor_probs(pattern: Pattern, chance: float, predictions: Table) -> Float[Tensor, "r s"]:
+    """Probability of each successor of each state of a pattern, in the order of ``Pattern.successors``."""
+    rows = pattern.rows(predictions)
+    probs = rows.new_ones(len(rows), 1)
+    for position in pattern.masked:
+        token = torch.cat([chance * rows[:, position], rows.new_full((len(rows), 1), 1 - chance)], 1)
+        probs = (probs[:, :, None] * token[:, None]).flatten(1)
+    return probs
+
+
+def chain_predictions(chain: MarkovChain, states: States) -> Table:
+    """Exact posterior of every token given the visible ones of every state, by forward-backward: the perfect teacher.
+
+    Args:
+        chain: gives the distribution of clean sequences.
+        states: of the chain's symbols.
+    """
+    emitted = torch.cat([torch.eye(chain.num_symbols), torch.ones(1, chain.num_symbols)]).double()[states.tokens]
+    forward, backward = [chain.stationary * emitted[:, 0]], [torch.ones_like(emitted[:, 0])]
+    for position in range(1, states.length):
+        forward.append(forward[-1] @ chain.transition * emitted[:, position])
+        backward.append((backward[-1] * emitted[:, -position]) @ chain.transition.T)
+    joint = torch.stack(forward, 1) * torch.stack(backward[::-1], 1)
+    return joint / joint.sum(-1, keepdim=True)
+
+
+@torch.inference_mode()
+def network_predictions(
+    denoiser: Denoiser,
+    process: Absorbing,
+    states: States,
+    t: Float[Tensor, ""],
+    departure: Departure = EXACT,
+    *,
+    is_first: bool = False,
+) -> Table:
+    """What a network predicts in every state at time ``t``.
+
+    Args:
+        denoiser: of the states' symbols, on any device.
+        process: whose mask is the last symbol.
+        states: what is enumerated.
+        t: time; read by networks that are conditioned on it.
+        departure: temperature and top-p.
+        is_first: predict for the fully masked state alone; zeros elsewhere.
+    """
+    table = torch.zeros(len(states), states.length, states.num_symbols, dtype=torch.float64)
+    rows = torch.tensor([len(states) - 1]) if is_first else torch.arange(len(states))
+    device = network_device(denoiser)
+    for part in rows.split(CHUNK):
+        z = states.tokens[part].to(device)
+        logits = denoiser.head(features_at(denoiser, process, z, t).flatten(0, 1))
+        log_probs = departure.log_probs(logits, process.mask_id)[:, : states.num_symbols]
+        table[part] = log_probs.double().softmax(-1).view(*z.shape, -1).cpu()  # float32 sums to 1 within 1e-7 only
+    return table
+
+
+def network_device(denoiser: Denoiser) -> torch.device:
+    """Device of a network's weights; the CPU for one without weights."""
+    return next((one.device for one in getattr(denoiser, "parameters", list)()), torch.device("cpu"))

@@ -1,0 +1,126 @@
+"""All states of a masked sequence of few symbols, and the sums over them that every exact distribution needs.
+
+A state is a sequence of ``length`` entries, each a symbol or the mask; states count in base ``num_symbols + 1`` with
+the first position as the most significant digit and the mask as the largest digit. States with the same masked
+positions form a pattern; a move from a pattern reaches a block of states, a slice of a tensor with one axis a position.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from didi.errors import UsageError
+
+MAX_STATES = 5**8
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """The states with one set of masked positions.
+
+    Attributes:
+        masked: masked positions, rising.
+        visible: the others, rising.
+        num_symbols: symbols V without the mask.
+    """
+
+    masked: tuple[int, ...]
+    visible: tuple[int, ...]
+    num_symbols: int
+
+    def rows(self, values: Float[Tensor, "n *k"]) -> Float[Tensor, "r *k"]:
+        """Entries of this pattern's V^visible states, out of a table over all states."""
+        length = len(self.masked) + len(self.visible)
+        grid = values.unflatten(0, (self.num_symbols + 1,) * length)
+        index = [self.num_symbols if pos in self.masked else slice(self.num_symbols) for pos in range(length)]
+        found = grid[tuple(index)]
+        return found.flatten(0, len(self.visible) - 1) if self.visible else found[None]
+
+    def successors(self, values: Float[Tensor, " n"]) -> Float[Tensor, "r s"]:
+        """For each row, the entries of the (V + 1)^masked states that a move can reach from it."""
+        return (
+            self._block(values).permute(*self.visible, *self.masked).reshape(self.num_symbols ** len(self.visible), -1)
+        )
+
+    def add_to(self, totals: Float[Tensor, " n"], values: Float[Tensor, "r s"]) -> None:
+        """Add ``values``, in the order of ``successors``, to a table over all states, in place."""
+        shape = [self.num_symbols] * len(self.visible) + [self.num_symbols + 1] * len(self.masked)
+        order = (*self.visible, *self.masked)
+        back = sorted(range(len(order)), key=order.__getitem__)
+        self._block(totals).add_(values.view(shape).permute(back))
+
+    def _block(self, values: Float[Tensor, " n"]) -> Float[Tensor, "..."]:
+        length = len(self.masked) + len(self.visible)
+        grid = values.view((self.num_symbols + 1,) * length)
+        return grid[tuple(slice(self.num_symbols + (pos in self.masked)) for pos in range(length))]
+
+
+@dataclass(frozen=True)
+class States:
+    """Every masked state of sequences of ``length`` positions over ``num_symbols`` symbols.
+
+    Attributes:
+        num_symbols: symbols V; the mask is symbol V.
+        length: positions L.
+
+    Raises:
+        UsageError: there are more than ``MAX_STATES`` states, or none.
+    """
+
+    num_symbols: int
+    length: int
+
+    def __post_init__(self) -> None:
+        if self.num_symbols < 1 or self.length < 1 or len(self) > MAX_STATES:
+            raise UsageError(
+                f"an exact distribution enumerates (symbols + 1)^length states, at most {MAX_STATES:,}; got "
+                f"{self.num_symbols} symbols and length {self.length}: choose fewer symbols or a smaller length"
+            )
+
+    def __len__(self) -> int:
+        return int((self.num_symbols + 1) ** self.length)
+
+    @cached_property
+    def tokens(self) -> Int[Tensor, "n l"]:
+        """The states, in their order."""
+        return _digits(self.num_symbols + 1, self.length)
+
+    @cached_property
+    def clean(self) -> Int[Tensor, "c l"]:
+        """The V^L sequences without masks, in the order of every distribution over them."""
+        return _digits(self.num_symbols, self.length)
+
+    @property
+    def is_masked(self) -> Bool[Tensor, "n l"]:
+        """Masked positions of every state."""
+        return self.tokens == self.num_symbols
+
+    @cached_property
+    def patterns(self) -> list[Pattern]:
+        """Every pattern, the clean one first and the fully masked one last."""
+        found = []
+        for number in range(2**self.length):
+            masked = tuple(pos for pos in range(self.length) if number >> pos & 1)
+            visible = tuple(pos for pos in range(self.length) if pos not in masked)
+            found.append(Pattern(masked, visible, self.num_symbols))
+        return found
+
+    def of_clean(self, values: Float[Tensor, " n"]) -> Float[Tensor, " c"]:
+        """Entries of the clean sequences, out of a table over all states."""
+        grid = values.view((self.num_symbols + 1,) * self.length)
+        return grid[(slice(self.num_symbols),) * self.length].reshape(-1)
+
+    def all_masked(self) -> Float[Tensor, " n"]:
+        """The distribution before the first move: the last state has all of it; float64."""
+        mass = torch.zeros(len(self), dtype=torch.float64)
+        mass[-1] = 1
+        return mass
+
+
+def _digits(base: int, length: int) -> Int[Tensor, "n l"]:
+    """The numbers below base^length, a row each, the most significant digit first."""
+    powers = base ** torch.arange(length - 1, -1, -1)
+    return torch.arange(base**length)[:, None] // powers % base
