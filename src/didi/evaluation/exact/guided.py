@@ -1,8 +1,8 @@
 r"""The exact distribution of the reward-guided sampler (RGAS, Algorithm 2) with a given discriminator.
 
 The tilt of a position does not depend on which positions a move reveals, so a tilted move is an ancestral one with
-other predictions. A re-ranked move draws M candidates y from the ancestral move P and chooses one by its weight w(y). With
-:math:`1/a = \int_0^\infty e^{-as} ds` the probability of a successor needs no sum over the other M - 1 candidates:
+other predictions. A re-ranked move draws M candidates y from the ancestral move P and chooses one by its weight w(y).
+With :math:`1/a = \int_0^\infty e^{-as} ds` the probability of a successor needs no sum over the other M - 1:
 
 .. math:: P_M(y) = M P(y) E\left[\frac{w(y)}{w(y) + \sum_m w(y_m)}\right]
     = M P(y) \int_0^\infty w(y) e^{-w(y) s} \phi(s)^{M-1} ds, \qquad \phi(s) = E_P[e^{-ws}].
@@ -10,7 +10,7 @@ other predictions. A re-ranked move draws M candidates y from the ancestral move
 In x = log s the trapezoid rule converges exponentially; with the step used here it is right to about 1e-10.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from itertools import pairwise
 
 import torch
@@ -20,7 +20,7 @@ from torch import Tensor
 from didi.diffusion.canvas import Canvas
 from didi.errors import UsageError
 from didi.evaluation.exact.sampler import CHUNK, Table, after_move, network_device, reveal_chances, successor_probs
-from didi.evaluation.exact.states import Pattern, States
+from didi.evaluation.exact.states import States
 from didi.sampling.base import path_alphas
 from didi.sampling.guided import Guided
 
@@ -51,12 +51,11 @@ def guided_distribution(
     for move, (t, s) in enumerate(pairwise(times)):
         scale = scales[move] if move < len(scales) else 0.0
         table = tilted_predictions(states, sampler, t, scale) if scale else predictions(t)
-        if move < len(scales) or guidance.num_candidates == 1:
-            mass = after_move(states, mass, chances[move], table, is_first=move == 0)
-        else:
+        transitions = successor_probs(states, chances[move], states.by_pattern(table), is_first=move == 0)
+        if move >= len(scales) and guidance.num_candidates > 1:
             weights = log_weights(states, sampler, s)
-            number = guidance.num_candidates
-            mass = after_ranked_move(states, mass, chances[move], table, weights, number, is_first=move == 0)
+            transitions = ranked_transitions(states, transitions, weights, guidance.num_candidates)
+        mass = after_move(states, mass, transitions)
     return states.of_clean(mass)
 
 
@@ -81,39 +80,23 @@ def log_weights(states: States, sampler: Guided, s: Float[Tensor, ""]) -> Float[
     return torch.cat([sampler.log_weights(z, Canvas.free(z), s).double().cpu() for z in parts])
 
 
-def after_ranked_move(
+def ranked_transitions(
     states: States,
-    mass: Float[Tensor, " n"],
-    chance: float,
-    predictions: Table,
+    transitions: Iterable[tuple[int, Float[Tensor, "r s"]]],
     weights: Float[Tensor, " n"],
     num_candidates: int,
-    *,
-    is_first: bool = False,
-) -> Float[Tensor, " n"]:
-    """Distribution over states after a move drawn several times, of which one is chosen.
+) -> Iterator[tuple[int, Float[Tensor, "r s"]]]:
+    """Transition probabilities of a move that is drawn several times, and of whose results one is chosen.
 
     Args:
         states: what is enumerated.
-        mass: distribution before the move.
-        chance: probability that a masked position is revealed.
-        predictions: see ``sampler.sampler_distribution``.
+        transitions: of one draw, from ``sampler.successor_probs``.
         weights: logit of each state as a candidate, nats.
         num_candidates: M, 1 or more.
-        is_first: ``mass`` lies on the fully masked state alone.
     """
-    result = torch.zeros_like(mass)
-    for pattern in states.patterns[-1:] if is_first else states.patterns:
-        probs = successor_probs(pattern, chance, predictions)
-        chosen = ranked_probs(probs, _reachable(pattern, weights), num_candidates)
-        pattern.add_to(result, pattern.rows(mass)[:, None] * chosen)
-    return result
-
-
-def _reachable(pattern: Pattern, weights: Float[Tensor, " n"]) -> Float[Tensor, "r s"]:
-    """Logits of the successors of each state, of which the largest is 0: their scale changes no choice."""
-    found = pattern.successors(weights)
-    return found - found.amax(1, keepdim=True)
+    for number, probs in transitions:
+        logits = states.patterns[number].successors(weights)
+        yield number, ranked_probs(probs, logits - logits.amax(1, keepdim=True), num_candidates)
 
 
 def ranked_probs(

@@ -5,7 +5,7 @@ network's prediction for the state: the probability of a successor is a product 
 distribution after a move is a sum over 9^7 = 4.8 million (state, successor) pairs for 4 symbols and 7 positions.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import pairwise
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 from didi.data.markov import MarkovChain
 from didi.diffusion.absorbing import Absorbing, reveal_probability
 from didi.errors import UsageError
-from didi.evaluation.exact.states import Pattern, States
+from didi.evaluation.exact.states import States
 from didi.models.denoiser import Denoiser
 from didi.sampling.base import features_at
 from didi.sampling.departure import EXACT, Departure
@@ -43,9 +43,11 @@ def sampler_distribution(
         UsageError: the signal rates do not rise from 0 to 1.
     """
     mass = states.all_masked()
+    rows = states.by_pattern(predictions) if isinstance(predictions, Tensor) else ()
     for move, chance in enumerate(reveal_chances(alphas)):
-        table = predictions if isinstance(predictions, Tensor) else predictions(move)
-        mass = after_move(states, mass, chance, table, is_first=move == 0)
+        if not isinstance(predictions, Tensor):
+            rows = states.by_pattern(predictions(move))
+        mass = after_move(states, mass, successor_probs(states, chance, rows, is_first=move == 0))
     return states.of_clean(mass)
 
 
@@ -60,32 +62,45 @@ def reveal_chances(alphas: Float[Tensor, " k"]) -> list[float]:
     return [float(reveal_probability(after, before)) for before, after in pairwise(alphas.double())]
 
 
+def successor_probs(
+    states: States, chance: float, rows: Sequence[Table], *, is_first: bool = False
+) -> Iterator[tuple[int, Float[Tensor, "r s"]]]:
+    """Transition probabilities of a move, pattern by pattern.
+
+    Args:
+        states: what is enumerated.
+        chance: probability that a masked position is revealed.
+        rows: predictions for the states of each pattern, from ``States.by_pattern``.
+        is_first: the fully masked state alone is moved from, so that no other pattern is needed.
+
+    Yields:
+        Number of a pattern, and for each of its states the probability of each successor, in the order of
+        ``Pattern.successors``.
+    """
+    last = len(states.patterns) - 1
+    for number in [last] if is_first else range(last + 1):
+        found = rows[number]
+        probs = found.new_ones(len(found), 1)
+        for position in states.patterns[number].masked:
+            token = torch.cat([chance * found[:, position], found.new_full((len(found), 1), 1 - chance)], 1)
+            probs = (probs[:, :, None] * token[:, None]).flatten(1)
+        yield number, probs
+
+
 def after_move(
-    states: States, mass: Float[Tensor, " n"], chance: float, predictions: Table, *, is_first: bool = False
+    states: States, mass: Float[Tensor, " n"], transitions: Iterable[tuple[int, Float[Tensor, "r s"]]]
 ) -> Float[Tensor, " n"]:
     """Distribution over states after a move.
 
     Args:
         states: what is enumerated.
         mass: distribution before the move.
-        chance: probability that a masked position is revealed.
-        predictions: see ``sampler_distribution``.
-        is_first: ``mass`` lies on the fully masked state alone, so that no other state needs a sum.
+        transitions: from ``successor_probs``; patterns that are left out have no mass.
     """
-    result = torch.zeros_like(mass)
-    for pattern in states.patterns[-1:] if is_first else states.patterns:
-        pattern.add_to(result, pattern.rows(mass)[:, None] * successor_probs(pattern, chance, predictions))
+    before, result = states.by_pattern(mass), torch.zeros_like(mass)
+    for number, probs in transitions:
+        states.patterns[number].add_to(result, before[number][:, None] * probs)
     return result
-
-
-def successor_probs(pattern: Pattern, chance: float, predictions: Table) -> Float[Tensor, "r s"]:
-    """Probability of each successor of each state of a pattern, in the order of ``Pattern.successors``."""
-    rows = pattern.rows(predictions)
-    probs = rows.new_ones(len(rows), 1)
-    for position in pattern.masked:
-        token = torch.cat([chance * rows[:, position], rows.new_full((len(rows), 1), 1 - chance)], 1)
-        probs = (probs[:, :, None] * token[:, None]).flatten(1)
-    return probs
 
 
 def chain_predictions(chain: MarkovChain, states: States) -> Table:

@@ -31,14 +31,6 @@ class Pattern:
     visible: tuple[int, ...]
     num_symbols: int
 
-    def rows(self, values: Float[Tensor, "n *k"]) -> Float[Tensor, "r *k"]:
-        """Entries of this pattern's V^visible states, out of a table over all states."""
-        length = len(self.masked) + len(self.visible)
-        grid = values.unflatten(0, (self.num_symbols + 1,) * length)
-        index = [self.num_symbols if pos in self.masked else slice(self.num_symbols) for pos in range(length)]
-        found = grid[tuple(index)]
-        return found.flatten(0, len(self.visible) - 1) if self.visible else found[None]
-
     def successors(self, values: Float[Tensor, " n"]) -> Float[Tensor, "r s"]:
         """For each row, the entries of the (V + 1)^masked states that a move can reach from it."""
         return (
@@ -107,6 +99,16 @@ class States:
             visible = tuple(pos for pos in range(self.length) if pos not in masked)
             found.append(Pattern(masked, visible, self.num_symbols))
         return found
+
+    @cached_property
+    def _order(self) -> Int[Tensor, " n"]:
+        """The states sorted by pattern."""
+        number = (self.is_masked.long() * 2 ** torch.arange(self.length)).sum(1)
+        return number.argsort(stable=True)
+
+    def by_pattern(self, table: Float[Tensor, "n *k"]) -> tuple[Float[Tensor, "r *k"], ...]:
+        """The entries of each pattern's V^visible states, in the order of ``patterns``."""
+        return table[self._order].split([self.num_symbols ** len(pattern.visible) for pattern in self.patterns])
 
     def of_clean(self, values: Float[Tensor, " n"]) -> Float[Tensor, " c"]:
         """Entries of the clean sequences, out of a table over all states."""
