@@ -60,11 +60,11 @@ def limits(steps: int) -> list[dict]:
 def table(record: dict) -> list[str]:
     """The lines of the page."""
     least = {row["num_moves"]: row["student"]["kl"] for row in record["limits"]}
-    body = [
-        [row["moves"], f"{row['perfect']['kl']:.4f}", f"{row['bundled']['kl']:.4f}"]
-        + [f"{least[row['moves']]:.5f}" if row["moves"] in least else "–"]
-        for row in record["teachers"]
-    ]
+    body = []
+    for row in record["teachers"]:
+        number = row["moves"]
+        limit = f"{least[number]:.5f}" if number in least else "–"
+        body.append([number, f"{row['perfect']['kl']:.4f}", f"{row['bundled']['kl']:.4f}", limit])
     header = ["moves", "perfect teacher", "bundled teacher", "limit of a student"]
     return [
         *markdown_table(header, body, align="rrrr"),

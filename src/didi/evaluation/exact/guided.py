@@ -26,6 +26,7 @@ from didi.sampling.guided import Guided
 
 STEP = 0.4  # of x; the error of the rule is about exp(-pi^2 / STEP) = 2e-11
 LOWEST = -26.0  # where w is 1 at most, the integrand below is e^-26 = 5e-12 of it
+LEAST_LOGIT = -600.0  # lower ones are taken for it, so that no exponential overflows
 HIGHEST = 3.5  # above -log w by so much, exp(-w s) is e^-33
 
 
@@ -82,10 +83,10 @@ def log_weights(states: States, sampler: Guided, s: Float[Tensor, ""]) -> Float[
 
 def ranked_transitions(
     states: States,
-    transitions: Iterable[tuple[int, Float[Tensor, "r s"]]],
+    transitions: Iterable[tuple[int, Float[Tensor, "_ _"]]],
     weights: Float[Tensor, " n"],
     num_candidates: int,
-) -> Iterator[tuple[int, Float[Tensor, "r s"]]]:
+) -> Iterator[tuple[int, Float[Tensor, "_ _"]]]:
     """Transition probabilities of a move that is drawn several times, and of whose results one is chosen.
 
     Args:
@@ -111,6 +112,7 @@ def ranked_probs(
     """
     if num_candidates == 1 or probs.shape[1] == 1:
         return probs
+    logits = logits.clamp_min(LEAST_LOGIT)
     weights, total = logits.exp(), torch.zeros_like(probs)
     for x in torch.arange(LOWEST, HIGHEST - float(logits.min()), STEP, dtype=torch.float64):
         decay = (weights * -x.exp()).exp_()

@@ -39,27 +39,45 @@ class ExactRows:
         self._tables: dict[Departure, dict[DiT, Predictions]] = {}
 
     def __call__(self, chain: MarkovChain, options: SamplingOptions, num_moves: int) -> Divergences | None:
-        """Divergences of a sampler, or None where it has no distribution that can be enumerated.
+        """Divergences of a sampler from the chain, or None where ``distribution`` has none.
 
-        It has one for masked diffusion of the chain's symbols, short enough, by the ancestral sampler, by tau-leaping
-        and by guided sampling that draws among its candidates, in float64, at any temperature, top-p and time grid.
+        Args:
+            chain: gives the distribution of the data.
+            options: sampler, role and settings.
+            num_moves: of the time grid, unless ``options`` give the times.
+        """
+        p = self.distribution(chain.num_symbols, options, num_moves)
+        if p is None:
+            return None
+        return divergences(p, chain.log_likelihood(States(chain.num_symbols, self._length(options)).clean))
+
+    def distribution(self, num_symbols: int, options: SamplingOptions, num_moves: int) -> Float[Tensor, " c"] | None:
+        """Probability of every clean sequence, or None where the sampler has no distribution that can be enumerated.
+
+        It has one for masked diffusion of ``num_symbols`` symbols in at most ``MAX_STATES`` states, by the ancestral
+        sampler, by tau-leaping and by guided sampling that draws among its candidates, in float64, at any temperature,
+        top-p and time grid.
+
+        Args:
+            num_symbols: symbols of the data, without the mask.
+            options: sampler, role and settings.
+            num_moves: of the time grid, unless ``options`` give the times.
         """
         network = self._bundle.network(options.role)
-        is_small = (chain.num_symbols + 1) ** network.length <= MAX_STATES
-        if not isinstance(network, DiT) or not is_small or self._bundle.process.mask_id != chain.num_symbols:
+        is_large = (num_symbols + 1) ** network.length > MAX_STATES
+        if not isinstance(network, DiT) or is_large or self._bundle.process.mask_id != num_symbols:
             return None
-        sampler, states = make_sampler(self._bundle, options), States(chain.num_symbols, network.length)
-        times = options.move_times(num_moves)
+        sampler, states = make_sampler(self._bundle, options), States(num_symbols, network.length)
+        times, predictions = options.move_times(num_moves), self._predictions(network, states, options.departure)
         if isinstance(sampler, Ancestral):
             alphas = (path_alphas if sampler.leap == "exact" else tau_leaping_alphas)(sampler.process.schedule, times)
-            predictions = self._predictions(network, states, options.departure)
-            p = sampler_distribution(states, alphas, lambda move: predictions(times[move]))
-        elif isinstance(sampler, Guided) and sampler.guidance.select == "sample":
-            predictions = self._predictions(network, states, options.departure)
-            p = guided_distribution(states, sampler, times, predictions)
-        else:
-            return None
-        return divergences(p, chain.log_likelihood(states.clean))
+            return sampler_distribution(states, alphas, lambda move: predictions(times[move]))
+        if isinstance(sampler, Guided) and sampler.guidance.select == "sample":
+            return guided_distribution(states, sampler, times, predictions)
+        return None
+
+    def _length(self, options: SamplingOptions) -> int:
+        return self._bundle.network(options.role).length
 
     def _predictions(self, network: DiT, states: States, departure: Departure) -> Predictions:
         """What a network predicts at a time; passes over all states are made once."""

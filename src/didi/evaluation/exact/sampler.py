@@ -63,8 +63,8 @@ def reveal_chances(alphas: Float[Tensor, " k"]) -> list[float]:
 
 
 def successor_probs(
-    states: States, chance: float, rows: Sequence[Table], *, is_first: bool = False
-) -> Iterator[tuple[int, Float[Tensor, "r s"]]]:
+    states: States, chance: float, rows: Sequence[Float[Tensor, "_ l v"]], *, is_first: bool = False
+) -> Iterator[tuple[int, Float[Tensor, "_ _"]]]:
     """Transition probabilities of a move, pattern by pattern.
 
     Args:
@@ -88,7 +88,7 @@ def successor_probs(
 
 
 def after_move(
-    states: States, mass: Float[Tensor, " n"], transitions: Iterable[tuple[int, Float[Tensor, "r s"]]]
+    states: States, mass: Float[Tensor, " n"], transitions: Iterable[tuple[int, Float[Tensor, "_ _"]]]
 ) -> Float[Tensor, " n"]:
     """Distribution over states after a move.
 

@@ -66,7 +66,7 @@ class States:
     length: int
 
     def __post_init__(self) -> None:
-        if self.num_symbols < 1 or self.length < 1 or len(self) > MAX_STATES:
+        if min(self.num_symbols, self.length) < 1 or (self.num_symbols + 1) ** self.length > MAX_STATES:
             raise UsageError(
                 f"an exact distribution enumerates (symbols + 1)^length states, at most {MAX_STATES:,}; got "
                 f"{self.num_symbols} symbols and length {self.length}: choose fewer symbols or a smaller length"
@@ -106,7 +106,7 @@ class States:
         number = (self.is_masked.long() * 2 ** torch.arange(self.length)).sum(1)
         return number.argsort(stable=True)
 
-    def by_pattern(self, table: Float[Tensor, "n *k"]) -> tuple[Float[Tensor, "r *k"], ...]:
+    def by_pattern(self, table: Float[Tensor, "n *k"]) -> tuple[Float[Tensor, "_ *k"], ...]:
         """The entries of each pattern's V^visible states, in the order of ``patterns``."""
         return table[self._order].split([self.num_symbols ** len(pattern.visible) for pattern in self.patterns])
 

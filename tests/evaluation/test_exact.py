@@ -1,0 +1,224 @@
+"""Exact distributions of samplers, against sums over all paths and against the samplers themselves."""
+
+import itertools
+import math
+
+import pytest
+import torch
+
+from didi.data.markov import MarkovChain, exact_chain
+from didi.diffusion.schedule import Cosine, LogLinear
+from didi.errors import UsageError
+from didi.evaluation.exact.figures import divergences
+from didi.evaluation.exact.guided import ranked_probs
+from didi.evaluation.exact.limit import least_divergence
+from didi.evaluation.exact.rows import ExactRows
+from didi.evaluation.exact.sampler import chain_predictions, sampler_distribution
+from didi.evaluation.exact.states import States
+from didi.models.bundle import Bundle
+from didi.sampling.base import path_alphas, time_grid
+from didi.sampling.generate import generate
+from didi.sampling.guided import Guidance
+from didi.sampling.options import SamplingOptions
+
+SMALL = States(num_symbols=2, length=3)
+
+
+def random_tables(states, number, seed=0):
+    shape = (number, len(states), states.length, states.num_symbols)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).softmax(-1)
+
+
+def by_all_paths(states, chances, tables):
+    """Probability of each clean sequence, path by path: which positions each move reveals, and their tokens."""
+    mask, number_of = states.num_symbols, {tuple(z): n for n, z in enumerate(states.tokens.tolist())}
+    totals = {tuple(z): 0.0 for z in states.clean.tolist()}
+
+    def walk(z, move, probability):
+        if move == len(chances):
+            if mask not in z:
+                totals[z] += probability
+            return
+        masked = [position for position, token in enumerate(z) if token == mask]
+        for size in range(len(masked) + 1):
+            for revealed in itertools.combinations(masked, size):
+                of_positions = chances[move] ** size * (1 - chances[move]) ** (len(masked) - size)
+                for tokens in itertools.product(range(mask), repeat=size):
+                    after, factor = list(z), probability * of_positions
+                    for position, token in zip(revealed, tokens, strict=True):
+                        after[position] = token
+                        factor *= float(tables[move][number_of[z], position, token])
+                    walk(tuple(after), move + 1, factor)
+
+    walk((mask,) * states.length, 0, 1.0)
+    return torch.tensor(list(totals.values()), dtype=torch.float64)
+
+
+@pytest.mark.parametrize(
+    "alphas",
+    [
+        path_alphas(LogLinear(), time_grid(1)),
+        path_alphas(LogLinear(), time_grid(3)),
+        path_alphas(LogLinear(), time_grid(3, "cosine")),
+        path_alphas(Cosine(), time_grid(2)),
+        torch.tensor([0, 0.1, 0.1, 1], dtype=torch.float64),  # a move that reveals nothing
+    ],
+    ids=["one move", "even", "cosine grid", "cosine schedule", "idle move"],
+)
+def test_the_distribution_is_the_sum_over_all_paths(alphas):
+    number = len(alphas) - 1
+    chances = [1 - float((1 - after) / (1 - before)) for before, after in itertools.pairwise(alphas)]
+    tables = random_tables(SMALL, number)
+    told_time = sampler_distribution(SMALL, alphas, lambda move: tables[move])
+    torch.testing.assert_close(told_time, by_all_paths(SMALL, chances, tables), rtol=1e-12, atol=1e-15)
+    not_told = sampler_distribution(SMALL, alphas, tables[0])
+    expected = by_all_paths(SMALL, chances, [tables[0]] * number)
+    torch.testing.assert_close(not_told, expected, rtol=1e-12, atol=1e-15)
+    assert float(not_told.sum()) == pytest.approx(1, abs=1e-12)
+
+
+def test_the_posterior_of_the_chain_is_that_of_its_sequences():
+    states, chain = States(3, 4), MarkovChain(3, seed=1)
+    q, found = chain.log_likelihood(states.clean).exp(), chain_predictions(chain, states)
+    assert float(q.sum()) == pytest.approx(1)
+    for z, probs in zip(states.tokens, found, strict=True):
+        agrees = q * ((states.clean == z) | (z == 3)).all(1)
+        for position in range(4):
+            counts = torch.zeros(3, dtype=torch.float64).index_add_(0, states.clean[:, position], agrees)
+            torch.testing.assert_close(probs[position], counts / counts.sum())
+
+
+def test_more_moves_of_the_perfect_teacher_come_closer_to_the_data():
+    states, chain = States(4, 4), exact_chain()
+    log_q, posterior = chain.log_likelihood(states.clean), chain_predictions(chain, states)
+    found = [
+        divergences(sampler_distribution(states, path_alphas(LogLinear(), time_grid(number)), posterior), log_q)
+        for number in (1, 2, 4, 16, 128)
+    ]
+    for name in ("kl", "reverse_kl", "total_variation"):
+        values = [getattr(one, name) for one in found]
+        assert values == sorted(values, reverse=True)
+        assert 0 < values[-1] < 5e-3
+    entropy = -float((log_q.exp() * log_q).sum())
+    assert found[-1].joint_entropy == pytest.approx(entropy, abs=5e-3)
+    marginals = 4 * -float((chain.stationary * chain.stationary.log()).sum())  # positions are drawn independently
+    assert found[0].joint_entropy == pytest.approx(marginals)
+    assert found[0].kl == pytest.approx(marginals_cross_entropy(states, chain) - marginals)
+
+
+def marginals_cross_entropy(states, chain):
+    p = chain.stationary[states.clean].prod(1)
+    return -float((p * chain.log_likelihood(states.clean)).sum())
+
+
+def test_divergences_of_known_distributions():
+    p, q = torch.tensor([0.5, 0.5, 0]).double(), torch.tensor([0.25, 0.5, 0.25]).double()
+    found = divergences(p, q.log())
+    assert found.kl == pytest.approx(0.5 * math.log(2))
+    assert found.reverse_kl == math.inf
+    assert found.total_variation == pytest.approx(0.25)
+    assert found.joint_entropy == pytest.approx(math.log(2))
+    found = divergences(q, p.log())
+    assert (found.kl, found.reverse_kl) == (math.inf, pytest.approx(0.5 * math.log(2)))
+    assert divergences(q, q.log()).kl == 0
+    with pytest.raises(UsageError, match=r"^p is a distribution; got a sum of 0\.75"):
+        divergences(q[:2], q[:2].log())
+
+
+@pytest.mark.parametrize("num_candidates", [1, 2, 3])
+def test_a_choice_among_candidates_is_the_sum_over_all_of_them(num_candidates):
+    generator = torch.Generator().manual_seed(1)
+    probs = torch.rand(2, 4, generator=generator, dtype=torch.float64)
+    probs /= probs.sum(1, keepdim=True)
+    logits = 6 * torch.randn(2, 4, generator=generator, dtype=torch.float64)
+    logits -= logits.amax(1, keepdim=True)
+    expected = torch.zeros_like(probs)
+    for row in range(2):
+        for drawn in itertools.product(range(4), repeat=num_candidates):
+            choice = logits[row, list(drawn)].softmax(0)
+            for outcome, chance in zip(drawn, choice, strict=True):
+                expected[row, outcome] += chance * probs[row, list(drawn)].prod()
+    torch.testing.assert_close(ranked_probs(probs, logits, num_candidates), expected, rtol=1e-9, atol=1e-12)
+
+
+def test_candidates_of_weights_that_no_float_holds_are_chosen_all_the_same():
+    probs, logits = torch.tensor([[0.3, 0.3, 0.4]]).double(), torch.tensor([[0.0, -500, -3000]]).double()
+    expected = torch.tensor([[1 - 0.7**2, 0.7**2 - 0.4**2, 0.4**2]]).double()  # the best of two
+    torch.testing.assert_close(ranked_probs(probs, logits, 2), expected, rtol=1e-9, atol=1e-12)
+
+
+SAMPLERS = {
+    "ancestral": {},
+    "cosine grid": {"grid": "cosine"},
+    "given times": {"times": (1.0, 0.4, 0.0)},
+    "temperature": {"temperature": 0.6},
+    "top-p": {"top_p": 0.55},
+    "tau-leaping": {"sampler": "tau-leaping"},
+    "re-ranked": {
+        "sampler": "guided",
+        "guidance": Guidance(tilted_fraction=0.0, num_candidates=3, rank_temperature=0.1),
+    },
+    "tilted": {
+        "sampler": "guided",
+        "guidance": Guidance(guidance_scale=40.0, tilted_fraction=1.0, gradient_clamp=0.05, num_candidates=1),
+    },
+    "guided": {
+        "sampler": "guided",
+        "guidance": Guidance(guidance_scale=40.0, tilted_fraction=0.67, num_candidates=2, rank_temperature=0.1),
+    },
+}
+
+
+@pytest.mark.parametrize("is_time_conditioned", [False, True], ids=["not told the time", "told the time"])
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_the_distribution_is_that_of_the_samples(name, is_time_conditioned, make_dit, make_discriminator, chi_square):
+    teacher = make_dit(vocab_size=3, length=3, is_time_conditioned=is_time_conditioned)
+    bundle = Bundle(teacher=teacher, discriminator=make_discriminator(teacher, is_time_conditioned=True))
+    options = SamplingOptions(**{"batch_size": 6000} | SAMPLERS[name])
+    p = ExactRows(bundle).distribution(2, options, 3)
+    tokens = generate(bundle, num_samples=6000, nfe=3, seed=1, options=options).tokens
+    drawn = (tokens * torch.tensor([4, 2, 1])).sum(1)
+    assert float(p.sum()) == pytest.approx(1, abs=1e-9)
+    assert chi_square(drawn, p) > 1e-3
+    plain = ExactRows(bundle).distribution(2, SamplingOptions(), 3)
+    assert name == "ancestral" or float((p - plain).abs().sum()) > 0.005  # the setting shows
+
+
+def test_other_samplers_have_no_exact_distribution(make_dit, make_discriminator):
+    teacher = make_dit(vocab_size=3, length=3)
+    exact = ExactRows(Bundle(teacher=teacher, discriminator=make_discriminator(teacher)))
+    best = SamplingOptions(sampler="guided", guidance=Guidance(select="best"))
+    for options in (SamplingOptions(sampler="confidence"), SamplingOptions(precision="float32"), best):
+        assert exact.distribution(2, options, 2) is None
+    assert exact.distribution(3, SamplingOptions(), 2) is None  # another chain's symbols
+    assert ExactRows(Bundle(teacher=make_dit(vocab_size=3, length=16))).distribution(2, SamplingOptions(), 2) is None
+
+
+def test_what_cannot_be_enumerated_is_refused_in_one_line():
+    with pytest.raises(UsageError, match=r"at most 390,625; got 32 symbols and length 32: choose fewer symbols"):
+        States(32, 32)
+    with pytest.raises(UsageError, match=r"^alphas rise from 0 to 1"):
+        sampler_distribution(SMALL, torch.tensor([0, 0.5]).double(), random_tables(SMALL, 1)[0])
+    with pytest.raises(UsageError, match="steps is 1 or more; got 0"):
+        least_divergence(exact_chain(), 2, 1, steps=0)
+
+
+def test_the_limit_of_one_move_is_the_best_product_of_marginals():
+    chain = MarkovChain(2, seed=0, successor_probs=(0.6, 0.3), floor=0.0)
+    log_q = chain.log_likelihood(States(2, 2).clean)
+    grid = torch.linspace(0.001, 0.999, 999, dtype=torch.float64)
+    first, second = torch.cartesian_prod(grid, grid).unbind(1)
+    p = torch.stack([first * second, first * (1 - second), (1 - first) * second, (1 - first) * (1 - second)], 1)
+    least = float((p * (p.log() - log_q)).sum(1).min())
+    found = least_divergence(chain, 2, 1, steps=200)
+    assert found.student.kl == pytest.approx(least, abs=1e-5)
+    assert found.student.kl <= found.teacher.kl
+
+
+def test_a_student_of_few_moves_can_be_far_closer_than_its_teacher():
+    found = [least_divergence(exact_chain(), 3, number, steps=60) for number in (1, 2, 4)]
+    assert [one.num_moves for one in found] == [1, 2, 4]
+    gains = [one.student.kl / one.teacher.kl for one in found]
+    assert gains == sorted(gains, reverse=True)
+    assert gains[0] < 0.6
+    assert gains[2] < 0.1
