@@ -37,7 +37,7 @@ from didi.markdown import markdown_table
 from didi.methods.base import Inputs
 from didi.methods.didi_settings import DistillConfig
 from didi.methods.elbo import PretrainConfig
-from didi.methods.rollout import masked_log_probs
+from didi.methods.trajectories import masked_log_probs
 from didi.models.bundle import Bundle, load
 from didi.models.dit import DiT
 from didi.recipes import DISTILL, PRETRAIN, teacher_shape

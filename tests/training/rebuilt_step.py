@@ -16,7 +16,8 @@ from didi.diffusion.categorical import divergence, entropy
 from didi.diffusion.noise import derive_seed, named_generator
 from didi.diffusion.schedule import nelbo_weight, sigma
 from didi.methods.didi_settings import DistillConfig
-from didi.methods.rollout import Rollout, rollout, states_before_a_move
+from didi.methods.rollout import Rollout, rollout
+from didi.methods.trajectories import states_before_a_move
 from didi.models.bundle import Bundle
 from didi.objectives.didi import (
     advantages,

@@ -11,8 +11,8 @@ from didi.diffusion.noise import named_generator
 from didi.diffusion.schedule import sigma
 from didi.errors import UsageError
 from didi.methods.base import Inputs
-from didi.methods.rollout import states_before_a_move
 from didi.methods.settings import DataConfig, OptimizerConfig
+from didi.methods.trajectories import states_before_a_move
 from didi.models.bundle import Bundle
 from didi.sampling.generate import generate
 from didi.training.trainer import make_trainer

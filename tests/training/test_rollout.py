@@ -8,7 +8,8 @@ from didi.diffusion.absorbing import Absorbing
 from didi.diffusion.noise import named_generator
 from didi.diffusion.schedule import sigma
 from didi.methods.didi_settings import ObjectiveConfig
-from didi.methods.rollout import all_mask_log_probs, masked_log_probs, rollout, states_before_a_move
+from didi.methods.rollout import rollout
+from didi.methods.trajectories import all_mask_log_probs, masked_log_probs, states_before_a_move
 
 CPU = torch.device("cpu")
 MASK = 3

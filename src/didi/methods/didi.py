@@ -4,7 +4,8 @@ One step, after a warm-up in which the student is left out and before lessons fo
 
 1. Roll out the student: states z_tau, completions x and their corruptions z_t, with log-probabilities (``rollout``).
 2. Corrupt real sequences to the same times t; the discriminator descends the cross-entropy of Eq. 8 on both sides.
-   Repeat with fresh corruptions and real rows as often as ``steps_per_student_step`` says.
+   Repeat with fresh corruptions and real rows as often as ``steps_per_student_step`` says, with samples of the last
+   ``replay`` steps.
 3. Read the updated discriminator's log-ratio of each z_t as its reward, Eq. 6, and subtract baselines, Eq. 7.
 4. The student descends omega(t) times reward times score, Eq. 5 and 9, plus the divergence from the teacher and minus
    the entropy bonus at both moves, App. F.3.
@@ -21,15 +22,17 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from didi.diffusion.absorbing import corrupt
-from didi.diffusion.categorical import divergence, entropy
 from didi.diffusion.noise import named_generator
 from didi.errors import UsageError
 from didi.methods.base import Figures, Inputs, Runtime, Update
 from didi.methods.didi_networks import check_fit, initial_networks, masked_process
 from didi.methods.didi_settings import DistillConfig
 from didi.methods.real_source import real_sampler
-from didi.methods.rollout import Rollout, all_mask_log_probs, masked_log_probs, rollout, states_before_a_move
+from didi.methods.regularisation import regularisation
+from didi.methods.replay import Replay
+from didi.methods.rollout import Rollout, rollout
 from didi.methods.settings import RunConfig
+from didi.methods.trajectories import all_mask_log_probs, masked_log_probs, states_before_a_move
 from didi.models.bundle import Bundle, Role
 from didi.models.digest import weights_digest
 from didi.models.discriminator import Discriminator, log_ratio_logits
@@ -87,6 +90,7 @@ class Didi:
         completions = loop.batch_size * loop.accumulation * settings.objective.completions
         self.tokens_per_step = completions * settings.data.length
         self._teacher_first: Tensor | None = None
+        self._replay = Replay(settings.discriminator.replay)
 
     def start(self, runtime: Runtime) -> None:
         """Prepare the real side, which may sample the teacher."""
@@ -119,10 +123,13 @@ class Didi:
         generator = named_generator(settings.seed, "rollout", step, micro_batch)
         sizes, device = (settings.loop.batch_size, settings.data.length), self.runtime.device
         arguments = (*sizes, objective, self.process, generator, device)
-        if not is_warmup:
-            return Batch(step, micro_batch, self.runtime.call("student", rollout, *arguments))
-        with torch.no_grad(), self.runtime.cast():
-            return Batch(step, micro_batch, rollout(self.student, *arguments))
+        if is_warmup:
+            with torch.no_grad(), self.runtime.cast():
+                drawn = rollout(self.student, *arguments)
+        else:
+            drawn = self.runtime.call("student", rollout, *arguments)
+        self._replay.add(drawn.x[:, 0])
+        return Batch(step, micro_batch, drawn)
 
     def updates(self, step: int) -> Sequence[Update]:
         """The discriminator's updates, then the student's, as the phase has them."""
@@ -148,15 +155,17 @@ class Didi:
         t = drawn.t.repeat_interleave(num_completions)
         alpha = self.process.schedule.alpha(t).to(self.runtime.device)
         generator = named_generator(settings.seed, "discriminator", batch.step, batch.number, repeat)
-        real = self._real(batch.step, batch.number, repeat, len(t) * world().size)
+        num_rows = len(t) * world().size
+        real = self._real(batch.step, batch.number, repeat, num_rows)
         uniforms = torch.rand(2, *real.shape, dtype=torch.float64, generator=generator)
         real = world().mine(real).to(self.runtime.device)
         uniforms = torch.stack([world().mine(one) for one in uniforms]).to(self.runtime.device)
-        fake_t = (
-            drawn.z_t[:, :num_completions, 0].flatten(0, 1)
-            if repeat == 0
-            else corrupt(drawn.x[:, :num_completions].flatten(0, 1), alpha, self.process.mask_id, uniforms[0])
-        )
+        if repeat == 0:
+            fake_t = drawn.z_t[:, :num_completions, 0].flatten(0, 1)
+        else:
+            is_replayed = bool(settings.discriminator.replay)
+            x = self._replay.draw(num_rows, generator) if is_replayed else drawn.x[:, :num_completions].flatten(0, 1)
+            fake_t = corrupt(x, alpha, self.process.mask_id, uniforms[0])
         return self._judged(fake_t, corrupt(real, alpha, self.process.mask_id, uniforms[1]), t)
 
     def _guidance_loss(self, batch: Batch) -> tuple[Tensor, Figures]:
@@ -231,26 +240,10 @@ class Didi:
         advantage = Advantages(*map(world().mine, of_all))
         weights = objective.time_weights(drawn.t, self.process.schedule).to(rewards.device)
         policy = policy_loss(first_score, second_score, advantage, weights).mean()
-        regulariser, figures = self._regulariser(drawn)
+        of_teacher = self._teacher_log_probs(drawn) if objective.divergence_weight else []
+        regulariser, figures = regularisation(drawn.log_probs_of_moves, of_teacher, objective)
         rewarded = {"reward": all_rewards.mean(), "reward_std": all_rewards.std(), "clamp_fraction": clamp_fraction}
         return policy + regulariser, {**rewarded, **figures}
-
-    def _regulariser(self, drawn: Rollout) -> tuple[Tensor, dict[str, Tensor]]:
-        """Divergence from the teacher and entropy bonus, each the sum over both moves of its mean over positions."""
-        objective = self.settings.objective
-        student = drawn.log_probs_of_moves
-        with torch.set_grad_enabled(bool(objective.entropy_weight)):  # without a bonus it is only logged
-            entropies = [world().part_of_mean(entropy(log_probs)) for log_probs in student]
-        figures = {"entropy": entropies[-1].detach()}
-        loss = -objective.entropy_weight * torch.stack(entropies).sum()
-        if objective.divergence_weight:
-            divergences = [
-                world().part_of_mean(divergence(objective.divergence, of_teacher, log_probs))
-                for of_teacher, log_probs in zip(self._teacher_log_probs(drawn), student, strict=True)
-            ]
-            figures["divergence"] = torch.stack(divergences).sum().detach()
-            loss = loss + objective.divergence_weight * torch.stack(divergences).sum()
-        return loss, figures
 
     @torch.no_grad()
     def _teacher_log_probs(self, drawn: Rollout) -> list[Tensor]:
@@ -260,7 +253,7 @@ class Didi:
                 length, device = drawn.x.shape[-1], self.runtime.device
                 self._teacher_first = all_mask_log_probs(self.teacher, length, self.process, device)
             found = [self._teacher_first]
-            if drawn.trajectory != "one-step":
+            if len(drawn.log_probs_of_moves) > 1:
                 found.append(masked_log_probs(self.teacher, drawn.z_tau, drawn.tau, self.process))
         return found
 
@@ -272,8 +265,8 @@ class Didi:
         return {"validation_nelbo": nats_per_token(student, self.process, rows, batch_size=loop.batch_size)}
 
     def state_dict(self) -> dict[str, Any]:
-        """Digest of the teacher's weights, which come from its bundle."""
-        return {"teacher": self._teacher_digest}
+        """Digest of the teacher's weights, which come from its bundle, and the samples that are replayed."""
+        return {"teacher": self._teacher_digest, "replay": self._replay.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """See ``state_dict``.
@@ -286,6 +279,7 @@ class Didi:
                 f"a run goes on with the teacher that it began with; the weights of {self.settings.teacher!r} are "
                 "others now: put them back, or begin again in another folder with --out"
             )
+        self._replay.load_state_dict(state["replay"], self.runtime.device)
 
     def bundle(self) -> Bundle:
         """The averaged student, its teacher and the discriminator."""

@@ -13,7 +13,8 @@ from didi.errors import UsageError
 from didi.methods.settings import DistillationConfig, OptimizerConfig, RunConfig, at_least, check_sharding, share
 from didi.objectives.didi import Grouping, RewardReduction, ScoreReduction
 
-TrajectoryKind = Literal["one-step", "two-moves", "path"]
+TrajectoryKind = Literal["one-step", "two-moves", "path", "whole-path"]
+RewardTime = Literal["finished", "density", "both"]
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,9 @@ class DiscriminatorSettings:
     """Discriminator updates for each student update, each on fresh corruptions and fresh real rows."""
     completions: int | None = None
     """Completions of each state that it learns from, None for all; those of one state are alike, so 1 loses little."""
+    replay: int = 0
+    """Last steps whose samples the further updates of a step draw from, the step's own among them; 0 corrupts the
+    step's samples anew."""
     real_source: str = "corpus"
     """Real side: ``corpus``; ``teacher-pool``, teacher samples drawn once and reused; or ``teacher-steps=K``, drawn
     anew at every step with K passes (row 1)."""
@@ -53,7 +57,7 @@ class DiscriminatorSettings:
     """Moves of that sampler."""
 
     def __post_init__(self) -> None:
-        at_least(0, self, "warmup_steps", "guidance_steps")
+        at_least(0, self, "warmup_steps", "guidance_steps", "replay")
         at_least(2, self, "warmup_moves")
         at_least(1, self, "steps_per_student_step", "pool_size", "pool_nfe", "guidance_nfe")
         share(self, "label_smoothing")
@@ -66,9 +70,13 @@ class ObjectiveConfig:
     trajectory: TrajectoryKind = "two-moves"
     """How the student generates in training. ``one-step``: all tokens from the all-mask state. ``two-moves``: 1 -> tau
     -> 0, with the score of both moves, Eq. 9 (the paper). ``path``: states come from the student's own sampler of
-    ``moves`` moves, and a random one of them is scored by its state at a time within it (ours)."""
+    ``moves`` moves, and a random one of them is scored by its state at a time within it (ours). ``whole-path``: all
+    ``moves`` moves of that sampler are scored, by the finished sample (ours)."""
     moves: int | None = None
-    """Moves of a ``path``, 3 or more; None for the others."""
+    """Moves of a ``path``, 3 or more, or of a ``whole-path``, 1 or more; None for the others."""
+    reward_time: RewardTime = "finished"
+    """Time t of the rewards of a ``whole-path``: 0, the finished sample itself; drawn from pi(t); or both, each in half
+    of the samples."""
     coupled_time: bool = True
     """Corrupt the samples at the time tau of their intermediate state (App. F.3)."""
     weight: WeightName = "constant"
@@ -112,17 +120,38 @@ class ObjectiveConfig:
 
     def __post_init__(self) -> None:
         at_least(1, self, "completions", "corruptions", "group_size")
-        if self.trajectory == "path" and (self.moves is None or self.moves < 3):
+        least = {"path": 3, "whole-path": 1}.get(self.trajectory)
+        if least is not None and (self.moves is None or self.moves < least):
             raise UsageError(
-                f"objective.moves is the number of moves of trajectory path, 3 or more; got {self.moves}: set it, or "
-                "set objective.trajectory to two-moves"
+                f"objective.moves is the number of moves of trajectory {self.trajectory}, {least} or more; got "
+                f"{self.moves}: set it, or set objective.trajectory to two-moves"
             )
-        if self.trajectory != "path" and self.moves is not None:
+        if least is None and self.moves is not None:
             raise UsageError(
-                f"objective.moves is for trajectory path; got {self.moves} with {self.trajectory}: set "
-                "objective.trajectory to path, or leave objective.moves out"
+                f"objective.moves is for trajectory path or whole-path; got {self.moves} with {self.trajectory}: set "
+                "objective.trajectory to one of these, or leave objective.moves out"
             )
+        self._check_whole_path()
         at_least(0, self, "divergence_weight", "entropy_weight", "weight_low", "importance_clip")
+
+    def _check_whole_path(self) -> None:
+        """Refuse settings that have no meaning on a whole path, and a time of rewards elsewhere."""
+        if self.trajectory != "whole-path":
+            if self.reward_time != "finished":
+                raise UsageError(
+                    f"objective.reward_time is for trajectory whole-path; got {self.reward_time} with "
+                    f"{self.trajectory}: leave it out, or set objective.trajectory to whole-path"
+                )
+            return
+        settings = {"completions": 1, "revealed_only": False, "divergence_weight": 0.0, "entropy_weight": 0.0}
+        wrong = [name for name, value in settings.items() if getattr(self, name) != value]
+        if wrong or self.advantage not in ("batch", "rows", "leave-one-out"):
+            name = wrong[0] if wrong else "advantage"
+            value = settings.get(name, "one of batch, rows, leave-one-out")
+            raise UsageError(
+                f"objective.{name} is {value} for trajectory whole-path; got {getattr(self, name)}: set it so, or "
+                "choose another trajectory"
+            )
 
     def time_weights(self, t: Float[Tensor, " s"], schedule: Schedule) -> Float[Tensor, " s"]:
         r""":math:`\omega(t)`, or :math:`\omega(t)/\pi(t)` with importance weights; float32."""
@@ -161,6 +190,7 @@ class DistillConfig(DistillationConfig):
                 "discriminator updates cannot share accumulated batches; got "
                 f"{discriminator.steps_per_student_step} and {loop.accumulation}"
             )
+        self._check_replay()
         if not 1 <= (discriminator.completions or 1) <= objective.completions:
             raise UsageError(
                 f"discriminator.completions lies in [1, {objective.completions}], the objective's; got "
@@ -183,9 +213,25 @@ class DistillConfig(DistillationConfig):
                 f"{loop.batch_size} and {objective.group_size}"
             )
 
+    def _check_replay(self) -> None:
+        """Refuse samples of earlier steps where they cannot be used."""
+        if not (replay := self.discriminator.replay):
+            return
+        if self.objective.completions > 1 or self.discriminator.steps_per_student_step == 1:
+            raise UsageError(
+                "discriminator.replay goes with objective.completions 1 and discriminator.steps_per_student_step above "
+                f"1; got {replay} with {self.objective.completions} and {self.discriminator.steps_per_student_step}: "
+                "set it to 0, or change those"
+            )
+
     @property
     def warmup_objective(self) -> ObjectiveConfig:
-        """The objective with the trajectories of the discriminator's warm-up, ``discriminator.warmup_moves``."""
+        """The objective with the trajectories of the discriminator's warm-up, ``discriminator.warmup_moves``.
+
+        Whole paths are the same in both.
+        """
+        if self.objective.trajectory == "whole-path":
+            return self.objective
         if (moves := self.discriminator.warmup_moves) > 2:
             return replace(self.objective, trajectory="path", moves=moves)
         is_path = self.objective.trajectory == "path"

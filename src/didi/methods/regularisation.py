@@ -1,0 +1,35 @@
+"""The regularisers of App. F.3: divergence from the teacher and entropy bonus at every move that is read."""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from didi.diffusion.categorical import divergence, entropy
+from didi.methods.didi_settings import ObjectiveConfig
+from didi.world import world
+
+
+def regularisation(
+    student: Sequence[Float[Tensor, "_ v"]], teacher: Sequence[Float[Tensor, "_ v"]], objective: ObjectiveConfig
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Weighted divergence minus weighted entropy, each the sum over the moves of its mean over positions, and figures.
+
+    Args:
+        student: log-probabilities of each move, with gradient.
+        teacher: the teacher's at the same positions; empty where the divergence has no weight.
+        objective: weights and direction.
+    """
+    with torch.set_grad_enabled(bool(objective.entropy_weight)):  # without a bonus it is only logged
+        entropies = [world().part_of_mean(entropy(log_probs)) for log_probs in student]
+    figures = {"entropy": entropies[-1].detach()}
+    loss = -objective.entropy_weight * torch.stack(entropies).sum()
+    if objective.divergence_weight:
+        divergences = [
+            world().part_of_mean(divergence(objective.divergence, of_teacher, log_probs))
+            for of_teacher, log_probs in zip(teacher, student, strict=True)
+        ]
+        figures["divergence"] = torch.stack(divergences).sum().detach()
+        loss = loss + objective.divergence_weight * torch.stack(divergences).sum()
+    return loss, figures
