@@ -22,7 +22,7 @@ from didi.evaluation.perplexity import Scores
 from didi.models.bundle import Bundle
 from didi.sampling.base import path_alphas, time_grid
 from didi.sampling.generate import generate
-from didi.sampling.guided import Guidance
+from didi.sampling.guided import Guidance, Guided
 from didi.sampling.options import SamplingOptions
 
 SMALL = States(num_symbols=2, length=3)
@@ -187,6 +187,23 @@ def test_the_distribution_is_that_of_the_samples(name, is_time_conditioned, make
     assert chi_square(drawn, p) > 1e-3
     plain = ExactRows(bundle).distribution(2, SamplingOptions(), 3)
     assert name == "ancestral" or float((p - plain).abs().sum()) > 0.005  # the setting shows
+
+
+def test_tilts_read_the_time_before_a_move_and_rewards_the_time_after_it(make_dit, make_discriminator, monkeypatch):
+    teacher = make_dit(vocab_size=3, length=2)
+    exact = ExactRows(Bundle(teacher=teacher, discriminator=make_discriminator(teacher)))
+    asked = {"tilted_logits": [], "log_weights": []}
+    for name, position in (("tilted_logits", 3), ("log_weights", 2)):
+        real = getattr(Guided, name)
+
+        def recorded(self, *args, name=name, position=position, real=real):
+            asked[name].append(float(args[position]))
+            return real(self, *args)
+
+        monkeypatch.setattr(Guided, name, recorded)
+    options = SamplingOptions(sampler="guided", guidance=Guidance(guidance_scale=2.0, tilted_fraction=0.5))
+    assert exact.distribution(2, options, 4) is not None
+    assert asked == {"tilted_logits": [0.75], "log_weights": [0.25, 0.0]}  # the first tilt is 0
 
 
 def test_other_samplers_have_no_exact_distribution(make_dit, make_discriminator):
