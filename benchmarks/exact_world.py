@@ -63,7 +63,7 @@ def table(record: dict) -> list[str]:
     body = []
     for row in record["teachers"]:
         number = row["moves"]
-        limit = f"{least[number]:.5f}" if number in least else "–"
+        limit = f"{least[number]:.2g}" if number in least else "–"
         body.append([number, f"{row['perfect']['kl']:.4f}", f"{row['bundled']['kl']:.4f}", limit])
     header = ["moves", "perfect teacher", "bundled teacher", "limit of a student"]
     return [

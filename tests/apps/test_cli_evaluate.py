@@ -1,8 +1,11 @@
 """``didi likelihood`` and ``didi evaluate`` on a distilled bundle."""
 
 import json
+import math
 
 import pytest
+
+from didi.models.bundle import Bundle, save
 
 
 @pytest.fixture
@@ -82,3 +85,29 @@ def test_a_language_model_bundle_is_not_judged_by_the_markov_chain(didi, tmp_pat
     )
     assert status == 2
     assert "judge markov reads the 32 symbols" in err
+
+
+def test_a_bundle_of_the_exact_world_is_judged_without_sampling_error(didi, make_dit, tmp_path):
+    network = make_dit(vocab_size=5, length=4)
+    save(Bundle(teacher=network, student=network, provenance={"corpus": "exact"}), tmp_path / "bundle")
+    words = ["evaluate", "--model", tmp_path / "bundle", "--role", "student", "teacher", "--nfe", "1", "3"]
+    status, out, said = didi(*words, "--num-samples", "8", "--judge", "exact", "--out", tmp_path / "found")
+    assert status == 0
+    assert "student, ancestral, 1 NFE: perplexity" in said
+    assert ", KL " in said
+    assert " KL " in out
+    rows = json.loads((tmp_path / "found" / "metrics.json").read_text())
+    assert [(row["role"], row["nfe"], row["judge"]) for row in rows] == [
+        (role, nfe, "exact") for role in ("student", "teacher") for nfe in (1, 3)
+    ]
+    for row in rows:
+        assert row["kl"] > 0
+        assert row["reverse_kl"] > 0
+        assert 0 < row["total_variation"] < 1
+        assert 0 < row["joint_entropy"] <= 4 * math.log(4)
+    assert rows[0]["kl"] == rows[2]["kl"]
+    report = (tmp_path / "found" / "report.md").read_text()
+    assert f"{rows[0]['kl']:.4f}" in report
+    status, _, said = didi(*words, "--judge", "markov", "--out", tmp_path / "other")
+    assert (status, said.count("\n")) == (2, 1)
+    assert "is of the exact world: use exact" in said

@@ -7,18 +7,22 @@ import pytest
 import torch
 
 from didi.data.markov import MarkovChain, exact_chain
+from didi.data.source import open_source
 from didi.diffusion.schedule import Cosine, LogLinear
 from didi.errors import UsageError
+from didi.evaluation.evaluate import evaluate
+from didi.evaluation.exact import rows as rows_module
 from didi.evaluation.exact.figures import divergences
 from didi.evaluation.exact.guided import ranked_probs
 from didi.evaluation.exact.limit import least_divergence
 from didi.evaluation.exact.rows import ExactRows
 from didi.evaluation.exact.sampler import chain_predictions, sampler_distribution
 from didi.evaluation.exact.states import States
+from didi.evaluation.perplexity import Scores
 from didi.models.bundle import Bundle
 from didi.sampling.base import path_alphas, time_grid
 from didi.sampling.generate import generate
-from didi.sampling.guided import Guidance
+from didi.sampling.guided import Guidance, Guided
 from didi.sampling.options import SamplingOptions
 
 SMALL = States(num_symbols=2, length=3)
@@ -98,9 +102,9 @@ def test_more_moves_of_the_perfect_teacher_come_closer_to_the_data():
     for name in ("kl", "reverse_kl", "total_variation"):
         values = [getattr(one, name) for one in found]
         assert values == sorted(values, reverse=True)
-        assert 0 < values[-1] < 5e-3
+        assert 0 < values[-1] < 0.01
     entropy = -float((log_q.exp() * log_q).sum())
-    assert found[-1].joint_entropy == pytest.approx(entropy, abs=5e-3)
+    assert found[-1].joint_entropy == pytest.approx(entropy, abs=0.03)
     marginals = 4 * -float((chain.stationary * chain.stationary.log()).sum())  # positions are drawn independently
     assert found[0].joint_entropy == pytest.approx(marginals)
     assert found[0].kl == pytest.approx(marginals_cross_entropy(states, chain) - marginals)
@@ -142,8 +146,8 @@ def test_a_choice_among_candidates_is_the_sum_over_all_of_them(num_candidates):
 
 
 def test_candidates_of_weights_that_no_float_holds_are_chosen_all_the_same():
-    probs, logits = torch.tensor([[0.3, 0.3, 0.4]]).double(), torch.tensor([[0.0, -500, -3000]]).double()
-    expected = torch.tensor([[1 - 0.7**2, 0.7**2 - 0.4**2, 0.4**2]]).double()  # the best of two
+    probs, logits = torch.tensor([[0.3, 0.3, 0.4], [0.0, -500, -3000]], dtype=torch.float64)[:, None]
+    expected = torch.tensor([[1 - 0.7**2, 0.7**2 - 0.4**2, 0.4**2]], dtype=torch.float64)  # the best of two
     torch.testing.assert_close(ranked_probs(probs, logits, 2), expected, rtol=1e-9, atol=1e-12)
 
 
@@ -169,19 +173,37 @@ SAMPLERS = {
 }
 
 
-@pytest.mark.parametrize("is_time_conditioned", [False, True], ids=["not told the time", "told the time"])
-@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize(
+    ("name", "is_time_conditioned"), [*((name, False) for name in SAMPLERS), ("ancestral", True), ("guided", True)]
+)
 def test_the_distribution_is_that_of_the_samples(name, is_time_conditioned, make_dit, make_discriminator, chi_square):
     teacher = make_dit(vocab_size=3, length=3, is_time_conditioned=is_time_conditioned)
     bundle = Bundle(teacher=teacher, discriminator=make_discriminator(teacher, is_time_conditioned=True))
-    options = SamplingOptions(**{"batch_size": 6000} | SAMPLERS[name])
+    options = SamplingOptions(**{"batch_size": 2000} | SAMPLERS[name])
     p = ExactRows(bundle).distribution(2, options, 3)
-    tokens = generate(bundle, num_samples=6000, nfe=3, seed=1, options=options).tokens
+    tokens = generate(bundle, num_samples=2000, nfe=3, seed=1, options=options).tokens
     drawn = (tokens * torch.tensor([4, 2, 1])).sum(1)
     assert float(p.sum()) == pytest.approx(1, abs=1e-9)
     assert chi_square(drawn, p) > 1e-3
     plain = ExactRows(bundle).distribution(2, SamplingOptions(), 3)
     assert name == "ancestral" or float((p - plain).abs().sum()) > 0.005  # the setting shows
+
+
+def test_tilts_read_the_time_before_a_move_and_rewards_the_time_after_it(make_dit, make_discriminator, monkeypatch):
+    teacher = make_dit(vocab_size=3, length=2)
+    exact = ExactRows(Bundle(teacher=teacher, discriminator=make_discriminator(teacher)))
+    asked = {"tilted_logits": [], "log_weights": []}
+    for name, position in (("tilted_logits", 3), ("log_weights", 2)):
+        real = getattr(Guided, name)
+
+        def recorded(self, *args, name=name, position=position, real=real):
+            asked[name].append(float(args[position]))
+            return real(self, *args)
+
+        monkeypatch.setattr(Guided, name, recorded)
+    options = SamplingOptions(sampler="guided", guidance=Guidance(guidance_scale=2.0, tilted_fraction=0.5))
+    assert exact.distribution(2, options, 4) is not None
+    assert asked == {"tilted_logits": [0.75], "log_weights": [0.25, 0.0]}  # the first tilt is 0
 
 
 def test_other_samplers_have_no_exact_distribution(make_dit, make_discriminator):
@@ -210,15 +232,66 @@ def test_the_limit_of_one_move_is_the_best_product_of_marginals():
     first, second = torch.cartesian_prod(grid, grid).unbind(1)
     p = torch.stack([first * second, first * (1 - second), (1 - first) * second, (1 - first) * (1 - second)], 1)
     least = float((p * (p.log() - log_q)).sum(1).min())
-    found = least_divergence(chain, 2, 1, steps=200)
-    assert found.student.kl == pytest.approx(least, abs=1e-5)
+    found = least_divergence(chain, 2, 1, steps=60, rate=0.1)
+    assert found.student.kl == pytest.approx(least, abs=1e-4)
     assert found.student.kl <= found.teacher.kl
 
 
 def test_a_student_of_few_moves_can_be_far_closer_than_its_teacher():
-    found = [least_divergence(exact_chain(), 3, number, steps=60) for number in (1, 2, 4)]
-    assert [one.num_moves for one in found] == [1, 2, 4]
-    gains = [one.student.kl / one.teacher.kl for one in found]
-    assert gains == sorted(gains, reverse=True)
-    assert gains[0] < 0.6
-    assert gains[2] < 0.1
+    one, four = (least_divergence(exact_chain(), 3, number, steps=25, rate=0.1) for number in (1, 4))
+    assert (one.num_moves, four.num_moves) == (1, 4)
+    assert 0.3 * one.teacher.kl < one.student.kl < 0.6 * one.teacher.kl
+    assert 0 < four.student.kl < 0.2 * four.teacher.kl
+
+
+@pytest.fixture
+def small(make_dit):
+    """A random teacher and student of the exact world's symbols, of 4 positions."""
+    networks = {"teacher": make_dit(seed=1, vocab_size=5, length=4), "student": make_dit(vocab_size=5, length=4)}
+    tokenizer = open_source("exact", length=4).tokenizer
+    return Bundle(**networks, tokenizer=tokenizer, provenance={"corpus": "exact"})
+
+
+class Other:
+    name = "other"
+
+    def score(self, texts, tokens):
+        return Scores(torch.ones(len(tokens), dtype=torch.float64), torch.full((len(tokens),), 4))
+
+
+def test_rows_of_an_exact_judge_have_the_divergences_of_their_sampler(small):
+    options = {"role": ["teacher", "student"], "nfe": [1, 3], "sampler": ["ancestral", "confidence"], "num_samples": 4}
+    data = exact_chain().sample(4, 4, torch.Generator().manual_seed(0))
+    rows = evaluate(small, judge=["exact", Other()], data=data, **options)
+    for row in rows:
+        values = [row.kl, row.reverse_kl, row.total_variation, row.joint_entropy]
+        if (row.sampler, row.judge) != ("ancestral", "exact"):
+            assert all(math.isnan(value) for value in values)
+            continue
+        states, chain = States(4, 4), exact_chain()
+        p = ExactRows(small).distribution(4, SamplingOptions(role=row.role), row.nfe)
+        found = divergences(p, chain.log_likelihood(states.clean))
+        assert values == [found.kl, found.reverse_kl, found.total_variation, found.joint_entropy]
+    assert sum(math.isfinite(row.kl) for row in rows) == 4
+    assert {row.judge for row in evaluate(small, nfe=[1], num_samples=4)} == {"exact"}  # the default
+
+
+def test_the_judge_exact_is_that_of_the_bundles_own_world(make_dit, small):
+    large = Bundle(teacher=make_dit(vocab_size=33, length=5), provenance={"corpus": "markov"})
+    (row,) = evaluate(large, nfe=[1], num_samples=4, judge="exact")
+    assert (row.judge, math.isnan(row.kl)) == ("markov", True)  # 33^5 states
+    (row,) = evaluate(large, nfe=[1], num_samples=4, judge="markov")
+    assert row.judge == "markov"
+    with pytest.raises(UsageError, match=r"^judge markov reads .* is of the exact world: use exact$"):
+        evaluate(small, nfe=[1], num_samples=4, judge="markov")
+
+
+def test_networks_that_are_not_told_the_time_are_run_once_over_all_states(small, monkeypatch):
+    asked = []
+    real = rows_module.network_predictions
+    monkeypatch.setattr(rows_module, "network_predictions", lambda *a, **k: asked.append(a[0]) or real(*a, **k))
+    exact = ExactRows(small)
+    for role in ("teacher", "student", "teacher"):
+        for number in (1, 2, 5):
+            assert exact(exact_chain(), SamplingOptions(role=role), number) is not None
+    assert asked == [small.teacher, small.student]

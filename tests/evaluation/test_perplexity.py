@@ -158,9 +158,10 @@ def test_load_judge_reads_the_markov_world_and_a_local_folder(tmp_path, capfd):
     model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     capfd.readouterr()
-    judges = [load_judge("markov"), load_judge(str(tmp_path))]
+    judges = [load_judge("markov"), load_judge(str(tmp_path)), load_judge("exact")]
     assert all(isinstance(judge, Judge) for judge in judges)
-    assert [judge.name for judge in judges] == ["markov", str(tmp_path)]
+    assert [judge.name for judge in judges] == ["markov", str(tmp_path), "exact"]
+    assert [judge.chain.num_symbols for judge in judges if isinstance(judge, ExactJudge)] == [32, 4]
     expected = CausalJudge(model, tokenizer, name="tiny").score(TEXTS, NO_TOKENS)
     assert torch.equal(judges[1].score(TEXTS, NO_TOKENS).nll, expected.nll)
     assert capfd.readouterr() == ("", "")
@@ -191,7 +192,7 @@ def test_the_gguf_judge_is_converted_once(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", ["no such judge", "/no/such/folder"])
 def test_a_name_that_cannot_be_a_model_is_refused_in_one_line(name):
-    with pytest.raises(UsageError, match=r"^no judge .* known are 'markov', 'smollm2-135m'") as caught:
+    with pytest.raises(UsageError, match=r"^no judge .* known are 'markov', 'exact', 'smollm2-135m'") as caught:
         load_judge(name)
     assert "\n" not in str(caught.value)
 
@@ -199,7 +200,7 @@ def test_a_name_that_cannot_be_a_model_is_refused_in_one_line(name):
 @pytest.mark.parametrize(("name", "nearest"), [("smollm2-135", "smollm2-135m"), ("Markov", "markov")])
 def test_a_name_that_is_nearly_that_of_a_judge_is_refused_with_the_nearest(name, nearest, monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)  # nothing is loaded
-    message = rf"^a judge is one of markov, smollm2-135m, a folder .* got '{name}'; did you mean '{nearest}'\?$"
+    message = rf"^a judge is one of markov, exact, smollm2-135m, a folder .* got '{name}'; did you mean '{nearest}'\?$"
     with pytest.raises(UsageError, match=message):
         load_judge(name)
 

@@ -42,6 +42,10 @@ FIELDS = [
     "repetition_4",
     "self_bleu",
     "mauve",
+    "kl",
+    "reverse_kl",
+    "total_variation",
+    "joint_entropy",
 ]
 
 
@@ -137,6 +141,18 @@ def test_table_shows_entropy_and_interval_beside_every_perplexity():
         "Recipe tiny-news; seed 0; sampling in float64; temperature 1; top-p 1; uniform time grid; 64 samples; "
         "judge markov; 2-core CPU."
     )
+
+
+def test_exact_divergences_have_columns_and_a_line_where_there_are_any():
+    plain = rows_table([make_row()])
+    assert "KL" not in plain
+    table = rows_table([make_row(kl=0.25, reverse_kl=0.3, total_variation=0.5, joint_entropy=2.0), make_row()])
+    header, _, first, second = (line.split("|") for line in table.splitlines()[:4])
+    names = [name.strip() for name in header]
+    assert names[-5:-1] == ["KL", "reverse KL", "total variation", "joint entropy"]
+    assert [cell.strip() for cell in first[-5:-1]] == ["0.2500", "0.3000", "0.5000", "2.000"]
+    assert [cell.strip() for cell in second[-5:-1]] == ["–"] * 4
+    assert "KL(sampler, data)" in table.splitlines()[-1]
 
 
 def test_a_column_without_figures_is_left_out():

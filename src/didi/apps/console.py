@@ -1,5 +1,6 @@
 """Results on standard output: a console whose reader may close the pipe, and evaluation rows as a table."""
 
+import math
 from collections.abc import Sequence
 
 from rich.box import SIMPLE_HEAD
@@ -23,6 +24,7 @@ def print_rows(rows: Sequence[EvaluationRow], *, title: str, console: Console) -
     Long labels wrap. They name the sampler only if the rows differ in it.
     """
     is_guided = any(row.discriminator_passes for row in rows)
+    is_exact = any(math.isfinite(row.kl) for row in rows)
     has_samplers = len({row.sampler for row in rows if row.nfe}) > 1
     table = Table(
         title=title,
@@ -34,7 +36,7 @@ def print_rows(rows: Sequence[EvaluationRow], *, title: str, console: Console) -
         show_edge=False,
     )
     table.add_column("model", overflow="fold")
-    for name in ("NFE", "disc." if is_guided else "passes", "perplexity", "entropy", "tokens/s"):
+    for name in ("NFE", "disc." if is_guided else "passes", "perplexity", "entropy", *["KL"] * is_exact, "tokens/s"):
         table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
         label = row.label(omit=("nfe",) if has_samplers else ("sampler", "nfe"))
@@ -43,6 +45,7 @@ def print_rows(rows: Sequence[EvaluationRow], *, title: str, console: Console) -
         decimals = ".0f" if row.gen_ppl >= 100 else ".1f" if row.gen_ppl >= 20 else ".2f"
         figures = [_with_interval(row.gen_ppl, row.gen_ppl_ci, decimals)]
         figures += [_with_interval(row.entropy, row.entropy_ci, ".2f")]
+        figures += [f"{row.kl:.4f}" if math.isfinite(row.kl) else "-"] if is_exact else []
         speed = f"{row.tokens_per_second:,.0f}" if row.nfe else "-"
         table.add_row(label, *drawn, *figures, speed)
     console.print(table)

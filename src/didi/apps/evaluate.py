@@ -1,5 +1,6 @@
 """``didi evaluate``: samples of a model are scored by a judge; metrics, a report and a figure are written."""
 
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -108,4 +109,5 @@ def run_evaluate(args: Sequence[str]) -> None:
 def _summary(row: EvaluationRow, *, has_judges: bool) -> str:
     """One line of progress for a row."""
     label = row.label(also=("judge",) if has_judges else ())
-    return f"{label}: perplexity {row.gen_ppl:.2f}, entropy {row.entropy:.3f}"
+    exact = f", KL {row.kl:.4f}" if math.isfinite(row.kl) else ""
+    return f"{label}: perplexity {row.gen_ppl:.2f}, entropy {row.entropy:.3f}{exact}"

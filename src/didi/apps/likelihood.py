@@ -53,7 +53,7 @@ def run_likelihood(args: Sequence[str]) -> None:
     for role in roles:
         bundle.network(role)  # a missing one is refused before any work
     own = bundle.provenance.get("corpus")
-    corpora = command.data or ((own,) if own in WORLDS else (*([own] if own else []), *unseen_stand_ins(own)))
+    corpora = command.data or ((str(own),) if own in WORLDS else (*([own] if own else []), *unseen_stand_ins(own)))
     if command.out is not None:
         command.out.mkdir(parents=True, exist_ok=True)
     found: list[LikelihoodRow] = []

@@ -43,6 +43,11 @@ img {{ max-width: min(100%, 44rem); }}
 </html>
 """
 
+# What a footnote says of rows with exact divergences.
+EXACT = (
+    " KL is KL(sampler, data) and reverse KL is KL(data, sampler); they, total variation and joint entropy are sums "
+    "over all sequences, without sampling error, in nats a sequence."
+)
 # How a footnote words the settings that all rows share; a setting that differs between rows becomes a column instead.
 SETTINGS = {
     "seed": "seed {}",
@@ -137,12 +142,13 @@ def rows_table(rows: Sequence[EvaluationRow], *, recipe: str = "") -> str:
     shared += [f"{sampler}: {settings}" for sampler, settings in by_sampler.items() if settings]
     footnote = "; ".join(([f"recipe {recipe}"] if recipe else []) + [said for said in shared if said])
     table = "\n".join(aligned_table(header, body, num_left=1 + ("sampler" in header)))
+    is_exact = any(math.isfinite(row.kl) for row in rows)
     return (
         f"{table}\n\n{footnote[:1].upper()}{footnote[1:]}. Perplexity is exp(total NLL / total judge tokens) over "
         "all samples; entropies are in nats; the NELBO, an upper bound, or an "
         "autoregressive model's exact NLL is in nats per held-out token; "
         "intervals are bootstrapped over sequences. Compare perplexities only at "
-        "like entropy.\n"
+        f"like entropy.{EXACT if is_exact else ''}\n"
     )
 
 

@@ -78,7 +78,8 @@ class EvaluationRow:
         mauve: MAUVE against real text, in (0, 1]; NaN if it was not requested.
         kl: Exact KL(sampler || data) in nats a sequence, by enumeration; this and the next three are NaN where the
             sampler's distribution is not known (see ``exact.rows``), and carry no sampling error.
-        reverse_kl: Exact KL(data || sampler), nats a sequence.
+        reverse_kl: Exact KL(data || sampler), nats a sequence; infinite, null in ``metrics.json``, where the sampler
+            never draws a sequence of the data, as with top-p.
         total_variation: Exact total variation between sampler and data, in [0, 1].
         joint_entropy: Exact entropy of the sampler over whole sequences, nats a sequence.
     """
