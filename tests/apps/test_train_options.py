@@ -105,7 +105,7 @@ def test_the_trajectory_is_named_or_follows_from_the_flags_of_before(words, expe
     [
         (
             ["--objective.no-score-decomposition", "--objective.moves", "8"],
-            "moves is for trajectory path; got 8 with one",
+            "moves is for trajectory path or whole-path; got 8 with one",
         ),
         (["--objective.trajectory", "path"], "3 or more; got None"),
         (["--objective.moves", "1"], "3 or more; got 1"),

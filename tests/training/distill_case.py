@@ -27,6 +27,10 @@ CONFIG = DistillConfig(
 
 
 PATH = {"trajectory": "path", "moves": 4}
+WHOLE = {
+    "trajectory": "whole-path", "moves": 3, "completions": 1, "advantage": "leave-one-out", "revealed_only": False,
+    "divergence_weight": 0.0, "entropy_weight": 0.0,
+}  # fmt: skip
 
 
 def with_objective(**changes):

@@ -71,7 +71,7 @@ def rebuilt_rollout(inputs: Inputs, step: int, student: nn.Module, *, number: in
     """Trajectories of one micro-batch."""
     config = inputs.config
     objective = config.objective
-    if is_warmup:
+    if is_warmup and objective.trajectory != "whole-path":
         moves = config.discriminator.warmup_moves
         kind = "one-step" if objective.trajectory == "one-step" else "two-moves" if moves == 2 else "path"
         objective = replace(objective, trajectory=kind, moves=moves if kind == "path" else None)
@@ -128,6 +128,8 @@ def _discriminator_loss(
     real = _real_rows(inputs, step, number, repeat, len(t))
     generator = named_generator(inputs.config.seed, "discriminator", step, number, repeat)
     of_fake, of_real = torch.rand(2, *real.shape, dtype=torch.float64, generator=generator)
+    if settings.replay and repeat:  # the only step so far, whose samples are the only ones kept
+        samples = samples[torch.randint(len(samples), (len(t),), generator=generator)]
     fake_t = corrupt(samples, alpha, mask_id, of_fake)
     if repeat == 0:
         fake_t = batch.z_t[:, :num_completions, 0].flatten(0, 1)
@@ -205,7 +207,7 @@ def _regulariser(inputs: Inputs, batch: Rollout, teacher: nn.Module) -> Tensor:
     objective = inputs.config.objective
     moves = [(torch.full_like(batch.z_tau[:1], inputs.source.mask_id), torch.ones_like(batch.tau[:1]))]
     all_log_probs = [batch.first_log_probs]
-    if objective.trajectory != "one-step":
+    if objective.trajectory not in ("one-step", "whole-path"):
         moves.append((batch.z_tau, batch.tau))
         all_log_probs.append(batch.second_log_probs)
     loss = torch.zeros(())

@@ -16,6 +16,7 @@ from didi.methods.didi_settings import DiscriminatorSettings, DistillConfig, Obj
 from didi.methods.settings import DataConfig, LoopConfig, OptimizerConfig
 from didi.models.bundle import Bundle
 
+from .distill_case import PATH, WHOLE
 from .observed_step import observe_distillation
 from .rebuilt_step import Inputs, rebuilt_gradients, rebuilt_rewards, rebuilt_rollout, rebuilt_student_loss
 
@@ -37,11 +38,11 @@ def vary(field, *values, **others):
     return [{field: value, **others} for value in values]
 
 
-PATH = {"trajectory": "path", "moves": 4}
 BETA = {"time_a": 2.0, "time_b": 5.0, "importance_weighting": True}
 OBJECTIVE = {
-    "trajectory": [{"trajectory": "one-step"}, {"trajectory": "two-moves"}, PATH],
-    "moves": vary("moves", 3, 8, trajectory="path"),
+    "trajectory": [{"trajectory": "one-step"}, {"trajectory": "two-moves"}, PATH, WHOLE],
+    "moves": [*vary("moves", 3, 8, trajectory="path"), WHOLE, WHOLE | {"moves": 1}, WHOLE | {"moves": 5}],
+    "reward_time": [WHOLE | {"reward_time": name} for name in ("finished", "density", "both")],
     "coupled_time": vary("coupled_time", True, False),
     "weight": vary("weight", "constant", "nelbo"),
     "weight_low": vary("weight_low", 0.1, 2.0, weight="nelbo"),
@@ -84,7 +85,8 @@ DISCRIMINATOR = {
     "pool_nfe": (STUDENT, "both", vary("pool_nfe", 1, 4, real_source="teacher-pool")),
     "guidance_nfe": (GUIDANCE, "discriminator", vary("guidance_nfe", 2, 5)),
 }
-PHASES = {"warmup_steps", "guidance_steps"}  # test_each_phase_trains_its_networks
+# test_each_phase_trains_its_networks, test_samples_of_the_last_steps_are_replayed
+OTHERS = {"warmup_steps", "guidance_steps", "replay"}
 
 
 def changed(part, **settings):
@@ -128,7 +130,7 @@ def assert_all_differ(gradients):
 
 def test_every_field_is_covered():
     assert set(OBJECTIVE) == {field.name for field in dataclasses.fields(ObjectiveConfig)}
-    assert set(DISCRIMINATOR) | PHASES == {field.name for field in dataclasses.fields(DiscriminatorSettings)}
+    assert set(DISCRIMINATOR) | OTHERS == {field.name for field in dataclasses.fields(DiscriminatorSettings)}
 
 
 @pytest.mark.parametrize("field", OBJECTIVE)
@@ -182,6 +184,14 @@ def test_each_phase_trains_its_networks(observe, settings, step, networks):
             STUDENT,
             {"objective": PATH | {"completions": 3}, "discriminator": {"completions": 2}},
         ),
+        (
+            STUDENT,
+            {
+                "objective": WHOLE | {"reward_time": "both", "corruptions": 2, "advantage": "batch"},
+                "discriminator": {"steps_per_student_step": 3, "replay": 2, "output": "sequence"},
+            },
+        ),
+        (WARMUP, {"objective": WHOLE, "discriminator": {"steps_per_student_step": 2, "warmup_moves": 3}}),
         (STUDENT, {"discriminator": {"unsmooth": True, "output": "sequence", "label_smoothing": 0.2}}),
         (STUDENT, {"discriminator": {"real_source": "teacher-steps=2", "steps_per_student_step": 3}}),
         (GUIDANCE, {"objective": {"advantage": "rows", "completions": 1, "group_size": 2}}),
@@ -211,6 +221,17 @@ def test_micro_batches_are_averaged(observe, step):
     _, two = observe(replace(BASE, loop=replace(BASE.loop, accumulation=2)), step)
     assert [update.network for update in two.updates] == [update.network for update in one.updates]
     assert_all_differ([run.of("discriminator")[0].gradient for run in (one, two)])
+
+
+def test_samples_of_the_last_steps_are_replayed(observe):
+    config = changed("objective", **WHOLE)
+    runs = [
+        observe(replace(config, discriminator=replace(BASE.discriminator, steps_per_student_step=2, replay=replay)))[1]
+        for replay in (0, 2)
+    ]
+    first, second = ([run.of("discriminator")[number].gradient for run in runs] for number in (0, 1))
+    assert relative_difference(*first) == 0
+    assert_all_differ(second)
 
 
 def test_rewards_come_from_the_discriminator_after_its_update(observe):
