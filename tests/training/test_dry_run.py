@@ -62,6 +62,17 @@ WAYS = {
     "no divergence": distillation(objective={"divergence_weight": 0.0}),
     "jeffreys": distillation(objective={"divergence": "jeffreys"}),
     "paths": distillation(objective={"trajectory": "path", "moves": 8}),
+    "whole paths": distillation(
+        objective={
+            "trajectory": "whole-path",
+            "moves": 4,
+            "completions": 1,
+            "advantage": "batch",
+            "revealed_only": False,
+            "divergence_weight": 0.0,
+        },
+        discriminator={"steps_per_student_step": 2, "replay": 2},
+    ),  # fmt: skip
     "lessons": distillation(discriminator={"guidance_steps": 1}),
     "bf16": distillation(loop={"precision": "bf16"}),
     "pre-training": pretraining(),

@@ -33,6 +33,20 @@ def distillations():
         "accumulated": replace(ours, loop=replace(loop, batch_size=4, accumulation=2)),
         "paper": replace(ours, objective=paper, discriminator=replace(short, steps_per_student_step=2)),
         "paths": replace(ours, objective=replace(base.objective, trajectory="path", moves=4)),
+        "whole paths": replace(
+            ours,
+            objective=replace(
+                base.objective,
+                trajectory="whole-path",
+                moves=4,
+                completions=1,
+                advantage="leave-one-out",
+                revealed_only=False,
+                divergence_weight=0.0,
+                reward_time="both",
+            ),
+            discriminator=replace(short, steps_per_student_step=2, replay=2),
+        ),  # fmt: skip
         "pool": replace(ours, discriminator=replace(short, real_source="teacher-pool", pool_size=6, pool_nfe=2)),
         "sharded": replace(ours, loop=replace(loop, batch_size=4, accumulation=2, fsdp=True)),
         "adapters": replace(ours, lora_rank=4),
@@ -44,7 +58,7 @@ def distillations():
     }
 
 
-RESUMED = {"ours", "adapters", "sharded", "sharded last block"}
+RESUMED = {"ours", "whole paths", "adapters", "sharded", "sharded last block"}
 
 
 def numbers(state):
