@@ -48,3 +48,10 @@ class MarkovChain:
         first = self.stationary.log()[tokens[:, 0]]
         steps = self.transition.log()[tokens[:, :-1], tokens[:, 1:]]
         return first + steps.sum(-1)
+
+    def ngram_probs(self, n: int) -> Float[Tensor, " k_to_the_n"]:
+        """Probability of each sequence of ``n`` adjacent symbols, in lexicographic order, float64."""
+        probs = self.stationary
+        for _ in range(n - 1):
+            probs = (probs.view(-1, self.num_symbols, 1) * self.transition).flatten()
+        return probs

@@ -21,7 +21,7 @@ from didi.evaluation.diversity import (
     sequence_repetition,
     token_entropy,
 )
-from didi.evaluation.frontier import Interval, mean_interval, perplexity_interval
+from didi.evaluation.frontier import NAN_INTERVAL, Interval, mean_interval, perplexity_interval
 from didi.evaluation.perplexity import Scores, mean_sample_perplexity, perplexity
 
 WORDS = {
@@ -76,6 +76,18 @@ class EvaluationRow:
         repetition_4: Mean fraction of 4-grams that occurred before in the same sequence; NaN in rows of older versions.
         self_bleu: Mean BLEU-4 of each sample against the others; NaN for a single sample.
         mauve: MAUVE against real text, in (0, 1]; NaN if it was not requested.
+        pair_kl: KL(samples || chain) of adjacent pairs of symbols, nats per pair; NaN without a Markov chain.
+        pair_kl_ci: Its 95% jackknife interval over sequences.
+        pair_reverse_kl: KL(chain || samples) of adjacent pairs, nats per pair.
+        pair_reverse_kl_ci: Its 95% jackknife interval.
+        triple_kl: KL(samples || chain) of adjacent triples of symbols, nats per triple.
+        triple_kl_ci: Its 95% jackknife interval.
+        triple_reverse_kl: KL(chain || samples) of adjacent triples, nats per triple.
+        triple_reverse_kl_ci: Its 95% jackknife interval.
+        joint_kl: Estimate of KL(samples || reference) of whole sequences by a fitted network, nats per sequence, a lower
+            bound in expectation; NaN if it was not requested.
+        joint_kl_ci: Its 95% bootstrap interval over sequences.
+        joint_reference: What ``joint_kl`` is measured from: ``markov`` or the name of a bundle.
     """
 
     role: str
@@ -107,6 +119,17 @@ class EvaluationRow:
     repetition_4: float = math.nan
     self_bleu: float = math.nan
     mauve: float = math.nan
+    pair_kl: float = math.nan
+    pair_kl_ci: Interval = NAN_INTERVAL
+    pair_reverse_kl: float = math.nan
+    pair_reverse_kl_ci: Interval = NAN_INTERVAL
+    triple_kl: float = math.nan
+    triple_kl_ci: Interval = NAN_INTERVAL
+    triple_reverse_kl: float = math.nan
+    triple_reverse_kl_ci: Interval = NAN_INTERVAL
+    joint_kl: float = math.nan
+    joint_kl_ci: Interval = NAN_INTERVAL
+    joint_reference: str = ""
 
     def label(self, *, omit: Collection[str] = (), also: Collection[str] = ()) -> str:
         """Label of the row, for example ``student, ancestral, 8 NFE, temperature 0.9``.
@@ -143,12 +166,14 @@ class SampleSet:
         texts: The samples.
         scores: The judge's score of each sample.
         entropies: Unigram entropy within each sample, nats.
+        log_ratios: Of ``joint.JointEstimate``, nats; None if the joint divergence was not requested.
     """
 
     row: EvaluationRow
     texts: list[str]
     scores: Scores
     entropies: Float[Tensor, " b"]
+    log_ratios: Float[Tensor, " b"] | None = None
 
 
 class Circumstances(TypedDict, total=False):
@@ -168,6 +193,17 @@ class Circumstances(TypedDict, total=False):
     settings: str
     note: str
     mauve: float
+    pair_kl: float
+    pair_kl_ci: Interval
+    pair_reverse_kl: float
+    pair_reverse_kl_ci: Interval
+    triple_kl: float
+    triple_kl_ci: Interval
+    triple_reverse_kl: float
+    triple_reverse_kl_ci: Interval
+    joint_kl: float
+    joint_kl_ci: Interval
+    joint_reference: str
 
 
 def measure(
