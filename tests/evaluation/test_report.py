@@ -42,6 +42,17 @@ FIELDS = [
     "repetition_4",
     "self_bleu",
     "mauve",
+    "pair_kl",
+    "pair_kl_ci",
+    "pair_reverse_kl",
+    "pair_reverse_kl_ci",
+    "triple_kl",
+    "triple_kl_ci",
+    "triple_reverse_kl",
+    "triple_reverse_kl_ci",
+    "joint_kl",
+    "joint_kl_ci",
+    "joint_reference",
 ]
 
 

@@ -1,5 +1,6 @@
 """``didi evaluate``: samples of a model are scored by a judge; metrics, a report and a figure are written."""
 
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -49,6 +50,11 @@ class EvaluateCommand:
     """Evaluate negative controls too: the words of --data shuffled, one word repeated, samples of an n-gram model."""
     mauve: str | None = None
     """Embedding model for MAUVE against --data: embedder (MiniLM), or any model of transformers, such as gpt2-large."""
+    joint: bool = False
+    """Estimate the joint KL divergence of each row by a network fitted to its samples: a minute or more a row."""
+    joint_reference: str | None = None
+    """Bundle whose autoregressive network --joint measures from (didi pretrain tiny-news-ar); by default the exact
+    chain, or the model's own network. Implies --joint."""
     seed: int = 0
     """Random seed of the samples."""
     precision: Precision = "float64"
@@ -95,6 +101,8 @@ def run_evaluate(args: Sequence[str]) -> None:
         data=data,
         anchors=anchors,
         embed=embed,
+        joint=command.joint,
+        joint_reference=None if command.joint_reference is None else load(command.joint_reference),
         options=sampling_options(command, temperature=1.0, top_p=1.0),
         out=command.out,
         on_set=lambda one: print(_summary(one.row, has_judges=len(command.judge) > 1), file=sys.stderr),
@@ -108,4 +116,6 @@ def run_evaluate(args: Sequence[str]) -> None:
 def _summary(row: EvaluationRow, *, has_judges: bool) -> str:
     """One line of progress for a row."""
     label = row.label(also=("judge",) if has_judges else ())
-    return f"{label}: perplexity {row.gen_ppl:.2f}, entropy {row.entropy:.3f}"
+    joint = f", joint KL {row.joint_kl:.2f}" if math.isfinite(row.joint_kl) else ""
+    pairs = f", KL of pairs {row.pair_kl:.4f}" if math.isfinite(row.pair_kl) else ""
+    return f"{label}: perplexity {row.gen_ppl:.2f}, entropy {row.entropy:.3f}{pairs}{joint}"

@@ -13,6 +13,7 @@ from torch import Tensor
 from didi.data.source import MARKOV
 from didi.diffusion.noise import named_generator
 from didi.errors import UsageError
+from didi.evaluation.divergences import JointReference, divergences, find_reference
 from didi.evaluation.diversity import token_entropy
 from didi.evaluation.judges import SMOLLM2, load_judge
 from didi.evaluation.mauve import Embedding, mauve
@@ -45,6 +46,8 @@ def evaluate(
     data: Int[Tensor, "n l"] | None = None,
     anchors: Mapping[str, Int[Tensor, "_ l"]] | None = None,
     embed: Embedding | None = None,
+    joint: bool = False,
+    joint_reference: Bundle | None = None,
     options: SamplingOptions | None = None,
     out: Path | str | None = None,
     on_set: Callable[[SampleSet], None] | None = None,
@@ -67,6 +70,9 @@ def evaluate(
             network's NELBO (exact NLL for the autoregressive one).
         anchors: further sets to judge, by name, such as those of ``anchors.anchor_sets``.
         embed: from ``mauve.load_embedding``: gives every row its MAUVE against as many other rows of ``data``.
+        joint: gives every row its ``joint_kl``, a network fitted to the samples: minutes a row.
+        joint_reference: bundle of the autoregressive network that ``joint`` measures from; by default the chain of an
+            exact judge, or else the bundle's own network.
         options: further sampling options; role and sampler come from the arguments above.
         out: folder for ``metrics.json``, ``samples.jsonl``, ``report.md`` and its figures.
         on_set: called with each sample set as soon as it is measured.
@@ -82,7 +88,11 @@ def evaluate(
     if out is not None:
         Path(out).mkdir(parents=True, exist_ok=True)  # a folder that cannot be written fails now, not after the work
     reference = None if embed is None else embed(decode(bundle, _reference_rows(data, num_samples, seed)))
-    measured = _Measured(_judges(bundle, judge), seed, embed, reference, None if out is None else Path(out), on_set)
+    judges = _judges(bundle, judge)
+    distant = find_reference(bundle, judges, joint_reference) if joint or joint_reference is not None else None
+    if distant is not None:
+        distant.check(num_samples)
+    measured = _Measured(judges, seed, embed, reference, distant, None if out is None else Path(out), on_set)
     for name, tokens in sets.items():
         chosen = tokens[_random_order(tokens, seed)[:num_samples]]
         measured.add(chosen, decode(bundle, chosen), name, "", 0, seconds=math.nan, student_passes=0.0)
@@ -100,6 +110,7 @@ class _Measured:
         seed: of the samples.
         embed: of MAUVE, if it is wanted.
         reference: real text in the space of ``embed``.
+        joint: what the joint divergence is measured from, if it is wanted.
         out: folder of what is written.
         on_set: called with each set.
         results: the sets so far.
@@ -109,6 +120,7 @@ class _Measured:
     seed: int
     embed: Embedding | None
     reference: Tensor | None
+    joint: JointReference | None
     out: Path | None
     on_set: Callable[[SampleSet], None] | None
     results: list[SampleSet] = field(default_factory=list)
@@ -130,11 +142,17 @@ class _Measured:
             about["mauve"] = mauve(self.embed(texts), self.reference)
             about["note"] = f"MAUVE in the space of {self.embed.name}"
         about |= {"seed": self.seed}
+        log_ratios = None
+        if self.joint is not None:
+            found = self.joint.estimate(tokens)
+            log_ratios = found.log_ratios
+            about |= {"joint_kl": found.kl, "joint_kl_ci": found.ci, "joint_reference": self.joint.name}
         for one in self.judges:
             scores = _scores(one, texts, tokens)
             passes = {"seconds": seconds, "student_passes": student_passes}
+            about |= divergences(tokens, one)
             row = measure(label, sampler, moves, tokens, scores, judge=one.name, **passes, **about)
-            self.results.append(SampleSet(row, texts, scores, token_entropy(tokens).cpu()))
+            self.results.append(SampleSet(row, texts, scores, token_entropy(tokens).cpu(), log_ratios))
             if self.out is not None and world().is_main:  # a run that is stopped keeps what it has measured
                 write_metrics([result.row for result in self.results], self.out)
                 write_samples(self.results, self.out)

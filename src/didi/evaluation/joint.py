@@ -59,7 +59,7 @@ class JointSettings:
     stop_fraction: float = 0.125
     epochs: int = 16
     patience: int = 2
-    batch_size: int = 32
+    batch_size: int = 64
     learning_rate: float = 5e-4
     weight_decay: float = 0.1
     seed: int = 0
@@ -73,11 +73,21 @@ class JointSettings:
         if not 0 < self.stop_fraction < 1:
             raise UsageError(f"stop_fraction lies between 0 and 1; got {self.stop_fraction}")
 
+    @property
+    def least_samples(self) -> int:
+        """The fewest samples of which every fold has some to fit, to stop at and to score."""
+        return 2 * self.folds
+
 
 CHAIN_SETTINGS = JointSettings()
 """For a Markov chain: a small network over the exact transitions, trained from scratch."""
 TEXT_SETTINGS = JointSettings(folds=2, epochs=3, patience=1, batch_size=16, learning_rate=5e-4, weight_decay=0.05)
 """For text: the reference network, fine-tuned."""
+
+
+def default_settings(reference: Reference) -> JointSettings:
+    """``CHAIN_SETTINGS`` for a Markov chain, else ``TEXT_SETTINGS``."""
+    return CHAIN_SETTINGS if isinstance(reference, MarkovChain) else TEXT_SETTINGS
 
 
 @dataclass(frozen=True)
@@ -128,7 +138,7 @@ def joint_divergence(
     Raises:
         UsageError: The samples are too few for the folds, or the reference has other symbols or a shorter context.
     """
-    settings = settings or (CHAIN_SETTINGS if isinstance(reference, MarkovChain) else TEXT_SETTINGS)
+    settings = settings or default_settings(reference)
     _check(tokens, reference, settings)
     start = _start(reference, tokens.shape[1], settings.seed)
     device = next(start.parameters()).device
@@ -196,9 +206,11 @@ def _start(reference: Reference, length: int, seed: int) -> nn.Module:
 
 
 def _check(tokens: Int[Tensor, "b l"], reference: Reference, settings: JointSettings) -> None:
-    least = 2 * settings.folds
-    if len(tokens) < least:
-        raise UsageError(f"a joint divergence of {settings.folds} folds takes {least} samples or more; got {len(tokens)}")
+    if len(tokens) < settings.least_samples:
+        raise UsageError(
+            f"a joint divergence of {settings.folds} folds takes {settings.least_samples} samples or more; got "
+            f"{len(tokens)}"
+        )
     num_symbols = reference.num_symbols if isinstance(reference, MarkovChain) else reference.mask_id
     if int(tokens.max()) >= num_symbols:
         raise UsageError(

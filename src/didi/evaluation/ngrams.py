@@ -5,29 +5,34 @@ chain's. With counts c of N n-grams in total, the estimates are
 
 - :math:`KL(p \| q)`: :math:`\sum_a (c_a / N) \log(c_a / N q_a)`, the plug-in estimate, too large by about the number of
   n-grams that occur over 2 N;
-- :math:`KL(q \| p)`: :math:`\sum_a q_a (\log q_a + \log N - \psi(c_a + 1))`, in which an n-gram that does not occur has a
-  finite logarithm: psi(c + 1) is the posterior mean of the log-rate of c events under a flat prior, and for a Poisson
-  count of mean m it is too large by E1(m) only, which is 0.2 at m = 1 and 0.0001 at m = 7.
+- :math:`KL(q \| p)`: :math:`\sum_a q_a (\log q_a + \log N - \psi(c_a + 1))`, in which an n-gram that does not occur
+  has a finite logarithm: psi(c + 1) is the posterior mean of the log-rate of c events under a flat prior, and for a
+  Poisson count of mean m its mean is too large by E1(m) only, which is 0.2 at m = 1 and 0.0001 at m = 7.
 
-Both are corrected by the jackknife over sequences (Quenouille 1956; Miller 1974), which knows nothing of independence
-within a sequence; the intervals are the jackknife's. With triples most n-grams are rare and a bias of a higher order
-remains, so KL(p || q) is extrapolated once more from halves of the samples: twice the estimate of all sequences less
-the mean of those of four halves. What bias is left is measured in docs/evaluation.md.
+Both are corrected by the jackknife over sequences (Quenouille 1956; Miller 1974), which does not assume that the
+n-grams of a sequence are independent. With triples most n-grams are rare and a bias of a higher order remains, so
+KL(p || q) is extrapolated once more from halves of the samples: twice the estimate of all sequences less the mean of
+those of four halves. Last, what the same estimate gives for samples of the chain itself, as many and as long, is
+subtracted: its mean over ``NUM_NULL`` sets. It is then 0 on average for the chain. What bias is left elsewhere is
+measured in docs/evaluation.md; the intervals are the jackknife's and do not hold it.
 """
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from didi.data.markov import MarkovChain
+from didi.diffusion.noise import named_generator
 from didi.evaluation.frontier import NAN_INTERVAL, Interval
 
 Z_95 = 1.959964
 LEAST_SEQUENCES = 4
+NUM_NULL = 8  # sets of samples of the chain that the remaining bias is measured on
 
 
 @dataclass(frozen=True)
@@ -48,13 +53,16 @@ class NgramDivergence:
 
 
 @dataclass(frozen=True)
-class _Jackknifed:
+class _Estimate:
     value: float
     error: float
 
     @property
     def ci(self) -> Interval:
         return self.value - Z_95 * self.error, self.value + Z_95 * self.error
+
+    def less(self, other: "_Estimate") -> "_Estimate":
+        return _Estimate(self.value - other.value, math.hypot(self.error, other.error))
 
 
 def ngram_divergence(tokens: Int[Tensor, "b l"], chain: MarkovChain, n: int) -> NgramDivergence:
@@ -77,16 +85,33 @@ def ngram_divergence(tokens: Int[Tensor, "b l"], chain: MarkovChain, n: int) -> 
         raise ValueError(f"tokens must be symbols of the chain, 0 to {chain.num_symbols - 1}; got {int(tokens.max())}")
     if len(tokens) < LEAST_SEQUENCES:
         return NgramDivergence(math.nan, NAN_INTERVAL, math.nan, NAN_INTERVAL)
-    ids, q = _ngram_ids(tokens.cpu(), chain.num_symbols, n), chain.ngram_probs(n)
-    forward, reverse = _forward(ids, q), _reverse(ids, q)
-    if n > 2:
-        halves = (ids[: len(ids) // 2], ids[len(ids) // 2 :], ids[::2], ids[1::2])
-        mean = math.fsum(_forward(half, q).value for half in halves) / len(halves)
-        forward = _Jackknifed(2 * forward.value - mean, forward.error)
+    found, null = _estimates(tokens.cpu(), chain, n), _null(chain, n, *tokens.shape)
+    forward, reverse = (one.less(bias) for one, bias in zip(found, null, strict=True))
     return NgramDivergence(forward.value, forward.ci, reverse.value, reverse.ci)
 
 
-def _forward(ids: Int[Tensor, "b m"], q: Float[Tensor, " k"]) -> _Jackknifed:
+def _estimates(tokens: Int[Tensor, "b l"], chain: MarkovChain, n: int) -> tuple[_Estimate, _Estimate]:
+    """Both directions, before the chain's own estimates are subtracted."""
+    ids, q = _ngram_ids(tokens, chain.num_symbols, n), chain.ngram_probs(n)
+    forward = _forward(ids, q)
+    if n > 2:
+        halves = (ids[: len(ids) // 2], ids[len(ids) // 2 :], ids[::2], ids[1::2])
+        mean = math.fsum(_forward(half, q).value for half in halves) / len(halves)
+        forward = _Estimate(2 * forward.value - mean, forward.error)
+    return forward, _reverse(ids, q)
+
+
+@lru_cache(maxsize=64)
+def _null(chain: MarkovChain, n: int, num_sequences: int, length: int) -> tuple[_Estimate, _Estimate]:
+    """Mean of either estimate over sets of samples of the chain, whose divergence is 0, and its standard error."""
+    generator = named_generator(0, "ngrams")
+    sets = [_estimates(chain.sample(num_sequences, length, generator), chain, n) for _ in range(NUM_NULL)]
+    values = torch.tensor([[one.value for one in pair] for pair in sets], dtype=torch.float64)
+    means, errors = values.mean(0).tolist(), (values.std(0) / math.sqrt(NUM_NULL)).tolist()
+    return _Estimate(means[0], errors[0]), _Estimate(means[1], errors[1])
+
+
+def _forward(ids: Int[Tensor, "b m"], q: Float[Tensor, " k"]) -> _Estimate:
     """KL(samples || chain)."""
     log_q = q.log()[ids].sum(1)
     total, without = _sums(ids, len(q), lambda counts, _: torch.special.xlogy(counts, counts))
@@ -95,7 +120,7 @@ def _forward(ids: Int[Tensor, "b m"], q: Float[Tensor, " k"]) -> _Jackknifed:
     return _jackknife(value, (without - (log_q.sum() - log_q)) / left - math.log(left))
 
 
-def _reverse(ids: Int[Tensor, "b m"], q: Float[Tensor, " k"]) -> _Jackknifed:
+def _reverse(ids: Int[Tensor, "b m"], q: Float[Tensor, " k"]) -> _Estimate:
     """KL(chain || samples)."""
     total, without = _sums(ids, len(q), lambda counts, cells: q[cells] * torch.special.digamma(counts + 1))
     negative_entropy = torch.special.xlogy(q, q).sum()
@@ -121,11 +146,11 @@ def _sums(
     return total, total + torch.zeros(len(ids), dtype=torch.float64).index_add_(0, row, change)
 
 
-def _jackknife(value: Float[Tensor, ""], without: Float[Tensor, " b"]) -> _Jackknifed:
+def _jackknife(value: Float[Tensor, ""], without: Float[Tensor, " b"]) -> _Estimate:
     """Bias-corrected value and standard error from the values without each sequence."""
     num = len(without)
     corrected = num * value - (num - 1) * without.mean()
-    return _Jackknifed(float(corrected), math.sqrt((num - 1) * float(without.var(correction=0))))
+    return _Estimate(float(corrected), math.sqrt((num - 1) * float(without.var(correction=0))))
 
 
 def _ngram_ids(tokens: Int[Tensor, "b l"], num_symbols: int, n: int) -> Int[Tensor, "b m"]:

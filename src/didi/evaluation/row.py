@@ -7,12 +7,13 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypedDict, Unpack
+from typing import Any, Unpack
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from didi.evaluation.divergences import Divergences
 from didi.evaluation.diversity import (
     bigram_entropy,
     corpus_entropy,
@@ -84,8 +85,8 @@ class EvaluationRow:
         triple_kl_ci: Its 95% jackknife interval.
         triple_reverse_kl: KL(chain || samples) of adjacent triples, nats per triple.
         triple_reverse_kl_ci: Its 95% jackknife interval.
-        joint_kl: Estimate of KL(samples || reference) of whole sequences by a fitted network, nats per sequence, a lower
-            bound in expectation; NaN if it was not requested.
+        joint_kl: Estimate of KL(samples || reference) of whole sequences by a fitted network, nats per sequence, a
+            lower bound in expectation; NaN if it was not requested.
         joint_kl_ci: Its 95% bootstrap interval over sequences.
         joint_reference: What ``joint_kl`` is measured from: ``markov`` or the name of a bundle.
     """
@@ -176,7 +177,7 @@ class SampleSet:
     log_ratios: Float[Tensor, " b"] | None = None
 
 
-class Circumstances(TypedDict, total=False):
+class Circumstances(Divergences, total=False):
     """How a sample set came about: the fields of ``EvaluationRow`` of the same names.
 
     By default, samples drawn exactly in float64 with seed 0 and without guidance, on the CPU of this machine.
@@ -193,17 +194,6 @@ class Circumstances(TypedDict, total=False):
     settings: str
     note: str
     mauve: float
-    pair_kl: float
-    pair_kl_ci: Interval
-    pair_reverse_kl: float
-    pair_reverse_kl_ci: Interval
-    triple_kl: float
-    triple_kl_ci: Interval
-    triple_reverse_kl: float
-    triple_reverse_kl_ci: Interval
-    joint_kl: float
-    joint_kl_ci: Interval
-    joint_reference: str
 
 
 def measure(
