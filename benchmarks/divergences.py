@@ -188,7 +188,7 @@ def main() -> None:
     else:
         from didi.data.source import open_source
 
-        shared |= {"num_samples": args.samples or 2048, "joint_reference": didi.load(args.reference)}
+        shared |= {"num_samples": args.samples or 2048, "joint": didi.load(args.reference)}
         bundle = didi.load("tiny-news")
         rows = open_source("news", length=128, tokenizer=bundle.tokenizer).test
         measured(bundle, "tiny-news student", role="student", nfe=(8, 16), **shared)

@@ -47,36 +47,39 @@ class JointReference:
         """See ``joint.joint_divergence``."""
         return joint_divergence(tokens, self.distribution)
 
-    def check(self, num_samples: int) -> None:
-        """Refuse too few samples before any work.
 
-        Raises:
-            UsageError: there are too few to fit a network and to score it.
-        """
-        least = default_settings(self.distribution).least_samples
-        if num_samples < least:
-            raise UsageError(f"a joint divergence takes {least} samples or more; got num_samples {num_samples}")
-
-
-def find_reference(bundle: Bundle, judges: Sequence[Judge], given: Bundle | None = None) -> JointReference:
-    """The reference of the joint divergence of a bundle's samples.
+def find_reference(
+    bundle: Bundle, judges: Sequence[Judge], joint: bool | Bundle, num_samples: int
+) -> JointReference | None:
+    """The reference of the joint divergence of a bundle's samples; None if it is not wanted.
 
     Args:
         bundle: Whose samples are measured.
-        judges: An exact judge's chain is the reference if no bundle is given.
-        given: A bundle with an autoregressive network, over the same tokens; by default ``bundle`` itself.
+        judges: An exact judge's chain is the reference where ``joint`` is True.
+        joint: Whether it is wanted, or the bundle of an autoregressive network over the same tokens to measure from;
+            where it is True and no judge is exact, that is ``bundle`` itself.
+        num_samples: Number of samples to come.
 
     Raises:
-        UsageError: There is no such network, or its tokens are others.
+        UsageError: There is no such network, its tokens are others, or the samples are too few.
     """
-    exact = [one for one in judges if isinstance(one, ExactJudge)]
+    if joint is False:
+        return None
+    found = _find(bundle, [one for one in judges if isinstance(one, ExactJudge)], None if joint is True else joint)
+    least = default_settings(found.distribution).least_samples
+    if num_samples < least:
+        raise UsageError(f"a joint divergence takes {least} samples or more; got num_samples {num_samples}")
+    return found
+
+
+def _find(bundle: Bundle, exact: Sequence[ExactJudge], given: Bundle | None) -> JointReference:
     if given is None and exact:
         return JointReference(exact[0].name, exact[0].chain)
     source = given or bundle
     if source.autoregressive is None:
         raise UsageError(
             f"a joint divergence is measured from an autoregressive network over the same tokens; bundle {source.name} "
-            "has none: train one with didi pretrain (tiny-news-ar, prose-ar) and name its bundle as joint-reference"
+            "has none: train one with didi pretrain (tiny-news-ar, prose-ar) and name its bundle (joint, or --joint-reference)"
         )
     if source is not bundle and _symbols(source) != _symbols(bundle):
         raise UsageError(

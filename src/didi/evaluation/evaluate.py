@@ -46,8 +46,7 @@ def evaluate(
     data: Int[Tensor, "n l"] | None = None,
     anchors: Mapping[str, Int[Tensor, "_ l"]] | None = None,
     embed: Embedding | None = None,
-    joint: bool = False,
-    joint_reference: Bundle | None = None,
+    joint: bool | Bundle = False,
     options: SamplingOptions | None = None,
     out: Path | str | None = None,
     on_set: Callable[[SampleSet], None] | None = None,
@@ -70,9 +69,8 @@ def evaluate(
             network's NELBO (exact NLL for the autoregressive one).
         anchors: further sets to judge, by name, such as those of ``anchors.anchor_sets``.
         embed: from ``mauve.load_embedding``: gives every row its MAUVE against as many other rows of ``data``.
-        joint: gives every row its ``joint_kl``, a network fitted to the samples: minutes a row.
-        joint_reference: bundle of the autoregressive network that ``joint`` measures from; by default the chain of an
-            exact judge, or else the bundle's own network.
+        joint: gives every row its ``joint_kl``, in minutes: from the chain of an exact judge or the bundle's own
+            autoregressive network if True, from that of another bundle if it is one.
         options: further sampling options; role and sampler come from the arguments above.
         out: folder for ``metrics.json``, ``samples.jsonl``, ``report.md`` and its figures.
         on_set: called with each sample set as soon as it is measured.
@@ -89,9 +87,7 @@ def evaluate(
         Path(out).mkdir(parents=True, exist_ok=True)  # a folder that cannot be written fails now, not after the work
     reference = None if embed is None else embed(decode(bundle, _reference_rows(data, num_samples, seed)))
     judges = _judges(bundle, judge)
-    distant = find_reference(bundle, judges, joint_reference) if joint or joint_reference is not None else None
-    if distant is not None:
-        distant.check(num_samples)
+    distant = find_reference(bundle, judges, joint, num_samples)
     measured = _Measured(judges, seed, embed, reference, distant, None if out is None else Path(out), on_set)
     for name, tokens in sets.items():
         chosen = tokens[_random_order(tokens, seed)[:num_samples]]

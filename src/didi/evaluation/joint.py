@@ -172,7 +172,7 @@ class JointComparison:
     ratio_ci: Interval
 
 
-def compare_joint(ours: Float[Tensor, " b"], theirs: Float[Tensor, " b"], *, seed: int = 0) -> JointComparison:
+def compare_joint(ours: Float[Tensor, " b"], theirs: Float[Tensor, " c"], *, seed: int = 0) -> JointComparison:
     """Compare two sample sets by their log-ratios, such as ``JointEstimate.log_ratios``.
 
     Args:
