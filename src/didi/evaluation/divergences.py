@@ -79,7 +79,7 @@ def _find(bundle: Bundle, exact: Sequence[ExactJudge], given: Bundle | None) -> 
     if source.autoregressive is None:
         raise UsageError(
             f"a joint divergence is measured from an autoregressive network over the same tokens; bundle {source.name} "
-            "has none: train one with didi pretrain (tiny-news-ar, prose-ar) and name its bundle (joint, or --joint-reference)"
+            "has none: train one with didi pretrain (tiny-news-ar, prose-ar) and name its bundle with --joint-reference"
         )
     if source is not bundle and _symbols(source) != _symbols(bundle):
         raise UsageError(

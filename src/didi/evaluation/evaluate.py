@@ -69,8 +69,7 @@ def evaluate(
             network's NELBO (exact NLL for the autoregressive one).
         anchors: further sets to judge, by name, such as those of ``anchors.anchor_sets``.
         embed: from ``mauve.load_embedding``: gives every row its MAUVE against as many other rows of ``data``.
-        joint: gives every row its ``joint_kl``, in minutes: from the chain of an exact judge or the bundle's own
-            autoregressive network if True, from that of another bundle if it is one.
+        joint: gives every row its ``joint_kl``, in minutes; True, or a bundle: see ``divergences.find_reference``.
         options: further sampling options; role and sampler come from the arguments above.
         out: folder for ``metrics.json``, ``samples.jsonl``, ``report.md`` and its figures.
         on_set: called with each sample set as soon as it is measured.
@@ -83,12 +82,10 @@ def evaluate(
     plan = plan_rows(bundle, role, sampler, nfe, departures(options or SamplingOptions(), temperature, top_p))
     sets = ({} if data is None else {"data": data}) | dict(anchors or {})
     _check_tokens(bundle, sets)
-    if out is not None:
-        Path(out).mkdir(parents=True, exist_ok=True)  # a folder that cannot be written fails now, not after the work
+    folder = _made(out)  # a folder that cannot be written fails now, not after the work
+    distant = find_reference(bundle, judges := _judges(bundle, judge), joint, num_samples)
     reference = None if embed is None else embed(decode(bundle, _reference_rows(data, num_samples, seed)))
-    judges = _judges(bundle, judge)
-    distant = find_reference(bundle, judges, joint, num_samples)
-    measured = _Measured(judges, seed, embed, reference, distant, None if out is None else Path(out), on_set)
+    measured = _Measured(judges, seed, embed, reference, distant, folder, on_set)
     for name, tokens in sets.items():
         chosen = tokens[_random_order(tokens, seed)[:num_samples]]
         measured.add(chosen, decode(bundle, chosen), name, "", 0, seconds=math.nan, student_passes=0.0)
@@ -146,8 +143,8 @@ class _Measured:
         for one in self.judges:
             scores = _scores(one, texts, tokens)
             passes = {"seconds": seconds, "student_passes": student_passes}
-            about |= divergences(tokens, one)
-            row = measure(label, sampler, moves, tokens, scores, judge=one.name, **passes, **about)
+            known: Circumstances = about | divergences(tokens, one)
+            row = measure(label, sampler, moves, tokens, scores, judge=one.name, **passes, **known)
             self.results.append(SampleSet(row, texts, scores, token_entropy(tokens).cpu(), log_ratios))
             if self.out is not None and world().is_main:  # a run that is stopped keeps what it has measured
                 write_metrics([result.row for result in self.results], self.out)
@@ -190,6 +187,14 @@ def _sample(
             grid="given" if settings.times else settings.grid,
             settings=described(settings),
         )
+
+
+def _made(out: Path | str | None) -> Path | None:
+    """The folder of the results, made if it does not exist."""
+    if out is None:
+        return None
+    Path(out).mkdir(parents=True, exist_ok=True)
+    return Path(out)
 
 
 def _check_tokens(bundle: Bundle, sets: Mapping[str, Int[Tensor, "_ l"]]) -> None:
