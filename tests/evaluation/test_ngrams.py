@@ -76,7 +76,7 @@ def test_a_known_divergence_lies_within_the_interval():
         if n == 2:
             assert found.kl_ci[0] < exact < found.kl_ci[1]
             assert found.reverse_kl_ci[0] < reverse < found.reverse_kl_ci[1]
-        assert found.kl == pytest.approx(exact, rel=0.1 if n == 3 else 0.03)  # triples keep a bias: docs/evaluation.md
+        assert found.kl == pytest.approx(exact, rel=0.012 if n == 3 else 0.03)  # of triples without halves: 0.019
         assert found.reverse_kl == pytest.approx(reverse, rel=0.1 if n == 3 else 0.03)
 
 
