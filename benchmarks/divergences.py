@@ -3,6 +3,7 @@
     python benchmarks/divergences.py accuracy
     python benchmarks/divergences.py markov --student RUN/bundle
     python benchmarks/divergences.py tiny-news --reference RUN/bundle
+    python benchmarks/divergences.py page
 
 The student is that of `didi distill markov`, the reference that of `didi pretrain tiny-news-ar`. Each part is written
 as soon as it is measured. `accuracy` needs no bundle but `markov`.
@@ -14,19 +15,20 @@ import json
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
+from pages import DOCS, renew, write_json
 
 import didi
 from didi.data.markov import MarkovChain
 from didi.evaluation.joint import JointSettings, joint_divergence
 from didi.evaluation.ngrams import ngram_divergence
 from didi.evaluation.row import EvaluationRow, SampleSet, machine_name
+from didi.markdown import markdown_table
 from didi.sampling.options import SamplingOptions
 
-RESULTS = Path(__file__).parent.parent / "docs" / "results" / "divergences.json"
+RESULTS = DOCS / "results" / "divergences.json"
 TEACHER_NFE = (4, 8, 12, 16, 32, 64, 128)
 STUDENT_NFE = (4, 8, 16)
 KEPT = ("role", "sampler", "nfe", "num_samples", "seed", "gen_ppl", "gen_ppl_ci", "entropy", "entropy_ci")
@@ -138,12 +140,58 @@ def kept(row: EvaluationRow) -> dict[str, Any]:
     return {name: record[name] for name in names}
 
 
+def interval(record: dict[str, Any], name: str, spec: str) -> str:
+    low, high = record[f"{name}_ci"]
+    return f"{record[name]:z{spec}} [{low:z{spec}}, {high:z{spec}}]"
+
+
+def page(results: dict[str, Any]) -> list[str]:
+    """The tables of the page."""
+    columns = ("pair_kl", "pair_reverse_kl", "triple_kl", "triple_reverse_kl")
+    body = []
+    for part in ("teacher", "student", "student, guided", "chain"):
+        for one in results[f"markov {part}"]:
+            figures = [interval(one, name, ".4f") for name in columns]
+            name = f"{part}, {one['nfe']} NFE" if one["nfe"] else part
+            figures = [f"{one['gen_ppl']:.2f}", f"{one['entropy']:.3f}", *figures, interval(one, "joint_kl", ".2f")]
+            body.append([name, *figures])
+    header = ["markov", "perplexity", "entropy", "pair KL", "pair KL, reverse", "triple KL", "triple KL, reverse"]
+    lines = markdown_table([*header, "joint KL"], body, num_left=1)
+    body = []
+    for one in results["accuracy of pairs and triples"]:
+        figures = []
+        for name in ("kl", "reverse_kl"):
+            found = one[name]
+            figures += [f"{found['true']:.4f}", f"{found['bias']:+z.4f}", f"{found['sd']:.4f}"]
+            figures.append(f"{found['held by the interval']:.0%}")
+        body.append([one["samples of"], "pairs" if one["n"] == 2 else "triples", f"{one['num_samples']:,}", *figures])
+    header = ["samples of", "", "samples", "KL", "bias", "sd", "held", "reverse", "bias", "sd", "held"]
+    lines += ["", *markdown_table(header, body, num_left=2)]
+    body = []
+    for one in results["accuracy of the joint"]:
+        true = "–" if one["true"] is None else f"{one['true']:.3f}"
+        sampled = one.get("mean exact log-ratio of the samples")
+        sampled = ("–" if one["true"] is None else "0") if sampled is None else f"{sampled:.3f}"
+        body.append([one["samples of"], f"{one['num_samples']:,}", true, sampled, interval(one, "joint_kl", ".3f")])
+    header = ["samples of", "samples", "exact KL", "mean exact log-ratio of the samples", "joint KL"]
+    lines += ["", *markdown_table(header, body, num_left=1)]
+    rows = [(part, one) for part in ("data", "teacher", "student") for one in results.get(f"tiny-news {part}", [])]
+    if rows:
+        body = []
+        for part, one in rows:
+            name = f"{part}, {one['nfe']} NFE" if one["nfe"] else part
+            figures = [f"{one['gen_ppl']:.1f}", f"{one['entropy']:.3f}", interval(one, "joint_kl", ".1f")]
+            body.append([name, f"{one['num_samples']:,}", *figures])
+        lines += ["", *markdown_table(["tiny-news", "samples", "perplexity", "entropy", "joint KL"], body, num_left=1)]
+    return [*lines, "", f"{results['machine']}."]
+
+
 def write(part: str, values: Any) -> None:
     """Put a part into the file of results."""
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     results[part] = values
     results["machine"] = machine_name()
-    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+    write_json(RESULTS, results)
 
 
 def measured(bundle: didi.Bundle, part: str, **how: Any) -> None:
@@ -160,12 +208,15 @@ def measured(bundle: didi.Bundle, part: str, **how: Any) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=("accuracy", "markov", "tiny-news"))
+    parser.add_argument("part", choices=("accuracy", "markov", "tiny-news", "page"))
     parser.add_argument("--student", help="bundle of the markov student")
     parser.add_argument("--reference", help="bundle of the autoregressive network of tiny-news")
     parser.add_argument("--samples", type=int, help="by default 4096 (markov) and 2048 (tiny-news)")
     parser.add_argument("--seed", type=int, default=50_000)
     args = parser.parse_args()
+    if args.part == "page":
+        renew(DOCS / "evaluation.md", "divergences.py", page(json.loads(RESULTS.read_text())))
+        return
     if args.part == "accuracy":
         teacher = didi.load("markov")
         pool = didi.generate(teacher, num_samples=32_768, nfe=8, role="teacher", seed=5, batch_size=512).tokens
