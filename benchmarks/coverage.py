@@ -15,7 +15,8 @@ import torch
 from pages import DOCS, renew
 
 import didi
-from didi.evaluation.row import EvaluationRow, machine_name
+from didi.evaluation.machine import machine_name
+from didi.evaluation.row import EvaluationRow
 from didi.markdown import markdown_table
 
 LEVEL = 0.95

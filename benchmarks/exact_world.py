@@ -21,7 +21,7 @@ from didi.evaluation.exact.limit import least_divergence
 from didi.evaluation.exact.rows import ExactRows
 from didi.evaluation.exact.sampler import chain_predictions, sampler_distribution
 from didi.evaluation.exact.states import States
-from didi.evaluation.row import machine_name
+from didi.evaluation.machine import machine_name
 from didi.markdown import markdown_table
 from didi.recipes import PRETRAIN
 from didi.sampling.base import path_alphas, time_grid

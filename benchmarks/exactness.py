@@ -23,7 +23,7 @@ from torch import Tensor
 from didi.diffusion.absorbing import Absorbing
 from didi.diffusion.canvas import Canvas
 from didi.diffusion.noise import SequenceNoise, derive_seed
-from didi.evaluation.row import machine_name
+from didi.evaluation.machine import machine_name
 from didi.files import replacing
 from didi.markdown import markdown_table
 from didi.sampling.ancestral import Ancestral

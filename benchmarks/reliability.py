@@ -18,7 +18,7 @@ from pages import DOCS, renew, write_json
 from reliability_faults import damaged, killed, terminated
 from reliability_inputs import KINDS, fuzz
 
-from didi.evaluation.row import machine_name
+from didi.evaluation.machine import machine_name
 from didi.files import write_atomically
 from didi.markdown import markdown_table
 

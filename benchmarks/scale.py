@@ -31,7 +31,7 @@ from pages import DOCS, renew, write_json
 
 from didi.data.source import RandomSource
 from didi.diffusion.absorbing import Absorbing
-from didi.evaluation.row import machine_name
+from didi.evaluation.machine import machine_name
 from didi.files import write_atomically
 from didi.markdown import markdown_table
 from didi.methods.base import Inputs

@@ -23,7 +23,7 @@ from pages import DOCS, renew, write_json
 import didi
 from didi.apps.bench import bench
 from didi.data.source import open_source
-from didi.evaluation.row import machine_name
+from didi.evaluation.machine import machine_name
 from didi.evaluation.speed_row import Ratio, SpeedRow, ratio, speed_table
 from didi.files import replacing, write_atomically
 from didi.markdown import markdown_table

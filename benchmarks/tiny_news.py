@@ -42,8 +42,9 @@ from didi.data.source import open_source
 from didi.evaluation.anchors import ANCHORS, anchor_sets
 from didi.evaluation.figure import frontier_figure, latency_figure, perplexity_figure
 from didi.evaluation.judges import load_judge
+from didi.evaluation.machine import machine_name
 from didi.evaluation.report import rows_table
-from didi.evaluation.row import EvaluationRow, machine_name
+from didi.evaluation.row import EvaluationRow
 from didi.evaluation.row import measure as measure_set
 from didi.files import write_atomically
 from didi.models.bundle import ROLES

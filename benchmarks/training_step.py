@@ -22,7 +22,7 @@ from torch import Tensor
 
 import didi
 from didi.apps.train import distillation_source
-from didi.evaluation.row import machine_name
+from didi.evaluation.machine import machine_name
 from didi.markdown import markdown_table
 from didi.methods.base import Inputs
 from didi.recipes import DISTILL, recipe

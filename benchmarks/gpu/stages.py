@@ -20,7 +20,7 @@ from carried import CARRIED, source
 
 from didi.apps.train import distill_run, pretrain_run
 from didi.data.source import TextSource
-from didi.evaluation.row import machine_name
+from didi.evaluation.machine import machine_name
 from didi.files import write_atomically
 from didi.methods.base import Inputs
 from didi.methods.elbo import PretrainConfig

@@ -1,12 +1,19 @@
 import json
+import math
 
 import pytest
 import torch
+from tokenizers import Tokenizer, models
 
 from didi.data.markov import MarkovChain
+from didi.diffusion.noise import named_generator
 from didi.errors import UsageError
+from didi.evaluation import divergences
 from didi.evaluation.evaluate import evaluate
+from didi.evaluation.joint import JointSettings, joint_divergence
+from didi.evaluation.ngrams import ngram_divergence
 from didi.evaluation.perplexity import ExactJudge, Scores
+from didi.evaluation.report import read_sets
 from didi.models.autoregressive import AutoregressiveConfig, AutoregressiveLM
 from didi.models.bundle import Bundle
 from didi.models.nelbo import nats_per_token
@@ -69,3 +76,69 @@ def test_rows_that_were_measured_outlive_an_interruption(bundle, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         evaluate(bundle, role="teacher", nfe=[1, 2], num_samples=2, judge=Failing(), out=tmp_path)
     assert [row["nfe"] for row in json.loads((tmp_path / "metrics.json").read_text())] == [1]
+
+
+def test_an_exact_judge_brings_the_divergences_of_pairs_and_triples_and_another_none(bundle):
+    data = JUDGE.chain.sample(50, LENGTH, torch.Generator().manual_seed(1))
+    order = torch.randperm(50, generator=named_generator(0, "data"))  # of the evaluation; triples depend on it
+    exact, other = evaluate(bundle, nfe=(), data=data, num_samples=50, judge=[JUDGE, Constant()])
+    pairs, triples = (ngram_divergence(data[order], JUDGE.chain, n) for n in (2, 3))
+    assert (exact.pair_kl, exact.pair_reverse_kl) == pytest.approx((pairs.kl, pairs.reverse_kl))
+    assert (exact.triple_kl, exact.triple_reverse_kl) == pytest.approx((triples.kl, triples.reverse_kl))
+    assert exact.pair_kl_ci == pytest.approx(pairs.kl_ci)
+    assert exact.pair_reverse_kl_ci == pytest.approx(pairs.reverse_kl_ci)
+    assert exact.triple_kl_ci == pytest.approx(triples.kl_ci)
+    assert exact.triple_reverse_kl_ci == pytest.approx(triples.reverse_kl_ci)
+    assert math.isnan(other.pair_kl)
+    assert math.isnan(exact.joint_kl)  # minutes of work that no one asked for
+
+
+class Constant:
+    name = "constant"
+
+    def score(self, texts, tokens):
+        return Scores(torch.ones(len(texts), dtype=torch.float64), torch.ones(len(texts), dtype=torch.long))
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Joint fits of one epoch."""
+    settings = JointSettings(folds=2, epochs=1)
+    monkeypatch.setattr(
+        divergences, "joint_divergence", lambda tokens, reference: joint_divergence(tokens, reference, settings)
+    )
+    return settings
+
+
+def test_a_joint_divergence_stands_in_its_row_and_its_log_ratios_are_kept(bundle, quick, tmp_path):
+    (row,) = evaluate(bundle, role="teacher", nfe=[1], num_samples=16, judge=JUDGE, joint=True, out=tmp_path)
+    (kept,) = read_sets(tmp_path)
+    assert row.joint_reference == "markov"
+    assert row.joint_kl == pytest.approx(float(kept.log_ratios.mean()))
+    assert row.joint_kl_ci[0] <= row.joint_kl <= row.joint_kl_ci[1]
+    report = (tmp_path / "report.md").read_text()
+    assert "joint KL [95% CI]" in report
+    assert "pair KL [95% CI]" in report
+    assert "Joint KL: whole sequences against markov, nats a sequence" in report
+
+
+def test_a_joint_divergence_is_measured_from_the_named_network_or_else_the_bundles_own(bundle, quick):
+    how = {"role": "teacher", "nfe": [1], "num_samples": 16, "judge": Constant()}
+    own = evaluate(bundle, joint=True, **how)[0]
+    named = Bundle(autoregressive=bundle.autoregressive, process=bundle.process, name="twin")
+    other = evaluate(bundle, joint=named, **how)[0]
+    assert (own.joint_reference, other.joint_reference) == (bundle.name, "twin")
+    assert own.joint_kl == other.joint_kl
+
+
+def test_a_joint_divergence_without_a_reference_or_with_few_samples_is_refused_before_any_work(bundle):
+    how = {"role": "teacher", "nfe": [1], "judge": NeverAsked()}
+    alone = Bundle(teacher=bundle.teacher, process=bundle.process, name="alone")
+    with pytest.raises(UsageError, match="bundle alone has none: train one with didi pretrain"):
+        evaluate(alone, num_samples=16, joint=True, **how)
+    with pytest.raises(UsageError, match="takes 4 samples or more; got num_samples 3"):
+        evaluate(bundle, num_samples=3, joint=True, **how)
+    vocabulary = Tokenizer(models.WordLevel({"a": 0, "[MASK]": 32}, unk_token="a"))
+    other = Bundle(autoregressive=bundle.autoregressive, process=bundle.process, tokenizer=vocabulary, name="other")
+    with pytest.raises(UsageError, match="bundle other has another than unnamed"):
+        evaluate(bundle, num_samples=16, joint=other, **how)

@@ -9,7 +9,7 @@ from didi.evaluation.perplexity import Scores
 from didi.evaluation.row import EvaluationRow, SampleSet
 
 
-def measured(nll, entropies=None, tokens=10, role="student", **about):
+def measured(nll, entropies=None, tokens=10, role="student", log_ratios=None, **about):
     row = EvaluationRow(
         role, "ancestral", 8, 8.0, 0.0, len(nll), "float64", "j", 1.0, (1.0, 1.0), 1.0, 4.0, (4.0, 4.0), 5.0, 7.0, 0.9,
         0.01, 1.0, math.nan, 0, "2-core CPU",
@@ -17,7 +17,7 @@ def measured(nll, entropies=None, tokens=10, role="student", **about):
     nll = torch.as_tensor(nll, dtype=torch.float64)
     entropies = torch.zeros_like(nll) if entropies is None else torch.as_tensor(entropies, dtype=torch.float64)
     scores = Scores(nll, torch.full((len(nll),), tokens))
-    return SampleSet(replace(row, **about), [""] * len(nll), scores, entropies)
+    return SampleSet(replace(row, **about), [""] * len(nll), scores, entropies, log_ratios)
 
 
 def test_what_pairs_share_drops_out():
@@ -77,3 +77,20 @@ def test_sets_are_compared_with_the_teachers_of_the_same_moves_and_departure():
     label = "ancestral, 8 NFE, temperature 0.9"
     assert lines[1].startswith(f"| student, guided, 8 NFE, temperature 0.9 | student, {label} |")
     assert comparison_table([student, *others[:2]]) is None
+
+
+def test_joint_divergences_of_one_reference_are_compared_too():
+    ratios = torch.tensor([2.0, 4.0], dtype=torch.float64)
+    about = {"joint_kl": 3.0, "joint_reference": "markov"}
+    student = measured([30.0, 31.0], log_ratios=ratios, **about)
+    teacher = measured([31.0, 32.0], role="teacher", log_ratios=2 * ratios, **about)
+    assert compare_pairs(student, teacher).joint.ratio == pytest.approx(0.5)
+    header, _, row = comparison_table([student, teacher]).splitlines()[:3]
+    assert header.endswith("| entropy gap [95% CI] | joint KL gap [95% CI] | joint KL ratio [95% CI] |")
+    assert row.endswith("| -3.00 [-4.00, -2.00] | 0.500 [0.500, 0.500] |")
+    elsewhere = replace(teacher, row=replace(teacher.row, joint_reference="news"))
+    assert compare_pairs(student, elsewhere).joint is None
+    assert "joint" not in comparison_table([student, elsewhere])
+    without = measured([31.0, 32.0], role="teacher", temperature=0.9)
+    alike = measured([30.0, 31.0], temperature=0.9)
+    assert comparison_table([student, teacher, without, alike]).splitlines()[3].endswith("| – | – |")

@@ -8,9 +8,10 @@ import torch
 from didi.data.markov import MarkovChain
 from didi.evaluation.diversity import self_bleu, sequence_repetition, token_entropy
 from didi.evaluation.figure import frontier_figure, latency_figure, perplexity_figure
+from didi.evaluation.machine import machine_name
 from didi.evaluation.perplexity import ExactJudge, Scores
 from didi.evaluation.report import rows_table, write_metrics, write_report, write_samples
-from didi.evaluation.row import EvaluationRow, SampleSet, machine_name, measure
+from didi.evaluation.row import EvaluationRow, SampleSet, measure
 
 FIELDS = [
     "role",
@@ -46,6 +47,17 @@ FIELDS = [
     "reverse_kl",
     "total_variation",
     "joint_entropy",
+    "pair_kl",
+    "pair_kl_ci",
+    "pair_reverse_kl",
+    "pair_reverse_kl_ci",
+    "triple_kl",
+    "triple_kl_ci",
+    "triple_reverse_kl",
+    "triple_reverse_kl_ci",
+    "joint_kl",
+    "joint_kl_ci",
+    "joint_reference",
 ]
 
 

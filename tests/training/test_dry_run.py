@@ -72,7 +72,7 @@ WAYS = {
             "divergence_weight": 0.0,
         },
         discriminator={"steps_per_student_step": 2, "replay": 2},
-    ),  # fmt: skip
+    ),
     "lessons": distillation(discriminator={"guidance_steps": 1}),
     "bf16": distillation(loop={"precision": "bf16"}),
     "pre-training": pretraining(),

@@ -12,7 +12,7 @@ import torch
 from didi.apps.terminal import parse
 from didi.data.markov import WORLDS
 from didi.errors import UsageError
-from didi.evaluation.row import machine_name
+from didi.evaluation.machine import machine_name
 from didi.evaluation.speed import FLOOR, Load, Method, Variant, compare
 from didi.evaluation.speed_row import speed_table
 from didi.files import write_atomically

@@ -18,7 +18,7 @@ from didi.apps.console import ResultConsole
 from didi.apps.settings import early, resolve
 from didi.data.source import RandomSource
 from didi.errors import UsageError
-from didi.evaluation.row import machine_name
+from didi.evaluation.machine import machine_name
 from didi.methods import find_method
 from didi.methods.base import Inputs
 from didi.methods.settings import DistillationConfig, RunConfig

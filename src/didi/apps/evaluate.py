@@ -50,6 +50,11 @@ class EvaluateCommand:
     """Evaluate negative controls too: the words of --data shuffled, one word repeated, samples of an n-gram model."""
     mauve: str | None = None
     """Embedding model for MAUVE against --data: embedder (MiniLM), or any model of transformers, such as gpt2-large."""
+    joint: bool = False
+    """Estimate the joint KL divergence of each row by a network fitted to its samples: a minute or more a row."""
+    joint_reference: str | None = None
+    """Bundle whose autoregressive network --joint measures from (didi pretrain tiny-news-ar); by default the exact
+    chain, or the model's own network. Implies --joint."""
     seed: int = 0
     """Random seed of the samples."""
     precision: Precision = "float64"
@@ -96,6 +101,7 @@ def run_evaluate(args: Sequence[str]) -> None:
         data=data,
         anchors=anchors,
         embed=embed,
+        joint=command.joint if command.joint_reference is None else load(command.joint_reference),
         options=sampling_options(command, temperature=1.0, top_p=1.0),
         out=command.out,
         on_set=lambda one: print(_summary(one.row, has_judges=len(command.judge) > 1), file=sys.stderr),
@@ -109,5 +115,6 @@ def run_evaluate(args: Sequence[str]) -> None:
 def _summary(row: EvaluationRow, *, has_judges: bool) -> str:
     """One line of progress for a row."""
     label = row.label(also=("judge",) if has_judges else ())
-    exact = f", KL {row.kl:.4f}" if math.isfinite(row.kl) else ""
-    return f"{label}: perplexity {row.gen_ppl:.2f}, entropy {row.entropy:.3f}{exact}"
+    figures = ((", KL {:.4f}", row.kl), (", KL of pairs {:.4f}", row.pair_kl), (", joint KL {:.2f}", row.joint_kl))
+    known = "".join(words.format(value) for words, value in figures if math.isfinite(value))
+    return f"{label}: perplexity {row.gen_ppl:.2f}, entropy {row.entropy:.3f}{known}"

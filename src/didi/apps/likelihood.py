@@ -10,7 +10,7 @@ from didi.apps.terminal import parse
 from didi.data.markov import WORLDS
 from didi.data.zero_shot import unseen_stand_ins
 from didi.errors import UsageError
-from didi.evaluation.row import machine_name
+from didi.evaluation.machine import machine_name
 from didi.evaluation.zero_shot import LikelihoodRow, likelihood_table, score_corpus
 from didi.files import write_atomically
 from didi.models.bundle import Role, load

@@ -14,7 +14,7 @@ import yaml
 from didi.apps.settings import early, resolve
 from didi.data.source import Source, open_source
 from didi.errors import UsageError
-from didi.evaluation.row import machine_name
+from didi.evaluation.machine import machine_name
 from didi.methods import find_method, method_of
 from didi.methods.base import Inputs
 from didi.methods.elbo import PretrainConfig

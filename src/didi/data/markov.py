@@ -59,6 +59,13 @@ class MarkovChain:
         steps = self.transition.log()[tokens[:, :-1], tokens[:, 1:]]
         return first + steps.sum(-1)
 
+    def ngram_probs(self, n: int) -> Float[Tensor, " k_to_the_n"]:
+        """Probability of each sequence of ``n`` adjacent symbols, in lexicographic order, float64."""
+        probs = self.stationary
+        for _ in range(n - 1):
+            probs = (probs.view(-1, self.num_symbols, 1) * self.transition).flatten()
+        return probs
+
 
 def exact_chain() -> MarkovChain:
     """The chain of the ``exact`` world: every row is a permutation of (0.72, 0.22, 0.05, 0.01).

@@ -14,15 +14,17 @@ from torch import Tensor
 from didi.data.markov import EXACT, WORLDS, MarkovChain
 from didi.diffusion.noise import named_generator
 from didi.errors import UsageError
+from didi.evaluation.divergences import JointReference, divergences, find_reference
 from didi.evaluation.diversity import token_entropy
 from didi.evaluation.exact.figures import Divergences
 from didi.evaluation.exact.rows import ExactRows
 from didi.evaluation.judges import SMOLLM2, load_judge
+from didi.evaluation.machine import machine_name
 from didi.evaluation.mauve import Embedding, mauve
 from didi.evaluation.perplexity import ExactJudge, Judge, Scores
 from didi.evaluation.plan import PlannedRow, departures, plan_rows
 from didi.evaluation.report import write_metrics, write_report, write_samples
-from didi.evaluation.row import Circumstances, EvaluationRow, SampleSet, machine_name, measure
+from didi.evaluation.row import Circumstances, EvaluationRow, SampleSet, measure
 from didi.models.bundle import Bundle, Role
 from didi.models.nelbo import nats_per_token
 from didi.sampling.generate import generate
@@ -48,6 +50,7 @@ def evaluate(
     data: Int[Tensor, "n l"] | None = None,
     anchors: Mapping[str, Int[Tensor, "_ l"]] | None = None,
     embed: Embedding | None = None,
+    joint: bool | Bundle = False,
     options: SamplingOptions | None = None,
     out: Path | str | None = None,
     on_set: Callable[[SampleSet], None] | None = None,
@@ -71,6 +74,7 @@ def evaluate(
             network's NELBO (exact NLL for the autoregressive one).
         anchors: further sets to judge, by name, such as those of ``anchors.anchor_sets``.
         embed: from ``mauve.load_embedding``: gives every row its MAUVE against as many other rows of ``data``.
+        joint: gives every row its ``joint_kl``, in minutes; True, or a bundle: see ``divergences.find_reference``.
         options: further sampling options; role and sampler come from the arguments above.
         out: folder for ``metrics.json``, ``samples.jsonl``, ``report.md`` and its figures.
         on_set: called with each sample set as soon as it is measured.
@@ -83,10 +87,10 @@ def evaluate(
     plan = plan_rows(bundle, role, sampler, nfe, departures(options or SamplingOptions(), temperature, top_p))
     sets = ({} if data is None else {"data": data}) | dict(anchors or {})
     _check_tokens(bundle, sets)
-    if out is not None:
-        Path(out).mkdir(parents=True, exist_ok=True)  # a folder that cannot be written fails now, not after the work
+    folder = _made(out)  # a folder that cannot be written fails now, not after the work
+    distant = find_reference(bundle, judges := _judges(bundle, judge), joint, num_samples)
     reference = None if embed is None else embed(decode(bundle, _reference_rows(data, num_samples, seed)))
-    measured = _Measured(_judges(bundle, judge), seed, embed, reference, None if out is None else Path(out), on_set)
+    measured = _Measured(judges, seed, embed, reference, distant, folder, on_set)
     for name, tokens in sets.items():
         chosen = tokens[_random_order(tokens, seed)[:num_samples]]
         measured.add(chosen, decode(bundle, chosen), name, "", 0, seconds=math.nan, student_passes=0.0)
@@ -104,6 +108,7 @@ class _Measured:
         seed: of the samples.
         embed: of MAUVE, if it is wanted.
         reference: real text in the space of ``embed``.
+        joint: what the joint divergence is measured from, if it is wanted.
         out: folder of what is written.
         on_set: called with each set.
         results: the sets so far.
@@ -113,6 +118,7 @@ class _Measured:
     seed: int
     embed: Embedding | None
     reference: Tensor | None
+    joint: JointReference | None
     out: Path | None
     on_set: Callable[[SampleSet], None] | None
     results: list[SampleSet] = field(default_factory=list)
@@ -138,13 +144,19 @@ class _Measured:
             about["mauve"] = mauve(self.embed(texts), self.reference)
             about["note"] = f"MAUVE in the space of {self.embed.name}"
         about |= {"seed": self.seed}
+        log_ratios = None
+        if self.joint is not None:
+            found = self.joint.estimate(tokens)
+            log_ratios = found.log_ratios
+            about |= {"joint_kl": found.kl, "joint_kl_ci": found.ci, "joint_reference": self.joint.name}
         for one in self.judges:
             scores = _scores(one, texts, tokens)
             passes = {"seconds": seconds, "student_passes": student_passes}
-            found = exact(one.chain) if isinstance(one, ExactJudge) else None
-            known = about if found is None else about | cast(Circumstances, asdict(found))
+            known: Circumstances = about | divergences(tokens, one)
+            if isinstance(one, ExactJudge) and (found := exact(one.chain)) is not None:
+                known = known | cast(Circumstances, asdict(found))
             row = measure(label, sampler, moves, tokens, scores, judge=one.name, **passes, **known)
-            self.results.append(SampleSet(row, texts, scores, token_entropy(tokens).cpu()))
+            self.results.append(SampleSet(row, texts, scores, token_entropy(tokens).cpu(), log_ratios))
             if self.out is not None and world().is_main:  # a run that is stopped keeps what it has measured
                 write_metrics([result.row for result in self.results], self.out)
                 write_samples(self.results, self.out)
@@ -188,6 +200,14 @@ def _sample(
             grid="given" if settings.times else settings.grid,
             settings=described(settings),
         )
+
+
+def _made(out: Path | str | None) -> Path | None:
+    """The folder of the results, made if it does not exist."""
+    if out is None:
+        return None
+    Path(out).mkdir(parents=True, exist_ok=True)
+    return Path(out)
 
 
 def _check_tokens(bundle: Bundle, sets: Mapping[str, Int[Tensor, "_ l"]]) -> None:

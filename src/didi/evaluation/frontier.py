@@ -25,6 +25,8 @@ CHUNK_ELEMENTS = 1 << 24
 Point = tuple[float, float]
 Statistic = Callable[[Float[Tensor, "r c"]], Float[Tensor, " r"]]
 Interval = tuple[float, float]
+NAN_INTERVAL: Interval = (math.nan, math.nan)
+"""Interval of a figure that does not exist."""
 
 
 def perplexity_at_entropy(curve: Sequence[Point], entropy: float) -> float:

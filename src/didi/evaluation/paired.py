@@ -10,6 +10,7 @@ from torch import Tensor
 
 from didi.errors import UsageError
 from didi.evaluation.frontier import Interval, bootstrap_interval, mean_interval
+from didi.evaluation.joint import JointComparison, compare_joint
 from didi.evaluation.perplexity import perplexity
 from didi.evaluation.row import DETAILS, EvaluationRow, SampleSet, varying_fields
 from didi.markdown import markdown_table
@@ -29,6 +30,7 @@ class Comparison:
             a text has no probability.
         entropy_gap: mean entropy of the first less that of the second, nats.
         entropy_gap_ci: its 95% interval.
+        joint: their joint divergences, if both have one from the same reference.
     """
 
     perplexity_ratio: float
@@ -36,6 +38,7 @@ class Comparison:
     p_value: float
     entropy_gap: float
     entropy_gap_ci: Interval
+    joint: JointComparison | None = None
 
 
 def compare_pairs(ours: SampleSet, theirs: SampleSet, *, seed: int = 0) -> Comparison:
@@ -55,12 +58,16 @@ def compare_pairs(ours: SampleSet, theirs: SampleSet, *, seed: int = 0) -> Compa
         [ours.scores.nll, ours.scores.num_tokens.double(), theirs.scores.nll, theirs.scores.num_tokens.double()], 1
     )
     gap = ours.entropies - theirs.entropies
+    joint, is_alike = None, ours.row.joint_reference == theirs.row.joint_reference
+    if is_alike and ours.log_ratios is not None and theirs.log_ratios is not None:
+        joint = compare_joint(ours.log_ratios, theirs.log_ratios, seed=seed)
     return Comparison(
         perplexity_ratio=perplexity(ours.scores) / perplexity(theirs.scores),
         perplexity_ratio_ci=bootstrap_interval(columns, lambda totals: _log_ratio(totals).exp(), seed=seed),
         p_value=_permutation_p_value(columns, seed),
         entropy_gap=float(gap.mean()),
         entropy_gap_ci=mean_interval(gap, seed=seed),
+        joint=joint,
     )
 
 
@@ -111,18 +118,29 @@ def models_table(models: Mapping[str, Sequence[SampleSet]]) -> str:
 
 def _table(comparisons: Sequence[tuple[str, str, Comparison]]) -> str:
     header = ["", "against", "perplexity ratio [95% CI]", "p", "entropy gap [95% CI]"]
+    has_joint = any(found.joint is not None for _, _, found in comparisons)
+    header += ["joint KL gap [95% CI]", "joint KL ratio [95% CI]"] if has_joint else []
     rows = []
     for ours, theirs, found in comparisons:
         (low, high), (gap_low, gap_high) = found.perplexity_ratio_ci, found.entropy_gap_ci
         ratio = f"{found.perplexity_ratio:.3f} [{low:.3f}, {high:.3f}]"
         gap = f"{found.entropy_gap:+.3f} [{gap_low:+.3f}, {gap_high:+.3f}]"
-        rows.append([ours, theirs, ratio, f"{found.p_value:.4f}", gap])
+        rows.append([ours, theirs, ratio, f"{found.p_value:.4f}", gap, *(_joint_cells(found) if has_joint else [])])
     lines = markdown_table(header, rows, num_left=2)
     lines.append(
         "\nSamples of the same seed are compared pair by pair: p is that of no difference in perplexity "
         f"({NUM_PERMUTATIONS:,} random swaps of pairs). A lower perplexity at a lower entropy is no gain by itself."
     )
     return "\n".join(lines) + "\n"
+
+
+def _joint_cells(found: Comparison) -> list[str]:
+    """Difference and ratio of the joint divergences; dashes where there are none."""
+    if found.joint is None:
+        return ["–", "–"]
+    (low, high), (ratio_low, ratio_high) = found.joint.gap_ci, found.joint.ratio_ci
+    ratio = f"{found.joint.ratio:.3f} [{ratio_low:.3f}, {ratio_high:.3f}]"
+    return [f"{found.joint.gap:+.2f} [{low:+.2f}, {high:+.2f}]", "–" if math.isnan(found.joint.ratio) else ratio]
 
 
 def _baseline(one: SampleSet, sets: Sequence[SampleSet]) -> SampleSet:

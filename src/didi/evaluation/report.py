@@ -77,6 +77,8 @@ def write_samples(sets: Sequence[SampleSet], folder: Path) -> Path:
         figures = zip(one.scores.nll.tolist(), one.scores.num_tokens.tolist(), one.entropies.tolist(), strict=True)
         for number, (text, (nll, num_tokens, entropy)) in enumerate(zip(one.texts, figures, strict=True)):
             record = about | {"number": number, "nll": finite(nll), "judge_tokens": num_tokens, "entropy": entropy}
+            if one.log_ratios is not None:
+                record["log_ratio"] = finite(float(one.log_ratios[number]))
             lines.append(json.dumps(record | {"text": text}, ensure_ascii=False, allow_nan=False) + "\n")
     return write_atomically(folder / "samples.jsonl", "".join(lines))
 
@@ -107,7 +109,8 @@ def _read_set(row: EvaluationRow, samples: Sequence[Mapping[str, Any]]) -> Sampl
         return torch.tensor([math.inf if one[name] is None else one[name] for one in samples], dtype=torch.float64)
 
     scores = Scores(column("nll"), column("judge_tokens").long())
-    return SampleSet(row, [str(one["text"]) for one in samples], scores, column("entropy"))
+    log_ratios = column("log_ratio") if all("log_ratio" in one for one in samples) else None
+    return SampleSet(row, [str(one["text"]) for one in samples], scores, column("entropy"), log_ratios)
 
 
 def rows_table(rows: Sequence[EvaluationRow], *, recipe: str = "") -> str:
@@ -120,6 +123,11 @@ def rows_table(rows: Sequence[EvaluationRow], *, recipe: str = "") -> str:
     header = ["role", "sampler", "NFE", "passes", "disc. passes", "perplexity [95% CI]", "mean-sample ppl"]
     header += [
         "entropy [95% CI]",
+        "pair KL [95% CI]",
+        "pair KL, reverse",
+        "triple KL [95% CI]",
+        "triple KL, reverse",
+        "joint KL [95% CI]",
         "corpus entropy",
         "bigram entropy",
         "distinct-4",
@@ -148,8 +156,24 @@ def rows_table(rows: Sequence[EvaluationRow], *, recipe: str = "") -> str:
         "all samples; entropies are in nats; the NELBO, an upper bound, or an "
         "autoregressive model's exact NLL is in nats per held-out token; "
         "intervals are bootstrapped over sequences. Compare perplexities only at "
-        f"like entropy.{EXACT if is_exact else ''}\n"
+        f"like entropy.{EXACT if is_exact else ''}{_divergence_note(rows)}\n"
     )
+
+
+def _divergence_note(rows: Sequence[EvaluationRow]) -> str:
+    """What the columns of divergences are, where there are any."""
+    note = ""
+    if any(math.isfinite(row.pair_kl) for row in rows):
+        note += (
+            " KL of pairs and triples: adjacent symbols of the samples against the chain (reverse: the chain against "
+            "the samples), nats a pair or triple, with jackknife intervals; 0 on average for samples of the chain."
+        )
+    if references := sorted({row.joint_reference for row in rows if row.joint_reference}):
+        note += (
+            f" Joint KL: whole sequences against {', '.join(references)}, nats a sequence, by a network fitted to the "
+            "samples and scored on held-out ones: a lower bound on average."
+        )
+    return note
 
 
 def write_report(sets: Sequence[SampleSet], folder: Path, *, title: str, recipe: str = "") -> Path:
@@ -213,6 +237,8 @@ def _cells(row: EvaluationRow, varying: Sequence[str]) -> list[str]:
         return format(value, f"z{spec}") if math.isfinite(value) else "–"  # z: no negative zero
 
     def interval(value: float, ends: Interval, spec: str) -> str:
+        if math.isnan(value):
+            return "–"
         return f"{number(value, spec)} [{number(ends[0], spec)}, {number(ends[1], spec)}]"
 
     decimals = ".2f" if row.gen_ppl < 20 else ".1f"
@@ -225,6 +251,11 @@ def _cells(row: EvaluationRow, varying: Sequence[str]) -> list[str]:
         interval(row.gen_ppl, row.gen_ppl_ci, decimals),
         number(row.gen_ppl_mean_sample, decimals),
         interval(row.entropy, row.entropy_ci, ".2f"),
+        interval(row.pair_kl, row.pair_kl_ci, ".4f"),
+        interval(row.pair_reverse_kl, row.pair_reverse_kl_ci, ".4f"),
+        interval(row.triple_kl, row.triple_kl_ci, ".4f"),
+        interval(row.triple_reverse_kl, row.triple_reverse_kl_ci, ".4f"),
+        interval(row.joint_kl, row.joint_kl_ci, ".2f"),
         number(row.corpus_entropy, ".2f"),
         number(row.bigram_entropy, ".2f"),
         number(row.distinct_4, ".3f"),

@@ -1,18 +1,14 @@
 """Evaluation rows: the metrics of one sample set, as tables, figures and ``metrics.json`` show them."""
 
 import math
-import os
-import platform
-import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any, TypedDict, Unpack
+from typing import Any, Unpack
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from didi.evaluation.divergences import Divergences
 from didi.evaluation.diversity import (
     bigram_entropy,
     corpus_entropy,
@@ -21,7 +17,8 @@ from didi.evaluation.diversity import (
     sequence_repetition,
     token_entropy,
 )
-from didi.evaluation.frontier import Interval, mean_interval, perplexity_interval
+from didi.evaluation.frontier import NAN_INTERVAL, Interval, mean_interval, perplexity_interval
+from didi.evaluation.machine import machine_name
 from didi.evaluation.perplexity import Scores, mean_sample_perplexity, perplexity
 
 WORDS = {
@@ -82,6 +79,18 @@ class EvaluationRow:
             never draws a sequence of the data, as with top-p.
         total_variation: Exact total variation between sampler and data, in [0, 1].
         joint_entropy: Exact entropy of the sampler over whole sequences, nats a sequence.
+        pair_kl: KL(samples || chain) of adjacent pairs of symbols, nats per pair; NaN without a Markov chain.
+        pair_kl_ci: Its 95% jackknife interval over sequences.
+        pair_reverse_kl: KL(chain || samples) of adjacent pairs, nats per pair.
+        pair_reverse_kl_ci: Its 95% jackknife interval.
+        triple_kl: KL(samples || chain) of adjacent triples of symbols, nats per triple.
+        triple_kl_ci: Its 95% jackknife interval.
+        triple_reverse_kl: KL(chain || samples) of adjacent triples, nats per triple.
+        triple_reverse_kl_ci: Its 95% jackknife interval.
+        joint_kl: Estimate of KL(samples || reference) of whole sequences by a fitted network, nats per sequence, a
+            lower bound in expectation; NaN if it was not requested.
+        joint_kl_ci: Its 95% bootstrap interval over sequences.
+        joint_reference: What ``joint_kl`` is measured from: ``markov`` or the name of a bundle.
     """
 
     role: str
@@ -117,6 +126,17 @@ class EvaluationRow:
     reverse_kl: float = math.nan
     total_variation: float = math.nan
     joint_entropy: float = math.nan
+    pair_kl: float = math.nan
+    pair_kl_ci: Interval = NAN_INTERVAL
+    pair_reverse_kl: float = math.nan
+    pair_reverse_kl_ci: Interval = NAN_INTERVAL
+    triple_kl: float = math.nan
+    triple_kl_ci: Interval = NAN_INTERVAL
+    triple_reverse_kl: float = math.nan
+    triple_reverse_kl_ci: Interval = NAN_INTERVAL
+    joint_kl: float = math.nan
+    joint_kl_ci: Interval = NAN_INTERVAL
+    joint_reference: str = ""
 
     def label(self, *, omit: Collection[str] = (), also: Collection[str] = ()) -> str:
         """Label of the row, for example ``student, ancestral, 8 NFE, temperature 0.9``.
@@ -153,15 +173,17 @@ class SampleSet:
         texts: The samples.
         scores: The judge's score of each sample.
         entropies: Unigram entropy within each sample, nats.
+        log_ratios: Of ``joint.JointEstimate``, nats; None if the joint divergence was not requested.
     """
 
     row: EvaluationRow
     texts: list[str]
     scores: Scores
     entropies: Float[Tensor, " b"]
+    log_ratios: Float[Tensor, " b"] | None = None
 
 
-class Circumstances(TypedDict, total=False):
+class Circumstances(Divergences, total=False):
     """How a sample set came about: the fields of ``EvaluationRow`` of the same names.
 
     By default, samples drawn exactly in float64 with seed 0 and without guidance, on the CPU of this machine.
@@ -267,15 +289,3 @@ def _read(value: Any) -> Any:
 def varying_fields(rows: Sequence[EvaluationRow], names: Sequence[str]) -> list[str]:
     """Returns the names of those fields whose values differ between the rows."""
     return [name for name in names if len({getattr(row, name) for row in rows}) > 1]
-
-
-def machine_name(device: str | torch.device = "cpu") -> str:
-    """Hardware and torch version, without a host name: ``2-core x86_64 CPU (AMD EPYC), torch 2.13.0, 2 threads``."""
-    version = f"torch {torch.__version__.split('+')[0]}"
-    if torch.device(device).type == "cuda":
-        return f"{torch.cuda.get_device_name(device)}, {version}, CUDA {torch.version.cuda}"
-    cpuinfo = Path("/proc/cpuinfo")
-    found = re.search(r"model name\s*:\s*(.+)", cpuinfo.read_text()) if cpuinfo.exists() else None
-    model = found[1].strip() if found else platform.processor()
-    cpu = f"{os.cpu_count()}-core {platform.machine()} CPU" + (f" ({model})" if model else "")
-    return f"{cpu}, {version}, {torch.get_num_threads()} thread{'s' * (torch.get_num_threads() > 1)}"

@@ -7,8 +7,8 @@ from didi.apps.reproduce.plan import Plan
 from didi.apps.reproduce.study import Cell, LikelihoodCell, Run, Study
 from didi.evaluation.anchors import ANCHORS
 from didi.evaluation.figure import latency_figure, perplexity_figure
+from didi.evaluation.machine import machine_name
 from didi.evaluation.report import quoted, rows_table
-from didi.evaluation.row import machine_name
 from didi.evaluation.zero_shot import likelihood_table
 from didi.markdown import markdown_table
 from didi.models.bundle import Role

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from didi.apps.reproduce.study import Cell, Run, Study
 from didi.data.markov import MARKOV
 from didi.evaluation.anchors import ANCHORS
-from didi.evaluation.row import machine_name
+from didi.evaluation.machine import machine_name
 from didi.methods.didi_settings import DistillConfig
 from didi.recipes.ablations import paper_objective
 

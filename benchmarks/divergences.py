@@ -1,0 +1,255 @@
+"""Divergences of the bundled models' samples, and how accurate their estimates are: docs/results/divergences.json.
+
+    python benchmarks/divergences.py accuracy
+    python benchmarks/divergences.py markov --student RUN/bundle
+    python benchmarks/divergences.py tiny-news --reference RUN/bundle
+    python benchmarks/divergences.py page
+
+The student is that of `didi distill markov`, the reference that of `didi pretrain tiny-news-ar`. Each part is written
+as soon as it is measured. `accuracy` needs no bundle but `markov`.
+"""
+
+import argparse
+import itertools
+import json
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from pages import DOCS, renew, write_json
+
+import didi
+from didi.data.markov import MarkovChain
+from didi.evaluation.joint import JointSettings, joint_divergence
+from didi.evaluation.machine import machine_name
+from didi.evaluation.ngrams import ngram_divergence
+from didi.evaluation.row import EvaluationRow, SampleSet
+from didi.markdown import markdown_table
+from didi.sampling.options import SamplingOptions
+
+RESULTS = DOCS / "results" / "divergences.json"
+TEACHER_NFE = (4, 8, 12, 16, 32, 64, 128)
+STUDENT_NFE = (4, 8, 16)
+KEPT = ("role", "sampler", "nfe", "num_samples", "seed", "gen_ppl", "gen_ppl_ci", "entropy", "entropy_ci")
+
+
+def few_move_law(chain: MarkovChain, length: int, num_moves: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Exact distribution of the ancestral sampler of few moves with the exact denoiser of a small chain.
+
+    Returns:
+        All sequences of ``length`` symbols, and the probability of each.
+    """
+    num = chain.num_symbols
+    sequences = torch.tensor(list(itertools.product(range(num), repeat=length)))
+    q = chain.log_likelihood(sequences).exp()
+    weights = num ** torch.arange(length - 1, -1, -1)
+
+    def subset_probs(known: int) -> torch.Tensor:  # probability of the symbols of each sequence at ``known``
+        keys = (sequences * weights * torch.tensor([known >> pos & 1 for pos in range(length)])).sum(1)
+        return torch.zeros(num**length, dtype=torch.float64).index_add_(0, keys, q)[keys]
+
+    marginals = [subset_probs(known) for known in range(2**length)]
+    law = {0: torch.ones(len(sequences), dtype=torch.float64)}  # of the symbols revealed so far, by their positions
+    for move in range(num_moves):
+        rate, new = 1 / (num_moves - move), {}
+        for known, probs in law.items():
+            hidden = [pos for pos in range(length) if not known >> pos & 1]
+            for revealed in itertools.product((0, 1), repeat=len(hidden)):
+                chosen = [pos for pos, is_new in zip(hidden, revealed, strict=True) if is_new]
+                left = len(hidden) - len(chosen)
+                weight = rate ** len(chosen) * (1 - rate) ** left if left or rate < 1 else 1.0
+                if not weight:
+                    continue
+                value = probs * weight
+                for pos in chosen:
+                    value = value * marginals[known | 1 << pos] / marginals[known]
+                after = known | sum(1 << pos for pos in chosen)
+                new[after] = new.get(after, 0) + value
+        law = new
+    return sequences, law[2**length - 1]
+
+
+def accuracy_ngrams(teacher_pool: torch.Tensor) -> Iterator[dict[str, Any]]:
+    """Means and standard deviations over sets of the chain's samples (true value 0) and of the teacher's at 8 NFE."""
+    chain = MarkovChain()
+    draws: dict[str, Callable[[int, torch.Generator], torch.Tensor]] = {
+        "chain": lambda size, generator: chain.sample(size, 32, generator),
+        "teacher, 8 NFE": lambda size, generator: teacher_pool[
+            torch.randperm(len(teacher_pool), generator=generator)[:size]
+        ],
+    }
+    for name, draw in draws.items():
+        truth = [ngram_divergence(teacher_pool, chain, n) for n in (2, 3)] if name != "chain" else None
+        for n, size in itertools.product((2, 3), (1024, 2048, 4096)):
+            sets = [draw(size, torch.Generator().manual_seed(40_000 + seed)) for seed in range(60)]
+            found = [ngram_divergence(one, chain, n) for one in sets]
+            record: dict[str, Any] = {"samples of": name, "n": n, "num_samples": size, "sets": len(sets)}
+            for field in ("kl", "reverse_kl"):
+                values = [getattr(one, field) for one in found]
+                true = 0.0 if truth is None else getattr(truth[n - 2], field)
+                held = [low <= true <= high for low, high in (getattr(one, f"{field}_ci") for one in found)]
+                record[field] = {
+                    "true": true,  # of the teacher: the estimate from 32,768 samples
+                    "bias": statistics.fmean(values) - true,
+                    "sd": statistics.stdev(values),
+                    "held by the interval": statistics.fmean(held),
+                }
+            yield record
+
+
+def accuracy_joint(teacher_pool: torch.Tensor) -> Iterator[dict[str, Any]]:
+    """The joint estimate where the divergence is known, and as the samples grow."""
+    generator = torch.Generator().manual_seed(41_000)
+    chain, small = MarkovChain(), MarkovChain(num_symbols=4, seed=1)
+    for size in (1024, 2048, 4096):
+        yield _joint("chain", 0.0, chain.sample(size, 32, generator), chain)
+    for moves in (1, 2, 4, 8):
+        sequences, probs = few_move_law(small, 7, moves)
+        log_ratios = probs.log() - small.log_likelihood(sequences)
+        true = float((probs * log_ratios).sum())
+        for size in (2048, 4096):
+            rows = torch.multinomial(probs, size, replacement=True, generator=generator)
+            record = _joint(f"4 symbols, 7 positions, {moves} moves", true, sequences[rows], small)
+            # What a perfect fit would give for these samples: the rest of the error is that of their choice.
+            yield record | {"mean exact log-ratio of the samples": float(log_ratios[rows].mean())}
+    for size in (1024, 2048, 4096, 8192, 16_384):
+        yield _joint("teacher, 8 NFE", None, teacher_pool[:size], chain)
+    for seed in (1, 2):
+        yield _joint(f"teacher, 8 NFE, seed {seed} of the fit", None, teacher_pool[:2048], chain, seed=seed)
+
+
+def _joint(name: str, true: float | None, tokens: torch.Tensor, chain: MarkovChain, seed: int = 0) -> dict[str, Any]:
+    begin = time.perf_counter()
+    found = joint_divergence(tokens, chain, JointSettings(seed=seed))
+    return {
+        "samples of": name,
+        "num_samples": len(tokens),
+        "true": true,
+        "joint_kl": found.kl,
+        "joint_kl_ci": found.ci,
+        "folds": found.folds,
+        "seconds": time.perf_counter() - begin,
+    }
+
+
+def kept(row: EvaluationRow) -> dict[str, Any]:
+    """The fields of a row that the page shows."""
+    record = row.record()
+    names = (*KEPT, *(name for name in record if name.startswith(("pair_", "triple_", "joint_"))))
+    return {name: record[name] for name in names}
+
+
+def interval(record: dict[str, Any], name: str, spec: str) -> str:
+    low, high = record[f"{name}_ci"]
+    return f"{record[name]:z{spec}} [{low:z{spec}}, {high:z{spec}}]"
+
+
+def page(results: dict[str, Any]) -> list[str]:
+    """The tables of the page."""
+    columns = ("pair_kl", "pair_reverse_kl", "triple_kl", "triple_reverse_kl")
+    body = []
+    for part in ("teacher", "student", "student, guided", "chain"):
+        for one in results[f"markov {part}"]:
+            figures = [interval(one, name, ".4f") for name in columns]
+            name = f"{part}, {one['nfe']} NFE" if one["nfe"] else part
+            figures = [f"{one['gen_ppl']:.2f}", f"{one['entropy']:.3f}", *figures, interval(one, "joint_kl", ".2f")]
+            body.append([name, *figures])
+    header = ["markov", "perplexity", "entropy", "pair KL", "pair KL, reverse", "triple KL", "triple KL, reverse"]
+    lines = markdown_table([*header, "joint KL"], body, num_left=1)
+    body = []
+    for one in results["accuracy of pairs and triples"]:
+        figures = []
+        for name in ("kl", "reverse_kl"):
+            found = one[name]
+            figures += [f"{found['true']:.4f}", f"{found['bias']:+z.4f}", f"{found['sd']:.4f}"]
+            figures.append(f"{found['held by the interval']:.0%}")
+        body.append([one["samples of"], "pairs" if one["n"] == 2 else "triples", f"{one['num_samples']:,}", *figures])
+    header = ["samples of", "", "samples", "KL", "bias", "sd", "held", "reverse", "bias", "sd", "held"]
+    lines += ["", *markdown_table(header, body, num_left=2)]
+    body = []
+    for one in results["accuracy of the joint"]:
+        true = "–" if one["true"] is None else f"{one['true']:.3f}"
+        sampled = one.get("mean exact log-ratio of the samples")
+        sampled = ("–" if one["true"] is None else "0") if sampled is None else f"{sampled:.3f}"
+        body.append([one["samples of"], f"{one['num_samples']:,}", true, sampled, interval(one, "joint_kl", ".3f")])
+    header = ["samples of", "samples", "exact KL", "mean exact log-ratio of the samples", "joint KL"]
+    lines += ["", *markdown_table(header, body, num_left=1)]
+    rows = [(part, one) for part in ("data", "teacher", "student") for one in results.get(f"tiny-news {part}", [])]
+    if rows:
+        body = []
+        for part, one in rows:
+            name = f"{part}, {one['nfe']} NFE" if one["nfe"] else part
+            figures = [f"{one['gen_ppl']:.1f}", f"{one['entropy']:.3f}", interval(one, "joint_kl", ".1f")]
+            body.append([name, f"{one['num_samples']:,}", *figures])
+        lines += ["", *markdown_table(["tiny-news", "samples", "perplexity", "entropy", "joint KL"], body, num_left=1)]
+    return [*lines, "", f"{results['machine']}."]
+
+
+def write(part: str, values: Any) -> None:
+    """Put a part into the file of results."""
+    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    results[part] = values
+    results["machine"] = machine_name()
+    write_json(RESULTS, results)
+
+
+def measured(bundle: didi.Bundle, part: str, **how: Any) -> None:
+    """Evaluate and write row by row, under ``part``."""
+    begin, records = time.perf_counter(), []
+
+    def keep(one: SampleSet) -> None:
+        records.append(kept(one.row) | {"seconds": time.perf_counter() - begin})
+        print(part, records[-1]["role"], one.row.nfe, one.row.pair_kl, one.row.joint_kl, flush=True)
+        write(part, records)
+
+    didi.evaluate(bundle, on_set=keep, options=SamplingOptions(batch_size=256), **how)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", choices=("accuracy", "markov", "tiny-news", "page"))
+    parser.add_argument("--student", help="bundle of the markov student")
+    parser.add_argument("--reference", help="bundle of the autoregressive network of tiny-news")
+    parser.add_argument("--samples", type=int, help="by default 4096 (markov) and 2048 (tiny-news)")
+    parser.add_argument("--seed", type=int, default=50_000)
+    args = parser.parse_args()
+    if args.part == "page":
+        renew(DOCS / "evaluation.md", "divergences.py", page(json.loads(RESULTS.read_text())))
+        return
+    if args.part == "accuracy":
+        teacher = didi.load("markov")
+        pool = didi.generate(teacher, num_samples=32_768, nfe=8, role="teacher", seed=5, batch_size=512).tokens
+        for part, run in (
+            ("accuracy of pairs and triples", accuracy_ngrams),
+            ("accuracy of the joint", accuracy_joint),
+        ):
+            records: list[dict[str, Any]] = []
+            for record in run(pool):
+                print(record, flush=True)
+                records.append(record)
+                write(part, records)
+        return
+    shared: dict[str, Any] = {"seed": args.seed, "joint": True}
+    if args.part == "markov":
+        shared["num_samples"] = args.samples or 4096
+        bundle = didi.load(args.student)
+        measured(bundle, "markov student", role="student", nfe=STUDENT_NFE, **shared)
+        measured(bundle, "markov student, guided", role="student", sampler="guided", nfe=STUDENT_NFE, **shared)
+        measured(bundle, "markov teacher", role="teacher", nfe=TEACHER_NFE, **shared)
+        chain = MarkovChain().sample(shared["num_samples"], 32, torch.Generator().manual_seed(args.seed))
+        measured(bundle, "markov chain", nfe=(), data=chain, **shared)
+    else:
+        from didi.data.source import open_source
+
+        shared |= {"num_samples": args.samples or 2048, "joint": didi.load(args.reference)}
+        bundle = didi.load("tiny-news")
+        rows = open_source("news", length=128, tokenizer=bundle.tokenizer).test
+        measured(bundle, "tiny-news student", role="student", nfe=(8, 16), **shared)
+        measured(bundle, "tiny-news teacher", role="teacher", nfe=(8, 32, 128), **shared)
+        measured(bundle, "tiny-news data", nfe=(), data=rows, **shared)
+
+
+if __name__ == "__main__":
+    main()

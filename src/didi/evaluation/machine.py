@@ -1,0 +1,20 @@
+"""The machine that times were measured on."""
+
+import os
+import platform
+import re
+from pathlib import Path
+
+import torch
+
+
+def machine_name(device: str | torch.device = "cpu") -> str:
+    """Hardware and torch version, without a host name: ``2-core x86_64 CPU (AMD EPYC), torch 2.13.0, 2 threads``."""
+    version = f"torch {torch.__version__.split('+')[0]}"
+    if torch.device(device).type == "cuda":
+        return f"{torch.cuda.get_device_name(device)}, {version}, CUDA {torch.version.cuda}"
+    cpuinfo = Path("/proc/cpuinfo")
+    found = re.search(r"model name\s*:\s*(.+)", cpuinfo.read_text()) if cpuinfo.exists() else None
+    model = found[1].strip() if found else platform.processor()
+    cpu = f"{os.cpu_count()}-core {platform.machine()} CPU" + (f" ({model})" if model else "")
+    return f"{cpu}, {version}, {torch.get_num_threads()} thread{'s' * (torch.get_num_threads() > 1)}"

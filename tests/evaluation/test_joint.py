@@ -1,0 +1,171 @@
+import math
+
+import pytest
+import torch
+
+from didi.data.markov import MarkovChain
+from didi.errors import UsageError
+from didi.evaluation.joint import JointSettings, compare_joint, joint_divergence
+from didi.evaluation.joint_chain import ChainFit
+from didi.models.autoregressive import AutoregressiveConfig, AutoregressiveLM
+
+SMALL = MarkovChain(num_symbols=4, seed=1)
+LENGTH = 7
+
+
+def seeded(seed):
+    return torch.Generator().manual_seed(seed)
+
+
+def enumerated(chain, length):
+    """All sequences of a small chain."""
+    num = chain.num_symbols
+    ids = torch.arange(num**length)
+    return torch.stack([ids // num**pos % num for pos in reversed(range(length))], 1)
+
+
+def drawn(probs, num, seed):
+    return enumerated(SMALL, LENGTH)[torch.multinomial(probs, num, replacement=True, generator=seeded(seed))]
+
+
+def exact_kl(probs):
+    log_q = SMALL.log_likelihood(enumerated(SMALL, LENGTH))
+    return float(torch.special.xlogy(probs, probs).sum() - (probs * log_q).sum())
+
+
+def alternating():
+    """The chain's sequences, those with their last symbol equal to the first favoured: no table of pairs sees it."""
+    sequences = enumerated(SMALL, LENGTH)
+    probs = SMALL.log_likelihood(sequences).exp() * torch.where(sequences[:, 0] == sequences[:, -1], 9.0, 1.0)
+    return probs / probs.sum()
+
+
+def tiny_network(randomise):
+    shape = {"vocab_size": 5, "mask_id": 4, "length": LENGTH, "hidden_size": 16, "num_blocks": 1, "num_heads": 2}
+    return randomise(AutoregressiveLM(AutoregressiveConfig(**shape)))
+
+
+def test_the_fit_starts_as_the_chain():
+    rows = SMALL.sample(20, LENGTH, seeded(0))
+    nll = ChainFit(SMALL, LENGTH, 0).eval().nll(rows)
+    torch.testing.assert_close(nll.double().sum(1), -SMALL.log_likelihood(rows), atol=1e-5, rtol=1e-5)
+
+
+def test_the_table_of_transitions_is_learned_in_closed_form():
+    rows = torch.multinomial(SMALL.stationary, 4000 * LENGTH, replacement=True, generator=seeded(1)).view(-1, LENGTH)
+    fit = ChainFit(SMALL, LENGTH, 0)
+    fit.start(rows[:3000], rows[3000:])
+    table = fit.log_table.exp()
+    torch.testing.assert_close(table.sum(1), torch.ones(5).double())
+    torch.testing.assert_close(table, SMALL.stationary.expand(5, 4), atol=0.02, rtol=0)
+    chain = SMALL.sample(4000, LENGTH, seeded(2))
+    fit = ChainFit(SMALL, LENGTH, 0)
+    fit.start(chain[:3000], chain[3000:])
+    torch.testing.assert_close(fit.log_table[:4].exp(), SMALL.transition, atol=0.02, rtol=0)
+
+
+def test_the_table_is_chosen_on_sequences_that_its_counts_do_not_hold():
+    chain = MarkovChain()
+    rows = chain.sample(60, 32, seeded(10))
+    fit = ChainFit(chain, 32, 0)
+    fit.start(rows[:40], rows[40:])  # 1,280 transitions for 1,024 cells
+    table, exact = fit.log_table[:-1], chain.transition.log()
+    assert (
+        float((chain.stationary[:, None] * chain.transition * (exact - table)).sum()) < 0.01
+    )  # chosen on the counts: 0.09
+
+
+def test_samples_of_the_chain_have_no_joint_divergence():
+    found = joint_divergence(SMALL.sample(2000, LENGTH, seeded(3)), SMALL, JointSettings(folds=2, epochs=2))
+    assert found.kl == pytest.approx(0, abs=0.02)
+    assert found.ci[0] < 0.01
+
+
+def test_independent_symbols_are_found_within_the_interval():
+    probs = SMALL.stationary[enumerated(SMALL, LENGTH)].prod(1)
+    found = joint_divergence(drawn(probs, 1500, 4), SMALL, JointSettings(folds=2, epochs=1))
+    exact = exact_kl(probs)
+    assert exact == pytest.approx((LENGTH - 1) * exact_kl_of_pairs())
+    assert found.ci[0] < exact < found.ci[1]
+    assert found.kl_per_token == found.kl / LENGTH
+    assert found.ci[0] < found.kl < found.ci[1]
+    assert len(found.folds) == 2
+    assert sum(found.folds) / 2 == pytest.approx(found.kl)
+
+
+def exact_kl_of_pairs():
+    p, q = (SMALL.stationary[:, None] * SMALL.stationary).flatten(), SMALL.ngram_probs(2)
+    return float((p * (p / q).log()).sum())
+
+
+@pytest.mark.slow
+def test_what_no_pair_shows_is_found_by_the_network():
+    probs = alternating()
+    settings = JointSettings(folds=2, epochs=20, batch_size=32, learning_rate=3e-3, patience=6)
+    exact, found = exact_kl(probs), joint_divergence(drawn(probs, 4096, 5), SMALL, settings)
+    assert found.kl > 0.8 * exact
+    assert found.kl < exact + 2 * (found.ci[1] - found.kl)
+
+
+def test_a_network_is_its_own_reference_and_is_left_as_it_is(randomise):
+    network = tiny_network(randomise)
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    rows = SMALL.sample(64, LENGTH, seeded(6))
+    log_q = -network.nll(rows).double().sum(1)
+    settings = JointSettings(folds=2, epochs=4, batch_size=16, learning_rate=1e-2)
+    found = joint_divergence(rows, network, settings)
+    assert found.kl > 0.5  # random weights are far from the chain, and a few updates come nearer
+    truth = float((SMALL.log_likelihood(rows) - log_q.detach()).mean())
+    assert found.kl < truth  # a lower bound
+    assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
+    again = joint_divergence(rows, network, settings)
+    assert torch.equal(found.log_ratios, again.log_ratios)
+
+
+def test_sequences_are_scored_by_a_network_that_has_not_seen_them(monkeypatch):
+    from didi.evaluation import joint
+
+    seen = []
+    plain = joint._fitted
+
+    def spied(start, train, stop, settings):
+        seen.append((train.clone(), stop.clone()))
+        return plain(start, train, stop, settings)
+
+    monkeypatch.setattr(joint, "_fitted", spied)
+    rows = enumerated(SMALL, LENGTH)[torch.randperm(4**LENGTH, generator=seeded(7))[:80]]
+    joint_divergence(rows, SMALL, JointSettings(folds=4, epochs=1))
+    assert len(seen) == 4
+    held_out = []
+    for train, stop in seen:
+        used = {tuple(row) for row in torch.cat([train, stop]).tolist()}
+        assert len(used) == len(train) + len(stop) == 60
+        held_out += [tuple(row) for row in rows.tolist() if tuple(row) not in used]
+    assert sorted(held_out) == sorted(map(tuple, rows.tolist()))
+
+
+def test_what_cannot_be_fitted_is_refused(randomise):
+    rows = SMALL.sample(16, LENGTH, seeded(8))
+    with pytest.raises(UsageError, match="4 folds takes 8 samples or more; got 7"):
+        joint_divergence(rows[:7], SMALL)
+    with pytest.raises(UsageError, match="has 4 symbols; got token 4"):
+        joint_divergence(torch.full((16, LENGTH), 4), SMALL)
+    with pytest.raises(UsageError, match="reads 7 tokens; got sequences of 8"):
+        joint_divergence(torch.zeros(16, 8).long(), tiny_network(randomise))
+    with pytest.raises(UsageError, match="got 1, 16 and 64"):
+        JointSettings(folds=1)
+    with pytest.raises(UsageError, match="between 0 and 1; got 1"):
+        JointSettings(stop_fraction=1.0)
+
+
+def test_two_sets_are_compared_pair_by_pair():
+    generator = seeded(9)
+    shared = 3 + torch.randn(500, generator=generator, dtype=torch.float64)
+    found = compare_joint(shared + 1, shared)
+    assert found.gap == pytest.approx(1)
+    assert found.gap_ci == pytest.approx((1, 1))
+    assert found.ratio == pytest.approx(float((shared + 1).sum() / shared.sum()))
+    assert found.ratio_ci[0] < found.ratio < found.ratio_ci[1] < found.ratio + 0.02
+    assert math.isnan(compare_joint(shared, -shared).ratio)
+    with pytest.raises(ValueError, match="got 500 and 499"):
+        compare_joint(shared, shared[1:])
