@@ -61,9 +61,8 @@ def evaluate(
         bundle: from ``didi.load``.
         nfe: numbers of moves; none where only ``data`` and ``anchors`` are to be judged.
         num_samples: sequences in each row; 256 or more for a figure that is to be quoted.
-        judge: one or several, each a name for ``load_judge`` or a judge; ``exact`` is that of the bundle's own
-            world, and the default for a model of one (``markov``, ``exact``), else ``smollm2-135m``. Each gives every
-            sample set a row; an exact one also gives the divergences of ``exact.rows``, where they exist.
+        judge: one or several, names for ``load_judge`` or judges; ``exact`` is that of the bundle's own world, and
+            the default for a model of one, else ``smollm2-135m``. Each gives every sample set a row.
         role: one or several; by default the student if there is one, else the teacher.
         sampler: one or several. Whatever ``nfe`` says, the autoregressive role has one row, and the self-paced
             samplers ``first-hitting`` and ``entropy-bounded`` too.
