@@ -56,7 +56,10 @@ def rebuilt_gradients(inputs: Inputs, step: int, observed: Observed) -> list[tup
         batch = rebuilt_rollout(inputs, step, student, number=number, is_warmup=is_warmup)
         is_last = number + 1 == config.loop.accumulation
         for repeat in range(config.discriminator.steps_per_student_step):
-            loss = _discriminator_loss(inputs, step, discriminator, batch, number, repeat)
+            judged = batch
+            if repeat and config.discriminator.fresh_rollouts:
+                judged = rebuilt_rollout(inputs, step, student, number=number, repeat=repeat, is_warmup=is_warmup)
+            loss = _discriminator_loss(inputs, step, discriminator, judged, number, repeat)
             (loss / config.loop.accumulation).backward()
             if is_last:
                 expected.append(("discriminator", _taken(discriminator)))
@@ -67,7 +70,9 @@ def rebuilt_gradients(inputs: Inputs, step: int, observed: Observed) -> list[tup
     return expected if is_warmup else [*expected, ("student", _taken(student))]
 
 
-def rebuilt_rollout(inputs: Inputs, step: int, student: nn.Module, *, number: int = 0, is_warmup: bool = False):
+def rebuilt_rollout(
+    inputs: Inputs, step: int, student: nn.Module, *, number: int = 0, repeat: int = 0, is_warmup: bool = False
+):
     """Trajectories of one micro-batch."""
     config = inputs.config
     objective = config.objective
@@ -75,7 +80,7 @@ def rebuilt_rollout(inputs: Inputs, step: int, student: nn.Module, *, number: in
         moves = config.discriminator.warmup_moves
         kind = "one-step" if objective.trajectory == "one-step" else "two-moves" if moves == 2 else "path"
         objective = replace(objective, trajectory=kind, moves=moves if kind == "path" else None)
-    generator = named_generator(config.seed, "rollout", step, number)
+    generator = named_generator(config.seed, "rollout", step, number, *([repeat] if repeat else []))
     shape = config.loop.batch_size, config.data.length
     return rollout(student, *shape, objective, inputs.teacher.process, generator, CPU)
 
@@ -128,10 +133,8 @@ def _discriminator_loss(
     real = _real_rows(inputs, step, number, repeat, len(t))
     generator = named_generator(inputs.config.seed, "discriminator", step, number, repeat)
     of_fake, of_real = torch.rand(2, *real.shape, dtype=torch.float64, generator=generator)
-    if settings.replay and repeat:  # the only step so far, whose samples are the only ones kept
-        samples = samples[torch.randint(len(samples), (len(t),), generator=generator)]
     fake_t = corrupt(samples, alpha, mask_id, of_fake)
-    if repeat == 0:
+    if repeat == 0 or settings.fresh_rollouts:
         fake_t = batch.z_t[:, :num_completions, 0].flatten(0, 1)
     return _loss_of_rows(inputs, discriminator, fake_t, corrupt(real, alpha, mask_id, of_real), t)
 

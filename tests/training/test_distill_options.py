@@ -102,7 +102,6 @@ def test_a_clamped_reward_is_counted(make_job):
         ({"objective": WHOLE | {"entropy_weight": 0.1}}, "entropy_weight is 0.0 for trajectory whole-path; got 0.1"),
         ({"objective": WHOLE | {"advantage": "shared-time"}}, "advantage is one of batch, rows, leave-one-out for"),
         ({"objective": {"reward_time": "both"}}, "reward_time is for trajectory whole-path; got both with two-moves"),
-        ({"discriminator": {"replay": 2}}, "replay goes with objective.completions 1 and .* got 2 with 2 and 1"),
         ({"objective": {"trajectory": "path"}}, "number of moves of trajectory path, 3 or more; got None"),
         ({"objective": {"trajectory": "path", "moves": 2}}, "number of moves of trajectory path, 3 or more; got 2"),
         ({"discriminator": {"warmup_moves": 1}}, "warmup-moves is 2 or more; got 1"),

@@ -71,7 +71,7 @@ WAYS = {
             "revealed_only": False,
             "divergence_weight": 0.0,
         },
-        discriminator={"steps_per_student_step": 2, "replay": 2},
+        discriminator={"steps_per_student_step": 2, "fresh_rollouts": True},
     ),
     "lessons": distillation(discriminator={"guidance_steps": 1}),
     "bf16": distillation(loop={"precision": "bf16"}),

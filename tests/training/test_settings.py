@@ -26,9 +26,9 @@ LOOP = {"steps": 10_000, "batch_size": 64, "accumulation": 1, "log_every": 20, "
         "precision": "auto", "fsdp": False, "activation_checkpointing": False, "compile": False, "loggers": (),
         "ema_decay": 0.9999, "ema_ramp": True}  # fmt: skip
 DISCRIMINATOR = {"output": "token", "trainable_blocks": None, "is_time_conditioned": True, "label_smoothing": 0.1,
-                 "unsmooth": False, "warmup_steps": 300, "warmup_moves": 2, "steps_per_student_step": 1, "replay": 0,
-                 "completions": None, "real_source": "corpus", "pool_size": 4096, "pool_nfe": 128,
-                 "guidance_steps": 0, "guidance_nfe": 8}  # fmt: skip
+                 "unsmooth": False, "warmup_steps": 300, "warmup_moves": 2, "steps_per_student_step": 1,
+                 "fresh_rollouts": False, "completions": None, "real_source": "corpus", "pool_size": 4096,
+                 "pool_nfe": 128, "guidance_steps": 0, "guidance_nfe": 8}  # fmt: skip
 OBJECTIVE = {"trajectory": "two-moves", "moves": None, "reward_time": "finished", "coupled_time": True,
              "weight": "constant", "weight_low": 0.1, "weight_high": 10.0, "time_a": 1.0, "time_b": 1.0,
              "importance_weighting": False, "importance_clip": 10.0, "reward_reduction": "masked-mean",
@@ -52,7 +52,7 @@ LEAST = [
     (LoopConfig, 1, ["steps", "batch_size", "accumulation", "keep_checkpoints", "validation_sequences"]),
     (LoopConfig, 1, ["log_every", "validate_every", "checkpoint_every"]),
     (LoopConfig, 0, ["max_skipped_steps", "ema_decay"]),
-    (DiscriminatorSettings, 0, ["warmup_steps", "guidance_steps", "label_smoothing", "replay"]),
+    (DiscriminatorSettings, 0, ["warmup_steps", "guidance_steps", "label_smoothing"]),
     (DiscriminatorSettings, 1, ["steps_per_student_step", "pool_size", "pool_nfe", "guidance_nfe"]),
     (DiscriminatorSettings, 2, ["warmup_moves"]),
     (ObjectiveConfig, 1, ["completions", "corruptions", "group_size"]),

@@ -79,14 +79,14 @@ DISCRIMINATOR = {
     "unsmooth": (STUDENT, "student", vary("unsmooth", False, True)),
     "warmup_moves": (WARMUP, "discriminator", vary("warmup_moves", 2, 4)),
     "steps_per_student_step": (STUDENT, "student", vary("steps_per_student_step", 1, 2, 3)),
+    "fresh_rollouts": (STUDENT, "both", vary("fresh_rollouts", False, True, steps_per_student_step=2)),
     "completions": (STUDENT, "both", vary("completions", None, 1)),
     "real_source": (STUDENT, "both", vary("real_source", "corpus", "teacher-pool", "teacher-steps=2")),
     "pool_size": (STUDENT, "both", vary("pool_size", 12, 5, real_source="teacher-pool")),
     "pool_nfe": (STUDENT, "both", vary("pool_nfe", 1, 4, real_source="teacher-pool")),
     "guidance_nfe": (GUIDANCE, "discriminator", vary("guidance_nfe", 2, 5)),
 }
-# test_each_phase_trains_its_networks, test_samples_of_the_last_steps_are_replayed
-OTHERS = {"warmup_steps", "guidance_steps", "replay"}
+PHASES = {"warmup_steps", "guidance_steps"}  # test_each_phase_trains_its_networks
 
 
 def changed(part, **settings):
@@ -130,7 +130,7 @@ def assert_all_differ(gradients):
 
 def test_every_field_is_covered():
     assert set(OBJECTIVE) == {field.name for field in dataclasses.fields(ObjectiveConfig)}
-    assert set(DISCRIMINATOR) | OTHERS == {field.name for field in dataclasses.fields(DiscriminatorSettings)}
+    assert set(DISCRIMINATOR) | PHASES == {field.name for field in dataclasses.fields(DiscriminatorSettings)}
 
 
 @pytest.mark.parametrize("field", OBJECTIVE)
@@ -188,10 +188,11 @@ def test_each_phase_trains_its_networks(observe, settings, step, networks):
             STUDENT,
             {
                 "objective": WHOLE | {"reward_time": "both", "corruptions": 2, "advantage": "batch"},
-                "discriminator": {"steps_per_student_step": 3, "replay": 2, "output": "sequence"},
+                "discriminator": {"steps_per_student_step": 3, "fresh_rollouts": True, "output": "sequence"},
             },
         ),
         (WARMUP, {"objective": WHOLE, "discriminator": {"steps_per_student_step": 2, "warmup_moves": 3}}),
+        (WARMUP, {"discriminator": {"steps_per_student_step": 2, "fresh_rollouts": True, "completions": 1}}),
         (STUDENT, {"discriminator": {"unsmooth": True, "output": "sequence", "label_smoothing": 0.2}}),
         (STUDENT, {"discriminator": {"real_source": "teacher-steps=2", "steps_per_student_step": 3}}),
         (GUIDANCE, {"objective": {"advantage": "rows", "completions": 1, "group_size": 2}}),
@@ -221,17 +222,6 @@ def test_micro_batches_are_averaged(observe, step):
     _, two = observe(replace(BASE, loop=replace(BASE.loop, accumulation=2)), step)
     assert [update.network for update in two.updates] == [update.network for update in one.updates]
     assert_all_differ([run.of("discriminator")[0].gradient for run in (one, two)])
-
-
-def test_samples_of_the_last_steps_are_replayed(observe):
-    config = changed("objective", **WHOLE)
-    runs = [
-        observe(replace(config, discriminator=replace(BASE.discriminator, steps_per_student_step=2, replay=replay)))[1]
-        for replay in (0, 2)
-    ]
-    first, second = ([run.of("discriminator")[number].gradient for run in runs] for number in (0, 1))
-    assert relative_difference(*first) == 0
-    assert_all_differ(second)
 
 
 def test_rewards_come_from_the_discriminator_after_its_update(observe):

@@ -45,7 +45,7 @@ def distillations():
                 divergence_weight=0.0,
                 reward_time="both",
             ),
-            discriminator=replace(short, steps_per_student_step=2, replay=2),
+            discriminator=replace(short, steps_per_student_step=2, fresh_rollouts=True),
         ),
         "pool": replace(ours, discriminator=replace(short, real_source="teacher-pool", pool_size=6, pool_nfe=2)),
         "sharded": replace(ours, loop=replace(loop, batch_size=4, accumulation=2, fsdp=True)),

@@ -4,8 +4,8 @@ One step, after a warm-up in which the student is left out and before lessons fo
 
 1. Roll out the student: states z_tau, completions x and their corruptions z_t, with log-probabilities (``rollout``).
 2. Corrupt real sequences to the same times t; the discriminator descends the cross-entropy of Eq. 8 on both sides.
-   Repeat with fresh corruptions and real rows as often as ``steps_per_student_step`` says, with samples of the last
-   ``replay`` steps.
+   Repeat as often as ``steps_per_student_step`` says, with other real rows and other corruptions of the same samples
+   or, with ``fresh_rollouts``, other samples.
 3. Read the updated discriminator's log-ratio of each z_t as its reward, Eq. 6, and subtract baselines, Eq. 7.
 4. The student descends omega(t) times reward times score, Eq. 5 and 9, plus the divergence from the teacher and minus
    the entropy bonus at both moves, App. F.3.
@@ -29,7 +29,6 @@ from didi.methods.didi_networks import check_fit, initial_networks, masked_proce
 from didi.methods.didi_settings import DistillConfig
 from didi.methods.real_source import real_sampler
 from didi.methods.regularisation import regularisation
-from didi.methods.replay import Replay
 from didi.methods.rollout import Rollout, rollout
 from didi.methods.settings import RunConfig
 from didi.methods.trajectories import all_mask_log_probs, masked_log_probs, states_before_a_move
@@ -90,7 +89,6 @@ class Didi:
         completions = loop.batch_size * loop.accumulation * settings.objective.completions
         self.tokens_per_step = completions * settings.data.length
         self._teacher_first: Tensor | None = None
-        self._replay = Replay(settings.discriminator.replay)
 
     def start(self, runtime: Runtime) -> None:
         """Prepare the real side, which may sample the teacher."""
@@ -117,19 +115,20 @@ class Didi:
         """Roll out the student; its gradient is kept where it is going to be updated."""
         if step >= self.last_student_step:
             return Batch(step, micro_batch)
-        settings = self.settings
         is_warmup = step < self.warmup_steps
-        objective = self._warmup_objective if is_warmup else settings.objective
-        generator = named_generator(settings.seed, "rollout", step, micro_batch)
+        return Batch(step, micro_batch, self._rollout(step, micro_batch, 0, has_gradient=not is_warmup))
+
+    def _rollout(self, step: int, number: int, repeat: int, *, has_gradient: bool) -> Rollout:
+        """Trajectories of the student; those of ``repeat`` 0 are judged and scored, others only judged."""
+        settings = self.settings
+        objective = self._warmup_objective if step < self.warmup_steps else settings.objective
+        generator = named_generator(settings.seed, "rollout", step, number, *([repeat] if repeat else []))
         sizes, device = (settings.loop.batch_size, settings.data.length), self.runtime.device
         arguments = (*sizes, objective, self.process, generator, device)
-        if is_warmup:
-            with torch.no_grad(), self.runtime.cast():
-                drawn = rollout(self.student, *arguments)
-        else:
-            drawn = self.runtime.call("student", rollout, *arguments)
-        self._replay.add(drawn.x[:, 0])
-        return Batch(step, micro_batch, drawn)
+        if has_gradient:
+            return self.runtime.call("student", rollout, *arguments)
+        with torch.no_grad(), self.runtime.cast():
+            return rollout(self.student, *arguments)
 
     def updates(self, step: int) -> Sequence[Update]:
         """The discriminator's updates, then the student's, as the phase has them."""
@@ -151,21 +150,22 @@ class Didi:
     def _discriminator_loss(self, repeat: int, batch: Batch) -> tuple[Tensor, Figures]:
         """Cross-entropy of corrupted student samples against corrupted real ones, Eq. 8."""
         drawn, settings = cast(Rollout, batch.rollout), self.settings
+        is_fresh = repeat > 0 and settings.discriminator.fresh_rollouts
+        if is_fresh:
+            drawn = self._rollout(batch.step, batch.number, repeat, has_gradient=False)
         num_completions = settings.discriminator.completions or settings.objective.completions
         t = drawn.t.repeat_interleave(num_completions)
         alpha = self.process.schedule.alpha(t).to(self.runtime.device)
         generator = named_generator(settings.seed, "discriminator", batch.step, batch.number, repeat)
-        num_rows = len(t) * world().size
-        real = self._real(batch.step, batch.number, repeat, num_rows)
+        real = self._real(batch.step, batch.number, repeat, len(t) * world().size)
         uniforms = torch.rand(2, *real.shape, dtype=torch.float64, generator=generator)
         real = world().mine(real).to(self.runtime.device)
         uniforms = torch.stack([world().mine(one) for one in uniforms]).to(self.runtime.device)
-        if repeat == 0:
-            fake_t = drawn.z_t[:, :num_completions, 0].flatten(0, 1)
-        else:
-            is_replayed = bool(settings.discriminator.replay)
-            x = self._replay.draw(num_rows, generator) if is_replayed else drawn.x[:, :num_completions].flatten(0, 1)
-            fake_t = corrupt(x, alpha, self.process.mask_id, uniforms[0])
+        fake_t = (
+            drawn.z_t[:, :num_completions, 0].flatten(0, 1)
+            if repeat == 0 or is_fresh
+            else corrupt(drawn.x[:, :num_completions].flatten(0, 1), alpha, self.process.mask_id, uniforms[0])
+        )
         return self._judged(fake_t, corrupt(real, alpha, self.process.mask_id, uniforms[1]), t)
 
     def _guidance_loss(self, batch: Batch) -> tuple[Tensor, Figures]:
@@ -265,8 +265,8 @@ class Didi:
         return {"validation_nelbo": nats_per_token(student, self.process, rows, batch_size=loop.batch_size)}
 
     def state_dict(self) -> dict[str, Any]:
-        """Digest of the teacher's weights, which come from its bundle, and the samples that are replayed."""
-        return {"teacher": self._teacher_digest, "replay": self._replay.state_dict()}
+        """Digest of the teacher's weights, which come from its bundle."""
+        return {"teacher": self._teacher_digest}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """See ``state_dict``.
@@ -279,7 +279,6 @@ class Didi:
                 f"a run goes on with the teacher that it began with; the weights of {self.settings.teacher!r} are "
                 "others now: put them back, or begin again in another folder with --out"
             )
-        self._replay.load_state_dict(state["replay"], self.runtime.device)
 
     def bundle(self) -> Bundle:
         """The averaged student, its teacher and the discriminator."""

@@ -40,9 +40,9 @@ class DiscriminatorSettings:
     """Discriminator updates for each student update, each on fresh corruptions and fresh real rows."""
     completions: int | None = None
     """Completions of each state that it learns from, None for all; those of one state are alike, so 1 loses little."""
-    replay: int = 0
-    """Last steps whose samples the further updates of a step draw from, the step's own among them; 0 corrupts the
-    step's samples anew."""
+    fresh_rollouts: bool = False
+    """Whether the further updates of a step learn from other samples of the student, rolled out for them; otherwise
+    from other corruptions of the step's samples."""
     real_source: str = "corpus"
     """Real side: ``corpus``; ``teacher-pool``, teacher samples drawn once and reused; or ``teacher-steps=K``, drawn
     anew at every step with K passes (row 1)."""
@@ -57,7 +57,7 @@ class DiscriminatorSettings:
     """Moves of that sampler."""
 
     def __post_init__(self) -> None:
-        at_least(0, self, "warmup_steps", "guidance_steps", "replay")
+        at_least(0, self, "warmup_steps", "guidance_steps")
         at_least(2, self, "warmup_moves")
         at_least(1, self, "steps_per_student_step", "pool_size", "pool_nfe", "guidance_nfe")
         share(self, "label_smoothing")
@@ -190,7 +190,6 @@ class DistillConfig(DistillationConfig):
                 "discriminator updates cannot share accumulated batches; got "
                 f"{discriminator.steps_per_student_step} and {loop.accumulation}"
             )
-        self._check_replay()
         if not 1 <= (discriminator.completions or 1) <= objective.completions:
             raise UsageError(
                 f"discriminator.completions lies in [1, {objective.completions}], the objective's; got "
@@ -211,17 +210,6 @@ class DistillConfig(DistillationConfig):
             raise UsageError(
                 f"loop.batch_size is a multiple of objective.group_size for {objective.advantage} groups; got "
                 f"{loop.batch_size} and {objective.group_size}"
-            )
-
-    def _check_replay(self) -> None:
-        """Refuse samples of earlier steps where they cannot be used."""
-        if not (replay := self.discriminator.replay):
-            return
-        if self.objective.completions > 1 or self.discriminator.steps_per_student_step == 1:
-            raise UsageError(
-                "discriminator.replay goes with objective.completions 1 and discriminator.steps_per_student_step above "
-                f"1; got {replay} with {self.objective.completions} and {self.discriminator.steps_per_student_step}: "
-                "set it to 0, or change those"
             )
 
     @property
