@@ -33,7 +33,7 @@ def exact_kl(probs):
     return float(torch.special.xlogy(probs, probs).sum() - (probs * log_q).sum())
 
 
-def alternating():
+def with_equal_ends():
     """The chain's sequences, those with their last symbol equal to the first favoured: no table of pairs sees it."""
     sequences = enumerated(SMALL, LENGTH)
     probs = SMALL.log_likelihood(sequences).exp() * torch.where(sequences[:, 0] == sequences[:, -1], 9.0, 1.0)
@@ -100,10 +100,9 @@ def exact_kl_of_pairs():
 
 @pytest.mark.slow
 def test_what_no_pair_shows_is_found_by_the_network():
-    probs = alternating()
-    settings = JointSettings(folds=2, epochs=20, batch_size=32, learning_rate=3e-3, patience=6)
-    exact, found = exact_kl(probs), joint_divergence(drawn(probs, 4096, 5), SMALL, settings)
-    assert found.kl > 0.8 * exact
+    probs = with_equal_ends()
+    exact, found = exact_kl(probs), joint_divergence(drawn(probs, 4096, 5), SMALL, JointSettings(folds=2))
+    assert found.kl > 0.75 * exact
     assert found.kl < exact + 2 * (found.ci[1] - found.kl)
 
 
@@ -152,7 +151,7 @@ def test_what_cannot_be_fitted_is_refused(randomise):
         joint_divergence(torch.full((16, LENGTH), 4), SMALL)
     with pytest.raises(UsageError, match="reads 7 tokens; got sequences of 8"):
         joint_divergence(torch.zeros(16, 8).long(), tiny_network(randomise))
-    with pytest.raises(UsageError, match="got 1, 16 and 64"):
+    with pytest.raises(UsageError, match="got 1, 16 and 32"):
         JointSettings(folds=1)
     with pytest.raises(UsageError, match="between 0 and 1; got 1"):
         JointSettings(stop_fraction=1.0)

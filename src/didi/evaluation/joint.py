@@ -58,9 +58,9 @@ class JointSettings:
     folds: int = 4
     stop_fraction: float = 0.125
     epochs: int = 16
-    patience: int = 2
-    batch_size: int = 64
-    learning_rate: float = 5e-4
+    patience: int = 6
+    batch_size: int = 32
+    learning_rate: float = 3e-3
     weight_decay: float = 0.1
     seed: int = 0
 
