@@ -145,9 +145,9 @@ class _Measured:
         about |= {"seed": self.seed}
         log_ratios = None
         if self.joint is not None:
-            found = self.joint.estimate(tokens)
-            log_ratios = found.log_ratios
-            about |= {"joint_kl": found.kl, "joint_kl_ci": found.ci, "joint_reference": self.joint.name}
+            joint = self.joint.estimate(tokens)
+            log_ratios = joint.log_ratios
+            about |= {"joint_kl": joint.kl, "joint_kl_ci": joint.ci, "joint_reference": self.joint.name}
         for one in self.judges:
             scores = _scores(one, texts, tokens)
             passes = {"seconds": seconds, "student_passes": student_passes}
