@@ -10,7 +10,8 @@ from didi.apps.train import distill_run, pretrain_run
 from didi.evaluation.evaluate import evaluate
 from didi.models.autoregressive import AutoregressiveConfig, AutoregressiveLM
 from didi.models.bundle import Bundle, load
-from didi.recipes import DISTILL, PRETRAIN, preset
+from didi.recipes import DISTILL, PRETRAIN
+from didi.recipes.presets import preset
 from didi.sampling.confidence import ConfidenceOrder
 from didi.sampling.generate import generate
 from didi.sampling.guided import Guidance

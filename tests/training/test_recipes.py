@@ -7,7 +7,8 @@ from didi.errors import UsageError
 from didi.models.bundle import bundled_names
 from didi.models.discriminator import Discriminator, DiscriminatorConfig, num_parameters
 from didi.models.dit import DiT, DiTConfig
-from didi.recipes import DISTILL, PRESETS, PRETRAIN, preset, recipe
+from didi.recipes import DISTILL, PRETRAIN, recipe
+from didi.recipes.presets import PRESETS, preset
 
 GPT2_SYMBOLS = 50_258  # with the mask
 

@@ -13,7 +13,8 @@ from didi.methods import method_of
 from didi.methods.didi_settings import DistillConfig
 from didi.methods.settings import RunConfig
 from didi.models.untrusted import read_yaml, record_from
-from didi.recipes import PRESETS, preset, recipe
+from didi.recipes import recipe
+from didi.recipes.presets import PRESETS, preset
 
 
 def resolve(name: str, default: Any, recipes: Mapping[str, Any], args: Sequence[str]) -> tuple[Any, Any]:

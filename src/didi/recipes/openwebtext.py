@@ -1,0 +1,67 @@
+"""The runs of the paper (Tables 3-5) on OpenWebText."""
+
+from dataclasses import replace
+
+from didi.methods.didi_settings import DiscriminatorSettings, DistillConfig
+from didi.methods.elbo import PretrainConfig
+from didi.methods.settings import DataConfig, LoopConfig, NetworkConfig, OptimizerConfig
+from didi.recipes.objectives import OURS
+
+OWT = DataConfig(
+    corpus="Skylion007/openwebtext",  # App. E.2
+    length=1024,  # Table 3
+    tokenizer="gpt2",  # App. E.2; 50,257 tokens and the mask
+)
+
+PRETRAIN: dict[str, PretrainConfig] = {
+    "owt-169m": PretrainConfig(
+        recipe="owt-169m",
+        data=OWT,
+        network=NetworkConfig(hidden_size=768, num_blocks=12, num_heads=12, dropout=0.1),  # Table 3
+        optimizer=OptimizerConfig(  # Table 5
+            learning_rate=1e-4, warmup_steps=2500, decay="cosine", beta2=0.95, weight_decay=0.05
+        ),
+        loop=LoopConfig(
+            steps=131_000,  # Table 5: 5 epochs of about 8.8 M packed sequences in batches of 336
+            batch_size=42, accumulation=8,  # Table 5: 336 (42 a device)
+            validate_every=5000, checkpoint_every=1000,
+        ),
+    ),
+    "owt-424m": PretrainConfig(
+        recipe="owt-424m",
+        data=OWT,
+        network=NetworkConfig(hidden_size=1024, num_blocks=24, num_heads=16, dropout=0.1),  # Table 4
+        optimizer=OptimizerConfig(  # Table 5; "aligned with the 169M setting", App. F.4
+            learning_rate=1e-4, warmup_steps=2500, decay="cosine", beta2=0.95, weight_decay=0.05
+        ),
+        loop=LoopConfig(
+            steps=183_000,  # Table 5: 7 epochs
+            batch_size=21, accumulation=16, validate_every=5000, checkpoint_every=1000,
+        ),
+    ),
+}  # fmt: skip
+
+# Table 5, for student and discriminator alike; no warm-up.
+_OWT_OPTIMIZER = OptimizerConfig(learning_rate=1e-6, decay="linear", weight_decay=0.01)
+_OWT_LOOP = LoopConfig(steps=10_000, batch_size=8, validate_every=1000, checkpoint_every=500)  # Table 5
+
+DISTILL: dict[str, DistillConfig] = {
+    "owt-169m": DistillConfig(
+        recipe="owt-169m",
+        data=replace(OWT, tokenizer=None),
+        objective=OURS,
+        discriminator=DiscriminatorSettings(trainable_blocks=4, warmup_steps=1000),  # row 8; App. F.6 for the warm-up
+        student_optimizer=_OWT_OPTIMIZER,
+        discriminator_optimizer=replace(_OWT_OPTIMIZER, learning_rate=1e-5),  # row 18
+        loop=_OWT_LOOP,
+    ),
+    "owt-424m": DistillConfig(
+        recipe="owt-424m",
+        data=replace(OWT, tokenizer=None),
+        objective=OURS,
+        discriminator=DiscriminatorSettings(trainable_blocks=8, warmup_steps=1000),  # "more trainable", Sec. 5.4
+        student_optimizer=_OWT_OPTIMIZER,
+        discriminator_optimizer=replace(_OWT_OPTIMIZER, learning_rate=1e-5),
+        loop=_OWT_LOOP,
+    ),
+}  # fmt: skip

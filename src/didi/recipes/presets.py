@@ -1,0 +1,47 @@
+"""The objectives of the paper and of its released code, for any recipe."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from didi.errors import UsageError
+from didi.methods.didi_settings import DistillConfig, ObjectiveConfig
+
+
+def _paper(config: DistillConfig) -> DistillConfig:
+    """The paper's text, where it does not contradict itself: docs/deviations.md."""
+    return replace(
+        config,
+        objective=ObjectiveConfig(
+            weight="nelbo", importance_weighting=True, advantage="batch", divergence_weight=0.05, entropy_weight=0.0005
+        ),
+        discriminator=replace(config.discriminator, real_source="teacher-pool", label_smoothing=0.0, guidance_steps=0),
+    )
+
+
+def _released(config: DistillConfig) -> DistillConfig:
+    """The authors' released code as far as its settings go; its slips (rows 6, 7, 22) are not repeated."""
+    return replace(
+        config,
+        objective=ObjectiveConfig(
+            weight="nelbo", reward_clamp=8.0, advantage="rows", group_size=4,
+            divergence_weight=0.05 * 0.01,  # row 15
+        ),
+        discriminator=replace(
+            config.discriminator, real_source="corpus", label_smoothing=0.1, guidance_steps=0
+        ),
+        loop=replace(config.loop, ema_decay=0.999, ema_ramp=False),  # row 17
+    )  # fmt: skip
+
+
+PRESETS: dict[str, Callable[[DistillConfig], DistillConfig]] = {"paper": _paper, "released": _released}
+
+
+def preset(config: DistillConfig, name: str) -> DistillConfig:
+    """``config`` with objective and discriminator switched to those of ``paper`` or ``released``.
+
+    Raises:
+        UsageError: there is no preset of that name.
+    """
+    if name not in PRESETS:
+        raise UsageError(f"a preset is one of {', '.join(PRESETS)}; got {name!r}")
+    return PRESETS[name](config)

@@ -1,0 +1,73 @@
+"""Runs on text: ``tiny-news`` fits a laptop, ``prose`` a single GPU."""
+
+from dataclasses import replace
+
+from didi.methods.didi_settings import DiscriminatorSettings, DistillConfig
+from didi.methods.elbo import PretrainConfig
+from didi.methods.settings import DataConfig, LoopConfig, NetworkConfig, OptimizerConfig
+from didi.recipes.objectives import OURS
+
+# Chosen on validation at equal time, docs/lab-notes.md; for the masked model: its autoregressive twin takes the same.
+TINY_NEWS = PretrainConfig(
+    recipe="tiny-news",
+    weight="constant",
+    data=DataConfig(corpus="news", length=128, vocab_size=8192),
+    network=NetworkConfig(hidden_size=128, num_blocks=6, num_heads=4, cond_dim=16, conv_radius=2),
+    optimizer=OptimizerConfig(
+        method="muon", learning_rate=8e-3, muon_rate_scale=2.5, warmup_steps=100, beta2=0.98, weight_decay=0.05
+    ),
+    loop=LoopConfig(
+        steps=9600, batch_size=16, log_every=50, validate_every=400, validation_sequences=512, checkpoint_every=100,
+        ema_decay=0.999,
+    ),
+)  # fmt: skip
+
+# For a GPU: about 12.9 M parameters, so that teacher, student and discriminator in bfloat16 take at most 75 MB.
+PROSE = PretrainConfig(
+    recipe="prose",
+    weight="constant",
+    data=DataConfig(corpus="prose", length=256, vocab_size=8192),
+    network=NetworkConfig(hidden_size=320, num_blocks=6, num_heads=5, cond_dim=16, conv_radius=2),
+    optimizer=OptimizerConfig(
+        method="muon", learning_rate=3e-3, muon_rate_scale=2.5, warmup_steps=200, beta2=0.98, weight_decay=0.05
+    ),
+    loop=LoopConfig(
+        steps=20_000, batch_size=256, log_every=100, validate_every=2000, validation_sequences=512,
+        checkpoint_every=2000, ema_decay=0.999, compile=True,
+    ),
+)  # fmt: skip
+
+PRETRAIN: dict[str, PretrainConfig] = {
+    "tiny-news": TINY_NEWS,
+    "tiny-news-ar": replace(TINY_NEWS, recipe="tiny-news-ar", model="autoregressive"),
+    "prose": PROSE,
+    "prose-ar": replace(
+        PROSE, recipe="prose-ar", model="autoregressive", network=replace(PROSE.network, dropout=0.1)
+    ),
+}  # fmt: skip
+
+DISTILL: dict[str, DistillConfig] = {
+    "tiny-news": DistillConfig(
+        recipe="tiny-news",
+        teacher="tiny-news",
+        data=DataConfig(corpus="news", length=128),
+        objective=replace(OURS, divergence_weight=0.3, trajectory="path", moves=8),
+        discriminator=DiscriminatorSettings(warmup_steps=300, completions=1),
+        student_optimizer=OptimizerConfig(learning_rate=4e-4, weight_decay=0.0),
+        discriminator_optimizer=OptimizerConfig(learning_rate=1e-3),
+        loop=LoopConfig(steps=500, batch_size=24, validate_every=500, checkpoint_every=50, ema_decay=0.99),
+    ),
+    "prose": DistillConfig(
+        recipe="prose",
+        teacher="prose",
+        data=DataConfig(corpus="prose", length=256),
+        objective=replace(OURS, divergence_weight=0.3, trajectory="path", moves=8),
+        discriminator=DiscriminatorSettings(warmup_steps=150, completions=1),
+        student_optimizer=OptimizerConfig(learning_rate=3e-4, weight_decay=0.0),
+        discriminator_optimizer=OptimizerConfig(learning_rate=5e-4),
+        loop=LoopConfig(
+            steps=1500, batch_size=64, validate_every=500, validation_sequences=512, checkpoint_every=250,
+            ema_decay=0.99,
+        ),
+    ),
+}  # fmt: skip

@@ -1,0 +1,49 @@
+"""Runs on Markov chains, whose likelihood is known: ``markov`` and, where samplers are enumerated, ``exact``."""
+
+from dataclasses import replace
+
+from didi.data.markov import EXACT, MARKOV
+from didi.methods.didi_settings import DiscriminatorSettings, DistillConfig
+from didi.methods.elbo import PretrainConfig
+from didi.methods.settings import DataConfig, LoopConfig, NetworkConfig, OptimizerConfig
+from didi.recipes.objectives import OURS
+
+_MARKOV_TEACHER = PretrainConfig(
+    recipe="markov",
+    data=DataConfig(corpus=MARKOV, length=32),
+    network=NetworkConfig(hidden_size=64, num_blocks=3, num_heads=4, cond_dim=16),
+    optimizer=OptimizerConfig(learning_rate=2e-3, warmup_steps=100, decay="cosine"),
+    loop=LoopConfig(steps=1800, batch_size=128, validate_every=600, ema_decay=0.999),
+)
+
+PRETRAIN: dict[str, PretrainConfig] = {
+    "markov": _MARKOV_TEACHER,
+    "exact": replace(  # 5^7 = 78,125 states: the distribution of a sampler is a finite sum
+        _MARKOV_TEACHER,
+        recipe="exact",
+        data=DataConfig(corpus=EXACT, length=7),
+        loop=LoopConfig(steps=4000, batch_size=256, validate_every=1000, ema_decay=0.999),
+    ),
+    "markov-uniform": replace(  # UDLM: uniform-state diffusion, conditioned on its noise level
+        _MARKOV_TEACHER,
+        recipe="markov-uniform",
+        process="uniform",
+        network=replace(_MARKOV_TEACHER.network, is_time_conditioned=True),
+    ),
+}  # fmt: skip
+
+_MARKOV_STUDENT = DistillConfig(
+    recipe="markov",
+    teacher="markov",
+    data=DataConfig(corpus=MARKOV, length=32),
+    objective=OURS,
+    discriminator=DiscriminatorSettings(warmup_steps=300),
+    student_optimizer=OptimizerConfig(learning_rate=3e-4, weight_decay=0.0),
+    discriminator_optimizer=OptimizerConfig(learning_rate=1e-3),
+    loop=LoopConfig(steps=900, batch_size=64, validate_every=300, checkpoint_every=100, ema_decay=0.99),
+)
+
+DISTILL: dict[str, DistillConfig] = {
+    "markov": _MARKOV_STUDENT,
+    "exact": replace(_MARKOV_STUDENT, recipe="exact", teacher="exact", data=DataConfig(corpus=EXACT, length=7)),
+}  # fmt: skip
