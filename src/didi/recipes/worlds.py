@@ -5,7 +5,7 @@ from dataclasses import replace
 from didi.data.markov import EXACT, MARKOV
 from didi.methods.didi_settings import DiscriminatorSettings, DistillConfig
 from didi.methods.elbo import PretrainConfig
-from didi.methods.settings import DataConfig, LoopConfig, NetworkConfig, OptimizerConfig
+from didi.methods.settings import DataConfig, DistillationConfig, LoopConfig, NetworkConfig, OptimizerConfig
 from didi.recipes.objectives import OURS
 
 _MARKOV_TEACHER = PretrainConfig(
@@ -47,3 +47,6 @@ DISTILL: dict[str, DistillConfig] = {
     "markov": _MARKOV_STUDENT,
     "exact": replace(_MARKOV_STUDENT, recipe="exact", teacher="exact", data=DataConfig(corpus=EXACT, length=7)),
 }  # fmt: skip
+
+VARIANTS: dict[tuple[str, str], DistillationConfig] = {}
+"""Recipes of other methods, by recipe and method; see ``didi.recipes.VARIANTS``."""
