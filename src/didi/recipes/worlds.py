@@ -6,7 +6,7 @@ from didi.data.markov import EXACT, MARKOV
 from didi.methods.didi_settings import DiscriminatorSettings, DistillConfig
 from didi.methods.elbo import PretrainConfig
 from didi.methods.settings import DataConfig, DistillationConfig, LoopConfig, NetworkConfig, OptimizerConfig
-from didi.recipes.objectives import OURS
+from didi.recipes.objectives import OURS, whole_path
 
 _MARKOV_TEACHER = PretrainConfig(
     recipe="markov",
@@ -32,20 +32,29 @@ PRETRAIN: dict[str, PretrainConfig] = {
     ),
 }  # fmt: skip
 
-_MARKOV_STUDENT = DistillConfig(
-    recipe="markov",
-    teacher="markov",
-    data=DataConfig(corpus=MARKOV, length=32),
-    objective=OURS,
-    discriminator=DiscriminatorSettings(warmup_steps=300),
-    student_optimizer=OptimizerConfig(learning_rate=3e-4, weight_decay=0.0),
-    discriminator_optimizer=OptimizerConfig(learning_rate=1e-3),
-    loop=LoopConfig(steps=900, batch_size=64, validate_every=300, checkpoint_every=100, ema_decay=0.99),
-)
-
 DISTILL: dict[str, DistillConfig] = {
-    "markov": _MARKOV_STUDENT,
-    "exact": replace(_MARKOV_STUDENT, recipe="exact", teacher="exact", data=DataConfig(corpus=EXACT, length=7)),
+    "markov": DistillConfig(
+        recipe="markov",
+        teacher="markov",
+        data=DataConfig(corpus=MARKOV, length=32),
+        objective=OURS,
+        discriminator=DiscriminatorSettings(warmup_steps=300),
+        student_optimizer=OptimizerConfig(learning_rate=3e-4, weight_decay=0.0),
+        discriminator_optimizer=OptimizerConfig(learning_rate=1e-3),
+        loop=LoopConfig(steps=900, batch_size=64, validate_every=300, checkpoint_every=100, ema_decay=0.99),
+    ),
+    "exact": DistillConfig(  # docs/lab-notes.md, "Whole paths"
+        recipe="exact",
+        teacher="exact",
+        data=DataConfig(corpus=EXACT, length=7),
+        objective=whole_path(4),
+        discriminator=DiscriminatorSettings(
+            output="sequence", label_smoothing=0.0, warmup_steps=100, steps_per_student_step=3, fresh_rollouts=True
+        ),
+        student_optimizer=OptimizerConfig(learning_rate=2e-4, beta2=0.99, weight_decay=0.0),
+        discriminator_optimizer=OptimizerConfig(learning_rate=2e-3, beta2=0.99, weight_decay=0.0),
+        loop=LoopConfig(steps=500, batch_size=512, validate_every=250, checkpoint_every=50, ema_decay=0.98),
+    ),
 }  # fmt: skip
 
 VARIANTS: dict[tuple[str, str], DistillationConfig] = {}
