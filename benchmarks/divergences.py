@@ -198,6 +198,7 @@ class NetworkJudge:
 
     @torch.no_grad()
     def score(self, texts: Sequence[str], tokens: torch.Tensor) -> Scores:
+        del texts
         nll = torch.cat([self.network.nll(chunk).double().sum(1) for chunk in tokens.split(32)])
         return Scores(nll, torch.full((len(tokens),), tokens.shape[1]))
 
