@@ -14,7 +14,7 @@ import itertools
 import json
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -25,8 +25,10 @@ from didi.data.markov import MarkovChain
 from didi.evaluation.joint import JointSettings, joint_divergence
 from didi.evaluation.machine import machine_name
 from didi.evaluation.ngrams import ngram_divergence
+from didi.evaluation.perplexity import Scores
 from didi.evaluation.row import EvaluationRow, SampleSet
 from didi.markdown import markdown_table
+from didi.models.autoregressive import AutoregressiveLM
 from didi.sampling.options import SamplingOptions
 
 RESULTS = DOCS / "results" / "divergences.json"
@@ -187,6 +189,21 @@ def page(results: dict[str, Any]) -> list[str]:
     return [*lines, "", f"{results['machine']}."]
 
 
+class NetworkJudge:
+    """The reference network as judge: its perplexity needs no further model."""
+
+    name = "reference"
+
+    def __init__(self, network: AutoregressiveLM) -> None:
+        self.network = network
+
+    @torch.no_grad()
+    def score(self, texts: Sequence[str], tokens: torch.Tensor) -> Scores:
+        del texts
+        nll = torch.cat([self.network.nll(chunk).double().sum(1) for chunk in tokens.split(32)])
+        return Scores(nll, torch.full((len(tokens),), tokens.shape[1]))
+
+
 def write(part: str, values: Any) -> None:
     """Put a part into the file of results."""
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
@@ -204,7 +221,9 @@ def measured(bundle: didi.Bundle, part: str, **how: Any) -> None:
         print(part, records[-1]["role"], one.row.nfe, one.row.pair_kl, one.row.joint_kl, flush=True)
         write(part, records)
 
-    didi.evaluate(bundle, on_set=keep, options=SamplingOptions(batch_size=256), **how)
+    didi.evaluate(
+        bundle, on_set=keep, options=SamplingOptions(batch_size=32 if part.startswith("tiny") else 256), **how
+    )
 
 
 def main() -> None:
@@ -243,7 +262,9 @@ def main() -> None:
     else:
         from didi.data.source import open_source
 
-        shared |= {"num_samples": args.samples or 2048, "joint": didi.load(args.reference)}
+        reference = didi.load(args.reference)
+        judge = NetworkJudge(reference.autoregressive)
+        shared |= {"num_samples": args.samples or 2048, "joint": reference, "judge": judge}
         bundle = didi.load("tiny-news")
         rows = open_source("news", length=128, tokenizer=bundle.tokenizer).test
         measured(bundle, "tiny-news student", role="student", nfe=(8, 16), **shared)

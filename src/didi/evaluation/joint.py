@@ -81,7 +81,7 @@ class JointSettings:
 
 CHAIN_SETTINGS = JointSettings()
 """For a Markov chain: a small network over the exact transitions, trained from scratch."""
-TEXT_SETTINGS = JointSettings(folds=2, epochs=3, patience=1, batch_size=16, learning_rate=5e-4, weight_decay=0.05)
+TEXT_SETTINGS = JointSettings(folds=2, epochs=3, patience=1, batch_size=8, learning_rate=2e-3, weight_decay=0.05)
 """For text: the reference network, fine-tuned."""
 
 
