@@ -16,7 +16,7 @@ from pages import DOCS, renew, write_json
 import didi
 from didi.data.markov import WORLDS
 from didi.diffusion.schedule import LogLinear
-from didi.evaluation.exact.figures import divergences
+from didi.evaluation.exact.divergences import exact_divergences
 from didi.evaluation.exact.limit import least_divergence
 from didi.evaluation.exact.rows import ExactRows
 from didi.evaluation.exact.sampler import chain_predictions, sampler_distribution
@@ -40,7 +40,7 @@ def teachers() -> list[dict]:
     rows = []
     for number in MOVES:
         alphas = path_alphas(LogLinear(), time_grid(number))
-        perfect = divergences(sampler_distribution(states, alphas, posterior), log_q)
+        perfect = exact_divergences(sampler_distribution(states, alphas, posterior), log_q)
         found = bundled(chain, SamplingOptions(role="teacher"), number)
         rows.append({"moves": number, "perfect": asdict(perfect), "bundled": asdict(found)})
         print(number, f"perfect {perfect.kl:.4f}, bundled {found.kl:.4f}", flush=True)

@@ -85,10 +85,10 @@ def test_an_exact_judge_brings_the_divergences_of_pairs_and_triples_and_another_
     pairs, triples = (ngram_divergence(data[order], JUDGE.chain, n) for n in (2, 3))
     assert (exact.pair_kl, exact.pair_reverse_kl) == pytest.approx((pairs.kl, pairs.reverse_kl))
     assert (exact.triple_kl, exact.triple_reverse_kl) == pytest.approx((triples.kl, triples.reverse_kl))
-    assert exact.pair_kl_ci == pytest.approx(pairs.kl_ci)
-    assert exact.pair_reverse_kl_ci == pytest.approx(pairs.reverse_kl_ci)
-    assert exact.triple_kl_ci == pytest.approx(triples.kl_ci)
-    assert exact.triple_reverse_kl_ci == pytest.approx(triples.reverse_kl_ci)
+    assert exact.pair_kl_ci == pytest.approx(pairs.kl_ci, nan_ok=True)
+    assert exact.pair_reverse_kl_ci == pytest.approx(pairs.reverse_kl_ci, nan_ok=True)
+    assert exact.triple_kl_ci == pytest.approx(triples.kl_ci, nan_ok=True)
+    assert exact.triple_reverse_kl_ci == pytest.approx(triples.reverse_kl_ci, nan_ok=True)
     assert math.isnan(other.pair_kl)
     assert math.isnan(exact.joint_kl)  # minutes of work that no one asked for
 

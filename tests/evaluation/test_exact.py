@@ -12,7 +12,7 @@ from didi.diffusion.schedule import Cosine, LogLinear
 from didi.errors import UsageError
 from didi.evaluation.evaluate import evaluate
 from didi.evaluation.exact import rows as rows_module
-from didi.evaluation.exact.figures import divergences
+from didi.evaluation.exact.divergences import exact_divergences
 from didi.evaluation.exact.guided import ranked_probs
 from didi.evaluation.exact.limit import least_divergence
 from didi.evaluation.exact.rows import ExactRows
@@ -96,7 +96,7 @@ def test_more_moves_of_the_perfect_teacher_come_closer_to_the_data():
     states, chain = States(4, 4), exact_chain()
     log_q, posterior = chain.log_likelihood(states.clean), chain_predictions(chain, states)
     found = [
-        divergences(sampler_distribution(states, path_alphas(LogLinear(), time_grid(number)), posterior), log_q)
+        exact_divergences(sampler_distribution(states, path_alphas(LogLinear(), time_grid(number)), posterior), log_q)
         for number in (1, 2, 4, 16, 128)
     ]
     for name in ("kl", "reverse_kl", "total_variation"):
@@ -117,16 +117,16 @@ def marginals_cross_entropy(states, chain):
 
 def test_divergences_of_known_distributions():
     p, q = torch.tensor([0.5, 0.5, 0]).double(), torch.tensor([0.25, 0.5, 0.25]).double()
-    found = divergences(p, q.log())
+    found = exact_divergences(p, q.log())
     assert found.kl == pytest.approx(0.5 * math.log(2))
     assert found.reverse_kl == math.inf
     assert found.total_variation == pytest.approx(0.25)
     assert found.joint_entropy == pytest.approx(math.log(2))
-    found = divergences(q, p.log())
+    found = exact_divergences(q, p.log())
     assert (found.kl, found.reverse_kl) == (math.inf, pytest.approx(0.5 * math.log(2)))
-    assert divergences(q, q.log()).kl == 0
+    assert exact_divergences(q, q.log()).kl == 0
     with pytest.raises(UsageError, match=r"^p is a distribution; got a sum of 0\.75"):
-        divergences(q[:2], q[:2].log())
+        exact_divergences(q[:2], q[:2].log())
 
 
 @pytest.mark.parametrize("num_candidates", [1, 2, 3])
@@ -270,7 +270,7 @@ def test_rows_of_an_exact_judge_have_the_divergences_of_their_sampler(small):
             continue
         states, chain = States(4, 4), exact_chain()
         p = ExactRows(small).distribution(4, SamplingOptions(role=row.role), row.nfe)
-        found = divergences(p, chain.log_likelihood(states.clean))
+        found = exact_divergences(p, chain.log_likelihood(states.clean))
         assert values == [found.kl, found.reverse_kl, found.total_variation, found.joint_entropy]
     assert sum(math.isfinite(row.kl) for row in rows) == 4
     assert {row.judge for row in evaluate(small, nfe=[1], num_samples=4)} == {"exact"}  # the default

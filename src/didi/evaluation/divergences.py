@@ -15,7 +15,7 @@ from didi.evaluation.perplexity import ExactJudge, Judge
 from didi.models.bundle import Bundle
 
 
-class Divergences(TypedDict, total=False):
+class DivergenceFields(TypedDict, total=False):
     """Fields of ``row.EvaluationRow`` of the same names."""
 
     pair_kl: float
@@ -90,26 +90,26 @@ def _find(bundle: Bundle, exact: Sequence[ExactJudge], given: Bundle | None) -> 
     return JointReference(source.name, source.autoregressive.to(device))
 
 
-def divergences(tokens: Int[Tensor, "b l"], judge: Judge) -> Divergences:
-    """Divergences of pairs and triples under an exact judge; none under another.
+def divergences(tokens: Int[Tensor, "b l"], judge: Judge) -> DivergenceFields:
+    """Divergences of pairs and triples under an exact judge, where sequences are as long; none under another.
 
     Args:
-        tokens: The samples; ``l`` is 3 or more.
+        tokens: The samples.
         judge: The judge of the row.
     """
+    found: DivergenceFields = {}
     if not isinstance(judge, ExactJudge):
-        return {}
-    pairs, triples = (ngram_divergence(tokens, judge.chain, n) for n in (2, 3))
-    return {
-        "pair_kl": pairs.kl,
-        "pair_kl_ci": pairs.kl_ci,
-        "pair_reverse_kl": pairs.reverse_kl,
-        "pair_reverse_kl_ci": pairs.reverse_kl_ci,
-        "triple_kl": triples.kl,
-        "triple_kl_ci": triples.kl_ci,
-        "triple_reverse_kl": triples.reverse_kl,
-        "triple_reverse_kl_ci": triples.reverse_kl_ci,
-    }
+        return found
+    length = tokens.shape[1]
+    if length >= 2:
+        pairs = ngram_divergence(tokens, judge.chain, 2)
+        found |= {"pair_kl": pairs.kl, "pair_kl_ci": pairs.kl_ci}
+        found |= {"pair_reverse_kl": pairs.reverse_kl, "pair_reverse_kl_ci": pairs.reverse_kl_ci}
+    if length >= 3:
+        triples = ngram_divergence(tokens, judge.chain, 3)
+        found |= {"triple_kl": triples.kl, "triple_kl_ci": triples.kl_ci}
+        found |= {"triple_reverse_kl": triples.reverse_kl, "triple_reverse_kl_ci": triples.reverse_kl_ci}
+    return found
 
 
 def _symbols(bundle: Bundle) -> object:

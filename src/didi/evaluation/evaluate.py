@@ -16,7 +16,7 @@ from didi.diffusion.noise import named_generator
 from didi.errors import UsageError
 from didi.evaluation.divergences import JointReference, divergences, find_reference
 from didi.evaluation.diversity import token_entropy
-from didi.evaluation.exact.figures import Divergences
+from didi.evaluation.exact.divergences import ExactDivergences
 from didi.evaluation.exact.rows import ExactRows
 from didi.evaluation.judges import SMOLLM2, load_judge
 from didi.evaluation.machine import machine_name
@@ -132,7 +132,7 @@ class _Measured:
         *,
         seconds: float,
         student_passes: float,
-        exact: Callable[[MarkovChain], Divergences | None] = lambda _: None,
+        exact: Callable[[MarkovChain], ExactDivergences | None] = lambda _: None,
         **about: Unpack[Circumstances],
     ) -> None:
         """Score a set by every judge, and write what is measured so far.
@@ -253,8 +253,12 @@ def _judges(bundle: Bundle, asked: str | Judge | Sequence[str | Judge] | None) -
     device = next(bundle.network().parameters()).device
     judges: list[Judge] = []
     for one in each:
+        if not isinstance(one, str):
+            judges.append(one)
+            continue
         if own in WORLDS and one in WORLDS and one not in (own, EXACT):
             raise UsageError(f"judge {one} reads the {one} world, and {bundle.name} is of the {own} world: use {own}")
         name = own if own in WORLDS and one == EXACT else one
-        judges.append(load_judge(name, device=device) if isinstance(name, str) else name)
+        if name not in [judge.name for judge in judges]:  # named twice, it is one
+            judges.append(load_judge(name, device=device))
     return judges

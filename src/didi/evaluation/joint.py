@@ -96,12 +96,10 @@ class JointEstimate:
 
     Attributes:
         log_ratios: log p_fit(x) - log q(x) of each sequence, in the order of the samples, nats, float64.
-        num_tokens: Tokens in a sequence.
         folds: Mean of ``log_ratios`` in each fold; their spread is that of sequences and fits together.
     """
 
     log_ratios: Float[Tensor, " b"]
-    num_tokens: int
     folds: tuple[float, ...]
 
     @property
@@ -110,19 +108,9 @@ class JointEstimate:
         return float(self.log_ratios.mean())
 
     @property
-    def kl_per_token(self) -> float:
-        """The estimate in nats per token."""
-        return self.kl / self.num_tokens
-
-    @property
     def ci(self) -> Interval:
         """95% bootstrap interval of ``kl`` over sequences, for the networks that were fitted."""
         return mean_interval(self.log_ratios)
-
-    @property
-    def fold_spread(self) -> float:
-        """Standard error of ``kl`` from the spread of the folds, nats per sequence; of few folds it is rough."""
-        return float(torch.tensor(self.folds, dtype=torch.float64).std()) / math.sqrt(len(self.folds))
 
 
 def joint_divergence(
@@ -149,10 +137,11 @@ def joint_divergence(
     for number, fold in enumerate(order.tensor_split(settings.folds)):
         rest = order[~torch.isin(order, fold)]
         num_stop = max(1, round(settings.stop_fraction * len(rest)))
-        fit = _fitted(start, tokens[rest[num_stop:]], tokens[rest[:num_stop]], replace(settings, seed=number))
+        seed = replace(settings, seed=derive_seed(settings.seed, "joint-fold", number))
+        fit = _fitted(start, tokens[rest[num_stop:]], tokens[rest[:num_stop]], seed)
         log_ratios[fold] = -_nll(fit, tokens[fold]) - log_q[fold]
         folds.append(float(log_ratios[fold].mean()))
-    return JointEstimate(log_ratios, tokens.shape[1], tuple(folds))
+    return JointEstimate(log_ratios, tuple(folds))
 
 
 @dataclass(frozen=True)
@@ -238,7 +227,7 @@ def _fitted(
         optimizer, lambda step: min(1.0, (step + 1) / 20) * (1 + math.cos(math.pi * step / num_updates)) / 2
     )
     best, best_loss, num_worse = copy.deepcopy(network.state_dict()), float(_nll(network, stop).mean()), 0
-    with torch.random.fork_rng(devices=[]):  # of dropout
+    with torch.random.fork_rng():  # of dropout
         torch.manual_seed(derive_seed(settings.seed, "joint-dropout"))
         for epoch in range(settings.epochs):
             order = torch.randperm(len(train), generator=named_generator(settings.seed, "joint-epoch", epoch))

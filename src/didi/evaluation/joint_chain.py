@@ -37,7 +37,7 @@ class ChainFit(nn.Module):
         self.num_symbols = num = chain.num_symbols
         shape = {"hidden_size": 64, "num_blocks": 2, "num_heads": 4}
         config = AutoregressiveConfig(vocab_size=num + 1, mask_id=num, length=length, dropout=0.1, **shape)
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng():
             torch.manual_seed(derive_seed(seed, "joint-network"))
             self.network = AutoregressiveLM(config)
         nn.init.zeros_(self.network.gpt2.lm_head.weight)

@@ -1,4 +1,4 @@
-r"""Divergences of adjacent pairs and triples of symbols from a Markov chain, without the bias of plug-in estimates.
+r"""Divergences of adjacent pairs and triples of symbols from a Markov chain, with corrections of their bias.
 
 ``p`` is the distribution of the n-grams of the samples, pooled over positions (the chain is stationary), and ``q`` the
 chain's. With counts c of N n-grams in total, the estimates are
@@ -13,8 +13,9 @@ Both are corrected by the jackknife over sequences (Quenouille 1956; Miller 1974
 n-grams of a sequence are independent. With triples most n-grams are rare and a bias of a higher order remains, so
 KL(p || q) is extrapolated once more from halves of the samples: twice the estimate of all sequences less the mean of
 those of four halves. Last, what the same estimate gives for samples of the chain itself, as many and as long, is
-subtracted: its mean over ``NUM_NULL`` sets. It is then 0 on average for the chain. What bias is left elsewhere is
-measured in docs/evaluation.md; the intervals are the jackknife's and do not hold it.
+subtracted: its mean over ``NUM_NULL`` sets. It is then 0 on average for the chain. Elsewhere a bias is left, which
+docs/evaluation.md measures and the jackknife's intervals do not hold: they hold the sampling error alone. With fewer
+than ``LEAST_PER_CELL`` n-grams a cell the bias is greater than that error, and there are no intervals.
 """
 
 import math
@@ -32,6 +33,7 @@ from didi.evaluation.frontier import NAN_INTERVAL, Interval
 
 Z_95 = 1.959964
 LEAST_SEQUENCES = 4
+LEAST_PER_CELL = 30  # n-grams for each one that is possible
 NUM_NULL = 8  # sets of samples of the chain that the remaining bias is measured on
 
 
@@ -41,9 +43,10 @@ class NgramDivergence:
 
     Attributes:
         kl: KL(samples || chain) in nats per n-gram. It may be slightly negative, since it is not biased to be positive.
-        kl_ci: Its 95% jackknife interval over sequences.
+        kl_ci: Its 95% jackknife interval over sequences, of the sampling error alone; NaN with fewer than
+            ``LEAST_PER_CELL`` n-grams a cell.
         reverse_kl: KL(chain || samples) in nats per n-gram.
-        reverse_kl_ci: Its 95% jackknife interval.
+        reverse_kl_ci: The same of ``reverse_kl``.
     """
 
     kl: float
@@ -87,6 +90,8 @@ def ngram_divergence(tokens: Int[Tensor, "b l"], chain: MarkovChain, n: int) -> 
         return NgramDivergence(math.nan, NAN_INTERVAL, math.nan, NAN_INTERVAL)
     found, null = _estimates(tokens.cpu(), chain, n), _null(chain, n, *tokens.shape)
     forward, reverse = (one.less(bias) for one, bias in zip(found, null, strict=True))
+    if tokens.shape[0] * (tokens.shape[1] - n + 1) < LEAST_PER_CELL * chain.num_symbols**n:
+        return NgramDivergence(forward.value, NAN_INTERVAL, reverse.value, NAN_INTERVAL)
     return NgramDivergence(forward.value, forward.ci, reverse.value, reverse.ci)
 
 

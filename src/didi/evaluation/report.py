@@ -44,7 +44,7 @@ img {{ max-width: min(100%, 44rem); }}
 """
 
 # What a footnote says of rows with exact divergences.
-EXACT = (
+EXACT_NOTE = (
     " KL is KL(sampler, data) and reverse KL is KL(data, sampler); they, total variation and joint entropy are sums "
     "over all sequences, without sampling error, in nats a sequence."
 )
@@ -156,7 +156,7 @@ def rows_table(rows: Sequence[EvaluationRow], *, recipe: str = "") -> str:
         "all samples; entropies are in nats; the NELBO, an upper bound, or an "
         "autoregressive model's exact NLL is in nats per held-out token; "
         "intervals are bootstrapped over sequences. Compare perplexities only at "
-        f"like entropy.{EXACT if is_exact else ''}{_divergence_note(rows)}\n"
+        f"like entropy.{EXACT_NOTE if is_exact else ''}{_divergence_note(rows)}\n"
     )
 
 
@@ -166,7 +166,8 @@ def _divergence_note(rows: Sequence[EvaluationRow]) -> str:
     if any(math.isfinite(row.pair_kl) for row in rows):
         note += (
             " KL of pairs and triples: adjacent symbols of the samples against the chain (reverse: the chain against "
-            "the samples), nats a pair or triple, with jackknife intervals; 0 on average for samples of the chain."
+            "the samples), nats a pair or triple, with jackknife intervals of the sampling error; 0 on average for "
+            "samples of the chain. Compare them at equal numbers of samples."
         )
     if references := sorted({row.joint_reference for row in rows if row.joint_reference}):
         note += (
@@ -231,14 +232,16 @@ def _data_address(figure: Path) -> str:
 
 
 def _cells(row: EvaluationRow, varying: Sequence[str]) -> list[str]:
-    """A row of the table; a dash for what is not finite."""
+    """A row of the table; a dash for what was not computed."""
 
     def number(value: float, spec: str) -> str:
-        return format(value, f"z{spec}") if math.isfinite(value) else "–"  # z: no negative zero
+        if math.isinf(value):
+            return "∞" if value > 0 else "-∞"
+        return "–" if math.isnan(value) else format(value, f"z{spec}")  # z: no negative zero
 
     def interval(value: float, ends: Interval, spec: str) -> str:
-        if math.isnan(value):
-            return "–"
+        if math.isnan(value) or math.isnan(ends[0]):
+            return number(value, spec)
         return f"{number(value, spec)} [{number(ends[0], spec)}, {number(ends[1], spec)}]"
 
     decimals = ".2f" if row.gen_ppl < 20 else ".1f"

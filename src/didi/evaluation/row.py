@@ -8,7 +8,7 @@ from typing import Any, Unpack
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from didi.evaluation.divergences import Divergences
+from didi.evaluation.divergences import DivergenceFields
 from didi.evaluation.diversity import (
     bigram_entropy,
     corpus_entropy,
@@ -90,7 +90,7 @@ class EvaluationRow:
         joint_kl: Estimate of KL(samples || reference) of whole sequences by a fitted network, nats per sequence, a
             lower bound in expectation; NaN if it was not requested.
         joint_kl_ci: Its 95% bootstrap interval over sequences.
-        joint_reference: What ``joint_kl`` is measured from: ``markov`` or the name of a bundle.
+        joint_reference: What ``joint_kl`` is measured from: ``markov``, ``exact`` or the name of a bundle.
     """
 
     role: str
@@ -183,7 +183,7 @@ class SampleSet:
     log_ratios: Float[Tensor, " b"] | None = None
 
 
-class Circumstances(Divergences, total=False):
+class Circumstances(DivergenceFields, total=False):
     """How a sample set came about: the fields of ``EvaluationRow`` of the same names.
 
     By default, samples drawn exactly in float64 with seed 0 and without guidance, on the CPU of this machine.

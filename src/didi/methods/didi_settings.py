@@ -57,6 +57,11 @@ class DiscriminatorSettings:
     """Moves of that sampler."""
 
     def __post_init__(self) -> None:
+        if self.fresh_rollouts and self.steps_per_student_step == 1:
+            raise UsageError(
+                "discriminator.fresh_rollouts is for discriminator.steps_per_student_step of 2 or more; got 1: raise "
+                "it, or leave fresh_rollouts out"
+            )
         at_least(0, self, "warmup_steps", "guidance_steps")
         at_least(2, self, "warmup_moves")
         at_least(1, self, "steps_per_student_step", "pool_size", "pool_nfe", "guidance_nfe")
@@ -75,8 +80,8 @@ class ObjectiveConfig:
     moves: int | None = None
     """Moves of a ``path``, 3 or more, or of a ``whole-path``, 1 or more; None for the others."""
     reward_time: RewardTime = "finished"
-    """Time t of the rewards of a ``whole-path``: 0, the finished sample itself; drawn from pi(t); or both, each in half
-    of the samples."""
+    """Time t of the rewards of a ``whole-path``: 0, the finished sample itself; drawn from pi(t); or 0 in every other
+    sample of the batch and drawn from pi(t) in the rest."""
     coupled_time: bool = True
     """Corrupt the samples at the time tau of their intermediate state (App. F.3)."""
     weight: WeightName = "constant"
@@ -143,14 +148,18 @@ class ObjectiveConfig:
                     f"{self.trajectory}: leave it out, or set objective.trajectory to whole-path"
                 )
             return
-        settings = {"completions": 1, "revealed_only": False, "divergence_weight": 0.0, "entropy_weight": 0.0}
-        wrong = [name for name, value in settings.items() if getattr(self, name) != value]
-        if wrong or self.advantage not in ("batch", "rows", "leave-one-out"):
-            name = wrong[0] if wrong else "advantage"
-            value = settings.get(name, "one of batch, rows, leave-one-out")
+        needed: dict[str, Any] = {"completions": 1, "revealed_only": False, "divergence_weight": 0, "entropy_weight": 0}
+        if self.reward_time == "finished":
+            needed["corruptions"] = 1
+        if self.reward_time != "density":  # at t = 0 neither exists
+            needed |= {"weight": "constant", "importance_weighting": False}
+        wrong = [f"{name} {value}" for name, value in needed.items() if getattr(self, name) != value]
+        if self.advantage not in ("batch", "rows", "leave-one-out"):
+            wrong.append("advantage batch, rows or leave-one-out")
+        if wrong:
             raise UsageError(
-                f"objective.{name} is {value} for trajectory whole-path; got {getattr(self, name)}: set it so, or "
-                "choose another trajectory"
+                f"objective.trajectory whole-path with reward_time {self.reward_time} goes with objective."
+                f"{', objective.'.join(wrong)}: set these, or choose another trajectory"
             )
 
     def time_weights(self, t: Float[Tensor, " s"], schedule: Schedule) -> Float[Tensor, " s"]:

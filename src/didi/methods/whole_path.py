@@ -1,11 +1,12 @@
 """A whole path (ours): the student's own sampler of ``objective.moves`` moves, from the all-mask state to the sample.
 
 Every move is scored, and the reward is that of the finished sample or of its corruption. With exact rewards of finished
-samples the policy gradient is the gradient of the divergence KL(student || teacher) of this sampler:
+samples the policy gradient is the gradient of the divergence of this sampler p from the discriminator's real side q:
 
-    d KL / d theta = E[ (log p(x) - log q(x)) * sum over the moves of d log p(tokens of the move | state) / d theta ],
+    d KL(p || q) / d theta = E[(log p(x) - log q(x)) * sum over moves of d log p(tokens of the move | state) / d theta],
 
-since the score of the whole path has mean 0. Proven by enumeration in ``tests/objectives/test_whole_path.py``.
+since the score of the whole path has mean 0. ``tests/objectives/test_whole_path.py`` compares the two in an enumerated
+world. Normalised advantages scale the gradient by the spread of the batch; a clamp of the rewards changes it.
 """
 
 import torch

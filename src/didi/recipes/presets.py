@@ -2,9 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 from didi.errors import UsageError
 from didi.methods.didi_settings import DistillConfig, ObjectiveConfig
+
+# Of both: one logit for each token of text, one update of the discriminator a step.
+_SHARED: dict[str, Any] = {"output": "token", "steps_per_student_step": 1, "fresh_rollouts": False}
 
 
 def _paper(config: DistillConfig) -> DistillConfig:
@@ -14,7 +18,9 @@ def _paper(config: DistillConfig) -> DistillConfig:
         objective=ObjectiveConfig(
             weight="nelbo", importance_weighting=True, advantage="batch", divergence_weight=0.05, entropy_weight=0.0005
         ),
-        discriminator=replace(config.discriminator, real_source="teacher-pool", label_smoothing=0.0, guidance_steps=0),
+        discriminator=replace(
+            config.discriminator, real_source="teacher-pool", label_smoothing=0.0, guidance_steps=0, **_SHARED
+        ),
     )
 
 
@@ -27,7 +33,7 @@ def _released(config: DistillConfig) -> DistillConfig:
             divergence_weight=0.05 * 0.01,  # row 15
         ),
         discriminator=replace(
-            config.discriminator, real_source="corpus", label_smoothing=0.1, guidance_steps=0
+            config.discriminator, real_source="corpus", label_smoothing=0.1, guidance_steps=0, **_SHARED
         ),
         loop=replace(config.loop, ema_decay=0.999, ema_ramp=False),  # row 17
     )  # fmt: skip

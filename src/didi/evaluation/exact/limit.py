@@ -12,7 +12,7 @@ import torch
 from didi.data.markov import MarkovChain
 from didi.diffusion.schedule import LogLinear
 from didi.errors import UsageError
-from didi.evaluation.exact.figures import Divergences, divergences
+from didi.evaluation.exact.divergences import ExactDivergences, exact_divergences
 from didi.evaluation.exact.sampler import chain_predictions, sampler_distribution
 from didi.evaluation.exact.states import States
 from didi.sampling.base import Grid, path_alphas, time_grid
@@ -33,8 +33,8 @@ class Limit:
 
     num_moves: int
     steps: int
-    teacher: Divergences
-    student: Divergences
+    teacher: ExactDivergences
+    student: ExactDivergences
 
 
 def least_divergence(
@@ -72,6 +72,6 @@ def least_divergence(
     return Limit(
         num_moves,
         steps,
-        teacher=divergences(sampler_distribution(states, alphas, teacher), log_q),
-        student=divergences(found, log_q),
+        teacher=exact_divergences(sampler_distribution(states, alphas, teacher), log_q),
+        student=exact_divergences(found, log_q),
     )

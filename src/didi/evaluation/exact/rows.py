@@ -10,7 +10,7 @@ from torch import Tensor
 
 from didi.data.markov import MarkovChain
 from didi.diffusion.absorbing import Absorbing
-from didi.evaluation.exact.figures import Divergences, divergences
+from didi.evaluation.exact.divergences import ExactDivergences, exact_divergences
 from didi.evaluation.exact.guided import guided_distribution
 from didi.evaluation.exact.sampler import Table, network_predictions, sampler_distribution
 from didi.evaluation.exact.states import MAX_STATES, States
@@ -38,8 +38,8 @@ class ExactRows:
         self._bundle = bundle
         self._tables: dict[Departure, dict[DiT, Predictions]] = {}
 
-    def __call__(self, chain: MarkovChain, options: SamplingOptions, num_moves: int) -> Divergences | None:
-        """Divergences of a sampler from the chain, or None where ``distribution`` has none.
+    def __call__(self, chain: MarkovChain, options: SamplingOptions, num_moves: int) -> ExactDivergences | None:
+        """ExactDivergences of a sampler from the chain, or None where ``distribution`` has none.
 
         Args:
             chain: gives the distribution of the data.
@@ -49,7 +49,7 @@ class ExactRows:
         p = self.distribution(chain.num_symbols, options, num_moves)
         if p is None:
             return None
-        return divergences(p, chain.log_likelihood(States(chain.num_symbols, self._length(options)).clean))
+        return exact_divergences(p, chain.log_likelihood(States(chain.num_symbols, self._length(options)).clean))
 
     def distribution(self, num_symbols: int, options: SamplingOptions, num_moves: int) -> Float[Tensor, " c"] | None:
         """Probability of every clean sequence, or None where the sampler has no distribution that can be enumerated.

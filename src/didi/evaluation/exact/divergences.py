@@ -10,7 +10,7 @@ from didi.errors import UsageError
 
 
 @dataclass(frozen=True)
-class Divergences:
+class ExactDivergences:
     """How far the distribution p of a sampler is from that of the data, q; nats a sequence.
 
     Attributes:
@@ -26,8 +26,8 @@ class Divergences:
     joint_entropy: float
 
 
-def divergences(p: Float[Tensor, " c"], log_q: Float[Tensor, " c"]) -> Divergences:
-    """Divergences of a sampler's distribution from that of the data.
+def exact_divergences(p: Float[Tensor, " c"], log_q: Float[Tensor, " c"]) -> ExactDivergences:
+    """ExactDivergences of a sampler's distribution from that of the data.
 
     Args:
         p: probabilities of the sampler, float64.
@@ -39,7 +39,7 @@ def divergences(p: Float[Tensor, " c"], log_q: Float[Tensor, " c"]) -> Divergenc
     if bool((p < 0).any()) or abs(float(p.sum()) - 1) > 1e-6:
         raise UsageError(f"p is a distribution; got a sum of {float(p.sum())} and a least entry of {float(p.min())}")
     q, log_p = log_q.exp(), p.log()
-    return Divergences(
+    return ExactDivergences(
         kl=_kl(p, log_p, log_q),
         reverse_kl=_kl(q, log_q, log_p),
         total_variation=float((p - q).abs().sum() / 2),
