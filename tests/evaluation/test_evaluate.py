@@ -124,21 +124,27 @@ def test_a_joint_divergence_stands_in_its_row_and_its_log_ratios_are_kept(bundle
 
 def test_a_joint_divergence_is_measured_from_the_named_network_or_else_the_bundles_own(bundle, quick):
     how = {"role": "teacher", "nfe": [1], "num_samples": 16, "judge": Constant()}
-    own = evaluate(bundle, joint=True, **how)[0]
+    text = Bundle(**{**vars(bundle), "provenance": {}})
+    own = evaluate(text, joint=True, **how)[0]
     named = Bundle(autoregressive=bundle.autoregressive, process=bundle.process, name="twin")
-    other = evaluate(bundle, joint=named, **how)[0]
-    assert (own.joint_reference, other.joint_reference) == (bundle.name, "twin")
+    other = evaluate(text, joint=named, **how)[0]
+    assert (own.joint_reference, other.joint_reference) == (text.name, "twin")
+    assert evaluate(bundle, joint=True, **how)[0].joint_reference == "markov"  # its world is known
     assert own.joint_kl == other.joint_kl
 
 
-def test_a_joint_divergence_without_a_reference_or_with_few_samples_is_refused_before_any_work(bundle):
+def test_a_joint_divergence_without_a_reference_or_with_few_samples_is_refused_before_any_work(bundle, monkeypatch):
     how = {"role": "teacher", "nfe": [1], "judge": NeverAsked()}
+    named = Bundle(autoregressive=bundle.autoregressive, process=bundle.process, name="twin")
     alone = Bundle(teacher=bundle.teacher, process=bundle.process, name="alone")
     with pytest.raises(UsageError, match="bundle alone has none: train one with didi pretrain"):
         evaluate(alone, num_samples=16, joint=True, **how)
-    with pytest.raises(UsageError, match="takes 4 samples or more; got num_samples 3"):
+    with pytest.raises(UsageError, match="takes 8 samples or more; got num_samples 3"):
         evaluate(bundle, num_samples=3, joint=True, **how)
     vocabulary = Tokenizer(models.WordLevel({"a": 0, "[MASK]": 32}, unk_token="a"))
     other = Bundle(autoregressive=bundle.autoregressive, process=bundle.process, tokenizer=vocabulary, name="other")
     with pytest.raises(UsageError, match="bundle other has another than unnamed"):
         evaluate(bundle, num_samples=16, joint=other, **how)
+    monkeypatch.setattr(type(bundle.autoregressive), "length", 2)
+    with pytest.raises(UsageError, match=f"reads 2 tokens, unnamed writes {LENGTH}"):
+        evaluate(bundle, num_samples=16, joint=named, **how)

@@ -7,6 +7,7 @@ from typing import TypedDict
 from jaxtyping import Int
 from torch import Tensor
 
+from didi.data.markov import WORLDS
 from didi.errors import UsageError
 from didi.evaluation.frontier import Interval
 from didi.evaluation.joint import JointEstimate, Reference, default_settings, joint_divergence
@@ -57,7 +58,7 @@ def find_reference(
         bundle: Whose samples are measured.
         judges: An exact judge's chain is the reference where ``joint`` is True.
         joint: Whether it is wanted, or the bundle of an autoregressive network over the same tokens to measure from;
-            where it is True and no judge is exact, that is ``bundle`` itself.
+            where it is True and no judge is exact, the chain of the world of ``bundle``, or else ``bundle`` itself.
         num_samples: Number of samples to come.
 
     Raises:
@@ -75,6 +76,9 @@ def find_reference(
 def _find(bundle: Bundle, exact: Sequence[ExactJudge], given: Bundle | None) -> JointReference:
     if given is None and exact:
         return JointReference(exact[0].name, exact[0].chain)
+    world = str(bundle.provenance.get("corpus"))
+    if given is None and world in WORLDS:
+        return JointReference(world, WORLDS[world]())
     source = given or bundle
     if source.autoregressive is None:
         raise UsageError(
@@ -85,6 +89,11 @@ def _find(bundle: Bundle, exact: Sequence[ExactJudge], given: Bundle | None) -> 
         raise UsageError(
             f"a joint divergence is measured over one tokenizer; bundle {source.name} has another than {bundle.name}: "
             "train its network on the same corpus with data.vocab_size of the same value"
+        )
+    if source.autoregressive.length < bundle.network().length:
+        raise UsageError(
+            f"the reference of a joint divergence reads whole sequences; bundle {source.name} reads "
+            f"{source.autoregressive.length} tokens, {bundle.name} writes {bundle.network().length}"
         )
     device = next(bundle.network().parameters()).device
     return JointReference(source.name, source.autoregressive.to(device))
