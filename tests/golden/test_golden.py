@@ -11,6 +11,7 @@ from didi.evaluation.evaluate import evaluate
 from didi.models.autoregressive import AutoregressiveConfig, AutoregressiveLM
 from didi.models.bundle import Bundle, load
 from didi.recipes import DISTILL, PRETRAIN
+from didi.recipes.objectives import whole_path
 from didi.recipes.presets import preset
 from didi.sampling.confidence import ConfidenceOrder
 from didi.sampling.generate import generate
@@ -52,6 +53,10 @@ DISTILLED = {
     "accumulation": with_discriminator(short(DISTILL["markov"], accumulation=2), warmup_steps=2),
     "eight moves": with_discriminator(
         with_objective(MARKOV, trajectory="path", moves=8), warmup_steps=1, completions=1
+    ),
+    "whole paths": with_discriminator(
+        replace(MARKOV, objective=whole_path(4)), warmup_steps=1, output="sequence", steps_per_student_step=2,
+        fresh_rollouts=True,
     ),
     "two updates": with_discriminator(MARKOV, warmup_steps=1, steps_per_student_step=2),
     "one-step generator": with_discriminator(
