@@ -22,6 +22,9 @@ from pages import DOCS, renew, write_json
 
 import didi
 from didi.data.markov import MarkovChain
+from didi.diffusion.schedule import LogLinear
+from didi.evaluation.exact.sampler import chain_predictions, sampler_distribution
+from didi.evaluation.exact.states import States
 from didi.evaluation.joint import JointSettings, joint_divergence
 from didi.evaluation.machine import machine_name
 from didi.evaluation.ngrams import ngram_divergence
@@ -29,6 +32,7 @@ from didi.evaluation.perplexity import Scores
 from didi.evaluation.row import EvaluationRow, SampleSet
 from didi.markdown import markdown_table
 from didi.models.autoregressive import AutoregressiveLM
+from didi.sampling.base import path_alphas
 from didi.sampling.options import SamplingOptions
 
 RESULTS = DOCS / "results" / "divergences.json"
@@ -37,40 +41,11 @@ STUDENT_NFE = (4, 8, 16)
 KEPT = ("role", "sampler", "nfe", "num_samples", "seed", "gen_ppl", "gen_ppl_ci", "entropy", "entropy_ci")
 
 
-def few_move_law(chain: MarkovChain, length: int, num_moves: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Exact distribution of the ancestral sampler of few moves with the exact denoiser of a small chain.
-
-    Returns:
-        All sequences of ``length`` symbols, and the probability of each.
-    """
-    num = chain.num_symbols
-    sequences = torch.tensor(list(itertools.product(range(num), repeat=length)))
-    q = chain.log_likelihood(sequences).exp()
-    weights = num ** torch.arange(length - 1, -1, -1)
-
-    def subset_probs(known: int) -> torch.Tensor:  # probability of the symbols of each sequence at ``known``
-        keys = (sequences * weights * torch.tensor([known >> pos & 1 for pos in range(length)])).sum(1)
-        return torch.zeros(num**length, dtype=torch.float64).index_add_(0, keys, q)[keys]
-
-    marginals = [subset_probs(known) for known in range(2**length)]
-    law = {0: torch.ones(len(sequences), dtype=torch.float64)}  # of the symbols revealed so far, by their positions
-    for move in range(num_moves):
-        rate, new = 1 / (num_moves - move), {}
-        for known, probs in law.items():
-            hidden = [pos for pos in range(length) if not known >> pos & 1]
-            for revealed in itertools.product((0, 1), repeat=len(hidden)):
-                chosen = [pos for pos, is_new in zip(hidden, revealed, strict=True) if is_new]
-                left = len(hidden) - len(chosen)
-                weight = rate ** len(chosen) * (1 - rate) ** left if left or rate < 1 else 1.0
-                if not weight:
-                    continue
-                value = probs * weight
-                for pos in chosen:
-                    value = value * marginals[known | 1 << pos] / marginals[known]
-                after = known | sum(1 << pos for pos in chosen)
-                new[after] = new.get(after, 0) + value
-        law = new
-    return sequences, law[2**length - 1]
+def few_move_probs(chain: MarkovChain, length: int, num_moves: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """All sequences, and their probabilities by the ancestral sampler with the exact posterior of the chain."""
+    states, times = States(chain.num_symbols, length), torch.linspace(1, 0, num_moves + 1, dtype=torch.float64)
+    alphas = path_alphas(LogLinear(), times)
+    return states.clean, sampler_distribution(states, alphas, chain_predictions(chain, states))
 
 
 def accuracy_ngrams(teacher_pool: torch.Tensor) -> Iterator[dict[str, Any]]:
@@ -108,12 +83,12 @@ def accuracy_joint(teacher_pool: torch.Tensor) -> Iterator[dict[str, Any]]:
     for size in (1024, 2048, 4096):
         yield _joint("chain", 0.0, chain.sample(size, 32, generator), chain)
     for moves in (1, 2, 4, 8):
-        sequences, probs = few_move_law(small, 7, moves)
+        sequences, probs = few_move_probs(small, 7, moves)
         log_ratios = probs.log() - small.log_likelihood(sequences)
         true = float((probs * log_ratios).sum())
         for size in (2048, 4096):
             rows = torch.multinomial(probs, size, replacement=True, generator=generator)
-            record = _joint(f"4 symbols, 7 positions, {moves} moves", true, sequences[rows], small)
+            record = _joint(f"4 symbols, 7 positions, {moves} move{'s' * (moves > 1)}", true, sequences[rows], small)
             # What a perfect fit would give for these samples: the rest of the error is that of their choice.
             yield record | {"mean exact log-ratio of the samples": float(log_ratios[rows].mean())}
     for size in (1024, 2048, 4096, 8192, 16_384):

@@ -1,6 +1,6 @@
 """The least KL from the data that a student of K moves can have: gradient descent on a table of predictions.
 
-A student that is not told the time is a table: a distribution of the token at each position of each state. The KL of
+A student without time conditioning is a table: a distribution of the token at each position of each state. The KL of
 its K-move sampler is a differentiable sum of the table's entries, so descent needs no samples and no network. The
 problem is not convex: what is found is an upper bound of the least, which is tight where it is nearly 0.
 """
@@ -40,7 +40,7 @@ class Limit:
 def least_divergence(
     chain: MarkovChain, length: int, num_moves: int, *, steps: int = 300, rate: float = 0.05, grid: Grid = "uniform"
 ) -> Limit:
-    """Minimise KL(p || q) of the K-move ancestral sampler over all students that are not told the time.
+    """Minimise KL(p || q) of the K-move ancestral sampler over all students without time conditioning.
 
     Args:
         chain: gives q.

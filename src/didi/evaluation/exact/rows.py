@@ -24,7 +24,7 @@ from didi.sampling.options import SamplingOptions
 from didi.sampling.registry import make_sampler
 
 Predictions = Callable[[Float[Tensor, ""]], Table]
-KEPT_TABLES = 16  # of a network that is told the time; 17 MB each at 4 symbols and 7 positions
+KEPT_TABLES = 16  # of a time-conditioned network; 17 MB each at 4 symbols and 7 positions
 
 
 class ExactRows:

@@ -34,7 +34,7 @@ def sampler_distribution(
         alphas: signal rates at the times of the path, from 0 to 1: ``base.path_alphas`` of any grid, or those of
             tau-leaping.
         predictions: distribution of the token at every position of every state (read at masked ones), float64: one
-            table for a network that is not told the time, else a function of the number of the move, from 0.
+            table for a network without time conditioning, else a function of the number of the move, from 0.
 
     Returns:
         Probabilities in the order of ``States.clean``, float64; differentiable in ``predictions``.
