@@ -86,6 +86,9 @@ def trajectory(*words):
         (["tiny-news", "--objective.trajectory", "one-step", "--objective.moves", "None"], ("one-step", None)),
         # As before the field ``trajectory``.
         (["markov", "--objective.moves", "8"], ("path", 8)),
+        (["exact", "--objective.moves", "2"], ("whole-path", 2)),
+        (["exact", "--objective.moves", "8"], ("whole-path", 8)),
+        (["exact", "--objective.trajectory", "whole-path"], ("whole-path", 4)),
         (["markov", "--objective.moves=8"], ("path", 8)),
         (["tiny-news", "--objective.moves", "16"], ("path", 16)),
         (["tiny-news", "--objective.moves", "2"], ("two-moves", None)),

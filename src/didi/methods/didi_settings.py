@@ -271,6 +271,8 @@ def _current_objective(settings: Mapping[str, Any], base: ObjectiveConfig) -> di
     found = dict(settings)
     if not found.keys() & {"trajectory", "score_decomposition", "moves"}:
         return found
+    if base.trajectory == "whole-path" and not found.keys() & {"trajectory", "score_decomposition"}:
+        return found  # which no settings of before have: these are its moves
     if "score_decomposition" in found and type(found["score_decomposition"]) is not bool:
         raise UsageError(
             f"objective.score_decomposition was true or false; got {found['score_decomposition']!r}: set "
@@ -279,7 +281,7 @@ def _current_objective(settings: Mapping[str, Any], base: ObjectiveConfig) -> di
     if "trajectory" in found:
         if "score_decomposition" in found:
             raise UsageError("objective.trajectory replaces objective.score_decomposition; give the former alone")
-        return found if found["trajectory"] == "path" else {"moves": None} | found
+        return found if found["trajectory"] in ("path", "whole-path") else {"moves": None} | found
     is_split, moves = found.pop("score_decomposition", None), found.get("moves", 2)
     if is_split is False:  # more than two moves did not go with it, and do not now
         return found | {"trajectory": "one-step", "moves": None if moves == 2 else moves}
