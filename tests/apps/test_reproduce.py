@@ -14,7 +14,7 @@ from didi.apps.reproduce import command, published, study
 from didi.apps.reproduce.figures import figure_1_cells, figure_4_cells, table_7_cells
 from didi.apps.reproduce.study import Cell, Run, Sampling, Study
 from didi.errors import DidiError, UsageError
-from didi.recipes import DISTILL, PRETRAIN
+from didi.recipes import PRETRAIN
 from didi.recipes.ablations import (
     GUIDED,
     TRICKS,
@@ -22,10 +22,11 @@ from didi.recipes.ablations import (
     decisions,
     leave_one_out,
     paper_objective,
+    with_objective,
 )
 from didi.training.trainer import Trainer
 
-MARKOV = DISTILL["markov"]
+from ..two_moves import MARKOV
 
 
 @pytest.fixture
@@ -127,11 +128,10 @@ def test_small_scales_ablate_on_the_reductions_of_variance():
 
 
 def test_decisions_are_about_the_generator_of_two_moves():
-    assert next(iter(decisions(DISTILL["markov"]))) == "our recipe"
-    name, config = next(iter(decisions(DISTILL["tiny-news"]).items()))
+    assert next(iter(decisions(MARKOV))) == "our recipe"
+    name, config = next(iter(decisions(with_objective(MARKOV, trajectory="path", moves=8)).items()))
     assert name == "our recipe, of two moves"
-    objective = replace(DISTILL["tiny-news"].objective, trajectory="two-moves", moves=None)
-    assert config == replace(DISTILL["tiny-news"], objective=objective)
+    assert config == MARKOV
 
 
 def test_rows_of_equal_settings_are_one_run():

@@ -13,6 +13,8 @@ from didi.models.bundle import load, save
 from didi.models.manifest import read_manifest
 from didi.recipes import DISTILL
 
+from .. import two_moves
+
 SHORT = ["--loop.batch-size", "2", "--loop.validation-sequences", "2", "--data.length", "8"]
 
 
@@ -80,23 +82,26 @@ def trajectory(*words):
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["markov"], ("two-moves", None)),
-        (["tiny-news"], ("path", 8)),
-        (["markov", "--objective.trajectory", "path", "--objective.moves", "5"], ("path", 5)),
-        (["tiny-news", "--objective.trajectory", "one-step", "--objective.moves", "None"], ("one-step", None)),
+        (["owt-169m"], ("two-moves", None)),
+        (["prose"], ("path", 8)),
+        (["owt-169m", "--objective.trajectory", "path", "--objective.moves", "5"], ("path", 5)),
+        (["prose", "--objective.trajectory", "one-step", "--objective.moves", "None"], ("one-step", None)),
         # As before the field ``trajectory``.
-        (["markov", "--objective.moves", "8"], ("path", 8)),
+        (["owt-169m", "--objective.moves", "8"], ("path", 8)),
+        (["markov"], ("whole-path", 8)),
+        (["tiny-news", "--preset", "two-moves"], ("two-moves", None)),
         (["exact", "--objective.moves", "2"], ("whole-path", 2)),
+        (["exact", "--objective.score-decomposition"], ("two-moves", None)),
         (["exact", "--objective.moves", "8"], ("whole-path", 8)),
         (["exact", "--objective.trajectory", "whole-path"], ("whole-path", 4)),
-        (["markov", "--objective.moves=8"], ("path", 8)),
-        (["tiny-news", "--objective.moves", "16"], ("path", 16)),
-        (["tiny-news", "--objective.moves", "2"], ("two-moves", None)),
-        (["markov", "--objective.no-score-decomposition"], ("one-step", None)),
-        (["markov", "--objective.no-score_decomposition", "--objective.moves", "2"], ("one-step", None)),
-        (["tiny-news", "--objective.score-decomposition"], ("path", 8)),
-        (["tiny-news", "--objective.score-decomposition", "--objective.moves", "2"], ("two-moves", None)),
-        (["tiny-news", "--objective.trajectory", "two-moves"], ("two-moves", None)),
+        (["owt-169m", "--objective.moves=8"], ("path", 8)),
+        (["prose", "--objective.moves", "16"], ("path", 16)),
+        (["prose", "--objective.moves", "2"], ("two-moves", None)),
+        (["owt-169m", "--objective.no-score-decomposition"], ("one-step", None)),
+        (["owt-169m", "--objective.no-score_decomposition", "--objective.moves", "2"], ("one-step", None)),
+        (["prose", "--objective.score-decomposition"], ("path", 8)),
+        (["prose", "--objective.score-decomposition", "--objective.moves", "2"], ("two-moves", None)),
+        (["prose", "--objective.trajectory", "two-moves"], ("two-moves", None)),
     ],
 )
 def test_the_trajectory_is_named_or_follows_from_the_flags_of_before(words, expected):
@@ -120,7 +125,7 @@ def test_the_trajectory_is_named_or_follows_from_the_flags_of_before(words, expe
 )
 def test_contradictory_trajectories_are_refused_in_one_line(words, message):
     with pytest.raises(UsageError, match=message) as caught:
-        resolved("markov", *words)
+        resolved("owt-169m", *words)
     assert "\n" not in str(caught.value)
 
 
@@ -139,30 +144,36 @@ def test_contradictory_trajectories_are_refused_in_one_line(words, message):
 )
 def test_a_config_file_of_before_the_trajectory_is_read(tmp_path, old, expected):
     file = tmp_path / "config.yaml"
-    file.write_text(yaml.safe_dump({"method": "didi", "recipe": "tiny-news", "objective": old}))
+    file.write_text(yaml.safe_dump({"method": "didi", "recipe": "prose", "objective": old}))
     assert trajectory("--config", str(file)) == expected
 
 
 def test_score_decomposition_brings_the_second_move_back_to_a_one_step_trajectory(tmp_path):
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump({"recipe": "markov", "objective": {"trajectory": "one-step"}}))
+    (tmp_path / "config.yaml").write_text(
+        yaml.safe_dump({"recipe": "owt-169m", "objective": {"trajectory": "one-step"}})
+    )
     words = ("--config", str(tmp_path / "config.yaml"))
     assert trajectory(*words) == ("one-step", None)
     assert trajectory(*words, "--objective.score-decomposition") == ("two-moves", None)
 
 
 def test_the_settings_in_a_bundle_of_before_are_read(tmp_path):
-    settings = load("tiny-news").provenance["settings"]
-    assert settings["objective"]["score_decomposition"] is True
+    settings = asdict(two_moves.MARKOV) | {"recipe": "tiny-news"}
+    settings["objective"] |= {"score_decomposition": True, "moves": 8}
+    for later in ("trajectory", "reward_time"):
+        del settings["objective"][later]
+    del settings["discriminator"]["fresh_rollouts"], settings["start"]
     found = DistillConfig.current(settings)["objective"]
     assert ObjectiveConfig(**found).trajectory == "path"
     assert found["moves"] == settings["objective"]["moves"] == 8
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(settings))
-    assert resolved("--config", str(tmp_path / "config.yaml")).objective == ObjectiveConfig(**found)
+    read = resolved("--config", str(tmp_path / "config.yaml"))
+    assert (read.objective, read.discriminator.fresh_rollouts) == (ObjectiveConfig(**found), False)
 
 
 def test_a_run_of_before_goes_on(tmp_path, capsys):
     words = ["markov", *SHORT, "--max-steps", "1", "--discriminator.warmup-steps", "1", "--out", str(tmp_path / "run")]
-    words += ["--loop.batch-size", "4", "--discriminator.guidance-steps", "0"]
+    words += ["--loop.batch-size", "4", "--preset", "two-moves"]
     distill([*words, "--objective.moves", "4"])
     file = tmp_path / "run/config.yaml"
     settings = yaml.safe_load(file.read_text())

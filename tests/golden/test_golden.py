@@ -10,7 +10,7 @@ from didi.apps.train import distill_run, pretrain_run
 from didi.evaluation.evaluate import evaluate
 from didi.models.autoregressive import AutoregressiveConfig, AutoregressiveLM
 from didi.models.bundle import Bundle, load
-from didi.recipes import DISTILL, PRETRAIN
+from didi.recipes import PRETRAIN
 from didi.recipes.objectives import whole_path
 from didi.recipes.presets import preset
 from didi.sampling.confidence import ConfidenceOrder
@@ -18,6 +18,8 @@ from didi.sampling.generate import generate
 from didi.sampling.guided import Guidance
 from didi.sampling.remasking import Remasking
 from didi.training.loop import RunFolder
+
+from .. import two_moves
 
 CPU = torch.device("cpu")
 LENGTH = 16
@@ -45,12 +47,12 @@ PRETRAINED = {
         PRETRAIN["markov"].network, is_time_conditioned=True, dropout=0.1, conv_radius=1)),
     "autoregressive": replace(short(PRETRAIN["markov"]), model="autoregressive"),
 }  # fmt: skip
-MARKOV = short(DISTILL["markov"])
+MARKOV = short(two_moves.MARKOV)
 DISTILLED = {
-    "warm-up": with_discriminator(short(DISTILL["markov"], steps=1), warmup_steps=4),
-    "student": with_discriminator(short(DISTILL["markov"], steps=4), warmup_steps=1),
-    "guidance": with_discriminator(short(DISTILL["markov"], steps=1), warmup_steps=1, guidance_steps=3, guidance_nfe=4),
-    "accumulation": with_discriminator(short(DISTILL["markov"], accumulation=2), warmup_steps=2),
+    "warm-up": with_discriminator(short(two_moves.MARKOV, steps=1), warmup_steps=4),
+    "student": with_discriminator(short(two_moves.MARKOV, steps=4), warmup_steps=1),
+    "guidance": with_discriminator(short(two_moves.MARKOV, steps=1), warmup_steps=1, guidance_steps=3, guidance_nfe=4),
+    "accumulation": with_discriminator(short(two_moves.MARKOV, accumulation=2), warmup_steps=2),
     "eight moves": with_discriminator(
         with_objective(MARKOV, trajectory="path", moves=8), warmup_steps=1, completions=1
     ),

@@ -9,8 +9,9 @@ from didi.data.source import MarkovSource
 from didi.methods.base import Inputs
 from didi.methods.settings import DataConfig, LoopConfig
 from didi.models.bundle import Bundle
-from didi.recipes import DISTILL
 from didi.training.trainer import make_trainer
+
+from ..two_moves import MARKOV
 
 LENGTH = 8
 
@@ -18,7 +19,7 @@ LENGTH = 8
 @pytest.fixture
 def method(make_dit, tmp_path):
     config = replace(
-        DISTILL["markov"],
+        MARKOV,
         data=DataConfig(corpus="markov", length=LENGTH),
         loop=LoopConfig(steps=2, batch_size=4, validation_sequences=4),
     )

@@ -14,10 +14,12 @@ from didi.methods.base import Inputs
 from didi.models.bundle import Bundle
 from didi.models.discriminator import num_parameters
 from didi.models.dit import DiT
-from didi.recipes import DISTILL, PRETRAIN
+from didi.recipes import PRETRAIN
 from didi.training.dry_run import CPU, dry_run, estimate
 from didi.training.live_memory import LiveMemory
 from didi.training.trainer import make_trainer
+
+from ..two_moves import MARKOV
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("unchecked")]
 LENGTH, VOCAB_SIZE = 64, 2000
@@ -35,7 +37,7 @@ def inputs_of(tiny_config):
 
 
 def distillation(**changes):
-    config = DISTILL["markov"]
+    config = MARKOV
     loop = replace(config.loop, **{"steps": 2} | changes.pop("loop", {}))
     discriminator = replace(config.discriminator, warmup_steps=1, **changes.pop("discriminator", {}))
     objective = replace(config.objective, **changes.pop("objective", {}))

@@ -8,8 +8,9 @@ import torch
 
 from didi.errors import UsageError
 from didi.methods.base import Inputs
-from didi.recipes import DISTILL
 from didi.training import fit
+
+from ..two_moves import MARKOV
 
 CPU = torch.device("cpu")
 
@@ -19,7 +20,7 @@ def fitted_steps(source, teacher, monkeypatch):
     """Steps of the student for a number of minutes, where each reading of the clock is 8 seconds after the last."""
 
     def steps(minutes, **phases):
-        base = DISTILL["markov"]
+        base = MARKOV
         loop = replace(base.loop, steps=100, batch_size=2, validate_every=1000, validation_sequences=2)
         settings = replace(
             base,

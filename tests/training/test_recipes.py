@@ -60,8 +60,9 @@ def test_distillation_names_a_bundled_teacher_or_none(name):
 def test_a_preset_changes_objective_and_discriminator_and_leaves_data_and_rates(name):
     ours, theirs = DISTILL["tiny-news"], preset(DISTILL["tiny-news"], name)
     assert (theirs.data, theirs.student_optimizer, theirs.teacher) == (ours.data, ours.student_optimizer, ours.teacher)
-    assert (theirs.objective.completions, theirs.objective.revealed_only) == (1, False)
+    of_ours = name == "two-moves"
+    assert (theirs.objective.completions, theirs.objective.revealed_only) == ((3, True) if of_ours else (1, False))
     assert (theirs.objective.trajectory, theirs.discriminator.guidance_steps) == ("two-moves", 0)
-    assert theirs.objective.divergence_weight == {"paper": 0.05, "released": 0.0005}[name]
+    assert theirs.objective.divergence_weight == {"paper": 0.05, "released": 0.0005, "two-moves": 0.35}[name]
     with pytest.raises(UsageError, match="a preset is one of paper, released"):
         preset(ours, "papers")

@@ -8,9 +8,11 @@ import torch
 
 from didi.errors import UsageError
 from didi.methods.base import Inputs
-from didi.recipes import DISTILL, PRETRAIN
+from didi.recipes import PRETRAIN
 from didi.training import optim, trainer
 from didi.training.trainer import make_trainer
+
+from ..two_moves import MARKOV
 
 CPU = torch.device("cpu")
 
@@ -25,7 +27,7 @@ def decides(request, monkeypatch):
 
 @pytest.fixture
 def distillation(source, teacher, tmp_path, decides):
-    base = DISTILL["markov"]
+    base = MARKOV
     short = replace(base.discriminator, warmup_steps=0)
     config = replace(
         base,

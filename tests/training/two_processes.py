@@ -12,6 +12,7 @@ import didi
 from didi.data.source import open_source
 from didi.methods.base import Inputs
 from didi.recipes import DISTILL, PRETRAIN
+from didi.recipes.presets import preset
 from didi.training.checkpoint import load_latest, save_checkpoint
 from didi.training.distributed import is_sharded
 from didi.training.trainer import make_trainer
@@ -23,7 +24,7 @@ NUM_STEPS = 2
 
 def distillations():
     """Every way in which rows of a batch meet: groups, repeats, accumulation, paths, lessons for guidance."""
-    base = DISTILL["markov"]
+    base = preset(DISTILL["markov"], "two-moves")
     loop = replace(base.loop, steps=NUM_STEPS, batch_size=8, validation_sequences=64)
     short = replace(base.discriminator, warmup_steps=1, guidance_steps=1)
     ours = replace(base, loop=loop, discriminator=short)

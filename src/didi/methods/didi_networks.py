@@ -1,4 +1,4 @@
-"""What DiDi-Instruct starts from: student and discriminator made of the teacher, and checks that all fits together."""
+"""Student and discriminator that a run starts from, and checks that all fits together."""
 
 import copy
 
@@ -9,13 +9,13 @@ from didi.diffusion.noise import derive_seed
 from didi.errors import UsageError
 from didi.methods.didi_settings import DistillConfig
 from didi.models.adapters import adapt, copy_sharing_frozen
-from didi.models.bundle import Bundle
+from didi.models.bundle import Bundle, load
 from didi.models.discriminator import Discriminator
 from didi.models.dit import DiT
 
 
 def initial_networks(settings: DistillConfig, teacher: DiT) -> tuple[DiT, Discriminator]:
-    """Student and discriminator as copies of the teacher, or as adapters on its weights."""
+    """Student and discriminator: copies of the teacher, adapters on its weights, or those of ``settings.start``."""
     torch.manual_seed(derive_seed(settings.seed, "discriminator-head"))
     num_blocks, rank = settings.discriminator.trainable_blocks, settings.lora_rank
     discriminator = Discriminator.from_denoiser(
@@ -26,12 +26,31 @@ def initial_networks(settings: DistillConfig, teacher: DiT) -> tuple[DiT, Discri
     ).to(next(teacher.parameters()).device)
     if rank is None:
         discriminator.train_last_blocks(num_blocks)
-        return copy.deepcopy(teacher).requires_grad_(True), discriminator
+        student = copy.deepcopy(teacher).requires_grad_(True)
+        if settings.start:
+            _load_start(settings.start, student, discriminator)
+        return student, discriminator
     student = copy_sharing_frozen(teacher)
     torch.manual_seed(derive_seed(settings.seed, "adapters"))
     adapt(discriminator, rank, num_blocks)
     adapt(student, rank)
     return student, discriminator
+
+
+def _load_start(name: str, student: DiT, discriminator: Discriminator) -> None:
+    """Give both networks the weights of a bundle."""
+    bundle = load(name)
+    for role, network in (("student", student), ("discriminator", discriminator)):
+        found = bundle.networks().get(role)
+        if found is None:
+            held = ", ".join(bundle.networks())
+            raise UsageError(f"start names a bundle with a student and a discriminator; {name} holds {held}")
+        if found.config != network.config:
+            raise UsageError(
+                f"the networks of start have the shape of this run's; the {role} of {name} has {found.config}, this "
+                f"run's {network.config}: set teacher and discriminator as in that run"
+            )
+        network.load_state_dict(found.state_dict())
 
 
 def masked_process(teacher: Bundle) -> Absorbing:

@@ -185,12 +185,17 @@ class DistillConfig(DistillationConfig):
     lora_rank: int | None = None
     """Train student and discriminator as low-rank adapters of this rank on the teacher's weights, which then exist
     once (ours); they learn less in the same steps (docs/scale.md). None trains weights of their own."""
+    start: str = ""
+    """Bundle whose student and discriminator the run starts from (ours): a bundled name, a bundle folder or a Hub
+    repository. Empty: both are made of the teacher."""
 
     def __post_init__(self) -> None:
         objective, discriminator, loop = self.objective, self.discriminator, self.loop
         check_sharding(loop, self.student_optimizer, self.discriminator_optimizer)
         if self.lora_rank is not None:
             at_least(1, self, "lora_rank")
+            if self.start:
+                raise UsageError(f"start goes without lora_rank; got {self.start} and {self.lora_rank}")
             if loop.fsdp or "muon" in (self.student_optimizer.method, self.discriminator_optimizer.method):
                 raise UsageError("lora_rank goes with AdamW and without loop.fsdp; leave it out or change those")
         if loop.accumulation > 1 and discriminator.steps_per_student_step > 1:
@@ -237,11 +242,14 @@ class DistillConfig(DistillationConfig):
     @classmethod
     def current(cls, settings: Mapping[str, Any], base: RunConfig | None = None) -> dict[str, Any]:
         """See ``RunConfig.current``."""
-        objective = settings.get("objective")
-        if not isinstance(objective, Mapping):
-            return dict(settings)
-        default = base.objective if isinstance(base, DistillConfig) else ObjectiveConfig()
-        return {**settings, "objective": _current_objective(objective, default)}
+        found = dict(settings)
+        discriminator, objective = found.get("discriminator"), found.get("objective")
+        if isinstance(discriminator, Mapping) and discriminator.get("steps_per_student_step") == 1:
+            found["discriminator"] = {"fresh_rollouts": False} | dict(discriminator)  # settings of before do not say
+        if isinstance(objective, Mapping):
+            default = base.objective if isinstance(base, DistillConfig) else ObjectiveConfig()
+            found["objective"] = _current_objective(objective, default)
+        return found
 
     @property
     def num_steps(self) -> int:
@@ -250,7 +258,9 @@ class DistillConfig(DistillationConfig):
 
     def for_dry_run(self) -> "DistillConfig":
         """See ``RunConfig.for_dry_run``; a pool of teacher samples is one batch, of which every process has a share."""
-        return replace(self, discriminator=replace(self.discriminator, pool_size=self.loop.batch_size, pool_nfe=1))
+        return replace(
+            self, start="", discriminator=replace(self.discriminator, pool_size=self.loop.batch_size, pool_nfe=1)
+        )
 
     def limited(self, max_steps: int) -> "DistillConfig":
         """See ``RunConfig.limited``; warm-up and lessons for guidance are at most as long."""
@@ -289,4 +299,4 @@ def _current_objective(settings: Mapping[str, Any], base: ObjectiveConfig) -> di
         return found | {"trajectory": "two-moves", "moves": None}
     if "moves" in found:
         return found | {"trajectory": "path"}
-    return found | ({"trajectory": "two-moves"} if base.trajectory == "one-step" else {})
+    return found | ({"trajectory": "two-moves", "moves": None} if base.trajectory in ("one-step", "whole-path") else {})

@@ -2,8 +2,8 @@
 
 from didi.methods.didi_settings import ObjectiveConfig
 
-# Our objective: the paper's with the exact variance reductions A and B. The divergence keeps the entropy of samples of
-# many steps up; its weight was chosen on ``markov`` (docs/lab-notes.md).
+# The paper's two moves with the exact variance reductions A and B. The divergence keeps the entropy of samples of many
+# steps up; its weight was chosen on ``markov`` (docs/lab-notes.md).
 OURS = ObjectiveConfig(
     completions=3,
     advantage="shared-state",

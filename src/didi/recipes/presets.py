@@ -1,4 +1,4 @@
-"""The objectives of the paper and of its released code, for any recipe."""
+"""Objectives of two moves for any recipe: ours, the paper's, and that of its released code."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -6,9 +6,21 @@ from typing import Any
 
 from didi.errors import UsageError
 from didi.methods.didi_settings import DistillConfig, ObjectiveConfig
+from didi.recipes.objectives import OURS
 
-# Of both: one logit for each token of text, one update of the discriminator a step.
+# Of all: one logit for each token of text, one update of the discriminator a step.
 _SHARED: dict[str, Any] = {"output": "token", "steps_per_student_step": 1, "fresh_rollouts": False}
+
+
+def _two_moves(config: DistillConfig) -> DistillConfig:
+    """The paper's two moves with our exact reductions of variance: the base of ``recipes.ablations``."""
+    return replace(
+        config,
+        objective=OURS,
+        discriminator=replace(
+            config.discriminator, real_source="corpus", label_smoothing=0.1, guidance_steps=0, **_SHARED
+        ),
+    )
 
 
 def _paper(config: DistillConfig) -> DistillConfig:
@@ -39,11 +51,15 @@ def _released(config: DistillConfig) -> DistillConfig:
     )  # fmt: skip
 
 
-PRESETS: dict[str, Callable[[DistillConfig], DistillConfig]] = {"paper": _paper, "released": _released}
+PRESETS: dict[str, Callable[[DistillConfig], DistillConfig]] = {
+    "paper": _paper,
+    "released": _released,
+    "two-moves": _two_moves,
+}
 
 
 def preset(config: DistillConfig, name: str) -> DistillConfig:
-    """``config`` with objective and discriminator switched to those of ``paper`` or ``released``.
+    """``config`` with objective and discriminator switched to those of a preset.
 
     Raises:
         UsageError: there is no preset of that name.

@@ -5,7 +5,7 @@ from dataclasses import replace
 from didi.methods.didi_settings import DiscriminatorSettings, DistillConfig
 from didi.methods.elbo import PretrainConfig
 from didi.methods.settings import DataConfig, LoopConfig, NetworkConfig, OptimizerConfig
-from didi.recipes.objectives import OURS
+from didi.recipes.objectives import OURS, whole_path
 
 # Chosen on validation at equal time, docs/lab-notes.md; for the masked model: its autoregressive twin takes the same.
 TINY_NEWS = PretrainConfig(
@@ -51,11 +51,14 @@ DISTILL: dict[str, DistillConfig] = {
         recipe="tiny-news",
         teacher="tiny-news",
         data=DataConfig(corpus="news", length=128),
-        objective=replace(OURS, divergence_weight=0.3, trajectory="path", moves=8),
-        discriminator=DiscriminatorSettings(warmup_steps=300, completions=1),
-        student_optimizer=OptimizerConfig(learning_rate=4e-4, weight_decay=0.0),
-        discriminator_optimizer=OptimizerConfig(learning_rate=1e-3),
-        loop=LoopConfig(steps=500, batch_size=24, validate_every=500, checkpoint_every=50, ema_decay=0.99),
+        objective=whole_path(8),
+        discriminator=DiscriminatorSettings(
+            output="sequence", label_smoothing=0.0, warmup_steps=60, steps_per_student_step=2, fresh_rollouts=True,
+            guidance_steps=300,
+        ),
+        student_optimizer=OptimizerConfig(learning_rate=3e-4, beta2=0.99, weight_decay=0.0),
+        discriminator_optimizer=OptimizerConfig(learning_rate=1e-3, beta2=0.99, weight_decay=0.0),
+        loop=LoopConfig(steps=500, batch_size=48, validate_every=250, checkpoint_every=25, ema_decay=0.98),
     ),
     "prose": DistillConfig(
         recipe="prose",

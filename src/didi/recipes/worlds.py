@@ -6,7 +6,7 @@ from didi.data.markov import EXACT, MARKOV
 from didi.methods.didi_settings import DiscriminatorSettings, DistillConfig
 from didi.methods.elbo import PretrainConfig
 from didi.methods.settings import DataConfig, DistillationConfig, LoopConfig, NetworkConfig, OptimizerConfig
-from didi.recipes.objectives import OURS, whole_path
+from didi.recipes.objectives import whole_path
 
 _MARKOV_TEACHER = PretrainConfig(
     recipe="markov",
@@ -37,11 +37,14 @@ DISTILL: dict[str, DistillConfig] = {
         recipe="markov",
         teacher="markov",
         data=DataConfig(corpus=MARKOV, length=32),
-        objective=OURS,
-        discriminator=DiscriminatorSettings(warmup_steps=300),
-        student_optimizer=OptimizerConfig(learning_rate=3e-4, weight_decay=0.0),
-        discriminator_optimizer=OptimizerConfig(learning_rate=1e-3),
-        loop=LoopConfig(steps=900, batch_size=64, validate_every=300, checkpoint_every=100, ema_decay=0.99),
+        objective=whole_path(8),
+        discriminator=DiscriminatorSettings(
+            output="sequence", label_smoothing=0.0, warmup_steps=100, steps_per_student_step=2, fresh_rollouts=True,
+            guidance_steps=300,
+        ),
+        student_optimizer=OptimizerConfig(learning_rate=2e-4, beta2=0.99, weight_decay=0.0),
+        discriminator_optimizer=OptimizerConfig(learning_rate=1e-3, beta2=0.99, weight_decay=0.0),
+        loop=LoopConfig(steps=800, batch_size=128, validate_every=400, checkpoint_every=50, ema_decay=0.98),
     ),
     "exact": DistillConfig(  # docs/lab-notes.md, "Whole paths"
         recipe="exact",

@@ -15,8 +15,10 @@ from didi.errors import UsageError
 from didi.evaluation.report import write_html
 from didi.files import write_atomically
 from didi.methods.didi_settings import DistillConfig
+from didi.methods.settings import OptimizerConfig
 from didi.recipes import DISTILL, PRETRAIN
 from didi.recipes.ablations import with_objective
+from didi.recipes.presets import preset
 from didi.sampling.guided import Guidance
 
 Scale = Literal["markov", "tiny", "paper"]
@@ -42,20 +44,30 @@ class ReproduceCommand:
     """Bundle of a larger teacher for figure4; trained at markov scale."""
 
 
-def _short(recipe: str, *, warmup_steps: int, steps: int, batch_size: int) -> DistillConfig:
-    """A recipe cut to what a table of many runs can afford."""
-    base = DISTILL[recipe]
-    loop = replace(base.loop, steps=steps, batch_size=batch_size, validate_every=steps, checkpoint_every=100)
+def _short(recipe: str, *, warmup_steps: int, steps: int, batch_size: int, learning_rate: float) -> DistillConfig:
+    """A recipe with the two moves that the tables are about, cut to what many runs can afford."""
+    base = preset(DISTILL[recipe], "two-moves")
+    loop = replace(
+        base.loop, steps=steps, batch_size=batch_size, validate_every=steps, checkpoint_every=100, ema_decay=0.99
+    )
     # One completion: the discriminator's step is a third of the price then.
     discriminator = replace(base.discriminator, warmup_steps=warmup_steps, completions=1)
-    return replace(base, loop=loop, discriminator=discriminator)
+    student = OptimizerConfig(learning_rate=learning_rate, weight_decay=0.0)
+    of_discriminator = OptimizerConfig(learning_rate=1e-3)
+    return replace(
+        base,
+        loop=loop,
+        discriminator=discriminator,
+        student_optimizer=student,
+        discriminator_optimizer=of_discriminator,
+    )
 
 
 def _short_markov() -> DistillConfig:
-    """A short run of ``markov``: its few states make a noisy gradient, so a lower rate and more completions of each."""
-    short = with_objective(_short("markov", warmup_steps=120, steps=260, batch_size=32), completions=4)
-    rate = short.student_optimizer.learning_rate / 2  # docs/lab-notes.md, "Short runs on markov"
-    return replace(short, student_optimizer=replace(short.student_optimizer, learning_rate=rate))
+    """A short run of ``markov``: its few states make a noisy gradient, so a low rate and more completions of each."""
+    rate = 1.5e-4  # docs/lab-notes.md, "Short runs on markov"
+    short = _short("markov", warmup_steps=120, steps=260, batch_size=32, learning_rate=rate)
+    return with_objective(short, completions=4)
 
 
 def _plan(command: ReproduceCommand) -> Plan:
@@ -79,7 +91,9 @@ def _plan(command: ReproduceCommand) -> Plan:
         return Plan(
             scale="tiny",
             teacher=command.teacher or "tiny-news",
-            recipe=_short("tiny-news", warmup_steps=60, steps=80, batch_size=16),
+            recipe=with_objective(
+                _short("tiny-news", warmup_steps=60, steps=80, batch_size=16, learning_rate=4e-4), divergence_weight=0.3
+            ),
             nfes=(4, 8, 16),
             more_teacher_nfes=(32, 64),
             seeds=seeds,

@@ -1,0 +1,16 @@
+"""The recipe ``markov`` with two moves and the rates of before it had whole paths: what many tests train a little."""
+
+from dataclasses import replace
+
+from didi.methods.settings import LoopConfig, OptimizerConfig
+from didi.recipes import DISTILL
+from didi.recipes.presets import preset
+
+_PRESET = preset(DISTILL["markov"], "two-moves")
+MARKOV = replace(
+    _PRESET,
+    discriminator=replace(_PRESET.discriminator, warmup_steps=300),
+    student_optimizer=OptimizerConfig(learning_rate=3e-4, weight_decay=0.0),
+    discriminator_optimizer=OptimizerConfig(learning_rate=1e-3),
+    loop=LoopConfig(steps=900, batch_size=64, validate_every=300, checkpoint_every=100, ema_decay=0.99),
+)
