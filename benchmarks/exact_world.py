@@ -1,13 +1,16 @@
-"""The exact world: divergences of its teachers at every number of moves, and the least of a K-move student.
+"""The exact world: divergences of its teachers and students, and the least of a K-move student.
 
-    python benchmarks/exact_world.py [--steps 300] [--only-page]
+    python benchmarks/exact_world.py world [--steps 300]
+    python benchmarks/exact_world.py students BUNDLE [BUNDLE ...]
+    python benchmarks/exact_world.py page
 
-Twenty minutes on one core, most of it the descents of K = 4 and 8; docs/results/exact-limits.json and the table in
-docs/evaluation.md.
+``world`` takes twenty minutes on one core, most of it the descents of K = 4 and 8. Figures go to
+docs/results/exact-limits.json, tables to docs/evaluation.md.
 """
 
 import argparse
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 
 import torch
@@ -22,6 +25,7 @@ from didi.evaluation.exact.rows import ExactRows
 from didi.evaluation.exact.sampler import chain_predictions, sampler_distribution
 from didi.evaluation.exact.states import States
 from didi.evaluation.machine import machine_name
+from didi.evaluation.over_seeds import estimate
 from didi.markdown import markdown_table
 from didi.recipes import PRETRAIN
 from didi.sampling.base import path_alphas, time_grid
@@ -29,6 +33,7 @@ from didi.sampling.options import SamplingOptions
 
 MOVES = (1, 2, 4, 6, 8, 12, 16, 24, 32, 64)
 LIMITS = (1, 2, 4, 8)
+STUDENT_MOVES = (1, 2, 4, 8, 16)
 RESULT = DOCS / "results" / "exact-limits.json"
 
 
@@ -57,8 +62,28 @@ def limits(steps: int) -> list[dict]:
     return rows
 
 
-def table(record: dict) -> list[str]:
-    """The lines of the page."""
+def students(paths: Sequence[str]) -> list[dict]:
+    """Figures of distilled students at several numbers of moves, and how each was made."""
+    chain, rows = WORLDS["exact"](), []
+    for path in paths:
+        bundle = didi.load(path)
+        settings, judged = bundle.provenance["settings"], ExactRows(bundle)
+        figures = {k: asdict(judged(chain, SamplingOptions(role="student"), k)) for k in STUDENT_MOVES}
+        row = {
+            "moves": settings["objective"]["moves"],
+            "seed": settings["seed"],
+            "paths": settings["loop"]["batch_size"],
+            "steps": settings["loop"]["steps"],
+            "machine": bundle.provenance["machine"],
+            "figures": figures,
+        }
+        rows.append(row)
+        print({name: value for name, value in row.items() if name != "figures"}, figures[row["moves"]], flush=True)
+    return sorted(rows, key=lambda row: (row["moves"], row["seed"]))
+
+
+def world_table(record: dict) -> list[str]:
+    """Teachers and limits."""
     least = {row["num_moves"]: row["student"]["kl"] for row in record["limits"]}
     body = []
     for row in record["teachers"]:
@@ -73,15 +98,38 @@ def table(record: dict) -> list[str]:
     ]
 
 
+def students_table(record: dict) -> list[str]:
+    """KL of every student, its entropy at its own number of moves, and the mean over seeds with its interval."""
+    body, rows = [], record["students"]
+    for moves in dict.fromkeys(row["moves"] for row in rows):
+        group = [row for row in rows if row["moves"] == moves]
+        for row in group:
+            kls = [f"{row['figures'][str(k)]['kl']:.4f}" for k in STUDENT_MOVES]
+            entropy = f"{row['figures'][str(moves)]['joint_entropy']:.3f}"
+            body.append([moves, row["seed"], f"{row['steps']} of {row['paths']:,}", *kls, entropy])
+        own = [row["figures"][str(moves)]["kl"] for row in group]
+        if len(own) > 1:
+            found = estimate(own)
+            mean = f"{found.mean:.4f} [{found.low:.4f}, {found.high:.4f}]"
+            means = [mean if k == moves else "" for k in STUDENT_MOVES]
+            body.append([moves, "mean", "", *means, ""])
+    header = ["made for", "seed", "steps", *(f"KL at {k}" for k in STUDENT_MOVES), "entropy at its own"]
+    machines = "; ".join(dict.fromkeys(row["machine"] for row in rows))
+    note = "KL(p, q) and joint entropy in nats a sequence; brackets hold the 95% interval over seeds. Trained on"
+    return [*markdown_table(header, body, num_left=0), f"\n{note}: {machines}."]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", choices=("world", "students", "page"))
+    parser.add_argument("bundles", nargs="*", help="bundles of didi distill exact")
     parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--only-page", action="store_true", help="write the table again from the stored figures")
     args = parser.parse_args()
-    if not args.only_page:
+    record = json.loads(RESULT.read_text()) if RESULT.exists() else {}
+    if args.part == "world":
         chain, length = WORLDS["exact"](), PRETRAIN["exact"].data.length
         log_q = chain.log_likelihood(States(chain.num_symbols, length).clean)
-        record = {
+        record |= {
             "world": "exact",
             "length": length,
             "entropy": -float((log_q.exp() * log_q).sum()),
@@ -89,8 +137,12 @@ def main() -> None:
             "teachers": teachers(),
             "limits": limits(args.steps),
         }
-        write_json(RESULT, record)
-    renew(DOCS / "evaluation.md", "exact_world.py", table(json.loads(RESULT.read_text())))
+    elif args.part == "students":
+        record["students"] = students(args.bundles)
+    write_json(RESULT, record)
+    record = json.loads(RESULT.read_text())
+    renew(DOCS / "evaluation.md", "exact_world.py", world_table(record))
+    renew(DOCS / "evaluation.md", "exact_world.py students", students_table(record))
 
 
 if __name__ == "__main__":
