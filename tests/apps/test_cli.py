@@ -78,7 +78,7 @@ SMALL = ["--data.length", "32", "--loop.batch-size", "4", "--loop.validation-seq
         (["generate", "--model", "markov", "--prefix", "s1 [MASK]"], "--infill has a [MASK]"),
         (["generate", "--model", "markov", "--infill", "s1"], "--infill has a [MASK]"),
         (["generate"], "didi generate needs --model STR"),
-        (["reproduce", "table1"], "didi reproduce needs --scale {markov,tiny,paper} and --out PATH; see"),
+        (["reproduce", "table1"], "didi reproduce needs --scale {markov,exact,tiny,paper} and --out PATH; see"),
         (["generate", "--model", "markov", "--sampler", "best"], "a sampler is one of ancestral,"),
         (["generate", "--model", "markov", "--sampler", "guided"], "needs a discriminator"),
         (["generate", "--model", "markov", "--nfe", "0"], "nfe is 1 or more"),

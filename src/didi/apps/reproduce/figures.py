@@ -3,8 +3,9 @@
 from dataclasses import replace
 
 from didi.apps.reproduce import published
+from didi.apps.reproduce.cells import Cell, LikelihoodCell, Run
 from didi.apps.reproduce.plan import Plan
-from didi.apps.reproduce.study import Cell, LikelihoodCell, Run, Study
+from didi.apps.reproduce.study import Study
 from didi.evaluation.anchors import ANCHORS
 from didi.evaluation.figure import latency_figure, perplexity_figure
 from didi.evaluation.machine import machine_name

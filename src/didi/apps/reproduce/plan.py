@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass, replace
 
-from didi.apps.reproduce.study import Cell, Run, Study
-from didi.data.markov import MARKOV
+from didi.apps.reproduce.cells import Cell, Run
+from didi.apps.reproduce.study import Study
+from didi.data.markov import EXACT, MARKOV
 from didi.evaluation.anchors import ANCHORS
 from didi.evaluation.machine import machine_name
 from didi.methods.didi_settings import DistillConfig
@@ -40,6 +41,11 @@ class Plan:
     twin: Run | str | None = None
     larger: Run | str | None = None
     distilled: str | None = None
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether rows have an exact divergence, which is then what they are compared by."""
+        return self.scale == EXACT
 
     @property
     def ablated(self) -> DistillConfig:
@@ -101,6 +107,11 @@ def heading(plan: Plan, study: Study) -> list[str]:
     if plan.distilled:
         lines.append(
             f"Figures 1, 3 and Table 7 show the student of the bundle `{plan.distilled}`, our recipe at full length."
+        )
+    if plan.is_exact:
+        lines.append(
+            "KL(p, q) of the distribution p of each sampler from that of the data, q, is a sum over all sequences, in "
+            "nats a sequence, without sampling error; intervals are over training seeds."
         )
     if plan.scale == MARKOV:
         lines.append("The judge is the chain itself: perplexities carry no judge's error.")

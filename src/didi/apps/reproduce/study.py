@@ -5,8 +5,6 @@ has found outlives its networks.
 """
 
 import contextlib
-import functools
-import hashlib
 import json
 import multiprocessing
 import os
@@ -16,10 +14,11 @@ from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
+from didi.apps.reproduce.cells import AnyCell, Cell, LikelihoodCell, Run
 from didi.apps.train import distill_run, pretrain_run
 from didi.data.source import open_source
 from didi.errors import UsageError
@@ -28,86 +27,15 @@ from didi.evaluation.evaluate import evaluate
 from didi.evaluation.row import EvaluationRow, SampleSet
 from didi.evaluation.zero_shot import LikelihoodRow, score_corpus
 from didi.files import write_atomically
-from didi.methods.didi_settings import DistillConfig
 from didi.methods.elbo import PretrainConfig
 from didi.models.bundle import Bundle, Role, load
 from didi.models.discriminator import num_parameters
 from didi.sampling.guided import Guidance
-from didi.sampling.options import SamplerName, SamplingOptions
+from didi.sampling.options import SamplingOptions
 from didi.training.loop import RunFolder
 from didi.world import default_device
 
 NUM_TEXTS = 1  # kept of each cell
-
-
-@dataclass(frozen=True)
-class Run:
-    """A network to make; runs of equal settings are one.
-
-    Attributes:
-        config: its settings.
-        teacher: the run that makes the teacher of a distillation; None where the settings name a bundle that is there.
-    """
-
-    config: PretrainConfig | DistillConfig
-    teacher: "Run | None" = None
-
-    @property
-    def name(self) -> str:
-        """Folder of the run: recipe, seed and a digest of all settings."""
-        settings = json.dumps([asdict(self.config), self.teacher and self.teacher.name], sort_keys=True)
-        digest = hashlib.sha256(settings.encode()).hexdigest()[:10]
-        return f"{self.config.recipe}-seed{self.config.seed}-{digest}"
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One sample set of a bundle.
-
-    Attributes:
-        bundle: a run, or the name or folder of a bundle that is there.
-        role: which network; or ``data``, or the name of an anchor, in the bundle's own corpus and tokens.
-        sampler: how it is sampled.
-        nfe: number of moves; 0 for what is not sampled.
-        temperature: of the logits.
-    """
-
-    bundle: Run | str
-    role: str
-    sampler: SamplerName = "ancestral"
-    nfe: int = 8
-    temperature: float = 1.0
-
-    @property
-    def name(self) -> str:
-        """File of the cell."""
-        departure = "" if self.temperature == 1 else f"-T{self.temperature:g}"
-        return f"{_origin(self.bundle)}-{self.role}-{self.sampler}-{self.nfe}{departure}"
-
-
-@dataclass(frozen=True)
-class LikelihoodCell:
-    """One network of a bundle, scored on a corpus that ``zero_shot.rows_of`` knows."""
-
-    bundle: Run | str
-    role: Role
-    corpus: str
-
-    @property
-    def name(self) -> str:
-        """File of the cell."""
-        return f"{_origin(self.bundle)}-{self.role}-likelihood-{self.corpus.replace('/', '-')}"
-
-
-AnyCell = Cell | LikelihoodCell
-
-
-def _origin(bundle: Run | str) -> str:
-    """Part of a cell's name that tells its bundle."""
-    origin = bundle.name if isinstance(bundle, Run) else bundle
-    if "/" in origin:  # folders of two runs have one name
-        return f"{Path(origin).name}-{hashlib.sha256(origin.encode()).hexdigest()[:10]}"
-    return origin
 
 
 @dataclass(frozen=True)
@@ -263,16 +191,32 @@ def measure(cells: Sequence[AnyCell], study: Study) -> str:
         make(origin, study)
     bundle, sampling = load(study.bundle_path(origin)), study.sampling
     _measure_real(bundle, [cell for cell in cells if isinstance(cell, Cell) and not cell.nfe], study)
+    sampled: dict[Cell, list[Cell]] = {}  # by what one evaluation shares
     for cell in cells:
         if isinstance(cell, LikelihoodCell):
             count, seed = sampling.likelihood_sequences, sampling.seed
             study.write(cell, score_corpus(bundle, cell.corpus, cell.role, num_sequences=count, seed=seed))
         elif cell.nfe:
-            guidance = sampling.guidance if cell.sampler == "guided" else None
-            options = SamplingOptions(batch_size=sampling.batch_size, guidance=guidance, temperature=cell.temperature)
-            how: dict[str, Any] = {"role": cell.role, "sampler": cell.sampler, "nfe": [cell.nfe], "options": options}
-            evaluate(bundle, on_set=functools.partial(_write_set, cell, bundle, study), **how, **_common(sampling))
+            sampled.setdefault(replace(cell, nfe=0), []).append(cell)
+    for alike, group in sampled.items():
+        _measure_samples(bundle, alike, {cell.nfe: cell for cell in group}, study)
     return cells[0].name
+
+
+def _measure_samples(bundle: Bundle, alike: Cell, by_nfe: dict[int, Cell], study: Study) -> None:
+    """Measure cells that differ in their number of moves only."""
+    sampling = study.sampling
+    guidance = sampling.guidance if alike.sampler == "guided" else None
+    options = SamplingOptions(batch_size=sampling.batch_size, guidance=guidance, temperature=alike.temperature)
+    evaluate(
+        bundle,
+        role=cast(Role, alike.role),
+        sampler=alike.sampler,
+        nfe=list(by_nfe),
+        options=options,
+        on_set=lambda one: _write_set(by_nfe[one.row.nfe], bundle, study, one),
+        **_common(sampling),
+    )
 
 
 def _measure_real(bundle: Bundle, cells: Sequence[Cell], study: Study) -> None:

@@ -6,8 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
 from didi.apps.reproduce import published
+from didi.apps.reproduce.cells import Cell
+from didi.apps.reproduce.exact_tables import Found, exact_lines, exact_rows, objectives
 from didi.apps.reproduce.plan import TEMPERATURES, Plan
-from didi.apps.reproduce.study import Cell, Study
+from didi.apps.reproduce.study import Study
 from didi.evaluation.frontier import perplexity_at_entropy
 from didi.evaluation.over_seeds import geometric_estimate
 from didi.evaluation.row import EvaluationRow
@@ -20,8 +22,6 @@ from didi.recipes.ablations import GUIDED, cumulative, decisions, leave_one_out
 Published = Mapping[str, tuple[tuple[float, float], ...]]
 Rows = dict[str, tuple[DistillConfig, bool]]
 """Configuration and whether it is sampled with guidance, by the name of the row."""
-Found = Mapping[str, Mapping[int, Sequence[EvaluationRow]]]
-"""What was measured with all seeds, by the name of the row and the number of moves."""
 
 
 def _table_1_rows(plan: Plan) -> Rows:
@@ -31,6 +31,8 @@ def _table_1_rows(plan: Plan) -> Rows:
 
 def _table_2_rows(plan: Plan) -> Rows:
     *one_less, full = leave_one_out(plan.ablated).items()
+    if plan.is_exact:  # guided sums take minutes: one row of Table 1 has them
+        return {name: (config, False) for name, config in leave_one_out(plan.ablated).items()}
     rows: Rows = {name: (config, True) for name, config in one_less}
     return rows | {f"w/o {GUIDED}": (full[1], False), full[0]: (full[1], True)}
 
@@ -39,9 +41,14 @@ def _decision_rows(plan: Plan) -> Rows:
     return {name: (config, False) for name, config in decisions(plan.recipe).items()}
 
 
+def _objective_rows(plan: Plan) -> Rows:
+    return {name: (config, False) for name, config in objectives(plan).items()}
+
+
 def _cells(plan: Plan, rows: Rows) -> list[Cell]:
     cells = [cell for row in rows.values() for nfe in plan.nfes for cell in _over_seeds(plan, *row, nfe)]
-    return cells + [Cell(plan.teacher, "teacher", nfe=nfe) for nfe in plan.nfes] + plan.teacher_sweep
+    cells += [Cell(plan.teacher, "teacher", nfe=nfe) for nfe in plan.nfes]
+    return cells if plan.is_exact else cells + plan.teacher_sweep
 
 
 def _over_seeds(plan: Plan, config: DistillConfig, is_guided: bool, nfe: int) -> list[Cell]:
@@ -63,6 +70,24 @@ def table_2_cells(plan: Plan) -> list[Cell]:
 def decisions_cells(plan: Plan) -> list[Cell]:
     """Cells of the table of our decisions."""
     return _cells(plan, _decision_rows(plan))
+
+
+def objectives_cells(plan: Plan) -> list[Cell]:
+    """Cells of the table of objectives."""
+    return _cells(plan, _objective_rows(plan))
+
+
+def objectives_table(plan: Plan, study: Study) -> list[str]:
+    """The presets and our objectives, each against our two moves."""
+    rows = _objective_rows(plan)
+    ours = next(name for name, (config, _) in rows.items() if config == plan.recipe)
+    return _ablation(
+        plan,
+        study,
+        {name: row for name, row in rows.items() if name != ours} | {ours: rows[ours]},
+        {},
+        is_cumulative=False,
+    )
 
 
 def table_1(plan: Plan, study: Study) -> list[str]:
@@ -89,6 +114,8 @@ def _ablation(plan: Plan, study: Study, rows: Rows, paper: Published, *, is_cumu
         name: {nfe: [study.row(cell) for cell in _over_seeds(plan, *row, nfe)] for nfe in plan.nfes}
         for name, row in rows.items()
     }
+    if plan.is_exact:
+        return exact_lines(exact_rows(plan, study), found, is_cumulative=is_cumulative)
     teacher = {nfe: [study.row(Cell(plan.teacher, "teacher", nfe=nfe))] for nfe in plan.nfes}
     sweep = [(row.entropy, row.gen_ppl) for row in map(study.row, plan.teacher_sweep)]
     shown = {"teacher": teacher} | found
@@ -165,7 +192,9 @@ def table_5(plan: Plan, study: Study) -> list[str]:
     """Our settings beside the paper's."""
     del study
     paper_teacher, paper = PRETRAIN["owt-169m"], DISTILL["owt-169m"]
-    ours = PRETRAIN.get({"markov": "markov", "tiny": "tiny-news", "paper": "owt-169m"}[plan.scale], paper_teacher)
+    ours = PRETRAIN.get(
+        {"markov": "markov", "exact": "exact", "tiny": "tiny-news", "paper": "owt-169m"}[plan.scale], paper_teacher
+    )
     columns = {
         "teacher, here": _settings(ours),
         "teacher, paper": _settings(paper_teacher),

@@ -1,0 +1,81 @@
+"""What a study is made of: networks to make, and what is measured of each."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from didi.methods.didi_settings import DistillConfig
+from didi.methods.elbo import PretrainConfig
+from didi.models.bundle import Role
+from didi.sampling.options import SamplerName
+
+
+@dataclass(frozen=True)
+class Run:
+    """A network to make; runs of equal settings are one.
+
+    Attributes:
+        config: its settings.
+        teacher: the run that makes the teacher of a distillation; None where the settings name a bundle that is there.
+    """
+
+    config: PretrainConfig | DistillConfig
+    teacher: "Run | None" = None
+
+    @property
+    def name(self) -> str:
+        """Folder of the run: recipe, seed and a digest of all settings."""
+        settings = json.dumps([asdict(self.config), self.teacher and self.teacher.name], sort_keys=True)
+        digest = hashlib.sha256(settings.encode()).hexdigest()[:10]
+        return f"{self.config.recipe}-seed{self.config.seed}-{digest}"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One sample set of a bundle.
+
+    Attributes:
+        bundle: a run, or the name or folder of a bundle that is there.
+        role: which network; or ``data``, or the name of an anchor, in the bundle's own corpus and tokens.
+        sampler: how it is sampled.
+        nfe: number of moves; 0 for what is not sampled.
+        temperature: of the logits.
+    """
+
+    bundle: Run | str
+    role: str
+    sampler: SamplerName = "ancestral"
+    nfe: int = 8
+    temperature: float = 1.0
+
+    @property
+    def name(self) -> str:
+        """File of the cell."""
+        departure = "" if self.temperature == 1 else f"-T{self.temperature:g}"
+        return f"{_origin(self.bundle)}-{self.role}-{self.sampler}-{self.nfe}{departure}"
+
+
+@dataclass(frozen=True)
+class LikelihoodCell:
+    """One network of a bundle, scored on a corpus that ``zero_shot.rows_of`` knows."""
+
+    bundle: Run | str
+    role: Role
+    corpus: str
+
+    @property
+    def name(self) -> str:
+        """File of the cell."""
+        return f"{_origin(self.bundle)}-{self.role}-likelihood-{self.corpus.replace('/', '-')}"
+
+
+AnyCell = Cell | LikelihoodCell
+
+
+def _origin(bundle: Run | str) -> str:
+    """Part of a cell's name that tells its bundle."""
+    origin = bundle.name if isinstance(bundle, Run) else bundle
+    if "/" in origin:  # folders of two runs have one name
+        return f"{Path(origin).name}-{hashlib.sha256(origin.encode()).hexdigest()[:10]}"
+    return origin

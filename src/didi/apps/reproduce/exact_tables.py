@@ -1,0 +1,89 @@
+"""The ablations in the world whose divergences are exact: KL of each row over seeds."""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from didi.apps.reproduce.cells import Cell
+from didi.apps.reproduce.plan import Plan
+from didi.apps.reproduce.study import Study
+from didi.evaluation.over_seeds import Estimate, estimate
+from didi.evaluation.row import EvaluationRow
+from didi.markdown import markdown_table
+from didi.methods.didi_settings import DistillConfig
+from didi.methods.settings import OptimizerConfig
+from didi.recipes import DISTILL
+from didi.recipes.presets import preset
+
+Found = Mapping[str, Mapping[int, Sequence[EvaluationRow]]]
+"""What was measured with all seeds, by the name of the row and the number of moves."""
+
+
+def objectives(plan: Plan) -> dict[str, DistillConfig]:
+    """The presets, our two moves and our whole paths, on the same teacher."""
+    whole = DISTILL["exact"]
+    rows = {name: preset(plan.recipe, name) for name in ("paper", "released")}
+    short = {
+        f"whole paths of {moves} moves": replace(
+            whole,
+            objective=replace(whole.objective, moves=moves),
+            student_optimizer=OptimizerConfig(learning_rate=3e-4, beta2=0.99, weight_decay=0.0),
+            discriminator=replace(whole.discriminator, warmup_steps=60),
+            loop=replace(whole.loop, steps=200, batch_size=64, validate_every=200, checkpoint_every=100),
+        )
+        for moves in plan.nfes
+    }
+    return {f"preset {name}": config for name, config in rows.items()} | {"two moves (ours)": plan.recipe} | short
+
+
+def exact_lines(teacher: Mapping[int, EvaluationRow], found: Found, *, is_cumulative: bool) -> list[str]:
+    """Exact KL of every row, then what is added to it by the change that the row stands for.
+
+    Args:
+        teacher: its rows, by the number of moves.
+        found: every other row; all have the same numbers of moves and as many seeds.
+        is_cumulative: each row is compared with the one before it; else with the last.
+    """
+    nfes = list(teacher)
+    body = [["teacher", *(f"{teacher[nfe].kl:.4f} / {teacher[nfe].joint_entropy:.2f}" for nfe in nfes)]]
+    body += [[name, *(_level(rows[nfe]) for nfe in nfes)] for name, rows in found.items()]
+    names, changes = list(found), []
+    for number, name in enumerate(names):
+        base = names[number - 1] if is_cumulative else names[-1]
+        if name != base and (number or not is_cumulative):
+            changes.append([name, *(_change(found[name][nfe], found[base][nfe]) for nfe in nfes)])
+    columns = [f"{nfe} moves" for nfe in nfes]
+    against = "the row before" if is_cumulative else "the last row"
+    said = f"KL added to that of {against}, seed by seed: mean [95% interval], *lower* or *higher* where it excludes 0."
+    return [
+        *markdown_table(["KL / joint entropy", *columns], body),
+        f"\n{said}\n",
+        *markdown_table(["", *columns], changes),
+    ]
+
+
+def exact_rows(plan: Plan, study: Study) -> dict[int, EvaluationRow]:
+    """The teacher's rows, by the number of moves."""
+    return {nfe: study.row(Cell(plan.teacher, "teacher", nfe=nfe)) for nfe in plan.nfes}
+
+
+def _level(rows: Sequence[EvaluationRow]) -> str:
+    entropies = [row.joint_entropy for row in rows if row.joint_entropy is not None]
+    return f"{_shown(estimate(_kls(rows)))} / {statistics.fmean(entropies):.2f}"
+
+
+def _change(rows: Sequence[EvaluationRow], base: Sequence[EvaluationRow]) -> str:
+    found = estimate([one - two for one, two in zip(_kls(rows), _kls(base), strict=True)])
+    verdict = " *lower*" if found.high < 0 else " *higher*" if found.low > 0 else ""
+    return f"{_shown(found, sign='+')}{verdict}"
+
+
+def _kls(rows: Sequence[EvaluationRow]) -> list[float]:
+    kls = [row.kl for row in rows]
+    assert all(kl is not None for kl in kls)  # ancestral and drawn candidates are enumerated
+    return [float(kl) for kl in kls if kl is not None]
+
+
+def _shown(found: Estimate, sign: str = "") -> str:
+    interval = "" if found.low != found.low else f" [{found.low:{sign}.3f}, {found.high:{sign}.3f}]"
+    return f"{found.mean:{sign}.4f}{interval}"
