@@ -207,6 +207,7 @@ def main() -> None:
     parser.add_argument("--student", help="bundle of the markov student")
     parser.add_argument("--reference", help="bundle of the autoregressive network of tiny-news")
     parser.add_argument("--samples", type=int, help="by default 4096 (markov) and 2048 (tiny-news)")
+    parser.add_argument("--only-student", action="store_true", help="keep the figures of teacher and data")
     parser.add_argument("--seed", type=int, default=50_000)
     args = parser.parse_args()
     if args.part == "page":
@@ -231,6 +232,8 @@ def main() -> None:
         bundle = didi.load(args.student)
         measured(bundle, "markov student", role="student", nfe=STUDENT_NFE, **shared)
         measured(bundle, "markov student, guided", role="student", sampler="guided", nfe=STUDENT_NFE, **shared)
+        if args.only_student:
+            return
         measured(bundle, "markov teacher", role="teacher", nfe=TEACHER_NFE, **shared)
         chain = MarkovChain().sample(shared["num_samples"], 32, torch.Generator().manual_seed(args.seed))
         measured(bundle, "markov chain", nfe=(), data=chain, **shared)
@@ -243,6 +246,8 @@ def main() -> None:
         bundle = didi.load("tiny-news")
         rows = open_source("news", length=128, tokenizer=bundle.tokenizer).test
         measured(bundle, "tiny-news student", role="student", nfe=(8, 16), **shared)
+        if args.only_student:
+            return
         measured(bundle, "tiny-news teacher", role="teacher", nfe=(8, 32, 128), **shared)
         measured(bundle, "tiny-news data", nfe=(), data=rows, **shared)
 

@@ -8,6 +8,7 @@ from typing import Any
 from tiny_news_cells import (
     DATA,
     GUIDED_8,
+    GUIDED_NFES,
     NFES,
     STUDENT_8,
     TEACHER_8,
@@ -83,7 +84,7 @@ def against_twin(rows: dict[str, EvaluationRow], timing: Timing) -> list[str]:
     for sampler in ("ancestral", "guided"):
         title = f"**Student, {sampler}, against the autoregressive twin:**"
         meeting, missed = None, []
-        for nfe in NFES:
+        for nfe in NFES if sampler == "ancestral" else GUIDED_NFES:
             row = rows[Cell("student", sampler, nfe).name]
             bar = perplexity_at_entropy(sweep(rows, TWIN), row.entropy)
             if row.gen_ppl <= bar:
