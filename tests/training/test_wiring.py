@@ -42,6 +42,8 @@ BETA = {"time_a": 2.0, "time_b": 5.0, "importance_weighting": True}
 OBJECTIVE = {
     "trajectory": [{"trajectory": "one-step"}, {"trajectory": "two-moves"}, PATH, WHOLE],
     "moves": [*vary("moves", 3, 8, trajectory="path"), WHOLE, WHOLE | {"moves": 1}, WHOLE | {"moves": 5}],
+    "budgets": [WHOLE, WHOLE | {"moves": None, "budgets": (2, 5)}, WHOLE | {"moves": None, "budgets": (1, 7, 4)}],
+    "budget_conditioning": vary("budget_conditioning", True, False, **WHOLE | {"moves": None, "budgets": (2, 5)}),
     "reward_time": [WHOLE | {"reward_time": name} for name in ("finished", "density", "both")],
     "coupled_time": vary("coupled_time", True, False),
     "weight": vary("weight", "constant", "nelbo"),
