@@ -219,7 +219,7 @@ def test_every_sampler_reads_the_number_of_its_moves(told, sampler, read_budgets
     assert ("discriminator", 2) in read_budgets or sampler != "guided"
 
 
-def test_given_times_and_prompts_have_their_number_of_moves(told, read_budgets):
+def test_given_times_have_their_number_of_moves(told, read_budgets):
     didi.generate(told, num_samples=2, nfe=16, times=(1.0, 0.6, 0.5, 0.2, 0.0))
     assert {budget for _, budget in read_budgets} == {4}
 
