@@ -190,7 +190,11 @@ class Didi:
         return self._judged(fake_t, real_t, t, num_moves)
 
     def _judged(
-        self, fake_t: Int[Tensor, "b l"], real_t: Int[Tensor, "b l"], t: Float[Tensor, " b"], num_moves: int | None
+        self,
+        fake_t: Int[Tensor, "b l"],
+        real_t: Int[Tensor, "b l"],
+        t: Float[Tensor, " b"],
+        num_moves: int | None = None,
     ) -> tuple[Tensor, Figures]:
         """Loss of Eq. 8, both sides in one forward pass, and the share of sequences on the right side."""
         states = torch.cat([fake_t, real_t])

@@ -48,8 +48,8 @@ class NoiseEmbedding(nn.Module):
 
     def __init__(self, cond_dim: int, *, is_zero: bool = False) -> None:
         super().__init__()
-        last = zero_linear(cond_dim, cond_dim) if is_zero else nn.Linear(cond_dim, cond_dim)
-        self.mlp = nn.Sequential(nn.Linear(FREQUENCY_DIM, cond_dim), nn.SiLU(), last)
+        make_last = zero_linear if is_zero else nn.Linear
+        self.mlp = nn.Sequential(nn.Linear(FREQUENCY_DIM, cond_dim), nn.SiLU(), make_last(cond_dim, cond_dim))
 
     def forward(self, sigma: Float[Tensor, " b"]) -> Float[Tensor, "b c"]:
         """Embed noise levels."""
