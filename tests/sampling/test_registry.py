@@ -60,7 +60,7 @@ def test_the_table_above_covers_every_sampler_and_own_setting():
 def test_a_setting_is_accepted_if_and_only_if_it_is_read(bundle, sampler, setting):
     options = SamplingOptions(sampler, **{setting: VALUES[setting]})
     if sampler in READERS[setting]:
-        made = make_sampler(bundle, options)
+        made = make_sampler(bundle, options, 2)
         if setting in OWN_SETTINGS:
             assert getattr(made, setting) == VALUES[setting]
         assert generate(bundle, num_samples=1, nfe=2, options=options).nfe == 2 or sampler == "entropy-bounded"
@@ -78,13 +78,13 @@ def test_a_setting_is_accepted_if_and_only_if_it_is_read(bundle, sampler, settin
 def test_an_autoregressive_network_reads_none_of_them(bundle, setting):
     options = SamplingOptions(role="autoregressive", **{setting: VALUES[setting]})
     with pytest.raises(UsageError, match=f"does not read {setting}"):
-        make_sampler(bundle, options)
+        make_sampler(bundle, options, 2)
     assert with_read_options(options, bundle) == SamplingOptions(role="autoregressive")
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_what_every_sampler_reads_reaches_it(bundle, sampler):
-    made = make_sampler(bundle, SamplingOptions(sampler, temperature=0.5, top_p=0.9))
+    made = make_sampler(bundle, SamplingOptions(sampler, temperature=0.5, top_p=0.9), 2)
     assert (made.departure.temperature, made.departure.top_p) == (0.5, 0.9)
     assert made.denoiser is bundle.student
     assert made.process is bundle.process
@@ -92,7 +92,7 @@ def test_what_every_sampler_reads_reaches_it(bundle, sampler):
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_settings_left_out_are_the_samplers_own_defaults(bundle, sampler):
-    made = make_sampler(bundle, SamplingOptions(sampler))
+    made = make_sampler(bundle, SamplingOptions(sampler), 2)
     defaults = {one.name: one.default for one in fields(made)}
     for name in OWN_SETTINGS:
         if name in defaults:

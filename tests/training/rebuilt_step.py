@@ -47,7 +47,13 @@ def rebuilt_gradients(inputs: Inputs, step: int, observed: Observed) -> list[tup
     student, discriminator = networks["student"], networks["discriminator"]
     config = inputs.config
     first_student_step = config.discriminator.warmup_steps
-    if step >= first_student_step + config.loop.steps:
+    is_lesson = step >= first_student_step + config.loop.steps
+    if config.objective.budgets:
+        num_moves = config.discriminator.guidance_nfe if is_lesson else _drawn_budget(config, step)
+        discriminator.trunk.budget = num_moves
+        if config.objective.budget_conditioning:
+            student.budget = networks["average"].budget = num_moves
+    if is_lesson:
         _guidance_loss(inputs, step, networks["average"], discriminator).backward()
         return [("discriminator", _taken(discriminator))]
     is_warmup = step < first_student_step
@@ -70,6 +76,11 @@ def rebuilt_gradients(inputs: Inputs, step: int, observed: Observed) -> list[tup
     return expected if is_warmup else [*expected, ("student", _taken(student))]
 
 
+def _drawn_budget(config: DistillConfig, step: int) -> int:
+    generator = named_generator(config.seed, "budget", step)
+    return config.objective.budgets[torch.randint(len(config.objective.budgets), (), generator=generator)]
+
+
 def rebuilt_rollout(
     inputs: Inputs, step: int, student: nn.Module, *, number: int = 0, repeat: int = 0, is_warmup: bool = False
 ):
@@ -80,6 +91,8 @@ def rebuilt_rollout(
         moves = config.discriminator.warmup_moves
         kind = "one-step" if objective.trajectory == "one-step" else "two-moves" if moves == 2 else "path"
         objective = replace(objective, trajectory=kind, moves=moves if kind == "path" else None)
+    if objective.budgets:  # the student has its number of moves already
+        objective = replace(objective, moves=_drawn_budget(config, step), budgets=(), budget_conditioning=True)
     generator = named_generator(config.seed, "rollout", step, number, *([repeat] if repeat else []))
     shape = config.loop.batch_size, config.data.length
     return rollout(student, *shape, objective, inputs.teacher.process, generator, CPU)

@@ -16,7 +16,7 @@ from didi.methods.didi_settings import DiscriminatorSettings, DistillConfig, Obj
 from didi.methods.settings import DataConfig, LoopConfig, OptimizerConfig
 from didi.models.bundle import Bundle
 
-from .distill_case import PATH, WHOLE
+from .distill_case import BUDGETS, PATH, WHOLE
 from .observed_step import observe_distillation
 from .rebuilt_step import Inputs, rebuilt_gradients, rebuilt_rewards, rebuilt_rollout, rebuilt_student_loss
 
@@ -42,6 +42,8 @@ BETA = {"time_a": 2.0, "time_b": 5.0, "importance_weighting": True}
 OBJECTIVE = {
     "trajectory": [{"trajectory": "one-step"}, {"trajectory": "two-moves"}, PATH, WHOLE],
     "moves": [*vary("moves", 3, 8, trajectory="path"), WHOLE, WHOLE | {"moves": 1}, WHOLE | {"moves": 5}],
+    "budgets": [WHOLE, BUDGETS, BUDGETS | {"budgets": (1, 7, 4)}],
+    "budget_conditioning": vary("budget_conditioning", True, False, **BUDGETS),
     "reward_time": [WHOLE | {"reward_time": name} for name in ("finished", "density", "both")],
     "coupled_time": vary("coupled_time", True, False),
     "weight": vary("weight", "constant", "nelbo"),
@@ -192,6 +194,10 @@ def test_each_phase_trains_its_networks(observe, settings, step, networks):
             },
         ),
         (WARMUP, {"objective": WHOLE, "discriminator": {"steps_per_student_step": 2, "warmup_moves": 3}}),
+        (WARMUP, {"objective": BUDGETS, "discriminator": {"steps_per_student_step": 2, "fresh_rollouts": True}}),
+        (STUDENT, {"objective": BUDGETS | {"reward_time": "both"}, "discriminator": {"steps_per_student_step": 2}}),
+        (GUIDANCE, {"objective": BUDGETS, "discriminator": {"guidance_nfe": 5}}),
+        (GUIDANCE, {"objective": BUDGETS | {"budget_conditioning": False}, "discriminator": {"trainable_blocks": 1}}),
         (WARMUP, {"discriminator": {"steps_per_student_step": 2, "fresh_rollouts": True, "completions": 1}}),
         (STUDENT, {"discriminator": {"unsmooth": True, "output": "sequence", "label_smoothing": 0.2}}),
         (STUDENT, {"discriminator": {"real_source": "teacher-steps=2", "steps_per_student_step": 3}}),

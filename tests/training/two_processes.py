@@ -29,6 +29,16 @@ def distillations():
     short = replace(base.discriminator, warmup_steps=1, guidance_steps=1)
     ours = replace(base, loop=loop, discriminator=short)
     paper = replace(base.objective, advantage="batch", completions=1, revealed_only=False, time_a=2.0, time_b=5.0)
+    whole = replace(
+        base.objective,
+        trajectory="whole-path",
+        moves=4,
+        completions=1,
+        advantage="leave-one-out",
+        revealed_only=False,
+        divergence_weight=0.0,
+        reward_time="both",
+    )
     return {
         "ours": ours,
         "accumulated": replace(ours, loop=replace(loop, batch_size=4, accumulation=2)),
@@ -36,18 +46,10 @@ def distillations():
         "paths": replace(ours, objective=replace(base.objective, trajectory="path", moves=4)),
         "whole paths": replace(
             ours,
-            objective=replace(
-                base.objective,
-                trajectory="whole-path",
-                moves=4,
-                completions=1,
-                advantage="leave-one-out",
-                revealed_only=False,
-                divergence_weight=0.0,
-                reward_time="both",
-            ),
+            objective=whole,
             discriminator=replace(short, steps_per_student_step=2, fresh_rollouts=True),
         ),
+        "budgets": replace(ours, objective=replace(whole, budgets=(2, 4))),
         "pool": replace(ours, discriminator=replace(short, real_source="teacher-pool", pool_size=6, pool_nfe=2)),
         "sharded": replace(ours, loop=replace(loop, batch_size=4, accumulation=2, fsdp=True)),
         "adapters": replace(ours, lora_rank=4),
@@ -59,7 +61,7 @@ def distillations():
     }
 
 
-RESUMED = {"ours", "whole paths", "adapters", "sharded", "sharded last block"}
+RESUMED = {"ours", "whole paths", "budgets", "adapters", "sharded", "sharded last block"}
 
 
 def numbers(state):

@@ -60,12 +60,13 @@ def _plan(
         label: str = role or next(name for name in get_args(Role) if getattr(bundle, name) is network)
         for sampler in only if isinstance(network, AutoregressiveLM) else samplers:
             settings = with_read_options(replace(options, role=role, sampler=sampler), bundle)
-            make_sampler(bundle, settings)
             if is_self_paced(network, sampler):
                 numbers: Sequence[int] = [network.length]
             else:
                 numbers = [len(options.times) - 1] if options.times else nfe
-            plan += [(label, settings, moves) for moves in numbers]
+            for moves in numbers:
+                make_sampler(bundle, settings, moves)
+                plan.append((label, settings, moves))
     return plan
 
 

@@ -98,6 +98,7 @@ def contestant(
     if method == "autoregressive":
         network = bundle.autoregressive or twin(bundle.denoiser())
         return lambda: _drain(LeftToRight(network), network, load)
+    bundle = bundle.at_budget(load.nfe)
     denoiser = bundle.denoiser()
     if method in ("guided", "guided floor") and bundle.discriminator is None:
         raise UsageError(f"guided sampling needs a discriminator; bundle {bundle.name} has none")
@@ -163,6 +164,7 @@ class Trace:
 
 def trace(bundle: Bundle, method: Method, load: Load, *, is_whole_batch: bool = False) -> Trace:
     """The trace of one run of a sampler."""
+    bundle = bundle.at_budget(load.nfe)
     draw = contestant(bundle, method, load, is_whole_batch=is_whole_batch)
     with _watched(bundle) as seen:
         seen.whole = timed(draw, bundle)

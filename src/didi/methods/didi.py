@@ -34,7 +34,7 @@ from didi.methods.settings import RunConfig
 from didi.methods.trajectories import all_mask_log_probs, masked_log_probs, states_before_a_move
 from didi.models.bundle import Bundle, Role
 from didi.models.digest import weights_digest
-from didi.models.discriminator import Discriminator, log_ratio_logits
+from didi.models.discriminator import Discriminator, log_ratio_logits, logits_at_budget
 from didi.models.dit import DiT
 from didi.models.nelbo import nats_per_token
 from didi.objectives.didi import (
@@ -122,6 +122,7 @@ class Didi:
         """Trajectories of the student; those of ``repeat`` 0 are judged and scored, others only judged."""
         settings = self.settings
         objective = self._warmup_objective if step < self.warmup_steps else settings.objective
+        objective = objective.at_step(settings.seed, step)
         generator = named_generator(settings.seed, "rollout", step, number, *([repeat] if repeat else []))
         sizes, device = (settings.loop.batch_size, settings.data.length), self.runtime.device
         arguments = (*sizes, objective, self.process, generator, device)
@@ -166,7 +167,7 @@ class Didi:
             if repeat == 0 or is_fresh
             else corrupt(drawn.x[:, :num_completions].flatten(0, 1), alpha, self.process.mask_id, uniforms[0])
         )
-        return self._judged(fake_t, corrupt(real, alpha, self.process.mask_id, uniforms[1]), t)
+        return self._judged(fake_t, corrupt(real, alpha, self.process.mask_id, uniforms[1]), t, drawn.num_moves)
 
     def _guidance_loss(self, batch: Batch) -> tuple[Tensor, Figures]:
         """As ``_discriminator_loss``, on states of the finished student's sampler."""
@@ -182,18 +183,24 @@ class Didi:
         t = 1 - move.double() / num_moves
         with self.runtime.cast():
             student = cast(DiT, self.runtime.averaged())
+            if settings.objective.budgets:
+                student = student.at_budget(num_moves)
             fake_t = states_before_a_move(student, move, num_moves, draws, self.process)
         real_t = corrupt(real, self.process.schedule.alpha(t), self.process.mask_id, uniforms).to(device)
-        return self._judged(fake_t, real_t, t)
+        return self._judged(fake_t, real_t, t, num_moves)
 
     def _judged(
-        self, fake_t: Int[Tensor, "b l"], real_t: Int[Tensor, "b l"], t: Float[Tensor, " b"]
+        self,
+        fake_t: Int[Tensor, "b l"],
+        real_t: Int[Tensor, "b l"],
+        t: Float[Tensor, " b"],
+        num_moves: int | None = None,
     ) -> tuple[Tensor, Figures]:
         """Loss of Eq. 8, both sides in one forward pass, and the share of sequences on the right side."""
         states = torch.cat([fake_t, real_t])
         self.discriminator.train()
         level = self.process.noise_level(self.discriminator, t.to(self.runtime.device).repeat(2))
-        logits = self.runtime.call("discriminator", Discriminator.__call__, states, level).float()
+        logits = self.runtime.call("discriminator", logits_at_budget, num_moves, states, level).float()
         fake_logits, real_logits = logits.chunk(2)
         fake_masks, real_masks = self.process.is_predicted(states).chunk(2)
         smoothing = self.settings.discriminator.label_smoothing
@@ -210,7 +217,7 @@ class Didi:
         t = drawn.t.repeat_interleave(objective.completions * objective.corruptions)
         with self.runtime.cast():
             level = self.process.noise_level(self.discriminator, t.to(self.runtime.device))
-            logits = log_ratio_logits(self.discriminator, states, level)
+            logits = log_ratio_logits(self.discriminator.at_budget(drawn.num_moves), states, level)
         if settings.unsmooth:
             logits = unsmooth(logits, settings.label_smoothing)
         rewards = log_density_ratio(logits, self.process.is_predicted(states), reduction=objective.reward_reduction)

@@ -11,22 +11,32 @@ from didi.methods.didi_settings import DistillConfig
 from didi.models.adapters import adapt, copy_sharing_frozen
 from didi.models.bundle import Bundle, load
 from didi.models.discriminator import Discriminator
-from didi.models.dit import DiT
+from didi.models.dit import DiT, DiTTrunk, budget_conditioned
 
 
 def initial_networks(settings: DistillConfig, teacher: DiT) -> tuple[DiT, Discriminator]:
     """Student and discriminator: copies of the teacher, adapters on its weights, or those of ``settings.start``."""
+    of_student = of_discriminator = teacher
+    if settings.objective.budgets:
+        torch.manual_seed(derive_seed(settings.seed, "budget-map"))
+        of_discriminator = budget_conditioned(teacher)
+        of_student = of_discriminator if settings.objective.budget_conditioning else teacher
     torch.manual_seed(derive_seed(settings.seed, "discriminator-head"))
     num_blocks, rank = settings.discriminator.trainable_blocks, settings.lora_rank
     discriminator = Discriminator.from_denoiser(
-        teacher,
+        of_discriminator,
         output=settings.discriminator.output,
         is_time_conditioned=settings.discriminator.is_time_conditioned,
         shares_trunk=rank is not None,
     ).to(next(teacher.parameters()).device)
+    if settings.objective.budgets and not isinstance(discriminator.trunk, DiTTrunk):
+        kind = type(discriminator.trunk).__name__
+        raise UsageError(
+            f"objective.budgets need a discriminator on a DiTTrunk, which reads them; got {kind}: leave them out"
+        )
     if rank is None:
         discriminator.train_last_blocks(num_blocks)
-        student = copy.deepcopy(teacher).requires_grad_(True)
+        student = copy.deepcopy(of_student).requires_grad_(True)
         if settings.start:
             _load_start(settings.start, student, discriminator)
         return student, discriminator
@@ -48,7 +58,7 @@ def _load_start(name: str, student: DiT, discriminator: Discriminator) -> None:
         if found.config != network.config:
             raise UsageError(
                 f"the networks of start have the shape of this run's; the {role} of {name} has {found.config}, this "
-                f"run's {network.config}: set teacher and discriminator as in that run"
+                f"run's {network.config}: set teacher, discriminator and objective.budgets as in that run"
             )
         network.load_state_dict(found.state_dict())
 
@@ -66,11 +76,17 @@ def masked_process(teacher: Bundle) -> Absorbing:
 
 
 def check_fit(settings: DistillConfig, teacher: DiT, vocab_size: int) -> None:
-    """Refuse a corpus that the teacher cannot read.
+    """Refuse a corpus that the teacher cannot read, and a teacher that reads the number of moves.
 
     Raises:
-        UsageError: its sequences are longer than the teacher's context, or its vocabulary is another.
+        UsageError: its sequences are longer than the teacher's context, or its vocabulary is another; or the teacher is
+            a student of several budgets.
     """
+    if getattr(teacher.config, "is_budget_conditioned", False):
+        raise UsageError(
+            f"a teacher does not read the number of moves; that of {settings.teacher!r} does (is_budget_conditioned): "
+            "choose another"
+        )
     if settings.data.length > teacher.length:
         raise UsageError(
             f"data.length is at most the teacher's context of {teacher.length} tokens; got {settings.data.length}"

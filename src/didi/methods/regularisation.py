@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from didi.diffusion.categorical import divergence, entropy
-from didi.methods.didi_settings import ObjectiveConfig
+from didi.methods.objective_settings import ObjectiveConfig
 from didi.world import world
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from didi.diffusion.absorbing import Absorbing
 from didi.diffusion.categorical import sample_categorical
-from didi.methods.didi_settings import ObjectiveConfig, TrajectoryKind
+from didi.methods.objective_settings import ObjectiveConfig, TrajectoryKind
 from didi.methods.trajectories import Trajectory, Uniforms, one_step, path, two_moves
 from didi.methods.whole_path import whole_path
 from didi.models.dit import DiT
@@ -33,6 +33,7 @@ class Rollout:
         first_log_probs: the student's distribution at the all-mask state; one row for each position.
         second_log_probs: its distribution at the masked positions of ``z_tau``, in row-major order.
         trajectory: how it was generated.
+        num_moves: of a whole path; None of the others.
     """
 
     tau: Float[Tensor, " s"]
@@ -45,6 +46,7 @@ class Rollout:
     first_log_probs: Float[Tensor, "l v"]
     second_log_probs: Float[Tensor, "n v"]
     trajectory: TrajectoryKind
+    num_moves: int | None = None
 
     @property
     def log_probs_of_moves(self) -> list[Tensor]:
@@ -111,4 +113,5 @@ def rollout(
         first_log_probs=found.first_log_probs,
         second_log_probs=found.second_log_probs,
         trajectory=found.kind,
+        num_moves=found.num_moves,
     )

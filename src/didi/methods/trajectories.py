@@ -19,7 +19,7 @@ from didi.diffusion.absorbing import Absorbing, is_masked_at
 from didi.diffusion.canvas import Canvas
 from didi.diffusion.categorical import sample_categorical
 from didi.diffusion.schedule import TimeDensity
-from didi.methods.didi_settings import ObjectiveConfig, TrajectoryKind
+from didi.methods.objective_settings import ObjectiveConfig, TrajectoryKind
 from didi.models.denoiser import Denoiser
 from didi.models.dit import DiT
 from didi.world import world
@@ -116,6 +116,7 @@ class Trajectory(NamedTuple):
         first_log_probs: the student's log-probabilities at the all-mask state.
         second_log_probs: those at the masked positions of ``z_tau``, in row-major order.
         kind: how they were generated. Corruptions go on with the state of a ``path``, whose visible tokens stay.
+        num_moves: of a whole path; None of the others.
     """
 
     tau: Float[Tensor, " s"]
@@ -125,6 +126,7 @@ class Trajectory(NamedTuple):
     first_log_probs: Float[Tensor, "l v"]
     second_log_probs: Float[Tensor, "n v"]
     kind: TrajectoryKind
+    num_moves: int | None = None
 
 
 def one_step(student: DiT, length: int, objective: ObjectiveConfig, process: Absorbing, draw: Uniforms) -> Trajectory:

@@ -17,7 +17,7 @@ from didi.diffusion.absorbing import Absorbing, is_masked_at
 from didi.diffusion.canvas import Canvas
 from didi.diffusion.categorical import sample_categorical
 from didi.diffusion.schedule import TimeDensity
-from didi.methods.didi_settings import ObjectiveConfig
+from didi.methods.objective_settings import ObjectiveConfig
 from didi.methods.trajectories import Trajectory, Uniforms, all_mask_log_probs
 from didi.models.dit import DiT
 from didi.world import world
@@ -35,9 +35,14 @@ def reward_times(objective: ObjectiveConfig, draw: Uniforms) -> Float[Tensor, " 
 
 
 def whole_path(student: DiT, length: int, objective: ObjectiveConfig, process: Absorbing, draw: Uniforms) -> Trajectory:
-    """All moves of the student's own sampler of ``objective.moves`` moves, every one scored (ours)."""
+    """All moves of the student's own sampler of ``objective.moves`` moves, every one scored (ours).
+
+    With ``objective.budgets`` the student is conditioned on their number, where it reads it.
+    """
     num_moves = objective.moves
     assert num_moves is not None
+    if objective.budgets:
+        student = student.at_budget(num_moves)
     t = reward_times(objective, draw)
     reveal, uniforms = draw(length), draw(length)
     z = process.prior(Canvas.blank(len(t), length, draw.device))
@@ -57,4 +62,4 @@ def whole_path(student: DiT, length: int, objective: ObjectiveConfig, process: A
         tokens = sample_categorical(log_probs.detach(), uniforms[is_revealed])
         z = z.masked_scatter(is_revealed, tokens)
         score = score.index_add(0, rows[row], log_probs.gather(1, tokens[:, None]).squeeze(1))
-    return Trajectory(torch.zeros_like(t), t, z, score, of_first, of_first[:0], "whole-path")
+    return Trajectory(torch.zeros_like(t), t, z, score, of_first, of_first[:0], "whole-path", num_moves)

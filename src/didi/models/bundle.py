@@ -119,6 +119,19 @@ class Bundle:
             raise UsageError(f"this needs a denoiser; the network of bundle {self.name} is autoregressive")
         return chosen
 
+    def at_budget(self, num_moves: int) -> "Bundle":
+        """This bundle with its networks for a sampler of so many moves, see ``DiTTrunk.at_budget``; weights are shared.
+
+        Raises:
+            UsageError: a network reads the number of moves, and it is less than 1.
+        """
+        told = {
+            role: network.at_budget(num_moves)
+            for role in ("student", "teacher", "discriminator")
+            if hasattr(network := getattr(self, role), "at_budget")
+        }
+        return dataclasses.replace(self, **told)
+
     @staticmethod
     def from_pretrained(name: Path | str) -> "Bundle":
         """As ``load``."""

@@ -95,6 +95,11 @@ def mdlm_state_dict(network: DiT) -> dict[str, Tensor]:
     """
     if network.config.conv_radius:
         raise UsageError("the MDLM layout has no convolutions; this network has some (conv_radius is not 0)")
+    if network.config.is_budget_conditioned:
+        raise UsageError(
+            "the MDLM layout has no weights that read the number of moves; this network has some "
+            "(is_budget_conditioned is true)"
+        )
     return {BACKBONE_PREFIX + name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
 
 

@@ -12,7 +12,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 from didi.errors import UsageError
 from didi.models.denoiser import Simplex, Tokens, Trunk
-from didi.models.dit import DiTConfig, DiTTrunk
+from didi.models.dit import DiTConfig, DiTTrunk, shallow_copy
 
 TRUNK, HEAD = "trunk.", "output_layer."  # prefixes of the names of all weights
 Output = Literal["token", "sequence"]
@@ -190,8 +190,22 @@ class Discriminator(nn.Module):
             hidden = hidden.mean(1) if attention_mask is None else _mean_of_real(hidden, attention_mask)
         return self.output_layer(hidden)
 
+    def at_budget(self, num_moves: int | None) -> "Discriminator":
+        """The discriminator of samples of so many moves: itself, or a copy that shares all weights.
+
+        See ``DiTTrunk.at_budget``; a trunk without this method is not conditioned on the number.
+        """
+        trunk = self.trunk.at_budget(num_moves) if isinstance(self.trunk, DiTTrunk) else self.trunk
+        if trunk is self.trunk:
+            return self
+        found = shallow_copy(self)
+        found.trunk = trunk
+        return found
+
     def train_last_blocks(self, num_blocks: int | None) -> None:
         """Freeze everything but the head and the last ``num_blocks`` blocks; None trains the whole network.
+
+        The weights that read the number of moves are trained in both cases.
 
         Raises:
             UsageError: there are fewer blocks than that.
@@ -201,6 +215,8 @@ class Discriminator(nn.Module):
             return
         self.requires_grad_(False)
         self.output_layer.requires_grad_(True)
+        if isinstance(self.trunk, DiTTrunk) and self.trunk.config.is_budget_conditioned:
+            self.trunk.budget_map.requires_grad_(True)
         for block in last_blocks(self, num_blocks):
             block.requires_grad_(True)
 
@@ -245,6 +261,14 @@ def num_parameters(network: nn.Module) -> int:
 def _mean_of_real(hidden: Float[Tensor, "b l d"], is_real: Bool[Tensor, "b l"]) -> Float[Tensor, "b d"]:
     weight = is_real[..., None].to(hidden)
     return (hidden * weight).sum(1) / weight.sum(1)
+
+
+def logits_at_budget(
+    discriminator: Discriminator, num_moves: int | None, inputs: Tokens | Simplex, sigma: Float[Tensor, " b"] | None
+) -> Float[Tensor, "b *l"]:
+    """``discriminator.at_budget(num_moves)(inputs, sigma)`` as a function of the network that is trained."""
+    logits: Tensor = discriminator.at_budget(num_moves)(inputs, sigma)
+    return logits
 
 
 @torch.no_grad()

@@ -4,7 +4,11 @@ Pre-norm transformer with rotary positions and adaptive layer norm on the noise 
 names and shapes are those of the public MDLM, Duo and DiDi-Instruct checkpoints, so a state dict goes in unchanged.
 """
 
-from dataclasses import dataclass
+import copy
+import math
+from dataclasses import dataclass, replace
+from types import MethodType
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -17,6 +21,7 @@ from didi.models.denoiser import Simplex, Tokens
 from didi.models.layers import Embedding, LayerNorm, LocalConv, NoiseEmbedding, Rotary, modulate, rotate, zero_linear
 
 MLP_RATIO = 4
+Network = TypeVar("Network", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,8 @@ class DiTConfig:
         is_time_conditioned: whether samplers and objectives pass the noise level (MDLM: no).
         conv_radius: neighbours on either side that a residual depthwise convolution mixes in before each block; 0
             leaves it out, which is the public checkpoint layout.
+        is_budget_conditioned: whether the network can read the number of moves of the sampler that uses it
+            (``DiTTrunk.at_budget``). The public checkpoint layout has no weights for it.
     """
 
     vocab_size: int
@@ -48,6 +55,7 @@ class DiTConfig:
     dropout: float = 0.0
     is_time_conditioned: bool = False
     conv_radius: int = 0
+    is_budget_conditioned: bool = False
 
     def __post_init__(self) -> None:
         if self.num_heads < 1 or self.hidden_size % (2 * self.num_heads):
@@ -116,7 +124,11 @@ class FinalLayer(nn.Module):
 
 
 class DiTTrunk(nn.Module):
-    """Embedding and transformer blocks, without an output layer; a ``denoiser.Trunk``."""
+    """Embedding and transformer blocks, without an output layer; a ``denoiser.Trunk``.
+
+    Attributes:
+        budget: number of moves that the network is conditioned on, set by ``at_budget``; None for none.
+    """
 
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()
@@ -125,7 +137,10 @@ class DiTTrunk(nn.Module):
         self.sigma_map = NoiseEmbedding(config.cond_dim)
         self.rotary_emb = Rotary(config.hidden_size // config.num_heads)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_blocks))
+        if config.is_budget_conditioned:
+            self.budget_map = NoiseEmbedding(config.cond_dim, is_zero=True)
         self.keeps_activations = True
+        self.budget: int | None = None
 
     @property
     def vocab_size(self) -> int:
@@ -152,6 +167,25 @@ class DiTTrunk(nn.Module):
         """Width d."""
         return self.config.hidden_size
 
+    def at_budget(self: Network, num_moves: int | None) -> Network:
+        """The network conditioned on a sampler of so many moves: itself, or a copy that shares all weights.
+
+        Args:
+            num_moves: 1 or more; None for a network that is not conditioned on it. Where the settings do not have
+                ``is_budget_conditioned``, the network itself is returned for every number.
+
+        Raises:
+            UsageError: the network reads the number of moves, and it is less than 1.
+        """
+        network: Any = self
+        if not network.config.is_budget_conditioned or num_moves == network.budget:
+            return network
+        if num_moves is not None and num_moves < 1:
+            raise UsageError(f"a network is conditioned on 1 move or more; got {num_moves}")
+        found = shallow_copy(network)
+        found.budget = num_moves
+        return found
+
     def embed(self, inputs: Int[Tensor, "*b"] | Float[Tensor, "*b v"]) -> Float[Tensor, "*b d"]:
         """See ``denoiser.Trunk.embed``."""
         return self.vocab_embed(inputs)
@@ -173,7 +207,10 @@ class DiTTrunk(nn.Module):
     ) -> tuple[Float[Tensor, "b l d"], Float[Tensor, "c k"]]:
         """Hidden states after the last block, and the conditioning that the output layer reads as well."""
         x = embedded
-        cond = F.silu(self.sigma_map(x.new_zeros(1) if sigma is None else sigma))
+        cond = self.sigma_map(x.new_zeros(1) if sigma is None else sigma)
+        if self.budget is not None:
+            cond = cond + self.budget_map(torch.full((1,), math.log2(self.budget), device=x.device))
+        cond = F.silu(cond)
         rotary = self.rotary_emb(x.shape[1])
         for block in self.blocks:
             if self.keeps_activations or not torch.is_grad_enabled():
@@ -216,3 +253,26 @@ class DiT(DiTTrunk):
     ) -> Float[Tensor, "b l v"]:
         """Raw logits at every position; arguments as of ``Denoiser.features``."""
         return self.head(self.features(inputs, sigma, attention_mask))
+
+
+def shallow_copy(network: Network) -> Network:
+    """A copy with the same modules and parameters, whose attributes and submodules can be set without the other's.
+
+    Methods that an instance has instead of its class's (``models.inference``) are bound to the copy.
+    """
+    found = copy.copy(network)
+    for name in ("_modules", "_parameters", "_buffers"):
+        vars(found)[name] = dict(vars(network)[name])
+    for name, value in vars(network).items():
+        if isinstance(value, MethodType) and value.__self__ is network:
+            vars(found)[name] = MethodType(value.__func__, found)
+    return found
+
+
+def budget_conditioned(network: DiT) -> DiT:
+    """A copy that can read the number of moves, with new weights for it whose effect is zero."""
+    found = copy.deepcopy(network)
+    found.config = replace(network.config, is_budget_conditioned=True)
+    device = next(network.parameters()).device
+    found.budget_map = NoiseEmbedding(network.config.cond_dim, is_zero=True).to(device)
+    return found

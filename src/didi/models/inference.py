@@ -7,7 +7,8 @@ import copy
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, Literal, get_args
+from types import MethodType
+from typing import Any, Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -33,13 +34,18 @@ def for_inference(bundle: Bundle, numerics: Numerics = "float32", *, is_compiled
             since each has its own code and graph.
 
     Raises:
-        UsageError: no such numerics, or int8 away from the CPU.
+        UsageError: no such numerics, int8 away from the CPU, or a compiled network that reads the number of moves.
         DidiError: this build of torch has no int8 kernels.
     """
     if numerics not in get_args(Numerics):
         raise UsageError(f"network numerics are one of {', '.join(get_args(Numerics))}; got {numerics!r}")
     if numerics == "float32" and not is_compiled:
         return bundle
+    reads_budget = (getattr(one.config, "is_budget_conditioned", False) for one in bundle.networks().values())
+    if is_compiled and any(reads_budget):
+        raise UsageError(
+            f"a compiled network keeps one number of moves; those of bundle {bundle.name} read it: leave --compile out"
+        )
     changed: dict[str, Any] = {
         role: _cheaper(network, numerics, is_compiled=is_compiled)
         for role in ("student", "teacher", "discriminator")
@@ -70,11 +76,15 @@ def _cheaper(network: DiT | Discriminator, numerics: Numerics, *, is_compiled: b
 
 
 def _in_bfloat16(trunk: Callable[..., Tensor], device_type: str) -> Callable[..., Tensor]:
-    def run(*args: Tensor | None) -> Tensor:
-        with torch.autocast(device_type, dtype=torch.bfloat16):
-            return trunk(*args).float()
+    is_bound = isinstance(trunk, MethodType)
+    function: Callable[..., Tensor] = cast(MethodType, trunk).__func__ if is_bound else trunk
 
-    return run
+    def run(*args: Any) -> Tensor:
+        with torch.autocast(device_type, dtype=torch.bfloat16):
+            return function(*args).float()
+
+    # A method stays one, so that copies of the network have their own (``DiTTrunk.at_budget``).
+    return MethodType(run, cast(MethodType, trunk).__self__) if is_bound else run
 
 
 class Graphed:

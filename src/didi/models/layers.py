@@ -39,11 +39,17 @@ class Embedding(nn.Module):
 
 
 class NoiseEmbedding(nn.Module):
-    """Sinusoidal features of the noise level, then a two-layer network."""
+    """Sinusoidal features of the noise level, or of another number, then a two-layer network.
 
-    def __init__(self, cond_dim: int) -> None:
+    Args:
+        cond_dim: width c of the embedding.
+        is_zero: whether the embedding of a new network is zero for all numbers.
+    """
+
+    def __init__(self, cond_dim: int, *, is_zero: bool = False) -> None:
         super().__init__()
-        self.mlp = nn.Sequential(nn.Linear(FREQUENCY_DIM, cond_dim), nn.SiLU(), nn.Linear(cond_dim, cond_dim))
+        make_last = zero_linear if is_zero else nn.Linear
+        self.mlp = nn.Sequential(nn.Linear(FREQUENCY_DIM, cond_dim), nn.SiLU(), make_last(cond_dim, cond_dim))
 
     def forward(self, sigma: Float[Tensor, " b"]) -> Float[Tensor, "b c"]:
         """Embed noise levels."""

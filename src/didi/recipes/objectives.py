@@ -1,6 +1,6 @@
 """Our objectives, which recipes share."""
 
-from didi.methods.didi_settings import ObjectiveConfig
+from didi.methods.objective_settings import ObjectiveConfig
 
 # The paper's two moves with the exact variance reductions A and B. The divergence keeps the entropy of samples of many
 # steps up; its weight was chosen on ``markov`` (docs/lab-notes.md).

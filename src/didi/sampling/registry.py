@@ -87,23 +87,33 @@ SAMPLERS: dict[SamplerName, tuple[SamplerKind, ...]] = {
 """For each name, the class for each process that it supports."""
 
 
+def _kinds(name: SamplerName) -> tuple[SamplerKind, ...]:
+    """The classes of a sampler; a name that is unknown is refused."""
+    if name not in SAMPLERS:
+        raise UsageError(f"a sampler is one of {', '.join(SAMPLERS)}; got {name!r}")
+    return SAMPLERS[name]
+
+
 def find_sampler(name: SamplerName, process: str = "absorbing") -> SamplerKind:
     """The class of a sampler for a process.
 
     Raises:
         UsageError: there is no sampler of that name, or it does not support the process.
     """
-    if name not in SAMPLERS:
-        raise UsageError(f"a sampler is one of {', '.join(SAMPLERS)}; got {name!r}")
-    for kind in SAMPLERS[name]:
+    for kind in _kinds(name):
         if kind.process == process:
             return kind
     others = [other for other, kinds in SAMPLERS.items() if process in {kind.process for kind in kinds}]
     raise UsageError(f"{name} does not sample {process} diffusion; use one of {', '.join(others)}")
 
 
-def make_sampler(bundle: Bundle, options: SamplingOptions) -> Sampler:
+def make_sampler(bundle: Bundle, options: SamplingOptions, num_moves: int) -> Sampler:
     """The sampler that ``options`` ask for, on the bundle's networks.
+
+    Args:
+        bundle: its networks are conditioned on the number of moves where they read it.
+        options: which sampler, and its settings.
+        num_moves: of the times that the sampler is going to get; the length where passes follow no grid.
 
     Raises:
         UsageError: the sampler or precision is unknown, the bundle lacks a network it needs, or an option is given
@@ -128,7 +138,7 @@ def make_sampler(bundle: Bundle, options: SamplingOptions) -> Sampler:
     if options.is_whole_batch and "is_whole_batch" not in kind.reads:
         raise UsageError("a compiled network goes with float64 ancestral or tau-leaping sampling; leave --compile out")
     _refuse_unread(options, kind.reads)
-    return kind.make(bundle, options)
+    return kind.make(bundle.at_budget(num_moves), options)
 
 
 def _refuse_unread(options: SamplingOptions, reads: set[str]) -> None:
@@ -169,5 +179,9 @@ def described(options: SamplingOptions) -> str:
 
 
 def is_self_paced(network: DiT | AutoregressiveLM, sampler: SamplerName) -> bool:
-    """Whether the number of passes, at most the length, does not follow from a time grid."""
-    return isinstance(network, AutoregressiveLM) or SAMPLERS[sampler][0].is_self_paced
+    """Whether the number of passes, at most the length, does not follow from a time grid.
+
+    Raises:
+        UsageError: there is no sampler of that name.
+    """
+    return isinstance(network, AutoregressiveLM) or _kinds(sampler)[0].is_self_paced

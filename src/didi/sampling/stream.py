@@ -89,8 +89,8 @@ def stream(
     length = network.length if length is None else length
     if not 1 <= length <= network.length:
         raise UsageError(f"length lies in [1, {network.length}], the network's context; got {length}")
-    sampler = make_sampler(bundle, chosen)
-    times = chosen.move_times(num_moves(bundle, nfe, length, chosen))
+    asked = num_moves(bundle, nfe, length, chosen)
+    sampler, times = make_sampler(bundle, chosen, asked), chosen.move_times(asked)
     device = next(iter(network.parameters())).device
     canvas = canvas_from_prompt(bundle, length, prefix=prefix, infill=infill).to(device)
 

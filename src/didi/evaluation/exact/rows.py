@@ -36,7 +36,7 @@ class ExactRows:
 
     def __init__(self, bundle: Bundle) -> None:
         self._bundle = bundle
-        self._tables: dict[Departure, dict[DiT, Predictions]] = {}
+        self._tables: dict[Departure, dict[tuple[DiT, int | None], Predictions]] = {}
 
     def __call__(self, chain: MarkovChain, options: SamplingOptions, num_moves: int) -> ExactDivergences | None:
         """ExactDivergences of a sampler from the chain, or None where ``distribution`` has none.
@@ -67,8 +67,9 @@ class ExactRows:
         is_large = (num_symbols + 1) ** network.length > MAX_STATES
         if not isinstance(network, DiT) or is_large or self._bundle.process.mask_id != num_symbols:
             return None
-        sampler, states = make_sampler(self._bundle, options), States(num_symbols, network.length)
-        times, predictions = options.move_times(num_moves), self._predictions(network, states, options.departure)
+        times, states = options.move_times(num_moves), States(num_symbols, network.length)
+        sampler = make_sampler(self._bundle, options, len(times) - 1)
+        predictions = self._predictions(network, len(times) - 1, states, options.departure)
         if isinstance(sampler, Ancestral):
             alphas = (path_alphas if sampler.leap == "exact" else tau_leaping_alphas)(sampler.process.schedule, times)
             return sampler_distribution(states, alphas, lambda move: predictions(times[move]))
@@ -79,10 +80,11 @@ class ExactRows:
     def _length(self, options: SamplingOptions) -> int:
         return self._bundle.network(options.role).length
 
-    def _predictions(self, network: DiT, states: States, departure: Departure) -> Predictions:
-        """What a network predicts at a time; passes over all states are made once."""
-        of_network = self._tables.setdefault(departure, {})
-        if network not in of_network:
+    def _predictions(self, given: DiT, num_moves: int, states: States, departure: Departure) -> Predictions:
+        """What a network predicts at a time; passes over all states are made once for each number that it reads."""
+        of_network, network = self._tables.setdefault(departure, {}), given.at_budget(num_moves)
+        key = given, network.budget  # ``network`` may be a copy, another one at each call
+        if key not in of_network:
 
             @lru_cache(maxsize=KEPT_TABLES)
             def at(t: float) -> Table:
@@ -91,5 +93,5 @@ class ExactRows:
                 process = cast(Absorbing, self._bundle.process)
                 return network_predictions(network, process, states, time, departure, is_first=is_first)
 
-            of_network[network] = lambda t: at(float(t) if network.is_time_conditioned else 1.0)
-        return of_network[network]
+            of_network[key] = lambda t: at(float(t) if network.is_time_conditioned else 1.0)
+        return of_network[key]

@@ -1,0 +1,252 @@
+"""One student for several numbers of moves, ``objective.budgets``."""
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+
+import didi
+from didi.diffusion.canvas import Canvas
+from didi.diffusion.noise import SequenceNoise
+from didi.errors import UsageError
+from didi.evaluation.exact.rows import ExactRows
+from didi.evaluation.plan import plan_rows
+from didi.evaluation.speed import Load, contestant, trace
+from didi.methods.base import Inputs
+from didi.methods.didi_settings import DistillConfig, ObjectiveConfig
+from didi.methods.settings import LoopConfig
+from didi.models.bundle import Bundle, load, save
+from didi.models.discriminator import Discriminator
+from didi.models.dit import DiT, DiTTrunk
+from didi.sampling.ancestral import Ancestral
+from didi.sampling.base import time_grid
+from didi.sampling.guided import Guided
+from didi.sampling.options import SamplingOptions
+from didi.sampling.registry import SAMPLERS
+from didi.training.trainer import make_trainer
+
+from .distill_case import BUDGETS, CONFIG, CPU, equal, weights
+
+SEVERAL = replace(
+    CONFIG,
+    objective=ObjectiveConfig(**BUDGETS),
+    discriminator=replace(CONFIG.discriminator, steps_per_student_step=2, fresh_rollouts=True, guidance_steps=1),
+)
+LONE = replace(SEVERAL, discriminator=CONFIG.discriminator)
+
+
+@pytest.fixture
+def read_budgets(monkeypatch):
+    """Numbers of moves that networks are passed with, as (kind of network, number)."""
+    seen, conditioned = [], DiTTrunk.conditioned
+
+    def noting(self, *args):
+        if self.config.is_budget_conditioned:
+            seen.append(("student" if isinstance(self, DiT) else "discriminator", self.budget))
+        return conditioned(self, *args)
+
+    monkeypatch.setattr(DiTTrunk, "conditioned", noting)
+    return seen
+
+
+@pytest.fixture(scope="module")
+def told(make_dit, make_discriminator):
+    """A bundle whose student and discriminator read the number of moves, with weights that are not zero."""
+    student = make_dit(vocab_size=4, length=3, seed=3, is_budget_conditioned=True)
+    return Bundle(student=student, discriminator=make_discriminator(student), teacher=make_dit(length=3, seed=4))
+
+
+def drawn(seed, num_steps=60):
+    return [SEVERAL.objective.at_step(seed, step).moves for step in range(num_steps)]
+
+
+# ------------------------------------------------------------------------------------------------------ training --- #
+
+
+def test_the_budget_is_a_function_of_seed_and_step_and_uniform():
+    assert drawn(0) == drawn(0)
+    assert drawn(0) != drawn(1)
+    assert set(drawn(0)) == {2, 5}
+    assert 400 < drawn(0, 1000).count(2) < 600
+    assert ObjectiveConfig().at_step(0, 3) == ObjectiveConfig()
+
+
+def test_every_pass_of_a_step_has_its_budget(make_job, read_budgets):
+    config = replace(SEVERAL, loop=replace(CONFIG.loop, steps=6))
+    job = make_job(config)
+    found = []
+    for step in range(job.num_steps):
+        read_budgets.clear()
+        job.step(step)
+        assert {kind for kind, _ in read_budgets} == {"student", "discriminator"}
+        ((budget,),) = [{budget for _, budget in read_budgets}]
+        found.append(budget)
+    *steps, of_lesson = found
+    assert steps == [config.objective.at_step(config.seed, step).moves for step in range(len(steps))]
+    assert set(steps) == {2, 5}
+    assert of_lesson == config.discriminator.guidance_nfe
+
+
+def test_all_rollouts_of_a_step_have_its_moves(make_job):
+    job = make_job(replace(LONE, loop=replace(CONFIG.loop, accumulation=3)))
+    for step in range(job.num_steps):
+        budgets = {job.method.prepare(step, number).rollout.num_moves for number in range(3)}
+        budgets |= {job.method._rollout(step, 0, repeat, has_gradient=False).num_moves for repeat in range(3)}
+        assert budgets == {LONE.objective.at_step(LONE.seed, step).moves}
+
+
+@pytest.mark.parametrize("is_told", [True, False])
+def test_training_moves_the_weights_that_read_the_budget(make_job, is_told, read_budgets):
+    config = replace(SEVERAL, objective=ObjectiveConfig(**BUDGETS | {"budget_conditioning": is_told}))
+    job = make_job(config)
+    student, discriminator = job.method.student, job.method.discriminator
+    assert student.config == replace(job.method.teacher.config, is_budget_conditioned=is_told)
+    assert discriminator.trunk.config.is_budget_conditioned
+    maps = [discriminator.trunk.budget_map, *([student.budget_map] if is_told else [])]
+    before = [weights(one) for one in maps]
+    assert not any(one.mlp[2].weight.any() or one.mlp[2].bias.any() for one in maps)
+    for step in range(job.num_steps):
+        job.step(step)
+    for one, held in zip(maps, before, strict=True):
+        assert all(not torch.equal(value, held[name]) for name, value in weights(one).items())
+    assert {kind for kind, _ in read_budgets} == ({"student", "discriminator"} if is_told else {"discriminator"})
+    bundle = job.bundle()
+    x = torch.arange(8)[None]
+    with torch.no_grad():
+        outputs = [bundle.student.at_budget(budget)(x) for budget in (2, 5)]
+    assert torch.equal(*outputs) != is_told
+
+
+def test_networks_begin_as_those_of_one_budget(make_job):
+    one = ObjectiveConfig(**BUDGETS | {"budgets": (), "moves": 2})
+    plain, several = (make_job(config).method for config in (replace(LONE, objective=one), LONE))
+    assert equal(weights(plain.student), weights(several.student))
+    assert equal(weights(plain.discriminator.trunk), weights(several.discriminator.trunk))
+
+
+def test_a_resumed_run_ends_as_a_straight_one(source, teacher, run_twice):
+    config = replace(LONE, loop=replace(CONFIG.loop, steps=5))
+    run_twice(lambda folder: make_trainer(config, Inputs(source, CPU, folder, teacher)), config.loop, 4)
+
+
+def test_a_run_starts_from_a_bundle_of_several_budgets_alone(make_job, tmp_path):
+    job = make_job(SEVERAL)
+    for step in range(job.num_steps):
+        job.step(step)
+    name = str(save(job.bundle(), tmp_path / "begun"))
+    assert equal(weights(make_job(replace(SEVERAL, start=name)).method.student), weights(job.averaged()))
+    with pytest.raises(UsageError, match=r"set teacher, discriminator and objective.budgets as in that run"):
+        make_job(replace(CONFIG, start=name))
+    with pytest.raises(UsageError, match="a teacher does not read the number of moves"):
+        make_job(CONFIG, bundle=Bundle(student=load(name).student))
+
+
+def test_a_dry_run_has_the_most_moves():
+    objective = SEVERAL.for_dry_run().objective
+    assert (objective.moves, objective.budgets) == (5, ())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"budgets": (4,)}, "two or more different numbers of moves, each 1 or more; got 4: change"),
+        ({"budgets": (4, 4)}, "two or more different numbers of moves, each 1 or more; got 4, 4: change"),
+        ({"budgets": (0, 4)}, "two or more different numbers of moves, each 1 or more; got 0, 4: change"),
+        ({"moves": 3}, "moves is one of objective.budgets where these are given; got 2, 5 and moves 3: set it"),
+        ({"trajectory": "path", "moves": 5}, "budgets are for trajectory whole-path; got 2, 5 with path: leave"),
+        ({"trajectory": "two-moves"}, "budgets are for trajectory whole-path; got 2, 5 with two-moves: leave"),
+        ({"budgets": (), "moves": 2, "budget_conditioning": False}, "is off with objective.budgets only; got none"),
+        ({"budgets": ()}, "objective.moves is the number of moves of trajectory whole-path, 1 or more; got None"),
+    ],
+)
+def test_contradictions_are_refused(changes, message):
+    with pytest.raises(UsageError, match=message) as caught:
+        ObjectiveConfig(**BUDGETS | changes)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_budgets_do_not_go_with_is_refused(make_job, monkeypatch):
+    assert ObjectiveConfig(**BUDGETS | {"moves": 5}).budgets == (2, 5)
+    with pytest.raises(UsageError, match=r"^objective.budgets go without lora_rank; got 4: leave one out$"):
+        replace(SEVERAL, lora_rank=4)
+    with pytest.raises(UsageError, match=r"^objective.budgets go without loop.fsdp; got both: leave one out$"):
+        DistillConfig(objective=SEVERAL.objective, loop=LoopConfig(fsdp=True))
+    made = Discriminator.from_denoiser
+
+    def on_another_trunk(*args, **options):
+        discriminator = made(*args, **options)
+        discriminator.trunk = torch.nn.Linear(1, 1)
+        return discriminator
+
+    monkeypatch.setattr(Discriminator, "from_denoiser", on_another_trunk)
+    with pytest.raises(UsageError, match=r"objective.budgets need a discriminator on a DiTTrunk, .* got Linear: leave"):
+        make_job(SEVERAL)
+
+
+# ------------------------------------------------------------------------------------------------------ sampling --- #
+
+
+def by_hand(bundle, budget):
+    """Networks with one number of moves, whatever the sampler's."""
+    student, discriminator = copy.deepcopy(bundle.student), copy.deepcopy(bundle.discriminator)
+    for trunk in (student, discriminator.trunk):
+        trunk.budget, trunk.config = budget, replace(trunk.config, is_budget_conditioned=False)
+    return replace(bundle, student=student, discriminator=discriminator)
+
+
+def last_state(sampler, nfe, seed=0, num=16):
+    *_, last = sampler(Canvas.blank(num, 3, CPU), time_grid(nfe), SequenceNoise(seed, range(num)))
+    return last.z
+
+
+@pytest.mark.parametrize("nfe", [1, 2, 3])
+def test_samples_are_those_of_networks_at_the_asked_number(told, nfe):
+    there, process = by_hand(told, nfe), told.process
+    of_student = last_state(Ancestral(there.student, process), nfe)
+    assert torch.equal(didi.generate(told, num_samples=16, nfe=nfe).tokens, of_student)
+    *_, last = didi.stream(told, num_samples=16, nfe=nfe)
+    assert torch.equal(last.tokens, of_student)
+    of_guided = last_state(Guided(there.student, process, there.discriminator), nfe)
+    assert torch.equal(didi.generate(told, num_samples=16, nfe=nfe, sampler="guided").tokens, of_guided)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_every_sampler_reads_the_number_of_its_moves(told, sampler, read_budgets):
+    didi.generate(told, num_samples=2, nfe=2, sampler=sampler)
+    is_self_paced = SAMPLERS[sampler][0].is_self_paced
+    assert {budget for _, budget in read_budgets} == {3 if is_self_paced else 2}
+    assert ("discriminator", 2) in read_budgets or sampler != "guided"
+
+
+def test_given_times_have_their_number_of_moves(told, read_budgets):
+    didi.generate(told, num_samples=2, nfe=16, times=(1.0, 0.6, 0.5, 0.2, 0.0))
+    assert {budget for _, budget in read_budgets} == {4}
+
+
+def test_a_planned_row_of_no_moves_is_refused(told):
+    with pytest.raises(UsageError, match="got 0"):
+        plan_rows(told, "student", "ancestral", (2, 0), [SamplingOptions()])
+
+
+@pytest.mark.parametrize("sampler", ["ancestral", "guided"])
+def test_exact_distributions_are_those_of_each_number(told, sampler):
+    rows, options = ExactRows(told), SamplingOptions(sampler)
+    for nfe in (2, 3, 2):
+        found = rows.distribution(3, options, nfe)
+        assert torch.equal(found, ExactRows(by_hand(told, nfe)).distribution(3, options, nfe))
+        other = ExactRows(by_hand(told, 7)).distribution(3, options, nfe)
+        assert (found - other).abs().max() > 1e-4
+    of_times = rows.distribution(3, replace(options, times=(1.0, 0.5, 0.0)), 9)
+    assert torch.equal(of_times, rows.distribution(3, options, 2))
+    assert len(rows._tables[options.departure]) == 2
+
+
+@pytest.mark.parametrize("method", ["ancestral", "trunk", "published", "guided", "guided floor"])
+def test_what_is_timed_reads_the_number_of_moves(told, method, read_budgets):
+    contestant(told, method, Load(2, 3, 5))()
+    assert {budget for _, budget in read_budgets} == {5}
+
+
+def test_the_passes_of_a_trace_are_seen(told):
+    assert [part for part, *_ in trace(told, "ancestral", Load(2, 3, 4)).shapes].count("trunk") >= 1
