@@ -54,7 +54,7 @@ DISTILL: dict[str, DistillConfig] = {
         objective=whole_path(8),
         discriminator=DiscriminatorSettings(
             output="sequence", label_smoothing=0.0, warmup_steps=60, steps_per_student_step=2, fresh_rollouts=True,
-            guidance_steps=300,
+            guidance_steps=150,
         ),
         student_optimizer=OptimizerConfig(learning_rate=3e-4, beta2=0.99, weight_decay=0.0),
         discriminator_optimizer=OptimizerConfig(learning_rate=1e-3, beta2=0.99, weight_decay=0.0),
