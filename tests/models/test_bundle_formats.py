@@ -2,14 +2,12 @@
 
 import dataclasses
 import json
-from pathlib import Path
 
 import pytest
 import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-import didi
 from didi.diffusion.absorbing import Absorbing
 from didi.diffusion.schedule import Cosine, LogLinear
 from didi.diffusion.uniform import Uniform
@@ -84,14 +82,6 @@ def test_a_discriminator_of_before_its_trunk_was_a_part_of_its_own_is_read(folde
     save_file({name.removeprefix("trunk."): value for name, value in stored.items() if "norm1" not in name}, file)
     with pytest.raises(UsageError, match=r"missing trunk\.blocks\.0\.norm1\.weight"):
         load(folder)
-
-
-def test_the_bundled_discriminator_has_the_names_of_before():
-    stored = load_file(Path(didi.__file__).parent / "bundles" / "tiny-news" / "discriminator" / "model.safetensors")
-    found = load("tiny-news").discriminator.state_dict()
-    assert not any(name.startswith("trunk.") for name in stored)
-    assert found.keys() == {name if "output_layer" in name else f"trunk.{name}" for name in stored}
-    assert all(torch.equal(found[f"trunk.{n}" if f"trunk.{n}" in found else n], v.float()) for n, v in stored.items())
 
 
 def test_a_manifest_of_format_1_without_mask_is_one_of_uniform_state_diffusion(without_mask):
