@@ -119,6 +119,9 @@ def kept(row: EvaluationRow) -> dict[str, Any]:
 
 
 def interval(record: dict[str, Any], name: str, spec: str) -> str:
+    """Figure and interval; triples have none where ``didi evaluate`` writes none, also in figures of before that."""
+    if name.startswith("triple") or record[f"{name}_ci"] is None:
+        return f"{record[name]:z{spec}}"
     low, high = record[f"{name}_ci"]
     return f"{record[name]:z{spec}} [{low:z{spec}}, {high:z{spec}}]"
 
