@@ -31,6 +31,7 @@ from tiny_news_cells import (
     SWEPT,
     TEACHER_128,
     TIMED_ROUNDS,
+    Cell,
     Timing,
     cells,
 )
@@ -122,13 +123,18 @@ def measure(args: argparse.Namespace) -> None:
                 role=cell.role,
                 sampler=cell.sampler,
                 seed=SEED,
-                options=didi.SamplingOptions(temperature=cell.temperature, guidance=GUIDANCE),
+                options=didi.SamplingOptions(temperature=cell.temperature, guidance=guidance_of(cell)),
                 on_set=lambda one, texts=texts: texts.extend(one.texts),
             )
             # Times come from ``time``: here other work may run beside.
             row = replace(row, nelbo=nats(cell.role), seconds_per_sequence=math.nan, tokens_per_second=math.nan)
         write(file, {"models": used, "row": row.record(), "texts": texts[:2]})
         print(f"{cell.name}: perplexity {row.gen_ppl:.1f}, entropy {row.entropy:.3f}", flush=True)
+
+
+def guidance_of(cell: Cell) -> Guidance | None:
+    """Settings of guidance; other samplers refuse them."""
+    return GUIDANCE if cell.sampler == "guided" else None
 
 
 def time_cells(args: argparse.Namespace) -> None:
@@ -141,7 +147,7 @@ def time_cells(args: argparse.Namespace) -> None:
             for cell in timed:
                 model = baseline if cell.role == "autoregressive" else bundle
                 begin = time.perf_counter()
-                options = didi.SamplingOptions(role=cell.role, sampler=cell.sampler, guidance=GUIDANCE)
+                options = didi.SamplingOptions(role=cell.role, sampler=cell.sampler, guidance=guidance_of(cell))
                 didi.generate(model, num_samples=size, nfe=cell.nfe, seed=number, options=options)
                 if number:  # the first round warms up
                     seconds[cell.name][str(size)].append((time.perf_counter() - begin) / size)

@@ -49,7 +49,7 @@ def rebuilt_gradients(inputs: Inputs, step: int, observed: Observed) -> list[tup
     first_student_step = config.discriminator.warmup_steps
     is_lesson = step >= first_student_step + config.loop.steps
     if config.objective.budgets:
-        num_moves = config.discriminator.guidance_nfe if is_lesson else _drawn_budget(config, step)
+        num_moves = _drawn_budget(config, step)
         discriminator.trunk.budget = num_moves
         if config.objective.budget_conditioning:
             student.budget = networks["average"].budget = num_moves
@@ -156,6 +156,8 @@ def _guidance_loss(inputs: Inputs, step: int, average: nn.Module, discriminator:
     """Eq. 8 on states of the averaged student's own sampler."""
     config, schedule = inputs.config, inputs.teacher.process.schedule
     shape, num_moves = (config.loop.batch_size, config.data.length), config.discriminator.guidance_nfe
+    if config.objective.budgets:
+        num_moves = _drawn_budget(config, step)
     generator = named_generator(config.seed, "guidance", step)
     move = torch.randint(1, num_moves + 1, shape[:1], generator=generator)
     draws = torch.rand(2, *shape, dtype=torch.float64, generator=generator)

@@ -107,6 +107,12 @@ def test_a_clamped_reward_is_counted(make_job):
             {"objective": WHOLE | {"advantage": "shared-time"}},
             "goes with objective.advantage batch, rows or leave-one-out",
         ),
+        ({"objective": WHOLE | {"time_a": 2.0}}, "goes with objective.time_a 1"),
+        ({"objective": WHOLE | {"coupled_time": False}}, "goes with objective.coupled_time True"),
+        (
+            {"objective": WHOLE, "discriminator": {"warmup_moves": 5}},
+            "warmup_moves is 2 with objective.trajectory whole-path",
+        ),
         ({"objective": WHOLE | {"weight": "nelbo"}}, "goes with objective.weight constant"),
         (
             {"objective": WHOLE | {"reward_time": "both", "importance_weighting": True}},

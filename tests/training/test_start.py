@@ -38,10 +38,17 @@ def test_a_start_without_a_discriminator_is_refused(begun, make_job, tmp_path):
 
 def test_a_start_of_another_shape_is_refused(begun, make_job):
     config = replace(with_discriminator(output="sequence"), start=begun[1])
-    with pytest.raises(UsageError, match="the networks of start have the shape of this run's; the discriminator"):
+    with pytest.raises(
+        UsageError, match=r"the networks of start have .*; the discriminator of .* has output token, not sequence: set"
+    ):
         make_job(config=config)
 
 
 def test_a_start_goes_without_adapters():
     with pytest.raises(UsageError, match="start goes without lora_rank; got markov and 4"):
         replace(CONFIG, start="markov", lora_rank=4)
+
+
+def test_a_start_that_is_gone_is_named(make_job):
+    with pytest.raises(UsageError, match=r"^start, which a resumed run needs too: .* got 'nobody'"):
+        make_job(config=replace(CONFIG, start="nobody"))

@@ -193,7 +193,7 @@ def test_each_phase_trains_its_networks(observe, settings, step, networks):
                 "discriminator": {"steps_per_student_step": 3, "fresh_rollouts": True, "output": "sequence"},
             },
         ),
-        (WARMUP, {"objective": WHOLE, "discriminator": {"steps_per_student_step": 2, "warmup_moves": 3}}),
+        (WARMUP, {"objective": WHOLE, "discriminator": {"steps_per_student_step": 2}}),
         (WARMUP, {"objective": BUDGETS, "discriminator": {"steps_per_student_step": 2, "fresh_rollouts": True}}),
         (STUDENT, {"objective": BUDGETS | {"reward_time": "both"}, "discriminator": {"steps_per_student_step": 2}}),
         (GUIDANCE, {"objective": BUDGETS, "discriminator": {"guidance_nfe": 5}}),

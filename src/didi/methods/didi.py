@@ -172,7 +172,8 @@ class Didi:
     def _guidance_loss(self, batch: Batch) -> tuple[Tensor, Figures]:
         """As ``_discriminator_loss``, on states of the finished student's sampler."""
         settings, device = self.settings, self.runtime.device
-        num_rows, num_moves = settings.loop.batch_size, settings.discriminator.guidance_nfe
+        num_rows, budget = settings.loop.batch_size, settings.objective.at_step(settings.seed, batch.step).moves
+        num_moves = budget if settings.objective.budgets and budget else settings.discriminator.guidance_nfe
         generator = named_generator(settings.seed, "guidance", batch.step, *([batch.number] if batch.number else []))
         move = torch.randint(1, num_moves + 1, (num_rows,), generator=generator)  # the last one leaves no masks
         draws = torch.rand(2, num_rows, settings.data.length, dtype=torch.float64, generator=generator)

@@ -1,6 +1,8 @@
 """Student and discriminator that a run starts from, and checks that all fits together."""
 
 import copy
+from dataclasses import asdict
+from typing import Any, cast
 
 import torch
 
@@ -49,16 +51,22 @@ def initial_networks(settings: DistillConfig, teacher: DiT) -> tuple[DiT, Discri
 
 def _load_start(name: str, student: DiT, discriminator: Discriminator) -> None:
     """Give both networks the weights of a bundle."""
-    bundle = load(name)
+    try:
+        bundle = load(name)
+    except UsageError as error:
+        raise UsageError(f"start, which a resumed run needs too: {error}") from error
     for role, network in (("student", student), ("discriminator", discriminator)):
         found = bundle.networks().get(role)
         if found is None:
             held = ", ".join(bundle.networks())
             raise UsageError(f"start names a bundle with a student and a discriminator; {name} holds {held}")
-        if found.config != network.config:
+        theirs, ours = asdict(cast(Any, found).config), asdict(network.config)
+        if differing := [
+            f"{key} {theirs.get(key)}, not {value}" for key, value in ours.items() if theirs.get(key) != value
+        ]:
             raise UsageError(
-                f"the networks of start have the shape of this run's; the {role} of {name} has {found.config}, this "
-                f"run's {network.config}: set teacher, discriminator and objective.budgets as in that run"
+                f"the networks of start have the shape of this run's; the {role} of {name} has {'; '.join(differing)}: "
+                "set teacher, discriminator and objective as in that run"
             )
         network.load_state_dict(found.state_dict())
 

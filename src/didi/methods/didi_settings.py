@@ -48,13 +48,13 @@ class DiscriminatorSettings:
     """Steps after the last student update in which only the discriminator learns, from states of the finished
     student's own sampler: those that guided sampling scores."""
     guidance_nfe: int = 8
-    """Moves of that sampler."""
+    """Moves of that sampler; with ``objective.budgets``, one of them is drawn for each step instead."""
 
     def __post_init__(self) -> None:
         if self.fresh_rollouts and self.steps_per_student_step == 1:
             raise UsageError(
                 "discriminator.fresh_rollouts is for discriminator.steps_per_student_step of 2 or more; got 1: raise "
-                "it, or leave fresh_rollouts out"
+                "it, or turn fresh_rollouts off (--discriminator.no-fresh-rollouts)"
             )
         at_least(0, self, "warmup_steps", "guidance_steps")
         at_least(2, self, "warmup_moves")
@@ -102,6 +102,11 @@ class DistillConfig(DistillationConfig):
             raise UsageError(
                 f"discriminator.completions lies in [1, {objective.completions}], the objective's; got "
                 f"{discriminator.completions}"
+            )
+        if objective.trajectory == "whole-path" and discriminator.warmup_moves != 2:
+            raise UsageError(
+                "discriminator.warmup_moves is 2 with objective.trajectory whole-path, which the warm-up has too; "
+                f"got {discriminator.warmup_moves}: leave it out"
             )
         is_plain = objective.trajectory != "one-step" and objective.coupled_time
         is_plain = is_plain and objective.time_a == objective.time_b == 1

@@ -146,8 +146,10 @@ class ObjectiveConfig:
                 )
             return
         needed: dict[str, Any] = {"completions": 1, "revealed_only": False, "divergence_weight": 0, "entropy_weight": 0}
+        needed["coupled_time"] = True  # there is no time tau
         if self.reward_time == "finished":
             needed["corruptions"] = 1
+            needed |= {"time_a": 1, "time_b": 1}
         if self.reward_time != "density":  # at t = 0 neither exists
             needed |= {"weight": "constant", "importance_weighting": False}
         wrong = [f"{name} {value}" for name, value in needed.items() if getattr(self, name) != value]

@@ -72,6 +72,22 @@ def _short_markov() -> DistillConfig:
     return with_objective(short, completions=4)
 
 
+def _exact_plan(command: ReproduceCommand, seeds: tuple[int, ...]) -> Plan:
+    if command.baseline or command.larger:
+        raise UsageError("--baseline and --larger are for figures, which --scale exact does not have: leave them out")
+    return Plan(
+        scale="exact",
+        teacher=command.teacher or "exact",
+        recipe=with_objective(
+            _short("exact", warmup_steps=100, steps=300, batch_size=32, learning_rate=3e-4), completions=4
+        ),
+        nfes=(2, 4, 8),
+        more_teacher_nfes=(),
+        seeds=seeds,
+        corpora=(),
+    )
+
+
 def _plan(command: ReproduceCommand) -> Plan:
     seeds = tuple(range(command.seeds))
     if command.scale == "markov":
@@ -90,17 +106,7 @@ def _plan(command: ReproduceCommand) -> Plan:
             larger=command.larger or Run(larger),
         )
     if command.scale == "exact":
-        return Plan(
-            scale="exact",
-            teacher=command.teacher or "exact",
-            recipe=with_objective(
-                _short("exact", warmup_steps=100, steps=300, batch_size=32, learning_rate=3e-4), completions=4
-            ),
-            nfes=(2, 4, 8),
-            more_teacher_nfes=(16, 64),
-            seeds=seeds,
-            corpora=(),
-        )
+        return _exact_plan(command, seeds)
     if command.scale == "tiny":
         return Plan(
             scale="tiny",
@@ -166,21 +172,18 @@ EXACT_TARGETS = ("table1", "table2", "table5", "objectives", "decisions")  # oth
 
 def targets_of(scale: Scale) -> dict[str, Target]:
     """The tables and figures that a scale has."""
-    return {
-        name: one
-        for name, one in TARGETS.items()
-        if scale == "exact" or name != "objectives"
-        if scale != "exact" or name in EXACT_TARGETS
-    }
+    if scale == "exact":
+        return {name: TARGETS[name] for name in EXACT_TARGETS}
+    return {name: one for name, one in TARGETS.items() if name != "objectives"}
 
 
 def reproduce(args: Sequence[str]) -> None:
     """Run ``didi reproduce`` with the words after it."""
     names = [word for word in args if not word.startswith("-")][: _num_names(args)]
     command = parse(ReproduceCommand, args[len(names) :], prog="didi reproduce")
-    if not names:
-        raise UsageError(f"reproduce takes one target or more: {', '.join(TARGETS)} or all")
     targets = targets_of(command.scale)
+    if not names:
+        raise UsageError(f"reproduce takes one target or more: {', '.join(targets)} or all")
     unknown = [name for name in names if name not in (*targets, "all")]
     if unknown:
         raise UsageError(

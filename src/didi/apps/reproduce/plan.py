@@ -28,7 +28,7 @@ class Plan:
         corpora: of table 7.
         twin: autoregressive baseline, if there is one.
         larger: a larger teacher, if there is one.
-        distilled: a bundle whose student is the recipe's at full length, if there is one.
+        distilled: a bundle with a student that its full recipe made, if there is one.
     """
 
     scale: str
@@ -106,12 +106,13 @@ def heading(plan: Plan, study: Study) -> list[str]:
     ]
     if plan.distilled:
         lines.append(
-            f"Figures 1, 3 and Table 7 show the student of the bundle `{plan.distilled}`, our recipe at full length."
+            f"Figures 1, 3 and Table 7 show the student of the bundle `{plan.distilled}`, which its recipe made."
         )
     if plan.is_exact:
         lines.append(
             "KL(p, q) of the distribution p of each sampler from that of the data, q, is a sum over all sequences, in "
-            "nats a sequence, without sampling error; intervals are over training seeds."
+            "nats a sequence, without sampling error; intervals are over training seeds. Guidance draws among 4 "
+            "candidates by their reward: taking the best has no distribution that could be summed."
         )
     if plan.scale == MARKOV:
         lines.append("The judge is the chain itself: perplexities carry no judge's error.")

@@ -199,22 +199,25 @@ def measure(cells: Sequence[AnyCell], study: Study) -> str:
         elif cell.nfe:
             sampled.setdefault(replace(cell, nfe=0), []).append(cell)
     for alike, group in sampled.items():
-        _measure_samples(bundle, alike, {cell.nfe: cell for cell in group}, study)
+        _measure_samples(bundle, alike, group, study)
     return cells[0].name
 
 
-def _measure_samples(bundle: Bundle, alike: Cell, by_nfe: dict[int, Cell], study: Study) -> None:
-    """Measure cells that differ in their number of moves only."""
-    sampling = study.sampling
+def _measure_samples(bundle: Bundle, alike: Cell, cells: Sequence[Cell], study: Study) -> None:
+    """Measure cells that differ in their number of moves only; rows come in the order of the cells.
+
+    The row of a self-paced sampler has another number of moves than was asked for.
+    """
+    sampling, pending = study.sampling, iter(cells)
     guidance = sampling.guidance if alike.sampler == "guided" else None
     options = SamplingOptions(batch_size=sampling.batch_size, guidance=guidance, temperature=alike.temperature)
     evaluate(
         bundle,
         role=cast(Role, alike.role),
         sampler=alike.sampler,
-        nfe=list(by_nfe),
+        nfe=[cell.nfe for cell in cells],
         options=options,
-        on_set=lambda one: _write_set(by_nfe[one.row.nfe], bundle, study, one),
+        on_set=lambda one: _write_set(next(pending), bundle, study, one),
         **_common(sampling),
     )
 

@@ -7,7 +7,7 @@ from dataclasses import asdict
 
 from didi.apps.reproduce import published
 from didi.apps.reproduce.cells import Cell
-from didi.apps.reproduce.exact_tables import Found, exact_lines, exact_rows, objectives
+from didi.apps.reproduce.exact_tables import Found, exact_lines, exact_rows, objectives, settings_line
 from didi.apps.reproduce.plan import TEMPERATURES, Plan
 from didi.apps.reproduce.study import Study
 from didi.evaluation.frontier import perplexity_at_entropy
@@ -81,13 +81,9 @@ def objectives_table(plan: Plan, study: Study) -> list[str]:
     """The presets and our objectives, each against our two moves."""
     rows = _objective_rows(plan)
     ours = next(name for name, (config, _) in rows.items() if config == plan.recipe)
-    return _ablation(
-        plan,
-        study,
-        {name: row for name, row in rows.items() if name != ours} | {ours: rows[ours]},
-        {},
-        is_cumulative=False,
-    )
+    said = [f"- {name}: {settings_line(config)}" for name, (config, _) in rows.items()]
+    reordered = {name: row for name, row in rows.items() if name != ours} | {ours: rows[ours]}
+    return [*_ablation(plan, study, reordered, {}, is_cumulative=False), "\nHow each was trained:\n", *said]
 
 
 def table_1(plan: Plan, study: Study) -> list[str]:
