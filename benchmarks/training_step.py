@@ -5,7 +5,7 @@
 The passes are timed in turn with whole steps, in one process, so that a busy machine slows both. What cannot be
 avoided: the student's moves, forward, and backward where they are scored; the teacher's pass at the intermediate
 states; the discriminator's pass over fake and real, forward and backward; its forward pass over the states that are
-rewarded.
+rewarded. A recipe of whole paths is timed with a path of as many moves, of which one is scored.
 """
 
 import argparse
@@ -26,6 +26,7 @@ from didi.evaluation.machine import machine_name
 from didi.markdown import markdown_table
 from didi.methods.base import Inputs
 from didi.recipes import DISTILL, recipe
+from didi.recipes.presets import preset
 from didi.training.trainer import Trainer, make_trainer
 
 
@@ -96,6 +97,9 @@ def main() -> None:
     args = parser.parse_args()
     config = recipe(DISTILL, args.recipe)
     config = replace(config, teacher=args.teacher or config.teacher)
+    if (moves := config.objective.moves) and config.objective.trajectory == "whole-path":
+        config = preset(config, "two-moves")
+        config = replace(config, objective=replace(config.objective, trajectory="path", moves=moves))
     is_plain = config.loop.accumulation == config.discriminator.steps_per_student_step == 1
     if not (is_plain and config.objective.trajectory != "one-step" and config.discriminator.is_time_conditioned):
         parser.error("the passes counted here are those of one discriminator update and two moves a step")
