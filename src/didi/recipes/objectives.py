@@ -1,6 +1,8 @@
-"""Our objectives, which recipes share."""
+"""Our objectives, and what goes with them, which recipes share."""
 
+from didi.methods.didi_settings import DiscriminatorSettings
 from didi.methods.objective_settings import ObjectiveConfig
+from didi.methods.settings import OptimizerConfig
 
 # The paper's two moves with the exact variance reductions A and B. The divergence keeps the entropy of samples of many
 # steps up; its weight was chosen on ``markov`` (docs/lab-notes.md).
@@ -22,3 +24,22 @@ def whole_path(num_moves: int) -> ObjectiveConfig:
         divergence_weight=0.0,
         entropy_weight=0.0,
     )
+
+
+def paths_discriminator(
+    *, warmup_steps: int, steps_per_student_step: int, guidance_steps: int
+) -> DiscriminatorSettings:
+    """The discriminator of whole paths: one logit a sequence, no smoothing, samples of its own for each update."""
+    return DiscriminatorSettings(
+        output="sequence",
+        label_smoothing=0.0,
+        warmup_steps=warmup_steps,
+        steps_per_student_step=steps_per_student_step,
+        fresh_rollouts=True,
+        guidance_steps=guidance_steps,
+    )
+
+
+def paths_optimizer(learning_rate: float) -> OptimizerConfig:
+    """AdamW of both networks: older gradients say little, since each network follows the other."""
+    return OptimizerConfig(learning_rate=learning_rate, beta2=0.99, weight_decay=0.0)

@@ -5,7 +5,7 @@ from dataclasses import replace
 from didi.methods.didi_settings import DiscriminatorSettings, DistillConfig
 from didi.methods.elbo import PretrainConfig
 from didi.methods.settings import DataConfig, LoopConfig, NetworkConfig, OptimizerConfig
-from didi.recipes.objectives import OURS, whole_path
+from didi.recipes.objectives import OURS, paths_discriminator, paths_optimizer, whole_path
 
 # Chosen on validation at equal time, docs/lab-notes.md; for the masked model: its autoregressive twin takes the same.
 TINY_NEWS = PretrainConfig(
@@ -52,12 +52,9 @@ DISTILL: dict[str, DistillConfig] = {
         teacher="tiny-news",
         data=DataConfig(corpus="news", length=128),
         objective=whole_path(8),
-        discriminator=DiscriminatorSettings(
-            output="sequence", label_smoothing=0.0, warmup_steps=60, steps_per_student_step=2, fresh_rollouts=True,
-            guidance_steps=150,
-        ),
-        student_optimizer=OptimizerConfig(learning_rate=3e-4, beta2=0.99, weight_decay=0.0),
-        discriminator_optimizer=OptimizerConfig(learning_rate=1e-3, beta2=0.99, weight_decay=0.0),
+        discriminator=paths_discriminator(warmup_steps=60, steps_per_student_step=2, guidance_steps=150),
+        student_optimizer=paths_optimizer(3e-4),
+        discriminator_optimizer=paths_optimizer(1e-3),
         loop=LoopConfig(steps=500, batch_size=48, validate_every=250, checkpoint_every=25, ema_decay=0.98),
     ),
     "prose": DistillConfig(

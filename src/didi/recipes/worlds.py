@@ -3,10 +3,10 @@
 from dataclasses import replace
 
 from didi.data.markov import EXACT, MARKOV
-from didi.methods.didi_settings import DiscriminatorSettings, DistillConfig
+from didi.methods.didi_settings import DistillConfig
 from didi.methods.elbo import PretrainConfig
 from didi.methods.settings import DataConfig, DistillationConfig, LoopConfig, NetworkConfig, OptimizerConfig
-from didi.recipes.objectives import whole_path
+from didi.recipes.objectives import paths_discriminator, paths_optimizer, whole_path
 
 _MARKOV_TEACHER = PretrainConfig(
     recipe="markov",
@@ -38,12 +38,9 @@ DISTILL: dict[str, DistillConfig] = {
         teacher="markov",
         data=DataConfig(corpus=MARKOV, length=32),
         objective=whole_path(8),
-        discriminator=DiscriminatorSettings(
-            output="sequence", label_smoothing=0.0, warmup_steps=100, steps_per_student_step=2, fresh_rollouts=True,
-            guidance_steps=300,
-        ),
-        student_optimizer=OptimizerConfig(learning_rate=2e-4, beta2=0.99, weight_decay=0.0),
-        discriminator_optimizer=OptimizerConfig(learning_rate=1e-3, beta2=0.99, weight_decay=0.0),
+        discriminator=paths_discriminator(warmup_steps=100, steps_per_student_step=2, guidance_steps=300),
+        student_optimizer=paths_optimizer(2e-4),
+        discriminator_optimizer=paths_optimizer(1e-3),
         loop=LoopConfig(steps=800, batch_size=128, validate_every=400, checkpoint_every=50, ema_decay=0.98),
     ),
     "exact": DistillConfig(  # docs/lab-notes.md, "Whole paths"
@@ -51,11 +48,9 @@ DISTILL: dict[str, DistillConfig] = {
         teacher="exact",
         data=DataConfig(corpus=EXACT, length=7),
         objective=whole_path(4),
-        discriminator=DiscriminatorSettings(
-            output="sequence", label_smoothing=0.0, warmup_steps=100, steps_per_student_step=3, fresh_rollouts=True
-        ),
-        student_optimizer=OptimizerConfig(learning_rate=2e-4, beta2=0.99, weight_decay=0.0),
-        discriminator_optimizer=OptimizerConfig(learning_rate=2e-3, beta2=0.99, weight_decay=0.0),
+        discriminator=paths_discriminator(warmup_steps=100, steps_per_student_step=3, guidance_steps=0),
+        student_optimizer=paths_optimizer(2e-4),
+        discriminator_optimizer=paths_optimizer(2e-3),
         loop=LoopConfig(steps=500, batch_size=512, validate_every=250, checkpoint_every=50, ema_decay=0.98),
     ),
 }  # fmt: skip

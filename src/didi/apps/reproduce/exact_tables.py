@@ -11,8 +11,8 @@ from didi.evaluation.over_seeds import Estimate, estimate
 from didi.evaluation.row import EvaluationRow
 from didi.markdown import markdown_table
 from didi.methods.didi_settings import DistillConfig
-from didi.methods.settings import OptimizerConfig
 from didi.recipes import DISTILL
+from didi.recipes.objectives import paths_optimizer
 from didi.recipes.presets import preset
 
 Found = Mapping[str, Mapping[int, Sequence[EvaluationRow]]]
@@ -28,7 +28,7 @@ def objectives(plan: Plan) -> dict[str, DistillConfig]:
         f"whole paths of {moves} moves": replace(
             whole,
             objective=replace(whole.objective, moves=moves),
-            student_optimizer=OptimizerConfig(learning_rate=3e-4, beta2=0.99, weight_decay=0.0),
+            student_optimizer=paths_optimizer(3e-4),
             discriminator=replace(whole.discriminator, warmup_steps=60),
             loop=replace(whole.loop, steps=200, batch_size=64, validate_every=200, checkpoint_every=100),
         )
