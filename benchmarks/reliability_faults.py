@@ -36,7 +36,7 @@ def small_run(num_steps: int = 12) -> DistillConfig:
         checkpoint_every=1,
         log_every=1,  # else a line's mean begins where the run was resumed
     )
-    return replace(base, loop=loop, discriminator=replace(base.discriminator, warmup_steps=3))
+    return replace(base, loop=loop, discriminator=replace(base.discriminator, warmup_steps=3, guidance_steps=2))
 
 
 def work(config: DistillConfig, path: Path) -> None:

@@ -122,7 +122,7 @@ def distillation(recipe: str, device: torch.device, *, is_toy: bool) -> dict[str
         base,
         data=replace(base.data, length=shape.length),
         loop=loop,
-        discriminator=replace(base.discriminator, warmup_steps=4),
+        discriminator=replace(base.discriminator, warmup_steps=4, guidance_steps=0),
     )
     source = open_source("markov", length=shape.length)
     source.vocab_size = shape.vocab_size
