@@ -125,12 +125,12 @@ class Bundle:
         Raises:
             UsageError: a network reads the number of moves, and it is less than 1.
         """
-        told = {
+        networks = {
             role: network.at_budget(num_moves)
             for role in ("student", "teacher", "discriminator")
             if hasattr(network := getattr(self, role), "at_budget")
         }
-        return dataclasses.replace(self, **told)
+        return dataclasses.replace(self, **networks)
 
     @staticmethod
     def from_pretrained(name: Path | str) -> "Bundle":

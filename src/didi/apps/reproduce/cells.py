@@ -74,7 +74,7 @@ AnyCell = Cell | LikelihoodCell
 
 
 def _origin(bundle: Run | str) -> str:
-    """Part of a cell's name that tells its bundle."""
+    """Part of a cell's name that identifies its bundle."""
     origin = bundle.name if isinstance(bundle, Run) else bundle
     if "/" in origin:  # folders of two runs have one name
         return f"{Path(origin).name}-{hashlib.sha256(origin.encode()).hexdigest()[:10]}"
