@@ -1,16 +1,18 @@
 """The policy gradient of a whole path is that of the divergence of the sampler, in a world that can be enumerated."""
 
+import itertools
+
 import pytest
 import torch
 
 from didi.data.markov import MarkovChain
 from didi.diffusion.absorbing import Absorbing
 from didi.diffusion.noise import named_generator
-from didi.evaluation.exact.sampler import sampler_distribution
+from didi.evaluation.exact.sampler import after_move, reveal_chances, sampler_distribution, successor_probs
 from didi.evaluation.exact.states import States
 from didi.methods.didi_settings import ObjectiveConfig
 from didi.methods.rollout import rollout
-from didi.objectives.didi import advantages, policy_loss
+from didi.objectives.didi import advantages, policy_loss, second_move_score
 from didi.sampling.base import path_alphas
 
 NUM_SYMBOLS, LENGTH = 3, 3
@@ -57,26 +59,36 @@ def test_samples_follow_the_distribution_of_the_sampler(student, chi_square, num
     assert not batch.t.any()
 
 
+def log_ratio_and_exact_gradient(student, num_moves):
+    """Exact reward of every sample, and the gradient of the divergence."""
+    p = exact_distribution(student, num_moves)
+    log_ratio = p.log() - CHAIN.log_likelihood(STATES.clean)
+    return log_ratio.detach().float(), flat_gradient((p * log_ratio).sum(), student)
+
+
+def policy_gradient(student, batch, log_ratio, grouping):
+    """The estimate of a batch with the exact rewards."""
+    advantage = advantages(log_ratio[index_of(batch.x)][..., None], grouping=grouping, normalise=False)
+    is_masked = batch.z_tau == NUM_SYMBOLS
+    second = second_move_score(batch.completion_log_probs, is_masked, batch.z_t == NUM_SYMBOLS, revealed_only=False)
+    return flat_gradient(policy_loss(batch.first_score, second, advantage, torch.ones(len(is_masked))).mean(), student)
+
+
+def assert_agree(found, exact, most_error):
+    """The estimates have the exact gradient as their mean: along it within 4 standard errors, and in direction."""
+    along = found @ exact / (exact @ exact)
+    error = along.std() / len(along) ** 0.5
+    assert error < most_error
+    assert abs(along.mean() - 1) < 4 * error
+    assert torch.cosine_similarity(found.mean(0), exact, dim=0) > 0.95
+
+
 @pytest.mark.parametrize("num_moves", [1, 2, 4])
 def test_the_policy_gradient_is_that_of_the_exact_divergence(student, num_moves):
-    p = exact_distribution(student, num_moves)
-    log_q = CHAIN.log_likelihood(STATES.clean)
-    exact = flat_gradient((p * (p.log() - log_q)).sum(), student)
-    log_ratio = (p.detach().log() - log_q).float()
-    along = []  # estimates of the gradient along the exact one, and of the error across
-    found = torch.zeros_like(exact)
-    for number in range(20):
-        batch = draw(student, num_moves, number + 1, num_samples=1000)
-        advantage = advantages(log_ratio[index_of(batch.x)][..., None], grouping="leave-one-out", normalise=False)
-        ones = torch.ones(1000)
-        loss = policy_loss(batch.first_score, torch.zeros(1000, 1, 1), advantage, ones).mean()
-        gradient = flat_gradient(loss, student)
-        found += gradient / 20
-        along.append(float(gradient @ exact / (exact @ exact)))
-    mean, error = torch.tensor(along).mean(), torch.tensor(along).std() / 20**0.5
-    assert error < 0.05
-    assert abs(mean - 1) < 4 * error
-    assert torch.cosine_similarity(found, exact, dim=0) > 0.95
+    log_ratio, exact = log_ratio_and_exact_gradient(student, num_moves)
+    batches = [draw(student, num_moves, number + 1, num_samples=1000) for number in range(20)]
+    found = torch.stack([policy_gradient(student, batch, log_ratio, "leave-one-out") for batch in batches])
+    assert_agree(found, exact, 0.05)
 
 
 @torch.no_grad()
@@ -89,3 +101,70 @@ def test_samples_may_be_judged_corrupted(student, reward_time):
     assert abs(second - 0.5) < 0.03
     assert abs(first - (0.5 if reward_time == "density" else 0)) < 0.03
     assert (batch.x != NUM_SYMBOLS).all()
+
+
+def branches(student, num_moves, branch, name=0, num_samples=8000, **settings):
+    """Paths that branch after so many moves: a seed is searched that draws this number."""
+    settings = {"completions": 3, "advantage": "shared-state"} | settings
+    numbers, tau = itertools.count(1000 * name), 1 - branch / num_moves
+    seed = next(number for number in numbers if draw(student, num_moves, number, 2, **settings).tau[0] == tau)
+    return draw(student, num_moves, seed, num_samples, **settings)
+
+
+@pytest.mark.parametrize("branch", range(4))
+def test_with_branches_the_policy_gradient_is_the_same(student, branch):
+    log_ratio, exact = log_ratio_and_exact_gradient(student, 4)
+    batches = [branches(student, 4, branch, name, num_samples=1000) for name in range(20)]
+    found = torch.stack([policy_gradient(student, batch, log_ratio, "shared-state") for batch in batches])
+    assert_agree(found, exact, 0.05)
+
+
+@torch.no_grad()
+def law_of_two_completions(student, num_moves, branch):
+    """Probability of each pair of them, which are independent given the state where they branch."""
+    predictions = student(STATES.tokens)[..., :NUM_SYMBOLS].double().softmax(-1)
+    times = torch.linspace(1, 0, num_moves + 1, dtype=torch.float64)
+    chances, rows = reveal_chances(path_alphas(PROCESS.schedule, times)), STATES.by_pattern(predictions)
+
+    def moved(mass, chances):
+        for chance in chances:
+            mass = after_move(STATES, mass, successor_probs(STATES, chance, rows))
+        return mass
+
+    states = torch.eye(len(STATES), dtype=torch.float64)
+    ends = torch.stack([STATES.of_clean(moved(state, chances[branch:])) for state in states])
+    return (moved(STATES.all_masked(), chances[:branch])[:, None] * ends).T @ ends
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("num_moves", "branch"), [(1, 0), (2, 1), (4, 0), (4, 1), (4, 2), (4, 3)])
+def test_completions_are_independent_given_the_state_where_they_branch(student, chi_square, num_moves, branch):
+    batch = branches(student, num_moves, branch, num_samples=20_000)
+    law = law_of_two_completions(student, num_moves, branch)
+    torch.testing.assert_close(law.sum(1), exact_distribution(student, num_moves))
+    is_common = law.flatten() > 5 / 20_000
+    group = is_common * is_common.cumsum(0)  # the rare pairs are counted together
+    expected = torch.zeros(int(group.max()) + 1, dtype=torch.float64).index_add(0, group, law.flatten())
+    for pair in ([0, 1], [1, 2], [2, 0]):
+        first, second = index_of(batch.x[:, pair]).T
+        assert chi_square(group[first * len(law) + second], expected) > 1e-3
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("branch", range(4))
+def test_the_moves_up_to_the_branch_are_shared(student, branch):
+    batch = branches(student, 4, branch)
+    is_masked = (batch.z_tau == NUM_SYMBOLS)[:, None].expand_as(batch.x)
+    assert abs(is_masked.double().mean() - (1 - branch / 4)) < 0.015
+    assert torch.equal(batch.x[~is_masked], batch.z_tau[:, None].expand_as(batch.x)[~is_masked])
+    assert not batch.completion_log_probs[~is_masked].any()
+    assert (batch.completion_log_probs[is_masked] < 0).all()
+    assert torch.equal(batch.first_score < 0, ~is_masked[:, 0].all(1))
+    assert torch.equal(batch.z_t[:, :, 0], batch.x)
+
+
+def test_every_number_of_moves_leads_to_a_branch_as_often(student):
+    settings = {"completions": 2, "advantage": "shared-state"}
+    drawn = [float(draw(student, 4, number, 2, **settings).tau[0]) for number in range(200)]
+    for branch in range(4):
+        assert abs(drawn.count(1 - branch / 4) - 50) < 25  # 4 standard errors

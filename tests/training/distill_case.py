@@ -31,6 +31,7 @@ WHOLE = {
     "trajectory": "whole-path", "moves": 3, "completions": 1, "advantage": "leave-one-out", "revealed_only": False,
     "divergence_weight": 0.0, "entropy_weight": 0.0,
 }  # fmt: skip
+BRANCHES = WHOLE | {"completions": 3, "advantage": "shared-state"}
 BUDGETS = WHOLE | {"moves": None, "budgets": (2, 5)}
 
 

@@ -8,6 +8,7 @@ from didi.errors import UsageError
 from didi.methods.real_source import _online_nfe
 
 from .distill_case import (
+    BRANCHES,
     CONFIG,
     PATH,
     WHOLE,
@@ -98,7 +99,12 @@ def test_a_clamped_reward_is_counted(make_job):
         ({"objective": WHOLE | {"moves": None}}, "number of moves of trajectory whole-path, 1 or more; got None"),
         (
             {"objective": WHOLE | {"completions": 2}},
-            "whole-path with reward_time finished goes with objective.completions 1: set",
+            "on a whole-path .* of 2 or more and advantage shared-state go together; got 2 and leave-one-out: set both",
+        ),
+        ({"objective": WHOLE | {"advantage": "shared-state"}}, "go together; got 1 and shared-state: set both, or"),
+        (
+            {"objective": BRANCHES, "discriminator": {"completions": 4}},
+            r"discriminator.completions lies in \[1, 3\], the objective's; got 4",
         ),
         ({"objective": WHOLE | {"revealed_only": True}}, "goes with objective.revealed_only False"),
         ({"objective": WHOLE | {"divergence_weight": 0.1}}, "goes with objective.divergence_weight 0"),

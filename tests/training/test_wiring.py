@@ -16,7 +16,7 @@ from didi.methods.didi_settings import DiscriminatorSettings, DistillConfig, Obj
 from didi.methods.settings import DataConfig, LoopConfig, OptimizerConfig
 from didi.models.bundle import Bundle
 
-from .distill_case import BUDGETS, PATH, WHOLE
+from .distill_case import BRANCHES, BUDGETS, PATH, WHOLE
 from .observed_step import observe_distillation
 from .rebuilt_step import Inputs, rebuilt_gradients, rebuilt_rewards, rebuilt_rollout, rebuilt_student_loss
 
@@ -193,6 +193,15 @@ def test_each_phase_trains_its_networks(observe, settings, step, networks):
                 "discriminator": {"steps_per_student_step": 3, "fresh_rollouts": True, "output": "sequence"},
             },
         ),
+        (
+            STUDENT,
+            {
+                "objective": BRANCHES | {"reward_time": "both", "corruptions": 2},
+                "discriminator": {"steps_per_student_step": 2, "fresh_rollouts": True, "completions": 2},
+            },
+        ),
+        (WARMUP, {"objective": BRANCHES}),
+        (STUDENT, {"objective": BRANCHES | {"moves": None, "budgets": (2, 5)}}),
         (WARMUP, {"objective": WHOLE, "discriminator": {"steps_per_student_step": 2}}),
         (WARMUP, {"objective": BUDGETS, "discriminator": {"steps_per_student_step": 2, "fresh_rollouts": True}}),
         (STUDENT, {"objective": BUDGETS | {"reward_time": "both"}, "discriminator": {"steps_per_student_step": 2}}),

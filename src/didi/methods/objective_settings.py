@@ -60,7 +60,8 @@ class ObjectiveConfig:
     reward_clamp: float | None = None
     """Bound on a reward in nats; 8 in the released code (row 10)."""
     completions: int = 1
-    """Completions x of each intermediate state (reduction B)."""
+    """Completions x of each intermediate state (reduction B). On a ``whole-path``, 2 or more, with the ``shared-state``
+    advantage, are independent ends of the path from its state before a random move (ours)."""
     corruptions: int = 1
     """Corruptions z_t of each completion whose rewards are used (reduction C)."""
     advantage: Grouping = "batch"
@@ -145,7 +146,12 @@ class ObjectiveConfig:
                     f"{self.trajectory}: leave it out, or set objective.trajectory to whole-path"
                 )
             return
-        needed: dict[str, Any] = {"completions": 1, "revealed_only": False, "divergence_weight": 0, "entropy_weight": 0}
+        if (self.completions > 1) != (self.advantage == "shared-state"):
+            raise UsageError(
+                "on a whole-path objective.completions of 2 or more and advantage shared-state go together; got "
+                f"{self.completions} and {self.advantage}: set both, or completions to 1 and advantage to leave-one-out"
+            )
+        needed: dict[str, Any] = {"revealed_only": False, "divergence_weight": 0, "entropy_weight": 0}
         needed["coupled_time"] = True  # there is no time tau
         if self.reward_time == "finished":
             needed["corruptions"] = 1
@@ -153,7 +159,7 @@ class ObjectiveConfig:
         if self.reward_time != "density":  # at t = 0 neither exists
             needed |= {"weight": "constant", "importance_weighting": False}
         wrong = [f"{name} {value}" for name, value in needed.items() if getattr(self, name) != value]
-        if self.advantage not in ("batch", "rows", "leave-one-out"):
+        if self.advantage == "shared-time":
             wrong.append("advantage batch, rows or leave-one-out")
         if wrong:
             raise UsageError(

@@ -13,7 +13,7 @@ from torch import Tensor
 from didi.diffusion.absorbing import Absorbing
 from didi.diffusion.categorical import sample_categorical
 from didi.methods.objective_settings import ObjectiveConfig, TrajectoryKind
-from didi.methods.trajectories import Trajectory, Uniforms, one_step, path, two_moves
+from didi.methods.trajectories import Completions, Trajectory, Uniforms, one_step, path, two_moves
 from didi.methods.whole_path import whole_path
 from didi.models.dit import DiT
 
@@ -27,11 +27,11 @@ class Rollout:
         t: corruption time of each state.
         x: completions.
         z_t: their corruptions.
-        z_tau: the intermediate states; on a whole path the finished samples, from which no move is left.
-        first_score: log-probability of the first move; on a whole path, of all moves.
-        completion_log_probs: log-probability of each token drawn in the second move; 0 where none was.
+        z_tau: the intermediate states; on a whole path those where it branches, or with one completion its last.
+        first_score: log-probability of the first move; on a whole path, of all moves to ``z_tau``.
+        completion_log_probs: log-probability of each token drawn from ``z_tau`` on; 0 where none was.
         first_log_probs: the student's distribution at the all-mask state; one row for each position.
-        second_log_probs: its distribution at the masked positions of ``z_tau``, in row-major order.
+        second_log_probs: its distribution at the masked positions of ``z_tau``, row by row; none on a whole path.
         trajectory: how it was generated.
         num_moves: of a whole path; None of the others.
     """
@@ -64,6 +64,17 @@ TRAJECTORIES: dict[TrajectoryKind, Callable[[DiT, int, ObjectiveConfig, Absorbin
 """What generates each kind of trajectory."""
 
 
+def last_move(found: Trajectory, uniforms: Float[Tensor, "s l g"], process: Absorbing) -> Completions:
+    """Completions of states that are one move away from them."""
+    is_masked = process.is_predicted(found.z_tau)
+    tokens = sample_categorical(found.second_log_probs.detach(), uniforms[is_masked])
+    x = found.z_tau[:, :, None].repeat(1, 1, uniforms.shape[-1])
+    x[is_masked] = tokens
+    chosen = found.second_log_probs.gather(1, tokens)
+    log_probs = torch.zeros(x.shape, device=x.device).index_put(is_masked.nonzero(as_tuple=True), chosen)
+    return Completions(x.transpose(1, 2).contiguous(), log_probs.transpose(1, 2))
+
+
 def rollout(
     student: DiT,
     num_states: int,
@@ -86,30 +97,23 @@ def rollout(
     """
     draw = Uniforms(num_states, generator, device)
     found = TRAJECTORIES[objective.trajectory](student, length, objective, process, draw)
-    z_tau, is_masked_tau = found.z_tau, process.is_predicted(found.z_tau)
     num_completions, num_corruptions = objective.completions, objective.corruptions
-    tokens = sample_categorical(found.second_log_probs.detach(), draw(length, num_completions)[is_masked_tau])
-    x = z_tau[:, :, None].repeat(1, 1, num_completions)
-    x[is_masked_tau] = tokens
-    log_probs = torch.zeros(len(z_tau), length, num_completions, device=device)
-    chosen = found.second_log_probs.gather(1, tokens)
-    log_probs = log_probs.index_put(is_masked_tau.nonzero(as_tuple=True), chosen)
-
-    x = x.transpose(1, 2).contiguous()
+    uniforms = draw(length, num_completions)  # unused where the completions are there already
+    x, log_probs = found.completions or last_move(found, uniforms, process)
     z_t = x[:, :, None].repeat(1, 1, num_corruptions, 1)
     chance = (1 - process.schedule.alpha(found.t)).to(device)[:, None].expand(-1, length)
     if found.kind == "path":  # what is visible at tau stays so: the path goes on, it is not corrupted anew
         before = (1 - process.schedule.alpha(found.tau)).to(device)[:, None]
-        chance = torch.where(is_masked_tau, chance / before, 0.0)
+        chance = torch.where(process.is_predicted(found.z_tau), chance / before, 0.0)
     z_t[draw(num_completions, num_corruptions, length) < chance[:, None, None]] = process.mask_id
     return Rollout(
         tau=found.tau,
         t=found.t,
         x=x,
         z_t=z_t,
-        z_tau=z_tau,
+        z_tau=found.z_tau,
         first_score=found.first_score,
-        completion_log_probs=log_probs.transpose(1, 2),
+        completion_log_probs=log_probs,
         first_log_probs=found.first_log_probs,
         second_log_probs=found.second_log_probs,
         trajectory=found.kind,

@@ -105,6 +105,13 @@ class Uniforms:
         return world().mine(drawn).to(self.device)
 
 
+class Completions(NamedTuple):
+    """Finished samples, and the log-probability of every token that came in since their state; 0 at other positions."""
+
+    x: Int[Tensor, "s g l"]
+    log_probs: Float[Tensor, "s g l"]
+
+
 class Trajectory(NamedTuple):
     """States from which completions are drawn, and their times.
 
@@ -114,9 +121,10 @@ class Trajectory(NamedTuple):
         z_tau: the states.
         first_score: log-probability of the moves that led there, where they are scored; else 0.
         first_log_probs: the student's log-probabilities at the all-mask state.
-        second_log_probs: those at the masked positions of ``z_tau``, in row-major order.
+        second_log_probs: those at the masked positions of ``z_tau``, in row-major order; none on a whole path.
         kind: how they were generated. Corruptions go on with the state of a ``path``, whose visible tokens stay.
         num_moves: of a whole path; None of the others.
+        completions: of a whole path; those of the others are one move away.
     """
 
     tau: Float[Tensor, " s"]
@@ -127,6 +135,7 @@ class Trajectory(NamedTuple):
     second_log_probs: Float[Tensor, "n v"]
     kind: TrajectoryKind
     num_moves: int | None = None
+    completions: Completions | None = None
 
 
 def one_step(student: DiT, length: int, objective: ObjectiveConfig, process: Absorbing, draw: Uniforms) -> Trajectory:
