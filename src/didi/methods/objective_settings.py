@@ -60,8 +60,8 @@ class ObjectiveConfig:
     reward_clamp: float | None = None
     """Bound on a reward in nats; 8 in the released code (row 10)."""
     completions: int = 1
-    """Completions x of each intermediate state (reduction B). On a ``whole-path``, 2 or more, with the ``shared-state``
-    advantage, are independent ends of the path from its state before a random move (ours)."""
+    """Completions x of each intermediate state (reduction B). Of a ``whole-path``, 2 or more go with the advantage
+    ``shared-state``: they are independent given the state before a random move (ours)."""
     corruptions: int = 1
     """Corruptions z_t of each completion whose rewards are used (reduction C)."""
     advantage: Grouping = "batch"
