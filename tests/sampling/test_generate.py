@@ -54,15 +54,15 @@ def options(request):
 
 
 def test_the_samples_of_a_seed_do_not_depend_on_the_batches(bundle, options):
-    whole = generate(bundle, num_samples=7, nfe=3, seed=5, batch_size=8, **options)
+    whole = generate(bundle, num_samples=4, nfe=3, seed=5, batch_size=8, **options)
     for batch_size in (1, 3):
-        split = generate(bundle, num_samples=7, nfe=3, seed=5, batch_size=batch_size, **options)
+        split = generate(bundle, num_samples=4, nfe=3, seed=5, batch_size=batch_size, **options)
         assert torch.equal(split.tokens, whole.tokens)
         assert torch.equal(split.network_passes, whole.network_passes)
         assert torch.equal(split.discriminator_passes, whole.discriminator_passes)
     few = generate(bundle, num_samples=3, nfe=3, seed=5, **options)
     assert torch.equal(few.tokens, whole.tokens[:3])
-    assert not torch.equal(generate(bundle, num_samples=7, nfe=3, seed=6, **options).tokens, whole.tokens)
+    assert not torch.equal(generate(bundle, num_samples=4, nfe=3, seed=6, **options).tokens, whole.tokens)
 
 
 @pytest.mark.parametrize("nfe", [1, 5])
