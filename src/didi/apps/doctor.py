@@ -20,7 +20,7 @@ from didi.data.source import RandomSource
 from didi.errors import UsageError
 from didi.evaluation.machine import machine_name
 from didi.methods import find_method
-from didi.methods.base import Inputs
+from didi.methods.base import Inputs, teacher_of
 from didi.methods.settings import DistillationConfig, RunConfig
 from didi.models import adapters
 from didi.models.bundle import Bundle, load
@@ -174,7 +174,7 @@ def _estimate(config: RunConfig, precision: str, num_processes: int) -> Estimate
     data, loop = config.data, replace(config.loop, precision=cast(Any, precision))
     if isinstance(config, DistillationConfig):
         bundle = load(config.teacher) if config.teacher else None
-        shape = bundle.denoiser().config if bundle else teacher_shape(config.recipe)
+        shape = teacher_of(bundle).config if bundle else teacher_shape(config.recipe)
 
     def inputs(folder: Path) -> Inputs:
         if not isinstance(config, DistillationConfig):
