@@ -37,7 +37,8 @@ def test_wrong_options_are_refused_before_anything_is_written(command, words, me
     assert not (tmp_path / "run").exists()
 
 
-def test_doctor_refuses_a_teacher_that_distill_refuses():
+def test_doctor_refuses_a_teacher_that_distill_refuses(monkeypatch):
+    monkeypatch.setattr("didi.apps.doctor._estimate", lambda *_: pytest.fail("a dry run began"))
     with pytest.raises(UsageError, match="a distillation takes the teacher of a bundle; exact-8 has none"):
         doctor(["exact", "--teacher", "exact-8"])
 

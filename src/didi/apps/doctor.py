@@ -94,6 +94,8 @@ def doctor(args: Sequence[str]) -> None:
             f"{options.utilisation}"
         )
     check_divides(config.loop.batch_size, options.num_processes)
+    if isinstance(config, DistillationConfig) and config.teacher:
+        teacher_of(load(config.teacher))  # refused before the first dry run
     device, description = _device(options.device)
     precision = config.loop.precision
     if precision == "auto":
