@@ -1,5 +1,8 @@
+import gc
+
 import jaxtyping
 
+gc.disable()  # until all is imported, see ``pytest_collection_finish``
 # Shapes and dtypes of every call into didi are checked; the hook has to come before anything imports didi.
 jaxtyping.install_import_hook("didi", "beartype.beartype")
 
@@ -10,6 +13,13 @@ from didi.models.discriminator import Discriminator  # noqa: E402
 from didi.models.dit import DiT, DiTConfig  # noqa: E402
 
 torch.set_num_threads(1)
+
+
+def pytest_collection_finish():
+    """What is imported stays: left out of the garbage collector, it is not walked again in every full collection."""
+    gc.freeze()
+    gc.set_threshold(2000, 10, 30)
+    gc.enable()
 
 
 @pytest.fixture

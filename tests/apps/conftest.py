@@ -21,7 +21,7 @@ def didi(monkeypatch, capsys):
     return call
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def distilled(tmp_path_factory):
     """A run of a few steps on the bundled markov teacher."""
     folder = tmp_path_factory.mktemp("run")

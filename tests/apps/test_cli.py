@@ -235,7 +235,7 @@ SAMPLERS = ["ancestral", "guided", "first-hitting", "tau-leaping", "confidence",
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_generate_keeps_prefix_and_fills_masks(didi, distilled, sampler):
     words = ["generate", "--model", distilled / "bundle", "--num-samples", "2", "--format", "jsonl"]
-    words += ["--sampler", sampler, "--grid", "cosine", "--top-p", "0.9"]
+    words += ["--sampler", sampler, "--grid", "cosine", "--top-p", "0.9", "--nfe", "6"]
     for line in didi(*words, "--prefix", "s4 s5")[1].splitlines():
         assert json.loads(line)["tokens"][:2] == [4, 5]
     for line in didi(*words, "--infill", "s1 [MASK] s3")[1].splitlines():

@@ -111,3 +111,9 @@ def test_a_bundle_of_the_exact_world_is_judged_without_sampling_error(didi, make
     status, _, said = didi(*words, "--judge", "markov", "--out", tmp_path / "other")
     assert (status, said.count("\n")) == (2, 1)
     assert "is of the exact world: use exact" in said
+
+
+@pytest.mark.parametrize(("words", "expected"), [([], 4), (["--role", "teacher"], 16), (["--nfe", "3"], 3)])
+def test_a_student_takes_the_moves_that_it_was_trained_for(didi, words, expected):
+    (line,) = didi("generate", "--model", "exact", "--num-samples", "1", "--format", "jsonl", *words)[1].splitlines()
+    assert json.loads(line)["nfe"] == expected

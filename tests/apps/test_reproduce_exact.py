@@ -1,6 +1,7 @@
 """The tables of ``didi reproduce --scale exact``, whose rows are compared by their exact divergence."""
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -39,6 +40,17 @@ def test_table_1_compares_rows_by_their_exact_divergence():
     assert "| Baseline (no tricks) | 0.5050 [0.493, 0.517] / 5.00 | 0.2525 [0.246, 0.259] / 5.00 |" in "\n".join(lines)
     # One trick more: 0.1 less, over the number of moves, with every seed.
     assert "| + Score Decompose | -0.0500 [-0.050, -0.050] *lower* | -0.0250" in "\n".join(lines)
+
+
+def test_rows_without_an_exact_divergence_are_refused():
+    class Longer(Exact):
+        def row(self, cell):
+            return replace(super().row(cell), kl=math.nan) if cell.nfe == 2 else super().row(cell)
+
+    with pytest.raises(
+        UsageError, match=r"needs the exact divergence of every row; 3 of 3 have none: name a --teacher"
+    ):
+        table_1(planned(), Longer(Path("x"), SAMPLING))
 
 
 def test_objectives_are_compared_with_two_moves():

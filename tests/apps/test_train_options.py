@@ -5,6 +5,7 @@ from dataclasses import asdict
 import pytest
 import yaml
 
+from didi.apps.doctor import doctor
 from didi.apps.settings import resolve
 from didi.apps.train import command_of, distill, pretrain
 from didi.errors import UsageError
@@ -27,12 +28,19 @@ SHORT = ["--loop.batch-size", "2", "--loop.validation-sequences", "2", "--data.l
         (pretrain, ["markov", "--max-minutes", "0"], "--max-minutes is positive; got 0.0"),
         (pretrain, ["markov", "--max-minutes", "1", "--max-steps", "2"], "both set the length of the run"),
         (distill, ["markov", "--method", "elbo"], "a distillation method is one of didi; got 'elbo'"),
+        (distill, ["exact", "--teacher", "exact-8"], r"exact-8 has none \(it holds student, discriminator\)"),
     ],
 )
 def test_wrong_options_are_refused_before_anything_is_written(command, words, message, tmp_path):
     with pytest.raises(UsageError, match=message):
         command([*words, *SHORT, "--out", str(tmp_path / "run")])
     assert not (tmp_path / "run").exists()
+
+
+def test_doctor_refuses_a_teacher_that_distill_refuses(monkeypatch):
+    monkeypatch.setattr("didi.apps.doctor._estimate", lambda *_: pytest.fail("a dry run began"))
+    with pytest.raises(UsageError, match="a distillation takes the teacher of a bundle; exact-8 has none"):
+        doctor(["exact", "--teacher", "exact-8"])
 
 
 def test_a_config_file_names_its_method_and_is_read_back(tmp_path, capsys):

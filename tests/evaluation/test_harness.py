@@ -103,7 +103,7 @@ def test_what_a_network_is_told_decides_what_is_greedy(make_dit, bundle):
     network = make_dit(vocab_size=33, length=8, seed=3, scale=3.0, is_time_conditioned=True)
     model = HarnessModel(Bundle(teacher=network, tokenizer=bundle.tokenizer), "teacher", num_draws=1)
     differs = False
-    for first in range(32):
+    for first in range(12):
         z = torch.tensor([[first, 32]])
         untold, told = (
             int(network(z, level)[0, 1, :32].argmax())

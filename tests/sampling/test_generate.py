@@ -1,4 +1,5 @@
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from didi.sampling.guided import Guidance
 from didi.sampling.options import SamplingOptions
 from didi.sampling.registry import described
 from didi.sampling.remasking import Remasking
+from didi.sampling.stream import stream
 
 LENGTH, MASK = 8, 6
 WORDS = {"a": 0, "b": 1, "c": 2, "d": 3, "e": 4, "f": 5, "[MASK]": MASK}
@@ -54,15 +56,15 @@ def options(request):
 
 
 def test_the_samples_of_a_seed_do_not_depend_on_the_batches(bundle, options):
-    whole = generate(bundle, num_samples=7, nfe=3, seed=5, batch_size=8, **options)
+    whole = generate(bundle, num_samples=4, nfe=3, seed=5, batch_size=8, **options)
     for batch_size in (1, 3):
-        split = generate(bundle, num_samples=7, nfe=3, seed=5, batch_size=batch_size, **options)
+        split = generate(bundle, num_samples=4, nfe=3, seed=5, batch_size=batch_size, **options)
         assert torch.equal(split.tokens, whole.tokens)
         assert torch.equal(split.network_passes, whole.network_passes)
         assert torch.equal(split.discriminator_passes, whole.discriminator_passes)
     few = generate(bundle, num_samples=3, nfe=3, seed=5, **options)
     assert torch.equal(few.tokens, whole.tokens[:3])
-    assert not torch.equal(generate(bundle, num_samples=7, nfe=3, seed=6, **options).tokens, whole.tokens)
+    assert not torch.equal(generate(bundle, num_samples=4, nfe=3, seed=6, **options).tokens, whole.tokens)
 
 
 @pytest.mark.parametrize("nfe", [1, 5])
@@ -83,6 +85,17 @@ def test_a_result_records_how_it_was_made(bundle):
     assert (out.nfe, out.seed, out.precision, out.sampler) == (4, 9, "float64", "guided")
     assert out.seconds > 0
     assert generate(bundle, num_samples=1, nfe=1, precision="float32").precision == "float32"
+
+
+def test_without_a_number_of_moves_a_student_takes_its_own(bundle):
+    known = replace(bundle, intended_nfe=5)
+    out = generate(known, num_samples=2)
+    assert out.nfe == 5
+    assert torch.equal(out.tokens, generate(bundle, num_samples=2, nfe=5).tokens)
+    for one, role, expected in ((known, "teacher", 16), (bundle, None, 16), (known, None, 5)):
+        assert generate(one, num_samples=1, role=role).nfe == expected
+        assert max(move.number for move in stream(one, role=role)) == expected
+    assert generate(known, num_samples=1, nfe=2).nfe == 2
 
 
 def test_texts_are_the_decoded_tokens(bundle):

@@ -4,7 +4,6 @@ The only part of the wiring tests that knows the interface of a job: how it is b
 each optimizer step is preceded by one call of ``torch.nn.utils.clip_grad_norm_``.
 """
 
-import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -91,7 +90,7 @@ def _after_all_steps(job) -> Bundle:
 
 
 def _observe(job, trained: Mapping[str, nn.Module], networks: Mapping[str, nn.Module], steps: list[int]) -> Observed:
-    observed = Observed({name: copy.deepcopy(network) for name, network in networks.items()}, job.num_steps)
+    observed = Observed(copied(networks), job.num_steps)
     clip, current = nn.utils.clip_grad_norm_, 0
 
     def recorded_clip(parameters, *args, **options):
@@ -108,6 +107,25 @@ def _observe(job, trained: Mapping[str, nn.Module], networks: Mapping[str, nn.Mo
             job.step(current)
     observed.after = {name: _trained_weights(network) for name, network in trained.items()}
     return observed
+
+
+def copied(networks: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
+    """Copies with weights of their own and no gradients, settings shared; ``copy.deepcopy`` takes ten times as long."""
+    return {name: _copied(network) for name, network in networks.items()}
+
+
+def _copied(module: nn.Module) -> nn.Module:
+    values = {name: value.copy() if isinstance(value, dict) else value for name, value in vars(module).items()}
+    for name, parameter in values["_parameters"].items():
+        if parameter is not None:
+            values["_parameters"][name] = nn.Parameter(parameter.detach().clone(), parameter.requires_grad)
+    for name, buffer in values["_buffers"].items():
+        values["_buffers"][name] = None if buffer is None else buffer.clone()
+    for name, part in values["_modules"].items():
+        values["_modules"][name] = None if part is None else _copied(part)
+    made: nn.Module = object.__new__(type(module))
+    vars(made).update(values)
+    return made
 
 
 def _trained_weights(network: nn.Module) -> Values:

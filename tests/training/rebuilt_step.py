@@ -4,7 +4,6 @@ Nothing here calls a method of the job. Only the weights that an optimizer step 
 steps themselves are tested in ``test_wiring_optimizers``.
 """
 
-import copy
 from dataclasses import dataclass, replace
 
 import torch
@@ -29,7 +28,7 @@ from didi.objectives.didi import (
 )
 from didi.sampling.generate import generate
 
-from .observed_step import CPU, Observed, Values
+from .observed_step import CPU, Observed, Values, copied
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,7 @@ class Inputs:
 
 def rebuilt_gradients(inputs: Inputs, step: int, observed: Observed) -> list[tuple[str, Values]]:
     """Network and gradient of each update of ``step``, the only step that was observed, in order."""
-    networks = copy.deepcopy(observed.before)
+    networks = copied(observed.before)
     student, discriminator = networks["student"], networks["discriminator"]
     config = inputs.config
     first_student_step = config.discriminator.warmup_steps

@@ -26,7 +26,7 @@ from didi.sampling.options import SamplingOptions
 from didi.sampling.registry import SAMPLERS
 from didi.training.trainer import make_trainer
 
-from .distill_case import BUDGETS, CONFIG, CPU, equal, weights
+from .distill_case import BUDGETS, CONFIG, CPU, PATH, WHOLE, equal, weights, with_objective
 
 SEVERAL = replace(
     CONFIG,
@@ -139,7 +139,7 @@ def test_a_run_starts_from_a_bundle_of_several_budgets_alone(make_job, tmp_path)
     ):
         make_job(replace(CONFIG, start=name))
     with pytest.raises(UsageError, match="a teacher does not read the number of moves"):
-        make_job(CONFIG, bundle=Bundle(student=load(name).student))
+        make_job(CONFIG, bundle=Bundle(teacher=load(name).student))
 
 
 def test_a_dry_run_has_the_most_moves():
@@ -250,3 +250,11 @@ def test_what_is_timed_reads_the_number_of_moves(told, method, read_budgets):
 
 def test_the_passes_of_a_trace_are_seen(told):
     assert [part for part, *_ in trace(told, "ancestral", Load(2, 3, 4)).shapes].count("trunk") >= 1
+
+
+@pytest.mark.parametrize(
+    ("objective", "expected"),
+    [({}, None), (WHOLE, 3), (WHOLE | {"moves": 5}, 5), (PATH, 4), (BUDGETS, 5), (BUDGETS | {"budgets": (7, 1)}, 7)],
+)
+def test_a_bundle_records_the_moves_of_its_student(make_job, objective, expected):
+    assert make_job(with_objective(**objective)).bundle().intended_nfe == expected

@@ -290,12 +290,6 @@ def test_adapters_share_the_teachers_weights_and_the_bundle_is_plain(make_job, t
     assert generate(bundle, num_samples=2, nfe=4, sampler="guided").tokens.shape == (2, 8)
 
 
-def test_a_student_may_be_distilled_again(make_job, make_dit):
-    student = make_dit(vocab_size=33, length=8, seed=7)
-    job = make_job(bundle=Bundle(student=student))
-    assert equal(weights(student), weights(job.method.teacher))
-
-
 def test_a_corpus_with_other_symbols_is_refused(make_job, make_dit):
     with pytest.raises(UsageError, match="the corpus has 33 symbols, the teacher 20"):
         make_job(bundle=Bundle(teacher=make_dit(vocab_size=20, length=8)))

@@ -6,6 +6,7 @@ import pytest
 
 from didi.errors import UsageError
 from didi.methods.real_source import _online_nfe
+from didi.models.bundle import Bundle
 
 from .distill_case import (
     BRANCHES,
@@ -13,6 +14,8 @@ from .distill_case import (
     PATH,
     WHOLE,
     assert_trains,
+    equal,
+    weights,
     with_discriminator,
     with_loop,
     with_objective,
@@ -169,3 +172,11 @@ def test_the_warm_up_has_moves_of_its_own(make_job, monkeypatch, warmup_moves, n
     counts.clear()
     job.step(2)
     assert 5 < len(counts) <= 9  # the all-mask law, and then as many as the furthest of 16 states has moves
+
+
+def test_a_student_is_distilled_again_only_where_it_is_named_the_teacher(make_job, make_dit):
+    student = make_dit(vocab_size=33, length=8, seed=7)
+    job = make_job(bundle=Bundle(teacher=student))
+    assert equal(weights(student), weights(job.method.teacher))
+    with pytest.raises(UsageError, match=r"takes the teacher of a bundle; mine has none \(it holds student\): name"):
+        make_job(bundle=Bundle(student=student, name="mine"))

@@ -20,7 +20,7 @@ from didi.data.source import RandomSource
 from didi.errors import UsageError
 from didi.evaluation.machine import machine_name
 from didi.methods import find_method
-from didi.methods.base import Inputs
+from didi.methods.base import Inputs, teacher_of
 from didi.methods.settings import DistillationConfig, RunConfig
 from didi.models import adapters
 from didi.models.bundle import Bundle, load
@@ -94,6 +94,8 @@ def doctor(args: Sequence[str]) -> None:
             f"{options.utilisation}"
         )
     check_divides(config.loop.batch_size, options.num_processes)
+    if isinstance(config, DistillationConfig) and config.teacher:
+        teacher_of(load(config.teacher))  # refused before the first dry run
     device, description = _device(options.device)
     precision = config.loop.precision
     if precision == "auto":
@@ -174,7 +176,7 @@ def _estimate(config: RunConfig, precision: str, num_processes: int) -> Estimate
     data, loop = config.data, replace(config.loop, precision=cast(Any, precision))
     if isinstance(config, DistillationConfig):
         bundle = load(config.teacher) if config.teacher else None
-        shape = bundle.denoiser().config if bundle else teacher_shape(config.recipe)
+        shape = teacher_of(bundle).config if bundle else teacher_shape(config.recipe)
 
     def inputs(folder: Path) -> Inputs:
         if not isinstance(config, DistillationConfig):

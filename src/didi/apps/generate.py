@@ -30,8 +30,8 @@ class GenerateCommand:
     """A bundled name, a bundle folder or a Hub repository."""
     num_samples: int = 8
     """Number of texts to generate."""
-    nfe: int = 16
-    """Number of sampling steps; a sequence takes at most this many network passes."""
+    nfe: int | None = None
+    """Number of sampling steps, at most so many network passes; by default what the student was trained for, or 16."""
     sampler: SamplerName = "ancestral"
     """ancestral (Eq. 10) is exact; docs/samplers.md describes the others."""
     role: Role | None = None

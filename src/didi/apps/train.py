@@ -16,7 +16,7 @@ from didi.data.source import Source, open_source
 from didi.errors import UsageError
 from didi.evaluation.machine import machine_name
 from didi.methods import find_method, method_of
-from didi.methods.base import Inputs
+from didi.methods.base import Inputs, teacher_of
 from didi.methods.elbo import PretrainConfig
 from didi.methods.settings import DistillationConfig, RunConfig
 from didi.models.bundle import Bundle, load, save
@@ -131,7 +131,9 @@ def _teacher(config: DistillationConfig) -> Bundle:
             f"distill {config.recipe} needs a teacher: --teacher takes a bundled name, a bundle folder (RUN/bundle of "
             "didi pretrain) or a Hub repository"
         )
-    return load(config.teacher)
+    bundle = load(config.teacher)
+    teacher_of(bundle)  # for methods that do not ask for it themselves
+    return bundle
 
 
 def distill_run(

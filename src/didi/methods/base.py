@@ -15,8 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from didi.data.source import Source
+from didi.errors import UsageError
 from didi.methods.settings import OptimizerConfig, RunConfig
 from didi.models.bundle import Bundle
+from didi.models.dit import DiT
 
 R = TypeVar("R")
 Figures = Mapping[str, Tensor | float]
@@ -81,6 +83,21 @@ class Inputs:
     device: torch.device
     folder: Path = Path()
     teacher: Bundle | None = None
+
+
+def teacher_of(bundle: Bundle) -> DiT:
+    """The network that a distillation takes as its teacher; a student never stands in for it.
+
+    Raises:
+        UsageError: the bundle has none.
+    """
+    if bundle.teacher is None:
+        raise UsageError(
+            f"a distillation takes the teacher of a bundle; {bundle.name} has none (it holds "
+            f"{', '.join(bundle.networks())}): name a bundle with a teacher, or save a student as one with "
+            "didi.Bundle(teacher=bundle.student, ...).save_pretrained(FOLDER)"
+        )
+    return bundle.teacher
 
 
 @runtime_checkable

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from didi.diffusion.absorbing import corrupt
 from didi.diffusion.noise import named_generator
 from didi.errors import UsageError
-from didi.methods.base import Figures, Inputs, Runtime, Update
+from didi.methods.base import Figures, Inputs, Runtime, Update, teacher_of
 from didi.methods.didi_networks import check_fit, initial_networks, masked_process
 from didi.methods.didi_settings import DistillConfig
 from didi.methods.real_source import real_sampler
@@ -32,7 +32,7 @@ from didi.methods.regularisation import regularisation
 from didi.methods.rollout import Rollout, rollout
 from didi.methods.settings import RunConfig
 from didi.methods.trajectories import all_mask_log_probs, masked_log_probs, states_before_a_move
-from didi.models.bundle import Bundle, Role
+from didi.models.bundle import Bundle
 from didi.models.digest import weights_digest
 from didi.models.discriminator import Discriminator, log_ratio_logits, logits_at_budget
 from didi.models.dit import DiT
@@ -74,8 +74,7 @@ class Didi:
         assert inputs.teacher is not None
         self.settings, self.source, self._inputs = settings, inputs.source, inputs
         self.process, self.tokenizer = masked_process(inputs.teacher), inputs.teacher.tokenizer
-        role: Role | None = "teacher" if inputs.teacher.teacher is not None else None
-        teacher = inputs.teacher.denoiser(role).to(inputs.device).eval().requires_grad_(False)
+        teacher = teacher_of(inputs.teacher).to(inputs.device).eval().requires_grad_(False)
         self._teacher_digest = weights_digest(teacher)
         check_fit(settings, teacher, self.source.vocab_size)
         student, discriminator = initial_networks(settings, teacher)
@@ -290,10 +289,12 @@ class Didi:
 
     def bundle(self) -> Bundle:
         """The averaged student, its teacher and the discriminator."""
+        objective = self.settings.objective
         return Bundle(
             student=cast(DiT, self.runtime.averaged()),
             teacher=self.teacher,
             discriminator=self.discriminator.eval(),
             tokenizer=self.tokenizer,
             process=self.process,
+            intended_nfe=max(objective.budgets, default=objective.moves),
         )

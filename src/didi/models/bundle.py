@@ -50,6 +50,7 @@ HUB_FILES = [
     *(f"{role}/{file}" for role in ROLES for file in ("config.json", WEIGHTS)),
 ]
 Role = Literal["student", "teacher", "autoregressive"]
+DEFAULT_NFE = 16
 
 
 _UNKNOWN = Absorbing(mask_id=0)  # stands for "not given" until a network says which symbol is [MASK]
@@ -66,7 +67,7 @@ class Bundle:
         autoregressive: baseline that writes one token a pass.
         tokenizer: text <-> tokens; None for worlds without text.
         process: diffusion process of all networks; masked diffusion with a log-linear schedule by default.
-        intended_nfe: moves that the student is meant for; None if unknown.
+        intended_nfe: moves that the student is trained for, of several the most; None if unknown.
         provenance: recipe, seed, data, machine: what a reader needs to trust or repeat it.
         name: where it was loaded from.
     """
@@ -107,6 +108,11 @@ class Bundle:
                 f"bundle {self.name} has no {role or 'generator'} (it holds {held}); choose another --role"
             )
         return cast(DiT | AutoregressiveLM, chosen)
+
+    def default_nfe(self, role: Role | None = None) -> int:
+        """Moves of a sampler where no number is given: ``intended_nfe`` of the student, otherwise 16."""
+        is_student = self.network(role) is self.student
+        return (self.intended_nfe if is_student else None) or DEFAULT_NFE
 
     def denoiser(self, role: Role | None = None) -> DiT:
         """As ``network``, where nothing but a denoiser will do.

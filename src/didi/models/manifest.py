@@ -30,7 +30,7 @@ class Manifest:
     Attributes:
         process: of all networks.
         networks: kind of each role's network.
-        intended_nfe: moves that the student is meant for; None if unknown.
+        intended_nfe: moves that the student is trained for, of several the most; None if unknown.
         provenance: recipe, seed, data, machine.
     """
 

@@ -46,7 +46,7 @@ def generate(
     bundle: Bundle,
     *,
     num_samples: int = 8,
-    nfe: int = 16,
+    nfe: int | None = None,
     seed: int = 0,
     prefix: str | None = None,
     infill: str | None = None,
@@ -60,7 +60,7 @@ def generate(
     Args:
         bundle: from ``didi.load``.
         num_samples: number of sequences.
-        nfe: moves of the time grid: the network passes of a sequence are at most this many. It is the length,
+        nfe: moves of the time grid, at most so many network passes; None is ``bundle.default_nfe``. It is the length,
             whatever is asked, where passes follow no grid, and the number of moves of ``times`` where those are given.
         seed: same seed, same samples, whatever the batch size.
         prefix: text that every sequence begins with.

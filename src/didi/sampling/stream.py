@@ -66,7 +66,7 @@ def stream(
     bundle: Bundle,
     *,
     num_samples: int = 1,
-    nfe: int = 16,
+    nfe: int | None = None,
     seed: int = 0,
     prefix: str | None = None,
     infill: str | None = None,
@@ -112,8 +112,8 @@ def stream(
     return batches()
 
 
-def num_moves(bundle: Bundle, nfe: int, length: int, options: SamplingOptions) -> int:
+def num_moves(bundle: Bundle, nfe: int | None, length: int, options: SamplingOptions) -> int:
     """Moves of a sample set: the length where passes follow no grid, the number of ``times`` where those are given."""
     if is_self_paced(bundle.network(options.role), options.sampler):
         return length
-    return len(options.move_times(nfe)) - 1
+    return len(options.move_times(bundle.default_nfe(options.role) if nfe is None else nfe)) - 1

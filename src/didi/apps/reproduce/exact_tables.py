@@ -1,5 +1,6 @@
 """The ablations in the world whose divergences are exact: KL of each row over seeds."""
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -7,6 +8,7 @@ from dataclasses import replace
 from didi.apps.reproduce.cells import Cell
 from didi.apps.reproduce.plan import Plan
 from didi.apps.reproduce.study import Study
+from didi.errors import UsageError
 from didi.evaluation.over_seeds import Estimate, estimate
 from didi.evaluation.row import EvaluationRow
 from didi.markdown import markdown_table
@@ -92,9 +94,18 @@ def _change(rows: Sequence[EvaluationRow], base: Sequence[EvaluationRow]) -> str
 
 
 def _kls(rows: Sequence[EvaluationRow]) -> list[float]:
-    kls = [row.kl for row in rows]
-    assert all(kl is not None for kl in kls)  # ancestral and drawn candidates are enumerated
-    return [float(kl) for kl in kls if kl is not None]
+    """The exact divergences.
+
+    Raises:
+        UsageError: a row has none, as with a teacher of a longer context, whose states are too many to enumerate.
+    """
+    kls = [row.kl for row in rows if not math.isnan(row.kl)]
+    if len(kls) < len(rows):
+        raise UsageError(
+            f"--scale exact needs the exact divergence of every row; {len(rows) - len(kls)} of {len(rows)} have none: "
+            "name a --teacher with the context of the bundle exact"
+        )
+    return kls
 
 
 def _shown(found: Estimate, sign: str = "") -> str:
