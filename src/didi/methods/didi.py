@@ -3,6 +3,7 @@ r"""DiDi-Instruct, Algorithm 1 of the paper; departures are listed in ``docs/dev
 One step, after a warm-up in which the student is left out and before lessons for guidance (5.) in which it is finished:
 
 1. Roll out the student: states z_tau, completions x and their corruptions z_t, with log-probabilities (``rollout``).
+   With ``reference_steps`` the discriminator learns from samples of an earlier student instead (``reference``).
 2. Corrupt real sequences to the same times t; the discriminator descends the cross-entropy of Eq. 8 on both sides.
    Repeat as often as ``steps_per_student_step`` says, with other real rows and other corruptions of the same samples
    or, with ``fresh_rollouts``, other samples.
@@ -28,10 +29,11 @@ from didi.methods.base import Figures, Inputs, Runtime, Update, teacher_of
 from didi.methods.didi_networks import check_fit, initial_networks, masked_process
 from didi.methods.didi_settings import DistillConfig
 from didi.methods.real_source import real_sampler
-from didi.methods.regularisation import regularisation
+from didi.methods.reference import Reference
+from didi.methods.regularisation import TeacherLogProbs, regularisation
 from didi.methods.rollout import Rollout, rollout
 from didi.methods.settings import RunConfig
-from didi.methods.trajectories import all_mask_log_probs, masked_log_probs, states_before_a_move
+from didi.methods.trajectories import states_before_a_move
 from didi.models.bundle import Bundle
 from didi.models.digest import weights_digest
 from didi.models.discriminator import Discriminator, log_ratio_logits, logits_at_budget
@@ -80,6 +82,10 @@ class Didi:
         student, discriminator = initial_networks(settings, teacher)
         self.trained: dict[str, nn.Module] = {"student": student, "discriminator": discriminator}
         self.frozen: dict[str, nn.Module] = {"teacher": teacher}
+        self._reference = None
+        if settings.objective.reference_steps:
+            self._reference = Reference(student, self.process, settings.objective)
+            self.frozen["reference"] = self._reference.network
         self.optimizers = {"student": settings.student_optimizer, "discriminator": settings.discriminator_optimizer}
         self.warmup_steps, loop = settings.discriminator.warmup_steps, settings.loop
         self._warmup_objective = settings.warmup_objective
@@ -87,7 +93,7 @@ class Didi:
         self.num_steps = settings.num_steps
         completions = loop.batch_size * loop.accumulation * settings.objective.completions
         self.tokens_per_step = completions * settings.data.length
-        self._teacher_first: Tensor | None = None
+        self._of_teacher = TeacherLogProbs(self.process)
 
     def start(self, runtime: Runtime) -> None:
         """Prepare the real side, which may sample the teacher."""
@@ -118,7 +124,7 @@ class Didi:
         return Batch(step, micro_batch, self._rollout(step, micro_batch, 0, has_gradient=not is_warmup))
 
     def _rollout(self, step: int, number: int, repeat: int, *, has_gradient: bool) -> Rollout:
-        """Trajectories of the student; those of ``repeat`` 0 are judged and scored, others only judged."""
+        """Trajectories of the student; those without gradient are of the reference, where there is one."""
         settings = self.settings
         objective = self._warmup_objective if step < self.warmup_steps else settings.objective
         objective = objective.at_step(settings.seed, step)
@@ -128,7 +134,7 @@ class Didi:
         if has_gradient:
             return self.runtime.call("student", rollout, *arguments)
         with torch.no_grad(), self.runtime.cast():
-            return rollout(self.student, *arguments)
+            return rollout(self._reference.network if self._reference else self.student, *arguments)
 
     def updates(self, step: int) -> Sequence[Update]:
         """The discriminator's updates, then the student's, as the phase has them."""
@@ -145,14 +151,18 @@ class Didi:
         return [*judging, Update("student", self._student_loss, step - self.warmup_steps, settings.loop.steps)]
 
     def end_step(self, step: int) -> None:
-        """Nothing."""
+        """Renew the reference, where there is one."""
+        done = step + 1 - self.warmup_steps
+        if self._reference and done > 0 and done % self.settings.objective.reference_steps == 0:
+            self._reference.renew(self.student)
 
     def _discriminator_loss(self, repeat: int, batch: Batch) -> tuple[Tensor, Figures]:
         """Cross-entropy of corrupted student samples against corrupted real ones, Eq. 8."""
         drawn, settings = cast(Rollout, batch.rollout), self.settings
-        is_fresh = repeat > 0 and settings.discriminator.fresh_rollouts
+        has_reference = self._reference is not None and batch.step >= self.warmup_steps  # until then they are one
+        is_fresh = has_reference or (repeat > 0 and settings.discriminator.fresh_rollouts)
         if is_fresh:
-            drawn = self._rollout(batch.step, batch.number, repeat, has_gradient=False)
+            drawn = self._rollout(batch.step, batch.number, repeat + has_reference, has_gradient=False)
         num_completions = settings.discriminator.completions or settings.objective.completions
         t = drawn.t.repeat_interleave(num_completions)
         alpha = self.process.schedule.alpha(t).to(self.runtime.device)
@@ -230,6 +240,12 @@ class Didi:
         """Policy gradient of Eq. 5 with the advantage of Eq. 7 and the split score of Eq. 9, and the regularisers."""
         drawn, objective = cast(Rollout, batch.rollout), self.settings.objective
         rewards, clamp_fraction = self._rewards(drawn)
+        figures = {"clamp_fraction": clamp_fraction}
+        if self._reference:
+            with self.runtime.cast():
+                moved = self._reference.log_ratio(drawn)
+            rewards = rewards + moved[:, :, None]
+            figures |= {"reference_log_ratio": moved.mean()}
         is_masked_tau, is_masked_t = (self.process.is_predicted(z) for z in (drawn.z_tau, drawn.z_t))
         log_probs, is_short = drawn.completion_log_probs, objective.revealed_only
         first_score = drawn.first_score
@@ -247,22 +263,11 @@ class Didi:
         advantage = Advantages(*map(world().mine, of_all))
         weights = objective.time_weights(drawn.t, self.process.schedule).to(rewards.device)
         policy = policy_loss(first_score, second_score, advantage, weights).mean()
-        of_teacher = self._teacher_log_probs(drawn) if objective.divergence_weight else []
-        regulariser, figures = regularisation(drawn.log_probs_of_moves, of_teacher, objective)
-        rewarded = {"reward": all_rewards.mean(), "reward_std": all_rewards.std(), "clamp_fraction": clamp_fraction}
-        return policy + regulariser, {**rewarded, **figures}
-
-    @torch.no_grad()
-    def _teacher_log_probs(self, drawn: Rollout) -> list[Tensor]:
-        """The teacher's log-probabilities where the student's were read."""
         with self.runtime.cast():
-            if self._teacher_first is None:  # at the all-mask state they never change
-                length, device = drawn.x.shape[-1], self.runtime.device
-                self._teacher_first = all_mask_log_probs(self.teacher, length, self.process, device)
-            found = [self._teacher_first]
-            if len(drawn.log_probs_of_moves) > 1:
-                found.append(masked_log_probs(self.teacher, drawn.z_tau, drawn.tau, self.process))
-        return found
+            of_teacher = self._of_teacher(self.teacher, drawn) if objective.divergence_weight else []
+        regulariser, regularised = regularisation(drawn.log_probs_of_moves, of_teacher, objective)
+        rewarded = {"reward": all_rewards.mean(), "reward_std": all_rewards.std()}
+        return policy + regulariser, {**rewarded, **figures, **regularised}
 
     def validate(self) -> dict[str, float]:
         """NELBO per token of the averaged student on held-out sequences, in nats."""
@@ -272,8 +277,9 @@ class Didi:
         return {"validation_nelbo": nats_per_token(student, self.process, rows, batch_size=loop.batch_size)}
 
     def state_dict(self) -> dict[str, Any]:
-        """Digest of the teacher's weights, which come from its bundle."""
-        return {"teacher": self._teacher_digest}
+        """Digest of the teacher's weights, which come from its bundle, and the reference."""
+        kept = {"reference": self._reference.state_dict()} if self._reference else {}
+        return {"teacher": self._teacher_digest, **kept}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """See ``state_dict``.
@@ -286,6 +292,8 @@ class Didi:
                 f"a run goes on with the teacher that it began with; the weights of {self.settings.teacher!r} are "
                 "others now: put them back, or begin again in another folder with --out"
             )
+        if self._reference:
+            self._reference.load_state_dict(state["reference"])
 
     def bundle(self) -> Bundle:
         """The averaged student, its teacher and the discriminator."""

@@ -84,6 +84,15 @@ class DistillConfig(DistillationConfig):
         check_sharding(loop, self.student_optimizer, self.discriminator_optimizer)
         if objective.budgets and loop.fsdp:
             raise UsageError("objective.budgets go without loop.fsdp; got both: leave one out")
+        if objective.reference_steps:
+            if loop.fsdp:
+                raise UsageError("objective.reference_steps goes without loop.fsdp; got both: leave one out")
+            if discriminator.steps_per_student_step > 1 and not discriminator.fresh_rollouts:
+                raise UsageError(
+                    "objective.reference_steps needs discriminator.fresh_rollouts where discriminator."
+                    f"steps_per_student_step is 2 or more; got {discriminator.steps_per_student_step} without it: "
+                    "turn it on"
+                )
         if self.lora_rank is not None:
             at_least(1, self, "lora_rank")
             if objective.budgets:

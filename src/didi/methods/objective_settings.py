@@ -39,6 +39,10 @@ class ObjectiveConfig:
     reward_time: RewardTime = "finished"
     """Time t of the rewards of a ``whole-path``: 0, the finished sample itself; drawn from pi(t); or 0 in every other
     sample of the batch and drawn from pi(t) in the rest."""
+    reference_steps: int = 0
+    """Updates of the student between copies of it, on a ``whole-path``: the discriminator learns from samples of the
+    last copy, the reference, and the reward of a path adds the log-ratio of its probability under student and
+    reference, so that it does not lag behind the student (ours). 0: it learns from the student's own samples."""
     coupled_time: bool = True
     """Corrupt the samples at the time tau of their intermediate state (App. F.3)."""
     weight: WeightName = "constant"
@@ -82,6 +86,7 @@ class ObjectiveConfig:
     """Weight of the entropy bonus, at both moves (App. F.3)."""
 
     def __post_init__(self) -> None:
+        at_least(0, self, "reference_steps")
         at_least(1, self, "completions", "corruptions", "group_size")
         least = {"path": 3, "whole-path": 1}.get(self.trajectory)
         self._check_budgets()
@@ -140,11 +145,12 @@ class ObjectiveConfig:
     def _check_whole_path(self) -> None:
         """Refuse settings that have no meaning on a whole path, and a time of rewards elsewhere."""
         if self.trajectory != "whole-path":
-            if self.reward_time != "finished":
-                raise UsageError(
-                    f"objective.reward_time is for trajectory whole-path; got {self.reward_time} with "
-                    f"{self.trajectory}: leave it out, or set objective.trajectory to whole-path"
-                )
+            for name, default in (("reward_time", "finished"), ("reference_steps", 0)):
+                if (value := getattr(self, name)) != default:
+                    raise UsageError(
+                        f"objective.{name} is for trajectory whole-path; got {value} with {self.trajectory}: leave it "
+                        "out, or set objective.trajectory to whole-path"
+                    )
             return
         if (self.completions > 1) != (self.advantage == "shared-state"):
             raise UsageError(

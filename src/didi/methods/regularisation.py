@@ -6,9 +6,35 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from didi.diffusion.absorbing import Absorbing
 from didi.diffusion.categorical import divergence, entropy
 from didi.methods.objective_settings import ObjectiveConfig
+from didi.methods.rollout import Rollout
+from didi.methods.trajectories import all_mask_log_probs, masked_log_probs
+from didi.models.dit import DiT
 from didi.world import world
+
+
+class TeacherLogProbs:
+    """The teacher's log-probabilities where the student's were read.
+
+    Args:
+        process: masked diffusion.
+    """
+
+    def __init__(self, process: Absorbing) -> None:
+        self._process = process
+        self._first: Tensor | None = None
+
+    @torch.no_grad()
+    def __call__(self, teacher: DiT, drawn: Rollout) -> list[Float[Tensor, "_ v"]]:
+        """Those of each move of ``drawn.log_probs_of_moves``."""
+        if self._first is None:  # at the all-mask state they never change
+            self._first = all_mask_log_probs(teacher, drawn.x.shape[-1], self._process, drawn.x.device)
+        found = [self._first]
+        if len(drawn.log_probs_of_moves) > 1:
+            found.append(masked_log_probs(teacher, drawn.z_tau, drawn.tau, self._process))
+        return found
 
 
 def regularisation(

@@ -34,6 +34,7 @@ class Rollout:
         second_log_probs: its distribution at the masked positions of ``z_tau``, row by row; none on a whole path.
         trajectory: how it was generated.
         num_moves: of a whole path; None of the others.
+        reveal: of a whole path, numbers that say which position is revealed when, see ``whole_path.path_log_probs``.
     """
 
     tau: Float[Tensor, " s"]
@@ -47,6 +48,7 @@ class Rollout:
     second_log_probs: Float[Tensor, "n v"]
     trajectory: TrajectoryKind
     num_moves: int | None = None
+    reveal: Float[Tensor, "s g l"] | None = None
 
     @property
     def log_probs_of_moves(self) -> list[Tensor]:
@@ -118,4 +120,5 @@ def rollout(
         second_log_probs=found.second_log_probs,
         trajectory=found.kind,
         num_moves=found.num_moves,
+        reveal=found.reveal,
     )

@@ -125,6 +125,7 @@ class Trajectory(NamedTuple):
         kind: how they were generated. Corruptions go on with the state of a ``path``, whose visible tokens stay.
         num_moves: of a whole path; None of the others.
         completions: of a whole path; those of the others are one move away.
+        reveal: numbers that say which position of each completion is revealed when on a whole path.
     """
 
     tau: Float[Tensor, " s"]
@@ -136,6 +137,7 @@ class Trajectory(NamedTuple):
     kind: TrajectoryKind
     num_moves: int | None = None
     completions: Completions | None = None
+    reveal: Float[Tensor, "s g l"] | None = None
 
 
 def one_step(student: DiT, length: int, objective: ObjectiveConfig, process: Absorbing, draw: Uniforms) -> Trajectory:

@@ -12,12 +12,23 @@ With several completions (``objective.completions``) the path branches at its st
 the completions are independent. The moves up to that state are scored by the mean reward of its completions against
 the other states, the moves after it by the reward of a completion against the others of its state (``shared-state``).
 The expected gradient is the same.
+
+With ``objective.reference_steps`` the discriminator estimates the log-ratio of an earlier student r, the reference, and
+the reward of a path adds how far the student has moved since: log p(path) - log r(path) (``path_log_probs``). With exact
+ratios the policy gradient is that of
+
+    KL(p(path) || r(path | x) q(x)) = KL(p(x) || q(x)) + E KL(p(path | x) || r(path | x)),
+
+a bound that is tight, and has the gradient of the divergence, where student and reference are one; to lower it lowers
+the divergence. Its least value, 0, is where each path has the probability r(path | x) q(x).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Self
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from didi.diffusion.absorbing import Absorbing, is_masked_at
@@ -44,26 +55,40 @@ def reward_times(objective: ObjectiveConfig, draw: Uniforms) -> Float[Tensor, " 
 
 @dataclass(frozen=True)
 class _Sampler:
-    """The student's own sampler of evenly spaced moves.
+    """A network's own sampler of evenly spaced moves.
 
     Attributes:
-        student: the few-step generator.
+        network: the few-step generator.
         process: masked diffusion.
         times: before every move, and 0.
-        first_log_probs: the student's log-probabilities at the all-mask state.
+        start: the all-mask state of one sequence.
+        first_log_probs: the network's log-probabilities there.
     """
 
-    student: DiT
+    network: DiT
     process: Absorbing
     times: Float[Tensor, " k"]
+    start: Int[Tensor, "1 l"]
     first_log_probs: Float[Tensor, "l v"]
+
+    @classmethod
+    def of(cls, network: DiT, num_moves: int, length: int, process: Absorbing, device: torch.device) -> Self:
+        """The sampler of so many moves."""
+        times = 1 - torch.arange(num_moves + 1, dtype=torch.float64) / num_moves
+        of_first = all_mask_log_probs(network, length, process, device)
+        return cls(network, process, times, process.prior(Canvas.blank(1, length, device)), of_first)
+
+    @property
+    def alphas(self) -> Float[Tensor, " k"]:
+        """Share of visible positions at each of the times."""
+        return path_alphas(self.process.schedule, self.times).to(self.start.device)
 
     def moves(
         self,
         numbers: range,
         z: Int[Tensor, "s l"],
         reveal: Float[Tensor, "s g l"],
-        uniforms: Float[Tensor, "s g l"],
+        chosen: Callable[[Float[Tensor, "n v"], Bool[Tensor, "s*g l"]], Int[Tensor, " n"]],
     ) -> Completions:
         """Where the moves numbered lead from each of the states, ``g`` times.
 
@@ -71,11 +96,10 @@ class _Sampler:
             numbers: consecutive moves; 0 starts from the all-mask state.
             z: states before the first of them.
             reveal: numbers that say which positions are revealed when.
-            uniforms: numbers that say which tokens they get.
+            chosen: the tokens of revealed positions, from their log-probabilities and where they are.
         """
         shape, num_alike = reveal.shape, reveal.shape[1]  # the paths of one state are alike until they have moved
-        z, reveal, uniforms = z.repeat_interleave(num_alike, 0), reveal.flatten(0, 1), uniforms.flatten(0, 1)
-        alphas = path_alphas(self.process.schedule, self.times).to(z.device)
+        z, reveal, alphas = z.repeat_interleave(num_alike, 0), reveal.flatten(0, 1), self.alphas
         scores = torch.zeros(z.shape, device=z.device)
         for number in numbers:
             is_revealed = self.process.is_predicted(z) & ~is_masked_at(reveal, alphas[number + 1].expand(len(z)))
@@ -84,10 +108,10 @@ class _Sampler:
                 log_probs = self.first_log_probs[position]
             else:
                 read, row = (path // num_alike).unique_consecutive(return_inverse=True)
-                level = self.process.noise_level(self.student, self.times[number].to(z.device).expand(len(read)))
-                features = self.student.features(z[read * num_alike], level)
-                log_probs = self.process.log_probs(self.student.head(features[row, position]))
-            tokens = sample_categorical(log_probs.detach(), uniforms[is_revealed])
+                level = self.process.noise_level(self.network, self.times[number].to(z.device).expand(len(read)))
+                features = self.network.features(z[read * num_alike], level)
+                log_probs = self.process.log_probs(self.network.head(features[row, position]))
+            tokens = chosen(log_probs.detach(), is_revealed)
             z = z.masked_scatter(is_revealed, tokens)
             scores = scores.index_put((path, position), log_probs.gather(1, tokens[:, None]).squeeze(1))
             num_alike = 1
@@ -108,21 +132,48 @@ def whole_path(student: DiT, length: int, objective: ObjectiveConfig, process: A
     branch = num_moves if num_completions == 1 else int(torch.randint(num_moves, (), generator=draw.generator))
     t = reward_times(objective, draw)
     reveal, uniforms = draw(num_completions, length), draw(num_completions, length)
-    times = 1 - torch.arange(num_moves + 1, dtype=torch.float64) / num_moves
-    of_first = all_mask_log_probs(student, length, process, draw.device)
-    sampler = _Sampler(student, process, times, of_first)
-    start = process.prior(Canvas.blank(len(t), length, draw.device))
-    prefix = sampler.moves(range(branch), start, reveal[:, :1], uniforms[:, :1])
-    reveal[:, 1:] *= 1 - path_alphas(process.schedule, times)[branch]  # what is masked there has a number below this
+    sampler = _Sampler.of(student, num_moves, length, process, draw.device)
+    start = sampler.start.expand(len(t), -1)
+    prefix = sampler.moves(range(branch), start, reveal[:, :1], _drawn(uniforms[:, :1]))
+    # A position that is masked at the branch has a number below this; the others keep theirs.
+    is_open, alpha = is_masked_at(reveal[:, 0], sampler.alphas[branch].expand(len(t))), sampler.alphas[branch]
+    reveal[:, 1:] = torch.where(is_open[:, None], reveal[:, 1:] * (1 - alpha), reveal[:, :1])
     z_tau = prefix.x[:, 0]
     return Trajectory(
-        tau=times[branch].expand(len(t)),
+        tau=sampler.times[branch].expand(len(t)),
         t=t,
         z_tau=z_tau,
         first_score=prefix.log_probs.sum((1, 2)),
-        first_log_probs=of_first,
-        second_log_probs=of_first[:0],
+        first_log_probs=sampler.first_log_probs,
+        second_log_probs=sampler.first_log_probs[:0],
         kind="whole-path",
         num_moves=num_moves,
-        completions=sampler.moves(range(branch, num_moves), z_tau, reveal, uniforms),
+        completions=sampler.moves(range(branch, num_moves), z_tau, reveal, _drawn(uniforms)),
+        reveal=reveal,
     )
+
+
+def path_log_probs(
+    network: DiT, x: Int[Tensor, "s g l"], reveal: Float[Tensor, "s g l"], num_moves: int, process: Absorbing
+) -> Float[Tensor, "s g"]:
+    """Log-probability of the tokens of whole paths under any network.
+
+    Args:
+        network: need not be the one that drew the paths.
+        x: the finished samples.
+        reveal: numbers that say which position was revealed when, of ``Rollout``.
+        num_moves: of the paths.
+        process: masked diffusion.
+    """
+    samples = x.flatten(0, 1)
+    sampler = _Sampler.of(network, num_moves, x.shape[-1], process, x.device)
+    start, reveal = sampler.start.expand(len(samples), -1), reveal.flatten(0, 1)[:, None]
+    taken = sampler.moves(range(num_moves), start, reveal, lambda _, is_revealed: samples[is_revealed])
+    return taken.log_probs.sum((1, 2)).view(x.shape[:2])
+
+
+def _drawn(
+    uniforms: Float[Tensor, "s g l"],
+) -> Callable[[Float[Tensor, "n v"], Bool[Tensor, "s*g l"]], Int[Tensor, " n"]]:
+    """Tokens that are sampled with these numbers."""
+    return lambda log_probs, is_revealed: sample_categorical(log_probs, uniforms.flatten(0, 1)[is_revealed])

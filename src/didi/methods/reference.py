@@ -1,0 +1,56 @@
+"""An earlier student as the reference of the rewards (ours), see ``objective.reference_steps`` and ``whole_path``."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from didi.diffusion.absorbing import Absorbing
+from didi.methods.objective_settings import ObjectiveConfig
+from didi.methods.rollout import Rollout
+from didi.methods.whole_path import path_log_probs
+from didi.models.adapters import copy_sharing_frozen
+from didi.models.dit import DiT
+
+
+class Reference:
+    """A copy of the student that is kept for some updates.
+
+    Args:
+        student: its frozen weights are shared, not copied.
+        process: masked diffusion.
+        objective: whole paths.
+
+    Attributes:
+        network: the copy.
+    """
+
+    def __init__(self, student: DiT, process: Absorbing, objective: ObjectiveConfig) -> None:
+        self.network, self._process = copy_sharing_frozen(student).eval(), process
+        self._reads_budgets = bool(objective.budgets)
+
+    @torch.no_grad()
+    def renew(self, student: DiT) -> None:
+        """Take the student's weights as they are now."""
+        for kept, current in zip(self.network.parameters(), student.parameters(), strict=True):
+            if kept is not current:
+                kept.copy_(current)
+
+    @torch.no_grad()
+    def log_ratio(self, drawn: Rollout) -> Float[Tensor, "s g"]:
+        """Log-probability of whole paths under the student that drew them, less that under the reference; nats."""
+        assert drawn.num_moves is not None
+        assert drawn.reveal is not None
+        of_student = drawn.first_score[:, None] + drawn.completion_log_probs.sum(-1)
+        network = self.network.at_budget(drawn.num_moves) if self._reads_budgets else self.network
+        return of_student - path_log_probs(network, drawn.x, drawn.reveal, drawn.num_moves, self._process)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The weights that are trained in the student."""
+        return {name: one.detach() for name, one in self.network.named_parameters() if one.requires_grad}
+
+    @torch.no_grad()
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """See ``state_dict``."""
+        for name, one in self.network.named_parameters():
+            if one.requires_grad:
+                one.copy_(state[name])
