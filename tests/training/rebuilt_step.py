@@ -62,7 +62,9 @@ def rebuilt_gradients(inputs: Inputs, step: int, observed: Observed) -> list[tup
         is_last = number + 1 == config.loop.accumulation
         for repeat in range(config.discriminator.steps_per_student_step):
             judged = batch
-            if repeat and config.discriminator.fresh_rollouts:
+            if config.objective.reference_steps and not is_warmup:
+                judged = rebuilt_rollout(inputs, step, networks["teacher"], number=number, repeat=repeat + 1)
+            elif repeat and config.discriminator.fresh_rollouts:
                 judged = rebuilt_rollout(inputs, step, student, number=number, repeat=repeat, is_warmup=is_warmup)
             loss = _discriminator_loss(inputs, step, discriminator, judged, number, repeat)
             (loss / config.loop.accumulation).backward()
@@ -146,7 +148,7 @@ def _discriminator_loss(
     generator = named_generator(inputs.config.seed, "discriminator", step, number, repeat)
     of_fake, of_real = torch.rand(2, *real.shape, dtype=torch.float64, generator=generator)
     fake_t = corrupt(samples, alpha, mask_id, of_fake)
-    if repeat == 0 or settings.fresh_rollouts:
+    if repeat == 0 or settings.fresh_rollouts:  # with a reference all are
         fake_t = batch.z_t[:, :num_completions, 0].flatten(0, 1)
     return _loss_of_rows(inputs, discriminator, fake_t, corrupt(real, alpha, mask_id, of_real), t)
 
@@ -183,8 +185,12 @@ def rebuilt_student_loss(inputs: Inputs, batch: Rollout, discriminator: nn.Modul
     ]
     if objective.pg_reduction == "token-mean":
         scores = [score / inputs.config.data.length for score in scores]
+    rewards = rebuilt_rewards(inputs, batch, discriminator)
+    if objective.reference_steps:  # the first reference is the student before noise was added, the teacher
+        of_student = batch.first_score[:, None] + batch.completion_log_probs.sum(-1)
+        rewards = rewards + (of_student.detach() - _path_log_probs(inputs, batch, teacher))[..., None]
     advantage = advantages(
-        rebuilt_rewards(inputs, batch, discriminator),
+        rewards,
         grouping=objective.advantage,
         group_size=objective.group_size,
         normalise=objective.normalise_advantage,
@@ -207,6 +213,20 @@ def rebuilt_rewards(inputs: Inputs, batch: Rollout, discriminator: nn.Module) ->
     if (bound := objective.reward_clamp) is not None:
         rewards = rewards.clamp(-bound, bound)
     return rewards.view(batch.z_t.shape[:3])
+
+
+@torch.no_grad()
+def _path_log_probs(inputs: Inputs, batch: Rollout, network: nn.Module) -> Tensor:
+    """Log-probability of the tokens of every whole path under ``network``, move by move."""
+    num_moves, process, x = batch.num_moves, inputs.teacher.process, batch.x.flatten(0, 1)
+    reveal, found = batch.reveal.flatten(0, 1), torch.zeros(len(x))
+    alphas = process.schedule.alpha(1 - torch.arange(num_moves + 1, dtype=torch.float64) / num_moves)
+    for move in range(num_moves):
+        is_masked, stays_masked = reveal < 1 - alphas[move], reveal < 1 - alphas[move + 1]
+        z = torch.where(is_masked, process.mask_id, x)
+        log_probs = token_log_probs(network(z, None), process.mask_id).gather(-1, x[..., None]).squeeze(-1)
+        found += torch.where(is_masked & ~stays_masked, log_probs, 0.0).sum(-1)
+    return found.view(batch.x.shape[:2])
 
 
 def _time_weight(inputs: Inputs, t: Tensor) -> Tensor:

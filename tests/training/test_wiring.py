@@ -45,6 +45,7 @@ OBJECTIVE = {
     "budgets": [WHOLE, BUDGETS, BUDGETS | {"budgets": (1, 7, 4)}],
     "budget_conditioning": vary("budget_conditioning", True, False, **BUDGETS),
     "reward_time": [WHOLE | {"reward_time": name} for name in ("finished", "density", "both")],
+    "reference_steps": [*vary("reference_steps", 0, 2, **WHOLE), BRANCHES | {"reference_steps": 2}],
     "coupled_time": vary("coupled_time", True, False),
     "weight": vary("weight", "constant", "nelbo"),
     "weight_low": vary("weight_low", 0.1, 2.0, weight="nelbo"),

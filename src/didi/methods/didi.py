@@ -14,7 +14,6 @@ One step, after a warm-up in which the student is left out and before lessons fo
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, cast
 
@@ -31,7 +30,7 @@ from didi.methods.didi_settings import DistillConfig
 from didi.methods.real_source import real_sampler
 from didi.methods.reference import Reference
 from didi.methods.regularisation import TeacherLogProbs, regularisation
-from didi.methods.rollout import Rollout, rollout
+from didi.methods.rollout import Batch, Rollout, rollout
 from didi.methods.settings import RunConfig
 from didi.methods.trajectories import states_before_a_move
 from didi.models.bundle import Bundle
@@ -49,20 +48,6 @@ from didi.objectives.didi import (
     unsmooth,
 )
 from didi.world import world
-
-
-@dataclass(frozen=True)
-class Batch:
-    """One micro-batch of this process.
-
-    Attributes:
-        step, number: of the step and of the micro-batch.
-        rollout: the student's trajectories; None in lessons for guidance.
-    """
-
-    step: int
-    number: int
-    rollout: Rollout | None = None
 
 
 class Didi:
@@ -152,8 +137,8 @@ class Didi:
 
     def end_step(self, step: int) -> None:
         """Renew the reference, where there is one."""
-        done = step + 1 - self.warmup_steps
-        if self._reference and done > 0 and done % self.settings.objective.reference_steps == 0:
+        done = step + 1 - self.warmup_steps  # of the student's updates
+        if self._reference and 0 < done <= self.settings.loop.steps and not done % self._reference.num_steps:
             self._reference.renew(self.student)
 
     def _discriminator_loss(self, repeat: int, batch: Batch) -> tuple[Tensor, Figures]:
@@ -220,32 +205,31 @@ class Didi:
         )
         return loss, {"discriminator_loss": loss.detach(), "discriminator_accuracy": is_right.float().mean()}
 
-    def _rewards(self, drawn: Rollout) -> tuple[Float[Tensor, "s g c"], Float[Tensor, ""]]:
-        """Log-ratio of each corruption in nats, Eq. 6, and the share of them that the clamp cut."""
+    def _rewards(self, drawn: Rollout) -> tuple[Float[Tensor, "s g c"], Figures]:
+        """Log-ratio of each corruption in nats, Eq. 6, with what a reference adds, and the share that the clamp cut."""
         objective, settings = self.settings.objective, self.settings.discriminator
-        states = drawn.z_t.flatten(0, 2)
-        t = drawn.t.repeat_interleave(objective.completions * objective.corruptions)
+        states, device = drawn.z_t.flatten(0, 2), self.runtime.device
+        t = drawn.t.repeat_interleave(objective.completions * objective.corruptions).to(device)
         with self.runtime.cast():
-            level = self.process.noise_level(self.discriminator, t.to(self.runtime.device))
+            level = self.process.noise_level(self.discriminator, t)
             logits = log_ratio_logits(self.discriminator.at_budget(drawn.num_moves), states, level)
+            moved = self._reference.log_ratio(drawn) if self._reference else None
         if settings.unsmooth:
             logits = unsmooth(logits, settings.label_smoothing)
         rewards = log_density_ratio(logits, self.process.is_predicted(states), reduction=objective.reward_reduction)
-        if (bound := objective.reward_clamp) is None:
-            return rewards.view(drawn.z_t.shape[:3]), torch.zeros((), device=self.runtime.device)
-        is_cut = (rewards.abs() > bound).float().mean()
-        return rewards.clamp(-bound, bound).view(drawn.z_t.shape[:3]), is_cut
+        figures = {"clamp_fraction": torch.zeros((), device=device)}
+        if (bound := objective.reward_clamp) is not None:
+            figures["clamp_fraction"] = (rewards.abs() > bound).float().mean()
+            rewards = rewards.clamp(-bound, bound)
+        rewards = rewards.view(drawn.z_t.shape[:3])
+        if moved is None:
+            return rewards, figures
+        return rewards + moved[:, :, None], figures | {"reference_log_ratio": moved.mean()}
 
     def _student_loss(self, batch: Batch) -> tuple[Tensor, Figures]:
         """Policy gradient of Eq. 5 with the advantage of Eq. 7 and the split score of Eq. 9, and the regularisers."""
         drawn, objective = cast(Rollout, batch.rollout), self.settings.objective
-        rewards, clamp_fraction = self._rewards(drawn)
-        figures = {"clamp_fraction": clamp_fraction}
-        if self._reference:
-            with self.runtime.cast():
-                moved = self._reference.log_ratio(drawn)
-            rewards = rewards + moved[:, :, None]
-            figures |= {"reference_log_ratio": moved.mean()}
+        rewards, figures = self._rewards(drawn)
         is_masked_tau, is_masked_t = (self.process.is_predicted(z) for z in (drawn.z_tau, drawn.z_t))
         log_probs, is_short = drawn.completion_log_probs, objective.revealed_only
         first_score = drawn.first_score

@@ -22,10 +22,12 @@ class Reference:
 
     Attributes:
         network: the copy.
+        num_steps: updates of the student for which it is kept.
     """
 
     def __init__(self, student: DiT, process: Absorbing, objective: ObjectiveConfig) -> None:
         self.network, self._process = copy_sharing_frozen(student).eval(), process
+        self.num_steps = objective.reference_steps
         self._reads_budgets = bool(objective.budgets)
 
     @torch.no_grad()

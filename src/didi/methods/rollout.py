@@ -57,6 +57,20 @@ class Rollout:
         return [self.first_log_probs] if is_alone else [self.first_log_probs, self.second_log_probs]
 
 
+@dataclass(frozen=True)
+class Batch:
+    """One micro-batch of this process.
+
+    Attributes:
+        step, number: of the step and of the micro-batch.
+        rollout: the student's trajectories; None in lessons for guidance.
+    """
+
+    step: int
+    number: int
+    rollout: Rollout | None = None
+
+
 TRAJECTORIES: dict[TrajectoryKind, Callable[[DiT, int, ObjectiveConfig, Absorbing, Uniforms], Trajectory]] = {
     "one-step": one_step,
     "two-moves": two_moves,

@@ -14,7 +14,7 @@ the other states, the moves after it by the reward of a completion against the o
 The expected gradient is the same.
 
 With ``objective.reference_steps`` the discriminator estimates the log-ratio of an earlier student r, the reference, and
-the reward of a path adds how far the student has moved since: log p(path) - log r(path) (``path_log_probs``). With exact
+the reward of a path adds how far the student has moved: log p(path) - log r(path) (``path_log_probs``). With exact
 ratios the policy gradient is that of
 
     KL(p(path) || r(path | x) q(x)) = KL(p(x) || q(x)) + E KL(p(path | x) || r(path | x)),
@@ -25,7 +25,6 @@ the divergence. Its least value, 0, is where each path has the probability r(pat
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Self
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -72,7 +71,7 @@ class _Sampler:
     first_log_probs: Float[Tensor, "l v"]
 
     @classmethod
-    def of(cls, network: DiT, num_moves: int, length: int, process: Absorbing, device: torch.device) -> Self:
+    def of(cls, network: DiT, num_moves: int, length: int, process: Absorbing, device: torch.device) -> "_Sampler":
         """The sampler of so many moves."""
         times = 1 - torch.arange(num_moves + 1, dtype=torch.float64) / num_moves
         of_first = all_mask_log_probs(network, length, process, device)
