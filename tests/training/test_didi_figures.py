@@ -38,10 +38,10 @@ def test_the_accuracy_is_the_share_of_sequences_on_the_right_side(method, monkey
 def test_the_student_reports_rewards_and_the_law_of_its_last_move(method):
     drawn = method.prepare(method.warmup_steps, 0)
     loss, figures = method._student_loss(drawn)
-    rewards, clamped = method._rewards(drawn.rollout)
+    rewards, of_rewards = method._rewards(drawn.rollout)
     assert float(figures["reward"]) == pytest.approx(float(rewards.mean()))
     assert float(figures["reward_std"]) == pytest.approx(float(rewards.std()))
-    assert float(figures["clamp_fraction"]) == float(clamped)
+    assert float(figures["clamp_fraction"]) == float(of_rewards["clamp_fraction"])
     log_probs = drawn.rollout.second_log_probs.detach()
     expected = -torch.where(log_probs.isinf(), 0.0, log_probs.exp() * log_probs).sum(-1).mean()
     assert float(figures["entropy"]) == pytest.approx(float(expected), rel=1e-5)

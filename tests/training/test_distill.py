@@ -237,7 +237,7 @@ def test_the_first_move_of_the_teacher_is_computed_once_and_is_its_own(make_job,
     masks = torch.full((1, 8), 32)
     with torch.no_grad():
         expected = teacher.teacher(masks)[0, :, :32].log_softmax(-1)
-    torch.testing.assert_close(job.method._teacher_first[:, :32], expected)
+    torch.testing.assert_close(job.method._of_teacher._first[:, :32], expected)
 
 
 def test_validation_is_deterministic_and_of_the_averaged_student(make_job):
