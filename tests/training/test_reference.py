@@ -66,6 +66,18 @@ def test_the_discriminator_learns_from_the_reference(make_job):
     assert [float(job.method._discriminator_loss(repeat, batch)[0]) for repeat in (0, 1)] != of_first
 
 
+def test_a_reference_reads_the_number_of_moves_as_the_student_does(make_job):
+    method = make_job(replace(KEPT, objective=ObjectiveConfig(**BUDGETS, reference_steps=2))).method
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for one in method.student.parameters():
+            one.add_(0.3 * torch.randn(one.shape, generator=generator))
+    drawn = method.prepare(2, 0).rollout
+    assert method._reference.log_ratio(drawn).abs().max() > 0.1
+    method._reference.renew(method.student)
+    assert method._reference.log_ratio(drawn).abs().max() < 1e-4
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
