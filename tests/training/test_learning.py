@@ -110,3 +110,14 @@ def test_whole_paths_lower_the_divergence_of_the_sampler_they_train(tmp_path):
     student = distilled(WHOLE_PATH, source, teacher, tmp_path).student
     before, after = (divergence_from_data(net, source.chain, 4) for net in (teacher.teacher, student))
     assert after < 0.75 * before  # 0.278 to 0.174
+
+
+@pytest.mark.slow
+def test_with_a_reference_a_student_at_a_higher_rate_learns_more(tmp_path):
+    source = TinySource()
+    teacher = pretrained(PRETRAIN, source)
+    faster = replace(WHOLE_PATH, student_optimizer=replace(WHOLE_PATH.student_optimizer, learning_rate=1e-3))
+    faster = replace(faster, objective=replace(WHOLE_PATH.objective, reference_steps=10))
+    student = distilled(faster, source, teacher, tmp_path).student
+    before, after = (divergence_from_data(net, source.chain, 4) for net in (teacher.teacher, student))
+    assert after < 0.55 * before  # 0.278 to 0.136

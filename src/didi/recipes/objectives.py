@@ -15,11 +15,12 @@ OURS = ObjectiveConfig(
 )
 
 
-def whole_path(num_moves: int) -> ObjectiveConfig:
+def whole_path(num_moves: int, *, reference_steps: int = 0) -> ObjectiveConfig:
     """Every move of the student's sampler of ``num_moves`` moves, scored by the finished sample; no regulariser."""
     return ObjectiveConfig(
         trajectory="whole-path",
         moves=num_moves,
+        reference_steps=reference_steps,
         advantage="leave-one-out",
         divergence_weight=0.0,
         entropy_weight=0.0,

@@ -43,15 +43,15 @@ DISTILL: dict[str, DistillConfig] = {
         discriminator_optimizer=paths_optimizer(1e-3),
         loop=LoopConfig(steps=800, batch_size=128, validate_every=400, checkpoint_every=50, ema_decay=0.98),
     ),
-    "exact": DistillConfig(  # docs/lab-notes.md, "Whole paths"
+    "exact": DistillConfig(  # docs/lab-notes.md, "A reference student"
         recipe="exact",
         teacher="exact",
         data=DataConfig(corpus=EXACT, length=7),
-        objective=whole_path(4),
+        objective=whole_path(4, reference_steps=10),
         discriminator=paths_discriminator(warmup_steps=100, steps_per_student_step=3, guidance_steps=0),
-        student_optimizer=paths_optimizer(2e-4),
+        student_optimizer=paths_optimizer(1e-3),
         discriminator_optimizer=paths_optimizer(2e-3),
-        loop=LoopConfig(steps=500, batch_size=512, validate_every=250, checkpoint_every=50, ema_decay=0.98),
+        loop=LoopConfig(steps=400, batch_size=256, validate_every=200, checkpoint_every=50, ema_decay=0.98),
     ),
 }  # fmt: skip
 

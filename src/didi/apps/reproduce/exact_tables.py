@@ -14,7 +14,7 @@ from didi.evaluation.row import EvaluationRow
 from didi.markdown import markdown_table
 from didi.methods.didi_settings import DistillConfig
 from didi.recipes import DISTILL
-from didi.recipes.objectives import paths_optimizer
+from didi.recipes.objectives import paths_optimizer, whole_path
 from didi.recipes.presets import preset
 
 Found = Mapping[str, Mapping[int, Sequence[EvaluationRow]]]
@@ -27,13 +27,14 @@ def objectives(plan: Plan) -> dict[str, DistillConfig]:
     # The decay of averaged weights in the released code is made for 10,000 steps.
     rows = {name: replace(preset(plan.recipe, name), loop=plan.recipe.loop) for name in ("paper", "released")}
     short = {
-        f"whole paths of {moves} moves": replace(
+        f"whole paths of {moves} moves{told}": replace(
             whole,
-            objective=replace(whole.objective, moves=moves),
-            student_optimizer=paths_optimizer(3e-4),
+            objective=whole_path(moves, reference_steps=reference_steps),
+            student_optimizer=paths_optimizer(rate),
             discriminator=replace(whole.discriminator, warmup_steps=60),
             loop=replace(whole.loop, steps=200, batch_size=64, validate_every=200, checkpoint_every=100),
         )
+        for told, reference_steps, rate in (("", 0, 3e-4), (", reference", 10, 1e-3))
         for moves in plan.nfes
     }
     return {f"preset {name}": config for name, config in rows.items()} | {"two moves (ours)": plan.recipe} | short
