@@ -66,7 +66,7 @@ def drawn(student, name, num_samples=1000, **settings):
 
 
 def reference_of(network):
-    return Reference(network, PROCESS, ObjectiveConfig(**WHOLE, reference_steps=1))
+    return Reference(network, PROCESS, ObjectiveConfig(**WHOLE, reference_steps=2))
 
 
 def policy_gradient(student, reference, batch, grouping):

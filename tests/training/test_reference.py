@@ -1,12 +1,12 @@
 """The reference of the rewards, ``objective.reference_steps``: when it is renewed, and what it is used for."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 import torch
 
 from didi.errors import UsageError
-from didi.methods.didi_settings import ObjectiveConfig
+from didi.methods.didi_settings import DistillConfig, ObjectiveConfig
 
 from .distill_case import BRANCHES, BUDGETS, CONFIG, WHOLE, equal, weights
 
@@ -56,14 +56,20 @@ def test_adapters_have_a_reference_too(make_job, run_twice):
 def test_the_discriminator_learns_from_the_reference(make_job):
     config = replace(KEPT, objective=replace(KEPT.objective, reference_steps=100))
     job = make_job(config)
-    batch = job.method.prepare(2, 0)
-    of_first = [float(job.method._discriminator_loss(repeat, batch)[0]) for repeat in (0, 1)]
-    for one in job.method.student.parameters():
-        one.add_(torch.ones_like(one))
-    assert [float(job.method._discriminator_loss(repeat, batch)[0]) for repeat in (0, 1)] == of_first
-    for one in job.method.frozen["reference"].parameters():
-        one.add_(torch.randn(one.shape, generator=torch.Generator().manual_seed(0)))
-    assert [float(job.method._discriminator_loss(repeat, batch)[0]) for repeat in (0, 1)] != of_first
+
+    def losses():
+        batch = job.method.prepare(2, 0)
+        return [float(job.method._discriminator_loss(repeat, batch)[0]) for repeat in (0, 1)]
+
+    def moved(network):
+        for one in network.parameters():
+            one.add_(torch.randn(one.shape, generator=torch.Generator().manual_seed(0)))
+
+    of_first = losses()
+    moved(job.method.student)
+    assert losses() == of_first
+    moved(job.method.frozen["reference"])
+    assert all(one != first for one, first in zip(losses(), of_first, strict=True))
 
 
 def test_a_reference_reads_the_number_of_moves_as_the_student_does(make_job):
@@ -82,7 +88,7 @@ def test_a_reference_reads_the_number_of_moves_as_the_student_does(make_job):
     ("change", "message"),
     [
         ({"objective": ObjectiveConfig(**WHOLE, reference_steps=2)}, "reference_steps needs discriminator.fresh_roll"),
-        ({"loop": replace(KEPT.loop, fsdp=True)}, "reference_steps goes without loop.fsdp"),
+        ({"loop": replace(KEPT.loop, fsdp=True)}, "reference_steps is 0 with loop.fsdp; got 2"),
     ],
 )
 def test_what_it_does_not_go_with(change, message):
@@ -91,5 +97,25 @@ def test_what_it_does_not_go_with(change, message):
         replace(KEPT, **({"discriminator": plain} if "objective" in change else {}), **change)
     with pytest.raises(UsageError, match="reference_steps is for trajectory whole-path; got 2 with two-moves"):
         ObjectiveConfig(reference_steps=2)
-    with pytest.raises(UsageError, match="reference-steps is 0 or more; got -1"):
-        ObjectiveConfig(**WHOLE, reference_steps=-1)
+    for number in (-1, 1):
+        with pytest.raises(UsageError, match=f"reference_steps is 2 or more.* or 0 for none; got {number}"):
+            ObjectiveConfig(**WHOLE, reference_steps=number)
+
+
+def test_settings_of_before_have_no_reference():
+    base = replace(KEPT, discriminator=CONFIG.discriminator)
+    record = asdict(base)
+    later = {name: record["objective"].pop(name) for name in ("reference_steps", "budgets", "budget_conditioning")}
+    found = DistillConfig.current(record, base)["objective"]
+    assert found == record["objective"] | {"reference_steps": 0, "budgets": (), "budget_conditioning": True}
+    assert later["reference_steps"] == 2
+    for change in ({"trajectory": "two-moves"}, {"trajectory": "path"}, {"score_decomposition": False}):
+        assert DistillConfig.current({"objective": change}, base)["objective"]["reference_steps"] == 0
+    assert "reference_steps" not in DistillConfig.current({"objective": {"moves": 4}}, base)["objective"]
+
+
+def test_a_checkpoint_without_the_reference_is_refused(make_job):
+    state = make_job(KEPT).state_dict()
+    del state["method"]["reference"]
+    with pytest.raises(UsageError, match=r"holds the reference; this one lacks its .*: begin"):
+        make_job(KEPT).load_state_dict(state)

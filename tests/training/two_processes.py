@@ -50,6 +50,7 @@ def distillations():
             discriminator=replace(short, steps_per_student_step=2, fresh_rollouts=True),
         ),
         "branches": replace(ours, objective=replace(whole, completions=2, advantage="shared-state")),
+        "reference": replace(ours, objective=replace(whole, reference_steps=2)),
         "budgets": replace(ours, objective=replace(whole, budgets=(2, 4))),
         "pool": replace(ours, discriminator=replace(short, real_source="teacher-pool", pool_size=6, pool_nfe=2)),
         "sharded": replace(ours, loop=replace(loop, batch_size=4, accumulation=2, fsdp=True)),

@@ -277,7 +277,7 @@ class Didi:
                 "others now: put them back, or begin again in another folder with --out"
             )
         if self._reference:
-            self._reference.load_state_dict(state["reference"])
+            self._reference.load_state_dict(state.get("reference", {}))
 
     def bundle(self) -> Bundle:
         """The averaged student, its teacher and the discriminator."""

@@ -86,7 +86,10 @@ class DistillConfig(DistillationConfig):
             raise UsageError("objective.budgets go without loop.fsdp; got both: leave one out")
         if objective.reference_steps:
             if loop.fsdp:
-                raise UsageError("objective.reference_steps goes without loop.fsdp; got both: leave one out")
+                raise UsageError(
+                    f"objective.reference_steps is 0 with loop.fsdp; got {objective.reference_steps}: set it to 0, or "
+                    "turn loop.fsdp off"
+                )
             if discriminator.steps_per_student_step > 1 and not discriminator.fresh_rollouts:
                 raise UsageError(
                     "objective.reference_steps needs discriminator.fresh_rollouts where discriminator."

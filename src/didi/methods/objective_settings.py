@@ -42,7 +42,8 @@ class ObjectiveConfig:
     reference_steps: int = 0
     """Updates of the student between copies of it, on a ``whole-path``: the discriminator learns from samples of the
     last copy, the reference, and the reward of a path adds the log-ratio of its probability under student and
-    reference, so that it does not lag behind the student (ours). 0: it learns from the student's own samples."""
+    reference, in nats a sequence, so that it does not lag behind the student (ours). It goes with one logit a sequence
+    and without label smoothing, which are in these units. 2 or more; 0: it learns from the student's own samples."""
     coupled_time: bool = True
     """Corrupt the samples at the time tau of their intermediate state (App. F.3)."""
     weight: WeightName = "constant"
@@ -62,7 +63,7 @@ class ObjectiveConfig:
     reward_reduction: RewardReduction = "masked-mean"
     """How a sequence's logits become its reward, Eq. 6."""
     reward_clamp: float | None = None
-    """Bound on a reward in nats; 8 in the released code (row 10)."""
+    """Bound on a log-ratio of the discriminator in nats; 8 in the released code (row 10)."""
     completions: int = 1
     """Completions x of each intermediate state (reduction B). Of a ``whole-path``, 2 or more go with the advantage
     ``shared-state``: they are independent given the state before a random move (ours)."""
@@ -86,7 +87,11 @@ class ObjectiveConfig:
     """Weight of the entropy bonus, at both moves (App. F.3)."""
 
     def __post_init__(self) -> None:
-        at_least(0, self, "reference_steps")
+        if self.reference_steps < 0 or self.reference_steps == 1:
+            raise UsageError(
+                "objective.reference_steps is 2 or more, since a reference of each update is the student itself, or 0 "
+                f"for none; got {self.reference_steps}"
+            )
         at_least(1, self, "completions", "corruptions", "group_size")
         least = {"path": 3, "whole-path": 1}.get(self.trajectory)
         self._check_budgets()
@@ -148,8 +153,8 @@ class ObjectiveConfig:
             for name, default in (("reward_time", "finished"), ("reference_steps", 0)):
                 if (value := getattr(self, name)) != default:
                     raise UsageError(
-                        f"objective.{name} is for trajectory whole-path; got {value} with {self.trajectory}: leave it "
-                        "out, or set objective.trajectory to whole-path"
+                        f"objective.{name} is for trajectory whole-path; got {value} with {self.trajectory}: set it to "
+                        f"{default}, or objective.trajectory to whole-path"
                     )
             return
         if (self.completions > 1) != (self.advantage == "shared-state"):
@@ -186,9 +191,13 @@ def current_objective(settings: Mapping[str, Any], base: ObjectiveConfig) -> dic
     """Settings of an objective, all or some, under the names of now.
 
     Before ``trajectory``, ``score_decomposition`` off meant ``one-step``, and ``moves`` meant ``path`` above 2 and
-    ``two-moves`` at 2.
+    ``two-moves`` at 2. The record of a run has all settings; those that it lacks came later, and their defaults are
+    what was done before. No trajectory but whole paths has a reference.
     """
-    found = dict(settings)
+    found, fields = dict(settings), ObjectiveConfig.__dataclass_fields__
+    if len(found.keys() & fields.keys()) > len(fields) / 2:
+        renamed = ("trajectory", "moves")
+        found = {name: one.default for name, one in fields.items() if name not in renamed} | found
     if not found.keys() & {"trajectory", "score_decomposition", "moves"}:
         return found
     if base.trajectory == "whole-path" and not found.keys() & {"trajectory", "score_decomposition"}:
@@ -201,7 +210,10 @@ def current_objective(settings: Mapping[str, Any], base: ObjectiveConfig) -> dic
     if "trajectory" in found:
         if "score_decomposition" in found:
             raise UsageError("objective.trajectory replaces objective.score_decomposition; give the former alone")
-        return found if found["trajectory"] in ("path", "whole-path") else {"moves": None} | found
+        if found["trajectory"] == "whole-path":
+            return found
+        return {"reference_steps": 0} | ({} if found["trajectory"] == "path" else {"moves": None}) | found
+    found = {"reference_steps": 0} | found
     is_split, moves = found.pop("score_decomposition", None), found.get("moves", 2)
     if is_split is False:  # more than two moves did not go with it, and do not now
         return found | {"trajectory": "one-step", "moves": None if moves == 2 else moves}

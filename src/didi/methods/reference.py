@@ -5,6 +5,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from didi.diffusion.absorbing import Absorbing
+from didi.errors import UsageError
 from didi.methods.objective_settings import ObjectiveConfig
 from didi.methods.rollout import Rollout
 from didi.methods.whole_path import path_log_probs
@@ -52,7 +53,15 @@ class Reference:
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """See ``state_dict``."""
-        for name, one in self.network.named_parameters():
-            if one.requires_grad:
-                one.copy_(state[name])
+        """See ``state_dict``.
+
+        Raises:
+            UsageError: it lacks weights.
+        """
+        for name, one in self.state_dict().items():
+            if name not in state:
+                raise UsageError(
+                    f"a checkpoint with objective.reference_steps holds the reference; this one lacks its {name}: "
+                    "begin again in another folder with --out"
+                )
+            one.copy_(state[name])

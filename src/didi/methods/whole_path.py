@@ -19,8 +19,9 @@ ratios the policy gradient is that of
 
     KL(p(path) || r(path | x) q(x)) = KL(p(x) || q(x)) + E KL(p(path | x) || r(path | x)),
 
-a bound that is tight, and has the gradient of the divergence, where student and reference are one; to lower it lowers
-the divergence. Its least value, 0, is where each path has the probability r(path | x) q(x).
+a bound that is tight, and has the gradient of the divergence, where student and reference are one: a student whose
+bound is below the divergence of the reference has a smaller divergence. It would be 0 where each path has the
+probability r(path | x) q(x). With corruptions x is the state that is judged.
 """
 
 from collections.abc import Callable

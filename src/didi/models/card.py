@@ -45,7 +45,7 @@ def model_card(sizes: Mapping[str, int], process: Process, provenance: Mapping[s
             "\n```python",
             "import didi\n",
             'bundle = didi.load("this folder, or owner/name on the Hub")',
-            "print(didi.generate(bundle, num_samples=4, nfe=16, seed=0).texts)",
+            "print(didi.generate(bundle, num_samples=4, seed=0).texts)",
             "```\n",
             "No figure of quality stands here, since none was measured when this card was written: `didi evaluate` "
             "measures perplexity and entropy, `didi likelihood` the likelihood. A language model repeats what is in "
