@@ -56,8 +56,10 @@ def test_rows_without_an_exact_divergence_are_refused():
 def test_objectives_are_compared_with_two_moves():
     plan = planned()
     lines = "\n".join(objectives_table(plan, Exact(Path("x"), SAMPLING)))
-    for name in ("preset paper", "preset released", "whole paths of 2 moves", "whole paths of 8 moves"):
+    whole = [f"whole paths of {moves} moves{suffix}" for moves in plan.nfes for suffix in ("", ", reference")]
+    for name in ("preset paper", "preset released", *whole):
         assert lines.count(f"| {name} |") == 2
+    assert lines.count(", a reference every 10 steps, rates 0.001 and 0.002") == len(plan.nfes)
     assert lines.count("| two moves (ours) |") == 1  # nothing is compared with itself
     runs = {cell.bundle.config.objective.trajectory for cell in objectives_cells(plan) if cell.role == "student"}
     assert runs == {"two-moves", "whole-path"}

@@ -118,7 +118,7 @@ def test_with_branches_the_policy_gradient_is_the_same(student, branch):
 
 
 @torch.no_grad()
-def law_of_two_completions(student, num_moves, branch):
+def distribution_of_two_completions(student, num_moves, branch):
     """Probability of each pair of them, which are independent given the state where they branch."""
     predictions = student(STATES.tokens)[..., :NUM_SYMBOLS].double().softmax(-1)
     times = torch.linspace(1, 0, num_moves + 1, dtype=torch.float64)
@@ -139,14 +139,14 @@ def law_of_two_completions(student, num_moves, branch):
 def test_completions_are_independent_given_the_state_where_they_branch(make_dit, chi_square, num_moves, branch):
     student = make_dit(vocab_size=NUM_SYMBOLS + 1, length=LENGTH, seed=5, scale=2.0)  # to which visible tokens matter
     batch = branches(student, num_moves, branch, num_samples=40_000)
-    law = law_of_two_completions(student, num_moves, branch)
-    torch.testing.assert_close(law.sum(1), exact_distribution(student, num_moves))
-    is_common = law.flatten() > 5 / 40_000
+    joint = distribution_of_two_completions(student, num_moves, branch)
+    torch.testing.assert_close(joint.sum(1), exact_distribution(student, num_moves))
+    is_common = joint.flatten() > 5 / 40_000
     group = is_common * is_common.cumsum(0)  # the rare pairs are counted together
-    expected = torch.zeros(int(group.max()) + 1, dtype=torch.float64).index_add(0, group, law.flatten())
+    expected = torch.zeros(int(group.max()) + 1, dtype=torch.float64).index_add(0, group, joint.flatten())
     for pair in ([0, 1], [1, 2], [2, 0]):
         first, second = index_of(batch.x[:, pair]).T
-        assert chi_square(group[first * len(law) + second], expected) > 1e-3
+        assert chi_square(group[first * len(joint) + second], expected) > 1e-3
 
 
 @torch.no_grad()

@@ -27,14 +27,14 @@ def objectives(plan: Plan) -> dict[str, DistillConfig]:
     # The decay of averaged weights in the released code is made for 10,000 steps.
     rows = {name: replace(preset(plan.recipe, name), loop=plan.recipe.loop) for name in ("paper", "released")}
     short = {
-        f"whole paths of {moves} moves{told}": replace(
+        f"whole paths of {moves} moves{suffix}": replace(
             whole,
             objective=whole_path(moves, reference_steps=reference_steps),
             student_optimizer=paths_optimizer(rate),
             discriminator=replace(whole.discriminator, warmup_steps=60),
             loop=replace(whole.loop, steps=200, batch_size=64, validate_every=200, checkpoint_every=100),
         )
-        for told, reference_steps, rate in (("", 0, 3e-4), (", reference", 10, 1e-3))
+        for suffix, reference_steps, rate in (("", 0, 3e-4), (", reference", 10, 1e-3))
         for moves in plan.nfes
     }
     return {f"preset {name}": config for name, config in rows.items()} | {"two moves (ours)": plan.recipe} | short
@@ -44,9 +44,10 @@ def settings_line(config: DistillConfig) -> str:
     """How a row was trained."""
     objective, discriminator, loop = config.objective, config.discriminator, config.loop
     fresh = ", each on samples of its own" if discriminator.fresh_rollouts else ""
+    reference = f", a reference every {objective.reference_steps} steps" if objective.reference_steps else ""
     return (
         f"{discriminator.warmup_steps} + {loop.steps} steps of {loop.batch_size} x {objective.completions}, "
-        f"{discriminator.steps_per_student_step} discriminator updates a step{fresh}, rates "
+        f"{discriminator.steps_per_student_step} discriminator updates a step{fresh}{reference}, rates "
         f"{config.student_optimizer.learning_rate:g} and {config.discriminator_optimizer.learning_rate:g}, averages "
         f"over {loop.ema_decay:g}"
     )
