@@ -1,0 +1,20 @@
+"""Every report in docs/reliability.md names tests that exist and run, and the page shows what the files say."""
+
+import reports
+
+
+def test_every_report_names_a_test_that_is_run():
+    rows = reports.reports()
+    assert all(row.tests for row in rows)
+    assert reports.missing_tests(rows) == []
+    assert len({row.report for row in rows}) == len(rows)
+
+
+def test_the_page_shows_the_reports():
+    assert "\n".join(reports.table(reports.reports())) in (reports.DOCS / "reliability.md").read_text()
+
+
+def test_a_test_that_does_not_exist_is_found():
+    here = "tests/benchmarks/test_reports.py"
+    row = reports.Report("1", "", "", "", [f"{here}::test_the_page_shows_the_reports", f"{here}::test_gone"])
+    assert reports.missing_tests([row]) == [f"{here}::test_gone"]
