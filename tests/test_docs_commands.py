@@ -1,0 +1,207 @@
+"""Every command on the pages is accepted as it is shown; settings, make targets and arguments of scripts exist."""
+
+import argparse
+import contextlib
+import importlib.util
+import re
+import shlex
+import sys
+from dataclasses import fields, is_dataclass
+
+import pytest
+import tyro
+
+import didi
+from didi.apps import assets, cli
+from didi.apps.reproduce.command import ReproduceCommand, targets_of
+from didi.evaluation.judges import JUDGES
+from didi.methods.didi_settings import DistillConfig
+from didi.methods.elbo import PretrainConfig
+from didi.models.bundle import bundled_names
+from didi.sampling.registry import SAMPLERS
+
+from .docs_pages import DOCS, blocks
+
+ROOT = DOCS.parent
+BENCHMARKS = ROOT / "benchmarks"
+ADDED_BY_A_READER = {"add-a-method.md", "add-a-sampler.md"}  # their commands need what these pages tell to add
+FILES = [file for file in DOCS.rglob("*.md") if file.name not in ADDED_BY_A_READER]
+FILES += [ROOT / "README.md", *ROOT.glob("src/didi/bundles/*/README.md")]
+PATTERN = re.compile(r"\[|\.\.\.|\b(RECIPE|NAME|LAYOUT|SRC|M|N|K)\b")  # a form of a command rather than a command
+HUB_MODELS = {"gpt2-large", "owner/repository", "owt-169m"}  # owt-169m: random weights, `didi bench`
+
+
+class Parsed(Exception):
+    """The words were accepted; holds what was parsed."""
+
+
+BLOCK = re.compile(r"^ *```(\w*)\n(.*?)^ *```$", re.M | re.S)
+
+
+def shown(start, *, inline=True):
+    """Commands that begin with ``start``: lines of blocks that are not Python and, on demand, inline code."""
+    found = set()
+    for file in FILES:
+        text = file.read_text().replace("\\\n", " ")
+        lines = [line for language, block in BLOCK.findall(text) if language != "python" for line in block.splitlines()]
+        lines += re.findall(r"`([^`\n]+)`", BLOCK.sub("", text)) if inline else []
+        commands = [line.strip().removeprefix("$ ") for line in lines]
+        found |= {line for line in commands if re.match(start, line)}
+    return sorted(found)
+
+
+def words_of(line):
+    return [word.lower() if word.isupper() else word for word in shlex.split(line, comments=True)]
+
+
+def didi_words(line):
+    """What follows ``didi``."""
+    words = words_of(line)
+    return words[words.index("didi") + 1 :]
+
+
+START = r"(torchrun .*-m )?didi [a-z]"
+DIDI, IN_BLOCKS = shown(START), shown(START, inline=False)
+COMMANDS = [line for line in DIDI if len(didi_words(line)) > 1 and not PATTERN.search(line.partition("  #")[0])]
+SCRIPTS = shown(r"(\S*/)?python benchmarks/")
+
+
+def parse_only(monkeypatch):
+    """Commands stop once their flags are parsed."""
+
+    def parsed(*args, real=tyro.cli, **kwargs):
+        raise Parsed(real(*args, **kwargs))
+
+    monkeypatch.setattr(tyro, "cli", parsed)
+    for name in ("fetch", "verify"):
+        monkeypatch.setattr(assets, name, lambda _: Parsed)
+
+
+def accepted(words):
+    """What ``didi`` makes of words, up to the point where it would start to work; None for a command without flags."""
+    try:
+        cli._dispatch(words)
+    except Parsed as found:
+        return found.args[0]
+    return None
+
+
+def check(command, words):
+    """The names that a command takes exist."""
+    for model in filter(None, [getattr(command, "model", None)]):
+        assert model in {*bundled_names(), *HUB_MODELS} or "/" in model, model
+    for judge in getattr(command, "judge", ()):
+        assert judge in {*JUDGES, *HUB_MODELS, "exact"}, judge
+    sampler = getattr(command, "sampler", ())
+    assert {*([sampler] if isinstance(sampler, str) else sampler)} <= {*SAMPLERS}
+    if isinstance(command, ReproduceCommand):
+        targets = words[1 : words.index("--scale")]
+        assert targets
+        assert {*targets} <= {*targets_of(command.scale), "all"}
+
+
+@pytest.mark.parametrize("line", COMMANDS)
+def test_commands_are_accepted(line, monkeypatch):
+    parse_only(monkeypatch)
+    words = didi_words(line)
+    if line in IN_BLOCKS:
+        check(accepted(words), words)
+        return
+    with contextlib.suppress(didi.UsageError):  # inline code may leave out what is not its subject
+        check(accepted(words), words)
+        return
+    with pytest.raises(didi.UsageError, match=" needs --"):
+        accepted(words)
+
+
+def test_the_pages_show_commands_of_every_kind():
+    assert len(COMMANDS) > 50
+    assert {didi_words(line)[0] for line in DIDI} == {*cli.COMMANDS} - {"demo"}  # `make demo`
+
+
+@pytest.mark.parametrize(
+    "words", [["evaluate", "student/bundle", "--out", "x"], ["generate", "--model", "x", "--nfee", "8"]]
+)
+def test_a_command_that_is_wrong_is_refused(words, monkeypatch):
+    parse_only(monkeypatch)
+    with pytest.raises(didi.UsageError):
+        accepted(words)
+
+
+def test_names_that_do_not_exist_are_found(monkeypatch):
+    parse_only(monkeypatch)
+    for words in (["generate", "--model", "tiny-new"], ["generate", "--model", "exact", "--sampler", "x"]):
+        with pytest.raises((AssertionError, didi.UsageError)):
+            check(accepted(words), words)
+
+
+@pytest.mark.parametrize("line", SCRIPTS)
+def test_scripts_take_their_arguments(line, monkeypatch):
+    words = words_of(line)
+    script, *given = words[words.index(next(word for word in words if word.endswith(".py"))) :]
+    if script.endswith("coverage.py"):
+        assert (ROOT / script).is_file()
+        assert not given
+        return
+    monkeypatch.syspath_prepend(str((ROOT / script).parent))
+    monkeypatch.setattr(sys, "argv", [script, *given])
+
+    def parsed(parser, words=None, real=argparse.ArgumentParser.parse_args):
+        raise Parsed(real(parser, words))
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parsed)
+    spec = importlib.util.spec_from_file_location("script_on_a_page", ROOT / script)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    with pytest.raises(Parsed):
+        module.main()
+
+
+def test_make_targets_exist():
+    targets = {*re.findall(r"^([a-z][\w-]*):", (ROOT / "Makefile").read_text(), re.M)}
+    named = {words_of(line)[1] for line in shown(r"make [a-z]")}
+    assert named >= {"demo", "test", "check", "mutants"}
+    assert named <= targets
+
+
+def settings(kind, prefix=""):
+    """Dotted names of the fields of a settings record, and of the records in it."""
+    for one in fields(kind):
+        yield prefix + one.name
+        value = one.default_factory() if callable(one.default_factory) else one.default
+        if is_dataclass(value):
+            yield from settings(value, f"{prefix}{one.name}.")
+
+
+def test_settings_exist():
+    known = {*settings(PretrainConfig()), *settings(DistillConfig())}
+    groups = {name.partition(".")[0] for name in known if "." in name}
+    named = set()
+    for file in FILES:
+        for flag, name in re.findall(
+            r"(?<![\w.])(--)?([a-z][\w-]*\.(?:no[-_])?[a-z][\w-]*)\b(?!\.|/|\()", file.read_text()
+        ):
+            name = name.replace("-", "_").replace(".no_", ".") if flag else name
+            if name.partition(".")[0] in groups - {"data"} and not name.endswith((".py", ".safetensors")):
+                named.add(name)
+    assert len(named) > 20
+    assert named <= known, named - known
+
+
+def test_the_python_of_the_readme_runs(monkeypatch):
+    (code,) = re.findall(r"^```python\n(.*?)^```$", (ROOT / "README.md").read_text(), re.M | re.S)
+    for old, new in (
+        ('"tiny-news"', '"markov"'),
+        ("256", "4"),
+        ('"smollm2-135m"', '"markov"'),
+        ('"The prime minister"', '"s1"'),
+    ):
+        assert old in code
+        code = code.replace(old, new)
+    exec(code, {})
+
+
+@pytest.mark.parametrize("page", sorted(file.name for file in DOCS.glob("*.md") if file.name not in ADDED_BY_A_READER))
+def test_python_compiles(page):
+    for code in blocks(page).values():
+        compile(code, page, "exec")
