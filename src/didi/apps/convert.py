@@ -167,7 +167,7 @@ def convert(layout: str, source: str, command: ConvertCommand) -> Path:
     num_heads = command.num_heads or given.num_heads
     num_heads = None if num_heads is None else _whole("num_heads", num_heads)
     is_tied = command.tied or bool(found.settings.get("tie_word_embeddings", False))
-    weights = command.weights or ("raw" if found.shadow is None else "ema")
+    weights = command.weights or ("raw" if found.shadow is None and not found.average else "ema")
     network = dit_from_state_dict(
         _chosen(found, weights, is_tied=is_tied),
         num_heads,
@@ -177,9 +177,9 @@ def convert(layout: str, source: str, command: ConvertCommand) -> Path:
         is_tied=is_tied,
     )
     networks: dict[str, Any] = {command.role or kind.role: network.eval()}
-    if layout == "didi" and (file := _discriminator_file(found, command)) is not None:
+    if discriminator := _discriminator_weights(layout, found, command):
         networks["discriminator"] = discriminator_from_state_dict(
-            read_checkpoint(str(file)).weights, num_heads, length=length, mask_id=network.config.mask_id
+            discriminator, num_heads, length=length, mask_id=network.config.mask_id
         )
     vocab_size, mask_id = network.config.vocab_size, network.config.mask_id
     process = Uniform(vocab_size, given.schedule) if mask_id is None else Absorbing(mask_id, given.schedule)
@@ -233,16 +233,26 @@ def _whole(name: str, value: Any) -> int:
 def _chosen(found: Checkpoint, weights: str, *, is_tied: bool) -> Mapping[str, torch.Tensor]:
     if weights == "raw":
         return found.weights
+    if found.average:
+        return found.average
     if found.shadow is None:
         raise UsageError("--weights ema is for training checkpoints, which hold both; this one holds one set: raw")
     return averaged_weights(found.weights, found.shadow, is_tied=is_tied)
 
 
-def _discriminator_file(found: Checkpoint, command: ConvertCommand) -> Path | None:
-    if command.discriminator is not None:
-        return command.discriminator
-    beside = found.folder / DISCRIMINATOR_FILE
-    return beside if beside.is_file() else None
+def _discriminator_weights(
+    layout: str, found: Checkpoint, command: ConvertCommand
+) -> Mapping[str, torch.Tensor] | None:
+    """Weights of the discriminator: of the file that is named, of the checkpoint itself, or of the file beside it."""
+    if layout != "didi":
+        if found.discriminator or command.discriminator is not None:
+            raise UsageError(f"a discriminator is converted with its student; with the layout didi, not {layout}")
+        return None
+    file = command.discriminator or found.folder / DISCRIMINATOR_FILE
+    if command.discriminator is None and (found.discriminator or not file.is_file()):
+        return found.discriminator or None
+    other = read_checkpoint(str(file))
+    return other.discriminator or other.weights
 
 
 def _tokenizer(asked: str | None, found: Checkpoint, network: DiT) -> Tokenizer | None:
