@@ -102,7 +102,7 @@ class WithArguments:
         return (), {"value": self.value}
 
 
-Pair = collections.namedtuple("Pair", "left right")  # noqa: PYI024 - the plain form is meant
+Pair = collections.namedtuple("Pair", "left right")
 
 OBJECTS = {
     "defaultdict": collections.defaultdict(dict, {"a": {1: 2}}),
@@ -125,7 +125,11 @@ OBJECTS = {
     "bytes": [b"\x00\xff", bytearray(b"ab"), 1j, 10**40, range(3), slice(1)],
     "module": nn.Sequential(nn.Linear(2, 2), nn.SiLU()),
     "optimizer": torch.optim.AdamW([nn.Parameter(torch.ones(2))]).state_dict(),
-    "tensors": [torch.tensor([1.0]).to(torch.float8_e4m3fn), torch.eye(2).to_sparse(), torch.ones(1, dtype=torch.uint16)],
+    "tensors": [
+        torch.tensor([1.0]).to(torch.float8_e4m3fn),
+        torch.eye(2).to_sparse(),
+        torch.ones(1, dtype=torch.uint16),
+    ],
     "size": [torch.Size([1, 2]), torch.device("cpu"), torch.strided],
     "names": types.SimpleNamespace(a=1),
 }
@@ -134,7 +138,11 @@ OBJECTS = {
 @pytest.mark.parametrize("protocol", [2, 4])
 @pytest.mark.parametrize("name", OBJECTS)
 def test_any_object_beside_the_weights_is_skipped(tmp_path, name, protocol):
-    torch.save({"hyper_parameters": {name: OBJECTS[name]}, "state_dict": WEIGHTS}, tmp_path / "x.ckpt", pickle_protocol=protocol)
+    torch.save(
+        {"hyper_parameters": {name: OBJECTS[name]}, "state_dict": WEIGHTS},
+        tmp_path / "x.ckpt",
+        pickle_protocol=protocol,
+    )
     assert_read(tmp_path / "x.ckpt")
 
 
@@ -194,7 +202,8 @@ def test_a_pickle_changes_no_function_of_torch():
 
 
 @pytest.mark.parametrize(
-    "name", ["torch.load", "torch.nn.parameter.Parameter", "torch.storage._load_from_bytes", "builtins.dict", "os.system"]
+    "name",
+    ["torch.load", "torch.nn.parameter.Parameter", "torch.storage._load_from_bytes", "builtins.dict", "os.system"],
 )
 def test_a_name_outside_the_table_is_a_placeholder(name):
     module, _, attribute = name.rpartition(".")
@@ -229,7 +238,7 @@ def test_a_file_of_the_format_before_torch_1_6_is_read(tmp_path):
 def test_a_torchscript_archive_is_refused(tmp_path, monkeypatch):
     torch.jit.script(nn.Linear(2, 2)).save(tmp_path / "x.pt")
     monkeypatch.setattr(torch.jit, "load", lambda *_, **__: pytest.fail("it was compiled"))
-    with pytest.raises(UsageError, match="cannot be read safely|can be read safely: .*torchscript"):
+    with pytest.raises(UsageError, match=r"can be read safely: .*torchscript"):
         read(tmp_path / "x.pt")
 
 

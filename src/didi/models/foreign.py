@@ -1,7 +1,7 @@
 """Checkpoint files of other code bases: Hub repositories, safetensors, bin, Lightning .ckpt; read without their code.
 
-A pickled file is read with ``weights_only=True``. Where it holds other objects beside the weights (settings, tokenizers,
-code), these are replaced by placeholders (``inert_pickle``): nothing is imported and nothing of them runs.
+A pickled file is read with ``weights_only=True``. Where it holds other objects beside the weights (settings,
+tokenizers, code), these are replaced by placeholders (``inert_pickle``): nothing is imported and nothing of them runs.
 """
 
 import os
@@ -41,7 +41,7 @@ class Checkpoint:
         weights: the named tensors of its network, in the file's order, under bare keys (``checkpoint_keys``).
         shadow: the exponential moving average of its parameters, a list without names; None where there is none.
         average: the exponential moving average with names, under bare keys; empty where there is none.
-        discriminator: the named tensors of a discriminator in the same file, under bare keys; empty where there is none.
+        discriminator: the named tensors of a discriminator in the same file, the same way.
         settings: ``config.json`` beside the file; empty where there is none.
         folder: where it was found.
     """
@@ -129,7 +129,8 @@ def read_weights(file: Path) -> tuple[dict[str, Tensor], list[Tensor] | None]:
     shadow = average.get("shadow_params") if isinstance(average, Mapping) else None
     if not named or not all(isinstance(key, str) and _is_dense(value) for key, value in named.items()):
         raise UsageError(
-            f"{file} holds no state dict of dense tensors: its own, under 'state_dict' (Lightning) or under 'model' (SEDD)"
+            f"{file} holds no state dict of dense tensors: its own, under 'state_dict' (Lightning) or under 'model' "
+            "(SEDD)"
         )
     if shadow is not None and not (isinstance(shadow, list) and all(isinstance(one, Tensor) for one in shadow)):
         raise UsageError(f"{file} holds an 'ema' whose 'shadow_params' is no list of tensors")

@@ -1,8 +1,8 @@
-"""Unpickling of untrusted checkpoints: tensors and containers are read, every other object is replaced by a placeholder.
+"""Unpickling of untrusted checkpoints: tensors and containers are read, all other objects become placeholders.
 
 A pickle names the functions and classes that rebuild its objects. ``Unpickler`` looks up each name in the table
-``KNOWN`` and imports nothing: a name that is not in the table becomes ``Placeholder``, which takes any arguments and any
-state and does nothing. So settings objects, tokenizers and code in a checkpoint are skipped, and its tensors are read.
+``KNOWN`` and imports nothing. A name that is not in the table becomes ``Placeholder``, which takes any arguments and
+any state and does nothing. So settings, tokenizers and code in a checkpoint are skipped, and its tensors are read.
 
 The module is passed to ``torch.load`` as ``pickle_module``, which uses ``load`` and ``Unpickler``.
 """
@@ -23,6 +23,7 @@ class Placeholder:
     def __init__(self, *_: object, **__: object) -> None: ...
 
     def __call__(self, *_: object, **__: object) -> "Placeholder":
+        """Another placeholder."""
         return Placeholder()
 
     def __setstate__(self, _: object) -> None: ...
@@ -51,6 +52,7 @@ class Known:
         self._function = function
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """What the function returns."""
         return self._function(*args, **kwargs)
 
     def __setstate__(self, _: object) -> None: ...
