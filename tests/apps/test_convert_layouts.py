@@ -10,8 +10,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 import didi
-from didi.apps.convert import run_convert
+from didi.apps.convert import export, run_convert
 from didi.errors import UsageError
+from didi.models.bundle import DEFAULT_NFE
 from didi.models.discriminator import TRUNK, Discriminator
 from didi.models.dit import DiT, DiTConfig
 
@@ -189,3 +190,40 @@ def test_frequencies_in_half_precision_are_replaced_by_the_exact_ones(tmp_path):
     found = convert("mdlm", tmp_path / "model.safetensors", tmp_path, out="other").teacher
     assert torch.equal(found.rotary_emb.inv_freq, others["rotary_emb.inv_freq"].float())
     assert math.isclose(found.rotary_emb.inv_freq[0], 2)
+
+
+def test_a_converted_student_says_for_how_many_moves_it_is_meant(tmp_path):
+    source = tmp_path / "hub"
+    source.mkdir()
+    save_file(prefixed("", network()), source / "model.safetensors")
+    bundle = convert("sdtt", source, tmp_path, "--nfe", "3")
+    assert "intended_nfe: 3\n" in (tmp_path / "bundle" / "bundle.yaml").read_text()
+    assert "Moves: the student is meant for 3, the default" in (tmp_path / "bundle" / "README.md").read_text()
+    assert didi.generate(bundle, num_samples=1).nfe == 3
+    export(bundle, tmp_path / "exported")  # the exported settings carry it, and --nfe has precedence over them
+    assert convert("sdtt", tmp_path / "exported", tmp_path, out="back").intended_nfe == 3
+    assert convert("sdtt", tmp_path / "exported", tmp_path, "--nfe", "5", out="other").intended_nfe == 5
+    assert convert("mdlm", tmp_path / "exported", tmp_path, out="teacher").intended_nfe is None
+
+
+def test_a_number_of_moves_that_is_not_recorded_is_not_invented(tmp_path):
+    save_file(prefixed("", network()), tmp_path / "model.safetensors")
+    bundle = convert("didi", tmp_path / "model.safetensors", tmp_path)
+    assert "intended_nfe: null\n" in (tmp_path / "bundle" / "bundle.yaml").read_text()
+    assert "is not recorded" in (tmp_path / "bundle" / "README.md").read_text()
+    assert didi.generate(bundle, num_samples=1).nfe == DEFAULT_NFE
+
+
+@pytest.mark.parametrize(
+    ("flags", "config", "said"),
+    [
+        (["--nfe", "0"], {}, "nfe is a whole number, 1 or more; got 0"),
+        ([], {"intended_nfe": "8"}, "intended_nfe is a whole number, 1 or more; got '8'"),
+        (["--nfe", "8", "--role", "teacher"], {}, "this network is a teacher: leave it out"),
+    ],
+)
+def test_a_wrong_number_of_moves_is_refused(tmp_path, flags, config, said):
+    save_file(prefixed("", network()), tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UsageError, match=said):
+        convert("sdtt", tmp_path / "model.safetensors", tmp_path, *flags)
