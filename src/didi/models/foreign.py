@@ -178,8 +178,8 @@ def _unpickled(file: Path) -> Any:
             return torch.load(file, map_location="cpu", weights_only=False, pickle_module=inert_pickle)
         return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file ends in any error of zip, pickle and torch
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UsageError(f"{file} is not a checkpoint that can be read safely: {reason}") from error
+        reason = f"{type(error).__name__}: {error}".strip().splitlines()[0]
+        raise UsageError(f"{file} is not a checkpoint that can be read safely ({reason[:300]})") from error
 
 
 def _has_foreign_objects(file: Path) -> bool:

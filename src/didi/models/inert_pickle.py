@@ -82,8 +82,11 @@ KNOWN: dict[str, Callable[..., Any]] = {
 DTYPES = {str(value): value for value in vars(torch).values() if isinstance(value, torch.dtype)}
 
 
-class Unpickler(pickle.Unpickler):
-    """A ``pickle.Unpickler`` that imports nothing and calls nothing but the functions of ``KNOWN``."""
+class Unpickler(pickle._Unpickler):
+    """A ``pickle.Unpickler`` that imports nothing and calls nothing but the functions of ``KNOWN``.
+
+    It is the implementation in Python. That in C allocates a list of any size that the file asks for.
+    """
 
     def find_class(self, module_name: str, global_name: str) -> Any:
         """The function of ``KNOWN`` or the data type of torch that has this name; ``Placeholder`` for any other."""
