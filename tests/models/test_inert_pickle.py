@@ -109,7 +109,7 @@ OBJECTS = {
     "defaultdict": collections.defaultdict(dict, {"a": {1: 2}}),
     "deque": collections.deque([1, 2, 3]),
     "counter": collections.Counter("aab"),
-    "list subclass": Names([1, 2]),
+    "list subclass": [Names([1, 2]), Names([1])],
     "dict subclass": Settings(a=1, b=2),
     "set": {1, 2},
     "set subclass": Kinds([1, 2]),
@@ -252,9 +252,10 @@ def test_a_torchscript_archive_is_refused(tmp_path, monkeypatch):
         read(tmp_path / "x.pt")
 
 
-@pytest.mark.parametrize("value", [Colour.RED, torch.eye(2).to_sparse(), torch.ones(1, device="meta")])
-def test_weights_that_are_no_dense_tensors_are_refused(tmp_path, value):
-    torch.save({"state_dict": {"first": value}, "more": Settings()}, tmp_path / "x.ckpt")
-    with pytest.raises(UsageError, match="holds no state dict") as caught:
+@pytest.mark.parametrize("more", [{}, {"more": Settings()}], ids=["weights alone", "with a foreign object"])
+@pytest.mark.parametrize("value", [Colour.RED, torch.eye(2).to_sparse(), torch.ones(1, device="meta"), 1.0])
+def test_weights_that_are_no_dense_tensors_are_refused(tmp_path, value, more):
+    torch.save({"state_dict": {"first": value}, **more}, tmp_path / "x.ckpt")
+    with pytest.raises(UsageError, match="holds no state dict of dense tensors") as caught:
         read(tmp_path / "x.ckpt")
     assert "\n" not in str(caught.value)

@@ -8,6 +8,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 import didi
 from didi.apps.convert import run_convert
+from didi.data.text import load_tokenizer
 from didi.diffusion.uniform import Uniform
 from didi.errors import UsageError
 from didi.models.tokenizer_fit import MASK, fitted_tokenizer
@@ -99,6 +100,18 @@ def test_a_fitting_tokenizer_is_taken_as_it_is():
     assert fitted_tokenizer(given, vocab_size=9, mask_id=3, source="x") is given
     assert fitted_tokenizer(lacking, vocab_size=4, mask_id=3, source="x").get_vocab() == FITTING
     assert lacking.get_vocab() == LACKING
+
+
+def test_an_added_mask_is_that_of_a_tokenizer_for_training(tmp_path):
+    tokenizer({"a": 0}).save(str(tmp_path / "tokenizer.json"))
+    completed = fitted_tokenizer(tokenizer({"a": 0}), vocab_size=2, mask_id=1, source="x")
+    found, expected = (
+        next(
+            token for token in json.loads(one.to_str())["added_tokens"] if token.pop("id") and token["content"] == MASK
+        )
+        for one in (completed, load_tokenizer(str(tmp_path / "tokenizer.json")))
+    )
+    assert found == expected
 
 
 def test_a_uniform_state_network_needs_no_mask_but_symbols_that_fit(make_dit, tmp_path):

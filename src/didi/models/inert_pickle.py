@@ -9,7 +9,7 @@ The module is passed to ``torch.load`` as ``pickle_module``, which uses ``load``
 
 import pickle
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -32,12 +32,6 @@ class Placeholder:
 
     def append(self, _: object) -> None:
         """Ignore an item of a list-like object."""
-
-    def extend(self, _: Iterable[object]) -> None:
-        """Ignore items of a list-like object."""
-
-    def add(self, _: object) -> None:
-        """Ignore an item of a set-like object."""
 
 
 class Known:
