@@ -156,7 +156,16 @@ def check_keys(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], *, s
 
 
 def _owned(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Copies, so that neither tied nor shared memory is left; float32, which networks compute in."""
+    """Copies, so that neither tied nor shared memory is left; float32, which networks compute in.
+
+    Raises:
+        UsageError: Weights are integers or quantized: their scales are not in a state dict.
+    """
+    for name, value in weights.items():
+        if not value.is_floating_point():
+            raise UsageError(
+                f"weights are floating-point numbers; {name} has {value.dtype}: give those before quantization"
+            )
     owned = {name: value.detach().float().clone() for name, value in weights.items()}
     for name in BUFFERS:
         # Rounded to 8 bits, a frequency of 1 is wrong by some radians at position 1,000. Training had the exact ones.

@@ -138,8 +138,8 @@ def read_weights(file: Path) -> tuple[dict[str, Tensor], list[Tensor] | None]:
 
 
 def _is_dense(value: Any) -> bool:
-    is_plain = isinstance(value, Tensor) and value.layout is torch.strided and not value.is_quantized
-    return is_plain and value.device.type == "cpu"  # not "meta", which has no values
+    is_strided = isinstance(value, Tensor) and value.layout is torch.strided
+    return is_strided and value.device.type == "cpu"  # not "meta", which has no values
 
 
 def _sharded(index: Path) -> dict[str, Tensor]:
