@@ -259,3 +259,9 @@ def test_weights_that_are_no_dense_tensors_are_refused(tmp_path, value, more):
     with pytest.raises(UsageError, match="holds no state dict of dense tensors") as caught:
         read(tmp_path / "x.ckpt")
     assert "\n" not in str(caught.value)
+
+
+def test_an_average_that_is_a_foreign_object_is_not_passed_over(tmp_path):
+    file = saved(tmp_path / "x.ckpt", ema=Settings(shadow_params=[torch.ones(1)]))
+    with pytest.raises(UsageError, match="holds an 'ema' that is an object of its code"):
+        read(file)

@@ -132,6 +132,8 @@ def read_weights(file: Path) -> tuple[dict[str, Tensor], list[Tensor] | None]:
             f"{file} holds no state dict of dense tensors: its own, under 'state_dict' (Lightning) or under 'model' "
             "(SEDD)"
         )
+    if isinstance(average, inert_pickle.Placeholder):  # raw weights in its place would be worse, and nobody would know
+        raise UsageError(f"{file} holds an 'ema' that is an object of its code, which is not read: save its state dict")
     if shadow is not None and not (isinstance(shadow, list) and all(isinstance(one, Tensor) for one in shadow)):
         raise UsageError(f"{file} holds an 'ema' whose 'shadow_params' is no list of tensors")
     return {key: value.detach() for key, value in named.items()}, shadow
