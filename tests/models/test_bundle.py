@@ -143,6 +143,7 @@ def test_a_card_tells_what_is_in_a_bundle_and_where_it_came_from(bundle, folder)
     assert header["library_name"] == "didi-instruct"
     assert all(f"| {role} |" in card for role in ROLES)
     assert "Recipe: test." in card
+    assert "Moves: the student is meant for 16, the default of `didi generate`." in card
     assert "seed: 7" in card
 
 

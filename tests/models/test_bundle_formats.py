@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from importlib.resources import files
 
 import pytest
 import torch
@@ -54,6 +55,12 @@ def test_the_bundled_models_load_whatever_their_format(name):
     bundle = load(name)
     assert bundle.process == Absorbing(bundle.network().mask_id, LogLinear())
     assert bundle.provenance
+
+
+@pytest.mark.parametrize("name", ["exact", "exact-8", "tiny-news"])
+def test_the_card_of_a_bundled_student_says_for_how_many_moves_it_is_meant(name):
+    card = (files("didi") / "bundles" / name / "README.md").read_text()
+    assert f"Moves: the student is meant for {load(name).intended_nfe}, the default of `didi generate`." in card
 
 
 def test_a_manifest_of_format_1_is_read(folder):

@@ -93,6 +93,13 @@ def test_a_key_both_with_and_without_prefix_is_refused():
         dit_from_state_dict(WEIGHTS | {BACKBONE_PREFIX + "rotary_emb.inv_freq": torch.zeros(8)}, NUM_HEADS)
 
 
+@pytest.mark.parametrize("dtype", [torch.int8, torch.bool])
+def test_weights_that_are_no_floating_point_numbers_are_refused(dtype):
+    name = "blocks.0.attn_qkv.weight"
+    with pytest.raises(UsageError, match=f"floating-point numbers; {name} has {dtype}"):
+        dit_from_state_dict(WEIGHTS | {name: WEIGHTS[name].to(dtype)}, NUM_HEADS)
+
+
 def test_a_wrong_number_of_heads_shows_in_the_rotary_frequencies():
     with pytest.raises(UsageError, match=r"rotary_emb\.inv_freq has shape"):
         dit_from_state_dict(WEIGHTS, 4)

@@ -254,7 +254,15 @@ def test_the_passes_of_a_trace_are_seen(told):
 
 @pytest.mark.parametrize(
     ("objective", "expected"),
-    [({}, None), (WHOLE, 3), (WHOLE | {"moves": 5}, 5), (PATH, 4), (BUDGETS, 5), (BUDGETS | {"budgets": (7, 1)}, 7)],
+    [
+        ({}, None),
+        ({"trajectory": "one-step"}, 1),
+        (WHOLE, 3),
+        (WHOLE | {"moves": 5}, 5),
+        (PATH, 4),
+        (BUDGETS, 5),
+        (BUDGETS | {"budgets": (7, 1)}, 7),
+    ],
 )
 def test_a_bundle_records_the_moves_of_its_student(make_job, objective, expected):
     assert make_job(with_objective(**objective)).bundle().intended_nfe == expected

@@ -6,12 +6,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast
 
-import torch
 from safetensors.torch import save_file
-from tokenizers import Tokenizer
 
+from didi.apps.convert_parts import discriminator_weights, intended_nfe, network_weights, tokenizer_of, whole
 from didi.apps.terminal import parse
-from didi.data.text import load_tokenizer
 from didi.diffusion import Process
 from didi.diffusion.absorbing import Absorbing
 from didi.diffusion.schedule import LogLinear, Schedule, schedule_from_name
@@ -19,18 +17,9 @@ from didi.diffusion.uniform import Uniform
 from didi.errors import UsageError
 from didi.files import staged_folder
 from didi.models.bundle import Bundle, Role, load, save
-from didi.models.convert import (
-    averaged_weights,
-    discriminator_from_state_dict,
-    dit_from_state_dict,
-    mdlm_state_dict,
-)
+from didi.models.convert import discriminator_from_state_dict, dit_from_state_dict, mdlm_state_dict
 from didi.models.dit import DiT
-from didi.models.foreign import Checkpoint, read_checkpoint
-from didi.models.untrusted import read_tokenizer
-
-GPT2_WITH_MASK = 50258  # symbols of the public text checkpoints
-DISCRIMINATOR_FILE = "discriminator.safetensors"
+from didi.models.foreign import read_checkpoint
 
 
 @dataclass(frozen=True)
@@ -55,6 +44,8 @@ class ConvertCommand:
     """didi: the discriminator's file; discriminator.safetensors beside the checkpoint by default, if it is there."""
     revision: str | None = None
     """Branch, tag or commit of a Hub repository (sdtt keeps its rounds so)."""
+    nfe: int | None = None
+    """Moves that a student is meant for, the default of didi generate; config.json's intended_nfe, or not recorded."""
 
 
 @dataclass(frozen=True)
@@ -163,30 +154,32 @@ def convert(layout: str, source: str, command: ConvertCommand) -> Path:
     """
     kind, found = LAYOUTS[layout], read_checkpoint(source, revision=command.revision)
     given = kind.settings(found.settings)
-    length = _whole("length", command.length or given.length or 1024)
+    length = whole("length", command.length or given.length or 1024)
     num_heads = command.num_heads or given.num_heads
-    num_heads = None if num_heads is None else _whole("num_heads", num_heads)
+    num_heads = None if num_heads is None else whole("num_heads", num_heads)
     is_tied = command.tied or bool(found.settings.get("tie_word_embeddings", False))
-    weights = command.weights or ("raw" if found.shadow is None else "ema")
+    weights = command.weights or ("raw" if found.shadow is None and not found.average else "ema")
     network = dit_from_state_dict(
-        _chosen(found, weights, is_tied=is_tied),
+        network_weights(found, weights, is_tied=is_tied),
         num_heads,
         length=length,
         is_time_conditioned=given.is_time_conditioned,
         is_uniform=given.is_uniform,
         is_tied=is_tied,
     )
-    networks: dict[str, Any] = {command.role or kind.role: network.eval()}
-    if layout == "didi" and (file := _discriminator_file(found, command)) is not None:
+    role = command.role or kind.role
+    networks: dict[str, Any] = {role: network.eval()}
+    if discriminator := discriminator_weights(layout, found, command.discriminator):
         networks["discriminator"] = discriminator_from_state_dict(
-            read_checkpoint(str(file)).weights, num_heads, length=length, mask_id=network.config.mask_id
+            discriminator, num_heads, length=length, mask_id=network.config.mask_id
         )
     vocab_size, mask_id = network.config.vocab_size, network.config.mask_id
     process = Uniform(vocab_size, given.schedule) if mask_id is None else Absorbing(mask_id, given.schedule)
     bundle = Bundle(
         **networks,
-        tokenizer=_tokenizer(command.tokenizer, found, network),
+        tokenizer=tokenizer_of(command.tokenizer, found, network),
         process=cast(Process, process),
+        intended_nfe=intended_nfe(command.nfe, found, role),
         provenance={"source": source, "layout": layout, "weights": weights}
         | ({"revision": command.revision} if command.revision else {}),
     )
@@ -216,48 +209,11 @@ def export(bundle: Bundle, out: Path, role: Role | None = None) -> Path:
         "dropout": shape.dropout,
         "time_conditioning": shape.is_time_conditioned,
     }
+    if network is bundle.student and bundle.intended_nfe is not None:
+        config["intended_nfe"] = bundle.intended_nfe
     with staged_folder(out) as staging:
         (staging / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         save_file(weights, staging / "model.safetensors", metadata={"format": "pt"})
         if bundle.tokenizer is not None:
             bundle.tokenizer.save(str(staging / "tokenizer.json"))
     return out
-
-
-def _whole(name: str, value: Any) -> int:
-    if type(value) is not int or value < 1:
-        raise UsageError(f"{name} is a whole number, 1 or more; got {value!r}")
-    return value
-
-
-def _chosen(found: Checkpoint, weights: str, *, is_tied: bool) -> Mapping[str, torch.Tensor]:
-    if weights == "raw":
-        return found.weights
-    if found.shadow is None:
-        raise UsageError("--weights ema is for training checkpoints, which hold both; this one holds one set: raw")
-    return averaged_weights(found.weights, found.shadow, is_tied=is_tied)
-
-
-def _discriminator_file(found: Checkpoint, command: ConvertCommand) -> Path | None:
-    if command.discriminator is not None:
-        return command.discriminator
-    beside = found.folder / DISCRIMINATOR_FILE
-    return beside if beside.is_file() else None
-
-
-def _tokenizer(asked: str | None, found: Checkpoint, network: DiT) -> Tokenizer | None:
-    if asked == "none":
-        return None
-    beside = found.folder / "tokenizer.json"
-    if asked is None and beside.is_file():
-        tokenizer = read_tokenizer(beside)
-    elif asked is not None or network.vocab_size == GPT2_WITH_MASK:
-        tokenizer = load_tokenizer(asked or "gpt2")
-    else:
-        return None
-    if tokenizer.get_vocab_size() > network.vocab_size:
-        raise UsageError(
-            f"the tokenizer's {tokenizer.get_vocab_size()} symbols fit into the network's {network.vocab_size}; name "
-            "another with --tokenizer, or none"
-        )
-    return tokenizer

@@ -288,5 +288,5 @@ class Didi:
             discriminator=self.discriminator.eval(),
             tokenizer=self.tokenizer,
             process=self.process,
-            intended_nfe=max(objective.budgets, default=objective.moves),
+            intended_nfe=1 if objective.trajectory == "one-step" else max(objective.budgets, default=objective.moves),
         )

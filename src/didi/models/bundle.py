@@ -41,6 +41,8 @@ from didi.models.dit import DiT
 from didi.models.foreign import download
 from didi.models.manifest import ROLES, Manifest, read_manifest
 from didi.models.networks import NETWORKS, build, kind_of
+from didi.models.stored_dtype import stored_weights
+from didi.models.tokenizer_fit import fitted_tokenizer
 from didi.models.untrusted import PlainDumper, read_json, read_tokenizer
 
 WEIGHTS = "model.safetensors"
@@ -184,10 +186,10 @@ def save(bundle: Bundle, path: Path | str, *, dtype: torch.dtype = torch.float32
     Args:
         bundle: what to write; needs one network or more.
         path: the folder; an existing bundle there is replaced.
-        dtype: of the stored weights; loading always gives float32.
+        dtype: of the stored weights, see ``stored_weights``; loading always gives float32.
 
     Raises:
-        UsageError: the bundle is empty, or ``path`` is something other than a bundle.
+        UsageError: the bundle is empty, ``path`` is something other than a bundle, or ``dtype`` cannot hold a weight.
     """
     path = Path(path)
     networks: dict[str, Any] = dict(bundle.networks())
@@ -200,19 +202,15 @@ def save(bundle: Bundle, path: Path | str, *, dtype: torch.dtype = torch.float32
             (staging / role).mkdir()
             config = json.dumps(dataclasses.asdict(network.config), indent=2)
             (staging / role / "config.json").write_text(config + "\n")
-            learned = dict(network.named_parameters())  # buffers, such as rotary frequencies, keep their precision
-            weights = {
-                key: (value.to(dtype) if key in learned else value).detach().cpu().contiguous()
-                for key, value in network.state_dict().items()
-            }
-            save_file(weights, staging / role / WEIGHTS)
+            save_file(stored_weights(network, dtype), staging / role / WEIGHTS)
         if bundle.tokenizer is not None:
             bundle.tokenizer.save(str(staging / "tokenizer.json"))
         kinds = {role: kind_of(network) for role, network in networks.items()}
         manifest = Manifest(bundle.process, kinds, bundle.intended_nfe, bundle.provenance).record()
         (staging / "bundle.yaml").write_text(yaml.dump(manifest, Dumper=PlainDumper, sort_keys=False))
         sizes = {role: num_parameters(network) for role, network in networks.items()}
-        (staging / "README.md").write_text(model_card(sizes, bundle.process, bundle.provenance), encoding="utf-8")
+        card = model_card(sizes, bundle.process, bundle.provenance, bundle.intended_nfe)
+        (staging / "README.md").write_text(card, encoding="utf-8")
     return path
 
 
@@ -237,10 +235,18 @@ def load(name: Path | str) -> Bundle:
         sizes = {network.config.vocab_size for network in networks.values()}
         if sizes != {num := manifest.process.vocab_size}:
             raise UsageError(f"all networks of a bundle share the {num} symbols of its process; {path} has {sizes}")
-    tokenizer_file = path / "tokenizer.json"
+    tokenizer_file, tokenizer = path / "tokenizer.json", None
+    if tokenizer_file.is_file():
+        vocab_size = min(network.config.vocab_size for network in networks.values())
+        tokenizer = fitted_tokenizer(
+            read_tokenizer(tokenizer_file),
+            vocab_size=vocab_size,
+            mask_id=manifest.process.mask_id,
+            source=str(tokenizer_file),
+        )
     return Bundle(
         **networks,
-        tokenizer=read_tokenizer(tokenizer_file) if tokenizer_file.is_file() else None,
+        tokenizer=tokenizer,
         process=manifest.process,
         intended_nfe=manifest.intended_nfe,
         provenance=manifest.provenance,

@@ -18,13 +18,16 @@ USES = {
 }
 
 
-def model_card(sizes: Mapping[str, int], process: Process, provenance: Mapping[str, Any]) -> str:
+def model_card(
+    sizes: Mapping[str, int], process: Process, provenance: Mapping[str, Any], intended_nfe: int | None = None
+) -> str:
     """Markdown with the Hub's header.
 
     Args:
         sizes: parameters of each network, by its role.
         process: diffusion process of the networks.
         provenance: as in the bundle.
+        intended_nfe: moves that the student is meant for; None if unknown.
     """
     header = ModelCardData(library_name="didi-instruct", tags=["masked-diffusion", "text-generation"])
     origin = {
@@ -41,6 +44,7 @@ def model_card(sizes: Mapping[str, int], process: Process, provenance: Mapping[s
                 align="lrl",
             ),
             f"\nProcess: {process.name} diffusion, {process.schedule.name} noise schedule.",
+            *([_moves(intended_nfe)] if "student" in sizes else []),
             *(f"{name.capitalize()}: {value}." for name, value in origin.items()),
             "\n```python",
             "import didi\n",
@@ -53,3 +57,9 @@ def model_card(sizes: Mapping[str, int], process: Process, provenance: Mapping[s
             f"<details><summary>All settings</summary>\n\n```yaml\n{settings}```\n\n</details>\n",
         ]
     )
+
+
+def _moves(intended_nfe: int | None) -> str:
+    if intended_nfe is None:
+        return "Moves: the number that the student is meant for is not recorded; choose it with `--nfe`."
+    return f"Moves: the student is meant for {intended_nfe}, the default of `didi generate`."

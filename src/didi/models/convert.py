@@ -7,10 +7,12 @@ import torch
 from torch import Tensor
 
 from didi.errors import UsageError
+from didi.models.checkpoint_keys import BACKBONE, bare_keys
 from didi.models.discriminator import TRUNK, Discriminator, DiscriminatorConfig, current_names
 from didi.models.dit import DiT, DiTConfig
+from didi.models.layers import Rotary
 
-BACKBONE_PREFIX = "backbone."
+BACKBONE_PREFIX = f"{BACKBONE}."
 EMBEDDING, HEAD = "vocab_embed.embedding", "output_layer.linear.weight"
 BUFFERS = ("rotary_emb.inv_freq",)  # in a state dict, but no parameters
 LAST_LAYER = "output_layer.main.2."
@@ -29,7 +31,8 @@ def dit_from_state_dict(
     """A DiT from a state dict in the public MDLM layout, which Duo, SDTT, SEDD and DiDi-Instruct share.
 
     Args:
-        state_dict: bare keys, or all of them under ``backbone.`` as in Hub repositories.
+        state_dict: bare keys, or keys with the prefixes of ``checkpoint_keys`` (``backbone.``, ``module.``); weights of
+            any floating-point type.
         num_heads: attention heads; inferred from the rotary frequencies by default.
         mask_id: index of [MASK]; the last symbol by default.
         length: context length, which no tensor's shape gives; rotary positions have no limit of their own.
@@ -40,7 +43,7 @@ def dit_from_state_dict(
     Raises:
         UsageError: a key is missing, extra, or has another shape; all of them are named.
     """
-    weights = without_prefix(state_dict)
+    weights = bare_keys(state_dict)
     if is_tied:
         if HEAD in weights and not torch.equal(weights[HEAD], weights[EMBEDDING]):
             raise UsageError(f"the head of a tied checkpoint is its embedding; {HEAD} differs: leave tied out")
@@ -74,7 +77,7 @@ def discriminator_from_state_dict(
     Raises:
         UsageError: Keys are missing or unknown or have other shapes; the message names all of them.
     """
-    weights = {_new_spectral_name(name): value for name, value in without_prefix(state_dict).items()}
+    weights = {_new_spectral_name(name): value for name, value in bare_keys(state_dict).items()}
     shape = _infer_config(weights, num_heads, mask_id, length, is_time_conditioned=True, is_uniform=False)
     with torch.device("meta"):
         network = Discriminator(DiscriminatorConfig(**vars(shape)))
@@ -119,9 +122,8 @@ def averaged_weights(
     Raises:
         UsageError: the list does not fit the names, in number or in shape.
     """
-    names = [name for name in state_dict if name.removeprefix(BACKBONE_PREFIX) not in BUFFERS]
-    if is_tied:
-        names = [name for name in names if name.removeprefix(BACKBONE_PREFIX) != HEAD]
+    state_dict = bare_keys(state_dict)
+    names = [name for name in state_dict if name not in BUFFERS and not (is_tied and name == HEAD)]
     if len(names) != len(shadow):
         raise UsageError(
             f"averaged weights fit the named ones one by one; there are {len(shadow)} of {len(names)}: use raw weights"
@@ -132,22 +134,8 @@ def averaged_weights(
                 f"averaged weights fit the named ones one by one; that of {name} has shape {list(value.shape)}, not "
                 f"{list(state_dict[name].shape)}: use raw weights"
             )
-    averaged = dict(state_dict) | dict(zip(names, shadow, strict=True))
-    if is_tied:
-        averaged = {name: value for name, value in averaged.items() if name.removeprefix(BACKBONE_PREFIX) != HEAD}
-    return averaged
-
-
-def without_prefix(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Bare keys.
-
-    Raises:
-        UsageError: a key is there both with the prefix and without.
-    """
-    weights = {name.removeprefix(BACKBONE_PREFIX): value for name, value in state_dict.items()}
-    if len(weights) != len(state_dict):
-        raise UsageError("a state dict has each key once; this one holds keys both with and without 'backbone.'")
-    return weights
+    averaged = state_dict | dict(zip(names, shadow, strict=True))
+    return {name: value for name, value in averaged.items() if not (is_tied and name == HEAD)}
 
 
 def check_keys(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], *, source: str) -> None:
@@ -168,8 +156,23 @@ def check_keys(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], *, s
 
 
 def _owned(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Copies, so that neither tied nor shared memory is left; float32, which networks compute in."""
-    return {name: value.float().clone() for name, value in weights.items()}
+    """Copies, so that neither tied nor shared memory is left; float32, which networks compute in.
+
+    Raises:
+        UsageError: Weights are integers or quantized: their scales are not in a state dict.
+    """
+    for name, value in weights.items():
+        if not value.is_floating_point():
+            raise UsageError(
+                f"weights are floating-point numbers; {name} has {value.dtype}: give those before quantization"
+            )
+    owned = {name: value.detach().float().clone() for name, value in weights.items()}
+    for name in BUFFERS:
+        # Rounded to 8 bits, a frequency of 1 is wrong by some radians at position 1,000. Training had the exact ones.
+        exact = Rotary(2 * len(owned[name])).inv_freq
+        if weights[name].dtype != torch.float32 and torch.allclose(owned[name], exact, rtol=2**-8, atol=0):
+            owned[name] = exact
+    return owned
 
 
 def _new_spectral_name(name: str) -> str:

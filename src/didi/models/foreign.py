@@ -1,10 +1,11 @@
 """Checkpoint files of other code bases: Hub repositories, safetensors, bin, Lightning .ckpt; read without their code.
 
-A pickled file is read with ``weights_only=True`` alone. Settings objects that such files keep beside the weights are
-read as inert stand-ins, so that nothing of them runs; a file that holds anything else is refused.
+A pickled file is read with ``weights_only=True``. Where it holds other objects beside the weights (settings,
+tokenizers, code), these are replaced by placeholders (``inert_pickle``): nothing is imported and nothing of them runs.
 """
 
 import os
+import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,13 +17,20 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from didi.errors import DidiError, UsageError
+from didi.models import inert_pickle
+from didi.models.checkpoint_keys import AVERAGE, BACKBONE, DISCRIMINATOR, by_network
 from didi.models.untrusted import read_json
 
-WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 PICKLED = (".bin", ".pt", ".pth", ".ckpt")
-WRAPPERS = ("module.", "_orig_mod.")  # of DDP and torch.compile, anywhere in a key
-NO_NETWORK = ("noise.",)  # noise schedules, which MDLM's Lightning module keeps beside its backbone
-INERT_MODULES = ("omegaconf.", "typing.", "collections.", "lightning.", "pytorch_lightning.", "pathlib.")
+INDEX = ".index.json"
+WEIGHT_FILES = (  # the first that is there
+    "model.safetensors",
+    f"model.safetensors{INDEX}",
+    "pytorch_model.bin",
+    f"pytorch_model.bin{INDEX}",
+)
+HUB_FILES = ("config.json", "tokenizer.json", f"*{INDEX}", "*.safetensors", *(f"*{suffix}" for suffix in PICKLED))
+ZIP_SIGNATURE = b"PK\x03\x04"
 
 
 @dataclass(frozen=True)
@@ -30,26 +38,20 @@ class Checkpoint:
     """What a file of another code base holds.
 
     Attributes:
-        weights: the named tensors of its network, in the file's order.
+        weights: the named tensors of its network, in the file's order, under bare keys (``checkpoint_keys``).
         shadow: the exponential moving average of its parameters, a list without names; None where there is none.
+        average: the exponential moving average with names, under bare keys; empty where there is none.
+        discriminator: the named tensors of a discriminator in the same file, the same way.
         settings: ``config.json`` beside the file; empty where there is none.
         folder: where it was found.
     """
 
     weights: dict[str, Tensor]
     shadow: list[Tensor] | None
+    average: dict[str, Tensor] = field(default_factory=dict)
+    discriminator: dict[str, Tensor] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
     folder: Path = Path()
-
-
-class _Inert:
-    """Takes the place of a foreign object: any arguments, any state, no behaviour."""
-
-    def __init__(self, *_: object, **__: object) -> None: ...
-
-    def __setstate__(self, _: object) -> None: ...
-
-    def __setitem__(self, _: object, __: object) -> None: ...
 
 
 def read_checkpoint(source: str, *, file: str | None = None, revision: str | None = None) -> Checkpoint:
@@ -68,13 +70,19 @@ def read_checkpoint(source: str, *, file: str | None = None, revision: str | Non
     if not os.path.exists(source):  # noqa: PTH110 - unlike pathlib's, it takes names that no system could hold
         if source.count("/") != 1 or source.startswith((".", "/")):
             raise UsageError(f"a checkpoint is a file, a folder or a Hub repository owner/name; {source!r} is none")
-        path = download(
-            source, ["config.json", "*.safetensors", "*.bin", "*.ckpt", "*.pth", "tokenizer.json"], revision
-        )
+        path = download(source, HUB_FILES, revision)
     weights_file = path if path.is_file() else _weights_in(path, file)
-    weights, shadow = read_weights(weights_file)
+    named, shadow = read_weights(weights_file)
+    networks = by_network(named)
     config = weights_file.parent / "config.json"
-    return Checkpoint(weights, shadow, read_json(config) if config.is_file() else {}, weights_file.parent)
+    return Checkpoint(
+        networks[BACKBONE],
+        shadow,
+        networks[AVERAGE],
+        networks[DISCRIMINATOR],
+        read_json(config) if config.is_file() else {},
+        weights_file.parent,
+    )
 
 
 def download(repository: str, patterns: Sequence[str], revision: str | None = None) -> Path:
@@ -93,29 +101,64 @@ def download(repository: str, patterns: Sequence[str], revision: str | None = No
 
 
 def read_weights(file: Path) -> tuple[dict[str, Tensor], list[Tensor] | None]:
-    """Named tensors of a file, and the moving average that goes with them.
+    """Named tensors of a file or of the shards that an index names, and the moving average that goes with them.
+
+    Args:
+        file: ``.safetensors``, one of ``PICKLED``, or the index ``*.index.json`` of such files.
+
+    Returns:
+        Tensors under the keys of the file, and the list of averaged parameters; None where there is none.
 
     Raises:
-        UsageError: the file is damaged, holds more than tensors, or no named ones.
+        UsageError: The file is damaged or is no file of weights, or a shard is missing or does not fit its index.
     """
+    if file.name.endswith(INDEX):
+        return _sharded(file), None
     if file.suffix == ".safetensors":
         try:
-            return _unwrapped(load_file(file)), None
+            return load_file(file), None
         except SafetensorError as error:
             raise UsageError(f"{file} is not a safetensors file: {error}") from error
     if file.suffix not in PICKLED:
-        raise UsageError(f"weights are .safetensors, {', '.join(PICKLED)}; got {file}")
+        raise UsageError(f"weights are .safetensors, {', '.join(PICKLED)} or {INDEX} of shards; got {file}")
     content = _unpickled(file)
     if not isinstance(content, Mapping):
         raise UsageError(f"{file} holds {type(content).__name__}, not named tensors")
     named = next((content[key] for key in ("state_dict", "model") if isinstance(content.get(key), Mapping)), content)
     average = content.get("ema")
     shadow = average.get("shadow_params") if isinstance(average, Mapping) else None
-    if not named or not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in named.items()):
-        raise UsageError(f"{file} holds no state dict: its own, under 'state_dict' (Lightning) or under 'model' (SEDD)")
+    if not named or not all(isinstance(key, str) and _is_dense(value) for key, value in named.items()):
+        raise UsageError(
+            f"{file} holds no state dict of dense tensors: its own, under 'state_dict' (Lightning) or under 'model' "
+            "(SEDD)"
+        )
+    if isinstance(average, inert_pickle.Placeholder):  # raw weights in its place would be worse, and nobody would know
+        raise UsageError(f"{file} holds an 'ema' that is an object of its code, which is not read: save its state dict")
     if shadow is not None and not (isinstance(shadow, list) and all(isinstance(one, Tensor) for one in shadow)):
         raise UsageError(f"{file} holds an 'ema' whose 'shadow_params' is no list of tensors")
-    return _unwrapped(named), shadow
+    return {key: value.detach() for key, value in named.items()}, shadow
+
+
+def _is_dense(value: Any) -> bool:
+    is_strided = isinstance(value, Tensor) and value.layout is torch.strided
+    return is_strided and value.device.type == "cpu"  # not "meta", which has no values
+
+
+def _sharded(index: Path) -> dict[str, Tensor]:
+    """The tensors of all files that an index of ``transformers`` names, each key from its own file."""
+    placed = read_json(index).get("weight_map")
+    if not isinstance(placed, dict) or not placed or not all(isinstance(name, str) for name in placed.values()):
+        raise UsageError(f"an index of shards holds weight_map, the file of each key; {index} does not")
+    shards: dict[str, dict[str, Tensor]] = {}
+    for name in sorted(set(placed.values())):
+        if Path(name).name != name or name.endswith(INDEX) or not (index.parent / name).is_file():
+            raise UsageError(f"a shard is a file of weights beside its index; {index} names {name!r}, which is none")
+        shards[name] = read_weights(index.parent / name)[0]
+    wrong = [key for key, name in placed.items() if key not in shards[name]]
+    wrong += [key for name, held in shards.items() for key in held if placed.get(key) != name]
+    if wrong:
+        raise UsageError(f"each key is in the shard that {index} names, and in no other; {', '.join(wrong[:5])} is not")
+    return {key: shards[name][key] for key, name in placed.items()}
 
 
 def _weights_in(folder: Path, file: str | None) -> Path:
@@ -133,28 +176,24 @@ def _weights_in(folder: Path, file: str | None) -> Path:
 
 def _unpickled(file: Path) -> Any:
     try:
-        foreign = torch.serialization.get_unsafe_globals_in_checkpoint(file)
-        refused = [name for name in foreign if not name.startswith(INERT_MODULES)]
-        if refused:
-            raise UsageError(
-                f"{file} holds more than tensors and settings ({', '.join(sorted(refused)[:5])}), which would run "
-                "code: save its state dict alone and convert that"
-            )
-        with torch.serialization.safe_globals([(_Inert, name) for name in foreign]):
-            return torch.load(file, map_location="cpu", weights_only=True)
-    except UsageError:
-        raise
+        if _has_foreign_objects(file):
+            return torch.load(file, map_location="cpu", weights_only=False, pickle_module=inert_pickle)
+        return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file ends in any error of zip, pickle and torch
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UsageError(f"{file} is not a checkpoint that can be read safely: {reason}") from error
+        reason = f"{type(error).__name__}: {error}".strip().splitlines()[0]
+        raise UsageError(f"{file} is not a checkpoint that can be read safely ({reason[:300]})") from error
 
 
-def _unwrapped(named: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Keys as the network alone has them."""
-    bare = {}
-    for key, value in named.items():
-        for wrapper in WRAPPERS:
-            key = key.replace(wrapper, "")
-        if not key.startswith(NO_NETWORK):
-            bare[key] = value
-    return bare
+def _has_foreign_objects(file: Path) -> bool:
+    """Whether a file of ``torch.save`` names functions or classes that ``weights_only`` does not read.
+
+    Raises:
+        ValueError: It is a TorchScript archive, which ``torch.load`` would compile.
+    """
+    with file.open("rb") as opened:
+        if opened.read(len(ZIP_SIGNATURE)) != ZIP_SIGNATURE:  # the format before torch 1.6
+            return False
+    try:
+        return bool(torch.serialization.get_unsafe_globals_in_checkpoint(file))
+    except pickle.UnpicklingError:  # an instruction of a newer pickle protocol, which torch does not disassemble
+        return True

@@ -1,0 +1,124 @@
+"""A bundle whose tokenizer does not go with its networks is refused on load and on convert, or completed."""
+
+import json
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+import didi
+from didi.apps.convert import run_convert
+from didi.data.text import load_tokenizer
+from didi.diffusion.uniform import Uniform
+from didi.errors import UsageError
+from didi.models.tokenizer_fit import MASK, fitted_tokenizer
+
+VOCAB, MASK_ID = 4, 3
+FITTING = {"a": 0, "b": 1, "c": 2, MASK: 3}
+LACKING = {"a": 0, "b": 1, "c": 2}
+REFUSED = [
+    (FITTING | {"d": 4}, "fit into the network's 4 symbols; .* has 'd' with id 4"),
+    (LACKING | {"z": 700}, "fit into the network's 4 symbols; .* has 'z' with id 700"),
+    ({"a": 0, MASK: 1, "b": 2}, "has the id of the network's mask, 3; .* has it with id 1"),
+    ({"a": 0, "b": 1, "c": 2, "<mask>": 3}, "has the id of the network's mask, 3; .* has '<mask>' there"),
+    ({"a": 0, "b": 1}, "has the id of the network's mask, 3; .* has no .*, and its next free id is another"),
+]
+
+
+def tokenizer(vocab):
+    made = Tokenizer(models.WordLevel(vocab, unk_token="a"))
+    made.pre_tokenizer = pre_tokenizers.Whitespace()
+    return made
+
+
+@pytest.fixture
+def saved(make_dit, tmp_path):
+    """Writes a bundle, and another tokenizer into it."""
+
+    def write(vocab):
+        folder = didi.save(didi.Bundle(student=make_dit(vocab_size=VOCAB, length=6)), tmp_path / "bundle")
+        tokenizer(vocab).save(str(folder / "tokenizer.json"))
+        return folder
+
+    return write
+
+
+@pytest.mark.parametrize(("vocab", "said"), REFUSED)
+def test_a_bundle_with_a_tokenizer_of_another_network_is_refused(saved, vocab, said):
+    with pytest.raises(UsageError, match=said) as caught:
+        didi.load(saved(vocab))
+    assert "\n" not in str(caught.value)
+
+
+def written(make_dit, tmp_path):
+    source = tmp_path / "hub"
+    source.mkdir()
+    torch.save(make_dit(vocab_size=VOCAB).state_dict(), source / "pytorch_model.bin")
+    return source
+
+
+@pytest.mark.parametrize(("vocab", "said"), REFUSED)
+def test_a_checkpoint_with_a_tokenizer_of_another_network_is_refused(make_dit, tmp_path, vocab, said):
+    source = written(make_dit, tmp_path)
+    tokenizer(vocab).save(str(source / "tokenizer.json"))
+    with pytest.raises(UsageError, match=said):
+        run_convert(["mdlm", str(source), "--out", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
+    run_convert(["mdlm", str(source), "--out", str(tmp_path / "out"), "--tokenizer", "none"])
+    assert didi.load(tmp_path / "out").tokenizer is None
+
+
+@pytest.mark.parametrize("vocab", [vocab for vocab, _ in REFUSED[:4]])
+def test_a_named_tokenizer_of_another_network_is_refused(make_dit, tmp_path, vocab):
+    tokenizer(vocab).save(str(tmp_path / "other.json"))
+    flags = ["--tokenizer", str(tmp_path / "other.json")]
+    with pytest.raises(UsageError, match=r"of a tokenizer .*other.json \(--tokenizer\) has"):
+        run_convert(["mdlm", str(written(make_dit, tmp_path)), "--out", str(tmp_path / "out"), *flags])
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_missing_mask_is_added_where_it_becomes_that_of_the_network(saved):
+    folder = saved(LACKING)
+    bundle = didi.load(folder)
+    assert bundle.tokenizer.get_vocab() == FITTING
+    assert MASK not in json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"]
+    filled = didi.generate(bundle, num_samples=3, nfe=2, infill="b [MASK] c", seed=0)
+    assert filled.tokens[:, :3].tolist() == [[1, filled.tokens[i, 1], 2] for i in range(3)]
+    assert (filled.tokens != MASK_ID).all()
+
+
+def test_a_converted_tokenizer_gets_the_mask_of_the_network(make_dit, tmp_path):
+    torch.save(make_dit(vocab_size=VOCAB).state_dict(), tmp_path / "last.ckpt")
+    tokenizer(LACKING).save(str(tmp_path / "tokenizer.json"))
+    run_convert(["mdlm", str(tmp_path / "last.ckpt"), "--out", str(tmp_path / "out")])
+    assert Tokenizer.from_file(str(tmp_path / "out" / "tokenizer.json")).get_vocab() == FITTING
+
+
+def test_a_fitting_tokenizer_is_taken_as_it_is():
+    given, lacking = tokenizer(FITTING), tokenizer(LACKING)
+    assert fitted_tokenizer(given, vocab_size=4, mask_id=3, source="x") is given
+    assert fitted_tokenizer(given, vocab_size=9, mask_id=3, source="x") is given
+    assert fitted_tokenizer(lacking, vocab_size=4, mask_id=3, source="x").get_vocab() == FITTING
+    assert lacking.get_vocab() == LACKING
+
+
+def test_an_added_mask_is_that_of_a_tokenizer_for_training(tmp_path):
+    tokenizer({"a": 0}).save(str(tmp_path / "tokenizer.json"))
+    completed = fitted_tokenizer(tokenizer({"a": 0}), vocab_size=2, mask_id=1, source="x")
+    found, expected = (
+        next(
+            token for token in json.loads(one.to_str())["added_tokens"] if token.pop("id") and token["content"] == MASK
+        )
+        for one in (completed, load_tokenizer(str(tmp_path / "tokenizer.json")))
+    )
+    assert found == expected
+
+
+def test_a_uniform_state_network_needs_no_mask_but_symbols_that_fit(make_dit, tmp_path):
+    network = make_dit(vocab_size=VOCAB, mask_id=None)
+    folder = didi.save(didi.Bundle(teacher=network, process=Uniform(VOCAB)), tmp_path / "bundle")
+    tokenizer(LACKING).save(str(folder / "tokenizer.json"))
+    assert didi.load(folder).tokenizer.get_vocab() == LACKING
+    tokenizer(LACKING | {"d": 4}).save(str(folder / "tokenizer.json"))
+    with pytest.raises(UsageError, match="fit into the network's 4 symbols"):
+        didi.load(folder)
