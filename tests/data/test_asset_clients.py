@@ -7,7 +7,8 @@ import sys
 import pytest
 
 from didi.data import assets
-from didi.data.assets import ASSETS, cache_dir, cached_folder, fetch, verify
+from didi.data.assets import ASSETS, fetch, verify
+from didi.data.cache import cache_dir, cached_folder
 from didi.errors import DidiError
 
 from .made_archives import FILES, zip_bytes

@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,8 @@ from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 
-from didi.data.assets import cache_dir, cached_folder, fetch
+from didi.data.assets import fetch
+from didi.data.cache import made_folder, packed_dir
 from didi.data.corpora import EOS, first_line, load_documents
 from didi.errors import DidiError, UsageError
 
@@ -206,11 +208,8 @@ def prepare_text(
     documents = load_documents(corpus)
     determined_by = source if isinstance(source, int) else source.to_str()
     choices = json.dumps([PACKED_FORMAT, length, seed, determined_by, *documents])
-    folder = cache_dir() / "text" / hashlib.sha256(choices.encode()).hexdigest()[:16]
-    if not (folder / ROWS).is_file():
-        with cached_folder(folder) as staging:
-            if not (folder / ROWS).is_file():  # another process may have been first
-                _prepare(documents, length, seed, source, staging)
+    folder = packed_dir() / hashlib.sha256(choices.encode()).hexdigest()[:16]
+    made_folder(folder, partial(_prepare, documents, length, seed, source))
     rows = {name: part.long() for name, part in load_file(folder / ROWS).items()}
     return TextData(**rows, tokenizer=Tokenizer.from_file(str(folder / TOKENIZER)))
 
@@ -286,6 +285,5 @@ def _prepare(documents: list[str], length: int, seed: int, source: Tokenizer | i
                 f"the {names.get(name, name)} split must fill a row; it has fewer than {length} tokens; "
                 "lower the length or give more documents"
             )
-    tokenizer.save(str(folder / TOKENIZER))
+    (folder / TOKENIZER).write_text(tokenizer.to_str(pretty=True), encoding="utf-8")
     save_file(packed, folder / ROWS)
-    (folder / ROWS).chmod((folder / TOKENIZER).stat().st_mode)  # safetensors lets only the owner read
