@@ -165,7 +165,7 @@ def test_a_cache_that_is_a_file_is_one_line(serve, cache):
     assert not is_cached("tiny")
     with pytest.raises(DidiError, match="only a fetched asset can be verified"):
         verify("tiny")
-    with pytest.raises(DidiError, match="could not be written: .*; name another place with DIDI_CACHE"):
+    with pytest.raises(DidiError, match=r"could not be written: .*; name another place with DIDI_CACHE"):
         fetch("tiny")
 
 
@@ -180,7 +180,7 @@ def test_a_read_only_cache_serves_what_is_there_and_names_the_remedy_otherwise(s
     assert fetch("tiny") == folder
     run_assets(["verify", "tiny"])
     flip_a_bit(folder / "a.txt")
-    with pytest.raises(DidiError, match="Read-only file system.*; name another place with DIDI_CACHE"):
+    with pytest.raises(DidiError, match=r"Read-only file system.*; name another place with DIDI_CACHE"):
         fetch("tiny")
 
 
@@ -204,7 +204,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(serve, cache, m
     opened = Path.open
     monkeypatch.setattr(Path, "open", lambda path, mode="r", **more: FullFile() if mode == "xb" else opened(path, mode))
     with pytest.raises(
-        DidiError, match="could not be written: .*No space left on device; name another place"
+        DidiError, match=r"could not be written: .*No space left on device; name another place"
     ) as caught:
         fetch("tiny")
     assert "\n" not in str(caught.value)

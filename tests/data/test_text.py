@@ -141,7 +141,7 @@ def test_too_little_text_makes_no_row(tokenizer):
 def test_packing_needs_a_length_and_eos(tokenizer):
     with pytest.raises(UsageError, match="got length 0"):
         pack(DOCUMENTS, tokenizer, 0)
-    with pytest.raises(UsageError, match="the id None"):
+    with pytest.raises(UsageError, match="this one has none"):
         pack(DOCUMENTS, text.Tokenizer(text.models.BPE()), 8)
 
 

@@ -15,6 +15,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from torch import Tensor
 
 from didi.data.assets import fetch
+from didi.data.blocks import BlockLayout, cut
 from didi.data.cache import made_folder, packed_dir
 from didi.data.corpora import EOS, first_line, load_documents
 from didi.errors import DidiError, UsageError
@@ -135,8 +136,10 @@ def load_tokenizer(name_or_path: str) -> Tokenizer:
         ) from error
 
 
-def pack(documents: Sequence[str], tokenizer: Tokenizer, length: int) -> Int[Tensor, "n l"]:
-    """Encode documents, append ``EOS`` to each, and split the concatenation into rows; an incomplete row is dropped.
+def pack(
+    documents: Sequence[str], tokenizer: Tokenizer, length: int, layout: BlockLayout = "stream"
+) -> Int[Tensor, "n l"]:
+    """Encode documents, append ``EOS`` to each, and cut the concatenation into rows; an incomplete row is dropped.
 
     A literal ``[MASK]`` or ``<|endoftext|>`` in a document is encoded as ordinary text, so that no document can put a
     mask into the data.
@@ -144,19 +147,18 @@ def pack(documents: Sequence[str], tokenizer: Tokenizer, length: int) -> Int[Ten
     Args:
         documents: Texts.
         tokenizer: A tokenizer whose vocabulary contains ``EOS``.
-        length: Tokens per row, at least 1.
+        length: Tokens per row, at least 1, or 3 with layout ``bos-eos``.
+        layout: Of the rows; ``EOS`` is the begin-of-text token too, as in GPT-2.
 
     Returns:
         Token ids, int64.
 
     Raises:
-        UsageError: ``length`` is below 1, or the tokenizer has no ``EOS``.
+        UsageError: ``length`` is too small, or the tokenizer has no ``EOS``.
     """
     eos_id = tokenizer.token_to_id(EOS)
-    if length < 1 or eos_id is None:
-        raise UsageError(
-            f"packing needs a length of at least 1 and a tokenizer with {EOS}; got length {length} and the id {eos_id}"
-        )
+    if eos_id is None:
+        raise UsageError(f"packing needs a tokenizer with {EOS}; this one has none; choose another")
     reader = Tokenizer.from_str(tokenizer.to_str())  # a copy: the settings below are state
     reader.encode_special_tokens = True
     reader.no_padding()
@@ -169,8 +171,7 @@ def pack(documents: Sequence[str], tokenizer: Tokenizer, length: int) -> Int[Ten
         )
     ]
     stream = np.concatenate(ids) if ids else np.empty(0, dtype=np.int32)
-    num_rows = len(stream) // length
-    return torch.from_numpy(stream[: num_rows * length].reshape(num_rows, length)).long()
+    return cut(stream, length, eos_id, layout)
 
 
 def prepare_text(
@@ -180,6 +181,7 @@ def prepare_text(
     vocab_size: int | None = None,
     tokenizer: str | Tokenizer | None = None,
     seed: int = 0,
+    block_layout: BlockLayout = "stream",
 ) -> TextData:
     """Load, split, tokenise and pack a corpus, or find it so in the cache.
 
@@ -191,6 +193,7 @@ def prepare_text(
         vocab_size: train a byte-level BPE of this size on the training split.
         tokenizer: take this one instead, by name or itself; with neither, ``"gpt2"``.
         seed: of the split into 90% training, 5% validation and 5% test documents.
+        block_layout: of the rows.
 
     Raises:
         UsageError: both a size and a tokenizer are given, or the training split fills no row.
@@ -207,9 +210,10 @@ def prepare_text(
         source = tokenizer if isinstance(tokenizer, Tokenizer) else load_tokenizer(tokenizer or "gpt2")
     documents = load_documents(corpus)
     determined_by = source if isinstance(source, int) else source.to_str()
-    choices = json.dumps([PACKED_FORMAT, length, seed, determined_by, *documents])
+    shape = length if block_layout == "stream" else [length, block_layout]  # the former is what earlier versions hashed
+    choices = json.dumps([PACKED_FORMAT, shape, seed, determined_by, *documents])
     folder = packed_dir() / hashlib.sha256(choices.encode()).hexdigest()[:16]
-    made_folder(folder, partial(_prepare, documents, length, seed, source))
+    made_folder(folder, partial(_prepare, documents, length, block_layout, seed, source))
     rows = {name: part.long() for name, part in load_file(folder / ROWS).items()}
     return TextData(**rows, tokenizer=Tokenizer.from_file(str(folder / TOKENIZER)))
 
@@ -273,11 +277,13 @@ def _with_specials(tokenizer: Tokenizer) -> Tokenizer:
     return tokenizer
 
 
-def _prepare(documents: list[str], length: int, seed: int, source: Tokenizer | int, folder: Path) -> None:
+def _prepare(
+    documents: list[str], length: int, layout: BlockLayout, seed: int, source: Tokenizer | int, folder: Path
+) -> None:
     """Write a tokenizer, given or trained to a size, and the rows it packs."""
     splits = split_documents(documents, seed=seed)
     tokenizer = train_tokenizer(splits.train, source) if isinstance(source, int) else source
-    packed = {name: pack(part, tokenizer, length).int() for name, part in vars(splits).items()}
+    packed = {name: pack(part, tokenizer, length, layout).int() for name, part in vars(splits).items()}
     names = {"train": "training"}
     for name, rows in packed.items():
         if not len(rows):

@@ -10,8 +10,9 @@ from jaxtyping import Int
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from didi.data.blocks import block_layout_of
 from didi.data.markov import WORLDS
-from didi.data.source import open_source
+from didi.data.source import source_for
 from didi.data.text import pack
 from didi.data.zero_shot import zero_shot_documents
 from didi.diffusion.noise import named_generator
@@ -64,17 +65,18 @@ class LikelihoodRow:
 def rows_of(bundle: Bundle, corpus: str) -> Int[Tensor, "n l"]:
     """Rows of a corpus in a bundle's tokens: of the test split where the bundle was trained on it, else of all of it.
 
-    Documents are joined, each ended with the end-of-text token, and cut into blocks of the network's length.
+    Documents are joined, each ended with the end-of-text token, and cut into blocks of the network's length, in the
+    block layout that the bundle records.
 
     Raises:
         UsageError: it fills no block, or the bundle has no tokenizer.
     """
     length = bundle.network().length
     if corpus in (*WORLDS, bundle.provenance.get("corpus")):
-        return open_source(corpus, length=length, tokenizer=bundle.tokenizer).test
+        return source_for(bundle, corpus).test
     if not isinstance(bundle.tokenizer, Tokenizer):
         raise UsageError(f"text is scored in a bundle's own tokens; {bundle.name} has no tokenizer")
-    rows = pack(zero_shot_documents(corpus), bundle.tokenizer, length)
+    rows = pack(zero_shot_documents(corpus), bundle.tokenizer, length, block_layout_of(bundle.provenance))
     if not len(rows):
         raise UsageError(f"a corpus fills a block of {length} tokens or more; {corpus!r} does not")
     return rows
