@@ -18,6 +18,7 @@ from didi.data.assets import fetch
 from didi.data.blocks import BlockLayout, cut
 from didi.data.cache import made_folder, packed_dir
 from didi.data.corpora import EOS, first_line, load_documents
+from didi.data.encoding import plain_encoder
 from didi.errors import DidiError, UsageError
 
 MASK = "[MASK]"
@@ -159,10 +160,7 @@ def pack(
     eos_id = tokenizer.token_to_id(EOS)
     if eos_id is None:
         raise UsageError(f"packing needs a tokenizer with {EOS}; this one has none; choose another")
-    reader = Tokenizer.from_str(tokenizer.to_str())  # a copy: the settings below are state
-    reader.encode_special_tokens = True
-    reader.no_padding()
-    reader.no_truncation()
+    reader = plain_encoder(tokenizer)
     ids = [
         np.asarray([*encoding.ids, eos_id], dtype=np.int32)
         for start in range(0, len(documents), DOCUMENTS_PER_CALL)
