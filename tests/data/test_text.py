@@ -108,6 +108,7 @@ def test_a_tokenizer_the_hub_cannot_give_is_a_failure(monkeypatch):
     def from_pretrained(name):
         raise Exception("offline\nat all")
 
+    monkeypatch.setattr("didi.hub.is_reachable", lambda: True)
     monkeypatch.setattr(text, "Tokenizer", SimpleNamespace(from_pretrained=from_pretrained))
     with pytest.raises(DidiError, match=r"'gtp2' could not be loaded \(offline\); check the name"):
         load_tokenizer("gtp2")

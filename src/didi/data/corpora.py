@@ -11,6 +11,7 @@ from didi.data.assets import fetch
 from didi.data.readers import afaq_sections, bbc_articles, wiki_leads
 from didi.data.sword import treasury_sections
 from didi.errors import DidiError, UsageError
+from didi.hub import failure, hub_or_cache
 
 EOS = "<|endoftext|>"
 BYTE_ORDER_MARK = "\ufeff"
@@ -143,14 +144,16 @@ def _hub(corpus: str) -> list[str]:
     owner, repository, *config = name.split("/")
     try:
         import datasets  # here, since only this needs it
-
-        table = datasets.load_dataset(f"{owner}/{repository}", *config, split=split or "train")
     except ImportError as error:
         raise DidiError(f"{corpus!r} needs the package datasets; pip install 'didi-instruct[eval]'") from error
-    except Exception as error:  # of many kinds: hub, network, cache, format
-        raise DidiError(
-            f"the Hub data set {corpus!r} could not be loaded ({first_line(error)}); check the name and the network"
-        ) from error
+    with hub_or_cache() as is_reached:
+        try:
+            table = datasets.load_dataset(f"{owner}/{repository}", *config, split=split or "train")
+        except Exception as error:  # of many kinds: hub, network, cache, format
+            reason = failure(error, is_reached=is_reached)
+            raise DidiError(
+                f"the Hub data set {corpus!r} could not be loaded ({reason}); check the name and the network"
+            ) from error
     column = column or "text"
     if column not in table.column_names:
         raise UsageError(

@@ -20,6 +20,7 @@ from didi.data.cache import made_folder, packed_dir
 from didi.data.corpora import EOS, first_line, load_documents
 from didi.data.encoding import plain_encoder
 from didi.errors import DidiError, UsageError
+from didi.hub import failure, hub_or_cache
 
 MASK = "[MASK]"
 NUM_BYTES = 256
@@ -128,13 +129,14 @@ def load_tokenizer(name_or_path: str) -> Tokenizer:
                 f"a tokenizer file must be a tokenizer.json; {name_or_path!r} is not ({first_line(error)}); "
                 "check the path"
             ) from error
-    try:
-        return _with_specials(Tokenizer.from_pretrained(name_or_path))
-    except Exception as error:
-        raise DidiError(
-            f"a tokenizer is 'gpt2', a tokenizer.json or a Hub repository; {name_or_path!r} could not be loaded "
-            f"({first_line(error)}); check the name and the network"
-        ) from error
+    with hub_or_cache() as is_reached:
+        try:
+            return _with_specials(Tokenizer.from_pretrained(name_or_path))
+        except Exception as error:
+            raise DidiError(
+                f"a tokenizer is 'gpt2', a tokenizer.json or a Hub repository; {name_or_path!r} could not be loaded "
+                f"({failure(error, is_reached=is_reached)}); check the name and the network"
+            ) from error
 
 
 def pack(

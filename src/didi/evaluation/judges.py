@@ -59,7 +59,7 @@ def load_judge(name: str, *, device: Device = "cpu") -> Judge:
 
 def _causal(name: str, device: Device, source: Callable[[ModuleType], Path | str]) -> Judge:
     """The causal language model of transformers in the folder, or of the Hub name, that ``source`` gives."""
-    with transformers_for(f"judge {name!r}", known=", ".join(map(repr, JUDGES))) as transformers:
+    with transformers_for("judge", name, known=list(JUDGES)) as transformers:
         found = source(transformers)
         model = transformers.AutoModelForCausalLM.from_pretrained(found)
         tokenizer = transformers.AutoTokenizer.from_pretrained(found)
