@@ -48,7 +48,7 @@ def load_documents(corpus: str) -> list[str]:
         except UnicodeDecodeError as error:
             raise UsageError(f"a corpus file must be UTF-8; {corpus!r} is not ({error.reason}); convert it") from error
     elif HUB_NAME.fullmatch(corpus):
-        documents = _hub(corpus)
+        documents = hub_texts(corpus)
     else:
         nearest = difflib.get_close_matches(corpus, CORPORA, n=1, cutoff=0.0)[0]
         raise UsageError(
@@ -138,7 +138,16 @@ def _without_mark(document: str) -> str:
     return document.lstrip(BYTE_ORDER_MARK).lstrip() if document.startswith(BYTE_ORDER_MARK) else document
 
 
-def _hub(corpus: str) -> list[str]:
+def hub_texts(corpus: str) -> list[str]:
+    """All texts of a data set of the Hub as they are there, empty ones and repeated ones too.
+
+    Args:
+        corpus: ``owner/name[/config][:split][#column]``.
+
+    Raises:
+        UsageError: it has no such column.
+        DidiError: it cannot be loaded.
+    """
     place, _, column = corpus.partition("#")
     name, _, split = place.partition(":")
     owner, repository, *config = name.split("/")

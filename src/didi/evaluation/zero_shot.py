@@ -14,7 +14,7 @@ from didi.data.blocks import block_layout_of
 from didi.data.markov import WORLDS
 from didi.data.source import source_for
 from didi.data.text import pack
-from didi.data.zero_shot import zero_shot_documents
+from didi.data.zero_shot import is_detokenized, zero_shot_documents
 from didi.diffusion.noise import named_generator
 from didi.errors import UsageError
 from didi.evaluation.likelihood import Likelihood, likelihood
@@ -32,12 +32,16 @@ class LikelihoodRow:
         role: the network.
         characters: of the texts that were scored.
         found: its likelihood.
+        is_detokenized: whether the texts were detokenised by the rules of ``data.detokenize``.
+        block_layout: of the rows, into which the texts were wrapped; see ``data.blocks``.
     """
 
     data: str
     role: str
     characters: int
     found: Likelihood
+    is_detokenized: bool = False
+    block_layout: str = "stream"
 
     @property
     def bits_per_character(self) -> float:
@@ -52,6 +56,7 @@ class LikelihoodRow:
             | figures
             | asdict(self.found)
             | {"characters": self.characters}
+            | {"is_detokenized": self.is_detokenized, "block_layout": self.block_layout}
         )
 
     @classmethod
@@ -59,7 +64,8 @@ class LikelihoodRow:
         """The row that ``record()`` made."""
         found = {each.name: record[each.name] for each in fields(Likelihood)}
         found["nats_ci"] = tuple(found["nats_ci"])
-        return cls(record["data"], record["role"], record["characters"], Likelihood(**found))
+        prepared = record.get("is_detokenized", False), record.get("block_layout", "stream")  # later than the others
+        return cls(record["data"], record["role"], record["characters"], Likelihood(**found), *prepared)
 
 
 def rows_of(bundle: Bundle, corpus: str) -> Int[Tensor, "n l"]:
@@ -111,7 +117,15 @@ def score_corpus(
     chosen = rows[order[:num_sequences]]
     network = bundle.network(role)
     found = likelihood(network, bundle.process, chosen, num_draws=num_draws, batch_size=batch_size, seed=seed)
-    return LikelihoodRow(corpus, role, sum(len(text) for text in decode(bundle, chosen)), found)
+    characters = sum(len(text) for text in decode(bundle, chosen))
+    return LikelihoodRow(
+        corpus,
+        role,
+        characters,
+        found,
+        is_detokenized=is_detokenized(corpus),
+        block_layout=block_layout_of(bundle.provenance),
+    )
 
 
 def likelihood_table(rows: Sequence[LikelihoodRow], *, model: str, machine: str) -> str:
@@ -136,8 +150,11 @@ def likelihood_table(rows: Sequence[LikelihoodRow], *, model: str, machine: str)
         about.append(
             f"{max(found.num_draws for found in each)} masks a sequence, of noise at most {noise:.3f} nats a token"
         )
+    detokenised = list(dict.fromkeys(row.data for row in rows if row.is_detokenized))
+    rules = f"Detokenised by the rules of MDLM: {', '.join(detokenised)}. " if detokenised else ""
     lines.append(
-        f"{'; '.join([*about, machine])}. ≤: an upper bound. Perplexities are per token of the model's own tokenizer; "
-        "intervals are bootstrapped over sequences."
+        f"{'; '.join([*about, machine])}. ≤: an upper bound. {rules}Texts are wrapped into blocks, layout "
+        f"{rows[0].block_layout}. Perplexities are per token of the model's own tokenizer; intervals are bootstrapped "
+        "over sequences."
     )
     return "\n".join(lines) + "\n"
