@@ -70,7 +70,7 @@ def test_lambada(tokenised, text):
 @pytest.mark.parametrize(
     ("tokenised", "text"),
     [
-        ("@xmath0 is ( see fig . 1 ) a @-@ b .", "@xmath0 is (see fig. 1) a-b."),
+        ("@xmath0 is ( see fig . 1 ) a @-@ b we .", "@xmath0 is (see fig. 1) a-b we."),
         ("the method 's error , $ 5 .", "the method's error, $5."),
     ],
 )
