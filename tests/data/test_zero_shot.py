@@ -4,18 +4,19 @@ import pytest
 
 from didi.data import zero_shot
 from didi.data.corpora import HUB_NAME
-from didi.data.zero_shot import HUB, STAND_INS, unseen_stand_ins, zero_shot_documents
+from didi.data.zero_shot import HUB, STAND_INS, is_detokenized, unseen_stand_ins, zero_shot_documents
 from didi.errors import DidiError, UsageError
 
 
 def test_the_seven_corpora_of_table_7_have_hub_names():
     assert list(HUB) == ["ptb", "wikitext", "lm1b", "lambada", "ag-news", "pubmed", "arxiv"]
-    assert all(HUB_NAME.fullmatch(name) for name in HUB.values())
+    assert all(HUB_NAME.fullmatch(corpus.place) for corpus in HUB.values())
     assert len(STAND_INS) == 7
 
 
 def test_names_lead_to_the_hub_to_a_stand_in_or_to_a_file(monkeypatch, tmp_path):
     monkeypatch.setattr(zero_shot, "load_documents", lambda name: [name])
+    monkeypatch.setattr(zero_shot, "hub_texts", lambda place: [place])
     assert zero_shot_documents("ptb") == ["ptb-text-only/ptb_text_only:validation#sentence"]
     assert zero_shot_documents("mine.txt") == ["mine.txt"]
     monkeypatch.setitem(STAND_INS, "wiki", lambda: ["an article"])
@@ -64,3 +65,12 @@ def test_markup_is_stripped_from_articles(monkeypatch, tmp_path):
     monkeypatch.setitem(__import__("sys").modules, "mwparserfromhell", None)
     with pytest.raises(DidiError, match="pip install"):
         zero_shot_documents("wiki")
+
+
+def test_texts_of_table_7_are_detokenised_and_neither_dropped_nor_merged(monkeypatch):
+    monkeypatch.setattr(zero_shot, "hub_texts", lambda place: ["it 's N N %", "", "it 's N N %", "“ a ”"])
+    assert zero_shot_documents("ptb") == ["it's 1 1 %", "", "it's 1 1 %", "“ a ”"]
+    assert zero_shot_documents("lambada")[3] == '\n" a "'
+    assert zero_shot_documents("ag-news") == ["it 's N N %", "", "it 's N N %", "“ a ”"]
+    detokenised = [name for name in (*HUB, *STAND_INS, "mine.txt") if is_detokenized(name)]
+    assert detokenised == ["ptb", "wikitext", "lm1b", "lambada", "pubmed", "arxiv"]

@@ -6,10 +6,14 @@ import pytest
 import torch
 
 from didi.data.source import MarkovSource
+from didi.data.text import EOS, MASK, train_tokenizer
+from didi.diffusion.uniform import Uniform
 from didi.errors import UsageError
+from didi.evaluation.conditional import Continuation, are_greedy, log_likelihoods
 from didi.evaluation.harness import HarnessModel
 from didi.models.autoregressive import AutoregressiveConfig, AutoregressiveLM
 from didi.models.bundle import Bundle
+from didi.sampling.options import SamplingOptions
 
 
 def ask(*args):
@@ -130,3 +134,166 @@ def test_generations_continue_the_context_and_stop(bundle):
 def test_a_bundle_without_tokenizer_is_refused(make_dit):
     with pytest.raises(UsageError, match="mine has no tokenizer"):
         HarnessModel(Bundle(teacher=make_dit(), name="mine"))
+
+
+# Text as text
+
+
+@pytest.fixture(scope="module")
+def text_bundle(make_dit):
+    documents = [f"The {animal} number {number} sat on the mat." for number in range(40) for animal in ("cat", "dog")]
+    tokenizer = train_tokenizer(documents, 300)
+    shape = AutoregressiveConfig(vocab_size=300, mask_id=299, length=64, hidden_size=8, num_blocks=1, num_heads=2)
+    teacher = make_dit(vocab_size=300, length=64)
+    return Bundle(teacher=teacher, autoregressive=AutoregressiveLM(shape).eval(), tokenizer=tokenizer)
+
+
+@pytest.mark.parametrize("special", [MASK, EOS])
+def test_the_name_of_a_special_token_in_a_request_is_text(text_bundle, special):
+    model = HarnessModel(text_bundle, "autoregressive", nfe=4)
+    text = f" sat {special} on"
+    special_id = text_bundle.tokenizer.token_to_id(special)
+    assert special_id in text_bundle.tokenizer.encode(text).ids
+    ids = model._encode(text)
+    assert special_id not in ids
+    assert text_bundle.tokenizer.decode(ids, skip_special_tokens=False) == text
+    ((found, _),) = model.loglikelihood([ask("The cat", text)])
+    tokens = torch.tensor([model._encode(f"The cat{text}")])
+    given = len(model._encode("The cat"))
+    assert found == pytest.approx(-float(text_bundle.autoregressive.nll(tokens)[0, given:].sum().detach()), rel=1e-5)
+    assert math.isfinite(model.loglikelihood_rolling([ask(text)])[0])
+    for role in ("teacher", "autoregressive"):
+        (written,) = HarnessModel(text_bundle, role, nfe=4).generate_until([ask(text, {"max_gen_toks": 3})])
+        assert len(text_bundle.tokenizer.encode(written).ids) >= 1
+
+
+def test_a_word_that_a_tokenizer_lacks_is_one_line(bundle):
+    with pytest.raises(UsageError, match=r"made of the tokenizer's words .*; got 'hello'; choose a model of text"):
+        HarnessModel(bundle, "teacher").loglikelihood_rolling([ask("hello")])
+
+
+# Ends of what may be asked
+
+
+@pytest.mark.parametrize("role", ["teacher", "autoregressive"])
+def test_an_empty_text_has_log_likelihood_0(bundle, role):
+    model = HarnessModel(bundle, role)
+    found = model.loglikelihood_rolling([ask(""), ask("s3"), ask("")])
+    assert found[0] == found[2] == 0.0
+    assert type(found[0]) is float
+    assert found[1] < 0
+    assert model.loglikelihood([ask("s3", ""), ask("", "")]) == [(0.0, True)] * 2
+    assert model.loglikelihood([]) == model.loglikelihood_rolling([]) == model.generate_until([]) == []
+
+
+def test_an_empty_stop_string_stops_nothing(bundle):
+    model = HarnessModel(bundle, "teacher", nfe=4)
+    settings = [{"max_gen_toks": 4} | more for more in ({}, {"until": ""}, {"until": [""]}, {"until": []})]
+    texts = [model.generate_until([ask("s3 s1", one)])[0] for one in settings]
+    assert len(set(texts)) == 1
+    word = texts[0].split()[1]
+    (stopped,) = model.generate_until([ask("s3 s1", {"max_gen_toks": 4, "until": ["", word]})])
+    assert stopped == texts[0].partition(word)[0]
+
+
+@pytest.mark.parametrize("max_new", [0, -3])
+def test_no_new_tokens_are_no_text(bundle, max_new):
+    for role in ("teacher", "autoregressive"):
+        assert HarnessModel(bundle, role, nfe=2).generate_until([ask("s3 s1", {"max_gen_toks": max_new})]) == [""]
+
+
+@pytest.mark.parametrize("num_words", [8, 9, 16, 21])
+@torch.no_grad()
+def test_a_continuation_past_the_context_is_scored_in_blocks(bundle, num_words):
+    words = [f"s{number}" for number in range(num_words)]
+    model = HarnessModel(bundle, "autoregressive")
+    ((found, _),) = model.loglikelihood([ask("s30 s31 s30", " " + " ".join(words))])
+    first = (num_words - 1) % 8 + 1  # the first block has the tokens that are left over, and as much context as fits
+    tokens = torch.tensor([[30, 31, 30, *range(first)]])[:, -8:]
+    nll = float(bundle.autoregressive.nll(tokens)[0, -first:].double().sum())
+    for begin in range(first, num_words, 8):
+        nll += float(bundle.autoregressive.nll(torch.arange(begin, begin + 8)[None]).double().sum())
+    assert found == pytest.approx(-nll, rel=1e-5)
+    ((bound, _),) = HarnessModel(bundle, "teacher").loglikelihood([ask("s30 s31 s30", " " + " ".join(words))])
+    assert bound < 0
+
+
+def test_the_role_is_that_of_generations_too(bundle):
+    model = HarnessModel(bundle, "autoregressive", options=SamplingOptions(temperature=0.5))
+    assert model.options == SamplingOptions(role="autoregressive", temperature=0.5)
+
+
+# Batches
+
+
+def requests_of(number, length=8):
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(number):
+        num_given, num_new = torch.randint(1, length // 2 + 1, (2,), generator=generator).tolist()
+        yield torch.randint(32, (num_given + num_new,), generator=generator).tolist(), num_given
+
+
+@pytest.mark.parametrize("role", ["teacher", "autoregressive", "time-conditioned"])
+def test_a_batch_changes_nothing_but_rounding(make_dit, bundle, role):
+    timed = make_dit(vocab_size=33, length=8, scale=2.0, is_time_conditioned=True)
+    network = {"time-conditioned": timed}.get(role) or bundle.network(role)
+    asked = [Continuation(*one, (number,)) for number, one in enumerate(requests_of(12))]
+    asked += [*asked[:3], Continuation([1, 2], 2)]
+    options = {"num_draws": 5, "seed": 3}
+    together = log_likelihoods(network, bundle.process, asked, **options)
+    alone = [log_likelihoods(network, bundle.process, [one], **options)[0] for one in asked]
+    small = log_likelihoods(network, bundle.process, asked, max_batch_tokens=1, **options)
+    assert torch.allclose(together, torch.stack(alone), rtol=1e-5)
+    assert torch.allclose(together, small, rtol=1e-5)
+    assert together[-1] == 0
+    greedy = are_greedy(network, bundle.process, asked)
+    assert torch.equal(greedy, torch.stack([are_greedy(network, bundle.process, [one])[0] for one in asked]))
+    assert are_greedy(network, bundle.process, [Continuation([3, token], 1) for token in range(32)]).sum() == 1
+
+
+@pytest.mark.parametrize("role", ["teacher", "autoregressive"])
+def test_64_requests_take_a_quarter_of_the_passes_of_one_by_one(bundle, role, monkeypatch):
+    model = HarnessModel(bundle, role, num_draws=4, nfe=4)
+    module, passes = bundle.network(role), []
+    inner = module.gpt2 if role == "autoregressive" else module.output_layer
+    handle = inner.register_forward_hook(lambda *_: passes.append(1))
+    asked = [
+        ask(" ".join(f"s{token}" for token in ids[:num_given]), "".join(f" s{token}" for token in ids[num_given:]))
+        for ids, num_given in requests_of(64)
+    ]
+    prompts = [ask(one.args[0], {"max_gen_toks": 3}) for one in asked]
+    counts = {}
+    for name, ask_for, requests in (
+        ("loglikelihood", model.loglikelihood, asked),
+        ("rolling", model.loglikelihood_rolling, [ask("".join(one.args)) for one in asked]),
+        ("generate", model.generate_until, prompts),
+    ):
+        passes.clear()
+        together = ask_for(requests)
+        num_together = len(passes)
+        passes.clear()
+        for one in requests[:8]:
+            ask_for([one])
+        counts[name] = num_together, 8 * len(passes)
+        assert len(together) == 64
+    handle.remove()
+    assert all(4 * one <= other for one, other in counts.values()), counts
+
+
+def test_a_generation_does_not_depend_on_its_batch(bundle):
+    asked = [ask(" ".join(["s3"] * number), {"max_gen_toks": 3}) for number in (1, 2, 2, 5, 1)]
+    for role in ("teacher", "autoregressive"):
+        whole, split = (
+            HarnessModel(bundle, role, nfe=3, options=SamplingOptions(batch_size=size)).generate_until(asked)
+            for size in (32, 1)
+        )
+        assert whole == split
+        assert all(len(text.split()) == 3 for text in whole)
+
+
+def test_greedy_decoding_needs_masks(make_dit, bundle):
+    network = make_dit(vocab_size=33, length=8, mask_id=None, is_time_conditioned=True)
+    uniform = Bundle(teacher=network, tokenizer=bundle.tokenizer, process=Uniform(33))
+    with pytest.raises(UsageError, match="greedy decoding reveals masks, and uniform diffusion has none"):
+        HarnessModel(uniform, "teacher").loglikelihood([ask("s3", " s4")])
+    assert HarnessModel(uniform, "teacher", num_draws=4).loglikelihood_rolling([ask("s3 s4")])[0] < 0

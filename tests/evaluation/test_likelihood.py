@@ -6,6 +6,7 @@ import torch
 
 from didi.diffusion.absorbing import Absorbing, subs_log_probs
 from didi.diffusion.canvas import Canvas
+from didi.diffusion.noise import named_generator
 from didi.diffusion.schedule import low_discrepancy_times
 from didi.errors import UsageError
 from didi.evaluation.likelihood import likelihood
@@ -109,3 +110,25 @@ def test_nothing_to_score_is_refused(make_dit):
         likelihood(denoiser, PROCESS, torch.zeros(0, 6, dtype=torch.long), num_draws=4)
     with pytest.raises(UsageError, match="got 1 and 0"):
         likelihood(denoiser, PROCESS, torch.zeros(1, 6, dtype=torch.long), num_draws=0)
+
+
+@torch.no_grad()
+def test_equal_corrupted_sequences_are_read_once_and_padding_is_told_from_tokens(make_dit, monkeypatch):
+    network = make_dit(vocab_size=5, length=3, scale=2.0)
+    tokens = torch.tensor([[2, 0, 0], [2, 0, 0], [2, 0, 0], [3, 0, 0]])  # padding is 0 too
+    canvas = Canvas.padded(tokens, torch.tensor([1, 2, 3, 1]))
+    rows_read, features = [], network.features
+
+    def watched(z, level, attention_mask=None):
+        rows_read.append(len(z))
+        return features(z, level, attention_mask)
+
+    monkeypatch.setattr(network, "features", watched)
+    generators = [named_generator("row", row) for row in range(4)]
+    found = nelbo_draws(network, PROCESS, canvas, 64, generators)
+    assert rows_read == [1 + 3 + 7]  # the masks of 1, 2 and 3 positions; the fourth row is masked like the first
+    for row, length in enumerate((1, 2, 3, 1)):
+        alone = nelbo_draws(
+            network, PROCESS, Canvas.free(tokens[row : row + 1, :length]), 64, [named_generator("row", row)]
+        )
+        assert torch.allclose(found[row], alone[0], rtol=1e-5)

@@ -167,7 +167,9 @@ def test_load_judge_reads_the_markov_world_and_a_local_folder(tmp_path, capfd):
     assert capfd.readouterr() == ("", "")
 
 
-def test_the_gguf_judge_is_converted_once(tmp_path, monkeypatch):
+@pytest.fixture
+def gguf(tmp_path, monkeypatch):
+    """An asset with a GGUF file, a stand-in of transformers that reads it, its model, and a list of what was read."""
     asset = tmp_path / "smollm2-135m-0"
     asset.mkdir()
     (asset / "model.gguf").touch()
@@ -183,11 +185,28 @@ def test_the_gguf_judge_is_converted_once(tmp_path, monkeypatch):
     fake.AutoModelForCausalLM = SimpleNamespace(from_pretrained=lambda *a, **k: from_pretrained(model, *a, **k))
     fake.AutoTokenizer = SimpleNamespace(from_pretrained=lambda *a, **k: from_pretrained(tokenizer, *a, **k))
     monkeypatch.setattr(judges, "fetch", lambda name: asset)
+    return fake, model, loads
+
+
+def test_the_gguf_judge_is_converted_once(tmp_path, gguf):
+    fake, model, loads = gguf
     folders = [judges._smollm2_folder(fake) for _ in range(2)]
     assert folders == [tmp_path / "smollm2-135m-0-safetensors"] * 2
     assert loads == ["model.gguf"] * 2  # model and tokenizer, the first time only
     copy = transformers.AutoModelForCausalLM.from_pretrained(folders[0])
     assert all(torch.equal(value, model.state_dict()[key]) for key, value in copy.state_dict().items())
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "config.json", "tokenizer.json"])
+@pytest.mark.parametrize("is_cut", [False, True])
+def test_a_damaged_copy_of_the_gguf_judge_is_made_again(gguf, file, is_cut):
+    fake, _, loads = gguf
+    path = judges._smollm2_folder(fake) / file
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-8] if is_cut else whole[:-8] + bytes([whole[-8] ^ 1]) + whole[-7:])
+    judges._smollm2_folder(fake)
+    assert path.read_bytes() == whole
+    assert loads == ["model.gguf"] * 4
 
 
 @pytest.mark.parametrize("name", ["no such judge", "/no/such/folder"])

@@ -4,8 +4,9 @@ import pytest
 
 from didi.data.text import train_tokenizer
 from didi.errors import UsageError
+from didi.evaluation import zero_shot
 from didi.evaluation.likelihood import Likelihood
-from didi.evaluation.zero_shot import LikelihoodRow, likelihood_table, rows_of
+from didi.evaluation.zero_shot import LikelihoodRow, likelihood_table, rows_of, score_corpus
 from didi.models.bundle import Bundle
 
 
@@ -53,3 +54,32 @@ def test_rows_are_those_of_the_test_split_of_a_bundles_own_corpus_and_all_of_ano
     corpus.write_text("short")
     with pytest.raises(UsageError, match="fills a block of 8 tokens or more"):
         rows_of(other, str(corpus))
+
+
+def test_a_row_says_how_its_corpus_was_prepared(make_dit, monkeypatch):
+    documents = [f"number {i} of a few short documents" for i in range(60)]
+    tokenizer = train_tokenizer(documents, 280)
+    bundle = Bundle(teacher=make_dit(vocab_size=280, length=8), tokenizer=tokenizer)
+    framed = Bundle(**{**vars(bundle), "provenance": {"block_layout": "bos-eos"}})
+    monkeypatch.setattr(zero_shot, "zero_shot_documents", lambda name: documents)
+    rows = [
+        score_corpus(one, data, "teacher", num_sequences=2, num_draws=2)
+        for one, data in ((bundle, "ptb"), (bundle, "ag-news"), (framed, "ptb"))
+    ]
+    assert [(row.is_detokenized, row.block_layout) for row in rows] == [
+        (True, "stream"),
+        (False, "stream"),
+        (True, "bos-eos"),
+    ]
+    for row in rows:
+        assert LikelihoodRow.from_record(row.record()) == row
+    said = likelihood_table(rows[:2], model="mine", machine="a machine").splitlines()[-1]
+    assert "Detokenised by the rules of MDLM: ptb. Texts are wrapped into blocks, layout stream." in said
+    assert "layout bos-eos" in likelihood_table(rows[2:], model="mine", machine="a machine")
+    assert "Detokenised" not in likelihood_table(rows[1:2], model="mine", machine="a machine")
+
+
+def test_records_of_before_are_read():
+    record = make_row().record()
+    del record["is_detokenized"], record["block_layout"]
+    assert LikelihoodRow.from_record(record) == make_row()

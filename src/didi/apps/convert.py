@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 
 from didi.apps.convert_parts import discriminator_weights, intended_nfe, network_weights, tokenizer_of, whole
 from didi.apps.terminal import parse
+from didi.data.blocks import BLOCK_LAYOUT, BlockLayout, block_layout_of, checked
 from didi.diffusion import Process
 from didi.diffusion.absorbing import Absorbing
 from didi.diffusion.schedule import LogLinear, Schedule, schedule_from_name
@@ -42,6 +43,9 @@ class ConvertCommand:
     """gpt2, a tokenizer.json, a Hub name, or none; by default the one beside the checkpoint, or gpt2 for its size."""
     discriminator: Path | None = None
     """didi: the discriminator's file; discriminator.safetensors beside the checkpoint by default, if it is there."""
+    block_layout: BlockLayout | None = None
+    """Rows that the network was trained on, which a distillation takes too: bos-eos (BOS, L - 2 tokens, EOS) or stream;
+    by default config.json's, or those of the public checkpoints (sedd: stream, others: bos-eos)."""
     revision: str | None = None
     """Branch, tag or commit of a Hub repository (sdtt keeps its rounds so)."""
     nfe: int | None = None
@@ -65,10 +69,12 @@ class Layout:
     Attributes:
         role: of the network in a bundle.
         settings: reads ``config.json``: (attention heads, length, time conditioning, uniform-state, schedule).
+        block_layout: of the rows that the public checkpoints were trained on.
     """
 
     role: Literal["teacher", "student"]
     settings: Callable[[Mapping[str, Any]], "_Settings"]
+    block_layout: BlockLayout = "bos-eos"
 
 
 @dataclass(frozen=True)
@@ -123,7 +129,7 @@ LAYOUTS = {
     "mdlm": Layout("teacher", _mdlm),
     "duo": Layout("teacher", _duo),
     "sdtt": Layout("student", _mdlm),
-    "sedd": Layout("teacher", _sedd),
+    "sedd": Layout("teacher", _sedd, block_layout="stream"),
     "didi": Layout("student", _mdlm),
 }
 
@@ -158,6 +164,7 @@ def convert(layout: str, source: str, command: ConvertCommand) -> Path:
     num_heads = command.num_heads or given.num_heads
     num_heads = None if num_heads is None else whole("num_heads", num_heads)
     is_tied = command.tied or bool(found.settings.get("tie_word_embeddings", False))
+    blocks = checked(command.block_layout or found.settings.get(BLOCK_LAYOUT, kind.block_layout))
     weights = command.weights or ("raw" if found.shadow is None and not found.average else "ema")
     network = dit_from_state_dict(
         network_weights(found, weights, is_tied=is_tied),
@@ -180,7 +187,7 @@ def convert(layout: str, source: str, command: ConvertCommand) -> Path:
         tokenizer=tokenizer_of(command.tokenizer, found, network),
         process=cast(Process, process),
         intended_nfe=intended_nfe(command.nfe, found, role),
-        provenance={"source": source, "layout": layout, "weights": weights}
+        provenance={"source": source, "layout": layout, "weights": weights, BLOCK_LAYOUT: blocks}
         | ({"revision": command.revision} if command.revision else {}),
     )
     return save(bundle, command.out)
@@ -208,6 +215,7 @@ def export(bundle: Bundle, out: Path, role: Role | None = None) -> Path:
         "n_heads": shape.num_heads,
         "dropout": shape.dropout,
         "time_conditioning": shape.is_time_conditioned,
+        BLOCK_LAYOUT: block_layout_of(bundle.provenance),
     }
     if network is bundle.student and bundle.intended_nfe is not None:
         config["intended_nfe"] = bundle.intended_nfe

@@ -9,7 +9,7 @@ from pathlib import Path
 from didi.apps.console import ResultConsole, print_rows
 from didi.apps.options import sampling_options
 from didi.apps.terminal import parse
-from didi.data.source import open_source
+from didi.data.source import source_for
 from didi.diffusion.categorical import Precision
 from didi.errors import UsageError
 from didi.evaluation.anchors import anchor_sets
@@ -84,7 +84,7 @@ def run_evaluate(args: Sequence[str]) -> None:
     if command.anchors and command.data is None:
         raise UsageError("anchors are made of a corpus; name one with --data")
     if command.data is not None:
-        source = open_source(command.data, length=bundle.network().length, tokenizer=bundle.tokenizer)
+        source = source_for(bundle, command.data)
         data = source.test
         anchors = anchor_sets(source, command.num_samples, seed=command.seed) if command.anchors else None
     embed = None if command.mauve is None else load_embedding(command.mauve, device=default_device())

@@ -24,7 +24,8 @@ class LikelihoodCommand:
     model: str
     """A bundled name, a bundle folder or a Hub repository."""
     data: tuple[str, ...] = ()
-    """Corpora: the model's own (its test split); from the Hub ptb wikitext lm1b lambada ag-news pubmed arxiv;
+    """Corpora: the model's own (its test split); from the Hub, prepared as MDLM does, ptb wikitext lm1b lambada ag-news
+    pubmed arxiv;
     stand-ins brown-news wiki news-sentences brown-fiction news-titles brown-science brown-maths; files; Hub data sets.
     By default the model's own and the stand-ins that share no text with it."""
     role: tuple[Role, ...] = ()

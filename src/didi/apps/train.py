@@ -12,6 +12,7 @@ import tyro
 import yaml
 
 from didi.apps.settings import early, resolve
+from didi.data.blocks import BLOCK_LAYOUT, BlockLayout, block_layout_of
 from didi.data.source import Source, open_source
 from didi.errors import UsageError
 from didi.evaluation.machine import machine_name
@@ -76,7 +77,12 @@ def pretraining_source(config: PretrainConfig) -> Source:
     """The corpus of a pre-training."""
     data = config.data
     return open_source(
-        data.corpus, length=data.length, vocab_size=data.vocab_size, tokenizer=data.tokenizer, seed=config.seed
+        data.corpus,
+        length=data.length,
+        vocab_size=data.vocab_size,
+        tokenizer=data.tokenizer,
+        seed=config.seed,
+        block_layout=_block_layout(config, None),
     )
 
 
@@ -88,7 +94,7 @@ def pretrain_run(
     with _ours(folder, config, resume=resume):
         trainer = make_trainer(config, Inputs(source, device, folder.path))
         run(trainer, config.loop, folder, resume=resume)
-        return _finish(trainer.bundle(), config, folder, device)
+        return _finish(trainer.bundle(), config, folder, device, _block_layout(config, None))
 
 
 def distill(args: Sequence[str]) -> None:
@@ -145,7 +151,8 @@ def distill_run(
     with _ours(folder, config, resume=resume):
         trainer = make_trainer(config, Inputs(source, device, folder.path, teacher))
         run(trainer, config.loop, folder, resume=resume)
-        return _finish(trainer.bundle(), config, folder, device, teacher=teacher.provenance)
+        layout = _block_layout(config, teacher)
+        return _finish(trainer.bundle(), config, folder, device, layout, teacher=teacher.provenance)
 
 
 @contextlib.contextmanager
@@ -159,7 +166,7 @@ def _ours(folder: RunFolder, config: Config, *, resume: bool) -> Iterator[None]:
 
 
 def distillation_source(config: DistillationConfig, teacher: Bundle) -> Source:
-    """The corpus of a distillation, read by the teacher's own tokenizer unless the settings name another."""
+    """The corpus of a distillation, with the teacher's tokenizer and block layout unless the settings name others."""
     data = config.data
     is_named = data.tokenizer is not None or data.vocab_size is not None
     return open_source(
@@ -168,7 +175,13 @@ def distillation_source(config: DistillationConfig, teacher: Bundle) -> Source:
         vocab_size=data.vocab_size,
         tokenizer=data.tokenizer if is_named else teacher.tokenizer,
         seed=config.seed,
+        block_layout=_block_layout(config, teacher),
     )
+
+
+def _block_layout(config: Config, teacher: Bundle | None) -> BlockLayout:
+    """The layout of a run's rows: the one that is set, else the teacher's."""
+    return config.data.block_layout or block_layout_of(teacher.provenance if teacher else {})
 
 
 def _folder(options: RunOptions, name: str) -> RunFolder:
@@ -193,11 +206,14 @@ def _yaml(config: Config) -> str:
     return yaml.dump(record, Dumper=PlainDumper, sort_keys=False)
 
 
-def _finish(bundle: Bundle, config: Config, folder: RunFolder, device: torch.device, **more: Any) -> Path:
+def _finish(
+    bundle: Bundle, config: Config, folder: RunFolder, device: torch.device, layout: BlockLayout, **more: Any
+) -> Path:
     """Write the bundle with what a reader needs to trust or repeat it; its path is the command's result."""
     bundle.provenance = {
         "recipe": config.recipe,
         "corpus": config.data.corpus,
+        BLOCK_LAYOUT: layout,
         "seed": config.seed,
         "machine": machine_name(device),
         "python": platform.python_version(),

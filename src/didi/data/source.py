@@ -7,9 +7,12 @@ from jaxtyping import Int
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 
+from didi.data.blocks import BlockLayout, block_layout_of
 from didi.data.markov import MARKOV, WORLDS
 from didi.data.text import MASK, BatchOrder, TextData, prepare_text
 from didi.diffusion.noise import named_generator
+from didi.errors import UsageError
+from didi.models.bundle import Bundle
 
 MARKOV_HELD_OUT_ROWS = 4096
 
@@ -91,7 +94,13 @@ class RandomSource:
 
 
 def open_source(
-    corpus: str, *, length: int, vocab_size: int | None = None, tokenizer: str | Tokenizer | None = None, seed: int = 0
+    corpus: str,
+    *,
+    length: int,
+    vocab_size: int | None = None,
+    tokenizer: str | Tokenizer | None = None,
+    seed: int = 0,
+    block_layout: BlockLayout = "stream",
 ) -> Source:
     """The source of a corpus.
 
@@ -101,8 +110,32 @@ def open_source(
         vocab_size: size of a tokenizer to train on the corpus, mask and end-of-text included.
         tokenizer: an existing tokenizer, or its name; instead of ``vocab_size``.
         seed: order of the batches (and of the draws from the chain); never of the train / validation / test split.
+        block_layout: of the rows of a text corpus.
+
+    Raises:
+        UsageError: nothing has that name, or the other arguments do not fit it.
+        DidiError: the corpus cannot be fetched.
     """
     if corpus in WORLDS:
+        if block_layout != "stream":
+            raise UsageError(
+                f"rows of the {corpus} world have block_layout stream; got {block_layout}; set it to stream"
+            )
         return MarkovSource(length, seed, corpus)
-    data = prepare_text(corpus, length=length, vocab_size=vocab_size, tokenizer=tokenizer)
+    data = prepare_text(corpus, length=length, vocab_size=vocab_size, tokenizer=tokenizer, block_layout=block_layout)
     return TextSource(data, seed)
+
+
+def source_for(bundle: Bundle, corpus: str) -> Source:
+    """The source of a corpus in a bundle's own tokens, with the length and the block layout of its networks.
+
+    Raises:
+        UsageError: as ``open_source``.
+        DidiError: the corpus cannot be fetched.
+    """
+    return open_source(
+        corpus,
+        length=bundle.network().length,
+        tokenizer=bundle.tokenizer,
+        block_layout=block_layout_of(bundle.provenance),
+    )

@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +14,13 @@ from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 
-from didi.data.assets import cache_dir, cached_folder, fetch
+from didi.data.assets import fetch
+from didi.data.blocks import BlockLayout, cut
+from didi.data.cache import made_folder, packed_dir
 from didi.data.corpora import EOS, first_line, load_documents
+from didi.data.encoding import plain_encoder
 from didi.errors import DidiError, UsageError
+from didi.hub import failure, hub_or_cache
 
 MASK = "[MASK]"
 NUM_BYTES = 256
@@ -124,17 +129,20 @@ def load_tokenizer(name_or_path: str) -> Tokenizer:
                 f"a tokenizer file must be a tokenizer.json; {name_or_path!r} is not ({first_line(error)}); "
                 "check the path"
             ) from error
-    try:
-        return _with_specials(Tokenizer.from_pretrained(name_or_path))
-    except Exception as error:
-        raise DidiError(
-            f"a tokenizer is 'gpt2', a tokenizer.json or a Hub repository; {name_or_path!r} could not be loaded "
-            f"({first_line(error)}); check the name and the network"
-        ) from error
+    with hub_or_cache() as is_reached:
+        try:
+            return _with_specials(Tokenizer.from_pretrained(name_or_path))
+        except Exception as error:
+            raise DidiError(
+                f"a tokenizer is 'gpt2', a tokenizer.json or a Hub repository; {name_or_path!r} could not be loaded "
+                f"({failure(error, is_reached=is_reached)}); check the name and the network"
+            ) from error
 
 
-def pack(documents: Sequence[str], tokenizer: Tokenizer, length: int) -> Int[Tensor, "n l"]:
-    """Encode documents, append ``EOS`` to each, and split the concatenation into rows; an incomplete row is dropped.
+def pack(
+    documents: Sequence[str], tokenizer: Tokenizer, length: int, layout: BlockLayout = "stream"
+) -> Int[Tensor, "n l"]:
+    """Encode documents, append ``EOS`` to each, and cut the concatenation into rows; an incomplete row is dropped.
 
     A literal ``[MASK]`` or ``<|endoftext|>`` in a document is encoded as ordinary text, so that no document can put a
     mask into the data.
@@ -142,23 +150,19 @@ def pack(documents: Sequence[str], tokenizer: Tokenizer, length: int) -> Int[Ten
     Args:
         documents: Texts.
         tokenizer: A tokenizer whose vocabulary contains ``EOS``.
-        length: Tokens per row, at least 1.
+        length: Tokens per row, at least 1, or 3 with layout ``bos-eos``.
+        layout: Of the rows; ``EOS`` is the begin-of-text token too, as in GPT-2.
 
     Returns:
         Token ids, int64.
 
     Raises:
-        UsageError: ``length`` is below 1, or the tokenizer has no ``EOS``.
+        UsageError: ``length`` is too small, or the tokenizer has no ``EOS``.
     """
     eos_id = tokenizer.token_to_id(EOS)
-    if length < 1 or eos_id is None:
-        raise UsageError(
-            f"packing needs a length of at least 1 and a tokenizer with {EOS}; got length {length} and the id {eos_id}"
-        )
-    reader = Tokenizer.from_str(tokenizer.to_str())  # a copy: the settings below are state
-    reader.encode_special_tokens = True
-    reader.no_padding()
-    reader.no_truncation()
+    if eos_id is None:
+        raise UsageError(f"packing needs a tokenizer with {EOS}; this one has none; choose another")
+    reader = plain_encoder(tokenizer)
     ids = [
         np.asarray([*encoding.ids, eos_id], dtype=np.int32)
         for start in range(0, len(documents), DOCUMENTS_PER_CALL)
@@ -167,8 +171,7 @@ def pack(documents: Sequence[str], tokenizer: Tokenizer, length: int) -> Int[Ten
         )
     ]
     stream = np.concatenate(ids) if ids else np.empty(0, dtype=np.int32)
-    num_rows = len(stream) // length
-    return torch.from_numpy(stream[: num_rows * length].reshape(num_rows, length)).long()
+    return cut(stream, length, eos_id, layout)
 
 
 def prepare_text(
@@ -178,6 +181,7 @@ def prepare_text(
     vocab_size: int | None = None,
     tokenizer: str | Tokenizer | None = None,
     seed: int = 0,
+    block_layout: BlockLayout = "stream",
 ) -> TextData:
     """Load, split, tokenise and pack a corpus, or find it so in the cache.
 
@@ -189,6 +193,7 @@ def prepare_text(
         vocab_size: train a byte-level BPE of this size on the training split.
         tokenizer: take this one instead, by name or itself; with neither, ``"gpt2"``.
         seed: of the split into 90% training, 5% validation and 5% test documents.
+        block_layout: of the rows.
 
     Raises:
         UsageError: both a size and a tokenizer are given, or the training split fills no row.
@@ -205,12 +210,10 @@ def prepare_text(
         source = tokenizer if isinstance(tokenizer, Tokenizer) else load_tokenizer(tokenizer or "gpt2")
     documents = load_documents(corpus)
     determined_by = source if isinstance(source, int) else source.to_str()
-    choices = json.dumps([PACKED_FORMAT, length, seed, determined_by, *documents])
-    folder = cache_dir() / "text" / hashlib.sha256(choices.encode()).hexdigest()[:16]
-    if not (folder / ROWS).is_file():
-        with cached_folder(folder) as staging:
-            if not (folder / ROWS).is_file():  # another process may have been first
-                _prepare(documents, length, seed, source, staging)
+    shape = length if block_layout == "stream" else [length, block_layout]  # the former is what earlier versions hashed
+    choices = json.dumps([PACKED_FORMAT, shape, seed, determined_by, *documents])
+    folder = packed_dir() / hashlib.sha256(choices.encode()).hexdigest()[:16]
+    made_folder(folder, partial(_prepare, documents, length, block_layout, seed, source))
     rows = {name: part.long() for name, part in load_file(folder / ROWS).items()}
     return TextData(**rows, tokenizer=Tokenizer.from_file(str(folder / TOKENIZER)))
 
@@ -274,11 +277,13 @@ def _with_specials(tokenizer: Tokenizer) -> Tokenizer:
     return tokenizer
 
 
-def _prepare(documents: list[str], length: int, seed: int, source: Tokenizer | int, folder: Path) -> None:
+def _prepare(
+    documents: list[str], length: int, layout: BlockLayout, seed: int, source: Tokenizer | int, folder: Path
+) -> None:
     """Write a tokenizer, given or trained to a size, and the rows it packs."""
     splits = split_documents(documents, seed=seed)
     tokenizer = train_tokenizer(splits.train, source) if isinstance(source, int) else source
-    packed = {name: pack(part, tokenizer, length).int() for name, part in vars(splits).items()}
+    packed = {name: pack(part, tokenizer, length, layout).int() for name, part in vars(splits).items()}
     names = {"train": "training"}
     for name, rows in packed.items():
         if not len(rows):
@@ -286,6 +291,5 @@ def _prepare(documents: list[str], length: int, seed: int, source: Tokenizer | i
                 f"the {names.get(name, name)} split must fill a row; it has fewer than {length} tokens; "
                 "lower the length or give more documents"
             )
-    tokenizer.save(str(folder / TOKENIZER))
+    (folder / TOKENIZER).write_text(tokenizer.to_str(pretty=True), encoding="utf-8")
     save_file(packed, folder / ROWS)
-    (folder / ROWS).chmod((folder / TOKENIZER).stat().st_mode)  # safetensors lets only the owner read

@@ -7,26 +7,54 @@ other, never with published figures of the corpora whose place they take.
 import bz2
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from xml.etree import ElementTree
 
+from didi.data import detokenize
 from didi.data.assets import fetch
-from didi.data.corpora import brown_texts, load_documents, news_articles
+from didi.data.corpora import brown_texts, hub_texts, load_documents, news_articles
+from didi.data.detokenize import Rule, detokenized
 from didi.data.text import split_documents
 from didi.errors import DidiError
 
 MIN_ARTICLE_CHARACTERS = 1000
 SENTENCE_END = re.compile(r"(?<=[.!?])[\"'”’]?\s+(?=[\"'“‘A-Z])")
 
-# The splits that MDLM reports (https://github.com/kuleshov-group/mdlm); older ones need a version of datasets that runs
-# a data set's own loading code.
+
+@dataclass(frozen=True)
+class HubCorpus:
+    """A corpus of Table 7, prepared as MDLM does (https://github.com/kuleshov-group/mdlm).
+
+    Its texts, empty and repeated ones too, are each ended with the end-of-text token, joined, and wrapped: cut into
+    blocks of the network's length. MDLM's configurations for the tokenizer of GPT-2 wrap all seven corpora (the one
+    for BERT's tokenizer does not wrap LM1B).
+
+    Attributes:
+        place: the split that MDLM reports, as for ``corpora.hub_texts``; older data sets need a version of datasets
+            that runs a data set's own loading code.
+        rules: of ``detokenize``, applied to each text; none where the corpus holds text already.
+    """
+
+    place: str
+    rules: tuple[Rule, ...] = ()
+
+    def documents(self) -> list[str]:
+        """The texts, detokenised.
+
+        Raises:
+            DidiError: they cannot be fetched.
+        """
+        return [detokenized(text, self.rules) for text in hub_texts(self.place)]
+
+
 HUB = {
-    "ptb": "ptb-text-only/ptb_text_only:validation#sentence",
-    "wikitext": "Salesforce/wikitext/wikitext-103-raw-v1:validation",
-    "lm1b": "billion-word-benchmark/lm1b:test",
-    "lambada": "EleutherAI/lambada_openai:test",
-    "ag-news": "fancyzhx/ag_news:test",
-    "pubmed": "armanc/scientific_papers/pubmed:validation#article",
-    "arxiv": "armanc/scientific_papers/arxiv:validation#article",
+    "ptb": HubCorpus("ptb-text-only/ptb_text_only:validation#sentence", detokenize.PTB),
+    "wikitext": HubCorpus("Salesforce/wikitext/wikitext-103-raw-v1:validation", detokenize.WIKITEXT),
+    "lm1b": HubCorpus("billion-word-benchmark/lm1b:test", detokenize.LM1B),
+    "lambada": HubCorpus("EleutherAI/lambada_openai:test", detokenize.LAMBADA),
+    "ag-news": HubCorpus("fancyzhx/ag_news:test"),
+    "pubmed": HubCorpus("armanc/scientific_papers/pubmed:validation#article", detokenize.SCIENTIFIC_PAPERS),
+    "arxiv": HubCorpus("armanc/scientific_papers/arxiv:validation#article", detokenize.SCIENTIFIC_PAPERS),
 }
 
 
@@ -40,7 +68,14 @@ def zero_shot_documents(name: str) -> list[str]:
         UsageError: nothing has that name.
         DidiError: it cannot be fetched.
     """
-    return STAND_INS[name]() if name in STAND_INS else load_documents(HUB.get(name, name))
+    if name in HUB:
+        return HUB[name].documents()
+    return STAND_INS[name]() if name in STAND_INS else load_documents(name)
+
+
+def is_detokenized(name: str) -> bool:
+    """Whether ``zero_shot_documents`` detokenises a corpus."""
+    return name in HUB and bool(HUB[name].rules)
 
 
 def unseen_stand_ins(corpus: str | None) -> list[str]:

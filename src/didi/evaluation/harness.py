@@ -8,22 +8,18 @@ Log-likelihoods of an autoregressive network are exact; those of a masked-diffus
 given, a lower bound from ``num_draws`` masks, as LLaDA's (https://arxiv.org/abs/2502.09992, App. B.5).
 """
 
+import itertools
+import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import torch
-from jaxtyping import Int
-from torch import Tensor
-
-from didi.diffusion.absorbing import Absorbing
-from didi.diffusion.canvas import Canvas
-from didi.diffusion.noise import named_generator
-from didi.diffusion.schedule import time_at
+from didi.data.encoding import plain_encoder
 from didi.errors import UsageError
+from didi.evaluation.conditional import Continuation, are_greedy, log_likelihoods, padded_canvas, padded_length
 from didi.models.autoregressive import AutoregressiveLM
 from didi.models.bundle import Bundle, Role, load
-from didi.models.nelbo import nelbo_draws
-from didi.sampling.generate import generate
+from didi.sampling.completion import completed
 from didi.sampling.options import SamplingOptions
 
 if TYPE_CHECKING:
@@ -66,102 +62,115 @@ class HarnessModel(LM):
             raise UsageError(f"the harness asks in text; bundle {self.bundle.name} has no tokenizer")
         self.tokenizer = self.bundle.tokenizer
         self.network = self.bundle.network(role)
-        self.options = options or SamplingOptions(role=role)
+        self._encoder = plain_encoder(self.bundle.tokenizer)
+        self.options = replace(options or SamplingOptions(), role=role)
         self.num_draws, self.nfe, self.seed = num_draws, nfe, seed
 
     def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
-        """Log-likelihood in nats of each continuation given its context, and whether greedy decoding would write it."""
+        """Log-likelihood in nats of each continuation given its context, and whether greedy decoding would write it.
+
+        A context that does not fit is cut on the left. A continuation longer than the network's context is scored in
+        blocks, of which only the first sees the context.
+        """
         del disable_tqdm
-        return [self._scored(*self._tokens(*request.args), number) for number, request in enumerate(requests)]
+        blocks = []
+        for number, request in enumerate(requests):
+            context, continuation = request.args
+            blocks.append(self._blocks(context, continuation, number))
+        nats = self._summed(blocks)
+        flat = list(itertools.chain.from_iterable(blocks))
+        greedy = iter(are_greedy(self.network, self.bundle.process, flat).tolist())
+        return [(total, all(list(itertools.islice(greedy, len(own))))) for total, own in zip(nats, blocks, strict=True)]
 
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
-        """Log-likelihood in nats of each text, in blocks of the network's context."""
+        """Log-likelihood in nats of each text, in blocks of the network's context; 0.0 of an empty text."""
         del disable_tqdm
-        found = []
+        blocks = []
         for number, request in enumerate(requests):
-            tokens = torch.tensor([self._encode(request.args[0])])
-            blocks = [block for block in tokens.split(self.network.length, dim=1) if block.numel()]
-            found.append(sum(self._log_likelihood(block, 0, number) for block in blocks))
-        return found
+            ids = self._encode(request.args[0])
+            begins = range(0, len(ids), self.network.length)
+            blocks.append(
+                [
+                    Continuation(ids[begin : begin + self.network.length], 0, ("harness", number, block))
+                    for block, begin in enumerate(begins)
+                ]
+            )
+        return self._summed(blocks)
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
-        """A continuation of each context, cut at the first of its stop strings."""
+        """A continuation of each context, cut at the first of its stop strings; empty stop strings are ignored."""
         del disable_tqdm
-        texts = []
+        length, prompts = self.network.length, []
         for request in requests:
             context, settings = request.args
-            num_new = min(int(settings.get("max_gen_toks", self.network.length // 2)), self.network.length - 1)
-            ids = self._encode(context)[-(self.network.length - num_new) :]
-            canvas = self.tokenizer.decode(ids, skip_special_tokens=False)
-            kept = len(self._encode(canvas))  # a cut text may be tokenised otherwise
-            length = min(kept + num_new, self.network.length)
-            drawn = generate(
-                self.bundle,
-                num_samples=1,
-                nfe=self.nfe,
-                seed=self.seed,
-                prefix=canvas,
-                length=length,
-                options=self.options,
-            )
-            text = self.tokenizer.decode(drawn.tokens[0, kept:].tolist(), skip_special_tokens=False)
-            until = settings.get("until") or []
+            num_new = max(0, min(int(settings.get("max_gen_toks", length // 2)), length - 1))
+            ids = self._encode(context)[-(length - num_new) :]
+            prompts.append(Continuation([*ids, *[0] * num_new], len(ids)))
+        texts = []
+        for drawn, prompt, request in zip(self._generated(prompts), prompts, requests, strict=True):
+            text = self.tokenizer.decode(drawn[prompt.num_given :], skip_special_tokens=False)
+            until = request.args[1].get("until") or []
             for stop in [until] if isinstance(until, str) else until:
-                text = text.partition(stop)[0]
+                text = text.partition(stop)[0] if stop else text
             texts.append(text)
         return texts
 
-    def _encode(self, text: str) -> list[int]:
-        return self.tokenizer.encode(text, add_special_tokens=False).ids
+    def _generated(self, prompts: Sequence[Continuation]) -> list[list[int]]:
+        """Tokens of each prompt and its continuation; prompts of like length are sampled in one batch."""
+        is_autoregressive = isinstance(self.network, AutoregressiveLM)
+        groups: dict[tuple[int, int], list[int]] = {}
+        for number, one in enumerate(prompts):
+            width = len(one.ids) if is_autoregressive else padded_length(len(one.ids), self.network.length)
+            # An autoregressive network writes to the end of the batch, from a position that all its sequences share.
+            groups.setdefault((width, one.num_given if is_autoregressive else 0), []).append(number)
+        found: dict[int, list[int]] = {}
+        for (width, _), members in groups.items():
+            for begin in range(0, len(members), self.options.batch_size):
+                index = members[begin : begin + self.options.batch_size]
+                canvas = padded_canvas([prompts[number] for number in index], width)
+                tokens = completed(
+                    self.bundle, canvas, indices=index, seed=self.seed, nfe=self.nfe, options=self.options
+                )
+                found |= {
+                    number: row[: len(prompts[number].ids)] for number, row in zip(index, tokens.tolist(), strict=True)
+                }
+        return [found[number] for number in range(len(prompts))]
 
-    def _tokens(self, context: str, continuation: str) -> tuple[Int[Tensor, "1 l"], int]:
-        """Tokens of both, cut on the left to the network's context, and how many of them are given."""
+    def _encode(self, text: str) -> list[int]:
+        """Token ids of a text, in which a literal ``[MASK]`` or ``<|endoftext|>`` is text."""
+        try:
+            ids: list[int] = self._encoder.encode(text, add_special_tokens=False).ids
+        except Exception as error:  # of tokenizers, which has no narrower one: a word-level vocabulary lacks a word
+            known = ", ".join(sorted(self.tokenizer.get_vocab())[:3])
+            raise UsageError(
+                f"a request is made of the tokenizer's words ({known}, ...); got {text!r:.80}; choose a model of text"
+            ) from error
+        return ids
+
+    def _blocks(self, context: str, continuation: str, number: int) -> list[Continuation]:
+        """A request as sequences of at most the network's context, each scored after its given tokens."""
         spaces = len(context) - len(context.rstrip())
         if spaces:  # a byte-level tokenizer writes a space before the word that follows
             context, continuation = context[:-spaces], context[-spaces:] + continuation
         given = self._encode(context)
         whole = self._encode(context + continuation)
-        given_length = len(given) if whole[: len(given)] == given else 0
-        if not given_length:  # the border falls within a token
-            whole, given_length = given + self._encode(continuation), len(given)
-        cut = max(0, len(whole) - self.network.length)
-        return torch.tensor([whole[cut:]]), max(0, given_length - cut)
+        if whole[: len(given)] != given:  # the border falls within a token
+            whole = given + self._encode(continuation)
+        length, num_new = self.network.length, len(whole) - len(given)
+        ends = range(len(whole) - (num_new - 1) // length * length, len(whole) + 1, length) if num_new else ()
+        return [
+            Continuation(
+                whole[max(0, end - length) : end],
+                max(0, len(given) - max(0, end - length)),
+                ("harness", number, block),
+            )
+            for block, end in enumerate(ends)
+        ]
 
-    def _scored(self, tokens: Int[Tensor, "1 l"], given: int, number: int) -> tuple[float, bool]:
-        return self._log_likelihood(tokens, given, number), self._is_greedy(tokens, given)
-
-    @torch.no_grad()
-    def _log_likelihood(self, tokens: Int[Tensor, "1 l"], given: int, number: int) -> float:
-        """Of the tokens after the ``given`` ones; 0 where there are none."""
-        if tokens.shape[1] == given:
-            return 0.0
-        tokens = tokens.to(next(self.network.parameters()).device)
-        if isinstance(self.network, AutoregressiveLM):
-            return -float(self.network.nll(tokens)[:, given:].double().sum())
-        generator = named_generator(self.seed, "harness", number)
-        is_free = (torch.arange(tokens.shape[1], device=tokens.device) >= given)[None]
-        canvas = Canvas.given(tokens, is_free)
-        return -float(nelbo_draws(self.network, self.bundle.process, canvas, self.num_draws, [generator]).mean())
-
-    @torch.no_grad()
-    def _is_greedy(self, tokens: Int[Tensor, "1 l"], given: int) -> bool:
-        """Whether the likeliest choices write the continuation; a denoiser reveals its surest token first."""
-        tokens = tokens.to(next(self.network.parameters()).device)
-        if isinstance(self.network, AutoregressiveLM):
-            begin = torch.full_like(tokens[:, :1], self.network.mask_id)
-            best = self.network(torch.cat([begin, tokens[:, :-1]], dim=1)).argmax(-1)
-            return bool((best == tokens)[:, given:].all())
-        process = self.bundle.process
-        if not isinstance(process, Absorbing):
-            raise UsageError(f"greedy decoding reveals masks; the process of bundle {self.bundle.name} has none")
-        z = tokens.clone()
-        z[:, given:] = process.mask_id
-        for _ in range(tokens.shape[1] - given):
-            is_masked = process.is_predicted(z)
-            t = time_at(process.schedule, 1 - is_masked.double().mean(1))  # at which as many masks are expected
-            surest, best = process.log_probs(self.network(z, process.noise_level(self.network, t)))[0].max(-1)
-            position = int(surest.masked_fill(~is_masked[0], -torch.inf).argmax())
-            if best[position] != tokens[0, position]:
-                return False
-            z[0, position] = best[position]
-        return True
+    def _summed(self, blocks: Sequence[Sequence[Continuation]]) -> list[float]:
+        """Log-likelihood of each request, summed over its blocks."""
+        flat = list(itertools.chain.from_iterable(blocks))
+        nats = iter(
+            log_likelihoods(self.network, self.bundle.process, flat, num_draws=self.num_draws, seed=self.seed).tolist()
+        )
+        return [math.fsum(itertools.islice(nats, len(own))) for own in blocks]

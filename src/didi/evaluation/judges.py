@@ -9,7 +9,8 @@ from types import ModuleType
 
 import torch
 
-from didi.data.assets import cached_folder, fetch
+from didi.data.assets import fetch
+from didi.data.cache import made_folder
 from didi.data.markov import WORLDS
 from didi.errors import UsageError, suggestion
 from didi.evaluation.perplexity import CausalJudge, ExactJudge, Judge, transformers_for
@@ -58,7 +59,7 @@ def load_judge(name: str, *, device: Device = "cpu") -> Judge:
 
 def _causal(name: str, device: Device, source: Callable[[ModuleType], Path | str]) -> Judge:
     """The causal language model of transformers in the folder, or of the Hub name, that ``source`` gives."""
-    with transformers_for(f"judge {name!r}", known=", ".join(map(repr, JUDGES))) as transformers:
+    with transformers_for("judge", name, known=list(JUDGES)) as transformers:
         found = source(transformers)
         model = transformers.AutoModelForCausalLM.from_pretrained(found)
         tokenizer = transformers.AutoTokenizer.from_pretrained(found)
@@ -66,21 +67,19 @@ def _causal(name: str, device: Device, source: Callable[[ModuleType], Path | str
 
 
 def _smollm2_folder(transformers: ModuleType) -> Path:
-    """A safetensors copy of the GGUF judge beside its asset; made once, in half a minute."""
+    """A safetensors copy of the GGUF judge beside its asset; made in half a minute if it is not there or damaged."""
     asset = fetch(SMOLLM2)
-    copy = asset.with_name(f"{asset.name}-safetensors")
-    if copy.is_dir():
-        return copy
-    with cached_folder(copy) as staging:
-        if copy.is_dir():  # another process was first
-            return copy
-        gguf = next(asset.glob("*.gguf")).name
-        with contextlib.redirect_stderr(io.StringIO()):  # the converter's bar, which no setting turns off
-            model = transformers.AutoModelForCausalLM.from_pretrained(asset, gguf_file=gguf)
-        tokenizer = transformers.AutoTokenizer.from_pretrained(asset, gguf_file=gguf)
-        vars(model.config).pop("quantization_config", None)  # all weights are float32 by now; said so, it can be saved
-        plain = type(model)(model.config)
-        plain.load_state_dict(model.state_dict())
-        plain.save_pretrained(staging)
-        tokenizer.save_pretrained(staging)
-    return copy
+    return made_folder(asset.with_name(f"{asset.name}-safetensors"), partial(_convert_gguf, transformers, asset))
+
+
+def _convert_gguf(transformers: ModuleType, asset: Path, folder: Path) -> None:
+    """Write the model and the tokenizer of the GGUF file in ``asset`` to ``folder``."""
+    gguf = next(asset.glob("*.gguf")).name
+    with contextlib.redirect_stderr(io.StringIO()):  # the converter's bar, which no setting turns off
+        model = transformers.AutoModelForCausalLM.from_pretrained(asset, gguf_file=gguf)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(asset, gguf_file=gguf)
+    vars(model.config).pop("quantization_config", None)  # all weights are float32 by now; said so, it can be saved
+    plain = type(model)(model.config)
+    plain.load_state_dict(model.state_dict())
+    plain.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)

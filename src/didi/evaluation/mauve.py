@@ -50,7 +50,7 @@ def load_embedding(name: str = EMBEDDER, *, device: str | torch.device = "cpu") 
         UsageError: there is no such model.
         DidiError: transformers is not installed, or the model cannot be read or reached.
     """
-    with transformers_for(f"embedding {name!r}", known=repr(EMBEDDER)) as transformers:
+    with transformers_for("embedding", name, known=[EMBEDDER]) as transformers:
         source = fetch(EMBEDDER) if name == EMBEDDER else name
         model = transformers.AutoModel.from_pretrained(source).to(device).eval()
         tokenizer = transformers.AutoTokenizer.from_pretrained(source)

@@ -8,6 +8,7 @@ import contextlib
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 
 from didi.data.markov import MARKOV, MarkovChain
 from didi.errors import DidiError, UsageError
+from didi.hub import failure, hub_or_cache
 
 if TYPE_CHECKING:
     import transformers
@@ -180,17 +182,22 @@ def mean_sample_perplexity(scores: Scores) -> float:
 
 
 @contextlib.contextmanager
-def transformers_for(purpose: str, *, known: str) -> Iterator[ModuleType]:
+def transformers_for(kind: str, name: str, *, known: Sequence[str]) -> Iterator[ModuleType]:
     """The library transformers without log lines and progress bars, its many-line errors turned into one of ours.
 
+    Inside the block the Hub is asked only where ``name`` is neither one of ours nor a folder, and not at all if it is
+    not reachable.
+
     Args:
-        purpose: what is loaded with it: ``judge 'gpt2'``.
-        known: names of ours that would have done.
+        kind: what is loaded with it: ``judge``.
+        name: of the model: one of ours, a folder, or a Hub name.
+        known: names of ours.
 
     Raises:
-        UsageError: no model has that name.
+        UsageError: no model has that name, or it cannot be looked up and is no ``owner/name``.
         DidiError: transformers is not installed, or the model cannot be read or reached.
     """
+    purpose, is_reached = f"{kind} {name!r}", True
     try:
         import transformers
 
@@ -198,8 +205,10 @@ def transformers_for(purpose: str, *, known: str) -> Iterator[ModuleType]:
         verbosity, has_bars = log.get_verbosity(), log.is_progress_bar_enabled()
         log.set_verbosity_error()
         log.disable_progress_bar()
+        is_local = name in known or Path(name).is_dir()
         try:
-            yield transformers
+            with contextlib.nullcontext(True) if is_local else hub_or_cache() as is_reached:
+                yield transformers
         finally:
             log.set_verbosity(verbosity)
             if has_bars:
@@ -209,9 +218,9 @@ def transformers_for(purpose: str, *, known: str) -> Iterator[ModuleType]:
     except ImportError as error:
         raise DidiError(f"{purpose} needs transformers: pip install 'didi-instruct[eval]' ({error})") from error
     except Exception as error:  # a loader of other people's files can raise anything
-        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
-        if type(error.__cause__).__name__ in ("HFValidationError", "RepositoryNotFoundError"):
-            raise UsageError(
-                f"no {purpose}: known are {known}, a folder of a model of transformers, or its Hub name ({first_line})"
-            ) from error
-        raise DidiError(f"{purpose} could not be loaded: {first_line}") from error
+        cause, reason = type(error.__cause__).__name__, failure(error, is_reached=is_reached)
+        is_unknown = cause in ("HFValidationError", "RepositoryNotFoundError")
+        if is_unknown or (cause == "LocalEntryNotFoundError" and "/" not in name):
+            choices = f"{', '.join(map(repr, known))}, a folder of a model of transformers, or its Hub name"
+            raise UsageError(f"no {purpose}: known are {choices} ({reason})") from error
+        raise DidiError(f"{purpose} could not be loaded: {reason}") from error

@@ -10,10 +10,11 @@ from jaxtyping import Int
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from didi.data.blocks import block_layout_of
 from didi.data.markov import WORLDS
-from didi.data.source import open_source
+from didi.data.source import source_for
 from didi.data.text import pack
-from didi.data.zero_shot import zero_shot_documents
+from didi.data.zero_shot import is_detokenized, zero_shot_documents
 from didi.diffusion.noise import named_generator
 from didi.errors import UsageError
 from didi.evaluation.likelihood import Likelihood, likelihood
@@ -31,12 +32,16 @@ class LikelihoodRow:
         role: the network.
         characters: of the texts that were scored.
         found: its likelihood.
+        is_detokenized: whether the texts were detokenised by the rules of ``data.detokenize``.
+        block_layout: of the rows, into which the texts were wrapped; see ``data.blocks``.
     """
 
     data: str
     role: str
     characters: int
     found: Likelihood
+    is_detokenized: bool = False
+    block_layout: str = "stream"
 
     @property
     def bits_per_character(self) -> float:
@@ -51,6 +56,7 @@ class LikelihoodRow:
             | figures
             | asdict(self.found)
             | {"characters": self.characters}
+            | {"is_detokenized": self.is_detokenized, "block_layout": self.block_layout}
         )
 
     @classmethod
@@ -58,23 +64,25 @@ class LikelihoodRow:
         """The row that ``record()`` made."""
         found = {each.name: record[each.name] for each in fields(Likelihood)}
         found["nats_ci"] = tuple(found["nats_ci"])
-        return cls(record["data"], record["role"], record["characters"], Likelihood(**found))
+        prepared = record.get("is_detokenized", False), record.get("block_layout", "stream")  # later than the others
+        return cls(record["data"], record["role"], record["characters"], Likelihood(**found), *prepared)
 
 
 def rows_of(bundle: Bundle, corpus: str) -> Int[Tensor, "n l"]:
     """Rows of a corpus in a bundle's tokens: of the test split where the bundle was trained on it, else of all of it.
 
-    Documents are joined, each ended with the end-of-text token, and cut into blocks of the network's length.
+    Documents are joined, each ended with the end-of-text token, and cut into blocks of the network's length, in the
+    block layout that the bundle records.
 
     Raises:
         UsageError: it fills no block, or the bundle has no tokenizer.
     """
     length = bundle.network().length
     if corpus in (*WORLDS, bundle.provenance.get("corpus")):
-        return open_source(corpus, length=length, tokenizer=bundle.tokenizer).test
+        return source_for(bundle, corpus).test
     if not isinstance(bundle.tokenizer, Tokenizer):
         raise UsageError(f"text is scored in a bundle's own tokens; {bundle.name} has no tokenizer")
-    rows = pack(zero_shot_documents(corpus), bundle.tokenizer, length)
+    rows = pack(zero_shot_documents(corpus), bundle.tokenizer, length, block_layout_of(bundle.provenance))
     if not len(rows):
         raise UsageError(f"a corpus fills a block of {length} tokens or more; {corpus!r} does not")
     return rows
@@ -109,7 +117,15 @@ def score_corpus(
     chosen = rows[order[:num_sequences]]
     network = bundle.network(role)
     found = likelihood(network, bundle.process, chosen, num_draws=num_draws, batch_size=batch_size, seed=seed)
-    return LikelihoodRow(corpus, role, sum(len(text) for text in decode(bundle, chosen)), found)
+    characters = sum(len(text) for text in decode(bundle, chosen))
+    return LikelihoodRow(
+        corpus,
+        role,
+        characters,
+        found,
+        is_detokenized=is_detokenized(corpus),
+        block_layout=block_layout_of(bundle.provenance),
+    )
 
 
 def likelihood_table(rows: Sequence[LikelihoodRow], *, model: str, machine: str) -> str:
@@ -134,8 +150,11 @@ def likelihood_table(rows: Sequence[LikelihoodRow], *, model: str, machine: str)
         about.append(
             f"{max(found.num_draws for found in each)} masks a sequence, of noise at most {noise:.3f} nats a token"
         )
+    detokenised = list(dict.fromkeys(row.data for row in rows if row.is_detokenized))
+    rules = f"Detokenised by the rules of MDLM: {', '.join(detokenised)}. " if detokenised else ""
     lines.append(
-        f"{'; '.join([*about, machine])}. ≤: an upper bound. Perplexities are per token of the model's own tokenizer; "
-        "intervals are bootstrapped over sequences."
+        f"{'; '.join([*about, machine])}. ≤: an upper bound. {rules}Texts are wrapped into blocks, layout "
+        f"{rows[0].block_layout}. Perplexities are per token of the model's own tokenizer; intervals are bootstrapped "
+        "over sequences."
     )
     return "\n".join(lines) + "\n"

@@ -153,7 +153,7 @@ class DistillConfig(DistillationConfig):
     @classmethod
     def current(cls, settings: Mapping[str, Any], base: RunConfig | None = None) -> dict[str, Any]:
         """See ``RunConfig.current``."""
-        found = dict(settings)
+        found = super().current(settings, base)
         if isinstance(one := found.get("discriminator"), Mapping) and one.get("steps_per_student_step") == 1:
             found["discriminator"] = {"fresh_rollouts": False, **one}  # settings of before do not say
         if isinstance(objective := found.get("objective"), Mapping):

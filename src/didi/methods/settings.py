@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from didi.data.blocks import BlockLayout
 from didi.errors import UsageError
 
 
@@ -36,6 +37,9 @@ class DataConfig:
     """Size of a byte-level BPE to train on the training split; None where a tokenizer is named."""
     tokenizer: str | None = None
     """``gpt2``, a tokenizer.json or a Hub name."""
+    block_layout: BlockLayout | None = None
+    """Rows of text: ``stream`` (tokens in sequence) or ``bos-eos`` (BOS, L - 2 tokens, EOS, as the public MDLM code).
+    None is the teacher's in a distillation, and ``stream`` elsewhere."""
 
     def __post_init__(self) -> None:
         at_least(2, self, "length")
@@ -176,7 +180,11 @@ class RunConfig:
             base: settings that the missing ones are taken from.
         """
         del base
-        return dict(settings)
+        found = dict(settings)
+        data, names = found.get("data"), DataConfig.__dataclass_fields__
+        if isinstance(data, Mapping) and len(data.keys() & names.keys()) >= len(names) - 1:  # the record of a run
+            found["data"] = {**data, "block_layout": data.get("block_layout")}
+        return found
 
     def for_dry_run(self) -> "RunConfig":
         """These settings with the same steps, and as little as possible of what a method prepares before the first."""

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from didi.errors import DidiError, UsageError
+from didi.hub import failure, hub_or_cache
 from didi.models import inert_pickle
 from didi.models.checkpoint_keys import AVERAGE, BACKBONE, DISCRIMINATOR, by_network
 from didi.models.untrusted import read_json
@@ -93,11 +94,12 @@ def download(repository: str, patterns: Sequence[str], revision: str | None = No
     """
     from huggingface_hub import snapshot_download
 
-    try:
-        return Path(snapshot_download(repository, revision=revision, allow_patterns=list(patterns)))
-    except Exception as error:  # the client raises a score of network, permission and name errors
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise DidiError(f"no folder and no reachable Hub repository {repository!r}: {reason}") from error
+    with hub_or_cache() as is_reached:
+        try:
+            return Path(snapshot_download(repository, revision=revision, allow_patterns=list(patterns)))
+        except Exception as error:  # the client raises a score of network, permission and name errors
+            reason = failure(error, is_reached=is_reached)
+            raise DidiError(f"no folder and no reachable Hub repository {repository!r}: {reason}") from error
 
 
 def read_weights(file: Path) -> tuple[dict[str, Tensor], list[Tensor] | None]:

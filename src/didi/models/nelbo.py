@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from didi.diffusion import Process
@@ -24,6 +24,9 @@ def nelbo_draws(
 ) -> Float[Tensor, "b d"]:
     """Unbiased estimates of the NELBO of each sequence in nats, float64; one network pass for all of them.
 
+    Equal corrupted sequences are read once: those of few free positions, and those of one context that all is masked
+    after.
+
     Args:
         denoiser: predicts clean tokens.
         process: how they are corrupted.
@@ -34,10 +37,32 @@ def nelbo_draws(
     drawn, copies = process.elbo_draws(canvas, num_draws, generators), canvas.repeat_interleave(num_draws)
     is_predicted = process.is_predicted(drawn.z)
     level = process.noise_level(denoiser, drawn.t)
-    logits = logits_at(denoiser, drawn.z, is_predicted, level, copies.attention_mask)
+    logits = _logits(denoiser, drawn.z, is_predicted, level, copies)
     terms = process.loss_terms(logits, copies.tokens, drawn.z, drawn.t)
     sums = torch.where(copies.is_free, terms, 0.0).double().sum(1)
     return (sums * drawn.weight).view(-1, num_draws).cpu()
+
+
+def _logits(
+    denoiser: Denoiser,
+    z: Int[Tensor, "b l"],
+    is_predicted: Bool[Tensor, "b l"],
+    level: Float[Tensor, " b"] | None,
+    canvas: Canvas,
+) -> Float[Tensor, "n v"]:
+    """Logits at the predicted positions, in row-major order; where no noise level is told, equal rows are read once."""
+    if level is None:
+        keys = torch.cat([z, canvas.is_real.sum(1, keepdim=True)], dim=1)
+        distinct, row_of = torch.unique(keys, dim=0, return_inverse=True)
+        if len(distinct) < len(z):
+            first = torch.empty(len(distinct), dtype=torch.long, device=z.device).scatter_(
+                0, row_of, torch.arange(len(z), device=z.device)
+            )
+            is_read = is_predicted[first]
+            logits = logits_at(denoiser, z[first], is_read, None, canvas.rows(first).attention_mask)
+            number = torch.zeros_like(z[first]).masked_scatter(is_read, torch.arange(len(logits), device=z.device))
+            return logits[number[row_of][is_predicted]]
+    return logits_at(denoiser, z, is_predicted, level, canvas.attention_mask)
 
 
 @torch.no_grad()

@@ -20,7 +20,7 @@ import torch
 
 from didi.apps.reproduce.cells import AnyCell, Cell, LikelihoodCell, Run
 from didi.apps.train import distill_run, pretrain_run
-from didi.data.source import open_source
+from didi.data.source import source_for
 from didi.errors import UsageError
 from didi.evaluation.anchors import anchor_sets
 from didi.evaluation.evaluate import evaluate
@@ -227,7 +227,7 @@ def _measure_real(bundle: Bundle, cells: Sequence[Cell], study: Study) -> None:
     if not cells:
         return
     corpus = str(bundle.provenance["corpus"])
-    source = open_source(corpus, length=bundle.network().length, tokenizer=bundle.tokenizer)
+    source = source_for(bundle, corpus)
     anchors = anchor_sets(source, study.sampling.num_samples, seed=study.sampling.seed)
     kept: list[SampleSet] = []
     evaluate(bundle, nfe=(), data=source.test, anchors=anchors, on_set=kept.append, **_common(study.sampling))

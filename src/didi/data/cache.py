@@ -1,0 +1,137 @@
+"""The cache folder: folders that appear complete, with the SHA-256 of each file, and are made again when damaged.
+
+Each folder holds a ``manifest.json`` whose ``members`` give the size in bytes and the SHA-256 of each of its files.
+"""
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+from safetensors import SafetensorError
+
+from didi.errors import DidiError
+from didi.files import staged_folder
+
+MANIFEST = "manifest.json"
+
+log = logging.getLogger(__name__)
+
+
+def cache_dir() -> Path:
+    """Where didi keeps what it can make again: the environment's ``DIDI_CACHE``, or the user's cache folder."""
+    named = os.environ.get("DIDI_CACHE")
+    return Path(named).expanduser() if named else platformdirs.user_cache_path("didi", appauthor=False)
+
+
+def packed_dir() -> Path:
+    """Where packed corpora are kept, a folder each."""
+    return cache_dir() / "text"
+
+
+def made_folders(parent: Path, pattern: str = "[!.]*") -> list[Path]:
+    """Folders in ``parent`` that ``made_folder`` made; those of earlier versions, without digests, are left out."""
+    return sorted(file.parent for file in parent.glob(f"{pattern}/{MANIFEST}"))
+
+
+@contextmanager
+def cached_folder(folder: Path) -> Iterator[Path]:
+    """As ``staged_folder`` under its lock, for a folder of the cache.
+
+    Yields:
+        An empty folder that replaces ``folder`` when the block ends without an error.
+
+    Raises:
+        DidiError: The folder cannot be written.
+    """
+    try:
+        with staged_folder(folder, is_locked=True) as staging:
+            yield staging
+    except (OSError, SafetensorError) as error:  # the latter is what safetensors says of a full disk
+        raise DidiError(f"{folder} could not be written: {error}; name another place with DIDI_CACHE") from error
+
+
+def made_folder(folder: Path, make: Callable[[Path], None]) -> Path:
+    """A folder of the cache that can be made again: found if every file has its digest, else made.
+
+    Safe to call from several processes: one makes the folder, the others wait for it.
+
+    Args:
+        folder: The folder.
+        make: Fills an empty folder that replaces ``folder``.
+
+    Returns:
+        ``folder``.
+
+    Raises:
+        DidiError: The folder cannot be written.
+    """
+    if damage(folder) is None:
+        return folder
+    with cached_folder(folder) as staging:
+        found = damage(folder)
+        if found is None:  # another process was first
+            return folder
+        if folder.exists():
+            log.warning("%s; %s is made again", found, folder)
+        make(staging)
+        write_manifest(staging, {"members": digests(staging)})
+    return folder
+
+
+def write_manifest(folder: Path, content: dict[str, Any]) -> None:
+    """Write the manifest of a folder; ``content["members"]`` is as ``digests`` returns it."""
+    (folder / MANIFEST).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def read_manifest(folder: Path) -> dict[str, Any] | None:
+    """The manifest of a folder of the cache; None if there is none or it is damaged."""
+    try:
+        content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        members = content["members"].values()
+        is_whole = all(type(one["bytes"]) is int and type(one["sha256"]) is str for one in members)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None
+    return content if is_whole else None
+
+
+def digests(folder: Path) -> dict[str, dict[str, str | int]]:
+    """Size in bytes and SHA-256 of each file of a folder but its manifest, by its path relative to the folder."""
+    paths = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {
+        name: {"bytes": path.stat().st_size, "sha256": sha256(path)} for name, path in paths.items() if name != MANIFEST
+    }
+
+
+def damage(folder: Path, *, is_hashed: bool = True) -> str | None:
+    """The first fault of a folder of the cache, as a clause that names the file; None if there is none.
+
+    Args:
+        folder: The folder.
+        is_hashed: Compare the SHA-256 of each file; otherwise only its size.
+    """
+    recorded = read_manifest(folder)
+    if recorded is None:
+        return f"{folder / MANIFEST} must give the SHA-256 of each file, and is missing or damaged"
+    for name, entry in recorded["members"].items():
+        path = folder / name
+        try:
+            size = path.stat().st_size
+            if size != entry["bytes"]:
+                return f"{path} must have {entry['bytes']} bytes, found {size}"
+            if is_hashed and (found := sha256(path)) != entry["sha256"]:
+                return f"{path} must have SHA-256 {entry['sha256']}, found {found}"
+        except OSError as error:
+            return f"{path} must have SHA-256 {entry['sha256']}, found no file that can be read ({error.strerror})"
+    return None
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file, 64 hexadecimal digits."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

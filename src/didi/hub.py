@@ -1,0 +1,59 @@
+"""The Hugging Face Hub where it is reachable, and its local cache, without retries, where it is not."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+TIMEOUT_SECONDS = 3
+_NOT_FOUND_OFFLINE = ("LocalEntryNotFoundError", "OfflineModeIsEnabled", "ConnectionError")
+
+
+def is_reachable() -> bool:
+    """Whether the Hub answers one request within ``TIMEOUT_SECONDS``, through the proxies that its client uses."""
+    from huggingface_hub import constants
+    from huggingface_hub.utils import get_session
+
+    if constants.HF_HUB_OFFLINE:
+        return False
+    try:
+        get_session().head(constants.ENDPOINT, timeout=TIMEOUT_SECONDS)
+    except Exception:  # the client raises a score of network, proxy and certificate errors
+        return False
+    return True
+
+
+@contextmanager
+def hub_or_cache() -> Iterator[bool]:
+    """Let clients of the Hub read only their local cache inside the block if the Hub is not reachable.
+
+    Clients retry a request for 25 seconds otherwise, and not all of them pass ``local_files_only`` on.
+
+    Yields:
+        Whether the Hub is reachable.
+    """
+    if is_reachable():
+        yield True
+        return
+    names = ("huggingface_hub.constants", "datasets.config")  # the latter copies the switch when it is imported
+    modules: list[Any] = [sys.modules[name] for name in names if name in sys.modules]
+    before = [module.HF_HUB_OFFLINE for module in modules]
+    for module in modules:
+        module.HF_HUB_OFFLINE = True
+    try:
+        yield False
+    finally:
+        for module, value in zip(modules, before, strict=True):
+            module.HF_HUB_OFFLINE = value
+
+
+def failure(error: Exception, *, is_reached: bool) -> str:
+    """Why a client of the Hub failed, in one line.
+
+    Args:
+        error: What the client raised.
+        is_reached: What ``hub_or_cache`` yielded.
+    """
+    if not is_reached and any(type(one).__name__ in _NOT_FOUND_OFFLINE for one in (error, error.__cause__)):
+        return "the Hub is not reachable, and its local cache does not hold it"
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

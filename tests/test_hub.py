@@ -1,0 +1,109 @@
+"""A name of the Hub without network fails at once and in one line, whichever client looks it up."""
+
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from didi import hub
+from didi.data.corpora import load_documents
+from didi.data.text import load_tokenizer
+from didi.errors import DidiError, UsageError
+from didi.evaluation.judges import load_judge
+from didi.evaluation.mauve import load_embedding
+from didi.hub import failure, hub_or_cache, is_reachable
+from didi.models.bundle import load
+from didi.models.foreign import read_checkpoint
+
+
+@pytest.fixture
+def offline(monkeypatch, tmp_path):
+    """No network; a request or a wait between two of them fails the test."""
+    constants = pytest.importorskip("huggingface_hub.constants")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(hub, "is_reachable", lambda: False)
+
+    def refuse(*_, **__):
+        raise AssertionError("a client waited to try again")
+
+    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", refuse)
+    yield
+    assert constants.HF_HUB_OFFLINE is False
+
+
+LOOKUPS = {
+    "judge": load_judge,
+    "embedding": load_embedding,
+    "tokenizer": load_tokenizer,
+    "bundle": load,
+    "checkpoint": read_checkpoint,
+    "corpus": load_documents,
+}
+
+
+@pytest.mark.parametrize("look_up", LOOKUPS.values(), ids=LOOKUPS)
+def test_a_hub_name_without_network_fails_at_once_in_one_line(offline, look_up):
+    if look_up is load_documents:
+        pytest.importorskip("datasets")
+    with pytest.raises(DidiError, match="the Hub is not reachable, and its local cache does not hold it") as caught:
+        look_up("no-such-owner/no-such-name")
+    assert not isinstance(caught.value, UsageError)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("look_up", "known"), [(load_judge, "'markov', 'exact', 'smollm2-135m'"), (load_embedding, "'embedder'")]
+)
+def test_an_unknown_name_without_network_is_answered_with_those_that_exist(offline, look_up, known):
+    with pytest.raises(UsageError, match=f"^no .* 'no-such-model': known are {known}, a folder .* is not reachable"):
+        look_up("no-such-model")
+
+
+def test_an_error_of_another_kind_keeps_its_own_words(offline, monkeypatch):
+    class Damaged:
+        @staticmethod
+        def from_pretrained(_):
+            raise ValueError("the header is damaged\nsecond line")
+
+    monkeypatch.setattr("transformers.AutoModelForCausalLM", Damaged)
+    with pytest.raises(DidiError, match=r"judge 'owner/name' could not be loaded: the header is damaged$"):
+        load_judge("owner/name")
+
+
+def test_a_folder_is_not_looked_up(monkeypatch, tmp_path):
+    monkeypatch.setattr(hub, "is_reachable", lambda: pytest.fail("the Hub was asked"))
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(DidiError, match="could not be loaded"):
+        load_judge(str(tmp_path))
+
+
+@pytest.mark.parametrize(("answer", "expected"), [(None, True), (ConnectionError("no route"), False)])
+def test_one_short_request_tells_whether_the_hub_is_reachable(monkeypatch, answer, expected):
+    asked = []
+
+    def head(url, *, timeout):
+        asked.append((url, timeout))
+        if answer is not None:
+            raise answer
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.utils.get_session", lambda: SimpleNamespace(head=head))
+    assert is_reachable() is expected
+    ((url, timeout),) = asked
+    assert url.startswith("https://")
+    assert timeout <= 5
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert not is_reachable()
+    assert len(asked) == 1
+
+
+def test_a_reachable_hub_is_asked_as_ever(monkeypatch):
+    constants = sys.modules["huggingface_hub.constants"]
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(hub, "is_reachable", lambda: True)
+    with hub_or_cache() as is_reached:
+        assert is_reached
+        assert constants.HF_HUB_OFFLINE is False
+    assert failure(ConnectionError("first\nsecond"), is_reached=True) == "first"
+    assert failure(ConnectionError(""), is_reached=True) == "ConnectionError"
