@@ -12,6 +12,8 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn, TypeVar
 
+from didi.apps.streams import standard_streams, unwritten
+from didi.apps.unexpected import unexpected
 from didi.errors import DidiError, Interrupted, UsageError
 
 Parsed = TypeVar("Parsed")
@@ -61,29 +63,50 @@ def _one_line(box: str, prog: str) -> str:
 def run(command: Callable[[], None]) -> NoReturn:
     """Run a command and exit: with status 0, 2 (wrong use), 1 (failure) or 130 (interrupted).
 
-    If the status is not 0, one line on standard error gives the reason. If ``torchrun`` started several processes, only
-    the main process writes to standard output.
+    If the status is not 0, one line on standard error gives the reason. Standard output that cannot be written, because
+    its reader has left or its disk is full, is a failure; standard error that cannot be written is dropped. If
+    ``torchrun`` started several processes, only the main process writes to standard output.
     """
     _keep_freed_memory()
+    with standard_streams():
+        status, message = _ended(command)
+        if (lost := unwritten(sys.stdout)) and not status:
+            status, message = 1, _reason(lost)
+        if message:
+            _report(message, status)
+    sys.exit(status)
+
+
+def _ended(command: Callable[[], None]) -> tuple[int, str]:
+    """Exit status of a command, and the reason where it is not 0."""
     try:
         with _joined() as is_main, contextlib.nullcontext() if is_main else contextlib.redirect_stdout(io.StringIO()):
             command()
+    except SystemExit as stop:
+        if stop.code:
+            raise
     except UsageError as error:
-        _leave(str(error), 2)
+        return 2, str(error)
     except Interrupted as error:
-        _leave(str(error), 130)
+        return 130, str(error)
     except DidiError as error:
-        _leave(str(error), 1)
+        return 1, str(error)
     except KeyboardInterrupt:
-        _leave("interrupted", 130)
-    except BrokenPipeError:  # the reader of standard output closed it, as `| head` does
-        sys.stderr.close()
-        sys.exit(0)
+        return 130, "interrupted"
     except OSError as error:
         # These three are the fault of a path that a flag names.
         is_misuse = isinstance(error, FileExistsError | NotADirectoryError | IsADirectoryError)
-        _leave(f"{error.strerror or error}: {error.filename}" if error.filename else str(error), 2 if is_misuse else 1)
-    sys.exit(0)
+        return (2 if is_misuse else 1), _reason(error)
+    except Exception as error:
+        return 1, unexpected(error)
+    return 0, ""
+
+
+def _reason(error: OSError) -> str:
+    if isinstance(error, BrokenPipeError):
+        return "the reader of standard output left before all of it was written"
+    reason = error.strerror or str(error)
+    return f"{reason}: {error.filename}" if error.filename else reason
 
 
 @contextlib.contextmanager
@@ -101,12 +124,12 @@ def _joined() -> Iterator[bool]:
         yield here.is_main
 
 
-def _leave(message: str, status: int) -> NoReturn:
+def _report(message: str, status: int) -> None:
+    """One line on standard error."""
     rank = os.environ.get("RANK", "0")  # wrong use is the same in all processes; rank 0 reports it
     if rank == "0" or status == 1:
         who = "didi" if rank == "0" else f"didi, process {rank}"
         print(f"{who}: {' '.join(message.split())}", file=sys.stderr)
-    sys.exit(status)
 
 
 def _keep_freed_memory() -> None:
