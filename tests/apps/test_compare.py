@@ -78,6 +78,19 @@ def test_like_is_compared_with_like_pair_by_pair_and_at_equal_entropy(tmp_path, 
     assert (tmp_path / "c" / "frontier.png").stat().st_size > 10_000
 
 
+def test_a_comparison_is_written_before_the_table(tmp_path, monkeypatch):
+    for name in ("a", "b"):
+        evaluated(tmp_path / name, sample_set([30.0, 31.0]))
+
+    def print_to_nobody(*_, **__):
+        raise BrokenPipeError
+
+    monkeypatch.setattr("builtins.print", print_to_nobody)
+    with pytest.raises(BrokenPipeError):
+        run_compare([str(tmp_path / "a"), str(tmp_path / "b"), "--out", str(tmp_path / "c")])
+    assert {"compare.md", "frontier.png"} == {file.name for file in (tmp_path / "c").iterdir()}
+
+
 def test_judges_are_told_apart(tmp_path, capsys):
     for name in ("a", "b"):
         evaluated(tmp_path / name, *(sample_set([30.0, 31.0], judge=judge) for judge in ("one", "two")))

@@ -200,8 +200,9 @@ def reproduce(args: Sequence[str]) -> None:
         print(f"telling {name}", file=sys.stderr, flush=True)
         parts += [f"\n## {target.title}\n", *target.tell(plan, study)]
     report = write_atomically(command.out / "report.md", "\n".join(parts) + "\n")
+    page = write_html(report)
     print(report)
-    print(write_html(report))
+    print(page)
 
 
 def _num_names(args: Sequence[str]) -> int:
