@@ -112,7 +112,9 @@ def test_a_character_that_the_encoding_lacks_is_replaced(monkeypatch):
     assert files["stderr"].getvalue().decode("cp1252").splitlines() == ["?"]
 
 
-@pytest.mark.parametrize(("encoding", "is_escaped"), [("utf-8", False), ("UTF8", False), ("cp1252", True), (None, True)])
+@pytest.mark.parametrize(
+    ("encoding", "is_escaped"), [("utf-8", False), ("UTF8", False), ("cp1252", True), (None, True)]
+)
 def test_json_lines_escape_what_the_encoding_may_lack(monkeypatch, encoding, is_escaped):
     class Stream(io.StringIO):
         pass

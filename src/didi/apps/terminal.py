@@ -31,11 +31,14 @@ def parse(command: type[Parsed], args: Sequence[str], *, prog: str, default: Any
     """
     import tyro
 
+    from didi.apps.flags import parsing_rules, with_dashed_values
+
     options = {} if default is None else {"default": default}
     said = io.StringIO()
     try:
-        with contextlib.redirect_stderr(said):
-            return tyro.cli(command, args=list(args), prog=prog, **options)
+        # A default is a recipe, some of whose values can be unset by the word None.
+        with contextlib.redirect_stderr(said), parsing_rules(reads_none=default is not None):
+            return tyro.cli(command, args=with_dashed_values(list(args)), prog=prog, **options)
     except SystemExit as stop:
         if not stop.code:
             raise
@@ -55,6 +58,9 @@ def _one_line(box: str, prog: str) -> str:
     if text.startswith("Required options"):
         missing = " and ".join(re.findall(r"(--[a-z][\w.-]* (?:[A-Z]+|\{[^}]+\}))", text))
         return f"{prog} needs {missing}; see {prog} --help"
+    if match := re.search(r"Missing value for argument '(--[\w.-]+)", text):
+        flag = match[1]
+        return f"{flag} needs a value; one that begins with two dashes is given as {flag}=VALUE; see {prog} --help"
     text = re.sub(r"^(Value error|Invalid choice|Required options|Parsing error|Missing value)\s+", "", text)
     text = text.split(" Argument helptext:")[0]
     return f"{text}; see {prog} --help"
