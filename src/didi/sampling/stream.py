@@ -9,6 +9,7 @@ from torch import Tensor
 
 from didi.errors import UsageError
 from didi.models.bundle import Bundle
+from didi.sampling.base import refuse_equal_rates
 from didi.sampling.options import SamplingOptions
 from didi.sampling.prompt import decode
 from didi.sampling.prompts import Prompt, PromptSet
@@ -92,6 +93,8 @@ def stream(
         raise UsageError(f"length lies in [1, {network.length}], the network's context; got {length}")
     asked = num_moves(bundle, nfe, length, chosen)
     sampler, times = make_sampler(bundle, chosen, asked), chosen.move_times(asked)
+    if chosen.times:
+        refuse_equal_rates(bundle.process.schedule, times)
     device = next(iter(network.parameters())).device
     prompted = PromptSet.of(prompts, num_samples, seed, prefix, infill)
     canvas = prompted.canvas(bundle, length).to(device)
