@@ -40,6 +40,10 @@ The function takes the arguments after the command's name.
 """
 
 
+OF_A_RECIPE = ("pretrain", "distill", "doctor")
+"""Commands whose first word is a recipe."""
+
+
 def _usage() -> str:
     lines = [f"  {name:12}{summary}" for name, (_, summary) in COMMANDS.items()]
     return "\n".join([f"didi {_version()}: didi COMMAND [flags]; each command has --help", *lines])
@@ -56,6 +60,10 @@ def _dispatch(args: Sequence[str]) -> None:
         print(_usage())
     elif args[0] == "--version":
         print(_version())
+    elif args[0] in OF_A_RECIPE and len(args) == 1:  # answered without torch, whose import takes seconds
+        raise UsageError(
+            f"the recipe comes first: didi {args[0]} RECIPE [flags]; didi {args[0]} --help names the recipes"
+        )
     elif args[0] in COMMANDS:
         pkgutil.resolve_name(COMMANDS[args[0]][0])(args[1:])
     else:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import didi
 from didi.apps.live import LiveView, ProgressBar
 from didi.apps.options import sampling_options
 from didi.apps.prompt_files import read_prompts, text_or_input
@@ -185,6 +186,7 @@ class _Printer:
                 "network": command.network,
                 "compile": command.compile,
                 "machine": machine_name(default_device()),
+                "version": didi.__version__,
             }
         return self._shared
 

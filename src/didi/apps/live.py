@@ -77,8 +77,6 @@ class ProgressBar:
             TimeRemainingColumn(),
             console=self._console,
             transient=True,
-            redirect_stdout=False,
-            redirect_stderr=False,
             disable=not (self._console.is_terminal and world().is_main),
         )
         self._task = self._progress.add_task("", total=num_sequences, done=0, move=0)

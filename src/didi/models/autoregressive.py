@@ -51,9 +51,7 @@ class AutoregressiveLM(nn.Module):
         try:
             from transformers import GPT2Config, GPT2LMHeadModel
         except ImportError as error:
-            raise DidiError(
-                f"an autoregressive model needs transformers: {from_checkout('eval')} ({error})"
-            ) from error
+            raise DidiError(f"an autoregressive model needs transformers: {from_checkout('eval')} ({error})") from error
 
         super().__init__()
         self.config = config

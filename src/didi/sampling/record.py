@@ -3,7 +3,6 @@
 from dataclasses import asdict, is_dataclass
 from typing import Any
 
-import didi
 from didi.models.autoregressive import AutoregressiveLM
 from didi.models.bundle import Bundle
 from didi.models.digest import weights_digest
@@ -12,7 +11,7 @@ from didi.sampling.registry import own_settings
 
 
 def sampling_record(bundle: Bundle, options: SamplingOptions, *, nfe: int, length: int) -> dict[str, Any]:
-    """The model, the sampler and the settings that it reads, and the version of the package.
+    """The model, the sampler and the settings that it reads.
 
     With the seed, the number and the prompt of a sample this repeats it.
 
@@ -43,5 +42,4 @@ def sampling_record(bundle: Bundle, options: SamplingOptions, *, nfe: int, lengt
         "temperature": options.temperature,
         "top_p": options.top_p,
         **{name: asdict(one) if is_dataclass(one) else one for name, one in settings.items()},  # type: ignore[arg-type]
-        "version": didi.__version__,
     }

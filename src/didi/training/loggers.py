@@ -152,6 +152,4 @@ def open_loggers(names: Sequence[str], folder: Path, begin_step: int) -> list[Me
 
 
 def _missing(name: str, error: ImportError) -> UsageError:
-    return UsageError(
-        f"the logger {name} needs the package {name}: {from_checkout(name)} ({first_line(error)})"
-    )
+    return UsageError(f"the logger {name} needs the package {name}: {from_checkout(name)} ({first_line(error)})")
