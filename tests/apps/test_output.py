@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from didi.apps.cli import main
+from didi.apps.reproduce import study
 from didi.models.bundle import load
 
 SMALL = ["--data.length", "32", "--loop.batch-size", "4", "--loop.validation-sequences", "8"]
@@ -65,3 +66,10 @@ def test_a_training_outlives_the_reader_of_its_log(without_reader, tmp_path):
     assert without_reader(*words, streams=("stdout", "stderr")) == 1
     assert load(tmp_path / "run" / "bundle").teacher is not None
     assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) >= 3
+
+
+def test_a_worker_of_a_study_outlives_its_log(monkeypatch):
+    monkeypatch.setattr(study, "end_with_parent", lambda: None)
+    monkeypatch.setattr(sys, "stderr", Left())
+    study.begin_worker()
+    print("step 1", file=sys.stderr, flush=True)

@@ -50,6 +50,11 @@ class LogStream:
             discard(self._stream)
 
 
+def outlive_log() -> None:
+    """Make standard error of this process a ``LogStream``, for a process that runs no command of its own."""
+    sys.stderr = cast(Any, LogStream(sys.stderr))
+
+
 def discard(stream: Any) -> None:
     """Send what ``stream`` still holds, and all that follows, to nowhere; closing it then cannot fail."""
     with contextlib.suppress(OSError, ValueError):  # a stream without a file descriptor, or a closed one
@@ -84,7 +89,7 @@ def standard_streams() -> Iterator[None]:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper) and stream.errors in ("strict", "surrogateescape"):
             stream.reconfigure(errors="replace")
-    sys.stderr = cast(Any, LogStream(sys.stderr))
+    outlive_log()
     try:
         yield
     finally:
