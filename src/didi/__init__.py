@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from didi.sampling.generate import Generation, generate
     from didi.sampling.guided import Guidance
     from didi.sampling.options import SamplingOptions
+    from didi.sampling.prompts import Prompt
     from didi.sampling.stream import Move, stream
 
     __version__: str
@@ -31,6 +32,7 @@ _MODULES = {
     "DidiError": "didi.errors",
     "Generation": "didi.sampling.generate",
     "Guidance": "didi.sampling.guided",
+    "Prompt": "didi.sampling.prompts",
     "SamplingOptions": "didi.sampling.options",
     "UsageError": "didi.errors",
     "evaluate": "didi.evaluation.evaluate",
@@ -48,6 +50,7 @@ __all__ = [
     "Generation",
     "Guidance",
     "Move",
+    "Prompt",
     "SamplingOptions",
     "UsageError",
     "__version__",

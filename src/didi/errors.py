@@ -16,6 +16,15 @@ class Interrupted(DidiError):
     """A training run was asked to stop and has saved its state (exit status 130)."""
 
 
+def from_checkout(extra: str) -> str:
+    """How to install the packages of an extra; the distribution is not published, so a checkout is needed.
+
+    Args:
+        extra: name of an optional dependency group in ``pyproject.toml``.
+    """
+    return f"in a checkout of didi, run: pip install '.[{extra}]'"
+
+
 def suggestion(name: str, known: Iterable[str], *, cutoff: float = 0.6) -> str:
     """``; did you mean 'x'?`` with the known name most like ``name``; empty where none is alike enough.
 

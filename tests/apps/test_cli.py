@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,7 +13,10 @@ import yaml
 from safetensors.torch import load_file
 
 from didi.apps.cli import COMMANDS
+from didi.apps.reproduce.command import TARGETS
+from didi.data.assets import ASSETS
 from didi.models.bundle import load
+from didi.recipes import DISTILL, PRETRAIN
 from didi.sampling.prompt import canvas_from_prompt
 
 SMALL = ["--data.length", "32", "--loop.batch-size", "4", "--loop.validation-sequences", "8"]
@@ -21,7 +25,7 @@ SMALL = ["--data.length", "32", "--loop.batch-size", "4", "--loop.validation-seq
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["distil", "markov"], "did you mean distill?"),
+        (["distil", "markov"], "did you mean 'distill'?"),
         (["frobnicate"], f"a command is one of {', '.join(COMMANDS)}; got 'frobnicate'\n"),
         (["distill", "markv", "--out", "x"], "did you mean 'markov'?"),
         (["distill", "--out", "x"], "the recipe comes first"),
@@ -149,6 +153,44 @@ def test_help_is_status_0(didi, words):
     status, out, err = didi(*words)
     assert (status, err) == (0, "")
     assert "didi" in out
+
+
+@pytest.mark.parametrize(
+    ("words", "names"),
+    [
+        (["assets"], list(ASSETS)),
+        (["pretrain"], list(PRETRAIN)),
+        (["distill"], list(DISTILL)),
+        (["doctor"], list(DISTILL)),
+        (["reproduce"], [*TARGETS, "all"]),
+    ],
+    ids=lambda words: words[0],
+)
+def test_help_names_what_a_command_is_about(didi, words, names):
+    out = re.sub(r"[\s│]+", " ", didi(*words, "--help")[1])
+    assert f"is one of {', '.join(names[:-1])}" in out.replace(" or all", ", all")
+
+
+@pytest.mark.parametrize("name", ["generate", "evaluate", "distill", "reproduce", "convert"])
+def test_help_says_what_a_flag_without_a_value_is(didi, name):
+    out = didi(name, "--help")[1] + didi(name, "mdlm", "--help")[1] * (name == "convert")
+    assert "{None}" not in out
+    assert "default: None" not in out
+    assert " STR " in out
+
+
+def test_none_unsets_what_a_recipe_sets_and_nothing_else(didi, tmp_path):
+    words = ["distill", "markov", "--out", tmp_path / "x", "--max-steps", "0"]
+    assert "--max-steps is 1" in didi(*words, "--data.tokenizer", "None")[2]
+    assert "got 'None'" in didi("generate", "--model", "None")[2]
+    assert "invalid choice" in didi("generate", "--model", "markov", "--role", "None")[2].lower()
+
+
+@pytest.mark.parametrize("words", [["foo"], ["distill", "zzz"], ["assets", "fetch", "qqq"], ["doctor", "zzz"]])
+def test_nothing_near_is_suggested_for_what_is_not_near(didi, words):
+    status, _, err = didi(*words)
+    assert (status, err.count("\n")) == (2, 1)
+    assert "did you mean" not in err
 
 
 def test_a_run_leaves_config_metrics_checkpoints_and_bundle(distilled):

@@ -78,6 +78,19 @@ def test_like_is_compared_with_like_pair_by_pair_and_at_equal_entropy(tmp_path, 
     assert (tmp_path / "c" / "frontier.png").stat().st_size > 10_000
 
 
+def test_a_comparison_is_written_before_the_table(tmp_path, monkeypatch):
+    for name in ("a", "b"):
+        evaluated(tmp_path / name, sample_set([30.0, 31.0]))
+
+    def print_to_nobody(*_, **__):
+        raise BrokenPipeError
+
+    monkeypatch.setattr("builtins.print", print_to_nobody)
+    with pytest.raises(BrokenPipeError):
+        run_compare([str(tmp_path / "a"), str(tmp_path / "b"), "--out", str(tmp_path / "c")])
+    assert {"compare.md", "frontier.png"} == {file.name for file in (tmp_path / "c").iterdir()}
+
+
 def test_judges_are_told_apart(tmp_path, capsys):
     for name in ("a", "b"):
         evaluated(tmp_path / name, *(sample_set([30.0, 31.0], judge=judge) for judge in ("one", "two")))
@@ -104,9 +117,21 @@ def test_what_cannot_be_compared_is_refused(tmp_path):
     evaluated(tmp_path / "a", sample_set([30.0, 31.0]))
     evaluated(tmp_path / "b", sample_set([30.0, 31.0], seed=1))
     evaluated(tmp_path / "c", sample_set([30.0, 31.0], settings="num_candidates 8"))
+    differences = {"b": "seed is 1 and 0", "c": "settings is 'num_candidates 8' and ''"}
     for folders in ([], ["a"], ["a", "a"]):
         with pytest.raises(UsageError, match="takes two folders or more"):
             run_compare([str(tmp_path / name) for name in folders])
     for other in ("b", "c"):
-        with pytest.raises(UsageError, match=f"{other} has no set like one of .*a: measure both with the same flags"):
+        told = rf"{other} has no set like one of .*a \(of the most alike ones, {differences[other]}\): measure both"
+        with pytest.raises(UsageError, match=told):
             run_compare([str(tmp_path / "a"), str(tmp_path / other)])
+
+
+def test_of_several_sets_the_most_alike_one_tells_the_difference(tmp_path):
+    evaluated(tmp_path / "a", sample_set([30.0, 31.0], "teacher", 4), sample_set([30.0, 31.0], "student", 8))
+    evaluated(tmp_path / "b", sample_set([30.0], "student", 16), sample_set([30.0, 31.0], "student", 4))
+    with pytest.raises(UsageError, match=r"of the most alike ones, (role is 'student' and 'teacher'|nfe is 4 and 8)\)"):
+        run_compare([str(tmp_path / "a"), str(tmp_path / "b")])
+    evaluated(tmp_path / "data", sample_set([30.0, 31.0], "data", nfe=0))
+    with pytest.raises(UsageError, match=r"has no set like one of \S+: measure both"):
+        run_compare([str(tmp_path / "a"), str(tmp_path / "data")])

@@ -209,10 +209,10 @@ def test_a_run_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
 POOL = """
 import multiprocessing, os, time
 from concurrent.futures import ProcessPoolExecutor
-from didi.apps.reproduce.study import end_with_parent
+from didi.apps.reproduce.study import begin_worker
 if __name__ == "__main__":
     spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=spawn, initializer=end_with_parent) as pool:
+    with ProcessPoolExecutor(1, mp_context=spawn, initializer=begin_worker) as pool:
         print(pool.submit(os.getpid).result(), flush=True)
         pool.submit(time.sleep, 600).result()
 """

@@ -12,8 +12,8 @@ HEAVY = {"torch", "tyro", "rich", "numpy", "transformers", "matplotlib", "huggin
 OPTIONAL = {"transformers", "datasets", "peft", "matplotlib", "mauve", "scipy"}
 
 
-def imported(code, *words):
-    """Top-level packages that a fresh interpreter has imported when ``code`` ends, and its standard output."""
+def imported(code, *words, with_errors=False):
+    """Top-level packages that a fresh interpreter has imported when ``code`` ends, and its output (or its errors)."""
     report = (
         "import atexit, json, sys; atexit.register(lambda: print(json.dumps(sorted(sys.modules)), file=sys.stderr))"
     )
@@ -24,7 +24,8 @@ def imported(code, *words):
         text=True,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
     )
-    return {name.split(".")[0] for name in json.loads(done.stderr.splitlines()[-1])}, done.stdout
+    said = done.stderr if with_errors else done.stdout
+    return {name.split(".")[0] for name in json.loads(done.stderr.splitlines()[-1])}, said
 
 
 MAIN = "from didi.apps.cli import main; main()"
@@ -43,7 +44,11 @@ def test_the_list_of_imports_is_not_empty_by_mistake():
     assert {"didi", "torch", "numpy"} <= found
 
 
-def test_an_unknown_command_is_refused_without_heavy_imports():
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [("no", "a command is one of"), *((name, f"didi {name} RECIPE") for name in ("pretrain", "distill", "doctor"))],
+)
+def test_a_command_without_what_it_needs_is_refused_without_heavy_imports(name, told):
     code = f"""
 import didi.apps.cli
 try:
@@ -51,7 +56,10 @@ try:
 except SystemExit as stop:
     assert stop.code == 2
 """
-    assert not HEAVY & imported(code, "no")[0]
+    found, said = imported(code, name, with_errors=True)
+    assert not HEAVY & found
+    assert said.startswith("didi: ")
+    assert told in said
 
 
 @pytest.mark.slow

@@ -1,9 +1,16 @@
+import errno
 import io
+import json
+import os
+import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 import pytest
 
 from didi.apps.console import ResultConsole
+from didi.apps.streams import json_line
 from didi.apps.terminal import run
 from didi.errors import DidiError, Interrupted, UsageError
 
@@ -32,20 +39,130 @@ def test_each_end_has_its_status_and_one_line(error, status, capsys):
     assert err.startswith("didi: ")
 
 
-class Closed:
-    """A pipe whose reader has left."""
+class Closed(io.TextIOBase):
+    """A stream whose reader has left, or whose disk is full."""
 
     encoding = "utf-8"
 
+    def __init__(self, number=errno.EPIPE):
+        self.error = OSError(number, os.strerror(number))
+
     def write(self, _):
-        raise BrokenPipeError
+        raise self.error
 
     def flush(self):
-        raise BrokenPipeError
+        raise self.error
 
 
-def test_a_reader_that_has_left_is_no_failure(monkeypatch):
-    monkeypatch.setattr(sys, "stderr", io.StringIO())  # run closes it
+def ended(command):
     with pytest.raises(SystemExit) as stop:
-        run(lambda: ResultConsole(file=Closed()).print("a table"))
-    assert stop.value.code == 0
+        run(command)
+    return stop.value.code
+
+
+def test_a_reader_that_has_left_is_a_failure_of_one_line(capsys):
+    assert ended(lambda: ResultConsole(file=Closed()).print("a table")) == 1
+    assert capsys.readouterr().err == "didi: the reader of standard output left before all of it was written\n"
+
+
+@pytest.mark.parametrize(("number", "told"), [(errno.EPIPE, "left before all"), (errno.ENOSPC, "No space left")])
+def test_output_that_is_lost_at_the_end_is_a_failure(monkeypatch, capsys, number, told):
+    monkeypatch.setattr(sys, "stdout", Closed(number))
+    assert ended(lambda: None) == 1
+    err = capsys.readouterr().err
+    assert told in err
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("number", [errno.EPIPE, errno.ENOSPC, errno.EIO])
+def test_a_command_outlives_its_log(monkeypatch, capsys, number):
+    monkeypatch.setattr(sys, "stderr", Closed(number))
+
+    def command():
+        for step in range(3):
+            print(f"step {step}", file=sys.stderr, flush=True)
+        print("the result")
+
+    assert ended(command) == 0
+    assert capsys.readouterr().out == "the result\n"
+
+
+def test_streams_that_were_closed_before_the_start_are_no_place_for_others(monkeypatch, capfd):
+    monkeypatch.setattr(sys, "stderr", None)
+    assert ended(lambda: print("progress", file=sys.stderr)) == 0
+    assert capfd.readouterr().out == ""  # print writes there if its file is None
+    monkeypatch.undo()
+    monkeypatch.setattr(sys, "stdout", None)
+    assert ended(lambda: print("the result")) == 1
+    assert capfd.readouterr().err == "didi: Bad file descriptor\n"
+
+
+def test_a_character_that_the_encoding_lacks_is_replaced(monkeypatch):
+    files = {name: io.BytesIO() for name in ("stdout", "stderr")}
+    for name, file in files.items():
+        monkeypatch.setattr(sys, name, io.TextIOWrapper(file, encoding="cp1252", errors="strict", write_through=True))
+
+    def command():
+        print("caf\u00e9 \u8a9e")
+        print("\u8a9e", file=sys.stderr)
+        ResultConsole(width=20).print("\u8a9e \u2500")
+
+    assert ended(command) == 0
+    assert files["stdout"].getvalue().decode("cp1252").splitlines() == ["caf\u00e9 ?", "? ?"]
+    assert files["stderr"].getvalue().decode("cp1252").splitlines() == ["?"]
+
+
+@pytest.mark.parametrize(
+    ("encoding", "is_escaped"), [("utf-8", False), ("UTF8", False), ("cp1252", True), (None, True)]
+)
+def test_json_lines_escape_what_the_encoding_may_lack(monkeypatch, encoding, is_escaped):
+    class Stream(io.StringIO):
+        pass
+
+    Stream.encoding = encoding
+    monkeypatch.setattr(sys, "stdout", Stream())
+    record = {"text": "caf\u00e9 \u8a9e"}
+    line = json_line(record)
+    assert line.isascii() == is_escaped
+    assert json.loads(line) == record
+    assert json.loads(json_line({"text": "\udcff"}).encode()) == {"text": "\udcff"}
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        json_line({"x": float("nan")})
+
+
+def test_an_unexpected_error_is_one_line_and_its_traceback_a_file(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+
+    def command():
+        raise KeyError("a\nb")
+
+    assert ended(command) == 1
+    out, err = capsys.readouterr()
+    (log,) = tmp_path.iterdir()
+    assert (out, err) == ("", f"didi: unexpected KeyError: 'a\\nb'; the traceback is in {log}: please report it\n")
+    text = log.read_text()
+    assert text.splitlines()[-1] == "KeyError: 'a\\nb'"
+    assert Path(__file__).name in text
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "none"))
+    assert ended(command) == 1
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert "its traceback could not be written" in err
+
+
+LIST = [sys.executable, "-c", "from didi.apps.cli import main; main()", "assets", "list"]
+
+
+def environment(**more):
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **more}
+
+
+def test_a_command_whose_reader_leaves_ends_with_one_line_and_a_status():
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(LIST, stdout=writer, stderr=subprocess.PIPE, text=True, env=environment(), check=False)
+    os.close(writer)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(LIST, stdout=full, stderr=subprocess.PIPE, text=True, env=environment(), check=False)
+    assert (done.returncode, done.stderr) == (1, "didi: No space left on device\n")

@@ -55,7 +55,7 @@ def test_every_row_is_compared_with_other_rows_of_the_data(overlap, make_dit):
 
 def test_without_its_package_it_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "mauve", None)
-    with pytest.raises(DidiError, match=r"pip install .didi-instruct\[mauve\]"):
+    with pytest.raises(DidiError, match=r"pip install '.\[mauve\]"):
         mauve(torch.ones(2, 3), torch.ones(2, 3))
 
 

@@ -195,3 +195,17 @@ def test_a_revision_goes_to_the_hub(monkeypatch, folder):
     load("owner/name@round-7")
     assert (seen["repository"], seen["revision"]) == ("owner/name", "round-7")
     assert "*" not in "".join(seen["allow_patterns"])
+
+
+def test_a_folder_with_a_bundled_name_is_not_taken_for_the_other(bundle, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save(bundle, "exact")
+    with pytest.raises(UsageError, match=r"write \./exact for the folder, or bundled:exact$"):
+        load("exact")
+    assert load("./exact").tokenizer.get_vocab() == TOKENS
+    own = load("bundled:exact")
+    assert own.tokenizer is None or own.tokenizer.get_vocab() != TOKENS
+    (tmp_path / "markov").mkdir()  # not a bundle, so nothing else has that name
+    assert load("markov").name == "markov"
+    with pytest.raises(UsageError, match="a model is a bundled name"):
+        load("bundled:nothing")

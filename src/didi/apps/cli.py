@@ -3,14 +3,13 @@
 This module must not import torch, tyro, rich or numpy, so that ``didi --help`` and ``didi --version`` start fast.
 """
 
-import difflib
 import pkgutil
 import sys
 from collections.abc import Sequence
 from functools import partial
 
 from didi.apps.terminal import run
-from didi.errors import UsageError
+from didi.errors import UsageError, suggestion
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "demo": ("didi.apps.demo:demo", "distil a bundled teacher for a few minutes and compare teacher and student"),
@@ -41,6 +40,10 @@ The function takes the arguments after the command's name.
 """
 
 
+OF_A_RECIPE = ("pretrain", "distill", "doctor")
+"""Commands whose first word is a recipe."""
+
+
 def _usage() -> str:
     lines = [f"  {name:12}{summary}" for name, (_, summary) in COMMANDS.items()]
     return "\n".join([f"didi {_version()}: didi COMMAND [flags]; each command has --help", *lines])
@@ -57,11 +60,14 @@ def _dispatch(args: Sequence[str]) -> None:
         print(_usage())
     elif args[0] == "--version":
         print(_version())
+    elif args[0] in OF_A_RECIPE and len(args) == 1:  # answered without torch, whose import takes seconds
+        raise UsageError(
+            f"the recipe comes first: didi {args[0]} RECIPE [flags]; didi {args[0]} --help names the recipes"
+        )
     elif args[0] in COMMANDS:
         pkgutil.resolve_name(COMMANDS[args[0]][0])(args[1:])
     else:
-        nearest = difflib.get_close_matches(args[0], COMMANDS, n=1, cutoff=0.6)
-        hint = f"; did you mean {nearest[0]}?" if nearest else ""
+        hint = suggestion(args[0], COMMANDS)
         raise UsageError(f"a command is one of {', '.join(COMMANDS)}; got {args[0]!r}{hint}")
 
 

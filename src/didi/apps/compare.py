@@ -36,10 +36,12 @@ def run_compare(args: Sequence[str]) -> None:
     table = models_table(models)
     if (at_equal_entropy := models_at_equal_entropy(rows)) is not None:
         table += f"\n{at_equal_entropy}"
+    if command.out is not None:  # before the table: its reader may leave
+        figure = frontier_figure(_drawn(rows), command.out / "frontier.png")
+        write_atomically(command.out / "compare.md", f"{table}\n![Perplexity against entropy]({figure.name})\n")
     print(table, end="")
     if command.out is not None:
-        figure = frontier_figure(_drawn(rows), command.out / "frontier.png")
-        print(write_atomically(command.out / "compare.md", f"{table}\n![Perplexity against entropy]({figure.name})\n"))
+        print(command.out / "compare.md")
 
 
 def _drawn(models: Mapping[str, Sequence[EvaluationRow]]) -> list[EvaluationRow]:

@@ -11,10 +11,10 @@ from didi.evaluation.row import EvaluationRow
 
 
 class ResultConsole(Console):
-    """Standard output; if its reader closes the pipe, the error reaches ``terminal.run``, which exits with status 0."""
+    """Standard output; if its reader closes the pipe, the error reaches ``terminal.run``, which reports it."""
 
     def on_broken_pipe(self) -> None:
-        """Raise instead of exiting with status 1, which is what rich does."""
+        """Raise, where rich exits without a word."""
         raise BrokenPipeError
 
 

@@ -4,7 +4,7 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, make_dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, cast
@@ -17,7 +17,7 @@ from rich.table import Table
 from didi.apps.console import ResultConsole
 from didi.apps.settings import early, resolve
 from didi.data.source import RandomSource
-from didi.errors import UsageError
+from didi.errors import UsageError, from_checkout
 from didi.evaluation.machine import machine_name
 from didi.methods import find_method
 from didi.methods.base import Inputs, teacher_of
@@ -72,14 +72,14 @@ class DoctorOptions:
     """The objective of the 'paper' or of the authors' 'released' code instead of ours."""
 
 
-def command_of(settings: RunConfig) -> Any:
+def command_of(settings: RunConfig, recipes: Iterable[str]) -> Any:
     """A record of options and of a method's settings, whose fields are flags without a prefix."""
     flat = tyro.conf.arg(name="")
     kinds = [("run", Annotated[DoctorOptions, flat]), ("config", Annotated[type(settings), flat])]
     command = make_dataclass("DoctorCommand", kinds, frozen=True)
     command.__doc__ = (
         "Memory, arithmetic and time of a recipe by a dry run of its steps, and whether it fits: didi doctor RECIPE "
-        "[--method M] [flags of pretrain or distill]."
+        f"[--method M] [flags of pretrain or distill]. RECIPE is one of {', '.join(recipes)}."
     )
     return command(DoctorOptions(), settings)
 
@@ -87,7 +87,8 @@ def command_of(settings: RunConfig) -> Any:
 def doctor(args: Sequence[str]) -> None:
     """Run ``didi doctor`` with the words after it."""
     method = early(args, "--method") or DoctorOptions.method
-    options, config = resolve("doctor", command_of(find_method(method).settings_type()), recipes_of(method), args)
+    recipes = recipes_of(method)
+    options, config = resolve("doctor", command_of(find_method(method).settings_type(), recipes), recipes, args)
     if options.num_processes < 1 or not 0 < options.utilisation <= 1:
         raise UsageError(
             f"num-processes is 1 or more and utilisation lies in (0, 1]; got {options.num_processes} and "
@@ -128,7 +129,7 @@ def doctor(args: Sequence[str]) -> None:
         soft_wrap=True,
     )
     if not adapters.are_available():
-        console.print("For the shared trunk: pip install 'didi-instruct[lora]'.")
+        console.print(f"For the shared trunk (lora): {from_checkout('lora')}", markup=False, soft_wrap=True)
 
 
 def _table(title: str | None, *columns: str) -> Table:

@@ -1,25 +1,38 @@
 """``didi generate``: texts from a model, on standard output."""
 
 import contextlib
-import json
+import re
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
-from didi.apps.live import LiveView
+import didi
+from didi.apps.live import LiveView, ProgressBar
 from didi.apps.options import sampling_options
+from didi.apps.prompt_files import read_prompts, text_or_input
+from didi.apps.streams import json_line
 from didi.apps.terminal import parse
 from didi.diffusion.categorical import Precision
-from didi.models.bundle import Role, load
+from didi.evaluation.machine import machine_name
+from didi.models.bundle import Bundle, Role, load
 from didi.models.inference import Numerics, for_inference
 from didi.sampling.base import Grid
 from didi.sampling.confidence import ConfidenceOrder
-from didi.sampling.generate import generate
+from didi.sampling.generate import Generation, generate_batches
 from didi.sampling.guided import Guidance
 from didi.sampling.options import SamplerName
+from didi.sampling.prompts import PromptSet
+from didi.sampling.record import sampling_record
 from didi.sampling.remasking import Remasking
 from didi.world import default_device
+
+WORD_START = "Ġ"
+"""The space before a word, as byte-level tokenizers write it."""
+CUT_WORD = re.compile(r"(?!<\|)\S{0,30}\s+(?=\S)")
+"""A run of more characters is not a word."""
 
 
 @dataclass(frozen=True)
@@ -28,8 +41,8 @@ class GenerateCommand:
 
     model: str
     """A bundled name, a bundle folder or a Hub repository."""
-    num_samples: int = 8
-    """Number of texts to generate."""
+    num_samples: int | None = None
+    """Number of texts to generate; 8 by default. With --prompts: for each prompt, by default 1."""
     nfe: int | None = None
     """Number of sampling steps, at most so many network passes; by default what the student was trained for, or 16."""
     sampler: SamplerName = "ancestral"
@@ -41,9 +54,12 @@ class GenerateCommand:
     seed: int = 0
     """Random seed; the texts do not depend on the batch size."""
     prefix: str | None = None
-    """Text that every sample starts with."""
+    """Text that every sample starts with; - reads it from standard input."""
     infill: str | None = None
-    """Text in which every [MASK] is one token to fill in."""
+    """Text in which every [MASK] is one token to fill in; - reads it from standard input."""
+    prompts: str | None = None
+    """File of prompts, one a line, of any lengths; - is standard input. A line with a [MASK] is an infill text, others
+    are prefixes; or each line is a JSON object with prefix or infill, and perhaps seed."""
     length: int | None = None
     """Number of tokens in a text; by default the model's context length."""
     temperature: float = 1.0
@@ -68,38 +84,122 @@ class GenerateCommand:
     live: bool = False
     """Show the first texts on standard error during sampling."""
     format: Literal["text", "jsonl"] = "text"
-    """text, or jsonl: one JSON object per line."""
+    """text, without a word that the window cuts at its start; or jsonl, one JSON object per line, which records all
+    that is needed to repeat the sample."""
 
 
 def run_generate(args: Sequence[str]) -> None:
     """Run ``didi generate`` with the arguments after the command's name."""
     command = parse(GenerateCommand, args, prog="didi generate")
     options = sampling_options(command, sampler=command.sampler, role=command.role, is_whole_batch=command.compile)
-    bundle = for_inference(load(command.model).to(default_device()), command.network, is_compiled=command.compile)
-    with LiveView(bundle) if command.live else contextlib.nullcontext() as on_move:
-        drawn = generate(
+    prompts = None if command.prompts is None else read_prompts(command.prompts)
+    num_samples = (8 if prompts is None else 1) if command.num_samples is None else command.num_samples
+    prefix, infill = text_or_input(command.prefix), text_or_input(command.infill)
+    loaded = load(command.model).to(default_device())
+    bundle = for_inference(loaded, command.network, is_compiled=command.compile)
+    started = time.perf_counter()
+    with _on_screen(bundle, command, num_samples * len(prompts or [None])) as (on_move, paused):
+        batches = generate_batches(
             bundle,
-            num_samples=command.num_samples,
+            num_samples=num_samples,
             nfe=command.nfe,
             seed=command.seed,
-            prefix=command.prefix,
-            infill=command.infill,
+            prefix=prefix,
+            infill=infill,
+            prompts=prompts,
             length=command.length,
             options=options,
             on_move=on_move,
         )
-    for number, text in enumerate(drawn.texts):
-        if command.format == "text":
-            print(f"--- {number + 1} of {command.num_samples}\n{text}\n")
-        else:
-            record = {
-                "text": text,
-                "tokens": drawn.tokens[number].tolist(),
-                "nfe": drawn.nfe,
-                "network_passes": int(drawn.network_passes[number]),
-                "discriminator_passes": int(drawn.discriminator_passes[number]),
-                "seed": drawn.seed,
+        printer = _Printer(command, PromptSet.of(prompts, num_samples, command.seed, prefix, infill), loaded)
+        num_tokens = 0
+        for drawn in batches:
+            with paused():
+                printer.write(drawn)
+            num_tokens += drawn.tokens.numel()
+    seconds = time.perf_counter() - started
+    print(f"{num_tokens} tokens in {seconds:.2f} s, {num_tokens / seconds:,.0f} a second", file=sys.stderr)
+
+
+@contextmanager
+def _on_screen(
+    bundle: Bundle, command: GenerateCommand, num_sequences: int
+) -> Iterator[tuple[Callable[..., None] | None, Callable[[], contextlib.AbstractContextManager[None]]]]:
+    """A callback for every move, and a context in which results are printed."""
+    if command.live:
+        with LiveView(bundle) as view:
+            yield view, view.paused
+        return
+    with ProgressBar(num_sequences) as bar:
+        yield bar, bar.paused
+
+
+class _Printer:
+    """Writes finished samples to standard output, batch by batch.
+
+    Args:
+        command: the flags.
+        prompted: the prompt, seed and number of each sequence.
+        loaded: the bundle as it was loaded.
+    """
+
+    def __init__(self, command: GenerateCommand, prompted: PromptSet, loaded: Bundle) -> None:
+        self._command, self._prompted, self._loaded = command, prompted, loaded
+        self._num_written = 0
+        self._cuts_words = cuts_words(loaded)
+        self._shared: Mapping[str, Any] = {}
+
+    def write(self, drawn: Generation) -> None:
+        """Write a batch; a reader has it when this returns."""
+        for row, text in enumerate(drawn.texts):
+            if self._command.format == "jsonl":
+                print(json_line(self._record(drawn, row)))
+            else:
+                prompt = self._prompted.prompt(self._num_written)
+                is_cut = self._cuts_words and prompt.prefix is None and prompt.infill is None
+                shown = without_cut_word(text) if is_cut else text
+                print(f"--- {self._num_written + 1} of {len(self._prompted)}\n{shown}\n")
+            self._num_written += 1
+        sys.stdout.flush()
+
+    def _record(self, drawn: Generation, row: int) -> dict[str, Any]:
+        prompt = self._prompted.prompt(self._num_written)
+        given = {"prefix": prompt.prefix, "infill": prompt.infill}
+        return {
+            "text": drawn.texts[row],
+            "tokens": drawn.tokens[row].tolist(),
+            "seed": prompt.seed,
+            "index": self._prompted.index(self._num_written),
+            **{name: text for name, text in given.items() if text is not None},
+            "network_passes": int(drawn.network_passes[row]),
+            "discriminator_passes": int(drawn.discriminator_passes[row]),
+            **self._of_all(drawn),
+        }
+
+    def _of_all(self, drawn: Generation) -> Mapping[str, Any]:
+        """What the records of all samples share, made once."""
+        if not self._shared:
+            command = self._command
+            options = sampling_options(command, sampler=command.sampler, role=command.role)
+            self._shared = {
+                **sampling_record(self._loaded, options, nfe=drawn.nfe, length=drawn.tokens.shape[1]),
+                "network": command.network,
+                "compile": command.compile,
+                "machine": machine_name(default_device()),
+                "version": didi.__version__,
             }
-            print(json.dumps(record, ensure_ascii=False))
-    speed = drawn.tokens.numel() / drawn.seconds
-    print(f"{drawn.tokens.numel()} tokens in {drawn.seconds:.2f} s, {speed:,.0f} a second", file=sys.stderr)
+        return self._shared
+
+
+def cuts_words(bundle: Bundle) -> bool:
+    """Whether a sample of a model may begin within a word: tokens of byte-level tokenizers are parts of words."""
+    return bundle.tokenizer is not None and any(token.startswith(WORD_START) for token in bundle.tokenizer.get_vocab())
+
+
+def without_cut_word(text: str) -> str:
+    """A sample of a byte-level tokenizer without the word that is cut at its start, and without the space after it.
+
+    The text begins with a space if it begins with a whole word. Markers such as ``<|endoftext|>`` are kept.
+    """
+    found = CUT_WORD.match(text)
+    return text[found.end() :] if found else text

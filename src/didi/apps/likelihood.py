@@ -73,9 +73,11 @@ def run_likelihood(args: Sequence[str]) -> None:
             print(f"{corpus}, {role}: {row.found.nats:.3f} nats a token", file=sys.stderr)
     machine = machine_name(default_device())
     table = likelihood_table(found, model=bundle.name, machine=machine)
-    print(table, end="")
-    if command.out is not None:
+    if command.out is not None:  # before the table: its reader may leave
         records = [row.record() for row in found]
         record = {"model": bundle.name, "seed": command.seed, "machine": machine, "rows": records}
         write_atomically(command.out / "likelihood.json", json.dumps(record, indent=1) + "\n")
-        print(write_atomically(command.out / "likelihood.md", table))
+        write_atomically(command.out / "likelihood.md", table)
+    print(table, end="")
+    if command.out is not None:
+        print(command.out / "likelihood.md")

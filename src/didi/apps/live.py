@@ -1,17 +1,21 @@
-"""Text as it is unmasked, in the terminal."""
+"""Text as it is unmasked, and the progress of sampling, in the terminal."""
 
+import contextlib
 import time
+from collections.abc import Iterator
 
 import torch
 from rich.console import Console, Group
 from rich.live import Live
 from rich.panel import Panel
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 from torch import Tensor
 
 from didi.models.bundle import Bundle
 from didi.sampling.prompt import decode
 from didi.sampling.stream import Move
+from didi.world import world
 
 MASK, MASKED, CHANGED = "▒", "dim", "bold green"
 PAUSE = 0.08  # seconds that a state stays at least: a small model is done before the eye has seen it
@@ -37,6 +41,13 @@ class LiveView:
     def __exit__(self, *what: object) -> None:
         self._live.__exit__(*what)  # type: ignore[arg-type]
 
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """The view stands still, so that results can be printed under it."""
+        self._live.stop()
+        yield
+        self._live.start()
+
     def __call__(self, move: Move) -> None:
         """Show the state after a move."""
         title = f"move {move.number}, t = {move.t:.2f}"
@@ -46,6 +57,49 @@ class LiveView:
         ]
         self._live.update(Group(*panels), refresh=True)
         time.sleep(PAUSE)
+
+
+class ProgressBar:
+    """A bar of the moves of a sample set, where standard error is a terminal; a context manager and a callback.
+
+    Args:
+        num_sequences: sequences of the set.
+        console: where to draw; standard error by default.
+    """
+
+    def __init__(self, num_sequences: int, *, console: Console | None = None) -> None:
+        self._console = console or Console(stderr=True)
+        self._progress = Progress(
+            TextColumn("samples"),
+            BarColumn(),
+            TextColumn("{task.fields[done]}/{task.total:.0f}, move {task.fields[move]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=self._console,
+            transient=True,
+            disable=not (self._console.is_terminal and world().is_main),
+        )
+        self._task = self._progress.add_task("", total=num_sequences, done=0, move=0)
+
+    def __enter__(self) -> "ProgressBar":
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def __call__(self, move: Move) -> None:
+        """Count a move: a batch in its move n stands for the sequences before it and a share t of its own."""
+        before = world().size * move.indices[0]
+        share = world().size * len(move.indices) * (1 - move.t)
+        self._progress.update(self._task, completed=before + share, done=before, move=move.number)
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """The bar is away, so that results can be printed where it was."""
+        self._progress.stop()
+        yield
+        self._progress.start()
 
 
 def partly_masked(bundle: Bundle, z: Tensor, changed: Tensor) -> Text:

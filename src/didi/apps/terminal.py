@@ -12,6 +12,8 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn, TypeVar
 
+from didi.apps.streams import standard_streams, unwritten
+from didi.apps.unexpected import unexpected
 from didi.errors import DidiError, Interrupted, UsageError
 
 Parsed = TypeVar("Parsed")
@@ -20,8 +22,17 @@ Parsed = TypeVar("Parsed")
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, LARGE = -1, -3, 2**31 - 1
 
 
-def parse(command: type[Parsed], args: Sequence[str], *, prog: str, default: Any = None) -> Parsed:
+def parse(
+    command: type[Parsed], args: Sequence[str], *, prog: str, default: Any = None, description: str | None = None
+) -> Parsed:
     """Parse flags into a dataclass.
+
+    Args:
+        command: the dataclass.
+        args: the words after the command's name.
+        prog: the command as a user writes it.
+        default: values of the flags that are not given; those of ``command`` by default.
+        description: head of ``--help``; the docstring of ``command`` by default.
 
     Raises:
         UsageError: A flag is unknown, missing or has an invalid value; the message is one line.
@@ -29,11 +40,14 @@ def parse(command: type[Parsed], args: Sequence[str], *, prog: str, default: Any
     """
     import tyro
 
-    options = {} if default is None else {"default": default}
+    from didi.apps.flags import parsing_rules, with_dashed_values
+
+    options: dict[str, Any] = {"description": description} | ({} if default is None else {"default": default})
     said = io.StringIO()
     try:
-        with contextlib.redirect_stderr(said):
-            return tyro.cli(command, args=list(args), prog=prog, **options)
+        # A default is a recipe, some of whose values can be unset by the word None.
+        with contextlib.redirect_stderr(said), parsing_rules(reads_none=default is not None):
+            return tyro.cli(command, args=with_dashed_values(list(args)), prog=prog, **options)
     except SystemExit as stop:
         if not stop.code:
             raise
@@ -53,6 +67,9 @@ def _one_line(box: str, prog: str) -> str:
     if text.startswith("Required options"):
         missing = " and ".join(re.findall(r"(--[a-z][\w.-]* (?:[A-Z]+|\{[^}]+\}))", text))
         return f"{prog} needs {missing}; see {prog} --help"
+    if match := re.search(r"Missing value for argument '(--[\w.-]+)", text):
+        flag = match[1]
+        return f"{flag} needs a value; one that begins with two dashes is given as {flag}=VALUE; see {prog} --help"
     text = re.sub(r"^(Value error|Invalid choice|Required options|Parsing error|Missing value)\s+", "", text)
     text = text.split(" Argument helptext:")[0]
     return f"{text}; see {prog} --help"
@@ -61,29 +78,50 @@ def _one_line(box: str, prog: str) -> str:
 def run(command: Callable[[], None]) -> NoReturn:
     """Run a command and exit: with status 0, 2 (wrong use), 1 (failure) or 130 (interrupted).
 
-    If the status is not 0, one line on standard error gives the reason. If ``torchrun`` started several processes, only
-    the main process writes to standard output.
+    If the status is not 0, one line on standard error gives the reason. Standard output that cannot be written, because
+    its reader has left or its disk is full, is a failure; standard error that cannot be written is dropped. If
+    ``torchrun`` started several processes, only the main process writes to standard output.
     """
     _keep_freed_memory()
+    with standard_streams():
+        status, message = _ended(command)
+        if (lost := unwritten(sys.stdout)) and not status:
+            status, message = 1, _reason(lost)
+        if message:
+            _report(message, status)
+    sys.exit(status)
+
+
+def _ended(command: Callable[[], None]) -> tuple[int, str]:
+    """Exit status of a command, and the reason where it is not 0."""
     try:
         with _joined() as is_main, contextlib.nullcontext() if is_main else contextlib.redirect_stdout(io.StringIO()):
             command()
+    except SystemExit as stop:
+        if stop.code:
+            raise
     except UsageError as error:
-        _leave(str(error), 2)
+        return 2, str(error)
     except Interrupted as error:
-        _leave(str(error), 130)
+        return 130, str(error)
     except DidiError as error:
-        _leave(str(error), 1)
+        return 1, str(error)
     except KeyboardInterrupt:
-        _leave("interrupted", 130)
-    except BrokenPipeError:  # the reader of standard output closed it, as `| head` does
-        sys.stderr.close()
-        sys.exit(0)
+        return 130, "interrupted"
     except OSError as error:
         # These three are the fault of a path that a flag names.
         is_misuse = isinstance(error, FileExistsError | NotADirectoryError | IsADirectoryError)
-        _leave(f"{error.strerror or error}: {error.filename}" if error.filename else str(error), 2 if is_misuse else 1)
-    sys.exit(0)
+        return (2 if is_misuse else 1), _reason(error)
+    except Exception as error:
+        return 1, unexpected(error)
+    return 0, ""
+
+
+def _reason(error: OSError) -> str:
+    if isinstance(error, BrokenPipeError):
+        return "the reader of standard output left before all of it was written"
+    reason = error.strerror or str(error)
+    return f"{reason}: {error.filename}" if error.filename else reason
 
 
 @contextlib.contextmanager
@@ -101,12 +139,12 @@ def _joined() -> Iterator[bool]:
         yield here.is_main
 
 
-def _leave(message: str, status: int) -> NoReturn:
+def _report(message: str, status: int) -> None:
+    """One line on standard error."""
     rank = os.environ.get("RANK", "0")  # wrong use is the same in all processes; rank 0 reports it
     if rank == "0" or status == 1:
         who = "didi" if rank == "0" else f"didi, process {rank}"
         print(f"{who}: {' '.join(message.split())}", file=sys.stderr)
-    sys.exit(status)
 
 
 def _keep_freed_memory() -> None:

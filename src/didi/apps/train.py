@@ -64,7 +64,7 @@ def command_of(settings: RunConfig, doc: str) -> Any:
 
 def pretrain(args: Sequence[str]) -> None:
     """Run ``didi pretrain`` with the words after it."""
-    doc = "Pre-train a teacher: didi pretrain RECIPE --out RUN [flags]."
+    doc = f"Pre-train a teacher: didi pretrain RECIPE --out RUN [flags]. RECIPE is one of {', '.join(PRETRAIN)}."
     options, config = resolve("pretrain", command_of(PretrainConfig(), doc), PRETRAIN, args)
     if early(args, "--method") is not None:
         raise UsageError("--method is for distill; a recipe of pretrain has its own")
@@ -101,7 +101,10 @@ def distill(args: Sequence[str]) -> None:
     """Run ``didi distill`` with the words after it."""
     name = early(args, "--method") or "didi"
     recipes = distillation_recipes(name)
-    doc = "Distil a teacher into a few-step student: didi distill RECIPE [--method M] --out RUN [flags]."
+    doc = (
+        "Distil a teacher into a few-step student: didi distill RECIPE [--method M] --out RUN [flags]. "
+        f"RECIPE is one of {', '.join(recipes)}."
+    )
     options, config = resolve("distill", command_of(find_method(name).settings_type(), doc), recipes, args)
     folder, device = _folder(options, "distill"), _device(options.device)
 

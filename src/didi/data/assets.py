@@ -5,7 +5,6 @@ extracted, and no code of it runs. ``<cache>/assets/<name>-<sha12>`` holds the m
 the SHA-256 of each. A machine without a registry is served by copying the archive into ``<cache>/archives``.
 """
 
-import difflib
 import errno
 import logging
 import os
@@ -27,7 +26,7 @@ from didi.data.cache import (
     write_manifest,
 )
 from didi.data.catalogue import ASSETS, Asset
-from didi.errors import DidiError, UsageError
+from didi.errors import DidiError, UsageError, suggestion
 
 CLIENT_TIMEOUT_SECONDS = 1800
 # Of pip only a wheel is asked: to look into a source archive, pip would run its code.
@@ -120,8 +119,7 @@ def verify_made(folder: Path) -> None:
 
 def _asset(name: str) -> Asset:
     if name not in ASSETS:
-        nearest = difflib.get_close_matches(name, ASSETS, n=1, cutoff=0.0)[0]
-        raise UsageError(f"an asset is one of {', '.join(ASSETS)}; got {name!r}; did you mean {nearest!r}?")
+        raise UsageError(f"an asset is one of {', '.join(ASSETS)}; got {name!r}{suggestion(name, ASSETS)}")
     return ASSETS[name]
 
 

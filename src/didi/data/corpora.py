@@ -1,7 +1,6 @@
 """Corpora as documents: from the asset cache, from a file, or from the Hub."""
 
 import csv
-import difflib
 import json
 import re
 from collections.abc import Callable
@@ -10,7 +9,7 @@ from pathlib import Path
 from didi.data.assets import fetch
 from didi.data.readers import afaq_sections, bbc_articles, wiki_leads
 from didi.data.sword import treasury_sections
-from didi.errors import DidiError, UsageError
+from didi.errors import DidiError, UsageError, from_checkout, suggestion
 from didi.hub import failure, hub_or_cache
 
 EOS = "<|endoftext|>"
@@ -50,10 +49,9 @@ def load_documents(corpus: str) -> list[str]:
     elif HUB_NAME.fullmatch(corpus):
         documents = hub_texts(corpus)
     else:
-        nearest = difflib.get_close_matches(corpus, CORPORA, n=1, cutoff=0.0)[0]
         raise UsageError(
             f"a corpus is one of {', '.join(CORPORA)}, a .txt or .jsonl file, or a Hub data set owner/name[:split]; "
-            f"got {corpus!r}; did you mean {nearest!r}?"
+            f"got {corpus!r}{suggestion(corpus, CORPORA)}"
         )
     # A document twice in a corpus could end up in two splits.
     distinct = list(dict.fromkeys(document for document in documents if document.strip()))
@@ -154,7 +152,7 @@ def hub_texts(corpus: str) -> list[str]:
     try:
         import datasets  # here, since only this needs it
     except ImportError as error:
-        raise DidiError(f"{corpus!r} needs the package datasets; pip install 'didi-instruct[eval]'") from error
+        raise DidiError(f"{corpus!r} needs the package datasets: {from_checkout('eval')} ({error})") from error
     with hub_or_cache() as is_reached:
         try:
             table = datasets.load_dataset(f"{owner}/{repository}", *config, split=split or "train")

@@ -15,7 +15,7 @@ from didi.data.assets import fetch
 from didi.data.corpora import brown_texts, hub_texts, load_documents, news_articles
 from didi.data.detokenize import Rule, detokenized
 from didi.data.text import split_documents
-from didi.errors import DidiError
+from didi.errors import DidiError, from_checkout
 
 MIN_ARTICLE_CHARACTERS = 1000
 SENTENCE_END = re.compile(r"(?<=[.!?])[\"'”’]?\s+(?=[\"'“‘A-Z])")
@@ -113,7 +113,7 @@ def _wiki() -> list[str]:
         import mwparserfromhell
     except ImportError as error:
         raise DidiError(
-            "the corpus 'wiki' needs the package mwparserfromhell; pip install 'didi-instruct[eval]'"
+            f"the corpus 'wiki' needs the package mwparserfromhell: {from_checkout('eval')} ({error})"
         ) from error
     articles = []
     with bz2.open(next(fetch("wiki").glob("*.bz2"))) as stream:

@@ -27,13 +27,14 @@ class SequenceNoise:
     """One independent stream of uniforms per sequence, so that a batch may be split without changing a sample.
 
     Args:
-        seed: seed of the whole sample set.
-        indices: number of each sequence within the set.
+        seed: seed of the whole sample set, or one for each sequence.
+        indices: number of each sequence among those of its seed.
         device: where the uniforms are wanted; they are always drawn on the CPU, so devices agree.
     """
 
-    def __init__(self, seed: int, indices: Sequence[int], device: torch.device | str = "cpu") -> None:
-        self._generators = [named_generator(seed, "sequence", index) for index in indices]
+    def __init__(self, seed: int | Sequence[int], indices: Sequence[int], device: torch.device | str = "cpu") -> None:
+        seeds = [seed] * len(indices) if isinstance(seed, int) else seed
+        self._generators = [named_generator(one, "sequence", index) for one, index in zip(seeds, indices, strict=True)]
         self._device = device
 
     def __len__(self) -> int:

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from didi.data.assets import fetch
-from didi.errors import DidiError
+from didi.errors import DidiError, from_checkout
 from didi.evaluation.perplexity import transformers_for
 
 EMBEDDER = "embedder"
@@ -87,6 +87,6 @@ def mauve(samples: Float[Tensor, "n d"], reference: Float[Tensor, "m d"]) -> flo
     try:
         from mauve import compute_mauve
     except ImportError as error:
-        raise DidiError(f"MAUVE needs the package mauve-text: pip install 'didi-instruct[mauve]' ({error})") from error
+        raise DidiError(f"MAUVE needs the package mauve-text: {from_checkout('mauve')} ({error})") from error
     found = compute_mauve(p_features=samples.numpy(), q_features=reference.numpy(), verbose=False, seed=MAUVE_SEED)
     return float(found.mauve)

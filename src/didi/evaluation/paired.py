@@ -18,6 +18,11 @@ from didi.markdown import markdown_table
 NUM_PERMUTATIONS = 9999
 CHUNK = 1000  # permutations at a time, to bound memory
 
+SHARED_BY_PAIRS = ("nfe", "temperature", "top_p", "grid", "judge", "seed", "num_samples")
+"""Fields of a row that are equal in two sets whose samples are compared pair by pair."""
+KIND = ("role", "sampler", "settings", "precision", *SHARED_BY_PAIRS)
+"""Fields of a row that are equal in two sets of different models that are compared."""
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -106,7 +111,8 @@ def models_table(models: Mapping[str, Sequence[SampleSet]]) -> str:
         if not any(alike for _, alike in found):
             raise UsageError(
                 f"models are compared where role, sampler and its settings, moves, judge, seed and number of samples "
-                f"are equal; {name} has no set like one of {first}: measure both with the same flags"
+                f"are equal; {name} has no set like one of {first}{_nearest_difference(drawn, bases)}: measure both "
+                "with the same flags"
             )
         for one, alike in found:
             label = f"{name}: {one.row.label(also=details)}"
@@ -150,11 +156,23 @@ def _baseline(one: SampleSet, sets: Sequence[SampleSet]) -> SampleSet:
 
 
 def _what_pairs_share(row: EvaluationRow) -> tuple[object, ...]:
-    return row.nfe, row.temperature, row.top_p, row.grid, row.judge, row.seed, row.num_samples
+    return tuple(getattr(row, name) for name in SHARED_BY_PAIRS)
 
 
 def _kind(row: EvaluationRow) -> tuple[object, ...]:
-    return row.role, row.sampler, row.settings, row.precision, *_what_pairs_share(row)
+    return tuple(getattr(row, name) for name in KIND)
+
+
+def _nearest_difference(sets: Sequence[SampleSet], bases: Sequence[SampleSet]) -> str:
+    """The fields in which the two most alike sets differ, as a clause with both values; empty without sampled sets."""
+    pairs = [(one.row, base.row) for one in sets for base in bases if base.row.nfe]
+    found = [[name for name in KIND if getattr(one, name) != getattr(base, name)] for one, base in pairs]
+    if not found:
+        return ""
+    number = min(range(len(found)), key=lambda number: len(found[number]))
+    one, base = pairs[number]
+    values = (f"{name} is {getattr(one, name)!r} and {getattr(base, name)!r}" for name in found[number])
+    return f" (of the most alike ones, {', '.join(values)})"
 
 
 def _log_ratio(totals: Float[Tensor, "r 4"]) -> Float[Tensor, " r"]:

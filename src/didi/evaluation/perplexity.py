@@ -18,7 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from didi.data.markov import MARKOV, MarkovChain
-from didi.errors import DidiError, UsageError
+from didi.errors import DidiError, UsageError, from_checkout
 from didi.hub import failure, hub_or_cache
 
 if TYPE_CHECKING:
@@ -216,7 +216,7 @@ def transformers_for(kind: str, name: str, *, known: Sequence[str]) -> Iterator[
     except DidiError:
         raise
     except ImportError as error:
-        raise DidiError(f"{purpose} needs transformers: pip install 'didi-instruct[eval]' ({error})") from error
+        raise DidiError(f"{purpose} needs transformers: {from_checkout('eval')} ({error})") from error
     except Exception as error:  # a loader of other people's files can raise anything
         cause, reason = type(error.__cause__).__name__, failure(error, is_reached=is_reached)
         is_unknown = cause in ("HFValidationError", "RepositoryNotFoundError")

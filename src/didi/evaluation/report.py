@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from didi.errors import DidiError, UsageError
+from didi.errors import DidiError, UsageError, from_checkout
 from didi.evaluation.figure import frontier_figure, perplexity_figure
 from didi.evaluation.frontier import Interval
 from didi.evaluation.paired import comparison_table
@@ -215,9 +215,7 @@ def write_html(page: Path) -> Path:
     try:
         import markdown
     except ImportError as error:
-        raise DidiError(
-            f"an HTML report needs the package markdown: pip install 'didi-instruct[eval]' ({error})"
-        ) from error
+        raise DidiError(f"an HTML report needs the package markdown: {from_checkout('eval')} ({error})") from error
     body = markdown.markdown(page.read_text(encoding="utf-8"), extensions=["tables", "fenced_code"])
     body = re.sub(r'(?<=src=")[\w.-]+\.png(?=")', lambda found: _data_address(page.with_name(found[0])), body)
     title = body.partition("<h1>")[2].partition("</h1>")[0]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import nn
 
-from didi.errors import UsageError
+from didi.errors import UsageError, from_checkout
 from didi.models.discriminator import Discriminator, last_blocks
 from didi.models.dit import DiT
 
@@ -25,7 +25,7 @@ def _peft() -> "types.ModuleType":
         import peft
     except ImportError as error:
         raise UsageError(
-            "low-rank adapters need peft: pip install 'didi-instruct[lora]', or leave lora_rank"
+            f"low-rank adapters need peft: {from_checkout('lora')}, or leave lora_rank out ({error})"
         ) from error
     return peft
 

@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from didi.errors import DidiError, UsageError
+from didi.errors import DidiError, UsageError, from_checkout
 
 if TYPE_CHECKING:
     from transformers import DynamicCache
@@ -51,9 +51,7 @@ class AutoregressiveLM(nn.Module):
         try:
             from transformers import GPT2Config, GPT2LMHeadModel
         except ImportError as error:
-            raise DidiError(
-                f"an autoregressive model needs transformers: pip install 'didi-instruct[eval]' ({error})"
-            ) from error
+            raise DidiError(f"an autoregressive model needs transformers: {from_checkout('eval')} ({error})") from error
 
         super().__init__()
         self.config = config

@@ -53,6 +53,8 @@ HUB_FILES = [
 ]
 Role = Literal["student", "teacher", "autoregressive"]
 DEFAULT_NFE = 16
+BUNDLED = "bundled:"
+"""Prefix of a bundled name where a folder has that name too."""
 
 
 _UNKNOWN = Absorbing(mask_id=0)  # stands for "not given" until a network says which symbol is [MASK]
@@ -217,8 +219,10 @@ def save(bundle: Bundle, path: Path | str, *, dtype: torch.dtype = torch.float32
 def load(name: Path | str) -> Bundle:
     """Load a bundle by a bundled name, by its folder, or from the Hub by ``owner/name`` or ``owner/name@revision``.
 
+    ``bundled:NAME`` is a bundled name and ``./NAME`` a folder, whatever else has that name.
+
     Raises:
-        UsageError: nothing has that name, or the folder is not a complete bundle of this format.
+        UsageError: nothing has that name, two things have it, or the folder is not a complete bundle of this format.
         DidiError: the Hub could not be reached.
     """
     path = _resolve(str(name))
@@ -261,8 +265,14 @@ def bundled_names() -> list[str]:
 
 
 def _resolve(name: str) -> Path:
-    if name in bundled_names():
-        return Path(str(resources.files("didi"))) / "bundles" / name
+    bundled = name.removeprefix(BUNDLED)
+    if bundled in bundled_names():
+        if bundled == name and os.path.isfile(os.path.join(name, "bundle.yaml")):  # noqa: PTH113, PTH118 - as below
+            raise UsageError(
+                f"a model has one name; {name!r} is a bundled one and a bundle in a folder here: write ./{name} for "
+                f"the folder, or {BUNDLED}{name}"
+            )
+        return Path(str(resources.files("didi"))) / "bundles" / bundled
     if os.path.isdir(name):  # noqa: PTH112 - unlike pathlib's, it takes names that no system could hold
         return Path(name)
     if name.count("/") == 1 and not name.startswith((".", "/")) and not os.path.exists(name):  # noqa: PTH110

@@ -86,8 +86,7 @@ def recipe(recipes: Mapping[str, Config], name: str) -> Config:
         UsageError: there is none of that name.
     """
     if name not in recipes:
-        nearest = suggestion(name, recipes, cutoff=0.0)
-        raise UsageError(f"a recipe is one of {', '.join(recipes)}; got {name!r}{nearest}")
+        raise UsageError(f"a recipe is one of {', '.join(recipes)}; got {name!r}{suggestion(name, recipes)}")
     return recipes[name]
 
 

@@ -29,7 +29,7 @@ class LeftToRight:
 
     @torch.inference_mode()
     def __call__(self, canvas: Canvas, times: Float[Tensor, " n"], noise: SequenceNoise) -> Iterator[StepOutput]:
-        """See ``base.Sampler``; there is one move for each masked position, whatever the times.
+        """See ``base.Sampler``; there is one move for each position from the first masked one on, whatever the times.
 
         Raises:
             UsageError: visible tokens stand after masked ones.
@@ -38,20 +38,21 @@ class LeftToRight:
 
         del times
         z, is_masked = canvas.tokens, canvas.is_free
-        num_visible = int((~is_masked[0]).sum())
-        if is_masked[:, :num_visible].any() or not is_masked[:, num_visible:].all():
+        if (is_masked[:, :-1] & ~is_masked[:, 1:]).any():
             raise UsageError("an autoregressive model goes on from a prefix; it cannot infill: use --prefix")
-        length = z.shape[1]
+        length, num_given = z.shape[1], (~is_masked).sum(1)
+        num_visible = int(num_given.min())
         cache = DynamicCache()
-        uniforms = noise.uniforms(length - num_visible)
-        passes, none = torch.ones(len(z), dtype=torch.long), torch.zeros(len(z), dtype=torch.long)
+        uniforms, none = noise.uniforms(length - num_visible), torch.zeros(len(z), dtype=torch.long)
         unread = torch.cat([torch.full_like(z[:, :1], self.network.mask_id), z[:, :num_visible]], dim=1)
         for position in range(num_visible, length):
             logits = self.network.next_logits(unread, cache)[:, -1]
-            drawn = self.departure.sample(logits, self.network.mask_id, uniforms[:, position - num_visible])
-            unread = drawn[:, None]
+            # Each sequence draws the uniforms of its own stream in their order, wherever its prefix ends.
+            which = (position - num_given).clamp(min=0)[:, None]
+            drawn = self.departure.sample(logits, self.network.mask_id, uniforms.gather(1, which)[:, 0])
             changed = torch.zeros_like(is_masked)
-            changed[:, position] = True
+            changed[:, position] = is_masked[:, position]
             z = z.clone()
-            z[:, position] = unread[:, 0]
-            yield StepOutput(z, 1 - (position + 1) / length, changed, passes, none)
+            z[:, position] = torch.where(is_masked[:, position], drawn, z[:, position])
+            unread = z[:, position, None]
+            yield StepOutput(z, 1 - (position + 1) / length, changed, changed.any(1).long().cpu(), none)

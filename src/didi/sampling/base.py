@@ -82,6 +82,21 @@ def given_times(times: Sequence[float]) -> Float[Tensor, " n"]:
     return torch.tensor(times, dtype=torch.float64)
 
 
+def refuse_equal_rates(schedule: Schedule, times: Float[Tensor, " n"]) -> None:
+    """Refuse times between which a process cannot move: their signal rates are equal in float64.
+
+    Raises:
+        UsageError: two successive times have one signal rate, as 1e-17 and 0 under the log-linear schedule.
+    """
+    rates = path_alphas(schedule, times)
+    for number in (rates.diff() <= 0).nonzero().flatten().tolist()[:1]:
+        t, s = times[number : number + 2].tolist()
+        raise UsageError(
+            f"the signal rate of each time is above that of the time before; those of {t:g} and {s:g} are equal in "
+            "float64: leave one of the two times out"
+        )
+
+
 def alpha_at(schedule: Schedule, t: Float[Tensor, ""]) -> Float[Tensor, ""]:
     """Signal rate on a sampling path, exactly 0 at ``t = 1`` and 1 at ``t = 0``, so that the last move leaves no mask.
 

@@ -1,8 +1,9 @@
 """From a bundle to finished texts: the collector of ``stream``."""
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
 
 import torch
 from jaxtyping import Int
@@ -11,13 +12,14 @@ from torch import Tensor
 from didi.models.bundle import Bundle
 from didi.sampling.options import SamplingOptions
 from didi.sampling.prompt import decode
+from didi.sampling.prompts import Prompt
 from didi.sampling.stream import Move, num_moves, options_from, stream
 from didi.world import world
 
 
 @dataclass(frozen=True)
 class Generation:
-    """A finished sample set.
+    """Finished samples: a whole set, or a batch of one.
 
     Attributes:
         tokens: clean tokens, no mask among them.
@@ -25,10 +27,10 @@ class Generation:
         nfe: moves of the time grid, an upper bound on the network passes of a sequence.
         network_passes: passes of the sampled network that each sequence really needed.
         discriminator_passes: discriminator passes of each sequence, backward-to-input passes included.
-        seed: seed of the set.
+        seed: seed of the set; prompts have seeds of their own (``didi.Prompt``).
         precision: precision of the draws.
         sampler: name of the sampler.
-        seconds: wall-clock time of the whole set.
+        seconds: wall-clock time of these samples.
     """
 
     tokens: Int[Tensor, "n l"]
@@ -50,6 +52,7 @@ def generate(
     seed: int = 0,
     prefix: str | None = None,
     infill: str | None = None,
+    prompts: Sequence[str | Prompt] | None = None,
     length: int | None = None,
     options: SamplingOptions | None = None,
     on_move: Callable[[Move], None] | None = None,
@@ -59,12 +62,15 @@ def generate(
 
     Args:
         bundle: from ``didi.load``.
-        num_samples: number of sequences.
+        num_samples: number of sequences; with ``prompts``, for each of them.
         nfe: moves of the time grid, at most so many network passes; None is ``bundle.default_nfe``. It is the length,
             whatever is asked, where passes follow no grid, and the number of moves of ``times`` where those are given.
         seed: same seed, same samples, whatever the batch size.
         prefix: text that every sequence begins with.
         infill: text whose [MASK]s are filled in.
+        prompts: several of them, of any lengths, instead of ``prefix`` and ``infill``: texts (with a [MASK] as
+            ``infill``, others as ``prefix``) or ``Prompt`` records. The samples of a prompt depend on no other prompt;
+            those of the first prompt come first.
         length: positions; the network's context length by default.
         options: sampler, role, precision and the like.
         on_move: called after every move of every batch.
@@ -73,32 +79,88 @@ def generate(
     Raises:
         UsageError: what is asked for does not exist or does not fit; see ``stream``.
     """
-    chosen = options_from(options, overrides)
     started = time.perf_counter()
-    finished: dict[tuple[int, ...], tuple[Tensor, Tensor, Tensor]] = {}
-    for move in stream(
+    batches = generate_batches(
         bundle,
         num_samples=num_samples,
         nfe=nfe,
         seed=seed,
         prefix=prefix,
         infill=infill,
+        prompts=prompts,
+        length=length,
+        options=options_from(options, overrides),
+        on_move=on_move,
+    )
+    whole = _concatenated(list(batches))
+    return replace(whole, seconds=time.perf_counter() - started)
+
+
+def generate_batches(
+    bundle: Bundle,
+    *,
+    num_samples: int = 8,
+    nfe: int | None = None,
+    seed: int = 0,
+    prefix: str | None = None,
+    infill: str | None = None,
+    prompts: Sequence[str | Prompt] | None = None,
+    length: int | None = None,
+    options: SamplingOptions | None = None,
+    on_move: Callable[[Move], None] | None = None,
+    **overrides: object,
+) -> Iterator[Generation]:
+    """As ``generate``, batch by batch as they are finished; several processes yield all samples at once, at the end.
+
+    Raises:
+        UsageError: as ``generate``, before the first batch.
+    """
+    chosen = options_from(options, overrides)
+    moves = stream(
+        bundle,
+        num_samples=num_samples,
+        nfe=nfe,
+        seed=seed,
+        prefix=prefix,
+        infill=infill,
+        prompts=prompts,
         length=length,
         options=chosen,
-    ):
-        if on_move is not None:
-            on_move(move)
-        finished[move.indices] = move.tokens, move.network_passes, move.discriminator_passes
-    drawn = [(tokens.cpu(), *passes) for tokens, *passes in finished.values()]
-    tokens, network_passes, discriminator_passes = map(torch.cat, zip(*world().joined_items(drawn), strict=True))
-    return Generation(
-        tokens=tokens,
-        texts=decode(bundle, tokens),
-        nfe=num_moves(bundle, nfe, tokens.shape[1], chosen),
-        network_passes=network_passes,
-        discriminator_passes=discriminator_passes,
-        seed=seed,
-        precision=chosen.precision,
-        sampler=chosen.sampler,
-        seconds=time.perf_counter() - started,
+    )
+
+    def finished() -> Iterator[Generation]:
+        started = time.perf_counter()
+        for _, of_batch in groupby(moves, lambda move: move.indices):
+            for move in of_batch:
+                if on_move is not None:
+                    on_move(move)
+            tokens = move.tokens.cpu()
+            yield Generation(
+                tokens=tokens,
+                texts=decode(bundle, tokens),
+                nfe=num_moves(bundle, nfe, tokens.shape[1], chosen),
+                network_passes=move.network_passes,
+                discriminator_passes=move.discriminator_passes,
+                seed=seed,
+                precision=chosen.precision,
+                sampler=chosen.sampler,
+                seconds=time.perf_counter() - started,
+            )
+            started = time.perf_counter()
+
+    def of_all_processes() -> Iterator[Generation]:
+        yield _concatenated(world().joined_items(list(finished())))
+
+    return finished() if world().size == 1 else of_all_processes()
+
+
+def _concatenated(parts: Sequence[Generation]) -> Generation:
+    """Batches as one set; ``seconds`` is their sum."""
+    return replace(
+        parts[0],
+        tokens=torch.cat([one.tokens for one in parts]),
+        texts=[text for one in parts for text in one.texts],
+        network_passes=torch.cat([one.network_passes for one in parts]),
+        discriminator_passes=torch.cat([one.discriminator_passes for one in parts]),
+        seconds=sum(one.seconds for one in parts),
     )

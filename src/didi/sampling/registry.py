@@ -163,16 +163,19 @@ def with_read_options(options: SamplingOptions, bundle: Bundle) -> SamplingOptio
     return replace(options, **{name: getattr(default, name) for name in unread})
 
 
-def described(options: SamplingOptions) -> str:
-    """The sampler's own settings and given times, for the record; empty where there are none."""
+def own_settings(options: SamplingOptions) -> dict[str, object]:
+    """The settings of ``OWN_SETTINGS`` that the sampler reads, with its own default where an option is None."""
     kind = SAMPLERS[options.sampler][0]
     defaults = {one.name: one.default for one in fields(kind.sampler)}
+    values = {name: getattr(options, name) for name in OWN_SETTINGS if name in kind.reads}
+    return {name: defaults[name] if value is None else value for name, value in values.items()}
+
+
+def described(options: SamplingOptions) -> str:
+    """The sampler's own settings and given times, for the record; empty where there are none."""
     parts: dict[str, object] = {}
-    for name in OWN_SETTINGS:
-        if name in kind.reads:
-            value = getattr(options, name)
-            value = defaults[name] if value is None else value
-            parts |= vars(value) if hasattr(value, "__dict__") else {name: value}
+    for name, value in own_settings(options).items():
+        parts |= vars(value) if hasattr(value, "__dict__") else {name: value}
     if options.times:
         parts["times"] = " ".join(f"{t:g}" for t in options.times)
     return ", ".join(f"{name} {value}" for name, value in parts.items())

@@ -7,11 +7,12 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from didi.diffusion.noise import SequenceNoise
 from didi.errors import UsageError
 from didi.models.bundle import Bundle
+from didi.sampling.base import refuse_equal_rates
 from didi.sampling.options import SamplingOptions
-from didi.sampling.prompt import canvas_from_prompt, decode
+from didi.sampling.prompt import decode
+from didi.sampling.prompts import Prompt, PromptSet
 from didi.sampling.registry import is_self_paced, make_sampler
 from didi.world import world
 
@@ -70,6 +71,7 @@ def stream(
     seed: int = 0,
     prefix: str | None = None,
     infill: str | None = None,
+    prompts: Sequence[str | Prompt] | None = None,
     length: int | None = None,
     options: SamplingOptions | None = None,
     **overrides: object,
@@ -91,13 +93,16 @@ def stream(
         raise UsageError(f"length lies in [1, {network.length}], the network's context; got {length}")
     asked = num_moves(bundle, nfe, length, chosen)
     sampler, times = make_sampler(bundle, chosen, asked), chosen.move_times(asked)
+    if chosen.times:
+        refuse_equal_rates(bundle.process.schedule, times)
     device = next(iter(network.parameters())).device
-    canvas = canvas_from_prompt(bundle, length, prefix=prefix, infill=infill).to(device)
+    prompted = PromptSet.of(prompts, num_samples, seed, prefix, infill)
+    canvas = prompted.canvas(bundle, length).to(device)
 
     def moves(indices: Sequence[int]) -> Iterator[Move]:
         none = torch.zeros(len(indices), dtype=torch.long)
         passes, judged, number = none, none, 0
-        noise, there = SequenceNoise(seed, indices, device), canvas.expand(len(indices))
+        noise, there = prompted.noise(indices, device), prompted.rows(canvas, indices)
         for number, step in enumerate(sampler(there, times, noise), start=1):
             passes, judged = passes + step.network_passes, judged + step.discriminator_passes
             yield Move(tuple(indices), step.z, step.changed, step.t, number, passes, judged, bundle)
@@ -105,7 +110,7 @@ def stream(
             yield Move(tuple(indices), there.tokens, torch.zeros_like(there.is_free), 0.0, 0, none, none, bundle)
 
     def batches() -> Iterator[Move]:
-        mine = range(num_samples)[world().share(num_samples)]
+        mine = range(len(prompted))[world().share(len(prompted))]
         for begin in range(0, len(mine), chosen.batch_size):
             yield from moves(mine[begin : begin + chosen.batch_size])
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from didi.data.corpora import first_line
-from didi.errors import DidiError, UsageError
+from didi.errors import DidiError, UsageError, from_checkout
 from didi.files import write_atomically
 from didi.world import world
 
@@ -152,7 +152,4 @@ def open_loggers(names: Sequence[str], folder: Path, begin_step: int) -> list[Me
 
 
 def _missing(name: str, error: ImportError) -> UsageError:
-    return UsageError(
-        f"the logger {name} needs the package {name}: install it from a checkout with pip install '.[{name}]' "
-        f"({first_line(error)})"
-    )
+    return UsageError(f"the logger {name} needs the package {name}: {from_checkout(name)} ({first_line(error)})")

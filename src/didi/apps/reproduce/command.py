@@ -27,7 +27,7 @@ Scale = Literal["markov", "exact", "tiny", "paper"]
 
 @dataclass(frozen=True)
 class ReproduceCommand:
-    """Tables and figures of the paper: didi reproduce TARGET... --scale S --out DIR; what is done is not done again."""
+    """Tables and figures of the paper by one command."""
 
     scale: Scale
     """markov: the test bench with an exact judge. exact: a smaller one with exact divergences. tiny: tiny-news. paper:
@@ -167,6 +167,10 @@ TARGETS = {
     "objectives": Target("Objectives", tables.objectives_cells, tables.objectives_table),
     "decisions": Target("Our decisions", tables.decisions_cells, tables.decisions_table),
 }
+HELP = (
+    "Tables and figures of the paper: didi reproduce TARGET... --scale S --out DIR; what is done is not done again. "
+    f"TARGET is one of {', '.join(TARGETS)} or all."
+)
 EXACT_TARGETS = ("table1", "table2", "table5", "objectives", "decisions")  # others need text, or a twin
 
 
@@ -180,7 +184,7 @@ def targets_of(scale: Scale) -> dict[str, Target]:
 def reproduce(args: Sequence[str]) -> None:
     """Run ``didi reproduce`` with the words after it."""
     names = [word for word in args if not word.startswith("-")][: _num_names(args)]
-    command = parse(ReproduceCommand, args[len(names) :], prog="didi reproduce")
+    command = parse(ReproduceCommand, args[len(names) :], prog="didi reproduce", description=HELP)
     targets = targets_of(command.scale)
     if not names:
         raise UsageError(f"reproduce takes one target or more: {', '.join(targets)} or all")
@@ -200,8 +204,9 @@ def reproduce(args: Sequence[str]) -> None:
         print(f"telling {name}", file=sys.stderr, flush=True)
         parts += [f"\n## {target.title}\n", *target.tell(plan, study)]
     report = write_atomically(command.out / "report.md", "\n".join(parts) + "\n")
+    page = write_html(report)
     print(report)
-    print(write_html(report))
+    print(page)
 
 
 def _num_names(args: Sequence[str]) -> int:

@@ -19,6 +19,7 @@ from typing import Any, cast
 import torch
 
 from didi.apps.reproduce.cells import AnyCell, Cell, LikelihoodCell, Run
+from didi.apps.streams import outlive_log
 from didi.apps.train import distill_run, pretrain_run
 from didi.data.source import source_for
 from didi.errors import UsageError
@@ -110,7 +111,7 @@ class Study:
                 print(f"{number}/{len(items)}  {_do(item, self)}", file=sys.stderr, flush=True)
             return
         spawn = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(self.workers, mp_context=spawn, initializer=end_with_parent) as pool:
+        with ProcessPoolExecutor(self.workers, mp_context=spawn, initializer=begin_worker) as pool:
             futures = [pool.submit(_do, item, self) for item in items]
             try:
                 for number, future in enumerate(as_completed(futures), start=1):
@@ -139,6 +140,12 @@ class Study:
     def likelihood(self, cell: LikelihoodCell) -> LikelihoodRow:
         """The likelihood of a cell."""
         return LikelihoodRow.from_record(self.record(cell)["row"])
+
+
+def begin_worker() -> None:
+    """Start of a process that works for a study: it ends with its parent, and not with its log."""
+    end_with_parent()
+    outlive_log()
 
 
 def end_with_parent() -> None:

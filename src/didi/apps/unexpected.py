@@ -1,0 +1,31 @@
+"""An exception that no part of the package expects: one line for the user, the traceback in a file."""
+
+import contextlib
+import os
+import platform
+import shlex
+import sys
+import tempfile
+import traceback
+
+
+def unexpected(error: Exception) -> str:
+    """Write the traceback of ``error`` into a new file in the system's folder for temporary files.
+
+    Args:
+        error: the exception, after it was raised.
+
+    Returns:
+        One line: the kind and message of the exception, and the name of the file; without a file where none could be
+        written.
+    """
+    told = " ".join(str(error).split())
+    what = f"unexpected {type(error).__name__}" + (f": {told[:300]}" if told else "")
+    try:
+        handle, name = tempfile.mkstemp(prefix="didi-", suffix=".log")
+        with contextlib.closing(os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace")) as file:
+            file.write(f"{shlex.join(sys.argv)}\nPython {platform.python_version()}, {platform.platform()}\n\n")
+            file.writelines(traceback.format_exception(error))
+    except OSError as failure:
+        return f"{what}; its traceback could not be written ({failure.strerror})"
+    return f"{what}; the traceback is in {name}: please report it"

@@ -1,0 +1,105 @@
+"""Several prompts in one sample set: which prompt, seed and number belong to which sequence."""
+
+import reprlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from didi.diffusion.canvas import Canvas
+from didi.diffusion.noise import SequenceNoise, derive_seed
+from didi.errors import UsageError
+from didi.models.bundle import Bundle
+from didi.sampling.prompt import MASK, canvas_from_prompt
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What the samples of a prompt are given.
+
+    Attributes:
+        prefix: text that they begin with.
+        infill: text whose [MASK]s are filled in, instead of ``prefix``.
+        seed: seed of the samples; by default it is derived from the seed of the set and the text, so that the samples
+            of a prompt depend neither on the other prompts nor on its place among them.
+    """
+
+    prefix: str | None = None
+    infill: str | None = None
+    seed: int | None = None
+
+    @classmethod
+    def from_text(cls, text: str) -> "Prompt":
+        """A text with a [MASK] as ``infill``, any other as ``prefix``."""
+        return cls(infill=text) if MASK in text else cls(prefix=text)
+
+    def own_seed(self, seed: int) -> int:
+        """Seed of its samples in a set with ``seed``."""
+        return derive_seed(seed, "prompt", self.prefix or "", self.infill or "") if self.seed is None else self.seed
+
+
+@dataclass(frozen=True)
+class PromptSet:
+    """The sequences of a sample set: ``num_samples`` for each prompt, those of the first prompt first.
+
+    Attributes:
+        prompts: one or more; their seeds are not None.
+        num_samples: number of sequences for each prompt.
+    """
+
+    prompts: tuple[Prompt, ...]
+    num_samples: int
+
+    @classmethod
+    def of(
+        cls, prompts: Sequence[str | Prompt] | None, num_samples: int, seed: int, prefix: str | None, infill: str | None
+    ) -> "PromptSet":
+        """The sequences that the arguments of ``stream`` ask for.
+
+        Raises:
+            UsageError: ``prompts`` is empty, or given together with ``prefix`` or ``infill``.
+        """
+        if prompts is None:
+            return cls((Prompt(prefix, infill, seed),), num_samples)
+        if prefix is not None or infill is not None:
+            raise UsageError("give prompts, or one prefix or infill text for all samples, not both")
+        if not prompts:
+            raise UsageError("prompts are one or more; got none")
+        known = [Prompt.from_text(one) if isinstance(one, str) else one for one in prompts]
+        return cls(tuple(Prompt(one.prefix, one.infill, one.own_seed(seed)) for one in known), num_samples)
+
+    def __len__(self) -> int:
+        return len(self.prompts) * self.num_samples
+
+    def prompt(self, sequence: int) -> Prompt:
+        """The prompt of a sequence, with the seed of its noise."""
+        return self.prompts[sequence // self.num_samples]
+
+    def index(self, sequence: int) -> int:
+        """Number of a sequence within those of its prompt, from 0."""
+        return sequence % self.num_samples
+
+    def canvas(self, bundle: Bundle, length: int) -> Canvas:
+        """One row for each prompt; see ``canvas_from_prompt``."""
+        rows = []
+        for number, one in enumerate(self.prompts, start=1):
+            try:
+                rows.append(canvas_from_prompt(bundle, length, prefix=one.prefix, infill=one.infill))
+            except UsageError as error:
+                if len(self.prompts) == 1:
+                    raise
+                text = reprlib.repr(one.infill if one.prefix is None else one.prefix)
+                raise UsageError(f"prompt {number} ({text}): {error}") from error
+        return Canvas.given(torch.cat([one.tokens for one in rows]), torch.cat([one.is_free for one in rows]))
+
+    def rows(self, canvas: Canvas, sequences: Sequence[int]) -> Canvas:
+        """The rows of ``canvas``, one for each prompt, that ``sequences`` start from."""
+        if len(self.prompts) == 1:
+            return canvas.expand(len(sequences))
+        which = torch.tensor([sequence // self.num_samples for sequence in sequences])
+        return canvas.rows(which.to(canvas.tokens.device))
+
+    def noise(self, sequences: Sequence[int], device: torch.device | str = "cpu") -> SequenceNoise:
+        """Randomness of ``sequences``: a function of the seed of the prompt and the number within its samples."""
+        seeds = [one.seed or 0 for one in map(self.prompt, sequences)]
+        return SequenceNoise(seeds, [self.index(sequence) for sequence in sequences], device)

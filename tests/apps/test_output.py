@@ -1,0 +1,75 @@
+"""Results reach their files before standard output, whose reader may leave."""
+
+import errno
+import io
+import os
+import sys
+
+import pytest
+
+from didi.apps.cli import main
+from didi.apps.reproduce import study
+from didi.models.bundle import load
+
+SMALL = ["--data.length", "32", "--loop.batch-size", "4", "--loop.validation-sequences", "8"]
+
+
+class Left(io.TextIOBase):
+    """A stream whose reader has left."""
+
+    encoding = "utf-8"
+
+    def write(self, _):
+        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+
+    def flush(self):
+        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+
+
+@pytest.fixture
+def without_reader(monkeypatch):
+    """Run a command whose standard output, or both streams, nobody reads; returns its status."""
+
+    def call(*words, streams=("stdout",)):
+        monkeypatch.setattr(sys, "argv", ["didi", *map(str, words)])
+        for name in streams:
+            monkeypatch.setattr(sys, name, Left())
+        with pytest.raises(SystemExit) as stop:
+            main()
+        return stop.value.code
+
+    return call
+
+
+BENCH = ["bench", "--model", "markov", "--random", "--batch-size", "1", "--nfe", "1", "--rounds", "1", "--no-memory"]
+LIKELIHOOD = ["likelihood", "--model", "exact", "--num-sequences", "2", "--num-draws", "1"]
+EVALUATE = ["evaluate", "--model", "markov", "--num-samples", "2", "--nfe", "1", "--judge", "markov"]
+
+
+@pytest.mark.parametrize(
+    ("words", "files"),
+    [
+        ([*BENCH, "--methods", "trunk"], {"bench.json", "bench.md"}),
+        (LIKELIHOOD, {"likelihood.json", "likelihood.md"}),
+        (EVALUATE, {"metrics.json", "report.md", "samples.jsonl"}),
+    ],
+    ids=["bench", "likelihood", "evaluate"],
+)
+def test_files_are_written_before_the_table(without_reader, capsys, tmp_path, words, files):
+    assert without_reader(*words, "--out", tmp_path / "out") == 1
+    assert capsys.readouterr().err.splitlines()[-1].startswith("didi: the reader of standard output left")
+    assert files <= {file.name for file in (tmp_path / "out").iterdir()}
+
+
+def test_a_training_outlives_the_reader_of_its_log(without_reader, tmp_path):
+    words = ["pretrain", "markov", "--out", tmp_path / "run", "--max-steps", "3", "--loop.log-every", "1", *SMALL]
+    assert without_reader(*words, streams=("stdout", "stderr")) == 1
+    assert load(tmp_path / "run" / "bundle").teacher is not None
+    assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) >= 3
+
+
+def test_a_worker_of_a_study_outlives_its_log(monkeypatch):
+    monkeypatch.setattr(study, "end_with_parent", lambda: None)
+    monkeypatch.setattr(sys, "stderr", Left())
+    study.begin_worker()
+    print("step 1", file=sys.stderr, flush=True)

@@ -1,0 +1,115 @@
+"""Prompts of differing lengths in one sample set."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+import didi
+from didi.errors import UsageError
+from didi.models.autoregressive import AutoregressiveConfig, AutoregressiveLM
+from didi.models.bundle import Bundle
+from didi.sampling.confidence import ConfidenceOrder
+from didi.sampling.generate import generate, generate_batches
+from didi.sampling.guided import Guidance
+from didi.sampling.prompts import Prompt
+from didi.sampling.remasking import Remasking
+
+LENGTH, MASK = 20, 6
+WORDS = {"a": 0, "b": 1, "c": 2, "d": 3, "e": 4, "f": 5, "[MASK]": MASK}
+PROMPTS = ("a b c d e f a", "f", "[MASK] c [MASK] [MASK] d", "", "b a b", " ".join("abcdef" * 3) + " a b")
+PREFIXES = tuple(prompt for prompt in PROMPTS if "[MASK]" not in prompt)
+WAYS = {
+    "ancestral": {},
+    "whole batch": {"is_whole_batch": True},
+    "float32": {"precision": "float32"},
+    "guided": {"sampler": "guided", "guidance": Guidance(num_candidates=3)},
+    "first-hitting": {"sampler": "first-hitting"},
+    "tau-leaping": {"sampler": "tau-leaping"},
+    "confidence": {"sampler": "confidence", "order": ConfidenceOrder(gumbel=1.0)},
+    "entropy-bounded": {"sampler": "entropy-bounded", "entropy_bound": 2.0},
+    "remasking": {"sampler": "remasking", "remask": Remasking("rescale", 0.5)},
+    "left to right": {"role": "autoregressive"},
+}
+
+
+@pytest.fixture(scope="module")
+def bundle(make_dit, make_discriminator):
+    tokenizer = Tokenizer(models.WordLevel(WORDS, unk_token="a"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    teacher = make_dit(vocab_size=7, length=LENGTH, seed=1)
+    torch.manual_seed(0)
+    shape = AutoregressiveConfig(vocab_size=7, mask_id=MASK, length=LENGTH, hidden_size=16, num_blocks=2, num_heads=2)
+    return Bundle(
+        student=make_dit(vocab_size=7, length=LENGTH, seed=2),
+        teacher=teacher,
+        discriminator=make_discriminator(teacher),
+        autoregressive=AutoregressiveLM(shape).eval(),
+        tokenizer=tokenizer,
+    )
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_the_samples_of_a_prompt_depend_on_no_other_prompt(bundle, way):
+    options = {"num_samples": 2, "nfe": 3, **WAYS[way]}
+    prompts = PREFIXES if way == "left to right" else PROMPTS
+    whole = generate(bundle, prompts=prompts, seed=7, **options)
+    assert whole.tokens.shape == (2 * len(prompts), LENGTH)
+    for number, text in enumerate(prompts):
+        prompt = Prompt.from_text(text)
+        seed = prompt.own_seed(7)
+        alone = generate(bundle, prefix=prompt.prefix, infill=prompt.infill, seed=seed, **options)
+        rows = slice(2 * number, 2 * number + 2)
+        assert torch.equal(whole.tokens[rows], alone.tokens)
+        assert torch.equal(whole.network_passes[rows], alone.network_passes)
+        assert torch.equal(whole.discriminator_passes[rows], alone.discriminator_passes)
+    split = generate(bundle, prompts=prompts, seed=7, batch_size=3, **options)
+    assert torch.equal(split.tokens, whole.tokens)
+    backwards = generate(bundle, prompts=prompts[::-1], seed=7, **options)
+    assert torch.equal(backwards.tokens.view(-1, 2, LENGTH).flip(0), whole.tokens.view(-1, 2, LENGTH))
+
+
+def test_prompts_run_as_one_batch(bundle):
+    moves = list(didi.stream(bundle, prompts=PROMPTS, nfe=3))
+    assert {move.indices for move in moves} == {tuple(range(len(PROMPTS)))}
+
+
+def test_prompts_have_seeds_of_their_own(bundle):
+    out = generate(bundle, prompts=["a", "b", Prompt(prefix="b", seed=5), Prompt(seed=5)], num_samples=1, nfe=4, seed=7)
+    _, _, b_5, five = out.tokens
+    texts = [Prompt(prefix="a"), Prompt(prefix="b"), Prompt(infill="a"), Prompt()]
+    assert len({prompt.own_seed(seed) for prompt in texts for seed in (7, 8)}) == 8
+    assert torch.equal(b_5, generate(bundle, prefix="b", num_samples=1, nfe=4, seed=5).tokens[0])
+    assert torch.equal(five, generate(bundle, num_samples=1, nfe=4, seed=5).tokens[0])
+    again = generate(bundle, prompts=["a", "b"], num_samples=1, nfe=4, seed=8).tokens
+    assert not torch.equal(again, out.tokens[:2])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ({"prompts": []}, "prompts are one or more; got none"),
+        ({"prompts": ["a"], "prefix": "b"}, "not both"),
+        ({"prompts": ["a"], "infill": "[MASK]"}, "not both"),
+        ({"prompts": ["a", "b b b"], "length": 2}, r"prompt 2 \('b b b'\): a prompt has at most 2 tokens here"),
+        ({"prompts": ["a", Prompt(prefix="a", infill="[MASK]")]}, r"prompt 2 \('a'\): give a prefix or an infill"),
+    ],
+)
+def test_prompts_that_do_not_fit_are_refused(bundle, arguments, told):
+    with pytest.raises(UsageError, match=told):
+        generate_batches(bundle, **arguments)  # before the first batch
+
+
+def test_batches_come_as_they_are_finished(bundle):
+    moves = []
+    batches = generate_batches(bundle, num_samples=7, nfe=3, batch_size=3, seed=2, on_move=moves.append)
+    first = next(batches)
+    assert len(first.texts) == 3
+    assert {move.indices for move in moves} == {(0, 1, 2)}
+    rest = list(batches)
+    whole = generate(bundle, num_samples=7, nfe=3, seed=2)
+    assert [len(one.texts) for one in rest] == [3, 1]
+    assert torch.equal(torch.cat([one.tokens for one in (first, *rest)]), whole.tokens)
+    assert [text for one in (first, *rest) for text in one.texts] == whole.texts
+    assert all(replace(one, seconds=1.0).seed == 2 and one.seconds > 0 for one in (first, *rest))
