@@ -34,7 +34,7 @@ OBJECTIVE = {"trajectory": "two-moves", "moves": None, "budgets": (), "budget_co
              "weight": "constant", "weight_low": 0.1, "weight_high": 10.0, "time_a": 1.0, "time_b": 1.0,
              "importance_weighting": False, "importance_clip": 10.0, "reward_reduction": "masked-mean",
              "reward_clamp": None, "completions": 1, "corruptions": 1, "advantage": "batch", "group_size": 4,
-             "normalise_advantage": True, "revealed_only": False, "pg_reduction": "sum", "divergence": "forward",
+             "normalise_advantage": True, "advantage_clamp": None, "revealed_only": False, "pg_reduction": "sum", "divergence": "forward",
              "divergence_weight": 0.05, "entropy_weight": 0.0005}  # fmt: skip
 RUN = {"recipe": "custom", "seed": 0, "data": DATA, "loop": LOOP}
 # For each kind of settings: the least value of its fields.

@@ -243,6 +243,7 @@ class Didi:
             grouping=objective.advantage,
             group_size=objective.group_size,
             normalise=objective.normalise_advantage,
+            clamp=objective.advantage_clamp,
         )
         advantage = Advantages(*map(world().mine, of_all))
         weights = objective.time_weights(drawn.t, self.process.schedule).to(rewards.device)

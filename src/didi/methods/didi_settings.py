@@ -22,7 +22,8 @@ class DiscriminatorSettings:
     is_time_conditioned: bool = True
     """Whether it reads the noise level (row 9)."""
     label_smoothing: float = 0.1
-    """Smoothing epsilon of the labels 1 - eps/2 and eps/2 (row 8)."""
+    """Smoothing epsilon of the labels 1 - eps/2 and eps/2; 0.2 for the labels 0.9 and 0.1 of the released code (row
+    8)."""
     unsmooth: bool = False
     """Undo the smoothing when a logit is read as a log-ratio (row 8)."""
     warmup_steps: int = 300

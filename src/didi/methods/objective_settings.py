@@ -75,6 +75,9 @@ class ObjectiveConfig:
     """Group size of ``rows`` and ``shared-time``."""
     normalise_advantage: bool = True
     """Divide by the group's standard deviation, Eq. 7."""
+    advantage_clamp: float | None = None
+    """Bound on the absolute value of an advantage after that division; None for no bound, 3 in the released code (row
+    11)."""
     revealed_only: bool = False
     """Score only what the corruption reveals (reduction A)."""
     pg_reduction: ScoreReduction = "sum"

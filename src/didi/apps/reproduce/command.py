@@ -137,8 +137,7 @@ def _plan(command: ReproduceCommand) -> Plan:
     )
 
 
-# App. F.3: tilt the first half of the moves, take the best of 4 in the others.
-PAPER_GUIDANCE = Guidance(tilted_fraction=0.5, num_candidates=4, reduction="masked-mean", select="best")
+PAPER_GUIDANCE = Guidance.paper()
 SAMPLING = {
     "markov": Sampling(num_samples=512, judge="markov", guidance=PAPER_GUIDANCE),
     "exact": Sampling(num_samples=64, judge="exact", guidance=replace(PAPER_GUIDANCE, select="sample")),
