@@ -230,6 +230,31 @@ def test_a_recipe_in_a_file_is_a_text(tmp_path):
         resolved("--config", str(file))
 
 
+@pytest.mark.parametrize("words", [[], ["markov"]])
+def test_a_file_of_an_unknown_recipe_is_refused(tmp_path, words):
+    file = tmp_path / "config.yaml"
+    file.write_text("recipe: markof\nloop: {steps: 3}")
+    with pytest.raises(UsageError, match=r"recipe in .*yaml is one of markov, .*got 'markof'; did you mean 'markov'\?"):
+        resolved(*words, "--config", str(file))
+    file.write_text("recipe: custom\nloop: {steps: 3}")
+    assert resolved("--config", str(file)).loop.steps == 3
+
+
+def test_the_recipe_is_no_flag(tmp_path):
+    (tmp_path / "config.yaml").write_text("loop: {steps: 3}")
+    with pytest.raises(UsageError, match=r"the recipe comes first: didi distill RECIPE .*; got --recipe markof"):
+        resolved("--config", str(tmp_path / "config.yaml"), "--recipe", "markof")
+
+
+@pytest.mark.parametrize("more", [[], ["--max-minutes", "1"]])
+def test_resume_without_a_run_is_refused_before_anything_is_read(tmp_path, monkeypatch, more):
+    monkeypatch.setattr("didi.apps.train.open_source", lambda *_, **__: pytest.fail("data was read"))
+    for command in (pretrain, distill):
+        with pytest.raises(UsageError, match=r"resume continues a run; .*run holds none: leave resume out"):
+            command(["markov", "--out", str(tmp_path / "run"), "--resume", *more])
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("value", ["'false'", "0", "[1]"])
 def test_an_old_switch_is_true_or_false(value, tmp_path):
     file = tmp_path / "config.yaml"

@@ -9,8 +9,8 @@ from didi.sampling.guided import Guidance
 
 
 def test_the_defaults():
-    expected = {"guidance_scale": 30.0, "initial_scale": 0.0, "tilted_fraction": 0.25, "gradient_clamp": 1.0, "num_candidates": 4,
-                "reduction": "sum", "rank_temperature": 1.0, "select": "sample"}  # fmt: skip
+    expected = {"guidance_scale": 30.0, "initial_scale": 0.0, "tilted_fraction": 0.25, "gradient_clamp": 1.0,
+                "num_candidates": 4, "reduction": "sum", "rank_temperature": 1.0, "select": "sample"}  # fmt: skip
     assert dataclasses.asdict(Guidance()) == expected
 
 

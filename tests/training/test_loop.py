@@ -157,8 +157,16 @@ def test_a_folder_with_checkpoints_alone_holds_a_run(tmp_path):
         folder.prepare(CONFIG_YAML, resume=False)
 
 
-def test_resume_may_also_start_a_run(tmp_path):
+def test_resume_without_a_run_is_refused(tmp_path):
     folder = RunFolder(tmp_path / "deep" / "run")
+    with pytest.raises(UsageError, match=r"resume continues a run; .*run holds none: leave resume out"):
+        folder.prepare(CONFIG_YAML, resume=True)
+    assert not folder.path.exists()
+
+
+def test_a_run_that_was_killed_before_its_first_line_is_resumed_with_its_settings(folder):
+    with pytest.raises(UsageError, match="a resumed run keeps its settings"):
+        folder.prepare("rate: 9\n", resume=True)
     folder.prepare(CONFIG_YAML, resume=True)
     job = Counter()
     run(job, rhythm(), folder, resume=True)
@@ -177,7 +185,7 @@ def test_resume_may_also_start_a_run(tmp_path):
 )
 def test_a_resumed_run_keeps_its_settings(folder, changed):
     folder.log({"step": 1})
-    with pytest.raises(UsageError, match="--resume keeps a run's settings"):
+    with pytest.raises(UsageError, match="a resumed run keeps its settings"):
         folder.prepare(changed, resume=True)
     assert (folder.path / "config.yaml").read_text() == CONFIG_YAML
 

@@ -69,7 +69,8 @@ def demo(args: Sequence[str]) -> None:
     judge = load_judge(SMOLLM2)
     _say(f"2/3  distil the bundled teacher {config.teacher}: {command.warmup_steps} + {command.steps} steps")
     bundled = load(config.teacher)
-    ours = load(distill_run(config, RunFolder(command.out), resume=True, device=torch.device("cpu")))
+    folder = RunFolder(command.out)
+    ours = load(distill_run(config, folder, resume=folder.has_run, device=torch.device("cpu")))
     _say(f"3/3  judge {command.num_samples} samples a row, each scored")
     sets: list[SampleSet] = []
 

@@ -37,7 +37,7 @@ class RunOptions:
     out: Path | None = None
     """Folder of the run (required): config.yaml, metrics.jsonl, checkpoints/ and, at the end, bundle/."""
     resume: bool = False
-    """Go on from the newest checkpoint in --out."""
+    """Go on from the newest checkpoint in --out, which holds a run; otherwise --out holds none."""
     max_steps: int | None = None
     """Steps of the trained network; the schedule is fitted to them, and a discriminator warms up no longer."""
     max_minutes: float | None = None
@@ -115,13 +115,12 @@ def _in_time(config: Any, options: RunOptions, folder: RunFolder, inputs: Callab
         raise UsageError(f"--max-minutes is positive; got {options.max_minutes}")
     if options.max_steps is not None:
         raise UsageError("--max-steps and --max-minutes both set the length of the run; give one of them")
-    if folder.has_run and options.resume:
-        begun = folder.path / "config.yaml"
+    if options.resume:
+        begun = folder.settings
         steps = (read_yaml(begun).get("loop") or {}).get("steps") if begun.is_file() else None
         if type(steps) is not int or steps < 1:
             raise UsageError(f"--resume keeps the length of a run; {begun} does not say loop.steps: give --max-steps")
         return config.limited(steps)
-    folder.refuse_run(resume=options.resume)
     return fitted(config, inputs(), options.max_minutes)
 
 
@@ -174,7 +173,9 @@ def distillation_source(config: DistillationConfig, teacher: Bundle) -> Source:
 def _folder(options: RunOptions, name: str) -> RunFolder:
     if options.out is None:
         raise UsageError(f"didi {name} needs --out RUN, the folder of the run")
-    return RunFolder(options.out)
+    folder = RunFolder(options.out)
+    folder.check(resume=options.resume)  # before the data is read, and by all processes
+    return folder
 
 
 def _device(name: str | None) -> torch.device:

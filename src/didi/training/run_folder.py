@@ -37,18 +37,29 @@ class RunFolder:
         return self.path / "metrics.jsonl"
 
     @property
+    def settings(self) -> Path:
+        """Settings of the run."""
+        return self.path / "config.yaml"
+
+    @property
     def has_run(self) -> bool:
-        """Whether a run has begun here."""
+        """Whether a run has come here as far as a line of metrics or a checkpoint."""
         return self.metrics.is_file() or any(self.checkpoints.glob(PATTERN))
 
-    def refuse_run(self, *, resume: bool) -> None:
-        """Refuse a folder that holds a run unless it is to go on.
+    def check(self, *, resume: bool) -> None:
+        """Refuse to start a run where one is, and to resume one where none is.
 
         Raises:
-            UsageError: it does.
+            UsageError: the folder holds a run and ``resume`` is off, or it holds none and ``resume`` is on. A run that
+                was killed before its first line of metrics has left its settings, and may be resumed or started again.
         """
         if self.has_run and not resume:
             raise UsageError(f"--out names a new folder; {self.path} holds a run: add --resume or choose another")
+        if resume and not self.has_run and not self.settings.is_file():
+            raise UsageError(
+                f"resume continues a run; {self.path} holds none: leave resume out to start one, or name the folder of "
+                "a run"
+            )
 
     def prepare(
         self, config_yaml: str, *, resume: bool, current: Callable[[Mapping[str, Any]], dict[str, Any]] = dict
@@ -61,11 +72,11 @@ class RunFolder:
             current: from settings that an earlier version wrote to those of now.
 
         Raises:
-            UsageError: a run is here and ``resume`` is off, or its settings differ.
+            UsageError: see ``check``; or a run is resumed and its settings differ.
         """
-        config_file, has_run = self.path / "config.yaml", self.has_run
-        self.refuse_run(resume=resume)
-        if has_run and config_file.is_file():
+        config_file = self.settings
+        self.check(resume=resume)
+        if resume and config_file.is_file():
             old, new = _settings(current(read_yaml(config_file))), _settings(yaml.safe_load(config_yaml))
             changed = [
                 f"{name} was {old.get(name, 'not there')} and is {new.get(name, 'not there')}"
@@ -74,7 +85,7 @@ class RunFolder:
             ]
             if changed:
                 raise UsageError(
-                    f"--resume keeps a run's settings; those of {config_file} differ: {'; '.join(changed)}: give the "
+                    f"a resumed run keeps its settings; those of {config_file} differ: {'; '.join(changed)}: give the "
                     "settings it was started with, or another --out"
                 )
         write_atomically(config_file, config_yaml)

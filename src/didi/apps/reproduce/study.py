@@ -176,10 +176,10 @@ def make(run: Run, study: Study) -> str:
     device = default_device()
     with (folder.path / "log.txt").open("a") as log, contextlib.redirect_stderr(log), contextlib.redirect_stdout(log):
         if isinstance(run.config, PretrainConfig):
-            pretrain_run(run.config, folder, resume=True, device=device)
+            pretrain_run(run.config, folder, resume=folder.has_run, device=device)
         else:
             teacher = study.bundle_path(run.teacher) if run.teacher is not None else run.config.teacher
-            distill_run(replace(run.config, teacher=teacher), folder, resume=True, device=device)
+            distill_run(replace(run.config, teacher=teacher), folder, resume=folder.has_run, device=device)
     return run.name
 
 
