@@ -32,6 +32,31 @@ def test_each_end_has_its_status_and_one_line(error, status, capsys):
     assert err.startswith("didi: ")
 
 
+def test_a_compiler_that_fails_is_one_line(capsys):
+    from torch._inductor.exc import CppCompileError, InvalidCxxCompiler
+
+    for error, reason in ((InvalidCxxCompiler(), "No working C++ compiler"), (CppCompileError(["g++"], "no"), "error")):
+
+        def command(error=error):
+            raise error
+
+        with pytest.raises(SystemExit) as stop:
+            run(command)
+        err = capsys.readouterr().err
+        assert (stop.value.code, err.count("\n")) == (1, 1)
+        assert err.startswith("didi: torch.compile failed (")
+        assert reason in err
+        assert "install a C++ compiler, set CXX to one, or leave compile out" in err
+
+
+def test_a_fault_of_ours_keeps_its_traceback():
+    def command():
+        raise KeyError("ours")
+
+    with pytest.raises(KeyError, match="ours"):
+        run(command)
+
+
 class Closed:
     """A pipe whose reader has left."""
 

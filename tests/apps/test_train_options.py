@@ -1,5 +1,6 @@
 """Options of ``didi pretrain`` and ``didi distill`` that decide the method and the length of a run."""
 
+import json
 from dataclasses import asdict
 
 import pytest
@@ -8,7 +9,7 @@ import yaml
 from didi.apps.doctor import doctor
 from didi.apps.settings import resolve
 from didi.apps.train import command_of, distill, pretrain
-from didi.errors import UsageError
+from didi.errors import DidiError, UsageError
 from didi.methods.didi_settings import DistillConfig, ObjectiveConfig
 from didi.models.bundle import load, save
 from didi.models.manifest import read_manifest
@@ -253,6 +254,17 @@ def test_resume_without_a_run_is_refused_before_anything_is_read(tmp_path, monke
         with pytest.raises(UsageError, match=r"resume continues a run; .*run holds none: leave resume out"):
             command(["markov", "--out", str(tmp_path / "run"), "--resume", *more])
     assert not (tmp_path / "run").exists()
+
+
+def test_a_distillation_that_diverges_saves_no_bundle(tmp_path):
+    words = [*SHORT, "--max-steps", "1", "--discriminator.warmup-steps", "1", "--discriminator.guidance-steps", "0"]
+    out = tmp_path / "run"
+    with pytest.raises(DidiError, match="validation_nelbo is not finite after step 2") as caught:
+        distill(["markov", *words, "--student-optimizer.learning-rate", "1e30", "--out", str(out)])
+    assert not isinstance(caught.value, UsageError)
+    assert not (out / "bundle").exists()
+    assert not (out / "checkpoints").exists()
+    assert json.loads((out / "metrics.jsonl").read_text().splitlines()[-1])["validation_nelbo"] is None
 
 
 @pytest.mark.parametrize("value", ["'false'", "0", "[1]"])

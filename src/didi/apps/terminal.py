@@ -83,6 +83,11 @@ def run(command: Callable[[], None]) -> NoReturn:
         # These three are the fault of a path that a flag names.
         is_misuse = isinstance(error, FileExistsError | NotADirectoryError | IsADirectoryError)
         _leave(f"{error.strerror or error}: {error.filename}" if error.filename else str(error), 2 if is_misuse else 1)
+    except Exception as error:
+        if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            raise
+        reason = str(error).strip().split("\n")[0]
+        _leave(f"torch.compile failed ({reason}): install a C++ compiler, set CXX to one, or leave compile out", 1)
     sys.exit(0)
 
 

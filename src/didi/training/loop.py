@@ -56,7 +56,7 @@ def run(job: Job, config: LoopConfig, folder: RunFolder, *, resume: bool) -> Non
 
     Raises:
         Interrupted: Ctrl-C or SIGTERM; the state is saved.
-        DidiError: too many steps were not finite; the last good checkpoint stays.
+        DidiError: too many steps, or a figure of a validation, were not finite; the last good checkpoint stays.
     """
     begin = 0
     if resume and (latest := load_latest(folder.checkpoints)) is not None:
@@ -77,7 +77,8 @@ def run(job: Job, config: LoopConfig, folder: RunFolder, *, resume: bool) -> Non
                 meter.write(done)
             if done % config.validate_every == 0 or done == job.num_steps:
                 with meter.paused():
-                    meter.note(done, job.validate())
+                    meter.note(done, figures := job.validate())
+                _refuse_not_finite(figures, done)
             if done % config.checkpoint_every == 0 or is_last:
                 with meter.paused():
                     state = job.state_dict()
@@ -85,6 +86,16 @@ def run(job: Job, config: LoopConfig, folder: RunFolder, *, resume: bool) -> Non
                         save_checkpoint(folder.checkpoints, done, state, keep=config.keep_checkpoints)
             if is_stopping and done < job.num_steps:
                 raise Interrupted(f"stopped at step {done} of {job.num_steps}, saved; go on with --resume")
+
+
+def _refuse_not_finite(figures: Mapping[str, float], step: int) -> None:
+    """End a run whose networks give no finite figures: neither a checkpoint nor a bundle of them is saved."""
+    bad = [name for name, value in figures.items() if not math.isfinite(value)]
+    if world().any(bool(bad)):
+        raise DidiError(
+            f"{bad[0] if bad else 'a validation'} is not finite after step {step}, so that neither a checkpoint nor a "
+            "bundle is saved; earlier checkpoints are kept: lower the learning rate and start again in another folder"
+        )
 
 
 @contextmanager

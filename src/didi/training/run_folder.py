@@ -1,6 +1,7 @@
 """The folder of a run: its lock, its settings, its metrics."""
 
 import json
+import reprlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ import yaml
 from filelock import FileLock, Timeout
 
 from didi.errors import UsageError
-from didi.files import write_atomically
+from didi.files import json_text, write_atomically
 from didi.models.untrusted import read_yaml
 from didi.training.checkpoint import PATTERN
 
@@ -108,23 +109,40 @@ class RunFolder:
             ) from error
 
     def cut_metrics(self, step: int) -> None:
-        """Forget the lines of steps after ``step``, which a resumed run writes again."""
+        """Forget the lines of steps after ``step``, which a resumed run writes again.
+
+        Raises:
+            UsageError: the file holds a line that no run wrote. The last line may be incomplete after a kill.
+        """
         if not self.metrics.is_file():
             return
         kept = []
-        for line in self.metrics.read_text().splitlines():
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError:  # the line that a kill cut in two
-                continue
-            if row["step"] <= step:
+        lines = self.metrics.read_text(encoding="utf-8", errors="replace").splitlines()
+        for number, line in enumerate(lines, start=1):
+            at = _step_of(line)
+            if at is None and number < len(lines):
+                raise UsageError(
+                    f"each line of {self.metrics} is a JSON object with a whole number as its step; line {number} is "
+                    f"{reprlib.repr(line)}: remove it"
+                )
+            if at is not None and at <= step:
                 kept.append(line)
         write_atomically(self.metrics, "".join(f"{line}\n" for line in kept))
 
     def log(self, row: Mapping[str, float | int]) -> None:
-        """Append one line of metrics."""
+        """Append one line of metrics; a value that is not finite is ``null``."""
         with self.metrics.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+            file.write(json_text(row) + "\n")
+
+
+def _step_of(line: str) -> int | None:
+    """Step of a line of metrics; None where it has none."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    step = row.get("step") if isinstance(row, dict) else None
+    return step if type(step) is int else None
 
 
 def _settings(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -26,7 +26,7 @@ from didi.evaluation.anchors import anchor_sets
 from didi.evaluation.evaluate import evaluate
 from didi.evaluation.row import EvaluationRow, SampleSet
 from didi.evaluation.zero_shot import LikelihoodRow, score_corpus
-from didi.files import write_atomically
+from didi.files import json_text, write_atomically
 from didi.methods.elbo import PretrainConfig
 from didi.models.bundle import Bundle, Role, load
 from didi.models.discriminator import num_parameters
@@ -125,7 +125,7 @@ class Study:
     def write(self, cell: AnyCell, row: EvaluationRow | LikelihoodRow, **about: Any) -> None:
         """Keep a cell."""
         record = {"row": row.record(), "sampling": asdict(self.sampling)} | about
-        write_atomically(self._file(cell), json.dumps(record, indent=1, allow_nan=False) + "\n")
+        write_atomically(self._file(cell), json_text(record, indent=1) + "\n")
 
     def record(self, cell: AnyCell) -> dict[str, Any]:
         """What is kept of a cell: its row, how it was sampled, and what else was said of it."""
