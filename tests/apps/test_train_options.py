@@ -9,7 +9,7 @@ import yaml
 from didi.apps.doctor import doctor
 from didi.apps.settings import resolve
 from didi.apps.train import command_of, distill, pretrain
-from didi.errors import DidiError, UsageError
+from didi.errors import DidiError, Interrupted, UsageError
 from didi.methods.didi_settings import DistillConfig, ObjectiveConfig
 from didi.models.bundle import load, save
 from didi.models.manifest import read_manifest
@@ -254,6 +254,16 @@ def test_resume_without_a_run_is_refused_before_anything_is_read(tmp_path, monke
         with pytest.raises(UsageError, match=r"resume continues a run; .*run holds none: leave resume out"):
             command(["markov", "--out", str(tmp_path / "run"), "--resume", *more])
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("command", [pretrain, distill])
+def test_a_run_that_is_stopped_names_resume(tmp_path, monkeypatch, command):
+    def stopped(*_, **__):
+        raise Interrupted("stopped at step 3 of 6, saved")
+
+    monkeypatch.setattr(f"didi.apps.train.{command.__name__}_run", stopped)
+    with pytest.raises(Interrupted, match="^stopped at step 3 of 6, saved; go on with --resume$"):
+        command(["markov", "--out", str(tmp_path / "run")])
 
 
 def test_a_distillation_that_diverges_saves_no_bundle(tmp_path):

@@ -154,7 +154,7 @@ print(load_latest(Path({str(tmp_path)!r}))[0])
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     said, step = done.stdout.splitlines()
     assert said.startswith("DidiError")
-    assert "make room and go on with --resume" in said
+    assert "make room and resume the run" in said
     assert step == "1"
     assert [one.name for one in tmp_path.iterdir()] == ["step-00000001.safetensors"]
 

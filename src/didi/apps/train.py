@@ -13,7 +13,7 @@ import yaml
 
 from didi.apps.settings import early, resolve
 from didi.data.source import Source, open_source
-from didi.errors import UsageError
+from didi.errors import Interrupted, UsageError
 from didi.evaluation.machine import machine_name
 from didi.methods import find_method, method_of
 from didi.methods.base import Inputs, teacher_of
@@ -69,7 +69,8 @@ def pretrain(args: Sequence[str]) -> None:
         raise UsageError("--method is for distill; a recipe of pretrain has its own")
     folder, device = _folder(options, "pretrain"), _device(options.device)
     config = _in_time(config, options, folder, lambda: Inputs(pretraining_source(config), device))
-    pretrain_run(config, folder, resume=options.resume, device=device)
+    with _resumable():
+        pretrain_run(config, folder, resume=options.resume, device=device)
 
 
 def pretraining_source(config: PretrainConfig) -> Source:
@@ -104,7 +105,17 @@ def distill(args: Sequence[str]) -> None:
         return Inputs(distillation_source(config, teacher), device, teacher=teacher)
 
     config = _in_time(config, options, folder, inputs)
-    distill_run(config, folder, resume=options.resume, device=device)
+    with _resumable():
+        distill_run(config, folder, resume=options.resume, device=device)
+
+
+@contextlib.contextmanager
+def _resumable() -> Iterator[None]:
+    """Tell the user of a command that has it of ``--resume``."""
+    try:
+        yield
+    except Interrupted as stopped:
+        raise Interrupted(f"{stopped}; go on with --resume") from stopped
 
 
 def _in_time(config: Any, options: RunOptions, folder: RunFolder, inputs: Callable[[], Inputs]) -> Any:

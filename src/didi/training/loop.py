@@ -85,7 +85,7 @@ def run(job: Job, config: LoopConfig, folder: RunFolder, *, resume: bool) -> Non
                     if main:
                         save_checkpoint(folder.checkpoints, done, state, keep=config.keep_checkpoints)
             if is_stopping and done < job.num_steps:
-                raise Interrupted(f"stopped at step {done} of {job.num_steps}, saved; go on with --resume")
+                raise Interrupted(f"stopped at step {done} of {job.num_steps}, saved")
 
 
 def _refuse_not_finite(figures: Mapping[str, float], step: int) -> None:
@@ -181,7 +181,7 @@ class _Meter:
         if len(skipped) > self._max_skipped:
             raise DidiError(
                 f"{skipped[0]} is not finite in {len(skipped)} of the steps up to {step}; the last checkpoint is kept: "
-                "lower the learning rate and start again, or resume from it with a larger --loop.max-skipped-steps"
+                "lower the learning rate and start again, or resume from it with a larger loop.max_skipped_steps"
             )
         if skipped:
             figures["skipped_steps"] = float(len(skipped))
