@@ -48,7 +48,8 @@ def work(number):
 """
 SLOW_START = """
 if __name__ != "__main__":
-    (folder / f"begun-{time.time_ns()}").touch()
+    import os
+    (folder / f"begun-{os.getpid()}").touch()
     time.sleep(1)
 
 def work(number):
@@ -122,6 +123,16 @@ def test_ctrl_c_stops_the_workers_and_no_item_begins(study, work):
     ]
     assert len(names(folder)) == 2
     assert not names(folder, "worked")
+
+
+def test_a_worker_that_starts_does_not_hear_ctrl_c(study):
+    process, folder = study(SLOW_START)
+    wait_until(lambda: len(names(folder)) == 2)
+    for name in names(folder):
+        os.kill(int(name.removeprefix("begun-")), signal.SIGINT)
+    out, err = process.communicate(timeout=20)
+    assert (process.returncode, err) == (0, "")
+    assert out.count("done") == len(names(folder, "worked")) == 8
 
 
 def test_a_run_that_has_begun_gets_one_signal_and_saves(study):

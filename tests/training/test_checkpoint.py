@@ -131,7 +131,7 @@ def test_any_single_changed_byte_is_noticed(tmp_path):
 def test_nothing_but_damaged_ones_is_an_error(tmp_path):
     for path in write(tmp_path, 1, 2):
         path.write_bytes(b"broken")
-    with pytest.raises(DidiError, match=r"every checkpoint in .* is damaged; .*--out"):
+    with pytest.raises(DidiError, match=r"every checkpoint in .* is damaged: start again in another folder"):
         load_latest(tmp_path)
 
 
