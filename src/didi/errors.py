@@ -16,6 +16,10 @@ class Interrupted(DidiError):
     """A training run was asked to stop and has saved its state (exit status 130)."""
 
 
+class Diverged(DidiError):
+    """A training run whose loss, gradient or validation is not finite (exit status 1); all its processes raise it."""
+
+
 def suggestion(name: str, known: Iterable[str], *, cutoff: float = 0.6) -> str:
     """``; did you mean 'x'?`` with the known name most like ``name``; empty where none is alike enough.
 

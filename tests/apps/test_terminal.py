@@ -1,3 +1,4 @@
+import contextlib
 import io
 import sys
 
@@ -5,7 +6,8 @@ import pytest
 
 from didi.apps.console import ResultConsole
 from didi.apps.terminal import run
-from didi.errors import DidiError, Interrupted, UsageError
+from didi.errors import DidiError, Diverged, Interrupted, UsageError
+from didi.world import World
 
 
 @pytest.mark.parametrize(
@@ -55,6 +57,43 @@ def test_a_fault_of_ours_keeps_its_traceback():
 
     with pytest.raises(KeyError, match="ours"):
         run(command)
+
+
+@pytest.fixture
+def second(monkeypatch):
+    """This process is the second of two that torchrun started."""
+
+    @contextlib.contextmanager
+    def joined():
+        yield World(1, 2)
+
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setattr("didi.world.joined", joined)
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "said"),
+    [
+        (None, 0, ""),
+        (UsageError("no"), 2, ""),
+        (Interrupted("stopped"), 130, ""),
+        (Diverged("nelbo is not finite"), 1, ""),
+        (DidiError("the disk is full"), 1, "didi, process 1: the disk is full\n"),
+    ],
+    ids=str,
+)
+def test_of_several_processes_the_first_speaks(second, error, status, said, capsys):
+    def command():
+        print("result")
+        print("step 1/2", file=sys.stderr)
+        if error is not None:
+            raise error
+
+    with pytest.raises(SystemExit) as stop:
+        run(command)
+    assert stop.value.code == status
+    assert capsys.readouterr() == ("", said)
 
 
 class Closed:

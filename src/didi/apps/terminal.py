@@ -10,9 +10,10 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-from didi.errors import DidiError, Interrupted, UsageError
+from didi.errors import DidiError, Diverged, Interrupted, UsageError
 
 Parsed = TypeVar("Parsed")
 
@@ -61,17 +62,19 @@ def _one_line(box: str, prog: str) -> str:
 def run(command: Callable[[], None]) -> NoReturn:
     """Run a command and exit: with status 0, 2 (wrong use), 1 (failure) or 130 (interrupted).
 
-    If the status is not 0, one line on standard error gives the reason. If ``torchrun`` started several processes, only
-    the main process writes to standard output.
+    If the status is not 0, one line on standard error gives the reason. If ``torchrun`` started several processes, the
+    main process alone writes to standard output and standard error; a failure of another process is reported as well.
     """
     _keep_freed_memory()
     try:
-        with _joined() as is_main, contextlib.nullcontext() if is_main else contextlib.redirect_stdout(io.StringIO()):
+        with _joined() as is_main, contextlib.nullcontext() if is_main else _silenced():
             command()
     except UsageError as error:
         _leave(str(error), 2)
     except Interrupted as error:
         _leave(str(error), 130)
+    except Diverged as error:
+        _leave(str(error), 1, is_everywhere=True)
     except DidiError as error:
         _leave(str(error), 1)
     except KeyboardInterrupt:
@@ -106,9 +109,20 @@ def _joined() -> Iterator[bool]:
         yield here.is_main
 
 
-def _leave(message: str, status: int) -> NoReturn:
+@contextlib.contextmanager
+def _silenced() -> Iterator[None]:
+    """Nothing is written within, neither results nor progress."""
+    with (
+        Path(os.devnull).open("w") as nothing,
+        contextlib.redirect_stdout(nothing),
+        contextlib.redirect_stderr(nothing),
+    ):
+        yield
+
+
+def _leave(message: str, status: int, *, is_everywhere: bool = False) -> NoReturn:
     rank = os.environ.get("RANK", "0")  # wrong use is the same in all processes; rank 0 reports it
-    if rank == "0" or status == 1:
+    if rank == "0" or (status == 1 and not is_everywhere):
         who = "didi" if rank == "0" else f"didi, process {rank}"
         print(f"{who}: {' '.join(message.split())}", file=sys.stderr)
     sys.exit(status)

@@ -13,7 +13,7 @@ import yaml
 
 from didi.apps.settings import early, resolve
 from didi.data.source import Source, open_source
-from didi.errors import Interrupted, UsageError
+from didi.errors import DidiError, Interrupted, UsageError
 from didi.evaluation.machine import machine_name
 from didi.methods import find_method, method_of
 from didi.methods.base import Inputs, teacher_of
@@ -160,11 +160,17 @@ def distill_run(
 
 @contextlib.contextmanager
 def _ours(folder: RunFolder, config: Config, *, resume: bool) -> Iterator[None]:
-    """The folder of a run, locked and prepared by the main process for all."""
-    with folder.locked() if world().is_main else contextlib.nullcontext():
+    """The folder of a run, locked and prepared by the main process for all; all raise what it raises."""
+    with contextlib.ExitStack() as held:
+        refused: list[Exception] = []
         if world().is_main:
-            folder.prepare(_yaml(config), resume=resume, current=type(config).current)
-        world().wait()
+            try:
+                held.enter_context(folder.locked())
+                folder.prepare(_yaml(config), resume=resume, current=type(config).current)
+            except (DidiError, OSError) as error:
+                refused = [error]
+        for error in world().joined_items(refused):
+            raise error
         yield
 
 
