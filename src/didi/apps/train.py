@@ -169,8 +169,8 @@ def _ours(folder: RunFolder, config: Config, *, resume: bool) -> Iterator[None]:
                 folder.prepare(_yaml(config), resume=resume, current=type(config).current)
             except (DidiError, OSError) as error:
                 refused = [error]
-        for error in world().joined_items(refused):
-            raise error
+        for found in world().joined_items(refused):
+            raise found
         yield
 
 
