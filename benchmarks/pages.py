@@ -1,19 +1,18 @@
 """Functions shared by the scripts that write pages; the generated part of a page stands between two markers."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from didi.files import write_atomically
+from didi.files import json_text, write_atomically
 
 DOCS = Path(__file__).parents[1] / "docs"
 END = "<!-- end -->"
 
 
 def write_json(file: Path, record: Any) -> None:
-    """Write a record as indented JSON, atomically."""
-    write_atomically(file, json.dumps(record, indent=1) + "\n")
+    """Write a record as indented JSON, atomically; values that are not finite are null."""
+    write_atomically(file, json_text(record, indent=1) + "\n")
 
 
 def renew(page: Path, script: str, lines: Sequence[str]) -> None:

@@ -44,7 +44,8 @@ def work(config: DistillConfig, path: Path) -> None:
     torch.set_num_threads(1)
     sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115, PTH123 - for the life of the process
     try:
-        distill_run(config, RunFolder(path), resume=True, device=CPU)
+        folder = RunFolder(path)
+        distill_run(config, folder, resume=folder.has_run, device=CPU)
     except Interrupted:
         sys.exit(130)
 

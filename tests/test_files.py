@@ -1,6 +1,9 @@
+import json
+import math
+
 import pytest
 
-from didi.files import staged_folder, write_atomically
+from didi.files import json_text, staged_folder, write_atomically
 
 
 @pytest.mark.parametrize("content", ["β\n", b"\xff\r\n"])
@@ -45,3 +48,20 @@ def test_a_folder_that_cannot_be_moved_into_place_leaves_the_old_one(tmp_path, m
         fill()
     assert [one.name for one in folder.iterdir()] == ["old"]
     assert [one.name for one in tmp_path.iterdir()] == ["folder"]
+
+
+def test_what_json_does_not_have_is_null():
+    value = {
+        "a": math.nan,
+        "b": [1.5, math.inf, (-math.inf, "NaN")],
+        "c": {"d": math.nan, "e": None},
+        "f": 2,
+        "g": True,
+    }
+    expected = {"a": None, "b": [1.5, None, [None, "NaN"]], "c": {"d": None, "e": None}, "f": 2, "g": True}
+
+    def refuse(name):
+        raise ValueError(f"{name} is not JSON")
+
+    assert json.loads(json_text(value), parse_constant=refuse) == expected
+    assert json_text({"a": "β"}, indent=1, ensure_ascii=False) == '{\n "a": "β"\n}'

@@ -16,6 +16,10 @@ class Interrupted(DidiError):
     """A training run was asked to stop and has saved its state (exit status 130)."""
 
 
+class Diverged(DidiError):
+    """A training run whose loss, gradient or validation is not finite (exit status 1); all its processes raise it."""
+
+
 def from_checkout(extra: str) -> str:
     """How to install the packages of an extra; the distribution is not published, so a checkout is needed.
 

@@ -1,13 +1,37 @@
-"""Atomic writes: a file or a folder appears under its name complete, or not at all."""
+"""Atomic writes, of a file or a folder that appears under its name complete or not at all; and JSON for files."""
 
 import contextlib
+import json
+import math
 import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock
+
+
+def json_text(value: Any, *, indent: int | None = None, ensure_ascii: bool = True) -> str:
+    """JSON of plain values; NaN and infinities, which JSON does not have, become ``null``.
+
+    Args:
+        value: mappings, sequences, texts, numbers, truth values and None.
+        indent: see ``json.dumps``.
+        ensure_ascii: see ``json.dumps``.
+    """
+    return json.dumps(_without_nan(value), indent=indent, ensure_ascii=ensure_ascii, allow_nan=False)
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {name: _without_nan(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(one) for one in value]
+    return value
 
 
 @contextmanager

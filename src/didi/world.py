@@ -14,6 +14,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from didi.errors import DidiError
+
 Item = TypeVar("Item")
 
 
@@ -95,7 +97,11 @@ def world() -> World:
 
 @contextmanager
 def joined() -> Iterator[World]:
-    """Join the processes that ``torchrun`` started beside this one; alone where there are none."""
+    """Join the processes that ``torchrun`` started beside this one; alone where there are none.
+
+    Raises:
+        DidiError: another process ended while this one communicated with it.
+    """
     global _current
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
@@ -107,9 +113,18 @@ def joined() -> Iterator[World]:
     _current = World(dist.get_rank(), size)
     try:
         yield _current
+    except RuntimeError as error:
+        if not _is_of_communication(error):
+            raise
+        raise DidiError("another process of this run has ended, and says why") from error
     finally:
         _current = _ALONE
         dist.destroy_process_group()
+
+
+def _is_of_communication(error: RuntimeError) -> bool:
+    """Whether a backend of torch.distributed raised it; gloo has no exception of its own, but names its source file."""
+    return isinstance(error, dist.DistError) or (type(error) is RuntimeError and "/gloo/" in str(error))
 
 
 def to_device(values: Tensor, device: torch.device | str) -> Tensor:

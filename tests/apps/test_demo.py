@@ -8,6 +8,7 @@ import torch
 
 from didi.apps import demo
 from didi.apps.train import distill_run
+from didi.errors import Interrupted
 from didi.evaluation.judges import load_judge
 from didi.recipes import DISTILL
 from didi.training.loop import RunFolder
@@ -49,3 +50,14 @@ def test_teacher_and_students_are_judged_and_a_second_start_goes_on(on_markov, t
     demo.demo(words)
     assert "step 3/3" not in capsys.readouterr().err
     assert json.loads((tmp_path / "demo/results/metrics.json").read_text())[1]["gen_ppl"] == rows[1]["gen_ppl"]
+
+
+def test_a_demo_that_is_stopped_names_no_flag_that_it_does_not_have(monkeypatch, tmp_path):
+    def stopped(*_, **__):
+        raise Interrupted("stopped at step 3 of 6, saved")
+
+    monkeypatch.setattr(demo, "distill_run", stopped)
+    monkeypatch.setattr(demo, "fetch", lambda _: None)
+    monkeypatch.setattr(demo, "load_judge", lambda _: None)
+    with pytest.raises(Interrupted, match=r"^stopped at step 3 of 6, saved; the same command goes on$"):
+        demo.demo(["--out", str(tmp_path / "demo")])

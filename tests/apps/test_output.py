@@ -2,13 +2,15 @@
 
 import errno
 import io
+import multiprocessing
 import os
+import signal
 import sys
 
 import pytest
 
 from didi.apps.cli import main
-from didi.apps.reproduce import study
+from didi.apps.reproduce import workers
 from didi.models.bundle import load
 
 SMALL = ["--data.length", "32", "--loop.batch-size", "4", "--loop.validation-sequences", "8"]
@@ -69,7 +71,9 @@ def test_a_training_outlives_the_reader_of_its_log(without_reader, tmp_path):
 
 
 def test_a_worker_of_a_study_outlives_its_log(monkeypatch):
-    monkeypatch.setattr(study, "end_with_parent", lambda: None)
+    monkeypatch.setattr(workers, "end_with_parent", lambda: None)
+    monkeypatch.setattr(workers, "_stop", None)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
     monkeypatch.setattr(sys, "stderr", Left())
-    study.begin_worker()
+    workers._begin(multiprocessing.get_context("spawn").Event())
     print("step 1", file=sys.stderr, flush=True)

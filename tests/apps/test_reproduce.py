@@ -1,9 +1,5 @@
 import json
-import os
 import shutil
-import subprocess
-import sys
-import time
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -14,7 +10,7 @@ from didi.apps.reproduce import command, published, study
 from didi.apps.reproduce.cells import Cell, Run
 from didi.apps.reproduce.figures import figure_1_cells, figure_4_cells, table_7_cells
 from didi.apps.reproduce.study import Sampling, Study
-from didi.errors import DidiError, UsageError
+from didi.errors import DidiError, Interrupted, UsageError
 from didi.recipes import PRETRAIN
 from didi.recipes.ablations import (
     GUIDED,
@@ -25,6 +21,7 @@ from didi.recipes.ablations import (
     paper_objective,
     with_objective,
 )
+from didi.sampling.guided import Guidance
 from didi.training.trainer import Trainer
 
 from ..two_moves import MARKOV
@@ -182,6 +179,28 @@ def test_cells_of_other_samples_are_refused(tmp_path):
         Study(tmp_path, Sampling(9, "markov"), workers=1).complete(cells)
 
 
+def test_cells_from_before_a_setting_of_guidance_are_taken(tmp_path):
+    cells = [Cell("markov", "data", nfe=0)]
+    Study(tmp_path, Sampling(8, "markov"), workers=1).complete(cells)
+    file = tmp_path / "sampling.json"
+    record = json.loads(file.read_text())
+    assert record["guidance"].pop("initial_scale") == 0
+    file.write_text(json.dumps(record))
+    Study(tmp_path, Sampling(8, "markov"), workers=1).complete(cells)
+    with pytest.raises(UsageError, match="holds cells of other samples"):
+        Study(tmp_path, Sampling(8, "markov", guidance=Guidance(initial_scale=3.0)), workers=1).complete(cells)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, Interrupted("stopped at step 3 of 6, saved")])
+def test_a_study_that_is_stopped_names_no_flag_that_it_does_not_have(tmp_path, monkeypatch, error):
+    def complete(*_):
+        raise error
+
+    monkeypatch.setattr(Study, "complete", complete)
+    with pytest.raises(Interrupted, match=r"^stopped; .*study keeps what is done: the same command goes on$"):
+        command.reproduce(["table1", "--scale", "markov", "--out", str(tmp_path / "study")])
+
+
 def test_a_run_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
     config = replace(
         PRETRAIN["markov"],
@@ -204,34 +223,6 @@ def test_a_run_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
     one.complete(cells)
     assert len(calls) == 3 + 2  # from the checkpoint at step 2
     assert one.row(cells[0]).role == "teacher"
-
-
-POOL = """
-import multiprocessing, os, time
-from concurrent.futures import ProcessPoolExecutor
-from didi.apps.reproduce.study import begin_worker
-if __name__ == "__main__":
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=spawn, initializer=begin_worker) as pool:
-        print(pool.submit(os.getpid).result(), flush=True)
-        pool.submit(time.sleep, 600).result()
-"""
-
-
-@pytest.mark.slow
-def test_workers_end_with_a_study_that_is_killed(tmp_path):
-    (tmp_path / "pool.py").write_text(POOL)
-    with subprocess.Popen([sys.executable, str(tmp_path / "pool.py")], stdout=subprocess.PIPE, text=True) as study:
-        worker = int(study.stdout.readline())
-        study.kill()
-    for _ in range(100):
-        try:
-            os.kill(worker, 0)
-        except ProcessLookupError:
-            return
-        time.sleep(0.1)
-    os.kill(worker, 9)
-    raise AssertionError("the worker is still there ten seconds later")
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Options of ``didi pretrain`` and ``didi distill`` that decide the method and the length of a run."""
 
+import json
 from dataclasses import asdict
 
 import pytest
@@ -8,7 +9,7 @@ import yaml
 from didi.apps.doctor import doctor
 from didi.apps.settings import resolve
 from didi.apps.train import command_of, distill, pretrain
-from didi.errors import UsageError
+from didi.errors import DidiError, Interrupted, UsageError
 from didi.methods.didi_settings import DistillConfig, ObjectiveConfig
 from didi.models.bundle import load, save
 from didi.models.manifest import read_manifest
@@ -228,6 +229,52 @@ def test_a_recipe_in_a_file_is_a_text(tmp_path):
     file.write_text("recipe: [markov]")
     with pytest.raises(UsageError, match=r"recipe in .*config\.yaml is a text; got \['markov'\]"):
         resolved("--config", str(file))
+
+
+@pytest.mark.parametrize("words", [[], ["markov"]])
+def test_a_file_of_an_unknown_recipe_is_refused(tmp_path, words):
+    file = tmp_path / "config.yaml"
+    file.write_text("recipe: markof\nloop: {steps: 3}")
+    with pytest.raises(UsageError, match=r"recipe in .*yaml is one of markov, .*got 'markof'; did you mean 'markov'\?"):
+        resolved(*words, "--config", str(file))
+    file.write_text("recipe: custom\nloop: {steps: 3}")
+    assert resolved("--config", str(file)).loop.steps == 3
+
+
+def test_the_recipe_is_no_flag(tmp_path):
+    (tmp_path / "config.yaml").write_text("loop: {steps: 3}")
+    with pytest.raises(UsageError, match=r"the recipe comes first: didi distill RECIPE .*; got --recipe markof"):
+        resolved("--config", str(tmp_path / "config.yaml"), "--recipe", "markof")
+
+
+@pytest.mark.parametrize("more", [[], ["--max-minutes", "1"]])
+def test_resume_without_a_run_is_refused_before_anything_is_read(tmp_path, monkeypatch, more):
+    monkeypatch.setattr("didi.apps.train.open_source", lambda *_, **__: pytest.fail("data was read"))
+    for command in (pretrain, distill):
+        with pytest.raises(UsageError, match=r"resume continues a run; .*run holds none: leave resume out"):
+            command(["markov", "--out", str(tmp_path / "run"), "--resume", *more])
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("command", [pretrain, distill])
+def test_a_run_that_is_stopped_names_resume(tmp_path, monkeypatch, command):
+    def stopped(*_, **__):
+        raise Interrupted("stopped at step 3 of 6, saved")
+
+    monkeypatch.setattr(f"didi.apps.train.{command.__name__}_run", stopped)
+    with pytest.raises(Interrupted, match=r"^stopped at step 3 of 6, saved; go on with --resume$"):
+        command(["markov", "--out", str(tmp_path / "run")])
+
+
+def test_a_distillation_that_diverges_saves_no_bundle(tmp_path):
+    words = [*SHORT, "--max-steps", "1", "--discriminator.warmup-steps", "1", "--discriminator.guidance-steps", "0"]
+    out = tmp_path / "run"
+    with pytest.raises(DidiError, match="validation_nelbo is not finite after step 2") as caught:
+        distill(["markov", *words, "--student-optimizer.learning-rate", "1e30", "--out", str(out)])
+    assert not isinstance(caught.value, UsageError)
+    assert not (out / "bundle").exists()
+    assert not (out / "checkpoints").exists()
+    assert json.loads((out / "metrics.jsonl").read_text().splitlines()[-1])["validation_nelbo"] is None
 
 
 @pytest.mark.parametrize("value", ["'false'", "0", "[1]"])

@@ -119,6 +119,9 @@ def test_a_uniform_state_network_needs_no_mask_but_symbols_that_fit(make_dit, tm
     folder = didi.save(didi.Bundle(teacher=network, process=Uniform(VOCAB)), tmp_path / "bundle")
     tokenizer(LACKING).save(str(folder / "tokenizer.json"))
     assert didi.load(folder).tokenizer.get_vocab() == LACKING
+    in_prompts_only = LACKING | {MASK: VOCAB}  # a tokenizer of ours: [MASK] is no symbol of the network
+    tokenizer(in_prompts_only).save(str(folder / "tokenizer.json"))
+    assert didi.load(folder).tokenizer.get_vocab() == in_prompts_only
     tokenizer(LACKING | {"d": 4}).save(str(folder / "tokenizer.json"))
     with pytest.raises(UsageError, match="fit into the network's 4 symbols"):
         didi.load(folder)

@@ -168,6 +168,16 @@ def test_groups_run_over_consecutive_completions_across_states():
     assert found.second.flatten().tolist() == [-1, 1, -5, 5]
 
 
+@pytest.mark.parametrize("grouping", ["batch", "shared-state"])
+def test_advantages_are_clamped_after_the_division(grouping):
+    free = advantages(REWARDS, grouping=grouping)
+    clamped = advantages(REWARDS, grouping=grouping, clamp=0.7)
+    for one, other in zip(clamped, free, strict=True):
+        assert other.abs().max() > 0.7
+        torch.testing.assert_close(one, other.clamp(-0.7, 0.7))
+    assert torch.equal(advantages(REWARDS, grouping=grouping, clamp=None).second, free.second)
+
+
 def test_advantages_pass_no_gradient():
     rewards = REWARDS.clone().requires_grad_(True)
     for part in advantages(rewards, grouping="shared-state"):

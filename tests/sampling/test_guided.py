@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from didi.diffusion.absorbing import Absorbing
+from didi.diffusion.canvas import Canvas
 from didi.diffusion.schedule import schedule_from_name
 from didi.errors import UsageError
 from didi.sampling import guided
@@ -182,6 +183,12 @@ def test_a_sequence_discriminator_guides_too(make_dit, make_discriminator, draw)
     sampler = Guided(denoiser, LOG_LINEAR, make_discriminator(denoiser, output="sequence"))
     steps, _ = draw(sampler, num=20, nfe=6)
     assert sum(step.discriminator_passes.sum() for step in steps) > 0
+
+
+def test_the_released_sampler_multiplies_summed_logits_by_the_guidance_scale(world, tabular, linear_discriminator):
+    sampler = Guided(tabular(world.table), LOG_LINEAR, linear_discriminator(SCORES), Guidance.released())
+    log_weights = sampler.log_weights(world.CLEAN, Canvas.free(world.CLEAN), torch.tensor(0.0))
+    torch.testing.assert_close(log_weights, -40 * torch.tensor(SCORES)[world.CLEAN].sum(1))
 
 
 def test_the_tilt_rises_from_zero_over_the_first_moves():

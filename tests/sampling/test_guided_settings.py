@@ -9,8 +9,8 @@ from didi.sampling.guided import Guidance
 
 
 def test_the_defaults():
-    expected = {"guidance_scale": 30.0, "tilted_fraction": 0.25, "gradient_clamp": 1.0, "num_candidates": 4,
-                "reduction": "sum", "rank_temperature": 1.0, "select": "sample"}  # fmt: skip
+    expected = {"guidance_scale": 30.0, "initial_scale": 0.0, "tilted_fraction": 0.25, "gradient_clamp": 1.0,
+                "num_candidates": 4, "reduction": "sum", "rank_temperature": 1.0, "select": "sample"}  # fmt: skip
     assert dataclasses.asdict(Guidance()) == expected
 
 
@@ -39,3 +39,18 @@ def test_other_values_are_refused(settings, message):
 def test_settings_cannot_change():
     with pytest.raises(dataclasses.FrozenInstanceError):
         Guidance().guidance_scale = 1.0
+
+
+def test_the_settings_of_the_paper():
+    paper = Guidance.paper()
+    assert (paper.scales(8), paper.num_candidates) == ([0, 10, 20, 30], 4)
+    assert (paper.reduction, paper.select) == ("masked-mean", "best")
+
+
+def test_the_settings_of_the_released_code():
+    released = Guidance.released()
+    assert released.scales(4) == [30, 40]
+    assert released.scales(2) == [30]
+    assert (released.num_candidates, released.reduction, released.select) == (4, "sum", "sample")
+    assert released.gradient_clamp == 1
+    assert 1 / released.rank_temperature == released.guidance_scale  # rewards times h, then the softmax

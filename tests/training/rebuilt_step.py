@@ -194,6 +194,7 @@ def rebuilt_student_loss(inputs: Inputs, batch: Rollout, discriminator: nn.Modul
         grouping=objective.advantage,
         group_size=objective.group_size,
         normalise=objective.normalise_advantage,
+        clamp=objective.advantage_clamp,
     )
     policy = policy_loss(*scores, advantage, _time_weight(inputs, batch.t).float()).mean()
     return policy + _regulariser(inputs, batch, teacher)

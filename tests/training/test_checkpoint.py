@@ -131,7 +131,7 @@ def test_any_single_changed_byte_is_noticed(tmp_path):
 def test_nothing_but_damaged_ones_is_an_error(tmp_path):
     for path in write(tmp_path, 1, 2):
         path.write_bytes(b"broken")
-    with pytest.raises(DidiError, match=r"every checkpoint in .* is damaged; .*--out"):
+    with pytest.raises(DidiError, match=r"every checkpoint in .* is damaged: start again in another folder"):
         load_latest(tmp_path)
 
 
@@ -154,7 +154,7 @@ print(load_latest(Path({str(tmp_path)!r}))[0])
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     said, step = done.stdout.splitlines()
     assert said.startswith("DidiError")
-    assert "make room and go on with --resume" in said
+    assert "make room and resume the run" in said
     assert step == "1"
     assert [one.name for one in tmp_path.iterdir()] == ["step-00000001.safetensors"]
 

@@ -6,9 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from didi.errors import UsageError
+from didi.apps.train import _ours
+from didi.errors import DidiError, UsageError
+from didi.methods.settings import RunConfig
 from didi.training.distributed import check_divides
-from didi.world import World
+from didi.training.run_folder import RunFolder
+from didi.world import World, joined, world
 
 SCRIPT = Path(__file__).with_name("two_processes.py")
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -43,6 +46,44 @@ def test_a_batch_that_cannot_be_shared_is_refused(monkeypatch):
     check_divides(6)
     with pytest.raises(UsageError, match="a multiple of their number; got 8 and 3 processes"):
         check_divides(8)
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "said"),
+    [
+        (
+            RuntimeError("[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:537] reset"),
+            DidiError,
+            "another",
+        ),
+        (torch.distributed.DistBackendError("NCCL error"), DidiError, "another process of this run has ended"),
+        (RuntimeError("a fault of ours"), RuntimeError, "ours"),
+        (UsageError("/gloo/ is no recipe"), UsageError, "recipe"),
+    ],
+    ids=["gloo", "nccl", "other", "usage"],
+)
+def test_a_process_whose_partner_ended_says_so(monkeypatch, error, kind, said):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for name, result in (("init_process_group", None), ("destroy_process_group", None), ("get_rank", 1)):
+        monkeypatch.setattr(torch.distributed, name, lambda *_, result=result: result)
+    with pytest.raises(kind, match=said) as caught, joined():
+        raise error
+    assert type(caught.value) is kind
+    assert world() == World()
+
+
+def test_all_processes_raise_what_the_main_one_finds_in_the_folder(monkeypatch, tmp_path):
+    refused = UsageError("another process is running in it")
+
+    class Second(World):
+        def joined_items(self, items):
+            assert not items
+            return [refused]
+
+    monkeypatch.setattr("didi.apps.train.world", lambda: Second(1, 2))
+    ours = _ours(RunFolder(tmp_path), RunConfig(), resume=False)
+    with pytest.raises(UsageError, match="another process is running in it"), ours:
+        pytest.fail("it went on")
 
 
 @pytest.mark.slow

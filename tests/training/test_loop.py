@@ -77,7 +77,7 @@ def test_a_run_logs_means_validates_and_saves_in_its_rhythm(folder):
 def test_a_signal_stops_after_the_step_with_its_state_saved(folder, number):
     job = Counter(signal_at=2, number=number)
     before = signal.getsignal(number)
-    with pytest.raises(Interrupted, match="stopped at step 3 of 6, saved; go on with --resume"):
+    with pytest.raises(Interrupted, match=r"stopped at step 3 of 6, saved$"):
         run(job, rhythm(), folder, resume=False)
     assert checkpoints(folder) == [2, 3]
     assert rows(folder)[-1]["step"] == 3
@@ -137,6 +137,41 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_is_not_saved(folder):
     assert checkpoints(folder) == [2]
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_validation_that_is_not_finite_ends_the_run_before_it_is_saved(folder, value):
+    class Diverging(Counter):
+        def validate(self):
+            return {"finite": 1.0, "validation_nelbo": value if len(self.done) == 6 else 1.0}
+
+    with pytest.raises(
+        DidiError, match="validation_nelbo is not finite after step 6, so that neither a checkpoint nor"
+    ):
+        run(Diverging(), rhythm(), folder, resume=False)
+    assert checkpoints(folder) == [2, 4]
+    assert [row["validation_nelbo"] for row in rows(folder) if "validation_nelbo" in row] == [1.0, None]
+    assert "NaN" not in folder.metrics.read_text()
+
+
+@pytest.mark.parametrize("line", ["notes", "[1, 2]", '{"loss": 1}', '{"step": "3"}', '{"step": true}', "NaN", "\0"])
+def test_a_line_of_metrics_that_no_run_wrote_is_named(folder, line):
+    folder.metrics.write_text(f'{{"step": 1}}\n{line}\n{{"step": 2}}\n')
+    before = folder.metrics.read_bytes()
+    with pytest.raises(
+        UsageError, match=r"metrics\.jsonl is a JSON object with a whole number as its step; line 2 is "
+    ):
+        folder.cut_metrics(2)
+    assert folder.metrics.read_bytes() == before
+    folder.metrics.write_text(f'{{"step": 1}}\n{line}')  # the last line, which a kill may cut
+    folder.cut_metrics(2)
+    assert folder.metrics.read_text() == '{"step": 1}\n'
+
+
+def test_a_line_of_metrics_that_is_no_text_is_named(folder):
+    folder.metrics.write_bytes(b'\xff\xfe\n{"step": 2}\n')
+    with pytest.raises(UsageError, match="line 1 is"):
+        folder.cut_metrics(2)
+
+
 def test_a_run_that_has_not_begun_may_be_started_with_other_settings(folder):
     folder.prepare("rate: 9\n", resume=False)
     assert (folder.path / "config.yaml").read_text() == "rate: 9\n"
@@ -157,8 +192,16 @@ def test_a_folder_with_checkpoints_alone_holds_a_run(tmp_path):
         folder.prepare(CONFIG_YAML, resume=False)
 
 
-def test_resume_may_also_start_a_run(tmp_path):
+def test_resume_without_a_run_is_refused(tmp_path):
     folder = RunFolder(tmp_path / "deep" / "run")
+    with pytest.raises(UsageError, match=r"resume continues a run; .*run holds none: leave resume out"):
+        folder.prepare(CONFIG_YAML, resume=True)
+    assert not folder.path.exists()
+
+
+def test_a_run_that_was_killed_before_its_first_line_is_resumed_with_its_settings(folder):
+    with pytest.raises(UsageError, match="a resumed run keeps its settings"):
+        folder.prepare("rate: 9\n", resume=True)
     folder.prepare(CONFIG_YAML, resume=True)
     job = Counter()
     run(job, rhythm(), folder, resume=True)
@@ -177,7 +220,7 @@ def test_resume_may_also_start_a_run(tmp_path):
 )
 def test_a_resumed_run_keeps_its_settings(folder, changed):
     folder.log({"step": 1})
-    with pytest.raises(UsageError, match="--resume keeps a run's settings"):
+    with pytest.raises(UsageError, match="a resumed run keeps its settings"):
         folder.prepare(changed, resume=True)
     assert (folder.path / "config.yaml").read_text() == CONFIG_YAML
 

@@ -66,3 +66,14 @@ def test_a_preset_changes_objective_and_discriminator_and_leaves_data_and_rates(
     assert theirs.objective.divergence_weight == {"paper": 0.05, "released": 0.0005, "two-moves": 0.35}[name]
     with pytest.raises(UsageError, match="a preset is one of paper, released"):
         preset(ours, "papers")
+
+
+def test_the_preset_of_the_released_code_has_its_labels_and_its_bounds():
+    released = preset(DISTILL["tiny-news"], "released")
+    objective, discriminator = released.objective, released.discriminator
+    student_label = 1 - discriminator.label_smoothing / 2
+    assert (student_label, discriminator.label_smoothing / 2) == pytest.approx((0.9, 0.1))
+    assert (objective.advantage, objective.group_size, objective.advantage_clamp) == ("rows", 4, 3.0)
+    assert (objective.reward_clamp, objective.weight_low, objective.weight_high) == (8.0, 0.1, 10.0)
+    for name in ("paper", "two-moves"):
+        assert preset(DISTILL["tiny-news"], name).objective.advantage_clamp is None

@@ -2,7 +2,9 @@
 
 import dataclasses
 import importlib
+import math
 import pkgutil
+import typing
 from dataclasses import asdict, replace
 
 import pytest
@@ -34,7 +36,8 @@ OBJECTIVE = {"trajectory": "two-moves", "moves": None, "budgets": (), "budget_co
              "weight": "constant", "weight_low": 0.1, "weight_high": 10.0, "time_a": 1.0, "time_b": 1.0,
              "importance_weighting": False, "importance_clip": 10.0, "reward_reduction": "masked-mean",
              "reward_clamp": None, "completions": 1, "corruptions": 1, "advantage": "batch", "group_size": 4,
-             "normalise_advantage": True, "revealed_only": False, "pg_reduction": "sum", "divergence": "forward",
+             "normalise_advantage": True, "advantage_clamp": None, "revealed_only": False, "pg_reduction": "sum",
+             "divergence": "forward",
              "divergence_weight": 0.05, "entropy_weight": 0.0005}  # fmt: skip
 RUN = {"recipe": "custom", "seed": 0, "data": DATA, "loop": LOOP}
 # For each kind of settings: the least value of its fields.
@@ -96,6 +99,85 @@ def test_a_share_is_less_than_1(kind, name):
 def test_what_is_not_a_number_is_refused(name):
     with pytest.raises(UsageError, match="got nan"):
         OptimizerConfig(**{name: float("nan")})
+
+
+KINDS = [
+    NetworkConfig,
+    OptimizerConfig,
+    LoopConfig,
+    DiscriminatorSettings,
+    ObjectiveConfig,
+    PretrainConfig,
+    DistillConfig,
+    DataConfig,
+]
+NUMBERS = [
+    (kind, name)
+    for kind in KINDS
+    for name, hint in typing.get_type_hints(kind).items()
+    if float in (hint, *typing.get_args(hint))
+]
+UNBOUNDED = {"clip_norm", "weight_high", "importance_clip"}
+
+
+def test_there_are_numbers_to_refuse():
+    assert {"learning_rate", "t_min", "time_a", "reward_clamp", "weight_high"} <= {name for _, name in NUMBERS}
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize(("kind", "name"), NUMBERS)
+def test_a_number_is_finite_unless_it_is_a_bound_that_may_be_left_out(kind, name, value):
+    if name in UNBOUNDED and value == math.inf:
+        assert getattr(kind(**{name: value}), name) == math.inf
+        return
+    with pytest.raises(UsageError, match=rf"{name.replace('_', '-')} .*; got {value}$"):
+        kind(**{name: value})
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (
+            lambda: ObjectiveConfig(weight_low=5.0, weight_high=1.0),
+            "objective.weight_low is at most objective.weight_high; got 5.0 and 1.0: lower the former or raise",
+        ),
+        (lambda: ObjectiveConfig(reward_clamp=-1.0), "reward-clamp is positive; got -1.0"),
+        (lambda: ObjectiveConfig(advantage_clamp=0.0), "advantage-clamp is positive; got 0.0"),
+        (lambda: ObjectiveConfig(time_a=0.0), "time-a is positive; got 0.0"),
+        (lambda: ObjectiveConfig(time_b=-2.0), "time-b is positive; got -2.0"),
+        (lambda: PretrainConfig(t_min=1.0), r"t-min lies in \[0, 1\); got 1.0"),
+        (lambda: OptimizerConfig(final_fraction=1.5), r"final-fraction lies in \[0, 1\]; got 1.5"),
+        (
+            lambda: OptimizerConfig(final_fraction=0.1, decay="constant"),
+            "final_fraction is 0 with decay constant, which has no end; got 0.1",
+        ),
+        (
+            lambda: DiscriminatorSettings(unsmooth=True, label_smoothing=0.0),
+            "discriminator.unsmooth undoes discriminator.label_smoothing; got it with 0.0",
+        ),
+        (lambda: RunConfig(seed=2**64), "seed lies in .*; got 18446744073709551616"),
+        (
+            lambda: DistillConfig(objective=ObjectiveConfig(advantage="rows", group_size=1)),
+            "objective.group_size is 2 or more for objective.advantage rows; got 1",
+        ),
+        (
+            lambda: DistillConfig(loop=LoopConfig(batch_size=1)),
+            "advantage batch needs two samples or more; got loop.batch_size 1 and objective.completions 1",
+        ),
+        (
+            lambda: DistillConfig(objective=ObjectiveConfig(advantage="shared-state")),
+            "shared-state needs loop.batch_size and objective.completions of 2 or more; got 64 and 1",
+        ),
+        (
+            lambda: DistillConfig(objective=ObjectiveConfig(advantage="leave-one-out", completions=2)),
+            "leave-one-out needs loop.batch_size of 2 or more and objective.completions 1; got 64 and 2",
+        ),
+    ],
+)
+def test_contradictory_settings_are_refused_by_name(make, message):
+    with pytest.raises(UsageError, match=message) as caught:
+        make()
+    assert "\n" not in str(caught.value)
 
 
 def test_a_logger_is_known_or_refused():

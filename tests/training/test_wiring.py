@@ -67,6 +67,7 @@ OBJECTIVE = {
         {"advantage": name, "completions": 1, "group_size": size} for name in ("rows", "shared-time") for size in (2, 4)
     ],
     "normalise_advantage": vary("normalise_advantage", True, False),
+    "advantage_clamp": vary("advantage_clamp", None, 0.5, 1.0),
     "revealed_only": vary("revealed_only", False, True),
     "pg_reduction": vary("pg_reduction", "sum", "token-mean"),
     "divergence": vary("divergence", "forward", "backward", "jeffreys"),

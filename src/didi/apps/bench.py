@@ -1,6 +1,5 @@
 """``didi bench``: time and memory of sampling on this machine, side by side in one run."""
 
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -15,7 +14,7 @@ from didi.errors import UsageError
 from didi.evaluation.machine import machine_name
 from didi.evaluation.speed import FLOOR, Load, Method, Variant, compare
 from didi.evaluation.speed_row import speed_table
-from didi.files import write_atomically
+from didi.files import json_text, write_atomically
 from didi.models.bundle import Bundle, Role, load
 from didi.models.discriminator import Discriminator
 from didi.models.dit import DiT
@@ -119,7 +118,7 @@ def bench(args: Sequence[str]) -> None:
             "machine": machine,
             "rows": [row.record() for row in rows],
         }
-        write_atomically(command.out / "bench.json", json.dumps(record, indent=1, allow_nan=False) + "\n")
+        write_atomically(command.out / "bench.json", json_text(record, indent=1) + "\n")
         write_atomically(command.out / "bench.md", table)
     print(table, end="")
     if command.out is not None:

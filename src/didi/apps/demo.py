@@ -11,6 +11,7 @@ from didi.apps.console import ResultConsole, print_rows
 from didi.apps.terminal import parse
 from didi.apps.train import distill_run, distillation_source
 from didi.data.assets import fetch
+from didi.errors import Interrupted
 from didi.evaluation.evaluate import evaluate
 from didi.evaluation.judges import SMOLLM2, load_judge
 from didi.evaluation.report import write_metrics, write_report, write_samples
@@ -69,7 +70,11 @@ def demo(args: Sequence[str]) -> None:
     judge = load_judge(SMOLLM2)
     _say(f"2/3  distil the bundled teacher {config.teacher}: {command.warmup_steps} + {command.steps} steps")
     bundled = load(config.teacher)
-    ours = load(distill_run(config, RunFolder(command.out), resume=True, device=torch.device("cpu")))
+    folder = RunFolder(command.out)
+    try:
+        ours = load(distill_run(config, folder, resume=folder.has_run, device=torch.device("cpu")))
+    except Interrupted as stopped:
+        raise Interrupted(f"{stopped}; the same command goes on") from stopped
     _say(f"3/3  judge {command.num_samples} samples a row, each scored")
     sets: list[SampleSet] = []
 

@@ -1,6 +1,5 @@
 """``didi likelihood``: how well networks predict text that they never saw (Table 7)."""
 
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from didi.data.zero_shot import unseen_stand_ins
 from didi.errors import UsageError
 from didi.evaluation.machine import machine_name
 from didi.evaluation.zero_shot import LikelihoodRow, likelihood_table, score_corpus
-from didi.files import write_atomically
+from didi.files import json_text, write_atomically
 from didi.models.bundle import Role, load
 from didi.world import default_device
 
@@ -76,7 +75,7 @@ def run_likelihood(args: Sequence[str]) -> None:
     if command.out is not None:  # before the table: its reader may leave
         records = [row.record() for row in found]
         record = {"model": bundle.name, "seed": command.seed, "machine": machine, "rows": records}
-        write_atomically(command.out / "likelihood.json", json.dumps(record, indent=1) + "\n")
+        write_atomically(command.out / "likelihood.json", json_text(record, indent=1) + "\n")
         write_atomically(command.out / "likelihood.md", table)
     print(table, end="")
     if command.out is not None:

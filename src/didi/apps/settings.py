@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from didi.apps.terminal import parse
-from didi.errors import UsageError
+from didi.errors import UsageError, suggestion
 from didi.methods import method_of
 from didi.methods.didi_settings import DistillConfig
-from didi.methods.settings import RunConfig
+from didi.methods.settings import CUSTOM, RunConfig
 from didi.models.untrusted import read_yaml, record_from
 from didi.recipes import recipe
 from didi.recipes.presets import PRESETS, preset
@@ -31,15 +31,16 @@ def resolve(name: str, default: Any, recipes: Mapping[str, Any], args: Sequence[
         UsageError: there is no recipe of that name, or a word does not fit.
     """
     prog = f"didi {name}"
+    if (flag := early(args, "--recipe")) is not None:
+        raise UsageError(f"the recipe comes first: {prog} RECIPE [flags]; got --recipe {flag}")
     has_recipe = bool(args) and not args[0].startswith("-")
     config_file, preset_name = early(args, "--config"), early(args, "--preset")
     overrides = read_yaml(Path(config_file)) if config_file else {}
     wanted = method_of(default.config).name
     if (method := overrides.pop("method", wanted)) != wanted:
         raise UsageError(f"{prog} takes settings of method {wanted} here; those of {config_file} are of {method}")
+    _check_recipe_in_file(overrides, str(config_file), recipes)
     chosen = args[0] if has_recipe else overrides.get("recipe")
-    if chosen is not None and not isinstance(chosen, str):
-        raise UsageError(f"recipe in {config_file} is a text; got {reprlib.repr(chosen)}")
     if chosen in recipes or has_recipe:
         base = recipe(recipes, str(chosen))
     elif config_file or "--help" in args or "-h" in args:
@@ -58,6 +59,20 @@ def resolve(name: str, default: Any, recipes: Mapping[str, Any], args: Sequence[
     words = _current_flags(args[has_recipe:], base)
     parsed = parse(type(default), words, prog=prog, default=replace(default, config=base))
     return parsed.run, _limited(parsed.config, parsed.run.max_steps)
+
+
+def _check_recipe_in_file(overrides: Mapping[str, Any], source: str, recipes: Mapping[str, Any]) -> None:
+    """Refuse a file whose recipe does not exist: what the file leaves out would have the defaults of no recipe."""
+    if "recipe" not in overrides:
+        return
+    name = overrides["recipe"]
+    if not isinstance(name, str):
+        raise UsageError(f"recipe in {source} is a text; got {reprlib.repr(name)}")
+    if name not in (*recipes, CUSTOM):
+        raise UsageError(
+            f"recipe in {source} is one of {', '.join(recipes)}, or {CUSTOM} for settings that begin with no recipe; "
+            f"got {name!r}{suggestion(name, recipes)}"
+        )
 
 
 def early(args: Sequence[str], flag: str) -> str | None:

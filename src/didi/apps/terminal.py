@@ -10,11 +10,12 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NoReturn, TypeVar
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn, TypeVar
 
 from didi.apps.streams import standard_streams, unwritten
 from didi.apps.unexpected import unexpected
-from didi.errors import DidiError, Interrupted, UsageError
+from didi.errors import DidiError, Diverged, Interrupted, UsageError
 
 Parsed = TypeVar("Parsed")
 
@@ -80,41 +81,52 @@ def run(command: Callable[[], None]) -> NoReturn:
 
     If the status is not 0, one line on standard error gives the reason. Standard output that cannot be written, because
     its reader has left or its disk is full, is a failure; standard error that cannot be written is dropped. If
-    ``torchrun`` started several processes, only the main process writes to standard output.
+    ``torchrun`` started several processes, the main process alone writes; a failure of another process is reported too.
     """
     _keep_freed_memory()
     with standard_streams():
-        status, message = _ended(command)
-        if (lost := unwritten(sys.stdout)) and not status:
-            status, message = 1, _reason(lost)
-        if message:
-            _report(message, status)
-    sys.exit(status)
+        end = _ended(command)
+        if (lost := unwritten(sys.stdout)) and not end.status:
+            end = End(1, _reason(lost))
+        _report(end)
+    sys.exit(end.status)
 
 
-def _ended(command: Callable[[], None]) -> tuple[int, str]:
-    """Exit status of a command, and the reason where it is not 0."""
+class End(NamedTuple):
+    """How a command ended: its status, the reason where it is not 0, and whether all processes ended so."""
+
+    status: int
+    reason: str = ""
+    is_everywhere: bool = False
+
+
+def _ended(command: Callable[[], None]) -> End:
     try:
-        with _joined() as is_main, contextlib.nullcontext() if is_main else contextlib.redirect_stdout(io.StringIO()):
+        with _joined() as is_main, contextlib.nullcontext() if is_main else _silenced():
             command()
     except SystemExit as stop:
         if stop.code:
             raise
     except UsageError as error:
-        return 2, str(error)
+        return End(2, str(error), is_everywhere=True)
     except Interrupted as error:
-        return 130, str(error)
+        return End(130, str(error), is_everywhere=True)
+    except Diverged as error:
+        return End(1, str(error), is_everywhere=True)
     except DidiError as error:
-        return 1, str(error)
+        return End(1, str(error))
     except KeyboardInterrupt:
-        return 130, "interrupted"
+        return End(130, "interrupted", is_everywhere=True)
     except OSError as error:
         # These three are the fault of a path that a flag names.
         is_misuse = isinstance(error, FileExistsError | NotADirectoryError | IsADirectoryError)
-        return (2 if is_misuse else 1), _reason(error)
+        return End(2 if is_misuse else 1, _reason(error), is_everywhere=is_misuse)
     except Exception as error:
-        return 1, unexpected(error)
-    return 0, ""
+        if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            why = str(error).strip().split("\n")[0]
+            return End(1, f"torch.compile failed ({why}): install a C++ compiler, set CXX to one, or leave compile out")
+        return End(1, unexpected(error))
+    return End(0)
 
 
 def _reason(error: OSError) -> str:
@@ -139,12 +151,23 @@ def _joined() -> Iterator[bool]:
         yield here.is_main
 
 
-def _report(message: str, status: int) -> None:
-    """One line on standard error."""
-    rank = os.environ.get("RANK", "0")  # wrong use is the same in all processes; rank 0 reports it
-    if rank == "0" or status == 1:
+@contextlib.contextmanager
+def _silenced() -> Iterator[None]:
+    """Nothing is written within, neither results nor progress."""
+    with (
+        Path(os.devnull).open("w") as nothing,
+        contextlib.redirect_stdout(nothing),
+        contextlib.redirect_stderr(nothing),
+    ):
+        yield
+
+
+def _report(end: End) -> None:
+    """One line on standard error; rank 0 reports what all processes have in common."""
+    rank = os.environ.get("RANK", "0")
+    if end.reason and (rank == "0" or not end.is_everywhere):
         who = "didi" if rank == "0" else f"didi, process {rank}"
-        print(f"{who}: {' '.join(message.split())}", file=sys.stderr)
+        print(f"{who}: {' '.join(end.reason.split())}", file=sys.stderr)
 
 
 def _keep_freed_memory() -> None:

@@ -14,7 +14,7 @@ import yaml
 from didi.apps.settings import early, resolve
 from didi.data.blocks import BLOCK_LAYOUT, BlockLayout, block_layout_of
 from didi.data.source import Source, open_source
-from didi.errors import UsageError
+from didi.errors import DidiError, Interrupted, UsageError
 from didi.evaluation.machine import machine_name
 from didi.methods import find_method, method_of
 from didi.methods.base import Inputs, teacher_of
@@ -38,7 +38,7 @@ class RunOptions:
     out: Path | None = None
     """Folder of the run (required): config.yaml, metrics.jsonl, checkpoints/ and, at the end, bundle/."""
     resume: bool = False
-    """Go on from the newest checkpoint in --out."""
+    """Go on from the newest checkpoint in --out, which holds a run; otherwise --out holds none."""
     max_steps: int | None = None
     """Steps of the trained network; the schedule is fitted to them, and a discriminator warms up no longer."""
     max_minutes: float | None = None
@@ -70,7 +70,8 @@ def pretrain(args: Sequence[str]) -> None:
         raise UsageError("--method is for distill; a recipe of pretrain has its own")
     folder, device = _folder(options, "pretrain"), _device(options.device)
     config = _in_time(config, options, folder, lambda: Inputs(pretraining_source(config), device))
-    pretrain_run(config, folder, resume=options.resume, device=device)
+    with _resumable():
+        pretrain_run(config, folder, resume=options.resume, device=device)
 
 
 def pretraining_source(config: PretrainConfig) -> Source:
@@ -113,7 +114,17 @@ def distill(args: Sequence[str]) -> None:
         return Inputs(distillation_source(config, teacher), device, teacher=teacher)
 
     config = _in_time(config, options, folder, inputs)
-    distill_run(config, folder, resume=options.resume, device=device)
+    with _resumable():
+        distill_run(config, folder, resume=options.resume, device=device)
+
+
+@contextlib.contextmanager
+def _resumable() -> Iterator[None]:
+    """Tell the user of a command that has it of ``--resume``."""
+    try:
+        yield
+    except Interrupted as stopped:
+        raise Interrupted(f"{stopped}; go on with --resume") from stopped
 
 
 def _in_time(config: Any, options: RunOptions, folder: RunFolder, inputs: Callable[[], Inputs]) -> Any:
@@ -124,13 +135,12 @@ def _in_time(config: Any, options: RunOptions, folder: RunFolder, inputs: Callab
         raise UsageError(f"--max-minutes is positive; got {options.max_minutes}")
     if options.max_steps is not None:
         raise UsageError("--max-steps and --max-minutes both set the length of the run; give one of them")
-    if folder.has_run and options.resume:
-        begun = folder.path / "config.yaml"
+    if options.resume:
+        begun = folder.settings
         steps = (read_yaml(begun).get("loop") or {}).get("steps") if begun.is_file() else None
         if type(steps) is not int or steps < 1:
             raise UsageError(f"--resume keeps the length of a run; {begun} does not say loop.steps: give --max-steps")
         return config.limited(steps)
-    folder.refuse_run(resume=options.resume)
     return fitted(config, inputs(), options.max_minutes)
 
 
@@ -160,11 +170,17 @@ def distill_run(
 
 @contextlib.contextmanager
 def _ours(folder: RunFolder, config: Config, *, resume: bool) -> Iterator[None]:
-    """The folder of a run, locked and prepared by the main process for all."""
-    with folder.locked() if world().is_main else contextlib.nullcontext():
+    """The folder of a run, locked and prepared by the main process for all; all raise what it raises."""
+    with contextlib.ExitStack() as held:
+        refused: list[Exception] = []
         if world().is_main:
-            folder.prepare(_yaml(config), resume=resume, current=type(config).current)
-        world().wait()
+            try:
+                held.enter_context(folder.locked())
+                folder.prepare(_yaml(config), resume=resume, current=type(config).current)
+            except (DidiError, OSError) as error:
+                refused = [error]
+        for found in world().joined_items(refused):
+            raise found
         yield
 
 
@@ -190,7 +206,9 @@ def _block_layout(config: Config, teacher: Bundle | None) -> BlockLayout:
 def _folder(options: RunOptions, name: str) -> RunFolder:
     if options.out is None:
         raise UsageError(f"didi {name} needs --out RUN, the folder of the run")
-    return RunFolder(options.out)
+    folder = RunFolder(options.out)
+    folder.check(resume=options.resume)  # before the data is read, and by all processes
+    return folder
 
 
 def _device(name: str | None) -> torch.device:

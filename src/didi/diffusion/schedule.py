@@ -159,8 +159,8 @@ class TimeDensity:
     b: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.a <= 0 or self.b <= 0:
-            raise UsageError(f"both parameters of a Beta density are positive; got ({self.a}, {self.b})")
+        if not (0 < self.a < math.inf and 0 < self.b < math.inf):
+            raise UsageError(f"both parameters of a Beta density are positive and finite; got ({self.a}, {self.b})")
 
     def sample(self, num: int, generator: torch.Generator) -> Float[Tensor, " b"]:
         """``num`` independent times in (0, 1), float64."""

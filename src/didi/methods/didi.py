@@ -33,6 +33,7 @@ from didi.methods.regularisation import TeacherLogProbs, regularisation
 from didi.methods.rollout import Batch, Rollout, rollout
 from didi.methods.settings import RunConfig
 from didi.methods.trajectories import states_before_a_move
+from didi.methods.validation import mean_log_ratio
 from didi.models.bundle import Bundle
 from didi.models.digest import weights_digest
 from didi.models.discriminator import Discriminator, log_ratio_logits, logits_at_budget
@@ -243,6 +244,7 @@ class Didi:
             grouping=objective.advantage,
             group_size=objective.group_size,
             normalise=objective.normalise_advantage,
+            clamp=objective.advantage_clamp,
         )
         advantage = Advantages(*map(world().mine, of_all))
         weights = objective.time_weights(drawn.t, self.process.schedule).to(rewards.device)
@@ -254,11 +256,13 @@ class Didi:
         return policy + regulariser, {**rewarded, **figures, **regularised}
 
     def validate(self) -> dict[str, float]:
-        """NELBO per token of the averaged student on held-out sequences, in nats."""
+        """NELBO per token of the averaged student on held-out sequences, and their log-ratio in one batch, in nats."""
         loop = self.settings.loop
         rows = self.source.validation[: loop.validation_sequences]
         student = cast(DiT, self.runtime.averaged())
-        return {"validation_nelbo": nats_per_token(student, self.process, rows, batch_size=loop.batch_size)}
+        nelbo = nats_per_token(student, self.process, rows, batch_size=loop.batch_size)
+        log_ratio = mean_log_ratio(self.discriminator, self.process, rows[: loop.batch_size], self.runtime)
+        return {"validation_nelbo": nelbo, "validation_log_ratio": log_ratio}
 
     def state_dict(self) -> dict[str, Any]:
         """Digest of the teacher's weights, which come from its bundle, and the reference."""

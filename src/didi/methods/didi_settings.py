@@ -6,7 +6,15 @@ from typing import Any, Literal
 
 from didi.errors import UsageError
 from didi.methods.objective_settings import ObjectiveConfig, current_objective
-from didi.methods.settings import DistillationConfig, OptimizerConfig, RunConfig, at_least, check_sharding, share
+from didi.methods.settings import (
+    DistillationConfig,
+    OptimizerConfig,
+    RunConfig,
+    at_least,
+    check_sharding,
+    finite,
+    share,
+)
 
 __all__ = ["DiscriminatorSettings", "DistillConfig", "ObjectiveConfig"]
 
@@ -22,7 +30,8 @@ class DiscriminatorSettings:
     is_time_conditioned: bool = True
     """Whether it reads the noise level (row 9)."""
     label_smoothing: float = 0.1
-    """Smoothing epsilon of the labels 1 - eps/2 and eps/2 (row 8)."""
+    """Smoothing epsilon of the labels 1 - eps/2 and eps/2; 0.2 for the labels 0.9 and 0.1 of the released code (row
+    8)."""
     unsmooth: bool = False
     """Undo the smoothing when a logit is read as a log-ratio (row 8)."""
     warmup_steps: int = 300
@@ -60,6 +69,11 @@ class DiscriminatorSettings:
         at_least(2, self, "warmup_moves")
         at_least(1, self, "steps_per_student_step", "pool_size", "pool_nfe", "guidance_nfe")
         share(self, "label_smoothing")
+        finite(self)
+        if self.unsmooth and not self.label_smoothing:
+            raise UsageError(
+                "discriminator.unsmooth undoes discriminator.label_smoothing; got it with 0.0: turn it off, or smooth"
+            )
 
 
 @dataclass(frozen=True)
@@ -80,6 +94,8 @@ class DistillConfig(DistillationConfig):
     """Bundle whose student and discriminator the run starts from (ours); empty: both are made of the teacher."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        self._check_groups()
         objective, discriminator, loop = self.objective, self.discriminator, self.loop
         check_sharding(loop, self.student_optimizer, self.discriminator_optimizer)
         if objective.budgets and loop.fsdp:
@@ -131,10 +147,36 @@ class DistillConfig(DistillationConfig):
                 f"trajectory; got {objective.trajectory} and {discriminator.warmup_moves}: set them to two-moves and "
                 "2, or the others to their defaults"
             )
-        if objective.advantage in ("rows", "shared-time") and loop.batch_size % objective.group_size:
+
+    def _check_groups(self) -> None:
+        """Refuse batches whose advantages have no baseline; see ``objectives.didi.advantages``."""
+        objective, num_states = self.objective, self.loop.batch_size
+        kind, num_completions = objective.advantage, objective.completions
+        if kind in ("rows", "shared-time"):
+            if objective.group_size < 2:
+                raise UsageError(
+                    f"objective.group_size is 2 or more for objective.advantage {kind}; got {objective.group_size}: "
+                    "raise it, or choose the advantage batch"
+                )
+            if num_states % objective.group_size:
+                raise UsageError(
+                    f"loop.batch_size is a multiple of objective.group_size for {kind} groups; got "
+                    f"{num_states} and {objective.group_size}"
+                )
+        if kind == "batch" and num_states * num_completions < 2:
             raise UsageError(
-                f"loop.batch_size is a multiple of objective.group_size for {objective.advantage} groups; got "
-                f"{loop.batch_size} and {objective.group_size}"
+                f"objective.advantage batch needs two samples or more; got loop.batch_size {num_states} and "
+                f"objective.completions {num_completions}: raise one of them"
+            )
+        if kind == "shared-state" and min(num_states, num_completions) < 2:
+            raise UsageError(
+                "objective.advantage shared-state needs loop.batch_size and objective.completions of 2 or more; got "
+                f"{num_states} and {num_completions}: raise them, or choose the advantage batch"
+            )
+        if kind == "leave-one-out" and (num_states < 2 or num_completions > 1):
+            raise UsageError(
+                "objective.advantage leave-one-out needs loop.batch_size of 2 or more and objective.completions 1; got "
+                f"{num_states} and {num_completions}: change them, or choose the advantage batch"
             )
 
     @property

@@ -23,7 +23,7 @@ from didi.diffusion.noise import derive_seed, named_generator
 from didi.diffusion.schedule import WeightName, low_discrepancy_times, schedule_from_name
 from didi.errors import UsageError
 from didi.methods.base import Figures, Inputs, Runtime, Update
-from didi.methods.settings import NetworkConfig, OptimizerConfig, RunConfig, check_sharding
+from didi.methods.settings import NetworkConfig, OptimizerConfig, RunConfig, check_sharding, share
 from didi.models.autoregressive import AutoregressiveConfig, AutoregressiveLM
 from didi.models.bundle import Bundle
 from didi.models.denoiser import Denoiser, logits_at
@@ -43,13 +43,15 @@ class PretrainConfig(RunConfig):
     schedule: Literal["log-linear", "cosine", "geometric"] = "log-linear"
     """Noise schedule; log-linear in MDLM and in the paper."""
     t_min: float = 1e-3
-    """Least time drawn; 1e-3 in MDLM."""
+    """Least time drawn, in [0, 1); 1e-3 in MDLM."""
     weight: WeightName = "nelbo"
     """Weight of the loss over time: the NELBO's, or 1 (less noise; small networks learn faster)."""
     network: NetworkConfig = field(default_factory=NetworkConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        share(self, "t_min")
         check_sharding(self.loop, self.optimizer)
         find_process(self.process)
         if self.model == "autoregressive" and self.process != "absorbing":

@@ -12,7 +12,7 @@ from didi.diffusion.categorical import Divergence
 from didi.diffusion.noise import named_generator
 from didi.diffusion.schedule import Schedule, TimeDensity, WeightName, time_weight
 from didi.errors import UsageError
-from didi.methods.settings import at_least
+from didi.methods.settings import at_least, finite, positive
 from didi.objectives.didi import Grouping, RewardReduction, ScoreReduction
 
 TrajectoryKind = Literal["one-step", "two-moves", "path", "whole-path"]
@@ -51,19 +51,19 @@ class ObjectiveConfig:
     weight_low: float = 0.1
     """Least omega."""
     weight_high: float = 10.0
-    """Greatest omega."""
+    """Greatest omega; ``inf`` for no bound."""
     time_a: float = 1.0
-    """First parameter of the Beta density pi of times (Table 5)."""
+    """First parameter of the Beta density pi of times, positive (Table 5)."""
     time_b: float = 1.0
     """Second parameter; Beta(2, 5) favours few masks, Beta(5, 2) many."""
     importance_weighting: bool = False
     """Divide by pi(t) as in Eq. 5; off, the effective weight is omega * pi (row 13)."""
     importance_clip: float = 10.0
-    """Greatest 1 / pi(t)."""
+    """Greatest 1 / pi(t); ``inf`` for no bound."""
     reward_reduction: RewardReduction = "masked-mean"
     """How a sequence's logits become its reward, Eq. 6."""
     reward_clamp: float | None = None
-    """Bound on a log-ratio of the discriminator in nats; 8 in the released code (row 10)."""
+    """Bound on a log-ratio of the discriminator in nats, positive; 8 in the released code (row 10)."""
     completions: int = 1
     """Completions x of each intermediate state (reduction B). Of a ``whole-path``, 2 or more go with the advantage
     ``shared-state``: they are independent given the state before a random move (ours)."""
@@ -72,9 +72,12 @@ class ObjectiveConfig:
     advantage: Grouping = "batch"
     """Whose rewards form the baseline, Eq. 7 (row 11)."""
     group_size: int = 4
-    """Group size of ``rows`` and ``shared-time``."""
+    """Group size of ``rows`` and ``shared-time``, for them 2 or more."""
     normalise_advantage: bool = True
     """Divide by the group's standard deviation, Eq. 7."""
+    advantage_clamp: float | None = None
+    """Bound on the absolute value of an advantage after that division, positive; None for no bound, 3 in the released
+    code (row 11)."""
     revealed_only: bool = False
     """Score only what the corruption reveals (reduction A)."""
     pg_reduction: ScoreReduction = "sum"
@@ -87,6 +90,7 @@ class ObjectiveConfig:
     """Weight of the entropy bonus, at both moves (App. F.3)."""
 
     def __post_init__(self) -> None:
+        finite(self, "weight_high", "importance_clip")
         if self.reference_steps < 0 or self.reference_steps == 1:
             raise UsageError(
                 "objective.reference_steps is 2 or more, since a reference of each update is the student itself, or 0 "
@@ -111,6 +115,12 @@ class ObjectiveConfig:
             )
         self._check_whole_path()
         at_least(0, self, "divergence_weight", "entropy_weight", "weight_low", "importance_clip")
+        positive(self, "time_a", "time_b", "reward_clamp", "advantage_clamp")
+        if self.weight_low > self.weight_high:
+            raise UsageError(
+                f"objective.weight_low is at most objective.weight_high; got {self.weight_low} and {self.weight_high}: "
+                "lower the former or raise the latter"
+            )
 
     def _check_budgets(self) -> None:
         """Refuse numbers of moves that are none, that are one, or that contradict other settings."""

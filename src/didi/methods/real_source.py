@@ -1,22 +1,27 @@
 """The real side x' of Algorithm 1: corpus rows or teacher samples (row 1 of ``docs/deviations.md``)."""
 
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from jaxtyping import Int
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
 from didi.data.source import Source
 from didi.diffusion.noise import derive_seed, named_generator
-from didi.errors import UsageError
+from didi.errors import DidiError, UsageError
 from didi.files import write_atomically
 from didi.methods.didi_settings import DistillConfig
 from didi.models.bundle import Bundle
 from didi.sampling.generate import generate
+from didi.sampling.stream import Move
 from didi.world import world
 
+PROGRESS_SECONDS = 10.0  # between reports of a pool that is drawn
 RealSampler = Callable[[int, int, int, int], Int[Tensor, "b l"]]
 
 
@@ -74,17 +79,42 @@ def _online_nfe(real_source: str) -> int:
 
 
 def _teacher_pool(teacher: Bundle, path: Path, config: DistillConfig) -> Int[Tensor, "n l"]:
-    """Many-step teacher samples, drawn once and kept beside the run: the teacher is frozen, so reuse is exact."""
+    """Many-step teacher samples, drawn once and kept beside the run: the teacher is frozen, so reuse is exact.
+
+    Raises:
+        DidiError: the file that keeps them is damaged.
+    """
     if not path.is_file():
+        settings = config.discriminator
         drawn = generate(
             teacher,
-            num_samples=config.discriminator.pool_size,
-            nfe=config.discriminator.pool_nfe,
+            num_samples=settings.pool_size,
+            nfe=settings.pool_nfe,
             seed=derive_seed(config.seed, "pool"),
             length=config.data.length,
             role="teacher",
+            on_move=_pool_progress(settings.pool_size, settings.pool_nfe),
         )
         if world().is_main:
             write_atomically(path, save({"tokens": drawn.tokens}))
         world().wait()
-    return load_file(path)["tokens"]
+    try:
+        return load_file(path)["tokens"]
+    except (SafetensorError, KeyError) as error:
+        raise DidiError(f"{path} is damaged ({error}): remove it, and it is drawn again") from error
+
+
+def _pool_progress(pool_size: int, nfe: int) -> Callable[[Move], None]:
+    """Reports on standard error, every ``PROGRESS_SECONDS``, how much of a teacher pool is drawn."""
+    num_mine = len(range(pool_size)[world().share(pool_size)])  # the other processes are as far
+    told = time.monotonic()
+
+    def on_move(move: Move) -> None:
+        nonlocal told
+        if world().is_main and time.monotonic() - told >= PROGRESS_SECONDS:
+            told = time.monotonic()
+            share = (move.indices[0] + len(move.indices) * move.number / nfe) / num_mine
+            line = f"teacher pool of {pool_size} sequences, {nfe} moves each: {share:.0%} drawn"
+            print(line, file=sys.stderr, flush=True)
+
+    return on_move

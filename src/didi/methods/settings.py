@@ -3,12 +3,34 @@
 "Table" and "App." refer to the DiDi-Instruct paper, "row" to ``docs/deviations.md``.
 """
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
 from didi.data.blocks import BlockLayout
 from didi.errors import UsageError
+
+CUSTOM = "custom"
+"""Name of settings that begin with no recipe."""
+
+
+def finite(settings: Any, *unbounded: str) -> None:
+    """Refuse fields of ``settings`` that are NaN or infinite; those in ``unbounded`` may be ``inf``, for no bound."""
+    for name in (one.name for one in fields(settings)):
+        value = getattr(settings, name)
+        is_finite = not isinstance(value, float) or math.isfinite(value)
+        if not is_finite and not (name in unbounded and value == math.inf):
+            more = " or inf" if name in unbounded else ""
+            raise UsageError(f"{name.replace('_', '-')} is a finite number{more}; got {value}")
+
+
+def positive(settings: object, *names: str) -> None:
+    """Refuse fields of ``settings`` that are 0 or less, or NaN; None passes."""
+    for name in names:
+        value = getattr(settings, name)
+        if value is not None and not value > 0:
+            raise UsageError(f"{name.replace('_', '-')} is positive; got {value}")
 
 
 def at_least(low: int, settings: object, *names: str) -> None:
@@ -67,6 +89,7 @@ class NetworkConfig:
     def __post_init__(self) -> None:
         at_least(1, self, "hidden_size", "num_blocks", "num_heads", "cond_dim")
         at_least(0, self, "conv_radius")
+        finite(self)
         share(self, "dropout")
 
 
@@ -93,13 +116,21 @@ class OptimizerConfig:
     weight_decay: float = 0.01
     """Decoupled weight decay, on matrices only."""
     clip_norm: float = 1.0
-    """Greatest norm of the whole gradient."""
+    """Greatest norm of the whole gradient; ``inf`` for no bound."""
 
     def __post_init__(self) -> None:
+        finite(self, "clip_norm")
         at_least(
             0, self, "learning_rate", "muon_rate_scale", "warmup_steps", "final_fraction", "weight_decay", "clip_norm"
         )
         share(self, "beta1", "beta2")
+        if self.final_fraction > 1:
+            raise UsageError(f"final-fraction lies in [0, 1]; got {self.final_fraction}")
+        if self.final_fraction and self.decay == "constant":
+            raise UsageError(
+                f"final_fraction is 0 with decay constant, which has no end; got {self.final_fraction}: set it to 0, "
+                "or decay to linear or cosine"
+            )
 
 
 @dataclass(frozen=True)
@@ -144,6 +175,7 @@ class LoopConfig:
         at_least(1, self, "steps", "batch_size", "accumulation", "keep_checkpoints", "validation_sequences")
         at_least(1, self, "log_every", "validate_every", "checkpoint_every")
         at_least(0, self, "max_skipped_steps")
+        finite(self)
         if unknown := [name for name in self.loggers if name not in ("tensorboard", "wandb")]:
             raise UsageError(f"loop.loggers are some of tensorboard, wandb; got {', '.join(unknown)}")
         share(self, "ema_decay")
@@ -159,12 +191,17 @@ def check_sharding(loop: LoopConfig, *optimizers: OptimizerConfig) -> None:
 class RunConfig:
     """What every training run has; the settings of a method inherit from it."""
 
-    recipe: str = "custom"
+    recipe: str = CUSTOM
     """Name of the recipe these settings started from."""
     seed: int = 0
     """Seed of new weights, of the order of the data and of every draw."""
     data: DataConfig = field(default_factory=DataConfig)
     loop: LoopConfig = field(default_factory=LoopConfig)
+
+    def __post_init__(self) -> None:
+        finite(self)
+        if not -(2**63) <= self.seed < 2**64:  # what a generator of torch takes
+            raise UsageError(f"seed lies in [-2^63, 2^64); got {self.seed}")
 
     @property
     def num_steps(self) -> int:

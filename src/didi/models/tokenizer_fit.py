@@ -16,7 +16,8 @@ def fitted_tokenizer(tokenizer: Tokenizer, *, vocab_size: int, mask_id: int | No
     Args:
         tokenizer: The tokenizer; it is not changed.
         vocab_size: Number of symbols of the network, the mask included.
-        mask_id: The network's mask; None for uniform-state diffusion, whose tokenizer needs no [MASK].
+        mask_id: The network's mask; None for uniform-state diffusion, where [MASK] is no symbol of the network and only
+            marks the free positions of a prompt.
         source: Named in messages.
 
     Raises:
@@ -24,7 +25,8 @@ def fitted_tokenizer(tokenizer: Tokenizer, *, vocab_size: int, mask_id: int | No
             the next free id is not ``mask_id``.
     """
     vocab = tokenizer.get_vocab(with_added_tokens=True)
-    largest = max(vocab, key=lambda token: vocab[token], default=None)
+    symbols = [token for token in vocab if mask_id is not None or token != MASK]
+    largest = max(symbols, key=lambda token: vocab[token], default=None)
     if largest is not None and vocab[largest] >= vocab_size:
         raise UsageError(
             f"the tokens of a tokenizer fit into the network's {vocab_size} symbols; {source} has {largest!r} with id "

@@ -124,7 +124,12 @@ class Advantages(NamedTuple):
 
 
 def advantages(
-    rewards: Float[Tensor, "s g c"], *, grouping: Grouping, group_size: int = 1, normalise: bool = True
+    rewards: Float[Tensor, "s g c"],
+    *,
+    grouping: Grouping,
+    group_size: int = 1,
+    normalise: bool = True,
+    clamp: float | None = None,
 ) -> Advantages:
     r"""Rewards minus a baseline, over a spread: grouped reward normalisation, Eq. 7.
 
@@ -138,6 +143,7 @@ def advantages(
             ``shared-state``: the two baselines of reduction B; needs two completions or more.
         group_size: length of a run for ``rows`` and ``shared-time``.
         normalise: divide by the standard deviation of the group (of the batch, for the last two).
+        clamp: bound on the absolute value of each advantage, after the division; None for no bound.
 
     Raises:
         UsageError: no grouping has that name, or the sizes do not fit it.
@@ -170,6 +176,8 @@ def advantages(
     if normalise:
         spread = spread[..., None] + STD_EPSILON
         first, second = first / spread, second / spread
+    if clamp is not None:
+        first, second = first.clamp(-clamp, clamp), second.clamp(-clamp, clamp)
     return Advantages(first, second)
 
 

@@ -37,15 +37,19 @@ def _paper(config: DistillConfig) -> DistillConfig:
 
 
 def _released(config: DistillConfig) -> DistillConfig:
-    """The authors' released code as far as its settings go; its slips (rows 6, 7, 22) are not repeated."""
+    """The training of the authors' released code as far as its settings go; its slips (rows 6, 7, 22) are not repeated.
+
+    Its sampler is ``Guidance.released()``.
+    """
     return replace(
         config,
         objective=ObjectiveConfig(
-            weight="nelbo", reward_clamp=8.0, advantage="rows", group_size=4,
+            weight="nelbo", reward_clamp=8.0, advantage="rows", group_size=4, advantage_clamp=3.0,  # rows 10 to 12
             divergence_weight=0.05 * 0.01,  # row 15
         ),
         discriminator=replace(
-            config.discriminator, real_source="corpus", label_smoothing=0.1, guidance_steps=0, **_SHARED
+            config.discriminator,
+            real_source="corpus", label_smoothing=0.2, guidance_steps=0, **_SHARED,  # row 8: labels 0.9 and 0.1
         ),
         loop=replace(config.loop, ema_decay=0.999, ema_ramp=False),  # row 17
     )  # fmt: skip

@@ -34,17 +34,19 @@ class Guidance:
     """Settings of RGAS; defaults are the paper's (App. F.3) where our own measurements do not speak against them.
 
     Attributes:
-        guidance_scale: h of the last tilted move; it rises linearly from 0 at the first (a single one has 0).
+        guidance_scale: h of the last tilted move.
+        initial_scale: h of the first tilted move, from which h changes linearly; a single tilted move has it.
         tilted_fraction: share of the moves that are tilted, the first ones; half in the paper. Re-ranking the early
             moves, which reveal most, gains far more than tilting them (docs/lab-notes.md).
         gradient_clamp: bound on each entry of the gradient before it is scaled.
         num_candidates: M candidates in each of the remaining moves.
         reduction: how the discriminator's logits become one reward for re-ranking.
-        rank_temperature: temperature of the softmax over candidates.
+        rank_temperature: temperature of the softmax over candidates; 1/h multiplies the rewards by h.
         select: ``sample`` from that softmax (Eq. 11), or take the ``best`` (App. F.3).
     """
 
     guidance_scale: float = 30.0
+    initial_scale: float = 0.0
     tilted_fraction: float = 0.25
     gradient_clamp: float = 1.0
     num_candidates: int = 4
@@ -62,10 +64,33 @@ class Guidance:
         if not self.gradient_clamp >= 0:
             raise UsageError(f"gradient_clamp is 0 or more; got {self.gradient_clamp}")
 
+    @classmethod
+    def paper(cls) -> "Guidance":
+        """App. F.3: the first half of the moves is tilted; the others take the best of 4 by the masked mean."""
+        return cls(tilted_fraction=0.5, num_candidates=4, reduction="masked-mean", select="best")
+
+    @classmethod
+    def released(cls) -> "Guidance":
+        """The authors' released code (rows 19 and 20 of ``docs/deviations.md``).
+
+        The first half of the moves is tilted by h from 30 to 40; the others draw among 4 candidates from the softmax of
+        the last h times the sum of their logits.
+        """
+        scale = 40.0
+        return cls(
+            guidance_scale=scale,
+            initial_scale=30.0,
+            tilted_fraction=0.5,
+            num_candidates=4,
+            reduction="sum",
+            rank_temperature=1 / scale,
+            select="sample",
+        )
+
     def scales(self, num_moves: int) -> list[float]:
-        """The tilt h of each tilted move, from 0 to ``guidance_scale``."""
+        """The tilt h of each tilted move, from ``initial_scale`` to ``guidance_scale``."""
         num_tilted = round(self.tilted_fraction * num_moves)
-        return torch.linspace(0, self.guidance_scale, num_tilted).tolist()
+        return torch.linspace(self.initial_scale, self.guidance_scale, num_tilted).tolist()
 
 
 @dataclass(frozen=True)

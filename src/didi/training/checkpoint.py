@@ -40,8 +40,7 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any], *, keep: int
             save_file(tensors, temporary, metadata=metadata)
     except (OSError, SafetensorError) as error:  # the latter where the disk is full
         raise DidiError(
-            f"{path} could not be written ({error}); the checkpoints before it are kept: make room and go on with "
-            "--resume"
+            f"{path} could not be written ({error}); the checkpoints before it are kept: make room and resume the run"
         ) from error
     for old in sorted(folder.glob(PATTERN))[:-keep]:
         old.unlink()
@@ -61,7 +60,7 @@ def load_latest(folder: Path) -> tuple[int, dict[str, Any]] | None:
         except (SafetensorError, KeyError, ValueError) as error:
             print(f"{path} is damaged ({error}) and left aside; the one before it is tried", file=sys.stderr)
     if paths:
-        raise DidiError(f"every checkpoint in {folder} is damaged; start again in another folder with --out")
+        raise DidiError(f"every checkpoint in {folder} is damaged: start again in another folder")
     return None
 
 

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-from didi.errors import DidiError, Interrupted
+from didi.errors import Diverged, Interrupted
 from didi.methods.settings import LoopConfig
 from didi.training.checkpoint import load_latest, save_checkpoint
 from didi.training.loggers import MetricsLogger, open_loggers
@@ -56,7 +56,7 @@ def run(job: Job, config: LoopConfig, folder: RunFolder, *, resume: bool) -> Non
 
     Raises:
         Interrupted: Ctrl-C or SIGTERM; the state is saved.
-        DidiError: too many steps were not finite; the last good checkpoint stays.
+        Diverged: too many steps, or a figure of a validation, were not finite; the last good checkpoint stays.
     """
     begin = 0
     if resume and (latest := load_latest(folder.checkpoints)) is not None:
@@ -77,14 +77,25 @@ def run(job: Job, config: LoopConfig, folder: RunFolder, *, resume: bool) -> Non
                 meter.write(done)
             if done % config.validate_every == 0 or done == job.num_steps:
                 with meter.paused():
-                    meter.note(done, job.validate())
+                    meter.note(done, figures := job.validate())
+                _refuse_not_finite(figures, done)
             if done % config.checkpoint_every == 0 or is_last:
                 with meter.paused():
                     state = job.state_dict()
                     if main:
                         save_checkpoint(folder.checkpoints, done, state, keep=config.keep_checkpoints)
             if is_stopping and done < job.num_steps:
-                raise Interrupted(f"stopped at step {done} of {job.num_steps}, saved; go on with --resume")
+                raise Interrupted(f"stopped at step {done} of {job.num_steps}, saved")
+
+
+def _refuse_not_finite(figures: Mapping[str, float], step: int) -> None:
+    """End a run whose networks give no finite figures: neither a checkpoint nor a bundle of them is saved."""
+    bad = [name for name, value in figures.items() if not math.isfinite(value)]
+    if world().any(bool(bad)):
+        raise Diverged(
+            f"{bad[0] if bad else 'a validation'} is not finite after step {step}, so that neither a checkpoint nor a "
+            "bundle is saved; earlier checkpoints are kept: lower the learning rate and start again in another folder"
+        )
 
 
 @contextmanager
@@ -148,7 +159,7 @@ class _Meter:
         """Log the means since the last line, over steps in which all figures are finite.
 
         Raises:
-            DidiError: more steps than allowed are not finite.
+            Diverged: more steps than allowed are not finite.
         """
         if not self._steps:
             return
@@ -168,9 +179,9 @@ class _Meter:
         figures["tokens_per_second"] = len(self._steps) * self._job.tokens_per_step / seconds
         self._steps, self._since = [], time.perf_counter()
         if len(skipped) > self._max_skipped:
-            raise DidiError(
+            raise Diverged(
                 f"{skipped[0]} is not finite in {len(skipped)} of the steps up to {step}; the last checkpoint is kept: "
-                "lower the learning rate and start again, or resume from it with a larger --loop.max-skipped-steps"
+                "lower the learning rate and start again, or resume from it with a larger loop.max_skipped_steps"
             )
         if skipped:
             figures["skipped_steps"] = float(len(skipped))

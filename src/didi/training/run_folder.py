@@ -1,6 +1,7 @@
 """The folder of a run: its lock, its settings, its metrics."""
 
 import json
+import reprlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ import yaml
 from filelock import FileLock, Timeout
 
 from didi.errors import UsageError
-from didi.files import write_atomically
+from didi.files import json_text, write_atomically
 from didi.models.untrusted import read_yaml
 from didi.training.checkpoint import PATTERN
 
@@ -37,18 +38,29 @@ class RunFolder:
         return self.path / "metrics.jsonl"
 
     @property
+    def settings(self) -> Path:
+        """Settings of the run."""
+        return self.path / "config.yaml"
+
+    @property
     def has_run(self) -> bool:
-        """Whether a run has begun here."""
+        """Whether a run has come here as far as a line of metrics or a checkpoint."""
         return self.metrics.is_file() or any(self.checkpoints.glob(PATTERN))
 
-    def refuse_run(self, *, resume: bool) -> None:
-        """Refuse a folder that holds a run unless it is to go on.
+    def check(self, *, resume: bool) -> None:
+        """Refuse to start a run where one is, and to resume one where none is.
 
         Raises:
-            UsageError: it does.
+            UsageError: the folder holds a run and ``resume`` is off, or it holds none and ``resume`` is on. A run that
+                was killed before its first line of metrics has left its settings, and may be resumed or started again.
         """
         if self.has_run and not resume:
             raise UsageError(f"--out names a new folder; {self.path} holds a run: add --resume or choose another")
+        if resume and not self.has_run and not self.settings.is_file():
+            raise UsageError(
+                f"resume continues a run; {self.path} holds none: leave resume out to start one, or name the folder of "
+                "a run"
+            )
 
     def prepare(
         self, config_yaml: str, *, resume: bool, current: Callable[[Mapping[str, Any]], dict[str, Any]] = dict
@@ -61,11 +73,11 @@ class RunFolder:
             current: from settings that an earlier version wrote to those of now.
 
         Raises:
-            UsageError: a run is here and ``resume`` is off, or its settings differ.
+            UsageError: see ``check``; or a run is resumed and its settings differ.
         """
-        config_file, has_run = self.path / "config.yaml", self.has_run
-        self.refuse_run(resume=resume)
-        if has_run and config_file.is_file():
+        config_file = self.settings
+        self.check(resume=resume)
+        if resume and config_file.is_file():
             old, new = _settings(current(read_yaml(config_file))), _settings(yaml.safe_load(config_yaml))
             changed = [
                 f"{name} was {old.get(name, 'not there')} and is {new.get(name, 'not there')}"
@@ -74,7 +86,7 @@ class RunFolder:
             ]
             if changed:
                 raise UsageError(
-                    f"--resume keeps a run's settings; those of {config_file} differ: {'; '.join(changed)}: give the "
+                    f"a resumed run keeps its settings; those of {config_file} differ: {'; '.join(changed)}: give the "
                     "settings it was started with, or another --out"
                 )
         write_atomically(config_file, config_yaml)
@@ -97,23 +109,40 @@ class RunFolder:
             ) from error
 
     def cut_metrics(self, step: int) -> None:
-        """Forget the lines of steps after ``step``, which a resumed run writes again."""
+        """Forget the lines of steps after ``step``, which a resumed run writes again.
+
+        Raises:
+            UsageError: the file holds a line that no run wrote. The last line may be incomplete after a kill.
+        """
         if not self.metrics.is_file():
             return
         kept = []
-        for line in self.metrics.read_text().splitlines():
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError:  # the line that a kill cut in two
-                continue
-            if row["step"] <= step:
+        lines = self.metrics.read_text(encoding="utf-8", errors="replace").splitlines()
+        for number, line in enumerate(lines, start=1):
+            at = _step_of(line)
+            if at is None and number < len(lines):
+                raise UsageError(
+                    f"each line of {self.metrics} is a JSON object with a whole number as its step; line {number} is "
+                    f"{reprlib.repr(line)}: remove it"
+                )
+            if at is not None and at <= step:
                 kept.append(line)
         write_atomically(self.metrics, "".join(f"{line}\n" for line in kept))
 
     def log(self, row: Mapping[str, float | int]) -> None:
-        """Append one line of metrics."""
+        """Append one line of metrics; a value that is not finite is ``null``."""
         with self.metrics.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+            file.write(json_text(row) + "\n")
+
+
+def _step_of(line: str) -> int | None:
+    """Step of a line of metrics; None where it has none."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    step = row.get("step") if isinstance(row, dict) else None
+    return step if type(step) is int else None
 
 
 def _settings(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

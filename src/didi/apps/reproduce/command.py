@@ -12,7 +12,7 @@ from didi.apps.reproduce.plan import Plan, heading
 from didi.apps.reproduce.study import Sampling, Study
 from didi.apps.terminal import parse
 from didi.data.zero_shot import HUB, STAND_INS
-from didi.errors import UsageError
+from didi.errors import Interrupted, UsageError
 from didi.evaluation.report import write_html
 from didi.files import write_atomically
 from didi.methods.didi_settings import DistillConfig
@@ -137,8 +137,7 @@ def _plan(command: ReproduceCommand) -> Plan:
     )
 
 
-# App. F.3: tilt the first half of the moves, take the best of 4 in the others.
-PAPER_GUIDANCE = Guidance(tilted_fraction=0.5, num_candidates=4, reduction="masked-mean", select="best")
+PAPER_GUIDANCE = Guidance.paper()
 SAMPLING = {
     "markov": Sampling(num_samples=512, judge="markov", guidance=PAPER_GUIDANCE),
     "exact": Sampling(num_samples=64, judge="exact", guidance=replace(PAPER_GUIDANCE, select="sample")),
@@ -198,7 +197,10 @@ def reproduce(args: Sequence[str]) -> None:
     plan = _plan(command)
     study = Study(command.out, SAMPLING[command.scale], command.workers)
     chosen = {name: targets[name] for name in (targets if "all" in names else dict.fromkeys(names))}
-    study.complete([cell for target in chosen.values() for cell in target.cells(plan)])
+    try:
+        study.complete([cell for target in chosen.values() for cell in target.cells(plan)])
+    except (KeyboardInterrupt, Interrupted) as stopped:
+        raise Interrupted(f"stopped; {command.out} keeps what is done: the same command goes on") from stopped
     parts = [f"# didi reproduce --scale {command.scale}\n", *heading(plan, study)]
     for name, target in chosen.items():
         print(f"telling {name}", file=sys.stderr, flush=True)

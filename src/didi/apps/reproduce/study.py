@@ -5,21 +5,19 @@ has found outlives its networks.
 """
 
 import contextlib
+import itertools
 import json
-import multiprocessing
-import os
 import sys
-import threading
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 
 from didi.apps.reproduce.cells import AnyCell, Cell, LikelihoodCell, Run
-from didi.apps.streams import outlive_log
+from didi.apps.reproduce.workers import run_items
 from didi.apps.train import distill_run, pretrain_run
 from didi.data.source import source_for
 from didi.errors import UsageError
@@ -27,7 +25,7 @@ from didi.evaluation.anchors import anchor_sets
 from didi.evaluation.evaluate import evaluate
 from didi.evaluation.row import EvaluationRow, SampleSet
 from didi.evaluation.zero_shot import LikelihoodRow, score_corpus
-from didi.files import write_atomically
+from didi.files import json_text, write_atomically
 from didi.methods.elbo import PretrainConfig
 from didi.models.bundle import Bundle, Role, load
 from didi.models.discriminator import num_parameters
@@ -98,7 +96,7 @@ class Study:
 
     def _check_sampling(self) -> None:
         asked, file = json.loads(json.dumps(asdict(self.sampling))), self.folder / "sampling.json"
-        if file.is_file() and json.loads(file.read_text()) != asked:
+        if file.is_file() and _with_defaults(json.loads(file.read_text())) != asked:
             raise UsageError(
                 f"{self.folder} holds cells of other samples ({file.name} tells them); choose another --out"
             )
@@ -110,15 +108,13 @@ class Study:
             for number, item in enumerate(items, start=1):
                 print(f"{number}/{len(items)}  {_do(item, self)}", file=sys.stderr, flush=True)
             return
-        spawn = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(self.workers, mp_context=spawn, initializer=begin_worker) as pool:
-            futures = [pool.submit(_do, item, self) for item in items]
-            try:
-                for number, future in enumerate(as_completed(futures), start=1):
-                    print(f"{number}/{len(items)}  {future.result()}", file=sys.stderr, flush=True)
-            except BaseException:  # what has begun ends by itself and is kept; what has not is left
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
+        numbers = itertools.count(1)
+        run_items(
+            partial(_do, study=self),
+            items,
+            self.workers,
+            lambda name: print(f"{next(numbers)}/{len(items)}  {name}", file=sys.stderr, flush=True),
+        )
 
     def _file(self, cell: AnyCell) -> Path:
         return self.folder / "cells" / f"{cell.name}.json"
@@ -126,7 +122,7 @@ class Study:
     def write(self, cell: AnyCell, row: EvaluationRow | LikelihoodRow, **about: Any) -> None:
         """Keep a cell."""
         record = {"row": row.record(), "sampling": asdict(self.sampling)} | about
-        write_atomically(self._file(cell), json.dumps(record, indent=1, allow_nan=False) + "\n")
+        write_atomically(self._file(cell), json_text(record, indent=1) + "\n")
 
     def record(self, cell: AnyCell) -> dict[str, Any]:
         """What is kept of a cell: its row, how it was sampled, and what else was said of it."""
@@ -142,26 +138,9 @@ class Study:
         return LikelihoodRow.from_record(self.record(cell)["row"])
 
 
-def begin_worker() -> None:
-    """Start of a process that works for a study: it ends with its parent, and not with its log."""
-    end_with_parent()
-    outlive_log()
-
-
-def end_with_parent() -> None:
-    """Let this worker end when its parent does, however that ends: a killed study must not hold its runs' folders.
-
-    Raises:
-        RuntimeError: this process is no worker.
-    """
-    if (parent := multiprocessing.parent_process()) is None:
-        raise RuntimeError("only a process that multiprocessing started has a parent to end with")
-
-    def wait() -> None:
-        parent.join()
-        os._exit(1)  # a run is safe to kill at any time
-
-    threading.Thread(target=wait, daemon=True).start()
+def _with_defaults(sampling: dict[str, Any]) -> dict[str, Any]:
+    """A recorded sampling; settings of guidance that came later have their defaults, which is what was done before."""
+    return sampling | {"guidance": asdict(Guidance()) | sampling["guidance"]}
 
 
 def _is_pretraining(bundle: Run | str) -> bool:
@@ -183,10 +162,10 @@ def make(run: Run, study: Study) -> str:
     device = default_device()
     with (folder.path / "log.txt").open("a") as log, contextlib.redirect_stderr(log), contextlib.redirect_stdout(log):
         if isinstance(run.config, PretrainConfig):
-            pretrain_run(run.config, folder, resume=True, device=device)
+            pretrain_run(run.config, folder, resume=folder.has_run, device=device)
         else:
             teacher = study.bundle_path(run.teacher) if run.teacher is not None else run.config.teacher
-            distill_run(replace(run.config, teacher=teacher), folder, resume=True, device=device)
+            distill_run(replace(run.config, teacher=teacher), folder, resume=folder.has_run, device=device)
     return run.name
 
 

@@ -1,0 +1,47 @@
+"""The file of a teacher pool, and what is said while it is drawn."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from didi.errors import DidiError
+from didi.methods import real_source
+from didi.world import World
+
+from .distill_case import with_discriminator
+
+POOL = with_discriminator(real_source="teacher-pool", pool_size=40, pool_nfe=4)
+
+
+def test_a_pool_that_takes_long_is_reported(make_job, monkeypatch, capsys):
+    seconds = iter(range(0, 4000, 4))
+    monkeypatch.setattr(real_source.time, "monotonic", lambda: next(seconds))
+    make_job(POOL)
+    lines = capsys.readouterr().err.splitlines()
+    drawn = [int(line.removeprefix("teacher pool of 40 sequences, 4 moves each: ").split("%")[0]) for line in lines]
+    assert len(drawn) >= 2
+    assert drawn == sorted(set(drawn))
+    assert drawn[0] > 0
+    assert drawn[-1] <= 100
+
+
+def test_a_pool_that_is_drawn_at_once_is_not(make_job, capsys):
+    make_job(POOL)
+    assert not capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("rank", "said"), [(0, "teacher pool of 40 sequences, 4 moves each: 30% drawn\n"), (1, "")])
+def test_the_first_process_alone_reports(unchecked, monkeypatch, capsys, rank, said):
+    monkeypatch.setattr(real_source, "PROGRESS_SECONDS", 0.0)
+    monkeypatch.setattr(real_source, "world", lambda: World(rank, 2))
+    real_source._pool_progress(40, 4)(SimpleNamespace(indices=range(4, 8), number=2))  # 4 and half of 4, of 20
+    assert capsys.readouterr().err == said
+
+
+@pytest.mark.parametrize("content", [b"", b"\x08\0\0\0\0\0\0\0{}      "], ids=["truncated", "empty"])
+def test_a_pool_that_is_damaged_is_named(make_job, tmp_path, content):
+    (tmp_path / "teacher-pool.safetensors").write_bytes(content)
+    with pytest.raises(
+        DidiError, match=r"teacher-pool\.safetensors is damaged \(.*\): remove it, and it is drawn again"
+    ):
+        make_job(POOL)
