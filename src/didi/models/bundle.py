@@ -12,7 +12,6 @@ README.md          model card
 """
 
 import dataclasses
-import json
 import os
 import tempfile
 from dataclasses import dataclass, field
@@ -24,7 +23,7 @@ import torch
 import yaml
 from huggingface_hub import HfApi
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from torch import nn
 
@@ -32,7 +31,6 @@ from didi.diffusion import Process
 from didi.diffusion.absorbing import Absorbing
 from didi.diffusion.uniform import Uniform
 from didi.errors import DidiError, UsageError
-from didi.files import staged_folder
 from didi.models.autoregressive import AutoregressiveLM
 from didi.models.card import model_card
 from didi.models.convert import check_keys
@@ -42,8 +40,8 @@ from didi.models.foreign import download
 from didi.models.manifest import ROLES, Manifest, read_manifest
 from didi.models.networks import NETWORKS, build, kind_of
 from didi.models.untrusted import PlainDumper, read_json, read_tokenizer
+from didi.models.weights import WEIGHTS, content_digest, verified, with_digests, write_network, written_folder
 
-WEIGHTS = "model.safetensors"
 HUB_FILES = [
     "bundle.yaml",
     "tokenizer.json",
@@ -188,6 +186,7 @@ def save(bundle: Bundle, path: Path | str, *, dtype: torch.dtype = torch.float32
 
     Raises:
         UsageError: the bundle is empty, or ``path`` is something other than a bundle.
+        DidiError: the disk is full or cannot be written; what was there is kept.
     """
     path = Path(path)
     networks: dict[str, Any] = dict(bundle.networks())
@@ -195,21 +194,14 @@ def save(bundle: Bundle, path: Path | str, *, dtype: torch.dtype = torch.float32
         raise UsageError("a bundle holds one network or more; got none")
     if path.exists() and not (path / "bundle.yaml").is_file():
         raise UsageError(f"a bundle replaces only a bundle; {path} is something else: choose another folder")
-    with staged_folder(path) as staging:
+    with written_folder(path) as staging:
         for role, network in networks.items():
-            (staging / role).mkdir()
-            config = json.dumps(dataclasses.asdict(network.config), indent=2)
-            (staging / role / "config.json").write_text(config + "\n")
-            learned = dict(network.named_parameters())  # buffers, such as rotary frequencies, keep their precision
-            weights = {
-                key: (value.to(dtype) if key in learned else value).detach().cpu().contiguous()
-                for key, value in network.state_dict().items()
-            }
-            save_file(weights, staging / role / WEIGHTS)
+            write_network(network, staging / role, dtype)
         if bundle.tokenizer is not None:
-            bundle.tokenizer.save(str(staging / "tokenizer.json"))
+            (staging / "tokenizer.json").write_text(bundle.tokenizer.to_str(pretty=True), encoding="utf-8")
         kinds = {role: kind_of(network) for role, network in networks.items()}
-        manifest = Manifest(bundle.process, kinds, bundle.intended_nfe, bundle.provenance).record()
+        provenance = with_digests(bundle.provenance, staging, networks)
+        manifest = Manifest(bundle.process, kinds, bundle.intended_nfe, provenance).record()
         (staging / "bundle.yaml").write_text(yaml.dump(manifest, Dumper=PlainDumper, sort_keys=False))
         sizes = {role: num_parameters(network) for role, network in networks.items()}
         (staging / "README.md").write_text(model_card(sizes, bundle.process, bundle.provenance), encoding="utf-8")
@@ -221,13 +213,14 @@ def load(name: Path | str) -> Bundle:
 
     Raises:
         UsageError: nothing has that name, or the folder is not a complete bundle of this format.
-        DidiError: the Hub could not be reached.
+        DidiError: the Hub could not be reached, or weights are not those that ``save`` wrote (``weights``).
     """
     path = _resolve(str(name))
     manifest = read_manifest(path)
     networks: dict[str, Any] = {
         role: _load_network(path / role, role, kind) for role, kind in manifest.networks.items()
     }
+    provenance = verified(manifest.provenance, path)
     mask_ids = {network.config.mask_id for network in networks.values()}
     if mask_ids != {manifest.process.mask_id}:
         raise UsageError(
@@ -243,9 +236,19 @@ def load(name: Path | str) -> Bundle:
         tokenizer=read_tokenizer(tokenizer_file) if tokenizer_file.is_file() else None,
         process=manifest.process,
         intended_nfe=manifest.intended_nfe,
-        provenance=manifest.provenance,
+        provenance=provenance,
         name=str(name),
     )
+
+
+def digest(name: Path | str) -> str:
+    """``weights.content_digest`` of a bundle, by a name as ``load`` takes it.
+
+    Raises:
+        UsageError: nothing has that name, or the folder is not a bundle.
+        DidiError: the Hub could not be reached.
+    """
+    return content_digest(_resolve(str(name)))
 
 
 def bundled_names() -> list[str]:
