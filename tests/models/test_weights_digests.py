@@ -44,7 +44,7 @@ def test_saving_records_the_digest_of_every_file_of_weights(folder):
 def test_a_flipped_bit_is_noticed(folder, role):
     file = folder / role / "model.safetensors"
     flip_last_bit(file)
-    with pytest.raises(DidiError, match=f"{file} has SHA-256 .* the file is damaged or was changed: ") as caught:
+    with pytest.raises(DidiError, match=rf"{file} has SHA-256 .* the file is damaged or was changed: ") as caught:
         load(folder)
     assert not isinstance(caught.value, UsageError)
     assert "\n" not in str(caught.value)
@@ -69,7 +69,7 @@ def test_saving_changed_weights_records_their_digest(folder, tmp_path):
 @pytest.mark.parametrize("value", ["abc", {"student": "abc"}, {"student": 7}, [1]])
 def test_a_malformed_digest_is_refused_in_one_line(folder, value):
     edit_provenance(folder, lambda provenance: provenance.update(weights_sha256=value))
-    with pytest.raises(UsageError, match="weights_sha256 in .* is a mapping of roles to 64 hexadecimal digits") as one:
+    with pytest.raises(UsageError, match=r"weights_sha256 in .* is a mapping of roles to 64 hexadecimal digits") as one:
         load(folder)
     assert "\n" not in str(one.value)
 
