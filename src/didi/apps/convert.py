@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
-from safetensors.torch import save_file
 from tokenizers import Tokenizer
 
 from didi.apps.terminal import parse
@@ -17,7 +16,6 @@ from didi.diffusion.absorbing import Absorbing
 from didi.diffusion.schedule import LogLinear, Schedule, schedule_from_name
 from didi.diffusion.uniform import Uniform
 from didi.errors import UsageError
-from didi.files import staged_folder
 from didi.models.bundle import Bundle, Role, load, save
 from didi.models.convert import (
     averaged_weights,
@@ -28,6 +26,7 @@ from didi.models.convert import (
 from didi.models.dit import DiT
 from didi.models.foreign import Checkpoint, read_checkpoint
 from didi.models.untrusted import read_tokenizer
+from didi.models.weights import WEIGHTS, write_tensors, written_folder
 
 GPT2_WITH_MASK = 50258  # symbols of the public text checkpoints
 DISCRIMINATOR_FILE = "discriminator.safetensors"
@@ -216,11 +215,11 @@ def export(bundle: Bundle, out: Path, role: Role | None = None) -> Path:
         "dropout": shape.dropout,
         "time_conditioning": shape.is_time_conditioned,
     }
-    with staged_folder(out) as staging:
+    with written_folder(out) as staging:
         (staging / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        save_file(weights, staging / "model.safetensors", metadata={"format": "pt"})
+        write_tensors(weights, staging / WEIGHTS, metadata={"format": "pt"})
         if bundle.tokenizer is not None:
-            bundle.tokenizer.save(str(staging / "tokenizer.json"))
+            (staging / "tokenizer.json").write_text(bundle.tokenizer.to_str(pretty=True), encoding="utf-8")
     return out
 
 

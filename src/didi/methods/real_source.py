@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Int
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import Tensor
 
 from didi.data.source import Source
@@ -14,6 +14,7 @@ from didi.errors import UsageError
 from didi.files import write_atomically
 from didi.methods.didi_settings import DistillConfig
 from didi.models.bundle import Bundle
+from didi.models.weights import read_tensors
 from didi.sampling.generate import generate
 from didi.world import world
 
@@ -74,7 +75,11 @@ def _online_nfe(real_source: str) -> int:
 
 
 def _teacher_pool(teacher: Bundle, path: Path, config: DistillConfig) -> Int[Tensor, "n l"]:
-    """Many-step teacher samples, drawn once and kept beside the run: the teacher is frozen, so reuse is exact."""
+    """Many-step teacher samples, drawn once and kept beside the run: the teacher is frozen, so reuse is exact.
+
+    Raises:
+        DidiError: The file that is kept is damaged.
+    """
     if not path.is_file():
         drawn = generate(
             teacher,
@@ -87,4 +92,4 @@ def _teacher_pool(teacher: Bundle, path: Path, config: DistillConfig) -> Int[Ten
         if world().is_main:
             write_atomically(path, save({"tokens": drawn.tokens}))
         world().wait()
-    return load_file(path)["tokens"]
+    return read_tensors(path, remedy="delete it, and the next start draws the same samples again")["tokens"]
