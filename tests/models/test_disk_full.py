@@ -87,5 +87,5 @@ def test_what_the_system_refuses_to_safetensors_is_one_line_too(bundle, tmp_path
 
 def test_a_folder_below_a_file_is_wrong_use(bundle, tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(OSError, match="ile exists|ot a directory"):  # status 2 in ``apps.terminal``
+    with pytest.raises(OSError, match=r"ile exists|ot a directory"):  # status 2 in ``apps.terminal``
         save(bundle, tmp_path / "file" / "bundle")

@@ -137,14 +137,17 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_is_not_saved(folder):
     assert checkpoints(folder) == [2]
 
 
-def test_a_run_that_has_not_begun_may_be_started_with_other_settings(folder):
-    folder.prepare("rate: 9\n", resume=False)
+@pytest.mark.parametrize("how", ["resume", "overwrite"])
+def test_a_run_that_has_not_begun_may_be_started_with_other_settings(folder, how):
+    folder.prepare("rate: 9\n", **{"resume": False, how: True})
     assert (folder.path / "config.yaml").read_text() == "rate: 9\n"
 
 
 def test_a_new_run_takes_no_folder_of_another(folder):
     folder.log({"step": 1})
-    with pytest.raises(UsageError, match="holds a run: add --resume or choose another"):
+    with pytest.raises(
+        UsageError, match="holds a run: add --resume to continue it, --overwrite to replace it, or choose another"
+    ):
         folder.prepare(CONFIG_YAML, resume=False)
     folder.prepare(CONFIG_YAML, resume=True)
     assert (folder.path / "config.yaml").read_text() == CONFIG_YAML

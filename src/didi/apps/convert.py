@@ -9,6 +9,7 @@ from typing import Any, Literal, cast
 import torch
 from tokenizers import Tokenizer
 
+from didi.apps.outputs import refuse_existing
 from didi.apps.terminal import parse
 from didi.data.text import load_tokenizer
 from didi.diffusion import Process
@@ -29,6 +30,7 @@ from didi.models.untrusted import read_tokenizer
 from didi.models.weights import WEIGHTS, write_tensors, written_folder
 
 GPT2_WITH_MASK = 50258  # symbols of the public text checkpoints
+EXPORTED = {"config.json", WEIGHTS, "tokenizer.json"}
 DISCRIMINATOR_FILE = "discriminator.safetensors"
 
 
@@ -38,6 +40,8 @@ class ConvertCommand:
 
     out: Path
     """Folder of the bundle."""
+    overwrite: bool = False
+    """Replace the bundle in --out."""
     role: Literal["teacher", "student"] | None = None
     """What the network is in the bundle; a student for sdtt and didi, a teacher for the others."""
     weights: Literal["ema", "raw"] | None = None
@@ -62,6 +66,8 @@ class ExportCommand:
 
     out: Path
     """New folder for config.json, model.safetensors and tokenizer.json."""
+    overwrite: bool = False
+    """Replace an earlier export that is there."""
     role: Role | None = None
     """Which network; the student if there is one, by default."""
 
@@ -149,7 +155,7 @@ def run_convert(args: Sequence[str]) -> None:
     prog = f"didi convert {names[0]} {names[1]}"
     if names[0] == "export":
         asked = parse(ExportCommand, flags, prog=prog)
-        print(export(load(names[1]), asked.out, asked.role))
+        print(export(load(names[1]), asked.out, asked.role, overwrite=asked.overwrite))
     else:
         print(convert(names[0], names[1], parse(ConvertCommand, flags, prog=prog)))
 
@@ -158,8 +164,11 @@ def convert(layout: str, source: str, command: ConvertCommand) -> Path:
     """Make a bundle of a public checkpoint; returns its folder.
 
     Raises:
-        UsageError: the checkpoint is not of that layout, or a setting does not fit.
+        UsageError: the checkpoint is not of that layout, a setting does not fit, or ``--out`` holds a bundle that is
+            not to be overwritten.
+        DidiError: the disk is full or cannot be written.
     """
+    refuse_existing(command.out, ("bundle.yaml",), overwrite=command.overwrite)
     kind, found = LAYOUTS[layout], read_checkpoint(source, revision=command.revision)
     given = kind.settings(found.settings)
     length = _whole("length", command.length or given.length or 1024)
@@ -192,17 +201,20 @@ def convert(layout: str, source: str, command: ConvertCommand) -> Path:
     return save(bundle, command.out)
 
 
-def export(bundle: Bundle, out: Path, role: Role | None = None) -> Path:
+def export(bundle: Bundle, out: Path, role: Role | None = None, *, overwrite: bool = False) -> Path:
     """Write a network of a bundle in the MDLM layout, all files or none; returns the folder.
 
     Raises:
-        UsageError: the layout has no place for the network, or ``out`` is there already.
+        UsageError: the layout has no place for the network, or ``out`` is there already and is no export to overwrite.
+        DidiError: the disk is full or cannot be written.
     """
     network = bundle.network(role)
     if not isinstance(network, DiT):
         raise UsageError("the MDLM layout holds a diffusion transformer; the bundle's network is autoregressive")
-    if out.exists():
-        raise UsageError(f"--out names a new folder; {out} is there")
+    is_export = out.is_dir() and {path.name for path in out.iterdir()} <= EXPORTED
+    if out.exists() and not (overwrite and is_export):
+        fix = "add --overwrite to replace it, or choose another" if is_export else "choose another"
+        raise UsageError(f"--out names a new folder; {out} is there: {fix}")
     weights, shape = mdlm_state_dict(network), network.config
     config = {
         "model_type": "mdlm",

@@ -38,6 +38,8 @@ class RunOptions:
     """Folder of the run (required): config.yaml, metrics.jsonl, checkpoints/ and, at the end, bundle/."""
     resume: bool = False
     """Go on from the newest checkpoint in --out."""
+    overwrite: bool = False
+    """Start anew in --out: delete the run and the bundle that are there."""
     max_steps: int | None = None
     """Steps of the trained network; the schedule is fitted to them, and a discriminator warms up no longer."""
     max_minutes: float | None = None
@@ -69,7 +71,7 @@ def pretrain(args: Sequence[str]) -> None:
         raise UsageError("--method is for distill; a recipe of pretrain has its own")
     folder, device = _folder(options, "pretrain"), _device(options.device)
     config = _in_time(config, options, folder, lambda: Inputs(pretraining_source(config), device))
-    pretrain_run(config, folder, resume=options.resume, device=device)
+    pretrain_run(config, folder, resume=options.resume, device=device, overwrite=options.overwrite)
 
 
 def pretraining_source(config: PretrainConfig) -> Source:
@@ -81,11 +83,17 @@ def pretraining_source(config: PretrainConfig) -> Source:
 
 
 def pretrain_run(
-    config: PretrainConfig, folder: RunFolder, *, resume: bool, device: torch.device, source: Source | None = None
+    config: PretrainConfig,
+    folder: RunFolder,
+    *,
+    resume: bool,
+    device: torch.device,
+    source: Source | None = None,
+    overwrite: bool = False,
 ) -> Path:
     """Pre-train by a resolved configuration, on its corpus or on ``source``; returns the folder of the bundle."""
     source = source or pretraining_source(config)
-    with _ours(folder, config, resume=resume):
+    with _ours(folder, config, resume=resume, overwrite=overwrite):
         trainer = make_trainer(config, Inputs(source, device, folder.path))
         run(trainer, config.loop, folder, resume=resume)
         return _finish(trainer.bundle(), config, folder, device)
@@ -104,7 +112,7 @@ def distill(args: Sequence[str]) -> None:
         return Inputs(distillation_source(config, teacher), device, teacher=teacher)
 
     config = _in_time(config, options, folder, inputs)
-    distill_run(config, folder, resume=options.resume, device=device)
+    distill_run(config, folder, resume=options.resume, device=device, overwrite=options.overwrite)
 
 
 def _in_time(config: Any, options: RunOptions, folder: RunFolder, inputs: Callable[[], Inputs]) -> Any:
@@ -121,7 +129,6 @@ def _in_time(config: Any, options: RunOptions, folder: RunFolder, inputs: Callab
         if type(steps) is not int or steps < 1:
             raise UsageError(f"--resume keeps the length of a run; {begun} does not say loop.steps: give --max-steps")
         return config.limited(steps)
-    folder.refuse_run(resume=options.resume)
     return fitted(config, inputs(), options.max_minutes)
 
 
@@ -137,23 +144,31 @@ def _teacher(config: DistillationConfig) -> Bundle:
 
 
 def distill_run(
-    config: DistillationConfig, folder: RunFolder, *, resume: bool, device: torch.device, source: Source | None = None
+    config: DistillationConfig,
+    folder: RunFolder,
+    *,
+    resume: bool,
+    device: torch.device,
+    source: Source | None = None,
+    overwrite: bool = False,
 ) -> Path:
     """Distil by a resolved configuration, on its corpus or on ``source``; returns the folder of the bundle."""
     teacher = _teacher(config)
+    if overwrite and folder.bundle.exists() and Path(config.teacher).resolve() == folder.bundle.resolve():
+        raise UsageError(f"--overwrite deletes the bundle in {folder.path}, which is the teacher: choose another --out")
     source = source or distillation_source(config, teacher)
-    with _ours(folder, config, resume=resume):
+    with _ours(folder, config, resume=resume, overwrite=overwrite):
         trainer = make_trainer(config, Inputs(source, device, folder.path, teacher))
         run(trainer, config.loop, folder, resume=resume)
         return _finish(trainer.bundle(), config, folder, device, teacher=teacher.provenance)
 
 
 @contextlib.contextmanager
-def _ours(folder: RunFolder, config: Config, *, resume: bool) -> Iterator[None]:
+def _ours(folder: RunFolder, config: Config, *, resume: bool, overwrite: bool) -> Iterator[None]:
     """The folder of a run, locked and prepared by the main process for all."""
     with folder.locked() if world().is_main else contextlib.nullcontext():
         if world().is_main:
-            folder.prepare(_yaml(config), resume=resume, current=type(config).current)
+            folder.prepare(_yaml(config), resume=resume, overwrite=overwrite, current=type(config).current)
         world().wait()
         yield
 
@@ -174,7 +189,12 @@ def distillation_source(config: DistillationConfig, teacher: Bundle) -> Source:
 def _folder(options: RunOptions, name: str) -> RunFolder:
     if options.out is None:
         raise UsageError(f"didi {name} needs --out RUN, the folder of the run")
-    return RunFolder(options.out)
+    if options.resume and options.overwrite:
+        raise UsageError("--resume continues the run in --out and --overwrite replaces it; give one of them")
+    folder = RunFolder(options.out)
+    if not (options.resume or options.overwrite):
+        folder.refuse_run()  # before data and teacher are read
+    return folder
 
 
 def _device(name: str | None) -> torch.device:
@@ -204,7 +224,7 @@ def _finish(bundle: Bundle, config: Config, folder: RunFolder, device: torch.dev
         "settings": asdict(config),
         **more,
     }
-    path = folder.path / "bundle"
+    path = folder.bundle
     if world().is_main:
         save(bundle, path)
         print(path)

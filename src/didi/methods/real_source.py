@@ -18,6 +18,8 @@ from didi.models.weights import read_tensors
 from didi.sampling.generate import generate
 from didi.world import world
 
+TEACHER_POOL = "teacher-pool.safetensors"  # a file in the folder of a run
+
 RealSampler = Callable[[int, int, int, int], Int[Tensor, "b l"]]
 
 
@@ -44,7 +46,7 @@ def real_sampler(config: DistillConfig, source: Source, teacher: Bundle, folder:
     if settings.real_source == "corpus":
         return corpus
     if settings.real_source == "teacher-pool":
-        pool = _teacher_pool(teacher, folder / "teacher-pool.safetensors", config)
+        pool = _teacher_pool(teacher, folder / TEACHER_POOL, config)
 
         def from_pool(step: int, number: int, repeat: int, size: int) -> Tensor:
             generator = named_generator(config.seed, "pool", step, number, repeat)

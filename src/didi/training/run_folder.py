@@ -1,6 +1,7 @@
 """The folder of a run: its lock, its settings, its metrics."""
 
 import json
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,8 +13,10 @@ from filelock import FileLock, Timeout
 
 from didi.errors import UsageError
 from didi.files import write_atomically
+from didi.methods.real_source import TEACHER_POOL
 from didi.models.untrusted import read_yaml
 from didi.training.checkpoint import PATTERN
+from didi.training.loggers import RUN_ID
 
 
 @dataclass(frozen=True)
@@ -41,30 +44,73 @@ class RunFolder:
         """Whether a run has begun here."""
         return self.metrics.is_file() or any(self.checkpoints.glob(PATTERN))
 
-    def refuse_run(self, *, resume: bool) -> None:
-        """Refuse a folder that holds a run unless it is to go on.
+    @property
+    def config(self) -> Path:
+        """Settings of the run."""
+        return self.path / "config.yaml"
+
+    @property
+    def bundle(self) -> Path:
+        """What a finished run leaves."""
+        return self.path / "bundle"
+
+    def refuse_run(self, config_yaml: str | None = None) -> None:
+        """Refuse to start a new run in a folder where it would replace something.
+
+        Args:
+            config_yaml: settings of the new run, which a file of equal settings may hold already.
 
         Raises:
-            UsageError: it does.
+            UsageError: a run is here, or a bundle, or settings that differ.
         """
-        if self.has_run and not resume:
-            raise UsageError(f"--out names a new folder; {self.path} holds a run: add --resume or choose another")
+        found = ["a run"] if self.has_run else []
+        found += [f"{self.bundle.name}/"] if self.bundle.exists() and not self.has_run else []
+        if config_yaml is not None and not found and self.config.exists():
+            found += [] if self.config.read_bytes() == config_yaml.encode() else [f"another {self.config.name}"]
+        if found:
+            fix = "add --resume to continue it, --overwrite" if self.has_run else "add --overwrite"
+            raise UsageError(
+                f"--out names a new folder; {self.path} holds {found[0]}: {fix} to replace it, or choose another"
+            )
+
+    def clear(self) -> None:
+        """Delete what a run leaves here; other files stay.
+
+        Raises:
+            UsageError: ``bundle`` is something other than a bundle.
+        """
+        if self.bundle.exists() and not (self.bundle / "bundle.yaml").is_file():
+            raise UsageError(f"--overwrite replaces a run and its bundle; {self.bundle} is something else: move it")
+        if self.bundle.exists():
+            shutil.rmtree(self.bundle)
+        beside = [self.path / name for name in (TEACHER_POOL, RUN_ID)]
+        for file in (*self.checkpoints.glob(PATTERN), self.metrics, self.config, *beside):
+            file.unlink(missing_ok=True)
 
     def prepare(
-        self, config_yaml: str, *, resume: bool, current: Callable[[Mapping[str, Any]], dict[str, Any]] = dict
+        self,
+        config_yaml: str,
+        *,
+        resume: bool,
+        overwrite: bool = False,
+        current: Callable[[Mapping[str, Any]], dict[str, Any]] = dict,
     ) -> None:
         """Start a new run here, or make sure that the run here is the same.
 
         Args:
             config_yaml: settings of the run.
             resume: whether a run here goes on.
+            overwrite: whether a new run replaces what is here.
             current: from settings that an earlier version wrote to those of now.
 
         Raises:
-            UsageError: a run is here and ``resume`` is off, or its settings differ.
+            UsageError: something is here and neither is on, or the settings of the run that is resumed differ.
         """
-        config_file, has_run = self.path / "config.yaml", self.has_run
-        self.refuse_run(resume=resume)
+        if overwrite:
+            self.clear()
+        elif not resume:
+            self.refuse_run(config_yaml)
+        config_file, has_run = self.config, self.has_run
         if has_run and config_file.is_file():
             old, new = _settings(current(read_yaml(config_file))), _settings(yaml.safe_load(config_yaml))
             changed = [
