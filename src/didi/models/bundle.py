@@ -21,7 +21,6 @@ from typing import Any, Literal, cast, get_args
 
 import torch
 import yaml
-from huggingface_hub import HfApi
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
@@ -156,6 +155,8 @@ class Bundle:
         Raises:
             DidiError: the Hub refuses, or cannot be reached.
         """
+        from huggingface_hub import HfApi  # a tenth of the time of a start
+
         with tempfile.TemporaryDirectory() as folder:
             path = save(self, Path(folder, "bundle"))
             try:
