@@ -1,6 +1,7 @@
 """Atomic writes, of a file or a folder that appears under its name complete or not at all; and JSON for files."""
 
 import contextlib
+import hashlib
 import json
 import math
 import os
@@ -76,6 +77,12 @@ def write_atomically(path: Path, content: str | bytes) -> Path:
     with replacing(path) as temporary:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
     return path
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file, 64 hexadecimal digits; 0.6 GB a second on a core with SHA instructions."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 @contextmanager

@@ -58,7 +58,7 @@ def parameters_in_order(made):
 
 
 def converted(layout, source, tmp_path, *flags):
-    run_convert([layout, source, "--out", str(tmp_path / "bundle"), *flags])
+    run_convert([layout, source, "--out", str(tmp_path / "bundle"), "--overwrite", *flags])
     return didi.load(tmp_path / "bundle")
 
 

@@ -106,6 +106,38 @@ print(*sorted({"torch._dynamo", "sympy"} & set(sys.modules)))
 
 
 @pytest.mark.slow
+def test_loading_and_sampling_import_neither_dynamo_nor_sympy_nor_the_hub(tmp_path):
+    code = """
+import sys, dataclasses, didi
+from didi.diffusion.uniform import Uniform
+from didi.models.convert import dit_from_state_dict, mdlm_state_dict
+from didi.models.discriminator import Discriminator
+from didi.models.dit import DiT, DiTConfig
+
+shape = DiTConfig(vocab_size=5, mask_id=4, length=4, hidden_size=8, num_blocks=1, num_heads=2, cond_dim=8)
+plain, uniform = DiT(shape), DiT(dataclasses.replace(shape, mask_id=None))
+kinds = [plain, DiT(dataclasses.replace(shape, conv_radius=1, is_budget_conditioned=True))]
+assert dit_from_state_dict(mdlm_state_dict(plain)).config.hidden_size == 8
+bundles = [didi.Bundle(student=one, discriminator=Discriminator.from_denoiser(one)) for one in kinds]
+bundles += [didi.Bundle(teacher=uniform, process=Uniform(5))]
+used = {"torch._dynamo", "sympy"} & set(sys.modules)
+assert not used, used
+
+folders = sys.argv[1:]
+for name in ("tiny-news", "exact", "markov"):
+    bundle = didi.load(name)
+    for sampler in ("ancestral", "guided") if bundle.discriminator else ("ancestral",):
+        didi.generate(bundle, num_samples=1, nfe=2, sampler=sampler, seed=0)
+used = {"torch._dynamo", "sympy", "huggingface_hub", "transformers", "scipy"} & set(sys.modules)
+assert not used, used
+for bundle, folder in zip(bundles, folders, strict=True):
+    didi.generate(didi.load(didi.save(bundle, folder)), num_samples=1, nfe=2, seed=0)
+print(*sorted({"torch._dynamo", "sympy"} & set(sys.modules)))
+"""
+    assert imported(code, *(str(tmp_path / name) for name in "abc"))[1].strip() == ""
+
+
+@pytest.mark.slow
 def test_importing_the_trainer_leaves_what_saves_its_state_to_the_first_checkpoint():
     code = """
 import sys, didi.training.trainer

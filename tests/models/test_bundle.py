@@ -168,7 +168,7 @@ def test_a_bundle_is_pushed_as_the_folder_it_is_loaded_from(monkeypatch, bundle,
             shutil.copytree(folder_path, tmp_path / "hub")
             return f"address of {repo_id}"
 
-    monkeypatch.setattr("didi.models.bundle.HfApi", Hub)
+    monkeypatch.setattr("huggingface_hub.HfApi", Hub)
     assert bundle.push_to_hub("me/mine", is_private=True, token="secret") == "address of me/mine"
     assert calls == [("token", "secret"), ("me/mine", {"private": True, "exist_ok": True})]
     loaded = load(tmp_path / "hub")

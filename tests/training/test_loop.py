@@ -173,13 +173,15 @@ def test_a_line_of_metrics_that_is_no_text_is_named(folder):
 
 
 def test_a_run_that_has_not_begun_may_be_started_with_other_settings(folder):
-    folder.prepare("rate: 9\n", resume=False)
+    folder.prepare("rate: 9\n", resume=False, overwrite=True)
     assert (folder.path / "config.yaml").read_text() == "rate: 9\n"
 
 
 def test_a_new_run_takes_no_folder_of_another(folder):
     folder.log({"step": 1})
-    with pytest.raises(UsageError, match="holds a run: add --resume or choose another"):
+    with pytest.raises(
+        UsageError, match="holds a run: add --resume to continue it, --overwrite to replace it, or choose another"
+    ):
         folder.prepare(CONFIG_YAML, resume=False)
     folder.prepare(CONFIG_YAML, resume=True)
     assert (folder.path / "config.yaml").read_text() == CONFIG_YAML

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from didi.apps.outputs import refuse_existing
 from didi.apps.terminal import parse
 from didi.data.markov import WORLDS
 from didi.errors import UsageError
@@ -54,6 +55,8 @@ class BenchCommand:
     guidance: Guidance = field(default_factory=Guidance)
     out: Path | None = None
     """Folder for bench.json and bench.md."""
+    overwrite: bool = False
+    """Replace these two files in --out."""
 
 
 def random_bundle(name: str) -> Bundle:
@@ -83,6 +86,7 @@ def bench(args: Sequence[str]) -> None:
         raise UsageError("networks are one or more; got none")
     if command.rounds < 1 or not command.nfe or min(command.nfe) < 1 or min(command.batch_size, default=0) < 1:
         raise UsageError("rounds, nfe and batch sizes are 1 or more")
+    refuse_existing(command.out, ("bench.json", "bench.md"), overwrite=command.overwrite)
     is_random = command.random or (command.model in VOCABULARIES and command.model not in (*WORLDS, "tiny-news"))
     make = partial(_bundle, command.model, command.role, is_random=is_random)
     bundle = make()

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import tyro
 
+from didi.apps.outputs import refuse_existing
 from didi.apps.terminal import parse
 from didi.errors import UsageError
 from didi.evaluation.figure import frontier_figure
@@ -24,6 +25,8 @@ class CompareCommand:
     """The --out of two evaluations or more; each model is compared with the first."""
     out: Path | None = None
     """Folder for compare.md and frontier.png."""
+    overwrite: bool = False
+    """Replace these two files in --out."""
 
 
 def run_compare(args: Sequence[str]) -> None:
@@ -31,6 +34,7 @@ def run_compare(args: Sequence[str]) -> None:
     command = parse(CompareCommand, args, prog="didi compare")
     if len(set(command.folders)) < 2:
         raise UsageError("didi compare takes two folders or more, each the --out of a didi evaluate")
+    refuse_existing(command.out, ("compare.md", "frontier.png"), overwrite=command.overwrite)
     models = {str(folder): read_sets(folder) for folder in command.folders}
     rows = {name: [one.row for one in sets] for name, sets in models.items()}
     table = models_table(models)

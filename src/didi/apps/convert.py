@@ -6,9 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from safetensors.torch import save_file
-
 from didi.apps.convert_parts import discriminator_weights, intended_nfe, network_weights, tokenizer_of, whole
+from didi.apps.outputs import refuse_existing
 from didi.apps.terminal import parse
 from didi.data.blocks import BLOCK_LAYOUT, BlockLayout, block_layout_of, checked
 from didi.diffusion import Process
@@ -16,11 +15,13 @@ from didi.diffusion.absorbing import Absorbing
 from didi.diffusion.schedule import LogLinear, Schedule, schedule_from_name
 from didi.diffusion.uniform import Uniform
 from didi.errors import UsageError
-from didi.files import staged_folder
 from didi.models.bundle import Bundle, Role, load, save
 from didi.models.convert import discriminator_from_state_dict, dit_from_state_dict, mdlm_state_dict
 from didi.models.dit import DiT
 from didi.models.foreign import read_checkpoint
+from didi.models.weights import WEIGHTS, write_tensors, written_folder
+
+EXPORTED = {"config.json", WEIGHTS, "tokenizer.json"}
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,8 @@ class ConvertCommand:
 
     out: Path
     """Folder of the bundle."""
+    overwrite: bool = False
+    """Replace the bundle in --out."""
     role: Literal["teacher", "student"] | None = None
     """What the network is in the bundle; a student for sdtt and didi, a teacher for the others."""
     weights: Literal["ema", "raw"] | None = None
@@ -58,6 +61,8 @@ class ExportCommand:
 
     out: Path
     """New folder for config.json, model.safetensors and tokenizer.json."""
+    overwrite: bool = False
+    """Replace an earlier export that is there."""
     role: Role | None = None
     """Which network; the student if there is one, by default."""
 
@@ -147,7 +152,7 @@ def run_convert(args: Sequence[str]) -> None:
     prog = f"didi convert {names[0]} {names[1]}"
     if names[0] == "export":
         asked = parse(ExportCommand, flags, prog=prog)
-        print(export(load(names[1]), asked.out, asked.role))
+        print(export(load(names[1]), asked.out, asked.role, overwrite=asked.overwrite))
     else:
         print(convert(names[0], names[1], parse(ConvertCommand, flags, prog=prog)))
 
@@ -156,8 +161,11 @@ def convert(layout: str, source: str, command: ConvertCommand) -> Path:
     """Make a bundle of a public checkpoint; returns its folder.
 
     Raises:
-        UsageError: the checkpoint is not of that layout, or a setting does not fit.
+        UsageError: the checkpoint is not of that layout, a setting does not fit, or ``--out`` holds a bundle that is
+            not to be overwritten.
+        DidiError: the disk is full or cannot be written.
     """
+    refuse_existing(command.out, ("bundle.yaml",), overwrite=command.overwrite)
     kind, found = LAYOUTS[layout], read_checkpoint(source, revision=command.revision)
     given = kind.settings(found.settings)
     length = whole("length", command.length or given.length or 1024)
@@ -193,17 +201,20 @@ def convert(layout: str, source: str, command: ConvertCommand) -> Path:
     return save(bundle, command.out)
 
 
-def export(bundle: Bundle, out: Path, role: Role | None = None) -> Path:
+def export(bundle: Bundle, out: Path, role: Role | None = None, *, overwrite: bool = False) -> Path:
     """Write a network of a bundle in the MDLM layout, all files or none; returns the folder.
 
     Raises:
-        UsageError: the layout has no place for the network, or ``out`` is there already.
+        UsageError: the layout has no place for the network, or ``out`` is there already and is no export to overwrite.
+        DidiError: the disk is full or cannot be written.
     """
     network = bundle.network(role)
     if not isinstance(network, DiT):
         raise UsageError("the MDLM layout holds a diffusion transformer; the bundle's network is autoregressive")
-    if out.exists():
-        raise UsageError(f"--out names a new folder; {out} is there")
+    is_export = out.is_dir() and {path.name for path in out.iterdir()} <= EXPORTED
+    if out.exists() and not (overwrite and is_export):
+        fix = "add --overwrite to replace it, or choose another" if is_export else "choose another"
+        raise UsageError(f"--out names a new folder; {out} is there: {fix}")
     weights, shape = mdlm_state_dict(network), network.config
     config = {
         "model_type": "mdlm",
@@ -219,9 +230,9 @@ def export(bundle: Bundle, out: Path, role: Role | None = None) -> Path:
     }
     if network is bundle.student and bundle.intended_nfe is not None:
         config["intended_nfe"] = bundle.intended_nfe
-    with staged_folder(out) as staging:
+    with written_folder(out) as staging:
         (staging / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        save_file(weights, staging / "model.safetensors", metadata={"format": "pt"})
+        write_tensors(weights, staging / WEIGHTS, metadata={"format": "pt"})
         if bundle.tokenizer is not None:
-            bundle.tokenizer.save(str(staging / "tokenizer.json"))
+            (staging / "tokenizer.json").write_text(bundle.tokenizer.to_str(pretty=True), encoding="utf-8")
     return out

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from didi.apps.console import ResultConsole, print_rows
 from didi.apps.options import sampling_options
+from didi.apps.outputs import refuse_existing
 from didi.apps.terminal import parse
 from didi.data.source import source_for
 from didi.diffusion.categorical import Precision
@@ -15,6 +16,7 @@ from didi.errors import UsageError
 from didi.evaluation.anchors import anchor_sets
 from didi.evaluation.evaluate import evaluate
 from didi.evaluation.mauve import load_embedding
+from didi.evaluation.report import RESULTS
 from didi.evaluation.row import EvaluationRow
 from didi.models.bundle import Role, load
 from didi.sampling.base import Grid
@@ -33,6 +35,8 @@ class EvaluateCommand:
     """A bundled name, a bundle folder or a Hub repository."""
     out: Path
     """Folder of the results."""
+    overwrite: bool = False
+    """Replace the results of an earlier evaluation in --out."""
     role: tuple[Role, ...] = ()
     """student, teacher, autoregressive, or several of them; by default the student if the bundle has one."""
     nfe: tuple[int, ...] = (4, 8, 16)
@@ -79,6 +83,7 @@ class EvaluateCommand:
 def run_evaluate(args: Sequence[str]) -> None:
     """Run ``didi evaluate`` with the arguments after the command's name."""
     command = parse(EvaluateCommand, args, prog="didi evaluate")
+    refuse_existing(command.out, RESULTS, overwrite=command.overwrite)
     bundle = load(command.model).to(default_device())
     data, anchors = None, None
     if command.anchors and command.data is None:

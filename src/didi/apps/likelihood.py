@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from didi.apps.outputs import refuse_existing
 from didi.apps.terminal import parse
 from didi.data.markov import WORLDS
 from didi.data.zero_shot import unseen_stand_ins
@@ -39,6 +40,8 @@ class LikelihoodCommand:
     """Of the choice of sequences and of the masks."""
     out: Path | None = None
     """Folder for likelihood.json and likelihood.md."""
+    overwrite: bool = False
+    """Replace these two files in --out."""
 
 
 def run_likelihood(args: Sequence[str]) -> None:
@@ -46,6 +49,7 @@ def run_likelihood(args: Sequence[str]) -> None:
     command = parse(LikelihoodCommand, args, prog="didi likelihood")
     if min(command.num_draws, command.num_sequences, command.batch_size) < 1:
         raise UsageError("num-draws, num-sequences and batch-size are 1 or more")
+    refuse_existing(command.out, ("likelihood.json", "likelihood.md"), overwrite=command.overwrite)
     bundle = load(command.model).to(default_device())
     roles = command.role or tuple(
         role for role in ("teacher", "student", "autoregressive") if getattr(bundle, role) is not None

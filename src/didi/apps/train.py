@@ -39,6 +39,8 @@ class RunOptions:
     """Folder of the run (required): config.yaml, metrics.jsonl, checkpoints/ and, at the end, bundle/."""
     resume: bool = False
     """Go on from the newest checkpoint in --out, which holds a run; otherwise --out holds none."""
+    overwrite: bool = False
+    """Start anew in --out: delete the run and the bundle that are there."""
     max_steps: int | None = None
     """Steps of the trained network; the schedule is fitted to them, and a discriminator warms up no longer."""
     max_minutes: float | None = None
@@ -71,7 +73,7 @@ def pretrain(args: Sequence[str]) -> None:
     folder, device = _folder(options, "pretrain"), _device(options.device)
     config = _in_time(config, options, folder, lambda: Inputs(pretraining_source(config), device))
     with _resumable():
-        pretrain_run(config, folder, resume=options.resume, device=device)
+        pretrain_run(config, folder, resume=options.resume, device=device, overwrite=options.overwrite)
 
 
 def pretraining_source(config: PretrainConfig) -> Source:
@@ -88,11 +90,17 @@ def pretraining_source(config: PretrainConfig) -> Source:
 
 
 def pretrain_run(
-    config: PretrainConfig, folder: RunFolder, *, resume: bool, device: torch.device, source: Source | None = None
+    config: PretrainConfig,
+    folder: RunFolder,
+    *,
+    resume: bool,
+    device: torch.device,
+    source: Source | None = None,
+    overwrite: bool = False,
 ) -> Path:
     """Pre-train by a resolved configuration, on its corpus or on ``source``; returns the folder of the bundle."""
     source = source or pretraining_source(config)
-    with _ours(folder, config, resume=resume):
+    with _ours(folder, config, resume=resume, overwrite=overwrite):
         trainer = make_trainer(config, Inputs(source, device, folder.path))
         run(trainer, config.loop, folder, resume=resume)
         return _finish(trainer.bundle(), config, folder, device, _block_layout(config, None))
@@ -115,7 +123,7 @@ def distill(args: Sequence[str]) -> None:
 
     config = _in_time(config, options, folder, inputs)
     with _resumable():
-        distill_run(config, folder, resume=options.resume, device=device)
+        distill_run(config, folder, resume=options.resume, device=device, overwrite=options.overwrite)
 
 
 @contextlib.contextmanager
@@ -156,12 +164,20 @@ def _teacher(config: DistillationConfig) -> Bundle:
 
 
 def distill_run(
-    config: DistillationConfig, folder: RunFolder, *, resume: bool, device: torch.device, source: Source | None = None
+    config: DistillationConfig,
+    folder: RunFolder,
+    *,
+    resume: bool,
+    device: torch.device,
+    source: Source | None = None,
+    overwrite: bool = False,
 ) -> Path:
     """Distil by a resolved configuration, on its corpus or on ``source``; returns the folder of the bundle."""
     teacher = _teacher(config)
+    if overwrite and folder.bundle.exists() and Path(config.teacher).resolve() == folder.bundle.resolve():
+        raise UsageError(f"--overwrite deletes the bundle in {folder.path}, which is the teacher: choose another --out")
     source = source or distillation_source(config, teacher)
-    with _ours(folder, config, resume=resume):
+    with _ours(folder, config, resume=resume, overwrite=overwrite):
         trainer = make_trainer(config, Inputs(source, device, folder.path, teacher))
         run(trainer, config.loop, folder, resume=resume)
         layout = _block_layout(config, teacher)
@@ -169,14 +185,14 @@ def distill_run(
 
 
 @contextlib.contextmanager
-def _ours(folder: RunFolder, config: Config, *, resume: bool) -> Iterator[None]:
+def _ours(folder: RunFolder, config: Config, *, resume: bool, overwrite: bool) -> Iterator[None]:
     """The folder of a run, locked and prepared by the main process for all; all raise what it raises."""
     with contextlib.ExitStack() as held:
         refused: list[Exception] = []
         if world().is_main:
             try:
                 held.enter_context(folder.locked())
-                folder.prepare(_yaml(config), resume=resume, current=type(config).current)
+                folder.prepare(_yaml(config), resume=resume, overwrite=overwrite, current=type(config).current)
             except (DidiError, OSError) as error:
                 refused = [error]
         for found in world().joined_items(refused):
@@ -206,8 +222,10 @@ def _block_layout(config: Config, teacher: Bundle | None) -> BlockLayout:
 def _folder(options: RunOptions, name: str) -> RunFolder:
     if options.out is None:
         raise UsageError(f"didi {name} needs --out RUN, the folder of the run")
+    if options.resume and options.overwrite:
+        raise UsageError("--resume continues the run in --out and --overwrite replaces it; give one of them")
     folder = RunFolder(options.out)
-    folder.check(resume=options.resume)  # before the data is read, and by all processes
+    folder.check(resume=options.resume, overwrite=options.overwrite)  # before data and teacher are read
     return folder
 
 
@@ -241,7 +259,7 @@ def _finish(
         "settings": asdict(config),
         **more,
     }
-    path = folder.path / "bundle"
+    path = folder.bundle
     if world().is_main:
         save(bundle, path)
         print(path)

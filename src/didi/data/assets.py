@@ -22,11 +22,11 @@ from didi.data.cache import (
     damage,
     made_folders,
     read_manifest,
-    sha256,
     write_manifest,
 )
 from didi.data.catalogue import ASSETS, Asset
 from didi.errors import DidiError, UsageError, suggestion
+from didi.files import sha256
 
 CLIENT_TIMEOUT_SECONDS = 1800
 # Of pip only a wheel is asked: to look into a source archive, pip would run its code.

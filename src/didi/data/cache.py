@@ -3,7 +3,6 @@
 Each folder holds a ``manifest.json`` whose ``members`` give the size in bytes and the SHA-256 of each of its files.
 """
 
-import hashlib
 import json
 import logging
 import os
@@ -16,7 +15,7 @@ import platformdirs
 from safetensors import SafetensorError
 
 from didi.errors import DidiError
-from didi.files import staged_folder
+from didi.files import sha256, staged_folder
 
 MANIFEST = "manifest.json"
 
@@ -129,9 +128,3 @@ def damage(folder: Path, *, is_hashed: bool = True) -> str | None:
         except OSError as error:
             return f"{path} must have SHA-256 {entry['sha256']}, found no file that can be read ({error.strerror})"
     return None
-
-
-def sha256(path: Path) -> str:
-    """SHA-256 of a file, 64 hexadecimal digits."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -21,8 +21,8 @@ from didi.data.corpora import EOS, first_line, load_documents
 from didi.data.encoding import plain_encoder
 from didi.errors import DidiError, UsageError
 from didi.hub import failure, hub_or_cache
+from didi.models.tokenizer_fit import MASK
 
-MASK = "[MASK]"
 NUM_BYTES = 256
 DOCUMENTS_PER_CALL = 1024  # bounds what one call to the tokenizer holds in memory
 PACKED_FORMAT = 1  # raise it when packing changes

@@ -22,6 +22,7 @@ from didi.evaluation.sweeps import equal_entropy_table
 from didi.files import write_atomically
 from didi.markdown import aligned_table
 
+RESULTS = ("metrics.json", "samples.jsonl", "report.md", "perplexity.png", "frontier.png")  # files of an evaluation
 NUM_EXAMPLES = 2  # texts of each sample set in a report
 WHICH_SET = ("role", "sampler", "nfe", "temperature", "top_p", "judge")  # of one evaluation a sample belongs to
 

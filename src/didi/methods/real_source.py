@@ -7,21 +7,23 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Int
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import Tensor
 
 from didi.data.source import Source
 from didi.diffusion.noise import derive_seed, named_generator
-from didi.errors import DidiError, UsageError
+from didi.errors import UsageError
 from didi.files import write_atomically
 from didi.methods.didi_settings import DistillConfig
 from didi.models.bundle import Bundle
+from didi.models.weights import read_tensors
 from didi.sampling.generate import generate
 from didi.sampling.stream import Move
 from didi.world import world
 
 PROGRESS_SECONDS = 10.0  # between reports of a pool that is drawn
+
+TEACHER_POOL = "teacher-pool.safetensors"  # a file in the folder of a run
 RealSampler = Callable[[int, int, int, int], Int[Tensor, "b l"]]
 
 
@@ -48,7 +50,7 @@ def real_sampler(config: DistillConfig, source: Source, teacher: Bundle, folder:
     if settings.real_source == "corpus":
         return corpus
     if settings.real_source == "teacher-pool":
-        pool = _teacher_pool(teacher, folder / "teacher-pool.safetensors", config)
+        pool = _teacher_pool(teacher, folder / TEACHER_POOL, config)
 
         def from_pool(step: int, number: int, repeat: int, size: int) -> Tensor:
             generator = named_generator(config.seed, "pool", step, number, repeat)
@@ -82,7 +84,7 @@ def _teacher_pool(teacher: Bundle, path: Path, config: DistillConfig) -> Int[Ten
     """Many-step teacher samples, drawn once and kept beside the run: the teacher is frozen, so reuse is exact.
 
     Raises:
-        DidiError: the file that keeps them is damaged.
+        DidiError: The file that is kept is damaged.
     """
     if not path.is_file():
         settings = config.discriminator
@@ -98,10 +100,7 @@ def _teacher_pool(teacher: Bundle, path: Path, config: DistillConfig) -> Int[Ten
         if world().is_main:
             write_atomically(path, save({"tokens": drawn.tokens}))
         world().wait()
-    try:
-        return load_file(path)["tokens"]
-    except (SafetensorError, KeyError) as error:
-        raise DidiError(f"{path} is damaged ({error}): remove it, and it is drawn again") from error
+    return read_tensors(path, remedy="delete it, and the next start draws the same samples again")["tokens"]
 
 
 def _pool_progress(pool_size: int, nfe: int) -> Callable[[Move], None]:

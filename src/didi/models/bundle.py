@@ -12,7 +12,6 @@ README.md          model card
 """
 
 import dataclasses
-import json
 import os
 import tempfile
 from dataclasses import dataclass, field
@@ -22,9 +21,8 @@ from typing import Any, Literal, cast, get_args
 
 import torch
 import yaml
-from huggingface_hub import HfApi
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from torch import nn
 
@@ -32,7 +30,6 @@ from didi.diffusion import Process
 from didi.diffusion.absorbing import Absorbing
 from didi.diffusion.uniform import Uniform
 from didi.errors import DidiError, UsageError
-from didi.files import staged_folder
 from didi.models.autoregressive import AutoregressiveLM
 from didi.models.card import model_card
 from didi.models.convert import check_keys
@@ -41,11 +38,10 @@ from didi.models.dit import DiT
 from didi.models.foreign import download
 from didi.models.manifest import ROLES, Manifest, read_manifest
 from didi.models.networks import NETWORKS, build, kind_of
-from didi.models.stored_dtype import stored_weights
 from didi.models.tokenizer_fit import fitted_tokenizer
 from didi.models.untrusted import PlainDumper, read_json, read_tokenizer
+from didi.models.weights import WEIGHTS, content_digest, verified, with_digests, write_network, written_folder
 
-WEIGHTS = "model.safetensors"
 HUB_FILES = [
     "bundle.yaml",
     "tokenizer.json",
@@ -162,6 +158,8 @@ class Bundle:
         Raises:
             DidiError: the Hub refuses, or cannot be reached.
         """
+        from huggingface_hub import HfApi  # a tenth of the time of a start
+
         with tempfile.TemporaryDirectory() as folder:
             path = save(self, Path(folder, "bundle"))
             try:
@@ -192,6 +190,7 @@ def save(bundle: Bundle, path: Path | str, *, dtype: torch.dtype = torch.float32
 
     Raises:
         UsageError: the bundle is empty, ``path`` is something other than a bundle, or ``dtype`` cannot hold a weight.
+        DidiError: the disk is full or cannot be written; what was there is kept.
     """
     path = Path(path)
     networks: dict[str, Any] = dict(bundle.networks())
@@ -199,16 +198,14 @@ def save(bundle: Bundle, path: Path | str, *, dtype: torch.dtype = torch.float32
         raise UsageError("a bundle holds one network or more; got none")
     if path.exists() and not (path / "bundle.yaml").is_file():
         raise UsageError(f"a bundle replaces only a bundle; {path} is something else: choose another folder")
-    with staged_folder(path) as staging:
+    with written_folder(path) as staging:
         for role, network in networks.items():
-            (staging / role).mkdir()
-            config = json.dumps(dataclasses.asdict(network.config), indent=2)
-            (staging / role / "config.json").write_text(config + "\n")
-            save_file(stored_weights(network, dtype), staging / role / WEIGHTS)
+            write_network(network, staging / role, dtype)
         if bundle.tokenizer is not None:
-            bundle.tokenizer.save(str(staging / "tokenizer.json"))
+            (staging / "tokenizer.json").write_text(bundle.tokenizer.to_str(pretty=True), encoding="utf-8")
         kinds = {role: kind_of(network) for role, network in networks.items()}
-        manifest = Manifest(bundle.process, kinds, bundle.intended_nfe, bundle.provenance).record()
+        provenance = with_digests(bundle.provenance, staging, networks)
+        manifest = Manifest(bundle.process, kinds, bundle.intended_nfe, provenance).record()
         (staging / "bundle.yaml").write_text(yaml.dump(manifest, Dumper=PlainDumper, sort_keys=False))
         sizes = {role: num_parameters(network) for role, network in networks.items()}
         card = model_card(sizes, bundle.process, bundle.provenance, bundle.intended_nfe)
@@ -223,13 +220,14 @@ def load(name: Path | str) -> Bundle:
 
     Raises:
         UsageError: nothing has that name, two things have it, or the folder is not a complete bundle of this format.
-        DidiError: the Hub could not be reached.
+        DidiError: the Hub could not be reached, or weights are not those that ``save`` wrote (``weights``).
     """
     path = _resolve(str(name))
     manifest = read_manifest(path)
     networks: dict[str, Any] = {
         role: _load_network(path / role, role, kind) for role, kind in manifest.networks.items()
     }
+    provenance = verified(manifest.provenance, path)
     mask_ids = {network.config.mask_id for network in networks.values()}
     if mask_ids != {manifest.process.mask_id}:
         raise UsageError(
@@ -253,9 +251,19 @@ def load(name: Path | str) -> Bundle:
         tokenizer=tokenizer,
         process=manifest.process,
         intended_nfe=manifest.intended_nfe,
-        provenance=manifest.provenance,
+        provenance=provenance,
         name=str(name),
     )
+
+
+def digest(name: Path | str) -> str:
+    """``weights.content_digest`` of a bundle, by a name as ``load`` takes it.
+
+    Raises:
+        UsageError: nothing has that name, or the folder is not a bundle.
+        DidiError: the Hub could not be reached.
+    """
+    return content_digest(_resolve(str(name)))
 
 
 def bundled_names() -> list[str]:

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import yaml
-from huggingface_hub import ModelCardData
 
 from didi.diffusion import Process
 from didi.markdown import markdown_table
@@ -29,6 +28,8 @@ def model_card(
         provenance: as in the bundle.
         intended_nfe: moves that the student is meant for; None if unknown.
     """
+    from huggingface_hub import ModelCardData  # a tenth of the time of a start, which loading a bundle does not need
+
     header = ModelCardData(library_name="didi-instruct", tags=["masked-diffusion", "text-generation"])
     origin = {
         name: provenance[name] for name in ("recipe", "corpus", "seed", "machine", "source") if name in provenance

@@ -7,8 +7,7 @@ from torch import Tensor
 from didi.diffusion.canvas import Canvas
 from didi.errors import UsageError
 from didi.models.bundle import Bundle
-
-MASK = "[MASK]"
+from didi.models.tokenizer_fit import MASK
 
 
 def canvas_from_prompt(bundle: Bundle, length: int, *, prefix: str | None = None, infill: str | None = None) -> Canvas:

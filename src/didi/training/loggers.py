@@ -15,6 +15,7 @@ from didi.errors import DidiError, UsageError, from_checkout
 from didi.files import write_atomically
 from didi.world import world
 
+RUN_ID = "wandb-run-id"  # a file in the folder of a run
 PROJECT = "didi"
 """W&B project if the environment variable ``WANDB_PROJECT`` is not set."""
 
@@ -92,7 +93,7 @@ class WandbLogger:
             import wandb
         except ImportError as error:
             raise _missing("wandb", error) from error
-        id_file = folder / "wandb-run-id"
+        id_file = folder / RUN_ID
         if not id_file.is_file():
             write_atomically(id_file, secrets.token_hex(8))
         try:

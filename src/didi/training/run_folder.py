@@ -2,6 +2,7 @@
 
 import json
 import reprlib
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,8 +14,10 @@ from filelock import FileLock, Timeout
 
 from didi.errors import UsageError
 from didi.files import json_text, write_atomically
+from didi.methods.real_source import TEACHER_POOL
 from didi.models.untrusted import read_yaml
 from didi.training.checkpoint import PATTERN
+from didi.training.loggers import RUN_ID
 
 
 @dataclass(frozen=True)
@@ -47,36 +50,79 @@ class RunFolder:
         """Whether a run has come here as far as a line of metrics or a checkpoint."""
         return self.metrics.is_file() or any(self.checkpoints.glob(PATTERN))
 
-    def check(self, *, resume: bool) -> None:
-        """Refuse to start a run where one is, and to resume one where none is.
+    @property
+    def bundle(self) -> Path:
+        """What a finished run leaves."""
+        return self.path / "bundle"
+
+    def check(self, config_yaml: str | None = None, *, resume: bool, overwrite: bool = False) -> None:
+        """Refuse to resume a run where none is, and to start one where it would replace something.
+
+        Args:
+            config_yaml: settings of the new run, which a file of equal settings may hold already.
+            resume: the run here is continued.
+            overwrite: what is here is replaced.
 
         Raises:
-            UsageError: the folder holds a run and ``resume`` is off, or it holds none and ``resume`` is on. A run that
-                was killed before its first line of metrics has left its settings, and may be resumed or started again.
+            UsageError: ``resume`` is on and no run is here; or both are off and a run is here, or a bundle, or settings
+                that differ. A run that was killed before its first line of metrics has left its settings.
         """
-        if self.has_run and not resume:
-            raise UsageError(f"--out names a new folder; {self.path} holds a run: add --resume or choose another")
-        if resume and not self.has_run and not self.settings.is_file():
+        if overwrite:
+            return
+        if resume:
+            if not self.has_run and not self.settings.is_file():
+                raise UsageError(
+                    f"resume continues a run; {self.path} holds none: leave resume out to start one, or name the "
+                    "folder of a run"
+                )
+            return
+        found = ["a run"] if self.has_run else []
+        found += [f"{self.bundle.name}/"] if self.bundle.exists() and not self.has_run else []
+        if config_yaml is not None and not found and self.settings.exists():
+            found += [] if self.settings.read_bytes() == config_yaml.encode() else [f"another {self.settings.name}"]
+        if found:
+            fix = "add --resume to continue it, --overwrite" if self.has_run else "add --overwrite"
             raise UsageError(
-                f"resume continues a run; {self.path} holds none: leave resume out to start one, or name the folder of "
-                "a run"
+                f"--out names a new folder; {self.path} holds {found[0]}: {fix} to replace it, or choose another"
             )
 
+    def clear(self) -> None:
+        """Delete what a run leaves here; other files stay.
+
+        Raises:
+            UsageError: ``bundle`` is something other than a bundle.
+        """
+        if self.bundle.exists() and not (self.bundle / "bundle.yaml").is_file():
+            raise UsageError(f"--overwrite replaces a run and its bundle; {self.bundle} is something else: move it")
+        if self.bundle.exists():
+            shutil.rmtree(self.bundle)
+        beside = [self.path / name for name in (TEACHER_POOL, RUN_ID)]
+        for file in (*self.checkpoints.glob(PATTERN), self.metrics, self.settings, *beside):
+            file.unlink(missing_ok=True)
+
     def prepare(
-        self, config_yaml: str, *, resume: bool, current: Callable[[Mapping[str, Any]], dict[str, Any]] = dict
+        self,
+        config_yaml: str,
+        *,
+        resume: bool,
+        overwrite: bool = False,
+        current: Callable[[Mapping[str, Any]], dict[str, Any]] = dict,
     ) -> None:
         """Start a new run here, or make sure that the run here is the same.
 
         Args:
             config_yaml: settings of the run.
             resume: whether a run here goes on.
+            overwrite: whether a new run replaces what is here.
             current: from settings that an earlier version wrote to those of now.
 
         Raises:
             UsageError: see ``check``; or a run is resumed and its settings differ.
         """
+        self.check(config_yaml, resume=resume, overwrite=overwrite)
+        if overwrite:
+            self.clear()
         config_file = self.settings
-        self.check(resume=resume)
         if resume and config_file.is_file():
             old, new = _settings(current(read_yaml(config_file))), _settings(yaml.safe_load(config_yaml))
             changed = [

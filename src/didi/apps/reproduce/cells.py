@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -9,6 +10,9 @@ from didi.methods.didi_settings import DistillConfig
 from didi.methods.elbo import PretrainConfig
 from didi.models.bundle import Role
 from didi.sampling.options import SamplerName
+
+Digest = Callable[[str], str]
+"""From the name or folder of a bundle to ``models.bundle.digest`` of it."""
 
 
 @dataclass(frozen=True)
@@ -23,12 +27,13 @@ class Run:
     config: PretrainConfig | DistillConfig
     teacher: "Run | None" = None
 
-    @property
-    def name(self) -> str:
-        """Folder of the run: recipe, seed and a digest of all settings."""
-        settings = json.dumps([asdict(self.config), self.teacher and self.teacher.name], sort_keys=True)
-        digest = hashlib.sha256(settings.encode()).hexdigest()[:10]
-        return f"{self.config.recipe}-seed{self.config.seed}-{digest}"
+    def name(self, digest: Digest) -> str:
+        """Folder of the run: recipe, seed and a digest of all settings, in which the teacher stands with its own."""
+        settings = asdict(self.config)
+        given = settings.pop("teacher", None)
+        teacher = self.teacher.name(digest) if self.teacher else given and digest(given)
+        found = hashlib.sha256(json.dumps([settings, teacher], sort_keys=True).encode()).hexdigest()[:10]
+        return f"{self.config.recipe}-seed{self.config.seed}-{found}"
 
 
 @dataclass(frozen=True)
@@ -49,11 +54,10 @@ class Cell:
     nfe: int = 8
     temperature: float = 1.0
 
-    @property
-    def name(self) -> str:
+    def name(self, digest: Digest) -> str:
         """File of the cell."""
         departure = "" if self.temperature == 1 else f"-T{self.temperature:g}"
-        return f"{_origin(self.bundle)}-{self.role}-{self.sampler}-{self.nfe}{departure}"
+        return f"{_origin(self.bundle, digest)}-{self.role}-{self.sampler}-{self.nfe}{departure}"
 
 
 @dataclass(frozen=True)
@@ -64,18 +68,14 @@ class LikelihoodCell:
     role: Role
     corpus: str
 
-    @property
-    def name(self) -> str:
+    def name(self, digest: Digest) -> str:
         """File of the cell."""
-        return f"{_origin(self.bundle)}-{self.role}-likelihood-{self.corpus.replace('/', '-')}"
+        return f"{_origin(self.bundle, digest)}-{self.role}-likelihood-{self.corpus.replace('/', '-')}"
 
 
 AnyCell = Cell | LikelihoodCell
 
 
-def _origin(bundle: Run | str) -> str:
-    """Part of a cell's name that identifies its bundle."""
-    origin = bundle.name if isinstance(bundle, Run) else bundle
-    if "/" in origin:  # folders of two runs have one name
-        return f"{Path(origin).name}-{hashlib.sha256(origin.encode()).hexdigest()[:10]}"
-    return origin
+def _origin(bundle: Run | str, digest: Digest) -> str:
+    """Part of a cell's name that identifies its bundle: of one that is given, by its content and not by its path."""
+    return bundle.name(digest) if isinstance(bundle, Run) else f"{Path(bundle).name}-{digest(bundle)[:10]}"

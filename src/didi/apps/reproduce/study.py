@@ -20,14 +20,14 @@ from didi.apps.reproduce.cells import AnyCell, Cell, LikelihoodCell, Run
 from didi.apps.reproduce.workers import run_items
 from didi.apps.train import distill_run, pretrain_run
 from didi.data.source import source_for
-from didi.errors import UsageError
+from didi.errors import DidiError, UsageError
 from didi.evaluation.anchors import anchor_sets
 from didi.evaluation.evaluate import evaluate
 from didi.evaluation.row import EvaluationRow, SampleSet
 from didi.evaluation.zero_shot import LikelihoodRow, score_corpus
 from didi.files import json_text, write_atomically
 from didi.methods.elbo import PretrainConfig
-from didi.models.bundle import Bundle, Role, load
+from didi.models.bundle import Bundle, Role, digest, load
 from didi.models.discriminator import num_parameters
 from didi.sampling.guided import Guidance
 from didi.sampling.options import SamplingOptions
@@ -66,15 +66,32 @@ class Study:
         folder: holds ``runs/``, ``cells/`` and what is made of them.
         sampling: of every cell.
         workers: processes, each of one thread; with a single one the work is done in this process.
+        digests: of the bundles that are given, by name or folder, as they were when the study first met them.
     """
 
     folder: Path
     sampling: Sampling
     workers: int = 2
+    digests: dict[str, str] = field(default_factory=dict, compare=False)
+
+    def digest(self, name: str) -> str:
+        """``models.bundle.digest`` of a bundle, which is computed once."""
+        if name not in self.digests:
+            self.digests[name] = digest(name)
+        return self.digests[name]
+
+    def check_unchanged(self, name: str) -> None:
+        """Refuse a bundle that is not what its figures will be kept as.
+
+        Raises:
+            DidiError: it has changed since the study began.
+        """
+        if digest(name) != self.digest(name):
+            raise DidiError(f"bundle {name} has changed since this study began: start it again")
 
     def bundle_path(self, bundle: Run | str) -> str:
         """Where a bundle is, or will be."""
-        return str(self.folder / "runs" / bundle.name / "bundle") if isinstance(bundle, Run) else bundle
+        return str(self.folder / "runs" / bundle.name(self.digest) / "bundle") if isinstance(bundle, Run) else bundle
 
     def complete(self, cells: Sequence[AnyCell]) -> None:
         """Make all runs that the cells need and measure the cells; what is there already is left alone.
@@ -117,7 +134,7 @@ class Study:
         )
 
     def _file(self, cell: AnyCell) -> Path:
-        return self.folder / "cells" / f"{cell.name}.json"
+        return self.folder / "cells" / f"{cell.name(self.digest)}.json"
 
     def write(self, cell: AnyCell, row: EvaluationRow | LikelihoodRow, **about: Any) -> None:
         """Keep a cell."""
@@ -154,10 +171,11 @@ def _do(item: Run | Sequence[AnyCell], study: Study) -> str:
 
 def make(run: Run, study: Study) -> str:
     """Make a run, or go on with it, if it is not there; what it says goes to a log beside it."""
+    name = run.name(study.digest)
     if Path(study.bundle_path(run)).is_dir():
-        return run.name
+        return name
     torch.set_num_threads(1)
-    folder = RunFolder(study.folder / "runs" / run.name)
+    folder = RunFolder(study.folder / "runs" / name)
     folder.path.mkdir(parents=True, exist_ok=True)
     device = default_device()
     with (folder.path / "log.txt").open("a") as log, contextlib.redirect_stderr(log), contextlib.redirect_stdout(log):
@@ -165,8 +183,10 @@ def make(run: Run, study: Study) -> str:
             pretrain_run(run.config, folder, resume=folder.has_run, device=device)
         else:
             teacher = study.bundle_path(run.teacher) if run.teacher is not None else run.config.teacher
+            if run.teacher is None and teacher:
+                study.check_unchanged(teacher)
             distill_run(replace(run.config, teacher=teacher), folder, resume=folder.has_run, device=device)
-    return run.name
+    return name
 
 
 def measure(cells: Sequence[AnyCell], study: Study) -> str:
@@ -175,6 +195,8 @@ def measure(cells: Sequence[AnyCell], study: Study) -> str:
     origin = cells[0].bundle
     if isinstance(origin, Run):
         make(origin, study)
+    else:
+        study.check_unchanged(origin)
     bundle, sampling = load(study.bundle_path(origin)), study.sampling
     _measure_real(bundle, [cell for cell in cells if isinstance(cell, Cell) and not cell.nfe], study)
     sampled: dict[Cell, list[Cell]] = {}  # by what one evaluation shares
@@ -186,7 +208,7 @@ def measure(cells: Sequence[AnyCell], study: Study) -> str:
             sampled.setdefault(replace(cell, nfe=0), []).append(cell)
     for alike, group in sampled.items():
         _measure_samples(bundle, alike, group, study)
-    return cells[0].name
+    return cells[0].name(study.digest)
 
 
 def _measure_samples(bundle: Bundle, alike: Cell, cells: Sequence[Cell], study: Study) -> None:

@@ -1,0 +1,158 @@
+"""Files of weights in a bundle: writing, reading, and digests that show whether a file has changed since.
+
+``bundle.yaml`` holds the SHA-256 of each role's ``model.safetensors`` under ``provenance.weights_sha256``: readers of
+format 2 that do not know the entry leave it alone. It is the digest of the file, as ``sha256sum`` and the Hub show it.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import re
+import reprlib
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from didi.diffusion import process_settings
+from didi.errors import DidiError, UsageError
+from didi.files import sha256, staged_folder
+from didi.models.manifest import read_manifest
+from didi.models.stored_dtype import stored_weights
+
+WEIGHTS = "model.safetensors"
+DIGESTS = "weights_sha256"
+
+
+@contextmanager
+def written_folder(folder: Path) -> Iterator[Path]:
+    """As ``files.staged_folder``, with one line for a disk that is full or refuses.
+
+    Raises:
+        DidiError: The folder could not be written; what was there is kept.
+        OSError: ``folder`` is no possible name of a folder.
+    """
+    try:
+        with staged_folder(folder) as staging:
+            yield staging
+    except (FileExistsError, NotADirectoryError, IsADirectoryError):  # the fault of the name
+        raise
+    except OSError as error:
+        raise DidiError(
+            f"{folder} could not be written ({error.strerror or error}); nothing was changed: make room, or choose "
+            "another folder"
+        ) from error
+
+
+def write_tensors(tensors: Mapping[str, Tensor], file: Path, *, metadata: dict[str, str] | None = None) -> None:
+    """Write a safetensors file.
+
+    Args:
+        tensors: Contiguous tensors that share no memory.
+        file: The file, in a folder that exists.
+        metadata: Of the file's header.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
+    try:
+        save_file(dict(tensors), file, metadata=metadata)
+    except SafetensorError as error:  # the library gives the system's error as text
+        if (found := re.search(r"os error (\d+)", str(error))) is None:
+            raise
+        raise OSError(int(found[1]), os.strerror(int(found[1])), str(file)) from error
+
+
+def read_tensors(file: Path, *, remedy: str) -> dict[str, Tensor]:
+    """The tensors of a safetensors file that didi wrote.
+
+    Args:
+        file: The file.
+        remedy: What the user does about a damaged file; the end of the message.
+
+    Raises:
+        DidiError: The file is damaged or not readable.
+    """
+    try:
+        return load_file(file)
+    except (SafetensorError, OSError) as error:
+        raise DidiError(f"{file} is damaged or not readable ({error}): {remedy}") from error
+
+
+def write_network(network: Any, folder: Path, dtype: torch.dtype) -> None:
+    """Write the folder of a role, ``config.json`` and ``model.safetensors``.
+
+    Args:
+        network: A network of a bundle.
+        folder: The folder, which must not exist.
+        dtype: Of the stored parameters, see ``stored_weights``.
+
+    Raises:
+        UsageError: ``dtype`` cannot hold a weight.
+        OSError: A file cannot be written.
+    """
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(dataclasses.asdict(network.config), indent=2) + "\n")
+    write_tensors(stored_weights(network, dtype), folder / WEIGHTS)
+
+
+def weights_digests(folder: Path, roles: Iterable[str]) -> dict[str, str]:
+    """SHA-256 of the weights of each role of a bundle folder, hexadecimal; several files are read at a time."""
+    names = list(roles)
+    with ThreadPoolExecutor(max(1, len(names))) as pool:  # hashing releases the interpreter's lock
+        return dict(zip(names, pool.map(sha256, [folder / role / WEIGHTS for role in names]), strict=True))
+
+
+def with_digests(provenance: Mapping[str, Any], folder: Path, roles: Iterable[str]) -> dict[str, Any]:
+    """A provenance with the digests of the weights in a bundle folder, instead of those it may have."""
+    return {**provenance, DIGESTS: weights_digests(folder, roles)}
+
+
+def verified(provenance: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """A provenance without its digests, after the weights in the bundle folder are compared with them.
+
+    Bundles of before there were digests have none, and are not compared.
+
+    Raises:
+        UsageError: The digests are not a mapping of roles to 64 hexadecimal digits.
+        DidiError: A file of weights has changed since it was written.
+    """
+    recorded = provenance.get(DIGESTS, {})
+    if not isinstance(recorded, dict) or not all(
+        isinstance(digest, str) and re.fullmatch("[0-9a-f]{64}", digest) for digest in recorded.values()
+    ):
+        raise UsageError(
+            f"{DIGESTS} in {folder / 'bundle.yaml'} is a mapping of roles to 64 hexadecimal digits; got "
+            f"{reprlib.repr(recorded)}"
+        )
+    present = [role for role in recorded if (folder / role / WEIGHTS).is_file()]
+    for role, found in weights_digests(folder, present).items():
+        if found != recorded[role]:
+            raise DidiError(
+                f"{folder / role / WEIGHTS} has SHA-256 {recorded[role]} in bundle.yaml; found {found}, so the file is "
+                f"damaged or was changed: copy the bundle again, or delete {DIGESTS} from bundle.yaml if you changed it"
+            )
+    return {name: value for name, value in provenance.items() if name != DIGESTS}
+
+
+def content_digest(folder: Path) -> str:
+    """SHA-256 of all in a bundle folder that its samples depend on, hexadecimal.
+
+    It covers the process, the kind, settings and weights of each network, and the tokenizer; not the name of the
+    folder and not the provenance.
+
+    Raises:
+        UsageError: The folder is not a bundle.
+    """
+    manifest = read_manifest(folder)
+    names = [f"{role}/{name}" for role in manifest.networks for name in ("config.json", WEIGHTS)] + ["tokenizer.json"]
+    files = {name: sha256(folder / name) for name in names if (folder / name).is_file()}
+    content = [process_settings(manifest.process), manifest.networks, files]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

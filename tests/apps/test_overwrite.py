@@ -1,0 +1,138 @@
+"""No command replaces what stands in ``--out`` unless ``--overwrite`` is given."""
+
+import json
+import shutil
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+import didi as package
+from didi.apps.convert import export
+from didi.models.bundle import Bundle, save
+
+SMALL = ["--data.length", "16", "--loop.batch-size", "2", "--loop.validation-sequences", "2", "--max-steps", "1"]
+
+
+@pytest.fixture
+def world(make_dit, tmp_path):
+    """A bundle that is judged exactly."""
+    network = make_dit(vocab_size=5, length=4)
+    bundle = Bundle(teacher=network, student=network, provenance={"corpus": "exact"})
+    return str(save(bundle, tmp_path / "model"))
+
+
+@pytest.fixture
+def checkpoint(make_dit, tmp_path):
+    """The same network in the MDLM layout."""
+    return str(export(Bundle(teacher=make_dit()), tmp_path / "public"))
+
+
+def refused(didi, out, *words):
+    """Without the flag nothing changes, in one line; with it the command runs."""
+    files = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    status, said, error = didi(*words, "--out", out)
+    assert (status, said, error.count("\n")) == (2, "", 1)
+    assert "--overwrite" in error
+    assert str(out) in error
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == files
+    assert didi(*words, "--out", out, "--overwrite")[0] == 0
+
+
+@pytest.mark.parametrize("name", ["metrics.json", "samples.jsonl", "report.md", "perplexity.png", "frontier.png"])
+def test_evaluate_refuses_before_any_work(didi, tmp_path, monkeypatch, name):
+    monkeypatch.setattr("didi.apps.evaluate.load", lambda _: pytest.fail("work began"))
+    (tmp_path / name).write_text("old")
+    status, _, error = didi("evaluate", "--model", "exact", "--out", tmp_path)
+    assert (status, error.count("\n")) == (2, 1)
+    assert f"holds {name}: add --overwrite" in error
+
+
+def test_evaluate_replaces_results_that_are_to_be_overwritten(didi, world, tmp_path):
+    out = tmp_path / "results"
+    words = ["evaluate", "--model", world, "--nfe", "1", "--num-samples", "4", "--judge", "exact"]
+    assert didi(*words, "--out", out)[0] == 0
+    refused(didi, out, *words, "--seed", "1")
+    assert json.loads((out / "metrics.json").read_text())[0]["seed"] == 1
+
+
+def test_evaluate_writes_beside_other_files(didi, world, tmp_path):
+    (tmp_path / "notes.md").write_text("mine")
+    words = ["evaluate", "--model", world, "--nfe", "1", "--num-samples", "4", "--judge", "exact"]
+    assert didi(*words, "--out", tmp_path)[0] == 0
+
+
+def test_likelihood_refuses(didi, world, tmp_path):
+    words = ["likelihood", "--model", world, "--num-sequences", "2", "--num-draws", "1"]
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "likelihood.md").write_text("old")
+    refused(didi, tmp_path / "out", *words)
+    assert (tmp_path / "out" / "likelihood.md").read_text() != "old"
+
+
+def test_bench_refuses(didi, tmp_path, monkeypatch):
+    monkeypatch.setattr("didi.apps.bench.compare", lambda *_, **__: [])
+    monkeypatch.setattr("didi.apps.bench.speed_table", lambda *_, **__: "new\n")
+    (tmp_path / "bench.json").write_text("old")
+    refused(didi, tmp_path, "bench", "--model", "markov")
+    assert (tmp_path / "bench.md").read_text() == "new\n"
+
+
+def test_compare_keeps_the_figure_of_an_evaluation(didi, world, tmp_path):
+    for name in ("a", "b"):
+        words = ["evaluate", "--model", world, "--nfe", "1", "--num-samples", "4", "--judge", "exact"]
+        assert didi(*words, "--out", tmp_path / name)[0] == 0
+    (tmp_path / "a" / "frontier.png").write_text("old")
+    refused(didi, tmp_path / "a", "compare", tmp_path / "a", tmp_path / "b")
+    assert (tmp_path / "a" / "frontier.png").read_bytes()[1:4] == b"PNG"
+
+
+def test_convert_replaces_a_bundle_that_is_to_be_overwritten(didi, world, checkpoint, tmp_path):
+    refused(didi, tmp_path / "model", "convert", "mdlm", checkpoint)
+    assert package.load(world).student is None
+
+
+def test_convert_refuses_before_the_checkpoint_is_read(didi, world, tmp_path, monkeypatch):
+    monkeypatch.setattr("didi.apps.convert.read_checkpoint", lambda *_, **__: pytest.fail("work began"))
+    assert didi("convert", "mdlm", "owner/name", "--out", world)[0] == 2
+
+
+def test_an_export_replaces_nothing_but_an_export(didi, world, checkpoint, tmp_path):
+    file = tmp_path / "public" / "model.safetensors"
+    save_file({name: value + 1 for name, value in load_file(file).items()}, file)
+    refused(didi, tmp_path / "public", "convert", "export", world)
+    (tmp_path / "public" / "thesis.tex").touch()
+    status, _, error = didi("convert", "export", world, "--out", tmp_path / "public", "--overwrite")
+    assert status == 2
+    assert error.endswith(f"{tmp_path / 'public'} is there: choose another\n")
+    assert (tmp_path / "public" / "thesis.tex").exists()
+
+
+def test_a_run_replaces_a_run_that_is_to_be_overwritten(didi, tmp_path):
+    out = tmp_path / "run"
+    words = ["pretrain", "markov", *SMALL]
+    assert didi(*words, "--out", out)[0] == 0
+    first = (out / "bundle" / "teacher" / "model.safetensors").read_bytes()
+    refused(didi, out, *words, "--seed", "1")
+    assert (out / "bundle" / "teacher" / "model.safetensors").read_bytes() != first
+    assert [json.loads(line)["step"] for line in (out / "metrics.jsonl").read_text().splitlines()] == [1, 1]
+    status, _, error = didi(*words, "--seed", "1", "--out", out, "--resume", "--overwrite")
+    assert status == 2
+    assert "give one of them" in error
+
+
+def test_a_run_refuses_a_bundle_that_is_not_its_own(didi, world, tmp_path):
+    out = tmp_path / "run"
+    shutil.copytree(world, out / "bundle")
+    refused(didi, out, "pretrain", "markov", *SMALL)
+    assert package.load(out / "bundle").provenance["recipe"] == "markov"
+
+
+def test_distill_does_not_delete_its_teacher(didi, tmp_path):
+    out = tmp_path / "run"
+    assert didi("pretrain", "markov", *SMALL, "--out", out)[0] == 0
+    words = ["distill", "markov", *SMALL, "--teacher", out / "bundle", "--out", out]
+    status, _, error = didi(*words)
+    assert (status, "holds a run" in error) == (2, True)
+    status, _, error = didi(*words, "--overwrite")
+    assert (status, "which is the teacher: choose another --out" in error) == (2, True)
+    assert package.load(out / "bundle").teacher is not None

@@ -1,0 +1,74 @@
+"""What ``didi reproduce`` keeps of a bundle belongs to the bundle's content, not to its path."""
+
+import operator
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+from safetensors.torch import load_file, save_file
+
+from didi.apps.reproduce import study
+from didi.apps.reproduce.cells import Cell, LikelihoodCell, Run
+from didi.apps.reproduce.study import Sampling, Study
+from didi.errors import DidiError
+from didi.models.bundle import digest
+
+from ..two_moves import MARKOV
+
+
+@pytest.fixture
+def copied(tmp_path):
+    """Copies of the bundled chain's teacher in folders of the test."""
+    return lambda name: Path(shutil.copytree(Path(study.__file__).parents[2] / "bundles" / "markov", tmp_path / name))
+
+
+def change_weights(folder):
+    """Halve all weights of the teacher, without digests in the manifest."""
+    file = folder / "teacher" / "model.safetensors"
+    save_file({name: value / 2 for name, value in load_file(file).items()}, file)
+    manifest = yaml.safe_load((folder / "bundle.yaml").read_text())
+    manifest["provenance"].pop("weights_sha256", None)
+    (folder / "bundle.yaml").write_text(yaml.safe_dump(manifest))
+    return folder
+
+
+def test_cells_of_a_bundle_are_named_by_its_content_and_not_by_its_path(copied):
+    here, moved = str(copied("here/bundle")), str(copied("moved/bundle"))
+    changed = str(change_weights(copied("changed/bundle")))
+    names = [Cell(bundle, "teacher").name(digest) for bundle in (here, moved, changed)]
+    assert names[0] == names[1] == f"bundle-{digest(here)[:10]}-teacher-ancestral-8"
+    assert names[2] == f"bundle-{digest(changed)[:10]}-teacher-ancestral-8" != names[0]
+    runs = [Run(replace(MARKOV, teacher=teacher)).name(digest) for teacher in (here, moved, changed, "markov")]
+    assert runs[0] == runs[1] == runs[3] != runs[2]
+
+
+def test_figures_of_a_bundle_that_changed_under_its_path_are_measured_again(copied, tmp_path):
+    teacher = copied("teacher")
+    cells = [Cell(str(teacher), "teacher", nfe=1), LikelihoodCell(str(teacher), "teacher", "markov")]
+
+    def figures():
+        one = Study(tmp_path / "study", Sampling(8, "markov", likelihood_sequences=4), workers=1)
+        one.complete(cells)
+        return one.row(cells[0]).gen_ppl, one.likelihood(cells[1]).found.nats
+
+    before = figures()
+    assert figures() == before
+    original = (teacher / "teacher" / "model.safetensors").read_bytes()
+    change_weights(teacher)
+    assert all(map(operator.ne, figures(), before))
+    (teacher / "teacher" / "model.safetensors").write_bytes(original)
+    assert figures() == before
+    assert len(list((tmp_path / "study" / "cells").iterdir())) == 4
+
+
+def test_a_bundle_that_changes_while_a_study_runs_is_refused(copied, tmp_path):
+    teacher = str(copied("teacher"))
+    one = Study(tmp_path / "study", Sampling(8, "markov"), workers=1)
+    one.digest(teacher)
+    change_weights(Path(teacher))
+    with pytest.raises(DidiError, match=f"bundle {teacher} has changed since this study began: start it again"):
+        one.complete([Cell(teacher, "teacher", nfe=1)])
+    with pytest.raises(DidiError, match=f"bundle {teacher} has changed since this study began: start it again"):
+        study.make(Run(replace(MARKOV, teacher=teacher)), one)
