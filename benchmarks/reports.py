@@ -2,8 +2,8 @@
 
     python benchmarks/reports.py page
 
-A file holds a list of rows: ``report`` (a label that starts with the number of the report), ``tried``, ``before``,
-``now`` and ``tests`` (``tests/FILE.py::FUNCTION``). Each row names the tests that hold ``now``.
+A file holds a list of rows: ``report`` (its number; several rows may have it), ``tried``, ``before``, ``now`` and
+``tests`` (``tests/FILE.py::FUNCTION``). Each row names the tests that hold ``now``.
 """
 
 import argparse
@@ -25,25 +25,17 @@ REPORTS = ROOT / "tests" / "reports"
 class Report:
     """One row of the table."""
 
-    report: str
+    report: int
     tried: str
     before: str
     now: str
     tests: list[str]
 
-    @property
-    def order(self) -> tuple[int, str]:
-        """Number and suffix of the label, for sorting."""
-        found = re.fullmatch(r"(\d+)(\w*)", self.report)
-        if not found:
-            raise ValueError(f"a report's label is a number and perhaps a letter; got {self.report!r}")
-        return int(found[1]), found[2]
-
 
 def reports() -> list[Report]:
-    """All rows, sorted by label."""
+    """All rows, sorted by number."""
     rows = [row for file in sorted(REPORTS.glob("*.yaml")) for row in yaml.safe_load(file.read_text())]
-    return sorted((Report(**row | {"report": str(row["report"])}) for row in rows), key=lambda row: row.order)
+    return sorted((Report(**row) for row in rows), key=lambda row: row.report)
 
 
 def missing_tests(rows: Sequence[Report]) -> list[str]:
@@ -64,7 +56,7 @@ def _is_run(name: str) -> bool:
 
 def table(rows: Sequence[Report]) -> list[str]:
     """Lines of the Markdown table."""
-    cells = [[row.report, *(_cell(text) for text in (row.tried, row.before, row.now))] for row in rows]
+    cells = [[str(row.report), *(_cell(text) for text in (row.tried, row.before, row.now))] for row in rows]
     return markdown_table(["report", "tried", "before", "now"], cells, num_left=4)
 
 
