@@ -170,7 +170,7 @@ class Calls:
         Calls(torch.storage._load_from_bytes, b"payload"),
         Calls(np.save, "escaped", 1),
     ],
-    ids=lambda call: str(call.call[0]),
+    ids=lambda call: getattr(call.call[0], "__name__", "partial"),
 )
 def test_no_call_of_a_checkpoint_is_made(tmp_path, monkeypatch, call):
     file = saved(tmp_path / "x.ckpt", hyper_parameters=call)
