@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from didi.arguments import whole_number
 from didi.models.bundle import Bundle
 from didi.sampling.options import SamplingOptions
 from didi.sampling.prompt import decode
@@ -62,7 +63,7 @@ def generate(
         num_samples: number of sequences.
         nfe: moves of the time grid, at most so many network passes; None is ``bundle.default_nfe``. It is the length,
             whatever is asked, where passes follow no grid, and the number of moves of ``times`` where those are given.
-        seed: same seed, same samples, whatever the batch size.
+        seed: same seed, same random numbers for each sequence, whatever the batch size; see ``SequenceNoise``.
         prefix: text that every sequence begins with.
         infill: text whose [MASK]s are filled in.
         length: positions; the network's context length by default.
@@ -73,7 +74,7 @@ def generate(
     Raises:
         UsageError: what is asked for does not exist or does not fit; see ``stream``.
     """
-    chosen = options_from(options, overrides)
+    chosen, seed = options_from(options, overrides), whole_number("seed", seed)
     started = time.perf_counter()
     finished: dict[tuple[int, ...], tuple[Tensor, Tensor, Tensor]] = {}
     for move in stream(

@@ -1,9 +1,9 @@
 """The samplers by name: for which process, with which settings. A new one is one file and one line here."""
 
 from dataclasses import dataclass, fields, replace
-from typing import Any, get_args
+from typing import Any
 
-from didi.diffusion.categorical import Precision
+from didi.arguments import one_of
 from didi.errors import UsageError
 from didi.models.autoregressive import AutoregressiveLM
 from didi.models.bundle import Bundle
@@ -89,9 +89,7 @@ SAMPLERS: dict[SamplerName, tuple[SamplerKind, ...]] = {
 
 def _kinds(name: SamplerName) -> tuple[SamplerKind, ...]:
     """The classes of a sampler; a name that is unknown is refused."""
-    if name not in SAMPLERS:
-        raise UsageError(f"a sampler is one of {', '.join(SAMPLERS)}; got {name!r}")
-    return SAMPLERS[name]
+    return SAMPLERS[one_of("a sampler", name, list(SAMPLERS))]
 
 
 def find_sampler(name: SamplerName, process: str = "absorbing") -> SamplerKind:
@@ -116,11 +114,9 @@ def make_sampler(bundle: Bundle, options: SamplingOptions, num_moves: int) -> Sa
         num_moves: of the times that the sampler is going to get; the length where passes follow no grid.
 
     Raises:
-        UsageError: the sampler or precision is unknown, the bundle lacks a network it needs, or an option is given
+        UsageError: the sampler is unknown, the bundle lacks a network it needs, or an option is given
             that the sampler does not read.
     """
-    if options.precision not in get_args(Precision):
-        raise UsageError(f"precision is one of {', '.join(get_args(Precision))}; got {options.precision!r}")
     departure = options.departure
     network = bundle.network(options.role)
     kind = find_sampler(options.sampler, bundle.process.name)

@@ -1,0 +1,55 @@
+"""Settings of reward-guided sampling: a bundle keeps those that it was measured with."""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+
+from didi.arguments import finite_number, one_of, set_fields, whole_number
+from didi.objectives.didi import RewardReduction
+
+Selection = Literal["sample", "best"]
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """Settings of RGAS; defaults are the paper's (App. F.3) where our own measurements do not speak against them.
+
+    Attributes:
+        guidance_scale: h of the last tilted move; it rises linearly from 0 at the first (a single one has 0).
+        tilted_fraction: share of the moves that are tilted, the first ones; half in the paper. Re-ranking the early
+            moves, which reveal most, gains far more than tilting them (docs/lab-notes.md).
+        gradient_clamp: bound on each entry of the gradient before it is scaled.
+        num_candidates: M candidates in each of the remaining moves.
+        reduction: how the discriminator's logits become one reward for re-ranking.
+        rank_temperature: temperature of the softmax over candidates, in [1e-30, 1e30].
+        select: ``sample`` from that softmax (Eq. 11), or take the ``best`` (App. F.3).
+
+    Raises:
+        UsageError: a setting is no finite number, out of range, or none of the choices.
+    """
+
+    guidance_scale: float = 30.0
+    tilted_fraction: float = 0.25
+    gradient_clamp: float = 1.0
+    num_candidates: int = 4
+    reduction: RewardReduction = "sum"
+    rank_temperature: float = 1.0
+    select: Selection = "sample"
+
+    def __post_init__(self) -> None:
+        set_fields(
+            self,
+            guidance_scale=finite_number("guidance_scale", self.guidance_scale),
+            tilted_fraction=finite_number("tilted_fraction", self.tilted_fraction, low=0, high=1),
+            gradient_clamp=finite_number("gradient_clamp", self.gradient_clamp, low=0),
+            num_candidates=whole_number("num_candidates", self.num_candidates, low=1),
+            reduction=one_of("reduction", self.reduction, get_args(RewardReduction)),
+            rank_temperature=finite_number("rank_temperature", self.rank_temperature, low=1e-30, high=1e30),
+            select=one_of("select", self.select, get_args(Selection)),
+        )
+
+    def scales(self, num_moves: int) -> list[float]:
+        """The tilt h of each tilted move, from 0 to ``guidance_scale``."""
+        num_tilted = round(self.tilted_fraction * num_moves)
+        return torch.linspace(0, self.guidance_scale, num_tilted).tolist()
