@@ -99,8 +99,8 @@ def listed(name: str, value: Any, *, allows_none: bool = False) -> tuple[Any, ..
     Raises:
         UsageError: it is empty.
     """
-    is_list = isinstance(value, Iterable) and not isinstance(value, str | bytes) and getattr(value, "ndim", 1)
-    found = tuple(value) if is_list else (value,)
+    is_single = isinstance(value, str | bytes) or getattr(value, "ndim", None) == 0  # an array without axes
+    found = tuple(value) if isinstance(value, Iterable) and not is_single else (value,)
     if not found and not allows_none:
         raise UsageError(f"{name} is one value or more; got none: leave {name} out for its default")
     return found

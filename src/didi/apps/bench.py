@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from didi.apps.options import GuidanceFlags, given_guidance
 from didi.apps.terminal import parse
 from didi.data.markov import WORLDS
 from didi.errors import UsageError
@@ -52,7 +53,7 @@ class BenchCommand:
     autoregressive model run in the first."""
     compile: bool = False
     """Time each of them compiled (torch.compile) as well."""
-    guidance: Guidance = field(default_factory=Guidance)
+    guidance: GuidanceFlags = field(default_factory=GuidanceFlags)
     out: Path | None = None
     """Folder for bench.json and bench.md."""
 
@@ -87,6 +88,7 @@ def bench(args: Sequence[str]) -> None:
     is_random = command.random or (command.model in VOCABULARIES and command.model not in (*WORLDS, "tiny-news"))
     make = partial(_bundle, command.model, command.role, is_random=is_random)
     bundle = make()
+    guidance = given_guidance(command.guidance, bundle) or bundle.guidance or Guidance()
     length = bundle.network().length if command.length is None else command.length
     if not 1 <= length <= bundle.network().length:
         raise UsageError(f"length lies in [1, {bundle.network().length}], the network's context; got {length}")
@@ -95,7 +97,7 @@ def bench(args: Sequence[str]) -> None:
     methods = [*command.methods, *(FLOOR[method] for method in command.methods if method in FLOOR)]
     rows = compare(
         bundle,
-        [Load(size, length, nfe, command.guidance) for size in command.batch_size for nfe in command.nfe],
+        [Load(size, length, nfe, guidance) for size in command.batch_size for nfe in command.nfe],
         methods=list(dict.fromkeys(methods)),
         variants=[
             Variant(numerics, is_compiled)
@@ -116,7 +118,7 @@ def bench(args: Sequence[str]) -> None:
         record = {
             "model": bundle.name,
             "role": command.role,
-            "guidance": asdict(command.guidance),
+            "guidance": asdict(guidance),
             "machine": machine,
             "rows": [row.record() for row in rows],
         }

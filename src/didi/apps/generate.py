@@ -8,17 +8,14 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from didi.apps.live import LiveView
-from didi.apps.options import sampling_options
+from didi.apps.options import GuidanceFlags, OrderFlags, RemaskingFlags, sampling_options
 from didi.apps.terminal import parse
 from didi.diffusion.categorical import Precision
 from didi.models.bundle import Role, load
 from didi.models.inference import Numerics, for_inference
 from didi.sampling.base import Grid
-from didi.sampling.confidence import ConfidenceOrder
 from didi.sampling.generate import generate
-from didi.sampling.guided import Guidance
 from didi.sampling.options import SamplerName
-from didi.sampling.remasking import Remasking
 from didi.world import default_device
 
 
@@ -39,7 +36,7 @@ class GenerateCommand:
     precision: Precision = "float64"
     """Precision of the random draws; float32 has the bias of published samplers."""
     seed: int = 0
-    """Random seed; the texts do not depend on the batch size."""
+    """Random seed: each text has random numbers of its own, whatever the batch size."""
     prefix: str | None = None
     """Text that every sample starts with."""
     infill: str | None = None
@@ -60,11 +57,11 @@ class GenerateCommand:
     """Number format of the network's trunk; the draws use --precision."""
     compile: bool = False
     """Compile the trunk with torch.compile; faster only for many batches."""
-    guidance: Guidance = field(default_factory=Guidance)
-    order: ConfidenceOrder = field(default_factory=ConfidenceOrder)
-    entropy_bound: float = 1.0
-    """entropy-bounded: nats by which the sum of the entropies of the tokens of a step may exceed the largest one."""
-    remask: Remasking = field(default_factory=Remasking)
+    guidance: GuidanceFlags = field(default_factory=GuidanceFlags)
+    order: OrderFlags = field(default_factory=OrderFlags)
+    entropy_bound: float | None = None
+    """entropy-bounded: nats by which the sum of the entropies of the tokens of a step may exceed the largest one; 1."""
+    remask: RemaskingFlags = field(default_factory=RemaskingFlags)
     live: bool = False
     """Show the first texts on standard error during sampling."""
     format: Literal["text", "jsonl"] = "text"
@@ -74,8 +71,10 @@ class GenerateCommand:
 def run_generate(args: Sequence[str]) -> None:
     """Run ``didi generate`` with the arguments after the command's name."""
     command = parse(GenerateCommand, args, prog="didi generate")
-    options = sampling_options(command, sampler=command.sampler, role=command.role, is_whole_batch=command.compile)
     bundle = for_inference(load(command.model).to(default_device()), command.network, is_compiled=command.compile)
+    options = sampling_options(
+        command, bundle, sampler=command.sampler, role=command.role, is_whole_batch=command.compile
+    )
     with LiveView(bundle) if command.live else contextlib.nullcontext() as on_move:
         drawn = generate(
             bundle,

@@ -23,8 +23,7 @@ from typing import Any, Literal, cast, get_args
 import torch
 import yaml
 from huggingface_hub import HfApi
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import nn
 
@@ -35,15 +34,17 @@ from didi.errors import DidiError, UsageError
 from didi.files import staged_folder
 from didi.models.autoregressive import AutoregressiveLM
 from didi.models.card import model_card
-from didi.models.convert import check_keys
 from didi.models.discriminator import Discriminator, num_parameters
 from didi.models.dit import DiT
 from didi.models.foreign import download
+from didi.models.guidance import Guidance
 from didi.models.manifest import ROLES, Manifest, read_manifest
-from didi.models.networks import NETWORKS, build, kind_of
-from didi.models.untrusted import PlainDumper, read_json, read_tokenizer
+from didi.models.networks import kind_of
+from didi.models.pickled import pack, unpack
+from didi.models.stored_network import WEIGHTS, load_network
+from didi.models.untrusted import PlainDumper, read_tokenizer
+from didi.torch_defaults import with_torch_defaults
 
-WEIGHTS = "model.safetensors"
 HUB_FILES = [
     "bundle.yaml",
     "tokenizer.json",
@@ -70,6 +71,7 @@ class Bundle:
         intended_nfe: moves that the student is trained for, of several the most; None if unknown.
         provenance: recipe, seed, data, machine: what a reader needs to trust or repeat it.
         name: where it was loaded from.
+        guidance: settings that guided sampling was measured with, its default; None for those of ``Guidance``.
     """
 
     student: DiT | None = None
@@ -81,12 +83,19 @@ class Bundle:
     intended_nfe: int | None = None
     provenance: dict[str, Any] = field(default_factory=dict)
     name: str = "unnamed"
+    guidance: Guidance | None = None
 
     def __post_init__(self) -> None:
         if self.process is _UNKNOWN and (network := next(iter(self.networks().values()), None)) is not None:
             mask_id = cast(Any, network).config.mask_id
             vocab_size = cast(Any, network).vocab_size
             self.process = cast(Process, Uniform(vocab_size) if mask_id is None else Absorbing(mask_id))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"discriminator": pack(self.discriminator)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state | {"discriminator": unpack(state["discriminator"])})
 
     def networks(self) -> dict[str, nn.Module]:
         """The networks that are there, by role."""
@@ -209,13 +218,14 @@ def save(bundle: Bundle, path: Path | str, *, dtype: torch.dtype = torch.float32
         if bundle.tokenizer is not None:
             bundle.tokenizer.save(str(staging / "tokenizer.json"))
         kinds = {role: kind_of(network) for role, network in networks.items()}
-        manifest = Manifest(bundle.process, kinds, bundle.intended_nfe, bundle.provenance).record()
+        manifest = Manifest(bundle.process, kinds, bundle.intended_nfe, bundle.provenance, bundle.guidance).record()
         (staging / "bundle.yaml").write_text(yaml.dump(manifest, Dumper=PlainDumper, sort_keys=False))
         sizes = {role: num_parameters(network) for role, network in networks.items()}
         (staging / "README.md").write_text(model_card(sizes, bundle.process, bundle.provenance), encoding="utf-8")
     return path
 
 
+@with_torch_defaults
 def load(name: Path | str) -> Bundle:
     """Load a bundle by a bundled name, by its folder, or from the Hub by ``owner/name`` or ``owner/name@revision``.
 
@@ -225,9 +235,7 @@ def load(name: Path | str) -> Bundle:
     """
     path = _resolve(str(name))
     manifest = read_manifest(path)
-    networks: dict[str, Any] = {
-        role: _load_network(path / role, role, kind) for role, kind in manifest.networks.items()
-    }
+    networks: dict[str, Any] = {role: load_network(path / role, role, kind) for role, kind in manifest.networks.items()}
     mask_ids = {network.config.mask_id for network in networks.values()}
     if mask_ids != {manifest.process.mask_id}:
         raise UsageError(
@@ -245,6 +253,7 @@ def load(name: Path | str) -> Bundle:
         intended_nfe=manifest.intended_nfe,
         provenance=manifest.provenance,
         name=str(name),
+        guidance=manifest.guidance,
     )
 
 
@@ -266,21 +275,3 @@ def _resolve(name: str) -> Path:
         f"a model is a bundled name ({', '.join(bundled_names())}), a bundle folder or a Hub repository owner/name; "
         f"got {name!r}"
     )
-
-
-def _load_network(folder: Path, role: str, kind: str) -> nn.Module:
-    config_file, weights_file = folder / "config.json", folder / WEIGHTS
-    for file in (config_file, weights_file):
-        if not file.is_file():
-            raise UsageError(f"the {role} of a bundle is config.json and model.safetensors; {file} is missing")
-    settings = read_json(config_file)
-    try:
-        weights = NETWORKS[kind].current_names(load_file(weights_file))
-        network: nn.Module = build(kind, settings, weights, source=str(config_file))
-    except (SafetensorError, ValueError, OSError, RuntimeError) as error:
-        if isinstance(error, DidiError):
-            raise
-        raise UsageError(f"{folder} is not a {role} of this format: {error}") from error
-    check_keys(network.state_dict(), weights, source=str(weights_file))
-    network.load_state_dict({key: value.float() for key, value in weights.items()}, strict=True, assign=True)
-    return network.eval()

@@ -15,6 +15,8 @@ Selection = Literal["sample", "best"]
 class Guidance:
     """Settings of RGAS; defaults are the paper's (App. F.3) where our own measurements do not speak against them.
 
+    A bundle may hold settings of its own, which are then the defaults of its guided sampling.
+
     Attributes:
         guidance_scale: h of the last tilted move; it rises linearly from 0 at the first (a single one has 0).
         tilted_fraction: share of the moves that are tilted, the first ones; half in the paper. Re-ranking the early
@@ -53,3 +55,6 @@ class Guidance:
         """The tilt h of each tilted move, from 0 to ``guidance_scale``."""
         num_tilted = round(self.tilted_fraction * num_moves)
         return torch.linspace(0, self.guidance_scale, num_tilted).tolist()
+
+
+DEFAULT = Guidance()

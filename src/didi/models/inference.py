@@ -54,8 +54,8 @@ def for_inference(bundle: Bundle, numerics: Numerics = "float32", *, is_compiled
     return replace(bundle, **changed)
 
 
-def device_of(networks: Mapping[str, nn.Module]) -> torch.device:
-    """The device of networks that are to be sampled from.
+def check_ready(networks: Mapping[str, nn.Module]) -> None:
+    """Refuse networks that cannot be sampled from as they are.
 
     Args:
         networks: by the name that a message gives them: those of a bundle, or of ``for_inference``.
@@ -76,11 +76,12 @@ def device_of(networks: Mapping[str, nn.Module]) -> torch.device:
                 "float(), or use didi.models.inference.for_inference for bfloat16"
             )
         if network.training:
-            raise UsageError(f"networks are sampled in evaluation mode; the {name} is in training mode: call its eval()")
+            raise UsageError(
+                f"networks are sampled in evaluation mode; the {name} is in training mode: call its eval()"
+            )
     devices = {next(network.parameters()).device for network in networks.values()}
     if len(devices) > 1:
         raise UsageError(f"networks are sampled on one device; got {', '.join(map(str, devices))}: use Bundle.to")
-    return devices.pop()
 
 
 def _cheaper(network: DiT | Discriminator, numerics: Numerics, *, is_compiled: bool) -> nn.Module:

@@ -82,7 +82,7 @@ def time_grid(nfe: int, grid: Grid = "uniform") -> Float[Tensor, " n"]:
 def _check_moves(num_moves: int) -> None:
     if num_moves > MAX_NFE:
         raise UsageError(
-            f"nfe lies in [1, {MAX_NFE}]; got {num_moves}: lower it, or use first-hitting sampling, the limit of many moves"
+            f"nfe lies in [1, {MAX_NFE}]; got {num_moves}: first-hitting sampling is the limit of more moves"
         )
 
 

@@ -1,6 +1,5 @@
 """The check that tokens are drawn from finite scores only."""
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 

@@ -20,7 +20,7 @@ from didi.diffusion.categorical import sample_categorical
 from didi.diffusion.noise import SequenceNoise
 from didi.models.denoiser import Denoiser
 from didi.models.discriminator import Discriminator, log_ratio_logits
-from didi.models.guidance import Guidance
+from didi.models.guidance import DEFAULT, Guidance
 from didi.objectives.didi import log_density_ratio
 from didi.sampling.base import StepOutput, features_at, open_positions, path_alphas, shared_rows
 from didi.sampling.departure import EXACT, Departure
@@ -35,7 +35,7 @@ class Guided:
     denoiser: Denoiser
     process: Absorbing
     discriminator: Discriminator
-    guidance: Guidance = Guidance()
+    guidance: Guidance = DEFAULT
     departure: Departure = EXACT
 
     @torch.no_grad()

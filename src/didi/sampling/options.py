@@ -38,7 +38,7 @@ class SamplingOptions:
         times: the times themselves, from 1 down to 0, instead of ``nfe`` and ``grid``.
         batch_size: sequences at a time; changes speed and memory, and samples by rounding alone (``noise``).
         is_whole_batch: ancestral sampling runs the network on whole batches only, for networks that are compiled.
-        guidance: settings of ``guided``.
+        guidance: settings of ``guided``; None takes those that the bundle was measured with, where it has them.
         order: which positions ``confidence`` reveals first.
         entropy_bound: nats that ``entropy-bounded`` may draw at once beyond the largest entropy.
         remask: settings of ``remasking``.
@@ -95,3 +95,6 @@ KINDS: dict[str, type[Any]] = {"guidance": Guidance, "order": ConfidenceOrder, "
 
 OWN_SETTINGS = ("guidance", "order", "entropy_bound", "remask")
 """Fields of ``SamplingOptions`` that some samplers read; the field of the sampler has the same name."""
+
+SETTINGS = (*OWN_SETTINGS, "grid", "times")
+"""Fields of ``SamplingOptions`` that not every sampler reads."""

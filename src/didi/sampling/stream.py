@@ -5,15 +5,13 @@ from dataclasses import dataclass, fields
 
 import torch
 from jaxtyping import Bool, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from didi.arguments import instance, whole_number
 from didi.diffusion.canvas import Canvas
 from didi.diffusion.noise import SequenceNoise
 from didi.errors import DidiError, UsageError
-from didi.models.bundle import Bundle, Role
-from didi.models.inference import device_of
-from didi.sampling.base import Sampler
+from didi.models.bundle import Bundle
 from didi.sampling.options import SamplingOptions
 from didi.sampling.prompt import canvas_from_prompt, decode
 from didi.sampling.registry import is_self_paced, make_sampler
@@ -94,7 +92,7 @@ def stream(
     length = network.length if length is None else whole_number("length", length, low=1, high=network.length)
     asked = num_moves(bundle, nfe, length, chosen)
     sampler, times = make_sampler(bundle, chosen, asked), chosen.move_times(asked)
-    device = device_of(_sampled(bundle, chosen.role, sampler))
+    device = next(network.parameters()).device
     canvas = canvas_from_prompt(bundle, length, prefix=prefix, infill=infill).to(device)
 
     def moves(indices: Sequence[int]) -> Iterator[Move]:
@@ -117,14 +115,6 @@ def stream(
             yield from moves(mine[begin : begin + chosen.batch_size])
 
     return each_with_torch_defaults(batches())
-
-
-def _sampled(bundle: Bundle, role: Role | None, sampler: Sampler) -> dict[str, nn.Module]:
-    """The networks that a sampler runs, by name."""
-    network = bundle.network(role)
-    names = [name for name, one in bundle.networks().items() if one is network]
-    judges = {"discriminator": bundle.discriminator} if hasattr(sampler, "discriminator") else {}
-    return {names[0]: network} | {name: one for name, one in judges.items() if one is not None}
 
 
 def _check_finished(z: Int[Tensor, "b l"], canvas: Canvas, mask_id: int | None) -> None:
