@@ -30,6 +30,7 @@ from didi.evaluation.row import Circumstances, EvaluationRow, SampleSet, measure
 from didi.models.bundle import Bundle, Role
 from didi.models.nelbo import nats_per_token
 from didi.sampling.generate import generate
+from didi.sampling.memory import check_batch
 from didi.sampling.options import SamplerName, SamplingOptions
 from didi.sampling.prompt import decode
 from didi.sampling.registry import described
@@ -182,6 +183,8 @@ def _sample(
     bundle: Bundle, plan: Sequence[PlannedRow], num_samples: int, data: Int[Tensor, "n l"] | None, measured: _Measured
 ) -> None:
     """Draw and measure the sets of a plan."""
+    for _, settings, num_moves in plan:
+        check_batch(bundle, settings, bundle.network(settings.role).length, num_moves, num_samples)
     nats: dict[str, float] = {}
     exact = ExactRows(bundle)
     for label, settings, num_moves in plan:

@@ -8,8 +8,9 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from didi.arguments import whole_number
+from didi.arguments import instance, whole_number
 from didi.models.bundle import Bundle
+from didi.sampling.memory import check_samples
 from didi.sampling.options import SamplingOptions
 from didi.sampling.prompt import decode
 from didi.sampling.stream import Move, num_moves, options_from, stream
@@ -75,6 +76,8 @@ def generate(
         UsageError: what is asked for does not exist or does not fit; see ``stream``.
     """
     chosen, seed = options_from(options, overrides), whole_number("seed", seed)
+    context = instance("bundle", bundle, Bundle).network(chosen.role).length
+    check_samples(whole_number("num_samples", num_samples, low=1), context if length is None else length)
     started = time.perf_counter()
     finished: dict[tuple[int, ...], tuple[Tensor, Tensor, Tensor]] = {}
     for move in stream(

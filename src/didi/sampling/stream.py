@@ -12,6 +12,7 @@ from didi.diffusion.canvas import Canvas
 from didi.diffusion.noise import SequenceNoise
 from didi.errors import DidiError, UsageError
 from didi.models.bundle import Bundle
+from didi.sampling.memory import check_batch, out_of_memory
 from didi.sampling.options import SamplingOptions
 from didi.sampling.prompt import canvas_from_prompt, decode
 from didi.sampling.registry import is_self_paced, make_sampler
@@ -92,6 +93,7 @@ def stream(
     length = network.length if length is None else whole_number("length", length, low=1, high=network.length)
     asked = num_moves(bundle, nfe, length, chosen)
     sampler, times = make_sampler(bundle, chosen, asked), chosen.move_times(asked)
+    check_batch(bundle, chosen, length, asked, num_samples)
     device = next(network.parameters()).device
     canvas = canvas_from_prompt(bundle, length, prefix=prefix, infill=infill).to(device)
 
@@ -112,7 +114,9 @@ def stream(
     def batches() -> Iterator[Move]:
         mine = range(num_samples)[world().share(num_samples)]
         for begin in range(0, len(mine), chosen.batch_size):
-            yield from moves(mine[begin : begin + chosen.batch_size])
+            indices = mine[begin : begin + chosen.batch_size]
+            with out_of_memory(len(indices)):
+                yield from moves(indices)
 
     return each_with_torch_defaults(batches())
 
