@@ -18,7 +18,8 @@ class Guidance:
     A bundle may hold settings of its own, which are then the defaults of its guided sampling.
 
     Attributes:
-        guidance_scale: h of the last tilted move; it rises linearly from 0 at the first (a single one has 0).
+        guidance_scale: h of the last tilted move; in [-1e30, 1e30]; it rises linearly from 0 at the first (a single one has
+            0).
         tilted_fraction: share of the moves that are tilted, the first ones; half in the paper. Re-ranking the early
             moves, which reveal most, gains far more than tilting them (docs/lab-notes.md).
         gradient_clamp: bound on each entry of the gradient before it is scaled.
@@ -42,7 +43,7 @@ class Guidance:
     def __post_init__(self) -> None:
         set_fields(
             self,
-            guidance_scale=finite_number("guidance_scale", self.guidance_scale),
+            guidance_scale=finite_number("guidance_scale", self.guidance_scale, low=-1e30, high=1e30),
             tilted_fraction=finite_number("tilted_fraction", self.tilted_fraction, low=0, high=1),
             gradient_clamp=finite_number("gradient_clamp", self.gradient_clamp, low=0),
             num_candidates=whole_number("num_candidates", self.num_candidates, low=1),
