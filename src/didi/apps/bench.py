@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -23,6 +24,9 @@ from didi.models.dit import DiT
 from didi.models.inference import Numerics
 from didi.recipes import VOCABULARIES, teacher_shape
 from didi.sampling.guided import Guidance
+from didi.sampling.memory import check_batch
+from didi.sampling.options import SamplingOptions
+from didi.sampling.registry import SAMPLERS
 from didi.world import default_device
 
 
@@ -94,6 +98,10 @@ def bench(args: Sequence[str]) -> None:
         raise UsageError(f"length lies in [1, {bundle.network().length}], the network's context; got {length}")
     if command.out is not None:
         command.out.mkdir(parents=True, exist_ok=True)  # a folder that cannot be written fails now, not after the work
+    for size, nfe in product(command.batch_size, command.nfe):
+        for method in {*command.methods} & {*SAMPLERS}:
+            options = SamplingOptions(method, batch_size=size, guidance=guidance if method == "guided" else None)
+            check_batch(bundle, options, length, nfe, size)
     methods = [*command.methods, *(FLOOR[method] for method in command.methods if method in FLOOR)]
     rows = compare(
         bundle,

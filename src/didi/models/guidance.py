@@ -18,8 +18,8 @@ class Guidance:
     A bundle may hold settings of its own, which are then the defaults of its guided sampling.
 
     Attributes:
-        guidance_scale: h of the last tilted move; in [-1e30, 1e30]; it rises linearly from 0 at the first (a single one has
-            0).
+        guidance_scale: h of the last tilted move, in [-1e30, 1e30]; it rises linearly from 0 at the first (a single one
+            has 0).
         tilted_fraction: share of the moves that are tilted, the first ones; half in the paper. Re-ranking the early
             moves, which reveal most, gains far more than tilting them (docs/lab-notes.md).
         gradient_clamp: bound on each entry of the gradient before it is scaled.
