@@ -24,7 +24,7 @@ def named_generator(*parts: int | str) -> torch.Generator:
 
 
 class SequenceNoise:
-    """One independent stream of uniforms per sequence, so that a batch may be split without changing its random numbers.
+    """One independent stream of uniforms per sequence, so that a batch may be split without changing them.
 
     A network's float32 logits depend on the shape of the batch by rounding: a token whose uniform is that near to a
     boundary may still differ.

@@ -76,8 +76,7 @@ def generate(
         UsageError: what is asked for does not exist or does not fit; see ``stream``.
     """
     chosen, seed = options_from(options, overrides), whole_number("seed", seed)
-    context = instance("bundle", bundle, Bundle).network(chosen.role).length
-    check_samples(whole_number("num_samples", num_samples, low=1), context if length is None else length)
+    check_samples(instance("bundle", bundle, Bundle), chosen.role, num_samples, length)
     started = time.perf_counter()
     finished: dict[tuple[int, ...], tuple[Tensor, Tensor, Tensor]] = {}
     for move in stream(

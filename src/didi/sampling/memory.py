@@ -13,10 +13,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from didi.arguments import whole_number
 from didi.diffusion.categorical import CHUNK_ELEMENTS
 from didi.errors import DidiError, UsageError
 from didi.models.autoregressive import AutoregressiveLM
-from didi.models.bundle import Bundle
+from didi.models.bundle import Bundle, Role
 from didi.models.guidance import Guidance
 from didi.sampling.base import path_alphas
 from didi.sampling.options import SamplingOptions
@@ -152,13 +153,15 @@ def check_batch(bundle: Bundle, options: SamplingOptions, length: int, num_moves
     raise UsageError(f"{rule}: lower length or use a smaller model")
 
 
-def check_samples(num_samples: int, length: int) -> None:
+def check_samples(bundle: Bundle, role: Role | None, num_samples: int, length: int | None) -> None:
     """Refuse a sample set whose tokens and texts do not fit in memory.
 
     Raises:
         UsageError: they do not; the message has the largest number that fits.
     """
-    free = free_bytes(torch.device("cpu"))
+    free, context = free_bytes(torch.device("cpu")), bundle.network(role).length
+    num_samples = whole_number("num_samples", num_samples, low=1)
+    length = context if length is None else whole_number("length", length, low=1, high=context)
     if num_samples * length * TOKEN > free:
         raise UsageError(
             f"{num_samples} sequences of {length} tokens do not fit in {free / 2**30:.1f} GiB: lower num_samples to "
