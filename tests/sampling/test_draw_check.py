@@ -52,10 +52,10 @@ def test_nor_does_guidance_by_a_discriminator_with_nan(bundle, guidance):
         generate(damaged(bundle, "discriminator", float("nan")), nfe=4, sampler="guided", guidance=guidance)
 
 
-@pytest.mark.parametrize("gumbel", [1e30, 1e308])
+@pytest.mark.parametrize("gumbel", [1e30, 1.7e308])
 def test_any_finite_gumbel_scale_leaves_no_mask(bundle, gumbel):
     order = ConfidenceOrder(gumbel=gumbel)
-    tokens = generate(bundle, num_samples=16, nfe=4, sampler="confidence", order=order).tokens
+    tokens = generate(bundle, num_samples=64, nfe=4, sampler="confidence", order=order).tokens
     assert (tokens < 6).all()
 
 

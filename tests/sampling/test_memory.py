@@ -5,6 +5,7 @@ import torch
 
 import didi
 from didi.errors import DidiError, UsageError
+from didi.evaluation.perplexity import Scores
 from didi.models.guidance import Guidance
 from didi.sampling import memory
 from didi.sampling.memory import batch_bytes, check_batch, out_of_memory
@@ -15,6 +16,13 @@ from didi.sampling.registry import SAMPLERS
 @pytest.fixture(scope="module")
 def bundle():
     return didi.load("tiny-news")
+
+
+class Constant:
+    name = "constant"
+
+    def score(self, texts, tokens):
+        return Scores(torch.ones(len(texts), dtype=torch.float64), torch.ones(len(texts), dtype=torch.long))
 
 
 @pytest.fixture
@@ -50,7 +58,24 @@ def test_candidates_that_do_not_fit_are_refused_with_the_most_that_do(bundle, ha
     has_free(2**30)
     options = SamplingOptions("guided", guidance=Guidance(num_candidates=1_000_000_000))
     with pytest.raises(UsageError, match=r"lower batch_size to 1 and num_candidates to \d+ or less"):
-        didi.evaluate(bundle, nfe=8, options=options, judge=[])
+        didi.generate(bundle, nfe=8, options=options)
+
+
+def test_an_evaluation_refuses_a_row_that_does_not_fit_before_it_samples_the_first(bundle, has_free):
+    has_free(2**30)
+    options = SamplingOptions(guidance=Guidance(num_candidates=1_000_000_000))
+    measured = []
+    with pytest.raises(UsageError, match="num_candidates to"):
+        didi.evaluate(
+            bundle,
+            nfe=1,
+            num_samples=1,
+            sampler=["ancestral", "guided"],
+            options=options,
+            judge=Constant(),
+            on_set=measured.append,
+        )
+    assert not measured
 
 
 def test_a_model_that_never_fits_is_refused(bundle, has_free):

@@ -64,7 +64,7 @@ def generate(
         num_samples: number of sequences.
         nfe: moves of the time grid, at most so many network passes; None is ``bundle.default_nfe``. It is the length,
             whatever is asked, where passes follow no grid, and the number of moves of ``times`` where those are given.
-        seed: same seed, same random numbers for each sequence, whatever the batch size; see ``SequenceNoise``.
+        seed: of the random numbers of each sequence; see ``SequenceNoise``.
         prefix: text that every sequence begins with.
         infill: text whose [MASK]s are filled in.
         length: positions; the network's context length by default.
@@ -74,20 +74,14 @@ def generate(
 
     Raises:
         UsageError: what is asked for does not exist or does not fit; see ``stream``.
+        DidiError: logits are not finite, or memory runs out.
     """
     chosen, seed = options_from(options, overrides), whole_number("seed", seed)
     check_samples(instance("bundle", bundle, Bundle), chosen.role, num_samples, length)
     started = time.perf_counter()
     finished: dict[tuple[int, ...], tuple[Tensor, Tensor, Tensor]] = {}
     for move in stream(
-        bundle,
-        num_samples=num_samples,
-        nfe=nfe,
-        seed=seed,
-        prefix=prefix,
-        infill=infill,
-        length=length,
-        options=chosen,
+        bundle, num_samples=num_samples, nfe=nfe, seed=seed, prefix=prefix, infill=infill, length=length, options=chosen
     ):
         if on_move is not None:
             on_move(move)

@@ -86,6 +86,7 @@ def stream(
 
     Raises:
         UsageError: what is asked for does not exist or does not fit.
+        DidiError: logits are not finite, or memory runs out; it comes with the moves.
     """
     chosen, bundle = options_from(options, overrides), instance("bundle", bundle, Bundle)
     network, seed = bundle.network(chosen.role), whole_number("seed", seed)
