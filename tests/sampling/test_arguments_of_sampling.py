@@ -111,7 +111,7 @@ def test_a_bundle_is_loaded_before_it_is_sampled():
         (didi.Guidance, {"guidance_scale": -INF}, "guidance_scale lies in .*; got -inf"),
         (didi.Guidance, {"gradient_clamp": INF}, "gradient_clamp is 0 or more; got inf"),
         (didi.Guidance, {"rank_temperature": 1e-40}, "rank_temperature lies in"),
-        (ConfidenceOrder, {"gumbel": INF}, "gumbel is 0 or more; got inf"),
+        (ConfidenceOrder, {"gumbel": INF}, r"gumbel lies in \[0, 1e\+30\]; got inf"),
         (ConfidenceOrder, {"measure": 1}, "a confidence measure is one of probability, margin, entropy; got 1"),
         (Remasking, {"eta": "a"}, "remasking eta is a finite number; got 'a'"),
         (Remasking, {"t_on": NAN}, "t_on is a finite number; got nan"),

@@ -23,7 +23,6 @@ from didi.sampling.base import StepOutput, features_at, open_positions, path_alp
 from didi.sampling.departure import EXACT, Departure
 
 Measure = Literal["probability", "margin", "entropy"]
-LARGEST = 1e300
 
 
 @dataclass(frozen=True)
@@ -35,10 +34,10 @@ class ConfidenceOrder:
             remasking); ``margin`` between the two likeliest tokens (Kim et al. 2025,
             https://arxiv.org/abs/2502.06768); least ``entropy`` of the distribution (Dream).
         gumbel: scale of the Gumbel noise on the log-confidence, falling linearly to 0 (MaskGIT's choice temperature);
-            0 follows the network's order strictly.
+            0 follows the network's order strictly. In [0, 1e30].
 
     Raises:
-        UsageError: there is no such measure, or ``gumbel`` is no finite number of 0 or more.
+        UsageError: there is no such measure, or ``gumbel`` is out of range.
     """
 
     measure: Measure = "probability"
@@ -48,7 +47,7 @@ class ConfidenceOrder:
         set_fields(
             self,
             measure=one_of("a confidence measure", self.measure, get_args(Measure)),
-            gumbel=finite_number("gumbel", self.gumbel, low=0),
+            gumbel=finite_number("gumbel", self.gumbel, low=0, high=1e30),
         )
 
     def log_confidence(self, log_probs: Float[Tensor, "n v"], drawn: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
@@ -105,8 +104,6 @@ class ConfidenceDecoding:
                 if self.order.gumbel:
                     scale, smallest = self.order.gumbel * float(s), torch.finfo(gumbels.dtype).tiny
                     confidence = confidence - scale * (-gumbels.clamp(min=smallest).log()).log()
-                    # A visible position, at -inf, comes after every mask.
-                    confidence = torch.where(is_masked, confidence.clamp(min=-LARGEST, max=LARGEST), -torch.inf)
                 rank = confidence.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
                 is_revealed = rank < num_revealed[rows].to(z.device)[:, None]
                 z = z.clone()
