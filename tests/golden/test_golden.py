@@ -89,7 +89,7 @@ SAMPLERS = {
     "float32": {"precision": "float32"},
     "temperature and top-p": {"temperature": 0.8, "top_p": 0.9, "grid": "cosine"},
     "tau-leaping": {"sampler": "tau-leaping"},
-    "guided": {"sampler": "guided"},
+    "guided": {"sampler": "guided", "guidance": Guidance()},
     "guided, best": {"sampler": "guided", "guidance": Guidance(tilted_fraction=0.5, select="best", num_candidates=2)},
     "first-hitting": {"sampler": "first-hitting"},
     "confidence": {"sampler": "confidence", "order": ConfidenceOrder(gumbel=1.0)},
@@ -97,7 +97,7 @@ SAMPLERS = {
     "remasking": {"sampler": "remasking", "remask": Remasking("rescale", 0.5)},
     "given times": {"times": (1.0, 0.7, 0.2, 0.0)},
     "prefix": {"prefix": "The prime minister"},
-    "infill": {"infill": "The[MASK][MASK] said", "sampler": "guided"},
+    "infill": {"infill": "The[MASK][MASK] said", "sampler": "guided", "guidance": Guidance()},
 }
 
 

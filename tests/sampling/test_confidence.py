@@ -83,7 +83,7 @@ def test_each_move_leaves_the_expected_masks_and_prompts_stay(make_dit, started)
     ("values", "said"),
     [
         ({"measure": "rank"}, "a confidence measure is one of probability, margin, entropy; got 'rank'"),
-        ({"gumbel": -1.0}, "gumbel is a scale, 0 or more"),
+        ({"gumbel": -1.0}, r"gumbel lies in \[0, 1e\+30\]; got -1.0"),
     ],
 )
 def test_settings_out_of_range_are_refused(unchecked, values, said):

@@ -48,8 +48,8 @@ def test_a_sampler_draws_from_the_law_it_departs_to(world, tabular, draw, chi_sq
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        ({"temperature": 0.0}, "temperature is positive; got 0.0"),
-        ({"temperature": float("nan")}, "temperature is positive"),
+        ({"temperature": 0.0}, r"temperature lies in \[1e-30, 1e\+30\]; got 0.0"),
+        ({"temperature": float("nan")}, r"temperature lies in \[1e-30, 1e\+30\]; got nan"),
         ({"top_p": 0.0}, r"top_p lies in \(0, 1\]; got 0.0"),
         ({"top_p": 1.5}, "top_p lies in"),
     ],

@@ -58,5 +58,5 @@ def test_sequences_go_at_their_own_pace_and_prompts_stay(make_dit, started):
 
 
 def test_a_negative_bound_is_refused(world, tabular):
-    with pytest.raises(UsageError, match="entropy_bound is in nats, 0 or more"):
+    with pytest.raises(UsageError, match="entropy_bound is 0 or more"):
         EntropyBounded(tabular(world.table), LOG_LINEAR, entropy_bound=-1.0)

@@ -204,7 +204,7 @@ def test_the_tilt_rises_from_zero_over_the_first_moves():
         ({"num_candidates": 0}, "num_candidates is 1 or more; got 0"),
         ({"tilted_fraction": 1.5}, r"tilted_fraction lies in \[0, 1\]; got 1.5"),
         ({"tilted_fraction": -0.5}, r"tilted_fraction lies in \[0, 1\]; got -0.5"),
-        ({"rank_temperature": 0.0}, "rank_temperature is positive; got 0.0"),
+        ({"rank_temperature": 0.0}, r"rank_temperature lies in \[1e-30, 1e\+30\]; got 0.0"),
     ],
 )
 def test_impossible_settings_are_refused(settings, message):

@@ -4,10 +4,12 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
+from itertools import product
 from pathlib import Path
 
 import torch
 
+from didi.apps.options import GuidanceFlags, given_guidance
 from didi.apps.outputs import refuse_existing
 from didi.apps.terminal import parse
 from didi.data.markov import WORLDS
@@ -22,6 +24,9 @@ from didi.models.dit import DiT
 from didi.models.inference import Numerics
 from didi.recipes import VOCABULARIES, teacher_shape
 from didi.sampling.guided import Guidance
+from didi.sampling.memory import check_batch
+from didi.sampling.options import SamplingOptions
+from didi.sampling.registry import SAMPLERS
 from didi.world import default_device
 
 
@@ -52,7 +57,7 @@ class BenchCommand:
     autoregressive model run in the first."""
     compile: bool = False
     """Time each of them compiled (torch.compile) as well."""
-    guidance: Guidance = field(default_factory=Guidance)
+    guidance: GuidanceFlags = field(default_factory=GuidanceFlags)
     out: Path | None = None
     """Folder for bench.json and bench.md."""
     overwrite: bool = False
@@ -90,15 +95,20 @@ def bench(args: Sequence[str]) -> None:
     is_random = command.random or (command.model in VOCABULARIES and command.model not in (*WORLDS, "tiny-news"))
     make = partial(_bundle, command.model, command.role, is_random=is_random)
     bundle = make()
+    guidance = given_guidance(command.guidance, bundle) or bundle.guidance or Guidance()
     length = bundle.network().length if command.length is None else command.length
     if not 1 <= length <= bundle.network().length:
         raise UsageError(f"length lies in [1, {bundle.network().length}], the network's context; got {length}")
     if command.out is not None:
         command.out.mkdir(parents=True, exist_ok=True)  # a folder that cannot be written fails now, not after the work
+    for size, nfe in product(command.batch_size, command.nfe):
+        for method in {*command.methods} & {*SAMPLERS}:
+            options = SamplingOptions(method, batch_size=size, guidance=guidance if method == "guided" else None)
+            check_batch(bundle, options, length, nfe, size)
     methods = [*command.methods, *(FLOOR[method] for method in command.methods if method in FLOOR)]
     rows = compare(
         bundle,
-        [Load(size, length, nfe, command.guidance) for size in command.batch_size for nfe in command.nfe],
+        [Load(size, length, nfe, guidance) for size in command.batch_size for nfe in command.nfe],
         methods=list(dict.fromkeys(methods)),
         variants=[
             Variant(numerics, is_compiled)
@@ -118,7 +128,7 @@ def bench(args: Sequence[str]) -> None:
         record = {
             "model": bundle.name,
             "role": command.role,
-            "guidance": asdict(command.guidance),
+            "guidance": asdict(guidance),
             "machine": machine,
             "rows": [row.record() for row in rows],
         }

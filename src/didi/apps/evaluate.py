@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from didi.apps.console import ResultConsole, print_rows
-from didi.apps.options import sampling_options
+from didi.apps.options import GuidanceFlags, OrderFlags, RemaskingFlags, sampling_options
 from didi.apps.outputs import refuse_existing
 from didi.apps.terminal import parse
 from didi.data.source import source_for
@@ -20,10 +20,7 @@ from didi.evaluation.report import RESULTS
 from didi.evaluation.row import EvaluationRow
 from didi.models.bundle import Role, load
 from didi.sampling.base import Grid
-from didi.sampling.confidence import ConfidenceOrder
-from didi.sampling.guided import Guidance
 from didi.sampling.options import SamplerName
-from didi.sampling.remasking import Remasking
 from didi.world import default_device
 
 
@@ -73,11 +70,11 @@ class EvaluateCommand:
     """Times of the sampling steps, from 1 down to 0; replaces --nfe and --grid."""
     batch_size: int = 32
     """Number of sequences in a batch; affects speed and memory only."""
-    guidance: Guidance = field(default_factory=Guidance)
-    order: ConfidenceOrder = field(default_factory=ConfidenceOrder)
-    entropy_bound: float = 1.0
-    """entropy-bounded: nats by which the sum of the entropies of the tokens of a step may exceed the largest one."""
-    remask: Remasking = field(default_factory=Remasking)
+    guidance: GuidanceFlags = field(default_factory=GuidanceFlags)
+    order: OrderFlags = field(default_factory=OrderFlags)
+    entropy_bound: float | None = None
+    """entropy-bounded: nats by which the sum of the entropies of the tokens of a step may exceed the largest one; 1."""
+    remask: RemaskingFlags = field(default_factory=RemaskingFlags)
 
 
 def run_evaluate(args: Sequence[str]) -> None:
@@ -107,7 +104,7 @@ def run_evaluate(args: Sequence[str]) -> None:
         anchors=anchors,
         embed=embed,
         joint=command.joint if command.joint_reference is None else load(command.joint_reference),
-        options=sampling_options(command, temperature=1.0, top_p=1.0),
+        options=sampling_options(command, bundle, temperature=1.0, top_p=1.0),
         out=command.out,
         on_set=lambda one: print(_summary(one.row, has_judges=len(command.judge) > 1), file=sys.stderr),
     )

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import didi
 from didi.apps.live import LiveView, ProgressBar
-from didi.apps.options import sampling_options
+from didi.apps.options import GuidanceFlags, OrderFlags, RemaskingFlags, sampling_options
 from didi.apps.prompt_files import read_prompts, text_or_input
 from didi.apps.streams import json_line
 from didi.apps.terminal import parse
@@ -20,13 +20,10 @@ from didi.evaluation.machine import machine_name
 from didi.models.bundle import Bundle, Role, load
 from didi.models.inference import Numerics, for_inference
 from didi.sampling.base import Grid
-from didi.sampling.confidence import ConfidenceOrder
 from didi.sampling.generate import Generation, generate_batches
-from didi.sampling.guided import Guidance
 from didi.sampling.options import SamplerName
 from didi.sampling.prompts import PromptSet
 from didi.sampling.record import sampling_record
-from didi.sampling.remasking import Remasking
 from didi.world import default_device
 
 WORD_START = "Ġ"
@@ -52,7 +49,7 @@ class GenerateCommand:
     precision: Precision = "float64"
     """Precision of the random draws; float32 has the bias of published samplers."""
     seed: int = 0
-    """Random seed; the texts do not depend on the batch size."""
+    """Random seed: each text has random numbers of its own, whatever the batch size."""
     prefix: str | None = None
     """Text that every sample starts with; - reads it from standard input."""
     infill: str | None = None
@@ -76,11 +73,11 @@ class GenerateCommand:
     """Number format of the network's trunk; the draws use --precision."""
     compile: bool = False
     """Compile the trunk with torch.compile; faster only for many batches."""
-    guidance: Guidance = field(default_factory=Guidance)
-    order: ConfidenceOrder = field(default_factory=ConfidenceOrder)
-    entropy_bound: float = 1.0
-    """entropy-bounded: nats by which the sum of the entropies of the tokens of a step may exceed the largest one."""
-    remask: Remasking = field(default_factory=Remasking)
+    guidance: GuidanceFlags = field(default_factory=GuidanceFlags)
+    order: OrderFlags = field(default_factory=OrderFlags)
+    entropy_bound: float | None = None
+    """entropy-bounded: nats by which the sum of the entropies of the tokens of a step may exceed the largest one; 1."""
+    remask: RemaskingFlags = field(default_factory=RemaskingFlags)
     live: bool = False
     """Show the first texts on standard error during sampling."""
     format: Literal["text", "jsonl"] = "text"
@@ -91,12 +88,14 @@ class GenerateCommand:
 def run_generate(args: Sequence[str]) -> None:
     """Run ``didi generate`` with the arguments after the command's name."""
     command = parse(GenerateCommand, args, prog="didi generate")
-    options = sampling_options(command, sampler=command.sampler, role=command.role, is_whole_batch=command.compile)
     prompts = None if command.prompts is None else read_prompts(command.prompts)
     num_samples = (8 if prompts is None else 1) if command.num_samples is None else command.num_samples
     prefix, infill = text_or_input(command.prefix), text_or_input(command.infill)
     loaded = load(command.model).to(default_device())
     bundle = for_inference(loaded, command.network, is_compiled=command.compile)
+    options = sampling_options(
+        command, bundle, sampler=command.sampler, role=command.role, is_whole_batch=command.compile
+    )
     started = time.perf_counter()
     with _on_screen(bundle, command, num_samples * len(prompts or [None])) as (on_move, paused):
         batches = generate_batches(
@@ -180,7 +179,7 @@ class _Printer:
         """What the records of all samples share, made once."""
         if not self._shared:
             command = self._command
-            options = sampling_options(command, sampler=command.sampler, role=command.role)
+            options = sampling_options(command, self._loaded, sampler=command.sampler, role=command.role)
             self._shared = {
                 **sampling_record(self._loaded, options, nfe=drawn.nfe, length=drawn.tokens.shape[1]),
                 "network": command.network,

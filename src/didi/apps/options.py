@@ -1,17 +1,58 @@
 """Sampling options from the flags that several commands share."""
 
-from dataclasses import MISSING, fields
-from typing import Any, cast
+from dataclasses import field, fields, make_dataclass, replace
+from typing import Annotated, Any, TypeVar, get_type_hints
 
-from didi.sampling.options import OWN_SETTINGS, SamplingOptions
+import tyro
+
+from didi.models.bundle import Bundle
+from didi.models.guidance import Guidance
+from didi.sampling.options import KINDS, SamplingOptions
+
+Settings = TypeVar("Settings")
 
 
-def sampling_options(command: object, **others: Any) -> SamplingOptions:
+def optional(kind: type[Any]) -> Any:
+    """A dataclass of flags with the fields of ``kind``, each None where it is not given."""
+    hints = get_type_hints(kind)
+    flags = [
+        (
+            one.name,
+            Annotated[hints[one.name] | None, tyro.conf.arg(help_behavior_hint=f"(default: {one.default})")],
+            field(default=None),
+        )
+        for one in fields(kind)
+    ]
+    made = make_dataclass(f"{kind.__name__}Flags", flags, frozen=True)
+    made.__doc__ = kind.__doc__
+    return made
+
+
+GuidanceFlags, OrderFlags, RemaskingFlags = (optional(KINDS[name]) for name in ("guidance", "order", "remask"))
+
+
+def given(flags: Any, base: Settings) -> Settings | None:
+    """``base`` with the fields that were given as flags; None where none was.
+
+    Raises:
+        UsageError: a value is out of range.
+    """
+    values = {name: value for name, value in vars(flags).items() if value is not None}
+    return replace(base, **values) if values else None  # type: ignore[type-var]
+
+
+def given_guidance(flags: Any, bundle: Bundle) -> Guidance | None:
+    """The guidance of flags, over that which the bundle was measured with; None where no flag was given."""
+    return given(flags, bundle.guidance or Guidance())
+
+
+def sampling_options(command: Any, bundle: Bundle, **others: Any) -> SamplingOptions:
     """Sampling options from a parsed command.
 
     Args:
         command: a dataclass of flags that has the fields of ``SamplingOptions``, except ``sampler``, ``role``,
             ``is_whole_batch`` and those in ``others``.
+        bundle: has the defaults of guidance.
         others: fields of ``SamplingOptions`` that are not read from ``command``.
 
     Raises:
@@ -19,12 +60,6 @@ def sampling_options(command: object, **others: Any) -> SamplingOptions:
     """
     shared = {one.name for one in fields(SamplingOptions)} - {"sampler", "role", "is_whole_batch", *others}
     values = {name: getattr(command, name) for name in shared}
-    # A sampler's own settings at their defaults are not given, so that other samplers do not refuse them.
-    given = {name: None for name in OWN_SETTINGS if values.get(name) == _default(command, name)}
-    return SamplingOptions(**values | given, **others)
-
-
-def _default(command: object, name: str) -> object:
-    """Default of a field of a dataclass."""
-    (found,) = [one for one in fields(cast(Any, command)) if one.name == name]
-    return found.default_factory() if found.default is MISSING and callable(found.default_factory) else found.default
+    values |= {name: given(values[name], kind()) for name, kind in KINDS.items()}
+    values["guidance"] = given_guidance(command.guidance, bundle)
+    return SamplingOptions(**values, **others)

@@ -1,7 +1,7 @@
 """Randomness that is a function of names, not of history.
 
 A generator is derived from a seed and the name of its use (a step, a sequence, a stream). Nothing has to be saved to
-resume a run bit for bit, and the samples of a seed do not depend on how they were split into batches.
+resume a run bit for bit, and the random numbers of a sample do not depend on how the set was split into batches.
 """
 
 import hashlib
@@ -24,7 +24,10 @@ def named_generator(*parts: int | str) -> torch.Generator:
 
 
 class SequenceNoise:
-    """One independent stream of uniforms per sequence, so that a batch may be split without changing a sample.
+    """One independent stream of uniforms per sequence, so that a batch may be split without changing them.
+
+    A network's float32 logits depend on the shape of the batch by rounding: a token whose uniform is that near to a
+    boundary may still differ.
 
     Args:
         seed: seed of the whole sample set, or one for each sequence.

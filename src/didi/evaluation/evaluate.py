@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from didi.arguments import instance, listed, whole_number
 from didi.data.markov import EXACT, WORLDS, MarkovChain
 from didi.diffusion.noise import named_generator
 from didi.errors import UsageError
@@ -18,6 +19,7 @@ from didi.evaluation.divergences import JointReference, divergences, find_refere
 from didi.evaluation.diversity import token_entropy
 from didi.evaluation.exact.divergences import ExactDivergences
 from didi.evaluation.exact.rows import ExactRows
+from didi.evaluation.given_sets import given_sets
 from didi.evaluation.judges import SMOLLM2, load_judge
 from didi.evaluation.machine import machine_name
 from didi.evaluation.mauve import Embedding, mauve
@@ -28,22 +30,25 @@ from didi.evaluation.row import Circumstances, EvaluationRow, SampleSet, measure
 from didi.models.bundle import Bundle, Role
 from didi.models.nelbo import nats_per_token
 from didi.sampling.generate import generate
+from didi.sampling.memory import check_batch
 from didi.sampling.options import SamplerName, SamplingOptions
 from didi.sampling.prompt import decode
 from didi.sampling.registry import described
+from didi.torch_defaults import with_torch_defaults
 from didi.world import world
 
 NELBO_BATCH = 32
 
 
+@with_torch_defaults
 def evaluate(
     bundle: Bundle,
     *,
-    nfe: Sequence[int] = (4, 8, 16),
+    nfe: int | Sequence[int] = (4, 8, 16),
     num_samples: int = 256,
     judge: str | Judge | Sequence[str | Judge] | None = None,
     role: Role | Sequence[Role] | None = None,
-    sampler: SamplerName | Sequence[SamplerName] = "ancestral",
+    sampler: SamplerName | Sequence[SamplerName] | None = None,
     temperature: Sequence[float] = (),
     top_p: Sequence[float] = (),
     seed: int = 0,
@@ -59,13 +64,13 @@ def evaluate(
 
     Args:
         bundle: from ``didi.load``.
-        nfe: numbers of moves; none where only ``data`` and ``anchors`` are to be judged.
+        nfe: one or several numbers of moves; none where only ``data`` and ``anchors`` are to be judged.
         num_samples: sequences in each row; 256 or more for a figure that is to be quoted.
         judge: one or several, names for ``load_judge`` or judges; ``exact`` is that of the bundle's own world, and
             the default for a model of one, else ``smollm2-135m``. Each gives every sample set a row.
-        role: one or several; by default the student if there is one, else the teacher.
-        sampler: one or several. Whatever ``nfe`` says, the autoregressive role has one row, and the self-paced
-            samplers ``first-hitting`` and ``entropy-bounded`` too.
+        role: one or several, or that of ``options``; by default the student if there is one, else the teacher.
+        sampler: one or several, or that of ``options``. Whatever ``nfe`` says, the autoregressive role and the
+            self-paced samplers ``first-hitting`` and ``entropy-bounded`` have one row.
         temperature: a sweep of them, at the top-p of ``options``; that of ``options`` alone where empty.
         top_p: a sweep of them, at the temperature of ``options``; that of ``options`` alone where empty.
         seed: of the samples.
@@ -74,26 +79,24 @@ def evaluate(
         anchors: further sets to judge, by name, such as those of ``anchors.anchor_sets``.
         embed: from ``mauve.load_embedding``: gives every row its MAUVE against as many other rows of ``data``.
         joint: gives every row its ``joint_kl``, in minutes; True, or a bundle: see ``divergences.find_reference``.
-        options: further sampling options; role and sampler come from the arguments above.
+        options: sampling options; none of them may be given by an argument above as well.
         out: folder for ``metrics.json``, ``samples.jsonl``, ``report.md`` and its figures.
         on_set: called with each sample set as soon as it is measured.
 
     Raises:
         UsageError: the bundle, the judge or an argument does not allow it.
     """
-    if min(nfe, default=1) < 1 or num_samples < 1 or not (nfe or data is not None or anchors):
-        raise UsageError(f"nfe and num_samples are 1 or more; got {list(nfe)} and {num_samples}")
-    plan = plan_rows(bundle, role, sampler, nfe, departures(options or SamplingOptions(), temperature, top_p))
-    sets = ({} if data is None else {"data": data}) | dict(anchors or {})
-    _check_tokens(bundle, sets)
+    sets = given_sets(instance("bundle", bundle, Bundle), data, anchors)
+    seed, num_samples = whole_number("seed", seed), whole_number("num_samples", num_samples, low=1)
+    moves = [whole_number("nfe", one, low=1) for one in listed("nfe", nfe, allows_none=bool(sets))]
+    chosen = instance("options", SamplingOptions() if options is None else options, SamplingOptions)
+    plan = plan_rows(bundle, role, sampler, moves, departures(chosen, temperature, top_p))
     folder = _made(out)  # a folder that cannot be written fails now, not after the work
     distant = find_reference(bundle, judges := _judges(bundle, judge), joint, num_samples)
-    reference = None if embed is None else embed(decode(bundle, _reference_rows(data, num_samples, seed)))
+    reference = None if embed is None else embed(decode(bundle, _reference_rows(sets.get("data"), num_samples, seed)))
     measured = _Measured(judges, seed, embed, reference, distant, folder, on_set)
-    for name, tokens in sets.items():
-        chosen = tokens[_random_order(tokens, seed)[:num_samples]]
-        measured.add(chosen, decode(bundle, chosen), name, "", 0, seconds=math.nan, student_passes=0.0)
-    _sample(bundle, plan, num_samples, data, measured)
+    _judge_given(bundle, sets, num_samples, measured)
+    _sample(bundle, plan, num_samples, sets.get("data"), measured)
     measured.report(bundle)
     return [result.row for result in measured.results]
 
@@ -169,10 +172,19 @@ class _Measured:
             write_report(self.results, self.out, title=f"Evaluation of {bundle.name}", recipe=recipe)
 
 
+def _judge_given(bundle: Bundle, sets: Mapping[str, Int[Tensor, "_ l"]], num_samples: int, measured: _Measured) -> None:
+    """Measure as many rows of each given set as there are samples."""
+    for name, tokens in sets.items():
+        rows = tokens[_random_order(tokens, measured.seed)[:num_samples]]
+        measured.add(rows, decode(bundle, rows), name, "", 0, seconds=math.nan, student_passes=0.0)
+
+
 def _sample(
     bundle: Bundle, plan: Sequence[PlannedRow], num_samples: int, data: Int[Tensor, "n l"] | None, measured: _Measured
 ) -> None:
     """Draw and measure the sets of a plan."""
+    for _, settings, num_moves in plan:
+        check_batch(bundle, settings, bundle.network(settings.role).length, num_moves, num_samples)
     nats: dict[str, float] = {}
     exact = ExactRows(bundle)
     for label, settings, num_moves in plan:
@@ -209,16 +221,6 @@ def _made(out: Path | str | None) -> Path | None:
     return Path(out)
 
 
-def _check_tokens(bundle: Bundle, sets: Mapping[str, Int[Tensor, "_ l"]]) -> None:
-    """Refuse sets with tokens that the bundle does not have."""
-    num_symbols = bundle.network().vocab_size
-    for tokens in sets.values():
-        if int(tokens.max()) >= num_symbols:
-            raise UsageError(
-                f"data are tokens of the bundle's own {num_symbols} symbols; got token {int(tokens.max())}"
-            )
-
-
 def _scores(judge: Judge, texts: Sequence[str], tokens: Int[Tensor, "b l"]) -> Scores:
     """The judge's scores; the processes of ``didi.world`` share the texts."""
     mine = world().share(len(texts))
@@ -249,11 +251,13 @@ def _judges(bundle: Bundle, asked: str | Judge | Sequence[str | Judge] | None) -
     own = str(bundle.provenance.get("corpus"))
     if not asked:
         asked = own if own in WORLDS else SMOLLM2
-    each = [asked] if isinstance(asked, str | Judge) else asked
+    each: Sequence[str | Judge] = listed("judge", asked)
     device = next(bundle.network().parameters()).device
     judges: list[Judge] = []
     for one in each:
         if not isinstance(one, str):
+            if not isinstance(one, Judge):
+                raise UsageError(f"a judge is a name, or has a name and score(texts, tokens); got {one!r}")
             judges.append(one)
             continue
         if own in WORLDS and one in WORLDS and one not in (own, EXACT):

@@ -21,8 +21,6 @@ from typing import Any, Literal, cast, get_args
 
 import torch
 import yaml
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from torch import nn
 
@@ -32,15 +30,18 @@ from didi.diffusion.uniform import Uniform
 from didi.errors import DidiError, UsageError
 from didi.models.autoregressive import AutoregressiveLM
 from didi.models.card import model_card
-from didi.models.convert import check_keys
 from didi.models.discriminator import Discriminator, num_parameters
 from didi.models.dit import DiT
 from didi.models.foreign import download
+from didi.models.guidance import Guidance
 from didi.models.manifest import ROLES, Manifest, read_manifest
-from didi.models.networks import NETWORKS, build, kind_of
+from didi.models.networks import kind_of
+from didi.models.pickled import pack, unpack
+from didi.models.stored_network import load_network
 from didi.models.tokenizer_fit import fitted_tokenizer
-from didi.models.untrusted import PlainDumper, read_json, read_tokenizer
+from didi.models.untrusted import PlainDumper, read_tokenizer
 from didi.models.weights import WEIGHTS, content_digest, verified, with_digests, write_network, written_folder
+from didi.torch_defaults import with_torch_defaults
 
 HUB_FILES = [
     "bundle.yaml",
@@ -51,8 +52,6 @@ Role = Literal["student", "teacher", "autoregressive"]
 DEFAULT_NFE = 16
 BUNDLED = "bundled:"
 """Prefix of a bundled name where a folder has that name too."""
-
-
 _UNKNOWN = Absorbing(mask_id=0)  # stands for "not given" until a network says which symbol is [MASK]
 
 
@@ -70,6 +69,7 @@ class Bundle:
         intended_nfe: moves that the student is trained for, of several the most; None if unknown.
         provenance: recipe, seed, data, machine: what a reader needs to trust or repeat it.
         name: where it was loaded from.
+        guidance: settings that guided sampling was measured with, its default; None for those of ``Guidance``.
     """
 
     student: DiT | None = None
@@ -81,12 +81,19 @@ class Bundle:
     intended_nfe: int | None = None
     provenance: dict[str, Any] = field(default_factory=dict)
     name: str = "unnamed"
+    guidance: Guidance | None = None
 
     def __post_init__(self) -> None:
         if self.process is _UNKNOWN and (network := next(iter(self.networks().values()), None)) is not None:
             mask_id = cast(Any, network).config.mask_id
             vocab_size = cast(Any, network).vocab_size
             self.process = cast(Process, Uniform(vocab_size) if mask_id is None else Absorbing(mask_id))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"discriminator": pack(self.discriminator)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state | {"discriminator": unpack(state["discriminator"])})
 
     def networks(self) -> dict[str, nn.Module]:
         """The networks that are there, by role."""
@@ -205,7 +212,7 @@ def save(bundle: Bundle, path: Path | str, *, dtype: torch.dtype = torch.float32
             (staging / "tokenizer.json").write_text(bundle.tokenizer.to_str(pretty=True), encoding="utf-8")
         kinds = {role: kind_of(network) for role, network in networks.items()}
         provenance = with_digests(bundle.provenance, staging, networks)
-        manifest = Manifest(bundle.process, kinds, bundle.intended_nfe, provenance).record()
+        manifest = Manifest(bundle.process, kinds, bundle.intended_nfe, provenance, bundle.guidance).record()
         (staging / "bundle.yaml").write_text(yaml.dump(manifest, Dumper=PlainDumper, sort_keys=False))
         sizes = {role: num_parameters(network) for role, network in networks.items()}
         card = model_card(sizes, bundle.process, bundle.provenance, bundle.intended_nfe)
@@ -213,6 +220,7 @@ def save(bundle: Bundle, path: Path | str, *, dtype: torch.dtype = torch.float32
     return path
 
 
+@with_torch_defaults
 def load(name: Path | str) -> Bundle:
     """Load a bundle by a bundled name, by its folder, or from the Hub by ``owner/name`` or ``owner/name@revision``.
 
@@ -224,9 +232,7 @@ def load(name: Path | str) -> Bundle:
     """
     path = _resolve(str(name))
     manifest = read_manifest(path)
-    networks: dict[str, Any] = {
-        role: _load_network(path / role, role, kind) for role, kind in manifest.networks.items()
-    }
+    networks: dict[str, Any] = {role: load_network(path / role, role, kind) for role, kind in manifest.networks.items()}
     provenance = verified(manifest.provenance, path)
     mask_ids = {network.config.mask_id for network in networks.values()}
     if mask_ids != {manifest.process.mask_id}:
@@ -253,6 +259,7 @@ def load(name: Path | str) -> Bundle:
         intended_nfe=manifest.intended_nfe,
         provenance=provenance,
         name=str(name),
+        guidance=manifest.guidance,
     )
 
 
@@ -290,21 +297,3 @@ def _resolve(name: str) -> Path:
         f"a model is a bundled name ({', '.join(bundled_names())}), a bundle folder or a Hub repository owner/name; "
         f"got {name!r}"
     )
-
-
-def _load_network(folder: Path, role: str, kind: str) -> nn.Module:
-    config_file, weights_file = folder / "config.json", folder / WEIGHTS
-    for file in (config_file, weights_file):
-        if not file.is_file():
-            raise UsageError(f"the {role} of a bundle is config.json and model.safetensors; {file} is missing")
-    settings = read_json(config_file)
-    try:
-        weights = NETWORKS[kind].current_names(load_file(weights_file))
-        network: nn.Module = build(kind, settings, weights, source=str(config_file))
-    except (SafetensorError, ValueError, OSError, RuntimeError) as error:
-        if isinstance(error, DidiError):
-            raise
-        raise UsageError(f"{folder} is not a {role} of this format: {error}") from error
-    check_keys(network.state_dict(), weights, source=str(weights_file))
-    network.load_state_dict({key: value.float() for key, value in weights.items()}, strict=True, assign=True)
-    return network.eval()

@@ -5,7 +5,7 @@ The vocabulary head, which runs on few rows, keeps float32: its logits are what 
 
 import copy
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from types import MethodType
 from typing import Any, Literal, cast, get_args
@@ -52,6 +52,36 @@ def for_inference(bundle: Bundle, numerics: Numerics = "float32", *, is_compiled
         if not (role == "discriminator" and numerics == "int8") and (network := getattr(bundle, role))
     }
     return replace(bundle, **changed)
+
+
+def check_ready(networks: Mapping[str, nn.Module]) -> None:
+    """Refuse networks that cannot be sampled from as they are.
+
+    Args:
+        networks: by the name that a message gives them: those of a bundle, or of ``for_inference``.
+
+    Raises:
+        UsageError: a network has no values, weights that are not float32 (unless ``for_inference`` converted them) or
+            is in training mode, or they are on several devices.
+    """
+    for name, network in networks.items():
+        first = next(network.parameters())
+        is_converted = bool({"features", "from_embeddings"} & set(vars(network)))
+        dtypes = {one.dtype for one in ([first] if is_converted else network.parameters())}
+        if first.is_meta:
+            raise UsageError(f"the {name} is on the meta device and has no values: load it again")
+        if other := dtypes - {torch.float32}:
+            raise UsageError(
+                f"networks are sampled with float32 weights; the {name} has {', '.join(map(str, other))}: call its "
+                "float(), or use didi.models.inference.for_inference for bfloat16"
+            )
+        if network.training:
+            raise UsageError(
+                f"networks are sampled in evaluation mode; the {name} is in training mode: call its eval()"
+            )
+    devices = {next(network.parameters()).device for network in networks.values()}
+    if len(devices) > 1:
+        raise UsageError(f"networks are sampled on one device; got {', '.join(map(str, devices))}: use Bundle.to")
 
 
 def _cheaper(network: DiT | Discriminator, numerics: Numerics, *, is_compiled: bool) -> nn.Module:

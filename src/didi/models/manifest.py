@@ -1,18 +1,19 @@
 """The manifest ``bundle.yaml`` of a bundle: format 2 is written; formats 1 and 2 are read.
 
 Format 1 knew masked diffusion alone: it has ``roles`` (a list), ``schedule`` and ``mask_id`` at the top. Format 2 has
-``process`` (name and settings), ``networks`` (kind of each role) and ``intended_nfe``.
+``process`` (name and settings), ``networks`` (kind of each role) and ``intended_nfe``, and may have ``guidance``.
 """
 
 import reprlib
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from didi.diffusion import Process, process_from_settings, process_settings
 from didi.errors import UsageError
+from didi.models.guidance import Guidance
 from didi.models.networks import NETWORKS
-from didi.models.untrusted import MAX_INT, read_json, read_yaml
+from didi.models.untrusted import MAX_INT, read_json, read_yaml, record_from
 
 FORMAT_VERSION = 2
 ROLES = ("student", "teacher", "discriminator", "autoregressive")
@@ -32,20 +33,24 @@ class Manifest:
         networks: kind of each role's network.
         intended_nfe: moves that the student is trained for, of several the most; None if unknown.
         provenance: recipe, seed, data, machine.
+        guidance: settings that guided sampling was measured with; None if unknown.
     """
 
     process: Process
     networks: dict[str, str]
     intended_nfe: int | None = None
     provenance: dict[str, Any] = field(default_factory=dict)
+    guidance: Guidance | None = None
 
     def record(self) -> dict[str, Any]:
         """As plain values, in the order of the file."""
+        guidance = {} if self.guidance is None else {"guidance": asdict(self.guidance)}
         return {
             "format_version": FORMAT_VERSION,
             "process": process_settings(self.process),
             "networks": self.networks,
             "intended_nfe": self.intended_nfe,
+            **guidance,
             "provenance": self.provenance,
         }
 
@@ -66,6 +71,7 @@ def read_manifest(path: Path) -> Manifest:
             f"this didi reads bundle formats {' and '.join(map(str, _TYPES))}; {path} has {reprlib.repr(version)}"
         )
     wanted = _TYPES[version]
+    guidance = values.pop("guidance", None) if version == FORMAT_VERSION else None
     if set(values) != set(wanted):
         raise UsageError(f"{file} holds exactly {', '.join(wanted)}")
     for key, kind in wanted.items():
@@ -78,7 +84,15 @@ def read_manifest(path: Path) -> Manifest:
         process = process_from_settings(values["process"])
     except UsageError as error:
         raise UsageError(f"process in {file}: {error}") from error
-    return Manifest(process, values["networks"], values["intended_nfe"], values["provenance"])
+    return Manifest(
+        process, values["networks"], values["intended_nfe"], values["provenance"], _guidance(guidance, file)
+    )
+
+
+def _guidance(settings: Any, file: Path) -> Guidance | None:
+    if settings is not None and not isinstance(settings, dict):
+        raise UsageError(f"guidance in {file} is a mapping of settings; got {reprlib.repr(settings)}")
+    return None if settings is None else record_from(Guidance, settings, source=f"guidance in {file}")
 
 
 def _check(values: dict[str, Any], file: Path) -> None:

@@ -10,12 +10,14 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from didi.arguments import one_of, whole_number
 from didi.diffusion import Process
 from didi.diffusion.canvas import Canvas
 from didi.diffusion.noise import SequenceNoise
 from didi.diffusion.schedule import Schedule
 from didi.errors import UsageError
 from didi.models.denoiser import Denoiser
+from didi.sampling.departure import Departure
 from didi.world import to_device
 
 
@@ -42,10 +44,18 @@ class StepOutput:
 class Sampler(Protocol):
     """A generator of moves from the prior of a process to clean tokens."""
 
+    @property
+    def departure(self) -> Departure:
+        """What tokens are drawn by; its ``draw_check`` is read after a batch."""
+        ...
+
     def __call__(self, canvas: Canvas, times: Float[Tensor, " n"], noise: SequenceNoise) -> Iterator[StepOutput]:
         """Fill the free positions of ``canvas`` by moves along the falling ``times``; given tokens stay."""
         ...
 
+
+MAX_NFE = 2**16
+"""Most moves of a time grid."""
 
 Grid = Literal["uniform", "cosine"]
 
@@ -54,31 +64,37 @@ def time_grid(nfe: int, grid: Grid = "uniform") -> Float[Tensor, " n"]:
     """Falling times of ``nfe`` moves, float64: from 1 to 0.
 
     Args:
-        nfe: number of moves.
+        nfe: number of moves, 1 to ``MAX_NFE``.
         grid: ``uniform`` has even steps; ``cosine`` is cos(pi k / 2 nfe), which begins with small moves, while little
             is known, and ends with large ones (MaskGIT, Chang et al. 2022, https://arxiv.org/abs/2202.04200).
 
     Raises:
-        UsageError: fewer than one move, or no such grid.
+        UsageError: fewer or more moves, or no such grid.
     """
-    if nfe < 1:
-        raise UsageError(f"nfe is 1 or more network passes; got {nfe}")
-    if grid not in get_args(Grid):
-        raise UsageError(f"a time grid is one of {', '.join(get_args(Grid))}; got {grid!r}")
+    _check_moves(whole_number("nfe", nfe, low=1))
+    grid = one_of("a time grid", grid, get_args(Grid))
     even = torch.linspace(0, 1, nfe + 1, dtype=torch.float64)
     times = 1 - even if grid == "uniform" else torch.cos(math.pi / 2 * even)
     times[-1] = 0
     return times
 
 
+def _check_moves(num_moves: int) -> None:
+    if num_moves > MAX_NFE:
+        raise UsageError(
+            f"nfe lies in [1, {MAX_NFE}]; got {num_moves}: first-hitting sampling is the limit of more moves"
+        )
+
+
 def given_times(times: Sequence[float]) -> Float[Tensor, " n"]:
     """Times that a user gives, checked: from 1 down to 0, each below the one before.
 
     Raises:
-        UsageError: they are not.
+        UsageError: they are not, or there are more than ``MAX_NFE`` moves.
     """
     if len(times) < 2 or times[0] != 1 or times[-1] != 0 or not all(b < a for a, b in pairwise(times)):
         raise UsageError(f"times fall from 1 to 0, such as 1 0.7 0.3 0; got {' '.join(f'{t:g}' for t in times)}")
+    _check_moves(len(times) - 1)
     return torch.tensor(times, dtype=torch.float64)
 
 

@@ -13,11 +13,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from didi.arguments import finite_number, one_of, set_fields
 from didi.diffusion.absorbing import Absorbing
 from didi.diffusion.canvas import Canvas
 from didi.diffusion.categorical import entropy, sample_categorical
 from didi.diffusion.noise import SequenceNoise
-from didi.errors import UsageError
 from didi.models.denoiser import Denoiser
 from didi.sampling.base import StepOutput, features_at, open_positions, path_alphas, shared_rows
 from didi.sampling.departure import EXACT, Departure
@@ -34,17 +34,21 @@ class ConfidenceOrder:
             remasking); ``margin`` between the two likeliest tokens (Kim et al. 2025,
             https://arxiv.org/abs/2502.06768); least ``entropy`` of the distribution (Dream).
         gumbel: scale of the Gumbel noise on the log-confidence, falling linearly to 0 (MaskGIT's choice temperature);
-            0 follows the network's order strictly.
+            0 follows the network's order strictly. In [0, 1e30].
+
+    Raises:
+        UsageError: there is no such measure, or ``gumbel`` is out of range.
     """
 
     measure: Measure = "probability"
     gumbel: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.measure not in get_args(Measure):
-            raise UsageError(f"a confidence measure is one of {', '.join(get_args(Measure))}; got {self.measure!r}")
-        if not self.gumbel >= 0:
-            raise UsageError(f"gumbel is a scale, 0 or more; got {self.gumbel}")
+        set_fields(
+            self,
+            measure=one_of("a confidence measure", self.measure, get_args(Measure)),
+            gumbel=finite_number("gumbel", self.gumbel, low=0, high=1e30),
+        )
 
     def log_confidence(self, log_probs: Float[Tensor, "n v"], drawn: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
         """Confidence in the token of each row, the greater the surer."""
@@ -98,7 +102,8 @@ class ConfidenceDecoding:
                 confidence = torch.full(active.shape, -torch.inf, dtype=torch.float64, device=z.device)
                 confidence[is_masked] = self.order.log_confidence(log_probs, drawn).double().clamp(min=-1e30)
                 if self.order.gumbel:
-                    confidence = confidence - self.order.gumbel * float(s) * (-gumbels.log()).log()
+                    scale, smallest = self.order.gumbel * float(s), torch.finfo(gumbels.dtype).tiny
+                    confidence = confidence - scale * (-gumbels.clamp(min=smallest).log()).log()
                 rank = confidence.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
                 is_revealed = rank < num_revealed[rows].to(z.device)[:, None]
                 z = z.clone()

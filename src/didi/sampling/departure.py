@@ -1,15 +1,18 @@
 """Departures from the model's own distribution that users ask for: temperature and nucleus (top-p) truncation."""
 
-import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from didi.arguments import finite_number, set_fields
 from didi.diffusion.absorbing import token_log_probs
 from didi.diffusion.categorical import sample_categorical
-from didi.errors import UsageError
+from didi.sampling.draw_check import DrawCheck
+
+TEMPERATURES = (1e-30, 1e30)
+"""Range of temperatures; logits in float32 overflow beyond it."""
 
 
 @dataclass(frozen=True)
@@ -20,31 +23,48 @@ class Departure:
         temperature: divides the logits; 1 is exact.
         top_p: the likeliest tokens whose mass reaches this share are kept (Holtzman et al. 2020,
             https://arxiv.org/abs/1904.09751); 1 is exact.
+        draw_check: sees all logits that tokens are drawn from.
+
+    Raises:
+        UsageError: the temperature is not in [1e-30, 1e30], or top_p not in (0, 1].
     """
 
     temperature: float = 1.0
     top_p: float = 1.0
+    draw_check: DrawCheck = field(default_factory=DrawCheck, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if not 0 < self.temperature < math.inf:
-            raise UsageError(f"temperature is positive; got {self.temperature}")
-        if not 0 < self.top_p <= 1:
-            raise UsageError(f"top_p lies in (0, 1]; got {self.top_p}")
+        low, high = TEMPERATURES
+        set_fields(
+            self,
+            temperature=finite_number("temperature", self.temperature, low=low, high=high),
+            top_p=finite_number("top_p", self.top_p, low=0, high=1, is_low_open=True),
+        )
 
     def sample(
         self, logits: Float[Tensor, "n v"], mask_id: int | None, uniforms: Float[Tensor, "n *k"]
     ) -> Int[Tensor, "n *k"]:
-        """Draws from the distribution of each row, see ``sample_categorical``; never the mask."""
+        """Draws from the distribution of each row, see ``sample_categorical``; never the mask.
+
+        Raises:
+            DidiError: logits are not finite; on a CUDA device ``draw_check.finish`` raises it.
+        """
         if self.top_p < 1:
             return sample_categorical(self.log_probs(logits, mask_id), uniforms)
         scores = logits.clone() if self.temperature == 1 else logits / self.temperature  # need not be normalised
         if mask_id is not None:
             scores.select(-1, mask_id).fill_(-torch.inf)
+        self.draw_check.see(scores)
         return sample_categorical(scores, uniforms)
 
     def log_probs(self, logits: Float[Tensor, "n v"], mask_id: int | None) -> Float[Tensor, "n v"]:
-        """Normalised distribution of the token in each row, float32; the mask has none of it."""
+        """Normalised distribution of the token in each row, float32; the mask has none of it.
+
+        Raises:
+            DidiError: logits are not finite; on a CUDA device ``draw_check.finish`` raises it.
+        """
         log_probs = token_log_probs(logits if self.temperature == 1 else logits / self.temperature, mask_id)
+        self.draw_check.see(log_probs)
         if self.top_p == 1:
             return log_probs
         ordered, order = log_probs.sort(dim=-1, descending=True)

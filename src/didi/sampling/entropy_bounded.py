@@ -5,7 +5,6 @@ is at most the sum of their entropies but the largest. Each pass takes the posit
 sum stays under the bound: one token a pass at bound 0, all at once without bound.
 """
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -13,12 +12,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from didi.arguments import finite_number, set_fields
 from didi.diffusion.absorbing import Absorbing
 from didi.diffusion.canvas import Canvas
 from didi.diffusion.categorical import entropy, sample_categorical
 from didi.diffusion.noise import SequenceNoise
 from didi.diffusion.schedule import time_at
-from didi.errors import UsageError
 from didi.models.denoiser import Denoiser
 from didi.sampling.base import StepOutput, features_at, open_positions, shared_rows
 from didi.sampling.departure import EXACT, Departure
@@ -41,8 +40,7 @@ class EntropyBounded:
     departure: Departure = EXACT
 
     def __post_init__(self) -> None:
-        if not 0 <= self.entropy_bound < math.inf:
-            raise UsageError(f"entropy_bound is in nats, 0 or more; got {self.entropy_bound}")
+        set_fields(self, entropy_bound=finite_number("entropy_bound", self.entropy_bound, low=0))
 
     @torch.inference_mode()
     def __call__(self, canvas: Canvas, times: Float[Tensor, " n"], noise: SequenceNoise) -> Iterator[StepOutput]:
@@ -61,6 +59,7 @@ class EntropyBounded:
             features = features_at(self.denoiser, self.process, inputs, t[: len(inputs)], there.attention_mask)
             features = features.expand(len(active), -1, -1)
             log_probs = self.departure.log_probs(self.denoiser.head(features[is_masked]), mask_id)
+            self.departure.draw_check.finish()  # the loop waits for the device at every pass, and has no other bound
             spread = torch.full(active.shape, torch.inf, dtype=torch.float64, device=z.device)
             spread[is_masked] = entropy(log_probs).double()
             ordered, order = spread.sort(dim=1, stable=True)

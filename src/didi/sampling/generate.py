@@ -9,7 +9,9 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from didi.arguments import instance, whole_number
 from didi.models.bundle import Bundle
+from didi.sampling.memory import check_samples
 from didi.sampling.options import SamplingOptions
 from didi.sampling.prompt import decode
 from didi.sampling.prompts import Prompt
@@ -65,7 +67,7 @@ def generate(
         num_samples: number of sequences; with ``prompts``, for each of them.
         nfe: moves of the time grid, at most so many network passes; None is ``bundle.default_nfe``. It is the length,
             whatever is asked, where passes follow no grid, and the number of moves of ``times`` where those are given.
-        seed: same seed, same samples, whatever the batch size.
+        seed: of the random numbers of each sequence; see ``SequenceNoise``.
         prefix: text that every sequence begins with.
         infill: text whose [MASK]s are filled in.
         prompts: several of them, of any lengths, instead of ``prefix`` and ``infill``: texts (with a [MASK] as
@@ -78,6 +80,7 @@ def generate(
 
     Raises:
         UsageError: what is asked for does not exist or does not fit; see ``stream``.
+        DidiError: logits are not finite, or memory runs out.
     """
     started = time.perf_counter()
     batches = generate_batches(
@@ -115,7 +118,8 @@ def generate_batches(
     Raises:
         UsageError: as ``generate``, before the first batch.
     """
-    chosen = options_from(options, overrides)
+    chosen, seed = options_from(options, overrides), whole_number("seed", seed)
+    check_samples(instance("bundle", bundle, Bundle), chosen.role, num_samples * len(prompts or [None]), length)
     moves = stream(
         bundle,
         num_samples=num_samples,

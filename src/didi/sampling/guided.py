@@ -9,7 +9,6 @@ no guidance).
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -19,78 +18,14 @@ from didi.diffusion.absorbing import Absorbing, reveal_probability
 from didi.diffusion.canvas import Canvas
 from didi.diffusion.categorical import sample_categorical
 from didi.diffusion.noise import SequenceNoise
-from didi.errors import UsageError
 from didi.models.denoiser import Denoiser
 from didi.models.discriminator import Discriminator, log_ratio_logits
-from didi.objectives.didi import RewardReduction, log_density_ratio
+from didi.models.guidance import DEFAULT, Guidance
+from didi.objectives.didi import log_density_ratio
 from didi.sampling.base import StepOutput, features_at, open_positions, path_alphas, shared_rows
 from didi.sampling.departure import EXACT, Departure
 
 MEAN_ROWS = 256  # rows of logits whose mean embedding is taken at a time: 50 MB at a vocabulary of 50k
-
-
-@dataclass(frozen=True)
-class Guidance:
-    """Settings of RGAS; defaults are the paper's (App. F.3) where our own measurements do not speak against them.
-
-    Attributes:
-        guidance_scale: h of the last tilted move.
-        initial_scale: h of the first tilted move, from which h changes linearly; a single tilted move has it.
-        tilted_fraction: share of the moves that are tilted, the first ones; half in the paper. Re-ranking the early
-            moves, which reveal most, gains far more than tilting them (docs/lab-notes.md).
-        gradient_clamp: bound on each entry of the gradient before it is scaled.
-        num_candidates: M candidates in each of the remaining moves.
-        reduction: how the discriminator's logits become one reward for re-ranking.
-        rank_temperature: temperature of the softmax over candidates; 1/h multiplies the rewards by h.
-        select: ``sample`` from that softmax (Eq. 11), or take the ``best`` (App. F.3).
-    """
-
-    guidance_scale: float = 30.0
-    initial_scale: float = 0.0
-    tilted_fraction: float = 0.25
-    gradient_clamp: float = 1.0
-    num_candidates: int = 4
-    reduction: RewardReduction = "sum"
-    rank_temperature: float = 1.0
-    select: Literal["sample", "best"] = "sample"
-
-    def __post_init__(self) -> None:
-        if self.num_candidates < 1:
-            raise UsageError(f"num_candidates is 1 or more; got {self.num_candidates}")
-        if not 0 <= self.tilted_fraction <= 1:
-            raise UsageError(f"tilted_fraction lies in [0, 1]; got {self.tilted_fraction}")
-        if not self.rank_temperature > 0:
-            raise UsageError(f"rank_temperature is positive; got {self.rank_temperature}")
-        if not self.gradient_clamp >= 0:
-            raise UsageError(f"gradient_clamp is 0 or more; got {self.gradient_clamp}")
-
-    @classmethod
-    def paper(cls) -> "Guidance":
-        """App. F.3: the first half of the moves is tilted; the others take the best of 4 by the masked mean."""
-        return cls(tilted_fraction=0.5, num_candidates=4, reduction="masked-mean", select="best")
-
-    @classmethod
-    def released(cls) -> "Guidance":
-        """The authors' released code (rows 19 and 20 of ``docs/deviations.md``).
-
-        The first half of the moves is tilted by h from 30 to 40; the others draw among 4 candidates from the softmax of
-        the last h times the sum of their logits.
-        """
-        scale = 40.0
-        return cls(
-            guidance_scale=scale,
-            initial_scale=30.0,
-            tilted_fraction=0.5,
-            num_candidates=4,
-            reduction="sum",
-            rank_temperature=1 / scale,
-            select="sample",
-        )
-
-    def scales(self, num_moves: int) -> list[float]:
-        """The tilt h of each tilted move, from ``initial_scale`` to ``guidance_scale``."""
-        num_tilted = round(self.tilted_fraction * num_moves)
-        return torch.linspace(self.initial_scale, self.guidance_scale, num_tilted).tolist()
 
 
 @dataclass(frozen=True)
@@ -100,7 +35,7 @@ class Guided:
     denoiser: Denoiser
     process: Absorbing
     discriminator: Discriminator
-    guidance: Guidance = Guidance()
+    guidance: Guidance = DEFAULT
     departure: Departure = EXACT
 
     @torch.no_grad()
@@ -252,6 +187,7 @@ class Guided:
             return z, is_active, 0
         log_weights = self.log_weights(candidates.flatten(0, 1), there.repeat_interleave(num), s)
         ranked = log_weights.view(-1, num)
+        self.departure.draw_check.see(ranked)
         chosen = (
             ranked.argmax(1) if self.guidance.select == "best" else sample_categorical(ranked, choice[is_active, 0])
         )

@@ -1,10 +1,12 @@
 """How to sample: one record for the API, the command line and the evaluation."""
 
 from dataclasses import dataclass
+from typing import Any, get_args
 
 from jaxtyping import Float
 from torch import Tensor
 
+from didi.arguments import finite_number, instance, listed, one_of, set_fields, whole_number
 from didi.diffusion.categorical import Precision
 from didi.models.bundle import Role
 from didi.sampling.base import Grid, given_times, time_grid
@@ -34,12 +36,15 @@ class SamplingOptions:
         top_p: share of a token's probability that is kept, the likeliest tokens first; 1 is exact.
         grid: how the times of the moves are spaced.
         times: the times themselves, from 1 down to 0, instead of ``nfe`` and ``grid``.
-        batch_size: sequences at a time; changes speed and memory only.
+        batch_size: sequences at a time; changes speed and memory, and samples by rounding alone (``noise``).
         is_whole_batch: ancestral sampling runs the network on whole batches only, for networks that are compiled.
-        guidance: settings of ``guided``.
+        guidance: settings of ``guided``; None takes those that the bundle was measured with, where it has them.
         order: which positions ``confidence`` reveals first.
         entropy_bound: nats that ``entropy-bounded`` may draw at once beyond the largest entropy.
         remask: settings of ``remasking``.
+
+    Raises:
+        UsageError: a value is of another type, out of range, or none of the choices.
     """
 
     sampler: SamplerName = "ancestral"
@@ -56,6 +61,25 @@ class SamplingOptions:
     entropy_bound: float | None = None
     remask: Remasking | None = None
 
+    def __post_init__(self) -> None:
+        departure = self.departure
+        set_fields(
+            self,
+            role=None if self.role is None else one_of("a role", self.role, get_args(Role)),
+            precision=one_of("precision", self.precision, get_args(Precision)),
+            temperature=departure.temperature,
+            top_p=departure.top_p,
+            grid=one_of("a time grid", self.grid, get_args(Grid)),
+            times=tuple(finite_number("times", t) for t in listed("times", self.times, allows_none=True)),
+            batch_size=whole_number("batch_size", self.batch_size, low=1),
+            is_whole_batch=one_of("is_whole_batch", self.is_whole_batch, (True, False)),
+        )
+        for name, kind in KINDS.items():
+            if getattr(self, name) is not None:
+                instance(name, getattr(self, name), kind)
+        if self.entropy_bound is not None:
+            set_fields(self, entropy_bound=finite_number("entropy_bound", self.entropy_bound, low=0))
+
     @property
     def departure(self) -> Departure:
         """Temperature and top-p, checked."""
@@ -66,5 +90,11 @@ class SamplingOptions:
         return given_times(self.times) if self.times else time_grid(nfe, self.grid)
 
 
+KINDS: dict[str, type[Any]] = {"guidance": Guidance, "order": ConfidenceOrder, "remask": Remasking}
+"""Types of the fields that are records of settings."""
+
 OWN_SETTINGS = ("guidance", "order", "entropy_bound", "remask")
 """Fields of ``SamplingOptions`` that some samplers read; the field of the sampler has the same name."""
+
+SETTINGS = (*OWN_SETTINGS, "grid", "times")
+"""Fields of ``SamplingOptions`` that not every sampler reads."""

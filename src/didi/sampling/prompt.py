@@ -2,8 +2,10 @@
 
 import torch
 from jaxtyping import Int
+from tokenizers import Tokenizer
 from torch import Tensor
 
+from didi.arguments import instance
 from didi.diffusion.canvas import Canvas
 from didi.errors import UsageError
 from didi.models.bundle import Bundle
@@ -17,7 +19,8 @@ def canvas_from_prompt(bundle: Bundle, length: int, *, prefix: str | None = None
         bundle: whose tokenizer is used.
         length: number of positions.
         prefix: text that the sequence begins with.
-        infill: text in which each [MASK] is one token to fill in; positions after it are free.
+        infill: text in which each [MASK] is one token to fill in; positions after it are free. One space before a
+            [MASK] belongs to it, since a token of text begins with its space; all other whitespace is kept.
 
     Raises:
         UsageError: both are given, the bundle has no tokenizer, or the prompt is longer than the sequence.
@@ -26,15 +29,17 @@ def canvas_from_prompt(bundle: Bundle, length: int, *, prefix: str | None = None
     if prefix is not None and infill is not None:
         raise UsageError("give a prefix or an infill text, not both")
     prompt = prefix if prefix is not None else infill
+    prompt = None if prompt is None else instance("a prompt", prompt, str)
     if prompt is None:
         return canvas
     if bundle.tokenizer is None:
         raise UsageError(f"a prompt needs a tokenizer; bundle {bundle.name} has none: leave the prompt out")
     if (MASK in prompt) != (infill is not None):
         raise UsageError("--infill has a [MASK] for each token to fill in, and --prefix has none; exchange them")
-    # The mask is a token of its own that takes the space before it along (data.text).
     try:
-        ids = bundle.tokenizer.encode(prompt, add_special_tokens=False).ids
+        ids = prompt_ids(bundle.tokenizer, prompt)
+    except UsageError:
+        raise
     except Exception as error:  # of tokenizers, which has no narrower one: a word-level vocabulary lacks a word
         known = ", ".join(sorted(bundle.tokenizer.get_vocab())[:3])
         raise UsageError(f"a prompt is made of this tokenizer's words ({known}, ...); got {prompt!r}") from error
@@ -45,6 +50,27 @@ def canvas_from_prompt(bundle: Bundle, length: int, *, prefix: str | None = None
     is_free[:, : len(ids)] = given == bundle.tokenizer.token_to_id(MASK)
     canvas.tokens[:, : len(ids)] = given
     return Canvas.given(canvas.tokens, is_free)
+
+
+def prompt_ids(tokenizer: Tokenizer, text: str) -> list[int]:
+    """Tokens of a text in which [MASK] is a token of its own.
+
+    A tokenizer whose [MASK] takes the whitespace before it along would take newlines too: the text between the masks is
+    encoded by itself, without the one space that belongs to a mask.
+    """
+    *parts, last = text.split(MASK)
+    if not parts:
+        return list(tokenizer.encode(text, add_special_tokens=False).ids)
+    mask_id = tokenizer.token_to_id(MASK)
+    if mask_id is None:
+        raise UsageError(f"an infill text needs a tokenizer with {MASK}; this one has none: use --prefix")
+    mask = tokenizer.get_added_tokens_decoder().get(mask_id)
+    takes_space = mask is not None and mask.lstrip
+    ids: list[int] = []
+    for part in parts:
+        kept = part.removesuffix(" ") if takes_space else part
+        ids += [*tokenizer.encode(kept, add_special_tokens=False).ids, mask_id]
+    return [*ids, *tokenizer.encode(last, add_special_tokens=False).ids]
 
 
 def decode(bundle: Bundle, tokens: Int[Tensor, "n l"]) -> list[str]:

@@ -7,7 +7,7 @@ from didi.models.autoregressive import AutoregressiveLM
 from didi.models.bundle import Bundle
 from didi.models.digest import weights_digest
 from didi.sampling.options import SamplingOptions
-from didi.sampling.registry import own_settings
+from didi.sampling.registry import own_settings, with_bundle_settings
 
 
 def sampling_record(bundle: Bundle, options: SamplingOptions, *, nfe: int, length: int) -> dict[str, Any]:
@@ -27,6 +27,7 @@ def sampling_record(bundle: Bundle, options: SamplingOptions, *, nfe: int, lengt
     """
     network = bundle.network(options.role)
     role = next(name for name, one in bundle.networks().items() if one is network)
+    options = with_bundle_settings(options, bundle)
     settings = {} if isinstance(network, AutoregressiveLM) else own_settings(options)
     used = {role: network} | ({"discriminator": bundle.discriminator} if "guidance" in settings else {})
     return {

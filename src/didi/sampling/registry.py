@@ -1,13 +1,14 @@
 """The samplers by name: for which process, with which settings. A new one is one file and one line here."""
 
 from dataclasses import dataclass, fields, replace
-from typing import Any, get_args
+from typing import Any
 
-from didi.diffusion.categorical import Precision
+from didi.arguments import one_of
 from didi.errors import UsageError
 from didi.models.autoregressive import AutoregressiveLM
 from didi.models.bundle import Bundle
 from didi.models.dit import DiT
+from didi.models.inference import check_ready
 from didi.sampling.ancestral import Ancestral
 from didi.sampling.autoregressive import LeftToRight
 from didi.sampling.base import Sampler
@@ -15,7 +16,7 @@ from didi.sampling.confidence import ConfidenceDecoding
 from didi.sampling.entropy_bounded import EntropyBounded
 from didi.sampling.first_hitting import FirstHitting
 from didi.sampling.guided import Guided
-from didi.sampling.options import OWN_SETTINGS, SamplerName, SamplingOptions
+from didi.sampling.options import OWN_SETTINGS, SETTINGS, SamplerName, SamplingOptions
 from didi.sampling.published import Published
 from didi.sampling.remasking import RemaskingSampler
 from didi.sampling.uniform_ancestral import UniformAncestral
@@ -89,9 +90,7 @@ SAMPLERS: dict[SamplerName, tuple[SamplerKind, ...]] = {
 
 def _kinds(name: SamplerName) -> tuple[SamplerKind, ...]:
     """The classes of a sampler; a name that is unknown is refused."""
-    if name not in SAMPLERS:
-        raise UsageError(f"a sampler is one of {', '.join(SAMPLERS)}; got {name!r}")
-    return SAMPLERS[name]
+    return SAMPLERS[one_of("a sampler", name, list(SAMPLERS))]
 
 
 def find_sampler(name: SamplerName, process: str = "absorbing") -> SamplerKind:
@@ -116,11 +115,9 @@ def make_sampler(bundle: Bundle, options: SamplingOptions, num_moves: int) -> Sa
         num_moves: of the times that the sampler is going to get; the length where passes follow no grid.
 
     Raises:
-        UsageError: the sampler or precision is unknown, the bundle lacks a network it needs, or an option is given
-            that the sampler does not read.
+        UsageError: the sampler is unknown, the bundle lacks a network it needs or has it in a state that cannot be
+            sampled, or an option is given that the sampler does not read.
     """
-    if options.precision not in get_args(Precision):
-        raise UsageError(f"precision is one of {', '.join(get_args(Precision))}; got {options.precision!r}")
     departure = options.departure
     network = bundle.network(options.role)
     kind = find_sampler(options.sampler, bundle.process.name)
@@ -130,6 +127,7 @@ def make_sampler(bundle: Bundle, options: SamplingOptions, num_moves: int) -> Sa
                 "an autoregressive model has the ancestral sampler in float64; leave both at their default"
             )
         _refuse_unread(options, set())
+        check_ready({"autoregressive": network})
         return LeftToRight(network, departure)
     if options.precision == "float32":
         if options.sampler not in ("ancestral", "published"):
@@ -138,13 +136,16 @@ def make_sampler(bundle: Bundle, options: SamplingOptions, num_moves: int) -> Sa
     if options.is_whole_batch and "is_whole_batch" not in kind.reads:
         raise UsageError("a compiled network goes with float64 ancestral or tau-leaping sampling; leave --compile out")
     _refuse_unread(options, kind.reads)
-    return kind.make(bundle.at_budget(num_moves), options)
+    sampler = kind.make(bundle.at_budget(num_moves), with_bundle_settings(options, bundle))
+    judges = {"discriminator"} if hasattr(sampler, "discriminator") else set()
+    check_ready({name: one for name, one in bundle.networks().items() if one is network or name in judges})
+    return sampler
 
 
 def _refuse_unread(options: SamplingOptions, reads: set[str]) -> None:
     """Refuse options that the sampler would ignore."""
     default = SamplingOptions()
-    for name in (*OWN_SETTINGS, "grid", "times"):
+    for name in SETTINGS:
         if getattr(options, name) == getattr(default, name) or name in reads:
             continue
         readers = [other for other, kinds in SAMPLERS.items() if any(name in one.reads for one in kinds)]
@@ -154,12 +155,20 @@ def _refuse_unread(options: SamplingOptions, reads: set[str]) -> None:
         )
 
 
+def with_bundle_settings(options: SamplingOptions, bundle: Bundle) -> SamplingOptions:
+    """``options`` with the guidance that the bundle was measured with, where it is read and not given."""
+    reads_guidance = "guidance" in find_sampler(options.sampler, bundle.process.name).reads
+    if options.guidance is not None or bundle.guidance is None or not reads_guidance:
+        return options
+    return replace(options, guidance=bundle.guidance)
+
+
 def with_read_options(options: SamplingOptions, bundle: Bundle) -> SamplingOptions:
     """``options`` without those that their sampler does not read, for one set of options shared by several samplers."""
     is_autoregressive = isinstance(bundle.network(options.role), AutoregressiveLM)
     reads = set() if is_autoregressive else find_sampler(options.sampler, bundle.process.name).reads
     default = SamplingOptions()
-    unread = [name for name in (*OWN_SETTINGS, "grid", "times") if name not in reads]
+    unread = [name for name in SETTINGS if name not in reads]
     return replace(options, **{name: getattr(default, name) for name in unread})
 
 

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from didi.arguments import finite_number, one_of, set_fields
 from didi.diffusion.absorbing import Absorbing
 from didi.diffusion.canvas import Canvas
 from didi.diffusion.noise import SequenceNoise
@@ -41,10 +42,13 @@ class Remasking:
     t_off: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.strategy not in get_args(Strategy):
-            raise UsageError(f"a remasking strategy is one of {', '.join(get_args(Strategy))}; got {self.strategy!r}")
-        if not 0 <= self.eta <= 1:
-            raise UsageError(f"remasking eta lies in [0, 1]; got {self.eta}")
+        set_fields(
+            self,
+            strategy=one_of("a remasking strategy", self.strategy, get_args(Strategy)),
+            eta=finite_number("remasking eta", self.eta, low=0, high=1),
+            t_on=finite_number("t_on", self.t_on),
+            t_off=finite_number("t_off", self.t_off),
+        )
         if not 0 <= self.t_off <= self.t_on <= 1:
             raise UsageError(f"remasking times are 0 <= t_off <= t_on <= 1; got {self.t_off} and {self.t_on}")
 

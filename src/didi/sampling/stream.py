@@ -7,13 +7,17 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from didi.errors import UsageError
+from didi.arguments import instance, whole_number
+from didi.diffusion.canvas import Canvas
+from didi.errors import DidiError, UsageError
 from didi.models.bundle import Bundle
 from didi.sampling.base import refuse_equal_rates
+from didi.sampling.memory import check_batch, out_of_memory
 from didi.sampling.options import SamplingOptions
 from didi.sampling.prompt import decode
 from didi.sampling.prompts import Prompt, PromptSet
 from didi.sampling.registry import is_self_paced, make_sampler
+from didi.torch_defaults import each_with_torch_defaults, with_torch_defaults
 from didi.world import world
 
 
@@ -56,13 +60,14 @@ def options_from(options: SamplingOptions | None, overrides: dict[str, object]) 
     if options is not None:
         if overrides:
             raise UsageError("give options or their fields by name, not both")
-        return options
+        return instance("options", options, SamplingOptions)
     known = [one.name for one in fields(SamplingOptions)]
     if unknown := set(overrides) - set(known):
         raise UsageError(f"options are {', '.join(known)}; got {', '.join(sorted(unknown))}")
     return SamplingOptions(**overrides)  # type: ignore[arg-type]
 
 
+@with_torch_defaults
 def stream(
     bundle: Bundle,
     *,
@@ -83,42 +88,54 @@ def stream(
 
     Raises:
         UsageError: what is asked for does not exist or does not fit.
+        DidiError: logits are not finite, or memory runs out; it comes with the moves.
     """
-    chosen = options_from(options, overrides)
-    network = bundle.network(chosen.role)
-    if num_samples < 1 or chosen.batch_size < 1:
-        raise UsageError(f"num_samples and batch_size are 1 or more; got {num_samples} and {chosen.batch_size}")
-    length = network.length if length is None else length
-    if not 1 <= length <= network.length:
-        raise UsageError(f"length lies in [1, {network.length}], the network's context; got {length}")
+    chosen, bundle = options_from(options, overrides), instance("bundle", bundle, Bundle)
+    network, seed = bundle.network(chosen.role), whole_number("seed", seed)
+    num_samples = whole_number("num_samples", num_samples, low=1)
+    length = network.length if length is None else whole_number("length", length, low=1, high=network.length)
     asked = num_moves(bundle, nfe, length, chosen)
     sampler, times = make_sampler(bundle, chosen, asked), chosen.move_times(asked)
     if chosen.times:
         refuse_equal_rates(bundle.process.schedule, times)
-    device = next(iter(network.parameters())).device
     prompted = PromptSet.of(prompts, num_samples, seed, prefix, infill)
+    check_batch(bundle, chosen, length, asked, len(prompted))
+    device = next(network.parameters()).device
     canvas = prompted.canvas(bundle, length).to(device)
 
     def moves(indices: Sequence[int]) -> Iterator[Move]:
         none = torch.zeros(len(indices), dtype=torch.long)
         passes, judged, number = none, none, 0
         noise, there = prompted.noise(indices, device), prompted.rows(canvas, indices)
+        z = there.tokens
         for number, step in enumerate(sampler(there, times, noise), start=1):
-            passes, judged = passes + step.network_passes, judged + step.discriminator_passes
-            yield Move(tuple(indices), step.z, step.changed, step.t, number, passes, judged, bundle)
+            passes, judged, z = passes + step.network_passes, judged + step.discriminator_passes, step.z
+            yield Move(tuple(indices), z, step.changed, step.t, number, passes, judged, bundle)
         if not number:  # nothing is free
-            yield Move(tuple(indices), there.tokens, torch.zeros_like(there.is_free), 0.0, 0, none, none, bundle)
+            yield Move(tuple(indices), z, torch.zeros_like(there.is_free), 0.0, 0, none, none, bundle)
+            return
+        sampler.departure.draw_check.finish()
+        _check_finished(z, there, bundle.process.mask_id)
 
     def batches() -> Iterator[Move]:
         mine = range(len(prompted))[world().share(len(prompted))]
         for begin in range(0, len(mine), chosen.batch_size):
-            yield from moves(mine[begin : begin + chosen.batch_size])
+            indices = mine[begin : begin + chosen.batch_size]
+            with out_of_memory(len(indices)):
+                yield from moves(indices)
 
-    return batches()
+    return each_with_torch_defaults(batches())
+
+
+def _check_finished(z: Int[Tensor, "b l"], canvas: Canvas, mask_id: int | None) -> None:
+    """Refuse a finished batch that a [MASK] is left in."""
+    if mask_id is not None and bool((canvas.is_free & (z == mask_id)).any()):
+        raise DidiError("a finished sample holds no [MASK]; this sampler left one: report it")
 
 
 def num_moves(bundle: Bundle, nfe: int | None, length: int, options: SamplingOptions) -> int:
     """Moves of a sample set: the length where passes follow no grid, the number of ``times`` where those are given."""
+    nfe = None if nfe is None else whole_number("nfe", nfe, low=1)
     if is_self_paced(bundle.network(options.role), options.sampler):
         return length
     return len(options.move_times(bundle.default_nfe(options.role) if nfe is None else nfe)) - 1

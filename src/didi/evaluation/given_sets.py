@@ -1,0 +1,46 @@
+"""Token sequences that a user gives an evaluation, checked."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from didi.errors import UsageError
+from didi.models.bundle import Bundle
+
+
+def given_sets(bundle: Bundle, data: Any, anchors: Mapping[str, Any] | None) -> dict[str, Int[Tensor, "_ l"]]:
+    """Data and anchors as int64 tensors on the CPU, by name.
+
+    Args:
+        bundle: whose tokens they are.
+        data: held-out sequences, or None; a tensor, an array or a list of rows.
+        anchors: further sets.
+
+    Raises:
+        UsageError: a set is empty, no table of whole numbers, has tokens that the bundle does not have, or longer rows
+            than the network reads.
+    """
+    sets = ({} if data is None else {"data": data}) | dict(anchors or {})
+    return {name: _tokens(name, given, bundle) for name, given in sets.items()}
+
+
+def _tokens(name: str, given: Any, bundle: Bundle) -> Int[Tensor, "_ l"]:
+    rule, network = f"{name} is a table of whole numbers, a sequence of tokens in each row", bundle.network()
+    try:
+        tokens = torch.as_tensor(given, device="cpu")
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UsageError(f"{rule}; got {type(given).__name__}") from error
+    if tokens.ndim != 2 or not tokens.numel() or tokens.is_floating_point() or tokens.dtype == torch.bool:
+        raise UsageError(f"{rule}; got {tokens.dtype} of shape {list(tokens.shape)}")
+    if tokens.shape[1] > network.length:
+        raise UsageError(
+            f"{name} has rows of at most {network.length} tokens, the network's context; got {tokens.shape[1]}"
+        )
+    low, high = int(tokens.min()), int(tokens.max())
+    if low < 0 or high >= network.vocab_size:
+        wrong = low if low < 0 else high
+        raise UsageError(f"{name} has tokens of the bundle's own {network.vocab_size} symbols; got token {wrong}")
+    return tokens.long()

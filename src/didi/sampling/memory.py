@@ -1,0 +1,194 @@
+"""Memory that a batch is going to need, estimated before it is sampled; what does not fit is refused.
+
+The estimate counts the tensors that are alive at the same time and was fitted to measured peaks of networks of several
+sizes on a CPU; it is within a factor of 1.5 of them for batches of 100 MiB or more.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from didi.arguments import whole_number
+from didi.diffusion.categorical import CHUNK_ELEMENTS
+from didi.errors import DidiError, UsageError
+from didi.models.autoregressive import AutoregressiveLM
+from didi.models.bundle import Bundle, Role
+from didi.models.guidance import Guidance
+from didi.sampling.base import path_alphas
+from didi.sampling.options import SamplingOptions
+from didi.sampling.registry import is_self_paced, with_bundle_settings
+from didi.sampling.uniform_ancestral import ROWS
+
+ALL_LOGITS = {"confidence": 8, "entropy-bounded": 8, "published": 30}
+"""Bytes for each logit of the samplers that compute those of every position at the same time."""
+ACTIVATIONS = 24 * 4
+"""Bytes of the trunk for each position and hidden unit."""
+BACKWARD = 20 * 4
+"""The same of each block, kept for a gradient."""
+DRAW = 20
+"""Bytes for each symbol of a row while it is drawn; ``CHUNK_ELEMENTS`` at a time."""
+TOKEN = 64
+"""Bytes of a token in a finished sample set: tensors, list and text."""
+
+
+def batch_bytes(bundle: Bundle, options: SamplingOptions, length: int, num_moves: int, batch_size: int) -> float:
+    """Bytes beyond the weights that a batch needs at its peak.
+
+    Args:
+        bundle: its networks are sampled.
+        options: sampler and settings.
+        length: positions.
+        num_moves: of the time grid.
+        batch_size: sequences.
+    """
+    network: Any = bundle.network(options.role)
+    vocab_size, config = network.vocab_size, getattr(network, "config", None)
+    hidden, blocks = getattr(config, "hidden_size", 0), getattr(config, "num_blocks", 0)
+    positions = float(batch_size * length)
+    trunk = positions * hidden * ACTIVATIONS * _share_of_float32(network)
+    if isinstance(network, AutoregressiveLM):  # keys and values of every block, copied at each position
+        return positions * hidden * blocks * 16 + batch_size * vocab_size * (8 + DRAW)
+    if bundle.process.mask_id is None:
+        return trunk + min(positions, ROWS) * vocab_size * 3 * DRAW
+    name = "published" if options.precision == "float32" else options.sampler
+    if name == "guided":
+        return _guided_bytes(bundle, options, length, num_moves, batch_size, trunk)
+    rows, each = 1.0 if is_self_paced(network, name) else _largest_move(bundle, options, num_moves) * length, 8
+    if name in ALL_LOGITS:
+        rows, each = float(length), ALL_LOGITS[name] if options.precision == "float64" else 20
+    drawn = 0 if name == "published" else DRAW
+    return trunk + _logits_bytes(batch_size * max(1.0, rows) * vocab_size, each, drawn, options)
+
+
+def _logits_bytes(num: float, each: int, drawn: int, options: SamplingOptions) -> float:
+    """Bytes of so many logits, ``each`` for one, and of what is drawn from them."""
+    each += 32 if options.top_p < 1 else 4 if options.temperature != 1 else 0
+    return num * each + min(num, CHUNK_ELEMENTS) * drawn
+
+
+def _guided_bytes(
+    bundle: Bundle, options: SamplingOptions, length: int, num_moves: int, batch_size: int, trunk: float
+) -> float:
+    """Bytes of the larger of the two kinds of moves: tilted, with a gradient, or re-ranked, with candidates."""
+    guidance = with_bundle_settings(options, bundle).guidance or Guidance()
+    network, positions = bundle.denoiser(options.role), float(batch_size * length)
+    hidden, share = network.config.hidden_size, _largest_move(bundle, options, num_moves)
+    tilted = ranked = 0.0
+    if guidance.tilted_fraction > 0:
+        logits = _logits_bytes(positions * share * network.vocab_size, 22, 0, options)
+        tilted = trunk + positions * hidden * network.config.num_blocks * BACKWARD + logits
+    if guidance.tilted_fraction < 1:
+        read = 1 - (1 - share) ** guidance.num_candidates
+        logits = _logits_bytes(positions * read * network.vocab_size, 8, DRAW, options)
+        ranked = trunk + positions * guidance.num_candidates * (hidden * ACTIVATIONS + 24) + logits
+    return max(tilted, ranked)
+
+
+def _largest_move(bundle: Bundle, options: SamplingOptions, num_moves: int) -> float:
+    """Largest share of the positions that a move is expected to reveal."""
+    alphas = path_alphas(bundle.process.schedule, options.move_times(num_moves))
+    return float(alphas.diff().max())
+
+
+def _share_of_float32(network: nn.Module) -> float:
+    """Size of the trunk's numbers, as a share of float32."""
+    return 0.5 if any(one.dtype == torch.bfloat16 for one in network.parameters()) else 1.0
+
+
+def free_bytes(device: torch.device) -> float:
+    """Bytes that can still be allocated on a device; infinite where the system does not tell."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return float(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
+    return min(_meminfo(), _cgroup())
+
+
+def _meminfo(file: Path = Path("/proc/meminfo")) -> float:
+    try:
+        line = next(line for line in file.read_text().splitlines() if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):
+        return float("inf")
+    return float(line.split()[1]) * 1024
+
+
+def _cgroup(folder: Path = Path("/sys/fs/cgroup")) -> float:
+    """What the limit of a container leaves; pages of files, which the system can drop, count as free."""
+    try:
+        limit, used = ((folder / name).read_text().strip() for name in ("memory.max", "memory.current"))
+        pages = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+        return float(int(limit) - int(used) + int(pages.get("inactive_file", 0)))
+    except (OSError, ValueError):  # no such file, or no limit: "max"
+        return float("inf")
+
+
+def check_batch(bundle: Bundle, options: SamplingOptions, length: int, num_moves: int, num_samples: int) -> None:
+    """Refuse a batch that the device has no memory for.
+
+    Raises:
+        UsageError: the estimate is larger than the free memory; the message has the largest value that fits.
+    """
+    device = next(bundle.network(options.role).parameters()).device
+    free, size = free_bytes(device), min(options.batch_size, num_samples)
+    needed = batch_bytes(bundle, options, length, num_moves, size)
+    if needed <= free:
+        return
+    rule = f"a batch of {size} needs about {needed / 2**30:.1f} GiB and {free / 2**30:.1f} GiB are free on {device}"
+    fits = _largest(size, lambda one: batch_bytes(bundle, options, length, num_moves, one) <= free)
+    if fits:
+        raise UsageError(f"{rule}: lower batch_size to {fits} or less")
+    guidance = with_bundle_settings(options, bundle).guidance
+    if guidance is not None:
+
+        def fits_with(num: int) -> bool:
+            fewer = replace(options, guidance=replace(guidance, num_candidates=num))
+            return batch_bytes(bundle, fewer, length, num_moves, 1) <= free
+
+        if fits := _largest(guidance.num_candidates, fits_with):
+            raise UsageError(f"{rule}: lower batch_size to 1 and num_candidates to {fits} or less")
+    raise UsageError(f"{rule}: lower length or use a smaller model")
+
+
+def check_samples(bundle: Bundle, role: Role | None, num_samples: int, length: int | None) -> None:
+    """Refuse a sample set whose tokens and texts do not fit in memory.
+
+    Raises:
+        UsageError: they do not; the message has the largest number that fits.
+    """
+    free, context = free_bytes(torch.device("cpu")), bundle.network(role).length
+    num_samples = whole_number("num_samples", num_samples, low=1)
+    length = context if length is None else whole_number("length", length, low=1, high=context)
+    if num_samples * length * TOKEN > free:
+        raise UsageError(
+            f"{num_samples} sequences of {length} tokens do not fit in {free / 2**30:.1f} GiB: lower num_samples to "
+            f"{int(free / (length * TOKEN))} or less, or use didi.stream"
+        )
+
+
+def _largest(high: int, fits: Callable[[int], bool]) -> int:
+    """The largest number from 1 to ``high`` that fits, given that smaller ones fit too; 0 if there is none."""
+    low, high = 0, high + 1
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
+
+
+@contextmanager
+def out_of_memory(batch_size: int) -> Iterator[None]:
+    """A failed allocation within the context is one line.
+
+    Raises:
+        DidiError: memory ran out.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        is_memory = isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+        if not is_memory or isinstance(error, DidiError):
+            raise
+        raise DidiError(f"out of memory in a batch of {batch_size}: lower batch_size") from error

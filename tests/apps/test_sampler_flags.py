@@ -1,0 +1,69 @@
+"""Flags of a sampler's settings: over those of the bundle, and refused by another sampler."""
+
+import json
+
+import pytest
+
+from didi.apps.options import GuidanceFlags, OrderFlags, given, given_guidance
+from didi.models.bundle import load
+from didi.models.guidance import Guidance
+from didi.sampling.confidence import ConfidenceOrder
+
+
+def test_flags_change_the_guidance_of_the_bundle_field_by_field():
+    bundle = load("tiny-news")
+    assert given_guidance(GuidanceFlags(), bundle) is None
+    changed = given_guidance(GuidanceFlags(tilted_fraction=0.25), bundle)
+    assert changed == Guidance(tilted_fraction=0.25, reduction="masked-mean", select="best")
+    assert given_guidance(GuidanceFlags(num_candidates=2), load("exact")) == Guidance(num_candidates=2)
+    assert given(OrderFlags(gumbel=0.0), ConfidenceOrder()) == ConfidenceOrder()  # given, though it is the default
+
+
+def test_the_command_takes_the_guidance_of_the_bundle(didi):
+    words = [
+        "generate",
+        "--model",
+        "tiny-news",
+        "--nfe",
+        "4",
+        "--num-samples",
+        "1",
+        "--length",
+        "8",
+        "--format",
+        "jsonl",
+    ]
+    words += ["--sampler", "guided"]
+    flags = ["--guidance.tilted-fraction", "0", "--guidance.select", "best", "--guidance.reduction", "masked-mean"]
+    plain, same = (json.loads(didi(*words, *more)[1]) for more in ([], flags))
+    other = json.loads(didi(*words, "--guidance.tilted-fraction", "1")[1])
+    assert plain == same
+    assert other["discriminator_passes"] != plain["discriminator_passes"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "name", "reader"),
+    [
+        (["--entropy-bound", "9"], "entropy_bound", "entropy-bounded does"),
+        (["--entropy-bound", "1"], "entropy_bound", "entropy-bounded does"),  # its default, and yet of no use
+        (["--guidance.num-candidates", "4"], "guidance", "guided does"),
+        (["--order.gumbel", "0"], "order", "confidence does"),
+        (["--remask.eta", "0.02"], "remask", "remasking does"),
+    ],
+)
+def test_a_setting_of_another_sampler_is_refused(didi, flags, name, reader):
+    status, out, err = didi("generate", "--model", "exact", "--sampler", "ancestral", *flags)
+    assert (status, out) == (2, "")
+    assert err.startswith(f"didi: ancestral sampling does not read {name}, which {reader}")
+    assert err.count("\n") == 1
+
+
+def test_more_moves_than_a_grid_has_and_too_many_samples_are_one_line(didi):
+    for flags, message in (
+        (["--nfe", "1000000000"], "nfe lies in [1, 65536]; got 1000000000"),
+        (["--num-samples", "1000000000000"], "lower num_samples to"),
+        (["--batch-size", "1000000000", "--num-samples", "1000000"], "lower batch_size to"),
+    ):
+        status, out, err = didi("generate", "--model", "tiny-news", *flags)
+        assert (status, out, err.count("\n")) == (2, "", 1)
+        assert message in err

@@ -1,0 +1,127 @@
+"""Samples do not depend on the global settings of torch that the caller has, nor on pickling."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+
+import didi
+from didi.data.markov import MarkovChain
+from didi.errors import UsageError
+from didi.evaluation.perplexity import ExactJudge
+from didi.models.bundle import Bundle, load
+from didi.models.inference import for_inference
+from didi.sampling.generate import generate
+from didi.torch_defaults import each_with_torch_defaults, torch_defaults
+
+TILTED = {"sampler": "guided", "guidance": didi.Guidance(tilted_fraction=1.0)}
+WAYS = {"ancestral": {}, "tilted": TILTED, "confidence": {"sampler": "confidence"}}
+
+
+class DefaultDtype:
+    def __enter__(self):
+        torch.set_default_dtype(torch.float64)
+
+    def __exit__(self, *_):
+        torch.set_default_dtype(torch.float32)
+
+
+CONTEXTS = {
+    "float64": DefaultDtype,
+    "default device": lambda: torch.device("meta"),
+    "inference mode": torch.inference_mode,
+    "no gradients": torch.no_grad,
+    "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
+}
+
+
+def drawn(bundle, way):
+    return generate(bundle, num_samples=2, nfe=4, **WAYS[way]).tokens.tolist()
+
+
+@pytest.fixture(scope="module")
+def bundle():
+    return load("exact")
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("context", CONTEXTS)
+def test_the_callers_context_changes_no_sample(bundle, context, way):
+    expected = drawn(bundle, way)
+    with CONTEXTS[context]():
+        assert drawn(bundle, way) == expected
+        loaded = load("exact")
+        assert drawn(loaded, way) == expected
+    assert drawn(loaded, way) == expected  # what was loaded there is of no use there alone
+    assert torch.get_default_dtype() == torch.float32
+
+
+def test_an_evaluation_is_the_same_in_any_context(make_dit):
+    markov, judge = Bundle(student=make_dit(vocab_size=33, length=4)), ExactJudge(MarkovChain())
+    data = judge.chain.sample(8, 4, torch.Generator().manual_seed(0))
+
+    def found():
+        return [(row.gen_ppl, row.nelbo) for row in didi.evaluate(markov, nfe=2, num_samples=8, judge=judge, data=data)]
+
+    expected = repr(found())
+    for context in CONTEXTS.values():
+        with context():
+            assert repr(found()) == expected
+
+
+def test_the_callers_settings_hold_between_the_moves():
+    def items():
+        for _ in range(2):
+            yield torch.get_default_dtype()
+
+    with DefaultDtype():
+        for dtype in each_with_torch_defaults(items()):
+            assert (dtype, torch.get_default_dtype()) == (torch.float32, torch.float64)
+        with pytest.raises(ZeroDivisionError), torch_defaults():
+            raise ZeroDivisionError
+        assert torch.get_default_dtype() == torch.float64
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda bundle: bundle.to("meta"), "the student is on the meta device and has no values: load it again"),
+        (lambda bundle: bundle.student.bfloat16(), "the student has torch.bfloat16: call its float"),
+        (lambda bundle: bundle.student.blocks.half(), "the student has torch.float16"),
+        (lambda bundle: bundle.student.double(), "the student has torch.float64"),
+        (lambda bundle: bundle.student.train(), "the student is in training mode: call its eval"),
+        (lambda bundle: bundle.discriminator.bfloat16(), "the discriminator has torch.bfloat16"),
+        (lambda bundle: bundle.discriminator.train(), "the discriminator is in training mode"),
+    ],
+)
+def test_networks_that_cannot_be_sampled_as_they_are_are_refused(change, message):
+    bundle = load("exact")
+    change(bundle)
+    for ask in (lambda: didi.stream(bundle, **TILTED), lambda: didi.evaluate(bundle, sampler="guided", nfe=2)):
+        with pytest.raises(UsageError, match=message) as caught:
+            ask()
+        assert "\n" not in str(caught.value)
+
+
+def test_networks_that_were_converted_for_inference_are_sampled(bundle):
+    assert generate(for_inference(bundle, "bfloat16"), num_samples=2, nfe=2).tokens.shape == (2, 7)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_bundle_survives_pickle_and_copy(bundle, way):
+    for copied in (pickle.loads(pickle.dumps(bundle)), copy.deepcopy(bundle)):
+        assert drawn(copied, way) == drawn(bundle, way)
+        assert copied.process == bundle.process
+        assert not copied.discriminator.training
+
+
+def test_a_pickled_discriminator_keeps_what_is_trained(bundle):
+    frozen = load("exact")
+    frozen.discriminator.trunk.requires_grad_(False)
+    found = pickle.loads(pickle.dumps(frozen)).discriminator
+    assert [one.requires_grad for one in found.parameters()] == [
+        one.requires_grad for one in frozen.discriminator.parameters()
+    ]
+    with pytest.raises(UsageError, match="pickled or copied before for_inference"):
+        pickle.dumps(for_inference(bundle, "bfloat16"))

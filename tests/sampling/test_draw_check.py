@@ -1,0 +1,91 @@
+"""Tokens are drawn from finite logits only, and a finished sample holds no mask."""
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+
+from didi.diffusion.noise import SequenceNoise
+from didi.errors import DidiError, UsageError
+from didi.models.bundle import Bundle
+from didi.models.guidance import Guidance
+from didi.sampling.confidence import ConfidenceOrder
+from didi.sampling.draw_check import DrawCheck
+from didi.sampling.generate import generate
+from didi.sampling.registry import SAMPLERS
+from didi.sampling.stream import stream
+
+LENGTH = 6
+
+
+@pytest.fixture(scope="module")
+def bundle(make_dit, make_discriminator):
+    network = make_dit(vocab_size=7, length=LENGTH)
+    return Bundle(student=network, discriminator=make_discriminator(network))
+
+
+def damaged(bundle, role, value):
+    network = copy.deepcopy(getattr(bundle, role))
+    with torch.no_grad():
+        next(one for name, one in network.named_parameters() if name.startswith("output_layer.")).fill_(value)
+    return replace(bundle, **{role: network})
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_no_sampler_draws_from_logits_that_are_not_finite(bundle, sampler, value):
+    with pytest.raises(DidiError, match="not finite") as caught:
+        generate(damaged(bundle, "student", value), num_samples=2, nfe=2, sampler=sampler)
+    assert not isinstance(caught.value, UsageError)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("options", [{"precision": "float32"}, {"top_p": 0.5}, {"temperature": 0.5}])
+def test_nor_does_any_other_way_of_drawing(bundle, options):
+    with pytest.raises(DidiError, match="not finite"):
+        generate(damaged(bundle, "student", float("nan")), num_samples=2, nfe=2, **options)
+
+
+@pytest.mark.parametrize("guidance", [Guidance(tilted_fraction=1.0), Guidance(tilted_fraction=0.0, select="best")])
+def test_nor_does_guidance_by_a_discriminator_with_nan(bundle, guidance):
+    with pytest.raises(DidiError, match="not finite"):
+        generate(damaged(bundle, "discriminator", float("nan")), nfe=4, sampler="guided", guidance=guidance)
+
+
+def test_the_largest_gumbel_scale_leaves_no_mask(bundle):
+    order = ConfidenceOrder(gumbel=1e30)
+    tokens = generate(bundle, num_samples=64, nfe=4, sampler="confidence", order=order).tokens
+    assert (tokens < 6).all()
+
+
+def test_a_gumbel_variate_of_a_uniform_that_is_zero_leaves_no_mask(bundle, monkeypatch):
+    drawn = SequenceNoise.uniforms
+    monkeypatch.setattr(SequenceNoise, "uniforms", lambda self, *shape, **rest: drawn(self, *shape, **rest) * 0)
+    order = ConfidenceOrder(gumbel=1.0)
+    tokens = generate(bundle, num_samples=2, nfe=2, sampler="confidence", order=order).tokens
+    assert (tokens < 6).all()
+
+
+def test_a_sampler_that_leaves_a_mask_is_told_so(bundle, monkeypatch):
+    monkeypatch.setattr("didi.sampling.ancestral.reveal_moves", lambda uniforms, is_masked, alphas: torch.where(
+        is_masked, 0, -1).index_fill(1, torch.tensor([2]), -1))  # fmt: skip
+    with pytest.raises(DidiError, match=r"a finished sample holds no \[MASK\]"):
+        list(stream(bundle, nfe=2))
+
+
+def test_the_check_accepts_what_rules_out_symbols_and_refuses_a_row_that_rules_out_all():
+    check = DrawCheck()
+    check.see(torch.tensor([[0.0, -torch.inf], [-torch.inf, -1e30]]))
+    check.see(torch.zeros(0, 3))
+    check.finish()
+    with pytest.raises(DidiError, match="not finite"):
+        check.see(torch.full((1, 3), -torch.inf))
+
+
+def test_a_device_that_is_not_waited_for_is_asked_at_the_end():
+    check = DrawCheck()
+    check._is_bad = torch.tensor(True)  # as collected on a CUDA device
+    with pytest.raises(DidiError, match="not finite"):
+        check.finish()
+    check.finish()  # forgotten

@@ -1,0 +1,110 @@
+"""A batch that the memory does not hold is refused with the largest that it holds."""
+
+import pytest
+import torch
+
+import didi
+from didi.errors import DidiError, UsageError
+from didi.evaluation.perplexity import Scores
+from didi.models.guidance import Guidance
+from didi.sampling import memory
+from didi.sampling.memory import batch_bytes, check_batch, out_of_memory
+from didi.sampling.options import SamplingOptions
+from didi.sampling.registry import SAMPLERS
+
+
+@pytest.fixture(scope="module")
+def bundle():
+    return didi.load("tiny-news")
+
+
+class Constant:
+    name = "constant"
+
+    def score(self, texts, tokens):
+        return Scores(torch.ones(len(texts), dtype=torch.float64), torch.ones(len(texts), dtype=torch.long))
+
+
+@pytest.fixture
+def has_free(monkeypatch):
+    def set_free(num_bytes):
+        monkeypatch.setattr(memory, "free_bytes", lambda device: float(num_bytes))
+
+    return set_free
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_a_larger_batch_needs_more(bundle, sampler):
+    needed = [batch_bytes(bundle, SamplingOptions(sampler), 128, 8, size) for size in (1, 64, 4096)]
+    assert 2**20 < needed[0] < needed[1] < needed[2]
+
+
+def test_a_measured_peak_is_within_the_estimate(bundle):
+    """Measured: 583 MiB of 32 sequences in one move, at 8,192 symbols and 128 hidden units."""
+    assert batch_bytes(bundle, SamplingOptions(), 128, 1, 32) / 2**20 == pytest.approx(583, rel=0.25)
+
+
+def test_a_batch_that_does_not_fit_is_refused_with_the_largest_that_does(bundle, has_free):
+    has_free(2**30)
+    options = SamplingOptions(batch_size=100_000)
+    with pytest.raises(UsageError, match=r"1.0 GiB are free on cpu: lower batch_size to (\d+) or less") as caught:
+        didi.stream(bundle, num_samples=100_000, options=options)
+    fits = int(str(caught.value).split("batch_size to ")[1].split()[0])
+    assert batch_bytes(bundle, options, 128, 8, fits) <= 2**30 < batch_bytes(bundle, options, 128, 8, fits + 1)
+    check_batch(bundle, options, 128, 8, fits)  # no batch is larger than the set
+
+
+def test_candidates_that_do_not_fit_are_refused_with_the_most_that_do(bundle, has_free):
+    has_free(2**30)
+    options = SamplingOptions("guided", guidance=Guidance(num_candidates=1_000_000_000))
+    with pytest.raises(UsageError, match=r"lower batch_size to 1 and num_candidates to \d+ or less"):
+        didi.generate(bundle, nfe=8, options=options)
+
+
+def test_an_evaluation_refuses_a_row_that_does_not_fit_before_it_samples_the_first(bundle, has_free):
+    has_free(2**30)
+    options = SamplingOptions(guidance=Guidance(num_candidates=1_000_000_000))
+    measured = []
+    with pytest.raises(UsageError, match="num_candidates to"):
+        didi.evaluate(
+            bundle,
+            nfe=1,
+            num_samples=1,
+            sampler=["ancestral", "guided"],
+            options=options,
+            judge=Constant(),
+            on_set=measured.append,
+        )
+    assert not measured
+
+
+def test_a_model_that_never_fits_is_refused(bundle, has_free):
+    has_free(1)
+    with pytest.raises(UsageError, match="lower length or use a smaller model"):
+        didi.stream(bundle)
+
+
+def test_a_sample_set_that_does_not_fit_is_refused(bundle):
+    with pytest.raises(UsageError, match=r"lower num_samples to \d+ or less, or use didi.stream"):
+        didi.generate(bundle, num_samples=10**15)
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), torch.OutOfMemoryError("x\ny"), RuntimeError("DefaultCPUAllocator: can't allocate memory")]
+)
+def test_memory_that_runs_out_is_one_line(error):
+    with pytest.raises(DidiError, match=r"^out of memory in a batch of 7: lower batch_size$"), out_of_memory(7):
+        raise error
+    with pytest.raises(ZeroDivisionError), out_of_memory(7):
+        raise ZeroDivisionError
+
+
+def test_the_limit_of_a_container_counts(tmp_path):
+    for name, text in (("memory.max", "1000"), ("memory.current", "400"), ("memory.stat", "anon 3\ninactive_file 50")):
+        (tmp_path / name).write_text(text)
+    assert memory._cgroup(tmp_path) == 650
+    (tmp_path / "memory.max").write_text("max")
+    assert memory._cgroup(tmp_path) == float("inf")
+    (tmp_path / "meminfo").write_text("MemTotal: 9 kB\nMemAvailable:   2 kB\n")
+    assert memory._meminfo(tmp_path / "meminfo") == 2048
+    assert memory._meminfo(tmp_path / "none") == float("inf")
