@@ -1,0 +1,85 @@
+"""Ratio of perplexities at equal entropy, with a bootstrap interval that resamples every sample set on its own."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from didi.errors import UsageError
+from didi.evaluation.frontier import LEVEL, NAN_INTERVAL, NUM_RESAMPLES, Interval, Point, perplexity_at_entropy
+from didi.evaluation.perplexity import Scores
+
+MAX_OUTSIDE = 0.01
+"""Largest share of resamples whose entropy may lie outside the sweep."""
+
+PerSequence = Float[Tensor, "n 3"]
+"""NLL in nats, number of judge tokens and entropy in nats of each sequence."""
+
+
+def per_sequence(scores: Scores, entropies: Float[Tensor, " n"]) -> PerSequence:
+    """What a sample set contributes to the ratio.
+
+    Args:
+        scores: of a judge.
+        entropies: of each sequence, nats; see :func:`~didi.evaluation.diversity.token_entropy`.
+    """
+    return torch.stack([scores.nll.double(), scores.num_tokens.double(), entropies.double()], 1)
+
+
+def ratio_at_equal_entropy(
+    ours: PerSequence,
+    sweep: Sequence[PerSequence],
+    *,
+    num_resamples: int = NUM_RESAMPLES,
+    level: float = LEVEL,
+    seed: int = 0,
+) -> tuple[float, Interval]:
+    """Perplexity of a sample set over that of another model at the same mean entropy.
+
+    The other model's perplexity is interpolated between the temperatures of its sweep. All sets are independent: they
+    were drawn with other seeds, or by models so different that their samples do not depend on each other.
+
+    Args:
+        ours: the sample set, n sequences.
+        sweep: two sample sets of the other model or more, at different temperatures.
+        num_resamples: number of bootstrap resamples.
+        level: nominal coverage, in (0, 1).
+        seed: of the resamples.
+
+    Returns:
+        The ratio and its percentile interval; NaN where the entropy lies outside the sweep, and a NaN interval where it
+        does so in more than ``MAX_OUTSIDE`` of the resamples.
+
+    Raises:
+        UsageError: the sweep has fewer than two sets.
+    """
+    if len(sweep) < 2:
+        raise UsageError(f"a sweep has two temperatures or more; got {len(sweep)}")
+    generator = torch.Generator().manual_seed(seed)
+    points = [_resampled(one, num_resamples, generator) for one in (ours, *sweep)]
+    ratios = torch.tensor([_ratio(*of_each) for of_each in zip(*points, strict=True)], dtype=torch.float64)
+    ratio = _ratio(*(_point(one.sum(0), len(one)) for one in (ours, *sweep)))
+    if ratios.isnan().double().mean() > MAX_OUTSIDE:
+        return ratio, NAN_INTERVAL
+    tail = (1 - level) / 2
+    low, high = ratios.nanquantile(torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist()
+    return ratio, (low, high)
+
+
+def _ratio(ours: Point, *theirs: Point) -> float:
+    entropy, perplexity = ours
+    return perplexity / perplexity_at_entropy(theirs, entropy)
+
+
+def _point(totals: Float[Tensor, " 3"], num_sequences: int) -> Point:
+    """Mean entropy and corpus perplexity."""
+    nll, num_tokens, entropy = totals.tolist()
+    return entropy / num_sequences, math.exp(nll / num_tokens)
+
+
+def _resampled(values: PerSequence, num_resamples: int, generator: torch.Generator) -> list[Point]:
+    size = len(values)
+    draws = (torch.randint(size, (size,), generator=generator) for _ in range(num_resamples))
+    return [_point(values[one].sum(0), size) for one in draws]
