@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 from carried import CARRIED, DATA, TOKENIZER, WHEELS
 
+from didi.data.corpora import EOS
 from didi.data.text import TextData, prepare_text
 from didi.errors import UsageError
 from didi.files import write_atomically
@@ -42,7 +43,8 @@ def tokens(folder: Path, *, is_toy: bool) -> TextData:
     data = PRETRAIN["prose"].data
     if is_toy:
         text = folder / "toy.txt"
-        write_atomically(text, "\n\n".join(page.read_text() for page in sorted((REPOSITORY / "docs").glob("*.md"))))
+        pages = "\n\n".join(page.read_text() for page in sorted((REPOSITORY / "docs").glob("*.md")))
+        write_atomically(text, pages.replace(EOS, ""))  # where there is one, documents end at it alone
         found = prepare_text(str(text), length=32, vocab_size=1024)
     else:
         found = prepare_text(data.corpus, length=data.length, vocab_size=data.vocab_size)

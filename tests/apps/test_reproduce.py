@@ -11,7 +11,7 @@ from didi.apps.reproduce.cells import Cell, Run
 from didi.apps.reproduce.figures import figure_1_cells, figure_4_cells, table_7_cells
 from didi.apps.reproduce.study import Sampling, Study
 from didi.errors import DidiError, Interrupted, UsageError
-from didi.models.bundle import digest
+from didi.models.bundle import Bundle, digest
 from didi.recipes import PRETRAIN
 from didi.recipes.ablations import (
     GUIDED,
@@ -231,3 +231,9 @@ def test_a_run_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
 def test_wrong_use_is_one_line(words, said):
     with pytest.raises(UsageError, match=said):
         command.reproduce(words)
+
+
+def test_held_out_data_needs_the_corpus_of_the_bundle(make_dit):
+    assert study.corpus_of(Bundle(teacher=make_dit(), provenance={"corpus": "news"})) == "news"
+    with pytest.raises(UsageError, match="does not record it: add corpus: NAME under provenance"):
+        study.corpus_of(Bundle(teacher=make_dit()))

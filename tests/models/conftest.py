@@ -2,6 +2,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import yaml
 from tokenizers import Tokenizer, models
 
 from didi.diffusion.absorbing import Absorbing
@@ -39,6 +40,15 @@ def bundle(make_dit, make_discriminator):
 @pytest.fixture(scope="module")
 def saved(bundle, tmp_path_factory):
     return save(bundle, tmp_path_factory.mktemp("saved") / "deep" / "bundle")
+
+
+@pytest.fixture
+def undigested(folder):
+    """A bundle of before there were digests, which notice every change of a weight."""
+    manifest = yaml.safe_load((folder / "bundle.yaml").read_text())
+    del manifest["provenance"]["weights_sha256"]
+    (folder / "bundle.yaml").write_text(yaml.safe_dump(manifest))
+    return folder
 
 
 @pytest.fixture

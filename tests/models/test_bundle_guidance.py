@@ -17,6 +17,12 @@ from didi.sampling.options import SamplingOptions
 from didi.sampling.registry import make_sampler
 
 
+@pytest.fixture
+def folder(undigested):
+    """Its weights may be spoilt."""
+    return undigested
+
+
 def edit(folder, **changes):
     file = folder / "bundle.yaml"
     file.write_text(yaml.safe_dump(yaml.safe_load(file.read_text()) | changes))

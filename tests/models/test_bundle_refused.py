@@ -14,6 +14,12 @@ ABSENT = "absent"
 PROCESS = {"name": "absorbing", "mask_id": 3, "schedule": "cosine"}
 
 
+@pytest.fixture
+def folder(undigested):
+    """Its weights may be spoilt."""
+    return undigested
+
+
 def edit_manifest(folder, **changes):
     file = folder / "bundle.yaml"
     manifest = yaml.safe_load(file.read_text()) | changes

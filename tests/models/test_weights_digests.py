@@ -98,6 +98,23 @@ def test_the_digest_of_a_bundle_covers_settings_and_tokenizer(folder, name):
     assert digest(folder) != before
 
 
+def test_the_digest_of_a_bundle_covers_what_is_read_of_its_provenance_and_its_guidance(folder):
+    found = {digest(folder)}
+    for change in ({"block_layout": "bos-eos"}, {"corpus": "news"}):
+        edit_provenance(folder, lambda provenance, change=change: provenance.update(change))
+        found.add(digest(folder))
+    file = folder / "bundle.yaml"
+    file.write_text(file.read_text() + "guidance: {num_candidates: 7}\n")
+    assert len(found | {digest(folder)}) == 4
+
+
+def test_damage_is_told_before_what_is_wrong_with_the_weights(folder):
+    file = folder / "student" / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(DidiError, match="is damaged or was changed"):
+        load(folder)
+
+
 def test_the_digest_of_a_bundle_covers_its_process(folder):
     before = digest(folder)
     text = (folder / "bundle.yaml").read_text()

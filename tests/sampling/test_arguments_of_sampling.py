@@ -85,7 +85,7 @@ def test_no_other_value_is_a_whole_number(bundle, name, value):
         ({"guidance": {"select": "best"}}, "guidance is a Guidance; got {'select': 'best'}"),
         ({"entropy_bound": INF}, "entropy_bound is 0 or more; got inf"),
         ({"options": {"sampler": "guided"}}, "options is a SamplingOptions; got"),
-        ({"prefix": 3}, "a prompt is a str; got 3"),
+        ({"prefix": 3}, "prefix is a str; got 3"),
     ],
 )
 def test_what_is_no_value_of_an_argument_is_refused(bundle, asked, message):

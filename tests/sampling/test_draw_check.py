@@ -6,12 +6,14 @@ from dataclasses import replace
 import pytest
 import torch
 
+from didi.diffusion.canvas import Canvas
 from didi.diffusion.noise import SequenceNoise
 from didi.errors import DidiError, UsageError
 from didi.models.bundle import Bundle
 from didi.models.guidance import Guidance
+from didi.sampling.completion import completed
 from didi.sampling.confidence import ConfidenceOrder
-from didi.sampling.draw_check import DrawCheck
+from didi.sampling.draw_check import DrawCheck, no_draw_checks
 from didi.sampling.generate import generate
 from didi.sampling.registry import SAMPLERS
 from didi.sampling.stream import stream
@@ -81,6 +83,35 @@ def test_the_check_accepts_what_rules_out_symbols_and_refuses_a_row_that_rules_o
     check.finish()
     with pytest.raises(DidiError, match="not finite"):
         check.see(torch.full((1, 3), -torch.inf))
+
+
+@pytest.fixture
+def deferred(monkeypatch):
+    """Draws are checked as on a CUDA device: what was seen is read at the end of a batch."""
+
+    def see(self, scores):
+        is_bad = ~scores.detach().amax(-1).isfinite().all()
+        self._is_bad = is_bad if self._is_bad is None else self._is_bad | is_bad
+
+    monkeypatch.setattr(DrawCheck, "see", see)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_what_is_read_at_the_end_of_a_batch_is_refused_too(bundle, deferred, sampler):
+    with pytest.raises(DidiError, match="not finite"):
+        generate(damaged(bundle, "student", float("nan")), num_samples=2, nfe=2, sampler=sampler)
+
+
+def test_a_completed_batch_is_checked_at_its_end(bundle, deferred):
+    with pytest.raises(DidiError, match="not finite"):
+        completed(damaged(bundle, "student", float("nan")), Canvas.blank(2, LENGTH), indices=[0, 1], nfe=2)
+
+
+def test_within_a_dry_run_nothing_is_checked(bundle):
+    with no_draw_checks():
+        generate(damaged(bundle, "student", float("nan")), num_samples=2, nfe=2)
+    with pytest.raises(DidiError, match="not finite"):
+        generate(damaged(bundle, "student", float("nan")), num_samples=2, nfe=2)
 
 
 def test_a_device_that_is_not_waited_for_is_asked_at_the_end():

@@ -90,15 +90,31 @@ def test_prompts_have_seeds_of_their_own(bundle):
     ("arguments", "told"),
     [
         ({"prompts": []}, "prompts are one or more; got none"),
+        ({"prompts": [1]}, "a prompt is a Prompt; got 1"),
+        ({"prompts": ["a"], "num_samples": None}, "num_samples is a whole number; got None"),
         ({"prompts": ["a"], "prefix": "b"}, "not both"),
         ({"prompts": ["a"], "infill": "[MASK]"}, "not both"),
         ({"prompts": ["a", "b b b"], "length": 2}, r"prompt 2 \('b b b'\): a prompt has at most 2 tokens here"),
         ({"prompts": ["a", Prompt(prefix="a", infill="[MASK]")]}, r"prompt 2 \('a'\): give a prefix or an infill"),
     ],
 )
+@pytest.mark.usefixtures("unchecked")
 def test_prompts_that_do_not_fit_are_refused(bundle, arguments, told):
     with pytest.raises(UsageError, match=told):
         generate_batches(bundle, **arguments)  # before the first batch
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_a_text_is_one_prompt_and_a_generator_many(bundle):
+    assert len(generate(bundle, prompts="a b", num_samples=1, nfe=2).texts) == 1
+    assert len(generate(bundle, prompts=(text for text in "ab"), num_samples=1, nfe=2).texts) == 2
+
+
+@pytest.mark.parametrize("fields", [{"seed": 1.5}, {"seed": "x"}, {"prefix": 1}, {"infill": b"a"}])
+@pytest.mark.usefixtures("unchecked")
+def test_a_prompt_checks_its_fields(fields):
+    with pytest.raises(UsageError, match=f"{next(iter(fields))} is a"):
+        Prompt(**fields)
 
 
 def test_batches_come_as_they_are_finished(bundle):

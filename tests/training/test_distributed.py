@@ -81,7 +81,7 @@ def test_all_processes_raise_what_the_main_one_finds_in_the_folder(monkeypatch, 
             return [refused]
 
     monkeypatch.setattr("didi.apps.train.world", lambda: Second(1, 2))
-    ours = _ours(RunFolder(tmp_path), RunConfig(), resume=False)
+    ours = _ours(RunFolder(tmp_path), RunConfig(), resume=False, overwrite=False)
     with pytest.raises(UsageError, match="another process is running in it"), ours:
         pytest.fail("it went on")
 

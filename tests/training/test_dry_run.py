@@ -169,7 +169,7 @@ def test_batch_sizes_that_the_settings_refuse_are_left_out(inputs_of):
     config = distillation(loop={"batch_size": 2})  # a baseline over states needs two
     found = estimate(config, inputs_of)
     assert (found.small.batch_size, found.large.batch_size) == (2, 4)
-    with pytest.raises(UsageError, match="2 states"):
+    with pytest.raises(UsageError, match="of 2 or more; got 1"):
         dry_run(config, inputs_of, 1)
 
 

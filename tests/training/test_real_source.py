@@ -42,6 +42,7 @@ def test_the_first_process_alone_reports(unchecked, monkeypatch, capsys, rank, s
 def test_a_pool_that_is_damaged_is_named(make_job, tmp_path, content):
     (tmp_path / "teacher-pool.safetensors").write_bytes(content)
     with pytest.raises(
-        DidiError, match=r"teacher-pool\.safetensors is damaged \(.*\): remove it, and it is drawn again"
+        DidiError,
+        match=r"teacher-pool\.safetensors is damaged or not readable \(.*\): delete it, and the next start draws",
     ):
         make_job(POOL)

@@ -40,7 +40,7 @@ FIELDS = {
     "muon_rate_scale": [{"method": "muon", "muon_rate_scale": scale} for scale in (2.5, 1.0)],
     "learning_rate": [{"learning_rate": rate} for rate in (2e-3, 5e-4)],
     "warmup_steps": [{"warmup_steps": number} for number in (0, 2, 6)],
-    "decay": [{"decay": name} for name in ("constant", "linear", "cosine")],
+    "decay": [{"decay": "constant", "final_fraction": 0.0}, {"decay": "linear"}, {"decay": "cosine"}],
     "final_fraction": [{"final_fraction": share} for share in (0.0, 0.5)],
     "beta1": [{"beta1": beta} for beta in (0.9, 0.5)],
     "beta2": [{"beta2": beta} for beta in (0.999, 0.9)],

@@ -69,7 +69,7 @@ class EvaluateCommand:
     times: tuple[float, ...] = ()
     """Times of the sampling steps, from 1 down to 0; replaces --nfe and --grid."""
     batch_size: int = 32
-    """Number of sequences in a batch; affects speed and memory only."""
+    """Number of sequences in a batch; changes speed and memory, and samples by rounding alone."""
     guidance: GuidanceFlags = field(default_factory=GuidanceFlags)
     order: OrderFlags = field(default_factory=OrderFlags)
     entropy_bound: float | None = None

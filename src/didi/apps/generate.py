@@ -68,7 +68,7 @@ class GenerateCommand:
     times: tuple[float, ...] = ()
     """Times of the sampling steps, from 1 down to 0; replaces --nfe and --grid."""
     batch_size: int = 32
-    """Number of sequences in a batch; affects speed and memory only."""
+    """Number of sequences in a batch; changes speed and memory, and samples by rounding alone."""
     network: Numerics = "float32"
     """Number format of the network's trunk; the draws use --precision."""
     compile: bool = False

@@ -1,5 +1,6 @@
 """Reading untrusted archives: zip, tar and ar, nested or not; plain files only, in one folder, of bounded size."""
 
+import errno
 import hashlib
 import stat
 import tarfile
@@ -15,6 +16,7 @@ from typing import NamedTuple
 from didi.data.catalogue import Asset
 from didi.errors import DidiError
 
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 MAX_EXTRACTED_BYTES = 2**28  # of one asset; the largest known is 104 MB
 CHUNK_BYTES = 2**20
 
@@ -32,7 +34,7 @@ def extract(asset: Asset, archive: Path, target: Path) -> dict[str, dict[str, st
     except DidiError:
         raise
     except OSError as error:
-        if error.errno is not None:  # of the disk; a damaged gzip member raises one without a number
+        if error.errno in DISK_ERRORS:  # others, such as a name that is a folder already, are the archive's fault
             raise
         raise DidiError(_not_unpacked(asset, error)) from error
     except Exception as error:  # zip, tar and their compressors have an error each, and raise others' too

@@ -100,7 +100,7 @@ def _teacher_pool(teacher: Bundle, path: Path, config: DistillConfig) -> Int[Ten
         if world().is_main:
             write_atomically(path, save({"tokens": drawn.tokens}))
         world().wait()
-    return read_tensors(path, remedy="delete it, and the next start draws the same samples again")["tokens"]
+    return read_tensors(path, "tokens", remedy="delete it, and the next start draws the same samples again")["tokens"]
 
 
 def _pool_progress(pool_size: int, nfe: int) -> Callable[[Move], None]:

@@ -232,8 +232,8 @@ def load(name: Path | str) -> Bundle:
     """
     path = _resolve(str(name))
     manifest = read_manifest(path)
+    provenance = verified(manifest.provenance, path)  # first: damage has its own remedy
     networks: dict[str, Any] = {role: load_network(path / role, role, kind) for role, kind in manifest.networks.items()}
-    provenance = verified(manifest.provenance, path)
     mask_ids = {network.config.mask_id for network in networks.values()}
     if mask_ids != {manifest.process.mask_id}:
         raise UsageError(

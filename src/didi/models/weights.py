@@ -29,6 +29,8 @@ from didi.models.stored_dtype import stored_weights
 
 WEIGHTS = "model.safetensors"
 DIGESTS = "weights_sha256"
+READ_PROVENANCE = ("corpus", "block_layout")
+"""What a distillation and an evaluation read of the provenance; the rest only tells where a bundle is from."""
 
 
 @contextmanager
@@ -70,20 +72,25 @@ def write_tensors(tensors: Mapping[str, Tensor], file: Path, *, metadata: dict[s
         raise OSError(int(found[1]), os.strerror(int(found[1])), str(file)) from error
 
 
-def read_tensors(file: Path, *, remedy: str) -> dict[str, Tensor]:
+def read_tensors(file: Path, *names: str, remedy: str) -> dict[str, Tensor]:
     """The tensors of a safetensors file that didi wrote.
 
     Args:
         file: The file.
+        names: Of tensors that it must have.
         remedy: What the user does about a damaged file; the end of the message.
 
     Raises:
-        DidiError: The file is damaged or not readable.
+        DidiError: The file is damaged or not readable, or lacks a tensor.
     """
     try:
-        return load_file(file)
+        found = load_file(file)
+        missing = [name for name in names if name not in found]
     except (SafetensorError, OSError) as error:
         raise DidiError(f"{file} is damaged or not readable ({error}): {remedy}") from error
+    if missing:
+        raise DidiError(f"{file} is damaged or not readable (it has no {missing[0]}): {remedy}")
+    return found
 
 
 def write_network(network: Any, folder: Path, dtype: torch.dtype) -> None:
@@ -143,10 +150,10 @@ def verified(provenance: Mapping[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def content_digest(folder: Path) -> str:
-    """SHA-256 of all in a bundle folder that its samples depend on, hexadecimal.
+    """SHA-256 of all in a bundle folder that its samples and its distillation depend on, hexadecimal.
 
-    It covers the process, the kind, settings and weights of each network, and the tokenizer; not the name of the
-    folder and not the provenance.
+    It covers the process, the kind, settings and weights of each network, the tokenizer, the guidance, and of the
+    provenance ``READ_PROVENANCE``; not the name of the folder.
 
     Raises:
         UsageError: The folder is not a bundle.
@@ -154,5 +161,7 @@ def content_digest(folder: Path) -> str:
     manifest = read_manifest(folder)
     names = [f"{role}/{name}" for role in manifest.networks for name in ("config.json", WEIGHTS)] + ["tokenizer.json"]
     files = {name: sha256(folder / name) for name in names if (folder / name).is_file()}
-    content = [process_settings(manifest.process), manifest.networks, files]
+    guidance = None if manifest.guidance is None else dataclasses.asdict(manifest.guidance)
+    data = {name: manifest.provenance.get(name) for name in READ_PROVENANCE}
+    content = [process_settings(manifest.process), manifest.networks, files, guidance, data]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

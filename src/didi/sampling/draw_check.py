@@ -1,9 +1,30 @@
 """The check that tokens are drawn from finite scores only."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from jaxtyping import Float
 from torch import Tensor
 
 from didi.errors import DidiError
+
+_is_off = False
+
+
+@contextmanager
+def no_draw_checks() -> Iterator[None]:
+    """Within the context no sample is checked: for dry runs, whose logits have no values."""
+    global _is_off
+    before, _is_off = _is_off, True
+    try:
+        yield
+    finally:
+        _is_off = before
+
+
+def are_draws_checked() -> bool:
+    """Whether this is outside ``no_draw_checks``."""
+    return not _is_off
 
 
 class DrawCheck:
@@ -22,6 +43,8 @@ class DrawCheck:
         Raises:
             DidiError: a row cannot be drawn from; on a CUDA device later, from ``finish``.
         """
+        if _is_off:
+            return
         is_bad = ~scores.detach().amax(-1).isfinite().all()  # NaN and +inf are the largest of their row
         if scores.device.type == "cuda":
             self._is_bad = is_bad if self._is_bad is None else self._is_bad | is_bad

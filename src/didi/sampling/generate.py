@@ -1,7 +1,7 @@
 """From a bundle to finished texts: the collector of ``stream``."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 
@@ -14,7 +14,7 @@ from didi.models.bundle import Bundle
 from didi.sampling.memory import check_samples
 from didi.sampling.options import SamplingOptions
 from didi.sampling.prompt import decode
-from didi.sampling.prompts import Prompt
+from didi.sampling.prompts import Prompt, known_prompts
 from didi.sampling.stream import Move, num_moves, options_from, stream
 from didi.world import world
 
@@ -54,7 +54,7 @@ def generate(
     seed: int = 0,
     prefix: str | None = None,
     infill: str | None = None,
-    prompts: Sequence[str | Prompt] | None = None,
+    prompts: Iterable[str | Prompt] | None = None,
     length: int | None = None,
     options: SamplingOptions | None = None,
     on_move: Callable[[Move], None] | None = None,
@@ -107,7 +107,7 @@ def generate_batches(
     seed: int = 0,
     prefix: str | None = None,
     infill: str | None = None,
-    prompts: Sequence[str | Prompt] | None = None,
+    prompts: Iterable[str | Prompt] | None = None,
     length: int | None = None,
     options: SamplingOptions | None = None,
     on_move: Callable[[Move], None] | None = None,
@@ -119,7 +119,9 @@ def generate_batches(
         UsageError: as ``generate``, before the first batch.
     """
     chosen, seed = options_from(options, overrides), whole_number("seed", seed)
-    check_samples(instance("bundle", bundle, Bundle), chosen.role, num_samples * len(prompts or [None]), length)
+    known = None if prompts is None else known_prompts(prompts)
+    num_prompts = 1 if known is None else len(known)
+    check_samples(instance("bundle", bundle, Bundle), chosen.role, num_samples, length, num_prompts=num_prompts)
     moves = stream(
         bundle,
         num_samples=num_samples,
@@ -127,7 +129,7 @@ def generate_batches(
         seed=seed,
         prefix=prefix,
         infill=infill,
-        prompts=prompts,
+        prompts=known,
         length=length,
         options=chosen,
     )

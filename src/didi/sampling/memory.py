@@ -153,19 +153,23 @@ def check_batch(bundle: Bundle, options: SamplingOptions, length: int, num_moves
     raise UsageError(f"{rule}: lower length or use a smaller model")
 
 
-def check_samples(bundle: Bundle, role: Role | None, num_samples: int, length: int | None) -> None:
+def check_samples(
+    bundle: Bundle, role: Role | None, num_samples: int, length: int | None, *, num_prompts: int = 1
+) -> None:
     """Refuse a sample set whose tokens and texts do not fit in memory.
 
     Raises:
-        UsageError: they do not; the message has the largest number that fits.
+        UsageError: they do not; the message has the largest ``num_samples`` of each prompt that fits.
     """
     free, context = free_bytes(torch.device("cpu")), bundle.network(role).length
     num_samples = whole_number("num_samples", num_samples, low=1)
     length = context if length is None else whole_number("length", length, low=1, high=context)
-    if num_samples * length * TOKEN > free:
+    if num_samples * num_prompts * length * TOKEN > free:
+        fits = int(free / (num_prompts * length * TOKEN))
+        fix = f"lower num_samples to {fits} or less" if fits else "give fewer prompts or a smaller length"
         raise UsageError(
-            f"{num_samples} sequences of {length} tokens do not fit in {free / 2**30:.1f} GiB: lower num_samples to "
-            f"{int(free / (length * TOKEN))} or less, or use didi.stream"
+            f"{num_samples * num_prompts} sequences of {length} tokens do not fit in {free / 2**30:.1f} GiB: {fix}, or "
+            "use didi.stream"
         )
 
 

@@ -1,11 +1,12 @@
 """Several prompts in one sample set: which prompt, seed and number belong to which sequence."""
 
 import reprlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 
+from didi.arguments import instance, listed, set_fields, whole_number
 from didi.diffusion.canvas import Canvas
 from didi.diffusion.noise import SequenceNoise, derive_seed
 from didi.errors import UsageError
@@ -28,6 +29,13 @@ class Prompt:
     infill: str | None = None
     seed: int | None = None
 
+    def __post_init__(self) -> None:
+        for name in ("prefix", "infill"):
+            if (text := getattr(self, name)) is not None:
+                instance(name, text, str)
+        if self.seed is not None:
+            set_fields(self, seed=whole_number("seed", self.seed))
+
     @classmethod
     def from_text(cls, text: str) -> "Prompt":
         """A text with a [MASK] as ``infill``, any other as ``prefix``."""
@@ -36,6 +44,23 @@ class Prompt:
     def own_seed(self, seed: int) -> int:
         """Seed of its samples in a set with ``seed``."""
         return derive_seed(seed, "prompt", self.prefix or "", self.infill or "") if self.seed is None else self.seed
+
+
+def known_prompts(prompts: Iterable[str | Prompt]) -> list[Prompt]:
+    """Texts and records as records.
+
+    Args:
+        prompts: a list or any other iterable of one or more; not a single text.
+
+    Raises:
+        UsageError: there is none, or one is neither a text nor a ``Prompt``.
+    """
+    found = [
+        Prompt.from_text(one) if isinstance(one, str) else one for one in listed("prompts", prompts, allows_none=True)
+    ]
+    if not found:
+        raise UsageError("prompts are one or more; got none")
+    return [instance("a prompt", one, Prompt) for one in found]
 
 
 @dataclass(frozen=True)
@@ -52,7 +77,7 @@ class PromptSet:
 
     @classmethod
     def of(
-        cls, prompts: Sequence[str | Prompt] | None, num_samples: int, seed: int, prefix: str | None, infill: str | None
+        cls, prompts: Iterable[str | Prompt] | None, num_samples: int, seed: int, prefix: str | None, infill: str | None
     ) -> "PromptSet":
         """The sequences that the arguments of ``stream`` ask for.
 
@@ -63,9 +88,7 @@ class PromptSet:
             return cls((Prompt(prefix, infill, seed),), num_samples)
         if prefix is not None or infill is not None:
             raise UsageError("give prompts, or one prefix or infill text for all samples, not both")
-        if not prompts:
-            raise UsageError("prompts are one or more; got none")
-        known = [Prompt.from_text(one) if isinstance(one, str) else one for one in prompts]
+        known = known_prompts(prompts)
         return cls(tuple(Prompt(one.prefix, one.infill, one.own_seed(seed)) for one in known), num_samples)
 
     def __len__(self) -> int:

@@ -40,6 +40,7 @@ def sampling_record(bundle: Bundle, options: SamplingOptions, *, nfe: int, lengt
         "times": list(options.times) or None,
         "length": length,
         "precision": options.precision,
+        "batch_size": options.batch_size,
         "temperature": options.temperature,
         "top_p": options.top_p,
         **{name: asdict(one) if is_dataclass(one) else one for name, one in settings.items()},  # type: ignore[arg-type]

@@ -1,6 +1,6 @@
 """Sampling, move by move: the one entry that the API, the command line and the evaluation share."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 
 import torch
@@ -11,7 +11,8 @@ from didi.arguments import instance, whole_number
 from didi.diffusion.canvas import Canvas
 from didi.errors import DidiError, UsageError
 from didi.models.bundle import Bundle
-from didi.sampling.base import refuse_equal_rates
+from didi.sampling.base import Sampler, refuse_equal_rates
+from didi.sampling.draw_check import are_draws_checked
 from didi.sampling.memory import check_batch, out_of_memory
 from didi.sampling.options import SamplingOptions
 from didi.sampling.prompt import decode
@@ -76,7 +77,7 @@ def stream(
     seed: int = 0,
     prefix: str | None = None,
     infill: str | None = None,
-    prompts: Sequence[str | Prompt] | None = None,
+    prompts: Iterable[str | Prompt] | None = None,
     length: int | None = None,
     options: SamplingOptions | None = None,
     **overrides: object,
@@ -114,8 +115,7 @@ def stream(
         if not number:  # nothing is free
             yield Move(tuple(indices), z, torch.zeros_like(there.is_free), 0.0, 0, none, none, bundle)
             return
-        sampler.departure.draw_check.finish()
-        _check_finished(z, there, bundle.process.mask_id)
+        check_finished(sampler, z, there, bundle.process.mask_id)
 
     def batches() -> Iterator[Move]:
         mine = range(len(prompted))[world().share(len(prompted))]
@@ -127,9 +127,14 @@ def stream(
     return each_with_torch_defaults(batches())
 
 
-def _check_finished(z: Int[Tensor, "b l"], canvas: Canvas, mask_id: int | None) -> None:
-    """Refuse a finished batch that a [MASK] is left in."""
-    if mask_id is not None and bool((canvas.is_free & (z == mask_id)).any()):
+def check_finished(sampler: Sampler, z: Int[Tensor, "b l"], canvas: Canvas, mask_id: int | None) -> None:
+    """Refuse a finished batch that a [MASK] is left in, or that was drawn from logits that are not finite.
+
+    Raises:
+        DidiError: the batch is no sample.
+    """
+    sampler.departure.draw_check.finish()
+    if mask_id is not None and are_draws_checked() and bool((canvas.is_free & (z == mask_id)).any()):
         raise DidiError("a finished sample holds no [MASK]; this sampler left one: report it")
 
 

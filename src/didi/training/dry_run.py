@@ -20,6 +20,7 @@ from didi.errors import UsageError
 from didi.methods import method_of
 from didi.methods.base import Inputs, Method
 from didi.methods.settings import RunConfig
+from didi.sampling.draw_check import no_draw_checks
 from didi.training.live_memory import LiveMemory
 from didi.training.shapes_only import ShapesOnly
 from didi.training.trainer import Trainer
@@ -135,7 +136,13 @@ def dry_run(settings: RunConfig, inputs_of: InputsOf, batch_size: int, *, num_pr
     cut = replace(loop, batch_size=batch_size, accumulation=accumulation)
     settings = replace(settings.for_dry_run(), loop=cut)
     around = stand_in(num_processes) if num_processes > 1 else nullcontext()
-    with tempfile.TemporaryDirectory() as folder, around, ShapesOnly() as shapes, LiveMemory() as memory:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        around,
+        no_draw_checks(),
+        ShapesOnly() as shapes,
+        LiveMemory() as memory,
+    ):
         with shapes.building():
             method: Method = method_of(settings)(settings, inputs_of(Path(folder)))
         trainer = Trainer(method, CPU)

@@ -234,8 +234,7 @@ def _measure_real(bundle: Bundle, cells: Sequence[Cell], study: Study) -> None:
     """Measure held-out data and anchors in a bundle's own tokens."""
     if not cells:
         return
-    corpus = str(bundle.provenance["corpus"])
-    source = source_for(bundle, corpus)
+    source = source_for(bundle, corpus_of(bundle))
     anchors = anchor_sets(source, study.sampling.num_samples, seed=study.sampling.seed)
     kept: list[SampleSet] = []
     evaluate(bundle, nfe=(), data=source.test, anchors=anchors, on_set=kept.append, **_common(study.sampling))
@@ -243,6 +242,21 @@ def _measure_real(bundle: Bundle, cells: Sequence[Cell], study: Study) -> None:
     for one in kept:
         if one.row.role in by_role:
             _write_set(by_role[one.row.role], bundle, study, one)
+
+
+def corpus_of(bundle: Bundle) -> str:
+    """The corpus that a bundle was trained on.
+
+    Raises:
+        UsageError: the bundle does not record it, as a converted checkpoint.
+    """
+    corpus = bundle.provenance.get("corpus")
+    if not isinstance(corpus, str):
+        raise UsageError(
+            f"held-out data is of the corpus that a model was trained on, and {bundle.name} does not record it: add "
+            "corpus: NAME under provenance in its bundle.yaml"
+        )
+    return corpus
 
 
 def _common(sampling: Sampling) -> dict[str, Any]:
