@@ -33,7 +33,9 @@ class LiveView:
     def __init__(self, bundle: Bundle, *, num_shown: int = 2, console: Console | None = None) -> None:
         self._bundle, self._num_shown = bundle, num_shown
         self._console = console or Console(stderr=True)
-        self._live: Live | None = None  # a new one after each pause: rich moves a Live that is restarted over the results
+        self._live: Live | None = (
+            None  # a new one after each pause: rich moves a Live that is restarted over the results
+        )
 
     def __enter__(self) -> "LiveView":
         return self
@@ -92,6 +94,7 @@ class ProgressBar:
         self._task = self._progress.add_task("", total=num_sequences, done=0, move=0)
 
     def __enter__(self) -> "ProgressBar":
+        self._progress.start()
         return self
 
     def __exit__(self, *_: object) -> None:

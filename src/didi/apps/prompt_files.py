@@ -62,9 +62,13 @@ def _read(name: str, flag: str) -> str:
         content = sys.stdin.buffer.read() if name == STANDARD_INPUT else Path(name).read_bytes()
         return content.decode("utf-8-sig")
     except OSError as error:
-        raise UsageError(f"{flag} reads a file or standard input; {_shown(name)} cannot be read: {error.strerror}") from error
+        raise UsageError(
+            f"{flag} reads a file or standard input; {_shown(name)} cannot be read: {error.strerror}"
+        ) from error
     except UnicodeDecodeError as error:
-        raise UsageError(f"the text of {flag} is UTF-8; byte {error.start} of {_shown(name)} is not: convert it") from error
+        raise UsageError(
+            f"the text of {flag} is UTF-8; byte {error.start} of {_shown(name)} is not: convert it"
+        ) from error
 
 
 def _lines(text: str) -> Iterator[str]:

@@ -180,12 +180,10 @@ class _Meter:
         figures["tokens_per_second"] = len(self._steps) * self._job.tokens_per_step / seconds
         self._steps, self._since = [], time.perf_counter()
         if len(skipped) > self._max_skipped:
-            said = f"{skipped[0]} is not finite in {len(skipped)} of the steps up to {step}"
-            if not self._folder.has_checkpoint:
-                raise Diverged(f"{said}; there is no checkpoint yet: lower the learning rate and start again")
+            kept = "the last checkpoint is kept" if self._folder.has_checkpoint else "there is no checkpoint yet"
             raise Diverged(
-                f"{said}; the last checkpoint is kept: lower the learning rate and start again, or resume from it with "
-                "a larger loop.max_skipped_steps"
+                f"{skipped[0]} is not finite in {len(skipped)} of the steps up to {step}; {kept}: start again in another "
+                "folder, with a lower learning rate or a larger loop.max_skipped_steps"
             )
         if skipped:
             figures["skipped_steps"] = float(len(skipped))

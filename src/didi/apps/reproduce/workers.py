@@ -99,7 +99,9 @@ def _begin(stop: Event) -> None:
     end_with_parent()
     outlive_log()
     signal.signal(signal.SIGTERM, _on_sigterm)
-    if hasattr(signal, "pthread_sigmask"):  # it would have ended this worker, and broken the pool, before it had a handler
+    if hasattr(
+        signal, "pthread_sigmask"
+    ):  # it would have ended this worker, and broken the pool, before it had a handler
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
 
 
