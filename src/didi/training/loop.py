@@ -182,8 +182,8 @@ class _Meter:
         if len(skipped) > self._max_skipped:
             kept = "the last checkpoint is kept" if self._folder.has_checkpoint else "there is no checkpoint yet"
             raise Diverged(
-                f"{skipped[0]} is not finite in {len(skipped)} of the steps up to {step}; {kept}: start again in another "
-                "folder, with a lower learning rate or a larger loop.max_skipped_steps"
+                f"{skipped[0]} is not finite in {len(skipped)} of the steps up to {step}; {kept}: start again in "
+                "another folder, with a lower learning rate or a larger loop.max_skipped_steps"
             )
         if skipped:
             figures["skipped_steps"] = float(len(skipped))
