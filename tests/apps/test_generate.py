@@ -133,7 +133,7 @@ def test_prompts_come_from_standard_input(didi, monkeypatch, said, words, begin)
         (b"caf\xe9", "byte 3 of"),
         (b'{"prefix": "a"}\nb', "line 2: if the first line begins with {, each line is a JSON object; got 'b'"),
         (b'{"prefix": "a",\n"seed": 3}', "line 1: if the first line begins with {, each line is a JSON object"),
-        (b'\n {"a": ' * 2 + b'{"a": ' * 10**5, "line 2: if the first line begins with {"),
+        (b"\n " + b'{"a": ' * 10**5, "line 2: if the first line begins with {"),
         (b'{"prefx": "a"}', "got 'prefx'; did you mean 'prefix'?"),
         (b'{"prefix": 1}', "line 1: prefix is of type str; got 1"),
         (b'{"prefix": "a", "seed": true}', "seed is of type int"),
