@@ -68,10 +68,16 @@ SMALL = ["--data.length", "32", "--loop.batch-size", "4", "--loop.validation-seq
             "num-draws, num-sequences and batch-size are 1 or more",
         ),
         (["compare", "a"], "didi compare takes two folders or more"),
-        (["compare", "a", "b"], "a is not the --out of a didi evaluate"),
+        (["compare", "a", "a"], "the folders of didi compare differ from each other; got a twice"),
+        (["compare", "a", "b", "c/../a"], "the folders of didi compare differ from each other; got a twice"),
+        (["compare", "a", "b"], "a is not the --out of a didi evaluate (a/metrics.json: No such file or directory)"),
         (["likelihood", "--model", "markov", "--role", "autoregressive"], "has no autoregressive"),
         (["bench", "--model", "markov", "--rounds", "0"], "rounds, nfe and batch sizes are 1 or more"),
         (["bench", "--model", "owt-170m"], "got 'owt-170m'"),
+        (
+            ["bench", "--model", "markov", "--methods", "ancestral", "trunk", "--guidance.num-candidates", "3"],
+            "--guidance.num-candidates is read by the method guided; --methods has ancestral, trunk: add guided, or",
+        ),
         (["doctor"], "the recipe comes first: didi doctor RECIPE"),
         (["doctor", "owt-424"], "did you mean 'owt-424m'?"),
         (["doctor", "markov", "--device", "h1000"], "a device is one of h100"),
@@ -92,6 +98,8 @@ SMALL = ["--data.length", "32", "--loop.batch-size", "4", "--loop.validation-seq
         (["generate", "--model", "markov", "--prefix", "hello"], "a prompt is made of this tokenizer's words"),
         (["assets", "fetch", "newz"], "did you mean 'news'?"),
         (["assets", "steal"], "didi assets is list"),
+        (["assets"], "didi assets is list, fetch NAME... or verify [NAME...]; see didi assets --help"),
+        (["convert"], "didi convert takes mdlm, duo, sdtt, sedd, didi or export first; see didi convert --help"),
     ],
 )
 def test_wrong_use_is_one_line_and_status_2(didi, words, told, tmp_path, monkeypatch):
@@ -103,6 +111,24 @@ def test_wrong_use_is_one_line_and_status_2(didi, words, told, tmp_path, monkeyp
     assert err.startswith("didi: ")
     assert not {"─", "│"} & set(err)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--foo"], "didi generate has no option --foo; see didi generate --help"),
+        (
+            ["--num-sample", "1"],
+            "didi generate has no option --num-sample; did you mean --num-samples? See didi generate",
+        ),
+        (["--role", "best"], "Expected one of ('student', 'teacher', 'autoregressive'); see didi generate --help"),
+        (["--nfe", "x"], "with base 10: 'x'; see didi generate --help"),
+    ],
+)
+def test_a_line_of_the_parser_is_punctuated(didi, words, said):
+    err = didi("generate", "--model", "markov", *words)[2]
+    assert said in err
+    assert ".;" not in err
 
 
 def test_a_folder_that_cannot_be_made_is_one_line_and_status_2(didi, tmp_path):

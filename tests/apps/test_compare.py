@@ -109,8 +109,13 @@ def test_a_folder_that_is_not_an_evaluation_is_refused(damage, tmp_path):
             (folder / "samples.jsonl").write_text("{")
         case "list":
             (folder / "metrics.json").write_text(json.dumps([[1]]))
-    with pytest.raises(UsageError, match="is not the --out of a didi evaluate"):
+    with pytest.raises(UsageError, match="is not the --out of a didi evaluate") as caught:
         read_sets(folder)
+    told = (
+        f"({folder}/{damage}" if damage in ("metrics", "samples") else "(its metrics.json or samples.jsonl is damaged, "
+    )
+    assert told in str(caught.value)
+    assert "FileNotFoundError" not in str(caught.value)
 
 
 def test_what_cannot_be_compared_is_refused(tmp_path):
@@ -118,7 +123,7 @@ def test_what_cannot_be_compared_is_refused(tmp_path):
     evaluated(tmp_path / "b", sample_set([30.0, 31.0], seed=1))
     evaluated(tmp_path / "c", sample_set([30.0, 31.0], settings="num_candidates 8"))
     differences = {"b": "seed is 1 and 0", "c": "settings is 'num_candidates 8' and ''"}
-    for folders in ([], ["a"], ["a", "a"]):
+    for folders in ([], ["a"]):
         with pytest.raises(UsageError, match="takes two folders or more"):
             run_compare([str(tmp_path / name) for name in folders])
     for other in ("b", "c"):

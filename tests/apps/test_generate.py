@@ -3,6 +3,7 @@
 import io
 import json
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -130,7 +131,9 @@ def test_prompts_come_from_standard_input(didi, monkeypatch, said, words, begin)
         (b"", "has none"),
         (b"\n \n", "has none"),
         (b"caf\xe9", "byte 3 of"),
-        (b'{"prefix": "a"}\nb', "line 2: each line is a JSON object"),
+        (b'{"prefix": "a"}\nb', "line 2: if the first line begins with {, each line is a JSON object; got 'b'"),
+        (b'{"prefix": "a",\n"seed": 3}', "line 1: if the first line begins with {, each line is a JSON object"),
+        (b"\n " + b'{"a": ' * 10**5, "line 2: if the first line begins with {"),
         (b'{"prefx": "a"}', "got 'prefx'; did you mean 'prefix'?"),
         (b'{"prefix": 1}', "line 1: prefix is of type str; got 1"),
         (b'{"prefix": "a", "seed": true}', "seed is of type int"),
@@ -147,6 +150,26 @@ def test_files_without_prompts_are_refused_in_one_line(didi, tmp_path, content, 
     status, out, err = didi(*NEWS, "--prompts", file)
     assert (status, out, err.count("\n")) == (2, "", 1)
     assert told in err
+
+
+@pytest.mark.parametrize("flag", ["--prefix", "--infill", "--prompts"])
+def test_standard_input_that_cannot_be_read_is_told_with_its_flag(didi, monkeypatch, flag):
+    class Unreadable(io.RawIOBase):
+        def read(self, *_):
+            raise OSError(21, "Is a directory")
+
+    ends = {
+        f"the text of {flag} is UTF-8; byte 3 of standard input is not": io.TextIOWrapper(io.BytesIO(b"caf\xe9")),
+        f"{flag} reads a file or standard input; standard input cannot be read: Is a dir": SimpleNamespace(
+            buffer=Unreadable()
+        ),
+        f"{flag} - reads standard input, which is closed": None,
+    }
+    for told, stream in ends.items():
+        monkeypatch.setattr(sys, "stdin", stream)
+        status, out, err = didi(*NEWS, flag, "-")
+        assert (status, out, err.count("\n")) == (2, "", 1)
+        assert told in err
 
 
 def test_a_prompt_in_a_file_that_is_too_long_is_named(didi, tmp_path):

@@ -5,7 +5,8 @@ import torch
 from rich.console import Console
 
 import didi
-from didi.apps.live import MASK, LiveView, partly_masked
+from didi.apps.live import MASK, LiveView, ProgressBar, partly_masked
+from didi.sampling.generate import generate_batches
 
 
 @pytest.fixture(scope="module")
@@ -44,3 +45,49 @@ def test_the_view_ends_with_the_finished_text(bundle, monkeypatch):
     assert "move 3, t = 0.00" in screen.getvalue()
     assert "move 4" not in screen.getvalue()
     assert drawn.texts[-1].split()[0] in screen.getvalue()
+
+
+CURSOR_UP = "\x1b[1A"
+
+
+@pytest.fixture
+def terminal(monkeypatch):
+    """A screen, and the console that writes on it."""
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr("didi.apps.live.PAUSE", 0)
+    screen = io.StringIO()
+    return screen, Console(file=screen, force_terminal=True, width=100)
+
+
+def with_results(bundle, view, screen):
+    """Draw two batches, each of whose results goes to the screen of the view; what stands before, between and after."""
+    with view:
+        for _ in generate_batches(bundle, num_samples=2, nfe=2, length=8, batch_size=1, on_move=view):
+            with view.paused():
+                screen.write("RESULT\n")
+    return screen.getvalue().split("RESULT\n")
+
+
+def test_a_view_leaves_the_results_where_they_are(bundle, terminal):
+    screen, console = terminal
+    first, second, rest = with_results(bundle, LiveView(bundle, console=console), screen)
+    assert first.count("move 2") == second.count("move 2") > 0
+    assert first.count(CURSOR_UP) == second.count(CURSOR_UP) > 0  # over its own lines alone
+    assert CURSOR_UP not in second[: second.index("move 1")]
+    assert not rest
+
+
+def test_a_view_ends_its_last_line_where_there_is_no_terminal(bundle, monkeypatch):
+    monkeypatch.setattr("didi.apps.live.PAUSE", 0)
+    screen = io.StringIO()
+    parts = with_results(bundle, LiveView(bundle, console=Console(file=screen, width=100)), screen)
+    assert all(part.endswith("\u256f\n") for part in parts[:2])
+    assert not parts[2]
+
+
+def test_a_bar_is_not_drawn_again_after_the_last_results(bundle, terminal):
+    screen, console = terminal
+    first, second, rest = with_results(bundle, ProgressBar(2, console=console), screen)
+    assert "0/2, move 2" in first
+    assert "1/2, move 2" in second
+    assert not rest

@@ -8,6 +8,8 @@ from safetensors.torch import load_file, save_file
 
 import didi as package
 from didi.apps.convert import export
+from didi.apps.outputs import refuse_existing
+from didi.errors import UsageError
 from didi.models.bundle import Bundle, save
 
 SMALL = ["--data.length", "16", "--loop.batch-size", "2", "--loop.validation-sequences", "2", "--max-steps", "1"]
@@ -77,6 +79,15 @@ def test_bench_refuses(didi, tmp_path, monkeypatch):
     assert (tmp_path / "bench.md").read_text() == "new\n"
 
 
+@pytest.mark.parametrize("method", ["guided", "guided floor"])
+def test_bench_takes_guidance_where_a_method_reads_it(didi, tmp_path, monkeypatch, method):
+    loads = []
+    monkeypatch.setattr("didi.apps.bench.compare", lambda _, given, **__: loads.extend(given) or [])
+    monkeypatch.setattr("didi.apps.bench.speed_table", lambda *_, **__: "new\n")
+    assert didi("bench", "--model", "markov", "--methods", method, "--guidance.num-candidates", "3")[0] == 0
+    assert {load.guidance.num_candidates for load in loads} == {3}
+
+
 def test_compare_keeps_the_figure_of_an_evaluation(didi, world, tmp_path):
     for name in ("a", "b"):
         words = ["evaluate", "--model", world, "--nfe", "1", "--num-samples", "4", "--judge", "exact"]
@@ -93,7 +104,20 @@ def test_convert_replaces_a_bundle_that_is_to_be_overwritten(didi, world, checkp
 
 def test_convert_refuses_before_the_checkpoint_is_read(didi, world, tmp_path, monkeypatch):
     monkeypatch.setattr("didi.apps.convert.read_checkpoint", lambda *_, **__: pytest.fail("work began"))
-    assert didi("convert", "mdlm", "owner/name", "--out", world)[0] == 2
+    status, _, error = didi("convert", "mdlm", "owner/name", "--out", world)
+    assert status == 2
+    assert "a folder without a bundle; " in error
+    assert "holds bundle.yaml: add --overwrite to replace it, or" in error
+
+
+@pytest.mark.parametrize(
+    ("names", "told"), [(["a"], "a: add --overwrite to replace it,"), (["a", "b"], "replace them,")]
+)
+def test_a_refusal_counts_the_files(tmp_path, names, told):
+    for name in names:
+        (tmp_path / name).touch()
+    with pytest.raises(UsageError, match=f"without earlier results; .*{told}"):
+        refuse_existing(tmp_path, ("a", "b"), overwrite=False)
 
 
 def test_an_export_replaces_nothing_but_an_export(didi, world, checkpoint, tmp_path):

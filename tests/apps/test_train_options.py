@@ -63,9 +63,10 @@ def test_a_run_that_fits_a_time_keeps_its_length_when_it_goes_on(tmp_path, capsy
     assert yaml.safe_load((tmp_path / "run/config.yaml").read_text())["loop"]["steps"] == 2
     with pytest.raises(UsageError, match="holds a run: add --resume"):
         pretrain(["markov", *SHORT, "--max-minutes", "1", "--out", out])
-    (tmp_path / "run/config.yaml").write_text("foo: 1\n")
-    with pytest.raises(UsageError, match=r"does not say loop\.steps"):
-        pretrain(["markov", *SHORT, "--max-minutes", "1", "--out", out, "--resume"])
+    for content in ("foo: 1", "loop: 3", "loop: [1]", "loop:", "loop: {steps: true}", "loop: {steps: 0}"):
+        (tmp_path / "run/config.yaml").write_text(f"{content}\n")
+        with pytest.raises(UsageError, match=r"does not say loop\.steps"):
+            pretrain(["markov", *SHORT, "--max-minutes", "1", "--out", out, "--resume"])
 
 
 def test_the_symbols_of_a_bundle_are_those_of_its_process(tmp_path, capsys):
@@ -251,7 +252,7 @@ def test_the_recipe_is_no_flag(tmp_path):
 def test_resume_without_a_run_is_refused_before_anything_is_read(tmp_path, monkeypatch, more):
     monkeypatch.setattr("didi.apps.train.open_source", lambda *_, **__: pytest.fail("data was read"))
     for command in (pretrain, distill):
-        with pytest.raises(UsageError, match=r"resume continues a run; .*run holds none: leave resume out"):
+        with pytest.raises(UsageError, match=r"--resume continues a run; .*run holds none: leave --resume out"):
             command(["markov", "--out", str(tmp_path / "run"), "--resume", *more])
     assert not (tmp_path / "run").exists()
 

@@ -8,6 +8,8 @@ import time
 
 import pytest
 
+from didi.apps.reproduce.workers import _held_interrupts
+
 SCRIPT = """
 import signal, sys, time
 from pathlib import Path
@@ -125,14 +127,21 @@ def test_ctrl_c_stops_the_workers_and_no_item_begins(study, work):
     assert not names(folder, "worked")
 
 
-def test_a_worker_that_starts_does_not_hear_ctrl_c(study):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+def test_a_worker_that_starts_does_not_end_at_a_signal(study, number):
     process, folder = study(SLOW_START)
     wait_until(lambda: len(names(folder)) == 2)
     for name in names(folder):
-        os.kill(int(name.removeprefix("begun-")), signal.SIGINT)
+        os.kill(int(name.removeprefix("begun-")), number)
     out, err = process.communicate(timeout=20)
     assert (process.returncode, err) == (0, "")
     assert out.count("done") == len(names(folder, "worked")) == 8
+
+
+def test_a_system_without_signal_masks_is_no_hindrance(monkeypatch):
+    monkeypatch.delattr(signal, "pthread_sigmask")
+    with _held_interrupts():
+        pass
 
 
 def test_a_run_that_has_begun_gets_one_signal_and_saves(study):

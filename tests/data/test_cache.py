@@ -78,6 +78,21 @@ def test_a_manifest_of_something_else_is_damage(made, content):
     assert "is missing or damaged" in damage(folder)
 
 
+@pytest.mark.parametrize("is_there", [False, True])
+def test_a_folder_of_an_earlier_version_is_no_damage(made, caplog, is_there):
+    folder, make, calls = made
+    folder.mkdir()
+    (folder / "rows").write_bytes(b"content")
+    if is_there:
+        (folder / MANIFEST).write_text("{")
+    with caplog.at_level(logging.WARNING):
+        made_folder(folder, make)
+    assert len(calls) == 1
+    (record,) = caplog.records
+    told = "is missing or damaged; " if is_there else "is missing, as where an earlier version made the folder; "
+    assert record.message.endswith(f"{told}{folder} is made again")
+
+
 def test_what_another_process_made_in_the_meantime_is_kept(made, monkeypatch):
     folder, make, calls = made
     made_folder(folder, make)

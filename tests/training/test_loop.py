@@ -137,6 +137,18 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_is_not_saved(folder):
     assert checkpoints(folder) == [2]
 
 
+def test_a_run_that_diverges_before_its_first_checkpoint_promises_none(folder):
+    with pytest.raises(
+        DidiError, match="loss is not finite in 1 of the steps up to 2; there is no checkpoint yet: start again"
+    ):
+        run(Counter(bad_at=1), rhythm(), folder, resume=False)
+    job = Counter()
+    job.validate = lambda: {"validation_nelbo": float("nan")}
+    with pytest.raises(DidiError, match="nor a bundle is saved: lower"):
+        run(job, rhythm(checkpoint_every=6), folder, resume=False)
+    assert not folder.has_checkpoint
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_validation_that_is_not_finite_ends_the_run_before_it_is_saved(folder, value):
     class Diverging(Counter):
@@ -144,10 +156,12 @@ def test_a_validation_that_is_not_finite_ends_the_run_before_it_is_saved(folder,
             return {"finite": 1.0, "validation_nelbo": value if len(self.done) == 6 else 1.0}
 
     with pytest.raises(
-        DidiError, match="validation_nelbo is not finite after step 6, so that neither a checkpoint nor"
+        DidiError,
+        match=r"validation_nelbo is not finite after step 6, so that neither .* is saved; earlier checkpoints",
     ):
         run(Diverging(), rhythm(), folder, resume=False)
     assert checkpoints(folder) == [2, 4]
+    assert folder.has_checkpoint
     assert [row["validation_nelbo"] for row in rows(folder) if "validation_nelbo" in row] == [1.0, None]
     assert "NaN" not in folder.metrics.read_text()
 
@@ -196,7 +210,7 @@ def test_a_folder_with_checkpoints_alone_holds_a_run(tmp_path):
 
 def test_resume_without_a_run_is_refused(tmp_path):
     folder = RunFolder(tmp_path / "deep" / "run")
-    with pytest.raises(UsageError, match=r"resume continues a run; .*run holds none: leave resume out"):
+    with pytest.raises(UsageError, match=r"--resume continues a run; .*run holds none: leave --resume out"):
         folder.prepare(CONFIG_YAML, resume=True)
     assert not folder.path.exists()
 

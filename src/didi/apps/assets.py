@@ -15,7 +15,9 @@ HELP = (
 
 def run_assets(args: Sequence[str]) -> None:
     """Run ``didi assets`` with the arguments after the command's name."""
-    action, *names = args or ["--help"]
+    if not args:
+        raise UsageError("didi assets is list, fetch NAME... or verify [NAME...]; see didi assets --help")
+    action, *names = args
     if action in ("--help", "-h"):
         print(HELP)
     elif action == "list" and not names:

@@ -82,6 +82,17 @@ def _bundle(name: str, role: Role | None, *, is_random: bool) -> Bundle:
     return replace(found, student=None, teacher=found.denoiser(role)).to(default_device())
 
 
+def _check_guidance(command: BenchCommand) -> None:
+    """Refuse settings of guidance that no contestant would read."""
+    given = [name for name, value in vars(command.guidance).items() if value is not None]
+    if given and not {"guided", FLOOR["guided"]} & {*command.methods}:
+        flag = f"--guidance.{given[0].replace('_', '-')}"
+        raise UsageError(
+            f"{flag} is read by the method guided; --methods has {', '.join(command.methods)}: add guided, or leave "
+            f"{flag} out"
+        )
+
+
 def bench(args: Sequence[str]) -> None:
     """Run ``didi bench`` with the words after it."""
     command = parse(BenchCommand, args, prog="didi bench")
@@ -91,6 +102,7 @@ def bench(args: Sequence[str]) -> None:
         raise UsageError("networks are one or more; got none")
     if command.rounds < 1 or not command.nfe or min(command.nfe) < 1 or min(command.batch_size, default=0) < 1:
         raise UsageError("rounds, nfe and batch sizes are 1 or more")
+    _check_guidance(command)
     refuse_existing(command.out, ("bench.json", "bench.md"), overwrite=command.overwrite)
     is_random = command.random or (command.model in VOCABULARIES and command.model not in (*WORLDS, "tiny-news"))
     make = partial(_bundle, command.model, command.role, is_random=is_random)

@@ -32,8 +32,10 @@ class CompareCommand:
 def run_compare(args: Sequence[str]) -> None:
     """Run ``didi compare`` with the words after it."""
     command = parse(CompareCommand, args, prog="didi compare")
-    if len(set(command.folders)) < 2:
+    if len(command.folders) < 2:
         raise UsageError("didi compare takes two folders or more, each the --out of a didi evaluate")
+    if repeated := _repeated(command.folders):
+        raise UsageError(f"the folders of didi compare differ from each other; got {repeated} twice: leave one out")
     refuse_existing(command.out, ("compare.md", "frontier.png"), overwrite=command.overwrite)
     models = {str(folder): read_sets(folder) for folder in command.folders}
     rows = {name: [one.row for one in sets] for name, sets in models.items()}
@@ -46,6 +48,12 @@ def run_compare(args: Sequence[str]) -> None:
     print(table, end="")
     if command.out is not None:
         print(command.out / "compare.md")
+
+
+def _repeated(folders: Sequence[Path]) -> Path | None:
+    """The first folder that is given again, perhaps in another spelling."""
+    places = [folder.resolve() for folder in folders]
+    return next((folder for folder, place in zip(folders, places, strict=True) if places.count(place) > 1), None)
 
 
 def _drawn(models: Mapping[str, Sequence[EvaluationRow]]) -> list[EvaluationRow]:

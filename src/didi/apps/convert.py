@@ -142,7 +142,9 @@ LAYOUTS = {
 def run_convert(args: Sequence[str]) -> None:
     """Run ``didi convert`` with the words after it."""
     names, flags = list(args[:2]), args[2:]
-    if "--help" in args or "-h" in args or not args:
+    if not args:
+        raise UsageError(f"didi convert takes {', '.join(LAYOUTS)} or export first; see didi convert --help")
+    if "--help" in args or "-h" in args:
         parse(ExportCommand if names[:1] == ["export"] else ConvertCommand, ["--help"], prog="didi convert LAYOUT SRC")
     if names[0] not in (*LAYOUTS, "export"):
         raise UsageError(f"didi convert takes {', '.join(LAYOUTS)} or export first; got {names[0]!r}")
@@ -165,7 +167,7 @@ def convert(layout: str, source: str, command: ConvertCommand) -> Path:
             not to be overwritten.
         DidiError: the disk is full or cannot be written.
     """
-    refuse_existing(command.out, ("bundle.yaml",), overwrite=command.overwrite)
+    refuse_existing(command.out, ("bundle.yaml",), overwrite=command.overwrite, what="a bundle")
     kind, found = LAYOUTS[layout], read_checkpoint(source, revision=command.revision)
     given = kind.settings(found.settings)
     length = whole("length", command.length or given.length or 1024)

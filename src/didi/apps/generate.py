@@ -56,7 +56,8 @@ class GenerateCommand:
     """Text in which every [MASK] is one token to fill in; - reads it from standard input."""
     prompts: str | None = None
     """File of prompts, one a line, of any lengths; - is standard input. A line with a [MASK] is an infill text, others
-    are prefixes; or each line is a JSON object with prefix or infill, and perhaps seed."""
+    are prefixes; or each line is a JSON object with prefix or infill, and perhaps seed. Equal prompts have equal
+    samples; --num-samples draws several of each."""
     length: int | None = None
     """Number of tokens in a text; by default the model's context length."""
     temperature: float = 1.0
@@ -90,7 +91,7 @@ def run_generate(args: Sequence[str]) -> None:
     command = parse(GenerateCommand, args, prog="didi generate")
     prompts = None if command.prompts is None else read_prompts(command.prompts)
     num_samples = (8 if prompts is None else 1) if command.num_samples is None else command.num_samples
-    prefix, infill = text_or_input(command.prefix), text_or_input(command.infill)
+    prefix, infill = text_or_input(command.prefix, "--prefix"), text_or_input(command.infill, "--infill")
     loaded = load(command.model).to(default_device())
     bundle = for_inference(loaded, command.network, is_compiled=command.compile)
     options = sampling_options(

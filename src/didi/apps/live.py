@@ -32,21 +32,30 @@ class LiveView:
 
     def __init__(self, bundle: Bundle, *, num_shown: int = 2, console: Console | None = None) -> None:
         self._bundle, self._num_shown = bundle, num_shown
-        self._live = Live(console=console or Console(stderr=True), auto_refresh=False)
+        self._console = console or Console(stderr=True)
+        self._live: Live | None = (
+            None  # a new one after each pause: rich moves a Live that is restarted over the results
+        )
 
     def __enter__(self) -> "LiveView":
-        self._live.__enter__()
         return self
 
-    def __exit__(self, *what: object) -> None:
-        self._live.__exit__(*what)  # type: ignore[arg-type]
+    def __exit__(self, *_: object) -> None:
+        self._stop()
+
+    def _stop(self) -> None:
+        if self._live is None:
+            return
+        self._live.stop()
+        self._live = None
+        if not self._console.is_terminal:  # rich ends the last line of a terminal alone
+            self._console.line()
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """The view stands still, so that results can be printed under it."""
-        self._live.stop()
+        """The view stands still, so that results can be printed under it; the next move starts it again."""
+        self._stop()
         yield
-        self._live.start()
 
     def __call__(self, move: Move) -> None:
         """Show the state after a move."""
@@ -55,6 +64,9 @@ class LiveView:
         panels = [
             Panel(partly_masked(self._bundle, z, changed), title=title, title_align="left") for z, changed in shown
         ]
+        if self._live is None:
+            self._live = Live(console=self._console, auto_refresh=False)
+            self._live.start()
         self._live.update(Group(*panels), refresh=True)
         time.sleep(PAUSE)
 
@@ -93,13 +105,13 @@ class ProgressBar:
         before = world().size * move.indices[0]
         share = world().size * len(move.indices) * (1 - move.t)
         self._progress.update(self._task, completed=before + share, done=before, move=move.number)
+        self._progress.start()
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """The bar is away, so that results can be printed where it was."""
+        """The bar is away, so that results can be printed where it was; the next move starts it again."""
         self._progress.stop()
         yield
-        self._progress.start()
 
 
 def partly_masked(bundle: Bundle, z: Tensor, changed: Tensor) -> Text:

@@ -14,15 +14,19 @@ FIELDS = {"prefix": str, "infill": str, "seed": int}
 """Fields of a line of JSON, and their types."""
 
 
-def text_or_input(text: str | None) -> str | None:
+def text_or_input(text: str | None, flag: str) -> str | None:
     """``text``, or all of standard input without its last line end if it is ``-``.
 
+    Args:
+        text: the value of the flag.
+        flag: its name, for error messages.
+
     Raises:
-        UsageError: standard input is not UTF-8.
+        UsageError: standard input is closed, cannot be read or is not UTF-8.
     """
     if text != STANDARD_INPUT:
         return text
-    said = _read(STANDARD_INPUT)
+    said = _read(STANDARD_INPUT, flag)
     return said[: -2 if said.endswith("\r\n") else -1] if said.endswith("\n") else said
 
 
@@ -30,31 +34,41 @@ def read_prompts(name: str) -> list[Prompt]:
     """Prompts of a file, one a line; blank lines are skipped.
 
     Args:
-        name: the file, or ``-`` for standard input. If its first line is a JSON object, each line is one, with
-            ``prefix`` or ``infill`` and perhaps ``seed``. Otherwise each line is a text, an infill text if it has a
-            [MASK] and a prefix if not.
+        name: the file, or ``-`` for standard input. If its first line begins with ``{``, each line is a JSON object
+            with ``prefix`` or ``infill`` and perhaps ``seed``. Otherwise each line is a text, an infill text if it has
+            a [MASK] and a prefix if not.
 
     Raises:
         UsageError: the file cannot be read, is not UTF-8, has no prompt or a line that is none.
     """
-    shown = "standard input" if name == STANDARD_INPUT else name
-    lines = [(number, line) for number, line in enumerate(_lines(_read(name)), start=1) if line.strip()]
+    shown = _shown(name)
+    lines = [(number, line) for number, line in enumerate(_lines(_read(name, "--prompts")), start=1) if line.strip()]
     if not lines:
         raise UsageError(f"--prompts names a file of prompts, one a line; {shown} has none")
-    if _json_object(lines[0][1]) is None:
+    if not lines[0][1].lstrip().startswith("{"):
         return [Prompt.from_text(line) for _, line in lines]
     return [_prompt(line, f"{shown}, line {number}") for number, line in lines]
 
 
-def _read(name: str) -> str:
+def _shown(name: str) -> str:
+    return "standard input" if name == STANDARD_INPUT else name
+
+
+def _read(name: str, flag: str) -> str:
+    """The text of a file or of standard input, which ``flag`` names."""
+    if name == STANDARD_INPUT and sys.stdin is None:  # closed before the start
+        raise UsageError(f"{flag} {name} reads standard input, which is closed: redirect it from a file or a pipe")
     try:
-        if name == STANDARD_INPUT:
-            return sys.stdin.buffer.read().decode("utf-8-sig") if sys.stdin is not None else ""
-        return Path(name).read_bytes().decode("utf-8-sig")
+        content = sys.stdin.buffer.read() if name == STANDARD_INPUT else Path(name).read_bytes()
+        return content.decode("utf-8-sig")
     except OSError as error:
-        raise UsageError(f"--prompts names a file that can be read; {name}: {error.strerror}") from error
+        raise UsageError(
+            f"{flag} reads a file or standard input; {_shown(name)} cannot be read: {error.strerror}"
+        ) from error
     except UnicodeDecodeError as error:
-        raise UsageError(f"prompts are UTF-8; byte {error.start} of {name} is not: convert it") from error
+        raise UsageError(
+            f"the text of {flag} is UTF-8; byte {error.start} of {_shown(name)} is not: convert it"
+        ) from error
 
 
 def _lines(text: str) -> Iterator[str]:
@@ -65,7 +79,7 @@ def _lines(text: str) -> Iterator[str]:
 def _json_object(line: str) -> dict[str, Any] | None:
     try:
         found = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) else None
 
@@ -73,7 +87,10 @@ def _json_object(line: str) -> dict[str, Any] | None:
 def _prompt(line: str, where: str) -> Prompt:
     record = _json_object(line)
     if record is None:
-        raise UsageError(f"{where}: each line is a JSON object, as the first one is; got {line[:60]!r}")
+        raise UsageError(
+            f"{where}: if the first line begins with {{, each line is a JSON object; got {line[:60]!r}: correct it, or "
+            'write a text as {"prefix": TEXT}'
+        )
     for name, value in record.items():
         if name not in FIELDS:
             raise UsageError(f"{where}: fields are {', '.join(FIELDS)}; got {name!r}{suggestion(name, FIELDS)}")

@@ -63,8 +63,8 @@ def _one_line(box: str, prog: str) -> str:
     text = re.sub(r"\s*[─-]{4,}", "", text)  # horizontal rules inside the box
     if match := re.search(r"Unrecognized options: (.+?)(?: Perhaps you meant: (--\S+)| Similar|$)", text):
         unknown, nearest = match[1].split(",")[0].split()[0], match[2]
-        hint = f"; did you mean {nearest}?" if nearest else ""
-        return f"{prog} has no option {unknown}{hint} See {prog} --help"
+        hint = f"; did you mean {nearest}? See" if nearest else "; see"
+        return f"{prog} has no option {unknown}{hint} {prog} --help"
     if text.startswith("Required options"):
         missing = " and ".join(re.findall(r"(--[a-z][\w.-]* (?:[A-Z]+|\{[^}]+\}))", text))
         return f"{prog} needs {missing}; see {prog} --help"
@@ -72,7 +72,7 @@ def _one_line(box: str, prog: str) -> str:
         flag = match[1]
         return f"{flag} needs a value; one that begins with two dashes is given as {flag}=VALUE; see {prog} --help"
     text = re.sub(r"^(Value error|Invalid choice|Required options|Parsing error|Missing value)\s+", "", text)
-    text = text.split(" Argument helptext:")[0]
+    text = text.split(" Argument helptext:")[0].rstrip(".")
     return f"{text}; see {prog} --help"
 
 

@@ -145,7 +145,8 @@ def _in_time(config: Any, options: RunOptions, folder: RunFolder, inputs: Callab
         raise UsageError("--max-steps and --max-minutes both set the length of the run; give one of them")
     if options.resume:
         begun = folder.settings
-        steps = (read_yaml(begun).get("loop") or {}).get("steps") if begun.is_file() else None
+        loop = read_yaml(begun).get("loop") if begun.is_file() else None
+        steps = loop.get("steps") if isinstance(loop, dict) else None
         if type(steps) is not int or steps < 1:
             raise UsageError(f"--resume keeps the length of a run; {begun} does not say loop.steps: give --max-steps")
         return config.limited(steps)

@@ -77,6 +77,8 @@ def made_folder(folder: Path, make: Callable[[Path], None]) -> Path:
         if found is None:  # another process was first
             return folder
         if folder.exists():
+            if not (folder / MANIFEST).exists():  # a folder appears complete, so that nothing else leaves it out
+                found = f"{folder / MANIFEST} is missing, as where an earlier version made the folder"
             log.warning("%s; %s is made again", found, folder)
         make(staging)
         write_manifest(staging, {"members": digests(staging)})

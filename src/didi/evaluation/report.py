@@ -98,8 +98,12 @@ def read_sets(folder: Path) -> list[SampleSet]:
         for one in samples:
             by_set.setdefault(tuple(one[name] for name in WHICH_SET), []).append(one)
         return [_read_set(row, by_set[tuple(getattr(row, name) for name in WHICH_SET)]) for row in rows]
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise UsageError(f"{folder} is not the --out of a didi evaluate ({error!r})") from error
+    except OSError as error:
+        why = f"{error.filename}: {error.strerror}"
+        raise UsageError(f"{folder} is not the --out of a didi evaluate ({why}): evaluate again") from error
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        why = f"its metrics.json or samples.jsonl is damaged, {type(error).__name__}: {error}"
+        raise UsageError(f"{folder} is not the --out of a didi evaluate ({why}): evaluate again") from error
 
 
 def _read_set(row: EvaluationRow, samples: Sequence[Mapping[str, Any]]) -> SampleSet:

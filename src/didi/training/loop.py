@@ -78,7 +78,7 @@ def run(job: Job, config: LoopConfig, folder: RunFolder, *, resume: bool) -> Non
             if done % config.validate_every == 0 or done == job.num_steps:
                 with meter.paused():
                     meter.note(done, figures := job.validate())
-                _refuse_not_finite(figures, done)
+                _refuse_not_finite(figures, done, folder)
             if done % config.checkpoint_every == 0 or is_last:
                 with meter.paused():
                     state = job.state_dict()
@@ -88,13 +88,14 @@ def run(job: Job, config: LoopConfig, folder: RunFolder, *, resume: bool) -> Non
                 raise Interrupted(f"stopped at step {done} of {job.num_steps}, saved")
 
 
-def _refuse_not_finite(figures: Mapping[str, float], step: int) -> None:
+def _refuse_not_finite(figures: Mapping[str, float], step: int, folder: RunFolder) -> None:
     """End a run whose networks give no finite figures: neither a checkpoint nor a bundle of them is saved."""
     bad = [name for name, value in figures.items() if not math.isfinite(value)]
     if world().any(bool(bad)):
+        kept = "; earlier checkpoints are kept" if folder.has_checkpoint else ""
         raise Diverged(
             f"{bad[0] if bad else 'a validation'} is not finite after step {step}, so that neither a checkpoint nor a "
-            "bundle is saved; earlier checkpoints are kept: lower the learning rate and start again in another folder"
+            f"bundle is saved{kept}: lower the learning rate and start again in another folder"
         )
 
 
@@ -179,9 +180,10 @@ class _Meter:
         figures["tokens_per_second"] = len(self._steps) * self._job.tokens_per_step / seconds
         self._steps, self._since = [], time.perf_counter()
         if len(skipped) > self._max_skipped:
+            kept = "the last checkpoint is kept" if self._folder.has_checkpoint else "there is no checkpoint yet"
             raise Diverged(
-                f"{skipped[0]} is not finite in {len(skipped)} of the steps up to {step}; the last checkpoint is kept: "
-                "lower the learning rate and start again, or resume from it with a larger loop.max_skipped_steps"
+                f"{skipped[0]} is not finite in {len(skipped)} of the steps up to {step}; {kept}: start again in "
+                "another folder, with a lower learning rate or a larger loop.max_skipped_steps"
             )
         if skipped:
             figures["skipped_steps"] = float(len(skipped))

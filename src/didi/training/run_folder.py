@@ -48,7 +48,12 @@ class RunFolder:
     @property
     def has_run(self) -> bool:
         """Whether a run has come here as far as a line of metrics or a checkpoint."""
-        return self.metrics.is_file() or any(self.checkpoints.glob(PATTERN))
+        return self.metrics.is_file() or self.has_checkpoint
+
+    @property
+    def has_checkpoint(self) -> bool:
+        """Whether a checkpoint is kept here."""
+        return any(self.checkpoints.glob(PATTERN))
 
     @property
     def bundle(self) -> Path:
@@ -72,7 +77,7 @@ class RunFolder:
         if resume:
             if not self.has_run and not self.settings.is_file():
                 raise UsageError(
-                    f"resume continues a run; {self.path} holds none: leave resume out to start one, or name the "
+                    f"--resume continues a run; {self.path} holds none: leave --resume out to start one, or name the "
                     "folder of a run"
                 )
             return

@@ -68,8 +68,14 @@ def run_items(
 
 @contextlib.contextmanager
 def _held_interrupts() -> Iterator[None]:
-    """SIGINT waits until the block ends; it stays blocked in processes that are started within."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    """SIGINT and SIGTERM wait until the block ends; they stay blocked in processes that are started within.
+
+    Where the system has no signal masks (Windows), nothing waits.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     try:
         yield
     finally:
@@ -93,6 +99,10 @@ def _begin(stop: Event) -> None:
     end_with_parent()
     outlive_log()
     signal.signal(signal.SIGTERM, _on_sigterm)
+    if hasattr(
+        signal, "pthread_sigmask"
+    ):  # it would have ended this worker, and broken the pool, before it had a handler
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
 
 
 def _on_sigterm(_number: int, _frame: FrameType | None) -> None:
