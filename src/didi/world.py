@@ -4,6 +4,7 @@ Several processes divide the rows of a batch and draw its randomness as one proc
 on their number beyond the rounding of sums. Every function here must be called by all of them.
 """
 
+import gc
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -119,6 +120,9 @@ def joined() -> Iterator[World]:
         raise DidiError("another process of this run has ended, and says why") from error
     finally:
         _current = _ALONE
+        # A wrapper of a network that is part of a reference cycle would keep the group's threads until the interpreter
+        # ends, which then aborts.
+        gc.collect()
         dist.destroy_process_group()
 
 
