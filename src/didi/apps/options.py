@@ -42,7 +42,7 @@ def given(flags: Any, base: Settings) -> Settings | None:
 
 
 def given_guidance(flags: Any, bundle: Bundle) -> Guidance | None:
-    """The guidance of flags, over that which the bundle was measured with; None where no flag was given."""
+    """The bundle's guidance (or the default) with the settings given as flags; None if no flag was given."""
     return given(flags, bundle.guidance or Guidance())
 
 
