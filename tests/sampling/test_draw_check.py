@@ -9,12 +9,14 @@ import torch
 from didi.diffusion.canvas import Canvas
 from didi.diffusion.noise import SequenceNoise
 from didi.errors import DidiError, UsageError
+from didi.evaluation.exact.rows import ExactRows
 from didi.models.bundle import Bundle
 from didi.models.guidance import Guidance
 from didi.sampling.completion import completed
 from didi.sampling.confidence import ConfidenceOrder
 from didi.sampling.draw_check import DrawCheck, no_draw_checks
 from didi.sampling.generate import generate
+from didi.sampling.options import SamplingOptions
 from didi.sampling.registry import SAMPLERS
 from didi.sampling.stream import stream
 
@@ -105,6 +107,12 @@ def test_what_is_read_at_the_end_of_a_batch_is_refused_too(bundle, deferred, sam
 def test_a_completed_batch_is_checked_at_its_end(bundle, deferred):
     with pytest.raises(DidiError, match="not finite"):
         completed(damaged(bundle, "student", float("nan")), Canvas.blank(2, LENGTH), indices=[0, 1], nfe=2)
+
+
+def test_an_exact_distribution_is_checked_at_its_end(make_dit, deferred):
+    small = Bundle(student=make_dit(vocab_size=3, length=3))
+    with pytest.raises(DidiError, match="not finite"):
+        ExactRows(damaged(small, "student", float("nan"))).distribution(2, SamplingOptions(), 2)
 
 
 def test_within_a_dry_run_nothing_is_checked(bundle):

@@ -91,7 +91,9 @@ class ExactRows:
                 time = torch.tensor(t, dtype=torch.float64)
                 is_first = network.is_time_conditioned and t == 1  # all is masked then
                 process = cast(Absorbing, self._bundle.process)
-                return network_predictions(network, process, states, time, departure, is_first=is_first)
+                table = network_predictions(network, process, states, time, departure, is_first=is_first)
+                departure.draw_check.finish()
+                return table
 
             of_network[key] = lambda t: at(float(t) if network.is_time_conditioned else 1.0)
         return of_network[key]
