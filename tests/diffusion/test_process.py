@@ -13,6 +13,7 @@ from didi.diffusion.canvas import Canvas
 from didi.diffusion.noise import named_generator
 from didi.diffusion.process import Process
 from didi.diffusion.schedule import schedule_from_name
+from didi.diffusion.score import ScoreAbsorbing, ScoreUniform
 from didi.diffusion.uniform import Uniform
 from didi.errors import UsageError
 from didi.models.nelbo import nelbo_draws
@@ -29,7 +30,9 @@ def times(*values):
     return torch.tensor(values, dtype=torch.float64)
 
 
-@pytest.mark.parametrize("one", [Absorbing(MASK), Uniform(4)], ids=["absorbing", "uniform"])
+@pytest.mark.parametrize(
+    "one", [Absorbing(MASK), Uniform(4), ScoreAbsorbing(MASK), ScoreUniform(4)], ids=list(PROCESSES)
+)
 def test_a_process_meets_the_protocol_and_its_settings_come_back(one):
     assert isinstance(one, Process)
     assert find_process(one.name) is type(one) is PROCESSES[one.name]
@@ -159,7 +162,9 @@ def test_each_sequence_has_its_own_generator_and_consecutive_draws():
 
 
 def test_unknown_processes_are_refused():
-    with pytest.raises(UsageError, match="a process is one of absorbing, uniform; got 'gaussian'"):
+    with pytest.raises(
+        UsageError, match="a process is one of absorbing, uniform, sedd-absorb, sedd-uniform; got 'gaussian'"
+    ):
         find_process("gaussian")
 
 

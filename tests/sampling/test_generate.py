@@ -205,7 +205,7 @@ def test_what_cannot_be_done_is_refused(bundle, arguments, message):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"sampler": "euler"}, "a sampler is one of ancestral, guided, .*remasking, published; got 'euler'"),
+        ({"sampler": "heun"}, "a sampler is one of ancestral, euler, .*remasking, published; got 'heun'"),
         ({"precision": "float16"}, "precision is one of float64, float32; got 'float16'"),
         ({"role": "judge"}, "a role is one of student, teacher, autoregressive; got 'judge'"),
     ],

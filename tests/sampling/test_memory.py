@@ -10,7 +10,7 @@ from didi.models.guidance import Guidance
 from didi.sampling import memory
 from didi.sampling.memory import batch_bytes, check_batch, out_of_memory
 from didi.sampling.options import SamplingOptions
-from didi.sampling.registry import SAMPLERS
+from didi.sampling.registry import samplers_of
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def has_free(monkeypatch):
     return set_free
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("sampler", samplers_of("absorbing"))
 def test_a_larger_batch_needs_more(bundle, sampler):
     needed = [batch_bytes(bundle, SamplingOptions(sampler), 128, 8, size) for size in (1, 64, 4096)]
     assert 2**20 < needed[0] < needed[1] < needed[2]

@@ -10,10 +10,11 @@ from typing import Any, cast
 from didi.diffusion.absorbing import Absorbing
 from didi.diffusion.process import Process
 from didi.diffusion.schedule import schedule_from_name
+from didi.diffusion.score import ScoreAbsorbing, ScoreUniform
 from didi.diffusion.uniform import Uniform
 from didi.errors import UsageError
 
-PROCESSES: dict[str, type[Any]] = {one.name: one for one in (Absorbing, Uniform)}
+PROCESSES: dict[str, type[Any]] = {one.name: one for one in (Absorbing, Uniform, ScoreAbsorbing, ScoreUniform)}
 
 
 def find_process(name: str) -> type[Any]:

@@ -73,8 +73,13 @@ def token_log_probs(logits: Float[Tensor, "*shape v"], mask_id: int | None) -> F
     """Log-probabilities of clean tokens: the mask, if there is one, gets -inf and the rest sum to 1; float32."""
     if mask_id is None:
         return F.log_softmax(logits.float(), dim=-1)
+    return F.log_softmax(_without_mask(logits.float(), mask_id), dim=-1)
+
+
+def _without_mask(logits: Float[Tensor, "*shape v"], mask_id: int) -> Float[Tensor, "*shape v"]:
+    """Logits with -inf at the mask."""
     is_mask = torch.arange(logits.shape[-1], device=logits.device) == mask_id
-    return F.log_softmax(logits.float().masked_fill(is_mask, -torch.inf), dim=-1)
+    return logits.masked_fill(is_mask, -torch.inf)
 
 
 def subs_log_probs(logits: Float[Tensor, "b l v"], z_t: Int[Tensor, "b l"], mask_id: int) -> Float[Tensor, "b l v"]:
@@ -145,6 +150,16 @@ class Absorbing:
         """See ``Process.posterior``; Eq. 2."""
         return posterior_probs(z, x0_log_probs.exp(), self.schedule.alpha(s), self.schedule.alpha(t), self.mask_id)
 
+    def reverse_weights(
+        self, logits: Float[Tensor, "n v"], z: Int[Tensor, " n"], alpha_t: float, alpha_s: float
+    ) -> Float[Tensor, "n v"]:
+        """See ``Process.reverse_weights``; Eq. 2 at masked positions, float64."""
+        del z
+        reveal = (alpha_s - alpha_t) / (1 - alpha_t)
+        weights = reveal * _without_mask(logits.double(), self.mask_id).softmax(-1)
+        weights[:, self.mask_id] = 1 - reveal
+        return weights
+
     def is_predicted(self, z: Int[Tensor, "*b l"]) -> Bool[Tensor, "*b l"]:
         """The masked positions; the SUBS rule keeps the others."""
         return z == self.mask_id
@@ -164,13 +179,16 @@ class Absorbing:
         z: Int[Tensor, "b l"],
         t: Float[Tensor, " b"],
     ) -> Float[Tensor, "b l"]:
-        """Cross-entropy at the masked positions; see ``Process.loss_terms``."""
+        """``token_losses`` at the masked positions; see ``Process.loss_terms``."""
         del t
         masked = selected_rows(self.is_predicted(z), len(logits))
-        is_mask = torch.arange(logits.shape[-1], device=x0.device) == self.mask_id
         targets = x0.flatten().index_select(0, masked)
-        losses = F.cross_entropy(logits.float().masked_fill(is_mask, -torch.inf), targets, reduction="none")
+        losses = self.token_losses(logits.float(), targets)
         return torch.zeros(x0.numel(), device=x0.device).index_copy(0, masked, losses).view_as(x0)
+
+    def token_losses(self, logits: Float[Tensor, "n v"], targets: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
+        """Loss at masked positions whose clean tokens are ``targets``, in nats: the cross-entropy."""
+        return F.cross_entropy(_without_mask(logits, self.mask_id), targets, reduction="none")
 
     def loss_weight(self, t: Float[Tensor, "*b"]) -> Float[Tensor, "*b"]:
         """See ``schedule.nelbo_weight``."""

@@ -33,11 +33,13 @@ class ElboDraws(NamedTuple):
         z: corrupted states; the draws of one sequence are consecutive.
         t: their times, float64.
         weight: what the summed loss terms of each state are multiplied with, float64.
+        prior: KL divergence of z_1 from the prior in nats for each free position, a part of the NELBO.
     """
 
     z: Int[Tensor, "n l"]
     t: Float[Tensor, " n"]
     weight: Float[Tensor, " n"]
+    prior: float = 0.0
 
 
 @runtime_checkable
@@ -90,6 +92,19 @@ class Process(Protocol):
         s: Float[Tensor, " b"],
     ) -> Float[Tensor, "b l v"]:
         """Probabilities of z_s given z_t, with x0 distributed as ``x0_log_probs``; rows sum to 1."""
+        ...
+
+    def reverse_weights(
+        self, logits: Float[Tensor, "n v"], z: Int[Tensor, " n"], alpha_t: float, alpha_s: float
+    ) -> Float[Tensor, "n v"]:
+        """Non-negative numbers proportional to the probabilities of the tokens of z_s at predicted positions.
+
+        Args:
+            logits: outputs of the network at these positions; the result has at least their precision.
+            z: the tokens of z_t there.
+            alpha_t: signal rate of z_t.
+            alpha_s: signal rate of z_s, larger; with 1, z_s is clean.
+        """
         ...
 
     def is_predicted(self, z: Int[Tensor, "*b l"]) -> Bool[Tensor, "*b l"]:

@@ -35,17 +35,22 @@ class Schedule(Protocol):
 
 @dataclass(frozen=True)
 class LogLinear:
-    r""":math:`\alpha_t = 1 - t`: the total noise :math:`-\log\alpha_t` is log-linear in ``1 - t`` (MDLM's default)."""
+    r""":math:`\alpha_t = 1 - (1 - \epsilon) t`: the total noise :math:`-\log\alpha_t` is log-linear (MDLM's default).
+
+    Attributes:
+        eps: :math:`\alpha_1`, in [0, 1). Public code (SEDD, MDLM, Duo) has 1e-3, so that the total noise is finite.
+    """
 
     name: str = "log-linear"
+    eps: float = 0.0
 
     def alpha(self, t: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """See ``Schedule.alpha``."""
-        return 1 - t
+        return 1 - (1 - self.eps) * t
 
     def alpha_prime(self, t: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """See ``Schedule.alpha_prime``."""
-        return -torch.ones_like(t)
+        return torch.full_like(t, self.eps - 1)
 
 
 @dataclass(frozen=True)
@@ -83,10 +88,8 @@ class Geometric:
         return -self.alpha(t) * self._total_noise(t) * math.log(self.beta_max / self.beta_min)
 
 
-_SCHEDULES: dict[str, type[LogLinear] | type[Cosine] | type[Geometric]] = {
-    "log-linear": LogLinear,
-    "cosine": Cosine,
-    "geometric": Geometric,
+_SCHEDULES: dict[str, Schedule] = {
+    one.name: one for one in (LogLinear(), LogLinear("log-linear-eps", eps=1e-3), Cosine(), Geometric())
 }
 
 
@@ -98,7 +101,7 @@ def schedule_from_name(name: str) -> Schedule:
     """
     if name not in _SCHEDULES:
         raise UsageError(f"a schedule is one of {', '.join(_SCHEDULES)}; got {name!r}")
-    return _SCHEDULES[name]()
+    return _SCHEDULES[name]
 
 
 def sigma(schedule: Schedule, t: Float[Tensor, " b"]) -> Float[Tensor, " b"]:

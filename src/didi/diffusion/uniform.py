@@ -6,6 +6,7 @@ given the state of the *other* positions; the state of the position itself enter
 https://arxiv.org/abs/2412.10193
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -79,6 +80,15 @@ class Uniform:
         joint = likelihood * marginal
         return joint / joint.sum(-1, keepdim=True)
 
+    def reverse_weights(
+        self, logits: Float[Tensor, "n v"], z: Int[Tensor, " n"], alpha_t: float, alpha_s: float
+    ) -> Float[Tensor, "n v"]:
+        """See ``Process.reverse_weights``; ``posterior`` with the prediction as the distribution of x0, float64."""
+        stays = alpha_t / alpha_s if alpha_s else 1.0
+        marginal = alpha_s * logits.double().softmax(-1) + (1 - alpha_s) / self.vocab_size
+        likelihood = stays * F.one_hot(z, self.vocab_size) + (1 - stays) / self.vocab_size
+        return likelihood * marginal
+
     def is_predicted(self, z: Int[Tensor, "*b l"]) -> Bool[Tensor, "*b l"]:
         """Every position."""
         return torch.ones_like(z, dtype=torch.bool)
@@ -107,20 +117,24 @@ class Uniform:
         .. math:: \frac1K \Bigl[\frac{K}{\bar\theta_i} - \frac{K}{\bar x_i}
             + \sum_j \frac{\bar x_j}{\bar x_i} \log\frac{\bar x_j \bar\theta_i}{\bar x_i \bar\theta_j}\Bigr].
 
-        :math:`\bar x` has two values, so the sum needs the mean of :math:`\log\bar\theta` alone (Duo,
-        https://arxiv.org/abs/2506.10892). In float64: the terms nearly cancel where :math:`\alpha_t` is small.
+        :math:`\bar x` has two values, so the sum needs that of :math:`\log\bar\theta` alone (Duo,
+        https://arxiv.org/abs/2506.10892). Its terms are :math:`\log(1 - \alpha_t) + \log(1 + r p_j)` with
+        :math:`r = K \alpha_t / (1 - \alpha_t)`. The first parts cancel, so that what is computed for each symbol can be
+        float32 although the whole is of second order in :math:`\alpha_t`; the rest is float64.
         """
         num = self.vocab_size
         alpha = self.schedule.alpha(t).double().to(z.device)[:, None].expand(z.shape).flatten()
-        theta = num * alpha[:, None] * self.log_probs(logits).double().exp() + (1 - alpha)[:, None]
+        other = (1 - alpha).clamp_min(torch.finfo(torch.float64).tiny)
+        ratio = num * alpha / other
+        probs = self.log_probs(logits).exp()
         state, clean = (one.flatten()[:, None] for one in (z, x0))
-        theta_state, theta_clean = (theta.gather(1, index).squeeze(1) for index in (state, clean))
-        other = 1 - alpha
+        of_state, of_clean = (torch.log1p(ratio * probs.gather(1, index).squeeze(1)) for index in (state, clean))
+        of_all = torch.log1p(ratio.float()[:, None] * probs).sum(1, dtype=torch.float64)
         hit = num * alpha + other
         here = torch.where(state == clean, hit[:, None], other[:, None]).squeeze(1)
         own = torch.xlogy(hit, hit / here) + (num - 1) * torch.xlogy(other, other / here)
-        predicted = other * theta.log().sum(1) + (hit - other) * theta_clean.log() - num * theta_state.log()
-        terms = num / theta_state - num / here + (own - predicted) / here
+        predicted = other * of_all + num * alpha * of_clean - num * of_state
+        terms = num * torch.exp(-of_state) / other - num / here + (own - predicted) / here
         return (terms / num).float().view(z.shape)
 
     def loss_weight(self, t: Float[Tensor, "*b"]) -> Float[Tensor, "*b"]:
@@ -128,7 +142,7 @@ class Uniform:
         return -self.schedule.alpha_prime(t) / self.schedule.alpha(t)
 
     def elbo_draws(self, canvas: Canvas, num_draws: int, generators: Sequence[torch.Generator]) -> ElboDraws:
-        """See ``Process.elbo_draws``; times are spread evenly over (0, 1), the prior is exact at 1."""
+        """See ``Process.elbo_draws``; times are spread evenly over (0, 1)."""
         times, draws = [], []
         for generator in generators:
             shifts = torch.rand(num_draws, dtype=torch.float64, generator=generator)
@@ -138,7 +152,13 @@ class Uniform:
         copies = canvas.repeat_interleave(num_draws)
         t = torch.cat(times).clamp(1e-9, 1 - 1e-9).to(canvas.tokens.device)
         z = copies.clamped(self.corrupt(copies.tokens, t, torch.cat(draws).to(t.device)))
-        return ElboDraws(z, t, self.loss_weight(t))
+        return ElboDraws(z, t, self.loss_weight(t), self.prior_divergence())
+
+    def prior_divergence(self) -> float:
+        r"""KL divergence of :math:`q(z_1 | x_0)` from the uniform distribution, in nats for each position."""
+        num, alpha = self.vocab_size, float(self.schedule.alpha(torch.ones((), dtype=torch.float64)))
+        hit = (1 + (num - 1) * alpha) / num
+        return hit * math.log(num * hit) + (num - 1) / num * (1 - alpha) * math.log1p(-alpha)
 
     def _symbols(self, uniforms: Float[Tensor, "b l"]) -> Int[Tensor, "b l"]:
         return (uniforms * self.vocab_size).long().clamp_(max=self.vocab_size - 1)

@@ -40,8 +40,8 @@ class PretrainConfig(RunConfig):
     """What is trained: a teacher, or GPT-2 of the same shape on the same tokens (time settings do not touch it)."""
     process: str = "absorbing"
     """Diffusion process, a name in ``didi.diffusion.PROCESSES``; absorbing (masked diffusion) in the paper."""
-    schedule: Literal["log-linear", "cosine", "geometric"] = "log-linear"
-    """Noise schedule; log-linear in MDLM and in the paper."""
+    schedule: Literal["log-linear", "log-linear-eps", "cosine", "geometric"] = "log-linear"
+    """Noise schedule; log-linear in MDLM and in the paper. log-linear-eps ends at 1e-3, as in public code."""
     t_min: float = 1e-3
     """Least time drawn, in [0, 1); 1e-3 in MDLM."""
     weight: WeightName = "nelbo"

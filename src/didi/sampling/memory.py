@@ -21,7 +21,7 @@ from didi.models.bundle import Bundle, Role
 from didi.models.guidance import Guidance
 from didi.sampling.base import path_alphas
 from didi.sampling.options import SamplingOptions
-from didi.sampling.registry import is_self_paced, with_bundle_settings
+from didi.sampling.registry import SCORES, is_self_paced, with_bundle_settings
 from didi.sampling.uniform_ancestral import ROWS
 
 ALL_LOGITS = {"confidence": 8, "entropy-bounded": 8, "published": 30}
@@ -53,7 +53,7 @@ def batch_bytes(bundle: Bundle, options: SamplingOptions, length: int, num_moves
     trunk = positions * hidden * ACTIVATIONS * _share_of_float32(network)
     if isinstance(network, AutoregressiveLM):  # keys and values of every block, copied at each position
         return positions * hidden * blocks * 16 + batch_size * vocab_size * (8 + DRAW)
-    if bundle.process.mask_id is None:
+    if bundle.process.mask_id is None or bundle.process.name in SCORES:
         return trunk + min(positions, ROWS) * vocab_size * 3 * DRAW
     name = "published" if options.precision == "float32" else options.sampler
     if name == "guided":

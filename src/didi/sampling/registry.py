@@ -19,7 +19,12 @@ from didi.sampling.guided import Guided
 from didi.sampling.options import OWN_SETTINGS, SETTINGS, SamplerName, SamplingOptions
 from didi.sampling.published import Published
 from didi.sampling.remasking import RemaskingSampler
-from didi.sampling.uniform_ancestral import UniformAncestral
+from didi.sampling.score import ScoreSampler
+from didi.sampling.uniform_ancestral import NO_CORRECTOR, PredictorCorrector, UniformAncestral
+
+MASKED = ("absorbing", "sedd-absorb")
+"""Masked diffusion. Samplers that need a distribution of x0 normalise the scores of SEDD."""
+SCORES = ("sedd-absorb", "sedd-uniform")
 
 
 @dataclass(frozen=True)
@@ -31,13 +36,13 @@ class SamplerKind:
 
     Attributes:
         sampler: the class, a frozen dataclass.
-        process: name of the process that it samples.
+        processes: names of the processes that it samples.
         is_self_paced: whether the number of passes, at most the length, does not follow from a time grid.
         fixed: fields with one value for all users.
     """
 
     sampler: type[Any]
-    process: str = "absorbing"
+    processes: tuple[str, ...] = MASKED
     is_self_paced: bool = False
     fixed: tuple[tuple[str, Any], ...] = ()
 
@@ -74,15 +79,23 @@ class SamplerKind:
 
 SAMPLERS: dict[SamplerName, tuple[SamplerKind, ...]] = {
     "ancestral": (
-        SamplerKind(Ancestral, fixed=(("leap", "exact"),)),
-        SamplerKind(UniformAncestral, process="uniform"),
+        SamplerKind(Ancestral, ("absorbing",), fixed=(("leap", "exact"),)),
+        SamplerKind(UniformAncestral, ("uniform",), fixed=(("is_greedy_tail", False), ("remask", NO_CORRECTOR))),
+        SamplerKind(ScoreSampler, SCORES, fixed=(("predictor", "analytic"),)),
+    ),
+    "euler": (SamplerKind(ScoreSampler, SCORES, fixed=(("predictor", "euler"),)),),
+    "greedy-tail": (
+        SamplerKind(UniformAncestral, ("uniform",), fixed=(("is_greedy_tail", True), ("remask", NO_CORRECTOR))),
     ),
     "guided": (SamplerKind(Guided),),
     "first-hitting": (SamplerKind(FirstHitting, is_self_paced=True),),
     "tau-leaping": (SamplerKind(Ancestral, fixed=(("leap", "tau"),)),),
     "confidence": (SamplerKind(ConfidenceDecoding),),
     "entropy-bounded": (SamplerKind(EntropyBounded, is_self_paced=True),),
-    "remasking": (SamplerKind(RemaskingSampler),),
+    "remasking": (
+        SamplerKind(RemaskingSampler),
+        SamplerKind(PredictorCorrector, ("uniform",), fixed=(("is_greedy_tail", False),)),
+    ),
     "published": (SamplerKind(Published),),
 }
 """For each name, the class for each process that it supports."""
@@ -100,10 +113,14 @@ def find_sampler(name: SamplerName, process: str = "absorbing") -> SamplerKind:
         UsageError: there is no sampler of that name, or it does not support the process.
     """
     for kind in _kinds(name):
-        if kind.process == process:
+        if process in kind.processes:
             return kind
-    others = [other for other, kinds in SAMPLERS.items() if process in {kind.process for kind in kinds}]
-    raise UsageError(f"{name} does not sample {process} diffusion; use one of {', '.join(others)}")
+    raise UsageError(f"{name} does not sample {process} diffusion; use one of {', '.join(samplers_of(process))}")
+
+
+def samplers_of(process: str) -> list[SamplerName]:
+    """Names of the samplers that support a process."""
+    return [name for name, kinds in SAMPLERS.items() if any(process in kind.processes for kind in kinds)]
 
 
 def make_sampler(bundle: Bundle, options: SamplingOptions, num_moves: int) -> Sampler:
@@ -126,7 +143,7 @@ def make_sampler(bundle: Bundle, options: SamplingOptions, num_moves: int) -> Sa
             raise UsageError(
                 "an autoregressive model has the ancestral sampler in float64; leave both at their default"
             )
-        _refuse_unread(options, set())
+        _refuse_unread(options, set(), bundle.process.name)
         check_ready({"autoregressive": network})
         return LeftToRight(network, departure)
     if options.precision == "float32":
@@ -135,23 +152,24 @@ def make_sampler(bundle: Bundle, options: SamplingOptions, num_moves: int) -> Sa
         kind = find_sampler("published", bundle.process.name)
     if options.is_whole_batch and "is_whole_batch" not in kind.reads:
         raise UsageError("a compiled network goes with float64 ancestral or tau-leaping sampling; leave --compile out")
-    _refuse_unread(options, kind.reads)
+    _refuse_unread(options, kind.reads, bundle.process.name)
     sampler = kind.make(bundle.at_budget(num_moves), with_bundle_settings(options, bundle))
     judges = {"discriminator"} if hasattr(sampler, "discriminator") else set()
     check_ready({name: one for name, one in bundle.networks().items() if one is network or name in judges})
     return sampler
 
 
-def _refuse_unread(options: SamplingOptions, reads: set[str]) -> None:
-    """Refuse options that the sampler would ignore."""
+def _refuse_unread(options: SamplingOptions, reads: set[str], process: str) -> None:
+    """Refuse options that the sampler would ignore, and name those of the process that read them."""
     default = SamplingOptions()
     for name in SETTINGS:
         if getattr(options, name) == getattr(default, name) or name in reads:
             continue
-        readers = [other for other, kinds in SAMPLERS.items() if any(name in one.reads for one in kinds)]
+        readers = [other for other in samplers_of(process) if name in find_sampler(other, process).reads]
+        named = ", ".join(readers) or f"no sampler of {process}"
         raise UsageError(
-            f"{options.sampler} sampling does not read {name}, which {', '.join(readers)} "
-            f"{'does' if len(readers) == 1 else 'do'}; leave it out or change the sampler"
+            f"{options.sampler} sampling does not read {name}, which {named} {'does' if len(readers) <= 1 else 'do'}; "
+            "leave it out or change the sampler"
         )
 
 

@@ -12,6 +12,7 @@ from didi.data.markov import MarkovChain
 from didi.diffusion.absorbing import Absorbing
 from didi.evaluation.exact.divergences import ExactDivergences, exact_divergences
 from didi.evaluation.exact.guided import guided_distribution
+from didi.evaluation.exact.product import PositionwiseSampler, positionwise_distribution
 from didi.evaluation.exact.sampler import Table, network_predictions, sampler_distribution
 from didi.evaluation.exact.states import MAX_STATES, States
 from didi.models.bundle import Bundle
@@ -54,9 +55,9 @@ class ExactRows:
     def distribution(self, num_symbols: int, options: SamplingOptions, num_moves: int) -> Float[Tensor, " c"] | None:
         """Probability of every clean sequence, or None where the sampler has no distribution that can be enumerated.
 
-        It has one for masked diffusion of ``num_symbols`` symbols in at most ``MAX_STATES`` states, by the ancestral
-        sampler, by tau-leaping and by guided sampling that draws among its candidates, in float64, at any temperature,
-        top-p and time grid.
+        It has one for at most ``MAX_STATES`` states, in float64, at any time grid, temperature and top-p. Samplers: for
+        masked diffusion the ancestral one, tau-leaping and guided sampling that draws among its candidates; those of
+        uniform-state diffusion and of score networks.
 
         Args:
             num_symbols: symbols of the data, without the mask.
@@ -65,10 +66,15 @@ class ExactRows:
         """
         network = self._bundle.network(options.role)
         is_large = (num_symbols + 1) ** network.length > MAX_STATES
-        if not isinstance(network, DiT) or is_large or self._bundle.process.mask_id != num_symbols:
+        has_symbols = isinstance(network, DiT) and network.mask_id in (None, num_symbols)
+        if not isinstance(network, DiT) or is_large or not has_symbols:
             return None
         times, states = options.move_times(num_moves), States(num_symbols, network.length)
         sampler = make_sampler(self._bundle, options, len(times) - 1)
+        if isinstance(sampler, PositionwiseSampler):
+            p = positionwise_distribution(sampler, num_symbols, network.length, times)
+            sampler.departure.draw_check.finish()
+            return p
         predictions = self._predictions(network, len(times) - 1, states, options.departure)
         if isinstance(sampler, Ancestral):
             alphas = (path_alphas if sampler.leap == "exact" else tau_leaping_alphas)(sampler.process.schedule, times)

@@ -1,0 +1,176 @@
+r"""Score parametrisation (SEDD): the network gives ratios of marginal probabilities instead of a distribution of x0.
+
+At a position with token i the *concrete score* of j is :math:`s_j = p_t(z^{i \to j}) / p_t(z)`, the ratio of the
+probabilities of two states that differ there. It is trained by the denoising score entropy, whose integral bounds the
+likelihood, and sampled by the analytic (Tweedie) or the Euler step of the reverse jump process. Lou et al. 2024,
+https://arxiv.org/abs/2310.16834. The forward processes are those of ``absorbing`` and ``uniform``.
+"""
+
+import math
+from dataclasses import dataclass, field
+from typing import ClassVar, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from didi.diffusion.absorbing import Absorbing
+from didi.diffusion.process import Process
+from didi.diffusion.schedule import LogLinear, Schedule
+from didi.diffusion.uniform import Uniform
+from didi.errors import UsageError
+
+
+@runtime_checkable
+class ScoreProcess(Process, Protocol):
+    """A process whose networks give scores; ``reverse_weights`` is the analytic step."""
+
+    def euler_weights(
+        self, logits: Float[Tensor, "n v"], z: Int[Tensor, " n"], t: float, s: float
+    ) -> Float[Tensor, "n v"]:
+        """Non-negative numbers proportional to the probabilities of an Euler step from time ``t`` to ``s``.
+
+        Jump rates are those at ``t`` for the whole step.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class ScoreAbsorbing(Absorbing):
+    r"""SEDD absorb: masked diffusion whose networks give scores at masked positions.
+
+    The score of a token j at a mask is :math:`s_j = \frac{\alpha_t}{1 - \alpha_t}\, p(x_0 = j | z_t)`. As in the public
+    code the network's output is :math:`\log g_j` plus a constant, with :math:`g_j = s_j (1 - \alpha_t)/\alpha_t`; the
+    constant makes outputs of 0 the uniform distribution. At the optimum g is the distribution of the masked model. Before,
+    its sum may differ from 1, which changes how often a mask is revealed. ``log_probs`` normalises it.
+    """
+
+    name: ClassVar[str] = "sedd-absorb"
+
+    def _log_ratios(self, logits: Float[Tensor, "n v"]) -> Float[Tensor, "n v"]:
+        """Log g in float32 at least; -inf at the mask."""
+        is_mask = torch.arange(logits.shape[-1], device=logits.device) == self.mask_id
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        return (logits - math.log(logits.shape[-1] - 1)).masked_fill(is_mask, -torch.inf)
+
+    def token_losses(self, logits: Float[Tensor, "n v"], targets: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
+        r"""Score entropy at masked positions over :math:`\alpha_t/(1 - \alpha_t)`, in nats.
+
+        It is :math:`\sum_j g_j - \log g_{x_0} - 1`: the cross-entropy of the normalised distribution, plus a term that is
+        positive where the sum of g is not 1. With ``loss_weight`` it has the integral of the score entropy.
+        """
+        log_ratios = self._log_ratios(logits)
+        return log_ratios.exp().sum(-1) - log_ratios.gather(1, targets[:, None]).squeeze(1) - 1
+
+    def reverse_weights(
+        self, logits: Float[Tensor, "n v"], z: Int[Tensor, " n"], alpha_t: float, alpha_s: float
+    ) -> Float[Tensor, "n v"]:
+        """See ``Process.reverse_weights``; the analytic step (Tweedie tau-leaping), which leaves no mask at alpha_s = 1."""
+        del z
+        return self._stepped(logits, (alpha_s - alpha_t) / (1 - alpha_t), is_last=alpha_s == 1)
+
+    def euler_weights(
+        self, logits: Float[Tensor, "n v"], z: Int[Tensor, " n"], t: float, s: float
+    ) -> Float[Tensor, "n v"]:
+        """See ``ScoreProcess.euler_weights``."""
+        del z
+        return self._stepped(logits, (t - s) * float(self.loss_weight(torch.tensor(t, dtype=torch.float64))))
+
+    def _stepped(self, logits: Float[Tensor, "n v"], chance: float, *, is_last: bool = False) -> Float[Tensor, "n v"]:
+        """``chance`` times g at the tokens, the rest at the mask."""
+        weights = chance * self._log_ratios(logits).exp()
+        weights[:, self.mask_id] = 0 if is_last else (1 - weights.sum(-1, dtype=torch.float64)).clamp_min(0)
+        return weights
+
+
+@dataclass(frozen=True)
+class ScoreUniform(Uniform):
+    r"""SEDD uniform: uniform-state diffusion whose networks give the logarithm of the score; see ``Uniform``.
+
+    The output at the token of the state itself is not read: its score is 1.
+
+    Attributes:
+        schedule: noise schedule with :math:`\alpha_1 > 0`; where all is noise, scores tell nothing.
+
+    Raises:
+        UsageError: the schedule ends at 0.
+    """
+
+    schedule: Schedule = field(default_factory=lambda: LogLinear("log-linear-eps", eps=1e-3))
+    name: ClassVar[str] = "sedd-uniform"
+
+    def __post_init__(self) -> None:
+        if not self._least_alpha > 0:
+            raise UsageError(
+                f"the schedule of {self.name} ends above 0, as log-linear-eps and geometric; got {self.schedule.name}"
+            )
+
+    @property
+    def _least_alpha(self) -> float:
+        return float(self.schedule.alpha(torch.ones((), dtype=torch.float64)))
+
+    def log_probs(self, logits: Float[Tensor, "*n v"]) -> Float[Tensor, "*n v"]:
+        """Not defined: a score without its state and time gives no distribution of x0.
+
+        Raises:
+            UsageError: always.
+        """
+        del logits
+        raise UsageError(f"networks of {self.name} give scores, no distribution of the clean token: use its samplers")
+
+    def loss_terms(
+        self,
+        logits: Float[Tensor, "n v"],
+        x0: Int[Tensor, "b l"],
+        z: Int[Tensor, "b l"],
+        t: Float[Tensor, " b"],
+    ) -> Float[Tensor, "b l"]:
+        r"""See ``Process.loss_terms``; the score entropy of a jump to any other token at the rate 1/K.
+
+        With the ratio :math:`r_j = q(j | x_0) / q(i | x_0)` of the forward process and i the token of z,
+
+        .. math:: \frac1K \sum_{j \ne i} \bigl[s_j - r_j \log s_j + r_j (\log r_j - 1)\bigr].
+
+        With the score of a distribution of x0 it is the integrand of ``Uniform``.
+        """
+        num, state, clean = self.vocab_size, z.flatten()[:, None], x0.flatten()[:, None]
+        scores = logits.float().scatter(1, state, 0.0)
+        alpha = self.schedule.alpha(t).double().to(z.device)[:, None].expand(z.shape).flatten()
+        hit = num * alpha / (1 - alpha) + 1  # the ratio of the clean token to any other one
+        is_clean = (state == clean).squeeze(1)
+        sums, jumps = scores.sum(1, dtype=torch.float64), scores.exp().sum(1, dtype=torch.float64) - 1
+        to_clean = scores.gather(1, clean).squeeze(1).double()
+        away = jumps - sums / hit - (num - 1) / hit * (hit.log() + 1)
+        back = jumps - sums - (hit - 1) * to_clean + hit * (hit.log() - 1) - (num - 2)
+        return (torch.where(is_clean, away, back) / num).float().view(z.shape)
+
+    def reverse_weights(
+        self, logits: Float[Tensor, "n v"], z: Int[Tensor, " n"], alpha_t: float, alpha_s: float
+    ) -> Float[Tensor, "n v"]:
+        r"""See ``Process.reverse_weights``; the analytic step (Tweedie tau-leaping).
+
+        Its weights are :math:`(e^{-\Delta Q} s)_j\, e^{\Delta Q}(i | j)` with the rate matrix Q and the total noise
+        :math:`\Delta` of the move.
+        A ratio that no pair of marginals has can make an entry negative; it becomes 0.
+        """
+        num, stays = self.vocab_size, max(alpha_t, self._least_alpha) / alpha_s
+        scores, state = self._scores(logits, z)
+        mean = scores.sum(-1, keepdim=True, dtype=torch.float64) / num
+        earlier = (scores / stays + ((1 - 1 / stays) * mean).to(scores.dtype)).clamp_min(0)
+        moved = earlier * ((1 - stays) / num)
+        return moved.scatter(1, state, earlier.gather(1, state) * (stays + (1 - stays) / num))
+
+    def euler_weights(
+        self, logits: Float[Tensor, "n v"], z: Int[Tensor, " n"], t: float, s: float
+    ) -> Float[Tensor, "n v"]:
+        """See ``ScoreProcess.euler_weights``."""
+        scores, state = self._scores(logits, z)
+        rate = float(self.loss_weight(torch.tensor(t, dtype=torch.float64)))
+        jumps = (scores * ((t - s) * rate / self.vocab_size)).scatter(1, state, 0.0)
+        return jumps.scatter(1, state, (1 - jumps.sum(1, keepdim=True, dtype=torch.float64)).clamp_min(0).to(jumps))
+
+    def _scores(self, logits: Float[Tensor, "n v"], z: Int[Tensor, " n"]) -> tuple[Tensor, Tensor]:
+        """Scores in float32 at least, with 1 at the state, and the state as an index of columns."""
+        state = z[:, None]
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        return logits.scatter(1, state, 0.0).exp(), state

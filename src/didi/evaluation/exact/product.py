@@ -1,0 +1,107 @@
+"""The exact distribution of any sampler whose moves draw every position independently, given the state.
+
+Uniform-state diffusion and score networks have no fixed probability that a position is revealed, so that every move is
+a sum over all states z. Given z, the tokens of two halves of the sequence are independent: with the probabilities
+A[z, a] and B[z, b] of the halves, the distribution after a move is one product of matrices,
+
+    p'(a, b) = sum over z of p(z) A[z, a] B[z, b].
+"""
+
+from itertools import pairwise
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional as F
+
+from didi.diffusion import Process
+from didi.evaluation.exact.sampler import network_device
+from didi.models.denoiser import Denoiser
+from didi.sampling.base import features_at
+
+CHUNK = 4096  # states in one pass of a network
+
+
+@runtime_checkable
+class PositionwiseSampler(Protocol):
+    """A sampler that says which distribution it draws a position from, given the network's outputs there."""
+
+    @property
+    def denoiser(self) -> Denoiser:
+        """The network."""
+        ...
+
+    @property
+    def process(self) -> Process:
+        """Its process."""
+        ...
+
+    def move_probs(
+        self, logits: Float[Tensor, "n v"], z: Int[Tensor, " n"], t: Float[Tensor, ""], s: Float[Tensor, ""]
+    ) -> Float[Tensor, "n v"]:
+        """See ``UniformAncestral.move_probs``."""
+        ...
+
+
+@torch.inference_mode()
+def positionwise_distribution(
+    sampler: PositionwiseSampler, num_symbols: int, length: int, times: Float[Tensor, " k"]
+) -> Float[Tensor, " c"]:
+    """Probability of every clean sequence at the end of a sampler, float64, the first position most significant.
+
+    Args:
+        sampler: of a process on ``num_symbols`` symbols, the mask, if there is one, being one more.
+        num_symbols: symbols V of clean sequences.
+        length: positions L; all (V + 1)^L or V^L states are enumerated.
+        times: of the moves, falling from 1 to 0.
+    """
+    num = num_symbols + (sampler.process.mask_id is not None)
+    powers = num ** torch.arange(length - 1, -1, -1)
+    states = torch.arange(num**length)[:, None] // powers % num
+    if sampler.process.mask_id is None:
+        mass = torch.full((len(states),), 1 / len(states), dtype=torch.float64)
+    else:
+        mass = torch.zeros(len(states), dtype=torch.float64)
+        mass[-1] = 1
+    for t, s in pairwise(times):
+        mass = _moved(sampler, states, mass, t, s)
+    grid = mass.view((num,) * length)
+    return grid[(slice(num_symbols),) * length].reshape(-1)
+
+
+def _moved(
+    sampler: PositionwiseSampler,
+    states: Int[Tensor, "n l"],
+    mass: Float[Tensor, " n"],
+    t: Float[Tensor, ""],
+    s: Float[Tensor, ""],
+) -> Float[Tensor, " n"]:
+    """Distribution over states after a move from ``t`` to ``s``."""
+    length, total = states.shape[1], torch.zeros((), dtype=torch.float64)
+    for rows in mass.nonzero().squeeze(1).split(CHUNK):
+        probs = _position_probs(sampler, states[rows], t, s)
+        first, second = (_joint(half) for half in (probs[:, : length // 2], probs[:, length // 2 :]))
+        total = total + (first * mass[rows, None]).T @ second
+    return total.flatten()
+
+
+def _position_probs(
+    sampler: PositionwiseSampler, z: Int[Tensor, "n l"], t: Float[Tensor, ""], s: Float[Tensor, ""]
+) -> Float[Tensor, "n l v"]:
+    """Distribution of every position after a move from each state."""
+    z = z.to(network_device(sampler.denoiser))
+    is_open = sampler.process.is_predicted(z)
+    features = features_at(sampler.denoiser, sampler.process, z, t)
+    moved = sampler.move_probs(sampler.denoiser.head(features[is_open]), z[is_open], t, s)
+    probs = F.one_hot(z, moved.shape[-1]).double()
+    probs[is_open] = moved
+    return probs.cpu()
+
+
+def _joint(probs: Float[Tensor, "n h v"]) -> Float[Tensor, "n c"]:
+    """Probabilities of all sequences of independent positions."""
+    joint = probs.new_ones(len(probs), 1)
+    for position in range(probs.shape[1]):
+        joint = (joint[:, :, None] * probs[:, position, None]).flatten(1)
+    return joint

@@ -1,0 +1,110 @@
+"""Samplers of score networks (SEDD, Lou et al. 2024, https://arxiv.org/abs/2310.16834): analytic and Euler steps.
+
+Whether a position moves depends on the score of every token there, so that the vocabulary head runs at all positions
+that can move: the masked ones, or all of uniform-state diffusion. A token is drawn only where one does.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from didi.diffusion.canvas import Canvas
+from didi.diffusion.categorical import sample_categorical
+from didi.diffusion.noise import SequenceNoise
+from didi.diffusion.score import ScoreProcess
+from didi.errors import UsageError
+from didi.models.denoiser import Denoiser
+from didi.sampling.base import StepOutput, alpha_at, features_at, open_positions, shared_rows
+from didi.sampling.departure import EXACT, Departure
+
+ROWS = 1024  # positions whose weights over the vocabulary exist at the same time
+Predictor = Literal["analytic", "euler"]
+
+
+@dataclass(frozen=True)
+class ScoreSampler:
+    """Sampler of a score network; float64 draws.
+
+    Attributes:
+        denoiser: the network.
+        process: SEDD absorb or uniform.
+        departure: the exact one; a score has no temperature.
+        predictor: ``analytic`` (Tweedie tau-leaping) or ``euler``; the last move is analytic and leaves no noise.
+
+    Raises:
+        UsageError: there is a temperature or top-p.
+    """
+
+    denoiser: Denoiser
+    process: ScoreProcess
+    departure: Departure = EXACT
+    predictor: Predictor = "analytic"
+
+    def __post_init__(self) -> None:
+        if self.departure != EXACT:
+            raise UsageError(
+                f"score networks are sampled at temperature 1 and top_p 1; got {self.departure.temperature:g} and "
+                f"{self.departure.top_p:g}: leave both out"
+            )
+
+    @torch.inference_mode()
+    def __call__(self, canvas: Canvas, times: Float[Tensor, " n"], noise: SequenceNoise) -> Iterator[StepOutput]:
+        """See ``base.Sampler``."""
+        none = torch.zeros(len(canvas), dtype=torch.long)
+        z = self.process.prior(canvas, noise.uniforms(canvas.length, self.process.draws_per_position))
+        for t, s in pairwise(times):
+            is_open, before = open_positions(self.process, z, canvas), z
+            passes, uniforms = is_open.any(1).long().cpu(), noise.uniforms(canvas.length)
+            if passes.any():
+                rows = shared_rows(z, canvas)
+                features = features_at(
+                    self.denoiser, self.process, rows, t, canvas.rows(slice(len(rows))).attention_mask
+                )
+                tokens = self._drawn(features.expand(len(z), -1, -1)[is_open], z[is_open], uniforms[is_open], t, s)
+                z = z.masked_scatter(is_open, tokens)
+            yield StepOutput(z, float(s), z != before, passes, none)
+
+    def move_probs(
+        self, logits: Float[Tensor, "n v"], z: Int[Tensor, " n"], t: Float[Tensor, ""], s: Float[Tensor, ""]
+    ) -> Float[Tensor, "n v"]:
+        """Probabilities of the tokens of open positions after a move, float64; as ``UniformAncestral.move_probs``."""
+        weights = self._weights(logits.double(), z, t, s)
+        return weights / weights.sum(-1, keepdim=True)
+
+    def _weights(
+        self, logits: Float[Tensor, "n v"], z: Int[Tensor, " n"], t: Float[Tensor, ""], s: Float[Tensor, ""]
+    ) -> Float[Tensor, "n v"]:
+        if self.predictor == "euler" and s > 0:
+            return self.process.euler_weights(logits, z, float(t), float(s))
+        alpha_t, alpha_s = (float(alpha_at(self.process.schedule, one)) for one in (t, s))
+        return self.process.reverse_weights(logits, z, alpha_t, alpha_s)
+
+    def _drawn(
+        self,
+        features: Float[Tensor, "n d"],
+        tokens: Int[Tensor, " n"],
+        uniforms: Float[Tensor, " n"],
+        t: Float[Tensor, ""],
+        s: Float[Tensor, ""],
+    ) -> Int[Tensor, " n"]:
+        """Tokens after a move, a part at a time."""
+        drawn = [tokens[:0]]
+        for rows, state, numbers in zip(features.split(ROWS), tokens.split(ROWS), uniforms.split(ROWS), strict=True):
+            logits = self.denoiser.head(rows)
+            self.departure.draw_check.see(logits)
+            weights, index = self._weights(logits, state, t, s), state[:, None]
+            stays = weights.gather(1, index).squeeze(1).double() / weights.sum(1, dtype=torch.float64)
+            rest = ((numbers - stays) / (1 - stays).clamp_min(2**-53)).clamp(0, 1 - 2**-53)
+            has_moved = numbers >= stays
+            moved = weights.scatter_(1, index, 0.0).log_()
+            if state.device.type == "cpu":
+                chosen = state.masked_scatter(has_moved, sample_categorical(moved[has_moved], rest[has_moved]))
+            else:  # the host would have to wait for their number
+                chosen = torch.where(has_moved, sample_categorical(moved, rest), state)
+            drawn.append(chosen)
+        return torch.cat(drawn)

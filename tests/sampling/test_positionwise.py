@@ -1,0 +1,174 @@
+"""Samplers of uniform-state diffusion and of score networks draw from the distribution that they state, enumerated."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from didi.diffusion.canvas import Canvas
+from didi.diffusion.noise import SequenceNoise
+from didi.diffusion.schedule import schedule_from_name
+from didi.diffusion.score import ScoreAbsorbing, ScoreUniform
+from didi.diffusion.uniform import Uniform
+from didi.errors import DidiError, UsageError
+from didi.evaluation.exact.product import PositionwiseSampler, positionwise_distribution
+from didi.evaluation.exact.rows import ExactRows
+from didi.models.bundle import Bundle
+from didi.sampling.base import time_grid
+from didi.sampling.confidence import ConfidenceOrder
+from didi.sampling.departure import Departure
+from didi.sampling.generate import generate
+from didi.sampling.options import SamplingOptions
+from didi.sampling.registry import make_sampler, samplers_of
+from didi.sampling.remasking import Remasking
+from didi.sampling.score import ScoreSampler
+from didi.sampling.uniform_ancestral import PredictorCorrector, UniformAncestral
+
+NUM, LENGTH, NFE = 3, 3, 4
+EPS = schedule_from_name("log-linear-eps")
+
+
+class Tabular(nn.Module):
+    """Its own logits for each state and noise level."""
+
+    is_time_conditioned, length = True, LENGTH
+
+    def __init__(self, num):
+        super().__init__()
+        self.vocab_size = self.num = num
+        self.rows_read = self.states_read = 0
+        self.table = torch.randn(num**LENGTH, LENGTH, num, generator=torch.Generator().manual_seed(num))
+
+    def features(self, inputs, sigma=None, attention_mask=None):
+        self.states_read += len(inputs)
+        number = (inputs * self.num ** torch.arange(LENGTH - 1, -1, -1)).sum(1)
+        return self.table[number] * (1 + sigma[:, None, None])
+
+    def head(self, features):
+        self.rows_read += len(features)
+        return features
+
+
+def uniform(**settings):
+    return UniformAncestral(Tabular(NUM), Uniform(NUM), **settings)
+
+
+SAMPLERS = {
+    "ancestral": uniform,
+    "cosine": lambda: replace(uniform(), process=Uniform(NUM, schedule_from_name("cosine"))),
+    "geometric": lambda: replace(uniform(), process=Uniform(NUM, schedule_from_name("geometric"))),
+    "cold": lambda: uniform(departure=Departure(temperature=0.7, top_p=0.8)),
+    "whole batches": lambda: uniform(is_whole_batch=True),
+    "greedy tail": lambda: uniform(is_greedy_tail=True),
+    "corrector": lambda: uniform(remask=Remasking("rescale", 0.2)),
+    "corrector alone": lambda: uniform(remask=Remasking("rescale", 1.0)),
+    "score, uniform": lambda: ScoreSampler(Tabular(NUM), ScoreUniform(NUM, EPS)),
+    "Euler, uniform": lambda: ScoreSampler(Tabular(NUM), ScoreUniform(NUM, EPS), predictor="euler"),
+    "score, absorb": lambda: ScoreSampler(Tabular(NUM + 1), ScoreAbsorbing(NUM)),
+    "Euler, absorb": lambda: ScoreSampler(Tabular(NUM + 1), ScoreAbsorbing(NUM), predictor="euler"),
+}
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_samples_have_the_enumerated_distribution(chi_square, name):
+    sampler, num = SAMPLERS[name](), 12_000
+    *_, last = sampler(Canvas.blank(num, LENGTH), time_grid(NFE), SequenceNoise(11, range(num)))
+    drawn = (last.z * NUM ** torch.arange(LENGTH - 1, -1, -1)).sum(1)
+    p = positionwise_distribution(sampler, NUM, LENGTH, time_grid(NFE))
+    assert float(p.sum()) == pytest.approx(1, abs=1e-6)
+    rare = p * num < 5  # pooled
+    pooled = torch.cat([p[~rare], p[rare].sum()[None]])
+    number = torch.full((len(p),), int((~rare).sum()))
+    number[~rare] = torch.arange(int((~rare).sum()))
+    keep = pooled * num >= 5
+    counts = number[drawn]
+    assert chi_square(counts[keep[counts]], pooled[keep]) > 1e-3
+    assert isinstance(sampler, PositionwiseSampler)
+
+
+def test_settings_change_the_distribution():
+    found = {name: positionwise_distribution(make(), NUM, LENGTH, time_grid(NFE)) for name, make in SAMPLERS.items()}
+    torch.testing.assert_close(found.pop("whole batches"), found["ancestral"])
+    names = [name for name in found if "absorb" not in name]  # the two of masked diffusion are equal: log-linear
+    for one in names:
+        for other in names:
+            assert one == other or float((found[one] - found[other]).abs().sum()) > 0.02, (one, other)
+    torch.testing.assert_close(found["score, absorb"], found["Euler, absorb"])
+
+
+def test_the_head_reads_only_what_may_change():
+    sampler, num = uniform(), 500
+    moves = list(sampler(Canvas.blank(num, LENGTH), time_grid(64), SequenceNoise(0, range(num))))
+    passes = sum(int(move.network_passes.sum()) for move in moves)
+    assert sampler.denoiser.states_read == passes < 0.4 * 64 * num
+    assert sampler.denoiser.rows_read < 0.2 * 64 * num * LENGTH
+    whole = uniform(is_whole_batch=True)
+    same = list(whole(Canvas.blank(num, LENGTH), time_grid(64), SequenceNoise(0, range(num))))
+    assert torch.equal(same[-1].z, moves[-1].z)
+
+
+def test_given_tokens_stay_and_padding_is_not_written():
+    is_free = torch.tensor([[True, False, True]]).expand(64, LENGTH)
+    for name, make in SAMPLERS.items():
+        canvas = Canvas.given(torch.full((64, LENGTH), 1), is_free)
+        for move in make()(canvas, time_grid(NFE), SequenceNoise(0, range(64))):
+            assert (move.z[:, 1] == 1).all(), name
+            assert not move.changed[:, 1].any()
+        assert (move.z < NUM).all()
+
+
+def test_a_score_has_no_temperature():
+    for departure in (Departure(temperature=0.5), Departure(top_p=0.9)):
+        with pytest.raises(UsageError, match="score networks are sampled at temperature 1 and top_p 1; got"):
+            ScoreSampler(Tabular(NUM), ScoreUniform(NUM), departure)
+
+
+PROCESSES = {"uniform": Uniform(5), "sedd-uniform": ScoreUniform(5), "sedd-absorb": ScoreAbsorbing(4)}
+
+
+@pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES)
+def test_bundles_are_sampled_whatever_the_batch_size_by_every_sampler_of_their_process(make_dit, process):
+    network = make_dit(vocab_size=5, length=6, mask_id=process.mask_id, is_time_conditioned=True)
+    bundle, num_exact = Bundle(teacher=network, process=process), 0
+    for sampler in set(samplers_of(process.name)) - {
+        "guided",
+        "entropy-bounded",
+    }:  # the entropies of all masks are equal
+        whole = generate(bundle, num_samples=5, nfe=4, seed=2, sampler=sampler)
+        parts = generate(bundle, num_samples=5, nfe=4, seed=2, sampler=sampler, batch_size=2)
+        assert torch.equal(parts.tokens, whole.tokens)
+        p = ExactRows(bundle).distribution(process.mask_id or 5, SamplingOptions(sampler), 2)
+        if isinstance(make_sampler(bundle, SamplingOptions(sampler), 2), PositionwiseSampler):
+            assert float(p.sum()) == pytest.approx(1, abs=1e-5)
+            num_exact += 1
+    assert num_exact == (2 if process.name.startswith("sedd") else 3)
+
+
+def test_remasking_of_uniform_diffusion_has_a_corrector_by_default(make_dit):
+    bundle = Bundle(teacher=make_dit(vocab_size=5, length=6, mask_id=None, is_time_conditioned=True))
+    assert make_sampler(bundle, SamplingOptions("remasking"), 2).remask == Remasking()
+    assert make_sampler(bundle, SamplingOptions("ancestral"), 2).remask.eta == 0
+    with pytest.raises(UsageError, match="ancestral sampling does not read remask, which remasking does"):
+        make_sampler(bundle, SamplingOptions(remask=Remasking()), 2)
+    with pytest.raises(UsageError, match="does not read order, which no sampler of uniform does"):
+        make_sampler(bundle, SamplingOptions("remasking", order=ConfidenceOrder("margin")), 2)
+
+
+def test_the_corrector_ends_before_the_last_move():
+    sampler = PredictorCorrector(Tabular(NUM), Uniform(NUM), remask=Remasking("rescale", 1.0))
+    times = time_grid(NFE)
+    assert sampler._move(times[0], times[1]).corrector == 1
+    assert sampler._move(times[-2], times[-1]).corrector == 0
+    assert UniformAncestral(Tabular(NUM), Uniform(NUM))._move(times[0], times[1]).corrector == 0
+
+
+@pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES)
+def test_no_token_is_drawn_from_logits_that_are_not_finite(make_dit, process):
+    network = make_dit(vocab_size=5, length=6, mask_id=process.mask_id, is_time_conditioned=True)
+    with torch.no_grad():
+        network.output_layer.linear.weight.fill_(float("nan"))
+    bundle = Bundle(teacher=network, process=process)
+    for sampler in set(samplers_of(process.name)) & {"ancestral", "greedy-tail", "remasking", "euler"}:
+        with pytest.raises(DidiError, match="not finite"):
+            generate(bundle, num_samples=2, nfe=2, sampler=sampler)
