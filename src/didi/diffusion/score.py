@@ -41,8 +41,8 @@ class ScoreAbsorbing(Absorbing):
 
     The score of a token j at a mask is :math:`s_j = \frac{\alpha_t}{1 - \alpha_t}\, p(x_0 = j | z_t)`. As in the public
     code the network's output is :math:`\log g_j` plus a constant, with :math:`g_j = s_j (1 - \alpha_t)/\alpha_t`; the
-    constant makes outputs of 0 the uniform distribution. At the optimum g is the distribution of the masked model. Before,
-    its sum may differ from 1, which changes how often a mask is revealed. ``log_probs`` normalises it.
+    constant makes outputs of 0 the uniform distribution. At the optimum g is the distribution of the masked model. Its
+    sum may differ from 1 before, which changes how often a mask is revealed. ``log_probs`` normalises it.
     """
 
     name: ClassVar[str] = "sedd-absorb"
@@ -56,8 +56,8 @@ class ScoreAbsorbing(Absorbing):
     def token_losses(self, logits: Float[Tensor, "n v"], targets: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
         r"""Score entropy at masked positions over :math:`\alpha_t/(1 - \alpha_t)`, in nats.
 
-        It is :math:`\sum_j g_j - \log g_{x_0} - 1`: the cross-entropy of the normalised distribution, plus a term that is
-        positive where the sum of g is not 1. With ``loss_weight`` it has the integral of the score entropy.
+        It is :math:`\sum_j g_j - \log g_{x_0} - 1`: the cross-entropy of the normalised distribution, plus a term
+        that is positive where the sum of g is not 1. With ``loss_weight`` it has the integral of the score entropy.
         """
         log_ratios = self._log_ratios(logits)
         return log_ratios.exp().sum(-1) - log_ratios.gather(1, targets[:, None]).squeeze(1) - 1
@@ -65,7 +65,7 @@ class ScoreAbsorbing(Absorbing):
     def reverse_weights(
         self, logits: Float[Tensor, "n v"], z: Int[Tensor, " n"], alpha_t: float, alpha_s: float
     ) -> Float[Tensor, "n v"]:
-        """See ``Process.reverse_weights``; the analytic step (Tweedie tau-leaping), which leaves no mask at alpha_s = 1."""
+        """See ``Process.reverse_weights``; the analytic step (Tweedie), which leaves no mask at alpha_s = 1."""
         del z
         return self._stepped(logits, (alpha_s - alpha_t) / (1 - alpha_t), is_last=alpha_s == 1)
 
