@@ -169,7 +169,7 @@ def test_the_bound_has_the_divergence_from_the_prior():
 
 
 def test_a_schedule_that_ends_at_0_and_a_distribution_of_x0_are_refused():
-    with pytest.raises(UsageError, match="schedule of sedd-uniform ends above 0, as log-linear-eps and geometric; got cosine"):
+    with pytest.raises(UsageError, match="sedd-uniform ends above 0, as log-linear-eps and geometric; got cosine"):
         ScoreUniform(NUM, schedule_from_name("cosine"))
     with pytest.raises(UsageError, match="give scores"):
         ScoreUniform(NUM).log_probs(torch.zeros(1, NUM))
