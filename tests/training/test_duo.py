@@ -173,6 +173,16 @@ def test_processes_draw_the_rows_of_one(source, monkeypatch, size):
     assert [part.num_predicted for part in parts] == [part.z.numel() for part in parts]
 
 
+@pytest.mark.parametrize("elements", [1, 3 * 8 * NUM])
+def test_chunks_of_rows_are_drawn_as_the_whole(source, monkeypatch, elements):
+    method = make_trainer(STILL, Inputs(source, CPU)).method
+    whole = method.prepare(1, 0)
+    monkeypatch.setattr("didi.methods.duo.CHUNK_ELEMENTS", elements)
+    part = method.prepare(1, 0)
+    assert torch.equal(part.z, whole.z)
+    assert torch.equal(part.soft, whole.soft)
+
+
 def test_each_process_has_a_dropout_of_its_own(source, monkeypatch):
     method = make_trainer(CONFIG, Inputs(source, CPU)).method
     monkeypatch.setattr("didi.methods.elbo.world", lambda: SimpleNamespace(rank=3))
@@ -219,16 +229,16 @@ def test_contradictory_settings_are_refused_by_name(make, message):
 
 
 def test_the_curriculum_and_what_follows_lower_the_nelbo():
-    config = PRETRAIN["exact-duo"].limited(200)
+    config = PRETRAIN["exact-duo"].limited(140)
     loop = replace(config.loop, batch_size=32, ema_decay=0.9, validation_sequences=512)
     network = replace(config.network, hidden_size=32, num_blocks=2, num_heads=2)
     config = replace(config, loop=loop, network=network, optimizer=replace(config.optimizer, warmup_steps=10))
     job = make_trainer(config, Inputs(MarkovSource(7, seed=0, world="exact"), CPU))
     found = [job.validate()["validation_nelbo"]]
-    for step in range(200):
+    for step in range(140):
         job.step(step)
-        if step + 1 in (100, 200):
+        if step + 1 in (70, 140):
             found.append(job.validate()["validation_nelbo"])
-    assert config.curriculum.end == 100
+    assert config.curriculum.end == 70
     assert found[1] < found[0] - 0.2
     assert found[2] < found[1]

@@ -96,7 +96,9 @@ class GaussianSchedule:
 
     def __post_init__(self) -> None:
         if not -math.inf < self.gamma_min < self.gamma_max < math.inf:
-            raise UsageError(f"gamma_min is less than gamma_max, both finite; got {self.gamma_min} and {self.gamma_max}")
+            raise UsageError(
+                f"gamma_min is less than gamma_max, both finite; got {self.gamma_min} and {self.gamma_max}"
+            )
         if self.num_symbols < 2:
             raise UsageError(f"a Gaussian schedule is for 2 symbols or more; got {self.num_symbols}")
 
@@ -141,9 +143,7 @@ class Relaxed(NamedTuple):
     soft: Float[Tensor, "b l v"]
 
 
-def relaxed(
-    x0: Int[Tensor, "b l"], gamma: Float[Tensor, " b"], noise: Float[Tensor, "b l v"], tau: float
-) -> Relaxed:
+def relaxed(x0: Int[Tensor, "b l"], gamma: Float[Tensor, " b"], noise: Float[Tensor, "b l v"], tau: float) -> Relaxed:
     """State and relaxed state of one Gaussian latent; arguments as of ``latents``.
 
     Args:

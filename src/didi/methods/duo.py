@@ -18,9 +18,11 @@ from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from didi.diffusion import Uniform
+from didi.diffusion.categorical import CHUNK_ELEMENTS
 from didi.diffusion.gaussian import GaussianSchedule, gamma_at, relaxed
 from didi.diffusion.noise import named_generator
 from didi.errors import UsageError
@@ -133,19 +135,24 @@ class Duo(Elbo):
         if step >= curriculum.end:
             return super().prepare(step, micro_batch)
         rows, times, _ = self.drawn(step, micro_batch)
-        device, share, num_symbols = self.runtime.device, world().share(len(rows)), self.process.vocab_size
+        device, share = self.runtime.device, world().share(len(rows))
         weight = self.relaxed_process.loss_weight(times[share]).float()
         x0, t, weight = (to_device(one, device) for one in (rows[share], times[share], weight))
         gamma = self.schedule.gamma(t)
-        z, soft = torch.empty_like(x0), torch.empty(*x0.shape, num_symbols, device=device)
-        # Row by row: the noise of a whole batch would double its memory. Drawn on the device, since there is so much.
-        for row, number in enumerate(range(share.start, share.stop)):
-            name = (self.settings.seed, "gaussian", step, micro_batch, number)
-            generator, shape = named_generator(*name, device=device), (1, *soft.shape[1:])
-            noise = torch.randn(shape, device=device, generator=generator)
-            here = slice(row, row + 1)
+        z, soft = torch.empty_like(x0), torch.empty(*x0.shape, self.process.vocab_size, device=device)
+        size = max(1, CHUNK_ELEMENTS // soft[0].numel())  # the noise of a whole batch would double its memory
+        for begin in range(0, len(x0), size):
+            here = slice(begin, min(begin + size, len(x0)))
+            numbers = range(share.start + here.start, share.start + here.stop)
+            noise = self._noise(step, micro_batch, numbers, soft[0].shape)
             z[here], soft[here] = relaxed(x0[here], gamma[here], noise, curriculum.tau(step))
         return Batch(self.relaxed_process, x0, t, z, weight, z.numel(), soft)
+
+    def _noise(self, step: int, micro_batch: int, rows: Sequence[int], shape: Sequence[int]) -> Float[Tensor, "b l v"]:
+        """Standard normal numbers of some rows of a micro-batch; drawn on the device, since there are so many."""
+        device, name = self.runtime.device, (self.settings.seed, "gaussian", step, micro_batch)
+        generators = (named_generator(*name, row, device=device) for row in rows)
+        return torch.stack([torch.randn(*shape, device=device, generator=one) for one in generators])
 
     def updates(self, step: int) -> Sequence[Update]:
         """One update."""

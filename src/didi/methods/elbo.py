@@ -170,9 +170,7 @@ class Elbo:
         x0, t, z, weight = (to_device(one, self.runtime.device) for one in (x0, t, z, weight))
         return Batch(self.process, x0, t, z, weight, num_predicted)
 
-    def drawn(
-        self, step: int, micro_batch: int
-    ) -> tuple[Int[Tensor, "b l"], Float[Tensor, " b"], torch.Generator]:
+    def drawn(self, step: int, micro_batch: int) -> tuple[Int[Tensor, "b l"], Float[Tensor, " b"], torch.Generator]:
         """Clean sequences and times of all processes, and the generator of what corrupts them; dropout is seeded."""
         settings = self.settings
         self.trained["network"].train()
