@@ -22,6 +22,7 @@ TESTS = {
         RECORDS,
     ],
     "didi/diffusion/categorical": [f"{DIFFUSION}test_categorical.py", RECORDS],
+    "didi/diffusion/gaussian": [f"{DIFFUSION}test_gaussian.py", f"{TRAINING}test_duo.py", RECORDS],
     "didi/diffusion/noise": [f"{DIFFUSION}test_noise.py", RECORDS],
     "didi/diffusion/process": [f"{DIFFUSION}test_process.py", SETTINGS],
     "didi/diffusion/schedule": [f"{DIFFUSION}test_schedule.py", *ABSORBING, RECORDS],
@@ -35,6 +36,7 @@ TESTS = {
         "tests/apps/test_train_options.py",
         WIRING,
     ],
+    "didi/methods/duo": [f"{TRAINING}test_duo.py", "tests/apps/test_train_options.py", RECORDS],
     "didi/methods/elbo": [SETTINGS, PRETRAIN, WIRING_OPTIMIZERS],
     "didi/methods/real_source": [
         f"{WIRING}::test_the_discriminators_settings_reach_the_gradients",

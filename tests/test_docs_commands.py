@@ -16,6 +16,7 @@ from didi.apps import assets, cli
 from didi.apps.reproduce.command import ReproduceCommand, targets_of
 from didi.evaluation.judges import JUDGES
 from didi.methods.didi_settings import DistillConfig
+from didi.methods.duo import DuoConfig
 from didi.methods.elbo import PretrainConfig
 from didi.models.bundle import bundled_names
 from didi.sampling.registry import SAMPLERS
@@ -175,7 +176,7 @@ def settings(kind, prefix=""):
 
 
 def test_settings_exist():
-    known = {*settings(PretrainConfig()), *settings(DistillConfig())}
+    known = {*settings(PretrainConfig()), *settings(DuoConfig()), *settings(DistillConfig())}
     groups = {name.partition(".")[0] for name in known if "." in name}
     named = set()
     for file in FILES:

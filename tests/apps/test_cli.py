@@ -161,8 +161,9 @@ def test_doctor_tells_each_way_to_train_and_takes_the_flags_of_distill(didi):
 
 
 @pytest.mark.slow
-def test_doctor_knows_every_method(didi):
-    status, out, _ = didi("doctor", "markov-uniform", "--method", "elbo")
+@pytest.mark.parametrize(("recipe", "method"), [("markov-udlm", "elbo"), ("markov-duo", "duo")])
+def test_doctor_knows_every_method(didi, recipe, method):
+    status, out, _ = didi("doctor", recipe, "--method", method)
     assert status == 0
     assert list(doctors_rows(out)) == ["pretrain"]
 

@@ -7,13 +7,15 @@ import pytest
 import yaml
 
 from didi.apps.doctor import doctor
-from didi.apps.settings import resolve
+from didi.apps.settings import resolve, settings_named
 from didi.apps.train import command_of, distill, pretrain
 from didi.errors import DidiError, Interrupted, UsageError
+from didi.methods import method_of
 from didi.methods.didi_settings import DistillConfig, ObjectiveConfig
+from didi.methods.elbo import PretrainConfig
 from didi.models.bundle import load, save
 from didi.models.manifest import read_manifest
-from didi.recipes import DISTILL
+from didi.recipes import DISTILL, PRETRAIN
 
 from .. import two_moves
 
@@ -24,7 +26,7 @@ SHORT = ["--loop.batch-size", "2", "--loop.validation-sequences", "2", "--data.l
     ("command", "words", "message"),
     [
         (pretrain, ["markov", "--method", "elbo"], "--method is for distill"),
-        (pretrain, ["markov-uniform", "--model", "autoregressive"], "model autoregressive goes with process absorbing"),
+        (pretrain, ["markov-udlm", "--model", "autoregressive"], "model autoregressive goes with process absorbing"),
         (pretrain, ["markov", "--loop.loggers", "csv"], "loop.loggers are some of tensorboard, wandb; got csv"),
         (pretrain, ["markov", "--max-minutes", "0"], "--max-minutes is positive; got 0.0"),
         (pretrain, ["markov", "--max-minutes", "1", "--max-steps", "2"], "both set the length of the run"),
@@ -54,6 +56,62 @@ def test_a_config_file_names_its_method_and_is_read_back(tmp_path, capsys):
         distill(["--config", str(config), "--out", str(tmp_path / "third")])
 
 
+def test_the_recipe_or_the_config_file_decides_the_method_of_a_pre_training(tmp_path, capsys):
+    pretrain(["markov-duo", *SHORT, "--max-steps", "2", "--curriculum.gamma-min", "-4", "--curriculum.gamma-max", "1",
+              "--out", str(tmp_path / "first")])  # fmt: skip
+    config = tmp_path / "first/config.yaml"
+    record = yaml.safe_load(config.read_text())
+    assert (record["method"], record["recipe"], record["process"]) == ("duo", "markov-duo", "uniform")
+    assert record["curriculum"] | {"gamma_min": -4.0, "gamma_max": 1.0, "end": 1} == record["curriculum"]
+    rows = [json.loads(line) for line in (tmp_path / "first/metrics.jsonl").read_text().splitlines()]
+    assert {"relaxed_nelbo", "nelbo", "validation_nelbo"} <= {name for row in rows for name in row}
+    bundle = load(tmp_path / "first/bundle")
+    assert (bundle.process.name, bundle.teacher.vocab_size, bundle.teacher.mask_id) == ("uniform", 32, None)
+    pretrain(["--config", str(config), "--max-steps", "1", "--out", str(tmp_path / "second")])
+    assert yaml.safe_load((tmp_path / "second/config.yaml").read_text())["method"] == "duo"
+
+
+@pytest.mark.parametrize(
+    ("content", "words", "method"),
+    [
+        ({}, ["markov"], "elbo"),
+        ({}, ["markov-duo"], "duo"),
+        ({"method": "duo"}, [], "duo"),
+        ({"method": "duo", "recipe": "custom"}, [], "duo"),
+        ({"recipe": "exact-duo"}, [], "duo"),
+        ({"recipe": "exact-udlm"}, [], "elbo"),
+        ({"loop": {"steps": 3}}, ["exact-duo"], "duo"),
+    ],
+)
+def test_settings_of_a_pre_training_are_of_the_method_that_is_named(tmp_path, content, words, method):
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(content))
+    words = [*words, "--config", str(tmp_path / "config.yaml")] if content else words
+    default = settings_named(words, PRETRAIN, PretrainConfig())
+    config = resolve("pretrain", command_of(default, "doc"), PRETRAIN, words)[1]
+    assert method_of(config).name == method
+
+
+@pytest.mark.parametrize(
+    ("content", "words", "message"),
+    [
+        ({"method": "duo"}, ["markov"], "takes settings of method elbo here; those of .* are of duo"),
+        ({"method": "elbo", "recipe": "markov-duo"}, [], "takes settings of method duo here; those of .* are of elbo"),
+        ({"method": "didi"}, [], "takes settings of method elbo here; those of .* are of didi"),
+        ({"recipe": ["markov"]}, [], "recipe in .* is a text"),
+    ],
+)
+def test_a_config_file_of_another_method_is_refused(tmp_path, content, words, message):
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(content))
+    with pytest.raises(UsageError, match=message):
+        pretrain([*words, "--config", str(tmp_path / "config.yaml"), "--out", str(tmp_path / "run")])
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_name_of_a_recipe_before_is_read(tmp_path, capsys):
+    pretrain(["markov-uniform", *SHORT, "--max-steps", "1", "--out", str(tmp_path / "run")])
+    assert yaml.safe_load((tmp_path / "run/config.yaml").read_text())["recipe"] == "markov-udlm"
+
+
 def test_a_run_that_fits_a_time_keeps_its_length_when_it_goes_on(tmp_path, capsys, monkeypatch):
     out = str(tmp_path / "run")
     monkeypatch.setattr("didi.apps.train.fitted", lambda config, inputs, minutes: config.limited(2))
@@ -70,7 +128,7 @@ def test_a_run_that_fits_a_time_keeps_its_length_when_it_goes_on(tmp_path, capsy
 
 
 def test_the_symbols_of_a_bundle_are_those_of_its_process(tmp_path, capsys):
-    pretrain(["markov-uniform", *SHORT, "--max-steps", "1", "--out", str(tmp_path / "run")])
+    pretrain(["markov-udlm", *SHORT, "--max-steps", "1", "--out", str(tmp_path / "run")])
     path = tmp_path / "run/bundle"
     assert load(save(load(path), tmp_path / "again")).process == read_manifest(path).process
     manifest = yaml.safe_load((path / "bundle.yaml").read_text())

@@ -79,7 +79,8 @@ WAYS = {
     "bf16": distillation(loop={"precision": "bf16"}),
     "pre-training": pretraining(),
     "pre-training, accumulated": pretraining(loop={"accumulation": 3}),
-    "uniform": pretraining("markov-uniform"),
+    "uniform": pretraining("markov-udlm"),
+    "curriculum": pretraining("markov-duo"),
     "autoregressive": pretraining(model="autoregressive"),
     "muon": pretraining("tiny-news"),
 }

@@ -3,7 +3,11 @@ from dataclasses import asdict
 import pytest
 import torch
 
+from didi.data.source import RandomSource
+from didi.diffusion.schedule import LogLinear
+from didi.diffusion.uniform import Uniform
 from didi.errors import UsageError
+from didi.methods.elbo import make_denoiser
 from didi.models.bundle import bundled_names
 from didi.models.discriminator import Discriminator, DiscriminatorConfig, num_parameters
 from didi.models.dit import DiT, DiTConfig
@@ -11,6 +15,7 @@ from didi.recipes import DISTILL, PRETRAIN, recipe
 from didi.recipes.presets import PRESETS, preset
 
 GPT2_SYMBOLS = 50_258  # with the mask
+UNIFORM_STATE = ("markov", "exact", "tiny-news", "owt-169m")
 
 
 @pytest.mark.parametrize(
@@ -28,6 +33,48 @@ def test_paper_scale_recipes_have_the_parameters_of_tables_3_and_4(name, of_deno
     discriminator.train_last_blocks(DISTILL[name].discriminator.trainable_blocks)
 
 
+@pytest.mark.parametrize("name", ["owt-169m-udlm", "owt-169m-duo"])
+def test_uniform_state_recipes_have_the_network_of_table_3_without_the_mask(name):
+    config, source = PRETRAIN[name], RandomSource(1024, GPT2_SYMBOLS)
+    process = Uniform.of_tokenizer(source.vocab_size, source.mask_id, LogLinear())
+    with torch.device("meta"):
+        network = make_denoiser(config, source, process)
+    assert (network.vocab_size, network.mask_id, network.length) == (50_257, None, 1024)
+    assert network.is_time_conditioned
+    # One embedding, one row of the head and one bias less than with [MASK].
+    assert num_parameters(network) == 169_627_218 - (2 * 768 + 1) == 169_625_681
+
+
+def test_the_public_settings_of_duo():
+    """configs/config.yaml and scripts/train_owt_duo.sh of github.com/s-sahoo/duo."""
+    base, duo = PRETRAIN["owt-169m-udlm"], PRETRAIN["owt-169m-duo"]
+    for one in (base, duo):
+        assert (one.process, one.weight, one.schedule, one.t_min) == ("uniform", "nelbo", "log-linear", 1e-3)
+        rate = one.optimizer
+        assert (rate.learning_rate, rate.warmup_steps, rate.decay) == (3e-4, 2500, "constant")
+        assert (rate.beta1, rate.beta2, rate.weight_decay, rate.clip_norm) == (0.9, 0.999, 0.0, 1.0)
+        assert one.loop.batch_size * one.loop.accumulation == 512
+        assert (one.loop.steps, one.loop.ema_decay) == (1_000_000, 0.9999)
+        assert (one.network.dropout, one.data.length, one.data.block_layout) == (0.1, 1024, "bos-eos")
+    curriculum = duo.curriculum
+    assert (curriculum.start, curriculum.end) == (0, 500_000)
+    assert (curriculum.tau(0), curriculum.tau(499_999)) == (pytest.approx(1e-3), pytest.approx(1e-3))
+    schedule = curriculum.schedule(50_257)
+    assert (schedule.gamma_min, schedule.gamma_max) == (-3.55, -1.85)
+
+
+@pytest.mark.parametrize("name", UNIFORM_STATE)
+def test_uniform_state_recipes_differ_from_each_other_by_the_curriculum_alone(name):
+    base, duo = asdict(PRETRAIN[f"{name}-udlm"]), asdict(PRETRAIN[f"{name}-duo"])
+    curriculum = duo.pop("curriculum")
+    assert duo == base | {"recipe": f"{name}-duo"}
+    assert curriculum["end"] == base["loop"]["steps"] / 2
+    if name != "owt-169m":  # that of the public code has rates of its own
+        own = {"recipe", "process", "weight", "network"}
+        masked = asdict(PRETRAIN[name])
+        assert {key: value for key, value in base.items() if value != masked[key]}.keys() <= own
+
+
 def test_table_5():
     teacher, student = PRETRAIN["owt-169m"], DISTILL["owt-169m"]
     assert (teacher.optimizer.learning_rate, teacher.optimizer.warmup_steps, teacher.optimizer.decay) == (
@@ -42,7 +89,8 @@ def test_table_5():
 
 @pytest.mark.parametrize("recipes", [PRETRAIN, DISTILL], ids=["pretrain", "distill"])
 def test_every_recipe_is_found_under_its_own_name(recipes):
-    variants = {"tiny-news-ar", "prose-ar", "markov-uniform"}
+    variants = {"tiny-news-ar", "prose-ar"}
+    variants |= {f"{name}-{kind}" for name in UNIFORM_STATE for kind in ("udlm", "duo")}
     assert set(recipes) - variants == {"markov", "exact", "tiny-news", "prose", "owt-169m", "owt-424m"}
     for name in recipes:
         assert recipe(recipes, name).recipe == name

@@ -119,13 +119,18 @@ def work(folder):
             found[f"{name}, {network}"] = torch.cat(parameters)
         figures = torch.stack([torch.as_tensor(list(row.values()), dtype=torch.float64).sum() for row in metrics])
         found[f"{name}, metrics"] = world().mean(figures)
-    for model in ("masked-diffusion", "autoregressive"):
-        base = PRETRAIN["markov"]
-        config = replace(base, model=model, loop=replace(base.loop, steps=NUM_STEPS, batch_size=8, accumulation=2))
+    curriculum = replace(PRETRAIN["markov-duo"].curriculum, end=1)  # the second step is one of the NELBO
+    pretrainings = {
+        "masked-diffusion": PRETRAIN["markov"],
+        "autoregressive": replace(PRETRAIN["markov"], model="autoregressive"),
+        "curriculum": replace(PRETRAIN["markov-duo"], curriculum=curriculum),
+    }
+    for name, base in pretrainings.items():
+        config = replace(base, loop=replace(base.loop, steps=NUM_STEPS, batch_size=8, accumulation=2))
         pretraining = make_trainer(config, Inputs(source, CPU))
         for step in range(NUM_STEPS):
             pretraining.step(step)
-        found[model] = torch.cat([p.detach().flatten() for p in pretraining.method.trained["network"].parameters()])
+        found[name] = torch.cat([p.detach().flatten() for p in pretraining.method.trained["network"].parameters()])
     drawn = didi.generate(teacher, num_samples=5, nfe=4, seed=3)
     rows = didi.evaluate(teacher, nfe=[4], num_samples=5, judge="markov", seed=3, out=folder / "evaluation")
     found |= {"tokens": drawn.tokens, "passes": drawn.network_passes, "perplexity": torch.tensor(rows[0].gen_ppl)}

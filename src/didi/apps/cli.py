@@ -13,7 +13,7 @@ from didi.errors import UsageError, suggestion
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "demo": ("didi.apps.demo:demo", "distil a bundled teacher for a few minutes and compare teacher and student"),
-    "pretrain": ("didi.apps.train:pretrain", "pre-train a masked-diffusion teacher"),
+    "pretrain": ("didi.apps.train:pretrain", "pre-train a teacher of masked or uniform-state diffusion"),
     "distill": ("didi.apps.train:distill", "distil a teacher into a few-step student"),
     "generate": ("didi.apps.generate:run_generate", "write texts from a model"),
     "evaluate": ("didi.apps.evaluate:run_evaluate", "judge a model's samples: metrics, table, figure"),

@@ -65,7 +65,7 @@ class DoctorOptions:
     max_steps: int | None = None
     """Steps of the trained network."""
     method: str = "didi"
-    """The method, a name in didi.methods.METHODS; elbo for pre-training alone."""
+    """The method, a name in didi.methods.METHODS; elbo or duo, that of its recipe, for pre-training alone."""
     config: Path | None = None
     """A config.yaml of an earlier run; instead of a recipe, or over it."""
     preset: str | None = None

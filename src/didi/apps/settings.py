@@ -13,7 +13,7 @@ from didi.methods import method_of
 from didi.methods.didi_settings import DistillConfig
 from didi.methods.settings import CUSTOM, RunConfig
 from didi.models.untrusted import read_yaml, record_from
-from didi.recipes import recipe
+from didi.recipes import RENAMED, recipe
 from didi.recipes.presets import PRESETS, preset
 
 
@@ -59,6 +59,32 @@ def resolve(name: str, default: Any, recipes: Mapping[str, Any], args: Sequence[
     words = _current_flags(args[has_recipe:], base)
     parsed = parse(type(default), words, prog=prog, default=replace(default, config=base))
     return parsed.run, _limited(parsed.config, parsed.run.max_steps)
+
+
+def settings_named(args: Sequence[str], recipes: Mapping[str, RunConfig], default: RunConfig) -> RunConfig:
+    """Settings of the type that the words of a command are about, at their defaults.
+
+    Args:
+        args: the words after the command.
+        recipes: by name, of several methods.
+        default: of the method where the words name none.
+
+    Returns:
+        Those of the recipe that comes first, else of the recipe or the method that the file of ``--config`` names.
+
+    Raises:
+        UsageError: the file is not readable.
+    """
+    kinds = {method_of(one).name: type(one) for one in recipes.values()}
+    if args and not args[0].startswith("-"):
+        found = args[0]
+    else:
+        file = early(args, "--config")
+        overrides = read_yaml(Path(file)) if file else {}
+        found = str(overrides.get("recipe"))
+        default = kinds.get(str(overrides.get("method")), type(default))()
+    name = RENAMED.get(found, found)
+    return type(recipes[name])() if name in recipes else default
 
 
 def _check_recipe_in_file(overrides: Mapping[str, Any], source: str, recipes: Mapping[str, Any]) -> None:

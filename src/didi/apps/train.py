@@ -11,7 +11,7 @@ import torch
 import tyro
 import yaml
 
-from didi.apps.settings import early, resolve
+from didi.apps.settings import early, resolve, settings_named
 from didi.data.blocks import BLOCK_LAYOUT, BlockLayout, block_layout_of
 from didi.data.source import Source, open_source
 from didi.errors import DidiError, Interrupted, UsageError
@@ -67,7 +67,8 @@ def command_of(settings: RunConfig, doc: str) -> Any:
 def pretrain(args: Sequence[str]) -> None:
     """Run ``didi pretrain`` with the words after it."""
     doc = f"Pre-train a teacher: didi pretrain RECIPE --out RUN [flags]. RECIPE is one of {', '.join(PRETRAIN)}."
-    options, config = resolve("pretrain", command_of(PretrainConfig(), doc), PRETRAIN, args)
+    settings = settings_named(args, PRETRAIN, PretrainConfig())
+    options, config = resolve("pretrain", command_of(settings, doc), PRETRAIN, args)
     if early(args, "--method") is not None:
         raise UsageError("--method is for distill; a recipe of pretrain has its own")
     folder, device = _folder(options, "pretrain"), _device(options.device)

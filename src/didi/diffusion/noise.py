@@ -18,9 +18,9 @@ def derive_seed(*parts: int | str) -> int:
     return int.from_bytes(digest, "little") >> 1
 
 
-def named_generator(*parts: int | str) -> torch.Generator:
-    """A CPU generator seeded by ``derive_seed(*parts)``."""
-    return torch.Generator().manual_seed(derive_seed(*parts))
+def named_generator(*parts: int | str, device: torch.device | str = "cpu") -> torch.Generator:
+    """A generator seeded by ``derive_seed(*parts)``; the numbers of a seed depend on the type of the device."""
+    return torch.Generator(device).manual_seed(derive_seed(*parts))
 
 
 class SequenceNoise:

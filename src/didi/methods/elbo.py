@@ -26,7 +26,7 @@ from didi.methods.base import Figures, Inputs, Runtime, Update
 from didi.methods.settings import NetworkConfig, OptimizerConfig, RunConfig, check_sharding, share
 from didi.models.autoregressive import AutoregressiveConfig, AutoregressiveLM
 from didi.models.bundle import Bundle
-from didi.models.denoiser import Denoiser, logits_at
+from didi.models.denoiser import Denoiser, Simplex, logits_at
 from didi.models.dit import DiT, DiTConfig
 from didi.models.nelbo import nats_per_token
 from didi.world import to_device, world
@@ -66,18 +66,22 @@ class Batch:
     """One micro-batch of this process.
 
     Attributes:
+        process: diffusion process of ``z``.
         x0: clean sequences.
         t: times.
         z: corrupted sequences.
         weight: of the NELBO's integrand at the times.
         num_predicted: positions of ``z`` whose tokens are predicted.
+        soft: what the network reads in place of ``z``; None where it reads ``z``.
     """
 
+    process: Process
     x0: Int[Tensor, "b l"]
     t: Float[Tensor, " b"]
     z: Int[Tensor, "b l"]
     weight: Float[Tensor, " b"]
     num_predicted: int
+    soft: Simplex | None = None
 
 
 def losses(
@@ -87,6 +91,7 @@ def losses(
     t: Float[Tensor, " b"],
     z: Int[Tensor, "b l"],
     num_predicted: int | None = None,
+    soft: Simplex | None = None,
 ) -> Float[Tensor, "b l"]:
     """Loss terms of one corruption; the head runs at predicted positions only.
 
@@ -97,12 +102,14 @@ def losses(
         t: times, on the device of ``x0``.
         z: their corruptions.
         num_predicted: predicted positions of ``z``; None counts them, for which the host waits.
+        soft: what the network reads in place of ``z``.
 
     Returns:
         Loss of each position in nats, see ``Process.loss_terms``.
     """
     level = process.noise_level(denoiser, t)
-    logits = logits_at(denoiser, z, process.is_predicted(z), level, num_selected=num_predicted)
+    inputs = z if soft is None else soft
+    logits = logits_at(denoiser, inputs, process.is_predicted(z), level, num_selected=num_predicted)
     return process.loss_terms(logits, x0, z, t)
 
 
@@ -153,7 +160,19 @@ class Elbo:
 
     def prepare(self, step: int, micro_batch: int) -> Batch:
         """Clean sequences, times and noise of this process's share."""
-        settings, mine = self.settings, world().mine
+        mine = world().mine
+        x0, t, generator = self.drawn(step, micro_batch)
+        draws = torch.rand((*x0.shape, self.process.draws_per_position), dtype=torch.float64, generator=generator)
+        x0, t, draws = mine(x0), mine(t), mine(draws)
+        z = self.process.corrupt(x0, t, draws)
+        num_predicted = int(self.process.is_predicted(z).sum())
+        weight = self.process.loss_weight(t).float()
+        x0, t, z, weight = (to_device(one, self.runtime.device) for one in (x0, t, z, weight))
+        return Batch(self.process, x0, t, z, weight, num_predicted)
+
+    def drawn(self, step: int, micro_batch: int) -> tuple[Int[Tensor, "b l"], Float[Tensor, " b"], torch.Generator]:
+        """Clean sequences and times of all processes, and the generator of what corrupts them; dropout is seeded."""
+        settings = self.settings
         self.trained["network"].train()
         # Dropout draws from the global generator, hence the seed; the noise has its own.
         others = (world().rank,) if world().rank else ()
@@ -161,15 +180,7 @@ class Elbo:
         generator = named_generator(settings.seed, "pretrain", step, micro_batch)
         rows = self.source.batch(step, self.sequences_per_step)
         x0 = rows.split(settings.loop.batch_size)[micro_batch]
-        t = low_discrepancy_times(len(x0), generator, t_min=settings.t_min)
-        shape = (*x0.shape, self.process.draws_per_position)
-        draws = torch.rand(shape, dtype=torch.float64, generator=generator)
-        x0, t, draws = mine(x0), mine(t), mine(draws)
-        z = self.process.corrupt(x0, t, draws)
-        num_predicted = int(self.process.is_predicted(z).sum())
-        weight = self.process.loss_weight(t).float()
-        x0, t, z, weight = (to_device(one, self.runtime.device) for one in (x0, t, z, weight))
-        return Batch(x0, t, z, weight, num_predicted)
+        return x0, low_discrepancy_times(len(x0), generator, t_min=settings.t_min), generator
 
     def updates(self, step: int) -> Sequence[Update]:
         """One update."""
@@ -182,7 +193,7 @@ class Elbo:
 
     def _nelbo(self, batch: Batch) -> tuple[Tensor, Figures]:
         """Weighted loss per token, and the NELBO for the log."""
-        arguments = (self.process, batch.x0, batch.t, batch.z, batch.num_predicted)
+        arguments = (batch.process, batch.x0, batch.t, batch.z, batch.num_predicted, batch.soft)
         sums = self.runtime.call("network", losses, *arguments).sum(-1)
         weights: dict[str, Tensor | float] = {"nelbo": batch.weight, "constant": 1.0}
         weighted = {name: (weight * sums).sum() / batch.x0.numel() for name, weight in weights.items()}

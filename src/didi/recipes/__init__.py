@@ -48,6 +48,9 @@ def distillation_recipes(method: str) -> dict[str, DistillationConfig]:
     return found
 
 
+RENAMED = {"markov-uniform": "markov-udlm"}
+"""Names of recipes in earlier versions."""
+
 Config = TypeVar("Config")
 
 
@@ -85,6 +88,7 @@ def recipe(recipes: Mapping[str, Config], name: str) -> Config:
     Raises:
         UsageError: there is none of that name.
     """
+    name = RENAMED.get(name, name)
     if name not in recipes:
         raise UsageError(f"a recipe is one of {', '.join(recipes)}; got {name!r}{suggestion(name, recipes)}")
     return recipes[name]

@@ -3,15 +3,37 @@
 from dataclasses import replace
 
 from didi.methods.didi_settings import DiscriminatorSettings, DistillConfig
+from didi.methods.duo import CurriculumConfig
 from didi.methods.elbo import PretrainConfig
 from didi.methods.settings import DataConfig, LoopConfig, NetworkConfig, OptimizerConfig
 from didi.recipes.objectives import OURS
+from didi.recipes.uniform_state import duo, udlm
 
 OWT = DataConfig(
     corpus="Skylion007/openwebtext",  # App. E.2
     length=1024,  # Table 3
     tokenizer="gpt2",  # App. E.2; 50,257 tokens and the mask
 )
+
+# Of the uniform-state teachers (Sahoo et al. 2025, https://arxiv.org/abs/2506.10892): the settings of the public code,
+# github.com/s-sahoo/duo, whose files are named.
+_UNIFORM_STATE = PretrainConfig(
+    recipe="owt-169m",
+    data=replace(OWT, block_layout="bos-eos"),  # _group_texts of dataloader.py
+    network=NetworkConfig(  # model=small: the network of Table 3, as in the public MDLM code
+        hidden_size=768, num_blocks=12, num_heads=12, dropout=0.1, is_time_conditioned=True
+    ),
+    optimizer=OptimizerConfig(
+        learning_rate=3e-4, beta2=0.999, weight_decay=0.0, clip_norm=1.0,  # configs/config.yaml
+        warmup_steps=2500, decay="constant",  # lr_scheduler constant_warmup; its length from the public MDLM code
+    ),
+    loop=LoopConfig(
+        steps=1_000_000, ema_decay=0.9999,  # configs/config.yaml
+        batch_size=16, accumulation=32,  # configs/config.yaml: 512; relaxed tokens of 16 rows fit 80 GB (`didi doctor`)
+        validate_every=5000,  # configs/config.yaml
+        checkpoint_every=1000,
+    ),
+)  # fmt: skip
 
 PRETRAIN: dict[str, PretrainConfig] = {
     "owt-169m": PretrainConfig(
@@ -37,6 +59,13 @@ PRETRAIN: dict[str, PretrainConfig] = {
         loop=LoopConfig(
             steps=183_000,  # Table 5: 7 epochs
             batch_size=21, accumulation=16, validate_every=5000, checkpoint_every=1000,
+        ),
+    ),
+    "owt-169m-udlm": udlm(_UNIFORM_STATE),  # algo=duo_base
+    "owt-169m-duo": duo(
+        _UNIFORM_STATE,
+        CurriculumConfig(  # scripts/train_owt_duo.sh
+            end=500_000, start=0, log10_tau_start=-3.0, log10_tau_end=-3.0, gamma_min=-3.55, gamma_max=-1.85
         ),
     ),
 }  # fmt: skip

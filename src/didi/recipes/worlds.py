@@ -4,9 +4,11 @@ from dataclasses import replace
 
 from didi.data.markov import EXACT, MARKOV
 from didi.methods.didi_settings import DistillConfig
+from didi.methods.duo import CurriculumConfig
 from didi.methods.elbo import PretrainConfig
 from didi.methods.settings import DataConfig, DistillationConfig, LoopConfig, NetworkConfig, OptimizerConfig
 from didi.recipes.objectives import paths_discriminator, paths_optimizer, whole_path
+from didi.recipes.uniform_state import duo, udlm
 
 _MARKOV_TEACHER = PretrainConfig(
     recipe="markov",
@@ -16,21 +18,18 @@ _MARKOV_TEACHER = PretrainConfig(
     loop=LoopConfig(steps=1800, batch_size=128, validate_every=600, ema_decay=0.999),
 )
 
+_EXACT_TEACHER = replace(  # 5^7 = 78,125 states: the distribution of a sampler is a finite sum
+    _MARKOV_TEACHER,
+    recipe="exact",
+    data=DataConfig(corpus=EXACT, length=7),
+    loop=LoopConfig(steps=4000, batch_size=256, validate_every=1000, ema_decay=0.999),
+)
+
 PRETRAIN: dict[str, PretrainConfig] = {
-    "markov": _MARKOV_TEACHER,
-    "exact": replace(  # 5^7 = 78,125 states: the distribution of a sampler is a finite sum
-        _MARKOV_TEACHER,
-        recipe="exact",
-        data=DataConfig(corpus=EXACT, length=7),
-        loop=LoopConfig(steps=4000, batch_size=256, validate_every=1000, ema_decay=0.999),
-    ),
-    "markov-uniform": replace(  # UDLM: uniform-state diffusion, conditioned on its noise level
-        _MARKOV_TEACHER,
-        recipe="markov-uniform",
-        process="uniform",
-        network=replace(_MARKOV_TEACHER.network, is_time_conditioned=True),
-    ),
-}  # fmt: skip
+    one.recipe: one
+    for masked in (_MARKOV_TEACHER, _EXACT_TEACHER)
+    for one in (masked, udlm(masked), duo(masked, CurriculumConfig(end=masked.loop.steps // 2)))
+}
 
 DISTILL: dict[str, DistillConfig] = {
     "markov": DistillConfig(

@@ -1,0 +1,165 @@
+r"""Pre-training of uniform-state diffusion with Duo's curriculum (Sahoo et al. 2025, Sec. 4.1).
+
+https://arxiv.org/abs/2506.10892
+
+A step of the curriculum:
+
+1. Take a batch of clean sequences x0.
+2. Draw low-discrepancy times t; the log noise-to-signal ratio gamma is linear in t.
+3. Draw Gaussian latents w = a x0 + s eps of one-hot vectors. The state is z = argmax w; its signal rate alpha is a
+   function of gamma, exactly (``diffusion.gaussian``).
+4. The network reads softmax(w / tau) in place of z. Descend the loss of ``methods.elbo`` with alpha and its derivative.
+
+A step after the curriculum is one of ``methods.elbo``, and so is every validation.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from didi.diffusion import Uniform
+from didi.diffusion.categorical import CHUNK_ELEMENTS
+from didi.diffusion.gaussian import GaussianSchedule, gamma_at, relaxed
+from didi.diffusion.noise import named_generator
+from didi.errors import UsageError
+from didi.methods.base import Figures, Inputs, Update
+from didi.methods.elbo import Batch, Elbo, PretrainConfig
+from didi.methods.settings import RunConfig, at_least, finite
+from didi.world import to_device, world
+
+
+@dataclass(frozen=True)
+class CurriculumConfig:
+    """The steps in which the network reads relaxed tokens; "the public code" is s-sahoo/duo."""
+
+    end: int = 500_000
+    """Steps of the curriculum; 500,000 of 1 M in the public code's OpenWebText and LM1B runs, 0 for none. A run that is
+    cut (``--max-steps``, ``--max-minutes``) has it cut in proportion."""
+    start: int = 0
+    """Step at which the temperature begins to change; 0 in the same runs."""
+    log10_tau_start: float = -3.0
+    """Decimal logarithm of the temperature tau up to ``start``; -3 in the same runs, -1 in the code's defaults."""
+    log10_tau_end: float = -3.0
+    """The same at ``end``, linear between; -3 in the same runs, -2 in the code's defaults."""
+    gamma_min: float | None = None
+    """Log noise-to-signal ratio gamma at t = 0; -3.55 in the public OpenWebText run. None is that of ``alpha_max``."""
+    gamma_max: float | None = None
+    """The same at t = 1; -1.85 in the public OpenWebText run. None is that of ``alpha_min``."""
+    alpha_max: float = 0.95
+    """Signal rate at t = 0 where ``gamma_min`` is None; 0.95 is that of the public ranges of gamma, to 1%."""
+    alpha_min: float = 0.05
+    """The same at t = 1 where ``gamma_max`` is None; 0.05 is that of the public ranges."""
+
+    def __post_init__(self) -> None:
+        finite(self)
+        at_least(0, self, "end", "start")
+        if self.start > self.end:
+            raise UsageError(f"curriculum.start is at most curriculum.end; got {self.start} and {self.end}")
+        if max(abs(self.log10_tau_start), abs(self.log10_tau_end)) > 30:
+            raise UsageError(
+                "curriculum.log10_tau_start and log10_tau_end lie in [-30, 30]; got "
+                f"{self.log10_tau_start} and {self.log10_tau_end}"
+            )
+        if not 0 < self.alpha_min < self.alpha_max < 1:
+            raise UsageError(
+                "curriculum.alpha_min is less than curriculum.alpha_max, both in (0, 1); got "
+                f"{self.alpha_min} and {self.alpha_max}"
+            )
+        if (self.gamma_min is None) != (self.gamma_max is None):
+            raise UsageError(
+                f"curriculum.gamma_min and gamma_max are set together; got {self.gamma_min} and {self.gamma_max}: set "
+                "both, or none to use alpha_max and alpha_min"
+            )
+        if self.gamma_min is not None and self.gamma_max is not None and not self.gamma_min < self.gamma_max:
+            raise UsageError(
+                f"curriculum.gamma_min is less than curriculum.gamma_max; got {self.gamma_min} and {self.gamma_max}"
+            )
+
+    def tau(self, step: int) -> float:
+        """Temperature at a step before ``end``; its logarithm is constant up to ``start``, then linear."""
+        share = max(0.0, (step - self.start) / max(1, self.end - self.start))
+        return float(10 ** (self.log10_tau_start + share * (self.log10_tau_end - self.log10_tau_start)))
+
+    def schedule(self, num_symbols: int) -> GaussianSchedule:
+        """The noise schedule of the curriculum for so many symbols."""
+        if self.gamma_min is not None and self.gamma_max is not None:
+            return GaussianSchedule(num_symbols, self.gamma_min, self.gamma_max)
+        ends = gamma_at(torch.tensor([self.alpha_max, self.alpha_min], dtype=torch.float64), num_symbols)
+        return GaussianSchedule(num_symbols, *ends.tolist())
+
+    def cut(self, share: float) -> "CurriculumConfig":
+        """The curriculum of a run whose length is ``share`` of what it was."""
+        return replace(self, start=round(share * self.start), end=round(share * self.end))
+
+
+@dataclass(frozen=True)
+class DuoConfig(PretrainConfig):
+    """Pre-training of a uniform-state teacher with Duo's curriculum, then by its NELBO."""
+
+    process: str = "uniform"
+    """Diffusion process; uniform, which alone is the argmax of a Gaussian diffusion."""
+    curriculum: CurriculumConfig = field(default_factory=CurriculumConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.process != Uniform.name:
+            raise UsageError(f"method duo goes with process {Uniform.name}; got {self.process}: set process to it")
+
+    def limited(self, max_steps: int) -> "DuoConfig":
+        """See ``RunConfig.limited``; the curriculum keeps its share of the run."""
+        curriculum = self.curriculum.cut(max_steps / self.loop.steps)
+        return replace(self, loop=super().limited(max_steps).loop, curriculum=curriculum)
+
+
+class Duo(Elbo):
+    """See ``methods.base.Method``; a teacher of uniform-state diffusion."""
+
+    name: ClassVar[str] = "duo"
+    settings_type: ClassVar[type[RunConfig]] = DuoConfig
+    settings: DuoConfig
+    process: Uniform
+
+    def __init__(self, settings: DuoConfig, inputs: Inputs) -> None:
+        super().__init__(settings, inputs)
+        num_symbols = self.process.vocab_size
+        self.schedule = settings.curriculum.schedule(num_symbols)
+        self.relaxed_process = Uniform(num_symbols, self.schedule)
+
+    def prepare(self, step: int, micro_batch: int) -> Batch:
+        """Clean sequences and times of this process's share, with relaxed tokens in the curriculum."""
+        curriculum = self.settings.curriculum
+        if step >= curriculum.end:
+            return super().prepare(step, micro_batch)
+        rows, times, _ = self.drawn(step, micro_batch)
+        device, share = self.runtime.device, world().share(len(rows))
+        weight = self.relaxed_process.loss_weight(times[share]).float()
+        x0, t, weight = (to_device(one, device) for one in (rows[share], times[share], weight))
+        gamma = self.schedule.gamma(t)
+        z, soft = torch.empty_like(x0), torch.empty(*x0.shape, self.process.vocab_size, device=device)
+        size = max(1, CHUNK_ELEMENTS // soft[0].numel())  # the noise of a whole batch would double its memory
+        for begin in range(0, len(x0), size):
+            here = slice(begin, min(begin + size, len(x0)))
+            numbers = range(share.start + here.start, share.start + here.stop)
+            noise = self._noise(step, micro_batch, numbers, soft[0].shape)
+            z[here], soft[here] = relaxed(x0[here], gamma[here], noise, curriculum.tau(step))
+        return Batch(self.relaxed_process, x0, t, z, weight, z.numel(), soft)
+
+    def _noise(self, step: int, micro_batch: int, rows: Sequence[int], shape: Sequence[int]) -> Float[Tensor, "b l v"]:
+        """Standard normal numbers of some rows of a micro-batch; drawn on the device, since there are so many."""
+        device, name = self.runtime.device, (self.settings.seed, "gaussian", step, micro_batch)
+        generators = (named_generator(*name, row, device=device) for row in rows)
+        return torch.stack([torch.randn(*shape, device=device, generator=one) for one in generators])
+
+    def updates(self, step: int) -> Sequence[Update]:
+        """One update."""
+        loss = self._curriculum if step < self.settings.curriculum.end else self._nelbo
+        return [Update("network", loss, step, self.settings.loop.steps)]
+
+    def _curriculum(self, batch: Batch) -> tuple[Tensor, Figures]:
+        """The loss on relaxed tokens, which covers a part of the times: a figure of its own, no bound."""
+        loss, figures = self._nelbo(batch)
+        return loss, {"relaxed_nelbo": figures["nelbo"]}
