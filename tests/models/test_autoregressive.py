@@ -44,10 +44,10 @@ def test_the_cache_changes_no_logit(network):
     tokens = torch.tensor([[MASK, 1, 2, 3, 0], [MASK, 5, 4, 0, 1]])
     cache = DynamicCache()
     parts = [
-        network.next_logits(tokens[:, :2], cache),
-        *(network.next_logits(tokens[:, i : i + 1], cache) for i in (2, 3, 4)),
+        network.features(tokens[:, :2], cache),
+        *(network.features(tokens[:, i : i + 1], cache) for i in (2, 3, 4)),
     ]
-    torch.testing.assert_close(torch.cat(parts, 1), network(tokens))
+    torch.testing.assert_close(network.head(torch.cat(parts, 1)), network(tokens))
 
 
 @torch.no_grad()
