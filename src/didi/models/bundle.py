@@ -257,14 +257,14 @@ def digest(name: Path | str) -> str:
     return content_digest(_resolve(str(name)))
 
 
-def roles(name: Path | str) -> tuple[str, ...]:
-    """Roles of the networks of a bundle, by a name as ``load`` takes it; their weights are not read.
+def manifest_of(name: Path | str) -> Manifest:
+    """The manifest of a bundle, by a name as ``load`` takes it; no weights are read.
 
     Raises:
         UsageError: nothing has that name, or the folder is not a bundle.
         DidiError: the Hub could not be reached.
     """
-    return tuple(read_manifest(_resolve(str(name))).networks)
+    return read_manifest(_resolve(str(name)))
 
 
 def bundled_names() -> list[str]:
