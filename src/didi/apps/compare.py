@@ -44,7 +44,7 @@ def run_compare(args: Sequence[str]) -> None:
         table += f"\n{at_equal_entropy}"
     elif not table.startswith("|"):
         raise UsageError(
-            "an autoregressive network is compared with others at equal entropy, which takes a sweep of each; give "
+            "an autoregressive network is compared with others at equal entropy, which takes a sweep of each: give "
             "both evaluations --temperature 0.8 0.9 1, or other values"
         )
     if command.out is not None:  # before the table: its reader may leave
