@@ -140,3 +140,47 @@ def test_of_several_sets_the_most_alike_one_tells_the_difference(tmp_path):
     evaluated(tmp_path / "data", sample_set([30.0, 31.0], "data", nfe=0))
     with pytest.raises(UsageError, match=r"has no set like one of \S+: measure both"):
         run_compare([str(tmp_path / "a"), str(tmp_path / "data")])
+
+
+def baseline(nfe=1024, temperatures=(0.8, 0.9, 1.0), level=0.0, **about):
+    """A bundle whose only network is autoregressive, over temperatures."""
+    base = torch.tensor([30.0, 31.0, 32.0]) + level
+    return [sample_set(base, "autoregressive", nfe, temperature, **about) for temperature in temperatures]
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+def test_an_autoregressive_baseline_of_a_second_bundle_is_compared_at_equal_entropy(tmp_path, capsys, is_first):
+    evaluated(tmp_path / "a", *(baseline() if is_first else sweep(1.0, [0.8, 0.9, 1.0])))
+    evaluated(tmp_path / "b", *(sweep(1.0, [0.8, 0.9, 1.0]) if is_first else baseline()))
+    run_compare([str(tmp_path / "a"), str(tmp_path / "b")])
+    lines = capsys.readouterr().out.splitlines()
+    ours = "student, ancestral, 8 NFE" if is_first else "autoregressive, ancestral, 1024 NFE"
+    ratio = f"{math.exp(0.1 if is_first else -0.1):.3f}"
+    assert f"| {tmp_path}/b: {ours} | {tmp_path}/a | {ratio} | {ratio} | 3.60 to 4.00 |" in lines
+    assert sum("| 3.60 to 4.00 |" in line for line in lines) == 4  # two roles at two numbers of moves
+    assert any(line.startswith(f"Not in {tmp_path}/a: {tmp_path}/b: ") for line in lines)
+    assert not any(" p |" in line for line in lines)  # no pair shares its noise
+
+
+def test_baselines_of_two_bundles_are_compared_with_each_other_too(tmp_path, capsys):
+    evaluated(tmp_path / "a", *sweep(0.0, [0.8, 0.9, 1.0]), *baseline(level=1.0))
+    evaluated(tmp_path / "b", *baseline())
+    run_compare([str(tmp_path / "a"), str(tmp_path / "b")])
+    out, ratio = capsys.readouterr().out, f"{math.exp(-0.1):.3f}"
+    assert out.startswith("| | against | perplexity ratio")
+    assert f"| {tmp_path}/b: autoregressive, ancestral, 1024 NFE | {tmp_path}/a | {ratio} | {ratio} |" in out
+    assert out.count("| 3.60 to 4.00 |") == 5
+
+
+def test_a_baseline_without_a_sweep_is_refused(tmp_path):
+    evaluated(tmp_path / "a", sample_set([30.0, 31.0]))
+    evaluated(tmp_path / "b", *baseline(temperatures=[1.0]))
+    with pytest.raises(UsageError, match="at equal entropy, which takes a sweep of each: give both evaluations"):
+        run_compare([str(tmp_path / "a"), str(tmp_path / "b")])
+
+
+def test_baselines_of_other_seeds_are_refused_as_any_models(tmp_path):
+    for seed, name in enumerate("ab"):
+        evaluated(tmp_path / name, *baseline(seed=seed))
+    with pytest.raises(UsageError, match="has no set like one of"):
+        run_compare([str(tmp_path / "a"), str(tmp_path / "b")])

@@ -255,7 +255,7 @@ def test_a_batch_changes_nothing_but_rounding(make_dit, bundle, role):
 def test_64_requests_take_a_quarter_of_the_passes_of_one_by_one(bundle, role, monkeypatch):
     model = HarnessModel(bundle, role, num_draws=4, nfe=4)
     module, passes = bundle.network(role), []
-    inner = module.gpt2 if role == "autoregressive" else module.output_layer
+    inner = module.gpt2.transformer if role == "autoregressive" else module.output_layer
     handle = inner.register_forward_hook(lambda *_: passes.append(1))
     asked = [
         ask(" ".join(f"s{token}" for token in ids[:num_given]), "".join(f" s{token}" for token in ids[num_given:]))

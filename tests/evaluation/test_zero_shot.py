@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -83,3 +84,14 @@ def test_records_of_before_are_read():
     record = make_row().record()
     del record["is_detokenized"], record["block_layout"]
     assert LikelihoodRow.from_record(record) == make_row()
+
+
+def test_lengths_and_layouts_of_networks_that_differ_are_told():
+    teacher, baseline = (replace(make_row(role=role), block_layout="bos-eos") for role in ("teacher", "autoregressive"))
+    alike = likelihood_table([teacher, baseline], model="mine", machine="a machine")
+    assert "blocks of 128 tokens;" in alike
+    assert "layout bos-eos." in alike
+    longer = replace(baseline, block_layout="stream", found=replace(baseline.found, num_tokens=10_240))
+    table = likelihood_table([teacher, longer], model="mine", machine="a machine")
+    assert "blocks of 128 (autoregressive: 1024) tokens;" in table
+    assert "layout bos-eos (autoregressive: stream)." in table

@@ -1,7 +1,10 @@
+import json
+
 import pytest
 import torch
 
 from didi.errors import DidiError, UsageError
+from didi.models import autoregressive
 from didi.models.autoregressive import AutoregressiveConfig, AutoregressiveLM
 from didi.models.bundle import Bundle, load, save
 from didi.sampling.generate import generate
@@ -44,10 +47,10 @@ def test_the_cache_changes_no_logit(network):
     tokens = torch.tensor([[MASK, 1, 2, 3, 0], [MASK, 5, 4, 0, 1]])
     cache = DynamicCache()
     parts = [
-        network.next_logits(tokens[:, :2], cache),
-        *(network.next_logits(tokens[:, i : i + 1], cache) for i in (2, 3, 4)),
+        network.features(tokens[:, :2], cache),
+        *(network.features(tokens[:, i : i + 1], cache) for i in (2, 3, 4)),
     ]
-    torch.testing.assert_close(torch.cat(parts, 1), network(tokens))
+    torch.testing.assert_close(network.head(torch.cat(parts, 1)), network(tokens))
 
 
 @torch.no_grad()
@@ -88,6 +91,79 @@ def test_what_it_cannot_do_is_refused_in_one_line(network):
         bundle.denoiser()
     with pytest.raises(UsageError, match="hidden_size is a multiple of num_heads; got 8 and 3"):
         AutoregressiveConfig(vocab_size=7, mask_id=6, length=5, hidden_size=8, num_blocks=2, num_heads=3)
+    for begin in ({}, {"begin_id": 7}, {"begin_id": -1}):
+        with pytest.raises(UsageError, match="begins with begin_id, or else mask_id, one of 7 symbols; got"):
+            AutoregressiveConfig(vocab_size=7, mask_id=None, length=5, **begin)
+
+
+def test_a_bundle_of_before_there_was_a_begin_symbol_is_read(network, tmp_path):
+    """Its settings lack the later fields, whose defaults are what it was trained with."""
+    folder = save(Bundle(autoregressive=network), tmp_path / "bundle")
+    file = folder / "autoregressive" / "config.json"
+    later = ("begin_id", "is_tied", "inner_size", "activation", "layer_norm_epsilon")
+    settings = json.loads(file.read_text())
+    assert set(later) < set(settings)
+    file.write_text(json.dumps({name: value for name, value in settings.items() if name not in later}))
+    loaded = load(folder).autoregressive
+    assert loaded.config == network.config
+    assert loaded.begin_id == MASK
+    tokens = torch.tensor([[0, 1, 2, 3, 4]])
+    torch.testing.assert_close(loaded.nll(tokens), network.nll(tokens))
+
+
+@pytest.fixture(scope="module")
+def maskless():
+    """The public GPT-2 in small: tied, and begun by a symbol of texts."""
+    torch.manual_seed(1)
+    shape = {"length": 5, "hidden_size": 8, "num_blocks": 2, "num_heads": 2}
+    network = AutoregressiveLM(AutoregressiveConfig(vocab_size=6, mask_id=None, begin_id=2, is_tied=True, **shape))
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    return network.eval()
+
+
+@torch.no_grad()
+def test_all_symbols_are_tokens_without_a_mask(maskless):
+    assert maskless.nll(all_sequences(5)).double().sum(1).neg().exp().sum() == pytest.approx(1, abs=1e-4)
+    pairs = torch.tensor([[2, 4], [2, 0]])
+    assert torch.equal(maskless.likeliest(pairs)[:, 0], maskless(torch.tensor([[2], [2]]))[:, 0].argmax(-1))
+
+
+def test_a_tied_head_is_stored_and_trained_once(maskless, tmp_path):
+    names = list(maskless.state_dict())
+    assert names == [name for name, _ in maskless.named_parameters()]
+    assert not any("lm_head" in name for name in names)
+    loaded = load(save(Bundle(autoregressive=maskless), tmp_path / "bundle")).autoregressive
+    loaded.nll(torch.tensor([[1]])).sum().backward()
+    # A symbol that is neither read nor drawn has a gradient through the head alone.
+    assert loaded.gpt2.transformer.wte.weight.grad[5].abs().sum() > 0
+    with torch.no_grad():
+        loaded.gpt2.transformer.wte.weight[5] += 1
+    assert not torch.allclose(loaded(torch.tensor([[1]]))[..., 5], maskless(torch.tensor([[1]]))[..., 5])
+
+
+@torch.no_grad()
+def test_sequences_are_scored_in_parts_that_fit_in_memory(network, maskless, monkeypatch):
+    tokens = all_sequences(5)[:11]
+    for one in (network, maskless):
+        whole, best, sizes = one.nll(tokens), one.likeliest(tokens), []
+        head = type(one).head
+
+        def watched(self, features, head=head, sizes=sizes):
+            sizes.append(len(features))
+            return head(self, features)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(type(one), "head", watched)
+            patch.setattr(autoregressive, "LOGITS_PER_PART", 4 * 5 * one.vocab_size + 1)
+            torch.testing.assert_close(one.nll(tokens), whole)
+            assert sizes == [4, 4, 3]
+            assert torch.equal(one.likeliest(tokens), best)
+            sizes.clear()
+            with torch.enable_grad():
+                one.nll(tokens)
+            assert sizes == [11]
 
 
 def test_a_bundle_keeps_it(network, tmp_path):

@@ -18,6 +18,7 @@ from didi.evaluation.machine import machine_name
 from didi.evaluation.speed import FLOOR, Load, Method, Variant, compare
 from didi.evaluation.speed_row import speed_table
 from didi.files import json_text, write_atomically
+from didi.models.autoregressive import AutoregressiveLM
 from didi.models.bundle import Bundle, Role, load
 from didi.models.discriminator import Discriminator
 from didi.models.dit import DiT
@@ -39,7 +40,8 @@ class BenchCommand:
     random: bool = False
     """Random weights in the shape of the recipe called --model, also where a bundle has that name."""
     role: Role | None = None
-    """Which network is timed; the student if there is one, by default."""
+    """Which network is timed; the student if there is one, by default. A bundle with an autoregressive network alone is
+    timed with --methods autoregressive."""
     nfe: tuple[int, ...] = (16,)
     """Numbers of moves."""
     batch_size: tuple[int, ...] = (1, 4)
@@ -79,7 +81,24 @@ def random_bundle(name: str) -> Bundle:
 def _bundle(name: str, role: Role | None, *, is_random: bool) -> Bundle:
     """What is timed; a function of picklable values, so that another process can make it too."""
     found = random_bundle(name) if is_random else load(name)
+    if isinstance(found.network(role), AutoregressiveLM):
+        return Bundle(autoregressive=found.autoregressive, name=found.name).to(default_device())
     return replace(found, student=None, teacher=found.denoiser(role)).to(default_device())
+
+
+def _check_networks(bundle: Bundle, methods: Sequence[Method], length: int) -> None:
+    """Refuse contestants whose networks the bundle lacks, or that read fewer positions than are asked for."""
+    others = [method for method in methods if method != "autoregressive"]
+    if others and isinstance(bundle.network(), AutoregressiveLM):
+        raise UsageError(
+            f"{', '.join(others)} sample a denoiser; the network of bundle {bundle.name} is autoregressive: use "
+            "--methods autoregressive"
+        )
+    longest = bundle.network().length
+    if bundle.autoregressive is not None and "autoregressive" in methods:
+        longest = min(longest, bundle.autoregressive.length)
+    if not 1 <= length <= longest:
+        raise UsageError(f"length lies in [1, {longest}], the network's context; got {length}")
 
 
 def _check_guidance(command: BenchCommand) -> None:
@@ -109,14 +128,15 @@ def bench(args: Sequence[str]) -> None:
     bundle = make()
     guidance = given_guidance(command.guidance, bundle) or bundle.guidance or Guidance()
     length = bundle.network().length if command.length is None else command.length
-    if not 1 <= length <= bundle.network().length:
-        raise UsageError(f"length lies in [1, {bundle.network().length}], the network's context; got {length}")
+    _check_networks(bundle, command.methods, length)
     if command.out is not None:
         command.out.mkdir(parents=True, exist_ok=True)  # a folder that cannot be written fails now, not after the work
     for size, nfe in product(command.batch_size, command.nfe):
         for method in {*command.methods} & {*SAMPLERS}:
             options = SamplingOptions(method, batch_size=size, guidance=guidance if method == "guided" else None)
             check_batch(bundle, options, length, nfe, size)
+        if bundle.autoregressive is not None and "autoregressive" in command.methods:
+            check_batch(bundle, SamplingOptions(role="autoregressive", batch_size=size), length, nfe, size)
     methods = [*command.methods, *(FLOOR[method] for method in command.methods if method in FLOOR)]
     rows = compare(
         bundle,

@@ -42,6 +42,11 @@ def run_compare(args: Sequence[str]) -> None:
     table = models_table(models)
     if (at_equal_entropy := models_at_equal_entropy(rows)) is not None:
         table += f"\n{at_equal_entropy}"
+    elif not table.startswith("|"):
+        raise UsageError(
+            "an autoregressive network is compared with others at equal entropy, which takes a sweep of each: give "
+            "both evaluations --temperature 0.8 0.9 1, or other values"
+        )
     if command.out is not None:  # before the table: its reader may leave
         figure = frontier_figure(_drawn(rows), command.out / "frontier.png")
         write_atomically(command.out / "compare.md", f"{table}\n![Perplexity against entropy]({figure.name})\n")

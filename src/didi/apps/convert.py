@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast
 
+from didi.apps.convert_gpt2 import gpt2_bundle, refuse_unread
 from didi.apps.convert_parts import discriminator_weights, intended_nfe, network_weights, tokenizer_of, whole
 from didi.apps.outputs import refuse_existing
 from didi.apps.terminal import parse
@@ -26,29 +27,33 @@ EXPORTED = {"config.json", WEIGHTS, "tokenizer.json"}
 
 @dataclass(frozen=True)
 class ConvertCommand:
-    """Make a bundle of a public checkpoint: didi convert {mdlm,duo,sdtt,sedd,didi} SRC --out BUNDLE."""
+    """Make a bundle of a public checkpoint: didi convert {mdlm,duo,sdtt,sedd,didi,gpt2} SRC --out BUNDLE.
+
+    SRC is a file, a folder or a Hub repository OWNER/NAME; gpt2 also takes gpt2, gpt2-medium, gpt2-large, gpt2-xl and
+    distilgpt2. The network of gpt2 has the role autoregressive.
+    """
 
     out: Path
     """Folder of the bundle."""
     overwrite: bool = False
     """Replace the bundle in --out."""
     role: Literal["teacher", "student"] | None = None
-    """What the network is in the bundle; a student for sdtt and didi, a teacher for the others."""
+    """What the network is in the bundle; a student for sdtt and didi, a teacher for mdlm, duo and sedd."""
     weights: Literal["ema", "raw"] | None = None
     """The moving average of a training checkpoint, or its raw weights; the average where there is one."""
     tied: bool = False
-    """The head shares the embedding's matrix; config.json's tie_word_embeddings says so too."""
+    """The head shares the embedding's matrix; config.json's tie_word_embeddings says so too (gpt2: by default)."""
     num_heads: int | None = None
-    """Attention heads, where the rotary frequencies do not tell them."""
+    """Attention heads, where neither config.json nor the rotary frequencies tell them."""
     length: int | None = None
-    """Context length; config.json's, or 1024."""
+    """Context length; config.json's, or 1024 (gpt2: that of the weights)."""
     tokenizer: str | None = None
     """gpt2, a tokenizer.json, a Hub name, or none; by default the one beside the checkpoint, or gpt2 for its size."""
     discriminator: Path | None = None
     """didi: the discriminator's file; discriminator.safetensors beside the checkpoint by default, if it is there."""
     block_layout: BlockLayout | None = None
     """Rows that the network was trained on, which a distillation takes too: bos-eos (BOS, L - 2 tokens, EOS) or stream;
-    by default config.json's, or those of the public checkpoints (sedd: stream, others: bos-eos)."""
+    by default config.json's, or those of the public checkpoints (sedd and gpt2: stream, others: bos-eos)."""
     revision: str | None = None
     """Branch, tag or commit of a Hub repository (sdtt keeps its rounds so)."""
     nfe: int | None = None
@@ -139,15 +144,19 @@ LAYOUTS = {
 }
 
 
+GPT2 = "gpt2"
+NAMES = (*LAYOUTS, GPT2)
+
+
 def run_convert(args: Sequence[str]) -> None:
     """Run ``didi convert`` with the words after it."""
     names, flags = list(args[:2]), args[2:]
     if not args:
-        raise UsageError(f"didi convert takes {', '.join(LAYOUTS)} or export first; see didi convert --help")
+        raise UsageError(f"didi convert takes {', '.join(NAMES)} or export first; see didi convert --help")
     if "--help" in args or "-h" in args:
         parse(ExportCommand if names[:1] == ["export"] else ConvertCommand, ["--help"], prog="didi convert LAYOUT SRC")
-    if names[0] not in (*LAYOUTS, "export"):
-        raise UsageError(f"didi convert takes {', '.join(LAYOUTS)} or export first; got {names[0]!r}")
+    if names[0] not in (*NAMES, "export"):
+        raise UsageError(f"didi convert takes {', '.join(NAMES)} or export first; got {names[0]!r}")
     if len(names) < 2 or names[1].startswith("-"):
         what = "a bundle" if names[0] == "export" else "a file, a folder or a Hub repository"
         raise UsageError(f"didi convert {names[0]} takes {what} next: didi convert {names[0]} SRC --out FOLDER")
@@ -168,6 +177,22 @@ def convert(layout: str, source: str, command: ConvertCommand) -> Path:
         DidiError: the disk is full or cannot be written.
     """
     refuse_existing(command.out, ("bundle.yaml",), overwrite=command.overwrite, what="a bundle")
+    if layout != GPT2:
+        return save(_diffusion_bundle(layout, source, command), command.out)
+    refuse_unread(command)
+    bundle = gpt2_bundle(
+        source,
+        revision=command.revision,
+        num_heads=command.num_heads,
+        is_tied=command.tied,
+        tokenizer=command.tokenizer,
+        block_layout=command.block_layout,
+    )
+    return save(bundle, command.out)
+
+
+def _diffusion_bundle(layout: str, source: str, command: ConvertCommand) -> Bundle:
+    """The bundle of a masked-diffusion or uniform-state checkpoint."""
     kind, found = LAYOUTS[layout], read_checkpoint(source, revision=command.revision)
     given = kind.settings(found.settings)
     length = whole("length", command.length or given.length or 1024)
@@ -194,13 +219,13 @@ def convert(layout: str, source: str, command: ConvertCommand) -> Path:
     process = Uniform(vocab_size, given.schedule) if mask_id is None else Absorbing(mask_id, given.schedule)
     bundle = Bundle(
         **networks,
-        tokenizer=tokenizer_of(command.tokenizer, found, network),
         process=cast(Process, process),
         intended_nfe=intended_nfe(command.nfe, found, role),
         provenance={"source": source, "layout": layout, "weights": weights, BLOCK_LAYOUT: blocks}
         | ({"revision": command.revision} if command.revision else {}),
     )
-    return save(bundle, command.out)
+    bundle.tokenizer = tokenizer_of(command.tokenizer, found, bundle)
+    return bundle
 
 
 def export(bundle: Bundle, out: Path, role: Role | None = None, *, overwrite: bool = False) -> Path:

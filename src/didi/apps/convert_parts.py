@@ -9,10 +9,10 @@ from torch import Tensor
 
 from didi.data.text import load_tokenizer
 from didi.errors import UsageError
+from didi.models.bundle import Bundle
+from didi.models.bundle_fit import is_maskless, tokenizer_for
 from didi.models.convert import averaged_weights
-from didi.models.dit import DiT
 from didi.models.foreign import Checkpoint, read_checkpoint
-from didi.models.tokenizer_fit import fitted_tokenizer
 from didi.models.untrusted import read_tokenizer
 
 GPT2_WITH_MASK = 50258  # symbols of the public text checkpoints
@@ -88,14 +88,14 @@ def discriminator_weights(layout: str, found: Checkpoint, file: Path | None) -> 
     return other.discriminator or other.weights
 
 
-def tokenizer_of(asked: str | None, found: Checkpoint, network: DiT) -> Tokenizer | None:
-    """The tokenizer that goes with a network.
+def tokenizer_of(asked: str | None, found: Checkpoint, bundle: Bundle) -> Tokenizer | None:
+    """The tokenizer that goes with the networks of a bundle.
 
     Args:
         asked: ``--tokenizer``: a name, a file, or ``none``; None for the one beside the checkpoint, or GPT-2's for a
             network of its size.
         found: The checkpoint.
-        network: The network.
+        bundle: Its networks and process are read.
 
     Raises:
         UsageError: The tokenizer does not go with the network.
@@ -103,13 +103,13 @@ def tokenizer_of(asked: str | None, found: Checkpoint, network: DiT) -> Tokenize
     """
     if asked == "none":
         return None
-    beside = found.folder / "tokenizer.json"
+    beside, network = found.folder / "tokenizer.json", bundle.network()
     if asked is None and beside.is_file():
         tokenizer, source = read_tokenizer(beside), str(beside)
-    elif asked is not None or network.vocab_size == GPT2_WITH_MASK:
+    elif asked is not None or network.vocab_size + is_maskless(network) == GPT2_WITH_MASK:
         source = asked or "gpt2"
         tokenizer = load_tokenizer(source)
     else:
         return None
     source = f"{source} (--tokenizer)"
-    return fitted_tokenizer(tokenizer, vocab_size=network.vocab_size, mask_id=network.mask_id, source=source)
+    return tokenizer_for(tokenizer, bundle.networks(), bundle.process, source=source)

@@ -17,6 +17,7 @@ from didi.apps.streams import json_line
 from didi.apps.terminal import parse
 from didi.diffusion.categorical import Precision
 from didi.evaluation.machine import machine_name
+from didi.models.autoregressive import AutoregressiveLM
 from didi.models.bundle import Bundle, Role, load
 from didi.models.inference import Numerics, for_inference
 from didi.sampling.base import Grid
@@ -146,7 +147,7 @@ class _Printer:
     def __init__(self, command: GenerateCommand, prompted: PromptSet, loaded: Bundle) -> None:
         self._command, self._prompted, self._loaded = command, prompted, loaded
         self._num_written = 0
-        self._cuts_words = cuts_words(loaded)
+        self._cuts_words = cuts_words(loaded, command.role)
         self._shared: Mapping[str, Any] = {}
 
     def write(self, drawn: Generation) -> None:
@@ -191,8 +192,14 @@ class _Printer:
         return self._shared
 
 
-def cuts_words(bundle: Bundle) -> bool:
-    """Whether a sample of a model may begin within a word: tokens of byte-level tokenizers are parts of words."""
+def cuts_words(bundle: Bundle, role: Role | None = None) -> bool:
+    """Whether a sample of a model may begin within a word: tokens of byte-level tokenizers are parts of words.
+
+    After a begin-of-text token, as the public GPT-2's, a text begins with its first word.
+    """
+    network = bundle.network(role)
+    if isinstance(network, AutoregressiveLM) and network.config.begin_id is not None:
+        return False
     return bundle.tokenizer is not None and any(token.startswith(WORD_START) for token in bundle.tokenizer.get_vocab())
 
 

@@ -63,11 +63,11 @@ class TextSource:
     """Rows of a packed corpus, each once an epoch in a seeded order."""
 
     def __init__(self, data: TextData, seed: int) -> None:
-        mask_id = data.tokenizer.token_to_id(MASK)
-        assert mask_id is not None  # every tokenizer of data.text has one
         self.tokenizer = data.tokenizer
         self.vocab_size = data.tokenizer.get_vocab_size()
-        self.mask_id = mask_id
+        mask_id = data.tokenizer.token_to_id(MASK)
+        # One without [MASK], of a bundle whose networks have none, packs a corpus for an evaluation all the same.
+        self.mask_id = self.vocab_size if mask_id is None else mask_id
         self.validation, self.test = data.validation, data.test
         self._train, self._seed = data.train, seed
         self._orders: dict[int, BatchOrder] = {}  # each keeps the permutation of its latest epoch

@@ -109,8 +109,7 @@ def are_greedy(
     found = torch.ones(len(continuations), dtype=torch.bool)
     for index, canvas in _batches(network, continuations, max_batch_tokens):
         if isinstance(network, AutoregressiveLM):
-            begin = torch.full_like(canvas.tokens[:, :1], network.mask_id)
-            best = network(torch.cat([begin, canvas.tokens[:, :-1]], dim=1)).argmax(-1)
+            best = network.likeliest(canvas.tokens)
             found[index] = ((best == canvas.tokens) | ~canvas.is_free).all(1).cpu()
         else:
             assert isinstance(process, Absorbing)

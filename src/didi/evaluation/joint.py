@@ -200,7 +200,7 @@ def _check(tokens: Int[Tensor, "b l"], reference: Reference, settings: JointSett
             f"a joint divergence of {settings.folds} folds takes {settings.least_samples} samples or more; got "
             f"{len(tokens)}"
         )
-    num_symbols = reference.num_symbols if isinstance(reference, MarkovChain) else reference.mask_id
+    num_symbols = _num_symbols(reference)
     if int(tokens.max()) >= num_symbols:
         raise UsageError(
             f"the reference of a joint divergence has {num_symbols} symbols; got token {int(tokens.max())}: choose one "
@@ -210,6 +210,13 @@ def _check(tokens: Int[Tensor, "b l"], reference: Reference, settings: JointSett
         raise UsageError(
             f"the reference of a joint divergence reads {reference.length} tokens; got sequences of {tokens.shape[1]}"
         )
+
+
+def _num_symbols(reference: Reference) -> int:
+    """Symbols of its sequences, [MASK] not among them."""
+    if isinstance(reference, MarkovChain):
+        return reference.num_symbols
+    return reference.vocab_size if reference.mask_id is None else reference.mask_id
 
 
 def _fitted(

@@ -35,8 +35,9 @@ class ChainFit(nn.Module):
     def __init__(self, chain: MarkovChain, length: int, seed: int) -> None:
         super().__init__()
         self.num_symbols = num = chain.num_symbols
-        shape = {"hidden_size": 64, "num_blocks": 2, "num_heads": 4}
-        config = AutoregressiveConfig(vocab_size=num + 1, mask_id=num, length=length, dropout=0.1, **shape)
+        config = AutoregressiveConfig(
+            vocab_size=num + 1, mask_id=num, length=length, hidden_size=64, num_blocks=2, num_heads=4, dropout=0.1
+        )
         with torch.random.fork_rng():
             torch.manual_seed(derive_seed(seed, "joint-network"))
             self.network = AutoregressiveLM(config)

@@ -13,6 +13,7 @@ from didi.evaluation.frontier import Interval, bootstrap_interval, mean_interval
 from didi.evaluation.joint import JointComparison, compare_joint
 from didi.evaluation.perplexity import perplexity
 from didi.evaluation.row import DETAILS, EvaluationRow, SampleSet, varying_fields
+from didi.evaluation.sweeps import is_autoregressive
 from didi.markdown import markdown_table
 
 NUM_PERMUTATIONS = 9999
@@ -96,6 +97,9 @@ def comparison_table(sets: Sequence[SampleSet]) -> str | None:
 def models_table(models: Mapping[str, Sequence[SampleSet]]) -> str:
     """Each model against the first one, set by set where all that pairs share is equal, as a Markdown table.
 
+    An autoregressive network shares its noise with no diffusion network: where two models have no more in common, they
+    are left to the comparison at equal entropy.
+
     Args:
         models: the sample sets of two models or more, by name.
 
@@ -108,7 +112,8 @@ def models_table(models: Mapping[str, Sequence[SampleSet]]) -> str:
     for name, sets in others:
         drawn = [one for one in sets if one.row.nfe]
         found = [(one, [base for base in bases if _kind(base.row) == _kind(one.row)]) for one in drawn]
-        if not any(alike for _, alike in found):
+        has_baseline = len({any(is_autoregressive(one.row) for one in each) for each in (drawn, bases)}) > 1
+        if not any(alike for _, alike in found) and not has_baseline:
             raise UsageError(
                 f"models are compared where role, sampler and its settings, moves, judge, seed and number of samples "
                 f"are equal; {name} has no set like one of {first}{_nearest_difference(drawn, bases)}: measure both "
@@ -118,8 +123,8 @@ def models_table(models: Mapping[str, Sequence[SampleSet]]) -> str:
             label = f"{name}: {one.row.label(also=details)}"
             comparisons += [(label, first, compare_pairs(one, base)) for base in alike]
             alone += [] if alike else [label]
-    table = _table(comparisons)
-    return table + (f"\nNot in {first}: {'; '.join(alone)}.\n" if alone else "")
+    table = f"{_table(comparisons)}\n" if comparisons else ""
+    return f"{table}Not in {first}: {'; '.join(alone)}.\n" if alone else table.removesuffix("\n")
 
 
 def _table(comparisons: Sequence[tuple[str, str, Comparison]]) -> str:

@@ -61,6 +61,9 @@ def details(found: Sequence[Sweep]) -> list[str]:
 def models_at_equal_entropy(models: Mapping[str, Sequence[EvaluationRow]]) -> str | None:
     """The sweeps of each model over those of the first one, of equal role, sampler, moves and judge, as such a table.
 
+    A sweep of an autoregressive network, whose number of moves is its length, is compared with those of every diffusion
+    network of the other model too.
+
     Returns:
         None where no sweep of a later model has one like it among those of the first.
     """
@@ -73,9 +76,21 @@ def models_at_equal_entropy(models: Mapping[str, Sequence[EvaluationRow]]) -> st
         for name, found in swept
         for ours in found
         for base in bases
-        if _kind(ours.knob, ours.rows[0]) == _kind(base.knob, base.rows[0])
+        if _kind(ours.knob, ours.rows[0]) == _kind(base.knob, base.rows[0]) or _is_baseline_of(ours, base)
     ]
     return _table(pairs)
+
+
+def is_autoregressive(row: EvaluationRow) -> bool:
+    """Whether a row is of a left-to-right network."""
+    return row.role == "autoregressive"
+
+
+def _is_baseline_of(ours: Sweep, base: Sweep) -> bool:
+    """Whether one of two sweeps of one kind, both sampled, is of an autoregressive network and the other is not."""
+    one, other = ours.rows[0], base.rows[0]
+    is_alike = (ours.knob, one.judge) == (base.knob, other.judge) and one.nfe and other.nfe
+    return bool(is_alike) and is_autoregressive(one) != is_autoregressive(other)
 
 
 def _swept(rows: Sequence[EvaluationRow]) -> list[Sweep]:

@@ -1,7 +1,7 @@
 """Networks scored on corpora that they never saw (Table 7), in their own tokens."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -143,7 +143,9 @@ def likelihood_table(rows: Sequence[LikelihoodRow], *, model: str, machine: str)
         body.append([data, *cells])
     lines = markdown_table(header, body)
     each = [row.found for row in rows]
-    about = [f"\n{model}", f"blocks of {each[0].num_tokens // each[0].num_sequences} tokens"]
+    layouts = _by_role(rows, lambda row: row.block_layout)
+    lengths = _by_role(rows, lambda row: str(row.found.num_tokens // row.found.num_sequences))
+    about = [f"\n{model}", f"blocks of {lengths} tokens"]
     about.append(f"at most {max(found.num_sequences for found in each)} of a corpus")
     if not all(found.is_exact for found in each):
         noise = max(found.noise for found in each)
@@ -154,7 +156,15 @@ def likelihood_table(rows: Sequence[LikelihoodRow], *, model: str, machine: str)
     rules = f"Detokenised by the rules of MDLM: {', '.join(detokenised)}. " if detokenised else ""
     lines.append(
         f"{'; '.join([*about, machine])}. ≤: an upper bound. {rules}Texts are wrapped into blocks, layout "
-        f"{rows[0].block_layout}. Perplexities are per token of the model's own tokenizer; intervals are bootstrapped "
+        f"{layouts}. Perplexities are per token of the model's own tokenizer; intervals are bootstrapped "
         "over sequences."
     )
     return "\n".join(lines) + "\n"
+
+
+def _by_role(rows: Sequence[LikelihoodRow], value: Callable[[LikelihoodRow], str]) -> str:
+    """What all rows share; where they differ, that of the first, and in brackets those of the roles that differ."""
+    found = {row.role: value(row) for row in reversed(rows)}
+    first = found[rows[0].role]
+    others = [f"{role}: {one}" for role, one in reversed(found.items()) if one != first]
+    return f"{first} ({', '.join(others)})" if others else first

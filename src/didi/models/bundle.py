@@ -26,9 +26,9 @@ from torch import nn
 
 from didi.diffusion import Process
 from didi.diffusion.absorbing import Absorbing
-from didi.diffusion.uniform import Uniform
 from didi.errors import DidiError, UsageError
 from didi.models.autoregressive import AutoregressiveLM
+from didi.models.bundle_fit import check_networks, process_of, tokenizer_for
 from didi.models.card import model_card
 from didi.models.discriminator import Discriminator, num_parameters
 from didi.models.dit import DiT
@@ -38,7 +38,6 @@ from didi.models.manifest import ROLES, Manifest, read_manifest
 from didi.models.networks import kind_of
 from didi.models.pickled import pack, unpack
 from didi.models.stored_network import load_network
-from didi.models.tokenizer_fit import fitted_tokenizer
 from didi.models.untrusted import PlainDumper, read_tokenizer
 from didi.models.weights import WEIGHTS, content_digest, verified, with_digests, write_network, written_folder
 from didi.torch_defaults import with_torch_defaults
@@ -85,9 +84,7 @@ class Bundle:
 
     def __post_init__(self) -> None:
         if self.process is _UNKNOWN and (network := next(iter(self.networks().values()), None)) is not None:
-            mask_id = cast(Any, network).config.mask_id
-            vocab_size = cast(Any, network).vocab_size
-            self.process = cast(Process, Uniform(vocab_size) if mask_id is None else Absorbing(mask_id))
+            self.process = process_of(network)
 
     def __getstate__(self) -> dict[str, Any]:
         return vars(self) | {"discriminator": pack(self.discriminator)}
@@ -234,24 +231,11 @@ def load(name: Path | str) -> Bundle:
     manifest = read_manifest(path)
     provenance = verified(manifest.provenance, path)  # first: damage has its own remedy
     networks: dict[str, Any] = {role: load_network(path / role, role, kind) for role, kind in manifest.networks.items()}
-    mask_ids = {network.config.mask_id for network in networks.values()}
-    if mask_ids != {manifest.process.mask_id}:
-        raise UsageError(
-            f"all networks of a bundle share its mask id {manifest.process.mask_id}; {path} has {mask_ids}"
-        )
-    if isinstance(manifest.process, Uniform):
-        sizes = {network.config.vocab_size for network in networks.values()}
-        if sizes != {num := manifest.process.vocab_size}:
-            raise UsageError(f"all networks of a bundle share the {num} symbols of its process; {path} has {sizes}")
+    check_networks(networks, manifest.process, source=str(path))
     tokenizer_file, tokenizer = path / "tokenizer.json", None
     if tokenizer_file.is_file():
-        vocab_size = min(network.config.vocab_size for network in networks.values())
-        tokenizer = fitted_tokenizer(
-            read_tokenizer(tokenizer_file),
-            vocab_size=vocab_size,
-            mask_id=manifest.process.mask_id,
-            source=str(tokenizer_file),
-        )
+        found = read_tokenizer(tokenizer_file)
+        tokenizer = tokenizer_for(found, networks, manifest.process, source=str(tokenizer_file))
     return Bundle(
         **networks,
         tokenizer=tokenizer,
@@ -271,6 +255,16 @@ def digest(name: Path | str) -> str:
         DidiError: the Hub could not be reached.
     """
     return content_digest(_resolve(str(name)))
+
+
+def manifest_of(name: Path | str) -> Manifest:
+    """The manifest of a bundle, by a name as ``load`` takes it; no weights are read.
+
+    Raises:
+        UsageError: nothing has that name, or the folder is not a bundle.
+        DidiError: the Hub could not be reached.
+    """
+    return read_manifest(_resolve(str(name)))
 
 
 def bundled_names() -> list[str]:

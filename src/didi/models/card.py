@@ -30,21 +30,24 @@ def model_card(
     """
     from huggingface_hub import ModelCardData  # a tenth of the time of a start, which loading a bundle does not need
 
-    header = ModelCardData(library_name="didi-instruct", tags=["masked-diffusion", "text-generation"])
+    is_diffusion = set(sizes) != {"autoregressive"}
+    tags = ["masked-diffusion", "text-generation"] if is_diffusion else ["text-generation"]
+    header = ModelCardData(library_name="didi-instruct", tags=tags)
     origin = {
         name: provenance[name] for name in ("recipe", "corpus", "seed", "machine", "source") if name in provenance
     }
     settings = yaml.dump(dict(provenance), Dumper=PlainDumper, sort_keys=False)
+    said = f"Process: {process.name} diffusion, {process.schedule.name} noise schedule." if is_diffusion else ""
     return "\n".join(
         [
             f"---\n{header.to_yaml()}\n---",
-            f"# {provenance.get('recipe', 'Masked-diffusion bundle')}\n",
+            f"# {provenance.get('recipe', 'Masked-diffusion bundle' if is_diffusion else 'Autoregressive bundle')}\n",
             *markdown_table(
                 ["network", "parameters", "what it is"],
                 [[role, f"{size:,}", USES[role]] for role, size in sizes.items()],
                 align="lrl",
             ),
-            f"\nProcess: {process.name} diffusion, {process.schedule.name} noise schedule.",
+            f"\n{said}",
             *([_moves(intended_nfe)] if "student" in sizes else []),
             *(f"{name.capitalize()}: {value}." for name, value in origin.items()),
             "\n```python",

@@ -155,7 +155,7 @@ def check_keys(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], *, s
         raise UsageError(f"every key of a {source} is used and has its shape; {'; '.join(problems)}")
 
 
-def _owned(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def float32_copies(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Copies, so that neither tied nor shared memory is left; float32, which networks compute in.
 
     Raises:
@@ -166,7 +166,16 @@ def _owned(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
             raise UsageError(
                 f"weights are floating-point numbers; {name} has {value.dtype}: give those before quantization"
             )
-    owned = {name: value.detach().float().clone() for name, value in weights.items()}
+    return {name: value.detach().float().clone() for name, value in weights.items()}
+
+
+def _owned(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """As ``float32_copies``, with the rotary frequencies that training had.
+
+    Raises:
+        UsageError: As ``float32_copies``.
+    """
+    owned = float32_copies(weights)
     for name in BUFFERS:
         # Rounded to 8 bits, a frequency of 1 is wrong by some radians at position 1,000. Training had the exact ones.
         exact = Rotary(2 * len(owned[name])).inv_freq

@@ -67,23 +67,40 @@ def read_checkpoint(source: str, *, file: str | None = None, revision: str | Non
         UsageError: nothing is there, or it is no checkpoint that can be read safely.
         DidiError: the Hub could not be reached.
     """
-    path = Path(source)
-    if not os.path.exists(source):  # noqa: PTH110 - unlike pathlib's, it takes names that no system could hold
-        if source.count("/") != 1 or source.startswith((".", "/")):
-            raise UsageError(f"a checkpoint is a file, a folder or a Hub repository owner/name; {source!r} is none")
-        path = download(source, HUB_FILES, revision)
-    weights_file = path if path.is_file() else _weights_in(path, file)
+    weights_file = find_weights(source, file=file, revision=revision)
     named, shadow = read_weights(weights_file)
     networks = by_network(named)
-    config = weights_file.parent / "config.json"
     return Checkpoint(
         networks[BACKBONE],
         shadow,
         networks[AVERAGE],
         networks[DISCRIMINATOR],
-        read_json(config) if config.is_file() else {},
+        settings_beside(weights_file),
         weights_file.parent,
     )
+
+
+def find_weights(source: str, *, file: str | None = None, revision: str | None = None) -> Path:
+    """The file of weights, or the index of its shards, that ``read_checkpoint`` reads.
+
+    Arguments and errors are those of ``read_checkpoint``.
+    """
+    path = Path(source)
+    if not os.path.exists(source):  # noqa: PTH110 - unlike pathlib's, it takes names that no system could hold
+        if source.count("/") != 1 or source.startswith((".", "/")):
+            raise UsageError(f"a checkpoint is a file, a folder or a Hub repository owner/name; {source!r} is none")
+        path = download(source, HUB_FILES, revision)
+    return path if path.is_file() else _weights_in(path, file)
+
+
+def settings_beside(weights_file: Path) -> dict[str, Any]:
+    """``config.json`` beside a file of weights; empty where there is none.
+
+    Raises:
+        UsageError: it is no JSON object.
+    """
+    config = weights_file.parent / "config.json"
+    return read_json(config) if config.is_file() else {}
 
 
 def download(repository: str, patterns: Sequence[str], revision: str | None = None) -> Path:

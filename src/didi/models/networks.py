@@ -22,21 +22,18 @@ class NetworkKind(NamedTuple):
     Attributes:
         settings: its settings, a dataclass that a bundle stores as ``config.json``.
         network: the module, built from its settings.
-        builds_on_meta: whether it may be built on the ``meta`` device before its weights are assigned; False for
-            networks with buffers that no file holds.
         current_names: from the weights of a bundle of any age to the names of the network's state dict.
     """
 
     settings: type[Any]
     network: type[nn.Module]
-    builds_on_meta: bool = True
     current_names: Callable[[Mapping[str, Tensor]], dict[str, Tensor]] = dict
 
 
 NETWORKS: dict[str, NetworkKind] = {
     "dit": NetworkKind(DiTConfig, DiT),
     "dit-discriminator": NetworkKind(DiscriminatorConfig, Discriminator, current_names=current_names),
-    "gpt2": NetworkKind(AutoregressiveConfig, AutoregressiveLM, builds_on_meta=False),
+    "gpt2": NetworkKind(AutoregressiveConfig, AutoregressiveLM),
 }
 
 
@@ -55,7 +52,7 @@ def kind_of(network: nn.Module) -> str:
 
 
 def build(kind: str, settings: Mapping[str, Any], weights: Mapping[str, Tensor], *, source: str) -> Any:
-    """A network of a kind without weights of its own where the kind allows it; settings are checked first.
+    """A network of a kind, see ``without_weights``; settings are checked first.
 
     Args:
         kind: one of ``NETWORKS``.
@@ -68,5 +65,17 @@ def build(kind: str, settings: Mapping[str, Any], weights: Mapping[str, Tensor],
     """
     found = NETWORKS[kind]
     config = config_from(found.settings, settings, weights, source=source)
-    with torch.device("meta" if found.builds_on_meta else "cpu"):
-        return found.network(config)
+    return without_weights(lambda: found.network(config))
+
+
+def without_weights(make: Callable[[], nn.Module]) -> Any:
+    """A network on the ``meta`` device, whose weights are to be assigned; a large one is made at once.
+
+    A network with buffers that are not in its state dict (as GPT-2 in some versions of ``transformers``) has them on
+    the CPU, and fresh weights.
+    """
+    with torch.device("meta"):
+        network = make()
+    if {name for name, _ in network.named_buffers()} <= set(network.state_dict()):
+        return network
+    return make()

@@ -22,10 +22,12 @@ class LeftToRight:
     Attributes:
         network: the network.
         departure: temperature and top-p.
+        unwritten_id: what stands at positions that are not written yet, [MASK] of the bundle; no network reads it.
     """
 
     network: AutoregressiveLM
     departure: Departure = EXACT
+    unwritten_id: int = 0
 
     @torch.inference_mode()
     def __call__(self, canvas: Canvas, times: Float[Tensor, " n"], noise: SequenceNoise) -> Iterator[StepOutput]:
@@ -37,16 +39,17 @@ class LeftToRight:
         from transformers import DynamicCache
 
         del times
-        z, is_masked = canvas.tokens, canvas.is_free
+        is_masked = canvas.is_free
+        z = canvas.tokens.masked_fill(is_masked, self.unwritten_id)
         if (is_masked[:, :-1] & ~is_masked[:, 1:]).any():
             raise UsageError("an autoregressive model goes on from a prefix; it cannot infill: use --prefix")
         length, num_given = z.shape[1], (~is_masked).sum(1)
         num_visible = int(num_given.min())
         cache = DynamicCache()
         uniforms, none = noise.uniforms(length - num_visible), torch.zeros(len(z), dtype=torch.long)
-        unread = torch.cat([torch.full_like(z[:, :1], self.network.mask_id), z[:, :num_visible]], dim=1)
+        unread = self.network.inputs_of(z[:, : num_visible + 1])
         for position in range(num_visible, length):
-            logits = self.network.next_logits(unread, cache)[:, -1]
+            logits = self.network.head(self.network.features(unread, cache)[:, -1])
             # Each sequence draws the uniforms of its own stream in their order, wherever its prefix ends.
             which = (position - num_given).clamp(min=0)[:, None]
             drawn = self.departure.sample(logits, self.network.mask_id, uniforms.gather(1, which)[:, 0])

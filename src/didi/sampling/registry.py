@@ -145,7 +145,7 @@ def make_sampler(bundle: Bundle, options: SamplingOptions, num_moves: int) -> Sa
             )
         _refuse_unread(options, set(), bundle.process.name)
         check_ready({"autoregressive": network})
-        return LeftToRight(network, departure)
+        return LeftToRight(network, departure, unwritten_id=bundle.process.mask_id or 0)
     if options.precision == "float32":
         if options.sampler not in ("ancestral", "published"):
             raise UsageError(f"{options.sampler} sampling draws in float64; leave --precision at float64")

@@ -8,15 +8,18 @@ from typing import Literal
 
 from didi.apps.reproduce import figures, published, tables
 from didi.apps.reproduce.cells import AnyCell, Run
+from didi.apps.reproduce.figures import BASELINE
 from didi.apps.reproduce.plan import Plan, heading
 from didi.apps.reproduce.study import Sampling, Study
 from didi.apps.terminal import parse
+from didi.data.markov import MARKOV
 from didi.data.zero_shot import HUB, STAND_INS
 from didi.errors import Interrupted, UsageError
 from didi.evaluation.report import write_html
 from didi.files import write_atomically
 from didi.methods.didi_settings import DistillConfig
 from didi.methods.settings import OptimizerConfig
+from didi.models.bundle import manifest_of
 from didi.recipes import DISTILL, PRETRAIN
 from didi.recipes.ablations import with_objective
 from didi.recipes.presets import preset
@@ -41,7 +44,8 @@ class ReproduceCommand:
     teacher: str | None = None
     """Bundle of the teacher; needed at paper scale, the bundled one elsewhere."""
     baseline: str | None = None
-    """Bundle with an autoregressive baseline for figure1, figure3 and table7; trained at markov scale."""
+    """Bundle with an autoregressive baseline for figure1, figure3 and table7, such as one of didi convert gpt2. By
+    default that of the teacher's bundle, where it has one; at markov scale one is trained."""
     larger: str | None = None
     """Bundle of a larger teacher for figure4; trained at markov scale."""
 
@@ -137,6 +141,34 @@ def _plan(command: ReproduceCommand) -> Plan:
     )
 
 
+WITH_BASELINE = ("figure1", "figure3", "table7")
+
+
+def _with_baseline(plan: Plan) -> Plan:
+    """The plan with the autoregressive network of its teacher's bundle where no other baseline is given.
+
+    Raises:
+        UsageError: the bundle that is given has no such network, or is not of the scale's world.
+    """
+    if plan.twin is None:
+        return replace(plan, twin=plan.teacher) if BASELINE in manifest_of(plan.teacher).networks else plan
+    if isinstance(plan.twin, Run):
+        return plan
+    given = manifest_of(plan.twin)
+    if BASELINE not in given.networks:
+        held = ", ".join(given.networks)
+        raise UsageError(
+            f"--baseline names a bundle with an {BASELINE} network; {plan.twin} holds {held}: take one of didi convert "
+            "gpt2, or of didi pretrain (tiny-news-ar, prose-ar)"
+        )
+    if plan.scale == MARKOV and (corpus := given.provenance.get("corpus")) != MARKOV:
+        raise UsageError(
+            f"--baseline of --scale {MARKOV} is of its world; {plan.twin} is of {corpus}: leave it out, and one is "
+            "trained"
+        )
+    return plan
+
+
 PAPER_GUIDANCE = Guidance.paper()
 SAMPLING = {
     "markov": Sampling(num_samples=512, judge="markov", guidance=PAPER_GUIDANCE),
@@ -197,6 +229,8 @@ def reproduce(args: Sequence[str]) -> None:
     plan = _plan(command)
     study = Study(command.out, SAMPLING[command.scale], command.workers)
     chosen = {name: targets[name] for name in (targets if "all" in names else dict.fromkeys(names))}
+    if {*chosen} & {*WITH_BASELINE}:
+        plan = _with_baseline(plan)
     try:
         study.complete([cell for target in chosen.values() for cell in target.cells(plan)])
     except (KeyboardInterrupt, Interrupted) as stopped:

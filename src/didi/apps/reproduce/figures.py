@@ -1,5 +1,6 @@
 """The paper's figures and its table of likelihoods, made from the cells of a study."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from didi.apps.reproduce import published
@@ -10,15 +11,18 @@ from didi.evaluation.anchors import ANCHORS
 from didi.evaluation.figure import latency_figure, perplexity_figure
 from didi.evaluation.machine import machine_name
 from didi.evaluation.report import quoted, rows_table
+from didi.evaluation.row import EvaluationRow
 from didi.evaluation.zero_shot import likelihood_table
 from didi.markdown import markdown_table
 from didi.models.bundle import Role
+
+BASELINE: Role = "autoregressive"
 
 
 def table_7_cells(plan: Plan) -> list[LikelihoodCell]:
     """Teacher, student and baseline on corpora that they never saw."""
     networks: dict[Role, Run | str | None] = {
-        "teacher": plan.teacher, "student": plan.student, "autoregressive": plan.twin,
+        "teacher": plan.teacher, "student": plan.student, BASELINE: plan.twin,
     }  # fmt: skip
     return [
         LikelihoodCell(bundle, role, corpus)
@@ -31,11 +35,33 @@ def table_7_cells(plan: Plan) -> list[LikelihoodCell]:
 def table_7(plan: Plan, study: Study) -> list[str]:
     """Their likelihoods."""
     found = [study.likelihood(cell) for cell in table_7_cells(plan)]
-    lines = [likelihood_table(found, model=f"teacher {plan.teacher}", machine=machine_name())]
+    baseline = "" if plan.twin is None else f", baseline {_name(plan.twin)}"
+    lines = [likelihood_table(found, model=f"teacher {plan.teacher}{baseline}", machine=machine_name())]
     if plan.scale == "paper":
         body = [[name, *row] for name, row in published.TABLE_7.items()]
         lines += markdown_table(["as published", *published.TABLE_7_CORPORA], body)
     return lines
+
+
+def _name(bundle: Run | str) -> str:
+    """Name of a bundle that is given, or the recipe of one that is made."""
+    return bundle if isinstance(bundle, str) else bundle.config.recipe
+
+
+def _about_baseline(plan: Plan, rows: Sequence[EvaluationRow]) -> list[str]:
+    """Which network the baseline is; and the lengths of sequences, where they differ."""
+    if plan.twin is None:
+        return []
+    own = next(row for row in rows if row.role == BASELINE)
+    other = next(row for row in rows if row.role == "teacher")
+    text = f"The autoregressive baseline is that of `{_name(plan.twin)}`, one pass for each of its {own.nfe} tokens."
+    length = round(other.tokens_per_second * other.seconds_per_sequence)
+    if length != own.nfe:
+        text += (
+            f" The sequences of the other networks have {length} tokens: the entropy within a sequence and the "
+            "perplexity depend on the length, so compare the baseline with them by Table 7 alone."
+        )
+    return [f"{text}\n"]
 
 
 def _as_published(plan: Plan, figure: str) -> list[str]:
@@ -47,7 +73,7 @@ def figure_1_cells(plan: Plan) -> list[Cell]:
     student = plan.student
     cells = plan.teacher_cells
     cells += [Cell(student, "student", sampler, nfe) for sampler in ("ancestral", "guided") for nfe in plan.nfes]
-    return cells + ([] if plan.twin is None else [Cell(plan.twin, "autoregressive", nfe=1)])
+    return cells + ([] if plan.twin is None else [Cell(plan.twin, BASELINE, nfe=1)])
 
 
 def figure_1(plan: Plan, study: Study) -> list[str]:
@@ -56,6 +82,7 @@ def figure_1(plan: Plan, study: Study) -> list[str]:
     rows = [study.row(cell) for cell in cells]
     figure = perplexity_figure([row for row in rows if row.role not in ANCHORS], study.folder / "figure1.png")
     lines = [f"![Perplexity and entropy against NFE]({figure.name})\n", *_as_published(plan, "figure1")]
+    lines += _about_baseline(plan, rows)
     lines.append(rows_table(rows, recipe=plan.recipe.recipe))
     for cell, row in zip(cells, rows, strict=True):
         lines.append(f"**{row.label()}** (perplexity {row.gen_ppl:.1f}, entropy {row.entropy:.2f})\n")
@@ -73,6 +100,7 @@ def figure_3(plan: Plan, study: Study) -> list[str]:
     return [
         f"![Perplexity against seconds per sequence]({figure.name})\n",
         *_as_published(plan, "figure3"),
+        *_about_baseline(plan, rows),
         f"Times are of {study.sampling.num_samples} sequences in batches of {study.sampling.batch_size} while "
         f"{beside}; for times taken side by side there is `didi bench`.",
     ]

@@ -26,7 +26,7 @@ class Plan:
         more_teacher_nfes: further ones of the teacher, at which it catches up with its student.
         seeds: training seeds of each row of a table.
         corpora: of table 7.
-        twin: autoregressive baseline, if there is one.
+        twin: bundle of the autoregressive baseline, if there is one.
         larger: a larger teacher, if there is one.
         distilled: a bundle with a student that its full recipe made, if there is one.
     """

@@ -1,0 +1,351 @@
+"""GPT-2 of ``transformers`` in every form of its files becomes an autoregressive network that computes the same."""
+
+import json
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+import didi
+from didi.apps.convert import run_convert
+from didi.data.source import source_for
+from didi.data.text import load_tokenizer
+from didi.errors import UsageError
+from didi.models import foreign, gpt2_layout
+from didi.models.autoregressive import AutoregressiveConfig, AutoregressiveLM
+from didi.models.networks import without_weights
+from didi.models.tokenizer_fit import MASK
+
+from .gpt2_files import BEGIN, DOCUMENTS, LENGTH, VOCAB, hugging, tokenizer, written
+
+TOKENS = torch.randint(0, VOCAB, (3, LENGTH), generator=torch.Generator().manual_seed(0))
+
+
+def converted(source, tmp_path, *flags, out="bundle"):
+    run_convert(["gpt2", str(source), "--out", str(tmp_path / out), *flags])
+    return didi.load(tmp_path / out)
+
+
+@torch.no_grad()
+def assert_same(network, made):
+    torch.testing.assert_close(network(TOKENS), made(TOKENS).logits, rtol=0, atol=2e-5)
+
+
+@torch.no_grad()
+def test_logits_nll_and_greedy_continuation_are_those_of_transformers(tmp_path):
+    made = hugging()
+    made.save_pretrained(tmp_path / "hub")
+    bundle = converted(tmp_path / "hub", tmp_path)
+    network = bundle.autoregressive
+    assert bundle.network() is network
+    assert (network.mask_id, network.begin_id, network.vocab_size, network.length) == (None, BEGIN, VOCAB, LENGTH)
+    assert_same(network, made)
+    read = torch.cat([torch.full((3, 1), BEGIN), TOKENS[:, :-1]], 1)
+    expected = F.cross_entropy(made(read).logits.transpose(1, 2), TOKENS, reduction="none")
+    torch.testing.assert_close(network.nll(TOKENS), expected, rtol=0, atol=2e-5)
+    given = torch.full((1, 1), BEGIN)
+    longest = LENGTH - 1  # the begin symbol takes a position of theirs
+    greedy = made.generate(
+        given, attention_mask=torch.ones_like(given), max_new_tokens=longest, do_sample=False, eos_token_id=None,
+        pad_token_id=BEGIN,
+    )  # fmt: skip
+    drawn = didi.generate(bundle, num_samples=2, temperature=1e-4, length=longest)
+    assert drawn.tokens.tolist() == greedy[:, 1:].tolist() * 2
+
+
+FORMS = {
+    "bare keys and causal masks, as the public gpt2": {"prefix": "", "masks": True},
+    "a head that is the embedding": {"head": True},
+    "bin": {"form": "bin", "head": True, "masks": True},
+    "shards": {"form": "shards"},
+    "shards with bare keys": {"form": "shards", "prefix": "", "head": True},
+}
+
+
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+def test_every_form_of_the_files_holds_the_same_network(tmp_path, form):
+    made = hugging()
+    network = converted(written(tmp_path / "hub", made, **form), tmp_path).autoregressive
+    assert_same(network, made)
+    assert network.config.is_tied
+    assert [name for name in network.state_dict() if "lm_head" in name] == []
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"tie_word_embeddings": False},
+        {"n_inner": 20},
+        {"activation_function": "relu"},
+        {"layer_norm_epsilon": 0.3},
+        {"n_embd": 16, "n_layer": 4, "n_head": 2},
+        {"bos_token_id": 7},
+    ],
+    ids=str,
+)
+def test_settings_of_config_json_are_read(tmp_path, settings):
+    made = hugging(**settings)
+    network = converted(written(tmp_path / "hub", made), tmp_path).autoregressive
+    assert_same(network, made)
+    assert network.config.is_tied is made.config.tie_word_embeddings
+    assert network.begin_id == made.config.bos_token_id
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_weights_of_other_types_become_float32(tmp_path, dtype):
+    made = hugging().to(dtype)
+    network = converted(written(tmp_path / "hub", made), tmp_path).autoregressive
+    assert_same(network, made.float())
+
+
+def test_a_file_without_config_json_needs_its_heads(tmp_path):
+    made = hugging()
+    (written(tmp_path / "hub", made, head=True) / "config.json").unlink()
+    file = tmp_path / "hub" / "model.safetensors"
+    with pytest.raises(UsageError, match=r"n_head, a whole number, is in config.json"):
+        converted(file, tmp_path)
+    with pytest.raises(UsageError, match=r"bos_token_id in config.json, which begins a text, is one of 279 symbols"):
+        converted(file, tmp_path, "--num-heads", "3")
+    (tmp_path / "hub" / "config.json").write_text(json.dumps({"bos_token_id": BEGIN}))
+    assert_same(converted(file, tmp_path, "--num-heads", "3").autoregressive, made)
+
+
+def changed(folder, **weights):
+    """The weights of a folder with some replaced or, where None, left out."""
+    from safetensors.torch import load_file, save_file
+
+    held = load_file(folder / "model.safetensors") | weights
+    save_file({name: value for name, value in held.items() if value is not None}, folder / "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("weights", "said"),
+    [
+        ({"h.0.ln_1.bias": None, "ln_f.weight": None}, r"missing transformer.h.0.ln_1.bias; missing transformer.ln_f"),
+        ({"h.0.attn.bias2": torch.ones(1)}, r"; extra transformer.h.0.attn.bias2$"),
+        ({"h.0.crossattention.bias": torch.ones(1)}, r"; extra transformer.h.0.crossattention.bias$"),
+        ({"teacher.x": torch.ones(1)}, r"; extra transformer.teacher.x$"),
+        ({"discriminator.x": torch.ones(1)}, r"; extra transformer.discriminator.x$"),
+        ({"ln_f.bias": torch.ones(5)}, r"transformer.ln_f.bias has shape \[5\], not \[12\]"),
+        ({"h.1.mlp.c_fc.weight": torch.ones(48, 12)}, r"c_fc.weight has shape \[48, 12\], not \[12, 48\]"),
+        ({"wte.weight": None}, r"holds the matrix transformer.wte.weight, from which sizes are read; missing"),
+        ({"wpe.weight": torch.ones(16)}, r"the matrix transformer.wpe.weight, .* got shape \[16\]"),
+        ({"wpe.weight": torch.ones(15, 12)}, r"n_positions in config.json .* is 16, and .* has shape \[15, 12\]"),
+        ({"ln_f.bias": torch.ones(12, dtype=torch.int8)}, "ln_f.bias has torch.int8"),
+        ({"lm_head.weight": torch.ones(279, 12)}, "the head of a tied GPT-2 is its embedding"),
+        ({"lm_head.weight": torch.ones(278, 12)}, "the head of a tied GPT-2 is its embedding"),
+    ],
+    ids=str,
+)
+def test_every_key_is_used_and_has_its_shape(tmp_path, weights, said):
+    changed(written(tmp_path / "hub", hugging(), prefix=""), **weights)
+    with pytest.raises(UsageError, match=said) as caught:
+        converted(tmp_path / "hub", tmp_path)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_an_untied_head_must_be_there(tmp_path):
+    source = written(tmp_path / "hub", hugging(tie_word_embeddings=False), head=False)
+    with pytest.raises(UsageError, match=r"missing lm_head.weight$"):
+        converted(source, tmp_path)
+    assert converted(source, tmp_path, "--tied").autoregressive.config.is_tied
+
+
+def test_keys_of_a_missing_block_are_named(tmp_path):
+    source = written(tmp_path / "hub", hugging())
+    changed(source, **{f"transformer.h.1.{name}": None for name in block_keys()})
+    with pytest.raises(UsageError, match=r"missing transformer.h.1.ln_1.weight; .*missing transformer.h.1.mlp.c_proj"):
+        converted(source, tmp_path)
+
+
+def block_keys():
+    root = "transformer.h.1."
+    return [name.removeprefix(root) for name in hugging().state_dict() if name.startswith(root)]
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"model_type": "gpt_neo"}, "model_type gpt2 in config.json; got 'gpt_neo'"),
+        ({"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx in config.json is False"),
+        ({"scale_attn_weights": False}, "scale_attn_weights in config.json is True"),
+        ({"add_cross_attention": True}, "add_cross_attention in config.json is False"),
+        ({"activation_function": "mish"}, "activation_function in config.json is one of gelu_new, .*; got 'mish'"),
+        ({"layer_norm_epsilon": "1"}, "layer_norm_epsilon in config.json is a number above 0; got '1'"),
+        ({"layer_norm_epsilon": 0}, "layer_norm_epsilon in config.json is a number above 0; got 0"),
+        ({"n_head": "3"}, "it says '3'"),
+        ({"n_head": 5}, "hidden_size is a multiple of num_heads; got 12 and 5"),
+        ({"n_layer": "two"}, "n_layer in config.json is 2, the blocks of the weights; got 'two'"),
+        ({"n_layer": 2**31}, "n_layer in config.json is 2, the blocks of the weights; got 2147483648"),
+        ({"vocab_size": 280}, r"vocab_size in config.json is a size of the weights; it is 280, and .* \[279, 12\]"),
+        ({"n_inner": 24}, r"n_inner in config.json is a size of the weights; it is 24, and .* shape \[12, 48\]"),
+        ({"bos_token_id": 279}, "bos_token_id in config.json, .* got 279"),
+        ({"bos_token_id": None}, "bos_token_id in config.json, .* got None"),
+    ],
+    ids=str,
+)
+def test_settings_that_do_not_fit_are_refused(tmp_path, settings, said):
+    source = written(tmp_path / "hub", hugging())
+    config = json.loads((source / "config.json").read_text()) | settings
+    (source / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UsageError, match=said):
+        converted(source, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--role", "teacher"], "does not read --role, since the network has the role autoregressive"),
+        (["--weights", "ema"], "does not read --weights"),
+        (["--length", "8"], "does not read --length"),
+        (["--nfe", "8"], "does not read --nfe"),
+        (["--discriminator", "x"], "does not read --discriminator"),
+    ],
+)
+def test_flags_of_other_layouts_are_refused(tmp_path, flags, said):
+    with pytest.raises(UsageError, match=said):
+        converted(written(tmp_path / "hub", hugging()), tmp_path, *flags)
+
+
+def test_a_training_checkpoint_with_an_average_is_refused(tmp_path):
+    content = {"state_dict": hugging().state_dict(), "ema": {"shadow_params": [torch.ones(1)]}}
+    torch.save(content, tmp_path / "last.ckpt")
+    with pytest.raises(UsageError, match="holds one set of weights"):
+        converted(tmp_path / "last.ckpt", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "asked"),
+    [
+        ("gpt2", "openai-community/gpt2"),
+        ("gpt2-xl", "openai-community/gpt2-xl"),
+        ("distilgpt2", "distilbert/distilgpt2"),
+        ("owner/name", "owner/name"),
+    ],
+)
+def test_a_hub_name_may_lack_its_owner(tmp_path, monkeypatch, name, asked):
+    asked_for = []
+    written(tmp_path / "hub", hugging())
+
+    def download(repository, patterns, revision=None):
+        asked_for.append((repository, revision))
+        return tmp_path / "hub"
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(foreign, "download", download)
+    bundle = converted(name, tmp_path, "--revision", "r")
+    assert asked_for == [(asked, "r")]
+    assert bundle.provenance == {
+        "source": name, "layout": "gpt2", "weights": "raw", "block_layout": "stream", "revision": "r",
+    }  # fmt: skip
+
+
+def test_another_name_without_an_owner_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match="one of gpt2, gpt2-medium, gpt2-large, gpt2-xl, distilgpt2; 'gpt3' is none"):
+        converted("gpt3", tmp_path)
+    with pytest.raises(UsageError, match="a checkpoint is a file, a folder or a Hub repository"):
+        run_convert(["mdlm", "gpt2", "--out", "x"])
+    written(tmp_path / "gpt2", hugging())  # a folder of that name comes first
+    assert converted("gpt2", tmp_path).autoregressive.vocab_size == VOCAB
+
+
+# Tokenizers
+
+
+def without_mask(whole):
+    """The tokenizer of the layout itself: without [MASK]."""
+    from tokenizers import Tokenizer
+
+    record = json.loads(whole.to_str())
+    record["added_tokens"] = [one for one in record["added_tokens"] if one["content"] != MASK]
+    return Tokenizer.from_str(json.dumps(record))
+
+
+def test_the_tokenizer_beside_gets_the_mask_of_diffusion_models_over_the_same_tokens(tmp_path):
+    source = written(tmp_path / "hub", hugging())
+    lacking = without_mask(tokenizer())
+    lacking.save(str(source / "tokenizer.json"))
+    assert lacking.get_vocab_size() == VOCAB
+    bundle = converted(source, tmp_path)
+    assert bundle.tokenizer.get_vocab() == tokenizer().get_vocab()
+    assert bundle.process.mask_id == VOCAB == bundle.tokenizer.token_to_id(MASK)
+
+
+def test_a_network_with_more_symbols_than_tokens_keeps_its_tokenizer(tmp_path):
+    made = hugging(vocab_size=320)
+    source = written(tmp_path / "hub", made)
+    for number, given in enumerate((without_mask(tokenizer()), tokenizer())):
+        given.save(str(source / "tokenizer.json"))
+        bundle = converted(source, tmp_path, out=str(number))
+        assert bundle.tokenizer.get_vocab() == given.get_vocab()
+        assert didi.generate(bundle, num_samples=2).tokens.max() > VOCAB
+        (tmp_path / "corpus.txt").write_text("\n\n".join(DOCUMENTS * 4))
+        assert source_for(bundle, str(tmp_path / "corpus.txt")).test.shape[1] == LENGTH
+
+
+def test_a_tokenizer_of_a_larger_network_is_refused(tmp_path):
+    source = written(tmp_path / "hub", hugging(vocab_size=200))
+    tokenizer().save(str(source / "tokenizer.json"))
+    with pytest.raises(UsageError, match="fit into the network's 200 symbols"):
+        converted(source, tmp_path)
+    assert converted(source, tmp_path, "--tokenizer", "none").tokenizer is None
+
+
+def test_a_network_of_the_public_size_has_the_tokenizer_of_gpt2(tmp_path, monkeypatch):
+    """50,257 symbols: that of the masked-diffusion models, whose [MASK] is the next one."""
+    from didi.apps import convert_parts
+
+    asked = []
+
+    def load(name):
+        asked.append(name)
+        return tokenizer()
+
+    monkeypatch.setattr(convert_parts, "load_tokenizer", load)
+    monkeypatch.setattr(convert_parts, "GPT2_WITH_MASK", VOCAB + 1)
+    bundle = converted(written(tmp_path / "hub", hugging()), tmp_path)
+    assert asked == ["gpt2"]
+    assert bundle.tokenizer.token_to_id(MASK) == VOCAB
+
+
+# Bundles
+
+
+def test_it_stands_beside_diffusion_networks_over_the_same_tokens(tmp_path, make_dit):
+    network = converted(written(tmp_path / "hub", hugging()), tmp_path, "--tokenizer", "none").autoregressive
+    student = make_dit(vocab_size=VOCAB + 1, length=LENGTH)
+    both = didi.Bundle(student=student, autoregressive=network, tokenizer=tokenizer())
+    loaded = didi.load(didi.save(both, tmp_path / "both"))
+    assert loaded.process.mask_id == VOCAB
+    torch.testing.assert_close(loaded.autoregressive.nll(TOKENS), network.nll(TOKENS))
+    for role in ("student", "autoregressive"):
+        assert didi.generate(loaded, num_samples=2, nfe=2, role=role).tokens.max() < VOCAB
+    other = didi.Bundle(student=make_dit(vocab_size=VOCAB, length=LENGTH), autoregressive=network)
+    with pytest.raises(UsageError, match=r"the autoregressive of .* has 279 symbols and the bundle's mask id is 278"):
+        didi.load(didi.save(other, tmp_path / "other"))
+
+
+def test_the_public_sizes_are_built_without_memory():
+    """Of the five public models, with their numbers of parameters."""
+    for width, depth, heads, parameters in (
+        (768, 6, 12, 81_912_576), (768, 12, 12, 124_439_808), (1024, 24, 16, 354_823_168),
+        (1280, 36, 20, 774_030_080), (1600, 48, 25, 1_557_611_200),
+    ):  # fmt: skip
+        config = AutoregressiveConfig(
+            vocab_size=gpt2_layout.NUM_SYMBOLS, mask_id=None, begin_id=gpt2_layout.END_OF_TEXT, length=1024,
+            hidden_size=width, num_blocks=depth, num_heads=heads, is_tied=True,
+        )  # fmt: skip
+        network = without_weights(lambda config=config: AutoregressiveLM(config))
+        assert sum(one.numel() for one in network.parameters()) == parameters
+        assert all(one.is_meta for one in network.parameters())
+
+
+def test_the_tokenizer_of_gpt2_has_its_end_of_text_where_it_begins():
+    try:
+        found = load_tokenizer("gpt2")
+    except didi.DidiError as error:
+        pytest.skip(str(error))
+    assert found.token_to_id("<|endoftext|>") == gpt2_layout.END_OF_TEXT
+    assert found.token_to_id(MASK) == gpt2_layout.NUM_SYMBOLS

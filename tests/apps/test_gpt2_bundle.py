@@ -1,0 +1,192 @@
+"""A bundle with a GPT-2 of ``transformers`` alone: texts, likelihoods, evaluations and times."""
+
+import io
+import json
+
+import pytest
+import torch
+from rich.console import Console
+
+import didi as package
+from didi.apps.convert import run_convert
+from didi.apps.generate import cuts_words
+from didi.apps.live import MASK as SHOWN_MASK
+from didi.apps.live import LiveView
+from didi.evaluation.evaluate import evaluate
+from didi.evaluation.harness import HarnessModel
+from didi.evaluation.joint import JointSettings, joint_divergence
+from didi.evaluation.perplexity import Scores
+
+from .gpt2_files import BEGIN, DOCUMENTS, LENGTH, VOCAB, hugging, tokenizer, written
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("gpt2")
+    source = written(path / "hub", hugging())
+    tokenizer().save(str(source / "tokenizer.json"))
+    run_convert(["gpt2", str(source), "--out", str(path / "bundle")])
+    return path / "bundle"
+
+
+@pytest.fixture(scope="module")
+def bundle(folder):
+    return package.load(folder)
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    file = tmp_path / "corpus.txt"
+    file.write_text("\n\n".join(DOCUMENTS * 4))
+    return file
+
+
+def drawn(out):
+    return [json.loads(line) for line in out.splitlines()]
+
+
+def test_texts_with_prefixes_and_seeds(didi, folder, bundle, tmp_path):
+    words = ["generate", "--model", folder, "--num-samples", "3", "--format", "jsonl", "--seed", "4"]
+    status, out, _ = didi(*words, "--prefix", "number 7 of")
+    assert status == 0
+    records, given = drawn(out), bundle.tokenizer.encode("number 7 of").ids
+    assert len({tuple(one["tokens"]) for one in records}) == 3
+    for one in records:
+        assert one["tokens"][: len(given)] == given
+        assert one["text"].startswith("number 7 of")
+        assert (one["role"], one["nfe"], one["network_passes"]) == ("autoregressive", LENGTH, LENGTH - len(given))
+        assert (one["sampler"], one["seed"], one["length"]) == ("ancestral", 4, LENGTH)
+        assert max(one["tokens"]) < VOCAB
+    again = drawn(didi(*words, "--prefix", "number 7 of", "--batch-size", "1")[1])
+    assert [one["tokens"] for one in again] == [one["tokens"] for one in records]
+    (tmp_path / "prompts.txt").write_text("number 7 of\nof a few\n")
+    prompted = drawn(didi(*words, "--prompts", tmp_path / "prompts.txt")[1])
+    assert [one["prefix"] for one in prompted] == ["number 7 of"] * 3 + ["of a few"] * 3
+
+
+def test_it_does_not_infill(didi, folder):
+    status, out, err = didi("generate", "--model", folder, "--infill", "number [MASK] of")
+    assert (status, out) == (2, "")
+    assert "it cannot infill: use --prefix" in err
+
+
+def test_a_text_begins_with_its_first_word(didi, folder, bundle):
+    assert not cuts_words(bundle)
+    assert cuts_words(package.load("tiny-news"))
+    twin = package.Bundle(autoregressive=package.load(folder).autoregressive, tokenizer=bundle.tokenizer)
+    assert not cuts_words(twin, "autoregressive")
+    out = didi("generate", "--model", folder, "--num-samples", "1")[1]
+    (record,) = drawn(didi("generate", "--model", folder, "--num-samples", "1", "--format", "jsonl")[1])
+    assert out == f"--- 1 of 1\n{record['text']}\n\n"
+
+
+def test_the_live_view_shows_what_is_not_written_yet(bundle, monkeypatch):
+    monkeypatch.setattr("didi.apps.live.PAUSE", 0)
+    console = Console(file=io.StringIO(), record=True, width=200)
+    with LiveView(bundle, console=console) as view:
+        moves = list(package.stream(bundle, seed=1))
+        view(moves[LENGTH - 3])
+    assert SHOWN_MASK * 2 in console.export_text()
+    assert (moves[LENGTH - 3].tokens[:, -2:] == bundle.process.mask_id).all()
+
+
+def test_its_likelihood_is_exact_and_in_the_rows_of_a_stream(didi, folder, bundle, corpus, tmp_path):
+    status, _, err = didi("likelihood", "--model", folder, "--data", corpus, "--out", tmp_path / "out")
+    assert status == 0, err
+    record = json.loads((tmp_path / "out" / "likelihood.json").read_text())
+    (row,) = record["rows"]
+    assert (row["role"], row["is_exact"], row["block_layout"]) == ("autoregressive", True, "stream")
+    table = (tmp_path / "out" / "likelihood.md").read_text()
+    assert f"blocks of {LENGTH} tokens" in table
+
+
+class Judge:
+    name = "judge"
+
+    def score(self, texts, tokens):
+        return Scores(
+            torch.full((len(tokens),), 30.0, dtype=torch.float64), torch.full((len(tokens),), tokens.shape[1])
+        )
+
+
+def test_an_evaluation_has_its_row_nll_and_figures(bundle, tmp_path):
+    rows = torch.randint(0, VOCAB, (4, LENGTH), generator=torch.Generator().manual_seed(0))
+    (data, *found) = evaluate(bundle, num_samples=3, judge=Judge(), data=rows, temperature=[0.8, 1.0], out=tmp_path)
+    assert data.role == "data"
+    assert [(row.role, row.nfe, row.temperature) for row in found] == [("autoregressive", LENGTH, t) for t in (0.8, 1)]
+    assert found[0].nelbo == pytest.approx(float(bundle.autoregressive.nll(rows).detach().mean()), rel=1e-5)
+    assert (tmp_path / "perplexity.png").is_file()
+
+
+def test_an_evaluation_takes_a_corpus_in_its_tokens(didi, folder, corpus, tmp_path, monkeypatch):
+    monkeypatch.setattr("didi.evaluation.evaluate.load_judge", lambda *_, **__: Judge())
+    words = ["evaluate", "--model", folder, "--num-samples", "2", "--data", corpus, "--out", tmp_path / "out"]
+    status, _, err = didi(*words)
+    assert status == 0, err
+    roles = [row["role"] for row in json.loads((tmp_path / "out" / "metrics.json").read_text())]
+    assert roles == ["data", "autoregressive"]
+
+
+def test_roles_of_one_bundle_stand_in_one_frontier(bundle, make_dit, tmp_path):
+    """Student, teacher and GPT-2 over the same tokens."""
+    student, teacher = (make_dit(vocab_size=VOCAB + 1, length=LENGTH, seed=seed) for seed in (1, 2))
+    whole = package.Bundle(
+        student=student, teacher=teacher, autoregressive=bundle.autoregressive, tokenizer=bundle.tokenizer
+    )
+    roles = ("student", "teacher", "autoregressive")
+    evaluate(whole, role=roles, nfe=[2], num_samples=3, judge=Judge(), temperature=[0.7, 1.0], out=tmp_path)
+    report = (tmp_path / "report.md").read_text()
+    assert f"| autoregressive, ancestral, {LENGTH} NFE | student, ancestral, 2 NFE |" in report
+    assert "![Perplexity against entropy](frontier.png)" in report
+
+
+def test_the_harness_reads_its_begin_symbol(bundle):
+    model = HarnessModel(bundle)
+    text = "number 7 of"
+    ids = bundle.tokenizer.encode(text).ids
+
+    class Request:
+        args = (text,)
+
+    with torch.no_grad():
+        made = hugging()
+        logits = made(torch.tensor([[BEGIN, *ids[:-1]]])).logits[0].log_softmax(-1)
+    expected = float(logits[range(len(ids)), ids].sum())
+    assert model.loglikelihood_rolling([Request])[0] == pytest.approx(expected, rel=1e-4)
+
+
+def test_it_is_a_reference_of_joint_divergences(bundle):
+    tokens = package.generate(bundle, num_samples=8, seed=3).tokens
+    assert int(tokens.max()) < VOCAB
+    tokens[0, 0] = VOCAB - 1  # its last symbol is a token
+    found = joint_divergence(tokens, bundle.autoregressive, JointSettings(folds=2, epochs=1, learning_rate=1e-6))
+    assert abs(found.kl) < 0.1
+    with pytest.raises(package.UsageError, match=f"has {VOCAB} symbols; got token {VOCAB}"):
+        joint_divergence(tokens.masked_fill(tokens == 5, VOCAB).fill_(VOCAB), bundle.autoregressive)
+
+
+def test_it_is_timed_alone(didi, folder, tmp_path):
+    words = ["bench", "--model", folder, "--batch-size", "2", "--rounds", "1", "--no-memory"]
+    status, out, err = didi(*words, "--methods", "autoregressive", "--out", tmp_path / "out")
+    assert status == 0, err
+    (row,) = json.loads((tmp_path / "out" / "bench.json").read_text())["rows"]
+    assert (row["method"], row["nfe"], row["length"]) == ("autoregressive", LENGTH, LENGTH)
+    status, out, err = didi(*words)
+    assert (status, out) == (2, "")
+    assert "ancestral, trunk, published sample a denoiser" in err
+    assert "use --methods autoregressive" in err
+
+
+def test_a_longer_sequence_than_the_baseline_reads_is_not_timed(didi, bundle, make_dit, tmp_path):
+    student = make_dit(vocab_size=VOCAB + 1, length=LENGTH + 1)
+    both = package.Bundle(student=student, autoregressive=bundle.autoregressive)
+    package.save(both, tmp_path / "both")
+    status, _, err = didi("bench", "--model", tmp_path / "both", "--rounds", "1", "--no-memory")
+    assert status == 2
+    assert f"length lies in [1, {LENGTH}], the network's context; got {LENGTH + 1}" in err
+
+
+def test_its_card_speaks_of_no_diffusion(folder):
+    card = (folder / "README.md").read_text()
+    assert "# Autoregressive bundle" in card
+    assert "diffusion" not in card.lower()

@@ -1,0 +1,96 @@
+"""The key-value cache: the same samples as without it, from prompts of several lengths, within the context."""
+
+import pytest
+import torch
+
+from didi.diffusion.canvas import Canvas
+from didi.diffusion.noise import SequenceNoise
+from didi.models.autoregressive import AutoregressiveConfig, AutoregressiveLM
+from didi.sampling.autoregressive import LeftToRight
+from didi.sampling.base import time_grid
+from didi.sampling.departure import Departure
+
+VOCAB, LENGTH = 11, 12
+KINDS = {"twin": {"mask_id": VOCAB - 1}, "public": {"mask_id": None, "begin_id": 3, "is_tied": True}}
+NUM_GIVEN = (0, 5, 1, LENGTH, 11, 5)
+"""Of the sequences of a batch."""
+
+
+@pytest.fixture(params=KINDS.values(), ids=KINDS)
+def network(request, randomise):
+    shape = {"vocab_size": VOCAB, "length": LENGTH, "hidden_size": 8, "num_blocks": 2, "num_heads": 2}
+    return randomise(AutoregressiveLM(AutoregressiveConfig(**shape, **request.param)), seed=3)
+
+
+def batch(num_given=NUM_GIVEN):
+    tokens = torch.randint(0, VOCAB - 1, (len(num_given), LENGTH), generator=torch.Generator().manual_seed(0))
+    return Canvas.given(tokens, torch.arange(LENGTH) >= torch.tensor(num_given)[:, None])
+
+
+def noise(seed=5, size=6):
+    return SequenceNoise(seed, range(size))
+
+
+def sampled(network, canvas, draws, **settings):
+    z = canvas.tokens
+    for step in LeftToRight(network, **settings)(canvas, time_grid(1), draws):
+        z = step.z
+    return z
+
+
+@torch.inference_mode()
+def sampled_without_cache(network, canvas, draws, departure=None):
+    """Each token from one pass over all tokens before it."""
+    z = canvas.tokens.clone()
+    uniforms, departure = draws.uniforms(LENGTH), departure or Departure()
+    for row, is_free in enumerate(canvas.is_free):
+        for number, position in enumerate(is_free.nonzero().flatten().tolist()):
+            logits = network(network.inputs_of(z[row : row + 1, : position + 1]))[:, -1]
+            uniform = uniforms[row : row + 1, number]
+            z[row, position] = departure.sample(logits, network.mask_id, uniform)[0]
+    return z
+
+
+@pytest.mark.parametrize("departure", [Departure(), Departure(temperature=0.7), Departure(top_p=0.8)], ids=str)
+def test_samples_are_those_without_a_cache(network, departure):
+    canvas = batch()
+    with_cache = sampled(network, canvas, noise(), departure=departure)
+    assert torch.equal(with_cache, sampled_without_cache(network, canvas, noise(), departure))
+    assert torch.equal(with_cache[~canvas.is_free], canvas.tokens[~canvas.is_free])
+    assert not torch.equal(with_cache, sampled(network, canvas, noise(seed=6), departure=departure))
+
+
+@pytest.fixture
+def passes(monkeypatch):
+    """Tokens that each pass reads, and tokens that the cache holds after it."""
+    seen, features = [], AutoregressiveLM.features
+
+    def watched(self, tokens, cache=None):
+        found = features(self, tokens, cache)
+        seen.append((tokens.shape[1], cache.get_seq_length()))
+        return found
+
+    monkeypatch.setattr(AutoregressiveLM, "features", watched)
+    return seen
+
+
+@pytest.mark.parametrize("num_given", [(0, 0), (4, 9), (LENGTH - 1,), (LENGTH, LENGTH)])
+def test_every_token_is_read_once_and_the_cache_stays_within_the_context(network, passes, num_given):
+    sampled(network, batch(num_given), noise(size=len(num_given)))
+    least = min(num_given)
+    # The begin symbol and what is given at first, then one token a pass; the last token is not read.
+    assert passes == [(least + 1, least + 1), *((1, one) for one in range(least + 2, LENGTH + 1))][: LENGTH - least]
+
+
+def test_only_the_last_position_of_a_prompt_has_logits(network, monkeypatch):
+    rows, head = [], AutoregressiveLM.head
+    monkeypatch.setattr(AutoregressiveLM, "head", lambda self, one: rows.append(one.shape[:-1]) or head(self, one))
+    sampled(network, batch((7, 9)), noise(size=2))
+    assert rows == [(2,)] * 5
+
+
+def test_positions_that_are_not_written_yet_have_a_symbol_of_their_own(network):
+    canvas = batch()
+    states = [step.z for step in LeftToRight(network, unwritten_id=VOCAB)(canvas, time_grid(1), noise())]
+    for number, z in enumerate(states, start=1):
+        assert torch.equal(z == VOCAB, canvas.is_free & (torch.arange(LENGTH) >= number))
