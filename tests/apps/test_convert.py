@@ -1,6 +1,7 @@
 """Files written in each public layout become bundles whose networks compute what the layout's own code would."""
 
 import json
+import math
 import warnings
 from collections import OrderedDict
 from pathlib import Path
@@ -17,6 +18,7 @@ from didi.models import inert_pickle
 from didi.models.convert import BACKBONE_PREFIX, BUFFERS, HEAD
 from didi.models.discriminator import Discriminator
 from didi.models.dit import DiT, DiTConfig
+from didi.models.nelbo import nats_per_token
 
 VOCAB, LENGTH = 31, 16
 TOKENS = torch.randint(0, VOCAB, (2, LENGTH), generator=torch.Generator().manual_seed(0))
@@ -174,17 +176,59 @@ def test_sedd_is_a_denoiser_told_its_noise(tmp_path):
     assert len(didi.generate(bundle, num_samples=2, nfe=4).tokens) == 2
 
 
-def test_a_score_of_an_absorbing_process_is_the_law_of_the_token():
-    """At a mask, p_t(y)/p_t(mask) = P(x0 = y) alpha/(1 - alpha): its softmax is the law, whatever the noise."""
-    law = torch.tensor([0.2, 0.5, 0.3])
-    for alpha in (0.1, 0.7):
-        score = law * alpha / (1 - alpha)
-        torch.testing.assert_close(score.log().softmax(-1), law)
+@pytest.mark.parametrize("graph", ["absorb", "uniform"])
+def test_scores_of_sedd_are_those_of_its_code(tmp_path, graph):
+    made, t = network(0, is_time_conditioned=True), torch.tensor([0.3], dtype=torch.float64)
+    source = folder(tmp_path / "hub", prefixed(made), SEDD_CONFIG | {"graph": {"type": graph}})
+    bundle = converted("sedd", source, tmp_path)
+    process, alpha = bundle.process, float(bundle.process.schedule.alpha(t))
+    assert (process.name, process.schedule.name) == (f"sedd-{graph}", "log-linear-eps")
+    assert alpha == pytest.approx(1 - 0.999 * 0.3)
+    sigma = torch.tensor([-math.log(alpha)])
+    torch.testing.assert_close(process.noise_level(bundle.teacher, t), sigma)
+    size = made.config.vocab_size
+    z = torch.full((1, 4), size - 1)
+    with torch.no_grad():
+        outputs = made(z, sigma)[0].double()
+    if graph == "absorb":  # scaled by sigma, as in the code
+        outputs = outputs - math.log(math.expm1(float(sigma))) - math.log(size - 1)
+    score = outputs.exp().scatter(1, z.T, 1.0)
+    rate = float(-process.schedule.alpha_prime(t) / process.schedule.alpha(t))
+    weights = process.euler_weights(made(z, sigma)[0].detach(), z[0], 0.3, 0.3 - 1e-3)
+    expected = score * rate * 1e-3 / (1 if graph == "absorb" else size)
+    torch.testing.assert_close(weights[:, :-1].double(), expected[:, :-1], rtol=1e-5, atol=1e-9)
+    assert len(didi.generate(bundle, num_samples=2, nfe=4).tokens) == 2
+    assert bool(nats_per_token(bundle.teacher, process, z[:, :4] * 0, batch_size=1) > 0)
 
 
-def test_a_uniform_state_network_of_sedd_is_refused(tmp_path):
-    source = folder(tmp_path / "hub", prefixed(network()), SEDD_CONFIG | {"graph": {"type": "uniform"}})
-    with pytest.raises(UsageError, match="a SEDD checkpoint is converted if its graph is absorbing"):
+def test_scores_of_sedd_that_are_not_scaled_are_a_denoisers_logits(tmp_path):
+    """At a mask, p_t(y)/p_t(mask) = P(x0 = y) alpha/(1 - alpha): its softmax is that of x0, whatever the noise."""
+    config = SEDD_CONFIG | {"model": SEDD_CONFIG["model"] | {"scale_by_sigma": False}}
+    bundle = converted("sedd", folder(tmp_path / "hub", prefixed(network(is_time_conditioned=True)), config), tmp_path)
+    assert (bundle.process.name, bundle.process.schedule.name) == ("absorbing", "log-linear-eps")
+
+
+@pytest.mark.parametrize(
+    ("noise", "expected"),
+    [
+        ({"type": "geometric", "sigma_min": 1e-5}, "geometric"),
+        ({"type": "geometric"}, "geometric-1e-4"),
+        ({"type": "geometric", "sigma_min": 1e-3}, "from 1e-5 or 1e-4 to 20 here; config.json says from 0.001 to 20"),
+        ({"type": "cosine"}, "noise is one of loglinear, geometric; config.json says 'cosine'"),
+    ],
+)
+def test_noise_of_sedd(tmp_path, noise, expected):
+    source = folder(tmp_path / "hub", prefixed(network(is_time_conditioned=True)), SEDD_CONFIG | {"noise": noise})
+    if " " in expected:
+        with pytest.raises(UsageError, match=expected):
+            converted("sedd", source, tmp_path)
+    else:
+        assert converted("sedd", source, tmp_path).process.schedule.name == expected
+
+
+def test_another_graph_of_sedd_is_refused(tmp_path):
+    source = folder(tmp_path / "hub", prefixed(network()), SEDD_CONFIG | {"graph": {"type": "roulette"}})
+    with pytest.raises(UsageError, match="graph is one of absorb, uniform; config.json says 'roulette'"):
         converted("sedd", source, tmp_path)
 
 
@@ -193,7 +237,7 @@ def test_a_uniform_state_network_of_duo_is_sampled_as_one(tmp_path):
     bundle = converted("duo", folder(tmp_path / "hub", prefixed(made), MDLM_CONFIG), tmp_path)
     assert same(bundle.teacher, made, torch.tensor([0.5, 2.0]))
     assert bundle.teacher.config.mask_id is None
-    assert bundle.process.name == "uniform"
+    assert (bundle.process.name, bundle.process.schedule.name) == ("uniform", "log-linear-eps")
     assert len(didi.generate(bundle, num_samples=2, nfe=4).tokens) == 2
     with pytest.raises(UsageError, match="guided does not sample uniform diffusion"):
         didi.generate(bundle, num_samples=2, nfe=4, sampler="guided")

@@ -90,7 +90,7 @@ def test_table_5():
 @pytest.mark.parametrize("recipes", [PRETRAIN, DISTILL], ids=["pretrain", "distill"])
 def test_every_recipe_is_found_under_its_own_name(recipes):
     variants = {"tiny-news-ar", "prose-ar"}
-    variants |= {f"{name}-{kind}" for name in UNIFORM_STATE for kind in ("udlm", "duo")}
+    variants |= {f"{name}-{kind}" for name in UNIFORM_STATE for kind in ("udlm", "duo", "sedd-absorb", "sedd-uniform")}
     assert set(recipes) - variants == {"markov", "exact", "tiny-news", "prose", "owt-169m", "owt-424m"}
     for name in recipes:
         assert recipe(recipes, name).recipe == name

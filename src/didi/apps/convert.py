@@ -11,7 +11,7 @@ from didi.apps.convert_parts import discriminator_weights, intended_nfe, network
 from didi.apps.outputs import refuse_existing
 from didi.apps.terminal import parse
 from didi.data.blocks import BLOCK_LAYOUT, BlockLayout, block_layout_of, checked
-from didi.diffusion import Process
+from didi.diffusion import Process, find_process
 from didi.diffusion.absorbing import Absorbing
 from didi.diffusion.schedule import LogLinear, Schedule, schedule_from_name
 from didi.diffusion.uniform import Uniform
@@ -78,7 +78,7 @@ class Layout:
 
     Attributes:
         role: of the network in a bundle.
-        settings: reads ``config.json``: (attention heads, length, time conditioning, uniform-state, schedule).
+        settings: reads ``config.json``: (attention heads, length, time conditioning, process, schedule).
         block_layout: of the rows that the public checkpoints were trained on.
     """
 
@@ -94,45 +94,57 @@ class _Settings:
     num_heads: Any = None
     length: Any = None
     is_time_conditioned: bool = False
-    is_uniform: bool = False
+    process: str = Absorbing.name
     schedule: Schedule = field(default_factory=LogLinear)
 
 
 def _mdlm(config: Mapping[str, Any]) -> _Settings:
-    return _Settings(
-        config.get("n_heads"), config.get("model_length"), bool(config.get("time_conditioning", False)), False
-    )
+    return _Settings(config.get("n_heads"), config.get("model_length"), bool(config.get("time_conditioning", False)))
 
 
 def _duo(config: Mapping[str, Any]) -> _Settings:
     if config.get("causal"):
         raise UsageError("a Duo checkpoint is converted if its attention is bidirectional; config.json says causal")
-    return _Settings(config.get("n_heads"), config.get("model_length"), is_time_conditioned=True, is_uniform=True)
+    return _Settings(
+        config.get("n_heads"),
+        config.get("model_length"),
+        is_time_conditioned=True,
+        process=Uniform.name,
+        schedule=schedule_from_name("log-linear-eps"),  # of the public code
+    )
 
 
 def _sedd(config: Mapping[str, Any]) -> _Settings:
-    """At a mask, the score of an absorbing process is a constant times the distribution of the token (Ou et al. 2025).
+    """Scores; those of masked diffusion that are not scaled by sigma are read as a denoiser's logits.
 
-    So its outputs are a denoiser's logits as they are, whether scaled by sigma or not.
+    At a mask the score is a constant times the distribution of the token (Ou et al. 2025), which alone is kept then.
     """
     model, graph, noise = (config.get(name) or {} for name in ("model", "graph", "noise"))
-    if graph.get("type") == "uniform":
-        raise UsageError(
-            "a SEDD checkpoint is converted if its graph is absorbing; the outputs of one with a uniform graph are "
-            "ratios of probabilities, which are not read yet"
-        )
-    schedules = {"loglinear": "log-linear", "geometric": "geometric"}
-    name = noise.get("type", "loglinear")
-    if name not in schedules:
-        raise UsageError(f"a SEDD checkpoint's noise is one of {', '.join(schedules)}; config.json says {name!r}")
-    if name == "geometric" and (noise.get("sigma_min", 1e-5), noise.get("sigma_max", 20)) != (1e-5, 20):
-        raise UsageError("geometric noise runs from 1e-5 to 20 here; config.json says otherwise")
+    graphs = {"absorb": "sedd-absorb" if model.get("scale_by_sigma", True) else "absorbing", "uniform": "sedd-uniform"}
+    if (kind := graph.get("type", "absorb")) not in graphs:
+        raise UsageError(f"a SEDD checkpoint's graph is one of {', '.join(graphs)}; config.json says {kind!r}")
     return _Settings(
         model.get("n_heads"),
         model.get("length"),
         is_time_conditioned=True,
-        schedule=schedule_from_name(schedules[name]),
+        process=graphs[kind],
+        schedule=_sedd_schedule(noise),
     )
+
+
+def _sedd_schedule(noise: Mapping[str, Any]) -> Schedule:
+    """The schedule of a SEDD checkpoint; its log-linear noise ends at 1e-3."""
+    name, ends = noise.get("type", "loglinear"), (noise.get("sigma_min", 1e-4), noise.get("sigma_max", 20))
+    if name == "loglinear":
+        return schedule_from_name("log-linear-eps")
+    if name != "geometric":
+        raise UsageError(f"a SEDD checkpoint's noise is one of loglinear, geometric; config.json says {name!r}")
+    geometric = {(1e-5, 20): "geometric", (1e-4, 20): "geometric-1e-4"}
+    if ends not in geometric:
+        raise UsageError(
+            f"geometric noise runs from 1e-5 or 1e-4 to 20 here; config.json says from {ends[0]} to {ends[1]}"
+        )
+    return schedule_from_name(geometric[ends])
 
 
 LAYOUTS = {
@@ -206,7 +218,7 @@ def _diffusion_bundle(layout: str, source: str, command: ConvertCommand) -> Bund
         num_heads,
         length=length,
         is_time_conditioned=given.is_time_conditioned,
-        is_uniform=given.is_uniform,
+        is_uniform=issubclass(find_process(given.process), Uniform),
         is_tied=is_tied,
     )
     role = command.role or kind.role
@@ -216,7 +228,7 @@ def _diffusion_bundle(layout: str, source: str, command: ConvertCommand) -> Bund
             discriminator, num_heads, length=length, mask_id=network.config.mask_id
         )
     vocab_size, mask_id = network.config.vocab_size, network.config.mask_id
-    process = Uniform(vocab_size, given.schedule) if mask_id is None else Absorbing(mask_id, given.schedule)
+    process = find_process(given.process)(vocab_size if mask_id is None else mask_id, given.schedule)
     bundle = Bundle(
         **networks,
         process=cast(Process, process),

@@ -89,7 +89,14 @@ class Geometric:
 
 
 _SCHEDULES: dict[str, Schedule] = {
-    one.name: one for one in (LogLinear(), LogLinear("log-linear-eps", eps=1e-3), Cosine(), Geometric())
+    one.name: one
+    for one in (
+        LogLinear(),
+        LogLinear("log-linear-eps", eps=1e-3),
+        Cosine(),
+        Geometric(),
+        Geometric("geometric-1e-4", beta_min=1e-4),
+    )
 }
 
 

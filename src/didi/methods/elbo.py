@@ -40,8 +40,9 @@ class PretrainConfig(RunConfig):
     """What is trained: a teacher, or GPT-2 of the same shape on the same tokens (time settings do not touch it)."""
     process: str = "absorbing"
     """Diffusion process, a name in ``didi.diffusion.PROCESSES``; absorbing (masked diffusion) in the paper."""
-    schedule: Literal["log-linear", "log-linear-eps", "cosine", "geometric"] = "log-linear"
-    """Noise schedule; log-linear in MDLM and in the paper. log-linear-eps ends at 1e-3, as in public code."""
+    schedule: Literal["log-linear", "log-linear-eps", "cosine", "geometric", "geometric-1e-4"] = "log-linear"
+    """Noise schedule; log-linear in MDLM and in the paper. log-linear-eps ends at 1e-3 as in
+    public code, geometric-1e-4 is that of SEDD."""
     t_min: float = 1e-3
     """Least time drawn, in [0, 1); 1e-3 in MDLM."""
     weight: WeightName = "nelbo"

@@ -7,6 +7,7 @@ from didi.methods.duo import CurriculumConfig
 from didi.methods.elbo import PretrainConfig
 from didi.methods.settings import DataConfig, LoopConfig, NetworkConfig, OptimizerConfig
 from didi.recipes.objectives import OURS
+from didi.recipes.score import sedd_absorb, sedd_uniform
 from didi.recipes.uniform_state import duo, udlm
 
 OWT = DataConfig(
@@ -32,6 +33,24 @@ _UNIFORM_STATE = PretrainConfig(
         batch_size=16, accumulation=32,  # configs/config.yaml: 512; relaxed tokens of 16 rows fit 80 GB (`didi doctor`)
         validate_every=5000,  # configs/config.yaml
         checkpoint_every=1000,
+    ),
+)  # fmt: skip
+
+# Of SEDD: configs/config.yaml and configs/model/small.yaml of github.com/louaaron/Score-Entropy-Discrete-Diffusion. Its
+# rows are a stream of tokens, its noise is log-linear and ends at 1e-3.
+_SEDD = PretrainConfig(
+    recipe="owt-169m",
+    schedule="log-linear-eps",
+    t_min=1e-3,
+    data=OWT,
+    network=NetworkConfig(hidden_size=768, num_blocks=12, num_heads=12, dropout=0.1, is_time_conditioned=True),
+    optimizer=OptimizerConfig(
+        learning_rate=3e-4, beta2=0.999, weight_decay=0.0, clip_norm=1.0, warmup_steps=2500, decay="constant"
+    ),
+    loop=LoopConfig(
+        steps=1_300_000, ema_decay=0.9999,
+        batch_size=16, accumulation=32,  # 512; a share of 16 is ours
+        validate_every=5000, checkpoint_every=1000,
     ),
 )  # fmt: skip
 
@@ -61,6 +80,8 @@ PRETRAIN: dict[str, PretrainConfig] = {
             batch_size=21, accumulation=16, validate_every=5000, checkpoint_every=1000,
         ),
     ),
+    "owt-169m-sedd-absorb": sedd_absorb(_SEDD),
+    "owt-169m-sedd-uniform": sedd_uniform(_SEDD),
     "owt-169m-udlm": udlm(_UNIFORM_STATE),  # algo=duo_base
     "owt-169m-duo": duo(
         _UNIFORM_STATE,

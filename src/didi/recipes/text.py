@@ -7,6 +7,7 @@ from didi.methods.duo import CurriculumConfig
 from didi.methods.elbo import PretrainConfig
 from didi.methods.settings import DataConfig, LoopConfig, NetworkConfig, OptimizerConfig
 from didi.recipes.objectives import OURS, paths_discriminator, paths_optimizer, whole_path
+from didi.recipes.score import sedd_absorb, sedd_uniform
 from didi.recipes.uniform_state import duo, udlm
 
 # Chosen on validation at equal time, docs/lab-notes.md; for the masked model: its autoregressive twin takes the same.
@@ -44,6 +45,8 @@ PRETRAIN: dict[str, PretrainConfig] = {
     "tiny-news-ar": replace(TINY_NEWS, recipe="tiny-news-ar", model="autoregressive"),
     "tiny-news-udlm": udlm(TINY_NEWS),
     "tiny-news-duo": duo(TINY_NEWS, CurriculumConfig(end=TINY_NEWS.loop.steps // 2)),
+    "tiny-news-sedd-absorb": sedd_absorb(TINY_NEWS),
+    "tiny-news-sedd-uniform": sedd_uniform(TINY_NEWS),
     "prose": PROSE,
     "prose-ar": replace(
         PROSE, recipe="prose-ar", model="autoregressive", network=replace(PROSE.network, dropout=0.1)

@@ -8,6 +8,7 @@ from didi.methods.duo import CurriculumConfig
 from didi.methods.elbo import PretrainConfig
 from didi.methods.settings import DataConfig, DistillationConfig, LoopConfig, NetworkConfig, OptimizerConfig
 from didi.recipes.objectives import paths_discriminator, paths_optimizer, whole_path
+from didi.recipes.score import sedd_absorb, sedd_uniform
 from didi.recipes.uniform_state import duo, udlm
 
 _MARKOV_TEACHER = PretrainConfig(
@@ -28,7 +29,13 @@ _EXACT_TEACHER = replace(  # 5^7 = 78,125 states: the distribution of a sampler 
 PRETRAIN: dict[str, PretrainConfig] = {
     one.recipe: one
     for masked in (_MARKOV_TEACHER, _EXACT_TEACHER)
-    for one in (masked, udlm(masked), duo(masked, CurriculumConfig(end=masked.loop.steps // 2)))
+    for one in (
+        masked,
+        udlm(masked),
+        duo(masked, CurriculumConfig(end=masked.loop.steps // 2)),
+        sedd_absorb(masked),
+        sedd_uniform(masked),
+    )
 }
 
 DISTILL: dict[str, DistillConfig] = {
