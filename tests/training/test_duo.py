@@ -1,7 +1,7 @@
 """Duo's curriculum: the switch, the limit of a small temperature, resumption, shares of a batch, learning."""
 
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 from types import SimpleNamespace
 
 import pytest
@@ -135,6 +135,12 @@ def test_a_run_that_is_cut_keeps_the_share_of_its_curriculum():
     cut = long.limited(50)
     assert (cut.loop.steps, cut.curriculum.start, cut.curriculum.end) == (50, 5, 20)
     assert cut == replace(long, loop=cut.loop, curriculum=cut.curriculum)
+
+
+def test_the_defaults():
+    curriculum = {"end": 500_000, "start": 0, "log10_tau_start": -3.0, "log10_tau_end": -3.0,
+                  "gamma_min": None, "gamma_max": None, "alpha_max": 0.95, "alpha_min": 0.05}  # fmt: skip
+    assert asdict(DuoConfig()) == asdict(PretrainConfig()) | {"process": "uniform", "curriculum": curriculum}
 
 
 def test_the_method_is_found_by_its_settings():
