@@ -41,7 +41,7 @@ def uniform_alpha(gamma: Float[Tensor, "*shape"], num_symbols: int) -> Float[Ten
     nodes, ratio = _nodes(gamma), _signal_to_noise(gamma)[..., None]
     is_largest = ((num_symbols - 1) * torch.special.log_ndtr(nodes + ratio)).exp()
     mass = (_density(nodes) * is_largest).sum(-1) * _STEP
-    return ((num_symbols * mass - 1) / (num_symbols - 1)).clamp(0.0, 1.0)
+    return (num_symbols * mass - 1) / (num_symbols - 1)
 
 
 def uniform_alpha_prime(gamma: Float[Tensor, "*shape"], num_symbols: int) -> Float[Tensor, "*shape"]:
