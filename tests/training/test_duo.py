@@ -179,6 +179,18 @@ def test_processes_draw_the_rows_of_one(source, monkeypatch, size):
     assert [part.num_predicted for part in parts] == [part.z.numel() for part in parts]
 
 
+def test_in_bf16_relaxed_tokens_are_embedded_in_float32_and_give_nearly_the_same_loss(source):
+    """The residual stream of soft inputs is as precise as that of tokens."""
+    found = []
+    for precision in ("float32", "bf16"):
+        job = make_trainer(replace(STILL, loop=replace(STILL.loop, precision=precision)), Inputs(source, CPU))
+        batch = job.method.prepare(0, 0)
+        with job.cast():
+            assert job.method.trained["network"].embed(batch.soft).dtype == torch.float32
+        found.append(float(job.step(0)["relaxed_nelbo"]))
+    assert found[1] == pytest.approx(found[0], rel=0.02)
+
+
 @pytest.mark.parametrize("elements", [1, 3 * 8 * NUM])
 def test_chunks_of_rows_are_drawn_as_the_whole(source, monkeypatch, elements):
     method = make_trainer(STILL, Inputs(source, CPU)).method
