@@ -60,6 +60,7 @@ def test_the_derivative_is_that_of_finite_differences(num):
 def test_alpha_falls_from_1_to_0(num):
     gamma = torch.linspace(-12, 40, 500, dtype=torch.float64)
     alpha = uniform_alpha(gamma, num)
+    assert ((alpha >= 0) & (alpha <= 1)).all()
     assert (alpha.diff() <= 1e-15).all()
     inside = (alpha > 1e-10) & (alpha < 1 - 1e-10)
     assert (alpha[inside].diff() < 0).all()

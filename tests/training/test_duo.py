@@ -1,7 +1,7 @@
 """Duo's curriculum: the switch, the limit of a small temperature, resumption, shares of a batch, learning."""
 
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 from types import SimpleNamespace
 
 import pytest
@@ -137,6 +137,12 @@ def test_a_run_that_is_cut_keeps_the_share_of_its_curriculum():
     assert cut == replace(long, loop=cut.loop, curriculum=cut.curriculum)
 
 
+def test_the_defaults():
+    curriculum = {"end": 500_000, "start": 0, "log10_tau_start": -3.0, "log10_tau_end": -3.0,
+                  "gamma_min": None, "gamma_max": None, "alpha_max": 0.95, "alpha_min": 0.05}  # fmt: skip
+    assert asdict(DuoConfig()) == asdict(PretrainConfig()) | {"process": "uniform", "curriculum": curriculum}
+
+
 def test_the_method_is_found_by_its_settings():
     assert METHODS["duo"] is Duo is method_of(CONFIG)
     assert method_of(PretrainConfig()) is METHODS["elbo"]
@@ -171,6 +177,18 @@ def test_processes_draw_the_rows_of_one(source, monkeypatch, size):
     for name in ("x0", "t", "z", "weight", "soft"):
         assert torch.equal(torch.cat([getattr(part, name) for part in parts]), getattr(whole, name))
     assert [part.num_predicted for part in parts] == [part.z.numel() for part in parts]
+
+
+def test_in_bf16_relaxed_tokens_are_embedded_in_float32_and_give_nearly_the_same_loss(source):
+    """The residual stream of soft inputs is as precise as that of tokens."""
+    found = []
+    for precision in ("float32", "bf16"):
+        job = make_trainer(replace(STILL, loop=replace(STILL.loop, precision=precision)), Inputs(source, CPU))
+        batch = job.method.prepare(0, 0)
+        with job.cast():
+            assert job.method.trained["network"].embed(batch.soft).dtype == torch.float32
+        found.append(float(job.step(0)["relaxed_nelbo"]))
+    assert found[1] == pytest.approx(found[0], rel=0.02)
 
 
 @pytest.mark.parametrize("elements", [1, 3 * 8 * NUM])

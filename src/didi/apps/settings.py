@@ -13,7 +13,7 @@ from didi.methods import method_of
 from didi.methods.didi_settings import DistillConfig
 from didi.methods.settings import CUSTOM, RunConfig
 from didi.models.untrusted import read_yaml, record_from
-from didi.recipes import RENAMED, recipe
+from didi.recipes import recipe
 from didi.recipes.presets import PRESETS, preset
 
 
@@ -83,8 +83,7 @@ def settings_named(args: Sequence[str], recipes: Mapping[str, RunConfig], defaul
         overrides = read_yaml(Path(file)) if file else {}
         found = str(overrides.get("recipe"))
         default = kinds.get(str(overrides.get("method")), type(default))()
-    name = RENAMED.get(found, found)
-    return type(recipes[name])() if name in recipes else default
+    return type(recipes[found])() if found in recipes else default
 
 
 def _check_recipe_in_file(overrides: Mapping[str, Any], source: str, recipes: Mapping[str, Any]) -> None:

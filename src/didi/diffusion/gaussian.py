@@ -1,6 +1,7 @@
 r"""Uniform-state diffusion as the argmax of a Gaussian diffusion (Duo, Sahoo et al. 2025).
 
-On the one-hot vector of a clean token, Gaussian diffusion with the log noise-to-signal ratio :math:`\gamma` has the latent
+On the one-hot vector x of a clean token, Gaussian diffusion with the log noise-to-signal ratio :math:`\gamma` has the
+latent
 
 .. math:: w = a x + s \epsilon, \quad a^2 = \mathrm{sigmoid}(-\gamma), \quad s^2 = \mathrm{sigmoid}(\gamma).
 
@@ -40,7 +41,7 @@ def uniform_alpha(gamma: Float[Tensor, "*shape"], num_symbols: int) -> Float[Ten
     nodes, ratio = _nodes(gamma), _signal_to_noise(gamma)[..., None]
     is_largest = ((num_symbols - 1) * torch.special.log_ndtr(nodes + ratio)).exp()
     mass = (_density(nodes) * is_largest).sum(-1) * _STEP
-    return ((num_symbols * mass - 1) / (num_symbols - 1)).clamp(0.0, 1.0)
+    return (num_symbols * mass - 1) / (num_symbols - 1)
 
 
 def uniform_alpha_prime(gamma: Float[Tensor, "*shape"], num_symbols: int) -> Float[Tensor, "*shape"]:
@@ -77,7 +78,7 @@ def gamma_at(alpha: Float[Tensor, "*shape"], num_symbols: int) -> Float[Tensor, 
 class GaussianSchedule:
     r"""The ``Schedule`` of uniform-state diffusion whose :math:`\gamma` is linear in time.
 
-    It runs over a range of :math:`\gamma` only, so that :math:`\alpha_t` begins below 1 and ends above 0: a schedule for
+    It covers a range of :math:`\gamma` only, so that :math:`\alpha_t` begins below 1 and ends above 0: a schedule for
     training, not for sampling or likelihoods.
 
     Attributes:

@@ -34,7 +34,8 @@ class Embedding(nn.Module):
     def forward(self, inputs: Int[Tensor, "*b"] | Float[Tensor, "*b v"]) -> Float[Tensor, "*b d"]:
         """Embed token ids, or rows of a simplex (any floating-point input)."""
         if inputs.is_floating_point():
-            return inputs.to(self.embedding.dtype) @ self.embedding
+            expected: Tensor = inputs.to(self.embedding.dtype) @ self.embedding
+            return expected.to(self.embedding.dtype)  # under autocast too: what the residual branches are added to
         return F.embedding(inputs, self.embedding)
 
 
