@@ -241,6 +241,20 @@ def test_a_hub_name_may_lack_its_owner(tmp_path, monkeypatch, name, asked):
     }  # fmt: skip
 
 
+@pytest.mark.parametrize("form", ["safetensors", "shards", "bin"])
+def test_pickled_weights_are_downloaded_only_where_there_are_no_others(tmp_path, monkeypatch, form):
+    asked_for = []
+    written(tmp_path / "hub", hugging(), form=form)
+
+    def download(repository, patterns, revision=None):
+        asked_for.append("*.bin" in patterns)
+        return tmp_path / "hub"
+
+    monkeypatch.setattr(foreign, "download", download)
+    converted("owner/name", tmp_path)
+    assert asked_for == ([False, True] if form == "bin" else [False])
+
+
 def test_another_name_without_an_owner_is_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UsageError, match="one of gpt2, gpt2-medium, gpt2-large, gpt2-xl, distilgpt2; 'gpt3' is none"):

@@ -30,7 +30,8 @@ WEIGHT_FILES = (  # the first that is there
     "pytorch_model.bin",
     f"pytorch_model.bin{INDEX}",
 )
-HUB_FILES = ("config.json", "tokenizer.json", f"*{INDEX}", "*.safetensors", *(f"*{suffix}" for suffix in PICKLED))
+SAFE_HUB_FILES = ("config.json", "tokenizer.json", f"*{INDEX}", "*.safetensors")
+HUB_FILES = (*SAFE_HUB_FILES, *(f"*{suffix}" for suffix in PICKLED))
 ZIP_SIGNATURE = b"PK\x03\x04"
 
 
@@ -89,7 +90,9 @@ def find_weights(source: str, *, file: str | None = None, revision: str | None =
     if not os.path.exists(source):  # noqa: PTH110 - unlike pathlib's, it takes names that no system could hold
         if source.count("/") != 1 or source.startswith((".", "/")):
             raise UsageError(f"a checkpoint is a file, a folder or a Hub repository owner/name; {source!r} is none")
-        path = download(source, HUB_FILES, revision)
+        path = download(source, SAFE_HUB_FILES, revision)
+        if file is not None or not any((path / name).is_file() for name in WEIGHT_FILES[:2]):
+            path = download(source, HUB_FILES, revision)  # many repositories hold the same weights pickled as well
     return path if path.is_file() else _weights_in(path, file)
 
 
