@@ -228,7 +228,7 @@ def test_noise_of_sedd(tmp_path, noise, expected):
 
 def test_another_graph_of_sedd_is_refused(tmp_path):
     source = folder(tmp_path / "hub", prefixed(network()), SEDD_CONFIG | {"graph": {"type": "roulette"}})
-    with pytest.raises(UsageError, match="graph is one of absorb, uniform; config.json says 'roulette'"):
+    with pytest.raises(UsageError, match=r"graph is one of absorb, uniform; config.json says 'roulette'"):
         converted("sedd", source, tmp_path)
 
 

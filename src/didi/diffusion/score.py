@@ -100,14 +100,10 @@ class ScoreUniform(Uniform):
     name: ClassVar[str] = "sedd-uniform"
 
     def __post_init__(self) -> None:
-        if not self._least_alpha > 0:
+        if not self._alpha(1.0) > 0:
             raise UsageError(
                 f"the schedule of {self.name} ends above 0, as log-linear-eps and geometric; got {self.schedule.name}"
             )
-
-    @property
-    def _least_alpha(self) -> float:
-        return float(self.schedule.alpha(torch.ones((), dtype=torch.float64)))
 
     def log_probs(self, logits: Float[Tensor, "*n v"]) -> Float[Tensor, "*n v"]:
         """Not defined: a score without its state and time gives no distribution of x0.
@@ -153,7 +149,7 @@ class ScoreUniform(Uniform):
         :math:`\Delta` of the move.
         A ratio that no pair of marginals has can make an entry negative; it becomes 0.
         """
-        num, stays = self.vocab_size, max(alpha_t, self._least_alpha) / alpha_s
+        num, stays = self.vocab_size, max(alpha_t, self._alpha(1.0)) / alpha_s
         scores, state = self._scores(logits, z)
         mean = scores.sum(-1, keepdim=True, dtype=torch.float64) / num
         earlier = (scores / stays + ((1 - 1 / stays) * mean).to(scores.dtype)).clamp_min(0)

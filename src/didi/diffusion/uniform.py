@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from didi.diffusion.canvas import Canvas
 from didi.diffusion.process import ElboDraws, TimeConditioned
-from didi.diffusion.schedule import LogLinear, Schedule, sigma
+from didi.diffusion.schedule import LogLinear, Schedule, sigma, time_at
 
 
 @dataclass(frozen=True)
@@ -142,21 +142,32 @@ class Uniform:
         return -self.schedule.alpha_prime(t) / self.schedule.alpha(t)
 
     def elbo_draws(self, canvas: Canvas, num_draws: int, generators: Sequence[torch.Generator]) -> ElboDraws:
-        """See ``Process.elbo_draws``; times are spread evenly over (0, 1)."""
-        times, draws = [], []
+        r"""See ``Process.elbo_draws``; not the time is spread evenly but :math:`u = \sqrt{1 - \alpha_t}`.
+
+        A token is replaced with probability near t and then costs some 1/t, so that the second moment of the integrand
+        is near 1/t: its integral over even times diverges. With the density that is proportional to the square root of
+        the moment it is finite. The weight :math:`-\alpha'_t/\alpha_t` over that density is :math:`2 u / \alpha_t`.
+        """
+        first, last = ((1 - self._alpha(time)) ** 0.5 for time in (0.0, 1.0))
+        roots, draws = [], []
         for generator in generators:
             shifts = torch.rand(num_draws, dtype=torch.float64, generator=generator)
-            times.append((torch.arange(num_draws) + shifts) / num_draws)
+            roots.append((torch.arange(num_draws) + shifts) / num_draws)
             shape = (num_draws, canvas.length, self.draws_per_position)
             draws.append(torch.rand(shape, dtype=torch.float64, generator=generator))
         copies = canvas.repeat_interleave(num_draws)
-        t = torch.cat(times).clamp(1e-9, 1 - 1e-9).to(canvas.tokens.device)
+        root = (first + torch.cat(roots) * (last - first)).clamp(1e-6, 1 - 1e-9)
+        t = time_at(self.schedule, 1 - root**2).to(canvas.tokens.device)
         z = copies.clamped(self.corrupt(copies.tokens, t, torch.cat(draws).to(t.device)))
-        return ElboDraws(z, t, self.loss_weight(t), self.prior_divergence())
+        weight = 2 * root * (last - first) / (1 - root**2)
+        return ElboDraws(z, t, weight.to(t.device), self.prior_divergence())
+
+    def _alpha(self, t: float) -> float:
+        return float(self.schedule.alpha(torch.tensor(t, dtype=torch.float64)))
 
     def prior_divergence(self) -> float:
         r"""KL divergence of :math:`q(z_1 | x_0)` from the uniform distribution, in nats for each position."""
-        num, alpha = self.vocab_size, float(self.schedule.alpha(torch.ones((), dtype=torch.float64)))
+        num, alpha = self.vocab_size, self._alpha(1.0)
         hit = (1 + (num - 1) * alpha) / num
         return hit * math.log(num * hit) + (num - 1) / num * (1 - alpha) * math.log1p(-alpha)
 

@@ -9,6 +9,7 @@ from typing import Literal
 from didi.apps.reproduce import figures, published, tables
 from didi.apps.reproduce.cells import AnyCell, Run
 from didi.apps.reproduce.figures import BASELINE
+from didi.apps.reproduce.peers import given_peers, trained_peers
 from didi.apps.reproduce.plan import Plan, heading
 from didi.apps.reproduce.study import Sampling, Study
 from didi.apps.terminal import parse
@@ -46,6 +47,9 @@ class ReproduceCommand:
     baseline: str | None = None
     """Bundle with an autoregressive baseline for figure1, figure3 and table7, such as one of didi convert gpt2. By
     default that of the teacher's bundle, where it has one; at markov scale one is trained."""
+    peers: tuple[str, ...] = ()
+    """Bundles of other teachers for figure1 and table7, such as converted checkpoints; by default MDLM, SEDD, UDLM, Duo
+    and their autoregressive twin are trained at the scales markov and tiny."""
     larger: str | None = None
     """Bundle of a larger teacher for figure4; trained at markov scale."""
 
@@ -77,8 +81,11 @@ def _short_markov() -> DistillConfig:
 
 
 def _exact_plan(command: ReproduceCommand, seeds: tuple[int, ...]) -> Plan:
-    if command.baseline or command.larger:
-        raise UsageError("--baseline and --larger are for figures, which --scale exact does not have: leave them out")
+    if command.baseline or command.larger or command.peers:
+        raise UsageError(
+            "--baseline, --larger and --peers are for figures and Table 7, which --scale exact does not have: leave "
+            "them out"
+        )
     return Plan(
         scale="exact",
         teacher=command.teacher or "exact",
@@ -90,6 +97,9 @@ def _exact_plan(command: ReproduceCommand, seeds: tuple[int, ...]) -> Plan:
         seeds=seeds,
         corpora=(),
     )
+
+
+TINY_PEER_STEPS = 1200  # an eighth of the recipe: six networks in about an hour of two cores
 
 
 def _plan(command: ReproduceCommand) -> Plan:
@@ -108,6 +118,7 @@ def _plan(command: ReproduceCommand) -> Plan:
             corpora=("markov",),
             twin=command.baseline or Run(twin),
             larger=command.larger or Run(larger),
+            peers=given_peers(command.peers) or trained_peers("markov", small.loop.steps),
         )
     if command.scale == "exact":
         return _exact_plan(command, seeds)
@@ -125,6 +136,7 @@ def _plan(command: ReproduceCommand) -> Plan:
             twin=command.baseline,
             larger=command.larger,
             distilled="tiny-news" if command.teacher in (None, "tiny-news") else None,
+            peers=given_peers(command.peers) or trained_peers("tiny-news", TINY_PEER_STEPS),
         )
     if command.teacher is None:
         raise UsageError("reproduce --scale paper needs --teacher, the bundle of a 169M masked-diffusion model")
@@ -138,6 +150,7 @@ def _plan(command: ReproduceCommand) -> Plan:
         corpora=tuple(HUB),
         twin=command.baseline,
         larger=command.larger,
+        peers=given_peers(command.peers),
     )
 
 
@@ -193,7 +206,7 @@ TARGETS = {
     "table5": Target("Table 5: hyperparameters", lambda _: [], tables.table_5),
     "table7": Target("Table 7: zero-shot perplexity", figures.table_7_cells, figures.table_7),
     "figure1": Target("Figure 1: perplexity against passes", figures.figure_1_cells, figures.figure_1),
-    "figure3": Target("Figure 3: perplexity against latency", figures.figure_1_cells, figures.figure_3),
+    "figure3": Target("Figure 3: perplexity against latency", figures.figure_3_cells, figures.figure_3),
     "figure4": Target("Figure 4: a larger model", figures.figure_4_cells, figures.figure_4),
     "objectives": Target("Objectives", tables.objectives_cells, tables.objectives_table),
     "decisions": Target("Our decisions", tables.decisions_cells, tables.decisions_table),

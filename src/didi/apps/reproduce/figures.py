@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from didi.apps.reproduce import published
+from didi.apps.reproduce import peers, published
 from didi.apps.reproduce.cells import Cell, LikelihoodCell, Run
 from didi.apps.reproduce.plan import Plan
 from didi.apps.reproduce.study import Study
@@ -20,7 +20,11 @@ BASELINE: Role = "autoregressive"
 
 
 def table_7_cells(plan: Plan) -> list[LikelihoodCell]:
-    """Teacher, student and baseline on corpora that they never saw."""
+    """Teacher, student, baseline and peers on corpora that they never saw."""
+    return _own_likelihoods(plan) + peers.likelihood_cells(plan.peers, plan.corpora)
+
+
+def _own_likelihoods(plan: Plan) -> list[LikelihoodCell]:
     networks: dict[Role, Run | str | None] = {
         "teacher": plan.teacher, "student": plan.student, BASELINE: plan.twin,
     }  # fmt: skip
@@ -34,9 +38,11 @@ def table_7_cells(plan: Plan) -> list[LikelihoodCell]:
 
 def table_7(plan: Plan, study: Study) -> list[str]:
     """Their likelihoods."""
-    found = [study.likelihood(cell) for cell in table_7_cells(plan)]
+    found = [study.likelihood(cell) for cell in _own_likelihoods(plan)]
     baseline = "" if plan.twin is None else f", baseline {_name(plan.twin)}"
     lines = [likelihood_table(found, model=f"teacher {plan.teacher}{baseline}", machine=machine_name())]
+    if plan.peers:
+        lines += ["\n### Other teachers\n", *peers.peers_table(plan.peers, plan.corpora, study), ""]
     if plan.scale == "paper":
         body = [[name, *row] for name, row in published.TABLE_7.items()]
         lines += markdown_table(["as published", *published.TABLE_7_CORPORA], body)
@@ -69,7 +75,15 @@ def _as_published(plan: Plan, figure: str) -> list[str]:
 
 
 def figure_1_cells(plan: Plan) -> list[Cell]:
-    """Teacher, student with and without guidance, baseline, data and anchors."""
+    """Teacher, student with and without guidance, baseline, data and anchors; and the peers."""
+    return _own_samples(plan) + [cell for cells in _peer_cells(plan).values() for cell in cells]
+
+
+def _peer_cells(plan: Plan) -> dict[str, list[Cell]]:
+    return peers.sample_cells(plan.peers, (*plan.nfes, *plan.more_teacher_nfes))
+
+
+def _own_samples(plan: Plan) -> list[Cell]:
     student = plan.student
     cells = plan.teacher_cells
     cells += [Cell(student, "student", sampler, nfe) for sampler in ("ancestral", "guided") for nfe in plan.nfes]
@@ -78,7 +92,7 @@ def figure_1_cells(plan: Plan) -> list[Cell]:
 
 def figure_1(plan: Plan, study: Study) -> list[str]:
     """Perplexity against passes, the table, and the first text of each set."""
-    cells = figure_1_cells(plan)
+    cells = _own_samples(plan)
     rows = [study.row(cell) for cell in cells]
     figure = perplexity_figure([row for row in rows if row.role not in ANCHORS], study.folder / "figure1.png")
     lines = [f"![Perplexity and entropy against NFE]({figure.name})\n", *_as_published(plan, "figure1")]
@@ -87,12 +101,32 @@ def figure_1(plan: Plan, study: Study) -> list[str]:
     for cell, row in zip(cells, rows, strict=True):
         lines.append(f"**{row.label()}** (perplexity {row.gen_ppl:.1f}, entropy {row.entropy:.2f})\n")
         lines.append(quoted(study.record(cell)["texts"][0]))
-    return lines
+    return lines + _peers_figure(plan, study, [row for row in rows if row.role == "data"])
+
+
+def _peers_figure(plan: Plan, study: Study, data: Sequence[EvaluationRow]) -> list[str]:
+    """The peers against passes, beside held-out data."""
+    if not plan.peers:
+        return []
+    by_name = _peer_cells(plan)
+    rows = [replace(study.row(cell), role=name) for name, cells in by_name.items() for cell in cells]
+    figure = perplexity_figure([*data, *rows], study.folder / "figure1-teachers.png")
+    return [
+        "\n### Other teachers\n",
+        *peers.about(plan.peers),
+        f"![Perplexity and entropy of other teachers against NFE]({figure.name})\n",
+        rows_table(rows, recipe=plan.recipe.recipe),
+    ]
+
+
+def figure_3_cells(plan: Plan) -> list[Cell]:
+    """Those of Figure 1, without the peers."""
+    return _own_samples(plan)
 
 
 def figure_3(plan: Plan, study: Study) -> list[str]:
     """Perplexity against seconds a sequence, as they were while other cells were measured beside."""
-    cells = figure_1_cells(plan)
+    cells = figure_3_cells(plan)
     rows = [study.row(cell) for cell in cells]
     workers = max(study.record(cell)["workers"] for cell in cells)
     beside = f"{workers} processes measured" if workers > 1 else "no other process measured"

@@ -1,6 +1,7 @@
 """What ``didi reproduce`` compares at one scale."""
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 from didi.apps.reproduce.cells import Cell, Run
 from didi.apps.reproduce.study import Study
@@ -29,6 +30,7 @@ class Plan:
         twin: bundle of the autoregressive baseline, if there is one.
         larger: a larger teacher, if there is one.
         distilled: a bundle with a student that its full recipe made, if there is one.
+        peers: other teachers on the same tokens, by name.
     """
 
     scale: str
@@ -41,6 +43,7 @@ class Plan:
     twin: Run | str | None = None
     larger: Run | str | None = None
     distilled: str | None = None
+    peers: Mapping[str, Run | str] = field(default_factory=dict)
 
     @property
     def is_exact(self) -> bool:

@@ -1,0 +1,126 @@
+"""Other teachers on the same tokens: Table 7 and the curves of Figures 1 and 3.
+
+All have the shape, the batches and the number of steps of one recipe; they differ in process, parametrisation and loss.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from didi.apps.reproduce.cells import Cell, LikelihoodCell, Run
+from didi.apps.reproduce.study import Study
+from didi.evaluation.zero_shot import LikelihoodRow
+from didi.markdown import markdown_table
+from didi.methods.elbo import PretrainConfig
+from didi.models.bundle import Role, manifest_of
+from didi.recipes import PRETRAIN
+
+KINDS = {
+    "MDLM": "",
+    "SEDD absorb": "-sedd-absorb",
+    "SEDD uniform": "-sedd-uniform",
+    "UDLM": "-udlm",
+    "Duo": "-duo",
+    "AR": "-ar",
+}
+"""Names in tables and figures, and what is added to the name of the masked teacher's recipe."""
+
+ORDER = (
+    ("AR", "MDLM", "the paper, Table 7: on average"),
+    ("MDLM", "SEDD absorb", "the paper, Table 7: on all seven corpora"),
+    ("SEDD absorb", "Duo", "Sahoo et al. 2025, validation on OpenWebText and LM1B"),
+    ("Duo", "UDLM", "Sahoo et al. 2025, validation on OpenWebText and LM1B"),
+    ("UDLM", "SEDD uniform", "Schiff et al. 2025, validation on LM1B"),
+)
+"""Pairs of which the first is published to have the lower perplexity, and where."""
+
+Peers = Mapping[str, "Run | str"]
+
+
+def trained_peers(recipe: str, steps: int) -> dict[str, Run | str]:
+    """A run of each kind, of so many steps.
+
+    Args:
+        recipe: of the masked teacher.
+        steps: of each; schedules and Duo's curriculum end with them.
+    """
+    found: dict[str, Run | str] = {}
+    for name, suffix in KINDS.items():
+        config = PRETRAIN.get(f"{recipe}{suffix}")
+        if config is None:  # the worlds have no recipe of a twin
+            config = PretrainConfig(
+                **vars(PRETRAIN[recipe]) | {"recipe": f"{recipe}{suffix}", "model": "autoregressive"}
+            )
+        limited = config.limited(steps)
+        assert isinstance(limited, PretrainConfig)
+        found[name] = Run(limited)
+    return found
+
+
+def given_peers(bundles: Sequence[str]) -> dict[str, Run | str]:
+    """Bundles that are there, by the names of their folders."""
+    return {Path(one).name: one for one in bundles}
+
+
+def role_of(peer: "Run | str") -> Role:
+    """The network of a peer that is compared."""
+    if isinstance(peer, Run):
+        is_twin = isinstance(peer.config, PretrainConfig) and peer.config.model == "autoregressive"
+        return "autoregressive" if is_twin else "teacher"
+    held = manifest_of(peer).networks
+    return next(role for role in ("teacher", "student", "autoregressive") if role in held)
+
+
+def likelihood_cells(peers: Peers, corpora: Sequence[str]) -> list[LikelihoodCell]:
+    """Every peer on every corpus."""
+    return [LikelihoodCell(peer, role_of(peer), corpus) for peer in peers.values() for corpus in corpora]
+
+
+def sample_cells(peers: Peers, nfes: Sequence[int]) -> dict[str, list[Cell]]:
+    """Every peer at every number of moves; an autoregressive one has a single set."""
+    return {
+        name: [Cell(peer, role, nfe=nfe) for nfe in ((1,) if role == "autoregressive" else nfes)]
+        for name, peer in peers.items()
+        for role in [role_of(peer)]
+    }
+
+
+def peers_table(peers: Peers, corpora: Sequence[str], study: Study) -> list[str]:
+    """Perplexities with intervals, a line for each peer; then which of the published order is seen."""
+    found = {
+        name: {cell.corpus: study.likelihood(cell) for cell in likelihood_cells({name: peer}, corpora)}
+        for name, peer in peers.items()
+    }
+    body = [[name, *(_perplexity(row) for row in by_corpus.values())] for name, by_corpus in found.items()]
+    lines = [*about(peers), *markdown_table(["perplexity [95% CI]", *corpora], body)]
+    return [*lines, "", *_order(found, corpora)] if set(KINDS) <= set(peers) else lines
+
+
+def about(peers: Peers) -> list[str]:
+    """How peers that are trained here were trained."""
+    runs = [one.config for one in peers.values() if isinstance(one, Run)]
+    if not runs:
+        return []
+    loop, length = runs[0].loop, runs[0].data.length
+    tokens = loop.steps * loop.batch_size * loop.accumulation * length
+    return [
+        f"Each trained for {loop.steps:,} steps of {loop.batch_size * loop.accumulation} sequences of {length}, "
+        f"{tokens / 1e6:.1f} million tokens, seed {runs[0].seed}; ≤: an upper bound.\n"
+    ]
+
+
+def _perplexity(row: LikelihoodRow) -> str:
+    low, high = row.found.perplexity_ci
+    return f"{'' if row.found.is_exact else '≤ '}{row.found.perplexity:.1f} [{low:.1f}, {high:.1f}]"
+
+
+def _order(found: Mapping[str, Mapping[str, LikelihoodRow]], corpora: Sequence[str]) -> list[str]:
+    """On how many corpora the published order of each pair is seen, or the opposite, beyond the intervals."""
+    body = []
+    for better, worse, source in ORDER:
+        seen = {"as published": 0, "opposite": 0, "neither": 0}
+        for corpus in corpora:
+            one, two = (found[name][corpus].found.perplexity_ci for name in (better, worse))
+            seen["as published" if one[1] < two[0] else "opposite" if two[1] < one[0] else "neither"] += 1
+        body.append([f"{better} below {worse}", *map(str, seen.values()), source])
+    header = ["pair", "as published", "opposite", "intervals overlap", "published in"]
+    return [f"Of {len(corpora)} corpora:\n", *markdown_table(header, body)]
