@@ -60,6 +60,11 @@ def test_samples_are_those_without_a_cache(network, departure):
     assert not torch.equal(with_cache, sampled(network, canvas, noise(seed=6), departure=departure))
 
 
+def test_prompts_are_read_in_one_pass(network):
+    canvas = batch((4, 9, 4, 6, 5, 7))
+    assert torch.equal(sampled(network, canvas, noise()), sampled_without_cache(network, canvas, noise()))
+
+
 @pytest.fixture
 def passes(monkeypatch):
     """Tokens that each pass reads, and tokens that the cache holds after it."""
