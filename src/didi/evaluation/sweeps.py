@@ -87,7 +87,7 @@ def is_autoregressive(row: EvaluationRow) -> bool:
 
 
 def _is_baseline_of(ours: Sweep, base: Sweep) -> bool:
-    """Whether one of two sweeps of the same departure and judge is of an autoregressive network and the other is not."""
+    """Whether one of two sweeps of one departure and judge is of an autoregressive network and the other is not."""
     one, other = ours.rows[0], base.rows[0]
     is_alike = (ours.knob, one.judge) == (base.knob, other.judge)
     return is_alike and is_autoregressive(one) != is_autoregressive(other)
