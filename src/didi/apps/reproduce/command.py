@@ -44,8 +44,8 @@ class ReproduceCommand:
     teacher: str | None = None
     """Bundle of the teacher; needed at paper scale, the bundled one elsewhere."""
     baseline: str | None = None
-    """Bundle with an autoregressive baseline for figure1, figure3 and table7, such as one of didi convert gpt2. By
-    default that of the teacher's bundle, where it has one; at markov scale one is trained."""
+    """Bundle with an autoregressive baseline for the figures and table7, such as one of didi convert gpt2. By default
+    that of the teacher's bundle, where it has one; at markov scale one is trained."""
     larger: str | None = None
     """Bundle of a larger teacher for figure4; trained at markov scale."""
 
@@ -141,7 +141,7 @@ def _plan(command: ReproduceCommand) -> Plan:
     )
 
 
-WITH_BASELINE = ("figure1", "figure3", "table7")
+WITH_BASELINE = ("figure1", "figure3", "figure4", "table7")
 
 
 def _with_baseline(plan: Plan) -> Plan:
