@@ -78,7 +78,7 @@ def test_a_second_bundle_is_in_every_figure_and_in_table_7(quick, baseline, draw
 def test_a_given_baseline_has_its_cells(scale, baseline):
     plan = command._plan(command.ReproduceCommand(scale, Path("x"), teacher="elsewhere", baseline=baseline))
     plan = command._with_baseline(plan)
-    for name in ("figure1", "figure3"):
+    for name in ("figure1", "figure3", "figure4"):
         assert Cell(baseline, "autoregressive", nfe=1) in command.TARGETS[name].cells(plan)
     scored = {cell for cell in command.TARGETS["table7"].cells(plan) if cell.bundle == baseline}
     assert scored == {LikelihoodCell(baseline, "autoregressive", corpus) for corpus in plan.corpora}

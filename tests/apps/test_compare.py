@@ -74,6 +74,7 @@ def test_like_is_compared_with_like_pair_by_pair_and_at_equal_entropy(tmp_path, 
         "student, ancestral, 8 NFE",
     ):
         assert f"| {tmp_path}/b: {kind} | {tmp_path}/a | {ratio} | {ratio} | 3.60 to 4.00 |" in table
+    assert table.count("| 3.60 to 4.00 |") == 4  # no other pairs
     assert f"Not in {tmp_path}/a: {tmp_path}/b: teacher, ancestral, 4 NFE, temperature 0.7; " in table
     assert (tmp_path / "c" / "frontier.png").stat().st_size > 10_000
 

@@ -110,6 +110,14 @@ def test_a_file_without_config_json_needs_its_heads(tmp_path):
     assert_same(converted(file, tmp_path, "--num-heads", "3").autoregressive, made)
 
 
+def test_the_head_is_the_embedding_where_config_json_does_not_say(tmp_path):
+    source = written(tmp_path / "hub", hugging())
+    settings = json.loads((source / "config.json").read_text())
+    del settings["tie_word_embeddings"]
+    (source / "config.json").write_text(json.dumps(settings))
+    assert converted(source, tmp_path).autoregressive.config.is_tied
+
+
 def changed(folder, **weights):
     """The weights of a folder with some replaced or, where None, left out."""
     from safetensors.torch import load_file, save_file
@@ -124,6 +132,7 @@ def changed(folder, **weights):
         ({"h.0.ln_1.bias": None, "ln_f.weight": None}, r"missing transformer.h.0.ln_1.bias; missing transformer.ln_f"),
         ({"h.0.attn.bias2": torch.ones(1)}, r"; extra transformer.h.0.attn.bias2$"),
         ({"h.0.crossattention.bias": torch.ones(1)}, r"; extra transformer.h.0.crossattention.bias$"),
+        ({"x.h.0.attn.bias": torch.ones(1)}, r"; extra transformer.x.h.0.attn.bias$"),
         ({"teacher.x": torch.ones(1)}, r"; extra transformer.teacher.x$"),
         ({"discriminator.x": torch.ones(1)}, r"; extra transformer.discriminator.x$"),
         ({"ln_f.bias": torch.ones(5)}, r"transformer.ln_f.bias has shape \[5\], not \[12\]"),
@@ -336,6 +345,14 @@ def test_it_stands_beside_diffusion_networks_over_the_same_tokens(tmp_path, make
     torch.testing.assert_close(loaded.autoregressive.nll(TOKENS), network.nll(TOKENS))
     for role in ("student", "autoregressive"):
         assert didi.generate(loaded, num_samples=2, nfe=2, role=role).tokens.max() < VOCAB
+    uniform = didi.Bundle(
+        student=make_dit(vocab_size=VOCAB + 1, length=LENGTH, mask_id=None),
+        autoregressive=network,
+        tokenizer=tokenizer(),
+    )
+    loaded = didi.load(didi.save(uniform, tmp_path / "uniform"))
+    assert loaded.process.name == "uniform"
+    assert didi.generate(loaded, num_samples=2, role="autoregressive", prefix="number 7").tokens.max() < VOCAB
     other = didi.Bundle(student=make_dit(vocab_size=VOCAB, length=LENGTH), autoregressive=network)
     with pytest.raises(UsageError, match=r"the autoregressive of .* has 279 symbols and the bundle's mask id is 278"):
         didi.load(didi.save(other, tmp_path / "other"))

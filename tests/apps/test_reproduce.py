@@ -9,6 +9,7 @@ import pytest
 from didi.apps.reproduce import command, published, study
 from didi.apps.reproduce.cells import Cell, Run
 from didi.apps.reproduce.figures import figure_1_cells, figure_4_cells, table_7_cells
+from didi.apps.reproduce.peers import KINDS
 from didi.apps.reproduce.study import Sampling, Study
 from didi.errors import DidiError, Interrupted, UsageError
 from didi.models.bundle import Bundle, digest
@@ -47,7 +48,11 @@ def quick(monkeypatch):
             )
             for name in ("twin", "larger")
         }
-        return replace(found, recipe=recipe, nfes=(1, 2), more_teacher_nfes=(), **shorter)
+        peers = {
+            name: replace(one, config=replace(one.config, loop=shorter["twin"].config.loop))
+            for name, one in found.peers.items()
+        }
+        return replace(found, recipe=recipe, nfes=(1, 2), more_teacher_nfes=(), peers=peers, **shorter)
 
     monkeypatch.setattr(command, "_plan", plan)
     monkeypatch.setitem(command.SAMPLING, "markov", Sampling(8, "markov", likelihood_sequences=4))
@@ -84,8 +89,11 @@ def test_all_targets_are_told(quick, tmp_path):
     assert headings == [f"## {target.title}" for target in command.targets_of("markov").values()]
     for name in (*published.TABLE_1, *published.TABLE_2, *decisions(MARKOV)):
         assert f"| {name} | " in report
-    for number in (3, 4):
-        assert (tmp_path / f"figure{number}.png").stat().st_size > 10_000
+    for name in ("figure1", "figure1-teachers", "figure3", "figure4"):
+        assert (tmp_path / f"{name}.png").stat().st_size > 10_000
+    for name in KINDS:
+        assert sum(line.startswith(f"| {name} ") for line in report.splitlines()) >= 2
+    assert "| SEDD absorb below Duo |" in report
 
 
 @pytest.mark.parametrize("scale", ["markov", "tiny", "paper"])

@@ -7,6 +7,7 @@ from didi.errors import DidiError, UsageError
 from didi.models import autoregressive
 from didi.models.autoregressive import AutoregressiveConfig, AutoregressiveLM
 from didi.models.bundle import Bundle, load, save
+from didi.models.networks import without_weights
 from didi.sampling.generate import generate
 
 MASK = 6
@@ -180,3 +181,13 @@ def test_a_missing_library_is_told_in_one_line(network, monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(DidiError, match=r"pip install '.\[eval\]'"):
         AutoregressiveLM(network.config)
+
+
+def test_a_network_with_buffers_that_no_file_holds_is_not_left_without_them():
+    def make(*, persistent):
+        made = torch.nn.Linear(2, 2)
+        made.register_buffer("mask", torch.ones(2), persistent=persistent)
+        return made
+
+    assert without_weights(lambda: make(persistent=True)).mask.is_meta
+    assert torch.equal(without_weights(lambda: make(persistent=False)).mask, torch.ones(2))

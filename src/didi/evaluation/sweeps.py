@@ -87,10 +87,10 @@ def is_autoregressive(row: EvaluationRow) -> bool:
 
 
 def _is_baseline_of(ours: Sweep, base: Sweep) -> bool:
-    """Whether one of two sweeps of one kind, both sampled, is of an autoregressive network and the other is not."""
+    """Whether one of two sweeps of one departure and judge is of an autoregressive network and the other is not."""
     one, other = ours.rows[0], base.rows[0]
-    is_alike = (ours.knob, one.judge) == (base.knob, other.judge) and one.nfe and other.nfe
-    return bool(is_alike) and is_autoregressive(one) != is_autoregressive(other)
+    is_alike = (ours.knob, one.judge) == (base.knob, other.judge)
+    return is_alike and is_autoregressive(one) != is_autoregressive(other)
 
 
 def _swept(rows: Sequence[EvaluationRow]) -> list[Sweep]:

@@ -45,8 +45,8 @@ class ReproduceCommand:
     teacher: str | None = None
     """Bundle of the teacher; needed at paper scale, the bundled one elsewhere."""
     baseline: str | None = None
-    """Bundle with an autoregressive baseline for figure1, figure3 and table7, such as one of didi convert gpt2. By
-    default that of the teacher's bundle, where it has one; at markov scale one is trained."""
+    """Bundle with an autoregressive baseline for the figures and table7, such as one of didi convert gpt2. By default
+    that of the teacher's bundle, where it has one; at markov scale one is trained."""
     peers: tuple[str, ...] = ()
     """Bundles of other teachers for figure1 and table7, such as converted checkpoints; by default MDLM, SEDD, UDLM, Duo
     and their autoregressive twin are trained at the scales markov and tiny."""
@@ -154,7 +154,7 @@ def _plan(command: ReproduceCommand) -> Plan:
     )
 
 
-WITH_BASELINE = ("figure1", "figure3", "table7")
+WITH_BASELINE = ("figure1", "figure3", "figure4", "table7")
 
 
 def _with_baseline(plan: Plan) -> Plan:

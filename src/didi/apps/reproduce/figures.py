@@ -87,7 +87,12 @@ def _own_samples(plan: Plan) -> list[Cell]:
     student = plan.student
     cells = plan.teacher_cells
     cells += [Cell(student, "student", sampler, nfe) for sampler in ("ancestral", "guided") for nfe in plan.nfes]
-    return cells + ([] if plan.twin is None else [Cell(plan.twin, BASELINE, nfe=1)])
+    return cells + _baseline_cells(plan)
+
+
+def _baseline_cells(plan: Plan) -> list[Cell]:
+    """The samples of the baseline, if there is one; their number of moves is the length, whatever is asked."""
+    return [] if plan.twin is None else [Cell(plan.twin, BASELINE, nfe=1)]
 
 
 def figure_1(plan: Plan, study: Study) -> list[str]:
@@ -141,12 +146,12 @@ def figure_3(plan: Plan, study: Study) -> list[str]:
 
 
 def figure_4_cells(plan: Plan) -> list[Cell]:
-    """Teachers of both sizes and their students."""
+    """Teachers of both sizes and their students, and the baseline."""
     cells = plan.teacher_cells + [Cell(plan.first_run, "student", nfe=nfe) for nfe in plan.nfes]
     if plan.larger is not None:
         cells += [Cell(plan.larger, "teacher", nfe=nfe) for nfe in plan.nfes]
         cells += [Cell(_larger_student(plan), "student", nfe=nfe) for nfe in plan.nfes]
-    return cells
+    return cells + _baseline_cells(plan)
 
 
 def _larger_student(plan: Plan) -> Run:
@@ -163,7 +168,7 @@ def figure_4(plan: Plan, study: Study) -> list[str]:
     rows = []
     for cell in figure_4_cells(plan):
         row = study.row(cell)
-        is_larger = cell.bundle in (plan.larger, _larger_student(plan))
+        is_larger = cell.role != BASELINE and cell.bundle in (plan.larger, _larger_student(plan))
         if row.role not in ANCHORS:
             rows.append(replace(row, role=f"{row.role}, larger") if is_larger else row)
     teachers = [Cell(one, "teacher", nfe=plan.nfes[0]) for one in (plan.teacher, plan.larger)]
@@ -172,6 +177,7 @@ def figure_4(plan: Plan, study: Study) -> list[str]:
     return [
         f"![Perplexity and entropy against NFE]({figure.name})\n",
         *_as_published(plan, "figure4"),
+        *_about_baseline(plan, rows),
         f"Teachers of {sizes[0]:,} and {sizes[1]:,} parameters, trained and distilled with the same settings.\n",
         rows_table(rows, recipe=plan.recipe.recipe),
     ]
