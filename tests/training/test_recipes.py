@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from didi.data.source import RandomSource
-from didi.diffusion.schedule import LogLinear
-from didi.diffusion.uniform import Uniform
+from didi.diffusion import find_process
+from didi.diffusion.schedule import schedule_from_name
+from didi.diffusion.score import ScoreAbsorbing
 from didi.errors import UsageError
 from didi.methods.elbo import make_denoiser
 from didi.models.bundle import bundled_names
@@ -33,16 +34,37 @@ def test_paper_scale_recipes_have_the_parameters_of_tables_3_and_4(name, of_deno
     discriminator.train_last_blocks(DISTILL[name].discriminator.trainable_blocks)
 
 
-@pytest.mark.parametrize("name", ["owt-169m-udlm", "owt-169m-duo"])
+@pytest.mark.parametrize("name", ["owt-169m-udlm", "owt-169m-duo", "owt-169m-sedd-uniform"])
 def test_uniform_state_recipes_have_the_network_of_table_3_without_the_mask(name):
     config, source = PRETRAIN[name], RandomSource(1024, GPT2_SYMBOLS)
-    process = Uniform.of_tokenizer(source.vocab_size, source.mask_id, LogLinear())
+    kind, schedule = find_process(config.process), schedule_from_name(config.schedule)
+    process = kind.of_tokenizer(source.vocab_size, source.mask_id, schedule)
     with torch.device("meta"):
         network = make_denoiser(config, source, process)
     assert (network.vocab_size, network.mask_id, network.length) == (50_257, None, 1024)
     assert network.is_time_conditioned
     # One embedding, one row of the head and one bias less than with [MASK].
     assert num_parameters(network) == 169_627_218 - (2 * 768 + 1) == 169_625_681
+
+
+def test_the_public_settings_of_sedd():
+    """configs/config.yaml and configs/model/small.yaml of github.com/louaaron/Score-Entropy-Discrete-Diffusion."""
+    for kind in ("absorb", "uniform"):
+        config = PRETRAIN[f"owt-169m-sedd-{kind}"]
+        assert (config.process, config.schedule, config.data.length) == (f"sedd-{kind}", "log-linear-eps", 1024)
+        assert (config.data.block_layout, config.network.is_time_conditioned, config.network.dropout) == (
+            None,
+            True,
+            0.1,
+        )
+        optimizer, loop = config.optimizer, config.loop
+        assert (optimizer.learning_rate, optimizer.warmup_steps, optimizer.decay) == (3e-4, 2500, "constant")
+        assert (optimizer.beta1, optimizer.beta2, optimizer.weight_decay, optimizer.clip_norm) == (0.9, 0.999, 0.0, 1.0)
+        assert (loop.steps, loop.batch_size * loop.accumulation, loop.ema_decay) == (1_300_000, 512, 0.9999)
+    absorb = PRETRAIN["owt-169m-sedd-absorb"]
+    with torch.device("meta"):
+        network = make_denoiser(absorb, RandomSource(1024, GPT2_SYMBOLS), ScoreAbsorbing(GPT2_SYMBOLS - 1))
+    assert num_parameters(network) == 169_627_218
 
 
 def test_the_public_settings_of_duo():

@@ -41,7 +41,6 @@ _UNIFORM_STATE = PretrainConfig(
 _SEDD = PretrainConfig(
     recipe="owt-169m",
     schedule="log-linear-eps",
-    t_min=1e-3,
     data=OWT,
     network=NetworkConfig(hidden_size=768, num_blocks=12, num_heads=12, dropout=0.1, is_time_conditioned=True),
     optimizer=OptimizerConfig(
