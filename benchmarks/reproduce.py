@@ -1,10 +1,11 @@
-"""The pages of ``didi reproduce``: docs/results/reproduce-markov.md, reproduce-tiny.md and decisions.md.
+"""The pages of ``didi reproduce``: docs/results/reproduce-markov.md, reproduce-tiny.md, decisions.md and teachers.md.
 
     didi reproduce all --scale markov --seeds 5 --out DIR
     python benchmarks/reproduce.py markov DIR
 
 The report in DIR goes between the markers of its page, its figures beside it; the table of our decisions has a page of
-its own. A page whose part the report lacks stays as it is. The prose above the markers is written by hand.
+its own, and so have the other teachers of the scale tiny. A page whose part the report lacks stays as it is. The prose
+above the markers is written by hand.
 """
 
 import argparse
@@ -18,7 +19,8 @@ from didi.apps.reproduce.command import TARGETS
 from didi.files import write_atomically
 
 RESULTS = DOCS / "results"
-FIGURE = re.compile(r"(?<=\]\()figure\d\.png(?=\))")
+FIGURE = re.compile(r"(?<=\]\()figure\d(?:-teachers)?\.png(?=\))")
+TEACHERS = "### Other teachers\n"
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -35,9 +37,18 @@ def main(words: Sequence[str] | None = None) -> None:
     is_ours = [section.startswith(f"## {TARGETS['decisions'].title}") for section in sections]
     pages = {f"{name}.md": [one for one, ours in zip(sections, is_ours, strict=True) if not ours]}
     pages["decisions.md"] = [one for one, ours in zip(sections, is_ours, strict=True) if ours]
+    if args.scale == "tiny":
+        pages[f"{name}.md"], pages["teachers.md"] = without_teachers(pages[f"{name}.md"])
     for page, lines in pages.items():
         if lines:
             renew(RESULTS / page, "reproduce.py", [conditions, *lines])
+
+
+def without_teachers(sections: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Sections without the other teachers, and what they say of these, under the headings of the sections."""
+    parts = [section.partition(TEACHERS) for section in sections]
+    taken = [f"{own.splitlines()[0]}\n{of_teachers}" for own, found, of_teachers in parts if found]
+    return [f"{own.rstrip()}\n" for own, _, _ in parts], taken
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from didi.diffusion.noise import named_generator
 from didi.diffusion.schedule import schedule_from_name
 from didi.diffusion.score import ScoreAbsorbing, ScoreUniform
 from didi.diffusion.uniform import Uniform
+from didi.models.nelbo import nelbo_draws
 
 NUM, EPS = 3, schedule_from_name("log-linear-eps")
 CLEAN = torch.tensor(list(itertools.product(range(NUM), repeat=2)))
@@ -84,6 +85,29 @@ def wrong_logits(process, z, alpha):
     width = NUM + (process.mask_id is not None)
     table = torch.randn(width**2, 2, width, generator=named_generator("wrong"), dtype=torch.float64)
     return table[z[:, 0] * width + z[:, 1]]
+
+
+def test_the_divergence_from_the_prior_counts_for_each_free_position(process):
+    class Constant:
+        vocab_size, mask_id, length, is_time_conditioned = NUM + (process.mask_id is not None), None, 2, True
+
+        def features(self, inputs, sigma=None, attention_mask=None):
+            return torch.zeros(*inputs.shape, 1)
+
+        def head(self, features):
+            return features.expand(*features.shape[:-1], self.vocab_size)
+
+    canvas = Canvas.given(CLEAN[:4], torch.tensor([[True, True], [True, False], [False, True], [False, False]]))
+    generators = [named_generator("constant", row) for row in range(4)]
+    drawn = process.elbo_draws(canvas, 8, [named_generator("constant", row) for row in range(4)])
+    copies = canvas.repeat_interleave(8)
+    logits = torch.zeros(int(process.is_predicted(drawn.z).sum()), NUM + (process.mask_id is not None))
+    terms = (
+        torch.where(copies.is_free, process.loss_terms(logits, copies.tokens, drawn.z, drawn.t), 0.0).double().sum(1)
+    )
+    expected = (terms * drawn.weight).view(4, 8) + drawn.prior * torch.tensor([[2.0], [1.0], [1.0], [0.0]]).double()
+    torch.testing.assert_close(nelbo_draws(Constant(), process, canvas, 8, generators), expected)
+    assert (drawn.prior > 0) == (process.schedule == EPS)
 
 
 def test_draws_of_the_bound_have_its_mean_whatever_the_network_says(process):
