@@ -114,13 +114,18 @@ def _perplexity(row: LikelihoodRow) -> str:
 
 
 def _order(found: Mapping[str, Mapping[str, LikelihoodRow]], corpora: Sequence[str]) -> list[str]:
-    """On how many corpora the published order of each pair is seen, or the opposite, beyond the intervals."""
+    """On how many corpora the published order of each pair is seen, and where beyond the intervals of both."""
     body = []
     for better, worse, source in ORDER:
-        seen = {"as published": 0, "opposite": 0, "neither": 0}
-        for corpus in corpora:
-            one, two = (found[name][corpus].found.perplexity_ci for name in (better, worse))
-            seen["as published" if one[1] < two[0] else "opposite" if two[1] < one[0] else "neither"] += 1
-        body.append([f"{better} below {worse}", *map(str, seen.values()), source])
-    header = ["pair", "as published", "opposite", "intervals overlap", "published in"]
-    return [f"Of {len(corpora)} corpora:\n", *markdown_table(header, body)]
+        pairs = [[found[name][corpus].found for name in (better, worse)] for corpus in corpora]
+        num_lower = sum(one.perplexity < two.perplexity for one, two in pairs)
+        num_apart = sum(one.perplexity_ci[1] < two.perplexity_ci[0] for one, two in pairs)
+        num_opposite = sum(two.perplexity_ci[1] < one.perplexity_ci[0] for one, two in pairs)
+        counts = (f"{number} of {len(pairs)}" for number in (num_lower, num_apart, num_opposite))
+        body.append([f"{better} below {worse}", *counts, source])
+    header = ["published order", "seen", "beyond both intervals", "opposite beyond both", "published in"]
+    return [
+        *markdown_table(header, body),
+        "",
+        "Counts are of corpora; a bound may be above a perplexity by any amount.",
+    ]
