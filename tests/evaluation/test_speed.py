@@ -7,12 +7,15 @@ import pytest
 import torch
 
 import didi
+from didi.diffusion.score import ScoreAbsorbing, ScoreUniform
+from didi.diffusion.uniform import Uniform
 from didi.errors import UsageError
 from didi.evaluation import speed_work
-from didi.evaluation.speed import Load, Variant, compare, contestant, peak_memory, trace
+from didi.evaluation.speed import Load, Variant, compare, contestant, default_methods, floor_of, peak_memory, trace
 from didi.evaluation.speed_row import SpeedRow, speed_table
 from didi.models.bundle import Bundle
 from didi.models.discriminator import Discriminator
+from didi.models.dit import DiT, DiTConfig
 from didi.sampling.departure import Departure
 
 LOAD = Load(batch_size=3, length=32, nfe=4)
@@ -109,3 +112,49 @@ def test_memory_of_ours_stays_far_below_that_of_the_published_algorithm():
     ours, published = (peak_memory(make, method, load, Variant()) for method in ("ancestral", "published"))
     assert published > 16 * 128 * 8192 * 8 / 2**20  # a float64 number for every position and symbol
     assert ours < published / 4
+
+
+def other_bundle(process, mask_id):
+    torch.manual_seed(0)
+    shape = DiTConfig(
+        vocab_size=9, mask_id=mask_id, length=32, hidden_size=16, num_blocks=1, num_heads=2, is_time_conditioned=True
+    )
+    return Bundle(teacher=DiT(shape).eval(), process=process)
+
+
+OTHERS = {
+    "uniform": (Uniform(9), None, ("ancestral", "greedy-tail", "passes", "published")),
+    "sedd-uniform": (ScoreUniform(9), None, ("ancestral", "euler", "passes")),
+    "sedd-absorb": (ScoreAbsorbing(8), 8, ("ancestral", "euler", "passes")),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_processes_are_timed_beside_trunk_and_head_at_every_predicted_position(name):
+    process, mask_id, methods = OTHERS[name]
+    bundle = other_bundle(process, mask_id)
+    assert default_methods(process) == methods
+    rows = {row.method: row for row in compare(bundle, [LOAD], methods=methods, rounds=1)}
+    assert list(rows) == list(methods)
+    for method in set(methods) - {"passes"}:
+        assert floor_of(method, process) == "passes"
+        assert rows[method].over_floor[0] == rows[method].seconds[0] / rows["passes"].seconds[0]
+    seen = trace(bundle, "ancestral", LOAD)
+    assert len(seen.head_rows) == len(seen.shapes) == LOAD.nfe
+    with speed_work._watched(bundle) as floor:
+        contestant(bundle, "passes", LOAD, traced=seen)()
+    assert floor.shapes == seen.shapes
+    every = [rows * LOAD.length for _, rows, _ in seen.shapes]
+    if name == "uniform":
+        assert sum(seen.head_rows) < sum(every)  # the sampler reads fewer
+        assert floor.head_rows == every
+    elif name == "sedd-uniform":
+        assert floor.head_rows == seen.head_rows == every
+    else:
+        assert floor.head_rows == seen.head_rows < [3 * 32] * LOAD.nfe
+
+
+def test_a_sampler_that_the_process_does_not_have_is_refused():
+    bundle = other_bundle(ScoreUniform(9), None)
+    with pytest.raises(UsageError, match="published does not sample sedd-uniform diffusion; use one of ancestral"):
+        contestant(bundle, "published", LOAD)

@@ -195,7 +195,7 @@ def test_in_bf16_relaxed_tokens_are_embedded_in_float32_and_give_nearly_the_same
 def test_chunks_of_rows_are_drawn_as_the_whole(source, monkeypatch, elements):
     method = make_trainer(STILL, Inputs(source, CPU)).method
     whole = method.prepare(1, 0)
-    monkeypatch.setattr("didi.methods.duo.CHUNK_ELEMENTS", elements)
+    monkeypatch.setattr("didi.diffusion.rowwise.CACHE_ELEMENTS", elements)
     part = method.prepare(1, 0)
     assert torch.equal(part.z, whole.z)
     assert torch.equal(part.soft, whole.soft)

@@ -1,4 +1,4 @@
-"""``didi bench``: time and memory of sampling on this machine, side by side in one run."""
+"""``didi bench``: time and memory of sampling on this machine, side by side in one run, for every process."""
 
 import sys
 from collections.abc import Sequence
@@ -12,22 +12,22 @@ import torch
 from didi.apps.options import GuidanceFlags, given_guidance
 from didi.apps.outputs import refuse_existing
 from didi.apps.terminal import parse
-from didi.data.markov import WORLDS
+from didi.diffusion.absorbing import Absorbing
 from didi.errors import UsageError
 from didi.evaluation.machine import machine_name
-from didi.evaluation.speed import FLOOR, Load, Method, Variant, compare
+from didi.evaluation.speed import Load, Method, Variant, compare, default_methods, floor_of
 from didi.evaluation.speed_row import speed_table
 from didi.files import json_text, write_atomically
 from didi.models.autoregressive import AutoregressiveLM
-from didi.models.bundle import Bundle, Role, load
+from didi.models.bundle import Bundle, Role, bundled_names, load
 from didi.models.discriminator import Discriminator
 from didi.models.dit import DiT
 from didi.models.inference import Numerics
-from didi.recipes import VOCABULARIES, teacher_shape
+from didi.recipes import teacher_names, teacher_process, teacher_shape
 from didi.sampling.guided import Guidance
 from didi.sampling.memory import check_batch
 from didi.sampling.options import SamplingOptions
-from didi.sampling.registry import SAMPLERS
+from didi.sampling.registry import SAMPLERS, find_sampler
 from didi.world import default_device
 
 
@@ -48,8 +48,9 @@ class BenchCommand:
     """Sequences at a time."""
     length: int | None = None
     """Positions; the model's context by default."""
-    methods: tuple[Method, ...] = ("ancestral", "trunk", "published", "autoregressive")
-    """Contestants; 'trunk' and 'guided floor' are the passes that no sampler of their kind can avoid."""
+    methods: tuple[Method, ...] | None = None
+    """Contestants; those of the process by default. 'trunk' and 'guided floor' are the bare passes of masked diffusion,
+    which no sampler can avoid; 'passes' those of other processes, with the vocabulary head at all that is predicted."""
     rounds: int = 5
     """Timed rounds, after one that warms up; all contestants take part in each."""
     memory: bool = True
@@ -75,7 +76,9 @@ def random_bundle(name: str) -> Bundle:
     shape = teacher_shape(name)
     torch.manual_seed(0)
     network = DiT(replace(shape, dropout=0.0)).eval()
-    return Bundle(teacher=network, discriminator=Discriminator.from_denoiser(network).eval(), name=f"random {name}")
+    process = teacher_process(name)
+    discriminator = Discriminator.from_denoiser(network).eval() if type(process) is Absorbing else None
+    return Bundle(teacher=network, discriminator=discriminator, name=f"random {name}", process=process)
 
 
 def _bundle(name: str, role: Role | None, *, is_random: bool) -> Bundle:
@@ -101,43 +104,45 @@ def _check_networks(bundle: Bundle, methods: Sequence[Method], length: int) -> N
         raise UsageError(f"length lies in [1, {longest}], the network's context; got {length}")
 
 
-def _check_guidance(command: BenchCommand) -> None:
+def _check_guidance(command: BenchCommand, methods: Sequence[Method]) -> None:
     """Refuse settings of guidance that no contestant would read."""
     given = [name for name, value in vars(command.guidance).items() if value is not None]
-    if given and not {"guided", FLOOR["guided"]} & {*command.methods}:
+    if given and not {"guided", "guided floor"} & {*methods}:
         flag = f"--guidance.{given[0].replace('_', '-')}"
         raise UsageError(
-            f"{flag} is read by the method guided; --methods has {', '.join(command.methods)}: add guided, or leave "
-            f"{flag} out"
+            f"{flag} is read by the method guided; --methods has {', '.join(methods)}: add guided, or leave {flag} out"
         )
 
 
 def bench(args: Sequence[str]) -> None:
     """Run ``didi bench`` with the words after it."""
     command = parse(BenchCommand, args, prog="didi bench")
-    if not command.methods:
+    if command.methods == ():
         raise UsageError("methods are one or more; got none")
     if not command.network:
         raise UsageError("networks are one or more; got none")
     if command.rounds < 1 or not command.nfe or min(command.nfe) < 1 or min(command.batch_size, default=0) < 1:
         raise UsageError("rounds, nfe and batch sizes are 1 or more")
-    _check_guidance(command)
     refuse_existing(command.out, ("bench.json", "bench.md"), overwrite=command.overwrite)
-    is_random = command.random or (command.model in VOCABULARIES and command.model not in (*WORLDS, "tiny-news"))
+    is_random = command.random or (command.model in teacher_names() and command.model not in bundled_names())
     make = partial(_bundle, command.model, command.role, is_random=is_random)
     bundle = make()
+    asked = command.methods or default_methods(bundle.process)
+    _check_guidance(command, asked)
     guidance = given_guidance(command.guidance, bundle) or bundle.guidance or Guidance()
     length = bundle.network().length if command.length is None else command.length
-    _check_networks(bundle, command.methods, length)
+    _check_networks(bundle, asked, length)
     if command.out is not None:
         command.out.mkdir(parents=True, exist_ok=True)  # a folder that cannot be written fails now, not after the work
     for size, nfe in product(command.batch_size, command.nfe):
-        for method in {*command.methods} & {*SAMPLERS}:
+        for method in {*asked} & {*SAMPLERS}:
+            find_sampler(method, bundle.process.name)
             options = SamplingOptions(method, batch_size=size, guidance=guidance if method == "guided" else None)
             check_batch(bundle, options, length, nfe, size)
-        if bundle.autoregressive is not None and "autoregressive" in command.methods:
+        if bundle.autoregressive is not None and "autoregressive" in asked:
             check_batch(bundle, SamplingOptions(role="autoregressive", batch_size=size), length, nfe, size)
-    methods = [*command.methods, *(FLOOR[method] for method in command.methods if method in FLOOR)]
+    floors = (floor_of(method, bundle.process) for method in asked)
+    methods = [*asked, *(floor for floor in floors if floor)]
     rows = compare(
         bundle,
         [Load(size, length, nfe, guidance) for size in command.batch_size for nfe in command.nfe],

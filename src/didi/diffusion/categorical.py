@@ -29,13 +29,22 @@ def sample_categorical(log_probs: Float[Tensor, "n v"], uniforms: Float[Tensor, 
     return torch.cat([_invert_cdf(rows, numbers) for rows, numbers in chunks])
 
 
+def sample_weights(weights: Float[Tensor, "n v"], uniforms: Float[Tensor, " n"]) -> Int[Tensor, " n"]:
+    """``sample_categorical`` of rows of non-negative numbers that are proportional to the probabilities."""
+    return _inverted(weights.cumsum(dim=-1, dtype=uniforms.dtype), uniforms)
+
+
 def _invert_cdf(log_probs: Float[Tensor, "n v"], uniforms: Float[Tensor, "n *k"]) -> Int[Tensor, "n *k"]:
     # Weights as exact as the logits are, float32 at least; their sums in the precision of the uniforms.
     log_probs = log_probs.to(torch.promote_types(log_probs.dtype, torch.float32))
     cdf = (log_probs - log_probs.amax(-1, keepdim=True)).exp_().cumsum(dim=-1, dtype=uniforms.dtype)
+    return _inverted(cdf, uniforms)
+
+
+def _inverted(cdf: Float[Tensor, "n v"], uniforms: Float[Tensor, "n *k"]) -> Int[Tensor, "n *k"]:
     # Scaling by the last entry makes the sum exactly 1; `right=True` never picks a token of probability 0.
     target = uniforms.reshape(len(cdf), math.prod(uniforms.shape[1:])) * cdf[:, -1:]
-    drawn = torch.searchsorted(cdf, target, right=True).clamp_(max=log_probs.shape[-1] - 1)
+    drawn = torch.searchsorted(cdf, target, right=True).clamp_(max=cdf.shape[-1] - 1)
     return drawn.view(uniforms.shape)
 
 

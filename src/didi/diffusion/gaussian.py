@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from didi.diffusion.rowwise import rows_at_a_time
 from didi.errors import UsageError
 
 # Nodes of the trapezoidal rule for integrals against the standard normal density. The integrands are analytic, so that
@@ -153,8 +154,15 @@ def relaxed(x0: Int[Tensor, "b l"], gamma: Float[Tensor, " b"], noise: Float[Ten
         noise: standard normal numbers.
         tau: temperature of the softmax, positive.
     """
-    w = latents(x0, gamma, noise)
-    return Relaxed(w.argmax(-1), (w / tau).softmax(-1))
+    z, soft = torch.empty_like(x0), torch.empty_like(noise)
+    size = rows_at_a_time(noise.shape[-1], noise.device)
+    for row, ratio in enumerate(gamma.split(1)):
+        parts = (one[row].split(size) for one in (x0, noise, z, soft))
+        for clean, numbers, state, relaxation in zip(*parts, strict=True):
+            w = latents(clean[None], ratio, numbers[None])[0]
+            state.copy_(w.argmax(-1))
+            relaxation.copy_(w.div_(tau).softmax(-1))
+    return Relaxed(z, soft)
 
 
 def _signal_to_noise(gamma: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:

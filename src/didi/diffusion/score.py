@@ -16,6 +16,7 @@ from torch import Tensor
 
 from didi.diffusion.absorbing import Absorbing
 from didi.diffusion.process import Process
+from didi.diffusion.rowwise import by_rows
 from didi.diffusion.schedule import LogLinear, Schedule
 from didi.diffusion.uniform import Uniform
 from didi.errors import UsageError
@@ -129,16 +130,26 @@ class ScoreUniform(Uniform):
 
         With the score of a distribution of x0 it is the integrand of ``Uniform``.
         """
-        num, state, clean = self.vocab_size, z.flatten()[:, None], x0.flatten()[:, None]
-        scores = logits.float().scatter(1, state, 0.0)
         alpha = self.schedule.alpha(t).double().to(z.device)[:, None].expand(z.shape).flatten()
+        return by_rows(self._terms, logits, z.flatten(), x0.flatten(), alpha).float().view(z.shape)
+
+    def _terms(
+        self,
+        logits: Float[Tensor, "n v"],
+        state: Int[Tensor, " n"],
+        clean: Int[Tensor, " n"],
+        alpha: Float[Tensor, " n"],
+    ) -> Float[Tensor, " n"]:
+        """``loss_terms`` of some positions, float64."""
+        num, state, clean = self.vocab_size, state[:, None], clean[:, None]
+        scores = logits.float().scatter(1, state, 0.0)
         hit = num * alpha / (1 - alpha) + 1  # the ratio of the clean token to any other one
         is_clean = (state == clean).squeeze(1)
         sums, jumps = scores.sum(1, dtype=torch.float64), scores.exp().sum(1, dtype=torch.float64) - 1
         to_clean = scores.gather(1, clean).squeeze(1).double()
         away = jumps - sums / hit - (num - 1) / hit * (hit.log() + 1)
         back = jumps - sums - (hit - 1) * to_clean + hit * (hit.log() - 1) - (num - 2)
-        return (torch.where(is_clean, away, back) / num).float().view(z.shape)
+        return torch.where(is_clean, away, back) / num
 
     def reverse_weights(
         self, logits: Float[Tensor, "n v"], z: Int[Tensor, " n"], alpha_t: float, alpha_s: float
@@ -151,10 +162,11 @@ class ScoreUniform(Uniform):
         """
         num, stays = self.vocab_size, max(alpha_t, self._alpha(1.0)) / alpha_s
         scores, state = self._scores(logits, z)
-        mean = scores.sum(-1, keepdim=True, dtype=torch.float64) / num
-        earlier = (scores / stays + ((1 - 1 / stays) * mean).to(scores.dtype)).clamp_min(0)
-        moved = earlier * ((1 - stays) / num)
-        return moved.scatter(1, state, earlier.gather(1, state) * (stays + (1 - stays) / num))
+        replaced = (1 - stays) / num  # probability that a token becomes a given other one
+        offset = (1 - 1 / stays) * scores.sum(-1, keepdim=True, dtype=torch.float64) / num
+        moved = torch.add((replaced * offset).to(scores), scores, alpha=replaced / stays).clamp_min(0)
+        here = (1 / stays + offset).clamp_min(0) * (stays + replaced)  # the score of the state is 1
+        return moved.scatter(1, state, here.to(moved))
 
     def euler_weights(
         self, logits: Float[Tensor, "n v"], z: Int[Tensor, " n"], t: float, s: float

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from didi.diffusion.canvas import Canvas
 from didi.diffusion.process import ElboDraws, TimeConditioned
+from didi.diffusion.rowwise import by_rows
 from didi.diffusion.schedule import LogLinear, Schedule, sigma, time_at
 
 
@@ -122,12 +123,21 @@ class Uniform:
         :math:`r = K \alpha_t / (1 - \alpha_t)`. The first parts cancel, so that what is computed for each symbol can be
         float32 although the whole is of second order in :math:`\alpha_t`; the rest is float64.
         """
-        num = self.vocab_size
         alpha = self.schedule.alpha(t).double().to(z.device)[:, None].expand(z.shape).flatten()
+        return by_rows(self._terms, logits, z.flatten(), x0.flatten(), alpha).float().view(z.shape)
+
+    def _terms(
+        self,
+        logits: Float[Tensor, "n v"],
+        state: Int[Tensor, " n"],
+        clean: Int[Tensor, " n"],
+        alpha: Float[Tensor, " n"],
+    ) -> Float[Tensor, " n"]:
+        """``loss_terms`` of some positions, float64."""
+        num, state, clean = self.vocab_size, state[:, None], clean[:, None]
         other = (1 - alpha).clamp_min(torch.finfo(torch.float64).tiny)
         ratio = num * alpha / other
-        probs = self.log_probs(logits).exp()
-        state, clean = (one.flatten()[:, None] for one in (z, x0))
+        probs = logits.float().softmax(-1)
         of_state, of_clean = (torch.log1p(ratio * probs.gather(1, index).squeeze(1)) for index in (state, clean))
         of_all = torch.log1p(ratio.float()[:, None] * probs).sum(1, dtype=torch.float64)
         hit = num * alpha + other
@@ -135,7 +145,7 @@ class Uniform:
         own = torch.xlogy(hit, hit / here) + (num - 1) * torch.xlogy(other, other / here)
         predicted = other * of_all + num * alpha * of_clean - num * of_state
         terms = num * torch.exp(-of_state) / other - num / here + (own - predicted) / here
-        return (terms / num).float().view(z.shape)
+        return terms / num
 
     def loss_weight(self, t: Float[Tensor, "*b"]) -> Float[Tensor, "*b"]:
         r""":math:`-\alpha'_t / \alpha_t`, the rate of the forward process."""

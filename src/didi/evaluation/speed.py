@@ -10,11 +10,37 @@ from dataclasses import replace
 
 from didi.evaluation.speed_memory import peak_memory
 from didi.evaluation.speed_row import SpeedRow, ratio
-from didi.evaluation.speed_work import FLOOR, SAMPLER, Load, Method, Trace, Variant, contestant, timed, trace, twin
+from didi.evaluation.speed_work import (
+    FLOORS,
+    TRACED,
+    Load,
+    Method,
+    Trace,
+    Variant,
+    contestant,
+    default_methods,
+    floor_of,
+    timed,
+    trace,
+    twin,
+)
 from didi.models.bundle import Bundle
 from didi.models.inference import for_inference
 
-__all__ = ["FLOOR", "Load", "Method", "SpeedRow", "Variant", "compare", "contestant", "peak_memory", "trace", "twin"]
+__all__ = [
+    "TRACED",
+    "Load",
+    "Method",
+    "SpeedRow",
+    "Variant",
+    "compare",
+    "contestant",
+    "default_methods",
+    "floor_of",
+    "peak_memory",
+    "trace",
+    "twin",
+]
 
 PLAIN_ONLY = ("published", "autoregressive")  # what others are compared with, in the first variant alone
 Entry = tuple[Method, Variant]
@@ -68,9 +94,12 @@ def compare(
                 seconds[entry].append(timed(draw, bundle))
         published = seconds.get(("published", variants[0]))
         for method, variant in entries:
-            is_floor = method in FLOOR.values()
-            peak = math.nan if load_bundle is None or is_floor else peak_memory(load_bundle, method, load, variant)
-            rows.append(_row((method, variant), load, seconds, published, peak, traces.get((method, variant))))
+            peak = math.nan
+            if load_bundle is not None and method not in FLOORS:
+                peak = peak_memory(load_bundle, method, load, variant)
+            floor = seconds.get((floor_of(method, bundle.process) or method, variant), [])
+            traced = traces.get((method, variant))
+            rows.append(_row((method, variant), load, seconds[method, variant], floor, published, peak, traced))
     return rows
 
 
@@ -83,9 +112,9 @@ def _prepared(
     traces: dict[Entry, Trace] = {}
     for method, variant in entries:
         bundle, whole = bundles[variant], variant.is_compiled
-        sampler = SAMPLER.get(method, method)
+        sampler = TRACED.get(method, method)
         contestant(bundle, sampler, brief, is_whole_batch=whole)()
-        if sampler in SAMPLER.values() and (sampler, variant) not in traces:
+        if sampler in TRACED and (sampler, variant) not in traces:
             traces[sampler, variant] = trace(bundle, sampler, load, is_whole_batch=whole)
         traced = traces.get((sampler, variant))
         contestants[method, variant] = contestant(bundle, method, load, is_whole_batch=whole, traced=traced)
@@ -95,14 +124,14 @@ def _prepared(
 def _row(
     entry: Entry,
     load: Load,
-    seconds: Mapping[Entry, list[float]],
+    own: list[float],
+    floor: list[float],
     published: list[float] | None,
     peak_mib: float,
     traced: Trace | None,
 ) -> SpeedRow:
-    """The row of one contestant."""
+    """The row of one contestant; ``floor`` is ``own`` for bare passes, and empty where they took no part."""
     method, variant = entry
-    own, floor = seconds[entry], seconds.get((FLOOR[method], variant)) if method in FLOOR else None
     return SpeedRow(
         method=method,
         variant=str(variant),
@@ -110,7 +139,7 @@ def _row(
         length=load.length,
         nfe=load.length if method == "autoregressive" else load.nfe,
         seconds=tuple(own),
-        over_floor=ratio(own, floor) if floor else None,
+        over_floor=ratio(own, floor) if floor and floor is not own else None,
         speedup=ratio(published, own) if published else None,
         peak_mib=peak_mib,
         shares=traced.shares if traced is not None else {},

@@ -26,14 +26,15 @@ class SpeedRow:
     """One contestant under one load.
 
     Attributes:
-        method: ``trunk`` is the bare trunk passes that ``ancestral`` makes; ``guided floor`` those of ``guided`` and
-            the discriminator's, a backward pass counted as a forward one.
+        method: ``trunk`` is the bare trunk passes that ``ancestral`` makes; ``passes`` are these with the vocabulary
+            head at every predicted position; ``guided floor`` those of ``guided`` and the discriminator's, a backward
+            pass counted as a forward one.
         variant: how its trunk runs.
         batch_size: sequences at a time.
         length: positions.
         nfe: moves; the length for the autoregressive model.
         seconds: wall time of the batch in each round.
-        over_floor: its time over that of the passes it cannot avoid, round by round; None for those themselves.
+        over_floor: its time over that of its bare passes, round by round; None for those themselves.
         speedup: time of the published algorithm over its own, round by round; None where that takes no part.
         peak_mib: memory at its peak above that before the run, MiB; NaN where it was not measured, as for bare passes.
         shares: parts of the time spent in ``trunk``, ``head``, ``draw``, ``discriminator`` and the ``rest``.

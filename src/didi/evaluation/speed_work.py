@@ -1,4 +1,10 @@
-"""The work that is timed: a sampler, the network passes that it cannot avoid, or an autoregressive model."""
+"""The work that is timed: a sampler, bare network passes beside it, or an autoregressive model.
+
+Masked diffusion needs the vocabulary head at the positions that a move reveals, so that its bare passes are those of
+the trunk. Uniform-state diffusion and score networks (SEDD) predict every position that may change, so that theirs are
+trunk and head at all of these: every position, or the masked ones of SEDD absorb. The ancestral sampler of
+uniform-state diffusion reads fewer and can be faster than them.
+"""
 
 import contextlib
 import math
@@ -10,30 +16,55 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from didi.diffusion import Process
 from didi.diffusion.absorbing import Absorbing
 from didi.diffusion.canvas import Canvas
 from didi.diffusion.noise import SequenceNoise
-from didi.errors import UsageError
+from didi.diffusion.score import ScoreProcess
 from didi.models.autoregressive import AutoregressiveConfig, AutoregressiveLM
 from didi.models.bundle import Bundle
 from didi.models.dit import DiT
 from didi.models.inference import Numerics
-from didi.sampling.ancestral import Ancestral
 from didi.sampling.autoregressive import LeftToRight
 from didi.sampling.base import Sampler, time_grid
 from didi.sampling.departure import Departure
-from didi.sampling.guided import Guidance, Guided
-from didi.sampling.published import Published
+from didi.sampling.guided import Guidance
+from didi.sampling.options import SamplingOptions
+from didi.sampling.registry import find_sampler, make_sampler
+from didi.sampling.uniform_ancestral import ROWS
 
-Method = Literal["ancestral", "trunk", "published", "guided", "guided floor", "autoregressive"]
-FLOOR: dict[str, Method] = {"ancestral": "trunk", "published": "trunk", "guided": "guided floor"}
-SAMPLER: dict[str, Method] = {
+Method = Literal[
+    "ancestral", "greedy-tail", "euler", "trunk", "passes", "published", "guided", "guided floor", "autoregressive"
+]
+TRACED: dict[str, Method] = {
     "ancestral": "ancestral",
-    "trunk": "ancestral",
+    "greedy-tail": "greedy-tail",
+    "euler": "euler",
     "guided": "guided",
+    "trunk": "ancestral",
+    "passes": "ancestral",
     "guided floor": "guided",
 }
+"""Samplers whose passes are recorded, and which of them bare passes repeat."""
+FLOORS = ("trunk", "passes", "guided floor")
 SEED = 0
+
+
+def floor_of(method: str, process: Process) -> Method | None:
+    """The bare passes that a method is compared with; None for these themselves and for an autoregressive model."""
+    if method in FLOORS or method == "autoregressive":
+        return None
+    if method == "guided":
+        return "guided floor"
+    return "trunk" if type(process) is Absorbing else "passes"
+
+
+def default_methods(process: Process) -> tuple[Method, ...]:
+    """What is timed where nothing is asked for; ``floor_of`` adds the bare passes."""
+    if type(process) is Absorbing:
+        return ("ancestral", "trunk", "published", "autoregressive")
+    is_score = isinstance(process, ScoreProcess)
+    return ("ancestral", "euler", "passes") if is_score else ("ancestral", "greedy-tail", "passes", "published")
 
 
 @dataclass(frozen=True)
@@ -93,28 +124,25 @@ def contestant(
         traced: a run of the sampler whose passes are to be run; made here if it is not given.
 
     Raises:
-        UsageError: the bundle lacks a network that the method needs.
+        UsageError: the bundle lacks a network that the method needs, or its process the sampler.
     """
     if method == "autoregressive":
         network = bundle.autoregressive or twin(bundle.denoiser())
         return lambda: _drain(LeftToRight(network), network, load)
     bundle = bundle.at_budget(load.nfe)
-    denoiser = bundle.denoiser()
-    if method in ("guided", "guided floor") and bundle.discriminator is None:
-        raise UsageError(f"guided sampling needs a discriminator; bundle {bundle.name} has none")
-    process = bundle.process
-    if not isinstance(process, Absorbing):
-        raise UsageError(f"speed is measured of masked diffusion; the process of {bundle.name} is {process.name}")
-    samplers: dict[str, Sampler] = {
-        "ancestral": Ancestral(denoiser, process, is_whole_batch=is_whole_batch),
-        "published": Published(denoiser, process, precision="float64"),
-    }
-    if bundle.discriminator is not None:
-        samplers["guided"] = Guided(denoiser, process, bundle.discriminator, load.guidance)
-    if method in samplers:
-        return lambda: _drain(samplers[method], denoiser, load)
-    shapes = (traced or trace(bundle, SAMPLER[method], load, is_whole_batch=is_whole_batch)).shapes
-    return lambda: _passes(bundle, shapes, load)
+    if method not in FLOORS:
+        reads = find_sampler(method, bundle.process.name).reads
+        options = SamplingOptions(
+            method,
+            guidance=load.guidance if method == "guided" else None,
+            is_whole_batch=is_whole_batch and "is_whole_batch" in reads,
+        )
+        sampler = make_sampler(bundle, options, load.nfe)
+        return lambda: _drain(sampler, bundle.denoiser(), load)
+    seen = traced or trace(bundle, TRACED[method], load, is_whole_batch=is_whole_batch)
+    if method == "passes":
+        return lambda: _whole_passes(bundle, seen, load)
+    return lambda: _passes(bundle, seen.shapes, load)
 
 
 @torch.no_grad()
@@ -148,11 +176,13 @@ class Trace:
     Attributes:
         seconds: time in each part.
         shapes: (network, rows, whether with gradients) of every pass, in order.
+        head_rows: positions that the vocabulary head read after each pass of the trunk.
         whole: time of the run.
     """
 
     seconds: dict[str, float] = field(default_factory=dict)
     shapes: list[tuple[str, int, bool]] = field(default_factory=list)
+    head_rows: list[int] = field(default_factory=list)
     whole: float = math.nan
 
     @property
@@ -189,6 +219,10 @@ def _watched(bundle: Bundle) -> Iterator[Trace]:
         def watching(*args: Any, **options: Any) -> Any:
             if name in ("features", "from_embeddings"):
                 seen.shapes.append((part, len(args[0]), torch.is_grad_enabled()))
+            if name == "features":
+                seen.head_rows.append(0)
+            elif name == "head":
+                seen.head_rows[-1] += math.prod(args[0].shape[:-1])
             result: list[Any] = []
             elapsed = timed(lambda: result.append(watched(*args, **options)), bundle)
             seen.seconds[part] = seen.seconds.get(part, 0.0) + elapsed
@@ -216,3 +250,19 @@ def _passes(bundle: Bundle, shapes: Sequence[tuple[str, int, bool]], load: Load)
                 continue
             for _ in range(1 + has_gradient):
                 discriminator(z, None)
+
+
+@torch.inference_mode()
+def _whole_passes(bundle: Bundle, seen: Trace, load: Load) -> None:
+    """The recorded passes of the trunk, each with the head at every position that is predicted."""
+    denoiser, process = bundle.denoiser(), bundle.process
+    device = next(iter(denoiser.parameters())).device
+    level = process.noise_level(denoiser, torch.full((1,), 0.5, dtype=torch.float64, device=device))
+    trunk = [rows for part, rows, _ in seen.shapes if part == "trunk"]
+    for rows, num_read in zip(trunk, seen.head_rows, strict=True):
+        z = torch.zeros(rows, load.length, dtype=torch.long, device=device)
+        features = denoiser.features(z, None if level is None else level.expand(rows)).flatten(0, 1)
+        # Without a mask all positions are predicted. A state that sequences share is read once, and predicted for each.
+        num = len(features) if process.mask_id is None else num_read
+        for begin in range(0, num, ROWS):
+            denoiser.head(features[torch.arange(begin, min(begin + ROWS, num), device=device) % len(features)])

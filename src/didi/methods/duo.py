@@ -22,7 +22,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from didi.diffusion import Uniform
-from didi.diffusion.categorical import CHUNK_ELEMENTS
 from didi.diffusion.gaussian import GaussianSchedule, gamma_at, relaxed
 from didi.diffusion.noise import named_generator
 from didi.errors import UsageError
@@ -140,19 +139,15 @@ class Duo(Elbo):
         x0, t, weight = (to_device(one, device) for one in (rows[share], times[share], weight))
         gamma = self.schedule.gamma(t)
         z, soft = torch.empty_like(x0), torch.empty(*x0.shape, self.process.vocab_size, device=device)
-        size = max(1, CHUNK_ELEMENTS // soft[0].numel())  # the noise of a whole batch would double its memory
-        for begin in range(0, len(x0), size):
-            here = slice(begin, min(begin + size, len(x0)))
-            numbers = range(share.start + here.start, share.start + here.stop)
-            noise = self._noise(step, micro_batch, numbers, soft[0].shape)
-            z[here], soft[here] = relaxed(x0[here], gamma[here], noise, curriculum.tau(step))
+        for row in range(len(x0)):  # the noise of a whole batch would double its memory
+            here, noise = slice(row, row + 1), self._noise(step, micro_batch, share.start + row, soft[0].shape)
+            z[here], soft[here] = relaxed(x0[here], gamma[here], noise[None], curriculum.tau(step))
         return Batch(self.relaxed_process, x0, t, z, weight, z.numel(), soft)
 
-    def _noise(self, step: int, micro_batch: int, rows: Sequence[int], shape: Sequence[int]) -> Float[Tensor, "b l v"]:
-        """Standard normal numbers of some rows of a micro-batch; drawn on the device, since there are so many."""
-        device, name = self.runtime.device, (self.settings.seed, "gaussian", step, micro_batch)
-        generators = (named_generator(*name, row, device=device) for row in rows)
-        return torch.stack([torch.randn(*shape, device=device, generator=one) for one in generators])
+    def _noise(self, step: int, micro_batch: int, row: int, shape: Sequence[int]) -> Float[Tensor, "l v"]:
+        """Standard normal numbers of a row of a micro-batch; drawn on the device, since there are so many."""
+        generator = named_generator(self.settings.seed, "gaussian", step, micro_batch, row, device=self.runtime.device)
+        return torch.randn(*shape, device=self.runtime.device, generator=generator)
 
     def updates(self, step: int) -> Sequence[Update]:
         """One update."""

@@ -8,6 +8,8 @@ from dataclasses import asdict
 from typing import Any, TypeVar
 
 from didi.data.markov import WORLDS
+from didi.diffusion import Process, find_process
+from didi.diffusion.schedule import schedule_from_name
 from didi.errors import UsageError, suggestion
 from didi.methods import METHODS, find_method
 from didi.methods.didi_settings import DistillConfig
@@ -98,9 +100,28 @@ def teacher_shape(name: str) -> DiTConfig:
     """Shape of the teacher that a recipe pre-trains, without its tokenizer at hand.
 
     Raises:
-        UsageError: no recipe of a masked-diffusion teacher has that name.
+        UsageError: no recipe of a teacher has that name.
     """
-    if name not in VOCABULARIES:
-        raise UsageError(f"a shape is that of a recipe, one of {', '.join(VOCABULARIES)}; got {name!r}")
-    recipe, vocab_size = PRETRAIN[name], VOCABULARIES[name]
-    return DiTConfig(vocab_size=vocab_size, mask_id=vocab_size - 1, length=recipe.data.length, **asdict(recipe.network))
+    process, recipe = teacher_process(name), PRETRAIN[name]
+    vocab_size = process.num_symbols(num_symbols(recipe.data))
+    return DiTConfig(
+        vocab_size=vocab_size, mask_id=process.mask_id, length=recipe.data.length, **asdict(recipe.network)
+    )
+
+
+def teacher_process(name: str) -> Process:
+    """Diffusion process of the teacher that a recipe pre-trains, without its tokenizer at hand.
+
+    Raises:
+        UsageError: no recipe of a teacher has that name.
+    """
+    names = teacher_names()
+    if name not in names:
+        raise UsageError(f"a shape is that of a recipe, one of {', '.join(names)}; got {name!r}")
+    recipe, vocab_size = PRETRAIN[name], num_symbols(PRETRAIN[name].data)
+    return find_process(recipe.process).of_tokenizer(vocab_size, vocab_size - 1, schedule_from_name(recipe.schedule))
+
+
+def teacher_names() -> list[str]:
+    """Recipes that pre-train a teacher."""
+    return [name for name, one in PRETRAIN.items() if one.model != "autoregressive"]

@@ -18,6 +18,7 @@ from didi.sampling.first_hitting import FirstHitting
 from didi.sampling.guided import Guided
 from didi.sampling.options import OWN_SETTINGS, SETTINGS, SamplerName, SamplingOptions
 from didi.sampling.published import Published
+from didi.sampling.published_uniform import PublishedUniform
 from didi.sampling.remasking import RemaskingSampler
 from didi.sampling.score import ScoreSampler
 from didi.sampling.uniform_ancestral import NO_CORRECTOR, PredictorCorrector, UniformAncestral
@@ -96,7 +97,7 @@ SAMPLERS: dict[SamplerName, tuple[SamplerKind, ...]] = {
         SamplerKind(RemaskingSampler),
         SamplerKind(PredictorCorrector, ("uniform",), fixed=(("is_greedy_tail", False),)),
     ),
-    "published": (SamplerKind(Published),),
+    "published": (SamplerKind(Published), SamplerKind(PublishedUniform, ("uniform",))),
 }
 """For each name, the class for each process that it supports."""
 

@@ -14,15 +14,16 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from didi.diffusion.canvas import Canvas
-from didi.diffusion.categorical import sample_categorical
+from didi.diffusion.categorical import sample_weights
 from didi.diffusion.noise import SequenceNoise
+from didi.diffusion.rowwise import rows_at_a_time
 from didi.diffusion.score import ScoreProcess
 from didi.errors import UsageError
 from didi.models.denoiser import Denoiser
 from didi.sampling.base import StepOutput, alpha_at, features_at, open_positions, shared_rows
 from didi.sampling.departure import EXACT, Departure
 
-ROWS = 1024  # positions whose weights over the vocabulary exist at the same time
+ROWS = 1024  # positions whose scores over the vocabulary exist at the same time
 Predictor = Literal["analytic", "euler"]
 
 
@@ -94,17 +95,27 @@ class ScoreSampler:
     ) -> Int[Tensor, " n"]:
         """Tokens after a move, a part at a time."""
         drawn = [tokens[:0]]
-        for rows, state, numbers in zip(features.split(ROWS), tokens.split(ROWS), uniforms.split(ROWS), strict=True):
+        for rows, *others in zip(features.split(ROWS), tokens.split(ROWS), uniforms.split(ROWS), strict=True):
             logits = self.denoiser.head(rows)
-            self.departure.draw_check.see(logits)
-            weights, index = self._weights(logits, state, t, s), state[:, None]
-            stays = weights.gather(1, index).squeeze(1).double() / weights.sum(1, dtype=torch.float64)
-            rest = ((numbers - stays) / (1 - stays).clamp_min(2**-53)).clamp(0, 1 - 2**-53)
-            has_moved = numbers >= stays
-            moved = weights.scatter_(1, index, 0.0).log_()
-            if state.device.type == "cpu":
-                chosen = state.masked_scatter(has_moved, sample_categorical(moved[has_moved], rest[has_moved]))
-            else:  # the host would have to wait for their number
-                chosen = torch.where(has_moved, sample_categorical(moved, rest), state)
-            drawn.append(chosen)
+            size = rows_at_a_time(logits.shape[1], logits.device)
+            parts = zip(*(one.split(size) for one in (logits, *others)), strict=True)
+            drawn += [self._moved(*part, t, s) for part in parts]
         return torch.cat(drawn)
+
+    def _moved(
+        self,
+        logits: Float[Tensor, "n v"],
+        state: Int[Tensor, " n"],
+        uniforms: Float[Tensor, " n"],
+        t: Float[Tensor, ""],
+        s: Float[Tensor, ""],
+    ) -> Int[Tensor, " n"]:
+        """Tokens after a move: whether a position moves is drawn first, then where to."""
+        self.departure.draw_check.see(logits)
+        weights, index = self._weights(logits, state, t, s), state[:, None]
+        stays = weights.gather(1, index).squeeze(1).double() / weights.sum(1, dtype=torch.float64)
+        rest = ((uniforms - stays) / (1 - stays).clamp_min(2**-53)).clamp(0, 1 - 2**-53)
+        has_moved, others = uniforms >= stays, weights.scatter_(1, index, 0.0)
+        if state.device.type == "cpu":
+            return state.masked_scatter(has_moved, sample_weights(others[has_moved], rest[has_moved]))
+        return torch.where(has_moved, sample_weights(others, rest), state)  # their number would make the host wait

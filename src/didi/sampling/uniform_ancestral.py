@@ -24,6 +24,7 @@ from torch.nn import functional as F
 from didi.diffusion.canvas import Canvas
 from didi.diffusion.categorical import sample_categorical
 from didi.diffusion.noise import SequenceNoise
+from didi.diffusion.rowwise import rows_at_a_time
 from didi.diffusion.uniform import Uniform
 from didi.models.denoiser import Denoiser
 from didi.sampling.base import StepOutput, alpha_at, features_at
@@ -120,20 +121,25 @@ class UniformAncestral:
         if len(read) != len(z):
             inputs, mask = z[read], canvas.rows(read).attention_mask
         features = features_at(self.denoiser, self.process, inputs, t, mask)[row, position]
-        parts = (one.split(ROWS) for one in (features, z[sequence, position], uniforms, alpha))
-        tokens = [self._tokens(move, *part) for part in zip(*parts, strict=True)]
+        tokens = []
+        for rows, *others in zip(
+            *(one.split(ROWS) for one in (features, z[sequence, position], uniforms, alpha)), strict=True
+        ):
+            logits = self.denoiser.head(rows)
+            size = rows_at_a_time(logits.shape[1], logits.device)
+            parts = zip(*(one.split(size) for one in (logits, *others)), strict=True)
+            tokens += [self._tokens(move, *part) for part in parts]
         return z.index_put((sequence, position), torch.cat(tokens))
 
     def _tokens(
         self,
         move: "_Move",
-        features: Float[Tensor, "n d"],
+        logits: Float[Tensor, "n v"],
         state: Int[Tensor, " n"],
         uniforms: Float[Tensor, " n"],
         alpha: Float[Tensor, " n"],
     ) -> Int[Tensor, " n"]:
         """New tokens of open positions."""
-        logits = self.denoiser.head(features)
         if move.is_greedy:
             self.departure.draw_check.see(logits)
             return logits.argmax(-1)
