@@ -220,7 +220,7 @@ def rebuilt_rewards(inputs: Inputs, batch: Rollout, discriminator: nn.Module) ->
 def _path_log_probs(inputs: Inputs, batch: Rollout, network: nn.Module) -> Tensor:
     """Log-probability of the tokens of every whole path under ``network``, move by move."""
     num_moves, process, x = batch.num_moves, inputs.teacher.process, batch.x.flatten(0, 1)
-    reveal, found = batch.reveal.flatten(0, 1), torch.zeros(len(x))
+    reveal, found = batch.record.flatten(0, 1), torch.zeros(len(x))
     alphas = process.schedule.alpha(1 - torch.arange(num_moves + 1, dtype=torch.float64) / num_moves)
     for move in range(num_moves):
         is_masked, stays_masked = reveal < 1 - alphas[move], reveal < 1 - alphas[move + 1]

@@ -47,6 +47,10 @@ class ScoreAbsorbing(Absorbing):
 
     name: ClassVar[str] = "sedd-absorb"
 
+    def normalised(self) -> Absorbing:
+        """Masked diffusion of the same states, whose networks' outputs are read as logits: g over its sum."""
+        return Absorbing(self.mask_id, self.schedule)
+
     def _log_ratios(self, logits: Float[Tensor, "n v"]) -> Float[Tensor, "n v"]:
         """Log g in float32 at least; -inf at the mask."""
         is_mask = torch.arange(logits.shape[-1], device=logits.device) == self.mask_id
