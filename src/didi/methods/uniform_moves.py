@@ -94,13 +94,13 @@ class UniformMoves:
             states.append(z)
         return states, total
 
-    def _log_probs(self, number: int, z: Int[Tensor, "b l"]) -> Float[Tensor, "b*l v"]:
+    def _log_probs(self, number: int, z: Int[Tensor, "b l"]) -> Float[Tensor, "n v"]:
         """The network's log-probabilities of the clean token at every position before a move."""
         features = features_at(self.network, self.process, z, self.times[number])
         return self.process.log_probs(self.network.head(features.flatten(0, 1)))
 
     def _scores(
-        self, number: int, log_probs: Float[Tensor, "b*l v"], z: Int[Tensor, "b l"], moved: Int[Tensor, "b l"]
+        self, number: int, log_probs: Float[Tensor, "n v"], z: Int[Tensor, "b l"], moved: Int[Tensor, "b l"]
     ) -> Float[Tensor, "b l"]:
         """Log-probabilities of the tokens after a move."""
         return move_log_probs(log_probs, z.flatten(), moved.flatten(), *self._alphas(number)).view(z.shape)
