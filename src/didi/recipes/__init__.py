@@ -8,6 +8,8 @@ from dataclasses import asdict
 from typing import Any, TypeVar
 
 from didi.data.markov import WORLDS
+from didi.diffusion import find_process
+from didi.diffusion.schedule import schedule_from_name
 from didi.errors import UsageError, suggestion
 from didi.methods import METHODS, find_method
 from didi.methods.didi_settings import DistillConfig
@@ -98,9 +100,13 @@ def teacher_shape(name: str) -> DiTConfig:
     """Shape of the teacher that a recipe pre-trains, without its tokenizer at hand.
 
     Raises:
-        UsageError: no recipe of a masked-diffusion teacher has that name.
+        UsageError: no recipe of a diffusion teacher with a vocabulary of known size has that name.
     """
-    if name not in VOCABULARIES:
-        raise UsageError(f"a shape is that of a recipe, one of {', '.join(VOCABULARIES)}; got {name!r}")
-    recipe, vocab_size = PRETRAIN[name], VOCABULARIES[name]
-    return DiTConfig(vocab_size=vocab_size, mask_id=vocab_size - 1, length=recipe.data.length, **asdict(recipe.network))
+    shapes = [*VOCABULARIES, *(one for one in DISTILL if one not in VOCABULARIES)]
+    if name not in shapes:
+        raise UsageError(f"a shape is that of a recipe, one of {', '.join(shapes)}; got {name!r}")
+    recipe = PRETRAIN[name]
+    num = VOCABULARIES[name] if name in VOCABULARIES else num_symbols(recipe.data)
+    process = find_process(recipe.process).of_tokenizer(num, num - 1, schedule_from_name(recipe.schedule))
+    size = process.num_symbols(num)
+    return DiTConfig(vocab_size=size, mask_id=process.mask_id, length=recipe.data.length, **asdict(recipe.network))
