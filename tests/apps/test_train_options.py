@@ -108,8 +108,21 @@ def test_a_config_file_of_another_method_is_refused(tmp_path, content, words, me
 
 
 def test_the_name_of_a_recipe_before_is_read(tmp_path, capsys):
-    pretrain(["markov-uniform", *SHORT, "--max-steps", "1", "--out", str(tmp_path / "run")])
-    assert yaml.safe_load((tmp_path / "run/config.yaml").read_text())["recipe"] == "markov-udlm"
+    settings, words = tmp_path / "run/config.yaml", [*SHORT, "--max-steps", "1", "--out", str(tmp_path / "run")]
+    pretrain(["markov-uniform", *words])
+    assert yaml.safe_load(settings.read_text())["recipe"] == "markov-udlm"
+    # A run of before is resumed, and its settings are read, under the name of now.
+    settings.write_text(settings.read_text().replace("markov-udlm", "markov-uniform"))
+    pretrain(["markov-uniform", *words, "--resume"])
+    settings.write_text(settings.read_text().replace("markov-udlm", "markov-uniform"))
+    pretrain(["--config", str(settings), "--max-steps", "1", "--out", str(tmp_path / "again")])
+    assert yaml.safe_load((tmp_path / "again/config.yaml").read_text())["recipe"] == "markov-udlm"
+
+
+def test_a_score_network_of_uniform_states_reads_its_noise_level(tmp_path):
+    words = ["markov-sedd-uniform", "--network.no-is-time-conditioned", "--out", str(tmp_path / "run")]
+    with pytest.raises(UsageError, match="reads its noise level, on which scores depend; set network.is_time_condit"):
+        pretrain(words)
 
 
 def test_a_run_that_fits_a_time_keeps_its_length_when_it_goes_on(tmp_path, capsys, monkeypatch):

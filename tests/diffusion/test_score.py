@@ -1,6 +1,7 @@
 """Score parametrisation (SEDD) against the parametrisation by x0, enumerated on three symbols."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -137,8 +138,8 @@ def test_euler_steps_approach_analytic_ones(t):
             alpha_t, alpha_s = (float(process.schedule.alpha(times(one))) for one in (t, t - step))
             euler = process.euler_weights(logits, state, t, t - step)
             analytic = process.reverse_weights(logits, state, alpha_t, alpha_s)
-            torch.testing.assert_close(euler.sum(1), torch.ones(4, dtype=torch.float64))
-            errors.append(float((euler - analytic / analytic.sum(1, keepdim=True)).abs().max()))
+            euler, analytic = (one / one.sum(1, keepdim=True) for one in (euler, analytic))
+            errors.append(float((euler - analytic).abs().max()))
         assert errors[1] < 0.02 * errors[0]  # of second order
 
 
@@ -169,7 +170,31 @@ def test_the_bound_has_the_divergence_from_the_prior():
 
 
 def test_a_schedule_that_ends_at_0_and_a_distribution_of_x0_are_refused():
-    with pytest.raises(UsageError, match="sedd-uniform ends above 0, as log-linear-eps and geometric; got cosine"):
+    with pytest.raises(UsageError, match="ends above 0; cosine ends at 0: set schedule to log-linear-eps"):
         ScoreUniform(NUM, schedule_from_name("cosine"))
     with pytest.raises(UsageError, match="give scores"):
         ScoreUniform(NUM).log_probs(torch.zeros(1, NUM))
+
+
+def test_scores_of_any_size_give_weights():
+    z = torch.tensor([1])
+    for logits in (torch.tensor([[100.0, 0.0, -100.0, 0.0]]), torch.tensor([[-90.0, 60.0, -90.0, -90.0]])):
+        for process in (ScoreUniform(4), ScoreAbsorbing(MASK)):
+            for weights in (
+                process.reverse_weights(logits, z, 0.3, 0.6),
+                process.euler_weights(logits, z, 0.7, 0.4),
+            ):
+                assert weights.isfinite().all()
+                assert (weights >= 0).all()
+                assert weights.sum() > 0
+    found = ScoreUniform(3).euler_weights(torch.tensor([[3.0, 7.0, 1.0]], dtype=torch.float64), z, 0.5, 0.49)
+    jumps = [0.01 * 0.999 / (1 - 0.999 * 0.5) / 3 * math.exp(one) for one in (3, 1)]
+    expected = torch.tensor([[jumps[0], 1 - sum(jumps), jumps[1]]], dtype=torch.float64)
+    torch.testing.assert_close(found / found.sum(), expected)
+
+
+@pytest.mark.parametrize("name", ["log-linear-eps", "geometric", "geometric-1e-4"])
+def test_the_noise_level_is_that_of_the_schedule_up_to_its_end(name):
+    t, network = times(0.5, 0.95, 1.0), SimpleNamespace(is_time_conditioned=True)
+    for process in (ScoreUniform(NUM, schedule_from_name(name)), ScoreAbsorbing(MASK, schedule_from_name(name))):
+        torch.testing.assert_close(process.noise_level(network, t), -process.schedule.alpha(t).log().float())

@@ -4,8 +4,12 @@ import pytest
 import torch
 
 import didi
+from didi.diffusion.absorbing import Absorbing
+from didi.diffusion.score import ScoreAbsorbing, ScoreUniform
+from didi.diffusion.uniform import Uniform
 from didi.errors import DidiError, UsageError
 from didi.evaluation.perplexity import Scores
+from didi.models.bundle import Bundle
 from didi.models.guidance import Guidance
 from didi.sampling import memory
 from didi.sampling.memory import batch_bytes, check_batch, out_of_memory
@@ -108,3 +112,18 @@ def test_the_limit_of_a_container_counts(tmp_path):
     (tmp_path / "meminfo").write_text("MemTotal: 9 kB\nMemAvailable:   2 kB\n")
     assert memory._meminfo(tmp_path / "meminfo") == 2048
     assert memory._meminfo(tmp_path / "none") == float("inf")
+
+
+@pytest.mark.parametrize("process", [ScoreAbsorbing(30), ScoreUniform(31), Uniform(31)], ids=lambda one: one.name)
+def test_every_sampler_of_a_process_has_an_estimate_of_its_own(make_dit, process):
+    network = make_dit(vocab_size=31, length=16, mask_id=process.mask_id, is_time_conditioned=True)
+    bundle = Bundle(teacher=network, process=process)
+    found = {
+        name: batch_bytes(bundle, SamplingOptions(name), 1024, 4, 64)
+        for name in {*samplers_of(process.name)} - {"guided"}
+    }
+    assert all(value > 0 for value in found.values())
+    if process.name == "sedd-absorb":
+        assert found["confidence"] > 2 * found["ancestral"] == 2 * found["euler"]
+        masked = Bundle(teacher=network, process=Absorbing(30))
+        assert found["confidence"] == batch_bytes(masked, SamplingOptions("confidence"), 1024, 4, 64)

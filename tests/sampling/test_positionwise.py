@@ -164,6 +164,14 @@ def test_the_corrector_ends_before_the_last_move():
     assert UniformAncestral(Tabular(NUM), Uniform(NUM))._move(times[0], times[1]).corrector == 0
 
 
+@pytest.mark.parametrize("name", ["sedd-uniform", "sedd-absorb"])
+def test_scores_are_drawn_from_in_float64_alone(make_dit, name):
+    process = PROCESSES[name]
+    network = make_dit(vocab_size=5, length=3, mask_id=process.mask_id, is_time_conditioned=True)
+    with pytest.raises(UsageError, match="score networks are sampled with float64 draws"):
+        generate(Bundle(teacher=network, process=process), nfe=2, precision="float32")
+
+
 @pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES)
 def test_no_token_is_drawn_from_logits_that_are_not_finite(make_dit, process):
     network = make_dit(vocab_size=5, length=3, mask_id=process.mask_id, is_time_conditioned=True)

@@ -173,13 +173,13 @@ def _guidance_loss(inputs: Inputs, step: int, average: nn.Module, discriminator:
 
 def rebuilt_student_loss(inputs: Inputs, batch: Rollout, discriminator: nn.Module, teacher: nn.Module) -> Tensor:
     """Policy gradient of Eq. 5, 7 and 9 plus weighted divergence from the teacher minus weighted entropy."""
-    objective, mask_id = inputs.config.objective, inputs.source.mask_id
+    objective = inputs.config.objective
     scores = [
         batch.first_score,
         second_move_score(
             batch.completion_log_probs,
-            batch.z_tau == mask_id,
-            batch.z_t == mask_id,
+            _is_predicted(inputs, batch.z_tau),
+            _is_predicted(inputs, batch.z_t),
             revealed_only=objective.revealed_only,
         ),
     ]
@@ -198,6 +198,11 @@ def rebuilt_student_loss(inputs: Inputs, batch: Rollout, discriminator: nn.Modul
     )
     policy = policy_loss(*scores, advantage, _time_weight(inputs, batch.t).float()).mean()
     return policy + _regulariser(inputs, batch, teacher)
+
+
+def _is_predicted(inputs: Inputs, z: Tensor) -> Tensor:
+    """The masks, or every position of a process without them."""
+    return z == inputs.source.mask_id if inputs.teacher.process.name == "absorbing" else torch.ones_like(z).bool()
 
 
 @torch.no_grad()
@@ -219,14 +224,29 @@ def rebuilt_rewards(inputs: Inputs, batch: Rollout, discriminator: nn.Module) ->
 @torch.no_grad()
 def _path_log_probs(inputs: Inputs, batch: Rollout, network: nn.Module) -> Tensor:
     """Log-probability of the tokens of every whole path under ``network``, move by move."""
+    if inputs.teacher.process.name == "uniform":
+        return _uniform_path_log_probs(inputs, batch, network)
     num_moves, process, x = batch.num_moves, inputs.teacher.process, batch.x.flatten(0, 1)
-    reveal, found = batch.reveal.flatten(0, 1), torch.zeros(len(x))
+    reveal, found = batch.record.flatten(0, 1), torch.zeros(len(x))
     alphas = process.schedule.alpha(1 - torch.arange(num_moves + 1, dtype=torch.float64) / num_moves)
     for move in range(num_moves):
         is_masked, stays_masked = reveal < 1 - alphas[move], reveal < 1 - alphas[move + 1]
         z = torch.where(is_masked, process.mask_id, x)
         log_probs = token_log_probs(network(z, None), process.mask_id).gather(-1, x[..., None]).squeeze(-1)
         found += torch.where(is_masked & ~stays_masked, log_probs, 0.0).sum(-1)
+    return found.view(batch.x.shape[:2])
+
+
+def _uniform_path_log_probs(inputs: Inputs, batch: Rollout, network: nn.Module) -> Tensor:
+    """Of every token of every move, by the posterior."""
+    states, process = batch.record.flatten(0, 1), inputs.teacher.process
+    times = 1 - torch.arange(batch.num_moves + 1, dtype=torch.float64) / batch.num_moves
+    found = torch.zeros(len(states), dtype=torch.float64)
+    for move in range(batch.num_moves):
+        t, s = (one.expand(len(states)) for one in times[move : move + 2])
+        log_probs = network(states[:, move], sigma(process.schedule, t).float()).double().log_softmax(-1)
+        probs = process.posterior(states[:, move], log_probs, t, s)
+        found += probs.gather(-1, states[:, move + 1, :, None]).log().sum((1, 2))
     return found.view(batch.x.shape[:2])
 
 
@@ -241,8 +261,10 @@ def _time_weight(inputs: Inputs, t: Tensor) -> Tensor:
 
 
 def _regulariser(inputs: Inputs, batch: Rollout, teacher: nn.Module) -> Tensor:
-    """Sum over the moves of the mean over their positions."""
+    """Sum over the moves of the mean over their positions; 0 where no state is common to all paths."""
     objective = inputs.config.objective
+    if inputs.teacher.process.name == "uniform":
+        return torch.zeros(())
     moves = [(torch.full_like(batch.z_tau[:1], inputs.source.mask_id), torch.ones_like(batch.tau[:1]))]
     all_log_probs = [batch.first_log_probs]
     if objective.trajectory not in ("one-step", "whole-path"):

@@ -12,9 +12,12 @@ from tokenizers import Tokenizer, models
 
 from didi.data.markov import MarkovChain
 from didi.diffusion.noise import named_generator
+from didi.evaluation.exact.product import positionwise_distribution
 from didi.methods.didi_settings import DiscriminatorSettings, DistillConfig, ObjectiveConfig
 from didi.methods.elbo import PretrainConfig
 from didi.methods.settings import DataConfig, LoopConfig, NetworkConfig, OptimizerConfig
+from didi.sampling.base import time_grid
+from didi.sampling.uniform_ancestral import UniformAncestral
 
 from .observed_step import distilled, pretrained
 
@@ -121,3 +124,20 @@ def test_with_a_reference_a_student_at_a_higher_rate_learns_more(tmp_path):
     student = distilled(faster, source, teacher, tmp_path).student
     before, after = (divergence_from_data(net, source.chain, 4) for net in (teacher.teacher, student))
     assert after < 0.55 * before  # 0.278 to 0.136
+
+
+@pytest.mark.slow
+def test_whole_paths_of_uniform_state_diffusion_lower_the_divergence_of_their_sampler(tmp_path):
+    source = TinySource()
+    network = replace(PRETRAIN.network, is_time_conditioned=True)
+    teacher = pretrained(replace(PRETRAIN, process="uniform", weight="nelbo", network=network), source)
+    student = distilled(WHOLE_PATH, source, teacher, tmp_path).student
+    log_q = source.chain.log_likelihood(STATES[(STATES != MASK).all(1)])
+
+    def divergence_at_4_moves(net):
+        sampler = UniformAncestral(net, teacher.process)
+        probs = positionwise_distribution(sampler, NUM_SYMBOLS, LENGTH, time_grid(4))
+        return float((probs * (probs.log() - log_q)).sum())
+
+    before, after = divergence_at_4_moves(teacher.teacher), divergence_at_4_moves(student)
+    assert after < 0.8 * before  # 0.517 to 0.334

@@ -11,7 +11,7 @@ from didi.apps.terminal import parse
 from didi.errors import UsageError, suggestion
 from didi.methods import method_of
 from didi.methods.didi_settings import DistillConfig
-from didi.methods.settings import CUSTOM, RunConfig
+from didi.methods.settings import CUSTOM, RENAMED_RECIPES, RunConfig
 from didi.models.untrusted import read_yaml, record_from
 from didi.recipes import recipe
 from didi.recipes.presets import PRESETS, preset
@@ -35,7 +35,7 @@ def resolve(name: str, default: Any, recipes: Mapping[str, Any], args: Sequence[
         raise UsageError(f"the recipe comes first: {prog} RECIPE [flags]; got --recipe {flag}")
     has_recipe = bool(args) and not args[0].startswith("-")
     config_file, preset_name = early(args, "--config"), early(args, "--preset")
-    overrides = read_yaml(Path(config_file)) if config_file else {}
+    overrides = _overrides_in(config_file)
     wanted = method_of(default.config).name
     if (method := overrides.pop("method", wanted)) != wanted:
         raise UsageError(f"{prog} takes settings of method {wanted} here; those of {config_file} are of {method}")
@@ -80,10 +80,18 @@ def settings_named(args: Sequence[str], recipes: Mapping[str, RunConfig], defaul
         found = args[0]
     else:
         file = early(args, "--config")
-        overrides = read_yaml(Path(file)) if file else {}
+        overrides = _overrides_in(file)
         found = str(overrides.get("recipe"))
         default = kinds.get(str(overrides.get("method")), type(default))()
     return type(recipes[found])() if found in recipes else default
+
+
+def _overrides_in(file: str | None) -> dict[str, Any]:
+    """Settings of a file, with the name that their recipe has now; none without a file."""
+    overrides = read_yaml(Path(file)) if file else {}
+    if isinstance(name := overrides.get("recipe"), str):
+        overrides["recipe"] = RENAMED_RECIPES.get(name, name)
+    return overrides
 
 
 def _check_recipe_in_file(overrides: Mapping[str, Any], source: str, recipes: Mapping[str, Any]) -> None:

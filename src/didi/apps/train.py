@@ -21,6 +21,7 @@ from didi.methods.base import Inputs, teacher_of
 from didi.methods.elbo import PretrainConfig
 from didi.methods.settings import DistillationConfig, RunConfig
 from didi.models.bundle import Bundle, load, save
+from didi.models.card import TEACHER_PROCESS
 from didi.models.untrusted import PlainDumper, read_yaml
 from didi.recipes import PRETRAIN, distillation_recipes
 from didi.training.fit import fitted
@@ -183,7 +184,10 @@ def distill_run(
         trainer = make_trainer(config, Inputs(source, device, folder.path, teacher))
         run(trainer, config.loop, folder, resume=resume)
         layout = _block_layout(config, teacher)
-        return _finish(trainer.bundle(), config, folder, device, layout, teacher=teacher.provenance)
+        bundle, origin = trainer.bundle(), dict[str, Any](teacher=teacher.provenance)
+        if bundle.process.name != teacher.process.name:
+            origin[TEACHER_PROCESS] = teacher.process.name
+        return _finish(bundle, config, folder, device, layout, **origin)
 
 
 @contextlib.contextmanager

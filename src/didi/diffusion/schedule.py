@@ -1,7 +1,7 @@
 r"""Noise schedules, time weights and time densities.
 
 A schedule is the probability :math:`\alpha_t` that a token is still visible at time ``t`` in [0, 1]; it falls from 1 at
-``t = 0`` to 0 at ``t = 1``. Names and formulas follow Shi et al. 2024 (MD4), Table 1: https://arxiv.org/abs/2406.04329.
+``t = 0`` to 0 or nearly 0 at ``t = 1``. Names and formulas follow Shi et al. 2024 (MD4), Table 1: https://arxiv.org/abs/2406.04329.
 """
 
 import math
@@ -114,9 +114,11 @@ def schedule_from_name(name: str) -> Schedule:
 def sigma(schedule: Schedule, t: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
     r"""Total noise :math:`\sigma_t = -\log\alpha_t`, the number MDLM networks are conditioned on.
 
-    Clamped at :math:`-\log 10^{-3}`, its value at ``t = 1`` in the public MDLM code (which keeps 0.1% of the tokens).
+    Where :math:`\alpha_1 = 0` it is clamped at :math:`-\log 10^{-3}`, its value at ``t = 1`` in the public MDLM code,
+    which keeps 0.1% of the tokens.
     """
-    return -schedule.alpha(t).clamp_min(1e-3).log()
+    least = float(schedule.alpha(torch.ones((), dtype=torch.float64))) or 1e-3
+    return -schedule.alpha(t).clamp_min(least).log()
 
 
 def time_at(schedule: Schedule, alpha: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:

@@ -48,6 +48,10 @@ class ScoreAbsorbing(Absorbing):
 
     name: ClassVar[str] = "sedd-absorb"
 
+    def normalised(self) -> Absorbing:
+        """Masked diffusion of the same states, whose networks' outputs are read as logits: g over its sum."""
+        return Absorbing(self.mask_id, self.schedule)
+
     def _log_ratios(self, logits: Float[Tensor, "n v"]) -> Float[Tensor, "n v"]:
         """Log g in float32 at least; -inf at the mask."""
         is_mask = torch.arange(logits.shape[-1], device=logits.device) == self.mask_id
@@ -78,9 +82,12 @@ class ScoreAbsorbing(Absorbing):
         return self._stepped(logits, (t - s) * float(self.loss_weight(torch.tensor(t, dtype=torch.float64))))
 
     def _stepped(self, logits: Float[Tensor, "n v"], chance: float, *, is_last: bool = False) -> Float[Tensor, "n v"]:
-        """``chance`` times g at the tokens, the rest at the mask."""
-        weights = chance * self._log_ratios(logits).exp()
-        weights[:, self.mask_id] = 0 if is_last else (1 - weights.sum(-1, dtype=torch.float64)).clamp_min(0)
+        """``chance`` times g at the tokens and the rest at the mask, over the largest g where that is above 1."""
+        log_ratios = self._log_ratios(logits)
+        scale = log_ratios.amax(-1, keepdim=True).clamp_min(0)
+        weights = chance * (log_ratios - scale).exp()
+        rest = scale.squeeze(1).double().neg().exp() - weights.sum(-1, dtype=torch.float64)
+        weights[:, self.mask_id] = 0 if is_last else rest.clamp_min(0).to(weights)
         return weights
 
 
@@ -103,7 +110,8 @@ class ScoreUniform(Uniform):
     def __post_init__(self) -> None:
         if not self._alpha(1.0) > 0:
             raise UsageError(
-                f"the schedule of {self.name} ends above 0, as log-linear-eps and geometric; got {self.schedule.name}"
+                f"the schedule of {self.name} ends above 0; {self.schedule.name} ends at 0: set schedule to "
+                "log-linear-eps, geometric or geometric-1e-4"
             )
 
     def log_probs(self, logits: Float[Tensor, "*n v"]) -> Float[Tensor, "*n v"]:
@@ -157,28 +165,28 @@ class ScoreUniform(Uniform):
         r"""See ``Process.reverse_weights``; the analytic step (Tweedie tau-leaping).
 
         Its weights are :math:`(e^{-\Delta Q} s)_j\, e^{\Delta Q}(i | j)` with the rate matrix Q and the total noise
-        :math:`\Delta` of the move.
-        A ratio that no pair of marginals has can make an entry negative; it becomes 0.
+        :math:`\Delta` of the move. A ratio that no pair of marginals has can make an entry negative; it becomes 0.
         """
         num, stays = self.vocab_size, max(alpha_t, self._alpha(1.0)) / alpha_s
-        scores, state = self._scores(logits, z)
+        scores, own, state = self._scores(logits, z)
         replaced = (1 - stays) / num  # probability that a token becomes a given other one
         offset = (1 - 1 / stays) * scores.sum(-1, keepdim=True, dtype=torch.float64) / num
         moved = torch.add((replaced * offset).to(scores), scores, alpha=replaced / stays).clamp_min(0)
-        here = (1 / stays + offset).clamp_min(0) * (stays + replaced)  # the score of the state is 1
+        here = (own / stays + offset).clamp_min(0) * (stays + replaced)
         return moved.scatter(1, state, here.to(moved))
 
     def euler_weights(
         self, logits: Float[Tensor, "n v"], z: Int[Tensor, " n"], t: float, s: float
     ) -> Float[Tensor, "n v"]:
         """See ``ScoreProcess.euler_weights``."""
-        scores, state = self._scores(logits, z)
+        scores, own, state = self._scores(logits, z)
         rate = float(self.loss_weight(torch.tensor(t, dtype=torch.float64)))
         jumps = (scores * ((t - s) * rate / self.vocab_size)).scatter(1, state, 0.0)
-        return jumps.scatter(1, state, (1 - jumps.sum(1, keepdim=True, dtype=torch.float64)).clamp_min(0).to(jumps))
+        return jumps.scatter(1, state, (own - jumps.sum(1, keepdim=True, dtype=torch.float64)).clamp_min(0).to(jumps))
 
-    def _scores(self, logits: Float[Tensor, "n v"], z: Int[Tensor, " n"]) -> tuple[Tensor, Tensor]:
-        """Scores in float32 at least, with 1 at the state, and the state as an index of columns."""
+    def _scores(self, logits: Float[Tensor, "n v"], z: Int[Tensor, " n"]) -> tuple[Tensor, Tensor, Tensor]:
+        """Scores over the largest of them, in float32 at least; that of the state, [n 1] in float64; its columns."""
         state = z[:, None]
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        return logits.scatter(1, state, 0.0).exp(), state
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32)).scatter(1, state, 0.0)
+        largest = logits.amax(1, keepdim=True)
+        return (logits - largest).exp(), largest.double().neg().exp(), state

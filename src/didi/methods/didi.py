@@ -21,17 +21,18 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from didi.diffusion.absorbing import corrupt
+from didi.diffusion.absorbing import Absorbing
 from didi.diffusion.noise import named_generator
 from didi.errors import UsageError
 from didi.methods.base import Figures, Inputs, Runtime, Update, teacher_of
-from didi.methods.didi_networks import check_fit, initial_networks, masked_process
+from didi.methods.didi_networks import check_fit, initial_networks
 from didi.methods.didi_settings import DistillConfig
 from didi.methods.real_source import real_sampler
 from didi.methods.reference import Reference
 from didi.methods.regularisation import TeacherLogProbs, regularisation
 from didi.methods.rollout import Batch, Rollout, rollout
 from didi.methods.settings import RunConfig
+from didi.methods.student_process import check_objective, student_process
 from didi.methods.trajectories import states_before_a_move
 from didi.methods.validation import mean_log_ratio
 from didi.models.bundle import Bundle
@@ -61,10 +62,11 @@ class Didi:
     def __init__(self, settings: DistillConfig, inputs: Inputs) -> None:
         assert inputs.teacher is not None
         self.settings, self.source, self._inputs = settings, inputs.source, inputs
-        self.process, self.tokenizer = masked_process(inputs.teacher), inputs.teacher.tokenizer
+        self.process, self.tokenizer = student_process(inputs.teacher), inputs.teacher.tokenizer
+        check_objective(settings, self.process)
         teacher = teacher_of(inputs.teacher).to(inputs.device).eval().requires_grad_(False)
         self._teacher_digest = weights_digest(teacher)
-        check_fit(settings, teacher, self.source.vocab_size)
+        check_fit(settings, teacher, self.process, self.source)
         student, discriminator = initial_networks(settings, teacher)
         self.trained: dict[str, nn.Module] = {"student": student, "discriminator": discriminator}
         self.frozen: dict[str, nn.Module] = {"teacher": teacher}
@@ -151,18 +153,18 @@ class Didi:
             drawn = self._rollout(batch.step, batch.number, repeat + has_reference, has_gradient=False)
         num_completions = settings.discriminator.completions or settings.objective.completions
         t = drawn.t.repeat_interleave(num_completions)
-        alpha = self.process.schedule.alpha(t).to(self.runtime.device)
         generator = named_generator(settings.seed, "discriminator", batch.step, batch.number, repeat)
         real = self._real(batch.step, batch.number, repeat, len(t) * world().size)
-        uniforms = torch.rand(2, *real.shape, dtype=torch.float64, generator=generator)
-        real = world().mine(real).to(self.runtime.device)
-        uniforms = torch.stack([world().mine(one) for one in uniforms]).to(self.runtime.device)
+        shape = (2, *real.shape, self.process.draws_per_position)
+        of_fake, of_real = torch.rand(shape, dtype=torch.float64, generator=generator)
+        real, of_fake, of_real = (world().mine(one).to(self.runtime.device) for one in (real, of_fake, of_real))
+        t_here = t.to(self.runtime.device)
         fake_t = (
             drawn.z_t[:, :num_completions, 0].flatten(0, 1)
             if repeat == 0 or is_fresh
-            else corrupt(drawn.x[:, :num_completions].flatten(0, 1), alpha, self.process.mask_id, uniforms[0])
+            else self.process.corrupt(drawn.x[:, :num_completions].flatten(0, 1), t_here, of_fake)
         )
-        return self._judged(fake_t, corrupt(real, alpha, self.process.mask_id, uniforms[1]), t, drawn.num_moves)
+        return self._judged(fake_t, self.process.corrupt(real, t_here, of_real), t, drawn.num_moves)
 
     def _guidance_loss(self, batch: Batch) -> tuple[Tensor, Figures]:
         """As ``_discriminator_loss``, on states of the finished student's sampler."""
@@ -173,7 +175,7 @@ class Didi:
         move = torch.randint(1, num_moves + 1, (num_rows,), generator=generator)  # the last one leaves no masks
         draws = torch.rand(2, num_rows, settings.data.length, dtype=torch.float64, generator=generator)
         real = self._real(batch.step, batch.number, 0, num_rows)
-        uniforms = torch.rand(real.shape, dtype=torch.float64, generator=generator)
+        uniforms = torch.rand(*real.shape, 1, dtype=torch.float64, generator=generator)
         move, real, uniforms = map(world().mine, (move, real, uniforms))
         draws = torch.stack([world().mine(one) for one in draws]).to(device)
         t = 1 - move.double() / num_moves
@@ -181,8 +183,8 @@ class Didi:
             student = cast(DiT, self.runtime.averaged())
             if settings.objective.budgets:
                 student = student.at_budget(num_moves)
-            fake_t = states_before_a_move(student, move, num_moves, draws, self.process)
-        real_t = corrupt(real, self.process.schedule.alpha(t), self.process.mask_id, uniforms).to(device)
+            fake_t = states_before_a_move(student, move, num_moves, draws, cast(Absorbing, self.process))
+        real_t = self.process.corrupt(real, t, uniforms).to(device)
         return self._judged(fake_t, real_t, t, num_moves)
 
     def _judged(
@@ -261,7 +263,8 @@ class Didi:
         rows = self.source.validation[: loop.validation_sequences]
         student = cast(DiT, self.runtime.averaged())
         nelbo = nats_per_token(student, self.process, rows, batch_size=loop.batch_size)
-        log_ratio = mean_log_ratio(self.discriminator, self.process, rows[: loop.batch_size], self.runtime)
+        judged = self.discriminator, self.process, rows[: loop.batch_size], self.runtime
+        log_ratio = mean_log_ratio(*judged, is_clean=self.settings.judges_finished)
         return {"validation_nelbo": nelbo, "validation_log_ratio": log_ratio}
 
     def state_dict(self) -> dict[str, Any]:

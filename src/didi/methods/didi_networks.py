@@ -6,12 +6,13 @@ from typing import Any, cast
 
 import torch
 
-from didi.diffusion.absorbing import Absorbing
+from didi.data.source import Source
+from didi.diffusion import Process
 from didi.diffusion.noise import derive_seed
 from didi.errors import UsageError
 from didi.methods.didi_settings import DistillConfig
 from didi.models.adapters import adapt, copy_sharing_frozen
-from didi.models.bundle import Bundle, load
+from didi.models.bundle import load
 from didi.models.discriminator import Discriminator
 from didi.models.dit import DiT, DiTTrunk, budget_conditioned
 
@@ -71,20 +72,10 @@ def _load_start(name: str, student: DiT, discriminator: Discriminator) -> None:
         network.load_state_dict(found.state_dict())
 
 
-def masked_process(teacher: Bundle) -> Absorbing:
-    """The process of a teacher of masked diffusion.
-
-    Raises:
-        UsageError: it is another one.
-    """
-    if not isinstance(teacher.process, Absorbing):
-        found = teacher.process.name
-        raise UsageError(f"DiDi-Instruct distils masked diffusion; the process of {teacher.name} is {found}")
-    return teacher.process
-
-
-def check_fit(settings: DistillConfig, teacher: DiT, vocab_size: int) -> None:
+def check_fit(settings: DistillConfig, teacher: DiT, process: Process, source: Source) -> None:
     """Refuse a corpus that the teacher cannot read, and a teacher that reads the number of moves.
+
+    A network without [MASK] has the symbols of its corpus without it; a public one may count it among its symbols.
 
     Raises:
         UsageError: its sequences are longer than the teacher's context, or its vocabulary is another; or the teacher is
@@ -99,8 +90,9 @@ def check_fit(settings: DistillConfig, teacher: DiT, vocab_size: int) -> None:
         raise UsageError(
             f"data.length is at most the teacher's context of {teacher.length} tokens; got {settings.data.length}"
         )
-    if vocab_size != teacher.vocab_size:
+    num_symbols = type(process).of_tokenizer(source.vocab_size, source.mask_id, process.schedule).num_symbols
+    if teacher.vocab_size not in (source.vocab_size, num_symbols(source.vocab_size)):
         raise UsageError(
-            f"corpus and teacher share one tokenizer; the corpus has {vocab_size} symbols, the teacher "
+            f"corpus and teacher share one tokenizer; the corpus has {source.vocab_size} symbols, the teacher "
             f"{teacher.vocab_size}: give data.tokenizer the teacher bundle's tokenizer.json"
         )

@@ -192,6 +192,12 @@ class DistillConfig(DistillationConfig):
         is_path = self.objective.trajectory == "path"
         return replace(self.objective, trajectory="two-moves", moves=None) if is_path else self.objective
 
+    @property
+    def judges_finished(self) -> bool:
+        """Whether the discriminator reads finished samples alone, all at t = 0."""
+        is_finished = self.objective.trajectory == "whole-path" and self.objective.reward_time == "finished"
+        return is_finished and not self.discriminator.guidance_steps
+
     @classmethod
     def current(cls, settings: Mapping[str, Any], base: RunConfig | None = None) -> dict[str, Any]:
         """See ``RunConfig.current``."""

@@ -21,6 +21,7 @@ from didi.data.source import Source
 from didi.diffusion import Process, find_process
 from didi.diffusion.noise import derive_seed, named_generator
 from didi.diffusion.schedule import WeightName, low_discrepancy_times, schedule_from_name
+from didi.diffusion.score import ScoreUniform
 from didi.errors import UsageError
 from didi.methods.base import Figures, Inputs, Runtime, Update
 from didi.methods.settings import NetworkConfig, OptimizerConfig, RunConfig, check_sharding, share
@@ -54,7 +55,12 @@ class PretrainConfig(RunConfig):
         super().__post_init__()
         share(self, "t_min")
         check_sharding(self.loop, self.optimizer)
-        find_process(self.process)
+        kind = find_process(self.process)
+        if issubclass(kind, ScoreUniform) and not self.network.is_time_conditioned:
+            raise UsageError(
+                f"a network of process {self.process} reads its noise level, on which scores depend; set "
+                "network.is_time_conditioned to true"
+            )
         if self.model == "autoregressive" and self.process != "absorbing":
             raise UsageError(
                 "model autoregressive goes with process absorbing, whose [MASK] begins its sequences; got "

@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from didi.diffusion.absorbing import Absorbing
+from didi.diffusion import Process
 from didi.errors import UsageError
 from didi.methods.objective_settings import ObjectiveConfig
 from didi.methods.rollout import Rollout
@@ -18,7 +18,7 @@ class Reference:
 
     Args:
         student: its frozen weights are shared, not copied.
-        process: masked diffusion.
+        process: of the student.
         objective: whole paths.
 
     Attributes:
@@ -26,7 +26,7 @@ class Reference:
         num_steps: updates of the student for which it is kept.
     """
 
-    def __init__(self, student: DiT, process: Absorbing, objective: ObjectiveConfig) -> None:
+    def __init__(self, student: DiT, process: Process, objective: ObjectiveConfig) -> None:
         self.network, self._process = copy_sharing_frozen(student).eval(), process
         self.num_steps = objective.reference_steps
         self._reads_budgets = bool(objective.budgets)
@@ -42,10 +42,10 @@ class Reference:
     def log_ratio(self, drawn: Rollout) -> Float[Tensor, "s g"]:
         """Log-probability of whole paths under the student that drew them, less that under the reference; nats."""
         assert drawn.num_moves is not None
-        assert drawn.reveal is not None
+        assert drawn.record is not None
         of_student = drawn.first_score[:, None] + drawn.completion_log_probs.sum(-1)
         network = self.network.at_budget(drawn.num_moves) if self._reads_budgets else self.network
-        return of_student - path_log_probs(network, drawn.x, drawn.reveal, drawn.num_moves, self._process)
+        return of_student - path_log_probs(network, drawn.x, drawn.record, drawn.num_moves, self._process)
 
     def state_dict(self) -> dict[str, Tensor]:
         """The weights that are trained in the student."""

@@ -1,11 +1,13 @@
 """The regularisers of App. F.3: divergence from the teacher and entropy bonus at every move that is read."""
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from didi.diffusion import Process
 from didi.diffusion.absorbing import Absorbing
 from didi.diffusion.categorical import divergence, entropy
 from didi.methods.objective_settings import ObjectiveConfig
@@ -19,21 +21,22 @@ class TeacherLogProbs:
     """The teacher's log-probabilities where the student's were read.
 
     Args:
-        process: masked diffusion.
+        process: of the student; masked diffusion where there is anything to regularise.
     """
 
-    def __init__(self, process: Absorbing) -> None:
+    def __init__(self, process: Process) -> None:
         self._process = process
         self._first: Tensor | None = None
 
     @torch.no_grad()
     def __call__(self, teacher: DiT, drawn: Rollout) -> list[Float[Tensor, "_ v"]]:
         """Those of each move of ``drawn.log_probs_of_moves``."""
+        process = cast(Absorbing, self._process)
         if self._first is None:  # at the all-mask state they never change
-            self._first = all_mask_log_probs(teacher, drawn.x.shape[-1], self._process, drawn.x.device)
+            self._first = all_mask_log_probs(teacher, drawn.x.shape[-1], process, drawn.x.device)
         found = [self._first]
         if len(drawn.log_probs_of_moves) > 1:
-            found.append(masked_log_probs(teacher, drawn.z_tau, drawn.tau, self._process))
+            found.append(masked_log_probs(teacher, drawn.z_tau, drawn.tau, process))
         return found
 
 
@@ -43,10 +46,12 @@ def regularisation(
     """Weighted divergence minus weighted entropy, each the sum over the moves of its mean over positions, and figures.
 
     Args:
-        student: log-probabilities of each move, with gradient.
+        student: log-probabilities of each move, with gradient; none where no state is common to all paths.
         teacher: the teacher's at the same positions; empty where the divergence has no weight.
         objective: weights and direction.
     """
+    if not student:
+        return torch.zeros(()), {}
     with torch.set_grad_enabled(bool(objective.entropy_weight)):  # without a bonus it is only logged
         entropies = [world().part_of_mean(entropy(log_probs)) for log_probs in student]
     figures = {"entropy": entropies[-1].detach()}

@@ -5,12 +5,13 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from didi.diffusion.absorbing import Absorbing
+from didi.diffusion import Process
 from didi.diffusion.categorical import sample_categorical
 from didi.methods.objective_settings import ObjectiveConfig, TrajectoryKind
 from didi.methods.trajectories import Completions, Trajectory, Uniforms, one_step, path, two_moves
@@ -29,12 +30,13 @@ class Rollout:
         z_t: their corruptions.
         z_tau: the intermediate states; on a whole path those where it branches, or with one completion its last.
         first_score: log-probability of the first move; on a whole path, of all moves to ``z_tau``.
-        completion_log_probs: log-probability of each token drawn from ``z_tau`` on; 0 where none was.
-        first_log_probs: the student's distribution at the all-mask state; one row for each position.
-        second_log_probs: its distribution at the masked positions of ``z_tau``, row by row; none on a whole path.
+        completion_log_probs: log-probability of what was drawn at each position from ``z_tau`` on; 0 where nothing was.
+        first_log_probs: the student's distribution at the all-mask state, one row for each position; None in a process
+            without such a state.
+        second_log_probs: its distribution at the masked positions of ``z_tau``, row by row; None on a whole path.
         trajectory: how it was generated.
         num_moves: of a whole path; None of the others.
-        reveal: of a whole path, numbers that say which position is revealed when, see ``whole_path.path_log_probs``.
+        record: of a whole path, for ``whole_path.path_log_probs``.
     """
 
     tau: Float[Tensor, " s"]
@@ -44,17 +46,18 @@ class Rollout:
     z_tau: Int[Tensor, "s l"]
     first_score: Float[Tensor, " s"]
     completion_log_probs: Float[Tensor, "s g l"]
-    first_log_probs: Float[Tensor, "l v"]
-    second_log_probs: Float[Tensor, "n v"]
+    first_log_probs: Float[Tensor, "l v"] | None
+    second_log_probs: Float[Tensor, "n v"] | None
     trajectory: TrajectoryKind
     num_moves: int | None = None
-    reveal: Float[Tensor, "s g l"] | None = None
+    record: Tensor | None = None
 
     @property
     def log_probs_of_moves(self) -> list[Tensor]:
         """The student's distributions that are regularised: those of two moves, or of the first where it is alone."""
         is_alone = self.trajectory in ("one-step", "whole-path")
-        return [self.first_log_probs] if is_alone else [self.first_log_probs, self.second_log_probs]
+        found = [self.first_log_probs] if is_alone else [self.first_log_probs, self.second_log_probs]
+        return [one for one in found if one is not None]
 
 
 @dataclass(frozen=True)
@@ -71,17 +74,18 @@ class Batch:
     rollout: Rollout | None = None
 
 
-TRAJECTORIES: dict[TrajectoryKind, Callable[[DiT, int, ObjectiveConfig, Absorbing, Uniforms], Trajectory]] = {
+TRAJECTORIES: dict[TrajectoryKind, Callable[[DiT, int, ObjectiveConfig, Any, Uniforms], Trajectory]] = {
     "one-step": one_step,
     "two-moves": two_moves,
     "path": path,
     "whole-path": whole_path,
 }
-"""What generates each kind of trajectory."""
+"""What generates each kind of trajectory; all but whole paths are of masked diffusion alone."""
 
 
-def last_move(found: Trajectory, uniforms: Float[Tensor, "s l g"], process: Absorbing) -> Completions:
-    """Completions of states that are one move away from them."""
+def last_move(found: Trajectory, uniforms: Float[Tensor, "s l g"], process: Process) -> Completions:
+    """Completions of states of masked diffusion that are one move away from them."""
+    assert found.second_log_probs is not None
     is_masked = process.is_predicted(found.z_tau)
     tokens = sample_categorical(found.second_log_probs.detach(), uniforms[is_masked])
     x = found.z_tau[:, :, None].repeat(1, 1, uniforms.shape[-1])
@@ -96,7 +100,7 @@ def rollout(
     num_states: int,
     length: int,
     objective: ObjectiveConfig,
-    process: Absorbing,
+    process: Process,
     generator: torch.Generator,
     device: torch.device,
 ) -> Rollout:
@@ -107,7 +111,7 @@ def rollout(
         num_states: intermediate states of all processes; this one's share of them, s, is what is returned.
         length: positions l.
         objective: trajectory, numbers of completions and corruptions, times.
-        process: masked diffusion.
+        process: of the student; see ``TRAJECTORIES``.
         generator: a CPU generator; all draws are float64.
         device: where the student lives.
     """
@@ -116,12 +120,8 @@ def rollout(
     num_completions, num_corruptions = objective.completions, objective.corruptions
     uniforms = draw(length, num_completions)  # unused where the completions are there already
     x, log_probs = found.completions or last_move(found, uniforms, process)
-    z_t = x[:, :, None].repeat(1, 1, num_corruptions, 1)
-    chance = (1 - process.schedule.alpha(found.t)).to(device)[:, None].expand(-1, length)
-    if found.kind == "path":  # what is visible at tau stays so: the path goes on, it is not corrupted anew
-        before = (1 - process.schedule.alpha(found.tau)).to(device)[:, None]
-        chance = torch.where(process.is_predicted(found.z_tau), chance / before, 0.0)
-    z_t[draw(num_completions, num_corruptions, length) < chance[:, None, None]] = process.mask_id
+    draws = draw(num_completions, num_corruptions, length, process.draws_per_position)
+    z_t = _corrupted(x, found, draws, process)
     return Rollout(
         tau=found.tau,
         t=found.t,
@@ -134,5 +134,20 @@ def rollout(
         second_log_probs=found.second_log_probs,
         trajectory=found.kind,
         num_moves=found.num_moves,
-        reveal=found.reveal,
+        record=found.record,
     )
+
+
+def _corrupted(
+    x: Int[Tensor, "s g l"], found: Trajectory, draws: Float[Tensor, "s g c l k"], process: Process
+) -> Int[Tensor, "s g c l"]:
+    """Completions corrupted to their times t; on a ``path`` the state at tau goes on: what is visible there stays."""
+    shape, t = draws.shape[:-1], found.t.to(x.device)
+    clean = x[:, :, None].expand(shape)
+    if found.kind == "path":
+        before = 1 - process.schedule.alpha(found.tau.to(x.device))
+        chance = (1 - process.schedule.alpha(t)) / before
+        is_masked = process.is_predicted(found.z_tau)[:, None, None] & (draws[..., 0] < chance[:, None, None, None])
+        return torch.where(is_masked, cast(int, process.mask_id), clean)
+    times = t.repeat_interleave(shape[1] * shape[2])
+    return process.corrupt(clean.flatten(0, 2), times, draws.flatten(0, 2)).view(shape)

@@ -11,6 +11,9 @@ from typing import Any, Literal
 from didi.data.blocks import BlockLayout
 from didi.errors import UsageError
 
+RENAMED_RECIPES = {"markov-uniform": "markov-udlm"}
+"""Names of recipes in earlier versions, and those of now."""
+
 CUSTOM = "custom"
 """Name of settings that begin with no recipe."""
 
@@ -218,6 +221,8 @@ class RunConfig:
         """
         del base
         found = dict(settings)
+        if isinstance(name := found.get("recipe"), str):
+            found["recipe"] = RENAMED_RECIPES.get(name, name)
         data, names = found.get("data"), DataConfig.__dataclass_fields__
         if isinstance(data, Mapping) and len(data.keys() & names.keys()) >= len(names) - 1:  # the record of a run
             found["data"] = {**data, "block_layout": data.get("block_layout")}

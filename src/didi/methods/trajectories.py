@@ -106,7 +106,7 @@ class Uniforms:
 
 
 class Completions(NamedTuple):
-    """Finished samples, and the log-probability of every token that came in since their state; 0 at other positions."""
+    """Finished samples, and the log-probability of what was drawn at each position since their state; 0 for nothing."""
 
     x: Int[Tensor, "s g l"]
     log_probs: Float[Tensor, "s g l"]
@@ -120,24 +120,24 @@ class Trajectory(NamedTuple):
         t: time of its corruptions.
         z_tau: the states.
         first_score: log-probability of the moves that led there, where they are scored; else 0.
-        first_log_probs: the student's log-probabilities at the all-mask state.
-        second_log_probs: those at the masked positions of ``z_tau``, in row-major order; none on a whole path.
+        first_log_probs: the student's log-probabilities at the all-mask state; None in a process without one.
+        second_log_probs: those at the masked positions of ``z_tau``, in row-major order; None on a whole path.
         kind: how they were generated. Corruptions go on with the state of a ``path``, whose visible tokens stay.
         num_moves: of a whole path; None of the others.
         completions: of a whole path; those of the others are one move away.
-        reveal: numbers that say which position of each completion is revealed when on a whole path.
+        record: of a whole path, what its probability is found from, see ``student_moves.Branches``.
     """
 
     tau: Float[Tensor, " s"]
     t: Float[Tensor, " s"]
     z_tau: Int[Tensor, "s l"]
     first_score: Float[Tensor, " s"]
-    first_log_probs: Float[Tensor, "l v"]
-    second_log_probs: Float[Tensor, "n v"]
+    first_log_probs: Float[Tensor, "l v"] | None
+    second_log_probs: Float[Tensor, "n v"] | None
     kind: TrajectoryKind
     num_moves: int | None = None
     completions: Completions | None = None
-    reveal: Float[Tensor, "s g l"] | None = None
+    record: Tensor | None = None
 
 
 def one_step(student: DiT, length: int, objective: ObjectiveConfig, process: Absorbing, draw: Uniforms) -> Trajectory:

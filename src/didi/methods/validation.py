@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from didi.diffusion.absorbing import Absorbing, corrupt
+from didi.diffusion import Process
 from didi.diffusion.noise import named_generator
 from didi.methods.base import Runtime
 from didi.models.discriminator import Discriminator, log_ratio_logits
@@ -14,22 +14,24 @@ from didi.world import world
 
 @torch.no_grad()
 def mean_log_ratio(
-    discriminator: Discriminator, process: Absorbing, rows: Int[Tensor, "n l"], runtime: Runtime
+    discriminator: Discriminator, process: Process, rows: Int[Tensor, "n l"], runtime: Runtime, *, is_clean: bool
 ) -> float:
-    """Mean log-ratio of corrupted held-out sequences, student over teacher, in nats.
+    """Mean log-ratio of held-out sequences, clean or corrupted, student over teacher, in nats.
 
     It is negative where the discriminator tells real sequences from the student's. The corruptions are the same
     whenever it is asked. The processes of ``didi.world`` share the sequences.
 
     Args:
         discriminator: scores each sequence.
-        process: masked diffusion.
+        process: of the student.
         rows: clean sequences.
         runtime: of the method, for the device and the precision.
+        is_clean: at t = 0, all that a discriminator of finished samples has read; otherwise at times spread over
+            [0, 1].
     """
-    t = (torch.arange(len(rows), dtype=torch.float64) + 0.5) / len(rows)
-    uniforms = torch.rand(rows.shape, dtype=torch.float64, generator=named_generator(0, "validation-discriminator"))
-    z_t = corrupt(rows, process.schedule.alpha(t), process.mask_id, uniforms)
+    t = (torch.arange(len(rows), dtype=torch.float64) + 0.5) / len(rows) * (not is_clean)
+    shape, generator = (*rows.shape, process.draws_per_position), named_generator(0, "validation-discriminator")
+    z_t = process.corrupt(rows, t, torch.rand(shape, dtype=torch.float64, generator=generator))
     z_t, t = world().mine(z_t).to(runtime.device), world().mine(t).to(runtime.device)
     with runtime.cast():
         logits = log_ratio_logits(discriminator, z_t, process.noise_level(discriminator, t))

@@ -9,11 +9,19 @@ from didi.diffusion import Process
 from didi.markdown import markdown_table
 from didi.models.untrusted import PlainDumper
 
+TEACHER_PROCESS = "teacher_process"  # in the provenance, where the teacher was trained by another process
+AUTOREGRESSIVE = "baseline that writes one token a pass"
 USES = {
     "student": "few-step masked-diffusion generator, distilled by DiDi-Instruct",
     "teacher": "many-step masked-diffusion generator",
     "discriminator": "estimates the log-density ratio of student over teacher; guided sampling needs it",
-    "autoregressive": "baseline that writes one token a pass",
+    "autoregressive": AUTOREGRESSIVE,
+}
+UNIFORM_STATE_USES = {
+    "student": "few-step uniform-state diffusion generator, distilled by DiDi-Instruct",
+    "teacher": "many-step uniform-state diffusion generator",
+    "discriminator": "estimates the log-density ratio of student over real sequences, of finished samples",
+    "autoregressive": AUTOREGRESSIVE,
 }
 
 
@@ -31,7 +39,9 @@ def model_card(
     from huggingface_hub import ModelCardData  # a tenth of the time of a start, which loading a bundle does not need
 
     is_diffusion = set(sizes) != {"autoregressive"}
-    tags = ["masked-diffusion", "text-generation"] if is_diffusion else ["text-generation"]
+    kind, uses = ("masked-diffusion", USES) if process.mask_id is not None else ("uniform-state", UNIFORM_STATE_USES)
+    kind = kind if is_diffusion else "autoregressive"
+    tags = [kind, "text-generation"] if is_diffusion else ["text-generation"]
     header = ModelCardData(library_name="didi-instruct", tags=tags)
     origin = {
         name: provenance[name] for name in ("recipe", "corpus", "seed", "machine", "source") if name in provenance
@@ -41,14 +51,15 @@ def model_card(
     return "\n".join(
         [
             f"---\n{header.to_yaml()}\n---",
-            f"# {provenance.get('recipe', 'Masked-diffusion bundle' if is_diffusion else 'Autoregressive bundle')}\n",
+            f"# {provenance.get('recipe', f'{kind.capitalize()} bundle')}\n",
             *markdown_table(
                 ["network", "parameters", "what it is"],
-                [[role, f"{size:,}", USES[role]] for role, size in sizes.items()],
+                [[role, f"{size:,}", uses[role]] for role, size in sizes.items()],
                 align="lrl",
             ),
             f"\n{said}",
             *([_moves(intended_nfe)] if "student" in sizes else []),
+            *([_reading(trained, process)] if (trained := provenance.get(TEACHER_PROCESS)) else []),
             *(f"{name.capitalize()}: {value}." for name, value in origin.items()),
             "\n```python",
             "import didi\n",
@@ -67,3 +78,10 @@ def _moves(intended_nfe: int | None) -> str:
     if intended_nfe is None:
         return "Moves: the number that the student is meant for is not recorded; choose it with `--nfe`."
     return f"Moves: the student is meant for {intended_nfe}, the default of `didi generate`."
+
+
+def _reading(trained: str, process: Process) -> str:
+    return (
+        f"The teacher was trained as {trained}; in this bundle its outputs, normalised, are the distribution of the "
+        f"clean token of {process.name} diffusion."
+    )

@@ -14,7 +14,7 @@ from didi.errors import UsageError, suggestion
 from didi.methods import METHODS, find_method
 from didi.methods.didi_settings import DistillConfig
 from didi.methods.elbo import PretrainConfig
-from didi.methods.settings import DataConfig, DistillationConfig
+from didi.methods.settings import RENAMED_RECIPES, DataConfig, DistillationConfig
 from didi.models.dit import DiTConfig
 from didi.recipes import openwebtext, text, worlds
 
@@ -49,9 +49,6 @@ def distillation_recipes(method: str) -> dict[str, DistillationConfig]:
         found[name] = base if type(base) is kind else VARIANTS.get((name, method)) or kind(**shared)
     return found
 
-
-RENAMED = {"markov-uniform": "markov-udlm"}
-"""Names of recipes in earlier versions."""
 
 Config = TypeVar("Config")
 
@@ -90,7 +87,7 @@ def recipe(recipes: Mapping[str, Config], name: str) -> Config:
     Raises:
         UsageError: there is none of that name.
     """
-    name = RENAMED.get(name, name)
+    name = RENAMED_RECIPES.get(name, name)
     if name not in recipes:
         raise UsageError(f"a recipe is one of {', '.join(recipes)}; got {name!r}{suggestion(name, recipes)}")
     return recipes[name]

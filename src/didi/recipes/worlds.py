@@ -61,5 +61,7 @@ DISTILL: dict[str, DistillConfig] = {
     ),
 }  # fmt: skip
 
+DISTILL["exact-udlm"] = replace(DISTILL["exact"], recipe="exact-udlm", teacher="")  # every token in every move
+
 VARIANTS: dict[tuple[str, str], DistillationConfig] = {}
 """Recipes of other methods, by recipe and method; see ``didi.recipes.VARIANTS``."""

@@ -21,8 +21,9 @@ from didi.models.bundle import Bundle, Role
 from didi.models.guidance import Guidance
 from didi.sampling.base import path_alphas
 from didi.sampling.options import SamplingOptions
-from didi.sampling.registry import SCORES, is_self_paced, with_bundle_settings
-from didi.sampling.uniform_ancestral import ROWS
+from didi.sampling.registry import find_sampler, is_self_paced, with_bundle_settings
+from didi.sampling.score import ScoreSampler
+from didi.sampling.uniform_ancestral import ROWS, UniformAncestral
 
 ALL_LOGITS = {"confidence": 8, "entropy-bounded": 8, "published": 30}
 """Bytes for each logit of the samplers that compute those of every position at the same time."""
@@ -53,9 +54,10 @@ def batch_bytes(bundle: Bundle, options: SamplingOptions, length: int, num_moves
     trunk = positions * hidden * ACTIVATIONS * _share_of_float32(network)
     if isinstance(network, AutoregressiveLM):  # keys and values of every block, copied at each position
         return positions * hidden * blocks * 16 + batch_size * vocab_size * (8 + DRAW)
-    if bundle.process.mask_id is None or bundle.process.name in SCORES:
-        return trunk + min(positions, ROWS) * vocab_size * 3 * DRAW
     name = "published" if options.precision == "float32" else options.sampler
+    kind = find_sampler(name, bundle.process.name).sampler
+    if issubclass(kind, (UniformAncestral, ScoreSampler)):  # parts of the positions at a time
+        return trunk + min(positions, ROWS) * vocab_size * 3 * DRAW
     if name == "guided":
         return _guided_bytes(bundle, options, length, num_moves, batch_size, trunk)
     rows, each = 1.0 if is_self_paced(network, name) else _largest_move(bundle, options, num_moves) * length, 8

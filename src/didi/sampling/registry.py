@@ -148,6 +148,8 @@ def make_sampler(bundle: Bundle, options: SamplingOptions, num_moves: int) -> Sa
         check_ready({"autoregressive": network})
         return LeftToRight(network, departure, unwritten_id=bundle.process.mask_id or 0)
     if options.precision == "float32":
+        if bundle.process.name in SCORES:
+            raise UsageError("score networks are sampled with float64 draws; leave --precision at float64")
         if options.sampler not in ("ancestral", "published"):
             raise UsageError(f"{options.sampler} sampling draws in float64; leave --precision at float64")
         kind = find_sampler("published", bundle.process.name)

@@ -99,7 +99,7 @@ class ScoreSampler:
             logits = self.denoiser.head(rows)
             size = rows_at_a_time(logits.shape[1], logits.device)
             parts = zip(*(one.split(size) for one in (logits, *others)), strict=True)
-            drawn += [self._moved(*part, t, s) for part in parts]
+            drawn += [self._moved(outputs, state, numbers, t, s) for outputs, state, numbers in parts]
         return torch.cat(drawn)
 
     def _moved(

@@ -22,10 +22,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from didi.diffusion.canvas import Canvas
-from didi.diffusion.categorical import sample_categorical
 from didi.diffusion.noise import SequenceNoise
 from didi.diffusion.rowwise import rows_at_a_time
 from didi.diffusion.uniform import Uniform
+from didi.diffusion.uniform_moves import draw_move, symbols
 from didi.models.denoiser import Denoiser
 from didi.sampling.base import StepOutput, alpha_at, features_at
 from didi.sampling.departure import EXACT, Departure
@@ -48,7 +48,8 @@ class UniformAncestral:
             code does in a pass of its own after the last move (https://arxiv.org/abs/2506.10892).
         remask: strength :math:`\sigma` of a corrector. With probability :math:`\sigma / (1 - \alpha_s)` a position is
             predicted clean and corrupted to s anew instead of following the posterior, which leaves the marginals as
-            they are: the psi-samplers of https://arxiv.org/abs/2602.21185 with ReMDM's strengths.
+            they are: the psi-samplers of https://arxiv.org/abs/2602.21185 with ReMDM's strengths. These may exceed
+            :math:`1 - \alpha_s`; the probability is 1 then, as in the public code.
         is_whole_batch: run the network on every sequence in every move, so that it sees one shape only.
     """
 
@@ -143,21 +144,7 @@ class UniformAncestral:
         if move.is_greedy:
             self.departure.draw_check.see(logits)
             return logits.argmax(-1)
-        log_probs = self.departure.log_probs(logits, None)
-        stays = move.alpha_t / alpha
-        kept = stays * (alpha * log_probs.gather(1, state[:, None]).squeeze(1).double().exp() + (1 - alpha) / move.num)
-        chance = kept / (kept + (1 - stays) / move.num)
-        rest = (uniforms - chance) / (1 - chance)  # uniform in [0, 1) where it is not negative
-        is_predicted = rest >= 1 - alpha
-        from_network, numbers = state, ((rest - (1 - alpha)) / alpha).clamp(0, 1 - 2**-53)
-        if state.device.type == "cpu":
-            from_network = state.masked_scatter(
-                is_predicted, sample_categorical(log_probs[is_predicted], numbers[is_predicted])
-            )
-        else:  # the host would have to wait for their number
-            from_network = sample_categorical(log_probs, numbers)
-        anywhere = _symbols(rest / (1 - alpha).clamp_min(2**-53), move.num)
-        return torch.where(rest < 0, state, torch.where(is_predicted, from_network, anywhere))
+        return draw_move(self.departure.log_probs(logits, None), state, uniforms, move.alpha_t, alpha)
 
 
 @dataclass(frozen=True)
@@ -205,13 +192,9 @@ class _Move:
             is_renewed, renewed = uniforms < 1 - self.alpha_s, uniforms / (1 - self.alpha_s)
         is_kept = torch.where(is_clean, uniforms < self._kept(1.0), uniforms < self._kept(self.alpha_s))
         is_open = torch.ones_like(is_kept) if self.is_greedy else ~(is_kept | is_renewed)
-        return _Drawn(is_open, alpha, uniforms, is_renewed, _symbols(renewed, self.num))
+        return _Drawn(is_open, alpha, uniforms, is_renewed, symbols(renewed, self.num))
 
     def _kept(self, alpha: float) -> float:
         """Probability that a token keeps its place if the prediction gives it no mass."""
         stays = self.alpha_t / alpha
         return stays * (1 - alpha) / (stays * (1 - alpha) + 1 - stays) if stays < 1 else 1.0
-
-
-def _symbols(uniforms: Float[Tensor, "*b"], num: int) -> Int[Tensor, "*b"]:
-    return (uniforms * num).long().clamp_(0, num - 1)

@@ -4,10 +4,12 @@ All have the shape, the batches and the number of steps of one recipe; they diff
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from didi.apps.reproduce.cells import Cell, LikelihoodCell, Run
 from didi.apps.reproduce.study import Study
+from didi.errors import UsageError
 from didi.evaluation.zero_shot import LikelihoodRow
 from didi.markdown import markdown_table
 from didi.methods.elbo import PretrainConfig
@@ -47,9 +49,7 @@ def trained_peers(recipe: str, steps: int) -> dict[str, Run | str]:
     for name, suffix in KINDS.items():
         config = PRETRAIN.get(f"{recipe}{suffix}")
         if config is None:  # the worlds have no recipe of a twin
-            config = PretrainConfig(
-                **vars(PRETRAIN[recipe]) | {"recipe": f"{recipe}{suffix}", "model": "autoregressive"}
-            )
+            config = replace(PRETRAIN[recipe], recipe=f"{recipe}{suffix}", model="autoregressive")
         limited = config.limited(steps)
         assert isinstance(limited, PretrainConfig)
         found[name] = Run(limited)
@@ -57,8 +57,19 @@ def trained_peers(recipe: str, steps: int) -> dict[str, Run | str]:
 
 
 def given_peers(bundles: Sequence[str]) -> dict[str, Run | str]:
-    """Bundles that are there, by the names of their folders."""
-    return {Path(one).name: one for one in bundles}
+    """Bundles that are there, by the shortest ends of their paths that differ; ``RUN/bundle`` by that of its run.
+
+    Raises:
+        UsageError: a bundle is given twice.
+    """
+    if len({*bundles}) < len(bundles):
+        raise UsageError(f"--peers names each bundle once; got {', '.join(bundles)}")
+    paths = [Path(one).parent if Path(one).name == "bundle" else Path(one) for one in bundles]
+    for length in range(1, max((len(path.parts) for path in paths), default=0) + 1):
+        names = ["/".join(path.parts[-length:]) for path in paths]
+        if len({*names}) == len(names):
+            return dict(zip(names, bundles, strict=True))
+    return {one: one for one in bundles}
 
 
 def role_of(peer: "Run | str") -> Role:
@@ -102,10 +113,17 @@ def about(peers: Peers) -> list[str]:
         return []
     loop, length = runs[0].loop, runs[0].data.length
     tokens = loop.steps * loop.batch_size * loop.accumulation * length
+    unweighted = [name for name, one in peers.items() if isinstance(one, Run) and _is_unweighted(one)]
+    weights = f"; loss of {', '.join(unweighted)} without the weight of the bound over time" if unweighted else ""
     return [
         f"Each trained for {loop.steps:,} steps of {loop.batch_size * loop.accumulation} sequences of {length}, "
-        f"{tokens / 1e6:.1f} million tokens, seed {runs[0].seed}; ≤: an upper bound.\n"
+        f"{tokens / 1e6:.1f} million tokens, seed {runs[0].seed}{weights}. ≤: an upper bound.\n"
     ]
+
+
+def _is_unweighted(run: Run) -> bool:
+    config = run.config
+    return isinstance(config, PretrainConfig) and config.model != "autoregressive" and config.weight == "constant"
 
 
 def _perplexity(row: LikelihoodRow) -> str:

@@ -1,0 +1,113 @@
+"""The moves of the student's own sampler of masked diffusion: the tokens of the positions that a move reveals.
+
+Which positions are revealed does not depend on the network and is not scored.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from didi.diffusion import Process
+from didi.diffusion.absorbing import Absorbing, is_masked_at
+from didi.diffusion.canvas import Canvas
+from didi.diffusion.categorical import sample_categorical
+from didi.methods.student_moves import Branches, move_times
+from didi.methods.trajectories import Completions, Uniforms, all_mask_log_probs
+from didi.models.dit import DiT
+from didi.sampling.base import path_alphas
+
+
+@dataclass(frozen=True)
+class MaskedMoves:
+    """See ``StudentMoves``; the record of a path is when each position is revealed: masked at t if below 1 - alpha_t.
+
+    Attributes:
+        network: the few-step generator.
+        process: masked diffusion.
+        times: before every move, and 0.
+        start: the all-mask state of one sequence.
+        first_log_probs: the network's log-probabilities there.
+    """
+
+    network: DiT
+    process: Absorbing
+    times: Float[Tensor, " k"]
+    start: Int[Tensor, "1 l"]
+    first_log_probs: Float[Tensor, "l v"]
+
+    @classmethod
+    def of(cls, network: DiT, num_moves: int, length: int, process: Process, device: torch.device) -> "MaskedMoves":
+        """See ``StudentMoves.of``."""
+        assert isinstance(process, Absorbing)
+        of_first = all_mask_log_probs(network, length, process, device)
+        return cls(network, process, move_times(num_moves), process.prior(Canvas.blank(1, length, device)), of_first)
+
+    @property
+    def alphas(self) -> Float[Tensor, " k"]:
+        """Share of visible positions at each of the times."""
+        return path_alphas(self.process.schedule, self.times).to(self.start.device)
+
+    def branches(self, branch: int, num_completions: int, draw: Uniforms) -> Branches:
+        """See ``StudentMoves.branches``."""
+        length, num_moves, alpha = self.start.shape[1], len(self.times) - 1, self.alphas[branch]
+        reveal, uniforms = draw(num_completions, length), draw(num_completions, length)
+        start = self.start.expand(len(reveal), -1)
+        prefix = self._moved(range(branch), start, reveal[:, :1], _drawn(uniforms[:, :1]))
+        # A position that is masked at the branch has a number below this; the others keep theirs.
+        is_open = is_masked_at(reveal[:, 0], alpha.expand(len(reveal)))
+        reveal[:, 1:] = torch.where(is_open[:, None], reveal[:, 1:] * (1 - alpha), reveal[:, :1])
+        z = prefix.x[:, 0]
+        completions = self._moved(range(branch, num_moves), z, reveal, _drawn(uniforms))
+        return Branches(z, prefix.log_probs.sum((1, 2)), completions, reveal)
+
+    def path_log_probs(self, x: Int[Tensor, "s g l"], record: Float[Tensor, "s g l"]) -> Float[Tensor, "s g"]:
+        """See ``StudentMoves.path_log_probs``."""
+        samples, reveal = x.flatten(0, 1), record.flatten(0, 1)[:, None]
+        start = self.start.expand(len(samples), -1)
+        moves = range(len(self.times) - 1)
+        taken = self._moved(moves, start, reveal, lambda _, is_revealed: samples[is_revealed])
+        return taken.log_probs.sum((1, 2)).view(x.shape[:2])
+
+    def _moved(
+        self,
+        numbers: range,
+        z: Int[Tensor, "s l"],
+        reveal: Float[Tensor, "s g l"],
+        chosen: Callable[[Float[Tensor, "n v"], Bool[Tensor, "s*g l"]], Int[Tensor, " n"]],
+    ) -> Completions:
+        """Where the moves numbered lead from each of the states, ``g`` times.
+
+        Args:
+            numbers: consecutive moves; 0 starts from the all-mask state.
+            z: states before the first of them.
+            reveal: numbers that say which positions are revealed when.
+            chosen: the tokens of revealed positions, from their log-probabilities and where they are.
+        """
+        shape, num_alike = reveal.shape, reveal.shape[1]  # the paths of one state are alike until they have moved
+        z, reveal, alphas = z.repeat_interleave(num_alike, 0), reveal.flatten(0, 1), self.alphas
+        scores = torch.zeros(z.shape, device=z.device)
+        for number in numbers:
+            is_revealed = self.process.is_predicted(z) & ~is_masked_at(reveal, alphas[number + 1].expand(len(z)))
+            path, position = is_revealed.nonzero(as_tuple=True)
+            if number == 0:
+                log_probs = self.first_log_probs[position]
+            else:
+                read, row = (path // num_alike).unique_consecutive(return_inverse=True)
+                level = self.process.noise_level(self.network, self.times[number].to(z.device).expand(len(read)))
+                features = self.network.features(z[read * num_alike], level)
+                log_probs = self.process.log_probs(self.network.head(features[row, position]))
+            tokens = chosen(log_probs.detach(), is_revealed)
+            z = z.masked_scatter(is_revealed, tokens)
+            scores = scores.index_put((path, position), log_probs.gather(1, tokens[:, None]).squeeze(1))
+            num_alike = 1
+        return Completions(z.view(shape), scores.view(shape))
+
+
+def _drawn(
+    uniforms: Float[Tensor, "s g l"],
+) -> Callable[[Float[Tensor, "n v"], Bool[Tensor, "s*g l"]], Int[Tensor, " n"]]:
+    """Tokens that are sampled with these numbers."""
+    return lambda log_probs, is_revealed: sample_categorical(log_probs, uniforms.flatten(0, 1)[is_revealed])

@@ -1,0 +1,111 @@
+"""The moves of the student's own ancestral sampler of uniform-state diffusion: every token of every state is scored.
+
+Every move draws every position from the posterior (``Process.reverse_weights``), so that a token may change in each of
+them. The first state is uniform noise, another one for each path. It does not depend on the network and is not scored.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from didi.diffusion import Process
+from didi.diffusion.canvas import Canvas
+from didi.diffusion.uniform import Uniform
+from didi.diffusion.uniform_moves import draw_move, move_log_probs
+from didi.methods.student_moves import Branches, move_times
+from didi.methods.trajectories import Completions, Uniforms
+from didi.models.dit import DiT
+from didi.sampling.base import features_at, path_alphas
+
+
+@dataclass(frozen=True)
+class UniformMoves:
+    """See ``StudentMoves``; the record of a path is all its states, ``[s, g, moves + 1, l]``.
+
+    Log-probabilities are float64: the sum of a path is compared with that of another network that gives almost the
+    same.
+
+    Attributes:
+        network: the few-step generator.
+        process: uniform-state diffusion.
+        times: before every move, and 0.
+        length: positions of a sequence.
+        first_log_probs: None.
+    """
+
+    network: DiT
+    process: Uniform
+    times: Float[Tensor, " k"]
+    length: int
+    first_log_probs: None = None
+
+    @classmethod
+    def of(cls, network: DiT, num_moves: int, length: int, process: Process, device: torch.device) -> "UniformMoves":
+        """See ``StudentMoves.of``."""
+        del device
+        assert isinstance(process, Uniform)
+        return cls(network, process, move_times(num_moves), length)
+
+    def branches(self, branch: int, num_completions: int, draw: Uniforms) -> Branches:
+        """See ``StudentMoves.branches``."""
+        num_moves, noise = len(self.times) - 1, draw(self.length, self.process.draws_per_position)
+        uniforms = draw(num_completions, num_moves, self.length)
+        start = self.process.prior(Canvas.blank(len(noise), self.length, noise.device), noise)[:, None]
+        prefix, first_log_probs = self._drawn(range(branch), start, uniforms[:, :1])
+        z = prefix[-1]
+        states, log_probs = self._drawn(range(branch, num_moves), z, uniforms)
+        shared = [one.expand_as(states[-1]) for one in prefix[:-1]]
+        record = torch.stack([*shared, *(one.expand_as(states[-1]) for one in states)], dim=2)
+        return Branches(z[:, 0], first_log_probs.sum((1, 2)), Completions(record[:, :, -1], log_probs), record)
+
+    def path_log_probs(self, x: Int[Tensor, "s g l"], record: Int[Tensor, "s g k l"]) -> Float[Tensor, "s g"]:
+        """See ``StudentMoves.path_log_probs``."""
+        states, found = record.flatten(0, 1), torch.zeros(x.shape[:2].numel(), dtype=torch.float64, device=x.device)
+        for number in range(len(self.times) - 1):
+            z, moved = states[:, number], states[:, number + 1]
+            found = found + self._scores(number, self._log_probs(number, z), z, moved).sum(-1)
+        return found.view(x.shape[:2])
+
+    def _drawn(
+        self, numbers: range, z: Int[Tensor, "s n l"], uniforms: Float[Tensor, "s g k l"]
+    ) -> tuple[list[Int[Tensor, "s _ l"]], Float[Tensor, "s g l"]]:
+        """States before each of the moves numbered and after the last, and the sum of the log-probabilities of tokens.
+
+        Args:
+            numbers: consecutive moves.
+            z: states before the first of them, n = 1 for each.
+            uniforms: numbers of each move, for g paths of each state.
+        """
+        shape = (*uniforms.shape[:2], self.length)
+        states, total = [z], torch.zeros(shape, dtype=torch.float64, device=z.device)
+        for number in numbers:
+            log_probs = self._log_probs(number, z.flatten(0, 1))
+            if z.shape[:2] != shape[:2]:  # the paths of one state are alike until they have moved
+                log_probs = log_probs.view(len(z), 1, self.length, -1).expand(*shape, -1).flatten(0, 2)
+                z = z.expand(shape)
+            alpha_t, alpha_s = self._alphas(number)
+            numbers_of_move = uniforms[:, :, number].flatten()
+            to = numbers_of_move.new_full(numbers_of_move.shape, alpha_s)
+            moved = draw_move(log_probs.detach(), z.flatten(), numbers_of_move, alpha_t, to).view(shape)
+            total = total + self._scores(number, log_probs, z.flatten(0, 1), moved.flatten(0, 1)).view(shape)
+            z = moved
+            states.append(z)
+        return states, total
+
+    def _log_probs(self, number: int, z: Int[Tensor, "b l"]) -> Float[Tensor, "n v"]:
+        """The network's log-probabilities of the clean token at every position before a move."""
+        features = features_at(self.network, self.process, z, self.times[number])
+        return self.process.log_probs(self.network.head(features.flatten(0, 1)))
+
+    def _scores(
+        self, number: int, log_probs: Float[Tensor, "n v"], z: Int[Tensor, "b l"], moved: Int[Tensor, "b l"]
+    ) -> Float[Tensor, "b l"]:
+        """Log-probabilities of the tokens after a move."""
+        return move_log_probs(log_probs, z.flatten(), moved.flatten(), *self._alphas(number)).view(z.shape)
+
+    def _alphas(self, number: int) -> tuple[float, float]:
+        """Signal rates before and after a move."""
+        alpha_t, alpha_s = path_alphas(self.process.schedule, self.times[number : number + 2]).tolist()
+        return alpha_t, alpha_s

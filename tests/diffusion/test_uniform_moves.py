@@ -1,0 +1,47 @@
+"""A move of uniform-state diffusion: its draw and its log-probability against the whole posterior."""
+
+import pytest
+import torch
+
+from didi.diffusion.uniform import Uniform
+from didi.diffusion.uniform_moves import draw_move, move_log_probs
+
+NUM = 5
+RATES = [(0.0, 0.4), (0.0, 1.0), (0.3, 0.7), (0.6, 1.0), (0.999, 1.0), (1e-9, 2e-9)]
+
+
+@pytest.fixture
+def logits():
+    return 3 * torch.randn(NUM, NUM, generator=torch.Generator().manual_seed(0))
+
+
+def posterior(logits, alpha_t, alpha_s):
+    """Rows of the state i and columns of the next token j, for predictions that differ by state."""
+    weights = Uniform(NUM).reverse_weights(logits, torch.arange(NUM), alpha_t, alpha_s)
+    return weights / weights.sum(-1, keepdim=True)
+
+
+@pytest.mark.parametrize(("alpha_t", "alpha_s"), RATES)
+def test_log_probabilities_are_those_of_the_normalised_posterior(logits, alpha_t, alpha_s):
+    state, token = (one.flatten() for one in torch.meshgrid(torch.arange(NUM), torch.arange(NUM), indexing="ij"))
+    logits.requires_grad_(True)
+    found = move_log_probs(logits.log_softmax(-1)[state], state, token, alpha_t, alpha_s)
+    expected = posterior(logits, alpha_t, alpha_s).log().flatten()
+    assert found.dtype == torch.float64
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-6)
+    weight = torch.randn(NUM**2, generator=torch.Generator().manual_seed(1)).double()
+    ours, theirs = (torch.autograd.grad(one @ weight, logits)[0] for one in (found, expected))
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("alpha_t", "alpha_s"), RATES)
+def test_draws_follow_the_posterior(logits, alpha_t, alpha_s):
+    num = 20_000
+    state = torch.arange(NUM).repeat_interleave(num)
+    uniforms = torch.rand(NUM * num, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    alpha = torch.full_like(uniforms, alpha_s)
+    drawn = draw_move(logits.log_softmax(-1)[state], state, uniforms, alpha_t, alpha).view(NUM, num)
+    for tokens, probs in zip(drawn, posterior(logits, alpha_t, alpha_s), strict=True):
+        counts = torch.bincount(tokens, minlength=NUM)
+        error = (num * probs * (1 - probs)).sqrt()
+        assert ((counts - num * probs).abs() <= 4 * error + 1).all()

@@ -1,0 +1,266 @@
+"""DiDi-Instruct from teachers of uniform-state diffusion and of SEDD."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from didi.apps.train import distill_run
+from didi.data.markov import WORLDS
+from didi.data.source import MarkovSource, RandomSource
+from didi.diffusion.absorbing import Absorbing
+from didi.diffusion.categorical import divergence
+from didi.diffusion.noise import derive_seed
+from didi.diffusion.schedule import schedule_from_name
+from didi.diffusion.score import ScoreAbsorbing, ScoreUniform
+from didi.diffusion.uniform import Uniform
+from didi.errors import UsageError
+from didi.evaluation.exact.rows import ExactRows
+from didi.methods.base import Inputs
+from didi.methods.didi_settings import DiscriminatorSettings, ObjectiveConfig
+from didi.models.bundle import Bundle, load, save
+from didi.recipes import DISTILL
+from didi.recipes.presets import preset
+from didi.sampling.generate import generate
+from didi.sampling.options import SamplingOptions
+from didi.training.loop import RunFolder
+from didi.training.trainer import make_trainer
+
+from . import rebuilt_step
+from .distill_case import BRANCHES, BUDGETS, CONFIG, CPU, WHOLE, assert_trains, equal, weights
+from .observed_step import observe_distillation
+from .rebuilt_step import rebuilt_gradients
+
+UNIFORM = replace(CONFIG, objective=ObjectiveConfig(**WHOLE))
+
+
+@pytest.fixture(scope="module")
+def uniform_teacher(make_dit):
+    """Of the 32 symbols of the Markov world."""
+    network = make_dit(vocab_size=32, mask_id=None, length=8, seed=1, is_time_conditioned=True)
+    return Bundle(teacher=network, process=Uniform(32))
+
+
+@pytest.fixture(scope="module")
+def sedd_teacher(make_dit):
+    """SEDD absorb over the same symbols."""
+    network = make_dit(vocab_size=33, length=8, seed=1, is_time_conditioned=True)
+    return Bundle(teacher=network, process=ScoreAbsorbing(32, schedule_from_name("log-linear-eps")))
+
+
+def largest_difference(found, expected):
+    assert found.keys() == expected.keys()
+    one, other = (torch.cat([values[name].flatten() for name in expected]) for values in (found, expected))
+    assert other.norm() > 0
+    return float((one - other).norm() / other.norm())
+
+
+def assert_as_rebuilt(config, step, source, bundle, folder, of_student=None):
+    """Gradients of a step are those from pure functions; those read the student's process."""
+    observed = observe_distillation(config, [step], source, bundle, folder)
+    known = bundle if of_student is None else replace(bundle, process=of_student)
+    expected = rebuilt_gradients(rebuilt_step.Inputs(config, source, known), step, observed)
+    assert [update.network for update in observed.updates] == [network for network, _ in expected]
+    for update, (_, gradient) in zip(observed.updates, expected, strict=True):
+        assert largest_difference(update.gradient, gradient) < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("step", "objective", "discriminator"),
+    [
+        (0, WHOLE, {}),
+        (2, WHOLE, {}),
+        (2, WHOLE | {"moves": 1, "normalise_advantage": False}, {"output": "sequence", "is_time_conditioned": False}),
+        (2, WHOLE, {"steps_per_student_step": 2}),
+        (2, BRANCHES, {"steps_per_student_step": 2, "fresh_rollouts": True, "completions": 2}),
+        (2, WHOLE | {"reference_steps": 2}, {"output": "sequence", "label_smoothing": 0.0}),
+        (2, BRANCHES | {"reference_steps": 2}, {}),
+        (2, BUDGETS, {"output": "sequence"}),
+        (2, WHOLE | {"reward_reduction": "sum", "pg_reduction": "token-mean", "advantage": "batch"}, {}),
+        (2, WHOLE, {"real_source": "teacher-pool"}),
+    ],
+)
+def test_a_step_from_a_uniform_state_teacher(source, uniform_teacher, tmp_path, step, objective, discriminator):
+    settings = DiscriminatorSettings(warmup_steps=2, pool_size=16, pool_nfe=2, **discriminator)
+    config = replace(CONFIG, objective=ObjectiveConfig(**objective), discriminator=settings)
+    assert_as_rebuilt(config, step, source, uniform_teacher, tmp_path)
+
+
+@pytest.mark.parametrize("schedule", ["log-linear-eps", "cosine"])
+def test_other_schedules_of_a_uniform_state_teacher(source, uniform_teacher, tmp_path, schedule):
+    bundle = replace(uniform_teacher, process=Uniform(32, schedule_from_name(schedule)))
+    assert_as_rebuilt(UNIFORM, 2, source, bundle, tmp_path)
+
+
+@pytest.mark.parametrize("objective", [WHOLE, BRANCHES | {"reference_steps": 2}], ids=["plain", "reference"])
+def test_a_resumed_run_equals_a_straight_one_bit_for_bit(make_job, run_twice, uniform_teacher, objective):
+    config = replace(UNIFORM, objective=ObjectiveConfig(**objective))
+    run_twice(lambda folder: make_job(config, folder, uniform_teacher), config.loop, 3)
+
+
+@pytest.mark.slow
+def test_adapters_and_micro_batches_train_too(make_job, uniform_teacher):
+    loop = replace(UNIFORM.loop, accumulation=2)
+    assert_trains(make_job(replace(UNIFORM, lora_rank=2, loop=loop), bundle=uniform_teacher))
+
+
+def test_the_discriminator_reads_finished_sequences_at_the_noise_level_of_t_0(make_job, uniform_teacher):
+    job, seen = make_job(UNIFORM, bundle=uniform_teacher), []
+    job.method.discriminator.register_forward_pre_hook(lambda _, inputs: seen.append(inputs))
+    batch = job.method.prepare(2, 0)
+    job.step(2)
+    states = seen[0][0]
+    assert torch.equal(states[:4], batch.rollout.x[:, 0])
+    assert torch.equal(states[4:], job.method._real(2, 0, 0, 4))
+    assert not any(inputs[1].any() for inputs in seen)
+    seen.clear()
+    job.validate()
+    assert torch.equal(seen[0][0], job.method.source.validation[:4])  # as it was trained
+    assert not seen[0][1].any()
+
+
+def test_masked_states_are_validated_corrupted_unless_the_discriminator_reads_finished_samples_alone(make_job):
+    def masks_read(config):
+        job, seen = make_job(config), []
+        job.method.discriminator.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+        job.validate()
+        return bool((seen[0] == 32).any())
+
+    lessons = replace(CONFIG.discriminator, guidance_steps=1)
+    assert masks_read(CONFIG)
+    assert not masks_read(UNIFORM)
+    assert masks_read(replace(UNIFORM, objective=ObjectiveConfig(**WHOLE, reward_time="both")))
+    assert masks_read(replace(UNIFORM, discriminator=lessons))
+
+
+@pytest.mark.parametrize(
+    ("objective", "discriminator", "message"),
+    [
+        ({}, {}, "objective.trajectory is whole-path .* no .MASK.; got two-moves: set it to whole-path"),
+        ({"trajectory": "path", "moves": 4}, {}, "trajectory is whole-path .*got path"),
+        (WHOLE | {"reward_time": "both"}, {}, "objective.reward_time is finished .*got both: set it to finished"),
+        (WHOLE, {"guidance_steps": 3}, "discriminator.guidance_steps is 0 .*got 3: set it to 0"),
+    ],
+)
+def test_what_a_uniform_state_teacher_does_not_go_with(make_job, uniform_teacher, objective, discriminator, message):
+    config = replace(
+        CONFIG,
+        objective=ObjectiveConfig(**objective),
+        discriminator=replace(CONFIG.discriminator, **discriminator),
+    )
+    with pytest.raises(UsageError, match=message):
+        make_job(config, bundle=uniform_teacher)
+
+
+def test_presets_of_two_moves_are_refused_for_a_uniform_state_teacher(make_job, uniform_teacher):
+    for name in ("paper", "released", "two-moves"):
+        with pytest.raises(UsageError, match="trajectory is whole-path"):
+            make_job(preset(UNIFORM, name), bundle=uniform_teacher)
+
+
+@pytest.mark.parametrize(("num", "is_fit"), [(32, True), (33, True), (31, False), (34, False)])
+def test_the_corpus_has_the_symbols_of_the_teacher_with_or_without_the_mask(make_dit, tmp_path, num, is_fit):
+    network = make_dit(vocab_size=num, mask_id=None, length=8, is_time_conditioned=True)
+    inputs = Inputs(RandomSource(8, 33), CPU, tmp_path, Bundle(teacher=network, process=Uniform(num)))
+    if is_fit:
+        make_trainer(UNIFORM, inputs)
+    else:
+        with pytest.raises(UsageError, match=f"the corpus has 33 symbols, the teacher {num}"):
+            make_trainer(UNIFORM, inputs)
+
+
+def test_the_bundle_is_sampled_and_judged_exactly(make_dit, tmp_path):
+    process, options = Uniform(4), SamplingOptions(role="student")
+    network = make_dit(vocab_size=4, mask_id=None, length=5, seed=1, scale=0.5, is_time_conditioned=True)
+    config = replace(UNIFORM, data=replace(CONFIG.data, corpus="exact", length=5))
+    teacher = Bundle(teacher=network, process=process)
+    job = make_trainer(config, Inputs(MarkovSource(5, seed=0, world="exact"), CPU, tmp_path, teacher))
+    assert_trains(job)
+    bundle = load(save(job.bundle(), tmp_path / "bundle"))
+    assert (bundle.process, bundle.intended_nfe) == (process, 3)
+    assert list(bundle.networks()) == ["student", "teacher", "discriminator"]
+    assert generate(bundle, num_samples=3).nfe == 3
+    student, of_teacher = (
+        ExactRows(bundle)(WORLDS["exact"](), replace(options, role=role), 3) for role in ("student", "teacher")
+    )
+    assert student.kl > 0
+    assert student.kl != of_teacher.kl
+    card = (tmp_path / "bundle" / "README.md").read_text()
+    assert "few-step uniform-state diffusion generator" in card
+    assert "masked" not in card
+    with pytest.raises(UsageError, match="guided does not sample uniform diffusion"):
+        generate(bundle, num_samples=1, sampler="guided")
+
+
+def test_the_student_of_a_sedd_absorb_teacher_is_a_masked_model_of_its_mask_and_schedule(
+    make_job, sedd_teacher, tmp_path
+):
+    job = make_job(bundle=sedd_teacher)
+    assert_trains(job, 4)
+    bundle = load(save(job.bundle(), tmp_path / "bundle"))
+    assert type(bundle.process) is Absorbing
+    assert bundle.process == Absorbing(32, schedule_from_name("log-linear-eps"))
+    assert equal(weights(bundle.teacher), weights(sedd_teacher.teacher))
+    assert generate(bundle, num_samples=2, nfe=4, sampler="guided").tokens.shape == (2, 8)
+
+
+def test_the_card_of_its_bundle_says_how_the_teacher_is_read(source, sedd_teacher, tmp_path, capsys):
+    teacher = save(sedd_teacher, tmp_path / "teacher")
+    folder = RunFolder(tmp_path / "run")
+    config = replace(CONFIG, teacher=str(teacher)).limited(1)
+    path = distill_run(config, folder, resume=False, device=CPU, source=source)
+    assert capsys.readouterr().out == f"{path}\n"
+    assert load(path).provenance["teacher_process"] == "sedd-absorb"
+    said = "The teacher was trained as sedd-absorb; in this bundle its outputs, normalised, are the distribution of"
+    assert said in (path / "README.md").read_text()
+
+
+@pytest.mark.parametrize("step", [0, 2], ids=["warm-up", "student"])
+def test_a_step_from_a_sedd_absorb_teacher_is_that_of_the_masked_model(source, sedd_teacher, tmp_path, step):
+    objective = replace(CONFIG.objective, divergence_weight=0.5)  # of the student from the normalised outputs
+    settings = replace(CONFIG.discriminator, real_source="teacher-pool")
+    config = replace(CONFIG, objective=objective, discriminator=settings)
+    masked = Absorbing(32, schedule_from_name("log-linear-eps"))
+    assert_as_rebuilt(config, step, source, sedd_teacher, tmp_path, masked)
+
+
+@torch.no_grad()
+def test_scores_that_do_not_sum_to_1_change_nothing(make_job, sedd_teacher, tmp_path):
+    """A constant added to all outputs is another score and the same masked model: in pool, regulariser, validation."""
+    louder = Bundle(teacher=shifted(sedd_teacher.teacher, 2.0), process=sedd_teacher.process)
+    config = replace(CONFIG, discriminator=replace(CONFIG.discriminator, real_source="teacher-pool"))
+    jobs = [make_job(config, tmp_path / str(n), one) for n, one in enumerate((sedd_teacher, louder))]
+    pools = [job.method._real(0, 0, 0, 64) for job in jobs]
+    assert torch.equal(*pools)
+    batch = jobs[0].method.prepare(2, 0).rollout
+    of_teacher = [job.method._of_teacher(job.method.teacher, batch) for job in jobs]
+    for one, other in zip(*of_teacher, strict=True):
+        assert divergence("forward", one, other).abs().max() < 1e-5
+    figures = [job.validate()["validation_nelbo"] for job in jobs]
+    assert figures[0] == pytest.approx(figures[1], rel=1e-5)
+    seed, options = derive_seed(config.seed, "pool"), {"num_samples": 16, "nfe": 2, "length": 8}
+    masked, scores = (
+        generate(replace(louder, process=process), seed=seed, **options).tokens
+        for process in (jobs[0].method.process, sedd_teacher.process)
+    )
+    assert not torch.equal(masked, scores)  # the samplers of scores read the constant
+
+
+def shifted(network, constant):
+    found = rebuilt_step.copied({"network": network})["network"].eval()
+    found.output_layer.linear.bias.add_(constant)
+    return found
+
+
+def test_the_scores_of_sedd_uniform_are_no_distribution(make_job, make_dit):
+    network = make_dit(vocab_size=32, mask_id=None, length=8, is_time_conditioned=True)
+    bundle = Bundle(teacher=network, process=ScoreUniform(32), name="ratios")
+    with pytest.raises(
+        UsageError,
+        match=r"predict the clean token, .*absorb.*; the process of ratios is sedd-uniform, .*: choose another",
+    ):
+        make_job(UNIFORM, bundle=bundle)
+
+
+def test_the_recipe_of_exact_udlm_is_that_of_exact_without_a_teacher():
+    assert replace(DISTILL["exact-udlm"], recipe="exact", teacher="exact") == DISTILL["exact"]
