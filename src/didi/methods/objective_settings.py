@@ -27,7 +27,7 @@ class ObjectiveConfig:
     """How the student generates in training. ``one-step``: all tokens from the all-mask state. ``two-moves``: 1 -> tau
     -> 0, with the score of both moves, Eq. 9 (the paper). ``path``: states come from the student's own sampler of
     ``moves`` moves, and a random one of them is scored by its state at a time within it (ours). ``whole-path``: all
-    ``moves`` moves of that sampler are scored, by the finished sample (ours); the only one for teachers of uniform-state
+    ``moves`` moves of that sampler are scored, by the finished sample (ours); it alone is for teachers of uniform-state
     diffusion."""
     moves: int | None = None
     """Moves of a ``path``, 3 or more, or of a ``whole-path``, 1 or more; None for the others. With ``budgets``, None or
