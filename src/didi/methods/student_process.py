@@ -53,5 +53,5 @@ def check_objective(settings: DistillConfig, process: Process) -> None:
         if found != needed:
             raise UsageError(
                 f"{name} is {needed} for a teacher of {process.name} diffusion, which has no [MASK]; got {found}: set "
-                f"it to {needed}, or take the recipe exact-udlm as a pattern"
+                f"it to {needed}, or distil a masked teacher"
             )
