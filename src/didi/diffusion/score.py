@@ -163,10 +163,10 @@ class ScoreUniform(Uniform):
         num, stays = self.vocab_size, max(alpha_t, self._alpha(1.0)) / alpha_s
         scores, state = self._scores(logits, z)
         replaced = (1 - stays) / num  # probability that a token becomes a given other one
-        offset = (1 - 1 / stays) * scores.sum(-1, keepdim=True, dtype=torch.float64) / num
-        moved = torch.add((replaced * offset).to(scores), scores, alpha=replaced / stays).clamp_min(0)
+        offset = (1 - 1 / stays) * scores.sum(-1, keepdim=True).double() / num
+        moved = torch.add((replaced * offset).to(scores), scores, alpha=replaced / stays).clamp_min_(0)
         here = (1 / stays + offset).clamp_min(0) * (stays + replaced)  # the score of the state is 1
-        return moved.scatter(1, state, here.to(moved))
+        return moved.scatter_(1, state, here.to(moved))
 
     def euler_weights(
         self, logits: Float[Tensor, "n v"], z: Int[Tensor, " n"], t: float, s: float
@@ -174,11 +174,11 @@ class ScoreUniform(Uniform):
         """See ``ScoreProcess.euler_weights``."""
         scores, state = self._scores(logits, z)
         rate = float(self.loss_weight(torch.tensor(t, dtype=torch.float64)))
-        jumps = (scores * ((t - s) * rate / self.vocab_size)).scatter(1, state, 0.0)
-        return jumps.scatter(1, state, (1 - jumps.sum(1, keepdim=True, dtype=torch.float64)).clamp_min(0).to(jumps))
+        jumps = (scores * ((t - s) * rate / self.vocab_size)).scatter_(1, state, 0.0)
+        return jumps.scatter(1, state, (1 - jumps.sum(1, keepdim=True).double()).clamp_min(0).to(jumps))
 
     def _scores(self, logits: Float[Tensor, "n v"], z: Int[Tensor, " n"]) -> tuple[Tensor, Tensor]:
         """Scores in float32 at least, with 1 at the state, and the state as an index of columns."""
         state = z[:, None]
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        return logits.scatter(1, state, 0.0).exp(), state
+        return logits.scatter(1, state, 0.0).exp_(), state

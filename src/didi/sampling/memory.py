@@ -15,6 +15,7 @@ from torch import nn
 
 from didi.arguments import whole_number
 from didi.diffusion.categorical import CHUNK_ELEMENTS
+from didi.diffusion.rowwise import rows_at_a_time
 from didi.errors import DidiError, UsageError
 from didi.models.autoregressive import AutoregressiveLM
 from didi.models.bundle import Bundle, Role
@@ -30,6 +31,8 @@ ACTIVATIONS = 24 * 4
 """Bytes of the trunk for each position and hidden unit."""
 BACKWARD = 20 * 4
 """The same of each block, kept for a gradient."""
+HEAD = 12
+"""Bytes for each logit of ``ROWS`` positions, of uniform-state diffusion and scores; two such parts overlap."""
 DRAW = 20
 """Bytes for each symbol of a row while it is drawn; ``CHUNK_ELEMENTS`` at a time."""
 TOKEN = 64
@@ -54,7 +57,10 @@ def batch_bytes(bundle: Bundle, options: SamplingOptions, length: int, num_moves
     if isinstance(network, AutoregressiveLM):  # keys and values of every block, copied at each position
         return positions * hidden * blocks * 16 + batch_size * vocab_size * (8 + DRAW)
     if bundle.process.mask_id is None or bundle.process.name in SCORES:
-        return trunk + min(positions, ROWS) * vocab_size * 3 * DRAW
+        if options.sampler == "published" or options.precision == "float32":
+            return trunk + positions * vocab_size * ALL_LOGITS["published"]
+        part = rows_at_a_time(vocab_size, next(network.parameters()).device)
+        return trunk + vocab_size * (min(positions, ROWS) * HEAD + min(positions, part) * 3 * DRAW)
     name = "published" if options.precision == "float32" else options.sampler
     if name == "guided":
         return _guided_bytes(bundle, options, length, num_moves, batch_size, trunk)

@@ -150,6 +150,11 @@ def make_sampler(bundle: Bundle, options: SamplingOptions, num_moves: int) -> Sa
     if options.precision == "float32":
         if options.sampler not in ("ancestral", "published"):
             raise UsageError(f"{options.sampler} sampling draws in float64; leave --precision at float64")
+        if "published" not in samplers_of(bundle.process.name):
+            raise UsageError(
+                f"precision float32 is that of published sampling, which {bundle.process.name} does not have; "
+                "leave --precision at float64"
+            )
         kind = find_sampler("published", bundle.process.name)
     if options.is_whole_batch and "is_whole_batch" not in kind.reads:
         raise UsageError("a compiled network goes with float64 ancestral or tau-leaping sampling; leave --compile out")
