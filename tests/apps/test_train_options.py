@@ -121,7 +121,7 @@ def test_the_name_of_a_recipe_before_is_read(tmp_path, capsys):
 
 def test_a_score_network_of_uniform_states_reads_its_noise_level(tmp_path):
     words = ["markov-sedd-uniform", "--network.no-is-time-conditioned", "--out", str(tmp_path / "run")]
-    with pytest.raises(UsageError, match="reads its noise level, on which scores depend; set network.is_time_condit"):
+    with pytest.raises(UsageError, match="reads its noise level, on which scores depend; set network"):
         pretrain(words)
 
 

@@ -20,6 +20,7 @@ from didi.sampling.confidence import ConfidenceOrder
 from didi.sampling.departure import Departure
 from didi.sampling.generate import generate
 from didi.sampling.options import SamplingOptions
+from didi.sampling.published_uniform import PublishedUniform
 from didi.sampling.registry import make_sampler, samplers_of
 from didi.sampling.remasking import Remasking
 from didi.sampling.score import ScoreSampler
@@ -181,3 +182,11 @@ def test_no_token_is_drawn_from_logits_that_are_not_finite(make_dit, process):
     for sampler in set(samplers_of(process.name)) & {"ancestral", "greedy-tail", "remasking", "euler"}:
         with pytest.raises(DidiError, match="not finite"):
             generate(bundle, num_samples=2, nfe=2, sampler=sampler)
+
+
+def test_the_published_sampler_of_uniform_diffusion_has_the_distribution_of_the_ancestral_one(chi_square):
+    ours, num = uniform(), 12_000
+    sampler = PublishedUniform(ours.denoiser, ours.process, precision="float64")
+    *_, last = sampler(Canvas.blank(num, LENGTH), time_grid(NFE), SequenceNoise(11, range(num)))
+    drawn = (last.z * NUM ** torch.arange(LENGTH - 1, -1, -1)).sum(1)
+    assert chi_square(drawn, positionwise_distribution(ours, NUM, LENGTH, time_grid(NFE))) > 1e-3

@@ -222,7 +222,9 @@ def test_validation_is_that_of_the_ordinary_nelbo(source):
     )
     found = duo.validate()
     assert found == plain.validate()
-    assert found["validation_nelbo"] == pytest.approx(math.log(NUM), rel=0.1)  # a fresh network knows nothing
+    assert found["validation_nelbo"] == pytest.approx(
+        math.log(NUM), rel=0.2
+    )  # a fresh network knows nothing; few draws
 
 
 @pytest.mark.parametrize(

@@ -170,10 +170,10 @@ class ScoreUniform(Uniform):
         num, stays = self.vocab_size, max(alpha_t, self._alpha(1.0)) / alpha_s
         scores, own, state = self._scores(logits, z)
         replaced = (1 - stays) / num  # probability that a token becomes a given other one
-        offset = (1 - 1 / stays) * scores.sum(-1, keepdim=True, dtype=torch.float64) / num
-        moved = torch.add((replaced * offset).to(scores), scores, alpha=replaced / stays).clamp_min(0)
+        offset = (1 - 1 / stays) * scores.sum(-1, keepdim=True).double() / num
+        moved = torch.add((replaced * offset).to(scores), scores, alpha=replaced / stays).clamp_min_(0)
         here = (own / stays + offset).clamp_min(0) * (stays + replaced)
-        return moved.scatter(1, state, here.to(moved))
+        return moved.scatter_(1, state, here.to(moved))
 
     def euler_weights(
         self, logits: Float[Tensor, "n v"], z: Int[Tensor, " n"], t: float, s: float
@@ -181,12 +181,12 @@ class ScoreUniform(Uniform):
         """See ``ScoreProcess.euler_weights``."""
         scores, own, state = self._scores(logits, z)
         rate = float(self.loss_weight(torch.tensor(t, dtype=torch.float64)))
-        jumps = (scores * ((t - s) * rate / self.vocab_size)).scatter(1, state, 0.0)
-        return jumps.scatter(1, state, (own - jumps.sum(1, keepdim=True, dtype=torch.float64)).clamp_min(0).to(jumps))
+        jumps = (scores * ((t - s) * rate / self.vocab_size)).scatter_(1, state, 0.0)
+        return jumps.scatter(1, state, (own - jumps.sum(1, keepdim=True).double()).clamp_min(0).to(jumps))
 
     def _scores(self, logits: Float[Tensor, "n v"], z: Int[Tensor, " n"]) -> tuple[Tensor, Tensor, Tensor]:
         """Scores over the largest of them, in float32 at least; that of the state, [n 1] in float64; its columns."""
         state = z[:, None]
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32)).scatter(1, state, 0.0)
         largest = logits.amax(1, keepdim=True)
-        return (logits - largest).exp(), largest.double().neg().exp(), state
+        return (logits - largest).exp_(), largest.double().neg().exp(), state

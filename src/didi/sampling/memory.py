@@ -15,12 +15,14 @@ from torch import nn
 
 from didi.arguments import whole_number
 from didi.diffusion.categorical import CHUNK_ELEMENTS
+from didi.diffusion.rowwise import rows_at_a_time
 from didi.errors import DidiError, UsageError
 from didi.models.autoregressive import AutoregressiveLM
 from didi.models.bundle import Bundle, Role
 from didi.models.guidance import Guidance
 from didi.sampling.base import path_alphas
 from didi.sampling.options import SamplingOptions
+from didi.sampling.published_uniform import PublishedUniform
 from didi.sampling.registry import find_sampler, is_self_paced, with_bundle_settings
 from didi.sampling.score import ScoreSampler
 from didi.sampling.uniform_ancestral import ROWS, UniformAncestral
@@ -31,6 +33,8 @@ ACTIVATIONS = 24 * 4
 """Bytes of the trunk for each position and hidden unit."""
 BACKWARD = 20 * 4
 """The same of each block, kept for a gradient."""
+HEAD = 12
+"""Bytes for each logit of ``ROWS`` positions, of uniform-state diffusion and scores; two such parts overlap."""
 DRAW = 20
 """Bytes for each symbol of a row while it is drawn; ``CHUNK_ELEMENTS`` at a time."""
 TOKEN = 64
@@ -57,7 +61,10 @@ def batch_bytes(bundle: Bundle, options: SamplingOptions, length: int, num_moves
     name = "published" if options.precision == "float32" else options.sampler
     kind = find_sampler(name, bundle.process.name).sampler
     if issubclass(kind, (UniformAncestral, ScoreSampler)):  # parts of the positions at a time
-        return trunk + min(positions, ROWS) * vocab_size * 3 * DRAW
+        part = rows_at_a_time(vocab_size, next(network.parameters()).device)
+        return trunk + vocab_size * (min(positions, ROWS) * HEAD + min(positions, part) * 3 * DRAW)
+    if issubclass(kind, PublishedUniform):
+        return trunk + positions * vocab_size * ALL_LOGITS["published"]
     if name == "guided":
         return _guided_bytes(bundle, options, length, num_moves, batch_size, trunk)
     rows, each = 1.0 if is_self_paced(network, name) else _largest_move(bundle, options, num_moves) * length, 8

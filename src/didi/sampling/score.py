@@ -98,8 +98,8 @@ class ScoreSampler:
         for rows, *others in zip(features.split(ROWS), tokens.split(ROWS), uniforms.split(ROWS), strict=True):
             logits = self.denoiser.head(rows)
             size = rows_at_a_time(logits.shape[1], logits.device)
-            parts = zip(*(one.split(size) for one in (logits, *others)), strict=True)
-            drawn += [self._moved(outputs, state, numbers, t, s) for outputs, state, numbers in parts]
+            parts = zip(logits.split(size), *(one.split(size) for one in others), strict=True)
+            drawn += [self._moved(scores, state, numbers, t, s) for scores, state, numbers in parts]
         return torch.cat(drawn)
 
     def _moved(
@@ -113,7 +113,7 @@ class ScoreSampler:
         """Tokens after a move: whether a position moves is drawn first, then where to."""
         self.departure.draw_check.see(logits)
         weights, index = self._weights(logits, state, t, s), state[:, None]
-        stays = weights.gather(1, index).squeeze(1).double() / weights.sum(1, dtype=torch.float64)
+        stays = weights.gather(1, index).squeeze(1).double() / weights.sum(1).double()
         rest = ((uniforms - stays) / (1 - stays).clamp_min(2**-53)).clamp(0, 1 - 2**-53)
         has_moved, others = uniforms >= stays, weights.scatter_(1, index, 0.0)
         if state.device.type == "cpu":
