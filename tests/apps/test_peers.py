@@ -1,10 +1,16 @@
 """Teachers that a study is given."""
 
+import math
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 
-from didi.apps.reproduce.command import reproduce
-from didi.apps.reproduce.peers import KINDS, given_peers, role_of, trained_peers
+from didi.apps.reproduce.command import ReproduceCommand, _plan, reproduce
+from didi.apps.reproduce.peers import KINDS, _order, given_peers, role_of, trained_peers
 from didi.errors import UsageError
+from didi.evaluation.likelihood import Likelihood
+from didi.evaluation.zero_shot import LikelihoodRow
 
 
 @pytest.mark.parametrize(
@@ -28,6 +34,63 @@ def test_a_peer_is_given_once(tmp_path):
         given_peers(["tiny-news", "tiny-news"])
     with pytest.raises(UsageError, match="leave them out"):
         reproduce(["table1", "--scale", "exact", "--peers", "tiny-news", "--out", str(tmp_path)])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["figure3", "--scale", "tiny", "--peers", "prose"], "--peers is read by figure1 and table7; got figure3"),
+        (
+            ["table7", "--scale", "markov", "--peers", "tiny-news"],
+            "of --scale markov are of its corpus; tiny-news is of news",
+        ),
+        (["table7", "--scale", "tiny", "--peers", "markov"], "of --scale tiny are of its corpus; markov is of markov"),
+    ],
+)
+def test_peers_that_do_not_fit_are_refused_before_any_work(tmp_path, words, message):
+    with pytest.raises(UsageError, match=message):
+        reproduce([*words, "--out", str(tmp_path / "study")])
+    assert not (tmp_path / "study").exists()
+
+
+def test_peers_may_be_left_out():
+    for scale, num in (("markov", 6), ("tiny", 6), ("paper", 0)):
+        command = ReproduceCommand(scale, Path("x"), teacher="elsewhere")
+        assert len(_plan(command).peers) == num
+        assert not _plan(replace(command, peers=("none",))).peers
+
+
+def row(name, corpus, perplexity):
+    nats = math.log(perplexity)
+    found = Likelihood(
+        nats=nats,
+        nats_ci=(nats - 0.05, nats + 0.05),
+        noise=0.0,
+        num_sequences=4,
+        num_tokens=8,
+        num_draws=1,
+        is_exact=False,
+    )
+    return LikelihoodRow(corpus, "teacher", 10, found)
+
+
+def test_the_published_order_is_counted_over_corpora():
+    perplexities = {
+        "MDLM": (100, 200), "SEDD absorb": (101, 400), "SEDD uniform": (500, 300), "UDLM": (300, 500),
+        "Duo": (299, 501), "AR": (50, 205),
+    }  # fmt: skip
+    found = {
+        name: {corpus: row(name, corpus, value) for corpus, value in zip(("a", "b"), values, strict=True)}
+        for name, values in perplexities.items()
+    }
+    lines = [line for line in _order(found, ("a", "b")) if " below " in line]
+    assert [[cell.strip() for cell in line.split("|")[1:5]] for line in lines] == [
+        ["AR below MDLM", "1 of 2", "1 of 2", "0 of 2"],
+        ["MDLM below SEDD absorb", "2 of 2", "1 of 2", "0 of 2"],
+        ["SEDD absorb below Duo", "2 of 2", "2 of 2", "0 of 2"],
+        ["Duo below UDLM", "1 of 2", "0 of 2", "0 of 2"],
+        ["UDLM below SEDD uniform", "1 of 2", "1 of 2", "1 of 2"],
+    ]
 
 
 @pytest.mark.parametrize("recipe", ["markov", "tiny-news"])

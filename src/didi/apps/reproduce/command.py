@@ -48,8 +48,8 @@ class ReproduceCommand:
     """Bundle with an autoregressive baseline for the figures and table7, such as one of didi convert gpt2. By default
     that of the teacher's bundle, where it has one; at markov scale one is trained."""
     peers: tuple[str, ...] = ()
-    """Bundles of other teachers for figure1 and table7, such as converted checkpoints; by default MDLM, SEDD, UDLM, Duo
-    and their autoregressive twin are trained at the scales markov and tiny."""
+    """Bundles of other teachers for figure1 and table7, such as converted checkpoints, or none. By default MDLM, SEDD,
+    UDLM, Duo and their autoregressive twin are trained at the scales markov and tiny (an hour of 2 cores at tiny)."""
     larger: str | None = None
     """Bundle of a larger teacher for figure4; trained at markov scale."""
 
@@ -99,6 +99,26 @@ def _exact_plan(command: ReproduceCommand, seeds: tuple[int, ...]) -> Plan:
     )
 
 
+def _peers(command: ReproduceCommand, recipe: str | None = None, steps: int = 0) -> dict[str, Run | str]:
+    """The bundles that are given, none if that is asked for, else a run of each kind where there is a recipe.
+
+    Raises:
+        UsageError: a bundle is given twice, or is not of the scale's world.
+    """
+    if command.peers == ("none",):
+        return {}
+    if not command.peers:
+        return {} if recipe is None else trained_peers(recipe, steps)
+    found = given_peers(command.peers)
+    for bundle in command.peers:
+        corpus = manifest_of(bundle).provenance.get("corpus")
+        if (command.scale == MARKOV) != (corpus == MARKOV):
+            raise UsageError(
+                f"--peers of --scale {command.scale} are of its corpus; {bundle} is of {corpus}: leave it out"
+            )
+    return found
+
+
 TINY_PEER_STEPS = 1200  # an eighth of the recipe: six networks in about an hour of two cores
 
 
@@ -118,7 +138,7 @@ def _plan(command: ReproduceCommand) -> Plan:
             corpora=("markov",),
             twin=command.baseline or Run(twin),
             larger=command.larger or Run(larger),
-            peers=given_peers(command.peers) or trained_peers("markov", small.loop.steps),
+            peers=_peers(command, "markov", small.loop.steps),
         )
     if command.scale == "exact":
         return _exact_plan(command, seeds)
@@ -136,7 +156,7 @@ def _plan(command: ReproduceCommand) -> Plan:
             twin=command.baseline,
             larger=command.larger,
             distilled="tiny-news" if command.teacher in (None, "tiny-news") else None,
-            peers=given_peers(command.peers) or trained_peers("tiny-news", TINY_PEER_STEPS),
+            peers=_peers(command, "tiny-news", TINY_PEER_STEPS),
         )
     if command.teacher is None:
         raise UsageError("reproduce --scale paper needs --teacher, the bundle of a 169M masked-diffusion model")
@@ -150,10 +170,11 @@ def _plan(command: ReproduceCommand) -> Plan:
         corpora=tuple(HUB),
         twin=command.baseline,
         larger=command.larger,
-        peers=given_peers(command.peers),
+        peers=_peers(command),
     )
 
 
+WITH_PEERS = ("figure1", "table7")
 WITH_BASELINE = ("figure1", "figure3", "figure4", "table7")
 
 
@@ -242,6 +263,8 @@ def reproduce(args: Sequence[str]) -> None:
     plan = _plan(command)
     study = Study(command.out, SAMPLING[command.scale], command.workers)
     chosen = {name: targets[name] for name in (targets if "all" in names else dict.fromkeys(names))}
+    if command.peers and not {*chosen} & {*WITH_PEERS}:
+        raise UsageError(f"--peers is read by {' and '.join(WITH_PEERS)}; got {', '.join(chosen)}: leave it out")
     if {*chosen} & {*WITH_BASELINE}:
         plan = _with_baseline(plan)
     try:
