@@ -29,7 +29,7 @@ ADDED_BY_A_READER = {"add-a-method.md", "add-a-sampler.md"}  # their commands ne
 FILES = [file for file in DOCS.rglob("*.md") if file.name not in ADDED_BY_A_READER]
 FILES += [ROOT / "README.md", *ROOT.glob("src/didi/bundles/*/README.md")]
 PATTERN = re.compile(r"\[|\.\.\.|\b(RECIPE|NAME|LAYOUT|SRC|M|N|K)\b")  # a form of a command rather than a command
-HUB_MODELS = {"gpt2-large", "owner/repository", "owt-169m"}  # owt-169m: random weights, `didi bench`
+HUB_MODELS = {"gpt2-large", "owner/repository"}
 
 
 class Parsed(Exception):
@@ -91,7 +91,8 @@ def accepted(words):
 def check(command, words):
     """The names that a command takes exist."""
     for model in filter(None, [getattr(command, "model", None)]):
-        assert model in {*bundled_names(), *HUB_MODELS} or "/" in model, model
+        shapes = teacher_names() if words[0] == "bench" else []  # random weights
+        assert model in {*bundled_names(), *HUB_MODELS, *shapes} or "/" in model, model
     for judge in getattr(command, "judge", ()):
         assert judge in {*JUDGES, *HUB_MODELS, "exact"}, judge
     sampler = getattr(command, "sampler", ())
