@@ -19,6 +19,7 @@ from didi.methods.didi_settings import DistillConfig
 from didi.methods.duo import DuoConfig
 from didi.methods.elbo import PretrainConfig
 from didi.models.bundle import bundled_names
+from didi.recipes import teacher_names
 from didi.sampling.registry import SAMPLERS
 
 from .docs_pages import DOCS, blocks
