@@ -102,7 +102,10 @@ def test_a_damaged_file_is_refused(folder, file, content, message):
         ({"process": "absorbing"}, "process in .* is dict; got 'absorbing'"),
         ({"process": PROCESS | {"schedule": "sine"}}, "got 'sine'"),
         ({"process": PROCESS | {"schedule": 1}}, r"settings of the absorbing process are mask_id \(whole numbers\)"),
-        ({"process": PROCESS | {"name": "gaussian"}}, "a process is one of absorbing, uniform; got 'gaussian'"),
+        (
+            {"process": PROCESS | {"name": "gaussian"}},
+            "a process is one of absorbing, uniform, sedd-absorb, sedd-uniform; got 'gaussian'",
+        ),
         ({"process": PROCESS | {"mask_id": -1}}, "settings of the absorbing process are mask_id .* got mask_id -1"),
         ({"process": PROCESS | {"mask_id": True}}, "settings of the absorbing process are mask_id .* got mask_id True"),
         ({"process": PROCESS | {"extra": 1}}, "settings of the absorbing process are mask_id .* extra 1"),

@@ -125,7 +125,7 @@ def test_every_sampler_of_a_process_has_an_estimate_of_its_own(make_dit, process
     }
     assert all(value > 0 for value in found.values())
     if process.name == "sedd-absorb":
-        assert found["confidence"] > 2 * found["ancestral"] == 2 * found["euler"]
+        assert found["confidence"] > 1.3 * found["ancestral"] == 1.3 * found["euler"]
         masked = Bundle(teacher=network, process=Absorbing(30))
         assert found["confidence"] == batch_bytes(masked, SamplingOptions("confidence"), 1024, 4, 64)
 
