@@ -69,8 +69,8 @@ def test_nothing_is_done_twice_and_findings_outlive_networks(quick, tmp_path, mo
     assert (tmp_path / "figure1.png").stat().st_size > 10_000
     html = (tmp_path / "report.html").read_text()
     assert "<title>didi reproduce --scale markov</title>" in html
-    assert html.count("<table>") == html.count("</table>") == 3
-    assert html.count('src="data:image/png;base64,') == 1
+    assert html.count("<table>") == html.count("</table>") == 6
+    assert html.count('src="data:image/png;base64,') == 2
     assert 'src="figure' not in html
     shutil.rmtree(tmp_path / "runs")
 
