@@ -50,7 +50,8 @@ def check_networks(networks: Mapping[str, Any], process: Process, *, source: str
                 f"{network.config.vocab_size} symbols and the bundle's mask id is {process.mask_id}"
             )
     if isinstance(process, Uniform):
-        sizes = {network.config.vocab_size for network in networks.values()}
+        sizes = {network.config.vocab_size for network in others}
+        sizes |= {size for one in maskless.values() if (size := one.config.vocab_size) > process.vocab_size}
         if not sizes <= {num := process.vocab_size}:
             raise UsageError(f"all networks of a bundle share the {num} symbols of its process; {source} has {sizes}")
 
