@@ -33,7 +33,7 @@ ORDER = (
     ("Duo", "UDLM", "Sahoo et al. 2025, validation on OpenWebText and LM1B"),
     ("UDLM", "SEDD uniform", "Schiff et al. 2025, validation on LM1B"),
 )
-"""Pairs of which the first is published to have the lower perplexity, and where."""
+"""Pairs of teachers: the one with the lower perplexity in a publication, the other one, and the publication."""
 
 Peers = Mapping[str, "Run | str"]
 
