@@ -34,6 +34,7 @@ DISCRIMINATOR_METRICS = (
     "discriminator_accuracy",
     "discriminator_gradient_norm",
     "discriminator_learning_rate",
+    "sequence_passes",
 )
 
 

@@ -117,5 +117,5 @@ def test_settings_of_before_have_no_reference():
 def test_a_checkpoint_without_the_reference_is_refused(make_job):
     state = make_job(KEPT).state_dict()
     del state["method"]["reference"]
-    with pytest.raises(UsageError, match=r"holds the reference; this one lacks its .*: begin"):
+    with pytest.raises(UsageError, match=r"holds a copy of the student; this one lacks its .*: begin"):
         make_job(KEPT).load_state_dict(state)

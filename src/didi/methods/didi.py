@@ -14,32 +14,30 @@ One step, after a warm-up in which the student is left out and before lessons fo
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar, cast
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from didi.diffusion.absorbing import Absorbing
 from didi.diffusion.noise import named_generator
-from didi.errors import UsageError
-from didi.methods.base import Figures, Inputs, Runtime, Update, teacher_of
-from didi.methods.didi_networks import check_fit, initial_networks
+from didi.diffusion.uniform import Uniform
+from didi.methods.base import Figures, Inputs, Runtime, Update
+from didi.methods.didi_networks import check_objective, initial_networks
 from didi.methods.didi_settings import DistillConfig
+from didi.methods.distillation import Distillation
 from didi.methods.real_source import real_sampler
 from didi.methods.reference import Reference
 from didi.methods.regularisation import TeacherLogProbs, regularisation
 from didi.methods.rollout import Batch, Rollout, rollout
-from didi.methods.settings import RunConfig
-from didi.methods.student_process import check_objective, student_process
 from didi.methods.trajectories import states_before_a_move
 from didi.methods.validation import mean_log_ratio
 from didi.models.bundle import Bundle
-from didi.models.digest import weights_digest
 from didi.models.discriminator import Discriminator, log_ratio_logits, logits_at_budget
 from didi.models.dit import DiT
-from didi.models.nelbo import nats_per_token
 from didi.objectives.didi import (
     Advantages,
     advantages,
@@ -52,24 +50,19 @@ from didi.objectives.didi import (
 from didi.world import world
 
 
-class Didi:
+class Didi(Distillation):
     """See ``methods.base.Method``; steps count the warm-up first, so that a run resumes in any phase."""
 
     name: ClassVar[str] = "didi"
-    settings_type: ClassVar[type[RunConfig]] = DistillConfig
-    averaged_network = "student"
+    settings_type = DistillConfig
+    processes = (Absorbing.name, Uniform.name)
 
     def __init__(self, settings: DistillConfig, inputs: Inputs) -> None:
-        assert inputs.teacher is not None
-        self.settings, self.source, self._inputs = settings, inputs.source, inputs
-        self.process, self.tokenizer = student_process(inputs.teacher), inputs.teacher.tokenizer
+        super().__init__(settings, inputs)
         check_objective(settings, self.process)
-        teacher = teacher_of(inputs.teacher).to(inputs.device).eval().requires_grad_(False)
-        self._teacher_digest = weights_digest(teacher)
-        check_fit(settings, teacher, self.process, self.source)
-        student, discriminator = initial_networks(settings, teacher)
-        self.trained: dict[str, nn.Module] = {"student": student, "discriminator": discriminator}
-        self.frozen: dict[str, nn.Module] = {"teacher": teacher}
+        self._inputs = inputs
+        student, discriminator = initial_networks(settings, self.teacher)
+        self.trained = {"student": student, "discriminator": discriminator}
         self._reference = None
         if settings.objective.reference_steps:
             self._reference = Reference(student, self.process, settings.objective)
@@ -78,26 +71,14 @@ class Didi:
         self.warmup_steps, loop = settings.discriminator.warmup_steps, settings.loop
         self._warmup_objective = settings.warmup_objective
         self.last_student_step = self.warmup_steps + loop.steps
-        self.num_steps = settings.num_steps
-        completions = loop.batch_size * loop.accumulation * settings.objective.completions
-        self.tokens_per_step = completions * settings.data.length
+        self.tokens_per_step *= settings.objective.completions
         self._of_teacher = TeacherLogProbs(self.process)
 
     def start(self, runtime: Runtime) -> None:
         """Prepare the real side, which may sample the teacher."""
-        self.runtime = runtime
-        frozen = Bundle(teacher=cast(DiT, self.frozen["teacher"]), process=self.process, name=self.settings.teacher)
+        super().start(runtime)
+        frozen = Bundle(teacher=self.teacher, process=self.process, name=self.settings.teacher)
         self._real = real_sampler(self.settings, self.source, frozen, self._inputs.folder)
-
-    @property
-    def student(self) -> DiT:
-        """The few-step generator in training."""
-        return cast(DiT, self.trained["student"])
-
-    @property
-    def teacher(self) -> DiT:
-        """The frozen many-step generator."""
-        return cast(DiT, self.frozen["teacher"])
 
     @property
     def discriminator(self) -> Discriminator:
@@ -259,41 +240,27 @@ class Didi:
 
     def validate(self) -> dict[str, float]:
         """NELBO per token of the averaged student on held-out sequences, and their log-ratio in one batch, in nats."""
-        loop = self.settings.loop
-        rows = self.source.validation[: loop.validation_sequences]
-        student = cast(DiT, self.runtime.averaged())
-        nelbo = nats_per_token(student, self.process, rows, batch_size=loop.batch_size)
-        judged = self.discriminator, self.process, rows[: loop.batch_size], self.runtime
+        rows = self.source.validation[: self.settings.loop.validation_sequences][: self.settings.loop.batch_size]
+        judged = self.discriminator, self.process, rows, self.runtime
         log_ratio = mean_log_ratio(*judged, is_clean=self.settings.judges_finished)
-        return {"validation_nelbo": nelbo, "validation_log_ratio": log_ratio}
+        return {**super().validate(), "validation_log_ratio": log_ratio}
 
     def state_dict(self) -> dict[str, Any]:
-        """Digest of the teacher's weights, which come from its bundle, and the reference."""
+        """Digest of the teacher's weights, and the reference."""
         kept = {"reference": self._reference.state_dict()} if self._reference else {}
-        return {"teacher": self._teacher_digest, **kept}
+        return {**super().state_dict(), **kept}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """See ``state_dict``.
-
-        Raises:
-            UsageError: it was made with other teacher weights.
-        """
-        if state["teacher"] != self._teacher_digest:
-            raise UsageError(
-                f"a run goes on with the teacher that it began with; the weights of {self.settings.teacher!r} are "
-                "others now: put them back, or begin again in another folder with --out"
-            )
+        """See ``state_dict``."""
+        super().load_state_dict(state)
         if self._reference:
             self._reference.load_state_dict(state.get("reference", {}))
 
     def bundle(self) -> Bundle:
         """The averaged student, its teacher and the discriminator."""
         objective = self.settings.objective
-        return Bundle(
-            student=cast(DiT, self.runtime.averaged()),
-            teacher=self.teacher,
+        return replace(
+            super().bundle(),
             discriminator=self.discriminator.eval(),
-            tokenizer=self.tokenizer,
-            process=self.process,
             intended_nfe=1 if objective.trajectory == "one-step" else max(objective.budgets, default=objective.moves),
         )

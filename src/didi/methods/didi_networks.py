@@ -1,4 +1,4 @@
-"""Student and discriminator that a run starts from, and checks that all fits together."""
+"""Student and discriminator that a run starts from, and which settings the process allows."""
 
 import copy
 from dataclasses import asdict
@@ -6,7 +6,6 @@ from typing import Any, cast
 
 import torch
 
-from didi.data.source import Source
 from didi.diffusion import Process
 from didi.diffusion.noise import derive_seed
 from didi.errors import UsageError
@@ -72,27 +71,22 @@ def _load_start(name: str, student: DiT, discriminator: Discriminator) -> None:
         network.load_state_dict(found.state_dict())
 
 
-def check_fit(settings: DistillConfig, teacher: DiT, process: Process, source: Source) -> None:
-    """Refuse a corpus that the teacher cannot read, and a teacher that reads the number of moves.
-
-    A network without [MASK] has the symbols of its corpus without it; a public one may count it among its symbols.
+def check_objective(settings: DistillConfig, process: Process) -> None:
+    """Refuse settings that are about masks where the process has none.
 
     Raises:
-        UsageError: its sequences are longer than the teacher's context, or its vocabulary is another; or the teacher is
-            a student of several budgets.
+        UsageError: states of training are other than whole paths and their finished samples.
     """
-    if getattr(teacher.config, "is_budget_conditioned", False):
-        raise UsageError(
-            f"a teacher does not read the number of moves; that of {settings.teacher!r} does (is_budget_conditioned): "
-            "choose another"
-        )
-    if settings.data.length > teacher.length:
-        raise UsageError(
-            f"data.length is at most the teacher's context of {teacher.length} tokens; got {settings.data.length}"
-        )
-    num_symbols = type(process).of_tokenizer(source.vocab_size, source.mask_id, process.schedule).num_symbols
-    if teacher.vocab_size not in (source.vocab_size, num_symbols(source.vocab_size)):
-        raise UsageError(
-            f"corpus and teacher share one tokenizer; the corpus has {source.vocab_size} symbols, the teacher "
-            f"{teacher.vocab_size}: give data.tokenizer the teacher bundle's tokenizer.json"
-        )
+    if process.mask_id is not None:
+        return
+    required = {
+        "objective.trajectory": (settings.objective.trajectory, "whole-path"),
+        "objective.reward_time": (settings.objective.reward_time, "finished"),
+        "discriminator.guidance_steps": (settings.discriminator.guidance_steps, 0),
+    }
+    for name, (found, needed) in required.items():
+        if found != needed:
+            raise UsageError(
+                f"{name} is {needed} for a teacher of {process.name} diffusion, which has no [MASK]; got {found}: set "
+                f"it to {needed}, or distil a masked teacher"
+            )

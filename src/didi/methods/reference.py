@@ -5,15 +5,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from didi.diffusion import Process
-from didi.errors import UsageError
+from didi.methods.frozen_copy import FrozenCopy
 from didi.methods.objective_settings import ObjectiveConfig
 from didi.methods.rollout import Rollout
 from didi.methods.whole_path import path_log_probs
-from didi.models.adapters import copy_sharing_frozen
 from didi.models.dit import DiT
 
 
-class Reference:
+class Reference(FrozenCopy):
     """A copy of the student that is kept for some updates.
 
     Args:
@@ -27,16 +26,10 @@ class Reference:
     """
 
     def __init__(self, student: DiT, process: Process, objective: ObjectiveConfig) -> None:
-        self.network, self._process = copy_sharing_frozen(student).eval(), process
+        super().__init__(student, "objective.reference_steps")
+        self._process = process
         self.num_steps = objective.reference_steps
         self._reads_budgets = bool(objective.budgets)
-
-    @torch.no_grad()
-    def renew(self, student: DiT) -> None:
-        """Take the student's weights as they are now."""
-        for kept, current in zip(self.network.parameters(), student.parameters(), strict=True):
-            if kept is not current:
-                kept.copy_(current)
 
     @torch.no_grad()
     def log_ratio(self, drawn: Rollout) -> Float[Tensor, "s g"]:
@@ -46,22 +39,3 @@ class Reference:
         of_student = drawn.first_score[:, None] + drawn.completion_log_probs.sum(-1)
         network = self.network.at_budget(drawn.num_moves) if self._reads_budgets else self.network
         return of_student - path_log_probs(network, drawn.x, drawn.record, drawn.num_moves, self._process)
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """The weights that are trained in the student."""
-        return {name: one.detach() for name, one in self.network.named_parameters() if one.requires_grad}
-
-    @torch.no_grad()
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """See ``state_dict``.
-
-        Raises:
-            UsageError: it lacks weights.
-        """
-        for name, one in self.state_dict().items():
-            if name not in state:
-                raise UsageError(
-                    f"a checkpoint with objective.reference_steps holds the reference; this one lacks its {name}: "
-                    "begin again in another folder with --out"
-                )
-            one.copy_(state[name])

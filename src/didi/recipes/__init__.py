@@ -29,7 +29,7 @@ TOKENIZERS = {"gpt2": 50_258}
 DISTILL: dict[str, DistillConfig] = {**worlds.DISTILL, **text.DISTILL, **openwebtext.DISTILL}
 
 
-VARIANTS: dict[tuple[str, str], DistillationConfig] = {**worlds.VARIANTS}
+VARIANTS: dict[tuple[str, str], DistillationConfig] = {**worlds.VARIANTS, **text.VARIANTS, **openwebtext.VARIANTS}
 """Recipes of other methods than DiDi-Instruct, by recipe and method; others take the recipe's data and loop."""
 
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 from didi.methods.didi_settings import DiscriminatorSettings, DistillConfig
 from didi.methods.duo import CurriculumConfig
 from didi.methods.elbo import PretrainConfig
-from didi.methods.settings import DataConfig, LoopConfig, NetworkConfig, OptimizerConfig
+from didi.methods.settings import DataConfig, DistillationConfig, LoopConfig, NetworkConfig, OptimizerConfig
 from didi.recipes.objectives import OURS
 from didi.recipes.score import sedd_absorb, sedd_uniform
 from didi.recipes.uniform_state import duo, udlm
@@ -114,3 +114,6 @@ DISTILL: dict[str, DistillConfig] = {
         loop=_OWT_LOOP,
     ),
 }  # fmt: skip
+
+VARIANTS: dict[tuple[str, str], DistillationConfig] = {}
+"""Recipes of other methods, by recipe and method; see ``didi.recipes.VARIANTS``."""

@@ -26,6 +26,7 @@ from didi.training.distributed import (
 )
 from didi.training.loop import Metrics, autocast_dtype
 from didi.training.optim import Average, averaged_network, is_on_cuda, learning_rate, make_optimizer, update
+from didi.training.passes import PassCounter
 from didi.world import world
 
 R = TypeVar("R")
@@ -59,6 +60,7 @@ class Trainer:
         self._passes = {name: Synchronised(network) for name, network in method.trained.items()}
         self.optimizers = {name: make_optimizer(method.trained[name], one) for name, one in method.optimizers.items()}
         self._decides_on_device = is_on_cuda(of_average) and world().size == 1
+        self._counter = None if loop.compile else PassCounter(self._networks())  # compiled blocks run no hooks
         if loop.compile:
             self._compile()
         self._autocast = autocast_dtype(loop.precision, device)
@@ -67,10 +69,14 @@ class Trainer:
     def _compile(self) -> None:
         """Compile the blocks of every network in place: equal blocks share their code, which keeps this short."""
         torch._dynamo.config.recompile_limit = COMPILED_VARIANTS
-        for network in (*self.method.trained.values(), *self.method.frozen.values(), self.average.module):
+        for network in self._networks():
             trunk = trunk_of(network)
             for block in () if trunk is None else trunk.blocks:
                 block.compile()
+
+    def _networks(self) -> list[nn.Module]:
+        """All networks of the run, each once."""
+        return [*self.method.trained.values(), *self.method.frozen.values(), self.average.module]
 
     def _shard(self) -> None:
         for network in self.method.trained.values():
@@ -83,6 +89,13 @@ class Trainer:
     # ------------------------------------------------------------------------------------------------ one step --- #
 
     def step(self, step: int) -> Metrics:
+        """The updates of a step, with how many sequences passed through the networks for them (``passes``)."""
+        if self._counter is None:
+            return self._step(step)
+        self._counter.taken()  # those of validations and averages before
+        return {**self._step(step), "sequence_passes": float(self._counter.taken() * world().size)}
+
+    def _step(self, step: int) -> Metrics:
         """The updates of a step, each on ``accumulation`` micro-batches.
 
         An update whose loss or gradient is not finite ends the step: neither its network nor the average changes, nor

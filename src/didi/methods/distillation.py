@@ -1,0 +1,138 @@
+"""What every distillation shares: a frozen teacher, the student's process, held-out figures, the bundle."""
+
+import copy
+from collections.abc import Sequence
+from typing import Any, ClassVar, cast
+
+from jaxtyping import Int
+from torch import Tensor, nn
+
+from didi.data.source import Source
+from didi.diffusion import Process
+from didi.errors import UsageError
+from didi.methods.base import Inputs, Runtime, Update, teacher_of
+from didi.methods.settings import DistillationConfig, OptimizerConfig
+from didi.methods.student_process import student_process
+from didi.models.bundle import Bundle
+from didi.models.digest import weights_digest
+from didi.models.dit import DiT
+from didi.models.nelbo import nats_per_token
+
+
+class Distillation:
+    """Base of the methods that train a student from a frozen teacher; see ``methods.base.Method`` for the contract.
+
+    A method adds its name, its settings, ``prepare`` and ``updates``, and what else it trains.
+
+    Attributes:
+        processes: names of the processes whose teachers it takes, after ``student_process``.
+    """
+
+    name: ClassVar[str]
+    processes: ClassVar[tuple[str, ...]]
+    settings_type: ClassVar[type[DistillationConfig]]
+    averaged_network = "student"
+    settings: Any
+    optimizers: dict[str, OptimizerConfig]
+
+    def __init__(self, settings: DistillationConfig, inputs: Inputs) -> None:
+        assert inputs.teacher is not None
+        self.settings, self.source = settings, inputs.source
+        self.tokenizer = inputs.teacher.tokenizer
+        teacher = teacher_of(inputs.teacher).to(inputs.device).eval().requires_grad_(False)
+        self.process = student_process(inputs.teacher, self.name, self.processes)
+        check_fit(settings, teacher, self.process, self.source)
+        self._teacher_digest = weights_digest(teacher)
+        self.trained: dict[str, nn.Module] = {}
+        self.frozen: dict[str, nn.Module] = {"teacher": teacher}
+        self.optimizers = {}
+        self.num_steps = settings.num_steps
+        self.sequences_per_step = settings.loop.batch_size * settings.loop.accumulation
+        self.tokens_per_step = self.sequences_per_step * settings.data.length
+
+    def start(self, runtime: Runtime) -> None:
+        """See ``Method.start``."""
+        self.runtime = runtime
+
+    @property
+    def student(self) -> DiT:
+        """The few-step generator in training."""
+        return cast(DiT, self.trained["student"])
+
+    @property
+    def teacher(self) -> DiT:
+        """The frozen many-step generator."""
+        return cast(DiT, self.frozen["teacher"])
+
+    def copy_of_teacher(self) -> DiT:
+        """A trainable network with the teacher's weights, without dropout (row 7 of ``docs/deviations.md``)."""
+        return copy.deepcopy(self.teacher).requires_grad_(True)
+
+    def clean_rows(self, step: int, micro_batch: int) -> Int[Tensor, "b l"]:
+        """Sequences of the corpus for a micro-batch, of all processes."""
+        rows = self.source.batch(step, self.sequences_per_step)
+        return rows.split(self.settings.loop.batch_size)[micro_batch]
+
+    def updates(self, step: int) -> Sequence[Update]:
+        """See ``Method.updates``."""
+        raise NotImplementedError
+
+    def end_step(self, step: int) -> None:
+        """See ``Method.end_step``."""
+
+    def validate(self) -> dict[str, float]:
+        """NELBO per token of the averaged student on held-out sequences, in nats."""
+        loop, student = self.settings.loop, cast(DiT, self.runtime.averaged())
+        rows = self.source.validation[: loop.validation_sequences]
+        return {"validation_nelbo": nats_per_token(student, self.process, rows, batch_size=loop.batch_size)}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Digest of the teacher's weights, which come from its bundle."""
+        return {"teacher": self._teacher_digest}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """See ``state_dict``.
+
+        Raises:
+            UsageError: it was made with other teacher weights.
+        """
+        if state["teacher"] != self._teacher_digest:
+            raise UsageError(
+                f"a run goes on with the teacher that it began with; the weights of {self.settings.teacher!r} are "
+                "others now: put them back, or begin again in another folder with --out"
+            )
+
+    def bundle(self) -> Bundle:
+        """The averaged student and its teacher."""
+        return Bundle(
+            student=cast(DiT, self.runtime.averaged()),
+            teacher=self.teacher,
+            tokenizer=self.tokenizer,
+            process=self.process,
+        )
+
+
+def check_fit(settings: DistillationConfig, teacher: DiT, process: Process, source: Source) -> None:
+    """Refuse a corpus that the teacher cannot read, and a teacher that reads the number of moves.
+
+    A network without [MASK] has the symbols of its corpus without it; a public one may count it among its symbols.
+
+    Raises:
+        UsageError: its sequences are longer than the teacher's context, or its vocabulary is another; or the teacher is
+            a student of several budgets.
+    """
+    if getattr(teacher.config, "is_budget_conditioned", False):
+        raise UsageError(
+            f"a teacher does not read the number of moves; that of {settings.teacher!r} does (is_budget_conditioned): "
+            "choose another"
+        )
+    if settings.data.length > teacher.length:
+        raise UsageError(
+            f"data.length is at most the teacher's context of {teacher.length} tokens; got {settings.data.length}"
+        )
+    num_symbols = type(process).of_tokenizer(source.vocab_size, source.mask_id, process.schedule).num_symbols
+    if teacher.vocab_size not in (source.vocab_size, num_symbols(source.vocab_size)):
+        raise UsageError(
+            f"corpus and teacher share one tokenizer; the corpus has {source.vocab_size} symbols, the teacher "
+            f"{teacher.vocab_size}: give data.tokenizer the teacher bundle's tokenizer.json"
+        )
