@@ -9,6 +9,7 @@ import torch
 from didi.errors import UsageError
 from didi.methods.base import Inputs
 from didi.training import fit
+from didi.training.trainer import make_trainer
 
 from ..two_moves import MARKOV
 
@@ -53,3 +54,35 @@ def test_a_time_in_which_nothing_fits_is_refused(fitted_steps):
         fitted_steps(0.1)
     with pytest.raises(UsageError, match="max-minutes is positive; got nan"):
         fitted_steps(float("nan"))
+
+
+def passes_of(settings, inputs):
+    trainer = make_trainer(settings, inputs)
+    return sum(trainer.step(step)["sequence_passes"] for step in range(trainer.num_steps))
+
+
+@pytest.mark.parametrize("warmup", [0, 20])
+def test_as_many_steps_as_the_passes_allow(source, teacher, warmup):
+    settings = replace(
+        MARKOV,
+        data=replace(MARKOV.data, length=8),
+        loop=replace(MARKOV.loop, steps=100, batch_size=2),
+        discriminator=replace(MARKOV.discriminator, warmup_steps=warmup, guidance_steps=3),
+    )
+    inputs = Inputs(source, CPU, teacher=teacher)
+    fitting = fit.fitted_to_passes(settings, inputs, 700.0)
+    longer = replace(fitting, loop=replace(fitting.loop, steps=fitting.loop.steps + 2))
+    assert 0.85 * 700 < passes_of(fitting, inputs) < 1.02 * 700 < passes_of(longer, inputs)
+    assert fit.fitted_to_passes(settings, inputs, 1e9) == settings  # never longer than the recipe
+
+
+def test_passes_in_which_nothing_fits_are_refused(source, teacher):
+    settings = replace(MARKOV, data=replace(MARKOV.data, length=8))
+    inputs = Inputs(source, CPU, teacher=teacher)
+    with pytest.raises(UsageError, match=r"max-passes fits one step or more; the shortest run has .* passes, got 2"):
+        fit.fitted_to_passes(settings, inputs, 2.0)
+    with pytest.raises(UsageError, match="max-passes is positive; got nan"):
+        fit.fitted_to_passes(settings, inputs, float("nan"))
+    compiled = replace(settings, loop=replace(settings.loop, compile=True))
+    with pytest.raises(UsageError, match=r"max-passes goes without loop\.compile"):
+        fit.fitted_to_passes(compiled, inputs, 10.0)

@@ -24,7 +24,7 @@ from didi.models.bundle import Bundle, load, save
 from didi.models.card import TEACHER_PROCESS
 from didi.models.untrusted import PlainDumper, read_yaml
 from didi.recipes import PRETRAIN, distillation_recipes
-from didi.training.fit import fitted
+from didi.training.fit import fitted, fitted_to_passes
 from didi.training.loop import RunFolder, run
 from didi.training.trainer import make_trainer
 from didi.world import default_device, world
@@ -46,6 +46,9 @@ class RunOptions:
     """Steps of the trained network; the schedule is fitted to them, and a discriminator warms up no longer."""
     max_minutes: float | None = None
     """Wall-clock minutes: a few steps are timed, and the schedule is fitted to as many as fit."""
+    max_passes: float | None = None
+    """Sequences through a network in training, one that keeps a gradient counting three times: a budget that does not
+    depend on the machine, to compare methods. The schedule is fitted to it."""
     method: str = "didi"
     """distill: the method, a name in didi.methods.METHODS."""
     config: Path | None = None
@@ -138,13 +141,16 @@ def _resumable() -> Iterator[None]:
 
 
 def _in_time(config: Any, options: RunOptions, folder: RunFolder, inputs: Callable[[], Inputs]) -> Any:
-    """``config`` with the length that ``--max-minutes`` allows; a resumed run keeps the length it began with."""
-    if options.max_minutes is None:
+    """``config`` with the length that ``--max-minutes`` or ``--max-passes`` allows; a resumed run keeps its length."""
+    bounds = {name: getattr(options, name.replace("-", "_")) for name in ("max-steps", "max-minutes", "max-passes")}
+    given = [name for name, value in bounds.items() if value is not None]
+    if len(given) > 1:
+        raise UsageError(f"--{' and --'.join(given)} set the length of the run; give one of them")
+    if given in ([], ["max-steps"]):
         return config
-    if not options.max_minutes > 0:
-        raise UsageError(f"--max-minutes is positive; got {options.max_minutes}")
-    if options.max_steps is not None:
-        raise UsageError("--max-steps and --max-minutes both set the length of the run; give one of them")
+    bound = bounds[given[0]]
+    if not bound > 0:
+        raise UsageError(f"--{given[0]} is positive; got {bound}")
     if options.resume:
         begun = folder.settings
         loop = read_yaml(begun).get("loop") if begun.is_file() else None
@@ -152,7 +158,7 @@ def _in_time(config: Any, options: RunOptions, folder: RunFolder, inputs: Callab
         if type(steps) is not int or steps < 1:
             raise UsageError(f"--resume keeps the length of a run; {begun} does not say loop.steps: give --max-steps")
         return config.limited(steps)
-    return fitted(config, inputs(), options.max_minutes)
+    return (fitted if given == ["max-minutes"] else fitted_to_passes)(config, inputs(), bound)
 
 
 def _teacher(config: DistillationConfig) -> Bundle:
