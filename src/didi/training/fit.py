@@ -29,10 +29,12 @@ def fitted(settings: RunConfig, inputs: Inputs, minutes: float) -> RunConfig:
         minutes: wall-clock time of steps and validations on this machine.
 
     Raises:
-        UsageError: not even one step fits.
+        UsageError: not even one step fits, or the settings have no such steps.
     """
     if not minutes > 0:
         raise UsageError(f"max-minutes is positive; got {minutes}")
+    if not settings.loop.steps:
+        raise UsageError("max-minutes sets loop.steps, of which this run has 0: leave it out, or raise loop.steps")
     with tempfile.TemporaryDirectory() as folder:
         shared = Path(world().joined_items([folder])[0])  # the main process keeps there what all read
         trainer = make_trainer(settings, replace(inputs, folder=shared))
