@@ -1,6 +1,7 @@
 r"""DiDi-Instruct, Algorithm 1 of the paper; departures are listed in ``docs/deviations.md``.
 
-One step, after a warm-up in which the student is left out and before lessons for guidance (5.) in which it is finished:
+One step, after a warm-up in which the student is left out and before lessons for guidance (5.) in which it is finished
+(all there is of a run with ``loop.steps`` 0):
 
 1. Roll out the student: states z_tau, completions x and their corruptions z_t, with log-probabilities (``rollout``).
    With ``reference_steps`` the discriminator learns from samples of an earlier student instead (``reference``).
@@ -29,11 +30,11 @@ from didi.methods.base import Figures, Inputs, Runtime, Update
 from didi.methods.didi_networks import check_objective, initial_networks
 from didi.methods.didi_settings import DistillConfig
 from didi.methods.distillation import Distillation
+from didi.methods.lessons import lesson_states, numbers_of_lessons
 from didi.methods.real_source import real_sampler
 from didi.methods.reference import Reference
 from didi.methods.regularisation import TeacherLogProbs, regularisation
 from didi.methods.rollout import Batch, Rollout, rollout
-from didi.methods.trajectories import states_before_a_move
 from didi.methods.validation import mean_log_ratio
 from didi.models.bundle import Bundle
 from didi.models.discriminator import Discriminator, log_ratio_logits, logits_at_budget
@@ -154,9 +155,11 @@ class Didi(Distillation):
         num_moves = budget if settings.objective.budgets and budget else settings.discriminator.guidance_nfe
         generator = named_generator(settings.seed, "guidance", batch.step, *([batch.number] if batch.number else []))
         move = torch.randint(1, num_moves + 1, (num_rows,), generator=generator)  # the last one leaves no masks
-        draws = torch.rand(2, num_rows, settings.data.length, dtype=torch.float64, generator=generator)
+        num_numbers = numbers_of_lessons(self.process, num_moves)
+        draws = torch.rand(num_numbers, num_rows, settings.data.length, dtype=torch.float64, generator=generator)
         real = self._real(batch.step, batch.number, 0, num_rows)
-        uniforms = torch.rand(*real.shape, 1, dtype=torch.float64, generator=generator)
+        shape = (*real.shape, self.process.draws_per_position)
+        uniforms = torch.rand(shape, dtype=torch.float64, generator=generator)
         move, real, uniforms = map(world().mine, (move, real, uniforms))
         draws = torch.stack([world().mine(one) for one in draws]).to(device)
         t = 1 - move.double() / num_moves
@@ -164,7 +167,7 @@ class Didi(Distillation):
             student = cast(DiT, self.runtime.averaged())
             if settings.objective.budgets:
                 student = student.at_budget(num_moves)
-            fake_t = states_before_a_move(student, move, num_moves, draws, cast(Absorbing, self.process))
+            fake_t = lesson_states(student, move, num_moves, draws, self.process)
         real_t = self.process.corrupt(real, t, uniforms).to(device)
         return self._judged(fake_t, real_t, t, num_moves)
 
@@ -259,8 +262,8 @@ class Didi(Distillation):
     def bundle(self) -> Bundle:
         """The averaged student, its teacher and the discriminator."""
         objective = self.settings.objective
-        return replace(
-            super().bundle(),
-            discriminator=self.discriminator.eval(),
-            intended_nfe=1 if objective.trajectory == "one-step" else max(objective.budgets, default=objective.moves),
-        )
+        num_moves = 1 if objective.trajectory == "one-step" else objective.moves
+        if not self.settings.loop.steps:  # another run trained the student; the discriminator is one of these moves
+            num_moves = self.settings.discriminator.guidance_nfe
+        num_moves = max(objective.budgets, default=num_moves)
+        return replace(super().bundle(), discriminator=self.discriminator.eval(), intended_nfe=num_moves)

@@ -50,16 +50,20 @@ def initial_networks(settings: DistillConfig, teacher: DiT) -> tuple[DiT, Discri
 
 
 def _load_start(name: str, student: DiT, discriminator: Discriminator) -> None:
-    """Give both networks the weights of a bundle."""
+    """Give the networks the weights of a bundle; one without a discriminator leaves it as it is."""
     try:
         bundle = load(name)
     except UsageError as error:
         raise UsageError(f"start, which a resumed run needs too: {error}") from error
-    for role, network in (("student", student), ("discriminator", discriminator)):
-        found = bundle.networks().get(role)
+    if bundle.student is None:
+        held = ", ".join(bundle.networks())
+        raise UsageError(f"start names a bundle with a student; {name} holds {held}: take it as teacher instead")
+    for role, found, network in (
+        ("student", bundle.student, student),
+        ("discriminator", bundle.discriminator, discriminator),
+    ):
         if found is None:
-            held = ", ".join(bundle.networks())
-            raise UsageError(f"start names a bundle with a student and a discriminator; {name} holds {held}")
+            continue
         theirs, ours = asdict(cast(Any, found).config), asdict(network.config)
         if differing := [
             f"{key} {theirs.get(key)}, not {value}" for key, value in ours.items() if theirs.get(key) != value
@@ -75,18 +79,12 @@ def check_objective(settings: DistillConfig, process: Process) -> None:
     """Refuse settings that are about masks where the process has none.
 
     Raises:
-        UsageError: states of training are other than whole paths and their finished samples.
+        UsageError: trajectories are other than whole paths.
     """
     if process.mask_id is not None:
         return
-    required = {
-        "objective.trajectory": (settings.objective.trajectory, "whole-path"),
-        "objective.reward_time": (settings.objective.reward_time, "finished"),
-        "discriminator.guidance_steps": (settings.discriminator.guidance_steps, 0),
-    }
-    for name, (found, needed) in required.items():
-        if found != needed:
-            raise UsageError(
-                f"{name} is {needed} for a teacher of {process.name} diffusion, which has no [MASK]; got {found}: set "
-                f"it to {needed}, or distil a masked teacher"
-            )
+    if (found := settings.objective.trajectory) != "whole-path":
+        raise UsageError(
+            f"objective.trajectory is whole-path for a teacher of {process.name} diffusion, which has no [MASK]; got "
+            f"{found}: set it to whole-path, or distil a masked teacher"
+        )

@@ -80,7 +80,8 @@ class DiscriminatorSettings:
 class DistillConfig(DistillationConfig):
     """Distillation of a teacher into a few-step student by DiDi-Instruct, Algorithm 1.
 
-    ``loop.batch_size`` counts intermediate states, ``loop.steps`` updates of the student.
+    ``loop.batch_size`` counts intermediate states, ``loop.steps`` updates of the student. With 0 of them the student
+    stays as it started and the discriminator alone learns: warm-up, then lessons for guidance.
     """
 
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
@@ -91,7 +92,8 @@ class DistillConfig(DistillationConfig):
     """Train student and discriminator as low-rank adapters of this rank on the teacher's weights, which then exist
     once (ours); they learn less in the same steps (docs/scale.md). None trains weights of their own."""
     start: str = ""
-    """Bundle whose student and discriminator the run starts from (ours); empty: both are made of the teacher."""
+    """Bundle whose student, and discriminator if it has one, the run starts from (ours); what it lacks, and both where
+    this is empty, are made of the teacher. The student may be one of another method."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -146,6 +148,14 @@ class DistillConfig(DistillationConfig):
                 "times, an advantage other than shared-time, one update of the discriminator a step, and no one-step "
                 f"trajectory; got {objective.trajectory} and {discriminator.warmup_moves}: set them to two-moves and "
                 "2, or the others to their defaults"
+            )
+
+    def check_steps(self) -> None:
+        """See ``RunConfig.check_steps``; lessons for guidance may be all there is."""
+        if not self.loop.steps and not self.discriminator.guidance_steps:
+            raise UsageError(
+                "loop.steps is 1 or more, or 0 with discriminator.guidance_steps for a discriminator of the student as "
+                "it is; got 0 of both: raise one of them"
             )
 
     def _check_groups(self) -> None:
@@ -227,10 +237,11 @@ class DistillConfig(DistillationConfig):
         return replace(self, start="", discriminator=discriminator, objective=objective)
 
     def limited(self, max_steps: int) -> "DistillConfig":
-        """See ``RunConfig.limited``; warm-up and lessons for guidance are at most as long."""
+        """See ``RunConfig.limited``; warm-up and lessons for guidance are at most as long, no student updates none."""
         discriminator = replace(
             self.discriminator,
             warmup_steps=min(self.discriminator.warmup_steps, max_steps),
             guidance_steps=min(self.discriminator.guidance_steps, max_steps),
         )
-        return replace(self, loop=replace(self.loop, steps=max_steps), discriminator=discriminator)
+        steps = max_steps if self.loop.steps else 0
+        return replace(self, loop=replace(self.loop, steps=steps), discriminator=discriminator)

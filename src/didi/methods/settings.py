@@ -175,7 +175,8 @@ class LoopConfig:
     """Whether the decay is ramped up as (1 + n) / (10 + n), so that a short run is not an average of its start."""
 
     def __post_init__(self) -> None:
-        at_least(1, self, "steps", "batch_size", "accumulation", "keep_checkpoints", "validation_sequences")
+        at_least(0, self, "steps")  # methods say whether a run may have none, see ``RunConfig.check_steps``
+        at_least(1, self, "batch_size", "accumulation", "keep_checkpoints", "validation_sequences")
         at_least(1, self, "log_every", "validate_every", "checkpoint_every")
         at_least(0, self, "max_skipped_steps")
         finite(self)
@@ -205,6 +206,15 @@ class RunConfig:
         finite(self)
         if not -(2**63) <= self.seed < 2**64:  # what a generator of torch takes
             raise UsageError(f"seed lies in [-2^63, 2^64); got {self.seed}")
+        self.check_steps()
+
+    def check_steps(self) -> None:
+        """Refuse a run without updates.
+
+        Raises:
+            UsageError: ``loop.steps`` is 0.
+        """
+        at_least(1, self.loop, "steps")
 
     @property
     def num_steps(self) -> int:

@@ -16,8 +16,10 @@ from didi.diffusion.uniform import Uniform
 from didi.diffusion.uniform_moves import draw_move, move_log_probs
 from didi.methods.student_moves import Branches, move_times
 from didi.methods.trajectories import Completions, Uniforms
+from didi.models.denoiser import Denoiser
 from didi.models.dit import DiT
 from didi.sampling.base import features_at, path_alphas
+from didi.world import world
 
 
 @dataclass(frozen=True)
@@ -109,3 +111,23 @@ class UniformMoves:
         """Signal rates before and after a move."""
         alpha_t, alpha_s = path_alphas(self.process.schedule, self.times[number : number + 2]).tolist()
         return alpha_t, alpha_s
+
+
+@torch.no_grad()
+def uniform_states_before_a_move(
+    student: Denoiser, move: Int[Tensor, " s"], num_moves: int, uniforms: Float[Tensor, "k s l"], process: Uniform
+) -> Int[Tensor, "s l"]:
+    """See ``lessons.lesson_states``; of the numbers the first are those of the first state, the others of each move."""
+    device, times = uniforms.device, move_times(num_moves)
+    alphas = path_alphas(process.schedule, times).tolist()
+    canvas = Canvas.blank(*uniforms.shape[1:], device)
+    z = process.prior(canvas, uniforms[0, :, :, None].expand(-1, -1, process.draws_per_position))
+    # Several processes make as many passes each, of no rows if need be: sharded weights are gathered in them.
+    for number in range(num_moves if world().size > 1 else int(move.max())):
+        rows = (move > number).nonzero().squeeze(1).to(device)
+        features = features_at(student, process, z[rows], times[number])
+        log_probs = process.log_probs(student.head(features.flatten(0, 1)))
+        numbers = uniforms[number + 1, rows].flatten()
+        to = torch.full_like(numbers, alphas[number + 1])
+        z[rows] = draw_move(log_probs, z[rows].flatten(), numbers, alphas[number], to).view(len(rows), z.shape[1])
+    return z

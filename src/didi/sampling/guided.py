@@ -16,14 +16,13 @@ from torch import Tensor
 
 from didi.diffusion.absorbing import Absorbing, reveal_probability
 from didi.diffusion.canvas import Canvas
-from didi.diffusion.categorical import sample_categorical
 from didi.diffusion.noise import SequenceNoise
 from didi.models.denoiser import Denoiser
-from didi.models.discriminator import Discriminator, log_ratio_logits
+from didi.models.discriminator import Discriminator
 from didi.models.guidance import DEFAULT, Guidance
-from didi.objectives.didi import log_density_ratio
 from didi.sampling.base import StepOutput, features_at, open_positions, path_alphas, shared_rows
 from didi.sampling.departure import EXACT, Departure
+from didi.sampling.ranking import candidate_weights, chosen_candidates
 
 MEAN_ROWS = 256  # rows of logits whose mean embedding is taken at a time: 50 MB at a vocabulary of 50k
 
@@ -188,17 +187,10 @@ class Guided:
         log_weights = self.log_weights(candidates.flatten(0, 1), there.repeat_interleave(num), s)
         ranked = log_weights.view(-1, num)
         self.departure.draw_check.see(ranked)
-        chosen = (
-            ranked.argmax(1) if self.guidance.select == "best" else sample_categorical(ranked, choice[is_active, 0])
-        )
+        chosen = chosen_candidates(ranked, self.guidance, choice[is_active, 0])
         z[is_active] = candidates[torch.arange(len(chosen), device=z.device), chosen]
         return z, is_active, num
 
     def log_weights(self, z: Int[Tensor, "b l"], canvas: Canvas, s: Float[Tensor, ""]) -> Float[Tensor, " b"]:
         """Logits by which a candidate at time ``s`` is chosen among others: its reward over the rank temperature."""
-        mask = canvas.attention_mask
-        level = self.process.noise_level(self.discriminator, s.to(z.device).expand(len(z)))
-        logits = log_ratio_logits(self.discriminator, z, level, mask)
-        is_masked = open_positions(self.process, z, canvas)
-        log_ratio = log_density_ratio(logits, is_masked, reduction=self.guidance.reduction, is_real=mask)
-        return -log_ratio / self.guidance.rank_temperature
+        return candidate_weights(self.discriminator, self.process, self.guidance, z, canvas, s)

@@ -22,6 +22,7 @@ from didi.sampling.published_uniform import PublishedUniform
 from didi.sampling.remasking import RemaskingSampler
 from didi.sampling.score import ScoreSampler
 from didi.sampling.uniform_ancestral import NO_CORRECTOR, PredictorCorrector, UniformAncestral
+from didi.sampling.uniform_guided import UniformGuided
 
 MASKED = ("absorbing", "sedd-absorb")
 """Masked diffusion. Samplers that need a distribution of x0 normalise the scores of SEDD."""
@@ -88,7 +89,7 @@ SAMPLERS: dict[SamplerName, tuple[SamplerKind, ...]] = {
     "greedy-tail": (
         SamplerKind(UniformAncestral, ("uniform",), fixed=(("is_greedy_tail", True), ("remask", NO_CORRECTOR))),
     ),
-    "guided": (SamplerKind(Guided),),
+    "guided": (SamplerKind(Guided), SamplerKind(UniformGuided, ("uniform",))),
     "first-hitting": (SamplerKind(FirstHitting, is_self_paced=True),),
     "tau-leaping": (SamplerKind(Ancestral, fixed=(("leap", "tau"),)),),
     "confidence": (SamplerKind(ConfidenceDecoding),),

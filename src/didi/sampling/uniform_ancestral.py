@@ -66,15 +66,37 @@ class UniformAncestral:
         is_free, none = canvas.is_free.cpu(), torch.zeros(len(canvas), dtype=torch.long)
         z = self.process.prior(canvas, noise.uniforms(canvas.length, self.process.draws_per_position))
         for t, s in pairwise(times):
-            before, move = z, self._move(t, s)
+            before, move = z, self.move(t, s)
             numbers = noise.uniforms(canvas.length, 2 if move.corrector else 1, device="cpu")
-            drawn = move.before_network(numbers[..., 0], numbers[..., -1])
-            is_active = (is_open := is_free & drawn.is_open).any(1)
-            is_renewed = is_free & drawn.is_renewed
-            if is_active.any():
-                z = self._moved(z, canvas, is_open, drawn, move, t)
-            z = z.masked_scatter(*(to_device(one, z.device) for one in (is_renewed, drawn.renewed[is_renewed])))
+            z, is_active = self.moved(z, canvas, is_free, numbers, move, t)
             yield StepOutput(z, float(s), z != before, is_active.long(), none)
+
+    def moved(
+        self,
+        z: Int[Tensor, "b l"],
+        canvas: Canvas,
+        is_free: Bool[Tensor, "b l"],
+        numbers: Float[Tensor, "b l k"],
+        move: "Move",
+        t: Float[Tensor, ""],
+    ) -> tuple[Int[Tensor, "b l"], Bool[Tensor, " b"]]:
+        """The state after a move, and which sequences needed the network for it.
+
+        Args:
+            z: the state before it.
+            canvas: of ``z``.
+            is_free: that of ``canvas``, on the CPU.
+            numbers: uniform ones of every position, two where there is a corrector; on the CPU.
+            move: from ``move``.
+            t: time of ``z``.
+        """
+        drawn = move.before_network(numbers[..., 0], numbers[..., -1])
+        is_active = (is_open := is_free & drawn.is_open).any(1)
+        is_renewed, moved = is_free & drawn.is_renewed, z
+        if is_active.any():
+            moved = self._drawn(z, canvas, is_open, drawn, move, t)
+        pair = (to_device(one, z.device) for one in (is_renewed, drawn.renewed[is_renewed]))
+        return moved.masked_scatter(*pair), is_active
 
     def move_probs(
         self, logits: Float[Tensor, "n v"], z: Int[Tensor, " n"], t: Float[Tensor, ""], s: Float[Tensor, ""]
@@ -87,7 +109,7 @@ class UniformAncestral:
             t: time before the move.
             s: time after it.
         """
-        move = self._move(t, s)
+        move = self.move(t, s)
         if move.is_greedy:
             return F.one_hot(logits.argmax(-1), logits.shape[-1]).double()
         log_probs = self.departure.log_probs(logits, None)
@@ -96,19 +118,20 @@ class UniformAncestral:
         anew = move.alpha_s * clean + (1 - move.alpha_s) / self.process.vocab_size
         return (1 - move.corrector) * of_posterior + move.corrector * anew
 
-    def _move(self, t: Float[Tensor, ""], s: Float[Tensor, ""]) -> "_Move":
+    def move(self, t: Float[Tensor, ""], s: Float[Tensor, ""]) -> "Move":
+        """What the times of a move decide about it."""
         alpha_t, alpha_s = (float(alpha_at(self.process.schedule, one)) for one in (t, s))
         strength = self.remask.probability(float(t), alpha_t, alpha_s)
         corrector = min(1.0, strength / (1 - alpha_s)) if alpha_s < 1 else 0.0
-        return _Move(alpha_t, alpha_s, corrector, self.process.vocab_size, self.is_greedy_tail and alpha_s == 1)
+        return Move(alpha_t, alpha_s, corrector, self.process.vocab_size, self.is_greedy_tail and alpha_s == 1)
 
-    def _moved(
+    def _drawn(
         self,
         z: Int[Tensor, "b l"],
         canvas: Canvas,
         is_open: Bool[Tensor, "b l"],
-        drawn: "_Drawn",
-        move: "_Move",
+        drawn: "Drawn",
+        move: "Move",
         t: Float[Tensor, ""],
     ) -> Int[Tensor, "b l"]:
         """The state with new tokens at the open positions; ``is_open`` and ``drawn`` are on the CPU."""
@@ -134,7 +157,7 @@ class UniformAncestral:
 
     def _tokens(
         self,
-        move: "_Move",
+        move: "Move",
         logits: Float[Tensor, "n v"],
         state: Int[Tensor, " n"],
         uniforms: Float[Tensor, " n"],
@@ -155,7 +178,7 @@ class PredictorCorrector(UniformAncestral):
 
 
 @dataclass(frozen=True)
-class _Drawn:
+class Drawn:
     """What a move decides before the network runs, for every position, on the CPU.
 
     Attributes:
@@ -166,15 +189,15 @@ class _Drawn:
         renewed: that token.
     """
 
-    is_open: Bool[Tensor, "b l"]
-    alpha: Float[Tensor, "b l"]
-    uniforms: Float[Tensor, "b l"]
-    is_renewed: Bool[Tensor, "b l"]
-    renewed: Int[Tensor, "b l"]
+    is_open: Bool[Tensor, "*b l"]
+    alpha: Float[Tensor, "*b l"]
+    uniforms: Float[Tensor, "*b l"]
+    is_renewed: Bool[Tensor, "*b l"]
+    renewed: Int[Tensor, "*b l"]
 
 
 @dataclass(frozen=True)
-class _Move:
+class Move:
     """A move from t to s: signal rates, probability of the corrector, number of symbols, and whether it is greedy."""
 
     alpha_t: float
@@ -183,7 +206,7 @@ class _Move:
     num: int
     is_greedy: bool
 
-    def before_network(self, uniforms: Float[Tensor, "b l"], branch: Float[Tensor, "b l"]) -> _Drawn:
+    def before_network(self, uniforms: Float[Tensor, "*b l"], branch: Float[Tensor, "*b l"]) -> Drawn:
         """Everything about the move that does not depend on the network."""
         is_clean, is_renewed = branch < self.corrector, branch < self.corrector * (1 - self.alpha_s)
         alpha = torch.where(is_clean, 1.0, self.alpha_s)
@@ -192,7 +215,7 @@ class _Move:
             is_renewed, renewed = uniforms < 1 - self.alpha_s, uniforms / (1 - self.alpha_s)
         is_kept = torch.where(is_clean, uniforms < self._kept(1.0), uniforms < self._kept(self.alpha_s))
         is_open = torch.ones_like(is_kept) if self.is_greedy else ~(is_kept | is_renewed)
-        return _Drawn(is_open, alpha, uniforms, is_renewed, symbols(renewed, self.num))
+        return Drawn(is_open, alpha, uniforms, is_renewed, symbols(renewed, self.num))
 
     def _kept(self, alpha: float) -> float:
         """Probability that a token keeps its place if the prediction gives it no mass."""

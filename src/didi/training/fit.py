@@ -31,10 +31,9 @@ def fitted(settings: RunConfig, inputs: Inputs, minutes: float) -> RunConfig:
         minutes: wall-clock time of steps and validations on this machine.
 
     Raises:
-        UsageError: not even one step fits.
+        UsageError: not even one step fits, or the settings have no such steps.
     """
-    if not minutes > 0:
-        raise UsageError(f"max-minutes is positive; got {minutes}")
+    _check("max-minutes", minutes, settings)
     with _trial(settings, inputs) as trainer:
         places = _spread(trainer.num_steps, SAMPLED_STEPS)
         # The first step of each kind initialises libraries and compiles.
@@ -77,10 +76,9 @@ def fitted_to_passes(settings: RunConfig, inputs: Inputs, passes: float) -> RunC
         passes: sequences through a network, of which one that keeps a gradient counts three times.
 
     Raises:
-        UsageError: not even one step fits, or the run compiles its blocks, whose passes are not counted.
+        UsageError: not even one step fits, the settings have no such steps, or the run compiles its blocks, whose passes are not counted.
     """
-    if not passes > 0:
-        raise UsageError(f"max-passes is positive; got {passes}")
+    _check("max-passes", passes, settings)
     if settings.loop.compile:
         raise UsageError("max-passes goes without loop.compile, whose passes are not counted: leave one of them out")
     with _trial(settings, inputs) as trainer:
@@ -96,6 +94,13 @@ def fitted_to_passes(settings: RunConfig, inputs: Inputs, passes: float) -> RunC
             f"max-passes fits one step or more; the shortest run has {total(1):.0f} passes, got {passes:g}"
         )
     return settings.limited(steps)
+
+
+def _check(name: str, bound: float, settings: RunConfig) -> None:
+    if not bound > 0:
+        raise UsageError(f"{name} is positive; got {bound}")
+    if not settings.loop.steps:
+        raise UsageError(f"{name} sets loop.steps, of which this run has 0: leave it out, or raise loop.steps")
 
 
 @contextlib.contextmanager

@@ -57,8 +57,7 @@ def positionwise_distribution(
         times: of the moves, falling from 1 to 0.
     """
     num = num_symbols + (sampler.process.mask_id is not None)
-    powers = num ** torch.arange(length - 1, -1, -1)
-    states = torch.arange(num**length)[:, None] // powers % num
+    states = all_states(num, length)
     if sampler.process.mask_id is None:
         mass = torch.full((len(states),), 1 / len(states), dtype=torch.float64)
     else:
@@ -68,6 +67,12 @@ def positionwise_distribution(
         mass = _moved(sampler, states, mass, t, s)
     grid = mass.view((num,) * length)
     return grid[(slice(num_symbols),) * length].reshape(-1)
+
+
+def all_states(num: int, length: int) -> Int[Tensor, "n l"]:
+    """All sequences of so many symbols, the first position most significant."""
+    powers = num ** torch.arange(length - 1, -1, -1)
+    return torch.arange(num**length)[:, None] // powers % num
 
 
 def _moved(
@@ -80,13 +85,13 @@ def _moved(
     """Distribution over states after a move from ``t`` to ``s``."""
     length, total = states.shape[1], torch.zeros((), dtype=torch.float64)
     for rows in mass.nonzero().squeeze(1).split(CHUNK):
-        probs = _position_probs(sampler, states[rows], t, s)
-        first, second = (_joint(half) for half in (probs[:, : length // 2], probs[:, length // 2 :]))
+        probs = position_probs(sampler, states[rows], t, s)
+        first, second = (joint_probs(half) for half in (probs[:, : length // 2], probs[:, length // 2 :]))
         total = total + (first * mass[rows, None]).T @ second
     return total.flatten()
 
 
-def _position_probs(
+def position_probs(
     sampler: PositionwiseSampler, z: Int[Tensor, "n l"], t: Float[Tensor, ""], s: Float[Tensor, ""]
 ) -> Float[Tensor, "n l v"]:
     """Distribution of every position after a move from each state."""
@@ -99,7 +104,7 @@ def _position_probs(
     return probs.cpu()
 
 
-def _joint(probs: Float[Tensor, "n h v"]) -> Float[Tensor, "n c"]:
+def joint_probs(probs: Float[Tensor, "n h v"]) -> Float[Tensor, "n c"]:
     """Probabilities of all sequences of independent positions."""
     joint = probs.new_ones(len(probs), 1)
     for position in range(probs.shape[1]):

@@ -15,6 +15,7 @@ from didi.evaluation.exact.guided import guided_distribution
 from didi.evaluation.exact.product import PositionwiseSampler, positionwise_distribution
 from didi.evaluation.exact.sampler import Table, network_predictions, sampler_distribution
 from didi.evaluation.exact.states import MAX_STATES, States
+from didi.evaluation.exact.uniform_guided import uniform_guided_distribution
 from didi.models.bundle import Bundle
 from didi.models.dit import DiT
 from didi.sampling.ancestral import Ancestral, tau_leaping_alphas
@@ -23,6 +24,7 @@ from didi.sampling.departure import Departure
 from didi.sampling.guided import Guided
 from didi.sampling.options import SamplingOptions
 from didi.sampling.registry import make_sampler
+from didi.sampling.uniform_guided import UniformGuided
 
 Predictions = Callable[[Float[Tensor, ""]], Table]
 KEPT_TABLES = 16  # of a time-conditioned network; 17 MB each at 4 symbols and 7 positions
@@ -56,8 +58,8 @@ class ExactRows:
         """Probability of every clean sequence, or None where the sampler has no distribution that can be enumerated.
 
         It has one for at most ``MAX_STATES`` states, in float64, at any time grid, temperature and top-p. Samplers: for
-        masked diffusion the ancestral one, tau-leaping and guided sampling that draws among its candidates; those of
-        uniform-state diffusion and of score networks.
+        masked diffusion the ancestral one and tau-leaping; those of uniform-state diffusion and of score networks;
+        guided sampling that draws among its candidates.
 
         Args:
             num_symbols: symbols of the data, without the mask.
@@ -75,6 +77,9 @@ class ExactRows:
             p = positionwise_distribution(sampler, num_symbols, network.length, times)
             sampler.departure.draw_check.finish()
             return p
+        if isinstance(sampler, UniformGuided):
+            is_drawn = sampler.guidance.select == "sample"
+            return uniform_guided_distribution(sampler, num_symbols, network.length, times) if is_drawn else None
         predictions = self._predictions(network, len(times) - 1, states, options.departure)
         if isinstance(sampler, Ancestral):
             alphas = (path_alphas if sampler.leap == "exact" else tau_leaping_alphas)(sampler.process.schedule, times)

@@ -1,0 +1,54 @@
+"""The choice among candidates of re-ranked moves, by minus the discriminator's log-ratio; Eq. 11 of the paper."""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from didi.diffusion import Process
+from didi.diffusion.canvas import Canvas
+from didi.diffusion.categorical import sample_categorical
+from didi.models.discriminator import Discriminator, log_ratio_logits
+from didi.models.guidance import Guidance
+from didi.objectives.didi import log_density_ratio
+from didi.sampling.base import open_positions
+
+
+def candidate_weights(
+    discriminator: Discriminator,
+    process: Process,
+    guidance: Guidance,
+    z: Int[Tensor, "b l"],
+    canvas: Canvas,
+    s: Float[Tensor, ""],
+) -> Float[Tensor, " b"]:
+    """Logits by which a candidate is chosen among others: its reward over the rank temperature, float32.
+
+    Args:
+        discriminator: of the log-ratio student over teacher.
+        process: of the student.
+        guidance: reduction and rank temperature.
+        z: candidates.
+        canvas: of ``z``.
+        s: their time.
+    """
+    mask = canvas.attention_mask
+    level = process.noise_level(discriminator, s.to(z.device).expand(len(z)))
+    logits = log_ratio_logits(discriminator, z, level, mask)
+    is_open = open_positions(process, z, canvas)
+    log_ratio = log_density_ratio(logits, is_open, reduction=guidance.reduction, is_real=mask)
+    return -log_ratio / guidance.rank_temperature
+
+
+def chosen_candidates(
+    log_weights: Float[Tensor, "b m"], guidance: Guidance, uniforms: Float[Tensor, " b"]
+) -> Int[Tensor, " b"]:
+    """Number of the candidate that is chosen in each row: drawn by its weight, or the best.
+
+    Args:
+        log_weights: from ``candidate_weights``.
+        guidance: whether one is drawn or the best is taken.
+        uniforms: numbers that it is drawn with.
+    """
+    if guidance.select == "best":
+        return torch.argmax(log_weights, 1)
+    return sample_categorical(log_weights, uniforms)

@@ -1,0 +1,251 @@
+r"""The reward-guided ancestral sampler (RGAS, Algorithm 2) for uniform-state diffusion (ours).
+
+The reward of a state z_s is minus the log-ratio of the discriminator there, as in ``guided``. The paper has masked
+diffusion, where a move fills positions and leaves the others. Here a move may change every position:
+
+*Re-ranking.* M candidates of z_s are drawn from one network pass and scored at (z_s, s). The vocabulary head runs where
+a token may change in one of them (``uniform_ancestral``).
+
+*Tilting.* With the prediction p at a position, its token after the move has the distribution :math:`\pi(p)`, the
+posterior of UDLM, Eq. 12. The discriminator reads the mean embedding :math:`e = \sum_j \pi_j(p) E_j` of that token at
+every position, at the noise level of s: a token enters as it is as far as the move keeps it. The logits of p are tilted
+by h times the clamped gradient of the reward by them, and the move draws from :math:`\pi` of the tilted p:
+
+.. math:: l' = l + h \operatorname{clamp}\Bigl(\frac{\partial e}{\partial l}^\top \frac{\partial r}{\partial e}\Bigr).
+
+The tilt does not depend on the draws of the move, so that positions stay independent given z_t. All mean embeddings are
+needed: the head runs at every position, once more where a token may change.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from didi.diffusion.canvas import Canvas
+from didi.diffusion.noise import SequenceNoise
+from didi.diffusion.rowwise import rows_at_a_time
+from didi.diffusion.uniform import Uniform
+from didi.diffusion.uniform_moves import draw_move
+from didi.models.denoiser import Denoiser
+from didi.models.discriminator import Discriminator
+from didi.models.guidance import DEFAULT, Guidance
+from didi.sampling.base import StepOutput, features_at
+from didi.sampling.departure import EXACT, Departure
+from didi.sampling.ranking import candidate_weights, chosen_candidates
+from didi.sampling.uniform_ancestral import Move, UniformAncestral
+from didi.world import to_device
+
+PART = 256  # positions whose distributions over the vocabulary exist at the same time
+
+
+@dataclass(frozen=True)
+class UniformGuided:
+    """RGAS for a denoiser of uniform-state diffusion and a discriminator of its states; float64 draws."""
+
+    denoiser: Denoiser
+    process: Uniform
+    discriminator: Discriminator
+    guidance: Guidance = DEFAULT
+    departure: Departure = EXACT
+
+    @property
+    def plain(self) -> UniformAncestral:
+        """The sampler without guidance."""
+        return UniformAncestral(self.denoiser, self.process, self.departure)
+
+    @torch.no_grad()
+    def __call__(self, canvas: Canvas, times: Float[Tensor, " n"], noise: SequenceNoise) -> Iterator[StepOutput]:
+        """See ``base.Sampler``; with h = 0 and one candidate the samples are those of ``UniformAncestral``."""
+        scales, is_free, plain = self.guidance.scales(len(times) - 1), canvas.is_free.cpu(), self.plain
+        z = self.process.prior(canvas, noise.uniforms(canvas.length, self.process.draws_per_position))
+        for number, (t, s) in enumerate(pairwise(times)):
+            before, move = z, plain.move(t, s)
+            is_tilted = number < len(scales)
+            num = 1 if is_tilted else self.guidance.num_candidates
+            numbers = noise.uniforms(num, canvas.length, device="cpu")
+            if num > 1:
+                z, is_active, num_scored = self._ranked_move(z, canvas, is_free, numbers, move, (t, s), noise)
+            elif is_tilted and scales[number]:
+                arguments = z, canvas, is_free, numbers[:, 0], move, (t, s)
+                z, is_active, num_scored = self._tilted_move(*arguments, scales[number])
+            else:
+                z, is_active = plain.moved(z, canvas, is_free, numbers.transpose(1, 2), move, t)
+                num_scored = torch.zeros(len(z), dtype=torch.long)
+            yield StepOutput(z, float(s), z != before, is_active.long(), num_scored)
+
+    # ------------------------------------------------------------------------------------------------ re-ranking --- #
+
+    def _ranked_move(
+        self,
+        z: Int[Tensor, "b l"],
+        canvas: Canvas,
+        is_free: Bool[Tensor, "b l"],
+        numbers: Float[Tensor, "b m l"],
+        move: Move,
+        times: tuple[Float[Tensor, ""], Float[Tensor, ""]],
+        noise: SequenceNoise,
+    ) -> tuple[Int[Tensor, "b l"], Bool[Tensor, " b"], Int[Tensor, " b"]]:
+        """A move drawn several times from one network pass, of which one is chosen; network and discriminator passes.
+
+        Args:
+            z: the state before it.
+            canvas: of ``z``.
+            is_free: that of ``canvas``, on the CPU.
+            numbers: uniform ones of each candidate, on the CPU.
+            move: what the times decide.
+            times: t and s.
+            noise: of the choice.
+        """
+        num, choice = numbers.shape[1], noise.uniforms(1)[:, 0]
+        drawn = move.before_network(numbers, numbers)
+        is_open = is_free & drawn.is_open.any(1)
+        is_active, moves = is_open.any(1), (is_free & (drawn.is_open | drawn.is_renewed).any(1)).any(1)
+        is_renewed = to_device(is_free[:, None] & drawn.is_renewed, z.device)
+        candidates = torch.where(is_renewed, to_device(drawn.renewed, z.device), z[:, None])
+        if is_active.any():
+            tokens = self._drawn(z, canvas, is_open, numbers, move, times[0])
+            candidates.transpose(1, 2)[to_device(is_open, z.device)] = tokens
+        if moves.any():
+            rows = to_device(moves.nonzero().squeeze(1), z.device)
+            there = canvas.rows(rows).repeat_interleave(num)
+            ranked = self.log_weights(candidates[rows].flatten(0, 1), there, times[1]).view(-1, num)
+            self.departure.draw_check.see(ranked)
+            chosen = chosen_candidates(ranked, self.guidance, choice[rows])
+            z = z.index_put((rows,), candidates[rows, chosen])
+        return z, is_active, moves.long() * num
+
+    def _drawn(
+        self,
+        z: Int[Tensor, "b l"],
+        canvas: Canvas,
+        is_open: Bool[Tensor, "b l"],
+        numbers: Float[Tensor, "b m l"],
+        move: Move,
+        t: Float[Tensor, ""],
+    ) -> Int[Tensor, "n m"]:
+        """Tokens of every candidate at the open positions; a number that keeps or renews a token does so here too."""
+        features, state = self._features(z, canvas, is_open, t)
+        uniforms = to_device(numbers.transpose(1, 2)[is_open], z.device)
+        alpha, found = uniforms.new_full((len(state),), move.alpha_s), []
+        size = rows_at_a_time(self.process.vocab_size, z.device)
+        for rows, *others in zip(*(one.split(size) for one in (features, state, uniforms, alpha)), strict=True):
+            log_probs = self.departure.log_probs(self.denoiser.head(rows), None)
+            found.append(self._of_candidates(log_probs, move, *others))
+        return torch.cat(found)
+
+    @staticmethod
+    def _of_candidates(
+        log_probs: Float[Tensor, "n v"],
+        move: Move,
+        state: Int[Tensor, " n"],
+        uniforms: Float[Tensor, "n m"],
+        alpha: Float[Tensor, " n"],
+    ) -> Int[Tensor, "n m"]:
+        """Draws of all candidates from one prediction."""
+        drawn = [draw_move(log_probs, state, one, move.alpha_t, alpha) for one in uniforms.unbind(1)]
+        return torch.stack(drawn, 1)
+
+    def log_weights(self, z: Int[Tensor, "b l"], canvas: Canvas, s: Float[Tensor, ""]) -> Float[Tensor, " b"]:
+        """See ``ranking.candidate_weights``."""
+        return candidate_weights(self.discriminator, self.process, self.guidance, z, canvas, s)
+
+    def _features(
+        self, z: Int[Tensor, "b l"], canvas: Canvas, is_read: Bool[Tensor, "b l"], t: Float[Tensor, ""]
+    ) -> tuple[Float[Tensor, "n d"], Int[Tensor, " n"]]:
+        """Trunk features and tokens at the positions read; sequences without one do not pass through the network."""
+        sequence, position = is_read.nonzero(as_tuple=True)
+        read, row = sequence.unique_consecutive(return_inverse=True)
+        read, row, position = (to_device(one, z.device) for one in (read, row, position))
+        inputs = z[read]
+        features = features_at(self.denoiser, self.process, inputs, t, canvas.rows(read).attention_mask)
+        return features[row, position], inputs[row, position]
+
+    # --------------------------------------------------------------------------------------------------- tilting --- #
+
+    def _tilted_move(
+        self,
+        z: Int[Tensor, "b l"],
+        canvas: Canvas,
+        is_free: Bool[Tensor, "b l"],
+        numbers: Float[Tensor, "b l"],
+        move: Move,
+        times: tuple[Float[Tensor, ""], Float[Tensor, ""]],
+        scale: float,
+    ) -> tuple[Int[Tensor, "b l"], Bool[Tensor, " b"], Int[Tensor, " b"]]:
+        """A move from tilted predictions; which sequences needed the network, and passes of the discriminator."""
+        drawn = move.before_network(numbers, numbers)
+        is_open, is_renewed = is_free & drawn.is_open, is_free & drawn.is_renewed
+        moved = z.masked_scatter(*(to_device(one, z.device) for one in (is_renewed, drawn.renewed[is_renewed])))
+        if (is_active := is_open.any(1)).any():
+            rows = is_active.nonzero().squeeze(1)
+            here, opened = to_device(rows, z.device), is_open[rows]
+            logits = self.tilted_logits(z[here], canvas.rows(here), opened, times, scale)
+            is_read, uniforms = to_device(is_open, z.device), to_device(numbers[is_open], z.device)
+            log_probs, alpha = self.departure.log_probs(logits, None), torch.full_like(uniforms, move.alpha_s)
+            moved = moved.masked_scatter(is_read, draw_move(log_probs, z[is_read], uniforms, move.alpha_t, alpha))
+        return moved, is_active, 2 * is_active.long()
+
+    @torch.no_grad()
+    def tilted_logits(
+        self,
+        z: Int[Tensor, "b l"],
+        canvas: Canvas,
+        is_read: Bool[Tensor, "b l"],
+        times: tuple[Float[Tensor, ""], Float[Tensor, ""]],
+        scale: float,
+    ) -> Float[Tensor, "n v"]:
+        """Logits of the clean token in a tilted move; those of a position do not depend on which others are read.
+
+        Args:
+            z: the state moved from.
+            canvas: of ``z``.
+            is_read: positions that are wanted, free ones.
+            times: t of ``z`` and s, after the move.
+            scale: h; 0 gives the denoiser's own logits.
+        """
+        is_free, (t, s) = to_device(canvas.is_free, is_read.device), times
+        features, state = self._features(z, canvas, is_free, t)
+        is_wanted = to_device(is_read[is_free], z.device)
+        move = self.plain.move(t, s)
+        slopes = self._slopes(z, canvas, features, state, s, move)[is_wanted]
+        parts = (one.split(PART) for one in (features[is_wanted], state[is_wanted], slopes))
+        bound, found = self.guidance.gradient_clamp, []
+        for rows, *others in zip(*parts, strict=True):
+            logits = self.denoiser.head(rows).float()
+            with torch.enable_grad():
+                leaf = logits.detach().requires_grad_(True)
+                (gradient,) = torch.autograd.grad(self._mean_embedding(leaf, others[0], move), leaf, others[1])
+            found.append(logits + scale * gradient.clamp(-bound, bound))
+        return torch.cat(found)
+
+    def _slopes(
+        self,
+        z: Int[Tensor, "b l"],
+        canvas: Canvas,
+        features: Float[Tensor, "n d"],
+        state: Int[Tensor, " n"],
+        s: Float[Tensor, ""],
+        move: Move,
+    ) -> Float[Tensor, "n e"]:
+        """Gradient of the summed reward by the mean embeddings of the free positions, whose features are given."""
+        parts = zip(features.split(PART), state.split(PART), strict=True)
+        means = torch.cat([self._mean_embedding(self.denoiser.head(rows).float(), one, move) for rows, one in parts])
+        embedded = self.discriminator.embed(z)
+        with torch.enable_grad():
+            leaf = means.detach().requires_grad_(True)
+            level = self.process.noise_level(self.discriminator, s.to(z.device).expand(len(z)))
+            embedded = embedded.index_put((canvas.is_free,), leaf)
+            log_ratio = self.discriminator.from_embeddings(embedded, level, canvas.attention_mask)
+            reward = -(log_ratio[canvas.is_free] if log_ratio.ndim == 2 else log_ratio).sum()
+            return torch.autograd.grad(reward, leaf)[0]
+
+    def _mean_embedding(
+        self, logits: Float[Tensor, "n v"], state: Int[Tensor, " n"], move: Move
+    ) -> Float[Tensor, "n e"]:
+        """Mean embedding of the tokens after the move."""
+        weights = self.process.reverse_weights(logits, state, move.alpha_t, move.alpha_s)
+        return self.discriminator.embed((weights / weights.sum(-1, keepdim=True)).float())
