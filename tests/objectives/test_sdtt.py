@@ -67,7 +67,9 @@ def cases(t, dt, num_steps):
     draws = torch.tensor(list(itertools.product([0.125, 0.375, 0.625, 0.875], repeat=2 * (num_steps - 1))))
     draws = draws.double().view(len(draws), num_steps - 1, 2)
     found = []
-    for (x0, prob), pair in itertools.product(zip(CLEAN, DATA, strict=True), itertools.product(range(len(numbers)), repeat=2)):
+    for (x0, prob), pair in itertools.product(
+        zip(CLEAN, DATA, strict=True), itertools.product(range(len(numbers)), repeat=2)
+    ):
         if not (weight := prob * widths[pair[0]] * widths[pair[1]]):
             continue
         u = torch.tensor([numbers[n] for n in pair])
