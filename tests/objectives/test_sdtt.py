@@ -153,7 +153,7 @@ def test_one_step_is_plain_distillation_of_the_teachers_prediction():
     found = gradient(expected_loss_of_the_code, "forward-kl", 0.7, 0.25, 1)
 
     def plain(table):
-        weights = DATA @ torch.where(STATES == CLEAN[:, None], 0.3, 0.7 * is_masked.double()).prod(-1)
+        weights = DATA @ torch.where(CLEAN[:, None] == STATES, 0.3, 0.7 * is_masked.double()).prod(-1)
         gaps = divergence("forward", TEACHER.log(), table.log_softmax(-1))
         return (weights[:, None] * gaps * is_masked).sum()
 

@@ -163,7 +163,7 @@ def test_rows_without_anything_to_read_do_not_pass_through_the_network(make_job)
     is_read = job.method.prepare(0, 0).is_read
     first, last, both = (int(one.any(1).sum()) for one in (*is_read, is_read.any(0)))
     assert 0 < first < both < 32
-    assert 0 < last
+    assert last > 0
     assert job.step(0)["sequence_passes"] == first + last + 3 * both  # of the teacher, and of the student
 
 
@@ -263,13 +263,13 @@ def test_a_short_distillation_lowers_the_divergence_of_the_sampler(tmp_path):
     teacher = pretrained(PRETRAIN, source)
     config = SdttConfig(
         data=DATA,
-        rounds=2,
+        rounds=3,
         first_step=16,
-        optimizer=OptimizerConfig(learning_rate=2e-3, decay="constant", weight_decay=0.0),
-        loop=LoopConfig(steps=120, batch_size=128, ema_decay=0.9),
+        optimizer=OptimizerConfig(learning_rate=1e-3, decay="constant", weight_decay=0.0),
+        loop=LoopConfig(steps=210, batch_size=128, ema_decay=0.95),
     )
     student = distilled(config, source, teacher, tmp_path).student
-    for num_moves in (2, 4):
+    for num_moves, most in ((1, 0.9), (2, 0.9), (4, 0.95)):
         before, after = (divergence_from_data(net, source.chain, num_moves) for net in (teacher.teacher, student))
         print(num_moves, before, after)
-        assert after < 0.85 * before
+        assert after < most * before

@@ -12,18 +12,13 @@ At the end of a round the weights of the student, not their average, become the 
 average and learning-rate schedule go on over the whole run, as in the public code (``reset_optimizer_on_growth`` and
 ``use_ema_on_growth`` are off there).
 
-Departures from the public code, github.com/jdeschena/sdtt:
+Departures from the public code, github.com/jdeschena/sdtt, are listed in ``docs/deviations.md``. The teacher's steps
+are at t, t - dt, ...; the last of them draws no tokens, since no target depends on them, and a state of which a step
+reads no position does not pass through the teacher.
 
-- The teacher's steps are at t, t - dt, ... There the times of the steps are interpolated with ``1 - t`` in place of
-  ``1 - space`` and, without that, would be K points from t to t - K dt.
-- The last of the K steps draws no tokens, since no target depends on them; a state of which a step reads no position
-  does not pass through the teacher. Neither changes the targets.
-- ``tv`` is the total variation distance of the paper; see ``objectives.sdtt.distillation_loss``.
-- A step that ends below t = 0 is cut there.
-
-What the student can reach: where networks are exact, its best prediction at (z_t, t) is, for ``forward-kl``, the mean
-of the targets over the teacher's steps, which for steps of dt -> 0 is the teacher's own prediction at z_t; for ``kl``
-it is their normalised geometric mean, which is more concentrated. See ``evaluation.exact.sdtt``.
+What the student can reach: the best prediction at (z_t, t) is, for ``forward-kl``, the mean of the targets. It is nearly
+the teacher's own prediction, since tokens that a step reveals change a prediction, but hardly its mean. For ``kl`` it is
+the normalised geometric mean, which is more concentrated. ``evaluation.exact.sdtt`` computes both.
 """
 
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """SDTT students (Deschenaux and Gulcehre 2025, https://arxiv.org/abs/2410.21035) of the teachers of other recipes."""
 
-from dataclasses import replace
-
 from didi.methods.sdtt import SdttConfig
 from didi.methods.settings import DistillationConfig, LoopConfig, OptimizerConfig
 

@@ -67,7 +67,7 @@ DISTILL["exact-udlm"] = replace(DISTILL["exact"], recipe="exact-udlm", teacher="
 VARIANTS: dict[tuple[str, str], DistillationConfig] = {
     ("exact", "sdtt"): sdtt(
         DISTILL["exact"],
-        LoopConfig(steps=1600, batch_size=256, validate_every=400, checkpoint_every=200, ema_decay=0.98),
+        LoopConfig(steps=2080, batch_size=256, validate_every=520, checkpoint_every=130, ema_decay=0.98),
         rounds=4, first_step=64, learning_rate=1e-3, warmup_steps=50,
     ),
     ("markov", "sdtt"): sdtt(
