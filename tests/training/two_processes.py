@@ -11,6 +11,7 @@ import torch
 import didi
 from didi.data.source import open_source
 from didi.methods.base import Inputs
+from didi.methods.sdtt import SdttConfig
 from didi.recipes import DISTILL, PRETRAIN
 from didi.recipes.presets import preset
 from didi.training.checkpoint import load_latest, save_checkpoint
@@ -60,10 +61,11 @@ def distillations():
         ),
         "rerun activations": replace(ours, loop=replace(loop, activation_checkpointing=True)),
         "online": replace(ours, discriminator=replace(short, real_source="teacher-steps=2")),
+        "sdtt": SdttConfig(data=base.data, rounds=3, first_step=8, loop=replace(loop, steps=3, accumulation=2)),
     }
 
 
-RESUMED = {"ours", "whole paths", "budgets", "adapters", "sharded", "sharded last block"}
+RESUMED = {"ours", "sdtt", "whole paths", "budgets", "adapters", "sharded", "sharded last block"}
 
 
 def numbers(state):
@@ -114,7 +116,7 @@ def work(folder):
         # Of equal weights: one figure over all of them adds up how a rounding turned each.
         found[f"{name}, validation"] = torch.tensor(job.validate()["validation_nelbo"])
         metrics = [job.step(step) for step in range(job.num_steps)]
-        for network in ("student", "discriminator"):
+        for network in job.method.trained:
             parameters = [p.detach().flatten() for p in getattr(job.bundle(), network).parameters()]
             found[f"{name}, {network}"] = torch.cat(parameters)
         figures = torch.stack([torch.as_tensor(list(row.values()), dtype=torch.float64).sum() for row in metrics])

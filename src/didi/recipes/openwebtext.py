@@ -8,6 +8,7 @@ from didi.methods.elbo import PretrainConfig
 from didi.methods.settings import DataConfig, DistillationConfig, LoopConfig, NetworkConfig, OptimizerConfig
 from didi.recipes.objectives import OURS
 from didi.recipes.score import sedd_absorb, sedd_uniform
+from didi.recipes.sdtt import sdtt
 from didi.recipes.uniform_state import duo, udlm
 
 OWT = DataConfig(
@@ -115,5 +116,14 @@ DISTILL: dict[str, DistillConfig] = {
     ),
 }  # fmt: skip
 
-VARIANTS: dict[tuple[str, str], DistillationConfig] = {}
+VARIANTS: dict[tuple[str, str], DistillationConfig] = {
+    ("owt-169m", "sdtt"): sdtt(  # the paper: 7 rounds of 10,000 steps of 128 sequences, from 1024 to 8 steps
+        DISTILL["owt-169m"],
+        LoopConfig(
+            steps=70_000, batch_size=16, accumulation=8,  # 128; a share of 16 is ours
+            validate_every=5000, checkpoint_every=500, ema_decay=0.9999,
+        ),
+        rounds=7, first_step=1024, learning_rate=6e-5, warmup_steps=500,
+    ),
+}  # fmt: skip
 """Recipes of other methods, by recipe and method; see ``didi.recipes.VARIANTS``."""

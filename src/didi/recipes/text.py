@@ -8,6 +8,7 @@ from didi.methods.elbo import PretrainConfig
 from didi.methods.settings import DataConfig, DistillationConfig, LoopConfig, NetworkConfig, OptimizerConfig
 from didi.recipes.objectives import OURS, paths_discriminator, paths_optimizer, whole_path
 from didi.recipes.score import sedd_absorb, sedd_uniform
+from didi.recipes.sdtt import sdtt
 from didi.recipes.uniform_state import duo, udlm
 
 # Chosen on validation at equal time, docs/lab-notes.md; for the masked model: its autoregressive twin takes the same.
@@ -79,5 +80,11 @@ DISTILL: dict[str, DistillConfig] = {
     ),
 }  # fmt: skip
 
-VARIANTS: dict[tuple[str, str], DistillationConfig] = {}
+VARIANTS: dict[tuple[str, str], DistillationConfig] = {
+    ("tiny-news", "sdtt"): sdtt(
+        DISTILL["tiny-news"],
+        LoopConfig(steps=1500, batch_size=32, validate_every=500, checkpoint_every=50, ema_decay=0.98),
+        rounds=5, first_step=256, learning_rate=3e-4, warmup_steps=50,
+    ),
+}  # fmt: skip
 """Recipes of other methods, by recipe and method; see ``didi.recipes.VARIANTS``."""

@@ -9,6 +9,7 @@ from didi.methods.elbo import PretrainConfig
 from didi.methods.settings import DataConfig, DistillationConfig, LoopConfig, NetworkConfig, OptimizerConfig
 from didi.recipes.objectives import paths_discriminator, paths_optimizer, whole_path
 from didi.recipes.score import sedd_absorb, sedd_uniform
+from didi.recipes.sdtt import sdtt
 from didi.recipes.uniform_state import duo, udlm
 
 _MARKOV_TEACHER = PretrainConfig(
@@ -63,5 +64,16 @@ DISTILL: dict[str, DistillConfig] = {
 
 DISTILL["exact-udlm"] = replace(DISTILL["exact"], recipe="exact-udlm", teacher="")  # every token in every move
 
-VARIANTS: dict[tuple[str, str], DistillationConfig] = {}
+VARIANTS: dict[tuple[str, str], DistillationConfig] = {
+    ("exact", "sdtt"): sdtt(
+        DISTILL["exact"],
+        LoopConfig(steps=2080, batch_size=256, validate_every=520, checkpoint_every=130, ema_decay=0.98),
+        rounds=4, first_step=64, learning_rate=1e-3, warmup_steps=50,
+    ),
+    ("markov", "sdtt"): sdtt(
+        DISTILL["markov"],
+        LoopConfig(steps=1600, batch_size=128, validate_every=400, checkpoint_every=200, ema_decay=0.98),
+        rounds=4, first_step=128, learning_rate=5e-4, warmup_steps=50,
+    ),
+}  # fmt: skip
 """Recipes of other methods, by recipe and method; see ``didi.recipes.VARIANTS``."""

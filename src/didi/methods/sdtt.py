@@ -1,0 +1,246 @@
+r"""Self-Distillation Through Time (SDTT, Deschenaux and Gulcehre 2025), https://arxiv.org/abs/2410.21035.
+
+A run has rounds of equal length. In round r, from 0, the teacher's step is dt = K^r / first_step (K is
+``teacher_steps``), and the student learns to do in one step of K dt what the teacher does in K steps of dt. One step:
+
+1. Take a batch of clean sequences x0 and corrupt them, z_t ~ q(z_t | x0), at low-discrepancy times t.
+2. The teacher of the round takes K ancestral steps of dt from z_t. The target of a masked position is the teacher's
+   log p(x0 | .) at the step that reveals it, or at the last step where none does.
+3. The student descends its divergence from the target at (z_t, t), a mean over all masked positions of the batch.
+
+At the end of a round the weights of the student, not their average, become the teacher of the next one. Optimizer,
+average and learning-rate schedule go on over the whole run, as in the public code (``reset_optimizer_on_growth`` and
+``use_ema_on_growth`` are off there).
+
+Departures from the public code, github.com/jdeschena/sdtt, are listed in ``docs/deviations.md``. The teacher's steps
+are at t, t - dt, ...; the last of them draws no tokens, since no target depends on them, and a state of which a step
+reads no position does not pass through the teacher.
+
+What the student can reach: the best prediction at (z_t, t) is, for ``forward-kl``, the mean of the targets. It is nearly
+the teacher's own prediction, since tokens that a step reveals change a prediction, but hardly its mean. For ``kl`` it is
+the normalised geometric mean, which is more concentrated. ``evaluation.exact.sdtt`` computes both.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, cast
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from didi.diffusion import Process
+from didi.diffusion.absorbing import Absorbing, is_masked_at
+from didi.diffusion.categorical import sample_categorical
+from didi.diffusion.noise import named_generator
+from didi.diffusion.schedule import low_discrepancy_times
+from didi.errors import UsageError
+from didi.methods.base import Figures, Inputs, Update
+from didi.methods.distillation import Distillation
+from didi.methods.frozen_copy import FrozenCopy
+from didi.methods.settings import DistillationConfig, OptimizerConfig, at_least
+from didi.models.bundle import Bundle
+from didi.models.denoiser import Denoiser
+from didi.models.dit import DiT
+from didi.objectives.sdtt import Loss, distillation_loss, read_positions, step_size, step_times
+from didi.world import to_device, world
+
+
+@dataclass(frozen=True)
+class SdttConfig(DistillationConfig):
+    """Self-Distillation Through Time; ``loop.steps`` counts the updates of all rounds.
+
+    "The public code" is github.com/jdeschena/sdtt.
+    """
+
+    rounds: int = 7
+    """Rounds of equal length; after each the student becomes the teacher. 7 in the paper."""
+    first_step: int = 1024
+    """Step size of the teacher in the first round, as its number of steps from t = 1 to t = 0; 1024 in the paper. The
+    student of the last round is meant for ``first_step / teacher_steps^rounds`` moves."""
+    teacher_steps: int = 2
+    """Steps K of the teacher for each target, and the factor of the step size from round to round; 2 in the paper."""
+    loss: Loss = "kl"
+    """Divergence of the student from its target: ``kl``, KL(student || target), is the public default; ``forward-kl``,
+    ``mse`` of log-probabilities, ``tv``."""
+    optimizer: OptimizerConfig = field(
+        default_factory=lambda: OptimizerConfig(learning_rate=6e-5, decay="constant", weight_decay=0.0)
+    )
+    """Of the student, over all rounds."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least(1, self, "rounds")
+        at_least(2, self, "teacher_steps")
+        if self.loop.fsdp:
+            raise UsageError("method sdtt goes without loop.fsdp; got both: turn loop.fsdp off")
+        if self.rounds > self.loop.steps:
+            raise UsageError(
+                f"rounds is at most loop.steps, one step a round; got {self.rounds} and {self.loop.steps}: raise "
+                "loop.steps, or set fewer rounds"
+            )
+        factor = self.teacher_steps**self.rounds
+        if self.first_step < factor or self.first_step % factor:
+            raise UsageError(
+                f"first_step is a multiple of teacher_steps^rounds, here {factor}; got {self.first_step}: set it to "
+                f"{max(1, round(self.first_step / factor)) * factor}, or change rounds"
+            )
+
+    @property
+    def num_moves(self) -> int:
+        """Moves that the student of the last round is meant for."""
+        return self.first_step // self.teacher_steps**self.rounds
+
+    def round_of(self, step: int) -> int:
+        """The round of a step, both from 0; rounds have equal length up to one step."""
+        return step * self.rounds // self.loop.steps
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One micro-batch of this process.
+
+    Attributes:
+        z: corrupted sequences.
+        times: before each of the teacher's K steps; the first row is that of ``z``.
+        is_read: at which step the target of each position is read; on the CPU.
+        uniforms: numbers of the tokens that each step but the last draws.
+        scale: what the sum of the losses is multiplied with.
+    """
+
+    z: Int[Tensor, "b l"]
+    times: Float[Tensor, "k b"]
+    is_read: Bool[Tensor, "k b l"]
+    uniforms: Float[Tensor, "j b l"]
+    scale: float
+
+
+def log_probs_where(
+    network: Denoiser, process: Process, z: Int[Tensor, "b l"], t: Float[Tensor, " b"], is_read: Bool[Tensor, "b l"]
+) -> Float[Tensor, "n v"]:
+    """Log-probabilities of x0 at some masked positions, in row-major order; rows without any are left out.
+
+    Args:
+        network: predicts clean tokens.
+        process: of the network.
+        z: states.
+        t: their times.
+        is_read: the positions; on the CPU, so that the host does not wait for another device.
+    """
+    row, position = is_read.nonzero(as_tuple=True)
+    rows, place = row.unique_consecutive(return_inverse=True)
+    rows, place, position = (to_device(one, z.device) for one in (rows, place, position))
+    features = network.features(z[rows], process.noise_level(network, t[rows]))
+    return process.log_probs(network.head(features[place, position]))
+
+
+@torch.no_grad()
+def teacher_targets(
+    teacher: Denoiser,
+    process: Process,
+    z: Int[Tensor, "b l"],
+    times: Float[Tensor, "k b"],
+    is_read: Bool[Tensor, "k b l"],
+    uniforms: Float[Tensor, "j b l"],
+) -> Float[Tensor, "n v"]:
+    """Log-probabilities that the student of the round learns, at all masked positions of ``z`` in row-major order.
+
+    Args:
+        teacher: of the round.
+        process: masked diffusion.
+        z: states at the first of the times.
+        times: before each of the K steps.
+        is_read: from ``objectives.sdtt.read_positions``; on the CPU.
+        uniforms: numbers in [0, 1) that decide the tokens drawn in each step but the last.
+    """
+    place = is_read.any(0).flatten().cumsum(0) - 1  # rank of a position among the masked ones
+    found, places = [], []
+    for step, is_now in enumerate(is_read):
+        if not bool(is_now.any()):
+            continue
+        log_probs = log_probs_where(teacher, process, z, times[step], is_now)
+        found.append(log_probs)
+        places.append(place[is_now.flatten()])
+        if step + 1 < len(is_read):
+            where = to_device(is_now, z.device)
+            z = z.masked_scatter(where, sample_categorical(log_probs, uniforms[step][where]))
+    if not found:
+        return torch.empty(0, teacher.vocab_size, device=z.device)
+    return torch.cat(found)[to_device(torch.cat(places).argsort(), z.device)]
+
+
+class Sdtt(Distillation):
+    """See ``methods.base.Method``."""
+
+    name: ClassVar[str] = "sdtt"
+    settings_type = SdttConfig
+    processes = (Absorbing.name,)
+
+    def __init__(self, settings: SdttConfig, inputs: Inputs) -> None:
+        super().__init__(settings, inputs)
+        student = self.copy_of_teacher()
+        self.trained = {"student": student}
+        self._round_teacher = FrozenCopy(student, "rounds")
+        self.frozen["round_teacher"] = self._round_teacher.network
+        self.optimizers = {"student": settings.optimizer}
+
+    def prepare(self, step: int, micro_batch: int) -> Batch:
+        """Corrupted sequences, and when the teacher reveals their positions.
+
+        All random numbers are drawn for the batch of the whole step, which micro-batches and processes share.
+        """
+        settings, process, device = self.settings, cast(Absorbing, self.process), self.runtime.device
+        x0 = self.source.batch(step, self.sequences_per_step)
+        generator = named_generator(settings.seed, "sdtt", step)
+        t = low_discrepancy_times(len(x0), generator)
+        draws = torch.rand(settings.teacher_steps, *x0.shape, dtype=torch.float64, generator=generator)
+        dt = step_size(settings.round_of(step), settings.first_step, settings.teacher_steps)
+        times = step_times(t, dt, settings.teacher_steps)
+        # One number decides when a position is masked and when it is revealed; at time 0 nothing is masked.
+        alphas = process.schedule.alpha(times).where(times > 0, 1.0)
+        is_read = read_positions(torch.stack([is_masked_at(draws[0], alpha) for alpha in alphas]))
+        num_masked, num_parts = int(is_read.sum()), settings.loop.accumulation * world().size
+        rows = torch.arange(len(x0)).split(settings.loop.batch_size)[micro_batch]
+        mine = world().mine(rows)
+        z = process.corrupt(x0[mine], t[mine], draws[0][mine, :, None])
+        return Batch(
+            z=to_device(z, device),
+            times=to_device(times[:, mine], device),
+            is_read=is_read[:, mine],
+            uniforms=to_device(draws[1:, mine], device),
+            scale=num_parts / max(1, num_masked),
+        )
+
+    def updates(self, step: int) -> Sequence[Update]:
+        """One update of the student; the schedule is that of the whole run."""
+        return [Update("student", self._loss, step, self.num_steps)]
+
+    def _loss(self, batch: Batch) -> tuple[Tensor, Figures]:
+        """Mean divergence over the masked positions of the batch."""
+        with torch.no_grad(), self.runtime.cast():
+            teacher = cast(DiT, self.frozen["round_teacher"])
+            target = teacher_targets(teacher, self.process, batch.z, batch.times, batch.is_read, batch.uniforms)
+        arguments = self.process, batch.z, batch.times[0], batch.is_read.any(0)
+        of_student = self.runtime.call("student", log_probs_where, *arguments)
+        loss = distillation_loss(self.settings.loss, target, of_student).sum() * batch.scale
+        return loss, {"distillation_loss": loss.detach()}
+
+    def end_step(self, step: int) -> None:
+        """After a round, the student becomes the teacher."""
+        if step + 1 < self.num_steps and self.settings.round_of(step + 1) > self.settings.round_of(step):
+            self._round_teacher.renew(self.student)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Digest of the first teacher's weights, and the weights of the round's."""
+        return {**super().state_dict(), "round_teacher": self._round_teacher.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """See ``state_dict``."""
+        super().load_state_dict(state)
+        self._round_teacher.load_state_dict(state.get("round_teacher", {}))
+
+    def bundle(self) -> Bundle:
+        """The averaged student and the first teacher."""
+        bundle = super().bundle()
+        bundle.intended_nfe = self.settings.num_moves
+        return bundle

@@ -1,0 +1,76 @@
+"""Self-Distillation Through Time (Deschenaux and Gulcehre 2025, https://arxiv.org/abs/2410.21035): pure functions.
+
+"The public code" is github.com/jdeschena/sdtt, whose setting ``distill_mode`` has the losses by other names.
+"""
+
+from typing import Literal, get_args
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from didi.diffusion.categorical import divergence
+from didi.errors import UsageError
+
+Loss = Literal["kl", "forward-kl", "mse", "tv"]
+
+
+def step_size(round_number: int, first_step: int, teacher_steps: int) -> float:
+    """Step size of the teacher in a round, in units of time; each round continues with the step of its predecessor.
+
+    Args:
+        round_number: from 0.
+        first_step: teacher's steps from t = 1 to t = 0 in round 0, 1024 in the paper.
+        teacher_steps: K, steps of the teacher for each target; the student of a round has learnt steps K times as long.
+    """
+    return teacher_steps**round_number / first_step
+
+
+def step_times(t: Float[Tensor, " b"], dt: float, teacher_steps: int) -> Float[Tensor, "k b"]:
+    """Times t, t - dt, ..., t - (K - 1) dt before each of the teacher's steps, 0 or more."""
+    shifts = dt * torch.arange(teacher_steps, dtype=t.dtype, device=t.device)
+    return (t - shifts[:, None]).clamp(min=0)
+
+
+def read_positions(is_masked: Bool[Tensor, "k b l"]) -> Bool[Tensor, "k b l"]:
+    """At which of the teacher's steps the target of each position is read; once for each that is masked at first.
+
+    A position that step k reveals is read at step k, one that no step reveals at the last.
+
+    Args:
+        is_masked: masked positions of the states before each step; what is revealed stays so.
+    """
+    stays = torch.cat([is_masked[1:], torch.zeros_like(is_masked[:1])])
+    return is_masked & ~stays
+
+
+def distillation_loss(
+    kind: Loss, target_log_probs: Float[Tensor, "n v"], student_log_probs: Float[Tensor, "n v"]
+) -> Float[Tensor, " n"]:
+    r"""Divergence of the student from its target at each masked position.
+
+    Args:
+        kind: ``kl`` is KL(student || target), the published default (``kl-bwd`` in the public code); ``forward-kl`` is
+            KL(target || student) (``kl-fwd``); ``mse`` the mean squared difference of log-probabilities over the
+            vocabulary, as in the public code; ``tv`` the total variation distance, in [0, 1]. The public code's
+            ``tvd`` sums absolute differences of log-probabilities instead.
+        target_log_probs: normalised; -inf must be shared with the student.
+        student_log_probs: normalised.
+
+    Returns:
+        Nats for the KL divergences; float32 for float32 inputs.
+
+    Raises:
+        UsageError: no loss has that name.
+    """
+    if kind == "kl":
+        return divergence("backward", target_log_probs, student_log_probs)
+    if kind == "forward-kl":
+        return divergence("forward", target_log_probs, student_log_probs)
+    if kind == "mse":
+        is_possible = target_log_probs > -torch.inf
+        of_target, of_student = (one.masked_fill(~is_possible, 0.0) for one in (target_log_probs, student_log_probs))
+        return (of_student - of_target).square().mean(-1)
+    if kind == "tv":
+        return (student_log_probs.exp() - target_log_probs.exp()).abs().sum(-1) / 2
+    raise UsageError(f"loss is one of {', '.join(get_args(Loss))}; got {kind!r}")
