@@ -11,10 +11,11 @@ The run is divided into rounds; the interval of round r = 0, 1, ... is dt = 2^r 
    is the teacher in the first round; no gradient flows to it.
 5. At the end of a round the target takes the weights of the student, not their moving average.
 
-The trajectory of the paper is argmax(a x0 + s eps) of Gaussian diffusion for a fixed noise vector eps, Eq. 22. Its argmax
-is x0 where a / s exceeds m - eps_{x0}, and otherwise the entry of the largest of the other numbers, m, which is the same
-one at all times and uniform among the other symbols. A position is thus decided by one number and one symbol. With a / s
-chosen so that the marginal is that of uniform-state diffusion, the joint distribution of z_s and z_t is
+The trajectory of the paper is argmax(a x0 + sigma eps) of Gaussian diffusion for a fixed noise vector eps, Eq. 22. Let
+m be the largest number of eps at the other symbols. The argmax is x0 where a / sigma exceeds m - eps at x0, and
+otherwise the symbol of m, which is the same one at all times and uniform among the others: one number and one symbol
+decide a position. With a / sigma such that the marginal is that of uniform-state diffusion, the joint distribution of
+the states at s < t is
 
 .. math:: P(z_t = x_0) = \alpha_t + (1 - \alpha_t)/K, \quad P(z_s = x_0, z_t = j) = (\alpha_s - \alpha_t)/K, \quad
     P(z_s = z_t = j) = (1 - \alpha_s)/K \quad (j \ne x_0),
@@ -26,8 +27,8 @@ Departures from the paper and its public code (github.com/s-sahoo/duo):
 
 - Time is that of the teacher's process, so that dt is a move of its sampler. The paper spaces times evenly in the
   Gaussian signal rate, the code in the log noise-to-signal ratio.
-- Where an interval would reach beyond [0, 1], ``boundary`` says what is done. The paper has s = max(t - dt, 0), the code
-  t = min(u + dt, 1) for u in [1e-3, 1]. At s = 0 the target reads x0 itself and its prediction is the target.
+- Where an interval would reach beyond [0, 1], ``boundary`` says what is done. The paper has s = max(t - dt, 0), the
+  code t = min(u + dt, 1) for u in [1e-3, 1]. At s = 0 the state is x0 and the target is the prediction for it.
 - The student is trained without dropout, row 7 of ``docs/deviations.md``.
 """
 

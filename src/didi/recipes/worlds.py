@@ -7,6 +7,7 @@ from didi.methods.didi_settings import DistillConfig
 from didi.methods.duo import CurriculumConfig
 from didi.methods.elbo import PretrainConfig
 from didi.methods.settings import DataConfig, DistillationConfig, LoopConfig, NetworkConfig, OptimizerConfig
+from didi.recipes.dcd import dcd
 from didi.recipes.objectives import paths_discriminator, paths_optimizer, whole_path
 from didi.recipes.score import sedd_absorb, sedd_uniform
 from didi.recipes.uniform_state import duo, udlm
@@ -63,5 +64,12 @@ DISTILL: dict[str, DistillConfig] = {
 
 DISTILL["exact-udlm"] = replace(DISTILL["exact"], recipe="exact-udlm", teacher="")  # every token in every move
 
-VARIANTS: dict[tuple[str, str], DistillationConfig] = {}
+VARIANTS: dict[tuple[str, str], DistillationConfig] = {
+    ("markov", "dcd"): dcd(
+        "markov", "markov-duo", DISTILL["markov"].data, num_moves=8, learning_rate=1e-3, steps=3900, batch_size=128
+    ),
+    ("exact", "dcd"): dcd(
+        "exact", "exact-duo", DISTILL["exact"].data, num_moves=4, learning_rate=1e-3, steps=3900, batch_size=128
+    ),
+}
 """Recipes of other methods, by recipe and method; see ``didi.recipes.VARIANTS``."""
