@@ -4,13 +4,14 @@ from typing import Any
 
 from didi.errors import UsageError
 from didi.methods.base import Method
+from didi.methods.dcd import Dcd
 from didi.methods.didi import Didi
 from didi.methods.duo import Duo
 from didi.methods.elbo import Elbo
 from didi.methods.sdtt import Sdtt
 from didi.methods.settings import RunConfig
 
-METHODS: dict[str, type[Any]] = {one.name: one for one in (Elbo, Duo, Didi, Sdtt)}
+METHODS: dict[str, type[Any]] = {one.name: one for one in (Elbo, Duo, Didi, Sdtt, Dcd)}
 """Classes with the contract of ``methods.base.Method``."""
 
 __all__ = ["METHODS", "Method", "find_method", "method_of"]

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+from didi.methods.dcd import DcdConfig
 from didi.methods.didi_settings import DiscriminatorSettings, DistillConfig
 from didi.methods.duo import CurriculumConfig
 from didi.methods.elbo import PretrainConfig
@@ -124,6 +125,13 @@ VARIANTS: dict[tuple[str, str], DistillationConfig] = {
             validate_every=5000, checkpoint_every=500, ema_decay=0.9999,
         ),
         rounds=7, first_step=1024, learning_rate=6e-5, warmup_steps=500,
+    ),
+    ("owt-169m", "dcd"): DcdConfig(  # Sec. 5.2 and scripts/distil_owt.sh of github.com/s-sahoo/duo, as are the defaults
+        recipe="owt-169m",
+        data=replace(OWT, tokenizer=None),
+        loop=LoopConfig(
+            steps=50_000, batch_size=16, accumulation=8, ema_decay=0.999, validate_every=1000, checkpoint_every=500
+        ),
     ),
 }  # fmt: skip
 """Recipes of other methods, by recipe and method; see ``didi.recipes.VARIANTS``."""

@@ -6,6 +6,7 @@ from didi.methods.didi_settings import DiscriminatorSettings, DistillConfig
 from didi.methods.duo import CurriculumConfig
 from didi.methods.elbo import PretrainConfig
 from didi.methods.settings import DataConfig, DistillationConfig, LoopConfig, NetworkConfig, OptimizerConfig
+from didi.recipes.dcd import dcd
 from didi.recipes.objectives import OURS, paths_discriminator, paths_optimizer, whole_path
 from didi.recipes.score import sedd_absorb, sedd_uniform
 from didi.recipes.sdtt import sdtt
@@ -85,6 +86,9 @@ VARIANTS: dict[tuple[str, str], DistillationConfig] = {
         DISTILL["tiny-news"],
         LoopConfig(steps=1500, batch_size=32, validate_every=500, checkpoint_every=50, ema_decay=0.98),
         rounds=5, first_step=256, learning_rate=3e-4, warmup_steps=50,
+    ),
+    ("tiny-news", "dcd"): dcd(
+        "tiny-news", "", DISTILL["tiny-news"].data, num_moves=8, learning_rate=3e-4, steps=2000, batch_size=64
     ),
 }  # fmt: skip
 """Recipes of other methods, by recipe and method; see ``didi.recipes.VARIANTS``."""

@@ -7,6 +7,7 @@ from didi.methods.didi_settings import DistillConfig
 from didi.methods.duo import CurriculumConfig
 from didi.methods.elbo import PretrainConfig
 from didi.methods.settings import DataConfig, DistillationConfig, LoopConfig, NetworkConfig, OptimizerConfig
+from didi.recipes.dcd import dcd
 from didi.recipes.objectives import paths_discriminator, paths_optimizer, whole_path
 from didi.recipes.score import sedd_absorb, sedd_uniform
 from didi.recipes.sdtt import sdtt
@@ -74,6 +75,12 @@ VARIANTS: dict[tuple[str, str], DistillationConfig] = {
         DISTILL["markov"],
         LoopConfig(steps=1600, batch_size=128, validate_every=400, checkpoint_every=200, ema_decay=0.98),
         rounds=4, first_step=128, learning_rate=5e-4, warmup_steps=50,
+    ),
+    ("markov", "dcd"): dcd(
+        "markov", "markov-duo", DISTILL["markov"].data, num_moves=8, learning_rate=1e-3, steps=3900, batch_size=128
+    ),
+    ("exact", "dcd"): dcd(
+        "exact", "exact-duo", DISTILL["exact"].data, num_moves=4, learning_rate=1e-3, steps=3900, batch_size=128
     ),
 }  # fmt: skip
 """Recipes of other methods, by recipe and method; see ``didi.recipes.VARIANTS``."""

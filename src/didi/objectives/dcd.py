@@ -1,0 +1,36 @@
+"""Discrete consistency distillation (Sahoo et al. 2025, Sec. 4.2, https://arxiv.org/abs/2506.10892)."""
+
+from functools import partial
+
+from jaxtyping import Float
+from torch import Tensor
+
+from didi.diffusion.categorical import Divergence, divergence
+from didi.diffusion.rowwise import by_rows
+
+
+def consistency_divergences(
+    student_logits: Float[Tensor, "n v"], target_logits: Float[Tensor, "n v"], kind: Divergence = "backward"
+) -> Float[Tensor, " n"]:
+    r"""Terms of Eq. 23, :math:`D_\mathrm{KL}(x_\theta(z_t, t) \,\|\, x_{\theta^-}(z_s, s))` of each position, in nats.
+
+    Args:
+        student_logits: of the clean token, from the noisier state; differentiable once.
+        target_logits: of the same positions, from the less noisy state; no gradient flows to them.
+        kind: ``backward`` is KL(student || target) as in the paper; see ``diffusion.categorical.divergence``.
+
+    Returns:
+        Float32; computed a part of the rows at a time, so that no further tensor of n by v elements exists but the
+        gradient.
+
+    Raises:
+        UsageError: no divergence is called ``kind``.
+    """
+    return by_rows(partial(_row_divergence, kind=kind), student_logits, target_logits)
+
+
+def _row_divergence(
+    student_logits: Float[Tensor, "n v"], target_logits: Float[Tensor, "n v"], *, kind: Divergence
+) -> Float[Tensor, " n"]:
+    of_student, of_target = (one.float().log_softmax(-1) for one in (student_logits, target_logits))
+    return divergence(kind, of_target, of_student)
