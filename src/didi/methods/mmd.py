@@ -54,6 +54,7 @@ from didi.world import world
 
 STD_EPSILON = 1e-12  # below the square of any kernel difference that float32 can tell
 _MEDIAN_ROWS, _MEDIAN_POINTS = 256, 1024
+_TOKENS_AT_ONCE = 4096  # that the teacher reads at the start
 
 
 @dataclass(frozen=True)
@@ -138,11 +139,9 @@ class Mmd(Distillation):
             self._bank = self._features(self.source.batch(0, objective.bank_size), named_generator(seed, "mmd-bank"))
 
     def _features(self, rows: Int[Tensor, "n l"], generator: torch.Generator) -> Points:
-        """Features of sequences that every process reads whole, a batch at a time."""
-        parts = [
-            self._features_here(one.to(self.runtime.device), generator)
-            for one in rows.split(self.settings.loop.batch_size)
-        ]
+        """Features of sequences that every process reads whole, some at a time."""
+        size = max(1, _TOKENS_AT_ONCE // rows.shape[1])
+        parts = [self._features_here(one.to(self.runtime.device), generator) for one in rows.split(size)]
         return [torch.cat(one) for one in zip(*parts, strict=True)]
 
     def _features_here(self, rows: Int[Tensor, "n l"], generator: torch.Generator) -> Points:
@@ -181,10 +180,9 @@ class Mmd(Distillation):
         """Kernel of the pairs of samples, and of samples and corpus; of all processes where the batch is one state."""
         objective = self.settings.objective
         generator = named_generator(self.settings.seed, "mmd-features", batch.step, batch.number)
-        (num_states, num_samples, length), num_real = batch.x.shape, batch.real.shape[1]
-        own = [one.view(num_states, num_samples, length, -1) for one in self._read(batch.x, generator)]
+        own = self._read(batch.x, generator)
         if objective.trajectory == "corrupted-data":
-            real = [one.view(num_states, num_real, length, -1) for one in self._read(batch.real, generator)]
+            real = self._read(batch.real, generator)
             of_samples = kernel_of(objective, own, own, self._scales, batch.is_scored)
             return of_samples, kernel_of(objective, own, real, self._scales, batch.is_scored)
         everyones = [world().gathered(one[0])[None] for one in own]
@@ -193,14 +191,14 @@ class Mmd(Distillation):
             chosen = torch.randperm(objective.bank_size, generator=generator)[:num_rows].to(batch.x.device)
             real = [one[chosen][None] for one in self._bank]
         else:
-            real = [world().gathered(one)[None] for one in self._read(batch.real, generator)]
+            real = [world().gathered(one[0])[None] for one in self._read(batch.real, generator)]
         kernels = (kernel_of(objective, own, other, self._scales)[0] for other in (everyones, real))
         of_samples, of_both = (world().gathered(one)[None] for one in kernels)
         return of_samples, of_both
 
-    def _read(self, rows: Int[Tensor, "s n l"], generator: torch.Generator) -> Points:
-        """Features of the sequences of all states, one after the other."""
-        return self._features_here(rows.flatten(0, 1), generator)
+    def _read(self, rows: Int[Tensor, "s n l"], generator: torch.Generator) -> list[Float[Tensor, "s n l d"]]:
+        """Features of the sequences of each state."""
+        return [one.unflatten(0, rows.shape[:2]) for one in self._features_here(rows.flatten(0, 1), generator)]
 
     def _loss(self, batch: Batch) -> tuple[Tensor, Figures]:
         """Surrogate whose gradient is that of the discrepancy; the figure ``mmd`` is without the corpus's own part."""

@@ -6,6 +6,7 @@ from didi.methods.didi_settings import DiscriminatorSettings, DistillConfig
 from didi.methods.duo import CurriculumConfig
 from didi.methods.elbo import PretrainConfig
 from didi.methods.settings import DataConfig, DistillationConfig, LoopConfig, NetworkConfig, OptimizerConfig
+from didi.recipes.mmd import mmd_paths
 from didi.recipes.objectives import OURS, paths_discriminator, paths_optimizer, whole_path
 from didi.recipes.score import sedd_absorb, sedd_uniform
 from didi.recipes.uniform_state import duo, udlm
@@ -79,5 +80,7 @@ DISTILL: dict[str, DistillConfig] = {
     ),
 }  # fmt: skip
 
-VARIANTS: dict[tuple[str, str], DistillationConfig] = {}
+VARIANTS: dict[tuple[str, str], DistillationConfig] = {
+    ("tiny-news", "mmd"): mmd_paths(DISTILL["tiny-news"], 8, learning_rate=3e-4, steps=500, batch_size=48),
+}
 """Recipes of other methods, by recipe and method; see ``didi.recipes.VARIANTS``."""

@@ -7,6 +7,7 @@ from didi.methods.didi_settings import DistillConfig
 from didi.methods.duo import CurriculumConfig
 from didi.methods.elbo import PretrainConfig
 from didi.methods.settings import DataConfig, DistillationConfig, LoopConfig, NetworkConfig, OptimizerConfig
+from didi.recipes.mmd import mmd_paths
 from didi.recipes.objectives import paths_discriminator, paths_optimizer, whole_path
 from didi.recipes.score import sedd_absorb, sedd_uniform
 from didi.recipes.uniform_state import duo, udlm
@@ -63,5 +64,9 @@ DISTILL: dict[str, DistillConfig] = {
 
 DISTILL["exact-udlm"] = replace(DISTILL["exact"], recipe="exact-udlm", teacher="")  # every token in every move
 
-VARIANTS: dict[tuple[str, str], DistillationConfig] = {}
+VARIANTS: dict[tuple[str, str], DistillationConfig] = {
+    ("markov", "mmd"): mmd_paths(DISTILL["markov"], 8, learning_rate=2e-4, steps=700, batch_size=128),
+    ("exact", "mmd"): mmd_paths(DISTILL["exact"], 4, learning_rate=5e-4, steps=790, batch_size=256),
+    ("exact-udlm", "mmd"): mmd_paths(DISTILL["exact-udlm"], 4, learning_rate=5e-4, steps=560, batch_size=256),
+}
 """Recipes of other methods, by recipe and method; see ``didi.recipes.VARIANTS``."""
