@@ -68,7 +68,11 @@ def test_the_baseline_leaves_the_expectation_and_all_pairs_lower_the_variance(ke
     others = of_samples.sum(2) - of_samples.diagonal(dim1=1, dim2=2)
     costs = 2 * others / (NUM_SAMPLES - 1) - 2 * of_both[..., 0]
     means, variances = [], []
-    for advantage in (costs, mmd_advantages(of_samples, of_both), mmd_advantages(of_samples, of_both, advantage="groups")):
+    for advantage in (
+        costs,
+        mmd_advantages(of_samples, of_both),
+        mmd_advantages(of_samples, of_both, advantage="groups"),
+    ):
         found = (advantage[..., None] * scores[OUTCOMES]).mean(1)
         means.append((weights * found).sum(0))
         variances.append(float((weights * (found - means[-1]).square()).sum()))

@@ -50,7 +50,7 @@ from didi.models.bundle import Bundle
 from didi.models.denoiser import logits_at
 from didi.models.dit import DiT
 from didi.objectives.mmd import mean_of_pairs, median_distance, mmd_advantages
-from didi.world import world
+from didi.world import World, world
 
 STD_EPSILON = 1e-12  # below the square of any kernel difference that float32 can tell
 _MEDIAN_ROWS, _MEDIAN_POINTS = 256, 1024
@@ -141,13 +141,13 @@ class Mmd(Distillation):
     def _features(self, rows: Int[Tensor, "n l"], generator: torch.Generator) -> Points:
         """Features of sequences that every process reads whole, some at a time."""
         size = max(1, _TOKENS_AT_ONCE // rows.shape[1])
-        parts = [self._features_here(one.to(self.runtime.device), generator) for one in rows.split(size)]
+        parts = [self._features_here(one.to(self.runtime.device), generator, World()) for one in rows.split(size)]
         return [torch.cat(one) for one in zip(*parts, strict=True)]
 
-    def _features_here(self, rows: Int[Tensor, "n l"], generator: torch.Generator) -> Points:
-        """Features of sequences of this process."""
+    def _features_here(self, rows: Int[Tensor, "n l"], generator: torch.Generator, processes: World) -> Points:
+        """Features of sequences, see ``sequence_features``."""
         with torch.no_grad(), self.runtime.cast():
-            return sequence_features(self.teacher, self.process, self.settings.objective, rows, generator)
+            return sequence_features(self.teacher, self.process, self.settings.objective, rows, generator, processes)
 
     def prepare(self, step: int, micro_batch: int) -> Batch:
         """Samples of the student, with its gradient, and what they are compared with."""
@@ -198,15 +198,14 @@ class Mmd(Distillation):
 
     def _read(self, rows: Int[Tensor, "s n l"], generator: torch.Generator) -> list[Float[Tensor, "s n l d"]]:
         """Features of the sequences of each state."""
-        return [one.unflatten(0, rows.shape[:2]) for one in self._features_here(rows.flatten(0, 1), generator)]
+        found = self._features_here(rows.flatten(0, 1), generator, world())
+        return [one.unflatten(0, rows.shape[:2]) for one in found]
 
     def _loss(self, batch: Batch) -> tuple[Tensor, Figures]:
         """Surrogate whose gradient is that of the discrepancy; the figure ``mmd`` is without the corpus's own part."""
         objective = self.settings.objective
         of_samples, of_both = self._kernels(batch)
-        advantage = mmd_advantages(
-            of_samples, of_both, advantage=objective.advantage, group_size=objective.group_size
-        )
+        advantage = mmd_advantages(of_samples, of_both, advantage=objective.advantage, group_size=objective.group_size)
         mmd = mean_of_pairs(of_samples).mean() - 2 * of_both.mean()
         is_path = objective.trajectory == "whole-path"
         if is_path:

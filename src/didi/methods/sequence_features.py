@@ -12,7 +12,7 @@ from didi.diffusion import Process
 from didi.methods.mmd_settings import MmdObjective
 from didi.models.dit import DiT
 from didi.objectives.mmd import mean_kernel, sequence_kernel
-from didi.world import world
+from didi.world import World
 
 Points = list[Float[Tensor, "n l d"]]
 
@@ -47,6 +47,7 @@ def sequence_features(
     objective: MmdObjective,
     rows: Int[Tensor, "n l"],
     generator: torch.Generator,
+    processes: World,
 ) -> Points:
     """Features of clean sequences, one tensor for each layer at each of ``objective.feature_times``.
 
@@ -54,16 +55,17 @@ def sequence_features(
         network: the frozen one.
         process: of its inputs.
         objective: which features.
-        rows: the sequences of this process; all processes have as many.
+        rows: the sequences.
         generator: of the corruptions, a CPU generator; unused at time 0.
+        processes: each of which has as many rows of its own; ``World()`` where all have the same.
     """
     layers, found = layers_of(objective, len(network.blocks)), []
     for time in objective.feature_times:
         t, z = torch.full((len(rows),), time, dtype=torch.float64, device=rows.device), rows
         if time:
             shape = (*rows.shape, process.draws_per_position)
-            draws = torch.rand(world().size, *shape, dtype=torch.float64, generator=generator)[world().rank]
-            z = process.corrupt(rows, t, draws.to(rows.device))
+            draws = torch.rand(processes.size, *shape, dtype=torch.float64, generator=generator)
+            z = process.corrupt(rows, t, draws[processes.rank].to(rows.device))
         found += hidden_states(network, layers, z, process.noise_level(network, t))
     return found
 
