@@ -81,6 +81,6 @@ DISTILL: dict[str, DistillConfig] = {
 }  # fmt: skip
 
 VARIANTS: dict[tuple[str, str], DistillationConfig] = {
-    ("tiny-news", "mmd"): mmd_paths(DISTILL["tiny-news"], 8, learning_rate=3e-4, steps=500, batch_size=48),
+    ("tiny-news", "mmd"): mmd_paths(DISTILL["tiny-news"], 8, "token", learning_rate=3e-4, steps=500, batch_size=48),
 }
 """Recipes of other methods, by recipe and method; see ``didi.recipes.VARIANTS``."""
