@@ -7,6 +7,7 @@ from didi.methods.didi_settings import DiscriminatorSettings, DistillConfig
 from didi.methods.duo import CurriculumConfig
 from didi.methods.elbo import PretrainConfig
 from didi.methods.settings import DataConfig, DistillationConfig, LoopConfig, NetworkConfig, OptimizerConfig
+from didi.recipes.mmd import mmd_published
 from didi.recipes.objectives import OURS
 from didi.recipes.score import sedd_absorb, sedd_uniform
 from didi.recipes.sdtt import sdtt
@@ -133,5 +134,6 @@ VARIANTS: dict[tuple[str, str], DistillationConfig] = {
             steps=50_000, batch_size=16, accumulation=8, ema_decay=0.999, validate_every=1000, checkpoint_every=500
         ),
     ),
+    ("owt-169m", "mmd"): mmd_published(DISTILL["owt-169m"]),
 }  # fmt: skip
 """Recipes of other methods, by recipe and method; see ``didi.recipes.VARIANTS``."""

@@ -7,6 +7,7 @@ from didi.methods.duo import CurriculumConfig
 from didi.methods.elbo import PretrainConfig
 from didi.methods.settings import DataConfig, DistillationConfig, LoopConfig, NetworkConfig, OptimizerConfig
 from didi.recipes.dcd import dcd
+from didi.recipes.mmd import mmd_paths
 from didi.recipes.objectives import OURS, paths_discriminator, paths_optimizer, whole_path
 from didi.recipes.score import sedd_absorb, sedd_uniform
 from didi.recipes.sdtt import sdtt
@@ -90,5 +91,6 @@ VARIANTS: dict[tuple[str, str], DistillationConfig] = {
     ("tiny-news", "dcd"): dcd(
         "tiny-news", "", DISTILL["tiny-news"].data, num_moves=8, learning_rate=3e-4, steps=2000, batch_size=64
     ),
+    ("tiny-news", "mmd"): mmd_paths(DISTILL["tiny-news"], 8, "token", learning_rate=3e-4, steps=500, batch_size=48),
 }  # fmt: skip
 """Recipes of other methods, by recipe and method; see ``didi.recipes.VARIANTS``."""

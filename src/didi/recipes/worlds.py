@@ -8,6 +8,7 @@ from didi.methods.duo import CurriculumConfig
 from didi.methods.elbo import PretrainConfig
 from didi.methods.settings import DataConfig, DistillationConfig, LoopConfig, NetworkConfig, OptimizerConfig
 from didi.recipes.dcd import dcd
+from didi.recipes.mmd import mmd_paths
 from didi.recipes.objectives import paths_discriminator, paths_optimizer, whole_path
 from didi.recipes.score import sedd_absorb, sedd_uniform
 from didi.recipes.sdtt import sdtt
@@ -81,6 +82,11 @@ VARIANTS: dict[tuple[str, str], DistillationConfig] = {
     ),
     ("exact", "dcd"): dcd(
         "exact", "exact-duo", DISTILL["exact"].data, num_moves=4, learning_rate=1e-3, steps=3900, batch_size=128
+    ),
+    ("markov", "mmd"): mmd_paths(DISTILL["markov"], 8, "sequence", learning_rate=2e-4, steps=700, batch_size=128),
+    ("exact", "mmd"): mmd_paths(DISTILL["exact"], 4, "concatenated", learning_rate=4e-4, steps=790, batch_size=256),
+    ("exact-udlm", "mmd"): mmd_paths(
+        DISTILL["exact-udlm"], 4, "concatenated", learning_rate=4e-4, steps=560, batch_size=256
     ),
 }  # fmt: skip
 """Recipes of other methods, by recipe and method; see ``didi.recipes.VARIANTS``."""

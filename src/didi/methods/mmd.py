@@ -1,0 +1,231 @@
+r"""MDLM-MMD: policy gradient of the maximum mean discrepancy between samples and corpus in features of the teacher.
+
+Representation-Space MMD for Diffusion Language Models (Drobyshevskiy et al. 2026), https://arxiv.org/abs/2610.06648.
+
+One step with ``corrupted-data`` trajectories, the publication's:
+
+1. Take a batch of clean sequences x0, draw low-discrepancy times t and corrupt, z_t ~ q(z_t | x0).
+2. One pass of the student gives the distribution of x0 at the predicted positions of z_t. Draw ``completions`` samples
+   of each state from it; other positions keep their tokens.
+3. Read features of samples and x0, both clean, in a block of the frozen teacher. A sequence is the set of features of
+   its predicted positions (``objectives.mmd``).
+4. A group of samples has the discrepancy L between itself and x0 as its cost; the other groups of the state give the
+   baseline.
+5. The student descends the mean of advantage times log-probability of the drawn tokens.
+
+With ``whole-path`` (ours) the samples of a batch are those of the student's own sampler, every move of which is scored
+(``student_moves``). All positions count, all samples of the batch are one state, and it is compared with other
+sequences of the corpus, as many for each sample as ``corpus_rows`` says. The gradient is that of the discrepancy
+between the distribution of this sampler and the corpus. Both trajectories do without the teacher's predictions.
+
+Departures from the publication and its code (github.com/yandex-research/dlm-mmd), beside what settings name as ours:
+the bandwidth is a multiple of a median distance, not an absolute number; advantages are divided by their root mean
+square, the log-probabilities of a sample are added up and the gradient is clipped, where the code divides by the number
+of predicted positions and does not clip (with Adam the scale of a loss matters to the clipping alone); pairs of equal
+positions of two samples count, which the code leaves out; the student has no dropout.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from didi.diffusion import Process
+from didi.diffusion.absorbing import Absorbing
+from didi.diffusion.categorical import sample_categorical
+from didi.diffusion.noise import named_generator
+from didi.diffusion.schedule import low_discrepancy_times
+from didi.diffusion.uniform import Uniform
+from didi.errors import UsageError
+from didi.methods.base import Figures, Inputs, Runtime, Update
+from didi.methods.distillation import Distillation
+from didi.methods.mmd_settings import MmdConfig
+from didi.methods.sequence_features import Points, kernel_of, layers_of, pooled, sequence_features
+from didi.methods.trajectories import Uniforms
+from didi.methods.whole_path import MOVES
+from didi.models.bundle import Bundle
+from didi.models.denoiser import logits_at
+from didi.models.dit import DiT
+from didi.objectives.mmd import mean_of_pairs, median_distance, mmd_advantages
+from didi.world import World, world
+
+STD_EPSILON = 1e-12  # below the square of any kernel difference that float32 can tell
+_MEDIAN_ROWS, _MEDIAN_POINTS = 256, 1024
+_TOKENS_AT_ONCE = 4096  # that the teacher reads at the start
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One micro-batch of this process.
+
+    Attributes:
+        step, number: of the step and of the micro-batch.
+        x: samples of each state.
+        score: log-probability of what was drawn in each, with the student's gradient.
+        real: sequences of the corpus that a state is compared with.
+        is_scored: positions that count in each state; None for all.
+    """
+
+    step: int
+    number: int
+    x: Int[Tensor, "s g l"]
+    score: Float[Tensor, "s g"]
+    real: Int[Tensor, "s r l"]
+    is_scored: Bool[Tensor, "s l"] | None = None
+
+
+def completions(
+    student: DiT,
+    z: Int[Tensor, "s l"],
+    t: Float[Tensor, " s"],
+    uniforms: Float[Tensor, "s l g"],
+    process: Process,
+) -> tuple[Int[Tensor, "s g l"], Float[Tensor, "s g"]]:
+    """Samples of the clean sequence given each state, positions independent, and their log-probabilities."""
+    is_predicted = process.is_predicted(z)
+    log_probs = process.log_probs(logits_at(student, z, is_predicted, process.noise_level(student, t)))
+    tokens = sample_categorical(log_probs.detach(), uniforms[is_predicted])
+    x = z[:, :, None].repeat(1, 1, uniforms.shape[-1])
+    x[is_predicted] = tokens
+    chosen = log_probs.gather(1, tokens)
+    scores = torch.zeros(x.shape, dtype=chosen.dtype, device=x.device)
+    scores = scores.index_put(is_predicted.nonzero(as_tuple=True), chosen)
+    return x.transpose(1, 2).contiguous(), scores.sum(1)
+
+
+def paths(
+    student: DiT, num_moves: int, length: int, process: Process, draw: Uniforms
+) -> tuple[Int[Tensor, "s l"], Float[Tensor, " s"]]:
+    """Finished samples of the student's own sampler, and the log-probability of all that was drawn in each."""
+    moves = MOVES[process.name].of(student, num_moves, length, process, draw.device)
+    found = moves.branches(num_moves, 1, draw)
+    return found.z, found.first_score
+
+
+class Mmd(Distillation):
+    """See ``methods.base.Method``."""
+
+    name: ClassVar[str] = "mmd"
+    settings_type = MmdConfig
+    processes = (Absorbing.name, Uniform.name)
+    settings: MmdConfig
+
+    def __init__(self, settings: MmdConfig, inputs: Inputs) -> None:
+        super().__init__(settings, inputs)
+        num_blocks = len(self.teacher.blocks)
+        if max(layers_of(settings.objective, num_blocks)) > num_blocks:
+            raise UsageError(
+                f"objective.layers are blocks of the teacher, which has {num_blocks}; got "
+                f"{list(settings.objective.layers)}"
+            )
+        self.trained = {"student": self.copy_of_teacher()}
+        self.optimizers = {"student": settings.optimizer}
+        self.tokens_per_step *= settings.objective.completions
+        self._bank: Points = []
+
+    def start(self, runtime: Runtime) -> None:
+        """Find the bandwidths, and the features of the bank."""
+        super().start(runtime)
+        objective, seed = self.settings.objective, self.settings.seed
+        generator = named_generator(seed, "mmd-bandwidths")
+        points = self._features(self.source.batch(0, _MEDIAN_ROWS), generator)
+        of_rows = [pooled(objective, one[None], None)[0][0].flatten(0, 1) for one in points]
+        chosen = [one[torch.randperm(len(one), generator=generator)[:_MEDIAN_POINTS].to(one.device)] for one in of_rows]
+        self._scales = torch.stack([median_distance(one) for one in chosen])
+        if objective.bank_size:
+            self._bank = self._features(self.source.batch(0, objective.bank_size), named_generator(seed, "mmd-bank"))
+
+    def _features(self, rows: Int[Tensor, "n l"], generator: torch.Generator) -> Points:
+        """Features of sequences that every process reads whole, some at a time."""
+        size = max(1, _TOKENS_AT_ONCE // rows.shape[1])
+        parts = [self._features_here(one.to(self.runtime.device), generator, World()) for one in rows.split(size)]
+        return [torch.cat(one) for one in zip(*parts, strict=True)]
+
+    def _features_here(self, rows: Int[Tensor, "n l"], generator: torch.Generator, processes: World) -> Points:
+        """Features of sequences, see ``sequence_features``."""
+        with torch.no_grad(), self.runtime.cast():
+            return sequence_features(self.teacher, self.process, self.settings.objective, rows, generator, processes)
+
+    def prepare(self, step: int, micro_batch: int) -> Batch:
+        """Samples of the student, with its gradient, and what they are compared with."""
+        settings, device = self.settings, self.runtime.device
+        generator = named_generator(settings.seed, "mmd", step, micro_batch)
+        draw = Uniforms(settings.loop.batch_size, generator, device)
+        if settings.objective.trajectory == "corrupted-data":
+            return self._completed(step, micro_batch, draw)
+        arguments = (settings.objective.moves, settings.data.length, self.process, draw)
+        x, score = self.runtime.call("student", paths, *arguments)
+        num_rows, (first, size) = settings.objective.corpus_rows, (micro_batch, settings.loop.batch_size)
+        real = self.source.batch(step, self.sequences_per_step * num_rows).split(size * num_rows)[first]
+        return Batch(step, micro_batch, x[None], score[None], world().mine(real).to(device)[None])
+
+    def _completed(self, step: int, micro_batch: int, draw: Uniforms) -> Batch:
+        """Samples of states that sequences of the corpus are corrupted to."""
+        mine, device, process = world().mine, self.runtime.device, self.process
+        x0, t = self.clean_rows(step, micro_batch), low_discrepancy_times(draw.num_states, draw.generator)
+        x0, t = mine(x0).to(device), mine(t).to(device)
+        length, num = x0.shape[1], self.settings.objective.completions
+        z = process.corrupt(x0, t, draw(length, process.draws_per_position))
+        x, score = self.runtime.call("student", completions, z, t, draw(length, num), process)
+        return Batch(step, micro_batch, x, score, x0[:, None], process.is_predicted(z))
+
+    def updates(self, step: int) -> Sequence[Update]:
+        """One update of the student."""
+        return [Update("student", self._loss, step, self.num_steps)]
+
+    def _kernels(self, batch: Batch) -> tuple[Float[Tensor, "s g g"], Float[Tensor, "s g r"]]:
+        """Kernel of the pairs of samples, and of samples and corpus; of all processes where the batch is one state."""
+        objective = self.settings.objective
+        generator = named_generator(self.settings.seed, "mmd-features", batch.step, batch.number)
+        own = self._read(batch.x, generator)
+        if objective.trajectory == "corrupted-data":
+            real = self._read(batch.real, generator)
+            of_samples = kernel_of(objective, own, own, self._scales, batch.is_scored)
+            return of_samples, kernel_of(objective, own, real, self._scales, batch.is_scored)
+        everyones = [world().gathered(one[0])[None] for one in own]
+        if self._bank:
+            num_rows = self.settings.loop.batch_size * objective.corpus_rows
+            chosen = torch.randperm(objective.bank_size, generator=generator)[:num_rows].to(batch.x.device)
+            real = [one[chosen][None] for one in self._bank]
+        else:
+            real = [world().gathered(one[0])[None] for one in self._read(batch.real, generator)]
+        kernels = (kernel_of(objective, own, other, self._scales)[0] for other in (everyones, real))
+        of_samples, of_both = (world().gathered(one)[None] for one in kernels)
+        return of_samples, of_both
+
+    def _read(self, rows: Int[Tensor, "s n l"], generator: torch.Generator) -> list[Float[Tensor, "s n l d"]]:
+        """Features of the sequences of each state."""
+        found = self._features_here(rows.flatten(0, 1), generator, world())
+        return [one.unflatten(0, rows.shape[:2]) for one in found]
+
+    def _loss(self, batch: Batch) -> tuple[Tensor, Figures]:
+        """Surrogate whose gradient is that of the discrepancy; the figure ``mmd`` is without the corpus's own part."""
+        objective = self.settings.objective
+        of_samples, of_both = self._kernels(batch)
+        advantage = mmd_advantages(of_samples, of_both, advantage=objective.advantage, group_size=objective.group_size)
+        mmd = mean_of_pairs(of_samples).mean() - 2 * of_both.mean()
+        is_path = objective.trajectory == "whole-path"
+        if is_path:
+            advantage = world().mine(advantage[0])[None]
+        spread = world().mean(advantage.square().mean())
+        if objective.normalise_advantage:
+            advantage = advantage / (spread + STD_EPSILON).sqrt()
+        loss = (advantage * batch.score).mean()
+        figures = {"mmd": mmd if is_path else world().mean(mmd), "advantage_std": spread.sqrt()}
+        return loss, figures
+
+    def state_dict(self) -> dict[str, Any]:
+        """Digest of the teacher's weights, and the bandwidths' unit."""
+        return {**super().state_dict(), "scales": self._scales}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """See ``state_dict``."""
+        super().load_state_dict(state)
+        self._scales = state["scales"].to(self.runtime.device)
+
+    def bundle(self) -> Bundle:
+        """The averaged student and its teacher."""
+        return replace(super().bundle(), intended_nfe=self.settings.objective.moves)

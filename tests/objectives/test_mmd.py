@@ -1,0 +1,132 @@
+"""Estimates of the discrepancy and of its gradient against sums over all sequences of a small world."""
+
+from itertools import product
+
+import pytest
+import torch
+
+from didi.errors import UsageError
+from didi.objectives import mmd
+from didi.objectives.mmd import gaussian_kernel, median_distance, mmd_advantages, mmd_squared, sequence_kernel
+
+NUM_STATES = 3  # distributions of three outcomes: all batches of four samples are 81
+NUM_SAMPLES = 4
+OUTCOMES = torch.tensor(list(product(range(NUM_STATES), repeat=NUM_SAMPLES)))
+LOGITS = torch.tensor([0.3, -0.4, 0.9], dtype=torch.float64)
+DATA = torch.tensor([0.2, 0.5, 0.3], dtype=torch.float64)
+
+
+@pytest.fixture(scope="module")
+def kernel():
+    """Of two points each, with weights of their own."""
+    generator = torch.Generator().manual_seed(0)
+    points = torch.randn(1, NUM_STATES, 2, 4, dtype=torch.float64, generator=generator)
+    weights = torch.rand(1, NUM_STATES, 2, dtype=torch.float64, generator=generator)
+    weights = weights / weights.sum(2, keepdim=True)
+    bandwidths = torch.tensor([1.0, 2.0], dtype=torch.float64)
+    return sequence_kernel(points, points, bandwidths, weights, weights)[0]
+
+
+def discrepancy(probs, kernel):
+    """The squared discrepancy from the data, and its part that the samples change."""
+    changing = probs @ kernel @ probs - 2 * probs @ kernel @ DATA
+    return changing + DATA @ kernel @ DATA, changing
+
+
+def exact_gradient(kernel):
+    logits = LOGITS.clone().requires_grad_()
+    (found,) = torch.autograd.grad(discrepancy(logits.softmax(0), kernel)[1], logits)
+    return found
+
+
+def expected_gradient(kernel, num_real=1, **settings):
+    """Mean of the estimate over all batches of samples and of data, by their probabilities."""
+    total = torch.zeros(NUM_STATES, dtype=torch.float64)
+    probs, scores = LOGITS.softmax(0), torch.eye(NUM_STATES, dtype=torch.float64) - LOGITS.softmax(0)
+    for real in product(range(NUM_STATES), repeat=num_real):
+        rows = torch.tensor(real)
+        of_samples = kernel[OUTCOMES[:, :, None], OUTCOMES[:, None, :]]
+        of_both = kernel[OUTCOMES[:, :, None], rows[None, None]]
+        advantage = mmd_advantages(of_samples, of_both, **settings)
+        estimates = (advantage[..., None] * scores[OUTCOMES]).mean(1)
+        total += (probs[OUTCOMES].prod(1)[:, None] * estimates).sum(0) * DATA[rows].prod()
+    return total
+
+
+@pytest.mark.parametrize("settings", [{"advantage": "groups", "group_size": 2}, {"advantage": "leave-one-out"}])
+@pytest.mark.parametrize("num_real", [1, 2])
+def test_the_policy_gradient_is_that_of_the_discrepancy(kernel, settings, num_real):
+    torch.testing.assert_close(expected_gradient(kernel, num_real, **settings), exact_gradient(kernel))
+
+
+def test_the_baseline_leaves_the_expectation_and_all_pairs_lower_the_variance(kernel):
+    """Without it, the cost of each sample is 2 mean of others - 2 mean of corpus."""
+    of_samples = kernel[OUTCOMES[:, :, None], OUTCOMES[:, None, :]]
+    of_both = (kernel @ DATA)[OUTCOMES][..., None]
+    probs, scores = LOGITS.softmax(0), torch.eye(NUM_STATES, dtype=torch.float64) - LOGITS.softmax(0)
+    weights = probs[OUTCOMES].prod(1)[:, None]
+    others = of_samples.sum(2) - of_samples.diagonal(dim1=1, dim2=2)
+    costs = 2 * others / (NUM_SAMPLES - 1) - 2 * of_both[..., 0]
+    means, variances = [], []
+    for advantage in (
+        costs,
+        mmd_advantages(of_samples, of_both),
+        mmd_advantages(of_samples, of_both, advantage="groups"),
+    ):
+        found = (advantage[..., None] * scores[OUTCOMES]).mean(1)
+        means.append((weights * found).sum(0))
+        variances.append(float((weights * (found - means[-1]).square()).sum()))
+    for one in means:
+        torch.testing.assert_close(one, exact_gradient(kernel))
+    assert variances[1] < 0.7 * variances[2]  # all pairs say more than those of a group
+
+
+def test_the_estimate_of_the_discrepancy_is_unbiased(kernel):
+    probs, pairs = LOGITS.softmax(0), list(product(range(NUM_STATES), repeat=2))
+    expected = torch.zeros((), dtype=torch.float64)
+    for first, second in product(pairs, pairs):
+        x, y = torch.tensor(first), torch.tensor(second)
+        found = mmd_squared(kernel[x[:, None], x], kernel[x[:, None], y], kernel[y[:, None], y])
+        expected += probs[x].prod() * DATA[y].prod() * found
+    torch.testing.assert_close(expected, discrepancy(probs, kernel)[0])
+
+
+def test_a_kernel_of_sequences_is_the_mean_over_pairs_of_points(monkeypatch):
+    generator = torch.Generator().manual_seed(1)
+    first, second = torch.randn(2, 3, 2, 4, generator=generator), torch.randn(2, 2, 5, 4, generator=generator)
+    bandwidths, weights = torch.tensor([0.7, 3.0]), torch.tensor([0.25, 0.75]).expand(2, 3, 2)
+    distances = (first[:, :, None, :, None] - second[:, None, :, None, :]).square().sum(-1)
+    pairs = sum(torch.exp(-distances / (2 * sigma**2)) for sigma in (0.7, 3.0)) / 2
+    for most in (2**24, 1):  # all rows at once, or one by one
+        monkeypatch.setattr(mmd, "_MOST_PAIRS", most)
+        torch.testing.assert_close(sequence_kernel(first, second, bandwidths), pairs.mean((3, 4)))
+        weighted = (pairs.mean(4) * weights[:, :, None]).sum(3)
+        torch.testing.assert_close(sequence_kernel(first, second, bandwidths, weights), weighted)
+        turned = sequence_kernel(second, first, bandwidths, None, weights)
+        torch.testing.assert_close(turned, weighted.transpose(1, 2))
+
+
+def test_a_mixture_of_bandwidths_is_the_mean_of_their_kernels():
+    distances = torch.tensor([0.0, 2.0])
+    torch.testing.assert_close(gaussian_kernel(distances, torch.tensor([1.0])), torch.tensor([1.0, 0.36787944]))
+    both = gaussian_kernel(distances, torch.tensor([1.0, 2.0]))
+    torch.testing.assert_close(both, torch.tensor([1.0, (0.36787944 + 0.77880078) / 2]))
+
+
+def test_the_median_is_of_pairs_that_differ():
+    points = torch.tensor([[0.0], [0.0], [0.0], [0.0], [3.0], [3.0]])
+    assert float(median_distance(points)) == 3
+    assert float(median_distance(torch.zeros(3, 2))) == 1
+
+
+@pytest.mark.parametrize(
+    ("num", "settings", "message"),
+    [
+        (2, {}, "leave-one-out needs 3 samples of a state or more; got 2"),
+        (2, {"advantage": "groups"}, "got 2 samples in groups of 2"),
+        (5, {"advantage": "groups"}, "got 5 samples in groups of 2"),
+    ],
+)
+def test_advantages_without_a_baseline_are_refused(num, settings, message):
+    with pytest.raises(UsageError, match=message):
+        mmd_advantages(torch.ones(1, num, num), torch.ones(1, num, 1), **settings)

@@ -1,0 +1,43 @@
+"""Work of one process among several, for test_mmd; run by torchrun, or called alone."""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+import didi
+from didi.data.source import open_source
+from didi.methods.base import Inputs
+from didi.methods.mmd_settings import MmdObjective
+from didi.recipes import distillation_recipes
+from didi.training.trainer import make_trainer
+from didi.world import joined, world
+
+OBJECTIVES = {
+    "paths": MmdObjective(trajectory="whole-path", moves=3, completions=1, advantage="leave-one-out", corpus_rows=2),
+    "groups": MmdObjective(trajectory="whole-path", moves=2, completions=1, feature_times=(0.0, 0.5), bank_size=16),
+    "corrupted data": MmdObjective(feature_times=(0.3,)),
+}
+
+
+def work(folder):
+    """Tensors by name, the same whatever the number of processes."""
+    torch.set_num_threads(1)
+    base, found = distillation_recipes("mmd")["exact"], {}
+    loop = replace(base.loop, steps=2, batch_size=8, accumulation=2, validation_sequences=64)
+    for name, objective in OBJECTIVES.items():
+        inputs = Inputs(open_source("exact", length=7), torch.device("cpu"), folder, didi.load("exact"))
+        job = make_trainer(replace(base, objective=objective, loop=loop), inputs)
+        metrics = [job.step(step) for step in range(job.num_steps)]
+        for figure in ("mmd", "advantage_std", "gradient_norm"):
+            values = torch.stack([torch.as_tensor(row[figure]).double() for row in metrics])
+            found[f"{name}, {figure}"] = world().mean(values)
+        found[f"{name}, student"] = torch.cat([one.detach().flatten() for one in job.bundle().student.parameters()])
+    return found
+
+
+if __name__ == "__main__":
+    with joined() as here:
+        path = Path(sys.argv[1])
+        torch.save(work(path), path / f"rank-{here.rank}.pt")

@@ -1,0 +1,335 @@
+"""MMD: every setting reaches the gradient as documented, and a short run lowers an exact divergence."""
+
+import runpy
+import subprocess
+import sys
+from dataclasses import fields, replace
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+
+from didi.diffusion.uniform import Uniform
+from didi.errors import UsageError
+from didi.evaluation.exact.product import positionwise_distribution
+from didi.methods import METHODS, method_of
+from didi.methods.base import Inputs
+from didi.methods.mmd import Mmd
+from didi.methods.mmd_settings import MmdConfig, MmdObjective
+from didi.methods.settings import DataConfig, LoopConfig, OptimizerConfig
+from didi.models.bundle import Bundle
+from didi.objectives.mmd import mmd_advantages
+from didi.recipes import distillation_recipes
+from didi.sampling.base import time_grid
+from didi.sampling.uniform_ancestral import UniformAncestral
+from didi.training.trainer import make_trainer
+
+from .distill_case import CPU, equal, weights
+from .observed_step import pretrained
+from .test_learning import DATA, LENGTH, MASK, NUM_SYMBOLS, PRETRAIN, STATES, TinySource, divergence_from_data
+
+SCRIPT = Path(__file__).with_name("mmd_processes.py")
+CONFIG = MmdConfig(
+    data=DataConfig(corpus="markov", length=8),
+    optimizer=OptimizerConfig(learning_rate=1e-3),
+    loop=LoopConfig(
+        steps=3, batch_size=4, log_every=1, validate_every=2, validation_sequences=16, checkpoint_every=2, ema_decay=0.5
+    ),
+)
+PATH = MmdObjective(trajectory="whole-path", moves=3, completions=1, advantage="leave-one-out")
+
+
+def with_objective(objective=CONFIG.objective, **changes):
+    return replace(CONFIG, objective=replace(objective, **changes))
+
+
+@pytest.fixture(scope="module")
+def uniform_teacher(make_dit):
+    """Of uniform-state diffusion, with random weights."""
+    network = make_dit(vocab_size=32, length=8, seed=1, mask_id=None, is_time_conditioned=True)
+    return Bundle(teacher=network, process=Uniform(32))
+
+
+def assert_trains(job):
+    start = weights(job.method.student)
+    for step in range(job.num_steps):
+        metrics = job.step(step)
+        assert all(torch.isfinite(torch.as_tensor(value)) for value in metrics.values())
+    assert metrics["gradient_norm"] > 0
+    assert not equal(start, weights(job.method.student))
+
+
+def features_of(method, rows, layer):
+    """Outputs of a block of the teacher for clean sequences."""
+    found = []
+    handle = method.teacher.blocks[layer - 1].register_forward_hook(lambda *args: found.append(args[2]))
+    with torch.no_grad():
+        method.teacher(rows, method.process.noise_level(method.teacher, torch.zeros(len(rows))))
+    handle.remove()
+    return found[0]
+
+
+def naive_kernel(objective, first, second, scales):
+    """Kernel of two sequences by its definition, from the features of their scored positions in each layer."""
+    total = []
+    for one, other, scale in zip(first, second, scales, strict=True):
+        if objective.features == "sequence":
+            one, other = one.mean(0, keepdim=True), other.mean(0, keepdim=True)
+        if objective.features == "concatenated":
+            one, other = one.flatten()[None], other.flatten()[None]
+        distances = (one[:, None] - other[None]).square().sum(-1)
+        total += [torch.exp(-distances / (2 * (multiple * scale) ** 2)).mean() for multiple in objective.bandwidths]
+    return torch.stack(total).mean()
+
+
+def naive_kernels(method, batch):
+    """Kernel of the pairs of samples, and of samples and corpus."""
+    objective, layers = method.settings.objective, method.settings.objective.layers or (1,)
+    (num_states, num_samples, length), is_scored = batch.x.shape, batch.is_scored
+    if is_scored is None:
+        is_scored = torch.ones(1, length, dtype=torch.bool)
+    rows = torch.cat([batch.x, batch.real], 1)
+    features = [features_of(method, rows.flatten(0, 1), layer).unflatten(0, rows.shape[:2]) for layer in layers]
+    found = torch.zeros(num_states, num_samples, rows.shape[1])
+    for state in is_scored.any(1).nonzero().flatten():
+        points = [[one[state, row, is_scored[state]] for one in features] for row in range(rows.shape[1])]
+        for row in range(num_samples):
+            for column in range(rows.shape[1]):
+                found[state, row, column] = naive_kernel(objective, points[row], points[column], method._scales)
+    return found.split([num_samples, batch.real.shape[1]], 2)
+
+
+def gradient(method, loss):
+    found = torch.autograd.grad(loss, list(method.student.parameters()), allow_unused=True)
+    return torch.cat([one.flatten() for one in found if one is not None])
+
+
+VALUES = {
+    "advantage": [{}, {"advantage": "leave-one-out"}],
+    "group_size": [{"completions": 6}, {"completions": 6, "group_size": 3}],
+    "completions": [{"completions": 4}, {"completions": 6}],
+    "normalise_advantage": [{}, {"normalise_advantage": False}],
+    "features": [{}, {"features": "sequence"}, {"features": "concatenated"}],
+    "layers": [{"layers": (1,)}, {"layers": (2,)}, {"layers": (1, 2)}],
+    "bandwidths": [{}, {"bandwidths": (0.5,)}, {"bandwidths": (0.5, 2.0)}],
+    "trajectory": [{"objective": PATH}],
+    "moves": [{"objective": PATH, "moves": 2}],
+    "corpus_rows": [{"objective": PATH, "corpus_rows": 3}],
+}
+COVERED_BELOW = {"feature_times", "bank_size"}
+
+
+def test_every_setting_is_covered():
+    assert {*VALUES, *COVERED_BELOW} == {one.name for one in fields(MmdObjective)}
+
+
+@pytest.mark.parametrize("name", VALUES)
+def test_the_gradient_is_the_one_of_the_settings(make_job, name):
+    found = []
+    for changes in VALUES[name]:
+        plain = {} if "objective" in changes else {"completions": 4}
+        method = make_job(with_objective(**plain | changes)).method
+        objective, batch = method.settings.objective, method.prepare(0, 0)
+        of_samples, of_both = naive_kernels(method, batch)
+        advantage = mmd_advantages(of_samples, of_both, advantage=objective.advantage, group_size=objective.group_size)
+        if objective.normalise_advantage:
+            advantage = advantage / advantage.square().mean().sqrt()
+        expected = gradient(method, (advantage * batch.score).mean())
+        batch = method.prepare(0, 0)
+        found.append(gradient(method, method._loss(batch)[0]))
+        torch.testing.assert_close(found[-1], expected, rtol=2e-3, atol=2e-4 * float(expected.abs().max()))
+    for one, other in pairwise(found):
+        assert (one - other).norm() > 0.01 * one.norm()
+
+
+def test_samples_complete_the_corrupted_sequences_of_the_corpus(make_job):
+    method = make_job(with_objective(completions=500)).method
+    batch = method.prepare(0, 0)
+    x0, is_scored = batch.real[:, 0], batch.is_scored
+    assert torch.equal(x0, method.clean_rows(0, 0))
+    assert 0 < is_scored.float().mean() < 1
+    kept = ~is_scored[:, None].expand_as(batch.x)
+    assert torch.equal(batch.x[kept], x0[:, None].expand_as(batch.x)[kept])
+    z = x0.masked_fill(is_scored, 32)
+    log_probs = method.process.log_probs(method.student(z)[..., :33]).detach()
+    expected = log_probs[:, None].expand(-1, 500, -1, -1).gather(3, batch.x[..., None])[..., 0]
+    torch.testing.assert_close(batch.score.detach(), torch.where(kept, 0, expected).sum(2), rtol=1e-4, atol=1e-4)
+    counts = torch.nn.functional.one_hot(batch.x, 33).float().mean(1)[is_scored]
+    assert (counts - log_probs.exp()[is_scored]).abs().max() < 0.15
+
+
+def test_samples_of_a_path_are_those_of_so_many_moves(make_job):
+    one, three = (make_job(with_objective(PATH, moves=moves)).method.prepare(0, 0) for moves in (1, 3))
+    assert one.x.shape == three.x.shape == (1, 4, 8)
+    assert not torch.equal(one.x, three.x)
+    assert (one.score < 0).all()
+
+
+@pytest.mark.parametrize("objective", [CONFIG.objective, PATH])
+def test_features_may_be_of_corrupted_sequences(make_job, objective):
+    found = []
+    for times in ((0.0,), (0.5,), (0.0, 0.5)):
+        method = make_job(with_objective(objective, feature_times=times, completions=objective.completions)).method
+        assert len(method._scales) == len(times)
+        found.append(method._kernels(method.prepare(0, 0))[1])
+    assert (found[0] - found[1]).abs().max() > 1e-3
+    method = make_job(with_objective(objective, feature_times=(0.5,))).method
+    seen = []
+    method.teacher.vocab_embed.register_forward_hook(lambda _, args, output: seen.append(args[0]))
+    method._loss(method.prepare(0, 0))
+    masked = torch.cat([one.flatten() for one in seen[-2:]]) == 32
+    assert 0.3 < masked.float().mean() < 0.7
+
+
+def test_a_bank_stands_in_for_sequences_of_the_step(make_job):
+    method = make_job(with_objective(PATH, bank_size=8)).method
+    assert [len(one) for one in method._bank] == [8]
+    rows = method.source.batch(0, 8)
+    batch = method.prepare(1, 0)
+    found = method._kernels(batch)[1][0]
+    whole = replace(batch, real=rows[None])
+    method._bank = []
+    of_all = method._kernels(whole)[1][0]
+    for column in found.T:  # each is that of a row of the bank
+        assert (of_all - column[:, None]).abs().amax(0).min() < 1e-5
+    assert found.shape == (4, 4)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        CONFIG,
+        with_objective(PATH),
+        with_objective(PATH, bank_size=6, feature_times=(0.0, 0.5)),
+        replace(with_objective(PATH), loop=replace(CONFIG.loop, accumulation=2)),
+    ],
+)
+def test_a_resumed_run_ends_as_a_straight_one(make_job, run_twice, config):
+    run_twice(lambda folder: make_job(config, folder), config.loop, 1)
+
+
+def test_the_bandwidths_are_kept_with_a_checkpoint(make_job):
+    job, other = (make_job(with_objective(PATH)) for _ in range(2))
+    state = job.state_dict()
+    state["method"]["scales"] = state["method"]["scales"] * 2
+    other.load_state_dict(state)
+    assert torch.equal(other.method._scales, 2 * job.method._scales)
+
+
+def test_accumulated_batches_are_the_batch_in_parts(make_job):
+    """States are independent, so two halves are the whole, but for the spread of their advantages."""
+    plain = with_objective(normalise_advantage=False, completions=4)
+    method = make_job(replace(plain, loop=replace(plain.loop, batch_size=2, accumulation=2))).method
+    x0 = [method.prepare(0, number).real[:, 0] for number in (0, 1)]
+    assert torch.equal(torch.cat(x0), method.source.batch(0, 4))
+    job = make_job(replace(plain, loop=replace(plain.loop, batch_size=2, accumulation=2)))
+    assert_trains(job)
+    paths = replace(with_objective(PATH, corpus_rows=2), loop=replace(plain.loop, accumulation=2))
+    method = make_job(paths).method
+    real = torch.cat([method.prepare(0, number).real[0] for number in (0, 1)])
+    assert torch.equal(real, method.source.batch(0, 16))
+
+
+@pytest.mark.parametrize("objective", [CONFIG.objective, PATH])
+def test_a_uniform_state_teacher_is_distilled_too(make_job, uniform_teacher, objective):
+    job = make_job(with_objective(objective), bundle=uniform_teacher)
+    assert_trains(job)
+    batch = job.method.prepare(0, 0)
+    assert (batch.x < 32).all()
+    if objective is not PATH:
+        assert batch.is_scored.all()
+
+
+def test_the_bundle_names_the_moves(make_job):
+    assert make_job(with_objective(PATH)).method.bundle().intended_nfe == 3
+    assert make_job(CONFIG).method.bundle().intended_nfe is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"moves": 3}, "moves is 1 or more for objective.trajectory whole-path, and not set .* got 3 for corrupted"),
+        ({"trajectory": "whole-path"}, "got None for whole-path"),
+        ({"objective": PATH, "completions": 2}, "completions is 1 for .* got 2"),
+        ({"bank_size": 3}, "bank_size and corpus_rows are for .* got 3 and 1"),
+        ({"layers": (0,)}, "layers are different numbers of blocks from 1; got .0"),
+        ({"layers": (1, 1)}, "layers are different"),
+        ({"feature_times": (1.0,)}, "feature_times are one or more in .0, 1.; got"),
+        ({"bandwidths": ()}, "bandwidths are one or more positive numbers"),
+        ({"bandwidths": (-1.0,)}, "bandwidths are one or more positive numbers"),
+        ({"completions": 3}, "objective.completions is 2 or more times objective.group_size.*got 3 and 2"),
+        ({"completions": 2, "advantage": "leave-one-out"}, "completions is 3 or more"),
+        ({"objective": PATH, "advantage": "groups", "group_size": 3}, "loop.batch_size is 2 or more times .*got 4 and"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(changes, message):
+    with pytest.raises(UsageError, match=message):
+        with_objective(**changes)
+
+
+def test_layers_are_those_of_the_teacher(make_job):
+    with pytest.raises(UsageError, match=r"blocks of the teacher, which has 2; got \[3\]"):
+        make_job(with_objective(layers=(3,)))
+
+
+def test_it_is_found_by_name_and_has_recipes():
+    assert METHODS["mmd"] is Mmd is method_of(CONFIG)
+    recipes = distillation_recipes("mmd")
+    assert {recipes[name].objective.moves for name in ("exact", "exact-udlm")} == {4}
+    assert {recipes[name].objective.moves for name in ("markov", "tiny-news")} == {8}
+    published = recipes["owt-169m"]
+    assert published.objective == MmdObjective(layers=(4,))
+    assert published.loop.batch_size * published.loop.accumulation == 512
+
+
+@pytest.mark.slow
+def test_two_processes_give_what_one_gives(tmp_path):
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    subprocess.run([*torchrun, str(SCRIPT), str(tmp_path)], check=True, capture_output=True, timeout=300)
+    alone = runpy.run_path(str(SCRIPT))["work"](tmp_path)
+    first, second = (torch.load(tmp_path / f"rank-{rank}.pt") for rank in range(2))
+    for name, value in alone.items():
+        assert torch.equal(first[name], second[name]), name
+        torch.testing.assert_close(first[name], value, rtol=1e-3, atol=1e-4)
+
+
+LEARNING = replace(
+    CONFIG,
+    data=DATA,
+    objective=replace(PATH, moves=4, features="concatenated"),
+    optimizer=OptimizerConfig(learning_rate=5e-4, beta2=0.99, weight_decay=0.0),
+    loop=LoopConfig(steps=100, batch_size=128, ema_decay=0.9),
+)
+
+
+def trained(config, teacher):
+    job = make_trainer(config, Inputs(TinySource(), CPU, teacher=teacher))
+    for step in range(job.num_steps):
+        job.step(step)
+    return job.bundle().student
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("features", ["token", "sequence", "concatenated"])
+def test_a_short_run_lowers_the_divergence_of_the_sampler(features):
+    source = TinySource()
+    teacher = pretrained(PRETRAIN, source)
+    config = replace(LEARNING, objective=replace(LEARNING.objective, features=features))
+    before, after = (divergence_from_data(net, source.chain, 4) for net in (teacher.teacher, trained(config, teacher)))
+    assert after < 0.92 * before  # 0.278 to 0.239 (sequence) and 0.232 (concatenated)
+
+
+@pytest.mark.slow
+def test_a_short_run_lowers_the_divergence_of_a_uniform_state_sampler():
+    source = TinySource()
+    network = replace(PRETRAIN.network, is_time_conditioned=True)
+    teacher = pretrained(replace(PRETRAIN, process="uniform", weight="nelbo", network=network), source)
+    log_q = source.chain.log_likelihood(STATES[(STATES != MASK).all(1)])
+
+    def divergence(net):
+        probs = positionwise_distribution(UniformAncestral(net, teacher.process), NUM_SYMBOLS, LENGTH, time_grid(4))
+        return float((probs * (probs.log() - log_q)).sum())
+
+    before, after = divergence(teacher.teacher), divergence(trained(LEARNING, teacher))
+    assert after < 0.92 * before  # 0.517 to 0.426
