@@ -12,6 +12,7 @@ from torch import Tensor
 
 from didi.arguments import finite_number, set_fields
 from didi.diffusion.canvas import Canvas
+from didi.diffusion.fixed_masks import mask_sizes, masks_of_size
 from didi.models.dit import DiT
 
 
@@ -51,8 +52,7 @@ class InitialState:
             vocab_size: number of symbols V, [MASK] included.
         """
         order, which = uniforms.unbind(-1)
-        rank = order.masked_fill(~canvas.is_free, 2.0).argsort(1).argsort(1)  # free positions first
-        is_masked = rank < num_masked(self.mask_ratio * canvas.is_free.sum(1))[:, None]
+        is_masked = masks_of_size(mask_sizes(self.mask_ratio, canvas.is_free.sum(1)), order, canvas.is_free)
         drawn = (which * (vocab_size - 1)).long()
         drawn = drawn + (drawn >= mask_id).long()
         return canvas.clamped(drawn.masked_fill(is_masked, mask_id))
@@ -81,11 +81,6 @@ class InitialState:
         embedded = network.embed(tokens)
         noisy = (1 - self.noise_std**2) ** 0.5 * embedded + self.noise_std * normals.to(embedded.dtype)
         return network.features_of_embeddings(torch.where(is_free[..., None], noisy, embedded), sigma, attention_mask)
-
-
-def num_masked(expected: Float[Tensor, " b"]) -> Int[Tensor, " b"]:
-    """Whole numbers of masks from shares of the length: rounded, 1 or more."""
-    return expected.round().long().clamp(min=1)
 
 
 MASKS = InitialState()

@@ -81,7 +81,7 @@ def _moved(
     length, total = states.shape[1], torch.zeros((), dtype=torch.float64)
     for rows in mass.nonzero().squeeze(1).split(CHUNK):
         probs = _position_probs(sampler, states[rows], t, s)
-        first, second = (_joint(half) for half in (probs[:, : length // 2], probs[:, length // 2 :]))
+        first, second = (joint(half) for half in (probs[:, : length // 2], probs[:, length // 2 :]))
         total = total + (first * mass[rows, None]).T @ second
     return total.flatten()
 
@@ -99,9 +99,9 @@ def _position_probs(
     return probs.cpu()
 
 
-def _joint(probs: Float[Tensor, "n h v"]) -> Float[Tensor, "n c"]:
+def joint(probs: Float[Tensor, "n h v"]) -> Float[Tensor, "n c"]:
     """Probabilities of all sequences of independent positions."""
-    joint = probs.new_ones(len(probs), 1)
+    found = probs.new_ones(len(probs), 1)
     for position in range(probs.shape[1]):
-        joint = (joint[:, :, None] * probs[:, position, None]).flatten(1)
-    return joint
+        found = (found[:, :, None] * probs[:, position, None]).flatten(1)
+    return found
