@@ -226,7 +226,7 @@ def test_what_a_bundle_lacks_is_named(bundle):
 
 
 def test_the_settings_of_a_sampler_are_told_for_the_record():
-    assert described(SamplingOptions()) == ""
+    assert described(SamplingOptions("ancestral")) == ""
     assert described(SamplingOptions("confidence")) == "measure probability, gumbel 0.0"
     assert described(SamplingOptions("entropy-bounded", entropy_bound=2.0)) == "entropy_bound 2.0"
     assert described(SamplingOptions("remasking", times=(1.0, 0.5, 0.0))).endswith("t_off 0.0, times 1 0.5 0")

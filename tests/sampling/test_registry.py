@@ -14,6 +14,7 @@ from didi.evaluation.perplexity import ExactJudge
 from didi.models.autoregressive import AutoregressiveConfig, AutoregressiveLM
 from didi.models.bundle import Bundle
 from didi.models.dit import DiT
+from didi.models.initial_state import InitialState
 from didi.sampling.confidence import ConfidenceOrder
 from didi.sampling.generate import generate
 from didi.sampling.guided import Guidance
@@ -28,15 +29,18 @@ VALUES = {
     "order": ConfidenceOrder("margin"),
     "entropy_bound": 2.5,
     "remask": Remasking("rescale", 0.5),
+    "initial_state": InitialState(0.5, 0.1),
     "grid": "cosine",
     "times": (1.0, 0.4, 0.0),
 }
 ON_A_GRID = {"ancestral", "guided", "tau-leaping", "confidence", "remasking", "published"}
+NFE = {"one-step": 1}
 READERS = {
     "guidance": {"guided"},
     "order": {"confidence"},
     "entropy_bound": {"entropy-bounded"},
     "remask": {"remasking"},
+    "initial_state": {"one-step"},
     "grid": ON_A_GRID,
     "times": ON_A_GRID,
 }
@@ -54,7 +58,7 @@ def bundle(make_dit, make_discriminator):
 
 def test_the_table_above_covers_every_sampler_and_own_setting():
     assert {*OWN_SETTINGS, "grid", "times"} == set(READERS)
-    assert set(MASKED) == ON_A_GRID | {"first-hitting", "entropy-bounded"}
+    assert set(MASKED) == ON_A_GRID | {"first-hitting", "entropy-bounded", "one-step"}
 
 
 @pytest.mark.parametrize(("sampler", "setting"), list(itertools.product(MASKED, READERS)))
@@ -64,11 +68,12 @@ def test_a_setting_is_accepted_if_and_only_if_it_is_read(bundle, sampler, settin
         made = make_sampler(bundle, options, 2)
         if setting in OWN_SETTINGS:
             assert getattr(made, setting) == VALUES[setting]
-        assert generate(bundle, num_samples=1, nfe=2, options=options).nfe == 2 or sampler == "entropy-bounded"
+        drawn = generate(bundle, num_samples=1, nfe=NFE.get(sampler, 2), options=options)
+        assert drawn.nfe == NFE.get(sampler, 2) or sampler == "entropy-bounded"
         assert with_read_options(options, bundle) == options
         return
     with pytest.raises(UsageError, match=f"^{sampler} sampling does not read {setting}, which ") as caught:
-        generate(bundle, num_samples=1, nfe=2, options=options)
+        generate(bundle, num_samples=1, nfe=NFE.get(sampler, 2), options=options)
     named = str(caught.value).partition("which ")[2].rpartition(" do")[0]
     assert set(named.split(", ")) == READERS[setting]
     assert "\n" not in str(caught.value)

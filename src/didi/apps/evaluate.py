@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from didi.apps.console import ResultConsole, print_rows
-from didi.apps.options import GuidanceFlags, OrderFlags, RemaskingFlags, sampling_options
+from didi.apps.options import GuidanceFlags, InitialStateFlags, OrderFlags, RemaskingFlags, sampling_options
 from didi.apps.outputs import refuse_existing
 from didi.apps.terminal import parse
 from didi.data.source import source_for
@@ -20,7 +20,7 @@ from didi.evaluation.report import RESULTS
 from didi.evaluation.row import EvaluationRow
 from didi.models.bundle import Role, load
 from didi.sampling.base import Grid
-from didi.sampling.options import SamplerName
+from didi.sampling.options import DEFAULT_SAMPLER, SamplerName
 from didi.world import default_device
 
 
@@ -43,8 +43,8 @@ class EvaluateCommand:
     judge: tuple[str, ...] = ()
     """smollm2-135m (the default for text), exact (the likelihood of the bundle's own world, markov or exact; with the
     exact divergences of a sampler from it where they exist), any causal language model of transformers, or several."""
-    sampler: tuple[SamplerName, ...] = ("ancestral",)
-    """One or several samplers."""
+    sampler: tuple[SamplerName, ...] = (DEFAULT_SAMPLER,)
+    """One or several samplers; default is one-step for a student that was trained for it, else ancestral."""
     data: str | None = None
     """Corpus: news, a file or a Hub data set. Its test split is evaluated as a row, and gives each network's NELBO."""
     anchors: bool = False
@@ -75,6 +75,7 @@ class EvaluateCommand:
     entropy_bound: float | None = None
     """entropy-bounded: nats by which the sum of the entropies of the tokens of a step may exceed the largest one; 1."""
     remask: RemaskingFlags = field(default_factory=RemaskingFlags)
+    initial_state: InitialStateFlags = field(default_factory=InitialStateFlags)
 
 
 def run_evaluate(args: Sequence[str]) -> None:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import didi
 from didi.apps.live import LiveView, ProgressBar
-from didi.apps.options import GuidanceFlags, OrderFlags, RemaskingFlags, sampling_options
+from didi.apps.options import GuidanceFlags, InitialStateFlags, OrderFlags, RemaskingFlags, sampling_options
 from didi.apps.prompt_files import read_prompts, text_or_input
 from didi.apps.streams import json_line
 from didi.apps.terminal import parse
@@ -22,7 +22,7 @@ from didi.models.bundle import Bundle, Role, load
 from didi.models.inference import Numerics, for_inference
 from didi.sampling.base import Grid
 from didi.sampling.generate import Generation, generate_batches
-from didi.sampling.options import SamplerName
+from didi.sampling.options import DEFAULT_SAMPLER, SamplerName
 from didi.sampling.prompts import PromptSet
 from didi.sampling.record import sampling_record
 from didi.world import default_device
@@ -43,8 +43,9 @@ class GenerateCommand:
     """Number of texts to generate; 8 by default. With --prompts: for each prompt, by default 1."""
     nfe: int | None = None
     """Number of sampling steps, at most so many network passes; by default what the student was trained for, or 16."""
-    sampler: SamplerName = "ancestral"
-    """ancestral (Eq. 10) is exact; docs/samplers.md describes the others."""
+    sampler: SamplerName = DEFAULT_SAMPLER
+    """ancestral (Eq. 10) is exact; docs/samplers.md describes the others. default is one-step for a student that was
+    trained for it, else ancestral."""
     role: Role | None = None
     """Network to sample from; by default the student if the bundle has one."""
     precision: Precision = "float64"
@@ -80,6 +81,7 @@ class GenerateCommand:
     entropy_bound: float | None = None
     """entropy-bounded: nats by which the sum of the entropies of the tokens of a step may exceed the largest one; 1."""
     remask: RemaskingFlags = field(default_factory=RemaskingFlags)
+    initial_state: InitialStateFlags = field(default_factory=InitialStateFlags)
     live: bool = False
     """Show the first texts on standard error during sampling."""
     format: Literal["text", "jsonl"] = "text"

@@ -28,7 +28,9 @@ def optional(kind: type[Any]) -> Any:
     return made
 
 
-GuidanceFlags, OrderFlags, RemaskingFlags = (optional(KINDS[name]) for name in ("guidance", "order", "remask"))
+GuidanceFlags, OrderFlags, RemaskingFlags, InitialStateFlags = (
+    optional(KINDS[name]) for name in ("guidance", "order", "remask", "initial_state")
+)
 
 
 def given(flags: Any, base: Settings) -> Settings | None:

@@ -63,3 +63,10 @@ class SequenceNoise:
         for out, generator in zip(drawn, generators, strict=True):
             torch.rand(*shape, dtype=dtype, generator=generator, out=out)
         return drawn.to(self._device if device is None else device, non_blocking=True)
+
+    def normals(self, *shape: int) -> Float[Tensor, "b ..."]:
+        """Standard normal numbers of shape ``[b, *shape]``, the next ones of each sequence's stream; float32."""
+        drawn = torch.empty(len(self), *shape)
+        for out, generator in zip(drawn, self._generators, strict=True):
+            torch.randn(*shape, generator=generator, out=out)
+        return drawn.to(self._device, non_blocking=True)

@@ -156,7 +156,8 @@ class _Measured:
             passes = {"seconds": seconds, "student_passes": student_passes}
             known: Circumstances = about | divergences(tokens, one)
             if isinstance(one, ExactJudge) and (found := exact(one.chain)) is not None:
-                known = known | cast(Circumstances, asdict(found))
+                notes = "; ".join(filter(None, [str(known.get("note", "")), found.note]))
+                known = known | cast(Circumstances, asdict(found) | {"note": notes})
             row = measure(label, sampler, moves, tokens, scores, judge=one.name, **passes, **known)
             self.results.append(SampleSet(row, texts, scores, token_entropy(tokens).cpu(), log_ratios))
             if self.out is not None and world().is_main:  # a run that is stopped keeps what it has measured

@@ -9,7 +9,14 @@ from didi.errors import UsageError
 from didi.models.autoregressive import AutoregressiveLM
 from didi.models.bundle import Bundle, Role
 from didi.sampling.options import SETTINGS, SamplerName, SamplingOptions
-from didi.sampling.registry import find_sampler, is_self_paced, make_sampler, with_bundle_settings, with_read_options
+from didi.sampling.registry import (
+    find_sampler,
+    make_sampler,
+    moves_without_grid,
+    sampler_of,
+    with_bundle_settings,
+    with_read_options,
+)
 
 PlannedRow = tuple[str, SamplingOptions, int]
 
@@ -77,10 +84,9 @@ def _plan(
         for sampler in only if isinstance(network, AutoregressiveLM) else samplers:
             settings = with_read_options(replace(options, role=role, sampler=sampler), bundle)
             settings = with_bundle_settings(settings, bundle)
-            if is_self_paced(network, sampler):
-                numbers: Sequence[int] = [network.length]
-            else:
-                numbers = [len(options.times) - 1] if options.times else nfe
+            numbers: Sequence[int] = [len(options.times) - 1] if options.times else nfe
+            if (fixed := moves_without_grid(network, settings.sampler, network.length)) is not None:
+                numbers = [fixed]
             for moves in numbers:
                 make_sampler(bundle, settings, moves)
                 plan.append((label, settings, moves))
@@ -91,9 +97,11 @@ def _refuse_unread(
     bundle: Bundle, roles: Sequence[Role | None], samplers: Sequence[SamplerName], options: SamplingOptions
 ) -> None:
     """Refuse a setting that none of the samplers reads; that of an autoregressive network reads none."""
-    is_diffusion = any(not isinstance(bundle.network(role), AutoregressiveLM) for role in roles)
-    reads = set().union(*(find_sampler(sampler, bundle.process.name).reads for sampler in samplers if is_diffusion))
+    diffusion = [role for role in roles if not isinstance(bundle.network(role), AutoregressiveLM)]
+    each = [replace(options, role=role, sampler=sampler) for role in diffusion for sampler in samplers]
+    names = list(dict.fromkeys(sampler_of(bundle, one) for one in each))
+    reads = set().union(*(find_sampler(name, bundle.process.name).reads for name in names))
     for name in SETTINGS:
         if getattr(options, name) != getattr(SamplingOptions, name) and name not in reads:
-            readers = ", ".join(samplers) if is_diffusion else "left-to-right sampling"
+            readers = ", ".join(names) or "left-to-right sampling"
             raise UsageError(f"none of {readers} reads {name}; leave it out or add its sampler")

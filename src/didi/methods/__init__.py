@@ -6,13 +6,14 @@ from didi.errors import UsageError
 from didi.methods.base import Method
 from didi.methods.dcd import Dcd
 from didi.methods.didi import Didi
+from didi.methods.dimo import Dimo
 from didi.methods.duo import Duo
 from didi.methods.elbo import Elbo
 from didi.methods.mmd import Mmd
 from didi.methods.sdtt import Sdtt
 from didi.methods.settings import RunConfig
 
-METHODS: dict[str, type[Any]] = {one.name: one for one in (Elbo, Duo, Didi, Sdtt, Dcd, Mmd)}
+METHODS: dict[str, type[Any]] = {one.name: one for one in (Elbo, Duo, Didi, Sdtt, Dcd, Mmd, Dimo)}
 """Classes with the contract of ``methods.base.Method``."""
 
 __all__ = ["METHODS", "Method", "find_method", "method_of"]

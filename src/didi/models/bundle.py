@@ -34,6 +34,7 @@ from didi.models.discriminator import Discriminator, num_parameters
 from didi.models.dit import DiT
 from didi.models.foreign import download
 from didi.models.guidance import Guidance
+from didi.models.initial_state import InitialState
 from didi.models.manifest import ROLES, Manifest, read_manifest
 from didi.models.networks import kind_of
 from didi.models.pickled import pack, unpack
@@ -69,6 +70,7 @@ class Bundle:
         provenance: recipe, seed, data, machine: what a reader needs to trust or repeat it.
         name: where it was loaded from.
         guidance: settings that guided sampling was measured with, its default; None for those of ``Guidance``.
+        initial_state: what a one-step student starts from; None for students of several moves.
     """
 
     student: DiT | None = None
@@ -81,6 +83,7 @@ class Bundle:
     provenance: dict[str, Any] = field(default_factory=dict)
     name: str = "unnamed"
     guidance: Guidance | None = None
+    initial_state: InitialState | None = None
 
     def __post_init__(self) -> None:
         if self.process is _UNKNOWN and (network := next(iter(self.networks().values()), None)) is not None:
@@ -209,7 +212,8 @@ def save(bundle: Bundle, path: Path | str, *, dtype: torch.dtype = torch.float32
             (staging / "tokenizer.json").write_text(bundle.tokenizer.to_str(pretty=True), encoding="utf-8")
         kinds = {role: kind_of(network) for role, network in networks.items()}
         provenance = with_digests(bundle.provenance, staging, networks)
-        manifest = Manifest(bundle.process, kinds, bundle.intended_nfe, provenance, bundle.guidance).record()
+        about = (bundle.process, kinds, bundle.intended_nfe, provenance, bundle.guidance, bundle.initial_state)
+        manifest = Manifest(*about).record()
         (staging / "bundle.yaml").write_text(yaml.dump(manifest, Dumper=PlainDumper, sort_keys=False))
         sizes = {role: num_parameters(network) for role, network in networks.items()}
         card = model_card(sizes, bundle.process, bundle.provenance, bundle.intended_nfe)
@@ -244,6 +248,7 @@ def load(name: Path | str) -> Bundle:
         provenance=provenance,
         name=str(name),
         guidance=manifest.guidance,
+        initial_state=manifest.initial_state,
     )
 
 

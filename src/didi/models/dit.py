@@ -234,7 +234,16 @@ class DiT(DiTTrunk):
         attention_mask: Bool[Tensor, "b l"] | None = None,
     ) -> Float[Tensor, "b l d"]:
         """See ``Denoiser.features``."""
-        return self.output_layer(*self.conditioned(self.embed(inputs), sigma, attention_mask))
+        return self.features_of_embeddings(self.embed(inputs), sigma, attention_mask)
+
+    def features_of_embeddings(
+        self,
+        embedded: Float[Tensor, "b l d"],
+        sigma: Float[Tensor, " b"] | None = None,
+        attention_mask: Bool[Tensor, "b l"] | None = None,
+    ) -> Float[Tensor, "b l d"]:
+        """As ``features``, of rows of ``embed``, or of others in their place."""
+        return self.output_layer(*self.conditioned(embedded, sigma, attention_mask))
 
     def head(self, features: Float[Tensor, "*rows d"]) -> Float[Tensor, "*rows v"]:
         """See ``Denoiser.head``."""

@@ -66,7 +66,7 @@ def check_ready(networks: Mapping[str, nn.Module]) -> None:
     """
     for name, network in networks.items():
         first = next(network.parameters())
-        is_converted = bool({"features", "from_embeddings"} & set(vars(network)))
+        is_converted = bool({"features_of_embeddings", "from_embeddings"} & set(vars(network)))
         dtypes = {one.dtype for one in ([first] if is_converted else network.parameters())}
         if first.is_meta:
             raise UsageError(f"the {name} is on the meta device and has no values: load it again")
@@ -86,7 +86,7 @@ def check_ready(networks: Mapping[str, nn.Module]) -> None:
 
 def _cheaper(network: DiT | Discriminator, numerics: Numerics, *, is_compiled: bool) -> nn.Module:
     network = _int8(network) if numerics == "int8" else copy.deepcopy(network)
-    name = "features" if isinstance(network, DiT) else "from_embeddings"
+    name = "features_of_embeddings" if isinstance(network, DiT) else "from_embeddings"
     device_type = next(iter(network.parameters())).device.type
     trunk = getattr(network, name)
     if is_compiled and device_type == "cuda":

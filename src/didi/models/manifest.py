@@ -1,7 +1,8 @@
 """The manifest ``bundle.yaml`` of a bundle: format 2 is written; formats 1 and 2 are read.
 
 Format 1 knew masked diffusion alone: it has ``roles`` (a list), ``schedule`` and ``mask_id`` at the top. Format 2 has
-``process`` (name and settings), ``networks`` (kind of each role) and ``intended_nfe``, and may have ``guidance``.
+``process`` (name and settings), ``networks`` (kind of each role) and ``intended_nfe``, and may have ``guidance`` and
+``initial_state``.
 """
 
 import reprlib
@@ -12,6 +13,7 @@ from typing import Any
 from didi.diffusion import Process, process_from_settings, process_settings
 from didi.errors import UsageError
 from didi.models.guidance import Guidance
+from didi.models.initial_state import InitialState
 from didi.models.networks import NETWORKS
 from didi.models.untrusted import MAX_INT, read_json, read_yaml, record_from
 
@@ -22,6 +24,8 @@ _TYPES: dict[int, dict[str, Any]] = {
     1: {"format_version": int, "roles": list, "schedule": str, "mask_id": int | None, "provenance": dict},
     2: {"format_version": int, "process": dict, "networks": dict, "intended_nfe": int | None, "provenance": dict},
 }
+_OPTIONAL: dict[str, type[Any]] = {"guidance": Guidance, "initial_state": InitialState}
+"""Records that a manifest of format 2 may have, and their types."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,7 @@ class Manifest:
         intended_nfe: moves that the student is trained for, of several the most; None if unknown.
         provenance: recipe, seed, data, machine.
         guidance: settings that guided sampling was measured with; None if unknown.
+        initial_state: what a one-step student starts from; None for other students.
     """
 
     process: Process
@@ -41,16 +46,17 @@ class Manifest:
     intended_nfe: int | None = None
     provenance: dict[str, Any] = field(default_factory=dict)
     guidance: Guidance | None = None
+    initial_state: InitialState | None = None
 
     def record(self) -> dict[str, Any]:
         """As plain values, in the order of the file."""
-        guidance = {} if self.guidance is None else {"guidance": asdict(self.guidance)}
+        optional = {name: getattr(self, name) for name in _OPTIONAL}
         return {
             "format_version": FORMAT_VERSION,
             "process": process_settings(self.process),
             "networks": self.networks,
             "intended_nfe": self.intended_nfe,
-            **guidance,
+            **{name: asdict(one) for name, one in optional.items() if one is not None},
             "provenance": self.provenance,
         }
 
@@ -71,7 +77,7 @@ def read_manifest(path: Path) -> Manifest:
             f"this didi reads bundle formats {' and '.join(map(str, _TYPES))}; {path} has {reprlib.repr(version)}"
         )
     wanted = _TYPES[version]
-    guidance = values.pop("guidance", None) if version == FORMAT_VERSION else None
+    optional = {name: values.pop(name, None) for name in _OPTIONAL if version == FORMAT_VERSION}
     if set(values) != set(wanted):
         raise UsageError(f"{file} holds exactly {', '.join(wanted)}")
     for key, kind in wanted.items():
@@ -84,15 +90,15 @@ def read_manifest(path: Path) -> Manifest:
         process = process_from_settings(values["process"])
     except UsageError as error:
         raise UsageError(f"process in {file}: {error}") from error
-    return Manifest(
-        process, values["networks"], values["intended_nfe"], values["provenance"], _guidance(guidance, file)
-    )
+    records = {name: _record(name, settings, file) for name, settings in optional.items()}
+    return Manifest(process, values["networks"], values["intended_nfe"], values["provenance"], **records)
 
 
-def _guidance(settings: Any, file: Path) -> Guidance | None:
+def _record(name: str, settings: Any, file: Path) -> Any:
+    """An optional record of settings."""
     if settings is not None and not isinstance(settings, dict):
-        raise UsageError(f"guidance in {file} is a mapping of settings; got {reprlib.repr(settings)}")
-    return None if settings is None else record_from(Guidance, settings, source=f"guidance in {file}")
+        raise UsageError(f"{name} in {file} is a mapping of settings; got {reprlib.repr(settings)}")
+    return None if settings is None else record_from(_OPTIONAL[name], settings, source=f"{name} in {file}")
 
 
 def _check(values: dict[str, Any], file: Path) -> None:

@@ -135,5 +135,6 @@ VARIANTS: dict[tuple[str, str], DistillationConfig] = {
         ),
     ),
     ("owt-169m", "mmd"): mmd_published(DISTILL["owt-169m"]),
+
 }  # fmt: skip
 """Recipes of other methods, by recipe and method; see ``didi.recipes.VARIANTS``."""

@@ -92,5 +92,6 @@ VARIANTS: dict[tuple[str, str], DistillationConfig] = {
         "tiny-news", "", DISTILL["tiny-news"].data, num_moves=8, learning_rate=3e-4, steps=2000, batch_size=64
     ),
     ("tiny-news", "mmd"): mmd_paths(DISTILL["tiny-news"], 8, "token", learning_rate=3e-4, steps=500, batch_size=48),
+
 }  # fmt: skip
 """Recipes of other methods, by recipe and method; see ``didi.recipes.VARIANTS``."""

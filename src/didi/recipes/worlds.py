@@ -88,5 +88,6 @@ VARIANTS: dict[tuple[str, str], DistillationConfig] = {
     ("exact-udlm", "mmd"): mmd_paths(
         DISTILL["exact-udlm"], 4, "concatenated", learning_rate=4e-4, steps=560, batch_size=256
     ),
+
 }  # fmt: skip
 """Recipes of other methods, by recipe and method; see ``didi.recipes.VARIANTS``."""

@@ -15,6 +15,7 @@ from didi.sampling.memory import check_samples
 from didi.sampling.options import SamplingOptions
 from didi.sampling.prompt import decode
 from didi.sampling.prompts import Prompt, known_prompts
+from didi.sampling.registry import sampler_of
 from didi.sampling.stream import Move, num_moves, options_from, stream
 from didi.world import world
 
@@ -149,7 +150,7 @@ def generate_batches(
                 discriminator_passes=move.discriminator_passes,
                 seed=seed,
                 precision=chosen.precision,
-                sampler=chosen.sampler,
+                sampler=sampler_of(bundle, chosen),
                 seconds=time.perf_counter() - started,
             )
             started = time.perf_counter()

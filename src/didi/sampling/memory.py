@@ -23,7 +23,7 @@ from didi.models.guidance import Guidance
 from didi.sampling.base import path_alphas
 from didi.sampling.options import SamplingOptions
 from didi.sampling.published_uniform import PublishedUniform
-from didi.sampling.registry import find_sampler, is_self_paced, with_bundle_settings
+from didi.sampling.registry import find_sampler, is_self_paced, sampler_of, with_bundle_settings
 from didi.sampling.score import ScoreSampler
 from didi.sampling.uniform_ancestral import ROWS, UniformAncestral
 
@@ -58,7 +58,7 @@ def batch_bytes(bundle: Bundle, options: SamplingOptions, length: int, num_moves
     trunk = positions * hidden * ACTIVATIONS * _share_of_float32(network)
     if isinstance(network, AutoregressiveLM):  # keys and values of every block, copied at each position
         return positions * hidden * blocks * 16 + batch_size * vocab_size * (8 + DRAW)
-    name = "published" if options.precision == "float32" else options.sampler
+    name = "published" if options.precision == "float32" else sampler_of(bundle, options)
     kind = find_sampler(name, bundle.process.name).sampler
     if issubclass(kind, (UniformAncestral, ScoreSampler)):  # parts of the positions at a time
         part = rows_at_a_time(vocab_size, next(network.parameters()).device)

@@ -9,6 +9,7 @@ from torch import Tensor
 from didi.arguments import finite_number, instance, listed, one_of, set_fields, whole_number
 from didi.diffusion.categorical import Precision
 from didi.models.bundle import Role
+from didi.models.initial_state import InitialState
 from didi.sampling.base import Grid, given_times, time_grid
 from didi.sampling.confidence import ConfidenceOrder
 from didi.sampling.departure import Departure
@@ -16,7 +17,10 @@ from didi.sampling.guided import Guidance
 from didi.sampling.remasking import Remasking
 
 SamplerName = str
-"""A name in ``didi.sampling.SAMPLERS``."""
+"""A name in ``didi.sampling.SAMPLERS``, or ``DEFAULT_SAMPLER``."""
+
+DEFAULT_SAMPLER: SamplerName = "default"
+"""Stands for the sampler of the bundle, ``registry.sampler_of``."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +33,8 @@ class SamplingOptions:
     Attributes:
         sampler: a name in ``didi.sampling.SAMPLERS``: ``ancestral`` (Eq. 10; left to right for an autoregressive
             network), ``guided`` (Algorithm 2), ``first-hitting`` (exact, one token a pass), ``tau-leaping``,
-            ``confidence``, ``entropy-bounded`` or ``remasking``.
+            ``confidence``, ``entropy-bounded``, ``remasking`` or ``one-step``; ``default`` is ``one-step`` for a
+            student with an initial state, else ``ancestral``.
         role: which network; the student where there is one, by default.
         precision: of the draws.
         temperature: divides the logits; 1 is exact.
@@ -42,12 +47,14 @@ class SamplingOptions:
         order: which positions ``confidence`` reveals first.
         entropy_bound: nats that ``entropy-bounded`` may draw at once beyond the largest entropy.
         remask: settings of ``remasking``.
+        initial_state: what ``one-step`` starts from; None is that of the bundle for its student, and masks alone for
+            other networks.
 
     Raises:
         UsageError: a value is of another type, out of range, or none of the choices.
     """
 
-    sampler: SamplerName = "ancestral"
+    sampler: SamplerName = DEFAULT_SAMPLER
     role: Role | None = None
     precision: Precision = "float64"
     temperature: float = 1.0
@@ -60,6 +67,7 @@ class SamplingOptions:
     order: ConfidenceOrder | None = None
     entropy_bound: float | None = None
     remask: Remasking | None = None
+    initial_state: InitialState | None = None
 
     def __post_init__(self) -> None:
         departure = self.departure
@@ -90,10 +98,15 @@ class SamplingOptions:
         return given_times(self.times) if self.times else time_grid(nfe, self.grid)
 
 
-KINDS: dict[str, type[Any]] = {"guidance": Guidance, "order": ConfidenceOrder, "remask": Remasking}
+KINDS: dict[str, type[Any]] = {
+    "guidance": Guidance,
+    "order": ConfidenceOrder,
+    "remask": Remasking,
+    "initial_state": InitialState,
+}
 """Types of the fields that are records of settings."""
 
-OWN_SETTINGS = ("guidance", "order", "entropy_bound", "remask")
+OWN_SETTINGS = ("guidance", "order", "entropy_bound", "remask", "initial_state")
 """Fields of ``SamplingOptions`` that some samplers read; the field of the sampler has the same name."""
 
 SETTINGS = (*OWN_SETTINGS, "grid", "times")

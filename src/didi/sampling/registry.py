@@ -16,7 +16,8 @@ from didi.sampling.confidence import ConfidenceDecoding
 from didi.sampling.entropy_bounded import EntropyBounded
 from didi.sampling.first_hitting import FirstHitting
 from didi.sampling.guided import Guided
-from didi.sampling.options import OWN_SETTINGS, SETTINGS, SamplerName, SamplingOptions
+from didi.sampling.one_step import OneStep
+from didi.sampling.options import DEFAULT_SAMPLER, OWN_SETTINGS, SETTINGS, SamplerName, SamplingOptions
 from didi.sampling.published import Published
 from didi.sampling.published_uniform import PublishedUniform
 from didi.sampling.remasking import RemaskingSampler
@@ -41,18 +42,20 @@ class SamplerKind:
         processes: names of the processes that it samples.
         is_self_paced: whether the number of passes, at most the length, does not follow from a time grid.
         fixed: fields with one value for all users.
+        num_moves: of a sampler that has one number of moves only.
     """
 
     sampler: type[Any]
     processes: tuple[str, ...] = MASKED
     is_self_paced: bool = False
     fixed: tuple[tuple[str, Any], ...] = ()
+    num_moves: int | None = None
 
     @property
     def reads(self) -> set[str]:
         """Names of the options, beyond those of every sampler, that it reads."""
         names = {one.name for one in fields(self.sampler)} - {name for name, _ in self.fixed}
-        grid = set() if self.is_self_paced else {"grid", "times"}
+        grid = set() if self.is_self_paced or self.num_moves else {"grid", "times"}
         return names & {*OWN_SETTINGS, "precision", "is_whole_batch"} | grid
 
     def make(self, bundle: Bundle, options: SamplingOptions) -> Sampler:
@@ -94,6 +97,7 @@ SAMPLERS: dict[SamplerName, tuple[SamplerKind, ...]] = {
     "tau-leaping": (SamplerKind(Ancestral, fixed=(("leap", "tau"),)),),
     "confidence": (SamplerKind(ConfidenceDecoding),),
     "entropy-bounded": (SamplerKind(EntropyBounded, is_self_paced=True),),
+    "one-step": (SamplerKind(OneStep, ("absorbing",), num_moves=1),),
     "remasking": (
         SamplerKind(RemaskingSampler),
         SamplerKind(PredictorCorrector, ("uniform",), fixed=(("is_greedy_tail", False),)),
@@ -125,6 +129,22 @@ def samplers_of(process: str) -> list[SamplerName]:
     return [name for name, kinds in SAMPLERS.items() if any(process in kind.processes for kind in kinds)]
 
 
+def sampler_of(bundle: Bundle, options: SamplingOptions) -> SamplerName:
+    """The sampler of ``options``; the default is ``one-step`` for a student with an initial state, else ``ancestral``.
+
+    Raises:
+        UsageError: the bundle has no network of the role.
+    """
+    if options.sampler != DEFAULT_SAMPLER:
+        return options.sampler
+    return "one-step" if _starts_at_random(bundle, options) else "ancestral"
+
+
+def _starts_at_random(bundle: Bundle, options: SamplingOptions) -> bool:
+    """Whether the network of ``options`` is a student with an initial state."""
+    return bundle.initial_state is not None and bundle.network(options.role) is bundle.student
+
+
 def make_sampler(bundle: Bundle, options: SamplingOptions, num_moves: int) -> Sampler:
     """The sampler that ``options`` ask for, on the bundle's networks.
 
@@ -137,7 +157,7 @@ def make_sampler(bundle: Bundle, options: SamplingOptions, num_moves: int) -> Sa
         UsageError: the sampler is unknown, the bundle lacks a network it needs or has it in a state that cannot be
             sampled, or an option is given that the sampler does not read.
     """
-    departure = options.departure
+    departure, options = options.departure, replace(options, sampler=sampler_of(bundle, options))
     network = bundle.network(options.role)
     kind = find_sampler(options.sampler, bundle.process.name)
     if isinstance(network, AutoregressiveLM):
@@ -178,17 +198,20 @@ def _refuse_unread(options: SamplingOptions, reads: set[str], process: str) -> N
 
 
 def with_bundle_settings(options: SamplingOptions, bundle: Bundle) -> SamplingOptions:
-    """``options`` with the guidance that the bundle was measured with, where it is read and not given."""
-    reads_guidance = "guidance" in find_sampler(options.sampler, bundle.process.name).reads
-    if options.guidance is not None or bundle.guidance is None or not reads_guidance:
-        return options
-    return replace(options, guidance=bundle.guidance)
+    """``options`` with the sampler, guidance and initial state of the bundle, where they are read and not given."""
+    options = replace(options, sampler=sampler_of(bundle, options))
+    reads = find_sampler(options.sampler, bundle.process.name).reads
+    if "guidance" in reads and options.guidance is None:
+        return replace(options, guidance=bundle.guidance)
+    if "initial_state" in reads and options.initial_state is None and _starts_at_random(bundle, options):
+        return replace(options, initial_state=bundle.initial_state)
+    return options
 
 
 def with_read_options(options: SamplingOptions, bundle: Bundle) -> SamplingOptions:
     """``options`` without those that their sampler does not read, for one set of options shared by several samplers."""
     is_autoregressive = isinstance(bundle.network(options.role), AutoregressiveLM)
-    reads = set() if is_autoregressive else find_sampler(options.sampler, bundle.process.name).reads
+    reads = set() if is_autoregressive else find_sampler(sampler_of(bundle, options), bundle.process.name).reads
     default = SamplingOptions()
     unread = [name for name in SETTINGS if name not in reads]
     return replace(options, **{name: getattr(default, name) for name in unread})
@@ -219,3 +242,12 @@ def is_self_paced(network: DiT | AutoregressiveLM, sampler: SamplerName) -> bool
         UsageError: there is no sampler of that name.
     """
     return isinstance(network, AutoregressiveLM) or _kinds(sampler)[0].is_self_paced
+
+
+def moves_without_grid(network: DiT | AutoregressiveLM, sampler: SamplerName, length: int) -> int | None:
+    """Number of moves of a sampler without a time grid, at most ``length``; None for one that has a grid.
+
+    Raises:
+        UsageError: there is no sampler of that name.
+    """
+    return length if is_self_paced(network, sampler) else _kinds(sampler)[0].num_moves

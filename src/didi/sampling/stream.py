@@ -17,7 +17,7 @@ from didi.sampling.memory import check_batch, out_of_memory
 from didi.sampling.options import SamplingOptions
 from didi.sampling.prompt import decode
 from didi.sampling.prompts import Prompt, PromptSet
-from didi.sampling.registry import is_self_paced, make_sampler
+from didi.sampling.registry import make_sampler, moves_without_grid, sampler_of
 from didi.torch_defaults import each_with_torch_defaults, with_torch_defaults
 from didi.world import world
 
@@ -139,8 +139,14 @@ def check_finished(sampler: Sampler, z: Int[Tensor, "b l"], canvas: Canvas, mask
 
 
 def num_moves(bundle: Bundle, nfe: int | None, length: int, options: SamplingOptions) -> int:
-    """Moves of a sample set: the length where passes follow no grid, the number of ``times`` where those are given."""
-    nfe = None if nfe is None else whole_number("nfe", nfe, low=1)
-    if is_self_paced(bundle.network(options.role), options.sampler):
-        return length
+    """Moves of a sample set: the length where passes follow no grid, the number of ``times`` where those are given.
+
+    Raises:
+        UsageError: ``nfe`` is no whole number of 1 or more, or the sampler has another number of moves only.
+    """
+    nfe, name = None if nfe is None else whole_number("nfe", nfe, low=1), sampler_of(bundle, options)
+    if (fixed := moves_without_grid(bundle.network(options.role), name, length)) is not None:
+        if name == "one-step" and nfe not in (None, fixed):
+            raise UsageError(f"one-step sampling has nfe 1; got {nfe}: leave nfe out, or choose another sampler")
+        return fixed
     return len(options.move_times(bundle.default_nfe(options.role) if nfe is None else nfe)) - 1

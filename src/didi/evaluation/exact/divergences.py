@@ -18,12 +18,14 @@ class ExactDivergences:
         reverse_kl: KL(q || p): infinite where q has sequences that p never draws. Lost sequences cost it most.
         total_variation: half the sum of absolute differences, in [0, 1].
         joint_entropy: entropy of p over whole sequences.
+        note: what about p is not exact, if anything.
     """
 
     kl: float
     reverse_kl: float
     total_variation: float
     joint_entropy: float
+    note: str = ""
 
 
 def exact_divergences(p: Float[Tensor, " c"], log_q: Float[Tensor, " c"]) -> ExactDivergences:

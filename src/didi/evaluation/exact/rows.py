@@ -1,6 +1,7 @@
 """Exact divergences for the rows of an evaluation, where the sampler and the world of a bundle allow them."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import lru_cache
 from typing import cast
 
@@ -12,6 +13,7 @@ from didi.data.markov import MarkovChain
 from didi.diffusion.absorbing import Absorbing
 from didi.evaluation.exact.divergences import ExactDivergences, exact_divergences
 from didi.evaluation.exact.guided import guided_distribution
+from didi.evaluation.exact.one_step import one_step_distributions
 from didi.evaluation.exact.product import PositionwiseSampler, positionwise_distribution
 from didi.evaluation.exact.sampler import Table, network_predictions, sampler_distribution
 from didi.evaluation.exact.states import MAX_STATES, States
@@ -22,6 +24,7 @@ from didi.sampling.ancestral import Ancestral, tau_leaping_alphas
 from didi.sampling.base import path_alphas
 from didi.sampling.departure import Departure
 from didi.sampling.guided import Guided
+from didi.sampling.one_step import OneStep
 from didi.sampling.options import SamplingOptions
 from didi.sampling.registry import make_sampler
 from didi.sampling.uniform_guided import UniformGuided
@@ -49,23 +52,39 @@ class ExactRows:
             options: sampler, role and settings.
             num_moves: of the time grid, unless ``options`` give the times.
         """
-        p = self.distribution(chain.num_symbols, options, num_moves)
-        if p is None:
+        parts = self._distributions(chain.num_symbols, options, num_moves)
+        if parts is None:
             return None
-        return exact_divergences(p, chain.log_likelihood(States(chain.num_symbols, self._length(options)).clean))
+        log_q = chain.log_likelihood(States(chain.num_symbols, self._length(options)).clean)
+        found = exact_divergences(parts.mean(0), log_q)
+        if len(parts) == 1:
+            return found
+        bias = sum(exact_divergences(one, log_q).kl for one in parts) / len(parts) - found.kl
+        return replace(found, note=f"embedding noise averaged over draws: KL is high by about {bias:.1g} nats")
 
     def distribution(self, num_symbols: int, options: SamplingOptions, num_moves: int) -> Float[Tensor, " c"] | None:
         """Probability of every clean sequence, or None where the sampler has no distribution that can be enumerated.
 
         It has one for at most ``MAX_STATES`` states, in float64, at any time grid, temperature and top-p. Samplers: for
+<<<<<<< HEAD
         masked diffusion the ancestral one and tau-leaping; those of uniform-state diffusion and of score networks;
         guided sampling that draws among its candidates.
+=======
+        masked diffusion the ancestral one, tau-leaping, guided sampling that draws among its candidates and one-step
+        sampling, whose embedding noise is averaged over draws (``one_step``); those of uniform-state diffusion and of
+        score networks.
+>>>>>>> dimo
 
         Args:
             num_symbols: symbols of the data, without the mask.
             options: sampler, role and settings.
             num_moves: of the time grid, unless ``options`` give the times.
         """
+        parts = self._distributions(num_symbols, options, num_moves)
+        return None if parts is None else parts.mean(0)
+
+    def _distributions(self, num_symbols: int, options: SamplingOptions, num_moves: int) -> Float[Tensor, "h c"] | None:
+        """Independent estimates of the distribution, each from as many draws; a single one that is exact."""
         network = self._bundle.network(options.role)
         is_large = (num_symbols + 1) ** network.length > MAX_STATES
         has_symbols = isinstance(network, DiT) and network.mask_id in (None, num_symbols)
@@ -76,16 +95,24 @@ class ExactRows:
         if isinstance(sampler, PositionwiseSampler):
             p = positionwise_distribution(sampler, num_symbols, network.length, times)
             sampler.departure.draw_check.finish()
+<<<<<<< HEAD
             return p
         if isinstance(sampler, UniformGuided):
             is_drawn = sampler.guidance.select == "sample"
             return uniform_guided_distribution(sampler, num_symbols, network.length, times) if is_drawn else None
+=======
+            return p[None]
+        if isinstance(sampler, OneStep):
+            parts = one_step_distributions(sampler, num_symbols, network.length)
+            sampler.departure.draw_check.finish()
+            return parts
+>>>>>>> dimo
         predictions = self._predictions(network, len(times) - 1, states, options.departure)
         if isinstance(sampler, Ancestral):
             alphas = (path_alphas if sampler.leap == "exact" else tau_leaping_alphas)(sampler.process.schedule, times)
-            return sampler_distribution(states, alphas, lambda move: predictions(times[move]))
+            return sampler_distribution(states, alphas, lambda move: predictions(times[move]))[None]
         if isinstance(sampler, Guided) and sampler.guidance.select == "sample":
-            return guided_distribution(states, sampler, times, predictions)
+            return guided_distribution(states, sampler, times, predictions)[None]
         return None
 
     def _length(self, options: SamplingOptions) -> int:

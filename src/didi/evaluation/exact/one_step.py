@@ -1,0 +1,85 @@
+"""The distribution of a one-step sampler: a mixture over its initial states, each of which gives a product.
+
+The masks and tokens of the initial state are enumerated. Noise of the embeddings cannot be: it is drawn, as often for
+each state, so that the distribution is an unbiased estimate. A divergence of that estimate is biased upwards, by
+convexity; the bias falls as one over the number of draws, and two halves of the draws show how large it is.
+"""
+
+import itertools
+import math
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from didi.diffusion.canvas import Canvas
+from didi.diffusion.fixed_masks import mask_sizes
+from didi.diffusion.noise import named_generator
+from didi.evaluation.exact.product import joint
+from didi.evaluation.exact.sampler import CHUNK, network_device
+from didi.sampling.one_step import OneStep
+
+NOISE_ROWS = 2**16
+"""Least number of network rows over which embedding noise is averaged: seconds at 7 positions."""
+
+
+def noise_draws(num_states: int) -> int:
+    """Draws of the embedding noise for each discrete initial state; even."""
+    return 2 * math.ceil(NOISE_ROWS / (2 * num_states))
+
+
+@torch.inference_mode()
+def one_step_distributions(sampler: OneStep, num_symbols: int, length: int) -> Float[Tensor, "h c"]:
+    """Probability of every clean sequence, float64, the first position most significant.
+
+    Args:
+        sampler: of ``num_symbols`` symbols and the mask, which is the last one.
+        num_symbols: symbols V of clean sequences.
+        length: positions L.
+
+    Returns:
+        One row, exact, without embedding noise; with it two rows, each from one half of the draws.
+    """
+    states = initial_states(sampler.initial_state.mask_ratio, num_symbols, length)
+    if not sampler.initial_state.noise_std:
+        return _mixture(sampler, states, num_symbols)[None]
+    repeats = noise_draws(len(states)) // 2
+    halves = []
+    for half in range(2):
+        generator = named_generator("exact-one-step", half)
+        parts = (_mixture(sampler, states, num_symbols, generator) for _ in range(repeats))
+        halves.append(sum(parts, torch.zeros(())) / repeats)
+    return torch.stack(halves)
+
+
+def initial_states(mask_ratio: float, num_symbols: int, length: int) -> Int[Tensor, "n l"]:
+    """Every discrete initial state, all of which are equally likely."""
+    size = int(mask_sizes(torch.tensor(mask_ratio), torch.tensor(length)))
+    tokens = torch.cartesian_prod(*[torch.arange(num_symbols)] * (length - size)).view(-1, length - size)
+    if size == length:
+        return torch.full((1, length), num_symbols)
+    blocks = []
+    for visible in itertools.combinations(range(length), length - size):
+        block = torch.full((len(tokens), length), num_symbols)
+        block[:, visible] = tokens
+        blocks.append(block)
+    return torch.cat(blocks)
+
+
+def _mixture(
+    sampler: OneStep, states: Int[Tensor, "n l"], num_symbols: int, generator: torch.Generator | None = None
+) -> Float[Tensor, " c"]:
+    """Mean of the products of all states, each at one draw of the noise."""
+    total = torch.zeros((), dtype=torch.float64)
+    length, device = states.shape[1], network_device(sampler.denoiser)
+    for z in states.split(CHUNK):
+        z, normals = z.to(device), None
+        if generator is not None:
+            normals = torch.randn(*z.shape, sampler.network.hidden_size, generator=generator).to(device)
+        features = sampler.features(z, Canvas.free(z), normals).flatten(0, 1)
+        logits = sampler.denoiser.head(features)
+        log_probs = sampler.departure.log_probs(logits, sampler.process.mask_id)[:, :num_symbols]
+        probs = log_probs.double().softmax(-1).view(*z.shape, num_symbols).cpu()
+        first, second = (joint(half) for half in (probs[:, : length // 2], probs[:, length // 2 :]))
+        total = total + first.T @ second
+    return total.flatten() / len(states)

@@ -1,0 +1,69 @@
+"""One-step sampling: all tokens from one pass at a random initial state (Di[M]O, https://arxiv.org/abs/2503.15457)."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from didi.diffusion.absorbing import Absorbing
+from didi.diffusion.canvas import Canvas
+from didi.diffusion.noise import SequenceNoise
+from didi.models.denoiser import Denoiser
+from didi.models.dit import DiT
+from didi.models.initial_state import MASKS, InitialState
+from didi.sampling.base import StepOutput
+from didi.sampling.departure import EXACT, Departure
+
+
+@dataclass(frozen=True)
+class OneStep:
+    """One-step sampler; float64 draws of the tokens.
+
+    Given tokens stand at their positions in the initial state, without noise.
+
+    Attributes:
+        denoiser: the network.
+        process: masked diffusion.
+        departure: temperature and top-p.
+        initial_state: distribution of the network's input; masks alone by default, from which this is ``Ancestral``
+            of one move.
+    """
+
+    denoiser: Denoiser
+    process: Absorbing
+    departure: Departure = EXACT
+    initial_state: InitialState = MASKS
+
+    @property
+    def network(self) -> DiT:
+        """The network, which reads embeddings."""
+        return cast(DiT, self.denoiser)
+
+    @torch.inference_mode()
+    def __call__(self, canvas: Canvas, times: Float[Tensor, " n"], noise: SequenceNoise) -> Iterator[StepOutput]:
+        """See ``base.Sampler``; the only move goes from the first to the last of the times."""
+        mask_id, is_free = self.process.mask_id, canvas.is_free
+        state, draw = noise.uniforms(canvas.length, 3).split([2, 1], dim=-1)
+        normals = noise.normals(canvas.length, self.network.hidden_size) if self.initial_state.noise_std else None
+        z = self.initial_state.tokens(canvas, state, mask_id, self.denoiser.vocab_size)
+        logits = self.denoiser.head(self.features(z, canvas, normals)[is_free])
+        drawn = self.departure.sample(logits, mask_id, draw[..., 0][is_free])
+        none = torch.zeros(len(z), dtype=torch.long)
+        passes = is_free.any(1).long().cpu()
+        yield StepOutput(z.masked_scatter(is_free, drawn), float(times[-1]), is_free, passes, none)
+
+    def features(
+        self, z: Int[Tensor, "b l"], canvas: Canvas, normals: Float[Tensor, "b l d"] | None
+    ) -> Float[Tensor, "b l d"]:
+        """Trunk features of initial states, at time 1.
+
+        Args:
+            z: the discrete part, of ``InitialState.tokens``.
+            canvas: which positions are free.
+            normals: of the embedding noise; None without it.
+        """
+        sigma = self.process.noise_level(self.denoiser, torch.ones(len(z), dtype=torch.float64, device=z.device))
+        return self.initial_state.features(self.network, z, canvas.is_free, normals, sigma, canvas.attention_mask)
