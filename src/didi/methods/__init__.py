@@ -13,7 +13,7 @@ from didi.methods.mmd import Mmd
 from didi.methods.sdtt import Sdtt
 from didi.methods.settings import RunConfig
 
-METHODS: dict[str, type[Any]] = {one.name: one for one in (Elbo, Duo, Didi, Sdtt, Dcd, Mmd, Dimo)}
+METHODS: dict[str, type[Any]] = {one.name: one for one in (Elbo, Duo, Didi, Sdtt, Dcd, Dimo, Mmd)}
 """Classes with the contract of ``methods.base.Method``."""
 
 __all__ = ["METHODS", "Method", "find_method", "method_of"]

@@ -76,7 +76,8 @@ def fitted_to_passes(settings: RunConfig, inputs: Inputs, passes: float) -> RunC
         passes: sequences through a network, of which one that keeps a gradient counts three times.
 
     Raises:
-        UsageError: not even one step fits, the settings have no such steps, or the run compiles its blocks, whose passes are not counted.
+        UsageError: not even one step fits, the settings have no such steps, or the run compiles its blocks, whose
+            passes are not counted.
     """
     _check("max-passes", passes, settings)
     if settings.loop.compile:

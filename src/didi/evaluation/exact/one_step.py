@@ -15,7 +15,7 @@ from torch import Tensor
 from didi.diffusion.canvas import Canvas
 from didi.diffusion.fixed_masks import mask_sizes
 from didi.diffusion.noise import named_generator
-from didi.evaluation.exact.product import joint
+from didi.evaluation.exact.product import joint_probs
 from didi.evaluation.exact.sampler import CHUNK, network_device
 from didi.sampling.one_step import OneStep
 
@@ -80,6 +80,6 @@ def _mixture(
         logits = sampler.denoiser.head(features)
         log_probs = sampler.departure.log_probs(logits, sampler.process.mask_id)[:, :num_symbols]
         probs = log_probs.double().softmax(-1).view(*z.shape, num_symbols).cpu()
-        first, second = (joint(half) for half in (probs[:, : length // 2], probs[:, length // 2 :]))
+        first, second = (joint_probs(half) for half in (probs[:, : length // 2], probs[:, length // 2 :]))
         total = total + first.T @ second
     return total.flatten() / len(states)

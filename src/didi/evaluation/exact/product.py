@@ -85,13 +85,8 @@ def _moved(
     """Distribution over states after a move from ``t`` to ``s``."""
     length, total = states.shape[1], torch.zeros((), dtype=torch.float64)
     for rows in mass.nonzero().squeeze(1).split(CHUNK):
-<<<<<<< HEAD
         probs = position_probs(sampler, states[rows], t, s)
         first, second = (joint_probs(half) for half in (probs[:, : length // 2], probs[:, length // 2 :]))
-=======
-        probs = _position_probs(sampler, states[rows], t, s)
-        first, second = (joint(half) for half in (probs[:, : length // 2], probs[:, length // 2 :]))
->>>>>>> dimo
         total = total + (first * mass[rows, None]).T @ second
     return total.flatten()
 
@@ -109,11 +104,7 @@ def position_probs(
     return probs.cpu()
 
 
-<<<<<<< HEAD
 def joint_probs(probs: Float[Tensor, "n h v"]) -> Float[Tensor, "n c"]:
-=======
-def joint(probs: Float[Tensor, "n h v"]) -> Float[Tensor, "n c"]:
->>>>>>> dimo
     """Probabilities of all sequences of independent positions."""
     found = probs.new_ones(len(probs), 1)
     for position in range(probs.shape[1]):

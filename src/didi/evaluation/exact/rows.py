@@ -66,14 +66,9 @@ class ExactRows:
         """Probability of every clean sequence, or None where the sampler has no distribution that can be enumerated.
 
         It has one for at most ``MAX_STATES`` states, in float64, at any time grid, temperature and top-p. Samplers: for
-<<<<<<< HEAD
-        masked diffusion the ancestral one and tau-leaping; those of uniform-state diffusion and of score networks;
-        guided sampling that draws among its candidates.
-=======
         masked diffusion the ancestral one, tau-leaping, guided sampling that draws among its candidates and one-step
-        sampling, whose embedding noise is averaged over draws (``one_step``); those of uniform-state diffusion and of
-        score networks.
->>>>>>> dimo
+        sampling, whose embedding noise is averaged over draws (``one_step``); those of uniform-state diffusion, guided
+        sampling that draws among them, and of score networks.
 
         Args:
             num_symbols: symbols of the data, without the mask.
@@ -95,18 +90,14 @@ class ExactRows:
         if isinstance(sampler, PositionwiseSampler):
             p = positionwise_distribution(sampler, num_symbols, network.length, times)
             sampler.departure.draw_check.finish()
-<<<<<<< HEAD
-            return p
+            return p[None]
         if isinstance(sampler, UniformGuided):
             is_drawn = sampler.guidance.select == "sample"
-            return uniform_guided_distribution(sampler, num_symbols, network.length, times) if is_drawn else None
-=======
-            return p[None]
+            return uniform_guided_distribution(sampler, num_symbols, network.length, times)[None] if is_drawn else None
         if isinstance(sampler, OneStep):
             parts = one_step_distributions(sampler, num_symbols, network.length)
             sampler.departure.draw_check.finish()
             return parts
->>>>>>> dimo
         predictions = self._predictions(network, len(times) - 1, states, options.departure)
         if isinstance(sampler, Ancestral):
             alphas = (path_alphas if sampler.leap == "exact" else tau_leaping_alphas)(sampler.process.schedule, times)
