@@ -269,7 +269,7 @@ def test_a_short_distillation_lowers_the_divergence_of_the_sampler(tmp_path):
         loop=LoopConfig(steps=210, batch_size=128, ema_decay=0.95),
     )
     student = distilled(config, source, teacher, tmp_path).student
-    for num_moves, most in ((1, 0.9), (2, 0.9), (4, 0.95)):
+    for num_moves, most in ((1, 0.95), (2, 0.92), (4, 0.95)):  # found 0.89, 0.86, 0.89
         before, after = (divergence_from_data(net, source.chain, num_moves) for net in (teacher.teacher, student))
         print(num_moves, before, after)
         assert after < most * before

@@ -16,9 +16,9 @@ Departures from the public code, github.com/jdeschena/sdtt, are listed in ``docs
 are at t, t - dt, ...; the last of them draws no tokens, since no target depends on them, and a state of which a step
 reads no position does not pass through the teacher.
 
-What the student can reach: the best prediction at (z_t, t) is, for ``forward-kl``, the mean of the targets. It is nearly
-the teacher's own prediction, since tokens that a step reveals change a prediction, but hardly its mean. For ``kl`` it is
-the normalised geometric mean, which is more concentrated. ``evaluation.exact.sdtt`` computes both.
+What the student can reach: the best prediction at (z_t, t) is, for ``forward-kl``, the mean of the targets. It is
+nearly the teacher's own prediction: tokens that a step reveals change a prediction, but hardly its mean. For ``kl`` it
+is the normalised geometric mean, which is more concentrated. ``evaluation.exact.sdtt`` computes both.
 """
 
 from collections.abc import Sequence
