@@ -9,7 +9,8 @@ def dcd(
 ) -> DcdConfig:
     """A short run of four rounds, whose last interval is a move of a student of ``num_moves`` moves.
 
-    A step takes four passes of each sequence: one of the target network, three of the student with its gradient.
+    A step takes four passes of each sequence: one of the target network, three of the student with its gradient. The
+    rate falls linearly (ours; it is constant in the public code).
     """
     return DcdConfig(
         recipe=recipe,
@@ -17,9 +18,7 @@ def dcd(
         data=data,
         rounds=4,
         num_intervals=8 * num_moves,
-        optimizer=OptimizerConfig(
-            learning_rate=learning_rate, warmup_steps=min(500, steps // 20), decay="constant", weight_decay=0.0
-        ),
+        optimizer=OptimizerConfig(learning_rate=learning_rate, warmup_steps=100, weight_decay=0.0),
         loop=LoopConfig(
             steps=steps,
             batch_size=batch_size,
