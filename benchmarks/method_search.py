@@ -1,0 +1,102 @@
+"""The settings of distillation methods, searched with the same number of trials and the same budget for each.
+
+    python benchmarks/method_search.py exact --out DIR [--methods sdtt mmd] [--workers 2]
+
+``benchmarks/method_search/WORLD.yaml`` lists the trials, flags of ``didi distill`` beyond a method's recipe. Each trial
+is trained on a seed that no result is reported on, with the same number of network passes, and evaluated as the file
+says. What is done is not done again. The result is ``docs/results/method-search-WORLD.json``.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pages import DOCS, write_json
+
+from didi.evaluation.machine import machine_name
+from didi.markdown import markdown_table
+
+TRIALS = Path(__file__).parent / "method_search"
+KEPT = ("nfe", "sampler", "kl", "reverse_kl", "joint_entropy", "gen_ppl", "entropy")
+
+
+def command(*words: str) -> None:
+    """Run ``didi`` in a process of one thread.
+
+    Raises:
+        RuntimeError: it fails; what it said last is the message.
+    """
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    ended = subprocess.run([sys.executable, "-m", "didi", *words], capture_output=True, text=True, env=environment)
+    if ended.returncode:
+        raise RuntimeError(f"didi {' '.join(words)}: {ended.stderr.strip().splitlines()[-1]}")
+
+
+def trial(world: str, plan: dict[str, Any], method: str, flags: str, folder: Path) -> dict[str, Any]:
+    """Train and evaluate one trial, unless its folder holds the result."""
+    result = folder / "trial.json"
+    if not result.is_file():
+        run, words = folder / "run", ["--seed", str(plan["seed"]), "--max-passes", str(plan["passes"])]
+        if not (run / "bundle").is_dir():
+            command("distill", world, "--method", method, "--out", str(run), "--overwrite", *words, *flags.split())
+        of_method = plan["methods"][method]
+        sampler, nfes = of_method.get("sampler", "ancestral"), of_method.get("nfe", plan["nfe"])
+        asked = ["--role", "student", "--sampler", sampler, "--nfe", *map(str, nfes), "--out", str(folder / "evaluation")]
+        command("evaluate", "--model", str(run / "bundle"), *asked, *plan["evaluate"].split())
+        rows = json.loads((folder / "evaluation" / "metrics.json").read_text())["rows"]
+        found = [{name: row[name] for name in KEPT if row.get(name) is not None} for row in rows]
+        write_json(result, {"method": method, "flags": flags, "passes": passes(run / "metrics.jsonl"), "rows": found})
+    read: dict[str, Any] = json.loads(result.read_text())
+    return read
+
+
+def passes(metrics: Path) -> float:
+    """Sequences that passed through the networks of a run, from the means of its log lines."""
+    total, last = 0.0, 0
+    for row in map(json.loads, metrics.read_text().splitlines()):
+        if "sequence_passes" in row:
+            total, last = total + row["sequence_passes"] * (row["step"] - last), row["step"]
+    return total
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """Run the trials that are missing; print and write all."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("world", choices=sorted(file.stem for file in TRIALS.glob("*.yaml")))
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--methods", nargs="+")
+    parser.add_argument("--workers", type=int, default=2)
+    args = parser.parse_args(words)
+    plan = yaml.safe_load((TRIALS / f"{args.world}.yaml").read_text())
+    named = [
+        (method, flags, args.out / f"{method}-{number}")
+        for method, about in plan["methods"].items()
+        for number, flags in enumerate(about["trials"])
+    ]
+    with ThreadPoolExecutor(args.workers) as pool:
+        waiting = [
+            pool.submit(trial, args.world, plan, *one) for one in named if one[0] in (args.methods or plan["methods"])
+        ]
+        for one in waiting:
+            print(one.result(), file=sys.stderr, flush=True)
+    found = [trial(args.world, plan, *one) for one in named if (one[2] / "trial.json").is_file()]
+    measure, nfes = plan["measure"], sorted({row["nfe"] for one in found for row in one["rows"]})
+    body = [
+        [one["method"], one["flags"] or "the recipe", f"{one['passes']:.3g}"]
+        + [next((f"{row[measure]:.4f}" for row in one["rows"] if row["nfe"] == nfe), "–") for nfe in nfes]
+        for one in found
+    ]
+    print("\n".join(markdown_table(["method", "flags", "passes", *(f"{measure}, {nfe} moves" for nfe in nfes)], body)))
+    about = {"world": args.world, "seed": plan["seed"], "passes": plan["passes"], "machine": machine_name()}
+    write_json(DOCS / "results" / f"method-search-{args.world}.json", about | {"trials": found})
+
+
+if __name__ == "__main__":
+    main()
