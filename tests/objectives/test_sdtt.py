@@ -219,6 +219,16 @@ def test_the_fixed_point_minimises_the_expected_loss_of_each_round(loss, monkeyp
         teacher = found
 
 
+def test_the_time_of_a_state_is_that_given_its_number_of_masks():
+    t = (torch.arange(2000, dtype=torch.float64) + 0.5) / 2000
+    given_masks = torch.distributions.Binomial(3, t).log_prob(torch.tensor(2.0)).exp()
+    chance = (0.25 / t).clamp(max=1)
+    for size, number in ((0, 1), (1, 2), (2, 1)):
+        revealed = torch.distributions.Binomial(2, chance, validate_args=False).log_prob(torch.tensor(float(size)))
+        expected = (given_masks * revealed.exp().nan_to_num()).sum() / given_masks.sum() / number
+        assert exact_sdtt.reveal_weights(2, 3, 0.25)[size] == pytest.approx(float(expected), abs=1e-9)
+
+
 def test_the_fixed_point_of_other_losses_is_refused(unchecked):
     with pytest.raises(UsageError, match="losses kl and forward-kl; got 'tv'"):
         exact_sdtt.fixed_point(WORLD, TEACHER, rounds=1, first_step=2, loss="tv")

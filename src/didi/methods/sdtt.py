@@ -196,8 +196,8 @@ class Sdtt(Distillation):
         draws = torch.rand(settings.teacher_steps, *x0.shape, dtype=torch.float64, generator=generator)
         dt = step_size(settings.round_of(step), settings.first_step, settings.teacher_steps)
         times = step_times(t, dt, settings.teacher_steps)
-        # One number decides when a position is masked and when it is revealed; at time 0 nothing is masked.
-        alphas = process.schedule.alpha(times).where(times > 0, 1.0)
+        # One number decides when a position is masked and when it is revealed.
+        alphas = process.schedule.alpha(times)
         is_read = read_positions(torch.stack([is_masked_at(draws[0], alpha) for alpha in alphas]))
         num_masked, num_parts = int(is_read.sum()), settings.loop.accumulation * world().size
         rows = torch.arange(len(x0)).split(settings.loop.batch_size)[micro_batch]
