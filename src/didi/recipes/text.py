@@ -82,7 +82,7 @@ DISTILL: dict[str, DistillConfig] = {
 
 VARIANTS: dict[tuple[str, str], DistillationConfig] = {
     ("tiny-news", "dcd"): dcd(
-        "tiny-news", "", DISTILL["tiny-news"].data, num_moves=8, learning_rate=3e-4, steps=2000, batch_size=64
+        "tiny-news", "", DISTILL["tiny-news"].data, num_moves=8, learning_rate=1e-4, steps=2000, batch_size=64
     ),
 }
 """Recipes of other methods, by recipe and method; see ``didi.recipes.VARIANTS``."""
