@@ -8,6 +8,7 @@ from dataclasses import asdict, replace
 import pytest
 import torch
 
+from didi.apps.doctor import doctor
 from didi.apps.train import distill
 from didi.data.source import MarkovSource
 from didi.diffusion.noise import named_generator
@@ -21,7 +22,7 @@ from didi.methods.dcd import Dcd, DcdConfig, interval
 from didi.methods.elbo import PretrainConfig
 from didi.methods.settings import DataConfig, LoopConfig, NetworkConfig, OptimizerConfig
 from didi.models.bundle import Bundle, load, save
-from didi.recipes import PRETRAIN, VARIANTS, distillation_recipes
+from didi.recipes import PRETRAIN, VARIANTS, distillation_recipes, teacher_recipe, teacher_shape
 from didi.sampling.options import SamplingOptions
 from didi.training.trainer import make_trainer
 from didi.world import World
@@ -365,3 +366,17 @@ def test_training_lowers_the_exact_divergence_of_few_moves(trained_teacher, tmp_
     after = divergences()
     assert after[0] < 0.85 * before[0]
     assert after[1] < 0.95 * before[1]
+
+
+@pytest.mark.parametrize("name", ["markov", "tiny-news"])
+def test_the_teacher_of_a_recipe_is_that_of_its_uniform_state_twin(name):
+    assert teacher_recipe(distillation_recipes("dcd")[name]) == f"{name}-duo"
+    assert teacher_recipe(distillation_recipes("didi")[name]) == name
+    assert teacher_shape(f"{name}-duo").mask_id is None
+
+
+@pytest.mark.slow
+def test_the_memory_of_a_run_is_told_without_a_teacher(capsys):
+    flags = ["--teacher", "", "--loop.batch-size", "2", "--max-steps", "4"]
+    doctor(["exact", "--method", "dcd", "--device", "h100", *flags])
+    assert "distill" in capsys.readouterr().out

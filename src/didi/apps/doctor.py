@@ -25,7 +25,7 @@ from didi.methods.settings import DistillationConfig, RunConfig
 from didi.models import adapters
 from didi.models.bundle import Bundle, load
 from didi.models.dit import DiT
-from didi.recipes import PRETRAIN, VOCABULARIES, num_symbols, recipes_of, teacher_shape
+from didi.recipes import PRETRAIN, VOCABULARIES, num_symbols, recipes_of, teacher_recipe, teacher_shape
 from didi.training.distributed import check_divides
 from didi.training.dry_run import CPU, Estimate, estimate
 
@@ -150,7 +150,7 @@ def _ways(config: RunConfig, num_processes: int) -> Iterator[tuple[str, RunConfi
     plain = config
     if isinstance(config, DistillationConfig):
         if config.recipe in VOCABULARIES:
-            first = PRETRAIN[config.recipe]
+            first = PRETRAIN[teacher_recipe(config)]
             size = -(-first.loop.batch_size // num_processes) * num_processes  # the next that they can share
             name = "pretrain" if size == first.loop.batch_size else f"pretrain, batch {size}"
             jobs[name] = replace(first, loop=replace(first.loop, batch_size=size))
@@ -177,7 +177,7 @@ def _estimate(config: RunConfig, precision: str, num_processes: int) -> Estimate
     data, loop = config.data, replace(config.loop, precision=cast(Any, precision))
     if isinstance(config, DistillationConfig):
         bundle = load(config.teacher) if config.teacher else None
-        shape = teacher_of(bundle).config if bundle else teacher_shape(config.recipe)
+        shape = teacher_of(bundle).config if bundle else teacher_shape(teacher_recipe(config))
 
     def inputs(folder: Path) -> Inputs:
         if not isinstance(config, DistillationConfig):

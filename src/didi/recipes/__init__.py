@@ -11,7 +11,7 @@ from didi.data.markov import WORLDS
 from didi.diffusion import Process, find_process
 from didi.diffusion.schedule import schedule_from_name
 from didi.errors import UsageError, suggestion
-from didi.methods import METHODS, find_method
+from didi.methods import METHODS, find_method, method_of
 from didi.methods.didi_settings import DistillConfig
 from didi.methods.elbo import PretrainConfig
 from didi.methods.settings import RENAMED_RECIPES, DataConfig, DistillationConfig
@@ -91,6 +91,17 @@ def recipe(recipes: Mapping[str, Config], name: str) -> Config:
     if name not in recipes:
         raise UsageError(f"a recipe is one of {', '.join(recipes)}; got {name!r}{suggestion(name, recipes)}")
     return recipes[name]
+
+
+def teacher_recipe(settings: DistillationConfig) -> str:
+    """Name of the recipe that pre-trains the teacher of a distillation.
+
+    That of its own name, or the uniform-state twin with Duo's curriculum where the method has no masked teachers.
+    """
+    processes = getattr(method_of(settings), "processes", ())
+    names = (settings.recipe, f"{settings.recipe}-duo")
+    fitting = [name for name in names if name in PRETRAIN and PRETRAIN[name].process in processes]
+    return fitting[0] if fitting else settings.recipe
 
 
 def teacher_shape(name: str) -> DiTConfig:

@@ -89,7 +89,7 @@ VARIANTS: dict[tuple[str, str], DistillationConfig] = {
         rounds=5, first_step=256, learning_rate=3e-4, warmup_steps=50,
     ),
     ("tiny-news", "dcd"): dcd(
-        "tiny-news", "", DISTILL["tiny-news"].data, num_moves=8, learning_rate=3e-4, steps=2000, batch_size=64
+        "tiny-news", "", DISTILL["tiny-news"].data, num_moves=8, learning_rate=1e-4, steps=2000, batch_size=64
     ),
     ("tiny-news", "mmd"): mmd_paths(DISTILL["tiny-news"], 8, "token", learning_rate=3e-4, steps=500, batch_size=48),
 
