@@ -66,9 +66,9 @@ DISTILL["exact-udlm"] = replace(DISTILL["exact"], recipe="exact-udlm", teacher="
 
 VARIANTS: dict[tuple[str, str], DistillationConfig] = {
     ("markov", "mmd"): mmd_paths(DISTILL["markov"], 8, "sequence", learning_rate=2e-4, steps=700, batch_size=128),
-    ("exact", "mmd"): mmd_paths(DISTILL["exact"], 4, "concatenated", learning_rate=4e-4, steps=790, batch_size=256),
+    ("exact", "mmd"): mmd_paths(DISTILL["exact"], 4, "concatenated", learning_rate=2e-4, steps=790, batch_size=256),
     ("exact-udlm", "mmd"): mmd_paths(
-        DISTILL["exact-udlm"], 4, "concatenated", learning_rate=4e-4, steps=560, batch_size=256
+        DISTILL["exact-udlm"], 4, "concatenated", learning_rate=2e-4, steps=560, batch_size=256
     ),
 }
 """Recipes of other methods, by recipe and method; see ``didi.recipes.VARIANTS``."""
