@@ -15,9 +15,7 @@ import didi
 from didi.apps import assets, cli
 from didi.apps.reproduce.command import ReproduceCommand, targets_of
 from didi.evaluation.judges import JUDGES
-from didi.methods.didi_settings import DistillConfig
-from didi.methods.duo import DuoConfig
-from didi.methods.elbo import PretrainConfig
+from didi.methods import METHODS
 from didi.models.bundle import bundled_names
 from didi.recipes import teacher_names
 from didi.sampling.registry import SAMPLERS
@@ -178,7 +176,7 @@ def settings(kind, prefix=""):
 
 
 def test_settings_exist():
-    known = {*settings(PretrainConfig()), *settings(DuoConfig()), *settings(DistillConfig())}
+    known = {name for method in METHODS.values() for name in settings(method.settings_type())}
     groups = {name.partition(".")[0] for name in known if "." in name}
     named = set()
     for file in FILES:

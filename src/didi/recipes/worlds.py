@@ -84,9 +84,9 @@ VARIANTS: dict[tuple[str, str], DistillationConfig] = {
         "exact", "exact-duo", DISTILL["exact"].data, num_moves=4, learning_rate=1e-3, steps=3900, batch_size=128
     ),
     ("markov", "mmd"): mmd_paths(DISTILL["markov"], 8, "sequence", learning_rate=2e-4, steps=700, batch_size=128),
-    ("exact", "mmd"): mmd_paths(DISTILL["exact"], 4, "concatenated", learning_rate=4e-4, steps=790, batch_size=256),
+    ("exact", "mmd"): mmd_paths(DISTILL["exact"], 4, "concatenated", learning_rate=2e-4, steps=790, batch_size=256),
     ("exact-udlm", "mmd"): mmd_paths(
-        DISTILL["exact-udlm"], 4, "concatenated", learning_rate=4e-4, steps=560, batch_size=256
+        DISTILL["exact-udlm"], 4, "concatenated", learning_rate=2e-4, steps=560, batch_size=256
     ),
 
 }  # fmt: skip
