@@ -48,7 +48,16 @@ def trial(world: str, plan: dict[str, Any], method: str, flags: str, folder: Pat
             command("distill", world, "--method", method, "--out", str(run), "--overwrite", *words, *flags.split())
         of_method = plan["methods"][method]
         sampler, nfes = of_method.get("sampler", "ancestral"), of_method.get("nfe", plan["nfe"])
-        asked = ["--role", "student", "--sampler", sampler, "--nfe", *map(str, nfes), "--out", str(folder / "evaluation")]
+        asked = [
+            "--role",
+            "student",
+            "--sampler",
+            sampler,
+            "--nfe",
+            *map(str, nfes),
+            "--out",
+            str(folder / "evaluation"),
+        ]
         command("evaluate", "--model", str(run / "bundle"), *asked, *plan["evaluate"].split())
         rows = json.loads((folder / "evaluation" / "metrics.json").read_text())["rows"]
         found = [{name: row[name] for name in KEPT if row.get(name) is not None} for row in rows]

@@ -64,7 +64,9 @@ DISTILL: dict[str, DistillConfig] = {
     ),
 }  # fmt: skip
 
-DISTILL["exact-udlm"] = replace(DISTILL["exact"], recipe="exact-udlm", teacher="")  # every token in every move
+DISTILL["exact-udlm"] = replace(
+    DISTILL["exact"], recipe="exact-udlm", teacher="exact-udlm"
+)  # every token in every move
 
 VARIANTS: dict[tuple[str, str], DistillationConfig] = {
     ("exact", "sdtt"): sdtt(
@@ -81,7 +83,7 @@ VARIANTS: dict[tuple[str, str], DistillationConfig] = {
         "markov", "markov-duo", DISTILL["markov"].data, num_moves=8, learning_rate=1e-3, steps=3900, batch_size=128
     ),
     ("exact", "dcd"): dcd(
-        "exact", "exact-duo", DISTILL["exact"].data, num_moves=4, learning_rate=1e-3, steps=3900, batch_size=128
+        "exact", "exact-udlm", DISTILL["exact"].data, num_moves=4, learning_rate=1e-3, steps=3900, batch_size=128
     ),
     ("markov", "mmd"): mmd_paths(DISTILL["markov"], 8, "sequence", learning_rate=2e-4, steps=700, batch_size=128),
     ("exact", "mmd"): mmd_paths(DISTILL["exact"], 4, "concatenated", learning_rate=2e-4, steps=790, batch_size=256),
