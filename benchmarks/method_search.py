@@ -59,7 +59,7 @@ def trial(world: str, plan: dict[str, Any], method: str, flags: str, folder: Pat
             str(folder / "evaluation"),
         ]
         command("evaluate", "--model", str(run / "bundle"), *asked, *plan["evaluate"].split())
-        rows = json.loads((folder / "evaluation" / "metrics.json").read_text())["rows"]
+        rows = json.loads((folder / "evaluation" / "metrics.json").read_text())
         found = [{name: row[name] for name in KEPT if row.get(name) is not None} for row in rows]
         write_json(result, {"method": method, "flags": flags, "passes": passes(run / "metrics.jsonl"), "rows": found})
     read: dict[str, Any] = json.loads(result.read_text())
