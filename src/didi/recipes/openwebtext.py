@@ -6,6 +6,7 @@ from didi.methods.didi_settings import DiscriminatorSettings, DistillConfig
 from didi.methods.duo import CurriculumConfig
 from didi.methods.elbo import PretrainConfig
 from didi.methods.settings import DataConfig, DistillationConfig, LoopConfig, NetworkConfig, OptimizerConfig
+from didi.recipes import dimo
 from didi.recipes.objectives import OURS
 from didi.recipes.score import sedd_absorb, sedd_uniform
 from didi.recipes.uniform_state import duo, udlm
@@ -115,5 +116,7 @@ DISTILL: dict[str, DistillConfig] = {
     ),
 }  # fmt: skip
 
-VARIANTS: dict[tuple[str, str], DistillationConfig] = {}
+VARIANTS: dict[tuple[str, str], DistillationConfig] = {
+    (name, "dimo"): dimo.published(DISTILL[name]) for name in ("owt-169m", "owt-424m")
+}
 """Recipes of other methods, by recipe and method; see ``didi.recipes.VARIANTS``."""

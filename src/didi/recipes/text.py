@@ -6,6 +6,8 @@ from didi.methods.didi_settings import DiscriminatorSettings, DistillConfig
 from didi.methods.duo import CurriculumConfig
 from didi.methods.elbo import PretrainConfig
 from didi.methods.settings import DataConfig, DistillationConfig, LoopConfig, NetworkConfig, OptimizerConfig
+from didi.models.initial_state import InitialState
+from didi.recipes import dimo
 from didi.recipes.objectives import OURS, paths_discriminator, paths_optimizer, whole_path
 from didi.recipes.score import sedd_absorb, sedd_uniform
 from didi.recipes.uniform_state import duo, udlm
@@ -79,5 +81,9 @@ DISTILL: dict[str, DistillConfig] = {
     ),
 }  # fmt: skip
 
-VARIANTS: dict[tuple[str, str], DistillationConfig] = {}
+VARIANTS: dict[tuple[str, str], DistillationConfig] = {
+    ("tiny-news", "dimo"): dimo.small(
+        DISTILL["tiny-news"], steps=1000, batch_size=32, rates=(1e-4, 5e-4), initial_state=InitialState(0.5, 0.01)
+    ),
+}
 """Recipes of other methods, by recipe and method; see ``didi.recipes.VARIANTS``."""
