@@ -5,7 +5,6 @@ from dataclasses import replace
 import pytest
 import torch
 
-from didi.data.markov import MarkovChain
 from didi.diffusion.canvas import Canvas
 from didi.diffusion.categorical import sample_categorical
 from didi.diffusion.noise import named_generator
@@ -205,22 +204,26 @@ def test_every_world_has_a_recipe():
 
 
 @pytest.mark.slow
-def test_training_lowers_the_exact_divergence_of_one_step_below_that_of_any_product(make_dit, tmp_path):
-    """The best product of marginals of the chain of 4 symbols and 5 positions has 0.63 nats."""
+def test_training_lowers_the_exact_divergence_of_one_step_below_that_of_any_product(tmp_path):
+    """1.71 to 0.43 nats; the best product of marginals of this chain has 1.22 (``exact.limit``)."""
     source = TinySource()
     teacher = pretrained(PRETRAIN, source)
-    config = replace(
-        CONFIG, data=DataConfig(corpus="tiny", length=5), reverse_weight=0.0, label_smoothing=0.0, auxiliary_steps=2,
-        initial_state=InitialState(0.5, 0.0), student_optimizer=OptimizerConfig(learning_rate=5e-4),
-        auxiliary_optimizer=OptimizerConfig(learning_rate=2e-3),
+    config = DimoConfig(
+        data=DataConfig(corpus="tiny", length=5),
+        initial_state=InitialState(0.5, 0.0),
+        auxiliary_steps=2,
+        student_optimizer=OptimizerConfig(learning_rate=1e-3),
+        auxiliary_optimizer=OptimizerConfig(learning_rate=4e-3),
         loop=LoopConfig(steps=150, batch_size=64, ema_decay=0.9),
-    )  # fmt: skip
+    )
     job = make_trainer(config, Inputs(source, CPU, tmp_path, teacher))
     before = one_step_kl(job.bundle(), source.chain)
     for step in range(job.num_steps):
         job.step(step)
-    assert one_step_kl(job.bundle(), source.chain) < 0.6 * before
+    assert before > 1.5
+    assert one_step_kl(job.bundle(), source.chain) < 0.8
 
 
-def one_step_kl(bundle, chain: MarkovChain) -> float:
+def one_step_kl(bundle, chain):
+    """KL(student's one-step sampler || data) in nats a sequence."""
     return ExactRows(bundle)(chain, SamplingOptions(role="student"), 1).kl
