@@ -16,6 +16,7 @@ from didi.data.source import Source
 from didi.methods.base import Inputs
 from didi.methods.didi_settings import DistillConfig
 from didi.methods.elbo import PretrainConfig
+from didi.methods.settings import DistillationConfig
 from didi.models.bundle import Bundle
 from didi.training.trainer import make_trainer
 
@@ -52,7 +53,7 @@ class Observed:
         return later[0] if later else self.after[network]
 
 
-def observe_distillation(config: DistillConfig, steps: list[int], source: Source, teacher: Bundle, folder: Path):
+def observe_distillation(config: DistillationConfig, steps: list[int], source: Source, teacher: Bundle, folder: Path):
     """The given steps of a fresh distillation.
 
     Random weights are added to student, average and discriminator first. At its start a student equals its teacher and
@@ -60,7 +61,8 @@ def observe_distillation(config: DistillConfig, steps: list[int], source: Source
     """
     job = make_trainer(config, Inputs(source, CPU, folder, teacher))
     trained, average = job.method.trained, job.average.module
-    noisy = [(trained["student"], 0.3), (average, 0.3), (trained["discriminator"], 0.6)]
+    others = [network for name, network in trained.items() if name != "student"]
+    noisy = [(trained["student"], 0.3), (average, 0.3), *((one, 0.6) for one in others)]
     for seed, (network, scale) in enumerate(noisy):
         _add_noise(network, seed, scale)
     return _observe(job, trained, {**trained, "average": average, "teacher": job.method.teacher}, steps)

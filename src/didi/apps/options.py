@@ -7,6 +7,7 @@ import tyro
 
 from didi.models.bundle import Bundle
 from didi.models.guidance import Guidance
+from didi.models.initial_state import InitialState
 from didi.sampling.options import KINDS, SamplingOptions
 
 Settings = TypeVar("Settings")
@@ -54,7 +55,7 @@ def sampling_options(command: Any, bundle: Bundle, **others: Any) -> SamplingOpt
     Args:
         command: a dataclass of flags that has the fields of ``SamplingOptions``, except ``sampler``, ``role``,
             ``is_whole_batch`` and those in ``others``.
-        bundle: has the defaults of guidance.
+        bundle: has the defaults of guidance and of the initial state.
         others: fields of ``SamplingOptions`` that are not read from ``command``.
 
     Raises:
@@ -64,4 +65,5 @@ def sampling_options(command: Any, bundle: Bundle, **others: Any) -> SamplingOpt
     values = {name: getattr(command, name) for name in shared}
     values |= {name: given(values[name], kind()) for name, kind in KINDS.items()}
     values["guidance"] = given_guidance(command.guidance, bundle)
+    values["initial_state"] = given(command.initial_state, bundle.initial_state or InitialState())
     return SamplingOptions(**values, **others)

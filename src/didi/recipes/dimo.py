@@ -1,33 +1,51 @@
-"""Di[M]O on each world: the published settings where a world has no reason for others.
-
-Rates are larger than the published 1e-5 where networks are small and runs short.
-"""
-
-from dataclasses import replace
+"""Di[M]O (Zhu et al. 2025) on each world; "public" is github.com/yuanzhi-zhu/DiMO, configs/DIMO_MaskGit.yaml."""
 
 from didi.methods.didi_settings import DistillConfig
-from didi.methods.dimo import DimoConfig, dimo_optimizer
-from didi.methods.settings import LoopConfig
+from didi.methods.dimo import DimoConfig
+from didi.methods.settings import LoopConfig, OptimizerConfig
 from didi.models.initial_state import InitialState
 
+PUBLIC_LOOP = LoopConfig(
+    steps=50_000, ema_decay=0.9999,  # public: max_train_steps, ema_decay with its ramp
+    batch_size=8, accumulation=8,  # public: 64 (scripts/launch_DIMO_MaskGit.sh); a share of 8 is ours
+    validate_every=1000, checkpoint_every=500,
+)  # fmt: skip
 
-def dimo(
+
+def published(base: DistillConfig) -> DimoConfig:
+    """The public settings, defaults of ``DimoConfig``, with the data of a recipe of DiDi-Instruct."""
+    return DimoConfig(recipe=base.recipe, teacher=base.teacher, data=base.data, loop=PUBLIC_LOOP)
+
+
+def small(
     base: DistillConfig,
-    loop: LoopConfig,
     *,
-    learning_rate: float,
-    auxiliary_rate: float,
-    initial_state: InitialState | None = None,
-    reverse_weight: float = 0.0,
+    steps: int,
+    batch_size: int,
+    rates: tuple[float, float],
+    initial_state: InitialState,
 ) -> DimoConfig:
-    """Di[M]O with the teacher and the data of a recipe of DiDi-Instruct."""
-    config = DimoConfig(
+    """A short run of a small network (ours): higher rates that fall to 0, two updates of the auxiliary model a step.
+
+    Args:
+        base: has the teacher and the data.
+        steps: updates of the student.
+        batch_size: sequences.
+        rates: of student and auxiliary model; the second is some times the first, so that the model follows.
+        initial_state: its noise is to be small beside the embeddings, whose root mean square is about 0.1 here.
+    """
+    student, auxiliary = (
+        OptimizerConfig(learning_rate=rate, warmup_steps=10, beta2=0.99, weight_decay=0.0) for rate in rates
+    )
+    return DimoConfig(
         recipe=base.recipe,
         teacher=base.teacher,
         data=base.data,
-        reverse_weight=reverse_weight,
-        student_optimizer=dimo_optimizer(learning_rate),
-        auxiliary_optimizer=dimo_optimizer(auxiliary_rate),
-        loop=loop,
+        initial_state=initial_state,
+        auxiliary_steps=2,
+        student_optimizer=student,
+        auxiliary_optimizer=auxiliary,
+        loop=LoopConfig(
+            steps=steps, batch_size=batch_size, validate_every=steps // 2, checkpoint_every=50, ema_decay=0.99
+        ),
     )
-    return config if initial_state is None else replace(config, initial_state=initial_state)

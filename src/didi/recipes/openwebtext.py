@@ -7,6 +7,7 @@ from didi.methods.didi_settings import DiscriminatorSettings, DistillConfig
 from didi.methods.duo import CurriculumConfig
 from didi.methods.elbo import PretrainConfig
 from didi.methods.settings import DataConfig, DistillationConfig, LoopConfig, NetworkConfig, OptimizerConfig
+from didi.recipes import dimo
 from didi.recipes.mmd import mmd_published
 from didi.recipes.objectives import OURS
 from didi.recipes.score import sedd_absorb, sedd_uniform
@@ -135,6 +136,7 @@ VARIANTS: dict[tuple[str, str], DistillationConfig] = {
         ),
     ),
     ("owt-169m", "mmd"): mmd_published(DISTILL["owt-169m"]),
-
+    ("owt-169m", "dimo"): dimo.published(DISTILL["owt-169m"]),
+    ("owt-424m", "dimo"): dimo.published(DISTILL["owt-424m"]),
 }  # fmt: skip
 """Recipes of other methods, by recipe and method; see ``didi.recipes.VARIANTS``."""

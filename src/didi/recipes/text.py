@@ -6,6 +6,8 @@ from didi.methods.didi_settings import DiscriminatorSettings, DistillConfig
 from didi.methods.duo import CurriculumConfig
 from didi.methods.elbo import PretrainConfig
 from didi.methods.settings import DataConfig, DistillationConfig, LoopConfig, NetworkConfig, OptimizerConfig
+from didi.models.initial_state import InitialState
+from didi.recipes import dimo
 from didi.recipes.dcd import dcd
 from didi.recipes.mmd import mmd_paths
 from didi.recipes.objectives import OURS, paths_discriminator, paths_optimizer, whole_path
@@ -92,6 +94,8 @@ VARIANTS: dict[tuple[str, str], DistillationConfig] = {
         "tiny-news", "", DISTILL["tiny-news"].data, num_moves=8, learning_rate=1e-4, steps=2000, batch_size=64
     ),
     ("tiny-news", "mmd"): mmd_paths(DISTILL["tiny-news"], 8, "token", learning_rate=3e-4, steps=500, batch_size=48),
-
+    ("tiny-news", "dimo"): dimo.small(
+        DISTILL["tiny-news"], steps=1000, batch_size=32, rates=(1e-4, 5e-4), initial_state=InitialState(0.5, 0.01)
+    ),
 }  # fmt: skip
 """Recipes of other methods, by recipe and method; see ``didi.recipes.VARIANTS``."""

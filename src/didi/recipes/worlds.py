@@ -7,6 +7,8 @@ from didi.methods.didi_settings import DistillConfig
 from didi.methods.duo import CurriculumConfig
 from didi.methods.elbo import PretrainConfig
 from didi.methods.settings import DataConfig, DistillationConfig, LoopConfig, NetworkConfig, OptimizerConfig
+from didi.models.initial_state import InitialState
+from didi.recipes import dimo
 from didi.recipes.dcd import dcd
 from didi.recipes.mmd import mmd_paths
 from didi.recipes.objectives import paths_discriminator, paths_optimizer, whole_path
@@ -90,6 +92,11 @@ VARIANTS: dict[tuple[str, str], DistillationConfig] = {
     ("exact-udlm", "mmd"): mmd_paths(
         DISTILL["exact-udlm"], 4, "concatenated", learning_rate=2e-4, steps=560, batch_size=256
     ),
-
+    ("exact", "dimo"): dimo.small(  # 2.0 million sequence passes; docs/dimo.md
+        DISTILL["exact"], steps=1300, batch_size=128, rates=(3e-4, 2e-3), initial_state=InitialState(0.5, 0.0)
+    ),
+    ("markov", "dimo"): dimo.small(
+        DISTILL["markov"], steps=1000, batch_size=64, rates=(3e-4, 2e-3), initial_state=InitialState(0.5, 0.01)
+    ),
 }  # fmt: skip
 """Recipes of other methods, by recipe and method; see ``didi.recipes.VARIANTS``."""

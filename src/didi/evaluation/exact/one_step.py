@@ -43,21 +43,15 @@ def one_step_distributions(sampler: OneStep, num_symbols: int, length: int) -> F
     states = initial_states(sampler.initial_state.mask_ratio, num_symbols, length)
     if not sampler.initial_state.noise_std:
         return _mixture(sampler, states, num_symbols)[None]
-    repeats = noise_draws(len(states)) // 2
-    halves = []
-    for half in range(2):
-        generator = named_generator("exact-one-step", half)
-        parts = (_mixture(sampler, states, num_symbols, generator) for _ in range(repeats))
-        halves.append(sum(parts, torch.zeros(())) / repeats)
-    return torch.stack(halves)
+    repeated = states.repeat(noise_draws(len(states)) // 2, 1)
+    generators = (named_generator("exact-one-step", half) for half in range(2))
+    return torch.stack([_mixture(sampler, repeated, num_symbols, one) for one in generators])
 
 
 def initial_states(mask_ratio: float, num_symbols: int, length: int) -> Int[Tensor, "n l"]:
     """Every discrete initial state, all of which are equally likely."""
     size = int(mask_sizes(torch.tensor(mask_ratio), torch.tensor(length)))
-    tokens = torch.cartesian_prod(*[torch.arange(num_symbols)] * (length - size)).view(-1, length - size)
-    if size == length:
-        return torch.full((1, length), num_symbols)
+    tokens = torch.tensor([*itertools.product(range(num_symbols), repeat=length - size)], dtype=torch.long)
     blocks = []
     for visible in itertools.combinations(range(length), length - size):
         block = torch.full((len(tokens), length), num_symbols)
@@ -69,7 +63,7 @@ def initial_states(mask_ratio: float, num_symbols: int, length: int) -> Int[Tens
 def _mixture(
     sampler: OneStep, states: Int[Tensor, "n l"], num_symbols: int, generator: torch.Generator | None = None
 ) -> Float[Tensor, " c"]:
-    """Mean of the products of all states, each at one draw of the noise."""
+    """Mean of the products of all rows of ``states``, each at a draw of the noise."""
     total = torch.zeros((), dtype=torch.float64)
     length, device = states.shape[1], network_device(sampler.denoiser)
     for z in states.split(CHUNK):

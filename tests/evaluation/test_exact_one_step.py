@@ -1,0 +1,58 @@
+"""The distribution of a one-step sampler against a sum over initial states, and the bias of drawn noise."""
+
+import itertools
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from didi.data.markov import MarkovChain
+from didi.evaluation.exact import one_step
+from didi.evaluation.exact.one_step import initial_states, noise_draws, one_step_distributions
+from didi.evaluation.exact.rows import ExactRows
+from didi.models.bundle import Bundle
+from didi.models.initial_state import InitialState
+from didi.sampling.one_step import OneStep
+from didi.sampling.options import SamplingOptions
+
+LENGTH, NUM = 3, 2
+CLEAN = list(itertools.product(range(NUM), repeat=LENGTH))
+
+
+@pytest.fixture(scope="module")
+def bundle(make_dit):
+    return Bundle(student=make_dit(vocab_size=3, length=LENGTH), initial_state=InitialState(0.5))
+
+
+@pytest.mark.parametrize(("ratio", "num"), [(1.0, 1), (0.6, 6), (0.3, 12)])
+def test_the_initial_states_are_all_masks_and_tokens(ratio, num):
+    states = initial_states(ratio, NUM, LENGTH)
+    assert len(states) == len({tuple(row) for row in states.tolist()}) == num
+    assert ((states == NUM).sum(1) == round(ratio * LENGTH)).all()
+
+
+@pytest.mark.parametrize("ratio", [1.0, 0.6, 0.3])
+def test_without_noise_it_is_the_sum_over_initial_states(bundle, ratio):
+    size, expected = round(ratio * LENGTH), torch.zeros(len(CLEAN), dtype=torch.float64)
+    starts = [z for z in itertools.product(range(NUM + 1), repeat=LENGTH) if z.count(NUM) == size]
+    for z in starts:
+        probs = bundle.student(torch.tensor([z]))[0, :, :NUM].detach().double().softmax(-1)
+        for number, x in enumerate(CLEAN):
+            expected[number] += math.prod(float(probs[place, token]) for place, token in enumerate(x)) / len(starts)
+    sampler = OneStep(bundle.student, bundle.process, initial_state=InitialState(ratio))
+    (found,) = one_step_distributions(sampler, NUM, LENGTH)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-9)
+
+
+def test_drawn_noise_biases_the_divergence_upwards_by_what_is_told(bundle, monkeypatch):
+    noisy, chain = replace(bundle, initial_state=InitialState(0.5, 0.9)), MarkovChain(NUM, successor_probs=(0.6, 0.3))
+    found = {}
+    for rows in (24, 2**14):
+        monkeypatch.setattr(one_step, "NOISE_ROWS", rows)
+        found[rows] = ExactRows(noisy)(chain, SamplingOptions(), 1)
+    assert noise_draws(12) == math.ceil(2**14 / 12 / 2) * 2
+    few, many = (float(one.note.split("about ")[1].split()[0]) for one in found.values())
+    assert few > 10 * max(many, 1e-6)
+    assert 0.25 * few < found[24].kl - found[2**14].kl < 4 * few  # an estimate from two halves
+    assert ExactRows(bundle)(chain, SamplingOptions(), 1).note == ""

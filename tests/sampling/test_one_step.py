@@ -1,0 +1,199 @@
+"""One-step sampling: its distribution, its one pass, and when it is the default."""
+
+import json
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+
+import didi
+from didi.apps.cli import main
+from didi.data.source import open_source
+from didi.diffusion.canvas import Canvas
+from didi.diffusion.noise import SequenceNoise
+from didi.errors import UsageError
+from didi.evaluation.exact import one_step
+from didi.evaluation.exact.rows import ExactRows
+from didi.models.bundle import Bundle
+from didi.models.inference import for_inference
+from didi.models.initial_state import InitialState
+from didi.sampling.base import time_grid
+from didi.sampling.completion import completed
+from didi.sampling.one_step import OneStep
+from didi.sampling.options import SamplingOptions
+from didi.sampling.record import sampling_record
+from didi.sampling.registry import sampler_of
+
+LENGTH = 3
+
+
+@pytest.fixture
+def few_draws(monkeypatch):
+    """Embedding noise is averaged over fewer draws."""
+    monkeypatch.setattr(one_step, "NOISE_ROWS", 4096)
+
+
+@pytest.fixture(scope="module")
+def bundle(make_dit):
+    """A random student and a random teacher of 2 symbols and the mask."""
+    student, teacher = (make_dit(vocab_size=3, length=LENGTH, seed=seed) for seed in (0, 1))
+    return Bundle(student=student, teacher=teacher, initial_state=InitialState(0.7, 0.3), intended_nfe=1)
+
+
+@pytest.mark.parametrize(
+    "state", [InitialState(), InitialState(0.7), InitialState(0.3), InitialState(0.7, 0.5)], ids=str
+)
+@pytest.mark.usefixtures("few_draws")
+@pytest.mark.parametrize("departure", [{}, {"temperature": 0.5}, {"top_p": 0.9}], ids=str)
+def test_samples_have_the_distribution_of_the_mixture(bundle, state, departure, chi_square):
+    there = replace(bundle, initial_state=state)
+    options = SamplingOptions(batch_size=2000, **departure)
+    p = ExactRows(there).distribution(2, options, 1)
+    tokens = didi.generate(there, num_samples=2000, seed=1, options=options).tokens
+    possible = p * 2000 >= 5
+    drawn = (tokens * torch.tensor([4, 2, 1])).sum(1)
+    assert chi_square(drawn[possible[drawn]], p * possible) > 1e-3
+    assert float(possible[drawn].double().mean()) > 0.95
+
+
+def test_of_masks_alone_it_is_ancestral_sampling_of_one_move(bundle):
+    rows = ExactRows(bundle)
+    one, other = (
+        rows.distribution(2, SamplingOptions(sampler=name, role="teacher"), 1) for name in ("one-step", "ancestral")
+    )
+    torch.testing.assert_close(one, other)
+
+
+def test_the_noise_is_that_of_each_sequence_whatever_the_batch(bundle):
+    whole = didi.generate(bundle, num_samples=7, seed=3).tokens
+    assert torch.equal(didi.generate(bundle, num_samples=7, seed=3, batch_size=2).tokens, whole)
+    assert not torch.equal(didi.generate(bundle, num_samples=7, seed=4).tokens, whole)
+
+
+def test_a_sample_costs_one_pass_in_one_move(bundle):
+    (move,) = didi.stream(bundle, num_samples=5)
+    assert (move.number, move.t, move.network_passes.tolist()) == (1, 0.0, [1] * 5)
+    assert move.is_changed.all()
+    drawn = didi.generate(bundle, num_samples=5, nfe=1)
+    assert (drawn.nfe, drawn.sampler) == (1, "one-step")
+
+
+def test_given_tokens_stand_in_the_initial_state(bundle, monkeypatch):
+    tokens = torch.tensor([[0, 1, 1], [1, 1, 1], [0, 0, 0]])
+    is_free = torch.tensor([[False, True, True], [True, True, False], [False, False, False]])
+    canvas, seen = Canvas.given(tokens, is_free), []
+    network, real = bundle.student, bundle.student.features_of_embeddings
+
+    def recorded(embedded, *rest):
+        seen.append(embedded)
+        return real(embedded, *rest)
+
+    monkeypatch.setattr(network, "features_of_embeddings", recorded)
+    sampler = OneStep(network, bundle.process, initial_state=bundle.initial_state)
+    (step,) = sampler(canvas, time_grid(1), SequenceNoise(0, range(3)))
+    assert torch.equal(step.z[~is_free], tokens[~is_free])
+    assert torch.equal(seen[0][~is_free], network.embed(tokens)[~is_free])
+    assert step.network_passes.tolist() == [1, 1, 0]
+    found = completed(bundle, canvas, indices=range(3), seed=0)
+    assert torch.equal(found, step.z)
+
+
+@pytest.mark.parametrize("nfe", [2, 16])
+def test_another_number_of_moves_is_refused(bundle, nfe):
+    for call in (didi.generate, didi.stream):
+        with pytest.raises(UsageError, match=f"one-step sampling has nfe 1; got {nfe}: leave nfe out") as caught:
+            call(bundle, nfe=nfe)
+        assert "\n" not in str(caught.value)
+    assert didi.generate(bundle, nfe=nfe, num_samples=1, sampler="ancestral").nfe == nfe
+
+
+def test_it_is_the_default_of_a_student_with_an_initial_state(bundle):
+    plain = replace(bundle, initial_state=None)
+    assert sampler_of(bundle, SamplingOptions()) == sampler_of(bundle, SamplingOptions(role="student")) == "one-step"
+    assert sampler_of(bundle, SamplingOptions(role="teacher")) == "ancestral"
+    assert sampler_of(plain, SamplingOptions()) == "ancestral"
+    assert sampler_of(bundle, SamplingOptions("confidence")) == "confidence"
+    teacher = didi.generate(bundle, role="teacher", num_samples=2)
+    assert (teacher.sampler, teacher.nfe) == ("ancestral", 16)
+
+
+@pytest.mark.usefixtures("few_draws")
+def test_an_initial_state_of_the_options_goes_first(bundle):
+    given = SamplingOptions(initial_state=InitialState(0.3))
+    kept = ExactRows(bundle).distribution(2, SamplingOptions(initial_state=bundle.initial_state), 1)
+    torch.testing.assert_close(ExactRows(bundle).distribution(2, SamplingOptions(), 1), kept)
+    assert not torch.allclose(ExactRows(bundle).distribution(2, given, 1), kept, rtol=0.02)
+
+
+def test_the_record_has_the_initial_state(bundle):
+    found = sampling_record(bundle, SamplingOptions(), nfe=1, length=LENGTH)
+    assert (found["sampler"], found["initial_state"]) == ("one-step", {"mask_ratio": 0.7, "noise_std": 0.3})
+    of_teacher = sampling_record(bundle, SamplingOptions(role="teacher"), nfe=16, length=LENGTH)
+    assert (of_teacher["sampler"], "initial_state" in of_teacher) == ("ancestral", False)
+
+
+@pytest.mark.parametrize("numerics", ["bfloat16", "int8"])
+def test_cheaper_networks_read_embeddings_too(bundle, numerics):
+    cheap = for_inference(bundle, numerics)
+    tokens = torch.randint(3, (2, LENGTH))
+    exact = bundle.student.features_of_embeddings(bundle.student.embed(tokens))
+    with torch.inference_mode():
+        found = cheap.student.features_of_embeddings(cheap.student.embed(tokens))
+    torch.testing.assert_close(found, exact, rtol=0.2, atol=0.2)
+    assert not torch.equal(found, exact)
+    assert didi.generate(cheap, num_samples=2).network_passes.tolist() == [1, 1]
+
+
+def test_in_a_larger_vocabulary_the_mask_is_never_drawn(make_dit):
+    bundle = Bundle(student=make_dit(vocab_size=9, length=20), initial_state=InitialState(0.5, 0.1))
+    assert int(didi.generate(bundle, num_samples=64).tokens.max()) == 7
+
+
+@pytest.fixture
+def run(monkeypatch):
+    """Run the command in this process."""
+
+    def call(*words):
+        monkeypatch.setattr(sys, "argv", ["didi", *map(str, words)])
+        with pytest.raises(SystemExit) as stop:
+            main()
+        assert stop.value.code == 0
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def saved(make_dit, tmp_path_factory):
+    student, teacher = (make_dit(vocab_size=5, length=4, seed=seed) for seed in (0, 1))
+    world = Bundle(
+        student=student, teacher=teacher, initial_state=InitialState(0.5, 0.1), intended_nfe=1,
+        tokenizer=open_source("exact", length=4).tokenizer, provenance={"corpus": "exact"},
+    )  # fmt: skip
+    return world.save_pretrained(tmp_path_factory.mktemp("one-step") / "bundle")
+
+
+@pytest.mark.usefixtures("few_draws")
+def test_the_commands_do_the_sensible_thing(saved, tmp_path, capsys, run):
+    run("generate", "--model", saved, "--num-samples", "2", "--format", "jsonl")
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert {(row["sampler"], row["nfe"], row["initial_state"]["noise_std"]) for row in rows} == {("one-step", 1, 0.1)}
+    asked = ["--num-samples", "4", "--out", str(tmp_path / "out"), "--role", "student", "teacher", "--nfe", "1", "2"]
+    run("evaluate", "--model", saved, *asked)
+    found = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    rows = found["rows"] if isinstance(found, dict) else found
+    kept = [(row["role"], row["sampler"], row["nfe"], row["settings"]) for row in rows]
+    assert kept == [
+        ("student", "one-step", 1, "mask_ratio 0.5, noise_std 0.1"),
+        ("teacher", "ancestral", 1, ""),
+        ("teacher", "ancestral", 2, ""),
+    ]
+    assert rows[0]["kl"] > 0
+    assert rows[0]["note"].startswith("embedding noise averaged over draws: KL is high by about ")
+    assert rows[1]["note"] == ""
+
+
+def test_a_flag_changes_one_setting_of_the_bundle(saved, capsys, run):
+    run("generate", "--model", saved, "--num-samples", 1, "--format", "jsonl", "--initial-state.noise-std", 0)
+    (row,) = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert row["initial_state"] == {"mask_ratio": 0.5, "noise_std": 0.0}
