@@ -51,7 +51,7 @@ def corrupted(q, alpha):
 
 
 class Posterior(nn.Module):
-    """Predicts the distribution of the clean token at a position given the tokens of the others: the perfect network."""
+    """The perfect network: predicts the clean token at a position given the tokens of the others."""
 
     is_time_conditioned, length, vocab_size = True, LENGTH, NUM
 
@@ -61,7 +61,7 @@ class Posterior(nn.Module):
 
     def features(self, inputs, sigma=None, attention_mask=None):
         alpha = (-sigma.double()).exp()[:, None, None]
-        of_token = alpha * (STATES == inputs[:, None]).double() + (1 - alpha) / NUM  # likelihood of each token
+        of_token = alpha * (inputs[:, None] == STATES).double() + (1 - alpha) / NUM  # likelihood of each token
         found = []
         for position in range(LENGTH):
             others = [place for place in range(LENGTH) if place != position]
