@@ -135,3 +135,19 @@ def test_uniform_state_estimates_are_near_measured_peaks():
     bundle = Bundle(teacher=random_bundle("tiny-news-udlm").teacher, process=Uniform(8191))
     assert batch_bytes(bundle, SamplingOptions(), 128, 1, 64) / 2**20 == pytest.approx(261, rel=0.33)
     assert batch_bytes(bundle, SamplingOptions("published"), 128, 1, 8) / 2**20 == pytest.approx(273, rel=0.33)
+
+
+def test_guided_sampling_of_uniform_state_diffusion_has_an_estimate_of_its_own(make_dit, make_discriminator):
+    network = make_dit(vocab_size=4096, length=16, mask_id=None, is_time_conditioned=True)
+    bundle = Bundle(teacher=network, discriminator=make_discriminator(network), process=Uniform(4096))
+    plain, few, many, tilted = (
+        batch_bytes(bundle, one, 1024, 8, 64)
+        for one in (
+            SamplingOptions(),
+            SamplingOptions("guided", guidance=Guidance(tilted_fraction=0.0, num_candidates=2)),
+            SamplingOptions("guided", guidance=Guidance(tilted_fraction=0.0, num_candidates=64)),
+            SamplingOptions("guided", guidance=Guidance(tilted_fraction=1.0)),
+        )
+    )
+    assert few < many
+    assert tilted > 64 * 1024 * 4096 * 4 > plain  # all logits of a tilted move

@@ -160,9 +160,9 @@ def test_remasking_of_uniform_diffusion_has_a_corrector_by_default(make_dit):
 def test_the_corrector_ends_before_the_last_move():
     sampler = PredictorCorrector(Tabular(NUM), Uniform(NUM), remask=Remasking("rescale", 1.0))
     times = time_grid(NFE)
-    assert sampler._move(times[0], times[1]).corrector == 1
-    assert sampler._move(times[-2], times[-1]).corrector == 0
-    assert UniformAncestral(Tabular(NUM), Uniform(NUM))._move(times[0], times[1]).corrector == 0
+    assert sampler.move(times[0], times[1]).corrector == 1
+    assert sampler.move(times[-2], times[-1]).corrector == 0
+    assert UniformAncestral(Tabular(NUM), Uniform(NUM)).move(times[0], times[1]).corrector == 0
 
 
 @pytest.mark.parametrize("name", ["sedd-uniform", "sedd-absorb"])

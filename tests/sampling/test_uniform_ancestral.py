@@ -49,5 +49,7 @@ def test_a_bundle_of_uniform_state_diffusion_is_sampled_and_refuses_samplers_of_
     bundle = Bundle(teacher=make_dit(vocab_size=5, length=6, mask_id=None, is_time_conditioned=True))
     whole = generate(bundle, num_samples=5, nfe=4, seed=2)
     assert torch.equal(generate(bundle, num_samples=5, nfe=4, seed=2, batch_size=2).tokens, whole.tokens)
-    with pytest.raises(UsageError, match="guided does not sample uniform diffusion; use one of ancestral"):
+    with pytest.raises(UsageError, match="confidence does not sample uniform diffusion; use one of ancestral"):
+        generate(bundle, sampler="confidence")
+    with pytest.raises(UsageError, match=r"guided sampling needs a discriminator; .* has none: use ancestral"):
         generate(bundle, sampler="guided")

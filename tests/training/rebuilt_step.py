@@ -17,6 +17,7 @@ from didi.diffusion.schedule import nelbo_weight, sigma
 from didi.methods.didi_settings import DistillConfig
 from didi.methods.rollout import Rollout, rollout
 from didi.methods.trajectories import states_before_a_move
+from didi.methods.uniform_moves import uniform_states_before_a_move
 from didi.models.bundle import Bundle
 from didi.objectives.didi import (
     advantages,
@@ -139,18 +140,19 @@ def _discriminator_loss(
     inputs: Inputs, step: int, discriminator: nn.Module, batch: Rollout, number: int, repeat: int
 ) -> Tensor:
     """Eq. 8: first on the corruptions of the rollout, then on fresh ones of the same samples."""
-    settings, mask_id = inputs.config.discriminator, inputs.source.mask_id
+    settings = inputs.config.discriminator
     num_completions = settings.completions or inputs.config.objective.completions
     samples = batch.x[:, :num_completions].flatten(0, 1)
     t = batch.t.repeat_interleave(num_completions)
     alpha = inputs.teacher.process.schedule.alpha(t)
     real = _real_rows(inputs, step, number, repeat, len(t))
     generator = named_generator(inputs.config.seed, "discriminator", step, number, repeat)
-    of_fake, of_real = torch.rand(2, *real.shape, dtype=torch.float64, generator=generator)
-    fake_t = corrupt(samples, alpha, mask_id, of_fake)
+    shape = (2, *real.shape, 2) if _is_uniform(inputs) else (2, *real.shape)
+    of_fake, of_real = torch.rand(shape, dtype=torch.float64, generator=generator)
+    fake_t = _corrupted(inputs, samples, alpha, of_fake)
     if repeat == 0 or settings.fresh_rollouts:  # with a reference all are
         fake_t = batch.z_t[:, :num_completions, 0].flatten(0, 1)
-    return _loss_of_rows(inputs, discriminator, fake_t, corrupt(real, alpha, mask_id, of_real), t)
+    return _loss_of_rows(inputs, discriminator, fake_t, _corrupted(inputs, real, alpha, of_real), t)
 
 
 def _guidance_loss(inputs: Inputs, step: int, average: nn.Module, discriminator: nn.Module) -> Tensor:
@@ -161,14 +163,27 @@ def _guidance_loss(inputs: Inputs, step: int, average: nn.Module, discriminator:
         num_moves = _drawn_budget(config, step)
     generator = named_generator(config.seed, "guidance", step)
     move = torch.randint(1, num_moves + 1, shape[:1], generator=generator)
-    draws = torch.rand(2, *shape, dtype=torch.float64, generator=generator)
-    uniforms = torch.rand(shape, dtype=torch.float64, generator=generator)
+    process, is_uniform = inputs.teacher.process, _is_uniform(inputs)
+    draws = torch.rand(1 + num_moves if is_uniform else 2, *shape, dtype=torch.float64, generator=generator)
+    uniforms = torch.rand((*shape, 2) if is_uniform else shape, dtype=torch.float64, generator=generator)
     t = 1 - move.double() / num_moves
-    fake_t = states_before_a_move(average, move, num_moves, draws, inputs.teacher.process)
+    states = uniform_states_before_a_move if is_uniform else states_before_a_move
+    fake_t = states(average, move, num_moves, draws, process)
     real = _real_rows(inputs, step, 0, 0, len(t))
-    return _loss_of_rows(
-        inputs, discriminator, fake_t, corrupt(real, schedule.alpha(t), inputs.source.mask_id, uniforms), t
-    )
+    real_t = _corrupted(inputs, real, schedule.alpha(t), uniforms)
+    return _loss_of_rows(inputs, discriminator, fake_t, real_t, t)
+
+
+def _corrupted(inputs: Inputs, x: Tensor, alpha: Tensor, draws: Tensor) -> Tensor:
+    """States of sequences; of uniform-state diffusion with two numbers at each position."""
+    if not _is_uniform(inputs):
+        return corrupt(x, alpha, inputs.source.mask_id, draws)
+    other = (draws[..., 1] * inputs.teacher.process.vocab_size).long()
+    return torch.where(draws[..., 0] < 1 - alpha[:, None], other, x)
+
+
+def _is_uniform(inputs: Inputs) -> bool:
+    return inputs.teacher.process.name == "uniform"
 
 
 def rebuilt_student_loss(inputs: Inputs, batch: Rollout, discriminator: nn.Module, teacher: nn.Module) -> Tensor:

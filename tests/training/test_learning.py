@@ -13,10 +13,13 @@ from tokenizers import Tokenizer, models
 from didi.data.markov import MarkovChain
 from didi.diffusion.noise import named_generator
 from didi.evaluation.exact.product import positionwise_distribution
+from didi.evaluation.exact.rows import ExactRows
 from didi.methods.didi_settings import DiscriminatorSettings, DistillConfig, ObjectiveConfig
 from didi.methods.elbo import PretrainConfig
 from didi.methods.settings import DataConfig, LoopConfig, NetworkConfig, OptimizerConfig
+from didi.models.guidance import Guidance
 from didi.sampling.base import time_grid
+from didi.sampling.options import SamplingOptions
 from didi.sampling.uniform_ancestral import UniformAncestral
 
 from .observed_step import distilled, pretrained
@@ -141,3 +144,24 @@ def test_whole_paths_of_uniform_state_diffusion_lower_the_divergence_of_their_sa
 
     before, after = divergence_at_4_moves(teacher.teacher), divergence_at_4_moves(student)
     assert after < 0.8 * before  # 0.517 to 0.334
+
+
+@pytest.mark.slow
+def test_a_discriminator_that_learns_alone_makes_guided_sampling_better(tmp_path):
+    source = TinySource()
+    teacher = pretrained(PRETRAIN, source)
+    config = replace(
+        DISTILL,
+        discriminator=DiscriminatorSettings(
+            output="sequence", label_smoothing=0.0, warmup_steps=0, guidance_steps=400, guidance_nfe=2
+        ),
+        loop=replace(DISTILL.loop, steps=0),
+    )
+    bundle = distilled(config, source, teacher, tmp_path)
+    assert all(
+        torch.equal(value, bundle.teacher.state_dict()[key]) for key, value in bundle.student.state_dict().items()
+    )
+    re_ranked = SamplingOptions("guided", guidance=Guidance(tilted_fraction=0.0))
+    plain, guided = (ExactRows(bundle)(source.chain, one, 2).kl for one in (SamplingOptions(), re_ranked))
+    assert plain == pytest.approx(divergence_from_data(teacher.teacher, source.chain, 2), abs=1e-5)
+    assert guided < 0.8 * plain

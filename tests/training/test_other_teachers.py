@@ -1,6 +1,7 @@
 """DiDi-Instruct from teachers of uniform-state diffusion and of SEDD."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from didi.apps.train import distill_run
 from didi.data.markov import WORLDS
 from didi.data.source import MarkovSource, RandomSource
 from didi.diffusion.absorbing import Absorbing
+from didi.diffusion.canvas import Canvas
 from didi.diffusion.categorical import divergence
 from didi.diffusion.noise import derive_seed
 from didi.diffusion.schedule import schedule_from_name
@@ -18,11 +20,14 @@ from didi.errors import UsageError
 from didi.evaluation.exact.rows import ExactRows
 from didi.methods.base import Inputs
 from didi.methods.didi_settings import DiscriminatorSettings, ObjectiveConfig
+from didi.methods.lessons import lesson_states, numbers_of_lessons
 from didi.models.bundle import Bundle, load, save
 from didi.recipes import DISTILL
 from didi.recipes.presets import preset
+from didi.sampling.base import time_grid
 from didi.sampling.generate import generate
 from didi.sampling.options import SamplingOptions
+from didi.sampling.uniform_ancestral import UniformAncestral
 from didi.training.loop import RunFolder
 from didi.training.trainer import make_trainer
 
@@ -78,6 +83,11 @@ def assert_as_rebuilt(config, step, source, bundle, folder, of_student=None):
         (2, BUDGETS, {"output": "sequence"}),
         (2, WHOLE | {"reward_reduction": "sum", "pg_reduction": "token-mean", "advantage": "batch"}, {}),
         (2, WHOLE, {"real_source": "teacher-pool"}),
+        (2, WHOLE | {"reward_time": "density", "corruptions": 2}, {}),
+        (2, WHOLE | {"reward_time": "both", "reference_steps": 2}, {"output": "sequence"}),
+        (2, BRANCHES | {"reward_time": "both"}, {"steps_per_student_step": 2}),
+        (5, WHOLE, {"guidance_steps": 2, "guidance_nfe": 4}),
+        (5, BUDGETS, {"guidance_steps": 2, "output": "sequence"}),
     ],
 )
 def test_a_step_from_a_uniform_state_teacher(source, uniform_teacher, tmp_path, step, objective, discriminator):
@@ -119,6 +129,42 @@ def test_the_discriminator_reads_finished_sequences_at_the_noise_level_of_t_0(ma
     assert not seen[0][1].any()
 
 
+@pytest.mark.parametrize("num_moves", [1, 4])
+def test_lessons_read_the_states_of_the_finished_students_own_sampler(uniform_teacher, num_moves, unchecked):
+    student, num, process = uniform_teacher.teacher, 12, uniform_teacher.process
+    uniforms = torch.rand(1 + num_moves, num, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    assert numbers_of_lessons(process, num_moves) == len(uniforms)
+
+    left = [one[..., None] for one in uniforms]
+    noise = SimpleNamespace(uniforms=lambda *shape, device=None: left.pop(0).expand(num, *shape))
+    sampler = UniformAncestral(student, process)
+    states = [process.prior(Canvas.blank(num, 8), uniforms[0, ..., None].expand(-1, -1, 2))]
+    states += [step.z for step in sampler(Canvas.blank(num, 8), time_grid(num_moves), noise)]
+    move = torch.arange(num) % num_moves + 1
+    found = lesson_states(student, move, num_moves, uniforms, process)
+    assert torch.equal(found, torch.stack(states)[move, torch.arange(num)])
+    assert not torch.equal(states[0], states[-1])
+
+
+def test_lessons_judge_student_and_real_rows_at_the_times_after_each_move(make_job, uniform_teacher):
+    settings = replace(UNIFORM.discriminator, guidance_steps=2, guidance_nfe=4)
+    config = replace(UNIFORM, discriminator=settings, loop=replace(UNIFORM.loop, batch_size=40))
+    job, seen = make_job(config, bundle=uniform_teacher), []
+    job.method.discriminator.register_forward_pre_hook(lambda _, inputs: seen.append(inputs))
+    job.step(config.num_steps - 1)
+    ((states, level),) = seen
+    fake, real = level.chunk(2)
+    assert torch.equal(fake, real)
+    expected = uniform_teacher.process.noise_level(job.method.discriminator, torch.tensor([0, 0.25, 0.5, 0.75]))
+    levels = fake.unique()
+    torch.testing.assert_close(levels, expected)
+    clean = job.method._real(config.num_steps - 1, 0, 0, 40)
+    kept = (states[40:] == clean).float()
+    assert kept[fake == 0].all()
+    assert 0.55 < kept[fake == levels[1]].mean() < 0.9  # 3/4 of the tokens at t = 1/4
+    assert kept[fake == levels[3]].mean() < 0.45
+
+
 def test_masked_states_are_validated_corrupted_unless_the_discriminator_reads_finished_samples_alone(make_job):
     def masks_read(config):
         job, seen = make_job(config), []
@@ -134,20 +180,14 @@ def test_masked_states_are_validated_corrupted_unless_the_discriminator_reads_fi
 
 
 @pytest.mark.parametrize(
-    ("objective", "discriminator", "message"),
+    ("objective", "message"),
     [
-        ({}, {}, "objective.trajectory is whole-path .* no .MASK.; got two-moves: set it to whole-path"),
-        ({"trajectory": "path", "moves": 4}, {}, "trajectory is whole-path .*got path"),
-        (WHOLE | {"reward_time": "both"}, {}, "objective.reward_time is finished .*got both: set it to finished"),
-        (WHOLE, {"guidance_steps": 3}, "discriminator.guidance_steps is 0 .*got 3: set it to 0"),
+        ({}, "objective.trajectory is whole-path .* no .MASK.; got two-moves: set it to whole-path"),
+        ({"trajectory": "path", "moves": 4}, "trajectory is whole-path .*got path"),
     ],
 )
-def test_what_a_uniform_state_teacher_does_not_go_with(make_job, uniform_teacher, objective, discriminator, message):
-    config = replace(
-        CONFIG,
-        objective=ObjectiveConfig(**objective),
-        discriminator=replace(CONFIG.discriminator, **discriminator),
-    )
+def test_what_a_uniform_state_teacher_does_not_go_with(make_job, uniform_teacher, objective, message):
+    config = replace(CONFIG, objective=ObjectiveConfig(**objective))
     with pytest.raises(UsageError, match=message):
         make_job(config, bundle=uniform_teacher)
 
@@ -188,8 +228,9 @@ def test_the_bundle_is_sampled_and_judged_exactly(make_dit, tmp_path):
     card = (tmp_path / "bundle" / "README.md").read_text()
     assert "few-step uniform-state diffusion generator" in card
     assert "masked" not in card
-    with pytest.raises(UsageError, match="guided does not sample uniform diffusion"):
-        generate(bundle, num_samples=1, sampler="guided")
+    assert (generate(bundle, num_samples=3, sampler="guided").discriminator_passes > 0).any()
+    with pytest.raises(UsageError, match="confidence does not sample uniform diffusion"):
+        generate(bundle, num_samples=1, sampler="confidence")
 
 
 def test_the_student_of_a_sedd_absorb_teacher_is_a_masked_model_of_its_mask_and_schedule(

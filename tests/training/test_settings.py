@@ -53,9 +53,9 @@ LEAST = [
             *("beta1", "beta2"),
         ],
     ),
-    (LoopConfig, 1, ["steps", "batch_size", "accumulation", "keep_checkpoints", "validation_sequences"]),
+    (LoopConfig, 1, ["batch_size", "accumulation", "keep_checkpoints", "validation_sequences"]),
     (LoopConfig, 1, ["log_every", "validate_every", "checkpoint_every"]),
-    (LoopConfig, 0, ["max_skipped_steps", "ema_decay"]),
+    (LoopConfig, 0, ["steps", "max_skipped_steps", "ema_decay"]),
     (DiscriminatorSettings, 0, ["warmup_steps", "guidance_steps", "label_smoothing"]),
     (DiscriminatorSettings, 1, ["steps_per_student_step", "pool_size", "pool_nfe", "guidance_nfe"]),
     (DiscriminatorSettings, 2, ["warmup_moves"]),
@@ -93,6 +93,22 @@ def test_the_least_value_is_allowed_and_less_is_refused(kind, least, name):
 def test_a_share_is_less_than_1(kind, name):
     with pytest.raises(UsageError, match=rf"^{name.replace('_', '-')} lies in \[0, 1\); got 1.0$"):
         kind(**{name: 1.0})
+
+
+@pytest.mark.parametrize("kind", [RunConfig, PretrainConfig])
+def test_a_run_has_a_step(kind):
+    with pytest.raises(UsageError, match=r"^steps is 1 or more; got 0$"):
+        kind(loop=LoopConfig(steps=0))
+
+
+def test_a_distillation_without_updates_of_the_student_has_lessons():
+    lessons, loop = DiscriminatorSettings(warmup_steps=4, guidance_steps=7), LoopConfig(steps=0)
+    with pytest.raises(UsageError, match=r"^loop.steps is 1 or more, or 0 with .*guidance_steps .*; got 0 of both"):
+        DistillConfig(loop=loop)
+    config = DistillConfig(loop=loop, discriminator=lessons)
+    assert config.num_steps == 11
+    cut = config.limited(3)
+    assert (cut.loop.steps, cut.discriminator.warmup_steps, cut.discriminator.guidance_steps) == (0, 3, 3)
 
 
 @pytest.mark.parametrize("name", ["learning_rate", "beta1"])

@@ -1,13 +1,20 @@
-"""Runs that start from the student and the discriminator of a bundle."""
+"""Runs that start from the student of a bundle, and those that train a discriminator of it alone."""
 
+import math
+import os
+import signal
 from dataclasses import replace
 
 import pytest
 
 from didi.errors import UsageError
-from didi.models.bundle import save
+from didi.methods.base import Inputs
+from didi.models.bundle import load, save
+from didi.sampling.generate import generate
+from didi.training.fit import fitted
+from didi.training.loop import Interrupted, RunFolder, run
 
-from .distill_case import CONFIG, equal, weights, with_discriminator
+from .distill_case import CONFIG, CPU, equal, weights, with_discriminator
 
 
 @pytest.fixture
@@ -29,11 +36,20 @@ def test_a_run_starts_from_the_networks_of_a_bundle(begun, make_job):
     assert not equal(weights(second.method.student), weights(plain.method.student))
 
 
-def test_a_start_without_a_discriminator_is_refused(begun, make_job, tmp_path):
-    bundle = replace(begun[0].bundle(), discriminator=None)
-    save(bundle, tmp_path / "lone")
-    with pytest.raises(UsageError, match=r"start names a bundle with a student and a discriminator; .* holds student"):
-        make_job(config=replace(CONFIG, start=str(tmp_path / "lone")))
+def test_a_start_without_a_discriminator_begins_with_that_of_a_plain_run(begun, make_job, tmp_path):
+    first, _ = begun
+    save(replace(first.bundle(), discriminator=None), tmp_path / "lone")
+    plain, second = make_job(), make_job(config=replace(CONFIG, start=str(tmp_path / "lone")))
+    assert equal(weights(second.method.student), weights(first.averaged()))
+    assert equal(weights(second.averaged()), weights(first.averaged()))
+    assert equal(weights(second.method.discriminator), weights(plain.method.discriminator))
+    assert not equal(weights(second.method.discriminator), weights(first.method.discriminator))
+
+
+def test_a_start_without_a_student_is_refused(teacher, make_job, tmp_path):
+    save(teacher, tmp_path / "teacher")
+    with pytest.raises(UsageError, match=r"^start names a bundle with a student; .* holds teacher: take it as teacher"):
+        make_job(config=replace(CONFIG, start=str(tmp_path / "teacher")))
 
 
 def test_a_start_of_another_shape_is_refused(begun, make_job):
@@ -52,3 +68,55 @@ def test_a_start_goes_without_adapters():
 def test_a_start_that_is_gone_is_named(make_job):
     with pytest.raises(UsageError, match=r"^start, which a resumed run needs too: .* got 'nobody'"):
         make_job(config=replace(CONFIG, start="nobody"))
+
+
+LESSONS = {"warmup_steps": 1, "guidance_steps": 4, "guidance_nfe": 3}
+
+
+def alone(name, **discriminator):
+    """Settings of a run that trains the discriminator of a student alone."""
+    loop = replace(CONFIG.loop, steps=0)
+    settings = replace(CONFIG.discriminator, **LESSONS | discriminator)
+    return replace(CONFIG, start=name, loop=loop, discriminator=settings)
+
+
+def test_a_discriminator_learns_alone_and_the_student_stays_bit_for_bit(begun, make_job, tmp_path):
+    first, name = begun
+    job = make_job(config=alone(name))
+    before = weights(job.method.discriminator)
+    assert job.num_steps == 5
+    assert [one.network for step in range(5) for one in job.method.updates(step)] == ["discriminator"] * 5
+    for step in range(job.num_steps):
+        assert "student_gradient_norm" not in job.step(step)
+    assert math.isfinite(job.validate()["validation_log_ratio"])
+    bundle = load(save(job.bundle(), tmp_path / "after"))
+    assert equal(weights(bundle.student), weights(first.averaged()))
+    assert not equal(weights(bundle.discriminator), before)
+    assert bundle.intended_nfe == 3  # the moves whose states it knows
+    assert (generate(bundle, num_samples=2, nfe=3, sampler="guided").discriminator_passes > 0).any()
+
+
+def test_a_run_of_the_discriminator_alone_resumes_bit_for_bit(begun, make_job, tmp_path, assert_same_state):
+    config, folders = alone(begun[1]), [RunFolder(tmp_path / name) for name in ("straight", "stopped")]
+    for folder in folders:
+        folder.prepare("", resume=False)
+    straight, stopped = (make_job(config, folder.path) for folder in folders)
+    run(straight, config.loop, folders[0], resume=False)
+    step = stopped.step
+
+    def stop_in_the_lessons(number):
+        if number == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(number)
+
+    stopped.step = stop_in_the_lessons
+    with pytest.raises(Interrupted):
+        run(stopped, config.loop, folders[1], resume=False)
+    resumed = make_job(config, folders[1].path)
+    run(resumed, config.loop, folders[1], resume=True)
+    assert_same_state(resumed.state_dict(), straight.state_dict())
+
+
+def test_a_length_in_minutes_is_refused_for_a_run_without_updates_of_the_student(begun, source, teacher):
+    with pytest.raises(UsageError, match=r"^max-minutes sets loop.steps, of which this run has 0"):
+        fitted(alone(begun[1]), Inputs(source, CPU, teacher=teacher), 1.0)

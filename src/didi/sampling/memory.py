@@ -26,6 +26,7 @@ from didi.sampling.published_uniform import PublishedUniform
 from didi.sampling.registry import find_sampler, is_self_paced, sampler_of, with_bundle_settings
 from didi.sampling.score import ScoreSampler
 from didi.sampling.uniform_ancestral import ROWS, UniformAncestral
+from didi.sampling.uniform_guided import PART, UniformGuided
 
 ALL_LOGITS = {"confidence": 8, "entropy-bounded": 8, "published": 30}
 """Bytes for each logit of the samplers that compute those of every position at the same time."""
@@ -37,6 +38,8 @@ HEAD = 12
 """Bytes for each logit of ``ROWS`` positions, of uniform-state diffusion and scores; two such parts overlap."""
 DRAW = 20
 """Bytes for each symbol of a row while it is drawn; ``CHUNK_ELEMENTS`` at a time."""
+MEAN = 64
+"""Bytes for each symbol of a row while its mean embedding is differentiated, of uniform-state diffusion."""
 TOKEN = 64
 """Bytes of a token in a finished sample set: tensors, list and text."""
 
@@ -65,6 +68,8 @@ def batch_bytes(bundle: Bundle, options: SamplingOptions, length: int, num_moves
         return trunk + vocab_size * (min(positions, ROWS) * HEAD + min(positions, part) * 3 * DRAW)
     if issubclass(kind, PublishedUniform):
         return trunk + positions * vocab_size * ALL_LOGITS["published"]
+    if issubclass(kind, UniformGuided):
+        return trunk + _uniform_guided_bytes(bundle, options, num_moves, positions)
     if name == "guided":
         return _guided_bytes(bundle, options, length, num_moves, batch_size, trunk)
     rows, each = 1.0 if is_self_paced(network, name) else _largest_move(bundle, options, num_moves) * length, 8
@@ -95,6 +100,21 @@ def _guided_bytes(
         read = 1 - (1 - share) ** guidance.num_candidates
         logits = _logits_bytes(positions * read * network.vocab_size, 8, DRAW, options)
         ranked = trunk + positions * guidance.num_candidates * (hidden * ACTIVATIONS + 24) + logits
+    return max(tilted, ranked)
+
+
+def _uniform_guided_bytes(bundle: Bundle, options: SamplingOptions, num_moves: int, positions: float) -> float:
+    """As ``_guided_bytes``, beyond the trunk; distributions over the vocabulary exist for parts of the positions."""
+    guidance, network = with_bundle_settings(options, bundle).guidance or Guidance(), bundle.denoiser(options.role)
+    hidden, vocab_size, num_tilted = network.config.hidden_size, network.vocab_size, len(guidance.scales(num_moves))
+    tilted = ranked = 0.0
+    if num_tilted:
+        each = hidden * network.config.num_blocks * BACKWARD + (hidden + vocab_size) * 8  # its logits are kept
+        tilted = positions * each + min(positions, PART) * vocab_size * MEAN
+    if num_tilted < num_moves:
+        part = rows_at_a_time(vocab_size, next(network.parameters()).device)
+        ranked = positions * guidance.num_candidates * (hidden * ACTIVATIONS + 24)
+        ranked += min(positions, part) * vocab_size * 3 * DRAW
     return max(tilted, ranked)
 
 
