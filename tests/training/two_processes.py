@@ -115,7 +115,9 @@ def work(folder):
         job = make_trainer(config, inputs)
         # Of equal weights: one figure over all of them adds up how a rounding turned each.
         found[f"{name}, validation"] = torch.tensor(job.validate()["validation_nelbo"])
-        metrics = [job.step(step) for step in range(job.num_steps)]
+        metrics = [dict(job.step(step)) for step in range(job.num_steps)]
+        for row in metrics:  # the row that serves all sequences passes once in each process
+            row.pop("sequence_passes")
         for network in job.method.trained:
             parameters = [p.detach().flatten() for p in getattr(job.bundle(), network).parameters()]
             found[f"{name}, {network}"] = torch.cat(parameters)
