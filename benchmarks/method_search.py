@@ -13,7 +13,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
@@ -48,18 +48,10 @@ def trial(world: str, plan: dict[str, Any], method: str, flags: str, folder: Pat
             command("distill", world, "--method", method, "--out", str(run), "--overwrite", *words, *flags.split())
         of_method = plan["methods"][method]
         sampler, nfes = of_method.get("sampler", "ancestral"), of_method.get("nfe", plan["nfe"])
-        asked = [
-            "--role",
-            "student",
-            "--sampler",
-            sampler,
-            "--nfe",
-            *map(str, nfes),
-            "--out",
-            str(folder / "evaluation"),
-        ]
+        measured, moves = folder / "evaluation", [str(nfe) for nfe in nfes]
+        asked = ["--role", "student", "--sampler", sampler, "--nfe", *moves, "--out", str(measured), "--overwrite"]
         command("evaluate", "--model", str(run / "bundle"), *asked, *plan["evaluate"].split())
-        rows = json.loads((folder / "evaluation" / "metrics.json").read_text())
+        rows = json.loads((measured / "metrics.json").read_text())
         found = [{name: row[name] for name in KEPT if row.get(name) is not None} for row in rows]
         write_json(result, {"method": method, "flags": flags, "passes": passes(run / "metrics.jsonl"), "rows": found})
     read: dict[str, Any] = json.loads(result.read_text())
@@ -93,7 +85,9 @@ def main(words: Sequence[str] | None = None) -> None:
         waiting = [
             pool.submit(trial, args.world, plan, *one) for one in named if one[0] in (args.methods or plan["methods"])
         ]
-        for one in waiting:
+        for one in as_completed(waiting):
+            if one.exception():
+                pool.shutdown(cancel_futures=True)
             print(one.result(), file=sys.stderr, flush=True)
     found = [trial(args.world, plan, *one) for one in named if (one[2] / "trial.json").is_file()]
     measure, nfes = plan["measure"], sorted({row["nfe"] for one in found for row in one["rows"]})
