@@ -282,6 +282,18 @@ def test_passes_are_counted_and_the_head_runs_where_a_candidate_may_change(q):
     assert sum(network.rows_read) < 0.85 * 9 * num * LENGTH
 
 
+def test_candidates_that_need_no_network_are_ranked_too(network):
+    times = time_grid(20)  # most tokens of the first move are drawn uniformly, whatever the network says
+    guidance = Guidance(tilted_fraction=0.0, num_candidates=2, select="best")
+    sampler = sampler_of(network, times, guidance)
+    step = next(iter(sampler(Canvas.blank(200, LENGTH), times, SequenceNoise(0, range(200)))))
+    is_alone = step.network_passes == 0
+    assert 50 < is_alone.sum() < 190
+    assert (step.discriminator_passes == 2).all()
+    scores = sampler.discriminator.by_level[levels(times)[0]]
+    assert scores[number(step.z[is_alone])].mean() < scores.mean() - 0.3
+
+
 def test_given_tokens_stay_and_are_read_as_they_are(network):
     times = time_grid(3)
     is_free = torch.tensor([[True, False, True]]).expand(30, 3)

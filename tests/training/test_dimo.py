@@ -148,19 +148,24 @@ def test_a_resumed_run_equals_a_straight_one_bit_for_bit(source, timed_teacher, 
     run_twice(lambda folder: make_trainer(CONFIG, Inputs(source, CPU, folder, timed_teacher)), CONFIG.loop, 1)
 
 
-def test_the_shares_of_two_processes_are_those_of_one(source, timed_teacher, monkeypatch, tmp_path):
-    def first_batch():
+def test_two_processes_have_the_gradient_of_one(source, timed_teacher, monkeypatch, tmp_path):
+    def batch_and_gradient():
         method = make_trainer(CONFIG, Inputs(source, CPU, tmp_path, timed_teacher)).method
+        with torch.no_grad():  # else student and teacher agree, and there is little to see
+            for parameter in method.auxiliary.parameters():
+                parameter.mul_(1.3)
         batch = method.prepare(0, 0)
-        masked = method._remasked(batch.x, "student", 0, 0)
-        return batch.logits.detach(), batch.x, masked.z, masked.t
+        (method._auxiliary_loss(0, batch)[0] + method._student_loss(batch)[0]).backward()
+        return batch, torch.cat([gradients(one) for one in method.trained.values()])
 
-    whole, parts = first_batch(), []
+    whole, parts = batch_and_gradient(), []
     for rank in range(2):
         monkeypatch.setattr("didi.methods.dimo.world", lambda rank=rank: World(rank, 2))
-        parts.append(first_batch())
-    for one, shares in zip(whole, zip(*parts, strict=True), strict=True):
-        torch.testing.assert_close(torch.cat(shares), one)
+        parts.append(batch_and_gradient())
+    assert torch.equal(torch.cat([batch.x for batch, _ in parts]), whole[0].x)
+    mean = (parts[0][1] + parts[1][1]) / 2
+    torch.testing.assert_close(mean, whole[1], rtol=1e-3, atol=1e-6)
+    assert not torch.allclose(parts[0][1], whole[1], rtol=0.1)
 
 
 def test_accumulation_is_for_one_update_of_each_network(source, timed_teacher, tmp_path):
