@@ -17,6 +17,7 @@ from typing import Any, cast
 import torch
 
 from didi.apps.reproduce.cells import AnyCell, Cell, LikelihoodCell, Run
+from didi.apps.reproduce.cost import recorded
 from didi.apps.reproduce.workers import run_items
 from didi.apps.train import distill_run, pretrain_run
 from didi.data.source import source_for
@@ -146,6 +147,10 @@ class Study:
         found: dict[str, Any] = json.loads(self._file(cell).read_text())
         return found
 
+    def cost_file(self, run: Run) -> Path:
+        """What a run has cost, see ``cost.recorded``; it outlives the run."""
+        return self.folder / "costs" / f"{run.name(self.digest)}.json"
+
     def row(self, cell: Cell) -> EvaluationRow:
         """The figures of a cell."""
         return EvaluationRow.from_record(self.record(cell)["row"])
@@ -178,7 +183,12 @@ def make(run: Run, study: Study) -> str:
     folder = RunFolder(study.folder / "runs" / name)
     folder.path.mkdir(parents=True, exist_ok=True)
     device = default_device()
-    with (folder.path / "log.txt").open("a") as log, contextlib.redirect_stderr(log), contextlib.redirect_stdout(log):
+    with (
+        (folder.path / "log.txt").open("a") as log,
+        contextlib.redirect_stderr(log),
+        contextlib.redirect_stdout(log),
+        recorded(study.cost_file(run), folder),
+    ):
         if isinstance(run.config, PretrainConfig):
             pretrain_run(run.config, folder, resume=folder.has_run, device=device)
         else:
@@ -225,6 +235,7 @@ def _measure_samples(bundle: Bundle, alike: Cell, cells: Sequence[Cell], study: 
         sampler=alike.sampler,
         nfe=[cell.nfe for cell in cells],
         options=options,
+        joint=alike.joint,
         on_set=lambda one: _write_set(next(pending), bundle, study, one),
         **_common(sampling),
     )
@@ -265,4 +276,5 @@ def _common(sampling: Sampling) -> dict[str, Any]:
 
 def _write_set(cell: Cell, bundle: Bundle, study: Study, measured: SampleSet) -> None:
     texts, size = measured.texts[:NUM_TEXTS], num_parameters(bundle.network())
-    study.write(cell, measured.row, texts=texts, num_parameters=size, workers=study.workers)
+    about = {"texts": texts, "num_parameters": size, "intended_nfe": bundle.intended_nfe}
+    study.write(cell, measured.row, workers=study.workers, **about)
