@@ -13,8 +13,9 @@ import tyro
 
 import didi
 from didi.apps import assets, cli
-from didi.apps.reproduce.command import ReproduceCommand, targets_of
+from didi.apps.reproduce.command import METHOD_TARGETS, ReproduceCommand, targets_of
 from didi.evaluation.judges import JUDGES
+from didi.methods import METHODS
 from didi.methods.didi_settings import DistillConfig
 from didi.methods.duo import DuoConfig
 from didi.methods.elbo import PretrainConfig

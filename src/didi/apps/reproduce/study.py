@@ -104,7 +104,7 @@ class Study:
         self._check_sampling()
         missing: dict[Run | str, list[AnyCell]] = {}
         for cell in dict.fromkeys(cells):
-            if not self._file(cell).is_file():
+            if not self.has(cell):
                 missing.setdefault(cell.bundle, []).append(cell)
         teachers = {bundle: bundle.teacher for bundle in missing if isinstance(bundle, Run) and bundle.teacher}
         unasked = [run for run in dict.fromkeys(teachers.values()) if run not in missing]  # no cell of them is missing
@@ -136,6 +136,10 @@ class Study:
 
     def _file(self, cell: AnyCell) -> Path:
         return self.folder / "cells" / f"{cell.name(self.digest)}.json"
+
+    def has(self, cell: AnyCell) -> bool:
+        """Whether a cell is measured."""
+        return self._file(cell).is_file()
 
     def write(self, cell: AnyCell, row: EvaluationRow | LikelihoodRow, **about: Any) -> None:
         """Keep a cell."""
