@@ -13,7 +13,7 @@ import tyro
 
 import didi
 from didi.apps import assets, cli
-from didi.apps.reproduce.command import ReproduceCommand, targets_of
+from didi.apps.reproduce.command import METHOD_TARGETS, ReproduceCommand, targets_of
 from didi.evaluation.judges import JUDGES
 from didi.methods import METHODS
 from didi.models.bundle import bundled_names
@@ -99,7 +99,8 @@ def check(command, words):
     if isinstance(command, ReproduceCommand):
         targets = words[1 : words.index("--scale")]
         assert targets
-        assert {*targets} <= {*targets_of(command.scale), "all"}
+        known = METHOD_TARGETS if command.methods else targets_of(command.scale)
+        assert {*targets} <= {*known, "all"}
 
 
 @pytest.mark.parametrize("line", COMMANDS)

@@ -8,7 +8,7 @@ import pytest
 from didi.apps.reproduce import command
 from didi.apps.reproduce.figures import figure_1, figure_3_cells
 from didi.apps.reproduce.study import Sampling, Study
-from didi.apps.reproduce.tables import _ratio_cell, table_1, table_2
+from didi.apps.reproduce.tables import ratio_cell, table_1, table_2
 from didi.evaluation.report import write_html
 from didi.evaluation.row import EvaluationRow
 from didi.files import write_atomically
@@ -72,11 +72,11 @@ def test_an_ablation_is_told_over_seeds_and_against_its_neighbour():
 
 
 def test_a_verdict_is_given_where_the_interval_excludes_one():
-    assert _ratio_cell([0.79, 0.8, 0.81]) == "0.80 [0.78, 0.83] *lower*"
-    assert _ratio_cell([1.19, 1.2, 1.21]) == "1.20 [1.18, 1.23] *higher*"
-    assert _ratio_cell([0.8, 1.1]) == "0.94 [0.12, 7.09]"
-    assert _ratio_cell([0.8]) == "0.80"
-    assert _ratio_cell([0.8, float("nan")]) == "–"
+    assert ratio_cell([0.79, 0.8, 0.81]) == "0.80 [0.78, 0.83] *lower*"
+    assert ratio_cell([1.19, 1.2, 1.21]) == "1.20 [1.18, 1.23] *higher*"
+    assert ratio_cell([0.8, 1.1]) == "0.94 [0.12, 7.09]"
+    assert ratio_cell([0.8]) == "0.80"
+    assert ratio_cell([0.8, float("nan")]) == "–"
 
 
 def test_rows_are_told_over_the_teacher_of_their_entropy():

@@ -1,6 +1,8 @@
 """Perplexity against NFE, time and entropy: a perplexity is never drawn without its entropy."""
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -88,6 +90,91 @@ def frontier_figure(rows: Sequence[EvaluationRow], path: Path) -> Path:
     return _finish(figure, axes, path)
 
 
+@dataclass(frozen=True)
+class Curve:
+    """A line of ``curves_figure``.
+
+    Attributes:
+        name: in the legend.
+        group: curves of one group have one colour.
+        is_baseline: whether it is drawn grey and dashed, behind the others.
+        places: on the horizontal axis, positive.
+        means: the values; those that are not positive, or not a number, are left out.
+        lows: lower ends of the band.
+        highs: upper ends of the band.
+    """
+
+    name: str
+    group: str
+    is_baseline: bool
+    places: Sequence[float]
+    means: Sequence[float]
+    lows: Sequence[float]
+    highs: Sequence[float]
+
+
+METHOD_COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C510A")
+"""Of the groups that are no baselines, in their order (Okabe and Ito, but the last)."""
+BASELINE_GREYS = ("#404040", "#8C8C8C")
+
+
+def curves_figure(
+    curves: Sequence[Curve], path: Path, *, x_label: str, y_label: str, title: str, ticks: Sequence[int] = ()
+) -> Path:
+    """Draw curves with bands on two log axes into ``path``, a PNG.
+
+    Args:
+        curves: what is drawn.
+        path: of the file.
+        x_label: of the horizontal axis.
+        y_label: of the vertical axis.
+        title: above the axes.
+        ticks: the only ones of the horizontal axis; by default those of a log axis.
+    """
+    from matplotlib.ticker import NullLocator
+
+    figure = _figure(6.4, 4.8)
+    axes = figure.subplots()
+    axes.set(xscale="log", yscale="log")
+    groups = [list(dict.fromkeys(one.group for one in curves if one.is_baseline == kind)) for kind in (False, True)]
+    drawn: dict[str, int] = {}
+    for curve in curves:
+        palette = BASELINE_GREYS if curve.is_baseline else METHOD_COLOURS
+        colour = palette[groups[curve.is_baseline].index(curve.group) % len(palette)]
+        number = drawn[curve.group] = drawn.get(curve.group, -1) + 1
+        _draw_curve(axes, curve, colour, SAMPLER_STYLES[number % len(SAMPLER_STYLES)])
+    _tidy(axes)
+    axes.grid(axis="x", color="0.95", linewidth=0.8)
+    _set_plain_log_ticks(axes.yaxis)
+    if ticks:
+        axes.set_xticks(ticks, [str(one) for one in ticks])
+        axes.xaxis.set_minor_locator(NullLocator())
+    else:
+        _set_plain_log_ticks(axes.xaxis)
+    axes.set_title(title, loc="left", fontsize=9)
+    axes.set_xlabel(x_label, fontsize=10)
+    axes.set_ylabel(y_label, fontsize=10)
+    return _finish(figure, axes, path, num_columns=3)
+
+
+def _draw_curve(axes: "Axes", curve: Curve, colour: str, style: tuple[str, str]) -> None:
+    """One curve: a band and a line, or, of a single point, a bar and a larger marker."""
+    values = zip(curve.places, curve.means, curve.lows, curve.highs, strict=True)
+    points = [one for one in values if all(math.isfinite(value) and value > 0 for value in one)]
+    if not points:
+        return
+    places, means, lows, highs = (list(column) for column in zip(*points, strict=True))
+    marker, dash = style
+    is_alone = len(points) == 1
+    axes.plot(places, means, "--" if curve.is_baseline else dash, marker="*" if is_alone else marker, color=colour,
+              linewidth=1.4 if curve.is_baseline else 1.8, markersize=12 if is_alone else 5.5, label=curve.name,
+              markeredgecolor="white", zorder=2 if curve.is_baseline else 3)  # fmt: skip
+    if is_alone:
+        axes.plot(places * 2, [lows[0], highs[0]], "-_", color=colour, linewidth=1.2, markersize=7)
+    elif not curve.is_baseline:
+        axes.fill_between(places, lows, highs, color=colour, alpha=0.18, linewidth=0)
+
+
 def _panels_against(x: str, rows: Sequence[EvaluationRow]) -> "tuple[Figure, Axes, Axes]":
     """Perplexity over entropy, against the field ``x`` on a log axis."""
     figure = _figure(6.4, 5.6)
@@ -123,9 +210,11 @@ def _tidy(axes: "Axes") -> None:
     axes.tick_params(labelsize=9)
 
 
-def _finish(figure: "Figure", axes: "Axes", path: Path) -> Path:
+def _finish(figure: "Figure", axes: "Axes", path: Path, *, num_columns: int = 2) -> Path:
     """The legend of ``axes`` above the figure, then the file."""
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper left", ncols=2, frameon=False, fontsize=9)
+    figure.legend(
+        *axes.get_legend_handles_labels(), loc="outside upper left", ncols=num_columns, frameon=False, fontsize=9
+    )
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png")
     return path

@@ -58,6 +58,8 @@ class ShapesOnly(TorchDispatchMode):
         self._stack.enter_context(warnings.catch_warnings())
         # ``copy.deepcopy`` of a network asks for it, and copes with the answer.
         warnings.filterwarnings("ignore", message="Accessing the data pointer of FakeTensor")
+        # Torch reads ``.grad`` of what it gives a shape alone, and hides the warning unless warnings are errors.
+        warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor")
         super().__enter__()
         return self
 

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from didi.methods.didi_settings import DistillConfig
 from didi.methods.elbo import PretrainConfig
+from didi.methods.settings import DistillationConfig
 from didi.models.bundle import Role
 from didi.sampling.options import SamplerName
 
@@ -24,7 +24,7 @@ class Run:
         teacher: the run that makes the teacher of a distillation; None where the settings name a bundle that is there.
     """
 
-    config: PretrainConfig | DistillConfig
+    config: PretrainConfig | DistillationConfig
     teacher: "Run | None" = None
 
     def name(self, digest: Digest) -> str:
@@ -46,6 +46,7 @@ class Cell:
         sampler: how it is sampled.
         nfe: number of moves; 0 for what is not sampled.
         temperature: of the logits.
+        joint: whether its joint divergence is estimated as well; see ``evaluation.divergences.find_reference``.
     """
 
     bundle: Run | str
@@ -53,11 +54,13 @@ class Cell:
     sampler: SamplerName = "ancestral"
     nfe: int = 8
     temperature: float = 1.0
+    joint: bool = False
 
     def name(self, digest: Digest) -> str:
         """File of the cell."""
-        departure = "" if self.temperature == 1 else f"-T{self.temperature:g}"
-        return f"{_origin(self.bundle, digest)}-{self.role}-{self.sampler}-{self.nfe}{departure}"
+        more = "" if self.temperature == 1 else f"-T{self.temperature:g}"
+        more += "-joint" if self.joint else ""
+        return f"{_origin(self.bundle, digest)}-{self.role}-{self.sampler}-{self.nfe}{more}"
 
 
 @dataclass(frozen=True)

@@ -1,23 +1,22 @@
 """``didi reproduce``: the paper's tables and figures by one command, at three scales."""
 
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from didi.apps.reproduce import figures, published, tables
-from didi.apps.reproduce.cells import AnyCell, Run
+from didi.apps.reproduce import figures, method_figures, method_tables, published, tables
+from didi.apps.reproduce.cells import Run
 from didi.apps.reproduce.figures import BASELINE
-from didi.apps.reproduce.peers import given_peers, trained_peers
+from didi.apps.reproduce.methods import MethodPlan, method_plan
+from didi.apps.reproduce.peers import TINY_PEER_STEPS, given_peers, trained_peers
 from didi.apps.reproduce.plan import Plan, heading
 from didi.apps.reproduce.study import Sampling, Study
+from didi.apps.reproduce.targets import Target, chosen_targets, write_report
 from didi.apps.terminal import parse
 from didi.data.markov import MARKOV
 from didi.data.zero_shot import HUB, STAND_INS
-from didi.errors import Interrupted, UsageError
-from didi.evaluation.report import write_html
-from didi.files import write_atomically
+from didi.errors import UsageError
 from didi.methods.didi_settings import DistillConfig
 from didi.methods.settings import OptimizerConfig
 from didi.models.bundle import manifest_of
@@ -52,6 +51,9 @@ class ReproduceCommand:
     UDLM, Duo and their autoregressive twin are trained at the scales markov and tiny (an hour of 2 cores at tiny)."""
     larger: str | None = None
     """Bundle of a larger teacher for figure4; trained at markov scale."""
+    methods: tuple[str, ...] = ()
+    """figure1, figure3 and table1 compare these distillation methods, by their whole recipes with the teachers these
+    name, at the scales exact, markov and tiny; all for every method that has a recipe."""
 
 
 def _short(recipe: str, *, warmup_steps: int, steps: int, batch_size: int, learning_rate: float) -> DistillConfig:
@@ -117,9 +119,6 @@ def _peers(command: ReproduceCommand, recipe: str | None = None, steps: int = 0)
                 f"--peers of --scale {command.scale} are of its corpus; {bundle} is of {corpus}: leave it out"
             )
     return found
-
-
-TINY_PEER_STEPS = 1200  # an eighth of the recipe: six networks in about an hour of two cores
 
 
 def _plan(command: ReproduceCommand) -> Plan:
@@ -212,16 +211,7 @@ SAMPLING = {
 }
 
 
-@dataclass(frozen=True)
-class Target:
-    """A table or figure: the cells that it needs, and how it is made from them."""
-
-    title: str
-    cells: Callable[[Plan], Sequence[AnyCell]]
-    tell: Callable[[Plan, Study], list[str]]
-
-
-TARGETS = {
+TARGETS: dict[str, Target[Plan]] = {
     "table1": Target("Table 1: cumulative ablation", tables.table_1_cells, tables.table_1),
     "table2": Target("Table 2: leave-one-out ablation", tables.table_2_cells, tables.table_2),
     "table5": Target("Table 5: hyperparameters", lambda _: [], tables.table_5),
@@ -232,6 +222,11 @@ TARGETS = {
     "objectives": Target("Objectives", tables.objectives_cells, tables.objectives_table),
     "decisions": Target("Our decisions", tables.decisions_cells, tables.decisions_table),
 }
+METHOD_TARGETS: dict[str, Target[MethodPlan]] = {
+    "figure1": Target("Figure 1: methods against passes", lambda plan: plan.cells, method_figures.figure_1),
+    "figure3": Target("Figure 3: methods against latency", lambda plan: plan.cells, method_figures.figure_3),
+    "table1": Target("Table 1: methods", lambda plan: plan.cells, method_tables.method_tables),
+}
 HELP = (
     "Tables and figures of the paper: didi reproduce TARGET... --scale S --out DIR; what is done is not done again. "
     f"TARGET is one of {', '.join(TARGETS)} or all."
@@ -239,7 +234,7 @@ HELP = (
 EXACT_TARGETS = ("table1", "table2", "table5", "objectives", "decisions")  # others need text, or a twin
 
 
-def targets_of(scale: Scale) -> dict[str, Target]:
+def targets_of(scale: Scale) -> dict[str, Target[Plan]]:
     """The tables and figures that a scale has."""
     if scale == "exact":
         return {name: TARGETS[name] for name in EXACT_TARGETS}
@@ -250,35 +245,33 @@ def reproduce(args: Sequence[str]) -> None:
     """Run ``didi reproduce`` with the words after it."""
     names = [word for word in args if not word.startswith("-")][: _num_names(args)]
     command = parse(ReproduceCommand, args[len(names) :], prog="didi reproduce", description=HELP)
-    targets = targets_of(command.scale)
-    if not names:
-        raise UsageError(f"reproduce takes one target or more: {', '.join(targets)} or all")
-    unknown = [name for name in names if name not in (*targets, "all")]
-    if unknown:
-        raise UsageError(
-            f"a target of --scale {command.scale} is one of {', '.join(targets)} or all; got {unknown[0]!r}"
-        )
     if min(command.seeds, command.workers) < 1:
         raise UsageError(f"seeds and workers are 1 or more; got {command.seeds} and {command.workers}")
-    plan = _plan(command)
     study = Study(command.out, SAMPLING[command.scale], command.workers)
-    chosen = {name: targets[name] for name in (targets if "all" in names else dict.fromkeys(names))}
+    title = f"didi reproduce --scale {command.scale}"
+    if command.methods:
+        compared = chosen_targets(METHOD_TARGETS, names, "a target with --methods")
+        write_report(study, _method_plan(command), compared, method_tables.heading, title)
+        return
+    chosen = chosen_targets(targets_of(command.scale), names, f"a target of --scale {command.scale}")
+    plan = _plan(command)
     if command.peers and not {*chosen} & {*WITH_PEERS}:
         raise UsageError(f"--peers is read by {' and '.join(WITH_PEERS)}; got {', '.join(chosen)}: leave it out")
     if {*chosen} & {*WITH_BASELINE}:
         plan = _with_baseline(plan)
-    try:
-        study.complete([cell for target in chosen.values() for cell in target.cells(plan)])
-    except (KeyboardInterrupt, Interrupted) as stopped:
-        raise Interrupted(f"stopped; {command.out} keeps what is done: the same command goes on") from stopped
-    parts = [f"# didi reproduce --scale {command.scale}\n", *heading(plan, study)]
-    for name, target in chosen.items():
-        print(f"telling {name}", file=sys.stderr, flush=True)
-        parts += [f"\n## {target.title}\n", *target.tell(plan, study)]
-    report = write_atomically(command.out / "report.md", "\n".join(parts) + "\n")
-    page = write_html(report)
-    print(report)
-    print(page)
+    write_report(study, plan, chosen, heading, title)
+
+
+def _method_plan(command: ReproduceCommand) -> MethodPlan:
+    """The comparison that ``--methods`` asks for.
+
+    Raises:
+        UsageError: a flag is given that it does not read; see ``method_plan`` for others.
+    """
+    unread = [name for name in ("teacher", "baseline", "peers", "larger") if getattr(command, name)]
+    if unread:
+        raise UsageError(f"--{unread[0]} is not read with --methods, whose recipes name their teachers: leave it out")
+    return method_plan(command.scale, command.methods, command.seeds)
 
 
 def _num_names(args: Sequence[str]) -> int:

@@ -86,11 +86,21 @@ def exact_rows(plan: Plan, study: Study) -> dict[int, EvaluationRow]:
 
 def _level(rows: Sequence[EvaluationRow]) -> str:
     entropies = [row.joint_entropy for row in rows if row.joint_entropy is not None]
-    return f"{_shown(estimate(_kls(rows)))} / {statistics.fmean(entropies):.2f}"
+    return f"{level(_kls(rows))} / {statistics.fmean(entropies):.2f}"
 
 
 def _change(rows: Sequence[EvaluationRow], base: Sequence[EvaluationRow]) -> str:
-    found = estimate([one - two for one, two in zip(_kls(rows), _kls(base), strict=True)])
+    return difference(_kls(rows), _kls(base))
+
+
+def level(divergences: Sequence[float]) -> str:
+    """Mean [95% interval] of a divergence over seeds."""
+    return _shown(estimate(divergences))
+
+
+def difference(divergences: Sequence[float], base: Sequence[float]) -> str:
+    """What is added to the divergences of ``base``, seed by seed, and whether it is *lower* or *higher* than 0."""
+    found = estimate([one - two for one, two in zip(divergences, base, strict=True)])
     verdict = " *lower*" if found.high < 0 else " *higher*" if found.low > 0 else ""
     return f"{_shown(found, sign='+')}{verdict}"
 

@@ -17,6 +17,7 @@ from typing import Any, cast
 import torch
 
 from didi.apps.reproduce.cells import AnyCell, Cell, LikelihoodCell, Run
+from didi.apps.reproduce.cost import recorded
 from didi.apps.reproduce.workers import run_items
 from didi.apps.train import distill_run, pretrain_run
 from didi.data.source import source_for
@@ -103,7 +104,7 @@ class Study:
         self._check_sampling()
         missing: dict[Run | str, list[AnyCell]] = {}
         for cell in dict.fromkeys(cells):
-            if not self._file(cell).is_file():
+            if not self.has(cell):
                 missing.setdefault(cell.bundle, []).append(cell)
         teachers = {bundle: bundle.teacher for bundle in missing if isinstance(bundle, Run) and bundle.teacher}
         unasked = [run for run in dict.fromkeys(teachers.values()) if run not in missing]  # no cell of them is missing
@@ -136,6 +137,10 @@ class Study:
     def _file(self, cell: AnyCell) -> Path:
         return self.folder / "cells" / f"{cell.name(self.digest)}.json"
 
+    def has(self, cell: AnyCell) -> bool:
+        """Whether a cell is measured."""
+        return self._file(cell).is_file()
+
     def write(self, cell: AnyCell, row: EvaluationRow | LikelihoodRow, **about: Any) -> None:
         """Keep a cell."""
         record = {"row": row.record(), "sampling": asdict(self.sampling)} | about
@@ -145,6 +150,10 @@ class Study:
         """What is kept of a cell: its row, how it was sampled, and what else was said of it."""
         found: dict[str, Any] = json.loads(self._file(cell).read_text())
         return found
+
+    def cost_file(self, run: Run) -> Path:
+        """What a run has cost, see ``cost.recorded``; it outlives the run."""
+        return self.folder / "costs" / f"{run.name(self.digest)}.json"
 
     def row(self, cell: Cell) -> EvaluationRow:
         """The figures of a cell."""
@@ -178,7 +187,12 @@ def make(run: Run, study: Study) -> str:
     folder = RunFolder(study.folder / "runs" / name)
     folder.path.mkdir(parents=True, exist_ok=True)
     device = default_device()
-    with (folder.path / "log.txt").open("a") as log, contextlib.redirect_stderr(log), contextlib.redirect_stdout(log):
+    with (
+        (folder.path / "log.txt").open("a") as log,
+        contextlib.redirect_stderr(log),
+        contextlib.redirect_stdout(log),
+        recorded(study.cost_file(run), folder),
+    ):
         if isinstance(run.config, PretrainConfig):
             pretrain_run(run.config, folder, resume=folder.has_run, device=device)
         else:
@@ -225,6 +239,7 @@ def _measure_samples(bundle: Bundle, alike: Cell, cells: Sequence[Cell], study: 
         sampler=alike.sampler,
         nfe=[cell.nfe for cell in cells],
         options=options,
+        joint=alike.joint,
         on_set=lambda one: _write_set(next(pending), bundle, study, one),
         **_common(sampling),
     )
@@ -265,4 +280,5 @@ def _common(sampling: Sampling) -> dict[str, Any]:
 
 def _write_set(cell: Cell, bundle: Bundle, study: Study, measured: SampleSet) -> None:
     texts, size = measured.texts[:NUM_TEXTS], num_parameters(bundle.network())
-    study.write(cell, measured.row, texts=texts, num_parameters=size, workers=study.workers)
+    about = {"texts": texts, "num_parameters": size, "intended_nfe": bundle.intended_nfe}
+    study.write(cell, measured.row, workers=study.workers, **about)

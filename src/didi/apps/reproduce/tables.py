@@ -127,7 +127,7 @@ def _ablation(plan: Plan, study: Study, rows: Rows, paper: Published, *, is_cumu
 def _levels(plan: Plan, shown: Found, over_teacher: Mapping[str, Sequence[float]]) -> list[str]:
     columns = [*(f"{nfe} NFE" for nfe in plan.nfes), f"over the teacher's at equal entropy, {plan.middle_nfe} NFE"]
     body = [
-        [name, *(_cell(by_nfe[nfe]) for nfe in plan.nfes), _ratio_cell(over_teacher[name], has_verdict=False)]
+        [name, *(perplexity_cell(by_nfe[nfe]) for nfe in plan.nfes), ratio_cell(over_teacher[name], has_verdict=False)]
         for name, by_nfe in shown.items()
     ]
     return [
@@ -152,9 +152,9 @@ def _ratios(
         if name == base or (is_cumulative and not number):
             continue
         pairs = {nfe: list(zip(found[name][nfe], found[base][nfe], strict=True)) for nfe in plan.nfes}
-        cells = [_ratio_cell([one.gen_ppl / two.gen_ppl for one, two in pairs[nfe]]) for nfe in plan.nfes]
+        cells = [ratio_cell([one.gen_ppl / two.gen_ppl for one, two in pairs[nfe]]) for nfe in plan.nfes]
         cells.append(f"{statistics.fmean(one.entropy - two.entropy for one, two in pairs[middle]):+.3f}")
-        cells.append(_ratio_cell([one / two for one, two in zip(over_teacher[name], over_teacher[base], strict=True)]))
+        cells.append(ratio_cell([one / two for one, two in zip(over_teacher[name], over_teacher[base], strict=True)]))
         if paper:
             cells += [f"{paper[name][i][0] / paper[base][i][0]:.2f}" for i in (0, -1)]
         body.append([name, *cells])
@@ -165,12 +165,13 @@ def _ratios(
     ]
 
 
-def _cell(rows: Sequence[EvaluationRow]) -> str:
+def perplexity_cell(rows: Sequence[EvaluationRow]) -> str:
+    """Perplexity and entropy over seeds."""
     perplexity = geometric_estimate([row.gen_ppl for row in rows])
     return f"{perplexity} / {statistics.fmean(row.entropy for row in rows):.2f}"
 
 
-def _ratio_cell(ratios: Sequence[float], *, has_verdict: bool = True) -> str:
+def ratio_cell(ratios: Sequence[float], *, has_verdict: bool = True) -> str:
     """One ratio of each seed, together."""
     if any(map(math.isnan, ratios)):
         return "–"

@@ -1,0 +1,93 @@
+"""By what the students of a comparison of methods are judged, at each scale."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from didi.apps.reproduce.exact_tables import difference, level
+from didi.apps.reproduce.methods import MethodPlan
+from didi.apps.reproduce.study import Study
+from didi.apps.reproduce.tables import ratio_cell
+from didi.evaluation.frontier import perplexity_at_entropy
+from didi.evaluation.row import EvaluationRow
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One figure of a row.
+
+    Attributes:
+        name: short, in the corner of a table and at the axis of a figure.
+        about: what it is, a sentence.
+        of: the figure of a row; NaN where the row has none.
+        is_ratio: whether seeds are averaged, and methods compared, by its logarithm.
+    """
+
+    name: str
+    about: str
+    of: Callable[[EvaluationRow], float]
+    is_ratio: bool = False
+
+    def level(self, values: Sequence[float]) -> str:
+        """The figure over seeds, mean [95% interval]."""
+        if any(map(math.isnan, values)):
+            return "–"
+        return ratio_cell(values, has_verdict=False) if self.is_ratio else level(values)
+
+    def change(self, values: Sequence[float], base: Sequence[float]) -> str:
+        """The figure against that of other networks, seed by seed, with a verdict."""
+        if any(map(math.isnan, [*values, *base])):
+            return "–"
+        if self.is_ratio:
+            return ratio_cell([one / two for one, two in zip(values, base, strict=True)])
+        return difference(values, base)
+
+
+KL = Measure(
+    "KL, nats",
+    "KL(p, q) of the distribution p of each sampler from that of the data, q, is a sum over all sequences, in nats a "
+    "sequence, without sampling error.",
+    lambda row: row.kl,
+)
+JOINT = Measure(
+    "joint KL, nats",
+    "Joint KL(samples, chain) of whole sequences, in nats a sequence, is estimated by a network that is fitted to the "
+    "samples, a lower bound in expectation (docs/evaluation.md).",
+    lambda row: row.joint_kl,
+)
+PAIRS = Measure(
+    "KL of pairs, nats",
+    "KL(samples, chain) of adjacent pairs of symbols, in nats a pair.",
+    lambda row: row.pair_kl,
+)
+
+
+def measures(plan: MethodPlan, study: Study) -> list[Measure]:
+    """The measures of a scale; methods are compared by the first."""
+    if plan.frontier:
+        return [_over_frontier(plan, study)]
+    return [JOINT, PAIRS] if plan.world.joint else [KL]
+
+
+def _over_frontier(plan: MethodPlan, study: Study) -> Measure:
+    sweep = [(row.entropy, row.gen_ppl) for row in map(study.row, plan.frontier)]
+    cells = plan.frontier
+    return Measure(
+        "perplexity over the teacher's",
+        f"Perplexity over that of the reference's teacher at {cells[0].nfe} moves and the row's own entropy, read from "
+        f"its temperatures {cells[0].temperature:g} to {cells[-1].temperature:g}: what another temperature would do as "
+        "well is no gain; – where a seed's entropy lies beyond theirs. The error of that one sweep, which all rows "
+        "share, is not in the intervals.",
+        lambda row: row.gen_ppl / perplexity_at_entropy(sweep, row.entropy),
+        is_ratio=True,
+    )
+
+
+Rows = Mapping[str, Mapping[int, Sequence[EvaluationRow]]]
+"""Rows of each seed, by the name of the curve and the number of moves."""
+
+
+def rows_of(plan: MethodPlan, study: Study) -> Rows:
+    """All that was measured."""
+    return {curve.name: {nfe: [study.row(one) for one in curve.cells(nfe)] for nfe in curve.nfes}
+            for curve in plan.curves}  # fmt: skip

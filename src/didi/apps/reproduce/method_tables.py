@@ -1,0 +1,133 @@
+"""Tables of ``didi reproduce --methods``: quality at each number of moves, against the reference, and cost."""
+
+import math
+import statistics
+
+from didi.apps.reproduce import cost
+from didi.apps.reproduce.method_measures import Measure, Rows, measures, rows_of
+from didi.apps.reproduce.methods import MethodPlan, name_of
+from didi.apps.reproduce.study import Study
+from didi.apps.reproduce.tables import perplexity_cell
+from didi.evaluation.machine import machine_name
+from didi.evaluation.over_seeds import estimate
+from didi.markdown import markdown_table
+
+TOLERANCE = 1.1
+"""Ratio of the largest budget to the smallest above which the report says that budgets differ."""
+
+
+def heading(plan: MethodPlan, study: Study) -> list[str]:
+    """What every table and figure of the report shares: how students were made, sampled and judged."""
+    sampling = study.sampling
+    lines = [
+        f"Distillation methods by their recipes for `{plan.world.recipe}`, at full length; training seeds "
+        f"{', '.join(map(str, plan.seeds))}; {sampling.num_samples} samples a cell, seed {sampling.seed}, judge "
+        f"`{sampling.judge}`, draws in float64, uniform time grid; {machine_name()}. Intervals are 95% t-intervals "
+        "over training seeds; a teacher is one network and has none.\n",
+        *(_about(plan, study, method) for method in plan.configs),
+        "",
+        *(one.about for one in measures(plan, study)),
+    ]
+    budgets = _budgets(plan, study)
+    known = [value for value in budgets.values() if not math.isnan(value)]
+    if known and max(known) > TOLERANCE * min(known):
+        told = ", ".join(f"{name} {_millions(value)}" for name, value in budgets.items())
+        lines.append(f"\n**Budgets differ by more than {TOLERANCE - 1:.0%}**: {told} million passes.")
+    return lines
+
+
+def _about(plan: MethodPlan, study: Study, method: str) -> str:
+    """A line on one method."""
+    config, curves = plan.configs[method], [one for one in plan.curves if one.method == method]
+    moves = study.record(curves[0].cells(curves[0].nfes[0])[0]).get("intended_nfe")
+    made_for = f", made for {moves} move{'s' if moves > 1 else ''}" if moves else ""
+    batch = config.loop.batch_size * config.loop.accumulation
+    return (
+        f"- {method}: teacher `{name_of(plan.teachers[method])}`, {config.num_steps:,} steps of {batch}, "
+        f"{_millions(_budgets(plan, study)[method])} million sequence passes{made_for}; sampled with "
+        f"{' and '.join(one.sampler for one in curves)}"
+    )
+
+
+def _budgets(plan: MethodPlan, study: Study) -> dict[str, float]:
+    """Sequence passes of each method, the mean over seeds."""
+    return {
+        method: statistics.fmean(cost.read_cost(study.cost_file(run)).sequence_passes for run in plan.runs(method))
+        for method in plan.configs
+    }
+
+
+def _millions(value: float) -> str:
+    return "–" if math.isnan(value) else f"{value / 1e6:.2f}"
+
+
+def method_tables(plan: MethodPlan, study: Study) -> list[str]:
+    """Quality, differences and costs."""
+    found, used = rows_of(plan, study), measures(plan, study)
+    lines = []
+    for one in used:
+        lines += [*_quality(plan, found, one), ""]
+    if len(used) > 1 or used[0].is_ratio:
+        body = [[name, *(perplexity_cell(rows[nfe]) if nfe in rows else "" for nfe in plan.world.nfes)]
+                for name, rows in found.items()]  # fmt: skip
+        lines += [*markdown_table(["perplexity / entropy", *_columns(plan)], body), ""]
+    return [*lines, *_differences(plan, found, used[0]), "", *_costs(plan, study)]
+
+
+def _columns(plan: MethodPlan) -> list[str]:
+    return [f"{nfe} move{'s' if nfe > 1 else ''}" for nfe in plan.world.nfes]
+
+
+def _quality(plan: MethodPlan, found: Rows, measure: Measure) -> list[str]:
+    body = [
+        [name, *(measure.level(list(map(measure.of, rows[nfe]))) if nfe in rows else "" for nfe in plan.world.nfes)]
+        for name, rows in found.items()
+    ]
+    return markdown_table([measure.name, *_columns(plan)], body)
+
+
+def _differences(plan: MethodPlan, found: Rows, measure: Measure) -> list[str]:
+    """Every other student against the reference at the same number of moves."""
+    base, body = found[plan.reference], []
+    for curve in plan.curves:
+        if not curve.method or curve.name == plan.reference:
+            continue
+        pairs = {nfe: (rows, base[nfe]) for nfe, rows in found[curve.name].items() if nfe in base}
+        cells = {nfe: measure.change(*(list(map(measure.of, rows)) for rows in pair)) for nfe, pair in pairs.items()}
+        body.append([curve.name, *(cells.get(nfe, "") for nfe in plan.world.nfes)])
+    if not body:
+        return []
+    how = "over that of" if measure.is_ratio else "less that of"
+    neutral = 1 if measure.is_ratio else 0
+    return [
+        f"{measure.name} {how} {plan.reference} at the same number of moves, seed by seed: mean [95% interval], "
+        f"*lower* or *higher* where it excludes {neutral}.\n",
+        *markdown_table(["", *_columns(plan)], body),
+    ]
+
+
+def _costs(plan: MethodPlan, study: Study) -> list[str]:
+    """What the training of one student costs."""
+    body = []
+    for method, passes in _budgets(plan, study).items():
+        first, *_ = runs = plan.runs(method)
+        file = study.cost_file(first)
+        needs = cost.memory(
+            plan.configs[method], study.bundle_path(plan.teachers[method]), file.with_suffix(".memory.json")
+        )
+        seconds = estimate([cost.read_cost(study.cost_file(run)).seconds for run in runs])
+        body.append([method, _millions(passes), _number(seconds.mean), _number(needs.peak_bytes / 1e6),
+                     _number(needs.num_trained)])  # fmt: skip
+    header = ["cost of a student", "sequence passes, millions", "seconds", "peak memory, MB", "trained parameters"]
+    beside = f"{study.workers} runs at a time" if study.workers > 1 else "one run at a time"
+    return [
+        *markdown_table(header, body),
+        "",
+        "Sequence passes: sequences through networks, a pass with gradient counts 3. Seconds: wall time of training "
+        f"with one thread, {beside}, validations and checkpoints included; means over seeds. Peak memory: bytes of "
+        "tensors that are alive at one time, by a dry run of the steps. The training of a teacher is not included.",
+    ]
+
+
+def _number(value: float) -> str:
+    return "–" if math.isnan(value) else f"{value:,.0f}"

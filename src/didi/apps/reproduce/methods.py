@@ -1,0 +1,220 @@
+"""``didi reproduce --methods``: which students are compared, how they are sampled, and at how many moves."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from didi import recipes
+from didi.apps.reproduce.cells import Cell, Run
+from didi.apps.reproduce.peers import TINY_PEER_STEPS
+from didi.apps.reproduce.plan import TEMPERATURES
+from didi.diffusion.absorbing import Absorbing
+from didi.diffusion.uniform import Uniform
+from didi.errors import UsageError, suggestion
+from didi.methods import METHODS
+from didi.methods.elbo import PretrainConfig
+from didi.methods.settings import DistillationConfig
+from didi.models.bundle import Role, bundled_names, manifest_of
+from didi.sampling.options import SamplerName
+
+SAMPLERS: dict[str, tuple[SamplerName, ...]] = {
+    Absorbing.name: ("ancestral",),
+    Uniform.name: ("ancestral", "greedy-tail"),
+}
+"""How students are sampled, by their process."""
+
+ONE_MOVE: dict[str, SamplerName] = {"dimo": "one-step"}
+"""Methods whose students have a single move, and their sampler."""
+
+REFERENCE = "didi"
+"""The method that the others are compared with."""
+
+
+@dataclass(frozen=True)
+class World:
+    """The world of a scale.
+
+    Attributes:
+        recipe: name of its recipes.
+        nfes: numbers of moves.
+        max_uniform_nfe: the largest of a uniform-state network, for which an exact sum takes a pass over all states
+            each move.
+        joint: whether joint divergences are estimated.
+        has_frontier: whether students are compared with a teacher at equal entropy.
+        teacher_steps: of a teacher that has to be trained; None for those of its recipe.
+    """
+
+    recipe: str
+    nfes: tuple[int, ...]
+    max_uniform_nfe: int
+    joint: bool = False
+    has_frontier: bool = False
+    teacher_steps: int | None = None
+
+
+ALL_NFES = (1, 2, 4, 8, 16, 32, 64, 128)
+WORLDS = {
+    "exact": World("exact", ALL_NFES, max_uniform_nfe=32),
+    "markov": World("markov", ALL_NFES, max_uniform_nfe=128, joint=True),
+    "tiny": World("tiny-news", (4, 8, 16, 32, 64), 64, has_frontier=True, teacher_steps=TINY_PEER_STEPS),
+}
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Networks of equal settings, sampled alike at several numbers of moves.
+
+    Attributes:
+        name: in tables and figures.
+        method: that made them; empty for a teacher.
+        bundles: one for each seed; one for a teacher.
+        sampler: how they are sampled.
+        nfes: numbers of moves.
+        joint: whether joint divergences are estimated.
+    """
+
+    name: str
+    method: str
+    bundles: tuple[Run | str, ...]
+    sampler: SamplerName
+    nfes: tuple[int, ...]
+    joint: bool = False
+
+    def cells(self, nfe: int) -> list[Cell]:
+        """The cell of each seed."""
+        role: Role = "student" if self.method else "teacher"
+        return [Cell(one, role, self.sampler, nfe, joint=self.joint) for one in self.bundles]
+
+
+@dataclass(frozen=True)
+class MethodPlan:
+    """A comparison of distillation methods.
+
+    Attributes:
+        scale: its name.
+        world: its world.
+        configs: settings of each method, by its name.
+        teachers: teacher of each method: a bundle, or a run that is made first.
+        seeds: training seeds of each method.
+    """
+
+    scale: str
+    world: World
+    configs: dict[str, DistillationConfig]
+    teachers: dict[str, Run | str]
+    seeds: tuple[int, ...]
+
+    def runs(self, method: str) -> tuple[Run, ...]:
+        """The distillation of each seed."""
+        config, teacher = self.configs[method], self.teachers[method]
+        if isinstance(teacher, Run):
+            return tuple(Run(replace(config, seed=seed), teacher) for seed in self.seeds)
+        return tuple(Run(replace(config, teacher=teacher, seed=seed)) for seed in self.seeds)
+
+    @property
+    def reference(self) -> str:
+        """The method that the others are compared with: ours, or the first."""
+        return REFERENCE if REFERENCE in self.configs else next(iter(self.configs))
+
+    @property
+    def curves(self) -> list[Curve]:
+        """Every student with every sampler, then every teacher."""
+        students = [curve for method in self.configs for curve in self._students(method)]
+        return students + [self._curve(f"teacher {name_of(one)}", "", (one,), "ancestral") for one in self._distinct]
+
+    @property
+    def _distinct(self) -> list[Run | str]:
+        return list(dict.fromkeys(self.teachers.values()))
+
+    def _students(self, method: str) -> list[Curve]:
+        runs = self.runs(method)
+        if method in ONE_MOVE:
+            return [Curve(method, method, runs, ONE_MOVE[method], (1,), self.world.joint)]
+        samplers = SAMPLERS[process_of(self.teachers[method])]
+        names = [method if sampler == samplers[0] else f"{method}, {sampler}" for sampler in samplers]
+        return [self._curve(name, method, runs, sampler) for name, sampler in zip(names, samplers, strict=True)]
+
+    def _curve(self, name: str, method: str, bundles: tuple[Run | str, ...], sampler: SamplerName) -> Curve:
+        is_uniform = process_of(self.teachers[method] if method else bundles[0]) == Uniform.name
+        nfes = [nfe for nfe in self.world.nfes if not is_uniform or nfe <= self.world.max_uniform_nfe]
+        return Curve(name, method, bundles, sampler, tuple(nfes), self.world.joint)
+
+    @property
+    def frontier(self) -> list[Cell]:
+        """The reference's teacher at the largest number of moves and each temperature, if rows are compared with it."""
+        if not self.world.has_frontier:
+            return []
+        teacher, nfe = self.teachers[self.reference], self.world.nfes[-1]
+        return [Cell(teacher, "teacher", nfe=nfe, temperature=value) for value in TEMPERATURES]
+
+    @property
+    def cells(self) -> list[Cell]:
+        """All that is measured."""
+        return [cell for curve in self.curves for nfe in curve.nfes for cell in curve.cells(nfe)] + self.frontier
+
+
+def name_of(bundle: Run | str) -> str:
+    """Name of a bundle that is there, or the recipe of one that is made."""
+    return bundle if isinstance(bundle, str) else bundle.config.recipe
+
+
+def process_of(teacher: Run | str) -> str:
+    """Process of a teacher; the scores of SEDD for masked diffusion are read as a masked model."""
+    if isinstance(teacher, Run):
+        assert isinstance(teacher.config, PretrainConfig)
+        name = teacher.config.process
+    else:
+        name = manifest_of(teacher).process.name
+    return name if name in SAMPLERS else Absorbing.name
+
+
+def method_plan(scale: str, methods: Sequence[str], num_seeds: int) -> MethodPlan:
+    """The comparison of the methods that are named; ``all`` of those with a recipe for the world.
+
+    Raises:
+        UsageError: a scale has no comparison, or a method no recipe for its world or no teacher.
+    """
+    if scale not in WORLDS:
+        raise UsageError(f"--methods compares at the scales {', '.join(WORLDS)}; got --scale {scale}: choose another")
+    world = WORLDS[scale]
+    known = _with_recipe(world.recipe)
+    if unknown := [name for name in methods if name not in (*known, "all")]:
+        raise UsageError(
+            f"--methods of --scale {scale} are some of {', '.join(known)}, or all; got {unknown[0]!r}"
+            f"{suggestion(unknown[0], [*known, 'all'])}"
+        )
+    chosen = known if "all" in methods else list(dict.fromkeys(methods))
+    configs = {name: recipes.distillation_recipes(name)[world.recipe] for name in chosen}
+    teachers = {name: _teacher(name, config, world) for name, config in configs.items()}
+    return MethodPlan(scale, world, configs, teachers, tuple(range(num_seeds)))
+
+
+def _with_recipe(recipe: str) -> list[str]:
+    """Distillation methods with a recipe of that name."""
+    kinds = {name: one.settings_type for name, one in METHODS.items()}
+    own = type(recipes.DISTILL[recipe])
+    found = [name for name, kind in kinds.items() if kind is own or (recipe, name) in recipes.VARIANTS]
+    return sorted(found, key=lambda name: name != REFERENCE)
+
+
+def _teacher(method: str, config: DistillationConfig, world: World) -> Run | str:
+    """The teacher that a recipe names, or a run of its recipe; one of uniform-state diffusion by default is Duo's.
+
+    Raises:
+        UsageError: it is neither there nor has it a recipe.
+    """
+    is_masked = Absorbing.name in METHODS[method].processes
+    name = config.teacher or ("" if is_masked else f"{world.recipe}-duo")
+    if name and (name in bundled_names() or Path(name).exists()):
+        return name
+    if name not in recipes.PRETRAIN:
+        raise UsageError(
+            f"--methods takes methods whose recipe names a teacher that is bundled or that didi pretrain has; that of "
+            f"{method} names {name!r}: leave the method out"
+        )
+    teacher = recipes.PRETRAIN[name]
+    if world.teacher_steps is None:
+        return Run(teacher)
+    limited = teacher.limited(world.teacher_steps)
+    assert isinstance(limited, PretrainConfig)
+    return Run(limited)

@@ -1,0 +1,64 @@
+"""The tables and figures of a report: which are asked for, and how the report is written."""
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from didi.apps.reproduce.cells import AnyCell
+from didi.apps.reproduce.study import Study
+from didi.errors import Interrupted, UsageError
+from didi.evaluation.report import write_html
+from didi.files import write_atomically
+
+AnyPlan = TypeVar("AnyPlan")
+
+
+@dataclass(frozen=True)
+class Target(Generic[AnyPlan]):
+    """A table or figure: the cells that it needs, and how it is made from them."""
+
+    title: str
+    cells: Callable[[AnyPlan], Sequence[AnyCell]]
+    tell: Callable[[AnyPlan, Study], list[str]]
+
+
+def chosen_targets(
+    targets: Mapping[str, Target[AnyPlan]], names: Sequence[str], what: str
+) -> dict[str, Target[AnyPlan]]:
+    """The targets that are named, each once.
+
+    Raises:
+        UsageError: none is named, or one that is not there.
+    """
+    if not names:
+        raise UsageError(f"reproduce takes one target or more: {', '.join(targets)} or all")
+    if unknown := [name for name in names if name not in (*targets, "all")]:
+        raise UsageError(f"{what} is one of {', '.join(targets)} or all; got {unknown[0]!r}")
+    return {name: targets[name] for name in (targets if "all" in names else dict.fromkeys(names))}
+
+
+def write_report(
+    study: Study,
+    plan: AnyPlan,
+    chosen: Mapping[str, Target[AnyPlan]],
+    head: Callable[[AnyPlan, Study], list[str]],
+    title: str,
+) -> None:
+    """Complete the cells of the chosen targets, write what they tell into the folder of the study, and print where.
+
+    Raises:
+        Interrupted: it was stopped; what is done is kept.
+    """
+    try:
+        study.complete([cell for target in chosen.values() for cell in target.cells(plan)])
+    except (KeyboardInterrupt, Interrupted) as stopped:
+        raise Interrupted(f"stopped; {study.folder} keeps what is done: the same command goes on") from stopped
+    parts = [f"# {title}\n", *head(plan, study)]
+    for name, target in chosen.items():
+        print(f"telling {name}", file=sys.stderr, flush=True)
+        parts += [f"\n## {target.title}\n", *target.tell(plan, study)]
+    report = write_atomically(study.folder / "report.md", "\n".join(parts) + "\n")
+    page = write_html(report)
+    print(report)
+    print(page)

@@ -1,0 +1,330 @@
+"""``didi reproduce --methods``: which students are compared, and what is told of them."""
+
+import json
+import math
+from dataclasses import dataclass, replace
+
+import pytest
+
+from didi import recipes
+from didi.apps.reproduce import command, cost, study
+from didi.apps.reproduce.cells import Cell, Run
+from didi.apps.reproduce.method_figures import curves
+from didi.apps.reproduce.method_measures import JOINT, KL, measures, rows_of
+from didi.apps.reproduce.method_tables import heading, method_tables
+from didi.apps.reproduce.methods import ALL_NFES, ONE_MOVE, WORLDS, method_plan
+from didi.apps.reproduce.study import Sampling, Study
+from didi.errors import UsageError
+from didi.evaluation.row import EvaluationRow
+from didi.methods import METHODS
+from didi.methods.didi import Didi
+from didi.methods.didi_settings import DistillConfig
+from didi.models.bundle import Bundle, save
+from didi.recipes import DISTILL, PRETRAIN, VARIANTS
+from didi.training.run_folder import RunFolder
+
+
+@dataclass(frozen=True)
+class StandInConfig(DistillConfig):
+    """Settings of another method."""
+
+
+@dataclass(frozen=True)
+class UniformConfig(DistillConfig):
+    """Settings of a method for uniform-state teachers."""
+
+
+@dataclass(frozen=True)
+class OneConfig(DistillConfig):
+    """Settings of a method with a single move."""
+
+
+class StandIn(Didi):
+    name = "stand-in"
+    settings_type = StandInConfig
+
+
+class UniformStandIn(Didi):
+    name = "uniform-stand-in"
+    settings_type = UniformConfig
+    processes = ("uniform",)
+
+
+class OneStandIn(Didi):
+    name = "one-stand-in"
+    settings_type = OneConfig
+
+
+def as_kind(kind, config, **changes):
+    return kind(**vars(config) | changes)
+
+
+@pytest.fixture
+def others(monkeypatch):
+    """Three other methods with recipes for the exact world, one of them for the others too."""
+    for one in (StandIn, UniformStandIn, OneStandIn):
+        monkeypatch.setitem(METHODS, one.name, one)
+    base = DISTILL["exact"]
+    monkeypatch.setitem(VARIANTS, ("exact", "stand-in"), as_kind(StandInConfig, base))
+    monkeypatch.setitem(VARIANTS, ("exact", "uniform-stand-in"), as_kind(UniformConfig, base, teacher="exact-duo"))
+    monkeypatch.setitem(VARIANTS, ("exact", "one-stand-in"), as_kind(OneConfig, base))
+    for world in ("markov", "tiny-news"):
+        monkeypatch.setitem(VARIANTS, (world, "stand-in"), as_kind(StandInConfig, DISTILL[world]))
+    monkeypatch.setitem(
+        VARIANTS, ("tiny-news", "uniform-stand-in"), as_kind(UniformConfig, DISTILL["tiny-news"], teacher="")
+    )
+    monkeypatch.setitem(ONE_MOVE, "one-stand-in", "one-step")
+    monkeypatch.setattr("didi.apps.reproduce.methods.bundled_names", lambda: ["exact", "markov", "tiny-news"])
+
+
+class Told(Study):
+    """KL is 1 over the number of moves, half of that for the stand-in, 1% more for each seed; costs are made up."""
+
+    def figures(self, cell):
+        if isinstance(cell.bundle, str) or cell.role == "teacher":
+            return 1.0
+        return (0.5 if type(cell.bundle.config) is StandInConfig else 1.0) * (1 + 0.01 * cell.bundle.config.seed)
+
+    def row(self, cell):
+        value = self.figures(cell) / cell.nfe
+        entropy = 4 + 0.2 * math.log(cell.temperature)
+        ppl = 100 * (value if cell.role == "student" else 1.0) * cell.temperature**0.4
+        row = EvaluationRow(
+            cell.role, cell.sampler, cell.nfe, 1.0, 0.0, 8, "float64", "j", ppl, (ppl, ppl), ppl,
+            entropy, (4.0, 4.0), 5.0, 7.0, 0.9, 0.01 * cell.nfe, 1.0, 1.0, 0, "machine",
+        )  # fmt: skip
+        kl = value if "exact" in str(self.folder) else math.nan
+        return replace(row, kl=kl, joint_kl=value - 0.1 if cell.joint else math.nan, pair_kl=value / 10)
+
+    def record(self, cell):
+        return {"intended_nfe": 4, "workers": 2}
+
+    def cost_file(self, run):
+        return self.folder / "costs" / f"{type(run.config).__name__}-{run.config.seed}.json"
+
+
+@pytest.fixture
+def told(others, tmp_path, monkeypatch):
+    """Makes a study in which everything is told, of a scale."""
+    monkeypatch.setattr(cost, "memory", lambda *_: cost.Memory(12e6, 345_678.0))
+
+    def of(scale, budgets=(2e6, 2e6)):
+        one = Told(tmp_path / scale, Sampling(8, "j"))
+        for kind, passes in zip(("DistillConfig", "StandInConfig"), budgets, strict=True):
+            for seed in range(3):
+                cost._write(one.folder / "costs" / f"{kind}-{seed}.json", cost.Cost(passes, 100.0 + seed))
+        return one
+
+    return of
+
+
+def line(lines, start):
+    (found,) = [one for one in "\n".join(lines).splitlines() if one.startswith(start)]
+    return [cell.strip() for cell in found.split("|")[1:-1]]
+
+
+def test_all_are_the_methods_with_a_recipe_for_the_world_ours_first(others):
+    assert list(method_plan("exact", ["all"], 1).configs) == ["didi", "stand-in", "uniform-stand-in", "one-stand-in"]
+    assert list(method_plan("markov", ["all"], 1).configs) == ["didi", "stand-in"]
+    plan = method_plan("exact", ["stand-in", "stand-in"], 2)
+    assert list(plan.configs) == ["stand-in"]
+    assert plan.reference == "stand-in"
+    assert plan.configs["stand-in"] == VARIANTS["exact", "stand-in"]
+
+
+def test_students_are_made_by_whole_recipes_with_every_seed(others):
+    plan = method_plan("exact", ["didi"], 3)
+    assert [run.config for run in plan.runs("didi")] == [replace(DISTILL["exact"], seed=seed) for seed in range(3)]
+
+
+def test_every_process_has_its_samplers_and_every_teacher_its_curve(others):
+    curves = method_plan("exact", ["all"], 1).curves
+    assert [(one.name, one.sampler, one.nfes[-1]) for one in curves] == [
+        ("didi", "ancestral", 128),
+        ("stand-in", "ancestral", 128),
+        ("uniform-stand-in", "ancestral", 32),
+        ("uniform-stand-in, greedy-tail", "greedy-tail", 32),
+        ("one-stand-in", "one-step", 1),
+        ("teacher exact", "ancestral", 128),
+        ("teacher exact-duo", "ancestral", 32),
+    ]
+    assert curves[0].nfes == ALL_NFES
+    assert curves[4].nfes == (1,)
+    assert {cell.role for cell in curves[0].cells(4)} == {"student"}
+    assert {cell.role for cell in curves[5].cells(4)} == {"teacher"}
+    assert len(curves[5].cells(4)) == 1
+
+
+def test_a_teacher_that_is_not_bundled_is_a_run_of_its_recipe(others):
+    plan = method_plan("exact", ["uniform-stand-in"], 2)
+    teacher = Run(PRETRAIN["exact-duo"])
+    assert plan.teachers == {"uniform-stand-in": teacher}
+    assert {run.teacher for run in plan.runs("uniform-stand-in")} == {teacher}
+    (made,) = method_plan("tiny", ["uniform-stand-in"], 1).teachers.values()
+    assert (made.config.recipe, made.config.loop.steps) == ("tiny-news-duo", 1200)
+
+
+def test_a_teacher_that_nobody_has_is_refused(others, monkeypatch):
+    monkeypatch.setitem(VARIANTS, ("exact", "stand-in"), as_kind(StandInConfig, DISTILL["exact"], teacher="exact-9"))
+    with pytest.raises(UsageError, match="that of stand-in names 'exact-9': leave the method out"):
+        method_plan("exact", ["stand-in"], 1)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["figure1", "--scale", "exact", "--methods", "diddi"], "or all; got 'diddi'; did you mean 'didi'?"),
+        (["figure1", "--scale", "markov", "--methods", "elbo"], "some of didi, or all; got 'elbo'"),
+        (["figure1", "--scale", "paper", "--methods", "all"], "at the scales exact, markov, tiny; got --scale paper"),
+        (["table2", "--scale", "exact", "--methods", "didi"], "one of figure1, figure3, table1 or all; got 'table2'"),
+        (["table1", "--scale", "exact", "--methods", "didi", "--teacher", "exact"], "--teacher is not read with"),
+        (["table1", "--scale", "tiny", "--methods", "didi", "--peers", "prose"], "--peers is not read with --methods"),
+        (["table1", "--scale", "exact", "--methods", "didi", "--seeds", "0"], "seeds and workers are 1 or more"),
+    ],
+)
+def test_wrong_use_is_one_line_before_any_work(tmp_path, words, said):
+    with pytest.raises(UsageError) as refused:
+        command.reproduce([*words, "--out", str(tmp_path / "study")])
+    assert said in str(refused.value)
+    assert "\n" not in str(refused.value)
+    assert not (tmp_path / "study").exists()
+
+
+def test_the_exact_world_is_told_by_exact_divergences(told):
+    plan = method_plan("exact", ["didi", "stand-in"], 3)
+    lines = method_tables(plan, told("exact"))
+    assert lines[0].startswith("| KL, nats | 1 move | 2 moves |")
+    assert line(lines, "| didi | 1.0100 [")[:3] == ["didi", "1.0100 [0.985, 1.035]", "0.5050 [0.493, 0.517]"]
+    assert line(lines, "| teacher exact |")[:3] == ["teacher exact", "1.0000", "0.5000"]
+    assert line(lines, "| stand-in | -")[1] == "-0.5050 [-0.517, -0.493] *lower*"
+    assert line(lines, "| stand-in | 2.00") == ["stand-in", "2.00", "101", "12", "345,678"]
+    assert "perplexity" not in "\n".join(lines)
+
+
+def test_a_comparison_is_with_the_reference_at_the_same_number_of_moves(told):
+    plan = method_plan("exact", ["stand-in", "didi"], 3)  # ours is the reference wherever it stands
+    lines = method_tables(plan, told("exact"))
+    assert sum(one.startswith("| didi |") for one in lines) == 2  # quality and cost
+    assert line(lines, "| stand-in | -")[8].startswith(f"{-0.505 / 128:.4f} [")
+
+
+def test_markov_is_told_by_joint_and_pair_divergences(told):
+    plan, one = method_plan("markov", ["didi", "stand-in"], 3), told("markov")
+    assert all(cell.joint for cell in plan.cells)
+    lines = method_tables(plan, one)
+    assert [row.split("|")[1].strip() for row in lines if "| 1 move |" in row] == [
+        "joint KL, nats", "KL of pairs, nats", "perplexity / entropy", ""
+    ]  # fmt: skip
+    drawn = curves(plan, rows_of(plan, one), measures(plan, one)[0], lambda rows: float(rows[0].nfe))
+    assert measures(plan, one)[0] == JOINT
+    assert drawn[0].means[0] == pytest.approx(0.91)
+
+
+def test_tiny_is_told_at_the_entropy_of_its_teacher(told):
+    plan, one = method_plan("tiny", ["didi", "stand-in"], 3), told("tiny")
+    assert {(cell.role, cell.nfe) for cell in plan.frontier} == {("teacher", 64)}
+    lines = method_tables(plan, one)
+    assert line(lines, "| didi | 0.25 [")[1].startswith("0.25 [")  # 100 / 4 moves, over 100 at that entropy
+    assert line(lines, "| stand-in | 0.50 [")[1] == "0.50 [0.50, 0.50] *lower*"
+    assert "over that of didi at the same number of moves" in "\n".join(lines)
+
+
+@pytest.mark.parametrize(("budgets", "is_told"), [((2e6, 2.1e6), False), ((2e6, 2.3e6), True)])
+def test_budgets_that_differ_are_told(told, budgets, is_told):
+    plan = method_plan("exact", ["didi", "stand-in"], 3)
+    lines = heading(plan, told("exact", budgets))
+    assert any("**Budgets differ by more than 10%**: didi 2.00, stand-in 2.30" in one for one in lines) == is_told
+    assert any(one.startswith("- didi: teacher `exact`, 500 steps of 256, 2.00 million") for one in lines)
+    assert any("made for 4 moves; sampled with ancestral" in one for one in lines)
+
+
+def test_curves_have_the_range_of_the_seeds(told):
+    plan, one = method_plan("exact", ["didi", "stand-in"], 3), told("exact")
+    first, second, teacher = curves(plan, rows_of(plan, one), KL, lambda rows: rows[0].seconds_per_sequence)
+    assert (first.lows[0], first.means[0], first.highs[0]) == pytest.approx((1.0, 1.01, 1.02))
+    assert second.group == "stand-in"
+    assert first.places[2] == pytest.approx(0.04)
+    assert (teacher.is_baseline, first.is_baseline) == (True, False)
+
+
+def test_passes_are_summed_over_the_steps_between_lines(tmp_path):
+    file = tmp_path / "metrics.jsonl"
+    assert math.isnan(cost.sequence_passes(file))
+    rows = [{"step": 20, "sequence_passes": 10.0}, {"step": 20, "validation_nelbo": 1.0},
+            {"step": 50, "sequence_passes": 4.0}]  # fmt: skip
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step": 60, "seq')
+    assert cost.sequence_passes(file) == 20 * 10 + 30 * 4
+
+
+def test_the_time_of_a_run_adds_up_over_its_parts(tmp_path, monkeypatch):
+    folder, file = RunFolder(tmp_path / "run"), tmp_path / "cost.json"
+    clock = iter([0.0, 5.0, 100.0, 103.0, 200.0, 201.0])
+    monkeypatch.setattr(cost.time, "perf_counter", lambda: next(clock))
+    folder.path.mkdir()
+
+    def stopped():
+        with cost.recorded(file, folder):
+            folder.log({"step": 1, "sequence_passes": 7.0})
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stopped()
+    assert cost.read_cost(file) == cost.Cost(7.0, 5.0)
+    with cost.recorded(file, folder):
+        folder.log({"step": 2, "sequence_passes": 7.0})
+    assert cost.read_cost(file) == cost.Cost(14.0, 8.0)
+    folder.metrics.unlink()  # the run begins anew
+    with cost.recorded(file, folder):
+        pass
+    assert cost.read_cost(file).seconds == 1.0
+
+
+@pytest.mark.slow
+def test_a_cell_with_a_joint_divergence_is_another_one(tmp_path):
+    one = Study(tmp_path, Sampling(16, "markov"), workers=1)
+    cells = [Cell("markov", "teacher", nfe=1), Cell("markov", "teacher", nfe=1, joint=True)]
+    one.complete(cells)
+    plain, joint = map(one.row, cells)
+    assert math.isnan(plain.joint_kl)
+    assert joint.joint_kl > 1
+    assert joint.joint_reference == "markov"
+
+
+@pytest.mark.slow
+def test_a_comparison_is_made_once(others, make_dit, tmp_path, monkeypatch):
+    teacher = str(save(Bundle(teacher=make_dit(vocab_size=5, mask_id=4, length=4)), tmp_path / "teacher"))
+    base = replace(DISTILL["exact"], teacher=teacher, data=replace(DISTILL["exact"].data, length=4))
+    loop = replace(base.loop, steps=2, batch_size=8, log_every=1, validation_sequences=4)
+    short = replace(base, loop=loop, discriminator=replace(base.discriminator, warmup_steps=1))
+    monkeypatch.setitem(recipes.DISTILL, "exact", short)
+    slower = replace(loop, steps=4)
+    monkeypatch.setitem(VARIANTS, ("exact", "stand-in"), as_kind(StandInConfig, short, loop=slower))
+    monkeypatch.setitem(WORLDS, "exact", replace(WORLDS["exact"], nfes=(1, 2)))
+    monkeypatch.setitem(command.SAMPLING, "exact", Sampling(8, "exact"))
+    words = ["figure1", "figure3", "table1", "--scale", "exact", "--methods", "didi", "stand-in", "--seeds", "2"]
+    words += ["--workers", "1", "--out", str(folder := tmp_path / "study")]
+    command.reproduce(words)
+    report = (folder / "report.md").read_text()
+    for name in ("figure1-methods", "figure3-methods"):
+        assert (folder / f"{name}.png").stat().st_size > 10_000
+        assert f"({name}.png)" in report
+    assert "**Budgets differ by more than 10%**" in report
+    costs = [json.loads(file.read_text()) for file in (folder / "costs").glob("*.json") if ".memory" not in file.name]
+    assert len(costs) == 4
+    assert all(one["sequence_passes"] > 0 and one["seconds"] > 0 for one in costs)
+    needs = [json.loads(file.read_text()) for file in (folder / "costs").glob("*.memory.json")]
+    assert len(needs) == 2
+    assert all(one["peak_bytes"] > 1e4 and one["num_trained"] > 1e3 for one in needs)
+    cells = [json.loads(file.read_text())["row"] for file in (folder / "cells").iterdir()]
+    assert len(cells) == 2 * 2 * 2 + 2
+    kls = [row["kl"] for row in cells if row["role"] == "teacher" and row["nfe"] == 1]
+    assert f"| teacher {teacher} | {kls[0]:.4f} |" in report
+
+    def never(*_):
+        raise AssertionError("it is there already")
+
+    for name in ("make", "measure"):
+        monkeypatch.setattr(study, name, never)
+    monkeypatch.setattr(cost, "dry_run", never)
+    command.reproduce(words)
+    assert (folder / "report.md").read_text() == report

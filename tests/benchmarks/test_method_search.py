@@ -1,0 +1,68 @@
+"""The trials of every world are flags that ``didi distill`` takes; a trial is run once."""
+
+import json
+
+import method_search
+import pytest
+import yaml
+
+from didi.apps.settings import resolve
+from didi.apps.train import command_of
+from didi.methods import find_method
+from didi.recipes import distillation_recipes
+
+PLANS = {file.stem: yaml.safe_load(file.read_text()) for file in method_search.TRIALS.glob("*.yaml")}
+
+
+@pytest.mark.parametrize(
+    ("world", "method"), [(world, method) for world in PLANS for method in PLANS[world]["methods"]]
+)
+def test_trials_are_different_settings_of_the_recipe(world, method):
+    recipes = distillation_recipes(method)
+    found = []
+    for flags in PLANS[world]["methods"][method]["trials"]:
+        command = command_of(find_method(method).settings_type(), "")
+        found.append(resolve("distill", command, recipes, [world, "--method", method, *flags.split()])[1])
+    assert all(one not in found[:number] for number, one in enumerate(found))
+
+
+@pytest.mark.parametrize("world", PLANS)
+def test_every_method_has_as_many_trials(world):
+    assert len({len(one["trials"]) for one in PLANS[world]["methods"].values()}) == 1
+
+
+def test_a_trial_is_made_and_measured_once(tmp_path, monkeypatch):
+    said = []
+
+    def command(*words):
+        said.append(words)
+        folder = method_search.Path(words[words.index("--out") + 1])
+        folder.mkdir(parents=True, exist_ok=True)
+        if words[0] == "distill":
+            (folder / "bundle").mkdir()
+            lines = [
+                {"step": 2, "sequence_passes": 10.0},
+                {"step": 2, "validation": 1.0},
+                {"step": 5, "sequence_passes": 4.0},
+            ]
+            (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
+        else:
+            (folder / "metrics.json").write_text(json.dumps([{"nfe": 4, "kl": 0.5, "mauve": 1.0, "entropy": None}]))
+
+    monkeypatch.setattr(method_search, "command", command)
+    plan = PLANS["exact"]
+    arguments = "exact", plan, "didi", "--loop.batch-size 8", tmp_path / "didi-0"
+    found = method_search.trial(*arguments)
+    assert found["rows"] == [{"nfe": 4, "kl": 0.5}]
+    assert found["passes"] == 2 * 10 + 3 * 4
+    (train, measure) = said
+    assert train[:4] == ("distill", "exact", "--method", "didi")
+    assert train[-6:] == ("--seed", "100", "--max-passes", "2000000.0", "--loop.batch-size", "8")
+    assert measure[:3] == ("evaluate", "--model", str(tmp_path / "didi-0" / "run" / "bundle"))
+    assert method_search.trial(*arguments) == found
+    assert len(said) == 2
+
+
+def test_a_trial_that_fails_says_why(tmp_path):
+    with pytest.raises(RuntimeError, match="a recipe is one of"):
+        method_search.command("distill", "nowhere", "--out", str(tmp_path))
