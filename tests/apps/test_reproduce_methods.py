@@ -59,6 +59,14 @@ def as_kind(kind, config, **changes):
     return kind(**vars(config) | changes)
 
 
+@pytest.fixture(autouse=True)
+def ours_alone(monkeypatch):
+    """Other methods and what comparisons set are left out."""
+    for name in {*METHODS} - {"elbo", "duo", "didi"}:
+        monkeypatch.delitem(METHODS, name)
+    monkeypatch.setattr(recipes, "COMPARED", {})
+
+
 @pytest.fixture
 def others(monkeypatch):
     """Three other methods with recipes for the exact world, one of them for the others too."""

@@ -16,7 +16,7 @@ from didi.methods.didi_settings import DistillConfig
 from didi.methods.elbo import PretrainConfig
 from didi.methods.settings import RENAMED_RECIPES, DataConfig, DistillationConfig
 from didi.models.dit import DiTConfig
-from didi.recipes import openwebtext, text, worlds
+from didi.recipes import compared, openwebtext, text, worlds
 
 PRETRAIN: dict[str, PretrainConfig] = {**worlds.PRETRAIN, **text.PRETRAIN, **openwebtext.PRETRAIN}
 
@@ -31,6 +31,9 @@ DISTILL: dict[str, DistillConfig] = {**worlds.DISTILL, **text.DISTILL, **openweb
 
 VARIANTS: dict[tuple[str, str], DistillationConfig] = {**worlds.VARIANTS, **text.VARIANTS, **openwebtext.VARIANTS}
 """Recipes of other methods than DiDi-Instruct, by recipe and method; others take the recipe's data and loop."""
+
+COMPARED: dict[str, dict[str, DistillationConfig]] = compared.COMPARED
+"""Settings that a comparison of methods has in place of recipes, or beside them, by recipe and name."""
 
 
 def distillation_recipes(method: str) -> dict[str, DistillationConfig]:

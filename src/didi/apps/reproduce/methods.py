@@ -11,7 +11,7 @@ from didi.apps.reproduce.plan import TEMPERATURES
 from didi.diffusion.absorbing import Absorbing
 from didi.diffusion.uniform import Uniform
 from didi.errors import UsageError, suggestion
-from didi.methods import METHODS
+from didi.methods import METHODS, method_of
 from didi.methods.elbo import PretrainConfig
 from didi.methods.settings import DistillationConfig
 from didi.models.bundle import Role, bundled_names, manifest_of
@@ -93,7 +93,7 @@ class MethodPlan:
     Attributes:
         scale: its name.
         world: its world.
-        configs: settings of each method, by its name.
+        configs: settings by name, that of a method or of a variant of it.
         teachers: teacher of each method: a bundle, or a run that is made first.
         seeds: training seeds of each method.
     """
@@ -128,8 +128,8 @@ class MethodPlan:
 
     def _students(self, method: str) -> list[Curve]:
         runs = self.runs(method)
-        if method in ONE_MOVE:
-            return [Curve(method, method, runs, ONE_MOVE[method], (1,), self.world.joint)]
+        if (kind := method_of(self.configs[method]).name) in ONE_MOVE:
+            return [Curve(method, method, runs, ONE_MOVE[kind], (1,), self.world.joint)]
         samplers = SAMPLERS[process_of(self.teachers[method])]
         names = [method if sampler == samplers[0] else f"{method}, {sampler}" for sampler in samplers]
         return [self._curve(name, method, runs, sampler) for name, sampler in zip(names, samplers, strict=True)]
@@ -177,40 +177,45 @@ def method_plan(scale: str, methods: Sequence[str], num_seeds: int) -> MethodPla
     if scale not in WORLDS:
         raise UsageError(f"--methods compares at the scales {', '.join(WORLDS)}; got --scale {scale}: choose another")
     world = WORLDS[scale]
-    known = _with_recipe(world.recipe)
+    compared = _compared(world.recipe)
+    known = list(compared)
     if unknown := [name for name in methods if name not in (*known, "all")]:
         raise UsageError(
             f"--methods of --scale {scale} are some of {', '.join(known)}, or all; got {unknown[0]!r}"
             f"{suggestion(unknown[0], [*known, 'all'])}"
         )
     chosen = known if "all" in methods else list(dict.fromkeys(methods))
-    configs = {name: recipes.distillation_recipes(name)[world.recipe] for name in chosen}
-    teachers = {name: _teacher(name, config, world) for name, config in configs.items()}
+    configs = {name: compared[name] for name in chosen}
+    teachers = {name: _teacher(config, world) for name, config in configs.items()}
     return MethodPlan(scale, world, configs, teachers, tuple(range(num_seeds)))
 
 
-def _with_recipe(recipe: str) -> list[str]:
-    """Distillation methods with a recipe of that name."""
-    kinds = {name: one.settings_type for name, one in METHODS.items()}
+def _compared(recipe: str) -> dict[str, DistillationConfig]:
+    """Settings of every method with a recipe of that name, those of the comparison where they differ, ours first."""
     own = type(recipes.DISTILL[recipe])
-    found = [name for name, kind in kinds.items() if kind is own or (recipe, name) in recipes.VARIANTS]
-    return sorted(found, key=lambda name: name != REFERENCE)
+    found = {
+        name: recipes.distillation_recipes(name)[recipe]
+        for name, one in METHODS.items()
+        if one.settings_type is own or (recipe, name) in recipes.VARIANTS
+    } | recipes.COMPARED.get(recipe, {})
+    return dict(sorted(found.items(), key=lambda item: not item[0].startswith(REFERENCE)))
 
 
-def _teacher(method: str, config: DistillationConfig, world: World) -> Run | str:
+def _teacher(config: DistillationConfig, world: World) -> Run | str:
     """The teacher that a recipe names, or a run of its recipe; one of uniform-state diffusion by default is Duo's.
 
     Raises:
         UsageError: it is neither there nor has it a recipe.
     """
-    is_masked = Absorbing.name in METHODS[method].processes
+    method = method_of(config)
+    is_masked = Absorbing.name in method.processes
     name = config.teacher or ("" if is_masked else f"{world.recipe}-duo")
     if name and (name in bundled_names() or Path(name).exists()):
         return name
     if name not in recipes.PRETRAIN:
         raise UsageError(
             f"--methods takes methods whose recipe names a teacher that is bundled or that didi pretrain has; that of "
-            f"{method} names {name!r}: leave the method out"
+            f"{method.name} names {name!r}: leave the method out"
         )
     teacher = recipes.PRETRAIN[name]
     if world.teacher_steps is None:
