@@ -24,6 +24,7 @@ from didi.apps.reproduce.cells import Cell, Run
 from didi.apps.reproduce.command import SAMPLING
 from didi.apps.reproduce.cost import read_cost
 from didi.apps.reproduce.method_measures import measures
+from didi.apps.reproduce.method_tables import millions
 from didi.apps.reproduce.methods import WORLDS, MethodPlan, method_plan
 from didi.apps.reproduce.study import Study, make
 from didi.apps.reproduce.workers import run_items
@@ -121,7 +122,7 @@ def table(records: Sequence[Mapping[str, Any]], nfes: Sequence[int]) -> list[str
         settings = ", ".join(f"{name} {value}" for name, value in one["settings"].items()) or "the recipe"
         figures = [one["quality"].get(str(nfe)) for nfe in nfes]
         shown = ["" if value is None else "failed" if math.isnan(value) else f"{value:.4f}" for value in figures]
-        body.append([one["method"], settings, f"{one['sequence_passes'] / 1e6:.2f}", f"{one['seconds']:.0f}", *shown])
+        body.append([one["method"], settings, millions(one["sequence_passes"]), f"{one['seconds']:.0f}", *shown])
     header = ["method", "settings", "million passes", "seconds", *(f"{nfe} moves" for nfe in nfes)]
     return markdown_table(header, body, num_left=2)
 

@@ -102,7 +102,9 @@ def check(command, words):
     if isinstance(command, ReproduceCommand):
         targets = words[1 : words.index("--scale")]
         assert targets
-        assert {*targets} <= {*targets_of(command.scale), "all"}
+        known = METHOD_TARGETS if command.methods else targets_of(command.scale)
+        assert {*targets} <= {*known, "all"}
+        assert {*command.methods} <= {*METHODS, "all"}
 
 
 @pytest.mark.parametrize("line", COMMANDS)
