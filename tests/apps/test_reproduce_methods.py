@@ -231,6 +231,8 @@ def test_markov_is_told_by_joint_and_pair_divergences(told):
 def test_tiny_is_told_at_the_entropy_of_its_teacher(told):
     plan, one = method_plan("tiny", ["didi", "stand-in"], 3), told("tiny")
     assert {(cell.role, cell.nfe) for cell in plan.frontier} == {("teacher", 64)}
+    assert [cell.temperature for cell in plan.frontier][::10] == [0.4, 1.5]
+    assert set(plan.frontier) <= set(plan.cells)
     lines = method_tables(plan, one)
     assert line(lines, "| didi | 0.25 [")[1].startswith("0.25 [")  # 100 / 4 moves, over 100 at that entropy
     assert line(lines, "| stand-in | 0.50 [")[1] == "0.50 [0.50, 0.50] *lower*"

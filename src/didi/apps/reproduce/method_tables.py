@@ -31,7 +31,7 @@ def heading(plan: MethodPlan, study: Study) -> list[str]:
     budgets = _budgets(plan, study)
     known = [value for value in budgets.values() if not math.isnan(value)]
     if known and max(known) > TOLERANCE * min(known):
-        told = ", ".join(f"{name} {_millions(value)}" for name, value in budgets.items())
+        told = ", ".join(f"{name} {millions(value)}" for name, value in budgets.items())
         lines.append(f"\n**Budgets differ by more than {TOLERANCE - 1:.0%}**: {told} million passes.")
     return lines
 
@@ -44,7 +44,7 @@ def _about(plan: MethodPlan, study: Study, method: str) -> str:
     batch = config.loop.batch_size * config.loop.accumulation
     return (
         f"- {method}: teacher `{name_of(plan.teachers[method])}`, {config.num_steps:,} steps of {batch}, "
-        f"{_millions(_budgets(plan, study)[method])} million sequence passes{made_for}; sampled with "
+        f"{millions(_budgets(plan, study)[method])} million sequence passes{made_for}; sampled with "
         f"{' and '.join(one.sampler for one in curves)}"
     )
 
@@ -57,7 +57,8 @@ def _budgets(plan: MethodPlan, study: Study) -> dict[str, float]:
     }
 
 
-def _millions(value: float) -> str:
+def millions(value: float) -> str:
+    """A number of passes, in millions."""
     return "–" if math.isnan(value) else f"{value / 1e6:.2f}"
 
 
@@ -116,7 +117,7 @@ def _costs(plan: MethodPlan, study: Study) -> list[str]:
             plan.configs[method], study.bundle_path(plan.teachers[method]), file.with_suffix(".memory.json")
         )
         seconds = estimate([cost.read_cost(study.cost_file(run)).seconds for run in runs])
-        body.append([method, _millions(passes), _number(seconds.mean), _number(needs.peak_bytes / 1e6),
+        body.append([method, millions(passes), _number(seconds.mean), _number(needs.peak_bytes / 1e6),
                      _number(needs.num_trained)])  # fmt: skip
     header = ["cost of a student", "sequence passes, millions", "seconds", "peak memory, MB", "trained parameters"]
     beside = f"{study.workers} runs at a time" if study.workers > 1 else "one run at a time"
