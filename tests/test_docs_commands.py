@@ -18,6 +18,7 @@ from didi.evaluation.judges import JUDGES
 from didi.methods import METHODS
 from didi.models.bundle import bundled_names
 from didi.recipes import teacher_names
+from didi.sampling.options import DEFAULT_SAMPLER
 from didi.sampling.registry import SAMPLERS
 
 from .docs_pages import DOCS, blocks
@@ -95,7 +96,7 @@ def check(command, words):
     for judge in getattr(command, "judge", ()):
         assert judge in {*JUDGES, *HUB_MODELS, "exact"}, judge
     sampler = getattr(command, "sampler", ())
-    assert {*([sampler] if isinstance(sampler, str) else sampler)} <= {*SAMPLERS}
+    assert {*([sampler] if isinstance(sampler, str) else sampler)} <= {*SAMPLERS, DEFAULT_SAMPLER}
     if isinstance(command, ReproduceCommand):
         targets = words[1 : words.index("--scale")]
         assert targets
