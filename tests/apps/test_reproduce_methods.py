@@ -190,7 +190,8 @@ def test_a_teacher_that_nobody_has_is_refused(others, monkeypatch):
         (["table1", "--scale", "exact", "--methods", "didi", "--seeds", "0"], "seeds and workers are 1 or more"),
     ],
 )
-def test_wrong_use_is_one_line_before_any_work(tmp_path, words, said):
+def test_wrong_use_is_one_line_before_any_work(tmp_path, monkeypatch, words, said):
+    monkeypatch.setattr(Study, "complete", lambda *_: pytest.fail("the work has begun"))
     with pytest.raises(UsageError) as refused:
         command.reproduce([*words, "--out", str(tmp_path / "study")])
     assert said in str(refused.value)
