@@ -67,7 +67,7 @@ DISTILL["exact-udlm"] = replace(DISTILL["exact"], recipe="exact-udlm", teacher="
 
 VARIANTS: dict[tuple[str, str], DistillationConfig] = {
     ("exact", "dimo"): dimo.small(  # 2.0 million sequence passes; docs/dimo.md
-        DISTILL["exact"], steps=1300, batch_size=128, rates=(3e-4, 2e-3), initial_state=InitialState(0.5, 0.0)
+        DISTILL["exact"], steps=1950, batch_size=128, rates=(3e-4, 2e-3), initial_state=InitialState(0.5, 0.0)
     ),
     ("markov", "dimo"): dimo.small(
         DISTILL["markov"], steps=1000, batch_size=64, rates=(3e-4, 2e-3), initial_state=InitialState(0.5, 0.01)
