@@ -25,7 +25,7 @@ def small(
     rates: tuple[float, float],
     initial_state: InitialState,
 ) -> DimoConfig:
-    """A short run of a small network (ours): higher rates that fall to 0, two updates of the auxiliary model a step.
+    """A short run of a small network (ours): higher rates that fall to 0.
 
     Args:
         base: has the teacher and the data.
@@ -42,7 +42,6 @@ def small(
         teacher=base.teacher,
         data=base.data,
         initial_state=initial_state,
-        auxiliary_steps=2,
         student_optimizer=student,
         auxiliary_optimizer=auxiliary,
         loop=LoopConfig(

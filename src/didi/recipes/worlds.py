@@ -93,7 +93,7 @@ VARIANTS: dict[tuple[str, str], DistillationConfig] = {
         DISTILL["exact-udlm"], 4, "concatenated", learning_rate=2e-4, steps=560, batch_size=256
     ),
     ("exact", "dimo"): dimo.small(  # 2.0 million sequence passes; docs/dimo.md
-        DISTILL["exact"], steps=1300, batch_size=128, rates=(3e-4, 2e-3), initial_state=InitialState(0.5, 0.0)
+        DISTILL["exact"], steps=1950, batch_size=128, rates=(3e-4, 2e-3), initial_state=InitialState(0.5, 0.0)
     ),
     ("markov", "dimo"): dimo.small(
         DISTILL["markov"], steps=1000, batch_size=64, rates=(3e-4, 2e-3), initial_state=InitialState(0.5, 0.01)
