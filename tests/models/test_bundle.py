@@ -1,4 +1,5 @@
 import shutil
+from dataclasses import replace
 
 import huggingface_hub
 import pytest
@@ -146,6 +147,15 @@ def test_a_card_tells_what_is_in_a_bundle_and_where_it_came_from(bundle, folder)
     assert "Recipe: test." in card
     assert "Moves: the student is meant for 16, the default of `didi generate`." in card
     assert "seed: 7" in card
+
+
+@pytest.mark.parametrize(
+    ("provenance", "said"), [({"method": "sdtt"}, ", distilled by method `sdtt` |"), ({}, ", distilled |")]
+)
+def test_a_card_names_the_method_of_the_student(bundle, tmp_path, provenance, said):
+    card = save(replace(bundle, provenance=provenance), tmp_path / "bundle") / "README.md"
+    (row,) = [line for line in card.read_text().splitlines() if line.startswith("| student |")]
+    assert said in row
 
 
 def test_the_names_of_other_libraries_do_the_same(bundle, tmp_path):

@@ -263,6 +263,7 @@ def _finish(
     """Write the bundle with what a reader needs to trust or repeat it; its path is the command's result."""
     bundle.provenance = {
         "recipe": config.recipe,
+        "method": method_of(config).name,
         "corpus": config.data.corpus,
         BLOCK_LAYOUT: layout,
         "seed": config.seed,

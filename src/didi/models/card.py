@@ -12,13 +12,13 @@ from didi.models.untrusted import PlainDumper
 TEACHER_PROCESS = "teacher_process"  # in the provenance, where the teacher was trained by another process
 AUTOREGRESSIVE = "baseline that writes one token a pass"
 USES = {
-    "student": "few-step masked-diffusion generator, distilled by DiDi-Instruct",
+    "student": "few-step masked-diffusion generator, distilled",
     "teacher": "many-step masked-diffusion generator",
     "discriminator": "estimates the log-density ratio of student over teacher; guided sampling needs it",
     "autoregressive": AUTOREGRESSIVE,
 }
 UNIFORM_STATE_USES = {
-    "student": "few-step uniform-state diffusion generator, distilled by DiDi-Instruct",
+    "student": "few-step uniform-state diffusion generator, distilled",
     "teacher": "many-step uniform-state diffusion generator",
     "discriminator": "estimates the log-density ratio of student over real sequences, of finished samples",
     "autoregressive": AUTOREGRESSIVE,
@@ -41,6 +41,8 @@ def model_card(
     is_diffusion = set(sizes) != {"autoregressive"}
     kind, uses = ("masked-diffusion", USES) if process.mask_id is not None else ("uniform-state", UNIFORM_STATE_USES)
     kind = kind if is_diffusion else "autoregressive"
+    by = f" by method `{provenance['method']}`" if "method" in provenance else ""
+    uses = uses | {"student": uses["student"] + by}
     tags = [kind, "text-generation"] if is_diffusion else ["text-generation"]
     header = ModelCardData(library_name="didi-instruct", tags=tags)
     origin = {
