@@ -249,6 +249,17 @@ def test_budgets_that_differ_are_told(told, budgets, is_told):
     assert any("made for 4 moves; sampled with ancestral" in one for one in lines)
 
 
+def test_the_notes_of_rows_are_told_once(told, monkeypatch):
+    plan, one = method_plan("exact", ["didi", "stand-in"], 3), told("exact")
+    assert not any(row.startswith("Note") for row in method_tables(plan, one))
+    plain = Told.row
+    monkeypatch.setattr(Told, "row", lambda self, cell: replace(plain(self, cell), note="n" if cell.nfe < 4 else ""))
+    lines = method_tables(plan, one)
+    assert [row for row in lines if row.startswith("Note")] == [
+        f"Note on {name}: n.\n" for name in ("didi", "stand-in", "teacher exact")
+    ]
+
+
 def test_curves_have_the_range_of_the_seeds(told):
     plan, one = method_plan("exact", ["didi", "stand-in"], 3), told("exact")
     first, second, teacher = curves(plan, rows_of(plan, one), KL, lambda rows: rows[0].seconds_per_sequence)

@@ -46,7 +46,7 @@ class Measure:
 KL = Measure(
     "KL, nats",
     "KL(p, q) of the distribution p of each sampler from that of the data, q, is a sum over all sequences, in nats a "
-    "sequence, without sampling error.",
+    "sequence, without sampling error unless a note says otherwise.",
     lambda row: row.kl,
 )
 JOINT = Measure(

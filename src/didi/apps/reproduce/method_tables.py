@@ -72,6 +72,9 @@ def method_tables(plan: MethodPlan, study: Study) -> list[str]:
         body = [[name, *(perplexity_cell(rows[nfe]) if nfe in rows else "" for nfe in plan.world.nfes)]
                 for name, rows in found.items()]  # fmt: skip
         lines += [*markdown_table(["perplexity / entropy", *_columns(plan)], body), ""]
+    notes = {name: dict.fromkeys(row.note for of_seeds in rows.values() for row in of_seeds if row.note)
+             for name, rows in found.items()}  # fmt: skip
+    lines += [f"Note on {name}: {note}.\n" for name, given in notes.items() for note in given]
     return [*lines, *_differences(plan, found, used[0]), "", *_costs(plan, study)]
 
 
