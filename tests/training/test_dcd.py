@@ -288,7 +288,7 @@ def test_every_recipe_has_a_teacher_of_uniform_states_and_the_length_of_its_data
         assert one == distillation_recipes("dcd")[name]
         assert (one.recipe, one.data.length) == (name, PRETRAIN[f"{name}-duo"].data.length)
     assert {name: one.teacher for name, one in found.items()} == {
-        "exact": "exact-duo", "markov": "markov-duo", "tiny-news": "", "owt-169m": "",
+        "exact": "exact-udlm", "markov": "markov-duo", "tiny-news": "", "owt-169m": "",
     }  # fmt: skip
     assert {name: one.intervals_at(one.loop.steps - 1) for name, one in found.items()} == {
         "exact": 4, "markov": 8, "tiny-news": 8, "owt-169m": 32,

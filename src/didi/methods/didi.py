@@ -265,5 +265,9 @@ class Didi(Distillation):
         num_moves = 1 if objective.trajectory == "one-step" else objective.moves
         if not self.settings.loop.steps:  # another run trained the student; the discriminator is one of these moves
             num_moves = self.settings.discriminator.guidance_nfe
-        num_moves = max(objective.budgets, default=num_moves)
-        return replace(super().bundle(), discriminator=self.discriminator.eval(), intended_nfe=num_moves)
+        return replace(
+            super().bundle(),
+            discriminator=self.discriminator.eval(),
+            intended_nfe=max(objective.budgets, default=num_moves),
+            initial_state=objective.initial_state,
+        )

@@ -14,6 +14,7 @@ from didi.models.adapters import adapt, copy_sharing_frozen
 from didi.models.bundle import load
 from didi.models.discriminator import Discriminator
 from didi.models.dit import DiT, DiTTrunk, budget_conditioned
+from didi.models.initial_state import MASKS
 
 
 def initial_networks(settings: DistillConfig, teacher: DiT) -> tuple[DiT, Discriminator]:
@@ -40,7 +41,7 @@ def initial_networks(settings: DistillConfig, teacher: DiT) -> tuple[DiT, Discri
         discriminator.train_last_blocks(num_blocks)
         student = copy.deepcopy(of_student).requires_grad_(True)
         if settings.start:
-            _load_start(settings.start, student, discriminator)
+            _load_start(settings, student, discriminator)
         return student, discriminator
     student = copy_sharing_frozen(teacher)
     torch.manual_seed(derive_seed(settings.seed, "adapters"))
@@ -49,8 +50,9 @@ def initial_networks(settings: DistillConfig, teacher: DiT) -> tuple[DiT, Discri
     return student, discriminator
 
 
-def _load_start(name: str, student: DiT, discriminator: Discriminator) -> None:
+def _load_start(settings: DistillConfig, student: DiT, discriminator: Discriminator) -> None:
     """Give the networks the weights of a bundle; one without a discriminator leaves it as it is."""
+    name, own = settings.start, settings.objective.initial_state or MASKS
     try:
         bundle = load(name)
     except UsageError as error:
@@ -58,6 +60,12 @@ def _load_start(name: str, student: DiT, discriminator: Discriminator) -> None:
     if bundle.student is None:
         held = ", ".join(bundle.networks())
         raise UsageError(f"start names a bundle with a student; {name} holds {held}: take it as teacher instead")
+    if (other := bundle.initial_state or MASKS) != own:
+        raise UsageError(
+            f"the student of start is trained from its own initial state; that of {name} has mask_ratio "
+            f"{other.mask_ratio:g} and noise_std {other.noise_std:g}, this run {own.mask_ratio:g} and 0: set "
+            "objective.initial_mask_ratio to that, or name another start"
+        )
     for role, found, network in (
         ("student", bundle.student, student),
         ("discriminator", bundle.discriminator, discriminator),

@@ -13,6 +13,7 @@ from didi.diffusion.noise import named_generator
 from didi.diffusion.schedule import Schedule, TimeDensity, WeightName, time_weight
 from didi.errors import UsageError
 from didi.methods.settings import at_least, finite, positive
+from didi.models.initial_state import InitialState
 from didi.objectives.didi import Grouping, RewardReduction, ScoreReduction
 
 TrajectoryKind = Literal["one-step", "two-moves", "path", "whole-path"]
@@ -37,6 +38,10 @@ class ObjectiveConfig:
     (ours). Student and discriminator read it. Empty: ``moves`` alone."""
     budget_conditioning: bool = True
     """Whether the student reads which of the ``budgets`` it samples with; the discriminator always does."""
+    initial_mask_ratio: float = 1.0
+    """Share of [MASK] in the state that a ``whole-path`` of 1 move starts from, in (0, 1]; the other positions hold
+    random tokens, so that the student's samples are those of a mixture of products (ours, after Di[M]O, whose text
+    models have 0.5). 1: masks alone, as in masked diffusion."""
     reward_time: RewardTime = "finished"
     """Time t of the rewards of a ``whole-path``: 0, the finished sample itself; drawn from pi(t); or 0 in every other
     sample of the batch and drawn from pi(t) in the rest."""
@@ -100,6 +105,7 @@ class ObjectiveConfig:
         at_least(1, self, "completions", "corruptions", "group_size")
         least = {"path": 3, "whole-path": 1}.get(self.trajectory)
         self._check_budgets()
+        self._check_initial_state()
         if (
             least is not None
             and not (self.budgets and self.moves is None)
@@ -145,6 +151,23 @@ class ObjectiveConfig:
                 f"objective.moves is one of objective.budgets where these are given; {given} and moves {self.moves}: "
                 "set it to one of them"
             )
+
+    def _check_initial_state(self) -> None:
+        """Refuse random tokens in the first state of what is not a single move."""
+        if not 0 < self.initial_mask_ratio <= 1:
+            raise UsageError(f"objective.initial_mask_ratio lies in (0, 1]; got {self.initial_mask_ratio}")
+        is_single = self.trajectory == "whole-path" and self.moves == 1 and self.completions == 1 and not self.budgets
+        if self.initial_mask_ratio < 1 and not is_single:
+            raise UsageError(
+                "objective.initial_mask_ratio is below 1 for trajectory whole-path of moves 1, completions 1 and no "
+                f"budgets; got {self.initial_mask_ratio} with {self.trajectory}, {self.moves}, {self.completions} and "
+                f"{len(self.budgets)} budgets: set these, or initial_mask_ratio to 1"
+            )
+
+    @property
+    def initial_state(self) -> InitialState | None:
+        """What a one-step student starts from; None for masks alone."""
+        return InitialState(self.initial_mask_ratio) if self.initial_mask_ratio < 1 else None
 
     def at_step(self, seed: int, step: int) -> "ObjectiveConfig":
         """The objective of a step of training: ``moves`` is the one of ``budgets`` that is drawn for the step.

@@ -27,7 +27,7 @@ class Reference(FrozenCopy):
 
     def __init__(self, student: DiT, process: Process, objective: ObjectiveConfig) -> None:
         super().__init__(student, "objective.reference_steps")
-        self._process = process
+        self._process, self._initial_state = process, objective.initial_state
         self.num_steps = objective.reference_steps
         self._reads_budgets = bool(objective.budgets)
 
@@ -38,4 +38,5 @@ class Reference(FrozenCopy):
         assert drawn.record is not None
         of_student = drawn.first_score[:, None] + drawn.completion_log_probs.sum(-1)
         network = self.network.at_budget(drawn.num_moves) if self._reads_budgets else self.network
-        return of_student - path_log_probs(network, drawn.x, drawn.record, drawn.num_moves, self._process)
+        path = drawn.x, drawn.record, drawn.num_moves
+        return of_student - path_log_probs(network, *path, self._process, self._initial_state)

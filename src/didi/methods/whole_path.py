@@ -28,6 +28,7 @@ probability r(path | x) q(x). With corruptions x is the state that is judged.
 """
 
 from collections.abc import Mapping
+from typing import cast
 
 import torch
 from jaxtyping import Float, Int
@@ -39,10 +40,12 @@ from didi.diffusion.schedule import TimeDensity
 from didi.diffusion.uniform import Uniform
 from didi.methods.masked_moves import MaskedMoves
 from didi.methods.objective_settings import ObjectiveConfig
+from didi.methods.one_step_moves import OneStepMoves
 from didi.methods.student_moves import StudentMoves, move_times
 from didi.methods.trajectories import Trajectory, Uniforms
 from didi.methods.uniform_moves import UniformMoves
 from didi.models.dit import DiT
+from didi.models.initial_state import InitialState
 from didi.world import world
 
 MOVES: Mapping[str, type[StudentMoves]] = {Absorbing.name: MaskedMoves, Uniform.name: UniformMoves}
@@ -73,7 +76,7 @@ def whole_path(student: DiT, length: int, objective: ObjectiveConfig, process: P
         student = student.at_budget(num_moves)
     branch = num_moves if num_completions == 1 else int(torch.randint(num_moves, (), generator=draw.generator))
     t = reward_times(objective, draw)
-    moves = MOVES[process.name].of(student, num_moves, length, process, draw.device)
+    moves = student_moves(student, num_moves, length, process, draw.device, objective.initial_state)
     found = moves.branches(branch, num_completions, draw)
     return Trajectory(
         tau=move_times(num_moves)[branch].expand(len(t)),
@@ -89,8 +92,36 @@ def whole_path(student: DiT, length: int, objective: ObjectiveConfig, process: P
     )
 
 
+def student_moves(
+    network: DiT,
+    num_moves: int,
+    length: int,
+    process: Process,
+    device: torch.device,
+    initial_state: InitialState | None,
+) -> StudentMoves | OneStepMoves:
+    """A network's own sampler of so many even moves.
+
+    Args:
+        network: the few-step generator.
+        num_moves: 1 where it starts from random tokens.
+        length: positions of a sequence.
+        process: of the network.
+        device: where it lives.
+        initial_state: what it starts from; None for that of the process.
+    """
+    if initial_state is not None:
+        return OneStepMoves(network, cast(Absorbing, process), length, initial_state)
+    return MOVES[process.name].of(network, num_moves, length, process, device)
+
+
 def path_log_probs(
-    network: DiT, x: Int[Tensor, "s g l"], record: Tensor, num_moves: int, process: Process
+    network: DiT,
+    x: Int[Tensor, "s g l"],
+    record: Tensor,
+    num_moves: int,
+    process: Process,
+    initial_state: InitialState | None = None,
 ) -> Float[Tensor, "s g"]:
     """Log-probability of whole paths under any network: of the tokens that are drawn, given the states.
 
@@ -100,6 +131,7 @@ def path_log_probs(
         record: of ``Rollout``.
         num_moves: of the paths.
         process: of the network.
+        initial_state: of the sampler.
     """
-    moves = MOVES[process.name].of(network, num_moves, x.shape[-1], process, x.device)
+    moves = student_moves(network, num_moves, x.shape[-1], process, x.device, initial_state)
     return moves.path_log_probs(x, record)
