@@ -9,7 +9,9 @@ import pytest
 
 from didi.errors import UsageError
 from didi.methods.base import Inputs
+from didi.methods.objective_settings import ObjectiveConfig
 from didi.models.bundle import load, save
+from didi.models.initial_state import InitialState
 from didi.sampling.generate import generate
 from didi.training.fit import fitted
 from didi.training.loop import Interrupted, RunFolder, run
@@ -120,3 +122,25 @@ def test_a_run_of_the_discriminator_alone_resumes_bit_for_bit(begun, make_job, t
 def test_a_length_in_minutes_is_refused_for_a_run_without_updates_of_the_student(begun, source, teacher):
     with pytest.raises(UsageError, match=r"^max-minutes sets loop.steps, of which this run has 0"):
         fitted(alone(begun[1]), Inputs(source, CPU, teacher=teacher), 1.0)
+
+
+ONE_STEP = replace(
+    CONFIG,
+    objective=ObjectiveConfig(
+        trajectory="whole-path", moves=1, initial_mask_ratio=0.5, divergence_weight=0.0, entropy_weight=0.0
+    ),
+)
+
+
+def test_a_student_that_starts_at_random_is_trained_on_from_its_own_state_and_its_bundle_says_so(make_job, tmp_path):
+    job = make_job(config=ONE_STEP)
+    for step in range(job.num_steps):
+        job.step(step)
+    save(job.bundle(), tmp_path / "one")
+    bundle = load(tmp_path / "one")
+    assert (bundle.intended_nfe, bundle.initial_state) == (1, InitialState(mask_ratio=0.5))
+    assert not equal(weights(bundle.student), weights(bundle.teacher))
+    second = make_job(config=replace(ONE_STEP, start=str(tmp_path / "one")))
+    assert equal(weights(second.method.student), weights(bundle.student))
+    with pytest.raises(UsageError, match=r"that of .* has mask_ratio 0\.5 and noise_std 0, this run 1 and 0: set"):
+        make_job(config=replace(CONFIG, start=str(tmp_path / "one")))
