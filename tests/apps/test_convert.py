@@ -240,8 +240,8 @@ def test_a_uniform_state_network_of_duo_is_sampled_as_one(tmp_path):
     assert bundle.teacher.config.mask_id is None
     assert (bundle.process.name, bundle.process.schedule.name) == ("uniform", "log-linear-eps")
     assert len(didi.generate(bundle, num_samples=2, nfe=4).tokens) == 2
-    with pytest.raises(UsageError, match="guided does not sample uniform diffusion"):
-        didi.generate(bundle, num_samples=2, nfe=4, sampler="guided")
+    with pytest.raises(UsageError, match="first-hitting does not sample uniform diffusion"):
+        didi.generate(bundle, num_samples=2, nfe=4, sampler="first-hitting")
 
 
 class OldHead(nn.Module):
