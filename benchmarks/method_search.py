@@ -8,6 +8,7 @@ says. What is done is not done again. The result is ``docs/results/method-search
 """
 
 import argparse
+import hashlib
 import json
 import os
 import subprocess
@@ -20,6 +21,7 @@ from typing import Any
 import yaml
 from pages import DOCS, write_json
 
+from didi.apps.reproduce.cost import sequence_passes
 from didi.evaluation.machine import machine_name
 from didi.markdown import markdown_table
 
@@ -47,24 +49,23 @@ def trial(world: str, plan: dict[str, Any], method: str, flags: str, folder: Pat
         if not (run / "bundle").is_dir():
             command("distill", world, "--method", method, "--out", str(run), "--overwrite", *words, *flags.split())
         of_method = plan["methods"][method]
-        sampler, nfes = of_method.get("sampler", "ancestral"), of_method.get("nfe", plan["nfe"])
+        sampler, nfes = of_method.get("sampler", "default"), of_method.get("nfe", plan["nfe"])
         measured, moves = folder / "evaluation", [str(nfe) for nfe in nfes]
         asked = ["--role", "student", "--sampler", sampler, "--nfe", *moves, "--out", str(measured), "--overwrite"]
         command("evaluate", "--model", str(run / "bundle"), *asked, *plan["evaluate"].split())
         rows = json.loads((measured / "metrics.json").read_text())
         found = [{name: row[name] for name in KEPT if row.get(name) is not None} for row in rows]
-        write_json(result, {"method": method, "flags": flags, "passes": passes(run / "metrics.jsonl"), "rows": found})
+        passes = sequence_passes(run / "metrics.jsonl")
+        write_json(result, {"method": method, "flags": flags, "passes": passes, "rows": found})
     read: dict[str, Any] = json.loads(result.read_text())
     return read
 
 
-def passes(metrics: Path) -> float:
-    """Sequences that passed through the networks of a run, from the means of its log lines."""
-    total, last = 0.0, 0
-    for row in map(json.loads, metrics.read_text().splitlines()):
-        if "sequence_passes" in row:
-            total, last = total + row["sequence_passes"] * (row["step"] - last), row["step"]
-    return total
+def asked(plan: dict[str, Any], method: str, flags: str) -> str:
+    """Digest of all that a trial depends on, so that a changed plan runs it again."""
+    about = {name: plan[name] for name in ("seed", "passes", "nfe", "evaluate")}
+    of_method = {name: one for name, one in plan["methods"][method].items() if name != "trials"}
+    return hashlib.sha256(json.dumps([about, of_method, flags], sort_keys=True).encode()).hexdigest()[:10]
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -77,9 +78,9 @@ def main(words: Sequence[str] | None = None) -> None:
     args = parser.parse_args(words)
     plan = yaml.safe_load((TRIALS / f"{args.world}.yaml").read_text())
     named = [
-        (method, flags, args.out / f"{method}-{number}")
+        (method, flags, args.out / f"{method}-{asked(plan, method, flags)}")
         for method, about in plan["methods"].items()
-        for number, flags in enumerate(about["trials"])
+        for flags in about["trials"]
     ]
     with ThreadPoolExecutor(args.workers) as pool:
         waiting = [

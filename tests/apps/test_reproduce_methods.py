@@ -12,7 +12,7 @@ from didi.apps.reproduce.cells import Cell, Run
 from didi.apps.reproduce.method_figures import curves
 from didi.apps.reproduce.method_measures import JOINT, KL, measures, rows_of
 from didi.apps.reproduce.method_tables import heading, method_tables
-from didi.apps.reproduce.methods import ALL_NFES, ONE_MOVE, WORLDS, method_plan
+from didi.apps.reproduce.methods import ALL_NFES, WORLDS, method_plan
 from didi.apps.reproduce.study import Sampling, Study
 from didi.errors import UsageError
 from didi.evaluation.row import EvaluationRow
@@ -37,6 +37,10 @@ class UniformConfig(DistillConfig):
 @dataclass(frozen=True)
 class OneConfig(DistillConfig):
     """Settings of a method with a single move."""
+
+    @property
+    def starts_at_random(self):
+        return True
 
 
 class StandIn(Didi):
@@ -81,7 +85,6 @@ def others(monkeypatch):
     monkeypatch.setitem(
         VARIANTS, ("tiny-news", "uniform-stand-in"), as_kind(UniformConfig, DISTILL["tiny-news"], teacher="")
     )
-    monkeypatch.setitem(ONE_MOVE, "one-stand-in", "one-step")
     monkeypatch.setattr("didi.apps.reproduce.methods.bundled_names", lambda: ["exact", "markov", "tiny-news"])
 
 
@@ -350,3 +353,11 @@ def test_a_comparison_is_made_once(others, make_dit, tmp_path, monkeypatch):
     monkeypatch.setattr(cost, "dry_run", never)
     command.reproduce(words)
     assert (folder / "report.md").read_text() == report
+
+
+def test_a_student_of_ours_that_starts_at_random_has_one_move(monkeypatch):
+    objective = replace(DISTILL["exact"].objective, moves=1, initial_mask_ratio=0.5)
+    one_move = replace(DISTILL["exact"], objective=objective)
+    monkeypatch.setattr(recipes, "COMPARED", {"exact": {"didi, 1 move": one_move}})
+    (curve,) = [one for one in method_plan("exact", ["all"], 1).curves if one.name == "didi, 1 move"]
+    assert (curve.sampler, curve.nfes) == ("one-step", (1,))

@@ -140,10 +140,13 @@ def test_a_run_that_fits_a_time_keeps_its_length_when_it_goes_on(tmp_path, capsy
     assert yaml.safe_load((tmp_path / "run/config.yaml").read_text())["loop"]["steps"] == 2
     with pytest.raises(UsageError, match="holds a run: add --resume"):
         pretrain(["markov", *SHORT, "--max-minutes", "1", "--out", out])
-    for content in ("foo: 1", "loop: 3", "loop: [1]", "loop:", "loop: {steps: true}", "loop: {steps: 0}"):
+    for content in ("foo: 1", "loop: 3", "loop: [1]", "loop:", "loop: {steps: true}"):
         (tmp_path / "run/config.yaml").write_text(f"{content}\n")
         with pytest.raises(UsageError, match=r"does not say loop\.steps"):
             pretrain(["markov", *SHORT, "--max-minutes", "1", "--out", out, "--resume"])
+    (tmp_path / "run/config.yaml").write_text("loop: {steps: 0}\n")
+    with pytest.raises(UsageError, match=r"--max-minutes sets loop\.steps, of which the run in .* has 0: leave it out"):
+        pretrain(["markov", *SHORT, "--max-minutes", "1", "--out", out, "--resume"])
 
 
 def test_the_symbols_of_a_bundle_are_those_of_its_process(tmp_path, capsys):

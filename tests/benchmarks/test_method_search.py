@@ -66,3 +66,12 @@ def test_a_trial_is_made_and_measured_once(tmp_path, monkeypatch):
 def test_a_trial_that_fails_says_why(tmp_path):
     with pytest.raises(RuntimeError, match="a recipe is one of"):
         method_search.command("distill", "nowhere", "--out", str(tmp_path))
+
+
+def test_a_trial_is_run_again_where_the_plan_has_changed():
+    plan = PLANS["exact"]
+    names = {method_search.asked(plan, "didi", ""), method_search.asked(plan, "didi", "--rounds 2")}
+    names |= {method_search.asked({**plan, name: value}, "didi", "") for name, value in (("seed", 3), ("passes", 5))}
+    assert len(names) == 4
+    methods = {**plan["methods"], "didi": {"trials": ["--rounds 2"]}}
+    assert method_search.asked({**plan, "methods": methods}, "didi", "") in names

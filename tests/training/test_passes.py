@@ -29,6 +29,14 @@ def test_a_pass_with_a_gradient_counts_three_times_and_one_without_once():
     assert counter.taken() == 0
 
 
+def test_a_pass_that_is_repeated_by_the_backward_pass_counts_once_more():
+    network = denoiser()
+    network.keeps_activations = False
+    counter = PassCounter([network])
+    network(torch.zeros(3, 4, dtype=torch.long)).sum().backward()
+    assert counter.taken() == 9 + 3
+
+
 def test_a_step_tells_its_passes_and_no_others():
     settings = PretrainConfig(
         data=DataConfig(corpus="markov", length=8), network=NETWORK, loop=LoopConfig(steps=2, batch_size=4)

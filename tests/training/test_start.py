@@ -7,8 +7,10 @@ from dataclasses import replace
 
 import pytest
 
+from didi.diffusion.uniform import Uniform
 from didi.errors import UsageError
 from didi.methods.base import Inputs
+from didi.methods.didi_networks import check_objective
 from didi.methods.objective_settings import ObjectiveConfig
 from didi.models.bundle import load, save
 from didi.models.initial_state import InitialState
@@ -142,5 +144,19 @@ def test_a_student_that_starts_at_random_is_trained_on_from_its_own_state_and_it
     assert not equal(weights(bundle.student), weights(bundle.teacher))
     second = make_job(config=replace(ONE_STEP, start=str(tmp_path / "one")))
     assert equal(weights(second.method.student), weights(bundle.student))
-    with pytest.raises(UsageError, match=r"that of .* has mask_ratio 0\.5 and noise_std 0, this run 1 and 0: set"):
+    with pytest.raises(UsageError, match=r"that of .* has mask_ratio 0\.5, this run 1: set objective.initial_mask"):
         make_job(config=replace(CONFIG, start=str(tmp_path / "one")))
+    save(replace(bundle, initial_state=InitialState(0.5, 0.1)), tmp_path / "noisy")
+    with pytest.raises(UsageError, match=r"student without noise in its embeddings, .* has noise_std 0\.1"):
+        make_job(config=replace(ONE_STEP, start=str(tmp_path / "noisy")))
+    assert job.validate().keys() == {"validation_log_ratio"}
+
+
+def test_guidance_is_not_learnt_by_students_that_start_at_random():
+    with pytest.raises(UsageError, match=r"guidance_steps is 0 with objective\.initial_mask_ratio below 1"):
+        replace(ONE_STEP, discriminator=replace(ONE_STEP.discriminator, guidance_steps=3))
+
+
+def test_a_uniform_state_student_starts_from_no_masks():
+    with pytest.raises(UsageError, match=r"initial_mask_ratio is 1 for a teacher of uniform diffusion"):
+        check_objective(ONE_STEP, Uniform(4))

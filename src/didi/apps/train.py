@@ -48,7 +48,7 @@ class RunOptions:
     """Wall-clock minutes: a few steps are timed, and the schedule is fitted to as many as fit."""
     max_passes: float | None = None
     """Sequences through a network in training, one that keeps a gradient counting three times: a budget that does not
-    depend on the machine, to compare methods. The schedule is fitted to it."""
+    depend on the machine, to compare methods. The schedule is fitted to it; no run is longer than its loop.steps."""
     method: str = "didi"
     """distill: the method, a name in didi.methods.METHODS."""
     config: Path | None = None
@@ -155,6 +155,8 @@ def _in_time(config: Any, options: RunOptions, folder: RunFolder, inputs: Callab
         begun = folder.settings
         loop = read_yaml(begun).get("loop") if begun.is_file() else None
         steps = loop.get("steps") if isinstance(loop, dict) else None
+        if steps == 0:
+            raise UsageError(f"--{given[0]} sets loop.steps, of which the run in {folder.path} has 0: leave it out")
         if type(steps) is not int or steps < 1:
             raise UsageError(f"--resume keeps the length of a run; {begun} does not say loop.steps: give --max-steps")
         return config.limited(steps)

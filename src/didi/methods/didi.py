@@ -246,7 +246,8 @@ class Didi(Distillation):
         rows = self.source.validation[: self.settings.loop.validation_sequences][: self.settings.loop.batch_size]
         judged = self.discriminator, self.process, rows, self.runtime
         log_ratio = mean_log_ratio(*judged, is_clean=self.settings.judges_finished)
-        return {**super().validate(), "validation_log_ratio": log_ratio}
+        of_student = {} if self.settings.starts_at_random else super().validate()  # it never reads states of masks
+        return {**of_student, "validation_log_ratio": log_ratio}
 
     def state_dict(self) -> dict[str, Any]:
         """Digest of the teacher's weights, and the reference."""

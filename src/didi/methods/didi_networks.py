@@ -60,11 +60,17 @@ def _load_start(settings: DistillConfig, student: DiT, discriminator: Discrimina
     if bundle.student is None:
         held = ", ".join(bundle.networks())
         raise UsageError(f"start names a bundle with a student; {name} holds {held}: take it as teacher instead")
-    if (other := bundle.initial_state or MASKS) != own:
+    other = bundle.initial_state or MASKS
+    if other.noise_std:
+        raise UsageError(
+            f"start names a student without noise in its embeddings, which DiDi-Instruct does not have; that of {name} "
+            f"has noise_std {other.noise_std:g}: name another start"
+        )
+    if other != own:
         raise UsageError(
             f"the student of start is trained from its own initial state; that of {name} has mask_ratio "
-            f"{other.mask_ratio:g} and noise_std {other.noise_std:g}, this run {own.mask_ratio:g} and 0: set "
-            "objective.initial_mask_ratio to that, or name another start"
+            f"{other.mask_ratio:g}, this run {own.mask_ratio:g}: set objective.initial_mask_ratio to that, or name "
+            "another start"
         )
     for role, found, network in (
         ("student", bundle.student, student),
@@ -87,10 +93,15 @@ def check_objective(settings: DistillConfig, process: Process) -> None:
     """Refuse settings that are about masks where the process has none.
 
     Raises:
-        UsageError: trajectories are other than whole paths.
+        UsageError: trajectories are other than whole paths, or start from a share of masks.
     """
     if process.mask_id is not None:
         return
+    if (ratio := settings.objective.initial_mask_ratio) < 1:
+        raise UsageError(
+            f"objective.initial_mask_ratio is 1 for a teacher of {process.name} diffusion, which has no [MASK]; got "
+            f"{ratio:g}: leave it out, or distil a masked teacher"
+        )
     if (found := settings.objective.trajectory) != "whole-path":
         raise UsageError(
             f"objective.trajectory is whole-path for a teacher of {process.name} diffusion, which has no [MASK]; got "

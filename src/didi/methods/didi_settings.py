@@ -100,6 +100,12 @@ class DistillConfig(DistillationConfig):
         self._check_groups()
         objective, discriminator, loop = self.objective, self.discriminator, self.loop
         check_sharding(loop, self.student_optimizer, self.discriminator_optimizer)
+        if self.starts_at_random and discriminator.guidance_steps:
+            raise UsageError(
+                "discriminator.guidance_steps is 0 with objective.initial_mask_ratio below 1, since guided sampling "
+                f"starts from masks alone; got {discriminator.guidance_steps} and {objective.initial_mask_ratio:g}: "
+                "set one of them to 0 or 1"
+            )
         if objective.budgets and loop.fsdp:
             raise UsageError("objective.budgets go without loop.fsdp; got both: leave one out")
         if objective.reference_steps:
@@ -149,6 +155,11 @@ class DistillConfig(DistillationConfig):
                 f"trajectory; got {objective.trajectory} and {discriminator.warmup_moves}: set them to two-moves and "
                 "2, or the others to their defaults"
             )
+
+    @property
+    def starts_at_random(self) -> bool:
+        """See ``DistillationConfig.starts_at_random``."""
+        return self.objective.initial_state is not None
 
     def check_steps(self) -> None:
         """See ``RunConfig.check_steps``; lessons for guidance may be all there is."""

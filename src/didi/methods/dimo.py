@@ -18,7 +18,11 @@ github.com/yuanzhi-zhu/DiMO:
   themselves. With a teacher that was trained without, the optimum of the student would not be the teacher.
 - Smoothing has no share for [MASK], which no network predicts here; embeddings are trained; the text has no condition,
   and so no classifier-free guidance.
-- The cross-entropy is a mean over all positions instead of the masked ones, which for AdamW is a change of the unit.
+- The cross-entropy is a mean over all positions instead of the masked ones, which changes the unit of its rate and of
+  the norm that ``clip_norm`` bounds. The student's loss is a sum over the masked positions of a sequence: its gradient
+  had a norm of about 20 on ``exact``, so that the bound of 1 was active.
+- With ``loop.accumulation`` above 1 the auxiliary model is stepped with the last micro-batch; the others read it as it
+  was before.
 """
 
 from collections.abc import Sequence
@@ -74,6 +78,11 @@ class DimoConfig(DistillationConfig):
     """Label smoothing of the auxiliary model; public: 0.1, as that of its teachers."""
     student_optimizer: OptimizerConfig = field(default_factory=lambda: dimo_optimizer(1e-5))
     auxiliary_optimizer: OptimizerConfig = field(default_factory=lambda: dimo_optimizer(1e-5))
+
+    @property
+    def starts_at_random(self) -> bool:
+        """See ``DistillationConfig.starts_at_random``."""
+        return True
 
     def __post_init__(self) -> None:
         super().__post_init__()

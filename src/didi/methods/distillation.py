@@ -1,7 +1,6 @@
 """What every distillation shares: a frozen teacher, the student's process, held-out figures, the bundle."""
 
 import copy
-from collections.abc import Sequence
 from typing import Any, ClassVar, cast
 
 from jaxtyping import Int
@@ -10,7 +9,7 @@ from torch import Tensor, nn
 from didi.data.source import Source
 from didi.diffusion import Process
 from didi.errors import UsageError
-from didi.methods.base import Inputs, Runtime, Update, teacher_of
+from didi.methods.base import Inputs, Runtime, teacher_of
 from didi.methods.settings import DistillationConfig, OptimizerConfig
 from didi.methods.student_process import student_process
 from didi.models.bundle import Bundle
@@ -72,10 +71,6 @@ class Distillation:
         """Sequences of the corpus for a micro-batch, of all processes."""
         rows = self.source.batch(step, self.sequences_per_step)
         return rows.split(self.settings.loop.batch_size)[micro_batch]
-
-    def updates(self, step: int) -> Sequence[Update]:
-        """See ``Method.updates``."""
-        raise NotImplementedError
 
     def end_step(self, step: int) -> None:
         """See ``Method.end_step``."""

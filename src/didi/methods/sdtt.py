@@ -39,6 +39,7 @@ from didi.methods.base import Figures, Inputs, Update
 from didi.methods.distillation import Distillation
 from didi.methods.frozen_copy import FrozenCopy
 from didi.methods.settings import DistillationConfig, OptimizerConfig, at_least
+from didi.methods.student_process import MASKED
 from didi.models.bundle import Bundle
 from didi.models.denoiser import Denoiser
 from didi.models.dit import DiT
@@ -74,11 +75,6 @@ class SdttConfig(DistillationConfig):
         at_least(2, self, "teacher_steps")
         if self.loop.fsdp:
             raise UsageError("method sdtt goes without loop.fsdp; got both: turn loop.fsdp off")
-        if self.rounds > self.loop.steps:
-            raise UsageError(
-                f"rounds is at most loop.steps, one step a round; got {self.rounds} and {self.loop.steps}: raise "
-                "loop.steps, or set fewer rounds"
-            )
         factor = self.teacher_steps**self.rounds
         if self.first_step < factor or self.first_step % factor:
             raise UsageError(
@@ -174,7 +170,7 @@ class Sdtt(Distillation):
 
     name: ClassVar[str] = "sdtt"
     settings_type = SdttConfig
-    processes = (Absorbing.name,)
+    processes = MASKED
 
     def __init__(self, settings: SdttConfig, inputs: Inputs) -> None:
         super().__init__(settings, inputs)

@@ -253,3 +253,8 @@ class DistillationConfig(RunConfig):
 
     teacher: str = ""
     """The teacher: a bundled name, a bundle folder or a Hub repository."""
+
+    @property
+    def starts_at_random(self) -> bool:
+        """Whether students have a single move, from a random initial state (``models.initial_state``)."""
+        return False

@@ -20,7 +20,7 @@ USES = {
 UNIFORM_STATE_USES = {
     "student": "few-step uniform-state diffusion generator, distilled",
     "teacher": "many-step uniform-state diffusion generator",
-    "discriminator": "estimates the log-density ratio of student over real sequences, of finished samples",
+    "discriminator": "estimates the log-density ratio of student over real sequences; guided sampling needs it",
     "autoregressive": AUTOREGRESSIVE,
 }
 

@@ -59,13 +59,15 @@ def sequence_kernel(
         second_weights: the same of ``second``.
     """
     (num_states, num_rows, length, _), (num_columns, num_points) = first.shape, second.shape[1:3]
-    columns, squares = second.flatten(1, 2), second.flatten(1, 2).square().sum(-1)
+    center = second.mean((1, 2))  # distances are found by expansion, which loses digits where features are far from 0
+    columns = second.flatten(1, 2) - center[:, None]
+    squares = columns.square().sum(-1)
     weights = second.new_full(second.shape[:3], 1 / num_points) if second_weights is None else second_weights
     run = max(1, _MOST_PAIRS // (length * num_columns * num_points))  # rows at once
     found = first.new_empty(num_states, num_rows, num_columns)
     for state in range(num_states):
         for start in range(0, num_rows, run):
-            points = first[state, start : start + run].flatten(0, 1)
+            points = first[state, start : start + run].flatten(0, 1) - center[state]
             distances = points.square().sum(-1)[:, None] + squares[state] - 2 * points @ columns[state].T
             kernel = gaussian_kernel(distances.clamp_(min=0), bandwidths).view(-1, length, num_columns, num_points)
             of_points = (kernel * weights[state]).sum(-1)

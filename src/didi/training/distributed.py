@@ -106,7 +106,7 @@ def shard(network: nn.Module, *, is_trained: bool = True) -> None:
         fully_shard(block)
     fully_shard(network, reshard_after_forward=None if is_trained else True)
     if isinstance(network, DiT):  # what is called from outside without ``forward``
-        for name in ("features", "head"):
+        for name in ("features", "head", "embed", "features_of_embeddings"):
             register_fsdp_forward_method(network, name)
 
 

@@ -14,7 +14,7 @@ BACKWARD = 2  # a backward pass counts as two forward passes, one for the inputs
 class PassCounter:
     """Counts sequences through transformer trunks, on the host; a pass that keeps a gradient counts three times.
 
-    Blocks that are run again for their backward pass (``LoopConfig.activation_checkpointing``) count again.
+    Blocks that are run again in the backward pass (``LoopConfig.activation_checkpointing``) count once more.
 
     Args:
         networks: whatever has a trunk is counted.
@@ -28,7 +28,8 @@ class PassCounter:
                 trunk.blocks[0].register_forward_pre_hook(self._trained if is_trained else self._frozen)
 
     def _trained(self, _: nn.Module, args: tuple[Any, ...]) -> None:
-        self._count += len(args[0]) * (1 + BACKWARD * torch.is_grad_enabled())
+        is_repeated = torch._C._current_graph_task_id() != -1  # by a backward pass, which is counted already
+        self._count += len(args[0]) * (1 + BACKWARD * (torch.is_grad_enabled() and not is_repeated))
 
     def _frozen(self, _: nn.Module, args: tuple[Any, ...]) -> None:
         self._count += len(args[0])

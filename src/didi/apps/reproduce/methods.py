@@ -23,9 +23,6 @@ SAMPLERS: dict[str, tuple[SamplerName, ...]] = {
 }
 """How students are sampled, by their process."""
 
-ONE_MOVE: dict[str, SamplerName] = {"dimo": "one-step"}
-"""Methods whose students have a single move, and their sampler."""
-
 REFERENCE = "didi"
 """The method that the others are compared with."""
 
@@ -128,8 +125,8 @@ class MethodPlan:
 
     def _students(self, method: str) -> list[Curve]:
         runs = self.runs(method)
-        if (kind := method_of(self.configs[method]).name) in ONE_MOVE:
-            return [Curve(method, method, runs, ONE_MOVE[kind], (1,), self.world.joint)]
+        if self.configs[method].starts_at_random:
+            return [Curve(method, method, runs, "one-step", (1,), self.world.joint)]
         samplers = SAMPLERS[process_of(self.teachers[method])]
         names = [method if sampler == samplers[0] else f"{method}, {sampler}" for sampler in samplers]
         return [self._curve(name, method, runs, sampler) for name, sampler in zip(names, samplers, strict=True)]
