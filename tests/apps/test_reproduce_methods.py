@@ -1,4 +1,4 @@
-"""``didi reproduce --methods``: which students are compared, and what is told of them."""
+"""``didi reproduce --methods``: which students are compared, and what their report says."""
 
 import json
 import math

@@ -12,8 +12,8 @@ def mmd_paths(
 ) -> MmdConfig:
     """Whole paths of ``num_moves`` moves on teacher and data of another recipe.
 
-    The bandwidth of half the median distance was better than the median itself on ``exact``, whose kernel tells more
-    sequences apart with it.
+    The bandwidth of half the median distance was better than the median on ``exact``: its kernel distinguishes more
+    sequences.
     """
     return MmdConfig(
         recipe=base.recipe,
