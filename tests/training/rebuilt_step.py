@@ -278,7 +278,7 @@ def _time_weight(inputs: Inputs, t: Tensor) -> Tensor:
 def _regulariser(inputs: Inputs, batch: Rollout, teacher: nn.Module) -> Tensor:
     """Sum over the moves of the mean over their positions; 0 where no state is common to all paths."""
     objective = inputs.config.objective
-    if inputs.teacher.process.name == "uniform":
+    if inputs.teacher.process.name == "uniform" or objective.initial_mask_ratio < 1:
         return torch.zeros(())
     moves = [(torch.full_like(batch.z_tau[:1], inputs.source.mask_id), torch.ones_like(batch.tau[:1]))]
     all_log_probs = [batch.first_log_probs]

@@ -133,7 +133,7 @@ def assert_all_differ(gradients):
 
 
 def test_every_field_is_covered():
-    assert set(OBJECTIVE) == {field.name for field in dataclasses.fields(ObjectiveConfig)}
+    assert set(OBJECTIVE) | {"initial_mask_ratio"} == {field.name for field in dataclasses.fields(ObjectiveConfig)}
     assert set(DISCRIMINATOR) | PHASES == {field.name for field in dataclasses.fields(DiscriminatorSettings)}
 
 
@@ -141,6 +141,13 @@ def test_every_field_is_covered():
 def test_the_objective_reaches_the_student(observe, field):
     runs = [observe(changed("objective", **settings))[1] for settings in OBJECTIVE[field]]
     assert_all_differ([run.of("student")[0].gradient for run in runs])
+
+
+def test_the_initial_state_reaches_the_student(observe):
+    base = dataclasses.replace(BASE, discriminator=dataclasses.replace(BASE.discriminator, guidance_steps=0))
+    values = [WHOLE | {"moves": 1, "initial_mask_ratio": ratio} for ratio in (1.0, 0.25, 0.75)]
+    configs = [dataclasses.replace(base, objective=dataclasses.replace(BASE.objective, **one)) for one in values]
+    assert_all_differ([observe(config)[1].of("student")[0].gradient for config in configs])
 
 
 @pytest.mark.parametrize("field", DISCRIMINATOR)
