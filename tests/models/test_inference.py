@@ -46,6 +46,8 @@ def test_the_discriminator_is_made_cheaper_too_and_everything_samples(bundle, to
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*is deprecated:DeprecationWarning:torch")  # of torch's own compiler
+# The tests' shape checks hide from ``inference_mode`` that a sampler is a generator: it runs with gradients there.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
 def test_a_compiled_trunk_draws_the_same_samples(bundle, unchecked):
     plain = didi.generate(bundle, num_samples=4, nfe=4, batch_size=4)
     compiled = didi.generate(
