@@ -74,7 +74,7 @@ def test_guided_sums_are_taken_once_and_no_temperature_is_swept():
 
 @pytest.mark.parametrize(("scale", "target"), [("exact", "figure1"), ("exact", "table7"), ("markov", "objectives")])
 def test_a_scale_refuses_what_it_does_not_have(tmp_path, scale, target):
-    with pytest.raises(UsageError, match=f"a target of --scale {scale} is one of .*; got '{target}'"):
+    with pytest.raises(UsageError, match=f"a target of --scale {scale} without --methods is one of .*; got '{target}'"):
         command.reproduce([target, "--scale", scale, "--out", str(tmp_path)])
 
 

@@ -46,6 +46,13 @@ def test_wrong_options_are_refused_before_anything_is_written(command, words, me
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("bound", ["--max-passes", "--max-minutes"])
+def test_a_run_that_its_own_length_bounds_says_so(bound, tmp_path, capsys):
+    words = ["markov", *SHORT, "--loop.steps", "2", "--discriminator.warmup-steps", "0", "--out", str(tmp_path / "run")]
+    distill([*words, "--discriminator.guidance-steps", "0", bound, "1e6"])
+    assert f"all 2 steps fit in {bound} 1e+06; --loop.steps sets more" in capsys.readouterr().err
+
+
 def test_doctor_refuses_a_teacher_that_distill_refuses(monkeypatch):
     monkeypatch.setattr("didi.apps.doctor._estimate", lambda *_: pytest.fail("a dry run began"))
     with pytest.raises(UsageError, match="a distillation takes the teacher of a bundle; exact-8 has none"):

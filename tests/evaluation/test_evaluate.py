@@ -13,10 +13,12 @@ from didi.evaluation.evaluate import evaluate
 from didi.evaluation.joint import JointSettings, joint_divergence
 from didi.evaluation.ngrams import ngram_divergence
 from didi.evaluation.perplexity import ExactJudge, Scores
+from didi.evaluation.plan import plan_rows
 from didi.evaluation.report import read_sets
 from didi.models.autoregressive import AutoregressiveConfig, AutoregressiveLM
 from didi.models.bundle import Bundle
 from didi.models.nelbo import nats_per_token
+from didi.sampling.options import SamplingOptions
 
 LENGTH = 6
 JUDGE = ExactJudge(MarkovChain())
@@ -40,6 +42,15 @@ def test_each_role_sampler_and_number_of_moves_has_a_row_and_the_twin_has_one(bu
     assert rows[3].nelbo == exact
     assert rows[3].student_passes == LENGTH
     assert rows[1].nelbo == rows[2].nelbo != exact
+
+
+def test_the_default_beside_the_sampler_that_it_stands_for_has_one_row(bundle):
+    options = [SamplingOptions(temperature=value) for value in (1.0, 0.5)]
+    rows = plan_rows(bundle, "teacher", ["default", "ancestral", "confidence"], [1, 3], options)
+    assert [(one.temperature, one.sampler, nfe) for _, one, nfe in rows] == [
+        (temperature, sampler, nfe)
+        for temperature in (1.0, 0.5) for sampler in ("ancestral", "confidence") for nfe in (1, 3)
+    ]  # fmt: skip
 
 
 class NeverAsked:

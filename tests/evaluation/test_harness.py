@@ -9,6 +9,7 @@ from didi.data.source import MarkovSource
 from didi.data.text import EOS, MASK, train_tokenizer
 from didi.diffusion.uniform import Uniform
 from didi.errors import UsageError
+from didi.evaluation import harness
 from didi.evaluation.conditional import Continuation, are_greedy, log_likelihoods
 from didi.evaluation.harness import HarnessModel
 from didi.models.autoregressive import AutoregressiveConfig, AutoregressiveLM
@@ -118,6 +119,14 @@ def test_what_a_network_is_told_decides_what_is_greedy(make_dit, bundle):
         assert model.loglikelihood([ask(f"s{first}", f" s{told}")])[0][1]
         differs = differs or told != untold
     assert differs  # None in place of the level would be seen
+
+
+def test_generations_have_the_moves_of_the_bundle_by_default(bundle, monkeypatch):
+    seen = []
+    monkeypatch.setattr(harness, "completed", lambda *_, nfe, **__: seen.append(nfe) or torch.zeros(1, 32).long())
+    for given in ({}, {"nfe": 4}):
+        HarnessModel(bundle, "teacher", **given).generate_until([ask("s3 s1", {"max_gen_toks": 4})])
+    assert seen == [None, 4]
 
 
 def test_generations_continue_the_context_and_stop(bundle):

@@ -2,6 +2,7 @@
 
 import contextlib
 import platform
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, make_dataclass
 from pathlib import Path
@@ -160,7 +161,11 @@ def _in_time(config: Any, options: RunOptions, folder: RunFolder, inputs: Callab
         if type(steps) is not int or steps < 1:
             raise UsageError(f"--resume keeps the length of a run; {begun} does not say loop.steps: give --max-steps")
         return config.limited(steps)
-    return (fitted if given == ["max-minutes"] else fitted_to_passes)(config, inputs(), bound)
+    limited = (fitted if given == ["max-minutes"] else fitted_to_passes)(config, inputs(), bound)
+    if limited.loop.steps == config.loop.steps and world().is_main:
+        line = f"all {config.loop.steps} steps fit in --{given[0]} {bound:g}; --loop.steps sets more"
+        print(line, file=sys.stderr, flush=True)
+    return limited
 
 
 def _teacher(config: DistillationConfig) -> Bundle:

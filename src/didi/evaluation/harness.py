@@ -38,7 +38,7 @@ class HarnessModel(LM):
         bundle: a bundle, or a name for ``didi.load``.
         role: which network; the student where there is one, by default.
         num_draws: masks for each log-likelihood of a masked-diffusion network.
-        nfe: moves of a generation.
+        nfe: moves of a generation; by default as of ``generate``.
         options: of a generation, beside the role.
         seed: of masks and generations.
 
@@ -52,7 +52,7 @@ class HarnessModel(LM):
         role: Role | None = None,
         *,
         num_draws: int = 32,
-        nfe: int = 32,
+        nfe: int | None = None,
         options: SamplingOptions | None = None,
         seed: int = 0,
     ) -> None:

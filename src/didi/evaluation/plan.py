@@ -43,7 +43,7 @@ def plan_rows(
     nfe: Sequence[int],
     each: Sequence[SamplingOptions],
 ) -> list[PlannedRow]:
-    """Label, settings and number of moves of every row to come.
+    """Label, settings and number of moves of every row to come, each once.
 
     Args:
         bundle: its networks are sampled.
@@ -64,7 +64,7 @@ def plan_rows(
             if asked is not None and of_options != default:
                 raise UsageError(f"give {name} or options.{name}, not both")
         rows += _plan(bundle, roles or (one.role,), samplers or (one.sampler,), nfe, one)
-    return rows
+    return list(dict.fromkeys(rows))  # ``default`` beside the sampler that it stands for
 
 
 def _plan(

@@ -253,7 +253,7 @@ def reproduce(args: Sequence[str]) -> None:
         compared = chosen_targets(METHOD_TARGETS, names, "a target with --methods")
         write_report(study, _method_plan(command), compared, method_tables.heading, title)
         return
-    chosen = chosen_targets(targets_of(command.scale), names, f"a target of --scale {command.scale}")
+    chosen = chosen_targets(targets_of(command.scale), names, f"a target of --scale {command.scale} without --methods")
     plan = _plan(command)
     if command.peers and not {*chosen} & {*WITH_PEERS}:
         raise UsageError(f"--peers is read by {' and '.join(WITH_PEERS)}; got {', '.join(chosen)}: leave it out")
