@@ -4,7 +4,8 @@
 
 ``benchmarks/method_search/WORLD.yaml`` lists the trials, flags of ``didi distill`` beyond a method's recipe. Each trial
 is trained on a seed that no result is reported on, with the same number of network passes, and evaluated as the file
-says. What is done is not done again. The result is ``docs/results/method-search-WORLD.json``.
+says. What is done is not done again. The result is ``docs/results/method-search-WORLD.json`` and a table of
+``docs/results/methods.md``.
 """
 
 import argparse
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pages import DOCS, write_json
+from pages import DOCS, renew, write_json
 
 from didi.apps.reproduce.cost import sequence_passes
 from didi.evaluation.machine import machine_name
@@ -97,7 +98,9 @@ def main(words: Sequence[str] | None = None) -> None:
         + [next((f"{row[measure]:.4f}" for row in one["rows"] if row["nfe"] == nfe), "–") for nfe in nfes]
         for one in found
     ]
-    print("\n".join(markdown_table(["method", "flags", "passes", *(f"{measure}, {nfe} moves" for nfe in nfes)], body)))
+    table = markdown_table(["method", "flags", "passes", *(f"{measure}, {nfe} moves" for nfe in nfes)], body)
+    print("\n".join(table))
+    renew(DOCS / "results" / "methods.md", f"method_search.py {args.world}", table)
     about = {"world": args.world, "seed": plan["seed"], "passes": plan["passes"], "machine": machine_name()}
     write_json(DOCS / "results" / f"method-search-{args.world}.json", about | {"trials": found})
 

@@ -43,3 +43,18 @@ def test_a_page_whose_part_the_report_lacks_stays(part, renewed, results, tmp_pa
     reproduce.main(["markov", str(tmp_path)])
     for name in ("reproduce-markov", "decisions"):
         assert ("stale" in (results / f"{name}.md").read_text()) == (name != renewed)
+
+
+def test_a_comparison_of_methods_has_its_own_part_of_a_page(results, tmp_path):
+    marked = [MARKERS.replace("reproduce.py page", f"reproduce.py {scale} page") for scale in ("exact", "markov")]
+    (results / "methods.md").write_text("".join(marked))
+    (tmp_path / "figure1-methods.png").write_bytes(b"another figure")
+    (tmp_path / "report.md").write_text(TITLE + FIGURE.replace("figure1", "figure1-methods") + TABLE)
+    reproduce.main(["markov", str(tmp_path), "--methods"])
+    of_exact, of_markov = (results / "methods.md").read_text().split("<!-- end -->\n")[:2]
+    assert "stale" in of_exact
+    assert "stale" not in of_markov
+    assert of_markov.index("Conditions.") < of_markov.index("### Figure 1") < of_markov.index("### Table 1")
+    assert "![Perplexity](reproduce-markov-figure1-methods.png)" in of_markov
+    assert (results / "reproduce-markov-figure1-methods.png").read_bytes() == b"another figure"
+    assert "stale" in (results / "reproduce-markov.md").read_text()
