@@ -85,7 +85,7 @@ VARIANTS: dict[tuple[str, str], DistillationConfig] = {
         "markov", "markov-duo", DISTILL["markov"].data, num_moves=8, learning_rate=1e-4, steps=3900, batch_size=128
     ),
     ("exact", "dcd"): dcd(
-        "exact", "exact-udlm", DISTILL["exact"].data, num_moves=4, learning_rate=1e-4, steps=1950, batch_size=256
+        "exact", "exact-udlm", DISTILL["exact"].data, num_moves=4, learning_rate=3e-5, steps=1950, batch_size=256
     ),
     ("markov", "mmd"): mmd_paths(DISTILL["markov"], 8, "sequence", learning_rate=2e-4, steps=700, batch_size=128),
     ("exact", "mmd"): mmd_paths(DISTILL["exact"], 4, "concatenated", learning_rate=2e-4, steps=790, batch_size=256),
