@@ -98,7 +98,7 @@ def main(words: Sequence[str] | None = None) -> None:
         + [next((f"{row[measure]:.4f}" for row in one["rows"] if row["nfe"] == nfe), "–") for nfe in nfes]
         for one in found
     ]
-    table = markdown_table(["method", "flags", "passes", *(f"{measure}, {nfe} moves" for nfe in nfes)], body)
+    table = markdown_table(["method", "flags", "passes", *(f"{measure}, nfe {nfe}" for nfe in nfes)], body)
     print("\n".join(table))
     renew(DOCS / "results" / "methods.md", f"method_search.py {args.world}", table)
     about = {"world": args.world, "seed": plan["seed"], "passes": plan["passes"], "machine": machine_name()}
