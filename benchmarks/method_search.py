@@ -27,7 +27,7 @@ from didi.evaluation.machine import machine_name
 from didi.markdown import markdown_table
 
 TRIALS = Path(__file__).parent / "method_search"
-KEPT = ("nfe", "sampler", "kl", "reverse_kl", "joint_entropy", "gen_ppl", "entropy")
+KEPT = ("nfe", "sampler", "kl", "reverse_kl", "joint_kl", "pair_kl", "joint_entropy", "gen_ppl", "entropy")
 
 
 def command(*words: str) -> None:
@@ -100,9 +100,9 @@ def main(words: Sequence[str] | None = None) -> None:
     ]
     table = markdown_table(["method", "flags", "passes", *(f"{measure}, nfe {nfe}" for nfe in nfes)], body)
     print("\n".join(table))
-    renew(DOCS / "results" / "methods.md", f"method_search.py {args.world}", table)
     about = {"world": args.world, "seed": plan["seed"], "passes": plan["passes"], "machine": machine_name()}
     write_json(DOCS / "results" / f"method-search-{args.world}.json", about | {"trials": found})
+    renew(DOCS / "results" / "methods.md", f"method_search.py {args.world}", table)
 
 
 if __name__ == "__main__":
