@@ -13,7 +13,7 @@ import pytest
 import torch
 
 FILE = Path(__file__).with_name("golden.json")
-RELATIVE_TOLERANCE = 1e-4  # of the norm of a projection; one changed sign in an objective moves it by 1e-3 and more
+RELATIVE_TOLERANCE = 4e-4  # of the norm of a projection: 1.8e-4 between AMD and Intel, 1e-3 or more for a changed sign
 
 
 def pytest_addoption(parser):
