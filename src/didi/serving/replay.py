@@ -115,12 +115,20 @@ def record_lane(
     on_move: Callable[[Move], None] | None = None,
     loaded: Bundle | None = None,
 ) -> Lane:
-    """Sample one sequence and record every move; other arguments are those of ``generate``.
+    """Sample one sequence and record every move.
 
     The first move is made once before, unrecorded: times do not include what a process does once. The time of
     ``on_move`` and of the record itself is left out.
 
     Args:
+        bundle: whose network is sampled.
+        nfe: moves of the time grid; ``bundle.default_nfe`` by default.
+        seed: of the sample, which is the first of ``generate`` with that seed.
+        prefix: text that it begins with.
+        infill: text whose [MASK]s are filled in.
+        length: positions; the network's context length by default.
+        options: sampler, role, precision and the like.
+        on_move: called after every move.
         loaded: the bundle as it was loaded, where ``bundle`` has its networks in other numbers.
 
     Raises:
