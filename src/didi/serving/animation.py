@@ -35,7 +35,7 @@ def replay_gif(replay: Replay) -> bytes:
     total = picture.total
     ends = {math.ceil(num_slots * move.milliseconds / total) for lane in replay.lanes for move in lane.moves}
     slots = sorted({0, *ends})
-    frames = [picture.frame(total * slot / num_slots) for slot in slots]
+    frames = [picture.frame(min(total * slot / num_slots, total)) for slot in slots]
     seconds = [FRAME_SECONDS * (after - before) for before, after in pairwise(slots)] + [HOLD_SECONDS]
     palette = frames[-1].quantize(NUM_COLOURS)
     first, *rest = (one.quantize(palette=palette, dither=Image.Dither.NONE) for one in frames)
