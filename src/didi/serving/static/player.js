@@ -34,6 +34,11 @@ const number = (value, digits = 0) =>
 const duration = (ms) => (ms < 9950 ? `${number(ms, ms < 9.95 ? 1 : 0)} ms` : `${number(ms / 1000, 1)} s`);
 const speedName = (speed) => (speed === 1 ? "real time" : speed > 1 ? `${speed}× speed` : `1/${Math.round(1 / speed)} speed`);
 const samplerName = (lane) => (lane.role === "autoregressive" ? "left to right" : lane.sampler.replaceAll("-", " "));
+const settingsName = (lane) => [
+  count(lane.nfe, "move"), samplerName(lane),
+  ...(lane.guidance ? [`guidance ${lane.guidance.guidance_scale}`] : []),
+  ...((lane.temperature ?? 1) === 1 ? [] : [`temperature ${lane.temperature}`]),
+].join(", ");
 const count = (n, one) => `${number(n)} ${one}${n === 1 ? "" : "s"}`;
 
 /** One lane: its elements, and the state after each number of moves. */
@@ -41,7 +46,7 @@ class Lane {
   constructor(record) {
     Object.assign(this, record, { moves: [] });
     const title = this.role[0].toUpperCase() + this.role.slice(1);
-    this.label = this.label ?? `${count(this.nfe, "move")}, ${samplerName(this)}`;
+    this.label = settingsName(this);
     this.text = element("div", { class: "text", lang: "en", role: "group", "aria-label": `Text of ${title}` });
     this.spans = this.tokens.map((_, position) => element("span", { class: "token", "data-position": position }));
     this.gaps = this.tokens.map(() => document.createTextNode(""));
@@ -169,10 +174,12 @@ export class Player {
     this.start();
   }
 
-  /** A lane that is being sampled: moves are added by `push`. */
-  begin(record) {
+  /** A lane that is being sampled, at the end or in the place of another: moves are added by `push`. */
+  begin(record, replaced) {
+    this.pause();
     const lane = new Lane(record);
-    this.lanes.push(lane);
+    if (replaced) this.lanes.splice(this.lanes.indexOf(replaced), 1, lane);
+    else this.lanes.push(lane);
     this.arrange();
     lane.draw(Infinity, 0);
     return lane;
@@ -248,8 +255,9 @@ export class Player {
   }
 
   key(event) {
-    const isTyping = event.target.closest("input:not(.scrub), textarea, select, button, a, [data-keys]");
-    if (isTyping || event.ctrlKey || event.metaKey || event.altKey || !this.lanes.length) return;
+    const isTyping = event.target.closest("input:not(.scrub), textarea, select, [data-keys]");
+    const isPress = event.key === " " && event.target.closest("button, a"); // has a meaning of its own there
+    if (isTyping || isPress || event.ctrlKey || event.metaKey || event.altKey || !this.lanes.length) return;
     const actions = { " ": () => this.toggle(), ArrowRight: () => this.step(1), ArrowLeft: () => this.step(-1),
       Home: () => { this.pause(); this.seek(0); }, End: () => { this.pause(); this.seek(this.total); } };
     if (!actions[event.key]) return;
