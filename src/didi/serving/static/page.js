@@ -40,6 +40,7 @@ async function sample(asked, shared, signal, { infill, replaced } = {}) {
       if (name === "start") {
         const { temperature, guidance } = request;
         lane = player.begin({ ...data, temperature, guidance, tokens: data.tokens.flat(), moves: [] }, replaced);
+        if (lane.root.getBoundingClientRect().top > innerHeight / 2 && player.lanes[0] === lane) lane.root.scrollIntoView();
       } else if (name === "move") player.push(lane, data);
     }
   } catch (error) {
@@ -55,7 +56,6 @@ async function run(work) {
   const mine = running = new AbortController();
   at("error").textContent = "";
   at("run").textContent = "Stop";
-  at("player").hidden = false;
   try {
     await work(mine.signal);
   } catch (error) {
@@ -71,6 +71,7 @@ function race() {
   const shared = values();
   history.replaceState(null, "", toLink(shared));
   player.load({ lanes: [] });
+  at("player").hidden = false;
   return run(async (signal) => {
     for (const lane of shared.lanes) await sample(lane, shared, signal);
   });

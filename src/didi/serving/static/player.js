@@ -31,7 +31,7 @@ function icon(path) {
 
 const number = (value, digits = 0) =>
   value.toLocaleString("en-US", { minimumFractionDigits: digits, maximumFractionDigits: digits });
-const duration = (ms) => (ms < 9950 ? `${number(ms, ms < 9.95 ? 1 : 0)} ms` : `${number(ms / 1000, 1)} s`);
+const duration = (ms) => (ms < 9950 ? `${number(ms, ms && ms < 9.95 ? 1 : 0)} ms` : `${number(ms / 1000, 1)} s`);
 const speedName = (speed) => (speed === 1 ? "real time" : speed > 1 ? `${speed}× speed` : `1/${Math.round(1 / speed)} speed`);
 const samplerName = (lane) => (lane.role === "autoregressive" ? "left to right" : lane.sampler.replaceAll("-", " "));
 const settingsName = (lane) => [
@@ -39,7 +39,7 @@ const settingsName = (lane) => [
   ...(lane.guidance ? [`guidance ${lane.guidance.guidance_scale}`] : []),
   ...((lane.temperature ?? 1) === 1 ? [] : [`temperature ${lane.temperature}`]),
 ].join(", ");
-const count = (n, one) => `${number(n)} ${one}${n === 1 ? "" : "s"}`;
+const count = (n, one, several = `${one}s`) => `${number(n)} ${n === 1 ? one : several}`;
 
 /** One lane: its elements, and the state after each number of moves. */
 class Lane {
@@ -58,8 +58,8 @@ class Lane {
     this.root = element("section", { class: "lane", "aria-label": `${title}, ${this.label}` },
       element("h2", {}, title, element("small", {}, this.label)), this.text, figures);
     this.shown = [];
-    for (const move of record.moves ?? []) this.add(move);
-    this.settle();
+    for (const move of record.moves) this.add(move);
+    this.isSettled = false;
   }
 
   get milliseconds() { return this.moves.at(-1)?.milliseconds ?? 0; }
@@ -72,6 +72,7 @@ class Lane {
     for (const move of this.moves) move.positions.forEach((position, at) => { last[position] = move.texts[at] ?? last[position]; });
     this.last = last;
     this.shown = [];
+    this.isSettled = true;
   }
 
   /** Number of moves done at a time. */
@@ -89,11 +90,11 @@ class Lane {
     return state;
   }
 
-  /** Draws the state at a time; tokens of the last move stand out until `newUntil`. */
-  draw(time, isPlaying) {
+  /** Draws the state at a time; at a speed other than 0, tokens of the last move stand out for a while. */
+  draw(time, speed) {
     const done = this.movesAt(time);
     const age = done ? time - this.moves[done - 1].milliseconds : Infinity;
-    const isNew = isPlaying && age < isPlaying * HOLD_NEW;
+    const isNew = age < speed * HOLD_NEW;
     const key = `${done} ${isNew} ${this.moves.length}`;
     if (this.key === key) return;
     this.key = key;
@@ -113,16 +114,19 @@ class Lane {
     this.gaps[position].data = gap;
     span.textContent = isEnd ? " end of text " : body;
     span.className = `token${text === null ? " masked" : isNew ? " new" : ""}${isEnd ? " end" : ""}`;
-    span.toggleAttribute("aria-hidden", false);
-    if (text === null) span.setAttribute("aria-hidden", "true");
+    if (text === null) span.setAttribute("aria-hidden", "true"); // its text is only there for its width
+    else span.removeAttribute("aria-hidden");
     if (text === null || !move) delete span.dataset.move;
     else span.dataset.move = move;
     span.style.setProperty("--at", this.at(move));
     span.title = text !== null && move ? `move ${move} of ${this.moves.length}` : "";
   }
 
-  /** Place of a move on the colour scale. */
-  at(move) { return Math.max(0, (move - 1) / Math.max(1, Math.max(this.nfe, this.moves.length) - 1)); }
+  /** Place of a move on the colour scale, in [0, 1]. */
+  at(move) {
+    const numMoves = this.isSettled ? this.moves.length : Math.max(this.nfe, this.moves.length);
+    return Math.max(0, (move - 1) / Math.max(1, numMoves - 1));
+  }
 
   drawFigures(done, state) {
     const move = this.moves[done - 1];
@@ -130,11 +134,11 @@ class Lane {
     const judged = move?.discriminator_passes ? ` + ${number(move.discriminator_passes)} disc.` : "";
     const [passes, time, rate] = this.values.map(([, value]) => value);
     passes.replaceChildren(number(move?.passes ?? 0), element("small", {}, judged));
-    time.replaceChildren(move ? duration(move.milliseconds) : "0 ms");
+    time.replaceChildren(duration(move?.milliseconds ?? 0));
     rate.replaceChildren(move?.milliseconds ? number((1000 * written) / move.milliseconds) : "–");
     const total = this.tokens.filter((text) => text === null).length;
     this.summary = `${this.root.getAttribute("aria-label")}: ${written} of ${count(total, "token")} after ` +
-      `${count(move?.passes ?? 0, "pass").replace("passs", "passes")} and ${duration(move?.milliseconds ?? 0)}`;
+      `${count(move?.passes ?? 0, "pass", "passes")} and ${duration(move?.milliseconds ?? 0)}`;
   }
 
   drawTrack(total) {

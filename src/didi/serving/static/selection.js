@@ -20,7 +20,7 @@ export function selectable(lane, onAgain) {
     const positions = new Set(chosen());
     lane.spans.forEach((span, position) => {
       span.classList.toggle("chosen", positions.has(position));
-      span.classList.toggle("cursor", position === last && document.activeElement === lane.text);
+      span.classList.toggle("cursor", position === last && lane.text.matches(":focus-visible"));
     });
     bar.hidden = !positions.size;
     words.textContent = `${positions.size} token${positions.size === 1 ? "" : "s"} selected`;
