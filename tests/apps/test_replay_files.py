@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from didi.apps.generate import GenerateCommand
-from didi.apps.replay import run_replay
+from didi.apps.replay import _runners, run_replay
 from didi.data.source import MarkovSource
 from didi.errors import UsageError
 from didi.models.autoregressive import AutoregressiveConfig, AutoregressiveLM
@@ -48,6 +48,11 @@ def test_a_race_has_a_lane_for_each_network(didi, twin, tmp_path):
     assert lanes[2]["model"] == str(twin)
     assert all(one["text"].startswith("s1 s2 ") for one in lanes)
     assert all(one["milliseconds"] > 0 and one["network_passes"] for one in lanes)
+
+
+def test_moves_of_an_entry_go_before_those_of_the_command():
+    command = GenerateCommand("markov", race=("teacher:4", "teacher"), nfe=8)
+    assert [runner.nfe for runner in _runners(command)] == [4, 8]
 
 
 @pytest.mark.parametrize(
