@@ -227,9 +227,12 @@ def test_a_link_holds_the_settings(server, open_page):
     first.get_by_label("Prompt").fill("A prompt & more, 100%")
     first.locator(".setting").nth(1).get_by_label("Moves").fill("5")
     first.locator(".setting").nth(1).get_by_label("Temperature").fill("0.7")
+    first.locator(".setting").first.get_by_label("Sampler").select_option("guided")
+    first.locator(".setting").first.get_by_label("Guidance").fill("2.5")
     first.get_by_label("Seed").fill("3")
     raced(first)
     asked = list(server.requests)
+    assert asked[0]["guidance"] == {"guidance_scale": 2.5}
     server.requests.clear()
     second = open_page(first.url)
     second.get_by_role("button", name="Play again").or_(second.get_by_role("button", name="Pause")).wait_for()
