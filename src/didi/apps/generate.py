@@ -7,12 +7,14 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import didi
 from didi.apps.live import LiveView, ProgressBar
 from didi.apps.options import GuidanceFlags, InitialStateFlags, OrderFlags, RemaskingFlags, sampling_options
 from didi.apps.prompt_files import read_prompts, text_or_input
+from didi.apps.replay import run_replay
 from didi.apps.streams import json_line
 from didi.apps.terminal import parse
 from didi.diffusion.categorical import Precision
@@ -84,6 +86,17 @@ class GenerateCommand:
     initial_state: InitialStateFlags = field(default_factory=InitialStateFlags)
     live: bool = False
     """Show the first texts on standard error during sampling."""
+    html: Path | None = None
+    """Write a page that replays one text, move by move, with measured times: one file without external assets."""
+    gif: Path | None = None
+    """Write the same replay as an animation."""
+    race: tuple[str, ...] = ()
+    """Networks that write on one prompt, one after the other, for --html and --gif: each ROLE, ROLE:MOVES or
+    ROLE:MOVES:SAMPLER, such as student:8 teacher:64 autoregressive."""
+    baseline: str | None = None
+    """Model whose autoregressive network is the one of --race, where --model has none."""
+    overwrite: bool = False
+    """Replace the files of --html and --gif."""
     format: Literal["text", "jsonl"] = "text"
     """text, without a word that the window cuts at its start; or jsonl, one JSON object per line, which records all
     that is needed to repeat the sample."""
@@ -93,8 +106,11 @@ def run_generate(args: Sequence[str]) -> None:
     """Run ``didi generate`` with the arguments after the command's name."""
     command = parse(GenerateCommand, args, prog="didi generate")
     prompts = None if command.prompts is None else read_prompts(command.prompts)
-    num_samples = (8 if prompts is None else 1) if command.num_samples is None else command.num_samples
     prefix, infill = text_or_input(command.prefix, "--prefix"), text_or_input(command.infill, "--infill")
+    if command.html or command.gif or command.race:
+        run_replay(command, prefix, infill)
+        return
+    num_samples = (8 if prompts is None else 1) if command.num_samples is None else command.num_samples
     loaded = load(command.model).to(default_device())
     bundle = for_inference(loaded, command.network, is_compiled=command.compile)
     options = sampling_options(

@@ -1,0 +1,158 @@
+"""``didi generate`` with ``--html``, ``--gif`` or ``--race``: one text from each network, recorded move by move."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any, get_args
+
+import didi
+from didi.apps.live import LiveView
+from didi.apps.options import sampling_options
+from didi.apps.outputs import refuse_existing
+from didi.apps.streams import json_line
+from didi.arguments import one_of
+from didi.errors import UsageError
+from didi.evaluation.machine import machine_name
+from didi.files import write_atomically
+from didi.models.bundle import Bundle, Role, load
+from didi.models.inference import for_inference
+from didi.sampling.options import SamplingOptions
+from didi.sampling.registry import make_sampler, with_read_options
+from didi.sampling.stream import num_moves
+from didi.serving.animation import MAX_LANES, replay_gif
+from didi.serving.page import replay_page
+from didi.serving.replay import Lane, Replay, record_lane
+from didi.world import default_device
+
+
+@dataclass(frozen=True)
+class Runner:
+    """A network of a race: its bundle, as loaded and for inference, how it is sampled and with how many moves."""
+
+    loaded: Bundle
+    bundle: Bundle
+    options: SamplingOptions
+    nfe: int | None
+
+
+def run_replay(command: Any, prefix: str | None, infill: str | None) -> None:
+    """Sample one text from each network, print the texts, and write the files.
+
+    Args:
+        command: flags of ``didi generate``.
+        prefix: text of ``--prefix``.
+        infill: text of ``--infill``.
+
+    Raises:
+        UsageError: a flag does not fit, or a file is there already.
+    """
+    _check(command)
+    runners = list(_runners(command))
+    lanes = []
+    for runner in runners:
+        with LiveView(runner.bundle) if command.live else nullcontext() as view:
+            lanes.append(
+                record_lane(
+                    runner.bundle,
+                    nfe=runner.nfe,
+                    seed=command.seed,
+                    prefix=prefix,
+                    infill=infill,
+                    length=command.length,
+                    options=runner.options,
+                    on_move=view,
+                    loaded=runner.loaded,
+                )
+            )
+    recorded = Replay(prefix if infill is None else infill, tuple(lanes), machine_name(default_device()))
+    for lane in lanes:
+        _print_lane(command, recorded, lane)
+    for path, content in ((command.html, replay_page), (command.gif, replay_gif)):
+        if path is not None:
+            write_atomically(path, content(recorded))
+            print(f"replay {path}", file=sys.stderr)
+
+
+def _check(command: Any) -> None:
+    """Refuse, before anything is loaded, flags that a replay has no use for."""
+    if command.prompts is not None or command.num_samples not in (None, 1):
+        raise UsageError("a replay shows one text of each network; leave --prompts and --num-samples out")
+    if command.baseline is not None and not command.race:
+        raise UsageError(f"--baseline takes part in a race; got {command.baseline!r} without one: add --race")
+    if command.race and (command.role is not None or command.sampler != "default"):
+        raise UsageError("--race names roles and samplers, as in student:8:guided; leave --role and --sampler out")
+    if command.gif is not None and len(command.race) > MAX_LANES:
+        raise UsageError(f"--gif shows at most {MAX_LANES} networks; got {len(command.race)}: use --html")
+    for path in filter(None, (command.html, command.gif)):
+        refuse_existing(path.parent, [path.name], overwrite=command.overwrite, what="an earlier replay")
+
+
+def _runners(command: Any) -> Iterator[Runner]:
+    """The networks; each is checked, none is run."""
+    bundle = load(command.model).to(default_device())
+    if not command.race:
+        options = sampling_options(
+            command, bundle, sampler=command.sampler, role=command.role, is_whole_batch=command.compile
+        )
+        yield _checked(bundle, options, command.nfe, command)
+        return
+    baseline = None if command.baseline is None else load(command.baseline).to(default_device())
+    for entry in command.race:
+        role, moves, sampler = _parts(entry)
+        source = baseline if role == "autoregressive" and baseline is not None else bundle
+        if role == "autoregressive" and source.autoregressive is None:
+            raise UsageError(
+                f"bundle {source.name} has no autoregressive network; name a bundle that has one with --baseline, or "
+                "leave it out of --race"
+            )
+        options = sampling_options(command, source, sampler=sampler, role=role, is_whole_batch=command.compile)
+        yield _checked(source, with_read_options(options, source), command.nfe if moves is None else moves, command)
+
+
+def _checked(loaded: Bundle, options: SamplingOptions, nfe: int | None, command: Any) -> Runner:
+    """A runner whose sampler can be made: a race that cannot end does not start."""
+    bundle = for_inference(loaded, command.network, is_compiled=command.compile)
+    length = command.length or bundle.network(options.role).length
+    make_sampler(bundle, options, num_moves(bundle, nfe, length, options))
+    return Runner(loaded, bundle, options, nfe)
+
+
+def _parts(entry: str) -> tuple[Role, int | None, str]:
+    """Role, moves and sampler of an entry of ``--race``.
+
+    Raises:
+        UsageError: it has another form, or names no role.
+    """
+    role, *rest = entry.split(":")
+    moves, sampler = [*rest, "", ""][:2]
+    if len(rest) > 2 or (rest and not moves.isdecimal()):
+        raise UsageError(f"an entry of --race is ROLE, ROLE:MOVES or ROLE:MOVES:SAMPLER; got {entry!r}")
+    one_of("a role", role, get_args(Role))
+    return role, int(moves) if moves else None, sampler or "default"  # type: ignore[return-value]
+
+
+def _print_lane(command: Any, recorded: Replay, lane: Lane) -> None:
+    """A finished text, in the format of the command."""
+    if command.format == "text":
+        print(f"--- {lane.name}: {lane.milliseconds:,.0f} ms\n{lane.text}\n")
+        return
+    given = {"prefix": command.prefix, "infill": command.infill}
+    last = lane.moves[-1]
+    print(
+        json_line(
+            {
+                "text": lane.text,
+                "seed": lane.seed,
+                **{name: text for name, text in given.items() if text is not None},
+                "network_passes": last.passes,
+                "discriminator_passes": last.discriminator_passes,
+                "milliseconds": lane.milliseconds,
+                **lane.settings,
+                "network": command.network,
+                "compile": command.compile,
+                "machine": recorded.machine,
+                "version": didi.__version__,
+            }
+        )
+    )

@@ -1,0 +1,31 @@
+"""A replay as one HTML file without external assets: the player of ``static`` and the recorded moves."""
+
+import html
+from importlib import resources
+
+from didi.files import json_text
+from didi.serving.replay import Replay
+
+STATIC = resources.files("didi.serving") / "static"
+
+
+def replay_page(replay: Replay) -> str:
+    """The file's content."""
+    heading = replay.prompt or "Without a prompt"
+    models = ", ".join(dict.fromkeys(str(one.settings["model"]) for one in replay.lanes))
+    note = (
+        f"Model {models}. One text a lane, each sampled by itself; times are those of the moves, measured on "
+        f"{replay.machine}."
+    )
+    # "<" would let a token end the script element.
+    data = json_text(replay.record(), ensure_ascii=False).replace("<", "\\u003c")
+    parts = {
+        "title": html.escape(f"{heading}: didi"),
+        "heading": html.escape(heading),
+        "note": html.escape(note),
+        "style": (STATIC / "style.css").read_text("utf-8"),
+        "player": (STATIC / "player.js").read_text("utf-8"),
+        "replay": data,
+    }
+    template = (resources.files("didi.serving") / "replay.html").read_text("utf-8")
+    return template.format_map(parts)

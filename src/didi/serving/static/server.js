@@ -1,0 +1,52 @@
+// Requests to the server: the models it has, and streams of moves.
+
+/** Networks as {model, role, length, nfe, samplers, takesText}: one for each role of each model. */
+export async function networks() {
+  const { data } = await (await checked(fetch("v1/models"))).json();
+  const cards = new Map(data.map((card) => [card.id, card]));
+  const models = data.filter(({ id }) => !data.some((other) => other.roles.some((role) => id === `${other.id}:${role}`)));
+  return models.flatMap((model) => model.roles.map((role) => {
+    const card = cards.get(`${model.id}:${role}`) ?? model;
+    return { model: model.id, role, length: card.length, nfe: card.nfe, samplers: card.samplers, takesText: card.takes_text ?? true };
+  }));
+}
+
+/** Events of a generation as [name, data]. An `error` event, or an answer that is an error, is thrown. */
+export async function* generation(request, signal) {
+  const headers = { "content-type": "application/json" };
+  const body = JSON.stringify({ ...request, stream: true });
+  const response = await checked(fetch("v1/generate", { method: "POST", headers, body, signal }));
+  let isWhole = false;
+  for await (const [name, data] of events(response.body)) {
+    if (name === "error") throw new Error(data.message);
+    isWhole ||= name === "end";
+    yield [name, data];
+  }
+  if (!isWhole) throw new Error("the server ended the stream before the text was finished");
+}
+
+/** The answer, if its status says that it is one; else an error with the message of its body. */
+async function checked(request) {
+  const response = await request.catch((error) => {
+    throw error.name === "AbortError" ? error : new Error("the server does not answer: start it again with didi serve");
+  });
+  if (response.ok) return response;
+  const body = await response.json().catch(() => ({}));
+  throw new Error(body.error?.message ?? body.message ?? `the server answered with status ${response.status}`);
+}
+
+/** Server-sent events of a body; comments and unnamed fields are left out. */
+async function* events(body) {
+  const reader = body.pipeThrough(new TextDecoderStream()).getReader();
+  let rest = "";
+  for (;;) {
+    const { value, done } = await reader.read();
+    if (done) return;
+    const blocks = (rest + value).split(/\r?\n\r?\n/);
+    rest = blocks.pop();
+    for (const block of blocks) {
+      const fields = Object.fromEntries(block.split(/\r?\n/).map((line) => /^(\w*): ?(.*)$/.exec(line)?.slice(1) ?? ["", ""]));
+      if (fields.data) yield [fields.event, JSON.parse(fields.data)];
+    }
+  }
+}

@@ -1,0 +1,100 @@
+// The settings of a run: controls for each network, and their form in a link.
+import { element } from "./player.js";
+
+const MOST_MOVES = 65536;
+const name = ({ model, role }, isOnlyModel) => (isOnlyModel ? role : `${role} of ${model}`);
+const key = ({ model, role }) => `${role},${model}`;
+
+/** One row of controls for each network. `known` are the networks of the server. */
+export class Settings {
+  constructor(root, known) {
+    Object.assign(this, { root, known });
+    this.isOnlyModel = new Set(known.map(({ model }) => model)).size === 1;
+  }
+
+  /** The race that a page begins with: the networks of the first model. */
+  race() {
+    const { model } = this.known[0];
+    const mine = this.known.filter((network) => network.model === model);
+    const order = ["student", "teacher", "autoregressive"];
+    const student = mine.find(({ role }) => role === "student");
+    return mine.sort((a, b) => order.indexOf(a.role) - order.indexOf(b.role)).map((network) => ({
+      ...network, sampler: network.samplers[0], temperature: 1,
+      nfe: network.role === "teacher" && student ? Math.min(8 * student.nfe, network.length) : network.nfe,
+    }));
+  }
+
+  set(lanes) {
+    this.root.replaceChildren(...lanes.map((lane) => this.row(lane)));
+    this.update();
+  }
+
+  /** What the controls say: a list of {model, role, sampler, nfe, temperature, guidance_scale}. */
+  get() { return [...this.root.children].map((row) => row.read()); }
+
+  add() {
+    this.root.append(this.row(this.get().at(-1) ?? this.race()[0]));
+    this.update();
+  }
+
+  update() {
+    for (const row of this.root.children) row.querySelector(".remove").hidden = this.root.children.length === 1;
+  }
+
+  row(lane) {
+    const numeric = (value, attributes) => element("input", { type: "number", value, ...attributes });
+    const network = element("select", {}, ...this.known.map((one) => element("option", { value: key(one) }, name(one, this.isOnlyModel))));
+    const sampler = element("select");
+    const nfe = numeric(lane.nfe, { min: 1, max: MOST_MOVES, step: 1, required: true });
+    const guidance = numeric(lane.guidance_scale, { min: 0, step: "any", placeholder: "default" });
+    const temperature = numeric(lane.temperature ?? 1, { min: 0, step: "any", required: true });
+    const labelled = (text, control) => element("label", {}, element("span", { class: "label" }, text), control);
+    const row = element("div", { class: "setting" }, labelled("Network", network), labelled("Sampler", sampler),
+      labelled("Moves", nfe), labelled("Temperature", temperature), labelled("Guidance", guidance),
+      element("button", { class: "quiet remove", type: "button", "aria-label": "Remove this network",
+        onclick: () => { row.remove(); this.update(); } }, "×"));
+    const chosen = () => this.known.find((one) => key(one) === network.value);
+    const follow = (wanted) => {
+      const { samplers, role, length } = chosen();
+      const isLeftToRight = role === "autoregressive";
+      sampler.replaceChildren(...samplers.map((one) => element("option", { value: one }, isLeftToRight ? "left to right" : one.replaceAll("-", " "))));
+      if (samplers.includes(wanted)) sampler.value = wanted;
+      sampler.disabled = nfe.disabled = isLeftToRight;
+      if (isLeftToRight) nfe.value = length;
+      guidance.disabled = sampler.value !== "guided";
+      guidance.placeholder = guidance.disabled ? "–" : "default";
+    };
+    network.value = key(lane);
+    if (!network.value) network.selectedIndex = 0;
+    follow(lane.sampler);
+    network.onchange = () => { nfe.value = chosen().nfe; follow(sampler.value); };
+    sampler.onchange = () => follow(sampler.value);
+    row.read = () => ({
+      model: chosen().model, role: chosen().role, sampler: sampler.value, nfe: nfe.valueAsNumber, temperature: temperature.valueAsNumber,
+      guidance_scale: guidance.disabled || guidance.value === "" ? undefined : guidance.valueAsNumber,
+    });
+    return row;
+  }
+}
+
+/** Settings as the fragment of a link: {prompt, seed, length, lanes}. */
+export function toLink({ prompt, seed, length, lanes }) {
+  const fields = new URLSearchParams({ prompt, seed });
+  if (length) fields.set("length", length);
+  for (const lane of lanes) {
+    const values = [lane.role, lane.sampler, lane.nfe, lane.temperature, lane.guidance_scale ?? ""];
+    fields.append("lane", [...values, lane.model].join(","));
+  }
+  return `#${fields}`;
+}
+
+/** The settings of a link; null where it has none. */
+export function fromLink(hash) {
+  const fields = new URLSearchParams(hash.slice(1));
+  if (!fields.has("lane")) return null;
+  const lanes = fields.getAll("lane").map((text) => {
+    const [role, sampler, nfe, temperature, guidance, ...model] = text.split(",");
+    return { role, sampler, nfe, temperature, guidance_scale: guidance === "" ? undefined : guidance, model: model.join(",") };
+  });
+  return { prompt: fields.get("prompt") ?? "", seed: fields.get("seed") ?? "0", length: fields.get("length") ?? "", lanes };
+}

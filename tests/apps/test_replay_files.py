@@ -1,0 +1,92 @@
+import json
+import re
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from didi.apps.generate import GenerateCommand
+from didi.apps.replay import _runners, run_replay
+from didi.data.source import MarkovSource
+from didi.errors import UsageError
+from didi.models.autoregressive import AutoregressiveConfig, AutoregressiveLM
+from didi.models.bundle import Bundle, save
+
+MARKOV = ("generate", "--model", "markov")
+
+
+@pytest.fixture(scope="module")
+def twin(tmp_path_factory):
+    """A bundle with an autoregressive network alone, over the tokens of markov."""
+    shape = {"vocab_size": 32, "mask_id": None, "begin_id": 0, "hidden_size": 8, "num_blocks": 1, "num_heads": 2}
+    network = AutoregressiveLM(AutoregressiveConfig(length=24, **shape)).eval()
+    folder = tmp_path_factory.mktemp("twin") / "bundle"
+    return save(Bundle(autoregressive=network, tokenizer=MarkovSource(8, 0).tokenizer), folder)
+
+
+def test_one_model_is_replayed(didi, tmp_path):
+    status, out, err = didi(*MARKOV, "--nfe", 4, "--html", tmp_path / "a.html", "--gif", tmp_path / "a.gif")
+    assert (status, err.count("replay ")) == (0, 2)
+    assert out.startswith("--- teacher, 4 moves, ancestral: ")
+    text = out.split("\n")[1]
+    assert text.split()[-1] in (tmp_path / "a.html").read_text()
+    with Image.open(tmp_path / "a.gif") as image:
+        assert image.n_frames > 2
+
+
+@pytest.mark.slow  # imports transformers
+def test_a_race_has_a_lane_for_each_network(didi, twin, tmp_path):
+    words = ("--race", "teacher:4", "teacher:8:first-hitting", "autoregressive", "--baseline", twin, "--length", "20")
+    status, out, _ = didi(*MARKOV, *words, "--html", tmp_path / "a.html", "--format", "jsonl", "--prefix", "s1 s2")
+    assert status == 0
+    lanes = [json.loads(line) for line in out.splitlines()]
+    assert [(one["role"], one["nfe"], one["sampler"]) for one in lanes] == [
+        ("teacher", 4, "ancestral"),
+        ("teacher", 20, "first-hitting"),
+        ("autoregressive", 20, "ancestral"),
+    ]
+    assert lanes[2]["model"] == str(twin)
+    assert all(one["text"].startswith("s1 s2 ") for one in lanes)
+    assert all(one["milliseconds"] > 0 and one["network_passes"] for one in lanes)
+
+
+def test_moves_of_an_entry_go_before_those_of_the_command():
+    command = GenerateCommand("markov", race=("teacher:4", "teacher"), nfe=8)
+    assert [runner.nfe for runner in _runners(command)] == [4, 8]
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ({"race": ("student:x",)}, "an entry of --race is ROLE, ROLE:MOVES or ROLE:MOVES:SAMPLER; got 'student:x'"),
+        ({"race": ("teacher:4:ancestral:1",)}, "an entry of --race is ROLE"),
+        ({"race": ("pupil:4",)}, "a role is one of student, teacher, autoregressive; got 'pupil'"),
+        ({"race": ("teacher:4:ancestal",)}, "did you mean 'ancestral'?"),
+        ({"race": ("teacher:0",)}, "nfe"),
+        ({"race": ("student:4",)}, "bundle markov has no student"),
+        (
+            {"race": ("teacher:4", "autoregressive")},
+            "no autoregressive network; name a bundle that has one with --base",
+        ),
+        ({"race": ("teacher:4",), "role": "teacher"}, "leave --role and --sampler out"),
+        ({"html": Path("x.html"), "num_samples": 2}, "leave --prompts and --num-samples out"),
+        ({"html": Path("x.html"), "baseline": "exact"}, "add --race"),
+        ({"gif": Path("x.gif"), "race": ("teacher:4",) * 4}, "--gif shows at most 3 networks; got 4"),
+    ],
+)
+def test_what_makes_no_replay_is_refused(flags, said, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match=re.escape(said)):
+        run_replay(GenerateCommand("markov", **flags), None, None)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_is_replaced_only_on_demand(didi, tmp_path):
+    file = tmp_path / "a.html"
+    file.write_text("mine")
+    status, _, err = didi(*MARKOV, "--nfe", 2, "--html", file)
+    assert status == 2
+    assert "a.html" in err
+    assert file.read_text() == "mine"
+    assert didi(*MARKOV, "--nfe", 2, "--html", file, "--overwrite")[0] == 0
+    assert file.read_text() != "mine"
