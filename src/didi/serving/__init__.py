@@ -1,0 +1,1 @@
+"""Serving: shared network passes, and the HTTP application over them."""
