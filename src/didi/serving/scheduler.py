@@ -43,7 +43,7 @@ class Scheduler:
         max_batch: sequences that run at the same time; a job of more runs alone.
 
     Attributes:
-        waiting: jobs in the order of their arrival; other threads may append.
+        waiting: jobs in the order of their arrival.
         running: jobs that have started.
         num_passes: passes of trunks that were shared, or could have been.
         num_rows: rows in those.
@@ -60,11 +60,12 @@ class Scheduler:
         """Whether there is nothing to do."""
         return not (self.waiting or self.running)
 
-    def step(self) -> None:
-        """One round."""
-        now = time.monotonic()
-        for job in [*self.waiting, *self.running]:
+    def step(self) -> int:
+        """One round; the number of jobs that ended in it."""
+        now, before = time.monotonic(), [*self.waiting, *self.running]
+        for job in before:
             job.check(now)
+        self.waiting = deque(job for job in self.waiting if not job.has_ended)
         with torch_defaults():
             self._admit()
             asking = [job for job in self.running if job.asked is not None]
@@ -74,6 +75,7 @@ class Scheduler:
                 if not (job.shares_passes or job.has_ended):
                     job.advance(None)
         self.running = [job for job in self.running if not job.has_ended]
+        return sum(job.has_ended for job in before)
 
     def _admit(self) -> None:
         """Start jobs as long as there is room, in the order of their arrival."""
@@ -81,10 +83,9 @@ class Scheduler:
         num = sum(map(len, self.running))
         while self.waiting and (num == 0 or num + len(self.waiting[0]) <= self.max_batch):
             job = self.waiting.popleft()
-            if not job.has_ended:
-                job.start()
-                self.running.append(job)
-                num += len(job)
+            job.start()
+            self.running.append(job)
+            num += len(job)
 
     def _share(self, jobs: Sequence[Job]) -> None:
         """A pass for all of ``jobs``, and what each makes of it."""
