@@ -1,5 +1,6 @@
 import contextlib
 import json
+import socket
 import threading
 
 import pytest
@@ -49,13 +50,15 @@ def listening():
 
 @contextlib.contextmanager
 def _listening(app):
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, access_log=False, timeout_graceful_shutdown=5))
-    thread = threading.Thread(target=server.run)
+    server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=5))
+    here = socket.create_server(("127.0.0.1", 0), backlog=1024)
+    here.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)  # what the system holds for a reader that is slow
+    thread = threading.Thread(target=server.run, args=([here],))
     thread.start()
     while not server.started:
         thread.join(0.01)
         assert thread.is_alive()
-    yield server, f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    yield server, f"http://127.0.0.1:{here.getsockname()[1]}"
     server.should_exit = True
     thread.join()
 

@@ -9,7 +9,7 @@ from typing import Any
 from jaxtyping import Int
 from torch import Tensor
 
-from didi.errors import NotFinite, UsageError
+from didi.errors import DidiError, NotFinite, UsageError
 from didi.serving.engine import Engine
 from didi.serving.job import Job, Moved
 from didi.serving.metrics import Metrics
@@ -17,6 +17,12 @@ from didi.serving.requests import Asked
 from didi.serving.schemas import MoveEvent
 
 Moves = list[MoveEvent]
+MAX_UNREAD = 2**17
+"""Positions of moves that may wait for the reader of a stream, some 10 MB."""
+
+
+class SlowReader(DidiError):
+    """A client reads its stream too slowly for what it asked for."""
 
 
 class Followed:
@@ -38,6 +44,7 @@ class Followed:
         self, engine: Engine, metrics: Metrics, asked: Sequence[Asked], timeout: float, *, sees_moves: bool = False
     ) -> None:
         self._metrics, self.asked = metrics, asked
+        self._num_unread = 0
         self._loop = asyncio.get_running_loop()
         self._events: asyncio.Queue[tuple[int, Moves | Exception | None]] = asyncio.Queue()
         self.jobs = [self._job(number, one, timeout, sees_moves) for number, one in enumerate(asked)]
@@ -67,6 +74,7 @@ class Followed:
                 left -= 1
             else:
                 yield number, found
+                self._num_unread -= _size(found)
 
     async def finished(self) -> list[Int[Tensor, "b l"]]:
         """The sequences of each job."""
@@ -81,7 +89,11 @@ class Followed:
             self._send(self._events.put_nowait, (number, error))
 
         def moved(move: Moved) -> None:
-            self._send(self._events.put_nowait, (number, move_events(asked, move)))
+            if self._num_unread > MAX_UNREAD:
+                raise SlowReader("the stream is read too slowly; read it faster, or ask for fewer moves or samples")
+            found = move_events(asked, move)
+            self._num_unread += _size(found)
+            self._send(self._events.put_nowait, (number, found))
 
         job = Job(asked.plan, on_end=ended, on_move=moved if sees_moves else None)
         job.deadline = job.created + timeout
@@ -91,6 +103,10 @@ class Followed:
         """Call a function in the event loop, unless it has ended."""
         with contextlib.suppress(RuntimeError):
             self._loop.call_soon_threadsafe(function, argument)
+
+
+def _size(moves: Moves) -> int:
+    return sum(1 + len(one.positions) for one in moves)
 
 
 def fault(asked: Asked, error: Exception | None) -> Exception | None:
