@@ -85,7 +85,7 @@ def run_serve(args: Sequence[str]) -> None:
 
 def _named(words: Sequence[str]) -> dict[str, str]:
     """Models by the names that requests use."""
-    pairs = [(word.rpartition("=")[0] or word, word.rpartition("=")[2]) for word in words]
+    pairs = [word.partition("=")[::2] if "=" in word else (word, word) for word in words]
     named = dict(pairs)
     if len(named) < len(pairs) or not all(named):
         raise UsageError(f"models have different names; got {' '.join(words)}: write NAME=MODEL for one of them")
