@@ -18,8 +18,8 @@ ODD = [
     "guided", "remasking", "first-hitting", "confidence", "published", "one-step", "greedy-tail", "float32", "cosine",
     "teacher", "student", "toy", "toy:teacher", [], [[]], [0], [1, 2, 3], [None] * 8, [8191], [-1], [[1], [2]],
     [[1], "a"], [1.0, 0.0], [1.0, 0.5, 0.0], [0.0, 1.0], ["a", "b"], {}, {"a": 1}, {"num_candidates": 2},
-    {"guidance_scale": 1e30}, {"guidance_scale": float("nan")}, {"eta": 0.5}, {"eta": "x"}, {"measure": "margin"}, {"mask_ratio": 0.5},
-    {"include_usage": True}, {"noise_std": 0.5},
+    {"guidance_scale": 1e30}, {"guidance_scale": float("nan")}, {"eta": 0.5}, {"eta": "x"},
+    {"measure": "margin"}, {"mask_ratio": 0.5}, {"include_usage": True}, {"noise_std": 0.5},
 ]  # fmt: skip
 FIELDS = {"/v1/generate": GenerateRequest, "/v1/completions": CompletionRequest}
 

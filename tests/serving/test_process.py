@@ -141,12 +141,12 @@ def test_a_thousand_streams_at_once_are_neither_lost_nor_mixed(process):
     before = resident()
     streams = asyncio.run(all_streams())
     grown = resident() - before
-    bundle = didi.load("exact")
-    for seed, events in enumerate(streams):
+    prompts = [didi.Prompt(seed=seed) for seed in range(num)]
+    texts = didi.generate(didi.load("exact"), prompts=prompts, num_samples=1, nfe=8).texts
+    for seed, (events, text) in enumerate(zip(streams, texts, strict=True)):
         assert [name for name, _ in events] == ["start", *["move"] * 8, "end"]
         assert events[0][1]["seed"] == seed
         assert [move["move"] for name, move in events if name == "move"] == list(range(1, 9))
-        (text,) = didi.generate(bundle, num_samples=1, nfe=8, seed=seed).texts
         assert events[-1][1]["text"] == text
     print(f"resident memory grew by {grown:.0f} MiB")
     assert grown < 200
