@@ -13,6 +13,7 @@ from didi.apps.terminal import parse
 from didi.errors import UsageError
 from didi.models.bundle import load
 from didi.models.inference import for_inference
+from didi.serving.settings import ServerSettings
 from didi.world import default_device
 
 TOKEN_VARIABLE = "DIDI_SERVE_TOKEN"
@@ -35,19 +36,19 @@ class ServeCommand:
     """Origins whose pages may use the server, such as https://example.org; none by default."""
     network: Literal["float32", "bfloat16"] = "float32"
     """Number format of the networks' trunks; int8 is left out, since its rounding depends on what shares a pass."""
-    max_batch: int = 64
+    max_batch: int = ServerSettings.max_batch
     """Sequences that run at the same time."""
-    max_queue: int = 256
+    max_queue: int = ServerSettings.max_queue
     """Requests that may wait; more are refused with status 429."""
-    max_samples: int = 32
+    max_samples: int = ServerSettings.max_samples
     """Sequences of a request."""
-    max_moves: int = 1024
+    max_moves: int = ServerSettings.max_moves
     """Sampling steps of a request."""
     max_tokens: int | None = None
     """Tokens of a sequence, its prompt included; by default the model's context length."""
-    timeout: float = 120.0
+    timeout: float = ServerSettings.timeout
     """Seconds that a request may take, waiting included."""
-    drain: float = 30.0
+    drain: float = ServerSettings.drain
     """Seconds that running requests have to finish after SIGTERM."""
     log_prompts: bool = False
     """Write prompts to the log."""
@@ -61,7 +62,6 @@ def run_serve(args: Sequence[str]) -> None:
     named = _named(command.models)
     from didi.serving.app import make_app
     from didi.serving.server import serve
-    from didi.serving.settings import ServerSettings
 
     settings = ServerSettings(
         token=os.environ.get(TOKEN_VARIABLE) if command.token is None else command.token,
