@@ -12,6 +12,10 @@ class UsageError(DidiError, ValueError):
     """Invalid input: an argument, a flag or a file cannot be used as given (exit status 2)."""
 
 
+class NotFinite(DidiError):
+    """No token can be drawn, since logits are NaN or infinite: by the weights of a network, or by a setting."""
+
+
 class Interrupted(DidiError):
     """A training run was asked to stop and has saved its state (exit status 130)."""
 

@@ -6,7 +6,7 @@ something, its head only on the revealed rows, each row takes one uniform, and n
 all sequences are in their first, common state, one row of the network serves the batch. All of it is exact.
 """
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
@@ -20,8 +20,9 @@ from didi.diffusion.canvas import Canvas
 from didi.diffusion.noise import SequenceNoise
 from didi.diffusion.schedule import Schedule, nelbo_weight
 from didi.models.denoiser import Denoiser
-from didi.sampling.base import StepOutput, features_at, path_alphas, shared_rows
+from didi.sampling.base import StepOutput, path_alphas, shared_rows
 from didi.sampling.departure import EXACT, Departure
+from didi.sampling.passes import Passes, TrunkPass, moves_alone, sent
 from didi.world import to_device
 
 Leap = Literal["exact", "tau"]
@@ -73,9 +74,13 @@ class Ancestral:
     leap: Leap = "exact"
     is_whole_batch: bool = False
 
-    @torch.inference_mode()
     def __call__(self, canvas: Canvas, times: Float[Tensor, " n"], noise: SequenceNoise) -> Iterator[StepOutput]:
         """See ``base.Sampler``."""
+        return moves_alone(self, canvas, times, noise)
+
+    @torch.inference_mode()
+    def passes(self, canvas: Canvas, times: Float[Tensor, " n"], noise: SequenceNoise) -> Passes:
+        """See ``passes.PassSampler``."""
         alphas = (path_alphas if self.leap == "exact" else tau_leaping_alphas)(self.process.schedule, times)
         z, start = self.process.prior(canvas), canvas.to("cpu")
         reveal, draw = noise.uniforms(2, z.shape[1], device="cpu").unbind(1)
@@ -86,7 +91,7 @@ class Ancestral:
             is_revealed = move_of == move
             is_active = is_revealed.any(1)
             if is_active.any():
-                z = self._reveal(z, canvas, is_revealed, is_active, draw, t, is_shared=is_shared)
+                z = yield from self._reveal(z, canvas, is_revealed, is_active, draw, t, is_shared=is_shared)
                 is_shared = False
             yield StepOutput(z, float(s), to_device(is_revealed, z.device), is_active.long(), none)
 
@@ -100,7 +105,7 @@ class Ancestral:
         t: Float[Tensor, ""],
         *,
         is_shared: bool,
-    ) -> Int[Tensor, "b l"]:
+    ) -> Generator[TrunkPass, Tensor | None, Int[Tensor, "b l"]]:
         """The state after a move; all but ``z`` and ``canvas`` is on the CPU."""
         sequence, position = is_revealed.nonzero(as_tuple=True)
         read = torch.zeros(1, dtype=torch.long) if is_shared else torch.arange(len(z))
@@ -114,6 +119,6 @@ class Ancestral:
         inputs, mask = z, canvas.attention_mask
         if len(read) != len(z):
             inputs, mask = z[read], canvas.rows(read).attention_mask
-        features = features_at(self.denoiser, self.process, inputs, t, mask)[row, position]
+        features = sent((yield TrunkPass(inputs, t, mask)))[row, position]
         drawn = self.departure.sample(self.denoiser.head(features), self.process.mask_id, uniforms)
         return z.index_put((sequence, position), drawn)

@@ -146,5 +146,11 @@ def features_at(
     attention_mask: Bool[Tensor, "b l"] | None = None,
 ) -> Float[Tensor, "b l d"]:
     """Trunk features of every row at time ``t``, one for all or one for each."""
-    level = process.noise_level(denoiser, to_device(t, z.device).expand(len(z)))
-    return denoiser.features(z, level, attention_mask)
+    return denoiser.features(z, noise_levels(denoiser, process, t, z), attention_mask)
+
+
+def noise_levels(
+    denoiser: Denoiser, process: Process, t: Float[Tensor, "*b"], z: Int[Tensor, "r l"]
+) -> Float[Tensor, " r"] | None:
+    """Noise level of each row of ``z`` at time ``t``, one for all or one for each; None if the network reads none."""
+    return process.noise_level(denoiser, to_device(t, z.device).expand(len(z)))

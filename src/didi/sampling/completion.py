@@ -1,19 +1,73 @@
 """Sampling of a batch in which each sequence has given tokens of its own."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from didi.diffusion.canvas import Canvas
 from didi.diffusion.noise import SequenceNoise
 from didi.models.bundle import Bundle
+from didi.sampling.base import Sampler, refuse_equal_rates
 from didi.sampling.memory import check_batch, out_of_memory
 from didi.sampling.options import SamplingOptions
 from didi.sampling.registry import make_sampler
 from didi.sampling.stream import check_finished, num_moves
 from didi.torch_defaults import with_torch_defaults
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A batch that is ready to be sampled: ``sampler(canvas, times, noise)`` makes its moves.
+
+    Attributes:
+        bundle: whose networks are sampled.
+        sampler: on the networks of the bundle.
+        canvas: on their device.
+        times: of the moves, falling.
+        noise: of the sequences.
+        num_moves: at most so many, see ``stream.num_moves``.
+    """
+
+    bundle: Bundle
+    sampler: Sampler
+    canvas: Canvas
+    times: Float[Tensor, " n"]
+    noise: SequenceNoise
+    num_moves: int
+
+    def check_finished(self, z: Int[Tensor, "b l"]) -> None:
+        """Refuse a last state that is no sample, see ``stream.check_finished``.
+
+        Raises:
+            DidiError: it is none.
+        """
+        check_finished(self.sampler, z, self.canvas, self.bundle.process.mask_id)
+
+
+def planned(
+    bundle: Bundle,
+    canvas: Canvas,
+    *,
+    indices: Sequence[int],
+    seed: int = 0,
+    nfe: int | None = None,
+    options: SamplingOptions | None = None,
+) -> Plan:
+    """The plan of a batch that is sampled in one go; arguments as of ``completed``.
+
+    Raises:
+        UsageError: The sampler does not exist or does not fit the bundle, or the batch does not fit in memory.
+    """
+    chosen = options or SamplingOptions()
+    device = next(iter(bundle.network(chosen.role).parameters())).device
+    asked, size = num_moves(bundle, nfe, canvas.length, chosen), len(indices)
+    sampler, times = make_sampler(bundle, chosen, asked), chosen.move_times(asked)
+    if chosen.times:
+        refuse_equal_rates(bundle.process.schedule, times)
+    check_batch(bundle, replace(chosen, batch_size=size), canvas.length, asked, size)
+    return Plan(bundle, sampler, canvas.to(device), times, SequenceNoise(seed, indices, device), asked)
 
 
 @with_torch_defaults
@@ -45,16 +99,10 @@ def completed(
             memory.
         DidiError: Logits are not finite, or memory runs out.
     """
-    chosen = options or SamplingOptions()
-    device = next(iter(bundle.network(chosen.role).parameters())).device
-    asked = num_moves(bundle, nfe, canvas.length, chosen)
-    sampler, times = make_sampler(bundle, chosen, asked), chosen.move_times(asked)
-    size = len(indices)
-    check_batch(bundle, replace(chosen, batch_size=size), canvas.length, asked, size)
-    there = canvas.to(device)
-    z = there.tokens
-    with out_of_memory(size):
-        for step in sampler(there, times, SequenceNoise(seed, indices, device)):
+    plan = planned(bundle, canvas, indices=indices, seed=seed, nfe=nfe, options=options)
+    z = plan.canvas.tokens
+    with out_of_memory(len(indices)):
+        for step in plan.sampler(plan.canvas, plan.times, plan.noise):
             z = step.z
-        check_finished(sampler, z, there, bundle.process.mask_id)
+        plan.check_finished(z)
     return z.cpu()

@@ -19,8 +19,9 @@ from didi.diffusion.canvas import Canvas
 from didi.diffusion.categorical import entropy, sample_categorical
 from didi.diffusion.noise import SequenceNoise
 from didi.models.denoiser import Denoiser
-from didi.sampling.base import StepOutput, features_at, open_positions, path_alphas, shared_rows
+from didi.sampling.base import StepOutput, open_positions, path_alphas, shared_rows
 from didi.sampling.departure import EXACT, Departure
+from didi.sampling.passes import Passes, TrunkPass, moves_alone, sent
 
 Measure = Literal["probability", "margin", "entropy"]
 
@@ -76,9 +77,13 @@ class ConfidenceDecoding:
     order: ConfidenceOrder = ConfidenceOrder()
     departure: Departure = EXACT
 
-    @torch.inference_mode()
     def __call__(self, canvas: Canvas, times: Float[Tensor, " n"], noise: SequenceNoise) -> Iterator[StepOutput]:
         """See ``base.Sampler``; a move leaves the expected number of masks, rounded."""
+        return moves_alone(self, canvas, times, noise)
+
+    @torch.inference_mode()
+    def passes(self, canvas: Canvas, times: Float[Tensor, " n"], noise: SequenceNoise) -> Passes:
+        """See ``passes.PassSampler``."""
         z, mask_id, none = self.process.prior(canvas), self.process.mask_id, torch.zeros(len(canvas), dtype=torch.long)
         num_left = num_masked = open_positions(self.process, z, canvas).sum(1).cpu()
         alphas = path_alphas(self.process.schedule, times)
@@ -94,7 +99,7 @@ class ConfidenceDecoding:
                 there = canvas.rows(rows.to(z.device))
                 is_masked = open_positions(self.process, active, there)
                 inputs = shared_rows(active, there)
-                features = features_at(self.denoiser, self.process, inputs, t, there.attention_mask)
+                features = sent((yield TrunkPass(inputs, t, there.attention_mask)))
                 log_probs = self.departure.log_probs(
                     self.denoiser.head(features.expand(len(active), -1, -1)[is_masked]), mask_id
                 )

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from jaxtyping import Float
 from torch import Tensor
 
-from didi.errors import DidiError
+from didi.errors import NotFinite
 
 _is_off = False
 
@@ -41,7 +41,7 @@ class DrawCheck:
         """Check rows of logits or log-probabilities, of which -inf rules out a symbol.
 
         Raises:
-            DidiError: a row cannot be drawn from; on a CUDA device later, from ``finish``.
+            NotFinite: a row cannot be drawn from; on a CUDA device later, from ``finish``.
         """
         if _is_off:
             return
@@ -55,7 +55,7 @@ class DrawCheck:
         """Read what was collected on a CUDA device, and forget it.
 
         Raises:
-            DidiError: a row that was seen could not be drawn from.
+            NotFinite: a row that was seen could not be drawn from.
         """
         is_bad, self._is_bad = self._is_bad, None
         if is_bad is not None and bool(is_bad):
@@ -63,7 +63,7 @@ class DrawCheck:
 
     @staticmethod
     def _fail() -> None:
-        raise DidiError(
+        raise NotFinite(
             "no token can be drawn from logits that are not finite (NaN or infinite): the weights of a network are "
             "damaged or its training diverged, or a setting such as guidance_scale is too large"
         )

@@ -19,8 +19,9 @@ from didi.diffusion.categorical import entropy, sample_categorical
 from didi.diffusion.noise import SequenceNoise
 from didi.diffusion.schedule import time_at
 from didi.models.denoiser import Denoiser
-from didi.sampling.base import StepOutput, features_at, open_positions, shared_rows
+from didi.sampling.base import StepOutput, open_positions, shared_rows
 from didi.sampling.departure import EXACT, Departure
+from didi.sampling.passes import Passes, TrunkPass, moves_alone, sent
 
 
 @dataclass(frozen=True)
@@ -42,12 +43,16 @@ class EntropyBounded:
     def __post_init__(self) -> None:
         set_fields(self, entropy_bound=finite_number("entropy_bound", self.entropy_bound, low=0))
 
-    @torch.inference_mode()
     def __call__(self, canvas: Canvas, times: Float[Tensor, " n"], noise: SequenceNoise) -> Iterator[StepOutput]:
         """See ``base.Sampler``; passes follow each other as needed, whatever the times.
 
         A network conditioned on time is given the time at which as many masks are expected as there are.
         """
+        return moves_alone(self, canvas, times, noise)
+
+    @torch.inference_mode()
+    def passes(self, canvas: Canvas, times: Float[Tensor, " n"], noise: SequenceNoise) -> Passes:
+        """See ``passes.PassSampler``."""
         del times
         z, mask_id, none = self.process.prior(canvas), self.process.mask_id, torch.zeros(len(canvas), dtype=torch.long)
         while (is_masked := open_positions(self.process, z, canvas)).any():
@@ -56,7 +61,7 @@ class EntropyBounded:
             t = time_at(self.process.schedule, 1 - canvas.rows(rows).mean(is_masked.double()))
             there = canvas.rows(rows)
             inputs = active if self.denoiser.is_time_conditioned else shared_rows(active, there)
-            features = features_at(self.denoiser, self.process, inputs, t[: len(inputs)], there.attention_mask)
+            features = sent((yield TrunkPass(inputs, t[: len(inputs)], there.attention_mask)))
             features = features.expand(len(active), -1, -1)
             log_probs = self.departure.log_probs(self.denoiser.head(features[is_masked]), mask_id)
             self.departure.draw_check.finish()  # the loop waits for the device at every pass, and has no other bound

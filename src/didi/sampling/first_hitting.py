@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from didi.diffusion.absorbing import Absorbing
@@ -17,8 +17,9 @@ from didi.diffusion.canvas import Canvas
 from didi.diffusion.noise import SequenceNoise
 from didi.diffusion.schedule import time_at
 from didi.models.denoiser import Denoiser
-from didi.sampling.base import StepOutput, features_at, open_positions, shared_rows
+from didi.sampling.base import StepOutput, open_positions, shared_rows
 from didi.sampling.departure import EXACT, Departure
+from didi.sampling.passes import Passes, TrunkPass, moves_alone, sent
 
 
 @dataclass(frozen=True)
@@ -35,12 +36,16 @@ class FirstHitting:
     process: Absorbing
     departure: Departure = EXACT
 
-    @torch.inference_mode()
     def __call__(self, canvas: Canvas, times: Float[Tensor, " n"], noise: SequenceNoise) -> Iterator[StepOutput]:
         """See ``base.Sampler``; the moves fall where they fall, whatever the times between the first and the last.
 
         The time of a step is the latest among the sequences, which run on clocks of their own.
         """
+        return moves_alone(self, canvas, times, noise)
+
+    @torch.inference_mode()
+    def passes(self, canvas: Canvas, times: Float[Tensor, " n"], noise: SequenceNoise) -> Passes:
+        """See ``passes.PassSampler``."""
         z, mask_id, schedule = self.process.prior(canvas), self.process.mask_id, self.process.schedule
         num_left = open_positions(self.process, z, canvas).sum(1)
         alpha = schedule.alpha(times[:1]).expand(len(z)).to(z.device)
@@ -54,14 +59,11 @@ class FirstHitting:
             rank = (where * num_left).long()
             is_masked = open_positions(self.process, z, canvas)
             changed = is_masked & (is_masked.cumsum(1) == (rank + 1)[:, None])
-            features = self._features(z, canvas, t)[changed]
+            # Each row has a noise level of its own, which matters to a network conditioned on it.
+            inputs = z if self.denoiser.is_time_conditioned else shared_rows(z, canvas)
+            features = sent((yield TrunkPass(inputs, t[: len(inputs)], canvas.attention_mask)))
+            features = features.expand(len(z), -1, -1)[changed]
             z = z.clone()
             z[changed] = self.departure.sample(self.denoiser.head(features), mask_id, which[is_active])
             num_left = num_left - is_active.long()
             yield StepOutput(z, float(t.max()), changed, is_active.long().cpu(), none)
-
-    def _features(self, z: Int[Tensor, "b l"], canvas: Canvas, t: Float[Tensor, " b"]) -> Float[Tensor, "b l d"]:
-        # Each row has a noise level of its own, which matters to a network conditioned on it.
-        inputs = z if self.denoiser.is_time_conditioned else shared_rows(z, canvas)
-        features = features_at(self.denoiser, self.process, inputs, t[: len(inputs)], canvas.attention_mask)
-        return features.expand(len(z), -1, -1)

@@ -32,17 +32,10 @@ def canvas_from_prompt(bundle: Bundle, length: int, *, prefix: str | None = None
     prompt = None if prompt is None else instance("a prompt", prompt, str)
     if prompt is None:
         return canvas
-    if bundle.tokenizer is None:
-        raise UsageError(f"a prompt needs a tokenizer; bundle {bundle.name} has none: leave the prompt out")
     if (MASK in prompt) != (infill is not None):
-        raise UsageError("--infill has a [MASK] for each token to fill in, and --prefix has none; exchange them")
-    try:
-        ids = prompt_ids(bundle.tokenizer, prompt)
-    except UsageError:
-        raise
-    except Exception as error:  # of tokenizers, which has no narrower one: a word-level vocabulary lacks a word
-        known = ", ".join(sorted(bundle.tokenizer.get_vocab())[:3])
-        raise UsageError(f"a prompt is made of this tokenizer's words ({known}, ...); got {prompt!r}") from error
+        raise UsageError("an infill text has a [MASK] for each token to fill in, and a prefix has none; exchange them")
+    ids = encoded(bundle, prompt)
+    assert bundle.tokenizer is not None
     if len(ids) > length:
         raise UsageError(f"a prompt has at most {length} tokens here; this one has {len(ids)}: shorten it")
     given = torch.tensor([ids], dtype=torch.long)
@@ -50,6 +43,23 @@ def canvas_from_prompt(bundle: Bundle, length: int, *, prefix: str | None = None
     is_free[:, : len(ids)] = given == bundle.tokenizer.token_to_id(MASK)
     canvas.tokens[:, : len(ids)] = given
     return Canvas.given(canvas.tokens, is_free)
+
+
+def encoded(bundle: Bundle, text: str) -> list[int]:
+    """Tokens of a prompt, see ``prompt_ids``.
+
+    Raises:
+        UsageError: the bundle has no tokenizer, or it lacks a word of the text.
+    """
+    if bundle.tokenizer is None:
+        raise UsageError(f"a prompt needs a tokenizer; bundle {bundle.name} has none: leave the prompt out")
+    try:
+        return prompt_ids(bundle.tokenizer, text)
+    except UsageError:
+        raise
+    except Exception as error:  # of tokenizers, which has no narrower one: a word-level vocabulary lacks a word
+        known = ", ".join(sorted(bundle.tokenizer.get_vocab())[:3])
+        raise UsageError(f"a prompt is made of this tokenizer's words ({known}, ...); got {text!r}") from error
 
 
 def prompt_ids(tokenizer: Tokenizer, text: str) -> list[int]:

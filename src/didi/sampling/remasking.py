@@ -19,8 +19,9 @@ from didi.diffusion.canvas import Canvas
 from didi.diffusion.noise import SequenceNoise
 from didi.errors import UsageError
 from didi.models.denoiser import Denoiser
-from didi.sampling.base import StepOutput, features_at, open_positions, path_alphas, shared_rows
+from didi.sampling.base import StepOutput, open_positions, path_alphas, shared_rows
 from didi.sampling.departure import EXACT, Departure
+from didi.sampling.passes import Passes, TrunkPass, moves_alone, sent
 
 Strategy = Literal["cap", "rescale"]
 
@@ -76,9 +77,13 @@ class RemaskingSampler:
     remask: Remasking = Remasking()
     departure: Departure = EXACT
 
-    @torch.inference_mode()
     def __call__(self, canvas: Canvas, times: Float[Tensor, " n"], noise: SequenceNoise) -> Iterator[StepOutput]:
         """See ``base.Sampler``."""
+        return moves_alone(self, canvas, times, noise)
+
+    @torch.inference_mode()
+    def passes(self, canvas: Canvas, times: Float[Tensor, " n"], noise: SequenceNoise) -> Passes:
+        """See ``passes.PassSampler``."""
         z, mask_id, none = self.process.prior(canvas), self.process.mask_id, torch.zeros(len(canvas), dtype=torch.long)
         alphas = path_alphas(self.process.schedule, times).tolist()
         for move, (t, s) in enumerate(pairwise(times)):
@@ -95,7 +100,7 @@ class RemaskingSampler:
                 active = z[is_active]
                 there = canvas.rows(is_active)
                 inputs = shared_rows(active, there)
-                features = features_at(self.denoiser, self.process, inputs, t, there.attention_mask)
+                features = sent((yield TrunkPass(inputs, t, there.attention_mask)))
                 features = features.expand(len(active), -1, -1)
                 logits = self.denoiser.head(features[is_revealed[is_active]])
                 z_next[is_revealed] = self.departure.sample(logits, mask_id, draw[is_revealed])

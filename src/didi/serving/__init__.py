@@ -1,1 +1,1 @@
-"""What is shown to users of a model: replays of sampling as files, and the page in ``static``."""
+"""Serving: shared network passes, the HTTP application and its page, and replays of sampling as files."""

@@ -1,0 +1,99 @@
+"""``didi serve``: models behind HTTP."""
+
+import ipaddress
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import tyro
+
+from didi.apps.terminal import parse
+from didi.errors import UsageError
+from didi.models.bundle import load
+from didi.models.inference import for_inference
+from didi.serving.settings import ServerSettings
+from didi.world import default_device
+
+TOKEN_VARIABLE = "DIDI_SERVE_TOKEN"
+
+
+@dataclass(frozen=True)
+class ServeCommand:
+    """Serve models over HTTP: completions in OpenAI's form, and sequences move by move."""
+
+    models: tyro.conf.Positional[tuple[str, ...]]
+    """Bundled names, bundle folders or Hub repositories; NAME=MODEL gives a name that requests use."""
+    host: str = "127.0.0.1"
+    """Address to listen at; other machines reach 0.0.0.0, which needs a token."""
+    port: int = 8000
+    """Port to listen at; 0 is a free one, which the log names."""
+    token: str | None = None
+    """Bearer token that requests need; better given in the environment variable DIDI_SERVE_TOKEN, which process lists
+    do not show."""
+    cors_origins: tuple[str, ...] = ()
+    """Origins whose pages may use the server, such as https://example.org; none by default."""
+    network: Literal["float32", "bfloat16"] = "float32"
+    """Number format of the networks' trunks; int8 is left out, since its rounding depends on what shares a pass."""
+    max_batch: int = ServerSettings.max_batch
+    """Sequences that run at the same time."""
+    max_queue: int = ServerSettings.max_queue
+    """Requests that may wait; more are refused with status 429."""
+    max_samples: int = ServerSettings.max_samples
+    """Sequences of a request."""
+    max_moves: int = ServerSettings.max_moves
+    """Sampling steps of a request."""
+    max_tokens: int | None = None
+    """Tokens of a sequence, its prompt included; by default the model's context length."""
+    timeout: float = ServerSettings.timeout
+    """Seconds that a request may take, waiting included."""
+    drain: float = ServerSettings.drain
+    """Seconds that running requests have to finish after SIGTERM."""
+    log_prompts: bool = False
+    """Write prompts to the log."""
+
+
+def run_serve(args: Sequence[str]) -> None:
+    """Run ``didi serve`` with the arguments after the command's name."""
+    command = parse(ServeCommand, args, prog="didi serve")
+    if not command.models:
+        raise UsageError("didi serve MODEL...: give one model or more, such as tiny-news")
+    named = _named(command.models)
+    from didi.serving.app import make_app
+    from didi.serving.server import serve
+
+    settings = ServerSettings(
+        token=os.environ.get(TOKEN_VARIABLE) if command.token is None else command.token,
+        cors_origins=command.cors_origins,
+        logs_prompts=command.log_prompts,
+        **{
+            name: getattr(command, name)
+            for name in ("max_batch", "max_queue", "max_samples", "max_moves", "max_tokens", "timeout", "drain")
+        },
+    )
+    if settings.token is None and not _is_loopback(command.host):
+        raise UsageError(
+            f"--host {command.host} is open to other machines and needs a token: set {TOKEN_VARIABLE}, or use 127.0.0.1"
+        )
+    device = default_device()
+    bundles = {name: for_inference(load(model).to(device), command.network) for name, model in named.items()}
+    where = f"http://{command.host}:{command.port}" if command.port else "the address below"
+    print(f"didi serves {', '.join(bundles)} at {where}", file=sys.stderr)
+    serve(make_app(bundles, settings), settings, command.host, command.port)
+
+
+def _named(words: Sequence[str]) -> dict[str, str]:
+    """Models by the names that requests use."""
+    pairs = [word.partition("=")[::2] if "=" in word else (word, word) for word in words]
+    named = dict(pairs)
+    if len(named) < len(pairs) or not all(named):
+        raise UsageError(f"models have different names; got {' '.join(words)}: write NAME=MODEL for one of them")
+    return named
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -1,0 +1,109 @@
+"""The HTTP application: routes, limits and errors."""
+
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import didi
+from didi.errors import DidiError, from_checkout
+from didi.models.bundle import Bundle
+
+try:
+    from fastapi import FastAPI, Request
+    from fastapi.exceptions import RequestValidationError
+    from fastapi.middleware.cors import CORSMiddleware
+    from fastapi.responses import JSONResponse, PlainTextResponse
+    from fastapi.staticfiles import StaticFiles
+    from starlette.exceptions import HTTPException
+    from starlette.responses import Response
+
+    from didi.serving import completions, generate
+    from didi.serving.engine import Engine
+    from didi.serving.metrics import Metrics
+    from didi.serving.middleware import Guard, RequestLog
+    from didi.serving.models import Models
+    from didi.serving.problems import invalid, logged
+    from didi.serving.scheduler import Scheduler
+    from didi.serving.settings import ServerSettings
+    from didi.serving.state import Parts, State
+except ImportError as error:
+    raise DidiError(f"a server needs more packages: {from_checkout('serve')} ({error})") from error
+
+STATIC = Path(__file__).parent / "static"
+"""The page at ``/``, where there is one."""
+
+
+def make_app(bundles: Mapping[str, Bundle], settings: ServerSettings | None = None) -> FastAPI:
+    """The application that serves ``bundles`` by their names.
+
+    Args:
+        bundles: one or more, on their devices; names have no colon.
+        settings: limits and access.
+    """
+    settings = settings or ServerSettings()
+    engine = Engine(Scheduler(settings.max_batch), settings.max_queue)
+    parts = State(Models(bundles), settings, engine, Metrics(engine))
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        for model in parts.models:
+            model.check_weights()
+        engine.start()
+        yield
+        engine.stop()
+
+    app = FastAPI(title="didi", version=didi.__version__, lifespan=lifespan, description=__doc__)
+    app.state.parts = parts
+    app.include_router(generate.router)
+    app.include_router(completions.router)
+    _add_probes(app)
+    _add_error_handlers(app)
+    app.add_middleware(Guard, settings=settings)
+    app.add_middleware(RequestLog, metrics=parts.metrics)
+    if settings.cors_origins:
+        allowed: dict[str, Any] = {"allow_methods": ["GET", "POST"], "allow_headers": ["authorization", "content-type"]}
+        app.add_middleware(CORSMiddleware, allow_origins=settings.cors_origins, **allowed)
+    if STATIC.is_dir():
+        app.mount("/", StaticFiles(directory=STATIC, html=True))
+    return app
+
+
+def _add_probes(app: FastAPI) -> None:
+    @app.get("/healthz", response_class=PlainTextResponse)
+    async def healthz() -> str:
+        """Whether the process answers."""
+        return "ok\n"
+
+    @app.get("/readyz", response_class=PlainTextResponse)
+    async def readyz(parts: Parts) -> Response:
+        """Whether requests are taken and all models can be sampled; 503 if not."""
+        damaged = [model.name for model in parts.models if model.is_damaged]
+        if damaged:
+            return PlainTextResponse(f"the weights of {', '.join(damaged)} are not finite\n", 503)
+        if not parts.engine.is_running:
+            return PlainTextResponse("the server is stopping\n", 503)
+        return PlainTextResponse("ok\n")
+
+    @app.get("/metrics", response_class=PlainTextResponse)
+    async def metrics(parts: Parts) -> Response:
+        """Figures in the text form of Prometheus."""
+        return Response(parts.metrics.text(), media_type="text/plain; version=0.0.4")
+
+
+def _add_error_handlers(app: FastAPI) -> None:
+    async def unfit(request: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, RequestValidationError)
+        return invalid(error, request.url.path).answer()
+
+    async def failed(_: Request, error: Exception) -> JSONResponse:
+        return logged(error).answer()
+
+    handlers: dict[type[Exception], Callable[..., Any]] = {
+        RequestValidationError: unfit,
+        DidiError: failed,
+        HTTPException: failed,
+        Exception: failed,
+    }
+    for kind, handler in handlers.items():
+        app.add_exception_handler(kind, handler)

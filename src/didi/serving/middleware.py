@@ -1,0 +1,118 @@
+"""What stands before every route: the token, the size of bodies, the log and the counters."""
+
+import asyncio
+import hmac
+import logging
+import time
+import uuid
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from didi.serving.metrics import Metrics
+from didi.serving.problems import Problem
+from didi.serving.settings import ServerSettings
+
+LOG = logging.getLogger("didi.serving")
+GUARDED = ("/v1/", "/metrics")
+
+
+class Guard:
+    """Refuses requests without the token, and bodies that are too large or too slow.
+
+    Args:
+        app: what follows.
+        settings: with the token and the limits.
+    """
+
+    def __init__(self, app: ASGIApp, settings: ServerSettings) -> None:
+        self._app, self._settings = app, settings
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on, with its body received, or answer it."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        if not self._is_allowed(scope):
+            problem = Problem(401, "authentication_error", "this needs the header Authorization: Bearer TOKEN")
+            await problem.answer()(scope, receive, send)
+            return
+        try:
+            async with asyncio.timeout(self._settings.timeout):
+                body = await self._body(receive)
+        except TimeoutError:
+            problem = Problem(408, "invalid_request_error", "the body took too long to arrive; send it at once")
+            await problem.answer()(scope, receive, send)
+            return
+        if body is None:
+            limit = self._settings.max_body_bytes
+            problem = Problem(
+                413, "invalid_request_error", f"a body has at most {limit} bytes here; send a smaller one"
+            )
+            await problem.answer()(scope, receive, send)
+            return
+        await self._app(scope, _replayed(body, receive), send)
+
+    def _is_allowed(self, scope: Scope) -> bool:
+        token = self._settings.token
+        if token is None or not scope["path"].startswith(GUARDED):
+            return True
+        given = dict(scope["headers"]).get(b"authorization", b"")
+        return hmac.compare_digest(given, f"Bearer {token}".encode())
+
+    async def _body(self, receive: Receive) -> Message | None:
+        """The body in one message, or the disconnection; None if it is too large."""
+        parts = bytearray()
+        while True:
+            message = await receive()
+            if message["type"] != "http.request":
+                return message
+            parts += message.get("body", b"")
+            if len(parts) > self._settings.max_body_bytes:
+                return None
+            if not message.get("more_body", False):
+                return {"type": "http.request", "body": bytes(parts), "more_body": False}
+
+
+def _replayed(first: Message, receive: Receive) -> Receive:
+    messages = [first]
+
+    async def replay() -> Message:
+        return messages.pop() if messages else await receive()
+
+    return replay
+
+
+class RequestLog:
+    """Writes a line for each request, counts it, and gives it a number, ``X-Request-Id``.
+
+    Args:
+        app: what follows.
+        metrics: count requests.
+    """
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self._app, self._metrics = app, metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        number, started, status = uuid.uuid4().hex, time.monotonic(), 500
+
+        async def numbered(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message = {**message, "headers": [*message["headers"], (b"x-request-id", number.encode())]}
+            await send(message)
+
+        try:
+            await self._app(scope, receive, numbered)
+        finally:
+            seconds = time.monotonic() - started
+            route = getattr(scope.get("route"), "path", "other")
+            self._metrics.requests.labels(route, status).inc()
+            self._metrics.seconds.labels(route).observe(seconds)
+            fields = {"id": number, "method": scope["method"], "path": scope["path"], "status": status}
+            LOG.info("request", extra={"fields": {**fields, "milliseconds": round(1000 * seconds, 3)}})

@@ -1,0 +1,226 @@
+"""From the body of a request to a plan of its sequences; what does not fit is refused before it waits."""
+
+import reprlib
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+
+from didi.arguments import whole_number
+from didi.diffusion.canvas import Canvas
+from didi.errors import UsageError, suggestion
+from didi.models.bundle import Bundle, Role
+from didi.models.initial_state import InitialState
+from didi.sampling.completion import Plan, planned
+from didi.sampling.departure import TEMPERATURES
+from didi.sampling.guided import Guidance
+from didi.sampling.options import KINDS, SamplingOptions
+from didi.sampling.prompt import canvas_from_prompt, encoded
+from didi.sampling.registry import sampler_of, with_bundle_settings
+from didi.serving.models import Models, ServedModel
+from didi.serving.schemas import SEEDS, CompletionRequest, GenerateRequest
+from didi.serving.settings import ServerSettings
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A part of a request that becomes a job: samples of one prompt.
+
+    Attributes:
+        model: whose networks are sampled.
+        role: of the network.
+        sampler: by name.
+        seed: of the samples.
+        plan: what is sampled.
+        num_given: positions before the first that is free.
+    """
+
+    model: ServedModel
+    role: str
+    sampler: str
+    seed: int
+    plan: Plan
+    num_given: int = 0
+
+
+def generation(request: GenerateRequest, models: Models, settings: ServerSettings) -> Asked:
+    """What a request of ``/v1/generate`` asks for.
+
+    Raises:
+        UsageError: it is not served, or is more than the settings allow.
+    """
+    model, role = models.find(request.model, request.role)
+    bundle, num = model.bundle, whole_number("num_samples", request.num_samples, low=1, high=settings.max_samples)
+    names = {one.name for one in fields(SamplingOptions)} & set(GenerateRequest.model_fields) - set(KINDS)
+    values = {name: getattr(request, name) for name in names} | {"role": role, "times": tuple(request.times)}
+    values["temperature"] = _temperature(request.temperature)
+    bases = {"guidance": bundle.guidance or Guidance(), "initial_state": bundle.initial_state or InitialState()}
+    for name, kind in KINDS.items():
+        if (given := getattr(request, name)) is not None:
+            values[name] = _record(name, bases.get(name) or kind(), given)
+    canvas = _canvas(request, bundle, role, settings)
+    return _asked(model, canvas.expand(num), SamplingOptions(**values), request.nfe, request.seed, settings)
+
+
+def completions(request: CompletionRequest, models: Models, settings: ServerSettings) -> list[Asked]:
+    """What a request of ``/v1/completions`` asks for, one for each of its prompts.
+
+    Raises:
+        UsageError: it is not served, or is more than the settings allow.
+    """
+    _refuse_unsupported(request)
+    model, role = models.find(request.model)
+    bundle, num = model.bundle, whole_number("n", request.n, low=1)
+    prompts = _prompts(request.prompt)
+    whole_number("the number of prompts times n", len(prompts) * num, low=1, high=settings.max_samples)
+    guidance = (
+        None if request.guidance is None else _record("guidance", bundle.guidance or Guidance(), request.guidance)
+    )
+    options = SamplingOptions(
+        sampler=request.sampler,
+        role=role,
+        temperature=_temperature(1.0 if request.temperature is None else request.temperature),
+        top_p=1.0 if request.top_p is None else request.top_p,
+        guidance=guidance,
+    )
+    found = []
+    for prompt in prompts:
+        canvas, num_given = _completion_canvas(request, prompt, bundle, role, settings)
+        asked = _asked(model, canvas.expand(num), options, request.nfe, request.seed, settings)
+        found.append(replace(asked, num_given=num_given))
+    return found
+
+
+def _asked(
+    model: ServedModel,
+    canvas: Canvas,
+    options: SamplingOptions,
+    nfe: int | None,
+    seed: int | None,
+    settings: ServerSettings,
+) -> Asked:
+    bundle, seed = model.bundle, secrets.randbelow(SEEDS) if seed is None else seed
+    if nfe is not None:  # before a grid of so many is made
+        whole_number("nfe", nfe, low=1, high=settings.max_moves)
+    guidance = with_bundle_settings(options, bundle).guidance
+    if guidance is not None:
+        whole_number("guidance num_candidates", guidance.num_candidates, low=1, high=settings.max_candidates)
+    plan = planned(bundle, canvas, indices=range(len(canvas)), seed=seed, nfe=nfe, options=options)
+    if plan.num_moves > max(settings.max_moves, canvas.length):
+        raise UsageError(f"a request has at most {settings.max_moves} moves here; got {plan.num_moves}: lower nfe")
+    return Asked(model, model.role_of(options.role), sampler_of(bundle, options), seed, plan)
+
+
+def context_length(bundle: Bundle, role: Role | None, settings: ServerSettings) -> int:
+    """Most positions of a sequence."""
+    length = bundle.network(role).length
+    return length if settings.max_tokens is None else min(length, settings.max_tokens)
+
+
+def _canvas(request: GenerateRequest, bundle: Bundle, role: Role | None, settings: ServerSettings) -> Canvas:
+    """One sequence: the prompt, the infill text, or the given tokens."""
+    most = context_length(bundle, role, settings)
+    if request.token_ids is not None:
+        if request.prompt is not None or request.infill is not None:
+            raise UsageError("give token_ids, or a prompt or infill text, not both")
+        whole_number("the number of token_ids", len(request.token_ids), low=1, high=most)
+        if request.length not in (None, len(request.token_ids)):
+            raise UsageError(f"length is that of token_ids, {len(request.token_ids)}; got {request.length}")
+        _check_ids([one for one in request.token_ids if one is not None], bundle, role)
+        is_free = torch.tensor([[one is None for one in request.token_ids]])
+        return Canvas.given(torch.tensor([[one or 0 for one in request.token_ids]]), is_free)
+    length = most if request.length is None else whole_number("length", request.length, low=1, high=most)
+    for name in ("prompt", "infill"):
+        _check_text(name, getattr(request, name), settings)
+    return canvas_from_prompt(bundle, length, prefix=request.prompt, infill=request.infill)
+
+
+def _completion_canvas(
+    request: CompletionRequest, prompt: str | Sequence[int], bundle: Bundle, role: Role | None, settings: ServerSettings
+) -> tuple[Canvas, int]:
+    """One sequence of the prompt, what is to be written, and the suffix; and the number of the prompt's tokens."""
+    ids = _ids("prompt", prompt, bundle, role, settings)
+    after = _ids("suffix", request.suffix or "", bundle, role, settings)
+    most = context_length(bundle, role, settings)
+    left = most - len(ids) - len(after)
+    if left < 1:
+        raise UsageError(
+            f"a prompt, with its suffix, has at most {most - 1} tokens here; got {most - left}: shorten it"
+        )
+    if request.max_tokens is not None and not 1 <= request.max_tokens <= left:
+        raise UsageError(
+            f"max_tokens lies in [1, {left}] after {most - left} tokens of the prompt; got {request.max_tokens}"
+        )
+    num = left if request.max_tokens is None else request.max_tokens
+    tokens = torch.tensor([[*ids, *[0] * num, *after]])
+    is_free = torch.zeros_like(tokens, dtype=torch.bool)
+    is_free[:, len(ids) : len(ids) + num] = True
+    return Canvas.given(tokens, is_free), len(ids)
+
+
+def _prompts(prompt: str | list[str] | list[int] | list[list[int]]) -> Sequence[str | list[int]]:
+    """The prompts of a request, in any of OpenAI's four forms."""
+    if isinstance(prompt, str):
+        return [prompt]
+    if prompt and all(isinstance(one, int) for one in prompt):
+        return [prompt]  # type: ignore[list-item]
+    return prompt  # type: ignore[return-value]
+
+
+def _ids(
+    name: str, text: str | Sequence[int], bundle: Bundle, role: Role | None, settings: ServerSettings
+) -> Sequence[int]:
+    if not isinstance(text, str):
+        _check_ids(text, bundle, role)
+        return text
+    _check_text(name, text, settings)
+    if "[MASK]" in text:
+        raise UsageError(f"a {name} holds no [MASK]; infill a text with suffix, or with /v1/generate")
+    return encoded(bundle, text) if text else []
+
+
+def _check_ids(ids: Sequence[int], bundle: Bundle, role: Role | None) -> None:
+    network = bundle.network(role)
+    for one in ids:
+        if not 0 <= one < network.vocab_size or one == network.mask_id:
+            raise UsageError(f"a token id lies in [0, {network.vocab_size}) and is not that of [MASK]; got {one}")
+
+
+def _check_text(name: str, text: str | None, settings: ServerSettings) -> None:
+    if text is None:
+        return
+    if len(text) > settings.max_prompt_characters:
+        raise UsageError(f"{name} has at most {settings.max_prompt_characters} characters here; got {len(text)}")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(f"{name} is valid Unicode; got half of a surrogate pair at {error.start}") from error
+
+
+def _temperature(given: float) -> float:
+    """The temperature of a request; 0, as in OpenAI's form, is the least that logits can be divided by."""
+    return TEMPERATURES[0] if given == 0 else given
+
+
+def _record(name: str, base: Any, given: Mapping[str, Any]) -> Any:
+    """``base`` with some of its fields."""
+    known = [one.name for one in fields(base)]
+    for field in given:
+        if field not in known:
+            hint = suggestion(field, known)
+            raise UsageError(f"{name} has the fields {', '.join(known)}; got {reprlib.repr(field)}{hint}")
+    return replace(base, **given)
+
+
+def _refuse_unsupported(request: CompletionRequest) -> None:
+    if request.logprobs is not None:
+        raise UsageError("logprobs is left out: diffusion draws tokens in no order, so they have no log-probabilities")
+    for name in ("presence_penalty", "frequency_penalty"):
+        if getattr(request, name):
+            raise UsageError(f"{name} is 0 here; got {getattr(request, name)}")
+    if request.logit_bias:
+        raise UsageError("logit_bias is empty here; leave it out")
+    if request.best_of not in (None, request.n):
+        raise UsageError(f"best_of is n, {request.n}, here; got {request.best_of}")

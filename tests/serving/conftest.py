@@ -1,0 +1,80 @@
+import contextlib
+import json
+import socket
+import threading
+
+import pytest
+import torch
+import uvicorn
+from fastapi.testclient import TestClient
+
+import didi
+from didi.models.bundle import Bundle
+from didi.serving.app import make_app
+from didi.serving.settings import ServerSettings
+
+
+@pytest.fixture(scope="session")
+def news():
+    return didi.load("tiny-news")
+
+
+@pytest.fixture
+def toy(make_dit):
+    """A model of 16 positions over 40 symbols, without tokenizer."""
+    return Bundle(teacher=make_dit(vocab_size=40, length=16, scale=3.0), name="toy")
+
+
+@pytest.fixture(scope="session")
+def client(news):
+    """A client of a server of tiny-news with the default settings."""
+    with TestClient(make_app({"news": news}), raise_server_exceptions=False) as found:
+        yield found
+
+
+@pytest.fixture
+def client_of():
+    """A client of a server with other bundles or settings."""
+    with contextlib.ExitStack() as stack:
+        yield lambda bundles, **settings: stack.enter_context(
+            TestClient(make_app(bundles, ServerSettings(**settings)), raise_server_exceptions=False)
+        )
+
+
+@pytest.fixture
+def listening():
+    """Address of a server that listens on loopback, in a thread."""
+    with contextlib.ExitStack() as stack:
+        yield lambda bundles, **settings: stack.enter_context(_listening(make_app(bundles, ServerSettings(**settings))))
+
+
+@contextlib.contextmanager
+def _listening(app):
+    server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=5))
+    here = socket.create_server(("127.0.0.1", 0), backlog=1024)
+    here.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)  # what the system holds for a reader that is slow
+    thread = threading.Thread(target=server.run, args=([here],))
+    thread.start()
+    while not server.started:
+        thread.join(0.01)
+        assert thread.is_alive()
+    yield server, f"http://127.0.0.1:{here.getsockname()[1]}"
+    server.should_exit = True
+    thread.join()
+
+
+def events_of(text):
+    """Names and records of server-sent events."""
+    found = []
+    for block in text.strip().replace("\r\n", "\n").split("\n\n"):
+        fields = dict(line.split(": ", 1) for line in block.splitlines() if not line.startswith(":"))
+        if fields:
+            found.append((fields.get("event"), json.loads(fields["data"]) if fields["data"] != "[DONE]" else None))
+    return found
+
+
+def with_nan(bundle):
+    """The bundle, with one weight of its network that is not a number."""
+    with torch.no_grad():
+        bundle.network().blocks[0].attn_qkv.weight[0, 0] = torch.nan
+    return bundle

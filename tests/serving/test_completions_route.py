@@ -1,0 +1,134 @@
+"""``/v1/completions`` and ``/v1/models`` as OpenAI's client and lm-eval's ``local-completions`` use them."""
+
+import pytest
+
+import didi
+from didi.sampling.departure import TEMPERATURES
+from didi.serving.growing import Growing
+from didi.serving.requests import Asked
+
+from .conftest import events_of, with_nan
+
+PROMPT = "The prime minister said"
+
+
+@pytest.fixture(scope="module")
+def openai_client(client):
+    openai = pytest.importorskip("openai")
+    return openai.OpenAI(base_url="http://testserver/v1", api_key="none", http_client=client, max_retries=0)
+
+
+@pytest.fixture(scope="module")
+def prompt_ids(news):
+    return news.tokenizer.encode(PROMPT, add_special_tokens=False).ids
+
+
+def expected(news, num_given, num_new, **asked):
+    """The completion's tokens in a sample of ``generate``."""
+    out = didi.generate(news, prefix=PROMPT, length=num_given + num_new, **{"num_samples": 1, **asked})
+    return [news.tokenizer.decode(row[num_given:], skip_special_tokens=False) for row in out.tokens.tolist()]
+
+
+def test_the_client_of_openai_gets_samples_of_generate(openai_client, news, prompt_ids):
+    answer = openai_client.completions.create(model="news", prompt=PROMPT, max_tokens=20, n=2, seed=5)
+    texts = [text.split("<|endoftext|>")[0] for text in expected(news, len(prompt_ids), 20, num_samples=2, seed=5)]
+    assert [one.text for one in answer.choices] == texts
+    assert [one.index for one in answer.choices] == [0, 1]
+    assert answer.usage.prompt_tokens == len(prompt_ids)
+    assert answer.usage.completion_tokens == 40
+    assert {one.finish_reason for one in answer.choices} <= {"length", "stop"}
+
+
+@pytest.mark.parametrize("asked", [{"n": 2}, {"stop": ["the", " a"]}, {"echo": True}, {"extra_body": {"nfe": 2}}])
+def test_parts_of_a_stream_make_the_whole_answer(openai_client, asked):
+    shared = {"model": "news:teacher", "prompt": [PROMPT, "In"], "max_tokens": 24, "seed": 1, **asked}
+    whole = openai_client.completions.create(**shared)
+    texts, reasons, parts = {}, {}, 0
+    for part in openai_client.completions.create(**shared, stream=True, stream_options={"include_usage": True}):
+        for choice in part.choices:
+            texts[choice.index] = texts.get(choice.index, "") + choice.text
+            reasons[choice.index] = choice.finish_reason
+            parts += 1
+    assert texts == {one.index: one.text for one in whole.choices}
+    assert reasons == {one.index: one.finish_reason for one in whole.choices}
+    assert part.usage == whole.usage
+    assert parts > len(texts)
+
+
+def test_requests_of_lm_eval_are_answered(client, news, prompt_ids):
+    """Token ids or texts in lists, temperature 0, a stop list and a seed."""
+    body = {"model": "news", "max_tokens": 8, "temperature": 0, "stop": ["\n\n", "Question:"], "seed": 1234}
+    answers = [client.post("/v1/completions", json={**body, "prompt": one}) for one in ([prompt_ids], [PROMPT])]
+    assert [one.status_code for one in answers] == [200, 200]
+    first, second = (one.json()["choices"] for one in answers)
+    assert first == second
+    (text,) = expected(news, len(prompt_ids), 8, seed=1234, temperature=TEMPERATURES[0])
+    assert first[0]["text"] == text.split("<|endoftext|>")[0]
+    scored = client.post("/v1/completions", json={**body, "prompt": [prompt_ids], "logprobs": 1, "echo": True})
+    assert scored.status_code == 400
+    assert "logprobs is left out" in scored.json()["error"]["message"]
+
+
+def test_a_suffix_is_what_the_completion_leads_to(client, news):
+    body = {"prompt": "The prime minister", "suffix": " in London.", "max_tokens": 6, "seed": 2}
+    answer = client.post("/v1/completions", json=body).json()
+    masks = " ".join(["[MASK]"] * 6)
+    ids = len(news.tokenizer.encode("The prime minister").ids) + 6 + len(news.tokenizer.encode(" in London.").ids)
+    alone = didi.generate(news, num_samples=1, infill=f"The prime minister {masks} in London.", length=ids, seed=2)
+    assert answer["usage"]["prompt_tokens"] == ids - 6
+    assert answer["choices"][0]["text"] in alone.texts[0]
+
+
+def test_text_ends_before_a_stop_text_and_before_the_end_of_the_document(news):
+    client_ids = news.tokenizer.encode(" one two<|endoftext|> three").ids
+    from didi.sampling.completion import planned
+    from didi.sampling.prompt import canvas_from_prompt
+    from didi.serving.models import ServedModel
+
+    plan = planned(news, canvas_from_prompt(news, len(client_ids)), indices=[0])
+    asked = Asked(ServedModel("news", news), "student", "ancestral", 0, plan)
+    plain, stopped, late = (Growing(asked, stops, echoes=False) for stops in ([], ["two"], ["two"]))
+    assert (plain.finished(client_ids), plain.finish_reason) == (" one two", "stop")
+    assert (stopped.finished(client_ids), stopped.finish_reason) == (" one ", "stop")
+    # The first token, and one that is not next: what may begin a stop text is held back.
+    assert late.added([0, 3], [client_ids[0], client_ids[3]]) == " o"
+    assert late.added([1, 2], client_ids[1:3]) == "ne "
+    assert late.rest(client_ids) == ""
+
+
+def test_models_are_listed(openai_client):
+    cards = {one.id: one for one in openai_client.models.list()}
+    assert list(cards) == ["news", "news:student", "news:teacher"]
+    assert cards["news"].role == "student"
+    assert cards["news:teacher"].nfe == 16
+    assert cards["news"].samplers[0] == "ancestral"
+    assert "guided" in cards["news"].samplers
+    assert cards["news"].length == 128
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"max_tokens": 126}, "max_tokens lies in [1, 124] after 4 tokens of the prompt; got 126"),
+        ({"max_tokens": 0}, "max_tokens lies in [1, 124]"),
+        ({"prompt": "word " * 200}, "has at most 127 tokens here"),
+        ({"prompt": []}, "the number of prompts times n lies in [1, 32]; got 0"),
+        ({"n": 33}, "the number of prompts times n lies in [1, 32]; got 33"),
+        ({"best_of": 2}, "best_of is n, 1, here"),
+        ({"presence_penalty": 1.0}, "presence_penalty is 0 here"),
+        ({"prompt": "a [MASK]"}, "holds no [MASK]"),
+        ({"prompt": [5, 9999]}, "a token id lies in"),
+        ({"prompt": {"a": 1}}, "prompt.str: Input should be a valid string"),
+        ({"max_token": 3}, "did you mean 'max_tokens'?"),
+    ],
+)
+def test_what_does_not_fit_is_refused(client, asked, message):
+    answer = client.post("/v1/completions", json={"prompt": PROMPT, **asked})
+    assert answer.status_code == 400
+    assert message in answer.json()["error"]["message"]
+
+
+def test_a_stream_that_fails_ends_with_an_error(client_of, toy):
+    client = client_of({"toy": with_nan(toy)})
+    events = events_of(client.post("/v1/completions", json={"prompt": [1, 2], "max_tokens": 4, "stream": True}).text)
+    assert "not finite" in events[-1][1]["error"]["message"]

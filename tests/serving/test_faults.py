@@ -1,0 +1,244 @@
+"""Clients that leave or do not read, full queues, broken bodies and weights: each costs its own request alone."""
+
+import json
+import socket
+import threading
+import time
+
+import httpx
+import pytest
+
+import didi
+from didi.models.bundle import Bundle
+from didi.serving import follow
+from didi.serving.engine import Engine, Overloaded, Stopping
+
+from .conftest import events_of, with_nan
+
+LONG = {"nfe": 30, "sampler": "published"}
+"""A second of work, or several."""
+
+
+def until(condition, seconds=10):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def post_of(body):
+    """The bytes of a request."""
+    content = json.dumps(body).encode()
+    head = f"POST /v1/generate HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(content)}"
+    return head.encode() + b"\r\n\r\n" + content
+
+
+def engine_of(client):
+    return client.app.state.parts.engine
+
+
+def figure(client, name):
+    (line,) = [one for one in client.get("/metrics").text.splitlines() if one.startswith(name + " ")]
+    return float(line.split()[1])
+
+
+@pytest.mark.parametrize("path", ["/v1/generate", "/v1/completions"])
+@pytest.mark.parametrize("body", [b"", b"{", b"[1]", b'"x"', b"\xff\xfe", b"null", b"[" * 100_000, b'{"seed": 1e999}'])
+def test_a_body_that_is_no_request_is_refused(client, path, body):
+    answer = client.post(path, content=body, headers={"content-type": "application/json"})
+    assert answer.status_code == 400
+    assert answer.json()["error"]["type"] == "invalid_request_error"
+
+
+def test_a_huge_body_is_refused_before_it_is_read_as_json(client):
+    for content in (json.dumps({"prompt": "x" * 2**20}).encode(), (b"x" * 2**16 for _ in range(40))):
+        answer = client.post("/v1/generate", content=content)
+        assert answer.status_code == 413
+        assert "at most 1048576 bytes" in answer.json()["error"]["message"]
+
+
+def test_unknown_paths_and_methods_have_errors_of_the_same_form(client):
+    assert client.get("/v1/nothing").json()["error"]["type"] == "invalid_request_error"
+    assert client.get("/v1/generate").status_code == 405
+
+
+@pytest.mark.slow
+def test_a_full_queue_is_refused_with_a_time_to_come_again(toy, listening):
+    server, url = listening({"toy": toy}, max_batch=1, max_queue=2)
+    engine = server.config.app.state.parts.engine
+    with httpx.Client(base_url=url, timeout=20) as client:
+        answers = []
+        threads = [
+            threading.Thread(target=lambda: answers.append(client.post("/v1/generate", json=LONG))) for _ in range(3)
+        ]
+        for number, thread in enumerate(threads):
+            thread.start()
+            until(lambda number=number: engine.num_waiting + len(engine.scheduler.running) == number + 1)
+            until(lambda: engine.scheduler.running)
+        for stream in (False, True):
+            refused = client.post("/v1/generate", json={"stream": stream})
+            assert refused.status_code == 429
+            assert 1 <= int(refused.headers["retry-after"]) <= 60
+            assert refused.json()["error"]["code"] == "overloaded"
+        for thread in threads:
+            thread.join()
+        assert [one.status_code for one in answers] == [200] * 3
+
+
+def test_the_jobs_of_a_request_are_queued_all_or_none(client_of, toy):
+    client = client_of({"toy": toy}, max_queue=3)
+    body = {"prompt": [[1], [2], [3], [4]], "max_tokens": 2}
+    assert client.post("/v1/completions", json=body).status_code == 429
+    assert engine_of(client).num_waiting == 0
+    assert client.post("/v1/completions", json={**body, "prompt": body["prompt"][:3]}).status_code == 200
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_leaves_frees_its_place(toy, listening, stream):
+    server, url = listening({"toy": toy})
+    engine = server.config.app.state.parts.engine
+    message = post_of({**LONG, "nfe": 300, "stream": stream})
+    with socket.create_connection(url.removeprefix("http://").split(":")) as one:
+        one.sendall(message)
+        until(lambda: engine.scheduler.running)
+    until(lambda: engine.scheduler.is_idle, seconds=3)
+    with httpx.Client(base_url=url) as client:
+        assert client.post("/v1/generate", json={"nfe": 2}).status_code == 200
+        assert 'didi_failed_jobs_total{reason="Cancelled"} 1.0' in client.get("/metrics").text
+
+
+@pytest.mark.slow
+def test_a_reader_that_is_slow_holds_nobody_up(toy, listening, monkeypatch):
+    monkeypatch.setattr(follow, "MAX_UNREAD", 500)
+    _, url = listening({"toy": toy}, timeout=30.0)
+    message = post_of({"nfe": 1000, "stream": True, "sampler": "remasking", "num_samples": 8})
+    with socket.socket() as slow:
+        slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+        host, port = url.removeprefix("http://").split(":")
+        slow.connect((host, int(port)))
+        slow.sendall(message)
+        with httpx.Client(base_url=url, timeout=5) as client:
+            assert client.post("/v1/generate", json={"nfe": 2, "seed": 1}).status_code == 200
+            until(lambda: 'didi_failed_jobs_total{reason="SlowReader"} 1.0' in client.get("/metrics").text)
+
+
+def test_a_request_that_takes_too_long_ends(client_of, toy):
+    client = client_of({"toy": toy}, timeout=0.2)
+    answer = client.post("/v1/generate", json={**LONG, "nfe": 300})
+    assert answer.status_code == 504
+    assert "at most 0.2 s here" in answer.json()["error"]["message"]
+    events = events_of(client.post("/v1/generate", json={**LONG, "nfe": 300, "stream": True}).text)
+    assert events[-1][0] == "error"
+    assert "at most 0.2 s here" in events[-1][1]["message"]
+
+
+def test_weights_that_are_not_finite_give_no_text(client_of, toy, make_dit):
+    client = client_of({"toy": toy, "good": Bundle(teacher=make_dit(vocab_size=40, length=16))})
+    assert client.get("/readyz").status_code == 200
+    with_nan(toy)  # while it is served
+    answer = client.post("/v1/generate", json={"nfe": 4})
+    assert answer.status_code == 500
+    assert "not finite" in answer.json()["error"]["message"]
+    events = events_of(client.post("/v1/generate", json={"nfe": 4, "stream": True}).text)
+    assert [name for name, _ in events] == ["start", "error"]
+    assert client.get("/readyz").status_code == 503
+    assert "weights of toy" in client.get("/readyz").text
+    assert client.get("/healthz").status_code == 200
+    assert client.post("/v1/generate", json={"model": "good"}).status_code == 200
+
+
+def test_a_server_of_broken_weights_is_never_ready(client_of, toy):
+    assert client_of({"toy": with_nan(toy)}).get("/readyz").status_code == 503
+
+
+def test_settings_that_overflow_are_the_fault_of_the_request(client, unchecked):
+    guidance = {"guidance_scale": 1e30, "gradient_clamp": 1e30, "tilted_fraction": 1.0}
+    asked = {"sampler": "guided", "guidance": guidance, "temperature": 0, "length": 16, "nfe": 2}
+    answer = client.post("/v1/generate", json=asked)
+    assert answer.status_code == 400
+    assert "smaller guidance_scale" in answer.json()["error"]["message"]
+    assert client.get("/readyz").status_code == 200
+
+
+def test_an_exception_that_nobody_expects_is_a_500_that_tells_nothing(client_of, toy, monkeypatch, caplog):
+    client = client_of({"toy": toy})
+    monkeypatch.setattr(toy.teacher, "features", lambda *_: {}["a secret"])
+    answer = client.post("/v1/generate", json={})
+    assert answer.status_code == 500
+    assert "secret" not in answer.text
+    assert "secret" in caplog.text
+    monkeypatch.undo()
+    assert client.post("/v1/generate", json={}).status_code == 200
+
+
+def test_a_token_is_needed_where_one_is_set(client_of, toy):
+    client = client_of({"toy": toy}, token="secret")
+    for headers in ({}, {"authorization": "Bearer secre"}, {"authorization": "secret"}):
+        for path in ("/v1/models", "/metrics"):
+            answer = client.get(path, headers=headers)
+            assert answer.status_code == 401
+            assert answer.headers["www-authenticate"] == "Bearer"
+        assert client.post("/v1/generate", content=b"{", headers=headers).status_code == 401
+    allowed = {"authorization": "Bearer secret"}
+    assert client.get("/v1/models", headers=allowed).status_code == 200
+    assert client.get("/healthz").status_code == client.get("/readyz").status_code == 200
+
+
+def test_other_origins_are_told_nothing_unless_they_are_named(client_of, toy):
+    origin = {"origin": "https://example.org"}
+    assert "access-control-allow-origin" not in client_of({"toy": toy}).get("/healthz", headers=origin).headers
+    named = client_of({"toy": toy}, cors_origins=("https://example.org",), token="x")
+    assert named.get("/healthz", headers=origin).headers["access-control-allow-origin"] == "https://example.org"
+    asked = {**origin, "access-control-request-method": "POST", "access-control-request-headers": "authorization"}
+    assert named.options("/v1/generate", headers=asked).status_code == 200
+
+
+def test_prompts_are_logged_on_demand_alone(client_of, news, caplog):
+    caplog.set_level("INFO", "didi.serving")
+    for logs in (False, True):
+        caplog.clear()
+        client = client_of({"news": news}, logs_prompts=logs)
+        client.post("/v1/generate", json={"prompt": "unmistakable", "length": 8, "nfe": 1})
+        client.post("/v1/completions", json={"prompt": "unmistakable", "max_tokens": 2, "nfe": 1})
+        fields = [one.fields for one in caplog.records if one.name == "didi.serving"]
+        assert sum("unmistakable" in str(one) for one in fields) == 2 * logs
+        assert [one["status"] for one in fields if "status" in one] == [200, 200]
+
+
+def test_figures_count_requests_passes_and_tokens(client_of, toy):
+    client = client_of({"toy": toy})
+    client.post("/v1/generate", json={"nfe": 1, "num_samples": 3})
+    client.post("/v1/generate", json={"nfe": 0})
+    text = client.get("/metrics").text
+    assert 'didi_requests_total{route="/v1/generate",status="200"} 1.0' in text
+    assert 'didi_requests_total{route="/v1/generate",status="400"} 1.0' in text
+    assert figure(client, "didi_tokens_total") == 48
+    assert figure(client, "didi_shared_passes_total") == figure(client, "didi_shared_pass_rows_total") == 1
+
+
+def test_the_openapi_page_names_the_routes_and_their_fields(client):
+    schema = client.get("/openapi.json").json()
+    assert {"/v1/generate", "/v1/completions", "/v1/models", "/healthz", "/readyz", "/metrics"} <= set(schema["paths"])
+    assert "nfe" in schema["components"]["schemas"]["GenerateRequest"]["properties"]
+    assert client.get("/docs").status_code == 200
+
+
+def test_an_engine_that_stops_takes_no_more_and_finishes_what_it_has(toy):
+    from didi.serving.scheduler import Scheduler
+
+    from .test_scheduler import job_of
+
+    engine = Engine(Scheduler(1), max_queue=4)
+    with pytest.raises(Stopping):
+        engine.submit([job_of(toy)])
+    engine.start()
+    jobs = [job_of(toy, seed=seed, nfe=3) for seed in range(4)]
+    engine.submit(jobs)
+    with pytest.raises(Overloaded):
+        engine.submit([job_of(toy) for _ in range(5)])
+    engine.stop(timeout=20.0)
+    assert [job.tokens.tolist() for job in jobs] == [
+        didi.generate(toy, num_samples=1, nfe=3, seed=seed).tokens.tolist() for seed in range(4)
+    ]
+    with pytest.raises(Stopping):
+        engine.submit([job_of(toy)])

@@ -1,0 +1,152 @@
+"""``didi serve`` as a process: flags, logs, signals; many streams at once."""
+
+import asyncio
+import json
+import os
+import re
+import resource
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+
+import didi
+from didi.apps import serve
+from didi.errors import UsageError
+
+from .conftest import events_of
+
+
+@pytest.fixture
+def process():
+    """A server of a bundled model in a process of its own, its address, and the lines of its log."""
+    started = []
+
+    def start(*words):
+        command = [sys.executable, "-m", "didi", "serve", *words, "--port", "0"]
+        one = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        log = []
+        for line in one.stderr:
+            log.append(line)
+            if found := re.search(r"running on (http://[\d.]+:\d+)", line):
+                break
+        reader = threading.Thread(target=lambda: log.extend(one.stderr), daemon=True)
+        reader.start()
+        started.append((one, reader))
+        return one, found[1], log, reader
+
+    yield start
+    for one, reader in started:
+        one.kill()
+        one.wait()
+        reader.join()
+        one.stderr.close()
+
+
+@pytest.mark.slow
+def test_sigterm_lets_streams_end_and_refuses_new_requests(process):
+    one, url, log, reader = process("exact", "--drain", "30", "--max-batch", "1")
+    asked = {"sampler": "published", "nfe": 1000, "num_samples": 4, "seed": 1}
+    expected = httpx.post(f"{url}/v1/generate", json=asked, timeout=60).json()["sequences"]
+    answers = {}
+
+    def ask(stream):
+        answers[stream] = httpx.post(f"{url}/v1/generate", json={**asked, "stream": stream}, timeout=60)
+
+    threads = [threading.Thread(target=ask, args=(stream,)) for stream in (False, True)]
+    for thread in threads:
+        thread.start()
+    while "didi_waiting_jobs 1.0" not in httpx.get(f"{url}/metrics").text:  # one runs, one waits
+        time.sleep(0.01)
+    one.send_signal(signal.SIGTERM)
+    time.sleep(0.3)
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(f"{url}/healthz")
+    assert one.poll() is None
+    for thread in threads:
+        thread.join()
+    assert one.wait(10) == 0
+    assert answers[False].json()["sequences"] == expected
+    ends = [found["text"] for name, found in events_of(answers[True].text) if name == "end"]
+    assert ends == [found["text"] for found in expected]
+    reader.join()
+    records = [json.loads(line) for line in log[1:]]  # the first is for a person
+    assert {"request", "Finished server process"} <= {re.sub(r" \[.*", "", found["message"]) for found in records}
+    assert not [found for found in records if found["level"] == "error"]
+
+
+@pytest.mark.slow
+def test_a_port_that_is_taken_is_one_line(process):
+    _, url, *_ = process("exact")
+    port = url.rpartition(":")[2]
+    command = [sys.executable, "-m", "didi", "serve", "exact", "--port", port]
+    found = subprocess.run(command, capture_output=True, text=True)
+    assert found.returncode == 1
+    assert found.stderr.splitlines()[-1].startswith(f"didi: cannot listen at 127.0.0.1:{port}; choose another port")
+    assert "Traceback" not in found.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "give one model or more"),
+        (["nws"], "a model is a bundled name"),
+        (["exact", "exact"], "models have different names"),
+        (["=exact"], "models have different names"),
+        (["exact", "--host", "0.0.0.0"], "needs a token: set DIDI_SERVE_TOKEN"),
+        (["exact", "--token", ""], "a token is one or more ASCII characters"),
+        (["exact", "--max-batch", "0"], "max_batch is 1 or more; got 0"),
+        (["exact", "--timeout", "0"], "timeout is above 0"),
+        (["exact", "--prot", "80"], "did you mean --port?"),
+        (["exact", "--network", "int8"], "--network"),
+    ],
+)
+def test_wrong_use_is_refused(words, message, monkeypatch):
+    monkeypatch.delenv(serve.TOKEN_VARIABLE, raising=False)
+    with pytest.raises(UsageError, match=re.escape(message)):
+        serve.run_serve(words)
+
+
+def test_names_of_models():
+    assert serve._named(["tiny-news", "mine=runs/a=b/bundle"]) == {"tiny-news": "tiny-news", "mine": "runs/a=b/bundle"}
+
+
+@pytest.mark.large
+def test_a_thousand_streams_at_once_are_neither_lost_nor_mixed(process):
+    """Every stream has the sample of its seed; the server's memory grows by little."""
+    one, url, *_ = process("exact", "--max-queue", "1024", "--timeout", "300")
+    num, low, high = 1000, *resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(high, max(low, 4096)), high))
+
+    def resident():
+        lines = Path(f"/proc/{one.pid}/status").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS")) / 1024
+
+    async def all_streams():
+        limits = httpx.Limits(max_connections=num)
+        async with httpx.AsyncClient(base_url=url, timeout=300, limits=limits) as client:
+
+            async def stream(seed):
+                answer = await client.post("/v1/generate", json={"seed": seed, "nfe": 8, "stream": True})
+                return events_of(answer.text)
+
+            return await asyncio.gather(*(stream(seed) for seed in range(num)))
+
+    httpx.post(f"{url}/v1/generate", json={"nfe": 8})
+    before = resident()
+    streams = asyncio.run(all_streams())
+    grown = resident() - before
+    prompts = [didi.Prompt(seed=seed) for seed in range(num)]
+    texts = didi.generate(didi.load("exact"), prompts=prompts, num_samples=1, nfe=8).texts
+    for seed, (events, text) in enumerate(zip(streams, texts, strict=True)):
+        assert [name for name, _ in events] == ["start", *["move"] * 8, "end"]
+        assert events[0][1]["seed"] == seed
+        assert [move["move"] for name, move in events if name == "move"] == list(range(1, 9))
+        assert events[-1][1]["text"] == text
+    print(f"resident memory grew by {grown:.0f} MiB")
+    assert grown < 200

@@ -1,0 +1,199 @@
+"""Jobs that share passes draw, bit for bit, what they draw alone."""
+
+import random
+
+import pytest
+import torch
+
+import didi
+from didi.diffusion.canvas import Canvas
+from didi.errors import NotFinite
+from didi.models.bundle import Bundle
+from didi.sampling.completion import planned
+from didi.sampling.options import SamplingOptions
+from didi.sampling.prompt import canvas_from_prompt
+from didi.serving.job import Cancelled, Job, TimedOut
+from didi.serving.scheduler import Scheduler, grouped, padded_length
+
+SHARED = ("ancestral", "tau-leaping", "first-hitting", "confidence", "entropy-bounded", "remasking")
+
+
+@pytest.fixture(scope="module")
+def news():
+    return didi.load("tiny-news")
+
+
+def job_of(bundle, *, num=1, seed=0, nfe=None, length=None, prefix=None, **options):
+    options = SamplingOptions(**options)
+    length = length or bundle.network(options.role).length
+    canvas = canvas_from_prompt(bundle, length, prefix=prefix).expand(num)
+    plan = planned(bundle, canvas, indices=range(num), seed=seed, nfe=nfe, options=options)
+    return Job(plan, on_end=lambda job: None)
+
+
+def run(jobs, max_batch=64, arrivals=None):
+    """Run jobs to their end; ``arrivals`` has the round in which each arrives."""
+    scheduler, left = Scheduler(max_batch), sorted(zip(arrivals or [0] * len(jobs), range(len(jobs)), strict=True))
+    number = 0
+    while left or not scheduler.is_idle:
+        while left and left[0][0] <= number:
+            scheduler.waiting.append(jobs[left.pop(0)[1]])
+        scheduler.step()
+        number += 1
+        assert number < 1000
+    return scheduler
+
+
+def generated(bundle, *, num=1, **asked):
+    return didi.generate(bundle, num_samples=num, **asked)
+
+
+@pytest.mark.parametrize("sampler", SHARED)
+def test_jobs_of_a_crowd_are_those_of_generate(sampler, make_dit):
+    bundle = Bundle(teacher=make_dit(vocab_size=40, length=16, scale=3.0))
+    asked = [{"seed": seed, "num": 1 + seed % 3, "nfe": (3, 5, 8)[seed % 3], "sampler": sampler} for seed in range(9)]
+    jobs = [job_of(bundle, **one) for one in asked]
+    scheduler = run(jobs, arrivals=[0, 0, 1, 1, 2, 3, 5, 5, 5])
+    assert scheduler.num_passes < sum(int(job.network_passes.max()) for job in jobs)
+    for job, one in zip(jobs, asked, strict=True):
+        alone = generated(bundle, **one)
+        assert job.error is None
+        assert torch.equal(job.tokens, alone.tokens)
+        assert torch.equal(job.network_passes, alone.network_passes)
+
+
+def test_a_mixed_crowd_on_real_weights_draws_what_generate_draws(news):
+    """Roles, lengths, prompts, moves and samplers of all kinds; guided sampling makes its passes itself."""
+    asked = [
+        {"seed": 1, "nfe": 4},
+        {"seed": 2, "nfe": 8, "role": "teacher", "num": 2},
+        {"seed": 3, "nfe": 5, "prefix": "The prime minister said"},
+        {"seed": 4, "nfe": 3, "length": 40, "prefix": "In London"},
+        {"seed": 5, "nfe": 3, "length": 17},
+        {"seed": 6, "nfe": 4, "sampler": "guided", "length": 32},
+        {"seed": 7, "nfe": 4, "temperature": 0.5, "top_p": 0.9, "length": 48},
+        {"seed": 8, "nfe": 4, "sampler": "confidence", "length": 24},
+    ]
+    jobs = [job_of(news, **one) for one in asked]
+    run(jobs, arrivals=[0, 0, 0, 1, 1, 1, 2, 2])
+    for job, one in zip(jobs, asked, strict=True):
+        assert torch.equal(job.tokens, generated(news, **one).tokens), one
+
+
+@pytest.mark.slow
+def test_samples_do_not_depend_on_the_crowd(news):
+    """Each of 40 requests alone in a scheduler, and in three crowds of random order and arrival."""
+    source = random.Random(0)
+    asked = [
+        {"seed": seed, "nfe": source.randint(1, 6), "length": source.randint(1, 70), "num": source.choice([1, 1, 3])}
+        for seed in range(40)
+    ]
+
+    def drawn(arrivals, order, max_batch):
+        jobs = [job_of(news, **one) for one in asked]
+        run([jobs[index] for index in order], max_batch, arrivals)
+        return [job.tokens for job in jobs]
+
+    alone = drawn([10 * index for index in range(40)], range(40), 64)
+    for max_batch in (4, 16, 64):
+        order = source.sample(range(40), 40)
+        crowd = drawn([source.randint(0, 10) for _ in order], order, max_batch)
+        assert all(torch.equal(one, other) for one, other in zip(alone, crowd, strict=True))
+
+
+def test_rows_of_a_time_conditioned_network_keep_their_own_noise_levels(make_dit):
+    bundle = Bundle(teacher=make_dit(vocab_size=40, length=16, scale=3.0, is_time_conditioned=True))
+    asked = [{"seed": seed, "nfe": nfe, "sampler": sampler} for seed, (nfe, sampler) in enumerate(
+        [(2, "ancestral"), (7, "ancestral"), (4, "first-hitting"), (3, "remasking")])]  # fmt: skip
+    jobs = [job_of(bundle, **one) for one in asked]
+    run(jobs)
+    for job, one in zip(jobs, asked, strict=True):
+        assert torch.equal(job.tokens, generated(bundle, **one).tokens)
+
+
+def test_networks_that_read_the_number_of_moves_share_passes_of_equal_numbers_only(make_dit, randomise):
+    bundle = Bundle(teacher=make_dit(vocab_size=40, length=16, scale=3.0, is_budget_conditioned=True))
+    jobs = [job_of(bundle, seed=seed, nfe=nfe) for seed, nfe in enumerate([2, 2, 5])]
+    for job in jobs:
+        job.start()
+    assert [len(group) for group in grouped(jobs)] == [2, 1]
+    again = [job_of(bundle, seed=seed, nfe=nfe) for seed, nfe in enumerate([2, 2, 5])]
+    run(again)
+    for seed, job in enumerate(again):
+        assert torch.equal(job.tokens, generated(bundle, seed=seed, nfe=(2, 2, 5)[seed]).tokens)
+
+
+def test_a_pass_has_a_bounded_number_of_positions(make_dit):
+    bundle = Bundle(teacher=make_dit(vocab_size=40, length=128))
+    jobs = [job_of(bundle, seed=seed, nfe=2) for seed in range(40)]
+    for job in jobs:
+        job.start()
+    assert [len(group) for group in grouped(jobs)] == [16, 16, 8]
+
+
+def test_padded_lengths():
+    assert [padded_length(length, 128) for length in (1, 16, 17, 64, 65, 128)] == [16, 16, 32, 64, 128, 128]
+    assert [padded_length(length, 100) for length in (16, 70, 100)] == [16, 100, 100]
+    assert padded_length(9, 12) == 12
+
+
+def test_no_more_sequences_run_than_the_batch_has_room_for(make_dit):
+    bundle = Bundle(teacher=make_dit(vocab_size=40, length=16))
+    scheduler = Scheduler(max_batch=4)
+    jobs = [job_of(bundle, seed=seed, num=2, nfe=4) for seed in range(3)] + [job_of(bundle, num=9, nfe=2)]
+    scheduler.waiting.extend(jobs)
+    largest = []
+    while not scheduler.is_idle:
+        scheduler.step()
+        largest.append(sum(map(len, scheduler.running)))
+    assert set(largest) <= {0, 2, 4, 9}
+    assert all(job.tokens is not None for job in jobs)
+
+
+def test_a_job_with_nothing_to_draw_ends_at_once(make_dit):
+    bundle = Bundle(teacher=make_dit(vocab_size=40, length=16))
+    canvas = Canvas.given(torch.full((1, 16), 3), torch.zeros(1, 16, dtype=torch.bool))
+    for sampler in ("ancestral", "published"):
+        plan = planned(bundle, canvas, indices=[0], nfe=2, options=SamplingOptions(sampler=sampler))
+        job = Job(plan, on_end=lambda job: None)
+        run([job])
+        assert job.tokens.tolist() == [[3] * 16]
+
+
+def test_cancelled_and_late_jobs_leave_the_others_as_they_are(make_dit):
+    bundle = Bundle(teacher=make_dit(vocab_size=40, length=16, scale=3.0))
+    scheduler, ended = Scheduler(2), []
+    jobs = [job_of(bundle, seed=seed, nfe=6) for seed in range(4)]
+    for job in jobs:
+        job.on_end = ended.append
+    scheduler.waiting.extend(jobs)
+    scheduler.step()
+    jobs[0].cancel()  # running
+    jobs[2].cancel()  # waiting
+    jobs[3].deadline = 0.0
+    while not scheduler.is_idle:
+        scheduler.step()
+    assert isinstance(jobs[0].error, Cancelled)
+    assert isinstance(jobs[2].error, Cancelled)
+    assert isinstance(jobs[3].error, TimedOut)
+    assert sorted(map(id, ended)) == sorted(map(id, jobs))
+    assert torch.equal(jobs[1].tokens, generated(bundle, seed=1, nfe=6).tokens)
+
+
+def test_a_network_that_is_not_finite_fails_its_own_jobs(make_dit):
+    good, bad = (Bundle(teacher=make_dit(vocab_size=40, length=16, scale=3.0)) for _ in range(2))
+    with torch.no_grad():
+        bad.teacher.blocks[0].attn_qkv.weight[0, 0] = torch.nan
+    jobs = [job_of(good, seed=1, nfe=4), job_of(bad, seed=1, nfe=4), job_of(bad, seed=2, sampler="published", nfe=4)]
+    run(jobs)
+    assert isinstance(jobs[1].error, NotFinite)
+    assert isinstance(jobs[2].error, NotFinite)
+    assert torch.equal(jobs[0].tokens, generated(good, seed=1, nfe=4).tokens)
+
+
+def test_a_failing_pass_ends_the_jobs_that_share_it(make_dit, monkeypatch):
+    good, bad = (Bundle(teacher=make_dit(vocab_size=40, length=16, scale=3.0)) for _ in range(2))
+    jobs = [job_of(good, nfe=4), job_of(bad, nfe=4), job_of(bad, nfe=3)]
+    monkeypatch.setattr(bad.teacher, "features", lambda *_: 1 / 0)
+    run(jobs)
+    assert [type(job.error) for job in jobs] == [type(None), ZeroDivisionError, ZeroDivisionError]
