@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import didi
 from didi.apps.live import LiveView, ProgressBar
-from didi.apps.options import GuidanceFlags, InitialStateFlags, OrderFlags, RemaskingFlags, sampling_options
+from didi.apps.options import GuidanceFlags, InitialStateFlags, OrderFlags, RemaskingFlags, ReparamFlags, sampling_options
 from didi.apps.prompt_files import read_prompts, text_or_input
 from didi.apps.streams import json_line
 from didi.apps.terminal import parse
@@ -82,6 +82,7 @@ class GenerateCommand:
     """entropy-bounded: nats by which the sum of the entropies of the tokens of a step may exceed the largest one; 1."""
     remask: RemaskingFlags = field(default_factory=RemaskingFlags)
     initial_state: InitialStateFlags = field(default_factory=InitialStateFlags)
+    reparam: ReparamFlags = field(default_factory=ReparamFlags)
     live: bool = False
     """Show the first texts on standard error during sampling."""
     format: Literal["text", "jsonl"] = "text"

@@ -13,7 +13,7 @@ from torch import Tensor
 from didi.arguments import finite_number, set_fields
 from didi.diffusion.canvas import Canvas
 from didi.diffusion.fixed_masks import mask_sizes, masks_of_size
-from didi.models.dit import DiT
+from didi.models.networks import DenoiserNetwork
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class InitialState:
 
     def features(
         self,
-        network: DiT,
+        network: DenoiserNetwork,
         tokens: Int[Tensor, "b l"],
         is_free: Bool[Tensor, "b l"],
         normals: Float[Tensor, "b l d"] | None,
