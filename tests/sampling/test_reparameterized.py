@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from itertools import pairwise
 
 import pytest
 import torch
@@ -92,7 +93,7 @@ def test_moves_are_those_of_the_public_algorithm(network, settings, nfe):
     assert (moves[-1].z != MASK).all()
     if settings == SETTINGS[0] and nfe > 1:
         assert max(total) > nfe  # some sequences are repetitive
-        visible_again = [(one.z != MASK) & (two.z == MASK) for one, two in zip(moves, moves[1:], strict=False)]
+        visible_again = [(one.z != MASK) & (two.z == MASK) for one, two in pairwise(moves)]
         assert any(bool(one.any()) for one in visible_again)
 
 

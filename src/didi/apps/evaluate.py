@@ -7,7 +7,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from didi.apps.console import ResultConsole, print_rows
-from didi.apps.options import GuidanceFlags, InitialStateFlags, OrderFlags, RemaskingFlags, ReparamFlags, sampling_options
+from didi.apps.options import (
+    GuidanceFlags,
+    InitialStateFlags,
+    OrderFlags,
+    RemaskingFlags,
+    ReparamFlags,
+    sampling_options,
+)
 from didi.apps.outputs import refuse_existing
 from didi.apps.terminal import parse
 from didi.data.source import source_for

@@ -54,7 +54,7 @@ def completed(
     there = canvas.to(device)
     z = there.tokens
     with out_of_memory(size):
-        for step in sampler(there, times, SequenceNoise(seed, indices, device)):
+        for step in sampler(there, times, SequenceNoise(seed, indices, device, there.lengths)):
             z = step.z
         check_finished(sampler, z, there, bundle.process.mask_id)
     return z.cpu()

@@ -57,7 +57,9 @@ class Guided:
         self, z: Int[Tensor, "b l"], canvas: Canvas, reveal: float, noise: SequenceNoise, num: int
     ) -> Bool[Tensor, "b m l"]:
         """For each of ``num`` independent candidates, the masked positions that the move reveals."""
-        return open_positions(self.process, z, canvas)[:, None] & (noise.uniforms(num, z.shape[1], positions=1) < reveal)
+        return open_positions(self.process, z, canvas)[:, None] & (
+            noise.uniforms(num, z.shape[1], positions=1) < reveal
+        )
 
     def _features(
         self, z: Int[Tensor, "b l"], canvas: Canvas, t: Float[Tensor, ""], is_read: Bool[Tensor, "b l"]

@@ -34,8 +34,8 @@ class SamplingOptions:
     Attributes:
         sampler: a name in ``didi.sampling.SAMPLERS``: ``ancestral`` (Eq. 10; left to right for an autoregressive
             network), ``guided`` (Algorithm 2), ``first-hitting`` (exact, one token a pass), ``tau-leaping``,
-            ``confidence``, ``entropy-bounded``, ``remasking``, ``reparam`` (DPLM) or ``one-step``; ``default`` is ``one-step`` for a
-            student with an initial state, else ``ancestral``.
+            ``confidence``, ``entropy-bounded``, ``remasking``, ``reparam`` (DPLM) or ``one-step``; ``default`` is
+            ``one-step`` for a student with an initial state, else ``ancestral``.
         role: which network; the student where there is one, by default.
         precision: of the draws.
         temperature: divides the logits; 1 is exact.
