@@ -183,7 +183,8 @@ def _estimate(config: RunConfig, precision: str, num_processes: int) -> Estimate
         if not isinstance(config, DistillationConfig):
             return Inputs(RandomSource(data.length, num_symbols(data)), CPU, folder)
         kind = next(one for one in NETWORKS.values() if one.settings is type(shape))
-        teacher = Bundle(teacher=kind.network(replace(shape, dropout=0.0)).eval())
+        network: Any = kind.network(replace(shape, dropout=0.0)).eval()
+        teacher = Bundle(teacher=network)
         if bundle is not None:
             teacher.process = bundle.process
         return Inputs(RandomSource(data.length, shape.vocab_size), CPU, folder, teacher)

@@ -39,7 +39,8 @@ def read_fasta(path: Path) -> Iterator[Protein]:
     Raises:
         UsageError: the file cannot be read, or is no FASTA file.
     """
-    title, lines = None, []
+    title: str | None = None
+    lines: list[str] = []
     try:
         with path.open("rb") as stream:
             is_compressed = stream.read(len(GZIP_SIGNATURE)) == GZIP_SIGNATURE

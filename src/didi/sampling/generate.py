@@ -126,9 +126,9 @@ def generate_batches(
     """
     chosen, seed = options_from(options, overrides), whole_number("seed", seed)
     known = None if prompts is None else known_prompts(prompts)
-    num_prompts, network = 1 if known is None else len(known), instance("bundle", bundle, Bundle).network(chosen.role)
+    network = instance("bundle", bundle, Bundle).network(chosen.role)
     longest, pad_id = max(known_lengths(network, length)), Frame.of(network).pad_id
-    check_samples(bundle, chosen.role, num_samples, longest, num_prompts=num_prompts)
+    check_samples(bundle, chosen.role, num_samples, longest, num_prompts=len(known or [None]))
     moves = stream(
         bundle,
         num_samples=num_samples,

@@ -38,8 +38,8 @@ class Frame:
         shape = network.config
         if not isinstance(shape, Esm2Config):
             return cls()
-        ends = (() if one is None else (one,) for one in (shape.begin_id, shape.end_id))
-        return cls(*ends, pad_id=shape.pad_id)
+        before, after = (() if one is None else (one,) for one in (shape.begin_id, shape.end_id))
+        return cls(before, after, shape.pad_id)
 
     @property
     def num_ids(self) -> int:

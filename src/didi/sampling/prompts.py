@@ -128,8 +128,10 @@ class PromptSet:
                 text = reprlib.repr(one.infill if one.prefix is None else one.prefix)
                 raise UsageError(f"prompt {number} ({text}): {error}") from error
             rows += [framed(canvas, frame, width) for canvas in of_prompt]
-        parts = ([getattr(one, name) for one in rows] for name in ("tokens", "is_free", "is_real"))
-        return Canvas(*map(torch.cat, parts), has_padding=len(set(self.lengths)) > 1)
+        tokens, is_free, is_real = (
+            torch.cat([getattr(one, name) for one in rows]) for name in ("tokens", "is_free", "is_real")
+        )
+        return Canvas(tokens, is_free, is_real, has_padding=len(set(self.lengths)) > 1)
 
     def rows(self, canvas: Canvas, sequences: Sequence[int]) -> Canvas:
         """The rows of ``canvas``, one for each prompt and length, of ``sequences``; no wider than they need."""
@@ -139,8 +141,8 @@ class PromptSet:
         which = [sequence // self.num_samples * num + self.index(sequence) % num for sequence in sequences]
         chosen = canvas.rows(torch.tensor(which, device=canvas.tokens.device))
         width = canvas.length - max(self.lengths) + max(lengths)
-        parts = (one[:, :width] for one in (chosen.tokens, chosen.is_free, chosen.is_real))
-        return Canvas(*parts, has_padding=len(set(lengths)) > 1)
+        tokens, is_free, is_real = (one[:, :width] for one in (chosen.tokens, chosen.is_free, chosen.is_real))
+        return Canvas(tokens, is_free, is_real, has_padding=len(set(lengths)) > 1)
 
     def noise(self, canvas: Canvas, sequences: Sequence[int]) -> SequenceNoise:
         """Randomness of ``sequences``: a function of the seed of the prompt and the number within its samples.
