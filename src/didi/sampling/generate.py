@@ -121,8 +121,7 @@ def generate_batches(
 ) -> Iterator[Generation]:
     """As ``generate``, batch by batch as they are finished; several processes yield all samples at once, at the end.
 
-    Raises:
-        UsageError: as ``generate``, before the first batch.
+    Errors are those of ``generate``, before the first batch.
     """
     chosen, seed = options_from(options, overrides), whole_number("seed", seed)
     known = None if prompts is None else known_prompts(prompts)
