@@ -95,6 +95,7 @@ def test_texts_and_autoregressive_models_have_lengths_too(make_dit):
         for length, rows in ((4, [0, 2]), (9, [1, 3])):
             alone = generate(bundle, num_samples=4, nfe=3, length=length, role=role)
             assert torch.equal(together.tokens[rows, :length], alone.tokens[rows])
+            assert [together.texts[row] for row in rows] == [alone.texts[row] for row in rows]
 
 
 def test_the_prior_masks_residues_alone(bundle):
