@@ -11,6 +11,8 @@ from didi.models.denoiser import Denoiser, Trunk
 from didi.models.discriminator import Discriminator, num_parameters
 from didi.models.esm2 import ALPHABET, EXCLUDED_IDS, MASK_ID, SIZES, Esm2, Esm2Config
 from didi.models.esm2_layout import esm2_from_state_dict, to_public_names
+from didi.models.inference import for_inference
+from didi.models.initial_state import InitialState
 from didi.models.networks import without_weights
 
 transformers = pytest.importorskip("transformers")
@@ -166,6 +168,21 @@ def test_activation_checkpointing_changes_no_gradient(network, canvas):
     for one, other in zip(*gradients, strict=True):
         assert torch.equal(one, other)
         assert one.abs().sum() > 0
+
+
+@pytest.mark.parametrize("numerics", ["bfloat16", "int8"])
+@torch.no_grad()
+def test_a_cheaper_trunk_has_nearly_the_same_logits(network, canvas, numerics):
+    cheaper = for_inference(Bundle(teacher=network), numerics).teacher
+    found, exact = (one(canvas.tokens, None, canvas.attention_mask)[canvas.is_real] for one in (cheaper, network))
+    error = (found - exact)[:, 4:24].abs().max()
+    assert 0 < error < 0.4 * exact[:, 4:24].std()
+
+
+def test_embeddings_with_token_dropout_have_no_noise(network):
+    tokens = torch.full((1, 4), MASK_ID)
+    with pytest.raises(UsageError, match="set noise_std to 0"):
+        InitialState(0.5, 0.1).features(network, tokens, tokens == MASK_ID, torch.randn(1, 4, 24))
 
 
 def test_public_names_round_trip(network):

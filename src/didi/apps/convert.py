@@ -23,6 +23,7 @@ from didi.diffusion.absorbing import Absorbing
 from didi.diffusion.schedule import LogLinear, Schedule, schedule_from_name
 from didi.diffusion.uniform import Uniform
 from didi.errors import UsageError
+from didi.models.autoregressive import AutoregressiveLM
 from didi.models.bundle import Bundle, Role, load, save
 from didi.models.convert import discriminator_from_state_dict, dit_from_state_dict, mdlm_state_dict
 from didi.models.dit import DiT
@@ -269,7 +270,8 @@ def export(bundle: Bundle, out: Path, role: Role | None = None, *, overwrite: bo
     """
     network = bundle.network(role)
     if not isinstance(network, DiT):
-        raise UsageError("the MDLM layout holds a diffusion transformer; the bundle's network is autoregressive")
+        kind = "autoregressive" if isinstance(network, AutoregressiveLM) else "an ESM-2"
+        raise UsageError(f"the MDLM layout holds a diffusion transformer; the bundle's network is {kind}")
     is_export = out.is_dir() and {path.name for path in out.iterdir()} <= EXPORTED
     if out.exists() and not (overwrite and is_export):
         fix = "add --overwrite to replace it, or choose another" if is_export else "choose another"

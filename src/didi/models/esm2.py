@@ -288,4 +288,4 @@ class Esm2DiscriminatorConfig(Esm2Config):
         return Esm2Trunk(self)
 
 
-SHAPES[Esm2Config] = Esm2DiscriminatorConfig
+SHAPES[Esm2Config] = Esm2DiscriminatorConfig  # here, since it is made of the network above
