@@ -10,6 +10,7 @@ from didi.errors import UsageError
 from didi.models.autoregressive import AutoregressiveConfig, AutoregressiveLM
 from didi.models.bundle import Bundle
 from didi.models.esm2 import MASK_ID, Esm2, Esm2Config
+from didi.models.guidance import Guidance
 from didi.sampling.generate import generate
 from didi.sampling.prompt import Frame, framed
 from didi.sampling.stream import stream
@@ -25,9 +26,12 @@ def bundle(randomise, make_discriminator):
     return Bundle(teacher=teacher, discriminator=discriminator, tokenizer=protein_tokenizer())
 
 
-@pytest.mark.parametrize("sampler", ["ancestral", "reparam", "guided", "first-hitting", "published"])
+@pytest.mark.parametrize("sampler", ["ancestral", "reparam", "guided", "tilted", "first-hitting", "published"])
 def test_a_sample_of_several_lengths_is_that_of_one_length(bundle, sampler):
     options = {"num_samples": 7, "nfe": 3, "seed": 2, "sampler": sampler}
+    if sampler == "tilted":
+        sampler = "guided"
+        options |= {"sampler": sampler, "guidance": Guidance(tilted_fraction=1.0)}
     together = generate(bundle, length=LENGTHS, **options)
     assert (together.lengths - 2).tolist() == [3, 9, 6, 3, 9, 6, 3]
     assert together.sampler == sampler
