@@ -47,9 +47,7 @@ class EsmFoldJudge:
 
     def _mean_plddt(self, sequences: list[str]) -> Float[Tensor, " n"]:
         output = self._model.infer(sequences)
-        lengths = torch.tensor([len(one) for one in sequences])
-        is_real = torch.arange(output["plddt"].shape[1]) < lengths[:, None]
-        weight = output["atom37_atom_exists"].cpu().double() * is_real[..., None]
+        weight = output["atom37_atom_exists"].cpu().double()  # 0 at padding
         plddt = output["plddt"].cpu().double()
         return 100 * (plddt * weight).sum((1, 2)) / weight.sum((1, 2))
 
