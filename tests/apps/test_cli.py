@@ -99,7 +99,10 @@ SMALL = ["--data.length", "32", "--loop.batch-size", "4", "--loop.validation-seq
         (["assets", "fetch", "newz"], "did you mean 'news'?"),
         (["assets", "steal"], "didi assets is list"),
         (["assets"], "didi assets is list, fetch NAME... or verify [NAME...]; see didi assets --help"),
-        (["convert"], "didi convert takes mdlm, duo, sdtt, sedd, didi, gpt2 or export first; see didi convert --help"),
+        (
+            ["convert"],
+            "didi convert takes mdlm, duo, sdtt, sedd, didi, gpt2, esm2, dplm or export first; see didi convert --help",
+        ),
     ],
 )
 def test_wrong_use_is_one_line_and_status_2(didi, words, told, tmp_path, monkeypatch):

@@ -154,3 +154,16 @@ def test_a_generator_fixes_the_times_of_a_density():
     first, again, other = (TimeDensity(2.0, 5.0).sample(4, named_generator(name)) for name in ("a", "a", "b"))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
+
+
+def test_the_stepwise_schedule_is_the_discrete_time_bound():
+    schedule, num = schedule_from_name("log-linear-500"), 500
+    for dtype in (torch.float64, torch.float32):
+        steps = torch.arange(num + 1, dtype=dtype)
+        torch.testing.assert_close(schedule.alpha(steps / num), 1 - steps / num)
+        inside = (steps[1:] - 0.5) / num  # between two steps a token has the rate of the later one
+        torch.testing.assert_close(schedule.alpha(inside), 1 - steps[1:] / num)
+    # Sum over steps of (alpha_s - alpha_t) / (1 - alpha_t) f = mean over steps of weight f.
+    times = torch.arange(1, num + 1, dtype=torch.float64) / num
+    alpha_t, alpha_s = schedule.alpha(times), schedule.alpha(times - 1 / num)
+    torch.testing.assert_close(nelbo_weight(schedule, times) / num, (alpha_s - alpha_t) / (1 - alpha_t))

@@ -61,7 +61,7 @@ def test_a_value_of_another_type_is_the_same_value(bundle, given, meant):
 
 
 @pytest.mark.parametrize("name", ["seed", "nfe", "num_samples", "length", "batch_size"])
-@pytest.mark.parametrize("value", [0.0, 8.0, "8", True, [8], NAN, np.float64(8)])
+@pytest.mark.parametrize("value", [0.0, 8.0, "8", True, [[8]], NAN, np.float64(8)])
 def test_no_other_value_is_a_whole_number(bundle, name, value):
     with pytest.raises(UsageError, match=f"^{name} is a whole number; got"):
         didi.stream(bundle, **{name: value})

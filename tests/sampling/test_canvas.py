@@ -14,6 +14,7 @@ from didi.sampling.first_hitting import FirstHitting
 from didi.sampling.guided import Guidance, Guided
 from didi.sampling.published import Published
 from didi.sampling.remasking import Remasking, RemaskingSampler
+from didi.sampling.reparameterized import Reparameterized
 
 LENGTH, MASK = 8, 6
 PROCESS = Absorbing(MASK)
@@ -30,6 +31,7 @@ SAMPLERS = {
     "entropy-bounded": lambda network, _: EntropyBounded(network, PROCESS, entropy_bound=1.0),
     "remasking": lambda network, _: RemaskingSampler(network, PROCESS, Remasking("rescale", 1.0)),
     "published": lambda network, _: Published(network, PROCESS),
+    "reparam": lambda network, _: Reparameterized(network, PROCESS),
 }
 
 
@@ -44,7 +46,8 @@ def sampler(request, network, make_discriminator):
 
 
 def moves_of(sampler, canvas, indices):
-    return list(sampler(canvas, time_grid(5), SequenceNoise(3, indices)))
+    lengths = canvas.is_real.sum(1).tolist() if canvas.has_padding else None
+    return list(sampler(canvas, time_grid(5), SequenceNoise(3, indices, lengths=lengths)))
 
 
 def test_given_tokens_and_padding_are_never_written_even_if_they_are_masks(sampler):
@@ -64,27 +67,18 @@ def test_given_tokens_and_padding_are_never_written_even_if_they_are_masks(sampl
     assert (moves[-1].z[is_free] != tokens[is_free]).any()
 
 
-def test_a_padded_sequence_is_sampled_as_one_without_padding(sampler, monkeypatch):
-    length, indices = 5, [0, 1, 2]
-    # Uniform numbers are drawn for a whole row: shorter rows take those of the positions that they have.
-    drawn = SequenceNoise.uniforms
-    lengths = torch.full((3,), length)
-    padded = [
-        moves_of(sampler, Canvas.padded(torch.full((3, LENGTH), pad), lengths), indices)[-1].z for pad in (MASK, 0)
-    ]
-
-    def cut(noise, *shape, **options):
-        if length not in shape:
-            return drawn(noise, *shape, **options)
-        axis = 1 + shape.index(length)
-        whole = [LENGTH if number == length else number for number in shape]
-        return drawn(noise, *whole, **options).narrow(axis, 0, length).contiguous()
-
-    monkeypatch.setattr(SequenceNoise, "uniforms", cut)
-    alone = moves_of(sampler, Canvas.blank(3, length), indices)[-1].z
-    for z in padded:
-        assert torch.equal(z[:, :length], alone)
-    assert len(alone.unique(dim=0)) == 3
+def test_a_padded_batch_is_sampled_as_its_sequences_alone(sampler):
+    lengths = [5, LENGTH, 2, 7]
+    for pad in (MASK, 0):
+        canvas = Canvas.padded(torch.full((4, LENGTH), pad), torch.tensor(lengths))
+        together = moves_of(sampler, canvas, range(4))
+        assert not together[-1].changed[~canvas.is_real].any()
+        for row, length in enumerate(lengths):
+            alone = moves_of(sampler, Canvas.blank(1, length), [row])
+            assert torch.equal(together[-1].z[row, :length], alone[-1].z[0])
+            for name in ("network_passes", "discriminator_passes"):
+                passes = [sum(getattr(move, name)[at] for move in moves) for moves, at in ((together, row), (alone, 0))]
+                assert passes[0] == passes[1]
 
 
 def test_a_row_of_padding_alone_is_left_as_it_is(sampler):

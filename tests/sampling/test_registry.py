@@ -21,6 +21,7 @@ from didi.sampling.guided import Guidance
 from didi.sampling.options import OWN_SETTINGS, SamplingOptions
 from didi.sampling.registry import SAMPLERS, find_sampler, make_sampler, samplers_of, with_read_options
 from didi.sampling.remasking import Remasking
+from didi.sampling.reparameterized import Reparameterization
 
 LENGTH = 6
 MASKED = samplers_of("absorbing")
@@ -30,10 +31,11 @@ VALUES = {
     "entropy_bound": 2.5,
     "remask": Remasking("rescale", 0.5),
     "initial_state": InitialState(0.5, 0.1),
+    "reparam": Reparameterization(repetition=0.5),
     "grid": "cosine",
     "times": (1.0, 0.4, 0.0),
 }
-ON_A_GRID = {"ancestral", "guided", "tau-leaping", "confidence", "remasking", "published"}
+ON_A_GRID = {"ancestral", "guided", "tau-leaping", "confidence", "remasking", "published", "reparam"}
 NFE = {"one-step": 1}
 READERS = {
     "guidance": {"guided"},
@@ -41,6 +43,7 @@ READERS = {
     "entropy_bound": {"entropy-bounded"},
     "remask": {"remasking"},
     "initial_state": {"one-step"},
+    "reparam": {"reparam"},
     "grid": ON_A_GRID,
     "times": ON_A_GRID,
 }

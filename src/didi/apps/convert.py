@@ -6,8 +6,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from didi.apps.convert_gpt2 import gpt2_bundle, refuse_unread
-from didi.apps.convert_parts import discriminator_weights, intended_nfe, network_weights, tokenizer_of, whole
+from didi.apps import convert_esm2, convert_gpt2
+from didi.apps.convert_parts import (
+    discriminator_weights,
+    intended_nfe,
+    network_weights,
+    refuse_unread,
+    tokenizer_of,
+    whole,
+)
 from didi.apps.outputs import refuse_existing
 from didi.apps.terminal import parse
 from didi.data.blocks import BLOCK_LAYOUT, BlockLayout, block_layout_of, checked
@@ -16,6 +23,7 @@ from didi.diffusion.absorbing import Absorbing
 from didi.diffusion.schedule import LogLinear, Schedule, schedule_from_name
 from didi.diffusion.uniform import Uniform
 from didi.errors import UsageError
+from didi.models.autoregressive import AutoregressiveLM
 from didi.models.bundle import Bundle, Role, load, save
 from didi.models.convert import discriminator_from_state_dict, dit_from_state_dict, mdlm_state_dict
 from didi.models.dit import DiT
@@ -27,10 +35,11 @@ EXPORTED = {"config.json", WEIGHTS, "tokenizer.json"}
 
 @dataclass(frozen=True)
 class ConvertCommand:
-    """Make a bundle of a public checkpoint: didi convert {mdlm,duo,sdtt,sedd,didi,gpt2} SRC --out BUNDLE.
+    """Make a bundle of a public checkpoint: didi convert LAYOUT SRC --out BUNDLE.
 
-    SRC is a file, a folder or a Hub repository OWNER/NAME; gpt2 also takes gpt2, gpt2-medium, gpt2-large, gpt2-xl and
-    distilgpt2. The network of gpt2 has the role autoregressive.
+    LAYOUT is one of mdlm, duo, sdtt, sedd, didi, gpt2, esm2, dplm. SRC is a file, a folder or a Hub repository
+    OWNER/NAME; gpt2 also takes gpt2, gpt2-medium, gpt2-large, gpt2-xl and distilgpt2. The network of gpt2 has the role
+    autoregressive.
     """
 
     out: Path
@@ -38,7 +47,7 @@ class ConvertCommand:
     overwrite: bool = False
     """Replace the bundle in --out."""
     role: Literal["teacher", "student"] | None = None
-    """What the network is in the bundle; a student for sdtt and didi, a teacher for mdlm, duo and sedd."""
+    """What the network is in the bundle; a student for sdtt and didi, a teacher for the others."""
     weights: Literal["ema", "raw"] | None = None
     """The moving average of a training checkpoint, or its raw weights; the average where there is one."""
     tied: bool = False
@@ -46,7 +55,7 @@ class ConvertCommand:
     num_heads: int | None = None
     """Attention heads, where neither config.json nor the rotary frequencies tell them."""
     length: int | None = None
-    """Context length; config.json's, or 1024 (gpt2: that of the weights)."""
+    """Context length; config.json's, or 1024 (gpt2: that of the weights; esm2 and dplm: in positions)."""
     tokenizer: str | None = None
     """gpt2, a tokenizer.json, a Hub name, or none; by default the one beside the checkpoint, or gpt2 for its size."""
     discriminator: Path | None = None
@@ -157,7 +166,7 @@ LAYOUTS = {
 
 
 GPT2 = "gpt2"
-NAMES = (*LAYOUTS, GPT2)
+NAMES = (*LAYOUTS, GPT2, *convert_esm2.SCHEDULES)
 
 
 def run_convert(args: Sequence[str]) -> None:
@@ -189,10 +198,16 @@ def convert(layout: str, source: str, command: ConvertCommand) -> Path:
         DidiError: the disk is full or cannot be written.
     """
     refuse_existing(command.out, ("bundle.yaml",), overwrite=command.overwrite, what="a bundle")
-    if layout != GPT2:
-        return save(_diffusion_bundle(layout, source, command), command.out)
-    refuse_unread(command)
-    bundle = gpt2_bundle(
+    if layout == GPT2:
+        return save(_gpt2_bundle(source, command), command.out)
+    if layout in convert_esm2.SCHEDULES:
+        return save(_esm2_bundle(layout, source, command), command.out)
+    return save(_diffusion_bundle(layout, source, command), command.out)
+
+
+def _gpt2_bundle(source: str, command: ConvertCommand) -> Bundle:
+    refuse_unread(command, GPT2, convert_gpt2.UNREAD)
+    return convert_gpt2.gpt2_bundle(
         source,
         revision=command.revision,
         num_heads=command.num_heads,
@@ -200,7 +215,13 @@ def convert(layout: str, source: str, command: ConvertCommand) -> Path:
         tokenizer=command.tokenizer,
         block_layout=command.block_layout,
     )
-    return save(bundle, command.out)
+
+
+def _esm2_bundle(layout: str, source: str, command: ConvertCommand) -> Bundle:
+    refuse_unread(command, layout, convert_esm2.UNREAD)
+    shape = {"num_heads": command.num_heads, "length": command.length}
+    role = command.role or "teacher"
+    return convert_esm2.esm2_bundle(layout, source, revision=command.revision, role=role, **shape)
 
 
 def _diffusion_bundle(layout: str, source: str, command: ConvertCommand) -> Bundle:
@@ -249,7 +270,8 @@ def export(bundle: Bundle, out: Path, role: Role | None = None, *, overwrite: bo
     """
     network = bundle.network(role)
     if not isinstance(network, DiT):
-        raise UsageError("the MDLM layout holds a diffusion transformer; the bundle's network is autoregressive")
+        kind = "autoregressive" if isinstance(network, AutoregressiveLM) else "an ESM-2"
+        raise UsageError(f"the MDLM layout holds a diffusion transformer; the bundle's network is {kind}")
     is_export = out.is_dir() and {path.name for path in out.iterdir()} <= EXPORTED
     if out.exists() and not (overwrite and is_export):
         fix = "add --overwrite to replace it, or choose another" if is_export else "choose another"

@@ -2,7 +2,6 @@
 
 from didi.apps.convert_parts import tokenizer_of
 from didi.data.blocks import BLOCK_LAYOUT, BlockLayout, checked
-from didi.errors import UsageError
 from didi.models.bundle import Bundle
 from didi.models.gpt2_layout import gpt2_from_state_dict, read_gpt2
 
@@ -14,17 +13,6 @@ UNREAD = {
     "nfe": "one pass writes one token",
 }
 """Why flags that other layouts read are not read."""
-
-
-def refuse_unread(flags: object) -> None:
-    """Refuse flags of ``didi convert`` that other layouts read and this one does not.
-
-    Raises:
-        UsageError: One is given.
-    """
-    for name, reason in UNREAD.items():
-        if getattr(flags, name) is not None:
-            raise UsageError(f"didi convert gpt2 does not read --{name}, since {reason}: leave it out")
 
 
 def gpt2_bundle(

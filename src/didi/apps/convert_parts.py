@@ -19,6 +19,23 @@ GPT2_WITH_MASK = 50258  # symbols of the public text checkpoints
 DISCRIMINATOR_FILE = "discriminator.safetensors"
 
 
+def refuse_unread(flags: object, layout: str, unread: Mapping[str, str]) -> None:
+    """Refuse flags of ``didi convert`` that other layouts read and this one does not.
+
+    Args:
+        flags: The command.
+        layout: Named in messages.
+        unread: The flags, each with the reason.
+
+    Raises:
+        UsageError: One is given.
+    """
+    for name, reason in unread.items():
+        if getattr(flags, name) not in (None, False):
+            flag = name.replace("_", "-")
+            raise UsageError(f"didi convert {layout} does not read --{flag}, since {reason}: leave it out")
+
+
 def whole(name: str, value: Any) -> int:
     """A setting that is a whole number, 1 or more.
 

@@ -24,7 +24,7 @@ from didi.methods.base import Inputs, teacher_of
 from didi.methods.settings import DistillationConfig, RunConfig
 from didi.models import adapters
 from didi.models.bundle import Bundle, load
-from didi.models.dit import DiT
+from didi.models.networks import NETWORKS
 from didi.recipes import PRETRAIN, VOCABULARIES, num_symbols, recipes_of, teacher_recipe, teacher_shape
 from didi.training.distributed import check_divides
 from didi.training.dry_run import CPU, Estimate, estimate
@@ -182,7 +182,9 @@ def _estimate(config: RunConfig, precision: str, num_processes: int) -> Estimate
     def inputs(folder: Path) -> Inputs:
         if not isinstance(config, DistillationConfig):
             return Inputs(RandomSource(data.length, num_symbols(data)), CPU, folder)
-        teacher = Bundle(teacher=DiT(replace(shape, dropout=0.0)).eval())
+        kind = next(one for one in NETWORKS.values() if one.settings is type(shape))
+        network: Any = kind.network(replace(shape, dropout=0.0)).eval()
+        teacher = Bundle(teacher=network)
         if bundle is not None:
             teacher.process = bundle.process
         return Inputs(RandomSource(data.length, shape.vocab_size), CPU, folder, teacher)

@@ -7,7 +7,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from didi.apps.console import ResultConsole, print_rows
-from didi.apps.options import GuidanceFlags, InitialStateFlags, OrderFlags, RemaskingFlags, sampling_options
+from didi.apps.options import (
+    GuidanceFlags,
+    InitialStateFlags,
+    OrderFlags,
+    RemaskingFlags,
+    ReparamFlags,
+    sampling_options,
+)
 from didi.apps.outputs import refuse_existing
 from didi.apps.terminal import parse
 from didi.data.source import source_for
@@ -76,6 +83,7 @@ class EvaluateCommand:
     """entropy-bounded: nats by which the sum of the entropies of the tokens of a step may exceed the largest one; 1."""
     remask: RemaskingFlags = field(default_factory=RemaskingFlags)
     initial_state: InitialStateFlags = field(default_factory=InitialStateFlags)
+    reparam: ReparamFlags = field(default_factory=ReparamFlags)
 
 
 def run_evaluate(args: Sequence[str]) -> None:

@@ -12,12 +12,22 @@ from typing import Any, Literal
 
 import didi
 from didi.apps.live import LiveView, ProgressBar
-from didi.apps.options import GuidanceFlags, InitialStateFlags, OrderFlags, RemaskingFlags, sampling_options
+from didi.apps.options import (
+    GuidanceFlags,
+    InitialStateFlags,
+    OrderFlags,
+    RemaskingFlags,
+    ReparamFlags,
+    sampling_options,
+)
 from didi.apps.prompt_files import read_prompts, text_or_input
 from didi.apps.replay import run_replay
 from didi.apps.streams import json_line
 from didi.apps.terminal import parse
+from didi.data.fasta import fasta_record
+from didi.data.protein import is_protein_tokenizer
 from didi.diffusion.categorical import Precision
+from didi.errors import UsageError
 from didi.evaluation.machine import machine_name
 from didi.models.autoregressive import AutoregressiveLM
 from didi.models.bundle import Bundle, Role, load
@@ -25,6 +35,7 @@ from didi.models.inference import Numerics, for_inference
 from didi.sampling.base import Grid
 from didi.sampling.generate import Generation, generate_batches
 from didi.sampling.options import DEFAULT_SAMPLER, SamplerName
+from didi.sampling.prompt import Frame
 from didi.sampling.prompts import PromptSet
 from didi.sampling.record import sampling_record
 from didi.world import default_device
@@ -62,8 +73,9 @@ class GenerateCommand:
     """File of prompts, one a line, of any lengths; - is standard input. A line with a [MASK] is an infill text, others
     are prefixes; or each line is a JSON object with prefix or infill, and perhaps seed. Equal prompts have equal
     samples; --num-samples draws several of each."""
-    length: int | None = None
-    """Number of tokens in a text; by default the model's context length."""
+    length: tuple[int, ...] = ()
+    """Number of tokens in a text, or of residues in a protein; samples take several numbers in turn. By default as many
+    as the model's context has."""
     temperature: float = 1.0
     """Divides the logits; sampling is exact only at 1."""
     top_p: float = 1.0
@@ -84,6 +96,7 @@ class GenerateCommand:
     """entropy-bounded: nats by which the sum of the entropies of the tokens of a step may exceed the largest one; 1."""
     remask: RemaskingFlags = field(default_factory=RemaskingFlags)
     initial_state: InitialStateFlags = field(default_factory=InitialStateFlags)
+    reparam: ReparamFlags = field(default_factory=ReparamFlags)
     live: bool = False
     """Show the first texts on standard error during sampling."""
     html: Path | None = None
@@ -97,9 +110,9 @@ class GenerateCommand:
     """Model whose autoregressive network is the one of --race, where --model has none."""
     overwrite: bool = False
     """Replace the files of --html and --gif."""
-    format: Literal["text", "jsonl"] = "text"
-    """text, without a word that the window cuts at its start; or jsonl, one JSON object per line, which records all
-    that is needed to repeat the sample."""
+    format: Literal["text", "jsonl", "fasta"] = "text"
+    """text, without a word that the window cuts at its start; jsonl, one JSON object per line, which records all
+    that is needed to repeat the sample; or fasta, for proteins."""
 
 
 def run_generate(args: Sequence[str]) -> None:
@@ -112,6 +125,8 @@ def run_generate(args: Sequence[str]) -> None:
         return
     num_samples = (8 if prompts is None else 1) if command.num_samples is None else command.num_samples
     loaded = load(command.model).to(default_device())
+    if command.format == "fasta" and not is_protein_tokenizer(loaded.tokenizer):
+        raise UsageError(f"--format fasta writes proteins; {command.model} is no model of them: use text or jsonl")
     bundle = for_inference(loaded, command.network, is_compiled=command.compile)
     options = sampling_options(
         command, bundle, sampler=command.sampler, role=command.role, is_whole_batch=command.compile
@@ -126,16 +141,18 @@ def run_generate(args: Sequence[str]) -> None:
             prefix=prefix,
             infill=infill,
             prompts=prompts,
-            length=command.length,
+            length=command.length or None,
             options=options,
             on_move=on_move,
         )
-        printer = _Printer(command, PromptSet.of(prompts, num_samples, command.seed, prefix, infill), loaded)
+        printer = _Printer(
+            command, PromptSet.of(prompts, num_samples, command.seed, prefix, infill, command.length), loaded
+        )
         num_tokens = 0
         for drawn in batches:
             with paused():
                 printer.write(drawn)
-            num_tokens += drawn.tokens.numel()
+            num_tokens += int(drawn.lengths.sum())
     seconds = time.perf_counter() - started
     print(f"{num_tokens} tokens in {seconds:.2f} s, {num_tokens / seconds:,.0f} a second", file=sys.stderr)
 
@@ -173,6 +190,8 @@ class _Printer:
         for row, text in enumerate(drawn.texts):
             if self._command.format == "jsonl":
                 print(json_line(self._record(drawn, row)))
+            elif self._command.format == "fasta":
+                print(fasta_record(self._title(drawn), text), end="")
             else:
                 prompt = self._prompted.prompt(self._num_written)
                 is_cut = self._cuts_words and prompt.prefix is None and prompt.infill is None
@@ -181,18 +200,26 @@ class _Printer:
             self._num_written += 1
         sys.stdout.flush()
 
+    def _title(self, drawn: Generation) -> str:
+        """Title of a FASTA record: a name, and how the sample was drawn."""
+        number, prompt = self._num_written, self._prompted.prompt(self._num_written)
+        told = {"model": self._loaded.name, "sampler": drawn.sampler, "nfe": drawn.nfe, "seed": prompt.seed}
+        words = (f"{name}={value}" for name, value in (told | {"index": self._prompted.index(number)}).items())
+        return " ".join((f"sample-{number + 1}", *words))
+
     def _record(self, drawn: Generation, row: int) -> dict[str, Any]:
         prompt = self._prompted.prompt(self._num_written)
         given = {"prefix": prompt.prefix, "infill": prompt.infill}
         return {
             "text": drawn.texts[row],
-            "tokens": drawn.tokens[row].tolist(),
+            "tokens": drawn.tokens[row, : drawn.lengths[row]].tolist(),
             "seed": prompt.seed,
             "index": self._prompted.index(self._num_written),
             **{name: text for name, text in given.items() if text is not None},
             "network_passes": int(drawn.network_passes[row]),
             "discriminator_passes": int(drawn.discriminator_passes[row]),
             **self._of_all(drawn),
+            "length": int(drawn.lengths[row]) - Frame.of(self._loaded.network(self._command.role)).num_ids,
         }
 
     def _of_all(self, drawn: Generation) -> Mapping[str, Any]:

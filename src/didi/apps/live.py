@@ -60,9 +60,12 @@ class LiveView:
     def __call__(self, move: Move) -> None:
         """Show the state after a move."""
         title = f"move {move.number}, t = {move.t:.2f}"
-        shown = zip(move.tokens[: self._num_shown].cpu(), move.is_changed[: self._num_shown].cpu(), strict=True)
+        tokens, is_changed, lengths = (
+            one[: self._num_shown].cpu() for one in (move.tokens, move.is_changed, move.lengths)
+        )
         panels = [
-            Panel(partly_masked(self._bundle, z, changed), title=title, title_align="left") for z, changed in shown
+            Panel(partly_masked(self._bundle, z[:length], changed[:length]), title=title, title_align="left")
+            for z, changed, length in zip(tokens, is_changed, lengths.tolist(), strict=True)
         ]
         if self._live is None:
             self._live = Live(console=self._console, auto_refresh=False)

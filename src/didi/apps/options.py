@@ -29,8 +29,8 @@ def optional(kind: type[Any]) -> Any:
     return made
 
 
-GuidanceFlags, OrderFlags, RemaskingFlags, InitialStateFlags = (
-    optional(KINDS[name]) for name in ("guidance", "order", "remask", "initial_state")
+GuidanceFlags, OrderFlags, RemaskingFlags, InitialStateFlags, ReparamFlags = (
+    optional(KINDS[name]) for name in ("guidance", "order", "remask", "initial_state", "reparam")
 )
 
 

@@ -17,7 +17,7 @@ from didi.data.catalogue import Asset
 from didi.errors import DidiError
 
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
-MAX_EXTRACTED_BYTES = 2**28  # of one asset; the largest known is 104 MB
+MAX_EXTRACTED_BYTES = 2**30  # of one asset; the largest known is 0.5 GB
 CHUNK_BYTES = 2**20
 
 

@@ -180,6 +180,18 @@ _ROWS = (
         licence="MIT",
     ),
     Asset(
+        name="swissprot",
+        summary="435,059 proteins of Swiss-Prot, January 2014, 165 M residues, as BLAST databases",
+        registry="debian",
+        requirement="metastudent-data=2.0.1-8",
+        archive="metastudent-data_2.0.1-8_all.deb",
+        sha256="020ed0c560a5ba96f39c434399b3ecf0fa790a4776c4aac24458f837969ae54b",
+        inner="data.tar.xz",
+        root="./usr/share/metastudent-data/dataset_201401",
+        members=("*/goasp.fasta.pin", "*/goasp.fasta.psq"),
+        licence="CC BY 4.0 (UniProt)",
+    ),
+    Asset(
         name="uniprot",
         summary="18,801 UniProt sequences, 9.06 M residues",
         registry="debian",

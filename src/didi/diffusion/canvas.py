@@ -55,6 +55,11 @@ class Canvas:
         return self.tokens.shape[1]
 
     @property
+    def lengths(self) -> list[int] | None:
+        """For ``SequenceNoise``: real positions of each sequence, None where all are; padding is at the end."""
+        return self.is_real.sum(1).tolist() if self.has_padding else None
+
+    @property
     def attention_mask(self) -> Bool[Tensor, "b l"] | None:
         """For ``Denoiser.features``: where positions are real, None where all are."""
         return self.is_real if self.has_padding else None

@@ -5,7 +5,7 @@ resume a run bit for bit, and the random numbers of a sample do not depend on ho
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Float
@@ -33,12 +33,20 @@ class SequenceNoise:
         seed: seed of the whole sample set, or one for each sequence.
         indices: number of each sequence among those of its seed.
         device: where the uniforms are wanted; they are always drawn on the CPU, so devices agree.
+        lengths: positions of each sequence without padding, so that padding does not change its numbers; None where
+            there is no padding.
     """
 
-    def __init__(self, seed: int | Sequence[int], indices: Sequence[int], device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self,
+        seed: int | Sequence[int],
+        indices: Sequence[int],
+        device: torch.device | str = "cpu",
+        lengths: Sequence[int] | None = None,
+    ) -> None:
         seeds = [seed] * len(indices) if isinstance(seed, int) else seed
         self._generators = [named_generator(one, "sequence", index) for one, index in zip(seeds, indices, strict=True)]
-        self._device = device
+        self._device, self._lengths = device, lengths
 
     def __len__(self) -> int:
         return len(self._generators)
@@ -49,6 +57,7 @@ class SequenceNoise:
         dtype: torch.dtype = torch.float64,
         rows: Sequence[int] | None = None,
         device: torch.device | str | None = None,
+        positions: int | None = None,
     ) -> Float[Tensor, "b ..."]:
         """Uniforms in [0, 1) of shape ``[b, *shape]``, the next ones of each sequence's stream.
 
@@ -57,16 +66,35 @@ class SequenceNoise:
             dtype: float64, or float32 to imitate single-precision samplers.
             rows: which sequences of the batch draw; all by default.
             device: where these are wanted, if not where the others are.
+            positions: axis of ``shape`` that runs over positions; a sequence draws none at its padding, where the
+                result is 0. None for numbers of the whole sequence.
         """
-        generators = self._generators if rows is None else [self._generators[row] for row in rows]
-        drawn = torch.empty(len(generators), *shape, dtype=dtype)
-        for out, generator in zip(drawn, generators, strict=True):
-            torch.rand(*shape, dtype=dtype, generator=generator, out=out)
+        which = range(len(self)) if rows is None else rows
+        drawn = self._drawn(torch.rand, shape, which, positions, dtype)
         return drawn.to(self._device if device is None else device, non_blocking=True)
 
-    def normals(self, *shape: int) -> Float[Tensor, "b ..."]:
-        """Standard normal numbers of shape ``[b, *shape]``, the next ones of each sequence's stream; float32."""
-        drawn = torch.empty(len(self), *shape)
-        for out, generator in zip(drawn, self._generators, strict=True):
-            torch.randn(*shape, generator=generator, out=out)
+    def normals(self, *shape: int, positions: int | None = None) -> Float[Tensor, "b ..."]:
+        """Standard normal numbers of shape ``[b, *shape]``, the next ones of each sequence's stream; float32.
+
+        Arguments are those of ``uniforms``.
+        """
+        drawn = self._drawn(torch.randn, shape, range(len(self)), positions, torch.float32)
         return drawn.to(self._device, non_blocking=True)
+
+    def _drawn(
+        self,
+        draw: Callable[..., Tensor],
+        shape: Sequence[int],
+        rows: Sequence[int],
+        positions: int | None,
+        dtype: torch.dtype,
+    ) -> Float[Tensor, "b ..."]:
+        drawn = torch.zeros(len(rows), *shape, dtype=dtype)
+        for out, row in zip(drawn, rows, strict=True):
+            if positions is None or self._lengths is None:
+                draw(*shape, dtype=dtype, generator=self._generators[row], out=out)
+            else:
+                own = [*shape[:positions], self._lengths[row], *shape[positions + 1 :]]
+                numbers = draw(*own, dtype=dtype, generator=self._generators[row])
+                out.narrow(positions, 0, self._lengths[row]).copy_(numbers)
+        return drawn

@@ -54,6 +54,30 @@ class LogLinear:
 
 
 @dataclass(frozen=True)
+class Stepwise:
+    r"""The log-linear schedule in T steps, :math:`\alpha_t = 1 - \lceil T t \rceil / T`: DPLM has T = 500.
+
+    ``alpha_prime`` is the slope of a whole step, so that ``nelbo_weight`` at a step's end is the weight of the bound in
+    discrete time (Wang et al. 2024, https://arxiv.org/abs/2402.18567).
+
+    Attributes:
+        num_steps: T.
+    """
+
+    name: str = "log-linear-500"
+    num_steps: int = 500
+
+    def alpha(self, t: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        """See ``Schedule.alpha``."""
+        steps = t * self.num_steps
+        return 1 - (steps - 1e-3).ceil() / self.num_steps  # a time k/T is that of step k, rounding aside
+
+    def alpha_prime(self, t: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        """See ``Schedule.alpha_prime``."""
+        return -torch.ones_like(t)
+
+
+@dataclass(frozen=True)
 class Cosine:
     r""":math:`\alpha_t = 1 - \cos(\tfrac{\pi}{2}(1 - t))` (MD4, Table 1)."""
 
@@ -93,6 +117,7 @@ _SCHEDULES: dict[str, Schedule] = {
     for one in (
         LogLinear(),
         LogLinear("log-linear-eps", eps=1e-3),
+        Stepwise(),
         Cosine(),
         Geometric(),
         Geometric("geometric-1e-4", beta_min=1e-4),

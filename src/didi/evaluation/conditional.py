@@ -15,8 +15,8 @@ from didi.diffusion.schedule import time_at
 from didi.errors import UsageError
 from didi.models.autoregressive import AutoregressiveLM
 from didi.models.denoiser import logits_at
-from didi.models.dit import DiT
 from didi.models.nelbo import nelbo_draws
+from didi.models.networks import DenoiserNetwork
 
 LENGTH_STEP = 8  # widths of batches are multiples of it, so that a sequence is padded alike whatever its batch
 MAX_BATCH_TOKENS = 2**14
@@ -56,7 +56,7 @@ def padded_canvas(rows: Sequence[Continuation], width: int) -> Canvas:
 
 @torch.no_grad()
 def log_likelihoods(
-    network: DiT | AutoregressiveLM,
+    network: DenoiserNetwork | AutoregressiveLM,
     process: Process,
     continuations: Sequence[Continuation],
     *,
@@ -91,7 +91,7 @@ def log_likelihoods(
 
 @torch.no_grad()
 def are_greedy(
-    network: DiT | AutoregressiveLM,
+    network: DenoiserNetwork | AutoregressiveLM,
     process: Process,
     continuations: Sequence[Continuation],
     *,
@@ -117,7 +117,7 @@ def are_greedy(
     return found
 
 
-def _revealed_greedily(network: DiT, process: Absorbing, canvas: Canvas) -> Bool[Tensor, " b"]:
+def _revealed_greedily(network: DenoiserNetwork, process: Absorbing, canvas: Canvas) -> Bool[Tensor, " b"]:
     """Whether every choice of greedy decoding is the token of the canvas; a sequence ends with its first other one."""
     z, is_right = process.prior(canvas), torch.ones(len(canvas), dtype=torch.bool, device=canvas.tokens.device)
     while True:
@@ -138,7 +138,7 @@ def _revealed_greedily(network: DiT, process: Absorbing, canvas: Canvas) -> Bool
 
 
 def _batches(
-    network: DiT | AutoregressiveLM, continuations: Sequence[Continuation], max_tokens: int
+    network: DenoiserNetwork | AutoregressiveLM, continuations: Sequence[Continuation], max_tokens: int
 ) -> Iterator[tuple[list[int], Canvas]]:
     """Sequences of like length in one batch, with their numbers; those without a free token are left out."""
     groups: dict[int, list[int]] = {}

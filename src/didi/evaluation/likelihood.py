@@ -14,8 +14,8 @@ from didi.diffusion.noise import named_generator
 from didi.errors import UsageError
 from didi.evaluation.frontier import Interval, mean_interval
 from didi.models.autoregressive import AutoregressiveLM
-from didi.models.dit import DiT
 from didi.models.nelbo import nelbo_draws
+from didi.models.networks import DenoiserNetwork
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Likelihood:
 
 @torch.no_grad()
 def likelihood(
-    network: DiT | AutoregressiveLM,
+    network: DenoiserNetwork | AutoregressiveLM,
     process: Process,
     rows: Int[Tensor, "n l"],
     *,

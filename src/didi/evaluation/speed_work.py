@@ -23,8 +23,8 @@ from didi.diffusion.noise import SequenceNoise
 from didi.diffusion.score import ScoreProcess
 from didi.models.autoregressive import AutoregressiveConfig, AutoregressiveLM
 from didi.models.bundle import Bundle
-from didi.models.dit import DiT
 from didi.models.inference import Numerics
+from didi.models.networks import DenoiserNetwork
 from didi.sampling.autoregressive import LeftToRight
 from didi.sampling.base import Sampler, time_grid
 from didi.sampling.departure import Departure
@@ -95,7 +95,7 @@ class Load:
     guidance: Guidance = field(default_factory=Guidance)
 
 
-def twin(network: DiT) -> AutoregressiveLM:
+def twin(network: DenoiserNetwork) -> AutoregressiveLM:
     """An autoregressive model of the same vocabulary, width, depth and heads, with fresh weights."""
     shape = network.config
     model = AutoregressiveLM(
@@ -146,7 +146,7 @@ def contestant(
 
 
 @torch.no_grad()
-def _drain(sampler: Sampler, network: DiT | AutoregressiveLM, load: Load) -> Tensor:
+def _drain(sampler: Sampler, network: DenoiserNetwork | AutoregressiveLM, load: Load) -> Tensor:
     """Sample one batch."""
     device = next(iter(network.parameters())).device
     canvas = Canvas.blank(load.batch_size, load.length, device)

@@ -18,7 +18,7 @@ from didi.data.source import Source
 from didi.errors import UsageError
 from didi.methods.settings import OptimizerConfig, RunConfig
 from didi.models.bundle import Bundle
-from didi.models.dit import DiT
+from didi.models.networks import DenoiserNetwork
 
 R = TypeVar("R")
 Figures = Mapping[str, Tensor | float]
@@ -85,7 +85,7 @@ class Inputs:
     teacher: Bundle | None = None
 
 
-def teacher_of(bundle: Bundle) -> DiT:
+def teacher_of(bundle: Bundle) -> DenoiserNetwork:
     """The network that a distillation takes as its teacher; a student never stands in for it.
 
     Raises:

@@ -51,7 +51,7 @@ from didi.methods.frozen_copy import FrozenCopy
 from didi.methods.settings import DistillationConfig, LoopConfig, OptimizerConfig, at_least, share
 from didi.models.bundle import Bundle
 from didi.models.denoiser import Denoiser
-from didi.models.dit import DiT
+from didi.models.networks import DenoiserNetwork
 from didi.objectives.dcd import consistency_divergences
 from didi.world import to_device, world
 
@@ -159,7 +159,7 @@ class Dcd(Distillation):
 
     def _loss(self, batch: Batch) -> tuple[Tensor, Figures]:
         """Eq. 23, mean over positions, in nats."""
-        target = cast(DiT, self.frozen["target"])
+        target = cast(DenoiserNetwork, self.frozen["target"])
         with torch.no_grad(), self.runtime.cast():
             target_logits = _logits(target, self.process, batch.z_s, batch.s)
         student_logits = self.runtime.call("student", _logits, self.process, batch.z_t, batch.t)

@@ -38,7 +38,7 @@ from didi.methods.rollout import Batch, Rollout, rollout
 from didi.methods.validation import mean_log_ratio
 from didi.models.bundle import Bundle
 from didi.models.discriminator import Discriminator, log_ratio_logits, logits_at_budget
-from didi.models.dit import DiT
+from didi.models.networks import DenoiserNetwork
 from didi.objectives.didi import (
     Advantages,
     advantages,
@@ -164,7 +164,7 @@ class Didi(Distillation):
         draws = torch.stack([world().mine(one) for one in draws]).to(device)
         t = 1 - move.double() / num_moves
         with self.runtime.cast():
-            student = cast(DiT, self.runtime.averaged())
+            student = cast(DenoiserNetwork, self.runtime.averaged())
             if settings.objective.budgets:
                 student = student.at_budget(num_moves)
             fake_t = lesson_states(student, move, num_moves, draws, self.process)

@@ -13,11 +13,12 @@ from didi.methods.didi_settings import DistillConfig
 from didi.models.adapters import adapt, copy_sharing_frozen
 from didi.models.bundle import load
 from didi.models.discriminator import Discriminator
-from didi.models.dit import DiT, DiTTrunk, budget_conditioned
+from didi.models.dit import DiTTrunk, budget_conditioned
 from didi.models.initial_state import MASKS
+from didi.models.networks import DenoiserNetwork
 
 
-def initial_networks(settings: DistillConfig, teacher: DiT) -> tuple[DiT, Discriminator]:
+def initial_networks(settings: DistillConfig, teacher: DenoiserNetwork) -> tuple[DenoiserNetwork, Discriminator]:
     """Student and discriminator: copies of the teacher, adapters on its weights, or those of ``settings.start``."""
     of_student = of_discriminator = teacher
     if settings.objective.budgets:
@@ -50,7 +51,7 @@ def initial_networks(settings: DistillConfig, teacher: DiT) -> tuple[DiT, Discri
     return student, discriminator
 
 
-def _load_start(settings: DistillConfig, student: DiT, discriminator: Discriminator) -> None:
+def _load_start(settings: DistillConfig, student: DenoiserNetwork, discriminator: Discriminator) -> None:
     """Give the networks the weights of a bundle; one without a discriminator leaves it as it is."""
     name, own = settings.start, settings.objective.initial_state or MASKS
     try:

@@ -47,9 +47,9 @@ from didi.methods.settings import DistillationConfig, OptimizerConfig, at_least,
 from didi.methods.student_process import MASKED
 from didi.models.bundle import Bundle
 from didi.models.denoiser import logits_at
-from didi.models.dit import DiT
 from didi.models.initial_state import InitialState
 from didi.models.nelbo import nats_per_token
+from didi.models.networks import DenoiserNetwork
 from didi.objectives.dimo import MaskRatios, auxiliary_losses, logit_gradient, mask_ratios, surrogate_loss
 from didi.world import world
 
@@ -141,9 +141,9 @@ class Dimo(Distillation):
         self.optimizers = {"student": settings.student_optimizer, "auxiliary": settings.auxiliary_optimizer}
 
     @property
-    def auxiliary(self) -> DiT:
+    def auxiliary(self) -> DenoiserNetwork:
         """The model of the student's samples."""
-        return cast(DiT, self.trained["auxiliary"])
+        return cast(DenoiserNetwork, self.trained["auxiliary"])
 
     @property
     def mask_id(self) -> int:
@@ -240,7 +240,7 @@ class Dimo(Distillation):
 
 
 def _initial_logits(
-    student: DiT,
+    student: DenoiserNetwork,
     state: InitialState,
     tokens: Int[Tensor, "b l"],
     normals: Float[Tensor, "b l d"] | None,

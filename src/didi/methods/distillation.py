@@ -14,8 +14,8 @@ from didi.methods.settings import DistillationConfig, OptimizerConfig
 from didi.methods.student_process import student_process
 from didi.models.bundle import Bundle
 from didi.models.digest import weights_digest
-from didi.models.dit import DiT
 from didi.models.nelbo import nats_per_token
+from didi.models.networks import DenoiserNetwork
 
 
 class Distillation:
@@ -54,16 +54,16 @@ class Distillation:
         self.runtime = runtime
 
     @property
-    def student(self) -> DiT:
+    def student(self) -> DenoiserNetwork:
         """The few-step generator in training."""
-        return cast(DiT, self.trained["student"])
+        return cast(DenoiserNetwork, self.trained["student"])
 
     @property
-    def teacher(self) -> DiT:
+    def teacher(self) -> DenoiserNetwork:
         """The frozen many-step generator."""
-        return cast(DiT, self.frozen["teacher"])
+        return cast(DenoiserNetwork, self.frozen["teacher"])
 
-    def copy_of_teacher(self) -> DiT:
+    def copy_of_teacher(self) -> DenoiserNetwork:
         """A trainable network with the teacher's weights, without dropout (row 7 of ``docs/deviations.md``)."""
         return copy.deepcopy(self.teacher).requires_grad_(True)
 
@@ -77,7 +77,7 @@ class Distillation:
 
     def validate(self) -> dict[str, float]:
         """NELBO per token of the averaged student on held-out sequences, in nats."""
-        loop, student = self.settings.loop, cast(DiT, self.runtime.averaged())
+        loop, student = self.settings.loop, cast(DenoiserNetwork, self.runtime.averaged())
         rows = self.source.validation[: loop.validation_sequences]
         return {"validation_nelbo": nats_per_token(student, self.process, rows, batch_size=loop.batch_size)}
 
@@ -100,14 +100,14 @@ class Distillation:
     def bundle(self) -> Bundle:
         """The averaged student and its teacher."""
         return Bundle(
-            student=cast(DiT, self.runtime.averaged()),
+            student=cast(DenoiserNetwork, self.runtime.averaged()),
             teacher=self.teacher,
             tokenizer=self.tokenizer,
             process=self.process,
         )
 
 
-def check_fit(settings: DistillationConfig, teacher: DiT, process: Process, source: Source) -> None:
+def check_fit(settings: DistillationConfig, teacher: DenoiserNetwork, process: Process, source: Source) -> None:
     """Refuse a corpus that the teacher cannot read, and a teacher that reads the number of moves.
 
     A network without [MASK] has the symbols of its corpus without it; a public one may count it among its symbols.

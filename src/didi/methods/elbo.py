@@ -30,6 +30,7 @@ from didi.models.bundle import Bundle
 from didi.models.denoiser import Denoiser, Simplex, logits_at
 from didi.models.dit import DiT, DiTConfig
 from didi.models.nelbo import nats_per_token
+from didi.models.networks import DenoiserNetwork
 from didi.world import to_device, world
 
 
@@ -41,9 +42,11 @@ class PretrainConfig(RunConfig):
     """What is trained: a teacher, or GPT-2 of the same shape on the same tokens (time settings do not touch it)."""
     process: str = "absorbing"
     """Diffusion process, a name in ``didi.diffusion.PROCESSES``; absorbing (masked diffusion) in the paper."""
-    schedule: Literal["log-linear", "log-linear-eps", "cosine", "geometric", "geometric-1e-4"] = "log-linear"
+    schedule: Literal["log-linear", "log-linear-eps", "log-linear-500", "cosine", "geometric", "geometric-1e-4"] = (
+        "log-linear"
+    )
     """Noise schedule; log-linear in MDLM and in the paper. log-linear-eps ends at 1e-3 as in
-    public code, geometric-1e-4 is that of SEDD."""
+    public code, log-linear-500 has the 500 steps of DPLM, geometric-1e-4 is that of SEDD."""
     t_min: float = 1e-3
     """Least time drawn, in [0, 1); 1e-3 in MDLM."""
     weight: WeightName = "nelbo"
@@ -120,7 +123,7 @@ def losses(
     return process.loss_terms(logits, x0, z, t)
 
 
-def make_denoiser(settings: PretrainConfig, source: Source, process: Process) -> DiT:
+def make_denoiser(settings: PretrainConfig, source: Source, process: Process) -> DenoiserNetwork:
     """A fresh diffusion transformer; weights come from the global generator."""
     vocab_size, shape = process.num_symbols(source.vocab_size), asdict(settings.network)
     return DiT(DiTConfig(vocab_size=vocab_size, mask_id=process.mask_id, length=settings.data.length, **shape))
@@ -212,7 +215,7 @@ class Elbo:
     def validate(self) -> dict[str, float]:
         """Nats per token of the averaged weights on held-out sequences."""
         loop = self.settings.loop
-        network = cast(DiT | AutoregressiveLM, self.runtime.averaged())
+        network = cast(DenoiserNetwork | AutoregressiveLM, self.runtime.averaged())
         rows = self.source.validation[: loop.validation_sequences]
         value = nats_per_token(network, self.process, rows, batch_size=loop.batch_size)
         return {f"validation_{'nll' if self.is_autoregressive else 'nelbo'}": value}

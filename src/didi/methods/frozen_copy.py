@@ -5,7 +5,7 @@ from torch import Tensor
 
 from didi.errors import UsageError
 from didi.models.adapters import copy_sharing_frozen
-from didi.models.dit import DiT
+from didi.models.networks import DenoiserNetwork
 
 
 class FrozenCopy:
@@ -19,12 +19,12 @@ class FrozenCopy:
         network: the copy, in eval mode.
     """
 
-    def __init__(self, source: DiT, setting: str) -> None:
+    def __init__(self, source: DenoiserNetwork, setting: str) -> None:
         self.network = copy_sharing_frozen(source).eval()
         self._setting = setting
 
     @torch.no_grad()
-    def renew(self, source: DiT) -> None:
+    def renew(self, source: DenoiserNetwork) -> None:
         """Take the weights of ``source`` as they are now."""
         for kept, current in zip(self.network.parameters(), source.parameters(), strict=True):
             if kept is not current:

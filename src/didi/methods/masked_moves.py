@@ -16,7 +16,7 @@ from didi.diffusion.canvas import Canvas
 from didi.diffusion.categorical import sample_categorical
 from didi.methods.student_moves import Branches, move_times
 from didi.methods.trajectories import Completions, Uniforms, all_mask_log_probs
-from didi.models.dit import DiT
+from didi.models.networks import DenoiserNetwork
 from didi.sampling.base import path_alphas
 
 
@@ -32,14 +32,16 @@ class MaskedMoves:
         first_log_probs: the network's log-probabilities there.
     """
 
-    network: DiT
+    network: DenoiserNetwork
     process: Absorbing
     times: Float[Tensor, " k"]
     start: Int[Tensor, "1 l"]
     first_log_probs: Float[Tensor, "l v"]
 
     @classmethod
-    def of(cls, network: DiT, num_moves: int, length: int, process: Process, device: torch.device) -> "MaskedMoves":
+    def of(
+        cls, network: DenoiserNetwork, num_moves: int, length: int, process: Process, device: torch.device
+    ) -> "MaskedMoves":
         """See ``StudentMoves.of``."""
         assert isinstance(process, Absorbing)
         of_first = all_mask_log_probs(network, length, process, device)

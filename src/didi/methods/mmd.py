@@ -48,7 +48,7 @@ from didi.methods.trajectories import Uniforms
 from didi.methods.whole_path import MOVES
 from didi.models.bundle import Bundle
 from didi.models.denoiser import logits_at
-from didi.models.dit import DiT
+from didi.models.networks import DenoiserNetwork
 from didi.objectives.mmd import mean_of_pairs, median_distance, mmd_advantages
 from didi.world import World, world
 
@@ -78,7 +78,7 @@ class Batch:
 
 
 def completions(
-    student: DiT,
+    student: DenoiserNetwork,
     z: Int[Tensor, "s l"],
     t: Float[Tensor, " s"],
     uniforms: Float[Tensor, "s l g"],
@@ -97,7 +97,7 @@ def completions(
 
 
 def paths(
-    student: DiT, num_moves: int, length: int, process: Process, draw: Uniforms
+    student: DenoiserNetwork, num_moves: int, length: int, process: Process, draw: Uniforms
 ) -> tuple[Int[Tensor, "s l"], Float[Tensor, " s"]]:
     """Finished samples of the student's own sampler, and the log-probability of all that was drawn in each."""
     moves = MOVES[process.name].of(student, num_moves, length, process, draw.device)

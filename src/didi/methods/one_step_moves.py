@@ -17,8 +17,8 @@ from didi.diffusion.canvas import Canvas
 from didi.diffusion.categorical import sample_categorical
 from didi.methods.student_moves import Branches
 from didi.methods.trajectories import Completions, Uniforms
-from didi.models.dit import DiT
 from didi.models.initial_state import InitialState
+from didi.models.networks import DenoiserNetwork
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class OneStepMoves:
         first_log_probs: None, since the first state is another one for each path.
     """
 
-    network: DiT
+    network: DenoiserNetwork
     process: Absorbing
     length: int
     initial_state: InitialState

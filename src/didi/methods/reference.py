@@ -9,7 +9,7 @@ from didi.methods.frozen_copy import FrozenCopy
 from didi.methods.objective_settings import ObjectiveConfig
 from didi.methods.rollout import Rollout
 from didi.methods.whole_path import path_log_probs
-from didi.models.dit import DiT
+from didi.models.networks import DenoiserNetwork
 
 
 class Reference(FrozenCopy):
@@ -25,7 +25,7 @@ class Reference(FrozenCopy):
         num_steps: updates of the student for which it is kept.
     """
 
-    def __init__(self, student: DiT, process: Process, objective: ObjectiveConfig) -> None:
+    def __init__(self, student: DenoiserNetwork, process: Process, objective: ObjectiveConfig) -> None:
         super().__init__(student, "objective.reference_steps")
         self._process, self._initial_state = process, objective.initial_state
         self.num_steps = objective.reference_steps

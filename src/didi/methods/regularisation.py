@@ -13,7 +13,7 @@ from didi.diffusion.categorical import divergence, entropy
 from didi.methods.objective_settings import ObjectiveConfig
 from didi.methods.rollout import Rollout
 from didi.methods.trajectories import all_mask_log_probs, masked_log_probs
-from didi.models.dit import DiT
+from didi.models.networks import DenoiserNetwork
 from didi.world import world
 
 
@@ -29,7 +29,7 @@ class TeacherLogProbs:
         self._first: Tensor | None = None
 
     @torch.no_grad()
-    def __call__(self, teacher: DiT, drawn: Rollout) -> list[Float[Tensor, "_ v"]]:
+    def __call__(self, teacher: DenoiserNetwork, drawn: Rollout) -> list[Float[Tensor, "_ v"]]:
         """Those of each move of ``drawn.log_probs_of_moves``."""
         process = cast(Absorbing, self._process)
         if self._first is None:  # at the all-mask state they never change

@@ -16,7 +16,7 @@ from didi.diffusion.categorical import sample_categorical
 from didi.methods.objective_settings import ObjectiveConfig, TrajectoryKind
 from didi.methods.trajectories import Completions, Trajectory, Uniforms, one_step, path, two_moves
 from didi.methods.whole_path import whole_path
-from didi.models.dit import DiT
+from didi.models.networks import DenoiserNetwork
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Batch:
     rollout: Rollout | None = None
 
 
-TRAJECTORIES: dict[TrajectoryKind, Callable[[DiT, int, ObjectiveConfig, Any, Uniforms], Trajectory]] = {
+TRAJECTORIES: dict[TrajectoryKind, Callable[[DenoiserNetwork, int, ObjectiveConfig, Any, Uniforms], Trajectory]] = {
     "one-step": one_step,
     "two-moves": two_moves,
     "path": path,
@@ -96,7 +96,7 @@ def last_move(found: Trajectory, uniforms: Float[Tensor, "s l g"], process: Proc
 
 
 def rollout(
-    student: DiT,
+    student: DenoiserNetwork,
     num_states: int,
     length: int,
     objective: ObjectiveConfig,

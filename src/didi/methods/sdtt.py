@@ -42,7 +42,7 @@ from didi.methods.settings import DistillationConfig, OptimizerConfig, at_least
 from didi.methods.student_process import MASKED
 from didi.models.bundle import Bundle
 from didi.models.denoiser import Denoiser
-from didi.models.dit import DiT
+from didi.models.networks import DenoiserNetwork
 from didi.objectives.sdtt import Loss, distillation_loss, read_positions, step_size, step_times
 from didi.world import to_device, world
 
@@ -214,7 +214,7 @@ class Sdtt(Distillation):
     def _loss(self, batch: Batch) -> tuple[Tensor, Figures]:
         """Mean divergence over the masked positions of the batch."""
         with torch.no_grad(), self.runtime.cast():
-            teacher = cast(DiT, self.frozen["round_teacher"])
+            teacher = cast(DenoiserNetwork, self.frozen["round_teacher"])
             target = teacher_targets(teacher, self.process, batch.z, batch.times, batch.is_read, batch.uniforms)
         arguments = self.process, batch.z, batch.times[0], batch.is_read.any(0)
         of_student = self.runtime.call("student", log_probs_where, *arguments)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from didi.diffusion import Process
 from didi.methods.mmd_settings import MmdObjective
-from didi.models.dit import DiT
+from didi.models.networks import DenoiserNetwork
 from didi.objectives.mmd import mean_kernel, sequence_kernel
 from didi.world import World
 
@@ -24,7 +24,7 @@ def layers_of(objective: MmdObjective, num_blocks: int) -> tuple[int, ...]:
 
 @torch.no_grad()
 def hidden_states(
-    network: DiT, layers: Sequence[int], z: Int[Tensor, "n l"], sigma: Float[Tensor, " n"] | None
+    network: DenoiserNetwork, layers: Sequence[int], z: Int[Tensor, "n l"], sigma: Float[Tensor, " n"] | None
 ) -> Points:
     """Outputs of the blocks numbered, from 1, in float32."""
     found: dict[int, Tensor] = {}
@@ -42,7 +42,7 @@ def hidden_states(
 
 
 def sequence_features(
-    network: DiT,
+    network: DenoiserNetwork,
     process: Process,
     objective: MmdObjective,
     rows: Int[Tensor, "n l"],

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from didi.diffusion import Process
 from didi.methods.trajectories import Completions, Uniforms
-from didi.models.dit import DiT
+from didi.models.networks import DenoiserNetwork
 
 
 class Branches(NamedTuple):
@@ -32,7 +32,9 @@ class StudentMoves(Protocol):
     """A network's own sampler of evenly spaced moves, for one kind of process."""
 
     @classmethod
-    def of(cls, network: DiT, num_moves: int, length: int, process: Process, device: torch.device) -> "StudentMoves":
+    def of(
+        cls, network: DenoiserNetwork, num_moves: int, length: int, process: Process, device: torch.device
+    ) -> "StudentMoves":
         """The sampler of so many moves of sequences of ``length`` positions."""
         ...
 

@@ -21,7 +21,7 @@ from didi.diffusion.categorical import sample_categorical
 from didi.diffusion.schedule import TimeDensity
 from didi.methods.objective_settings import ObjectiveConfig, TrajectoryKind
 from didi.models.denoiser import Denoiser
-from didi.models.dit import DiT
+from didi.models.networks import DenoiserNetwork
 from didi.world import world
 
 
@@ -140,7 +140,9 @@ class Trajectory(NamedTuple):
     record: Tensor | None = None
 
 
-def one_step(student: DiT, length: int, objective: ObjectiveConfig, process: Absorbing, draw: Uniforms) -> Trajectory:
+def one_step(
+    student: DenoiserNetwork, length: int, objective: ObjectiveConfig, process: Absorbing, draw: Uniforms
+) -> Trajectory:
     """The one-step generator: every state is all masks, and one pass serves all."""
     tau, t = map(world().mine, draw_times(draw.num_states, objective, draw.generator))
     log_probs = all_mask_log_probs(student, length, process, draw.device)
@@ -149,7 +151,9 @@ def one_step(student: DiT, length: int, objective: ObjectiveConfig, process: Abs
     return Trajectory(tau, t, z_tau, none, log_probs, log_probs.repeat(len(tau), 1), "one-step")
 
 
-def two_moves(student: DiT, length: int, objective: ObjectiveConfig, process: Absorbing, draw: Uniforms) -> Trajectory:
+def two_moves(
+    student: DenoiserNetwork, length: int, objective: ObjectiveConfig, process: Absorbing, draw: Uniforms
+) -> Trajectory:
     """The paper's generator, 1 -> tau -> 0, whose first move is scored as well (Eq. 9)."""
     tau, t = map(world().mine, draw_times(draw.num_states, objective, draw.generator))
     log_probs = all_mask_log_probs(student, length, process, draw.device)
@@ -162,7 +166,9 @@ def two_moves(student: DiT, length: int, objective: ObjectiveConfig, process: Ab
     return Trajectory(tau, t, z_tau, score, log_probs, masked_log_probs(student, z_tau, tau, process), "two-moves")
 
 
-def path(student: DiT, length: int, objective: ObjectiveConfig, process: Absorbing, draw: Uniforms) -> Trajectory:
+def path(
+    student: DenoiserNetwork, length: int, objective: ObjectiveConfig, process: Absorbing, draw: Uniforms
+) -> Trajectory:
     """States of the student's own sampler of ``objective.moves`` moves (ours); t lies within the scored move."""
     num_moves = objective.moves
     assert num_moves is not None

@@ -17,7 +17,7 @@ from didi.diffusion.uniform_moves import draw_move, move_log_probs
 from didi.methods.student_moves import Branches, move_times
 from didi.methods.trajectories import Completions, Uniforms
 from didi.models.denoiser import Denoiser
-from didi.models.dit import DiT
+from didi.models.networks import DenoiserNetwork
 from didi.sampling.base import features_at, path_alphas
 from didi.world import world
 
@@ -37,14 +37,16 @@ class UniformMoves:
         first_log_probs: None.
     """
 
-    network: DiT
+    network: DenoiserNetwork
     process: Uniform
     times: Float[Tensor, " k"]
     length: int
     first_log_probs: None = None
 
     @classmethod
-    def of(cls, network: DiT, num_moves: int, length: int, process: Process, device: torch.device) -> "UniformMoves":
+    def of(
+        cls, network: DenoiserNetwork, num_moves: int, length: int, process: Process, device: torch.device
+    ) -> "UniformMoves":
         """See ``StudentMoves.of``."""
         del device
         assert isinstance(process, Uniform)

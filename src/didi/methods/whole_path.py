@@ -44,8 +44,8 @@ from didi.methods.one_step_moves import OneStepMoves
 from didi.methods.student_moves import StudentMoves, move_times
 from didi.methods.trajectories import Trajectory, Uniforms
 from didi.methods.uniform_moves import UniformMoves
-from didi.models.dit import DiT
 from didi.models.initial_state import InitialState
+from didi.models.networks import DenoiserNetwork
 from didi.world import world
 
 MOVES: Mapping[str, type[StudentMoves]] = {Absorbing.name: MaskedMoves, Uniform.name: UniformMoves}
@@ -63,7 +63,9 @@ def reward_times(objective: ObjectiveConfig, draw: Uniforms) -> Float[Tensor, " 
     return world().mine(t)
 
 
-def whole_path(student: DiT, length: int, objective: ObjectiveConfig, process: Process, draw: Uniforms) -> Trajectory:
+def whole_path(
+    student: DenoiserNetwork, length: int, objective: ObjectiveConfig, process: Process, draw: Uniforms
+) -> Trajectory:
     """All moves of the student's own sampler of ``objective.moves`` moves, every one scored (ours).
 
     With several completions the number of moves up to the branch is drawn, the same for all states; with one, the
@@ -93,7 +95,7 @@ def whole_path(student: DiT, length: int, objective: ObjectiveConfig, process: P
 
 
 def student_moves(
-    network: DiT,
+    network: DenoiserNetwork,
     num_moves: int,
     length: int,
     process: Process,
@@ -116,7 +118,7 @@ def student_moves(
 
 
 def path_log_probs(
-    network: DiT,
+    network: DenoiserNetwork,
     x: Int[Tensor, "s g l"],
     record: Tensor,
     num_moves: int,

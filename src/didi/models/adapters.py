@@ -12,7 +12,7 @@ from torch import nn
 
 from didi.errors import UsageError, from_checkout
 from didi.models.discriminator import Discriminator, last_blocks
-from didi.models.dit import DiT
+from didi.models.networks import DenoiserNetwork
 
 if TYPE_CHECKING:
     import types
@@ -40,7 +40,7 @@ def copy_sharing_frozen(network: Network) -> Network:
     return copy.deepcopy(network, memo={id(one): one for one in network.parameters() if not one.requires_grad})
 
 
-def adapt(network: DiT | Discriminator, rank: int, num_blocks: int | None = None) -> None:
+def adapt(network: DenoiserNetwork | Discriminator, rank: int, num_blocks: int | None = None) -> None:
     """Freeze the network and put adapters, which begin at zero effect, on its linear layers, in place.
 
     Those of the last blocks get one, and those of a denoiser's output layer; a discriminator's small head is trained
@@ -55,7 +55,7 @@ def adapt(network: DiT | Discriminator, rank: int, num_blocks: int | None = None
         UsageError: peft is not installed, or there are fewer blocks than that.
     """
     adapted = last_blocks(network, num_blocks)
-    if isinstance(network, DiT):
+    if not isinstance(network, Discriminator):
         adapted.append(network.output_layer)
     linears = {module for one in adapted for module in one.modules() if isinstance(module, nn.Linear)}
     names = [name for name, module in network.named_modules() if module in linears]

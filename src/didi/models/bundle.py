@@ -31,12 +31,11 @@ from didi.models.autoregressive import AutoregressiveLM
 from didi.models.bundle_fit import check_networks, process_of, tokenizer_for
 from didi.models.card import model_card
 from didi.models.discriminator import Discriminator, num_parameters
-from didi.models.dit import DiT
 from didi.models.foreign import download
 from didi.models.guidance import Guidance
 from didi.models.initial_state import InitialState
 from didi.models.manifest import ROLES, Manifest, read_manifest
-from didi.models.networks import kind_of
+from didi.models.networks import DenoiserNetwork, kind_of
 from didi.models.pickled import pack, unpack
 from didi.models.stored_network import load_network
 from didi.models.untrusted import PlainDumper, read_tokenizer
@@ -73,8 +72,8 @@ class Bundle:
         initial_state: what a one-step student starts from; None for students of several moves.
     """
 
-    student: DiT | None = None
-    teacher: DiT | None = None
+    student: DenoiserNetwork | None = None
+    teacher: DenoiserNetwork | None = None
     discriminator: Discriminator | None = None
     autoregressive: AutoregressiveLM | None = None
     tokenizer: Tokenizer | None = None
@@ -99,7 +98,7 @@ class Bundle:
         """The networks that are there, by role."""
         return {role: getattr(self, role) for role in ROLES if getattr(self, role) is not None}
 
-    def network(self, role: Role | None = None) -> DiT | AutoregressiveLM:
+    def network(self, role: Role | None = None) -> DenoiserNetwork | AutoregressiveLM:
         """The generator of a role; without a role the student if there is one, else the teacher, else the baseline.
 
         Raises:
@@ -114,21 +113,21 @@ class Bundle:
             raise UsageError(
                 f"bundle {self.name} has no {role or 'generator'} (it holds {held}); choose another --role"
             )
-        return cast(DiT | AutoregressiveLM, chosen)
+        return cast(DenoiserNetwork | AutoregressiveLM, chosen)
 
     def default_nfe(self, role: Role | None = None) -> int:
         """Moves of a sampler where no number is given: ``intended_nfe`` of the student, otherwise 16."""
         is_student = self.network(role) is self.student
         return (self.intended_nfe if is_student else None) or DEFAULT_NFE
 
-    def denoiser(self, role: Role | None = None) -> DiT:
+    def denoiser(self, role: Role | None = None) -> DenoiserNetwork:
         """As ``network``, where nothing but a denoiser will do.
 
         Raises:
             UsageError: the bundle has no such network, or it is the autoregressive one.
         """
         chosen = self.network(role)
-        if not isinstance(chosen, DiT):
+        if not isinstance(chosen, DenoiserNetwork):
             raise UsageError(f"this needs a denoiser; the network of bundle {self.name} is autoregressive")
         return chosen
 

@@ -239,13 +239,13 @@ def trunk_of(network: nn.Module) -> Trunk | None:
     return found if isinstance(found, Trunk) else None
 
 
-def last_blocks(network: DiTTrunk | Discriminator, num_blocks: int | None) -> list[nn.Module]:
+def last_blocks(network: nn.Module, num_blocks: int | None) -> list[nn.Module]:
     """The last ``num_blocks`` transformer blocks; None is all.
 
     Raises:
         UsageError: there are fewer.
     """
-    blocks = list(network.blocks)
+    blocks: list[nn.Module] = list(network.blocks)  # type: ignore[arg-type]
     if num_blocks is None:
         return blocks
     if not 0 <= num_blocks <= len(blocks):

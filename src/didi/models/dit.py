@@ -278,8 +278,14 @@ def shallow_copy(network: Network) -> Network:
     return found
 
 
-def budget_conditioned(network: DiT) -> DiT:
-    """A copy that can read the number of moves, with new weights for it whose effect is zero."""
+def budget_conditioned(network: nn.Module) -> DiT:
+    """A copy that can read the number of moves, with new weights for it whose effect is zero.
+
+    Raises:
+        UsageError: it is no diffusion transformer, which alone has an input for them.
+    """
+    if not isinstance(network, DiT):
+        raise UsageError(f"the number of moves is read by a DiT; got {type(network).__name__}: leave budgets out")
     found = copy.deepcopy(network)
     found.config = replace(network.config, is_budget_conditioned=True)
     device = next(network.parameters()).device

@@ -30,7 +30,7 @@ WEIGHT_FILES = (  # the first that is there
     "pytorch_model.bin",
     f"pytorch_model.bin{INDEX}",
 )
-SAFE_HUB_FILES = ("config.json", "tokenizer.json", f"*{INDEX}", "*.safetensors")
+SAFE_HUB_FILES = ("config.json", "tokenizer.json", "vocab.txt", f"*{INDEX}", "*.safetensors")
 HUB_FILES = (*SAFE_HUB_FILES, *(f"*{suffix}" for suffix in PICKLED))
 ZIP_SIGNATURE = b"PK\x03\x04"
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from didi.errors import DidiError, UsageError
 from didi.models.bundle import Bundle
 from didi.models.discriminator import Discriminator
-from didi.models.dit import DiT
+from didi.models.networks import DenoiserNetwork
 
 GRAPH_WARM_UPS = 3
 Numerics = Literal["float32", "bfloat16", "int8"]
@@ -84,9 +84,9 @@ def check_ready(networks: Mapping[str, nn.Module]) -> None:
         raise UsageError(f"networks are sampled on one device; got {', '.join(map(str, devices))}: use Bundle.to")
 
 
-def _cheaper(network: DiT | Discriminator, numerics: Numerics, *, is_compiled: bool) -> nn.Module:
+def _cheaper(network: DenoiserNetwork | Discriminator, numerics: Numerics, *, is_compiled: bool) -> nn.Module:
     network = _int8(network) if numerics == "int8" else copy.deepcopy(network)
-    name = "features_of_embeddings" if isinstance(network, DiT) else "from_embeddings"
+    name = "features_of_embeddings" if isinstance(network, DenoiserNetwork) else "from_embeddings"
     device_type = next(iter(network.parameters())).device.type
     trunk = getattr(network, name)
     if is_compiled and device_type == "cuda":
@@ -163,7 +163,7 @@ class Graphed:
         return graph, inputs, output
 
 
-def _int8(network: DiT | Discriminator) -> DiT | Discriminator:
+def _int8(network: DenoiserNetwork | Discriminator) -> DenoiserNetwork | Discriminator:
     if next(iter(network.parameters())).device.type != "cpu":
         raise UsageError("int8 networks run on the CPU; use bfloat16 on an accelerator")
     try:

@@ -13,7 +13,8 @@ from torch import Tensor
 from didi.arguments import finite_number, set_fields
 from didi.diffusion.canvas import Canvas
 from didi.diffusion.fixed_masks import mask_sizes, masks_of_size
-from didi.models.dit import DiT
+from didi.errors import UsageError
+from didi.models.networks import DenoiserNetwork
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class InitialState:
 
     def features(
         self,
-        network: DiT,
+        network: DenoiserNetwork,
         tokens: Int[Tensor, "b l"],
         is_free: Bool[Tensor, "b l"],
         normals: Float[Tensor, "b l d"] | None,
@@ -75,10 +76,15 @@ class InitialState:
             normals: n, standard normal numbers; None where ``noise_std`` is 0.
             sigma: noise level, see ``DiT.features``.
             attention_mask: see ``DiT.features``.
+
+        Raises:
+            UsageError: there is noise, and the network has token dropout.
         """
         if normals is None:
             return network.features(tokens, sigma, attention_mask)
         embedded = network.embed(tokens)
+        if embedded.shape[-1] != normals.shape[-1]:  # a column of masks beside them, which has no noise
+            raise UsageError("embeddings with token dropout, as those of ESM-2, have no noise: set noise_std to 0")
         noisy = (1 - self.noise_std**2) ** 0.5 * embedded + self.noise_std * normals.to(embedded.dtype)
         return network.features_of_embeddings(torch.where(is_free[..., None], noisy, embedded), sigma, attention_mask)
 

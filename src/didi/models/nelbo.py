@@ -11,7 +11,7 @@ from didi.diffusion.canvas import Canvas
 from didi.diffusion.noise import named_generator
 from didi.models.autoregressive import AutoregressiveLM
 from didi.models.denoiser import Denoiser, logits_at
-from didi.models.dit import DiT
+from didi.models.networks import DenoiserNetwork
 from didi.world import world
 
 
@@ -68,7 +68,7 @@ def _logits(
 
 @torch.no_grad()
 def nats_per_token(
-    network: DiT | AutoregressiveLM, process: Process, rows: Int[Tensor, "n l"], *, batch_size: int
+    network: DenoiserNetwork | AutoregressiveLM, process: Process, rows: Int[Tensor, "n l"], *, batch_size: int
 ) -> float:
     """Nats per token over ``rows``: exact for an autoregressive network, else its NELBO, an upper bound.
 

@@ -13,6 +13,7 @@ from didi.errors import UsageError
 from didi.models.autoregressive import AutoregressiveConfig, AutoregressiveLM
 from didi.models.discriminator import Discriminator, DiscriminatorConfig, current_names
 from didi.models.dit import DiT, DiTConfig
+from didi.models.esm2 import Esm2, Esm2Config, Esm2DiscriminatorConfig
 from didi.models.untrusted import config_from
 
 
@@ -34,7 +35,12 @@ NETWORKS: dict[str, NetworkKind] = {
     "dit": NetworkKind(DiTConfig, DiT),
     "dit-discriminator": NetworkKind(DiscriminatorConfig, Discriminator, current_names=current_names),
     "gpt2": NetworkKind(AutoregressiveConfig, AutoregressiveLM),
+    "esm2": NetworkKind(Esm2Config, Esm2),
+    "esm2-discriminator": NetworkKind(Esm2DiscriminatorConfig, Discriminator),
 }
+
+DenoiserNetwork = DiT | Esm2
+"""A network with the contract of ``denoiser.Denoiser``."""
 
 
 def kind_of(network: nn.Module) -> str:

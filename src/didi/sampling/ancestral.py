@@ -83,7 +83,7 @@ class Ancestral:
         """See ``passes.PassSampler``."""
         alphas = (path_alphas if self.leap == "exact" else tau_leaping_alphas)(self.process.schedule, times)
         z, start = self.process.prior(canvas), canvas.to("cpu")
-        reveal, draw = noise.uniforms(2, z.shape[1], device="cpu").unbind(1)
+        reveal, draw = noise.uniforms(2, z.shape[1], device="cpu", positions=1).unbind(1)
         move_of = reveal_moves(reveal, start.is_free, alphas)
         is_shared = len(shared_rows(self.process.prior(start), start)) == 1 and not self.is_whole_batch
         none = torch.zeros(len(z), dtype=torch.long)

@@ -41,9 +41,9 @@ class LeftToRight:
         del times
         is_masked = canvas.is_free
         z = canvas.tokens.masked_fill(is_masked, self.unwritten_id)
-        if (is_masked[:, :-1] & ~is_masked[:, 1:]).any():
+        if (is_masked[:, :-1] & ~is_masked[:, 1:] & canvas.is_real[:, 1:]).any():
             raise UsageError("an autoregressive model goes on from a prefix; it cannot infill: use --prefix")
-        length, num_given = z.shape[1], (~is_masked).sum(1)
+        length, num_given = z.shape[1], (canvas.is_real & ~is_masked).sum(1)
         num_visible = int(num_given.min())
         cache = DynamicCache()
         uniforms, none = noise.uniforms(length - num_visible), torch.zeros(len(z), dtype=torch.long)

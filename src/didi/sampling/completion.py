@@ -67,7 +67,8 @@ def planned(
     if chosen.times:
         refuse_equal_rates(bundle.process.schedule, times)
     check_batch(bundle, replace(chosen, batch_size=size), canvas.length, asked, size)
-    return Plan(bundle, sampler, canvas.to(device), times, SequenceNoise(seed, indices, device), asked)
+    there = canvas.to(device)
+    return Plan(bundle, sampler, there, times, SequenceNoise(seed, indices, device, there.lengths), asked)
 
 
 @with_torch_defaults

@@ -94,7 +94,7 @@ class ConfidenceDecoding:
             changed = torch.zeros_like(z, dtype=torch.bool)
             if is_active.any():
                 rows = is_active.nonzero().squeeze(1)
-                uniforms, gumbels = noise.uniforms(2, z.shape[1], rows=rows.tolist()).unbind(1)
+                uniforms, gumbels = noise.uniforms(2, z.shape[1], rows=rows.tolist(), positions=1).unbind(1)
                 active = z[rows.to(z.device)]
                 there = canvas.rows(rows.to(z.device))
                 is_masked = open_positions(self.process, active, there)

@@ -73,7 +73,7 @@ class EntropyBounded:
             before = ordered.cumsum(1).roll(1, 1).index_fill(1, torch.tensor(0, device=z.device), 0.0)
             is_revealed.scatter_(1, order, before <= self.entropy_bound)
             is_revealed &= is_masked
-            uniforms = noise.uniforms(z.shape[1], rows=rows.tolist())
+            uniforms = noise.uniforms(z.shape[1], rows=rows.tolist(), positions=0)
             drawn = sample_categorical(log_probs[is_revealed[is_masked]], uniforms[is_revealed])
             z, changed = z.clone(), torch.zeros_like(z, dtype=torch.bool)
             z[rows] = active.masked_scatter(is_revealed, drawn)

@@ -8,12 +8,13 @@ from itertools import groupby
 import torch
 from jaxtyping import Int
 from torch import Tensor
+from torch.nn import functional as F
 
 from didi.arguments import instance, whole_number
 from didi.models.bundle import Bundle
 from didi.sampling.memory import check_samples
 from didi.sampling.options import SamplingOptions
-from didi.sampling.prompt import decode
+from didi.sampling.prompt import Frame, decode, known_lengths
 from didi.sampling.prompts import Prompt, known_prompts
 from didi.sampling.registry import sampler_of
 from didi.sampling.stream import Move, num_moves, options_from, stream
@@ -25,7 +26,8 @@ class Generation:
     """Finished samples: a whole set, or a batch of one.
 
     Attributes:
-        tokens: clean tokens, no mask among them.
+        tokens: clean tokens, no mask among them; begin and end symbols of proteins included.
+        lengths: positions of each sequence; what stands behind them is padding.
         texts: decoded texts; the token numbers, space separated, for a bundle without tokenizer.
         nfe: moves of the time grid, an upper bound on the network passes of a sequence.
         network_passes: passes of the sampled network that each sequence really needed.
@@ -37,6 +39,7 @@ class Generation:
     """
 
     tokens: Int[Tensor, "n l"]
+    lengths: Int[Tensor, " n"]
     texts: list[str]
     nfe: int
     network_passes: Int[Tensor, " n"]
@@ -56,7 +59,7 @@ def generate(
     prefix: str | None = None,
     infill: str | None = None,
     prompts: Iterable[str | Prompt] | None = None,
-    length: int | None = None,
+    length: int | Sequence[int] | None = None,
     options: SamplingOptions | None = None,
     on_move: Callable[[Move], None] | None = None,
     **overrides: object,
@@ -74,7 +77,8 @@ def generate(
         prompts: several of them, of any lengths, instead of ``prefix`` and ``infill``: texts (with a [MASK] as
             ``infill``, others as ``prefix``) or ``Prompt`` records. The samples of a prompt depend on no other prompt;
             those of the first prompt come first.
-        length: positions; the network's context length by default.
+        length: tokens of a text or residues of a protein; of several lengths, the samples of a prompt take one after
+            the other. The largest that fits the network's context by default.
         options: sampler, role, precision and the like.
         on_move: called after every move of every batch.
         overrides: fields of ``SamplingOptions`` by name, instead of ``options``.
@@ -84,6 +88,7 @@ def generate(
         DidiError: logits are not finite, or memory runs out.
     """
     started = time.perf_counter()
+    chosen = options_from(options, overrides)
     batches = generate_batches(
         bundle,
         num_samples=num_samples,
@@ -93,10 +98,10 @@ def generate(
         infill=infill,
         prompts=prompts,
         length=length,
-        options=options_from(options, overrides),
+        options=chosen,
         on_move=on_move,
     )
-    whole = _concatenated(list(batches))
+    whole = _concatenated(list(batches), Frame.of(bundle.network(chosen.role)).pad_id)
     return replace(whole, seconds=time.perf_counter() - started)
 
 
@@ -109,20 +114,20 @@ def generate_batches(
     prefix: str | None = None,
     infill: str | None = None,
     prompts: Iterable[str | Prompt] | None = None,
-    length: int | None = None,
+    length: int | Sequence[int] | None = None,
     options: SamplingOptions | None = None,
     on_move: Callable[[Move], None] | None = None,
     **overrides: object,
 ) -> Iterator[Generation]:
     """As ``generate``, batch by batch as they are finished; several processes yield all samples at once, at the end.
 
-    Raises:
-        UsageError: as ``generate``, before the first batch.
+    Errors are those of ``generate``, before the first batch.
     """
     chosen, seed = options_from(options, overrides), whole_number("seed", seed)
     known = None if prompts is None else known_prompts(prompts)
-    num_prompts = 1 if known is None else len(known)
-    check_samples(instance("bundle", bundle, Bundle), chosen.role, num_samples, length, num_prompts=num_prompts)
+    network = instance("bundle", bundle, Bundle).network(chosen.role)
+    longest, pad_id = max(known_lengths(network, length)), Frame.of(network).pad_id
+    check_samples(bundle, chosen.role, num_samples, longest, num_prompts=len(known or [None]))
     moves = stream(
         bundle,
         num_samples=num_samples,
@@ -144,8 +149,9 @@ def generate_batches(
             tokens = move.tokens.cpu()
             yield Generation(
                 tokens=tokens,
-                texts=decode(bundle, tokens),
-                nfe=num_moves(bundle, nfe, tokens.shape[1], chosen),
+                lengths=move.lengths,
+                texts=decode(bundle, tokens, move.lengths),
+                nfe=num_moves(bundle, nfe, longest, chosen),
                 network_passes=move.network_passes,
                 discriminator_passes=move.discriminator_passes,
                 seed=seed,
@@ -156,16 +162,19 @@ def generate_batches(
             started = time.perf_counter()
 
     def of_all_processes() -> Iterator[Generation]:
-        yield _concatenated(world().joined_items(list(finished())))
+        yield _concatenated(world().joined_items(list(finished())), pad_id)
 
     return finished() if world().size == 1 else of_all_processes()
 
 
-def _concatenated(parts: Sequence[Generation]) -> Generation:
-    """Batches as one set; ``seconds`` is their sum."""
+def _concatenated(parts: Sequence[Generation], pad_id: int) -> Generation:
+    """Batches as one set, padded to one width; ``seconds`` is their sum."""
+    width = max(one.tokens.shape[1] for one in parts)
+    padded = (F.pad(one.tokens, (0, width - one.tokens.shape[1]), value=pad_id) for one in parts)
     return replace(
         parts[0],
-        tokens=torch.cat([one.tokens for one in parts]),
+        tokens=torch.cat(list(padded)),
+        lengths=torch.cat([one.lengths for one in parts]),
         texts=[text for one in parts for text in one.texts],
         network_passes=torch.cat([one.network_passes for one in parts]),
         discriminator_passes=torch.cat([one.discriminator_passes for one in parts]),

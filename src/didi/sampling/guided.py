@@ -57,7 +57,9 @@ class Guided:
         self, z: Int[Tensor, "b l"], canvas: Canvas, reveal: float, noise: SequenceNoise, num: int
     ) -> Bool[Tensor, "b m l"]:
         """For each of ``num`` independent candidates, the masked positions that the move reveals."""
-        return open_positions(self.process, z, canvas)[:, None] & (noise.uniforms(num, z.shape[1]) < reveal)
+        return open_positions(self.process, z, canvas)[:, None] & (
+            noise.uniforms(num, z.shape[1], positions=1) < reveal
+        )
 
     def _features(
         self, z: Int[Tensor, "b l"], canvas: Canvas, t: Float[Tensor, ""], is_read: Bool[Tensor, "b l"]
@@ -79,7 +81,7 @@ class Guided:
     ) -> tuple[Int[Tensor, "b l"], Bool[Tensor, " b"], int]:
         """A move whose logits are tilted by ``scale`` times the clamped gradient of the reward."""
         is_revealed = self._draw_positions(z, canvas, reveal, noise, 1)[:, 0]
-        uniforms = noise.uniforms(z.shape[1])
+        uniforms = noise.uniforms(z.shape[1], positions=0)
         is_active = is_revealed.any(1)
         if not is_active.any():
             return z, is_active, 0
@@ -168,7 +170,7 @@ class Guided:
         """A move drawn ``num_candidates`` times from one network pass, of which one is chosen by its reward."""
         num = self.guidance.num_candidates
         is_revealed = self._draw_positions(z, canvas, reveal, noise, num)
-        uniforms, choice = noise.uniforms(num, z.shape[1]), noise.uniforms(1)
+        uniforms, choice = noise.uniforms(num, z.shape[1], positions=1), noise.uniforms(1)
         is_active = is_revealed.any(2).any(1)
         if not is_active.any():
             return z, is_active, 0

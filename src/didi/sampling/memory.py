@@ -28,7 +28,7 @@ from didi.sampling.score import ScoreSampler
 from didi.sampling.uniform_ancestral import ROWS, UniformAncestral
 from didi.sampling.uniform_guided import PART, UniformGuided
 
-ALL_LOGITS = {"confidence": 8, "entropy-bounded": 8, "published": 30}
+ALL_LOGITS = {"confidence": 8, "entropy-bounded": 8, "published": 30, "reparam": 40}
 """Bytes for each logit of the samplers that compute those of every position at the same time."""
 ACTIVATIONS = 24 * 4
 """Bytes of the trunk for each position and hidden unit."""

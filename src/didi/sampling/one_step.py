@@ -12,8 +12,8 @@ from didi.diffusion.absorbing import Absorbing
 from didi.diffusion.canvas import Canvas
 from didi.diffusion.noise import SequenceNoise
 from didi.models.denoiser import Denoiser
-from didi.models.dit import DiT
 from didi.models.initial_state import MASKS, InitialState
+from didi.models.networks import DenoiserNetwork
 from didi.sampling.base import StepOutput
 from didi.sampling.departure import EXACT, Departure
 
@@ -38,16 +38,18 @@ class OneStep:
     initial_state: InitialState = MASKS
 
     @property
-    def network(self) -> DiT:
+    def network(self) -> DenoiserNetwork:
         """The network, which reads embeddings."""
-        return cast(DiT, self.denoiser)
+        return cast(DenoiserNetwork, self.denoiser)
 
     @torch.inference_mode()
     def __call__(self, canvas: Canvas, times: Float[Tensor, " n"], noise: SequenceNoise) -> Iterator[StepOutput]:
         """See ``base.Sampler``; the only move goes from the first to the last of the times."""
         mask_id, is_free = self.process.mask_id, canvas.is_free
-        state, draw = noise.uniforms(canvas.length, 3).split([2, 1], dim=-1)
-        normals = noise.normals(canvas.length, self.network.hidden_size) if self.initial_state.noise_std else None
+        state, draw = noise.uniforms(canvas.length, 3, positions=0).split([2, 1], dim=-1)
+        normals = None
+        if self.initial_state.noise_std:
+            normals = noise.normals(canvas.length, self.network.hidden_size, positions=0)
         z = self.initial_state.tokens(canvas, state, mask_id, self.denoiser.vocab_size)
         logits = self.denoiser.head(self.features(z, canvas, normals)[is_free])
         drawn = self.departure.sample(logits, mask_id, draw[..., 0][is_free])

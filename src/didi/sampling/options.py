@@ -15,6 +15,7 @@ from didi.sampling.confidence import ConfidenceOrder
 from didi.sampling.departure import Departure
 from didi.sampling.guided import Guidance
 from didi.sampling.remasking import Remasking
+from didi.sampling.reparameterized import Reparameterization
 
 SamplerName = str
 """A name in ``didi.sampling.SAMPLERS``, or ``DEFAULT_SAMPLER``."""
@@ -33,8 +34,8 @@ class SamplingOptions:
     Attributes:
         sampler: a name in ``didi.sampling.SAMPLERS``: ``ancestral`` (Eq. 10; left to right for an autoregressive
             network), ``guided`` (Algorithm 2), ``first-hitting`` (exact, one token a pass), ``tau-leaping``,
-            ``confidence``, ``entropy-bounded``, ``remasking`` or ``one-step``; ``default`` is ``one-step`` for a
-            student with an initial state, else ``ancestral``.
+            ``confidence``, ``entropy-bounded``, ``remasking``, ``reparam`` (DPLM) or ``one-step``; ``default`` is
+            ``one-step`` for a student with an initial state, else ``ancestral``.
         role: which network; the student where there is one, by default.
         precision: of the draws.
         temperature: divides the logits; 1 is exact.
@@ -49,6 +50,7 @@ class SamplingOptions:
         remask: settings of ``remasking``.
         initial_state: what ``one-step`` starts from; None is that of the bundle for its student, and masks alone for
             other networks.
+        reparam: settings of ``reparam``.
 
     Raises:
         UsageError: a value is of another type, out of range, or none of the choices.
@@ -68,6 +70,7 @@ class SamplingOptions:
     entropy_bound: float | None = None
     remask: Remasking | None = None
     initial_state: InitialState | None = None
+    reparam: Reparameterization | None = None
 
     def __post_init__(self) -> None:
         departure = self.departure
@@ -103,10 +106,11 @@ KINDS: dict[str, type[Any]] = {
     "order": ConfidenceOrder,
     "remask": Remasking,
     "initial_state": InitialState,
+    "reparam": Reparameterization,
 }
 """Types of the fields that are records of settings."""
 
-OWN_SETTINGS = ("guidance", "order", "entropy_bound", "remask", "initial_state")
+OWN_SETTINGS = ("guidance", "order", "entropy_bound", "remask", "initial_state", "reparam")
 """Fields of ``SamplingOptions`` that some samplers read; the field of the sampler has the same name."""
 
 SETTINGS = (*OWN_SETTINGS, "grid", "times")

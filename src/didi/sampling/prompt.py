@@ -1,19 +1,81 @@
-"""From prompts to canvases, and from tokens to texts."""
+"""From prompts and lengths to canvases, and from tokens to texts."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Int
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from didi.arguments import instance
+from didi.arguments import instance, listed, whole_number
 from didi.diffusion.canvas import Canvas
 from didi.errors import UsageError
+from didi.models.autoregressive import AutoregressiveLM
 from didi.models.bundle import Bundle
+from didi.models.esm2 import Esm2Config
+from didi.models.networks import DenoiserNetwork
 from didi.models.tokenizer_fit import MASK
 
 
+@dataclass(frozen=True)
+class Frame:
+    """Symbols around a sequence that are given: proteins have a begin and an end symbol, other sequences none.
+
+    Attributes:
+        before: symbols before the first position of the length that a user gives.
+        after: symbols after the last one.
+        pad_id: what stands at padding.
+    """
+
+    before: tuple[int, ...] = ()
+    after: tuple[int, ...] = ()
+    pad_id: int = 0
+
+    @classmethod
+    def of(cls, network: DenoiserNetwork | AutoregressiveLM) -> "Frame":
+        """The frame of the sequences of a network."""
+        shape = network.config
+        if not isinstance(shape, Esm2Config):
+            return cls()
+        before, after = (() if one is None else (one,) for one in (shape.begin_id, shape.end_id))
+        return cls(before, after, shape.pad_id)
+
+    @property
+    def num_ids(self) -> int:
+        """Positions that the frame takes."""
+        return len(self.before) + len(self.after)
+
+
+def known_lengths(network: DenoiserNetwork | AutoregressiveLM, length: int | Sequence[int] | None) -> tuple[int, ...]:
+    """Lengths of samples without their frame, checked.
+
+    Args:
+        network: has a largest length.
+        length: one or several; None is the largest.
+
+    Raises:
+        UsageError: one is no whole number or does not fit into the context.
+    """
+    longest = network.length - Frame.of(network).num_ids
+    given = [longest] if length is None else listed("length", length)
+    return tuple(whole_number("length", one, low=1, high=longest) for one in given)
+
+
+def framed(canvas: Canvas, frame: Frame, width: int) -> Canvas:
+    """A canvas of sequences of one length with their frame, padded to ``width`` positions."""
+    num_rows, ends = len(canvas), (frame.before, frame.after)
+    before, after = (torch.tensor(one, dtype=torch.long).expand(num_rows, -1) for one in ends)
+    num_pads = width - canvas.length - frame.num_ids
+    padding = torch.full((num_rows, num_pads), frame.pad_id)
+    tokens = torch.cat([before, canvas.tokens, after, padding], dim=1)
+    is_free = torch.nn.functional.pad(canvas.is_free, (len(frame.before), len(frame.after) + num_pads))
+    is_real = (torch.arange(width) < width - num_pads).expand(num_rows, -1)
+    return Canvas(tokens, is_free, is_real, has_padding=num_pads > 0)
+
+
 def canvas_from_prompt(bundle: Bundle, length: int, *, prefix: str | None = None, infill: str | None = None) -> Canvas:
-    """The canvas of one sequence: free everywhere but at the prompt's tokens.
+    """The canvas of one sequence without its frame: free everywhere but at the prompt's tokens.
 
     Args:
         bundle: whose tokenizer is used.
@@ -83,9 +145,17 @@ def prompt_ids(tokenizer: Tokenizer, text: str) -> list[int]:
     return [*ids, *tokenizer.encode(last, add_special_tokens=False).ids]
 
 
-def decode(bundle: Bundle, tokens: Int[Tensor, "n l"]) -> list[str]:
-    """Texts of token sequences; the numbers themselves without a tokenizer."""
+def decode(bundle: Bundle, tokens: Int[Tensor, "n l"], lengths: Int[Tensor, " n"] | None = None) -> list[str]:
+    """Texts of token sequences; the numbers themselves without a tokenizer.
+
+    Args:
+        bundle: whose tokenizer is used.
+        tokens: token ids.
+        lengths: positions of each sequence before its padding; None where there is no padding.
+    """
     rows = tokens.tolist()
+    if lengths is not None:
+        rows = [row[:length] for row, length in zip(rows, lengths.tolist(), strict=True)]
     if bundle.tokenizer is None:
         return [" ".join(map(str, row)) for row in rows]
     return bundle.tokenizer.decode_batch(rows, skip_special_tokens=False)

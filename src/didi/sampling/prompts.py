@@ -11,7 +11,7 @@ from didi.diffusion.canvas import Canvas
 from didi.diffusion.noise import SequenceNoise, derive_seed
 from didi.errors import UsageError
 from didi.models.bundle import Bundle
-from didi.sampling.prompt import MASK, canvas_from_prompt
+from didi.sampling.prompt import MASK, Frame, canvas_from_prompt, framed
 
 
 @dataclass(frozen=True)
@@ -70,14 +70,22 @@ class PromptSet:
     Attributes:
         prompts: one or more; their seeds are not None.
         num_samples: number of sequences for each prompt.
+        lengths: lengths without frame; the samples of a prompt take them in turn.
     """
 
     prompts: tuple[Prompt, ...]
     num_samples: int
+    lengths: tuple[int, ...]
 
     @classmethod
     def of(
-        cls, prompts: Iterable[str | Prompt] | None, num_samples: int, seed: int, prefix: str | None, infill: str | None
+        cls,
+        prompts: Iterable[str | Prompt] | None,
+        num_samples: int,
+        seed: int,
+        prefix: str | None,
+        infill: str | None,
+        lengths: tuple[int, ...],
     ) -> "PromptSet":
         """The sequences that the arguments of ``stream`` ask for.
 
@@ -85,11 +93,11 @@ class PromptSet:
             UsageError: ``prompts`` is empty, or given together with ``prefix`` or ``infill``.
         """
         if prompts is None:
-            return cls((Prompt(prefix, infill, seed),), num_samples)
+            return cls((Prompt(prefix, infill, seed),), num_samples, lengths)
         if prefix is not None or infill is not None:
             raise UsageError("give prompts, or one prefix or infill text for all samples, not both")
-        known = known_prompts(prompts)
-        return cls(tuple(Prompt(one.prefix, one.infill, one.own_seed(seed)) for one in known), num_samples)
+        known = tuple(Prompt(one.prefix, one.infill, one.own_seed(seed)) for one in known_prompts(prompts))
+        return cls(known, num_samples, lengths)
 
     def __len__(self) -> int:
         return len(self.prompts) * self.num_samples
@@ -102,27 +110,47 @@ class PromptSet:
         """Number of a sequence within those of its prompt, from 0."""
         return sequence % self.num_samples
 
-    def canvas(self, bundle: Bundle, length: int) -> Canvas:
-        """One row for each prompt; see ``canvas_from_prompt``."""
-        rows = []
+    def length(self, sequence: int) -> int:
+        """Length of a sequence without its frame."""
+        return self.lengths[self.index(sequence) % len(self.lengths)]
+
+    def canvas(self, bundle: Bundle, frame: Frame) -> Canvas:
+        """One row for each prompt and length, those of the first prompt first; see ``canvas_from_prompt``."""
+        rows, width = [], max(self.lengths) + frame.num_ids
         for number, one in enumerate(self.prompts, start=1):
             try:
-                rows.append(canvas_from_prompt(bundle, length, prefix=one.prefix, infill=one.infill))
+                of_prompt = [
+                    canvas_from_prompt(bundle, length, prefix=one.prefix, infill=one.infill) for length in self.lengths
+                ]
             except UsageError as error:
                 if len(self.prompts) == 1:
                     raise
                 text = reprlib.repr(one.infill if one.prefix is None else one.prefix)
                 raise UsageError(f"prompt {number} ({text}): {error}") from error
-        return Canvas.given(torch.cat([one.tokens for one in rows]), torch.cat([one.is_free for one in rows]))
+            rows += [framed(canvas, frame, width) for canvas in of_prompt]
+        tokens, is_free, is_real = (
+            torch.cat([getattr(one, name) for one in rows]) for name in ("tokens", "is_free", "is_real")
+        )
+        return Canvas(tokens, is_free, is_real, has_padding=len(set(self.lengths)) > 1)
 
     def rows(self, canvas: Canvas, sequences: Sequence[int]) -> Canvas:
-        """The rows of ``canvas``, one for each prompt, that ``sequences`` start from."""
-        if len(self.prompts) == 1:
+        """The rows of ``canvas``, one for each prompt and length, of ``sequences``; no wider than they need."""
+        if len(canvas) == 1:
             return canvas.expand(len(sequences))
-        which = torch.tensor([sequence // self.num_samples for sequence in sequences])
-        return canvas.rows(which.to(canvas.tokens.device))
+        lengths, num = [self.length(sequence) for sequence in sequences], len(self.lengths)
+        which = [sequence // self.num_samples * num + self.index(sequence) % num for sequence in sequences]
+        chosen = canvas.rows(torch.tensor(which, device=canvas.tokens.device))
+        width = canvas.length - max(self.lengths) + max(lengths)
+        tokens, is_free, is_real = (one[:, :width] for one in (chosen.tokens, chosen.is_free, chosen.is_real))
+        return Canvas(tokens, is_free, is_real, has_padding=len(set(lengths)) > 1)
 
-    def noise(self, sequences: Sequence[int], device: torch.device | str = "cpu") -> SequenceNoise:
-        """Randomness of ``sequences``: a function of the seed of the prompt and the number within its samples."""
+    def noise(self, canvas: Canvas, sequences: Sequence[int]) -> SequenceNoise:
+        """Randomness of ``sequences``: a function of the seed of the prompt and the number within its samples.
+
+        Args:
+            canvas: of these sequences, from ``rows``.
+            sequences: their numbers.
+        """
         seeds = [one.seed or 0 for one in map(self.prompt, sequences)]
-        return SequenceNoise(seeds, [self.index(sequence) for sequence in sequences], device)
+        indices = [self.index(sequence) for sequence in sequences]
+        return SequenceNoise(seeds, indices, canvas.tokens.device, canvas.lengths)

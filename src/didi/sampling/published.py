@@ -51,7 +51,7 @@ class Published:
             probs = self.departure.log_probs(probs.flatten(0, 1), mask_id).view_as(probs)
             probs = subs_log_probs(probs, z, mask_id).to(dtype).exp_()
             probs = posterior_probs(z, probs, alphas[move + 1], alphas[move], mask_id).flatten(0, 1).log_()
-            uniforms = noise.uniforms(z.shape[1], probs.shape[-1], dtype=dtype).flatten(0, 1)
+            uniforms = noise.uniforms(z.shape[1], probs.shape[-1], dtype=dtype, positions=0).flatten(0, 1)
             z = torch.where(is_masked, sample_gumbel(probs, uniforms).view_as(z), z)
             del probs, uniforms
             yield StepOutput(z, float(s), is_masked & (z != mask_id), is_masked.any(1).long().cpu(), none)

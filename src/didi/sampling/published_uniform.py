@@ -42,7 +42,7 @@ class PublishedUniform:
     def __call__(self, canvas: Canvas, times: Float[Tensor, " n"], noise: SequenceNoise) -> Iterator[StepOutput]:
         """See ``base.Sampler``."""
         passes, none = canvas.is_free.any(1).long().cpu(), torch.zeros(len(canvas), dtype=torch.long)
-        z = self.process.prior(canvas, noise.uniforms(canvas.length, self.process.draws_per_position))
+        z = self.process.prior(canvas, noise.uniforms(canvas.length, self.process.draws_per_position, positions=0))
         dtype = getattr(torch, self.precision)
         for t, s in pairwise(times):
             before, rates = z, [float(alpha_at(self.process.schedule, one)) for one in (t, s)]
@@ -51,7 +51,7 @@ class PublishedUniform:
             logits = self.departure.log_probs(logits.flatten(0, 1), None)
             weights = self.process.reverse_weights(logits, z.flatten(), *rates).to(dtype).log_()
             del logits
-            uniforms = noise.uniforms(canvas.length, self.process.vocab_size, dtype=dtype).flatten(0, 1)
+            uniforms = noise.uniforms(canvas.length, self.process.vocab_size, dtype=dtype, positions=0).flatten(0, 1)
             z = torch.where(canvas.is_free, sample_gumbel(weights, uniforms).view_as(z), z)
             del weights, uniforms
             yield StepOutput(z, float(s), z != before, passes, none)

@@ -7,8 +7,8 @@ from didi.arguments import one_of
 from didi.errors import UsageError
 from didi.models.autoregressive import AutoregressiveLM
 from didi.models.bundle import Bundle
-from didi.models.dit import DiT
 from didi.models.inference import check_ready
+from didi.models.networks import DenoiserNetwork
 from didi.sampling.ancestral import Ancestral
 from didi.sampling.autoregressive import LeftToRight
 from didi.sampling.base import Sampler
@@ -21,6 +21,7 @@ from didi.sampling.options import DEFAULT_SAMPLER, OWN_SETTINGS, SETTINGS, Sampl
 from didi.sampling.published import Published
 from didi.sampling.published_uniform import PublishedUniform
 from didi.sampling.remasking import RemaskingSampler
+from didi.sampling.reparameterized import Reparameterized
 from didi.sampling.score import ScoreSampler
 from didi.sampling.uniform_ancestral import NO_CORRECTOR, PredictorCorrector, UniformAncestral
 from didi.sampling.uniform_guided import UniformGuided
@@ -98,6 +99,7 @@ SAMPLERS: dict[SamplerName, tuple[SamplerKind, ...]] = {
     "confidence": (SamplerKind(ConfidenceDecoding),),
     "entropy-bounded": (SamplerKind(EntropyBounded, is_self_paced=True),),
     "one-step": (SamplerKind(OneStep, ("absorbing",), num_moves=1),),
+    "reparam": (SamplerKind(Reparameterized),),
     "remasking": (
         SamplerKind(RemaskingSampler),
         SamplerKind(PredictorCorrector, ("uniform",), fixed=(("is_greedy_tail", False),)),
@@ -235,7 +237,7 @@ def described(options: SamplingOptions) -> str:
     return ", ".join(f"{name} {value}" for name, value in parts.items())
 
 
-def is_self_paced(network: DiT | AutoregressiveLM, sampler: SamplerName) -> bool:
+def is_self_paced(network: DenoiserNetwork | AutoregressiveLM, sampler: SamplerName) -> bool:
     """Whether the number of passes, at most the length, does not follow from a time grid.
 
     Raises:
@@ -244,7 +246,7 @@ def is_self_paced(network: DiT | AutoregressiveLM, sampler: SamplerName) -> bool
     return isinstance(network, AutoregressiveLM) or _kinds(sampler)[0].is_self_paced
 
 
-def moves_without_grid(network: DiT | AutoregressiveLM, sampler: SamplerName, length: int) -> int | None:
+def moves_without_grid(network: DenoiserNetwork | AutoregressiveLM, sampler: SamplerName, length: int) -> int | None:
     """Number of moves of a sampler without a time grid, at most ``length``; None for one that has a grid.
 
     Raises:

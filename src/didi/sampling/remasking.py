@@ -90,7 +90,7 @@ class RemaskingSampler:
             alpha_t, alpha_s = alphas[move], alphas[move + 1]
             remask = self.remask.probability(float(t), alpha_t, alpha_s)
             reveal = (alpha_s - (1 - remask) * alpha_t) / (1 - alpha_t)
-            event, draw = noise.uniforms(2, z.shape[1]).unbind(1)
+            event, draw = noise.uniforms(2, z.shape[1], positions=1).unbind(1)
             is_masked = open_positions(self.process, z, canvas)
             is_revealed = is_masked & (event < reveal)
             is_remasked = canvas.is_free & ~is_masked & (event < remask)

@@ -57,10 +57,10 @@ class ScoreSampler:
     def __call__(self, canvas: Canvas, times: Float[Tensor, " n"], noise: SequenceNoise) -> Iterator[StepOutput]:
         """See ``base.Sampler``."""
         none = torch.zeros(len(canvas), dtype=torch.long)
-        z = self.process.prior(canvas, noise.uniforms(canvas.length, self.process.draws_per_position))
+        z = self.process.prior(canvas, noise.uniforms(canvas.length, self.process.draws_per_position, positions=0))
         for t, s in pairwise(times):
             is_open, before = open_positions(self.process, z, canvas), z
-            passes, uniforms = is_open.any(1).long().cpu(), noise.uniforms(canvas.length)
+            passes, uniforms = is_open.any(1).long().cpu(), noise.uniforms(canvas.length, positions=0)
             if passes.any():
                 rows = shared_rows(z, canvas)
                 features = features_at(

@@ -15,7 +15,7 @@ from didi.sampling.base import Sampler, refuse_equal_rates
 from didi.sampling.draw_check import are_draws_checked
 from didi.sampling.memory import check_batch, out_of_memory
 from didi.sampling.options import SamplingOptions
-from didi.sampling.prompt import decode
+from didi.sampling.prompt import Frame, decode, known_lengths
 from didi.sampling.prompts import Prompt, PromptSet
 from didi.sampling.registry import make_sampler, moves_without_grid, sampler_of
 from didi.torch_defaults import each_with_torch_defaults, with_torch_defaults
@@ -34,6 +34,7 @@ class Move:
         number: of the move, from 1.
         network_passes: passes of the sampled network that each sequence has taken part in so far.
         discriminator_passes: the same of the discriminator, backward-to-input passes included.
+        lengths: positions of each sequence, begin and end symbols included; what stands behind them is padding.
         bundle: whose tokenizer decodes.
     """
 
@@ -44,12 +45,13 @@ class Move:
     number: int
     network_passes: Int[Tensor, " b"]
     discriminator_passes: Int[Tensor, " b"]
+    lengths: Int[Tensor, " b"]
     bundle: Bundle
 
     @property
     def texts(self) -> list[str]:
         """The state as texts."""
-        return decode(self.bundle, self.tokens)
+        return decode(self.bundle, self.tokens, self.lengths)
 
 
 def options_from(options: SamplingOptions | None, overrides: dict[str, object]) -> SamplingOptions:
@@ -78,7 +80,7 @@ def stream(
     prefix: str | None = None,
     infill: str | None = None,
     prompts: Iterable[str | Prompt] | None = None,
-    length: int | None = None,
+    length: int | Sequence[int] | None = None,
     options: SamplingOptions | None = None,
     **overrides: object,
 ) -> Iterator[Move]:
@@ -94,26 +96,26 @@ def stream(
     chosen, bundle = options_from(options, overrides), instance("bundle", bundle, Bundle)
     network, seed = bundle.network(chosen.role), whole_number("seed", seed)
     num_samples = whole_number("num_samples", num_samples, low=1)
-    length = network.length if length is None else whole_number("length", length, low=1, high=network.length)
-    asked = num_moves(bundle, nfe, length, chosen)
+    lengths, frame = known_lengths(network, length), Frame.of(network)
+    asked = num_moves(bundle, nfe, max(lengths), chosen)
     sampler, times = make_sampler(bundle, chosen, asked), chosen.move_times(asked)
     if chosen.times:
         refuse_equal_rates(bundle.process.schedule, times)
-    prompted = PromptSet.of(prompts, num_samples, seed, prefix, infill)
-    check_batch(bundle, chosen, length, asked, len(prompted))
+    prompted = PromptSet.of(prompts, num_samples, seed, prefix, infill, lengths)
+    check_batch(bundle, chosen, max(lengths) + frame.num_ids, asked, len(prompted))
     device = next(network.parameters()).device
-    canvas = prompted.canvas(bundle, length).to(device)
+    canvas = prompted.canvas(bundle, frame).to(device)
 
     def moves(indices: Sequence[int]) -> Iterator[Move]:
         none = torch.zeros(len(indices), dtype=torch.long)
         passes, judged, number = none, none, 0
-        noise, there = prompted.noise(indices, device), prompted.rows(canvas, indices)
-        z = there.tokens
+        there = prompted.rows(canvas, indices)
+        noise, z, widths = prompted.noise(there, indices), there.tokens, there.is_real.sum(1).cpu()
         for number, step in enumerate(sampler(there, times, noise), start=1):
             passes, judged, z = passes + step.network_passes, judged + step.discriminator_passes, step.z
-            yield Move(tuple(indices), z, step.changed, step.t, number, passes, judged, bundle)
+            yield Move(tuple(indices), z, step.changed, step.t, number, passes, judged, widths, bundle)
         if not number:  # nothing is free
-            yield Move(tuple(indices), z, torch.zeros_like(there.is_free), 0.0, 0, none, none, bundle)
+            yield Move(tuple(indices), z, torch.zeros_like(there.is_free), 0.0, 0, none, none, widths, bundle)
             return
         check_finished(sampler, z, there, bundle.process.mask_id)
 

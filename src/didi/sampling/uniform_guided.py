@@ -61,12 +61,12 @@ class UniformGuided:
     def __call__(self, canvas: Canvas, times: Float[Tensor, " n"], noise: SequenceNoise) -> Iterator[StepOutput]:
         """See ``base.Sampler``; with h = 0 and one candidate the samples are those of ``UniformAncestral``."""
         scales, is_free, plain = self.guidance.scales(len(times) - 1), canvas.is_free.cpu(), self.plain
-        z = self.process.prior(canvas, noise.uniforms(canvas.length, self.process.draws_per_position))
+        z = self.process.prior(canvas, noise.uniforms(canvas.length, self.process.draws_per_position, positions=0))
         for number, (t, s) in enumerate(pairwise(times)):
             before, move = z, plain.move(t, s)
             is_tilted = number < len(scales)
             num = 1 if is_tilted else self.guidance.num_candidates
-            numbers = noise.uniforms(num, canvas.length, device="cpu")
+            numbers = noise.uniforms(num, canvas.length, device="cpu", positions=1)
             if num > 1:
                 z, is_active, num_scored = self._ranked_move(z, canvas, is_free, numbers, move, (t, s), noise)
             elif is_tilted and scales[number]:

@@ -12,7 +12,7 @@ from didi.errors import UsageError, suggestion
 from didi.models.autoregressive import AutoregressiveLM
 from didi.models.bundle import Bundle, Role
 from didi.sampling.options import SamplingOptions
-from didi.sampling.prompt import decode
+from didi.sampling.prompt import Frame, decode
 from didi.sampling.registry import sampler_of, samplers_of
 from didi.serving.schemas import ModelCard
 
@@ -109,9 +109,15 @@ class Models:
 
     Args:
         bundles: by the names of the models; one or more.
+
+    Raises:
+        UsageError: a model has begin and end symbols around its sequences, which requests do not have.
     """
 
     def __init__(self, bundles: Mapping[str, Bundle]) -> None:
+        for name, bundle in bundles.items():
+            if Frame.of(bundle.network()).num_ids:
+                raise UsageError(f"a server has no models of proteins; {name} is one: sample it with didi generate")
         self._models = {name: ServedModel(name, bundle) for name, bundle in bundles.items()}
 
     def __iter__(self) -> Iterator[ServedModel]:

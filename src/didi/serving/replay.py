@@ -10,7 +10,7 @@ import torch
 
 from didi.models.bundle import Bundle
 from didi.sampling.options import SamplingOptions
-from didi.sampling.prompt import decode
+from didi.sampling.prompt import Frame, decode
 from didi.sampling.prompts import PromptSet
 from didi.sampling.record import sampling_record
 from didi.sampling.stream import Move, num_moves, stream
@@ -142,16 +142,16 @@ def record_lane(
         return stream(bundle, nfe=nfe, seed=seed, prefix=prefix, infill=infill, length=length, options=chosen)
 
     next(moves())
-    canvas = PromptSet.of(None, 1, seed, prefix, infill).canvas(bundle, length)
+    canvas = PromptSet.of(None, 1, seed, prefix, infill, (length,)).canvas(bundle, Frame.of(network))
     is_given = [not free for free in canvas.is_free[0].tolist()]
     start = shown_tokens(bundle, canvas.tokens[0].tolist(), is_given)
     # Uniform-state diffusion has a token at every position from the first state on.
-    is_known = is_given if bundle.process.mask_id is not None else [True] * length
+    is_known = is_given if bundle.process.mask_id is not None else [True] * canvas.length
     recorded, before, ids = [], start, canvas.tokens[0].tolist()
     for move, ids, milliseconds in _timed(moves()):
         is_known = [old or new for old, new in zip(is_known, move.is_changed[0].tolist(), strict=True)]
         after = shown_tokens(bundle, ids, is_known)
-        changed = tuple(position for position in range(length) if after[position] != before[position])
+        changed = tuple(position for position in range(canvas.length) if after[position] != before[position])
         passes, judged = int(move.network_passes[0]), int(move.discriminator_passes[0])
         texts = tuple(after[position] for position in changed)
         recorded.append(ReplayMove(milliseconds, move.t, passes, judged, changed, texts))

@@ -11,8 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from didi.errors import UsageError
 from didi.models.discriminator import trunk_of
-from didi.models.dit import DiT
-from didi.models.networks import NETWORKS
+from didi.models.networks import NETWORKS, DenoiserNetwork
 from didi.world import world
 
 R = TypeVar("R")
@@ -105,7 +104,7 @@ def shard(network: nn.Module, *, is_trained: bool = True) -> None:
     for block in trunk.blocks:
         fully_shard(block)
     fully_shard(network, reshard_after_forward=None if is_trained else True)
-    if isinstance(network, DiT):  # what is called from outside without ``forward``
+    if isinstance(network, DenoiserNetwork):  # what is called from outside without ``forward``
         for name in ("features", "head", "embed", "features_of_embeddings"):
             register_fsdp_forward_method(network, name)
 

@@ -11,7 +11,7 @@ from torch.optim.swa_utils import AveragedModel
 from didi.methods.settings import OptimizerConfig
 from didi.models.adapters import copy_sharing_frozen
 from didi.models.autoregressive import AutoregressiveLM
-from didi.models.dit import DiT
+from didi.models.networks import DenoiserNetwork
 from didi.training.distributed import is_sharded
 from didi.training.muon import Muon
 
@@ -138,6 +138,6 @@ class Average(AveragedModel):
         self.n_averaged += is_changed
 
 
-def averaged_network(average: Average) -> DiT | AutoregressiveLM:
+def averaged_network(average: Average) -> DenoiserNetwork | AutoregressiveLM:
     """The network that holds the averaged weights, in eval mode."""
-    return cast(DiT | AutoregressiveLM, average.module.eval())
+    return cast(DenoiserNetwork | AutoregressiveLM, average.module.eval())

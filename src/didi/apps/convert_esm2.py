@@ -1,0 +1,72 @@
+"""``didi convert esm2`` and ``didi convert dplm``: protein language models of ``transformers`` into bundles."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+from didi.data.protein import protein_tokenizer
+from didi.diffusion.absorbing import Absorbing
+from didi.diffusion.schedule import schedule_from_name
+from didi.errors import UsageError
+from didi.models.bundle import Bundle
+from didi.models.esm2 import ALPHABET
+from didi.models.esm2_layout import esm2_from_state_dict
+from didi.models.foreign import read_checkpoint
+
+SCHEDULES = {"esm2": "log-linear", "dplm": "log-linear-500"}
+"""Noise schedule of each code base; ESM-2 itself, a masked language model, has none."""
+UNREAD = {
+    "weights": "the layout holds one set of weights",
+    "tied": "config.json and the weights say it",
+    "tokenizer": "its vocabulary is that of ESM-2",
+    "discriminator": "the layout has none",
+    "block_layout": "a protein is a row of its own",
+    "nfe": "a teacher is meant for no number of moves",
+}
+"""Why flags that other layouts read are not read."""
+
+
+def esm2_bundle(
+    layout: str,
+    source: str,
+    *,
+    revision: str | None = None,
+    role: Literal["teacher", "student"] = "teacher",
+    num_heads: int | None = None,
+    length: int | None = None,
+) -> Bundle:
+    """The bundle of a checkpoint.
+
+    Args:
+        layout: ``esm2`` or ``dplm``.
+        source: A file, a folder or a Hub repository, such as ``facebook/esm2_t30_150M_UR50D``.
+        revision: Of a Hub repository.
+        role: Of the network.
+        num_heads: Attention heads, instead of those in ``config.json``.
+        length: Context length in positions, instead of that in ``config.json``.
+
+    Raises:
+        UsageError: The checkpoint is not of that layout.
+        DidiError: The Hub could not be reached.
+    """
+    found = read_checkpoint(source, revision=revision)
+    if found.shadow is not None or found.average:
+        raise UsageError(f"an ESM-2 checkpoint holds one set of weights; {source} has an average beside it")
+    network = esm2_from_state_dict(found.weights, found.settings, num_heads=num_heads, length=length)
+    _check_vocabulary(found.folder / "vocab.txt")
+    networks: dict[str, Any] = {role: network}
+    return Bundle(
+        **networks,
+        tokenizer=protein_tokenizer(),
+        process=Absorbing(network.mask_id, schedule_from_name(SCHEDULES[layout])),
+        provenance={"source": source, "layout": layout, "weights": "raw"}
+        | ({"revision": revision} if revision else {}),
+    )
+
+
+def _check_vocabulary(file: Path) -> None:
+    """Refuse a ``vocab.txt`` beside a checkpoint that is not the vocabulary of ESM-2."""
+    if not file.is_file():
+        return
+    found = tuple(file.read_text(encoding="utf-8").split())
+    if found != ALPHABET:
+        raise UsageError(f"the vocabulary of ESM-2 is {' '.join(ALPHABET)}; {file} has {' '.join(found)[:300]}")

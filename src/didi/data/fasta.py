@@ -1,0 +1,73 @@
+"""FASTA files, plain or compressed with gzip."""
+
+import gzip
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from didi.errors import UsageError
+
+LINE = 60
+"""Residues in a line of a record that is written."""
+GZIP_SIGNATURE = b"\x1f\x8b"
+
+
+class Protein(NamedTuple):
+    """A sequence and its title.
+
+    Attributes:
+        title: what follows ``>``; its first word is the identifier.
+        residues: upper-case letters.
+    """
+
+    title: str
+    residues: str
+
+
+def fasta_record(title: str, residues: str) -> str:
+    """One record, with its line ends."""
+    lines = [residues[begin : begin + LINE] for begin in range(0, len(residues), LINE)]
+    return "\n".join([f">{title}", *lines, ""])
+
+
+def read_fasta(path: Path) -> Iterator[Protein]:
+    """The records of a FASTA file; a stop (``*``) at the end of a sequence is dropped, letters become upper case.
+
+    Args:
+        path: the file; one that begins as gzip does is decompressed.
+
+    Raises:
+        UsageError: the file cannot be read, or is no FASTA file.
+    """
+    title: str | None = None
+    lines: list[str] = []
+    try:
+        with path.open("rb") as stream:
+            is_compressed = stream.read(len(GZIP_SIGNATURE)) == GZIP_SIGNATURE
+        with gzip.open(path, "rt", encoding="utf-8") if is_compressed else path.open(encoding="utf-8") as text:
+            for number, line in enumerate(text, start=1):
+                line = line.strip()
+                if line.startswith(">"):
+                    if title is not None:
+                        yield _protein(title, lines, path)
+                    title, lines = line[1:].strip(), []
+                elif line and title is None:
+                    raise UsageError(
+                        f"a FASTA file begins with a title line, > and a name; line {number} of {path} is none"
+                    )
+                else:
+                    lines.append(line)
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        raise UsageError(
+            f"a FASTA file is text, or text compressed with gzip; {path} is not readable: {error}"
+        ) from error
+    if title is None:
+        raise UsageError(f"a FASTA file holds one record or more; {path} holds none")
+    yield _protein(title, lines, path)
+
+
+def _protein(title: str, lines: list[str], path: Path) -> Protein:
+    residues = "".join("".join(lines).split()).upper().removesuffix("*")
+    if not residues.isalpha() or not residues.isascii():
+        raise UsageError(f"a FASTA record holds letters; {title[:60]!r} in {path} holds {residues[:60]!r}")
+    return Protein(title, residues)

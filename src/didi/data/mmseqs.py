@@ -1,0 +1,88 @@
+"""MMseqs2 (Steinegger and Söding 2017) as a program: clusters of proteins, and the nearest of a set.
+
+Debian has it as the package mmseqs2. It is found by its name; nothing else of didi needs it.
+"""
+
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from didi.data.fasta import fasta_record
+from didi.errors import DidiError
+
+PROGRAM = "mmseqs"
+
+
+def is_available() -> bool:
+    """Whether the program is on PATH."""
+    return shutil.which(PROGRAM) is not None
+
+
+def clusters_of(sequences: Sequence[str], *, identity: float = 0.5, coverage: float = 0.8) -> list[int]:
+    """The cluster of each sequence, by the number of the sequence that represents it.
+
+    Args:
+        sequences: residues.
+        identity: least identity of a member with its representative, in [0, 1].
+        coverage: least share of both sequences that the alignment covers, in [0, 1].
+
+    Raises:
+        DidiError: the program is missing or fails.
+    """
+    with tempfile.TemporaryDirectory(prefix="didi-mmseqs-") as name:
+        folder = Path(name)
+        _write(sequences, folder / "all.fasta")
+        settings = ["--min-seq-id", str(identity), "-c", str(coverage), "--cov-mode", "0"]
+        _run("easy-cluster", folder / "all.fasta", folder / "out", folder / "tmp", *settings)
+        rows = (folder / "out_cluster.tsv").read_text().splitlines()
+    found = {int(member): int(representative) for representative, member in (row.split("\t") for row in rows)}
+    if set(found) != set(range(len(sequences))):
+        raise DidiError(f"{PROGRAM} puts each sequence into one cluster; it told {len(found)} of {len(sequences)}")
+    return [found[number] for number in range(len(sequences))]
+
+
+def nearest_identities(queries: Sequence[str], targets: Sequence[str], *, sensitivity: float = 5.7) -> list[float]:
+    """For each query, the largest identity of a local alignment with a target, in [0, 1]; 0 where none is found.
+
+    Identity is counted over the alignment, which covers half of the query or more.
+
+    Args:
+        queries: residues.
+        targets: residues that they are compared with.
+        sensitivity: of the search; 1 is fast, 7.5 finds the most distant relatives.
+
+    Raises:
+        DidiError: the program is missing or fails.
+    """
+    with tempfile.TemporaryDirectory(prefix="didi-mmseqs-") as name:
+        folder = Path(name)
+        _write(queries, folder / "queries.fasta")
+        _write(targets, folder / "targets.fasta")
+        files = [folder / one for one in ("queries.fasta", "targets.fasta", "out.tsv", "tmp")]
+        settings = ["-s", str(sensitivity), "-c", "0.5", "--cov-mode", "2", "--alignment-mode", "3"]
+        _run("easy-search", *files, *settings, "--format-output", "query,fident")
+        rows = [row.split("\t") for row in (folder / "out.tsv").read_text().splitlines()]
+    best = [0.0] * len(queries)
+    for number, identity in rows:
+        best[int(number)] = max(best[int(number)], float(identity))
+    return best
+
+
+def _write(sequences: Sequence[str], file: Path) -> None:
+    with file.open("w", encoding="ascii") as stream:
+        stream.writelines(fasta_record(str(number), one) for number, one in enumerate(sequences))
+
+
+def _run(*words: str | Path) -> None:
+    if not is_available():
+        raise DidiError(
+            f"clusters and identities of proteins need the program {PROGRAM}, which is not on PATH: install it, on "
+            "Debian by apt-get install mmseqs2"
+        )
+    command = [PROGRAM, *map(str, words), "-v", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        reason = " ".join((done.stderr or done.stdout).split())[-300:]
+        raise DidiError(f"{PROGRAM} {words[0]} failed with status {done.returncode}: {reason}")

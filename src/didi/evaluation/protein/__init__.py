@@ -1,0 +1,1 @@
+"""Evaluation of protein sequences: controls, measures of sequences alone, and judges."""

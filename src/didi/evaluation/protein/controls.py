@@ -1,0 +1,57 @@
+"""Sets of proteins whose order of quality is known, scored beside a model's samples."""
+
+from collections.abc import Sequence
+
+import torch
+
+from didi.data.protein import RESIDUES
+from didi.diffusion.noise import named_generator
+from didi.errors import UsageError
+
+NATURAL, MUTATED, SHUFFLED, UNIFORM, POLY_ALANINE = "natural", "mutated", "shuffled", "uniform", "poly-alanine"
+MUTATED_SHARE = 0.2
+ORDER = ((NATURAL, MUTATED), (MUTATED, SHUFFLED), (MUTATED, UNIFORM), (NATURAL, POLY_ALANINE))
+"""Pairs of controls of which a judge of foldability must prefer the first."""
+
+
+def control_sets(natural: Sequence[str], *, seed: int = 0) -> dict[str, list[str]]:
+    """Controls by name; the n-th sequence of each has the length of the n-th natural one.
+
+    Args:
+        natural: held-out proteins of the standard residues.
+        seed: of mutations, shuffling and draws.
+
+    Returns:
+        The natural proteins; the same with 20% of their residues replaced by others, drawn uniformly; with their
+        residues in a random order; residues drawn uniformly; alanine alone.
+
+    Raises:
+        UsageError: there is no protein, or one holds another letter.
+    """
+    if not natural or not set("".join(natural)) <= set(RESIDUES):
+        raise UsageError(f"controls are made of one protein or more of the residues {RESIDUES}; got {len(natural)}")
+    numbered = list(enumerate(natural))
+    return {
+        NATURAL: list(natural),
+        MUTATED: [_mutated(one, named_generator(seed, MUTATED, number)) for number, one in numbered],
+        SHUFFLED: [_shuffled(one, named_generator(seed, SHUFFLED, number)) for number, one in numbered],
+        UNIFORM: [_uniform(len(one), named_generator(seed, UNIFORM, number)) for number, one in numbered],
+        POLY_ALANINE: ["A" * len(one) for one in natural],
+    }
+
+
+def _mutated(residues: str, generator: torch.Generator) -> str:
+    letters, num = list(residues), round(MUTATED_SHARE * len(residues))
+    places = torch.randperm(len(residues), generator=generator)[:num].tolist()
+    shifts = torch.randint(1, len(RESIDUES), (num,), generator=generator).tolist()
+    for place, shift in zip(places, shifts, strict=True):
+        letters[place] = RESIDUES[(RESIDUES.index(letters[place]) + shift) % len(RESIDUES)]
+    return "".join(letters)
+
+
+def _shuffled(residues: str, generator: torch.Generator) -> str:
+    return "".join(residues[place] for place in torch.randperm(len(residues), generator=generator).tolist())
+
+
+def _uniform(length: int, generator: torch.Generator) -> str:
+    return "".join(RESIDUES[one] for one in torch.randint(len(RESIDUES), (length,), generator=generator).tolist())

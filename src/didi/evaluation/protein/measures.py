@@ -1,0 +1,68 @@
+"""Measures of protein sequences alone, without a model of their structure."""
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from didi.data.mmseqs import clusters_of, nearest_identities
+from didi.errors import UsageError
+
+
+def residue_entropies(sequences: Sequence[str]) -> Float[Tensor, " n"]:
+    """Entropy of the residues within each sequence in nats, float64: 0 of one repeated residue, log(20) at most.
+
+    Raises:
+        UsageError: a sequence is empty.
+    """
+    return torch.tensor([_entropy(Counter(one)) for one in _filled(sequences)], dtype=torch.float64)
+
+
+def corpus_residue_entropy(sequences: Sequence[str]) -> float:
+    """Entropy of the residues of all sequences pooled, in nats.
+
+    Raises:
+        UsageError: there is no sequence, or one is empty.
+    """
+    return _entropy(Counter("".join(_filled(sequences))))
+
+
+def duplicate_share(sequences: Sequence[str]) -> float:
+    """Share of the sequences that are equal to an earlier one, in [0, 1)."""
+    return 1 - len(set(_filled(sequences))) / len(sequences)
+
+
+def cluster_diversity(sequences: Sequence[str], *, identity: float = 0.5) -> float:
+    """Number of clusters of mmseqs2 at an identity, over the number of sequences, in (0, 1].
+
+    It falls with the size of the set, so compare only sets of one size.
+
+    Raises:
+        DidiError: mmseqs2 is missing or fails.
+    """
+    return len(set(clusters_of(_filled(sequences), identity=identity))) / len(sequences)
+
+
+def nearest_training_identities(sequences: Sequence[str], training: Sequence[str]) -> Float[Tensor, " n"]:
+    """Identity of each sequence with its nearest of the training set in [0, 1], float64; see ``nearest_identities``.
+
+    The lower, the more novel. Random sequences are novel too: read it beside a judge.
+
+    Raises:
+        DidiError: mmseqs2 is missing or fails.
+    """
+    return torch.tensor(nearest_identities(_filled(sequences), training), dtype=torch.float64)
+
+
+def _entropy(counts: Counter[str]) -> float:
+    total = counts.total()
+    return -sum(num / total * math.log(num / total) for num in counts.values()) + 0.0
+
+
+def _filled(sequences: Sequence[str]) -> Sequence[str]:
+    if not sequences or not all(sequences):
+        raise UsageError(f"measures are of one protein or more, none of them empty; got {len(sequences)} sequences")
+    return sequences

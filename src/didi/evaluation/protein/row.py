@@ -1,0 +1,104 @@
+"""Rows of a table of proteins: samples of a model, held-out proteins or controls, by the same measures."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from didi.evaluation.frontier import NAN_INTERVAL, Interval, mean_interval
+from didi.evaluation.protein.judges import ProteinJudge
+from didi.evaluation.protein.measures import (
+    cluster_diversity,
+    corpus_residue_entropy,
+    duplicate_share,
+    nearest_training_identities,
+    residue_entropies,
+)
+
+
+@dataclass(frozen=True)
+class ProteinRow:
+    """Measures of one set of proteins.
+
+    Attributes:
+        name: of the set: a role of a bundle, or a control.
+        sampler: how it was drawn; empty for proteins that were not sampled.
+        nfe: moves; 0 for proteins that were not sampled.
+        num_sequences: all are measured.
+        shortest: residues of the shortest one.
+        longest: residues of the longest one.
+        residue_entropy: mean entropy of the residues within a sequence, nats.
+        residue_entropy_ci: its 95% bootstrap interval over sequences.
+        corpus_entropy: entropy of the residues of the whole set, nats.
+        duplicates: share of the sequences that are equal to an earlier one.
+        diversity: clusters at 50% identity over sequences; NaN if not asked for.
+        nearest_identity: mean identity with the nearest training protein; NaN without a training set.
+        nearest_identity_ci: its 95% bootstrap interval.
+        judge: name of the judge; empty without one.
+        score: mean score.
+        score_ci: its 95% bootstrap interval.
+    """
+
+    name: str
+    sampler: str
+    nfe: int
+    num_sequences: int
+    shortest: int
+    longest: int
+    residue_entropy: float
+    residue_entropy_ci: Interval
+    corpus_entropy: float
+    duplicates: float
+    diversity: float = math.nan
+    nearest_identity: float = math.nan
+    nearest_identity_ci: Interval = NAN_INTERVAL
+    judge: str = ""
+    score: float = math.nan
+    score_ci: Interval = NAN_INTERVAL
+
+
+def protein_row(
+    name: str,
+    sequences: Sequence[str],
+    *,
+    sampler: str = "",
+    nfe: int = 0,
+    judge: ProteinJudge | None = None,
+    training: Sequence[str] | None = None,
+    has_diversity: bool = False,
+) -> ProteinRow:
+    """The row of a set.
+
+    Args:
+        name: of the set.
+        sequences: residues.
+        sampler: how they were drawn.
+        nfe: moves.
+        judge: one that ``judges.check_judge`` let pass.
+        training: proteins that novelty is measured from; needs mmseqs2.
+        has_diversity: whether clusters are counted; needs mmseqs2.
+
+    Raises:
+        UsageError: there is no sequence, or one is empty.
+        DidiError: mmseqs2 is missing or fails.
+    """
+    entropies, lengths = residue_entropies(sequences), [len(one) for one in sequences]
+    identities = None if training is None else nearest_training_identities(sequences, training)
+    scores = None if judge is None else judge.score(sequences)
+    return ProteinRow(
+        name=name,
+        sampler=sampler,
+        nfe=nfe,
+        num_sequences=len(sequences),
+        shortest=min(lengths),
+        longest=max(lengths),
+        residue_entropy=float(entropies.mean()),
+        residue_entropy_ci=mean_interval(entropies),
+        corpus_entropy=corpus_residue_entropy(sequences),
+        duplicates=duplicate_share(sequences),
+        diversity=cluster_diversity(sequences) if has_diversity else math.nan,
+        nearest_identity=math.nan if identities is None else float(identities.mean()),
+        nearest_identity_ci=NAN_INTERVAL if identities is None else mean_interval(identities),
+        judge="" if judge is None else judge.name,
+        score=math.nan if scores is None else float(scores.mean()),
+        score_ci=NAN_INTERVAL if scores is None else mean_interval(scores),
+    )

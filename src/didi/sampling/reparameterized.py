@@ -1,0 +1,174 @@
+"""Reparameterized decoding of DPLM: each move predicts every position anew and keeps the best predictions.
+
+Zheng et al. 2023, https://arxiv.org/abs/2302.05737; Wang et al. 2024, https://arxiv.org/abs/2402.18567: the strategy
+``reparam-uncond-deterministic-linear`` with ``gumbel_argmax`` of the public code. A move
+
+1. draws a token at every free position, the argmax of logits plus Gumbel noise; its score is the log-softmax there;
+2. predicts the most frequent tokens of a repetitive sequence again, from a state in which they are masked;
+3. leaves as many masks as the time grid has, at the positions of least score. A visible token whose position is among
+   them is masked again; of the others only masks take the new tokens.
+
+Samples do not follow the distribution of the model. In contrast to the public code, a sequence counts as repetitive by
+its own free positions, whatever is padded beside it.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from didi.arguments import finite_number, set_fields
+from didi.diffusion.absorbing import Absorbing
+from didi.diffusion.canvas import Canvas
+from didi.diffusion.noise import SequenceNoise
+from didi.models.denoiser import Denoiser
+from didi.sampling.base import StepOutput, features_at, path_alphas, shared_rows
+from didi.sampling.departure import EXACT, Departure
+
+
+@dataclass(frozen=True)
+class Reparameterization:
+    """Noise and resampling; the defaults are those of DPLM.
+
+    Attributes:
+        gumbel: scale of the Gumbel noise on the logits; 0 takes the likeliest token. In [0, 1e30].
+        repetition: a sequence is repetitive if one token has more than this share of its free positions; 1 never.
+        resample_top_p: top-p of the tokens that are predicted again, in (0, 1].
+        rank_gumbel: scale of the Gumbel noise on the scores of sequences that stay repetitive, times the share of masks
+            after the move. In [0, 1e30].
+
+    Raises:
+        UsageError: a value is out of range.
+    """
+
+    gumbel: float = 1.0
+    repetition: float = 0.25
+    resample_top_p: float = 0.95
+    rank_gumbel: float = 1.5
+
+    def __post_init__(self) -> None:
+        set_fields(
+            self,
+            gumbel=finite_number("gumbel", self.gumbel, low=0, high=1e30),
+            repetition=finite_number("repetition", self.repetition, low=0, high=1),
+            resample_top_p=finite_number("resample_top_p", self.resample_top_p, low=0, high=1, is_low_open=True),
+            rank_gumbel=finite_number("rank_gumbel", self.rank_gumbel, low=0, high=1e30),
+        )
+
+
+@dataclass(frozen=True)
+class Reparameterized:
+    """Reparameterized decoding of a denoiser; float64 noise. Tokens of the prompt are never masked.
+
+    Attributes:
+        denoiser: the network.
+        process: masked diffusion.
+        reparam: noise and resampling.
+        departure: temperature and top-p, before the noise.
+    """
+
+    denoiser: Denoiser
+    process: Absorbing
+    reparam: Reparameterization = Reparameterization()
+    departure: Departure = EXACT
+
+    @torch.inference_mode()
+    def __call__(self, canvas: Canvas, times: Float[Tensor, " n"], noise: SequenceNoise) -> Iterator[StepOutput]:
+        """See ``base.Sampler``; a move leaves the expected number of masks, rounded down."""
+        z, mask_id = self.process.prior(canvas), self.process.mask_id
+        none, is_used = torch.zeros(len(z), dtype=torch.long), canvas.is_free.any(1).long().cpu()
+        shares = (1 - path_alphas(self.process.schedule, times)).tolist()
+        for (t, s), after in zip(pairwise(times), shares[1:], strict=True):
+            share = after / shares[0]
+            tokens, scores = self._predicted(z, canvas, t, noise, None)
+            again = self._repetitive_tokens(tokens, canvas)
+            resampled = again.any(1).cpu()
+            if resampled.any():
+                tokens, scores = self._resampled(tokens, scores, again, canvas, t, noise)
+                scores = self._with_rank_noise(scores, tokens, canvas, share, noise)
+            num_masks = (canvas.is_free.sum(1) * share + 1e-9).long()
+            is_noise = self._lowest(scores, canvas.is_free, num_masks)
+            is_revealed = canvas.is_free & (z == mask_id) & ~is_noise
+            z_next = torch.where(is_revealed, tokens, z).masked_fill(is_noise, mask_id)
+            yield StepOutput(z_next, float(s), z_next != z, is_used + resampled.long(), none)
+            z = z_next
+
+    def _predicted(
+        self,
+        z: Int[Tensor, "b l"],
+        canvas: Canvas,
+        t: Float[Tensor, ""],
+        noise: SequenceNoise,
+        rows: list[int] | None,
+    ) -> tuple[Int[Tensor, "b l"], Float[Tensor, "b l"]]:
+        """Tokens with the largest noisy logits at every position, and their scores.
+
+        Args:
+            z: state that is read.
+            canvas: of ``z``.
+            t: time of ``z``.
+            noise: of the whole batch.
+            rows: which of its sequences ``z`` holds, for a second prediction, which has its own top-p; None is all.
+        """
+        departure = self.departure if rows is None else replace(self.departure, top_p=self.reparam.resample_top_p)
+        inputs = shared_rows(z, canvas)
+        features = features_at(self.denoiser, self.process, inputs, t, canvas.attention_mask).expand(len(z), -1, -1)
+        log_probs = departure.log_probs(self.denoiser.head(features[canvas.is_free]), self.process.mask_id)
+        uniforms = noise.uniforms(z.shape[1], log_probs.shape[-1], rows=rows, positions=0)[canvas.is_free]
+        noisy = (log_probs.double() + self.reparam.gumbel * _gumbel(uniforms)).log_softmax(-1)
+        best, drawn = noisy.max(-1)
+        scores = torch.full(z.shape, math.inf, dtype=torch.float64, device=z.device)
+        return z.masked_scatter(canvas.is_free, drawn), scores.masked_scatter(canvas.is_free, best)
+
+    def _repetitive_tokens(self, tokens: Int[Tensor, "b l"], canvas: Canvas) -> Bool[Tensor, "b l"]:
+        """Free positions whose token has more than the allowed share of its sequence's free positions."""
+        one_hot = torch.nn.functional.one_hot(tokens, self.denoiser.vocab_size) * canvas.is_free[..., None]
+        counts = one_hot.sum(1).gather(1, tokens)
+        return canvas.is_free & (counts > self.reparam.repetition * canvas.is_free.sum(1, keepdim=True))
+
+    def _resampled(
+        self,
+        tokens: Int[Tensor, "b l"],
+        scores: Float[Tensor, "b l"],
+        again: Bool[Tensor, "b l"],
+        canvas: Canvas,
+        t: Float[Tensor, ""],
+        noise: SequenceNoise,
+    ) -> tuple[Int[Tensor, "b l"], Float[Tensor, "b l"]]:
+        """Predictions in which those at ``again`` are made anew."""
+        rows = again.any(1).nonzero().squeeze(1)
+        state = tokens.masked_fill(again, self.process.mask_id)[rows]
+        predicted = self._predicted(state, canvas.rows(rows), t, noise, rows.tolist())
+        is_new = again[rows]
+        pairs = zip((tokens, scores), predicted, strict=True)
+        first, second = (old.index_copy(0, rows, torch.where(is_new, new, old[rows])) for old, new in pairs)
+        return first, second
+
+    def _with_rank_noise(
+        self,
+        scores: Float[Tensor, "b l"],
+        tokens: Int[Tensor, "b l"],
+        canvas: Canvas,
+        share: float,
+        noise: SequenceNoise,
+    ) -> Float[Tensor, "b l"]:
+        """Scores with Gumbel noise in those sequences that are repetitive still."""
+        rows = self._repetitive_tokens(tokens, canvas).any(1).nonzero().squeeze(1)
+        uniforms = noise.uniforms(scores.shape[1], rows=rows.tolist(), positions=0)
+        return scores.index_add(0, rows, self.reparam.rank_gumbel * share * _gumbel(uniforms))
+
+    @staticmethod
+    def _lowest(
+        scores: Float[Tensor, "b l"], is_free: Bool[Tensor, "b l"], num: Int[Tensor, " b"]
+    ) -> Bool[Tensor, "b l"]:
+        """The ``num`` free positions of least score."""
+        rank = scores.masked_fill(~is_free, math.inf).argsort(dim=1, stable=True).argsort(dim=1)
+        return rank < num[:, None]
+
+
+def _gumbel(uniforms: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
+    return -(-uniforms.clamp(min=torch.finfo(uniforms.dtype).tiny).log()).log()

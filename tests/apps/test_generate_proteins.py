@@ -1,0 +1,41 @@
+"""``didi generate`` of a protein bundle: lengths, FASTA, JSON lines."""
+
+import json
+
+import pytest
+
+from didi.apps.generate import run_generate
+from didi.data.fasta import read_fasta
+from didi.data.protein import protein_tokenizer
+from didi.errors import UsageError
+from didi.models.bundle import Bundle, save
+from didi.models.esm2 import Esm2, Esm2Config
+
+
+@pytest.fixture(scope="module")
+def model(randomise, tmp_path_factory):
+    shape = Esm2Config(hidden_size=16, num_blocks=1, num_heads=2, length=80, inner_size=24)
+    bundle = Bundle(teacher=randomise(Esm2(shape)), tokenizer=protein_tokenizer())
+    return str(save(bundle, tmp_path_factory.mktemp("proteins") / "bundle"))
+
+
+def test_fasta_and_json_lines_hold_the_same_samples(model, tmp_path, capsys):
+    flags = ["--model", model, "--num-samples", "5", "--nfe", "2", "--length", "3", "70", "--seed", "4"]
+    run_generate([*flags, "--format", "fasta"])
+    written = capsys.readouterr().out
+    assert max(len(line) for line in written.splitlines() if not line.startswith(">")) == 60
+    (tmp_path / "samples.fasta").write_text(written)
+    records = list(read_fasta(tmp_path / "samples.fasta"))
+    assert [len(one.residues) for one in records] == [3, 70, 3, 70, 3]
+    assert records[1].title == f"sample-2 model={model} sampler=ancestral nfe=2 seed=4 index=1"
+    run_generate([*flags, "--format", "jsonl"])
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [one["text"] for one in lines] == [one.residues for one in records]
+    assert [one["length"] for one in lines] == [3, 70, 3, 70, 3]
+    assert [len(one["tokens"]) for one in lines] == [5, 72, 5, 72, 5]
+    assert {one["sampler"] for one in lines} == {"ancestral"}
+
+
+def test_fasta_of_text_is_refused():
+    with pytest.raises(UsageError, match="--format fasta writes proteins; markov is no model of them"):
+        run_generate(["--model", "markov", "--format", "fasta"])

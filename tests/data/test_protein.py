@@ -1,0 +1,172 @@
+"""Proteins: tokens, corpora, cleaning, splits by cluster, batches."""
+
+import itertools
+import random
+
+import pytest
+import torch
+
+from didi.data import mmseqs, protein
+from didi.data.fasta import fasta_record
+from didi.data.protein import (
+    RESIDUES,
+    is_protein_tokenizer,
+    load_proteins,
+    prepare_proteins,
+    protein_tokenizer,
+    standard_proteins,
+)
+from didi.data.protein_batches import LengthBuckets, protein_canvas
+from didi.data.protein_split import split_by_cluster
+from didi.errors import DidiError, UsageError
+from didi.models.esm2 import ALPHABET
+
+needs_mmseqs = pytest.mark.skipif(not mmseqs.is_available(), reason="the program mmseqs is not installed")
+
+
+def random_proteins(num, length, seed=0):
+    source = random.Random(seed)
+    return ["".join(source.choices(RESIDUES, k=length)) for _ in range(num)]
+
+
+def mutated(sequence, num, seed):
+    source, letters = random.Random(seed), list(sequence)
+    for place in source.sample(range(len(letters)), num):
+        letters[place] = source.choice(RESIDUES)
+    return "".join(letters)
+
+
+def test_tokens_are_those_of_esm2_and_decode_to_residues():
+    tokenizer = protein_tokenizer()
+    assert tokenizer.get_vocab_size() == 33
+    assert tokenizer.encode("LAGC").ids == [4, 5, 6, 23]
+    assert tokenizer.decode([0, 4, 5, 32, 23, 2, 1, 1], skip_special_tokens=False) == "LA[MASK]C"
+    for number, name in enumerate(ALPHABET[:-1]):
+        assert tokenizer.token_to_id(name) == number
+    with pytest.raises(Exception, match="WordLevel"):
+        tokenizer.encode("LA1")
+    assert is_protein_tokenizer(tokenizer)
+    assert not is_protein_tokenizer(None)
+
+
+def test_cleaning_keeps_distinct_standard_proteins_of_fitting_lengths():
+    found = ["MKTAY", "MKXAY", "MKT", "MKTAYIAKQR", "MKTAY", "mktay", "ACDEF"]
+    assert standard_proteins(found, min_length=4, max_length=8) == ["MKTAY", "ACDEF"]
+    with pytest.raises(UsageError, match="max_length is 9 or more"):
+        standard_proteins(found, min_length=9, max_length=8)
+
+
+def test_heavy_chains_are_translated():
+    assert protein._translated("ATGGCNTGGTAAAC") == "M*W*"
+    assert (protein.CODONS["ATG"], protein.CODONS["TGG"], len(protein.CODONS)) == ("M", "W", 64)
+    assert protein._translated("GAAGTGCAGCTGGTGGAG") == "EVQLVE"
+
+
+def test_a_corpus_that_is_not_there_is_refused(tmp_path):
+    with pytest.raises(UsageError, match="a corpus of proteins is one of swissprot, uniprot, vh, or a file"):
+        load_proteins("swisprot")
+    (tmp_path / "short.fasta").write_text(">one\nMKT\n")
+    assert load_proteins(str(tmp_path / "short.fasta")) == ["MKT"]
+    with pytest.raises(UsageError, match="holds proteins of 50 to 254 standard residues"):
+        prepare_proteins(str(tmp_path / "short.fasta"))
+
+
+# --- splits -----------------------------------------------------------------
+
+
+def test_no_cluster_is_in_two_splits_and_each_has_one_protein():
+    source = random.Random(3)
+    clusters = []
+    for number in range(400):  # a representative stands anywhere in its cluster; here the first
+        clusters.append(number if number < 20 or source.random() < 0.3 else source.choice(clusters))
+    splits = split_by_cluster(clusters, seed=1, validation=0.1, test=0.2)
+    parts = [splits.train, splits.validation, splits.test]
+    names = [{clusters[one] for one in part} for part in parts]
+    assert names[0] | names[1] | names[2] == set(clusters)
+    assert sum(map(len, names)) == len(set(clusters)) == sum(map(len, parts))
+    assert all(clusters[one] == one for part in parts for one in part)
+    assert len(splits.test) == round(0.2 * len(set(clusters)))
+    assert len(splits.validation) == round(0.1 * len(set(clusters)))
+    assert splits == split_by_cluster(clusters, seed=1, validation=0.1, test=0.2)
+    assert splits != split_by_cluster(clusters, seed=2, validation=0.1, test=0.2)
+
+
+def test_clusters_that_cannot_be_split_are_refused():
+    with pytest.raises(UsageError, match="sequence 1 is not"):
+        split_by_cluster([0, 0, 1])
+    with pytest.raises(UsageError, match="leave a cluster to train on"):
+        split_by_cluster([0, 1], validation=0.5, test=0.5)
+
+
+def test_without_the_program_one_line_says_what_to_do(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(
+        DidiError, match="mmseqs, which is not on PATH: install it, on Debian by apt-get install mmseqs2"
+    ):
+        mmseqs.clusters_of(["MKT"])
+
+
+@needs_mmseqs
+@pytest.mark.slow
+def test_relatives_share_a_cluster_and_a_split(tmp_path, monkeypatch):
+    monkeypatch.setenv("DIDI_CACHE", str(tmp_path / "cache"))
+    families = random_proteins(30, 100)
+    proteins = [mutated(one, 10, 31 * number + copy) for number, one in enumerate(families) for copy in range(3)]
+    clusters = mmseqs.clusters_of(proteins)
+    assert [len(set(clusters[3 * n : 3 * n + 3])) for n in range(30)] == [1] * 30
+    assert len(set(clusters)) == 30
+    identities = mmseqs.nearest_identities([proteins[0], random_proteins(1, 100, seed=9)[0]], proteins[1:3])
+    assert 0.7 < identities[0] < 0.95
+    assert identities[1] == 0
+    (tmp_path / "made.fasta").write_text("".join(fasta_record(str(n), one) for n, one in enumerate(proteins)))
+    data = prepare_proteins(str(tmp_path / "made.fasta"), seed=2)
+    family = {one: number // 3 for number, one in enumerate(proteins)}
+    held = [{family[one] for one in part} for part in (data.train, data.validation, data.test)]
+    assert held[0] | held[1] | held[2] == set(range(30))
+    assert [len(one) for one in held] == [26, 2, 2]
+    monkeypatch.setattr(protein, "clusters_of", None)  # found again
+    assert prepare_proteins(str(tmp_path / "made.fasta"), seed=2) == data
+
+
+# --- batches ----------------------------------------------------------------
+
+
+def test_a_canvas_frames_and_pads():
+    canvas = protein_canvas(["LAG", "C"])
+    assert canvas.tokens.tolist() == [[0, 4, 5, 6, 2], [0, 23, 2, 1, 1]]
+    assert canvas.is_free.tolist() == [[False, True, True, True, False], [False, True, False, False, False]]
+    assert canvas.lengths == [5, 3]
+    assert protein_canvas(["LAG"]).attention_mask is None
+    for wrong in ("LA1", "La", "LÄ"):
+        with pytest.raises(UsageError, match="a protein is made of the letters"):
+            protein_canvas([wrong])
+
+
+def test_every_protein_is_in_one_batch_of_an_epoch_with_its_like():
+    source = random.Random(0)
+    proteins = [one[: source.randint(5, 90)] for one in random_proteins(200, 90)]
+    buckets = LengthBuckets(proteins, max_tokens=300, width=10, seed=4)
+    texts = protein_tokenizer()
+    epochs = []
+    for epoch in range(2):
+        seen = []
+        for number in range(buckets.num_batches):
+            canvas = buckets.batch(epoch * buckets.num_batches + number)
+            assert canvas.tokens.numel() <= 300
+            lengths = canvas.is_free.sum(1)
+            assert lengths.max() - lengths.min() < 10
+            seen.append(texts.decode_batch(canvas.tokens.tolist(), skip_special_tokens=False))
+        assert sorted(itertools.chain.from_iterable(seen)) == sorted(proteins)
+        epochs.append(seen)
+    assert epochs[0] != epochs[1]
+    again = LengthBuckets(proteins, max_tokens=300, width=10, seed=4)
+    for step in (3, buckets.num_batches + 1, 0):
+        assert torch.equal(again.batch(step).tokens, buckets.batch(step).tokens)
+    assert not torch.equal(LengthBuckets(proteins, max_tokens=300, seed=5).batch(0).tokens, buckets.batch(0).tokens)
+
+
+def test_a_protein_that_fits_no_batch_is_refused():
+    with pytest.raises(UsageError, match="the longest of 2 has 40 residues and 2 further symbols"):
+        LengthBuckets(["M" * 40, "M"], max_tokens=41)
+    with pytest.raises(UsageError, match="the longest of 0 has 0"):
+        LengthBuckets([])

@@ -1,0 +1,186 @@
+"""Controls, measures and judges of proteins."""
+
+import math
+import random
+
+import pytest
+import torch
+
+from didi.data import mmseqs
+from didi.data.protein import RESIDUES
+from didi.errors import DidiError, UsageError
+from didi.evaluation.protein.controls import ORDER, control_sets
+from didi.evaluation.protein.esmfold import EsmFoldJudge
+from didi.evaluation.protein.judges import (
+    JUDGES,
+    ProteinJudge,
+    check_judge,
+    comparisons,
+    load_protein_judge,
+)
+from didi.evaluation.protein.measures import (
+    cluster_diversity,
+    corpus_residue_entropy,
+    duplicate_share,
+    nearest_training_identities,
+    residue_entropies,
+)
+from didi.evaluation.protein.row import protein_row
+
+needs_mmseqs = pytest.mark.skipif(not mmseqs.is_available(), reason="the program mmseqs is not installed")
+
+
+def proteins(num, seed=0):
+    source = random.Random(seed)
+    return ["".join(source.choices(RESIDUES, k=source.randint(30, 60))) for _ in range(num)]
+
+
+@pytest.fixture(scope="module")
+def natural():
+    """A motif of several residues again and again, which mutations and shuffling destroy."""
+    source = random.Random(1)
+    return ["".join("MKTAYIAKQR"[(start + n) % 10] for n in range(40)) for start in source.choices(range(10), k=12)]
+
+
+class MotifJudge:
+    """Number of intact pairs of the motif."""
+
+    name, unit = "motif", "pairs"
+
+    def __init__(self, *, is_higher_better=True, prefers=""):
+        self.is_higher_better, self.prefers, self.num_scored = is_higher_better, prefers, 0
+
+    def score(self, sequences):
+        self.num_scored += len(sequences)
+        motif = "MKTAYIAKQR" * 2
+        found = [sum(one[n : n + 2] in motif for n in range(len(one) - 1)) for one in sequences]
+        scores = torch.tensor(found, dtype=torch.float64)
+        scores = scores + torch.tensor(
+            [100.0 if self.prefers and set(one) == {self.prefers} else 0 for one in sequences]
+        )
+        return scores if self.is_higher_better else -scores
+
+
+def test_controls_have_the_lengths_of_the_natural_proteins_and_are_what_they_say(natural):
+    sets = control_sets(natural, seed=3)
+    assert all([len(one) for one in found] == [40] * 12 for found in sets.values())
+    assert sets["natural"] == natural
+    for one, mutated, shuffled in zip(natural, sets["mutated"], sets["shuffled"], strict=True):
+        assert sum(a != b for a, b in zip(one, mutated, strict=True)) == 8
+        assert sorted(shuffled) == sorted(one)
+        assert shuffled != one
+    counts = {one: "".join(sets["uniform"]).count(one) for one in RESIDUES}
+    assert min(counts.values()) > 5
+    assert set("".join(sets["poly-alanine"])) == {"A"}
+    assert sets == control_sets(natural, seed=3)
+    assert sets["mutated"] != control_sets(natural, seed=4)["mutated"]
+    for wrong in ([], ["MKX"]):
+        with pytest.raises(UsageError, match="controls are made of"):
+            control_sets(wrong)
+
+
+@pytest.mark.parametrize("is_higher_better", [True, False])
+def test_a_judge_that_orders_the_controls_is_used(natural, is_higher_better):
+    judge = MotifJudge(is_higher_better=is_higher_better)
+    assert isinstance(judge, ProteinJudge)
+    found = check_judge(judge, control_sets(natural))
+    assert [(one.better, one.worse) for one in found] == list(ORDER)
+    assert all(one.holds and one.interval[0] <= one.difference <= one.interval[1] for one in found)
+    assert judge.num_scored == 5 * 12
+
+
+def test_a_judge_that_does_not_is_refused_by_name(natural):
+    controls = control_sets(natural)
+    with pytest.raises(DidiError, match=r"motif does not: natural is -.* pairs better than poly-alanine"):
+        check_judge(MotifJudge(prefers="A"), controls)
+    found = comparisons(MotifJudge(prefers="A"), controls)
+    assert [one.holds for one in found] == [True, True, True, False]
+    indifferent = MotifJudge()
+    indifferent.score = lambda sequences: torch.randn(len(sequences), dtype=torch.float64)
+    torch.manual_seed(0)
+    with pytest.raises(DidiError, match="a judge orders the controls, else it is not used"):
+        check_judge(indifferent, controls)
+    with pytest.raises(UsageError, match="controls of 8 proteins or more; got 3"):
+        check_judge(MotifJudge(), control_sets(natural[:3]))
+
+
+def test_an_unknown_judge_is_refused():
+    with pytest.raises(UsageError, match=f"a judge of proteins is one of {', '.join(JUDGES)}; got 'esmfol'"):
+        load_protein_judge("esmfol")
+
+
+def test_entropies_and_duplicates():
+    assert residue_entropies(["AAAA", "AC", "ACDE"]).tolist() == pytest.approx([0, math.log(2), math.log(4)])
+    assert corpus_residue_entropy(["AAAA", "CCCC"]) == pytest.approx(math.log(2))
+    assert corpus_residue_entropy(["A" * 9, "C"]) == pytest.approx(-0.9 * math.log(0.9) - 0.1 * math.log(0.1))
+    assert duplicate_share(["AC", "AC", "CA", "AC"]) == 0.5
+    for measure in (residue_entropies, corpus_residue_entropy, duplicate_share):
+        for wrong in ([], ["AC", ""]):
+            with pytest.raises(UsageError, match="one protein or more"):
+                measure(wrong)
+
+
+def test_a_row_without_the_program_has_what_needs_none(natural, monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    row = protein_row("student", natural, sampler="reparam", nfe=8, judge=MotifJudge())
+    assert (row.sampler, row.nfe, row.num_sequences, row.shortest, row.longest) == ("reparam", 8, 12, 40, 40)
+    assert (row.judge, row.score, row.score_ci) == ("motif", 39, (39, 39))
+    assert row.residue_entropy_ci[0] <= row.residue_entropy <= row.residue_entropy_ci[1]
+    assert math.isnan(row.nearest_identity)
+    assert math.isnan(row.diversity)
+
+
+@needs_mmseqs
+@pytest.mark.slow
+def test_novelty_and_diversity():
+    training, others = proteins(5), proteins(4, seed=8)
+    found = nearest_training_identities([training[2], others[0], training[4]], training)
+    assert found.tolist() == [1, 0, 1]
+    assert cluster_diversity([*others, others[0]]) == pytest.approx(4 / 5)
+    row = protein_row("teacher", [training[2], others[0]], training=training, has_diversity=True)
+    assert (row.nearest_identity, row.diversity) == (0.5, 1)
+
+
+@pytest.fixture(scope="module")
+def folding():
+    """ESMFold of a tiny random network."""
+    transformers = pytest.importorskip("transformers")
+    structure = {"sequence_dim": 16, "pairwise_dim": 8, "ipa_dim": 4, "resnet_dim": 8, "num_heads_ipa": 2}
+    structure |= {"num_qk_points": 2, "num_v_points": 2, "num_blocks": 1, "num_resnet_blocks": 1}
+    trunk = {"num_blocks": 1, "sequence_state_dim": 16, "pairwise_state_dim": 8, "sequence_head_width": 8}
+    trunk |= {"pairwise_head_width": 4, "position_bins": 4, "max_recycles": 1, "structure_module": structure}
+    config = transformers.EsmConfig(
+        vocab_size=33,
+        mask_token_id=32,
+        pad_token_id=1,
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+        max_position_embeddings=64,
+        position_embedding_type="rotary",
+        is_folding_model=True,
+        esmfold_config={"trunk": trunk, "fp16_esm": False, "lddt_head_hid_dim": 8},
+    )
+    torch.manual_seed(0)
+    return transformers.EsmForProteinFolding(config)
+
+
+@pytest.mark.slow
+def test_esmfold_scores_each_protein_by_its_own_residues(folding):
+    with torch.no_grad():
+        for parameter in folding.lddt_head.parameters():
+            parameter.normal_()
+    sequences = ["MKTAYIAK", "ACDEFGHIKLMN", "WW"]
+    judge = EsmFoldJudge(folding)
+    together = judge.score(sequences)
+    assert together.shape == (3,)
+    assert ((together >= 0) & (together <= 100)).all()
+    alone = torch.cat([EsmFoldJudge(folding, max_batch_residues=1).score([one]) for one in sequences])
+    torch.testing.assert_close(together, alone, rtol=1e-3, atol=1e-3)
+    assert len(set(together.tolist())) == 3
+    output = folding.infer(sequences[0])
+    exists = output["atom37_atom_exists"][0].bool()
+    assert float(together[0]) == pytest.approx(100 * float(output["plddt"][0][exists].mean()), abs=1e-3)
+    with pytest.raises(UsageError, match="one residue or more"):
+        judge.score([""])

@@ -1,0 +1,279 @@
+"""ESM-2 against the code of ``transformers``, and as a denoiser."""
+
+import pytest
+import torch
+
+from didi.diffusion.absorbing import Absorbing
+from didi.diffusion.canvas import Canvas
+from didi.errors import UsageError
+from didi.models.bundle import Bundle, load, save
+from didi.models.denoiser import Denoiser, Trunk
+from didi.models.discriminator import Discriminator, num_parameters
+from didi.models.esm2 import ALPHABET, EXCLUDED_IDS, MASK_ID, SIZES, Esm2, Esm2Config
+from didi.models.esm2_layout import esm2_from_state_dict, to_public_names
+from didi.models.inference import for_inference
+from didi.models.initial_state import InitialState
+from didi.models.networks import without_weights
+
+transformers = pytest.importorskip("transformers")
+
+SHAPE = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 40}
+LENGTHS = [12, 7, 3, 12]
+CLOSE = {"rtol": 1e-5, "atol": 1e-5}
+
+
+def settings_of(**changes):
+    return {
+        "model_type": "esm",
+        "vocab_size": 33,
+        "mask_token_id": 32,
+        "pad_token_id": 1,
+        "max_position_embeddings": 64,
+        "position_embedding_type": "rotary",
+        "emb_layer_norm_before": False,
+        "layer_norm_eps": 1e-5,
+        "token_dropout": True,
+        **SHAPE,
+        **changes,
+    }
+
+
+def reference(seed=0, **changes):
+    torch.manual_seed(seed)
+    config = transformers.EsmConfig(**{k: v for k, v in settings_of(**changes).items() if k != "model_type"})
+    model = transformers.EsmForMaskedLM(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():  # fresh norms and biases hide mistakes
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    return model
+
+
+@pytest.fixture(scope="module")
+def canvas():
+    """Framed sequences of several lengths, some residues masked."""
+    generator = torch.Generator().manual_seed(1)
+    tokens = torch.full((len(LENGTHS), 12), 1)
+    for row, length in enumerate(LENGTHS):
+        tokens[row, :length] = torch.randint(4, 24, (length,), generator=generator)
+        tokens[row, 0], tokens[row, length - 1] = 0, 2
+        is_masked = torch.rand(length, generator=generator) < 0.4
+        tokens[row, :length][is_masked & (tokens[row, :length] > 3)] = MASK_ID
+    lengths = torch.tensor(LENGTHS)
+    is_real = torch.arange(12) < lengths[:, None]
+    is_free = is_real & (tokens > 3)
+    return Canvas(tokens, is_free, is_real, has_padding=True)
+
+
+@pytest.fixture(scope="module")
+def network():
+    model = reference()
+    return esm2_from_state_dict(model.state_dict(), settings_of())
+
+
+@pytest.mark.parametrize("changes", [{}, {"token_dropout": False}, {"tie_word_embeddings": False}], ids=str)
+@torch.no_grad()
+def test_logits_are_those_of_transformers_with_padding(canvas, changes):
+    model = reference(**changes)
+    network = esm2_from_state_dict(model.state_dict(), settings_of(**changes))
+    assert network.config.has_token_dropout == changes.get("token_dropout", True)
+    assert network.config.is_tied == changes.get("tie_word_embeddings", True)
+    expected = model(canvas.tokens, attention_mask=canvas.is_real.long()).logits
+    found = network(canvas.tokens, None, canvas.attention_mask)
+    is_drawn = torch.ones(33, dtype=torch.bool)
+    is_drawn[[*EXCLUDED_IDS, MASK_ID]] = False
+    assert (found[..., ~is_drawn] == -torch.inf).all()
+    error = (found - expected)[canvas.is_real][:, is_drawn].abs().max()
+    assert error < 1e-4
+    assert expected.std() > 0.1
+    one_hot = torch.nn.functional.one_hot(canvas.tokens, 33).float()
+    torch.testing.assert_close(network(one_hot, None, canvas.attention_mask), found, **CLOSE)
+
+
+@pytest.mark.parametrize(("size", "num"), [("150m", 148_139_553), ("650m", 651_042_593), ("3b", 2_839_004_193)])
+def test_numbers_of_parameters_are_those_of_transformers(size, num):
+    own = SIZES[size]
+    config = settings_of(
+        hidden_size=own.hidden_size,
+        num_hidden_layers=own.num_blocks,
+        num_attention_heads=own.num_heads,
+        intermediate_size=4 * own.hidden_size,
+    )
+    with torch.device("meta"):
+        model = transformers.EsmForMaskedLM(transformers.EsmConfig(**config))
+    of_contacts = own.num_blocks * own.num_heads + 1  # a head beside the language model's
+    assert sum(one.numel() for one in model.parameters()) - of_contacts == num
+    assert num_parameters(without_weights(lambda: Esm2(own))) == num
+
+
+def test_the_alphabet_is_that_of_the_public_checkpoints():
+    from transformers.models.esm.configuration_esm import get_default_vocab_list
+
+    assert get_default_vocab_list() == ALPHABET
+    assert [ALPHABET[one] for one in EXCLUDED_IDS] == ["<cls>", "<pad>", "<eos>", "<unk>", "X", ".", "-", "<null_1>"]
+
+
+@torch.no_grad()
+def test_a_padded_batch_has_the_features_of_its_sequences(network, canvas):
+    tokens = canvas.tokens.masked_fill(~canvas.is_real, MASK_ID)  # what stands at padding does not matter
+    features = network.features(tokens, None, canvas.attention_mask)
+    for row, length in enumerate(LENGTHS):
+        alone = network.features(canvas.tokens[row : row + 1, :length])[0]
+        torch.testing.assert_close(features[row, :length], alone, **CLOSE)
+
+
+@torch.no_grad()
+def test_a_state_of_masks_alone_has_finite_logits(network):
+    logits = network(torch.full((1, 5), MASK_ID))
+    assert logits[..., 4:24].isfinite().all()
+
+
+@pytest.mark.parametrize("output", ["sequence", "token"])
+@torch.no_grad()
+def test_a_discriminator_reads_each_sequence_alone(network, canvas, output):
+    torch.manual_seed(0)
+    discriminator = Discriminator.from_denoiser(network, output=output).eval()
+    assert not discriminator.is_time_conditioned
+    found = discriminator(canvas.tokens, None, canvas.attention_mask)
+    assert found.shape == ((4, 12) if output == "token" else (4,))
+    for row, length in enumerate(LENGTHS):
+        alone = discriminator(canvas.tokens[row : row + 1, :length])[0]
+        torch.testing.assert_close(found[row, :length] if output == "token" else found[row], alone, **CLOSE)
+
+
+def test_a_bundle_keeps_network_and_discriminator(network, canvas, tmp_path):
+    discriminator = Discriminator.from_denoiser(network, output="sequence").eval()
+    save(Bundle(teacher=network, discriminator=discriminator), tmp_path / "bundle")
+    found = load(tmp_path / "bundle")
+    assert (type(found.teacher), found.teacher.config, found.process) == (Esm2, network.config, Absorbing(MASK_ID))
+    assert found.discriminator.config.output == "sequence"
+    with torch.no_grad():
+        assert torch.equal(found.teacher(canvas.tokens), network(canvas.tokens))
+        assert torch.equal(found.discriminator(canvas.tokens), discriminator(canvas.tokens))
+
+
+def test_the_protocols_are_those_of_any_denoiser(network):
+    assert isinstance(network, Denoiser)
+    assert isinstance(network, Trunk)
+    assert network.at_budget(3) is network
+
+
+def test_activation_checkpointing_changes_no_gradient(network, canvas):
+    gradients = []
+    for network.keeps_activations in (True, False):
+        network.zero_grad()
+        logits = network(canvas.tokens, None, canvas.attention_mask)
+        logits[canvas.is_free][:, 4:24].square().sum().backward()
+        gradients.append([one.grad.clone() for one in network.parameters()])
+    network.keeps_activations = True
+    for one, other in zip(*gradients, strict=True):
+        assert torch.equal(one, other)
+        assert one.abs().sum() > 0
+
+
+@pytest.mark.parametrize("numerics", ["bfloat16", "int8"])
+@torch.no_grad()
+def test_a_cheaper_trunk_has_nearly_the_same_logits(network, canvas, numerics):
+    cheaper = for_inference(Bundle(teacher=network), numerics).teacher
+    found, exact = (one(canvas.tokens, None, canvas.attention_mask)[canvas.is_real] for one in (cheaper, network))
+    error = (found - exact)[:, 4:24].abs().max()
+    assert 0 < error < 0.4 * exact[:, 4:24].std()
+
+
+def test_embeddings_with_token_dropout_have_no_noise(network):
+    tokens = torch.full((1, 4), MASK_ID)
+    with pytest.raises(UsageError, match="set noise_std to 0"):
+        InitialState(0.5, 0.1).features(network, tokens, tokens == MASK_ID, torch.randn(1, 4, 24))
+
+
+def test_public_names_round_trip(network):
+    public = to_public_names(network.state_dict())
+    assert set(public) == set(esm_keys(reference())) - {"lm_head.decoder.weight"}
+    found = esm2_from_state_dict(public, settings_of())
+    for name, value in network.state_dict().items():
+        assert torch.equal(found.state_dict()[name], value)
+
+
+def esm_keys(model):
+    unread = ("esm.contact_head.", "esm.rotary_embeddings", "esm.embeddings.position")
+    return [name for name in model.state_dict() if not name.startswith(unread)]
+
+
+def old_file(model):
+    """The keys of the files on the Hub: positions and frequencies of every layer, which are constants."""
+    weights = {name: value for name, value in model.state_dict().items() if "rotary" not in name}
+    weights["esm.embeddings.position_ids"] = torch.arange(64)[None]
+    weights["esm.embeddings.position_embeddings.weight"] = torch.randn(64, 24)
+    for layer in range(2):
+        frequencies = model.state_dict()["esm.rotary_embeddings.inv_freq"].half()
+        weights[f"esm.encoder.layer.{layer}.attention.self.rotary_embeddings.inv_freq"] = frequencies
+    return weights
+
+
+@pytest.mark.parametrize("prefix", ["", "net.", "model.net.", "module.model.net."])
+@torch.no_grad()
+def test_files_of_the_hub_and_of_training_are_read(canvas, prefix):
+    model = reference()
+    weights = {prefix + name: value for name, value in old_file(model).items()}
+    network = esm2_from_state_dict(weights, settings_of())
+    expected = model(canvas.tokens, attention_mask=canvas.is_real.long()).logits
+    found = network(canvas.tokens, None, canvas.attention_mask)
+    assert (found - expected)[canvas.is_real][:, 4:24].abs().max() < 1e-4
+
+
+def without(weights, name):
+    return {key: value for key, value in weights.items() if key != name}
+
+
+QUERY = "esm.encoder.layer.1.attention.self.query.weight"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda w: without(w, QUERY), f"missing {QUERY}"),
+        (lambda w: w | {"esm.pooler.dense.weight": torch.ones(2)}, "extra esm.pooler.dense.weight"),
+        (lambda w: w | {QUERY: torch.ones(3, 4)}, rf"{QUERY} has shape \[3, 4\], not \[24, 24\]"),
+        (lambda w: without(w, "esm.embeddings.word_embeddings.weight"), "missing esm.embeddings.word_embeddings"),
+        (lambda w: w | {f"net.{QUERY}": torch.ones(1)}, "each key once"),
+        (
+            lambda w: w | {"esm.encoder.layer.0.attention.self.rotary_embeddings.inv_freq": torch.ones(6)},
+            "rotary frequencies are",
+        ),
+    ],
+)
+def test_a_file_that_does_not_fit_is_refused_by_name(change, message):
+    with pytest.raises(UsageError, match=message):
+        esm2_from_state_dict(change(old_file(reference())), settings_of())
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"model_type": "bert"}, "has model_type esm"),
+        ({"position_embedding_type": "absolute"}, "has position_embedding_type rotary"),
+        ({"hidden_size": 32}, "hidden_size in config.json is a size of the weights, 24; got 32"),
+        ({"intermediate_size": 96}, "intermediate_size in config.json is a size"),
+        ({"mask_token_id": 5}, "mask_token_id in config.json is 32"),
+        ({"num_hidden_layers": 3}, r"missing esm\.encoder\.layer\.2"),
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers in config.json is a whole number in"),
+        ({"num_attention_heads": None}, "num_attention_heads, a whole number, is in config.json"),
+        ({"layer_norm_eps": 0}, "layer_norm_eps in config.json is a number above 0"),
+        ({"num_attention_heads": 5}, "multiple of 2 \\* num_heads"),
+    ],
+)
+def test_settings_that_contradict_the_weights_are_refused(settings, message):
+    with pytest.raises(UsageError, match=message):
+        esm2_from_state_dict(reference().state_dict(), settings_of(**settings))
+
+
+def test_a_tied_head_of_its_own_is_refused():
+    weights = reference().state_dict() | {"lm_head.decoder.weight": torch.ones(33, 24)}
+    assert not esm2_from_state_dict(weights, settings_of()).config.is_tied
+    with pytest.raises(UsageError, match="the head of a tied ESM-2 is its embedding"):
+        esm2_from_state_dict(weights, settings_of(tie_word_embeddings=True))
+
+
+@pytest.mark.parametrize("changes", [{"mask_id": 33}, {"begin_id": 40}, {"excluded_ids": (-1,)}, {"num_heads": 7}])
+def test_a_shape_that_cannot_be_is_refused(changes):
+    with pytest.raises(UsageError):
+        Esm2Config(**changes)
