@@ -71,6 +71,8 @@ def test_moves_of_an_entry_go_before_those_of_the_command():
         ({"race": ("teacher:4",), "role": "teacher"}, "leave --role and --sampler out"),
         ({"html": Path("x.html"), "num_samples": 2}, "leave --prompts and --num-samples out"),
         ({"html": Path("x.html"), "baseline": "exact"}, "add --race"),
+        ({"html": Path("x.html"), "length": (4, 5)}, "a replay shows texts of one length; got 4 5"),
+        ({"html": Path("x.html"), "format": "fasta"}, "prints --format text or jsonl; got fasta"),
         ({"gif": Path("x.gif"), "race": ("teacher:4",) * 4}, "--gif shows at most 3 networks; got 4"),
     ],
 )

@@ -59,7 +59,7 @@ def run_replay(command: Any, prefix: str | None, infill: str | None) -> None:
                     seed=command.seed,
                     prefix=prefix,
                     infill=infill,
-                    length=command.length,
+                    length=_length(command),
                     options=runner.options,
                     on_move=view,
                     loaded=runner.loaded,
@@ -78,6 +78,10 @@ def _check(command: Any) -> None:
     """Refuse, before anything is loaded, flags that a replay has no use for."""
     if command.prompts is not None or command.num_samples not in (None, 1):
         raise UsageError("a replay shows one text of each network; leave --prompts and --num-samples out")
+    if len(command.length) > 1:
+        raise UsageError(f"a replay shows texts of one length; got {' '.join(map(str, command.length))}: give one")
+    if command.format == "fasta":
+        raise UsageError("a replay prints --format text or jsonl; got fasta: choose one of them")
     if command.baseline is not None and not command.race:
         raise UsageError(f"--baseline takes part in a race; got {command.baseline!r} without one: add --race")
     if command.race and (command.role is not None or command.sampler != "default"):
@@ -113,9 +117,13 @@ def _runners(command: Any) -> Iterator[Runner]:
 def _checked(loaded: Bundle, options: SamplingOptions, nfe: int | None, command: Any) -> Runner:
     """A runner whose sampler can be made: a race that cannot end does not start."""
     bundle = for_inference(loaded, command.network, is_compiled=command.compile)
-    length = command.length or bundle.network(options.role).length
+    length = _length(command) or bundle.network(options.role).length
     make_sampler(bundle, options, num_moves(bundle, nfe, length, options))
     return Runner(loaded, bundle, options, nfe)
+
+
+def _length(command: Any) -> int | None:
+    return command.length[0] if command.length else None
 
 
 def _parts(entry: str) -> tuple[Role, int | None, str]:

@@ -44,6 +44,9 @@ class GenerateRequest(Request):
     initial_state: dict[str, Any] | None = Field(
         None, description=SETTINGS_OF.format("models.initial_state.InitialState")
     )
+    reparam: dict[str, Any] | None = Field(
+        None, description=SETTINGS_OF.format("sampling.reparameterized.Reparameterization")
+    )
     seed: int | None = Field(None, ge=0, lt=SEEDS, description="the same seed gives the same tokens; random by default")
     stream: bool = Field(False, description="whether the answer is a stream of events: start, move, end, error")
 
