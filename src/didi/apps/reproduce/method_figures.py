@@ -9,6 +9,7 @@ from didi.apps.reproduce.methods import MethodPlan
 from didi.apps.reproduce.study import Study
 from didi.evaluation.figure import Curve, curves_figure
 from didi.evaluation.row import EvaluationRow
+from didi.methods import method_of
 
 Place = Callable[[Sequence[EvaluationRow]], float]
 """Of the rows of all seeds on the horizontal axis."""
@@ -79,7 +80,7 @@ def curves(plan: MethodPlan, found: Rows, measure: Measure, place: Place) -> lis
         drawn.append(
             Curve(
                 name=curve.name,
-                group=curve.method or curve.name,
+                group=method_of(plan.configs[curve.method]).name if curve.method else curve.name,
                 is_baseline=not curve.method,
                 places=[place(of_seeds) for of_seeds in rows],
                 means=[mean(of_seeds) for of_seeds in values],

@@ -20,8 +20,8 @@ def heading(plan: MethodPlan, study: Study) -> list[str]:
     """What every table and figure of the report shares: how students were made, sampled and judged."""
     sampling = study.sampling
     lines = [
-        f"Distillation methods by their recipes for `{plan.world.recipe}`, at full length; training seeds "
-        f"{', '.join(map(str, plan.seeds))}; {sampling.num_samples} samples a cell, seed {sampling.seed}, judge "
+        f"Distillation methods by their settings for `{plan.world.recipe}` (`didi.recipes.COMPARED`, else the recipe); "
+        f"seeds {', '.join(map(str, plan.seeds))}; {sampling.num_samples} samples a cell, seed {sampling.seed}, judge "
         f"`{sampling.judge}`, draws in float64, uniform time grid; {machine_name()}. Intervals are 95% t-intervals "
         "over training seeds; a teacher is one network and has none.\n",
         *(_about(plan, study, method) for method in plan.configs),

@@ -181,7 +181,7 @@ def method_plan(scale: str, methods: Sequence[str], num_seeds: int) -> MethodPla
             f"--methods of --scale {scale} are some of {', '.join(known)}, or all; got {unknown[0]!r}"
             f"{suggestion(unknown[0], [*known, 'all'])}"
         )
-    chosen = known if "all" in methods else list(dict.fromkeys(methods))
+    chosen = [name for name in known if name in methods or "all" in methods]
     configs = {name: compared[name] for name in chosen}
     teachers = {name: _teacher(config, world) for name, config in configs.items()}
     return MethodPlan(scale, world, configs, teachers, tuple(range(num_seeds)))
