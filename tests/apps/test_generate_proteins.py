@@ -36,6 +36,11 @@ def test_fasta_and_json_lines_hold_the_same_samples(model, tmp_path, capsys):
     assert {one["sampler"] for one in lines} == {"ancestral"}
 
 
+def test_a_replay_has_the_largest_length_by_default(model, tmp_path, capsys):
+    run_generate(["--model", model, "--nfe", "2", "--html", str(tmp_path / "a.html"), "--format", "jsonl"])
+    assert len(json.loads(capsys.readouterr().out)["text"]) == 78
+
+
 def test_fasta_of_text_is_refused():
     with pytest.raises(UsageError, match="--format fasta writes proteins; markov is no model of them"):
         run_generate(["--model", "markov", "--format", "fasta"])

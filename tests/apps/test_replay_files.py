@@ -1,3 +1,4 @@
+import io
 import json
 import re
 from pathlib import Path
@@ -50,6 +51,13 @@ def test_a_race_has_a_lane_for_each_network(didi, twin, tmp_path):
     assert all(one["milliseconds"] > 0 and one["network_passes"] for one in lanes)
 
 
+def test_the_record_has_the_prompt_of_standard_input(didi, tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"s1 s2")))
+    words = ("--nfe", 2, "--prefix", "-", "--html", tmp_path / "a.html", "--format", "jsonl")
+    status, out, _ = didi(*MARKOV, *words)
+    assert (status, json.loads(out)["prefix"]) == (0, "s1 s2")
+
+
 def test_moves_of_an_entry_go_before_those_of_the_command():
     command = GenerateCommand("markov", race=("teacher:4", "teacher"), nfe=8)
     assert [runner.nfe for runner in _runners(command)] == [4, 8]
@@ -70,6 +78,7 @@ def test_moves_of_an_entry_go_before_those_of_the_command():
         ),
         ({"race": ("teacher:4",), "role": "teacher"}, "leave --role and --sampler out"),
         ({"html": Path("x.html"), "num_samples": 2}, "leave --prompts and --num-samples out"),
+        ({"html": Path("x"), "gif": Path("x")}, "--html and --gif are different files; got x for both"),
         ({"html": Path("x.html"), "baseline": "exact"}, "add --race"),
         ({"html": Path("x.html"), "length": (4, 5)}, "a replay shows texts of one length; got 4 5"),
         ({"html": Path("x.html"), "format": "fasta"}, "prints --format text or jsonl; got fasta"),

@@ -1,9 +1,12 @@
 """``/v1/completions`` and ``/v1/models`` as OpenAI's client and lm-eval's ``local-completions`` use them."""
 
+import json
+
 import pytest
 
 import didi
 from didi.sampling.departure import TEMPERATURES
+from didi.sampling.registry import samplers_of
 from didi.serving.growing import Growing
 from didi.serving.requests import Asked
 
@@ -53,6 +56,22 @@ def test_parts_of_a_stream_make_the_whole_answer(openai_client, asked):
     assert reasons == {one.index: one.finish_reason for one in whole.choices}
     assert part.usage == whole.usage
     assert parts > len(texts)
+
+
+@pytest.mark.parametrize("sampler", [one for one in samplers_of("absorbing") if one != "one-step"])
+def test_a_stream_is_the_whole_answer_with_every_sampler(client, sampler):
+    body = {"prompt": PROMPT, "max_tokens": 24, "nfe": 12, "sampler": sampler, "seed": 3}
+    whole = client.post("/v1/completions", json=body).json()["choices"][0]["text"]
+    events = client.post("/v1/completions", json={**body, "stream": True}).text.split("data: ")[1:-1]
+    parts = [choice["text"] for one in events for choice in json.loads(one)["choices"]]
+    assert "".join(parts) == whole
+
+
+def test_a_stop_text_longer_than_the_first_part_is_held_back(client):
+    body = {"prompt": PROMPT, "max_tokens": 12, "seed": 1}
+    text = client.post("/v1/completions", json=body).json()["choices"][0]["text"]
+    events = client.post("/v1/completions", json={**body, "stop": text, "stream": True}).text.split("data: ")[1:-1]
+    assert "".join(choice["text"] for one in events for choice in json.loads(one)["choices"]) == ""
 
 
 def test_requests_of_lm_eval_are_answered(client, news, prompt_ids):

@@ -1,7 +1,7 @@
 """``didi generate`` with ``--html``, ``--gif`` or ``--race``: one text from each network, recorded move by move."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, get_args
@@ -18,6 +18,7 @@ from didi.files import write_atomically
 from didi.models.bundle import Bundle, Role, load
 from didi.models.inference import for_inference
 from didi.sampling.options import SamplingOptions
+from didi.sampling.prompt import known_lengths
 from didi.sampling.registry import make_sampler, with_read_options
 from didi.sampling.stream import num_moves
 from didi.serving.animation import MAX_LANES, replay_gif
@@ -67,7 +68,7 @@ def run_replay(command: Any, prefix: str | None, infill: str | None) -> None:
             )
     recorded = Replay(prefix if infill is None else infill, tuple(lanes), machine_name(default_device()))
     for lane in lanes:
-        _print_lane(command, recorded, lane)
+        _print_lane(command, recorded, lane, {"prefix": prefix, "infill": infill})
     for path, content in ((command.html, replay_page), (command.gif, replay_gif)):
         if path is not None:
             write_atomically(path, content(recorded))
@@ -88,6 +89,8 @@ def _check(command: Any) -> None:
         raise UsageError("--race names roles and samplers, as in student:8:guided; leave --role and --sampler out")
     if command.gif is not None and len(command.race) > MAX_LANES:
         raise UsageError(f"--gif shows at most {MAX_LANES} networks; got {len(command.race)}: use --html")
+    if command.html is not None and command.html == command.gif:
+        raise UsageError(f"--html and --gif are different files; got {command.html} for both")
     for path in filter(None, (command.html, command.gif)):
         refuse_existing(path.parent, [path.name], overwrite=command.overwrite, what="an earlier replay")
 
@@ -117,7 +120,7 @@ def _runners(command: Any) -> Iterator[Runner]:
 def _checked(loaded: Bundle, options: SamplingOptions, nfe: int | None, command: Any) -> Runner:
     """A runner whose sampler can be made: a race that cannot end does not start."""
     bundle = for_inference(loaded, command.network, is_compiled=command.compile)
-    length = _length(command) or bundle.network(options.role).length
+    (length,) = known_lengths(bundle.network(options.role), _length(command))
     make_sampler(bundle, options, num_moves(bundle, nfe, length, options))
     return Runner(loaded, bundle, options, nfe)
 
@@ -140,12 +143,11 @@ def _parts(entry: str) -> tuple[Role, int | None, str]:
     return role, int(moves) if moves else None, sampler or "default"  # type: ignore[return-value]
 
 
-def _print_lane(command: Any, recorded: Replay, lane: Lane) -> None:
-    """A finished text, in the format of the command."""
+def _print_lane(command: Any, recorded: Replay, lane: Lane, given: Mapping[str, str | None]) -> None:
+    """A finished text, in the format of the command; ``given`` is the prompt."""
     if command.format == "text":
         print(f"--- {lane.name}: {lane.milliseconds:,.0f} ms\n{lane.text}\n")
         return
-    given = {"prefix": command.prefix, "infill": command.infill}
     last = lane.moves[-1]
     print(
         json_line(

@@ -79,8 +79,9 @@ def run_serve(args: Sequence[str]) -> None:
     device = default_device()
     bundles = {name: for_inference(load(model).to(device), command.network) for name, model in named.items()}
     where = f"http://{command.host}:{command.port}" if command.port else "the address below"
+    app = make_app(bundles, settings)
     print(f"didi serves {', '.join(bundles)} at {where}", file=sys.stderr)
-    serve(make_app(bundles, settings), settings, command.host, command.port)
+    serve(app, settings, command.host, command.port)
 
 
 def _named(words: Sequence[str]) -> dict[str, str]:

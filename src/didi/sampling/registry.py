@@ -44,6 +44,7 @@ class SamplerKind:
         is_self_paced: whether the number of passes, at most the length, does not follow from a time grid.
         fixed: fields with one value for all users.
         num_moves: of a sampler that has one number of moves only.
+        is_revising: whether a move may mask or change a token that an earlier one has drawn, of masked diffusion.
     """
 
     sampler: type[Any]
@@ -51,6 +52,7 @@ class SamplerKind:
     is_self_paced: bool = False
     fixed: tuple[tuple[str, Any], ...] = ()
     num_moves: int | None = None
+    is_revising: bool = False
 
     @property
     def reads(self) -> set[str]:
@@ -99,9 +101,9 @@ SAMPLERS: dict[SamplerName, tuple[SamplerKind, ...]] = {
     "confidence": (SamplerKind(ConfidenceDecoding),),
     "entropy-bounded": (SamplerKind(EntropyBounded, is_self_paced=True),),
     "one-step": (SamplerKind(OneStep, ("absorbing",), num_moves=1),),
-    "reparam": (SamplerKind(Reparameterized),),
+    "reparam": (SamplerKind(Reparameterized, is_revising=True),),
     "remasking": (
-        SamplerKind(RemaskingSampler),
+        SamplerKind(RemaskingSampler, is_revising=True),
         SamplerKind(PredictorCorrector, ("uniform",), fixed=(("is_greedy_tail", False),)),
     ),
     "published": (SamplerKind(Published), SamplerKind(PublishedUniform, ("uniform",))),

@@ -6,6 +6,7 @@ from typing import Literal
 import torch
 
 from didi.sampling.prompt import decode
+from didi.sampling.registry import find_sampler
 from didi.serving.requests import Asked
 
 END_OF_TEXT = ("<|endoftext|>", "</s>", "[EOS]")
@@ -31,7 +32,8 @@ class Growing:
         self._end = self._begin + num
         self._ids: list[int | None] = [None] * num
         self._num_known, self._sent, self._is_cut = 0, "", False
-        self._is_final = self._bundle.process.mask_id is not None and asked.sampler != "remasking"
+        process = self._bundle.process
+        self._is_final = process.mask_id is not None and not find_sampler(asked.sampler, process.name).is_revising
         tokenizer = self._bundle.tokenizer
         ends = [] if tokenizer is None else map(tokenizer.token_to_id, END_OF_TEXT)
         self._end_ids = {one for one in ends if one is not None}
@@ -62,7 +64,7 @@ class Growing:
         text = self._cut([one for one in self._ids[: self._num_known] if one is not None])
         if not self._is_cut:  # its end may be the beginning of a stop text, or of a character
             held = max((len(stop) - 1 for stop in self._stops), default=0)
-            text = text[: len(text) - held].rstrip(CUT_CHARACTER)
+            text = text[: max(0, len(text) - held)].rstrip(CUT_CHARACTER)
         return self._new(text)
 
     def rest(self, row: Sequence[int]) -> str:

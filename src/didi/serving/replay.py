@@ -10,7 +10,7 @@ import torch
 
 from didi.models.bundle import Bundle
 from didi.sampling.options import SamplingOptions
-from didi.sampling.prompt import Frame, decode
+from didi.sampling.prompt import Frame, decode, known_lengths
 from didi.sampling.prompts import PromptSet
 from didi.sampling.record import sampling_record
 from didi.sampling.stream import Move, num_moves, stream
@@ -126,7 +126,7 @@ def record_lane(
         seed: of the sample, which is the first of ``generate`` with that seed.
         prefix: text that it begins with.
         infill: text whose [MASK]s are filled in.
-        length: positions; the network's context length by default.
+        length: positions without begin and end symbols; the largest by default.
         options: sampler, role, precision and the like.
         on_move: called after every move.
         loaded: the bundle as it was loaded, where ``bundle`` has its networks in other numbers.
@@ -136,7 +136,7 @@ def record_lane(
         DidiError: logits are not finite, or memory runs out.
     """
     chosen, network = options or SamplingOptions(), bundle.network(None if options is None else options.role)
-    length = network.length if length is None else length
+    (length,) = known_lengths(network, length)
 
     def moves() -> Iterator[Move]:
         return stream(bundle, nfe=nfe, seed=seed, prefix=prefix, infill=infill, length=length, options=chosen)
