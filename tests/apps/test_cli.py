@@ -85,8 +85,11 @@ SMALL = ["--data.length", "32", "--loop.batch-size", "4", "--loop.validation-seq
         (["doctor", "markov", "--num-processes", "7"], "a multiple of their number; got 128 and 7 processes"),
         (["bench", "--model", "nothing", "--random"], "a shape is that of a recipe"),
         (["bench", "--model", "markov", "--length", "99"], "length lies in [1, 32]"),
-        (["generate", "--model", "markov", "--prefix", "s1 [MASK]"], "--infill has a [MASK]"),
-        (["generate", "--model", "markov", "--infill", "s1"], "--infill has a [MASK]"),
+        (
+            ["generate", "--model", "markov", "--prefix", "s1 [MASK]"],
+            "an infill text has a [MASK] for each token to fill in",
+        ),
+        (["generate", "--model", "markov", "--infill", "s1"], "an infill text has a [MASK] for each token to fill in"),
         (["generate"], "didi generate needs --model STR"),
         (["reproduce", "table1"], "didi reproduce needs --scale {markov,exact,tiny,paper} and --out PATH; see"),
         (["generate", "--model", "markov", "--sampler", "best"], "a sampler is one of ancestral,"),

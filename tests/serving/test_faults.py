@@ -60,6 +60,10 @@ def test_a_huge_body_is_refused_before_it_is_read_as_json(client):
 def test_unknown_paths_and_methods_have_errors_of_the_same_form(client):
     assert client.get("/v1/nothing").json()["error"]["type"] == "invalid_request_error"
     assert client.get("/v1/generate").status_code == 405
+    assert client.post("/v1/chat/completions", json={}).status_code == 404
+    page = client.get("/")
+    assert page.headers["content-type"].startswith("text/html")
+    assert client.get("/player.js").headers["content-type"].startswith("text/javascript")
 
 
 @pytest.mark.slow

@@ -136,7 +136,7 @@ def test_lessons_read_the_states_of_the_finished_students_own_sampler(uniform_te
     assert numbers_of_lessons(process, num_moves) == len(uniforms)
 
     left = [one[..., None] for one in uniforms]
-    noise = SimpleNamespace(uniforms=lambda *shape, device=None: left.pop(0).expand(num, *shape))
+    noise = SimpleNamespace(uniforms=lambda *shape, device=None, positions=None: left.pop(0).expand(num, *shape))
     sampler = UniformAncestral(student, process)
     states = [process.prior(Canvas.blank(num, 8), uniforms[0, ..., None].expand(-1, -1, 2))]
     states += [step.z for step in sampler(Canvas.blank(num, 8), time_grid(num_moves), noise)]

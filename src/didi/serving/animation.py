@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-import matplotlib
 from PIL import Image, ImageDraw, ImageFont
 
 from didi.errors import UsageError
@@ -161,4 +160,6 @@ def _printable(text: str | None) -> str:
 
 def _font(file: str, size: int) -> ImageFont.FreeTypeFont:
     """A font that comes with matplotlib."""
+    import matplotlib
+
     return ImageFont.truetype(str(Path(matplotlib.get_data_path(), "fonts", "ttf", file)), size)

@@ -1,6 +1,6 @@
 """The HTTP application: routes, limits and errors."""
 
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,7 @@ try:
     from fastapi import FastAPI, Request
     from fastapi.exceptions import RequestValidationError
     from fastapi.middleware.cors import CORSMiddleware
-    from fastapi.responses import JSONResponse, PlainTextResponse
-    from fastapi.staticfiles import StaticFiles
+    from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse
     from starlette.exceptions import HTTPException
     from starlette.responses import Response
 
@@ -31,7 +30,7 @@ except ImportError as error:
     raise DidiError(f"a server needs more packages: {from_checkout('serve')} ({error})") from error
 
 STATIC = Path(__file__).parent / "static"
-"""The page at ``/``, where there is one."""
+"""Files of the page at ``/``."""
 
 
 def make_app(bundles: Mapping[str, Bundle], settings: ServerSettings | None = None) -> FastAPI:
@@ -64,9 +63,22 @@ def make_app(bundles: Mapping[str, Bundle], settings: ServerSettings | None = No
     if settings.cors_origins:
         allowed: dict[str, Any] = {"allow_methods": ["GET", "POST"], "allow_headers": ["authorization", "content-type"]}
         app.add_middleware(CORSMiddleware, allow_origins=settings.cors_origins, **allowed)
-    if STATIC.is_dir():
-        app.mount("/", StaticFiles(directory=STATIC, html=True))
+    _add_page(app)
     return app
+
+
+def _add_page(app: FastAPI) -> None:
+    """The page at ``/``: a route for each file, since a mount there would answer any other path and method too."""
+
+    def route(file: Path) -> Callable[[], Coroutine[Any, Any, FileResponse]]:
+        async def send() -> FileResponse:
+            return FileResponse(file)
+
+        return send
+
+    for file in STATIC.iterdir():
+        path = "/" if file.name == "index.html" else f"/{file.name}"
+        app.add_api_route(path, route(file), include_in_schema=False, response_class=FileResponse)
 
 
 def _add_probes(app: FastAPI) -> None:
