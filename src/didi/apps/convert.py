@@ -98,7 +98,7 @@ class Layout:
 
 @dataclass(frozen=True)
 class _Settings:
-    """What no tensor tells."""
+    """What the tensors do not determine."""
 
     num_heads: Any = None
     length: Any = None

@@ -203,8 +203,8 @@ class _Printer:
     def _title(self, drawn: Generation) -> str:
         """Title of a FASTA record: a name, and how the sample was drawn."""
         number, prompt = self._num_written, self._prompted.prompt(self._num_written)
-        told = {"model": self._loaded.name, "sampler": drawn.sampler, "nfe": drawn.nfe, "seed": prompt.seed}
-        words = (f"{name}={value}" for name, value in (told | {"index": self._prompted.index(number)}).items())
+        settings = {"model": self._loaded.name, "sampler": drawn.sampler, "nfe": drawn.nfe, "seed": prompt.seed}
+        words = (f"{name}={value}" for name, value in (settings | {"index": self._prompted.index(number)}).items())
         return " ".join((f"sample-{number + 1}", *words))
 
     def _record(self, drawn: Generation, row: int) -> dict[str, Any]:

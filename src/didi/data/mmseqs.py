@@ -39,7 +39,9 @@ def clusters_of(sequences: Sequence[str], *, identity: float = 0.5, coverage: fl
         rows = (folder / "out_cluster.tsv").read_text().splitlines()
     found = {int(member): int(representative) for representative, member in (row.split("\t") for row in rows)}
     if set(found) != set(range(len(sequences))):
-        raise DidiError(f"{PROGRAM} puts each sequence into one cluster; it told {len(found)} of {len(sequences)}")
+        raise DidiError(
+            f"{PROGRAM} puts each sequence into one cluster; {len(found)} of {len(sequences)} are in its output"
+        )
     return [found[number] for number in range(len(sequences))]
 
 

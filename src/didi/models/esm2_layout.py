@@ -1,7 +1,7 @@
 """ESM-2 and DPLM checkpoints in the layout of ``transformers`` (EsmForMaskedLM), strict by name, shape and settings.
 
-Sizes are those of the tensors; what no tensor tells is in ``config.json``: attention heads, epsilon, token dropout and
-whether the head is the embedding.
+Sizes are those of the tensors; ``config.json`` has what these do not determine: attention heads, epsilon, token
+dropout and whether the head is the embedding.
 """
 
 import math

@@ -1,6 +1,6 @@
 """GPT-2 checkpoints in the layout of ``transformers`` (GPT2LMHeadModel), strict by name, by shape and by settings.
 
-Its sizes are those of its tensors; what no tensor tells is in ``config.json``: attention heads, activation, epsilon,
+Sizes are those of the tensors; ``config.json`` has what these do not determine: attention heads, activation, epsilon,
 the begin-of-text token and whether the head is the embedding.
 """
 
