@@ -8,7 +8,7 @@ import pytest
 
 from didi import recipes
 from didi.apps.reproduce import command, cost, study
-from didi.apps.reproduce.cells import Cell, Run
+from didi.apps.reproduce.cells import Cell, JointCell, Run
 from didi.apps.reproduce.method_figures import curves
 from didi.apps.reproduce.method_measures import JOINT, KL, measures, rows_of
 from didi.apps.reproduce.method_tables import heading, method_tables
@@ -106,6 +106,9 @@ class Told(Study):
         )  # fmt: skip
         kl = value if "exact" in str(self.folder) else math.nan
         return replace(row, kl=kl, joint_kl=value - 0.1 if cell.joint else math.nan, pair_kl=value / 10)
+
+    def joint_kl(self, cell):
+        return 10 * self.figures(cell)
 
     def record(self, cell):
         return {"intended_nfe": 4, "workers": 2}
@@ -243,6 +246,21 @@ def test_tiny_is_told_at_the_entropy_of_its_teacher(told):
     assert "over that of didi at the same number of moves" in "\n".join(lines)
 
 
+def test_tiny_has_joint_divergences_from_a_network_at_one_number_of_moves(told):
+    plan, one = method_plan("tiny", ["didi", "stand-in"], 3), told("tiny")
+    cells = plan.joint_cells
+    assert list(cells) == ["didi", "stand-in", "teacher tiny-news"]
+    assert {cell.nfe for found in cells.values() for cell in found} == {8}
+    (reference,) = {cell.reference for found in cells.values() for cell in found}
+    assert (reference.config.recipe, reference.config.loop.steps) == ("tiny-news-ar", 1200)
+    assert {*cells["didi"]} < {*plan.cells}
+    lines = method_tables(plan, one)
+    assert line(lines, "| stand-in | 5.05")[2].endswith("*lower*")
+    assert line(lines, "| didi | 10.10")[2] == ""
+    assert line(lines, "| teacher tiny-news | 10.0000 |")[2] == ""
+    assert not method_plan("exact", ["didi"], 1).joint_cells
+
+
 @pytest.mark.parametrize(("budgets", "is_told"), [((2e6, 2.1e6), False), ((2e6, 2.3e6), True)])
 def test_budgets_that_differ_are_told(told, budgets, is_told):
     plan = method_plan("exact", ["didi", "stand-in"], 3)
@@ -313,6 +331,23 @@ def test_a_cell_with_a_joint_divergence_is_another_one(tmp_path):
     assert math.isnan(plain.joint_kl)
     assert joint.joint_kl > 1
     assert joint.joint_reference == "markov"
+
+
+@pytest.mark.slow
+def test_the_reference_of_a_joint_divergence_is_made_first(tmp_path, monkeypatch):
+    base = PRETRAIN["exact"]
+    loop = replace(base.loop, steps=1, batch_size=4, validation_sequences=4)
+    reference = Run(replace(base, recipe="exact-ar", model="autoregressive", loop=loop))
+    cells = [JointCell("exact", "teacher", "ancestral", nfe, reference, 16) for nfe in (1, 7)]
+    one = Study(tmp_path / "study", Sampling(16, "exact"), workers=1)
+    one.complete(cells)
+    found = [one.record(cell)["row"] for cell in cells]
+    assert found[0]["num_samples"] == 16
+    assert found[0]["ci"][0] <= found[0]["kl"] <= found[0]["ci"][1]
+    assert found[0]["kl"] != found[1]["kl"]
+    assert one.joint_kl(cells[1]) == found[1]["kl"]
+    monkeypatch.setattr(study, "make", lambda *_: pytest.fail("it is there already"))
+    one.complete(cells)
 
 
 @pytest.mark.slow

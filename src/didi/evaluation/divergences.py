@@ -14,6 +14,8 @@ from didi.evaluation.joint import JointEstimate, Reference, default_settings, jo
 from didi.evaluation.ngrams import ngram_divergence
 from didi.evaluation.perplexity import ExactJudge, Judge
 from didi.models.bundle import Bundle
+from didi.sampling.generate import generate
+from didi.sampling.options import SamplingOptions
 
 
 class DivergenceFields(TypedDict, total=False):
@@ -97,6 +99,27 @@ def _find(bundle: Bundle, exact: Sequence[ExactJudge], given: Bundle | None) -> 
         )
     device = next(bundle.network().parameters()).device
     return JointReference(source.name, source.autoregressive.to(device))
+
+
+def joint_of_sampler(
+    bundle: Bundle, reference: Bundle, nfe: int, num_samples: int, seed: int, options: SamplingOptions
+) -> JointEstimate:
+    """Sample a network and estimate the joint divergence of its samples.
+
+    Args:
+        bundle: Whose network is sampled.
+        reference: Whose autoregressive network it is measured from.
+        nfe: Number of moves.
+        num_samples: Number of samples.
+        seed: Of the samples.
+        options: How they are drawn.
+
+    Raises:
+        UsageError: See ``find_reference``.
+    """
+    found = find_reference(bundle, (), reference, num_samples)
+    assert found is not None
+    return found.estimate(generate(bundle, num_samples=num_samples, nfe=nfe, seed=seed, options=options).tokens)
 
 
 def divergences(tokens: Int[Tensor, "b l"], judge: Judge) -> DivergenceFields:

@@ -15,7 +15,7 @@ errors of the network that the samples share with real text cancel only as far a
 import copy
 import math
 from dataclasses import dataclass, replace
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -111,6 +111,10 @@ class JointEstimate:
     def ci(self) -> Interval:
         """95% bootstrap interval of ``kl`` over sequences, for the networks that were fitted."""
         return mean_interval(self.log_ratios)
+
+    def record(self) -> dict[str, Any]:
+        """The figures for JSON."""
+        return {"kl": self.kl, "ci": self.ci, "num_samples": len(self.log_ratios)}
 
 
 def joint_divergence(

@@ -76,7 +76,33 @@ class LikelihoodCell:
         return f"{_origin(self.bundle, digest)}-{self.role}-likelihood-{self.corpus.replace('/', '-')}"
 
 
-AnyCell = Cell | LikelihoodCell
+@dataclass(frozen=True)
+class JointCell:
+    """The joint divergence of samples of a bundle from an autoregressive network.
+
+    Attributes:
+        bundle: a run, or the name or folder of a bundle that is there.
+        role: which network is sampled.
+        sampler: how it is sampled.
+        nfe: number of moves, 1 or more.
+        reference: with the autoregressive network, over the same tokens.
+        num_samples: to which a network is fitted; see ``evaluation.joint``.
+    """
+
+    bundle: Run | str
+    role: Role
+    sampler: SamplerName
+    nfe: int
+    reference: Run | str
+    num_samples: int
+
+    def name(self, digest: Digest) -> str:
+        """File of the cell."""
+        origin, reference = _origin(self.bundle, digest), _origin(self.reference, digest)
+        return f"{origin}-{self.role}-{self.sampler}-{self.nfe}-joint{self.num_samples}-{reference}"
+
+
+AnyCell = Cell | LikelihoodCell | JointCell
 
 
 def _origin(bundle: Run | str, digest: Digest) -> str:

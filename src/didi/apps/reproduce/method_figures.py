@@ -4,6 +4,7 @@ import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from didi.apps.reproduce.cells import Cell
 from didi.apps.reproduce.method_measures import Measure, Rows, measures, rows_of
 from didi.apps.reproduce.methods import MethodPlan
 from didi.apps.reproduce.study import Study
@@ -30,7 +31,7 @@ def figure_3(plan: MethodPlan, study: Study) -> list[str]:
     """Quality of every method against the time that a sequence takes."""
     used, sampling = measures(plan, study)[0], study.sampling
     figure = _figure(plan, study, "figure3-methods.png", _seconds, x_label="seconds per sequence")
-    workers = max(study.record(cell)["workers"] for cell in plan.cells)
+    workers = max(study.record(cell)["workers"] for cell in plan.cells if isinstance(cell, Cell))
     beside = f"{workers} processes of one thread worked" if workers > 1 else "one process of one thread worked"
     size = min(sampling.batch_size, sampling.num_samples)
     return [

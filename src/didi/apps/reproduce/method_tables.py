@@ -4,7 +4,7 @@ import math
 import statistics
 
 from didi.apps.reproduce import cost
-from didi.apps.reproduce.method_measures import Measure, Rows, measures, rows_of
+from didi.apps.reproduce.method_measures import JOINT, Measure, Rows, measures, rows_of
 from didi.apps.reproduce.methods import MethodPlan, name_of
 from didi.apps.reproduce.study import Study
 from didi.apps.reproduce.tables import perplexity_cell
@@ -75,7 +75,7 @@ def method_tables(plan: MethodPlan, study: Study) -> list[str]:
     notes = {name: dict.fromkeys(row.note for of_seeds in rows.values() for row in of_seeds if row.note)
              for name, rows in found.items()}  # fmt: skip
     lines += [f"Note on {name}: {note}.\n" for name, given in notes.items() for note in given]
-    return [*lines, *_differences(plan, found, used[0]), "", *_costs(plan, study)]
+    return [*lines, *_differences(plan, found, used[0]), "", *_joint(plan, study), *_costs(plan, study)]
 
 
 def _columns(plan: MethodPlan) -> list[str]:
@@ -107,6 +107,26 @@ def _differences(plan: MethodPlan, found: Rows, measure: Measure) -> list[str]:
         f"{measure.name} {how} {plan.reference} at the same number of moves, seed by seed: mean [95% interval], "
         f"*lower* or *higher* where it excludes {neutral}.\n",
         *markdown_table(["", *_columns(plan)], body),
+    ]
+
+
+def _joint(plan: MethodPlan, study: Study) -> list[str]:
+    """Joint divergences from a trained network, where they are measured."""
+    found = {name: list(map(study.joint_kl, cells)) for name, cells in plan.joint_cells.items()}
+    if not found:
+        return []
+    base, students = found[plan.reference], {curve.name for curve in plan.curves if curve.method}
+    body = [
+        [name, JOINT.level(kls), JOINT.change(kls, base) if name in students - {plan.reference} else ""]
+        for name, kls in found.items()
+    ]
+    world = plan.world
+    return [
+        f"{JOINT.name} at {world.joint_nfe} moves, from the autoregressive network `{world.joint_reference}` of "
+        f"{world.teacher_steps:,} steps on the same tokens: {world.joint_samples} samples, to which a network is "
+        "fitted; a lower bound in expectation, from that network and not from the data (docs/evaluation.md).\n",
+        *markdown_table(["", JOINT.name, f"less that of {plan.reference}, seed by seed"], body),
+        "",
     ]
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from didi import recipes
-from didi.apps.reproduce.cells import Cell, Run
+from didi.apps.reproduce.cells import AnyCell, Cell, JointCell, Run
 from didi.apps.reproduce.peers import TINY_PEER_STEPS
 from didi.apps.reproduce.plan import TEMPERATURES
 from didi.diffusion.absorbing import Absorbing
@@ -39,6 +39,10 @@ class World:
         joint: whether joint divergences are estimated.
         has_frontier: whether students are compared with a teacher at equal entropy.
         teacher_steps: of a teacher that has to be trained; None for those of its recipe.
+        joint_reference: recipe of the autoregressive network from which joint divergences are measured at ``joint_nfe``
+            moves, trained for ``teacher_steps``; empty where the distribution of the data is known.
+        joint_nfe: number of moves of these.
+        joint_samples: samples of these.
     """
 
     recipe: str
@@ -47,13 +51,23 @@ class World:
     joint: bool = False
     has_frontier: bool = False
     teacher_steps: int | None = None
+    joint_reference: str = ""
+    joint_nfe: int = 8
+    joint_samples: int = 256
 
 
 ALL_NFES = (1, 2, 4, 8, 16, 32, 64, 128)
 WORLDS = {
     "exact": World("exact", ALL_NFES, max_uniform_nfe=32),
     "markov": World("markov", ALL_NFES, max_uniform_nfe=128, joint=True),
-    "tiny": World("tiny-news", (4, 8, 16, 32, 64), 64, has_frontier=True, teacher_steps=TINY_PEER_STEPS),
+    "tiny": World(
+        "tiny-news",
+        (4, 8, 16, 32, 64),
+        64,
+        has_frontier=True,
+        teacher_steps=TINY_PEER_STEPS,
+        joint_reference="tiny-news-ar",
+    ),
 }
 
 
@@ -79,8 +93,12 @@ class Curve:
 
     def cells(self, nfe: int) -> list[Cell]:
         """The cell of each seed."""
-        role: Role = "student" if self.method else "teacher"
-        return [Cell(one, role, self.sampler, nfe, joint=self.joint) for one in self.bundles]
+        return [Cell(one, self.role, self.sampler, nfe, joint=self.joint) for one in self.bundles]
+
+    @property
+    def role(self) -> Role:
+        """Which network of its bundles is sampled."""
+        return "student" if self.method else "teacher"
 
 
 @dataclass(frozen=True)
@@ -145,9 +163,26 @@ class MethodPlan:
         return [Cell(teacher, "teacher", nfe=nfe, temperature=value) for value in TEMPERATURES]
 
     @property
-    def cells(self) -> list[Cell]:
+    def joint_cells(self) -> dict[str, list[JointCell]]:
+        """Joint divergences from a trained network, by the name of the curve, one of each seed."""
+        world = self.world
+        if not world.joint_reference:
+            return {}
+        reference = _pretraining(world.joint_reference, world)
+        return {
+            curve.name: [
+                JointCell(one, curve.role, curve.sampler, world.joint_nfe, reference, world.joint_samples)
+                for one in curve.bundles
+            ]
+            for curve in self.curves
+            if world.joint_nfe in curve.nfes
+        }
+
+    @property
+    def cells(self) -> list[AnyCell]:
         """All that is measured."""
-        return [cell for curve in self.curves for nfe in curve.nfes for cell in curve.cells(nfe)] + self.frontier
+        found: list[AnyCell] = [cell for curve in self.curves for nfe in curve.nfes for cell in curve.cells(nfe)]
+        return [*found, *self.frontier, *(cell for cells in self.joint_cells.values() for cell in cells)]
 
 
 def name_of(bundle: Run | str) -> str:
@@ -214,9 +249,14 @@ def _teacher(config: DistillationConfig, world: World) -> Run | str:
             f"--methods takes methods whose recipe names a teacher that is bundled or that didi pretrain has; that of "
             f"{method.name} names {name!r}: leave the method out"
         )
-    teacher = recipes.PRETRAIN[name]
+    return _pretraining(name, world)
+
+
+def _pretraining(recipe: str, world: World) -> Run:
+    """A run of a recipe, of as many steps as the comparison affords."""
+    config = recipes.PRETRAIN[recipe]
     if world.teacher_steps is None:
-        return Run(teacher)
-    limited = teacher.limited(world.teacher_steps)
+        return Run(config)
+    limited = config.limited(world.teacher_steps)
     assert isinstance(limited, PretrainConfig)
     return Run(limited)

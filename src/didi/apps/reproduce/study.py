@@ -16,14 +16,16 @@ from typing import Any, cast
 
 import torch
 
-from didi.apps.reproduce.cells import AnyCell, Cell, LikelihoodCell, Run
+from didi.apps.reproduce.cells import AnyCell, Cell, JointCell, LikelihoodCell, Run
 from didi.apps.reproduce.cost import recorded
 from didi.apps.reproduce.workers import run_items
 from didi.apps.train import distill_run, pretrain_run
 from didi.data.source import source_for
 from didi.errors import DidiError, UsageError
 from didi.evaluation.anchors import anchor_sets
+from didi.evaluation.divergences import joint_of_sampler
 from didi.evaluation.evaluate import evaluate
+from didi.evaluation.joint import JointEstimate
 from didi.evaluation.row import EvaluationRow, SampleSet
 from didi.evaluation.zero_shot import LikelihoodRow, score_corpus
 from didi.files import json_text, write_atomically
@@ -107,7 +109,9 @@ class Study:
             if not self.has(cell):
                 missing.setdefault(cell.bundle, []).append(cell)
         teachers = {bundle: bundle.teacher for bundle in missing if isinstance(bundle, Run) and bundle.teacher}
-        unasked = [run for run in dict.fromkeys(teachers.values()) if run not in missing]  # no cell of them is missing
+        references = [cell.reference for cells in missing.values() for cell in cells if isinstance(cell, JointCell)]
+        needed = dict.fromkeys([*teachers.values(), *(one for one in references if isinstance(one, Run))])
+        unasked = [run for run in needed if run not in missing]  # no cell of them is missing
         first = sorted((bundle for bundle in missing if bundle not in teachers), key=_is_pretraining, reverse=True)
         self._all([*unasked, *(missing[bundle] for bundle in first)])
         self._all([missing[bundle] for bundle in teachers])
@@ -141,7 +145,7 @@ class Study:
         """Whether a cell is measured."""
         return self._file(cell).is_file()
 
-    def write(self, cell: AnyCell, row: EvaluationRow | LikelihoodRow, **about: Any) -> None:
+    def write(self, cell: AnyCell, row: EvaluationRow | LikelihoodRow | JointEstimate, **about: Any) -> None:
         """Keep a cell."""
         record = {"row": row.record(), "sampling": asdict(self.sampling)} | about
         write_atomically(self._file(cell), json_text(record, indent=1) + "\n")
@@ -162,6 +166,10 @@ class Study:
     def likelihood(self, cell: LikelihoodCell) -> LikelihoodRow:
         """The likelihood of a cell."""
         return LikelihoodRow.from_record(self.record(cell)["row"])
+
+    def joint_kl(self, cell: JointCell) -> float:
+        """The joint divergence of a cell, in nats a sequence."""
+        return float(self.record(cell)["row"]["kl"])
 
 
 def _with_defaults(sampling: dict[str, Any]) -> dict[str, Any]:
@@ -218,6 +226,10 @@ def measure(cells: Sequence[AnyCell], study: Study) -> str:
         if isinstance(cell, LikelihoodCell):
             count, seed = sampling.likelihood_sequences, sampling.seed
             study.write(cell, score_corpus(bundle, cell.corpus, cell.role, num_sequences=count, seed=seed))
+        elif isinstance(cell, JointCell):
+            options = SamplingOptions(role=cell.role, sampler=cell.sampler, batch_size=sampling.batch_size)
+            reference, count = load(study.bundle_path(cell.reference)), cell.num_samples
+            study.write(cell, joint_of_sampler(bundle, reference, cell.nfe, count, sampling.seed, options))
         elif cell.nfe:
             sampled.setdefault(replace(cell, nfe=0), []).append(cell)
     for alike, group in sampled.items():
