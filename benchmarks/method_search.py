@@ -4,8 +4,8 @@
 
 ``benchmarks/method_search/WORLD.yaml`` lists the trials, flags of ``didi distill`` beyond a method's recipe. Each trial
 is trained on a seed that no result is reported on, with the same number of network passes, and evaluated as the file
-says. What is done is not done again. The result is ``docs/results/method-search-WORLD.json`` and a table of
-``docs/results/methods.md``.
+says. Networks under ``pretrained``, which flags refer to as ``{RECIPE}``, are trained first. What is done is not done
+again. The result is ``docs/results/method-search-WORLD.json`` and a table of ``docs/results/methods.md``.
 """
 
 import argparse
@@ -47,19 +47,33 @@ def trial(world: str, plan: dict[str, Any], method: str, flags: str, folder: Pat
     result = folder / "trial.json"
     if not result.is_file():
         run, words = folder / "run", ["--seed", str(plan["seed"]), "--max-passes", str(plan["passes"])]
+        there = {recipe: bundle_of(recipe, folder.parent) for recipe in plan.get("pretrained", {})}
+        words += flags.format(**there).split()
         if not (run / "bundle").is_dir():
-            command("distill", world, "--method", method, "--out", str(run), "--overwrite", *words, *flags.split())
+            command("distill", world, "--method", method, "--out", str(run), "--overwrite", *words)
         of_method = plan["methods"][method]
         sampler, nfes = of_method.get("sampler", "default"), of_method.get("nfe", plan["nfe"])
         measured, moves = folder / "evaluation", [str(nfe) for nfe in nfes]
         asked = ["--role", "student", "--sampler", sampler, "--nfe", *moves, "--out", str(measured), "--overwrite"]
-        command("evaluate", "--model", str(run / "bundle"), *asked, *plan["evaluate"].split())
+        command("evaluate", "--model", str(run / "bundle"), *asked, *plan["evaluate"].format(**there).split())
         rows = json.loads((measured / "metrics.json").read_text())
         found = [{name: row[name] for name in KEPT if row.get(name) is not None} for row in rows]
         passes = sequence_passes(run / "metrics.jsonl")
         write_json(result, {"method": method, "flags": flags, "passes": passes, "rows": found})
     read: dict[str, Any] = json.loads(result.read_text())
     return read
+
+
+def bundle_of(recipe: str, out: Path) -> Path:
+    """Where the network of a recipe under ``pretrained`` is."""
+    return out / recipe / "bundle"
+
+
+def pretrain(recipe: str, steps: int, out: Path) -> None:
+    """Train a network that trials need, unless it is there."""
+    bundle = bundle_of(recipe, out)
+    if not bundle.is_dir():
+        command("pretrain", recipe, "--max-steps", str(steps), "--out", str(bundle.parent), "--overwrite")
 
 
 def asked(plan: dict[str, Any], method: str, flags: str) -> str:
@@ -84,6 +98,9 @@ def main(words: Sequence[str] | None = None) -> None:
         for flags in about["trials"]
     ]
     with ThreadPoolExecutor(args.workers) as pool:
+        needed = plan.get("pretrained", {}).items()
+        for made in [pool.submit(pretrain, recipe, steps, args.out) for recipe, steps in needed]:
+            made.result()
         waiting = [
             pool.submit(trial, args.world, plan, *one) for one in named if one[0] in (args.methods or plan["methods"])
         ]

@@ -21,8 +21,9 @@ def test_trials_are_different_settings_of_the_recipe(world, method):
     recipes = distillation_recipes(method)
     found = []
     for flags in PLANS[world]["methods"][method]["trials"]:
+        words = flags.format(**dict.fromkeys(PLANS[world].get("pretrained", {}), "bundle")).split()
         command = command_of(find_method(method).settings_type(), "")
-        found.append(resolve("distill", command, recipes, [world, "--method", method, *flags.split()])[1])
+        found.append(resolve("distill", command, recipes, [world, "--method", method, *words])[1])
     assert all(one not in found[:number] for number, one in enumerate(found))
 
 
@@ -61,6 +62,27 @@ def test_a_trial_is_made_and_measured_once(tmp_path, monkeypatch):
     assert measure[:3] == ("evaluate", "--model", str(tmp_path / "didi-0" / "run" / "bundle"))
     assert method_search.trial(*arguments) == found
     assert len(said) == 2
+
+
+def test_networks_of_a_plan_are_trained_once_and_named_in_flags(tmp_path, monkeypatch):
+    said = []
+
+    def command(*words):
+        said.append(words)
+        folder = method_search.Path(words[words.index("--out") + 1])
+        (folder / ("evaluation" if words[0] == "evaluate" else "bundle")).mkdir(parents=True)
+        (folder / "metrics.json").write_text("[]")
+
+    monkeypatch.setattr(method_search, "command", command)
+    plan = {**PLANS["exact"], "pretrained": {"exact-ar": 7}, "evaluate": "--joint-reference {exact-ar}"}
+    for _ in range(2):
+        method_search.pretrain("exact-ar", 7, tmp_path)
+    method_search.trial("exact", plan, "didi", "--teacher {exact-ar}", tmp_path / "didi-0")
+    (pretrained, trained, measured) = said
+    bundle = str(tmp_path / "exact-ar" / "bundle")
+    assert pretrained[:4] == ("pretrain", "exact-ar", "--max-steps", "7")
+    assert trained[-2:] == ("--teacher", bundle)
+    assert measured[-2:] == ("--joint-reference", bundle)
 
 
 def test_a_trial_that_fails_says_why(tmp_path):
