@@ -2,51 +2,92 @@
 
 from dataclasses import replace
 
+from didi.methods.dcd import DcdConfig
 from didi.methods.didi_settings import DistillConfig
 from didi.methods.dimo import DimoConfig
 from didi.methods.mmd_settings import MmdConfig, MmdObjective
 from didi.methods.objective_settings import ObjectiveConfig
-from didi.methods.settings import DistillationConfig
+from didi.methods.sdtt import SdttConfig
+from didi.methods.settings import DistillationConfig, LoopConfig
 from didi.models.initial_state import InitialState
 from didi.recipes.worlds import DISTILL, VARIANTS
 
 
-def _didi(base: DistillConfig, objective: ObjectiveConfig, *, warmup_steps: int, steps: int) -> DistillConfig:
-    """DiDi-Instruct with another objective, warm-up of the discriminator and length."""
-    discriminator = replace(base.discriminator, warmup_steps=warmup_steps)
-    loop = replace(base.loop, steps=steps, validate_every=steps)
-    return replace(base, objective=objective, discriminator=discriminator, loop=loop)
+def _length(base: DistillationConfig, steps: int) -> LoopConfig:
+    """The loop of a recipe with another number of steps, validated at the end only."""
+    return replace(base.loop, steps=steps, validate_every=steps)
+
+
+def _didi(
+    base: DistillConfig, objective: ObjectiveConfig, *, steps: int, warmup_steps: int = 40, rate: float | None = None
+) -> DistillConfig:
+    """DiDi-Instruct with another objective, warm-up of the discriminator, rate and length; not for guidance.
+
+    Args:
+        base: a recipe.
+        objective: of the student.
+        steps: of the student.
+        warmup_steps: of the discriminator alone.
+        rate: learning rate of the student; None for that of the recipe.
+    """
+    discriminator = replace(base.discriminator, warmup_steps=warmup_steps, guidance_steps=0)
+    optimizer = base.student_optimizer if rate is None else replace(base.student_optimizer, learning_rate=rate)
+    return replace(
+        base,
+        objective=objective,
+        discriminator=discriminator,
+        student_optimizer=optimizer,
+        loop=_length(base, steps),
+    )
 
 
 def _mmd(base: DistillationConfig, objective: MmdObjective, *, rate: float, steps: int) -> MmdConfig:
     """MMD with another objective, rate and length; as many samples in a step as ``base`` has."""
     assert isinstance(base, MmdConfig)
     batch_size = base.loop.batch_size // objective.completions
-    loop = replace(base.loop, steps=steps, validate_every=steps, batch_size=batch_size)
+    loop = replace(_length(base, steps), batch_size=batch_size)
     return replace(base, objective=objective, optimizer=replace(base.optimizer, learning_rate=rate), loop=loop)
 
 
-def _dimo(base: DistillationConfig, initial_state: InitialState) -> DimoConfig:
-    """Di[M]O from another initial state."""
-    assert isinstance(base, DimoConfig)
-    return replace(base, initial_state=initial_state)
-
-
 _EXACT, _PATHS, _EXACT_MMD = DISTILL["exact"], DISTILL["exact"].objective, VARIANTS["exact", "mmd"]
+_EXACT_DIMO = VARIANTS["exact", "dimo"]
 assert isinstance(_EXACT_MMD, MmdConfig)
+assert isinstance(_EXACT_DIMO, DimoConfig)
 _NARROW = replace(_EXACT_MMD.objective, bandwidths=(0.25,))
+
+_MARKOV, _MARKOV_MMD = DISTILL["markov"], VARIANTS["markov", "mmd"]
+_MARKOV_PATHS = replace(_MARKOV.objective, reference_steps=10)
+_MARKOV_SDTT, _MARKOV_DCD = VARIANTS["markov", "sdtt"], VARIANTS["markov", "dcd"]
+_MARKOV_DIMO = VARIANTS["markov", "dimo"]
+assert isinstance(_MARKOV_MMD, MmdConfig)
+assert isinstance(_MARKOV_SDTT, SdttConfig)
+assert isinstance(_MARKOV_DCD, DcdConfig)
 
 COMPARED: dict[str, dict[str, DistillationConfig]] = {
     "exact": {  # 2.0 million sequence passes each; benchmarks/method_search/exact.yaml
-        "didi": _didi(_EXACT, _PATHS, warmup_steps=40, steps=181),
-        "didi-1": _didi(_EXACT, replace(_PATHS, moves=1, initial_mask_ratio=0.5), warmup_steps=40, steps=268),
-        "didi-2": _didi(_EXACT, replace(_PATHS, moves=2), warmup_steps=40, steps=268),
-        "didi-8": _didi(_EXACT, replace(_PATHS, moves=8), warmup_steps=40, steps=134),
-        "didi-4-8": _didi(_EXACT, replace(_PATHS, moves=8, budgets=(4, 8)), warmup_steps=40, steps=155),
+        "didi": _didi(_EXACT, _PATHS, steps=181),
+        "didi-1": _didi(_EXACT, replace(_PATHS, moves=1, initial_mask_ratio=0.5), steps=268),
+        "didi-2": _didi(_EXACT, replace(_PATHS, moves=2), steps=268),
+        "didi-8": _didi(_EXACT, replace(_PATHS, moves=8), steps=134),
+        "didi-4-8": _didi(_EXACT, replace(_PATHS, moves=8, budgets=(4, 8)), steps=155),
         "mmd": _mmd(_EXACT_MMD, _NARROW, rate=1e-4, steps=798),
         "mmd-8": _mmd(_EXACT_MMD, replace(_NARROW, moves=8), rate=1e-4, steps=529),
         "mmd-published": _mmd(_EXACT_MMD, MmdObjective(), rate=1e-4, steps=5208),
-        "dimo": _dimo(VARIANTS["exact", "dimo"], InitialState(0.3, 0.0)),
+        "dimo": replace(_EXACT_DIMO, initial_state=InitialState(0.3, 0.0)),
+    },
+    "markov": {  # 0.6 million sequence passes each; benchmarks/method_search/markov.yaml
+        "didi": _didi(_MARKOV, _MARKOV_PATHS, rate=6e-4, steps=67),
+        "didi-1": _didi(_MARKOV, replace(_MARKOV_PATHS, moves=1, initial_mask_ratio=0.5), rate=6e-4, steps=217),
+        "didi-2": _didi(_MARKOV, replace(_MARKOV_PATHS, moves=2), rate=6e-4, steps=216),
+        "didi-4": _didi(_MARKOV, replace(_MARKOV_PATHS, moves=4), rate=6e-4, steps=127),
+        "sdtt": replace(_MARKOV_SDTT, rounds=5, loop=_length(_MARKOV_SDTT, 1052)),
+        "dcd": replace(
+            _MARKOV_DCD,
+            optimizer=replace(_MARKOV_DCD.optimizer, learning_rate=3e-5),
+            loop=_length(_MARKOV_DCD, 1171),
+        ),
+        "dimo": replace(_MARKOV_DIMO, loop=_length(_MARKOV_DIMO, 1171)),
+        "mmd": _mmd(_MARKOV_MMD, replace(_MARKOV_MMD.objective, bandwidths=(0.25,)), rate=1e-4, steps=206),
     },
 }
 """See ``didi.recipes.COMPARED``; a number after a method is that of the moves that a student is trained for."""
