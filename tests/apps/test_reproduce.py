@@ -177,7 +177,7 @@ def test_cells_of_other_samples_are_refused(tmp_path):
     Study(tmp_path, Sampling(8, "markov"), workers=1).complete(cells)
     (row,) = [json.loads(path.read_text())["row"] for path in (tmp_path / "cells").glob("*-teacher-*.json")]
     assert (row["num_samples"], row["nfe"], row["seed"]) == (8, 1, 20_264)
-    with pytest.raises(UsageError, match="holds cells of other samples"):
+    with pytest.raises(UsageError, match="holds cells of other sampling settings"):
         Study(tmp_path, Sampling(9, "markov"), workers=1).complete(cells)
 
 
@@ -189,7 +189,7 @@ def test_cells_from_before_a_setting_of_guidance_are_taken(tmp_path):
     assert record["guidance"].pop("initial_scale") == 0
     file.write_text(json.dumps(record))
     Study(tmp_path, Sampling(8, "markov"), workers=1).complete(cells)
-    with pytest.raises(UsageError, match="holds cells of other samples"):
+    with pytest.raises(UsageError, match="holds cells of other sampling settings"):
         Study(tmp_path, Sampling(8, "markov", guidance=Guidance(initial_scale=3.0)), workers=1).complete(cells)
 
 

@@ -53,7 +53,7 @@ class ConvertCommand:
     tied: bool = False
     """The head shares the embedding's matrix; config.json's tie_word_embeddings says so too (gpt2: by default)."""
     num_heads: int | None = None
-    """Attention heads, where neither config.json nor the rotary frequencies tell them."""
+    """Attention heads, where neither config.json nor the rotary frequencies determine them."""
     length: int | None = None
     """Context length; config.json's, or 1024 (gpt2: that of the weights; esm2 and dplm: in positions)."""
     tokenizer: str | None = None

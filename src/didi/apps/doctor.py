@@ -37,7 +37,7 @@ USABLE = 0.8
 
 
 class Device(NamedTuple):
-    """What a data sheet says: memory in GiB as the driver tells it, and dense bfloat16 operations a second."""
+    """Figures of a data sheet: memory in GiB as the driver reports it, and dense bfloat16 operations a second."""
 
     memory: float
     flops: float

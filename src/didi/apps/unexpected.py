@@ -19,8 +19,8 @@ def unexpected(error: Exception) -> str:
         One line: the kind and message of the exception, and the name of the file; without a file where none could be
         written.
     """
-    told = " ".join(str(error).split())
-    what = f"unexpected {type(error).__name__}" + (f": {told[:300]}" if told else "")
+    message = " ".join(str(error).split())
+    what = f"unexpected {type(error).__name__}" + (f": {message[:300]}" if message else "")
     try:
         handle, name = tempfile.mkstemp(prefix="didi-", suffix=".log")
         with contextlib.closing(os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace")) as file:

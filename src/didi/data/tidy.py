@@ -38,7 +38,7 @@ _OPENINGS = {
     r'"H(?=ederal|or\b|eminist)': '"F',
     r'(?<=[a-z] )"A(?= [a-z])': '"a',
 }
-# The headline of another article, as far as the next sentence can be told from it; else the two words alone.
+# The headline of another article, as far as it can be separated from the next sentence; else the two words alone.
 _STARTS = "In|The|On|But|He|She|It|They|We|At|An|As|For|After|While|When|If|This|That|There|According"
 _READ_MORE = re.compile(rf"READ MORE:(?: [^.!\"]{{5,90}}?(?=[?]? (?:(?:{_STARTS})\b|\"|$)))?[?]?")
 _BOILERPLATE = re.compile(
@@ -84,7 +84,7 @@ def _paragraph(text: str) -> str:
 
 
 def mend_news(text: str) -> str:
-    """An article of ``news`` as it was printed, as far as that can be told.
+    """An article of ``news`` as it was printed, as far as that can be inferred.
 
     The archive lost whatever is not ASCII: closing quotation marks, apostrophes and dashes became a quotation mark with
     a question mark, protected blanks a hyphen, accented letters a mark of their own.

@@ -18,7 +18,7 @@ def sample_categorical(log_probs: Float[Tensor, "n v"], uniforms: Float[Tensor, 
     """Draws from each row by inverting its cumulative distribution, in the precision of ``uniforms``.
 
     One uniform per row serves the whole vocabulary. With float64 uniforms the cumulative sum is float64 as well and
-    every token keeps its probability down to about 1e-16; float32 logits tell it to about 1e-7 of itself.
+    every token keeps its probability down to about 1e-16; float32 logits give it to a relative error of about 1e-7.
 
     Args:
         log_probs: log-probabilities or unnormalised logits; -inf is probability 0.

@@ -98,7 +98,7 @@ class ScoreUniform(Uniform):
     The output at the token of the state itself is not read: its score is 1.
 
     Attributes:
-        schedule: noise schedule with :math:`\alpha_1 > 0`; where all is noise, scores tell nothing.
+        schedule: noise schedule with :math:`\alpha_1 > 0`; scores of pure noise carry no information.
 
     Raises:
         UsageError: the schedule ends at 0.

@@ -72,7 +72,7 @@ def load_embedding(name: str = EMBEDDER, *, device: str | torch.device = "cpu") 
 
 
 def mauve(samples: Float[Tensor, "n d"], reference: Float[Tensor, "m d"]) -> float:
-    """MAUVE of samples against real text, in (0, 1]; 1 where they cannot be told apart.
+    """MAUVE of samples against real text, in (0, 1]; 1 where they cannot be distinguished.
 
     It depends on the embedding and on the number of texts (a few hundred lean high and vary), so compare only figures
     of one embedding and one size, and read them beside that of real text against real text.

@@ -88,7 +88,7 @@ def read_sets(folder: Path) -> list[SampleSet]:
     """The sample sets that ``write_metrics`` and ``write_samples`` kept.
 
     Raises:
-        UsageError: the folder does not hold them, or not as many samples as its rows tell of.
+        UsageError: the folder does not hold them, or another number of samples than its rows say.
     """
     try:
         rows = [EvaluationRow.from_record(one) for one in json.loads((folder / "metrics.json").read_text("utf-8"))]

@@ -1,4 +1,4 @@
-"""What ``didi bench`` found of one contestant, and the table that tells it."""
+"""Measurements of ``didi bench`` for one contestant, and their table."""
 
 import math
 import statistics
@@ -67,7 +67,7 @@ class SpeedRow:
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> "SpeedRow":
-        """The row that ``record`` tells, as ``record()`` made it."""
+        """The row of a record that ``record()`` made."""
         values = {name: tuple(value) if isinstance(value, list) else value for name, value in record.items()}
         return cls(**values | {"peak_mib": math.nan if values["peak_mib"] is None else values["peak_mib"]})
 

@@ -52,7 +52,7 @@ from didi.models.networks import DenoiserNetwork
 from didi.objectives.mmd import mean_of_pairs, median_distance, mmd_advantages
 from didi.world import World, world
 
-STD_EPSILON = 1e-12  # below the square of any kernel difference that float32 can tell
+STD_EPSILON = 1e-12  # below the square of any kernel difference that float32 resolves
 _MEDIAN_ROWS, _MEDIAN_POINTS = 256, 1024
 _TOKENS_AT_ONCE = 4096  # that the teacher reads at the start
 

@@ -106,12 +106,12 @@ def _teacher_pool(teacher: Bundle, path: Path, config: DistillConfig) -> Int[Ten
 def _pool_progress(pool_size: int, nfe: int) -> Callable[[Move], None]:
     """Reports on standard error, every ``PROGRESS_SECONDS``, how much of a teacher pool is drawn."""
     num_mine = len(range(pool_size)[world().share(pool_size)])  # the other processes are as far
-    told = time.monotonic()
+    reported = time.monotonic()
 
     def on_move(move: Move) -> None:
-        nonlocal told
-        if world().is_main and time.monotonic() - told >= PROGRESS_SECONDS:
-            told = time.monotonic()
+        nonlocal reported
+        if world().is_main and time.monotonic() - reported >= PROGRESS_SECONDS:
+            reported = time.monotonic()
             share = (move.indices[0] + len(move.indices) * move.number / nfe) / num_mine
             line = f"teacher pool of {pool_size} sequences, {nfe} moves each: {share:.0%} drawn"
             print(line, file=sys.stderr, flush=True)

@@ -185,7 +185,9 @@ def _num_heads(hidden_size: int, num_blocks: int, settings: Mapping[str, Any], a
     shape = (hidden_size, num_blocks)
     published = [one.num_heads for one in SIZES.values() if (one.hidden_size, one.num_blocks) == shape]
     if found is None and not published:
-        raise UsageError("num_attention_heads, a whole number, is in config.json, as no tensor tells it: add it there")
+        raise UsageError(
+            "num_attention_heads, a whole number, is in config.json, since no tensor determines it: add it there"
+        )
     return _whole("num_attention_heads", found or published[0])
 
 

@@ -169,7 +169,9 @@ def _num_heads(settings: Mapping[str, Any]) -> int:
     found = settings.get("n_head", settings.get("num_attention_heads"))
     if type(found) is not int or found < 1:
         said = "says nothing" if found is None else f"says {found!r:.80}"
-        raise UsageError(f"n_head, a whole number, is in config.json, as no tensor tells it; it {said}: add it there")
+        raise UsageError(
+            f"n_head, a whole number, is in config.json, since no tensor determines it; it {said}: add it there"
+        )
     return found
 
 

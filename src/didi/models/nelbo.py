@@ -51,7 +51,7 @@ def _logits(
     level: Float[Tensor, " b"] | None,
     canvas: Canvas,
 ) -> Float[Tensor, "n v"]:
-    """Logits at the predicted positions, in row-major order; where no noise level is told, equal rows are read once."""
+    """Logits at the predicted positions, in row-major order. Without a noise level, equal rows pass once."""
     if level is None:
         keys = torch.cat([z, canvas.is_real.sum(1, keepdim=True)], dim=1)
         distinct, row_of = torch.unique(keys, dim=0, return_inverse=True)

@@ -30,7 +30,7 @@ from didi.models.stored_dtype import stored_weights
 WEIGHTS = "model.safetensors"
 DIGESTS = "weights_sha256"
 READ_PROVENANCE = ("corpus", "block_layout")
-"""What a distillation and an evaluation read of the provenance; the rest only tells where a bundle is from."""
+"""What a distillation and an evaluation read of the provenance; the rest documents the origin of a bundle."""
 
 
 @contextmanager

@@ -130,7 +130,7 @@ def _share_of_float32(network: nn.Module) -> float:
 
 
 def free_bytes(device: torch.device) -> float:
-    """Bytes that can still be allocated on a device; infinite where the system does not tell."""
+    """Bytes that can still be allocated on a device; infinite where the system does not report it."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return float(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))

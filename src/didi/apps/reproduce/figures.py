@@ -80,7 +80,7 @@ def figure_1_cells(plan: Plan) -> list[Cell]:
 
 
 def _peer_cells(plan: Plan) -> dict[str, list[Cell]]:
-    return peers.sample_cells(plan.peers, (*plan.nfes, *plan.more_teacher_nfes)[::2])  # enough to tell curves apart
+    return peers.sample_cells(plan.peers, (*plan.nfes, *plan.more_teacher_nfes)[::2])  # enough for a curve
 
 
 def _own_samples(plan: Plan) -> list[Cell]:

@@ -31,8 +31,8 @@ def heading(plan: MethodPlan, study: Study) -> list[str]:
     budgets = _budgets(plan, study)
     known = [value for value in budgets.values() if not math.isnan(value)]
     if known and max(known) > TOLERANCE * min(known):
-        told = ", ".join(f"{name} {millions(value)}" for name, value in budgets.items())
-        lines.append(f"\n**Budgets differ by more than {TOLERANCE - 1:.0%}**: {told} million passes.")
+        listed = ", ".join(f"{name} {millions(value)}" for name, value in budgets.items())
+        lines.append(f"\n**Budgets differ by more than {TOLERANCE - 1:.0%}**: {listed} million passes.")
     return lines
 
 

@@ -120,7 +120,7 @@ class Study:
         asked, file = json.loads(json.dumps(asdict(self.sampling))), self.folder / "sampling.json"
         if file.is_file() and _with_defaults(json.loads(file.read_text())) != asked:
             raise UsageError(
-                f"{self.folder} holds cells of other samples ({file.name} tells them); choose another --out"
+                f"{self.folder} holds cells of other sampling settings (see {file.name}): choose another --out"
             )
         write_atomically(file, json.dumps(asked, indent=1) + "\n")
 

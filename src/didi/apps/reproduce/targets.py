@@ -20,7 +20,7 @@ class Target(Generic[AnyPlan]):
 
     title: str
     cells: Callable[[AnyPlan], Sequence[AnyCell]]
-    tell: Callable[[AnyPlan, Study], list[str]]
+    lines: Callable[[AnyPlan, Study], list[str]]
 
 
 def chosen_targets(
@@ -45,7 +45,7 @@ def write_report(
     head: Callable[[AnyPlan, Study], list[str]],
     title: str,
 ) -> None:
-    """Complete the cells of the chosen targets, write what they tell into the folder of the study, and print where.
+    """Complete the cells of the chosen targets, write them into the folder of the study, and print where.
 
     Raises:
         Interrupted: it was stopped; what is done is kept.
@@ -56,8 +56,8 @@ def write_report(
         raise Interrupted(f"stopped; {study.folder} keeps what is done: the same command goes on") from stopped
     parts = [f"# {title}\n", *head(plan, study)]
     for name, target in chosen.items():
-        print(f"telling {name}", file=sys.stderr, flush=True)
-        parts += [f"\n## {target.title}\n", *target.tell(plan, study)]
+        print(f"writing {name}", file=sys.stderr, flush=True)
+        parts += [f"\n## {target.title}\n", *target.lines(plan, study)]
     report = write_atomically(study.folder / "report.md", "\n".join(parts) + "\n")
     page = write_html(report)
     print(report)

@@ -39,7 +39,7 @@ class ProteinJudge(Protocol):
 
 
 MIN_PAIRS = 8
-"""Fewest natural proteins whose controls tell whether a judge orders them."""
+"""Fewest natural proteins for which the order of the controls is tested."""
 JUDGES: dict[str, Callable[[Device], ProteinJudge]] = {ESMFOLD: load_esmfold}
 """For each name, what loads the judge on a device."""
 
