@@ -1,17 +1,19 @@
-"""DiDi-Instruct after SDTT, and reward-guided sampling of the students of every method, in the world ``exact``.
+"""DiDi-Instruct after another method, and reward-guided sampling of the students of every method.
 
-    python benchmarks/composition.py STUDY --out DIR [--seeds 5] [--workers 2]
+    python benchmarks/composition.py SCALE STUDY --out DIR [--seeds 5] [--workers 2]
 
-STUDY is the folder of ``didi reproduce table1 --scale exact --methods all --seeds 5``, whose students and settings are
-taken. What is done is not done again. Written: ``docs/results/composition.json`` and
-tables of ``docs/results/methods.md``.
+STUDY is the folder of ``didi reproduce table1 --scale SCALE --methods all``, whose students and settings are taken. Of
+two methods that follow each other, each has half the passes of the comparison. What is done is not done again. Written:
+``docs/results/composition-SCALE.json`` and tables of ``docs/results/methods.md``.
 """
 
 import argparse
+import itertools
 import json
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,24 +24,75 @@ from didi.apps.reproduce.cells import Run
 from didi.apps.reproduce.command import SAMPLING
 from didi.apps.reproduce.cost import sequence_passes
 from didi.apps.reproduce.exact_tables import difference, level
+from didi.apps.reproduce.method_measures import JOINT, KL
 from didi.apps.reproduce.methods import MethodPlan, method_plan
 from didi.apps.reproduce.study import Study
 from didi.evaluation.machine import machine_name
 from didi.markdown import markdown_table
+from didi.methods import method_of
+from didi.sampling.options import DEFAULT_SAMPLER
 
-GUIDED = ("didi", "sdtt", "mmd", "dcd")
-NFES = ("2", "4", "8")
 LESSONS = 600
-HALF = 1.0e6  # half the sequence passes of the comparison
 
 
-def rows_of(bundle: str, folder: Path, *samplers: str) -> list[dict[str, Any]]:
-    """Exact divergences of a student, measured once."""
+@dataclass(frozen=True)
+class Chain:
+    """Two methods, one after the other.
+
+    Attributes:
+        first: name of the first in ``didi.recipes.COMPARED``.
+        second: name of the second, which starts from the student of the first.
+        nfes: numbers of moves.
+    """
+
+    first: str
+    second: str
+    nfes: tuple[int, ...]
+
+    @property
+    def name(self) -> str:
+        """In tables."""
+        return f"{self.second} after {self.first}"
+
+
+@dataclass(frozen=True)
+class Composition:
+    """What is composed at one scale.
+
+    Attributes:
+        half: half the sequence passes of the comparison.
+        judged: flags of ``didi evaluate``.
+        chains: methods that follow each other.
+        guided: methods whose students are sampled with guidance, at 2, 4 and 8 moves.
+    """
+
+    half: float
+    judged: str
+    chains: tuple[Chain, ...]
+    guided: tuple[str, ...] = ()
+
+
+COMPOSITIONS = {
+    "exact": Composition(
+        1.0e6, "--judge exact --num-samples 64", (Chain("sdtt", "didi", (2, 4, 8)),), ("didi", "sdtt", "mmd", "dcd")
+    ),
+    "markov": Composition(
+        3.0e5,
+        f"--judge markov --num-samples 512 --joint --seed {SAMPLING['markov'].seed}",
+        (Chain("dimo", "didi-1", (1,)), Chain("sdtt", "didi-4", (2, 4, 8)), Chain("sdtt", "didi", (2, 4, 8))),
+    ),
+}
+GUIDED_NFES = (2, 4, 8)
+
+
+def rows_of(bundle: str, folder: Path, judged: str, nfes: Sequence[int], *samplers: str) -> list[dict[str, Any]]:
+    """Divergences of a student, measured once."""
     if not (folder / "metrics.json").is_file():
-        asked = ["--model", bundle, "--role", "student", "--judge", "exact", "--num-samples", "64", "--nfe", *NFES]
+        moves = [str(nfe) for nfe in nfes]
+        asked = ["--model", bundle, "--role", "student", *judged.split(), "--nfe", *moves]
         command("evaluate", *asked, "--sampler", *samplers, "--out", str(folder), "--overwrite")
     rows = json.loads((folder / "metrics.json").read_text())
-    return [{name: row[name] for name in ("sampler", "nfe", "kl", "reverse_kl")} for row in rows]
+    return [{name: row.get(name) for name in ("sampler", "nfe", "kl", "joint_kl", "pair_kl")} for row in rows]
 
 
 def distilled(run: Path, *words: str) -> str:
@@ -54,18 +107,22 @@ def settings_of(study: Study, run: Run) -> str:
     return str(Path(study.bundle_path(run)).parent / "config.yaml")
 
 
-def after_sdtt(plan: MethodPlan, study: Study, number: int, out: Path) -> dict[str, Any]:
-    """SDTT with half the passes, then DiDi-Instruct with the other half."""
-    folder, half = out / f"after-sdtt-{number}", ["--max-passes", str(HALF)]
-    sdtt, didi = (settings_of(study, plan.runs(name)[number]) for name in ("sdtt", "didi"))
-    first = distilled(folder / "sdtt", "--config", sdtt, "--method", "sdtt", *half)
-    second = distilled(folder / "didi", "--config", didi, "--start", first, *half)
-    passes = sum(sequence_passes(folder / name / "metrics.jsonl") for name in ("sdtt", "didi"))
-    rows = rows_of(second, folder / "evaluation", "ancestral")
-    return {"case": "didi after sdtt", "seed": plan.seeds[number], "passes": passes, "rows": rows}
+def chained(scale: str, chain: Chain, plan: MethodPlan, study: Study, number: int, out: Path) -> dict[str, Any]:
+    """Half the passes for the first method, then half for the second."""
+    about = COMPOSITIONS[scale]
+    folder, half = out / f"{chain.second}-after-{chain.first}-{number}", ["--max-passes", str(about.half)]
+    runs = [plan.runs(name)[number] for name in (chain.first, chain.second)]
+    bundle, passes = "", 0.0
+    for name, run in zip((chain.first, chain.second), runs, strict=True):
+        start = ["--start", bundle] if bundle else []
+        method = ["--method", method_of(run.config).name]
+        bundle = distilled(folder / name, "--config", settings_of(study, run), *method, *start, *half)
+        passes += sequence_passes(folder / name / "metrics.jsonl")
+    rows = rows_of(bundle, folder / "evaluation", about.judged, chain.nfes, DEFAULT_SAMPLER)
+    return {"case": chain.name, "seed": plan.seeds[number], "passes": passes, "rows": rows}
 
 
-def guided(plan: MethodPlan, study: Study, method: str, number: int, out: Path) -> dict[str, Any]:
+def guided(scale: str, method: str, plan: MethodPlan, study: Study, number: int, out: Path) -> dict[str, Any]:
     """A student of the study with a discriminator of its own, sampled with and without it."""
     folder, run = out / f"guided-{method}-{number}", plan.runs(method)[number]
     lessons = ["--loop.steps", "0", "--discriminator.warmup-steps", "0", "--discriminator.guidance-nfe", "4"]
@@ -74,67 +131,87 @@ def guided(plan: MethodPlan, study: Study, method: str, number: int, out: Path) 
         folder / "lessons", teacher, "--start", study.bundle_path(run), "--discriminator.guidance-steps", str(LESSONS),
         "--seed", str(run.config.seed), *lessons,
     )  # fmt: skip
-    rows = rows_of(judged, folder / "evaluation", "ancestral", "guided")
+    rows = rows_of(judged, folder / "evaluation", COMPOSITIONS[scale].judged, GUIDED_NFES, "ancestral", "guided")
     passes = sequence_passes(folder / "lessons" / "metrics.jsonl")
     return {"case": method, "seed": run.config.seed, "passes": passes, "rows": rows}
 
 
-def values(found: Sequence[dict[str, Any]], case: str, sampler: str, nfe: str) -> list[float]:
-    """KL of every seed."""
-    return [
-        row["kl"]
-        for one in found
-        for row in one["rows"]
-        if (one["case"], row["sampler"], str(row["nfe"])) == (case, sampler, nfe)
-    ]
-
-
-def tables(found: Sequence[dict[str, Any]], study: Study, plan: MethodPlan) -> list[str]:
-    """Composition and guidance, with 95% intervals over seeds."""
-    header = ["KL, nats", *(f"{nfe} moves" for nfe in NFES)]
+def chain_table(chain: Chain, found: Sequence[dict[str, Any]], plan: MethodPlan, study: Study) -> list[str]:
+    """The chain beside its methods alone, on the same training seeds, with 95% intervals over them."""
+    seeds = [one["seed"] for one in found]
+    measure = "joint_kl" if plan.world.joint else "kl"
     alone = {
-        name: {str(nfe): [study.row(cell).kl for cell in curve.cells(nfe)] for nfe in map(int, NFES)}
-        for name in ("didi", "sdtt")
-        for curve in plan.curves
-        if curve.name == name
-    }
-    chain = {nfe: values(found, "didi after sdtt", "ancestral", nfe) for nfe in NFES}
-    shown = alone | {"didi after sdtt": chain}
-    body = [[name, *(level(cells[nfe]) for nfe in NFES)] for name, cells in shown.items()]
-    body.append(["didi after sdtt less didi", *(difference(chain[nfe], alone["didi"][nfe]) for nfe in NFES)])
-    lines = [*markdown_table(header, body), ""]
-    body = []
-    for case in GUIDED:
-        plain, ranked = ({nfe: values(found, case, name, nfe) for nfe in NFES} for name in ("ancestral", "guided"))
-        body += [
-            [case, *(level(plain[nfe]) for nfe in NFES)],
-            [f"{case}, guided", *(level(ranked[nfe]) for nfe in NFES)],
-            ["difference", *(difference(ranked[nfe], plain[nfe]) for nfe in NFES)],
+        curve.name: [
+            [getattr(study.row(curve.cells(nfe)[plan.seeds.index(seed)]), measure) for seed in seeds]
+            for nfe in chain.nfes
         ]
-    return [*lines, *markdown_table(header, body)]
+        for curve in plan.curves
+        if curve.name in (chain.first, chain.second)
+    }
+    together = [[row[measure] for one in found for row in one["rows"] if row["nfe"] == nfe] for nfe in chain.nfes]
+    shown = alone | {chain.name: together}
+    header = [JOINT.name if plan.world.joint else KL.name, *(f"{nfe} moves" for nfe in chain.nfes)]
+    body = [[name, *map(level, cells)] for name, cells in shown.items()]
+    body += [
+        [f"{chain.name} less {name}", *(difference(*pair) for pair in zip(together, cells, strict=True))]
+        for name, cells in alone.items()
+    ]
+    return [*markdown_table(header, body), ""]
+
+
+def guided_table(found: Sequence[dict[str, Any]], methods: Sequence[str]) -> list[str]:
+    """Students with and without guidance, with 95% intervals over seeds."""
+
+    def values(case: str, sampler: str, nfe: int) -> list[float]:
+        rows = [row for one in found if one["case"] == case for row in one["rows"]]
+        return [row["kl"] for row in rows if (row["sampler"], row["nfe"]) == (sampler, nfe)]
+
+    body = []
+    for case in methods:
+        plain, ranked = ([values(case, name, nfe) for nfe in GUIDED_NFES] for name in ("ancestral", "guided"))
+        body += [
+            [case, *map(level, plain)],
+            [f"{case}, guided", *map(level, ranked)],
+            ["difference", *(difference(*pair) for pair in zip(ranked, plain, strict=True))],
+        ]
+    return markdown_table([KL.name, *(f"{nfe} moves" for nfe in GUIDED_NFES)], body)
 
 
 def main(words: Sequence[str] | None = None) -> None:
     """Run what is missing and write the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("scale", choices=COMPOSITIONS)
     parser.add_argument("study", type=Path)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--workers", type=int, default=2)
     args = parser.parse_args(words)
-    plan, study = method_plan("exact", GUIDED, args.seeds), Study(args.study, SAMPLING["exact"])
+    about, numbers = COMPOSITIONS[args.scale], range(args.seeds)
+    names = {name for one in about.chains for name in (one.first, one.second)} | {*about.guided}
+    plan, study = method_plan(args.scale, sorted(names), args.seeds), Study(args.study, SAMPLING[args.scale])
     with ThreadPoolExecutor(args.workers) as pool:
-        waiting = [pool.submit(after_sdtt, plan, study, number, args.out) for number in range(args.seeds)]
-        waiting += [
-            pool.submit(guided, plan, study, method, number, args.out)
-            for method in GUIDED
-            for number in range(args.seeds)
+        chains = {
+            one: [pool.submit(chained, args.scale, one, plan, study, number, args.out) for number in numbers]
+            for one in about.chains
+        }
+        others = [
+            pool.submit(guided, args.scale, method, plan, study, number, args.out)
+            for method in about.guided
+            for number in numbers
         ]
-        for one in waiting:
+        for one in [*itertools.chain.from_iterable(chains.values()), *others]:
             print(one.result(), file=sys.stderr, flush=True)
-    found = [one.result() for one in waiting]
-    write_json(DOCS / "results" / "composition.json", {"machine": machine_name(), "lessons": LESSONS, "cases": found})
-    renew(DOCS / "results" / "methods.md", "composition.py", tables(found, study, plan))
+    cases = {one: [run.result() for run in of_chain] for one, of_chain in chains.items()}
+    ranked = [one.result() for one in others]
+    lines = [line for one, found in cases.items() for line in chain_table(one, found, plan, study)]
+    lines += guided_table(ranked, about.guided) if about.guided else []
+    record = {
+        "machine": machine_name(),
+        "lessons": LESSONS,
+        "cases": [*itertools.chain.from_iterable(cases.values()), *ranked],
+    }
+    write_json(DOCS / "results" / f"composition-{args.scale}.json", record)
+    renew(DOCS / "results" / "methods.md", f"composition.py {args.scale}", lines)
 
 
 if __name__ == "__main__":
