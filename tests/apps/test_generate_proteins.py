@@ -36,6 +36,11 @@ def test_fasta_and_json_lines_hold_the_same_samples(model, tmp_path, capsys):
     assert {one["sampler"] for one in lines} == {"ancestral"}
 
 
+def test_the_count_of_tokens_leaves_out_begin_and_end_symbols(model, capsys):
+    run_generate(["--model", model, "--num-samples", "3", "--nfe", "2", "--length", "5", "7"])
+    assert capsys.readouterr().err.splitlines()[-1].startswith("17 tokens in ")
+
+
 def test_a_replay_has_the_largest_length_by_default(model, tmp_path, capsys):
     run_generate(["--model", model, "--nfe", "2", "--html", str(tmp_path / "a.html"), "--format", "jsonl"])
     assert len(json.loads(capsys.readouterr().out)["text"]) == 78

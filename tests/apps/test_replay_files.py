@@ -63,6 +63,17 @@ def test_moves_of_an_entry_go_before_those_of_the_command():
     assert [runner.nfe for runner in _runners(command)] == [4, 8]
 
 
+def test_a_setting_that_one_entry_does_not_read_is_reported(didi, tmp_path):
+    words = ("--race", "teacher:2:remasking", "teacher:2", "--remask.eta", "0.5", "--length", "8")
+    status, _, err = didi(*MARKOV, *words, "--html", tmp_path / "a.html")
+    assert status == 0
+    assert "teacher:2: sampled without remask, which it does not read\n" in err
+    status, _, err = didi(*MARKOV, "--race", "teacher:2", "teacher:4", *words[3:], "--html", tmp_path / "b.html")
+    assert status == 2
+    assert "no entry of --race reads remask; leave it out, or add an entry whose sampler reads it" in err
+    assert not (tmp_path / "b.html").exists()
+
+
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
@@ -97,7 +108,7 @@ def test_a_file_is_replaced_only_on_demand(didi, tmp_path):
     file.write_text("mine")
     status, _, err = didi(*MARKOV, "--nfe", 2, "--html", file)
     assert status == 2
-    assert "a.html" in err
+    assert err == f"didi: --html takes a new file; {file} exists: add --overwrite to replace it, or choose another\n"
     assert file.read_text() == "mine"
     assert didi(*MARKOV, "--nfe", 2, "--html", file, "--overwrite")[0] == 0
     assert file.read_text() != "mine"

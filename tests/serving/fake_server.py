@@ -28,6 +28,8 @@ WORDS = (
 SAMPLERS = {"student": ["ancestral", "guided"], "teacher": ["ancestral", "confidence"], "autoregressive": ["ancestral"]}
 PASS_MILLISECONDS = {"student": 12.5, "teacher": 12.5, "autoregressive": 4.0}
 LENGTH = 24
+TEXTS = []
+"""Texts of the token ids that were sent."""
 
 
 def models():
@@ -41,21 +43,31 @@ def models():
 
 
 def tokens_of(text):
-    """One token a word, with its space; null for each [MASK]."""
-    return [None if "[MASK]" in one else one for one in re.findall(r" ?\[MASK\]|\s*[^\s\[]+", text)]
+    """One token a word, with its space."""
+    return re.findall(r"\s*\S+", text)
+
+
+def id_of(text):
+    """The id of a token; null for null."""
+    if text is not None and text not in TEXTS:
+        TEXTS.append(text)
+    return None if text is None else TEXTS.index(text)
 
 
 def events(request):
     """The events of /v1/generate as (name, data)."""
     role, seed = request["role"], request["seed"]
-    given = tokens_of(request.get("infill") or request.get("prompt") or "")
+    given = tokens_of(request.get("prompt") or "")
+    if "token_ids" in request:
+        given = [None if one is None else TEXTS[one] for one in request["token_ids"]]
     length = request.get("length") or LENGTH
     tokens = (given + [None] * length)[:length]
     free = [position for position, text in enumerate(tokens) if text is None]
     is_left_to_right = role == "autoregressive"
     nfe = length if is_left_to_right else request["nfe"]
     about = {"model": request["model"], "role": role, "sampler": request.get("sampler", "ancestral"), "nfe": nfe}
-    yield "start", {**about, "length": length, "seed": seed, "tokens": [tokens]}
+    ids = [[id_of(one) for one in tokens]]
+    yield "start", {**about, "length": length, "seed": seed, "tokens": [tokens], "token_ids": ids}
     num_moves = len(free) if is_left_to_right else nfe
     for move in range(1, num_moves + 1):
         mine = [p for order, p in enumerate(free) if (order if is_left_to_right else 7 * p % num_moves) == move - 1]
@@ -63,7 +75,8 @@ def events(request):
             tokens[position] = " " + WORDS[(position + seed) % len(WORDS)]
         yield "move", {
             "sequence": 0, "move": move, "t": 1 - move / num_moves, "passes": move, "discriminator_passes": 0,
-            "milliseconds": move * PASS_MILLISECONDS[role], "positions": mine, "token_ids": [0] * len(mine),
+            "milliseconds": move * PASS_MILLISECONDS[role], "positions": mine,
+            "token_ids": [id_of(tokens[position]) for position in mine],
             "texts": [tokens[position] for position in mine],
         }  # fmt: skip
         if request.get("prompt") == "breaks":
@@ -82,10 +95,16 @@ class Handler(SimpleHTTPRequestHandler):
     def do_GET(self):
         if self.path != "/v1/models":
             return super().do_GET()
-        return self.answer(200, models())
+        return self.answer(200, models()) if self.is_allowed() else self.answer(401, {"error": {"message": "no token"}})
+
+    def is_allowed(self):
+        token = self.server.token
+        return token is None or self.headers["authorization"] == f"Bearer {token}"
 
     def do_POST(self):
         request = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        if not self.is_allowed():
+            return self.answer(401, {"error": {"message": "no token"}})
         self.server.requests.append(request)
         if request.get("prompt") == "too long":
             return self.answer(400, {"error": {"message": "a prompt has at most 24 tokens here; this one has 30"}})
@@ -106,10 +125,13 @@ class Handler(SimpleHTTPRequestHandler):
 
 
 @contextmanager
-def fake_server():
-    """A running server: its address in ``address``, the bodies of generation requests in ``requests``."""
+def fake_server(token=None):
+    """A running server, which needs ``token`` if there is one.
+
+    Its address is in ``address``, the bodies of generation requests are in ``requests``.
+    """
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(STATIC)))
-    server.requests, server.address = [], f"http://127.0.0.1:{server.server_port}/"
+    server.token, server.requests, server.address = token, [], f"http://127.0.0.1:{server.server_port}/"
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     try:

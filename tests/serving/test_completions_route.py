@@ -115,6 +115,19 @@ def test_text_ends_before_a_stop_text_and_before_the_end_of_the_document(news):
     assert late.rest(client_ids) == ""
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_prompt_and_completion_join_where_words_are_tokens(client_of, stream):
+    markov = didi.load("markov")
+    client = client_of({"markov": markov})
+    body = {"prompt": "s1 s2", "max_tokens": 4, "seed": 1, "stream": stream}
+    (whole,) = didi.generate(markov, num_samples=1, prefix="s1 s2", length=6, seed=1).texts
+    for echoed in (True, False):
+        answer = client.post("/v1/completions", json={**body, "echo": echoed}).text
+        parts = [json.loads(one) for one in (answer.split("data: ")[1:-1] if stream else [answer])]
+        text = "".join(choice["text"] for part in parts for choice in part["choices"])
+        assert text == whole if echoed else "s1 s2" + text == whole
+
+
 def test_models_are_listed(openai_client):
     cards = {one.id: one for one in openai_client.models.list()}
     assert list(cards) == ["news", "news:student", "news:teacher"]

@@ -5,9 +5,6 @@ import json
 import pytest
 
 import didi
-from didi.errors import UsageError
-from didi.models.bundle import Bundle
-from didi.models.esm2 import Esm2, Esm2Config
 from didi.sampling.remasking import Remasking
 
 from .conftest import events_of
@@ -54,6 +51,8 @@ def test_events_lead_from_the_first_state_to_the_last(client, news, sampler):
     assert first == "start"
     assert (start["model"], start["role"], start["sampler"], start["seed"]) == ("news", "student", sampler, 3)
     assert start["length"] == 20 == len(start["tokens"][0])
+    given_ids = news.tokenizer.encode(PROMPT, add_special_tokens=False).ids
+    assert start["token_ids"] == [given_ids + [None] * (20 - len(given_ids))] * 2
     alone = didi.generate(news, num_samples=2, nfe=6, seed=3, prefix=PROMPT, length=20, sampler=sampler)
     shown = start["tokens"]
     ids = [[None] * 20, [None] * 20]
@@ -140,9 +139,3 @@ def test_an_unknown_model_is_not_found(client):
     assert answer.json()["error"]["code"] == "model_not_found"
     assert "did you mean 'news'?" in answer.json()["error"]["message"]
     assert client.post("/v1/generate", json={"model": "news:teacher", "role": "student"}).status_code == 400
-
-
-def test_models_of_proteins_are_refused(client_of):
-    shape = Esm2Config(hidden_size=16, num_blocks=1, num_heads=2, length=12, inner_size=24)
-    with pytest.raises(UsageError, match="a server has no models of proteins; p is one"):
-        client_of({"p": Bundle(teacher=Esm2(shape).eval(), name="p")})

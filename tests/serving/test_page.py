@@ -9,7 +9,7 @@ import pytest
 from didi.serving.page import replay_page
 from didi.serving.replay import Lane, Replay, ReplayMove
 
-from .fake_server import LENGTH, events, fake_server
+from .fake_server import LENGTH, events, fake_server, id_of, tokens_of
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 MISSING = "needs Playwright: pip install playwright" if importlib.util.find_spec("playwright") is None else (
@@ -182,6 +182,7 @@ def test_selected_tokens_are_sampled_again(server, open_page):
     at_end(page)
     text = lane(page, "student").locator(".text")
     before = lane(page, "student").locator(".token").all_text_contents()
+    shown = tokens_of(text.text_content())
     text.locator(".token").nth(5).click()
     text.locator(".token").nth(7).click(modifiers=["Shift"])
     assert "3 tokens selected" in lane(page, "student").text_content()
@@ -189,8 +190,8 @@ def test_selected_tokens_are_sampled_again(server, open_page):
     page.get_by_role("button", name="Sample again").click()
     page.get_by_role("button", name="Run").wait_for()
     (asked,) = server.requests
-    assert asked["infill"].count("[MASK]") == 3
-    assert asked["infill"].split()[:2] == ["The", "minister"]
+    kept = [None if position in (5, 6, 7) else id_of(text) for position, text in enumerate(shown)]
+    assert asked["token_ids"] == kept  # the tokens around the selection are the same ones
     assert (asked["seed"], asked["length"], "prompt" in asked) == (1, LENGTH, False)
     at_end(page)
     after = lane(page, "student").locator(".token").all_text_contents()
@@ -218,7 +219,7 @@ def test_tokens_are_selected_by_keys_and_by_a_range(server, open_page):
     text.focus()
     page.keyboard.press("Enter")
     page.get_by_role("button", name="Run").wait_for()
-    assert server.requests[0]["infill"].count("[MASK]") == 4
+    assert server.requests[0]["token_ids"].count(None) == 4
     assert lane(page, "autoregressive").locator(".again").count() == 0  # it cannot infill
 
 
@@ -257,6 +258,31 @@ def test_an_error_is_one_line(server, open_page, prompt, said):
     raced(page)
     assert page.get_by_role("alert").text_content() == ""
     assert page.locator(".lane").count() == 3
+
+
+def test_a_server_that_needs_a_token_is_given_it(open_page):
+    with fake_server(token="secret") as server:
+        page = open_page(server.address)
+        field = page.get_by_label("Token", exact=True)
+        field.fill("wrong")
+        field.press("Enter")
+        assert page.get_by_role("alert").text_content() == "this server needs its token: enter it"
+        assert not page.get_by_role("button", name="Run").is_enabled()
+        field.fill("secret")
+        field.press("Enter")
+        page.locator(".setting").first.wait_for()
+        raced(page)
+        assert len(server.requests) == 3
+        assert "secret" not in page.url
+        server.token = "other"
+        page.get_by_role("button", name="Run").click()
+        page.get_by_role("alert").get_by_text("student: this server needs its token").wait_for()
+
+
+def test_a_server_without_token_asks_for_none(server, open_page):
+    page = open_page(server.address)
+    page.locator(".setting").first.wait_for()
+    assert not page.get_by_label("Token", exact=True).is_visible()
 
 
 def test_a_server_that_is_gone_is_said(open_page):

@@ -18,6 +18,7 @@ import pytest
 import didi
 from didi.apps import serve
 from didi.errors import UsageError
+from didi.serving.settings import GRACE
 
 from .conftest import events_of
 
@@ -78,6 +79,34 @@ def test_sigterm_lets_streams_end_and_refuses_new_requests(process):
     records = [json.loads(line) for line in log[1:]]  # the first is for a person
     assert {"request", "Finished server process"} <= {re.sub(r" \[.*", "", found["message"]) for found in records}
     assert not [found for found in records if found["level"] == "error"]
+
+
+@pytest.mark.slow
+def test_requests_that_outlast_the_drain_end_with_an_error(process):
+    """A stream has an ``error`` event, a request without stream status 503; the process ends soon after."""
+    one, url, *_ = process("exact", "--drain", "1", "--max-moves", "10000")
+    asked = {"sampler": "published", "nfe": 10_000, "num_samples": 32}
+    answers = {}
+
+    def ask(stream):
+        answers[stream] = httpx.post(f"{url}/v1/generate", json={**asked, "stream": stream}, timeout=60)
+
+    threads = [threading.Thread(target=ask, args=(stream,)) for stream in (False, True)]
+    for thread in threads:
+        thread.start()
+    while "didi_running_jobs 2.0" not in httpx.get(f"{url}/metrics").text:
+        time.sleep(0.01)
+    one.send_signal(signal.SIGTERM)
+    signalled = time.monotonic()
+    for thread in threads:
+        thread.join()
+    assert one.wait(10) == 0
+    assert 1 <= time.monotonic() - signalled < 1 + GRACE
+    message = "the server stopped before the request was finished; send it to another"
+    assert answers[False].status_code == 503
+    assert answers[False].json()["error"]["message"] == message
+    (first, _), *_, last = events_of(answers[True].text)
+    assert (first, last) == ("start", ("error", {"message": message}))
 
 
 @pytest.mark.slow

@@ -55,7 +55,8 @@ class GenerateCommand:
     num_samples: int | None = None
     """Number of texts to generate; 8 by default. With --prompts: for each prompt, by default 1."""
     nfe: int | None = None
-    """Number of sampling steps, at most so many network passes; by default what the student was trained for, or 16."""
+    """Number of sampling steps; by default what the student was trained for, or 16. A step takes at most one network
+    pass, with reparam at most two."""
     sampler: SamplerName = DEFAULT_SAMPLER
     """ancestral (Eq. 10) is exact; docs/samplers.md describes the others. default is one-step for a student that was
     trained for it, else ancestral."""
@@ -148,11 +149,11 @@ def run_generate(args: Sequence[str]) -> None:
         printer = _Printer(
             command, PromptSet.of(prompts, num_samples, command.seed, prefix, infill, command.length), loaded
         )
-        num_tokens = 0
+        num_tokens, num_framing = 0, Frame.of(loaded.network(command.role)).num_ids
         for drawn in batches:
             with paused():
                 printer.write(drawn)
-            num_tokens += int(drawn.lengths.sum())
+            num_tokens += int(drawn.lengths.sum()) - num_framing * len(drawn.texts)
     seconds = time.perf_counter() - started
     print(f"{num_tokens} tokens in {seconds:.2f} s, {num_tokens / seconds:,.0f} a second", file=sys.stderr)
 

@@ -26,3 +26,18 @@ def refuse_existing(
             f"--out takes a folder without {what}; {folder} holds {', '.join(found)}: add --overwrite to replace "
             f"{'it' if len(found) == 1 else 'them'}, or choose another folder"
         )
+
+
+def refuse_existing_file(flag: str, path: Path | None, *, overwrite: bool) -> None:
+    """Refuse a file that a command would replace, before any work is done.
+
+    Args:
+        flag: The flag that names the file, such as ``--html``.
+        path: The file; None where the command writes none.
+        overwrite: Whether ``--overwrite`` was given.
+
+    Raises:
+        UsageError: The file exists.
+    """
+    if path is not None and path.exists() and not overwrite:
+        raise UsageError(f"{flag} takes a new file; {path} exists: add --overwrite to replace it, or choose another")

@@ -1,7 +1,7 @@
 """``didi generate`` with ``--html``, ``--gif`` or ``--race``: one text from each network, recorded move by move."""
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, get_args
@@ -9,7 +9,7 @@ from typing import Any, get_args
 import didi
 from didi.apps.live import LiveView
 from didi.apps.options import sampling_options
-from didi.apps.outputs import refuse_existing
+from didi.apps.outputs import refuse_existing_file
 from didi.apps.streams import json_line
 from didi.arguments import one_of
 from didi.errors import UsageError
@@ -19,7 +19,7 @@ from didi.models.bundle import Bundle, Role, load
 from didi.models.inference import for_inference
 from didi.sampling.options import SamplingOptions
 from didi.sampling.prompt import known_lengths
-from didi.sampling.registry import make_sampler, with_read_options
+from didi.sampling.registry import make_sampler, unread_settings, with_read_options
 from didi.sampling.stream import num_moves
 from didi.serving.animation import MAX_LANES, replay_gif
 from didi.serving.page import replay_page
@@ -91,8 +91,8 @@ def _check(command: Any) -> None:
         raise UsageError(f"--gif shows at most {MAX_LANES} networks; got {len(command.race)}: use --html")
     if command.html is not None and command.html == command.gif:
         raise UsageError(f"--html and --gif are different files; got {command.html} for both")
-    for path in filter(None, (command.html, command.gif)):
-        refuse_existing(path.parent, [path.name], overwrite=command.overwrite, what="an earlier replay")
+    for flag, path in (("--html", command.html), ("--gif", command.gif)):
+        refuse_existing_file(flag, path, overwrite=command.overwrite)
 
 
 def _runners(command: Any) -> Iterator[Runner]:
@@ -105,6 +105,7 @@ def _runners(command: Any) -> Iterator[Runner]:
         yield _checked(bundle, options, command.nfe, command)
         return
     baseline = None if command.baseline is None else load(command.baseline).to(default_device())
+    lanes = []
     for entry in command.race:
         role, moves, sampler = _parts(entry)
         source = baseline if role == "autoregressive" and baseline is not None else bundle
@@ -114,7 +115,28 @@ def _runners(command: Any) -> Iterator[Runner]:
                 "leave it out of --race"
             )
         options = sampling_options(command, source, sampler=sampler, role=role, is_whole_batch=command.compile)
-        yield _checked(source, with_read_options(options, source), command.nfe if moves is None else moves, command)
+        lanes.append((entry, source, options, command.nfe if moves is None else moves))
+    _report_unread([(entry, unread_settings(options, source)) for entry, source, options, _ in lanes])
+    for _, source, options, nfe in lanes:
+        yield _checked(source, with_read_options(options, source), nfe, command)
+
+
+def _report_unread(lanes: Sequence[tuple[str, Sequence[str]]]) -> None:
+    """Say which entries are sampled without a setting that others read.
+
+    Raises:
+        UsageError: no entry reads a setting.
+    """
+    names = dict.fromkeys(name for _, unread in lanes for name in unread)
+    for name in names:
+        without = [entry for entry, unread in lanes if name in unread]
+        if len(without) == len(lanes):
+            raise UsageError(f"no entry of --race reads {name}; leave it out, or add an entry whose sampler reads it")
+        print(
+            f"{', '.join(without)}: sampled without {name}, which {'it' if len(without) == 1 else 'they'} "
+            f"do{'es' if len(without) == 1 else ''} not read",
+            file=sys.stderr,
+        )
 
 
 def _checked(loaded: Bundle, options: SamplingOptions, nfe: int | None, command: Any) -> Runner:

@@ -12,6 +12,7 @@ from didi.models.bundle import Bundle
 from didi.sampling.base import Sampler, refuse_equal_rates
 from didi.sampling.memory import check_batch, out_of_memory
 from didi.sampling.options import SamplingOptions
+from didi.sampling.prompt import Frame
 from didi.sampling.registry import make_sampler
 from didi.sampling.stream import check_finished, num_moves
 from didi.torch_defaults import with_torch_defaults
@@ -57,12 +58,15 @@ def planned(
 ) -> Plan:
     """The plan of a batch that is sampled in one go; arguments as of ``completed``.
 
+    The canvas of a protein has the begin and the end symbol, see ``prompt.framed``.
+
     Raises:
         UsageError: The sampler does not exist or does not fit the bundle, or the batch does not fit in memory.
     """
     chosen = options or SamplingOptions()
-    device = next(iter(bundle.network(chosen.role).parameters())).device
-    asked, size = num_moves(bundle, nfe, canvas.length, chosen), len(indices)
+    network = bundle.network(chosen.role)
+    device = next(iter(network.parameters())).device
+    asked, size = num_moves(bundle, nfe, canvas.length - Frame.of(network).num_ids, chosen), len(indices)
     sampler, times = make_sampler(bundle, chosen, asked), chosen.move_times(asked)
     if chosen.times:
         refuse_equal_rates(bundle.process.schedule, times)

@@ -69,8 +69,9 @@ def generate(
     Args:
         bundle: from ``didi.load``.
         num_samples: number of sequences; with ``prompts``, for each of them.
-        nfe: moves of the time grid, at most so many network passes; None is ``bundle.default_nfe``. It is the length,
-            whatever is asked, where passes follow no grid, and the number of moves of ``times`` where those are given.
+        nfe: moves of the time grid; None is ``bundle.default_nfe``. A move takes at most one network pass, with
+            ``reparam`` at most two. It is the length, whatever is asked, where passes follow no grid, and the number
+            of moves of ``times`` where those are given.
         seed: of the random numbers of each sequence; see ``SequenceNoise``.
         prefix: text that every sequence begins with.
         infill: text whose [MASK]s are filled in.

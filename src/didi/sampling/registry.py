@@ -221,6 +221,12 @@ def with_read_options(options: SamplingOptions, bundle: Bundle) -> SamplingOptio
     return replace(options, **{name: getattr(default, name) for name in unread})
 
 
+def unread_settings(options: SamplingOptions, bundle: Bundle) -> list[str]:
+    """Names of the settings that are given, and that the sampler of ``options`` does not read."""
+    kept = with_read_options(options, bundle)
+    return [name for name in SETTINGS if getattr(kept, name) != getattr(options, name)]
+
+
 def own_settings(options: SamplingOptions) -> dict[str, object]:
     """The settings of ``OWN_SETTINGS`` that the sampler reads, with its own default where an option is None."""
     kind = SAMPLERS[options.sampler][0]

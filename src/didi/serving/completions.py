@@ -67,8 +67,8 @@ class Answer:
             for one in asked
             for _ in range(len(one.plan.canvas))
         ]
-        given = sum(int((~one.plan.canvas.is_free[0]).sum()) for one in asked)
         drawn = sum(int(one.plan.canvas.is_free.sum()) for one in asked)
+        given = sum(one.length - int(one.plan.canvas.is_free[0].sum()) for one in asked)
         self.usage = Usage(prompt_tokens=given, completion_tokens=drawn, total_tokens=given + drawn)
         self.num = body.n
         self.sends_usage = body.stream_options is not None and body.stream_options.include_usage
@@ -100,7 +100,7 @@ async def _stream(follow: Followed, answer: Answer) -> AsyncIterator[dict[str, s
             body = ErrorBody(message=problem.message, type=problem.type, code=problem.code)
             yield {"data": ErrorAnswer(error=body).model_dump_json()}
             return
-        rows = [row for job in follow.jobs if job.tokens is not None for row in job.tokens.tolist()]
+        rows = [row for tokens in follow.sequences() for row in tokens.tolist()]
         for index, (one, row) in enumerate(zip(answer.growing, rows, strict=True)):
             yield sent(index, one.rest(row), one.finish_reason)
         if answer.sends_usage:

@@ -45,6 +45,7 @@ class Engine:
         self._max_queue = max_queue
         self._wake = threading.Condition()
         self._is_stopping = self._gives_up = False
+        self._last_moment = math.inf
         self._arrived: list[Job] = []
         self._ends: deque[float] = deque(maxlen=RECENT)
         self._thread = threading.Thread(target=self._work, name="didi-engine", daemon=True)
@@ -80,6 +81,10 @@ class Engine:
             self._arrived.extend(jobs)
             self._wake.notify()
 
+    def end_within(self, seconds: float) -> None:
+        """End the jobs that still run or wait after ``seconds`` with ``Stopping``; until then jobs are taken."""
+        self._last_moment = time.monotonic() + seconds
+
     def stop(self, timeout: float = 0.0) -> None:
         """Take no more jobs, finish those there are for at most ``timeout`` seconds, and give up the rest."""
         with self._wake:
@@ -100,12 +105,18 @@ class Engine:
             if self._gives_up:
                 for job in [*self.scheduler.waiting, *self.scheduler.running]:
                     job.cancel()
+            if time.monotonic() >= self._last_moment:
+                self._end_all(Stopping("the server stopped before the request was finished; send it to another"))
             try:
                 self._ends.extend([time.monotonic()] * self.scheduler.step())
             except Exception as error:  # no job is at fault: each takes its own exceptions
                 LOG.exception("a round failed")
                 for job in self.scheduler.running:
                     job.end(error)
+
+    def _end_all(self, error: Exception) -> None:
+        for job in [*self.scheduler.waiting, *self.scheduler.running]:
+            job.end(error)
 
     def _retry_after(self, num_waiting: int) -> int:
         """Seconds until half of those that wait have ended, at the rate of late; 1 to 60."""

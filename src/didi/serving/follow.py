@@ -44,7 +44,8 @@ class Followed:
         self, engine: Engine, metrics: Metrics, asked: Sequence[Asked], timeout: float, *, sees_moves: bool = False
     ) -> None:
         self._metrics, self.asked = metrics, asked
-        self._num_unread = 0
+        # Each is written by one thread alone: the engine's, and that of the event loop.
+        self._num_sent = self._num_read = 0
         self._loop = asyncio.get_running_loop()
         self._events: asyncio.Queue[tuple[int, Moves | Exception | None]] = asyncio.Queue()
         self.jobs = [self._job(number, one, timeout, sees_moves) for number, one in enumerate(asked)]
@@ -74,13 +75,21 @@ class Followed:
                 left -= 1
             else:
                 yield number, found
-                self._num_unread -= _size(found)
+                self._num_read += _size(found)
 
-    async def finished(self) -> list[Int[Tensor, "b l"]]:
+    async def finished(self) -> list[Int[Tensor, "b _l"]]:
         """The sequences of each job."""
         async for _ in self.events():
             pass
-        return [job.tokens for job in self.jobs if job.tokens is not None]
+        return self.sequences()
+
+    def sequences(self) -> list[Int[Tensor, "b _l"]]:
+        """The sequences of each job, all of which have ended, without begin and end symbols."""
+        return [
+            one.without_frame(job.tokens)
+            for one, job in zip(self.asked, self.jobs, strict=True)
+            if job.tokens is not None
+        ]
 
     def _job(self, number: int, asked: Asked, timeout: float, sees_moves: bool) -> Job:
         def ended(job: Job) -> None:
@@ -89,10 +98,10 @@ class Followed:
             self._send(self._events.put_nowait, (number, error))
 
         def moved(move: Moved) -> None:
-            if self._num_unread > MAX_UNREAD:
+            if self._num_sent - self._num_read > MAX_UNREAD:
                 raise SlowReader("the stream is read too slowly; read it faster, or ask for fewer moves or samples")
             found = move_events(asked, move)
-            self._num_unread += _size(found)
+            self._num_sent += _size(found)
             self._send(self._events.put_nowait, (number, found))
 
         job = Job(asked.plan, on_end=ended, on_move=moved if sees_moves else None)
@@ -125,6 +134,7 @@ def move_events(asked: Asked, moved: Moved) -> Moves:
     mask_id, changed, state = plan.bundle.process.mask_id, step.changed.cpu(), step.z.cpu()
     if mask_id is None and moved.number == 1:  # the first state, of random tokens, was not sent
         changed = plan.canvas.is_free.cpu()
+    changed, state = asked.without_frame(changed), asked.without_frame(state)
     events = []
     for row, (where, z) in enumerate(zip(changed, state, strict=True)):
         positions = where.nonzero().squeeze(1).tolist()

@@ -22,6 +22,7 @@ from didi.serving.schemas import (
     Sequence,
     StartEvent,
 )
+from didi.serving.settings import GRACE
 from didi.serving.state import Parts, State, unless_gone
 
 LOG = logging.getLogger("didi.serving")
@@ -67,7 +68,7 @@ def event_stream(events: AsyncIterator[dict[str, str]], parts: State) -> Respons
         events,
         headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
         send_timeout=settings.timeout,
-        shutdown_grace_period=settings.drain,
+        shutdown_grace_period=settings.drain + GRACE,
         sep="\n",
     )
 
@@ -76,7 +77,9 @@ async def _events(follow: Followed) -> AsyncIterator[dict[str, str]]:
     """The events of a stream, for a job that is submitted already."""
     asked, job = follow.asked[0], follow.jobs[0]
     with follow:
-        yield _event("start", StartEvent(**_about(asked), tokens=_first_texts(asked)))
+        ids, texts = _first_ids(asked), asked.model.token_texts
+        shown = [[None if one is None else texts[one] for one in row] for row in ids]
+        yield _event("start", StartEvent(**_about(asked), tokens=shown, token_ids=ids))
         try:
             async for _, moves in follow.events():
                 for move in moves:
@@ -84,8 +87,8 @@ async def _events(follow: Followed) -> AsyncIterator[dict[str, str]]:
         except Exception as error:  # the status is sent: what is left is an event
             yield _event("error", ErrorEvent(message=logged(error).message))
             return
-        assert job.tokens is not None
-        for row, text in enumerate(decode(asked.model.bundle, job.tokens)):
+        (tokens,) = follow.sequences()
+        for row, text in enumerate(decode(asked.model.bundle, tokens)):
             passes, elapsed = int(job.network_passes[row]), round(1000 * (job.ended - job.started), 3)
             yield _event("end", EndEvent(sequence=row, text=text, network_passes=passes, milliseconds=elapsed))
 
@@ -101,15 +104,16 @@ def _about(asked: Asked) -> dict[str, Any]:
         "role": asked.role,
         "sampler": asked.sampler,
         "nfe": asked.plan.num_moves,
-        "length": asked.plan.canvas.length,
+        "length": asked.length,
         "seed": asked.seed,
     }
 
 
-def _first_texts(asked: Asked) -> list[list[str | None]]:
-    """Texts of the given positions of each sequence; null where a token is to be drawn."""
-    canvas, texts = asked.plan.canvas, asked.model.token_texts
+def _first_ids(asked: Asked) -> list[list[int | None]]:
+    """Tokens of the given positions of each sequence; null where one is to be drawn."""
+    tokens, is_free = (
+        asked.without_frame(one).tolist() for one in (asked.plan.canvas.tokens, asked.plan.canvas.is_free)
+    )
     return [
-        [None if free else texts[one] for one, free in zip(row, is_free, strict=True)]
-        for row, is_free in zip(canvas.tokens.tolist(), canvas.is_free.tolist(), strict=True)
+        [None if free else one for one, free in zip(*pair, strict=True)] for pair in zip(tokens, is_free, strict=True)
     ]

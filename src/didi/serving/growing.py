@@ -29,6 +29,10 @@ class Growing:
     def __init__(self, asked: Asked, stops: Sequence[str], *, echoes: bool) -> None:
         canvas, self._bundle, self._stops = asked.plan.canvas, asked.model.bundle, stops
         self._begin, num = asked.num_given, int(canvas.is_free[0].sum())
+        self._given = asked.without_frame(canvas.tokens)[0, : self._begin].tolist()
+        # What the prompt ends with may be a part of a character, which the completion ends.
+        self._prompt = decode(self._bundle, torch.tensor([self._given], dtype=torch.long))[0].rstrip(CUT_CHARACTER)
+        self.head = self._prompt if echoes else ""
         self._end = self._begin + num
         self._ids: list[int | None] = [None] * num
         self._num_known, self._sent, self._is_cut = 0, "", False
@@ -37,8 +41,6 @@ class Growing:
         tokenizer = self._bundle.tokenizer
         ends = [] if tokenizer is None else map(tokenizer.token_to_id, END_OF_TEXT)
         self._end_ids = {one for one in ends if one is not None}
-        given = canvas.tokens[0, : self._begin].tolist()
-        self.head = self._decoded(given) if echoes and given else ""
 
     @property
     def finish_reason(self) -> Literal["length", "stop"]:
@@ -86,4 +88,5 @@ class Growing:
         return text[:stop]
 
     def _decoded(self, ids: list[int]) -> str:
-        return decode(self._bundle, torch.tensor([ids], dtype=torch.long))[0]
+        """What ``ids`` add to the text of the prompt: with the space that joins words, where the tokens have none."""
+        return decode(self._bundle, torch.tensor([self._given + ids], dtype=torch.long))[0][len(self._prompt) :]

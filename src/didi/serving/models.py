@@ -74,7 +74,7 @@ class ServedModel:
             role=self.role_of(role),
             roles=list(self.roles),
             process=bundle.process.name,
-            length=network.length,
+            length=network.length - Frame.of(network).num_ids,
             nfe=bundle.default_nfe(role),
             samplers=sorted(samplers, key=lambda one: one != default),
             takes_text=bundle.tokenizer is not None,
@@ -109,15 +109,9 @@ class Models:
 
     Args:
         bundles: by the names of the models; one or more.
-
-    Raises:
-        UsageError: a model has begin and end symbols around its sequences, which requests do not have.
     """
 
     def __init__(self, bundles: Mapping[str, Bundle]) -> None:
-        for name, bundle in bundles.items():
-            if Frame.of(bundle.network()).num_ids:
-                raise UsageError(f"a server has no models of proteins; {name} is one: sample it with didi generate")
         self._models = {name: ServedModel(name, bundle) for name, bundle in bundles.items()}
 
     def __iter__(self) -> Iterator[ServedModel]:

@@ -3,10 +3,12 @@
 import reprlib
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
+from jaxtyping import Shaped
+from torch import Tensor
 
 from didi.arguments import whole_number
 from didi.diffusion.canvas import Canvas
@@ -17,7 +19,7 @@ from didi.sampling.completion import Plan, planned
 from didi.sampling.departure import TEMPERATURES
 from didi.sampling.guided import Guidance
 from didi.sampling.options import KINDS, SamplingOptions
-from didi.sampling.prompt import canvas_from_prompt, encoded
+from didi.sampling.prompt import Frame, canvas_from_prompt, encoded, framed
 from didi.sampling.registry import sampler_of, with_bundle_settings
 from didi.serving.models import Models, ServedModel
 from didi.serving.schemas import SEEDS, CompletionRequest, GenerateRequest
@@ -34,7 +36,8 @@ class Asked:
         sampler: by name.
         seed: of the samples.
         plan: what is sampled.
-        num_given: positions before the first that is free.
+        frame: begin and end symbols of a protein, which the plan has and requests and answers have not.
+        num_given: positions before the first that is free, without the frame.
     """
 
     model: ServedModel
@@ -42,7 +45,17 @@ class Asked:
     sampler: str
     seed: int
     plan: Plan
+    frame: Frame = field(default_factory=Frame)
     num_given: int = 0
+
+    @property
+    def length(self) -> int:
+        """Positions of a sequence without its frame."""
+        return self.plan.canvas.length - self.frame.num_ids
+
+    def without_frame(self, values: Shaped[Tensor, "b l"]) -> Shaped[Tensor, "b _k"]:
+        """``values`` of the positions of the plan, without those of the frame."""
+        return values.narrow(1, len(self.frame.before), self.length)
 
 
 def generation(request: GenerateRequest, models: Models, settings: ServerSettings) -> Asked:
@@ -102,20 +115,24 @@ def _asked(
     settings: ServerSettings,
 ) -> Asked:
     bundle, seed = model.bundle, secrets.randbelow(SEEDS) if seed is None else seed
+    length, frame = canvas.length, Frame.of(bundle.network(options.role))
     if nfe is not None:  # before a grid of so many is made
         whole_number("nfe", nfe, low=1, high=settings.max_moves)
     guidance = with_bundle_settings(options, bundle).guidance
     if guidance is not None:
         whole_number("guidance num_candidates", guidance.num_candidates, low=1, high=settings.max_candidates)
+    if frame.num_ids:
+        canvas = framed(canvas, frame, length + frame.num_ids)
     plan = planned(bundle, canvas, indices=range(len(canvas)), seed=seed, nfe=nfe, options=options)
-    if plan.num_moves > max(settings.max_moves, canvas.length):
+    if plan.num_moves > max(settings.max_moves, length):
         raise UsageError(f"a request has at most {settings.max_moves} moves here; got {plan.num_moves}: lower nfe")
-    return Asked(model, model.role_of(options.role), sampler_of(bundle, options), seed, plan)
+    return Asked(model, model.role_of(options.role), sampler_of(bundle, options), seed, plan, frame)
 
 
 def context_length(bundle: Bundle, role: Role | None, settings: ServerSettings) -> int:
-    """Most positions of a sequence."""
-    length = bundle.network(role).length
+    """Most positions of a sequence, its frame left out."""
+    network = bundle.network(role)
+    length = network.length - Frame.of(network).num_ids
     return length if settings.max_tokens is None else min(length, settings.max_tokens)
 
 
@@ -183,9 +200,11 @@ def _ids(
 
 def _check_ids(ids: Sequence[int], bundle: Bundle, role: Role | None) -> None:
     network = bundle.network(role)
+    special = {network.mask_id, *getattr(network.config, "excluded_ids", ())}
     for one in ids:
-        if not 0 <= one < network.vocab_size or one == network.mask_id:
-            raise UsageError(f"a token id lies in [0, {network.vocab_size}) and is not that of [MASK]; got {one}")
+        if not 0 <= one < network.vocab_size or one in special:
+            names = "[MASK]" if len(special) == 1 else "[MASK] or of a symbol that is no residue"
+            raise UsageError(f"a token id lies in [0, {network.vocab_size}) and is not that of {names}; got {one}")
 
 
 def _check_text(name: str, text: str | None, settings: ServerSettings) -> None:
@@ -207,10 +226,10 @@ def _temperature(given: float) -> float:
 def _record(name: str, base: Any, given: Mapping[str, Any]) -> Any:
     """``base`` with some of its fields."""
     known = [one.name for one in fields(base)]
-    for field in given:
-        if field not in known:
-            hint = suggestion(field, known)
-            raise UsageError(f"{name} has the fields {', '.join(known)}; got {reprlib.repr(field)}{hint}")
+    for one in given:
+        if one not in known:
+            hint = suggestion(one, known)
+            raise UsageError(f"{name} has the fields {', '.join(known)}; got {reprlib.repr(one)}{hint}")
     return replace(base, **given)
 
 

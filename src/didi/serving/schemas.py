@@ -28,9 +28,13 @@ class GenerateRequest(Request):
     token_ids: list[int | None] | None = Field(
         None, description="tokens of all positions, null where one is to be drawn; in place of prompt and infill"
     )
-    length: int | None = Field(None, description="tokens of a sequence; the context length by default")
+    length: int | None = Field(
+        None, description="tokens of a sequence, or residues of a protein; the context length by default"
+    )
     num_samples: int = Field(1, description="number of sequences")
-    nfe: int | None = Field(None, description="moves of the time grid, at most so many network passes")
+    nfe: int | None = Field(
+        None, description="moves of the time grid; a move takes at most one network pass, with reparam two"
+    )
     sampler: str = Field("default", description="a sampler of the model, see /v1/models")
     precision: Precision = Field("float64", description="precision of the draws")
     temperature: float = Field(1.0, description="divides the logits; 1 is exact, 0 takes the likeliest tokens")
@@ -85,6 +89,7 @@ class StartEvent(BaseModel):
     length: int
     seed: int
     tokens: list[list[str | None]]
+    token_ids: list[list[int | None]]
 
 
 class MoveEvent(BaseModel):

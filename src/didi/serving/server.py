@@ -1,13 +1,39 @@
 """The process of a server: signals, sockets and logs around the application."""
 
+import math
 import signal
+import socket
+from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
 
 from didi.errors import DidiError
 from didi.serving.log import log_to_stderr
-from didi.serving.settings import ServerSettings
+from didi.serving.settings import GRACE, ServerSettings
+
+
+class Server(uvicorn.Server):
+    """uvicorn's server for the application of ``app.make_app``: requests that run have ``drain`` seconds to finish.
+
+    Those that do not are ended by the engine, so that a stream ends with an ``error`` event; uvicorn would cut it.
+
+    Args:
+        app: from ``app.make_app``.
+        drain: seconds.
+        options: others of ``uvicorn.Config``.
+    """
+
+    def __init__(self, app: FastAPI, drain: float, **options: Any) -> None:
+        timeout = math.ceil(drain) + GRACE
+        config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=timeout, **options)
+        super().__init__(config)
+        self._engine, self._drain = app.state.parts.engine, drain
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Take no more connections, and end those that there are."""
+        self._engine.end_within(self._drain)
+        await super().shutdown(sockets)
 
 
 def serve(app: FastAPI, settings: ServerSettings, host: str, port: int) -> None:
@@ -23,16 +49,7 @@ def serve(app: FastAPI, settings: ServerSettings, host: str, port: int) -> None:
         DidiError: the address cannot be listened at.
     """
     log_to_stderr()
-    config = uvicorn.Config(
-        app,
-        host=host,
-        port=port,
-        log_config=None,
-        access_log=False,
-        timeout_graceful_shutdown=max(1, round(settings.drain)),
-        server_header=False,
-    )
-    server = uvicorn.Server(config)
+    server = Server(app, settings.drain, host=host, port=port, server_header=False)
     for one in (signal.SIGTERM, signal.SIGINT):  # uvicorn raises them again once it has stopped
         signal.signal(one, lambda *_: None)
     try:

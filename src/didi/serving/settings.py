@@ -5,6 +5,9 @@ from dataclasses import dataclass
 from didi.arguments import finite_number, set_fields, whole_number
 from didi.errors import UsageError
 
+GRACE = 5
+"""Seconds after the drain in which a pass may end and the last events of streams may be sent."""
+
 
 @dataclass(frozen=True)
 class ServerSettings:

@@ -1,14 +1,20 @@
 // The page at /: settings, runs one network after the other, and plays them on one clock.
 import { Player, themeButton } from "./player.js";
-import { masked, selectable } from "./selection.js";
-import { generation, networks } from "./server.js";
+import { idsWithout, selectable } from "./selection.js";
+import { generation, networks, setToken } from "./server.js";
 import { Settings, fromLink, toLink } from "./settings.js";
 
 const at = (id) => document.getElementById(id);
 const player = new Player(at("player"));
 let settings, running = null;
 
-function show(error) { at("error").textContent = error.message.replace(/\s+/g, " "); }
+function show(error) {
+  at("error").textContent = error.message.replace(/\s+/g, " ");
+  if (error.needsToken) {
+    at("access").hidden = false;
+    at("token").focus();
+  }
+}
 
 function values() {
   const fields = { prompt: at("prompt").value, seed: at("seed").value, length: at("length").value };
@@ -23,23 +29,23 @@ function fill({ prompt, seed, length, lanes }) {
 }
 
 /** What is asked of the server for a lane; fields without a value are left out of JSON. */
-function requestOf({ model, role, sampler, nfe, temperature, guidance_scale }, { prompt, seed, length }, infill) {
+function requestOf({ model, role, sampler, nfe, temperature, guidance_scale }, { prompt, seed, length }, token_ids) {
   const guidance = guidance_scale === undefined ? undefined : { guidance_scale };
   const isFree = role === "autoregressive";
   return { model, role, temperature, seed: Number(seed), length: length ? Number(length) : undefined,
     sampler: isFree ? undefined : sampler, nfe: isFree ? undefined : nfe, guidance,
-    ...(infill ? { infill } : prompt ? { prompt } : {}) };
+    ...(token_ids ? { token_ids } : prompt ? { prompt } : {}) };
 }
 
 /** Samples one lane and shows each move when it arrives; `replaced` is the lane in whose place it stands. */
-async function sample(asked, shared, signal, { infill, replaced } = {}) {
-  const request = requestOf(asked, shared, infill);
+async function sample(asked, shared, signal, { token_ids, replaced } = {}) {
+  const request = requestOf(asked, shared, token_ids);
   let lane;
   try {
     for await (const [name, data] of generation(request, signal)) {
       if (name === "start") {
         const { temperature, guidance } = request;
-        lane = player.begin({ ...data, temperature, guidance, tokens: data.tokens.flat(), moves: [] }, replaced);
+        lane = player.begin({ ...data, temperature, guidance, tokens: data.tokens.flat(), token_ids: data.token_ids.flat(), moves: [] }, replaced);
         if (lane.root.getBoundingClientRect().top > innerHeight / 2 && player.lanes[0] === lane) lane.root.scrollIntoView();
       } else if (name === "move") player.push(lane, data);
     }
@@ -80,7 +86,7 @@ function race() {
 function again(lane, asked, shared, positions) {
   const seed = Number(lane.seed) + 1; // other tokens than before
   const length = lane.length;
-  return run((signal) => sample(asked, { ...shared, seed, length }, signal, { infill: masked(lane, positions), replaced: lane }));
+  return run((signal) => sample(asked, { ...shared, seed, length }, signal, { token_ids: idsWithout(lane, positions), replaced: lane }));
 }
 
 async function open() {
@@ -107,16 +113,26 @@ async function start() {
     at("copy").textContent = "Copied";
     setTimeout(() => { at("copy").textContent = "Copy link"; }, 1500);
   });
+  at("add").addEventListener("click", () => settings.add());
+  at("token").addEventListener("change", () => {
+    setToken(at("token").value.trim());
+    if (!settings) connect();
+  });
+  addEventListener("hashchange", () => settings && open());
+  await connect();
+}
+
+/** Gets the networks of the server; the page can be used when they are known. */
+async function connect() {
+  at("error").textContent = "";
   try {
     settings = new Settings(at("settings"), await networks());
   } catch (error) {
     show(error);
     return;
   }
-  at("add").addEventListener("click", () => settings.add());
-  document.querySelector(".ask").hidden = !settings.known.some((network) => network.takesText);
-  addEventListener("hashchange", open);
-  at("run").disabled = false;
+  at("ask").hidden = !settings.known.some((network) => network.takesText);
+  at("run").disabled = at("add").disabled = false;
   await open();
 }
 

@@ -65,8 +65,10 @@ function touches(range, node) {
   return range.compareBoundaryPoints(Range.START_TO_END, own) > 0 && range.compareBoundaryPoints(Range.END_TO_START, own) < 0;
 }
 
-/** A finished text with [MASK] at some positions, each for one token. */
-export function masked(lane, positions) {
-  const isMasked = new Set(positions);
-  return lane.stateAfter(lane.moves.length).map(({ text }, position) => (isMasked.has(position) ? " [MASK]" : text)).join("");
+/** The tokens of a finished text as numbers, null at some positions. */
+export function idsWithout(lane, positions) {
+  const ids = [...lane.token_ids];
+  for (const move of lane.moves) move.positions.forEach((position, at) => { ids[position] = move.token_ids[at]; });
+  for (const position of positions) ids[position] = null;
+  return ids;
 }

@@ -1,8 +1,17 @@
 // Requests to the server: the models it has, and streams of moves.
 
+const TOKEN = "didi-token"; // kept as long as the tab, and never in a link
+
+export function setToken(token) { sessionStorage.setItem(TOKEN, token); }
+
+function authorization() {
+  const token = sessionStorage.getItem(TOKEN);
+  return token ? { authorization: `Bearer ${token}` } : {};
+}
+
 /** Networks as {model, role, length, nfe, samplers, takesText}: one for each role of each model. */
 export async function networks() {
-  const { data } = await (await checked(fetch("v1/models"))).json();
+  const { data } = await (await checked(fetch("v1/models", { headers: authorization() }))).json();
   const cards = new Map(data.map((card) => [card.id, card]));
   const models = data.filter(({ id }) => !data.some((other) => other.roles.some((role) => id === `${other.id}:${role}`)));
   return models.flatMap((model) => model.roles.map((role) => {
@@ -13,7 +22,7 @@ export async function networks() {
 
 /** Events of a generation as [name, data]. An `error` event, or an answer that is an error, is thrown. */
 export async function* generation(request, signal) {
-  const headers = { "content-type": "application/json" };
+  const headers = { "content-type": "application/json", ...authorization() };
   const body = JSON.stringify({ ...request, stream: true });
   const response = await checked(fetch("v1/generate", { method: "POST", headers, body, signal }));
   let isWhole = false;
@@ -31,6 +40,7 @@ async function checked(request) {
     throw error.name === "AbortError" ? error : new Error("the server does not answer: start it again with didi serve");
   });
   if (response.ok) return response;
+  if (response.status === 401) throw Object.assign(new Error("this server needs its token: enter it"), { needsToken: true });
   const body = await response.json().catch(() => ({}));
   throw new Error(body.error?.message ?? body.message ?? `the server answered with status ${response.status}`);
 }
