@@ -9,11 +9,16 @@ import didi
 from didi.diffusion.canvas import Canvas
 from didi.errors import NotFinite
 from didi.models.bundle import Bundle
+from didi.sampling.ancestral import Ancestral
 from didi.sampling.completion import planned
+from didi.sampling.departure import Departure
 from didi.sampling.options import SamplingOptions
+from didi.sampling.passes import TokenDraw
 from didi.sampling.prompt import canvas_from_prompt
+from didi.serving import scheduler
 from didi.serving.job import Cancelled, Job, TimedOut
-from didi.serving.scheduler import Scheduler, grouped, padded_length
+from didi.serving.scheduler import Scheduler, grouped
+from didi.serving.shared import padded_length, shared_tokens
 
 SHARED = ("ancestral", "tau-leaping", "first-hitting", "confidence", "entropy-bounded", "remasking")
 
@@ -33,15 +38,15 @@ def job_of(bundle, *, num=1, seed=0, nfe=None, length=None, prefix=None, **optio
 
 def run(jobs, max_batch=64, arrivals=None):
     """Run jobs to their end; ``arrivals`` has the round in which each arrives."""
-    scheduler, left = Scheduler(max_batch), sorted(zip(arrivals or [0] * len(jobs), range(len(jobs)), strict=True))
+    shared, left = Scheduler(max_batch), sorted(zip(arrivals or [0] * len(jobs), range(len(jobs)), strict=True))
     number = 0
-    while left or not scheduler.is_idle:
+    while left or not shared.is_idle:
         while left and left[0][0] <= number:
-            scheduler.waiting.append(jobs[left.pop(0)[1]])
-        scheduler.step()
+            shared.waiting.append(jobs[left.pop(0)[1]])
+        shared.step()
         number += 1
         assert number < 1000
-    return scheduler
+    return shared
 
 
 def generated(bundle, *, num=1, **asked):
@@ -121,6 +126,65 @@ def test_networks_that_read_the_number_of_moves_share_passes_of_equal_numbers_on
     run(again)
     for seed, job in enumerate(again):
         assert torch.equal(job.tokens, generated(bundle, seed=seed, nfe=(2, 2, 5)[seed]).tokens)
+
+
+def test_jobs_of_one_network_and_departure_share_the_head(news, monkeypatch):
+    rows, head = [], type(news.student).head
+    monkeypatch.setattr(type(news.student), "head", lambda self, x: rows.append(len(x)) or head(self, x))
+    asked = [{"seed": seed, "nfe": 1, "length": length} for seed, length in enumerate([8, 16, 40])]
+    asked += [{"seed": 5, "nfe": 1, "length": 12, "temperature": 0.5}]
+    jobs = [job_of(news, **one) for one in asked]
+    run(jobs)
+    assert rows == [64, 16]  # of all lengths; 12 rows that are padded
+    monkeypatch.undo()
+    for job, one in zip(jobs, asked, strict=True):
+        assert torch.equal(job.tokens, generated(news, **one).tokens)
+
+
+def test_logits_of_a_row_do_not_depend_on_the_rows_beside_it(news, monkeypatch):
+    """Bit for bit, on the CPU."""
+    seen, sampler = [], Ancestral(news.student, news.process)
+
+    def sample(_, logits, *__):
+        seen.append(logits)
+        return torch.zeros(len(logits), dtype=torch.long)
+
+    monkeypatch.setattr(Departure, "sample", sample)
+    features = torch.randn(200, news.student.config.hidden_size, generator=torch.Generator().manual_seed(0))
+    sizes = [1, 2, 5, 12, 30, 150]
+    draws = [TokenDraw(one, torch.zeros(len(one))) for one in features.split(sizes)]
+    shared_tokens(sampler, draws)
+    for draw in draws:
+        shared_tokens(sampler, [draw])
+    assert [torch.equal(*pair) for pair in zip(seen[0].split(sizes), seen[1:], strict=True)] == [True] * 6
+
+
+def test_logits_that_exist_at_once_are_bounded(make_dit, monkeypatch):
+    monkeypatch.setattr(scheduler, "LOGITS", 40 * 50)
+    bundle = Bundle(teacher=make_dit(vocab_size=40, length=16))
+    jobs = [job_of(bundle, seed=seed, nfe=1) for seed in range(7)]
+    for job in jobs:
+        job.start()
+        job.advance(torch.zeros(1, 16, 16))
+    assert [len(group) for group in scheduler.drawn_together(jobs)] == [3, 3, 1]
+
+
+def test_a_job_whose_logits_are_not_finite_fails_alone(make_dit, monkeypatch):
+    bundle = Bundle(teacher=make_dit(vocab_size=40, length=16, scale=3.0))
+    features = bundle.teacher.features
+
+    def damaged(inputs, *others):
+        found = features(inputs, *others).clone()
+        found[(inputs == 7).any(1)] = torch.nan
+        return found
+
+    jobs = [job_of(bundle, seed=1, nfe=1), job_of(bundle, seed=2, nfe=1), job_of(bundle, seed=3, nfe=1)]
+    jobs[1].plan.canvas.tokens[:, 0], jobs[1].plan.canvas.is_free[:, 0] = 7, False
+    expected = [generated(bundle, seed=seed, nfe=1).tokens for seed in (1, 3)]
+    monkeypatch.setattr(bundle.teacher, "features", damaged)
+    run(jobs)
+    assert isinstance(jobs[1].error, NotFinite)
+    assert [torch.equal(job.tokens, one) for job, one in zip(jobs[::2], expected, strict=True)] == [True, True]
 
 
 def test_a_pass_has_a_bounded_number_of_positions(make_dit):

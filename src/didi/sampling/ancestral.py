@@ -22,7 +22,7 @@ from didi.diffusion.schedule import Schedule, nelbo_weight
 from didi.models.denoiser import Denoiser
 from didi.sampling.base import StepOutput, path_alphas, shared_rows
 from didi.sampling.departure import EXACT, Departure
-from didi.sampling.passes import Passes, TrunkPass, moves_alone, sent
+from didi.sampling.passes import Passes, TokenDraw, TrunkPass, moves_alone, sent
 from didi.world import to_device
 
 Leap = Literal["exact", "tau"]
@@ -105,7 +105,7 @@ class Ancestral:
         t: Float[Tensor, ""],
         *,
         is_shared: bool,
-    ) -> Generator[TrunkPass, Tensor | None, Int[Tensor, "b l"]]:
+    ) -> Generator[TrunkPass | TokenDraw, Tensor | None, Int[Tensor, "b l"]]:
         """The state after a move; all but ``z`` and ``canvas`` is on the CPU."""
         sequence, position = is_revealed.nonzero(as_tuple=True)
         read = torch.zeros(1, dtype=torch.long) if is_shared else torch.arange(len(z))
@@ -120,5 +120,4 @@ class Ancestral:
         if len(read) != len(z):
             inputs, mask = z[read], canvas.rows(read).attention_mask
         features = sent((yield TrunkPass(inputs, t, mask)))[row, position]
-        drawn = self.departure.sample(self.denoiser.head(features), self.process.mask_id, uniforms)
-        return z.index_put((sequence, position), drawn)
+        return z.index_put((sequence, position), sent((yield TokenDraw(features, uniforms))))

@@ -19,7 +19,7 @@ from didi.diffusion.schedule import time_at
 from didi.models.denoiser import Denoiser
 from didi.sampling.base import StepOutput, open_positions, shared_rows
 from didi.sampling.departure import EXACT, Departure
-from didi.sampling.passes import Passes, TrunkPass, moves_alone, sent
+from didi.sampling.passes import Passes, TokenDraw, TrunkPass, moves_alone, sent
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class FirstHitting:
     @torch.inference_mode()
     def passes(self, canvas: Canvas, times: Float[Tensor, " n"], noise: SequenceNoise) -> Passes:
         """See ``passes.PassSampler``."""
-        z, mask_id, schedule = self.process.prior(canvas), self.process.mask_id, self.process.schedule
+        z, schedule = self.process.prior(canvas), self.process.schedule
         num_left = open_positions(self.process, z, canvas).sum(1)
         alpha = schedule.alpha(times[:1]).expand(len(z)).to(z.device)
         none = torch.zeros(len(z), dtype=torch.long)
@@ -64,6 +64,6 @@ class FirstHitting:
             features = sent((yield TrunkPass(inputs, t[: len(inputs)], canvas.attention_mask)))
             features = features.expand(len(z), -1, -1)[changed]
             z = z.clone()
-            z[changed] = self.departure.sample(self.denoiser.head(features), mask_id, which[is_active])
+            z[changed] = sent((yield TokenDraw(features, which[is_active])))
             num_left = num_left - is_active.long()
             yield StepOutput(z, float(t.max()), changed, is_active.long().cpu(), none)

@@ -2,8 +2,9 @@
 
 A pass of the trunk depends on the rows that it reads, and not on the sampler, the move or the seed that they come from.
 A sampler is written once, as a generator that yields a ``TrunkPass`` wherever it needs features, is sent those, and
-yields a ``StepOutput`` after every move. ``moves_alone`` answers each pass at once; a server collects those of many
-samplers and answers them together.
+yields a ``StepOutput`` after every move. Where it wants nothing but tokens from some of the features, it yields a
+``TokenDraw`` too. ``moves_alone`` answers each request at once; a server collects those of many samplers and answers
+them together.
 """
 
 from collections.abc import Generator, Iterator
@@ -19,6 +20,7 @@ from didi.diffusion.canvas import Canvas
 from didi.diffusion.noise import SequenceNoise
 from didi.models.denoiser import Denoiser
 from didi.sampling.base import StepOutput, features_at
+from didi.sampling.departure import Departure
 
 
 @dataclass(frozen=True)
@@ -36,8 +38,22 @@ class TrunkPass:
     attention_mask: Bool[Tensor, "r l"] | None = None
 
 
-Passes = Generator[TrunkPass | StepOutput, Tensor | None, None]
-"""A run of a sampler, which is sent features ``[r, l, d]`` after each ``TrunkPass``, None after each ``StepOutput``."""
+@dataclass(frozen=True)
+class TokenDraw:
+    """Rows of features of which a sampler wants a token each, drawn by its departure from the model's distribution.
+
+    Attributes:
+        features: rows.
+        uniforms: for each, in [0, 1).
+    """
+
+    features: Float[Tensor, "n d"]
+    uniforms: Float[Tensor, " n"]
+
+
+Passes = Generator[TrunkPass | TokenDraw | StepOutput, Tensor | None, None]
+"""A run of a sampler, which is sent features ``[r, l, d]`` after each ``TrunkPass``, tokens ``[n]`` after each
+``TokenDraw``, and None after each ``StepOutput``."""
 
 
 @runtime_checkable
@@ -54,15 +70,20 @@ class PassSampler(Protocol):
         """The process that has the noise level of a time."""
         ...
 
+    @property
+    def departure(self) -> Departure:
+        """What the tokens of a ``TokenDraw`` are drawn by."""
+        ...
+
     def passes(self, canvas: Canvas, times: Float[Tensor, " n"], noise: SequenceNoise) -> Passes:
         """The run of a batch; arguments as of ``base.Sampler.__call__``."""
         ...
 
 
-def sent(features: Tensor | None) -> Tensor:
-    """What a run is sent in answer to a ``TrunkPass``."""
-    assert features is not None
-    return features
+def sent(answer: Tensor | None) -> Tensor:
+    """What a run is sent in answer to a ``TrunkPass`` or a ``TokenDraw``."""
+    assert answer is not None
+    return answer
 
 
 @torch.inference_mode()
@@ -70,14 +91,16 @@ def moves_alone(
     sampler: PassSampler, canvas: Canvas, times: Float[Tensor, " n"], noise: SequenceNoise
 ) -> Iterator[StepOutput]:
     """The moves of a batch whose passes are shared with no other."""
-    run, features = sampler.passes(canvas, times, noise), None
+    run, answer, denoiser, process = sampler.passes(canvas, times, noise), None, sampler.denoiser, sampler.process
     while True:
         try:
-            asked = run.send(features)
+            asked = run.send(answer)
         except StopIteration:
             return
-        features = None
+        answer = None
         if isinstance(asked, StepOutput):
             yield asked
+        elif isinstance(asked, TokenDraw):
+            answer = sampler.departure.sample(denoiser.head(asked.features), process.mask_id, asked.uniforms)
         else:
-            features = features_at(sampler.denoiser, sampler.process, asked.inputs, asked.t, asked.attention_mask)
+            answer = features_at(denoiser, process, asked.inputs, asked.t, asked.attention_mask)

@@ -13,7 +13,7 @@ from didi.errors import DidiError
 from didi.sampling.base import StepOutput
 from didi.sampling.completion import Plan
 from didi.sampling.memory import out_of_memory
-from didi.sampling.passes import Passes, PassSampler, TrunkPass
+from didi.sampling.passes import Passes, PassSampler, TokenDraw, TrunkPass
 
 
 class TimedOut(DidiError):
@@ -56,7 +56,8 @@ class Job:
         deadline: time of ``time.monotonic`` at which it is given up.
         error: why it ended without a sample.
         tokens: the finished sequences, on the CPU.
-        asked: the pass that it waits for.
+        asked: the pass or the tokens that it waits for.
+        shares_passes: whether its sampler asks for passes, which can then be shared.
         number: moves so far.
     """
 
@@ -66,7 +67,7 @@ class Job:
     deadline: float = float("inf")
     error: Exception | None = None
     tokens: Int[Tensor, "b l"] | None = None
-    asked: TrunkPass | None = None
+    asked: TrunkPass | TokenDraw | None = None
     number: int = 0
     created: float = field(default_factory=time.monotonic)
     started: float = 0.0
@@ -76,6 +77,7 @@ class Job:
     def __post_init__(self) -> None:
         none = torch.zeros(len(self.plan.canvas), dtype=torch.long)
         self.network_passes = self.discriminator_passes = none
+        self.shares_passes = isinstance(self.plan.sampler, PassSampler)
         self._z = self.plan.canvas.tokens
         self._run: Passes | Generator[StepOutput, Any, None] | None = None
 
@@ -83,14 +85,19 @@ class Job:
         return len(self.plan.canvas)
 
     @property
-    def shares_passes(self) -> bool:
-        """Whether its sampler asks for passes, which can then be shared."""
-        return isinstance(self.plan.sampler, PassSampler)
-
-    @property
     def has_ended(self) -> bool:
         """Whether it is finished, failed or given up."""
         return self.ended > 0
+
+    @property
+    def trunk_pass(self) -> TrunkPass | None:
+        """The pass that it waits for."""
+        return self.asked if isinstance(self.asked, TrunkPass) else None
+
+    @property
+    def token_draw(self) -> TokenDraw | None:
+        """The tokens that it waits for."""
+        return self.asked if isinstance(self.asked, TokenDraw) else None
 
     def cancel(self) -> None:
         """Give the job up at the next round."""
@@ -106,17 +113,17 @@ class Job:
         else:
             self._run = cast(Generator[StepOutput, Any, None], sampler(*inputs))
 
-    def advance(self, features: Tensor | None) -> None:
-        """Run on: to the next pass that can be shared, or by one move.
+    def advance(self, answer: Tensor | None) -> None:
+        """Run on: to the next request that can be shared, or by one move.
 
         Args:
-            features: those of the pass that it waited for, if it waited.
+            answer: the features or tokens that it waited for, if it waited.
         """
         assert self._run is not None
         self.asked = None
         try:
             with out_of_memory(len(self)):
-                asked = self._run.send(features)
+                asked = self._run.send(answer)
                 while isinstance(asked, StepOutput):
                     self._take(asked)
                     if not self.shares_passes:

@@ -2,38 +2,22 @@
 
 In each round every running job advances by one pass. Jobs whose samplers ask for passes (``sampling.passes``) are
 grouped by network and length; a group goes through the trunk as one batch. Between these passes, the other jobs advance
-by one move each. A job that arrives joins in the next round, and one that ends leaves its place at once.
+by one move each. A job that arrives joins in the next round, and one that ends leaves its place at once. Tokens that
+the jobs of a pass want are drawn together too.
 
-What a job draws does not depend on the others. Its random numbers, vocabulary head and draws are its own. The trunk
-treats rows apart, and the length that a row is padded to follows from its own length alone.
+What a job draws does not depend on the others. Its random numbers are its own. Trunk, head and draws treat rows apart,
+the length that a row is padded to follows from its own length alone, and the head always has ``FEWEST_ROWS`` or more.
 """
 
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from typing import Any
 
-import torch
-from jaxtyping import Float
-from torch import Tensor
-
-from didi.diffusion import Process
-from didi.models.denoiser import Denoiser
-from didi.sampling.base import noise_levels
 from didi.sampling.memory import out_of_memory
-from didi.sampling.passes import PassSampler, TrunkPass
 from didi.serving.job import Job
+from didi.serving.shared import LOGITS, POSITIONS, padded_length, shared_features, shared_tokens
 from didi.torch_defaults import torch_defaults
-
-SHORTEST = 16
-"""Least padded length. Kernels on a CPU work on 8 or 16 positions at a time and round what is left over otherwise."""
-POSITIONS = {"cpu": 2**11, "cuda": 2**16}
-"""Most positions in a pass: on a CPU, more do not fit in its cache and gain no time."""
-
-
-def padded_length(length: int, context: int) -> int:
-    """Positions that a row of ``length`` takes in a pass: a power of two, and at most the network's ``context``."""
-    return max(length, min(context, max(SHORTEST, 1 << (length - 1).bit_length())))
 
 
 class Scheduler:
@@ -68,9 +52,10 @@ class Scheduler:
         self.waiting = deque(job for job in self.waiting if not job.has_ended)
         with torch_defaults():
             self._admit()
-            asking = [job for job in self.running if job.asked is not None]
-            for group in grouped(asking):
+            for group in grouped([job for job in self.running if job.trunk_pass is not None]):
                 self._share(group)
+            for drawing in drawn_together([job for job in self.running if job.token_draw is not None]):
+                _draw(drawing)
             for job in self.running:
                 if not (job.shares_passes or job.has_ended):
                     job.advance(None)
@@ -89,7 +74,7 @@ class Scheduler:
 
     def _share(self, jobs: Sequence[Job]) -> None:
         """A pass for all of ``jobs``, and what each makes of it."""
-        passes = [job.asked for job in jobs if job.asked is not None]
+        passes = [job.trunk_pass for job in jobs if job.trunk_pass is not None]
         sampler: Any = jobs[0].plan.sampler
         rows = sum(len(one.inputs) for one in passes)
         try:
@@ -104,52 +89,68 @@ class Scheduler:
             job.advance(own)
 
 
+def _draw(jobs: Sequence[Job]) -> None:
+    """Tokens for all of ``jobs``, and what each makes of them."""
+    draws = [job.token_draw for job in jobs if job.token_draw is not None]
+    try:
+        with out_of_memory(sum(len(one.features) for one in draws)):
+            sampler: Any = jobs[0].plan.sampler
+            tokens = shared_tokens(sampler, draws)
+    except Exception as error:
+        if len(jobs) == 1:
+            jobs[0].end(error)
+        else:  # the jobs whose logits are not finite fail, the others go on
+            for job in jobs:
+                _draw([job])
+        return
+    for job, own in zip(jobs, tokens, strict=True):
+        job.advance(own)
+
+
 def grouped(jobs: Sequence[Job]) -> Iterator[list[Job]]:
     """Jobs that share a pass: of one network and padded length, as many as ``POSITIONS`` allows."""
-    groups: dict[tuple[Any, ...], list[Job]] = {}
+    groups: dict[tuple[Hashable, int], list[Job]] = {}
     for job in jobs:
-        groups.setdefault(_key(job), []).append(job)
-    for (*_, length), members in groups.items():
+        assert job.trunk_pass is not None
+        length = padded_length(job.trunk_pass.inputs.shape[1], _network(job).length)
+        groups.setdefault((_key(job), length), []).append(job)
+    for (_, length), members in groups.items():
         most = POSITIONS.get(members[0].plan.canvas.tokens.device.type, POSITIONS["cuda"])
-        part: list[Job] = []
-        for job in members:
-            if part and length * (_num_rows(part) + _num_rows([job])) > most:
-                yield part
-                part = []
-            part.append(job)
+        sizes = [length * len(job.trunk_pass.inputs) for job in members if job.trunk_pass is not None]
+        yield from _parts(members, sizes, most)
+
+
+def drawn_together(jobs: Sequence[Job]) -> Iterator[list[Job]]:
+    """Jobs that draw tokens together: of one network, temperature and top-p, as many as ``LOGITS`` allows."""
+    groups: dict[Hashable, list[Job]] = {}
+    for job in jobs:
+        departure = job.plan.sampler.departure
+        groups.setdefault((_key(job), departure.temperature, departure.top_p), []).append(job)
+    for members in groups.values():
+        vocab_size = _network(members[0]).vocab_size
+        sizes = [vocab_size * len(job.token_draw.features) for job in members if job.token_draw is not None]
+        yield from _parts(members, sizes, LOGITS)
+
+
+def _parts(jobs: Sequence[Job], sizes: Sequence[int], most: int) -> Iterator[list[Job]]:
+    """Jobs in their order, as many together as have a size of at most ``most`` in sum; a larger one stands alone."""
+    part: list[Job] = []
+    total = 0
+    for job, size in zip(jobs, sizes, strict=True):
+        if part and total + size > most:
+            yield part
+            part, total = [], 0
+        part.append(job)
+        total += size
+    if part:
         yield part
 
 
-def _key(job: Job) -> tuple[Any, ...]:
-    """Network, by its weights and the number of moves that it is conditioned on, and padded length."""
-    sampler, asked = job.plan.sampler, job.asked
-    assert isinstance(sampler, PassSampler)
-    assert asked is not None
-    network: Any = sampler.denoiser
-    weights = id(next(network.parameters()))
-    return weights, getattr(network, "budget", None), padded_length(asked.inputs.shape[1], network.length)
+def _network(job: Job) -> Any:
+    return job.plan.sampler.denoiser  # type: ignore[attr-defined]
 
 
-def _num_rows(jobs: Sequence[Job]) -> int:
-    return sum(len(job.asked.inputs) for job in jobs if job.asked is not None)
-
-
-@torch.inference_mode()
-def shared_features(
-    denoiser: Denoiser, process: Process, passes: Sequence[TrunkPass]
-) -> list[Float[Tensor, "_r _l d"]]:
-    """Features of each of ``passes``, from one pass of the trunk; all have one padded length."""
-    length = padded_length(passes[0].inputs.shape[1], denoiser.length)
-    rows = [len(one.inputs) for one in passes]
-    device = passes[0].inputs.device
-    inputs = torch.zeros(sum(rows), length, dtype=torch.long, device=device)
-    is_real = torch.zeros_like(inputs, dtype=torch.bool)
-    for one, there, real in zip(passes, inputs.split(rows), is_real.split(rows), strict=True):
-        width = one.inputs.shape[1]
-        there[:, :width] = one.inputs
-        real[:, :width] = True if one.attention_mask is None else one.attention_mask
-    has_padding = any(one.attention_mask is not None or one.inputs.shape[1] < length for one in passes)
-    levels = [noise_levels(denoiser, process, one.t, one.inputs) for one in passes]
-    level = None if levels[0] is None else torch.cat([one for one in levels if one is not None])
-    features = denoiser.features(inputs, level, is_real if has_padding else None)
-    return [own[:, : one.inputs.shape[1]] for one, own in zip(passes, features.split(rows), strict=True)]
+def _key(job: Job) -> Hashable:
+    """A network, by its weights and the number of moves that it is conditioned on."""
+    network = _network(job)
+    return id(next(network.parameters())), getattr(network, "budget", None)
