@@ -42,6 +42,25 @@ def test_the_client_of_openai_gets_samples_of_generate(openai_client, news, prom
     assert {one.finish_reason for one in answer.choices} <= {"length", "stop"}
 
 
+@pytest.mark.slow  # imports the package and uses a socket
+def test_the_client_of_openai_reads_a_stream_from_a_socket(news, listening, prompt_ids):
+    openai = pytest.importorskip("openai")
+    _, url = listening({"news": news}, token="secret")
+    body = {"model": "news", "prompt": PROMPT, "max_tokens": 20, "seed": 5}
+    with openai.OpenAI(base_url=f"{url}/v1", api_key="secret", max_retries=0) as used:
+        assert [one.id for one in used.models.list()] == ["news", "news:student", "news:teacher"]
+        whole = used.completions.create(**body).choices[0].text
+        parts = [part.choices[0].text for part in used.completions.create(**body, stream=True)]
+        assert len(parts) > 2
+        assert "".join(parts) == whole
+        with pytest.raises(openai.BadRequestError, match="max_tokens lies in"):
+            used.completions.create(**{**body, "max_tokens": 1000})
+    wrong = openai.OpenAI(base_url=f"{url}/v1", api_key="wrong", max_retries=0)
+    with wrong, pytest.raises(openai.AuthenticationError):
+        wrong.models.list()
+    assert whole == expected(news, len(prompt_ids), 20, seed=5)[0].split("<|endoftext|>")[0]
+
+
 @pytest.mark.parametrize("asked", [{"n": 2}, {"stop": ["the", " a"]}, {"echo": True}, {"extra_body": {"nfe": 2}}])
 def test_parts_of_a_stream_make_the_whole_answer(openai_client, asked):
     shared = {"model": "news:teacher", "prompt": [PROMPT, "In"], "max_tokens": 24, "seed": 1, **asked}

@@ -1,0 +1,143 @@
+"""Times without HTTP, for benchmarks/serving.py: what sharing passes can gain, and how much of it the scheduler does.
+
+    OMP_NUM_THREADS=1 python benchmarks/serving_bound.py --out FILE [--nfe 8] [--lengths 16 32 64 128]
+
+For each length, in rounds in which each takes its turn:
+
+- ``trunk``: the network alone, 16 sequences one by one and as one batch. Their ratio is the upper bound where
+  everything else costs nothing;
+- ``pass``: the same with the vocabulary head and the draws of a move that reveals ``1 / nfe`` of the positions;
+- ``scheduler``: 16 requests through ``didi.serving.scheduler``, one by one and together;
+- ``twin``: ``generate`` of transformers for a GPT-2 of the student's shape, 16 texts one by one and as one batch. Its
+  weights are random, which changes no time.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from pages import write_json
+
+import didi
+from didi.models.autoregressive import AutoregressiveConfig, AutoregressiveLM
+from didi.models.bundle import Bundle
+from didi.sampling.completion import planned
+from didi.sampling.departure import EXACT
+from didi.sampling.prompt import canvas_from_prompt
+from didi.serving.job import Job
+from didi.serving.scheduler import Scheduler
+
+NUM = 16
+Work = Callable[[], Any]
+
+
+def trunk(bundle: Bundle, length: int, _: int) -> tuple[Work, Work]:
+    """Passes of the trunk: ``NUM`` of one sequence, and one of ``NUM``."""
+    network = bundle.network()
+    inputs = torch.randint(0, network.vocab_size - 1, (NUM, length))
+    level = bundle.process.noise_level(network, torch.full((1,), 0.5, dtype=torch.float64))
+    levels = None if level is None else level.expand(NUM)
+    return (
+        lambda: [network.features(row, level) for row in inputs.split(1)],
+        lambda: network.features(inputs, levels),
+    )
+
+
+def whole_pass(bundle: Bundle, length: int, nfe: int) -> tuple[Work, Work]:
+    """Passes with the head and the draws of an average move."""
+    (alone, together), network, num = trunk(bundle, length, nfe), bundle.network(), max(1, length // nfe)
+    uniforms = torch.rand(NUM * num, dtype=torch.float64)
+
+    def drawn(features: torch.Tensor) -> None:
+        rows = features[:, :num].flatten(0, 1)
+        EXACT.sample(network.head(rows), network.mask_id, uniforms[: len(rows)])
+
+    return lambda: [drawn(one) for one in alone()], lambda: drawn(together())
+
+
+def scheduler(bundle: Bundle, length: int, nfe: int) -> tuple[Work, Work]:
+    """Requests of different seeds."""
+
+    def jobs() -> list[Job]:
+        canvas = canvas_from_prompt(bundle, length)
+        plans = [planned(bundle, canvas, indices=[0], seed=seed, nfe=nfe) for seed in range(NUM)]
+        return [Job(plan, on_end=lambda _: None, on_move=lambda _: None) for plan in plans]
+
+    def run(groups: list[list[Job]]) -> None:
+        for group in groups:
+            shared = Scheduler(64)
+            shared.waiting.extend(group)
+            while not shared.is_idle:
+                shared.step()
+
+    return lambda: run([[job] for job in jobs()]), lambda: run([jobs()])
+
+
+def twin(bundle: Bundle, length: int, _: int) -> tuple[Work, Work]:
+    """Texts of ``length`` tokens from transformers."""
+    shape = bundle.network().config
+    gpt2 = AutoregressiveLM(
+        AutoregressiveConfig(
+            shape.vocab_size, shape.mask_id, shape.length, shape.hidden_size, shape.num_blocks, shape.num_heads
+        )
+    ).gpt2.eval()
+    begin = torch.full((NUM, 1), shape.mask_id)
+
+    def run(inputs: torch.Tensor) -> None:
+        size = {"max_new_tokens": length, "min_new_tokens": length}
+        mask = torch.ones_like(inputs)
+        gpt2.generate(inputs, attention_mask=mask, do_sample=True, top_k=0, pad_token_id=0, **size)
+
+    return lambda: [run(one) for one in begin.split(1)], lambda: run(begin)
+
+
+KINDS = {"trunk": trunk, "pass": whole_pass, "scheduler": scheduler, "twin": twin}
+
+
+def seconds(work: Work) -> float:
+    """Of one call."""
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+@torch.inference_mode()
+def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """A row for each kind and length: milliseconds a sequence, and the ratio round by round."""
+    bundle, rows = didi.load(args.model), []
+    for length in args.lengths:
+        works = {kind: KINDS[kind](bundle, length, args.nfe) for kind in args.kinds}
+        times: dict[str, list[tuple[float, float]]] = {kind: [] for kind in works}
+        for number in range(args.rounds + 1):  # the first is not counted
+            for kind, (alone, together) in works.items():
+                found = seconds(alone), seconds(together)
+                if number:
+                    times[kind].append(found)
+        for kind, found in times.items():
+            ratios = [alone / together for alone, together in found]
+            alone, together = (1000 * statistics.median(column) / NUM for column in zip(*found, strict=True))
+            spread = {"ratio": statistics.median(ratios), "ratio_range": [min(ratios), max(ratios)]}
+            rows.append({"kind": kind, "length": length, "alone": alone, "together": together, **spread})
+            print(f"{kind} {length}: {alone:.2f} ms alone, {together:.2f} ms of 16, {spread['ratio']:.2f}", flush=True)
+    return rows
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--model", default="tiny-news")
+    parser.add_argument("--nfe", type=int, default=8)
+    parser.add_argument("--lengths", type=int, nargs="+", default=[16, 32, 64, 128])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--kinds", nargs="+", choices=list(KINDS), default=list(KINDS))
+    args = parser.parse_args()
+    write_json(args.out, {"threads": torch.get_num_threads(), "rows": measure(args)})
+
+
+if __name__ == "__main__":
+    main()

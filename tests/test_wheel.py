@@ -1,0 +1,49 @@
+"""The wheel, installed as a user installs it: a fresh environment serves the bundled model."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx
+import pytest
+
+pytestmark = [pytest.mark.network, pytest.mark.large]
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory):
+    """Folder of the programs of an environment that has the wheel with the extra ``serve``, and nothing else."""
+    folder = tmp_path_factory.mktemp("wheel")
+    subprocess.run([sys.executable, "-m", "build", "--wheel", "--outdir", folder, ROOT], check=True)
+    (wheel,) = folder.glob("didi_instruct-*.whl")
+    subprocess.run([sys.executable, "-m", "venv", folder / "venv"], check=True)
+    programs = folder / "venv" / ("Scripts" if os.name == "nt" else "bin")
+    words = ["install", "--quiet", "--no-compile", "--disable-pip-version-check"]
+    constraints = ["--constraint", ROOT / "constraints.txt"]
+    subprocess.run([programs / "python", "-m", "pip", *words, *constraints, f"{wheel}[serve]"], check=True)
+    return programs
+
+
+def test_a_fresh_environment_serves_the_bundled_model(installed, tmp_path):
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    where = [installed / "python", "-c", "import didi; print(didi.__file__)"]
+    found = subprocess.run(where, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    assert Path(found.stdout.strip()).is_relative_to(installed.parent)
+    command = [installed / "didi", "serve", "tiny-news", "--port", "0"]
+    with subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True) as server:
+        try:
+            lines = (re.search(r"running on (http://[\d.]+:\d+)", line) for line in server.stderr)
+            url = next(filter(None, lines))[1]
+            asked = {"model": "tiny-news", "prompt": "The prime minister said", "max_tokens": 24, "seed": 1}
+            answer = httpx.post(f"{url}/v1/completions", json=asked, timeout=120)
+            assert answer.status_code == 200
+            assert len(answer.json()["choices"][0]["text"].split()) > 5
+            assert "didi" in httpx.get(url, timeout=60).text
+            assert httpx.get(f"{url}/page.js", timeout=60).status_code == 200
+        finally:
+            server.send_signal(signal.SIGTERM)
+        assert server.wait(60) == 0
