@@ -227,6 +227,22 @@ def test_the_openapi_page_names_the_routes_and_their_fields(client):
     assert client.get("/docs").status_code == 200
 
 
+def test_jobs_that_outlast_the_drain_end_with_an_error(toy):
+    from didi.serving.scheduler import Scheduler
+
+    from .test_scheduler import job_of
+
+    engine = Engine(Scheduler(1), max_queue=4)
+    jobs = [job_of(toy, seed=seed, nfe=2000, sampler="published") for seed in range(2)]  # one runs, one waits
+    engine.start()
+    engine.submit(jobs)
+    engine.end_within(0.2)
+    until(lambda: all(job.has_ended for job in jobs), seconds=20)
+    engine.stop()
+    assert [type(job.error) for job in jobs] == [Stopping, Stopping]
+    assert jobs[0].number > 0
+
+
 def test_an_engine_that_stops_takes_no_more_and_finishes_what_it_has(toy):
     from didi.serving.scheduler import Scheduler
 
