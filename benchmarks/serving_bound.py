@@ -10,6 +10,8 @@ For each length, in rounds in which each takes its turn:
 - ``scheduler``: 16 requests through ``didi.serving.scheduler``, one by one and together;
 - ``twin``: ``generate`` of transformers for a GPT-2 of the student's shape, 16 texts one by one and as one batch. Its
   weights are random, which changes no time.
+
+``--processor-time`` counts the time of the process, which other programs disturb less; it is for one thread.
 """
 
 import argparse
@@ -98,23 +100,24 @@ def twin(bundle: Bundle, length: int, _: int) -> tuple[Work, Work]:
 KINDS = {"trunk": trunk, "pass": whole_pass, "scheduler": scheduler, "twin": twin}
 
 
-def seconds(work: Work) -> float:
+def seconds(work: Work, clock: Callable[[], float]) -> float:
     """Of one call."""
-    started = time.perf_counter()
+    started = clock()
     work()
-    return time.perf_counter() - started
+    return clock() - started
 
 
 @torch.inference_mode()
 def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
     """A row for each kind and length: milliseconds a sequence, and the ratio round by round."""
     bundle, rows = didi.load(args.model), []
+    clock = time.process_time if args.processor_time else time.perf_counter
     for length in args.lengths:
         works = {kind: KINDS[kind](bundle, length, args.nfe) for kind in args.kinds}
         times: dict[str, list[tuple[float, float]]] = {kind: [] for kind in works}
         for number in range(args.rounds + 1):  # the first is not counted
             for kind, (alone, together) in works.items():
-                found = seconds(alone), seconds(together)
+                found = seconds(alone, clock), seconds(together, clock)
                 if number:
                     times[kind].append(found)
         for kind, found in times.items():
@@ -135,7 +138,10 @@ def main() -> None:
     parser.add_argument("--lengths", type=int, nargs="+", default=[16, 32, 64, 128])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--kinds", nargs="+", choices=list(KINDS), default=list(KINDS))
+    parser.add_argument("--processor-time", action="store_true")
     args = parser.parse_args()
+    if args.processor_time and torch.get_num_threads() > 1:
+        parser.error("--processor-time is for one thread; set OMP_NUM_THREADS=1")
     write_json(args.out, {"threads": torch.get_num_threads(), "rows": measure(args)})
 
 
