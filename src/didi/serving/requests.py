@@ -236,8 +236,8 @@ def _record(name: str, base: Any, given: Mapping[str, Any]) -> Any:
 def _refuse_unsupported(request: CompletionRequest) -> None:
     if request.logprobs is not None:
         raise UsageError(
-            "logprobs is left out: diffusion draws tokens in no order, so they have no log-probabilities; score texts with "
-            "didi.evaluation.harness"
+            "logprobs is left out: diffusion draws tokens in no order, so they have no log-probabilities; score texts "
+            "with didi.evaluation.harness"
         )
     for name in ("presence_penalty", "frequency_penalty"):
         if getattr(request, name):
