@@ -263,10 +263,10 @@ def test_an_error_is_one_line(server, open_page, prompt, said):
 def test_a_server_that_needs_a_token_is_given_it(open_page):
     with fake_server(token="secret") as server:
         page = open_page(server.address)
-        field = page.get_by_label("Token", exact=True)
+        field = page.get_by_label("Access token")
         field.fill("wrong")
         field.press("Enter")
-        assert page.get_by_role("alert").text_content() == "this server needs its token: enter it"
+        assert page.get_by_role("alert").text_content() == "this server needs its access token: enter it above"
         assert not page.get_by_role("button", name="Run").is_enabled()
         field.fill("secret")
         field.press("Enter")
@@ -276,13 +276,13 @@ def test_a_server_that_needs_a_token_is_given_it(open_page):
         assert "secret" not in page.url
         server.token = "other"
         page.get_by_role("button", name="Run").click()
-        page.get_by_role("alert").get_by_text("student: this server needs its token").wait_for()
+        page.get_by_role("alert").get_by_text("student: this server needs its access token").wait_for()
 
 
 def test_a_server_without_token_asks_for_none(server, open_page):
     page = open_page(server.address)
     page.locator(".setting").first.wait_for()
-    assert not page.get_by_label("Token", exact=True).is_visible()
+    assert not page.get_by_label("Access token").is_visible()
 
 
 def test_a_server_that_is_gone_is_said(open_page):

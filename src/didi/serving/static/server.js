@@ -40,7 +40,7 @@ async function checked(request) {
     throw error.name === "AbortError" ? error : new Error("the server does not answer: start it again with didi serve");
   });
   if (response.ok) return response;
-  if (response.status === 401) throw Object.assign(new Error("this server needs its token: enter it"), { needsToken: true });
+  if (response.status === 401) throw Object.assign(new Error("this server needs its access token: enter it above"), { needsToken: true });
   const body = await response.json().catch(() => ({}));
   throw new Error(body.error?.message ?? body.message ?? `the server answered with status ${response.status}`);
 }
