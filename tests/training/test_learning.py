@@ -11,6 +11,7 @@ import torch
 from tokenizers import Tokenizer, models
 
 from didi.data.markov import MarkovChain
+from didi.data.source import OneLength
 from didi.diffusion.noise import named_generator
 from didi.evaluation.exact.product import positionwise_distribution
 from didi.evaluation.exact.rows import ExactRows
@@ -58,10 +59,10 @@ WHOLE_PATH = replace(
 )
 
 
-class TinySource:
+class TinySource(OneLength):
     """Sequences of a Markov chain of 4 symbols."""
 
-    vocab_size, mask_id = NUM_SYMBOLS + 1, MASK
+    vocab_size, mask_id, mean_length = NUM_SYMBOLS + 1, MASK, float(LENGTH)
 
     def __init__(self):
         self.chain = MarkovChain(NUM_SYMBOLS)

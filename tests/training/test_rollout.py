@@ -5,11 +5,12 @@ import pytest
 import torch
 
 from didi.diffusion.absorbing import Absorbing
+from didi.diffusion.canvas import Canvas
 from didi.diffusion.noise import named_generator
 from didi.diffusion.schedule import sigma
 from didi.methods.didi_settings import ObjectiveConfig
 from didi.methods.rollout import rollout
-from didi.methods.trajectories import all_mask_log_probs, masked_log_probs, states_before_a_move
+from didi.methods.trajectories import first_states, masked_log_probs, states_before_a_move
 
 CPU = torch.device("cpu")
 MASK = 3
@@ -199,7 +200,7 @@ def test_masked_log_probs_are_those_of_the_rows_in_order(student):
     found = masked_log_probs(student, z, torch.full((3,), 0.5, dtype=torch.float64), PROCESS)
     expected = student(z)[z == MASK][:, :3].log_softmax(-1)
     torch.testing.assert_close(found[:, :3], expected)
-    torch.testing.assert_close(all_mask_log_probs(student, 2, PROCESS, CPU), found[1:])
+    torch.testing.assert_close(first_states(student, Canvas.blank(1, 2), PROCESS).log_probs, found[1:])
 
 
 def test_the_time_within_a_move_is_drawn_in_double_precision(student):

@@ -16,7 +16,9 @@ from rich.table import Table
 
 from didi.apps.console import ResultConsole
 from didi.apps.settings import early, resolve
-from didi.data.source import RandomSource
+from didi.data.protein import is_protein_corpus
+from didi.data.protein_source import random_source
+from didi.data.source import RandomSource, Source
 from didi.errors import UsageError, from_checkout
 from didi.evaluation.machine import machine_name
 from didi.methods import find_method
@@ -25,7 +27,7 @@ from didi.methods.settings import DistillationConfig, RunConfig
 from didi.models import adapters
 from didi.models.bundle import Bundle, load
 from didi.models.networks import NETWORKS
-from didi.recipes import PRETRAIN, VOCABULARIES, num_symbols, recipes_of, teacher_recipe, teacher_shape
+from didi.recipes import PRETRAIN, num_symbols, recipes_of, teacher_recipe, teacher_shape
 from didi.training.distributed import check_divides
 from didi.training.dry_run import CPU, Estimate, estimate
 
@@ -149,7 +151,7 @@ def _ways(config: RunConfig, num_processes: int) -> Iterator[tuple[str, RunConfi
     jobs: dict[str, RunConfig] = {}
     plain = config
     if isinstance(config, DistillationConfig):
-        if config.recipe in VOCABULARIES:
+        if teacher_recipe(config) in PRETRAIN:
             first = PRETRAIN[teacher_recipe(config)]
             size = -(-first.loop.batch_size // num_processes) * num_processes  # the next that they can share
             name = "pretrain" if size == first.loop.batch_size else f"pretrain, batch {size}"
@@ -179,15 +181,18 @@ def _estimate(config: RunConfig, precision: str, num_processes: int) -> Estimate
         bundle = load(config.teacher) if config.teacher else None
         shape = teacher_of(bundle).config if bundle else teacher_shape(teacher_recipe(config))
 
+    def source_of(vocab_size: int) -> Source:
+        return random_source(data.length) if is_protein_corpus(data.corpus) else RandomSource(data.length, vocab_size)
+
     def inputs(folder: Path) -> Inputs:
         if not isinstance(config, DistillationConfig):
-            return Inputs(RandomSource(data.length, num_symbols(data)), CPU, folder)
+            return Inputs(source_of(num_symbols(data)), CPU, folder)
         kind = next(one for one in NETWORKS.values() if one.settings is type(shape))
         network: Any = kind.network(replace(shape, dropout=0.0)).eval()
         teacher = Bundle(teacher=network)
         if bundle is not None:
             teacher.process = bundle.process
-        return Inputs(RandomSource(data.length, shape.vocab_size), CPU, folder, teacher)
+        return Inputs(source_of(shape.vocab_size), CPU, folder, teacher)
 
     return estimate(replace(config, loop=loop), inputs, num_processes=num_processes)
 

@@ -25,6 +25,8 @@ from didi.errors import UsageError, suggestion
 from didi.models.esm2 import ALPHABET, MASK_ID
 from didi.models.tokenizer_fit import MASK
 
+HALVES = ("first", "second")
+"""Names of the halves of the training proteins of a corpus."""
 RESIDUES = "ACDEFGHIKLMNPQRSTVWY"
 """The 20 standard amino acids."""
 
@@ -51,6 +53,12 @@ def is_protein_tokenizer(tokenizer: Tokenizer | None) -> bool:
     return all(one in vocab for one in RESIDUES) and not any(name.isalpha() and len(name) > 1 for name in vocab)
 
 
+def is_protein_corpus(corpus: str) -> bool:
+    """Whether a name is that of a corpus of proteins, a FASTA file, or a half of one."""
+    name = corpus.rpartition(":")[0] if corpus.endswith(tuple(f":{half}" for half in HALVES)) else corpus
+    return name in CORPORA or name.removesuffix(".gz").endswith(FASTA_ENDINGS)
+
+
 @dataclass(frozen=True)
 class ProteinData:
     """Proteins for training, for choices made on the way, and for the final figures.
@@ -69,7 +77,9 @@ def prepare_proteins(
     """The splits of a corpus; they are made once and kept in the cache.
 
     Args:
-        corpus: a key of ``CORPORA``, or a FASTA file (``.fasta``, ``.fa``, ``.faa``, each perhaps with ``.gz``).
+        corpus: a key of ``CORPORA``, or a FASTA file (``.fasta``, ``.fa``, ``.faa``, each perhaps with ``.gz``). With
+            ``:first`` or ``:second`` after it, half of the training proteins: two networks that are trained on the two
+            halves have no cluster in common, and the same validation and test proteins.
         min_length: least number of residues.
         max_length: largest number of residues; longer proteins are left out, not cut.
         identity: least identity of a protein with the representative of its cluster, over 80% of both.
@@ -79,7 +89,8 @@ def prepare_proteins(
         UsageError: nothing has that name, or no protein is left.
         DidiError: the corpus cannot be fetched, or mmseqs2 is missing.
     """
-    found = standard_proteins(load_proteins(corpus), min_length=min_length, max_length=max_length)
+    whole, _, half = corpus.rpartition(":") if corpus.endswith(tuple(f":{one}" for one in HALVES)) else (corpus, "", "")
+    found = standard_proteins(load_proteins(whole), min_length=min_length, max_length=max_length)
     if not found:
         raise UsageError(
             f"a corpus holds proteins of {min_length} to {max_length} standard residues; {corpus!r} holds none: change "
@@ -87,12 +98,15 @@ def prepare_proteins(
         )
     digest = sha256("\n".join(found).encode())
     digest.update(json.dumps([identity, seed]).encode())
-    name = Path(corpus).name.partition(".")[0]
+    name = Path(whole).name.partition(".")[0]
     folder = cache_dir() / "proteins" / f"{name}-{digest.hexdigest()[:12]}"
     made_folder(folder, partial(_write_splits, found, identity, seed))
-    return ProteinData(
-        *([one.residues for one in read_fasta(folder / f"{split}.fasta")] for split in ("train", "validation", "test"))
+    train, validation, test = (
+        [one.residues for one in read_fasta(folder / f"{split}.fasta")] for split in ("train", "validation", "test")
     )
+    if half:  # proteins of a split are in random order
+        train = train[HALVES.index(half) :: len(HALVES)]
+    return ProteinData(train, validation, test)
 
 
 def _write_splits(proteins: list[str], identity: float, seed: int, folder: Path) -> None:

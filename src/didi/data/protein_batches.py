@@ -19,21 +19,34 @@ _IDS = np.full(128, -1, dtype=np.int64)
 _IDS[[ord(name) for name in ALPHABET if name.isalpha()]] = [n for n, name in enumerate(ALPHABET) if name.isalpha()]
 
 
+def protein_rows(sequences: Sequence[str]) -> Int[Tensor, "b l"]:
+    """Tokens of proteins between their begin and end symbols, padded to what the longest needs.
+
+    Raises:
+        UsageError: a sequence has a letter that stands for no residue.
+    """
+    width = max(map(len, sequences), default=0) + FRAME
+    tokens = torch.full((len(sequences), width), PAD_ID)
+    for row, one in zip(tokens, sequences, strict=True):
+        row[0], row[len(one) + 1] = BEGIN_ID, END_ID
+        row[1 : len(one) + 1] = residue_ids(one)
+    return tokens
+
+
+def canvas_of_rows(rows: Int[Tensor, "b l"]) -> Canvas:
+    """The canvas of rows of ``protein_rows``: residues are free, begin and end symbols given, the rest is padding."""
+    is_real = rows != PAD_ID
+    is_free = is_real & (rows != BEGIN_ID) & (rows != END_ID)
+    return Canvas(rows, is_free, is_real, has_padding=not bool(is_real.all()))
+
+
 def protein_canvas(sequences: Sequence[str]) -> Canvas:
     """Proteins between their begin and end symbols, as wide as the longest needs; residues are free.
 
     Raises:
         UsageError: a sequence has a letter that stands for no residue.
     """
-    lengths = torch.tensor([len(one) + FRAME for one in sequences])
-    tokens = torch.full((len(sequences), int(lengths.max())), PAD_ID)
-    for row, one in zip(tokens, sequences, strict=True):
-        row[0], row[len(one) + 1] = BEGIN_ID, END_ID
-        row[1 : len(one) + 1] = residue_ids(one)
-    canvas = Canvas.padded(tokens, lengths)
-    position = torch.arange(tokens.shape[1])
-    is_free = (position > 0) & (position < lengths[:, None] - 1)
-    return Canvas(tokens, is_free, canvas.is_real, canvas.has_padding)
+    return canvas_of_rows(protein_rows(sequences))
 
 
 def residue_ids(residues: str) -> Int[Tensor, " l"]:
@@ -51,50 +64,43 @@ def residue_ids(residues: str) -> Int[Tensor, " l"]:
 
 
 class LengthBuckets:
-    """Training batches of proteins of similar length, as a function of the step; each protein once an epoch.
+    """Training batches of proteins of similar length, as a function of the step; each protein at most once an epoch.
 
-    Proteins are shuffled, put into buckets by length and cut into batches of as many as fit; batches of all buckets
-    come in a random order. The last batch of a bucket may be smaller.
+    Proteins are shuffled, sorted by length to within ``width`` residues and cut into batches of equal size, which come
+    in a random order. The proteins that are left over are others in each epoch.
 
     Args:
         sequences: residues.
-        max_tokens: positions of a batch, padding, begin and end symbols included.
-        width: lengths of one bucket lie within so many residues; padding takes less.
+        batch_size: proteins in a batch.
+        width: residues by which proteins of one length bucket differ at most; narrow buckets need less padding.
         seed: of the order.
 
     Raises:
-        UsageError: there is no sequence, or one does not fit into a batch.
+        UsageError: there are fewer sequences than a batch has.
     """
 
-    def __init__(self, sequences: Sequence[str], *, max_tokens: int = 4096, width: int = 32, seed: int = 0) -> None:
-        width = whole_number("width", width, low=1)
-        longest = max(map(len, sequences), default=0)
-        if not longest or longest + FRAME > max_tokens:
+    def __init__(self, sequences: Sequence[str], *, batch_size: int, width: int = 32, seed: int = 0) -> None:
+        width, batch_size = whole_number("width", width, low=1), whole_number("batch_size", batch_size, low=1)
+        if len(sequences) < batch_size:
             raise UsageError(
-                f"a batch of {max_tokens} tokens holds each of one protein or more; the longest of {len(sequences)} "
-                f"has {longest} residues and {FRAME} further symbols: raise max_tokens or leave long ones out"
+                f"a batch holds at most the {len(sequences)} proteins that there are; got batch_size {batch_size}: "
+                "lower it"
             )
-        self._sequences, self._max_tokens, self._width, self._seed = sequences, max_tokens, width, seed
-        self._epoch = -1
-        self._batches: list[list[int]] = self._batches_of(0)
-        self.num_batches = len(self._batches)
+        self._sequences, self._batch_size, self._seed = sequences, batch_size, seed
+        self._bucket = (torch.tensor([len(one) for one in sequences]) - 1) // width
+        self.num_batches = len(sequences) // batch_size
+        self._epoch, self._batches = 0, self._batches_of(0)
 
-    def batch(self, step: int) -> Canvas:
-        """The proteins of a step; the same whenever it is asked."""
+    def batch(self, step: int) -> Int[Tensor, "b l"]:
+        """The rows of a step, see ``protein_rows``; the same whenever they are asked."""
         epoch, number = divmod(step, self.num_batches)
         if epoch != self._epoch:
             self._batches, self._epoch = self._batches_of(epoch), epoch
-        return protein_canvas([self._sequences[one] for one in self._batches[number]])
+        return protein_rows([self._sequences[one] for one in self._batches[number].tolist()])
 
-    def _batches_of(self, epoch: int) -> list[list[int]]:
+    def _batches_of(self, epoch: int) -> Int[Tensor, "n b"]:
         generator = named_generator(self._seed, "protein-batches", epoch)
-        buckets: dict[int, list[int]] = {}
-        for number in torch.randperm(len(self._sequences), generator=generator).tolist():
-            buckets.setdefault((len(self._sequences[number]) - 1) // self._width, []).append(number)
-        batches: list[list[int]] = []
-        for bucket in sorted(buckets):
-            members = buckets[bucket]
-            widest = max(len(self._sequences[one]) for one in members)
-            size = self._max_tokens // (widest + FRAME)
-            batches += [members[begin : begin + size] for begin in range(0, len(members), size)]
-        return [batches[place] for place in torch.randperm(len(batches), generator=generator).tolist()]
+        chosen = torch.randperm(len(self._sequences), generator=generator)[: self.num_batches * self._batch_size]
+        order = chosen[self._bucket[chosen].argsort(stable=True)]
+        places = torch.randperm(self.num_batches, generator=generator)
+        return order.view(self.num_batches, self._batch_size)[places]

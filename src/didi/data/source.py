@@ -1,4 +1,4 @@
-"""Where a run's token sequences come from: a packed text corpus, or a Markov chain."""
+"""Where a run's token sequences come from: a packed text corpus, a Markov chain, or proteins."""
 
 from typing import Protocol, runtime_checkable
 
@@ -9,7 +9,10 @@ from torch import Tensor
 
 from didi.data.blocks import BlockLayout, block_layout_of
 from didi.data.markov import MARKOV, WORLDS
+from didi.data.protein import is_protein_corpus
+from didi.data.protein_source import open_proteins
 from didi.data.text import MASK, BatchOrder, TextData, prepare_text
+from didi.diffusion.canvas import Canvas
 from didi.diffusion.noise import named_generator
 from didi.errors import UsageError
 from didi.models.bundle import Bundle
@@ -19,20 +22,46 @@ MARKOV_HELD_OUT_ROWS = 4096
 
 @runtime_checkable
 class Source(Protocol):
-    """Training batches as a function of the step, a fixed validation set for choices, a test set for final figures."""
+    """Training batches as a function of the step, a fixed validation set for choices, a test set for final figures.
+
+    Attributes:
+        vocab_size: symbols, [MASK] included.
+        mask_id: index of [MASK].
+        validation: rows for choices.
+        test: rows for final figures.
+        tokenizer: of the rows.
+        mean_length: mean free positions of a training row.
+        has_lengths: whether rows have padding, or symbols that are given: see ``canvas``.
+    """
 
     vocab_size: int
     mask_id: int
     validation: Int[Tensor, "n l"]
     test: Int[Tensor, "m l"]
     tokenizer: Tokenizer
+    mean_length: float
+    has_lengths: bool
 
     def batch(self, step: int, batch_size: int) -> Int[Tensor, "b l"]:
         """Training sequences of a step; the same whenever it is asked."""
         ...
 
+    def canvas(self, rows: Int[Tensor, "b l"]) -> Canvas:
+        """Which positions of rows of ``batch``, ``validation`` or ``test`` are real, and which are free."""
+        ...
 
-class MarkovSource:
+
+class OneLength:
+    """The part of a ``Source`` whose rows have one length and no position that is given."""
+
+    has_lengths = False
+
+    def canvas(self, rows: Int[Tensor, "b l"]) -> Canvas:
+        """See ``Source.canvas``: all positions are free."""
+        return Canvas.free(rows)
+
+
+class MarkovSource(OneLength):
     """Fresh sequences of a Markov chain at every step; symbols are written s0, s1, ...
 
     Args:
@@ -46,6 +75,7 @@ class MarkovSource:
         self.vocab_size = self.chain.num_symbols + 1
         self.mask_id = self.chain.num_symbols
         self._length, self._seed, self._world = length, seed, world
+        self.mean_length = float(length)
         self.validation, self.test = (
             self.chain.sample(MARKOV_HELD_OUT_ROWS, length, named_generator(world, split))
             for split in ("validation", "test")
@@ -59,7 +89,7 @@ class MarkovSource:
         return self.chain.sample(batch_size, self._length, named_generator(self._seed, self._world, step))
 
 
-class TextSource:
+class TextSource(OneLength):
     """Rows of a packed corpus, each once an epoch in a seeded order."""
 
     def __init__(self, data: TextData, seed: int) -> None:
@@ -70,6 +100,7 @@ class TextSource:
         self.mask_id = self.vocab_size if mask_id is None else mask_id
         self.validation, self.test = data.validation, data.test
         self._train, self._seed = data.train, seed
+        self.mean_length = float(data.train.shape[1])
         self._orders: dict[int, BatchOrder] = {}  # each keeps the permutation of its latest epoch
 
     def batch(self, step: int, batch_size: int) -> Int[Tensor, "b l"]:
@@ -79,11 +110,12 @@ class TextSource:
         return self._train[self._orders[batch_size].rows(step)]
 
 
-class RandomSource:
+class RandomSource(OneLength):
     """Tokens without a corpus, where only their number matters."""
 
     def __init__(self, length: int, vocab_size: int) -> None:
         self.vocab_size, self.mask_id, self._length = vocab_size, vocab_size - 1, length
+        self.mean_length = float(length)
         self.validation = self.test = torch.zeros(1, length, dtype=torch.long)
         self.tokenizer = Tokenizer(models.WordLevel({MASK: self.mask_id}, unk_token=""))
 
@@ -105,7 +137,8 @@ def open_source(
     """The source of a corpus.
 
     Args:
-        corpus: a world of ``markov.WORLDS``, or any corpus of ``text.load_documents``.
+        corpus: a world of ``markov.WORLDS``, proteins (``protein.is_protein_corpus``), or any corpus of
+            ``text.load_documents``.
         length: tokens in a sequence.
         vocab_size: size of a tokenizer to train on the corpus, mask and end-of-text included.
         tokenizer: an existing tokenizer, or its name; instead of ``vocab_size``.
@@ -122,6 +155,13 @@ def open_source(
                 f"rows of the {corpus} world have block_layout stream; got {block_layout}; set it to stream"
             )
         return MarkovSource(length, seed, corpus)
+    if is_protein_corpus(corpus):
+        if block_layout != "stream" or vocab_size is not None or isinstance(tokenizer, str):
+            raise UsageError(
+                f"proteins have block_layout stream and a vocabulary of their own; got {block_layout}, vocab_size "
+                f"{vocab_size} and tokenizer {tokenizer if isinstance(tokenizer, str) else None}: leave these out"
+            )
+        return open_proteins(corpus, length=length, tokenizer=tokenizer, seed=seed)
     data = prepare_text(corpus, length=length, vocab_size=vocab_size, tokenizer=tokenizer, block_layout=block_layout)
     return TextSource(data, seed)
 
@@ -130,9 +170,14 @@ def source_for(bundle: Bundle, corpus: str) -> Source:
     """The source of a corpus in a bundle's own tokens, with the length and the block layout of its networks.
 
     Raises:
-        UsageError: as ``open_source``.
+        UsageError: as ``open_source``; or the corpus is one of proteins, which ``evaluation.protein`` measures.
         DidiError: the corpus cannot be fetched.
     """
+    if is_protein_corpus(corpus):
+        raise UsageError(
+            f"the measures of text need sequences of one length; got the proteins of {corpus}: use "
+            "didi.evaluation.protein (docs/proteins.md)"
+        )
     return open_source(
         corpus,
         length=bundle.network().length,

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn import functional as F
 
 
 @dataclass(frozen=True)
@@ -17,18 +18,20 @@ class Canvas:
         is_free: True where the process corrupts and the sampler writes; False where the token is given.
         is_real: False at padding, which no network attends to and no sum counts.
         has_padding: whether a position is not real; kept beside ``is_real`` so that no device has to be asked.
+        is_all_free: whether every position is free, and so real; kept for the same reason. False may mean unknown.
     """
 
     tokens: Int[Tensor, "b l"]
     is_free: Bool[Tensor, "b l"]
     is_real: Bool[Tensor, "b l"]
     has_padding: bool = False
+    is_all_free: bool = False
 
     @classmethod
     def free(cls, tokens: Int[Tensor, "b l"]) -> "Canvas":
         """Every position exists and is free."""
         everywhere = torch.ones_like(tokens, dtype=torch.bool)
-        return cls(tokens, everywhere, everywhere)
+        return cls(tokens, everywhere, everywhere, is_all_free=True)
 
     @classmethod
     def blank(cls, num_sequences: int, length: int, device: torch.device | str = "cpu") -> "Canvas":
@@ -64,9 +67,43 @@ class Canvas:
         """For ``Denoiser.features``: where positions are real, None where all are."""
         return self.is_real if self.has_padding else None
 
-    def clamped(self, z: Int[Tensor, "b l"]) -> Int[Tensor, "b l"]:
-        """``z`` with the given tokens (and padding) put back."""
-        return torch.where(self.is_free, z, self.tokens)
+    def clamped(self, z: Int[Tensor, "b *n l"]) -> Int[Tensor, "b *n l"]:
+        """``z``, one or several states of each sequence, with the given tokens (and padding) put back."""
+        if self.is_all_free:
+            return z
+        shape = (len(self), *(1 for _ in z.shape[2:]), self.length)
+        return torch.where(self.is_free.view(shape), z, self.tokens.view(shape))
+
+    def with_tokens(self, tokens: Int[Tensor, "b l"]) -> "Canvas":
+        """The same positions with other tokens."""
+        return replace(self, tokens=tokens)
+
+    @property
+    def num_free(self) -> Int[Tensor, " b"]:
+        """Free positions of each sequence."""
+        return self.is_free.sum(1)
+
+    def trimmed(self) -> "Canvas":
+        """Without the last columns where all sequences have padding; the host reads the lengths."""
+        if not self.has_padding:
+            return self
+        width = int(self.is_real.sum(1).max())
+        tokens, is_free, is_real = (one[:, :width] for one in (self.tokens, self.is_free, self.is_real))
+        return replace(self, tokens=tokens, is_free=is_free, is_real=is_real, has_padding=not bool(is_real.all()))
+
+    def followed_by(self, other: "Canvas") -> "Canvas":
+        """The sequences of both, with padding (token 0) up to the longer rows."""
+        width = max(self.length, other.length)
+        sides = [
+            [F.pad(part, (0, width - one.length)) for part in (one.tokens, one.is_free, one.is_real)]
+            for one in (self, other)
+        ]
+        is_uneven = self.length != other.length
+        return Canvas(
+            *(torch.cat(pair) for pair in zip(*sides, strict=True)),
+            has_padding=self.has_padding or other.has_padding or is_uneven,
+            is_all_free=self.is_all_free and other.is_all_free and not is_uneven,
+        )
 
     def rows(self, index: Tensor | slice) -> "Canvas":
         """The sequences at ``index``."""
@@ -90,3 +127,12 @@ class Canvas:
     def mean(self, values: Float[Tensor, "b l"]) -> Float[Tensor, " b"]:
         """Mean of ``values`` over the real positions of each sequence."""
         return torch.where(self.is_real, values, 0.0).sum(-1) / self.is_real.sum(-1)
+
+    def mean_per_position(self, sums: Float[Tensor, " b"]) -> Float[Tensor, ""]:
+        """Mean over sequences of ``sums``, each over the number of its free positions, of which there is one or more.
+
+        Padding and given positions do not count: sequences weigh the same whatever stands beside them in the batch.
+        """
+        if self.is_all_free:
+            return sums.sum() / self.tokens.numel()
+        return (sums / self.num_free).mean()

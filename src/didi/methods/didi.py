@@ -12,6 +12,9 @@ One step, after a warm-up in which the student is left out and before lessons fo
 4. The student descends omega(t) times reward times score, Eq. 5 and 9, plus the divergence from the teacher and minus
    the entropy bonus at both moves, App. F.3.
 5. Lessons for guidance (ours): the discriminator alone learns from states of the finished student's own sampler.
+
+With sequences of different lengths, as proteins, the student's samples have the lengths of the real rows that they are
+compared with. Padding, begin and end symbols are never written, scored or averaged.
 """
 
 from collections.abc import Sequence
@@ -20,14 +23,15 @@ from functools import partial
 from typing import Any, ClassVar, cast
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from didi.diffusion.absorbing import Absorbing
+from didi.diffusion.canvas import Canvas
 from didi.diffusion.noise import named_generator
 from didi.diffusion.uniform import Uniform
 from didi.methods.base import Figures, Inputs, Runtime, Update
-from didi.methods.didi_networks import check_objective, initial_networks
+from didi.methods.didi_networks import check_lengths, check_objective, initial_networks
 from didi.methods.didi_settings import DistillConfig
 from didi.methods.distillation import Distillation
 from didi.methods.lessons import lesson_states, numbers_of_lessons
@@ -57,10 +61,13 @@ class Didi(Distillation):
     name: ClassVar[str] = "didi"
     settings_type = DistillConfig
     processes = (Absorbing.name, Uniform.name)
+    takes_lengths = True
 
     def __init__(self, settings: DistillConfig, inputs: Inputs) -> None:
         super().__init__(settings, inputs)
         check_objective(settings, self.process)
+        if self.source.has_lengths:
+            check_lengths(settings)
         self._inputs = inputs
         student, discriminator = initial_networks(settings, self.teacher)
         self.trained = {"student": student, "discriminator": discriminator}
@@ -93,14 +100,34 @@ class Didi(Distillation):
         is_warmup = step < self.warmup_steps
         return Batch(step, micro_batch, self._rollout(step, micro_batch, 0, has_gradient=not is_warmup))
 
-    def _rollout(self, step: int, number: int, repeat: int, *, has_gradient: bool) -> Rollout:
-        """Trajectories of the student; those without gradient are of the reference, where there is one."""
+    @property
+    def _num_judged(self) -> int:
+        """Completions of each state that the discriminator learns from."""
+        return self.settings.discriminator.completions or self.settings.objective.completions
+
+    def _real_side(self, step: int, number: int, repeat: int, num_rows: int) -> Canvas:
+        """Real sequences of all processes."""
+        return self.source.canvas(self._real(step, number, repeat, num_rows))
+
+    def _canvas(self, step: int, number: int, repeat: int) -> Canvas | None:
+        """What the student writes on, of this process; None where all sequences have one length."""
+        if not self.source.has_lengths:
+            return None
+        size = self.settings.loop.batch_size * self._num_judged
+        real = self._real_side(step, number, repeat, size).rows(slice(None, None, self._num_judged))
+        return real.rows(world().share(len(real))).to(self.runtime.device)
+
+    def _rollout(self, step: int, number: int, repeat: int, *, has_gradient: bool, real: int = 0) -> Rollout:
+        """Trajectories of the student; those without gradient are of the reference, where there is one.
+
+        ``repeat`` names their random numbers, ``real`` the repeat whose real rows have their lengths.
+        """
         settings = self.settings
         objective = self._warmup_objective if step < self.warmup_steps else settings.objective
         objective = objective.at_step(settings.seed, step)
         generator = named_generator(settings.seed, "rollout", step, number, *([repeat] if repeat else []))
         sizes, device = (settings.loop.batch_size, settings.data.length), self.runtime.device
-        arguments = (*sizes, objective, self.process, generator, device)
+        arguments = (*sizes, objective, self.process, generator, device, self._canvas(step, number, real))
         if has_gradient:
             return self.runtime.call("student", rollout, *arguments)
         with torch.no_grad(), self.runtime.cast():
@@ -132,21 +159,27 @@ class Didi(Distillation):
         has_reference = self._reference is not None and batch.step >= self.warmup_steps  # until then they are one
         is_fresh = has_reference or (repeat > 0 and settings.discriminator.fresh_rollouts)
         if is_fresh:
-            drawn = self._rollout(batch.step, batch.number, repeat + has_reference, has_gradient=False)
-        num_completions = settings.discriminator.completions or settings.objective.completions
+            drawn = self._rollout(batch.step, batch.number, repeat + has_reference, has_gradient=False, real=repeat)
+        num_completions = self._num_judged
         t = drawn.t.repeat_interleave(num_completions)
         generator = named_generator(settings.seed, "discriminator", batch.step, batch.number, repeat)
-        real = self._real(batch.step, batch.number, repeat, len(t) * world().size)
-        shape = (2, *real.shape, self.process.draws_per_position)
+        real = self._real_side(batch.step, batch.number, repeat, len(t) * world().size)
+        fake = drawn.canvas.repeat_interleave(num_completions)
+        shape = (2, len(real), max(real.length, fake.length), self.process.draws_per_position)
         of_fake, of_real = torch.rand(shape, dtype=torch.float64, generator=generator)
-        real, of_fake, of_real = (world().mine(one).to(self.runtime.device) for one in (real, of_fake, of_real))
-        t_here = t.to(self.runtime.device)
-        fake_t = (
-            drawn.z_t[:, :num_completions, 0].flatten(0, 1)
-            if repeat == 0 or is_fresh
-            else self.process.corrupt(drawn.x[:, :num_completions].flatten(0, 1), t_here, of_fake)
-        )
-        return self._judged(fake_t, self.process.corrupt(real, t_here, of_real), t, drawn.num_moves)
+        of_fake, of_real = (world().mine(one).to(self.runtime.device) for one in (of_fake, of_real))
+        real = real.rows(world().share(len(real))).to(self.runtime.device)
+        if repeat == 0 or is_fresh:
+            fake = fake.with_tokens(drawn.z_t[:, :num_completions, 0].flatten(0, 1))
+        else:
+            fake = fake.with_tokens(drawn.x[:, :num_completions].flatten(0, 1))
+            fake = self._corrupted(fake, t, of_fake)
+        return self._judged(fake, self._corrupted(real, t, of_real), t, drawn.num_moves)
+
+    def _corrupted(self, clean: Canvas, t: Float[Tensor, " b"], draws: Float[Tensor, "b w k"]) -> Canvas:
+        """Sequences with their free positions corrupted to times t."""
+        z_t = self.process.corrupt(clean.tokens, t.to(clean.tokens.device), draws[:, : clean.length])
+        return clean.with_tokens(clean.clamped(z_t))
 
     def _guidance_loss(self, batch: Batch) -> tuple[Tensor, Figures]:
         """As ``_discriminator_loss``, on states of the finished student's sampler."""
@@ -155,41 +188,55 @@ class Didi(Distillation):
         num_moves = budget if settings.objective.budgets and budget else settings.discriminator.guidance_nfe
         generator = named_generator(settings.seed, "guidance", batch.step, *([batch.number] if batch.number else []))
         move = torch.randint(1, num_moves + 1, (num_rows,), generator=generator)  # the last one leaves no masks
-        num_numbers = numbers_of_lessons(self.process, num_moves)
-        draws = torch.rand(num_numbers, num_rows, settings.data.length, dtype=torch.float64, generator=generator)
-        real = self._real(batch.step, batch.number, 0, num_rows)
-        shape = (*real.shape, self.process.draws_per_position)
+        real, num_numbers = self._real_side(batch.step, batch.number, 0, num_rows), numbers_of_lessons(self.process, num_moves)
+        draws = torch.rand(num_numbers, num_rows, real.length, dtype=torch.float64, generator=generator)
+        shape = (*real.tokens.shape, self.process.draws_per_position)
         uniforms = torch.rand(shape, dtype=torch.float64, generator=generator)
-        move, real, uniforms = map(world().mine, (move, real, uniforms))
+        move, uniforms = map(world().mine, (move, uniforms))
+        real, uniforms = real.rows(world().share(num_rows)).to(device), uniforms.to(device)
         draws = torch.stack([world().mine(one) for one in draws]).to(device)
         t = 1 - move.double() / num_moves
         with self.runtime.cast():
             student = cast(DenoiserNetwork, self.runtime.averaged())
             if settings.objective.budgets:
                 student = student.at_budget(num_moves)
-            fake_t = lesson_states(student, move, num_moves, draws, self.process)
-        real_t = self.process.corrupt(real, t, uniforms).to(device)
-        return self._judged(fake_t, real_t, t, num_moves)
+            fake_t = lesson_states(student, move, num_moves, draws, self.process, real)
+        return self._judged(real.with_tokens(fake_t), self._corrupted(real, t, uniforms), t, num_moves)
 
     def _judged(
         self,
-        fake_t: Int[Tensor, "b l"],
-        real_t: Int[Tensor, "b l"],
+        fake: Canvas,
+        real: Canvas,
         t: Float[Tensor, " b"],
         num_moves: int | None = None,
     ) -> tuple[Tensor, Figures]:
-        """Loss of Eq. 8, both sides in one forward pass, and the share of sequences on the right side."""
-        states = torch.cat([fake_t, real_t])
+        """Loss of Eq. 8, both sides in one forward pass, and the share of sequences on the right side.
+
+        Args:
+            fake: states of the student.
+            real: corrupted real sequences.
+            t: times of both.
+            num_moves: of the student.
+        """
+        both = fake.followed_by(real)
+        states, mask = both.tokens, both.attention_mask
         self.discriminator.train()
         level = self.process.noise_level(self.discriminator, t.to(self.runtime.device).repeat(2))
-        logits = self.runtime.call("discriminator", logits_at_budget, num_moves, states, level).float()
+        logits = self.runtime.call("discriminator", logits_at_budget, num_moves, states, level, mask).float()
         fake_logits, real_logits = logits.chunk(2)
         fake_masks, real_masks = self.process.is_predicted(states).chunk(2)
-        smoothing = self.settings.discriminator.label_smoothing
-        loss = discriminator_loss(fake_logits, real_logits, fake_masks, real_masks, label_smoothing=smoothing)
-        is_right = torch.cat(
-            [log_density_ratio(fake_logits, fake_masks) > 0, log_density_ratio(real_logits, real_masks) < 0]
+        fake_is_real, real_is_real = (None, None) if mask is None else mask.chunk(2)
+        loss = discriminator_loss(
+            fake_logits,
+            real_logits,
+            fake_masks,
+            real_masks,
+            label_smoothing=self.settings.discriminator.label_smoothing,
+            student_is_real=fake_is_real,
+            real_is_real=real_is_real,
         )
+        of_fake = log_density_ratio(fake_logits, fake_masks, is_real=fake_is_real)
+        is_right = torch.cat([of_fake > 0, log_density_ratio(real_logits, real_masks, is_real=real_is_real) < 0])
         return loss, {"discriminator_loss": loss.detach(), "discriminator_accuracy": is_right.float().mean()}
 
     def _rewards(self, drawn: Rollout) -> tuple[Float[Tensor, "s g c"], Figures]:
@@ -199,11 +246,13 @@ class Didi(Distillation):
         t = drawn.t.repeat_interleave(objective.completions * objective.corruptions).to(device)
         with self.runtime.cast():
             level = self.process.noise_level(self.discriminator, t)
-            logits = log_ratio_logits(self.discriminator.at_budget(drawn.num_moves), states, level)
+            mask = drawn.of_corruptions.attention_mask
+            logits = log_ratio_logits(self.discriminator.at_budget(drawn.num_moves), states, level, mask)
             moved = self._reference.log_ratio(drawn) if self._reference else None
         if settings.unsmooth:
             logits = unsmooth(logits, settings.label_smoothing)
-        rewards = log_density_ratio(logits, self.process.is_predicted(states), reduction=objective.reward_reduction)
+        is_masked, reduction = self.process.is_predicted(states), objective.reward_reduction
+        rewards = log_density_ratio(logits, is_masked, reduction=reduction, is_real=mask)
         figures = {"clamp_fraction": torch.zeros((), device=device)}
         if (bound := objective.reward_clamp) is not None:
             figures["clamp_fraction"] = (rewards.abs() > bound).float().mean()
@@ -222,8 +271,8 @@ class Didi(Distillation):
         first_score = drawn.first_score
         second_score = second_move_score(log_probs, is_masked_tau, is_masked_t, revealed_only=is_short)
         if objective.pg_reduction == "token-mean":
-            length = drawn.x.shape[-1]
-            first_score, second_score = first_score / length, second_score / length
+            num_free = drawn.canvas.num_free
+            first_score, second_score = first_score / num_free, second_score / num_free[:, None, None]
         all_rewards = world().gathered(rewards)  # groups and their spread are those of the whole batch
         of_all = advantages(
             all_rewards,
@@ -244,7 +293,7 @@ class Didi(Distillation):
     def validate(self) -> dict[str, float]:
         """NELBO per token of the averaged student on held-out sequences, and their log-ratio in one batch, in nats."""
         rows = self.source.validation[: self.settings.loop.validation_sequences][: self.settings.loop.batch_size]
-        judged = self.discriminator, self.process, rows, self.runtime
+        judged = self.discriminator, self.process, self.source.canvas(rows).trimmed(), self.runtime
         log_ratio = mean_log_ratio(*judged, is_clean=self.settings.judges_finished)
         of_student = {} if self.settings.starts_at_random else super().validate()  # it never reads states of masks
         return {**of_student, "validation_log_ratio": log_ratio}

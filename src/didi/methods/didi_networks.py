@@ -108,3 +108,21 @@ def check_objective(settings: DistillConfig, process: Process) -> None:
             f"objective.trajectory is whole-path for a teacher of {process.name} diffusion, which has no [MASK]; got "
             f"{found}: set it to whole-path, or distil a masked teacher"
         )
+
+
+def check_lengths(settings: DistillConfig) -> None:
+    """Refuse settings that sequences of different lengths do not go with.
+
+    Raises:
+        UsageError: the real side is not the corpus, or a student starts from random tokens.
+    """
+    if (found := settings.discriminator.real_source) != "corpus":
+        raise UsageError(
+            f"discriminator.real_source is corpus for sequences of different lengths, as those of "
+            f"{settings.data.corpus}; got {found}: set it to corpus"
+        )
+    if (ratio := settings.objective.initial_mask_ratio) < 1:
+        raise UsageError(
+            f"objective.initial_mask_ratio is 1 for sequences of different lengths, as those of "
+            f"{settings.data.corpus}; got {ratio:g}: leave it out"
+        )

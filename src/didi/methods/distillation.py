@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from didi.data.source import Source
 from didi.diffusion import Process
+from didi.diffusion.absorbing import Absorbing
 from didi.errors import UsageError
 from didi.methods.base import Inputs, Runtime, teacher_of
 from didi.methods.settings import DistillationConfig, OptimizerConfig
@@ -25,10 +26,12 @@ class Distillation:
 
     Attributes:
         processes: names of the processes whose teachers it takes, after ``student_process``.
+        takes_lengths: whether it trains on sequences of different lengths with padding, such as proteins.
     """
 
     name: ClassVar[str]
     processes: ClassVar[tuple[str, ...]]
+    takes_lengths: ClassVar[bool] = False
     settings_type: ClassVar[type[DistillationConfig]]
     averaged_network = "student"
     settings: Any
@@ -41,13 +44,19 @@ class Distillation:
         teacher = teacher_of(inputs.teacher).to(inputs.device).eval().requires_grad_(False)
         self.process = student_process(inputs.teacher, self.name, self.processes)
         check_fit(settings, teacher, self.process, self.source)
+        if self.source.has_lengths and not (self.takes_lengths and isinstance(self.process, Absorbing)):
+            raise UsageError(
+                f"sequences of different lengths, as those of {settings.data.corpus}, go with method didi and a teacher "
+                f"of masked diffusion; got method {self.name} and process {self.process.name}: choose these, or another "
+                "corpus"
+            )
         self._teacher_digest = weights_digest(teacher)
         self.trained: dict[str, nn.Module] = {}
         self.frozen: dict[str, nn.Module] = {"teacher": teacher}
         self.optimizers = {}
         self.num_steps = settings.num_steps
         self.sequences_per_step = settings.loop.batch_size * settings.loop.accumulation
-        self.tokens_per_step = self.sequences_per_step * settings.data.length
+        self.tokens_per_step = round(self.sequences_per_step * self.source.mean_length)
 
     def start(self, runtime: Runtime) -> None:
         """See ``Method.start``."""
@@ -79,7 +88,8 @@ class Distillation:
         """NELBO per token of the averaged student on held-out sequences, in nats."""
         loop, student = self.settings.loop, cast(DenoiserNetwork, self.runtime.averaged())
         rows = self.source.validation[: loop.validation_sequences]
-        return {"validation_nelbo": nats_per_token(student, self.process, rows, batch_size=loop.batch_size)}
+        options = {"batch_size": loop.batch_size, "canvas_of": self.source.canvas}
+        return {"validation_nelbo": nats_per_token(student, self.process, rows, **options)}
 
     def state_dict(self) -> dict[str, Any]:
         """Digest of the teacher's weights, which come from its bundle."""

@@ -22,6 +22,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from didi.diffusion import Uniform
+from didi.diffusion.canvas import Canvas
 from didi.diffusion.gaussian import GaussianSchedule, gamma_at, relaxed
 from didi.diffusion.noise import named_generator
 from didi.errors import UsageError
@@ -137,12 +138,13 @@ class Duo(Elbo):
         device, share = self.runtime.device, world().share(len(rows))
         weight = self.relaxed_process.loss_weight(times[share]).float()
         x0, t, weight = (to_device(one, device) for one in (rows[share], times[share], weight))
+        canvas = Canvas.free(x0)
         gamma = self.schedule.gamma(t)
         z, soft = torch.empty_like(x0), torch.empty(*x0.shape, self.process.vocab_size, device=device)
         for row in range(len(x0)):  # the noise of a whole batch would double its memory
             here, noise = slice(row, row + 1), self._noise(step, micro_batch, share.start + row, soft[0].shape)
             z[here], soft[here] = relaxed(x0[here], gamma[here], noise[None], curriculum.tau(step))
-        return Batch(self.relaxed_process, x0, t, z, weight, z.numel(), soft)
+        return Batch(self.relaxed_process, canvas, t, z, weight, z.numel(), soft)
 
     def _noise(self, step: int, micro_batch: int, row: int, shape: Sequence[int]) -> Float[Tensor, "l v"]:
         """Standard normal numbers of a row of a micro-batch; drawn on the device, since there are so many."""

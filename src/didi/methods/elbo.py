@@ -6,29 +6,34 @@ One step:
 2. Draw low-discrepancy times t and corrupt, z_t ~ q(z_t | x0).
 3. Descend weight(t) times the loss terms of the process, summed over positions, per token.
 
+Sequences of different lengths, such as proteins, are batched with padding: given positions and padding are neither
+corrupted nor scored, and each sequence weighs the same, with its loss per free position.
+
 The autoregressive twin of a teacher is trained on the same batches by its exact negative log-likelihood.
 """
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, cast
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from didi.data.source import Source
 from didi.diffusion import Process, find_process
+from didi.diffusion.absorbing import Absorbing
+from didi.diffusion.canvas import Canvas
 from didi.diffusion.noise import derive_seed, named_generator
 from didi.diffusion.schedule import WeightName, low_discrepancy_times, schedule_from_name
 from didi.diffusion.score import ScoreUniform
 from didi.errors import UsageError
 from didi.methods.base import Figures, Inputs, Runtime, Update
+from didi.methods.new_networks import make_autoregressive, make_denoiser
 from didi.methods.settings import NetworkConfig, OptimizerConfig, RunConfig, check_sharding, share
-from didi.models.autoregressive import AutoregressiveConfig, AutoregressiveLM
+from didi.models.autoregressive import AutoregressiveLM
 from didi.models.bundle import Bundle
 from didi.models.denoiser import Denoiser, Simplex, logits_at
-from didi.models.dit import DiT, DiTConfig
 from didi.models.nelbo import nats_per_token
 from didi.models.networks import DenoiserNetwork
 from didi.world import to_device, world
@@ -70,6 +75,14 @@ class PretrainConfig(RunConfig):
                 f"{self.process}"
             )
 
+    @classmethod
+    def current(cls, settings: Mapping[str, Any], base: RunConfig | None = None) -> dict[str, Any]:
+        """See ``RunConfig.current``."""
+        found, names = super().current(settings, base), NetworkConfig.__dataclass_fields__
+        if isinstance(one := found.get("network"), Mapping) and len(one.keys() & names.keys()) >= len(names) - 1:
+            found["network"] = {"kind": "dit", **one}  # the record of a run, which may be older than other kinds
+        return found
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -77,7 +90,7 @@ class Batch:
 
     Attributes:
         process: diffusion process of ``z``.
-        x0: clean sequences.
+        canvas: clean sequences, and which of their positions are real and free.
         t: times.
         z: corrupted sequences.
         weight: of the NELBO's integrand at the times.
@@ -86,12 +99,17 @@ class Batch:
     """
 
     process: Process
-    x0: Int[Tensor, "b l"]
+    canvas: Canvas
     t: Float[Tensor, " b"]
     z: Int[Tensor, "b l"]
     weight: Float[Tensor, " b"]
     num_predicted: int
     soft: Simplex | None = None
+
+    @property
+    def x0(self) -> Int[Tensor, "b l"]:
+        """Clean sequences."""
+        return self.canvas.tokens
 
 
 def losses(
@@ -102,6 +120,7 @@ def losses(
     z: Int[Tensor, "b l"],
     num_predicted: int | None = None,
     soft: Simplex | None = None,
+    attention_mask: Bool[Tensor, "b l"] | None = None,
 ) -> Float[Tensor, "b l"]:
     """Loss terms of one corruption; the head runs at predicted positions only.
 
@@ -113,29 +132,15 @@ def losses(
         z: their corruptions.
         num_predicted: predicted positions of ``z``; None counts them, for which the host waits.
         soft: what the network reads in place of ``z``.
+        attention_mask: False at padding; None where all positions are real.
 
     Returns:
         Loss of each position in nats, see ``Process.loss_terms``.
     """
     level = process.noise_level(denoiser, t)
     inputs = z if soft is None else soft
-    logits = logits_at(denoiser, inputs, process.is_predicted(z), level, num_selected=num_predicted)
+    logits = logits_at(denoiser, inputs, process.is_predicted(z), level, attention_mask, num_predicted)
     return process.loss_terms(logits, x0, z, t)
-
-
-def make_denoiser(settings: PretrainConfig, source: Source, process: Process) -> DenoiserNetwork:
-    """A fresh diffusion transformer; weights come from the global generator."""
-    vocab_size, shape = process.num_symbols(source.vocab_size), asdict(settings.network)
-    return DiT(DiTConfig(vocab_size=vocab_size, mask_id=process.mask_id, length=settings.data.length, **shape))
-
-
-def make_autoregressive(settings: PretrainConfig, source: Source) -> AutoregressiveLM:
-    """A fresh GPT-2 of the same width, depth and heads; weights come from the global generator."""
-    shape = {name: getattr(settings.network, name) for name in ("hidden_size", "num_blocks", "num_heads", "dropout")}
-    length = settings.data.length
-    return AutoregressiveLM(
-        AutoregressiveConfig(vocab_size=source.vocab_size, mask_id=source.mask_id, length=length, **shape)
-    )
 
 
 class Elbo:
@@ -149,6 +154,11 @@ class Elbo:
         self.settings, self.source = settings, inputs.source
         schedule = schedule_from_name(settings.schedule)
         kind = find_process(settings.process)
+        if self.source.has_lengths and kind is not Absorbing:
+            raise UsageError(
+                f"sequences of different lengths, as those of {settings.data.corpus}, go with process absorbing; got "
+                f"{settings.process}: set process to absorbing, or choose another corpus"
+            )
         self.process: Process = kind.of_tokenizer(self.source.vocab_size, self.source.mask_id, schedule)
         torch.manual_seed(settings.seed)  # layers draw their initial weights from the global generator
         self.is_autoregressive = settings.model == "autoregressive"
@@ -162,7 +172,7 @@ class Elbo:
         self.optimizers = {"network": settings.optimizer}
         self.num_steps = settings.num_steps
         self.sequences_per_step = settings.loop.batch_size * settings.loop.accumulation
-        self.tokens_per_step = self.sequences_per_step * settings.data.length
+        self.tokens_per_step = round(self.sequences_per_step * inputs.source.mean_length)
 
     def start(self, runtime: Runtime) -> None:
         """See ``Method.start``."""
@@ -174,11 +184,12 @@ class Elbo:
         x0, t, generator = self.drawn(step, micro_batch)
         draws = torch.rand((*x0.shape, self.process.draws_per_position), dtype=torch.float64, generator=generator)
         x0, t, draws = mine(x0), mine(t), mine(draws)
-        z = self.process.corrupt(x0, t, draws)
+        canvas = self.source.canvas(x0)
+        z = canvas.clamped(self.process.corrupt(x0, t, draws))
         num_predicted = int(self.process.is_predicted(z).sum())
         weight = self.process.loss_weight(t).float()
-        x0, t, z, weight = (to_device(one, self.runtime.device) for one in (x0, t, z, weight))
-        return Batch(self.process, x0, t, z, weight, num_predicted)
+        t, z, weight = (to_device(one, self.runtime.device) for one in (t, z, weight))
+        return Batch(self.process, canvas.to(self.runtime.device), t, z, weight, num_predicted)
 
     def drawn(self, step: int, micro_batch: int) -> tuple[Int[Tensor, "b l"], Float[Tensor, " b"], torch.Generator]:
         """Clean sequences and times of all processes, and the generator of what corrupts them; dropout is seeded."""
@@ -198,15 +209,17 @@ class Elbo:
         return [Update("network", loss, step, self.settings.loop.steps)]
 
     def _nll(self, batch: Batch) -> tuple[Tensor, Figures]:
-        nll = self.runtime.call("network", AutoregressiveLM.nll, batch.x0).mean()
+        terms = self.runtime.call("network", AutoregressiveLM.nll, batch.x0)
+        nll = batch.canvas.mean_per_position(torch.where(batch.canvas.is_free, terms, 0.0).sum(-1))
         return nll, {"nll": nll.detach()}
 
     def _nelbo(self, batch: Batch) -> tuple[Tensor, Figures]:
         """Weighted loss per token, and the NELBO for the log."""
-        arguments = (batch.process, batch.x0, batch.t, batch.z, batch.num_predicted, batch.soft)
+        canvas = batch.canvas
+        arguments = (batch.process, batch.x0, batch.t, batch.z, batch.num_predicted, batch.soft, canvas.attention_mask)
         sums = self.runtime.call("network", losses, *arguments).sum(-1)
         weights: dict[str, Tensor | float] = {"nelbo": batch.weight, "constant": 1.0}
-        weighted = {name: (weight * sums).sum() / batch.x0.numel() for name, weight in weights.items()}
+        weighted = {name: canvas.mean_per_position(weight * sums) for name, weight in weights.items()}
         return weighted[self.settings.weight], {"nelbo": weighted["nelbo"].detach()}
 
     def end_step(self, step: int) -> None:
@@ -217,7 +230,9 @@ class Elbo:
         loop = self.settings.loop
         network = cast(DenoiserNetwork | AutoregressiveLM, self.runtime.averaged())
         rows = self.source.validation[: loop.validation_sequences]
-        value = nats_per_token(network, self.process, rows, batch_size=loop.batch_size)
+        value = nats_per_token(
+            network, self.process, rows, batch_size=loop.batch_size, canvas_of=self.source.canvas
+        )
         return {f"validation_{'nll' if self.is_autoregressive else 'nelbo'}": value}
 
     def state_dict(self) -> dict[str, Any]:

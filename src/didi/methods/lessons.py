@@ -11,12 +11,13 @@ from torch import Tensor
 
 from didi.diffusion import Process
 from didi.diffusion.absorbing import Absorbing
+from didi.diffusion.canvas import Canvas
 from didi.diffusion.uniform import Uniform
 from didi.methods.trajectories import states_before_a_move
 from didi.methods.uniform_moves import uniform_states_before_a_move
 from didi.models.denoiser import Denoiser
 
-States = Callable[[Denoiser, Int[Tensor, " s"], int, Float[Tensor, "k s l"], Any], Int[Tensor, "s l"]]
+States = Callable[[Denoiser, Int[Tensor, " s"], int, Float[Tensor, "k s l"], Any, Canvas], Int[Tensor, "s l"]]
 
 
 class _Kind(NamedTuple):
@@ -41,7 +42,12 @@ def numbers_of_lessons(process: Process, num_moves: int) -> int:
 
 
 def lesson_states(
-    student: Denoiser, move: Int[Tensor, " s"], num_moves: int, uniforms: Float[Tensor, "k s l"], process: Process
+    student: Denoiser,
+    move: Int[Tensor, " s"],
+    num_moves: int,
+    uniforms: Float[Tensor, "k s l"],
+    process: Process,
+    canvas: Canvas | None = None,
 ) -> Int[Tensor, "s l"]:
     """States of the student's own ancestral sampler of ``num_moves`` even moves, each before the move numbered.
 
@@ -51,5 +57,7 @@ def lesson_states(
         num_moves: moves of the whole path.
         uniforms: as many as ``numbers_of_lessons`` says, float64, where the student lives.
         process: of the student.
+        canvas: the sequences, where the student lives; None where all positions are free.
     """
-    return _KINDS[process.name].states(student, move, num_moves, uniforms, process)
+    canvas = canvas or Canvas.blank(len(move), uniforms.shape[-1], uniforms.device)
+    return _KINDS[process.name].states(student, move, num_moves, uniforms, process, canvas)

@@ -15,7 +15,7 @@ from didi.diffusion.absorbing import Absorbing, is_masked_at
 from didi.diffusion.canvas import Canvas
 from didi.diffusion.categorical import sample_categorical
 from didi.methods.student_moves import Branches, move_times
-from didi.methods.trajectories import Completions, Uniforms, all_mask_log_probs
+from didi.methods.trajectories import Completions, FirstStates, Uniforms, first_states
 from didi.models.networks import DenoiserNetwork
 from didi.sampling.base import path_alphas
 
@@ -28,55 +28,62 @@ class MaskedMoves:
         network: the few-step generator.
         process: masked diffusion.
         times: before every move, and 0.
-        start: the all-mask state of one sequence.
-        first_log_probs: the network's log-probabilities there.
+        canvas: the sequences, of which each has its own positions.
+        first: their all-mask states.
     """
 
     network: DenoiserNetwork
     process: Absorbing
     times: Float[Tensor, " k"]
-    start: Int[Tensor, "1 l"]
-    first_log_probs: Float[Tensor, "l v"]
+    canvas: Canvas
+    first: FirstStates
 
     @classmethod
     def of(
-        cls, network: DenoiserNetwork, num_moves: int, length: int, process: Process, device: torch.device
+        cls, network: DenoiserNetwork, num_moves: int, canvas: Canvas, process: Process
     ) -> "MaskedMoves":
         """See ``StudentMoves.of``."""
         assert isinstance(process, Absorbing)
-        of_first = all_mask_log_probs(network, length, process, device)
-        return cls(network, process, move_times(num_moves), process.prior(Canvas.blank(1, length, device)), of_first)
+        return cls(network, process, move_times(num_moves), canvas, first_states(network, canvas, process))
+
+    @property
+    def first_log_probs(self) -> Float[Tensor, "n v"]:
+        """See ``StudentMoves.first_log_probs``."""
+        return self.first.log_probs
 
     @property
     def alphas(self) -> Float[Tensor, " k"]:
         """Share of visible positions at each of the times."""
-        return path_alphas(self.process.schedule, self.times).to(self.start.device)
+        return path_alphas(self.process.schedule, self.times).to(self.canvas.tokens.device)
 
     def branches(self, branch: int, num_completions: int, draw: Uniforms) -> Branches:
         """See ``StudentMoves.branches``."""
-        length, num_moves, alpha = self.start.shape[1], len(self.times) - 1, self.alphas[branch]
+        length, num_moves, alpha = self.canvas.length, len(self.times) - 1, self.alphas[branch]
         reveal, uniforms = draw(num_completions, length), draw(num_completions, length)
-        start = self.start.expand(len(reveal), -1)
-        prefix = self._moved(range(branch), start, reveal[:, :1], _drawn(uniforms[:, :1]))
+        sequence = torch.arange(len(reveal), device=reveal.device)
+        prefix = self._moved(range(branch), self.first.z, sequence, reveal[:, :1], _drawn(uniforms[:, :1]))
         # A position that is masked at the branch has a number below this; the others keep theirs.
         is_open = is_masked_at(reveal[:, 0], alpha.expand(len(reveal)))
         reveal[:, 1:] = torch.where(is_open[:, None], reveal[:, 1:] * (1 - alpha), reveal[:, :1])
         z = prefix.x[:, 0]
-        completions = self._moved(range(branch, num_moves), z, reveal, _drawn(uniforms))
+        completions = self._moved(range(branch, num_moves), z, sequence, reveal, _drawn(uniforms))
         return Branches(z, prefix.log_probs.sum((1, 2)), completions, reveal)
 
     def path_log_probs(self, x: Int[Tensor, "s g l"], record: Float[Tensor, "s g l"]) -> Float[Tensor, "s g"]:
         """See ``StudentMoves.path_log_probs``."""
         samples, reveal = x.flatten(0, 1), record.flatten(0, 1)[:, None]
-        start = self.start.expand(len(samples), -1)
+        sequence = torch.arange(len(x), device=x.device).repeat_interleave(x.shape[1])
         moves = range(len(self.times) - 1)
-        taken = self._moved(moves, start, reveal, lambda _, is_revealed: samples[is_revealed])
+        taken = self._moved(
+            moves, self.first.z[sequence], sequence, reveal, lambda _, is_revealed: samples[is_revealed]
+        )
         return taken.log_probs.sum((1, 2)).view(x.shape[:2])
 
     def _moved(
         self,
         numbers: range,
         z: Int[Tensor, "s l"],
+        sequence: Int[Tensor, " s"],
         reveal: Float[Tensor, "s g l"],
         chosen: Callable[[Float[Tensor, "n v"], Bool[Tensor, "s*g l"]], Int[Tensor, " n"]],
     ) -> Completions:
@@ -85,21 +92,25 @@ class MaskedMoves:
         Args:
             numbers: consecutive moves; 0 starts from the all-mask state.
             z: states before the first of them.
+            sequence: of the canvas, for each state.
             reveal: numbers that say which positions are revealed when.
             chosen: the tokens of revealed positions, from their log-probabilities and where they are.
         """
         shape, num_alike = reveal.shape, reveal.shape[1]  # the paths of one state are alike until they have moved
-        z, reveal, alphas = z.repeat_interleave(num_alike, 0), reveal.flatten(0, 1), self.alphas
+        z, sequence = (one.repeat_interleave(num_alike, 0) for one in (z, sequence))
+        reveal, alphas = reveal.flatten(0, 1), self.alphas
         scores = torch.zeros(z.shape, device=z.device)
         for number in numbers:
             is_revealed = self.process.is_predicted(z) & ~is_masked_at(reveal, alphas[number + 1].expand(len(z)))
             path, position = is_revealed.nonzero(as_tuple=True)
             if number == 0:
-                log_probs = self.first_log_probs[position]
+                log_probs = self.first.log_probs[self.first.row[sequence[path], position]]
             else:
                 read, row = (path // num_alike).unique_consecutive(return_inverse=True)
                 level = self.process.noise_level(self.network, self.times[number].to(z.device).expand(len(read)))
-                features = self.network.features(z[read * num_alike], level)
+                inputs = read * num_alike
+                mask = self.canvas.rows(sequence[inputs]).attention_mask
+                features = self.network.features(z[inputs], level, mask)
                 log_probs = self.process.log_probs(self.network.head(features[row, position]))
             tokens = chosen(log_probs.detach(), is_revealed)
             z = z.masked_scatter(is_revealed, tokens)

@@ -39,4 +39,4 @@ class Reference(FrozenCopy):
         of_student = drawn.first_score[:, None] + drawn.completion_log_probs.sum(-1)
         network = self.network.at_budget(drawn.num_moves) if self._reads_budgets else self.network
         path = drawn.x, drawn.record, drawn.num_moves
-        return of_student - path_log_probs(network, *path, self._process, self._initial_state)
+        return of_student - path_log_probs(network, *path, self._process, self._initial_state, drawn.canvas)

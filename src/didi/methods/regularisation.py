@@ -12,7 +12,7 @@ from didi.diffusion.absorbing import Absorbing
 from didi.diffusion.categorical import divergence, entropy
 from didi.methods.objective_settings import ObjectiveConfig
 from didi.methods.rollout import Rollout
-from didi.methods.trajectories import all_mask_log_probs, masked_log_probs
+from didi.methods.trajectories import first_states, masked_log_probs
 from didi.models.networks import DenoiserNetwork
 from didi.world import world
 
@@ -26,17 +26,19 @@ class TeacherLogProbs:
 
     def __init__(self, process: Process) -> None:
         self._process = process
-        self._first: Tensor | None = None
+        self._first: Tensor | None = None  # of sequences that are all alike
 
     @torch.no_grad()
     def __call__(self, teacher: DenoiserNetwork, drawn: Rollout) -> list[Float[Tensor, "_ v"]]:
         """Those of each move of ``drawn.log_probs_of_moves``."""
-        process = cast(Absorbing, self._process)
-        if self._first is None:  # at the all-mask state they never change
-            self._first = all_mask_log_probs(teacher, drawn.x.shape[-1], process, drawn.x.device)
-        found = [self._first]
+        process, canvas = cast(Absorbing, self._process), drawn.canvas
+        first = self._first
+        if first is None:
+            first = first_states(teacher, canvas, process).log_probs
+            self._first = first if canvas.is_all_free else None  # at one all-mask state they never change
+        found = [first]
         if len(drawn.log_probs_of_moves) > 1:
-            found.append(masked_log_probs(teacher, drawn.z_tau, drawn.tau, process))
+            found.append(masked_log_probs(teacher, drawn.z_tau, drawn.tau, process, canvas.attention_mask))
         return found
 
 

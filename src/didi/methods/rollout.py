@@ -12,11 +12,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from didi.diffusion import Process
+from didi.diffusion.canvas import Canvas
 from didi.diffusion.categorical import sample_categorical
 from didi.methods.objective_settings import ObjectiveConfig, TrajectoryKind
 from didi.methods.trajectories import Completions, Trajectory, Uniforms, one_step, path, two_moves
 from didi.methods.whole_path import whole_path
 from didi.models.networks import DenoiserNetwork
+from didi.world import world
 
 
 @dataclass(frozen=True)
@@ -31,9 +33,10 @@ class Rollout:
         z_tau: the intermediate states; on a whole path those where it branches, or with one completion its last.
         first_score: log-probability of the first move; on a whole path, of all moves to ``z_tau``.
         completion_log_probs: log-probability of what was drawn at each position from ``z_tau`` on; 0 where nothing was.
-        first_log_probs: the student's distribution at the all-mask state, one row for each position; None in a process
-            without such a state.
+        first_log_probs: the student's distribution at the all-mask states, see ``trajectories.FirstStates``; None in a
+            process without such states.
         second_log_probs: its distribution at the masked positions of ``z_tau``, row by row; None on a whole path.
+        canvas: which positions of each sequence are free and real.
         trajectory: how it was generated.
         num_moves: of a whole path; None of the others.
         record: of a whole path, for ``whole_path.path_log_probs``.
@@ -46,11 +49,17 @@ class Rollout:
     z_tau: Int[Tensor, "s l"]
     first_score: Float[Tensor, " s"]
     completion_log_probs: Float[Tensor, "s g l"]
-    first_log_probs: Float[Tensor, "l v"] | None
-    second_log_probs: Float[Tensor, "n v"] | None
+    first_log_probs: Float[Tensor, "n v"] | None
+    second_log_probs: Float[Tensor, "m v"] | None
+    canvas: Canvas
     trajectory: TrajectoryKind
     num_moves: int | None = None
     record: Tensor | None = None
+
+    @property
+    def of_corruptions(self) -> Canvas:
+        """The canvas of ``z_t`` as rows."""
+        return self.canvas.repeat_interleave(self.z_t.shape[1] * self.z_t.shape[2])
 
     @property
     def log_probs_of_moves(self) -> list[Tensor]:
@@ -74,7 +83,7 @@ class Batch:
     rollout: Rollout | None = None
 
 
-TRAJECTORIES: dict[TrajectoryKind, Callable[[DenoiserNetwork, int, ObjectiveConfig, Any, Uniforms], Trajectory]] = {
+TRAJECTORIES: dict[TrajectoryKind, Callable[[DenoiserNetwork, Canvas, ObjectiveConfig, Any, Uniforms], Trajectory]] = {
     "one-step": one_step,
     "two-moves": two_moves,
     "path": path,
@@ -103,6 +112,7 @@ def rollout(
     process: Process,
     generator: torch.Generator,
     device: torch.device,
+    canvas: Canvas | None = None,
 ) -> Rollout:
     """Sample trajectories and their corruptions from the student.
 
@@ -114,14 +124,17 @@ def rollout(
         process: of the student; see ``TRAJECTORIES``.
         generator: a CPU generator; all draws are float64.
         device: where the student lives.
+        canvas: of this process's states, on ``device``; None where all positions are free.
     """
     draw = Uniforms(num_states, generator, device)
-    found = TRAJECTORIES[objective.trajectory](student, length, objective, process, draw)
+    if canvas is None:
+        canvas = Canvas.blank(len(range(num_states)[world().share(num_states)]), length, device)
+    found = TRAJECTORIES[objective.trajectory](student, canvas, objective, process, draw)
     num_completions, num_corruptions = objective.completions, objective.corruptions
     uniforms = draw(length, num_completions)  # unused where the completions are there already
     x, log_probs = found.completions or last_move(found, uniforms, process)
     draws = draw(num_completions, num_corruptions, length, process.draws_per_position)
-    z_t = _corrupted(x, found, draws, process)
+    z_t = canvas.clamped(_corrupted(x, found, draws, process))
     return Rollout(
         tau=found.tau,
         t=found.t,
@@ -132,6 +145,7 @@ def rollout(
         completion_log_probs=log_probs,
         first_log_probs=found.first_log_probs,
         second_log_probs=found.second_log_probs,
+        canvas=canvas,
         trajectory=found.kind,
         num_moves=found.num_moves,
         record=found.record,

@@ -72,8 +72,11 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class NetworkConfig:
-    """Shape of the diffusion transformer (Tables 3-4); the vocabulary comes from the tokenizer."""
+    """Shape of the network (Tables 3-4); the vocabulary comes from the tokenizer."""
 
+    kind: Literal["dit", "esm2"] = "dit"
+    """``dit``, the diffusion transformer; or ``esm2`` for proteins, whose network has no time input and excludes the
+    symbols that stand for no residue."""
     hidden_size: int = 768
     """Width; 768 or 1024 in Tables 3-4."""
     num_blocks: int = 12
@@ -91,6 +94,8 @@ class NetworkConfig:
 
     def __post_init__(self) -> None:
         at_least(1, self, "hidden_size", "num_blocks", "num_heads", "cond_dim")
+        if self.kind == "esm2" and self.is_time_conditioned:
+            raise UsageError("network.kind esm2 has no time input; got is_time_conditioned: turn it off, or set kind dit")
         at_least(0, self, "conv_radius")
         finite(self)
         share(self, "dropout")

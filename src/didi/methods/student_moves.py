@@ -7,6 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from didi.diffusion import Process
+from didi.diffusion.canvas import Canvas
 from didi.methods.trajectories import Completions, Uniforms
 from didi.models.networks import DenoiserNetwork
 
@@ -33,14 +34,14 @@ class StudentMoves(Protocol):
 
     @classmethod
     def of(
-        cls, network: DenoiserNetwork, num_moves: int, length: int, process: Process, device: torch.device
+        cls, network: DenoiserNetwork, num_moves: int, canvas: Canvas, process: Process
     ) -> "StudentMoves":
-        """The sampler of so many moves of sequences of ``length`` positions."""
+        """The sampler of so many moves of the sequences of a canvas."""
         ...
 
     @property
-    def first_log_probs(self) -> Float[Tensor, "l v"] | None:
-        """The network's log-probabilities at the first state; None where it is another one for each path."""
+    def first_log_probs(self) -> Float[Tensor, "n v"] | None:
+        """The network's log-probabilities at the first states, see ``FirstStates``; None where these are random."""
         ...
 
     def branches(self, branch: int, num_completions: int, draw: Uniforms) -> Branches:

@@ -12,7 +12,7 @@ tokens depend on the move that they came in.)
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from didi.diffusion.absorbing import Absorbing, is_masked_at
@@ -26,19 +26,47 @@ from didi.world import world
 
 
 def masked_log_probs(
-    denoiser: Denoiser, z: Int[Tensor, "b l"], t: Float[Tensor, " b"], process: Absorbing
+    denoiser: Denoiser,
+    z: Int[Tensor, "b l"],
+    t: Float[Tensor, " b"],
+    process: Absorbing,
+    attention_mask: Bool[Tensor, "b l"] | None = None,
 ) -> Float[Tensor, "n v"]:
     """Log-probabilities at the masked positions of ``z``, in row-major order."""
-    features = denoiser.features(z, process.noise_level(denoiser, t.to(z.device)))
+    features = denoiser.features(z, process.noise_level(denoiser, t.to(z.device)), attention_mask)
     return process.log_probs(denoiser.head(features[process.is_predicted(z)]))
 
 
-def all_mask_log_probs(
-    denoiser: Denoiser, length: int, process: Absorbing, device: torch.device
-) -> Float[Tensor, "l v"]:
-    """Log-probabilities at every position of the all-mask state."""
-    z = process.prior(Canvas.blank(1, length, device))
-    return masked_log_probs(denoiser, z, torch.ones(1, dtype=torch.float64), process)
+class FirstStates(NamedTuple):
+    """The states at t = 1, in which all free positions are masked, and what a network predicts there.
+
+    Attributes:
+        z: the states.
+        log_probs: log-probabilities, a row for each position where all states are alike, else a row for each free
+            position of each state, in row-major order.
+        row: of ``log_probs``, for each position of each state; read at free positions.
+    """
+
+    z: Int[Tensor, "s l"]
+    log_probs: Float[Tensor, "n v"]
+    row: Int[Tensor, "s l"]
+
+
+def first_states(denoiser: Denoiser, canvas: Canvas, process: Absorbing) -> FirstStates:
+    """The states before the first move; those that are alike go through the network once."""
+    z, device = process.prior(canvas), canvas.tokens.device
+    if canvas.is_all_free:
+        log_probs = masked_log_probs(denoiser, z[:1], torch.ones(1, dtype=torch.float64), process)
+        return FirstStates(z, log_probs, torch.arange(canvas.length, device=device).expand(z.shape))
+    distinct, number = torch.unique(z, dim=0, return_inverse=True)
+    states = torch.arange(len(z), device=device)
+    first = torch.empty(len(distinct), dtype=torch.long, device=device).scatter_(0, number, states)
+    mask = canvas.rows(first).attention_mask
+    level = process.noise_level(denoiser, torch.ones(len(first), dtype=torch.float64, device=device))
+    features = denoiser.features(z[first], level, mask)
+    log_probs = process.log_probs(denoiser.head(features[number][canvas.is_free]))
+    row = canvas.is_free.flatten().cumsum(0).view(z.shape) - 1
+    return FirstStates(z, log_probs, row.clamp(min=0))
 
 
 @torch.no_grad()
@@ -48,6 +76,7 @@ def states_before_a_move(
     num_moves: int,
     uniforms: Float[Tensor, "2 s l"],
     process: Absorbing,
+    canvas: Canvas | None = None,
 ) -> Int[Tensor, "s l"]:
     """States of the student's own ancestral sampler of ``num_moves`` even moves, each before the move numbered.
 
@@ -57,9 +86,11 @@ def states_before_a_move(
         num_moves: moves of the whole path.
         uniforms: which positions are revealed when, and which tokens they get; float64, where the student lives.
         process: masked diffusion.
+        canvas: which positions are free and real; None where all are.
     """
     (reveal, draw), device = uniforms, uniforms.device
-    z = process.prior(Canvas.blank(len(reveal), reveal.shape[1], device))
+    canvas = canvas or Canvas.blank(len(reveal), reveal.shape[1], device)
+    z = process.prior(canvas)
     # Several processes make as many passes each, of no rows if need be: sharded weights are gathered in them.
     for number in range(num_moves if world().size > 1 else int(move.max())):
         t, s = (torch.tensor([1 - done / num_moves], dtype=torch.float64) for done in (number, number + 1))
@@ -67,9 +98,11 @@ def states_before_a_move(
         is_revealed = process.is_predicted(z[rows]) & ~is_masked_at(
             reveal[rows], process.schedule.alpha(s).to(device).expand(len(rows))
         )
-        inputs = z[:1] if number == 0 else z[rows]  # the first state is one for all
+        read = rows[:1] if number == 0 and canvas.is_all_free else rows  # the first state is then one for all
+        inputs = z[:1] if number == 0 and canvas.is_all_free else z[rows]
         level = process.noise_level(student, t.to(device).expand(len(inputs)))
-        features = student.features(inputs, level).expand(len(rows), -1, -1)[is_revealed]
+        mask = canvas.rows(read).attention_mask
+        features = student.features(inputs, level, mask).expand(len(rows), -1, -1)[is_revealed]
         log_probs = process.log_probs(student.head(features))
         z[rows] = z[rows].masked_scatter(is_revealed, sample_categorical(log_probs, draw[rows][is_revealed]))
     return z
@@ -120,7 +153,8 @@ class Trajectory(NamedTuple):
         t: time of its corruptions.
         z_tau: the states.
         first_score: log-probability of the moves that led there, where they are scored; else 0.
-        first_log_probs: the student's log-probabilities at the all-mask state; None in a process without one.
+        first_log_probs: the student's log-probabilities at the all-mask states, see ``FirstStates``; None in a process
+            without them.
         second_log_probs: those at the masked positions of ``z_tau``, in row-major order; None on a whole path.
         kind: how they were generated. Corruptions go on with the state of a ``path``, whose visible tokens stay.
         num_moves: of a whole path; None of the others.
@@ -132,8 +166,8 @@ class Trajectory(NamedTuple):
     t: Float[Tensor, " s"]
     z_tau: Int[Tensor, "s l"]
     first_score: Float[Tensor, " s"]
-    first_log_probs: Float[Tensor, "l v"] | None
-    second_log_probs: Float[Tensor, "n v"] | None
+    first_log_probs: Float[Tensor, "n v"] | None
+    second_log_probs: Float[Tensor, "m v"] | None
     kind: TrajectoryKind
     num_moves: int | None = None
     completions: Completions | None = None
@@ -141,33 +175,34 @@ class Trajectory(NamedTuple):
 
 
 def one_step(
-    student: DenoiserNetwork, length: int, objective: ObjectiveConfig, process: Absorbing, draw: Uniforms
+    student: DenoiserNetwork, canvas: Canvas, objective: ObjectiveConfig, process: Absorbing, draw: Uniforms
 ) -> Trajectory:
     """The one-step generator: every state is all masks, and one pass serves all."""
     tau, t = map(world().mine, draw_times(draw.num_states, objective, draw.generator))
-    log_probs = all_mask_log_probs(student, length, process, draw.device)
-    z_tau = process.prior(Canvas.blank(len(tau), length, draw.device))
+    first = first_states(student, canvas, process)
     none = torch.zeros(len(tau), device=draw.device)
-    return Trajectory(tau, t, z_tau, none, log_probs, log_probs.repeat(len(tau), 1), "one-step")
+    of_each = first.log_probs[first.row[canvas.is_free]]
+    return Trajectory(tau, t, first.z, none, first.log_probs, of_each, "one-step")
 
 
 def two_moves(
-    student: DenoiserNetwork, length: int, objective: ObjectiveConfig, process: Absorbing, draw: Uniforms
+    student: DenoiserNetwork, canvas: Canvas, objective: ObjectiveConfig, process: Absorbing, draw: Uniforms
 ) -> Trajectory:
     """The paper's generator, 1 -> tau -> 0, whose first move is scored as well (Eq. 9)."""
     tau, t = map(world().mine, draw_times(draw.num_states, objective, draw.generator))
-    log_probs = all_mask_log_probs(student, length, process, draw.device)
-    z_tau = process.prior(Canvas.blank(len(tau), length, draw.device))
-    is_visible = ~is_masked_at(draw(length), process.schedule.alpha(tau).to(draw.device))
+    first, log_probs, row = first_states(student, canvas, process)
+    is_visible = ~is_masked_at(draw(canvas.length), process.schedule.alpha(tau).to(draw.device)) & canvas.is_free
     state, position = is_visible.nonzero(as_tuple=True)
-    tokens = sample_categorical(log_probs.detach()[position], draw(length)[is_visible])
-    z_tau[state, position] = tokens
-    score = torch.zeros(len(tau), device=draw.device).index_add(0, state, log_probs[position, tokens])
-    return Trajectory(tau, t, z_tau, score, log_probs, masked_log_probs(student, z_tau, tau, process), "two-moves")
+    rows = row[state, position]
+    tokens = sample_categorical(log_probs.detach()[rows], draw(canvas.length)[is_visible])
+    z_tau = first.index_put((state, position), tokens)
+    score = torch.zeros(len(tau), device=draw.device).index_add(0, state, log_probs[rows, tokens])
+    of_second = masked_log_probs(student, z_tau, tau, process, canvas.attention_mask)
+    return Trajectory(tau, t, z_tau, score, log_probs, of_second, "two-moves")
 
 
 def path(
-    student: DenoiserNetwork, length: int, objective: ObjectiveConfig, process: Absorbing, draw: Uniforms
+    student: DenoiserNetwork, canvas: Canvas, objective: ObjectiveConfig, process: Absorbing, draw: Uniforms
 ) -> Trajectory:
     """States of the student's own sampler of ``objective.moves`` moves (ours); t lies within the scored move."""
     num_moves = objective.moves
@@ -175,9 +210,10 @@ def path(
     move = world().mine(torch.randint(num_moves, (draw.num_states,), generator=draw.generator))
     tau = 1 - move.double() / num_moves
     t = tau - world().mine(torch.rand(draw.num_states, dtype=torch.float64, generator=draw.generator)) / num_moves
-    log_probs = all_mask_log_probs(student, length, process, draw.device)
-    draws = torch.rand(2, draw.num_states, length, dtype=torch.float64, generator=draw.generator)
+    log_probs = first_states(student, canvas, process).log_probs
+    draws = torch.rand(2, draw.num_states, canvas.length, dtype=torch.float64, generator=draw.generator)
     draws = torch.stack([world().mine(one) for one in draws]).to(draw.device)
-    z_tau = states_before_a_move(student, move, num_moves, draws, process)
+    z_tau = states_before_a_move(student, move, num_moves, draws, process, canvas)
     none = torch.zeros(len(tau), device=draw.device)
-    return Trajectory(tau, t, z_tau, none, log_probs, masked_log_probs(student, z_tau, tau, process), "path")
+    of_second = masked_log_probs(student, z_tau, tau, process, canvas.attention_mask)
+    return Trajectory(tau, t, z_tau, none, log_probs, of_second, "path")

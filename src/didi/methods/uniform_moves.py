@@ -45,12 +45,11 @@ class UniformMoves:
 
     @classmethod
     def of(
-        cls, network: DenoiserNetwork, num_moves: int, length: int, process: Process, device: torch.device
+        cls, network: DenoiserNetwork, num_moves: int, canvas: Canvas, process: Process
     ) -> "UniformMoves":
-        """See ``StudentMoves.of``."""
-        del device
+        """See ``StudentMoves.of``; every position is free."""
         assert isinstance(process, Uniform)
-        return cls(network, process, move_times(num_moves), length)
+        return cls(network, process, move_times(num_moves), canvas.length)
 
     def branches(self, branch: int, num_completions: int, draw: Uniforms) -> Branches:
         """See ``StudentMoves.branches``."""
@@ -117,15 +116,18 @@ class UniformMoves:
 
 @torch.no_grad()
 def uniform_states_before_a_move(
-    student: Denoiser, move: Int[Tensor, " s"], num_moves: int, uniforms: Float[Tensor, "k s l"], process: Uniform
+    student: Denoiser,
+    move: Int[Tensor, " s"],
+    num_moves: int,
+    uniforms: Float[Tensor, "k s l"],
+    process: Uniform,
+    canvas: Canvas | None = None,
 ) -> Int[Tensor, "s l"]:
     """See ``lessons.lesson_states``; of the numbers the first are those of the first state, the others of each move."""
     device, times = uniforms.device, move_times(num_moves)
     alphas = path_alphas(process.schedule, times).tolist()
-    num, length = uniforms.shape[1:]
-    z = process.prior(
-        Canvas.blank(num, length, device), uniforms[0, :, :, None].expand(-1, -1, process.draws_per_position)
-    )
+    canvas = canvas or Canvas.blank(*uniforms.shape[1:], device)
+    z = process.prior(canvas, uniforms[0, :, :, None].expand(-1, -1, process.draws_per_position))
     # Several processes make as many passes each, of no rows if need be: sharded weights are gathered in them.
     for number in range(num_moves if world().size > 1 else int(move.max())):
         rows = (move > number).nonzero().squeeze(1).to(device)

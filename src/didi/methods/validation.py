@@ -1,10 +1,9 @@
 """What a distillation measures of its discriminator on held-out sequences."""
 
 import torch
-from jaxtyping import Int
-from torch import Tensor
 
 from didi.diffusion import Process
+from didi.diffusion.canvas import Canvas
 from didi.diffusion.noise import named_generator
 from didi.methods.base import Runtime
 from didi.models.discriminator import Discriminator, log_ratio_logits
@@ -14,7 +13,7 @@ from didi.world import world
 
 @torch.no_grad()
 def mean_log_ratio(
-    discriminator: Discriminator, process: Process, rows: Int[Tensor, "n l"], runtime: Runtime, *, is_clean: bool
+    discriminator: Discriminator, process: Process, canvas: Canvas, runtime: Runtime, *, is_clean: bool
 ) -> float:
     """Mean log-ratio of held-out sequences, clean or corrupted, student over teacher, in nats.
 
@@ -24,16 +23,21 @@ def mean_log_ratio(
     Args:
         discriminator: scores each sequence.
         process: of the student.
-        rows: clean sequences.
+        canvas: clean sequences.
         runtime: of the method, for the device and the precision.
         is_clean: at t = 0, all that a discriminator of finished samples has read; otherwise at times spread over
             [0, 1].
     """
-    t = (torch.arange(len(rows), dtype=torch.float64) + 0.5) / len(rows) * (not is_clean)
-    shape, generator = (*rows.shape, process.draws_per_position), named_generator(0, "validation-discriminator")
-    z_t = process.corrupt(rows, t, torch.rand(shape, dtype=torch.float64, generator=generator))
+    num, shape = len(canvas), (*canvas.tokens.shape, process.draws_per_position)
+    t = (torch.arange(num, dtype=torch.float64) + 0.5) / num * (not is_clean)
+    generator = named_generator(0, "validation-discriminator")
+    z_t = canvas.clamped(
+        process.corrupt(canvas.tokens, t, torch.rand(shape, dtype=torch.float64, generator=generator))
+    )
     z_t, t = world().mine(z_t).to(runtime.device), world().mine(t).to(runtime.device)
+    canvas = canvas.rows(world().share(num)).to(runtime.device)
     with runtime.cast():
-        logits = log_ratio_logits(discriminator, z_t, process.noise_level(discriminator, t))
-    total = log_density_ratio(logits, process.is_predicted(z_t)).double().sum()
-    return float(world().sum(total)) / len(rows)
+        level = process.noise_level(discriminator, t)
+        logits = log_ratio_logits(discriminator, z_t, level, canvas.attention_mask)
+    ratios = log_density_ratio(logits, process.is_predicted(z_t), is_real=canvas.attention_mask)
+    return float(world().sum(ratios.double().sum())) / num

@@ -36,6 +36,7 @@ from torch import Tensor
 
 from didi.diffusion import Process
 from didi.diffusion.absorbing import Absorbing
+from didi.diffusion.canvas import Canvas
 from didi.diffusion.schedule import TimeDensity
 from didi.diffusion.uniform import Uniform
 from didi.methods.masked_moves import MaskedMoves
@@ -64,7 +65,7 @@ def reward_times(objective: ObjectiveConfig, draw: Uniforms) -> Float[Tensor, " 
 
 
 def whole_path(
-    student: DenoiserNetwork, length: int, objective: ObjectiveConfig, process: Process, draw: Uniforms
+    student: DenoiserNetwork, canvas: Canvas, objective: ObjectiveConfig, process: Process, draw: Uniforms
 ) -> Trajectory:
     """All moves of the student's own sampler of ``objective.moves`` moves, every one scored (ours).
 
@@ -78,7 +79,7 @@ def whole_path(
         student = student.at_budget(num_moves)
     branch = num_moves if num_completions == 1 else int(torch.randint(num_moves, (), generator=draw.generator))
     t = reward_times(objective, draw)
-    moves = student_moves(student, num_moves, length, process, draw.device, objective.initial_state)
+    moves = student_moves(student, num_moves, canvas, process, objective.initial_state)
     found = moves.branches(branch, num_completions, draw)
     return Trajectory(
         tau=move_times(num_moves)[branch].expand(len(t)),
@@ -97,9 +98,8 @@ def whole_path(
 def student_moves(
     network: DenoiserNetwork,
     num_moves: int,
-    length: int,
+    canvas: Canvas,
     process: Process,
-    device: torch.device,
     initial_state: InitialState | None,
 ) -> StudentMoves | OneStepMoves:
     """A network's own sampler of so many even moves.
@@ -107,14 +107,14 @@ def student_moves(
     Args:
         network: the few-step generator.
         num_moves: 1 where it starts from random tokens.
-        length: positions of a sequence.
+        canvas: the sequences, where the network lives; all positions are free where ``process`` is not masked diffusion
+            or an initial state is given.
         process: of the network.
-        device: where it lives.
         initial_state: what it starts from; None for that of the process.
     """
     if initial_state is not None:
-        return OneStepMoves(network, cast(Absorbing, process), length, initial_state)
-    return MOVES[process.name].of(network, num_moves, length, process, device)
+        return OneStepMoves(network, cast(Absorbing, process), canvas.length, initial_state)
+    return MOVES[process.name].of(network, num_moves, canvas, process)
 
 
 def path_log_probs(
@@ -124,6 +124,7 @@ def path_log_probs(
     num_moves: int,
     process: Process,
     initial_state: InitialState | None = None,
+    canvas: Canvas | None = None,
 ) -> Float[Tensor, "s g"]:
     """Log-probability of whole paths under any network: of the tokens that are drawn, given the states.
 
@@ -134,6 +135,8 @@ def path_log_probs(
         num_moves: of the paths.
         process: of the network.
         initial_state: of the sampler.
+        canvas: which positions of the sequences are free and real; None where all are.
     """
-    moves = student_moves(network, num_moves, x.shape[-1], process, x.device, initial_state)
+    canvas = canvas or Canvas.blank(len(x), x.shape[-1], x.device)
+    moves = student_moves(network, num_moves, canvas, process, initial_state)
     return moves.path_log_probs(x, record)

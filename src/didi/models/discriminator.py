@@ -264,10 +264,14 @@ def _mean_of_real(hidden: Float[Tensor, "b l d"], is_real: Bool[Tensor, "b l"]) 
 
 
 def logits_at_budget(
-    discriminator: Discriminator, num_moves: int | None, inputs: Tokens | Simplex, sigma: Float[Tensor, " b"] | None
+    discriminator: Discriminator,
+    num_moves: int | None,
+    inputs: Tokens | Simplex,
+    sigma: Float[Tensor, " b"] | None,
+    attention_mask: Bool[Tensor, "b l"] | None = None,
 ) -> Float[Tensor, "b *l"]:
-    """``discriminator.at_budget(num_moves)(inputs, sigma)`` as a function of the network that is trained."""
-    logits: Tensor = discriminator.at_budget(num_moves)(inputs, sigma)
+    """``discriminator.at_budget(num_moves)`` of the other arguments, as a function of the network that is trained."""
+    logits: Tensor = discriminator.at_budget(num_moves)(inputs, sigma, attention_mask)
     return logits
 
 

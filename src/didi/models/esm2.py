@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from didi.errors import UsageError
 from didi.models.denoiser import Simplex, Tokens
 from didi.models.discriminator import SHAPES, Output
-from didi.models.layers import Embedding, Rotary, rotate
+from didi.models.layers import Embedding, LocalConv, Rotary, rotate
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -44,6 +44,8 @@ class Esm2Config:
         dropout: dropout rate of both residual branches while in training mode.
         layer_norm_epsilon: added to the variances of layer normalisation.
         is_tied: whether the head is the matrix of the token embedding.
+        conv_radius: neighbours on either side that a residual depthwise convolution mixes in before each block; 0, as in
+            the public checkpoints, leaves it out.
         has_token_dropout: embeddings of masks are zero, and the others are scaled by the share of masks in the
             sequence relative to that of ESM-2's training.
         begin_id: symbol before the first residue; None for none. Never masked and never drawn, as are the next two.
@@ -70,6 +72,7 @@ class Esm2Config:
     end_id: int | None = END_ID
     pad_id: int = PAD_ID
     excluded_ids: tuple[int, ...] = EXCLUDED_IDS
+    conv_radius: int = 0
 
     def __post_init__(self) -> None:
         if self.num_heads < 1 or self.hidden_size % (2 * self.num_heads):
@@ -77,6 +80,8 @@ class Esm2Config:
                 f"hidden_size is a multiple of 2 * num_heads (rotary pairs); got {self.hidden_size} and "
                 f"{self.num_heads} heads"
             )
+        if self.conv_radius < 0:
+            raise UsageError(f"conv_radius is 0 or more; got {self.conv_radius}")
         symbols = {self.mask_id, self.pad_id, *self.excluded_ids, *self.frame_ids}
         if not all(0 <= one < self.vocab_size for one in symbols) or len(symbols) == self.vocab_size:
             raise UsageError(
@@ -106,6 +111,7 @@ class Block(nn.Module):
         dim, epsilon = config.hidden_size, config.layer_norm_epsilon
         inner = config.inner_size or 4 * dim
         self.num_heads = config.num_heads
+        self.conv = LocalConv(dim, config.conv_radius) if config.conv_radius else None
         self.norm1 = nn.LayerNorm(dim, epsilon)
         self.attn_qkv = nn.Linear(dim, 3 * dim)
         self.attn_out = nn.Linear(dim, dim)
@@ -120,6 +126,8 @@ class Block(nn.Module):
         attention_mask: Bool[Tensor, "b l"] | None = None,
     ) -> Float[Tensor, "b l d"]:
         """One block."""
+        if self.conv is not None:  # padding is zero to its neighbours, as what is beyond the ends
+            x = self.conv(x if attention_mask is None else x * attention_mask[..., None])
         qkv = self.attn_qkv(self.norm1(x)).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         query, key = rotate(qkv[:2], *(table.to(qkv.dtype) for table in rotary))
         is_read = None if attention_mask is None else attention_mask[:, None, None]

@@ -1,6 +1,6 @@
 """How many nats a network gives to token sequences: the NELBO of a denoiser, the exact NLL of an autoregressive one."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -68,20 +68,34 @@ def _logits(
 
 @torch.no_grad()
 def nats_per_token(
-    network: DenoiserNetwork | AutoregressiveLM, process: Process, rows: Int[Tensor, "n l"], *, batch_size: int
+    network: DenoiserNetwork | AutoregressiveLM,
+    process: Process,
+    rows: Int[Tensor, "n l"],
+    *,
+    batch_size: int,
+    canvas_of: Callable[[Int[Tensor, "b l"]], Canvas] = Canvas.free,
 ) -> float:
-    """Nats per token over ``rows``: exact for an autoregressive network, else its NELBO, an upper bound.
+    """Nats per free position over ``rows``: exact for an autoregressive network, else its NELBO, an upper bound.
 
     The corruptions are the same whenever it is asked. The processes of ``didi.world`` share each batch.
+
+    Args:
+        network: predicts tokens.
+        process: how they are corrupted.
+        rows: clean sequences; those of similar length are read together.
+        batch_size: sequences that are read together.
+        canvas_of: says of rows which positions are real and free, see ``Source.canvas``.
     """
     device = next(network.parameters()).device
     total = torch.zeros((), dtype=torch.float64, device=device)
-    for begin in range(0, len(rows), batch_size):
-        batch = world().mine(rows[begin : begin + batch_size]).to(device)
-        share = world().share(min(batch_size, len(rows) - begin))
+    canvas = canvas_of(rows)
+    order = canvas.is_real.sum(1).argsort(stable=True)
+    for numbers in order.split(batch_size):
+        mine = world().mine(numbers)
+        batch = canvas.rows(mine).trimmed().to(device)
         if isinstance(network, AutoregressiveLM):
-            total += network.nll(batch).double().sum()
+            total += torch.where(batch.is_free, network.nll(batch.tokens).double(), 0.0).sum()
             continue
-        generators = [named_generator(0, "validation", begin + row) for row in range(share.start, share.stop)]
-        total += nelbo_draws(network, process, Canvas.free(batch), 1, generators).sum().to(device)
-    return float(world().sum(total)) / rows.numel()
+        generators = [named_generator(0, "validation", row) for row in mine.tolist()]
+        total += nelbo_draws(network, process, batch, 1, generators).sum().to(device)
+    return float(world().sum(total)) / int(canvas.num_free.sum())

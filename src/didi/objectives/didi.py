@@ -97,6 +97,8 @@ def discriminator_loss(
     real_is_masked: Bool[Tensor, "n l"],
     *,
     label_smoothing: float = 0.0,
+    student_is_real: Bool[Tensor, "b l"] | None = None,
+    real_is_real: Bool[Tensor, "n l"] | None = None,
 ) -> Float[Tensor, ""]:
     r"""Balanced binary cross-entropy of Eq. 8 over masked positions, half for each side, in nats.
 
@@ -107,12 +109,15 @@ def discriminator_loss(
             mask at all.
         real_is_masked: the same for the real side.
         label_smoothing: :math:`\epsilon`; labels become :math:`1 - \epsilon/2` and :math:`\epsilon/2`.
+        student_is_real: False at padding of the student's states, which never counts; None where there is none.
+        real_is_real: the same for the real side.
     """
     sides = []
-    for logits, is_masked, label in ((student_logits, student_is_masked, 1.0), (real_logits, real_is_masked, 0.0)):
+    of_student = student_logits, student_is_masked, student_is_real, 1.0
+    for logits, is_masked, is_real, label in (of_student, (real_logits, real_is_masked, real_is_real, 0.0)):
         target = torch.full_like(logits, label * (1 - label_smoothing) + label_smoothing / 2)
         losses = F.binary_cross_entropy_with_logits(logits.float(), target.float(), reduction="none")
-        sides.append(_masked_mean(losses, is_masked).mean())
+        sides.append(_masked_mean(losses, is_masked, is_real).mean())
     return (sides[0] + sides[1]) / 2
 
 

@@ -1,24 +1,29 @@
 """Named runs. Each value that departs from the field's default names its source; "ours" was chosen on validation data.
 
-A file for each domain: ``worlds``, ``text``, ``openwebtext``; ``objectives`` and ``presets`` are shared.
+A file for each domain: ``worlds``, ``text``, ``openwebtext``, ``proteins``; ``objectives`` and ``presets`` are shared.
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict
 from typing import Any, TypeVar
 
 from didi.data.markov import WORLDS
+from didi.data.protein import is_protein_corpus
+from didi.data.protein_source import ProteinSource
 from didi.diffusion import Process, find_process
 from didi.diffusion.schedule import schedule_from_name
 from didi.errors import UsageError, suggestion
 from didi.methods import METHODS, find_method, method_of
 from didi.methods.didi_settings import DistillConfig
 from didi.methods.elbo import PretrainConfig
+from didi.methods.new_networks import denoiser_shape
 from didi.methods.settings import RENAMED_RECIPES, DataConfig, DistillationConfig
 from didi.models.dit import DiTConfig
-from didi.recipes import compared, openwebtext, text, worlds
+from didi.models.esm2 import Esm2Config
+from didi.recipes import compared, openwebtext, proteins, text, worlds
 
-PRETRAIN: dict[str, PretrainConfig] = {**worlds.PRETRAIN, **text.PRETRAIN, **openwebtext.PRETRAIN}
+PRETRAIN: dict[str, PretrainConfig] = {
+    **worlds.PRETRAIN, **text.PRETRAIN, **openwebtext.PRETRAIN, **proteins.PRETRAIN
+}  # fmt: skip
 
 # Of the teachers' tokenizers, the mask included.
 VOCABULARIES = {"markov": 33, "exact": 5, "tiny-news": 8192, "prose": 8192, "owt-169m": 50_258, "owt-424m": 50_258}
@@ -26,7 +31,7 @@ VOCABULARIES = {"markov": 33, "exact": 5, "tiny-news": 8192, "prose": 8192, "owt
 # The same of tokenizers by name.
 TOKENIZERS = {"gpt2": 50_258}
 
-DISTILL: dict[str, DistillConfig] = {**worlds.DISTILL, **text.DISTILL, **openwebtext.DISTILL}
+DISTILL: dict[str, DistillConfig] = {**worlds.DISTILL, **text.DISTILL, **openwebtext.DISTILL, **proteins.DISTILL}
 
 
 VARIANTS: dict[tuple[str, str], DistillationConfig] = {**worlds.VARIANTS, **text.VARIANTS, **openwebtext.VARIANTS}
@@ -74,6 +79,8 @@ def num_symbols(data: DataConfig) -> int:
     Raises:
         UsageError: the settings do not say.
     """
+    if is_protein_corpus(data.corpus):
+        return ProteinSource.vocab_size
     is_world = data.corpus in WORLDS  # recipe and corpus have one name
     size = VOCABULARIES[data.corpus] if is_world else data.vocab_size or TOKENIZERS.get(str(data.tokenizer))
     if size is None:
@@ -107,16 +114,18 @@ def teacher_recipe(settings: DistillationConfig) -> str:
     return fitting[0] if fitting else settings.recipe
 
 
-def teacher_shape(name: str) -> DiTConfig:
-    """Shape of the teacher that a recipe pre-trains, without its tokenizer at hand.
+def teacher_shape(name: str) -> DiTConfig | Esm2Config:
+    """Shape of the teacher that a recipe pre-trains or that its distillation is of, without its tokenizer at hand.
 
     Raises:
         UsageError: no recipe of a teacher has that name.
     """
+    if name in proteins.TEACHERS:
+        return proteins.TEACHERS[name]
     process, recipe = teacher_process(name), PRETRAIN[name]
     vocab_size = process.num_symbols(num_symbols(recipe.data))
-    return DiTConfig(
-        vocab_size=vocab_size, mask_id=process.mask_id, length=recipe.data.length, **asdict(recipe.network)
+    return denoiser_shape(
+        recipe.network, vocab_size=vocab_size, mask_id=process.mask_id, length=recipe.data.length
     )
 
 

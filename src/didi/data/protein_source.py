@@ -1,0 +1,86 @@
+"""Training batches of proteins of different lengths; see ``source.Source``."""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Int
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from didi.data.protein import RESIDUES, ProteinData, prepare_proteins, protein_tokenizer
+from didi.data.protein_batches import FRAME, LengthBuckets, canvas_of_rows, protein_rows
+from didi.diffusion.canvas import Canvas
+from didi.diffusion.noise import named_generator
+from didi.errors import UsageError
+from didi.models.esm2 import ALPHABET, MASK_ID
+
+SHORTEST = 50
+"""Least residues of a protein in training; shorter ones in databases are mostly fragments."""
+
+
+class ProteinSource:
+    """Proteins in the vocabulary of ESM-2; the proteins of a batch are of similar length.
+
+    Args:
+        data: training, validation and test proteins.
+        seed: of the batches.
+        width: see ``LengthBuckets``.
+    """
+
+    vocab_size = len(ALPHABET)
+    mask_id = MASK_ID
+    has_lengths = True
+
+    def __init__(self, data: ProteinData, seed: int, width: int = 32) -> None:
+        self.tokenizer: Tokenizer = protein_tokenizer()
+        self.validation, self.test = protein_rows(data.validation), protein_rows(data.test)
+        self.mean_length = sum(map(len, data.train)) / max(1, len(data.train))
+        self._train, self._seed, self._width = data.train, seed, width
+        self._buckets: dict[int, LengthBuckets] = {}
+
+    def batch(self, step: int, batch_size: int) -> Int[Tensor, "b l"]:
+        """See ``Source.batch``; padded to the longest."""
+        if batch_size not in self._buckets:
+            self._buckets[batch_size] = LengthBuckets(
+                self._train, batch_size=batch_size, width=self._width, seed=self._seed
+            )
+        return self._buckets[batch_size].batch(step)
+
+    def canvas(self, rows: Int[Tensor, "b l"]) -> Canvas:
+        """See ``Source.canvas``: residues are free, begin and end symbols given."""
+        return canvas_of_rows(rows)
+
+
+def open_proteins(corpus: str, *, length: int, tokenizer: Tokenizer | None, seed: int) -> ProteinSource:
+    """The source of a corpus of proteins.
+
+    Args:
+        corpus: see ``protein.prepare_proteins``.
+        length: most positions of a protein, begin and end symbols included; longer proteins are left out.
+        tokenizer: of the networks that read it; None for that of ESM-2.
+        seed: order of the batches.
+
+    Raises:
+        UsageError: the networks have other tokens than ESM-2, or no protein is left.
+        DidiError: the corpus cannot be fetched, or mmseqs2 is missing.
+    """
+    if length < SHORTEST + FRAME:
+        raise UsageError(
+            f"data.length is {SHORTEST + FRAME} or more for proteins, which have {SHORTEST} residues or more and "
+            f"{FRAME} further symbols; got {length}: raise it"
+        )
+    if tokenizer is not None and tokenizer.get_vocab() != protein_tokenizer().get_vocab():
+        raise UsageError(
+            f"a corpus of proteins has the tokens of ESM-2; the tokenizer of {corpus} has others: leave data.tokenizer "
+            "out, and distil a teacher with these tokens"
+        )
+    return ProteinSource(prepare_proteins(corpus, min_length=SHORTEST, max_length=length - FRAME), seed)
+
+
+def random_source(length: int, num_proteins: int = 256) -> ProteinSource:
+    """Random proteins of nearly ``length`` positions, where only shapes matter; all batches have padding."""
+    generator = named_generator(0, "random-proteins")
+    letters = torch.randint(len(RESIDUES), (num_proteins, length - FRAME), generator=generator)
+    proteins: Sequence[str] = ["".join(RESIDUES[one] for one in row) for row in letters.tolist()]
+    cut = [one[: len(one) - number % 2] for number, one in enumerate(proteins)]
+    return ProteinSource(ProteinData(cut, cut[:1], cut[:1]), seed=0, width=length)
