@@ -10,14 +10,16 @@ from didi.data import mmseqs, protein
 from didi.data.fasta import fasta_record
 from didi.data.protein import (
     RESIDUES,
+    is_protein_corpus,
     is_protein_tokenizer,
     load_proteins,
     prepare_proteins,
     protein_tokenizer,
     standard_proteins,
 )
-from didi.data.protein_batches import LengthBuckets, protein_canvas
+from didi.data.protein_batches import LengthBuckets, canvas_of_rows, protein_canvas
 from didi.data.protein_split import split_by_cluster
+from didi.data.source import MarkovSource, Source, open_source
 from didi.errors import DidiError, UsageError
 from didi.models.esm2 import ALPHABET
 
@@ -142,31 +144,91 @@ def test_a_canvas_frames_and_pads():
             protein_canvas([wrong])
 
 
-def test_every_protein_is_in_one_batch_of_an_epoch_with_its_like():
+def test_batches_hold_proteins_of_similar_length_each_once_an_epoch():
     source = random.Random(0)
-    proteins = [one[: source.randint(5, 90)] for one in random_proteins(200, 90)]
-    buckets = LengthBuckets(proteins, max_tokens=300, width=10, seed=4)
+    proteins = [one[: source.randint(5, 90)] for one in random_proteins(203, 90)]
+    buckets = LengthBuckets(proteins, batch_size=8, width=10, seed=4)
+    assert buckets.num_batches == 25
     texts = protein_tokenizer()
     epochs = []
     for epoch in range(2):
-        seen = []
+        seen, spreads = [], []
         for number in range(buckets.num_batches):
-            canvas = buckets.batch(epoch * buckets.num_batches + number)
-            assert canvas.tokens.numel() <= 300
-            lengths = canvas.is_free.sum(1)
-            assert lengths.max() - lengths.min() < 10
-            seen.append(texts.decode_batch(canvas.tokens.tolist(), skip_special_tokens=False))
-        assert sorted(itertools.chain.from_iterable(seen)) == sorted(proteins)
+            rows = buckets.batch(epoch * buckets.num_batches + number)
+            assert rows.shape[0] == 8
+            assert not (rows == 1).all(0).any()  # no wider than the longest needs
+            lengths = canvas_of_rows(rows).num_free
+            spreads.append(int(lengths.max() - lengths.min()))
+            seen.append(texts.decode_batch(rows.tolist(), skip_special_tokens=False))
+        drawn = list(itertools.chain.from_iterable(seen))
+        assert len(set(drawn)) == 200
+        assert set(drawn) <= set(proteins)
+        assert max(spreads) < 20  # a batch may begin in one bucket and end in the next
+        assert sum(spread < 10 for spread in spreads) > 15
         epochs.append(seen)
     assert epochs[0] != epochs[1]
-    again = LengthBuckets(proteins, max_tokens=300, width=10, seed=4)
+    assert set(itertools.chain(*epochs[0])) != set(itertools.chain(*epochs[1]))  # others are left over
+    again = LengthBuckets(proteins, batch_size=8, width=10, seed=4)
     for step in (3, buckets.num_batches + 1, 0):
-        assert torch.equal(again.batch(step).tokens, buckets.batch(step).tokens)
-    assert not torch.equal(LengthBuckets(proteins, max_tokens=300, seed=5).batch(0).tokens, buckets.batch(0).tokens)
+        assert torch.equal(again.batch(step), buckets.batch(step))
+    assert not torch.equal(LengthBuckets(proteins, batch_size=8, seed=5).batch(0), buckets.batch(0))
 
 
-def test_a_protein_that_fits_no_batch_is_refused():
-    with pytest.raises(UsageError, match="the longest of 2 has 40 residues and 2 further symbols"):
-        LengthBuckets(["M" * 40, "M"], max_tokens=41)
-    with pytest.raises(UsageError, match="the longest of 0 has 0"):
-        LengthBuckets([])
+def test_a_batch_of_more_proteins_than_there_are_is_refused():
+    for proteins in (["MAG"], []):
+        with pytest.raises(UsageError, match=f"at most the {len(proteins)} proteins that there are; got batch_size 2"):
+            LengthBuckets(proteins, batch_size=2)
+
+
+# --- sources ----------------------------------------------------------------
+
+
+@pytest.fixture
+def fasta(tmp_path, monkeypatch):
+    """A FASTA file whose proteins are clusters of their own."""
+    monkeypatch.setenv("DIDI_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(protein, "clusters_of", lambda proteins, **_: list(range(len(proteins))))
+    file = tmp_path / "some.fasta"
+    file.write_text("".join(f">{n}\n{one}\n" for n, one in enumerate(random_proteins(100, 60))))
+    return file
+
+
+def test_a_source_has_the_splits_of_the_corpus_and_its_canvas(fasta):
+    source, data = open_source(str(fasta), length=64), prepare_proteins(str(fasta), max_length=62)
+    assert isinstance(source, Source)
+    assert (source.vocab_size, source.mask_id, source.has_lengths, source.mean_length) == (33, 32, True, 60)
+    for rows, proteins in ((source.validation, data.validation), (source.test, data.test)):
+        assert source.tokenizer.decode_batch(rows.tolist(), skip_special_tokens=False) == proteins
+        canvas = source.canvas(rows)
+        assert canvas.num_free.tolist() == [len(one) for one in proteins]
+    assert torch.equal(source.batch(3, 4), open_source(str(fasta), length=64).batch(3, 4))
+    assert not torch.equal(source.batch(3, 4), open_source(str(fasta), length=64, seed=1).batch(3, 4))
+
+
+def test_two_halves_have_no_training_protein_in_common(fasta):
+    whole, first, second = (prepare_proteins(f"{fasta}{half}", max_length=62) for half in ("", ":first", ":second"))
+    assert len(first.train) == len(second.train) == 45
+    assert sorted(first.train + second.train) == sorted(whole.train)
+    for half in (first, second):
+        assert (half.validation, half.test) == (whole.validation, whole.test)
+
+
+@pytest.mark.parametrize(
+    ("corpus", "expected"),
+    [("swissprot", True), ("swissprot:first", True), ("swissprot:third", False), ("x.fa.gz:second", True),
+     ("news", False), ("news:first", False), ("x.jsonl", False)],
+)  # fmt: skip
+def test_the_name_says_whether_a_corpus_is_of_proteins(corpus, expected):
+    assert is_protein_corpus(corpus) is expected
+
+
+def test_what_a_source_of_proteins_cannot_be_is_refused(fasta):
+    for options, said in (
+        ({"length": 51}, "data.length is 52 or more for proteins"),
+        ({"length": 64, "vocab_size": 100}, "a vocabulary of their own"),
+        ({"length": 64, "tokenizer": "gpt2"}, "a vocabulary of their own"),
+        ({"length": 64, "block_layout": "bos-eos"}, "have block_layout stream"),
+        ({"length": 64, "tokenizer": MarkovSource(8, 0).tokenizer}, "has the tokens of ESM-2"),
+    ):
+        with pytest.raises(UsageError, match=said):
+            open_source(str(fasta), **options)

@@ -2,13 +2,18 @@
 
 import math
 import random
+from pathlib import Path
 
 import pytest
 import torch
 
+import didi
 from didi.data import mmseqs
-from didi.data.protein import RESIDUES
+from didi.data.protein import RESIDUES, protein_tokenizer
+from didi.data.protein_batches import protein_rows
+from didi.diffusion.absorbing import Absorbing
 from didi.errors import DidiError, UsageError
+from didi.evaluation.protein.autoregressive import OrderJudge
 from didi.evaluation.protein.controls import ORDER, control_sets
 from didi.evaluation.protein.esmfold import EsmFoldJudge
 from didi.evaluation.protein.judges import (
@@ -26,6 +31,8 @@ from didi.evaluation.protein.measures import (
     residue_entropies,
 )
 from didi.evaluation.protein.row import protein_row
+from didi.models.autoregressive import AutoregressiveConfig, AutoregressiveLM
+from didi.models.bundle import Bundle
 
 needs_mmseqs = pytest.mark.skipif(not mmseqs.is_available(), reason="the program mmseqs is not installed")
 
@@ -105,8 +112,53 @@ def test_a_judge_that_does_not_is_refused_by_name(natural):
 
 
 def test_an_unknown_judge_is_refused():
-    with pytest.raises(UsageError, match=f"a judge of proteins is one of {', '.join(JUDGES)}; got 'esmfol'"):
+    with pytest.raises(
+        UsageError, match=f"a judge of proteins is one of {', '.join(JUDGES)}, or a bundle folder; got 'esmfol'"
+    ):
         load_protein_judge("esmfol")
+
+
+@pytest.fixture(scope="module")
+def learned(natural):
+    """An autoregressive network that has learned the motif."""
+    torch.manual_seed(0)
+    shape = AutoregressiveConfig(vocab_size=33, mask_id=32, length=60, hidden_size=16, num_blocks=1, num_heads=2)
+    network, rows = AutoregressiveLM(shape), protein_rows(natural)
+    optimizer = torch.optim.Adam(network.parameters(), lr=0.02)
+    for _ in range(60):
+        loss = network.nll(rows).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return network.eval()
+
+
+@torch.no_grad()
+def test_the_order_of_residues_is_judged_by_a_network_that_learned_it(learned, natural, tmp_path):
+    judge = OrderJudge(learned, name="order")
+    assert isinstance(judge, ProteinJudge)
+    controls = control_sets(natural)
+    assert all(one.holds for one in check_judge(judge, controls))
+    scores = judge.score([*controls["natural"], *controls["poly-alanine"], "MK"])
+    assert torch.equal(scores[3:4], judge.score([natural[3]]))  # whatever the others are
+    assert not scores[len(natural) : -1].any()  # one residue repeated has one order
+    # Per residue, without the begin and the end symbol.
+    rows = protein_rows(["MKTAYI"])
+    expected = float(learned.nll(rows)[0, 1:-1].double().mean())
+    assert judge.nats(["MKTAYI", "MK", "A" * 50])[0] == pytest.approx(expected, rel=1e-5)
+    copies = judge._with_copies(natural[0])
+    assert len(set(copies)) == 5
+    assert all(sorted(one) == sorted(natural[0]) for one in copies)
+    nats = judge.nats(copies)
+    assert float(scores[0]) == pytest.approx(float(nats[1:].mean() - nats[0]))
+    for wrong in ("", "A" * 59):
+        with pytest.raises(UsageError, match="judges proteins of 1 to 58 residues"):
+            judge.score([wrong])
+    bundle = Bundle(autoregressive=learned, tokenizer=protein_tokenizer(), process=Absorbing(32))
+    bundle.save_pretrained(tmp_path / "judge")
+    assert torch.equal(load_protein_judge(str(tmp_path / "judge")).score(natural[:2]), scores[:2])
+    with pytest.raises(UsageError, match="a bundle with an autoregressive network of them"):
+        load_protein_judge(str(Path(didi.__file__).parent / "bundles" / "markov"))
 
 
 def test_entropies_and_duplicates():

@@ -19,7 +19,7 @@ from didi.methods.elbo import PretrainConfig
 from didi.methods.settings import DataConfig, LoopConfig, NetworkConfig, OptimizerConfig, RunConfig
 
 DATA = {"corpus": "news", "length": 128, "vocab_size": None, "tokenizer": None, "block_layout": None}
-NETWORK = {"hidden_size": 768, "num_blocks": 12, "num_heads": 12, "cond_dim": 128, "dropout": 0.0,
+NETWORK = {"kind": "dit", "hidden_size": 768, "num_blocks": 12, "num_heads": 12, "cond_dim": 128, "dropout": 0.0,
            "is_time_conditioned": False, "conv_radius": 0}  # fmt: skip
 OPTIMIZER = {"method": "adamw", "muon_rate_scale": 2.5, "learning_rate": 1e-4, "warmup_steps": 0, "decay": "linear",
              "final_fraction": 0.0, "beta1": 0.9, "beta2": 0.999, "weight_decay": 0.01, "clip_norm": 1.0}  # fmt: skip

@@ -119,7 +119,7 @@ def rollout(
     Args:
         student: the few-step generator.
         num_states: intermediate states of all processes; this one's share of them, s, is what is returned.
-        length: positions l.
+        length: positions l; those of ``canvas`` where it is given.
         objective: trajectory, numbers of completions and corruptions, times.
         process: of the student; see ``TRAJECTORIES``.
         generator: a CPU generator; all draws are float64.
@@ -129,6 +129,7 @@ def rollout(
     draw = Uniforms(num_states, generator, device)
     if canvas is None:
         canvas = Canvas.blank(len(range(num_states)[world().share(num_states)]), length, device)
+    length = canvas.length
     found = TRAJECTORIES[objective.trajectory](student, canvas, objective, process, draw)
     num_completions, num_corruptions = objective.completions, objective.corruptions
     uniforms = draw(length, num_completions)  # unused where the completions are there already

@@ -5,6 +5,7 @@ A new judge is a class with the contract of ``ProteinJudge`` and one line in ``J
 
 from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
+from pathlib import Path
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from didi.errors import DidiError, UsageError, suggestion
 from didi.evaluation.frontier import Interval, mean_interval
+from didi.evaluation.protein.autoregressive import load_order_judge
 from didi.evaluation.protein.controls import ORDER
 from didi.evaluation.protein.esmfold import ESMFOLD, load_esmfold
 
@@ -45,14 +47,19 @@ JUDGES: dict[str, Callable[[Device], ProteinJudge]] = {ESMFOLD: load_esmfold}
 
 
 def load_protein_judge(name: str, *, device: Device = "cpu") -> ProteinJudge:
-    """The judge called ``name``.
+    """The judge called ``name``, or the autoregressive network of a bundle folder (``autoregressive.OrderJudge``).
 
     Raises:
-        UsageError: no judge has that name.
+        UsageError: no judge has that name, or the folder holds none.
         DidiError: it cannot be read or reached.
     """
+    if (folder := Path(name).expanduser()).is_dir():
+        return load_order_judge(folder, device=device)
     if name not in JUDGES:
-        raise UsageError(f"a judge of proteins is one of {', '.join(JUDGES)}; got {name!r}{suggestion(name, JUDGES)}")
+        raise UsageError(
+            f"a judge of proteins is one of {', '.join(JUDGES)}, or a bundle folder; got {name!r}"
+            f"{suggestion(name, JUDGES)}"
+        )
     return JUDGES[name](device)
 
 

@@ -1,0 +1,87 @@
+"""An autoregressive network of proteins as a judge: how much better it predicts a protein than its residues in any order.
+
+A perplexity alone prefers poly-alanine to every natural protein. The difference from shuffled copies of the same
+residues does not reward a composition, and is 0 for one residue repeated.
+"""
+
+from collections.abc import Sequence
+from hashlib import sha256
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from didi.data.protein import is_protein_tokenizer
+from didi.data.protein_batches import FRAME, canvas_of_rows, protein_rows
+from didi.diffusion.noise import named_generator
+from didi.errors import UsageError
+from didi.models.autoregressive import AutoregressiveLM
+from didi.models.bundle import load
+
+NUM_SHUFFLES = 4
+BATCH = 16
+
+
+class OrderJudge:
+    """Nats a residue by which a network prefers a protein to shuffled copies of it.
+
+    The copies of a protein are the same whenever it is scored. Train the network on proteins that the judged model has
+    not seen (recipe ``swissprot-ar``): a model is otherwise rewarded for what both remember.
+
+    Args:
+        network: autoregressive, in the tokens of ESM-2.
+        name: in reports.
+        num_shuffles: copies of each protein.
+    """
+
+    unit, is_higher_better = "nats a residue", True
+
+    def __init__(self, network: AutoregressiveLM, *, name: str, num_shuffles: int = NUM_SHUFFLES) -> None:
+        self.name = name
+        self._network, self._num_shuffles = network.eval(), num_shuffles
+
+    def score(self, sequences: Sequence[str]) -> Float[Tensor, " n"]:
+        """See ``ProteinJudge.score``.
+
+        Raises:
+            UsageError: a sequence is empty, or too long for the network.
+        """
+        longest = self._network.length - FRAME
+        if wrong := [len(one) for one in sequences if not 1 <= len(one) <= longest]:
+            raise UsageError(
+                f"{self.name} judges proteins of 1 to {longest} residues; got one of {wrong[0]}: leave it out"
+            )
+        found = [self.nats(copies) for copies in map(self._with_copies, sequences)]
+        return torch.stack([nats[1:].mean() - nats[0] for nats in found]) if found else torch.zeros(0).double()
+
+    @torch.no_grad()
+    def nats(self, sequences: Sequence[str]) -> Float[Tensor, " n"]:
+        """Negative log-likelihood of each protein in nats a residue, float64."""
+        device, parts = next(self._network.parameters()).device, []
+        for begin in range(0, len(sequences), BATCH):
+            canvas = canvas_of_rows(protein_rows(sequences[begin : begin + BATCH])).to(device)
+            terms = torch.where(canvas.is_free, self._network.nll(canvas.tokens).double(), 0.0)
+            parts.append(terms.sum(-1) / canvas.num_free)
+        return torch.cat(parts).cpu()
+
+    def _with_copies(self, residues: str) -> list[str]:
+        generator = named_generator(0, "order", sha256(residues.encode()).hexdigest())
+        orders = [torch.randperm(len(residues), generator=generator).tolist() for _ in range(self._num_shuffles)]
+        return [residues, *("".join(residues[place] for place in order) for order in orders)]
+
+
+def load_order_judge(folder: Path, *, device: str | torch.device = "cpu") -> OrderJudge:
+    """The judge of a bundle that ``didi pretrain swissprot-ar`` made.
+
+    Raises:
+        UsageError: it holds no autoregressive network of proteins.
+    """
+    bundle = load(str(folder))
+    network = bundle.autoregressive
+    if network is None or not is_protein_tokenizer(bundle.tokenizer):
+        raise UsageError(
+            f"a judge of proteins is a bundle with an autoregressive network of them; {folder} holds "
+            f"{', '.join(bundle.networks())}: name one that didi pretrain swissprot-ar made"
+        )
+    return OrderJudge(network.to(device), name=str(folder))

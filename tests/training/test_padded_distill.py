@@ -1,0 +1,300 @@
+"""DiDi-Instruct on proteins of different lengths: every gradient is that of the proteins alone, without padding."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from didi import world as world_module
+from didi.diffusion.canvas import Canvas
+from didi.diffusion.categorical import divergence, entropy
+from didi.diffusion.noise import named_generator
+from didi.errors import UsageError
+from didi.methods.base import Inputs
+from didi.methods.masked_moves import MaskedMoves
+from didi.methods.rollout import rollout
+from didi.methods.settings import DistillationConfig
+from didi.methods.sdtt import SdttConfig
+from didi.methods.whole_path import path_log_probs
+from didi.models.esm2 import MASK_ID, PAD_ID
+from didi.objectives.didi import advantages, policy_loss
+from didi.training.trainer import make_trainer
+from didi.world import World
+
+from .padded_case import (
+    CLOSE,
+    CPU,
+    DISTILL,
+    assert_same_gradients,
+    chosen,
+    distillation,
+    each_alone,
+    gradients,
+    log_probs_alone,
+    log_ratio_alone,
+    protein_source,
+    protein_teacher,
+    with_other_padding,
+)
+
+STUDENT, GUIDANCE = 1, 4
+BRANCHES = {"completions": 2, "advantage": "shared-state"}
+TWO_MOVES = {
+    "trajectory": "two-moves", "moves": None, "completions": 2, "advantage": "shared-state",
+    "divergence_weight": 0.5, "entropy_weight": 0.3,
+}  # fmt: skip
+FRESH = {"steps_per_student_step": 2, "fresh_rollouts": True}
+CASES = {
+    "whole paths": distillation(discriminator=FRESH),
+    "branches": distillation(BRANCHES),
+    "rewards at all times": distillation({"reward_time": "both"}),
+    "reference": distillation({"reference_steps": 2}, FRESH),
+    "two moves": distillation(TWO_MOVES),
+    "two moves, a logit for each token": distillation(
+        TWO_MOVES | {"revealed_only": True, "pg_reduction": "token-mean"}, {"output": "token"}
+    ),
+    "path": distillation(TWO_MOVES | {"trajectory": "path", "moves": 3}),
+    "one step": distillation(TWO_MOVES | {"trajectory": "one-step"}),
+    "corruptions of the same samples": distillation(TWO_MOVES, {"steps_per_student_step": 2}),
+}
+
+
+@pytest.fixture
+def make_method(randomise, tmp_path):
+    """A distillation of float64 networks whose student, teacher and discriminator differ."""
+
+    def make(config):
+        job = make_trainer(config, Inputs(protein_source(), CPU, tmp_path, protein_teacher(randomise)))
+        method = job.method
+        for number, network in enumerate([*method.trained.values(), method.teacher, job.average.module]):
+            randomise(network.double(), seed=5 + number)
+        if method._reference:
+            randomise(method._reference.network.double(), seed=9)
+        method.discriminator.train = lambda mode=True: method.discriminator  # spectral norms stay as they are
+        return method
+
+    return make
+
+
+@pytest.fixture(params=CASES, ids=list(CASES))
+def method(request, make_method):
+    return make_method(CASES[request.param])
+
+
+def scores_of_paths_alone(network, drawn, num_moves):
+    """Log-probability of the moves before the branch and after it, replayed for each protein without padding."""
+    times = 1 - torch.arange(num_moves + 1, dtype=torch.float64) / num_moves
+    before, after = torch.zeros(2, *drawn.x.shape[:2], dtype=torch.float64)
+    for row, width in each_alone(drawn.canvas):
+        for path in range(drawn.x.shape[1]):
+            x, reveal = drawn.x[row, path, :width], drawn.record[row, path, :width]
+            z, is_residue = x.clone(), drawn.canvas.is_free[row, :width]
+            z[is_residue] = MASK_ID
+            for s in times[1:]:
+                is_revealed = (z == MASK_ID) & (reveal >= s)
+                if is_revealed.any():
+                    side = before if s >= drawn.tau[row] else after
+                    side[row, path] += chosen(log_probs_alone(network, z), x, is_revealed)
+                z = torch.where(is_revealed, x, z)
+    return before, after
+
+
+def scores_alone(method, drawn):
+    """Score of the first and of the second move for each protein alone, and the rows that are regularised."""
+    student, objective = method.student, method.settings.objective
+    first, second, regularised = [], [], [[], []]
+    for row, width in each_alone(drawn.canvas):
+        is_residue, z = drawn.canvas.is_free[row, :width], drawn.z_tau[row, :width]
+        start = torch.where(is_residue, MASK_ID, z)
+        of_start, of_z = (log_probs_alone(student, one) for one in (start, z))
+        first.append(chosen(of_start, z, is_residue & (z != MASK_ID)))
+        for network, rows in ((student, regularised[0]), (method.teacher, regularised[1])):
+            rows.append((log_probs_alone(network, start)[is_residue], log_probs_alone(network, z)[z == MASK_ID]))
+        for x, z_t in zip(drawn.x[row, :, :width], drawn.z_t[row, :, 0, :width], strict=True):
+            counted = (z == MASK_ID) & ((z_t != MASK_ID) if objective.revealed_only else True)
+            second.append(chosen(of_z, x, counted))
+    is_scored = objective.trajectory == "two-moves"
+    return torch.stack(first) * is_scored, torch.stack(second).view(drawn.x.shape[:2]), regularised
+
+
+def regulariser_alone(objective, regularised):
+    """Weighted divergence minus entropy: means over all residues of the first move, and of the second where it is."""
+    total = 0.0
+    for move in range(1 if objective.trajectory in ("one-step", "whole-path") else 2):
+        of_student, of_teacher = (torch.cat([rows[move] for rows in side]).float() for side in regularised)
+        total = total - objective.entropy_weight * entropy(of_student).mean()
+        total = total + objective.divergence_weight * divergence("forward", of_teacher.detach(), of_student).mean()
+    return total
+
+
+def student_loss_alone(method, drawn):
+    objective, canvas = method.settings.objective, drawn.canvas
+    discriminator = method.discriminator
+    rewards = torch.stack(
+        [
+            log_ratio_alone(discriminator, z_t[:width])
+            for row, width in each_alone(canvas)
+            for z_t in drawn.z_t[row].flatten(0, 1)
+        ]
+    ).view(drawn.z_t.shape[:3])
+    regulariser = 0.0
+    if objective.trajectory == "whole-path":
+        first, second = scores_of_paths_alone(method.student, drawn, objective.moves)
+        if method._reference:
+            of_reference = sum(scores_of_paths_alone(method._reference.network, drawn, objective.moves))
+            rewards = rewards + (first + second - of_reference).detach().float()[..., None]
+        first = first[:, 0]
+    else:
+        first, second, regularised = scores_alone(method, drawn)
+        regulariser = regulariser_alone(objective, regularised)
+    if objective.pg_reduction == "token-mean":
+        num_residues = canvas.is_real.sum(1) - 2
+        first, second = first / num_residues, second / num_residues[:, None]
+    advantage = advantages(rewards, grouping=objective.advantage)
+    return policy_loss(first, second[..., None], advantage, torch.ones(len(canvas))).mean() + regulariser
+
+
+def test_the_students_gradient_is_that_of_the_proteins_alone(method):
+    batch = method.prepare(STUDENT, 0)
+    drawn = batch.rollout
+    assert drawn.canvas.has_padding
+    loss, _ = method._student_loss(batch)
+    expected = student_loss_alone(method, drawn)
+    torch.testing.assert_close(loss.double(), expected.double(), **CLOSE)
+    assert_same_gradients(loss, expected, method.student)
+
+
+def test_the_discriminators_gradient_is_that_of_the_proteins_alone(method, monkeypatch):
+    judged = []
+    monkeypatch.setattr(method, "_judged", lambda *args: judged.append(args) or type(method)._judged(method, *args))
+    batch = method.prepare(STUDENT, 0)
+    for repeat in range(method.settings.discriminator.steps_per_student_step):
+        loss, figures = method._discriminator_loss(repeat, batch)
+        fake, real, *_ = judged[-1]
+        is_right, losses = [], {1: [], 0: []}
+        for side, label in ((fake, 1), (real, 0)):
+            for row, width in each_alone(side):
+                z = side.tokens[row : row + 1, :width]
+                logits = method.discriminator(z)[0].double()
+                target = torch.full_like(logits, float(label))
+                terms = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+                counted = (z[0] == MASK_ID) if (z == MASK_ID).any() else torch.ones_like(z[0], dtype=torch.bool)
+                losses[label].append(terms if terms.ndim == 0 else terms[counted].mean())
+                ratio = logits if logits.ndim == 0 else logits[counted].mean()
+                is_right.append(float((ratio > 0) == bool(label)))
+        expected = (torch.stack(losses[1]).mean() + torch.stack(losses[0]).mean()) / 2
+        assert float(figures["discriminator_accuracy"]) == pytest.approx(sum(is_right) / len(is_right))
+        torch.testing.assert_close(loss.double(), expected, **CLOSE)
+        assert_same_gradients(loss, expected, method.discriminator)
+
+
+def test_what_padding_embeds_to_changes_nothing(method):
+    """All phases, validation included: no network, no mean and no loss reads it."""
+
+    def figures():
+        found, batch = [], method.prepare(STUDENT, 0)
+        for repeat in range(method.settings.discriminator.steps_per_student_step):
+            found.append(method._discriminator_loss(repeat, batch)[0])
+            assert not gradients(found[-1], method.discriminator)["trunk.vocab_embed.embedding"][PAD_ID].any()
+        found.append(method._student_loss(batch)[0])
+        assert not gradients(found[-1], method.student)["vocab_embed.embedding"][PAD_ID].any()
+        found.append(method._guidance_loss(method.prepare(GUIDANCE, 0))[0])
+        return [*(float(one) for one in found), *method.validate().values()]
+
+    before = figures()
+    networks = [method.student, method.teacher, method.discriminator.trunk, method.runtime.averaged()]
+    for network in [*networks, *([method._reference.network] if method._reference else [])]:
+        with_other_padding(network)
+    assert figures() == pytest.approx(before, rel=1e-6)
+
+
+def test_samples_have_the_lengths_of_their_real_rows_and_keep_their_frame(method, monkeypatch):
+    judged = []
+    monkeypatch.setattr(method, "_judged", lambda *args: judged.append(args) or type(method)._judged(method, *args))
+    settings, batch = method.settings, method.prepare(STUDENT, 0)
+    for repeat in range(settings.discriminator.steps_per_student_step):
+        method._discriminator_loss(repeat, batch)
+    method._guidance_loss(method.prepare(GUIDANCE, 0))
+    is_same = settings.objective.completions == 1  # else the first completion alone is compared with its own row
+    for number, (fake, real, *_) in enumerate(judged):
+        is_lesson = number + 1 == len(judged)
+        for side in (fake, real):
+            canvas = method.source.canvas(torch.where(side.tokens == MASK_ID, 5, side.tokens))
+            assert torch.equal(canvas.is_free, side.is_free)
+            assert torch.equal(canvas.is_real, side.is_real)
+        step = 0 if is_lesson else 1
+        if is_same or is_lesson:
+            assert torch.equal(fake.is_real, real.is_real)
+        elif number == 0 or settings.discriminator.fresh_rollouts:
+            each = settings.objective.completions * step
+            assert torch.equal(fake.is_real[::each], real.is_real[::each])
+    widths = {(one.is_real.sum(1)).sum().item() for one, *_ in judged}
+    assert len(widths) > 1  # other rows in each
+
+
+@pytest.mark.parametrize("branch", [1, 3])
+def test_paths_are_drawn_as_they_are_alone(randomise, branch):
+    """With the same uniform numbers, each protein gets the tokens and the scores that it gets without padding."""
+    network, source = protein_teacher(randomise).teacher.double(), protein_source()
+    canvas, process = source.canvas(source.batch(0, 4)), protein_teacher(randomise).process
+    uniforms = torch.rand(2, 4, 2, canvas.length, dtype=torch.float64, generator=named_generator("paths"))
+
+    class Given:
+        """The numbers of some proteins, cut to a width."""
+
+        def __init__(self, rows, width):
+            self.parts = [one[rows, :, :width].clone() for one in uniforms]
+
+        def __call__(self, *shape):
+            return self.parts.pop(0)
+
+    found = MaskedMoves.of(network, 3, canvas, process).branches(branch, 2, Given(slice(None), canvas.length))
+    for row, width in each_alone(canvas):
+        here = slice(row, row + 1)
+        alone = source.canvas(canvas.tokens[here, :width])
+        one = MaskedMoves.of(network, 3, alone, process).branches(branch, 2, Given(here, width))
+        assert torch.equal(found.completions.x[row, :, :width], one.completions.x[0])
+        assert torch.equal(found.z[row, :width], one.z[0])
+        torch.testing.assert_close(found.first_score[row], one.first_score[0], **CLOSE)
+        torch.testing.assert_close(found.completions.log_probs[row, :, :width], one.completions.log_probs[0], **CLOSE)
+        assert torch.equal(found.completions.x[row, :, width:], canvas.tokens[row, width:].expand(2, -1))
+        again = path_log_probs(network, one.completions.x, one.record, 3, process, canvas=alone)
+        torch.testing.assert_close(again[0], one.first_score + one.completions.log_probs[0].sum(-1), **CLOSE)
+
+
+def test_processes_share_the_proteins_of_a_rollout(make_method, monkeypatch):
+    method = make_method(DISTILL)
+    whole = method.prepare(STUDENT, 0).rollout
+    for rank in range(2):
+        monkeypatch.setattr(world_module, "_current", World(rank, 2))
+        mine, here = method.prepare(STUDENT, 0).rollout, slice(2 * rank, 2 * rank + 2)
+        assert torch.equal(mine.x, whole.x[here])
+        assert torch.equal(mine.canvas.is_real, whole.canvas.is_real[here])
+        torch.testing.assert_close(mine.first_score, whole.first_score[here], **CLOSE)
+
+
+@pytest.mark.parametrize("name", ["whole paths", "two moves"])
+def test_a_resumed_run_equals_a_straight_one_bit_for_bit(randomise, run_twice, name):
+    config = CASES[name]
+    teacher = protein_teacher(randomise)
+    run_twice(
+        lambda folder: make_trainer(config, Inputs(protein_source(), CPU, folder, teacher)), config.loop, stop_in=2
+    )
+
+
+def test_what_proteins_do_not_go_with_is_refused(make_method):
+    for config, said in (
+        (distillation(discriminator={"real_source": "teacher-pool"}), "real_source is corpus for sequences of different"),
+        (distillation({"moves": 1, "initial_mask_ratio": 0.5}, {"guidance_steps": 0}), "initial_mask_ratio is 1 for"),
+        (SdttConfig(data=DISTILL.data, loop=DISTILL.loop), "go with method didi"),
+    ):
+        assert isinstance(config, DistillationConfig)
+        with pytest.raises(UsageError, match=said):
+            make_method(config)
+
+
+def test_rollouts_without_a_canvas_have_free_positions_alone(randomise):
+    network = protein_teacher(randomise).teacher
+    process = protein_teacher(randomise).process
+    drawn = rollout(network, 3, 8, CASES["two moves"].objective, process, named_generator("free"), CPU)
+    assert drawn.canvas.is_all_free
+    assert torch.equal(drawn.canvas.is_free, Canvas.blank(3, 8).is_free)

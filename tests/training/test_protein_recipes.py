@@ -1,0 +1,68 @@
+"""Recipes of proteins: the settings of App. F.6, sizes, disjoint halves, and their steps without arithmetic."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from didi.data.protein_source import random_source
+from didi.methods.base import Inputs
+from didi.methods.new_networks import make_autoregressive, make_denoiser
+from didi.models.bundle import Bundle
+from didi.models.discriminator import num_parameters
+from didi.models.esm2 import Esm2
+from didi.recipes import DISTILL, PRETRAIN, num_symbols, teacher_process, teacher_shape
+from didi.training.dry_run import CPU, dry_run
+
+
+def test_the_settings_of_appendix_f6():
+    config = DISTILL["dplm-150m"]
+    student, discriminator = config.student_optimizer, config.discriminator_optimizer
+    assert (student.learning_rate, discriminator.learning_rate) == (1e-5, 5e-6)
+    assert student.warmup_steps == discriminator.warmup_steps == 1000
+    assert config.discriminator.output == "sequence"
+    assert config.data.length == 1024
+    assert config.loop.batch_size * config.data.length <= 4096
+    text = DISTILL["owt-169m"]
+    assert config.objective == text.objective
+    assert (config.loop.steps, student.weight_decay, student.decay) == (
+        text.loop.steps, text.student_optimizer.weight_decay, text.student_optimizer.decay,
+    )  # fmt: skip
+
+
+def test_teacher_and_judge_of_swissprot_have_5_to_10_million_parameters_and_learn_from_different_halves():
+    teacher, judge = PRETRAIN["swissprot"], PRETRAIN["swissprot-ar"]
+    with torch.device("meta"):
+        source = random_source(64, num_proteins=2)
+        sizes = [
+            num_parameters(make_denoiser(teacher, source, teacher_process("swissprot"))),
+            num_parameters(make_autoregressive(judge, source)),
+        ]
+    assert all(5e6 < size < 10e6 for size in sizes)
+    assert (teacher.data.corpus, judge.data.corpus) == ("swissprot:first", "swissprot:second")
+    assert DISTILL["swissprot"].data == teacher.data
+    assert num_symbols(teacher.data) == teacher_shape("swissprot").vocab_size == 33
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("name", ["dplm-150m", "swissprot"])
+def test_a_distillation_runs_without_arithmetic(name):
+    config, shape = DISTILL[name], teacher_shape(name)
+    if name == "dplm-150m":
+        shape = replace(shape, num_blocks=6)  # of 30, which are alike
+    cut = replace(
+        config,
+        loop=replace(config.loop, steps=1),
+        discriminator=replace(config.discriminator, warmup_steps=1, guidance_steps=1),
+    )
+
+    def inputs(folder):
+        return Inputs(random_source(config.data.length, 32), CPU, folder, Bundle(teacher=Esm2(shape).eval()))
+
+    found = dry_run(cut, inputs, batch_size=4)
+    with torch.device("meta"):
+        size = num_parameters(Esm2(shape))
+    assert found.parameters == pytest.approx(4 * size, rel=0.02)  # student, teacher, average and discriminator
+    assert found.flops > 1e10
+    assert found.peak > 4 * size * 4
