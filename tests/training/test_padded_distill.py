@@ -12,8 +12,9 @@ from didi.errors import UsageError
 from didi.methods.base import Inputs
 from didi.methods.masked_moves import MaskedMoves
 from didi.methods.rollout import rollout
-from didi.methods.settings import DistillationConfig
 from didi.methods.sdtt import SdttConfig
+from didi.methods.settings import DistillationConfig
+from didi.methods.trajectories import Uniforms
 from didi.methods.whole_path import path_log_probs
 from didi.models.esm2 import MASK_ID, PAD_ID
 from didi.objectives.didi import advantages, policy_loss
@@ -83,7 +84,7 @@ def method(request, make_method):
 def scores_of_paths_alone(network, drawn, num_moves):
     """Log-probability of the moves before the branch and after it, replayed for each protein without padding."""
     times = 1 - torch.arange(num_moves + 1, dtype=torch.float64) / num_moves
-    before, after = torch.zeros(2, *drawn.x.shape[:2], dtype=torch.float64)
+    before, after = (torch.zeros(drawn.x.shape[:2], dtype=torch.float64) for _ in range(2))
     for row, width in each_alone(drawn.canvas):
         for path in range(drawn.x.shape[1]):
             x, reveal = drawn.x[row, path, :width], drawn.record[row, path, :width]
@@ -198,7 +199,7 @@ def test_what_padding_embeds_to_changes_nothing(method):
         found.append(method._student_loss(batch)[0])
         assert not gradients(found[-1], method.student)["vocab_embed.embedding"][PAD_ID].any()
         found.append(method._guidance_loss(method.prepare(GUIDANCE, 0))[0])
-        return [*(float(one) for one in found), *method.validate().values()]
+        return [*(float(one.detach()) for one in found), *method.validate().values()]
 
     before = figures()
     networks = [method.student, method.teacher, method.discriminator.trunk, method.runtime.averaged()]
@@ -238,7 +239,7 @@ def test_paths_are_drawn_as_they_are_alone(randomise, branch):
     canvas, process = source.canvas(source.batch(0, 4)), protein_teacher(randomise).process
     uniforms = torch.rand(2, 4, 2, canvas.length, dtype=torch.float64, generator=named_generator("paths"))
 
-    class Given:
+    class Given(Uniforms):
         """The numbers of some proteins, cut to a width."""
 
         def __init__(self, rows, width):
@@ -283,7 +284,10 @@ def test_a_resumed_run_equals_a_straight_one_bit_for_bit(randomise, run_twice, n
 
 def test_what_proteins_do_not_go_with_is_refused(make_method):
     for config, said in (
-        (distillation(discriminator={"real_source": "teacher-pool"}), "real_source is corpus for sequences of different"),
+        (
+            distillation(discriminator={"real_source": "teacher-pool"}),
+            "real_source is corpus for sequences of different",
+        ),
         (distillation({"moves": 1, "initial_mask_ratio": 0.5}, {"guidance_steps": 0}), "initial_mask_ratio is 1 for"),
         (SdttConfig(data=DISTILL.data, loop=DISTILL.loop), "go with method didi"),
     ):

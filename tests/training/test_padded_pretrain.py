@@ -77,7 +77,9 @@ def test_neither_special_symbols_nor_padding_are_masked_or_predicted(job):
     assert found["vocab_embed.embedding"][BEGIN_ID].any()
     is_possible = network(batch.z, None, batch.canvas.attention_mask).isfinite()
     drawn = [name.isalpha() and name != "X" for name in ALPHABET]
-    assert torch.equal(is_possible[batch.canvas.is_real], torch.tensor(drawn).expand(int(batch.canvas.is_real.sum()), -1))
+    assert torch.equal(
+        is_possible[batch.canvas.is_real], torch.tensor(drawn).expand(int(batch.canvas.is_real.sum()), -1)
+    )
 
 
 @torch.no_grad()
@@ -139,7 +141,7 @@ def test_what_proteins_do_not_go_with_is_refused(source):
         config = replace(PRETRAIN, network=replace(PRETRAIN.network, kind="dit"), **changes)
         with pytest.raises(UsageError, match=said):
             make_trainer(config, Inputs(source, CPU))
-    with pytest.raises(UsageError, match="network.kind esm2 reads proteins, of 33 symbols"):
+    with pytest.raises(UsageError, match=r"network\.kind esm2 reads proteins, of 33 symbols"):
         make_trainer(replace(PRETRAIN, data=replace(PRETRAIN.data, length=7)), Inputs(MarkovSource(7, 0, "exact"), CPU))
     with pytest.raises(UsageError, match="has no time input"):
         replace(PRETRAIN.network, is_time_conditioned=True)

@@ -26,9 +26,7 @@ UNIFORM_STATE = ("markov", "exact", "tiny-news", "owt-169m")
 def test_paper_scale_recipes_have_the_parameters_of_tables_3_and_4(name, of_denoiser, of_discriminator):
     config = PRETRAIN[name]
     shape = asdict(
-        denoiser_shape(
-            config.network, vocab_size=GPT2_SYMBOLS, mask_id=GPT2_SYMBOLS - 1, length=config.data.length
-        )
+        denoiser_shape(config.network, vocab_size=GPT2_SYMBOLS, mask_id=GPT2_SYMBOLS - 1, length=config.data.length)
     )
     with torch.device("meta"):
         assert num_parameters(DiT(DiTConfig(**shape))) == of_denoiser

@@ -34,6 +34,7 @@ from didi.methods.base import Figures, Inputs, Runtime, Update
 from didi.methods.didi_networks import check_lengths, check_objective, initial_networks
 from didi.methods.didi_settings import DistillConfig
 from didi.methods.distillation import Distillation
+from didi.methods.judging import corrupted, judged
 from didi.methods.lessons import lesson_states, numbers_of_lessons
 from didi.methods.real_source import real_sampler
 from didi.methods.reference import Reference
@@ -41,12 +42,11 @@ from didi.methods.regularisation import TeacherLogProbs, regularisation
 from didi.methods.rollout import Batch, Rollout, rollout
 from didi.methods.validation import mean_log_ratio
 from didi.models.bundle import Bundle
-from didi.models.discriminator import Discriminator, log_ratio_logits, logits_at_budget
+from didi.models.discriminator import Discriminator, log_ratio_logits
 from didi.models.networks import DenoiserNetwork
 from didi.objectives.didi import (
     Advantages,
     advantages,
-    discriminator_loss,
     log_density_ratio,
     policy_loss,
     second_move_score,
@@ -173,13 +173,8 @@ class Didi(Distillation):
             fake = fake.with_tokens(drawn.z_t[:, :num_completions, 0].flatten(0, 1))
         else:
             fake = fake.with_tokens(drawn.x[:, :num_completions].flatten(0, 1))
-            fake = self._corrupted(fake, t, of_fake)
-        return self._judged(fake, self._corrupted(real, t, of_real), t, drawn.num_moves)
-
-    def _corrupted(self, clean: Canvas, t: Float[Tensor, " b"], draws: Float[Tensor, "b w k"]) -> Canvas:
-        """Sequences with their free positions corrupted to times t."""
-        z_t = self.process.corrupt(clean.tokens, t.to(clean.tokens.device), draws[:, : clean.length])
-        return clean.with_tokens(clean.clamped(z_t))
+            fake = corrupted(self.process, fake, t, of_fake)
+        return self._judged(fake, corrupted(self.process, real, t, of_real), t, drawn.num_moves)
 
     def _guidance_loss(self, batch: Batch) -> tuple[Tensor, Figures]:
         """As ``_discriminator_loss``, on states of the finished student's sampler."""
@@ -188,7 +183,10 @@ class Didi(Distillation):
         num_moves = budget if settings.objective.budgets and budget else settings.discriminator.guidance_nfe
         generator = named_generator(settings.seed, "guidance", batch.step, *([batch.number] if batch.number else []))
         move = torch.randint(1, num_moves + 1, (num_rows,), generator=generator)  # the last one leaves no masks
-        real, num_numbers = self._real_side(batch.step, batch.number, 0, num_rows), numbers_of_lessons(self.process, num_moves)
+        real, num_numbers = (
+            self._real_side(batch.step, batch.number, 0, num_rows),
+            numbers_of_lessons(self.process, num_moves),
+        )
         draws = torch.rand(num_numbers, num_rows, real.length, dtype=torch.float64, generator=generator)
         shape = (*real.tokens.shape, self.process.draws_per_position)
         uniforms = torch.rand(shape, dtype=torch.float64, generator=generator)
@@ -201,43 +199,14 @@ class Didi(Distillation):
             if settings.objective.budgets:
                 student = student.at_budget(num_moves)
             fake_t = lesson_states(student, move, num_moves, draws, self.process, real)
-        return self._judged(real.with_tokens(fake_t), self._corrupted(real, t, uniforms), t, num_moves)
+        return self._judged(real.with_tokens(fake_t), corrupted(self.process, real, t, uniforms), t, num_moves)
 
     def _judged(
-        self,
-        fake: Canvas,
-        real: Canvas,
-        t: Float[Tensor, " b"],
-        num_moves: int | None = None,
+        self, fake: Canvas, real: Canvas, t: Float[Tensor, " b"], num_moves: int | None = None
     ) -> tuple[Tensor, Figures]:
-        """Loss of Eq. 8, both sides in one forward pass, and the share of sequences on the right side.
-
-        Args:
-            fake: states of the student.
-            real: corrupted real sequences.
-            t: times of both.
-            num_moves: of the student.
-        """
-        both = fake.followed_by(real)
-        states, mask = both.tokens, both.attention_mask
-        self.discriminator.train()
-        level = self.process.noise_level(self.discriminator, t.to(self.runtime.device).repeat(2))
-        logits = self.runtime.call("discriminator", logits_at_budget, num_moves, states, level, mask).float()
-        fake_logits, real_logits = logits.chunk(2)
-        fake_masks, real_masks = self.process.is_predicted(states).chunk(2)
-        fake_is_real, real_is_real = (None, None) if mask is None else mask.chunk(2)
-        loss = discriminator_loss(
-            fake_logits,
-            real_logits,
-            fake_masks,
-            real_masks,
-            label_smoothing=self.settings.discriminator.label_smoothing,
-            student_is_real=fake_is_real,
-            real_is_real=real_is_real,
-        )
-        of_fake = log_density_ratio(fake_logits, fake_masks, is_real=fake_is_real)
-        is_right = torch.cat([of_fake > 0, log_density_ratio(real_logits, real_masks, is_real=real_is_real) < 0])
-        return loss, {"discriminator_loss": loss.detach(), "discriminator_accuracy": is_right.float().mean()}
+        """See ``judging.judged``."""
+        smoothing = self.settings.discriminator.label_smoothing
+        return judged(self.runtime, self.discriminator, self.process, fake, real, t, num_moves, smoothing)
 
     def _rewards(self, drawn: Rollout) -> tuple[Float[Tensor, "s g c"], Figures]:
         """Log-ratio of each corruption in nats, Eq. 6, with what a reference adds, and the share that the clamp cut."""

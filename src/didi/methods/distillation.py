@@ -46,9 +46,9 @@ class Distillation:
         check_fit(settings, teacher, self.process, self.source)
         if self.source.has_lengths and not (self.takes_lengths and isinstance(self.process, Absorbing)):
             raise UsageError(
-                f"sequences of different lengths, as those of {settings.data.corpus}, go with method didi and a teacher "
-                f"of masked diffusion; got method {self.name} and process {self.process.name}: choose these, or another "
-                "corpus"
+                f"sequences of different lengths, as those of {settings.data.corpus}, go with method didi and a "
+                f"teacher of masked diffusion; got method {self.name} and process {self.process.name}: choose these, "
+                "or another corpus"
             )
         self._teacher_digest = weights_digest(teacher)
         self.trained: dict[str, nn.Module] = {}

@@ -20,7 +20,6 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from didi.data.source import Source
 from didi.diffusion import Process, find_process
 from didi.diffusion.absorbing import Absorbing
 from didi.diffusion.canvas import Canvas
@@ -230,9 +229,7 @@ class Elbo:
         loop = self.settings.loop
         network = cast(DenoiserNetwork | AutoregressiveLM, self.runtime.averaged())
         rows = self.source.validation[: loop.validation_sequences]
-        value = nats_per_token(
-            network, self.process, rows, batch_size=loop.batch_size, canvas_of=self.source.canvas
-        )
+        value = nats_per_token(network, self.process, rows, batch_size=loop.batch_size, canvas_of=self.source.canvas)
         return {f"validation_{'nll' if self.is_autoregressive else 'nelbo'}": value}
 
     def state_dict(self) -> dict[str, Any]:

@@ -39,9 +39,7 @@ class MaskedMoves:
     first: FirstStates
 
     @classmethod
-    def of(
-        cls, network: DenoiserNetwork, num_moves: int, canvas: Canvas, process: Process
-    ) -> "MaskedMoves":
+    def of(cls, network: DenoiserNetwork, num_moves: int, canvas: Canvas, process: Process) -> "MaskedMoves":
         """See ``StudentMoves.of``."""
         assert isinstance(process, Absorbing)
         return cls(network, process, move_times(num_moves), canvas, first_states(network, canvas, process))

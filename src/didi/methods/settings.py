@@ -95,7 +95,9 @@ class NetworkConfig:
     def __post_init__(self) -> None:
         at_least(1, self, "hidden_size", "num_blocks", "num_heads", "cond_dim")
         if self.kind == "esm2" and self.is_time_conditioned:
-            raise UsageError("network.kind esm2 has no time input; got is_time_conditioned: turn it off, or set kind dit")
+            raise UsageError(
+                "network.kind esm2 has no time input; got is_time_conditioned: turn it off, or set kind dit"
+            )
         at_least(0, self, "conv_radius")
         finite(self)
         share(self, "dropout")

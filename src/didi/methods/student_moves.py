@@ -33,9 +33,7 @@ class StudentMoves(Protocol):
     """A network's own sampler of evenly spaced moves, for one kind of process."""
 
     @classmethod
-    def of(
-        cls, network: DenoiserNetwork, num_moves: int, canvas: Canvas, process: Process
-    ) -> "StudentMoves":
+    def of(cls, network: DenoiserNetwork, num_moves: int, canvas: Canvas, process: Process) -> "StudentMoves":
         """The sampler of so many moves of the sequences of a canvas."""
         ...
 

@@ -44,9 +44,7 @@ class UniformMoves:
     first_log_probs: None = None
 
     @classmethod
-    def of(
-        cls, network: DenoiserNetwork, num_moves: int, canvas: Canvas, process: Process
-    ) -> "UniformMoves":
+    def of(cls, network: DenoiserNetwork, num_moves: int, canvas: Canvas, process: Process) -> "UniformMoves":
         """See ``StudentMoves.of``; every position is free."""
         assert isinstance(process, Uniform)
         return cls(network, process, move_times(num_moves), canvas.length)

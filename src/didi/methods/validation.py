@@ -31,9 +31,7 @@ def mean_log_ratio(
     num, shape = len(canvas), (*canvas.tokens.shape, process.draws_per_position)
     t = (torch.arange(num, dtype=torch.float64) + 0.5) / num * (not is_clean)
     generator = named_generator(0, "validation-discriminator")
-    z_t = canvas.clamped(
-        process.corrupt(canvas.tokens, t, torch.rand(shape, dtype=torch.float64, generator=generator))
-    )
+    z_t = canvas.clamped(process.corrupt(canvas.tokens, t, torch.rand(shape, dtype=torch.float64, generator=generator)))
     z_t, t = world().mine(z_t).to(runtime.device), world().mine(t).to(runtime.device)
     canvas = canvas.rows(world().share(num)).to(runtime.device)
     with runtime.cast():

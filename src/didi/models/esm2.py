@@ -44,8 +44,8 @@ class Esm2Config:
         dropout: dropout rate of both residual branches while in training mode.
         layer_norm_epsilon: added to the variances of layer normalisation.
         is_tied: whether the head is the matrix of the token embedding.
-        conv_radius: neighbours on either side that a residual depthwise convolution mixes in before each block; 0, as in
-            the public checkpoints, leaves it out.
+        conv_radius: neighbours on either side that a residual depthwise convolution mixes in before each block; 0, as
+            in the public checkpoints, leaves it out.
         has_token_dropout: embeddings of masks are zero, and the others are scaled by the share of masks in the
             sequence relative to that of ESM-2's training.
         begin_id: symbol before the first residue; None for none. Never masked and never drawn, as are the next two.

@@ -124,9 +124,7 @@ def teacher_shape(name: str) -> DiTConfig | Esm2Config:
         return proteins.TEACHERS[name]
     process, recipe = teacher_process(name), PRETRAIN[name]
     vocab_size = process.num_symbols(num_symbols(recipe.data))
-    return denoiser_shape(
-        recipe.network, vocab_size=vocab_size, mask_id=process.mask_id, length=recipe.data.length
-    )
+    return denoiser_shape(recipe.network, vocab_size=vocab_size, mask_id=process.mask_id, length=recipe.data.length)
 
 
 def teacher_process(name: str) -> Process:

@@ -1,4 +1,4 @@
-"""An autoregressive network of proteins as a judge: how much better it predicts a protein than its residues in any order.
+"""An autoregressive network of proteins as a judge: how much better it predicts a protein than its residues shuffled.
 
 A perplexity alone prefers poly-alanine to every natural protein. The difference from shuffled copies of the same
 residues does not reward a composition, and is 0 for one residue repeated.
