@@ -21,8 +21,8 @@ from didi.files import json_text, write_atomically
 from didi.models.autoregressive import AutoregressiveLM
 from didi.models.bundle import Bundle, Role, bundled_names, load
 from didi.models.discriminator import Discriminator
-from didi.models.dit import DiT
 from didi.models.inference import Numerics
+from didi.models.networks import network_of
 from didi.recipes import teacher_names, teacher_process, teacher_shape
 from didi.sampling.guided import Guidance
 from didi.sampling.memory import check_batch
@@ -75,7 +75,7 @@ def random_bundle(name: str) -> Bundle:
     """
     shape = teacher_shape(name)
     torch.manual_seed(0)
-    network = DiT(replace(shape, dropout=0.0)).eval()
+    network = network_of(replace(shape, dropout=0.0)).eval()
     process = teacher_process(name)
     discriminator = Discriminator.from_denoiser(network).eval() if type(process) is Absorbing else None
     return Bundle(teacher=network, discriminator=discriminator, name=f"random {name}", process=process)

@@ -26,7 +26,7 @@ from didi.methods.base import Inputs, teacher_of
 from didi.methods.settings import DistillationConfig, RunConfig
 from didi.models import adapters
 from didi.models.bundle import Bundle, load
-from didi.models.networks import NETWORKS
+from didi.models.networks import network_of
 from didi.recipes import PRETRAIN, num_symbols, recipes_of, teacher_recipe, teacher_shape
 from didi.training.distributed import check_divides
 from didi.training.dry_run import CPU, Estimate, estimate
@@ -187,8 +187,7 @@ def _estimate(config: RunConfig, precision: str, num_processes: int) -> Estimate
     def inputs(folder: Path) -> Inputs:
         if not isinstance(config, DistillationConfig):
             return Inputs(source_of(num_symbols(data)), CPU, folder)
-        kind = next(one for one in NETWORKS.values() if one.settings is type(shape))
-        network: Any = kind.network(replace(shape, dropout=0.0)).eval()
+        network = network_of(replace(shape, dropout=0.0)).eval()
         teacher = Bundle(teacher=network)
         if bundle is not None:
             teacher.process = bundle.process

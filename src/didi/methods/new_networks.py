@@ -9,9 +9,9 @@ from didi.diffusion import Process
 from didi.errors import UsageError
 from didi.methods.settings import NetworkConfig
 from didi.models.autoregressive import AutoregressiveConfig, AutoregressiveLM
-from didi.models.dit import DiT, DiTConfig
-from didi.models.esm2 import ALPHABET, Esm2, Esm2Config
-from didi.models.networks import DenoiserNetwork
+from didi.models.dit import DiTConfig
+from didi.models.esm2 import ALPHABET, Esm2Config
+from didi.models.networks import DenoiserNetwork, network_of
 
 
 def denoiser_shape(
@@ -61,7 +61,8 @@ def make_denoiser(settings: Any, source: Source, process: Process) -> DenoiserNe
     """A fresh denoiser of a ``PretrainConfig``; weights come from the global generator."""
     vocab_size, length = process.num_symbols(source.vocab_size), settings.data.length
     shape = denoiser_shape(settings.network, vocab_size=vocab_size, mask_id=process.mask_id, length=length)
-    return Esm2(shape) if isinstance(shape, Esm2Config) else DiT(shape)
+    network: DenoiserNetwork = network_of(shape)
+    return network
 
 
 def make_autoregressive(settings: Any, source: Source) -> AutoregressiveLM:

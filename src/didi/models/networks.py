@@ -43,6 +43,11 @@ DenoiserNetwork = DiT | Esm2
 """A network with the contract of ``denoiser.Denoiser``."""
 
 
+def network_of(shape: Any) -> Any:
+    """A network of settings that are those of one of ``NETWORKS``, with new weights."""
+    return next(one.network for one in NETWORKS.values() if one.settings is type(shape))(shape)
+
+
 def kind_of(network: nn.Module) -> str:
     """The name of a network's kind.
 
