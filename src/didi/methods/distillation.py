@@ -88,8 +88,8 @@ class Distillation:
         """NELBO per token of the averaged student on held-out sequences, in nats."""
         loop, student = self.settings.loop, cast(DenoiserNetwork, self.runtime.averaged())
         rows = self.source.validation[: loop.validation_sequences]
-        options = {"batch_size": loop.batch_size, "canvas_of": self.source.canvas}
-        return {"validation_nelbo": nats_per_token(student, self.process, rows, **options)}
+        nats = nats_per_token(student, self.process, rows, batch_size=loop.batch_size, canvas_of=self.source.canvas)
+        return {"validation_nelbo": nats}
 
     def state_dict(self) -> dict[str, Any]:
         """Digest of the teacher's weights, which come from its bundle."""

@@ -53,7 +53,10 @@ def judged(
     logits = runtime.call("discriminator", logits_at_budget, num_moves, both.tokens, level, mask).float()
     of_fake, of_real = logits.chunk(2)
     fake_masks, real_masks = process.is_predicted(both.tokens).chunk(2)
-    fake_is_real, real_is_real = (None, None) if mask is None else mask.chunk(2)
+    of_padding: tuple[Tensor | None, Tensor | None] = (None, None)
+    if mask is not None:
+        of_padding = mask[: len(fake)], mask[len(fake) :]
+    fake_is_real, real_is_real = of_padding
     loss = discriminator_loss(
         of_fake,
         of_real,
