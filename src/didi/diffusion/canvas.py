@@ -99,8 +99,11 @@ class Canvas:
             for one in (self, other)
         ]
         is_uneven = self.length != other.length
+        tokens, is_free, is_real = (torch.cat(pair) for pair in zip(*sides, strict=True))
         return Canvas(
-            *(torch.cat(pair) for pair in zip(*sides, strict=True)),
+            tokens,
+            is_free,
+            is_real,
             has_padding=self.has_padding or other.has_padding or is_uneven,
             is_all_free=self.is_all_free and other.is_all_free and not is_uneven,
         )

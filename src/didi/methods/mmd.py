@@ -100,7 +100,7 @@ def paths(
     student: DenoiserNetwork, num_moves: int, length: int, process: Process, draw: Uniforms
 ) -> tuple[Int[Tensor, "s l"], Float[Tensor, " s"]]:
     """Finished samples of the student's own sampler, and the log-probability of all that was drawn in each."""
-    moves = MOVES[process.name].of(student, num_moves, length, process, draw.device)
+    moves = MOVES[process.name].of(student, num_moves, draw.blank(length), process)
     found = moves.branches(num_moves, 1, draw)
     return found.z, found.first_score
 

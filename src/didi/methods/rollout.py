@@ -18,7 +18,6 @@ from didi.methods.objective_settings import ObjectiveConfig, TrajectoryKind
 from didi.methods.trajectories import Completions, Trajectory, Uniforms, one_step, path, two_moves
 from didi.methods.whole_path import whole_path
 from didi.models.networks import DenoiserNetwork
-from didi.world import world
 
 
 @dataclass(frozen=True)
@@ -128,7 +127,7 @@ def rollout(
     """
     draw = Uniforms(num_states, generator, device)
     if canvas is None:
-        canvas = Canvas.blank(len(range(num_states)[world().share(num_states)]), length, device)
+        canvas = draw.blank(length)
     length = canvas.length
     found = TRAJECTORIES[objective.trajectory](student, canvas, objective, process, draw)
     num_completions, num_corruptions = objective.completions, objective.corruptions

@@ -132,6 +132,10 @@ class Uniforms:
     def __init__(self, num_states: int, generator: torch.Generator, device: torch.device) -> None:
         self.num_states, self.generator, self.device = num_states, generator, device
 
+    def blank(self, length: int) -> Canvas:
+        """The canvas of this process's states where all positions are free."""
+        return Canvas.blank(len(range(self.num_states)[world().share(self.num_states)]), length, self.device)
+
     def __call__(self, *shape: int) -> Float[Tensor, "s ..."]:
         """The next ones, ``[s, *shape]``."""
         drawn = torch.rand(self.num_states, *shape, dtype=torch.float64, generator=self.generator)

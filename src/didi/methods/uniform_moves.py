@@ -124,7 +124,7 @@ def uniform_states_before_a_move(
     """See ``lessons.lesson_states``; of the numbers the first are those of the first state, the others of each move."""
     device, times = uniforms.device, move_times(num_moves)
     alphas = path_alphas(process.schedule, times).tolist()
-    canvas = canvas or Canvas.blank(*uniforms.shape[1:], device)
+    canvas = canvas or Canvas.blank(uniforms.shape[1], uniforms.shape[2], device)
     z = process.prior(canvas, uniforms[0, :, :, None].expand(-1, -1, process.draws_per_position))
     # Several processes make as many passes each, of no rows if need be: sharded weights are gathered in them.
     for number in range(num_moves if world().size > 1 else int(move.max())):
