@@ -262,6 +262,20 @@ def test_paths_are_drawn_as_they_are_alone(randomise, branch):
         torch.testing.assert_close(again[0], one.first_score + one.completions.log_probs[0].sum(-1), **CLOSE)
 
 
+def test_the_teacher_is_read_at_the_lengths_of_each_step(make_method):
+    """Its first states are other ones in every step: none is kept from an earlier step."""
+    method = make_method(CASES["two moves"])
+    for step in (STUDENT, STUDENT + 1):
+        drawn = method.prepare(step, 0).rollout
+        first, _ = method._of_teacher(method.teacher, drawn)
+        alone = []
+        for row, width in each_alone(drawn.canvas):
+            is_residue = drawn.canvas.is_free[row, :width]
+            start = torch.where(is_residue, MASK_ID, drawn.z_tau[row, :width])
+            alone.append(log_probs_alone(method.teacher, start)[is_residue])
+        torch.testing.assert_close(first.double(), torch.cat(alone).detach(), **CLOSE)
+
+
 def test_processes_share_the_proteins_of_a_rollout(make_method, monkeypatch):
     method = make_method(DISTILL)
     whole = method.prepare(STUDENT, 0).rollout
