@@ -68,6 +68,27 @@ def distillation(objective=None, discriminator=None, **changes):
     )
 
 
+BRANCHES = {"completions": 2, "advantage": "shared-state"}
+TWO_MOVES = {
+    "trajectory": "two-moves", "moves": None, "completions": 2, "advantage": "shared-state",
+    "divergence_weight": 0.5, "entropy_weight": 0.3,
+}  # fmt: skip
+FRESH = {"steps_per_student_step": 2, "fresh_rollouts": True}
+CASES = {
+    "whole paths": distillation(discriminator=FRESH),
+    "branches": distillation(BRANCHES),
+    "rewards at all times": distillation({"reward_time": "both"}),
+    "reference": distillation({"reference_steps": 2}, FRESH),
+    "two moves": distillation(TWO_MOVES),
+    "two moves, a logit for each token": distillation(
+        TWO_MOVES | {"revealed_only": True, "pg_reduction": "token-mean"}, {"output": "token"}
+    ),
+    "path": distillation(TWO_MOVES | {"trajectory": "path", "moves": 3}),
+    "one step": distillation(TWO_MOVES | {"trajectory": "one-step"}),
+    "corruptions of the same samples": distillation(TWO_MOVES, {"steps_per_student_step": 2}),
+}
+
+
 def each_alone(canvas):
     """Number and width of each sequence without padding."""
     return list(enumerate(canvas.is_real.sum(1).tolist()))

@@ -32,8 +32,8 @@ def test_the_settings_of_appendix_f6():
 
 def test_teacher_and_judge_of_swissprot_have_5_to_10_million_parameters_and_learn_from_different_halves():
     teacher, judge = PRETRAIN["swissprot"], PRETRAIN["swissprot-ar"]
+    source = random_source(64, num_proteins=2)
     with torch.device("meta"):
-        source = random_source(64, num_proteins=2)
         sizes = [
             num_parameters(make_denoiser(teacher, source, teacher_process("swissprot"))),
             num_parameters(make_autoregressive(judge, source)),
