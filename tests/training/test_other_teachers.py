@@ -152,7 +152,8 @@ def test_lessons_judge_student_and_real_rows_at_the_times_after_each_move(make_j
     job, seen = make_job(config, bundle=uniform_teacher), []
     job.method.discriminator.register_forward_pre_hook(lambda _, inputs: seen.append(inputs))
     job.step(config.num_steps - 1)
-    ((states, level),) = seen
+    ((states, level, attention_mask),) = seen
+    assert attention_mask is None
     fake, real = level.chunk(2)
     assert torch.equal(fake, real)
     expected = uniform_teacher.process.noise_level(job.method.discriminator, torch.tensor([0, 0.25, 0.5, 0.75]))
