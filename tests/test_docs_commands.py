@@ -27,7 +27,12 @@ ROOT = DOCS.parent
 BENCHMARKS = ROOT / "benchmarks"
 ADDED_BY_A_READER = {"add-a-method.md", "add-a-sampler.md"}  # their commands need what these pages tell to add
 FILES = [file for file in DOCS.rglob("*.md") if file.name not in ADDED_BY_A_READER]
-FILES += [ROOT / "README.md", *ROOT.glob("src/didi/bundles/*/README.md")]
+FILES += [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "SECURITY.md",
+    *ROOT.glob("src/didi/bundles/*/README.md"),
+]
 PATTERN = re.compile(r"\[|\.\.\.|\b(RECIPE|NAME|LAYOUT|SRC|M|N|K)\b")  # a form of a command rather than a command
 HUB_MODELS = {"gpt2-large", "owner/repository"}
 

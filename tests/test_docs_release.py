@@ -1,0 +1,54 @@
+"""Licences, model cards and the citation agree with catalogue, bundles and package; claims end their pages."""
+
+import re
+import tomllib
+
+import pytest
+import yaml
+
+from didi.data.assets import ASSETS
+from didi.models.bundle import bundled_names, load
+from didi.models.discriminator import num_parameters
+from didi.models.manifest import FORMAT_VERSION
+
+from .docs_pages import DOCS
+
+ROOT = DOCS.parent
+CARDS = DOCS / "model-cards"
+LICENCES = (DOCS / "licences.md").read_text()
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+@pytest.mark.parametrize("asset", ASSETS.values(), ids=ASSETS)
+def test_every_asset_has_its_licence_on_the_page(asset):
+    package = f"{asset.registry} | `{asset.requirement}`"
+    assert f"| `{asset.name}` | {asset.summary} | {package} | {asset.licence} |" in LICENCES
+
+
+@pytest.mark.parametrize("name", bundled_names())
+def test_every_bundle_has_a_card_with_its_networks(name):
+    card = (CARDS / f"{name}.md").read_text()
+    assert f'didi.load("{name}")' in card
+    assert f"[`{name}`]({name}.md)" in (CARDS / "index.md").read_text()
+    assert f"`{name}`" in LICENCES.partition("## Weights")[2]
+    for role, network in load(name).networks().items():
+        size = num_parameters(network)
+        assert role in card
+        assert f"{size:,}" in card or f"{size / 1e6:.1f} M" in card
+
+
+def test_the_page_of_formats_names_the_one_that_is_written():
+    assert f"| {FORMAT_VERSION} | yes | yes |" in (DOCS / "bundle-formats.md").read_text()
+
+
+def test_the_citation_is_that_of_the_package():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert {citation["version"], citation["license"]} == {PROJECT["version"], PROJECT["license"]}
+    assert all(one in citation for one in ("cff-version", "title", "message", "authors"))
+
+
+@pytest.mark.parametrize("page", ["results/markov.md", "results/tiny-news.md", "speed.md"])
+def test_a_page_begins_with_its_finding_and_ends_with_its_claims(page):
+    text = (DOCS / page).read_text()
+    assert text.splitlines()[2].startswith("**")
+    assert re.findall(r"^## (.*)$", text, re.M)[-1] == "Claims fixed before the measurement"
