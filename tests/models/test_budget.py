@@ -12,10 +12,11 @@ from torch.nn import functional as F
 import didi
 from didi.errors import UsageError
 from didi.models.bundle import Bundle, load, save
+from didi.models.conditioning import budget_conditioned
 from didi.models.convert import mdlm_state_dict
 from didi.models.digest import weights_digest
 from didi.models.discriminator import Discriminator
-from didi.models.dit import DiT, budget_conditioned
+from didi.models.dit import DiT
 from didi.models.inference import for_inference
 
 SHAPE = {"vocab_size": 7, "length": 6}

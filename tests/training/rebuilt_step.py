@@ -164,7 +164,8 @@ def _guidance_loss(inputs: Inputs, step: int, average: nn.Module, discriminator:
     generator = named_generator(config.seed, "guidance", step)
     move = torch.randint(1, num_moves + 1, shape[:1], generator=generator)
     process, is_uniform = inputs.teacher.process, _is_uniform(inputs)
-    draws = torch.rand(1 + num_moves if is_uniform else 2, *shape, dtype=torch.float64, generator=generator)
+    num_numbers = 1 + num_moves if is_uniform else 2 + num_moves * (config.objective.latent_codes > 0)
+    draws = torch.rand(num_numbers, *shape, dtype=torch.float64, generator=generator)
     uniforms = torch.rand((*shape, 2) if is_uniform else shape, dtype=torch.float64, generator=generator)
     t = 1 - move.double() / num_moves
     states = uniform_states_before_a_move if is_uniform else states_before_a_move
@@ -242,7 +243,7 @@ def _path_log_probs(inputs: Inputs, batch: Rollout, network: nn.Module) -> Tenso
     if inputs.teacher.process.name == "uniform":
         return _uniform_path_log_probs(inputs, batch, network)
     num_moves, process, x = batch.num_moves, inputs.teacher.process, batch.x.flatten(0, 1)
-    reveal, found = batch.record.flatten(0, 1), torch.zeros(len(x))
+    (reveal,), found = batch.record.flatten(0, 1).unbind(1), torch.zeros(len(x))  # latent codes: test_latent_path
     alphas = process.schedule.alpha(1 - torch.arange(num_moves + 1, dtype=torch.float64) / num_moves)
     for move in range(num_moves):
         is_masked, stays_masked = reveal < 1 - alphas[move], reveal < 1 - alphas[move + 1]
@@ -278,7 +279,7 @@ def _time_weight(inputs: Inputs, t: Tensor) -> Tensor:
 def _regulariser(inputs: Inputs, batch: Rollout, teacher: nn.Module) -> Tensor:
     """Sum over the moves of the mean over their positions; 0 where no state is common to all paths."""
     objective = inputs.config.objective
-    if inputs.teacher.process.name == "uniform" or objective.initial_mask_ratio < 1:
+    if inputs.teacher.process.name == "uniform" or objective.initial_mask_ratio < 1 or objective.latent_codes:
         return torch.zeros(())
     moves = [(torch.full_like(batch.z_tau[:1], inputs.source.mask_id), torch.ones_like(batch.tau[:1]))]
     all_log_probs = [batch.first_log_probs]

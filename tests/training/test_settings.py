@@ -32,7 +32,7 @@ DISCRIMINATOR = {"output": "token", "trainable_blocks": None, "is_time_condition
                  "fresh_rollouts": False, "completions": None, "real_source": "corpus", "pool_size": 4096,
                  "pool_nfe": 128, "guidance_steps": 0, "guidance_nfe": 8}  # fmt: skip
 OBJECTIVE = {"trajectory": "two-moves", "moves": None, "budgets": (), "budget_conditioning": True, "reference_steps": 0,
-             "initial_mask_ratio": 1.0,
+             "initial_mask_ratio": 1.0, "latent_codes": 0, "latent_scale": 1.0,
              "reward_time": "finished", "coupled_time": True,
              "weight": "constant", "weight_low": 0.1, "weight_high": 10.0, "time_a": 1.0, "time_b": 1.0,
              "importance_weighting": False, "importance_clip": 10.0, "reward_reduction": "masked-mean",

@@ -46,6 +46,8 @@ OBJECTIVE = {
     "budget_conditioning": vary("budget_conditioning", True, False, **BUDGETS),
     "reward_time": [WHOLE | {"reward_time": name} for name in ("finished", "density", "both")],
     "reference_steps": [*vary("reference_steps", 0, 2, **WHOLE), BRANCHES | {"reference_steps": 2}],
+    "latent_codes": [WHOLE, *vary("latent_codes", 2, 5, **WHOLE), BRANCHES | {"latent_codes": 5}],
+    "latent_scale": vary("latent_scale", 1.0, 3.0, latent_codes=2, **WHOLE),
     "coupled_time": vary("coupled_time", True, False),
     "weight": vary("weight", "constant", "nelbo"),
     "weight_low": vary("weight_low", 0.1, 2.0, weight="nelbo"),

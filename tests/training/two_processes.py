@@ -53,6 +53,7 @@ def distillations():
         "branches": replace(ours, objective=replace(whole, completions=2, advantage="shared-state")),
         "reference": replace(ours, objective=replace(whole, reference_steps=2)),
         "budgets": replace(ours, objective=replace(whole, budgets=(2, 4))),
+        "latent codes": replace(ours, objective=replace(whole, latent_codes=4)),
         "pool": replace(ours, discriminator=replace(short, real_source="teacher-pool", pool_size=6, pool_nfe=2)),
         "sharded": replace(ours, loop=replace(loop, batch_size=4, accumulation=2, fsdp=True)),
         "adapters": replace(ours, lora_rank=4),
@@ -65,7 +66,7 @@ def distillations():
     }
 
 
-RESUMED = {"ours", "sdtt", "whole paths", "budgets", "adapters", "sharded", "sharded last block"}
+RESUMED = {"ours", "sdtt", "whole paths", "budgets", "latent codes", "adapters", "sharded", "sharded last block"}
 
 
 def numbers(state):

@@ -24,6 +24,7 @@ from didi.diffusion.score import ScoreProcess
 from didi.models.autoregressive import AutoregressiveConfig, AutoregressiveLM
 from didi.models.bundle import Bundle
 from didi.models.inference import Numerics
+from didi.models.latent import features_with, num_codes
 from didi.models.networks import DenoiserNetwork
 from didi.sampling.autoregressive import LeftToRight
 from didi.sampling.base import Sampler, time_grid
@@ -246,7 +247,7 @@ def _passes(bundle: Bundle, shapes: Sequence[tuple[str, int, bool]], load: Load)
         for part, rows, has_gradient in shapes:
             z = torch.zeros(rows, load.length, dtype=torch.long, device=device)
             if part == "trunk" or discriminator is None:
-                denoiser.features(z, None)
+                features_with(denoiser, z, codes=torch.zeros_like(z) if num_codes(denoiser) else None)
                 continue
             for _ in range(1 + has_gradient):
                 discriminator(z, None)
@@ -261,7 +262,11 @@ def _whole_passes(bundle: Bundle, seen: Trace, load: Load) -> None:
     trunk = [rows for part, rows, _ in seen.shapes if part == "trunk"]
     for rows, num_read in zip(trunk, seen.head_rows, strict=True):
         z = torch.zeros(rows, load.length, dtype=torch.long, device=device)
-        features = denoiser.features(z, None if level is None else level.expand(rows)).flatten(0, 1)
+        codes, levels = (
+            torch.zeros_like(z) if num_codes(denoiser) else None,
+            None if level is None else level.expand(rows),
+        )
+        features = features_with(denoiser, z, levels, codes=codes).flatten(0, 1)
         # Without a mask all positions are predicted. A state that sequences share is read once, and predicted for each.
         num = len(features) if process.mask_id is None else num_read
         for begin in range(0, num, ROWS):

@@ -185,7 +185,7 @@ class Didi(Distillation):
         move = torch.randint(1, num_moves + 1, (num_rows,), generator=generator)  # the last one leaves no masks
         real, num_numbers = (
             self._real_side(batch.step, batch.number, 0, num_rows),
-            numbers_of_lessons(self.process, num_moves),
+            numbers_of_lessons(self.student, self.process, num_moves),
         )
         draws = torch.rand(num_numbers, num_rows, real.length, dtype=torch.float64, generator=generator)
         shape = (*real.tokens.shape, self.process.draws_per_position)
@@ -260,11 +260,15 @@ class Didi(Distillation):
         return policy + regulariser, {**rewarded, **figures, **regularised}
 
     def validate(self) -> dict[str, float]:
-        """NELBO per token of the averaged student on held-out sequences, and their log-ratio in one batch, in nats."""
+        """Log-ratio of a batch of held-out sequences, and the NELBO per token of the averaged student on all, in nats.
+
+        A student that starts from random tokens or reads latent codes has no NELBO.
+        """
         rows = self.source.validation[: self.settings.loop.validation_sequences][: self.settings.loop.batch_size]
         judged = self.discriminator, self.process, self.source.canvas(rows).trimmed(), self.runtime
         log_ratio = mean_log_ratio(*judged, is_clean=self.settings.judges_finished)
-        of_student = {} if self.settings.starts_at_random else super().validate()  # it never reads states of masks
+        has_bound = not (self.settings.starts_at_random or self.settings.has_latent_codes)
+        of_student = super().validate() if has_bound else {}  # of a student that reads states of masks, and no codes
         return {**of_student, "validation_log_ratio": log_ratio}
 
     def state_dict(self) -> dict[str, Any]:

@@ -12,8 +12,9 @@ from didi.errors import UsageError
 from didi.methods.didi_settings import DistillConfig
 from didi.models.adapters import adapt, copy_sharing_frozen
 from didi.models.bundle import load
+from didi.models.conditioning import budget_conditioned, latent_conditioned
 from didi.models.discriminator import Discriminator
-from didi.models.dit import DiTTrunk, budget_conditioned
+from didi.models.dit import DiTTrunk
 from didi.models.initial_state import MASKS
 from didi.models.networks import DenoiserNetwork
 
@@ -25,6 +26,9 @@ def initial_networks(settings: DistillConfig, teacher: DenoiserNetwork) -> tuple
         torch.manual_seed(derive_seed(settings.seed, "budget-map"))
         of_discriminator = budget_conditioned(teacher)
         of_student = of_discriminator if settings.objective.budget_conditioning else teacher
+    if num_codes := settings.objective.latent_codes:
+        torch.manual_seed(derive_seed(settings.seed, "latent-codes"))
+        of_student = latent_conditioned(of_student, num_codes, settings.objective.latent_scale)
     torch.manual_seed(derive_seed(settings.seed, "discriminator-head"))
     num_blocks, rank = settings.discriminator.trainable_blocks, settings.lora_rank
     discriminator = Discriminator.from_denoiser(
@@ -102,6 +106,11 @@ def check_objective(settings: DistillConfig, process: Process) -> None:
         raise UsageError(
             f"objective.initial_mask_ratio is 1 for a teacher of {process.name} diffusion, which has no [MASK]; got "
             f"{ratio:g}: leave it out, or distil a masked teacher"
+        )
+    if num_codes := settings.objective.latent_codes:
+        raise UsageError(
+            f"objective.latent_codes is 0 for a teacher of {process.name} diffusion, whose moves start from random "
+            f"tokens; got {num_codes}: leave it out, or distil a masked teacher"
         )
     if (found := settings.objective.trajectory) != "whole-path":
         raise UsageError(

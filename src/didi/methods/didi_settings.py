@@ -98,14 +98,9 @@ class DistillConfig(DistillationConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._check_groups()
+        self._check_mixture()
         objective, discriminator, loop = self.objective, self.discriminator, self.loop
         check_sharding(loop, self.student_optimizer, self.discriminator_optimizer)
-        if self.starts_at_random and discriminator.guidance_steps:
-            raise UsageError(
-                "discriminator.guidance_steps is 0 with objective.initial_mask_ratio below 1, since guided sampling "
-                f"starts from masks alone; got {discriminator.guidance_steps} and {objective.initial_mask_ratio:g}: "
-                "set one of them to 0 or 1"
-            )
         if objective.budgets and loop.fsdp:
             raise UsageError("objective.budgets go without loop.fsdp; got both: leave one out")
         if objective.reference_steps:
@@ -161,12 +156,32 @@ class DistillConfig(DistillationConfig):
         """See ``DistillationConfig.starts_at_random``."""
         return self.objective.initial_state is not None
 
+    @property
+    def has_latent_codes(self) -> bool:
+        """See ``DistillationConfig.has_latent_codes``."""
+        return self.objective.latent_codes > 0
+
     def check_steps(self) -> None:
         """See ``RunConfig.check_steps``; lessons for guidance may be all there is."""
         if not self.loop.steps and not self.discriminator.guidance_steps:
             raise UsageError(
                 "loop.steps is 1 or more, or 0 with discriminator.guidance_steps for a discriminator of the student as "
                 "it is; got 0 of both: raise one of them"
+            )
+
+    def _check_mixture(self) -> None:
+        """Refuse what random initial states and latent codes do not go with."""
+        if self.starts_at_random and self.discriminator.guidance_steps:
+            raise UsageError(
+                "discriminator.guidance_steps is 0 with objective.initial_mask_ratio below 1, since guided sampling "
+                f"starts from masks alone; got {self.discriminator.guidance_steps} and "
+                f"{self.objective.initial_mask_ratio:g}: set one of them to 0 or 1"
+            )
+        num_codes, loop = self.objective.latent_codes, self.loop
+        if num_codes and (loop.fsdp or self.lora_rank is not None):
+            raise UsageError(
+                f"objective.latent_codes go without loop.fsdp and lora_rank; got {num_codes} with "
+                f"{'loop.fsdp' if loop.fsdp else f'lora_rank {self.lora_rank}'}: leave one of the two out"
             )
 
     def _check_groups(self) -> None:

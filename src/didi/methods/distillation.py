@@ -15,6 +15,7 @@ from didi.methods.settings import DistillationConfig, OptimizerConfig
 from didi.methods.student_process import student_process
 from didi.models.bundle import Bundle
 from didi.models.digest import weights_digest
+from didi.models.latent import num_codes
 from didi.models.nelbo import nats_per_token
 from didi.models.networks import DenoiserNetwork
 
@@ -118,18 +119,22 @@ class Distillation:
 
 
 def check_fit(settings: DistillationConfig, teacher: DenoiserNetwork, process: Process, source: Source) -> None:
-    """Refuse a corpus that the teacher cannot read, and a teacher that reads the number of moves.
+    """Refuse a corpus that the teacher cannot read, and a teacher that reads the number of moves or latent codes.
 
     A network without [MASK] has the symbols of its corpus without it; a public one may count it among its symbols.
 
     Raises:
         UsageError: its sequences are longer than the teacher's context, or its vocabulary is another; or the teacher is
-            a student of several budgets.
+            a student of several budgets or with latent codes.
     """
     if getattr(teacher.config, "is_budget_conditioned", False):
         raise UsageError(
             f"a teacher does not read the number of moves; that of {settings.teacher!r} does (is_budget_conditioned): "
             "choose another"
+        )
+    if num_codes(teacher):
+        raise UsageError(
+            f"a teacher reads no latent codes; that of {settings.teacher!r} reads {num_codes(teacher)}: choose another"
         )
     if settings.data.length > teacher.length:
         raise UsageError(

@@ -16,12 +16,16 @@ from didi.diffusion.uniform import Uniform
 from didi.methods.trajectories import states_before_a_move
 from didi.methods.uniform_moves import uniform_states_before_a_move
 from didi.models.denoiser import Denoiser
+from didi.models.latent import num_codes
 
 States = Callable[[Denoiser, Int[Tensor, " s"], int, Float[Tensor, "k s l"], Any, Canvas], Int[Tensor, "s l"]]
 
 
 class _Kind(NamedTuple):
-    """What makes the states, and the uniform numbers that it needs at each position, for all moves and for each."""
+    """What makes the states, and the uniform numbers that it needs at each position, for all moves and for each.
+
+    Latent codes need one more for each move.
+    """
 
     states: States
     num_for_all: int
@@ -35,10 +39,10 @@ _KINDS: Mapping[str, _Kind] = {
 """By the name of the process."""
 
 
-def numbers_of_lessons(process: Process, num_moves: int) -> int:
+def numbers_of_lessons(student: Denoiser, process: Process, num_moves: int) -> int:
     """Uniform numbers at each position of a state of ``lesson_states``."""
     kind = _KINDS[process.name]
-    return kind.num_for_all + kind.num_for_each * num_moves
+    return kind.num_for_all + (kind.num_for_each + (num_codes(student) > 0)) * num_moves
 
 
 def lesson_states(

@@ -42,6 +42,13 @@ class ObjectiveConfig:
     """Share of [MASK] in the state that a ``whole-path`` of 1 move starts from, in (0, 1]; the other positions hold
     random tokens, so that the student's samples are those of a mixture of products (ours, after Di[M]O, whose text
     models have 0.5). 1: masks alone, as in masked diffusion."""
+    latent_codes: int = 0
+    """Number of latent codes of a ``whole-path`` of masked diffusion: the student reads a code at each position, drawn
+    uniformly and anew for each sequence and move, so that a move is a mixture of products (ours, after Di4C; see
+    ``models.latent``). 2 or more; 0: none."""
+    latent_scale: float = 1.0
+    """Standard deviation of the initial embeddings of the codes over that of the teacher's token embeddings, positive;
+    read with ``latent_codes``."""
     reward_time: RewardTime = "finished"
     """Time t of the rewards of a ``whole-path``: 0, the finished sample itself; drawn from pi(t); or 0 in every other
     sample of the batch and drawn from pi(t) in the rest."""
@@ -106,6 +113,7 @@ class ObjectiveConfig:
         least = {"path": 3, "whole-path": 1}.get(self.trajectory)
         self._check_budgets()
         self._check_initial_state()
+        self._check_latent()
         if (
             least is not None
             and not (self.budgets and self.moves is None)
@@ -122,7 +130,7 @@ class ObjectiveConfig:
             )
         self._check_whole_path()
         at_least(0, self, "divergence_weight", "entropy_weight", "weight_low", "importance_clip")
-        positive(self, "time_a", "time_b", "reward_clamp", "advantage_clamp")
+        positive(self, "time_a", "time_b", "reward_clamp", "advantage_clamp", "latent_scale")
         if self.weight_low > self.weight_high:
             raise UsageError(
                 f"objective.weight_low is at most objective.weight_high; got {self.weight_low} and {self.weight_high}: "
@@ -162,6 +170,24 @@ class ObjectiveConfig:
                 "objective.initial_mask_ratio is below 1 for trajectory whole-path of moves 1, completions 1 and no "
                 f"budgets; got {self.initial_mask_ratio} with {self.trajectory}, {self.moves}, {self.completions} and "
                 f"{len(self.budgets)} budgets: set these, or initial_mask_ratio to 1"
+            )
+
+    def _check_latent(self) -> None:
+        """Refuse latent codes of what is no whole path from masks alone."""
+        if self.latent_codes < 0 or self.latent_codes == 1:
+            raise UsageError(f"objective.latent_codes is 2 or more, or 0 for none; got {self.latent_codes}")
+        if not self.latent_codes:
+            if self.latent_scale != 1:
+                raise UsageError(
+                    f"objective.latent_scale is read with objective.latent_codes only; got {self.latent_scale:g} with "
+                    "0: set latent_codes, or leave latent_scale out"
+                )
+            return
+        if self.trajectory != "whole-path" or self.initial_mask_ratio < 1:
+            raise UsageError(
+                "objective.latent_codes are for trajectory whole-path and initial_mask_ratio 1; got "
+                f"{self.latent_codes} with {self.trajectory} and {self.initial_mask_ratio:g}: set these, or "
+                "latent_codes to 0"
             )
 
     @property

@@ -265,3 +265,8 @@ class DistillationConfig(RunConfig):
     def starts_at_random(self) -> bool:
         """Whether students have a single move, from a random initial state (``models.initial_state``)."""
         return False
+
+    @property
+    def has_latent_codes(self) -> bool:
+        """Whether students read latent codes (``models.latent``)."""
+        return False

@@ -21,6 +21,7 @@ from didi.diffusion.categorical import sample_categorical
 from didi.diffusion.schedule import TimeDensity
 from didi.methods.objective_settings import ObjectiveConfig, TrajectoryKind
 from didi.models.denoiser import Denoiser
+from didi.models.latent import codes_from, features_with, num_codes
 from didi.models.networks import DenoiserNetwork
 from didi.world import world
 
@@ -74,7 +75,7 @@ def states_before_a_move(
     student: Denoiser,
     move: Int[Tensor, " s"],
     num_moves: int,
-    uniforms: Float[Tensor, "2 s l"],
+    uniforms: Float[Tensor, "k s l"],
     process: Absorbing,
     canvas: Canvas | None = None,
 ) -> Int[Tensor, "s l"]:
@@ -84,13 +85,14 @@ def states_before_a_move(
         student: the few-step generator.
         move: for each state, the number of moves that lead to it.
         num_moves: moves of the whole path.
-        uniforms: which positions are revealed when, and which tokens they get; float64, where the student lives.
+        uniforms: which positions are revealed when, which tokens they get, and the latent codes of each move where the
+            student reads some; float64, where the student lives.
         process: masked diffusion.
         canvas: which positions are free and real; None where all are.
     """
-    (reveal, draw), device = uniforms, uniforms.device
+    (reveal, draw, *of_codes), device, number_of_codes = uniforms, uniforms.device, num_codes(student)
     canvas = canvas or Canvas.blank(len(reveal), reveal.shape[1], device)
-    z = process.prior(canvas)
+    z, is_alike = process.prior(canvas), canvas.is_all_free and not number_of_codes
     # Several processes make as many passes each, of no rows if need be: sharded weights are gathered in them.
     for number in range(num_moves if world().size > 1 else int(move.max())):
         t, s = (torch.tensor([1 - done / num_moves], dtype=torch.float64) for done in (number, number + 1))
@@ -98,11 +100,12 @@ def states_before_a_move(
         is_revealed = process.is_predicted(z[rows]) & ~is_masked_at(
             reveal[rows], process.schedule.alpha(s).to(device).expand(len(rows))
         )
-        read = rows[:1] if number == 0 and canvas.is_all_free else rows  # the first state is then one for all
-        inputs = z[:1] if number == 0 and canvas.is_all_free else z[rows]
+        read = rows[:1] if number == 0 and is_alike else rows  # the first state is then one for all
+        inputs = z[:1] if number == 0 and is_alike else z[rows]
         level = process.noise_level(student, t.to(device).expand(len(inputs)))
         mask = canvas.rows(read).attention_mask
-        features = student.features(inputs, level, mask).expand(len(rows), -1, -1)[is_revealed]
+        codes = codes_from(of_codes[number][rows], number_of_codes) if number_of_codes else None
+        features = features_with(student, inputs, level, mask, codes).expand(len(rows), -1, -1)[is_revealed]
         log_probs = process.log_probs(student.head(features))
         z[rows] = z[rows].masked_scatter(is_revealed, sample_categorical(log_probs, draw[rows][is_revealed]))
     return z

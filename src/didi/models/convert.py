@@ -103,6 +103,8 @@ def mdlm_state_dict(network: DiT) -> dict[str, Tensor]:
             "the MDLM layout has no weights that read the number of moves; this network has some "
             "(is_budget_conditioned is true)"
         )
+    if network.config.num_codes:
+        raise UsageError("the MDLM layout has no latent codes; this network reads some (num_codes is not 0)")
     return {BACKBONE_PREFIX + name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
 
 

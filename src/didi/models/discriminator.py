@@ -12,7 +12,8 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 from didi.errors import UsageError
 from didi.models.denoiser import Simplex, Tokens, Trunk
-from didi.models.dit import DiTConfig, DiTTrunk, shallow_copy
+from didi.models.dit import DiTConfig, DiTTrunk
+from didi.models.shallow_copy import shallow_copy
 
 TRUNK, HEAD = "trunk.", "output_layer."  # prefixes of the names of all weights
 Output = Literal["token", "sequence"]

@@ -4,11 +4,9 @@ Pre-norm transformer with rotary positions and adaptive layer norm on the noise 
 names and shapes are those of the public MDLM, Duo and DiDi-Instruct checkpoints, so a state dict goes in unchanged.
 """
 
-import copy
 import math
-from dataclasses import dataclass, replace
-from types import MethodType
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -19,9 +17,9 @@ from torch.utils.checkpoint import checkpoint
 from didi.errors import UsageError
 from didi.models.denoiser import Simplex, Tokens
 from didi.models.layers import Embedding, LayerNorm, LocalConv, NoiseEmbedding, Rotary, modulate, rotate, zero_linear
+from didi.models.shallow_copy import Network, shallow_copy
 
 MLP_RATIO = 4
-Network = TypeVar("Network", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -43,6 +41,8 @@ class DiTConfig:
             leaves it out, which is the public checkpoint layout.
         is_budget_conditioned: whether the network can read the number of moves of the sampler that uses it
             (``DiTTrunk.at_budget``). The public checkpoint layout has no weights for it.
+        num_codes: number C of latent codes of which the network reads one at each position (``models.latent``); 0 for
+            a network without, as in the public checkpoint layout.
     """
 
     vocab_size: int
@@ -56,6 +56,7 @@ class DiTConfig:
     is_time_conditioned: bool = False
     conv_radius: int = 0
     is_budget_conditioned: bool = False
+    num_codes: int = 0
 
     def __post_init__(self) -> None:
         if self.num_heads < 1 or self.hidden_size % (2 * self.num_heads):
@@ -65,6 +66,8 @@ class DiTConfig:
             )
         if self.conv_radius < 0:
             raise UsageError(f"conv_radius is 0 or more; got {self.conv_radius}")
+        if self.num_codes < 0 or self.num_codes == 1:
+            raise UsageError(f"num_codes is 2 or more, or 0 for none; got {self.num_codes}")
         if self.mask_id is not None and not 0 <= self.mask_id < self.vocab_size:
             raise UsageError(f"mask_id lies in [0, vocab_size); got {self.mask_id} and {self.vocab_size}")
 
@@ -226,15 +229,30 @@ class DiT(DiTTrunk):
     def __init__(self, config: DiTConfig) -> None:
         super().__init__(config)
         self.output_layer = FinalLayer(config)
+        if config.num_codes:
+            self.code_embed = Embedding(config.num_codes, config.hidden_size)
 
     def features(
         self,
         inputs: Tokens | Simplex,
         sigma: Float[Tensor, " b"] | None = None,
         attention_mask: Bool[Tensor, "b l"] | None = None,
+        codes: Int[Tensor, "b l"] | None = None,
     ) -> Float[Tensor, "b l d"]:
-        """See ``Denoiser.features``."""
-        return self.features_of_embeddings(self.embed(inputs), sigma, attention_mask)
+        """See ``Denoiser.features``; the embedding of a position's latent code is added to that of its token.
+
+        Raises:
+            UsageError: the network reads latent codes, and gets none.
+        """
+        embedded = self.embed(inputs)
+        if self.config.num_codes:
+            if codes is None:
+                raise UsageError(
+                    f"this network reads a latent code at each position (num_codes {self.config.num_codes}), which is "
+                    "drawn by ancestral, tau-leaping and guided sampling alone: use one of these"
+                )
+            embedded = embedded + self.code_embed(codes)
+        return self.features_of_embeddings(embedded, sigma, attention_mask)
 
     def features_of_embeddings(
         self,
@@ -262,32 +280,3 @@ class DiT(DiTTrunk):
     ) -> Float[Tensor, "b l v"]:
         """Raw logits at every position; arguments as of ``Denoiser.features``."""
         return self.head(self.features(inputs, sigma, attention_mask))
-
-
-def shallow_copy(network: Network) -> Network:
-    """A copy with the same modules and parameters, whose attributes and submodules can be set without the other's.
-
-    Methods that an instance has instead of its class's (``models.inference``) are bound to the copy.
-    """
-    found = copy.copy(network)
-    for name in ("_modules", "_parameters", "_buffers"):
-        vars(found)[name] = dict(vars(network)[name])
-    for name, value in vars(network).items():
-        if isinstance(value, MethodType) and value.__self__ is network:
-            vars(found)[name] = MethodType(value.__func__, found)
-    return found
-
-
-def budget_conditioned(network: nn.Module) -> DiT:
-    """A copy that can read the number of moves, with new weights for it whose effect is zero.
-
-    Raises:
-        UsageError: it is no diffusion transformer, which alone has an input for them.
-    """
-    if not isinstance(network, DiT):
-        raise UsageError(f"the number of moves is read by a DiT; got {type(network).__name__}: leave budgets out")
-    found = copy.deepcopy(network)
-    found.config = replace(network.config, is_budget_conditioned=True)
-    device = next(network.parameters()).device
-    found.budget_map = NoiseEmbedding(network.config.cond_dim, is_zero=True).to(device)
-    return found

@@ -130,7 +130,7 @@ def config_from(
     config = record_from(kind, settings, source=source, is_bounded=True)
     num_elements = sum(value.numel() for value in weights.values())
     shape = vars(config)
-    largest = max(shape.get(name, 0) or 0 for name in ("vocab_size", "hidden_size", "cond_dim"))
+    largest = max(shape.get(name, 0) or 0 for name in ("vocab_size", "hidden_size", "cond_dim", "num_codes"))
     if shape.get("num_blocks", 0) > len(weights) or largest * shape.get("hidden_size", 0) > num_elements:
         raise UsageError(
             f"{source} has {shape.get('num_blocks')} blocks of width {shape.get('hidden_size')}, too large for the "

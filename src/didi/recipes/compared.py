@@ -50,6 +50,7 @@ def _mmd(base: DistillationConfig, objective: MmdObjective, *, rate: float, step
 
 
 _EXACT, _PATHS, _EXACT_MMD = DISTILL["exact"], DISTILL["exact"].objective, VARIANTS["exact", "mmd"]
+_LATENT = replace(_PATHS, latent_codes=16)
 _EXACT_DIMO = VARIANTS["exact", "dimo"]
 assert isinstance(_EXACT_MMD, MmdConfig)
 assert isinstance(_EXACT_DIMO, DimoConfig)
@@ -69,6 +70,8 @@ COMPARED: dict[str, dict[str, DistillationConfig]] = {
         "didi-1": _didi(_EXACT, replace(_PATHS, moves=1, initial_mask_ratio=0.5), steps=268),
         "didi-2": _didi(_EXACT, replace(_PATHS, moves=2), steps=268),
         "didi-8": _didi(_EXACT, replace(_PATHS, moves=8), steps=134),
+        "didi-latent": _didi(_EXACT, _LATENT, steps=154),
+        "didi-latent-2": _didi(_EXACT, replace(_LATENT, moves=2), steps=208),
         "didi-4-8": _didi(_EXACT, replace(_PATHS, moves=8, budgets=(4, 8)), steps=155),
         "mmd": _mmd(_EXACT_MMD, _NARROW, rate=1e-4, steps=798),
         "mmd-8": _mmd(_EXACT_MMD, replace(_NARROW, moves=8), rate=1e-4, steps=529),

@@ -3,7 +3,8 @@
 Which positions a move reveals does not depend on their tokens, so the move of every position is drawn first, on the
 CPU, for the whole trajectory. After that the loop knows all its shapes: the network runs only for sequences that reveal
 something, its head only on the revealed rows, each row takes one uniform, and no device has to be waited for. While
-all sequences are in their first, common state, one row of the network serves the batch. All of it is exact.
+all sequences are in their first, common state, one row of the network serves the batch, unless it reads latent codes.
+All of it is exact.
 """
 
 from collections.abc import Generator, Iterator
@@ -20,8 +21,10 @@ from didi.diffusion.canvas import Canvas
 from didi.diffusion.noise import SequenceNoise
 from didi.diffusion.schedule import Schedule, nelbo_weight
 from didi.models.denoiser import Denoiser
+from didi.models.latent import num_codes
 from didi.sampling.base import StepOutput, path_alphas, shared_rows
 from didi.sampling.departure import EXACT, Departure
+from didi.sampling.latent import drawn_codes
 from didi.sampling.passes import Passes, TokenDraw, TrunkPass, moves_alone, sent
 from didi.world import to_device
 
@@ -85,13 +88,15 @@ class Ancestral:
         z, start = self.process.prior(canvas), canvas.to("cpu")
         reveal, draw = noise.uniforms(2, z.shape[1], device="cpu", positions=1).unbind(1)
         move_of = reveal_moves(reveal, start.is_free, alphas)
-        is_shared = len(shared_rows(self.process.prior(start), start)) == 1 and not self.is_whole_batch
+        is_alike = len(shared_rows(self.process.prior(start), start)) == 1 and not num_codes(self.denoiser)
+        is_shared = is_alike and not self.is_whole_batch
         none = torch.zeros(len(z), dtype=torch.long)
         for move, (t, s) in enumerate(pairwise(times)):
             is_revealed = move_of == move
             is_active = is_revealed.any(1)
+            codes = drawn_codes(self.denoiser, noise, z.shape[1], z.device)
             if is_active.any():
-                z = yield from self._reveal(z, canvas, is_revealed, is_active, draw, t, is_shared=is_shared)
+                z = yield from self._reveal(z, canvas, is_revealed, is_active, draw, codes, t, is_shared=is_shared)
                 is_shared = False
             yield StepOutput(z, float(s), to_device(is_revealed, z.device), is_active.long(), none)
 
@@ -102,11 +107,12 @@ class Ancestral:
         is_revealed: Bool[Tensor, "b l"],
         is_active: Bool[Tensor, " b"],
         draw: Float[Tensor, "b l"],
+        codes: Int[Tensor, "b l"] | None,
         t: Float[Tensor, ""],
         *,
         is_shared: bool,
     ) -> Generator[TrunkPass | TokenDraw, Tensor | None, Int[Tensor, "b l"]]:
-        """The state after a move; all but ``z`` and ``canvas`` is on the CPU."""
+        """The state after a move; all but ``z``, ``canvas`` and ``codes`` is on the CPU."""
         sequence, position = is_revealed.nonzero(as_tuple=True)
         read = torch.zeros(1, dtype=torch.long) if is_shared else torch.arange(len(z))
         if not (is_shared or self.is_whole_batch):
@@ -119,5 +125,6 @@ class Ancestral:
         inputs, mask = z, canvas.attention_mask
         if len(read) != len(z):
             inputs, mask = z[read], canvas.rows(read).attention_mask
-        features = sent((yield TrunkPass(inputs, t, mask)))[row, position]
+            codes = None if codes is None else codes[read]
+        features = sent((yield TrunkPass(inputs, t, mask, codes)))[row, position]
         return z.index_put((sequence, position), sent((yield TokenDraw(features, uniforms))))

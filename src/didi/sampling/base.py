@@ -17,6 +17,7 @@ from didi.diffusion.noise import SequenceNoise
 from didi.diffusion.schedule import Schedule
 from didi.errors import UsageError
 from didi.models.denoiser import Denoiser
+from didi.models.latent import features_with
 from didi.sampling.departure import Departure
 from didi.world import to_device
 
@@ -144,9 +145,10 @@ def features_at(
     z: Int[Tensor, "b l"],
     t: Float[Tensor, "*b"],
     attention_mask: Bool[Tensor, "b l"] | None = None,
+    codes: Int[Tensor, "b l"] | None = None,
 ) -> Float[Tensor, "b l d"]:
-    """Trunk features of every row at time ``t``, one for all or one for each."""
-    return denoiser.features(z, noise_levels(denoiser, process, t, z), attention_mask)
+    """Trunk features of every row at time ``t``, one for all or one for each; see ``latent.features_with``."""
+    return features_with(denoiser, z, noise_levels(denoiser, process, t, z), attention_mask, codes)
 
 
 def noise_levels(

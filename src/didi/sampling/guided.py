@@ -22,6 +22,7 @@ from didi.models.discriminator import Discriminator
 from didi.models.guidance import DEFAULT, Guidance
 from didi.sampling.base import StepOutput, features_at, open_positions, path_alphas, shared_rows
 from didi.sampling.departure import EXACT, Departure
+from didi.sampling.latent import drawn_codes
 from didi.sampling.ranking import candidate_weights, chosen_candidates
 
 MEAN_ROWS = 256  # rows of logits whose mean embedding is taken at a time: 50 MB at a vocabulary of 50k
@@ -45,10 +46,11 @@ class Guided:
         z = self.process.prior(canvas)
         for move, (t, s) in enumerate(pairwise(times)):
             reveal = float(reveal_probability(alphas[move + 1], alphas[move]))
+            codes = drawn_codes(self.denoiser, noise, z.shape[1], z.device)
             if move < len(scales):
-                z_next, is_active, num_scored = self._tilted_move(z, canvas, t, reveal, noise, scales[move])
+                z_next, is_active, num_scored = self._tilted_move(z, canvas, t, reveal, noise, codes, scales[move])
             else:
-                z_next, is_active, num_scored = self._ranked_move(z, canvas, t, s, reveal, noise)
+                z_next, is_active, num_scored = self._ranked_move(z, canvas, t, s, reveal, noise, codes)
             passes = is_active.long().cpu()
             yield StepOutput(z_next, float(s), z_next != z, passes, passes * num_scored)
             z = z_next
@@ -62,13 +64,17 @@ class Guided:
         )
 
     def _features(
-        self, z: Int[Tensor, "b l"], canvas: Canvas, t: Float[Tensor, ""], is_read: Bool[Tensor, "b l"]
+        self,
+        z: Int[Tensor, "b l"],
+        canvas: Canvas,
+        t: Float[Tensor, ""],
+        is_read: Bool[Tensor, "b l"],
+        codes: Int[Tensor, "b l"] | None,
     ) -> Float[Tensor, "n d"]:
         """Trunk features at the positions read; one row of the network serves rows that are all equal."""
-        inputs = shared_rows(z, canvas)
-        return features_at(self.denoiser, self.process, inputs, t, canvas.attention_mask).expand(len(z), -1, -1)[
-            is_read
-        ]
+        inputs = shared_rows(z, canvas) if codes is None else z
+        features = features_at(self.denoiser, self.process, inputs, t, canvas.attention_mask, codes)
+        return features.expand(len(z), -1, -1)[is_read]
 
     def _tilted_move(
         self,
@@ -77,6 +83,7 @@ class Guided:
         t: Float[Tensor, ""],
         reveal: float,
         noise: SequenceNoise,
+        codes: Int[Tensor, "b l"] | None,
         scale: float,
     ) -> tuple[Int[Tensor, "b l"], Bool[Tensor, " b"], int]:
         """A move whose logits are tilted by ``scale`` times the clamped gradient of the reward."""
@@ -86,7 +93,7 @@ class Guided:
         if not is_active.any():
             return z, is_active, 0
         active, there, revealed = z[is_active], canvas.rows(is_active), is_revealed[is_active]
-        logits = self.tilted_logits(active, there, revealed, t, scale)
+        logits = self.tilted_logits(active, there, revealed, t, scale, None if codes is None else codes[is_active])
         z = z.clone()
         z[is_revealed] = self.departure.sample(logits, self.process.mask_id, uniforms[is_revealed])
         return z, is_active, 0 if scale == 0 else 2
@@ -98,6 +105,7 @@ class Guided:
         is_revealed: Bool[Tensor, "b l"],
         t: Float[Tensor, ""],
         scale: float,
+        codes: Int[Tensor, "b l"] | None = None,
     ) -> Float[Tensor, "n v"]:
         """Logits of a tilted move at the positions that it reveals; those of a position depend on no other choice.
 
@@ -107,11 +115,12 @@ class Guided:
             is_revealed: masked positions that are read.
             t: time of ``z``.
             scale: h; 0 gives the denoiser's own logits.
+            codes: latent code of each position; None for a denoiser that reads none.
         """
         if scale == 0:
-            return self.denoiser.head(self._features(z, canvas, t, is_revealed))
+            return self.denoiser.head(self._features(z, canvas, t, is_revealed, codes))
         is_masked = open_positions(self.process, z, canvas)
-        features, is_read = self._features(z, canvas, t, is_masked), is_revealed[is_masked]
+        features, is_read = self._features(z, canvas, t, is_masked, codes), is_revealed[is_masked]
         logits = self._token_logits(features[is_read])
         gradient = self._reward_gradient(logits, features[~is_read], z, canvas, is_revealed, t)
         bound = self.guidance.gradient_clamp
@@ -166,6 +175,7 @@ class Guided:
         s: Float[Tensor, ""],
         reveal: float,
         noise: SequenceNoise,
+        codes: Int[Tensor, "b l"] | None,
     ) -> tuple[Int[Tensor, "b l"], Bool[Tensor, " b"], int]:
         """A move drawn ``num_candidates`` times from one network pass, of which one is chosen by its reward."""
         num = self.guidance.num_candidates
@@ -177,7 +187,8 @@ class Guided:
         active, there, revealed = z[is_active], canvas.rows(is_active), is_revealed[is_active]
         # A row of logits serves all candidates: one cumulative distribution, as many draws.
         is_read = revealed.any(1)
-        logits = self.denoiser.head(self._features(active, there, t, is_read))
+        codes = None if codes is None else codes[is_active]
+        logits = self.denoiser.head(self._features(active, there, t, is_read, codes))
         drawn = self.departure.sample(logits, self.process.mask_id, uniforms[is_active].transpose(1, 2)[is_read])
         candidates = active[:, None].repeat(1, num, 1)
         candidates.transpose(1, 2)[is_read] = drawn

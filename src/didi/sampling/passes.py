@@ -31,11 +31,13 @@ class TrunkPass:
         inputs: token ids.
         t: their time, one for all rows or one for each.
         attention_mask: False at padding; None where all positions are real.
+        codes: latent code of each position; None for a network that reads none.
     """
 
     inputs: Int[Tensor, "r l"]
     t: Float[Tensor, "*r"]
     attention_mask: Bool[Tensor, "r l"] | None = None
+    codes: Int[Tensor, "r l"] | None = None
 
 
 @dataclass(frozen=True)
@@ -103,4 +105,4 @@ def moves_alone(
         elif isinstance(asked, TokenDraw):
             answer = sampler.departure.sample(denoiser.head(asked.features), process.mask_id, asked.uniforms)
         else:
-            answer = features_at(denoiser, process, asked.inputs, asked.t, asked.attention_mask)
+            answer = features_at(denoiser, process, asked.inputs, asked.t, asked.attention_mask, asked.codes)

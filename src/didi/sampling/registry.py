@@ -8,6 +8,7 @@ from didi.errors import UsageError
 from didi.models.autoregressive import AutoregressiveLM
 from didi.models.bundle import Bundle
 from didi.models.inference import check_ready
+from didi.models.latent import num_codes
 from didi.models.networks import DenoiserNetwork
 from didi.sampling.ancestral import Ancestral
 from didi.sampling.autoregressive import LeftToRight
@@ -45,6 +46,7 @@ class SamplerKind:
         fixed: fields with one value for all users.
         num_moves: of a sampler that has one number of moves only.
         is_revising: whether a move may mask or change a token that an earlier one has drawn, of masked diffusion.
+        draws_codes: whether it samples networks that read latent codes (``models.latent``).
     """
 
     sampler: type[Any]
@@ -53,6 +55,7 @@ class SamplerKind:
     fixed: tuple[tuple[str, Any], ...] = ()
     num_moves: int | None = None
     is_revising: bool = False
+    draws_codes: bool = False
 
     @property
     def reads(self) -> set[str]:
@@ -87,7 +90,7 @@ class SamplerKind:
 
 SAMPLERS: dict[SamplerName, tuple[SamplerKind, ...]] = {
     "ancestral": (
-        SamplerKind(Ancestral, ("absorbing",), fixed=(("leap", "exact"),)),
+        SamplerKind(Ancestral, ("absorbing",), fixed=(("leap", "exact"),), draws_codes=True),
         SamplerKind(UniformAncestral, ("uniform",), fixed=(("is_greedy_tail", False), ("remask", NO_CORRECTOR))),
         SamplerKind(ScoreSampler, SCORES, fixed=(("predictor", "analytic"),)),
     ),
@@ -95,9 +98,9 @@ SAMPLERS: dict[SamplerName, tuple[SamplerKind, ...]] = {
     "greedy-tail": (
         SamplerKind(UniformAncestral, ("uniform",), fixed=(("is_greedy_tail", True), ("remask", NO_CORRECTOR))),
     ),
-    "guided": (SamplerKind(Guided), SamplerKind(UniformGuided, ("uniform",))),
+    "guided": (SamplerKind(Guided, draws_codes=True), SamplerKind(UniformGuided, ("uniform",))),
     "first-hitting": (SamplerKind(FirstHitting, is_self_paced=True),),
-    "tau-leaping": (SamplerKind(Ancestral, fixed=(("leap", "tau"),)),),
+    "tau-leaping": (SamplerKind(Ancestral, fixed=(("leap", "tau"),), draws_codes=True),),
     "confidence": (SamplerKind(ConfidenceDecoding),),
     "entropy-bounded": (SamplerKind(EntropyBounded, is_self_paced=True),),
     "one-step": (SamplerKind(OneStep, ("absorbing",), num_moves=1),),
@@ -180,6 +183,12 @@ def make_sampler(bundle: Bundle, options: SamplingOptions, num_moves: int) -> Sa
         kind = find_sampler("published", bundle.process.name)
     if options.is_whole_batch and "is_whole_batch" not in kind.reads:
         raise UsageError("a compiled network goes with float64 ancestral or tau-leaping sampling; leave --compile out")
+    if num_codes(network) and not kind.draws_codes:
+        drawing = ", ".join(name for name in SAMPLERS if any(one.draws_codes for one in _kinds(name)))
+        raise UsageError(
+            f"the network of bundle {bundle.name} reads latent codes, which {drawing} sampling with float64 draws "
+            f"alone draws; got {options.sampler} in {options.precision}: choose one of these"
+        )
     _refuse_unread(options, kind.reads, bundle.process.name)
     sampler = kind.make(bundle.at_budget(num_moves), with_bundle_settings(options, bundle))
     judges = {"discriminator"} if hasattr(sampler, "discriminator") else set()

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from didi.diffusion import Process
 from didi.models.denoiser import Denoiser
+from didi.models.latent import features_with
 from didi.sampling.base import noise_levels
 from didi.sampling.passes import PassSampler, TokenDraw, TrunkPass
 
@@ -45,10 +46,14 @@ def shared_features(
         width = one.inputs.shape[1]
         there[:, :width] = one.inputs
         real[:, :width] = True if one.attention_mask is None else one.attention_mask
+    codes = None if passes[0].codes is None else torch.zeros_like(inputs)  # all are of one network
+    if codes is not None:
+        for one, there in zip(passes, codes.split(rows), strict=True):
+            there[:, : one.inputs.shape[1]] = one.codes
     has_padding = any(one.attention_mask is not None or one.inputs.shape[1] < length for one in passes)
     levels = [noise_levels(denoiser, process, one.t, one.inputs) for one in passes]
     level = None if levels[0] is None else torch.cat([one for one in levels if one is not None])
-    features = denoiser.features(inputs, level, is_real if has_padding else None)
+    features = features_with(denoiser, inputs, level, is_real if has_padding else None, codes)
     return [own[:, : one.inputs.shape[1]] for one, own in zip(passes, features.split(rows), strict=True)]
 
 

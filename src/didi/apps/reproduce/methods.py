@@ -34,8 +34,8 @@ class World:
     Attributes:
         recipe: name of its recipes.
         nfes: numbers of moves.
-        max_uniform_nfe: the largest of a uniform-state network, for which an exact sum takes a pass over all states
-            each move.
+        max_costly_nfe: the largest of a uniform-state network, for which an exact sum takes a pass over all states each
+            move, and of a student with latent codes, whose exact divergences are averages over draws.
         joint: whether joint divergences are estimated.
         has_frontier: whether students are compared with a teacher at equal entropy.
         teacher_steps: of a teacher that has to be trained; None for those of its recipe.
@@ -47,7 +47,7 @@ class World:
 
     recipe: str
     nfes: tuple[int, ...]
-    max_uniform_nfe: int
+    max_costly_nfe: int
     joint: bool = False
     has_frontier: bool = False
     teacher_steps: int | None = None
@@ -58,8 +58,8 @@ class World:
 
 ALL_NFES = (1, 2, 4, 8, 16, 32, 64, 128)
 WORLDS = {
-    "exact": World("exact", ALL_NFES, max_uniform_nfe=32),
-    "markov": World("markov", ALL_NFES, max_uniform_nfe=128, joint=True),
+    "exact": World("exact", ALL_NFES, max_costly_nfe=32),
+    "markov": World("markov", ALL_NFES, max_costly_nfe=128, joint=True),
     "tiny": World(
         "tiny-news",
         (4, 8, 16, 32, 64),
@@ -151,7 +151,8 @@ class MethodPlan:
 
     def _curve(self, name: str, method: str, bundles: tuple[Run | str, ...], sampler: SamplerName) -> Curve:
         is_uniform = process_of(self.teachers[method] if method else bundles[0]) == Uniform.name
-        nfes = [nfe for nfe in self.world.nfes if not is_uniform or nfe <= self.world.max_uniform_nfe]
+        is_costly = is_uniform or (method != "" and self.configs[method].has_latent_codes)
+        nfes = [nfe for nfe in self.world.nfes if not is_costly or nfe <= self.world.max_costly_nfe]
         return Curve(name, method, bundles, sampler, tuple(nfes), self.world.joint)
 
     @property

@@ -13,6 +13,7 @@ from didi.data.markov import MarkovChain
 from didi.diffusion.absorbing import Absorbing
 from didi.evaluation.exact.divergences import ExactDivergences, exact_divergences
 from didi.evaluation.exact.guided import guided_distribution
+from didi.evaluation.exact.latent import latent_distributions
 from didi.evaluation.exact.one_step import one_step_distributions
 from didi.evaluation.exact.product import PositionwiseSampler, positionwise_distribution
 from didi.evaluation.exact.sampler import Table, network_predictions, sampler_distribution
@@ -20,6 +21,7 @@ from didi.evaluation.exact.states import MAX_STATES, States
 from didi.evaluation.exact.uniform_guided import uniform_guided_distribution
 from didi.models.bundle import Bundle
 from didi.models.dit import DiT
+from didi.models.latent import num_codes
 from didi.sampling.ancestral import Ancestral, tau_leaping_alphas
 from didi.sampling.base import path_alphas
 from didi.sampling.departure import Departure
@@ -60,15 +62,17 @@ class ExactRows:
         if len(parts) == 1:
             return found
         bias = sum(exact_divergences(one, log_q).kl for one in parts) / len(parts) - found.kl
-        return replace(found, note=f"embedding noise averaged over draws: KL is high by about {bias:.1g} nats")
+        drawn = "latent codes" if num_codes(self._bundle.network(options.role)) else "embedding noise"
+        return replace(found, note=f"{drawn} averaged over draws: KL is high by about {bias:.1g} nats")
 
     def distribution(self, num_symbols: int, options: SamplingOptions, num_moves: int) -> Float[Tensor, " c"] | None:
         """Probability of every clean sequence, or None where the sampler has no distribution that can be enumerated.
 
         It has one for at most ``MAX_STATES`` states, in float64, at any time grid, temperature and top-p. Samplers: for
         masked diffusion the ancestral one, tau-leaping, guided sampling that draws among its candidates and one-step
-        sampling, whose embedding noise is averaged over draws (``one_step``); those of uniform-state diffusion, guided
-        sampling that draws among them, and of score networks.
+        sampling; those of uniform-state diffusion, guided sampling that draws among them, and of score networks.
+        Embedding noise (``one_step``) and latent codes (``latent``) are averaged over draws; guided sampling with
+        latent codes has no distribution here.
 
         Args:
             num_symbols: symbols of the data, without the mask.
@@ -98,10 +102,15 @@ class ExactRows:
             parts = one_step_distributions(sampler, num_symbols, network.length)
             sampler.departure.draw_check.finish()
             return parts
+        if num_codes(network):
+            if not isinstance(sampler, Ancestral):
+                return None
+            parts = latent_distributions(sampler, states, times, _alphas(sampler, times))
+            sampler.departure.draw_check.finish()
+            return parts
         predictions = self._predictions(network, len(times) - 1, states, options.departure)
         if isinstance(sampler, Ancestral):
-            alphas = (path_alphas if sampler.leap == "exact" else tau_leaping_alphas)(sampler.process.schedule, times)
-            return sampler_distribution(states, alphas, lambda move: predictions(times[move]))[None]
+            return sampler_distribution(states, _alphas(sampler, times), lambda move: predictions(times[move]))[None]
         if isinstance(sampler, Guided) and sampler.guidance.select == "sample":
             return guided_distribution(states, sampler, times, predictions)[None]
         return None
@@ -126,3 +135,8 @@ class ExactRows:
 
             of_network[key] = lambda t: at(float(t) if network.is_time_conditioned else 1.0)
         return of_network[key]
+
+
+def _alphas(sampler: Ancestral, times: Float[Tensor, " k"]) -> Float[Tensor, " k"]:
+    """Signal rates that the sampler follows at the times of its path."""
+    return (path_alphas if sampler.leap == "exact" else tau_leaping_alphas)(sampler.process.schedule, times)

@@ -1,0 +1,210 @@
+"""Sampling of networks that read latent codes."""
+
+from dataclasses import replace
+from itertools import product
+
+import pytest
+import torch
+
+import didi
+from didi.data.markov import MarkovChain
+from didi.diffusion.canvas import Canvas
+from didi.diffusion.noise import SequenceNoise
+from didi.errors import UsageError
+from didi.evaluation.exact import latent
+from didi.evaluation.exact.rows import ExactRows
+from didi.evaluation.exact.sampler import after_move, reveal_chances, successor_probs
+from didi.evaluation.exact.states import States
+from didi.evaluation.likelihood import likelihood
+from didi.evaluation.speed import Load, contestant
+from didi.models.bundle import Bundle, load, save
+from didi.models.conditioning import latent_conditioned
+from didi.models.convert import mdlm_state_dict
+from didi.models.dit import DiT, DiTConfig
+from didi.models.inference import for_inference
+from didi.sampling.ancestral import Ancestral
+from didi.sampling.base import path_alphas, time_grid
+from didi.sampling.options import SamplingOptions
+from didi.sampling.passes import TrunkPass
+from didi.sampling.registry import SAMPLERS, samplers_of
+from didi.serving.shared import shared_features
+
+LENGTH, SYMBOLS = 3, 3
+STATES = States(SYMBOLS, LENGTH)
+CODES = torch.tensor([*product(range(2), repeat=LENGTH)])
+DRAWING = ("ancestral", "guided", "tau-leaping")
+
+
+@pytest.fixture(scope="module")
+def bundle(make_dit, make_discriminator):
+    student = make_dit(vocab_size=SYMBOLS + 1, length=LENGTH, seed=2, num_codes=2)
+    return Bundle(student=student, discriminator=make_discriminator(make_dit(vocab_size=SYMBOLS + 1, length=LENGTH)))
+
+
+@pytest.fixture(scope="module")
+def wide(make_dit):
+    return Bundle(student=make_dit(vocab_size=40, length=16, scale=3.0, num_codes=8))
+
+
+@torch.no_grad()
+def mixture(student, num_moves, *, is_timed=False):
+    """Distribution of the samples, by a sum over the codes of every move."""
+    mass, times = STATES.all_masked(), time_grid(num_moves)
+    process = Bundle(student=student).process
+    for move, chance in enumerate(reveal_chances(path_alphas(process.schedule, times))):
+        moved = []
+        for codes in CODES:
+            level = process.noise_level(student, times[move].expand(len(STATES))) if is_timed else None
+            features = student.features(STATES.tokens, level, None, codes.expand(len(STATES), -1))
+            table = student.head(features)[..., :SYMBOLS].double().softmax(-1)
+            moved.append(after_move(STATES, mass, successor_probs(STATES, chance, STATES.by_pattern(table))))
+        mass = torch.stack(moved).mean(0)
+    return STATES.of_clean(mass)
+
+
+def index_of(x):
+    return (x * SYMBOLS ** torch.arange(LENGTH - 1, -1, -1)).sum(-1)
+
+
+@pytest.mark.parametrize("num_moves", [1, 2, 4])
+def test_samples_follow_the_mixture(bundle, num_moves, chi_square):
+    tokens = didi.generate(bundle, num_samples=3000, nfe=num_moves).tokens
+    assert chi_square(index_of(tokens), mixture(bundle.student, num_moves)) > 1e-3
+
+
+def test_guided_samples_without_a_tilt_follow_the_mixture(bundle, chi_square):
+    guidance = didi.Guidance(guidance_scale=0.0, tilted_fraction=0.5, num_candidates=1)
+    tokens = didi.generate(bundle, num_samples=3000, nfe=2, sampler="guided", guidance=guidance).tokens
+    assert chi_square(index_of(tokens), mixture(bundle.student, 2)) > 1e-3
+
+
+@pytest.mark.parametrize(("num_moves", "is_timed"), [(1, False), (2, True), (3, False)])
+def test_the_exact_judge_estimates_the_mixture(make_dit, monkeypatch, num_moves, is_timed):
+    shape = {"vocab_size": SYMBOLS + 1, "length": LENGTH, "num_codes": 2, "is_time_conditioned": is_timed}
+    student = make_dit(seed=4, **shape)
+    monkeypatch.setattr(latent, "DRAWS", 96)
+    monkeypatch.setattr(latent, "FIRST_DRAWS", 2**12)
+    found = ExactRows(Bundle(student=student)).distribution(SYMBOLS, SamplingOptions(), num_moves)
+    expected = mixture(student, num_moves, is_timed=is_timed)
+    assert (found - expected).abs().sum() < 0.05
+
+
+def test_the_note_says_by_how_much_a_divergence_is_high(bundle, monkeypatch):
+    chain = MarkovChain(SYMBOLS, successor_probs=(0.7, 0.2, 0.1))
+    p = mixture(bundle.student, 2)
+    exact = float((p * (p.log() - chain.log_likelihood(STATES.clean))).sum())
+    biases = []
+    for num_first, num_others in ((8, 2), (2**12, 64)):
+        monkeypatch.setattr(latent, "FIRST_DRAWS", num_first)
+        monkeypatch.setattr(latent, "DRAWS", num_others)
+        found = ExactRows(bundle)(chain, SamplingOptions(), 2)
+        assert found.note.startswith("latent codes averaged over draws: KL is high by about")
+        biases.append(float(found.note.split("about ")[1].split()[0]))
+    assert biases[0] > 10 * biases[1] > 0
+    assert abs(found.kl - exact) < 0.03
+    assert ExactRows(bundle)(chain, SamplingOptions("guided"), 2) is None
+
+
+@pytest.mark.parametrize("length", [16, [16, 9, 4]], ids=["alike", "padded"])  # states that are alike share a pass
+@pytest.mark.parametrize("sampler", DRAWING)
+def test_samples_do_not_depend_on_the_batch(wide, make_discriminator, make_dit, sampler, length):
+    there = replace(wide, discriminator=make_discriminator(make_dit(vocab_size=40, length=16)))
+    found = [
+        didi.generate(there, num_samples=6, nfe=5, sampler=sampler, batch_size=size, length=length).tokens
+        for size in (1, 4, 6)
+    ]
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
+
+
+def test_every_move_has_codes_of_its_own(wide, monkeypatch):
+    seen, features = [], DiT.features
+
+    def noting(self, inputs, sigma=None, attention_mask=None, codes=None):
+        seen.append((inputs, codes))
+        return features(self, inputs, sigma, attention_mask, codes)
+
+    monkeypatch.setattr(DiT, "features", noting)
+    given = torch.tensor([1, 2, 0, 0, 0, 0, 0, 7]).expand(4, -1)
+    canvas = Canvas(given, given == 0, torch.ones_like(given, dtype=torch.bool))
+    *_, last = Ancestral(wide.student, wide.process, is_whole_batch=True)(
+        canvas, time_grid(3), SequenceNoise(0, range(4))
+    )
+    assert (last.z[:, [0, 1, 7]] == torch.tensor([1, 2, 7])).all()
+    assert [len(codes) for _, codes in seen] == [4, 4, 4]
+    first, second, third = (codes for _, codes in seen)
+    assert not torch.equal(first, second)
+    assert not torch.equal(second, third)
+    assert torch.stack([first, second, third]).unique().tolist() == list(range(8))
+    assert all((inputs[:, [0, 1, 7]] == torch.tensor([1, 2, 7])).all() for inputs, _ in seen)
+
+
+@torch.no_grad()
+def test_a_shared_pass_gives_each_request_its_codes(wide):
+    student, generator = wide.student, torch.Generator().manual_seed(0)
+    asked = []
+    for width in (5, 16, 9):
+        z, codes = (torch.randint(n, (2, width), generator=generator) for n in (40, 8))
+        asked.append(TrunkPass(z, torch.tensor(0.5, dtype=torch.float64), None, codes))
+    for one, found in zip(asked, shared_features(student, wide.process, asked), strict=True):
+        alone = student.features(one.inputs, None, None, one.codes)
+        torch.testing.assert_close(found, alone, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("sampler", sorted({*samplers_of("absorbing")} - {*DRAWING}))
+def test_other_samplers_are_refused(bundle, sampler):
+    with pytest.raises(UsageError, match="reads latent codes, which ancestral, guided, tau-leaping sampling") as caught:
+        didi.generate(bundle, num_samples=2, nfe=SAMPLERS[sampler][0].num_moves or 2, sampler=sampler)
+    assert "\n" not in str(caught.value)
+
+
+def test_single_precision_draws_are_refused(bundle):
+    with pytest.raises(UsageError, match="alone draws; got ancestral in float32: choose one of these"):
+        didi.generate(bundle, num_samples=2, nfe=2, precision="float32")
+
+
+def test_a_likelihood_is_refused(bundle):
+    with pytest.raises(UsageError, match=r"this network reads a latent code at each position \(num_codes 2\)"):
+        likelihood(bundle.student, bundle.process, torch.zeros(2, LENGTH, dtype=torch.long))
+
+
+@pytest.mark.parametrize("method", ["ancestral", "guided", "trunk", "guided floor", "passes"])
+def test_what_is_timed_reads_codes(bundle, method):
+    contestant(bundle, method, Load(2, LENGTH, 2))()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("numerics", ["int8", "bfloat16"])
+def test_a_cheaper_network_reads_codes(wide, numerics):
+    cheap, z = for_inference(wide, numerics).student, torch.arange(16)[None]
+    for codes in (torch.zeros_like(z), z % 8):
+        exact, found = (one.features(z, None, None, codes) for one in (wide.student, cheap))
+        assert (found - exact).norm() / exact.norm() < 0.2
+
+
+def test_a_bundle_comes_back_as_it_was_saved(bundle, tmp_path):
+    back = load(save(bundle, tmp_path / "bundle"))
+    assert back.student.config == bundle.student.config
+    assert torch.equal(
+        didi.generate(back, num_samples=9, nfe=2).tokens, didi.generate(bundle, num_samples=9, nfe=2).tokens
+    )
+    config = tmp_path / "bundle/student/config.json"
+    config.write_text(config.read_text().replace('"num_codes": 2', '"num_codes": 100000'))
+    with pytest.raises(UsageError, match="too large for the"):
+        load(tmp_path / "bundle")
+
+
+def test_the_public_layout_has_no_place_for_codes(bundle):
+    with pytest.raises(UsageError, match="the MDLM layout has no latent codes"):
+        mdlm_state_dict(bundle.student)
+
+
+def test_other_networks_cannot_read_codes():
+    with pytest.raises(UsageError, match="latent codes are read by a DiT; got Linear: set latent_codes to 0"):
+        latent_conditioned(torch.nn.Linear(1, 1), 4, 1.0)
+
+
+@pytest.mark.parametrize("number", [1, -2])
+def test_a_number_of_codes_without_meaning_is_refused(number):
+    with pytest.raises(UsageError, match=f"num_codes is 2 or more, or 0 for none; got {number}"):
+        DiTConfig(vocab_size=4, mask_id=3, length=2, hidden_size=8, num_heads=2, num_codes=number)
