@@ -79,7 +79,7 @@ COMPOSITIONS = {
     "markov": Composition(
         3.0e5,
         f"--judge markov --num-samples 512 --joint --seed {SAMPLING['markov'].seed}",
-        (Chain("dimo", "didi-1", (1,)), Chain("sdtt", "didi-4", (2, 4, 8)), Chain("sdtt", "didi", (2, 4, 8))),
+        (Chain("dimo", "didi-1", (1,)),),
     ),
 }
 GUIDED_NFES = (2, 4, 8)
