@@ -43,11 +43,13 @@ class Chain:
         first: name of the first in ``didi.recipes.COMPARED``.
         second: name of the second, which starts from the student of the first.
         nfes: numbers of moves.
+        flags: of the first method, where the second could not start from its student.
     """
 
     first: str
     second: str
     nfes: tuple[int, ...]
+    flags: str = ""
 
     @property
     def name(self) -> str:
@@ -79,7 +81,7 @@ COMPOSITIONS = {
     "markov": Composition(
         3.0e5,
         f"--judge markov --num-samples 512 --joint --seed {SAMPLING['markov'].seed}",
-        (Chain("dimo", "didi-1", (1,)),),
+        (Chain("dimo", "didi-1", (1,), flags="--initial-state.noise-std 0"),),
     ),
 }
 GUIDED_NFES = (2, 4, 8)
@@ -114,7 +116,7 @@ def chained(scale: str, chain: Chain, plan: MethodPlan, study: Study, number: in
     runs = [plan.runs(name)[number] for name in (chain.first, chain.second)]
     bundle, passes = "", 0.0
     for name, run in zip((chain.first, chain.second), runs, strict=True):
-        start = ["--start", bundle] if bundle else []
+        start = ["--start", bundle] if bundle else chain.flags.split()
         method = ["--method", method_of(run.config).name]
         bundle = distilled(folder / name, "--config", settings_of(study, run), *method, *start, *half)
         passes += sequence_passes(folder / name / "metrics.jsonl")

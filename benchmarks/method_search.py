@@ -47,15 +47,17 @@ def trial(world: str, plan: dict[str, Any], method: str, flags: str, folder: Pat
     result = folder / "trial.json"
     if not result.is_file():
         run, words = folder / "run", ["--seed", str(plan["seed"]), "--max-passes", str(plan["passes"])]
-        there = {recipe: bundle_of(recipe, folder.parent) for recipe in plan.get("pretrained", {})}
-        words += flags.format(**there).split()
+        needed = plan.get("pretrained", {}).items()
+        there = {recipe: bundle_of(recipe, steps, folder.parent) for recipe, steps in needed}
+        words += [word.format(**there) for word in flags.split()]
         if not (run / "bundle").is_dir():
             command("distill", world, "--method", method, "--out", str(run), "--overwrite", *words)
         of_method = plan["methods"][method]
         sampler, nfes = of_method.get("sampler", "default"), of_method.get("nfe", plan["nfe"])
         measured, moves = folder / "evaluation", [str(nfe) for nfe in nfes]
         asked = ["--role", "student", "--sampler", sampler, "--nfe", *moves, "--out", str(measured), "--overwrite"]
-        command("evaluate", "--model", str(run / "bundle"), *asked, *plan["evaluate"].format(**there).split())
+        asked += [word.format(**there) for word in plan["evaluate"].split()]
+        command("evaluate", "--model", str(run / "bundle"), *asked)
         rows = json.loads((measured / "metrics.json").read_text())
         found = [{name: row[name] for name in KEPT if row.get(name) is not None} for row in rows]
         passes = sequence_passes(run / "metrics.jsonl")
@@ -64,14 +66,14 @@ def trial(world: str, plan: dict[str, Any], method: str, flags: str, folder: Pat
     return read
 
 
-def bundle_of(recipe: str, out: Path) -> Path:
+def bundle_of(recipe: str, steps: int, out: Path) -> Path:
     """Where the network of a recipe under ``pretrained`` is."""
-    return out / recipe / "bundle"
+    return out / f"{recipe}-{steps}" / "bundle"
 
 
 def pretrain(recipe: str, steps: int, out: Path) -> None:
     """Train a network that trials need, unless it is there."""
-    bundle = bundle_of(recipe, out)
+    bundle = bundle_of(recipe, steps, out)
     if not bundle.is_dir():
         command("pretrain", recipe, "--max-steps", str(steps), "--out", str(bundle.parent), "--overwrite")
 
@@ -79,6 +81,8 @@ def pretrain(recipe: str, steps: int, out: Path) -> None:
 def asked(plan: dict[str, Any], method: str, flags: str) -> str:
     """Digest of all that a trial depends on, so that a changed plan runs it again."""
     about = {name: plan[name] for name in ("seed", "passes", "nfe", "evaluate")}
+    if "pretrained" in plan:
+        about["pretrained"] = plan["pretrained"]
     of_method = {name: one for name, one in plan["methods"][method].items() if name != "trials"}
     return hashlib.sha256(json.dumps([about, of_method, flags], sort_keys=True).encode()).hexdigest()[:10]
 

@@ -339,7 +339,7 @@ def test_the_reference_of_a_joint_divergence_is_made_first(tmp_path, monkeypatch
     loop = replace(base.loop, steps=1, batch_size=4, validation_sequences=4)
     reference = Run(replace(base, recipe="exact-ar", model="autoregressive", loop=loop))
     cells = [JointCell("exact", "teacher", "ancestral", nfe, reference, 16) for nfe in (1, 7)]
-    one = Study(tmp_path / "study", Sampling(16, "exact"), workers=1)
+    one = Study(tmp_path / "study", Sampling(16, "exact"), workers=2)
     one.complete(cells)
     found = [one.record(cell)["row"] for cell in cells]
     assert found[0]["num_samples"] == 16

@@ -79,7 +79,7 @@ def test_networks_of_a_plan_are_trained_once_and_named_in_flags(tmp_path, monkey
         method_search.pretrain("exact-ar", 7, tmp_path)
     method_search.trial("exact", plan, "didi", "--teacher {exact-ar}", tmp_path / "didi-0")
     (pretrained, trained, measured) = said
-    bundle = str(tmp_path / "exact-ar" / "bundle")
+    bundle = str(tmp_path / "exact-ar-7" / "bundle")
     assert pretrained[:4] == ("pretrain", "exact-ar", "--max-steps", "7")
     assert trained[-2:] == ("--teacher", bundle)
     assert measured[-2:] == ("--joint-reference", bundle)
@@ -94,6 +94,7 @@ def test_a_trial_is_run_again_where_the_plan_has_changed():
     plan = PLANS["exact"]
     names = {method_search.asked(plan, "didi", ""), method_search.asked(plan, "didi", "--rounds 2")}
     names |= {method_search.asked({**plan, name: value}, "didi", "") for name, value in (("seed", 3), ("passes", 5))}
-    assert len(names) == 4
+    names.add(method_search.asked({**plan, "pretrained": {"exact-ar": 7}}, "didi", ""))
+    assert len(names) == 5
     methods = {**plan["methods"], "didi": {"trials": ["--rounds 2"]}}
     assert method_search.asked({**plan, "methods": methods}, "didi", "") in names

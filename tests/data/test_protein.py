@@ -215,11 +215,23 @@ def test_two_halves_have_no_training_protein_in_common(fasta):
 
 @pytest.mark.parametrize(
     ("corpus", "expected"),
-    [("swissprot", True), ("swissprot:first", True), ("swissprot:third", False), ("x.fa.gz:second", True),
+    [("swissprot", True), ("swissprot:first", True), ("swissprot:third", True), ("x.fa.gz:second", True),
      ("news", False), ("news:first", False), ("x.jsonl", False)],
 )  # fmt: skip
 def test_the_name_says_whether_a_corpus_is_of_proteins(corpus, expected):
     assert is_protein_corpus(corpus) is expected
+
+
+@pytest.mark.parametrize(
+    ("corpus", "said"),
+    [
+        ("swissprot:third", "with :first or :second for half of the training proteins; got 'swissprot:third'"),
+        ("/nowhere/some.fasta", "must be an existing file; '/nowhere/some.fasta' is not; check the path"),
+    ],
+)
+def test_a_corpus_of_proteins_that_is_not_there_is_refused(corpus, said):
+    with pytest.raises(UsageError, match=said):
+        open_source(corpus, length=64)
 
 
 def test_what_a_source_of_proteins_cannot_be_is_refused(fasta):
@@ -228,7 +240,7 @@ def test_what_a_source_of_proteins_cannot_be_is_refused(fasta):
         ({"length": 64, "vocab_size": 100}, "a vocabulary of their own"),
         ({"length": 64, "tokenizer": "gpt2"}, "a vocabulary of their own"),
         ({"length": 64, "block_layout": "bos-eos"}, "have block_layout stream"),
-        ({"length": 64, "tokenizer": MarkovSource(8, 0).tokenizer}, "has the tokens of ESM-2"),
+        ({"length": 64, "tokenizer": MarkovSource(8, 0).tokenizer}, "have the tokens of ESM-2; got another tokenizer"),
     ):
         with pytest.raises(UsageError, match=said):
             open_source(str(fasta), **options)

@@ -129,6 +129,7 @@ def test_a_port_that_is_taken_is_one_line(process):
         (["=exact"], "models have different names"),
         (["exact", "--host", "0.0.0.0"], "needs a token: set DIDI_SERVE_TOKEN"),
         (["exact", "--token", ""], "a token is one or more ASCII characters"),
+        (["exact", "--port", "99999"], "--port lies in [0, 65535]; got 99999"),
         (["exact", "--max-batch", "0"], "max_batch is 1 or more; got 0"),
         (["exact", "--timeout", "0"], "timeout is above 0"),
         (["exact", "--prot", "80"], "did you mean --port?"),

@@ -1,6 +1,7 @@
 """Jobs that share passes draw, bit for bit, what they draw alone."""
 
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from didi.models.bundle import Bundle
 from didi.sampling.ancestral import Ancestral
 from didi.sampling.completion import planned
 from didi.sampling.departure import Departure
+from didi.sampling.draw_check import DrawCheck
 from didi.sampling.options import SamplingOptions
 from didi.sampling.passes import TokenDraw
 from didi.sampling.prompt import canvas_from_prompt
@@ -153,10 +155,24 @@ def test_logits_of_a_row_do_not_depend_on_the_rows_beside_it(news, monkeypatch):
     features = torch.randn(200, news.student.config.hidden_size, generator=torch.Generator().manual_seed(0))
     sizes = [1, 2, 5, 12, 30, 150]
     draws = [TokenDraw(one, torch.zeros(len(one))) for one in features.split(sizes)]
-    shared_tokens(sampler, draws)
+    shared_tokens([sampler] * len(draws), draws)
     for draw in draws:
-        shared_tokens(sampler, [draw])
+        shared_tokens([sampler], [draw])
     assert [torch.equal(*pair) for pair in zip(seen[0].split(sizes), seen[1:], strict=True)] == [True] * 6
+
+
+def test_the_draw_check_of_a_request_sees_its_own_logits_alone(news, monkeypatch):
+    """On a GPU a check collects and answers at the end of its request."""
+    collected = []
+    monkeypatch.setattr(DrawCheck, "see", lambda check, scores: collected.append((check, scores.isfinite().all())))
+    samplers = [Ancestral(news.student, news.process) for _ in range(3)]
+    samplers = [replace(one, departure=Departure()) for one in samplers]
+    features = torch.zeros(3, news.student.config.hidden_size)
+    features[1] = torch.nan
+    draws = [TokenDraw(one, torch.zeros(1)) for one in features.split(1)]
+    shared_tokens(samplers, draws)
+    answers = {id(check): bool(is_finite) for check, is_finite in collected}
+    assert [answers[id(one.departure.draw_check)] for one in samplers] == [True, False, True]
 
 
 def test_logits_that_exist_at_once_are_bounded(make_dit, monkeypatch):

@@ -129,9 +129,10 @@ def _report_unread(lanes: Sequence[tuple[str, Sequence[str]]]) -> None:
     """
     names = dict.fromkeys(name for _, unread in lanes for name in unread)
     for name in names:
-        without = [entry for entry, unread in lanes if name in unread]
-        if len(without) == len(lanes):
+        if all(name in unread for _, unread in lanes):
             raise UsageError(f"no entry of --race reads {name}; leave it out, or add an entry whose sampler reads it")
+    for name in names:
+        without = [entry for entry, unread in lanes if name in unread]
         print(
             f"{', '.join(without)}: sampled without {name}, which {'it' if len(without) == 1 else 'they'} "
             f"do{'es' if len(without) == 1 else ''} not read",

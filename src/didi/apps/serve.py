@@ -10,6 +10,7 @@ from typing import Literal
 import tyro
 
 from didi.apps.terminal import parse
+from didi.arguments import whole_number
 from didi.errors import UsageError
 from didi.models.bundle import load
 from didi.models.inference import for_inference
@@ -59,6 +60,7 @@ def run_serve(args: Sequence[str]) -> None:
     command = parse(ServeCommand, args, prog="didi serve")
     if not command.models:
         raise UsageError("didi serve MODEL...: give one model or more, such as tiny-news")
+    whole_number("--port", command.port, low=0, high=65_535)
     named = _named(command.models)
     from didi.serving.app import make_app
     from didi.serving.server import serve

@@ -56,7 +56,7 @@ def is_protein_tokenizer(tokenizer: Tokenizer | None) -> bool:
 def is_protein_corpus(corpus: str) -> bool:
     """Whether a name is that of a corpus of proteins, a FASTA file, or a half of one."""
     name = corpus.rpartition(":")[0] if corpus.endswith(tuple(f":{half}" for half in HALVES)) else corpus
-    return name in CORPORA or name.removesuffix(".gz").endswith(FASTA_ENDINGS)
+    return corpus.partition(":")[0] in CORPORA or name.removesuffix(".gz").endswith(FASTA_ENDINGS)
 
 
 @dataclass(frozen=True)
@@ -131,10 +131,14 @@ def load_proteins(corpus: str) -> list[str]:
     if corpus in CORPORA:
         return CORPORA[corpus]()
     if path.name.removesuffix(".gz").endswith(FASTA_ENDINGS):
+        if not path.is_file():
+            raise UsageError(
+                f"a corpus of proteins in a FASTA file must be an existing file; {corpus!r} is not; check the path"
+            )
         return [one.residues for one in read_fasta(path)]
     raise UsageError(
-        f"a corpus of proteins is one of {', '.join(CORPORA)}, or a file {', '.join(FASTA_ENDINGS)}, perhaps with .gz; "
-        f"got {corpus!r}{suggestion(corpus, CORPORA)}"
+        f"a corpus of proteins is one of {', '.join(CORPORA)}, or a file {', '.join(FASTA_ENDINGS)}, perhaps with .gz, "
+        f"with :first or :second for half of the training proteins; got {corpus!r}{suggestion(corpus, CORPORA)}"
     )
 
 

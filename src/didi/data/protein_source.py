@@ -71,8 +71,8 @@ def open_proteins(corpus: str, *, length: int, tokenizer: Tokenizer | None, seed
         )
     if tokenizer is not None and tokenizer.get_vocab() != protein_tokenizer().get_vocab():
         raise UsageError(
-            f"a corpus of proteins has the tokens of ESM-2; the tokenizer of {corpus} has others: leave data.tokenizer "
-            "out, and distil a teacher with these tokens"
+            f"networks of the corpus {corpus} have the tokens of ESM-2; got another tokenizer: choose a teacher of "
+            "didi pretrain swissprot or didi convert dplm, or leave data.tokenizer out"
         )
     return ProteinSource(prepare_proteins(corpus, min_length=SHORTEST, max_length=length - FRAME), seed)
 

@@ -14,7 +14,8 @@ One step, after a warm-up in which the student is left out and before lessons fo
 5. Lessons for guidance (ours): the discriminator alone learns from states of the finished student's own sampler.
 
 With sequences of different lengths, as proteins, the student's samples have the lengths of the real rows that they are
-compared with. Padding, begin and end symbols are never written, scored or averaged.
+compared with; with several completions of a state, or rollouts that are used again, in distribution alone. Padding,
+begin and end symbols are never written, scored or averaged.
 """
 
 from collections.abc import Sequence

@@ -118,9 +118,7 @@ def _upgraded(values: dict[str, Any], file: Path) -> dict[str, Any]:
     if not roles or not all(role in ROLES for role in roles) or len(set(roles)) < len(roles):
         raise UsageError(f"roles in {file} are some of {', '.join(ROLES)}; got {reprlib.repr(roles)}")
     process = {"name": "absorbing", "mask_id": mask_id}
-    if (
-        mask_id is None
-    ):  # a converted network of uniform-state diffusion, whose number of symbols is in its own settings only
+    if mask_id is None:  # a converted network of uniform-state diffusion; its settings have the number of symbols
         vocab_size = read_json(file.parent / roles[0] / "config.json").get("vocab_size")
         process = {"name": "uniform", "vocab_size": vocab_size}
     return {

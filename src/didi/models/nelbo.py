@@ -92,6 +92,8 @@ def nats_per_token(
     order = canvas.is_real.sum(1).argsort(stable=True)
     for numbers in order.split(batch_size):
         mine = world().mine(numbers)
+        if not len(mine):
+            continue
         batch = canvas.rows(mine).trimmed().to(device)
         if isinstance(network, AutoregressiveLM):
             total += torch.where(batch.is_free, network.nll(batch.tokens).double(), 0.0).sum()

@@ -200,11 +200,15 @@ def _ids(
 
 def _check_ids(ids: Sequence[int], bundle: Bundle, role: Role | None) -> None:
     network = bundle.network(role)
-    special = {network.mask_id, *getattr(network.config, "excluded_ids", ())}
+    excluded = getattr(network.config, "excluded_ids", ())
+    special = {one for one in (network.mask_id, *excluded) if one is not None}
+    names = " or ".join(
+        [*["[MASK]"][: network.mask_id is not None], *["of a symbol that is no residue"][: bool(excluded)]]
+    )
     for one in ids:
         if not 0 <= one < network.vocab_size or one in special:
-            names = "[MASK]" if len(special) == 1 else "[MASK] or of a symbol that is no residue"
-            raise UsageError(f"a token id lies in [0, {network.vocab_size}) and is not that of {names}; got {one}")
+            rule = f" and is not that of {names}" if names else ""
+            raise UsageError(f"a token id lies in [0, {network.vocab_size}){rule}; got {one}")
 
 
 def _check_text(name: str, text: str | None, settings: ServerSettings) -> None:

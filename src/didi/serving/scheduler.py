@@ -68,8 +68,8 @@ class Scheduler:
         num = sum(map(len, self.running))
         while self.waiting and (num == 0 or num + len(self.waiting[0]) <= self.max_batch):
             job = self.waiting.popleft()
-            job.start()
             self.running.append(job)
+            job.start()
             num += len(job)
 
     def _share(self, jobs: Sequence[Job]) -> None:
@@ -81,8 +81,11 @@ class Scheduler:
             with out_of_memory(rows):
                 features = shared_features(sampler.denoiser, sampler.process, passes)
         except Exception as error:
-            for job in jobs:
-                job.end(error)
+            if len(jobs) == 1:
+                jobs[0].end(error)
+            else:  # such as too little memory for all at once
+                for job in jobs:
+                    self._share([job])
             return
         self.num_passes, self.num_rows = self.num_passes + 1, self.num_rows + rows
         for job, own in zip(jobs, features, strict=True):
@@ -94,8 +97,8 @@ def _draw(jobs: Sequence[Job]) -> None:
     draws = [job.token_draw for job in jobs if job.token_draw is not None]
     try:
         with out_of_memory(sum(len(one.features) for one in draws)):
-            sampler: Any = jobs[0].plan.sampler
-            tokens = shared_tokens(sampler, draws)
+            samplers: list[Any] = [job.plan.sampler for job in jobs]
+            tokens = shared_tokens(samplers, draws)
     except Exception as error:
         if len(jobs) == 1:
             jobs[0].end(error)

@@ -5,6 +5,7 @@ rows or more. The padded length of a row follows from its own length, and a voca
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float, Int
@@ -14,6 +15,7 @@ from didi.diffusion import Process
 from didi.models.denoiser import Denoiser
 from didi.models.latent import features_with
 from didi.sampling.base import noise_levels
+from didi.sampling.draw_check import DrawCheck
 from didi.sampling.passes import PassSampler, TokenDraw, TrunkPass
 
 SHORTEST = 16
@@ -58,11 +60,11 @@ def shared_features(
 
 
 @torch.inference_mode()
-def shared_tokens(sampler: PassSampler, draws: Sequence[TokenDraw]) -> list[Int[Tensor, " _n"]]:
+def shared_tokens(samplers: Sequence[PassSampler], draws: Sequence[TokenDraw]) -> list[Int[Tensor, " _n"]]:
     """Tokens of each of ``draws``, from one product with the vocabulary head.
 
     Args:
-        sampler: of one of them; the others have its network and departure.
+        samplers: of each of them; all have one network, temperature and top-p.
         draws: features and uniforms.
 
     Raises:
@@ -72,7 +74,11 @@ def shared_tokens(sampler: PassSampler, draws: Sequence[TokenDraw]) -> list[Int[
     num_rows = len(features)
     if num_rows < FEWEST_ROWS:
         features = torch.cat([features, features[:1].expand(FEWEST_ROWS - num_rows, -1)])
-    logits = sampler.denoiser.head(features)[:num_rows]
+    first, sizes = samplers[0], [len(one.features) for one in draws]
+    logits = first.denoiser.head(features)[:num_rows]
+    for sampler, own in zip(samplers, logits.split(sizes), strict=True):
+        sampler.departure.draw_check.see(own)  # on a GPU it answers at the end of its own request
     uniforms = torch.cat([one.uniforms for one in draws])
-    tokens = sampler.departure.sample(logits, sampler.process.mask_id, uniforms)
-    return list(tokens.split([len(one.features) for one in draws]))
+    departure = replace(first.departure, draw_check=DrawCheck())
+    tokens = departure.sample(logits, first.process.mask_id, uniforms)
+    return list(tokens.split(sizes))

@@ -109,10 +109,10 @@ class Study:
             if not self.has(cell):
                 missing.setdefault(cell.bundle, []).append(cell)
         teachers = {bundle: bundle.teacher for bundle in missing if isinstance(bundle, Run) and bundle.teacher}
-        references = [cell.reference for cells in missing.values() for cell in cells if isinstance(cell, JointCell)]
-        needed = dict.fromkeys([*teachers.values(), *(one for one in references if isinstance(one, Run))])
-        unasked = [run for run in needed if run not in missing]  # no cell of them is missing
+        unasked = [run for run in dict.fromkeys(teachers.values()) if run not in missing]  # no cell of them is missing
         first = sorted((bundle for bundle in missing if bundle not in teachers), key=_is_pretraining, reverse=True)
+        references = {cell.reference for cells in missing.values() for cell in cells if isinstance(cell, JointCell)}
+        self._all([run for run in references if isinstance(run, Run)])  # cells of several bundles read them
         self._all([*unasked, *(missing[bundle] for bundle in first)])
         self._all([missing[bundle] for bundle in teachers])
 
