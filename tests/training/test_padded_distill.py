@@ -69,7 +69,7 @@ def scores_of_paths_alone(network, drawn, num_moves):
     before, after = (torch.zeros(drawn.x.shape[:2], dtype=torch.float64) for _ in range(2))
     for row, width in each_alone(drawn.canvas):
         for path in range(drawn.x.shape[1]):
-            x, reveal = drawn.x[row, path, :width], drawn.record[row, path, :width]
+            x, reveal = drawn.x[row, path, :width], drawn.record[row, path, 0, :width]
             z, is_residue = x.clone(), drawn.canvas.is_free[row, :width]
             z[is_residue] = MASK_ID
             for s in times[1:]:

@@ -67,8 +67,10 @@ class MaskedMoves:
         """See ``StudentMoves.branches``."""
         length, num_moves, alpha = self.canvas.length, len(self.times) - 1, self.alphas[branch]
         reveal, uniforms = draw(num_completions, length), draw(num_completions, length)
-        codes = draw(num_completions, num_moves if num_codes(self.network) else 0, length)
-        codes[:, 1:, :branch] = codes[:, :1, :branch]
+        codes = reveal.new_empty(len(reveal), num_completions, 0, length)
+        if num_codes(self.network):
+            codes = draw(num_completions, num_moves, length)
+            codes[:, 1:, :branch] = codes[:, :1, :branch]
         sequence = torch.arange(len(reveal), device=reveal.device)
         start = self.process.prior(self.canvas)
         prefix = self._moved(range(branch), start, sequence, reveal[:, :1], codes[:, :1], _drawn(uniforms[:, :1]))
