@@ -152,7 +152,10 @@ def chain_table(chain: Chain, found: Sequence[dict[str, Any]], plan: MethodPlan,
     }
     together = [[row[measure] for one in found for row in one["rows"] if row["nfe"] == nfe] for nfe in chain.nfes]
     shown = alone | {chain.name: together}
-    header = [JOINT.name if plan.world.joint else KL.name, *(f"{nfe} moves" for nfe in chain.nfes)]
+    header = [
+        JOINT.name if plan.world.joint else KL.name,
+        *(f"{nfe} move{'s' if nfe > 1 else ''}" for nfe in chain.nfes),
+    ]
     body = [[name, *map(level, cells)] for name, cells in shown.items()]
     body += [
         [f"{chain.name} less {name}", *(difference(*pair) for pair in zip(together, cells, strict=True))]
