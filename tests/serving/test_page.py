@@ -266,7 +266,7 @@ def test_a_server_that_needs_a_token_is_given_it(open_page):
         field = page.get_by_label("Access token")
         field.fill("wrong")
         field.press("Enter")
-        assert page.get_by_role("alert").text_content() == "this server needs its access token: enter it above"
+        page.get_by_role("alert").get_by_text("this server needs its access token: enter it above").wait_for()
         assert not page.get_by_role("button", name="Run").is_enabled()
         field.fill("secret")
         field.press("Enter")
