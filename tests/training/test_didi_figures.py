@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from didi.data.source import MarkovSource
+from didi.diffusion.canvas import Canvas
 from didi.methods.base import Inputs
 from didi.methods.settings import DataConfig, LoopConfig
 from didi.models.bundle import Bundle
@@ -31,7 +32,7 @@ def test_the_accuracy_is_the_share_of_sequences_on_the_right_side(method, monkey
     logits = torch.tensor([0.5, -0.2, 2.0, -3.0, -0.5, 0.2, -2.0, -0.1])  # student's rows, then real ones
     monkeypatch.setattr(method.runtime, "call", lambda *args, **options: logits)
     states = torch.full((4, LENGTH), 32)
-    _, figures = method._judged(states, states, torch.full((4,), 0.5, dtype=torch.float64))
+    _, figures = method._judged(Canvas.free(states), Canvas.free(states), torch.full((4,), 0.5, dtype=torch.float64))
     assert float(figures["discriminator_accuracy"]) == 5 / 8
 
 

@@ -116,7 +116,7 @@ def test_after_the_students_last_step_only_the_discriminator_learns_from_the_fin
     assert equal(average, weights(job.average.module))
     assert not equal(discriminator, weights(job.method.discriminator))
     assert all(set(row) == set(DISCRIMINATOR_METRICS) for row in metrics)
-    for step, (states, level) in zip(range(5, 8), seen, strict=True):
+    for step, (states, level, _) in zip(range(5, 8), seen, strict=True):
         generator = named_generator(0, "guidance", step)
         move = torch.randint(1, 4, (4,), generator=generator)  # after 1, 2 or all 3 moves of the averaged student
         draws = torch.rand(2, 4, 8, dtype=torch.float64, generator=generator)

@@ -133,7 +133,7 @@ def test_the_discriminator_reads_finished_sequences_at_the_noise_level_of_t_0(ma
 def test_lessons_read_the_states_of_the_finished_students_own_sampler(uniform_teacher, num_moves, unchecked):
     student, num, process = uniform_teacher.teacher, 12, uniform_teacher.process
     uniforms = torch.rand(1 + num_moves, num, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
-    assert numbers_of_lessons(process, num_moves) == len(uniforms)
+    assert numbers_of_lessons(student, process, num_moves) == len(uniforms)
 
     left = [one[..., None] for one in uniforms]
     noise = SimpleNamespace(uniforms=lambda *shape, device=None, positions=None: left.pop(0).expand(num, *shape))
