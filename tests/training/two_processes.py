@@ -115,7 +115,7 @@ def work(folder):
             found[f"{name}, checkpoint"] = resumed(partial(make_trainer, config, inputs), folder / name)
         job = make_trainer(config, inputs)
         # Of equal weights: one figure over all of them adds up how a rounding turned each.
-        found[f"{name}, validation"] = torch.tensor(job.validate()["validation_nelbo"])
+        found[f"{name}, validation"] = torch.tensor(list(job.validate().values()))
         metrics = [dict(job.step(step)) for step in range(job.num_steps)]
         for row in metrics:  # the row that serves all sequences passes once in each process
             row.pop("sequence_passes")
