@@ -246,7 +246,7 @@ def test_tiny_is_told_at_the_entropy_of_its_teacher(told):
     assert "over that of didi at the same number of moves" in "\n".join(lines)
 
 
-def test_tiny_has_joint_divergences_from_a_network_at_one_number_of_moves(told):
+def test_tiny_measures_joint_divergences_from_a_trained_network_at_8_moves(told):
     plan, one = method_plan("tiny", ["didi", "stand-in"], 3), told("tiny")
     cells = plan.joint_cells
     assert list(cells) == ["didi", "stand-in", "teacher tiny-news"]

@@ -8,7 +8,7 @@ import torch
 
 import didi
 from didi.diffusion.canvas import Canvas
-from didi.errors import NotFinite
+from didi.errors import DidiError, NotFinite
 from didi.models.bundle import Bundle
 from didi.sampling.ancestral import Ancestral
 from didi.sampling.completion import planned
@@ -20,7 +20,7 @@ from didi.sampling.prompt import canvas_from_prompt
 from didi.serving import scheduler
 from didi.serving.job import Cancelled, Job, TimedOut
 from didi.serving.scheduler import Scheduler, grouped
-from didi.serving.shared import padded_length, shared_tokens
+from didi.serving.shared import padded_length, shared_features, shared_tokens
 
 SHARED = ("ancestral", "tau-leaping", "first-hitting", "confidence", "entropy-bounded", "remasking")
 
@@ -159,6 +159,19 @@ def test_logits_of_a_row_do_not_depend_on_the_rows_beside_it(news, monkeypatch):
     for draw in draws:
         shared_tokens([sampler], [draw])
     assert [torch.equal(*pair) for pair in zip(seen[0].split(sizes), seen[1:], strict=True)] == [True] * 6
+
+
+def test_a_shared_pass_that_fails_is_run_again_for_each_request(news, monkeypatch):
+    def features(denoiser, process, passes):
+        if len(passes) > 1:
+            raise DidiError("out of memory")
+        return shared_features(denoiser, process, passes)
+
+    monkeypatch.setattr(scheduler, "shared_features", features)
+    jobs = [job_of(news, seed=seed, nfe=2) for seed in range(3)]
+    run(jobs)
+    for seed, job in enumerate(jobs):
+        assert torch.equal(job.tokens, generated(news, seed=seed, nfe=2).tokens)
 
 
 def test_the_draw_check_of_a_request_sees_its_own_logits_alone(news, monkeypatch):

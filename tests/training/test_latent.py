@@ -66,7 +66,7 @@ def test_a_validation_has_no_bound_of_a_student_with_codes(make_job):
 
 @torch.no_grad()
 def test_lessons_are_states_of_its_own_sampler(make_dit, chi_square):
-    """Each state before the last of two moves of which the first has revealed about half: the mixture over codes."""
+    """States after the first of two moves, about half of them masked, and their mixture over codes."""
     student, num = make_dit(vocab_size=3, length=2, seed=4, scale=1.3, num_codes=2), 20_000
     process, move = Bundle(student=student).process, torch.ones(num, dtype=torch.long)
     assert numbers_of_lessons(student, process, 2) == 4

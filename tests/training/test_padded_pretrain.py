@@ -95,6 +95,16 @@ def test_validation_is_the_bound_of_each_protein_alone_per_residue(job, source):
     assert value == pytest.approx(total / num_residues, rel=1e-5)
 
 
+def test_a_process_without_a_row_of_the_last_batch_adds_nothing_to_the_bound(job, source, monkeypatch):
+    class First(World):
+        def sum(self, value):
+            return value  # its own part
+
+    monkeypatch.setattr("didi.models.nelbo.world", lambda: First(0, 2))
+    network, process, rows = job.method.trained["network"], job.method.process, source.validation[:1]
+    assert nats_per_token(network, process, rows, batch_size=4, canvas_of=source.canvas) == 0
+
+
 def test_an_autoregressive_network_learns_residues_alone(source):
     config = replace(PRETRAIN, model="autoregressive", network=replace(PRETRAIN.network, kind="dit"))
     job = make_trainer(config, Inputs(source, CPU))

@@ -41,8 +41,8 @@ class DiTConfig:
             leaves it out, which is the public checkpoint layout.
         is_budget_conditioned: whether the network can read the number of moves of the sampler that uses it
             (``DiTTrunk.at_budget``). The public checkpoint layout has no weights for it.
-        num_codes: number C of latent codes of which the network reads one at each position (``models.latent``); 0 for
-            a network without, as in the public checkpoint layout.
+        num_codes: size C of the alphabet of latent codes, one code for each position (``models.latent``); 0 for no
+            latent codes, as in the public checkpoint layout.
     """
 
     vocab_size: int
