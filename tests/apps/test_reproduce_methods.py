@@ -85,6 +85,9 @@ def others(monkeypatch):
     monkeypatch.setitem(
         VARIANTS, ("tiny-news", "uniform-stand-in"), as_kind(UniformConfig, DISTILL["tiny-news"], teacher="")
     )
+    text = DISTILL["tiny-news"]
+    unguided = replace(text.discriminator, guidance_steps=0)
+    monkeypatch.setitem(VARIANTS, ("tiny-news", "one-stand-in"), as_kind(OneConfig, text, discriminator=unguided))
     monkeypatch.setattr("didi.apps.reproduce.methods.bundled_names", lambda: ["exact", "markov", "tiny-news"])
 
 
@@ -108,7 +111,7 @@ class Told(Study):
         return replace(row, kl=kl, joint_kl=value - 0.1 if cell.joint else math.nan, pair_kl=value / 10)
 
     def joint_kl(self, cell):
-        return 10 * self.figures(cell)
+        return 80 * self.figures(cell) / cell.nfe
 
     def record(self, cell):
         return {"intended_nfe": 4, "workers": 2}
@@ -237,28 +240,36 @@ def test_markov_is_told_by_joint_and_pair_divergences(told):
 
 def test_tiny_is_told_at_the_entropy_of_its_teacher(told):
     plan, one = method_plan("tiny", ["didi", "stand-in"], 3), told("tiny")
-    assert {(cell.role, cell.nfe) for cell in plan.frontier} == {("teacher", 64)}
+    assert {(cell.role, cell.nfe) for cell in plan.frontier} == {("teacher", 128)}
     assert [cell.temperature for cell in plan.frontier][::10] == [0.4, 1.5]
     assert set(plan.frontier) <= set(plan.cells)
     lines = method_tables(plan, one)
-    assert line(lines, "| didi | 0.25 [")[1].startswith("0.25 [")  # 100 / 4 moves, over 100 at that entropy
-    assert line(lines, "| stand-in | 0.50 [")[1] == "0.50 [0.50, 0.50] *lower*"
+    assert line(lines, "| didi | 1.01 [")[3].startswith("0.25 [")  # 100 / 4 moves, over 100 at that entropy
+    assert line(lines, "| stand-in | 0.50 [0.50, 0.50] *lower* |")[3] == "0.50 [0.50, 0.50] *lower*"
     assert "over that of didi at the same number of moves" in "\n".join(lines)
 
 
-def test_tiny_measures_joint_divergences_from_a_trained_network_at_8_moves(told):
+def test_tiny_measures_joint_divergences_from_a_trained_network(told):
     plan, one = method_plan("tiny", ["didi", "stand-in"], 3), told("tiny")
     cells = plan.joint_cells
     assert list(cells) == ["didi", "stand-in", "teacher tiny-news"]
-    assert {cell.nfe for found in cells.values() for cell in found} == {8}
-    (reference,) = {cell.reference for found in cells.values() for cell in found}
+    assert all(list(by_nfe) == [1, 2, 4, 8] for by_nfe in cells.values())
+    made = [cell for by_nfe in cells.values() for of_seeds in by_nfe.values() for cell in of_seeds]
+    assert {*made} < {*plan.cells}
+    (reference,) = {cell.reference for cell in made}
     assert (reference.config.recipe, reference.config.loop.steps) == ("tiny-news-ar", 1200)
-    assert {*cells["didi"]} < {*plan.cells}
     lines = method_tables(plan, one)
-    assert line(lines, "| stand-in | 5.05")[2].endswith("*lower*")
-    assert line(lines, "| didi | 10.10")[2] == ""
-    assert line(lines, "| teacher tiny-news | 10.0000 |")[2] == ""
+    assert line(lines, "| didi | 80.80")[4].startswith("10.1000 [")
+    assert line(lines, "| stand-in | 40.40")[4].startswith("5.0500 [")
+    assert line(lines, "| stand-in | -40.40")[4].startswith("-5.0500 [")
+    assert line(lines, "| stand-in | -40.40")[4].endswith("*lower*")
+    assert line(lines, "| teacher tiny-news | 80.0000 |")[4] == "10.0000"
     assert not method_plan("exact", ["didi"], 1).joint_cells
+
+
+def test_a_student_of_one_move_has_one_joint_divergence(told):
+    plan = method_plan("tiny", ["didi", "one-stand-in"], 3)
+    assert list(plan.joint_cells["one-stand-in"]) == [1]
 
 
 @pytest.mark.parametrize(("budgets", "is_told"), [((2e6, 2.1e6), False), ((2e6, 2.3e6), True)])

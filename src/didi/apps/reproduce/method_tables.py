@@ -79,7 +79,11 @@ def method_tables(plan: MethodPlan, study: Study) -> list[str]:
 
 
 def _columns(plan: MethodPlan) -> list[str]:
-    return [f"{nfe} move{'s' if nfe > 1 else ''}" for nfe in plan.world.nfes]
+    return [_moves(nfe) for nfe in plan.world.nfes]
+
+
+def _moves(nfe: int) -> str:
+    return f"{nfe} move{'s' if nfe > 1 else ''}"
 
 
 def _quality(plan: MethodPlan, found: Rows, measure: Measure) -> list[str]:
@@ -112,20 +116,32 @@ def _differences(plan: MethodPlan, found: Rows, measure: Measure) -> list[str]:
 
 def _joint(plan: MethodPlan, study: Study) -> list[str]:
     """Joint divergences from a trained network, where they are measured."""
-    found = {name: list(map(study.joint_kl, cells)) for name, cells in plan.joint_cells.items()}
+    found = {
+        name: {nfe: list(map(study.joint_kl, cells)) for nfe, cells in by_nfe.items()}
+        for name, by_nfe in plan.joint_cells.items()
+    }
     if not found:
         return []
-    base, students = found[plan.reference], {curve.name for curve in plan.curves if curve.method}
-    body = [
-        [name, JOINT.level(kls), JOINT.change(kls, base) if name in students - {plan.reference} else ""]
+    world, base = plan.world, found[plan.reference]
+    levels = [
+        [name, *(JOINT.level(kls[nfe]) if nfe in kls else "" for nfe in world.joint_nfes)]
         for name, kls in found.items()
     ]
-    world = plan.world
+    others = [curve.name for curve in plan.curves if curve.method and curve.name != plan.reference]
+    changes = [
+        [name, *(JOINT.change(kls[nfe], base[nfe]) if {nfe} <= kls.keys() & base.keys() else ""
+                 for nfe in world.joint_nfes)]
+        for name, kls in found.items() if name in others
+    ]  # fmt: skip
+    columns = [_moves(nfe) for nfe in world.joint_nfes]
     return [
-        f"{JOINT.name} at {world.joint_nfe} moves, from the autoregressive network `{world.joint_reference}` of "
+        f"Joint KL, nats a sequence, from the autoregressive network `{world.joint_reference}` of "
         f"{world.teacher_steps:,} steps on the same tokens: {world.joint_samples} samples, to which a network is "
         "fitted; a lower bound in expectation, from that network and not from the data (docs/evaluation.md).\n",
-        *markdown_table(["", JOINT.name, f"less that of {plan.reference}, seed by seed"], body),
+        *markdown_table([JOINT.name, *columns], levels),
+        "",
+        f"{JOINT.name} less that of {plan.reference} at the same number of moves, seed by seed.\n",
+        *markdown_table(["", *columns], changes),
         "",
     ]
 

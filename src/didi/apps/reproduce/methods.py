@@ -39,9 +39,9 @@ class World:
         joint: whether joint divergences are estimated.
         has_frontier: whether students are compared with a teacher at equal entropy.
         teacher_steps: of a teacher that has to be trained; None for those of its recipe.
-        joint_reference: recipe of the autoregressive network from which joint divergences are measured at ``joint_nfe``
-            moves, trained for ``teacher_steps``; empty where the distribution of the data is known.
-        joint_nfe: number of moves of these.
+        joint_reference: recipe of the autoregressive network from which joint divergences are measured, trained for
+            ``teacher_steps``; empty where the distribution of the data is known.
+        joint_nfes: numbers of moves of these.
         joint_samples: samples of these.
     """
 
@@ -52,7 +52,7 @@ class World:
     has_frontier: bool = False
     teacher_steps: int | None = None
     joint_reference: str = ""
-    joint_nfe: int = 8
+    joint_nfes: tuple[int, ...] = (1, 2, 4, 8)
     joint_samples: int = 256
 
 
@@ -62,8 +62,8 @@ WORLDS = {
     "markov": World("markov", ALL_NFES, max_costly_nfe=128, joint=True),
     "tiny": World(
         "tiny-news",
-        (4, 8, 16, 32, 64),
-        64,
+        ALL_NFES,
+        max_costly_nfe=128,
         has_frontier=True,
         teacher_steps=TINY_PEER_STEPS,
         joint_reference="tiny-news-ar",
@@ -164,26 +164,30 @@ class MethodPlan:
         return [Cell(teacher, "teacher", nfe=nfe, temperature=value) for value in TEMPERATURES]
 
     @property
-    def joint_cells(self) -> dict[str, list[JointCell]]:
-        """Joint divergences from a trained network, by the name of the curve, one of each seed."""
+    def joint_cells(self) -> dict[str, dict[int, list[JointCell]]]:
+        """Joint divergences from a trained network, by name of the curve and number of moves, one for each seed."""
         world = self.world
         if not world.joint_reference:
             return {}
         reference = _pretraining(world.joint_reference, world)
         return {
-            curve.name: [
-                JointCell(one, curve.role, curve.sampler, world.joint_nfe, reference, world.joint_samples)
-                for one in curve.bundles
-            ]
+            curve.name: {
+                nfe: [
+                    JointCell(one, curve.role, curve.sampler, nfe, reference, world.joint_samples)
+                    for one in curve.bundles
+                ]
+                for nfe in world.joint_nfes
+                if nfe in curve.nfes
+            }
             for curve in self.curves
-            if world.joint_nfe in curve.nfes
         }
 
     @property
     def cells(self) -> list[AnyCell]:
         """All that is measured."""
         found: list[AnyCell] = [cell for curve in self.curves for nfe in curve.nfes for cell in curve.cells(nfe)]
-        return [*found, *self.frontier, *(cell for cells in self.joint_cells.values() for cell in cells)]
+        joint = [cell for by_nfe in self.joint_cells.values() for cells in by_nfe.values() for cell in cells]
+        return [*found, *self.frontier, *joint]
 
 
 def name_of(bundle: Run | str) -> str:
