@@ -40,10 +40,10 @@ from didi.methods.elbo import PretrainConfig
 from didi.methods.trajectories import masked_log_probs
 from didi.models.bundle import Bundle, load
 from didi.models.dit import DiT
+from didi.process_group import init_process_group
 from didi.recipes import DISTILL, PRETRAIN, teacher_shape
 from didi.training.dry_run import DryRun, Estimate, estimate
 from didi.training.trainer import make_trainer
-from didi.world import joined
 
 STORED = DOCS / "results" / "scale.json"
 CPU = torch.device("cpu")
@@ -110,7 +110,7 @@ def steps_of_each(name: str) -> dict[str, Any]:
 
 
 def rank(args: argparse.Namespace) -> None:
-    with joined() as here:
+    with init_process_group() as here:
         write_atomically(args.runs / f"{here.rank}.json", json.dumps(steps_of(args.name)))
 
 

@@ -28,8 +28,8 @@ import didi
 from didi.models.autoregressive import AutoregressiveConfig, AutoregressiveLM
 from didi.models.bundle import Bundle
 from didi.sampling.completion import planned
-from didi.sampling.departure import EXACT
 from didi.sampling.prompt import canvas_from_prompt
+from didi.sampling.token_distribution import UNMODIFIED
 from didi.serving.job import Job
 from didi.serving.scheduler import Scheduler
 
@@ -56,7 +56,7 @@ def whole_pass(bundle: Bundle, length: int, nfe: int) -> tuple[Work, Work]:
 
     def drawn(features: torch.Tensor) -> None:
         rows = features[:, :num].flatten(0, 1)
-        EXACT.sample(network.head(rows), network.mask_id, uniforms[: len(rows)])
+        UNMODIFIED.sample(network.head(rows), network.mask_id, uniforms[: len(rows)])
 
     return lambda: [drawn(one) for one in alone()], lambda: drawn(together())
 

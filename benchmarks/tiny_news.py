@@ -111,7 +111,7 @@ def measure(args: argparse.Namespace) -> None:
             texts = decode(bundle, tokens)
             scores = judge.score(texts, tokens)
             row = measure_set(
-                cell.role, "", 0, tokens, scores, judge=judge.name, seconds=math.nan, student_passes=0.0, seed=SEED
+                cell.role, "", 0, tokens, scores, judge=judge.name, seconds=math.nan, network_passes=0.0, seed=SEED
             )
         else:
             texts = []

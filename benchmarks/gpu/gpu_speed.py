@@ -22,18 +22,18 @@ from didi.apps.bench import random_bundle
 from didi.data.source import open_source
 from didi.diffusion.canvas import Canvas
 from didi.diffusion.noise import SequenceNoise
-from didi.evaluation.speed import Load, Method, contestant, trace, twin
+from didi.evaluation.speed import Method, Workload, contestant, trace, twin
 from didi.evaluation.speed_row import ratio
 from didi.files import write_atomically
 from didi.methods.base import Inputs
 from didi.models.bundle import Bundle
 from didi.models.dit import DiT
 from didi.models.inference import for_inference
+from didi.process_group import default_device, wait_for
 from didi.recipes import DISTILL, teacher_shape
 from didi.sampling.ancestral import Ancestral
 from didi.sampling.base import time_grid
 from didi.training.trainer import make_trainer
-from didi.world import default_device, wait_for
 
 ROUNDS, NFE = 5, 16
 Draw = Callable[[], object]
@@ -51,7 +51,7 @@ def timed(work: Draw, device: torch.device) -> float:
 def contestants(bundle: Bundle, batch_size: int, device: torch.device) -> dict[str, Draw]:
     """What is timed for a batch size, by name; each draws one batch."""
     length = bundle.denoiser().length
-    load = Load(batch_size, length, NFE)
+    load = Workload(batch_size, length, NFE)
     plain, graphed = (for_inference(bundle, "bfloat16", is_compiled=is_compiled) for is_compiled in (False, True))
     found: dict[str, Draw] = {}
     for name, one, is_whole in (("plain", plain, False), ("graphed", graphed, True)):
@@ -79,7 +79,7 @@ def sampling(bundle: Bundle, batch_size: int, device: torch.device) -> dict[str,
             seconds[name].append(timed(draw, device))
     floor, best = seconds["trunk, graphed"], seconds["ancestral, graphed"]
     left_to_right = seconds["autoregressive, static cache in graphs"]
-    shares = trace(bundle, "ancestral", Load(batch_size, bundle.denoiser().length, NFE)).shares
+    shares = trace(bundle, "ancestral", Workload(batch_size, bundle.denoiser().length, NFE)).shares
     return {
         "seconds": seconds,
         "ancestral over bare passes, graphed": ratio(best, floor),
@@ -107,7 +107,7 @@ def waits(bundle: Bundle, device: torch.device) -> str:
 
 def growing_cache(bundle: Bundle, device: torch.device) -> dict[str, float]:
     """Seconds of one sequence by ``transformers`` with a growing cache, float32 weights under bfloat16 autocast."""
-    draw = contestant(bundle, "autoregressive", Load(1, bundle.denoiser().length, NFE))
+    draw = contestant(bundle, "autoregressive", Workload(1, bundle.denoiser().length, NFE))
     with torch.autocast(device.type, dtype=torch.bfloat16):
         return {"seconds": timed(draw, device)}
 

@@ -26,10 +26,10 @@ from didi.methods.base import Inputs
 from didi.methods.elbo import PretrainConfig
 from didi.models.bundle import load, save
 from didi.models.untrusted import read_yaml
+from didi.process_group import default_device
 from didi.recipes import DISTILL, PRETRAIN
 from didi.training.fit import fitted
 from didi.training.run_folder import RunFolder
-from didi.world import default_device
 
 TOY = {"hidden_size": 32, "num_blocks": 2, "num_heads": 2}
 RESERVE_SECONDS = 45.0  # for fitting, compiling, validating and saving

@@ -17,7 +17,7 @@ def sample_set(nll, role="student", nfe=8, temperature=1.0, **about):
     ppl, entropy = float((nll.sum() / 10 / len(nll)).exp()), 4.0 + 2 * (temperature - 1)
     values = {"sampler": "ancestral" if nfe else "", "precision": "float64", "judge": "j", "seed": 0} | about
     row = EvaluationRow(
-        role=role, nfe=nfe, student_passes=8.0, discriminator_passes=0.0, num_samples=len(nll), gen_ppl=ppl,
+        role=role, nfe=nfe, network_passes=8.0, discriminator_passes=0.0, num_samples=len(nll), gen_ppl=ppl,
         gen_ppl_ci=(ppl, ppl), gen_ppl_mean_sample=ppl, entropy=entropy, entropy_ci=(entropy, entropy),
         corpus_entropy=5.0, bigram_entropy=7.0, distinct_4=0.9, seconds_per_sequence=math.nan, tokens_per_second=1.0,
         nelbo=1.0, machine="m", temperature=temperature, **values,

@@ -11,10 +11,10 @@ def printed(*rows):
     return file.getvalue().splitlines()
 
 
-def make_row(role="autoregressive", sampler="ancestral", **departure):
+def make_row(role="autoregressive", sampler="ancestral", **token_distribution):
     return EvaluationRow(
         role, sampler, 128, 8.0, 0.0, 64, "float64", "j", 18.2, (17.9, 18.5), 18.2, 4.0, (3.9, 4.1), 5.0, 7.0,
-        0.9, 0.01, 12800.0, math.nan, 0, "2-core CPU", **departure,
+        0.9, 0.01, 12800.0, math.nan, 0, "2-core CPU", **token_distribution,
     )  # fmt: skip
 
 

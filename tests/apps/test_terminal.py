@@ -14,7 +14,7 @@ from didi.apps.console import ResultConsole
 from didi.apps.streams import json_line
 from didi.apps.terminal import run
 from didi.errors import DidiError, Diverged, Interrupted, UsageError
-from didi.world import World
+from didi.process_group import ProcessGroup
 
 
 @pytest.mark.parametrize(
@@ -64,11 +64,11 @@ def second(monkeypatch):
 
     @contextlib.contextmanager
     def joined():
-        yield World(1, 2)
+        yield ProcessGroup(1, 2)
 
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "1")
-    monkeypatch.setattr("didi.world.joined", joined)
+    monkeypatch.setattr("didi.process_group.joined", joined)
 
 
 @pytest.mark.parametrize(

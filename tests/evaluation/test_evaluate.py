@@ -40,7 +40,7 @@ def test_each_role_sampler_and_number_of_moves_has_a_row_and_the_twin_has_one(bu
     ]  # fmt: skip
     exact = nats_per_token(bundle.autoregressive, bundle.process, data, batch_size=8)
     assert rows[3].nelbo == exact
-    assert rows[3].student_passes == LENGTH
+    assert rows[3].network_passes == LENGTH
     assert rows[1].nelbo == rows[2].nelbo != exact
 
 

@@ -66,7 +66,7 @@ def test_equal_sets_and_sets_of_unlike_size():
         compare_pairs(same, measured([30.0]))
 
 
-def test_sets_are_compared_with_the_teachers_of_the_same_moves_and_departure():
+def test_sets_are_compared_with_the_teachers_of_the_same_moves_and_token_distribution():
     student = measured([30.0, 31.0], [4.0, 4.1])
     teacher = measured([31.0, 32.0], [4.2, 4.3], role="teacher")
     others = [measured([30.0, 31.0], nfe=16), measured([30.0, 31.0], nfe=0, role="data")]

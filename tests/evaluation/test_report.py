@@ -17,7 +17,7 @@ FIELDS = [
     "role",
     "sampler",
     "nfe",
-    "student_passes",
+    "network_passes",
     "discriminator_passes",
     "num_samples",
     "precision",
@@ -82,10 +82,10 @@ def test_measure_fills_every_field_of_the_contract():
     chain = MarkovChain()
     tokens = chain.sample(40, 32, torch.Generator().manual_seed(0))
     scores = ExactJudge(chain).score([""] * 40, tokens)
-    row = measure("teacher", "ancestral", 16, tokens, scores, judge="markov", seconds=2.0, student_passes=15.5, seed=3)
+    row = measure("teacher", "ancestral", 16, tokens, scores, judge="markov", seconds=2.0, network_passes=15.5, seed=3)
     assert list(asdict(row)) == FIELDS
     assert (row.num_samples, row.seconds_per_sequence, row.tokens_per_second) == (40, 0.05, 640.0)
-    assert (row.judge, row.seed, row.student_passes, row.precision) == ("markov", 3, 15.5, "float64")
+    assert (row.judge, row.seed, row.network_passes, row.precision) == ("markov", 3, 15.5, "float64")
     assert row.gen_ppl == pytest.approx(math.exp(-float(chain.log_likelihood(tokens).mean()) / 32))
     assert row.gen_ppl_ci[0] < row.gen_ppl < row.gen_ppl_ci[1]
     assert row.entropy == pytest.approx(float(token_entropy(tokens).mean()))
@@ -99,14 +99,14 @@ def test_measure_fills_every_field_of_the_contract():
 def test_measure_records_what_the_judge_cut():
     scores = Scores(torch.ones(2, dtype=torch.float64), torch.ones(2, dtype=torch.long), num_truncated=1)
     tokens = torch.arange(8).view(2, 4)
-    row = measure("student", "greedy", 4, tokens, scores, judge="short", seconds=1.0, student_passes=4.0, note="top-p")
+    row = measure("student", "greedy", 4, tokens, scores, judge="short", seconds=1.0, network_passes=4.0, note="top-p")
     assert row.note == "top-p; 1 samples cut to the judge's context"
 
 
 def test_measure_refuses_scores_of_other_samples():
     scores = Scores(torch.ones(1, dtype=torch.float64), torch.ones(1, dtype=torch.long))
     with pytest.raises(ValueError, match="got 2 and 1"):
-        measure("student", "ancestral", 4, torch.ones(2, 4).long(), scores, judge="j", seconds=1.0, student_passes=4.0)
+        measure("student", "ancestral", 4, torch.ones(2, 4).long(), scores, judge="j", seconds=1.0, network_passes=4.0)
 
 
 def test_settings_of_a_sampler_are_a_column_only_where_they_differ():

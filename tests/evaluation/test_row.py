@@ -12,6 +12,13 @@ ROW = EvaluationRow(
 )  # fmt: skip
 
 
+def test_rows_of_older_files_are_read():
+    record = ROW.record()
+    older = {"student_passes" if name == "network_passes" else name: value for name, value in record.items()}
+    assert EvaluationRow.from_record(older).network_passes == 8.0
+    assert EvaluationRow.from_record(older).record() == record
+
+
 @pytest.mark.parametrize(
     ("changed", "options", "label"),
     [

@@ -11,14 +11,14 @@ from didi.diffusion.score import ScoreAbsorbing, ScoreUniform
 from didi.diffusion.uniform import Uniform
 from didi.errors import UsageError
 from didi.evaluation import speed_work
-from didi.evaluation.speed import Load, Variant, compare, contestant, default_methods, floor_of, peak_memory, trace
+from didi.evaluation.speed import Variant, Workload, compare, contestant, default_methods, floor_of, peak_memory, trace
 from didi.evaluation.speed_row import SpeedRow, speed_table
 from didi.models.bundle import Bundle
 from didi.models.discriminator import Discriminator
 from didi.models.dit import DiT, DiTConfig
-from didi.sampling.departure import Departure
+from didi.sampling.token_distribution import TokenDistribution
 
-LOAD = Load(batch_size=3, length=32, nfe=4)
+LOAD = Workload(batch_size=3, length=32, nfe=4)
 
 
 @pytest.fixture(scope="module")
@@ -80,20 +80,20 @@ def test_a_floor_makes_the_passes_of_its_sampler(bundle):
     assert ancestral[1:] == [("trunk", 3, False)] * 3
     # The floor is traced while it is made, so its own passes follow those of the sampler.
     assert passes(bundle, "trunk", LOAD)[len(ancestral) :] == ancestral
-    guided = passes(bundle, "guided", Load(3, 32, 8))
+    guided = passes(bundle, "guided", Workload(3, 32, 8))
     assert ("discriminator", 3, True) in guided  # the tilted move
     assert ("discriminator", 12, False) in guided  # four candidates of three sequences
-    floor = passes(bundle, "guided floor", Load(3, 32, 8))[len(guided) :]
+    floor = passes(bundle, "guided floor", Workload(3, 32, 8))[len(guided) :]
     assert len(floor) == len(guided) + sum(has_gradient for *_, has_gradient in guided)
 
 
 def test_shares_sum_to_one_and_the_watched_functions_are_put_back(bundle):
-    before = (Departure.sample, torch.autograd.grad)
+    before = (TokenDistribution.sample, torch.autograd.grad)
     found = trace(bundle, "guided", LOAD).shares
     assert set(found) == {"trunk", "head", "draw", "discriminator", "rest"}
     assert sum(found.values()) == pytest.approx(1)
     assert min(found.values()) > 0
-    assert before == (Departure.sample, torch.autograd.grad)
+    assert before == (TokenDistribution.sample, torch.autograd.grad)
     assert "features" not in vars(bundle.denoiser())
 
 
@@ -108,7 +108,7 @@ def test_memory_of_ours_stays_far_below_that_of_the_published_algorithm():
     from didi.apps.bench import _bundle
 
     make = partial(_bundle, "tiny-news", None, is_random=True)
-    load = Load(batch_size=16, length=128, nfe=8)
+    load = Workload(batch_size=16, length=128, nfe=8)
     ours, published = (peak_memory(make, method, load, Variant()) for method in ("ancestral", "published"))
     assert published > 16 * 128 * 8192 * 8 / 2**20  # a float64 number for every position and symbol
     assert ours < published / 4

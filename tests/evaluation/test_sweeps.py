@@ -4,10 +4,10 @@ from didi.evaluation.row import EvaluationRow
 from didi.evaluation.sweeps import equal_entropy_table, sweeps
 
 
-def make_row(role="student", *, entropy=4.0, ppl=100.0, sampler="ancestral", nfe=8, judge="j", **departure):
+def make_row(role="student", *, entropy=4.0, ppl=100.0, sampler="ancestral", nfe=8, judge="j", **token_distribution):
     return EvaluationRow(
         role, sampler, nfe, 8.0, 0.0, 64, "float64", judge, ppl, (ppl, ppl), ppl, entropy, (entropy, entropy), 5.0, 7.0,
-        0.9, 0.01, 12800.0, math.nan, 0, "2-core CPU", **departure,
+        0.9, 0.01, 12800.0, math.nan, 0, "2-core CPU", **token_distribution,
     )  # fmt: skip
 
 

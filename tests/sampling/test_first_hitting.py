@@ -8,8 +8,8 @@ from didi.diffusion.absorbing import Absorbing
 from didi.diffusion.noise import SequenceNoise
 from didi.diffusion.schedule import schedule_from_name
 from didi.sampling.base import time_grid
-from didi.sampling.departure import Departure
 from didi.sampling.first_hitting import FirstHitting
+from didi.sampling.token_distribution import TokenDistribution
 
 NUM = 3000
 
@@ -45,7 +45,7 @@ def test_the_exact_posterior_gives_the_data_law(world, tabular, draw, chi_square
 
 
 def test_temperature_divides_the_logits(world, tabular, draw, chi_square, process):
-    _, drawn = draw(FirstHitting(tabular(world.table), process, Departure(0.5)), num=NUM, nfe=1)
+    _, drawn = draw(FirstHitting(tabular(world.table), process, TokenDistribution(0.5)), num=NUM, nfe=1)
     assert chi_square(drawn, any_order_law(world, 2 * world.table)) > 1e-3
 
 

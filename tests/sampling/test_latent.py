@@ -16,7 +16,7 @@ from didi.evaluation.exact.rows import ExactRows
 from didi.evaluation.exact.sampler import after_move, reveal_chances, successor_probs
 from didi.evaluation.exact.states import States
 from didi.evaluation.likelihood import likelihood
-from didi.evaluation.speed import Load, contestant
+from didi.evaluation.speed import Workload, contestant
 from didi.models.bundle import Bundle, load, save
 from didi.models.conditioning import latent_conditioned
 from didi.models.convert import mdlm_state_dict
@@ -170,7 +170,7 @@ def test_a_likelihood_is_refused(bundle):
 
 @pytest.mark.parametrize("method", ["ancestral", "guided", "trunk", "guided floor", "passes"])
 def test_what_is_timed_reads_codes(bundle, method):
-    contestant(bundle, method, Load(2, LENGTH, 2))()
+    contestant(bundle, method, Workload(2, LENGTH, 2))()
 
 
 @torch.no_grad()

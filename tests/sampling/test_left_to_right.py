@@ -8,7 +8,7 @@ from didi.diffusion.noise import SequenceNoise
 from didi.models.autoregressive import AutoregressiveConfig, AutoregressiveLM
 from didi.sampling.autoregressive import LeftToRight
 from didi.sampling.base import time_grid
-from didi.sampling.departure import Departure
+from didi.sampling.token_distribution import TokenDistribution
 
 VOCAB, LENGTH = 11, 12
 KINDS = {"twin": {"mask_id": VOCAB - 1}, "public": {"mask_id": None, "begin_id": 3, "is_tied": True}}
@@ -45,25 +45,29 @@ def sampled(network, canvas, draws, **settings):
 
 
 @torch.inference_mode()
-def sampled_without_cache(network, canvas, draws, departure=None):
+def sampled_without_cache(network, canvas, draws, token_distribution=None):
     """Each token from one pass over all tokens before it."""
     z = canvas.tokens.clone()
-    uniforms, departure = draws.uniforms(LENGTH), departure or Departure()
+    uniforms, token_distribution = draws.uniforms(LENGTH), token_distribution or TokenDistribution()
     for row, is_free in enumerate(canvas.is_free):
         for number, position in enumerate(is_free.nonzero().flatten().tolist()):
             logits = network(network.inputs_of(z[row : row + 1, : position + 1]))[:, -1]
             uniform = uniforms[row : row + 1, number]
-            z[row, position] = departure.sample(logits, network.mask_id, uniform)[0]
+            z[row, position] = token_distribution.sample(logits, network.mask_id, uniform)[0]
     return z
 
 
-@pytest.mark.parametrize("departure", [Departure(), Departure(temperature=0.7), Departure(top_p=0.8)], ids=str)
-def test_samples_are_those_without_a_cache(network, departure):
+@pytest.mark.parametrize(
+    "token_distribution",
+    [TokenDistribution(), TokenDistribution(temperature=0.7), TokenDistribution(top_p=0.8)],
+    ids=str,
+)
+def test_samples_are_those_without_a_cache(network, token_distribution):
     canvas = batch()
-    with_cache = sampled(network, canvas, noise(), departure=departure)
-    assert torch.equal(with_cache, sampled_without_cache(network, canvas, noise(), departure))
+    with_cache = sampled(network, canvas, noise(), token_distribution=token_distribution)
+    assert torch.equal(with_cache, sampled_without_cache(network, canvas, noise(), token_distribution))
     assert torch.equal(with_cache[~canvas.is_free], canvas.tokens[~canvas.is_free])
-    assert not torch.equal(with_cache, sampled(network, canvas, noise(seed=6), departure=departure))
+    assert not torch.equal(with_cache, sampled(network, canvas, noise(seed=6), token_distribution=token_distribution))
 
 
 def test_prompts_are_read_in_one_pass(network):

@@ -48,7 +48,7 @@ def bundle(make_dit):
 @pytest.mark.parametrize("departure", [{}, {"temperature": 0.5}, {"top_p": 0.9}], ids=str)
 def test_samples_have_the_distribution_of_the_mixture(bundle, state, departure, chi_square):
     there = replace(bundle, initial_state=state)
-    options = SamplingOptions(batch_size=2000, **departure)
+    options = SamplingOptions(batch_size=2000, **token_distribution)
     p = ExactRows(there).distribution(2, options, 1)
     tokens = didi.generate(there, num_samples=2000, seed=1, options=options).tokens
     possible = p * 2000 >= 5

@@ -17,13 +17,13 @@ from didi.evaluation.exact.rows import ExactRows
 from didi.models.bundle import Bundle
 from didi.sampling.base import time_grid
 from didi.sampling.confidence import ConfidenceOrder
-from didi.sampling.departure import Departure
 from didi.sampling.generate import generate
 from didi.sampling.options import SamplingOptions
 from didi.sampling.published_uniform import PublishedUniform
 from didi.sampling.registry import make_sampler, samplers_of
 from didi.sampling.remasking import Remasking
 from didi.sampling.score import ScoreSampler
+from didi.sampling.token_distribution import TokenDistribution
 from didi.sampling.uniform_ancestral import PredictorCorrector, UniformAncestral
 
 NUM, LENGTH, NFE = 3, 3, 4
@@ -59,7 +59,7 @@ SAMPLERS = {
     "ancestral": uniform,
     "cosine": lambda: replace(uniform(), process=Uniform(NUM, schedule_from_name("cosine"))),
     "geometric": lambda: replace(uniform(), process=Uniform(NUM, schedule_from_name("geometric"))),
-    "cold": lambda: uniform(departure=Departure(temperature=0.7, top_p=0.8)),
+    "cold": lambda: uniform(token_distribution=TokenDistribution(temperature=0.7, top_p=0.8)),
     "whole batches": lambda: uniform(is_whole_batch=True),
     "greedy tail": lambda: uniform(is_greedy_tail=True),
     "corrector": lambda: uniform(remask=Remasking("rescale", 0.2)),
@@ -121,9 +121,9 @@ def test_given_tokens_stay_and_padding_is_not_written():
 
 
 def test_a_score_has_no_temperature():
-    for departure in (Departure(temperature=0.5), Departure(top_p=0.9)):
+    for token_distribution in (TokenDistribution(temperature=0.5), TokenDistribution(top_p=0.9)):
         with pytest.raises(UsageError, match="score networks are sampled at temperature 1 and top_p 1; got"):
-            ScoreSampler(Tabular(NUM), ScoreUniform(NUM), departure)
+            ScoreSampler(Tabular(NUM), ScoreUniform(NUM), token_distribution)
 
 
 PROCESSES = {"uniform": Uniform(5), "sedd-uniform": ScoreUniform(5), "sedd-absorb": ScoreAbsorbing(4)}

@@ -94,7 +94,7 @@ def test_an_autoregressive_network_reads_none_of_them(bundle, setting):
 @pytest.mark.parametrize("sampler", MASKED)
 def test_what_every_sampler_reads_reaches_it(bundle, sampler):
     made = make_sampler(bundle, SamplingOptions(sampler, temperature=0.5, top_p=0.9), 2)
-    assert (made.departure.temperature, made.departure.top_p) == (0.5, 0.9)
+    assert (made.token_distribution.temperature, made.token_distribution.top_p) == (0.5, 0.9)
     assert made.denoiser is bundle.student
     assert made.process is bundle.process
 

@@ -8,8 +8,8 @@ from didi.diffusion.uniform import Uniform
 from didi.errors import UsageError
 from didi.models.bundle import Bundle
 from didi.sampling.base import time_grid
-from didi.sampling.departure import Departure
 from didi.sampling.generate import generate
+from didi.sampling.token_distribution import TokenDistribution
 from didi.sampling.uniform_ancestral import UniformAncestral
 
 PROBS = torch.tensor([0.6, 0.3, 0.1], dtype=torch.float64)
@@ -37,7 +37,7 @@ def test_samples_of_independent_positions_are_exact_in_any_number_of_moves(chi_s
 
 
 def test_top_p_cuts_and_given_tokens_stay(unchecked):
-    sampler = UniformAncestral(Constant(), Uniform(3), Departure(top_p=0.5))
+    sampler = UniformAncestral(Constant(), Uniform(3), TokenDistribution(top_p=0.5))
     is_free = torch.tensor([[True, False, True]]).expand(64, 3)
     canvas = Canvas.given(torch.full((64, 3), 2), is_free)
     steps = list(sampler(canvas, time_grid(4), SequenceNoise(0, range(64))))

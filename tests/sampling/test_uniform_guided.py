@@ -20,10 +20,10 @@ from didi.models.bundle import Bundle
 from didi.models.discriminator import Discriminator, DiscriminatorConfig
 from didi.sampling import uniform_guided
 from didi.sampling.base import time_grid
-from didi.sampling.departure import Departure
 from didi.sampling.generate import generate
 from didi.sampling.guided import Guidance
 from didi.sampling.options import SamplingOptions
+from didi.sampling.token_distribution import TokenDistribution
 from didi.sampling.uniform_ancestral import UniformAncestral
 from didi.sampling.uniform_guided import UniformGuided
 
@@ -161,7 +161,7 @@ def test_samples_have_the_enumerated_distribution(network, chi_square, guidance)
 
 def test_temperature_reaches_guided_draws(network, chi_square):
     times = time_grid(2)
-    sampler = sampler_of(network, times, MIXED, departure=Departure(temperature=0.6))
+    sampler = sampler_of(network, times, MIXED, token_distribution=TokenDistribution(temperature=0.6))
     p = uniform_guided_distribution(sampler, NUM, LENGTH, times)
     assert chi_square(number(drawn(sampler, 1500, 2)[-1].z), p) > 1e-3
     assert float((p - uniform_guided_distribution(sampler_of(network, times, MIXED), NUM, 3, times)).abs().sum()) > 0.05

@@ -5,8 +5,8 @@ import json
 import pytest
 
 import didi
-from didi.sampling.departure import TEMPERATURES
 from didi.sampling.registry import samplers_of
+from didi.sampling.token_distribution import TEMPERATURES
 from didi.serving.growing import Growing
 from didi.serving.requests import Asked
 

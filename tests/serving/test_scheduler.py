@@ -12,11 +12,11 @@ from didi.errors import DidiError, NotFinite
 from didi.models.bundle import Bundle
 from didi.sampling.ancestral import Ancestral
 from didi.sampling.completion import planned
-from didi.sampling.departure import Departure
 from didi.sampling.draw_check import DrawCheck
 from didi.sampling.options import SamplingOptions
 from didi.sampling.passes import TokenDraw
 from didi.sampling.prompt import canvas_from_prompt
+from didi.sampling.token_distribution import TokenDistribution
 from didi.serving import scheduler
 from didi.serving.job import Cancelled, Job, TimedOut
 from didi.serving.scheduler import Scheduler, grouped
@@ -130,7 +130,7 @@ def test_networks_that_read_the_number_of_moves_share_passes_of_equal_numbers_on
         assert torch.equal(job.tokens, generated(bundle, seed=seed, nfe=(2, 2, 5)[seed]).tokens)
 
 
-def test_jobs_of_one_network_and_departure_share_the_head(news, monkeypatch):
+def test_jobs_of_one_network_and_token_distribution_share_the_head(news, monkeypatch):
     rows, head = [], type(news.student).head
     monkeypatch.setattr(type(news.student), "head", lambda self, x: rows.append(len(x)) or head(self, x))
     asked = [{"seed": seed, "nfe": 1, "length": length} for seed, length in enumerate([8, 16, 40])]
@@ -151,7 +151,7 @@ def test_logits_of_a_row_do_not_depend_on_the_rows_beside_it(news, monkeypatch):
         seen.append(logits)
         return torch.zeros(len(logits), dtype=torch.long)
 
-    monkeypatch.setattr(Departure, "sample", sample)
+    monkeypatch.setattr(TokenDistribution, "sample", sample)
     features = torch.randn(200, news.student.config.hidden_size, generator=torch.Generator().manual_seed(0))
     sizes = [1, 2, 5, 12, 30, 150]
     draws = [TokenDraw(one, torch.zeros(len(one))) for one in features.split(sizes)]
@@ -179,13 +179,13 @@ def test_the_draw_check_of_a_request_sees_its_own_logits_alone(news, monkeypatch
     collected = []
     monkeypatch.setattr(DrawCheck, "see", lambda check, scores: collected.append((check, scores.isfinite().all())))
     samplers = [Ancestral(news.student, news.process) for _ in range(3)]
-    samplers = [replace(one, departure=Departure()) for one in samplers]
+    samplers = [replace(one, token_distribution=TokenDistribution()) for one in samplers]
     features = torch.zeros(3, news.student.config.hidden_size)
     features[1] = torch.nan
     draws = [TokenDraw(one, torch.zeros(1)) for one in features.split(1)]
     shared_tokens(samplers, draws)
     answers = {id(check): bool(is_finite) for check, is_finite in collected}
-    assert [answers[id(one.departure.draw_check)] for one in samplers] == [True, False, True]
+    assert [answers[id(one.token_distribution.draw_check)] for one in samplers] == [True, False, True]
 
 
 def test_logits_that_exist_at_once_are_bounded(make_dit, monkeypatch):

@@ -10,9 +10,9 @@ import didi
 from didi.data.source import open_source
 from didi.methods.base import Inputs
 from didi.methods.mmd_settings import MmdObjective
+from didi.process_group import init_process_group, process_group
 from didi.recipes import distillation_recipes
 from didi.training.trainer import make_trainer
-from didi.world import joined, world
 
 OBJECTIVES = {
     "paths": MmdObjective(trajectory="whole-path", moves=3, completions=1, advantage="leave-one-out", corpus_rows=2),
@@ -32,12 +32,12 @@ def work(folder):
         metrics = [job.step(step) for step in range(job.num_steps)]
         for figure in ("mmd", "advantage_std", "gradient_norm"):
             values = torch.stack([torch.as_tensor(row[figure]).double() for row in metrics])
-            found[f"{name}, {figure}"] = world().mean(values)
+            found[f"{name}, {figure}"] = process_group().mean(values)
         found[f"{name}, student"] = torch.cat([one.detach().flatten() for one in job.bundle().student.parameters()])
     return found
 
 
 if __name__ == "__main__":
-    with joined() as here:
+    with init_process_group() as here:
         path = Path(sys.argv[1])
         torch.save(work(path), path / f"rank-{here.rank}.pt")

@@ -12,7 +12,7 @@ from didi.diffusion.noise import SequenceNoise
 from didi.errors import UsageError
 from didi.evaluation.exact.rows import ExactRows
 from didi.evaluation.plan import plan_rows
-from didi.evaluation.speed import Load, contestant, trace
+from didi.evaluation.speed import Workload, contestant, trace
 from didi.methods.base import Inputs
 from didi.methods.didi_settings import DistillConfig, ObjectiveConfig
 from didi.methods.settings import LoopConfig
@@ -216,7 +216,7 @@ def test_every_sampler_reads_the_number_of_its_moves(told, sampler, read_budgets
     kind = SAMPLERS[sampler][0]
     nfe = kind.num_moves or 2
     didi.generate(told, num_samples=2, nfe=nfe, sampler=sampler)
-    assert {budget for _, budget in read_budgets} == {3 if kind.is_self_paced else nfe}
+    assert {budget for _, budget in read_budgets} == {3 if kind.ignores_grid else nfe}
     assert ("discriminator", 2) in read_budgets or sampler != "guided"
 
 
@@ -240,17 +240,17 @@ def test_exact_distributions_are_those_of_each_number(told, sampler):
         assert (found - other).abs().max() > 1e-4
     of_times = rows.distribution(3, replace(options, times=(1.0, 0.5, 0.0)), 9)
     assert torch.equal(of_times, rows.distribution(3, options, 2))
-    assert len(rows._tables[options.departure]) == 2
+    assert len(rows._tables[options.token_distribution]) == 2
 
 
 @pytest.mark.parametrize("method", ["ancestral", "trunk", "published", "guided", "guided floor"])
 def test_what_is_timed_reads_the_number_of_moves(told, method, read_budgets):
-    contestant(told, method, Load(2, 3, 5))()
+    contestant(told, method, Workload(2, 3, 5))()
     assert {budget for _, budget in read_budgets} == {5}
 
 
 def test_the_passes_of_a_trace_are_seen(told):
-    assert [part for part, *_ in trace(told, "ancestral", Load(2, 3, 4)).shapes].count("trunk") >= 1
+    assert [part for part, *_ in trace(told, "ancestral", Workload(2, 3, 4)).shapes].count("trunk") >= 1
 
 
 @pytest.mark.parametrize(

@@ -22,10 +22,10 @@ from didi.methods.dcd import Dcd, DcdConfig, interval
 from didi.methods.elbo import PretrainConfig
 from didi.methods.settings import DataConfig, LoopConfig, NetworkConfig, OptimizerConfig
 from didi.models.bundle import Bundle, load, save
+from didi.process_group import ProcessGroup
 from didi.recipes import PRETRAIN, VARIANTS, distillation_recipes, teacher_recipe, teacher_shape
 from didi.sampling.options import SamplingOptions
 from didi.training.trainer import make_trainer
-from didi.world import World
 
 from .distill_case import CPU, equal, weights
 
@@ -216,7 +216,7 @@ def test_processes_draw_the_rows_of_one(make_dcd, monkeypatch, size):
     method = make_dcd().method
     whole, parts = method.prepare(1, 0), []
     for rank in range(size):
-        monkeypatch.setattr("didi.methods.dcd.world", lambda rank=rank: World(rank, size))
+        monkeypatch.setattr("didi.methods.dcd.world", lambda rank=rank: ProcessGroup(rank, size))
         parts.append(method.prepare(1, 0))
     for name in ("z_t", "t", "z_s", "s"):
         assert torch.equal(torch.cat([getattr(part, name) for part in parts]), getattr(whole, name))

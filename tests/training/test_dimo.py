@@ -16,10 +16,10 @@ from didi.methods.settings import DataConfig, LoopConfig, OptimizerConfig
 from didi.models.bundle import Bundle, load
 from didi.models.initial_state import InitialState
 from didi.objectives.dimo import auxiliary_losses, logit_gradient, mask_ratios, surrogate_loss
+from didi.process_group import ProcessGroup
 from didi.recipes import distillation_recipes
 from didi.sampling.options import SamplingOptions
 from didi.training.trainer import make_trainer
-from didi.world import World
 
 from .distill_case import CPU
 from .observed_step import observe_distillation, pretrained
@@ -160,7 +160,7 @@ def test_two_processes_have_the_gradient_of_one(source, timed_teacher, monkeypat
 
     whole, parts = batch_and_gradient(), []
     for rank in range(2):
-        monkeypatch.setattr("didi.methods.dimo.world", lambda rank=rank: World(rank, 2))
+        monkeypatch.setattr("didi.methods.dimo.world", lambda rank=rank: ProcessGroup(rank, 2))
         parts.append(batch_and_gradient())
     assert torch.equal(torch.cat([batch.x for batch, _ in parts]), whole[0].x)
     mean = (parts[0][1] + parts[1][1]) / 2

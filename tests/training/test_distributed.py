@@ -9,9 +9,9 @@ import torch
 from didi.apps.train import _ours
 from didi.errors import DidiError, UsageError
 from didi.methods.settings import RunConfig
+from didi.process_group import ProcessGroup, init_process_group, process_group
 from didi.training.distributed import check_divides
 from didi.training.run_folder import RunFolder
-from didi.world import World, joined, world
 
 SCRIPT = Path(__file__).with_name("two_processes.py")
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -36,13 +36,13 @@ def test_two_processes_give_what_one_gives(tmp_path):
 
 def test_shares_are_runs_that_cover_all_rows_once():
     for size in (1, 2, 3, 7):
-        shares = [list(range(10)[World(rank, size).share(10)]) for rank in range(size)]
+        shares = [list(range(10)[ProcessGroup(rank, size).local_slice(10)]) for rank in range(size)]
         assert [row for share in shares for row in share] == list(range(10))
         assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 
 def test_a_batch_that_cannot_be_shared_is_refused(monkeypatch):
-    monkeypatch.setattr("didi.training.distributed.world", lambda: World(0, 3))
+    monkeypatch.setattr("didi.training.distributed.world", lambda: ProcessGroup(0, 3))
     check_divides(6)
     with pytest.raises(UsageError, match="a multiple of their number; got 8 and 3 processes"):
         check_divides(8)
@@ -66,17 +66,17 @@ def test_a_process_whose_partner_ended_says_so(monkeypatch, error, kind, said):
     monkeypatch.setenv("WORLD_SIZE", "2")
     for name, result in (("init_process_group", None), ("destroy_process_group", None), ("get_rank", 1)):
         monkeypatch.setattr(torch.distributed, name, lambda *_, result=result: result)
-    with pytest.raises(kind, match=said) as caught, joined():
+    with pytest.raises(kind, match=said) as caught, init_process_group():
         raise error
     assert type(caught.value) is kind
-    assert world() == World()
+    assert process_group() == ProcessGroup()
 
 
 def test_all_processes_raise_what_the_main_one_finds_in_the_folder(monkeypatch, tmp_path):
     refused = UsageError("another process is running in it")
 
-    class Second(World):
-        def joined_items(self, items):
+    class Second(ProcessGroup):
+        def all_gather_items(self, items):
             assert not items
             return [refused]
 

@@ -18,9 +18,9 @@ from didi.methods.base import Inputs
 from didi.methods.duo import CurriculumConfig, Duo, DuoConfig
 from didi.methods.elbo import PretrainConfig
 from didi.methods.settings import DataConfig, LoopConfig, NetworkConfig, OptimizerConfig
+from didi.process_group import ProcessGroup
 from didi.recipes import PRETRAIN
 from didi.training.trainer import make_trainer
-from didi.world import World
 
 from .observed_step import observe_pretraining
 
@@ -172,7 +172,7 @@ def test_processes_draw_the_rows_of_one(source, monkeypatch, size):
     method = make_trainer(STILL, Inputs(source, CPU)).method
     whole, parts = method.prepare(1, 0), []
     for rank in range(size):
-        monkeypatch.setattr("didi.methods.duo.world", lambda rank=rank: World(rank, size))
+        monkeypatch.setattr("didi.methods.duo.world", lambda rank=rank: ProcessGroup(rank, size))
         parts.append(method.prepare(1, 0))
     for name in ("x0", "t", "z", "weight", "soft"):
         assert torch.equal(torch.cat([getattr(part, name) for part in parts]), getattr(whole, name))

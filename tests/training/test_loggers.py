@@ -4,9 +4,9 @@ from types import SimpleNamespace
 import pytest
 
 from didi.errors import DidiError, UsageError
+from didi.process_group import ProcessGroup
 from didi.training import loggers
 from didi.training.loggers import LOGGERS, open_loggers
-from didi.world import World
 
 
 class Calls(list):
@@ -115,7 +115,7 @@ def test_a_logger_that_fails_closes_those_before_it(writer, tmp_path, monkeypatc
 
 
 def test_only_the_main_rank_opens_loggers(writer, tmp_path, monkeypatch):
-    monkeypatch.setattr(loggers, "world", lambda: World(rank=1, size=2))
+    monkeypatch.setattr(loggers, "world", lambda: ProcessGroup(rank=1, size=2))
     assert open_loggers(["tensorboard"], tmp_path, 0) == []
     assert not writer
     with pytest.raises(UsageError, match="different names"):

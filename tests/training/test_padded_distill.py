@@ -4,7 +4,6 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from didi import world as world_module
 from didi.diffusion.canvas import Canvas
 from didi.diffusion.categorical import divergence, entropy
 from didi.diffusion.noise import named_generator
@@ -18,8 +17,8 @@ from didi.methods.trajectories import Uniforms
 from didi.methods.whole_path import path_log_probs
 from didi.models.esm2 import MASK_ID, PAD_ID
 from didi.objectives.didi import advantages, policy_loss
+from didi.process_group import ProcessGroup
 from didi.training.trainer import make_trainer
-from didi.world import World
 
 from .padded_case import (
     CASES,
@@ -262,7 +261,7 @@ def test_processes_share_the_proteins_of_a_rollout(make_method, monkeypatch):
     method = make_method(DISTILL)
     whole = method.prepare(STUDENT, 0).rollout
     for rank in range(2):
-        monkeypatch.setattr(world_module, "_current", World(rank, 2))
+        monkeypatch.setattr(world_module, "_current", ProcessGroup(rank, 2))
         mine, here = method.prepare(STUDENT, 0).rollout, slice(2 * rank, 2 * rank + 2)
         assert torch.equal(mine.x, whole.x[here])
         assert torch.equal(mine.canvas.is_real, whole.canvas.is_real[here])

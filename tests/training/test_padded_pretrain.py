@@ -5,7 +5,6 @@ from dataclasses import replace
 import pytest
 import torch
 
-from didi import world as world_module
 from didi.data.source import MarkovSource
 from didi.diffusion.noise import named_generator
 from didi.errors import UsageError
@@ -13,8 +12,8 @@ from didi.methods.base import Inputs
 from didi.models.autoregressive import AutoregressiveLM
 from didi.models.esm2 import ALPHABET, BEGIN_ID, END_ID, MASK_ID, PAD_ID
 from didi.models.nelbo import nats_per_token, nelbo_draws
+from didi.process_group import ProcessGroup
 from didi.training.trainer import make_trainer
-from didi.world import World
 
 from .padded_case import (
     CLOSE,
@@ -96,7 +95,7 @@ def test_validation_is_the_bound_of_each_protein_alone_per_residue(job, source):
 
 
 def test_a_process_without_a_row_of_the_last_batch_adds_nothing_to_the_bound(job, source, monkeypatch):
-    class First(World):
+    class First(ProcessGroup):
         def sum(self, value):
             return value  # its own part
 
@@ -134,7 +133,7 @@ def test_processes_share_the_proteins_of_a_batch(job, monkeypatch):
     whole = job.method.prepare(1, 0)
     loss, parts = job.method._nelbo(whole)[0], []
     for rank in range(2):
-        monkeypatch.setattr(world_module, "_current", World(rank, 2))
+        monkeypatch.setattr(world_module, "_current", ProcessGroup(rank, 2))
         batch = job.method.prepare(1, 0)
         here = slice(2 * rank, 2 * rank + 2)
         assert torch.equal(batch.x0, whole.x0[here])

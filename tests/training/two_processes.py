@@ -12,12 +12,12 @@ import didi
 from didi.data.source import open_source
 from didi.methods.base import Inputs
 from didi.methods.sdtt import SdttConfig
+from didi.process_group import init_process_group, process_group
 from didi.recipes import DISTILL, PRETRAIN
 from didi.recipes.presets import preset
 from didi.training.checkpoint import load_latest, save_checkpoint
 from didi.training.distributed import is_sharded
 from didi.training.trainer import make_trainer
-from didi.world import joined, world
 
 CPU = torch.device("cpu")
 NUM_STEPS = 2
@@ -83,9 +83,9 @@ def resumed(make_job, folder):
     for step in range(2):  # one of the warm-up, one of the student too
         straight.step(step)
     state = straight.state_dict()
-    if world().is_main:
+    if process_group().is_main:
         save_checkpoint(folder, 2, state, keep=1)
-    world().wait()
+    process_group().barrier()
     _, saved = load_latest(folder)
     other.load_state_dict(copy.deepcopy(saved))
     for job in (straight, other):
@@ -123,7 +123,7 @@ def work(folder):
             parameters = [p.detach().flatten() for p in getattr(job.bundle(), network).parameters()]
             found[f"{name}, {network}"] = torch.cat(parameters)
         figures = torch.stack([torch.as_tensor(list(row.values()), dtype=torch.float64).sum() for row in metrics])
-        found[f"{name}, metrics"] = world().mean(figures)
+        found[f"{name}, metrics"] = process_group().mean(figures)
     curriculum = replace(PRETRAIN["markov-duo"].curriculum, end=1)  # the second step is one of the NELBO
     pretrainings = {
         "masked-diffusion": PRETRAIN["markov"],
@@ -144,6 +144,6 @@ def work(folder):
 
 
 if __name__ == "__main__":
-    with joined() as here:
+    with init_process_group() as here:
         path = Path(sys.argv[1])
         torch.save(work(path), path / f"rank-{here.rank}.pt")

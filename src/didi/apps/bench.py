@@ -15,7 +15,7 @@ from didi.apps.terminal import parse
 from didi.diffusion.absorbing import Absorbing
 from didi.errors import UsageError
 from didi.evaluation.machine import machine_name
-from didi.evaluation.speed import Load, Method, Variant, compare, default_methods, floor_of
+from didi.evaluation.speed import Method, Variant, Workload, compare, default_methods, floor_of
 from didi.evaluation.speed_row import speed_table
 from didi.files import json_text, write_atomically
 from didi.models.autoregressive import AutoregressiveLM
@@ -23,12 +23,12 @@ from didi.models.bundle import Bundle, Role, bundled_names, load
 from didi.models.discriminator import Discriminator
 from didi.models.inference import Numerics
 from didi.models.networks import network_of
+from didi.process_group import default_device
 from didi.recipes import teacher_names, teacher_process, teacher_shape
 from didi.sampling.guided import Guidance
 from didi.sampling.memory import check_batch
 from didi.sampling.options import SamplingOptions
 from didi.sampling.registry import SAMPLERS, find_sampler
-from didi.world import default_device
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ def bench(args: Sequence[str]) -> None:
     methods = [*asked, *(floor for floor in floors if floor)]
     rows = compare(
         bundle,
-        [Load(size, length, nfe, guidance) for size in command.batch_size for nfe in command.nfe],
+        [Workload(size, length, nfe, guidance) for size in command.batch_size for nfe in command.nfe],
         methods=list(dict.fromkeys(methods)),
         variants=[
             Variant(numerics, is_compiled)

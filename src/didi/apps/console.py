@@ -40,7 +40,7 @@ def print_rows(rows: Sequence[EvaluationRow], *, title: str, console: Console) -
         table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
         label = row.label(omit=("nfe",) if has_samplers else ("sampler", "nfe"))
-        passes = row.discriminator_passes if is_guided else row.student_passes
+        passes = row.discriminator_passes if is_guided else row.network_passes
         drawn = [str(row.nfe), f"{passes:.1f}"] if row.nfe else ["-", "-"]
         decimals = ".0f" if row.gen_ppl >= 100 else ".1f" if row.gen_ppl >= 20 else ".2f"
         figures = [_with_interval(row.gen_ppl, row.gen_ppl_ci, decimals)]

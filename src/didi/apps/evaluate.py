@@ -26,9 +26,9 @@ from didi.evaluation.mauve import load_embedding
 from didi.evaluation.report import RESULTS
 from didi.evaluation.row import EvaluationRow
 from didi.models.bundle import Role, load
+from didi.process_group import default_device
 from didi.sampling.base import Grid
 from didi.sampling.options import DEFAULT_SAMPLER, SamplerName
-from didi.world import default_device
 
 
 @dataclass(frozen=True)

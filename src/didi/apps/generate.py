@@ -32,13 +32,13 @@ from didi.evaluation.machine import machine_name
 from didi.models.autoregressive import AutoregressiveLM
 from didi.models.bundle import Bundle, Role, load
 from didi.models.inference import Numerics, for_inference
+from didi.process_group import default_device
 from didi.sampling.base import Grid
 from didi.sampling.generate import Generation, generate_batches
 from didi.sampling.options import DEFAULT_SAMPLER, SamplerName
 from didi.sampling.prompt import Frame
 from didi.sampling.prompts import PromptSet
 from didi.sampling.record import sampling_record
-from didi.world import default_device
 
 WORD_START = "Ġ"
 """The space before a word, as byte-level tokenizers write it."""

@@ -14,7 +14,7 @@ from didi.evaluation.machine import machine_name
 from didi.evaluation.zero_shot import LikelihoodRow, likelihood_table, score_corpus
 from didi.files import json_text, write_atomically
 from didi.models.bundle import Role, load
-from didi.world import default_device
+from didi.process_group import default_device
 
 
 @dataclass(frozen=True)

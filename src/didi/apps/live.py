@@ -13,9 +13,9 @@ from rich.text import Text
 from torch import Tensor
 
 from didi.models.bundle import Bundle
+from didi.process_group import process_group
 from didi.sampling.prompt import decode
 from didi.sampling.stream import Move
-from didi.world import world
 
 MASK, MASKED, CHANGED = "▒", "dim", "bold green"
 PAUSE = 0.08  # seconds that a state stays at least: a small model is done before the eye has seen it
@@ -92,7 +92,7 @@ class ProgressBar:
             TimeRemainingColumn(),
             console=self._console,
             transient=True,
-            disable=not (self._console.is_terminal and world().is_main),
+            disable=not (self._console.is_terminal and process_group().is_main),
         )
         self._task = self._progress.add_task("", total=num_sequences, done=0, move=0)
 
@@ -105,8 +105,8 @@ class ProgressBar:
 
     def __call__(self, move: Move) -> None:
         """Count a move: a batch in its move n stands for the sequences before it and a share t of its own."""
-        before = world().size * move.indices[0]
-        share = world().size * len(move.indices) * (1 - move.t)
+        before = process_group().size * move.indices[0]
+        share = process_group().size * len(move.indices) * (1 - move.t)
         self._progress.update(self._task, completed=before + share, done=before, move=move.number)
         self._progress.start()
 

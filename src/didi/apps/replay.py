@@ -17,6 +17,7 @@ from didi.evaluation.machine import machine_name
 from didi.files import write_atomically
 from didi.models.bundle import Bundle, Role, load
 from didi.models.inference import for_inference
+from didi.process_group import default_device
 from didi.sampling.options import SamplingOptions
 from didi.sampling.prompt import known_lengths
 from didi.sampling.registry import make_sampler, unread_settings, with_read_options
@@ -24,7 +25,6 @@ from didi.sampling.stream import num_moves
 from didi.serving.animation import MAX_LANES, replay_gif
 from didi.serving.page import replay_page
 from didi.serving.replay import Lane, Replay, record_lane
-from didi.world import default_device
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from didi.arguments import whole_number
 from didi.errors import UsageError
 from didi.models.bundle import load
 from didi.models.inference import for_inference
+from didi.process_group import default_device
 from didi.serving.settings import ServerSettings
-from didi.world import default_device
 
 TOKEN_VARIABLE = "DIDI_SERVE_TOKEN"
 

@@ -145,9 +145,9 @@ def _joined() -> Iterator[bool]:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield True
         return
-    from didi.world import joined
+    from didi.process_group import init_process_group
 
-    with joined() as here:
+    with init_process_group() as here:
         yield here.is_main
 
 

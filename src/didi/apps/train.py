@@ -24,11 +24,11 @@ from didi.methods.settings import DistillationConfig, RunConfig
 from didi.models.bundle import Bundle, load, save
 from didi.models.card import TEACHER_PROCESS
 from didi.models.untrusted import PlainDumper, read_yaml
+from didi.process_group import default_device, process_group
 from didi.recipes import PRETRAIN, distillation_recipes
 from didi.training.fit import fitted, fitted_to_passes
 from didi.training.loop import RunFolder, run
 from didi.training.trainer import make_trainer
-from didi.world import default_device, world
 
 Config = RunConfig
 
@@ -162,7 +162,7 @@ def _in_time(config: Any, options: RunOptions, folder: RunFolder, inputs: Callab
             raise UsageError(f"--resume keeps the length of a run; {begun} does not say loop.steps: give --max-steps")
         return config.limited(steps)
     limited = (fitted if given == ["max-minutes"] else fitted_to_passes)(config, inputs(), bound)
-    if limited.loop.steps == config.loop.steps and world().is_main:
+    if limited.loop.steps == config.loop.steps and process_group().is_main:
         line = f"all {config.loop.steps} steps fit in --{given[0]} {bound:g}; --loop.steps sets more"
         print(line, file=sys.stderr, flush=True)
     return limited
@@ -208,13 +208,13 @@ def _ours(folder: RunFolder, config: Config, *, resume: bool, overwrite: bool) -
     """The folder of a run, locked and prepared by the main process for all; all raise what it raises."""
     with contextlib.ExitStack() as held:
         refused: list[Exception] = []
-        if world().is_main:
+        if process_group().is_main:
             try:
                 held.enter_context(folder.locked())
                 folder.prepare(_yaml(config), resume=resume, overwrite=overwrite, current=type(config).current)
             except (DidiError, OSError) as error:
                 refused = [error]
-        for found in world().joined_items(refused):
+        for found in process_group().all_gather_items(refused):
             raise found
         yield
 
@@ -280,8 +280,8 @@ def _finish(
         **more,
     }
     path = folder.bundle
-    if world().is_main:
+    if process_group().is_main:
         save(bundle, path)
         print(path)
-    world().wait()
+    process_group().barrier()
     return path

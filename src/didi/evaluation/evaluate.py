@@ -29,13 +29,13 @@ from didi.evaluation.report import write_metrics, write_report, write_samples
 from didi.evaluation.row import Circumstances, EvaluationRow, SampleSet, measure
 from didi.models.bundle import Bundle, Role
 from didi.models.nelbo import nats_per_token
+from didi.process_group import process_group
 from didi.sampling.generate import generate
 from didi.sampling.memory import check_batch
 from didi.sampling.options import SamplerName, SamplingOptions
 from didi.sampling.prompt import decode
 from didi.sampling.registry import described
 from didi.torch_defaults import with_torch_defaults
-from didi.world import world
 
 NELBO_BATCH = 32
 
@@ -134,7 +134,7 @@ class _Measured:
         moves: int,
         *,
         seconds: float,
-        student_passes: float,
+        network_passes: float,
         exact: Callable[[MarkovChain], ExactDivergences | None] = lambda _: None,
         **about: Unpack[Circumstances],
     ) -> None:
@@ -153,14 +153,14 @@ class _Measured:
             about |= {"joint_kl": joint.kl, "joint_kl_ci": joint.ci, "joint_reference": self.joint.name}
         for one in self.judges:
             scores = _scores(one, texts, tokens)
-            passes = {"seconds": seconds, "student_passes": student_passes}
+            passes = {"seconds": seconds, "network_passes": network_passes}
             known: Circumstances = about | divergences(tokens, one)
             if isinstance(one, ExactJudge) and (found := exact(one.chain)) is not None:
                 notes = "; ".join(filter(None, [str(known.get("note", "")), found.note]))
                 known = known | cast(Circumstances, asdict(found) | {"note": notes})
             row = measure(label, sampler, moves, tokens, scores, judge=one.name, **passes, **known)
             self.results.append(SampleSet(row, texts, scores, token_entropy(tokens).cpu(), log_ratios))
-            if self.out is not None and world().is_main:  # a run that is stopped keeps what it has measured
+            if self.out is not None and process_group().is_main:  # a run that is stopped keeps what it has measured
                 write_metrics([result.row for result in self.results], self.out)
                 write_samples(self.results, self.out)
             if self.on_set is not None:
@@ -168,7 +168,7 @@ class _Measured:
 
     def report(self, bundle: Bundle) -> None:
         """Write the report."""
-        if self.out is not None and world().is_main:
+        if self.out is not None and process_group().is_main:
             recipe = str(bundle.provenance.get("recipe", ""))
             write_report(self.results, self.out, title=f"Evaluation of {bundle.name}", recipe=recipe)
 
@@ -177,7 +177,7 @@ def _judge_given(bundle: Bundle, sets: Mapping[str, Int[Tensor, "_ l"]], num_sam
     """Measure as many rows of each given set as there are samples."""
     for name, tokens in sets.items():
         rows = tokens[_random_order(tokens, measured.seed)[:num_samples]]
-        measured.add(rows, decode(bundle, rows), name, "", 0, seconds=math.nan, student_passes=0.0)
+        measured.add(rows, decode(bundle, rows), name, "", 0, seconds=math.nan, network_passes=0.0)
 
 
 def _sample(
@@ -202,7 +202,7 @@ def _sample(
             num_moves,
             exact=partial(exact, options=settings, num_moves=num_moves),
             seconds=drawn.seconds,
-            student_passes=float(drawn.network_passes.double().mean()),
+            network_passes=float(drawn.network_passes.double().mean()),
             discriminator_passes=float(drawn.discriminator_passes.double().mean()),
             precision=drawn.precision,
             nelbo=nats.get(label, math.nan),
@@ -223,12 +223,12 @@ def _made(out: Path | str | None) -> Path | None:
 
 
 def _scores(judge: Judge, texts: Sequence[str], tokens: Int[Tensor, "b l"]) -> Scores:
-    """The judge's scores; the processes of ``didi.world`` share the texts."""
-    mine = world().share(len(texts))
+    """The judge's scores; the processes of ``didi.process_group`` share the texts."""
+    mine = process_group().local_slice(len(texts))
     part = judge.score(texts[mine], tokens[mine])
-    rows = world().joined_items(list(zip(part.nll.tolist(), part.num_tokens.tolist(), strict=True)))
+    rows = process_group().all_gather_items(list(zip(part.nll.tolist(), part.num_tokens.tolist(), strict=True)))
     nll, num_tokens = zip(*rows, strict=True)
-    num_truncated = sum(world().joined_items([part.num_truncated]))
+    num_truncated = sum(process_group().all_gather_items([part.num_truncated]))
     return Scores(torch.tensor(nll, dtype=torch.float64), torch.tensor(num_tokens), num_truncated)
 
 

@@ -78,7 +78,7 @@ def compare_pairs(ours: SampleSet, theirs: SampleSet, *, seed: int = 0) -> Compa
 
 
 def comparison_table(sets: Sequence[SampleSet]) -> str | None:
-    """Each sample set against one of the same judge, moves and departure, as a Markdown table.
+    """Each sample set against one of the same judge, moves, temperature and top-p, as a Markdown table.
 
     The other is the teacher's ancestral one where there is one, else the first.
 

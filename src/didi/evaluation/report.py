@@ -252,7 +252,7 @@ def _cells(row: EvaluationRow, varying: Sequence[str]) -> list[str]:
         row.role,
         row.sampler,
         str(row.nfe) if row.nfe else "–",
-        number(row.student_passes, ".4g"),
+        number(row.network_passes, ".4g"),
         number(row.discriminator_passes, ".4g"),
         interval(row.gen_ppl, row.gen_ppl_ci, decimals),
         number(row.gen_ppl_mean_sample, decimals),

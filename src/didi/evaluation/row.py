@@ -36,6 +36,8 @@ WORDS = {
 """How a label words each field, in the order of a label."""
 DETAILS = ("judge", "precision", "grid", "num_samples", "seed")
 """Fields that a label shows on request only, for rows that differ in them."""
+RENAMED = {"student_passes": "network_passes"}
+"""Fields of older ``metrics.json`` files by their present names."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ class EvaluationRow:
         role: ``student``, ``teacher``, ``autoregressive``, or ``data`` for real text (with ``nfe`` 0).
         sampler: Name of the sampler; empty if ``nfe`` is 0.
         nfe: Requested number of sampling steps; 0 for text that was not sampled.
-        student_passes: Mean number of passes of the sampled network per sequence.
+        network_passes: Mean number of passes of the sampled network per sequence.
         discriminator_passes: Mean number of discriminator passes per sequence; 0 without guidance.
         num_samples: Number of sequences; all are scored.
         precision: Precision of the categorical draws.
@@ -96,7 +98,7 @@ class EvaluationRow:
     role: str
     sampler: str
     nfe: int
-    student_passes: float
+    network_passes: float
     discriminator_passes: float
     num_samples: int
     precision: str
@@ -141,8 +143,8 @@ class EvaluationRow:
     def label(self, *, omit: Collection[str] = (), also: Collection[str] = ()) -> str:
         """Label of the row, for example ``student, ancestral, 8 NFE, temperature 0.9``.
 
-        It names the role, the sampler, the NFE, and every departure from exact sampling (a temperature or a top-p other
-        than 1). Text that was not sampled has no sampler, NFE or departure.
+        It names the role, the sampler, the NFE, and temperature and top-p other than 1. Text that was not sampled has
+        a role alone.
 
         Args:
             omit: Fields to leave out because they are shown elsewhere.
@@ -161,7 +163,7 @@ class EvaluationRow:
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> "EvaluationRow":
         """Returns the row whose ``record()`` is given; null becomes NaN."""
-        return cls(**{key: _read(value) for key, value in record.items()})
+        return cls(**{RENAMED.get(key, key): _read(value) for key, value in record.items()})
 
 
 @dataclass(frozen=True)
@@ -215,7 +217,7 @@ def measure(
     *,
     judge: str,
     seconds: float,
-    student_passes: float,
+    network_passes: float,
     **about: Unpack[Circumstances],
 ) -> EvaluationRow:
     """Compute the evaluation row of a sample set.
@@ -228,7 +230,7 @@ def measure(
         scores: A judge's scores of the same samples, in the same order.
         judge: Name of the judge.
         seconds: Wall time of sampling, without the judge; NaN for text that was not sampled.
-        student_passes: Passes of the sampled network per sequence.
+        network_passes: Passes of the sampled network per sequence.
         about: Further fields of the row. The number of samples that the judge truncated is appended to ``note``.
 
     Raises:
@@ -245,7 +247,7 @@ def measure(
         role=role,
         sampler=sampler,
         nfe=nfe,
-        student_passes=student_passes,
+        network_passes=network_passes,
         num_samples=len(tokens),
         judge=judge,
         seconds_per_sequence=seconds / len(tokens),

@@ -13,10 +13,10 @@ from didi.evaluation.speed_row import SpeedRow, ratio
 from didi.evaluation.speed_work import (
     FLOORS,
     TRACED,
-    Load,
     Method,
     Trace,
     Variant,
+    Workload,
     contestant,
     default_methods,
     floor_of,
@@ -29,10 +29,10 @@ from didi.models.inference import for_inference
 
 __all__ = [
     "TRACED",
-    "Load",
     "Method",
     "SpeedRow",
     "Variant",
+    "Workload",
     "compare",
     "contestant",
     "default_methods",
@@ -48,13 +48,13 @@ Entry = tuple[Method, Variant]
 
 def compare(
     bundle: Bundle,
-    loads: Sequence[Load],
+    loads: Sequence[Workload],
     *,
     methods: Sequence[Method],
     variants: Sequence[Variant] = (Variant(),),
     rounds: int = 5,
     load_bundle: Callable[[], Bundle] | None = None,
-    on_round: Callable[[Load, int], None] | None = None,
+    on_round: Callable[[Workload, int], None] | None = None,
 ) -> list[SpeedRow]:
     """Time the methods side by side under each load.
 
@@ -104,7 +104,7 @@ def compare(
 
 
 def _prepared(
-    bundles: Mapping[Variant, Bundle], entries: Sequence[Entry], load: Load
+    bundles: Mapping[Variant, Bundle], entries: Sequence[Entry], load: Workload
 ) -> tuple[dict[Entry, Callable[[], object]], dict[Entry, Trace]]:
     """The work of each contestant, warmed up, and the traces of the samplers."""
     brief = replace(load, nfe=min(2, load.nfe))
@@ -123,7 +123,7 @@ def _prepared(
 
 def _row(
     entry: Entry,
-    load: Load,
+    load: Workload,
     own: list[float],
     floor: list[float],
     published: list[float] | None,

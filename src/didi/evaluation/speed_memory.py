@@ -8,19 +8,21 @@ from pathlib import Path
 
 import torch
 
-from didi.evaluation.speed_work import Load, Method, Variant, contestant
+from didi.evaluation.speed_work import Method, Variant, Workload, contestant
 from didi.models.bundle import Bundle
 from didi.models.inference import for_inference
 
 
-def peak_memory(load_bundle: Callable[[], Bundle], method: Method, load: Load, variant: Variant) -> float:
+def peak_memory(load_bundle: Callable[[], Bundle], method: Method, load: Workload, variant: Variant) -> float:
     """MiB that one batch needs above the weights, measured in a process of its own."""
     context = multiprocessing.get_context("spawn")
     with context.Pool(1) as pool:
         return pool.apply(_peak, (load_bundle, method, load, variant, torch.get_num_threads()))
 
 
-def _peak(load_bundle: Callable[[], Bundle], method: Method, load: Load, variant: Variant, num_threads: int) -> float:
+def _peak(
+    load_bundle: Callable[[], Bundle], method: Method, load: Workload, variant: Variant, num_threads: int
+) -> float:
     torch.set_num_threads(num_threads)
     bundle = for_inference(load_bundle(), variant.numerics, is_compiled=variant.is_compiled)
     draw = contestant(bundle, method, load, is_whole_batch=variant.is_compiled)

@@ -28,10 +28,10 @@ from didi.models.latent import features_with, num_codes
 from didi.models.networks import DenoiserNetwork
 from didi.sampling.autoregressive import LeftToRight
 from didi.sampling.base import Sampler, time_grid
-from didi.sampling.departure import Departure
 from didi.sampling.guided import Guidance
 from didi.sampling.options import SamplingOptions
 from didi.sampling.registry import find_sampler, make_sampler
+from didi.sampling.token_distribution import TokenDistribution
 from didi.sampling.uniform_ancestral import ROWS
 
 Method = Literal[
@@ -80,7 +80,7 @@ class Variant:
 
 
 @dataclass(frozen=True)
-class Load:
+class Workload:
     """What every contestant has to do.
 
     Attributes:
@@ -113,7 +113,7 @@ def twin(network: DenoiserNetwork) -> AutoregressiveLM:
 
 
 def contestant(
-    bundle: Bundle, method: Method, load: Load, *, is_whole_batch: bool = False, traced: "Trace | None" = None
+    bundle: Bundle, method: Method, load: Workload, *, is_whole_batch: bool = False, traced: "Trace | None" = None
 ) -> Callable[[], object]:
     """The work of a method, ready to be run and timed.
 
@@ -147,7 +147,7 @@ def contestant(
 
 
 @torch.no_grad()
-def _drain(sampler: Sampler, network: DenoiserNetwork | AutoregressiveLM, load: Load) -> Tensor:
+def _drain(sampler: Sampler, network: DenoiserNetwork | AutoregressiveLM, load: Workload) -> Tensor:
     """Sample one batch."""
     device = next(iter(network.parameters())).device
     canvas = Canvas.blank(load.batch_size, load.length, device)
@@ -193,7 +193,7 @@ class Trace:
         return found | {"rest": 1 - sum(found.values())}
 
 
-def trace(bundle: Bundle, method: Method, load: Load, *, is_whole_batch: bool = False) -> Trace:
+def trace(bundle: Bundle, method: Method, load: Workload, *, is_whole_batch: bool = False) -> Trace:
     """The trace of one run of a sampler."""
     bundle = bundle.at_budget(load.nfe)
     draw = contestant(bundle, method, load, is_whole_batch=is_whole_batch)
@@ -209,7 +209,7 @@ def _watched(bundle: Bundle) -> Iterator[Trace]:
     parts: list[tuple[Any, str, str]] = [
         (denoiser, "features", "trunk"),
         (denoiser, "head", "head"),
-        (Departure, "sample", "draw"),
+        (TokenDistribution, "sample", "draw"),
     ]
     if discriminator is not None:
         parts += [(discriminator, "from_embeddings", "discriminator"), (torch.autograd, "grad", "discriminator")]
@@ -239,7 +239,7 @@ def _watched(bundle: Bundle) -> Iterator[Trace]:
         yield seen
 
 
-def _passes(bundle: Bundle, shapes: Sequence[tuple[str, int, bool]], load: Load) -> None:
+def _passes(bundle: Bundle, shapes: Sequence[tuple[str, int, bool]], load: Workload) -> None:
     """The bare passes that were recorded; one that a gradient went through counts twice."""
     denoiser, discriminator = bundle.denoiser(), bundle.discriminator
     device = next(iter(denoiser.parameters())).device
@@ -254,7 +254,7 @@ def _passes(bundle: Bundle, shapes: Sequence[tuple[str, int, bool]], load: Load)
 
 
 @torch.inference_mode()
-def _whole_passes(bundle: Bundle, seen: Trace, load: Load) -> None:
+def _whole_passes(bundle: Bundle, seen: Trace, load: Workload) -> None:
     """The recorded passes of the trunk, each with the head at every position that is predicted."""
     denoiser, process = bundle.denoiser(), bundle.process
     device = next(iter(denoiser.parameters())).device

@@ -12,7 +12,7 @@ Knob = Literal["temperature", "top_p"]
 
 
 class Sweep(NamedTuple):
-    """Rows that differ in one departure from exact sampling only, in its order."""
+    """Rows that differ in their temperature or top-p only, in its order."""
 
     knob: Knob
     rows: list[EvaluationRow]
@@ -87,7 +87,7 @@ def is_autoregressive(row: EvaluationRow) -> bool:
 
 
 def _is_baseline_of(ours: Sweep, base: Sweep) -> bool:
-    """Whether one of two sweeps of one departure and judge is of an autoregressive network and the other is not."""
+    """Whether one of two sweeps of one judge is of an autoregressive network and the other is not."""
     one, other = ours.rows[0], base.rows[0]
     is_alike = (ours.knob, one.judge) == (base.knob, other.judge)
     return is_alike and is_autoregressive(one) != is_autoregressive(other)

@@ -53,7 +53,7 @@ from didi.models.bundle import Bundle
 from didi.models.denoiser import Denoiser
 from didi.models.networks import DenoiserNetwork
 from didi.objectives.dcd import consistency_divergences
-from didi.world import to_device, world
+from didi.process_group import process_group, to_device
 
 Boundary = Literal["data", "noise"]
 
@@ -149,7 +149,8 @@ class Dcd(Distillation):
         t, draws = (one.split(settings.loop.batch_size)[micro_batch] for one in (t, draws))
         t, s = interval(t, 1 / settings.intervals_at(step), settings.boundary)
         x0, t, s, draws = (
-            to_device(world().mine(one), device) for one in (self.clean_rows(step, micro_batch), t, s, draws)
+            to_device(process_group().local_rows(one), device)
+            for one in (self.clean_rows(step, micro_batch), t, s, draws)
         )
         return Batch(self.process.corrupt(x0, t, draws), t, self.process.corrupt(x0, s, draws), s)
 

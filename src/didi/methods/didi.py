@@ -53,7 +53,7 @@ from didi.objectives.didi import (
     second_move_score,
     unsmooth,
 )
-from didi.world import world
+from didi.process_group import process_group
 
 
 class Didi(Distillation):
@@ -116,7 +116,7 @@ class Didi(Distillation):
             return None
         size = self.settings.loop.batch_size * self._num_judged
         real = self._real_side(step, number, repeat, size).rows(slice(None, None, self._num_judged))
-        return real.rows(world().share(len(real))).to(self.runtime.device)
+        return real.rows(process_group().local_slice(len(real))).to(self.runtime.device)
 
     def _rollout(self, step: int, number: int, repeat: int, *, has_gradient: bool, real: int = 0) -> Rollout:
         """Trajectories of the student; those without gradient are of the reference, where there is one.
@@ -164,12 +164,12 @@ class Didi(Distillation):
         num_completions = self._num_judged
         t = drawn.t.repeat_interleave(num_completions)
         generator = named_generator(settings.seed, "discriminator", batch.step, batch.number, repeat)
-        real = self._real_side(batch.step, batch.number, repeat, len(t) * world().size)
+        real = self._real_side(batch.step, batch.number, repeat, len(t) * process_group().size)
         fake = drawn.canvas.repeat_interleave(num_completions)
         shape = (2, len(real), max(real.length, fake.length), self.process.draws_per_position)
         of_fake, of_real = torch.rand(shape, dtype=torch.float64, generator=generator)
-        of_fake, of_real = (world().mine(one).to(self.runtime.device) for one in (of_fake, of_real))
-        real = real.rows(world().share(len(real))).to(self.runtime.device)
+        of_fake, of_real = (process_group().local_rows(one).to(self.runtime.device) for one in (of_fake, of_real))
+        real = real.rows(process_group().local_slice(len(real))).to(self.runtime.device)
         if repeat == 0 or is_fresh:
             fake = fake.with_tokens(drawn.z_t[:, :num_completions, 0].flatten(0, 1))
         else:
@@ -191,9 +191,9 @@ class Didi(Distillation):
         draws = torch.rand(num_numbers, num_rows, real.length, dtype=torch.float64, generator=generator)
         shape = (*real.tokens.shape, self.process.draws_per_position)
         uniforms = torch.rand(shape, dtype=torch.float64, generator=generator)
-        move, uniforms = map(world().mine, (move, uniforms))
-        real, uniforms = real.rows(world().share(num_rows)).to(device), uniforms.to(device)
-        draws = torch.stack([world().mine(one) for one in draws]).to(device)
+        move, uniforms = map(process_group().local_rows, (move, uniforms))
+        real, uniforms = real.rows(process_group().local_slice(num_rows)).to(device), uniforms.to(device)
+        draws = torch.stack([process_group().local_rows(one) for one in draws]).to(device)
         t = 1 - move.double() / num_moves
         with self.runtime.cast():
             student = cast(DenoiserNetwork, self.runtime.averaged())
@@ -243,7 +243,7 @@ class Didi(Distillation):
         if objective.pg_reduction == "token-mean":
             num_free = drawn.canvas.num_free
             first_score, second_score = first_score / num_free, second_score / num_free[:, None, None]
-        all_rewards = world().gathered(rewards)  # groups and their spread are those of the whole batch
+        all_rewards = process_group().all_gather(rewards)  # groups and their spread are those of the whole batch
         of_all = advantages(
             all_rewards,
             grouping=objective.advantage,
@@ -251,7 +251,7 @@ class Didi(Distillation):
             normalise=objective.normalise_advantage,
             clamp=objective.advantage_clamp,
         )
-        advantage = Advantages(*map(world().mine, of_all))
+        advantage = Advantages(*map(process_group().local_rows, of_all))
         weights = objective.time_weights(drawn.t, self.process.schedule).to(rewards.device)
         policy = policy_loss(first_score, second_score, advantage, weights).mean()
         with self.runtime.cast():

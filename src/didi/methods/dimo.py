@@ -51,7 +51,7 @@ from didi.models.initial_state import InitialState
 from didi.models.nelbo import nats_per_token
 from didi.models.networks import DenoiserNetwork
 from didi.objectives.dimo import MaskRatios, auxiliary_losses, logit_gradient, mask_ratios, surrogate_loss
-from didi.world import world
+from didi.process_group import process_group
 
 
 def dimo_optimizer(learning_rate: float) -> OptimizerConfig:
@@ -157,7 +157,7 @@ class Dimo(Distillation):
 
     def _samples(self, step: int, number: int, repeat: int) -> tuple[Float[Tensor, "b l v"], Int[Tensor, "b l"]]:
         """Logits of the student at initial states, and a draw from them; the first of a step keep the gradient."""
-        settings, mine, device = self.settings, world().mine, self.runtime.device
+        settings, mine, device = self.settings, process_group().local_rows, self.runtime.device
         generator = named_generator(settings.seed, "initial-state", step, number, repeat)
         shape, state = (settings.loop.batch_size, settings.data.length), settings.initial_state
         canvas = Canvas.blank(*shape)
@@ -193,8 +193,8 @@ class Dimo(Distillation):
         ratio = mask_ratios(self.settings.mask_ratios, torch.rand(shape[0], dtype=torch.float64, generator=generator))
         uniforms, everywhere = torch.rand(*shape, generator=generator), torch.ones(shape, dtype=torch.bool)
         masks = masks_of_size(mask_sizes(ratio, everywhere.sum(1)), uniforms, everywhere)
-        is_masked = world().mine(masks).to(x.device)
-        t = time_at(self.process.schedule, 1 - world().mine(ratio)).to(x.device)
+        is_masked = process_group().local_rows(masks).to(x.device)
+        t = time_at(self.process.schedule, 1 - process_group().local_rows(ratio)).to(x.device)
         return Remasked(x.masked_fill(is_masked, self.mask_id), is_masked, t)
 
     def _auxiliary_loss(self, repeat: int, batch: Batch) -> tuple[Tensor, Figures]:

@@ -29,7 +29,7 @@ from didi.errors import UsageError
 from didi.methods.base import Figures, Inputs, Update
 from didi.methods.elbo import Batch, Elbo, PretrainConfig
 from didi.methods.settings import RunConfig, at_least, finite
-from didi.world import to_device, world
+from didi.process_group import process_group, to_device
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ class Duo(Elbo):
         if step >= curriculum.end:
             return super().prepare(step, micro_batch)
         rows, times, _ = self.drawn(step, micro_batch)
-        device, share = self.runtime.device, world().share(len(rows))
+        device, share = self.runtime.device, process_group().local_slice(len(rows))
         weight = self.relaxed_process.loss_weight(times[share]).float()
         x0, t, weight = (to_device(one, device) for one in (rows[share], times[share], weight))
         canvas = Canvas.free(x0)

@@ -35,7 +35,7 @@ from didi.models.bundle import Bundle
 from didi.models.denoiser import Denoiser, Simplex, logits_at
 from didi.models.nelbo import nats_per_token
 from didi.models.networks import DenoiserNetwork
-from didi.world import to_device, world
+from didi.process_group import process_group, to_device
 
 
 @dataclass(frozen=True)
@@ -179,7 +179,7 @@ class Elbo:
 
     def prepare(self, step: int, micro_batch: int) -> Batch:
         """Clean sequences, times and noise of this process's share."""
-        mine = world().mine
+        mine = process_group().local_rows
         x0, t, generator = self.drawn(step, micro_batch)
         draws = torch.rand((*x0.shape, self.process.draws_per_position), dtype=torch.float64, generator=generator)
         x0, t, draws = mine(x0), mine(t), mine(draws)
@@ -195,7 +195,7 @@ class Elbo:
         settings = self.settings
         self.trained["network"].train()
         # Dropout draws from the global generator, hence the seed; the noise has its own.
-        others = (world().rank,) if world().rank else ()
+        others = (process_group().rank,) if process_group().rank else ()
         torch.manual_seed(derive_seed(settings.seed, "dropout", step, micro_batch, *others))
         generator = named_generator(settings.seed, "pretrain", step, micro_batch)
         rows = self.source.batch(step, self.sequences_per_step)

@@ -50,7 +50,7 @@ from didi.models.bundle import Bundle
 from didi.models.denoiser import logits_at
 from didi.models.networks import DenoiserNetwork
 from didi.objectives.mmd import mean_of_pairs, median_distance, mmd_advantages
-from didi.world import World, world
+from didi.process_group import ProcessGroup, process_group
 
 STD_EPSILON = 1e-12  # below the square of any kernel difference that float32 resolves
 _MEDIAN_ROWS, _MEDIAN_POINTS = 256, 1024
@@ -141,10 +141,12 @@ class Mmd(Distillation):
     def _features(self, rows: Int[Tensor, "n l"], generator: torch.Generator) -> Points:
         """Features of sequences that every process reads whole, some at a time."""
         size = max(1, _TOKENS_AT_ONCE // rows.shape[1])
-        parts = [self._features_here(one.to(self.runtime.device), generator, World()) for one in rows.split(size)]
+        parts = [
+            self._features_here(one.to(self.runtime.device), generator, ProcessGroup()) for one in rows.split(size)
+        ]
         return [torch.cat(one) for one in zip(*parts, strict=True)]
 
-    def _features_here(self, rows: Int[Tensor, "n l"], generator: torch.Generator, processes: World) -> Points:
+    def _features_here(self, rows: Int[Tensor, "n l"], generator: torch.Generator, processes: ProcessGroup) -> Points:
         """Features of sequences, see ``sequence_features``."""
         with torch.no_grad(), self.runtime.cast():
             return sequence_features(self.teacher, self.process, self.settings.objective, rows, generator, processes)
@@ -160,11 +162,11 @@ class Mmd(Distillation):
         x, score = self.runtime.call("student", paths, *arguments)
         num_rows, (first, size) = settings.objective.corpus_rows, (micro_batch, settings.loop.batch_size)
         real = self.source.batch(step, self.sequences_per_step * num_rows).split(size * num_rows)[first]
-        return Batch(step, micro_batch, x[None], score[None], world().mine(real).to(device)[None])
+        return Batch(step, micro_batch, x[None], score[None], process_group().local_rows(real).to(device)[None])
 
     def _completed(self, step: int, micro_batch: int, draw: Uniforms) -> Batch:
         """Samples of states that sequences of the corpus are corrupted to."""
-        mine, device, process = world().mine, self.runtime.device, self.process
+        mine, device, process = process_group().local_rows, self.runtime.device, self.process
         x0, t = self.clean_rows(step, micro_batch), low_discrepancy_times(draw.num_states, draw.generator)
         x0, t = mine(x0).to(device), mine(t).to(device)
         length, num = x0.shape[1], self.settings.objective.completions
@@ -185,20 +187,20 @@ class Mmd(Distillation):
             real = self._read(batch.real, generator)
             of_samples = kernel_of(objective, own, own, self._scales, batch.is_scored)
             return of_samples, kernel_of(objective, own, real, self._scales, batch.is_scored)
-        everyones = [world().gathered(one[0])[None] for one in own]
+        everyones = [process_group().all_gather(one[0])[None] for one in own]
         if self._bank:
             num_rows = self.settings.loop.batch_size * objective.corpus_rows
             chosen = torch.randperm(objective.bank_size, generator=generator)[:num_rows].to(batch.x.device)
             real = [one[chosen][None] for one in self._bank]
         else:
-            real = [world().gathered(one[0])[None] for one in self._read(batch.real, generator)]
+            real = [process_group().all_gather(one[0])[None] for one in self._read(batch.real, generator)]
         kernels = (kernel_of(objective, own, other, self._scales)[0] for other in (everyones, real))
-        of_samples, of_both = (world().gathered(one)[None] for one in kernels)
+        of_samples, of_both = (process_group().all_gather(one)[None] for one in kernels)
         return of_samples, of_both
 
     def _read(self, rows: Int[Tensor, "s n l"], generator: torch.Generator) -> list[Float[Tensor, "s n l d"]]:
         """Features of the sequences of each state."""
-        found = self._features_here(rows.flatten(0, 1), generator, world())
+        found = self._features_here(rows.flatten(0, 1), generator, process_group())
         return [one.unflatten(0, rows.shape[:2]) for one in found]
 
     def _loss(self, batch: Batch) -> tuple[Tensor, Figures]:
@@ -209,12 +211,12 @@ class Mmd(Distillation):
         mmd = mean_of_pairs(of_samples).mean() - 2 * of_both.mean()
         is_path = objective.trajectory == "whole-path"
         if is_path:
-            advantage = world().mine(advantage[0])[None]
-        spread = world().mean(advantage.square().mean())
+            advantage = process_group().local_rows(advantage[0])[None]
+        spread = process_group().mean(advantage.square().mean())
         if objective.normalise_advantage:
             advantage = advantage / (spread + STD_EPSILON).sqrt()
         loss = (advantage * batch.score).mean()
-        figures = {"mmd": mmd if is_path else world().mean(mmd), "advantage_std": spread.sqrt()}
+        figures = {"mmd": mmd if is_path else process_group().mean(mmd), "advantage_std": spread.sqrt()}
         return loss, figures
 
     def state_dict(self) -> dict[str, Any]:

@@ -17,9 +17,9 @@ from didi.files import write_atomically
 from didi.methods.didi_settings import DistillConfig
 from didi.models.bundle import Bundle
 from didi.models.weights import read_tensors
+from didi.process_group import process_group
 from didi.sampling.generate import generate
 from didi.sampling.stream import Move
-from didi.world import world
 
 PROGRESS_SECONDS = 10.0  # between reports of a pool that is drawn
 
@@ -97,20 +97,20 @@ def _teacher_pool(teacher: Bundle, path: Path, config: DistillConfig) -> Int[Ten
             role="teacher",
             on_move=_pool_progress(settings.pool_size, settings.pool_nfe),
         )
-        if world().is_main:
+        if process_group().is_main:
             write_atomically(path, save({"tokens": drawn.tokens}))
-        world().wait()
+        process_group().barrier()
     return read_tensors(path, "tokens", remedy="delete it, and the next start draws the same samples again")["tokens"]
 
 
 def _pool_progress(pool_size: int, nfe: int) -> Callable[[Move], None]:
     """Reports on standard error, every ``PROGRESS_SECONDS``, how much of a teacher pool is drawn."""
-    num_mine = len(range(pool_size)[world().share(pool_size)])  # the other processes are as far
+    num_mine = len(range(pool_size)[process_group().local_slice(pool_size)])  # the other processes are as far
     reported = time.monotonic()
 
     def on_move(move: Move) -> None:
         nonlocal reported
-        if world().is_main and time.monotonic() - reported >= PROGRESS_SECONDS:
+        if process_group().is_main and time.monotonic() - reported >= PROGRESS_SECONDS:
             reported = time.monotonic()
             share = (move.indices[0] + len(move.indices) * move.number / nfe) / num_mine
             line = f"teacher pool of {pool_size} sequences, {nfe} moves each: {share:.0%} drawn"

@@ -14,7 +14,7 @@ from didi.methods.objective_settings import ObjectiveConfig
 from didi.methods.rollout import Rollout
 from didi.methods.trajectories import first_states, masked_log_probs
 from didi.models.networks import DenoiserNetwork
-from didi.world import world
+from didi.process_group import process_group
 
 
 class TeacherLogProbs:
@@ -55,12 +55,12 @@ def regularisation(
     if not student:
         return torch.zeros(()), {}
     with torch.set_grad_enabled(bool(objective.entropy_weight)):  # without a bonus it is only logged
-        entropies = [world().part_of_mean(entropy(log_probs)) for log_probs in student]
+        entropies = [process_group().local_term_of_mean(entropy(log_probs)) for log_probs in student]
     figures = {"entropy": entropies[-1].detach()}
     loss = -objective.entropy_weight * torch.stack(entropies).sum()
     if objective.divergence_weight:
         divergences = [
-            world().part_of_mean(divergence(objective.divergence, of_teacher, log_probs))
+            process_group().local_term_of_mean(divergence(objective.divergence, of_teacher, log_probs))
             for of_teacher, log_probs in zip(teacher, student, strict=True)
         ]
         figures["divergence"] = torch.stack(divergences).sum().detach()

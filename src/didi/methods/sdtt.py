@@ -44,7 +44,7 @@ from didi.models.bundle import Bundle
 from didi.models.denoiser import Denoiser
 from didi.models.networks import DenoiserNetwork
 from didi.objectives.sdtt import Loss, distillation_loss, read_positions, step_size, step_times
-from didi.world import to_device, world
+from didi.process_group import process_group, to_device
 
 
 @dataclass(frozen=True)
@@ -195,9 +195,9 @@ class Sdtt(Distillation):
         # One number decides when a position is masked and when it is revealed.
         alphas = process.schedule.alpha(times)
         is_read = read_positions(torch.stack([is_masked_at(draws[0], alpha) for alpha in alphas]))
-        num_masked, num_parts = int(is_read.sum()), settings.loop.accumulation * world().size
+        num_masked, num_parts = int(is_read.sum()), settings.loop.accumulation * process_group().size
         rows = torch.arange(len(x0)).split(settings.loop.batch_size)[micro_batch]
-        mine = world().mine(rows)
+        mine = process_group().local_rows(rows)
         z = process.corrupt(x0[mine], t[mine], draws[0][mine, :, None])
         return Batch(
             z=to_device(z, device),

@@ -12,7 +12,7 @@ from didi.diffusion import Process
 from didi.methods.mmd_settings import MmdObjective
 from didi.models.networks import DenoiserNetwork
 from didi.objectives.mmd import mean_kernel, sequence_kernel
-from didi.world import World
+from didi.process_group import ProcessGroup
 
 Points = list[Float[Tensor, "n l d"]]
 
@@ -47,7 +47,7 @@ def sequence_features(
     objective: MmdObjective,
     rows: Int[Tensor, "n l"],
     generator: torch.Generator,
-    processes: World,
+    processes: ProcessGroup,
 ) -> Points:
     """Features of clean sequences, one tensor for each layer at each of ``objective.feature_times``.
 
@@ -57,7 +57,7 @@ def sequence_features(
         objective: which features.
         rows: the sequences.
         generator: of the corruptions, a CPU generator; unused at time 0.
-        processes: each of which has as many rows of its own; ``World()`` where all have the same.
+        processes: each of which has as many rows of its own; ``ProcessGroup()`` where all have the same.
     """
     layers, found = layers_of(objective, len(network.blocks)), []
     for time in objective.feature_times:

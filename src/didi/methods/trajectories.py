@@ -23,7 +23,7 @@ from didi.methods.objective_settings import ObjectiveConfig, TrajectoryKind
 from didi.models.denoiser import Denoiser
 from didi.models.latent import codes_from, features_with, num_codes
 from didi.models.networks import DenoiserNetwork
-from didi.world import world
+from didi.process_group import process_group
 
 
 def masked_log_probs(
@@ -94,7 +94,7 @@ def states_before_a_move(
     canvas = canvas or Canvas.blank(len(reveal), reveal.shape[1], device)
     z, is_alike = process.prior(canvas), canvas.is_all_free and not number_of_codes
     # Several processes make as many passes each, of no rows if need be: sharded weights are gathered in them.
-    for number in range(num_moves if world().size > 1 else int(move.max())):
+    for number in range(num_moves if process_group().size > 1 else int(move.max())):
         t, s = (torch.tensor([1 - done / num_moves], dtype=torch.float64) for done in (number, number + 1))
         rows = (move > number).nonzero().squeeze(1).to(device)
         is_revealed = process.is_predicted(z[rows]) & ~is_masked_at(
@@ -137,12 +137,14 @@ class Uniforms:
 
     def blank(self, length: int) -> Canvas:
         """The canvas of this process's states where all positions are free."""
-        return Canvas.blank(len(range(self.num_states)[world().share(self.num_states)]), length, self.device)
+        return Canvas.blank(
+            len(range(self.num_states)[process_group().local_slice(self.num_states)]), length, self.device
+        )
 
     def __call__(self, *shape: int) -> Float[Tensor, "s ..."]:
         """The next ones, ``[s, *shape]``."""
         drawn = torch.rand(self.num_states, *shape, dtype=torch.float64, generator=self.generator)
-        return world().mine(drawn).to(self.device)
+        return process_group().local_rows(drawn).to(self.device)
 
 
 class Completions(NamedTuple):
@@ -185,7 +187,7 @@ def one_step(
     student: DenoiserNetwork, canvas: Canvas, objective: ObjectiveConfig, process: Absorbing, draw: Uniforms
 ) -> Trajectory:
     """The one-step generator: every state is all masks, and one pass serves all."""
-    tau, t = map(world().mine, draw_times(draw.num_states, objective, draw.generator))
+    tau, t = map(process_group().local_rows, draw_times(draw.num_states, objective, draw.generator))
     first = first_states(student, canvas, process)
     none = torch.zeros(len(tau), device=draw.device)
     of_each = first.log_probs[first.row[canvas.is_free]]
@@ -196,7 +198,7 @@ def two_moves(
     student: DenoiserNetwork, canvas: Canvas, objective: ObjectiveConfig, process: Absorbing, draw: Uniforms
 ) -> Trajectory:
     """The paper's generator, 1 -> tau -> 0, whose first move is scored as well (Eq. 9)."""
-    tau, t = map(world().mine, draw_times(draw.num_states, objective, draw.generator))
+    tau, t = map(process_group().local_rows, draw_times(draw.num_states, objective, draw.generator))
     first, log_probs, row = first_states(student, canvas, process)
     is_visible = ~is_masked_at(draw(canvas.length), process.schedule.alpha(tau).to(draw.device)) & canvas.is_free
     state, position = is_visible.nonzero(as_tuple=True)
@@ -214,12 +216,16 @@ def path(
     """States of the student's own sampler of ``objective.moves`` moves (ours); t lies within the scored move."""
     num_moves = objective.moves
     assert num_moves is not None
-    move = world().mine(torch.randint(num_moves, (draw.num_states,), generator=draw.generator))
+    move = process_group().local_rows(torch.randint(num_moves, (draw.num_states,), generator=draw.generator))
     tau = 1 - move.double() / num_moves
-    t = tau - world().mine(torch.rand(draw.num_states, dtype=torch.float64, generator=draw.generator)) / num_moves
+    t = (
+        tau
+        - process_group().local_rows(torch.rand(draw.num_states, dtype=torch.float64, generator=draw.generator))
+        / num_moves
+    )
     log_probs = first_states(student, canvas, process).log_probs
     draws = torch.rand(2, draw.num_states, canvas.length, dtype=torch.float64, generator=draw.generator)
-    draws = torch.stack([world().mine(one) for one in draws]).to(draw.device)
+    draws = torch.stack([process_group().local_rows(one) for one in draws]).to(draw.device)
     z_tau = states_before_a_move(student, move, num_moves, draws, process, canvas)
     none = torch.zeros(len(tau), device=draw.device)
     of_second = masked_log_probs(student, z_tau, tau, process, canvas.attention_mask)

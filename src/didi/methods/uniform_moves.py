@@ -18,8 +18,8 @@ from didi.methods.student_moves import Branches, move_times
 from didi.methods.trajectories import Completions, Uniforms
 from didi.models.denoiser import Denoiser
 from didi.models.networks import DenoiserNetwork
+from didi.process_group import process_group
 from didi.sampling.base import features_at, path_alphas
-from didi.world import world
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ def uniform_states_before_a_move(
     canvas = canvas or Canvas.blank(uniforms.shape[1], uniforms.shape[2], device)
     z = process.prior(canvas, uniforms[0, :, :, None].expand(-1, -1, process.draws_per_position))
     # Several processes make as many passes each, of no rows if need be: sharded weights are gathered in them.
-    for number in range(num_moves if world().size > 1 else int(move.max())):
+    for number in range(num_moves if process_group().size > 1 else int(move.max())):
         rows = (move > number).nonzero().squeeze(1).to(device)
         features = features_at(student, process, z[rows], times[number])
         log_probs = process.log_probs(student.head(features.flatten(0, 1)))

@@ -8,7 +8,7 @@ from didi.diffusion.noise import named_generator
 from didi.methods.base import Runtime
 from didi.models.discriminator import Discriminator, log_ratio_logits
 from didi.objectives.didi import log_density_ratio
-from didi.world import world
+from didi.process_group import process_group
 
 
 @torch.no_grad()
@@ -18,7 +18,7 @@ def mean_log_ratio(
     """Mean log-ratio of held-out sequences, clean or corrupted, student over teacher, in nats.
 
     It is negative where the discriminator tells real sequences from the student's. The corruptions are the same
-    whenever it is asked. The processes of ``didi.world`` share the sequences.
+    whenever it is asked. The processes of ``didi.process_group`` share the sequences.
 
     Args:
         discriminator: scores each sequence.
@@ -32,10 +32,10 @@ def mean_log_ratio(
     t = (torch.arange(num, dtype=torch.float64) + 0.5) / num * (not is_clean)
     generator = named_generator(0, "validation-discriminator")
     z_t = canvas.clamped(process.corrupt(canvas.tokens, t, torch.rand(shape, dtype=torch.float64, generator=generator)))
-    z_t, t = world().mine(z_t).to(runtime.device), world().mine(t).to(runtime.device)
-    canvas = canvas.rows(world().share(num)).to(runtime.device)
+    z_t, t = process_group().local_rows(z_t).to(runtime.device), process_group().local_rows(t).to(runtime.device)
+    canvas = canvas.rows(process_group().local_slice(num)).to(runtime.device)
     with runtime.cast():
         level = process.noise_level(discriminator, t)
         logits = log_ratio_logits(discriminator, z_t, level, canvas.attention_mask)
     ratios = log_density_ratio(logits, process.is_predicted(z_t), is_real=canvas.attention_mask)
-    return float(world().sum(ratios.double().sum())) / num
+    return float(process_group().sum(ratios.double().sum())) / num

@@ -47,7 +47,7 @@ from didi.methods.trajectories import Trajectory, Uniforms
 from didi.methods.uniform_moves import UniformMoves
 from didi.models.initial_state import InitialState
 from didi.models.networks import DenoiserNetwork
-from didi.world import world
+from didi.process_group import process_group
 
 MOVES: Mapping[str, type[StudentMoves]] = {Absorbing.name: MaskedMoves, Uniform.name: UniformMoves}
 """The moves of the student's sampler, by the name of the process."""
@@ -57,11 +57,11 @@ def reward_times(objective: ObjectiveConfig, draw: Uniforms) -> Float[Tensor, " 
     """Times at which finished samples are judged: 0, drawn from the density pi(t), or 0 in every other row."""
     num_states = draw.num_states
     if objective.reward_time == "finished":
-        return world().mine(torch.zeros(num_states, dtype=torch.float64))
+        return process_group().local_rows(torch.zeros(num_states, dtype=torch.float64))
     t = TimeDensity(objective.time_a, objective.time_b).sample(num_states, draw.generator)
     if objective.reward_time == "both":
         t[::2] = 0
-    return world().mine(t)
+    return process_group().local_rows(t)
 
 
 def whole_path(

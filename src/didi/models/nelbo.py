@@ -12,7 +12,7 @@ from didi.diffusion.noise import named_generator
 from didi.models.autoregressive import AutoregressiveLM
 from didi.models.denoiser import Denoiser, logits_at
 from didi.models.networks import DenoiserNetwork
-from didi.world import world
+from didi.process_group import process_group
 
 
 def nelbo_draws(
@@ -77,7 +77,7 @@ def nats_per_token(
 ) -> float:
     """Nats per free position over ``rows``: exact for an autoregressive network, else its NELBO, an upper bound.
 
-    The corruptions are the same whenever it is asked. The processes of ``didi.world`` share each batch.
+    The corruptions are the same whenever it is asked. The processes of ``didi.process_group`` share each batch.
 
     Args:
         network: predicts tokens.
@@ -91,7 +91,7 @@ def nats_per_token(
     canvas = canvas_of(rows)
     order = canvas.is_real.sum(1).argsort(stable=True)
     for numbers in order.split(batch_size):
-        mine = world().mine(numbers)
+        mine = process_group().local_rows(numbers)
         if not len(mine):
             continue
         batch = canvas.rows(mine).trimmed().to(device)
@@ -100,4 +100,4 @@ def nats_per_token(
             continue
         generators = [named_generator(0, "validation", row) for row in mine.tolist()]
         total += nelbo_draws(network, process, batch, 1, generators).sum().to(device)
-    return float(world().sum(total)) / int(canvas.num_free.sum())
+    return float(process_group().sum(total)) / int(canvas.num_free.sum())

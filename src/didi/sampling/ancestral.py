@@ -22,11 +22,11 @@ from didi.diffusion.noise import SequenceNoise
 from didi.diffusion.schedule import Schedule, nelbo_weight
 from didi.models.denoiser import Denoiser
 from didi.models.latent import num_codes
+from didi.process_group import to_device
 from didi.sampling.base import StepOutput, path_alphas, shared_rows
-from didi.sampling.departure import EXACT, Departure
 from didi.sampling.latent import drawn_codes
 from didi.sampling.passes import Passes, TokenDraw, TrunkPass, moves_alone, sent
-from didi.world import to_device
+from didi.sampling.token_distribution import UNMODIFIED, TokenDistribution
 
 Leap = Literal["exact", "tau"]
 
@@ -64,7 +64,7 @@ class Ancestral:
     Attributes:
         denoiser: the network.
         process: masked diffusion.
-        departure: temperature and top-p.
+        token_distribution: temperature and top-p.
         leap: ``exact`` moves by the posterior of Eq. 2, ``tau`` by tau-leaping; which positions a move reveals then
             follows another distribution, the rest is the same.
         is_whole_batch: run the network on every sequence in every move that it is needed in, so that it sees one
@@ -73,7 +73,7 @@ class Ancestral:
 
     denoiser: Denoiser
     process: Absorbing
-    departure: Departure = EXACT
+    token_distribution: TokenDistribution = UNMODIFIED
     leap: Leap = "exact"
     is_whole_batch: bool = False
 

@@ -12,7 +12,7 @@ from didi.diffusion.noise import SequenceNoise
 from didi.errors import UsageError
 from didi.models.autoregressive import AutoregressiveLM
 from didi.sampling.base import StepOutput
-from didi.sampling.departure import EXACT, Departure
+from didi.sampling.token_distribution import UNMODIFIED, TokenDistribution
 
 
 @dataclass(frozen=True)
@@ -21,12 +21,12 @@ class LeftToRight:
 
     Attributes:
         network: the network.
-        departure: temperature and top-p.
+        token_distribution: temperature and top-p.
         unwritten_id: what stands at positions that are not written yet, [MASK] of the bundle; no network reads it.
     """
 
     network: AutoregressiveLM
-    departure: Departure = EXACT
+    token_distribution: TokenDistribution = UNMODIFIED
     unwritten_id: int = 0
 
     @torch.inference_mode()
@@ -52,7 +52,7 @@ class LeftToRight:
             logits = self.network.head(self.network.features(unread, cache)[:, -1])
             # Each sequence draws the uniforms of its own stream in their order, wherever its prefix ends.
             which = (position - num_given).clamp(min=0)[:, None]
-            drawn = self.departure.sample(logits, self.network.mask_id, uniforms.gather(1, which)[:, 0])
+            drawn = self.token_distribution.sample(logits, self.network.mask_id, uniforms.gather(1, which)[:, 0])
             changed = torch.zeros_like(is_masked)
             changed[:, position] = is_masked[:, position]
             z = z.clone()

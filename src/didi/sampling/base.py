@@ -18,8 +18,8 @@ from didi.diffusion.schedule import Schedule
 from didi.errors import UsageError
 from didi.models.denoiser import Denoiser
 from didi.models.latent import features_with
-from didi.sampling.departure import Departure
-from didi.world import to_device
+from didi.process_group import to_device
+from didi.sampling.token_distribution import TokenDistribution
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Sampler(Protocol):
     """A generator of moves from the prior of a process to clean tokens."""
 
     @property
-    def departure(self) -> Departure:
+    def token_distribution(self) -> TokenDistribution:
         """What tokens are drawn by; its ``draw_check`` is read after a batch."""
         ...
 

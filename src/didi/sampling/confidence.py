@@ -20,8 +20,8 @@ from didi.diffusion.categorical import entropy, sample_categorical
 from didi.diffusion.noise import SequenceNoise
 from didi.models.denoiser import Denoiser
 from didi.sampling.base import StepOutput, open_positions, path_alphas, shared_rows
-from didi.sampling.departure import EXACT, Departure
 from didi.sampling.passes import Passes, TrunkPass, moves_alone, sent
+from didi.sampling.token_distribution import UNMODIFIED, TokenDistribution
 
 Measure = Literal["probability", "margin", "entropy"]
 
@@ -69,13 +69,13 @@ class ConfidenceDecoding:
         denoiser: the network.
         process: masked diffusion.
         order: which positions come first.
-        departure: temperature and top-p of the tokens.
+        token_distribution: temperature and top-p of the tokens.
     """
 
     denoiser: Denoiser
     process: Absorbing
     order: ConfidenceOrder = ConfidenceOrder()
-    departure: Departure = EXACT
+    token_distribution: TokenDistribution = UNMODIFIED
 
     def __call__(self, canvas: Canvas, times: Float[Tensor, " n"], noise: SequenceNoise) -> Iterator[StepOutput]:
         """See ``base.Sampler``; a move leaves the expected number of masks, rounded."""
@@ -100,7 +100,7 @@ class ConfidenceDecoding:
                 is_masked = open_positions(self.process, active, there)
                 inputs = shared_rows(active, there)
                 features = sent((yield TrunkPass(inputs, t, there.attention_mask)))
-                log_probs = self.departure.log_probs(
+                log_probs = self.token_distribution.log_probs(
                     self.denoiser.head(features.expand(len(active), -1, -1)[is_masked]), mask_id
                 )
                 drawn = sample_categorical(log_probs, uniforms[is_masked])

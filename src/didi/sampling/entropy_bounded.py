@@ -20,8 +20,8 @@ from didi.diffusion.noise import SequenceNoise
 from didi.diffusion.schedule import time_at
 from didi.models.denoiser import Denoiser
 from didi.sampling.base import StepOutput, open_positions, shared_rows
-from didi.sampling.departure import EXACT, Departure
 from didi.sampling.passes import Passes, TrunkPass, moves_alone, sent
+from didi.sampling.token_distribution import UNMODIFIED, TokenDistribution
 
 
 @dataclass(frozen=True)
@@ -32,13 +32,13 @@ class EntropyBounded:
         denoiser: the network.
         process: masked diffusion.
         entropy_bound: gamma in nats, the entropy that a pass may draw beyond its largest.
-        departure: temperature and top-p of the tokens.
+        token_distribution: temperature and top-p of the tokens.
     """
 
     denoiser: Denoiser
     process: Absorbing
     entropy_bound: float = 1.0
-    departure: Departure = EXACT
+    token_distribution: TokenDistribution = UNMODIFIED
 
     def __post_init__(self) -> None:
         set_fields(self, entropy_bound=finite_number("entropy_bound", self.entropy_bound, low=0))
@@ -63,8 +63,8 @@ class EntropyBounded:
             inputs = active if self.denoiser.is_time_conditioned else shared_rows(active, there)
             features = sent((yield TrunkPass(inputs, t[: len(inputs)], there.attention_mask)))
             features = features.expand(len(active), -1, -1)
-            log_probs = self.departure.log_probs(self.denoiser.head(features[is_masked]), mask_id)
-            self.departure.draw_check.finish()  # the loop waits for the device at every pass, and has no other bound
+            log_probs = self.token_distribution.log_probs(self.denoiser.head(features[is_masked]), mask_id)
+            self.token_distribution.draw_check.finish()  # the loop waits for the device at every pass anyway
             spread = torch.full(active.shape, torch.inf, dtype=torch.float64, device=z.device)
             spread[is_masked] = entropy(log_probs).double()
             ordered, order = spread.sort(dim=1, stable=True)

@@ -18,8 +18,8 @@ from didi.diffusion.noise import SequenceNoise
 from didi.diffusion.schedule import time_at
 from didi.models.denoiser import Denoiser
 from didi.sampling.base import StepOutput, open_positions, shared_rows
-from didi.sampling.departure import EXACT, Departure
 from didi.sampling.passes import Passes, TokenDraw, TrunkPass, moves_alone, sent
+from didi.sampling.token_distribution import UNMODIFIED, TokenDistribution
 
 
 @dataclass(frozen=True)
@@ -29,12 +29,12 @@ class FirstHitting:
     Attributes:
         denoiser: the network.
         process: masked diffusion.
-        departure: temperature and top-p.
+        token_distribution: temperature and top-p.
     """
 
     denoiser: Denoiser
     process: Absorbing
-    departure: Departure = EXACT
+    token_distribution: TokenDistribution = UNMODIFIED
 
     def __call__(self, canvas: Canvas, times: Float[Tensor, " n"], noise: SequenceNoise) -> Iterator[StepOutput]:
         """See ``base.Sampler``; the moves fall where they fall, whatever the times between the first and the last.

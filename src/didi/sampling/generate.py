@@ -12,13 +12,13 @@ from torch.nn import functional as F
 
 from didi.arguments import instance, whole_number
 from didi.models.bundle import Bundle
+from didi.process_group import process_group
 from didi.sampling.memory import check_samples
 from didi.sampling.options import SamplingOptions
 from didi.sampling.prompt import Frame, decode, known_lengths
 from didi.sampling.prompts import Prompt, known_prompts
 from didi.sampling.registry import sampler_of
 from didi.sampling.stream import Move, num_moves, options_from, stream
-from didi.world import world
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def generate(
     on_move: Callable[[Move], None] | None = None,
     **overrides: object,
 ) -> Generation:
-    """Sample texts from a bundle; the processes of ``didi.world`` share the work, and each gets all of it.
+    """Sample texts from a bundle; the processes of ``didi.process_group`` share the work, and each gets all of it.
 
     Args:
         bundle: from ``didi.load``.
@@ -163,9 +163,9 @@ def generate_batches(
             started = time.perf_counter()
 
     def of_all_processes() -> Iterator[Generation]:
-        yield _concatenated(world().joined_items(list(finished())), pad_id)
+        yield _concatenated(process_group().all_gather_items(list(finished())), pad_id)
 
-    return finished() if world().size == 1 else of_all_processes()
+    return finished() if process_group().size == 1 else of_all_processes()
 
 
 def _concatenated(parts: Sequence[Generation], pad_id: int) -> Generation:

@@ -21,9 +21,9 @@ from didi.models.denoiser import Denoiser
 from didi.models.discriminator import Discriminator
 from didi.models.guidance import DEFAULT, Guidance
 from didi.sampling.base import StepOutput, features_at, open_positions, path_alphas, shared_rows
-from didi.sampling.departure import EXACT, Departure
 from didi.sampling.latent import drawn_codes
 from didi.sampling.ranking import candidate_weights, chosen_candidates
+from didi.sampling.token_distribution import UNMODIFIED, TokenDistribution
 
 MEAN_ROWS = 256  # rows of logits whose mean embedding is taken at a time: 50 MB at a vocabulary of 50k
 
@@ -36,7 +36,7 @@ class Guided:
     process: Absorbing
     discriminator: Discriminator
     guidance: Guidance = DEFAULT
-    departure: Departure = EXACT
+    token_distribution: TokenDistribution = UNMODIFIED
 
     @torch.no_grad()
     def __call__(self, canvas: Canvas, times: Float[Tensor, " n"], noise: SequenceNoise) -> Iterator[StepOutput]:
@@ -95,7 +95,7 @@ class Guided:
         active, there, revealed = z[is_active], canvas.rows(is_active), is_revealed[is_active]
         logits = self.tilted_logits(active, there, revealed, t, scale, None if codes is None else codes[is_active])
         z = z.clone()
-        z[is_revealed] = self.departure.sample(logits, self.process.mask_id, uniforms[is_revealed])
+        z[is_revealed] = self.token_distribution.sample(logits, self.process.mask_id, uniforms[is_revealed])
         return z, is_active, 0 if scale == 0 else 2
 
     def tilted_logits(
@@ -189,7 +189,9 @@ class Guided:
         is_read = revealed.any(1)
         codes = None if codes is None else codes[is_active]
         logits = self.denoiser.head(self._features(active, there, t, is_read, codes))
-        drawn = self.departure.sample(logits, self.process.mask_id, uniforms[is_active].transpose(1, 2)[is_read])
+        drawn = self.token_distribution.sample(
+            logits, self.process.mask_id, uniforms[is_active].transpose(1, 2)[is_read]
+        )
         candidates = active[:, None].repeat(1, num, 1)
         candidates.transpose(1, 2)[is_read] = drawn
         candidates = torch.where(revealed, candidates, active[:, None])
@@ -199,7 +201,7 @@ class Guided:
             return z, is_active, 0
         log_weights = self.log_weights(candidates.flatten(0, 1), there.repeat_interleave(num), s)
         ranked = log_weights.view(-1, num)
-        self.departure.draw_check.see(ranked)
+        self.token_distribution.draw_check.see(ranked)
         chosen = chosen_candidates(ranked, self.guidance, choice[is_active, 0])
         z[is_active] = candidates[torch.arange(len(chosen), device=z.device), chosen]
         return z, is_active, num

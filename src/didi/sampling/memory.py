@@ -23,7 +23,7 @@ from didi.models.guidance import Guidance
 from didi.sampling.base import path_alphas
 from didi.sampling.options import SamplingOptions
 from didi.sampling.published_uniform import PublishedUniform
-from didi.sampling.registry import find_sampler, is_self_paced, sampler_of, with_bundle_settings
+from didi.sampling.registry import find_sampler, ignores_grid, sampler_of, with_bundle_settings
 from didi.sampling.score import ScoreSampler
 from didi.sampling.uniform_ancestral import ROWS, UniformAncestral
 from didi.sampling.uniform_guided import PART, UniformGuided
@@ -72,7 +72,7 @@ def batch_bytes(bundle: Bundle, options: SamplingOptions, length: int, num_moves
         return trunk + _uniform_guided_bytes(bundle, options, num_moves, positions)
     if name == "guided":
         return _guided_bytes(bundle, options, length, num_moves, batch_size, trunk)
-    rows, each = 1.0 if is_self_paced(network, name) else _largest_move(bundle, options, num_moves) * length, 8
+    rows, each = 1.0 if ignores_grid(network, name) else _largest_move(bundle, options, num_moves) * length, 8
     if name in ALL_LOGITS:
         rows, each = float(length), ALL_LOGITS[name] if options.precision == "float64" else 20
     drawn = 0 if name == "published" else DRAW

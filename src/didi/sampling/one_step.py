@@ -15,7 +15,7 @@ from didi.models.denoiser import Denoiser
 from didi.models.initial_state import MASKS, InitialState
 from didi.models.networks import DenoiserNetwork
 from didi.sampling.base import StepOutput
-from didi.sampling.departure import EXACT, Departure
+from didi.sampling.token_distribution import UNMODIFIED, TokenDistribution
 
 
 @dataclass(frozen=True)
@@ -27,14 +27,14 @@ class OneStep:
     Attributes:
         denoiser: the network.
         process: masked diffusion.
-        departure: temperature and top-p.
+        token_distribution: temperature and top-p.
         initial_state: distribution of the network's input; masks alone by default, from which this is ``Ancestral``
             of one move.
     """
 
     denoiser: Denoiser
     process: Absorbing
-    departure: Departure = EXACT
+    token_distribution: TokenDistribution = UNMODIFIED
     initial_state: InitialState = MASKS
 
     @property
@@ -52,7 +52,7 @@ class OneStep:
             normals = noise.normals(canvas.length, self.network.hidden_size, positions=0)
         z = self.initial_state.tokens(canvas, state, mask_id, self.denoiser.vocab_size)
         logits = self.denoiser.head(self.features(z, canvas, normals)[is_free])
-        drawn = self.departure.sample(logits, mask_id, draw[..., 0][is_free])
+        drawn = self.token_distribution.sample(logits, mask_id, draw[..., 0][is_free])
         none = torch.zeros(len(z), dtype=torch.long)
         passes = is_free.any(1).long().cpu()
         yield StepOutput(z.masked_scatter(is_free, drawn), float(times[-1]), is_free, passes, none)

@@ -12,10 +12,10 @@ from didi.models.bundle import Role
 from didi.models.initial_state import InitialState
 from didi.sampling.base import Grid, given_times, time_grid
 from didi.sampling.confidence import ConfidenceOrder
-from didi.sampling.departure import Departure
 from didi.sampling.guided import Guidance
 from didi.sampling.remasking import Remasking
 from didi.sampling.reparameterized import Reparameterization
+from didi.sampling.token_distribution import TokenDistribution
 
 SamplerName = str
 """A name in ``didi.sampling.SAMPLERS``, or ``DEFAULT_SAMPLER``."""
@@ -73,13 +73,13 @@ class SamplingOptions:
     reparam: Reparameterization | None = None
 
     def __post_init__(self) -> None:
-        departure = self.departure
+        token_distribution = self.token_distribution
         set_fields(
             self,
             role=None if self.role is None else one_of("a role", self.role, get_args(Role)),
             precision=one_of("precision", self.precision, get_args(Precision)),
-            temperature=departure.temperature,
-            top_p=departure.top_p,
+            temperature=token_distribution.temperature,
+            top_p=token_distribution.top_p,
             grid=one_of("a time grid", self.grid, get_args(Grid)),
             times=tuple(finite_number("times", t) for t in listed("times", self.times, allows_none=True)),
             batch_size=whole_number("batch_size", self.batch_size, low=1),
@@ -92,9 +92,9 @@ class SamplingOptions:
             set_fields(self, entropy_bound=finite_number("entropy_bound", self.entropy_bound, low=0))
 
     @property
-    def departure(self) -> Departure:
+    def token_distribution(self) -> TokenDistribution:
         """Temperature and top-p, checked."""
-        return Departure(self.temperature, self.top_p)
+        return TokenDistribution(self.temperature, self.top_p)
 
     def move_times(self, nfe: int) -> Float[Tensor, " n"]:
         """Times of the moves: the given ones, or a grid of ``nfe``."""

@@ -20,7 +20,7 @@ from didi.diffusion.canvas import Canvas
 from didi.diffusion.noise import SequenceNoise
 from didi.models.denoiser import Denoiser
 from didi.sampling.base import StepOutput, features_at
-from didi.sampling.departure import Departure
+from didi.sampling.token_distribution import TokenDistribution
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class TrunkPass:
 
 @dataclass(frozen=True)
 class TokenDraw:
-    """Rows of features of which a sampler wants a token each, drawn by its departure from the model's distribution.
+    """Rows of features of which a sampler wants a token each, drawn by the sampler.
 
     Attributes:
         features: rows.
@@ -73,7 +73,7 @@ class PassSampler(Protocol):
         ...
 
     @property
-    def departure(self) -> Departure:
+    def token_distribution(self) -> TokenDistribution:
         """What the tokens of a ``TokenDraw`` are drawn by."""
         ...
 
@@ -103,6 +103,6 @@ def moves_alone(
         if isinstance(asked, StepOutput):
             yield asked
         elif isinstance(asked, TokenDraw):
-            answer = sampler.departure.sample(denoiser.head(asked.features), process.mask_id, asked.uniforms)
+            answer = sampler.token_distribution.sample(denoiser.head(asked.features), process.mask_id, asked.uniforms)
         else:
             answer = features_at(denoiser, process, asked.inputs, asked.t, asked.attention_mask, asked.codes)

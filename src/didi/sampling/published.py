@@ -19,7 +19,7 @@ from didi.diffusion.categorical import Precision, sample_gumbel
 from didi.diffusion.noise import SequenceNoise
 from didi.models.denoiser import Denoiser
 from didi.sampling.base import StepOutput, features_at, open_positions, path_alphas
-from didi.sampling.departure import EXACT, Departure
+from didi.sampling.token_distribution import UNMODIFIED, TokenDistribution
 
 
 @dataclass(frozen=True)
@@ -29,13 +29,13 @@ class Published:
     Attributes:
         denoiser: the network.
         process: masked diffusion.
-        departure: temperature and top-p.
+        token_distribution: temperature and top-p.
         precision: of probabilities and noise.
     """
 
     denoiser: Denoiser
     process: Absorbing
-    departure: Departure = EXACT
+    token_distribution: TokenDistribution = UNMODIFIED
     precision: Precision = "float32"
 
     @torch.inference_mode()
@@ -48,7 +48,7 @@ class Published:
             is_masked = open_positions(self.process, z, canvas)
             # All positions and symbols many times over: what is read no more makes room.
             probs = self.denoiser.head(features_at(self.denoiser, self.process, z, t, canvas.attention_mask))
-            probs = self.departure.log_probs(probs.flatten(0, 1), mask_id).view_as(probs)
+            probs = self.token_distribution.log_probs(probs.flatten(0, 1), mask_id).view_as(probs)
             probs = subs_log_probs(probs, z, mask_id).to(dtype).exp_()
             probs = posterior_probs(z, probs, alphas[move + 1], alphas[move], mask_id).flatten(0, 1).log_()
             uniforms = noise.uniforms(z.shape[1], probs.shape[-1], dtype=dtype, positions=0).flatten(0, 1)

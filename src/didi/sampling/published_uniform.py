@@ -19,7 +19,7 @@ from didi.diffusion.noise import SequenceNoise
 from didi.diffusion.uniform import Uniform
 from didi.models.denoiser import Denoiser
 from didi.sampling.base import StepOutput, alpha_at, features_at
-from didi.sampling.departure import EXACT, Departure
+from didi.sampling.token_distribution import UNMODIFIED, TokenDistribution
 
 
 @dataclass(frozen=True)
@@ -29,13 +29,13 @@ class PublishedUniform:
     Attributes:
         denoiser: the network.
         process: uniform-state diffusion.
-        departure: temperature and top-p of the predicted clean token.
+        token_distribution: temperature and top-p of the predicted clean token.
         precision: of the probabilities that are drawn from and of the noise.
     """
 
     denoiser: Denoiser
     process: Uniform
-    departure: Departure = EXACT
+    token_distribution: TokenDistribution = UNMODIFIED
     precision: Precision = "float32"
 
     @torch.inference_mode()
@@ -48,7 +48,7 @@ class PublishedUniform:
             before, rates = z, [float(alpha_at(self.process.schedule, one)) for one in (t, s)]
             # All positions and symbols many times over: what is read no more makes room.
             logits = self.denoiser.head(features_at(self.denoiser, self.process, z, t, canvas.attention_mask))
-            logits = self.departure.log_probs(logits.flatten(0, 1), None)
+            logits = self.token_distribution.log_probs(logits.flatten(0, 1), None)
             weights = self.process.reverse_weights(logits, z.flatten(), *rates).to(dtype).log_()
             del logits
             uniforms = noise.uniforms(canvas.length, self.process.vocab_size, dtype=dtype, positions=0).flatten(0, 1)

@@ -36,13 +36,13 @@ SCORES = ("sedd-absorb", "sedd-uniform")
 class SamplerKind:
     """A sampler class and what it is built from.
 
-    Its fields are filled by their names: ``denoiser``, ``process``, ``discriminator`` and ``departure``, and settings
-    from the fields of ``SamplingOptions`` with the same name.
+    Its fields are filled by name: ``denoiser``, ``process``, ``discriminator`` and ``token_distribution``, and settings
+    from the fields of ``SamplingOptions`` of the same name.
 
     Attributes:
         sampler: the class, a frozen dataclass.
         processes: names of the processes that it samples.
-        is_self_paced: whether the number of passes, at most the length, does not follow from a time grid.
+        ignores_grid: whether the number of passes, at most the length, does not follow from a time grid.
         fixed: fields with one value for all users.
         num_moves: of a sampler that has one number of moves only.
         is_revising: whether a move may mask or change a token that an earlier one has drawn, of masked diffusion.
@@ -51,7 +51,7 @@ class SamplerKind:
 
     sampler: type[Any]
     processes: tuple[str, ...] = MASKED
-    is_self_paced: bool = False
+    ignores_grid: bool = False
     fixed: tuple[tuple[str, Any], ...] = ()
     num_moves: int | None = None
     is_revising: bool = False
@@ -61,7 +61,7 @@ class SamplerKind:
     def reads(self) -> set[str]:
         """Names of the options, beyond those of every sampler, that it reads."""
         names = {one.name for one in fields(self.sampler)} - {name for name, _ in self.fixed}
-        grid = set() if self.is_self_paced or self.num_moves else {"grid", "times"}
+        grid = set() if self.ignores_grid or self.num_moves else {"grid", "times"}
         return names & {*OWN_SETTINGS, "precision", "is_whole_batch"} | grid
 
     def make(self, bundle: Bundle, options: SamplingOptions) -> Sampler:
@@ -74,7 +74,7 @@ class SamplerKind:
         values: dict[str, Any] = {
             "denoiser": bundle.denoiser(options.role),
             "process": bundle.process,
-            "departure": options.departure,
+            "token_distribution": options.token_distribution,
             **dict(self.fixed),
         }
         if "discriminator" in names:
@@ -99,10 +99,10 @@ SAMPLERS: dict[SamplerName, tuple[SamplerKind, ...]] = {
         SamplerKind(UniformAncestral, ("uniform",), fixed=(("is_greedy_tail", True), ("remask", NO_CORRECTOR))),
     ),
     "guided": (SamplerKind(Guided, draws_codes=True), SamplerKind(UniformGuided, ("uniform",))),
-    "first-hitting": (SamplerKind(FirstHitting, is_self_paced=True),),
+    "first-hitting": (SamplerKind(FirstHitting, ignores_grid=True),),
     "tau-leaping": (SamplerKind(Ancestral, fixed=(("leap", "tau"),), draws_codes=True),),
     "confidence": (SamplerKind(ConfidenceDecoding),),
-    "entropy-bounded": (SamplerKind(EntropyBounded, is_self_paced=True),),
+    "entropy-bounded": (SamplerKind(EntropyBounded, ignores_grid=True),),
     "one-step": (SamplerKind(OneStep, ("absorbing",), num_moves=1),),
     "reparam": (SamplerKind(Reparameterized, is_revising=True),),
     "remasking": (
@@ -164,7 +164,7 @@ def make_sampler(bundle: Bundle, options: SamplingOptions, num_moves: int) -> Sa
         UsageError: the sampler is unknown, the bundle lacks a network it needs or has it in a state that cannot be
             sampled, or an option is given that the sampler does not read.
     """
-    departure, options = options.departure, replace(options, sampler=sampler_of(bundle, options))
+    token_distribution, options = options.token_distribution, replace(options, sampler=sampler_of(bundle, options))
     network = bundle.network(options.role)
     kind = find_sampler(options.sampler, bundle.process.name)
     if isinstance(network, AutoregressiveLM):
@@ -174,7 +174,7 @@ def make_sampler(bundle: Bundle, options: SamplingOptions, num_moves: int) -> Sa
             )
         _refuse_unread(options, set(), bundle.process.name)
         check_ready({"autoregressive": network})
-        return LeftToRight(network, departure, unwritten_id=bundle.process.mask_id or 0)
+        return LeftToRight(network, token_distribution, unwritten_id=bundle.process.mask_id or 0)
     if options.precision == "float32":
         if bundle.process.name in SCORES:
             raise UsageError("score networks are sampled with float64 draws; leave --precision at float64")
@@ -254,13 +254,13 @@ def described(options: SamplingOptions) -> str:
     return ", ".join(f"{name} {value}" for name, value in parts.items())
 
 
-def is_self_paced(network: DenoiserNetwork | AutoregressiveLM, sampler: SamplerName) -> bool:
+def ignores_grid(network: DenoiserNetwork | AutoregressiveLM, sampler: SamplerName) -> bool:
     """Whether the number of passes, at most the length, does not follow from a time grid.
 
     Raises:
         UsageError: there is no sampler of that name.
     """
-    return isinstance(network, AutoregressiveLM) or _kinds(sampler)[0].is_self_paced
+    return isinstance(network, AutoregressiveLM) or _kinds(sampler)[0].ignores_grid
 
 
 def moves_without_grid(network: DenoiserNetwork | AutoregressiveLM, sampler: SamplerName, length: int) -> int | None:
@@ -269,4 +269,4 @@ def moves_without_grid(network: DenoiserNetwork | AutoregressiveLM, sampler: Sam
     Raises:
         UsageError: there is no sampler of that name.
     """
-    return length if is_self_paced(network, sampler) else _kinds(sampler)[0].num_moves
+    return length if ignores_grid(network, sampler) else _kinds(sampler)[0].num_moves

@@ -20,8 +20,8 @@ from didi.diffusion.noise import SequenceNoise
 from didi.errors import UsageError
 from didi.models.denoiser import Denoiser
 from didi.sampling.base import StepOutput, open_positions, path_alphas, shared_rows
-from didi.sampling.departure import EXACT, Departure
 from didi.sampling.passes import Passes, TrunkPass, moves_alone, sent
+from didi.sampling.token_distribution import UNMODIFIED, TokenDistribution
 
 Strategy = Literal["cap", "rescale"]
 
@@ -69,13 +69,13 @@ class RemaskingSampler:
         denoiser: the network.
         process: masked diffusion.
         remask: how often visible tokens are masked again.
-        departure: temperature and top-p.
+        token_distribution: temperature and top-p.
     """
 
     denoiser: Denoiser
     process: Absorbing
     remask: Remasking = Remasking()
-    departure: Departure = EXACT
+    token_distribution: TokenDistribution = UNMODIFIED
 
     def __call__(self, canvas: Canvas, times: Float[Tensor, " n"], noise: SequenceNoise) -> Iterator[StepOutput]:
         """See ``base.Sampler``."""
@@ -103,6 +103,6 @@ class RemaskingSampler:
                 features = sent((yield TrunkPass(inputs, t, there.attention_mask)))
                 features = features.expand(len(active), -1, -1)
                 logits = self.denoiser.head(features[is_revealed[is_active]])
-                z_next[is_revealed] = self.departure.sample(logits, mask_id, draw[is_revealed])
+                z_next[is_revealed] = self.token_distribution.sample(logits, mask_id, draw[is_revealed])
             z = z_next
             yield StepOutput(z, float(s), is_revealed | is_remasked, is_active.long().cpu(), none)

@@ -27,7 +27,7 @@ from didi.diffusion.canvas import Canvas
 from didi.diffusion.noise import SequenceNoise
 from didi.models.denoiser import Denoiser
 from didi.sampling.base import StepOutput, features_at, path_alphas, shared_rows
-from didi.sampling.departure import EXACT, Departure
+from didi.sampling.token_distribution import UNMODIFIED, TokenDistribution
 
 
 @dataclass(frozen=True)
@@ -68,13 +68,13 @@ class Reparameterized:
         denoiser: the network.
         process: masked diffusion.
         reparam: noise and resampling.
-        departure: temperature and top-p, before the noise.
+        token_distribution: temperature and top-p, before the noise.
     """
 
     denoiser: Denoiser
     process: Absorbing
     reparam: Reparameterization = Reparameterization()
-    departure: Departure = EXACT
+    token_distribution: TokenDistribution = UNMODIFIED
 
     @torch.inference_mode()
     def __call__(self, canvas: Canvas, times: Float[Tensor, " n"], noise: SequenceNoise) -> Iterator[StepOutput]:
@@ -114,10 +114,14 @@ class Reparameterized:
             noise: of the whole batch.
             rows: which of its sequences ``z`` holds, for a second prediction, which has its own top-p; None is all.
         """
-        departure = self.departure if rows is None else replace(self.departure, top_p=self.reparam.resample_top_p)
+        token_distribution = (
+            self.token_distribution
+            if rows is None
+            else replace(self.token_distribution, top_p=self.reparam.resample_top_p)
+        )
         inputs = shared_rows(z, canvas)
         features = features_at(self.denoiser, self.process, inputs, t, canvas.attention_mask).expand(len(z), -1, -1)
-        log_probs = departure.log_probs(self.denoiser.head(features[canvas.is_free]), self.process.mask_id)
+        log_probs = token_distribution.log_probs(self.denoiser.head(features[canvas.is_free]), self.process.mask_id)
         uniforms = noise.uniforms(z.shape[1], log_probs.shape[-1], rows=rows, positions=0)[canvas.is_free]
         noisy = (log_probs.double() + self.reparam.gumbel * _gumbel(uniforms)).log_softmax(-1)
         best, drawn = noisy.max(-1)

@@ -21,7 +21,7 @@ from didi.diffusion.score import ScoreProcess
 from didi.errors import UsageError
 from didi.models.denoiser import Denoiser
 from didi.sampling.base import StepOutput, alpha_at, features_at, open_positions, shared_rows
-from didi.sampling.departure import EXACT, Departure
+from didi.sampling.token_distribution import UNMODIFIED, TokenDistribution
 
 ROWS = 1024  # positions whose scores over the vocabulary exist at the same time
 Predictor = Literal["analytic", "euler"]
@@ -34,7 +34,7 @@ class ScoreSampler:
     Attributes:
         denoiser: the network.
         process: SEDD absorb or uniform.
-        departure: the exact one; a score has no temperature.
+        token_distribution: the exact one; a score has no temperature.
         predictor: ``analytic`` (Tweedie tau-leaping) or ``euler``; the last move is analytic and leaves no noise.
 
     Raises:
@@ -43,14 +43,14 @@ class ScoreSampler:
 
     denoiser: Denoiser
     process: ScoreProcess
-    departure: Departure = EXACT
+    token_distribution: TokenDistribution = UNMODIFIED
     predictor: Predictor = "analytic"
 
     def __post_init__(self) -> None:
-        if self.departure != EXACT:
+        if self.token_distribution != UNMODIFIED:
             raise UsageError(
-                f"score networks are sampled at temperature 1 and top_p 1; got {self.departure.temperature:g} and "
-                f"{self.departure.top_p:g}: leave both out"
+                "score networks are sampled at temperature 1 and top_p 1; got "
+                f"{self.token_distribution.temperature:g} and {self.token_distribution.top_p:g}: leave both out"
             )
 
     @torch.inference_mode()
@@ -111,7 +111,7 @@ class ScoreSampler:
         s: Float[Tensor, ""],
     ) -> Int[Tensor, " n"]:
         """Tokens after a move: whether a position moves is drawn first, then where to."""
-        self.departure.draw_check.see(logits)
+        self.token_distribution.draw_check.see(logits)
         weights, index = self._weights(logits, state, t, s), state[:, None]
         stays = weights.gather(1, index).squeeze(1).double() / weights.sum(1).double()
         rest = ((uniforms - stays) / (1 - stays).clamp_min(2**-53)).clamp(0, 1 - 2**-53)

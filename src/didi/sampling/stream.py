@@ -11,6 +11,7 @@ from didi.arguments import instance, whole_number
 from didi.diffusion.canvas import Canvas
 from didi.errors import DidiError, UsageError
 from didi.models.bundle import Bundle
+from didi.process_group import process_group
 from didi.sampling.base import Sampler, refuse_equal_rates
 from didi.sampling.draw_check import are_draws_checked
 from didi.sampling.memory import check_batch, out_of_memory
@@ -19,7 +20,6 @@ from didi.sampling.prompt import Frame, decode, known_lengths
 from didi.sampling.prompts import Prompt, PromptSet
 from didi.sampling.registry import make_sampler, moves_without_grid, sampler_of
 from didi.torch_defaults import each_with_torch_defaults, with_torch_defaults
-from didi.world import world
 
 
 @dataclass(frozen=True)
@@ -86,8 +86,7 @@ def stream(
 ) -> Iterator[Move]:
     """Sample from a bundle and yield the state after every move; the last move of a batch is its finished sequences.
 
-    Each process of ``didi.world`` yields the moves of its share. Arguments are those of ``generate``, and are checked
-    before the first move.
+    Each process of a run yields the moves of its own rows. Arguments are those of ``generate`` and are checked first.
 
     Raises:
         UsageError: what is asked for does not exist or does not fit.
@@ -120,7 +119,7 @@ def stream(
         check_finished(sampler, z, there, bundle.process.mask_id)
 
     def batches() -> Iterator[Move]:
-        mine = range(len(prompted))[world().share(len(prompted))]
+        mine = range(len(prompted))[process_group().local_slice(len(prompted))]
         for begin in range(0, len(mine), chosen.batch_size):
             indices = mine[begin : begin + chosen.batch_size]
             with out_of_memory(len(indices)):
@@ -135,7 +134,7 @@ def check_finished(sampler: Sampler, z: Int[Tensor, "b l"], canvas: Canvas, mask
     Raises:
         DidiError: the batch is no sample.
     """
-    sampler.departure.draw_check.finish()
+    sampler.token_distribution.draw_check.finish()
     if mask_id is not None and are_draws_checked() and bool((canvas.is_free & (z == mask_id)).any()):
         raise DidiError("a finished sample holds no [MASK]; this sampler left one: report it")
 

@@ -27,10 +27,10 @@ from didi.diffusion.rowwise import rows_at_a_time
 from didi.diffusion.uniform import Uniform
 from didi.diffusion.uniform_moves import draw_move, symbols
 from didi.models.denoiser import Denoiser
+from didi.process_group import to_device
 from didi.sampling.base import StepOutput, alpha_at, features_at
-from didi.sampling.departure import EXACT, Departure
 from didi.sampling.remasking import Remasking
-from didi.world import to_device
+from didi.sampling.token_distribution import UNMODIFIED, TokenDistribution
 
 ROWS = 1024  # positions whose distributions over the vocabulary exist at the same time
 NO_CORRECTOR, DEFAULT_CORRECTOR = Remasking(eta=0.0), Remasking()
@@ -43,7 +43,7 @@ class UniformAncestral:
     Attributes:
         denoiser: the network.
         process: uniform-state diffusion.
-        departure: temperature and top-p of the predicted clean token.
+        token_distribution: temperature and top-p of the predicted clean token.
         is_greedy_tail: the last move takes the likeliest token of the prediction at each position, as the public Duo
             code does in a pass of its own after the last move (https://arxiv.org/abs/2506.10892).
         remask: strength :math:`\sigma` of a corrector. With probability :math:`\sigma / (1 - \alpha_s)` a position is
@@ -55,7 +55,7 @@ class UniformAncestral:
 
     denoiser: Denoiser
     process: Uniform
-    departure: Departure = EXACT
+    token_distribution: TokenDistribution = UNMODIFIED
     is_greedy_tail: bool = False
     remask: Remasking = NO_CORRECTOR
     is_whole_batch: bool = False
@@ -112,7 +112,7 @@ class UniformAncestral:
         move = self.move(t, s)
         if move.is_greedy:
             return F.one_hot(logits.argmax(-1), logits.shape[-1]).double()
-        log_probs = self.departure.log_probs(logits, None)
+        log_probs = self.token_distribution.log_probs(logits, None)
         weights = (self.process.reverse_weights(log_probs, z, move.alpha_t, alpha) for alpha in (move.alpha_s, 1.0))
         of_posterior, clean = (one / one.sum(-1, keepdim=True) for one in weights)
         anew = move.alpha_s * clean + (1 - move.alpha_s) / self.process.vocab_size
@@ -165,9 +165,9 @@ class UniformAncestral:
     ) -> Int[Tensor, " n"]:
         """New tokens of open positions."""
         if move.is_greedy:
-            self.departure.draw_check.see(logits)
+            self.token_distribution.draw_check.see(logits)
             return logits.argmax(-1)
-        return draw_move(self.departure.log_probs(logits, None), state, uniforms, move.alpha_t, alpha)
+        return draw_move(self.token_distribution.log_probs(logits, None), state, uniforms, move.alpha_t, alpha)
 
 
 @dataclass(frozen=True)

@@ -33,11 +33,11 @@ from didi.diffusion.uniform_moves import draw_move
 from didi.models.denoiser import Denoiser
 from didi.models.discriminator import Discriminator
 from didi.models.guidance import DEFAULT, Guidance
+from didi.process_group import to_device
 from didi.sampling.base import StepOutput, features_at
-from didi.sampling.departure import EXACT, Departure
 from didi.sampling.ranking import candidate_weights, chosen_candidates
+from didi.sampling.token_distribution import UNMODIFIED, TokenDistribution
 from didi.sampling.uniform_ancestral import Move, UniformAncestral
-from didi.world import to_device
 
 PART = 256  # positions whose distributions over the vocabulary exist at the same time
 
@@ -50,12 +50,12 @@ class UniformGuided:
     process: Uniform
     discriminator: Discriminator
     guidance: Guidance = DEFAULT
-    departure: Departure = EXACT
+    token_distribution: TokenDistribution = UNMODIFIED
 
     @property
     def plain(self) -> UniformAncestral:
         """The sampler without guidance."""
-        return UniformAncestral(self.denoiser, self.process, self.departure)
+        return UniformAncestral(self.denoiser, self.process, self.token_distribution)
 
     @torch.no_grad()
     def __call__(self, canvas: Canvas, times: Float[Tensor, " n"], noise: SequenceNoise) -> Iterator[StepOutput]:
@@ -113,7 +113,7 @@ class UniformGuided:
             rows = to_device(moves.nonzero().squeeze(1), z.device)
             there = canvas.rows(rows).repeat_interleave(num)
             ranked = self.log_weights(candidates[rows].flatten(0, 1), there, times[1]).view(-1, num)
-            self.departure.draw_check.see(ranked)
+            self.token_distribution.draw_check.see(ranked)
             chosen = chosen_candidates(ranked, self.guidance, choice[rows])
             z = z.index_put((rows,), candidates[rows, chosen])
         return z, is_active, moves.long() * num
@@ -133,7 +133,7 @@ class UniformGuided:
         alpha, found = uniforms.new_full((len(state),), move.alpha_s), []
         size = rows_at_a_time(self.process.vocab_size, z.device)
         for rows, *others in zip(*(one.split(size) for one in (features, state, uniforms, alpha)), strict=True):
-            log_probs = self.departure.log_probs(self.denoiser.head(rows), None)
+            log_probs = self.token_distribution.log_probs(self.denoiser.head(rows), None)
             found.append(self._of_candidates(log_probs, move, *others))
         return torch.cat(found)
 
@@ -185,7 +185,7 @@ class UniformGuided:
             here, opened = to_device(rows, z.device), is_open[rows]
             logits = self.tilted_logits(z[here], canvas.rows(here), opened, times, scale)
             is_read, uniforms = to_device(is_open, z.device), to_device(numbers[is_open], z.device)
-            log_probs, alpha = self.departure.log_probs(logits, None), torch.full_like(uniforms, move.alpha_s)
+            log_probs, alpha = self.token_distribution.log_probs(logits, None), torch.full_like(uniforms, move.alpha_s)
             moved = moved.masked_scatter(is_read, draw_move(log_probs, z[is_read], uniforms, move.alpha_t, alpha))
         return moved, is_active, 2 * is_active.long()
 

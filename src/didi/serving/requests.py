@@ -16,11 +16,11 @@ from didi.errors import UsageError, suggestion
 from didi.models.bundle import Bundle, Role
 from didi.models.initial_state import InitialState
 from didi.sampling.completion import Plan, planned
-from didi.sampling.departure import TEMPERATURES
 from didi.sampling.guided import Guidance
 from didi.sampling.options import KINDS, SamplingOptions
 from didi.sampling.prompt import Frame, canvas_from_prompt, encoded, framed
 from didi.sampling.registry import sampler_of, with_bundle_settings
+from didi.sampling.token_distribution import TEMPERATURES
 from didi.serving.models import Models, ServedModel
 from didi.serving.schemas import SEEDS, CompletionRequest, GenerateRequest
 from didi.serving.settings import ServerSettings

@@ -127,8 +127,8 @@ def drawn_together(jobs: Sequence[Job]) -> Iterator[list[Job]]:
     """Jobs that draw tokens together: of one network, temperature and top-p, as many as ``LOGITS`` allows."""
     groups: dict[Hashable, list[Job]] = {}
     for job in jobs:
-        departure = job.plan.sampler.departure
-        groups.setdefault((_key(job), departure.temperature, departure.top_p), []).append(job)
+        token_distribution = job.plan.sampler.token_distribution
+        groups.setdefault((_key(job), token_distribution.temperature, token_distribution.top_p), []).append(job)
     for members in groups.values():
         vocab_size = _network(members[0]).vocab_size
         sizes = [vocab_size * len(job.token_draw.features) for job in members if job.token_draw is not None]

@@ -1,4 +1,4 @@
-"""Trained networks over the processes of ``didi.world``: gradients averaged (DDP) or weights sharded too (FSDP2)."""
+"""Trained networks in several processes: gradients averaged (DDP), or weights sharded as well (FSDP2)."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -12,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 from didi.errors import UsageError
 from didi.models.discriminator import trunk_of
 from didi.models.networks import NETWORKS, DenoiserNetwork
-from didi.world import world
+from didi.process_group import process_group
 
 R = TypeVar("R")
 Network = TypeVar("Network", bound=nn.Module)
@@ -38,7 +38,7 @@ class Synchronised:
 
     def __init__(self, network: nn.Module) -> None:
         self.network = network
-        is_copied = world().size > 1 and not is_sharded(network)
+        is_copied = process_group().size > 1 and not is_sharded(network)
         self._parallel = DistributedDataParallel(_Called(network)) if is_copied else None
 
     def __call__(self, function: Callable[..., R], *args: Any, **options: Any) -> R:
@@ -75,7 +75,7 @@ def check_divides(batch_size: int, num_processes: int | None = None) -> None:
     Raises:
         UsageError: it is no multiple of their number.
     """
-    size = world().size if num_processes is None else num_processes
+    size = process_group().size if num_processes is None else num_processes
     if batch_size % size:
         raise UsageError(
             f"loop.batch_size counts the rows of all processes and is a multiple of their number; got {batch_size} and "
@@ -94,7 +94,7 @@ def shard(network: nn.Module, *, is_trained: bool = True) -> None:
     Raises:
         UsageError: the network is not one of ours.
     """
-    if world().size == 1:
+    if process_group().size == 1:
         return
     trunk = trunk_of(network)
     if trunk is None:
@@ -111,7 +111,7 @@ def shard(network: nn.Module, *, is_trained: bool = True) -> None:
 
 def is_sharded(value: Any) -> bool:
     """Whether ``shard`` divided this network, or the tensor is of one that it divided; ask within ``joined``."""
-    if world().size == 1:
+    if process_group().size == 1:
         return False
     from torch.distributed.fsdp import FSDPModule  # a quarter or more of the start, which one process is spared
     from torch.distributed.tensor import DTensor

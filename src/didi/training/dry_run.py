@@ -20,11 +20,11 @@ from didi.errors import UsageError
 from didi.methods import method_of
 from didi.methods.base import Inputs, Method
 from didi.methods.settings import RunConfig
+from didi.process_group import fake_process_group
 from didi.sampling.draw_check import no_draw_checks
 from didi.training.live_memory import LiveMemory
 from didi.training.shapes_only import ShapesOnly
 from didi.training.trainer import Trainer
-from didi.world import stand_in
 
 MICRO_BATCHES = 2
 """Of an update in a dry run, at most: the third needs what the second needs."""
@@ -135,7 +135,7 @@ def dry_run(settings: RunConfig, inputs_of: InputsOf, batch_size: int, *, num_pr
     accumulation = min(MICRO_BATCHES, loop.accumulation)
     cut = replace(loop, batch_size=batch_size, accumulation=accumulation)
     settings = replace(settings.for_dry_run(), loop=cut)
-    around = stand_in(num_processes) if num_processes > 1 else nullcontext()
+    around = fake_process_group(num_processes) if num_processes > 1 else nullcontext()
     with (
         tempfile.TemporaryDirectory() as folder,
         around,

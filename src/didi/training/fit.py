@@ -13,8 +13,8 @@ import torch
 from didi.errors import UsageError
 from didi.methods.base import Inputs
 from didi.methods.settings import RunConfig
+from didi.process_group import process_group, wait_for
 from didi.training.trainer import Trainer, make_trainer
-from didi.world import wait_for, world
 
 SAMPLED_STEPS = 8
 MARGIN = 0.95  # of the time is planned, since checkpoints and the machine are not
@@ -49,7 +49,7 @@ def fitted(settings: RunConfig, inputs: Inputs, minutes: float) -> RunConfig:
         trainer.validate()
         validation = time.perf_counter() - begin
         # All processes plan with the same times.
-        seconds, validation = world().mean(torch.tensor([seconds, validation], device=inputs.device)).tolist()
+        seconds, validation = process_group().mean(torch.tensor([seconds, validation], device=inputs.device)).tolist()
     budget = minutes * 60 * MARGIN
 
     def planned(steps: int) -> float:
@@ -108,10 +108,10 @@ def _check(name: str, bound: float, settings: RunConfig) -> None:
 def _trial(settings: RunConfig, inputs: Inputs) -> Iterator[Trainer]:
     """A trainer of networks that are thrown away."""
     with tempfile.TemporaryDirectory() as folder:
-        shared = Path(world().joined_items([folder])[0])  # the main process keeps there what all read
+        shared = Path(process_group().all_gather_items([folder])[0])  # the main process keeps there what all read
         trainer = make_trainer(settings, replace(inputs, folder=shared))
         yield trainer
-        world().wait()
+        process_group().barrier()
     del trainer
     gc.collect()  # trainer and method refer to each other; the run's own networks need the memory
 

@@ -13,7 +13,7 @@ from typing import Protocol, runtime_checkable
 from didi.data.corpora import first_line
 from didi.errors import DidiError, UsageError, from_checkout
 from didi.files import write_atomically
-from didi.world import world
+from didi.process_group import process_group
 
 RUN_ID = "wandb-run-id"  # a file in the folder of a run
 PROJECT = "didi"
@@ -141,7 +141,7 @@ def open_loggers(names: Sequence[str], folder: Path, begin_step: int) -> list[Me
     """
     if not set(names) <= set(LOGGERS) or len(set(names)) < len(names):
         raise UsageError(f"loggers are different names among {', '.join(LOGGERS)}; got {', '.join(names)}")
-    if not world().is_main:
+    if not process_group().is_main:
         return []
     with ExitStack() as opened:  # closes those that are open if a later one fails
         loggers = []

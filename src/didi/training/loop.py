@@ -16,10 +16,10 @@ from torch import Tensor
 
 from didi.errors import Diverged, Interrupted
 from didi.methods.settings import LoopConfig
+from didi.process_group import process_group
 from didi.training.checkpoint import load_latest, save_checkpoint
 from didi.training.loggers import MetricsLogger, open_loggers
 from didi.training.run_folder import RunFolder
-from didi.world import world
 
 Metrics = Mapping[str, Tensor | float]
 
@@ -62,7 +62,7 @@ def run(job: Job, config: LoopConfig, folder: RunFolder, *, resume: bool) -> Non
     if resume and (latest := load_latest(folder.checkpoints)) is not None:
         begin, state = latest
         job.load_state_dict(state)
-    main = world().is_main
+    main = process_group().is_main
     if main:
         folder.cut_metrics(begin)
     loggers = open_loggers(config.loggers, folder.path, begin)
@@ -71,7 +71,7 @@ def run(job: Job, config: LoopConfig, folder: RunFolder, *, resume: bool) -> Non
         for step in range(begin, job.num_steps):
             meter.add(job.step(step))
             done = step + 1
-            is_stopping = world().any(bool(stop))
+            is_stopping = process_group().any(bool(stop))
             is_last = done == job.num_steps or is_stopping
             if done % config.log_every == 0 or is_last:
                 meter.write(done)
@@ -91,7 +91,7 @@ def run(job: Job, config: LoopConfig, folder: RunFolder, *, resume: bool) -> Non
 def _refuse_not_finite(figures: Mapping[str, float], step: int, folder: RunFolder) -> None:
     """End a run whose networks give no finite figures: neither a checkpoint nor a bundle of them is saved."""
     bad = [name for name, value in figures.items() if not math.isfinite(value)]
-    if world().any(bool(bad)):
+    if process_group().any(bool(bad)):
         kept = "; earlier checkpoints are kept" if folder.has_checkpoint else ""
         raise Diverged(
             f"{bad[0] if bad else 'a validation'} is not finite after step {step}, so that neither a checkpoint nor a "
@@ -127,7 +127,7 @@ class _Meter:
         self._job, self._folder, self._begin, self._max_skipped = job, folder, begin, max_skipped
         self._steps: list[tuple[list[str], Tensor]] = []
         self._since = time.perf_counter()
-        self._is_main = world().is_main
+        self._is_main = process_group().is_main
         self._console = Console(stderr=True)
         self._progress = Progress(
             TextColumn("{task.description}"),
@@ -166,7 +166,7 @@ class _Meter:
             return
         columns: dict[str, list[float]] = {}
         skipped: list[str] = []
-        means = world().mean(torch.cat([values for _, values in self._steps]))
+        means = process_group().mean(torch.cat([values for _, values in self._steps]))
         rows = means.split([len(names) for names, _ in self._steps])
         for (names, _), values in zip(self._steps, rows, strict=True):
             row = dict(zip(names, values.tolist(), strict=True))

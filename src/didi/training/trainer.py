@@ -16,6 +16,7 @@ from didi.methods.settings import RunConfig
 from didi.models.adapters import merged
 from didi.models.bundle import Bundle
 from didi.models.discriminator import trunk_of
+from didi.process_group import process_group
 from didi.training.distributed import (
     Synchronised,
     check_divides,
@@ -27,7 +28,6 @@ from didi.training.distributed import (
 from didi.training.loop import Metrics, autocast_dtype
 from didi.training.optim import Average, averaged_network, is_on_cuda, learning_rate, make_optimizer, update
 from didi.training.passes import PassCounter
-from didi.world import world
 
 R = TypeVar("R")
 # Shapes and modes (training or not, with a gradient or not) of the same block; beyond them it runs uncompiled.
@@ -42,7 +42,7 @@ class Trainer:
         device: where the networks live.
 
     Raises:
-        UsageError: the processes of ``didi.world`` cannot share the batch, or the settings do not fit the networks.
+        UsageError: the batch cannot be divided among the processes, or the settings do not fit the networks.
     """
 
     def __init__(self, method: Method, device: torch.device) -> None:
@@ -59,7 +59,7 @@ class Trainer:
             self._shard()
         self._passes = {name: Synchronised(network) for name, network in method.trained.items()}
         self.optimizers = {name: make_optimizer(method.trained[name], one) for name, one in method.optimizers.items()}
-        self._decides_on_device = is_on_cuda(of_average) and world().size == 1
+        self._decides_on_device = is_on_cuda(of_average) and process_group().size == 1
         self._counter = None if loop.compile else PassCounter(self._networks())  # compiled blocks run no hooks
         if loop.compile:
             self._compile()
@@ -93,7 +93,7 @@ class Trainer:
         if self._counter is None:
             return self._step(step)
         self._counter.taken()  # those of validations and averages before
-        return {**self._step(step), "sequence_passes": float(self._counter.taken() * world().size)}
+        return {**self._step(step), "sequence_passes": float(self._counter.taken() * process_group().size)}
 
     def _step(self, step: int) -> Metrics:
         """The updates of a step, each on ``accumulation`` micro-batches.
@@ -146,7 +146,7 @@ class Trainer:
         config = self.method.optimizers[one.network]
         rate = learning_rate(config, one.step, one.num_steps)
         if not isinstance(is_finite, Tensor):
-            is_finite = not world().any(not is_finite)
+            is_finite = not process_group().any(not is_finite)
         network, optimizer = self.method.trained[one.network], self.optimizers[one.network]
         norm = update(network, optimizer, config, rate, is_finite=is_finite)
         prefix = f"{one.network}_" if len(self.method.trained) > 1 else ""

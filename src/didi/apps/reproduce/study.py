@@ -32,10 +32,10 @@ from didi.files import json_text, write_atomically
 from didi.methods.elbo import PretrainConfig
 from didi.models.bundle import Bundle, Role, digest, load
 from didi.models.discriminator import num_parameters
+from didi.process_group import default_device
 from didi.sampling.guided import Guidance
 from didi.sampling.options import SamplingOptions
 from didi.training.loop import RunFolder
-from didi.world import default_device
 
 NUM_TEXTS = 1  # kept of each cell
 

@@ -68,7 +68,7 @@ def tilted_predictions(states: States, sampler: Guided, t: Float[Tensor, ""], sc
     for part in states.is_masked.any(1).nonzero()[:, 0].split(CHUNK):
         z, is_masked = states.tokens[part].to(device), states.is_masked[part]
         logits = sampler.tilted_logits(z, Canvas.free(z), is_masked.to(device), t, scale)
-        log_probs = sampler.departure.log_probs(logits, sampler.process.mask_id)[:, : states.num_symbols]
+        log_probs = sampler.token_distribution.log_probs(logits, sampler.process.mask_id)[:, : states.num_symbols]
         row, position = is_masked.nonzero(as_tuple=True)
         table[part[row], position] = log_probs.double().softmax(-1).cpu()
     return table

@@ -106,6 +106,6 @@ def _predictions(
     for part in z.split(CHUNK):
         codes = codes_from(torch.rand(part.shape, dtype=torch.float64, generator=generator), number).to(device)
         features = features_at(sampler.denoiser, sampler.process, part.to(device), t, codes=codes).flatten(0, 1)
-        log_probs = sampler.departure.log_probs(sampler.denoiser.head(features), sampler.process.mask_id)
+        log_probs = sampler.token_distribution.log_probs(sampler.denoiser.head(features), sampler.process.mask_id)
         found.append(log_probs[:, :num_symbols].double().softmax(-1).view(*part.shape, -1).cpu())
     return torch.cat(found)

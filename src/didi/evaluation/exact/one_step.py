@@ -72,7 +72,7 @@ def _mixture(
             normals = torch.randn(*z.shape, sampler.network.hidden_size, generator=generator).to(device)
         features = sampler.features(z, Canvas.free(z), normals).flatten(0, 1)
         logits = sampler.denoiser.head(features)
-        log_probs = sampler.departure.log_probs(logits, sampler.process.mask_id)[:, :num_symbols]
+        log_probs = sampler.token_distribution.log_probs(logits, sampler.process.mask_id)[:, :num_symbols]
         probs = log_probs.double().softmax(-1).view(*z.shape, num_symbols).cpu()
         first, second = (joint_probs(half) for half in (probs[:, : length // 2], probs[:, length // 2 :]))
         total = total + first.T @ second

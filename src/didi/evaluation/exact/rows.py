@@ -24,11 +24,11 @@ from didi.models.dit import DiT
 from didi.models.latent import num_codes
 from didi.sampling.ancestral import Ancestral, tau_leaping_alphas
 from didi.sampling.base import path_alphas
-from didi.sampling.departure import Departure
 from didi.sampling.guided import Guided
 from didi.sampling.one_step import OneStep
 from didi.sampling.options import SamplingOptions
 from didi.sampling.registry import make_sampler
+from didi.sampling.token_distribution import TokenDistribution
 from didi.sampling.uniform_guided import UniformGuided
 
 Predictions = Callable[[Float[Tensor, ""]], Table]
@@ -44,7 +44,7 @@ class ExactRows:
 
     def __init__(self, bundle: Bundle) -> None:
         self._bundle = bundle
-        self._tables: dict[Departure, dict[tuple[DiT, int | None], Predictions]] = {}
+        self._tables: dict[TokenDistribution, dict[tuple[DiT, int | None], Predictions]] = {}
 
     def __call__(self, chain: MarkovChain, options: SamplingOptions, num_moves: int) -> ExactDivergences | None:
         """ExactDivergences of a sampler from the chain, or None where ``distribution`` has none.
@@ -93,22 +93,22 @@ class ExactRows:
         sampler = make_sampler(self._bundle, options, len(times) - 1)
         if isinstance(sampler, PositionwiseSampler):
             p = positionwise_distribution(sampler, num_symbols, network.length, times)
-            sampler.departure.draw_check.finish()
+            sampler.token_distribution.draw_check.finish()
             return p[None]
         if isinstance(sampler, UniformGuided):
             is_drawn = sampler.guidance.select == "sample"
             return uniform_guided_distribution(sampler, num_symbols, network.length, times)[None] if is_drawn else None
         if isinstance(sampler, OneStep):
             parts = one_step_distributions(sampler, num_symbols, network.length)
-            sampler.departure.draw_check.finish()
+            sampler.token_distribution.draw_check.finish()
             return parts
         if num_codes(network):
             if not isinstance(sampler, Ancestral):
                 return None
             parts = latent_distributions(sampler, states, times, _alphas(sampler, times))
-            sampler.departure.draw_check.finish()
+            sampler.token_distribution.draw_check.finish()
             return parts
-        predictions = self._predictions(network, len(times) - 1, states, options.departure)
+        predictions = self._predictions(network, len(times) - 1, states, options.token_distribution)
         if isinstance(sampler, Ancestral):
             return sampler_distribution(states, _alphas(sampler, times), lambda move: predictions(times[move]))[None]
         if isinstance(sampler, Guided) and sampler.guidance.select == "sample":
@@ -118,9 +118,11 @@ class ExactRows:
     def _length(self, options: SamplingOptions) -> int:
         return self._bundle.network(options.role).length
 
-    def _predictions(self, given: DiT, num_moves: int, states: States, departure: Departure) -> Predictions:
+    def _predictions(
+        self, given: DiT, num_moves: int, states: States, token_distribution: TokenDistribution
+    ) -> Predictions:
         """What a network predicts at a time; passes over all states are made once for each number that it reads."""
-        of_network, network = self._tables.setdefault(departure, {}), given.at_budget(num_moves)
+        of_network, network = self._tables.setdefault(token_distribution, {}), given.at_budget(num_moves)
         key = given, network.budget  # ``network`` may be a copy, another one at each call
         if key not in of_network:
 
@@ -129,8 +131,8 @@ class ExactRows:
                 time = torch.tensor(t, dtype=torch.float64)
                 is_first = network.is_time_conditioned and t == 1  # all is masked then
                 process = cast(Absorbing, self._bundle.process)
-                table = network_predictions(network, process, states, time, departure, is_first=is_first)
-                departure.draw_check.finish()
+                table = network_predictions(network, process, states, time, token_distribution, is_first=is_first)
+                token_distribution.draw_check.finish()
                 return table
 
             of_network[key] = lambda t: at(float(t) if network.is_time_conditioned else 1.0)

@@ -18,7 +18,7 @@ from didi.errors import UsageError
 from didi.evaluation.exact.states import States
 from didi.models.denoiser import Denoiser
 from didi.sampling.base import features_at
-from didi.sampling.departure import EXACT, Departure
+from didi.sampling.token_distribution import UNMODIFIED, TokenDistribution
 
 Table = Float[Tensor, "n l v"]
 CHUNK = 4096  # states in one pass of a network
@@ -125,7 +125,7 @@ def network_predictions(
     process: Absorbing,
     states: States,
     t: Float[Tensor, ""],
-    departure: Departure = EXACT,
+    token_distribution: TokenDistribution = UNMODIFIED,
     *,
     is_first: bool = False,
 ) -> Table:
@@ -136,7 +136,7 @@ def network_predictions(
         process: whose mask is the last symbol.
         states: what is enumerated.
         t: time; read by networks that are conditioned on it.
-        departure: temperature and top-p.
+        token_distribution: temperature and top-p.
         is_first: predict for the fully masked state alone; zeros elsewhere.
     """
     table = torch.zeros(len(states), states.length, states.num_symbols, dtype=torch.float64)
@@ -145,7 +145,7 @@ def network_predictions(
     for part in rows.split(CHUNK):
         z = states.tokens[part].to(device)
         logits = denoiser.head(features_at(denoiser, process, z, t).flatten(0, 1))
-        log_probs = departure.log_probs(logits, process.mask_id)[:, : states.num_symbols]
+        log_probs = token_distribution.log_probs(logits, process.mask_id)[:, : states.num_symbols]
         table[part] = log_probs.double().softmax(-1).view(*z.shape, -1).cpu()  # float32 sums to 1 within 1e-7 only
     return table
 

@@ -46,7 +46,7 @@ def uniform_guided_distribution(
             mass = _tilted(sampler, states, mass, move, scales[number])
         else:
             mass = _ranked(sampler, states, mass, move, num)
-    sampler.departure.draw_check.finish()
+    sampler.token_distribution.draw_check.finish()
     return mass
 
 

@@ -1,7 +1,7 @@
-"""One process or several, as ``torchrun`` starts them: which one this is, what its share is, what all have together.
+"""The processes of a run, as ``torchrun`` starts them: rank, rows of a batch for each, and collective operations.
 
-Several processes divide the rows of a batch and draw its randomness as one process would, so that results do not depend
-on their number beyond the rounding of sums. Every function here must be called by all of them.
+The processes divide the rows of a batch and draw its random numbers as a single process would, so that results do not
+depend on the number of processes beyond the rounding of sums. Collective operations must be called by all processes.
 """
 
 import gc
@@ -21,12 +21,12 @@ Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
-class World:
-    """A process among ``size``.
+class ProcessGroup:
+    """This process and the number of processes in the run.
 
     Attributes:
-        rank: its number, from 0.
-        size: how many there are.
+        rank: of this process, from 0.
+        size: number of processes.
     """
 
     rank: int = 0
@@ -34,16 +34,16 @@ class World:
 
     @property
     def is_main(self) -> bool:
-        """Whether this process is the one that writes and speaks."""
+        """Whether this process writes files and prints: rank 0."""
         return self.rank == 0
 
-    def share(self, num: int) -> slice:
-        """Which of ``num`` rows are this process's: a run of them, equal among processes up to one row."""
+    def local_slice(self, num: int) -> slice:
+        """Contiguous slice of ``num`` rows for this process; slices differ by at most one row."""
         return slice(num * self.rank // self.size, num * (self.rank + 1) // self.size)
 
-    def mine(self, rows: Tensor) -> Tensor:
-        """This process's share of the first axis."""
-        return rows[self.share(len(rows))]
+    def local_rows(self, rows: Tensor) -> Tensor:
+        """``local_slice`` of the first axis."""
+        return rows[self.local_slice(len(rows))]
 
     def sum(self, values: Tensor) -> Tensor:
         """Elementwise sum over processes."""
@@ -56,21 +56,21 @@ class World:
         """Elementwise mean over processes."""
         return self.sum(values) / self.size
 
-    def part_of_mean(self, values: Tensor) -> Tensor:
-        """This process's part of the mean over the values of all processes, of which ``mean`` makes that mean."""
+    def local_term_of_mean(self, values: Tensor) -> Tensor:
+        """Local term, a scalar, whose mean over processes is the mean of the values of all processes."""
         num = self.mean(torch.tensor(float(values.numel()), device=values.device))
         return values.sum() / num.clamp(min=1 / self.size)
 
-    def gathered(self, rows: Tensor) -> Tensor:
-        """The rows of all processes, each of which has as many, in their order; no gradient flows back."""
+    def all_gather(self, rows: Tensor) -> Tensor:
+        """Rows of all processes in the order of ranks, as many from each, without gradient."""
         if self.size == 1:
             return rows
         parts = [torch.empty_like(rows) for _ in range(self.size)]
         dist.all_gather(parts, rows.detach().contiguous())
         return torch.cat(parts)
 
-    def joined_items(self, items: Sequence[Item]) -> list[Item]:
-        """The items of all processes, each of which may have another number, in their order."""
+    def all_gather_items(self, items: Sequence[Item]) -> list[Item]:
+        """Items of all processes in the order of ranks; the number of items may differ."""
         if self.size == 1:
             return list(items)
         parts: list[Sequence[Item]] = [[] for _ in range(self.size)]
@@ -78,30 +78,30 @@ class World:
         return [item for part in parts for item in part]
 
     def any(self, flag: bool) -> bool:
-        """Whether a process says so."""
+        """Whether ``flag`` is true on at least one process."""
         return flag if self.size == 1 else bool(self.sum(torch.tensor(float(flag), device=default_device())))
 
-    def wait(self) -> None:
-        """Until all processes are here."""
+    def barrier(self) -> None:
+        """Wait until all processes have called this."""
         if self.size > 1:
             self.any(False)
 
 
-_ALONE = World()
+_ALONE = ProcessGroup()
 _current = _ALONE
 
 
-def world() -> World:
-    """This process among those that ``joined`` brought together; alone otherwise."""
+def process_group() -> ProcessGroup:
+    """The group of ``init_process_group``; within no such block, a group of this process alone."""
     return _current
 
 
 @contextmanager
-def joined() -> Iterator[World]:
-    """Join the processes that ``torchrun`` started beside this one; alone where there are none.
+def init_process_group() -> Iterator[ProcessGroup]:
+    """Initialise ``torch.distributed`` for the processes that ``torchrun`` started, if there are several.
 
     Raises:
-        DidiError: another process ended while this one communicated with it.
+        DidiError: another process ended during a collective operation.
     """
     global _current
     size = int(os.environ.get("WORLD_SIZE", "1"))
@@ -111,7 +111,7 @@ def joined() -> Iterator[World]:
     if torch.cuda.is_available():
         torch.cuda.set_device(default_device())
     dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
-    _current = World(dist.get_rank(), size)
+    _current = ProcessGroup(dist.get_rank(), size)
     try:
         yield _current
     except RuntimeError as error:
@@ -144,17 +144,17 @@ def wait_for(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-class _StandIn(World):
-    """A process whose others do not exist; they are taken to hold the same items."""
+class _FakeProcessGroup(ProcessGroup):
+    """A group whose other processes do not exist; their items are taken to equal the local ones."""
 
-    def joined_items(self, items: Sequence[Item]) -> list[Item]:
-        """See ``World.joined_items``."""
+    def all_gather_items(self, items: Sequence[Item]) -> list[Item]:
+        """See ``World.all_gather_items``."""
         return list(items) * self.size
 
 
 @contextmanager
-def stand_in(size: int) -> Iterator[World]:
-    """As ``joined``, for the first of ``size`` processes whose others do not exist: what they would send is undefined.
+def fake_process_group(size: int) -> Iterator[ProcessGroup]:
+    """Rank 0 of a group of ``size`` processes of which no other exists; what these would send is undefined.
 
     For runs whose values do not matter (``training.dry_run``).
     """
@@ -163,7 +163,7 @@ def stand_in(size: int) -> Iterator[World]:
 
     before = _current
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=size)
-    _current = _StandIn(0, size)
+    _current = _FakeProcessGroup(0, size)
     try:
         yield _current
     finally:
@@ -172,7 +172,7 @@ def stand_in(size: int) -> Iterator[World]:
 
 
 def default_device() -> torch.device:
-    """The accelerator if there is one, and among several processes of a machine the one that is this process's."""
+    """The CUDA device of this process (``LOCAL_RANK``, else the current one), or the CPU where there is none."""
     if not torch.cuda.is_available():
         return torch.device("cpu")
     local = os.environ.get("LOCAL_RANK")

@@ -16,7 +16,7 @@ TEMPERATURES = (1e-30, 1e30)
 
 
 @dataclass(frozen=True)
-class Departure:
+class TokenDistribution:
     """How far the distribution of a token departs from the network's; the default does not.
 
     Attributes:
@@ -74,4 +74,5 @@ class Departure:
         return kept.log_softmax(-1)
 
 
-EXACT = Departure()
+UNMODIFIED = TokenDistribution()
+"""The distribution of the network itself."""

@@ -4,27 +4,27 @@ import torch
 from didi.diffusion.absorbing import Absorbing
 from didi.errors import UsageError
 from didi.sampling.ancestral import Ancestral
-from didi.sampling.departure import EXACT, Departure
 from didi.sampling.published import Published
+from didi.sampling.token_distribution import UNMODIFIED, TokenDistribution
 
 LOGITS = torch.tensor([[0.0, 1.0, 2.0, 9.0], [3.0, 0.0, 0.0, 9.0]])
 MASK = 3
 
 
 def test_the_default_is_the_networks_own_law_without_the_mask():
-    torch.testing.assert_close(EXACT.log_probs(LOGITS, MASK)[:, :3].exp(), LOGITS[:, :3].softmax(-1))
-    assert (EXACT.log_probs(LOGITS, MASK)[:, MASK] == -torch.inf).all()
+    torch.testing.assert_close(UNMODIFIED.log_probs(LOGITS, MASK)[:, :3].exp(), LOGITS[:, :3].softmax(-1))
+    assert (UNMODIFIED.log_probs(LOGITS, MASK)[:, MASK] == -torch.inf).all()
 
 
 def test_temperature_divides_the_logits():
-    found = Departure(temperature=0.5).log_probs(LOGITS, MASK)[:, :3].exp()
+    found = TokenDistribution(temperature=0.5).log_probs(LOGITS, MASK)[:, :3].exp()
     torch.testing.assert_close(found, (2 * LOGITS[:, :3]).softmax(-1))
 
 
 @pytest.mark.parametrize(("top_p", "kept"), [(0.6, [[2], [0]]), (0.7, [[1, 2], [0]]), (0.95, [[0, 1, 2], [0, 1]])])
 def test_top_p_keeps_the_fewest_likely_tokens_that_reach_the_share(top_p, kept):
     # The rows are (0.090, 0.245, 0.665) and (0.909, 0.045, 0.045).
-    found = Departure(top_p=top_p).log_probs(LOGITS, MASK).exp()
+    found = TokenDistribution(top_p=top_p).log_probs(LOGITS, MASK).exp()
     for row, probs, tokens in zip(found, LOGITS[:, :3].softmax(-1), kept, strict=True):
         expected = torch.zeros(4)
         expected[tokens] = probs[tokens] / probs[tokens].sum()
@@ -32,16 +32,16 @@ def test_top_p_keeps_the_fewest_likely_tokens_that_reach_the_share(top_p, kept):
 
 
 def test_the_likeliest_token_is_always_kept():
-    found = Departure(top_p=1e-9).log_probs(LOGITS, MASK)
+    found = TokenDistribution(top_p=1e-9).log_probs(LOGITS, MASK)
     assert (found > -torch.inf).sum(-1).tolist() == [1, 1]
 
 
 def test_a_sampler_draws_from_the_law_it_departs_to(world, tabular, draw, chi_square):
     log_linear = Absorbing(3)
-    departure = Departure(temperature=0.8, top_p=0.7)
-    law = departure.log_probs(world.table.flatten(0, 1), world.MASK).view_as(world.table)
+    token_distribution = TokenDistribution(temperature=0.8, top_p=0.7)
+    law = token_distribution.log_probs(world.table.flatten(0, 1), world.MASK).view_as(world.table)
     for sampler in (Ancestral, Published):
-        _, drawn = draw(sampler(tabular(world.table), log_linear, departure), num=3000, nfe=2)
+        _, drawn = draw(sampler(tabular(world.table), log_linear, token_distribution), num=3000, nfe=2)
         assert chi_square(drawn, world.law([law] * 2, log_linear)) > 1e-3
 
 
@@ -56,4 +56,4 @@ def test_a_sampler_draws_from_the_law_it_departs_to(world, tabular, draw, chi_sq
 )
 def test_values_out_of_range_are_refused(values, said):
     with pytest.raises(UsageError, match=said):
-        Departure(**values)
+        TokenDistribution(**values)
