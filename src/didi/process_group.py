@@ -148,7 +148,7 @@ class _FakeProcessGroup(ProcessGroup):
     """A group whose other processes do not exist; their items are taken to equal the local ones."""
 
     def all_gather_items(self, items: Sequence[Item]) -> list[Item]:
-        """See ``World.all_gather_items``."""
+        """See ``ProcessGroup.all_gather_items``."""
         return list(items) * self.size
 
 

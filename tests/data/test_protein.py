@@ -2,6 +2,7 @@
 
 import itertools
 import random
+from collections import Counter
 
 import pytest
 import torch
@@ -76,14 +77,16 @@ def test_a_corpus_that_is_not_there_is_refused(tmp_path):
 # --- splits -----------------------------------------------------------------
 
 
-def test_no_cluster_is_in_two_splits_and_each_has_one_protein():
+def test_no_cluster_is_in_two_splits_and_training_has_all_members():
     source = random.Random(3)
     clusters = []
     for number in range(400):  # a representative stands anywhere in its cluster; here the first
         clusters.append(number if number < 20 or source.random() < 0.3 else source.choice(clusters))
     splits = split_by_cluster(clusters, seed=1, validation=0.1, test=0.2)
-    parts = [splits.train, splits.validation, splits.test]
+    parts = [[members[0] for members in splits.train], splits.validation, splits.test]
     names = [{clusters[one] for one in part} for part in parts]
+    for members in splits.train:
+        assert sorted(members) == [number for number, name in enumerate(clusters) if name == members[0]]
     assert names[0] | names[1] | names[2] == set(clusters)
     assert sum(map(len, names)) == len(set(clusters)) == sum(map(len, parts))
     assert all(clusters[one] == one for part in parts for one in part)
@@ -123,7 +126,10 @@ def test_relatives_share_a_cluster_and_a_split(tmp_path, monkeypatch):
     (tmp_path / "made.fasta").write_text("".join(fasta_record(str(n), one) for n, one in enumerate(proteins)))
     data = prepare_proteins(str(tmp_path / "made.fasta"), seed=2)
     family = {one: number // 3 for number, one in enumerate(proteins)}
-    held = [{family[one] for one in part} for part in (data.train, data.validation, data.test)]
+    assert all(len({family[one] for one in members}) == 1 for members in data.train)
+    assert sum(map(len, data.train)) == 3 * len(data.train)
+    train = [one for members in data.train for one in members]
+    held = [{family[one] for one in part} for part in (train, data.validation, data.test)]
     assert held[0] | held[1] | held[2] == set(range(30))
     assert [len(one) for one in held] == [26, 2, 2]
     monkeypatch.setattr(protein, "clusters_of", None)  # found again
@@ -147,7 +153,8 @@ def test_a_canvas_frames_and_pads():
 def test_batches_hold_proteins_of_similar_length_each_once_an_epoch():
     source = random.Random(0)
     proteins = [one[: source.randint(5, 90)] for one in random_proteins(203, 90)]
-    buckets = LengthBuckets(proteins, batch_size=8, width=10, seed=4)
+    alone = [[one] for one in proteins]
+    buckets = LengthBuckets(alone, batch_size=8, width=10, seed=4)
     assert buckets.num_batches == 25
     texts = protein_tokenizer()
     epochs = []
@@ -168,16 +175,31 @@ def test_batches_hold_proteins_of_similar_length_each_once_an_epoch():
         epochs.append(seen)
     assert epochs[0] != epochs[1]
     assert set(itertools.chain(*epochs[0])) != set(itertools.chain(*epochs[1]))  # others are left over
-    again = LengthBuckets(proteins, batch_size=8, width=10, seed=4)
+    again = LengthBuckets(alone, batch_size=8, width=10, seed=4)
     for step in (3, buckets.num_batches + 1, 0):
         assert torch.equal(again.batch(step), buckets.batch(step))
-    assert not torch.equal(LengthBuckets(proteins, batch_size=8, seed=5).batch(0), buckets.batch(0))
+    assert not torch.equal(LengthBuckets(alone, batch_size=8, seed=5).batch(0), buckets.batch(0))
 
 
-def test_a_batch_of_more_proteins_than_there_are_is_refused():
-    for proteins in (["MAG"], []):
-        with pytest.raises(UsageError, match=f"at most the {len(proteins)} proteins that there are; got batch_size 2"):
-            LengthBuckets(proteins, batch_size=2)
+def test_an_epoch_has_one_random_member_of_each_cluster():
+    sizes = [1, 4, 2, 1, 3, 5, 1, 2, 4, 2]
+    clusters = [[("ACDEFGHIKL"[n] + "ACDEFGHIKL"[m]) * 10 for m in range(size)] for n, size in enumerate(sizes)]
+    buckets, texts = LengthBuckets(clusters, batch_size=5, seed=2), protein_tokenizer()
+    counts = Counter[str]()
+    for epoch in range(400):
+        rows = [buckets.batch(2 * epoch + number) for number in range(2)]
+        drawn = [one for batch in rows for one in texts.decode_batch(batch.tolist())]
+        assert sorted(one[0] for one in drawn) == list("ACDEFGHIKL")
+        counts.update(drawn)
+    for members in clusters:
+        expected = 400 / len(members)
+        assert all(abs(counts[one] - expected) <= 4 * expected**0.5 for one in members)
+
+
+def test_a_batch_of_more_proteins_than_there_are_clusters_is_refused():
+    for clusters in ([["MAG", "MAL"]], [], [["MAG"], [], ["MAL"]]):
+        with pytest.raises(UsageError, match=f"each of the {len(clusters)} clusters, none of them empty; got"):
+            LengthBuckets(clusters, batch_size=2)
 
 
 # --- sources ----------------------------------------------------------------
@@ -209,6 +231,7 @@ def test_two_halves_have_no_training_protein_in_common(fasta):
     whole, first, second = (prepare_proteins(f"{fasta}{half}", max_length=62) for half in ("", ":first", ":second"))
     assert len(first.train) == len(second.train) == 45
     assert sorted(first.train + second.train) == sorted(whole.train)
+    assert all(len(members) == 1 for members in whole.train)
     for half in (first, second):
         assert (half.validation, half.test) == (whole.validation, whole.test)
 

@@ -49,7 +49,10 @@ def random_proteins(num, low=3, high=LENGTH - 2, name="proteins"):
 
 def protein_source(seed=0):
     """Batches of proteins whose lengths differ much: one bucket holds them all."""
-    data = ProteinData(*(random_proteins(num, name=split) for num, split in ((41, "train"), (9, "val"), (5, "test"))))
+    train, validation, test = (
+        random_proteins(num, name=name) for num, name in ((41, "train"), (9, "val"), (5, "test"))
+    )
+    data = ProteinData([[one] for one in train], validation, test)
     return ProteinSource(data, seed, width=LENGTH)
 
 

@@ -216,7 +216,7 @@ def test_processes_draw_the_rows_of_one(make_dcd, monkeypatch, size):
     method = make_dcd().method
     whole, parts = method.prepare(1, 0), []
     for rank in range(size):
-        monkeypatch.setattr("didi.methods.dcd.world", lambda rank=rank: ProcessGroup(rank, size))
+        monkeypatch.setattr("didi.methods.dcd.process_group", lambda rank=rank: ProcessGroup(rank, size))
         parts.append(method.prepare(1, 0))
     for name in ("z_t", "t", "z_s", "s"):
         assert torch.equal(torch.cat([getattr(part, name) for part in parts]), getattr(whole, name))

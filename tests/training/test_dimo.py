@@ -160,7 +160,7 @@ def test_two_processes_have_the_gradient_of_one(source, timed_teacher, monkeypat
 
     whole, parts = batch_and_gradient(), []
     for rank in range(2):
-        monkeypatch.setattr("didi.methods.dimo.world", lambda rank=rank: ProcessGroup(rank, 2))
+        monkeypatch.setattr("didi.methods.dimo.process_group", lambda rank=rank: ProcessGroup(rank, 2))
         parts.append(batch_and_gradient())
     assert torch.equal(torch.cat([batch.x for batch, _ in parts]), whole[0].x)
     mean = (parts[0][1] + parts[1][1]) / 2

@@ -172,7 +172,7 @@ def test_processes_draw_the_rows_of_one(source, monkeypatch, size):
     method = make_trainer(STILL, Inputs(source, CPU)).method
     whole, parts = method.prepare(1, 0), []
     for rank in range(size):
-        monkeypatch.setattr("didi.methods.duo.world", lambda rank=rank: ProcessGroup(rank, size))
+        monkeypatch.setattr("didi.methods.duo.process_group", lambda rank=rank: ProcessGroup(rank, size))
         parts.append(method.prepare(1, 0))
     for name in ("x0", "t", "z", "weight", "soft"):
         assert torch.equal(torch.cat([getattr(part, name) for part in parts]), getattr(whole, name))
@@ -203,7 +203,7 @@ def test_chunks_of_rows_are_drawn_as_the_whole(source, monkeypatch, elements):
 
 def test_each_process_has_a_dropout_of_its_own(source, monkeypatch):
     method = make_trainer(CONFIG, Inputs(source, CPU)).method
-    monkeypatch.setattr("didi.methods.elbo.world", lambda: SimpleNamespace(rank=3))
+    monkeypatch.setattr("didi.methods.elbo.process_group", lambda: SimpleNamespace(rank=3))
     method.prepare(2, 1)
     assert torch.initial_seed() == derive_seed(CONFIG.seed, "dropout", 2, 1, 3)
 

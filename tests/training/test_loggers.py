@@ -115,7 +115,7 @@ def test_a_logger_that_fails_closes_those_before_it(writer, tmp_path, monkeypatc
 
 
 def test_only_the_main_rank_opens_loggers(writer, tmp_path, monkeypatch):
-    monkeypatch.setattr(loggers, "world", lambda: ProcessGroup(rank=1, size=2))
+    monkeypatch.setattr(loggers, "process_group", lambda: ProcessGroup(rank=1, size=2))
     assert open_loggers(["tensorboard"], tmp_path, 0) == []
     assert not writer
     with pytest.raises(UsageError, match="different names"):

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from didi import process_group as process_group_module
 from didi.diffusion.canvas import Canvas
 from didi.diffusion.categorical import divergence, entropy
 from didi.diffusion.noise import named_generator
@@ -261,7 +262,7 @@ def test_processes_share_the_proteins_of_a_rollout(make_method, monkeypatch):
     method = make_method(DISTILL)
     whole = method.prepare(STUDENT, 0).rollout
     for rank in range(2):
-        monkeypatch.setattr(world_module, "_current", ProcessGroup(rank, 2))
+        monkeypatch.setattr(process_group_module, "_current", ProcessGroup(rank, 2))
         mine, here = method.prepare(STUDENT, 0).rollout, slice(2 * rank, 2 * rank + 2)
         assert torch.equal(mine.x, whole.x[here])
         assert torch.equal(mine.canvas.is_real, whole.canvas.is_real[here])

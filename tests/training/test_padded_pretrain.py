@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from didi import process_group as process_group_module
 from didi.data.source import MarkovSource
 from didi.diffusion.noise import named_generator
 from didi.errors import UsageError
@@ -99,7 +100,7 @@ def test_a_process_without_a_row_of_the_last_batch_adds_nothing_to_the_bound(job
         def sum(self, value):
             return value  # its own part
 
-    monkeypatch.setattr("didi.models.nelbo.world", lambda: First(0, 2))
+    monkeypatch.setattr("didi.models.nelbo.process_group", lambda: First(0, 2))
     network, process, rows = job.method.trained["network"], job.method.process, source.validation[:1]
     assert nats_per_token(network, process, rows, batch_size=4, canvas_of=source.canvas) == 0
 
@@ -133,7 +134,7 @@ def test_processes_share_the_proteins_of_a_batch(job, monkeypatch):
     whole = job.method.prepare(1, 0)
     loss, parts = job.method._nelbo(whole)[0], []
     for rank in range(2):
-        monkeypatch.setattr(world_module, "_current", ProcessGroup(rank, 2))
+        monkeypatch.setattr(process_group_module, "_current", ProcessGroup(rank, 2))
         batch = job.method.prepare(1, 0)
         here = slice(2 * rank, 2 * rank + 2)
         assert torch.equal(batch.x0, whole.x0[here])

@@ -105,7 +105,8 @@ def test_validation_is_the_same_whenever_it_is_asked(source):
 @pytest.mark.parametrize(("rank", "others"), [(0, ()), (3, (3,))])
 def test_each_process_has_a_dropout_of_its_own(source, monkeypatch, rank, others):
     method = make_trainer(CONFIG, Inputs(source, CPU)).method
-    monkeypatch.setattr("didi.methods.elbo.world", lambda: SimpleNamespace(rank=rank, mine=lambda rows: rows))
+    group = SimpleNamespace(rank=rank, local_rows=lambda rows: rows)
+    monkeypatch.setattr("didi.methods.elbo.process_group", lambda: group)
     method.prepare(2, 1)
     assert torch.initial_seed() == derive_seed(CONFIG.seed, "dropout", 2, 1, *others)
 

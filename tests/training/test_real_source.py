@@ -33,7 +33,7 @@ def test_a_pool_that_is_drawn_at_once_is_not(make_job, capsys):
 @pytest.mark.parametrize(("rank", "said"), [(0, "teacher pool of 40 sequences, 4 moves each: 30% drawn\n"), (1, "")])
 def test_the_first_process_alone_reports(unchecked, monkeypatch, capsys, rank, said):
     monkeypatch.setattr(real_source, "PROGRESS_SECONDS", 0.0)
-    monkeypatch.setattr(real_source, "world", lambda: ProcessGroup(rank, 2))
+    monkeypatch.setattr(real_source, "process_group", lambda: ProcessGroup(rank, 2))
     real_source._pool_progress(40, 4)(SimpleNamespace(indices=range(4, 8), number=2))  # 4 and half of 4, of 20
     assert capsys.readouterr().err == said
 

@@ -63,10 +63,15 @@ def is_protein_corpus(corpus: str) -> bool:
 class ProteinData:
     """Proteins for training, for choices made on the way, and for the final figures.
 
-    Each is the representative of a cluster of similar sequences, and no cluster is in two of the splits.
+    No cluster of similar sequences is in two of the splits.
+
+    Attributes:
+        train: members of each training cluster, the representative first.
+        validation: representatives of clusters.
+        test: representatives of clusters.
     """
 
-    train: list[str]
+    train: list[list[str]]
     validation: list[str]
     test: list[str]
 
@@ -78,7 +83,7 @@ def prepare_proteins(
 
     Args:
         corpus: a key of ``CORPORA``, or a FASTA file (``.fasta``, ``.fa``, ``.faa``, each perhaps with ``.gz``). With
-            ``:first`` or ``:second`` after it, half of the training proteins: two networks that are trained on the two
+            ``:first`` or ``:second`` after it, half of the training clusters: two networks that are trained on the two
             halves have no cluster in common, and the same validation and test proteins.
         min_length: least number of residues.
         max_length: largest number of residues; longer proteins are left out, not cut.
@@ -97,23 +102,35 @@ def prepare_proteins(
             "min_length or max_length"
         )
     digest = sha256("\n".join(found).encode())
-    digest.update(json.dumps([identity, seed]).encode())
+    digest.update(json.dumps(["members", identity, seed]).encode())
     name = Path(whole).name.partition(".")[0]
     folder = cache_dir() / "proteins" / f"{name}-{digest.hexdigest()[:12]}"
     made_folder(folder, partial(_write_splits, found, identity, seed))
-    train, validation, test = (
-        [one.residues for one in read_fasta(folder / f"{split}.fasta")] for split in ("train", "validation", "test")
+    validation, test = (
+        [one.residues for one in read_fasta(folder / f"{split}.fasta")] for split in ("validation", "test")
     )
-    if half:  # proteins of a split are in random order
+    train = _read_clusters(folder / "train.fasta")
+    if half:  # clusters of a split are in random order
         train = train[HALVES.index(half) :: len(HALVES)]
     return ProteinData(train, validation, test)
 
 
 def _write_splits(proteins: list[str], identity: float, seed: int, folder: Path) -> None:
     splits = split_by_cluster(clusters_of(proteins, identity=identity), seed=seed)
-    for split, numbers in vars(splits).items():
+    by_split = {"train": splits.train, "validation": [[one] for one in splits.validation],
+                "test": [[one] for one in splits.test]}  # fmt: skip
+    for split, clusters in by_split.items():
         with (folder / f"{split}.fasta").open("w", encoding="ascii") as stream:
-            stream.writelines(fasta_record(str(number), proteins[number]) for number in numbers)
+            for members in clusters:
+                stream.writelines(fasta_record(f"{one} cluster={members[0]}", proteins[one]) for one in members)
+
+
+def _read_clusters(path: Path) -> list[list[str]]:
+    """Sequences of a file of ``_write_splits``, a list for each cluster."""
+    found: dict[str, list[str]] = {}
+    for protein in read_fasta(path):
+        found.setdefault(protein.title.partition(" ")[2], []).append(protein.residues)
+    return list(found.values())
 
 
 def standard_proteins(sequences: Iterable[str], *, min_length: int, max_length: int) -> list[str]:

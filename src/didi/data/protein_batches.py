@@ -64,31 +64,36 @@ def residue_ids(residues: str) -> Int[Tensor, " l"]:
 
 
 class LengthBuckets:
-    """Training batches of proteins of similar length, as a function of the step; each protein at most once an epoch.
+    """Training batches of proteins of similar length, as a function of the step.
 
-    Proteins are shuffled, sorted by length to within ``width`` residues and cut into batches of equal size, which come
-    in a random order. The proteins that are left over are others in each epoch.
+    An epoch has one random member of each cluster, as in the training of ESM-2 (https://doi.org/10.1126/science.ade2574),
+    so that large families do not dominate. These proteins are shuffled, sorted by length to within
+    ``width`` residues and cut into batches of equal size in random order. An incomplete batch is left out; its proteins
+    differ from epoch to epoch.
 
     Args:
-        sequences: residues.
+        clusters: residues of the members of each cluster.
         batch_size: proteins in a batch.
         width: residues by which proteins of one length bucket differ at most; narrow buckets need less padding.
         seed: of the order.
 
     Raises:
-        UsageError: there are fewer sequences than a batch has.
+        UsageError: a batch has more proteins than there are clusters, or a cluster is empty.
     """
 
-    def __init__(self, sequences: Sequence[str], *, batch_size: int, width: int = 32, seed: int = 0) -> None:
+    def __init__(self, clusters: Sequence[Sequence[str]], *, batch_size: int, width: int = 32, seed: int = 0) -> None:
         width, batch_size = whole_number("width", width, low=1), whole_number("batch_size", batch_size, low=1)
-        if len(sequences) < batch_size:
+        if len(clusters) < batch_size or not all(clusters):
             raise UsageError(
-                f"a batch holds at most the {len(sequences)} proteins that there are; got batch_size {batch_size}: "
-                "lower it"
+                f"a batch has at most one protein of each of the {len(clusters)} clusters, none of them empty; got "
+                f"batch_size {batch_size}: lower it"
             )
-        self._sequences, self._batch_size, self._seed = sequences, batch_size, seed
-        self._bucket = (torch.tensor([len(one) for one in sequences]) - 1) // width
-        self.num_batches = len(sequences) // batch_size
+        sizes = torch.tensor([len(members) for members in clusters])
+        self._sizes, self._first = sizes, sizes.cumsum(0) - sizes  # members and their first place in the next list
+        self._sequences = [one for members in clusters for one in members]
+        self._bucket = (torch.tensor([len(one) for one in self._sequences]) - 1) // width
+        self._batch_size, self._seed = batch_size, seed
+        self.num_batches = len(clusters) // batch_size
         self._epoch, self._batches = 0, self._batches_of(0)
 
     def batch(self, step: int) -> Int[Tensor, "b l"]:
@@ -100,7 +105,10 @@ class LengthBuckets:
 
     def _batches_of(self, epoch: int) -> Int[Tensor, "n b"]:
         generator = named_generator(self._seed, "protein-batches", epoch)
-        chosen = torch.randperm(len(self._sequences), generator=generator)[: self.num_batches * self._batch_size]
+        uniforms = torch.rand(len(self._sizes), dtype=torch.float64, generator=generator)
+        members = self._first + (uniforms * self._sizes).long()
+        shuffled = torch.randperm(len(members), generator=generator)
+        chosen = members[shuffled[: self.num_batches * self._batch_size]]
         order = chosen[self._bucket[chosen].argsort(stable=True)]
         places = torch.randperm(self.num_batches, generator=generator)
         return order.view(self.num_batches, self._batch_size)[places]

@@ -1,7 +1,5 @@
 """Training batches of proteins of different lengths; see ``source.Source``."""
 
-from collections.abc import Sequence
-
 import torch
 from jaxtyping import Int
 from tokenizers import Tokenizer
@@ -34,7 +32,8 @@ class ProteinSource:
     def __init__(self, data: ProteinData, seed: int, width: int = 32) -> None:
         self.tokenizer: Tokenizer = protein_tokenizer()
         self.validation, self.test = protein_rows(data.validation), protein_rows(data.test)
-        self.mean_length = sum(map(len, data.train)) / max(1, len(data.train))
+        means = [sum(map(len, members)) / len(members) for members in data.train]
+        self.mean_length = sum(means) / max(1, len(means))
         self._train, self._seed, self._width = data.train, seed, width
         self._buckets: dict[int, LengthBuckets] = {}
 
@@ -81,6 +80,6 @@ def random_source(length: int, num_proteins: int = 256) -> ProteinSource:
     """Random proteins of nearly ``length`` positions, where only shapes matter; all batches have padding."""
     generator = named_generator(0, "random-proteins")
     letters = torch.randint(len(RESIDUES), (num_proteins, length - FRAME), generator=generator)
-    proteins: Sequence[str] = ["".join(RESIDUES[one] for one in row) for row in letters.tolist()]
+    proteins = ["".join(RESIDUES[one] for one in row) for row in letters.tolist()]
     cut = [one[: len(one) - number % 2] for number, one in enumerate(proteins)]
-    return ProteinSource(ProteinData(cut, cut[:1], cut[:1]), seed=0, width=length)
+    return ProteinSource(ProteinData([[one] for one in cut], cut[:1], cut[:1]), seed=0, width=length)

@@ -15,12 +15,12 @@ class ProteinSplits:
     """Numbers of sequences; the clusters of each split are in no other.
 
     Attributes:
-        train: representatives of the training clusters.
+        train: members of each training cluster, the representative first.
         validation: representatives, for choices made on the way.
         test: representatives, for the final figures.
     """
 
-    train: list[int]
+    train: list[list[int]]
     validation: list[int]
     test: list[int]
 
@@ -28,9 +28,7 @@ class ProteinSplits:
 def split_by_cluster(
     clusters: Sequence[int], *, seed: int = 0, validation: float = 0.05, test: float = 0.05
 ) -> ProteinSplits:
-    """Deal whole clusters to three splits, each with one sequence, its representative.
-
-    Very redundant databases would otherwise teach the proteins of large families hundreds of times.
+    """Deal whole clusters to three splits; one sequence of each, its representative, is validated or tested on.
 
     Args:
         clusters: of each sequence, the number of the sequence that represents its cluster.
@@ -54,4 +52,9 @@ def split_by_cluster(
         )
     order = torch.randperm(len(names), generator=named_generator(seed, "protein-split")).tolist()
     dealt = [names[place] for place in order]
-    return ProteinSplits(dealt[held_out:], dealt[:num_validation], dealt[num_validation:held_out])
+    members: dict[int, list[int]] = {name: [name] for name in dealt}
+    for number, name in enumerate(clusters):
+        if number != name:
+            members[name].append(number)
+    train = [members[name] for name in dealt[held_out:]]
+    return ProteinSplits(train, dealt[:num_validation], dealt[num_validation:held_out])
