@@ -49,8 +49,10 @@ def make_app(bundles: Mapping[str, Bundle], settings: ServerSettings | None = No
         for model in parts.models:
             model.check_weights()
         engine.start()
-        yield
-        engine.stop()
+        try:
+            yield
+        finally:
+            engine.stop()
 
     app = FastAPI(title="didi", version=didi.__version__, lifespan=lifespan, description=__doc__)
     app.state.parts = parts

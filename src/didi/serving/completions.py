@@ -9,7 +9,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 
 from didi.serving.follow import Followed
-from didi.serving.generate import ERRORS, event_stream
+from didi.serving.generate import ERRORS, EventStream
 from didi.serving.growing import Growing
 from didi.serving.problems import logged
 from didi.serving.requests import Asked, completions
@@ -35,7 +35,7 @@ async def complete(body: CompletionRequest, request: Request, parts: Parts) -> A
     follow = parts.follow(asked, sees_moves=bool(body.stream))
     answer = Answer(body, asked)
     if body.stream:
-        return event_stream(_stream(follow, answer), parts)
+        return EventStream(follow, _stream(follow, answer), parts)
     with follow:
         tokens = await unless_gone(request, follow.finished())
     rows = [row for one in tokens for row in one.tolist()]
@@ -85,24 +85,23 @@ async def _stream(follow: Followed, answer: Answer) -> AsyncIterator[dict[str, s
         choice = Choice(text=text, index=index, finish_reason=reason)
         return {"data": answer.part([choice]).model_dump_json()}
 
-    with follow:
-        try:
-            for index, one in enumerate(answer.growing):
-                if one.head:
-                    yield sent(index, one.head)
-            async for number, moves in follow.events():
-                for move in moves:
-                    index = number * answer.num + move.sequence
-                    if text := answer.growing[index].added(move.positions, move.token_ids):
-                        yield sent(index, text)
-        except Exception as error:  # the status is sent: what is left is a part with an error
-            problem = logged(error)
-            body = ErrorBody(message=problem.message, type=problem.type, code=problem.code)
-            yield {"data": ErrorAnswer(error=body).model_dump_json()}
-            return
-        rows = [row for tokens in follow.sequences() for row in tokens.tolist()]
-        for index, (one, row) in enumerate(zip(answer.growing, rows, strict=True)):
-            yield sent(index, one.rest(row), one.finish_reason)
-        if answer.sends_usage:
-            yield {"data": answer.part([], answer.usage).model_dump_json()}
-        yield {"data": "[DONE]"}
+    try:
+        for index, one in enumerate(answer.growing):
+            if one.head:
+                yield sent(index, one.head)
+        async for number, moves in follow.events():
+            for move in moves:
+                index = number * answer.num + move.sequence
+                if text := answer.growing[index].added(move.positions, move.token_ids):
+                    yield sent(index, text)
+    except Exception as error:  # the status is sent: what is left is a part with an error
+        problem = logged(error)
+        body = ErrorBody(message=problem.message, type=problem.type, code=problem.code)
+        yield {"data": ErrorAnswer(error=body).model_dump_json()}
+        return
+    rows = [row for tokens in follow.sequences() for row in tokens.tolist()]
+    for index, (one, row) in enumerate(zip(answer.growing, rows, strict=True)):
+        yield sent(index, one.rest(row), one.finish_reason)
+    if answer.sends_usage:
+        yield {"data": answer.part([], answer.usage).model_dump_json()}
+    yield {"data": "[DONE]"}

@@ -7,7 +7,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 
-from didi.errors import DidiError
+from didi.errors import DidiError, UsageError
 from didi.serving.job import Job
 from didi.serving.scheduler import Scheduler
 
@@ -68,9 +68,14 @@ class Engine:
         """Queue the jobs of a request, all or none.
 
         Raises:
+            UsageError: there are more jobs than the queue can ever hold.
             Overloaded: the queue has no room for them.
             Stopping: the thread does not run, or not for long.
         """
+        if len(jobs) > self._max_queue:
+            raise UsageError(
+                f"a request has at most {self._max_queue} prompts here; got {len(jobs)}: send fewer at once"
+            )
         with self._wake:
             if not self.is_running:
                 raise Stopping("the server is stopping; send the request to another, or later")
@@ -102,10 +107,7 @@ class Engine:
                 self._arrived.clear()
                 if self.scheduler.is_idle:
                     return
-            if self._gives_up:
-                for job in [*self.scheduler.waiting, *self.scheduler.running]:
-                    job.cancel()
-            if time.monotonic() >= self._last_moment:
+            if self._gives_up or time.monotonic() >= self._last_moment:
                 self._end_all(Stopping("the server stopped before the request was finished; send it to another"))
             try:
                 self._ends.extend([time.monotonic()] * self.scheduler.step())

@@ -26,7 +26,9 @@ class SlowReader(DidiError):
 
 
 class Followed:
-    """The jobs of a request; a context that gives them up at its end if they still run.
+    """The jobs of a request. As a context manager it submits them to the engine on entry and cancels them on exit.
+
+    Nothing has to be released before entry, so a response that is never started leaves no job.
 
     Args:
         engine: to which the jobs are submitted.
@@ -34,24 +36,26 @@ class Followed:
         asked: what the jobs sample.
         timeout: seconds that they may take, waiting included.
         sees_moves: whether ``events`` has every move, rather than the ends alone.
-
-    Raises:
-        Overloaded: the queue is full.
-        Stopping: the server takes no more jobs.
     """
 
     def __init__(
         self, engine: Engine, metrics: Metrics, asked: Sequence[Asked], timeout: float, *, sees_moves: bool = False
     ) -> None:
-        self._metrics, self.asked = metrics, asked
+        self._engine, self._metrics, self.asked = engine, metrics, asked
         # Each is written by one thread alone: the engine's, and that of the event loop.
         self._num_sent = self._num_read = 0
         self._loop = asyncio.get_running_loop()
         self._events: asyncio.Queue[tuple[int, Moves | Exception | None]] = asyncio.Queue()
         self.jobs = [self._job(number, one, timeout, sees_moves) for number, one in enumerate(asked)]
-        engine.submit(self.jobs)
 
     def __enter__(self) -> "Followed":
+        """Submit the jobs.
+
+        Raises:
+            Overloaded: the queue is full.
+            Stopping: the server takes no more jobs.
+        """
+        self._engine.submit(self.jobs)
         return self
 
     def __exit__(
@@ -93,7 +97,12 @@ class Followed:
 
     def _job(self, number: int, asked: Asked, timeout: float, sees_moves: bool) -> Job:
         def ended(job: Job) -> None:
-            error = fault(asked, job.error)
+            try:
+                error = fault(asked, job.error)
+            except (
+                Exception
+            ) as failure:  # raised here, it would end the jobs of other requests and keep this client waiting
+                error = failure
             self._send(self._metrics.job_ended, job)
             self._send(self._events.put_nowait, (number, error))
 

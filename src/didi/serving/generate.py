@@ -7,7 +7,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from pydantic import BaseModel
 from sse_starlette import EventSourceResponse
-from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
 from didi.sampling.prompt import decode
 from didi.serving.follow import Followed
@@ -40,7 +40,7 @@ async def generate(body: GenerateRequest, request: Request, parts: Parts) -> Any
         LOG.info("prompt", extra={"fields": {"prompt": body.prompt, "infill": body.infill}})
     follow = parts.follow([asked], sees_moves=body.stream)
     if body.stream:
-        return event_stream(_events(follow), parts)
+        return EventStream(follow, _events(follow), parts)
     with follow:
         (tokens,) = await unless_gone(request, follow.finished())
     job = follow.jobs[0]
@@ -61,36 +61,56 @@ async def generate(body: GenerateRequest, request: Request, parts: Parts) -> Any
     )
 
 
-def event_stream(events: AsyncIterator[dict[str, str]], parts: State) -> Response:
-    """Server-sent events; a reader that takes nothing for the time of a request is dropped."""
-    settings = parts.settings
-    return EventSourceResponse(
-        events,
-        headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
-        send_timeout=settings.timeout,
-        shutdown_grace_period=settings.drain + GRACE,
-        sep="\n",
-    )
+class EventStream(EventSourceResponse):
+    """Server-sent events of jobs, which are submitted when the response starts and cancelled when it ends.
+
+    The events come from an async generator, which may be closed before its first step, so the generator itself cannot
+    cancel the jobs. A client that reads nothing for ``ServerSettings.timeout`` seconds is disconnected.
+
+    Args:
+        follow: the jobs.
+        events: the events as fields of ``sse_starlette.ServerSentEvent``.
+        parts: with the time limits.
+    """
+
+    def __init__(self, follow: Followed, events: AsyncIterator[dict[str, str]], parts: State) -> None:
+        super().__init__(
+            events,
+            headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
+            send_timeout=parts.settings.timeout,
+            shutdown_grace_period=parts.settings.drain + GRACE,
+            sep="\n",
+        )
+        self._follow = follow
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the response.
+
+        Raises:
+            Overloaded: the queue is full; nothing was sent.
+            Stopping: the server takes no more jobs; nothing was sent.
+        """
+        with self._follow:
+            await super().__call__(scope, receive, send)
 
 
 async def _events(follow: Followed) -> AsyncIterator[dict[str, str]]:
     """The events of a stream, for a job that is submitted already."""
     asked, job = follow.asked[0], follow.jobs[0]
-    with follow:
-        ids, texts = _first_ids(asked), asked.model.token_texts
-        shown = [[None if one is None else texts[one] for one in row] for row in ids]
-        yield _event("start", StartEvent(**_about(asked), tokens=shown, token_ids=ids))
-        try:
-            async for _, moves in follow.events():
-                for move in moves:
-                    yield _event("move", move)
-        except Exception as error:  # the status is sent: what is left is an event
-            yield _event("error", ErrorEvent(message=logged(error).message))
-            return
-        (tokens,) = follow.sequences()
-        for row, text in enumerate(decode(asked.model.bundle, tokens)):
-            passes, elapsed = int(job.network_passes[row]), round(1000 * (job.ended - job.started), 3)
-            yield _event("end", EndEvent(sequence=row, text=text, network_passes=passes, milliseconds=elapsed))
+    ids, texts = _first_ids(asked), asked.model.token_texts
+    shown = [[None if one is None else texts[one] for one in row] for row in ids]
+    yield _event("start", StartEvent(**_about(asked), tokens=shown, token_ids=ids))
+    try:
+        async for _, moves in follow.events():
+            for move in moves:
+                yield _event("move", move)
+    except Exception as error:  # the status is sent: what is left is an event
+        yield _event("error", ErrorEvent(message=logged(error).message))
+        return
+    (tokens,) = follow.sequences()
+    for row, text in enumerate(decode(asked.model.bundle, tokens)):
+        passes, elapsed = int(job.network_passes[row]), round(1000 * (job.ended - job.started), 3)
+        yield _event("end", EndEvent(sequence=row, text=text, network_passes=passes, milliseconds=elapsed))
 
 
 def _event(name: str, record: BaseModel) -> dict[str, str]:

@@ -32,9 +32,8 @@ class Guard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        if not self._is_allowed(scope):
-            problem = Problem(401, "authentication_error", "this needs the header Authorization: Bearer TOKEN")
-            await problem.answer()(scope, receive, send)
+        if (refusal := self._refusal(scope)) is not None:
+            await refusal.answer()(scope, receive, send)
             return
         try:
             async with asyncio.timeout(self._settings.timeout):
@@ -52,12 +51,19 @@ class Guard:
             return
         await self._app(scope, _replayed(body, receive), send)
 
-    def _is_allowed(self, scope: Scope) -> bool:
-        token = self._settings.token
-        if token is None or not scope["path"].startswith(GUARDED):
-            return True
-        given = dict(scope["headers"]).get(b"authorization", b"")
-        return hmac.compare_digest(given, f"Bearer {token}".encode())
+    def _refusal(self, scope: Scope) -> Problem | None:
+        """Why the token of a request is not accepted; None for an accepted one."""
+        if self._settings.token is None or not scope["path"].startswith(GUARDED):
+            return None
+        header: bytes | None = dict(scope["headers"]).get(b"authorization")
+        if header is None:
+            return _unauthorized("missing_token", "the request has no Authorization header; send Bearer TOKEN in it")
+        scheme, _, token = header.partition(b" ")
+        if scheme.lower() != b"bearer" or not token:  # schemes are case-insensitive (RFC 9110, section 11.1)
+            return _unauthorized("malformed_authorization", "the Authorization header is not of the form Bearer TOKEN")
+        if not hmac.compare_digest(token, self._settings.token.encode()):
+            return _unauthorized("wrong_token", "the bearer token is wrong; send the token that the server has")
+        return None
 
     async def _body(self, receive: Receive) -> Message | None:
         """The body in one message, or the disconnection; None if it is too large."""
@@ -71,6 +77,10 @@ class Guard:
                 return None
             if not message.get("more_body", False):
                 return {"type": "http.request", "body": bytes(parts), "more_body": False}
+
+
+def _unauthorized(code: str, message: str) -> Problem:
+    return Problem(401, "authentication_error", message, code=code)
 
 
 def _replayed(first: Message, receive: Receive) -> Receive:

@@ -1,5 +1,6 @@
 """The process of a server: signals, sockets and logs around the application."""
 
+import errno
 import math
 import signal
 import socket
@@ -46,7 +47,7 @@ def serve(app: FastAPI, settings: ServerSettings, host: str, port: int) -> None:
         port: to listen at; 0 for a free one, which the log names.
 
     Raises:
-        DidiError: the address cannot be listened at.
+        DidiError: the application cannot start, or the address cannot be listened at.
     """
     log_to_stderr()
     server = Server(app, settings.drain, host=host, port=port, server_header=False)
@@ -54,5 +55,10 @@ def serve(app: FastAPI, settings: ServerSettings, host: str, port: int) -> None:
         signal.signal(one, lambda *_: None)
     try:
         server.run()
-    except SystemExit as stop:
-        raise DidiError(f"cannot listen at {host}:{port}; choose another port, or stop what listens there") from stop
+    except SystemExit as stop:  # which uvicorn raises while it handles the error of the socket, if there is one
+        cause = stop.__context__
+        if not isinstance(cause, OSError):
+            raise DidiError("the server cannot start; its log has the error") from stop
+        advice = "; choose another port, or stop what listens there"
+        reason = advice if cause.errno == errno.EADDRINUSE else f": {cause.strerror or cause}"
+        raise DidiError(f"cannot listen at {host}:{port}{reason}") from stop

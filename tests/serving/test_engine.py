@@ -1,0 +1,79 @@
+"""The engine's thread: the jobs that remain when it stops, and errors while jobs end."""
+
+import asyncio
+
+import httpx
+import pytest
+
+import didi
+from didi.serving.app import make_app
+from didi.serving.engine import Engine, Overloaded, Stopping
+from didi.serving.models import ServedModel
+from didi.serving.scheduler import Scheduler
+
+from .conftest import with_nan
+from .test_faults import until
+from .test_scheduler import job_of
+
+
+def test_jobs_that_outlast_the_drain_end_with_an_error(toy):
+    engine = Engine(Scheduler(1), max_queue=4)
+    jobs = [job_of(toy, seed=seed, nfe=2000, sampler="published") for seed in range(2)]  # one runs, one waits
+    engine.start()
+    engine.submit(jobs)
+    engine.end_within(0.2)
+    until(lambda: all(job.has_ended for job in jobs), seconds=20)
+    engine.stop()
+    assert [type(job.error) for job in jobs] == [Stopping, Stopping]
+    assert jobs[0].number > 0
+
+
+def test_jobs_that_a_stopped_engine_gives_up_name_the_stop(toy):
+    """A cancelled job would report that its client has gone."""
+    engine = Engine(Scheduler(1), max_queue=4)
+    jobs = [job_of(toy, seed=seed, nfe=2000, sampler="published") for seed in range(2)]  # one runs, one waits
+    engine.start()
+    engine.submit(jobs)
+    engine.stop()
+    assert [type(job.error) for job in jobs] == [Stopping, Stopping]
+
+
+def test_an_engine_that_stops_takes_no_more_and_finishes_what_it_has(toy):
+    engine = Engine(Scheduler(1), max_queue=4)
+    with pytest.raises(Stopping):
+        engine.submit([job_of(toy)])
+    engine.start()
+    jobs = [job_of(toy, seed=seed, nfe=3) for seed in range(4)]
+    engine.submit(jobs)
+    with pytest.raises(Overloaded):
+        engine.submit([job_of(toy) for _ in range(4)])
+    engine.stop(timeout=20.0)
+    assert [job.tokens.tolist() for job in jobs] == [
+        didi.generate(toy, num_samples=1, nfe=3, seed=seed).tokens.tolist() for seed in range(4)
+    ]
+    with pytest.raises(Stopping):
+        engine.submit([job_of(toy)])
+
+
+def test_the_engine_stops_when_the_application_ends_with_an_exception(toy):
+    app = make_app({"toy": toy})
+
+    async def run():
+        async with app.router.lifespan_context(app):
+            assert app.state.parts.engine.is_running
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        asyncio.run(run())
+    assert not app.state.parts.engine.is_running
+
+
+def test_a_failing_check_of_the_weights_ends_its_request_alone(toy, listening, monkeypatch):
+    """It runs when a job ends; its exception must neither leave the client waiting nor end the other jobs."""
+    server, url = listening({"toy": toy})
+    monkeypatch.setattr(ServedModel, "check_weights", lambda _: 1 / 0)
+    with_nan(toy)
+    with httpx.Client(base_url=url, timeout=5) as client:
+        answer = client.post("/v1/generate", json={"nfe": 2})
+    assert answer.status_code == 500
+    assert server.config.app.state.parts.engine.is_running
