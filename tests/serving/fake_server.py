@@ -95,16 +95,20 @@ class Handler(SimpleHTTPRequestHandler):
     def do_GET(self):
         if self.path != "/v1/models":
             return super().do_GET()
-        return self.answer(200, models()) if self.is_allowed() else self.answer(401, {"error": {"message": "no token"}})
+        return self.answer(200, models()) if self.is_allowed() else self.refuse()
 
     def is_allowed(self):
         token = self.server.token
         return token is None or self.headers["authorization"] == f"Bearer {token}"
 
+    def refuse(self):
+        code = "wrong_token" if "authorization" in self.headers else "missing_token"
+        return self.answer(401, {"error": {"message": "for programs", "code": code}})
+
     def do_POST(self):
         request = json.loads(self.rfile.read(int(self.headers["content-length"])))
         if not self.is_allowed():
-            return self.answer(401, {"error": {"message": "no token"}})
+            return self.refuse()
         self.server.requests.append(request)
         if request.get("prompt") == "too long":
             return self.answer(400, {"error": {"message": "a prompt has at most 24 tokens here; this one has 30"}})

@@ -264,9 +264,13 @@ def test_a_server_that_needs_a_token_is_given_it(open_page):
     with fake_server(token="secret") as server:
         page = open_page(server.address)
         field = page.get_by_label("Access token")
+        page.get_by_role("alert").get_by_text("this server needs its access token: enter it above").wait_for()
         field.fill("wrong")
         field.press("Enter")
-        page.get_by_role("alert").get_by_text("this server needs its access token: enter it above").wait_for()
+        page.get_by_role("alert").get_by_text("the access token is wrong: enter another one above").wait_for()
+        field.fill("5€")
+        field.press("Enter")
+        page.get_by_role("alert").get_by_text("an access token has ASCII characters only").wait_for()
         assert not page.get_by_role("button", name="Run").is_enabled()
         field.fill("secret")
         field.press("Enter")
@@ -276,7 +280,7 @@ def test_a_server_that_needs_a_token_is_given_it(open_page):
         assert "secret" not in page.url
         server.token = "other"
         page.get_by_role("button", name="Run").click()
-        page.get_by_role("alert").get_by_text("student: this server needs its access token").wait_for()
+        page.get_by_role("alert").get_by_text("student: the access token is wrong").wait_for()
 
 
 def test_a_server_without_token_asks_for_none(server, open_page):

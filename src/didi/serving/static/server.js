@@ -6,6 +6,7 @@ export function setToken(token) { sessionStorage.setItem(TOKEN, token); }
 
 function authorization() {
   const token = sessionStorage.getItem(TOKEN);
+  if (/[^\x20-\x7e]/.test(token ?? "")) throw needsToken("an access token has ASCII characters only: enter another one above");
   return token ? { authorization: `Bearer ${token}` } : {};
 }
 
@@ -34,14 +35,20 @@ export async function* generation(request, signal) {
   if (!isWhole) throw new Error("the server ended the stream before the text was finished");
 }
 
+/** An error after which the page shows the field for the token. */
+const needsToken = (message) => Object.assign(new Error(message), { needsToken: true });
+
 /** The answer, if its status says that it is one; else an error with the message of its body. */
 async function checked(request) {
   const response = await request.catch((error) => {
     throw error.name === "AbortError" ? error : new Error("the server does not answer: start it again with didi serve");
   });
   if (response.ok) return response;
-  if (response.status === 401) throw Object.assign(new Error("this server needs its access token: enter it above"), { needsToken: true });
   const body = await response.json().catch(() => ({}));
+  if (response.status === 401) {
+    const isMissing = body.error?.code === "missing_token";
+    throw needsToken(isMissing ? "this server needs its access token: enter it above" : "the access token is wrong: enter another one above");
+  }
   throw new Error(body.error?.message ?? body.message ?? `the server answered with status ${response.status}`);
 }
 
