@@ -18,6 +18,7 @@ import pytest
 import didi
 from didi.apps import serve
 from didi.errors import UsageError
+from didi.serving import server
 from didi.serving.settings import GRACE
 
 from .conftest import events_of
@@ -140,6 +141,35 @@ def test_wrong_use_is_refused(words, message, monkeypatch):
     monkeypatch.delenv(serve.TOKEN_VARIABLE, raising=False)
     with pytest.raises(UsageError, match=re.escape(message)):
         serve.run_serve(words)
+
+
+@pytest.mark.parametrize(
+    ("words", "variable", "port"),
+    [([], None, 8000), (["--port", "9000"], None, 9000), ([], "9000", 9000), (["--port", "9000"], "9000", 9000)],
+)
+def test_the_port_is_an_argument_or_an_environment_variable(words, variable, port, monkeypatch):
+    """The health check of the image reads the variable, so an argument cannot replace it."""
+    monkeypatch.delenv(serve.PORT_VARIABLE, raising=False)
+    if variable is not None:
+        monkeypatch.setenv(serve.PORT_VARIABLE, variable)
+    listened = []
+    monkeypatch.setattr(server, "serve", lambda app, settings, host, port: listened.append(port))
+    serve.run_serve(["exact", *words])
+    assert listened == [port]
+
+
+@pytest.mark.parametrize(
+    ("words", "variable", "message"),
+    [
+        (["--port", "9000"], "8000", "--port 9000 differs from DIDI_SERVE_PORT=8000: set one of them"),
+        ([], "80x", "DIDI_SERVE_PORT is a whole number; got '80x'"),
+        ([], "99999", "DIDI_SERVE_PORT lies in [0, 65535]; got 99999"),
+    ],
+)
+def test_a_port_that_is_not_clear_is_refused(words, variable, message, monkeypatch):
+    monkeypatch.setenv(serve.PORT_VARIABLE, variable)
+    with pytest.raises(UsageError, match=re.escape(message)):
+        serve.run_serve(["exact", *words])
 
 
 def test_names_of_models():
