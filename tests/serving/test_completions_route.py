@@ -7,8 +7,8 @@ import pytest
 import didi
 from didi.sampling.registry import samplers_of
 from didi.sampling.token_distribution import TEMPERATURES
-from didi.serving.growing import Growing
-from didi.serving.requests import Asked
+from didi.serving.completion_text import CompletionText
+from didi.serving.requests import JobSpec
 
 from .conftest import events_of, with_nan
 
@@ -104,7 +104,7 @@ def test_requests_of_lm_eval_are_answered(client, news, prompt_ids):
     assert first[0]["text"] == text.split("<|endoftext|>")[0]
     scored = client.post("/v1/completions", json={**body, "prompt": [prompt_ids], "logprobs": 1, "echo": True})
     assert scored.status_code == 400
-    assert "logprobs is left out" in scored.json()["error"]["message"]
+    assert "logprobs is not supported" in scored.json()["error"]["message"]
 
 
 def test_a_suffix_is_what_the_completion_leads_to(client, news):
@@ -124,8 +124,8 @@ def test_text_ends_before_a_stop_text_and_before_the_end_of_the_document(news):
     from didi.serving.models import ServedModel
 
     plan = planned(news, canvas_from_prompt(news, len(client_ids)), indices=[0])
-    asked = Asked(ServedModel("news", news), "student", "ancestral", 0, plan)
-    plain, stopped, late = (Growing(asked, stops, echoes=False) for stops in ([], ["two"], ["two"]))
+    asked = JobSpec(ServedModel("news", news), "student", "ancestral", 0, plan)
+    plain, stopped, late = (CompletionText(asked, stops, echoes=False) for stops in ([], ["two"], ["two"]))
     assert (plain.finished(client_ids), plain.finish_reason) == (" one two", "stop")
     assert (stopped.finished(client_ids), stopped.finish_reason) == (" one ", "stop")
     # The first token, and one that is not next: what may begin a stop text is held back.
@@ -165,9 +165,9 @@ def test_models_are_listed(openai_client):
         ({"prompt": "word " * 200}, "has at most 127 tokens here"),
         ({"prompt": []}, "the number of prompts times n lies in [1, 32]; got 0"),
         ({"n": 33}, "the number of prompts times n lies in [1, 32]; got 33"),
-        ({"best_of": 2}, "best_of is n, 1, here"),
-        ({"presence_penalty": 1.0}, "presence_penalty is 0 here"),
-        ({"prompt": "a [MASK]"}, "holds no [MASK]"),
+        ({"best_of": 2}, "best_of must equal n, 1; got 2"),
+        ({"presence_penalty": 1.0}, "presence_penalty must be 0; got 1.0"),
+        ({"prompt": "a [MASK]"}, "a prompt has no [MASK]"),
         ({"prompt": [5, 9999]}, "a token id lies in"),
         ({"prompt": {"a": 1}}, "prompt.str: Input should be a valid string"),
         ({"max_token": 3}, "did you mean 'max_tokens'?"),

@@ -50,10 +50,10 @@ def request_and_leave(bundle, path, send):
         async with app.router.lifespan_context(app):
             with contextlib.suppress(ZeroDivisionError):  # raised by the tests
                 await asyncio.wait_for(app(scope, receive, send), 10)
-            scheduler = app.state.parts.engine.scheduler
+            scheduler = app.state.server.engine.scheduler
             for _ in range(100):
                 await asyncio.sleep(0.01)
-                if scheduler.is_idle and not app.state.parts.engine.num_waiting:
+                if scheduler.is_idle and not app.state.server.engine.num_waiting:
                     return True
             return False
 
@@ -76,5 +76,5 @@ def test_a_response_that_fails_before_its_first_event_leaves_no_job(toy, path, m
 
 
 def test_a_response_that_cannot_be_built_leaves_no_job(toy, monkeypatch):
-    monkeypatch.setattr(completions, "Answer", lambda *_: 1 / 0)
+    monkeypatch.setattr(completions, "CompletionBuilder", lambda *_: 1 / 0)
     assert request_and_leave(toy, "/v1/completions", ignored)

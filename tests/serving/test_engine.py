@@ -25,7 +25,7 @@ def test_jobs_that_outlast_the_drain_end_with_an_error(toy):
     until(lambda: all(job.has_ended for job in jobs), seconds=20)
     engine.stop()
     assert [type(job.error) for job in jobs] == [Stopping, Stopping]
-    assert jobs[0].number > 0
+    assert jobs[0].num_moves > 0
 
 
 def test_jobs_that_a_stopped_engine_gives_up_name_the_stop(toy):
@@ -60,12 +60,12 @@ def test_the_engine_stops_when_the_application_ends_with_an_exception(toy):
 
     async def run():
         async with app.router.lifespan_context(app):
-            assert app.state.parts.engine.is_running
+            assert app.state.server.engine.is_running
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
         asyncio.run(run())
-    assert not app.state.parts.engine.is_running
+    assert not app.state.server.engine.is_running
 
 
 def test_a_failing_check_of_the_weights_ends_its_request_alone(toy, listening, monkeypatch):
@@ -76,4 +76,4 @@ def test_a_failing_check_of_the_weights_ends_its_request_alone(toy, listening, m
     with httpx.Client(base_url=url, timeout=5) as client:
         answer = client.post("/v1/generate", json={"nfe": 2})
     assert answer.status_code == 500
-    assert server.config.app.state.parts.engine.is_running
+    assert server.config.app.state.server.engine.is_running

@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from didi.models.bundle import Bundle
-from didi.serving import follow
+from didi.serving import request_jobs
 
 from .conftest import events_of, with_nan
 
@@ -32,7 +32,7 @@ def post_of(body):
 
 
 def engine_of(client):
-    return client.app.state.parts.engine
+    return client.app.state.server.engine
 
 
 def figure(client, name):
@@ -67,7 +67,7 @@ def test_unknown_paths_and_methods_have_errors_of_the_same_form(client):
 @pytest.mark.slow
 def test_a_full_queue_is_refused_with_a_time_to_come_again(toy, listening):
     server, url = listening({"toy": toy}, max_batch=1, max_queue=2)
-    engine = server.config.app.state.parts.engine
+    engine = server.config.app.state.server.engine
     with httpx.Client(base_url=url, timeout=20) as client:
         answers = []
         threads = [
@@ -100,7 +100,7 @@ def test_the_jobs_of_a_request_are_queued_all_or_none(client_of, toy):
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_client_that_leaves_frees_its_place(toy, listening, stream):
     server, url = listening({"toy": toy})
-    engine = server.config.app.state.parts.engine
+    engine = server.config.app.state.server.engine
     message = post_of({**LONG, "nfe": 300, "stream": stream})
     with socket.create_connection(url.removeprefix("http://").split(":")) as one:
         one.sendall(message)
@@ -113,7 +113,7 @@ def test_a_client_that_leaves_frees_its_place(toy, listening, stream):
 
 @pytest.mark.slow
 def test_a_reader_that_is_slow_holds_nobody_up(toy, listening, monkeypatch):
-    monkeypatch.setattr(follow, "MAX_UNREAD", 500)
+    monkeypatch.setattr(request_jobs, "MAX_UNREAD", 500)
     _, url = listening({"toy": toy}, timeout=30.0)
     message = post_of({"nfe": 1000, "stream": True, "sampler": "remasking", "num_samples": 8})
     with socket.socket() as slow:
@@ -146,7 +146,7 @@ def test_weights_that_are_not_finite_give_no_text(client_of, toy, make_dit):
     events = events_of(client.post("/v1/generate", json={"nfe": 4, "stream": True}).text)
     assert [name for name, _ in events] == ["start", "error"]
     assert client.get("/readyz").status_code == 503
-    assert "weights of toy" in client.get("/readyz").text
+    assert "weights or logits of toy are not finite" in client.get("/readyz").text
     assert client.get("/healthz").status_code == 200
     assert client.post("/v1/generate", json={"model": "good"}).status_code == 200
 

@@ -112,7 +112,7 @@ REFUSED = [
     ({"prompt": "word " * 500}, "at most 128 tokens here"),
     ({"prompt": "x" * 70_000}, "at most 65536 characters here"),
     ({"prompt": "\ud800"}, "valid Unicode"),
-    ({"token_ids": [8191]}, "not that of [MASK]"),
+    ({"token_ids": [8191]}, "is not the id of [MASK]"),
     ({"token_ids": [-1]}, "a token id lies in"),
     ({"token_ids": []}, "the number of token_ids lies in"),
     ({"sampler": "guided", "guidance": {"num_candidates": 10**6}}, "num_candidates lies in [1, 16]"),

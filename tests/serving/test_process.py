@@ -103,7 +103,7 @@ def test_requests_that_outlast_the_drain_end_with_an_error(process):
         thread.join()
     assert one.wait(10) == 0
     assert 1 <= time.monotonic() - signalled < 1 + GRACE
-    message = "the server stopped before the request was finished; send it to another"
+    message = "the server stopped before the request was finished; send it to another server"
     assert answers[False].status_code == 503
     assert answers[False].json()["error"]["message"] == message
     (first, _), *_, last = events_of(answers[True].text)

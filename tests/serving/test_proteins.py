@@ -89,7 +89,7 @@ def test_the_length_of_a_card_is_what_a_request_may_ask_for(served):
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
-        ({"token_ids": [BEGIN_ID, None]}, "is not that of [MASK] or of a symbol that is no residue; got 0"),
+        ({"token_ids": [BEGIN_ID, None]}, "is not the id of [MASK] or of a symbol that is no residue; got 0"),
         ({"prompt": "MK T"}, "a prompt is made of this tokenizer's words"),
         ({"prompt": "M" * 33}, "at most 32 tokens here; this one has 33"),
     ],

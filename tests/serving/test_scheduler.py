@@ -19,7 +19,7 @@ from didi.sampling.prompt import canvas_from_prompt
 from didi.sampling.token_distribution import TokenDistribution
 from didi.serving import scheduler
 from didi.serving.job import Cancelled, Job, TimedOut
-from didi.serving.scheduler import Scheduler, grouped
+from didi.serving.scheduler import Scheduler, pass_groups
 from didi.serving.shared import padded_length, shared_features, shared_tokens
 
 SHARED = ("ancestral", "tau-leaping", "first-hitting", "confidence", "entropy-bounded", "remasking")
@@ -123,7 +123,7 @@ def test_networks_that_read_the_number_of_moves_share_passes_of_equal_numbers_on
     jobs = [job_of(bundle, seed=seed, nfe=nfe) for seed, nfe in enumerate([2, 2, 5])]
     for job in jobs:
         job.start()
-    assert [len(group) for group in grouped(jobs)] == [2, 1]
+    assert [len(group) for group in pass_groups(jobs)] == [2, 1]
     again = [job_of(bundle, seed=seed, nfe=nfe) for seed, nfe in enumerate([2, 2, 5])]
     run(again)
     for seed, job in enumerate(again):
@@ -195,7 +195,7 @@ def test_logits_that_exist_at_once_are_bounded(make_dit, monkeypatch):
     for job in jobs:
         job.start()
         job.advance(torch.zeros(1, 16, 16))
-    assert [len(group) for group in scheduler.drawn_together(jobs)] == [3, 3, 1]
+    assert [len(group) for group in scheduler.draw_groups(jobs)] == [3, 3, 1]
 
 
 def test_a_job_whose_logits_are_not_finite_fails_alone(make_dit, monkeypatch):
@@ -221,7 +221,7 @@ def test_a_pass_has_a_bounded_number_of_positions(make_dit):
     jobs = [job_of(bundle, seed=seed, nfe=2) for seed in range(40)]
     for job in jobs:
         job.start()
-    assert [len(group) for group in grouped(jobs)] == [16, 16, 8]
+    assert [len(group) for group in pass_groups(jobs)] == [16, 16, 8]
 
 
 def test_padded_lengths():
