@@ -23,7 +23,8 @@ class GenerateRequest(Request):
 
     model: str | None = Field(None, description="an id of /v1/models; the first model by default")
     role: Role | None = Field(
-        None, description="network of the model; by default the first that exists of student, teacher and autoregressive"
+        None,
+        description="network of the model; by default the first that exists of student, teacher and autoregressive",
     )
     prompt: str | None = Field(None, description="text that every sequence begins with")
     infill: str | None = Field(None, description="text in which each [MASK] is a token to fill in")
