@@ -183,10 +183,9 @@ def bound_table(rows: list[dict[str, Any]]) -> list[str]:
 def page(args: argparse.Namespace) -> None:
     """Update the tables of docs/serving.md."""
     results = json.loads(args.results.read_text())
-    lines = [
-        f"`{results['model']}`, {results['nfe']} moves, {results['requests']} streams per round, "
-        f"{results['rounds']} rounds, medians and ranges over the rounds; {results['machine']}, load {results['load']:.1f} at the end."
-    ]
+    rounds = f"{results['requests']} streams per round, {results['rounds']} rounds, medians and ranges over the rounds"
+    machine = f"{results['machine']}, load {results['load']:.1f} at the end"
+    lines = [f"`{results['model']}`, {results['nfe']} moves, {rounds}; {machine}."]
     for one in results["by_threads"]:
         threads = f"{one['threads']} thread{'s' if one['threads'] > 1 else ''}"
         lines += ["", f"Over HTTP, {threads}:", "", *table(one["rows"])]

@@ -61,7 +61,7 @@ def request_and_leave(bundle, path, send):
 
 
 @pytest.mark.parametrize("path", BODIES)
-def test_a_client_that_leaves_before_the_first_event_frees_its_place(toy, path, submitted):
+def test_the_job_of_a_client_that_disconnects_before_the_first_event_is_cancelled(toy, path, submitted):
     assert request_and_leave(toy, path, blocked)
     assert len(submitted) == 1
 

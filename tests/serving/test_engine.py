@@ -28,8 +28,8 @@ def test_jobs_that_outlast_the_drain_end_with_an_error(toy):
     assert jobs[0].num_moves > 0
 
 
-def test_jobs_that_a_stopped_engine_gives_up_name_the_stop(toy):
-    """A cancelled job would report that its client has gone."""
+def test_unfinished_jobs_of_a_stopped_engine_end_with_stopping(toy):
+    """Not with ``Cancelled``, whose message is that the client has disconnected."""
     engine = Engine(Scheduler(1), max_queue=4)
     jobs = [job_of(toy, seed=seed, nfe=2000, sampler="published") for seed in range(2)]  # one runs, one waits
     engine.start()
@@ -38,7 +38,7 @@ def test_jobs_that_a_stopped_engine_gives_up_name_the_stop(toy):
     assert [type(job.error) for job in jobs] == [Stopping, Stopping]
 
 
-def test_an_engine_that_stops_takes_no_more_and_finishes_what_it_has(toy):
+def test_a_stopping_engine_refuses_new_jobs_and_finishes_the_others(toy):
     engine = Engine(Scheduler(1), max_queue=4)
     with pytest.raises(Stopping):
         engine.submit([job_of(toy)])
@@ -68,7 +68,7 @@ def test_the_engine_stops_when_the_application_ends_with_an_exception(toy):
     assert not app.state.server.engine.is_running
 
 
-def test_a_failing_check_of_the_weights_ends_its_request_alone(toy, listening, monkeypatch):
+def test_a_failing_check_of_the_weights_fails_only_its_request(toy, listening, monkeypatch):
     """It runs when a job ends; its exception must neither leave the client waiting nor end the other jobs."""
     server, url = listening({"toy": toy})
     monkeypatch.setattr(ServedModel, "check_weights", lambda _: 1 / 0)

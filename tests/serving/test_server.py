@@ -1,4 +1,4 @@
-"""``serve``: failures before the server listens, each with its cause."""
+"""``serve``: messages of failures before the server listens."""
 
 import logging
 import signal
@@ -14,7 +14,7 @@ from didi.serving.settings import ServerSettings
 
 @pytest.fixture(autouse=True)
 def restored():
-    """Logging and signals as they were: ``serve`` is written for a process of its own."""
+    """Restores logging and signals, which ``serve`` changes for the whole process."""
     signals = {one: signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGINT)}
     loggers = [logging.getLogger(name) for name in ("didi.serving", "uvicorn")]
     states = [(one, one.handlers, one.propagate, one.level) for one in loggers]
@@ -26,14 +26,14 @@ def restored():
         one.setLevel(level)
 
 
-def test_an_address_of_another_machine_is_named_with_its_cause(toy):
+def test_an_address_of_another_machine_is_refused_with_the_cause(toy):
     """192.0.2.0/24 is reserved for documentation."""
     settings = ServerSettings(token="x")
     with pytest.raises(DidiError, match=r"^cannot listen at 192\.0\.2\.1:8000: .*assign requested address"):
         serve(make_app({"toy": toy}, settings), settings, "192.0.2.1", 8000)
 
 
-def test_a_start_that_fails_is_not_an_address_that_is_taken(toy, monkeypatch):
+def test_a_failing_start_is_not_reported_as_an_address_in_use(toy, monkeypatch):
     monkeypatch.setattr(ServedModel, "check_weights", lambda _: 1 / 0)
     settings = ServerSettings()
     with pytest.raises(DidiError, match=r"^the server cannot start; its log has the error$"):
