@@ -26,7 +26,7 @@ from .conftest import events_of
 
 @pytest.fixture
 def process():
-    """A function that starts a server and returns its process, address, log lines, and the thread that reads the log."""
+    """A function that starts a server and returns its process, address, log lines, and the thread that reads them."""
     started = []
 
     def start(*words):
@@ -52,13 +52,13 @@ def process():
 
 @pytest.mark.slow
 def test_sigterm_lets_streams_end_and_refuses_new_requests(process):
-    one, url, log, reader = process("exact", "--drain", "30", "--max-batch", "1")
+    one, url, log, reader = process("exact", "--drain", "120", "--max-batch", "1")
     body = {"sampler": "published", "nfe": 1000, "num_samples": 4, "seed": 1}
-    expected = httpx.post(f"{url}/v1/generate", json=body, timeout=60).json()["sequences"]
+    expected = httpx.post(f"{url}/v1/generate", json=body, timeout=120).json()["sequences"]
     answers = {}
 
     def ask(stream):
-        answers[stream] = httpx.post(f"{url}/v1/generate", json={**body, "stream": stream}, timeout=60)
+        answers[stream] = httpx.post(f"{url}/v1/generate", json={**body, "stream": stream}, timeout=120)
 
     threads = [threading.Thread(target=ask, args=(stream,)) for stream in (False, True)]
     for thread in threads:
