@@ -8,6 +8,7 @@ import pytest
 import didi
 from didi.serving.app import make_app
 from didi.serving.engine import Engine, Overloaded, Stopping
+from didi.serving.job import Cancelled
 from didi.serving.models import ServedModel
 from didi.serving.scheduler import Scheduler
 
@@ -77,3 +78,29 @@ def test_a_failing_check_of_the_weights_fails_only_its_request(toy, listening, m
         answer = client.post("/v1/generate", json={"nfe": 2})
     assert answer.status_code == 500
     assert server.config.app.state.server.engine.is_running
+
+
+def test_a_sampler_that_fails_when_it_is_closed_ends_only_its_job(toy):
+    """``on_end`` is called nevertheless; without it, the client would wait for an event that never comes."""
+
+    def steps():
+        try:
+            yield
+        finally:
+            raise ZeroDivisionError
+
+    ended = []
+    jobs = [job_of(toy, seed=seed, nfe=4) for seed in range(2)]
+    scheduler = Scheduler(4)
+    scheduler.waiting.extend(jobs)
+    scheduler.step()
+    jobs[0].on_end = ended.append
+    jobs[0]._run = steps()
+    next(jobs[0]._run)
+    jobs[0].cancel()
+    while not scheduler.is_idle:
+        scheduler.step()
+    assert ended == jobs[:1]
+    assert isinstance(jobs[0].error, Cancelled)
+    alone = didi.generate(toy, num_samples=1, nfe=4, seed=1)
+    assert jobs[1].tokens.tolist() == alone.tokens.tolist()

@@ -28,7 +28,7 @@ class CompletionText:
 
     def __init__(self, spec: JobSpec, stops: Sequence[str], *, echoes: bool) -> None:
         canvas, self._bundle, self._stops = spec.plan.canvas, spec.model.bundle, stops
-        self._begin, length = spec.num_given, int(canvas.is_free[0].sum())
+        self._begin, length = spec.num_prompt, int(canvas.is_free[0].sum())
         self._prompt_ids = spec.without_frame(canvas.tokens)[0, : self._begin].tolist()
         # If the prompt ends within the bytes of a character, the whole character belongs to the completion.
         prompt = decode(self._bundle, torch.tensor([self._prompt_ids], dtype=torch.long))[0]

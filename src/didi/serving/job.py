@@ -163,7 +163,10 @@ class Job:
             return
         self.ended, self.error, self.pending = time.monotonic(), error, None
         if self._run is not None:
-            self._run.close()
+            try:
+                self._run.close()
+            except Exception as failure:  # if it left this method, other jobs would end and the client would wait
+                self.error = error or failure
         self.on_end(self)
 
     def _record(self, step: StepOutput) -> None:

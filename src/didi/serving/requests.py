@@ -37,7 +37,7 @@ class JobSpec:
         seed: seed of the samples.
         plan: the sampler and its inputs.
         frame: begin and end symbols of a protein, which ``plan`` includes; requests and responses leave them out.
-        num_given: number of prompt tokens before the first position to sample, without the frame.
+        num_prompt: number of prompt tokens before the first position to sample, without the frame.
     """
 
     model: ServedModel
@@ -46,7 +46,7 @@ class JobSpec:
     seed: int
     plan: Plan
     frame: Frame = field(default_factory=Frame)
-    num_given: int = 0
+    num_prompt: int = 0
 
     @property
     def length(self) -> int:
@@ -103,9 +103,9 @@ def completion_specs(request: CompletionRequest, models: Models, settings: Serve
     )
     specs = []
     for prompt in prompts:
-        canvas, num_given = _completion_canvas(request, prompt, bundle, role, settings)
+        canvas, num_prompt = _completion_canvas(request, prompt, bundle, role, settings)
         spec = _spec(model, canvas.expand(num_samples), options, request.nfe, request.seed, settings)
-        specs.append(replace(spec, num_given=num_given))
+        specs.append(replace(spec, num_prompt=num_prompt))
     return specs
 
 

@@ -89,8 +89,8 @@ class Scheduler:
                     self._share([job])
             return
         self.num_passes, self.num_rows = self.num_passes + 1, self.num_rows + rows
-        for job, own in zip(jobs, features, strict=True):
-            job.advance(own)
+        for job, answer in zip(jobs, features, strict=True):
+            job.advance(answer)
 
 
 def _draw(jobs: Sequence[Job]) -> None:
@@ -107,8 +107,8 @@ def _draw(jobs: Sequence[Job]) -> None:
             for job in jobs:
                 _draw([job])
         return
-    for job, own in zip(jobs, tokens, strict=True):
-        job.advance(own)
+    for job, answer in zip(jobs, tokens, strict=True):
+        job.advance(answer)
 
 
 def pass_groups(jobs: Sequence[Job]) -> Iterator[list[Job]]:

@@ -63,7 +63,7 @@ def shared_features(
     levels = [noise_levels(denoiser, process, one.t, one.inputs) for one in passes]
     level = None if levels[0] is None else torch.cat([one for one in levels if one is not None])
     features = features_with(denoiser, inputs, level, is_real if has_padding else None, codes)
-    return [own[:, : one.inputs.shape[1]] for one, own in zip(passes, features.split(rows), strict=True)]
+    return [padded[:, : one.inputs.shape[1]] for one, padded in zip(passes, features.split(rows), strict=True)]
 
 
 @torch.inference_mode()
@@ -83,8 +83,8 @@ def shared_tokens(samplers: Sequence[PassSampler], draws: Sequence[TokenDraw]) -
         features = torch.cat([features, features[:1].expand(FEWEST_ROWS - num_rows, -1)])
     first, sizes = samplers[0], [len(one.features) for one in draws]
     logits = first.denoiser.head(features)[:num_rows]
-    for sampler, own in zip(samplers, logits.split(sizes), strict=True):
-        sampler.token_distribution.draw_check.see(own)  # on a GPU it raises at the end of its own job
+    for sampler, part in zip(samplers, logits.split(sizes), strict=True):
+        sampler.token_distribution.draw_check.see(part)  # on a GPU it raises at the end of its own job
     uniforms = torch.cat([one.uniforms for one in draws])
     token_distribution = replace(first.token_distribution, draw_check=DrawCheck())
     tokens = token_distribution.sample(logits, first.process.mask_id, uniforms)
