@@ -3,6 +3,7 @@
 #   docker build --tag didi .
 #   docker build --tag didi:cuda --build-arg DEVICE=cuda .
 #   docker run --publish 8000:8000 --env DIDI_SERVE_TOKEN=... didi
+#   docker run --publish 9000:9000 --env DIDI_SERVE_PORT=9000 --env DIDI_SERVE_TOKEN=... didi
 #   docker run --gpus all --publish 8000:8000 --env DIDI_SERVE_TOKEN=... --volume ./runs:/models:ro didi:cuda /models/student/bundle --host 0.0.0.0
 #
 # The wheel of torch on PyPI holds CUDA too; PIP_EXTRA_INDEX_URL names an index with a smaller one for CPUs.
@@ -31,9 +32,10 @@ COPY --from=build /opt/didi /opt/didi
 RUN useradd --create-home --uid 10001 didi
 USER 10001
 WORKDIR /home/didi
-ENV PATH=/opt/didi/bin:$PATH
-EXPOSE 8000
+# didi serve and the health check read DIDI_SERVE_PORT.
+ENV PATH=/opt/didi/bin:$PATH DIDI_SERVE_PORT=8000
+EXPOSE $DIDI_SERVE_PORT
 HEALTHCHECK --start-period=60s --interval=30s --timeout=5s \
-    CMD ["python", "-c", "from urllib.request import urlopen; urlopen('http://127.0.0.1:8000/healthz', timeout=4)"]
+    CMD ["python", "-c", "import os; from urllib.request import urlopen; urlopen('http://127.0.0.1:' + os.environ['DIDI_SERVE_PORT'] + '/healthz', timeout=4)"]
 ENTRYPOINT ["didi", "serve"]
 CMD ["tiny-news", "--host", "0.0.0.0"]

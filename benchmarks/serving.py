@@ -1,12 +1,12 @@
-"""The figures of docs/serving.md: latency and throughput of ``didi serve`` on this machine, in some five minutes.
+"""Tables of docs/serving.md: latency and throughput of ``didi serve`` on this machine; takes some five minutes.
 
     python benchmarks/serving.py measure --out docs/results/serving.json
     python benchmarks/serving.py page    [--results FILE]
 
-For each number of threads (1 and 2), ``measure`` runs ``serving_bound.py``, and starts a server on loopback. In each
-round every number of clients takes its turn with the same requests, which differ in their seeds alone; one client sends
-them one by one. Throughput is compared within a round, so that what else the machine does falls on all. Nothing else
-should run all the same. ``page`` updates the tables of the page.
+For each number of threads (1 and 2), ``measure`` runs ``serving_bound.py`` and starts a server on loopback. In each
+round, each number of clients sends the same requests, which differ only in their seeds; the first number is one client,
+which sends them one after the other. Throughput is compared within a round, so that other load on the machine affects
+all numbers of clients alike. The machine should be idle nevertheless. ``page`` updates the tables of the page.
 """
 
 import argparse
@@ -36,31 +36,31 @@ STORED = DOCS / "results" / "serving.json"
 
 
 def environment(threads: int) -> dict[str, str]:
-    """Of a process with so many threads for each operation."""
+    """Environment of a process whose operations use ``threads`` threads."""
     return {**os.environ, "OMP_NUM_THREADS": str(threads)}
 
 
 @contextlib.contextmanager
 def server(model: str, threads: int) -> Iterator[str]:
-    """Address of a server of ``model``."""
+    """A running server of ``model``; yields its address."""
     command = [sys.executable, "-m", "didi", "serve", model, "--port", "0", "--max-queue", "1024"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment(threads))
     assert process.stderr is not None
     try:
-        found = next(filter(None, (re.search(r"running on (http://[\d.]+:\d+)", line) for line in process.stderr)))
+        match = next(filter(None, (re.search(r"running on (http://[\d.]+:\d+)", line) for line in process.stderr)))
         threading.Thread(target=process.stderr.read, daemon=True).start()
-        yield found[1]
+        yield match[1]
     finally:
         process.terminate()
         process.wait()
 
 
 async def request(client: httpx.AsyncClient, body: dict[str, Any]) -> tuple[float, float]:
-    """Seconds to the first tokens of a stream, and to its end."""
+    """Send one streamed request; return the seconds until its first move and until its end."""
     started, first = time.perf_counter(), float("nan")
-    async with client.stream("POST", "/v1/generate", json={**body, "stream": True}) as answer:
-        answer.raise_for_status()
-        async for line in answer.aiter_lines():
+    async with client.stream("POST", "/v1/generate", json={**body, "stream": True}) as response:
+        response.raise_for_status()
+        async for line in response.aiter_lines():
             if line == "event: move" and first != first:
                 first = time.perf_counter() - started
             if line == "event: error":
@@ -69,32 +69,35 @@ async def request(client: httpx.AsyncClient, body: dict[str, Any]) -> tuple[floa
 
 
 async def turn(url: str, bodies: list[dict[str, Any]], num_clients: int) -> dict[str, Any]:
-    """Seconds of each request, and of all, when ``num_clients`` send them, each the next as soon as one is answered."""
-    left, times = iter(bodies), []
+    """Send the requests from ``num_clients`` concurrent clients; return seconds of each request and of all requests.
+
+    A client sends the next request as soon as its last response has ended.
+    """
+    remaining, times = iter(bodies), []
 
     async def client(session: httpx.AsyncClient) -> None:
-        for body in left:
+        for body in remaining:
             times.append(await request(session, body))
 
     async with httpx.AsyncClient(base_url=url, timeout=600, limits=httpx.Limits(max_connections=None)) as session:
         started = time.perf_counter()
         await asyncio.gather(*(client(session) for _ in range(num_clients)))
         seconds = time.perf_counter() - started
-    return {"seconds": seconds, "first": [one for one, _ in times], "whole": [one for _, one in times]}
+    return {"seconds": seconds, "first": [first for first, _ in times], "whole": [whole for _, whole in times]}
 
 
 def served(args: argparse.Namespace, threads: int) -> list[dict[str, Any]]:
-    """All turns of all rounds: a row for each length and number of clients."""
+    """Measure all rounds over HTTP: a row for each length and number of clients."""
     rows = []
     with server(args.model, threads) as url:
         for length in args.lengths:
             turns: dict[int, list[dict[str, Any]]] = {num: [] for num in args.clients}
-            for number in range(args.rounds + 1):  # the first is not counted
+            for number in range(args.rounds + 1):  # the first round is a warm-up
                 for num in args.clients:
                     bodies = [{"seed": seed, "nfe": args.nfe, "length": length} for seed in range(args.requests)]
-                    found = asyncio.run(turn(url, bodies, num))
+                    result = asyncio.run(turn(url, bodies, num))
                     if number:
-                        turns[num].append(found)
+                        turns[num].append(result)
             rows += [row(length, args, num, turns) for num in args.clients]
     print("\n".join(table(rows)), flush=True)
     return rows
@@ -112,18 +115,19 @@ def bounds(args: argparse.Namespace, threads: int) -> list[dict[str, Any]]:
 
 
 def measure(args: argparse.Namespace) -> None:
-    """Both parts, for each number of threads."""
-    found = [{"threads": one, "bounds": bounds(args, one), "rows": served(args, one)} for one in args.threads]
+    """Measure with and without HTTP, for each number of threads."""
+    by_threads = [{"threads": num, "bounds": bounds(args, num), "rows": served(args, num)} for num in args.threads]
     record = {"machine": machine_name(torch.device("cpu")), "load": os.getloadavg()[0]}
     settings = {"model": args.model, "nfe": args.nfe, "rounds": args.rounds, "requests": args.requests}
-    write_json(args.out, {**record, **settings, "by_threads": found})
+    write_json(args.out, {**record, **settings, "by_threads": by_threads})
 
 
 def row(length: int, args: argparse.Namespace, num: int, turns: dict[int, list[dict[str, Any]]]) -> dict[str, Any]:
-    """Latencies in milliseconds over all rounds; throughput over that of one client, round by round."""
-    first, whole = ([1000 * s for one in turns[num] for s in one[name]] for name in ("first", "whole"))
-    ratios = [alone["seconds"] / one["seconds"] for alone, one in zip(turns[args.clients[0]], turns[num], strict=True)]
-    seconds = sum(one["seconds"] for one in turns[num])
+    """Latencies in milliseconds over all rounds, and the ratio of the throughput to that of one client per round."""
+    first, whole = ([1000 * s for result in turns[num] for s in result[name]] for name in ("first", "whole"))
+    pairs = zip(turns[args.clients[0]], turns[num], strict=True)
+    ratios = [sequential["seconds"] / concurrent["seconds"] for sequential, concurrent in pairs]
+    seconds = sum(result["seconds"] for result in turns[num])
     return {
         "length": length,
         "clients": num,
@@ -137,8 +141,8 @@ def row(length: int, args: argparse.Namespace, num: int, turns: dict[int, list[d
 
 
 def table(rows: list[dict[str, Any]]) -> list[str]:
-    """The rows as a table."""
-    names = ["tokens", "clients", "first tokens, ms", "p50, ms", "p95, ms", "tokens / s", "over one by one"]
+    """The rows as a Markdown table."""
+    names = ["tokens", "clients", "first tokens, ms", "p50, ms", "p95, ms", "tokens / s", "speed-up"]
     cells = [
         [
             str(one["length"]),
@@ -152,33 +156,45 @@ def table(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def bound_table(rows: list[dict[str, Any]]) -> list[str]:
-    """Ratios of 16 together over one by one, and the milliseconds of a text from the twin."""
+    """Speed-ups of 16 sequences in a batch, and milliseconds per text of the scheduler and of transformers' GPT-2."""
     kinds, lengths = ("trunk", "pass", "scheduler", "twin"), sorted({one["length"] for one in rows})
-    found = {(one["kind"], one["length"]): one for one in rows}
+    by_kind = {(one["kind"], one["length"]): one for one in rows}
     cells = [
         [
             str(length),
-            *("{:.2f} [{:.2f}, {:.2f}]".format(one["ratio"], *one["ratio_range"]) for one in mine),
-            *(f"{one['alone']:.1f} / {one['together']:.1f}" for one in mine[2:]),
+            *("{:.2f} [{:.2f}, {:.2f}]".format(one["ratio"], *one["ratio_range"]) for one in selected),
+            *(f"{one['alone']:.1f} / {one['together']:.1f}" for one in selected[2:]),
         ]
         for length in lengths
-        for mine in [[found[kind, length] for kind in kinds]]
+        for selected in [[by_kind[kind, length] for kind in kinds]]
     ]
-    names = ["tokens", "network", "with head and draws", "scheduler", "twin", "scheduler, ms a text", "twin, ms a text"]
+    names = [
+        "tokens",
+        "network",
+        "with head and draws",
+        "scheduler",
+        "GPT-2",
+        "scheduler, ms per text",
+        "GPT-2, ms per text",
+    ]
     return markdown_table(names, cells)
 
 
 def page(args: argparse.Namespace) -> None:
     """Update the tables of docs/serving.md."""
-    found = json.loads(args.results.read_text())
-    lines = [
-        f"`{found['model']}`, {found['nfe']} moves, {found['requests']} streams a turn, {found['rounds']} rounds, "
-        f"medians and ranges of the rounds; {found['machine']}, load {found['load']:.1f} at the end."
-    ]
-    for one in found["by_threads"]:
+    results = json.loads(args.results.read_text())
+    rounds = f"{results['requests']} streams per round, {results['rounds']} rounds, medians and ranges over the rounds"
+    machine = f"{results['machine']}, load {results['load']:.1f} at the end"
+    lines = [f"`{results['model']}`, {results['nfe']} moves, {rounds}; {machine}."]
+    for one in results["by_threads"]:
         threads = f"{one['threads']} thread{'s' if one['threads'] > 1 else ''}"
         lines += ["", f"Over HTTP, {threads}:", "", *table(one["rows"])]
-        lines += ["", f"16 at once over one by one, without HTTP, {threads}:", "", *bound_table(one["bounds"])]
+        lines += [
+            "",
+            f"Speed-up of 16 texts together, without HTTP, {threads}; milliseconds one after the other / together:",
+            "",
+            *bound_table(one["bounds"]),
+        ]
     renew(DOCS / "serving.md", "serving.py", lines)
 
 
@@ -193,7 +209,7 @@ def main() -> None:
     measured.add_argument("--nfe", type=int, default=8)
     measured.add_argument("--lengths", type=int, nargs="+", default=[16, 32, 64, 128])
     measured.add_argument(
-        "--clients", type=int, nargs="+", default=[1, 8, 16, 64], help="first the one to compare with"
+        "--clients", type=int, nargs="+", default=[1, 8, 16, 64], help="the first number is the baseline of speed-ups"
     )
     measured.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     measured.add_argument("--requests", type=int, default=64)

@@ -1,17 +1,17 @@
-"""Times without HTTP, for benchmarks/serving.py: what sharing passes can gain, and how much of it the scheduler does.
+"""Times without HTTP, for benchmarks/serving.py: the possible speed-up of sharing passes, and that of the scheduler.
 
     OMP_NUM_THREADS=1 python benchmarks/serving_bound.py --out FILE [--nfe 8] [--lengths 16 32 64 128]
 
-For each length, in rounds in which each takes its turn:
+For each length and in each round, 16 sequences are processed one after the other and as one batch by:
 
-- ``trunk``: the network alone, 16 sequences one by one and as one batch. Their ratio is the upper bound where
-  everything else costs nothing;
-- ``pass``: the same with the vocabulary head and the draws of a move that reveals ``1 / nfe`` of the positions;
-- ``scheduler``: 16 requests through ``didi.serving.scheduler``, one by one and together;
-- ``twin``: ``generate`` of transformers for a GPT-2 of the student's shape, 16 texts one by one and as one batch. Its
-  weights are random, which changes no time.
+- ``trunk``: the trunk of the network. The ratio of the two times is the upper bound of the speed-up if everything else
+  costs nothing;
+- ``pass``: the trunk, the vocabulary head and the draws of a move that reveals ``1 / nfe`` of the positions;
+- ``scheduler``: ``didi.serving.scheduler``;
+- ``twin``: ``generate`` of transformers for a GPT-2 of the student's shape. Its weights are random, which does not
+  change the time.
 
-``--processor-time`` counts the time of the process, which other programs disturb less; it is for one thread.
+``--processor-time`` measures the processor time of the process, which other programs disturb less; for one thread only.
 """
 
 import argparse
@@ -38,7 +38,7 @@ Work = Callable[[], Any]
 
 
 def trunk(bundle: Bundle, length: int, _: int) -> tuple[Work, Work]:
-    """Passes of the trunk: ``NUM`` of one sequence, and one of ``NUM``."""
+    """Passes of the trunk: ``NUM`` passes of one sequence, and one pass of ``NUM`` sequences."""
     network = bundle.network()
     inputs = torch.randint(0, network.vocab_size - 1, (NUM, length))
     level = bundle.process.noise_level(network, torch.full((1,), 0.5, dtype=torch.float64))
@@ -55,14 +55,14 @@ def whole_pass(bundle: Bundle, length: int, nfe: int) -> tuple[Work, Work]:
     uniforms = torch.rand(NUM * num, dtype=torch.float64)
 
     def drawn(features: torch.Tensor) -> None:
-        rows = features[:, :num].flatten(0, 1)
+        rows = features[:, :num].flatten(0, 1)  # the first positions stand for the revealed ones
         UNMODIFIED.sample(network.head(rows), network.mask_id, uniforms[: len(rows)])
 
     return lambda: [drawn(one) for one in alone()], lambda: drawn(together())
 
 
 def scheduler(bundle: Bundle, length: int, nfe: int) -> tuple[Work, Work]:
-    """Requests of different seeds."""
+    """Jobs of ``NUM`` different seeds."""
 
     def jobs() -> list[Job]:
         canvas = canvas_from_prompt(bundle, length)
@@ -80,7 +80,7 @@ def scheduler(bundle: Bundle, length: int, nfe: int) -> tuple[Work, Work]:
 
 
 def twin(bundle: Bundle, length: int, _: int) -> tuple[Work, Work]:
-    """Texts of ``length`` tokens from transformers."""
+    """Texts of ``length`` tokens from ``generate`` of transformers."""
     shape = bundle.network().config
     gpt2 = AutoregressiveLM(
         AutoregressiveConfig(
@@ -101,7 +101,7 @@ KINDS = {"trunk": trunk, "pass": whole_pass, "scheduler": scheduler, "twin": twi
 
 
 def seconds(work: Work, clock: Callable[[], float]) -> float:
-    """Of one call."""
+    """Seconds of one call of ``work``."""
     started = clock()
     work()
     return clock() - started
@@ -109,23 +109,26 @@ def seconds(work: Work, clock: Callable[[], float]) -> float:
 
 @torch.inference_mode()
 def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
-    """A row for each kind and length: milliseconds a sequence, and the ratio round by round."""
+    """A row for each kind and length: median milliseconds per sequence, median and range of the ratio over rounds."""
     bundle, rows = didi.load(args.model), []
     clock = time.process_time if args.processor_time else time.perf_counter
     for length in args.lengths:
         works = {kind: KINDS[kind](bundle, length, args.nfe) for kind in args.kinds}
         times: dict[str, list[tuple[float, float]]] = {kind: [] for kind in works}
-        for number in range(args.rounds + 1):  # the first is not counted
+        for number in range(args.rounds + 1):  # the first round is a warm-up
             for kind, (alone, together) in works.items():
-                found = seconds(alone, clock), seconds(together, clock)
+                pair = seconds(alone, clock), seconds(together, clock)
                 if number:
-                    times[kind].append(found)
-        for kind, found in times.items():
-            ratios = [alone / together for alone, together in found]
-            alone, together = (1000 * statistics.median(column) / NUM for column in zip(*found, strict=True))
+                    times[kind].append(pair)
+        for kind, pairs in times.items():
+            ratios = [alone / together for alone, together in pairs]
+            alone, together = (1000 * statistics.median(column) / NUM for column in zip(*pairs, strict=True))
             spread = {"ratio": statistics.median(ratios), "ratio_range": [min(ratios), max(ratios)]}
             rows.append({"kind": kind, "length": length, "alone": alone, "together": together, **spread})
-            print(f"{kind} {length}: {alone:.2f} ms alone, {together:.2f} ms of 16, {spread['ratio']:.2f}", flush=True)
+            print(
+                f"{kind} {length}: {alone:.2f} ms alone, {together:.2f} ms in a batch, {spread['ratio']:.2f}",
+                flush=True,
+            )
     return rows
 
 
@@ -141,7 +144,7 @@ def main() -> None:
     parser.add_argument("--processor-time", action="store_true")
     args = parser.parse_args()
     if args.processor_time and torch.get_num_threads() > 1:
-        parser.error("--processor-time is for one thread; set OMP_NUM_THREADS=1")
+        parser.error("--processor-time needs one thread: set OMP_NUM_THREADS=1")
     write_json(args.out, {"threads": torch.get_num_threads(), "rows": measure(args)})
 
 

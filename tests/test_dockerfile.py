@@ -1,16 +1,20 @@
 """The Dockerfile, as far as it can be checked without Docker."""
 
 import json
+import os
 import re
 import shlex
 import shutil
 import subprocess
+import sys
+import threading
 import tomllib
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
 
-from didi.apps.serve import ServeCommand
+from didi.apps.serve import DEFAULT_PORT, PORT_VARIABLE, ServeCommand
 from didi.apps.terminal import parse
 
 ROOT = Path(__file__).parents[1]
@@ -66,15 +70,39 @@ def test_the_server_runs_without_root_and_its_command_is_one_of_didi():
     assert users[-1] not in ("root", "0")
     assert json.loads(arguments("ENTRYPOINT")[0]) == ["didi", "serve"]
     command = parse(ServeCommand, json.loads(arguments("CMD")[0]), prog="didi serve")
-    assert (command.models, command.host) == (("tiny-news",), "0.0.0.0")
-    assert arguments("EXPOSE") == [str(command.port)]
+    assert (command.models, command.host, command.port) == (("tiny-news",), "0.0.0.0", None)
 
 
-def test_the_health_check_asks_a_route_of_the_server():
+def test_the_port_of_the_image_is_the_default_one():
+    assert f"{PORT_VARIABLE}={DEFAULT_PORT}" in " ".join(arguments("ENV")).split()
+    assert arguments("EXPOSE") == [f"${PORT_VARIABLE}"]
+
+
+class Probed(BaseHTTPRequestHandler):
+    """Answers ``/healthz`` alone."""
+
+    def do_GET(self):
+        self.send_response(200 if self.path == "/healthz" else 404)
+        self.end_headers()
+
+    def log_message(self, *_):
+        pass
+
+
+def test_the_health_check_follows_the_port_of_the_server():
     words = json.loads(arguments("HEALTHCHECK")[0].partition("CMD ")[2])
     assert words[:2] == ["python", "-c"]
-    compile(words[2], "HEALTHCHECK", "exec")
-    assert f"127.0.0.1:{ServeCommand.port}/healthz" in words[2]
+    statuses = []
+    with HTTPServer(("127.0.0.1", 0), Probed) as server:
+        server.timeout = 30
+        thread = threading.Thread(target=server.handle_request)
+        thread.start()
+        for port in (server.server_port, 1):  # nothing listens at port 1
+            environment = {**os.environ, PORT_VARIABLE: str(port)}
+            check = subprocess.run([sys.executable, *words[1:]], env=environment, stderr=subprocess.DEVNULL)
+            statuses.append(check.returncode)
+        thread.join()
+    assert statuses == [0, 1]
 
 
 def test_the_examples_in_its_header_are_commands_of_docker():

@@ -28,13 +28,13 @@ def toy(make_dit):
 @pytest.fixture(scope="session")
 def client(news):
     """A client of a server of tiny-news with the default settings."""
-    with TestClient(make_app({"news": news}), raise_server_exceptions=False) as found:
-        yield found
+    with TestClient(make_app({"news": news}), raise_server_exceptions=False) as test_client:
+        yield test_client
 
 
 @pytest.fixture
 def client_of():
-    """A client of a server with other bundles or settings."""
+    """A function that starts a server of some bundles with some settings, and returns a client of it."""
     with contextlib.ExitStack() as stack:
         yield lambda bundles, **settings: stack.enter_context(
             TestClient(make_app(bundles, ServerSettings(**settings)), raise_server_exceptions=False)
@@ -43,7 +43,7 @@ def client_of():
 
 @pytest.fixture
 def listening():
-    """Address of a server that listens on loopback, in a thread."""
+    """A function that starts a server on loopback, in a thread, and returns the server and its address."""
     with contextlib.ExitStack() as stack:
         yield lambda bundles, **settings: stack.enter_context(_listening(make_app(bundles, ServerSettings(**settings))))
 
@@ -52,7 +52,9 @@ def listening():
 def _listening(app):
     server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=5))
     here = socket.create_server(("127.0.0.1", 0), backlog=1024)
-    here.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)  # what the system holds for a reader that is slow
+    here.setsockopt(
+        socket.SOL_SOCKET, socket.SO_SNDBUF, 4096
+    )  # limits the bytes that the system buffers for a slow reader
     thread = threading.Thread(target=server.run, args=([here],))
     thread.start()
     while not server.started:
@@ -64,17 +66,17 @@ def _listening(app):
 
 
 def events_of(text):
-    """Names and records of server-sent events."""
-    found = []
+    """Names and data of server-sent events; the data of [DONE] is None."""
+    events = []
     for block in text.strip().replace("\r\n", "\n").split("\n\n"):
         fields = dict(line.split(": ", 1) for line in block.splitlines() if not line.startswith(":"))
         if fields:
-            found.append((fields.get("event"), json.loads(fields["data"]) if fields["data"] != "[DONE]" else None))
-    return found
+            events.append((fields.get("event"), json.loads(fields["data"]) if fields["data"] != "[DONE]" else None))
+    return events
 
 
 def with_nan(bundle):
-    """The bundle, with one weight of its network that is not a number."""
+    """The bundle, after one weight of its network is set to NaN."""
     with torch.no_grad():
         bundle.network().blocks[0].attn_qkv.weight[0, 0] = torch.nan
     return bundle

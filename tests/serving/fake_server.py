@@ -1,4 +1,4 @@
-"""A server of the routes that the page asks, with texts that follow from the request."""
+"""A server with the routes that the page uses; its texts are a function of the request."""
 
 import json
 import re
@@ -29,11 +29,11 @@ SAMPLERS = {"student": ["ancestral", "guided"], "teacher": ["ancestral", "confid
 PASS_MILLISECONDS = {"student": 12.5, "teacher": 12.5, "autoregressive": 4.0}
 LENGTH = 24
 TEXTS = []
-"""Texts of the token ids that were sent."""
+"""Texts of the token ids; the id of a text is its index."""
 
 
 def models():
-    """As /v1/models: the model, and each of its networks."""
+    """The response of /v1/models: the model, and each of its networks."""
     shared = {"object": "model", "roles": list(SAMPLERS), "length": LENGTH, "takes_text": True}
     cards = [{"id": "tiny", "role": "student", "nfe": 4, "samplers": SAMPLERS["student"], **shared}]
     for role, samplers in SAMPLERS.items():
@@ -43,12 +43,12 @@ def models():
 
 
 def tokens_of(text):
-    """One token a word, with its space."""
+    """One token per word, with the space before it."""
     return re.findall(r"\s*\S+", text)
 
 
 def id_of(text):
-    """The id of a token; null for null."""
+    """The id of a token, which is new for a new text; None for None."""
     if text is not None and text not in TEXTS:
         TEXTS.append(text)
     return None if text is None else TEXTS.index(text)
@@ -65,19 +65,19 @@ def events(request):
     free = [position for position, text in enumerate(tokens) if text is None]
     is_left_to_right = role == "autoregressive"
     nfe = length if is_left_to_right else request["nfe"]
-    about = {"model": request["model"], "role": role, "sampler": request.get("sampler", "ancestral"), "nfe": nfe}
+    settings = {"model": request["model"], "role": role, "sampler": request.get("sampler", "ancestral"), "nfe": nfe}
     ids = [[id_of(one) for one in tokens]]
-    yield "start", {**about, "length": length, "seed": seed, "tokens": [tokens], "token_ids": ids}
+    yield "start", {**settings, "length": length, "seed": seed, "tokens": [tokens], "token_ids": ids}
     num_moves = len(free) if is_left_to_right else nfe
     for move in range(1, num_moves + 1):
-        mine = [p for order, p in enumerate(free) if (order if is_left_to_right else 7 * p % num_moves) == move - 1]
-        for position in mine:
+        changed = [p for order, p in enumerate(free) if (order if is_left_to_right else 7 * p % num_moves) == move - 1]
+        for position in changed:
             tokens[position] = " " + WORDS[(position + seed) % len(WORDS)]
         yield "move", {
             "sequence": 0, "move": move, "t": 1 - move / num_moves, "passes": move, "discriminator_passes": 0,
-            "milliseconds": move * PASS_MILLISECONDS[role], "positions": mine,
-            "token_ids": [id_of(tokens[position]) for position in mine],
-            "texts": [tokens[position] for position in mine],
+            "milliseconds": move * PASS_MILLISECONDS[role], "positions": changed,
+            "token_ids": [id_of(tokens[position]) for position in changed],
+            "texts": [tokens[position] for position in changed],
         }  # fmt: skip
         if request.get("prompt") == "breaks":
             yield "error", {"message": "logits are not finite"}
@@ -95,16 +95,20 @@ class Handler(SimpleHTTPRequestHandler):
     def do_GET(self):
         if self.path != "/v1/models":
             return super().do_GET()
-        return self.answer(200, models()) if self.is_allowed() else self.answer(401, {"error": {"message": "no token"}})
+        return self.answer(200, models()) if self.is_allowed() else self.refuse()
 
     def is_allowed(self):
         token = self.server.token
         return token is None or self.headers["authorization"] == f"Bearer {token}"
 
+    def refuse(self):
+        code = "wrong_token" if "authorization" in self.headers else "missing_token"
+        return self.answer(401, {"error": {"message": "for programs", "code": code}})
+
     def do_POST(self):
         request = json.loads(self.rfile.read(int(self.headers["content-length"])))
         if not self.is_allowed():
-            return self.answer(401, {"error": {"message": "no token"}})
+            return self.refuse()
         self.server.requests.append(request)
         if request.get("prompt") == "too long":
             return self.answer(400, {"error": {"message": "a prompt has at most 24 tokens here; this one has 30"}})
@@ -126,9 +130,10 @@ class Handler(SimpleHTTPRequestHandler):
 
 @contextmanager
 def fake_server(token=None):
-    """A running server, which needs ``token`` if there is one.
+    """A running server with attributes ``address`` and ``requests``, the bodies of all requests for generation.
 
-    Its address is in ``address``, the bodies of generation requests are in ``requests``.
+    Args:
+        token: bearer token that requests need; None if they need none.
     """
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(STATIC)))
     server.token, server.requests, server.address = token, [], f"http://127.0.0.1:{server.server_port}/"

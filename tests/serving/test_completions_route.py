@@ -7,8 +7,8 @@ import pytest
 import didi
 from didi.sampling.registry import samplers_of
 from didi.sampling.token_distribution import TEMPERATURES
-from didi.serving.growing import Growing
-from didi.serving.requests import Asked
+from didi.serving.completion_text import CompletionText
+from didi.serving.requests import JobSpec
 
 from .conftest import events_of, with_nan
 
@@ -26,13 +26,13 @@ def prompt_ids(news):
     return news.tokenizer.encode(PROMPT, add_special_tokens=False).ids
 
 
-def expected(news, num_given, num_new, **asked):
-    """The completion's tokens in a sample of ``generate``."""
-    out = didi.generate(news, prefix=PROMPT, length=num_given + num_new, **{"num_samples": 1, **asked})
+def expected(news, num_given, num_new, **options):
+    """Text of the new tokens of samples of ``generate``."""
+    out = didi.generate(news, prefix=PROMPT, length=num_given + num_new, **{"num_samples": 1, **options})
     return [news.tokenizer.decode(row[num_given:], skip_special_tokens=False) for row in out.tokens.tolist()]
 
 
-def test_the_client_of_openai_gets_samples_of_generate(openai_client, news, prompt_ids):
+def test_completions_are_samples_of_generate(openai_client, news, prompt_ids):
     answer = openai_client.completions.create(model="news", prompt=PROMPT, max_tokens=20, n=2, seed=5)
     texts = [text.split("<|endoftext|>")[0] for text in expected(news, len(prompt_ids), 20, num_samples=2, seed=5)]
     assert [one.text for one in answer.choices] == texts
@@ -61,9 +61,9 @@ def test_the_client_of_openai_reads_a_stream_from_a_socket(news, listening, prom
     assert whole == expected(news, len(prompt_ids), 20, seed=5)[0].split("<|endoftext|>")[0]
 
 
-@pytest.mark.parametrize("asked", [{"n": 2}, {"stop": ["the", " a"]}, {"echo": True}, {"extra_body": {"nfe": 2}}])
-def test_parts_of_a_stream_make_the_whole_answer(openai_client, asked):
-    shared = {"model": "news:teacher", "prompt": [PROMPT, "In"], "max_tokens": 24, "seed": 1, **asked}
+@pytest.mark.parametrize("fields", [{"n": 2}, {"stop": ["the", " a"]}, {"echo": True}, {"extra_body": {"nfe": 2}}])
+def test_chunks_of_a_stream_join_to_the_whole_response(openai_client, fields):
+    shared = {"model": "news:teacher", "prompt": [PROMPT, "In"], "max_tokens": 24, "seed": 1, **fields}
     whole = openai_client.completions.create(**shared)
     texts, reasons, parts = {}, {}, 0
     for part in openai_client.completions.create(**shared, stream=True, stream_options={"include_usage": True}):
@@ -78,7 +78,7 @@ def test_parts_of_a_stream_make_the_whole_answer(openai_client, asked):
 
 
 @pytest.mark.parametrize("sampler", [one for one in samplers_of("absorbing") if one != "one-step"])
-def test_a_stream_is_the_whole_answer_with_every_sampler(client, sampler):
+def test_chunks_join_to_the_whole_text_with_every_sampler(client, sampler):
     body = {"prompt": PROMPT, "max_tokens": 24, "nfe": 12, "sampler": sampler, "seed": 3}
     whole = client.post("/v1/completions", json=body).json()["choices"][0]["text"]
     events = client.post("/v1/completions", json={**body, "stream": True}).text.split("data: ")[1:-1]
@@ -86,7 +86,7 @@ def test_a_stream_is_the_whole_answer_with_every_sampler(client, sampler):
     assert "".join(parts) == whole
 
 
-def test_a_stop_text_longer_than_the_first_part_is_held_back(client):
+def test_text_that_may_begin_a_stop_text_is_not_sent(client):
     body = {"prompt": PROMPT, "max_tokens": 12, "seed": 1}
     text = client.post("/v1/completions", json=body).json()["choices"][0]["text"]
     events = client.post("/v1/completions", json={**body, "stop": text, "stream": True}).text.split("data: ")[1:-1]
@@ -104,10 +104,10 @@ def test_requests_of_lm_eval_are_answered(client, news, prompt_ids):
     assert first[0]["text"] == text.split("<|endoftext|>")[0]
     scored = client.post("/v1/completions", json={**body, "prompt": [prompt_ids], "logprobs": 1, "echo": True})
     assert scored.status_code == 400
-    assert "logprobs is left out" in scored.json()["error"]["message"]
+    assert "logprobs is not supported" in scored.json()["error"]["message"]
 
 
-def test_a_suffix_is_what_the_completion_leads_to(client, news):
+def test_a_completion_with_a_suffix_is_an_infill_of_generate(client, news):
     body = {"prompt": "The prime minister", "suffix": " in London.", "max_tokens": 6, "seed": 2}
     answer = client.post("/v1/completions", json=body).json()
     masks = " ".join(["[MASK]"] * 6)
@@ -117,18 +117,18 @@ def test_a_suffix_is_what_the_completion_leads_to(client, news):
     assert answer["choices"][0]["text"] in alone.texts[0]
 
 
-def test_text_ends_before_a_stop_text_and_before_the_end_of_the_document(news):
+def test_text_ends_before_a_stop_text_and_before_the_end_of_text(news):
     client_ids = news.tokenizer.encode(" one two<|endoftext|> three").ids
     from didi.sampling.completion import planned
     from didi.sampling.prompt import canvas_from_prompt
     from didi.serving.models import ServedModel
 
     plan = planned(news, canvas_from_prompt(news, len(client_ids)), indices=[0])
-    asked = Asked(ServedModel("news", news), "student", "ancestral", 0, plan)
-    plain, stopped, late = (Growing(asked, stops, echoes=False) for stops in ([], ["two"], ["two"]))
+    spec = JobSpec(ServedModel("news", news), "student", "ancestral", 0, plan)
+    plain, stopped, late = (CompletionText(spec, stops, echoes=False) for stops in ([], ["two"], ["two"]))
     assert (plain.finished(client_ids), plain.finish_reason) == (" one two", "stop")
     assert (stopped.finished(client_ids), stopped.finish_reason) == (" one ", "stop")
-    # The first token, and one that is not next: what may begin a stop text is held back.
+    # The first and the fourth token are known. Text that may begin the stop text is not sent.
     assert late.added([0, 3], [client_ids[0], client_ids[3]]) == " o"
     assert late.added([1, 2], client_ids[1:3]) == "ne "
     assert late.rest(client_ids) == ""
@@ -158,23 +158,23 @@ def test_models_are_listed(openai_client):
 
 
 @pytest.mark.parametrize(
-    ("asked", "message"),
+    ("fields", "message"),
     [
         ({"max_tokens": 126}, "max_tokens lies in [1, 124] after 4 tokens of the prompt; got 126"),
         ({"max_tokens": 0}, "max_tokens lies in [1, 124]"),
         ({"prompt": "word " * 200}, "has at most 127 tokens here"),
         ({"prompt": []}, "the number of prompts times n lies in [1, 32]; got 0"),
         ({"n": 33}, "the number of prompts times n lies in [1, 32]; got 33"),
-        ({"best_of": 2}, "best_of is n, 1, here"),
-        ({"presence_penalty": 1.0}, "presence_penalty is 0 here"),
-        ({"prompt": "a [MASK]"}, "holds no [MASK]"),
+        ({"best_of": 2}, "best_of must equal n, 1; got 2"),
+        ({"presence_penalty": 1.0}, "presence_penalty must be 0; got 1.0"),
+        ({"prompt": "a [MASK]"}, "a prompt has no [MASK]"),
         ({"prompt": [5, 9999]}, "a token id lies in"),
         ({"prompt": {"a": 1}}, "prompt.str: Input should be a valid string"),
         ({"max_token": 3}, "did you mean 'max_tokens'?"),
     ],
 )
-def test_what_does_not_fit_is_refused(client, asked, message):
-    answer = client.post("/v1/completions", json={"prompt": PROMPT, **asked})
+def test_invalid_fields_are_refused(client, fields, message):
+    answer = client.post("/v1/completions", json={"prompt": PROMPT, **fields})
     assert answer.status_code == 400
     assert message in answer.json()["error"]["message"]
 

@@ -1,4 +1,4 @@
-"""Bodies that nobody would write: each is answered or refused, and none is an error of the server."""
+"""Random bodies: each gets a sample or a refusal, never an error of the server."""
 
 import json
 import random
@@ -25,7 +25,7 @@ FIELDS = {"/v1/generate": GenerateRequest, "/v1/completions": CompletionRequest}
 
 
 def bodies(num, seed):
-    """Paths and bodies: requests that are right, with some fields replaced, added or left out."""
+    """Paths and bodies: valid requests with some fields replaced, added or left out."""
     source = random.Random(seed)
     for _ in range(num):
         path, base = source.choice([("/v1/generate", GENERATE), ("/v1/completions", COMPLETION)])
@@ -66,12 +66,12 @@ def check(client, num, seed):
     return statuses
 
 
-def test_no_body_is_an_error_of_the_server(fuzzed):
+def test_no_body_causes_a_server_error(fuzzed):
     statuses = check(fuzzed, 60, seed=0)
     assert statuses.count(200) > 5
     assert statuses.count(400) > 20
 
 
 @pytest.mark.slow
-def test_none_of_many_bodies_is_an_error_of_the_server(fuzzed):
+def test_no_body_of_many_causes_a_server_error(fuzzed):
     check(fuzzed, 10_000, seed=1)

@@ -1,4 +1,4 @@
-"""``/v1/generate`` draws what ``didi.generate`` draws, and its events tell how."""
+"""``/v1/generate`` returns the samples of ``didi.generate``, and its events describe every move."""
 
 import json
 
@@ -13,7 +13,7 @@ PROMPT = "The prime minister said"
 
 
 @pytest.mark.parametrize(
-    "asked",
+    "fields",
     [
         {"nfe": 3, "length": 24, "num_samples": 2},
         {"prompt": PROMPT, "length": 40, "role": "teacher", "temperature": 0.8, "top_p": 0.95},
@@ -23,9 +23,9 @@ PROMPT = "The prime minister said"
         {"times": [1.0, 0.5, 0.0], "length": 16},
     ],
 )
-def test_answers_are_samples_of_generate(client, news, asked):
-    answer = client.post("/v1/generate", json={"model": "news", "seed": 7, **asked}).json()
-    named = {("prefix" if name == "prompt" else name): value for name, value in asked.items()}
+def test_answers_are_samples_of_generate(client, news, fields):
+    answer = client.post("/v1/generate", json={"model": "news", "seed": 7, **fields}).json()
+    named = {("prefix" if name == "prompt" else name): value for name, value in fields.items()}
     if "guidance" in named:
         named["guidance"] = didi.Guidance(**vars(news.guidance or didi.Guidance()) | named["guidance"])
     if "remask" in named:
@@ -42,8 +42,8 @@ def test_answers_are_samples_of_generate(client, news, asked):
 
 @pytest.mark.parametrize("sampler", ["ancestral", "remasking", "guided", "first-hitting"])
 def test_events_lead_from_the_first_state_to_the_last(client, news, sampler):
-    asked = {"prompt": PROMPT, "length": 20, "nfe": 6, "num_samples": 2, "seed": 3, "sampler": sampler, "stream": True}
-    answer = client.post("/v1/generate", json=asked)
+    fields = {"prompt": PROMPT, "length": 20, "nfe": 6, "num_samples": 2, "seed": 3, "sampler": sampler, "stream": True}
+    answer = client.post("/v1/generate", json=fields)
     assert answer.headers["content-type"].startswith("text/event-stream")
     (first, start), *moves = events_of(answer.text)
     ends = moves[-2:]
@@ -73,11 +73,11 @@ def test_events_lead_from_the_first_state_to_the_last(client, news, sampler):
     assert [one["network_passes"] for _, one in ends] == alone.network_passes.tolist()
 
 
-def test_tokens_that_are_given_stay(client, news):
+def test_given_tokens_are_kept(client, news):
     given = [17, None, 250, None, None, 9, None, None]
     answer = client.post("/v1/generate", json={"token_ids": given, "seed": 1}).json()
-    (found,) = answer["sequences"]
-    assert [one for one, was in zip(found["token_ids"], given, strict=True) if was is not None] == [17, 250, 9]
+    (sequence,) = answer["sequences"]
+    assert [one for one, before in zip(sequence["token_ids"], given, strict=True) if before is not None] == [17, 250, 9]
     assert answer["length"] == 8
 
 
@@ -112,7 +112,7 @@ REFUSED = [
     ({"prompt": "word " * 500}, "at most 128 tokens here"),
     ({"prompt": "x" * 70_000}, "at most 65536 characters here"),
     ({"prompt": "\ud800"}, "valid Unicode"),
-    ({"token_ids": [8191]}, "not that of [MASK]"),
+    ({"token_ids": [8191]}, "is not the id of [MASK]"),
     ({"token_ids": [-1]}, "a token id lies in"),
     ({"token_ids": []}, "the number of token_ids lies in"),
     ({"sampler": "guided", "guidance": {"num_candidates": 10**6}}, "num_candidates lies in [1, 16]"),
@@ -123,9 +123,9 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize(("asked", "message"), REFUSED)
-def test_what_does_not_fit_is_refused_in_one_line(client, unchecked, asked, message):
-    answer = client.post("/v1/generate", content=json.dumps(asked), headers={"content-type": "application/json"})
+@pytest.mark.parametrize(("fields", "message"), REFUSED)
+def test_invalid_fields_are_refused_in_one_line(client, unchecked, fields, message):
+    answer = client.post("/v1/generate", content=json.dumps(fields), headers={"content-type": "application/json"})
     assert answer.status_code == 400
     error = answer.json()["error"]
     assert error["type"] == "invalid_request_error"

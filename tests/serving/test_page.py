@@ -1,4 +1,4 @@
-"""The page and a replay in a browser, as a reader uses them."""
+"""The page and a replay in a browser."""
 
 import importlib.util
 import re
@@ -44,7 +44,7 @@ def server(running):
 
 @pytest.fixture
 def open_page(browser):
-    """Open an address; the page must end without an error of a script."""
+    """Open an address; at its end the test fails if a script raised an error."""
     contexts, errors = [], []
 
     def call(address, viewport=DESKTOP, **options):
@@ -82,9 +82,8 @@ def num_masks(page):
 
 
 def sampled(**request):
-    """Name and data of the events of a request, and its finished text."""
-    found = list(events(request))
-    return found, found[-1][1]["text"]
+    """The finished text of a request to ``fake_server``."""
+    return list(events(request))[-1][1]["text"]
 
 
 def test_the_page_begins_with_a_race_of_all_networks(server, open_page):
@@ -100,9 +99,9 @@ def test_the_page_begins_with_a_race_of_all_networks(server, open_page):
     assert {one["prompt"] for one in server.requests} == {"The minister"}
     at_end(page)
     assert num_masks(page) == 0
-    for asked in server.requests:
-        text = lane(page, asked["role"]).locator(".text").text_content()
-        assert text == sampled(**asked)[1]
+    for request in server.requests:
+        text = lane(page, request["role"]).locator(".text").text_content()
+        assert text == sampled(**request)
     figures = lane(page, "autoregressive").locator("dd").all_text_contents()
     assert figures == ["22", "88 ms", "250"]
 
@@ -153,8 +152,8 @@ def test_controls_reach_the_server(server, open_page):
     page.get_by_label("Seed").fill("7")
     page.get_by_label("Tokens").fill("10")
     raced(page)
-    asked = server.requests[0]
-    assert asked == {
+    request = server.requests[0]
+    assert request == {
         "model": "tiny", "role": "student", "sampler": "guided", "nfe": 6, "temperature": 0.8, "seed": 7, "length": 10,
         "guidance": {"guidance_scale": 12.5}, "stream": True,
     }  # fmt: skip
@@ -189,10 +188,10 @@ def test_selected_tokens_are_sampled_again(server, open_page):
     server.requests.clear()
     page.get_by_role("button", name="Sample again").click()
     page.get_by_role("button", name="Run").wait_for()
-    (asked,) = server.requests
+    (request,) = server.requests
     kept = [None if position in (5, 6, 7) else id_of(text) for position, text in enumerate(shown)]
-    assert asked["token_ids"] == kept  # the tokens around the selection are the same ones
-    assert (asked["seed"], asked["length"], "prompt" in asked) == (1, LENGTH, False)
+    assert request["token_ids"] == kept  # the tokens around the selection do not change
+    assert (request["seed"], request["length"], "prompt" in request) == (1, LENGTH, False)
     at_end(page)
     after = lane(page, "student").locator(".token").all_text_contents()
     assert {position for position, pair in enumerate(zip(before, after, strict=True)) if len({*pair}) > 1} == {5, 6, 7}
@@ -232,41 +231,45 @@ def test_a_link_holds_the_settings(server, open_page):
     first.locator(".setting").first.get_by_label("Guidance").fill("2.5")
     first.get_by_label("Seed").fill("3")
     raced(first)
-    asked = list(server.requests)
-    assert asked[0]["guidance"] == {"guidance_scale": 2.5}
+    requests = list(server.requests)
+    assert requests[0]["guidance"] == {"guidance_scale": 2.5}
     server.requests.clear()
     second = open_page(first.url)
     second.get_by_role("button", name="Play again").or_(second.get_by_role("button", name="Pause")).wait_for()
     second.get_by_role("button", name="Run").wait_for()
-    assert server.requests == asked
+    assert server.requests == requests
     assert second.get_by_label("Prompt").input_value() == "A prompt & more, 100%"
 
 
 @pytest.mark.parametrize(
-    ("prompt", "said"),
+    ("prompt", "message"),
     [
         ("too long", "student: a prompt has at most 24 tokens here; this one has 30"),
         ("breaks", "student: logits are not finite"),
     ],
 )
-def test_an_error_is_one_line(server, open_page, prompt, said):
+def test_an_error_is_one_line(server, open_page, prompt, message):
     page = open_page(server.address)
     page.get_by_label("Prompt").fill(prompt)
     raced(page)
-    assert page.get_by_role("alert").text_content() == said
+    assert page.get_by_role("alert").text_content() == message
     page.get_by_label("Prompt").fill("well")
     raced(page)
     assert page.get_by_role("alert").text_content() == ""
     assert page.locator(".lane").count() == 3
 
 
-def test_a_server_that_needs_a_token_is_given_it(open_page):
+def test_the_page_sends_the_access_token(open_page):
     with fake_server(token="secret") as server:
         page = open_page(server.address)
         field = page.get_by_label("Access token")
+        page.get_by_role("alert").get_by_text("this server needs its access token: enter it above").wait_for()
         field.fill("wrong")
         field.press("Enter")
-        page.get_by_role("alert").get_by_text("this server needs its access token: enter it above").wait_for()
+        page.get_by_role("alert").get_by_text("the access token is wrong: enter another one above").wait_for()
+        field.fill("5€")
+        field.press("Enter")
+        page.get_by_role("alert").get_by_text("an access token has ASCII characters only").wait_for()
         assert not page.get_by_role("button", name="Run").is_enabled()
         field.fill("secret")
         field.press("Enter")
@@ -276,7 +279,7 @@ def test_a_server_that_needs_a_token_is_given_it(open_page):
         assert "secret" not in page.url
         server.token = "other"
         page.get_by_role("button", name="Run").click()
-        page.get_by_role("alert").get_by_text("student: this server needs its access token").wait_for()
+        page.get_by_role("alert").get_by_text("student: the access token is wrong").wait_for()
 
 
 def test_a_server_without_token_asks_for_none(server, open_page):
@@ -285,7 +288,7 @@ def test_a_server_without_token_asks_for_none(server, open_page):
     assert not page.get_by_label("Access token").is_visible()
 
 
-def test_a_server_that_is_gone_is_said(open_page):
+def test_a_stopped_server_is_reported(open_page):
     with fake_server() as server:
         page = open_page(server.address)
         page.locator(".setting").first.wait_for()

@@ -18,6 +18,7 @@ import pytest
 import didi
 from didi.apps import serve
 from didi.errors import UsageError
+from didi.serving import server
 from didi.serving.settings import GRACE
 
 from .conftest import events_of
@@ -25,7 +26,7 @@ from .conftest import events_of
 
 @pytest.fixture
 def process():
-    """A server of a bundled model in a process of its own, its address, and the lines of its log."""
+    """A function that starts a server and returns its process, address, log lines, and the thread that reads them."""
     started = []
 
     def start(*words):
@@ -34,12 +35,12 @@ def process():
         log = []
         for line in one.stderr:
             log.append(line)
-            if found := re.search(r"running on (http://[\d.]+:\d+)", line):
+            if match := re.search(r"running on (http://[\d.]+:\d+)", line):
                 break
         reader = threading.Thread(target=lambda: log.extend(one.stderr), daemon=True)
         reader.start()
         started.append((one, reader))
-        return one, found[1], log, reader
+        return one, match[1], log, reader
 
     yield start
     for one, reader in started:
@@ -51,13 +52,13 @@ def process():
 
 @pytest.mark.slow
 def test_sigterm_lets_streams_end_and_refuses_new_requests(process):
-    one, url, log, reader = process("exact", "--drain", "30", "--max-batch", "1")
-    asked = {"sampler": "published", "nfe": 1000, "num_samples": 4, "seed": 1}
-    expected = httpx.post(f"{url}/v1/generate", json=asked, timeout=60).json()["sequences"]
+    one, url, log, reader = process("exact", "--drain", "120", "--max-batch", "1")
+    body = {"sampler": "published", "nfe": 1000, "num_samples": 4, "seed": 1}
+    expected = httpx.post(f"{url}/v1/generate", json=body, timeout=120).json()["sequences"]
     answers = {}
 
     def ask(stream):
-        answers[stream] = httpx.post(f"{url}/v1/generate", json={**asked, "stream": stream}, timeout=60)
+        answers[stream] = httpx.post(f"{url}/v1/generate", json={**body, "stream": stream}, timeout=120)
 
     threads = [threading.Thread(target=ask, args=(stream,)) for stream in (False, True)]
     for thread in threads:
@@ -76,7 +77,7 @@ def test_sigterm_lets_streams_end_and_refuses_new_requests(process):
     ends = [found["text"] for name, found in events_of(answers[True].text) if name == "end"]
     assert ends == [found["text"] for found in expected]
     reader.join()
-    records = [json.loads(line) for line in log[1:]]  # the first is for a person
+    records = [json.loads(line) for line in log[1:]]  # the first line is not JSON
     assert {"request", "Finished server process"} <= {re.sub(r" \[.*", "", found["message"]) for found in records}
     assert not [found for found in records if found["level"] == "error"]
 
@@ -85,11 +86,11 @@ def test_sigterm_lets_streams_end_and_refuses_new_requests(process):
 def test_requests_that_outlast_the_drain_end_with_an_error(process):
     """A stream has an ``error`` event, a request without stream status 503; the process ends soon after."""
     one, url, *_ = process("exact", "--drain", "1", "--max-moves", "10000")
-    asked = {"sampler": "published", "nfe": 10_000, "num_samples": 32}
+    body = {"sampler": "published", "nfe": 10_000, "num_samples": 32}
     answers = {}
 
     def ask(stream):
-        answers[stream] = httpx.post(f"{url}/v1/generate", json={**asked, "stream": stream}, timeout=60)
+        answers[stream] = httpx.post(f"{url}/v1/generate", json={**body, "stream": stream}, timeout=60)
 
     threads = [threading.Thread(target=ask, args=(stream,)) for stream in (False, True)]
     for thread in threads:
@@ -102,7 +103,7 @@ def test_requests_that_outlast_the_drain_end_with_an_error(process):
         thread.join()
     assert one.wait(10) == 0
     assert 1 <= time.monotonic() - signalled < 1 + GRACE
-    message = "the server stopped before the request was finished; send it to another"
+    message = "the server stopped before the request was finished; send it to another server"
     assert answers[False].status_code == 503
     assert answers[False].json()["error"]["message"] == message
     (first, _), *_, last = events_of(answers[True].text)
@@ -136,10 +137,39 @@ def test_a_port_that_is_taken_is_one_line(process):
         (["exact", "--network", "int8"], "--network"),
     ],
 )
-def test_wrong_use_is_refused(words, message, monkeypatch):
+def test_invalid_arguments_are_refused(words, message, monkeypatch):
     monkeypatch.delenv(serve.TOKEN_VARIABLE, raising=False)
     with pytest.raises(UsageError, match=re.escape(message)):
         serve.run_serve(words)
+
+
+@pytest.mark.parametrize(
+    ("words", "variable", "port"),
+    [([], None, 8000), (["--port", "9000"], None, 9000), ([], "9000", 9000), (["--port", "9000"], "9000", 9000)],
+)
+def test_the_port_is_an_argument_or_an_environment_variable(words, variable, port, monkeypatch):
+    """The health check of the image reads the variable, so an argument cannot replace it."""
+    monkeypatch.delenv(serve.PORT_VARIABLE, raising=False)
+    if variable is not None:
+        monkeypatch.setenv(serve.PORT_VARIABLE, variable)
+    listened = []
+    monkeypatch.setattr(server, "serve", lambda app, settings, host, port: listened.append(port))
+    serve.run_serve(["exact", *words])
+    assert listened == [port]
+
+
+@pytest.mark.parametrize(
+    ("words", "variable", "message"),
+    [
+        (["--port", "9000"], "8000", "--port 9000 differs from DIDI_SERVE_PORT=8000: set one of them"),
+        ([], "80x", "DIDI_SERVE_PORT is a whole number; got '80x'"),
+        ([], "99999", "DIDI_SERVE_PORT lies in [0, 65535]; got 99999"),
+    ],
+)
+def test_contradictory_or_invalid_ports_are_refused(words, variable, message, monkeypatch):
+    monkeypatch.setenv(serve.PORT_VARIABLE, variable)
+    with pytest.raises(UsageError, match=re.escape(message)):
+        serve.run_serve(["exact", *words])
 
 
 def test_names_of_models():

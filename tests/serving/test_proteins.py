@@ -1,4 +1,4 @@
-"""Models of proteins behind HTTP: residues as text, without the begin and the end symbol."""
+"""Models of proteins behind HTTP: texts are residues, without begin and end symbols."""
 
 import pytest
 
@@ -22,7 +22,7 @@ def served(client_of, proteins):
 
 
 @pytest.mark.parametrize(
-    "asked",
+    "fields",
     [
         {"length": 14, "num_samples": 3, "nfe": 4},
         {"nfe": 3},
@@ -32,14 +32,14 @@ def served(client_of, proteins):
         {"sampler": "first-hitting", "length": 12},
     ],
 )
-def test_answers_are_the_residues_of_generate(served, proteins, asked):
-    answer = served.post("/v1/generate", json={"seed": 3, **asked}).json()
-    named = {("prefix" if name == "prompt" else name): value for name, value in asked.items()}
+def test_answers_are_the_residues_of_generate(served, proteins, fields):
+    answer = served.post("/v1/generate", json={"seed": 3, **fields}).json()
+    named = {("prefix" if name == "prompt" else name): value for name, value in fields.items()}
     alone = didi.generate(proteins, **{"num_samples": 1, "seed": 3, **named})
     assert [one["text"] for one in answer["sequences"]] == alone.texts
     assert [one["token_ids"] for one in answer["sequences"]] == alone.tokens[:, 1:-1].tolist()
     assert [one["network_passes"] for one in answer["sequences"]] == alone.network_passes.tolist()
-    assert (answer["length"], answer["nfe"]) == (asked.get("length", 32), alone.nfe)
+    assert (answer["length"], answer["nfe"]) == (fields.get("length", 32), alone.nfe)
 
 
 def test_requests_of_several_lengths_share_passes(served, proteins):
@@ -50,15 +50,15 @@ def test_requests_of_several_lengths_share_passes(served, proteins):
         assert [prompt + choice["text"]] == alone.texts
 
 
-def test_no_symbol_but_residues_is_drawn(served):
+def test_only_residues_are_sampled(served):
     sequences = served.post("/v1/generate", json={"num_samples": 32, "nfe": 8}).json()["sequences"]
     assert not {one for sequence in sequences for one in sequence["token_ids"]} & set(EXCLUDED_IDS)
     assert {len(sequence["text"]) for sequence in sequences} == {32}
 
 
 def test_events_count_positions_from_the_first_residue(served):
-    asked = {"prompt": "MK", "length": 10, "nfe": 4, "seed": 1, "stream": True}
-    (_, start), *moves, (_, end) = events_of(served.post("/v1/generate", json=asked).text)
+    fields = {"prompt": "MK", "length": 10, "nfe": 4, "seed": 1, "stream": True}
+    (_, start), *moves, (_, end) = events_of(served.post("/v1/generate", json=fields).text)
     assert start["tokens"] == [["M", "K", *[None] * 8]]
     shown = start["tokens"][0]
     for _, move in moves:
@@ -87,14 +87,14 @@ def test_the_length_of_a_card_is_what_a_request_may_ask_for(served):
 
 
 @pytest.mark.parametrize(
-    ("asked", "message"),
+    ("fields", "message"),
     [
-        ({"token_ids": [BEGIN_ID, None]}, "is not that of [MASK] or of a symbol that is no residue; got 0"),
+        ({"token_ids": [BEGIN_ID, None]}, "is not the id of [MASK] or of a symbol that is no residue; got 0"),
         ({"prompt": "MK T"}, "a prompt is made of this tokenizer's words"),
         ({"prompt": "M" * 33}, "at most 32 tokens here; this one has 33"),
     ],
 )
-def test_what_is_no_protein_is_refused(served, asked, message):
-    answer = served.post("/v1/generate", json=asked)
+def test_invalid_proteins_are_refused(served, fields, message):
+    answer = served.post("/v1/generate", json=fields)
     assert answer.status_code == 400
     assert message in answer.json()["error"]["message"]

@@ -57,7 +57,7 @@ def test_each_position_is_revealed_once_and_the_prompt_never(lane):
     assert {move for _, move in lane.state_at(lane.milliseconds)} == {0, 1, 2, 3, 4}
 
 
-def test_a_state_holds_the_moves_that_are_done(lane):
+def test_a_state_has_the_moves_that_have_ended(lane):
     second = lane.moves[1].milliseconds
     assert {move for _, move in lane.state_at(second) if move} == {1, 2}
     assert lane.state_at(0.0) == [(text, 0) for text in lane.tokens]
@@ -70,7 +70,7 @@ def test_the_time_of_a_callback_is_left_out(bundle):
     assert lane.milliseconds < 1000 * (time.perf_counter() - started) - 195
 
 
-def test_the_first_move_is_made_once_before(bundle, monkeypatch):
+def test_one_move_is_made_as_a_warm_up(bundle, monkeypatch):
     calls = []
     features = type(bundle.student).features
     monkeypatch.setattr(type(bundle.student), "features", lambda *args: calls.append(1) or features(*args))
@@ -102,14 +102,14 @@ def test_an_autoregressive_network_writes_one_position_a_move(bundle):
 
 
 @pytest.mark.parametrize("name", ["tiny-news", "markov"])
-def test_texts_of_tokens_join_to_the_text_of_all(name):
+def test_texts_of_tokens_join_to_the_text_of_the_sequence(name):
     bundle = didi.load(name)
     ids = torch.randint(1, bundle.process.mask_id, (1, 12), generator=torch.Generator().manual_seed(0))
     (whole,) = decode(bundle, ids)
     assert "".join(token_text(bundle, token) for token in ids[0].tolist()).lstrip(" ") == whole.lstrip(" ")
 
 
-def test_the_page_has_all_that_it_needs(replay):
+def test_the_page_is_one_file_with_the_record(replay):
     page = replay_page(replay)
     assert not re.search(r"""(?:src|href)=|@import|url\(|^import |https?://(?!www\.w3\.org/2000/svg)""", page, re.M)
     (data,) = re.findall(r'<script type="application/json" id="replay">(.*?)</script>', page, re.S)
@@ -134,9 +134,9 @@ def frames(gif):
         yield image.convert("RGB"), image.info["duration"]
 
 
-def near(image, wanted):
-    """Number of pixels within rounding of a palette of a colour."""
-    return int((abs(np.asarray(image, dtype=int) - wanted).max(2) <= 3).sum())
+def num_near(image, rgb):
+    """Number of pixels of a colour, up to the rounding of a palette."""
+    return int((abs(np.asarray(image, dtype=int) - rgb).max(2) <= 3).sum())
 
 
 def test_the_animation_reveals_masks_and_rests_at_the_end(replay):
@@ -146,15 +146,15 @@ def test_the_animation_reveals_masks_and_rests_at_the_end(replay):
     seconds = sum(duration for _, duration in shown) / 1000
     assert seconds == pytest.approx(animation.PLAY_SECONDS + animation.HOLD_SECONDS, abs=0.2)
     assert shown[-1][1] == 1000 * animation.HOLD_SECONDS
-    masks = [near(image, colour("mask")) for image, _ in shown]
+    masks = [num_near(image, colour("mask")) for image, _ in shown]
     assert masks[0] > 2000
     assert masks == sorted(masks, reverse=True)
     assert masks[-1] < 200
-    assert not near(shown[0][0], scale_colour(1.0))
-    assert near(shown[-1][0], scale_colour(1.0)) > 500
+    assert not num_near(shown[0][0], scale_colour(1.0))
+    assert num_near(shown[-1][0], scale_colour(1.0)) > 500
 
 
-def test_an_animation_has_as_many_lanes_as_fit(replay, lane):
+def test_an_animation_with_too_many_lanes_is_refused(replay, lane):
     with pytest.raises(UsageError, match="a GIF shows 3 networks at most; got 4"):
         replay_gif(replace(replay, lanes=(lane,) * 4))
 

@@ -1,4 +1,4 @@
-"""Jobs that share passes draw, bit for bit, what they draw alone."""
+"""Jobs that share passes return, bit for bit, the samples of jobs that run alone."""
 
 import random
 from dataclasses import replace
@@ -19,7 +19,7 @@ from didi.sampling.prompt import canvas_from_prompt
 from didi.sampling.token_distribution import TokenDistribution
 from didi.serving import scheduler
 from didi.serving.job import Cancelled, Job, TimedOut
-from didi.serving.scheduler import Scheduler, grouped
+from didi.serving.scheduler import Scheduler, pass_groups
 from didi.serving.shared import padded_length, shared_features, shared_tokens
 
 SHARED = ("ancestral", "tau-leaping", "first-hitting", "confidence", "entropy-bounded", "remasking")
@@ -51,27 +51,29 @@ def run(jobs, max_batch=64, arrivals=None):
     return shared
 
 
-def generated(bundle, *, num=1, **asked):
-    return didi.generate(bundle, num_samples=num, **asked)
+def generated(bundle, *, num=1, **options):
+    return didi.generate(bundle, num_samples=num, **options)
 
 
 @pytest.mark.parametrize("sampler", SHARED)
-def test_jobs_of_a_crowd_are_those_of_generate(sampler, make_dit):
+def test_jobs_that_share_passes_return_the_samples_of_generate(sampler, make_dit):
     bundle = Bundle(teacher=make_dit(vocab_size=40, length=16, scale=3.0))
-    asked = [{"seed": seed, "num": 1 + seed % 3, "nfe": (3, 5, 8)[seed % 3], "sampler": sampler} for seed in range(9)]
-    jobs = [job_of(bundle, **one) for one in asked]
+    requests = [
+        {"seed": seed, "num": 1 + seed % 3, "nfe": (3, 5, 8)[seed % 3], "sampler": sampler} for seed in range(9)
+    ]
+    jobs = [job_of(bundle, **one) for one in requests]
     scheduler = run(jobs, arrivals=[0, 0, 1, 1, 2, 3, 5, 5, 5])
     assert scheduler.num_passes < sum(int(job.network_passes.max()) for job in jobs)
-    for job, one in zip(jobs, asked, strict=True):
+    for job, one in zip(jobs, requests, strict=True):
         alone = generated(bundle, **one)
         assert job.error is None
         assert torch.equal(job.tokens, alone.tokens)
         assert torch.equal(job.network_passes, alone.network_passes)
 
 
-def test_a_mixed_crowd_on_real_weights_draws_what_generate_draws(news):
-    """Roles, lengths, prompts, moves and samplers of all kinds; guided sampling makes its passes itself."""
-    asked = [
+def test_mixed_jobs_on_real_weights_return_the_samples_of_generate(news):
+    """Several roles, lengths, prompts, numbers of moves and samplers; guided sampling does not share its passes."""
+    requests = [
         {"seed": 1, "nfe": 4},
         {"seed": 2, "nfe": 8, "role": "teacher", "num": 2},
         {"seed": 3, "nfe": 5, "prefix": "The prime minister said"},
@@ -81,49 +83,49 @@ def test_a_mixed_crowd_on_real_weights_draws_what_generate_draws(news):
         {"seed": 7, "nfe": 4, "temperature": 0.5, "top_p": 0.9, "length": 48},
         {"seed": 8, "nfe": 4, "sampler": "confidence", "length": 24},
     ]
-    jobs = [job_of(news, **one) for one in asked]
+    jobs = [job_of(news, **one) for one in requests]
     run(jobs, arrivals=[0, 0, 0, 1, 1, 1, 2, 2])
-    for job, one in zip(jobs, asked, strict=True):
+    for job, one in zip(jobs, requests, strict=True):
         assert torch.equal(job.tokens, generated(news, **one).tokens), one
 
 
 @pytest.mark.slow
-def test_samples_do_not_depend_on_the_crowd(news):
-    """Each of 40 requests alone in a scheduler, and in three crowds of random order and arrival."""
+def test_samples_do_not_depend_on_other_jobs(news):
+    """40 requests, each alone in a scheduler, and together in three random orders with random arrivals."""
     source = random.Random(0)
-    asked = [
+    requests = [
         {"seed": seed, "nfe": source.randint(1, 6), "length": source.randint(1, 70), "num": source.choice([1, 1, 3])}
         for seed in range(40)
     ]
 
     def drawn(arrivals, order, max_batch):
-        jobs = [job_of(news, **one) for one in asked]
+        jobs = [job_of(news, **one) for one in requests]
         run([jobs[index] for index in order], max_batch, arrivals)
         return [job.tokens for job in jobs]
 
     alone = drawn([10 * index for index in range(40)], range(40), 64)
     for max_batch in (4, 16, 64):
         order = source.sample(range(40), 40)
-        crowd = drawn([source.randint(0, 10) for _ in order], order, max_batch)
-        assert all(torch.equal(one, other) for one, other in zip(alone, crowd, strict=True))
+        together = drawn([source.randint(0, 10) for _ in order], order, max_batch)
+        assert all(torch.equal(one, other) for one, other in zip(alone, together, strict=True))
 
 
 def test_rows_of_a_time_conditioned_network_keep_their_own_noise_levels(make_dit):
     bundle = Bundle(teacher=make_dit(vocab_size=40, length=16, scale=3.0, is_time_conditioned=True))
-    asked = [{"seed": seed, "nfe": nfe, "sampler": sampler} for seed, (nfe, sampler) in enumerate(
+    requests = [{"seed": seed, "nfe": nfe, "sampler": sampler} for seed, (nfe, sampler) in enumerate(
         [(2, "ancestral"), (7, "ancestral"), (4, "first-hitting"), (3, "remasking")])]  # fmt: skip
-    jobs = [job_of(bundle, **one) for one in asked]
+    jobs = [job_of(bundle, **one) for one in requests]
     run(jobs)
-    for job, one in zip(jobs, asked, strict=True):
+    for job, one in zip(jobs, requests, strict=True):
         assert torch.equal(job.tokens, generated(bundle, **one).tokens)
 
 
-def test_networks_that_read_the_number_of_moves_share_passes_of_equal_numbers_only(make_dit, randomise):
+def test_budget_conditioned_networks_share_passes_only_for_equal_numbers_of_moves(make_dit, randomise):
     bundle = Bundle(teacher=make_dit(vocab_size=40, length=16, scale=3.0, is_budget_conditioned=True))
     jobs = [job_of(bundle, seed=seed, nfe=nfe) for seed, nfe in enumerate([2, 2, 5])]
     for job in jobs:
         job.start()
-    assert [len(group) for group in grouped(jobs)] == [2, 1]
+    assert [len(group) for group in pass_groups(jobs)] == [2, 1]
     again = [job_of(bundle, seed=seed, nfe=nfe) for seed, nfe in enumerate([2, 2, 5])]
     run(again)
     for seed, job in enumerate(again):
@@ -133,13 +135,13 @@ def test_networks_that_read_the_number_of_moves_share_passes_of_equal_numbers_on
 def test_jobs_of_one_network_and_token_distribution_share_the_head(news, monkeypatch):
     rows, head = [], type(news.student).head
     monkeypatch.setattr(type(news.student), "head", lambda self, x: rows.append(len(x)) or head(self, x))
-    asked = [{"seed": seed, "nfe": 1, "length": length} for seed, length in enumerate([8, 16, 40])]
-    asked += [{"seed": 5, "nfe": 1, "length": 12, "temperature": 0.5}]
-    jobs = [job_of(news, **one) for one in asked]
+    requests = [{"seed": seed, "nfe": 1, "length": length} for seed, length in enumerate([8, 16, 40])]
+    requests += [{"seed": 5, "nfe": 1, "length": 12, "temperature": 0.5}]
+    jobs = [job_of(news, **one) for one in requests]
     run(jobs)
-    assert rows == [64, 16]  # of all lengths; 12 rows that are padded
+    assert rows == [64, 16]  # the rows of all lengths together; 12 rows, padded
     monkeypatch.undo()
-    for job, one in zip(jobs, asked, strict=True):
+    for job, one in zip(jobs, requests, strict=True):
         assert torch.equal(job.tokens, generated(news, **one).tokens)
 
 
@@ -174,8 +176,8 @@ def test_a_shared_pass_that_fails_is_run_again_for_each_request(news, monkeypatc
         assert torch.equal(job.tokens, generated(news, seed=seed, nfe=2).tokens)
 
 
-def test_the_draw_check_of_a_request_sees_its_own_logits_alone(news, monkeypatch):
-    """On a GPU a check collects and answers at the end of its request."""
+def test_the_draw_check_of_a_request_sees_only_its_own_logits(news, monkeypatch):
+    """On a GPU a check raises at the end of its own request, so the logits of other requests must not reach it."""
     collected = []
     monkeypatch.setattr(DrawCheck, "see", lambda check, scores: collected.append((check, scores.isfinite().all())))
     samplers = [Ancestral(news.student, news.process) for _ in range(3)]
@@ -188,14 +190,14 @@ def test_the_draw_check_of_a_request_sees_its_own_logits_alone(news, monkeypatch
     assert [answers[id(one.token_distribution.draw_check)] for one in samplers] == [True, False, True]
 
 
-def test_logits_that_exist_at_once_are_bounded(make_dit, monkeypatch):
+def test_the_logits_of_a_draw_are_bounded(make_dit, monkeypatch):
     monkeypatch.setattr(scheduler, "LOGITS", 40 * 50)
     bundle = Bundle(teacher=make_dit(vocab_size=40, length=16))
     jobs = [job_of(bundle, seed=seed, nfe=1) for seed in range(7)]
     for job in jobs:
         job.start()
         job.advance(torch.zeros(1, 16, 16))
-    assert [len(group) for group in scheduler.drawn_together(jobs)] == [3, 3, 1]
+    assert [len(group) for group in scheduler.draw_groups(jobs)] == [3, 3, 1]
 
 
 def test_a_job_whose_logits_are_not_finite_fails_alone(make_dit, monkeypatch):
@@ -203,9 +205,9 @@ def test_a_job_whose_logits_are_not_finite_fails_alone(make_dit, monkeypatch):
     features = bundle.teacher.features
 
     def damaged(inputs, *others):
-        found = features(inputs, *others).clone()
-        found[(inputs == 7).any(1)] = torch.nan
-        return found
+        values = features(inputs, *others).clone()
+        values[(inputs == 7).any(1)] = torch.nan
+        return values
 
     jobs = [job_of(bundle, seed=1, nfe=1), job_of(bundle, seed=2, nfe=1), job_of(bundle, seed=3, nfe=1)]
     jobs[1].plan.canvas.tokens[:, 0], jobs[1].plan.canvas.is_free[:, 0] = 7, False
@@ -221,7 +223,7 @@ def test_a_pass_has_a_bounded_number_of_positions(make_dit):
     jobs = [job_of(bundle, seed=seed, nfe=2) for seed in range(40)]
     for job in jobs:
         job.start()
-    assert [len(group) for group in grouped(jobs)] == [16, 16, 8]
+    assert [len(group) for group in pass_groups(jobs)] == [16, 16, 8]
 
 
 def test_padded_lengths():
@@ -230,7 +232,7 @@ def test_padded_lengths():
     assert padded_length(9, 12) == 12
 
 
-def test_no_more_sequences_run_than_the_batch_has_room_for(make_dit):
+def test_running_sequences_are_limited_by_the_batch_size(make_dit):
     bundle = Bundle(teacher=make_dit(vocab_size=40, length=16))
     scheduler = Scheduler(max_batch=4)
     jobs = [job_of(bundle, seed=seed, num=2, nfe=4) for seed in range(3)] + [job_of(bundle, num=9, nfe=2)]

@@ -17,7 +17,8 @@ from didi.models.inference import for_inference
 from didi.process_group import default_device
 from didi.serving.settings import ServerSettings
 
-TOKEN_VARIABLE = "DIDI_SERVE_TOKEN"
+TOKEN_VARIABLE, PORT_VARIABLE = "DIDI_SERVE_TOKEN", "DIDI_SERVE_PORT"
+DEFAULT_PORT = 8000
 
 
 @dataclass(frozen=True)
@@ -28,8 +29,9 @@ class ServeCommand:
     """Bundled names, bundle folders or Hub repositories; NAME=MODEL gives a name that requests use."""
     host: str = "127.0.0.1"
     """Address to listen at; other machines reach 0.0.0.0, which needs a token."""
-    port: int = 8000
-    """Port to listen at; 0 is a free one, which the log names."""
+    port: int | None = None
+    """Port to listen at: by default that of the environment variable DIDI_SERVE_PORT, or 8000; 0 is a free one, which
+    the log names."""
     token: str | None = None
     """Bearer token that requests need; better given in the environment variable DIDI_SERVE_TOKEN, which process lists
     do not show."""
@@ -60,7 +62,7 @@ def run_serve(args: Sequence[str]) -> None:
     command = parse(ServeCommand, args, prog="didi serve")
     if not command.models:
         raise UsageError("didi serve MODEL...: give one model or more, such as tiny-news")
-    whole_number("--port", command.port, low=0, high=65_535)
+    port = _port(command.port)
     named = _named(command.models)
     from didi.serving.app import make_app
     from didi.serving.server import serve
@@ -80,10 +82,26 @@ def run_serve(args: Sequence[str]) -> None:
         )
     device = default_device()
     bundles = {name: for_inference(load(model).to(device), command.network) for name, model in named.items()}
-    where = f"http://{command.host}:{command.port}" if command.port else "the address below"
+    where = f"http://{command.host}:{port}" if port else "the address below"
     app = make_app(bundles, settings)
     print(f"didi serves {', '.join(bundles)} at {where}", file=sys.stderr)
-    serve(app, settings, command.host, command.port)
+    serve(app, settings, command.host, port)
+
+
+def _port(argument: int | None) -> int:
+    """The port of the argument, of the environment variable, or ``DEFAULT_PORT``.
+
+    The health check of the Docker image reads the variable, so an argument that differs is refused.
+    """
+    variable, ports = os.environ.get(PORT_VARIABLE), {}
+    if variable is not None:
+        number = int(variable) if variable.isdecimal() else variable
+        ports[PORT_VARIABLE] = whole_number(PORT_VARIABLE, number, low=0, high=65_535)
+    if argument is not None:
+        ports["--port"] = whole_number("--port", argument, low=0, high=65_535)
+    if len(set(ports.values())) > 1:
+        raise UsageError(f"--port {argument} differs from {PORT_VARIABLE}={variable}: set one of them")
+    return next(iter(ports.values()), DEFAULT_PORT)
 
 
 def _named(words: Sequence[str]) -> dict[str, str]:

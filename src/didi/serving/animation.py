@@ -1,4 +1,4 @@
-"""A replay as an animated GIF: the lanes side by side, in the light colours of the page."""
+"""A replay as an animated GIF: lanes side by side, in the light theme of the page."""
 
 import io
 import math
@@ -14,19 +14,19 @@ from didi.serving.colours import colour, scale_colour
 from didi.serving.replay import Lane, Replay
 
 PLAY_SECONDS, HOLD_SECONDS, FRAME_SECONDS = 7.5, 4.0, 0.06
-"""Time in which the slowest lane plays, rest at the end, and shortest time of a frame."""
+"""Duration of the slowest lane, duration of the last frame, and shortest duration of a frame."""
 WIDTH, MARGIN, GAP, LINE = 1200, 44, 52, 33
-"""Of the picture, its border, the space between lanes, and a line of text, in pixels."""
+"""Width of the picture and of its margin, distance of the lanes, and height of a line of text, in pixels."""
 MAX_LANES, NUM_COLOURS = 3, 255
 
 
 def replay_gif(replay: Replay) -> bytes:
-    """The file's content.
+    """The content of the GIF file.
 
-    Time runs so that the slowest lane takes ``PLAY_SECONDS``; the picture says how much slower or faster that is.
+    The slowest lane takes ``PLAY_SECONDS``; the picture shows the speed relative to real time.
 
     Raises:
-        UsageError: there are more lanes than fit side by side.
+        UsageError: there are more than ``MAX_LANES`` lanes.
     """
     if len(replay.lanes) > MAX_LANES:
         raise UsageError(f"a GIF shows {MAX_LANES} networks at most; got {len(replay.lanes)}: use --html")
@@ -37,8 +37,8 @@ def replay_gif(replay: Replay) -> bytes:
     frames = [picture.frame(min(total * slot / num_slots, total)) for slot in slots]
     seconds = [FRAME_SECONDS * (after - before) for before, after in pairwise(slots)] + [HOLD_SECONDS]
     palette = frames[-1].quantize(NUM_COLOURS)
-    first, *rest = (one.quantize(palette=palette, dither=Image.Dither.NONE) for one in frames)
-    durations = [10 * round(100 * one) for one in seconds]  # GIF counts in hundredths of a second
+    first, *rest = (frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames)
+    durations = [10 * round(100 * one) for one in seconds]  # milliseconds, in the resolution of GIF, 10 ms
     file = io.BytesIO()
     first.save(file, "GIF", save_all=True, append_images=rest, duration=durations, loop=0, optimize=True)
     return file.getvalue()
@@ -46,7 +46,7 @@ def replay_gif(replay: Replay) -> bytes:
 
 @dataclass(frozen=True)
 class _Place:
-    """Where a token is drawn: its left end, its baseline and its width, in pixels."""
+    """Place of a token in pixels: left end, baseline and width."""
 
     x: float
     y: float
@@ -54,7 +54,7 @@ class _Place:
 
 
 class _Picture:
-    """Draws a replay at any time.
+    """Draws the state of a replay at a time.
 
     Attributes:
         total: milliseconds of the slowest lane, more than 0.
@@ -72,7 +72,7 @@ class _Picture:
         self._height = self._below + 46 + 14 * count + 52
 
     def frame(self, time: float) -> Image.Image:
-        """The picture at a time in milliseconds."""
+        """The picture at a time in milliseconds since the start."""
         image = Image.new("RGB", (WIDTH, self._height), colour("paper"))
         draw = ImageDraw.Draw(image)
         for lane, left, places in zip(self._lanes, self._lefts, self._places, strict=True):
@@ -83,7 +83,7 @@ class _Picture:
         return image
 
     def _placed(self, lane: Lane, left: float) -> Iterator[_Place]:
-        """Places of the finished tokens, so that nothing shifts while they replace masks; words are not divided."""
+        """Places of the finished tokens, so that no token shifts during the animation; lines break between words."""
         texts = [_printable(text) for text, _ in lane.state_at(math.inf)]
         starts = [number for number, text in enumerate(texts) if text != text.lstrip() or not number]
         x, y, right = left, MARGIN + 80.0, left + self._column
@@ -126,15 +126,15 @@ class _Picture:
             x += self._small.getlength(unit) + 30
 
     def _draw_clock(self, draw: ImageDraw.ImageDraw, time: float) -> None:
-        """One bar a lane with a mark for each move, and the time."""
+        """One bar per lane with a mark for each move, and the time."""
         top, length = self._below + 32, WIDTH - 2 * MARGIN
         for number, lane in enumerate(self._lanes):
             y = top + 14 * number
             draw.rectangle((MARGIN, y, MARGIN + length, y + 7), fill=colour("rule"))
-            for move, one in enumerate(lane.moves, start=1):
-                if one.milliseconds <= time:
-                    x = MARGIN + length * one.milliseconds / self.total
-                    draw.rectangle((x - 3, y, x, y + 7), fill=scale_colour(_share(move, lane), "tick"))
+            for move_number, move in enumerate(lane.moves, start=1):
+                if move.milliseconds <= time:
+                    x = MARGIN + length * move.milliseconds / self.total
+                    draw.rectangle((x - 3, y, x, y + 7), fill=scale_colour(_share(move_number, lane), "tick"))
         x, bottom = MARGIN + length * time / self.total, top + 14 * len(self._lanes)
         draw.rectangle((x - 1, top - 5, x + 1, bottom - 2), fill=colour("ink"))
         place = (WIDTH - MARGIN, bottom + 26)
@@ -149,17 +149,17 @@ def _speed(total: float) -> str:
 
 
 def _share(move: int, lane: Lane) -> float:
-    """Place of a move on the colour scale."""
+    """Place of a move, by its number from 1, on the colour scale."""
     return (move - 1) / max(1, len(lane.moves) - 1)
 
 
 def _printable(text: str | None) -> str:
-    """A token without what a line of text has no place for."""
+    """The text of a token in one line; the end-of-text token is a paragraph sign."""
     return " ".join((text or "").split("\n")).replace("<|endoftext|>", " ¶")
 
 
 def _font(file: str, size: int) -> ImageFont.FreeTypeFont:
-    """A font that comes with matplotlib."""
+    """A font from the files of matplotlib."""
     import matplotlib
 
     return ImageFont.truetype(str(Path(matplotlib.get_data_path(), "fonts", "ttf", file)), size)

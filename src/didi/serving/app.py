@@ -1,4 +1,4 @@
-"""The HTTP application: routes, limits and errors."""
+"""The HTTP application: routes, middleware and error handlers."""
 
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
@@ -22,10 +22,10 @@ try:
     from didi.serving.metrics import Metrics
     from didi.serving.middleware import Guard, RequestLog
     from didi.serving.models import Models
-    from didi.serving.problems import invalid, logged
+    from didi.serving.problems import logged_problem, validation_problem
     from didi.serving.scheduler import Scheduler
     from didi.serving.settings import ServerSettings
-    from didi.serving.state import Parts, State
+    from didi.serving.state import InjectedState, ServerState
 except ImportError as error:
     raise DidiError(f"a server needs more packages: {from_checkout('serve')} ({error})") from error
 
@@ -34,32 +34,34 @@ STATIC = Path(__file__).parent / "static"
 
 
 def make_app(bundles: Mapping[str, Bundle], settings: ServerSettings | None = None) -> FastAPI:
-    """The application that serves ``bundles`` by their names.
+    """The application that serves ``bundles``.
 
     Args:
-        bundles: one or more, on their devices; names have no colon.
+        bundles: one or more bundles by name, on their devices; names have no colon.
         settings: limits and access.
     """
     settings = settings or ServerSettings()
     engine = Engine(Scheduler(settings.max_batch), settings.max_queue)
-    parts = State(Models(bundles), settings, engine, Metrics(engine))
+    state = ServerState(Models(bundles), settings, engine, Metrics(engine))
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        for model in parts.models:
+        for model in state.models:
             model.check_weights()
         engine.start()
-        yield
-        engine.stop()
+        try:
+            yield
+        finally:
+            engine.stop()
 
     app = FastAPI(title="didi", version=didi.__version__, lifespan=lifespan, description=__doc__)
-    app.state.parts = parts
+    app.state.server = state
     app.include_router(generate.router)
     app.include_router(completions.router)
     _add_probes(app)
     _add_error_handlers(app)
     app.add_middleware(Guard, settings=settings)
-    app.add_middleware(RequestLog, metrics=parts.metrics)
+    app.add_middleware(RequestLog, metrics=state.metrics)
     if settings.cors_origins:
         allowed: dict[str, Any] = {"allow_methods": ["GET", "POST"], "allow_headers": ["authorization", "content-type"]}
         app.add_middleware(CORSMiddleware, allow_origins=settings.cors_origins, **allowed)
@@ -68,7 +70,7 @@ def make_app(bundles: Mapping[str, Bundle], settings: ServerSettings | None = No
 
 
 def _add_page(app: FastAPI) -> None:
-    """The page at ``/``: a route for each file, since a mount there would answer any other path and method too."""
+    """The page at ``/``: one route per file, because a mount at ``/`` would also match all other paths and methods."""
 
     def route(file: Path) -> Callable[[], Coroutine[Any, Any, FileResponse]]:
         async def send() -> FileResponse:
@@ -84,38 +86,38 @@ def _add_page(app: FastAPI) -> None:
 def _add_probes(app: FastAPI) -> None:
     @app.get("/healthz", response_class=PlainTextResponse)
     async def healthz() -> str:
-        """Whether the process answers."""
+        """Status 200 while the process runs."""
         return "ok\n"
 
     @app.get("/readyz", response_class=PlainTextResponse)
-    async def readyz(parts: Parts) -> Response:
-        """Whether requests are taken and all models can be sampled; 503 if not."""
-        damaged = [model.name for model in parts.models if model.is_damaged]
+    async def readyz(state: InjectedState) -> Response:
+        """Status 200 if the server takes requests and all models can be sampled, otherwise 503."""
+        damaged = [model.name for model in state.models if model.is_damaged]
         if damaged:
-            return PlainTextResponse(f"the weights of {', '.join(damaged)} are not finite\n", 503)
-        if not parts.engine.is_running:
+            return PlainTextResponse(f"weights or logits of {', '.join(damaged)} are not finite\n", 503)
+        if not state.engine.is_running:
             return PlainTextResponse("the server is stopping\n", 503)
         return PlainTextResponse("ok\n")
 
     @app.get("/metrics", response_class=PlainTextResponse)
-    async def metrics(parts: Parts) -> Response:
-        """Figures in the text form of Prometheus."""
-        return Response(parts.metrics.text(), media_type="text/plain; version=0.0.4")
+    async def metrics(state: InjectedState) -> Response:
+        """Metrics in the text format of Prometheus."""
+        return Response(state.metrics.text(), media_type="text/plain; version=0.0.4")
 
 
 def _add_error_handlers(app: FastAPI) -> None:
-    async def unfit(request: Request, error: Exception) -> JSONResponse:
+    async def on_invalid_body(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)
-        return invalid(error, request.url.path).answer()
+        return validation_problem(error, request.url.path).response()
 
-    async def failed(_: Request, error: Exception) -> JSONResponse:
-        return logged(error).answer()
+    async def on_error(_: Request, error: Exception) -> JSONResponse:
+        return logged_problem(error).response()
 
     handlers: dict[type[Exception], Callable[..., Any]] = {
-        RequestValidationError: unfit,
-        DidiError: failed,
-        HTTPException: failed,
-        Exception: failed,
+        RequestValidationError: on_invalid_body,
+        DidiError: on_error,
+        HTTPException: on_error,
+        Exception: on_error,
     }
     for kind, handler in handlers.items():
         app.add_exception_handler(kind, handler)

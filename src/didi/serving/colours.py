@@ -1,4 +1,4 @@
-"""Colours of the page for other formats: the light ones of ``static/style.css``, which alone defines them."""
+"""Colours of the page for other formats, read from the light theme in ``static/style.css``."""
 
 import math
 import re
@@ -11,15 +11,19 @@ Colour = tuple[int, int, int]
 
 
 def colour(name: str) -> Colour:
-    """An sRGB colour, each channel 0 to 255, by the name of its CSS variable without dashes, such as ``paper``."""
+    """An sRGB colour, each channel in [0, 255].
+
+    Args:
+        name: name of the CSS variable without the leading dashes, such as ``paper``.
+    """
     return _srgb(_variables()[name])
 
 
 def scale_colour(share: float, scale: str = "scale") -> Colour:
-    """The colour of a move.
+    """The sRGB colour of a move, each channel in [0, 255].
 
     Args:
-        share: 0 for the first move to 1 for the last.
+        share: place of the move in [0, 1], 0 for the first move.
         scale: ``scale`` for backgrounds of text, ``tick`` for marks without text.
     """
     first, last = _variables()[f"{scale}-first"], _variables()[f"{scale}-last"]
@@ -29,12 +33,12 @@ def scale_colour(share: float, scale: str = "scale") -> Colour:
 
 @cache
 def _variables() -> dict[str, Oklch]:
-    found = re.findall(r"--([\w-]+): light-dark\(oklch\(([^)]+)\)", (STATIC / "style.css").read_text("utf-8"))
-    return {name: (float(l), float(c), float(h)) for name, values in found for l, c, h in [values.split()]}  # noqa: E741
+    matches = re.findall(r"--([\w-]+): light-dark\(oklch\(([^)]+)\)", (STATIC / "style.css").read_text("utf-8"))
+    return {name: (float(l), float(c), float(h)) for name, values in matches for l, c, h in [values.split()]}  # noqa: E741
 
 
 def _srgb(value: Oklch) -> Colour:
-    """OKLCH to sRGB, clipped to its gamut (Ottosson 2020, https://bottosson.github.io/posts/oklab/)."""
+    """OKLCH to sRGB, clipped to the sRGB gamut (Ottosson 2020, https://bottosson.github.io/posts/oklab/)."""
     lightness, chroma, hue = value
     a, b = chroma * math.cos(math.radians(hue)), chroma * math.sin(math.radians(hue))
     l = (lightness + 0.3963377774 * a + 0.2158037573 * b) ** 3  # noqa: E741 - cone responses l, m, s
@@ -45,7 +49,7 @@ def _srgb(value: Oklch) -> Colour:
         -1.2684380046 * l + 2.6097574011 * m - 0.3413193965 * s,
         -0.0041960863 * l - 0.7034186147 * m + 1.7076147010 * s,
     )
-    red, green, blue = (round(255 * _encoded(min(max(one, 0.0), 1.0))) for one in linear)
+    red, green, blue = (round(255 * _encoded(min(max(channel, 0.0), 1.0))) for channel in linear)
     return red, green, blue
 
 

@@ -1,4 +1,4 @@
-"""``/v1/completions`` and ``/v1/models`` in OpenAI's form."""
+"""``/v1/completions`` and ``/v1/models`` in the format of OpenAI's API."""
 
 import logging
 import time
@@ -8,101 +8,102 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 
-from didi.serving.follow import Followed
-from didi.serving.generate import ERRORS, event_stream
-from didi.serving.growing import Growing
-from didi.serving.problems import logged
-from didi.serving.requests import Asked, completions
+from didi.serving.completion_text import CompletionText
+from didi.serving.generate import ERRORS, EventStream
+from didi.serving.problems import logged_problem
+from didi.serving.request_jobs import RequestJobs
+from didi.serving.requests import JobSpec, completion_specs
 from didi.serving.schemas import Choice, Completion, CompletionRequest, ErrorAnswer, ErrorBody, ModelList, Usage
-from didi.serving.state import Parts, unless_gone
+from didi.serving.state import InjectedState, unless_disconnected
 
 LOG = logging.getLogger("didi.serving")
 router = APIRouter()
 
 
 @router.get("/v1/models", response_model=ModelList)
-async def models(parts: Parts) -> ModelList:
-    """The models that are served, each by its name and, with a role, by network."""
-    return ModelList(data=[card for model in parts.models for card in model.cards()])
+async def models(state: InjectedState) -> ModelList:
+    """The served models: each under its name, and each of its networks as ``name:role``."""
+    return ModelList(data=[card for model in state.models for card in model.cards()])
 
 
 @router.post("/v1/completions", response_model=Completion, responses=ERRORS)
-async def complete(body: CompletionRequest, request: Request, parts: Parts) -> Any:
-    """Complete texts; with ``stream``, parts of them as soon as all tokens before are drawn."""
-    asked = completions(body, parts.models, parts.settings)
-    if parts.settings.logs_prompts:
+async def complete(body: CompletionRequest, request: Request, state: InjectedState) -> Any:
+    """Complete texts; with ``stream``, a part of a text is sent as soon as it and all tokens before it are drawn."""
+    specs = completion_specs(body, state.models, state.settings)
+    if state.settings.logs_prompts:
         LOG.info("prompt", extra={"fields": {"prompt": body.prompt, "suffix": body.suffix}})
-    follow = parts.follow(asked, sees_moves=bool(body.stream))
-    answer = Answer(body, asked)
+    jobs = state.jobs(specs, sees_moves=bool(body.stream))
+    builder = CompletionBuilder(body, specs)
     if body.stream:
-        return event_stream(_stream(follow, answer), parts)
-    with follow:
-        tokens = await unless_gone(request, follow.finished())
-    rows = [row for one in tokens for row in one.tolist()]
+        return EventStream(jobs, _stream(jobs, builder), state.settings)
+    with jobs:
+        tokens = await unless_disconnected(request, jobs.finished())
+    rows = [row for sequences in tokens for row in sequences.tolist()]
     choices = [
-        Choice(text=one.finished(row), index=index, finish_reason=one.finish_reason)
-        for index, (one, row) in enumerate(zip(answer.growing, rows, strict=True))
+        Choice(text=text.finished(row), index=index, finish_reason=text.finish_reason)
+        for index, (text, row) in enumerate(zip(builder.texts, rows, strict=True))
     ]
-    return answer.part(choices, answer.usage)
+    return builder.completion(choices, builder.usage)
 
 
-class Answer:
-    """The answer to a request, as a whole or in parts.
+class CompletionBuilder:
+    """Builds the response to a request, or the chunks of a streamed response.
 
     Args:
         body: the request.
-        asked: its prompts.
+        specs: one for each prompt of the request.
 
     Attributes:
-        growing: the text of each choice; those of the first prompt come first.
-        usage: tokens of the request.
+        texts: the text of each choice; the ``num`` choices of the first prompt come first.
+        usage: numbers of tokens of the request.
+        num: choices per prompt.
+        sends_usage: whether the last chunk of a stream has ``usage``.
     """
 
-    def __init__(self, body: CompletionRequest, asked: Sequence[Asked]) -> None:
+    def __init__(self, body: CompletionRequest, specs: Sequence[JobSpec]) -> None:
         self._id, self._created = f"cmpl-{uuid.uuid4().hex}", int(time.time())
-        self._model = body.model or asked[0].model.name
+        self._model = body.model or specs[0].model.name
         stops = [body.stop] if isinstance(body.stop, str) else body.stop or []
-        self.growing = [
-            Growing(one, [stop for stop in stops if stop], echoes=bool(body.echo))
-            for one in asked
-            for _ in range(len(one.plan.canvas))
+        self.texts = [
+            CompletionText(spec, [stop for stop in stops if stop], echoes=bool(body.echo))
+            for spec in specs
+            for _ in range(len(spec.plan.canvas))
         ]
-        drawn = sum(int(one.plan.canvas.is_free.sum()) for one in asked)
-        given = sum(one.length - int(one.plan.canvas.is_free[0].sum()) for one in asked)
-        self.usage = Usage(prompt_tokens=given, completion_tokens=drawn, total_tokens=given + drawn)
+        num_drawn = sum(int(spec.plan.canvas.is_free.sum()) for spec in specs)
+        num_prompt = sum(spec.length - int(spec.plan.canvas.is_free[0].sum()) for spec in specs)
+        self.usage = Usage(prompt_tokens=num_prompt, completion_tokens=num_drawn, total_tokens=num_prompt + num_drawn)
         self.num = body.n
         self.sends_usage = body.stream_options is not None and body.stream_options.include_usage
 
-    def part(self, choices: list[Choice], usage: Usage | None = None) -> Completion:
-        """A part of the answer."""
+    def completion(self, choices: list[Choice], usage: Usage | None = None) -> Completion:
+        """The response, or a chunk of it."""
         return Completion(id=self._id, created=self._created, model=self._model, choices=choices, usage=usage)
 
 
-async def _stream(follow: Followed, answer: Answer) -> AsyncIterator[dict[str, str]]:
-    """Parts of completions, for jobs that are submitted already."""
+async def _stream(jobs: RequestJobs, builder: CompletionBuilder) -> AsyncIterator[dict[str, str]]:
+    """The chunks of a streamed response, for jobs that are submitted before the first chunk."""
 
-    def sent(index: int, text: str, reason: Any = None) -> dict[str, str]:
+    def chunk(index: int, text: str, reason: Any = None) -> dict[str, str]:
         choice = Choice(text=text, index=index, finish_reason=reason)
-        return {"data": answer.part([choice]).model_dump_json()}
+        return {"data": builder.completion([choice]).model_dump_json()}
 
-    with follow:
-        try:
-            for index, one in enumerate(answer.growing):
-                if one.head:
-                    yield sent(index, one.head)
-            async for number, moves in follow.events():
-                for move in moves:
-                    index = number * answer.num + move.sequence
-                    if text := answer.growing[index].added(move.positions, move.token_ids):
-                        yield sent(index, text)
-        except Exception as error:  # the status is sent: what is left is a part with an error
-            problem = logged(error)
-            body = ErrorBody(message=problem.message, type=problem.type, code=problem.code)
-            yield {"data": ErrorAnswer(error=body).model_dump_json()}
-            return
-        rows = [row for tokens in follow.sequences() for row in tokens.tolist()]
-        for index, (one, row) in enumerate(zip(answer.growing, rows, strict=True)):
-            yield sent(index, one.rest(row), one.finish_reason)
-        if answer.sends_usage:
-            yield {"data": answer.part([], answer.usage).model_dump_json()}
-        yield {"data": "[DONE]"}
+    try:
+        for index, text in enumerate(builder.texts):
+            if text.head:
+                yield chunk(index, text.head)
+        async for number, moves in jobs.events():
+            for move in moves:
+                index = number * builder.num + move.sequence
+                if new := builder.texts[index].added(move.positions, move.token_ids):
+                    yield chunk(index, new)
+    except Exception as error:  # the status has been sent, so the error has to be a chunk
+        problem = logged_problem(error)
+        body = ErrorBody(message=problem.message, type=problem.type, code=problem.code)
+        yield {"data": ErrorAnswer(error=body).model_dump_json()}
+        return
+    rows = [row for tokens in jobs.sequences() for row in tokens.tolist()]
+    for index, (text, row) in enumerate(zip(builder.texts, rows, strict=True)):
+        yield chunk(index, text.rest(row), text.finish_reason)
+    if builder.sends_usage:
+        yield {"data": builder.completion([], builder.usage).model_dump_json()}
+    yield {"data": "[DONE]"}

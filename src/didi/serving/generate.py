@@ -1,4 +1,4 @@
-"""``/v1/generate``: sequences of a model, at once or move by move."""
+"""``/v1/generate``: sequences of a model, in one response or as a stream of moves."""
 
 import logging
 from collections.abc import AsyncIterator
@@ -7,12 +7,12 @@ from typing import Any
 from fastapi import APIRouter, Request
 from pydantic import BaseModel
 from sse_starlette import EventSourceResponse
-from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
 from didi.sampling.prompt import decode
-from didi.serving.follow import Followed
-from didi.serving.problems import logged
-from didi.serving.requests import Asked, generation
+from didi.serving.problems import logged_problem
+from didi.serving.request_jobs import RequestJobs
+from didi.serving.requests import JobSpec, generation_spec
 from didi.serving.schemas import (
     EndEvent,
     ErrorAnswer,
@@ -22,8 +22,8 @@ from didi.serving.schemas import (
     Sequence,
     StartEvent,
 )
-from didi.serving.settings import GRACE
-from didi.serving.state import Parts, State, unless_gone
+from didi.serving.settings import GRACE, ServerSettings
+from didi.serving.state import InjectedState, unless_disconnected
 
 LOG = logging.getLogger("didi.serving")
 ERRORS: dict[int | str, dict[str, Any]] = {
@@ -33,23 +33,23 @@ router = APIRouter()
 
 
 @router.post("/v1/generate", response_model=GenerateResponse, responses=ERRORS)
-async def generate(body: GenerateRequest, request: Request, parts: Parts) -> Any:
-    """Draw sequences; with ``stream``, server-sent events ``start``, ``move``, ``end`` and ``error``."""
-    asked = generation(body, parts.models, parts.settings)
-    if parts.settings.logs_prompts:
+async def generate(body: GenerateRequest, request: Request, state: InjectedState) -> Any:
+    """Sample sequences; with ``stream``, server-sent events ``start``, ``move``, ``end`` and ``error``."""
+    spec = generation_spec(body, state.models, state.settings)
+    if state.settings.logs_prompts:
         LOG.info("prompt", extra={"fields": {"prompt": body.prompt, "infill": body.infill}})
-    follow = parts.follow([asked], sees_moves=body.stream)
+    jobs = state.jobs([spec], sees_moves=body.stream)
     if body.stream:
-        return event_stream(_events(follow), parts)
-    with follow:
-        (tokens,) = await unless_gone(request, follow.finished())
-    job = follow.jobs[0]
+        return EventStream(jobs, _events(jobs), state.settings)
+    with jobs:
+        (tokens,) = await unless_disconnected(request, jobs.finished())
+    job = jobs.jobs[0]
     return GenerateResponse(
-        **_about(asked),
+        **_shared_fields(spec),
         sequences=[
-            Sequence(text=text, token_ids=ids, network_passes=passes, discriminator_passes=judged)
-            for text, ids, passes, judged in zip(
-                decode(asked.model.bundle, tokens),
+            Sequence(text=text, token_ids=ids, network_passes=passes, discriminator_passes=discriminator_passes)
+            for text, ids, passes, discriminator_passes in zip(
+                decode(spec.model.bundle, tokens),
                 tokens.tolist(),
                 job.network_passes.tolist(),
                 job.discriminator_passes.tolist(),
@@ -61,59 +61,79 @@ async def generate(body: GenerateRequest, request: Request, parts: Parts) -> Any
     )
 
 
-def event_stream(events: AsyncIterator[dict[str, str]], parts: State) -> Response:
-    """Server-sent events; a reader that takes nothing for the time of a request is dropped."""
-    settings = parts.settings
-    return EventSourceResponse(
-        events,
-        headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
-        send_timeout=settings.timeout,
-        shutdown_grace_period=settings.drain + GRACE,
-        sep="\n",
-    )
+class EventStream(EventSourceResponse):
+    """Server-sent events of jobs, which are submitted when the response starts and cancelled when it ends.
+
+    The events come from an async generator, which may be closed before its first step, so the generator itself cannot
+    cancel the jobs. A client that reads nothing for ``ServerSettings.timeout`` seconds is disconnected.
+
+    Args:
+        jobs: the jobs of the request, not submitted yet.
+        events: the events as fields of ``sse_starlette.ServerSentEvent``.
+        settings: time limits.
+    """
+
+    def __init__(self, jobs: RequestJobs, events: AsyncIterator[dict[str, str]], settings: ServerSettings) -> None:
+        super().__init__(
+            events,
+            headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
+            send_timeout=settings.timeout,
+            shutdown_grace_period=settings.drain + GRACE,
+            sep="\n",
+        )
+        self._jobs = jobs
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the response.
+
+        Raises:
+            UsageError: there are more jobs than the queue can hold; nothing was sent.
+            Overloaded: the queue is full; nothing was sent.
+            Stopping: the server takes no more jobs; nothing was sent.
+        """
+        with self._jobs:
+            await super().__call__(scope, receive, send)
 
 
-async def _events(follow: Followed) -> AsyncIterator[dict[str, str]]:
-    """The events of a stream, for a job that is submitted already."""
-    asked, job = follow.asked[0], follow.jobs[0]
-    with follow:
-        ids, texts = _first_ids(asked), asked.model.token_texts
-        shown = [[None if one is None else texts[one] for one in row] for row in ids]
-        yield _event("start", StartEvent(**_about(asked), tokens=shown, token_ids=ids))
-        try:
-            async for _, moves in follow.events():
-                for move in moves:
-                    yield _event("move", move)
-        except Exception as error:  # the status is sent: what is left is an event
-            yield _event("error", ErrorEvent(message=logged(error).message))
-            return
-        (tokens,) = follow.sequences()
-        for row, text in enumerate(decode(asked.model.bundle, tokens)):
-            passes, elapsed = int(job.network_passes[row]), round(1000 * (job.ended - job.started), 3)
-            yield _event("end", EndEvent(sequence=row, text=text, network_passes=passes, milliseconds=elapsed))
+async def _events(jobs: RequestJobs) -> AsyncIterator[dict[str, str]]:
+    """The events of a stream with one job, which is submitted before the first event."""
+    spec, job = jobs.specs[0], jobs.jobs[0]
+    ids, token_texts = _prompt_ids(spec), spec.model.token_texts
+    texts = [[None if one is None else token_texts[one] for one in row] for row in ids]
+    yield _event("start", StartEvent(**_shared_fields(spec), tokens=texts, token_ids=ids))
+    try:
+        async for _, moves in jobs.events():
+            for move in moves:
+                yield _event("move", move)
+    except Exception as error:  # the status has been sent, so the error has to be an event
+        yield _event("error", ErrorEvent(message=logged_problem(error).message))
+        return
+    (tokens,) = jobs.sequences()
+    for row, text in enumerate(decode(spec.model.bundle, tokens)):
+        passes, elapsed = int(job.network_passes[row]), round(1000 * (job.ended - job.started), 3)
+        yield _event("end", EndEvent(sequence=row, text=text, network_passes=passes, milliseconds=elapsed))
 
 
 def _event(name: str, record: BaseModel) -> dict[str, str]:
     return {"event": name, "data": record.model_dump_json()}
 
 
-def _about(asked: Asked) -> dict[str, Any]:
-    """What ``start`` and the whole answer have in common."""
+def _shared_fields(spec: JobSpec) -> dict[str, Any]:
+    """Fields that the ``start`` event and ``GenerateResponse`` have in common."""
     return {
-        "model": asked.model.name,
-        "role": asked.role,
-        "sampler": asked.sampler,
-        "nfe": asked.plan.num_moves,
-        "length": asked.length,
-        "seed": asked.seed,
+        "model": spec.model.name,
+        "role": spec.role,
+        "sampler": spec.sampler,
+        "nfe": spec.plan.num_moves,
+        "length": spec.length,
+        "seed": spec.seed,
     }
 
 
-def _first_ids(asked: Asked) -> list[list[int | None]]:
-    """Tokens of the given positions of each sequence; null where one is to be drawn."""
-    tokens, is_free = (
-        asked.without_frame(one).tolist() for one in (asked.plan.canvas.tokens, asked.plan.canvas.is_free)
-    )
+def _prompt_ids(spec: JobSpec) -> list[list[int | None]]:
+    """Token ids of each sequence before sampling; None at positions that will be sampled."""
+    canvas = spec.plan.canvas
+    tokens, is_free = (spec.without_frame(one).tolist() for one in (canvas.tokens, canvas.is_free))
     return [
         [None if free else one for one, free in zip(*pair, strict=True)] for pair in zip(tokens, is_free, strict=True)
     ]

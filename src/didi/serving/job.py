@@ -1,4 +1,4 @@
-"""A request's sequences while they wait, run and end."""
+"""A job: the sequences of one prompt of a request, from their arrival to their end."""
 
 import time
 from collections.abc import Callable, Generator
@@ -17,23 +17,23 @@ from didi.sampling.passes import Passes, PassSampler, TokenDraw, TrunkPass
 
 
 class TimedOut(DidiError):
-    """A request took longer than it may."""
+    """A job took longer than its time limit."""
 
 
 class Cancelled(DidiError):
-    """Nobody waits for the result any more."""
+    """A job was cancelled, because its client disconnected."""
 
 
 @dataclass(frozen=True)
-class Moved:
-    """The sequences of a job after a move.
+class JobMove:
+    """A move of a job.
 
     Attributes:
-        number: of the move, from 1.
-        step: the move.
-        network_passes: of each sequence so far.
-        discriminator_passes: of each sequence so far.
-        milliseconds: since the job began to run.
+        number: number of the move, from 1.
+        step: the sequences after the move.
+        network_passes: network passes of each sequence so far.
+        discriminator_passes: discriminator passes of each sequence so far.
+        milliseconds: time since the job started.
     """
 
     number: int
@@ -45,38 +45,44 @@ class Moved:
 
 @dataclass(eq=False)
 class Job:
-    """A batch of one request: the sequences that ``didi.generate`` would sample together.
+    """A batch of sequences, which ``didi.generate`` would sample together.
 
-    The scheduler's thread alone runs a job; other threads may only read it after ``on_end``, and call ``cancel``.
+    The scheduler's thread runs the job. Other threads may call ``cancel`` at any time, and read the job after
+    ``on_end``.
 
     Attributes:
-        plan: what is sampled.
-        on_end: called once, with the job, when it has ended.
-        on_move: called after every move; None for a job of which only the end is wanted.
-        deadline: time of ``time.monotonic`` at which it is given up.
-        error: why it ended without a sample.
+        plan: the sampler and its inputs.
+        on_end: called once, with the job, when it has ended; must not raise.
+        on_move: called after every move; None if only the end matters.
+        deadline: value of ``time.monotonic`` after which the job ends with ``TimedOut``.
+        error: the cause if the job ended without a sample.
         tokens: the finished sequences, on the CPU.
-        asked: the pass or the tokens that it waits for.
-        shares_passes: whether its sampler asks for passes, which can then be shared.
-        number: moves so far.
+        pending: the pass or the tokens that the sampler waits for.
+        num_moves: moves so far.
+        created: value of ``time.monotonic`` when the job was created.
+        started: value of ``time.monotonic`` when the job started; 0 before.
+        ended: value of ``time.monotonic`` when the job ended; 0 before.
+        network_passes: network passes of each sequence so far.
+        discriminator_passes: discriminator passes of each sequence so far.
+        shares_passes: whether the sampler is a ``PassSampler``, whose passes can be shared.
     """
 
     plan: Plan
     on_end: Callable[["Job"], None]
-    on_move: Callable[[Moved], None] | None = None
+    on_move: Callable[[JobMove], None] | None = None
     deadline: float = float("inf")
     error: Exception | None = None
     tokens: Int[Tensor, "b l"] | None = None
-    asked: TrunkPass | TokenDraw | None = None
-    number: int = 0
+    pending: TrunkPass | TokenDraw | None = None
+    num_moves: int = 0
     created: float = field(default_factory=time.monotonic)
     started: float = 0.0
     ended: float = 0.0
     _is_cancelled: bool = False
 
     def __post_init__(self) -> None:
-        none = torch.zeros(len(self.plan.canvas), dtype=torch.long)
-        self.network_passes = self.discriminator_passes = none
+        zeros = torch.zeros(len(self.plan.canvas), dtype=torch.long)
+        self.network_passes = self.discriminator_passes = zeros
         self.shares_passes = isinstance(self.plan.sampler, PassSampler)
         self._z = self.plan.canvas.tokens
         self._run: Passes | Generator[StepOutput, Any, None] | None = None
@@ -86,25 +92,25 @@ class Job:
 
     @property
     def has_ended(self) -> bool:
-        """Whether it is finished, failed or given up."""
+        """Whether the job is finished, failed or cancelled."""
         return self.ended > 0
 
     @property
     def trunk_pass(self) -> TrunkPass | None:
-        """The pass that it waits for."""
-        return self.asked if isinstance(self.asked, TrunkPass) else None
+        """The pass that the sampler waits for, if any."""
+        return self.pending if isinstance(self.pending, TrunkPass) else None
 
     @property
     def token_draw(self) -> TokenDraw | None:
-        """The tokens that it waits for."""
-        return self.asked if isinstance(self.asked, TokenDraw) else None
+        """The draw of tokens that the sampler waits for, if any."""
+        return self.pending if isinstance(self.pending, TokenDraw) else None
 
     def cancel(self) -> None:
-        """Give the job up at the next round."""
+        """End the job with ``Cancelled`` in the next round."""
         self._is_cancelled = True
 
     def start(self) -> None:
-        """Run up to the first pass, or not at all where the sampler makes its passes itself."""
+        """Start the sampler; a ``PassSampler`` runs up to its first pass."""
         sampler, inputs = self.plan.sampler, (self.plan.canvas, self.plan.times, self.plan.noise)
         self.started = time.monotonic()
         if isinstance(sampler, PassSampler):
@@ -114,55 +120,66 @@ class Job:
             self._run = cast(Generator[StepOutput, Any, None], sampler(*inputs))
 
     def advance(self, answer: Tensor | None) -> None:
-        """Run on: to the next request that can be shared, or by one move.
+        """Run a ``PassSampler`` up to its next pass or draw, and another sampler by one move.
 
         Args:
-            answer: the features or tokens that it waited for, if it waited.
+            answer: the features or tokens of ``pending``; None if nothing is pending.
         """
         assert self._run is not None
-        self.asked = None
+        self.pending = None
         try:
             with out_of_memory(len(self)):
-                asked = self._run.send(answer)
-                while isinstance(asked, StepOutput):
-                    self._take(asked)
+                output = self._run.send(answer)
+                while isinstance(output, StepOutput):
+                    self._record(output)
                     if not self.shares_passes:
                         return
-                    asked = self._run.send(None)
-            self.asked = asked
+                    output = self._run.send(None)
+            self.pending = output
         except StopIteration:
             self._finish()
-        except Exception as error:  # of this job alone; the others go on
+        except Exception as error:  # ends this job only
             self.end(error)
 
     def check(self, now: float) -> None:
-        """End a job that is cancelled or late."""
+        """End the job if it is cancelled or past its deadline.
+
+        Args:
+            now: value of ``time.monotonic``.
+        """
         if self._is_cancelled:
-            self.end(Cancelled("the client has gone"))
+            self.end(Cancelled("the client has disconnected"))
         elif now > self.deadline:
             limit = self.deadline - self.created
             self.end(TimedOut(f"a request takes at most {limit:g} s here; ask for fewer moves or tokens, or try later"))
 
     def end(self, error: Exception | None = None) -> None:
-        """End the job, without a sample where there is an error."""
+        """End the job; do nothing if it has ended.
+
+        Args:
+            error: the cause if there is no sample.
+        """
         if self.has_ended:
             return
-        self.ended, self.error, self.asked = time.monotonic(), error, None
+        self.ended, self.error, self.pending = time.monotonic(), error, None
         if self._run is not None:
-            self._run.close()
+            try:
+                self._run.close()
+            except Exception as failure:  # if it left this method, other jobs would end and the client would wait
+                self.error = error or failure
         self.on_end(self)
 
-    def _take(self, step: StepOutput) -> None:
-        self.number, self._z = self.number + 1, step.z
+    def _record(self, step: StepOutput) -> None:
+        self.num_moves, self._z = self.num_moves + 1, step.z
         self.network_passes = self.network_passes + step.network_passes
         self.discriminator_passes = self.discriminator_passes + step.discriminator_passes
         if self.on_move is not None:
             elapsed = 1000 * (time.monotonic() - self.started)
-            self.on_move(Moved(self.number, step, self.network_passes, self.discriminator_passes, elapsed))
+            self.on_move(JobMove(self.num_moves, step, self.network_passes, self.discriminator_passes, elapsed))
 
     def _finish(self) -> None:
         try:
-            if self.number:
+            if self.num_moves:
                 self.plan.check_finished(self._z)
             self.tokens = self._z.cpu()
         except Exception as error:

@@ -1,4 +1,4 @@
-"""Figures of a server in the text form of Prometheus."""
+"""Metrics of a server in the text format of Prometheus."""
 
 from collections.abc import Iterable
 
@@ -8,27 +8,36 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from didi.serving.engine import Engine
 from didi.serving.job import Job
 
-SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
+BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
+"""Upper bounds of the buckets of histograms, in seconds."""
 
 
 class Metrics:
-    """Counters of requests and sequences, and gauges of the engine; each server has its own.
+    """Counters and histograms of requests and jobs, and the metrics of the engine, in a registry of its own.
 
     Args:
-        engine: whose queue and passes are shown.
+        engine: the engine.
     """
 
     def __init__(self, engine: Engine) -> None:
         self.registry = CollectorRegistry()
-        self.registry.register(EngineFigures(engine))
-        here = self.registry
-        self.requests = Counter("didi_requests", "Answers, by route and status.", ["route", "status"], registry=here)
-        self.seconds = Histogram(
-            "didi_request_seconds", "Time to the end of an answer.", ["route"], buckets=SECONDS, registry=here
+        self.registry.register(EngineCollector(engine))
+        self.requests = Counter(
+            "didi_requests", "Responses, by route and status.", ["route", "status"], registry=self.registry
         )
-        self.waited = Histogram("didi_queue_seconds", "From arrival to start.", buckets=SECONDS, registry=here)
-        self.tokens = Counter("didi_tokens", "Tokens drawn in finished sequences.", registry=here)
-        self.failed = Counter("didi_failed_jobs", "Jobs without a sample, by reason.", ["reason"], registry=here)
+        self.seconds = Histogram(
+            "didi_request_seconds", "Time to the end of a response.", ["route"], buckets=BUCKETS, registry=self.registry
+        )
+        self.waited = Histogram(
+            "didi_queue_seconds",
+            "Time from the arrival of a job to its start.",
+            buckets=BUCKETS,
+            registry=self.registry,
+        )
+        self.tokens = Counter("didi_tokens", "Tokens drawn in finished sequences.", registry=self.registry)
+        self.failed = Counter(
+            "didi_failed_jobs", "Jobs without a sample, by reason.", ["reason"], registry=self.registry
+        )
 
     def job_ended(self, job: Job) -> None:
         """Count a job."""
@@ -40,15 +49,15 @@ class Metrics:
             self.failed.labels(type(job.error).__name__).inc()
 
     def text(self) -> bytes:
-        """All figures."""
+        """All metrics."""
         return generate_latest(self.registry)
 
 
-class EngineFigures:
-    """What the engine does now, read when it is asked for.
+class EngineCollector:
+    """Collects the metrics of the engine when they are exported.
 
     Args:
-        engine: that is read.
+        engine: the engine.
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -58,6 +67,8 @@ class EngineFigures:
         """Gauges of the queue and counters of the passes."""
         scheduler = self._engine.scheduler
         yield GaugeMetricFamily("didi_waiting_jobs", "Jobs in the queue.", self._engine.num_waiting)
-        yield GaugeMetricFamily("didi_running_jobs", "Jobs that share passes.", len(scheduler.running))
-        yield CounterMetricFamily("didi_shared_passes", "Passes of a trunk for one job or more.", scheduler.num_passes)
-        yield CounterMetricFamily("didi_shared_pass_rows", "Sequences in those passes.", scheduler.num_rows)
+        yield GaugeMetricFamily("didi_running_jobs", "Jobs that have started.", len(scheduler.running))
+        yield CounterMetricFamily(
+            "didi_shared_passes", "Trunk passes for groups of one or more jobs.", scheduler.num_passes
+        )
+        yield CounterMetricFamily("didi_shared_pass_rows", "Sequences in these passes.", scheduler.num_rows)

@@ -1,4 +1,4 @@
-"""The models of a server: names, networks, tokens as texts, and whether their weights can be used."""
+"""The models of a server: names, networks, texts of tokens, and a check of the weights."""
 
 import time
 from collections.abc import Iterator, Mapping
@@ -18,17 +18,18 @@ from didi.serving.schemas import ModelCard
 
 
 class UnknownModel(UsageError):
-    """No model that is served has the name."""
+    """The server has no model of this name."""
 
 
 @dataclass
 class ServedModel:
-    """A bundle under a name.
+    """A bundle and the name that requests use for it.
 
     Attributes:
-        name: as requests write it.
-        bundle: evaluated, on its device.
-        is_damaged: whether a network was found to give no finite numbers.
+        name: the name.
+        bundle: in evaluation mode, on its device.
+        is_damaged: whether weights or logits were not finite in the last ``check_weights``.
+        created: time of creation, in seconds since the epoch.
     """
 
     name: str
@@ -39,25 +40,25 @@ class ServedModel:
     @cached_property
     def roles(self) -> dict[str, Any]:
         """The networks that can be sampled, by role."""
-        return {role: one for role, one in self.bundle.networks().items() if role in get_args(Role)}
+        return {role: network for role, network in self.bundle.networks().items() if role in get_args(Role)}
 
     def role_of(self, role: Role | None) -> str:
-        """The role that a request without one has.
+        """The role of the network that ``bundle.network(role)`` returns; None stands for the default network.
 
         Raises:
             UsageError: the bundle has no such network.
         """
         network = self.bundle.network(role)
-        return next(name for name, one in self.roles.items() if one is network)
+        return next(name for name, candidate in self.roles.items() if candidate is network)
 
     @cached_property
     def token_texts(self) -> list[str]:
-        """The text of each token by itself."""
+        """The text of each token, decoded alone, by token id."""
         ids = torch.arange(next(iter(self.roles.values())).vocab_size)
         return decode(self.bundle, ids[:, None])
 
     def cards(self) -> list[ModelCard]:
-        """The model by its name, and each of its networks as ``name:role``."""
+        """Cards of the model, under its name, and of each of its networks, as ``name:role``."""
         return [self._card(self.name, None), *(self._card(f"{self.name}:{role}", role) for role in self.roles)]
 
     def _card(self, name: str, role: Any) -> ModelCard:
@@ -76,18 +77,18 @@ class ServedModel:
             process=bundle.process.name,
             length=network.length - Frame.of(network).num_ids,
             nfe=bundle.default_nfe(role),
-            samplers=sorted(samplers, key=lambda one: one != default),
+            samplers=sorted(samplers, key=lambda sampler: sampler != default),
             takes_text=bundle.tokenizer is not None,
         )
 
     @torch.inference_mode()
     def check_weights(self) -> bool:
-        """Whether all weights are finite, and the logits of a sequence of one symbol too; remembered if not.
+        """Whether all weights are finite, and the logits of a fully masked sequence; sets ``is_damaged``.
 
-        A sampler can draw nothing from such a network, whatever a request asks for.
+        No request can be sampled from a network that fails this check.
         """
-        networks = self.bundle.networks()
-        are_finite = all(bool(one.isfinite().all()) for network in networks.values() for one in network.parameters())
+        weights = (weight for network in self.bundle.networks().values() for weight in network.parameters())
+        are_finite = all(bool(weight.isfinite().all()) for weight in weights)
         if are_finite:
             are_finite = all(map(self._has_finite_logits, self.roles.values()))
         self.is_damaged = not are_finite
@@ -105,10 +106,10 @@ class ServedModel:
 
 
 class Models:
-    """The models that are served, by name; ``name:role`` is a network of one.
+    """The served models by name; ``name:role`` is a network of a model.
 
     Args:
-        bundles: by the names of the models; one or more.
+        bundles: one or more bundles by the names of the models.
     """
 
     def __init__(self, bundles: Mapping[str, Bundle]) -> None:
@@ -118,11 +119,15 @@ class Models:
         return iter(self._models.values())
 
     def find(self, name: str | None, role: Role | None = None) -> tuple[ServedModel, Role | None]:
-        """The model of a request, and its role.
+        """The model and the role of a request.
+
+        Args:
+            name: ``name`` or ``name:role``; None for the first model.
+            role: field ``role`` of the request.
 
         Raises:
-            UnknownModel: there is none of that name.
-            UsageError: the name and the request have different roles.
+            UnknownModel: there is no model of this name.
+            UsageError: the name has another role than ``role``.
         """
         if name is None:
             return next(iter(self._models.values())), role

@@ -1,4 +1,4 @@
-"""A replay as one HTML file without external assets: the player of ``static`` and the recorded moves."""
+"""A replay as one HTML file without external assets: the player in ``static`` and the recorded moves."""
 
 import html
 from importlib import resources
@@ -10,14 +10,11 @@ STATIC = resources.files("didi.serving") / "static"
 
 
 def replay_page(replay: Replay) -> str:
-    """The file's content."""
+    """The content of the HTML file."""
     heading = replay.prompt or "Without a prompt"
-    models = ", ".join(dict.fromkeys(str(one.settings["model"]) for one in replay.lanes))
-    note = (
-        f"Model {models}. One text a lane, each sampled by itself; times are those of the moves, measured on "
-        f"{replay.machine}."
-    )
-    # "<" would let a token end the script element.
+    models = ", ".join(dict.fromkeys(str(lane.settings["model"]) for lane in replay.lanes))
+    note = f"Model {models}. One text per lane, sampled alone; times of the moves were measured on {replay.machine}."
+    # A token with "</script>" would end the script element.
     data = json_text(replay.record(), ensure_ascii=False).replace("<", "\\u003c")
     parts = {
         "title": html.escape(f"{heading}: didi"),

@@ -1,4 +1,4 @@
-"""What goes wrong with a request, as an HTTP status and OpenAI's form of an error."""
+"""HTTP status and body, in the format of OpenAI's API, for each kind of error."""
 
 import logging
 from collections.abc import Mapping
@@ -16,11 +16,20 @@ from didi.serving.models import UnknownModel
 from didi.serving.schemas import CompletionRequest, ErrorAnswer, ErrorBody, GenerateRequest
 
 LOG = logging.getLogger("didi.serving")
-FIELDS: Mapping[str, type[BaseModel]] = {"/v1/generate": GenerateRequest, "/v1/completions": CompletionRequest}
+SCHEMAS: Mapping[str, type[BaseModel]] = {"/v1/generate": GenerateRequest, "/v1/completions": CompletionRequest}
 
 
 class Problem(NamedTuple):
-    """A status, an error's type, its message in one line, the field it is about, and a code."""
+    """An error response.
+
+    Attributes:
+        status: HTTP status.
+        type: kind of error, with OpenAI's names.
+        message: one line.
+        param: field of the request that the error concerns.
+        code: constant by which programs recognise the cause.
+        retry_after: seconds after which the client may try again.
+    """
 
     status: int
     type: str
@@ -29,7 +38,7 @@ class Problem(NamedTuple):
     code: str | None = None
     retry_after: int | None = None
 
-    def answer(self) -> JSONResponse:
+    def response(self) -> JSONResponse:
         """The response."""
         error = ErrorBody(message=self.message, type=self.type, param=self.param, code=self.code)
         headers = {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
@@ -38,8 +47,8 @@ class Problem(NamedTuple):
         return JSONResponse(ErrorAnswer(error=error).model_dump(), self.status, headers)
 
 
-def problem_of(error: BaseException) -> Problem:
-    """The problem that an exception stands for; those that no part expects are not told to the client."""
+def problem_from(error: BaseException) -> Problem:
+    """The problem for an exception; the message of an unexpected exception is not shown to the client."""
     message = one_line(str(error))
     match error:
         case Overloaded():
@@ -58,30 +67,35 @@ def problem_of(error: BaseException) -> Problem:
             return Problem(500, "server_error", message)
         case HTTPException():
             return Problem(error.status_code, "invalid_request_error", one_line(str(error.detail)))
-    return Problem(500, "server_error", "an unexpected error; the log of the server has it")
+    return Problem(500, "server_error", "an unexpected error; the server's log has the details")
 
 
-def logged(error: BaseException) -> Problem:
-    """``problem_of`` an exception, whose traceback goes to the log where the client is not told what it is."""
+def logged_problem(error: BaseException) -> Problem:
+    """``problem_from`` an exception; the traceback of an unexpected exception is logged."""
     if not isinstance(error, DidiError | HTTPException):
         LOG.error("an unexpected error", exc_info=error)
-    return problem_of(error)
+    return problem_from(error)
 
 
-def invalid(error: RequestValidationError, path: str) -> Problem:
-    """The first fault of a body that does not fit its schema."""
+def validation_problem(error: RequestValidationError, path: str) -> Problem:
+    """The problem for the first error in a body that does not match its schema.
+
+    Args:
+        error: the errors.
+        path: path of the route.
+    """
     first: Mapping[str, Any] = error.errors()[0]
-    where = [str(one) for one in first["loc"] if one != "body"]
-    field, known = (where[0] if where else None), FIELDS.get(path)
+    location = [str(one) for one in first["loc"] if one != "body"]
+    field, schema = (location[0] if location else None), SCHEMAS.get(path)
     if first["type"] == "json_invalid":
-        return Problem(400, "invalid_request_error", one_line(f"the body is JSON; it is not: {first['ctx']['error']}"))
-    if first["type"] == "extra_forbidden" and known is not None:
-        hint = suggestion(where[-1], known.model_fields)
-        return Problem(400, "invalid_request_error", one_line(f"there is no field {where[-1]!r}{hint}"), field)
-    about = f"{'.'.join(where)}: " if where else ""
-    return Problem(400, "invalid_request_error", one_line(f"{about}{first['msg']}"), field)
+        return Problem(400, "invalid_request_error", one_line(f"the body is not valid JSON: {first['ctx']['error']}"))
+    if first["type"] == "extra_forbidden" and schema is not None:
+        hint = suggestion(location[-1], schema.model_fields)
+        return Problem(400, "invalid_request_error", one_line(f"there is no field {location[-1]!r}{hint}"), field)
+    prefix = f"{'.'.join(location)}: " if location else ""
+    return Problem(400, "invalid_request_error", one_line(f"{prefix}{first['msg']}"), field)
 
 
 def one_line(text: str) -> str:
-    """A message in one line that every encoding can hold."""
+    """A message in one line of valid Unicode."""
     return " ".join(text.encode("utf-8", "backslashreplace").decode().split())

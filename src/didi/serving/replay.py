@@ -1,4 +1,4 @@
-"""Replays: what sampling did to each position, move by move, with measured times."""
+"""Replays: records of sampling, move by move, with measured times."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,12 +23,12 @@ class ReplayMove:
     """One move of a sequence.
 
     Attributes:
-        milliseconds: from the start of sampling to the end of the move.
-        t: time of the process after the move, in [0, 1].
+        milliseconds: time from the start of sampling to the end of the move.
+        t: time of the diffusion process after the move, in [0, 1].
         passes: network passes so far.
         discriminator_passes: discriminator passes so far.
-        positions: those whose token is another after the move.
-        texts: their tokens; None for one that is masked again.
+        positions: positions whose token the move changed.
+        texts: new texts of these positions; None for [MASK].
     """
 
     milliseconds: float
@@ -44,10 +44,10 @@ class Lane:
     """One sequence from one network.
 
     Attributes:
-        settings: from ``sampling_record``: model, role, sampler, moves and whatever else repeats the sample.
-        seed: of the sample.
-        tokens: text of each position before the first move; None where it is to be sampled.
-        moves: in their order.
+        settings: output of ``sampling_record``: model, role, sampler, moves and all other settings of the sample.
+        seed: seed of the sample.
+        tokens: text of each position before the first move; None for positions to be sampled.
+        moves: all moves, in order.
         text: the finished text.
     """
 
@@ -59,12 +59,12 @@ class Lane:
 
     @property
     def name(self) -> str:
-        """Role, moves and sampler, for people."""
+        """Role, number of moves and sampler, as a title."""
         role, sampler = self.settings["role"], self.settings["sampler"]
         return f"{role}, {self.settings['nfe']} moves, {'left to right' if role == 'autoregressive' else sampler}"
 
     def state_at(self, milliseconds: float) -> list[tuple[str | None, int]]:
-        """Text of each position at a time (None for a mask) and the number of the move that it is from, 0 at first."""
+        """Text of each position at a time, None for [MASK], with the number of the move that set it, 0 for no move."""
         state: list[tuple[str | None, int]] = [(text, 0) for text in self.tokens]
         for number, move in enumerate(self.moves, start=1):
             if move.milliseconds <= milliseconds:
@@ -74,11 +74,11 @@ class Lane:
 
     @property
     def milliseconds(self) -> float:
-        """Time of all moves."""
+        """Time until the end of the last move; 0 without moves."""
         return self.moves[-1].milliseconds if self.moves else 0.0
 
     def record(self) -> dict[str, Any]:
-        """For JSON; the fields of the settings stand beside the others."""
+        """The fields as JSON types; the entries of ``settings`` are on the top level."""
         values = asdict(self)
         return {**values.pop("settings"), **values}
 
@@ -90,7 +90,7 @@ class Replay:
     Attributes:
         prompt: prefix or infill text; None for unconditional samples.
         lanes: one or more.
-        machine: on which the times were measured.
+        machine: name of the machine on which the times were measured.
     """
 
     prompt: str | None
@@ -98,8 +98,8 @@ class Replay:
     machine: str
 
     def record(self) -> dict[str, Any]:
-        """For JSON."""
-        lanes = [one.record() for one in self.lanes]
+        """The fields as JSON types."""
+        lanes = [lane.record() for lane in self.lanes]
         return {"version": FORMAT_VERSION, "prompt": self.prompt, "machine": self.machine, "lanes": lanes}
 
 
@@ -117,22 +117,22 @@ def record_lane(
 ) -> Lane:
     """Sample one sequence and record every move.
 
-    The first move is made once before, unrecorded: times do not include what a process does once. The time of
-    ``on_move`` and of the record itself is left out.
+    One move is made as a warm-up before the recorded sampling starts. The measured times leave out ``on_move`` and the
+    work of recording.
 
     Args:
-        bundle: whose network is sampled.
+        bundle: the bundle with the network.
         nfe: moves of the time grid; ``bundle.default_nfe`` by default.
-        seed: of the sample, which is the first of ``generate`` with that seed.
-        prefix: text that it begins with.
-        infill: text whose [MASK]s are filled in.
-        length: positions without begin and end symbols; the largest by default.
-        options: sampler, role, precision and the like.
+        seed: the sample is the first one of ``generate`` with this seed.
+        prefix: text that the sequence begins with.
+        infill: text in which each [MASK] is filled in.
+        length: positions without begin and end symbols; the largest possible by default.
+        options: sampler, role, precision and other settings.
         on_move: called after every move.
-        loaded: the bundle as it was loaded, where ``bundle`` has its networks in other numbers.
+        loaded: the bundle as it was loaded, if ``bundle`` is a copy in another number format; its record is stored.
 
     Raises:
-        UsageError: what is asked for does not exist or does not fit.
+        UsageError: a setting is invalid, or the prompt does not fit.
         DidiError: logits are not finite, or memory runs out.
     """
     chosen, network = options or SamplingOptions(), bundle.network(None if options is None else options.role)
@@ -141,20 +141,20 @@ def record_lane(
     def moves() -> Iterator[Move]:
         return stream(bundle, nfe=nfe, seed=seed, prefix=prefix, infill=infill, length=length, options=chosen)
 
-    next(moves())
+    next(moves())  # warm-up
     canvas = PromptSet.of(None, 1, seed, prefix, infill, (length,)).canvas(bundle, Frame.of(network))
     is_given = [not free for free in canvas.is_free[0].tolist()]
     start = shown_tokens(bundle, canvas.tokens[0].tolist(), is_given)
-    # Uniform-state diffusion has a token at every position from the first state on.
+    # Uniform-state diffusion has a token at every position before the first move.
     is_known = is_given if bundle.process.mask_id is not None else [True] * canvas.length
     recorded, before, ids = [], start, canvas.tokens[0].tolist()
     for move, ids, milliseconds in _timed(moves()):
         is_known = [old or new for old, new in zip(is_known, move.is_changed[0].tolist(), strict=True)]
         after = shown_tokens(bundle, ids, is_known)
         changed = tuple(position for position in range(canvas.length) if after[position] != before[position])
-        passes, judged = int(move.network_passes[0]), int(move.discriminator_passes[0])
+        passes, discriminator_passes = int(move.network_passes[0]), int(move.discriminator_passes[0])
         texts = tuple(after[position] for position in changed)
-        recorded.append(ReplayMove(milliseconds, move.t, passes, judged, changed, texts))
+        recorded.append(ReplayMove(milliseconds, move.t, passes, discriminator_passes, changed, texts))
         before = after
         if on_move is not None:
             on_move(move)
@@ -164,7 +164,7 @@ def record_lane(
 
 
 def _timed(moves: Iterator[Move]) -> Iterator[tuple[Move, list[int], float]]:
-    """Moves of one sequence, its token ids, and the milliseconds that were spent on moves so far."""
+    """Moves of one sequence, its token ids, and the milliseconds spent on moves so far."""
     seconds = 0.0
     while True:
         started = time.perf_counter()
@@ -177,7 +177,7 @@ def _timed(moves: Iterator[Move]) -> Iterator[tuple[Move, list[int], float]]:
 
 
 def shown_tokens(bundle: Bundle, ids: Sequence[int], is_known: Sequence[bool]) -> list[str | None]:
-    """Text of each position; None for a mask or a position that is not known yet."""
+    """Text of each position; None for [MASK] and for positions that are not known yet."""
     text = cache(lambda token: token_text(bundle, token))
     return [
         text(token) if known and token != bundle.process.mask_id else None
@@ -186,6 +186,6 @@ def shown_tokens(bundle: Bundle, ids: Sequence[int], is_known: Sequence[bool]) -
 
 
 def token_text(bundle: Bundle, token: int) -> str:
-    """What a token adds to the text before it: with its space, whether that belongs to the token or joins words."""
+    """The text that a token appends to other tokens, with the space that the tokenizer writes between words."""
     (once,), (twice,) = (decode(bundle, torch.tensor([[token] * times])) for times in (1, 2))
     return twice[len(once) :]

@@ -1,4 +1,4 @@
-"""From the body of a request to a plan of its sequences; what does not fit is refused before it waits."""
+"""Turns the body of a request into job specifications; raises an error if a limit is exceeded or a value is invalid."""
 
 import reprlib
 import secrets
@@ -27,17 +27,17 @@ from didi.serving.settings import ServerSettings
 
 
 @dataclass(frozen=True)
-class Asked:
-    """A part of a request that becomes a job: samples of one prompt.
+class JobSpec:
+    """What a job samples: sequences of one prompt.
 
     Attributes:
-        model: whose networks are sampled.
-        role: of the network.
-        sampler: by name.
-        seed: of the samples.
-        plan: what is sampled.
-        frame: begin and end symbols of a protein, which the plan has and requests and answers have not.
-        num_given: positions before the first that is free, without the frame.
+        model: the served model.
+        role: role of the network that is sampled.
+        sampler: name of the sampler.
+        seed: seed of the samples.
+        plan: the sampler and its inputs.
+        frame: begin and end symbols of a protein, which ``plan`` includes; requests and responses leave them out.
+        num_prompt: number of prompt tokens before the first position to sample, without the frame.
     """
 
     model: ServedModel
@@ -46,51 +46,54 @@ class Asked:
     seed: int
     plan: Plan
     frame: Frame = field(default_factory=Frame)
-    num_given: int = 0
+    num_prompt: int = 0
 
     @property
     def length(self) -> int:
-        """Positions of a sequence without its frame."""
+        """Positions of a sequence, without the frame."""
         return self.plan.canvas.length - self.frame.num_ids
 
     def without_frame(self, values: Shaped[Tensor, "b l"]) -> Shaped[Tensor, "b _k"]:
-        """``values`` of the positions of the plan, without those of the frame."""
+        """``values`` without the positions of the frame."""
         return values.narrow(1, len(self.frame.before), self.length)
 
 
-def generation(request: GenerateRequest, models: Models, settings: ServerSettings) -> Asked:
-    """What a request of ``/v1/generate`` asks for.
+def generation_spec(request: GenerateRequest, models: Models, settings: ServerSettings) -> JobSpec:
+    """The job of a request of ``/v1/generate``.
 
     Raises:
-        UsageError: it is not served, or is more than the settings allow.
+        UsageError: a value is invalid or exceeds a limit of ``settings``.
+        UnknownModel: there is no such model.
     """
     model, role = models.find(request.model, request.role)
-    bundle, num = model.bundle, whole_number("num_samples", request.num_samples, low=1, high=settings.max_samples)
+    bundle = model.bundle
+    num_samples = whole_number("num_samples", request.num_samples, low=1, high=settings.max_samples)
     names = {one.name for one in fields(SamplingOptions)} & set(GenerateRequest.model_fields) - set(KINDS)
     values = {name: getattr(request, name) for name in names} | {"role": role, "times": tuple(request.times)}
     values["temperature"] = _temperature(request.temperature)
-    bases = {"guidance": bundle.guidance or Guidance(), "initial_state": bundle.initial_state or InitialState()}
+    defaults = {"guidance": bundle.guidance or Guidance(), "initial_state": bundle.initial_state or InitialState()}
     for name, kind in KINDS.items():
-        if (given := getattr(request, name)) is not None:
-            values[name] = _record(name, bases.get(name) or kind(), given)
+        if (changes := getattr(request, name)) is not None:
+            values[name] = _with_fields(name, defaults.get(name) or kind(), changes)
     canvas = _canvas(request, bundle, role, settings)
-    return _asked(model, canvas.expand(num), SamplingOptions(**values), request.nfe, request.seed, settings)
+    return _spec(model, canvas.expand(num_samples), SamplingOptions(**values), request.nfe, request.seed, settings)
 
 
-def completions(request: CompletionRequest, models: Models, settings: ServerSettings) -> list[Asked]:
-    """What a request of ``/v1/completions`` asks for, one for each of its prompts.
+def completion_specs(request: CompletionRequest, models: Models, settings: ServerSettings) -> list[JobSpec]:
+    """The jobs of a request of ``/v1/completions``, one for each prompt.
 
     Raises:
-        UsageError: it is not served, or is more than the settings allow.
+        UsageError: a value is invalid, is not supported, or exceeds a limit of ``settings``.
+        UnknownModel: there is no such model.
     """
     _refuse_unsupported(request)
     model, role = models.find(request.model)
-    bundle, num = model.bundle, whole_number("n", request.n, low=1)
+    bundle, num_samples = model.bundle, whole_number("n", request.n, low=1)
     prompts = _prompts(request.prompt)
-    whole_number("the number of prompts times n", len(prompts) * num, low=1, high=settings.max_samples)
-    guidance = (
-        None if request.guidance is None else _record("guidance", bundle.guidance or Guidance(), request.guidance)
-    )
+    whole_number("the number of prompts times n", len(prompts) * num_samples, low=1, high=settings.max_samples)
+    guidance = None
+    if request.guidance is not None:
+        guidance = _with_fields("guidance", bundle.guidance or Guidance(), request.guidance)
     options = SamplingOptions(
         sampler=request.sampler,
         role=role,
@@ -98,25 +101,25 @@ def completions(request: CompletionRequest, models: Models, settings: ServerSett
         top_p=1.0 if request.top_p is None else request.top_p,
         guidance=guidance,
     )
-    found = []
+    specs = []
     for prompt in prompts:
-        canvas, num_given = _completion_canvas(request, prompt, bundle, role, settings)
-        asked = _asked(model, canvas.expand(num), options, request.nfe, request.seed, settings)
-        found.append(replace(asked, num_given=num_given))
-    return found
+        canvas, num_prompt = _completion_canvas(request, prompt, bundle, role, settings)
+        spec = _spec(model, canvas.expand(num_samples), options, request.nfe, request.seed, settings)
+        specs.append(replace(spec, num_prompt=num_prompt))
+    return specs
 
 
-def _asked(
+def _spec(
     model: ServedModel,
     canvas: Canvas,
     options: SamplingOptions,
     nfe: int | None,
     seed: int | None,
     settings: ServerSettings,
-) -> Asked:
+) -> JobSpec:
     bundle, seed = model.bundle, secrets.randbelow(SEEDS) if seed is None else seed
     length, frame = canvas.length, Frame.of(bundle.network(options.role))
-    if nfe is not None:  # before a grid of so many is made
+    if nfe is not None:  # checked before a time grid of this length is allocated
         whole_number("nfe", nfe, low=1, high=settings.max_moves)
     guidance = with_bundle_settings(options, bundle).guidance
     if guidance is not None:
@@ -126,18 +129,18 @@ def _asked(
     plan = planned(bundle, canvas, indices=range(len(canvas)), seed=seed, nfe=nfe, options=options)
     if plan.num_moves > max(settings.max_moves, length):
         raise UsageError(f"a request has at most {settings.max_moves} moves here; got {plan.num_moves}: lower nfe")
-    return Asked(model, model.role_of(options.role), sampler_of(bundle, options), seed, plan, frame)
+    return JobSpec(model, model.role_of(options.role), sampler_of(bundle, options), seed, plan, frame)
 
 
 def context_length(bundle: Bundle, role: Role | None, settings: ServerSettings) -> int:
-    """Most positions of a sequence, its frame left out."""
+    """Largest number of positions of a sequence, without the frame."""
     network = bundle.network(role)
     length = network.length - Frame.of(network).num_ids
     return length if settings.max_tokens is None else min(length, settings.max_tokens)
 
 
 def _canvas(request: GenerateRequest, bundle: Bundle, role: Role | None, settings: ServerSettings) -> Canvas:
-    """One sequence: the prompt, the infill text, or the given tokens."""
+    """One sequence, from the prompt, the infill text or the token ids of the request."""
     most = context_length(bundle, role, settings)
     if request.token_ids is not None:
         if request.prompt is not None or request.infill is not None:
@@ -157,11 +160,11 @@ def _canvas(request: GenerateRequest, bundle: Bundle, role: Role | None, setting
 def _completion_canvas(
     request: CompletionRequest, prompt: str | Sequence[int], bundle: Bundle, role: Role | None, settings: ServerSettings
 ) -> tuple[Canvas, int]:
-    """One sequence of the prompt, what is to be written, and the suffix; and the number of the prompt's tokens."""
+    """One sequence of prompt, completion and suffix, and the number of tokens of the prompt."""
     ids = _ids("prompt", prompt, bundle, role, settings)
-    after = _ids("suffix", request.suffix or "", bundle, role, settings)
+    suffix = _ids("suffix", request.suffix or "", bundle, role, settings)
     most = context_length(bundle, role, settings)
-    left = most - len(ids) - len(after)
+    left = most - len(ids) - len(suffix)
     if left < 1:
         raise UsageError(
             f"a prompt, with its suffix, has at most {most - 1} tokens here; got {most - left}: shorten it"
@@ -171,14 +174,14 @@ def _completion_canvas(
             f"max_tokens lies in [1, {left}] after {most - left} tokens of the prompt; got {request.max_tokens}"
         )
     num = left if request.max_tokens is None else request.max_tokens
-    tokens = torch.tensor([[*ids, *[0] * num, *after]])
+    tokens = torch.tensor([[*ids, *[0] * num, *suffix]])
     is_free = torch.zeros_like(tokens, dtype=torch.bool)
     is_free[:, len(ids) : len(ids) + num] = True
     return Canvas.given(tokens, is_free), len(ids)
 
 
 def _prompts(prompt: str | list[str] | list[int] | list[list[int]]) -> Sequence[str | list[int]]:
-    """The prompts of a request, in any of OpenAI's four forms."""
+    """The prompts of a request: a text, several texts, token ids, or several lists of token ids."""
     if isinstance(prompt, str):
         return [prompt]
     if prompt and all(isinstance(one, int) for one in prompt):
@@ -194,7 +197,7 @@ def _ids(
         return text
     _check_text(name, text, settings)
     if "[MASK]" in text:
-        raise UsageError(f"a {name} holds no [MASK]; infill a text with suffix, or with /v1/generate")
+        raise UsageError(f"a {name} has no [MASK]; use the field suffix, or infill of /v1/generate, to fill in text")
     return encoded(bundle, text) if text else []
 
 
@@ -207,7 +210,7 @@ def _check_ids(ids: Sequence[int], bundle: Bundle, role: Role | None) -> None:
     )
     for one in ids:
         if not 0 <= one < network.vocab_size or one in special:
-            rule = f" and is not that of {names}" if names else ""
+            rule = f" and is not the id of {names}" if names else ""
             raise UsageError(f"a token id lies in [0, {network.vocab_size}){rule}; got {one}")
 
 
@@ -222,31 +225,40 @@ def _check_text(name: str, text: str | None, settings: ServerSettings) -> None:
         raise UsageError(f"{name} is valid Unicode; got half of a surrogate pair at {error.start}") from error
 
 
-def _temperature(given: float) -> float:
-    """The temperature of a request; 0, as in OpenAI's form, is the least that logits can be divided by."""
-    return TEMPERATURES[0] if given == 0 else given
+def _temperature(value: float) -> float:
+    """The temperature of a request, where 0 stands for the lowest temperature that logits can be divided by."""
+    return TEMPERATURES[0] if value == 0 else value
 
 
-def _record(name: str, base: Any, given: Mapping[str, Any]) -> Any:
-    """``base`` with some of its fields."""
-    known = [one.name for one in fields(base)]
-    for one in given:
-        if one not in known:
-            hint = suggestion(one, known)
-            raise UsageError(f"{name} has the fields {', '.join(known)}; got {reprlib.repr(one)}{hint}")
-    return replace(base, **given)
+def _with_fields(name: str, record: Any, changes: Mapping[str, Any]) -> Any:
+    """A copy of a dataclass instance with some fields changed.
+
+    Args:
+        name: field of the request, for the message.
+        record: the instance.
+        changes: values by field name.
+
+    Raises:
+        UsageError: there is no such field.
+    """
+    known = [one.name for one in fields(record)]
+    for field_name in changes:
+        if field_name not in known:
+            hint = suggestion(field_name, known)
+            raise UsageError(f"{name} has the fields {', '.join(known)}; got {reprlib.repr(field_name)}{hint}")
+    return replace(record, **changes)
 
 
 def _refuse_unsupported(request: CompletionRequest) -> None:
     if request.logprobs is not None:
         raise UsageError(
-            "logprobs is left out: diffusion draws tokens in no order, so they have no log-probabilities; score texts "
-            "with didi.evaluation.harness"
+            "logprobs is not supported: tokens are not drawn from left to right, so their log-probabilities given the "
+            "tokens before them are not known; score texts with didi.evaluation.harness"
         )
     for name in ("presence_penalty", "frequency_penalty"):
         if getattr(request, name):
-            raise UsageError(f"{name} is 0 here; got {getattr(request, name)}")
+            raise UsageError(f"{name} must be 0; got {getattr(request, name)}")
     if request.logit_bias:
-        raise UsageError("logit_bias is empty here; leave it out")
+        raise UsageError("logit_bias is not supported; leave it out")
     if request.best_of not in (None, request.n):
-        raise UsageError(f"best_of is n, {request.n}, here; got {request.best_of}")
+        raise UsageError(f"best_of must equal n, {request.n}; got {request.best_of}")

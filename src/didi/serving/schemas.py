@@ -1,4 +1,4 @@
-"""What requests, answers and events hold, as JSON."""
+"""Schemas of the JSON of requests, responses and events."""
 
 from typing import Any, Literal
 
@@ -9,11 +9,11 @@ from didi.models.bundle import Role
 from didi.sampling.base import Grid
 
 SEEDS = 2**63
-SETTINGS_OF = "fields of didi.{}; those that are left out have the model's or the sampler's default"
+SETTINGS_OF = "fields of didi.{}; a field that is left out has the default of the model or of the sampler"
 
 
 class Request(BaseModel):
-    """A body of JSON: no unknown fields, no texts in place of numbers."""
+    """Base class: unknown fields and strings in place of numbers are refused."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -21,15 +21,19 @@ class Request(BaseModel):
 class GenerateRequest(Request):
     """Sequences of a model, as ``didi.generate`` draws them with these settings."""
 
-    model: str | None = Field(None, description="a name of /v1/models; the first model by default")
-    role: Role | None = Field(None, description="network of the model; its student by default, if it has one")
+    model: str | None = Field(None, description="an id of /v1/models; the first model by default")
+    role: Role | None = Field(
+        None,
+        description="network of the model; by default the first that exists of student, teacher and autoregressive",
+    )
     prompt: str | None = Field(None, description="text that every sequence begins with")
     infill: str | None = Field(None, description="text in which each [MASK] is a token to fill in")
     token_ids: list[int | None] | None = Field(
-        None, description="tokens of all positions, null where one is to be drawn; in place of prompt and infill"
+        None,
+        description="token ids of all positions, null where a token is to be sampled; instead of prompt and infill",
     )
     length: int | None = Field(
-        None, description="tokens of a sequence, or residues of a protein; the context length by default"
+        None, description="length of a sequence in tokens, or of a protein in residues; the context length by default"
     )
     num_samples: int = Field(1, description="number of sequences")
     nfe: int | None = Field(
@@ -37,13 +41,18 @@ class GenerateRequest(Request):
     )
     sampler: str = Field("default", description="a sampler of the model, see /v1/models")
     precision: Precision = Field("float64", description="precision of the draws")
-    temperature: float = Field(1.0, description="divides the logits; 1 is exact, 0 takes the likeliest tokens")
-    top_p: float = Field(1.0, description="share of the probability of each token that is kept; 1 is exact")
+    temperature: float = Field(
+        1.0, description="divisor of the logits; 1 leaves the distribution unchanged, 0 takes the most likely tokens"
+    )
+    top_p: float = Field(
+        1.0,
+        description="probability mass of the most likely tokens, which alone are drawn; 1 draws all tokens",
+    )
     grid: Grid = Field("uniform", description="spacing of the times of the moves")
-    times: list[float] = Field([], description="times of the moves, from 1 down to 0, in place of nfe and grid")
+    times: list[float] = Field([], description="times of the moves, from 1 down to 0, instead of nfe and grid")
     guidance: dict[str, Any] | None = Field(None, description=SETTINGS_OF.format("Guidance"))
     order: dict[str, Any] | None = Field(None, description=SETTINGS_OF.format("sampling.confidence.ConfidenceOrder"))
-    entropy_bound: float | None = Field(None, description="nats that entropy-bounded may draw at once")
+    entropy_bound: float | None = Field(None, description="bound of the sampler entropy-bounded, in nats")
     remask: dict[str, Any] | None = Field(None, description=SETTINGS_OF.format("sampling.remasking.Remasking"))
     initial_state: dict[str, Any] | None = Field(
         None, description=SETTINGS_OF.format("models.initial_state.InitialState")
@@ -52,7 +61,7 @@ class GenerateRequest(Request):
         None, description=SETTINGS_OF.format("sampling.reparameterized.Reparameterization")
     )
     seed: int | None = Field(None, ge=0, lt=SEEDS, description="the same seed gives the same tokens; random by default")
-    stream: bool = Field(False, description="whether the answer is a stream of events: start, move, end, error")
+    stream: bool = Field(False, description="whether the response is a stream of events: start, move, end, error")
 
 
 class Sequence(BaseModel):
@@ -66,7 +75,7 @@ class Sequence(BaseModel):
 
 
 class GenerateResponse(BaseModel):
-    """Finished sequences, and what repeats them."""
+    """Finished sequences, and the settings that reproduce them."""
 
     model: str
     role: str
@@ -80,7 +89,7 @@ class GenerateResponse(BaseModel):
 
 
 class StartEvent(BaseModel):
-    """First event of a stream: the sequences before the first move, null where there is no token yet."""
+    """First event of a stream: the sequences before the first move, null at positions to be sampled."""
 
     model: str
     role: str
@@ -93,7 +102,7 @@ class StartEvent(BaseModel):
 
 
 class MoveEvent(BaseModel):
-    """A move of a sequence: the positions that it changed, and their tokens; the text of [MASK] is null."""
+    """A move of a sequence: the changed positions and their new tokens; the text of [MASK] is null."""
 
     sequence: int
     move: int
@@ -123,32 +132,36 @@ class ErrorEvent(BaseModel):
 
 
 class StreamOptions(Request):
-    """What the last part of a streamed completion holds."""
+    """Contents of the last chunk of a streamed completion."""
 
     include_usage: bool = False
     include_obfuscation: bool = False
 
 
 class CompletionRequest(Request):
-    """A completion in OpenAI's form; fields from ``nfe`` on are didi's own."""
+    """A request in the format of OpenAI's API; ``nfe`` and the fields after it are extensions."""
 
     model: str | None = None
-    prompt: str | list[str] | list[int] | list[list[int]] = Field("", description="texts, or their tokens")
-    suffix: str | None = Field(None, description="text after the completion: infilling")
-    max_tokens: int | None = Field(16, description="tokens of the completion; null is what the context leaves")
+    prompt: str | list[str] | list[int] | list[list[int]] = Field(
+        "", description="one or several prompts, as texts or as token ids"
+    )
+    suffix: str | None = Field(None, description="text that follows the completion")
+    max_tokens: int | None = Field(16, description="tokens of the completion; null for the rest of the context")
     n: int = 1
-    best_of: int | None = Field(None, description="n, or left out")
-    temperature: float | None = Field(1.0, description="1 is exact, 0 takes the likeliest tokens")
+    best_of: int | None = Field(None, description="must equal n if given")
+    temperature: float | None = Field(
+        1.0, description="1 leaves the distribution unchanged, 0 takes the most likely tokens"
+    )
     top_p: float | None = 1.0
     seed: int | None = Field(None, ge=0, lt=SEEDS)
-    stop: str | list[str] | None = Field(None, description="texts before which the completion ends")
-    echo: bool | None = Field(False, description="whether the answer begins with the prompt")
+    stop: str | list[str] | None = Field(None, description="the completion ends before the first of these texts")
+    echo: bool | None = Field(False, description="whether the text begins with the prompt")
     stream: bool | None = False
     stream_options: StreamOptions | None = None
-    logprobs: int | None = Field(None, description="none: diffusion does not draw tokens in their order")
-    presence_penalty: float | None = Field(0.0, description="0")
-    frequency_penalty: float | None = Field(0.0, description="0")
-    logit_bias: dict[str, float] | None = Field(None, description="empty")
+    logprobs: int | None = Field(None, description="not supported: diffusion does not draw tokens from left to right")
+    presence_penalty: float | None = Field(0.0, description="must be 0")
+    frequency_penalty: float | None = Field(0.0, description="must be 0")
+    logit_bias: dict[str, float] | None = Field(None, description="must be empty")
     user: str | None = None
     nfe: int | None = None
     sampler: str = "default"
@@ -156,7 +169,7 @@ class CompletionRequest(Request):
 
 
 class Choice(BaseModel):
-    """One completion, or a part of it."""
+    """A completion, or a chunk of its text."""
 
     text: str
     index: int
@@ -165,7 +178,7 @@ class Choice(BaseModel):
 
 
 class Usage(BaseModel):
-    """Tokens of a request."""
+    """Numbers of tokens of a request."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -173,7 +186,7 @@ class Usage(BaseModel):
 
 
 class Completion(BaseModel):
-    """Completions in OpenAI's form, or a part of a stream of them."""
+    """A response, or a chunk of a streamed response, in the format of OpenAI's API."""
 
     id: str
     object: Literal["text_completion"] = "text_completion"
@@ -184,7 +197,7 @@ class Completion(BaseModel):
 
 
 class ModelCard(BaseModel):
-    """A model that is served; fields from ``role`` on are didi's own."""
+    """A served model; ``role`` and the fields after it are extensions of OpenAI's format."""
 
     id: str
     object: Literal["model"] = "model"
@@ -200,14 +213,14 @@ class ModelCard(BaseModel):
 
 
 class ModelList(BaseModel):
-    """The models that are served."""
+    """The served models."""
 
     object: Literal["list"] = "list"
     data: list[ModelCard]
 
 
 class ErrorBody(BaseModel):
-    """What is wrong, in one line."""
+    """An error; the message is one line."""
 
     message: str
     type: str
@@ -216,6 +229,6 @@ class ErrorBody(BaseModel):
 
 
 class ErrorAnswer(BaseModel):
-    """An error in OpenAI's form."""
+    """An error in the format of OpenAI's API."""
 
     error: ErrorBody

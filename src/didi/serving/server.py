@@ -1,5 +1,6 @@
-"""The process of a server: signals, sockets and logs around the application."""
+"""Runs the application as a process: signals, socket and logs."""
 
+import errno
 import math
 import signal
 import socket
@@ -14,39 +15,39 @@ from didi.serving.settings import GRACE, ServerSettings
 
 
 class Server(uvicorn.Server):
-    """uvicorn's server for the application of ``app.make_app``: requests that run have ``drain`` seconds to finish.
+    """uvicorn's server; after a signal to stop, running requests have ``drain`` seconds to finish.
 
-    Those that do not are ended by the engine, so that a stream ends with an ``error`` event; uvicorn would cut it.
+    Then the engine ends their jobs, so that streams end with an ``error`` event. uvicorn would close the connections.
 
     Args:
-        app: from ``app.make_app``.
+        app: application of ``app.make_app``.
         drain: seconds.
-        options: others of ``uvicorn.Config``.
+        options: other arguments of ``uvicorn.Config``.
     """
 
     def __init__(self, app: FastAPI, drain: float, **options: Any) -> None:
         timeout = math.ceil(drain) + GRACE
         config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=timeout, **options)
         super().__init__(config)
-        self._engine, self._drain = app.state.parts.engine, drain
+        self._engine, self._drain = app.state.server.engine, drain
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Take no more connections, and end those that there are."""
+        """Accept no more connections, and end the open ones."""
         self._engine.end_within(self._drain)
         await super().shutdown(sockets)
 
 
 def serve(app: FastAPI, settings: ServerSettings, host: str, port: int) -> None:
-    """Serve until SIGTERM or SIGINT; then requests that run are finished, and new ones are refused.
+    """Serve until SIGTERM or SIGINT; then finish running requests and refuse new ones.
 
     Args:
-        app: from ``app.make_app``.
-        settings: those of the application.
+        app: application of ``app.make_app``.
+        settings: settings of the application.
         host: address to listen at.
-        port: to listen at; 0 for a free one, which the log names.
+        port: port to listen at; 0 for a free port, which is logged.
 
     Raises:
-        DidiError: the address cannot be listened at.
+        DidiError: the application cannot start, or the address is not available.
     """
     log_to_stderr()
     server = Server(app, settings.drain, host=host, port=port, server_header=False)
@@ -54,5 +55,10 @@ def serve(app: FastAPI, settings: ServerSettings, host: str, port: int) -> None:
         signal.signal(one, lambda *_: None)
     try:
         server.run()
-    except SystemExit as stop:
-        raise DidiError(f"cannot listen at {host}:{port}; choose another port, or stop what listens there") from stop
+    except SystemExit as stop:  # raised by uvicorn; its context is the error of the socket, if there is one
+        cause = stop.__context__
+        if not isinstance(cause, OSError):
+            raise DidiError("the server cannot start; its log has the error") from stop
+        advice = "; choose another port, or stop what listens there"
+        reason = advice if cause.errno == errno.EADDRINUSE else f": {cause.strerror or cause}"
+        raise DidiError(f"cannot listen at {host}:{port}{reason}") from stop

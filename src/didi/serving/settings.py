@@ -1,4 +1,4 @@
-"""Settings of a server: where it listens, who may use it, and what a request may ask for."""
+"""Settings of a server: access, and limits on requests."""
 
 from dataclasses import dataclass
 
@@ -6,7 +6,7 @@ from didi.arguments import finite_number, set_fields, whole_number
 from didi.errors import UsageError
 
 GRACE = 5
-"""Seconds after the drain in which a pass may end and the last events of streams may be sent."""
+"""Seconds after ``drain`` in which running passes end and the last events of streams are sent."""
 
 
 @dataclass(frozen=True)
@@ -14,20 +14,20 @@ class ServerSettings:
     """Limits and access of a server; the defaults are those of ``didi serve``.
 
     Attributes:
-        token: bearer token that requests to ``/v1`` and ``/metrics`` need; None for none.
-        cors_origins: origins whose pages may read the answers; none by default.
-        max_batch: sequences that run at the same time.
-        max_queue: requests that may wait; more are refused with status 429.
-        max_samples: sequences of a request.
-        max_moves: moves of a request.
-        max_tokens: positions of a sequence, the prompt's included; None is the context length of the network.
-        max_candidates: candidates of a move of guided sampling.
-        max_prompt_characters: characters of a prompt or infill text.
-        max_body_bytes: bytes of a request's body; more are refused with status 413.
-        timeout: seconds that a request may take, waiting included; also those that its body may take to arrive, and
-            each part of a stream to be read.
-        drain: seconds that running requests have to finish after a signal to stop.
-        logs_prompts: whether prompts and texts are logged.
+        token: bearer token that requests to ``/v1`` and ``/metrics`` need; None if they need no token.
+        cors_origins: origins whose pages may read the responses.
+        max_batch: largest number of sequences that run at the same time.
+        max_queue: largest number of waiting jobs, one per prompt; further requests are refused with status 429.
+        max_samples: largest number of sequences of a request.
+        max_moves: largest number of moves of a request.
+        max_tokens: largest number of positions of a sequence, prompt included; None for the context length.
+        max_candidates: largest number of candidates of a move of guided sampling.
+        max_prompt_characters: largest number of characters of a prompt or infill text.
+        max_body_bytes: largest number of bytes of a body; larger bodies are refused with status 413.
+        timeout: seconds, more than 0, that a request may take, waiting included. The body of a request must arrive, and
+            the client must read each event of a stream, within the same time.
+        drain: seconds, 0 or more, that running requests have to finish after a signal to stop.
+        logs_prompts: whether prompts are logged.
 
     Raises:
         UsageError: a value is out of range.
@@ -49,7 +49,7 @@ class ServerSettings:
 
     def __post_init__(self) -> None:
         if self.token is not None and not (self.token.isascii() and self.token.strip() == self.token != ""):
-            raise UsageError("a token is one or more ASCII characters without space at its ends; choose another")
+            raise UsageError("a token is one or more ASCII characters, without spaces at its ends; choose another one")
         names = ("batch", "queue", "samples", "moves", "candidates", "prompt_characters", "body_bytes")
         for name in (f"max_{one}" for one in names):
             set_fields(self, **{name: whole_number(name, getattr(self, name), low=1)})

@@ -1,7 +1,8 @@
-"""Passes and draws for the requests of several samplers at once, each as it would be alone.
+"""Trunk passes and draws for several samplers at once; each sampler gets the values that it would get alone.
 
-On a CPU, kernels round a row in one way whatever stands beside it, if rows have 16 positions or more and matrices 16
-rows or more. The padded length of a row follows from its own length, and a vocabulary head never has fewer rows.
+On a CPU, kernels round a row in the same way for any other rows of the batch, provided that rows have at least 16
+positions and matrices at least 16 rows. Therefore the padded length of a row depends only on its own length, and the
+input of the vocabulary head is padded to 16 rows.
 """
 
 from collections.abc import Sequence
@@ -19,18 +20,18 @@ from didi.sampling.draw_check import DrawCheck
 from didi.sampling.passes import PassSampler, TokenDraw, TrunkPass
 
 SHORTEST = 16
-"""Least padded length. Kernels on a CPU work on 8 or 16 positions at a time and round what is left over otherwise."""
+"""Smallest padded length. CPU kernels process blocks of 8 or 16 positions and round the remainder differently."""
 POSITIONS = {"cpu": 2**11, "cuda": 2**16}
-"""Most positions in a pass: on a CPU, more do not fit in its cache and gain no time."""
+"""Limit on the positions of a pass, by type of device. On a CPU, more do not fit into the cache and save no time."""
 
 FEWEST_ROWS = 16
-"""Rows of the vocabulary head; products of fewer rows are rounded in another way."""
+"""Smallest number of rows of the vocabulary head; products of fewer rows are rounded differently."""
 LOGITS = 2**22
-"""Most logits that exist at the same time, 16 MiB, unless one job has more."""
+"""Limit on the logits of a draw, 16 MiB in float32; a single job may have more."""
 
 
 def padded_length(length: int, context: int) -> int:
-    """Positions that a row of ``length`` takes in a pass: a power of two, and at most the network's ``context``."""
+    """Length that a row is padded to: the next power of two, at least ``SHORTEST``, at most the context length."""
     return max(length, min(context, max(SHORTEST, 1 << (length - 1).bit_length())))
 
 
@@ -38,25 +39,31 @@ def padded_length(length: int, context: int) -> int:
 def shared_features(
     denoiser: Denoiser, process: Process, passes: Sequence[TrunkPass]
 ) -> list[Float[Tensor, "_r _l d"]]:
-    """Features of each of ``passes``, from one pass of the trunk; all have one padded length."""
+    """Features of each of ``passes``, from one pass of the trunk.
+
+    Args:
+        denoiser: the network of all passes.
+        process: its diffusion process.
+        passes: one or more, of equal padded length.
+    """
     length = padded_length(passes[0].inputs.shape[1], denoiser.length)
     rows = [len(one.inputs) for one in passes]
     device = passes[0].inputs.device
     inputs = torch.zeros(sum(rows), length, dtype=torch.long, device=device)
     is_real = torch.zeros_like(inputs, dtype=torch.bool)
-    for one, there, real in zip(passes, inputs.split(rows), is_real.split(rows), strict=True):
+    for one, padded, mask in zip(passes, inputs.split(rows), is_real.split(rows), strict=True):
         width = one.inputs.shape[1]
-        there[:, :width] = one.inputs
-        real[:, :width] = True if one.attention_mask is None else one.attention_mask
-    codes = None if passes[0].codes is None else torch.zeros_like(inputs)  # all are of one network
+        padded[:, :width] = one.inputs
+        mask[:, :width] = True if one.attention_mask is None else one.attention_mask
+    codes = None if passes[0].codes is None else torch.zeros_like(inputs)  # all passes are of one network
     if codes is not None:
-        for one, there in zip(passes, codes.split(rows), strict=True):
-            there[:, : one.inputs.shape[1]] = one.codes
+        for one, padded in zip(passes, codes.split(rows), strict=True):
+            padded[:, : one.inputs.shape[1]] = one.codes
     has_padding = any(one.attention_mask is not None or one.inputs.shape[1] < length for one in passes)
     levels = [noise_levels(denoiser, process, one.t, one.inputs) for one in passes]
     level = None if levels[0] is None else torch.cat([one for one in levels if one is not None])
     features = features_with(denoiser, inputs, level, is_real if has_padding else None, codes)
-    return [own[:, : one.inputs.shape[1]] for one, own in zip(passes, features.split(rows), strict=True)]
+    return [padded[:, : one.inputs.shape[1]] for one, padded in zip(passes, features.split(rows), strict=True)]
 
 
 @torch.inference_mode()
@@ -64,11 +71,11 @@ def shared_tokens(samplers: Sequence[PassSampler], draws: Sequence[TokenDraw]) -
     """Tokens of each of ``draws``, from one product with the vocabulary head.
 
     Args:
-        samplers: of each of them; all have one network, temperature and top-p.
-        draws: features and uniforms.
+        samplers: the sampler of each draw; all have the same network, temperature and top-p.
+        draws: features and uniform random numbers.
 
     Raises:
-        NotFinite: logits of one of them are not finite.
+        NotFinite: logits of a draw are not finite; on a GPU the sampler raises it at the end of its job.
     """
     features = torch.cat([one.features for one in draws])
     num_rows = len(features)
@@ -76,8 +83,8 @@ def shared_tokens(samplers: Sequence[PassSampler], draws: Sequence[TokenDraw]) -
         features = torch.cat([features, features[:1].expand(FEWEST_ROWS - num_rows, -1)])
     first, sizes = samplers[0], [len(one.features) for one in draws]
     logits = first.denoiser.head(features)[:num_rows]
-    for sampler, own in zip(samplers, logits.split(sizes), strict=True):
-        sampler.token_distribution.draw_check.see(own)  # on a GPU it answers at the end of its own request
+    for sampler, part in zip(samplers, logits.split(sizes), strict=True):
+        sampler.token_distribution.draw_check.see(part)  # on a GPU it raises at the end of its own job
     uniforms = torch.cat([one.uniforms for one in draws])
     token_distribution = replace(first.token_distribution, draw_check=DrawCheck())
     tokens = token_distribution.sample(logits, first.process.mask_id, uniforms)

@@ -1,4 +1,4 @@
-"""What the routes of an application share."""
+"""State that the routes of an application share, and the wait for a result or a disconnected client."""
 
 import asyncio
 from collections.abc import Awaitable, Sequence
@@ -9,55 +9,56 @@ from fastapi import Depends, Request
 from starlette.requests import HTTPConnection
 
 from didi.serving.engine import Engine
-from didi.serving.follow import Followed
 from didi.serving.job import Cancelled
 from didi.serving.metrics import Metrics
 from didi.serving.models import Models
-from didi.serving.requests import Asked
+from didi.serving.request_jobs import RequestJobs
+from didi.serving.requests import JobSpec
 from didi.serving.settings import ServerSettings
 
 Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
-class State:
-    """The parts of a server."""
+class ServerState:
+    """Models, settings, engine and metrics of a server."""
 
     models: Models
     settings: ServerSettings
     engine: Engine
     metrics: Metrics
 
-    def follow(self, asked: Sequence[Asked], *, sees_moves: bool = False) -> Followed:
-        """The jobs of a request, submitted; see ``Followed``."""
-        return Followed(self.engine, self.metrics, asked, self.settings.timeout, sees_moves=sees_moves)
+    def jobs(self, specs: Sequence[JobSpec], *, sees_moves: bool = False) -> RequestJobs:
+        """The jobs of a request; entering the context submits them. See ``RequestJobs``."""
+        return RequestJobs(self.engine, self.metrics, specs, self.settings.timeout, sees_moves=sees_moves)
 
 
-def _state(connection: HTTPConnection) -> State:
-    state: State = connection.app.state.parts
+def _server_state(connection: HTTPConnection) -> ServerState:
+    state: ServerState = connection.app.state.server
     return state
 
 
-Parts = Annotated[State, Depends(_state)]
+InjectedState = Annotated[ServerState, Depends(_server_state)]
+"""Parameter of a route that FastAPI fills with the state of the application."""
 
 
-async def unless_gone(request: Request, work: Awaitable[Result]) -> Result:
-    """The result of ``work``, which is cancelled when the client leaves.
+async def unless_disconnected(request: Request, work: Awaitable[Result]) -> Result:
+    """The result of ``work``, which is cancelled when the client disconnects.
 
     Raises:
-        Cancelled: the client has left.
+        Cancelled: the client disconnected first.
     """
-    task, gone = asyncio.ensure_future(work), asyncio.ensure_future(_gone(request))
+    task, disconnect = asyncio.ensure_future(work), asyncio.ensure_future(_disconnected(request))
     try:
-        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({task, disconnect}, return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
-            raise Cancelled("the client has gone")
+            raise Cancelled("the client has disconnected")
         return task.result()
     finally:
-        for one in (task, gone):
+        for one in (task, disconnect):
             one.cancel()
 
 
-async def _gone(request: Request) -> None:
+async def _disconnected(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass

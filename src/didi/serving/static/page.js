@@ -1,4 +1,4 @@
-// The page at /: settings, runs one network after the other, and plays them on one clock.
+// The page at /: reads the settings, samples from one network after the other, and plays the moves on one clock.
 import { Player, themeButton } from "./player.js";
 import { idsWithout, selectable } from "./selection.js";
 import { generation, networks, setToken } from "./server.js";
@@ -28,18 +28,18 @@ function fill({ prompt, seed, length, lanes }) {
   settings.set(lanes);
 }
 
-/** What is asked of the server for a lane; fields without a value are left out of JSON. */
+/** The request for a lane; JSON leaves out fields that are undefined. */
 function requestOf({ model, role, sampler, nfe, temperature, guidance_scale }, { prompt, seed, length }, token_ids) {
   const guidance = guidance_scale === undefined ? undefined : { guidance_scale };
-  const isFree = role === "autoregressive";
+  const isLeftToRight = role === "autoregressive";
   return { model, role, temperature, seed: Number(seed), length: length ? Number(length) : undefined,
-    sampler: isFree ? undefined : sampler, nfe: isFree ? undefined : nfe, guidance,
+    sampler: isLeftToRight ? undefined : sampler, nfe: isLeftToRight ? undefined : nfe, guidance,
     ...(token_ids ? { token_ids } : prompt ? { prompt } : {}) };
 }
 
-/** Samples one lane and shows each move when it arrives; `replaced` is the lane in whose place it stands. */
-async function sample(asked, shared, signal, { token_ids, replaced } = {}) {
-  const request = requestOf(asked, shared, token_ids);
+/** Samples one lane and shows each move when it arrives. The lane takes the place of the lane `replaced`, if any. */
+async function sample(network, shared, signal, { token_ids, replaced } = {}) {
+  const request = requestOf(network, shared, token_ids);
   let lane;
   try {
     for await (const [name, data] of generation(request, signal)) {
@@ -50,24 +50,24 @@ async function sample(asked, shared, signal, { token_ids, replaced } = {}) {
       } else if (name === "move") player.push(lane, data);
     }
   } catch (error) {
-    error.message = `${asked.role}: ${error.message}`;
+    error.message = `${network.role}: ${error.message}`;
     throw error;
   }
-  if (asked.role !== "autoregressive") selectable(lane, (positions) => again(lane, asked, shared, positions));
+  if (network.role !== "autoregressive") selectable(lane, (positions) => again(lane, network, shared, positions));
 }
 
-/** Runs `work` with a button that stops it; a failure is shown in one line. */
+/** Runs `work`; the button Run becomes Stop. An error is shown in one line. */
 async function run(work) {
   running?.abort();
-  const mine = running = new AbortController();
+  const controller = running = new AbortController();
   at("error").textContent = "";
   at("run").textContent = "Stop";
   try {
-    await work(mine.signal);
+    await work(controller.signal);
   } catch (error) {
     if (error.name !== "AbortError") show(error);
   }
-  if (running !== mine) return; // another run has begun
+  if (running !== controller) return; // another run has begun
   running = null;
   at("run").textContent = "Run";
   player.start();
@@ -83,10 +83,10 @@ function race() {
   });
 }
 
-function again(lane, asked, shared, positions) {
-  const seed = Number(lane.seed) + 1; // other tokens than before
+function again(lane, network, shared, positions) {
+  const seed = Number(lane.seed) + 1; // with the same seed, the tokens would be the same
   const length = lane.length;
-  return run((signal) => sample(asked, { ...shared, seed, length }, signal, { token_ids: idsWithout(lane, positions), replaced: lane }));
+  return run((signal) => sample(network, { ...shared, seed, length }, signal, { token_ids: idsWithout(lane, positions), replaced: lane }));
 }
 
 async function open() {
@@ -122,7 +122,7 @@ async function start() {
   await connect();
 }
 
-/** Gets the networks of the server; the page can be used when they are known. */
+/** Requests the list of networks, then enables the page. */
 async function connect() {
   at("error").textContent = "";
   try {

@@ -1,24 +1,24 @@
-// Plays recorded sampling: lanes of tokens on one clock. It imports nothing, so that a file can hold all of it.
+// Plays recorded sampling: lanes of tokens on one clock. It imports nothing, so it can be embedded in one HTML file.
 //
 // A lane is {role, sampler, nfe, tokens, moves}: `tokens` has the text of each position before the first move, null
-// where it is to be sampled; a move is {milliseconds, passes, discriminator_passes, positions, texts}, where
-// `milliseconds` counts from the start of sampling and a text is null for a position that is masked again.
+// for positions to be sampled. A move is {milliseconds, passes, discriminator_passes, positions, texts}:
+// `milliseconds` counts from the start of sampling, and a text is null for a position that becomes [MASK] again.
 
 const SPEEDS = [10, 5, 2, 1, 1 / 2, 1 / 5, 1 / 10, 1 / 20, 1 / 50, 1 / 100];
-const PLAY_MILLISECONDS = 6000; // a race plays at the greatest speed at which it takes at least so long
-const HOLD_NEW = 220; // milliseconds for which a token that just appeared stands out
+const PLAY_MILLISECONDS = 6000; // the initial speed is the highest one at which playing takes at least this long
+const HOLD_NEW = 220; // milliseconds for which a new token is highlighted
 const END_OF_TEXT = "<|endoftext|>";
 const PLAY = "M4 2l11 7-11 7z", PAUSE = "M3 2h4v14H3zm8 0h4v14h-4z", AGAIN = "M9 3a6 6 0 1 0 6 6h-2a4 4 0 1 1-4-4v3l5-4-5-4z";
 
 /** An element with attributes and children; names that begin with "on" are event handlers. */
 export function element(name, attributes = {}, ...children) {
-  const made = document.createElement(name);
+  const created = document.createElement(name);
   for (const [key, value] of Object.entries(attributes)) {
-    if (key.startsWith("on")) made.addEventListener(key.slice(2), value);
-    else if (value !== false && value != null) made.setAttribute(key, value === true ? "" : value);
+    if (key.startsWith("on")) created.addEventListener(key.slice(2), value);
+    else if (value !== false && value != null) created.setAttribute(key, value === true ? "" : value);
   }
-  made.append(...children);
-  return made;
+  created.append(...children);
+  return created;
 }
 
 function icon(path) {
@@ -39,7 +39,7 @@ const settingsName = (lane) => [
   ...(lane.guidance ? [`guidance ${lane.guidance.guidance_scale}`] : []),
   ...((lane.temperature ?? 1) === 1 ? [] : [`temperature ${lane.temperature}`]),
 ].join(", ");
-const count = (n, one, several = `${one}s`) => `${number(n)} ${n === 1 ? one : several}`;
+const count = (n, singular, plural = `${singular}s`) => `${number(n)} ${n === 1 ? singular : plural}`;
 
 /** One lane: its elements, and the state after each number of moves. */
 class Lane {
@@ -66,7 +66,7 @@ class Lane {
 
   add(move) { this.moves.push(move); }
 
-  /** Takes the width of each position from its last text, so that nothing shifts while the moves are played. */
+  /** Fixes the width of each position to that of its last text, so that no token shifts while the moves are played. */
   settle() {
     const last = [...this.tokens];
     for (const move of this.moves) move.positions.forEach((position, at) => { last[position] = move.texts[at] ?? last[position]; });
@@ -75,13 +75,13 @@ class Lane {
     this.isSettled = true;
   }
 
-  /** Number of moves done at a time. */
+  /** Number of moves that have ended at a time. */
   movesAt(time) {
     const next = this.moves.findIndex((move) => move.milliseconds > time);
     return next < 0 ? this.moves.length : next;
   }
 
-  /** Text of each position after a number of moves, and the move that it is from; 0 is the prompt. */
+  /** Text of each position after a number of moves, with the number of the move that set it; 0 for the prompt. */
   stateAfter(numMoves) {
     const state = this.tokens.map((text) => ({ text, move: 0 }));
     this.moves.slice(0, numMoves).forEach((move, index) => move.positions.forEach((position, at) => {
@@ -90,7 +90,7 @@ class Lane {
     return state;
   }
 
-  /** Draws the state at a time; at a speed other than 0, tokens of the last move stand out for a while. */
+  /** Draws the state at a time. If the speed is not 0, tokens of the last move are highlighted for a while. */
   draw(time, speed) {
     const done = this.movesAt(time);
     const age = done ? time - this.moves[done - 1].milliseconds : Infinity;
@@ -114,7 +114,7 @@ class Lane {
     this.gaps[position].data = gap;
     span.textContent = isEnd ? " end of text " : body;
     span.className = `token${text === null ? " masked" : isNew ? " new" : ""}${isEnd ? " end" : ""}`;
-    if (text === null) span.setAttribute("aria-hidden", "true"); // its text is only there for its width
+    if (text === null) span.setAttribute("aria-hidden", "true"); // the text is only used for its width
     else span.removeAttribute("aria-hidden");
     if (text === null || !move) delete span.dataset.move;
     else span.dataset.move = move;
@@ -131,9 +131,9 @@ class Lane {
   drawFigures(done, state) {
     const move = this.moves[done - 1];
     const written = state.filter(({ text }, position) => text !== null && this.tokens[position] === null).length;
-    const judged = move?.discriminator_passes ? ` + ${number(move.discriminator_passes)} disc.` : "";
+    const discriminatorPasses = move?.discriminator_passes ? ` + ${number(move.discriminator_passes)} disc.` : "";
     const [passes, time, rate] = this.values.map(([, value]) => value);
-    passes.replaceChildren(number(move?.passes ?? 0), element("small", {}, judged));
+    passes.replaceChildren(number(move?.passes ?? 0), element("small", {}, discriminatorPasses));
     time.replaceChildren(duration(move?.milliseconds ?? 0));
     rate.replaceChildren(move?.milliseconds ? number((1000 * written) / move.milliseconds) : "–");
     const total = this.tokens.filter((text) => text === null).length;
@@ -178,7 +178,7 @@ export class Player {
     this.start();
   }
 
-  /** A lane that is being sampled, at the end or in the place of another: moves are added by `push`. */
+  /** Adds a lane that is being sampled, at the end or in the place of `replaced`; `push` adds its moves. */
   begin(record, replaced) {
     this.pause();
     const lane = new Lane(record);
@@ -200,7 +200,7 @@ export class Player {
     this.tracks.replaceChildren(...this.lanes.map((lane) => lane.track), this.scrub);
   }
 
-  /** All moves are there: play them from the start on one clock. */
+  /** Plays all lanes from the start on one clock, once all moves have been added. */
   start() {
     this.total = Math.max(0, ...this.lanes.map((lane) => lane.milliseconds));
     this.scrub.max = this.total;
@@ -251,7 +251,7 @@ export class Player {
     if (this.total !== undefined) this.seek(this.time);
   }
 
-  /** To the end of the next move of any lane, or of the one before. */
+  /** Goes to the end of the next (1) or the previous (-1) move of any lane. */
   step(direction) {
     const times = this.lanes.flatMap((lane) => lane.moves.map((move) => move.milliseconds)).sort((a, b) => a - b);
     this.pause();
@@ -260,7 +260,7 @@ export class Player {
 
   key(event) {
     const isTyping = event.target.closest("input:not(.scrub), textarea, select, [data-keys]");
-    const isPress = event.key === " " && event.target.closest("button, a"); // has a meaning of its own there
+    const isPress = event.key === " " && event.target.closest("button, a"); // the space key activates these
     if (isTyping || isPress || event.ctrlKey || event.metaKey || event.altKey || !this.lanes.length) return;
     const actions = { " ": () => this.toggle(), ArrowRight: () => this.step(1), ArrowLeft: () => this.step(-1),
       Home: () => { this.pause(); this.seek(0); }, End: () => { this.pause(); this.seek(this.total); } };
@@ -270,11 +270,11 @@ export class Player {
   }
 }
 
-/** A button that changes between light and dark; without a choice the page follows the system. */
+/** A button that switches between light and dark; before its first use the page follows the system. */
 export function themeButton() {
   const isDark = () => (document.documentElement.dataset.theme ?? (matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light")) === "dark";
   const show = () => { button.textContent = isDark() ? "Light" : "Dark"; };
-  const button = element("button", { class: "quiet", type: "button", title: "Change between light and dark", onclick: () => {
+  const button = element("button", { class: "quiet", type: "button", title: "Switch between light and dark", onclick: () => {
     document.documentElement.dataset.theme = isDark() ? "light" : "dark";
     show();
   } });

@@ -1,9 +1,9 @@
 // Selection of tokens in a finished lane, by pointer, touch or keys, to sample them again.
 import { element } from "./player.js";
 
-/** Lets a reader choose tokens of `lane`; `onAgain` gets their positions. */
+/** Makes the tokens of `lane` selectable; `onAgain` is called with the positions of the selected tokens. */
 export function selectable(lane, onAgain) {
-  let first = null, last = null; // ends of the selection, in the order in which they were chosen
+  let first = null, last = null; // the first and the latest position that the user chose
   const words = element("span");
   const again = element("button", { class: "quiet", type: "button", onclick: () => onAgain(chosen()) }, "Sample again");
   const bar = element("div", { class: "again", hidden: true }, words, again,
@@ -11,7 +11,7 @@ export function selectable(lane, onAgain) {
   lane.text.after(bar);
   lane.text.tabIndex = 0;
   lane.text.dataset.keys = "";
-  lane.text.setAttribute("aria-label", `${lane.text.getAttribute("aria-label")}. Arrow keys choose a token, with Shift several, Enter samples them again`);
+  lane.text.setAttribute("aria-label", `${lane.text.getAttribute("aria-label")}. Arrow keys select a token, Shift and arrow keys select several tokens, Enter samples them again`);
 
   const chosen = () => first === null ? [] :
     [...lane.spans.keys()].slice(Math.min(first, last), Math.max(first, last) + 1);
@@ -35,7 +35,7 @@ export function selectable(lane, onAgain) {
     if (within.length) choose(within[0], within.at(-1));
   });
 
-  lane.text.addEventListener("mousedown", (event) => { if (event.shiftKey) event.preventDefault(); }); // as a click alone
+  lane.text.addEventListener("mousedown", (event) => { if (event.shiftKey) event.preventDefault(); }); // Shift and a click would select text
   lane.text.addEventListener("click", (event) => {
     const span = event.target.closest(".token");
     if (!span || !document.getSelection().isCollapsed) return;
@@ -56,16 +56,16 @@ export function selectable(lane, onAgain) {
   });
 }
 
-/** Whether a range covers a part of the text of an element, not only its edge. */
+/** Whether a range covers at least one character of the text of an element. */
 function touches(range, node) {
   const text = node.firstChild;
   if (!text || !range.intersectsNode(node)) return false;
-  const own = document.createRange();
-  own.selectNodeContents(node);
-  return range.compareBoundaryPoints(Range.START_TO_END, own) > 0 && range.compareBoundaryPoints(Range.END_TO_START, own) < 0;
+  const contents = document.createRange();
+  contents.selectNodeContents(node);
+  return range.compareBoundaryPoints(Range.START_TO_END, contents) > 0 && range.compareBoundaryPoints(Range.END_TO_START, contents) < 0;
 }
 
-/** The tokens of a finished text as numbers, null at some positions. */
+/** Token ids of a finished text, null at `positions`. */
 export function idsWithout(lane, positions) {
   const ids = [...lane.token_ids];
   for (const move of lane.moves) move.positions.forEach((position, at) => { ids[position] = move.token_ids[at]; });

@@ -1,15 +1,16 @@
-// Requests to the server: the models it has, and streams of moves.
+// Requests to the server: the list of models, and streams of moves.
 
-const TOKEN = "didi-token"; // kept as long as the tab, and never in a link
+const TOKEN = "didi-token"; // key of the session storage: the token is kept until the tab is closed, and is never part of a link
 
 export function setToken(token) { sessionStorage.setItem(TOKEN, token); }
 
 function authorization() {
   const token = sessionStorage.getItem(TOKEN);
+  if (/[^\x20-\x7e]/.test(token ?? "")) throw needsToken("an access token has ASCII characters only: enter another one above");
   return token ? { authorization: `Bearer ${token}` } : {};
 }
 
-/** Networks as {model, role, length, nfe, samplers, takesText}: one for each role of each model. */
+/** The networks, one for each role of each model, as {model, role, length, nfe, samplers, takesText}. */
 export async function networks() {
   const { data } = await (await checked(fetch("v1/models", { headers: authorization() }))).json();
   const cards = new Map(data.map((card) => [card.id, card]));
@@ -20,32 +21,38 @@ export async function networks() {
   }));
 }
 
-/** Events of a generation as [name, data]. An `error` event, or an answer that is an error, is thrown. */
+/** Events of a generation as [name, data]. Throws an Error for an `error` event or an error status. */
 export async function* generation(request, signal) {
   const headers = { "content-type": "application/json", ...authorization() };
   const body = JSON.stringify({ ...request, stream: true });
   const response = await checked(fetch("v1/generate", { method: "POST", headers, body, signal }));
-  let isWhole = false;
+  let hasEnded = false;
   for await (const [name, data] of events(response.body)) {
     if (name === "error") throw new Error(data.message);
-    isWhole ||= name === "end";
+    hasEnded ||= name === "end";
     yield [name, data];
   }
-  if (!isWhole) throw new Error("the server ended the stream before the text was finished");
+  if (!hasEnded) throw new Error("the server ended the stream before the text was finished");
 }
 
-/** The answer, if its status says that it is one; else an error with the message of its body. */
+/** An error after which the page shows the field for the token. */
+const needsToken = (message) => Object.assign(new Error(message), { needsToken: true });
+
+/** The response of a request. Throws an Error with the message of the body if the status is an error. */
 async function checked(request) {
   const response = await request.catch((error) => {
     throw error.name === "AbortError" ? error : new Error("the server does not answer: start it again with didi serve");
   });
   if (response.ok) return response;
-  if (response.status === 401) throw Object.assign(new Error("this server needs its access token: enter it above"), { needsToken: true });
   const body = await response.json().catch(() => ({}));
+  if (response.status === 401) {
+    const isMissing = body.error?.code === "missing_token";
+    throw needsToken(isMissing ? "this server needs its access token: enter it above" : "the access token is wrong: enter another one above");
+  }
   throw new Error(body.error?.message ?? body.message ?? `the server answered with status ${response.status}`);
 }
 
-/** Server-sent events of a body; comments and unnamed fields are left out. */
+/** Server-sent events of a body as [name, data]; comments are skipped. */
 async function* events(body) {
   const reader = body.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "";

@@ -1,24 +1,24 @@
-// The settings of a run: controls for each network, and their form in a link.
+// The settings of a run: controls for each network, and their encoding in a link.
 import { element } from "./player.js";
 
 const MOST_MOVES = 65536;
-const name = ({ model, role }, isOnlyModel) => (isOnlyModel ? role : `${role} of ${model}`);
+const label = ({ model, role }, isOnlyModel) => (isOnlyModel ? role : `${role} of ${model}`);
 const key = ({ model, role }) => `${role},${model}`;
 
-/** One row of controls for each network. `known` are the networks of the server. */
+/** One row of controls for each lane. `known` is the list of networks of the server. */
 export class Settings {
   constructor(root, known) {
     Object.assign(this, { root, known });
     this.isOnlyModel = new Set(known.map(({ model }) => model)).size === 1;
   }
 
-  /** The race that a page begins with: the networks of the first model. */
+  /** The lanes of a new page: all networks of the first model. */
   race() {
     const { model } = this.known[0];
-    const mine = this.known.filter((network) => network.model === model);
+    const networks = this.known.filter((network) => network.model === model);
     const order = ["student", "teacher", "autoregressive"];
-    const student = mine.find(({ role }) => role === "student");
-    return mine.sort((a, b) => order.indexOf(a.role) - order.indexOf(b.role)).map((network) => ({
+    const student = networks.find(({ role }) => role === "student");
+    return networks.sort((a, b) => order.indexOf(a.role) - order.indexOf(b.role)).map((network) => ({
       ...network, sampler: network.samplers[0], temperature: 1,
       nfe: network.role === "teacher" && student ? Math.min(8 * student.nfe, network.length) : network.nfe,
     }));
@@ -29,7 +29,7 @@ export class Settings {
     this.update();
   }
 
-  /** What the controls say: a list of {model, role, sampler, nfe, temperature, guidance_scale}. */
+  /** The values of the controls: a list of {model, role, sampler, nfe, temperature, guidance_scale}. */
   get() { return [...this.root.children].map((row) => row.read()); }
 
   add() {
@@ -43,7 +43,7 @@ export class Settings {
 
   row(lane) {
     const numeric = (value, attributes) => element("input", { type: "number", value, ...attributes });
-    const network = element("select", {}, ...this.known.map((one) => element("option", { value: key(one) }, name(one, this.isOnlyModel))));
+    const network = element("select", {}, ...this.known.map((one) => element("option", { value: key(one) }, label(one, this.isOnlyModel))));
     const sampler = element("select");
     const nfe = numeric(lane.nfe, { min: 1, max: MOST_MOVES, step: 1, required: true });
     const guidance = numeric(lane.guidance_scale, { min: 0, step: "any", placeholder: "default" });
@@ -54,11 +54,11 @@ export class Settings {
       element("button", { class: "quiet remove", type: "button", "aria-label": "Remove this network",
         onclick: () => { row.remove(); this.update(); } }, "×"));
     const chosen = () => this.known.find((one) => key(one) === network.value);
-    const follow = (wanted) => {
+    const update = (preferred) => {
       const { samplers, role, length } = chosen();
       const isLeftToRight = role === "autoregressive";
       sampler.replaceChildren(...samplers.map((one) => element("option", { value: one }, isLeftToRight ? "left to right" : one.replaceAll("-", " "))));
-      if (samplers.includes(wanted)) sampler.value = wanted;
+      if (samplers.includes(preferred)) sampler.value = preferred;
       sampler.disabled = nfe.disabled = isLeftToRight;
       if (isLeftToRight) nfe.value = length;
       guidance.disabled = sampler.value !== "guided";
@@ -66,9 +66,9 @@ export class Settings {
     };
     network.value = key(lane);
     if (!network.value) network.selectedIndex = 0;
-    follow(lane.sampler);
-    network.onchange = () => { nfe.value = chosen().nfe; follow(sampler.value); };
-    sampler.onchange = () => follow(sampler.value);
+    update(lane.sampler);
+    network.onchange = () => { nfe.value = chosen().nfe; update(sampler.value); };
+    sampler.onchange = () => update(sampler.value);
     row.read = () => ({
       model: chosen().model, role: chosen().role, sampler: sampler.value, nfe: nfe.valueAsNumber, temperature: temperature.valueAsNumber,
       guidance_scale: guidance.disabled || guidance.value === "" ? undefined : guidance.valueAsNumber,
@@ -77,7 +77,7 @@ export class Settings {
   }
 }
 
-/** Settings as the fragment of a link: {prompt, seed, length, lanes}. */
+/** The settings {prompt, seed, length, lanes} as the fragment of a link. */
 export function toLink({ prompt, seed, length, lanes }) {
   const fields = new URLSearchParams({ prompt, seed });
   if (length) fields.set("length", length);
@@ -88,7 +88,7 @@ export function toLink({ prompt, seed, length, lanes }) {
   return `#${fields}`;
 }
 
-/** The settings of a link; null where it has none. */
+/** The settings in the fragment of a link; null if there are none. */
 export function fromLink(hash) {
   const fields = new URLSearchParams(hash.slice(1));
   if (!fields.has("lane")) return null;

@@ -1,0 +1,80 @@
+"""Streamed requests that end before their first event: their jobs leave the scheduler at once."""
+
+import asyncio
+import contextlib
+import json
+
+import pytest
+from sse_starlette import EventSourceResponse
+
+from didi.serving import completions
+from didi.serving.app import make_app
+from didi.serving.engine import Engine
+
+BODIES = {
+    "/v1/generate": {"nfe": 1000, "num_samples": 8, "sampler": "published", "stream": True},
+    "/v1/completions": {"prompt": [1], "max_tokens": 15, "nfe": 1000, "n": 8, "sampler": "published", "stream": True},
+}
+
+
+@pytest.fixture
+def submitted(monkeypatch):
+    """Jobs that were submitted to an engine."""
+    jobs, submit = [], Engine.submit
+    monkeypatch.setattr(Engine, "submit", lambda engine, new: submit(engine, new) or jobs.extend(new))
+    return jobs
+
+
+async def blocked(message):
+    """A client that accepts no byte of a stream."""
+    assert message.get("status") == 200, message
+    await asyncio.Event().wait()
+
+
+async def ignored(_):
+    """A client that accepts everything."""
+
+
+def request_and_leave(bundle, path, send):
+    """Send a streamed request and disconnect at once; return whether the server has no job soon after."""
+    app = make_app({"toy": bundle})
+    headers = [(b"content-type", b"application/json")]
+    scope = {"type": "http", "method": "POST", "path": path, "headers": headers, "query_string": b"", "app": app}
+    scope |= {"asgi": {"version": "3.0"}, "http_version": "1.1", "scheme": "http", "server": ("x", 80), "root_path": ""}
+    messages = [{"type": "http.request", "body": json.dumps(BODIES[path]).encode()}]
+
+    async def receive():
+        return messages.pop() if messages else {"type": "http.disconnect"}
+
+    async def run():
+        async with app.router.lifespan_context(app):
+            with contextlib.suppress(ZeroDivisionError):  # raised by the tests
+                await asyncio.wait_for(app(scope, receive, send), 10)
+            scheduler = app.state.server.engine.scheduler
+            for _ in range(100):
+                await asyncio.sleep(0.01)
+                if scheduler.is_idle and not app.state.server.engine.num_waiting:
+                    return True
+            return False
+
+    return asyncio.run(run())
+
+
+@pytest.mark.parametrize("path", BODIES)
+def test_the_job_of_a_client_that_disconnects_before_the_first_event_is_cancelled(toy, path, submitted):
+    assert request_and_leave(toy, path, blocked)
+    assert len(submitted) == 1
+
+
+@pytest.mark.parametrize("path", BODIES)
+def test_a_response_that_fails_before_its_first_event_leaves_no_job(toy, path, monkeypatch):
+    async def fail(*_):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(EventSourceResponse, "__call__", fail)
+    assert request_and_leave(toy, path, ignored)
+
+
+def test_a_response_that_cannot_be_built_leaves_no_job(toy, monkeypatch):
+    monkeypatch.setattr(completions, "CompletionBuilder", lambda *_: 1 / 0)
+    assert request_and_leave(toy, "/v1/completions", ignored)

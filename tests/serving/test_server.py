@@ -1,0 +1,40 @@
+"""``serve``: messages of failures before the server listens."""
+
+import logging
+import signal
+
+import pytest
+
+from didi.errors import DidiError
+from didi.serving.app import make_app
+from didi.serving.models import ServedModel
+from didi.serving.server import serve
+from didi.serving.settings import ServerSettings
+
+
+@pytest.fixture(autouse=True)
+def restored():
+    """Restores logging and signals, which ``serve`` changes for the whole process."""
+    signals = {one: signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGINT)}
+    loggers = [logging.getLogger(name) for name in ("didi.serving", "uvicorn")]
+    states = [(one, one.handlers, one.propagate, one.level) for one in loggers]
+    yield
+    for one, handler in signals.items():
+        signal.signal(one, handler)
+    for one, handlers, propagate, level in states:
+        one.handlers, one.propagate = handlers, propagate
+        one.setLevel(level)
+
+
+def test_an_address_of_another_machine_is_refused_with_the_cause(toy):
+    """192.0.2.0/24 is reserved for documentation."""
+    settings = ServerSettings(token="x")
+    with pytest.raises(DidiError, match=r"^cannot listen at 192\.0\.2\.1:8000: .*assign requested address"):
+        serve(make_app({"toy": toy}, settings), settings, "192.0.2.1", 8000)
+
+
+def test_a_failing_start_is_not_reported_as_an_address_in_use(toy, monkeypatch):
+    monkeypatch.setattr(ServedModel, "check_weights", lambda _: 1 / 0)
+    settings = ServerSettings()
+    with pytest.raises(DidiError, match=r"^the server cannot start; its log has the error$"):
+        serve(make_app({"toy": toy}, settings), settings, "127.0.0.1", 0)
