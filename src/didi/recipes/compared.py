@@ -10,6 +10,7 @@ from didi.methods.objective_settings import ObjectiveConfig
 from didi.methods.sdtt import SdttConfig
 from didi.methods.settings import DistillationConfig, LoopConfig
 from didi.models.initial_state import InitialState
+from didi.recipes import text
 from didi.recipes.worlds import DISTILL, VARIANTS
 
 
@@ -64,6 +65,17 @@ assert isinstance(_MARKOV_MMD, MmdConfig)
 assert isinstance(_MARKOV_SDTT, SdttConfig)
 assert isinstance(_MARKOV_DCD, DcdConfig)
 
+_TEXT = replace(text.DISTILL["tiny-news"], loop=replace(text.DISTILL["tiny-news"].loop, batch_size=16))
+_TEXT_SDTT, _TEXT_DCD, _TEXT_MMD, _TEXT_DIMO = (
+    text.VARIANTS["tiny-news", method] for method in ("sdtt", "dcd", "mmd", "dimo")
+)
+assert isinstance(_TEXT_MMD, MmdConfig)
+
+
+def _text_didi(objective: ObjectiveConfig, *, steps: int) -> DistillConfig:
+    return _didi(_TEXT, objective, warmup_steps=10, rate=6e-4, steps=steps)
+
+
 COMPARED: dict[str, dict[str, DistillationConfig]] = {
     "exact": {  # 2.0 million sequence passes each; benchmarks/method_search/exact.yaml
         "didi": _didi(_EXACT, _PATHS, steps=181),
@@ -91,6 +103,21 @@ COMPARED: dict[str, dict[str, DistillationConfig]] = {
         ),
         "dimo": replace(_MARKOV_DIMO, loop=_length(_MARKOV_DIMO, 1171)),
         "mmd": _mmd(_MARKOV_MMD, replace(_MARKOV_MMD.objective, bandwidths=(0.25,)), rate=1e-4, steps=206),
+    },
+    "tiny-news": {  # 48 thousand sequence passes each; benchmarks/method_search/tiny-news.yaml
+        "didi": _text_didi(_TEXT.objective, steps=66),
+        "didi-1": _text_didi(replace(_TEXT.objective, moves=1, initial_mask_ratio=0.5), steps=168),
+        "didi-2": _text_didi(replace(_TEXT.objective, moves=2), steps=165),
+        "didi-4": _text_didi(replace(_TEXT.objective, moves=4), steps=111),
+        "sdtt": replace(_TEXT_SDTT, loop=_length(_TEXT_SDTT, 317)),
+        "dcd": replace(_TEXT_DCD, loop=_length(_TEXT_DCD, 187)),
+        "dimo": replace(_TEXT_DIMO, loop=_length(_TEXT_DIMO, 187)),
+        "mmd": _mmd(
+            replace(_TEXT_MMD, loop=replace(_TEXT_MMD.loop, batch_size=16)),
+            replace(_TEXT_MMD.objective, bandwidths=(0.25,)),
+            rate=1e-4,
+            steps=129,
+        ),
     },
 }
 """See ``didi.recipes.COMPARED``; a number after a method is that of the moves that a student is trained for."""
