@@ -55,7 +55,7 @@ def test_the_cache_changes_no_logit(network):
 
 
 @torch.no_grad()
-def test_samples_follow_the_exact_law(network):
+def test_samples_follow_the_exact_distribution(network):
     num = 8000
     bundle = Bundle(autoregressive=network)
     drawn = generate(bundle, num_samples=num, length=2, seed=3, batch_size=500)

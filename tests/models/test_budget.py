@@ -110,7 +110,7 @@ def test_frozen_blocks_leave_the_weights_of_the_budget_trained(bundle):
 
 
 @torch.no_grad()
-def test_a_bundle_comes_back_as_it_was_saved(bundle, tmp_path):
+def test_a_saved_bundle_is_loaded_unchanged(bundle, tmp_path):
     back = load(save(bundle, tmp_path / "bundle"))
     for role, network in bundle.networks().items():
         assert back.networks()[role].config == network.config

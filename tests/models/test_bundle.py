@@ -16,7 +16,7 @@ from didi.models.bundle import ROLES, Bundle, load, save
 TOKENS = {"a": 0, "b": 1, "[MASK]": 3, "c": 2}
 
 
-def test_a_bundle_comes_back_as_it_was_saved(bundle, folder):
+def test_a_saved_bundle_is_loaded_unchanged(bundle, folder):
     loaded = load(folder)
     ids = torch.randint(4, (2, 2), generator=named_generator("ids"))
     for role in ROLES:

@@ -77,7 +77,7 @@ def shared_tokens(samplers: Sequence[PassSampler], draws: Sequence[TokenDraw]) -
     first, sizes = samplers[0], [len(one.features) for one in draws]
     logits = first.denoiser.head(features)[:num_rows]
     for sampler, own in zip(samplers, logits.split(sizes), strict=True):
-        sampler.token_distribution.draw_check.see(own)  # on a GPU it answers at the end of its own request
+        sampler.token_distribution.draw_check.check(own)  # on a GPU it answers at the end of its own request
     uniforms = torch.cat([one.uniforms for one in draws])
     token_distribution = replace(first.token_distribution, draw_check=DrawCheck())
     tokens = token_distribution.sample(logits, first.process.mask_id, uniforms)
