@@ -138,7 +138,7 @@ class Canvas:
     def mean_per_position(self, sums: Float[Tensor, " b"]) -> Float[Tensor, ""]:
         """Mean over sequences of ``sums``, each divided by the number of free positions (1 or more) of its sequence.
 
-        All sequences have the same weight, whatever their lengths.
+        All sequences have the same weight, independent of their lengths.
         """
         if self.is_all_free:
             return sums.sum() / self.tokens.numel()

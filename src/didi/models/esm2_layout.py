@@ -79,8 +79,8 @@ def esm2_from_state_dict(
     """
     weights = _without_prefixes(bare_keys(state_dict))
     if EMBEDDING not in weights or weights[EMBEDDING].ndim != 2:
-        found = f"got shape {list(weights[EMBEDDING].shape)}" if EMBEDDING in weights else f"missing {EMBEDDING}"
-        raise UsageError(f"an ESM-2 checkpoint holds the matrix {EMBEDDING}, from which sizes are read; {found}")
+        problem = f"got shape {list(weights[EMBEDDING].shape)}" if EMBEDDING in weights else f"missing {EMBEDDING}"
+        raise UsageError(f"an ESM-2 checkpoint holds the matrix {EMBEDDING}, from which sizes are read; {problem}")
     _check_settings(settings)
     config = _config(weights, settings, num_heads, length)
     if config.is_tied:

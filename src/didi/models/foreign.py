@@ -61,7 +61,7 @@ def read_checkpoint(source: str, *, file: str | None = None, revision: str | Non
 
     Args:
         source: path or name.
-        file: name of the weights file in a folder or repository; by default its only one.
+        file: name of the weights file in a folder or repository; by default its only weights file.
         revision: branch, tag or commit of a Hub repository.
 
     Raises:

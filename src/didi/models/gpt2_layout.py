@@ -81,8 +81,8 @@ def gpt2_from_state_dict(
     weights = _with_prefix(bare_keys(state_dict))
     for name in (EMBEDDING, POSITIONS, INNER):
         if name not in weights or weights[name].ndim != 2:
-            found = f"got shape {list(weights[name].shape)}" if name in weights else f"missing {name}"
-            raise UsageError(f"a GPT-2 checkpoint holds the matrix {name}, from which sizes are read; {found}")
+            problem = f"got shape {list(weights[name].shape)}" if name in weights else f"missing {name}"
+            raise UsageError(f"a GPT-2 checkpoint holds the matrix {name}, from which sizes are read; {problem}")
     _check_settings(settings)
     is_tied = is_tied or _is_tied(weights, settings)
     if is_tied and not _is_head_embedding(weights):

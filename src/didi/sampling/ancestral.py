@@ -25,7 +25,7 @@ from didi.models.latent import num_codes
 from didi.process_group import to_device
 from didi.sampling.base import StepOutput, path_alphas, shared_rows
 from didi.sampling.latent import drawn_codes
-from didi.sampling.passes import Passes, TokenDraw, TrunkPass, moves_alone, received
+from didi.sampling.passes import Passes, TokenDraw, TrunkPass, received, unshared_moves
 from didi.sampling.token_distribution import UNMODIFIED, TokenDistribution
 
 Leap = Literal["exact", "tau"]
@@ -80,7 +80,7 @@ class Ancestral:
 
     def __call__(self, canvas: Canvas, times: Float[Tensor, " n"], noise: SequenceNoise) -> Iterator[StepOutput]:
         """See ``base.Sampler``."""
-        return moves_alone(self, canvas, times, noise)
+        return unshared_moves(self, canvas, times, noise)
 
     @torch.inference_mode()
     def passes(self, canvas: Canvas, times: Float[Tensor, " n"], noise: SequenceNoise) -> Passes:

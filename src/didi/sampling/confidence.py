@@ -21,7 +21,7 @@ from didi.diffusion.categorical import entropy, sample_categorical
 from didi.diffusion.noise import SequenceNoise
 from didi.models.denoiser import Denoiser
 from didi.sampling.base import StepOutput, open_positions, path_alphas, shared_rows
-from didi.sampling.passes import Passes, TrunkPass, moves_alone, received
+from didi.sampling.passes import Passes, TrunkPass, received, unshared_moves
 from didi.sampling.token_distribution import UNMODIFIED, TokenDistribution
 
 Measure = Literal["probability", "margin", "entropy"]
@@ -80,7 +80,7 @@ class ConfidenceDecoding:
 
     def __call__(self, canvas: Canvas, times: Float[Tensor, " n"], noise: SequenceNoise) -> Iterator[StepOutput]:
         """See ``base.Sampler``; a move leaves the expected number of masks, rounded."""
-        return moves_alone(self, canvas, times, noise)
+        return unshared_moves(self, canvas, times, noise)
 
     @torch.inference_mode()
     def passes(self, canvas: Canvas, times: Float[Tensor, " n"], noise: SequenceNoise) -> Passes:

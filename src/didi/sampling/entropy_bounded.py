@@ -20,7 +20,7 @@ from didi.diffusion.noise import SequenceNoise
 from didi.diffusion.schedule import time_at
 from didi.models.denoiser import Denoiser
 from didi.sampling.base import StepOutput, open_positions, shared_rows
-from didi.sampling.passes import Passes, TrunkPass, moves_alone, received
+from didi.sampling.passes import Passes, TrunkPass, received, unshared_moves
 from didi.sampling.token_distribution import UNMODIFIED, TokenDistribution
 
 
@@ -48,7 +48,7 @@ class EntropyBounded:
 
         A network conditioned on time reads the time at which the expected share of masks equals the present share.
         """
-        return moves_alone(self, canvas, times, noise)
+        return unshared_moves(self, canvas, times, noise)
 
     @torch.inference_mode()
     def passes(self, canvas: Canvas, times: Float[Tensor, " n"], noise: SequenceNoise) -> Passes:

@@ -19,7 +19,7 @@ from didi.diffusion.noise import SequenceNoise
 from didi.diffusion.schedule import time_at
 from didi.models.denoiser import Denoiser
 from didi.sampling.base import StepOutput, open_positions, shared_rows
-from didi.sampling.passes import Passes, TokenDraw, TrunkPass, moves_alone, received
+from didi.sampling.passes import Passes, TokenDraw, TrunkPass, received, unshared_moves
 from didi.sampling.token_distribution import UNMODIFIED, TokenDistribution
 
 
@@ -42,7 +42,7 @@ class FirstHitting:
 
         Each sequence has its own times; the time of a step is the largest of them.
         """
-        return moves_alone(self, canvas, times, noise)
+        return unshared_moves(self, canvas, times, noise)
 
     @torch.inference_mode()
     def passes(self, canvas: Canvas, times: Float[Tensor, " n"], noise: SequenceNoise) -> Passes:

@@ -23,7 +23,7 @@ from didi.sampling.stream import Move, num_moves, options_from, stream
 
 @dataclass(frozen=True)
 class Generation:
-    """Finished samples: a whole set, or a batch of one.
+    """Finished samples: a whole set, or one batch of it.
 
     Attributes:
         tokens: clean tokens, no mask among them; begin and end symbols of proteins included.

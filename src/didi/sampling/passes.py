@@ -2,7 +2,7 @@
 
 The result of a trunk pass depends on its input rows only, not on the sampler, the move or the seed. A sampler is
 written once, as a generator: it yields a ``TrunkPass`` when it needs features and receives them by ``send``; it yields
-a ``TokenDraw`` when it needs tokens drawn from features; it yields a ``StepOutput`` after every move. ``moves_alone``
+a ``TokenDraw`` when it needs tokens drawn from features; it yields a ``StepOutput`` after every move. ``unshared_moves``
 answers each request at once. A server collects the requests of many samplers and answers them together.
 """
 
@@ -88,7 +88,7 @@ def received(answer: Tensor | None) -> Tensor:
 
 
 @torch.inference_mode()
-def moves_alone(
+def unshared_moves(
     sampler: PassSampler, canvas: Canvas, times: Float[Tensor, " n"], noise: SequenceNoise
 ) -> Iterator[StepOutput]:
     """The moves of a batch, whose passes are run at once and not shared."""

@@ -21,7 +21,7 @@ from didi.diffusion.noise import SequenceNoise
 from didi.errors import UsageError
 from didi.models.denoiser import Denoiser
 from didi.sampling.base import StepOutput, open_positions, path_alphas, shared_rows
-from didi.sampling.passes import Passes, TrunkPass, moves_alone, received
+from didi.sampling.passes import Passes, TrunkPass, received, unshared_moves
 from didi.sampling.token_distribution import UNMODIFIED, TokenDistribution
 
 Strategy = Literal["cap", "rescale"]
@@ -81,7 +81,7 @@ class RemaskingSampler:
 
     def __call__(self, canvas: Canvas, times: Float[Tensor, " n"], noise: SequenceNoise) -> Iterator[StepOutput]:
         """See ``base.Sampler``."""
-        return moves_alone(self, canvas, times, noise)
+        return unshared_moves(self, canvas, times, noise)
 
     @torch.inference_mode()
     def passes(self, canvas: Canvas, times: Float[Tensor, " n"], noise: SequenceNoise) -> Passes:

@@ -101,7 +101,7 @@ class ScoreSampler:
             logits = self.denoiser.head(rows)
             size = rows_at_a_time(logits.shape[1], logits.device)
             parts = zip(logits.split(size), *(column.split(size) for column in columns), strict=True)
-            drawn += [self._moved(*part, t, s) for part in parts]
+            drawn += [self._moved(part_logits, state, numbers, t, s) for part_logits, state, numbers in parts]
         return torch.cat(drawn)
 
     def _moved(

@@ -185,7 +185,7 @@ class UniformGuided:
         times: tuple[Float[Tensor, ""], Float[Tensor, ""]],
         scale: float,
     ) -> tuple[Int[Tensor, "b l"], Bool[Tensor, " b"], Int[Tensor, " b"]]:
-        """A move with tilted predictions; returns are those of ``_ranked_move``."""
+        """A move with tilted predictions; the result is as in ``_ranked_move``."""
         early = move.before_network(numbers, numbers)
         is_open, is_replaced = is_free & early.is_open, is_free & early.is_replaced
         replaced = (to_device(part, z.device) for part in (is_replaced, early.replacement[is_replaced]))
