@@ -2,8 +2,9 @@
 
 The result of a trunk pass depends on its input rows only, not on the sampler, the move or the seed. A sampler is
 written once, as a generator: it yields a ``TrunkPass`` when it needs features and receives them by ``send``; it yields
-a ``TokenDraw`` when it needs tokens drawn from features; it yields a ``StepOutput`` after every move. ``unshared_moves``
-answers each request at once. A server collects the requests of many samplers and answers them together.
+a ``TokenDraw`` when it needs tokens drawn from features; it yields a ``StepOutput`` after every move.
+``unshared_moves`` answers each request at once. A server collects the requests of many samplers and answers them
+together.
 """
 
 from collections.abc import Generator, Iterator
