@@ -102,7 +102,7 @@ def test_a_file_without_config_json_needs_its_heads(tmp_path):
     made = hugging()
     (written(tmp_path / "hub", made, head=True) / "config.json").unlink()
     file = tmp_path / "hub" / "model.safetensors"
-    with pytest.raises(UsageError, match=r"n_head, a whole number, is in config.json"):
+    with pytest.raises(UsageError, match=r"n_head, a whole number, must be in config.json"):
         converted(file, tmp_path)
     with pytest.raises(UsageError, match=r"bos_token_id in config.json, which begins a text, is one of 279 symbols"):
         converted(file, tmp_path, "--num-heads", "3")
@@ -183,7 +183,7 @@ def block_keys():
         ({"activation_function": "mish"}, "activation_function in config.json is one of gelu_new, .*; got 'mish'"),
         ({"layer_norm_epsilon": "1"}, "layer_norm_epsilon in config.json is a number above 0; got '1'"),
         ({"layer_norm_epsilon": 0}, "layer_norm_epsilon in config.json is a number above 0; got 0"),
-        ({"n_head": "3"}, "it says '3'"),
+        ({"n_head": "3"}, "it is '3'"),
         ({"n_head": 5}, "hidden_size is a multiple of num_heads; got 12 and 5"),
         ({"n_layer": "two"}, "n_layer in config.json is 2, the blocks of the weights; got 'two'"),
         ({"n_layer": 2**31}, "n_layer in config.json is 2, the blocks of the weights; got 2147483648"),

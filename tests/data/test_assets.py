@@ -19,12 +19,12 @@ pytestmark = pytest.mark.usefixtures("cache")
 
 
 def leftovers(cache):
-    """Everything in the cache but locks and whole folders."""
+    """All files in the cache except locks."""
     return [path for path in cache.rglob("*") if path.is_file() and path.suffix != ".lock"]
 
 
 @pytest.mark.parametrize("name", ASSETS)
-def test_rows_are_pinned(name):
+def test_assets_are_pinned(name):
     asset = ASSETS[name]
     assert asset.name == name
     assert len(asset.sha256) == 64
@@ -34,7 +34,7 @@ def test_rows_are_pinned(name):
     assert asset.licence
 
 
-def test_no_host_is_named():
+def test_the_source_contains_no_url():
     assert "://" not in inspect.getsource(assets)
 
 
@@ -71,7 +71,7 @@ def test_fetch_extracts_only_the_members_of_any_kind_of_archive(serve, cache, da
     verify("tiny")
 
 
-def test_a_second_fetch_asks_no_registry(serve):
+def test_a_second_fetch_downloads_nothing(serve):
     registry = serve(zip_bytes(FILES))
     assert not is_cached("tiny")
     assert fetch("tiny") == fetch("tiny")
@@ -158,7 +158,7 @@ def test_an_archive_copied_by_hand_needs_no_client(serve, cache):
     assert by_hand.exists()
 
 
-def test_verify_sees_a_changed_member_and_fetch_mends_a_cut_one(serve):
+def test_verify_detects_a_changed_member_and_fetch_repairs_a_truncated_one(serve):
     registry = serve(zip_bytes(FILES))
     with pytest.raises(DidiError, match="fetch it first"):
         verify("tiny")
@@ -179,7 +179,7 @@ def test_verify_sees_a_changed_member_and_fetch_mends_a_cut_one(serve):
     assert registry.num_downloads == 3
 
 
-def test_a_folder_extracted_with_other_members_is_made_anew(serve):
+def test_a_folder_extracted_with_other_members_is_fetched_again(serve):
     serve(zip_bytes(FILES), members=("a.txt",))
     assert not (fetch("tiny") / "deep").exists()
     serve(zip_bytes(FILES))
@@ -187,7 +187,7 @@ def test_a_folder_extracted_with_other_members_is_made_anew(serve):
 
 
 @pytest.mark.slow
-def test_processes_that_fetch_at_once_agree(cache):
+def test_concurrent_fetches_agree(cache):
     data = zip_bytes({f"data/{number}.bin": bytes([number]) * 100_000 for number in range(20)})
     (cache / "archives").mkdir(parents=True)
     (cache / "archives" / "many.whl").write_bytes(data)

@@ -19,7 +19,7 @@ def test_every_epoch_uses_every_row_once(num_rows, batch_size):
     assert torch.equal(epochs.sort().values, torch.arange(num_rows).expand(num_epochs, -1))
 
 
-def test_a_step_does_not_depend_on_what_was_asked_before():
+def test_a_step_does_not_depend_on_earlier_calls():
     steps = list(range(20))
     order = BatchOrder(10, 3, seed=5)
     forward = {step: order.rows(step).tolist() for step in steps}
@@ -27,7 +27,7 @@ def test_a_step_does_not_depend_on_what_was_asked_before():
     assert BatchOrder(10, 3, seed=5).rows(17).tolist() == forward[17]
 
 
-def test_epochs_and_seeds_have_orders_of_their_own():
+def test_epochs_and_seeds_have_different_orders():
     orders = {tuple(BatchOrder(50, 50, seed).rows(epoch).tolist()) for seed in range(4) for epoch in range(4)}
     assert len(orders) == 16
 

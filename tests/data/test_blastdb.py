@@ -1,4 +1,4 @@
-"""BLAST protein databases, written here byte by byte."""
+"""BLAST protein databases that the tests write byte by byte."""
 
 import struct
 
@@ -17,16 +17,16 @@ def index_bytes(sequences, *, version=4, kind=1, total=None):
     for text in (title, date):
         data += struct.pack(">i", len(text)) + text
     data += struct.pack(">i", len(sequences)) + struct.pack("<q", num) + struct.pack(">i", max(map(len, sequences)))
-    offsets, place = [1], 1
-    for one in sequences:
-        place += len(one) + 1
-        offsets.append(place)
+    offsets, position = [1], 1
+    for residues in sequences:
+        position += len(residues) + 1
+        offsets.append(position)
     headers = range(len(sequences) + 1)
     return data + struct.pack(f">{len(offsets)}i", *headers) + struct.pack(f">{len(offsets)}i", *offsets)
 
 
 def sequence_bytes(sequences):
-    return b"\0" + b"".join(bytes(LETTERS.index(one.encode()) for one in text) + b"\0" for text in sequences)
+    return b"\0" + b"".join(bytes(LETTERS.index(letter.encode()) for letter in text) + b"\0" for text in sequences)
 
 
 @pytest.fixture

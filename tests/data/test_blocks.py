@@ -1,4 +1,4 @@
-"""Rows of text begin and end as the teacher's did."""
+"""Layouts of the rows of text, which distillation and evaluation take from the teacher."""
 
 from dataclasses import replace
 
@@ -36,7 +36,7 @@ def corpus(tmp_path):
 
 @pytest.fixture
 def bundle(make_dit, tokenizer):
-    """A bundle as ``didi convert`` makes it of a public checkpoint."""
+    """A bundle like that of ``didi convert`` for a public checkpoint."""
     teacher = make_dit(vocab_size=280, length=LENGTH)
     return Bundle(teacher=teacher, tokenizer=tokenizer, provenance={"block_layout": "bos-eos"})
 
@@ -57,20 +57,20 @@ def test_rows_are_the_stream_in_order(layout, num_rows):
 
 
 @pytest.mark.parametrize(("layout", "least"), [("stream", 1), ("bos-eos", 3)])
-def test_a_row_has_room_for_a_token(tokenizer, layout, least):
+def test_a_row_has_at_least_one_token(tokenizer, layout, least):
     assert pack(DOCUMENTS, tokenizer, least, layout).shape[1] == least
     with pytest.raises(UsageError, match=f"has {least} tokens or more; got length {least - 1}"):
         pack(DOCUMENTS, tokenizer, least - 1, layout)
 
 
-def test_a_recorded_layout_is_known():
+def test_an_unknown_recorded_layout_is_refused():
     assert block_layout_of({}) == "stream"
     assert block_layout_of({"block_layout": "bos-eos"}) == "bos-eos"
     with pytest.raises(UsageError, match="block_layout is one of stream, bos-eos; got 'bos'"):
         block_layout_of({"block_layout": "bos"})
 
 
-def test_layouts_of_a_corpus_are_cached_apart(corpus, tokenizer):
+def test_layouts_of_a_corpus_have_separate_caches(corpus, tokenizer):
     stream, framed = (
         prepare_text(corpus, length=LENGTH, tokenizer=tokenizer, block_layout=layout)
         for layout in ("stream", "bos-eos")
@@ -82,7 +82,7 @@ def test_layouts_of_a_corpus_are_cached_apart(corpus, tokenizer):
     assert torch.equal(prepare_text(corpus, length=LENGTH, tokenizer=tokenizer).train, stream.train)
 
 
-def test_the_setting_is_the_layout_of_a_pre_training(corpus, tokenizer):
+def test_pretraining_uses_the_layout_of_its_settings(corpus, tokenizer):
     data = DataConfig(corpus=corpus, length=LENGTH, vocab_size=280)
     for layout in (None, "stream", "bos-eos"):
         source = pretraining_source(PretrainConfig(data=replace(data, block_layout=layout)))
@@ -93,7 +93,7 @@ def test_the_setting_is_the_layout_of_a_pre_training(corpus, tokenizer):
     ("setting", "recorded", "is_framed"),
     [(None, "bos-eos", True), ("stream", "bos-eos", False), (None, None, False), ("bos-eos", None, True)],
 )
-def test_a_distillation_takes_the_layout_of_its_teacher_unless_one_is_set(corpus, bundle, setting, recorded, is_framed):
+def test_distillation_uses_the_layout_of_its_teacher_unless_one_is_set(corpus, bundle, setting, recorded, is_framed):
     config = DistillConfig(data=DataConfig(corpus=corpus, length=LENGTH, block_layout=setting))
     teacher = replace(bundle, provenance={"block_layout": recorded} if recorded else {})
     source = distillation_source(config, teacher)
@@ -102,21 +102,21 @@ def test_a_distillation_takes_the_layout_of_its_teacher_unless_one_is_set(corpus
         assert has_ends(rows, eos_id) == is_framed
 
 
-def test_a_bundle_is_scored_on_rows_like_those_it_was_trained_on(corpus, bundle):
+def test_a_bundle_is_scored_on_rows_with_the_layout_of_its_training(corpus, bundle):
     eos_id = bundle.tokenizer.token_to_id(EOS)
-    own = replace(bundle, provenance=bundle.provenance | {"corpus": corpus})
+    with_corpus = replace(bundle, provenance=bundle.provenance | {"corpus": corpus})
     assert has_ends(source_for(bundle, corpus).test, eos_id)
-    assert has_ends(rows_of(own, corpus), eos_id)
+    assert has_ends(rows_of(with_corpus, corpus), eos_id)
     assert has_ends(rows_of(bundle, corpus), eos_id)
     assert not has_ends(rows_of(replace(bundle, provenance={}), corpus), eos_id)
 
 
-def test_a_world_has_no_begin_and_no_end():
+def test_a_markov_chain_has_no_begin_and_end_tokens():
     with pytest.raises(UsageError, match="the markov world have block_layout stream; got bos-eos; set it to stream"):
         open_source("markov", length=LENGTH, block_layout="bos-eos")
 
 
-def test_settings_of_a_run_without_a_layout_are_those_of_now():
+def test_older_settings_without_a_layout_are_upgraded():
     old = {"data": {"corpus": "news", "length": 8, "vocab_size": None, "tokenizer": None}}
     for kind in (PretrainConfig, DistillConfig):
         assert kind.current(old)["data"] == old["data"] | {"block_layout": None}

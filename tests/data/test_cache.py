@@ -1,4 +1,4 @@
-"""Damage to a folder of the cache is noticed and mended; the disk's errors are one line and leave nothing behind."""
+"""Damaged cache folders are detected and rebuilt; disk errors are reported in one line and leave no files."""
 
 import errno
 import json
@@ -43,7 +43,7 @@ DAMAGES = {"flipped": flip_a_bit, "cut": cut, "gone": Path.unlink}
 
 @pytest.fixture
 def made(tmp_path):
-    """A folder of one file, what makes it, and how often it was made."""
+    """A folder to be built, the function that builds it, and the list of its calls."""
     calls = []
 
     def make(folder):
@@ -71,7 +71,7 @@ def test_a_damaged_folder_is_made_again_with_a_warning(made, caplog, name, spoil
 
 
 @pytest.mark.parametrize("content", ["[1]", "{}", '{"members": 3}', '{"members": {"a": {"bytes": "1"}}}', "[" * 10**5])
-def test_a_manifest_of_something_else_is_damage(made, content):
+def test_an_invalid_manifest_is_damage(made, content):
     folder, make, _ = made
     made_folder(folder, make)
     (folder / MANIFEST).write_text(content)
@@ -89,11 +89,11 @@ def test_a_folder_of_an_earlier_version_is_no_damage(made, caplog, is_there):
         made_folder(folder, make)
     assert len(calls) == 1
     (record,) = caplog.records
-    told = "is missing or damaged; " if is_there else "is missing, as where an earlier version made the folder; "
-    assert record.message.endswith(f"{told}{folder} is made again")
+    reason = "is missing or damaged; " if is_there else "is missing, as in folders of earlier versions; "
+    assert record.message.endswith(f"{reason}{folder} is made again")
 
 
-def test_what_another_process_made_in_the_meantime_is_kept(made, monkeypatch):
+def test_a_folder_that_another_process_made_is_kept(made, monkeypatch):
     folder, make, calls = made
     made_folder(folder, make)
     answers = iter(["damaged", None])
@@ -116,13 +116,13 @@ def test_folders_without_digests_are_not_listed(made, tmp_path):
 def test_a_damaged_packed_corpus_is_made_again(tmp_path, cache, spoil):
     corpus = tmp_path / "corpus.txt"
     corpus.write_text("\n\n".join(f"number {number} of a few short documents" for number in range(60)))
-    made = prepare_text(str(corpus), length=8, vocab_size=280)
+    first = prepare_text(str(corpus), length=8, vocab_size=280)
     (rows,) = cache.rglob(ROWS)
-    whole = rows.read_bytes()
+    content = rows.read_bytes()
     spoil(rows)
-    found = prepare_text(str(corpus), length=8, vocab_size=280)
-    assert torch.equal(made.train, found.train)
-    assert rows.read_bytes() == whole
+    again = prepare_text(str(corpus), length=8, vocab_size=280)
+    assert torch.equal(first.train, again.train)
+    assert rows.read_bytes() == content
 
 
 # Assets
@@ -130,7 +130,7 @@ def test_a_damaged_packed_corpus_is_made_again(tmp_path, cache, spoil):
 
 @pytest.mark.parametrize("spoil", DAMAGES.values(), ids=DAMAGES)
 @pytest.mark.parametrize("name", ["deep/b.txt", MANIFEST])
-def test_a_damaged_asset_is_noticed_and_fetched_again(serve, name, spoil):
+def test_a_damaged_asset_is_detected_and_fetched_again(serve, name, spoil):
     registry = serve(zip_bytes(FILES))
     folder = fetch("tiny")
     spoil(folder / name)
@@ -143,7 +143,7 @@ def test_a_damaged_asset_is_noticed_and_fetched_again(serve, name, spoil):
 
 
 @pytest.mark.parametrize("content", ["[1]", "{}", '{"members": {"a.txt": 3}}', "null", "{"])
-def test_a_damaged_manifest_is_one_line(serve, content):
+def test_a_damaged_manifest_is_reported_in_one_line(serve, content):
     serve(zip_bytes(FILES))
     (fetch("tiny") / MANIFEST).write_text(content)
     assert not is_cached("tiny")
@@ -151,16 +151,16 @@ def test_a_damaged_manifest_is_one_line(serve, content):
         verify("tiny")
 
 
-def test_verify_without_names_sees_every_damaged_folder(serve, cache, capsys):
+def test_verify_without_names_reports_every_damaged_folder(serve, cache, capsys):
     serve(zip_bytes(FILES))
     folder, packed = fetch("tiny"), cache / "text" / "abc"
     copy = folder.with_name(f"{folder.name}-copy")
-    for one in (packed, copy):
-        made_folder(one, lambda staging: (staging / "file").write_bytes(b"content"))
+    for path in (packed, copy):
+        made_folder(path, lambda staging: (staging / "file").write_bytes(b"content"))
     run_assets(["verify"])
-    said = capsys.readouterr().out
-    assert "tiny: every file is as pinned" in said
-    assert f"{packed}: every file is as made" in said
+    output = capsys.readouterr().out
+    assert "tiny: every file is as pinned" in output
+    assert f"{packed}: every file is as made" in output
     cut(folder / "a.txt")
     flip_a_bit(packed / "file")
     with pytest.raises(DidiError) as caught:
@@ -174,7 +174,7 @@ def test_verify_without_names_sees_every_damaged_folder(serve, cache, capsys):
         verify("tiny")
 
 
-def test_a_cache_that_is_a_file_is_one_line(serve, cache):
+def test_a_cache_path_that_is_a_file_is_reported_in_one_line(serve, cache):
     serve(zip_bytes(FILES))
     cache.write_text("")
     assert not is_cached("tiny")
@@ -184,7 +184,7 @@ def test_a_cache_that_is_a_file_is_one_line(serve, cache):
         fetch("tiny")
 
 
-def test_a_read_only_cache_serves_what_is_there_and_names_the_remedy_otherwise(serve, cache, monkeypatch):
+def test_a_read_only_cache_serves_present_assets_and_names_the_remedy(serve, cache, monkeypatch):
     serve(zip_bytes(FILES))
     folder = fetch("tiny")
 
@@ -199,7 +199,7 @@ def test_a_read_only_cache_serves_what_is_there_and_names_the_remedy_otherwise(s
         fetch("tiny")
 
 
-def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(serve, cache, monkeypatch):
+def test_a_full_disk_is_reported_in_one_line_and_leaves_no_files(serve, cache, monkeypatch):
     serve(zip_bytes(FILES))
     full = OSError(errno.ENOSPC, "No space left on device")
 
@@ -226,7 +226,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(serve, cache, m
     assert files_in(cache) == []
 
 
-def test_a_disk_that_fills_while_a_corpus_is_packed_leaves_nothing(tmp_path, cache, monkeypatch):
+def test_a_full_disk_while_a_corpus_is_packed_leaves_no_files(tmp_path, cache, monkeypatch):
     corpus = tmp_path / "corpus.txt"
     corpus.write_text("\n\n".join(f"number {number} of a few short documents" for number in range(60)))
 
@@ -264,7 +264,7 @@ def test_the_lock_of_a_cached_folder_is_beside_it(tmp_path):
         assert (tmp_path / ".one.lock").exists()
 
 
-def test_assets_have_the_manifest_that_is_read(serve):
+def test_assets_record_their_selection(serve):
     serve(zip_bytes(FILES))
     recorded = json.loads((fetch("tiny") / MANIFEST).read_text())
     assert recorded["selection"] == assets._selection(assets.ASSETS["tiny"])

@@ -1,4 +1,4 @@
-"""Corpora are read as documents."""
+"""Readers of corpora."""
 
 import sys
 from types import SimpleNamespace
@@ -24,7 +24,7 @@ def test_news_keeps_long_distinct_articles_in_order(monkeypatch, tmp_path):
     assert load_documents("news") == [other, long]
 
 
-def test_sotu_is_one_document_an_address(monkeypatch, tmp_path):
+def test_sotu_has_one_document_per_address(monkeypatch, tmp_path):
     (tmp_path / "1791_b.txt").write_text("second\n")
     (tmp_path / "1790_a.txt").write_text(" first")
     (tmp_path / "manifest.json").write_text("{}")
@@ -32,7 +32,7 @@ def test_sotu_is_one_document_an_address(monkeypatch, tmp_path):
     assert load_documents("sotu") == ["first", "second"]
 
 
-def test_brown_is_read_as_it_was_printed(monkeypatch, tmp_path):
+def test_brown_is_converted_to_plain_text(monkeypatch, tmp_path):
     (tmp_path / "ca01").write_text(
         "\n\n\t``/`` Is/bez it/pps 1/2/cd ?/. ?/. ''/'' asked/vbd Ivan/np Allen/np Jr./np ./.\n"
         "``/`` No/rb ''/'' ,/, (/( she/pps )/) said/vbd ;/. ;/.\n\n\n"
@@ -57,7 +57,7 @@ def test_brown_is_read_as_it_was_printed(monkeypatch, tmp_path):
         ),
     ],
 )
-def test_local_files_are_cut_into_documents(tmp_path, name, content, documents):
+def test_local_files_are_split_into_documents(tmp_path, name, content, documents):
     (tmp_path / name).write_text(content)
     assert load_documents(str(tmp_path / name)) == documents
 
@@ -67,9 +67,9 @@ BOM = b"\xef\xbb\xbf"
 
 @pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"])
 @pytest.mark.parametrize("mark", [b"", BOM, BOM + b"\n", BOM * 2])
-def test_byte_order_marks_and_line_ends_are_no_part_of_a_document(tmp_path, mark, end):
+def test_byte_order_marks_are_dropped_and_line_ends_normalised(tmp_path, mark, end):
     text, lines = tmp_path / "a.txt", tmp_path / "a.jsonl"
-    # Files put after each other: the second mark is in the middle.
+    # As in concatenated files, the second mark is in the middle.
     text.write_bytes(end.join([mark + b"one", b"two", b"", BOM + b"three", b" ", b"four" + BOM]))
     assert load_documents(str(text)) == ["one\ntwo", "three", "four\ufeff"]
     text.write_bytes(end.join([mark + b"one", b"", b"two<|endoftext|>" + BOM + b"three"]))
@@ -78,7 +78,7 @@ def test_byte_order_marks_and_line_ends_are_no_part_of_a_document(tmp_path, mark
     assert load_documents(str(lines)) == ["one\ntwo\nthree", "four"]
 
 
-def test_a_document_that_differs_by_its_mark_alone_is_a_copy(tmp_path):
+def test_documents_that_differ_only_by_a_mark_are_copies(tmp_path):
     (tmp_path / "a.txt").write_bytes(b"one\n\n" + BOM + b"one\n\n" + BOM + b"\n\ntwo")
     assert load_documents(str(tmp_path / "a.txt")) == ["one", "two"]
 
@@ -93,13 +93,13 @@ def test_a_document_that_differs_by_its_mark_alone_is_a_copy(tmp_path):
         ("a.jsonl", b'{"text": "\\udc00a"}', "line 1 of .*a.jsonl", "U\\+DC00"),
     ],
 )
-def test_what_no_text_has_is_refused_with_its_place(tmp_path, name, content, place, character):
+def test_invalid_characters_are_refused_with_their_position(tmp_path, name, content, place, character):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UsageError, match=rf"NUL and lone surrogates; .*{place} has {character}; convert or clean it$"):
         load_documents(str(tmp_path / name))
 
 
-def test_a_surrogate_pair_in_json_is_its_character(tmp_path):
+def test_a_surrogate_pair_in_json_is_one_character(tmp_path):
     (tmp_path / "a.jsonl").write_bytes(b'{"text": "\\ud83d\\ude00"}')
     assert load_documents(str(tmp_path / "a.jsonl")) == ["\U0001f600"]
 
@@ -116,24 +116,24 @@ def test_a_surrogate_pair_in_json_is_its_character(tmp_path):
         ("missing.txt", None, "must be an existing file"),
     ],
 )
-def test_a_bad_file_is_the_users_mistake(tmp_path, name, content, message):
+def test_a_bad_file_is_a_usage_error(tmp_path, name, content, message):
     if content is not None:
         (tmp_path / name).write_bytes(content)
     with pytest.raises(UsageError, match=message):
         load_documents(str(tmp_path / name))
 
 
-def test_an_unknown_corpus_is_answered_with_the_nearest():
+def test_an_unknown_corpus_is_refused_with_the_nearest_name():
     with pytest.raises(UsageError, match="got 'brwn'; did you mean 'brown'"):
         load_documents("brwn")
 
 
-def test_hub_names_pass_through(monkeypatch):
+def test_hub_names_are_passed_to_datasets(monkeypatch):
     monkeypatch.setattr("didi.hub.is_reachable", lambda: True)
-    asked = []
+    requests = []
 
     def load_dataset(*names, split):
-        asked.append((*names, split))
+        requests.append((*names, split))
         return Table(text=["one", "two"])
 
     class Table(dict):
@@ -142,7 +142,7 @@ def test_hub_names_pass_through(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
     assert load_documents("owner/name") == ["one", "two"]
     load_documents("owner/name/config:test[:1%]")
-    assert asked == [("owner/name", "train"), ("owner/name", "config", "test[:1%]")]
+    assert requests == [("owner/name", "train"), ("owner/name", "config", "test[:1%]")]
     monkeypatch.setattr(sys.modules["datasets"], "load_dataset", lambda *_, split: Table(content=[]))
     with pytest.raises(UsageError, match=r"has \['content'\]"):
         load_documents("owner/name")
@@ -150,7 +150,7 @@ def test_hub_names_pass_through(monkeypatch):
     assert load_documents("owner/name:test#content") == ["three"]
 
 
-def test_hub_failures_are_one_line(monkeypatch):
+def test_hub_failures_are_reported_in_one_line(monkeypatch):
     monkeypatch.setattr("didi.hub.is_reachable", lambda: True)
 
     def load_dataset(*_, split):

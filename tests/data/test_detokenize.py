@@ -1,4 +1,4 @@
-"""Every rule of every corpus; the values are those of the published functions."""
+"""Every rule of every corpus; expected values are from the published functions."""
 
 import pytest
 

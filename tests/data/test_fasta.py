@@ -1,4 +1,4 @@
-"""FASTA files: plain and compressed, and what is refused in one line."""
+"""FASTA files, plain and compressed, and files that are refused."""
 
 import gzip
 
@@ -33,10 +33,13 @@ def test_records_round_trip_in_lines_of_sixty(tmp_path):
         (b">one\nMK1T\n", "holds letters; 'one'"),
         (b">one\n>two\nMK\n", "holds letters; 'one'"),
         (b">one\n\xff\xfe\n", "is not readable"),
-        (gzip.compress(TEXT.encode(), mtime=0)[:-9], "is not readable"),  # the time would be in the name of the test
+        (
+            gzip.compress(TEXT.encode(), mtime=0)[:-9],
+            "is not readable",
+        ),  # without mtime the test would have another name in each run
     ],
 )
-def test_what_is_no_fasta_file_is_refused(tmp_path, content, message):
+def test_invalid_fasta_files_are_refused(tmp_path, content, message):
     (tmp_path / "wrong.fasta").write_bytes(content)
     with pytest.raises(UsageError, match=message):
         list(read_fasta(tmp_path / "wrong.fasta"))

@@ -1,4 +1,4 @@
-"""The chains that have a name, and the sources that draw from them."""
+"""The named Markov chains and their sources."""
 
 import pytest
 import torch
@@ -7,16 +7,16 @@ from didi.data.markov import WORLDS, MarkovChain, exact_chain
 from didi.data.source import open_source
 
 
-def test_each_row_of_the_exact_world_is_the_same_probabilities_in_an_order_of_its_own():
+def test_each_row_of_the_exact_chain_is_a_permutation_of_the_same_probabilities():
     chain = exact_chain()
     generator = torch.Generator().manual_seed(0)
     for row in chain.transition:
-        likeliest_first = torch.randperm(4, generator=generator)
-        assert row[likeliest_first].tolist() == [0.72, 0.22, 0.05, 0.01]
+        order = torch.randperm(4, generator=generator)
+        assert row[order].tolist() == [0.72, 0.22, 0.05, 0.01]
     torch.testing.assert_close(chain.stationary @ chain.transition, chain.stationary)
 
 
-def test_the_markov_world_has_three_likely_successors_above_a_floor():
+def test_the_markov_chain_has_three_likely_successors_above_a_floor():
     chain = WORLDS["markov"]()
     assert torch.equal(chain.transition, MarkovChain(32, seed=0).transition)
     ordered = chain.transition.sort(descending=True).values
@@ -27,7 +27,7 @@ def test_the_markov_world_has_three_likely_successors_above_a_floor():
 
 
 @pytest.mark.parametrize(("world", "num_symbols"), [("markov", 32), ("exact", 4)])
-def test_a_world_is_a_corpus_with_a_symbol_for_each_state_and_a_mask(world, num_symbols):
+def test_a_named_chain_is_a_corpus_with_a_symbol_for_each_state_and_a_mask(world, num_symbols):
     source = open_source(world, length=5, seed=3)
     assert (source.vocab_size, source.mask_id) == (num_symbols + 1, num_symbols)
     assert source.tokenizer.encode(f"s0 s{num_symbols - 1} [MASK]").ids == [0, num_symbols - 1, num_symbols]

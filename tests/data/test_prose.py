@@ -16,7 +16,7 @@ LONG = "Every good deed is remembered by somebody. " * 5
 
 
 def words(first, number):
-    """A text of so many words, all different."""
+    """A text of ``number`` distinct words."""
     return " ".join(f"w{index}" for index in range(first, first + number))
 
 
@@ -45,7 +45,7 @@ def serve(monkeypatch, module, folder):
         ("at .5 percent", "at .5 percent"),
     ],
 )
-def test_prose_has_one_typography(text, tidied):
+def test_prose_has_uniform_typography(text, tidied):
     assert tidy(text) == tidied
     assert tidy(tidied) == tidied
 
@@ -76,12 +76,12 @@ def test_prose_has_one_typography(text, tidied):
         ("was prosecuted. READ MORE: Surviving death row In 2012, she left", "was prosecuted. In 2012, she left"),
     ],
 )
-def test_news_is_mended_as_far_as_it_can_be(damaged, mended):
+def test_news_is_repaired_where_possible(damaged, mended):
     assert tidy(mend_news(damaged)).startswith(mended)
     assert bool(mend_news(damaged)) == bool(mended)
 
 
-def test_brown_closes_quotations_after_the_mark():
+def test_brown_quotation_marks_follow_the_punctuation():
     assert (
         mend_brown('"Zing"! I cried. "You"? "I forgive" --\n\nAt 43*0 C.')
         == '"Zing!" I cried. "You?" "I forgive--"\n\nAt 43 C.'
@@ -92,7 +92,7 @@ def test_brown_closes_quotations_after_the_mark():
 
 
 def module(folder, *blocks):
-    """A compressed commentary; an empty block stands for a chapter that is not there."""
+    """Write a compressed commentary; an empty block stands for a missing chapter."""
     index, data = b"", b""
     for block in blocks:
         packed = zlib.compress(block.encode()) if block else b""
@@ -118,7 +118,7 @@ def test_a_damaged_module_is_an_error(tmp_path):
             read_blocks(tmp_path, "ot")
 
 
-def test_a_psalm_is_an_exposition_and_notes_in_plain_text(monkeypatch, tmp_path):
+def test_a_psalm_gives_an_exposition_and_notes_in_plain_text(monkeypatch, tmp_path):
     def paragraph(text):
         return f'<div sID="g1" type="x-p"/> {text} <div eID="g1" type="x-p"/>'
 
@@ -231,14 +231,14 @@ def test_near_copies_of_earlier_documents_are_dropped():
     assert without_copies(documents) == [documents[index] for index in (0, 3, 4, 5, 6)]
 
 
-def test_a_copy_is_found_after_others_quoted_the_original():
+def test_a_copy_is_detected_after_others_quoted_the_original():
     original = words(0, 400)
     quotations = [f"{words(100 * part, 100)} {words(1000 * part + 1000, 300)}" for part in range(3)]
     documents = [("a", text) for text in (original, *quotations, f"{original} at last")]
     assert without_copies(documents) == documents[:-1]
 
 
-def test_caps_hold_together_and_ignore_the_order():
+def test_caps_hold_together_and_do_not_depend_on_the_order():
     documents = [(source, f"{source}{index:03}" + "x" * 96) for source in "abc" for index in range(40)]
     kept = capped(documents, {"b": 0.2, "c": 0.3})
     counts = [sum(source == name for source, _ in kept) for name in "abc"]
@@ -247,7 +247,7 @@ def test_caps_hold_together_and_ignore_the_order():
     assert set(capped(documents[::-1], {"b": 0.2, "c": 0.3})) == set(kept)
 
 
-def test_a_source_below_its_cap_is_whole_and_counts_with_what_it_has():
+def test_a_source_below_its_cap_is_kept_completely():
     documents = [(source, f"{index:04}" + "x" * 96) for source in "abbbc" for index in range(30)]
     documents = [(source, f"{number:05}{text}") for number, (source, text) in enumerate(documents)]
     kept = capped(documents, {"b": 0.4, "c": 0.6 - 0.01})
@@ -255,7 +255,7 @@ def test_a_source_below_its_cap_is_whole_and_counts_with_what_it_has():
     assert counts == [30, 40, 30]
 
 
-def test_prose_knows_the_source_of_each_document(monkeypatch):
+def test_prose_returns_the_source_of_each_document(monkeypatch):
     monkeypatch.setattr(
         prose,
         "SOURCES",
@@ -272,7 +272,7 @@ def test_prose_knows_the_source_of_each_document(monkeypatch):
     assert load_documents("prose") == [text for _, text in prose_documents()]
 
 
-def test_every_source_of_prose_is_a_corpus_of_its_own():
+def test_every_source_of_prose_is_a_corpus():
     assert list(CORPORA) == [*SOURCES, "prose"]
     assert set(CAPS) <= set(SOURCES)
 

@@ -39,7 +39,7 @@ def mutated(sequence, num, seed):
     return "".join(letters)
 
 
-def test_tokens_are_those_of_esm2_and_decode_to_residues():
+def test_tokens_match_esm2_and_decode_to_residues():
     tokenizer = protein_tokenizer()
     assert tokenizer.get_vocab_size() == 33
     assert tokenizer.encode("LAGC").ids == [4, 5, 6, 23]
@@ -53,10 +53,10 @@ def test_tokens_are_those_of_esm2_and_decode_to_residues():
 
 
 def test_cleaning_keeps_distinct_standard_proteins_of_fitting_lengths():
-    found = ["MKTAY", "MKXAY", "MKT", "MKTAYIAKQR", "MKTAY", "mktay", "ACDEF"]
-    assert standard_proteins(found, min_length=4, max_length=8) == ["MKTAY", "ACDEF"]
+    sequences = ["MKTAY", "MKXAY", "MKT", "MKTAYIAKQR", "MKTAY", "mktay", "ACDEF"]
+    assert standard_proteins(sequences, min_length=4, max_length=8) == ["MKTAY", "ACDEF"]
     with pytest.raises(UsageError, match="max_length is 9 or more"):
-        standard_proteins(found, min_length=9, max_length=8)
+        standard_proteins(sequences, min_length=9, max_length=8)
 
 
 def test_heavy_chains_are_translated():
@@ -65,7 +65,7 @@ def test_heavy_chains_are_translated():
     assert protein._translated("GAAGTGCAGCTGGTGGAG") == "EVQLVE"
 
 
-def test_a_corpus_that_is_not_there_is_refused(tmp_path):
+def test_an_unknown_corpus_is_refused(tmp_path):
     with pytest.raises(UsageError, match="a corpus of proteins is one of swissprot, uniprot, vh, or a file"):
         load_proteins("swisprot")
     (tmp_path / "short.fasta").write_text(">one\nMKT\n")
@@ -80,16 +80,16 @@ def test_a_corpus_that_is_not_there_is_refused(tmp_path):
 def test_no_cluster_is_in_two_splits_and_training_has_all_members():
     source = random.Random(3)
     clusters = []
-    for number in range(400):  # a representative stands anywhere in its cluster; here the first
+    for number in range(400):  # representatives may be any member; here they are the first
         clusters.append(number if number < 20 or source.random() < 0.3 else source.choice(clusters))
     splits = split_by_cluster(clusters, seed=1, validation=0.1, test=0.2)
     parts = [[members[0] for members in splits.train], splits.validation, splits.test]
-    names = [{clusters[one] for one in part} for part in parts]
+    split_clusters = [{clusters[number] for number in part} for part in parts]
     for members in splits.train:
-        assert sorted(members) == [number for number, name in enumerate(clusters) if name == members[0]]
-    assert names[0] | names[1] | names[2] == set(clusters)
-    assert sum(map(len, names)) == len(set(clusters)) == sum(map(len, parts))
-    assert all(clusters[one] == one for part in parts for one in part)
+        assert sorted(members) == [number for number, cluster in enumerate(clusters) if cluster == members[0]]
+    assert set.union(*split_clusters) == set(clusters)
+    assert sum(map(len, split_clusters)) == len(set(clusters)) == sum(map(len, parts))
+    assert all(clusters[number] == number for part in parts for number in part)
     assert len(splits.test) == round(0.2 * len(set(clusters)))
     assert len(splits.validation) == round(0.1 * len(set(clusters)))
     assert splits == split_by_cluster(clusters, seed=1, validation=0.1, test=0.2)
@@ -103,7 +103,7 @@ def test_clusters_that_cannot_be_split_are_refused():
         split_by_cluster([0, 1], validation=0.5, test=0.5)
 
 
-def test_without_the_program_one_line_says_what_to_do(monkeypatch):
+def test_a_missing_program_is_reported_with_the_remedy(monkeypatch):
     monkeypatch.setenv("PATH", "")
     with pytest.raises(
         DidiError, match="mmseqs, which is not on PATH: install it, on Debian by apt-get install mmseqs2"
@@ -116,23 +116,23 @@ def test_without_the_program_one_line_says_what_to_do(monkeypatch):
 def test_relatives_share_a_cluster_and_a_split(tmp_path, monkeypatch):
     monkeypatch.setenv("DIDI_CACHE", str(tmp_path / "cache"))
     families = random_proteins(30, 100)
-    proteins = [mutated(one, 10, 31 * number + copy) for number, one in enumerate(families) for copy in range(3)]
+    proteins = [mutated(residues, 10, 31 * n + copy) for n, residues in enumerate(families) for copy in range(3)]
     clusters = mmseqs.clusters_of(proteins)
     assert [len(set(clusters[3 * n : 3 * n + 3])) for n in range(30)] == [1] * 30
     assert len(set(clusters)) == 30
     identities = mmseqs.nearest_identities([proteins[0], random_proteins(1, 100, seed=9)[0]], proteins[1:3])
     assert 0.7 < identities[0] < 0.95
     assert identities[1] == 0
-    (tmp_path / "made.fasta").write_text("".join(fasta_record(str(n), one) for n, one in enumerate(proteins)))
+    (tmp_path / "made.fasta").write_text("".join(fasta_record(str(n), residues) for n, residues in enumerate(proteins)))
     data = prepare_proteins(str(tmp_path / "made.fasta"), seed=2)
-    family = {one: number // 3 for number, one in enumerate(proteins)}
-    assert all(len({family[one] for one in members}) == 1 for members in data.train)
+    family = {residues: number // 3 for number, residues in enumerate(proteins)}
+    assert all(len({family[residues] for residues in members}) == 1 for members in data.train)
     assert sum(map(len, data.train)) == 3 * len(data.train)
-    train = [one for members in data.train for one in members]
-    held = [{family[one] for one in part} for part in (train, data.validation, data.test)]
-    assert held[0] | held[1] | held[2] == set(range(30))
-    assert [len(one) for one in held] == [26, 2, 2]
-    monkeypatch.setattr(protein, "clusters_of", None)  # found again
+    train = list(itertools.chain.from_iterable(data.train))
+    split_families = [{family[residues] for residues in part} for part in (train, data.validation, data.test)]
+    assert set.union(*split_families) == set(range(30))
+    assert [len(families) for families in split_families] == [26, 2, 2]
+    monkeypatch.setattr(protein, "clusters_of", None)  # the cache is used
     assert prepare_proteins(str(tmp_path / "made.fasta"), seed=2) == data
 
 
@@ -150,35 +150,35 @@ def test_a_canvas_frames_and_pads():
             protein_canvas([wrong])
 
 
-def test_batches_hold_proteins_of_similar_length_each_once_an_epoch():
+def test_batches_have_proteins_of_similar_length_each_once_per_epoch():
     source = random.Random(0)
-    proteins = [one[: source.randint(5, 90)] for one in random_proteins(203, 90)]
-    alone = [[one] for one in proteins]
-    buckets = LengthBuckets(alone, batch_size=8, width=10, seed=4)
+    proteins = [residues[: source.randint(5, 90)] for residues in random_proteins(203, 90)]
+    clusters = [[residues] for residues in proteins]
+    buckets = LengthBuckets(clusters, batch_size=8, width=10, seed=4)
     assert buckets.num_batches == 25
-    texts = protein_tokenizer()
+    tokenizer = protein_tokenizer()
     epochs = []
     for epoch in range(2):
-        seen, spreads = [], []
+        batches, spreads = [], []
         for number in range(buckets.num_batches):
             rows = buckets.batch(epoch * buckets.num_batches + number)
             assert rows.shape[0] == 8
-            assert not (rows == 1).all(0).any()  # no wider than the longest needs
+            assert not (rows == 1).all(0).any()  # no column is all padding
             lengths = canvas_of_rows(rows).num_free
             spreads.append(int(lengths.max() - lengths.min()))
-            seen.append(texts.decode_batch(rows.tolist(), skip_special_tokens=False))
-        drawn = list(itertools.chain.from_iterable(seen))
+            batches.append(tokenizer.decode_batch(rows.tolist(), skip_special_tokens=False))
+        drawn = list(itertools.chain.from_iterable(batches))
         assert len(set(drawn)) == 200
         assert set(drawn) <= set(proteins)
         assert max(spreads) < 20  # a batch may begin in one bucket and end in the next
         assert sum(spread < 10 for spread in spreads) > 15
-        epochs.append(seen)
+        epochs.append(batches)
     assert epochs[0] != epochs[1]
-    assert set(itertools.chain(*epochs[0])) != set(itertools.chain(*epochs[1]))  # others are left over
-    again = LengthBuckets(alone, batch_size=8, width=10, seed=4)
+    assert set(itertools.chain(*epochs[0])) != set(itertools.chain(*epochs[1]))  # different proteins are left over
+    again = LengthBuckets(clusters, batch_size=8, width=10, seed=4)
     for step in (3, buckets.num_batches + 1, 0):
         assert torch.equal(again.batch(step), buckets.batch(step))
-    assert not torch.equal(LengthBuckets(alone, batch_size=8, seed=5).batch(0), buckets.batch(0))
+    assert not torch.equal(LengthBuckets(clusters, batch_size=8, seed=5).batch(0), buckets.batch(0))
 
 
 def test_an_epoch_has_one_random_member_of_each_cluster():
@@ -207,11 +207,11 @@ def test_a_batch_of_more_proteins_than_there_are_clusters_is_refused():
 
 @pytest.fixture
 def fasta(tmp_path, monkeypatch):
-    """A FASTA file whose proteins are clusters of their own."""
+    """A FASTA file in which each protein is a cluster."""
     monkeypatch.setenv("DIDI_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(protein, "clusters_of", lambda proteins, **_: list(range(len(proteins))))
     file = tmp_path / "some.fasta"
-    file.write_text("".join(f">{n}\n{one}\n" for n, one in enumerate(random_proteins(100, 60))))
+    file.write_text("".join(f">{n}\n{residues}\n" for n, residues in enumerate(random_proteins(100, 60))))
     return file
 
 
@@ -222,7 +222,7 @@ def test_a_source_has_the_splits_of_the_corpus_and_its_canvas(fasta):
     for rows, proteins in ((source.validation, data.validation), (source.test, data.test)):
         assert source.tokenizer.decode_batch(rows.tolist(), skip_special_tokens=False) == proteins
         canvas = source.canvas(rows)
-        assert canvas.num_free.tolist() == [len(one) for one in proteins]
+        assert canvas.num_free.tolist() == [len(residues) for residues in proteins]
     assert torch.equal(source.batch(3, 4), open_source(str(fasta), length=64).batch(3, 4))
     assert not torch.equal(source.batch(3, 4), open_source(str(fasta), length=64, seed=1).batch(3, 4))
 
@@ -241,29 +241,29 @@ def test_two_halves_have_no_training_protein_in_common(fasta):
     [("swissprot", True), ("swissprot:first", True), ("swissprot:third", True), ("x.fa.gz:second", True),
      ("news", False), ("news:first", False), ("x.jsonl", False)],
 )  # fmt: skip
-def test_the_name_says_whether_a_corpus_is_of_proteins(corpus, expected):
+def test_a_corpus_of_proteins_is_recognised_by_its_name(corpus, expected):
     assert is_protein_corpus(corpus) is expected
 
 
 @pytest.mark.parametrize(
-    ("corpus", "said"),
+    ("corpus", "message"),
     [
         ("swissprot:third", "with :first or :second for half of the training proteins; got 'swissprot:third'"),
         ("/nowhere/some.fasta", "must be an existing file; '/nowhere/some.fasta' is not; check the path"),
     ],
 )
-def test_a_corpus_of_proteins_that_is_not_there_is_refused(corpus, said):
-    with pytest.raises(UsageError, match=said):
+def test_an_unknown_corpus_of_proteins_is_refused(corpus, message):
+    with pytest.raises(UsageError, match=message):
         open_source(corpus, length=64)
 
 
-def test_what_a_source_of_proteins_cannot_be_is_refused(fasta):
-    for options, said in (
+def test_invalid_options_of_a_source_of_proteins_are_refused(fasta):
+    for options, message in (
         ({"length": 51}, "data.length is 52 or more for proteins"),
         ({"length": 64, "vocab_size": 100}, "a vocabulary of their own"),
         ({"length": 64, "tokenizer": "gpt2"}, "a vocabulary of their own"),
         ({"length": 64, "block_layout": "bos-eos"}, "have block_layout stream"),
         ({"length": 64, "tokenizer": MarkovSource(8, 0).tokenizer}, "have the tokens of ESM-2; got another tokenizer"),
     ):
-        with pytest.raises(UsageError, match=said):
+        with pytest.raises(UsageError, match=message):
             open_source(str(fasta), **options)

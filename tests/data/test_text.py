@@ -38,7 +38,7 @@ def serve(monkeypatch, folder):
 # Splits
 
 
-def test_splits_share_nothing_and_lose_nothing():
+def test_splits_are_disjoint_and_complete():
     splits = split_documents(DOCUMENTS, validation=0.1, test=0.2)
     assert (len(splits.train), len(splits.validation), len(splits.test)) == (56, 8, 16)
     assert sorted(splits.train + splits.validation + splits.test) == sorted(DOCUMENTS)
@@ -47,7 +47,7 @@ def test_splits_share_nothing_and_lose_nothing():
 
 
 @pytest.mark.parametrize(("validation", "test"), [(-0.1, 0.0), (0.0, -0.1), (0.5, 0.5), (0.0, 1.0)])
-def test_shares_must_leave_something_to_train_on(validation, test):
+def test_shares_must_leave_a_training_document(validation, test):
     with pytest.raises(UsageError, match="leave a document to train on"):
         split_documents(DOCUMENTS, validation=validation, test=test)
 
@@ -55,7 +55,7 @@ def test_shares_must_leave_something_to_train_on(validation, test):
 # Tokenizers
 
 
-def test_a_trained_tokenizer_has_the_mask_last_and_loses_nothing(tokenizer):
+def test_a_trained_tokenizer_has_the_mask_last_and_is_lossless(tokenizer):
     assert tokenizer.get_vocab_size() == 300
     assert tokenizer.token_to_id(EOS) == 0
     assert tokenizer.token_to_id(MASK) == 299
@@ -71,13 +71,13 @@ def test_an_impossible_vocabulary_is_refused(size, message):
         train_tokenizer(DOCUMENTS, size)
 
 
-def test_a_prompt_can_hold_masks_that_stand_for_words_with_their_space(tokenizer):
+def test_masks_in_a_prompt_include_the_space_before_them(tokenizer):
     ids = tokenizer.encode("The [MASK] [MASK] sat").ids
     assert [index for index, token in enumerate(ids) if token == 299] == [1, 2]
     assert ids[:1] + ids[3:] == tokenizer.encode("The sat").ids
 
 
-def test_a_tokenizer_file_gains_the_specials_it_lacks(tmp_path, tokenizer):
+def test_missing_special_tokens_are_added_to_a_tokenizer_file(tmp_path, tokenizer):
     tokenizer.save(str(tmp_path / "tokenizer.json"))
     assert load_tokenizer(str(tmp_path / "tokenizer.json")).to_str() == tokenizer.to_str()
     bare = json.loads(tokenizer.to_str())
@@ -87,7 +87,7 @@ def test_a_tokenizer_file_gains_the_specials_it_lacks(tmp_path, tokenizer):
     assert (loaded.token_to_id(EOS), loaded.token_to_id(MASK)) == (0, 299)
 
 
-def test_gpt2_keeps_its_ids_and_gains_a_mask(monkeypatch, tmp_path):
+def test_gpt2_keeps_its_ids_and_gets_a_mask(monkeypatch, tmp_path):
     vocabulary = {"a": 0, "b": 1, "ab": 2, EOS: 3}
     (tmp_path / "encoder.json").write_text(json.dumps(vocabulary))
     (tmp_path / "vocab.bpe").write_text("#version: 0.2\na b\n")
@@ -97,14 +97,14 @@ def test_gpt2_keeps_its_ids_and_gains_a_mask(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("content", [None, "{}"])
-def test_a_bad_tokenizer_file_is_the_users_mistake(tmp_path, content):
+def test_a_bad_tokenizer_file_is_a_usage_error(tmp_path, content):
     if content:
         (tmp_path / "x.json").write_text(content)
     with pytest.raises(UsageError, match=r"must be a tokenizer.json"):
         load_tokenizer(str(tmp_path / "x.json"))
 
 
-def test_a_tokenizer_the_hub_cannot_give_is_a_failure(monkeypatch):
+def test_a_tokenizer_that_the_hub_cannot_provide_is_an_error(monkeypatch):
     def from_pretrained(name):
         raise Exception("offline\nat all")
 
@@ -126,15 +126,15 @@ def test_packing_is_the_concatenation_with_eos_cut_into_rows(monkeypatch, tokeni
     assert rows.flatten().tolist() == stream[: rows.numel()]
 
 
-def test_specials_in_documents_are_text(tokenizer):
+def test_special_tokens_in_documents_are_text(tokenizer):
     document = f"a [MASK] b {EOS} c"
     plain = pack([document] * 2, tokenizer, 1).flatten().tolist()
     assert 299 not in plain
     assert plain.count(0) == 2
-    assert 299 in tokenizer.encode(document).ids  # the caller's tokenizer is as it was
+    assert 299 in tokenizer.encode(document).ids  # the tokenizer of the caller is not changed
 
 
-def test_too_little_text_makes_no_row(tokenizer):
+def test_too_little_text_gives_no_row(tokenizer):
     assert pack(["a"], tokenizer, 1000).shape == (0, 1000)
     assert pack([], tokenizer, 8).shape == (0, 8)
 
@@ -146,7 +146,7 @@ def test_packing_needs_a_length_and_eos(tokenizer):
         pack(DOCUMENTS, text.Tokenizer(text.models.BPE()), 8)
 
 
-# The whole way
+# Preparation of a corpus
 
 
 @pytest.fixture
@@ -156,19 +156,19 @@ def corpus(tmp_path):
 
 
 def test_a_corpus_is_prepared_once(monkeypatch, corpus, cache):
-    made = prepare_text(corpus, length=8, vocab_size=300)
+    first = prepare_text(corpus, length=8, vocab_size=300)
     monkeypatch.setattr(text, "train_tokenizer", None)  # a second training would fail
-    found = prepare_text(corpus, length=8, vocab_size=300)
+    cached = prepare_text(corpus, length=8, vocab_size=300)
     splits = split_documents(DOCUMENTS)
     for name in ("train", "validation", "test"):
-        rows = getattr(found, name)
-        assert torch.equal(rows, getattr(made, name))
-        assert torch.equal(rows, pack(getattr(splits, name), found.tokenizer, 8))
-    assert found.tokenizer.to_str() == train_tokenizer(splits.train, 300).to_str()
+        rows = getattr(cached, name)
+        assert torch.equal(rows, getattr(first, name))
+        assert torch.equal(rows, pack(getattr(splits, name), cached.tokenizer, 8))
+    assert cached.tokenizer.to_str() == train_tokenizer(splits.train, 300).to_str()
     assert len(list((cache / "text").glob("[!.]*"))) == 1
 
 
-def test_every_choice_makes_another_entry(corpus, tmp_path, cache, tokenizer):
+def test_every_argument_gives_another_cache_entry(corpus, tmp_path, cache, tokenizer):
     prepare_text(corpus, length=8, vocab_size=300)
     prepare_text(corpus, length=9, vocab_size=300)
     prepare_text(corpus, length=8, vocab_size=299)
@@ -180,7 +180,7 @@ def test_every_choice_makes_another_entry(corpus, tmp_path, cache, tokenizer):
     assert len(list((cache / "text").glob("[!.]*"))) == 5
 
 
-def test_an_impossible_preparation_leaves_nothing(corpus, cache, tokenizer):
+def test_a_failed_preparation_leaves_no_cache_entry(corpus, cache, tokenizer):
     with pytest.raises(UsageError, match="drop one of them"):
         prepare_text(corpus, length=8, vocab_size=300, tokenizer=tokenizer)
     with pytest.raises(UsageError, match="fewer than 100000 tokens"):
@@ -188,7 +188,7 @@ def test_an_impossible_preparation_leaves_nothing(corpus, cache, tokenizer):
     assert not list((cache / "text").glob("[!.]*"))
 
 
-def test_gpt2_is_the_tokenizer_where_none_is_named(monkeypatch, corpus, tokenizer):
+def test_gpt2_is_the_default_tokenizer(monkeypatch, corpus, tokenizer):
     monkeypatch.setattr(text, "load_tokenizer", {"gpt2": tokenizer}.__getitem__)
     assert prepare_text(corpus, length=8).tokenizer.to_str() == tokenizer.to_str()
 

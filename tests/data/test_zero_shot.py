@@ -14,7 +14,7 @@ def test_the_seven_corpora_of_table_7_have_hub_names():
     assert len(STAND_INS) == 7
 
 
-def test_names_lead_to_the_hub_to_a_stand_in_or_to_a_file(monkeypatch, tmp_path):
+def test_names_are_of_the_hub_a_stand_in_or_a_file(monkeypatch, tmp_path):
     monkeypatch.setattr(zero_shot, "load_documents", lambda name: [name])
     monkeypatch.setattr(zero_shot, "hub_texts", lambda place: [place])
     assert zero_shot_documents("ptb") == ["ptb-text-only/ptb_text_only:validation#sentence"]
@@ -23,7 +23,7 @@ def test_names_lead_to_the_hub_to_a_stand_in_or_to_a_file(monkeypatch, tmp_path)
     assert zero_shot_documents("wiki") == ["an article"]
 
 
-def test_a_model_has_not_seen_its_stand_ins():
+def test_unseen_stand_ins_exclude_the_training_corpus():
     assert unseen_stand_ins("news") == unseen_stand_ins(None) == list(STAND_INS)
     assert unseen_stand_ins("brown") == ["wiki", "news-sentences", "news-titles"]
     assert unseen_stand_ins("prose") == ["wiki"]
@@ -34,7 +34,7 @@ def test_an_unknown_name_is_refused():
         zero_shot_documents("wikitxt")
 
 
-def test_sentences_and_titles_come_from_held_out_articles_alone(monkeypatch):
+def test_sentences_and_titles_come_from_held_out_articles_only(monkeypatch):
     articles = [
         {"title": f"Title {i}", "text": f"First of {i}. \u201cSecond one?\u201d Third!\nNext line of {i}"}
         for i in range(100)

@@ -1,4 +1,4 @@
-"""Everything is enumerated: K = 3 symbols, L = 2 positions, mask = 3."""
+"""Masked diffusion on all sequences of L = 2 positions with K = 3 symbols; the mask is symbol 3."""
 
 import itertools
 import math
@@ -31,8 +31,8 @@ def schedule(request):
 
 
 @pytest.fixture(scope="module")
-def data_law():
-    """A law of two dependent tokens, in the order of CLEAN."""
+def data_probs():
+    """Joint distribution of two dependent tokens, in the order of CLEAN."""
     return torch.randn(9, dtype=torch.float64, generator=named_generator("data")).softmax(0)
 
 
@@ -43,8 +43,8 @@ def forward(x, z, alpha):
     ).prod()
 
 
-def one_step(z_s, z_t, alpha_s, alpha_t):
-    """Q(z_t | z_s): what is visible at s stays with probability alpha_t / alpha_s, a mask stays a mask."""
+def transition(z_s, z_t, alpha_s, alpha_t):
+    """Q(z_t | z_s): a visible token stays with probability alpha_t / alpha_s, a mask stays a mask."""
     kept = alpha_t / alpha_s
     probs = [
         float(b == MASK) if a == MASK else kept if b == a else 1 - kept if b == MASK else 0
@@ -68,21 +68,25 @@ def test_the_posterior_is_bayes_rule_applied_to_the_forward_kernel(schedule, s, 
         posterior = posterior_probs(torch.tensor([z_t]), onehot, alpha_s[None], alpha_t[None], MASK)[0]
         by_bayes = torch.stack(
             [
-                forward(x, z_s, alpha_s) * one_step(z_s, z_t, alpha_s, alpha_t) / forward(x, z_t, alpha_t)
+                forward(x, z_s, alpha_s) * transition(z_s, z_t, alpha_s, alpha_t) / forward(x, z_t, alpha_t)
                 for z_s in STATES
             ]
         )
-        found = torch.stack([posterior[0, z_s[0]] * posterior[1, z_s[1]] for z_s in STATES])
-        torch.testing.assert_close(found, by_bayes, rtol=1e-9, atol=1e-12)
+        actual = torch.stack([posterior[0, z_s[0]] * posterior[1, z_s[1]] for z_s in STATES])
+        torch.testing.assert_close(actual, by_bayes, rtol=1e-9, atol=1e-12)
 
 
-def test_the_posterior_of_a_law_is_the_mean_of_the_posteriors():
-    law = torch.tensor([0.2, 0.5, 0.3, 0.0], dtype=torch.float64)
+def test_the_posterior_of_a_distribution_is_the_mean_of_the_posteriors():
+    distribution = torch.tensor([0.2, 0.5, 0.3, 0.0], dtype=torch.float64)
     alpha_s, alpha_t = torch.tensor([[0.8], [0.3]], dtype=torch.float64)
     z_t = torch.tensor([[MASK, 1]])
-    mixed = posterior_probs(z_t, law.expand(1, 2, 4), alpha_s, alpha_t, MASK)
-    each = [posterior_probs(z_t, torch.eye(4).double()[k].expand(1, 2, 4), alpha_s, alpha_t, MASK) for k in range(4)]
-    torch.testing.assert_close(mixed, sum(prob * one for prob, one in zip(law, each, strict=True)))
+    mixed = posterior_probs(z_t, distribution.expand(1, 2, 4), alpha_s, alpha_t, MASK)
+    posteriors = [
+        posterior_probs(z_t, torch.eye(4).double()[k].expand(1, 2, 4), alpha_s, alpha_t, MASK) for k in range(4)
+    ]
+    torch.testing.assert_close(
+        mixed, sum(prob * posterior for prob, posterior in zip(distribution, posteriors, strict=True))
+    )
     assert mixed[0, 0, MASK] == pytest.approx(1 - float(reveal_probability(alpha_s, alpha_t)))
     assert mixed[0, 1].tolist() == [0, 1, 0, 0]
 
@@ -96,7 +100,7 @@ def test_corruption_follows_the_forward_kernel(schedule, chi_square):
     assert chi_square(z[:, 0] * 4 + z[:, 1], probs) > 1e-3
 
 
-def test_masks_only_grow_with_time_and_are_all_there_at_zero_signal():
+def test_masked_positions_grow_with_time_up_to_all_at_zero_signal():
     uniforms = torch.rand(50, 8, dtype=torch.float64, generator=named_generator("grow"))
     masked = [is_masked_at(uniforms, torch.full((50,), alpha, dtype=torch.float64)) for alpha in (1, 0.7, 0.2, 0)]
     assert [mask.double().mean().item() for mask in (masked[0], masked[-1])] == [0, 1]
@@ -107,7 +111,7 @@ def test_masks_only_grow_with_time_and_are_all_there_at_zero_signal():
 
 def test_subs_keeps_visible_tokens_and_gives_the_mask_no_mass():
     logits = torch.randn(1, 3, 4, generator=named_generator("subs"))
-    logits[..., MASK] = 50  # the network's own opinion of the mask must not count
+    logits[..., MASK] = 50  # the network's logit of the mask must not count
     log_probs = subs_log_probs(logits, torch.tensor([[MASK, 1, MASK]]), MASK)
     assert log_probs[0, 1].exp().tolist() == [0, 1, 0, 0]
     for position in (0, 2):
@@ -130,10 +134,10 @@ def test_subs_log_probs_are_float32_and_differentiable_under_low_precision():
     torch.testing.assert_close(logits.grad[0, 0].float(), torch.tensor([2 / 3, -1 / 3, -1 / 3, 0]), rtol=4e-3, atol=0)
 
 
-def exact_denoiser(data_law, z):
+def exact_denoiser(data_probs, z):
     """log p(x^l | visible tokens of z) for each position; [2, 4] with nothing on the mask."""
     consistent = torch.tensor([is_reachable(x, z) for x in CLEAN])
-    joint = torch.where(consistent, data_law, 0.0)
+    joint = torch.where(consistent, data_probs, 0.0)
     joint = joint / joint.sum()
     marginals = torch.zeros(2, 4, dtype=torch.float64)
     for x, prob in zip(CLEAN, joint, strict=True):
@@ -167,25 +171,25 @@ def integral_nelbo(x, log_probs_of, schedule, num_times):
 @pytest.mark.parametrize(
     ("name", "num_times", "tolerance"), [("log-linear", 4, 1e-12), ("cosine", 12, 1e-12), ("geometric", 48, 1e-4)]
 )
-def test_the_nelbo_of_the_exact_posterior_is_minus_the_log_likelihood(data_law, name, num_times, tolerance):
+def test_the_nelbo_of_the_exact_posterior_is_minus_the_log_likelihood(data_probs, name, num_times, tolerance):
     schedule = schedule_from_name(name)
-    for x, prob in list(zip(CLEAN, data_law, strict=True))[::4]:
-        found = integral_nelbo(x, lambda z: exact_denoiser(data_law, z), schedule, num_times)
-        assert float(found) == pytest.approx(-math.log(prob), rel=tolerance)
+    for x, prob in list(zip(CLEAN, data_probs, strict=True))[::4]:
+        actual = integral_nelbo(x, lambda z: exact_denoiser(data_probs, z), schedule, num_times)
+        assert float(actual) == pytest.approx(-math.log(prob), rel=tolerance)
 
 
-def test_the_mean_nelbo_of_the_exact_posterior_is_the_entropy_and_any_other_is_larger(data_law):
+def test_the_mean_nelbo_of_the_exact_posterior_is_the_entropy_and_any_other_is_larger(data_probs):
     schedule = schedule_from_name("log-linear")
 
     def mean_nelbo(log_probs_of):
         values = [integral_nelbo(x, log_probs_of, schedule, num_times=4) for x in CLEAN]
-        return (data_law * torch.stack(values)).sum()
+        return (data_probs * torch.stack(values)).sum()
 
-    exact = mean_nelbo(lambda z: exact_denoiser(data_law, z))
-    entropy_of_data = entropy(data_law.log())
+    exact = mean_nelbo(lambda z: exact_denoiser(data_probs, z))
+    entropy_of_data = entropy(data_probs.log())
     assert exact == pytest.approx(float(entropy_of_data), rel=1e-9)
-    independent = mean_nelbo(lambda z: exact_denoiser(data_law, (MASK, MASK)))
-    first, second = (exact_denoiser(data_law, (MASK, MASK))[position, :3] for position in (0, 1))
+    independent = mean_nelbo(lambda z: exact_denoiser(data_probs, (MASK, MASK)))
+    first, second = (exact_denoiser(data_probs, (MASK, MASK))[position, :3] for position in (0, 1))
     assert independent == pytest.approx(float(entropy(first) + entropy(second)), rel=1e-9)
     assert independent > exact + 1e-3
 

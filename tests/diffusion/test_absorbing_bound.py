@@ -1,4 +1,4 @@
-"""Details of masking that a mutation run found untested: the edge of a mask, the times of the bound's states."""
+"""Details of masking that mutation testing reported as untested: edge cases of masks, times of the corrupted states."""
 
 import dataclasses
 
@@ -16,20 +16,20 @@ MASK = 3
 def test_a_position_is_masked_below_one_minus_alpha_and_not_at_it():
     uniforms = torch.tensor([[0.0, 0.25, 0.5, 0.75]], dtype=torch.float64)
     assert is_masked_at(uniforms, torch.tensor([0.5], dtype=torch.float64)).tolist() == [[True, True, False, False]]
-    assert not is_masked_at(uniforms, torch.ones(1, dtype=torch.float64)).any()  # at full signal nothing is
+    assert not is_masked_at(uniforms, torch.ones(1, dtype=torch.float64)).any()  # at full signal no position is masked
 
 
-def test_a_position_takes_one_draw():
+def test_a_position_takes_one_uniform_number():
     assert Absorbing.draws_per_position == 1
 
 
-def test_a_process_cannot_change():
+def test_a_process_is_immutable():
     with pytest.raises(dataclasses.FrozenInstanceError):
         Absorbing(MASK).mask_id = 2
 
 
 @pytest.mark.parametrize("name", ["log-linear", "cosine", "geometric"])
-def test_the_bounds_times_are_those_at_which_so_many_masks_are_expected(name):
+def test_the_times_of_the_bound_match_the_expected_masked_shares(name):
     # Given n masks of L positions the masked share is Beta(n, L - n + 1), whose mean is n / (L + 1).
     process, length = Absorbing(MASK, schedule_from_name(name)), 4
     canvas = Canvas.free(torch.zeros(1, length, dtype=torch.long))

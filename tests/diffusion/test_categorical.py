@@ -31,11 +31,11 @@ def draws_by_gumbel(num, dtype):
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("draw", [draws_by_inversion, draws_by_gumbel])
-def test_draws_follow_the_probabilities_and_never_the_impossible(draw, dtype, chi_square):
+def test_draws_follow_the_probabilities_and_never_give_impossible_tokens(draw, dtype, chi_square):
     assert chi_square(draw(20_000, dtype), PROBS) > 1e-3
 
 
-def test_inversion_gives_each_token_the_slice_that_is_its_probability():
+def test_inversion_gives_each_token_a_slice_as_wide_as_its_probability():
     edges = torch.tensor([0, 0.4, 0.5, 0.8, 0.95, 1], dtype=torch.float64)
     inner = torch.cat([edges[:-1] + 1e-9, edges[1:] - 1e-9])
     expected = torch.tensor([0, 2, 3, 4, 5]).repeat(2)
@@ -44,7 +44,7 @@ def test_inversion_gives_each_token_the_slice_that_is_its_probability():
 
 @pytest.mark.parametrize("probs", [[0, 1, 0, 0], [0, 0.5, 0.5, 0], [0, 1 / 3, 2 / 3, 0], [0, 1e-300, 1, 0]])
 @pytest.mark.parametrize("uniform", [0.0, 5e-324, 0.5, LARGEST])
-def test_the_most_extreme_uniforms_draw_nothing_impossible(probs, uniform):
+def test_extreme_uniforms_draw_no_impossible_token(probs, uniform):
     probs = torch.tensor(probs, dtype=torch.float64)
     drawn = sample_categorical(probs.log()[None], torch.tensor([uniform], dtype=torch.float64))
     assert probs[drawn] > 0
@@ -63,7 +63,7 @@ def test_float64_keeps_a_tail_of_1e_12_and_float32_loses_it(dtype):
     log_probs = torch.tensor([[math.log1p(-1e-12), math.log(1e-12)]], dtype=dtype).expand(3, -1)
     uniforms = torch.tensor([1 - 2e-12, 1 - 0.5e-12, LARGEST], dtype=torch.float64)
     assert sample_categorical(log_probs, uniforms).tolist() == [0, 1, 1]
-    # A token in front of the rest keeps its slice [0, 1e-12) as well.
+    # As the first token it keeps its slice [0, 1e-12) as well.
     assert sample_categorical(log_probs.flip(1), 1 - uniforms).tolist() == [1, 0, 0]
     largest = torch.tensor([1 - 2**-24] * 3, dtype=torch.float32)
     assert sample_categorical(log_probs, largest).tolist() == [0, 0, 0]
@@ -87,15 +87,16 @@ def test_entropy_equals_torch_distributions():
 def test_divergences_equal_torch_distributions():
     teacher, student = random_log_probs(4, 7, seed=1), random_log_probs(4, 7, seed=2)
     possible = [log_probs[:, [0, 2, 3, 4, 5, 6]] for log_probs in (teacher, student)]
-    of_teacher, of_student = (Categorical(logits=log_probs) for log_probs in possible)
-    forward, backward = kl_divergence(of_teacher, of_student), kl_divergence(of_student, of_teacher)
+    teacher_reference, student_reference = (Categorical(logits=log_probs) for log_probs in possible)
+    forward = kl_divergence(teacher_reference, student_reference)
+    backward = kl_divergence(student_reference, teacher_reference)
     for kind, expected in (("forward", forward), ("backward", backward), ("jeffreys", forward + backward)):
         torch.testing.assert_close(divergence(kind, teacher, student), expected, rtol=1e-9, atol=1e-12)
         torch.testing.assert_close(divergence(kind, teacher, teacher), torch.zeros(4, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("kind", ["entropy", "forward", "backward", "jeffreys"])
-def test_gradients_pass_by_impossible_tokens_without_nan(kind):
+def test_gradients_are_finite_with_impossible_tokens(kind):
     teacher = random_log_probs(3, 5, seed=1)
 
     def value(free):
@@ -118,7 +119,7 @@ def test_an_unknown_divergence_is_refused(unchecked):
         divergence("hellinger", random_log_probs(1, 3), random_log_probs(1, 3))
 
 
-def test_several_draws_from_a_row_are_those_of_one_at_a_time():
+def test_several_draws_from_a_row_equal_single_draws():
     log_probs = torch.randn(5, 7, generator=torch.Generator().manual_seed(0)).log_softmax(-1)
     uniforms = torch.rand(5, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     drawn = sample_categorical(log_probs, uniforms)
@@ -138,11 +139,13 @@ def test_weights_of_half_precision_logits_are_computed_in_float32():
 
 
 @pytest.mark.parametrize(("num_elements", "sizes"), [(20, [2, 2, 1]), (3, [1] * 5), (70, [5])])
-def test_cumulative_distributions_exist_a_part_at_a_time(monkeypatch, num_elements, sizes):
+def test_cumulative_distributions_are_computed_in_chunks(monkeypatch, num_elements, sizes):
     assert categorical.CHUNK_ELEMENTS * 8 == 128 * 2**20  # bytes in float64
     log_probs, uniforms = random_log_probs(5, 7), torch.rand(5, dtype=torch.float64)
-    expected, invert, seen = sample_categorical(log_probs, uniforms), categorical._invert_cdf, []
+    expected, draw, chunk_sizes = sample_categorical(log_probs, uniforms), categorical._draw_from_log_probs, []
     monkeypatch.setattr(categorical, "CHUNK_ELEMENTS", num_elements)
-    monkeypatch.setattr(categorical, "_invert_cdf", lambda *rows: seen.append(len(rows[0])) or invert(*rows))
+    monkeypatch.setattr(
+        categorical, "_draw_from_log_probs", lambda *chunk: chunk_sizes.append(len(chunk[0])) or draw(*chunk)
+    )
     assert torch.equal(sample_categorical(log_probs, uniforms), expected)
-    assert seen == sizes
+    assert chunk_sizes == sizes

@@ -1,4 +1,4 @@
-"""The argmax of Gaussian diffusion on one-hot vectors, against quadrature of scipy and counts of draws."""
+"""The argmax of Gaussian diffusion on one-hot vectors, against scipy's quadrature and counts of draws."""
 
 import math
 
@@ -25,7 +25,7 @@ SIZES = [4, 33, 8192, 50_257]
 GAMMAS = torch.linspace(-6, 4, 11, dtype=torch.float64)
 
 
-def by_scipy(gamma, num):
+def alpha_by_scipy(gamma, num):
     """T of the paper, the probability that the clean entry is the largest, rescaled."""
     ratio = math.exp(-gamma / 2)
     mass, _ = quad(
@@ -37,7 +37,7 @@ def by_scipy(gamma, num):
 
 @pytest.mark.parametrize("num", SIZES)
 def test_alpha_is_the_integral_of_the_paper(num):
-    expected = torch.tensor([by_scipy(gamma, num) for gamma in GAMMAS.tolist()], dtype=torch.float64)
+    expected = torch.tensor([alpha_by_scipy(gamma, num) for gamma in GAMMAS.tolist()], dtype=torch.float64)
     torch.testing.assert_close(uniform_alpha(GAMMAS, num), expected, rtol=0, atol=1e-9)
 
 
@@ -50,7 +50,7 @@ def test_alpha_of_two_symbols_has_a_closed_form():
 
 
 @pytest.mark.parametrize("num", [2, *SIZES])
-def test_the_derivative_is_that_of_finite_differences(num):
+def test_the_derivative_equals_finite_differences(num):
     step = 1e-4
     differences = (uniform_alpha(GAMMAS + step, num) - uniform_alpha(GAMMAS - step, num)) / (2 * step)
     torch.testing.assert_close(uniform_alpha_prime(GAMMAS, num), differences, rtol=1e-6, atol=1e-8)
@@ -69,7 +69,7 @@ def test_alpha_falls_from_1_to_0(num):
 
 
 @pytest.mark.parametrize("num", [2, *SIZES])
-def test_the_inverse_finds_the_ratio_of_an_alpha(num):
+def test_gamma_at_inverts_uniform_alpha(num):
     alpha = torch.tensor([0.999, 0.95, 0.5, 0.05, 1e-3], dtype=torch.float64)
     torch.testing.assert_close(uniform_alpha(gamma_at(alpha, num), num), alpha, rtol=0, atol=1e-12)
 
@@ -94,19 +94,19 @@ def test_the_argmax_of_latents_has_the_uniform_state_marginal(chi_square, alpha)
 
 def test_latents_are_the_scaled_token_plus_the_scaled_noise():
     noise = torch.randn(2, 3, 4, generator=named_generator("latents"))
-    kept, x0 = noise.clone(), torch.tensor([[0, 1, 2], [3, 3, 0]])
+    copy, x0 = noise.clone(), torch.tensor([[0, 1, 2], [3, 3, 0]])
     gamma = torch.tensor([-2.0, 0.5], dtype=torch.float64)
     variance = torch.sigmoid(gamma)[:, None, None]
     one_hot = torch.nn.functional.one_hot(x0, 4)
     expected = (1 - variance).sqrt() * one_hot + variance.sqrt() * noise
-    found = latents(x0, gamma, noise)
-    assert found.dtype == torch.float32
-    torch.testing.assert_close(found, expected.float())
-    assert torch.equal(noise, kept)
+    actual = latents(x0, gamma, noise)
+    assert actual.dtype == torch.float32
+    torch.testing.assert_close(actual, expected.float())
+    assert torch.equal(noise, copy)
 
 
-def test_less_noise_of_the_same_numbers_brings_tokens_back_and_changes_none_that_are_clean():
-    """For a fixed draw, the clean token stays the largest once it is: two times are states of one trajectory."""
+def test_less_noise_restores_tokens_and_keeps_clean_ones():
+    """With the same noise, a token that is clean at the later time is clean at the earlier one."""
     x0 = torch.randint(6, (64, 8), generator=named_generator("x0"))
     noise = torch.randn(64, 8, 6, generator=named_generator("shared"))
     early, late = (latents(x0, torch.full((64,), gamma), noise).argmax(-1) for gamma in (-2.0, 1.0))

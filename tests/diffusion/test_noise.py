@@ -4,7 +4,7 @@ import torch
 from didi.diffusion.noise import SequenceNoise, derive_seed, named_generator
 
 
-def test_every_part_of_a_name_and_its_order_count():
+def test_seeds_depend_on_every_part_of_a_name_and_their_order():
     names = [(), (0,), ("0",), (0, 1), (1, 0), ("a", "b"), ("ab",), ("a", "b", 0), (-1,), (2**70,)]
     seeds = [derive_seed(*name) for name in names]
     assert len(set(seeds)) == len(names)
@@ -16,27 +16,27 @@ def test_a_seed_stays_the_same_over_releases():
     assert derive_seed(0, "rollout", 3) == 4495814937872463932
 
 
-def test_generators_of_one_name_agree_and_of_two_names_differ():
+def test_generators_agree_for_equal_names_and_differ_for_others():
     first, again, other = (torch.rand(4, generator=named_generator(*name)) for name in (("a", 1), ("a", 1), ("a", 2)))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_a_batch_may_be_split_without_changing_a_uniform(dtype):
+def test_splitting_a_batch_does_not_change_uniforms(dtype):
     def draws(noise):
         return [noise.uniforms(3, dtype=dtype), noise.uniforms(2, 2, dtype=dtype)]
 
-    whole = draws(SequenceNoise(5, range(7)))
+    unsplit = draws(SequenceNoise(5, range(7)))
     parts = [draws(SequenceNoise(5, indices)) for indices in ([0, 1, 2], [3], [4, 5, 6])]
-    for number, drawn in enumerate(whole):
+    for number, drawn in enumerate(unsplit):
         assert drawn.dtype == dtype
         assert torch.equal(drawn, torch.cat([part[number] for part in parts]))
         assert 0 <= drawn.min() < drawn.max() < 1
-    assert len(set(torch.cat([drawn.flatten() for drawn in whole]).tolist())) == 7 * (3 + 4)  # no stream is another's
+    assert len(set(torch.cat([drawn.flatten() for drawn in unsplit]).tolist())) == 7 * (3 + 4)  # streams do not overlap
 
 
-def test_a_sequence_that_sits_out_keeps_its_place_in_its_stream():
+def test_a_sequence_that_does_not_draw_keeps_its_place_in_its_stream():
     noise = SequenceNoise(5, [0, 1, 2])
     partial, then_all = noise.uniforms(4, rows=[0, 2]), noise.uniforms(4)
     reference = SequenceNoise(5, [0, 1, 2])
@@ -45,12 +45,12 @@ def test_a_sequence_that_sits_out_keeps_its_place_in_its_stream():
     assert torch.equal(then_all, torch.stack([second[0], first[1], second[2]]))
 
 
-def test_seeds_give_other_streams():
+def test_other_seeds_give_other_streams():
     assert not torch.equal(SequenceNoise(0, [0]).uniforms(3), SequenceNoise(1, [0]).uniforms(3))
     assert len(SequenceNoise(0, [4, 5])) == 2
 
 
-def test_uniforms_lie_where_they_are_wanted():
+def test_uniforms_are_on_the_requested_device():
     assert SequenceNoise(0, [0], "meta").uniforms(2).is_meta
     assert SequenceNoise(0, [0], "meta").uniforms(2, device="cpu").is_cpu
     assert SequenceNoise(0, [0]).uniforms(2, device="meta").is_meta

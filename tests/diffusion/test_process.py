@@ -31,12 +31,12 @@ def times(*values):
 
 
 @pytest.mark.parametrize(
-    "one", [Absorbing(MASK), Uniform(4), ScoreAbsorbing(MASK), ScoreUniform(4)], ids=list(PROCESSES)
+    "process", [Absorbing(MASK), Uniform(4), ScoreAbsorbing(MASK), ScoreUniform(4)], ids=list(PROCESSES)
 )
-def test_a_process_meets_the_protocol_and_its_settings_come_back(one):
-    assert isinstance(one, Process)
-    assert find_process(one.name) is type(one) is PROCESSES[one.name]
-    assert process_from_settings(process_settings(one)) == one
+def test_a_process_meets_the_protocol_and_is_rebuilt_from_its_settings(process):
+    assert isinstance(process, Process)
+    assert find_process(process.name) is type(process) is PROCESSES[process.name]
+    assert process_from_settings(process_settings(process)) == process
 
 
 @pytest.mark.parametrize("make", [lambda schedule: Absorbing(MASK, schedule), lambda schedule: Uniform(5, schedule)])
@@ -61,7 +61,7 @@ def test_a_row_is_corrupted_at_its_own_time(process):
     torch.testing.assert_close((z == MASK).double().mean(1), 1 - process.schedule.alpha(t), rtol=0, atol=0.04)
 
 
-def test_the_prior_masks_what_is_free_and_keeps_what_is_given():
+def test_the_prior_masks_free_positions_and_keeps_given_tokens():
     tokens = torch.tensor([[0, 1, 2]])
     canvas = Canvas.given(tokens, torch.tensor([[True, False, True]]))
     assert Absorbing(MASK).prior(canvas).tolist() == [[MASK, 1, MASK]]
@@ -69,17 +69,17 @@ def test_the_prior_masks_what_is_free_and_keeps_what_is_given():
     assert Uniform(9).prior(canvas, torch.full((1, 3, 2), 0.999, dtype=torch.float64)).tolist() == [[8, 1, 8]]
 
 
-def test_the_posterior_is_that_of_eq_2(process):
+def test_the_posterior_follows_eq_2(process):
     z = torch.tensor([[MASK, 1, MASK], [2, MASK, 0]])
     log_probs = process.log_probs(torch.randn(2, 3, 4, generator=named_generator("posterior")))
     t, s = times(0.9, 0.5), times(0.4, 0.2)
-    found = process.posterior(z, log_probs, t, s)
+    actual = process.posterior(z, log_probs, t, s)
     alpha = process.schedule.alpha
-    torch.testing.assert_close(found, posterior_probs(z, log_probs.exp(), alpha(s), alpha(t), MASK))
-    torch.testing.assert_close(found.sum(-1), torch.ones_like(found[..., 0]))
-    for row, position in ((0, 0), (0, 2), (1, 1)):  # a mask stays one with probability (1 - alpha_s) / (1 - alpha_t)
+    torch.testing.assert_close(actual, posterior_probs(z, log_probs.exp(), alpha(s), alpha(t), MASK))
+    torch.testing.assert_close(actual.sum(-1), torch.ones_like(actual[..., 0]))
+    for row, position in ((0, 0), (0, 2), (1, 1)):  # a mask stays with probability (1 - alpha_s) / (1 - alpha_t)
         stays = (1 - alpha(s[row])) / (1 - alpha(t[row]))
-        assert float(found[row, position, MASK]) == pytest.approx(float(stays), rel=1e-6)
+        assert float(actual[row, position, MASK]) == pytest.approx(float(stays), rel=1e-6)
     assert torch.equal(process.is_predicted(z), z == MASK)
 
 
@@ -98,10 +98,10 @@ def test_loss_terms_are_cross_entropies_at_masks_without_mass_on_the_mask(proces
     x0, z = torch.tensor([[0, 1, 2], [2, 2, 0]]), torch.tensor([[MASK, 1, MASK], [2, MASK, 0]])
     logits = torch.randn(3, 4, generator=named_generator("terms"))
     logits[:, MASK] = 30
-    found = process.loss_terms(logits, x0, z, times(0.5, 0.5))
+    actual = process.loss_terms(logits, x0, z, times(0.5, 0.5))
     expected = -logits[:, :3].log_softmax(-1)[range(3), [0, 2, 2]]
-    torch.testing.assert_close(found[z == MASK], expected)
-    assert (found[z != MASK] == 0).all()
+    torch.testing.assert_close(actual[z == MASK], expected)
+    assert (actual[z != MASK] == 0).all()
 
 
 class Tabular:
@@ -118,7 +118,7 @@ class Tabular:
         return features
 
 
-def enumerated(x0, free):
+def exact_bound(x0, free):
     """Sum over n of 1/n times the mean cross-entropy over all masks of n free positions."""
     total = 0.0
     for n in range(1, len(free) + 1):
@@ -139,17 +139,17 @@ def test_the_bound_is_unbiased_and_given_positions_are_context(process, free):
     drawn = process.elbo_draws(canvas, num, [named_generator("bound")])
     assert torch.equal(drawn.z[:, ~is_free[0]], x0[~is_free[0]].expand(num, -1))
     assert drawn.t.dtype == drawn.weight.dtype == torch.float64
-    found = nelbo_draws(Tabular(), process, canvas, num, [named_generator("bound")])[0]
-    exact = enumerated(x0, free)
-    error = float(found.std()) / num**0.5
-    assert float(found.mean()) == pytest.approx(exact, abs=4 * error + 1e-6)
+    actual = nelbo_draws(Tabular(), process, canvas, num, [named_generator("bound")])[0]
+    exact = exact_bound(x0, free)
+    error = float(actual.std()) / num**0.5
+    assert float(actual.mean()) == pytest.approx(exact, abs=4 * error + 1e-6)
     if free:
         assert error < 0.01 * exact
         sizes = (drawn.z == MASK).sum(1)
         assert torch.equal(drawn.weight, len(free) / sizes.double())
         assert sizes.unique().tolist() == list(range(1, len(free) + 1))
     else:
-        assert not found.any()
+        assert not actual.any()
 
 
 def test_each_sequence_has_its_own_generator_and_consecutive_draws():

@@ -10,43 +10,43 @@ def function(logits, shift, weight):
 
 
 @pytest.fixture
-def case():
+def inputs():
     generator = torch.Generator().manual_seed(0)
     logits, shift, weight, scale = (torch.randn(*shape, generator=generator) for shape in [(7, 5), (7,), (7,), (7,)])
     return logits.requires_grad_(), shift, weight, scale
 
 
 @pytest.mark.parametrize("elements", [1, 5 * 3, 2**18])
-def test_values_and_gradients_are_those_of_the_whole(case, monkeypatch, elements):
+def test_values_and_gradients_equal_those_without_parts(inputs, monkeypatch, elements):
     monkeypatch.setattr(rowwise, "CACHE_ELEMENTS", elements)
-    logits, shift, weight, scale = case
+    logits, shift, weight, scale = inputs
     whole = function(logits, shift, weight)
     (expected,) = torch.autograd.grad((scale * whole).sum(), logits)
-    found = by_rows(function, logits, shift, weight)
-    torch.testing.assert_close(found, whole)
-    (gradient,) = torch.autograd.grad((scale * found).sum(), logits)
+    actual = by_rows(function, logits, shift, weight)
+    torch.testing.assert_close(actual, whole)
+    (gradient,) = torch.autograd.grad((scale * actual).sum(), logits)
     torch.testing.assert_close(gradient, expected)
     with torch.no_grad():
-        assert torch.equal(by_rows(function, logits, shift, weight), found)
+        assert torch.equal(by_rows(function, logits, shift, weight), actual)
     with torch.inference_mode():
-        assert torch.equal(by_rows(function, logits, shift, weight), found)
+        assert torch.equal(by_rows(function, logits, shift, weight), actual)
     assert not by_rows(function, logits.detach(), shift, weight).requires_grad
 
 
-def test_the_gradient_has_the_type_of_the_logits(case):
-    logits, shift, weight, _ = case
+def test_the_gradient_has_the_type_of_the_logits(inputs):
+    logits, shift, weight, _ = inputs
     half = logits.detach().bfloat16().requires_grad_()
     by_rows(function, half, shift, weight).sum().backward()
     assert half.grad.dtype == torch.bfloat16
 
 
-def test_a_part_stays_in_the_cache_of_a_cpu_and_is_large_elsewhere():
+def test_parts_fit_in_the_cache_of_a_cpu_and_are_larger_elsewhere():
     assert rows_at_a_time(8192, torch.device("cpu")) == 32
     assert rows_at_a_time(2**20, torch.device("cpu")) == 1
     assert rows_at_a_time(8192, torch.device("cuda")) == 2048
 
 
-def test_what_is_kept_for_the_backward_pass_is_one_tensor_of_the_size_of_the_logits(case):
-    logits, shift, weight, _ = case
+def test_the_backward_pass_keeps_one_tensor_of_the_size_of_the_logits(inputs):
+    logits, shift, weight, _ = inputs
     values = by_rows(function, logits, shift, weight)
-    assert [one.shape for one in values.grad_fn.saved_tensors] == [logits.shape]
+    assert [tensor.shape for tensor in values.grad_fn.saved_tensors] == [logits.shape]

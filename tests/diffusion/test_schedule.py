@@ -25,7 +25,7 @@ def schedule(request):
     return schedule_from_name(request.param)
 
 
-def test_a_schedule_is_found_under_its_own_name(schedule):
+def test_a_schedule_is_returned_by_its_name(schedule):
     assert schedule_from_name(schedule.name) == schedule
 
 
@@ -44,7 +44,7 @@ def test_alpha_prime_is_the_derivative_of_alpha(schedule):
     torch.testing.assert_close(schedule.alpha_prime(INSIDE), derivative, rtol=1e-12, atol=0)
 
 
-def test_the_nelbo_weight_is_the_rate_at_which_visible_tokens_get_lost(schedule):
+def test_the_nelbo_weight_is_the_derivative_of_the_log_masked_share(schedule):
     # d/dt log(1 - alpha) by central differences: error of order step^2.
     step = 1e-5
     log_masked = [torch.log1p(-schedule.alpha(INSIDE + side)) for side in (step, -step)]
@@ -59,9 +59,9 @@ def test_the_log_linear_nelbo_weight_is_one_over_t():
 
 def test_sigma_is_the_total_noise_up_to_its_bound(schedule):
     t = torch.tensor([0.2, 0.5, 1.0], dtype=torch.float64)
-    found = sigma(schedule, t)
-    torch.testing.assert_close((-found[:2]).exp(), schedule.alpha(t[:2]))
-    assert found[2] == pytest.approx(-math.log(float(schedule.alpha(t[2])) or 1e-3))  # 20 for the geometric schedule
+    actual = sigma(schedule, t)
+    torch.testing.assert_close((-actual[:2]).exp(), schedule.alpha(t[:2]))
+    assert actual[2] == pytest.approx(-math.log(float(schedule.alpha(t[2])) or 1e-3))  # 20 for the geometric schedule
 
 
 def test_time_weights_lie_within_their_bounds(schedule):
@@ -121,7 +121,7 @@ def test_low_discrepancy_times_are_one_in_each_slice(num):
     assert sorted(((times - t_min) / (1 - t_min) * num).long().tolist()) == list(range(num))
 
 
-def test_each_low_discrepancy_time_is_uniform_on_its_own(chi_square):
+def test_each_low_discrepancy_time_is_uniform(chi_square):
     generator = named_generator("shift")
     times = torch.stack([low_discrepancy_times(3, generator, t_min=0.25) for _ in range(1000)])
     for column in times.T:

@@ -33,13 +33,13 @@ def times(*values):
     return torch.tensor(values, dtype=torch.float64)
 
 
-@pytest.mark.parametrize("one", [ScoreAbsorbing(MASK), ScoreUniform(NUM)])
-def test_a_score_process_meets_its_protocol(one):
-    assert isinstance(one, ScoreProcess)
+@pytest.mark.parametrize("process", [ScoreAbsorbing(MASK), ScoreUniform(NUM)])
+def test_a_score_process_meets_its_protocol(process):
+    assert isinstance(process, ScoreProcess)
     assert not isinstance(Uniform(NUM), ScoreProcess)
 
 
-def test_the_score_of_a_normalised_distribution_has_the_loss_of_masked_diffusion():
+def test_normalised_scores_have_the_loss_of_masked_diffusion():
     logits, x0, z = logits_of(3, 4), torch.tensor([[0, 1, 2]]), torch.full((1, 3), MASK)
     logits[:, MASK] = 50  # never read
     normalised = logits[:, :NUM].log_softmax(-1) + math.log(NUM)
@@ -72,26 +72,26 @@ def test_the_analytic_step_of_a_normalised_score_is_the_posterior(alpha_t, alpha
     log_probs = logits_of(4, NUM).log_softmax(-1)
     masked = torch.cat([log_probs + math.log(NUM), torch.full((4, 1), 9.0, dtype=torch.float64)], 1)
     z = torch.full((4,), MASK)
-    found = ScoreAbsorbing(MASK).reverse_weights(masked, z, alpha_t, alpha_s)
+    actual = ScoreAbsorbing(MASK).reverse_weights(masked, z, alpha_t, alpha_s)
     expected = Absorbing(MASK).reverse_weights(masked, z, alpha_t, alpha_s)
-    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(actual, expected)
     torch.testing.assert_close(expected.sum(1), torch.ones(4, dtype=torch.float64))
     if alpha_t:
         z = torch.tensor([0, 1, 2, 2])
-        found = ScoreUniform(NUM).reverse_weights(score_of(log_probs, z, alpha_t), z, alpha_t, alpha_s)
+        actual = ScoreUniform(NUM).reverse_weights(score_of(log_probs, z, alpha_t), z, alpha_t, alpha_s)
         expected = Uniform(NUM).reverse_weights(log_probs, z, alpha_t, alpha_s)
         assert (expected > 0).all()
-        torch.testing.assert_close(*(one / one.sum(1, keepdim=True) for one in (found, expected)))
+        torch.testing.assert_close(*(weights / weights.sum(1, keepdim=True) for weights in (actual, expected)))
 
 
 def test_reverse_weights_are_the_posterior():
     t, s, z = times(0.8), times(0.3), torch.tensor([[0, 2, 1]])
     logits = logits_of(3, NUM)
     for process in (Uniform(NUM), Uniform(NUM, schedule_from_name("cosine"))):
-        alpha_t, alpha_s = (float(process.schedule.alpha(one)) for one in (t, s))
-        found = process.reverse_weights(logits, z[0], alpha_t, alpha_s)
+        alpha_t, alpha_s = (float(process.schedule.alpha(time)) for time in (t, s))
+        actual = process.reverse_weights(logits, z[0], alpha_t, alpha_s)
         expected = process.posterior(z, logits.log_softmax(-1)[None], t, s)[0]
-        torch.testing.assert_close(found / found.sum(1, keepdim=True), expected)
+        torch.testing.assert_close(actual / actual.sum(1, keepdim=True), expected)
     with_mask = torch.cat([logits, torch.full((3, 1), 9.0, dtype=torch.float64)], 1)
     masks, process = torch.full((1, 3), MASK), Absorbing(MASK)
     expected = process.posterior(masks, process.log_probs(with_mask)[None], t, s)[0]
@@ -99,23 +99,23 @@ def test_reverse_weights_are_the_posterior():
 
 
 @pytest.mark.parametrize("t", [0.01, 0.3, 0.9, 0.999])
-def test_score_entropy_is_the_loss_of_the_prediction_with_that_score(t):
+def test_score_entropy_equals_the_loss_of_the_equivalent_prediction(t):
     z, x0 = torch.cartesian_prod(ALL, ALL).T
     log_probs = logits_of(len(z), NUM).log_softmax(-1)
     uniform, score = Uniform(NUM, EPS), ScoreUniform(NUM)
     time = times(t)
     alpha = float(EPS.alpha(time))
     expected = uniform.loss_terms(log_probs, x0[None], z[None], time)
-    scores = score_of(log_probs, z, alpha).scatter(1, z[:, None], 7.0)  # what stands at the state is not read
-    found = score.loss_terms(scores, x0[None], z[None], time)
-    torch.testing.assert_close(found, expected, rtol=2e-5, atol=2e-6)
-    assert (found > 0).all()
+    scores = score_of(log_probs, z, alpha).scatter(1, z[:, None], 7.0)  # the score at the state is not read
+    actual = score.loss_terms(scores, x0[None], z[None], time)
+    torch.testing.assert_close(actual, expected, rtol=2e-5, atol=2e-6)
+    assert (actual > 0).all()
 
 
-def test_score_entropy_is_that_of_its_definition():
+def test_score_entropy_follows_its_definition():
     z, x0 = torch.cartesian_prod(ALL, ALL).T
     log_s, alpha = logits_of(len(z), NUM), 0.35
-    found = ScoreUniform(NUM, LogLinear("log-linear-eps", 1e-3)).loss_terms(
+    actual = ScoreUniform(NUM, LogLinear("log-linear-eps", 1e-3)).loss_terms(
         log_s, x0[None], z[None], times((1 - alpha) / (1 - 1e-3))
     )[0]
     for row, (state, clean) in enumerate(zip(z.tolist(), x0.tolist(), strict=True)):
@@ -124,21 +124,21 @@ def test_score_entropy_is_that_of_its_definition():
         for j in set(range(NUM)) - {state}:
             r, value = q[j] / q[state], float(log_s[row, j])
             total += (math.exp(value) - r * value + r * (math.log(r) - 1)) / NUM
-        assert float(found[row]) == pytest.approx(total, rel=1e-5)
+        assert float(actual[row]) == pytest.approx(total, rel=1e-5)
 
 
 @pytest.mark.parametrize("t", [0.2, 0.9])
 def test_euler_steps_approach_analytic_ones(t):
     z = torch.tensor([0, 1, 2, 2])
     masks = torch.full((4,), MASK)
-    absorbing = ScoreAbsorbing(MASK, schedule_from_name("cosine"))  # with the log-linear one both steps are the same
+    absorbing = ScoreAbsorbing(MASK, schedule_from_name("cosine"))  # with the log-linear schedule both steps are equal
     for process, state, size in ((ScoreUniform(NUM), z, NUM), (absorbing, masks, NUM + 1)):
         logits, errors = logits_of(4, size), []
         for step in (1e-2, 1e-3):
-            alpha_t, alpha_s = (float(process.schedule.alpha(times(one))) for one in (t, t - step))
+            alpha_t, alpha_s = (float(process.schedule.alpha(times(time))) for time in (t, t - step))
             euler = process.euler_weights(logits, state, t, t - step)
             analytic = process.reverse_weights(logits, state, alpha_t, alpha_s)
-            euler, analytic = (one / one.sum(1, keepdim=True) for one in (euler, analytic))
+            euler, analytic = (weights / weights.sum(1, keepdim=True) for weights in (euler, analytic))
             errors.append(float((euler - analytic).abs().max()))
         assert errors[1] < 0.02 * errors[0]  # of second order
 
@@ -155,15 +155,15 @@ def test_weights_are_never_negative_and_the_last_step_leaves_no_mask():
         assert (weights >= 0).all()
         assert weights.sum() > 0
     assert ScoreAbsorbing(MASK).reverse_weights(-logits, z, 0.1, 1.0)[0, MASK] == 0
-    # A quarter of the ratio's mass is missing: the mask stays that much oftener.
+    # g sums to 0.75, so the mask is revealed with 0.75 times the probability of 0.4.
     three_quarters = torch.full((1, 4), math.log(0.75), dtype=torch.float64)
     assert float(ScoreAbsorbing(MASK).reverse_weights(three_quarters, z, 0.0, 0.4)[0, MASK]) == pytest.approx(0.7)
 
 
-def test_the_bound_has_the_divergence_from_the_prior():
+def test_the_bound_includes_the_divergence_from_the_prior():
     q = torch.tensor([1e-3 + (1 - 1e-3) / NUM, *[(1 - 1e-3) / NUM] * 2], dtype=torch.float64)
     expected = float((q * (q * NUM).log()).sum())
-    drawn = ScoreUniform(NUM).elbo_draws(Canvas.blank(2, 3), 4, [named_generator(one) for one in range(2)])
+    drawn = ScoreUniform(NUM).elbo_draws(Canvas.blank(2, 3), 4, [named_generator(seed) for seed in range(2)])
     assert drawn.prior == pytest.approx(expected, rel=1e-9)
     assert Uniform(NUM).prior_divergence() == 0
     assert Uniform(NUM, EPS).prior_divergence() == drawn.prior
@@ -187,14 +187,14 @@ def test_scores_of_any_size_give_weights():
                 assert weights.isfinite().all()
                 assert (weights >= 0).all()
                 assert weights.sum() > 0
-    found = ScoreUniform(3).euler_weights(torch.tensor([[3.0, 7.0, 1.0]], dtype=torch.float64), z, 0.5, 0.49)
-    jumps = [0.01 * 0.999 / (1 - 0.999 * 0.5) / 3 * math.exp(one) for one in (3, 1)]
+    actual = ScoreUniform(3).euler_weights(torch.tensor([[3.0, 7.0, 1.0]], dtype=torch.float64), z, 0.5, 0.49)
+    jumps = [0.01 * 0.999 / (1 - 0.999 * 0.5) / 3 * math.exp(log_score) for log_score in (3, 1)]
     expected = torch.tensor([[jumps[0], 1 - sum(jumps), jumps[1]]], dtype=torch.float64)
-    torch.testing.assert_close(found / found.sum(), expected)
+    torch.testing.assert_close(actual / actual.sum(), expected)
 
 
 @pytest.mark.parametrize("name", ["log-linear-eps", "geometric", "geometric-1e-4"])
-def test_the_noise_level_is_that_of_the_schedule_up_to_its_end(name):
+def test_the_noise_level_follows_the_schedule_up_to_its_end(name):
     t, network = times(0.5, 0.95, 1.0), SimpleNamespace(is_time_conditioned=True)
     for process in (ScoreUniform(NUM, schedule_from_name(name)), ScoreAbsorbing(MASK, schedule_from_name(name))):
         torch.testing.assert_close(process.noise_level(network, t), -process.schedule.alpha(t).log().float())

@@ -1,4 +1,4 @@
-"""The bound of every process and parametrisation, enumerated: two positions, three symbols, a joint distribution."""
+"""The bound of every process and parametrisation, enumerated for two positions of three symbols."""
 
 import itertools
 
@@ -39,11 +39,11 @@ def kernel(process, alpha):
 
 
 def exact_logits(process, z, alpha):
-    """What a perfect network of the process gives for each state, [n, l, v]."""
+    """Outputs of an exact network of the process for each state, [n, l, v]."""
     rates, joint, (first, second) = kernel(process, alpha), DATA.view(NUM, NUM), z.T
     given_other = torch.stack([rates[:, second].T @ joint.T, rates[:, first].T @ joint], 1)
     probs = given_other / given_other.sum(-1, keepdim=True)
-    if process.name == "sedd-uniform":  # the marginals themselves, not by way of x0
+    if process.name == "sedd-uniform":  # ratios of the marginals, without x0
         marginal = torch.einsum("xy,xi,yj->ij", joint, rates, rates)
         score = torch.stack([marginal[:, second].T, marginal[first]], 1)
         return (score / score.gather(2, z[..., None])).log()
@@ -58,12 +58,12 @@ def losses(process, x0, z, t, logits):
     return process.loss_terms(logits[process.is_predicted(z)], x0, z, t).double().sum(1)
 
 
-def integrated(process, logits_at):
+def integrated_loss(process, logits_at):
     """Expected loss over data, states and times, by Gauss-Legendre quadrature in the square root of 1 - alpha."""
     last = (1 - float(process.schedule.alpha(torch.ones((), dtype=torch.float64)))) ** 0.5
     nodes, shares = np.polynomial.legendre.leggauss(32)
     states = torch.tensor(list(itertools.product(range(NUM + (process.mask_id is not None)), repeat=2)))
-    x0, z = (one.flatten(0, 1) for one in torch.broadcast_tensors(CLEAN[:, None], states[None]))
+    x0, z = (tensor.flatten(0, 1) for tensor in torch.broadcast_tensors(CLEAN[:, None], states[None]))
     total = process.elbo_draws(Canvas.blank(1, 2), 1, [named_generator("prior")]).prior * 2
     for node, share in zip(nodes, shares, strict=True):
         root = last * (node + 1) / 2
@@ -77,7 +77,7 @@ def integrated(process, logits_at):
 
 
 def test_the_bound_of_the_exact_prediction_is_the_entropy_of_the_data(process):
-    assert integrated(process, exact_logits) == pytest.approx(-float((DATA * DATA.log()).sum()), rel=3e-3)
+    assert integrated_loss(process, exact_logits) == pytest.approx(-float((DATA * DATA.log()).sum()), rel=3e-3)
 
 
 def wrong_logits(process, z, alpha):
@@ -110,7 +110,7 @@ def test_the_divergence_from_the_prior_counts_for_each_free_position(process):
     assert (drawn.prior > 0) == (process.schedule == EPS)
 
 
-def test_draws_of_the_bound_have_its_mean_whatever_the_network_says(process):
+def test_draws_of_the_bound_are_unbiased_for_a_wrong_network(process):
     num, total = 4000, []
     for number, clean in enumerate(CLEAN):
         drawn = process.elbo_draws(Canvas.free(clean[None]), num, [named_generator("draws", number)])
@@ -118,8 +118,8 @@ def test_draws_of_the_bound_have_its_mean_whatever_the_network_says(process):
         terms = losses(process, clean.expand(num, 2), drawn.z, drawn.t, logits) * drawn.weight + 2 * drawn.prior
         total.append(DATA[number] * terms)
     mean = float(torch.stack(total).sum(0).mean())
-    error = float(torch.stack([one.var() / num for one in total]).sum().sqrt())
-    expected = integrated(process, wrong_logits)
+    error = float(torch.stack([terms.var() / num for terms in total]).sum().sqrt())
+    expected = integrated_loss(process, wrong_logits)
     assert error < 0.05 * expected
     assert mean == pytest.approx(expected, abs=4 * error)
     assert expected > -float((DATA * DATA.log()).sum())

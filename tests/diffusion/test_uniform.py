@@ -1,4 +1,4 @@
-"""Uniform-state diffusion on a world that is small enough to enumerate: three symbols, two positions."""
+"""Uniform-state diffusion, enumerated on three symbols and two positions."""
 
 import itertools
 import math
@@ -23,7 +23,7 @@ def kernel(alpha):
 
 
 def leave_one_out(alpha):
-    """p(x^l = v | z^m of the other position m), [l, z^m, v]: what a network predicts at best."""
+    """p(x^l = v | z^m of the other position m), [l, z^m, v]: the exact prediction."""
     joint = DATA.view(NUM, NUM)
     first = torch.einsum("zw,vw->zv", kernel(alpha), joint)
     second = torch.einsum("zw,wv->zv", kernel(alpha), joint)
@@ -43,7 +43,7 @@ def expected_loss(process, alpha, logits):
     return total
 
 
-def integrated(process, predictor):
+def integrated_loss(process, predictor):
     """The NELBO: the expected loss over times, by Gauss-Legendre quadrature in the square root of t."""
     nodes, shares = np.polynomial.legendre.leggauss(24)
     return sum(
@@ -59,7 +59,7 @@ def exact_logits(alpha):
 
 def test_the_nelbo_of_the_exact_prediction_is_the_entropy_of_the_data():
     entropy = -float((DATA * DATA.log()).sum())
-    assert integrated(Uniform(NUM), exact_logits) == pytest.approx(entropy, rel=2e-3)
+    assert integrated_loss(Uniform(NUM), exact_logits) == pytest.approx(entropy, rel=2e-3)
 
 
 @pytest.mark.slow
@@ -67,11 +67,11 @@ def test_the_nelbo_of_another_prediction_is_larger():
     def sharper(alpha):
         return 1.5 * exact_logits(alpha)
 
-    assert integrated(Uniform(NUM), sharper) > integrated(Uniform(NUM), exact_logits) + 0.02
+    assert integrated_loss(Uniform(NUM), sharper) > integrated_loss(Uniform(NUM), exact_logits) + 0.02
 
 
 @pytest.mark.parametrize("schedule", ["log-linear", "cosine"])
-def test_corruption_follows_the_kernel_and_nests(chi_square, schedule):
+def test_corruption_follows_the_kernel_and_is_nested(chi_square, schedule):
     process, num = Uniform(NUM, schedule_from_name(schedule)), 20_000
     draws = torch.rand(num, 1, 2, dtype=torch.float64, generator=named_generator("uniform"))
     x0 = torch.full((num, 1), 2)
@@ -87,14 +87,14 @@ def test_the_posterior_is_bayes_rule():
     prior = torch.tensor([0.5, 0.1, 0.4], dtype=torch.float64)
     at_s = kernel(1 - s) @ prior
     step = kernel((1 - t) / (1 - s))  # from s to t
-    times = (torch.tensor([one], dtype=torch.float64) for one in (t, s))
-    found = process.posterior(torch.arange(NUM)[None], prior.log().expand(1, NUM, NUM), *times)[0]
+    times = (torch.tensor([time], dtype=torch.float64) for time in (t, s))
+    actual = process.posterior(torch.arange(NUM)[None], prior.log().expand(1, NUM, NUM), *times)[0]
     for state in range(NUM):
         joint = step[state] * at_s
-        torch.testing.assert_close(found[state], joint / joint.sum())
+        torch.testing.assert_close(actual[state], joint / joint.sum())
 
 
-def test_estimates_of_the_nelbo_have_its_mean_and_leave_given_positions():
+def test_estimates_of_the_nelbo_are_unbiased_and_keep_given_positions():
     process = Uniform(NUM)
     tokens, is_free = torch.tensor([[2, 0]]), torch.tensor([[False, True]])
     drawn = process.elbo_draws(Canvas.given(tokens, is_free), 40_000, [named_generator("draws")])
@@ -126,12 +126,12 @@ def test_a_draw_that_was_rounded_up_to_1_is_the_last_symbol():
     assert Uniform(NUM).prior(Canvas.blank(1, 2), torch.ones(1, 2, 2)).tolist() == [[NUM - 1] * 2]
 
 
-def test_a_move_without_length_changes_nothing_even_at_pure_noise():
+def test_a_move_between_equal_times_changes_nothing_even_at_pure_noise():
     log_probs = torch.tensor([0.5, 0.1, 0.4], dtype=torch.float64).log().expand(1, NUM, NUM)
     for time in (1.0, 0.4):
         t = torch.tensor([time], dtype=torch.float64)
-        found = Uniform(NUM).posterior(torch.arange(NUM)[None], log_probs, t, t)[0]
-        torch.testing.assert_close(found, torch.eye(NUM, dtype=torch.float64))
+        actual = Uniform(NUM).posterior(torch.arange(NUM)[None], log_probs, t, t)[0]
+        torch.testing.assert_close(actual, torch.eye(NUM, dtype=torch.float64))
 
 
 def test_a_mask_that_is_the_last_symbol_is_left_out():
@@ -142,13 +142,13 @@ def test_a_mask_that_is_the_last_symbol_is_left_out():
 
 
 @pytest.mark.parametrize("schedule", ["log-linear", "log-linear-eps", "cosine", "geometric"])
-def test_the_weight_of_the_bound_is_that_of_the_integral_over_its_density(schedule):
+def test_weights_of_the_bound_are_the_loss_weight_over_the_density(schedule):
     process, num = Uniform(NUM, schedule_from_name(schedule)), 4000
     drawn = process.elbo_draws(Canvas.blank(1, 2), num, [named_generator("weights")])
     root = (1 - process.schedule.alpha(drawn.t)).sqrt()
     assert drawn.t.diff().min() > 0  # one in each slice
     torch.testing.assert_close(root.diff(), root.diff().mean().expand(num - 1), rtol=0, atol=2 / num)
-    # Over 100 slices the weights, over that of the loss, add up to the time between the first and the last.
+    # Weights over loss weights, summed over 100 slices, are the time between the first and the last slice.
     steps = (drawn.weight / process.loss_weight(drawn.t) / num)[1:-1]
     times = drawn.t[1:-1:100].diff()
     torch.testing.assert_close(steps.split(100)[0].sum(), times[0], rtol=0.05, atol=0)
@@ -156,7 +156,7 @@ def test_the_weight_of_the_bound_is_that_of_the_integral_over_its_density(schedu
     torch.testing.assert_close(steps[3500:3600].sum(), times[35], rtol=0.05, atol=0)
 
 
-def test_estimates_of_the_nelbo_are_not_dominated_by_a_few():
+def test_estimates_of_the_nelbo_are_not_dominated_by_a_few_draws():
     process, x0 = Uniform(NUM), torch.tensor([[2, 0]])
     drawn = process.elbo_draws(Canvas.free(x0), 40_000, [named_generator("tails")])
     logits = torch.randn(1, NUM, generator=named_generator("wrong")).expand(2 * len(drawn.z), NUM)

@@ -1,4 +1,4 @@
-"""A move of uniform-state diffusion: its draw and its log-probability against the whole posterior."""
+"""Draws and log-probabilities of a move of uniform-state diffusion against the full posterior."""
 
 import pytest
 import torch
@@ -22,16 +22,16 @@ def posterior(logits, alpha_t, alpha_s):
 
 
 @pytest.mark.parametrize(("alpha_t", "alpha_s"), RATES)
-def test_log_probabilities_are_those_of_the_normalised_posterior(logits, alpha_t, alpha_s):
-    state, token = (one.flatten() for one in torch.meshgrid(torch.arange(NUM), torch.arange(NUM), indexing="ij"))
+def test_log_probabilities_follow_the_normalised_posterior(logits, alpha_t, alpha_s):
+    state, token = (grid.flatten() for grid in torch.meshgrid(torch.arange(NUM), torch.arange(NUM), indexing="ij"))
     logits.requires_grad_(True)
-    found = move_log_probs(logits.log_softmax(-1)[state], state, token, alpha_t, alpha_s)
+    actual = move_log_probs(logits.log_softmax(-1)[state], state, token, alpha_t, alpha_s)
     expected = posterior(logits, alpha_t, alpha_s).log().flatten()
-    assert found.dtype == torch.float64
-    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-6)
+    assert actual.dtype == torch.float64
+    torch.testing.assert_close(actual, expected, atol=1e-6, rtol=1e-6)
     weight = torch.randn(NUM**2, generator=torch.Generator().manual_seed(1)).double()
-    ours, theirs = (torch.autograd.grad(one @ weight, logits)[0] for one in (found, expected))
-    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+    gradients = [torch.autograd.grad(values @ weight, logits)[0] for values in (actual, expected)]
+    torch.testing.assert_close(*gradients, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize(("alpha_t", "alpha_s"), RATES)

@@ -43,8 +43,8 @@ def saved(bundle, tmp_path_factory):
 
 
 @pytest.fixture
-def undigested(folder):
-    """A bundle of before there were digests, which notice every change of a weight."""
+def folder_without_digests(folder):
+    """A copy of the bundle without digests, so that its weights can be changed."""
     manifest = yaml.safe_load((folder / "bundle.yaml").read_text())
     del manifest["provenance"]["weights_sha256"]
     (folder / "bundle.yaml").write_text(yaml.safe_dump(manifest))
@@ -53,5 +53,5 @@ def undigested(folder):
 
 @pytest.fixture
 def folder(saved, tmp_path):
-    """A copy that may be spoilt."""
+    """A copy of the bundle that a test may change."""
     return Path(shutil.copytree(saved, tmp_path / "copies" / "bundle"))

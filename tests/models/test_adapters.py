@@ -18,7 +18,7 @@ def ids():
     return torch.randint(7, (2, 6), generator=torch.Generator().manual_seed(0))
 
 
-def trained(network):
+def trained_parameters(network):
     return {name: parameter for name, parameter in network.named_parameters() if parameter.requires_grad}
 
 
@@ -26,14 +26,14 @@ def storages(network):
     return {parameter.data_ptr() for parameter in network.parameters()}
 
 
-def test_a_denoiser_begins_as_the_teacher_whose_weights_it_shares(teacher, ids):
+def test_a_new_student_equals_the_teacher_and_shares_its_weights(teacher, ids):
     student = copy_sharing_frozen(teacher)
     adapt(student, 2)
     assert torch.equal(student(ids, SIGMA), teacher(ids, SIGMA))
     assert storages(teacher) <= storages(student)
-    assert all("lora_" in name for name in trained(student))
-    linear = [name for name, one in teacher.named_modules() if isinstance(one, torch.nn.Linear)]
-    adapted = {name.split(".lora_")[0] for name in trained(student)}
+    assert all("lora_" in name for name in trained_parameters(student))
+    linear = [name for name, module in teacher.named_modules() if isinstance(module, torch.nn.Linear)]
+    adapted = {name.split(".lora_")[0] for name in trained_parameters(student)}
     assert adapted == {name for name in linear if not name.startswith("sigma_map")}
     assert not any(parameter.requires_grad for parameter in teacher.parameters())
 
@@ -45,20 +45,20 @@ def test_a_discriminator_trains_its_head_and_adapters_of_the_last_blocks(teacher
     hidden = discriminator.trunk.hidden_states(discriminator.embed(ids), SIGMA)
     assert torch.equal(hidden, teacher.hidden_states(teacher.embed(ids), SIGMA))
     adapt(discriminator, 2, num_blocks)
-    head = {name for name in trained(discriminator) if name.startswith("output_layer.")}
+    head = {name for name in trained_parameters(discriminator) if name.startswith("output_layer.")}
     assert head == {name for name, _ in discriminator.named_parameters() if name.startswith("output_layer.")}
-    blocks = {int(name.split(".")[2]) for name in trained(discriminator).keys() - head}
+    blocks = {int(name.split(".")[2]) for name in trained_parameters(discriminator).keys() - head}
     assert blocks == set(range(3 - (3 if num_blocks is None else num_blocks), 3))
     assert storages(teacher) & storages(discriminator)
     assert discriminator(ids, SIGMA).isfinite().all()
 
 
-def test_merging_gives_a_plain_network_of_the_same_function(teacher, ids, randomise):
+def test_merging_gives_a_network_without_adapters_and_the_same_outputs(teacher, ids, randomise):
     student = copy_sharing_frozen(teacher)
     assert merged(student) is student
     adapt(student, 2)
     with torch.no_grad():
-        for parameter in trained(student).values():
+        for parameter in trained_parameters(student).values():
             parameter.normal_(std=0.1, generator=torch.Generator().manual_seed(1))
     before = student(ids, SIGMA)
     assert not torch.allclose(before, teacher(ids, SIGMA), atol=1e-2)
@@ -70,7 +70,7 @@ def test_merging_gives_a_plain_network_of_the_same_function(teacher, ids, random
     assert torch.equal(student(ids, SIGMA), before)
 
 
-def test_a_copy_has_trained_weights_of_its_own(teacher):
+def test_a_copy_shares_frozen_weights_only(teacher):
     student = copy_sharing_frozen(teacher)
     adapt(student, 2)
     copied = copy_sharing_frozen(student)
@@ -80,6 +80,6 @@ def test_a_copy_has_trained_weights_of_its_own(teacher):
         assert (parameter is other) == (not parameter.requires_grad)
 
 
-def test_more_blocks_than_there_are_are_refused(teacher):
+def test_too_many_blocks_are_refused(teacher):
     with pytest.raises(UsageError, match=r"lie in \[0, 3\] for this network; got 4"):
         adapt(Discriminator.from_denoiser(teacher, shares_trunk=True), 2, 4)

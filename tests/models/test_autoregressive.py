@@ -19,7 +19,7 @@ def network():
     config = AutoregressiveConfig(vocab_size=7, mask_id=MASK, length=5, hidden_size=8, num_blocks=2, num_heads=2)
     network = AutoregressiveLM(config).eval()
     with torch.no_grad():
-        for parameter in network.parameters():  # far from uniform, so that a mistake shows
+        for parameter in network.parameters():  # far from uniform, so that errors are visible
             parameter.add_(0.2 * torch.randn_like(parameter))
     return network
 
@@ -29,13 +29,13 @@ def all_sequences(length):
 
 
 @torch.no_grad()
-def test_the_law_of_all_sequences_sums_to_one(network):
+def test_the_probabilities_of_all_sequences_sum_to_one(network):
     total = network.nll(all_sequences(5)).double().sum(1).neg().exp().sum()
     assert float(total) == pytest.approx(1, abs=1e-4)
 
 
 @torch.no_grad()
-def test_a_token_is_predicted_from_those_before_it_only(network):
+def test_a_token_is_predicted_from_earlier_tokens_only(network):
     a, b = torch.tensor([[0, 1, 2, 3, 4]]), torch.tensor([[0, 1, 2, 5, 0]])
     torch.testing.assert_close(network.nll(a)[:, :3], network.nll(b)[:, :3])
     assert not torch.allclose(network.nll(a)[:, 3:], network.nll(b)[:, 3:])
@@ -55,7 +55,7 @@ def test_the_cache_changes_no_logit(network):
 
 
 @torch.no_grad()
-def test_samples_follow_the_exact_law(network):
+def test_samples_follow_the_exact_distribution(network):
     num = 8000
     bundle = Bundle(autoregressive=network)
     drawn = generate(bundle, num_samples=num, length=2, seed=3, batch_size=500)
@@ -76,17 +76,17 @@ def test_samples_do_not_depend_on_the_batch_split(network):
     assert not torch.equal(whole, generate(bundle, num_samples=6, seed=2).tokens)
 
 
-def test_a_low_temperature_takes_the_likeliest_token(network):
+def test_a_low_temperature_takes_the_most_probable_token(network):
     drawn = generate(Bundle(autoregressive=network), num_samples=3, temperature=1e-4).tokens
     begin = torch.full((3, 1), MASK)
     logits = network(torch.cat([begin, drawn[:, :-1]], 1))
     assert torch.equal(logits.argmax(-1), drawn)
 
 
-def test_what_it_cannot_do_is_refused_in_one_line(network):
+def test_unsupported_use_is_refused_in_one_line(network):
     bundle = Bundle(autoregressive=network)
     for wrong in ({"sampler": "guided"}, {"precision": "float32"}):
-        with pytest.raises(UsageError, match="ancestral sampler in float64"):
+        with pytest.raises(UsageError, match="ancestral sampling in float64"):
             generate(bundle, **wrong)
     with pytest.raises(UsageError, match="needs a denoiser; the network of bundle unnamed is autoregressive"):
         bundle.denoiser()
@@ -97,8 +97,8 @@ def test_what_it_cannot_do_is_refused_in_one_line(network):
             AutoregressiveConfig(vocab_size=7, mask_id=None, length=5, **begin)
 
 
-def test_a_bundle_of_before_there_was_a_begin_symbol_is_read(network, tmp_path):
-    """Its settings lack the later fields, whose defaults are what it was trained with."""
+def test_a_bundle_without_the_newer_settings_is_read(network, tmp_path):
+    """The defaults of newer settings are the values with which older networks were trained."""
     folder = save(Bundle(autoregressive=network), tmp_path / "bundle")
     file = folder / "autoregressive" / "config.json"
     later = ("begin_id", "is_tied", "inner_size", "activation", "layer_norm_epsilon")
@@ -114,7 +114,7 @@ def test_a_bundle_of_before_there_was_a_begin_symbol_is_read(network, tmp_path):
 
 @pytest.fixture(scope="module")
 def maskless():
-    """The public GPT-2 in small: tied, and begun by a symbol of texts."""
+    """A small network like the public GPT-2: tied, and its begin symbol is a token of texts."""
     torch.manual_seed(1)
     shape = {"length": 5, "hidden_size": 8, "num_blocks": 2, "num_heads": 2}
     network = AutoregressiveLM(AutoregressiveConfig(vocab_size=6, mask_id=None, begin_id=2, is_tied=True, **shape))
@@ -137,7 +137,7 @@ def test_a_tied_head_is_stored_and_trained_once(maskless, tmp_path):
     assert not any("lm_head" in name for name in names)
     loaded = load(save(Bundle(autoregressive=maskless), tmp_path / "bundle")).autoregressive
     loaded.nll(torch.tensor([[1]])).sum().backward()
-    # A symbol that is neither read nor drawn has a gradient through the head alone.
+    # A symbol that is neither read nor predicted has a gradient through the head only.
     assert loaded.gpt2.transformer.wte.weight.grad[5].abs().sum() > 0
     with torch.no_grad():
         loaded.gpt2.transformer.wte.weight[5] += 1
@@ -147,27 +147,27 @@ def test_a_tied_head_is_stored_and_trained_once(maskless, tmp_path):
 @torch.no_grad()
 def test_sequences_are_scored_in_parts_that_fit_in_memory(network, maskless, monkeypatch):
     tokens = all_sequences(5)[:11]
-    for one in (network, maskless):
-        whole, best, sizes = one.nll(tokens), one.likeliest(tokens), []
-        head = type(one).head
+    for model in (network, maskless):
+        expected, best, sizes = model.nll(tokens), model.likeliest(tokens), []
+        head = type(model).head
 
-        def watched(self, features, head=head, sizes=sizes):
+        def recorded(self, features, head=head, sizes=sizes):
             sizes.append(len(features))
             return head(self, features)
 
         with monkeypatch.context() as patch:
-            patch.setattr(type(one), "head", watched)
-            patch.setattr(autoregressive, "LOGITS_PER_PART", 4 * 5 * one.vocab_size + 1)
-            torch.testing.assert_close(one.nll(tokens), whole)
+            patch.setattr(type(model), "head", recorded)
+            patch.setattr(autoregressive, "LOGITS_PER_PART", 4 * 5 * model.vocab_size + 1)
+            torch.testing.assert_close(model.nll(tokens), expected)
             assert sizes == [4, 4, 3]
-            assert torch.equal(one.likeliest(tokens), best)
+            assert torch.equal(model.likeliest(tokens), best)
             sizes.clear()
             with torch.enable_grad():
-                one.nll(tokens)
+                model.nll(tokens)
             assert sizes == [11]
 
 
-def test_a_bundle_keeps_it(network, tmp_path):
+def test_a_bundle_keeps_the_network(network, tmp_path):
     save(Bundle(autoregressive=network), tmp_path / "bundle")
     loaded = load(tmp_path / "bundle")
     tokens = torch.tensor([[0, 1, 2, 3, 4]])
@@ -175,7 +175,7 @@ def test_a_bundle_keeps_it(network, tmp_path):
     assert loaded.network("autoregressive") is loaded.autoregressive
 
 
-def test_a_missing_library_is_told_in_one_line(network, monkeypatch):
+def test_a_missing_library_is_reported_in_one_line(network, monkeypatch):
     import sys
 
     monkeypatch.setitem(sys.modules, "transformers", None)
@@ -183,11 +183,11 @@ def test_a_missing_library_is_told_in_one_line(network, monkeypatch):
         AutoregressiveLM(network.config)
 
 
-def test_a_network_with_buffers_that_no_file_holds_is_not_left_without_them():
+def test_a_network_with_buffers_outside_the_state_dict_is_not_built_on_the_meta_device():
     def make(*, persistent):
-        made = torch.nn.Linear(2, 2)
-        made.register_buffer("mask", torch.ones(2), persistent=persistent)
-        return made
+        layer = torch.nn.Linear(2, 2)
+        layer.register_buffer("mask", torch.ones(2), persistent=persistent)
+        return layer
 
     assert without_weights(lambda: make(persistent=True)).mask.is_meta
     assert torch.equal(without_weights(lambda: make(persistent=False)).mask, torch.ones(2))

@@ -16,7 +16,7 @@ from didi.models.bundle import ROLES, Bundle, load, save
 TOKENS = {"a": 0, "b": 1, "[MASK]": 3, "c": 2}
 
 
-def test_a_bundle_comes_back_as_it_was_saved(bundle, folder):
+def test_a_saved_bundle_is_loaded_unchanged(bundle, folder):
     loaded = load(folder)
     ids = torch.randint(4, (2, 2), generator=named_generator("ids"))
     for role in ROLES:
@@ -24,11 +24,11 @@ def test_a_bundle_comes_back_as_it_was_saved(bundle, folder):
         assert after.config == before.config
         assert not after.training
         assert all(parameter.requires_grad for parameter in after.parameters())
-        for (name, expected), (found_name, found) in zip(
+        for (name, expected), (loaded_name, value) in zip(
             before.state_dict().items(), after.state_dict().items(), strict=True
         ):
-            assert name == found_name
-            assert torch.equal(expected, found)
+            assert name == loaded_name
+            assert torch.equal(expected, value)
         inputs = (ids,) if role == "autoregressive" else (ids, torch.ones(2))
         assert torch.equal(before(*inputs), after(*inputs))
     assert loaded.tokenizer.get_vocab() == TOKENS
@@ -39,14 +39,14 @@ def test_a_bundle_comes_back_as_it_was_saved(bundle, folder):
 
 
 @pytest.mark.parametrize("role", ROLES)
-def test_any_single_role_makes_a_bundle(bundle, tmp_path, role):
+def test_a_bundle_may_have_any_single_role(bundle, tmp_path, role):
     loaded = load(save(Bundle(**{role: getattr(bundle, role)}), tmp_path / "one"))
     assert [name for name in ROLES if getattr(loaded, name) is not None] == [role]
     assert loaded.tokenizer is None
     assert loaded.provenance == {}
 
 
-def test_half_precision_is_for_storage_only_and_spares_the_buffers(bundle, tmp_path):
+def test_half_precision_is_for_stored_parameters_only(bundle, tmp_path):
     folder = save(bundle, tmp_path / "half", dtype=torch.bfloat16)
     stored = load_file(folder / "teacher" / "model.safetensors")
     assert stored["vocab_embed.embedding"].dtype == torch.bfloat16
@@ -57,7 +57,7 @@ def test_half_precision_is_for_storage_only_and_spares_the_buffers(bundle, tmp_p
     assert torch.equal(loaded.vocab_embed.embedding, expected)
 
 
-def test_the_bundle_is_readable_by_others_and_leaves_nothing_beside_it(saved):
+def test_a_bundle_is_readable_by_other_users_and_leaves_no_temporary_files(saved):
     assert saved.stat().st_mode & 0o777 == 0o755
     assert all(path.stat().st_mode & 0o444 == 0o444 for path in saved.rglob("*") if path.is_file())
     assert [path.name for path in saved.parent.iterdir()] == ["bundle"]
@@ -75,7 +75,7 @@ def test_saving_again_replaces_the_whole_bundle(bundle, folder):
     assert torch.equal(loaded.teacher.vocab_embed.embedding, bundle.student.vocab_embed.embedding)
 
 
-def test_a_failed_save_leaves_the_old_bundle_and_no_trace(bundle, folder):
+def test_a_failed_save_keeps_the_old_bundle_and_leaves_no_files(bundle, folder):
     with pytest.raises(yaml.YAMLError):  # the manifest is written last
         save(Bundle(teacher=bundle.student, provenance={"no": object()}), folder)
     assert [path.name for path in folder.parent.iterdir()] == ["bundle"]
@@ -96,7 +96,7 @@ def test_only_a_bundle_is_replaced(bundle, tmp_path):
     assert (tmp_path / "thesis" / "chapter.tex").exists()
 
 
-def test_a_hub_that_cannot_be_reached_is_one_line(monkeypatch):
+def test_an_unreachable_hub_is_reported_in_one_line(monkeypatch):
     def unreachable(repository, **options):
         raise ConnectionError(f"no route to {repository}\nwith a long\ntraceback")
 
@@ -107,20 +107,20 @@ def test_a_hub_that_cannot_be_reached_is_one_line(monkeypatch):
     assert str(caught.value) == "no folder and no reachable Hub repository 'owner/name': no route to owner/name"
 
 
-def test_a_hub_repository_is_a_folder_that_was_fetched(monkeypatch, bundle, folder):
+def test_a_hub_repository_is_downloaded_and_loaded(monkeypatch, bundle, folder):
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda repository, **options: str(folder))
     loaded = load("owner/name")
     assert loaded.name == "owner/name"
     assert torch.equal(loaded.student.vocab_embed.embedding, bundle.student.vocab_embed.embedding)
 
 
-def test_the_student_comes_first_unless_a_role_is_named(bundle):
+def test_the_student_is_the_default_role(bundle):
     assert bundle.denoiser() is bundle.student
     assert bundle.denoiser("teacher") is bundle.teacher
     assert Bundle(teacher=bundle.teacher).denoiser() is bundle.teacher
 
 
-def test_a_role_that_is_not_there_is_refused_with_what_is(bundle):
+def test_a_missing_role_is_refused_with_the_present_ones(bundle):
     with pytest.raises(UsageError, match=r"has no student \(it holds teacher\)"):
         Bundle(teacher=bundle.teacher).denoiser("student")
     with pytest.raises(UsageError, match=r"has no generator \(it holds discriminator\)"):
@@ -139,7 +139,7 @@ def test_all_networks_move_together(saved):
         assert {parameter.device.type for parameter in getattr(bundle, role).parameters()} == {"meta"}
 
 
-def test_a_card_tells_what_is_in_a_bundle_and_where_it_came_from(bundle, folder):
+def test_a_card_states_the_contents_and_the_origin_of_a_bundle(bundle, folder):
     card = (folder / "README.md").read_text()
     header = yaml.safe_load(card.split("---")[1])
     assert header["library_name"] == "didi-instruct"
@@ -150,21 +150,21 @@ def test_a_card_tells_what_is_in_a_bundle_and_where_it_came_from(bundle, folder)
 
 
 @pytest.mark.parametrize(
-    ("provenance", "said"), [({"method": "sdtt"}, ", distilled by method `sdtt` |"), ({}, ", distilled |")]
+    ("provenance", "expected"), [({"method": "sdtt"}, ", distilled by method `sdtt` |"), ({}, ", distilled |")]
 )
-def test_a_card_names_the_method_of_the_student(bundle, tmp_path, provenance, said):
+def test_a_card_names_the_method_of_the_student(bundle, tmp_path, provenance, expected):
     card = save(replace(bundle, provenance=provenance), tmp_path / "bundle") / "README.md"
     (row,) = [line for line in card.read_text().splitlines() if line.startswith("| student |")]
-    assert said in row
+    assert expected in row
 
 
-def test_the_names_of_other_libraries_do_the_same(bundle, tmp_path):
+def test_save_pretrained_and_from_pretrained_are_save_and_load(bundle, tmp_path):
     path = bundle.save_pretrained(tmp_path / "bundle")
     loaded = Bundle.from_pretrained(path)
     assert torch.equal(loaded.student.vocab_embed.embedding, bundle.student.vocab_embed.embedding)
 
 
-def test_a_bundle_is_pushed_as_the_folder_it_is_loaded_from(monkeypatch, bundle, tmp_path):
+def test_a_pushed_bundle_can_be_loaded(monkeypatch, bundle, tmp_path):
     calls = []
 
     class Hub:
@@ -185,7 +185,7 @@ def test_a_bundle_is_pushed_as_the_folder_it_is_loaded_from(monkeypatch, bundle,
     assert torch.equal(loaded.student.vocab_embed.embedding, bundle.student.vocab_embed.embedding)
 
 
-def test_a_hub_that_refuses_is_one_line(monkeypatch, bundle):
+def test_a_refusal_of_the_hub_is_reported_in_one_line(monkeypatch, bundle):
     def refuse(*_, **__):
         raise PermissionError("401 Unauthorized\nlong story")
 
@@ -195,27 +195,27 @@ def test_a_hub_that_refuses_is_one_line(monkeypatch, bundle):
 
 
 def test_a_revision_goes_to_the_hub(monkeypatch, folder):
-    seen = {}
+    request = {}
 
     def fetch(repository, **options):
-        seen.update(repository=repository, **options)
+        request.update(repository=repository, **options)
         return str(folder)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
     load("owner/name@round-7")
-    assert (seen["repository"], seen["revision"]) == ("owner/name", "round-7")
-    assert "*" not in "".join(seen["allow_patterns"])
+    assert (request["repository"], request["revision"]) == ("owner/name", "round-7")
+    assert "*" not in "".join(request["allow_patterns"])
 
 
-def test_a_folder_with_a_bundled_name_is_not_taken_for_the_other(bundle, tmp_path, monkeypatch):
+def test_a_folder_with_a_bundled_name_is_ambiguous(bundle, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     save(bundle, "exact")
     with pytest.raises(UsageError, match=r"write \./exact for the folder, or bundled:exact$"):
         load("exact")
     assert load("./exact").tokenizer.get_vocab() == TOKENS
-    own = load("bundled:exact")
-    assert own.tokenizer is None or own.tokenizer.get_vocab() != TOKENS
-    (tmp_path / "markov").mkdir()  # not a bundle, so nothing else has that name
+    bundled = load("bundled:exact")
+    assert bundled.tokenizer is None or bundled.tokenizer.get_vocab() != TOKENS
+    (tmp_path / "markov").mkdir()  # not a bundle, so the name is not ambiguous
     assert load("markov").name == "markov"
     with pytest.raises(UsageError, match="a model is a bundled name"):
         load("bundled:nothing")

@@ -1,4 +1,4 @@
-"""Format 1 stays readable, format 2 comes back as it was written."""
+"""Bundles of format 1 are read; bundles of format 2 are written and read."""
 
 import dataclasses
 import json
@@ -28,7 +28,7 @@ def without_digests(folder):
 
 
 def as_format_1(folder, **changes):
-    """Rewrite the manifest of a bundle as the first format had it."""
+    """Rewrite the manifest of a bundle in format 1."""
     process = manifest_of(folder)["process"]
     roles = list(manifest_of(folder)["networks"])
     first = {"format_version": 1, "roles": roles, "schedule": process["schedule"], "mask_id": process.get("mask_id")}
@@ -64,7 +64,7 @@ def test_the_bundled_models_load_whatever_their_format(name):
 
 
 @pytest.mark.parametrize("name", ["exact", "exact-8", "tiny-news"])
-def test_the_card_of_a_bundled_student_says_for_how_many_moves_it_is_meant(name):
+def test_the_card_of_a_bundled_student_states_its_number_of_moves(name):
     card = (files("didi") / "bundles" / name / "README.md").read_text()
     assert f"Moves: the student is meant for {load(name).intended_nfe}, the default of `didi generate`." in card
 
@@ -82,10 +82,10 @@ def test_a_manifest_of_format_1_is_read(folder):
 
 
 @pytest.mark.parametrize("is_format_1", [False, True])
-def test_a_discriminator_of_before_its_trunk_was_a_part_of_its_own_is_read(folder, is_format_1):
+def test_a_discriminator_with_the_old_names_of_its_trunk_is_read(folder, is_format_1):
     now = load(folder).discriminator.state_dict()
     file = folder / "discriminator" / "model.safetensors"
-    without_digests(folder)  # which bundles of that time do not have
+    without_digests(folder)  # older bundles have none
     stored = load_file(file)
     assert stored.keys() == now.keys()
     assert {name.split(".")[0] for name in stored} == {"trunk", "output_layer"}
@@ -98,7 +98,7 @@ def test_a_discriminator_of_before_its_trunk_was_a_part_of_its_own_is_read(folde
         load(folder)
 
 
-def test_a_manifest_of_format_1_without_mask_is_one_of_uniform_state_diffusion(without_mask):
+def test_a_manifest_of_format_1_without_mask_means_uniform_state_diffusion(without_mask):
     assert load(as_format_1(without_mask, mask_id=None)).process == Uniform(5, Cosine())
     config = without_mask / "teacher" / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"vocab_size": "many"}))
@@ -148,7 +148,7 @@ def test_the_process_follows_the_network_unless_it_is_given(make_dit, without_ma
     assert Bundle(teacher=make_dit(), process=Absorbing(3, Cosine())).process.schedule == Cosine()
 
 
-def test_a_network_of_no_kind_is_not_saved(make_dit, tmp_path):
+def test_a_network_outside_the_registry_is_not_saved(make_dit, tmp_path):
     class Other(DiT):
         """Not in NETWORKS."""
 

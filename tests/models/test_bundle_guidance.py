@@ -18,9 +18,9 @@ from didi.sampling.registry import make_sampler
 
 
 @pytest.fixture
-def folder(undigested):
-    """Its weights may be spoilt."""
-    return undigested
+def folder(folder_without_digests):
+    """A bundle whose weights a test may change."""
+    return folder_without_digests
 
 
 def edit(folder, **changes):
@@ -28,7 +28,7 @@ def edit(folder, **changes):
     file.write_text(yaml.safe_dump(yaml.safe_load(file.read_text()) | changes))
 
 
-def test_a_bundle_comes_back_with_its_guidance(bundle, folder, tmp_path):
+def test_a_saved_bundle_is_loaded_with_its_guidance(bundle, folder, tmp_path):
     assert load(folder).guidance is None
     assert "guidance" not in yaml.safe_load((folder / "bundle.yaml").read_text())
     bundle = load(folder)
@@ -44,9 +44,9 @@ def test_the_guidance_of_a_bundle_is_the_default_of_its_guided_sampler():
     plain, given = SamplingOptions("guided"), SamplingOptions("guided", guidance=Guidance())
     assert make_sampler(bundle, plain, 4).guidance == GUIDANCE
     assert make_sampler(bundle, given, 4).guidance == Guidance()
-    asked = {"num_samples": 2, "nfe": 4, "sampler": "guided", "length": 16}
-    found, expected = didi.generate(bundle, **asked), didi.generate(bundle, guidance=GUIDANCE, **asked)
-    assert torch.equal(found.tokens, expected.tokens)
+    options = {"num_samples": 2, "nfe": 4, "sampler": "guided", "length": 16}
+    default, expected = didi.generate(bundle, **options), didi.generate(bundle, guidance=GUIDANCE, **options)
+    assert torch.equal(default.tokens, expected.tokens)
     ((_, settings, _),) = plan_rows(bundle, None, "guided", [4], [SamplingOptions()])
     assert settings.guidance == GUIDANCE
 

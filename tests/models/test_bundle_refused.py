@@ -1,4 +1,4 @@
-"""What is not a complete bundle is refused, in one line."""
+"""Incomplete and damaged bundles are refused in one line."""
 
 import json
 
@@ -15,9 +15,9 @@ PROCESS = {"name": "absorbing", "mask_id": 3, "schedule": "cosine"}
 
 
 @pytest.fixture
-def folder(undigested):
-    """Its weights may be spoilt."""
-    return undigested
+def folder(folder_without_digests):
+    """A bundle whose weights a test may change."""
+    return folder_without_digests
 
 
 def edit_manifest(folder, **changes):
@@ -130,7 +130,7 @@ def test_a_wrong_manifest_is_refused(folder, changes, message):
 
 
 @pytest.mark.parametrize("name", ["no-such-model", "./no/folder", "/no/folder", "a/b/c"])
-def test_an_unknown_name_is_refused_with_what_there_is(name):
+def test_an_unknown_name_is_refused(name):
     assert name not in bundled_names()
     with pytest.raises(UsageError, match=f"got '{name}'"):
         load(name)

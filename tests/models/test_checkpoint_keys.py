@@ -43,8 +43,8 @@ def test_the_same_key_with_and_without_prefixes_is_refused(prefix):
 
 
 @pytest.mark.parametrize("prefix", PREFIXES)
-def test_networks_are_told_apart_in_their_order(prefix):
-    found = by_network(
+def test_networks_are_separated_and_keep_the_order_of_keys(prefix):
+    networks = by_network(
         {
             f"{prefix}reward_baseline": torch.zeros(()),
             f"{prefix}noise.sigma_max": torch.zeros(1),
@@ -56,9 +56,9 @@ def test_networks_are_told_apart_in_their_order(prefix):
             f"backbone.{prefix}first": torch.full((1,), 5),
         }
     )
-    assert {network: {key: int(value) for key, value in weights.items()} for network, weights in found.items()} == {
+    assert {network: {key: int(value) for key, value in weights.items()} for network, weights in networks.items()} == {
         "backbone": {"second": 4, "first": 5},
         "student_ema": {KEY: 2, "first": 3},
         "discriminator": {KEY: 1},
     }
-    assert list(found["backbone"]) == ["second", "first"]
+    assert list(networks["backbone"]) == ["second", "first"]

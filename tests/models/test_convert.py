@@ -9,7 +9,7 @@ from didi.models.convert import BACKBONE_PREFIX, dit_from_state_dict
 from didi.models.dit import DiT, DiTConfig
 from didi.recipes import PRETRAIN
 
-NUM_HEADS = 3  # as the file's header says
+NUM_HEADS = 3  # as in the header of the file
 TENSORS = load_file(Path(__file__).parent / "data" / "mdlm_small.safetensors")
 IO = {name.removeprefix("io."): value for name, value in TENSORS.items() if name.startswith("io.")}
 WEIGHTS = {
@@ -73,9 +73,12 @@ def test_a_key_with_another_number_of_axes_is_named(name):
 
 @pytest.mark.parametrize("name", WEIGHTS)
 def test_a_key_with_another_size_is_refused(name):
-    # The sizes of these two are believed, so the keys that disagree with them are named.
-    named = {"vocab_embed.embedding": "output_layer.linear.weight", "sigma_map.mlp.2.weight": "sigma_map.mlp.0.weight"}
-    with pytest.raises(UsageError, match=f"{named.get(name, name)} has shape"):
+    # The config is inferred from these two keys, so the message names the keys that disagree with them.
+    reported = {
+        "vocab_embed.embedding": "output_layer.linear.weight",
+        "sigma_map.mlp.2.weight": "sigma_map.mlp.0.weight",
+    }
+    with pytest.raises(UsageError, match=f"{reported.get(name, name)} has shape"):
         dit_from_state_dict(WEIGHTS | {name: WEIGHTS[name][:-1]}, NUM_HEADS)
 
 
@@ -94,7 +97,7 @@ def test_a_key_both_with_and_without_prefix_is_refused():
 
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.bool])
-def test_weights_that_are_no_floating_point_numbers_are_refused(dtype):
+def test_weights_that_are_not_floating_point_numbers_are_refused(dtype):
     name = "blocks.0.attn_qkv.weight"
     with pytest.raises(UsageError, match=f"floating-point numbers; {name} has {dtype}"):
         dit_from_state_dict(WEIGHTS | {name: WEIGHTS[name].to(dtype)}, NUM_HEADS)

@@ -31,20 +31,20 @@ def equal(first, second):
     return all(torch.equal(value, second[name]) for name, value in first.items())
 
 
-def test_the_trunk_starts_as_an_exact_copy_of_the_teachers(make_discriminator, teacher, ids):
+def test_the_trunk_starts_as_an_exact_copy_of_the_teacher(make_discriminator, teacher, ids):
     discriminator = make_discriminator(teacher)
-    found, expected = discriminator.trunk.state_dict(), teacher.state_dict()
-    assert set(found) == {name for name in expected if not name.startswith("output_layer.")}
-    for name, value in found.items():
+    weights, expected = discriminator.trunk.state_dict(), teacher.state_dict()
+    assert set(weights) == {name for name in expected if not name.startswith("output_layer.")}
+    for name, value in weights.items():
         assert torch.equal(value, expected[name])
         assert value.data_ptr() != expected[name].data_ptr()
-    of_discriminator, of_teacher = (net.hidden_states(net.embed(ids), SIGMA) for net in (discriminator.trunk, teacher))
-    assert torch.equal(of_discriminator, of_teacher)
+    hidden_states = [trunk.hidden_states(trunk.embed(ids), SIGMA) for trunk in (discriminator.trunk, teacher)]
+    assert torch.equal(*hidden_states)
     assert discriminator.config.dropout == 0
 
 
 @pytest.mark.parametrize(("output", "shape"), [("token", (3, 6)), ("sequence", (3,))])
-def test_there_is_a_logit_for_each_token_or_for_each_sequence(make_discriminator, teacher, ids, output, shape):
+def test_logits_have_the_shape_of_the_output_setting(make_discriminator, teacher, ids, output, shape):
     logits = make_discriminator(teacher, output=output)(ids, SIGMA)
     assert logits.shape == shape
     assert logits.std() > 0
@@ -60,7 +60,7 @@ def test_a_sequence_logit_is_read_from_all_positions(make_discriminator, teacher
 
 
 @pytest.mark.parametrize("num_blocks", [0, 1, 2, None])
-def test_only_head_and_last_blocks_learn(make_discriminator, teacher, ids, num_blocks):
+def test_only_head_and_last_blocks_are_trained(make_discriminator, teacher, ids, num_blocks):
     discriminator = make_discriminator(teacher)
     discriminator.train_last_blocks(num_blocks)
     before = {name: value.clone() for name, value in discriminator.state_dict().items()}
@@ -70,9 +70,9 @@ def test_only_head_and_last_blocks_learn(make_discriminator, teacher, ids, num_b
     changed = {name for name, value in discriminator.state_dict().items() if not torch.equal(value, before[name])}
     frozen = () if num_blocks is None else tuple(f"trunk.blocks.{number}." for number in range(2 - num_blocks))
     frozen += () if num_blocks is None else ("trunk.vocab_embed.", "trunk.sigma_map.")
-    learnt = {name for name, _ in discriminator.named_parameters() if not name.startswith(frozen)}
+    trained = {name for name, _ in discriminator.named_parameters() if not name.startswith(frozen)}
     vectors = {name for name in before if name.endswith(("._u", "._v"))}
-    assert learnt <= changed <= learnt | vectors
+    assert trained <= changed <= trained | vectors
 
 
 @pytest.mark.parametrize("num_blocks", [-1, 3])
@@ -91,7 +91,7 @@ def test_both_head_layers_have_spectral_norm_one(make_discriminator, teacher, id
 
 
 @pytest.mark.parametrize("is_training", [True, False])
-def test_scoring_leaves_the_discriminator_as_it_was(make_discriminator, teacher, ids, is_training):
+def test_scoring_does_not_change_the_discriminator(make_discriminator, teacher, ids, is_training):
     discriminator = make_discriminator(teacher).train(is_training)
     before = head_state(discriminator)
     first = log_ratio_logits(discriminator, ids, SIGMA)
@@ -100,7 +100,7 @@ def test_scoring_leaves_the_discriminator_as_it_was(make_discriminator, teacher,
     assert torch.equal(log_ratio_logits(discriminator, ids, SIGMA), first)
     assert not first.requires_grad
     discriminator.train()(ids, SIGMA)
-    assert not equal(before, head_state(discriminator))  # what scoring has to avoid
+    assert not equal(before, head_state(discriminator))  # a pass in training mode does change it
 
 
 def test_scoring_restores_the_mode_after_an_error(make_discriminator, teacher):
@@ -113,10 +113,10 @@ def test_scoring_restores_the_mode_after_an_error(make_discriminator, teacher):
 def test_only_a_discriminator_conditioned_on_time_reads_the_noise_level(make_discriminator, teacher, ids):
     conditioned, plain = (make_discriminator(teacher, is_time_conditioned=flag) for flag in (True, False))
     process, t = Absorbing(6), torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)
-    told = [log_ratio_logits(network, ids, process.noise_level(network, t)) for network in (conditioned, plain)]
-    assert torch.equal(told[0], conditioned(ids, -(1 - t).log().float()))
-    assert torch.equal(told[1], plain(ids))
-    assert not torch.equal(told[0], conditioned(ids))
+    logits = [log_ratio_logits(network, ids, process.noise_level(network, t)) for network in (conditioned, plain)]
+    assert torch.equal(logits[0], conditioned(ids, -(1 - t).log().float()))
+    assert torch.equal(logits[1], plain(ids))
+    assert not torch.equal(logits[0], conditioned(ids))
 
 
 def test_power_iteration_vectors_are_not_parameters(make_discriminator, teacher):
@@ -128,7 +128,7 @@ def test_power_iteration_vectors_are_not_parameters(make_discriminator, teacher)
 
 @dataclass(frozen=True)
 class PlainShape:
-    """Of another network than a DiT: an embedding and linear layers, without a noise level."""
+    """Settings of a network that is not a DiT: an embedding and linear layers, without a noise level."""
 
     vocab_size: int = 7
     mask_id: int | None = 6
@@ -137,7 +137,7 @@ class PlainShape:
 
 
 class Plain(torch.nn.Module):
-    """A trunk with the least that a discriminator needs."""
+    """A minimal trunk."""
 
     is_time_conditioned = False
 
@@ -180,7 +180,7 @@ class PlainDiscriminatorShape(PlainShape):
 
 
 @pytest.mark.parametrize("shares_trunk", [False, True])
-def test_a_discriminator_has_the_trunk_of_any_network_that_offers_one(ids, monkeypatch, shares_trunk):
+def test_a_discriminator_can_have_any_trunk(ids, monkeypatch, shares_trunk):
     denoiser = PlainDenoiser(PlainShape())
     with pytest.raises(UsageError, match="has the trunk of a network with DiTConfig, Esm2Config; got PlainShape"):
         Discriminator.from_denoiser(denoiser)
@@ -196,5 +196,5 @@ def test_a_discriminator_has_the_trunk_of_any_network_that_offers_one(ids, monke
     assert torch.equal(discriminator.eval()(ids), discriminator.output_layer(hidden))
     assert (discriminator.vocab_size, discriminator.mask_id, discriminator.length) == (7, 6, 6)
     discriminator.train_last_blocks(1)
-    trained = {name for name, one in discriminator.named_parameters() if one.requires_grad}
+    trained = {name for name, parameter in discriminator.named_parameters() if parameter.requires_grad}
     assert {name for name in trained if "blocks" in name} == {"trunk.blocks.2.weight", "trunk.blocks.2.bias"}

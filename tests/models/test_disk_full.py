@@ -1,4 +1,4 @@
-"""A disk that is full while a bundle is written: one line, and what was there is kept."""
+"""A full disk while a bundle is written: a one-line message, and existing files are kept."""
 
 import errno
 import resource
@@ -17,8 +17,8 @@ FILES = ["student/config.json", "student/model.safetensors", "tokenizer.json", "
 
 
 @pytest.fixture
-def full(monkeypatch):
-    """Let the disk be full when a file is written."""
+def fill_disk(monkeypatch):
+    """Simulate a full disk when a certain file is written."""
 
     def make_full(name):
         write_text, save_file = Path.write_text, weights.save_file
@@ -49,9 +49,9 @@ def check(caught, folder):
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_full_disk_is_one_line_and_leaves_the_old_bundle(bundle, folder, full, name):
+def test_a_full_disk_is_reported_in_one_line_and_keeps_the_old_bundle(bundle, folder, fill_disk, name):
     before = load(folder).student.vocab_embed.embedding
-    full(name)
+    fill_disk(name)
     other = Bundle(student=bundle.teacher, tokenizer=bundle.tokenizer)
     with pytest.raises(DidiError) as caught:
         save(other, folder)
@@ -65,8 +65,8 @@ def test_a_full_disk_is_one_line_and_leaves_the_old_bundle(bundle, folder, full,
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json"])
-def test_a_full_disk_is_one_line_of_an_export(bundle, tmp_path, full, name):
-    full(name)
+def test_a_full_disk_is_reported_in_one_line_by_an_export(bundle, tmp_path, fill_disk, name):
+    fill_disk(name)
     plain = Bundle(teacher=bundle.teacher, tokenizer=bundle.tokenizer)
     with pytest.raises(DidiError) as caught:
         export(plain, tmp_path / "public")
@@ -74,7 +74,7 @@ def test_a_full_disk_is_one_line_of_an_export(bundle, tmp_path, full, name):
     assert not list(tmp_path.iterdir())
 
 
-def test_what_the_system_refuses_to_safetensors_is_one_line_too(bundle, tmp_path):
+def test_system_errors_of_safetensors_are_reported_in_one_line(bundle, tmp_path):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))  # bytes; the weights have more
     try:
@@ -85,7 +85,7 @@ def test_what_the_system_refuses_to_safetensors_is_one_line_too(bundle, tmp_path
     assert not list(tmp_path.iterdir())
 
 
-def test_a_folder_below_a_file_is_wrong_use(bundle, tmp_path):
+def test_a_folder_below_a_file_is_a_usage_error(bundle, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match=r"ile exists|ot a directory"):  # status 2 in ``apps.terminal``
         save(bundle, tmp_path / "file" / "bundle")

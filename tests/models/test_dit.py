@@ -25,16 +25,16 @@ def ids():
 
 # Tables 3-4 give these in millions: 169, 131, 424, 373. V = 50,258 of the public checkpoints, the mask included.
 @pytest.mark.parametrize(
-    ("hidden_size", "num_blocks", "num_heads", "of_denoiser", "of_discriminator"),
+    ("hidden_size", "num_blocks", "num_heads", "num_denoiser", "num_discriminator"),
     [(768, 12, 12, 169_627_218, 131_371_265), (1024, 24, 16, 424_477_010, 373_747_969)],
 )
-def test_parameter_counts_are_those_of_the_paper(hidden_size, num_blocks, num_heads, of_denoiser, of_discriminator):
+def test_parameter_counts_match_the_paper(hidden_size, num_blocks, num_heads, num_denoiser, num_discriminator):
     shape = {"hidden_size": hidden_size, "num_blocks": num_blocks, "num_heads": num_heads}
     with torch.device("meta"):
         denoiser = DiT(DiTConfig(50_258, 50_257, 1024, **shape))
         discriminator = Discriminator(DiscriminatorConfig(50_258, 50_257, 1024, **shape))
-    assert num_parameters(denoiser) == of_denoiser
-    assert num_parameters(discriminator) == of_discriminator
+    assert num_parameters(denoiser) == num_denoiser
+    assert num_parameters(discriminator) == num_discriminator
 
 
 @torch.no_grad()
@@ -49,19 +49,19 @@ def test_head_of_features_is_forward(network, ids):
 
 
 @torch.no_grad()
-def test_a_one_hot_simplex_is_read_as_its_token_ids(network, ids):
+def test_one_hot_inputs_give_the_logits_of_token_ids(network, ids):
     simplex = torch.nn.functional.one_hot(ids, 7).float()
     torch.testing.assert_close(network(simplex), network(ids), **CLOSE)
 
 
-def test_logits_can_be_differentiated_with_respect_to_a_simplex(network, ids):
+def test_logits_can_be_differentiated_with_respect_to_distributions(network, ids):
     simplex = torch.nn.functional.one_hot(ids, 7).float().requires_grad_(True)
     (gradient,) = torch.autograd.grad(network(simplex)[:, 0].sum(), simplex)
     assert (gradient.abs().amax((0, 2)) > 0).all()
 
 
 @torch.no_grad()
-def test_a_sequence_is_read_on_its_own_and_each_noise_level_counts_for_its_own_row(network, ids):
+def test_rows_of_a_batch_are_independent_and_have_their_own_noise_levels(network, ids):
     sigma = torch.tensor([0.0, 1.0, 3.0])
     alone = torch.cat([network(ids[row : row + 1], sigma[row : row + 1]) for row in range(3)])
     torch.testing.assert_close(network(ids, sigma), alone, **CLOSE)
@@ -70,7 +70,7 @@ def test_a_sequence_is_read_on_its_own_and_each_noise_level_counts_for_its_own_r
 
 
 @torch.no_grad()
-def test_every_position_sees_every_other_and_knows_their_order(network):
+def test_every_position_depends_on_all_tokens_and_their_order(network):
     ids = torch.tensor([[0, 1, 2, 3, 4, 5]])
     logits = network(ids)
     for position in range(6):
@@ -82,13 +82,13 @@ def test_every_position_sees_every_other_and_knows_their_order(network):
 
 @torch.no_grad()
 def test_rotary_positions_are_relative(network):
-    # Equal tokens at any distance: nothing but positions could tell the rows apart, and only distances are used.
+    # With equal tokens, logits could differ by absolute position only.
     same = network(torch.full((1, 6), 2))
     torch.testing.assert_close(same, same[:, :1].expand_as(same), **CLOSE)
 
 
 @torch.no_grad()
-def test_a_fresh_denoiser_has_no_preference(tiny_config):
+def test_a_new_denoiser_has_equal_logits(tiny_config):
     logits = DiT(tiny_config(vocab_size=7, length=6))(torch.zeros(1, 6, dtype=torch.long))
     assert torch.equal(logits, torch.zeros(1, 6, 7))
 
@@ -117,7 +117,7 @@ def test_norms_stay_in_float32_under_autocast(network, ids):
     torch.testing.assert_close(low.float(), network(ids), rtol=0, atol=0.1)
 
 
-def test_only_a_network_conditioned_on_time_is_told_its_noise_level(make_dit):
+def test_only_a_network_conditioned_on_time_gets_a_noise_level(make_dit):
     t = torch.tensor([0.5, 0.9], dtype=torch.float64)
     for process in (Absorbing(3), Uniform(4)):
         level = process.noise_level(make_dit(is_time_conditioned=True), t)

@@ -43,7 +43,7 @@ def reference(seed=0, **changes):
     config = transformers.EsmConfig(**{k: v for k, v in settings_of(**changes).items() if k != "model_type"})
     model = transformers.EsmForMaskedLM(config).eval()
     with torch.no_grad():
-        for parameter in model.parameters():  # fresh norms and biases hide mistakes
+        for parameter in model.parameters():  # initial norms and biases would hide errors
             parameter.add_(0.3 * torch.randn_like(parameter))
     return model
 
@@ -72,49 +72,58 @@ def network():
 
 @pytest.mark.parametrize("changes", [{}, {"token_dropout": False}, {"tie_word_embeddings": False}], ids=str)
 @torch.no_grad()
-def test_logits_are_those_of_transformers_with_padding(canvas, changes):
+def test_logits_equal_those_of_transformers_with_padding(canvas, changes):
     model = reference(**changes)
     network = esm2_from_state_dict(model.state_dict(), settings_of(**changes))
     assert network.config.has_token_dropout == changes.get("token_dropout", True)
     assert network.config.is_tied == changes.get("tie_word_embeddings", True)
     expected = model(canvas.tokens, attention_mask=canvas.is_real.long()).logits
-    found = network(canvas.tokens, None, canvas.attention_mask)
+    logits = network(canvas.tokens, None, canvas.attention_mask)
     is_drawn = torch.ones(33, dtype=torch.bool)
     is_drawn[[*EXCLUDED_IDS, MASK_ID]] = False
-    assert (found[..., ~is_drawn] == -torch.inf).all()
-    error = (found - expected)[canvas.is_real][:, is_drawn].abs().max()
+    assert (logits[..., ~is_drawn] == -torch.inf).all()
+    error = (logits - expected)[canvas.is_real][:, is_drawn].abs().max()
     assert error < 1e-4
     assert expected.std() > 0.1
     one_hot = torch.nn.functional.one_hot(canvas.tokens, 33).float()
-    torch.testing.assert_close(network(one_hot, None, canvas.attention_mask), found, **CLOSE)
+    torch.testing.assert_close(network(one_hot, None, canvas.attention_mask), logits, **CLOSE)
 
 
 @pytest.mark.parametrize(("size", "num"), [("150m", 148_139_553), ("650m", 651_042_593), ("3b", 2_839_004_193)])
-def test_numbers_of_parameters_are_those_of_transformers(size, num):
-    own = SIZES[size]
+def test_numbers_of_parameters_match_transformers(size, num):
+    shape = SIZES[size]
     config = settings_of(
-        hidden_size=own.hidden_size,
-        num_hidden_layers=own.num_blocks,
-        num_attention_heads=own.num_heads,
-        intermediate_size=4 * own.hidden_size,
+        hidden_size=shape.hidden_size,
+        num_hidden_layers=shape.num_blocks,
+        num_attention_heads=shape.num_heads,
+        intermediate_size=4 * shape.hidden_size,
     )
     with torch.device("meta"):
         model = transformers.EsmForMaskedLM(transformers.EsmConfig(**config))
-    of_contacts = own.num_blocks * own.num_heads + 1  # a head beside the language model's
-    assert sum(one.numel() for one in model.parameters()) - of_contacts == num
-    assert num_parameters(without_weights(lambda: Esm2(own))) == num
+    num_contact_head = shape.num_blocks * shape.num_heads + 1
+    assert sum(parameter.numel() for parameter in model.parameters()) - num_contact_head == num
+    assert num_parameters(without_weights(lambda: Esm2(shape))) == num
 
 
 def test_the_alphabet_is_that_of_the_public_checkpoints():
     from transformers.models.esm.configuration_esm import get_default_vocab_list
 
     assert get_default_vocab_list() == ALPHABET
-    assert [ALPHABET[one] for one in EXCLUDED_IDS] == ["<cls>", "<pad>", "<eos>", "<unk>", "X", ".", "-", "<null_1>"]
+    assert [ALPHABET[symbol] for symbol in EXCLUDED_IDS] == [
+        "<cls>",
+        "<pad>",
+        "<eos>",
+        "<unk>",
+        "X",
+        ".",
+        "-",
+        "<null_1>",
+    ]
 
 
 @torch.no_grad()
 def test_a_padded_batch_has_the_features_of_its_sequences(network, canvas):
-    tokens = canvas.tokens.masked_fill(~canvas.is_real, MASK_ID)  # what stands at padding does not matter
+    tokens = canvas.tokens.masked_fill(~canvas.is_real, MASK_ID)  # tokens at padding must not matter
     features = network.features(tokens, None, canvas.attention_mask)
     for row, length in enumerate(LENGTHS):
         alone = network.features(canvas.tokens[row : row + 1, :length])[0]
@@ -133,25 +142,25 @@ def test_a_discriminator_reads_each_sequence_alone(network, canvas, output):
     torch.manual_seed(0)
     discriminator = Discriminator.from_denoiser(network, output=output).eval()
     assert not discriminator.is_time_conditioned
-    found = discriminator(canvas.tokens, None, canvas.attention_mask)
-    assert found.shape == ((4, 12) if output == "token" else (4,))
+    logits = discriminator(canvas.tokens, None, canvas.attention_mask)
+    assert logits.shape == ((4, 12) if output == "token" else (4,))
     for row, length in enumerate(LENGTHS):
         alone = discriminator(canvas.tokens[row : row + 1, :length])[0]
-        torch.testing.assert_close(found[row, :length] if output == "token" else found[row], alone, **CLOSE)
+        torch.testing.assert_close(logits[row, :length] if output == "token" else logits[row], alone, **CLOSE)
 
 
 def test_a_bundle_keeps_network_and_discriminator(network, canvas, tmp_path):
     discriminator = Discriminator.from_denoiser(network, output="sequence").eval()
     save(Bundle(teacher=network, discriminator=discriminator), tmp_path / "bundle")
-    found = load(tmp_path / "bundle")
-    assert (type(found.teacher), found.teacher.config, found.process) == (Esm2, network.config, Absorbing(MASK_ID))
-    assert found.discriminator.config.output == "sequence"
+    loaded = load(tmp_path / "bundle")
+    assert (type(loaded.teacher), loaded.teacher.config, loaded.process) == (Esm2, network.config, Absorbing(MASK_ID))
+    assert loaded.discriminator.config.output == "sequence"
     with torch.no_grad():
-        assert torch.equal(found.teacher(canvas.tokens), network(canvas.tokens))
-        assert torch.equal(found.discriminator(canvas.tokens), discriminator(canvas.tokens))
+        assert torch.equal(loaded.teacher(canvas.tokens), network(canvas.tokens))
+        assert torch.equal(loaded.discriminator(canvas.tokens), discriminator(canvas.tokens))
 
 
-def test_the_protocols_are_those_of_any_denoiser(network):
+def test_the_network_meets_the_protocols_of_denoisers(network):
     assert isinstance(network, Denoiser)
     assert isinstance(network, Trunk)
     assert network.at_budget(3) is network
@@ -163,19 +172,19 @@ def test_activation_checkpointing_changes_no_gradient(network, canvas):
         network.zero_grad()
         logits = network(canvas.tokens, None, canvas.attention_mask)
         logits[canvas.is_free][:, 4:24].square().sum().backward()
-        gradients.append([one.grad.clone() for one in network.parameters()])
+        gradients.append([parameter.grad.clone() for parameter in network.parameters()])
     network.keeps_activations = True
-    for one, other in zip(*gradients, strict=True):
-        assert torch.equal(one, other)
-        assert one.abs().sum() > 0
+    for kept, recomputed in zip(*gradients, strict=True):
+        assert torch.equal(kept, recomputed)
+        assert kept.abs().sum() > 0
 
 
 @pytest.mark.parametrize("numerics", ["bfloat16", "int8"])
 @torch.no_grad()
 def test_a_cheaper_trunk_has_nearly_the_same_logits(network, canvas, numerics):
     cheaper = for_inference(Bundle(teacher=network), numerics).teacher
-    found, exact = (one(canvas.tokens, None, canvas.attention_mask)[canvas.is_real] for one in (cheaper, network))
-    error = (found - exact)[:, 4:24].abs().max()
+    logits, exact = (model(canvas.tokens, None, canvas.attention_mask)[canvas.is_real] for model in (cheaper, network))
+    error = (logits - exact)[:, 4:24].abs().max()
     assert 0 < error < 0.4 * exact[:, 4:24].std()
 
 
@@ -188,9 +197,9 @@ def test_embeddings_with_token_dropout_have_no_noise(network):
 def test_public_names_round_trip(network):
     public = to_public_names(network.state_dict())
     assert set(public) == set(esm_keys(reference())) - {"lm_head.decoder.weight"}
-    found = esm2_from_state_dict(public, settings_of())
+    restored = esm2_from_state_dict(public, settings_of())
     for name, value in network.state_dict().items():
-        assert torch.equal(found.state_dict()[name], value)
+        assert torch.equal(restored.state_dict()[name], value)
 
 
 def esm_keys(model):
@@ -216,8 +225,8 @@ def test_files_of_the_hub_and_of_training_are_read(canvas, prefix):
     weights = {prefix + name: value for name, value in old_file(model).items()}
     network = esm2_from_state_dict(weights, settings_of())
     expected = model(canvas.tokens, attention_mask=canvas.is_real.long()).logits
-    found = network(canvas.tokens, None, canvas.attention_mask)
-    assert (found - expected)[canvas.is_real][:, 4:24].abs().max() < 1e-4
+    logits = network(canvas.tokens, None, canvas.attention_mask)
+    assert (logits - expected)[canvas.is_real][:, 4:24].abs().max() < 1e-4
 
 
 def without(weights, name):
@@ -241,7 +250,7 @@ QUERY = "esm.encoder.layer.1.attention.self.query.weight"
         ),
     ],
 )
-def test_a_file_that_does_not_fit_is_refused_by_name(change, message):
+def test_a_wrong_state_dict_is_refused_by_key(change, message):
     with pytest.raises(UsageError, match=message):
         esm2_from_state_dict(change(old_file(reference())), settings_of())
 
@@ -256,7 +265,7 @@ def test_a_file_that_does_not_fit_is_refused_by_name(change, message):
         ({"mask_token_id": 5}, "mask_token_id in config.json is 32"),
         ({"num_hidden_layers": 3}, r"missing esm\.encoder\.layer\.2"),
         ({"num_hidden_layers": 10**9}, "num_hidden_layers in config.json is a whole number in"),
-        ({"num_attention_heads": None}, "num_attention_heads, a whole number, is in config.json"),
+        ({"num_attention_heads": None}, "num_attention_heads, a whole number, must be in config.json"),
         ({"layer_norm_eps": 0}, "layer_norm_eps in config.json is a number above 0"),
         ({"num_attention_heads": 5}, "multiple of 2 \\* num_heads"),
     ],
@@ -266,7 +275,7 @@ def test_settings_that_contradict_the_weights_are_refused(settings, message):
         esm2_from_state_dict(reference().state_dict(), settings_of(**settings))
 
 
-def test_a_tied_head_of_its_own_is_refused():
+def test_a_tied_head_that_differs_from_the_embedding_is_refused():
     weights = reference().state_dict() | {"lm_head.decoder.weight": torch.ones(33, 24)}
     assert not esm2_from_state_dict(weights, settings_of()).config.is_tied
     with pytest.raises(UsageError, match="the head of a tied ESM-2 is its embedding"):
@@ -274,6 +283,6 @@ def test_a_tied_head_of_its_own_is_refused():
 
 
 @pytest.mark.parametrize("changes", [{"mask_id": 33}, {"begin_id": 40}, {"excluded_ids": (-1,)}, {"num_heads": 7}])
-def test_a_shape_that_cannot_be_is_refused(changes):
+def test_an_impossible_shape_is_refused(changes):
     with pytest.raises(UsageError):
         Esm2Config(**changes)

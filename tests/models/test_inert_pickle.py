@@ -39,9 +39,11 @@ def read(file):
 
 
 def assert_read(file):
-    found = read(file)
-    assert list(found) == list(WEIGHTS)
-    assert all(torch.equal(found[name], value) and found[name].dtype == value.dtype for name, value in WEIGHTS.items())
+    actual = read(file)
+    assert list(actual) == list(WEIGHTS)
+    assert all(
+        torch.equal(actual[name], value) and actual[name].dtype == value.dtype for name, value in WEIGHTS.items()
+    )
 
 
 @pytest.mark.parametrize("version", ["2.3", "2.4"])
@@ -50,10 +52,10 @@ def test_a_checkpoint_with_the_objects_of_omegaconf_is_read(version):
     content = zipfile.ZipFile(file).read(f"{file.stem}/data.pkl")
     for name in (b"omegaconf.dictconfig", b"collections\ndefaultdict", b"__builtin__\ndict", version.encode() + b"."):
         assert name in content
-    found = read(file)
-    assert len(found) == 21
-    assert found["vocab_embed.embedding"].shape == (5, 4)
-    assert found["vocab_embed.embedding"].abs().sum() > 0
+    actual = read(file)
+    assert len(actual) == 21
+    assert actual["vocab_embed.embedding"].shape == (5, 4)
+    assert actual["vocab_embed.embedding"].abs().sum() > 0
 
 
 def test_a_checkpoint_with_real_tokenizers_is_read(tmp_path):
@@ -95,9 +97,9 @@ class WithArguments:
     """Pickled with keyword arguments of ``__new__``."""
 
     def __new__(cls, *, value):
-        made = super().__new__(cls)
-        made.value = value
-        return made
+        instance = super().__new__(cls)
+        instance.value = value
+        return instance
 
     def __getnewargs_ex__(self):
         return (), {"value": self.value}
@@ -148,7 +150,7 @@ def test_any_object_beside_the_weights_is_skipped(tmp_path, name, protocol):
 
 
 class Calls:
-    """Is pickled as a call."""
+    """An object that is pickled as a call of a function."""
 
     def __init__(self, function, *args):
         self.call = function, args
@@ -194,16 +196,16 @@ def test_no_module_of_a_checkpoint_is_imported(tmp_path, monkeypatch):
 def test_a_pickle_changes_no_function_of_torch():
     before = dict(vars(torch._utils._rebuild_tensor_v2))
     stream = b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\nN}U\x07changedK\x01s\x86b."
-    found = Unpickler(io.BytesIO(stream)).load()
-    assert isinstance(found, Known)
+    actual = Unpickler(io.BytesIO(stream)).load()
+    assert isinstance(actual, Known)
     assert vars(torch._utils._rebuild_tensor_v2) == before
     plain = pickle.loads(stream)  # the same stream does change it under the usual reader
     assert plain.changed == 1
     del plain.changed
 
 
-def test_a_pickle_cannot_ask_for_memory():
-    stream = b"\x80\x02Nr\xff\xff\xff\x00."  # None, kept under number 2**24 - 1
+def test_a_pickle_cannot_allocate_memory():
+    stream = b"\x80\x02Nr\xff\xff\xff\x00."  # None, memoised under index 2**24 - 1
     tracemalloc.start()
     assert Unpickler(io.BytesIO(stream)).load() is None
     peak = tracemalloc.get_traced_memory()[1]
@@ -234,9 +236,9 @@ def test_weights_of_a_subclass_or_with_attributes_are_plain_tensors(tmp_path):
     tensor.group = parameter.group = Settings(a=1)
     file = tmp_path / "x.ckpt"
     torch.save({"a": tensor, "b": parameter, "c": torch.ones(2).as_subclass(Marked)}, file)
-    found = read(file)
-    assert all(torch.equal(value, torch.ones(2)) and not value.requires_grad for value in found.values())
-    assert all(type(value) is torch.Tensor for value in found.values())
+    actual = read(file)
+    assert all(torch.equal(value, torch.ones(2)) and not value.requires_grad for value in actual.values())
+    assert all(type(value) is torch.Tensor for value in actual.values())
 
 
 def test_a_file_of_the_format_before_torch_1_6_is_read(tmp_path):
@@ -254,14 +256,14 @@ def test_a_torchscript_archive_is_refused(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("more", [{}, {"more": Settings()}], ids=["weights alone", "with a foreign object"])
 @pytest.mark.parametrize("value", [Colour.RED, torch.eye(2).to_sparse(), torch.ones(1, device="meta"), 1.0])
-def test_weights_that_are_no_dense_tensors_are_refused(tmp_path, value, more):
+def test_weights_that_are_not_dense_tensors_are_refused(tmp_path, value, more):
     torch.save({"state_dict": {"first": value}, **more}, tmp_path / "x.ckpt")
     with pytest.raises(UsageError, match="holds no state dict of dense tensors") as caught:
         read(tmp_path / "x.ckpt")
     assert "\n" not in str(caught.value)
 
 
-def test_an_average_that_is_a_foreign_object_is_not_passed_over(tmp_path):
+def test_an_average_that_is_a_foreign_object_is_refused(tmp_path):
     file = saved(tmp_path / "x.ckpt", ema=Settings(shadow_params=[torch.ones(1)]))
     with pytest.raises(UsageError, match="holds an 'ema' that is an object of its code"):
         read(file)

@@ -24,7 +24,9 @@ def tokens(bundle):
 
 @torch.no_grad()
 @pytest.mark.parametrize(("numerics", "tolerance"), [("int8", 0.1), ("bfloat16", 0.05)])
-def test_a_cheaper_network_says_nearly_the_same_and_the_original_is_left_alone(bundle, tokens, numerics, tolerance):
+def test_a_cheaper_network_has_nearly_the_same_logits_and_the_original_is_unchanged(
+    bundle, tokens, numerics, tolerance
+):
     exact = bundle.teacher(tokens)
     cheaper = for_inference(bundle, numerics).teacher(tokens)
     change = float((cheaper - exact).norm() / exact.norm())
@@ -34,7 +36,7 @@ def test_a_cheaper_network_says_nearly_the_same_and_the_original_is_left_alone(b
 
 @torch.no_grad()
 @pytest.mark.parametrize("numerics", ["int8", "bfloat16"])
-def test_the_discriminator_is_made_cheaper_too_and_everything_samples(bundle, tokens, numerics):
+def test_the_discriminator_is_converted_and_guided_sampling_works(bundle, tokens, numerics):
     fast = for_inference(bundle, numerics)
     sigma = torch.full((4,), 0.5)
     exact, cheaper = bundle.discriminator(tokens, sigma), fast.discriminator(tokens, sigma)
@@ -46,17 +48,17 @@ def test_the_discriminator_is_made_cheaper_too_and_everything_samples(bundle, to
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*is deprecated:DeprecationWarning:torch")  # of torch's own compiler
-# The tests' shape checks hide from ``inference_mode`` that a sampler is a generator: it runs with gradients there.
+# With the shape checks of the tests, ``inference_mode`` does not recognise samplers as generators; gradients are on.
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
 def test_a_compiled_trunk_draws_the_same_samples(bundle, unchecked):
     plain = didi.generate(bundle, num_samples=4, nfe=4, batch_size=4)
     compiled = didi.generate(
         for_inference(bundle, is_compiled=True), num_samples=4, nfe=4, batch_size=4, is_whole_batch=True
     )
-    assert (plain.tokens == compiled.tokens).double().mean() > 0.98  # rounding may turn a draw at a border
+    assert (plain.tokens == compiled.tokens).double().mean() > 0.98  # rounding may change a few draws
 
 
-def test_without_a_wish_nothing_changes(bundle, unchecked):
+def test_the_defaults_change_nothing(bundle, unchecked):
     assert for_inference(bundle) is bundle
     with pytest.raises(UsageError, match="network numerics are one of float32, bfloat16, int8; got 'int4'"):
         for_inference(bundle, "int4")
@@ -70,7 +72,7 @@ def test_a_graph_serves_samplers_with_and_without_inference_mode(modes, monkeypa
 
         def replay(self):
             _, inputs, output = next(iter(graphed._graphs.values()))
-            with torch.inference_mode():  # a graph writes without asking autograd
+            with torch.inference_mode():  # a graph writes without autograd
                 output.copy_(inputs[0] * 2)
 
     for name in ("Stream", "current_stream"):
@@ -85,5 +87,5 @@ def test_a_graph_serves_samplers_with_and_without_inference_mode(modes, monkeypa
             assert graphed(x).tolist() == [2.0 * number] * 3
     assert len(graphed._graphs) == 1
     x = torch.ones(3, requires_grad=True)
-    graphed(x).sum().backward()  # not by the graph
+    graphed(x).sum().backward()  # without the graph
     assert x.grad.tolist() == [2, 2, 2]

@@ -1,4 +1,4 @@
-"""The initial state of a one-step student: its distribution, and how a bundle keeps it."""
+"""The initial state of a one-step student: its distribution, and its storage in a bundle."""
 
 from dataclasses import asdict
 
@@ -35,12 +35,12 @@ def test_the_other_tokens_are_uniform_without_the_mask(chi_square):
     assert chi_square(both[:, 0] * VOCAB + both[:, 1], (both.new_ones(VOCAB).index_fill(0, torch.tensor(MASK), 0)[:, None] * torch.tensor([1, 1, 0, 1, 1])).flatten()) > 1e-3  # fmt: skip  # noqa: E501
 
 
-def test_given_tokens_stay_and_shares_are_of_the_free_positions():
+def test_given_tokens_stay_and_shares_refer_to_free_positions():
     is_free = torch.tensor([[True, False, True, True, False, True], [False] * 6, [True] + [False] * 5])
     tokens = torch.full((3, LENGTH), 4)
-    found = drawn(InitialState(0.5), Canvas.given(tokens, is_free))
-    assert (found[~is_free] == 4).all()
-    assert (found == MASK).sum(1).tolist() == [2, 0, 1]
+    actual = drawn(InitialState(0.5), Canvas.given(tokens, is_free))
+    assert (actual[~is_free] == 4).all()
+    assert (actual == MASK).sum(1).tolist() == [2, 0, 1]
 
 
 def test_noise_is_mixed_into_the_embeddings_of_free_positions(make_dit):
@@ -49,13 +49,13 @@ def test_noise_is_mixed_into_the_embeddings_of_free_positions(make_dit):
     is_free = torch.tensor([[True] * 6, [False] * 3 + [True] * 3])
     embedded = network.embed(tokens)
     mixed = torch.where(is_free[..., None], 0.8 * embedded + 0.6 * normals, embedded)
-    found = InitialState(0.5, 0.6).features(network, tokens, is_free, normals)
-    torch.testing.assert_close(found, network.features_of_embeddings(mixed))
-    assert not torch.allclose(found[1], network.features(tokens)[1])
+    actual = InitialState(0.5, 0.6).features(network, tokens, is_free, normals)
+    torch.testing.assert_close(actual, network.features_of_embeddings(mixed))
+    assert not torch.allclose(actual[1], network.features(tokens)[1])
     torch.testing.assert_close(InitialState(0.5).features(network, tokens, is_free, None), network.features(tokens))
 
 
-def test_features_of_embeddings_are_those_of_the_tokens(make_dit):
+def test_features_of_embeddings_equal_those_of_the_tokens(make_dit):
     network = make_dit(vocab_size=VOCAB, length=LENGTH, is_time_conditioned=True)
     tokens, sigma = torch.randint(VOCAB, (2, LENGTH)), torch.tensor([0.3, 2.0])
     torch.testing.assert_close(
@@ -79,7 +79,7 @@ def folder(make_dit, tmp_path):
     return Bundle(student=network, initial_state=InitialState(0.5, 0.1)).save_pretrained(tmp_path / "bundle")
 
 
-def test_a_bundle_comes_back_with_its_initial_state(folder, make_dit, tmp_path):
+def test_a_saved_bundle_is_loaded_with_its_initial_state(folder, make_dit, tmp_path):
     assert load(folder).initial_state == InitialState(0.5, 0.1)
     assert yaml.safe_load((folder / "bundle.yaml").read_text())["initial_state"] == asdict(InitialState(0.5, 0.1))
     plain = Bundle(student=make_dit(vocab_size=VOCAB, length=LENGTH, mask_id=4)).save_pretrained(tmp_path / "plain")

@@ -1,4 +1,4 @@
-"""Padding that is masked out changes nothing at real positions."""
+"""Padding does not affect real positions if it is masked out."""
 
 import pytest
 import torch
@@ -27,27 +27,27 @@ SIGMA = torch.tensor([0.1, 0.5, 1.0, 3.0])
 
 
 @torch.no_grad()
-def test_features_and_logits_are_those_of_each_sequence_alone(network, canvas):
+def test_features_and_logits_equal_those_of_each_sequence_alone(network, canvas):
     for sigma in (None, SIGMA):
         features = network.features(canvas.tokens, sigma, canvas.attention_mask)
         logits = network(canvas.tokens, sigma, canvas.attention_mask)
         unmasked = network.features(canvas.tokens, sigma)
         for row, length in enumerate(LENGTHS):
-            one = canvas.tokens[row : row + 1, :length], None if sigma is None else sigma[row : row + 1]
-            torch.testing.assert_close(features[row, :length], network.features(*one)[0], **CLOSE)
-            torch.testing.assert_close(logits[row, :length], network(*one)[0], **CLOSE)
-            is_same = torch.allclose(unmasked[row, :length], network.features(*one)[0], atol=1e-3)
-            assert is_same == (length == 8)  # the mask is needed
+            inputs = canvas.tokens[row : row + 1, :length], None if sigma is None else sigma[row : row + 1]
+            torch.testing.assert_close(features[row, :length], network.features(*inputs)[0], **CLOSE)
+            torch.testing.assert_close(logits[row, :length], network(*inputs)[0], **CLOSE)
+            is_same = torch.allclose(unmasked[row, :length], network.features(*inputs)[0], atol=1e-3)
+            assert is_same == (length == 8)  # without the mask padding does matter
 
 
 @pytest.mark.parametrize("output", ["token", "sequence"])
 @torch.no_grad()
 def test_the_discriminator_reads_each_sequence_alone(network, canvas, make_discriminator, output):
     discriminator = make_discriminator(network, output=output)
-    found = discriminator(canvas.tokens, SIGMA, canvas.attention_mask)
+    actual = discriminator(canvas.tokens, SIGMA, canvas.attention_mask)
     for row, length in enumerate(LENGTHS):
         alone = discriminator(canvas.tokens[row : row + 1, :length], SIGMA[row : row + 1])[0]
-        torch.testing.assert_close(found[row, :length] if output == "token" else found[row], alone, **CLOSE)
+        torch.testing.assert_close(actual[row, :length] if output == "token" else actual[row], alone, **CLOSE)
 
 
 def test_no_gradient_flows_from_padding(network, canvas):
@@ -60,10 +60,10 @@ def test_no_gradient_flows_from_padding(network, canvas):
 
 
 @torch.no_grad()
-def test_the_nelbo_of_a_padded_batch_is_that_of_its_sequences(network, canvas):
+def test_the_nelbo_of_a_padded_batch_equals_that_of_its_sequences(network, canvas):
     process, clean = Absorbing(6), canvas.tokens.clamp(max=5)
     padded = Canvas(clean.masked_fill(~canvas.is_real, 6), canvas.is_free, canvas.is_real, has_padding=True)
-    found = nelbo_draws(network, process, padded, 3, [named_generator(row) for row in range(4)])
+    actual = nelbo_draws(network, process, padded, 3, [named_generator(row) for row in range(4)])
     for row, length in enumerate(LENGTHS):
         alone = nelbo_draws(network, process, Canvas.free(clean[row : row + 1, :length]), 3, [named_generator(row)])
-        torch.testing.assert_close(found[row], alone[0], **CLOSE)
+        torch.testing.assert_close(actual[row], alone[0], **CLOSE)

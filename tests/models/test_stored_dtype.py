@@ -9,7 +9,7 @@ from didi.models.stored_dtype import STORED_DTYPES, stored_weights
 @pytest.mark.parametrize(
     "dtype", [torch.int8, torch.uint8, torch.int64, torch.bool, torch.complex64, torch.float8_e4m3fn], ids=str
 )
-def test_weights_are_not_stored_in_a_type_that_cannot_hold_them(make_dit, tmp_path, dtype):
+def test_types_that_are_no_floating_point_types_of_weights_are_refused(make_dit, tmp_path, dtype):
     bundle = didi.Bundle(student=make_dit())
     with pytest.raises(UsageError, match=f"is one of torch.float32, .*; got {dtype}"):
         didi.save(bundle, tmp_path / "bundle", dtype=dtype)
@@ -17,11 +17,11 @@ def test_weights_are_not_stored_in_a_type_that_cannot_hold_them(make_dit, tmp_pa
 
 
 @pytest.mark.parametrize("dtype", STORED_DTYPES, ids=str)
-def test_weights_come_back_from_each_type_as_it_rounds_them(make_dit, tmp_path, dtype):
+def test_loaded_weights_are_rounded_to_the_stored_type(make_dit, tmp_path, dtype):
     network = make_dit()
     loaded = didi.load(didi.save(didi.Bundle(student=network), tmp_path / "bundle", dtype=dtype)).student
-    for (name, value), found in zip(network.named_parameters(), loaded.parameters(), strict=True):
-        assert torch.equal(found, value.to(dtype).float()), name
+    for (name, value), loaded_value in zip(network.named_parameters(), loaded.parameters(), strict=True):
+        assert torch.equal(loaded_value, value.to(dtype).float()), name
     assert torch.equal(loaded.rotary_emb.inv_freq, network.rotary_emb.inv_freq)
     assert any(value.abs().max() > 0.1 for value in loaded.parameters())
 

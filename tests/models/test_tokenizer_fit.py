@@ -1,4 +1,4 @@
-"""A bundle whose tokenizer does not go with its networks is refused on load and on convert, or completed."""
+"""A tokenizer that does not fit its network is refused by load and convert; a missing [MASK] is added."""
 
 import json
 
@@ -26,14 +26,14 @@ REFUSED = [
 
 
 def tokenizer(vocab):
-    made = Tokenizer(models.WordLevel(vocab, unk_token="a"))
-    made.pre_tokenizer = pre_tokenizers.Whitespace()
-    return made
+    result = Tokenizer(models.WordLevel(vocab, unk_token="a"))
+    result.pre_tokenizer = pre_tokenizers.Whitespace()
+    return result
 
 
 @pytest.fixture
-def saved(make_dit, tmp_path):
-    """Writes a bundle, and another tokenizer into it."""
+def save_with_tokenizer(make_dit, tmp_path):
+    """A function that saves a bundle with a tokenizer of the given vocabulary."""
 
     def write(vocab):
         folder = didi.save(didi.Bundle(student=make_dit(vocab_size=VOCAB, length=6)), tmp_path / "bundle")
@@ -43,25 +43,25 @@ def saved(make_dit, tmp_path):
     return write
 
 
-@pytest.mark.parametrize(("vocab", "said"), REFUSED)
-def test_a_bundle_with_a_tokenizer_of_another_network_is_refused(saved, vocab, said):
-    with pytest.raises(UsageError, match=said) as caught:
-        didi.load(saved(vocab))
+@pytest.mark.parametrize(("vocab", "message"), REFUSED)
+def test_a_bundle_with_a_tokenizer_of_another_network_is_refused(save_with_tokenizer, vocab, message):
+    with pytest.raises(UsageError, match=message) as caught:
+        didi.load(save_with_tokenizer(vocab))
     assert "\n" not in str(caught.value)
 
 
-def written(make_dit, tmp_path):
+def saved_checkpoint(make_dit, tmp_path):
     source = tmp_path / "hub"
     source.mkdir()
     torch.save(make_dit(vocab_size=VOCAB).state_dict(), source / "pytorch_model.bin")
     return source
 
 
-@pytest.mark.parametrize(("vocab", "said"), REFUSED)
-def test_a_checkpoint_with_a_tokenizer_of_another_network_is_refused(make_dit, tmp_path, vocab, said):
-    source = written(make_dit, tmp_path)
+@pytest.mark.parametrize(("vocab", "message"), REFUSED)
+def test_a_checkpoint_with_a_tokenizer_of_another_network_is_refused(make_dit, tmp_path, vocab, message):
+    source = saved_checkpoint(make_dit, tmp_path)
     tokenizer(vocab).save(str(source / "tokenizer.json"))
-    with pytest.raises(UsageError, match=said):
+    with pytest.raises(UsageError, match=message):
         run_convert(["mdlm", str(source), "--out", str(tmp_path / "out")])
     assert not (tmp_path / "out").exists()
     run_convert(["mdlm", str(source), "--out", str(tmp_path / "out"), "--tokenizer", "none"])
@@ -73,12 +73,12 @@ def test_a_named_tokenizer_of_another_network_is_refused(make_dit, tmp_path, voc
     tokenizer(vocab).save(str(tmp_path / "other.json"))
     flags = ["--tokenizer", str(tmp_path / "other.json")]
     with pytest.raises(UsageError, match=r"of a tokenizer .*other.json \(--tokenizer\) has"):
-        run_convert(["mdlm", str(written(make_dit, tmp_path)), "--out", str(tmp_path / "out"), *flags])
+        run_convert(["mdlm", str(saved_checkpoint(make_dit, tmp_path)), "--out", str(tmp_path / "out"), *flags])
     assert not (tmp_path / "out").exists()
 
 
-def test_a_missing_mask_is_added_where_it_becomes_that_of_the_network(saved):
-    folder = saved(LACKING)
+def test_a_missing_mask_is_added_if_it_gets_the_id_of_the_network(save_with_tokenizer):
+    folder = save_with_tokenizer(LACKING)
     bundle = didi.load(folder)
     assert bundle.tokenizer.get_vocab() == FITTING
     assert MASK not in json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"]
@@ -94,24 +94,26 @@ def test_a_converted_tokenizer_gets_the_mask_of_the_network(make_dit, tmp_path):
     assert Tokenizer.from_file(str(tmp_path / "out" / "tokenizer.json")).get_vocab() == FITTING
 
 
-def test_a_fitting_tokenizer_is_taken_as_it_is():
-    given, lacking = tokenizer(FITTING), tokenizer(LACKING)
-    assert fitted_tokenizer(given, vocab_size=4, mask_id=3, source="x") is given
-    assert fitted_tokenizer(given, vocab_size=9, mask_id=3, source="x") is given
+def test_a_fitting_tokenizer_is_unchanged():
+    fitting, lacking = tokenizer(FITTING), tokenizer(LACKING)
+    assert fitted_tokenizer(fitting, vocab_size=4, mask_id=3, source="x") is fitting
+    assert fitted_tokenizer(fitting, vocab_size=9, mask_id=3, source="x") is fitting
     assert fitted_tokenizer(lacking, vocab_size=4, mask_id=3, source="x").get_vocab() == FITTING
     assert lacking.get_vocab() == LACKING
 
 
-def test_an_added_mask_is_that_of_a_tokenizer_for_training(tmp_path):
+def test_an_added_mask_equals_that_of_a_tokenizer_for_training(tmp_path):
     tokenizer({"a": 0}).save(str(tmp_path / "tokenizer.json"))
     completed = fitted_tokenizer(tokenizer({"a": 0}), vocab_size=2, mask_id=1, source="x")
-    found, expected = (
+    actual, expected = (
         next(
-            token for token in json.loads(one.to_str())["added_tokens"] if token.pop("id") and token["content"] == MASK
+            token
+            for token in json.loads(completed_tokenizer.to_str())["added_tokens"]
+            if token.pop("id") and token["content"] == MASK
         )
-        for one in (completed, load_tokenizer(str(tmp_path / "tokenizer.json")))
+        for completed_tokenizer in (completed, load_tokenizer(str(tmp_path / "tokenizer.json")))
     )
-    assert found == expected
+    assert actual == expected
 
 
 def test_a_uniform_state_network_needs_no_mask_but_symbols_that_fit(make_dit, tmp_path):
@@ -119,7 +121,7 @@ def test_a_uniform_state_network_needs_no_mask_but_symbols_that_fit(make_dit, tm
     folder = didi.save(didi.Bundle(teacher=network, process=Uniform(VOCAB)), tmp_path / "bundle")
     tokenizer(LACKING).save(str(folder / "tokenizer.json"))
     assert didi.load(folder).tokenizer.get_vocab() == LACKING
-    in_prompts_only = LACKING | {MASK: VOCAB}  # a tokenizer of ours: [MASK] is no symbol of the network
+    in_prompts_only = LACKING | {MASK: VOCAB}  # as in tokenizers of this library: [MASK] is not a symbol of the network
     tokenizer(in_prompts_only).save(str(folder / "tokenizer.json"))
     assert didi.load(folder).tokenizer.get_vocab() == in_prompts_only
     tokenizer(LACKING | {"d": 4}).save(str(folder / "tokenizer.json"))

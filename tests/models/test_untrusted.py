@@ -34,14 +34,14 @@ def read(settings, **options):
     return record_from(Outer, settings, source="x.yaml", **options)
 
 
-def test_values_are_read_as_what_the_fields_are():
-    found = read({"size": 3, "inner": {"rate": 1, "bound": "1e-4"}, "names": ["a", "b"], "name": "1e-4"})
-    assert found == Outer(3, Inner(1.0, 1e-4), ("a", "b"), False, "1e-4")
-    assert type(found.inner.rate) is float
+def test_values_get_the_types_of_the_fields():
+    actual = read({"size": 3, "inner": {"rate": 1, "bound": "1e-4"}, "names": ["a", "b"], "name": "1e-4"})
+    assert actual == Outer(3, Inner(1.0, 1e-4), ("a", "b"), False, "1e-4")
+    assert type(actual.inner.rate) is float
     assert read({"size": 3, "inner": {"bound": float("inf")}}).inner.bound == math.inf
 
 
-def test_what_is_not_given_comes_from_the_base_or_is_the_default():
+def test_missing_values_come_from_the_base_or_are_defaults():
     base = Outer(4, Inner(0.25, 2.0, "last"), ("a",), True, "n")
     assert read({"inner": {"rate": 0.75}}, base=base) == Outer(4, Inner(0.75, 2.0, "last"), ("a",), True, "n")
     assert read({"inner": {"bound": None}, "name": None}, base=base) == Outer(
@@ -74,7 +74,7 @@ def test_what_is_not_given_comes_from_the_base_or_is_the_default():
         ({"size": 3, "inner": {"rate": 2.0}}, "x.yaml: rate is at most 1; got 2.0"),
     ],
 )
-def test_everything_else_is_refused_in_one_line(settings, message):
+def test_wrong_settings_are_refused_in_one_line(settings, message):
     with pytest.raises(UsageError, match=message) as caught:
         read(settings)
     assert "\n" not in str(caught.value)
@@ -84,7 +84,7 @@ def test_everything_else_is_refused_in_one_line(settings, message):
 def test_sizes_of_a_network_are_bounded(settings):
     with pytest.raises(UsageError, match=r"whole number in \[0, 2147483647\]|finite number"):
         read(settings, is_bounded=True)
-    if "inner" in settings:  # nor is not-a-number a setting of a run
+    if "inner" in settings:  # NaN is refused without bounds too
         with pytest.raises(UsageError, match="a number"):
             read(settings)
     else:

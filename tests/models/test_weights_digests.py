@@ -1,4 +1,4 @@
-"""Weights that changed since ``save`` wrote them are noticed; bundles without digests are read."""
+"""Changed weights are refused; bundles without digests are read."""
 
 import hashlib
 import shutil
@@ -28,7 +28,7 @@ def edit_provenance(folder, change):
 
 
 def flip_last_bit(file):
-    """Of the last weight: the file stays a safetensors file."""
+    """Flip the last bit of the last weight; the file stays a valid safetensors file."""
     content = bytearray(file.read_bytes())
     content[-4] ^= 1
     file.write_bytes(content)
@@ -41,7 +41,7 @@ def test_saving_records_the_digest_of_every_file_of_weights(folder):
 
 
 @pytest.mark.parametrize("role", ROLES)
-def test_a_flipped_bit_is_noticed(folder, role):
+def test_a_flipped_bit_is_detected(folder, role):
     file = folder / role / "model.safetensors"
     flip_last_bit(file)
     with pytest.raises(DidiError, match=rf"{file} has SHA-256 .* the file is damaged or was changed: ") as caught:
@@ -69,9 +69,11 @@ def test_saving_changed_weights_records_their_digest(folder, tmp_path):
 @pytest.mark.parametrize("value", ["abc", {"student": "abc"}, {"student": 7}, [1]])
 def test_a_malformed_digest_is_refused_in_one_line(folder, value):
     edit_provenance(folder, lambda provenance: provenance.update(weights_sha256=value))
-    with pytest.raises(UsageError, match=r"weights_sha256 in .* is a mapping of roles to 64 hexadecimal digits") as one:
+    with pytest.raises(
+        UsageError, match=r"weights_sha256 in .* is a mapping of roles to 64 hexadecimal digits"
+    ) as caught:
         load(folder)
-    assert "\n" not in str(one.value)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("name", bundled_names())
@@ -81,7 +83,7 @@ def test_every_bundled_model_has_the_digests_of_its_weights(name):
     assert provenance_of(BUNDLES / name)["weights_sha256"] == expected
 
 
-def test_the_digest_of_a_bundle_is_that_of_its_content_not_of_its_path(folder, tmp_path):
+def test_the_digest_of_a_bundle_depends_on_its_content_not_on_its_path(folder, tmp_path):
     before = digest(folder)
     moved = Path(shutil.copytree(folder, tmp_path / "moved"))
     edit_provenance(moved, lambda provenance: provenance.update(seed=8))
@@ -98,17 +100,17 @@ def test_the_digest_of_a_bundle_covers_settings_and_tokenizer(folder, name):
     assert digest(folder) != before
 
 
-def test_the_digest_of_a_bundle_covers_what_is_read_of_its_provenance_and_its_guidance(folder):
-    found = {digest(folder)}
+def test_the_digest_of_a_bundle_covers_provenance_entries_and_guidance(folder):
+    digests = {digest(folder)}
     for change in ({"block_layout": "bos-eos"}, {"corpus": "news"}):
         edit_provenance(folder, lambda provenance, change=change: provenance.update(change))
-        found.add(digest(folder))
+        digests.add(digest(folder))
     file = folder / "bundle.yaml"
     file.write_text(file.read_text() + "guidance: {num_candidates: 7}\n")
-    assert len(found | {digest(folder)}) == 4
+    assert len(digests | {digest(folder)}) == 4
 
 
-def test_damage_is_told_before_what_is_wrong_with_the_weights(folder):
+def test_damage_is_reported_before_other_errors_of_the_weights(folder):
     file = folder / "student" / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-1])
     with pytest.raises(DidiError, match="is damaged or was changed"):

@@ -1,4 +1,4 @@
-"""A world of K = 3 symbols and L = 2 positions, small enough to know the exact law of every sampler."""
+"""An enumerated world of K = 3 symbols and L = 2 positions, with the exact distribution of samples."""
 
 import itertools
 
@@ -12,60 +12,62 @@ from didi.sampling.base import alpha_at, time_grid
 
 
 class World:
+    """Logits for all 16 states, a distribution of data, and the distributions that samples must have."""
+
     MASK = 3
     STATES = torch.tensor(list(itertools.product(range(4), repeat=2)))
     CLEAN = torch.tensor(list(itertools.product(range(3), repeat=2)))
 
     def __init__(self):
         generator = named_generator("world")
-        # Logits of two positions in each of the 16 states; the mask's own must never count.
+        # Logits of two positions in each of the 16 states; samplers must ignore those of the mask.
         self.table = 0.7 * torch.randn(16, 2, 4, generator=generator)
-        self.data_law = (torch.randn(9, dtype=torch.float64, generator=generator)).softmax(0)
+        self.data_probs = (torch.randn(9, dtype=torch.float64, generator=generator)).softmax(0)
 
     @staticmethod
     def index(z):
         return z[..., 0] * 4 + z[..., 1]
 
-    def move(self, law, probs, reveal):
-        """Law of the states after a move that reveals each mask with a probability, at its position's law."""
+    def move(self, state_probs, token_probs, reveal):
+        """Probabilities of the states after a move that reveals each mask with probability ``reveal``."""
         after = torch.zeros(16, dtype=torch.float64)
-        for state, mass in zip(self.STATES.tolist(), law.tolist(), strict=True):
+        for state, mass in zip(self.STATES.tolist(), state_probs.tolist(), strict=True):
             options = []
             for position, token in enumerate(state):
                 if token != self.MASK:
                     options.append([(token, 1.0)])
                     continue
-                revealed = probs[state[0] * 4 + state[1], position].tolist()
+                revealed = token_probs[state[0] * 4 + state[1], position].tolist()
                 options.append([(k, reveal * revealed[k]) for k in range(3)] + [(self.MASK, 1 - reveal)])
             for (first, p), (second, q) in itertools.product(*options):
                 after[first * 4 + second] += mass * p * q
         return after
 
-    def law(self, tables, process):
-        """Law of the clean sequences after as many moves as there are tables of logits, [9]."""
-        law = torch.zeros(16, dtype=torch.float64)
-        law[-1] = 1
+    def sample_probs(self, tables, process):
+        """Probabilities of the clean sequences after one move with each table of logits, [9]."""
+        state_probs = torch.zeros(16, dtype=torch.float64)
+        state_probs[-1] = 1
         alphas = [float(alpha_at(process.schedule, t)) for t in time_grid(len(tables))]
         for table, (alpha_t, alpha_s) in zip(tables, itertools.pairwise(alphas), strict=True):
             probs = table[..., :3].double().softmax(-1)
-            law = self.move(law, probs, (alpha_s - alpha_t) / (1 - alpha_t))
-        clean = law[self.index(self.CLEAN)]
+            state_probs = self.move(state_probs, probs, (alpha_s - alpha_t) / (1 - alpha_t))
+        clean = state_probs[self.index(self.CLEAN)]
         assert float(clean.sum()) == pytest.approx(1)
         return clean
 
     def exact_table(self):
-        """Logits of the exact posterior of ``data_law``."""
+        """Logits of the exact posterior of ``data_probs``."""
         table = torch.full((16, 2, 4), -torch.inf, dtype=torch.float64)
         for number, z in enumerate(self.STATES):
             consistent = ((z == self.MASK) | (z == self.CLEAN)).all(1)
             for position, k in itertools.product(range(2), range(3)):
                 matching = consistent & (self.CLEAN[:, position] == k)
-                table[number, position, k] = self.data_law[matching].sum().log()
+                table[number, position, k] = self.data_probs[matching].sum().log()
         return table.float()
 
 
 class Tabular:
-    """A denoiser that looks its logits up, and counts the rows that went through its trunk and its head."""
+    """A denoiser with a table of logits; counts the rows of its trunk and its head."""
 
     vocab_size, mask_id, length, is_time_conditioned = 4, World.MASK, 2, False
 
@@ -83,20 +85,20 @@ class Tabular:
 
 
 class Linear(Discriminator):
-    """A discriminator whose logit at a position is the score of its token, or the mean score under a simplex."""
+    """A discriminator whose logit at a position is the score of its token, or the mean score of a distribution."""
 
     def __init__(self, scores, **options):
         sizes = {"hidden_size": 4, "num_blocks": 1, "num_heads": 1, "cond_dim": 4}
         super().__init__(DiscriminatorConfig(vocab_size=4, mask_id=3, length=2, **sizes, **options))
         self.scores = torch.tensor(scores)
-        self.seen = []
+        self.inputs = []
 
     def embed(self, inputs):
-        """The simplex itself; one-hot for tokens."""
+        """Distributions unchanged; tokens as one-hot vectors."""
         return inputs if inputs.is_floating_point() else torch.nn.functional.one_hot(inputs, 4).float()
 
     def from_embeddings(self, embedded, sigma=None, attention_mask=None):
-        self.seen.append((embedded.detach(), sigma))
+        self.inputs.append((embedded.detach(), sigma))
         return embedded @ self.scores
 
 
@@ -116,7 +118,7 @@ def linear_discriminator():
 
 
 @pytest.fixture(scope="session")
-def started():
+def canvas_of():
     """The canvas of a state: its masks are free, its tokens given."""
 
     def canvas(z, mask_id=World.MASK):
@@ -127,7 +129,7 @@ def started():
 
 @pytest.fixture(scope="session")
 def draw():
-    """Moves of a sampler (from ``z`` if given) and the number of the clean sequence that each row ends as."""
+    """Moves of a sampler (from ``z`` if given), and the index of the final sequence of each row in ``World.CLEAN``."""
 
     def moves(sampler, *, num, nfe, seed=0, z=None):
         canvas = Canvas.blank(num, 2) if z is None else Canvas.given(z, z == World.MASK)

@@ -23,29 +23,29 @@ def process(request):
 
 
 @pytest.mark.parametrize("nfe", [1, 2, 4])
-def test_samples_follow_the_exact_law_of_the_moves(world, tabular, draw, chi_square, process, nfe):
-    expected = world.law([world.table] * nfe, process)
+def test_samples_follow_the_exact_distribution_of_the_moves(world, tabular, draw, chi_square, process, nfe):
+    expected = world.sample_probs([world.table] * nfe, process)
     _, drawn = draw(Ancestral(tabular(world.table), process), num=NUM, nfe=nfe)
     assert chi_square(drawn, expected) > 1e-3
-    if nfe == 4:  # the test would see a wrong number of moves
-        assert chi_square(drawn, world.law([world.table], process)) < 1e-3
+    if nfe == 4:  # the test would fail for a wrong number of moves
+        assert chi_square(drawn, world.sample_probs([world.table], process)) < 1e-3
 
 
 @torch.no_grad()
-def test_samples_of_a_transformer_follow_its_law(world, make_dit, draw, chi_square):
+def test_samples_of_a_transformer_follow_its_distribution(world, make_dit, draw, chi_square):
     network = make_dit(seed=4)
-    expected = world.law([network(world.STATES)] * 2, LOG_LINEAR)
+    expected = world.sample_probs([network(world.STATES)] * 2, LOG_LINEAR)
     _, drawn = draw(Ancestral(network, LOG_LINEAR), num=6000, nfe=2)
     assert chi_square(drawn, expected) > 1e-3
 
 
-def test_many_moves_of_the_exact_posterior_give_the_data_law(world, tabular, draw, chi_square):
+def test_many_moves_of_the_exact_posterior_give_the_data_distribution(world, tabular, draw, chi_square):
     # Two tokens fall into one of 256 moves, and are then drawn as if independent, with probability 1/256.
     sampler = Ancestral(tabular(world.exact_table()), LOG_LINEAR)
     _, drawn = draw(sampler, num=1500, nfe=256)
-    assert chi_square(drawn, world.data_law) > 1e-3
+    assert chi_square(drawn, world.data_probs) > 1e-3
     _, drawn = draw(sampler, num=1500, nfe=1)
-    assert chi_square(drawn, world.data_law) < 1e-6
+    assert chi_square(drawn, world.data_probs) < 1e-6
 
 
 @pytest.mark.parametrize("nfe", [1, 4, 16])
@@ -55,7 +55,7 @@ def test_the_head_reads_each_position_once_and_the_first_trunk_pass_is_one_row(w
     assert sum(denoiser.head_rows) == 50 * 2
     before = [torch.full((50, 2), world.MASK)] + [step.z for step in steps[:-1]]
     read = [z[step.network_passes == 1] for z, step in zip(before, steps, strict=True)]
-    # One row for all while they are in one state, at the start; then a row for each sequence that reveals something.
+    # One row while all sequences are in the first state; then a row for each sequence that reveals a position.
     assert denoiser.trunk_rows == [1, *[len(z) for z in read if len(z)][1:]]
     assert len(read[0]) > 1
 
@@ -70,27 +70,27 @@ def test_a_move_that_reveals_nothing_costs_no_pass(world, tabular, draw):
 
 
 @torch.no_grad()
-def test_the_lazy_head_draws_what_the_full_head_would(make_dit, started):
+def test_the_head_at_revealed_positions_draws_the_same_tokens_as_the_full_head(make_dit, canvas_of):
     network, num, length, nfe = make_dit(vocab_size=9, length=12, seed=1), 6, 12, 5
     start = torch.full((num, length), network.mask_id)
     times = time_grid(nfe)
     lazy = [
         step.z
         for step in Ancestral(network, Absorbing(network.mask_id))(
-            started(start, network.mask_id), times, SequenceNoise(3, range(num))
+            canvas_of(start, network.mask_id), times, SequenceNoise(3, range(num))
         )
     ]
     reveal_at, uniforms = SequenceNoise(3, range(num)).uniforms(2, length).unbind(1)
     z = start
-    for s, found in zip(times[1:], lazy, strict=True):
+    for s, actual in zip(times[1:], lazy, strict=True):
         is_revealed = (z == network.mask_id) & (reveal_at >= s)
         everywhere = token_log_probs(network(z), network.mask_id).flatten(0, 1)
         drawn = sample_categorical(everywhere, uniforms.flatten()).view(num, length)
         z = torch.where(is_revealed, drawn, z)
-        assert torch.equal(found, z)
+        assert torch.equal(actual, z)
 
 
-def test_visible_positions_are_kept_and_steps_tell_what_changed(world, tabular, draw):
+def test_visible_positions_are_kept_and_steps_report_changes(world, tabular, draw):
     start = torch.tensor([[1, world.MASK], [world.MASK, 2], [0, 0]]).repeat(20, 1)
     for sampler in (Ancestral, Published):
         steps, _ = draw(sampler(tabular(world.table), LOG_LINEAR), num=60, nfe=4, z=start)
@@ -110,11 +110,11 @@ def test_given_tokens_condition_the_others(world, tabular, draw, chi_square):
         nfe=3,
         z=torch.tensor([[1, world.MASK]]).repeat(NUM, 1),
     )
-    posterior = torch.where(world.CLEAN[:, 0] == 1, world.data_law, 0.0)
+    posterior = torch.where(world.CLEAN[:, 0] == 1, world.data_probs, 0.0)
     assert chi_square(drawn, posterior) > 1e-3
 
 
-def test_a_network_conditioned_on_time_is_told_the_noise_of_each_move(world, tabular, draw):
+def test_a_network_conditioned_on_time_reads_the_noise_level_of_each_move(world, tabular, draw):
     class Timed(tabular):
         is_time_conditioned = True
         levels = ()
@@ -150,42 +150,42 @@ def test_the_cosine_grid_begins_with_small_moves(unchecked):
         time_grid(2, "square")
 
 
-def test_given_times_fall_from_one_to_zero(world, tabular, chi_square, started):
+def test_given_times_fall_from_one_to_zero(world, tabular, chi_square, canvas_of):
     assert given_times([1.0, 0.3, 0.0]).tolist() == [1, 0.3, 0]
     for wrong in ([1.0], [0.9, 0.0], [1.0, 0.5], [1.0, 0.5, 0.5, 0.0], [1.0, float("nan"), 0.0]):
         with pytest.raises(UsageError, match="times fall from 1 to 0"):
             given_times(wrong)
     *_, last = Ancestral(tabular(world.table), LOG_LINEAR)(
-        started(torch.full((NUM, 2), world.MASK)), given_times([1.0, 0.3, 0.0]), SequenceNoise(0, range(NUM))
+        canvas_of(torch.full((NUM, 2), world.MASK)), given_times([1.0, 0.3, 0.0]), SequenceNoise(0, range(NUM))
     )
-    law = torch.zeros(16, dtype=torch.float64)
-    law[-1] = 1
+    state_probs = torch.zeros(16, dtype=torch.float64)
+    state_probs[-1] = 1
     probs = world.table[..., :3].double().softmax(-1)
-    law = world.move(world.move(law, probs, 0.7), probs, 1.0)
-    assert chi_square(last.z[:, 0] * 3 + last.z[:, 1], law[world.index(world.CLEAN)]) > 1e-3
+    state_probs = world.move(world.move(state_probs, probs, 0.7), probs, 1.0)
+    assert chi_square(last.z[:, 0] * 3 + last.z[:, 1], state_probs[world.index(world.CLEAN)]) > 1e-3
 
 
-def test_a_path_may_begin_half_way(world, tabular, started):
+def test_a_path_may_begin_half_way(world, tabular, canvas_of):
     # Given that a position is masked at time 1/2, it stays so until 1/4 with probability 1/2, not 1/4.
     z = torch.full((NUM, 2), world.MASK)
     times = torch.tensor([0.5, 0.25, 0.0], dtype=torch.float64)
-    first, _ = Ancestral(tabular(world.table), LOG_LINEAR)(started(z), times, SequenceNoise(0, range(NUM)))
+    first, _ = Ancestral(tabular(world.table), LOG_LINEAR)(canvas_of(z), times, SequenceNoise(0, range(NUM)))
     assert float(first.changed.double().mean()) == pytest.approx(0.5, abs=4 * 0.5 / (2 * NUM) ** 0.5)
 
 
 @pytest.mark.parametrize("nfe", [2, 5])
-def test_tau_leaping_follows_its_own_law(world, tabular, draw, chi_square, process, nfe):
+def test_tau_leaping_follows_its_distribution(world, tabular, draw, chi_square, process, nfe):
     """Masks are revealed with probability 1 - exp(-step * rate), the rate frozen at the start of the move."""
     times = time_grid(nfe)
-    law = torch.zeros(16, dtype=torch.float64)
-    law[-1] = 1
+    state_probs = torch.zeros(16, dtype=torch.float64)
+    state_probs[-1] = 1
     probs = world.table[..., :3].double().softmax(-1)
     for number, (t, s) in enumerate(itertools.pairwise(times)):
         rate = -process.schedule.alpha_prime(t) / (1 - process.schedule.alpha(t))
         reveal = 1.0 if number + 1 == nfe else float(1 - torch.exp(-(t - s) * rate))
-        law = world.move(law, probs, reveal)
+        state_probs = world.move(state_probs, probs, reveal)
     steps, drawn = draw(Ancestral(tabular(world.table), process, leap="tau"), num=NUM, nfe=nfe)
-    assert chi_square(drawn, law[world.index(world.CLEAN)]) > 1e-3
+    assert chi_square(drawn, state_probs[world.index(world.CLEAN)]) > 1e-3
     first = float(
         1
         - torch.exp(
@@ -199,7 +199,7 @@ def test_the_analytic_sampler_of_the_score_is_the_posterior():
     """Tweedie tau-leaping of SEDD (its Eq. 19) for the absorbing process: the same reveal probability as Eq. 2."""
     for t, s in ((0.9, 0.75), (0.6, 0.5), (0.2, 0.0)):
         alpha_t, alpha_s = (LOG_LINEAR.schedule.alpha(torch.tensor(time, dtype=torch.float64)) for time in (t, s))
-        stays = torch.tensor([0.2, 0.5, 0.3], dtype=torch.float64)  # law of the clean token
+        stays = torch.tensor([0.2, 0.5, 0.3], dtype=torch.float64)  # distribution of the clean token
         score = stays * alpha_t / (1 - alpha_t)  # p_t(token) / p_t(mask), the concrete score at a mask
         keep = alpha_t / alpha_s  # of the forward move s -> t
         to_token = score * (1 - keep) / keep  # (exp(-dsigma Q) s)_token times exp(dsigma Q)(token -> mask)

@@ -1,4 +1,4 @@
-"""Arguments of the API: the right value whatever its type, or one line."""
+"""Arguments of the API: values of related types are accepted, others are refused with a one-line message."""
 
 import numpy as np
 import pytest
@@ -31,13 +31,13 @@ def markov(make_dit, make_discriminator):
     return Bundle(student=network, teacher=network, discriminator=make_discriminator(network))
 
 
-def rows(bundle, **asked):
-    usual = {"num_samples": 4, "nfe": 2, "judge": JUDGE}
-    return [(row.role, row.sampler, row.nfe) for row in didi.evaluate(bundle, **usual | asked)]
+def rows(bundle, **arguments):
+    defaults = {"num_samples": 4, "nfe": 2, "judge": JUDGE}
+    return [(row.role, row.sampler, row.nfe) for row in didi.evaluate(bundle, **defaults | arguments)]
 
 
 @pytest.mark.parametrize(
-    ("given", "meant"),
+    ("given", "equivalent"),
     [
         ({"seed": np.int64(3)}, {"seed": 3}),
         ({"seed": torch.tensor(3)}, {"seed": 3}),
@@ -52,23 +52,23 @@ def rows(bundle, **asked):
         ({"times": (t for t in (1, 0.5, 0))}, {"times": (1.0, 0.5, 0.0)}),
     ],
 )
-def test_a_value_of_another_type_is_the_same_value(bundle, given, meant):
-    usual = {"num_samples": 2, "seed": 3}
-    found, expected = (didi.generate(bundle, **usual | asked) for asked in (given, meant))
-    assert torch.equal(found.tokens, expected.tokens)
-    assert type(found.seed) is int
+def test_a_value_of_another_type_is_the_same_value(bundle, given, equivalent):
+    defaults = {"num_samples": 2, "seed": 3}
+    actual, expected = (didi.generate(bundle, **defaults | arguments) for arguments in (given, equivalent))
+    assert torch.equal(actual.tokens, expected.tokens)
+    assert type(actual.seed) is int
     assert SamplingOptions(times=[1, 0]) == SamplingOptions(times=(1.0, 0.0))
 
 
 @pytest.mark.parametrize("name", ["seed", "nfe", "num_samples", "length", "batch_size"])
 @pytest.mark.parametrize("value", [0.0, 8.0, "8", True, [[8]], NAN, np.float64(8)])
-def test_no_other_value_is_a_whole_number(bundle, name, value):
+def test_other_values_are_no_whole_numbers(bundle, name, value):
     with pytest.raises(UsageError, match=f"^{name} is a whole number; got"):
         didi.stream(bundle, **{name: value})
 
 
 @pytest.mark.parametrize(
-    ("asked", "message"),
+    ("arguments", "message"),
     [
         ({"seed": None}, "seed is a whole number; got None"),
         ({"num_samples": 0}, "num_samples is 1 or more; got 0"),
@@ -88,14 +88,14 @@ def test_no_other_value_is_a_whole_number(bundle, name, value):
         ({"prefix": 3}, "prefix is a str; got 3"),
     ],
 )
-def test_what_is_no_value_of_an_argument_is_refused(bundle, asked, message):
+def test_invalid_values_are_refused(bundle, arguments, message):
     for call in (didi.stream, didi.generate):
         with pytest.raises(UsageError, match=message) as caught:
-            call(bundle, **asked)
+            call(bundle, **arguments)
         assert "\n" not in str(caught.value)
 
 
-def test_a_bundle_is_loaded_before_it_is_sampled():
+def test_the_name_of_a_bundle_is_refused():
     for call in (didi.stream, didi.generate, didi.evaluate):
         with pytest.raises(UsageError, match="bundle is a Bundle; got 'exact'"):
             call("exact")
@@ -118,19 +118,19 @@ def test_a_bundle_is_loaded_before_it_is_sampled():
         (Remasking, {"strategy": None}, "a remasking strategy is one of cap, rescale; got None"),
     ],
 )
-def test_settings_are_checked_where_they_are_made(kind, settings, message):
+def test_settings_are_checked_at_construction(kind, settings, message):
     with pytest.raises(UsageError, match=message):
         kind(**settings)
 
 
-def test_numbers_of_settings_become_plain():
+def test_numbers_of_settings_become_python_numbers():
     guidance = didi.Guidance(num_candidates=np.int64(3), guidance_scale=np.float32(2), tilted_fraction=0)
-    assert [type(one) for one in (guidance.num_candidates, guidance.guidance_scale)] == [int, float]
+    assert [type(value) for value in (guidance.num_candidates, guidance.guidance_scale)] == [int, float]
     assert type(guidance.tilted_fraction) is float
     assert EntropyBounded(None, None, entropy_bound=np.float32(2)).entropy_bound == 2.0
 
 
-def test_more_moves_than_a_grid_has_are_refused_before_it_is_made(bundle):
+def test_too_many_moves_are_refused_before_the_grid_is_made(bundle):
     message = rf"nfe lies in \[1, {MAX_NFE}\]; got 1000000000: first-hitting sampling"
     with pytest.raises(UsageError, match=message):
         didi.stream(bundle, nfe=1_000_000_000)
@@ -140,7 +140,7 @@ def test_more_moves_than_a_grid_has_are_refused_before_it_is_made(bundle):
 
 
 @pytest.mark.parametrize(
-    ("asked", "expected"),
+    ("arguments", "expected"),
     [
         ({"nfe": (n for n in (2, 4))}, [("student", "ancestral", 2), ("student", "ancestral", 4)]),
         ({"nfe": np.array([2, 4])}, [("student", "ancestral", 2), ("student", "ancestral", 4)]),
@@ -151,22 +151,22 @@ def test_more_moves_than_a_grid_has_are_refused_before_it_is_made(bundle):
         ({"options": SamplingOptions(role="teacher"), "sampler": "tau-leaping"}, [("teacher", "tau-leaping", 2)]),
     ],
 )
-def test_an_evaluation_takes_one_value_or_several_and_all_of_its_options(markov, asked, expected):
-    assert rows(markov, **asked) == expected
+def test_an_evaluation_takes_one_value_or_several_and_all_of_its_options(markov, arguments, expected):
+    assert rows(markov, **arguments) == expected
 
 
 @pytest.mark.parametrize("convert", [torch.Tensor.int, torch.Tensor.numpy, torch.Tensor.tolist])
-def test_data_are_tokens_of_any_whole_numbers(markov, convert):
+def test_data_may_have_any_integer_type(markov, convert):
     tokens = torch.arange(28).view(4, 7) % 4
-    row, other = (
-        didi.evaluate(markov, nfe=(), num_samples=4, judge=JUDGE, data=one)[0] for one in (tokens, convert(tokens))
+    row, converted_row = (
+        didi.evaluate(markov, nfe=(), num_samples=4, judge=JUDGE, data=data)[0] for data in (tokens, convert(tokens))
     )
-    assert row.gen_ppl == other.gen_ppl
+    assert row.gen_ppl == converted_row.gen_ppl
     assert rows(markov, data=convert(tokens)) == [("data", "", 0), ("student", "ancestral", 2)]
 
 
 @pytest.mark.parametrize(
-    ("asked", "message"),
+    ("arguments", "message"),
     [
         ({"nfe": [4.0]}, "nfe is a whole number; got 4.0"),
         ({"nfe": []}, "nfe is one value or more; got none"),
@@ -186,7 +186,7 @@ def test_data_are_tokens_of_any_whole_numbers(markov, convert):
         ({"options": SamplingOptions(grid="cosine"), "sampler": "first-hitting"}, "none of first-hitting reads grid"),
     ],
 )
-def test_an_evaluation_refuses_what_it_would_ignore_or_cannot_read(markov, asked, message):
+def test_an_evaluation_refuses_arguments_that_it_would_ignore_or_cannot_read(markov, arguments, message):
     with pytest.raises(UsageError, match=message) as caught:
-        rows(markov, **asked)
+        rows(markov, **arguments)
     assert "\n" not in str(caught.value)

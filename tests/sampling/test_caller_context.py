@@ -16,7 +16,7 @@ from didi.sampling.generate import generate
 from didi.torch_defaults import each_with_torch_defaults, torch_defaults
 
 TILTED = {"sampler": "guided", "guidance": didi.Guidance(tilted_fraction=1.0)}
-WAYS = {"ancestral": {}, "tilted": TILTED, "confidence": {"sampler": "confidence"}}
+OPTIONS = {"ancestral": {}, "tilted": TILTED, "confidence": {"sampler": "confidence"}}
 
 
 class DefaultDtype:
@@ -36,8 +36,8 @@ CONTEXTS = {
 }
 
 
-def drawn(bundle, way):
-    return generate(bundle, num_samples=2, nfe=4, **WAYS[way]).tokens.tolist()
+def sample(bundle, name):
+    return generate(bundle, num_samples=2, nfe=4, **OPTIONS[name]).tokens.tolist()
 
 
 @pytest.fixture(scope="module")
@@ -45,15 +45,15 @@ def bundle():
     return load("exact")
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("name", OPTIONS)
 @pytest.mark.parametrize("context", CONTEXTS)
-def test_the_callers_context_changes_no_sample(bundle, context, way):
-    expected = drawn(bundle, way)
+def test_the_callers_context_changes_no_sample(bundle, context, name):
+    expected = sample(bundle, name)
     with CONTEXTS[context]():
-        assert drawn(bundle, way) == expected
+        assert sample(bundle, name) == expected
         loaded = load("exact")
-        assert drawn(loaded, way) == expected
-    assert drawn(loaded, way) == expected  # what was loaded there is of no use there alone
+        assert sample(loaded, name) == expected
+    assert sample(loaded, name) == expected  # a bundle loaded within the context works outside it
     assert torch.get_default_dtype() == torch.float32
 
 
@@ -61,13 +61,13 @@ def test_an_evaluation_is_the_same_in_any_context(make_dit):
     markov, judge = Bundle(student=make_dit(vocab_size=33, length=4)), ExactJudge(MarkovChain())
     data = judge.chain.sample(8, 4, torch.Generator().manual_seed(0))
 
-    def found():
+    def results():
         return [(row.gen_ppl, row.nelbo) for row in didi.evaluate(markov, nfe=2, num_samples=8, judge=judge, data=data)]
 
-    expected = repr(found())
+    expected = repr(results())
     for context in CONTEXTS.values():
         with context():
-            assert repr(found()) == expected
+            assert repr(results()) == expected
 
 
 def test_the_callers_settings_hold_between_the_moves():
@@ -95,12 +95,12 @@ def test_the_callers_settings_hold_between_the_moves():
         (lambda bundle: bundle.discriminator.train(), "the discriminator is in training mode"),
     ],
 )
-def test_networks_that_cannot_be_sampled_as_they_are_are_refused(change, message):
+def test_networks_that_are_not_ready_are_refused(change, message):
     bundle = load("exact")
     change(bundle)
-    for ask in (lambda: didi.stream(bundle, **TILTED), lambda: didi.evaluate(bundle, sampler="guided", nfe=2)):
+    for call in (lambda: didi.stream(bundle, **TILTED), lambda: didi.evaluate(bundle, sampler="guided", nfe=2)):
         with pytest.raises(UsageError, match=message) as caught:
-            ask()
+            call()
         assert "\n" not in str(caught.value)
 
 
@@ -108,20 +108,20 @@ def test_networks_that_were_converted_for_inference_are_sampled(bundle):
     assert generate(for_inference(bundle, "bfloat16"), num_samples=2, nfe=2).tokens.shape == (2, 7)
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_a_bundle_survives_pickle_and_copy(bundle, way):
+@pytest.mark.parametrize("name", OPTIONS)
+def test_a_bundle_survives_pickle_and_copy(bundle, name):
     for copied in (pickle.loads(pickle.dumps(bundle)), copy.deepcopy(bundle)):
-        assert drawn(copied, way) == drawn(bundle, way)
+        assert sample(copied, name) == sample(bundle, name)
         assert copied.process == bundle.process
         assert not copied.discriminator.training
 
 
-def test_a_pickled_discriminator_keeps_what_is_trained(bundle):
+def test_a_pickled_discriminator_keeps_its_frozen_parameters(bundle):
     frozen = load("exact")
     frozen.discriminator.trunk.requires_grad_(False)
-    found = pickle.loads(pickle.dumps(frozen)).discriminator
-    assert [one.requires_grad for one in found.parameters()] == [
-        one.requires_grad for one in frozen.discriminator.parameters()
+    unpickled = pickle.loads(pickle.dumps(frozen)).discriminator
+    assert [parameter.requires_grad for parameter in unpickled.parameters()] == [
+        parameter.requires_grad for parameter in frozen.discriminator.parameters()
     ]
     with pytest.raises(UsageError, match="pickled or copied before for_inference"):
         pickle.dumps(for_inference(bundle, "bfloat16"))

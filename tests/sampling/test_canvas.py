@@ -1,4 +1,4 @@
-"""Given tokens and padding: never written, and padding changes no sample."""
+"""Given tokens and padding are never written, and padding does not change samples."""
 
 import pytest
 import torch
@@ -77,11 +77,11 @@ def test_a_padded_batch_is_sampled_as_its_sequences_alone(sampler):
             alone = moves_of(sampler, Canvas.blank(1, length), [row])
             assert torch.equal(together[-1].z[row, :length], alone[-1].z[0])
             for name in ("network_passes", "discriminator_passes"):
-                passes = [sum(getattr(move, name)[at] for move in moves) for moves, at in ((together, row), (alone, 0))]
+                passes = [sum(getattr(move, name)[i] for move in moves) for moves, i in ((together, row), (alone, 0))]
                 assert passes[0] == passes[1]
 
 
-def test_a_row_of_padding_alone_is_left_as_it_is(sampler):
+def test_a_row_without_free_positions_does_not_change(sampler):
     canvas = Canvas.padded(torch.full((2, LENGTH), MASK), torch.tensor([LENGTH, 4]))
     canvas = Canvas(canvas.tokens, canvas.is_free & torch.tensor([[True], [False]]), canvas.is_real, has_padding=True)
     last = moves_of(sampler, canvas, [0, 1])[-1]
@@ -98,10 +98,10 @@ def test_the_methods_of_a_canvas_keep_its_three_parts_together():
     assert (len(canvas), canvas.length) == (2, 3)
     second, twice = canvas.rows(torch.tensor([1])), canvas.repeat_interleave(2)
     for name in ("tokens", "is_free", "is_real"):
-        one = getattr(canvas, name)
-        assert torch.equal(getattr(second, name), one[1:])
-        assert torch.equal(getattr(twice, name), one[[0, 0, 1, 1]])
-        assert torch.equal(getattr(second.expand(3), name), one[[1, 1, 1]])
+        part = getattr(canvas, name)
+        assert torch.equal(getattr(second, name), part[1:])
+        assert torch.equal(getattr(twice, name), part[[0, 0, 1, 1]])
+        assert torch.equal(getattr(second.expand(3), name), part[[1, 1, 1]])
     assert second.has_padding
     assert twice.has_padding
     assert canvas.clamped(torch.full((2, 3), 9)).tolist() == [[9, 9, 9], [9, 9, 5]]

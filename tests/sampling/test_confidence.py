@@ -24,21 +24,21 @@ def score(measure, probs, token):
 
 
 def one_at_a_time(world, measure):
-    """Exact law when the surer of two positions is revealed first, each from its law given what is visible."""
+    """Exact distribution if the position of higher confidence is revealed first."""
     probs = world.table[..., :3].double().softmax(-1)
-    law = torch.zeros(3, 3, dtype=torch.float64)
+    distribution = torch.zeros(3, 3, dtype=torch.float64)
     for first, second in itertools.product(range(3), repeat=2):
         mass = probs[15, 0, first] * probs[15, 1, second]
         scores = [score(measure, probs[15, 0], first), score(measure, probs[15, 1], second)]
         if scores[0] >= scores[1]:
-            law[first] += mass * probs[first * 4 + 3, 1]
+            distribution[first] += mass * probs[first * 4 + 3, 1]
         else:
-            law[:, second] += mass * probs[12 + second, 0]
-    return law.flatten()
+            distribution[:, second] += mass * probs[12 + second, 0]
+    return distribution.flatten()
 
 
 @pytest.mark.parametrize("measure", ["probability", "margin", "entropy"])
-def test_samples_follow_the_law_of_the_surest_first(world, tabular, draw, chi_square, measure):
+def test_samples_follow_the_distribution_of_the_most_confident_first(world, tabular, draw, chi_square, measure):
     sampler = ConfidenceDecoding(tabular(world.table), LOG_LINEAR, ConfidenceOrder(measure))
     steps, drawn = draw(sampler, num=NUM, nfe=2)
     assert all((step.changed.sum(1) == 1).all() for step in steps)
@@ -46,33 +46,33 @@ def test_samples_follow_the_law_of_the_surest_first(world, tabular, draw, chi_sq
 
 
 def test_the_measures_differ(world):
-    laws = [one_at_a_time(world, measure) for measure in ("probability", "margin")]
-    assert (laws[0] - laws[1]).abs().max() > 0.01
+    distributions = [one_at_a_time(world, measure) for measure in ("probability", "margin")]
+    assert (distributions[0] - distributions[1]).abs().max() > 0.01
 
 
-def test_one_move_is_the_networks_own_law(world, tabular, draw, chi_square):
+def test_one_move_has_the_distribution_of_the_network(world, tabular, draw, chi_square):
     _, drawn = draw(ConfidenceDecoding(tabular(world.table), LOG_LINEAR), num=NUM, nfe=1)
-    assert chi_square(drawn, world.law([world.table], LOG_LINEAR)) > 1e-3
+    assert chi_square(drawn, world.sample_probs([world.table], LOG_LINEAR)) > 1e-3
 
 
-def test_noise_on_the_order_mixes_it(world, tabular, draw):
+def test_noise_on_the_confidence_randomises_the_order(world, tabular, draw):
     probs = world.table[15, :, :3].softmax(-1)
-    surer = int(score("entropy", probs[1], 0) > score("entropy", probs[0], 0))
+    more_confident = int(score("entropy", probs[1], 0) > score("entropy", probs[0], 0))
     for gumbel, low, high in ((0.0, 1.0, 1.0), (50.0, 0.4, 0.6)):
         sampler = ConfidenceDecoding(tabular(world.table), LOG_LINEAR, ConfidenceOrder("entropy", gumbel))
         steps, _ = draw(sampler, num=1000, nfe=2)
-        assert low <= float(steps[0].changed[:, surer].double().mean()) <= high
+        assert low <= float(steps[0].changed[:, more_confident].double().mean()) <= high
 
 
 @torch.no_grad()
-def test_each_move_leaves_the_expected_masks_and_prompts_stay(make_dit, started):
+def test_each_move_leaves_the_expected_masks_and_prompts_stay(make_dit, canvas_of):
     network = make_dit(vocab_size=9, length=12, seed=1)
     z = torch.full((3, 12), network.mask_id)
     z[1, :6] = 1
     z[2] = 2
     sampler = ConfidenceDecoding(network, Absorbing(network.mask_id))
     left, prompts = [], z.clone()
-    for step in sampler(started(z, network.mask_id), time_grid(4), SequenceNoise(0, range(3))):
+    for step in sampler(canvas_of(z, network.mask_id), time_grid(4), SequenceNoise(0, range(3))):
         left.append((step.z == network.mask_id).sum(1).tolist())
         assert torch.equal(step.z[prompts != network.mask_id], prompts[prompts != network.mask_id])
         assert step.network_passes[2] == 0
@@ -80,12 +80,12 @@ def test_each_move_leaves_the_expected_masks_and_prompts_stay(make_dit, started)
 
 
 @pytest.mark.parametrize(
-    ("values", "said"),
+    ("values", "message"),
     [
         ({"measure": "rank"}, "a confidence measure is one of probability, margin, entropy; got 'rank'"),
         ({"gumbel": -1.0}, r"gumbel lies in \[0, 1e\+30\]; got -1.0"),
     ],
 )
-def test_settings_out_of_range_are_refused(unchecked, values, said):
-    with pytest.raises(UsageError, match=said):
+def test_settings_out_of_range_are_refused(unchecked, values, message):
+    with pytest.raises(UsageError, match=message):
         ConfidenceOrder(**values)

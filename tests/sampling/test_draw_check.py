@@ -32,7 +32,9 @@ def bundle(make_dit, make_discriminator):
 def damaged(bundle, role, value):
     network = copy.deepcopy(getattr(bundle, role))
     with torch.no_grad():
-        next(one for name, one in network.named_parameters() if name.startswith("output_layer.")).fill_(value)
+        next(parameter for name, parameter in network.named_parameters() if name.startswith("output_layer.")).fill_(
+            value
+        )
     return replace(bundle, **{role: network})
 
 
@@ -46,13 +48,13 @@ def test_no_sampler_draws_from_logits_that_are_not_finite(bundle, sampler, value
 
 
 @pytest.mark.parametrize("options", [{"precision": "float32"}, {"top_p": 0.5}, {"temperature": 0.5}])
-def test_nor_does_any_other_way_of_drawing(bundle, options):
+def test_other_options_do_not_draw_from_logits_that_are_not_finite(bundle, options):
     with pytest.raises(DidiError, match="not finite"):
         generate(damaged(bundle, "student", float("nan")), num_samples=2, nfe=2, **options)
 
 
 @pytest.mark.parametrize("guidance", [Guidance(tilted_fraction=1.0), Guidance(tilted_fraction=0.0, select="best")])
-def test_nor_does_guidance_by_a_discriminator_with_nan(bundle, guidance):
+def test_guidance_does_not_draw_by_a_discriminator_with_nan(bundle, guidance):
     with pytest.raises(DidiError, match="not finite"):
         generate(damaged(bundle, "discriminator", float("nan")), nfe=4, sampler="guided", guidance=guidance)
 
@@ -64,42 +66,42 @@ def test_the_largest_gumbel_scale_leaves_no_mask(bundle):
 
 
 def test_a_gumbel_variate_of_a_uniform_that_is_zero_leaves_no_mask(bundle, monkeypatch):
-    drawn = SequenceNoise.uniforms
-    monkeypatch.setattr(SequenceNoise, "uniforms", lambda self, *shape, **rest: drawn(self, *shape, **rest) * 0)
+    uniforms = SequenceNoise.uniforms
+    monkeypatch.setattr(SequenceNoise, "uniforms", lambda self, *shape, **rest: uniforms(self, *shape, **rest) * 0)
     order = ConfidenceOrder(gumbel=1.0)
     tokens = generate(bundle, num_samples=2, nfe=2, sampler="confidence", order=order).tokens
     assert (tokens < 6).all()
 
 
-def test_a_sampler_that_leaves_a_mask_is_told_so(bundle, monkeypatch):
+def test_a_sampler_that_leaves_a_mask_is_reported(bundle, monkeypatch):
     monkeypatch.setattr("didi.sampling.ancestral.reveal_moves", lambda uniforms, is_masked, alphas: torch.where(
         is_masked, 0, -1).index_fill(1, torch.tensor([2]), -1))  # fmt: skip
     with pytest.raises(DidiError, match=r"a finished sample holds no \[MASK\]"):
         list(stream(bundle, nfe=2))
 
 
-def test_the_check_accepts_what_rules_out_symbols_and_refuses_a_row_that_rules_out_all():
-    check = DrawCheck()
-    check.see(torch.tensor([[0.0, -torch.inf], [-torch.inf, -1e30]]))
-    check.see(torch.zeros(0, 3))
-    check.finish()
+def test_the_check_accepts_impossible_symbols_and_refuses_rows_of_them():
+    draw_check = DrawCheck()
+    draw_check.check(torch.tensor([[0.0, -torch.inf], [-torch.inf, -1e30]]))
+    draw_check.check(torch.zeros(0, 3))
+    draw_check.finish()
     with pytest.raises(DidiError, match="not finite"):
-        check.see(torch.full((1, 3), -torch.inf))
+        draw_check.check(torch.full((1, 3), -torch.inf))
 
 
 @pytest.fixture
 def deferred(monkeypatch):
-    """Draws are checked as on a CUDA device: what was seen is read at the end of a batch."""
+    """Draws are checked as on a CUDA device: the results are read at the end of a batch."""
 
-    def see(self, scores):
+    def check(self, scores):
         is_bad = ~scores.detach().amax(-1).isfinite().all()
         self._is_bad = is_bad if self._is_bad is None else self._is_bad | is_bad
 
-    monkeypatch.setattr(DrawCheck, "see", see)
+    monkeypatch.setattr(DrawCheck, "check", check)
 
 
 @pytest.mark.parametrize("sampler", samplers_of("absorbing"))
-def test_what_is_read_at_the_end_of_a_batch_is_refused_too(bundle, deferred, sampler):
+def test_a_deferred_check_refuses_a_batch_at_its_end(bundle, deferred, sampler):
     with pytest.raises(DidiError, match="not finite"):
         generate(damaged(bundle, "student", float("nan")), num_samples=2, nfe=1, sampler=sampler)
 
@@ -115,16 +117,16 @@ def test_an_exact_distribution_is_checked_at_its_end(make_dit, deferred):
         ExactRows(damaged(small, "student", float("nan"))).distribution(2, SamplingOptions(), 2)
 
 
-def test_within_a_dry_run_nothing_is_checked(bundle):
+def test_no_draw_checks_turns_the_check_off(bundle):
     with no_draw_checks():
         generate(damaged(bundle, "student", float("nan")), num_samples=2, nfe=2)
     with pytest.raises(DidiError, match="not finite"):
         generate(damaged(bundle, "student", float("nan")), num_samples=2, nfe=2)
 
 
-def test_a_device_that_is_not_waited_for_is_asked_at_the_end():
-    check = DrawCheck()
-    check._is_bad = torch.tensor(True)  # as collected on a CUDA device
+def test_finish_reads_and_resets_the_results_of_a_cuda_device():
+    draw_check = DrawCheck()
+    draw_check._is_bad = torch.tensor(True)  # as collected on a CUDA device
     with pytest.raises(DidiError, match="not finite"):
-        check.finish()
-    check.finish()  # forgotten
+        draw_check.finish()
+    draw_check.finish()  # reset

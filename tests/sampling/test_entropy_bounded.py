@@ -19,41 +19,41 @@ def entropies(world):
 def test_a_bound_of_zero_reveals_one_token_a_pass_the_least_uncertain_first(world, tabular, draw, chi_square):
     first = int(entropies(world).argmin())
     probs = world.table[..., :3].double().softmax(-1)
-    law = torch.zeros(3, 3, dtype=torch.float64)
+    distribution = torch.zeros(3, 3, dtype=torch.float64)
     for token in range(3):
         if first == 0:
-            law[token] = probs[15, 0, token] * probs[token * 4 + 3, 1]
+            distribution[token] = probs[15, 0, token] * probs[token * 4 + 3, 1]
         else:
-            law[:, token] = probs[15, 1, token] * probs[12 + token, 0]
+            distribution[:, token] = probs[15, 1, token] * probs[12 + token, 0]
     steps, drawn = draw(EntropyBounded(tabular(world.table), LOG_LINEAR, entropy_bound=0.0), num=NUM, nfe=9)
     assert [step.changed[:, first].all().item() for step in steps] == [True, False]
     assert [step.t for step in steps] == [pytest.approx(0.5), 0.0]
-    assert chi_square(drawn, law.flatten()) > 1e-3
+    assert chi_square(drawn, distribution.flatten()) > 1e-3
 
 
 def test_the_sum_of_entropies_but_the_largest_stays_under_the_bound(world, tabular, draw, chi_square):
     least = float(entropies(world).min())
     steps, drawn = draw(EntropyBounded(tabular(world.table), LOG_LINEAR, entropy_bound=least + 1e-6), num=NUM, nfe=9)
     assert len(steps) == 1
-    assert chi_square(drawn, world.law([world.table], LOG_LINEAR)) > 1e-3
+    assert chi_square(drawn, world.sample_probs([world.table], LOG_LINEAR)) > 1e-3
     steps, _ = draw(EntropyBounded(tabular(world.table), LOG_LINEAR, entropy_bound=least - 1e-6), num=10, nfe=9)
     assert len(steps) == 2
 
 
 @torch.no_grad()
-def test_sequences_go_at_their_own_pace_and_prompts_stay(make_dit, started):
+def test_sequences_take_different_numbers_of_passes_and_prompts_stay(make_dit, canvas_of):
     network = make_dit(vocab_size=9, length=12, seed=1, is_time_conditioned=True)
     z = torch.full((3, 12), network.mask_id)
     z[1, :6] = 1
     z[2] = 2
     sampler, prompts = EntropyBounded(network, Absorbing(network.mask_id), entropy_bound=5.0), z.clone()
-    steps = list(sampler(started(z, network.mask_id), time_grid(1), SequenceNoise(0, range(3))))
+    steps = list(sampler(canvas_of(z, network.mask_id), time_grid(1), SequenceNoise(0, range(3))))
     passes = torch.stack([step.network_passes for step in steps]).sum(0).tolist()
     assert passes[0] > passes[1] > passes[2] == 0
     assert (steps[-1].z != network.mask_id).all()
     assert torch.equal(steps[-1].z[prompts != network.mask_id], prompts[prompts != network.mask_id])
     # The same sequence alone is drawn the same.
-    alone = list(sampler(started(prompts[1:2], network.mask_id), time_grid(1), SequenceNoise(0, [1])))
+    alone = list(sampler(canvas_of(prompts[1:2], network.mask_id), time_grid(1), SequenceNoise(0, [1])))
     assert torch.equal(alone[-1].z[0], steps[-1].z[1])
 
 

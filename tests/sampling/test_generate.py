@@ -17,14 +17,14 @@ from didi.sampling.confidence import ConfidenceOrder
 from didi.sampling.generate import generate
 from didi.sampling.guided import Guidance
 from didi.sampling.options import SamplingOptions
-from didi.sampling.registry import described
+from didi.sampling.registry import settings_text
 from didi.sampling.remasking import Remasking
 from didi.sampling.stream import stream
 
 LENGTH, MASK = 8, 6
 WORDS = {"a": 0, "b": 1, "c": 2, "d": 3, "e": 4, "f": 5, "[MASK]": MASK}
-SELF_PACED = ("first-hitting", "entropy-bounded")
-WAYS = {
+WITHOUT_GRID = ("first-hitting", "entropy-bounded")
+OPTIONS = {
     "ancestral": {},
     "float32": {"precision": "float32"},
     "guided": {"sampler": "guided"},
@@ -50,9 +50,9 @@ def bundle(make_dit, make_discriminator):
     )
 
 
-@pytest.fixture(params=WAYS)
+@pytest.fixture(params=OPTIONS)
 def options(request):
-    return WAYS[request.param]
+    return OPTIONS[request.param]
 
 
 def test_the_samples_of_a_seed_do_not_depend_on_the_batches(bundle, options):
@@ -80,22 +80,22 @@ def test_no_mask_is_left(bundle, options, schedule, nfe):
     assert ((tokens >= 0) & (tokens < MASK)).all()
 
 
-def test_a_result_records_how_it_was_made(bundle):
+def test_a_result_records_its_settings(bundle):
     out = generate(bundle, num_samples=3, nfe=4, seed=9, sampler="guided")
     assert (out.nfe, out.seed, out.precision, out.sampler) == (4, 9, "float64", "guided")
     assert out.seconds > 0
     assert generate(bundle, num_samples=1, nfe=1, precision="float32").precision == "float32"
 
 
-def test_without_a_number_of_moves_a_student_takes_its_own(bundle):
-    known = replace(bundle, intended_nfe=5)
-    out = generate(known, num_samples=2)
+def test_the_default_number_of_moves_of_a_student_is_its_intended_nfe(bundle):
+    with_nfe = replace(bundle, intended_nfe=5)
+    out = generate(with_nfe, num_samples=2)
     assert out.nfe == 5
     assert torch.equal(out.tokens, generate(bundle, num_samples=2, nfe=5).tokens)
-    for one, role, expected in ((known, "teacher", 16), (bundle, None, 16), (known, None, 5)):
-        assert generate(one, num_samples=1, role=role).nfe == expected
-        assert max(move.number for move in stream(one, role=role)) == expected
-    assert generate(known, num_samples=1, nfe=2).nfe == 2
+    for source, role, expected in ((with_nfe, "teacher", 16), (bundle, None, 16), (with_nfe, None, 5)):
+        assert generate(source, num_samples=1, role=role).nfe == expected
+        assert max(move.number for move in stream(source, role=role)) == expected
+    assert generate(with_nfe, num_samples=1, nfe=2).nfe == 2
 
 
 def test_texts_are_the_decoded_tokens(bundle):
@@ -111,7 +111,7 @@ def test_no_sequence_takes_more_passes_than_moves_or_positions(bundle, options):
         out = generate(bundle, num_samples=6, nfe=nfe, **options)
         assert (out.network_passes >= 1).all()
         assert (out.network_passes <= out.nfe).all()
-        assert out.nfe == (LENGTH if out.sampler in SELF_PACED else nfe)
+        assert out.nfe == (LENGTH if out.sampler in WITHOUT_GRID else nfe)
         if out.sampler == "ancestral" and out.precision == "float64":
             assert (out.network_passes <= LENGTH).all()
         assert bool(out.discriminator_passes.any()) == (out.sampler == "guided")
@@ -120,7 +120,7 @@ def test_no_sequence_takes_more_passes_than_moves_or_positions(bundle, options):
 def test_the_moves_add_up_to_the_result(bundle, options):
     moves = []
     out = generate(bundle, num_samples=5, nfe=4, batch_size=5, on_move=moves.append, **options)
-    if out.sampler not in SELF_PACED:
+    if out.sampler not in WITHOUT_GRID:
         assert [move.t for move in moves] == [0.75, 0.5, 0.25, 0.0]
     assert [move.number for move in moves] == list(range(1, len(moves) + 1))
     assert torch.equal(moves[-1].tokens, out.tokens)
@@ -140,7 +140,7 @@ def test_a_prefix_is_kept(bundle, options):
     assert all(text.startswith("e f e ") for text in out.texts)
 
 
-def test_the_gaps_of_an_infill_text_and_what_follows_it_are_filled(bundle, options):
+def test_the_masks_of_an_infill_text_and_the_positions_after_it_are_filled(bundle, options):
     out = generate(bundle, num_samples=32, nfe=3, infill="[MASK] c [MASK] [MASK] d", **options)
     assert (out.tokens[:, [1, 4]] == torch.tensor([2, 3])).all()
     assert (out.tokens != MASK).all()
@@ -158,7 +158,7 @@ def test_a_sequence_may_be_shorter_than_the_context(bundle, options):
     assert generate(bundle, num_samples=2, nfe=2, length=5, **options).tokens.shape == (2, 5)
 
 
-def test_the_noise_is_that_of_the_seed_and_the_number_of_the_sequence(bundle):
+def test_the_noise_depends_on_the_seed_and_the_number_of_the_sequence(bundle):
     sampler = Ancestral(bundle.student, bundle.process)
     *_, last = sampler(Canvas.blank(3, LENGTH), time_grid(4), SequenceNoise(11, [0, 1, 2]))
     assert torch.equal(generate(bundle, num_samples=3, nfe=4, seed=11).tokens, last.z)
@@ -197,7 +197,7 @@ def test_options_may_be_given_whole_or_by_name(bundle):
         ({"sampler": "guided", "precision": "float32"}, "guided sampling draws in float64"),
     ],
 )
-def test_what_cannot_be_done_is_refused(bundle, arguments, message):
+def test_invalid_arguments_are_refused(bundle, arguments, message):
     with pytest.raises(UsageError, match=message):
         generate(bundle, **arguments)
 
@@ -215,7 +215,7 @@ def test_unknown_names_are_refused(bundle, unchecked, arguments, message):
         generate(bundle, **arguments)
 
 
-def test_what_a_bundle_lacks_is_named(bundle):
+def test_missing_parts_of_a_bundle_are_named(bundle):
     alone = Bundle(teacher=bundle.teacher, name="mine")
     with pytest.raises(UsageError, match="bundle mine has no student"):
         generate(alone, role="student")
@@ -225,9 +225,9 @@ def test_what_a_bundle_lacks_is_named(bundle):
         generate(alone, prefix="a")
 
 
-def test_the_settings_of_a_sampler_are_told_for_the_record():
-    assert described(SamplingOptions("ancestral")) == ""
-    assert described(SamplingOptions("confidence")) == "measure probability, gumbel 0.0"
-    assert described(SamplingOptions("entropy-bounded", entropy_bound=2.0)) == "entropy_bound 2.0"
-    assert described(SamplingOptions("remasking", times=(1.0, 0.5, 0.0))).endswith("t_off 0.0, times 1 0.5 0")
-    assert "num_candidates 4" in described(SamplingOptions("guided"))
+def test_the_settings_of_a_sampler_as_text():
+    assert settings_text(SamplingOptions("ancestral")) == ""
+    assert settings_text(SamplingOptions("confidence")) == "measure probability, gumbel 0.0"
+    assert settings_text(SamplingOptions("entropy-bounded", entropy_bound=2.0)) == "entropy_bound 2.0"
+    assert settings_text(SamplingOptions("remasking", times=(1.0, 0.5, 0.0))).endswith("t_off 0.0, times 1 0.5 0")
+    assert "num_candidates 4" in settings_text(SamplingOptions("guided"))

@@ -18,27 +18,27 @@ SCORES = [0.8, -0.5, 0.2, 0.0]
 @pytest.mark.parametrize(
     "process", [LOG_LINEAR, Absorbing(3, schedule_from_name("cosine"))], ids=["log-linear", "cosine"]
 )
-def test_without_tilt_and_with_one_candidate_the_law_is_ancestral(
+def test_without_tilt_and_with_one_candidate_the_distribution_is_ancestral(
     world, tabular, linear_discriminator, draw, chi_square, process
 ):
     sampler = Guided(
         tabular(world.table), process, linear_discriminator(SCORES), Guidance(guidance_scale=0.0, num_candidates=1)
     )
     _, drawn = draw(sampler, num=NUM, nfe=4)
-    assert chi_square(drawn, world.law([world.table] * 4, process)) > 1e-3
+    assert chi_square(drawn, world.sample_probs([world.table] * 4, process)) > 1e-3
 
 
 @pytest.mark.parametrize("select", ["sample", "best"])
-def test_an_indifferent_discriminator_leaves_the_law_as_it_is(
+def test_a_constant_discriminator_does_not_change_the_distribution(
     world, tabular, linear_discriminator, draw, chi_square, select
 ):
     sampler = Guided(tabular(world.table), LOG_LINEAR, linear_discriminator([0.3] * 4), Guidance(select=select))
     _, drawn = draw(sampler, num=NUM, nfe=4)
-    assert chi_square(drawn, world.law([world.table] * 4, LOG_LINEAR)) > 1e-3
+    assert chi_square(drawn, world.sample_probs([world.table] * 4, LOG_LINEAR)) > 1e-3
 
 
 def tilted_tables(world, scale, clamp, num_moves):
-    """Logits plus h times the clamped gradient of minus the mean score, softmax by softmax."""
+    """Logits of each move, plus h times the clamped gradient of minus the mean score."""
     probs = world.table[..., :3].softmax(-1)
     scores = torch.tensor(SCORES[:3])
     gradient = -probs * (scores - (probs * scores).sum(-1, keepdim=True))
@@ -47,13 +47,15 @@ def tilted_tables(world, scale, clamp, num_moves):
 
 
 @pytest.mark.parametrize(("scale", "clamp"), [(4.0, 1.0), (30.0, 0.05)])
-def test_tilted_moves_follow_the_exact_tilted_law(world, tabular, linear_discriminator, draw, chi_square, scale, clamp):
+def test_tilted_moves_follow_the_exact_tilted_distribution(
+    world, tabular, linear_discriminator, draw, chi_square, scale, clamp
+):
     guidance = Guidance(guidance_scale=scale, gradient_clamp=clamp, tilted_fraction=1.0)
     sampler = Guided(tabular(world.table), LOG_LINEAR, linear_discriminator(SCORES), guidance)
     _, drawn = draw(sampler, num=NUM, nfe=4)
-    expected = world.law(tilted_tables(world, scale, clamp, 4), LOG_LINEAR)
+    expected = world.sample_probs(tilted_tables(world, scale, clamp, 4), LOG_LINEAR)
     assert chi_square(drawn, expected) > 1e-3
-    plain = world.law([world.table] * 4, LOG_LINEAR)
+    plain = world.sample_probs([world.table] * 4, LOG_LINEAR)
     log_ratio = torch.tensor(SCORES, dtype=torch.float64)[world.CLEAN].sum(1)
     assert expected @ log_ratio < plain @ log_ratio - 0.1  # the tilt raises the reward
     assert chi_square(drawn, plain) < 1e-6
@@ -66,7 +68,7 @@ def test_re_ranking_follows_the_exact_softmax_over_candidates(
     # One move, so that a candidate is a pair of independent clean tokens; two candidates, 81 pairs of them.
     guidance = Guidance(tilted_fraction=0.0, num_candidates=2, rank_temperature=temperature)
     _, drawn = draw(Guided(tabular(world.table), LOG_LINEAR, linear_discriminator(SCORES), guidance), num=NUM, nfe=1)
-    plain = world.law([world.table], LOG_LINEAR)
+    plain = world.sample_probs([world.table], LOG_LINEAR)
     reward = -torch.tensor(SCORES, dtype=torch.float64)[world.CLEAN].sum(1) / temperature
     expected = torch.zeros(9, dtype=torch.float64)
     for first, second in itertools.product(range(9), repeat=2):
@@ -82,7 +84,7 @@ def test_best_takes_the_candidate_of_the_lowest_log_ratio(world, tabular, linear
     guidance = Guidance(tilted_fraction=0.0, num_candidates=5, select="best", reduction=reduction)
     discriminator = linear_discriminator([*SCORES[:3], 0.9])
     steps, _ = draw(Guided(tabular(world.table), LOG_LINEAR, discriminator, guidance), num=30, nfe=2)
-    for step, (one_hot, _) in zip(steps, discriminator.seen, strict=True):
+    for step, (one_hot, _) in zip(steps, discriminator.inputs, strict=True):
         is_active = step.network_passes == 1
         candidates = one_hot.argmax(-1).view(-1, 5, 2)
         logits = discriminator.scores[candidates]
@@ -100,7 +102,7 @@ def test_best_takes_the_candidate_of_the_lowest_log_ratio(world, tabular, linear
 def test_re_ranking_reads_the_noise_of_the_state_it_moves_to(world, tabular, linear_discriminator, draw):
     discriminator = linear_discriminator(SCORES)
     draw(Guided(tabular(world.table), LOG_LINEAR, discriminator, Guidance(tilted_fraction=0.0)), num=20, nfe=2)
-    for (_, sigma), level in zip(discriminator.seen, (-torch.tensor([0.5, 1.0]).log()), strict=True):
+    for (_, sigma), level in zip(discriminator.inputs, (-torch.tensor([0.5, 1.0]).log()), strict=True):
         torch.testing.assert_close(sigma, level.expand_as(sigma))
 
 
@@ -108,8 +110,7 @@ def test_tilting_reads_the_noise_of_the_state_it_moves_from(world, tabular, line
     for is_time_conditioned in (True, False):
         discriminator = linear_discriminator(SCORES, is_time_conditioned=is_time_conditioned)
         draw(Guided(tabular(world.table), LOG_LINEAR, discriminator, Guidance(tilted_fraction=1.0)), num=20, nfe=2)
-        (simplex, sigma), *others = discriminator.seen
-        assert not others  # the first move has h = 0
+        ((simplex, sigma),) = discriminator.inputs  # the first move has h = 0
         if is_time_conditioned:
             torch.testing.assert_close(sigma, torch.full_like(sigma, 0.5).log().neg())
         else:
@@ -118,21 +119,21 @@ def test_tilting_reads_the_noise_of_the_state_it_moves_from(world, tabular, line
         assert (simplex[..., world.MASK] == 0).all()
 
 
-def test_tilting_reads_the_law_of_each_position_that_stays_masked(world, tabular, linear_discriminator, draw):
+def test_tilting_reads_the_distribution_of_positions_that_stay_masked(world, tabular, linear_discriminator, draw):
     discriminator = linear_discriminator(SCORES)
     sampler = Guided(tabular(world.table), LOG_LINEAR, discriminator, Guidance(tilted_fraction=1.0))
     steps, _ = draw(sampler, num=60, nfe=3)
-    simplex, _ = discriminator.seen[0]  # of the second move
+    simplex, _ = discriminator.inputs[0]  # of the second move
     before, after, is_active = steps[0].z, steps[1].z, steps[1].network_passes == 1
     stays = (after == world.MASK)[is_active]
-    laws = world.table[world.index(before[is_active])][..., :3].softmax(-1)
+    expected = world.table[world.index(before[is_active])][..., :3].softmax(-1)
     assert 10 < stays.sum() < 60
-    torch.testing.assert_close(simplex[stays][:, :3], laws[stays])
+    torch.testing.assert_close(simplex[stays][:, :3], expected[stays])
     is_visible = (before != world.MASK)[is_active]
     assert torch.equal(simplex[is_visible].argmax(-1), before[is_active][is_visible])
 
 
-def test_the_size_of_the_parts_changes_nothing(make_dit, make_discriminator, draw, monkeypatch):
+def test_samples_do_not_depend_on_the_size_of_the_parts(make_dit, make_discriminator, draw, monkeypatch):
     denoiser = make_dit(seed=4)
     sampler = Guided(denoiser, LOG_LINEAR, make_discriminator(denoiser), Guidance(tilted_fraction=1.0))
     drawn = []
@@ -156,7 +157,7 @@ def test_every_pass_is_counted(world, tabular, linear_discriminator, draw):
     passes = [int(step.network_passes.sum()) for step in steps if step.network_passes.any()]
     assert denoiser.trunk_rows[0] == 1
     assert denoiser.trunk_rows[1:] == passes[1:]
-    scored = [len(inputs) for inputs, _ in discriminator.seen]
+    scored = [len(inputs) for inputs, _ in discriminator.inputs]
     forwards = [int(step.discriminator_passes.sum()) // (2 if move < 4 else 1) for move, step in enumerate(steps)]
     assert scored == [number for number in forwards if number]
 
@@ -165,7 +166,7 @@ def test_a_single_candidate_needs_no_discriminator(world, tabular, linear_discri
     discriminator = linear_discriminator(SCORES)
     guidance = Guidance(tilted_fraction=0.0, num_candidates=1)
     steps, _ = draw(Guided(tabular(world.table), LOG_LINEAR, discriminator, guidance), num=10, nfe=4)
-    assert not discriminator.seen
+    assert not discriminator.inputs
     assert not any(step.discriminator_passes.any() for step in steps)
 
 

@@ -36,7 +36,7 @@ def test_other_values_are_refused(settings, message):
         Guidance(**settings)
 
 
-def test_settings_cannot_change():
+def test_settings_are_immutable():
     with pytest.raises(dataclasses.FrozenInstanceError):
         Guidance().guidance_scale = 1.0
 

@@ -84,12 +84,12 @@ def test_the_exact_judge_estimates_the_mixture(make_dit, monkeypatch, num_moves,
     student = make_dit(seed=4, **shape)
     monkeypatch.setattr(latent, "DRAWS", 96)
     monkeypatch.setattr(latent, "FIRST_DRAWS", 2**12)
-    found = ExactRows(Bundle(student=student)).distribution(SYMBOLS, SamplingOptions(), num_moves)
+    estimate = ExactRows(Bundle(student=student)).distribution(SYMBOLS, SamplingOptions(), num_moves)
     expected = mixture(student, num_moves, is_timed=is_timed)
-    assert (found - expected).abs().sum() < 0.05
+    assert (estimate - expected).abs().sum() < 0.05
 
 
-def test_the_note_says_by_how_much_a_divergence_is_high(bundle, monkeypatch):
+def test_the_note_states_the_bias_of_a_divergence(bundle, monkeypatch):
     chain = MarkovChain(SYMBOLS, successor_probs=(0.7, 0.2, 0.1))
     p = mixture(bundle.student, 2)
     exact = float((p * (p.log() - chain.log_likelihood(STATES.clean))).sum())
@@ -97,69 +97,69 @@ def test_the_note_says_by_how_much_a_divergence_is_high(bundle, monkeypatch):
     for num_first, num_others in ((8, 2), (2**12, 64)):
         monkeypatch.setattr(latent, "FIRST_DRAWS", num_first)
         monkeypatch.setattr(latent, "DRAWS", num_others)
-        found = ExactRows(bundle)(chain, SamplingOptions(), 2)
-        assert found.note.startswith("latent codes averaged over draws: KL is high by about")
-        biases.append(float(found.note.split("about ")[1].split()[0]))
+        result = ExactRows(bundle)(chain, SamplingOptions(), 2)
+        assert result.note.startswith("latent codes averaged over draws: KL is high by about")
+        biases.append(float(result.note.split("about ")[1].split()[0]))
     assert biases[0] > 10 * biases[1] > 0
-    assert abs(found.kl - exact) < 0.03
+    assert abs(result.kl - exact) < 0.03
     assert ExactRows(bundle)(chain, SamplingOptions("guided"), 2) is None
 
 
-@pytest.mark.parametrize("length", [16, [16, 9, 4]], ids=["alike", "padded"])  # states that are alike share a pass
+@pytest.mark.parametrize("length", [16, [16, 9, 4]], ids=["equal", "padded"])  # equal rows share a pass
 @pytest.mark.parametrize("sampler", DRAWING)
 def test_samples_do_not_depend_on_the_batch(wide, make_discriminator, make_dit, sampler, length):
-    there = replace(wide, discriminator=make_discriminator(make_dit(vocab_size=40, length=16)))
-    found = [
-        didi.generate(there, num_samples=6, nfe=5, sampler=sampler, batch_size=size, length=length).tokens
+    bundle = replace(wide, discriminator=make_discriminator(make_dit(vocab_size=40, length=16)))
+    samples = [
+        didi.generate(bundle, num_samples=6, nfe=5, sampler=sampler, batch_size=size, length=length).tokens
         for size in (1, 4, 6)
     ]
-    assert torch.equal(found[0], found[1])
-    assert torch.equal(found[0], found[2])
+    assert torch.equal(samples[0], samples[1])
+    assert torch.equal(samples[0], samples[2])
 
 
-def test_every_move_has_codes_of_its_own(wide, monkeypatch):
-    seen, features = [], DiT.features
+def test_every_move_draws_new_codes(wide, monkeypatch):
+    calls, features = [], DiT.features
 
-    def noting(self, inputs, sigma=None, attention_mask=None, codes=None):
-        seen.append((inputs, codes))
+    def recorded(self, inputs, sigma=None, attention_mask=None, codes=None):
+        calls.append((inputs, codes))
         return features(self, inputs, sigma, attention_mask, codes)
 
-    monkeypatch.setattr(DiT, "features", noting)
+    monkeypatch.setattr(DiT, "features", recorded)
     given = torch.tensor([1, 2, 0, 0, 0, 0, 0, 7]).expand(4, -1)
     canvas = Canvas(given, given == 0, torch.ones_like(given, dtype=torch.bool))
     *_, last = Ancestral(wide.student, wide.process, is_whole_batch=True)(
         canvas, time_grid(3), SequenceNoise(0, range(4))
     )
     assert (last.z[:, [0, 1, 7]] == torch.tensor([1, 2, 7])).all()
-    assert [len(codes) for _, codes in seen] == [4, 4, 4]
-    first, second, third = (codes for _, codes in seen)
+    assert [len(codes) for _, codes in calls] == [4, 4, 4]
+    first, second, third = (codes for _, codes in calls)
     assert not torch.equal(first, second)
     assert not torch.equal(second, third)
     assert torch.stack([first, second, third]).unique().tolist() == list(range(8))
-    assert all((inputs[:, [0, 1, 7]] == torch.tensor([1, 2, 7])).all() for inputs, _ in seen)
+    assert all((inputs[:, [0, 1, 7]] == torch.tensor([1, 2, 7])).all() for inputs, _ in calls)
 
 
 @torch.no_grad()
 def test_a_shared_pass_gives_each_request_its_codes(wide):
     student, generator = wide.student, torch.Generator().manual_seed(0)
-    asked = []
+    requests = []
     for width in (5, 16, 9):
         z, codes = (torch.randint(n, (2, width), generator=generator) for n in (40, 8))
-        asked.append(TrunkPass(z, torch.tensor(0.5, dtype=torch.float64), None, codes))
-    for one, found in zip(asked, shared_features(student, wide.process, asked), strict=True):
-        alone = student.features(one.inputs, None, None, one.codes)
-        torch.testing.assert_close(found, alone, atol=1e-5, rtol=1e-4)
+        requests.append(TrunkPass(z, torch.tensor(0.5, dtype=torch.float64), None, codes))
+    for request, features in zip(requests, shared_features(student, wide.process, requests), strict=True):
+        alone = student.features(request.inputs, None, None, request.codes)
+        torch.testing.assert_close(features, alone, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("sampler", sorted({*samplers_of("absorbing")} - {*DRAWING}))
 def test_other_samplers_are_refused(bundle, sampler):
-    with pytest.raises(UsageError, match="reads latent codes, which ancestral, guided, tau-leaping sampling") as caught:
+    with pytest.raises(UsageError, match="reads latent codes, which only ancestral, guided, tau-leaping") as caught:
         didi.generate(bundle, num_samples=2, nfe=SAMPLERS[sampler][0].num_moves or 2, sampler=sampler)
     assert "\n" not in str(caught.value)
 
 
 def test_single_precision_draws_are_refused(bundle):
-    with pytest.raises(UsageError, match="alone draws; got ancestral in float32: choose one of these"):
+    with pytest.raises(UsageError, match="in float64 supports; got ancestral in float32: choose one of these"):
         didi.generate(bundle, num_samples=2, nfe=2, precision="float32")
 
 
@@ -169,7 +169,7 @@ def test_a_likelihood_is_refused(bundle):
 
 
 @pytest.mark.parametrize("method", ["ancestral", "guided", "trunk", "guided floor", "passes"])
-def test_what_is_timed_reads_codes(bundle, method):
+def test_timed_networks_read_codes(bundle, method):
     contestant(bundle, method, Workload(2, LENGTH, 2))()
 
 
@@ -178,11 +178,11 @@ def test_what_is_timed_reads_codes(bundle, method):
 def test_a_cheaper_network_reads_codes(wide, numerics):
     cheap, z = for_inference(wide, numerics).student, torch.arange(16)[None]
     for codes in (torch.zeros_like(z), z % 8):
-        exact, found = (one.features(z, None, None, codes) for one in (wide.student, cheap))
-        assert (found - exact).norm() / exact.norm() < 0.2
+        exact, approximate = (network.features(z, None, None, codes) for network in (wide.student, cheap))
+        assert (approximate - exact).norm() / exact.norm() < 0.2
 
 
-def test_a_bundle_comes_back_as_it_was_saved(bundle, tmp_path):
+def test_a_saved_bundle_is_loaded_with_its_codes(bundle, tmp_path):
     back = load(save(bundle, tmp_path / "bundle"))
     assert back.student.config == bundle.student.config
     assert torch.equal(
@@ -194,7 +194,7 @@ def test_a_bundle_comes_back_as_it_was_saved(bundle, tmp_path):
         load(tmp_path / "bundle")
 
 
-def test_the_public_layout_has_no_place_for_codes(bundle):
+def test_the_public_layout_cannot_store_codes(bundle):
     with pytest.raises(UsageError, match="the MDLM layout has no latent codes"):
         mdlm_state_dict(bundle.student)
 
@@ -205,6 +205,6 @@ def test_other_networks_cannot_read_codes():
 
 
 @pytest.mark.parametrize("number", [1, -2])
-def test_a_number_of_codes_without_meaning_is_refused(number):
+def test_an_invalid_number_of_codes_is_refused(number):
     with pytest.raises(UsageError, match=f"num_codes is 2 or more, or 0 for none; got {number}"):
         DiTConfig(vocab_size=4, mask_id=3, length=2, hidden_size=8, num_heads=2, num_codes=number)

@@ -1,4 +1,4 @@
-"""The key-value cache: the same samples as without it, from prompts of several lengths, within the context."""
+"""Sampling with the key-value cache gives the same samples as without, for prompts of several lengths."""
 
 import pytest
 import torch
@@ -13,19 +13,19 @@ from didi.sampling.token_distribution import TokenDistribution
 VOCAB, LENGTH = 11, 12
 KINDS = {"twin": {"mask_id": VOCAB - 1}, "public": {"mask_id": None, "begin_id": 3, "is_tied": True}}
 NUM_GIVEN = (0, 5, 1, LENGTH, 11, 5)
-"""Of the sequences of a batch."""
+"""Number of given tokens of each sequence of a batch."""
 
 
 @pytest.fixture(params=KINDS.values(), ids=KINDS)
 def network(request):
-    """Far from uniform, so that each token depends on those before it."""
+    """A network far from uniform, so that each token depends on the tokens before it."""
     torch.manual_seed(3)
     shape = {"vocab_size": VOCAB, "length": LENGTH, "hidden_size": 8, "num_blocks": 2, "num_heads": 2}
-    made = AutoregressiveLM(AutoregressiveConfig(**shape, **request.param)).eval()
+    network = AutoregressiveLM(AutoregressiveConfig(**shape, **request.param)).eval()
     with torch.no_grad():
-        for parameter in made.parameters():
+        for parameter in network.parameters():
             parameter.add_(0.5 * torch.randn_like(parameter))
-    return made
+    return network
 
 
 def batch(num_given=NUM_GIVEN):
@@ -62,7 +62,7 @@ def sampled_without_cache(network, canvas, draws, token_distribution=None):
     [TokenDistribution(), TokenDistribution(temperature=0.7), TokenDistribution(top_p=0.8)],
     ids=str,
 )
-def test_samples_are_those_without_a_cache(network, token_distribution):
+def test_samples_equal_those_without_a_cache(network, token_distribution):
     canvas = batch()
     with_cache = sampled(network, canvas, noise(), token_distribution=token_distribution)
     assert torch.equal(with_cache, sampled_without_cache(network, canvas, noise(), token_distribution))
@@ -78,33 +78,33 @@ def test_prompts_are_read_in_one_pass(network):
 @pytest.fixture
 def passes(monkeypatch):
     """Tokens that each pass reads, and tokens that the cache holds after it."""
-    seen, features = [], AutoregressiveLM.features
+    sizes, features = [], AutoregressiveLM.features
 
-    def watched(self, tokens, cache=None):
-        found = features(self, tokens, cache)
-        seen.append((tokens.shape[1], cache.get_seq_length()))
-        return found
+    def recorded(self, tokens, cache=None):
+        result = features(self, tokens, cache)
+        sizes.append((tokens.shape[1], cache.get_seq_length()))
+        return result
 
-    monkeypatch.setattr(AutoregressiveLM, "features", watched)
-    return seen
+    monkeypatch.setattr(AutoregressiveLM, "features", recorded)
+    return sizes
 
 
 @pytest.mark.parametrize("num_given", [(0, 0), (4, 9), (LENGTH - 1,), (LENGTH, LENGTH)])
 def test_every_token_is_read_once_and_the_cache_stays_within_the_context(network, passes, num_given):
     sampled(network, batch(num_given), noise(size=len(num_given)))
     least = min(num_given)
-    # The begin symbol and what is given at first, then one token a pass; the last token is not read.
-    assert passes == [(least + 1, least + 1), *((1, one) for one in range(least + 2, LENGTH + 1))][: LENGTH - least]
+    # First the begin symbol and the given tokens, then one token per pass; the last token is not read.
+    assert passes == [(least + 1, least + 1), *((1, size) for size in range(least + 2, LENGTH + 1))][: LENGTH - least]
 
 
 def test_only_the_last_position_of_a_prompt_has_logits(network, monkeypatch):
     rows, head = [], AutoregressiveLM.head
-    monkeypatch.setattr(AutoregressiveLM, "head", lambda self, one: rows.append(one.shape[:-1]) or head(self, one))
+    monkeypatch.setattr(AutoregressiveLM, "head", lambda self, x: rows.append(x.shape[:-1]) or head(self, x))
     sampled(network, batch((7, 9)), noise(size=2))
     assert rows == [(2,)] * 5
 
 
-def test_positions_that_are_not_written_yet_have_a_symbol_of_their_own(network):
+def test_positions_that_are_not_sampled_yet_have_the_unwritten_symbol(network):
     canvas = batch()
     states = [step.z for step in LeftToRight(network, unwritten_id=VOCAB)(canvas, time_grid(1), noise())]
     for number, z in enumerate(states, start=1):

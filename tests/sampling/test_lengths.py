@@ -1,4 +1,4 @@
-"""Samples of several lengths in one set: each is the sample that it is alone."""
+"""Samples of several lengths in one set equal the samples of each length alone."""
 
 import pytest
 import torch
@@ -27,7 +27,7 @@ def bundle(randomise, make_discriminator):
 
 
 @pytest.mark.parametrize("sampler", ["ancestral", "reparam", "guided", "tilted", "first-hitting", "published"])
-def test_a_sample_of_several_lengths_is_that_of_one_length(bundle, sampler):
+def test_samples_of_several_lengths_equal_those_of_one_length(bundle, sampler):
     options = {"num_samples": 7, "nfe": 3, "seed": 2, "sampler": sampler}
     if sampler == "tilted":
         sampler = "guided"
@@ -57,7 +57,7 @@ def test_samples_are_residues_between_a_begin_and_an_end(bundle):
         assert set(text) <= set("LAGVSERTIDPKQNFYMHWCBUZO")
 
 
-def test_a_move_shows_masks_and_its_own_positions(bundle):
+def test_the_texts_of_a_move_have_masks_and_their_own_lengths(bundle):
     first, *_ = stream(bundle, num_samples=2, nfe=8, length=[3, 9])
     assert [text.replace("[MASK]", "-") for text in first.texts][1].count("-") > 0
     assert [len(text.replace("[MASK]", "-")) for text in first.texts] == [3, 9]
@@ -68,12 +68,12 @@ def test_given_residues_stand_after_the_begin(bundle):
     assert all(text[:2] + text[3] == "MKV" for text in drawn.texts)
     assert [len(text) for text in drawn.texts] == [6, 9, 6]
     both = generate(bundle, nfe=2, length=[6, 9], num_samples=2, prompts=["MK", "A[MASK]C"], seed=1)
-    one = generate(bundle, nfe=2, length=[6, 9], num_samples=2, prompts=["A[MASK]C"], seed=1)
-    assert both.texts[2:] == one.texts
+    second = generate(bundle, nfe=2, length=[6, 9], num_samples=2, prompts=["A[MASK]C"], seed=1)
+    assert both.texts[2:] == second.texts
     assert [len(text) for text in both.texts] == [6, 9, 6, 9]
 
 
-def test_the_context_holds_the_frame_too(bundle):
+def test_the_context_includes_the_frame(bundle):
     assert len(generate(bundle, num_samples=1, nfe=1).texts[0]) == 10
     for length, message in ((11, r"length lies in \[1, 10\]; got 11"), ([], "length is one value or more")):
         with pytest.raises(UsageError, match=message):
@@ -88,7 +88,7 @@ def test_a_frame_is_given_and_padding_is_not_real():
     assert canvas.lengths == [6, 6]
 
 
-def test_texts_and_autoregressive_models_have_lengths_too(make_dit):
+def test_lengths_of_texts_and_of_autoregressive_models(make_dit):
     network = make_dit(vocab_size=8, length=9)
     torch.manual_seed(0)
     shape = AutoregressiveConfig(vocab_size=8, mask_id=7, length=9, hidden_size=8, num_blocks=1, num_heads=2)

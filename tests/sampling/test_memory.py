@@ -1,4 +1,4 @@
-"""A batch that the memory does not hold is refused with the largest that it holds."""
+"""A batch that does not fit in memory is refused; the message names the largest batch that fits."""
 
 import pytest
 import torch
@@ -31,11 +31,11 @@ class Constant:
 
 
 @pytest.fixture
-def has_free(monkeypatch):
-    def set_free(num_bytes):
+def set_free_memory(monkeypatch):
+    def set_bytes(num_bytes):
         monkeypatch.setattr(memory, "free_bytes", lambda device: float(num_bytes))
 
-    return set_free
+    return set_bytes
 
 
 @pytest.mark.parametrize("sampler", samplers_of("absorbing"))
@@ -49,8 +49,8 @@ def test_a_measured_peak_is_within_the_estimate(bundle):
     assert batch_bytes(bundle, SamplingOptions(), 128, 1, 32) / 2**20 == pytest.approx(583, rel=0.25)
 
 
-def test_a_batch_that_does_not_fit_is_refused_with_the_largest_that_does(bundle, has_free):
-    has_free(2**30)
+def test_a_batch_that_does_not_fit_is_refused_with_the_largest_that_does(bundle, set_free_memory):
+    set_free_memory(2**30)
     options = SamplingOptions(batch_size=100_000)
     with pytest.raises(UsageError, match=r"1.0 GiB are free on cpu: lower batch_size to (\d+) or less") as caught:
         didi.stream(bundle, num_samples=100_000, options=options)
@@ -59,15 +59,15 @@ def test_a_batch_that_does_not_fit_is_refused_with_the_largest_that_does(bundle,
     check_batch(bundle, options, 128, 8, fits)  # no batch is larger than the set
 
 
-def test_candidates_that_do_not_fit_are_refused_with_the_most_that_do(bundle, has_free):
-    has_free(2**30)
+def test_candidates_that_do_not_fit_are_refused_with_the_most_that_do(bundle, set_free_memory):
+    set_free_memory(2**30)
     options = SamplingOptions("guided", guidance=Guidance(num_candidates=1_000_000_000))
     with pytest.raises(UsageError, match=r"lower batch_size to 1 and num_candidates to \d+ or less"):
         didi.generate(bundle, nfe=8, options=options)
 
 
-def test_an_evaluation_refuses_a_row_that_does_not_fit_before_it_samples_the_first(bundle, has_free):
-    has_free(2**30)
+def test_an_evaluation_refuses_a_row_that_does_not_fit_before_it_samples_the_first(bundle, set_free_memory):
+    set_free_memory(2**30)
     options = SamplingOptions(guidance=Guidance(num_candidates=1_000_000_000))
     measured = []
     with pytest.raises(UsageError, match="num_candidates to"):
@@ -83,8 +83,8 @@ def test_an_evaluation_refuses_a_row_that_does_not_fit_before_it_samples_the_fir
     assert not measured
 
 
-def test_a_model_that_never_fits_is_refused(bundle, has_free):
-    has_free(1)
+def test_a_model_that_never_fits_is_refused(bundle, set_free_memory):
+    set_free_memory(1)
     with pytest.raises(UsageError, match="lower length or use a smaller model"):
         didi.stream(bundle)
 
@@ -104,7 +104,7 @@ def test_memory_that_runs_out_is_one_line(error):
         raise ZeroDivisionError
 
 
-def test_the_limit_of_a_container_counts(tmp_path):
+def test_the_memory_limit_of_a_container_is_respected(tmp_path):
     for name, text in (("memory.max", "1000"), ("memory.current", "400"), ("memory.stat", "anon 3\ninactive_file 50")):
         (tmp_path / name).write_text(text)
     assert memory._cgroup(tmp_path) == 650
@@ -115,19 +115,21 @@ def test_the_limit_of_a_container_counts(tmp_path):
     assert memory._meminfo(tmp_path / "none") == float("inf")
 
 
-@pytest.mark.parametrize("process", [ScoreAbsorbing(30), ScoreUniform(31), Uniform(31)], ids=lambda one: one.name)
-def test_every_sampler_of_a_process_has_an_estimate_of_its_own(make_dit, process):
+@pytest.mark.parametrize(
+    "process", [ScoreAbsorbing(30), ScoreUniform(31), Uniform(31)], ids=lambda process: process.name
+)
+def test_every_sampler_of_a_process_has_an_estimate(make_dit, process):
     network = make_dit(vocab_size=31, length=16, mask_id=process.mask_id, is_time_conditioned=True)
     bundle = Bundle(teacher=network, process=process)
-    found = {
+    estimates = {
         name: batch_bytes(bundle, SamplingOptions(name), 1024, 4, 64)
         for name in {*samplers_of(process.name)} - {"guided"}
     }
-    assert all(value > 0 for value in found.values())
+    assert all(value > 0 for value in estimates.values())
     if process.name == "sedd-absorb":
-        assert found["confidence"] > 1.3 * found["ancestral"] == 1.3 * found["euler"]
+        assert estimates["confidence"] > 1.3 * estimates["ancestral"] == 1.3 * estimates["euler"]
         masked = Bundle(teacher=network, process=Absorbing(30))
-        assert found["confidence"] == batch_bytes(masked, SamplingOptions("confidence"), 1024, 4, 64)
+        assert estimates["confidence"] == batch_bytes(masked, SamplingOptions("confidence"), 1024, 4, 64)
 
 
 def test_uniform_state_estimates_are_near_measured_peaks():
@@ -137,12 +139,12 @@ def test_uniform_state_estimates_are_near_measured_peaks():
     assert batch_bytes(bundle, SamplingOptions("published"), 128, 1, 8) / 2**20 == pytest.approx(273, rel=0.33)
 
 
-def test_guided_sampling_of_uniform_state_diffusion_has_an_estimate_of_its_own(make_dit, make_discriminator):
+def test_guided_sampling_of_uniform_state_diffusion_has_an_estimate(make_dit, make_discriminator):
     network = make_dit(vocab_size=4096, length=16, mask_id=None, is_time_conditioned=True)
     bundle = Bundle(teacher=network, discriminator=make_discriminator(network), process=Uniform(4096))
     plain, few, many, tilted = (
-        batch_bytes(bundle, one, 1024, 8, 64)
-        for one in (
+        batch_bytes(bundle, options, 1024, 8, 64)
+        for options in (
             SamplingOptions(),
             SamplingOptions("guided", guidance=Guidance(tilted_fraction=0.0, num_candidates=2)),
             SamplingOptions("guided", guidance=Guidance(tilted_fraction=0.0, num_candidates=64)),

@@ -45,27 +45,27 @@ def bundle(make_dit):
     "state", [InitialState(), InitialState(0.7), InitialState(0.3), InitialState(0.7, 0.5)], ids=str
 )
 @pytest.mark.usefixtures("few_draws")
-@pytest.mark.parametrize("departure", [{}, {"temperature": 0.5}, {"top_p": 0.9}], ids=str)
-def test_samples_have_the_distribution_of_the_mixture(bundle, state, departure, chi_square):
-    there = replace(bundle, initial_state=state)
+@pytest.mark.parametrize("token_distribution", [{}, {"temperature": 0.5}, {"top_p": 0.9}], ids=str)
+def test_samples_have_the_distribution_of_the_mixture(bundle, state, token_distribution, chi_square):
+    bundle = replace(bundle, initial_state=state)
     options = SamplingOptions(batch_size=2000, **token_distribution)
-    p = ExactRows(there).distribution(2, options, 1)
-    tokens = didi.generate(there, num_samples=2000, seed=1, options=options).tokens
+    p = ExactRows(bundle).distribution(2, options, 1)
+    tokens = didi.generate(bundle, num_samples=2000, seed=1, options=options).tokens
     possible = p * 2000 >= 5
     drawn = (tokens * torch.tensor([4, 2, 1])).sum(1)
     assert chi_square(drawn[possible[drawn]], p * possible) > 1e-3
     assert float(possible[drawn].double().mean()) > 0.95
 
 
-def test_of_masks_alone_it_is_ancestral_sampling_of_one_move(bundle):
+def test_from_masks_only_it_is_ancestral_sampling_with_one_move(bundle):
     rows = ExactRows(bundle)
-    one, other = (
+    one_step_probs, ancestral_probs = (
         rows.distribution(2, SamplingOptions(sampler=name, role="teacher"), 1) for name in ("one-step", "ancestral")
     )
-    torch.testing.assert_close(one, other)
+    torch.testing.assert_close(one_step_probs, ancestral_probs)
 
 
-def test_the_noise_is_that_of_each_sequence_whatever_the_batch(bundle):
+def test_the_noise_of_a_sequence_does_not_depend_on_the_batch(bundle):
     whole = didi.generate(bundle, num_samples=7, seed=3).tokens
     assert torch.equal(didi.generate(bundle, num_samples=7, seed=3, batch_size=2).tokens, whole)
     assert not torch.equal(didi.generate(bundle, num_samples=7, seed=4).tokens, whole)
@@ -82,21 +82,20 @@ def test_a_sample_costs_one_pass_in_one_move(bundle):
 def test_given_tokens_stand_in_the_initial_state(bundle, monkeypatch):
     tokens = torch.tensor([[0, 1, 1], [1, 1, 1], [0, 0, 0]])
     is_free = torch.tensor([[False, True, True], [True, True, False], [False, False, False]])
-    canvas, seen = Canvas.given(tokens, is_free), []
-    network, real = bundle.student, bundle.student.features_of_embeddings
+    canvas, inputs = Canvas.given(tokens, is_free), []
+    network, features_of_embeddings = bundle.student, bundle.student.features_of_embeddings
 
     def recorded(embedded, *rest):
-        seen.append(embedded)
-        return real(embedded, *rest)
+        inputs.append(embedded)
+        return features_of_embeddings(embedded, *rest)
 
     monkeypatch.setattr(network, "features_of_embeddings", recorded)
     sampler = OneStep(network, bundle.process, initial_state=bundle.initial_state)
     (step,) = sampler(canvas, time_grid(1), SequenceNoise(0, range(3)))
     assert torch.equal(step.z[~is_free], tokens[~is_free])
-    assert torch.equal(seen[0][~is_free], network.embed(tokens)[~is_free])
+    assert torch.equal(inputs[0][~is_free], network.embed(tokens)[~is_free])
     assert step.network_passes.tolist() == [1, 1, 0]
-    found = completed(bundle, canvas, indices=range(3), seed=0)
-    assert torch.equal(found, step.z)
+    assert torch.equal(completed(bundle, canvas, indices=range(3), seed=0), step.z)
 
 
 @pytest.mark.parametrize("nfe", [2, 16])
@@ -119,18 +118,18 @@ def test_it_is_the_default_of_a_student_with_an_initial_state(bundle):
 
 
 @pytest.mark.usefixtures("few_draws")
-def test_an_initial_state_of_the_options_goes_first(bundle):
-    given = SamplingOptions(initial_state=InitialState(0.3))
-    kept = ExactRows(bundle).distribution(2, SamplingOptions(initial_state=bundle.initial_state), 1)
-    torch.testing.assert_close(ExactRows(bundle).distribution(2, SamplingOptions(), 1), kept)
-    assert not torch.allclose(ExactRows(bundle).distribution(2, given, 1), kept, rtol=0.02)
+def test_the_initial_state_of_the_options_overrides_that_of_the_bundle(bundle):
+    other = SamplingOptions(initial_state=InitialState(0.3))
+    expected = ExactRows(bundle).distribution(2, SamplingOptions(initial_state=bundle.initial_state), 1)
+    torch.testing.assert_close(ExactRows(bundle).distribution(2, SamplingOptions(), 1), expected)
+    assert not torch.allclose(ExactRows(bundle).distribution(2, other, 1), expected, rtol=0.02)
 
 
 def test_the_record_has_the_initial_state(bundle):
-    found = sampling_record(bundle, SamplingOptions(), nfe=1, length=LENGTH)
-    assert (found["sampler"], found["initial_state"]) == ("one-step", {"mask_ratio": 0.7, "noise_std": 0.3})
-    of_teacher = sampling_record(bundle, SamplingOptions(role="teacher"), nfe=16, length=LENGTH)
-    assert (of_teacher["sampler"], "initial_state" in of_teacher) == ("ancestral", False)
+    record = sampling_record(bundle, SamplingOptions(), nfe=1, length=LENGTH)
+    assert (record["sampler"], record["initial_state"]) == ("one-step", {"mask_ratio": 0.7, "noise_std": 0.3})
+    teacher_record = sampling_record(bundle, SamplingOptions(role="teacher"), nfe=16, length=LENGTH)
+    assert (teacher_record["sampler"], "initial_state" in teacher_record) == ("ancestral", False)
 
 
 @pytest.mark.parametrize("numerics", ["bfloat16", "int8"])
@@ -139,9 +138,9 @@ def test_cheaper_networks_read_embeddings_too(bundle, numerics):
     tokens = torch.randint(3, (2, LENGTH))
     exact = bundle.student.features_of_embeddings(bundle.student.embed(tokens))
     with torch.inference_mode():
-        found = cheap.student.features_of_embeddings(cheap.student.embed(tokens))
-    torch.testing.assert_close(found, exact, rtol=0.2, atol=0.2)
-    assert not torch.equal(found, exact)
+        approximate = cheap.student.features_of_embeddings(cheap.student.embed(tokens))
+    torch.testing.assert_close(approximate, exact, rtol=0.2, atol=0.2)
+    assert not torch.equal(approximate, exact)
     assert didi.generate(cheap, num_samples=2).network_passes.tolist() == [1, 1]
 
 
@@ -166,24 +165,24 @@ def run(monkeypatch):
 @pytest.fixture(scope="module")
 def saved(make_dit, tmp_path_factory):
     student, teacher = (make_dit(vocab_size=5, length=4, seed=seed) for seed in (0, 1))
-    world = Bundle(
+    bundle = Bundle(
         student=student, teacher=teacher, initial_state=InitialState(0.5, 0.1), intended_nfe=1,
         tokenizer=open_source("exact", length=4).tokenizer, provenance={"corpus": "exact"},
     )  # fmt: skip
-    return world.save_pretrained(tmp_path_factory.mktemp("one-step") / "bundle")
+    return bundle.save_pretrained(tmp_path_factory.mktemp("one-step") / "bundle")
 
 
 @pytest.mark.usefixtures("few_draws")
-def test_the_commands_do_the_sensible_thing(saved, tmp_path, capsys, run):
+def test_the_commands_use_one_step_sampling_by_default(saved, tmp_path, capsys, run):
     run("generate", "--model", saved, "--num-samples", "2", "--format", "jsonl")
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert {(row["sampler"], row["nfe"], row["initial_state"]["noise_std"]) for row in rows} == {("one-step", 1, 0.1)}
-    asked = ["--num-samples", "4", "--out", str(tmp_path / "out"), "--role", "student", "teacher", "--nfe", "1", "2"]
-    run("evaluate", "--model", saved, *asked)
-    found = json.loads((tmp_path / "out" / "metrics.json").read_text())
-    rows = found["rows"] if isinstance(found, dict) else found
-    kept = [(row["role"], row["sampler"], row["nfe"], row["settings"]) for row in rows]
-    assert kept == [
+    flags = ["--num-samples", "4", "--out", str(tmp_path / "out"), "--role", "student", "teacher", "--nfe", "1", "2"]
+    run("evaluate", "--model", saved, *flags)
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    rows = metrics["rows"] if isinstance(metrics, dict) else metrics
+    settings = [(row["role"], row["sampler"], row["nfe"], row["settings"]) for row in rows]
+    assert settings == [
         ("student", "one-step", 1, "mask_ratio 0.5, noise_std 0.1"),
         ("teacher", "ancestral", 1, ""),
         ("teacher", "ancestral", 2, ""),

@@ -1,7 +1,5 @@
 """Prompts of differing lengths in one sample set."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -20,7 +18,7 @@ LENGTH, MASK = 20, 6
 WORDS = {"a": 0, "b": 1, "c": 2, "d": 3, "e": 4, "f": 5, "[MASK]": MASK}
 PROMPTS = ("a b c d e f a", "f", "[MASK] c [MASK] [MASK] d", "", "b a b", " ".join("abcdef" * 3) + " a b")
 PREFIXES = tuple(prompt for prompt in PROMPTS if "[MASK]" not in prompt)
-WAYS = {
+OPTIONS = {
     "ancestral": {},
     "whole batch": {"is_whole_batch": True},
     "float32": {"precision": "float32"},
@@ -50,10 +48,10 @@ def bundle(make_dit, make_discriminator):
     )
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_the_samples_of_a_prompt_depend_on_no_other_prompt(bundle, way):
-    options = {"num_samples": 2, "nfe": 3, **WAYS[way]}
-    prompts = PREFIXES if way == "left to right" else PROMPTS
+@pytest.mark.parametrize("name", OPTIONS)
+def test_the_samples_of_a_prompt_depend_on_no_other_prompt(bundle, name):
+    options = {"num_samples": 2, "nfe": 3, **OPTIONS[name]}
+    prompts = PREFIXES if name == "left to right" else PROMPTS
     whole = generate(bundle, prompts=prompts, seed=7, **options)
     assert whole.tokens.shape == (2 * len(prompts), LENGTH)
     for number, text in enumerate(prompts):
@@ -75,19 +73,19 @@ def test_prompts_run_as_one_batch(bundle):
     assert {move.indices for move in moves} == {tuple(range(len(PROMPTS)))}
 
 
-def test_prompts_have_seeds_of_their_own(bundle):
+def test_each_prompt_has_its_own_seed(bundle):
     out = generate(bundle, prompts=["a", "b", Prompt(prefix="b", seed=5), Prompt(seed=5)], num_samples=1, nfe=4, seed=7)
-    _, _, b_5, five = out.tokens
+    _, _, with_text, without_text = out.tokens
     texts = [Prompt(prefix="a"), Prompt(prefix="b"), Prompt(infill="a"), Prompt()]
     assert len({prompt.own_seed(seed) for prompt in texts for seed in (7, 8)}) == 8
-    assert torch.equal(b_5, generate(bundle, prefix="b", num_samples=1, nfe=4, seed=5).tokens[0])
-    assert torch.equal(five, generate(bundle, num_samples=1, nfe=4, seed=5).tokens[0])
+    assert torch.equal(with_text, generate(bundle, prefix="b", num_samples=1, nfe=4, seed=5).tokens[0])
+    assert torch.equal(without_text, generate(bundle, num_samples=1, nfe=4, seed=5).tokens[0])
     again = generate(bundle, prompts=["a", "b"], num_samples=1, nfe=4, seed=8).tokens
     assert not torch.equal(again, out.tokens[:2])
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         ({"prompts": []}, "prompts are one or more; got none"),
         ({"prompts": [1]}, "a prompt is a Prompt; got 1"),
@@ -99,13 +97,13 @@ def test_prompts_have_seeds_of_their_own(bundle):
     ],
 )
 @pytest.mark.usefixtures("unchecked")
-def test_prompts_that_do_not_fit_are_refused(bundle, arguments, told):
-    with pytest.raises(UsageError, match=told):
+def test_prompts_that_do_not_fit_are_refused(bundle, arguments, message):
+    with pytest.raises(UsageError, match=message):
         generate_batches(bundle, **arguments)  # before the first batch
 
 
 @pytest.mark.usefixtures("unchecked")
-def test_a_text_is_one_prompt_and_a_generator_many(bundle):
+def test_a_text_is_one_prompt_and_a_generator_is_several(bundle):
     assert len(generate(bundle, prompts="a b", num_samples=1, nfe=2).texts) == 1
     assert len(generate(bundle, prompts=(text for text in "ab"), num_samples=1, nfe=2).texts) == 2
 
@@ -117,7 +115,7 @@ def test_a_prompt_checks_its_fields(fields):
         Prompt(**fields)
 
 
-def test_batches_come_as_they_are_finished(bundle):
+def test_batches_are_yielded_as_they_are_finished(bundle):
     moves = []
     batches = generate_batches(bundle, num_samples=7, nfe=3, batch_size=3, seed=2, on_move=moves.append)
     first = next(batches)
@@ -125,7 +123,7 @@ def test_batches_come_as_they_are_finished(bundle):
     assert {move.indices for move in moves} == {(0, 1, 2)}
     rest = list(batches)
     whole = generate(bundle, num_samples=7, nfe=3, seed=2)
-    assert [len(one.texts) for one in rest] == [3, 1]
-    assert torch.equal(torch.cat([one.tokens for one in (first, *rest)]), whole.tokens)
-    assert [text for one in (first, *rest) for text in one.texts] == whole.texts
-    assert all(replace(one, seconds=1.0).seed == 2 and one.seconds > 0 for one in (first, *rest))
+    assert [len(batch.texts) for batch in rest] == [3, 1]
+    assert torch.equal(torch.cat([batch.tokens for batch in (first, *rest)]), whole.tokens)
+    assert [text for batch in (first, *rest) for text in batch.texts] == whole.texts
+    assert all(batch.seed == 2 and batch.seconds > 0 for batch in (first, *rest))

@@ -1,4 +1,4 @@
-"""A setting is accepted where the sampler reads it, and refused elsewhere with the samplers that do."""
+"""A setting is accepted if the sampler reads it, and otherwise refused with the names of samplers that read it."""
 
 import itertools
 from dataclasses import fields, replace
@@ -68,17 +68,17 @@ def test_the_table_above_covers_every_sampler_and_own_setting():
 def test_a_setting_is_accepted_if_and_only_if_it_is_read(bundle, sampler, setting):
     options = SamplingOptions(sampler, **{setting: VALUES[setting]})
     if sampler in READERS[setting]:
-        made = make_sampler(bundle, options, 2)
+        built = make_sampler(bundle, options, 2)
         if setting in OWN_SETTINGS:
-            assert getattr(made, setting) == VALUES[setting]
+            assert getattr(built, setting) == VALUES[setting]
         drawn = generate(bundle, num_samples=1, nfe=NFE.get(sampler, 2), options=options)
         assert drawn.nfe == NFE.get(sampler, 2) or sampler == "entropy-bounded"
         assert with_read_options(options, bundle) == options
         return
     with pytest.raises(UsageError, match=f"^{sampler} sampling does not read {setting}, which ") as caught:
         generate(bundle, num_samples=1, nfe=NFE.get(sampler, 2), options=options)
-    named = str(caught.value).partition("which ")[2].rpartition(" do")[0]
-    assert set(named.split(", ")) == READERS[setting]
+    readers = str(caught.value).partition("which ")[2].rpartition(" do")[0]
+    assert set(readers.split(", ")) == READERS[setting]
     assert "\n" not in str(caught.value)
     assert with_read_options(options, bundle) == SamplingOptions(sampler)
 
@@ -92,20 +92,20 @@ def test_an_autoregressive_network_reads_none_of_them(bundle, setting):
 
 
 @pytest.mark.parametrize("sampler", MASKED)
-def test_what_every_sampler_reads_reaches_it(bundle, sampler):
-    made = make_sampler(bundle, SamplingOptions(sampler, temperature=0.5, top_p=0.9), 2)
-    assert (made.token_distribution.temperature, made.token_distribution.top_p) == (0.5, 0.9)
-    assert made.denoiser is bundle.student
-    assert made.process is bundle.process
+def test_every_sampler_gets_the_common_options(bundle, sampler):
+    built = make_sampler(bundle, SamplingOptions(sampler, temperature=0.5, top_p=0.9), 2)
+    assert (built.token_distribution.temperature, built.token_distribution.top_p) == (0.5, 0.9)
+    assert built.denoiser is bundle.student
+    assert built.process is bundle.process
 
 
 @pytest.mark.parametrize("sampler", MASKED)
-def test_settings_left_out_are_the_samplers_own_defaults(bundle, sampler):
-    made = make_sampler(bundle, SamplingOptions(sampler), 2)
-    defaults = {one.name: one.default for one in fields(made)}
+def test_settings_that_are_left_out_are_the_defaults_of_the_sampler(bundle, sampler):
+    built = make_sampler(bundle, SamplingOptions(sampler), 2)
+    defaults = {field.name: field.default for field in fields(built)}
     for name in OWN_SETTINGS:
         if name in defaults:
-            assert getattr(made, name) == defaults[name]
+            assert getattr(built, name) == defaults[name]
 
 
 @pytest.mark.parametrize("sampler", sorted({*SAMPLERS} - {*samplers_of("uniform")}))
@@ -116,7 +116,7 @@ def test_an_unsupported_process_is_refused(tiny_config, sampler):
         generate(bundle, sampler=sampler)
 
 
-def test_an_unknown_sampler_is_refused_with_those_there_are():
+def test_an_unknown_sampler_is_refused_with_the_names_of_all():
     with pytest.raises(UsageError, match=f"a sampler is one of {', '.join(SAMPLERS)}; got 'heun'"):
         find_sampler("heun")
 
@@ -124,21 +124,21 @@ def test_an_unknown_sampler_is_refused_with_those_there_are():
 JUDGE = ExactJudge(MarkovChain())
 
 
-def test_an_evaluation_gives_each_sampler_what_it_reads(bundle):
+def test_an_evaluation_passes_each_sampler_the_options_that_it_reads(bundle):
     chosen = SamplingOptions(guidance=VALUES["guidance"], entropy_bound=2.5, times=(1.0, 0.4, 0.0))
     samplers = ["ancestral", "guided", "entropy-bounded"]
     roles = ["student", "autoregressive"]
     rows = evaluate(bundle, nfe=[4], num_samples=2, sampler=samplers, options=chosen, role=roles, judge=JUDGE)
-    found = {(row.role, row.sampler): (row.nfe, row.grid, row.settings) for row in rows}
-    assert found["student", "ancestral"] == (2, "given", "times 1 0.4 0")
-    assert "num_candidates 2" in found["student", "guided"][2]
-    assert "entropy_bound" not in found["student", "guided"][2]
-    assert found["student", "entropy-bounded"] == (LENGTH, "uniform", "entropy_bound 2.5")
-    assert found["autoregressive", "ancestral"] == (LENGTH, "uniform", "")
+    results = {(row.role, row.sampler): (row.nfe, row.grid, row.settings) for row in rows}
+    assert results["student", "ancestral"] == (2, "given", "times 1 0.4 0")
+    assert "num_candidates 2" in results["student", "guided"][2]
+    assert "entropy_bound" not in results["student", "guided"][2]
+    assert results["student", "entropy-bounded"] == (LENGTH, "uniform", "entropy_bound 2.5")
+    assert results["autoregressive", "ancestral"] == (LENGTH, "uniform", "")
 
 
 @pytest.mark.parametrize("setting", OWN_SETTINGS)
-def test_an_evaluation_refuses_what_none_of_its_samplers_reads(bundle, setting):
+def test_an_evaluation_refuses_options_that_none_of_its_samplers_reads(bundle, setting):
     options = SamplingOptions(**{setting: VALUES[setting]})
     with pytest.raises(UsageError, match=f"none of ancestral, tau-leaping reads {setting}"):
         evaluate(bundle, nfe=[1], sampler=["ancestral", "tau-leaping"], options=options, judge=JUDGE)

@@ -15,18 +15,18 @@ LOG_LINEAR = Absorbing(3)
 STRONG = [Remasking("cap", 0.4), Remasking("rescale", 0.7), Remasking("rescale", 1.0, t_on=0.8, t_off=0.3)]
 
 
-def law_with_remasking(world, table, remasking, process, nfe):
-    """Exact law of the clean sequences, by enumeration of the 16 states."""
+def remasking_distribution(world, table, remasking, process, nfe):
+    """Exact distribution of the clean sequences, by enumeration of the 16 states."""
     times = time_grid(nfe).tolist()
     alphas = [float(alpha_at(process.schedule, t)) for t in time_grid(nfe)]
     probs = table[..., :3].double().softmax(-1)
-    law = torch.zeros(16, dtype=torch.float64)
-    law[-1] = 1
+    state_probs = torch.zeros(16, dtype=torch.float64)
+    state_probs[-1] = 1
     for t, (alpha_t, alpha_s) in zip(times, itertools.pairwise(alphas), strict=False):
         remask = remasking.probability(t, alpha_t, alpha_s)
         reveal = (alpha_s - (1 - remask) * alpha_t) / (1 - alpha_t)
         after = torch.zeros(16, dtype=torch.float64)
-        for state, mass in zip(world.STATES.tolist(), law.tolist(), strict=True):
+        for state, mass in zip(world.STATES.tolist(), state_probs.tolist(), strict=True):
             options = []
             for position, token in enumerate(state):
                 if token != world.MASK:
@@ -36,18 +36,18 @@ def law_with_remasking(world, table, remasking, process, nfe):
                     options.append([(k, reveal * revealed[k]) for k in range(3)] + [(world.MASK, 1 - reveal)])
             for (first, p), (second, q) in itertools.product(*options):
                 after[first * 4 + second] += mass * p * q
-        law = after
-    clean = law[world.index(world.CLEAN)]
+        state_probs = after
+    clean = state_probs[world.index(world.CLEAN)]
     assert float(clean.sum()) == pytest.approx(1)
     return clean
 
 
 @pytest.mark.parametrize("remasking", STRONG, ids=["cap", "rescale", "switch"])
 @pytest.mark.parametrize("name", ["log-linear", "cosine"])
-def test_samples_follow_the_exact_law(world, tabular, draw, chi_square, remasking, name):
+def test_samples_follow_the_exact_distribution(world, tabular, draw, chi_square, remasking, name):
     process = Absorbing(3, schedule_from_name(name))
     steps, drawn = draw(RemaskingSampler(tabular(world.table), process, remasking), num=NUM, nfe=4)
-    assert chi_square(drawn, law_with_remasking(world, world.table, remasking, process, 4)) > 1e-3
+    assert chi_square(drawn, remasking_distribution(world, world.table, remasking, process, 4)) > 1e-3
     z = torch.full((NUM, 2), world.MASK)
     for step in steps:
         assert torch.equal(step.changed, step.z != z)
@@ -55,7 +55,7 @@ def test_samples_follow_the_exact_law(world, tabular, draw, chi_square, remaskin
 
 
 @pytest.mark.parametrize("remasking", STRONG, ids=["cap", "rescale", "switch"])
-def test_the_share_of_masks_stays_that_of_the_diffusion(world, tabular, draw, remasking):
+def test_the_share_of_masks_equals_that_of_the_diffusion(world, tabular, draw, remasking):
     process = Absorbing(3, schedule_from_name("cosine"))
     steps, _ = draw(RemaskingSampler(tabular(world.table), process, remasking), num=NUM, nfe=8)
     for step in steps[:-1]:
@@ -66,32 +66,33 @@ def test_the_share_of_masks_stays_that_of_the_diffusion(world, tabular, draw, re
 
 def test_without_remasking_it_is_ancestral_sampling(world, tabular, draw, chi_square):
     _, drawn = draw(RemaskingSampler(tabular(world.table), LOG_LINEAR, Remasking(eta=0.0)), num=NUM, nfe=4)
-    assert chi_square(drawn, world.law([world.table] * 4, LOG_LINEAR)) > 1e-3
+    assert chi_square(drawn, world.sample_probs([world.table] * 4, LOG_LINEAR)) > 1e-3
 
 
-def test_remasking_mends_what_a_coarse_grid_breaks(world, tabular, draw, chi_square):
-    # Gibbs-like resampling under the exact posterior leads back to the data law, which 4 moves alone miss.
+def test_remasking_corrects_the_errors_of_a_coarse_grid(world, tabular, draw, chi_square):
+    # Gibbs-like resampling under the exact posterior leads back to the data distribution, which 4 moves without it
+    # miss.
     table = tabular(world.exact_table())
     _, drawn = draw(RemaskingSampler(table, LOG_LINEAR, Remasking("rescale", 1.0)), num=NUM, nfe=64)
-    assert chi_square(drawn, world.data_law) > 1e-3
+    assert chi_square(drawn, world.data_probs) > 1e-3
 
 
-def test_prompts_stay(world, tabular, started):
+def test_prompts_stay(world, tabular, canvas_of):
     z = torch.tensor([[1, world.MASK], [2, 0]])
     sampler = RemaskingSampler(tabular(world.table), LOG_LINEAR, Remasking("rescale", 1.0))
-    for step in sampler(started(z), time_grid(16), SequenceNoise(0, range(2))):
+    for step in sampler(canvas_of(z), time_grid(16), SequenceNoise(0, range(2))):
         assert step.z[0, 0] == 1
         assert step.z[1].tolist() == [2, 0]
 
 
 @pytest.mark.parametrize(
-    ("values", "said"),
+    ("values", "message"),
     [
         ({"strategy": "loop"}, "a remasking strategy is one of cap, rescale; got 'loop'"),
         ({"eta": 1.5}, r"eta lies in \[0, 1\]; got 1.5"),
         ({"t_on": 0.2, "t_off": 0.5}, "0 <= t_off <= t_on <= 1"),
     ],
 )
-def test_settings_out_of_range_are_refused(unchecked, values, said):
-    with pytest.raises(UsageError, match=said):
+def test_settings_out_of_range_are_refused(unchecked, values, message):
+    with pytest.raises(UsageError, match=message):
         Remasking(**values)

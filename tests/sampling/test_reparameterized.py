@@ -61,15 +61,15 @@ def by_loops(network, index, settings, nfe):
         tokens, scores = predicted(network, z, noise.uniforms(LENGTH, VOCAB)[0], settings, 1.0)
         passes += 1
         rate = 1 - step / nfe
-        if again := repetitive(tokens, settings):
-            is_again = torch.tensor([int(token) in again for token in tokens])
-            masked = tokens.masked_fill(is_again, MASK)
+        if repeated := repetitive(tokens, settings):
+            is_repeated = torch.tensor([int(token) in repeated for token in tokens])
+            masked = tokens.masked_fill(is_repeated, MASK)
             passes += 1
-            others = predicted(network, masked, noise.uniforms(LENGTH, VOCAB)[0], settings, settings.resample_top_p)
-            tokens, scores = (torch.where(is_again, *pair) for pair in zip(others, (tokens, scores), strict=True))
+            second = predicted(network, masked, noise.uniforms(LENGTH, VOCAB)[0], settings, settings.resample_top_p)
+            tokens, scores = (torch.where(is_repeated, *pair) for pair in zip(second, (tokens, scores), strict=True))
             if repetitive(tokens, settings):
-                noises = torch.tensor(gumbel(noise.uniforms(LENGTH))[0], dtype=torch.float64)
-                scores = scores + settings.rank_gumbel * rate * noises
+                gumbels = torch.tensor(gumbel(noise.uniforms(LENGTH))[0], dtype=torch.float64)
+                scores = scores + settings.rank_gumbel * rate * gumbels
         lowest = scores.argsort()[: math.floor(LENGTH * rate + 1e-9)]
         was_masked = z == MASK
         z = torch.where(was_masked, tokens, z)
@@ -80,7 +80,7 @@ def by_loops(network, index, settings, nfe):
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=["dplm", "other", "greedy"])
 @pytest.mark.parametrize("nfe", [1, 4, 7])
-def test_moves_are_those_of_the_public_algorithm(network, settings, nfe):
+def test_moves_follow_the_public_algorithm(network, settings, nfe):
     sampler = Reparameterized(network, Absorbing(MASK), settings)
     with torch.no_grad():
         moves = list(sampler(Canvas.blank(NUM, LENGTH), time_grid(nfe), SequenceNoise(3, range(NUM))))
@@ -93,8 +93,8 @@ def test_moves_are_those_of_the_public_algorithm(network, settings, nfe):
     assert (moves[-1].z != MASK).all()
     if settings == SETTINGS[0] and nfe > 1:
         assert max(total) > nfe  # some sequences are repetitive
-        visible_again = [(one.z != MASK) & (two.z == MASK) for one, two in pairwise(moves)]
-        assert any(bool(one.any()) for one in visible_again)
+        remasked = [(earlier.z != MASK) & (later.z == MASK) for earlier, later in pairwise(moves)]
+        assert any(bool(is_remasked.any()) for is_remasked in remasked)
 
 
 def test_a_sequence_without_free_positions_needs_no_pass(network):

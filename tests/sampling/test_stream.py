@@ -1,4 +1,4 @@
-"""Moves arrive one by one, and ``generate`` is their collector."""
+"""``stream`` yields moves lazily, and ``generate`` collects them."""
 
 import itertools
 
@@ -32,7 +32,7 @@ def passes(bundle):
 
 
 @pytest.mark.parametrize("sampler", ["ancestral", "guided", "confidence", "first-hitting"])
-def test_the_network_has_not_run_for_a_move_that_was_not_asked_for(bundle, passes, sampler):
+def test_the_network_runs_only_for_moves_that_are_requested(bundle, passes, sampler):
     moves = didi.stream(bundle, num_samples=4, nfe=6, sampler=sampler)
     assert not passes
     before = 0
@@ -47,26 +47,26 @@ def test_the_network_has_not_run_for_a_move_that_was_not_asked_for(bundle, passe
 
 @pytest.mark.parametrize("sampler", [*SAMPLERS, "published"])
 def test_generate_collects_the_last_move_of_each_batch(bundle, sampler):
-    asked = {"num_samples": 7, "nfe": 5, "seed": 4, "batch_size": 3, "sampler": sampler}
-    moves = list(didi.stream(bundle, **asked))
-    drawn = didi.generate(bundle, **asked)
+    arguments = {"num_samples": 7, "nfe": 5, "seed": 4, "batch_size": 3, "sampler": sampler}
+    moves = list(didi.stream(bundle, **arguments))
+    drawn = didi.generate(bundle, **arguments)
     last = {move.indices: move for move in moves}
     assert list(last) == [(0, 1, 2), (3, 4, 5), (6,)]
     assert torch.equal(torch.cat([move.tokens for move in last.values()]), drawn.tokens)
     assert torch.equal(torch.cat([move.network_passes for move in last.values()]), drawn.network_passes)
     assert torch.equal(torch.cat([move.discriminator_passes for move in last.values()]), drawn.discriminator_passes)
     assert [text for move in last.values() for text in move.texts] == drawn.texts
-    for indices, of_batch in itertools.groupby(moves, lambda move: move.indices):
+    for indices, batch_moves in itertools.groupby(moves, lambda move: move.indices):
         z = torch.full((len(indices), LENGTH), MASK)
-        for number, move in enumerate(of_batch, start=1):
+        for number, move in enumerate(batch_moves, start=1):
             assert move.number == number
             assert torch.equal(move.is_changed, move.tokens != z)
             z = move.tokens
-        assert move.t == 0 or sampler == "first-hitting"  # whose last move has the time of its own event
+        assert move.t == 0 or sampler == "first-hitting"  # its last move has a drawn time
         assert (z != MASK).all()
 
 
-def test_earlier_moves_stay_as_they_were(bundle):
+def test_later_moves_do_not_change_earlier_ones(bundle):
     moves = list(didi.stream(bundle, num_samples=2, nfe=4))
     again = [move.tokens.clone() for move in didi.stream(bundle, num_samples=2, nfe=4)]
     assert all(torch.equal(move.tokens, tokens) for move, tokens in zip(moves, again, strict=True))
@@ -77,7 +77,7 @@ def test_earlier_moves_stay_as_they_were(bundle):
 
 
 @pytest.mark.parametrize("sampler", [*SAMPLERS, "published"])
-def test_a_prompt_that_leaves_nothing_free_is_returned_as_it_is(bundle, passes, sampler):
+def test_a_prompt_without_free_positions_is_returned_unchanged(bundle, passes, sampler):
     prefix = "s3 s1 s4 s1 s5 s9 s2 s6"
     moves = list(didi.stream(bundle, num_samples=3, nfe=4, batch_size=2, prefix=prefix, sampler=sampler))
     assert {move.indices for move in moves} == {(0, 1), (2,)}
@@ -86,7 +86,7 @@ def test_a_prompt_that_leaves_nothing_free_is_returned_as_it_is(bundle, passes, 
         assert not move.is_changed.any()
         assert not move.network_passes.any()
         assert not move.discriminator_passes.any()
-    assert not passes or sampler == "published"  # which runs whatever is left to do
+    assert not passes or sampler == "published"  # which runs the network in every move
     assert didi.generate(bundle, num_samples=3, nfe=4, prefix=prefix, sampler=sampler).texts == [prefix] * 3
 
 
@@ -123,13 +123,13 @@ def test_times_without_a_move_between_them_are_refused(bundle, times, sampler):
 
 
 @pytest.mark.parametrize("sampler", ["ancestral", "guided", "tau-leaping", "confidence", "remasking", "published"])
-def test_times_however_close_are_sampled_if_their_rates_differ(bundle, sampler):
+def test_close_times_are_sampled_if_their_rates_differ(bundle, sampler):
     for times in ((1.0, 2e-16, 0.0), (1.0, 1 - 2e-16, 0.0), (1.0, 0.5, 0.5 - 1e-16, 0.0)):
         *_, last = didi.stream(bundle, num_samples=3, times=times, sampler=sampler)
         assert (last.tokens != MASK).all()
 
 
 @pytest.mark.parametrize("wrong", [{"nfe": 0}, {"sampler": "euler"}, {"length": 99}, {"temprature": 1.0}])
-def test_what_cannot_be_sampled_is_refused_before_the_first_move(bundle, wrong):
+def test_invalid_arguments_are_refused_before_the_first_move(bundle, wrong):
     with pytest.raises(UsageError):
-        didi.stream(bundle, **wrong)  # nothing is asked for yet
+        didi.stream(bundle, **wrong)  # no move is requested

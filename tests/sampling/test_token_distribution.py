@@ -11,42 +11,42 @@ LOGITS = torch.tensor([[0.0, 1.0, 2.0, 9.0], [3.0, 0.0, 0.0, 9.0]])
 MASK = 3
 
 
-def test_the_default_is_the_networks_own_law_without_the_mask():
+def test_the_default_is_the_distribution_of_the_network_without_the_mask():
     torch.testing.assert_close(UNMODIFIED.log_probs(LOGITS, MASK)[:, :3].exp(), LOGITS[:, :3].softmax(-1))
     assert (UNMODIFIED.log_probs(LOGITS, MASK)[:, MASK] == -torch.inf).all()
 
 
 def test_temperature_divides_the_logits():
-    found = TokenDistribution(temperature=0.5).log_probs(LOGITS, MASK)[:, :3].exp()
-    torch.testing.assert_close(found, (2 * LOGITS[:, :3]).softmax(-1))
+    actual = TokenDistribution(temperature=0.5).log_probs(LOGITS, MASK)[:, :3].exp()
+    torch.testing.assert_close(actual, (2 * LOGITS[:, :3]).softmax(-1))
 
 
 @pytest.mark.parametrize(("top_p", "kept"), [(0.6, [[2], [0]]), (0.7, [[1, 2], [0]]), (0.95, [[0, 1, 2], [0, 1]])])
 def test_top_p_keeps_the_fewest_likely_tokens_that_reach_the_share(top_p, kept):
     # The rows are (0.090, 0.245, 0.665) and (0.909, 0.045, 0.045).
-    found = TokenDistribution(top_p=top_p).log_probs(LOGITS, MASK).exp()
-    for row, probs, tokens in zip(found, LOGITS[:, :3].softmax(-1), kept, strict=True):
+    actual = TokenDistribution(top_p=top_p).log_probs(LOGITS, MASK).exp()
+    for row, probs, tokens in zip(actual, LOGITS[:, :3].softmax(-1), kept, strict=True):
         expected = torch.zeros(4)
         expected[tokens] = probs[tokens] / probs[tokens].sum()
         torch.testing.assert_close(row, expected)
 
 
-def test_the_likeliest_token_is_always_kept():
-    found = TokenDistribution(top_p=1e-9).log_probs(LOGITS, MASK)
-    assert (found > -torch.inf).sum(-1).tolist() == [1, 1]
+def test_the_most_probable_token_is_always_kept():
+    actual = TokenDistribution(top_p=1e-9).log_probs(LOGITS, MASK)
+    assert (actual > -torch.inf).sum(-1).tolist() == [1, 1]
 
 
-def test_a_sampler_draws_from_the_law_it_departs_to(world, tabular, draw, chi_square):
+def test_samplers_draw_from_the_modified_distribution(world, tabular, draw, chi_square):
     log_linear = Absorbing(3)
     token_distribution = TokenDistribution(temperature=0.8, top_p=0.7)
-    law = token_distribution.log_probs(world.table.flatten(0, 1), world.MASK).view_as(world.table)
+    modified = token_distribution.log_probs(world.table.flatten(0, 1), world.MASK).view_as(world.table)
     for sampler in (Ancestral, Published):
         _, drawn = draw(sampler(tabular(world.table), log_linear, token_distribution), num=3000, nfe=2)
-        assert chi_square(drawn, world.law([law] * 2, log_linear)) > 1e-3
+        assert chi_square(drawn, world.sample_probs([modified] * 2, log_linear)) > 1e-3
 
 
 @pytest.mark.parametrize(
-    ("values", "said"),
+    ("values", "message"),
     [
         ({"temperature": 0.0}, r"temperature lies in \[1e-30, 1e\+30\]; got 0.0"),
         ({"temperature": float("nan")}, r"temperature lies in \[1e-30, 1e\+30\]; got nan"),
@@ -54,6 +54,6 @@ def test_a_sampler_draws_from_the_law_it_departs_to(world, tabular, draw, chi_sq
         ({"top_p": 1.5}, "top_p lies in"),
     ],
 )
-def test_values_out_of_range_are_refused(values, said):
-    with pytest.raises(UsageError, match=said):
+def test_values_out_of_range_are_refused(values, message):
+    with pytest.raises(UsageError, match=message):
         TokenDistribution(**values)

@@ -1,7 +1,7 @@
-"""Reward-guided sampling of uniform-state diffusion, against sums over all states of a world of 3 symbols, 3 positions.
+"""Reward-guided sampling of uniform-state diffusion, enumerated on all states of 3 symbols and 3 positions.
 
-The discriminator is a table of log-ratios of states and times, which is multilinear in the rows that it reads: exact
-for tokens, and with a gradient for mean tokens.
+The discriminator is a table of log-ratios of states and times. It is multilinear in its embeddings: exact for tokens,
+and differentiable for distributions of tokens.
 """
 
 import itertools
@@ -34,7 +34,7 @@ TILTED = Guidance(tilted_fraction=1.0, initial_scale=3.0, guidance_scale=6.0, gr
 MIXED = Guidance(tilted_fraction=0.5, initial_scale=4.0, num_candidates=2, rank_temperature=0.5)
 
 
-def number(z):
+def state_index(z):
     return (z * NUM ** torch.arange(LENGTH - 1, -1, -1)).sum(-1)
 
 
@@ -43,15 +43,15 @@ def data_distribution():
 
 
 def corrupted(q, alpha):
-    """Distribution of z_t where that of clean sequences is ``q``."""
+    """Distribution of z_t for clean sequences of distribution ``q``."""
     kernel = alpha * torch.eye(NUM, dtype=torch.float64) + (1 - alpha) / NUM
-    for _ in range(LENGTH):  # each position in turn comes last
+    for _ in range(LENGTH):  # each position comes last once
         q = (q.view(NUM, -1).T @ kernel).flatten()
     return q
 
 
 class Posterior(nn.Module):
-    """The perfect network: predicts the clean token at a position given the tokens of the others."""
+    """The exact network: predicts the clean token at a position given the tokens of the other positions."""
 
     is_time_conditioned, length, vocab_size = True, LENGTH, NUM
 
@@ -61,13 +61,13 @@ class Posterior(nn.Module):
 
     def features(self, inputs, sigma=None, attention_mask=None):
         alpha = (-sigma.double()).exp()[:, None, None]
-        of_token = alpha * (inputs[:, None] == STATES).double() + (1 - alpha) / NUM  # likelihood of each token
-        found = []
+        token_likelihood = alpha * (inputs[:, None] == STATES).double() + (1 - alpha) / NUM  # likelihood of each token
+        marginals = []
         for position in range(LENGTH):
             others = [place for place in range(LENGTH) if place != position]
-            weight = self.q * of_token[:, :, others].prod(-1)
-            found.append(weight @ torch.nn.functional.one_hot(STATES[:, position], NUM).double())
-        return torch.stack(found, 1).log().float()
+            weight = self.q * token_likelihood[:, :, others].prod(-1)
+            marginals.append(weight @ torch.nn.functional.one_hot(STATES[:, position], NUM).double())
+        return torch.stack(marginals, 1).log().float()
 
     def head(self, features):
         self.rows_read.append(len(features))
@@ -75,18 +75,18 @@ class Posterior(nn.Module):
 
 
 class Table(Discriminator):
-    """Log-ratios of the states at each of some noise levels; records what it reads."""
+    """A discriminator with a table of log-ratios of the states at several noise levels; records its inputs."""
 
     def __init__(self, by_level):
         sizes = {"hidden_size": 4, "num_blocks": 1, "num_heads": 1, "cond_dim": 4}
         super().__init__(DiscriminatorConfig(vocab_size=NUM, mask_id=None, length=LENGTH, output="sequence", **sizes))
-        self.by_level, self.seen = by_level, []
+        self.by_level, self.inputs = by_level, []
 
     def embed(self, inputs):
         return inputs if inputs.is_floating_point() else torch.nn.functional.one_hot(inputs, NUM).float()
 
     def from_embeddings(self, embedded, sigma=None, attention_mask=None):
-        self.seen.append((embedded.detach(), sigma))
+        self.inputs.append((embedded.detach(), sigma))
         nearest = min(self.by_level, key=lambda level: abs(level - float(sigma[0])))
         assert abs(nearest - float(sigma[0])) < 1e-4
         weights = embedded.new_ones(len(embedded), 1)
@@ -99,13 +99,13 @@ def levels(times):
     return PROCESS.noise_level(Posterior(None), times[1:]).tolist()
 
 
-def oracle(network, q, times, sign=1.0):
-    """The log-ratio of the states of the sampler and of corrupted data, after each move."""
-    mass, found = torch.full((len(STATES),), 1 / len(STATES), dtype=torch.float64), {}
+def exact_discriminator(network, q, times, sign=1.0):
+    """The log-ratio of the states of the sampler over those of corrupted data, after each move."""
+    mass, by_level = torch.full((len(STATES),), 1 / len(STATES), dtype=torch.float64), {}
     for (t, s), level in zip(itertools.pairwise(times), levels(times), strict=True):
         mass = mass @ joint_probs(position_probs(UniformAncestral(network, PROCESS), STATES, t, s))
-        found[level] = sign * (mass.log() - corrupted(q, float(PROCESS.schedule.alpha(s))).log())
-    return Table(found)
+        by_level[level] = sign * (mass.log() - corrupted(q, float(PROCESS.schedule.alpha(s))).log())
+    return Table(by_level)
 
 
 def random_table(times):
@@ -127,7 +127,7 @@ def sampler_of(network, times, guidance, **options):
     return UniformGuided(network, PROCESS, random_table(times), guidance, **options)
 
 
-def drawn(sampler, num, nfe, seed=0, canvas=None):
+def moves_of(sampler, num, nfe, seed=0, canvas=None):
     return list(sampler(canvas or Canvas.blank(num, LENGTH), time_grid(nfe), SequenceNoise(seed, range(num))))
 
 
@@ -137,15 +137,15 @@ def kl(p, q):
 
 @pytest.mark.parametrize("nfe", [1, 4])
 @pytest.mark.parametrize("fraction", [0.0, 0.5, 1.0])
-def test_without_tilt_and_with_one_candidate_the_samples_are_those_of_the_ancestral_sampler(network, nfe, fraction):
+def test_without_tilt_and_with_one_candidate_the_samples_are_ancestral(network, nfe, fraction):
     guidance = Guidance(tilted_fraction=fraction, guidance_scale=0.0, num_candidates=1)
     guided = sampler_of(network, time_grid(nfe), guidance)
     plain = UniformAncestral(network, PROCESS)
-    for one, other in zip(drawn(guided, 50, nfe), drawn(plain, 50, nfe), strict=True):
-        assert torch.equal(one.z, other.z)
-        assert torch.equal(one.network_passes, other.network_passes)
-        assert not one.discriminator_passes.any()
-    assert not guided.discriminator.seen
+    for move, expected in zip(moves_of(guided, 50, nfe), moves_of(plain, 50, nfe), strict=True):
+        assert torch.equal(move.z, expected.z)
+        assert torch.equal(move.network_passes, expected.network_passes)
+        assert not move.discriminator_passes.any()
+    assert not guided.discriminator.inputs
 
 
 @pytest.mark.parametrize("guidance", [RERANKED, TILTED, MIXED], ids=["re-ranked", "tilted", "mixed"])
@@ -154,23 +154,23 @@ def test_samples_have_the_enumerated_distribution(network, chi_square, guidance)
     sampler = sampler_of(network, times, guidance)
     p = uniform_guided_distribution(sampler, NUM, LENGTH, times)
     assert float(p.sum()) == pytest.approx(1, abs=1e-9)
-    assert chi_square(number(drawn(sampler, num, 3)[-1].z), p) > 1e-3
+    assert chi_square(state_index(moves_of(sampler, num, 3)[-1].z), p) > 1e-3
     plain = uniform_guided_distribution(sampler_of(network, times, Guidance(0.0, 0.0, num_candidates=1)), NUM, 3, times)
-    assert float((p - plain).abs().sum()) > 0.05  # guidance shows
+    assert float((p - plain).abs().sum()) > 0.05  # guidance has an effect
 
 
 def test_temperature_reaches_guided_draws(network, chi_square):
     times = time_grid(2)
     sampler = sampler_of(network, times, MIXED, token_distribution=TokenDistribution(temperature=0.6))
     p = uniform_guided_distribution(sampler, NUM, LENGTH, times)
-    assert chi_square(number(drawn(sampler, 1500, 2)[-1].z), p) > 1e-3
+    assert chi_square(state_index(moves_of(sampler, 1500, 2)[-1].z), p) > 1e-3
     assert float((p - uniform_guided_distribution(sampler_of(network, times, MIXED), NUM, 3, times)).abs().sum()) > 0.05
 
 
 def test_a_re_ranked_move_is_the_sum_over_all_pairs_of_candidates(network):
     times = time_grid(1)
     sampler = sampler_of(network, times, Guidance(tilted_fraction=0.0, num_candidates=2, rank_temperature=0.7))
-    transitions = joint_probs(position_probs(sampler.plain, STATES, *times))
+    transitions = joint_probs(position_probs(sampler.unguided, STATES, *times))
     reward = -sampler.discriminator.by_level[levels(times)[0]] / 0.7
     first_is_chosen = (reward[:, None] - reward[None]).sigmoid()
     expected = 2 * (transitions * (transitions @ first_is_chosen.T)).mean(0)  # from uniform noise
@@ -183,8 +183,8 @@ def test_the_best_candidate_has_the_highest_reward(network):
         sampler_of(network, times, Guidance(tilted_fraction=0.0, num_candidates=num, select="best")) for num in (1, 8)
     )
     scores = plain.discriminator.by_level[levels(times)[0]]
-    of_plain, of_best = (scores[number(drawn(one, 300, 1)[-1].z)].mean() for one in (plain, best))
-    assert of_best < of_plain - 0.8
+    plain_score, best_score = (scores[state_index(moves_of(sampler, 300, 1)[-1].z)].mean() for sampler in (plain, best))
+    assert best_score < plain_score - 0.8
 
 
 def test_tilted_logits_are_the_clamped_gradient_of_the_reward_by_finite_differences(network):
@@ -192,13 +192,13 @@ def test_tilted_logits_are_the_clamped_gradient_of_the_reward_by_finite_differen
     sampler = sampler_of(network, time_grid(4), Guidance(gradient_clamp=clamp))
     z = STATES[[5, 17]]
     everywhere = torch.ones_like(z, dtype=torch.bool)
-    found = sampler.tilted_logits(z, Canvas.free(z), everywhere, tuple(times), scale).view(2, LENGTH, NUM)
+    actual = sampler.tilted_logits(z, Canvas.free(z), everywhere, tuple(times), scale).view(2, LENGTH, NUM)
     level = PROCESS.noise_level(network, times[:1].expand(2))
     logits = network.features(z, level).double()
     table = sampler.discriminator.by_level[levels(times)[0]].float()
 
     def rewards(log_probs):
-        after = PROCESS.posterior(z, log_probs.log_softmax(-1), *(one.expand(2) for one in times))
+        after = PROCESS.posterior(z, log_probs.log_softmax(-1), *(time.expand(2) for time in times))
         return -(joint_probs(after) @ table.double())
 
     numeric, step = torch.zeros_like(logits), 1e-4
@@ -209,11 +209,11 @@ def test_tilted_logits_are_the_clamped_gradient_of_the_reward_by_finite_differen
     assert (numeric.abs() > clamp).any()
     assert (numeric.abs() < clamp).any()
     torch.testing.assert_close(
-        found.double(), logits + scale * numeric.clamp(-clamp, clamp), rtol=1e-4, atol=1e-4, check_dtype=False
+        actual.double(), logits + scale * numeric.clamp(-clamp, clamp), rtol=1e-4, atol=1e-4, check_dtype=False
     )
 
 
-def test_the_tilt_of_a_position_does_not_depend_on_which_are_read_or_on_the_size_of_the_parts(network, monkeypatch):
+def test_the_tilt_of_a_position_does_not_depend_on_other_positions_or_the_size_of_parts(network, monkeypatch):
     times = tuple(time_grid(4)[1:3])
     sampler, z = sampler_of(network, time_grid(4), TILTED), STATES[:5]
     is_read = torch.rand(z.shape, generator=torch.Generator().manual_seed(0)) < 0.5
@@ -234,29 +234,29 @@ def test_the_tilt_of_a_position_does_not_depend_on_which_are_read_or_on_the_size
 def test_with_the_exact_log_ratio_guidance_lowers_the_divergence_from_the_data(network, q, guidance, nfe):
     times = time_grid(nfe)
     plain = Guidance(tilted_fraction=0.0, num_candidates=1)
-    of_plain, of_guided, of_opposite = (
-        kl(uniform_guided_distribution(UniformGuided(network, PROCESS, judge, one), NUM, LENGTH, times), q)
-        for judge, one in (
-            (oracle(network, q, times), plain),
-            (oracle(network, q, times), guidance),
-            (oracle(network, q, times, sign=-1), guidance),
+    plain_kl, guided_kl, opposite_kl = (
+        kl(uniform_guided_distribution(UniformGuided(network, PROCESS, discriminator, settings), NUM, LENGTH, times), q)
+        for discriminator, settings in (
+            (exact_discriminator(network, q, times), plain),
+            (exact_discriminator(network, q, times), guidance),
+            (exact_discriminator(network, q, times, sign=-1), guidance),
         )
     )
-    assert of_guided < 0.93 * of_plain  # 0.532 to 0.478 by a tilt in one move
-    assert of_opposite > 1.1 * of_plain
+    assert guided_kl < 0.93 * plain_kl  # 0.532 to 0.478 by a tilt in one move
+    assert opposite_kl > 1.1 * plain_kl
 
 
-def test_each_move_is_judged_at_its_end(network):
+def test_the_discriminator_reads_the_state_and_time_after_a_move(network):
     times = time_grid(2)
     sampler = sampler_of(network, times, RERANKED)
-    steps = drawn(sampler, 20, 2)
-    for step, (one_hot, sigma), level in zip(steps, sampler.discriminator.seen, levels(times), strict=True):
+    steps = moves_of(sampler, 20, 2)
+    for step, (one_hot, sigma), level in zip(steps, sampler.discriminator.inputs, levels(times), strict=True):
         torch.testing.assert_close(sigma, torch.full_like(sigma, level))
         candidates = one_hot.argmax(-1).view(-1, 3, LENGTH)
         assert (candidates == step.z[step.discriminator_passes > 0][:, None]).all(-1).any(1).all()
     tilted = sampler_of(network, times, Guidance(tilted_fraction=1.0, initial_scale=1.0))
-    drawn(tilted, 20, 2)
-    for (simplex, sigma), level in zip(tilted.discriminator.seen, levels(times), strict=True):
+    moves_of(tilted, 20, 2)
+    for (simplex, sigma), level in zip(tilted.discriminator.inputs, levels(times), strict=True):
         torch.testing.assert_close(sigma, torch.full_like(sigma, level))
         torch.testing.assert_close(simplex.sum(-1), torch.ones(simplex.shape[:2]))
 
@@ -265,8 +265,8 @@ def test_passes_are_counted_and_the_head_runs_where_a_candidate_may_change(q):
     network, num = Posterior(q), 40
     times = time_grid(8)
     sampler = sampler_of(network, times, Guidance(tilted_fraction=0.25, initial_scale=0.0, num_candidates=3))
-    steps = drawn(sampler, num, 8)
-    scored = [len(inputs) for inputs, _ in sampler.discriminator.seen]
+    steps = moves_of(sampler, num, 8)
+    scored = [len(inputs) for inputs, _ in sampler.discriminator.inputs]
     assert not steps[0].discriminator_passes.any()  # h is 0
     assert torch.equal(steps[1].discriminator_passes, 2 * steps[1].network_passes)
     assert [int(step.discriminator_passes.sum()) // (2 if move == 1 else 1) for move, step in enumerate(steps)][1:] == (
@@ -275,15 +275,15 @@ def test_passes_are_counted_and_the_head_runs_where_a_candidate_may_change(q):
     for step in steps[2:]:
         assert set(step.discriminator_passes.unique().tolist()) <= {0, 3}
         assert (step.discriminator_passes >= step.network_passes).all()
-    drawn(sampler_of(every := Posterior(q), times, Guidance(tilted_fraction=1.0, initial_scale=1.0)), num, 8)
+    moves_of(sampler_of(tilted := Posterior(q), times, Guidance(tilted_fraction=1.0, initial_scale=1.0)), num, 8)
     assert (
-        sum(every.rows_read) > 8 * num * LENGTH
+        sum(tilted.rows_read) > 8 * num * LENGTH
     )  # a tilted move reads every position, and those that may change twice
     assert sum(network.rows_read) < 0.85 * 9 * num * LENGTH
 
 
-def test_candidates_that_need_no_network_are_ranked_too(network):
-    times = time_grid(20)  # most tokens of the first move are drawn uniformly, whatever the network says
+def test_candidates_without_a_network_pass_are_ranked(network):
+    times = time_grid(20)  # in the first move most tokens are drawn uniformly for any prediction
     guidance = Guidance(tilted_fraction=0.0, num_candidates=2, select="best")
     sampler = sampler_of(network, times, guidance)
     step = next(iter(sampler(Canvas.blank(200, LENGTH), times, SequenceNoise(0, range(200)))))
@@ -291,18 +291,18 @@ def test_candidates_that_need_no_network_are_ranked_too(network):
     assert 50 < is_alone.sum() < 190
     assert (step.discriminator_passes == 2).all()
     scores = sampler.discriminator.by_level[levels(times)[0]]
-    assert scores[number(step.z[is_alone])].mean() < scores.mean() - 0.3
+    assert scores[state_index(step.z[is_alone])].mean() < scores.mean() - 0.3
 
 
-def test_given_tokens_stay_and_are_read_as_they_are(network):
+def test_given_tokens_stay_and_are_inputs_of_the_discriminator(network):
     times = time_grid(3)
     is_free = torch.tensor([[True, False, True]]).expand(30, 3)
     given = torch.full((30, 3), 2)
     sampler = sampler_of(network, times, MIXED)
-    for step in drawn(sampler, 30, 3, canvas=Canvas.given(given, is_free)):
+    for step in moves_of(sampler, 30, 3, canvas=Canvas.given(given, is_free)):
         assert (step.z[:, 1] == 2).all()
-    assert len(sampler.discriminator.seen) == 3
-    for embedded, _ in sampler.discriminator.seen:
+    assert len(sampler.discriminator.inputs) == 3
+    for embedded, _ in sampler.discriminator.inputs:
         assert (embedded[:, 1] == torch.tensor([0.0, 0, 1])).all()
 
 
@@ -316,7 +316,7 @@ def test_a_bundle_is_sampled_with_guidance_and_has_its_exact_distribution(
     options = SamplingOptions("guided", guidance=guidance, batch_size=3000)
     p = ExactRows(bundle).distribution(3, options, 3)
     out = generate(bundle, num_samples=3000, nfe=3, seed=1, options=options)
-    assert chi_square(number(out.tokens), p) > 1e-3
+    assert chi_square(state_index(out.tokens), p) > 1e-3
     assert (out.discriminator_passes > 0).any()
     plain = ExactRows(bundle).distribution(3, SamplingOptions(), 3)
     assert float((p - plain).abs().sum()) > 0.01

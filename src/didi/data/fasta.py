@@ -8,7 +8,7 @@ from typing import NamedTuple
 from didi.errors import UsageError
 
 LINE = 60
-"""Residues in a line of a record that is written."""
+"""Number of residues per line in written records."""
 GZIP_SIGNATURE = b"\x1f\x8b"
 
 
@@ -16,7 +16,7 @@ class Protein(NamedTuple):
     """A sequence and its title.
 
     Attributes:
-        title: what follows ``>``; its first word is the identifier.
+        title: text after ``>``; its first word is the identifier.
         residues: upper-case letters.
     """
 
@@ -25,7 +25,7 @@ class Protein(NamedTuple):
 
 
 def fasta_record(title: str, residues: str) -> str:
-    """One record, with its line ends."""
+    """One record as text, with line ends."""
     lines = [residues[begin : begin + LINE] for begin in range(0, len(residues), LINE)]
     return "\n".join([f">{title}", *lines, ""])
 
@@ -34,10 +34,10 @@ def read_fasta(path: Path) -> Iterator[Protein]:
     """The records of a FASTA file; a stop (``*``) at the end of a sequence is dropped, letters become upper case.
 
     Args:
-        path: the file; one that begins as gzip does is decompressed.
+        path: the file; gzip is recognised by its signature.
 
     Raises:
-        UsageError: the file cannot be read, or is no FASTA file.
+        UsageError: the file cannot be read, or is not a FASTA file.
     """
     title: str | None = None
     lines: list[str] = []

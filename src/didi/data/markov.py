@@ -1,4 +1,4 @@
-"""First-order Markov chains: synthetic data whose exact likelihood is known. Two of them are worlds with a name."""
+"""First-order Markov chains: synthetic data with a known exact likelihood. Two chains have a name (``WORLDS``)."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
@@ -12,7 +12,7 @@ FLOOR = 0.002
 
 
 class MarkovChain:
-    """A chain in which each symbol has a few likely successors above a floor; each row of the matrix has its own.
+    """A chain in which each symbol has a few likely successors; all others have the probability of a floor.
 
     Args:
         num_symbols: Number of symbols, without the mask symbol of a diffusion model.
@@ -79,4 +79,4 @@ def exact_chain() -> MarkovChain:
 MARKOV, EXACT = "markov", "exact"
 
 WORLDS: Mapping[str, Callable[[], MarkovChain]] = {MARKOV: MarkovChain, EXACT: exact_chain}
-"""The chain of each world: a corpus and a judge have its name."""
+"""The named chains; each name is also that of a corpus and of a judge."""

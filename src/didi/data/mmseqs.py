@@ -1,6 +1,6 @@
-"""MMseqs2 (Steinegger and Söding 2017) as a program: clusters of proteins, and the nearest of a set.
+"""Clusters and nearest neighbours of proteins, by the program MMseqs2 (Steinegger and Söding 2017).
 
-Debian has it as the package mmseqs2. It is found by its name; nothing else of didi needs it.
+The program is searched on PATH; Debian has it as the package mmseqs2.
 """
 
 import shutil
@@ -21,48 +21,48 @@ def is_available() -> bool:
 
 
 def clusters_of(sequences: Sequence[str], *, identity: float = 0.5, coverage: float = 0.8) -> list[int]:
-    """The cluster of each sequence, by the number of the sequence that represents it.
+    """For each sequence, the number of the sequence that represents its cluster.
 
     Args:
         sequences: residues.
-        identity: least identity of a member with its representative, in [0, 1].
-        coverage: least share of both sequences that the alignment covers, in [0, 1].
+        identity: smallest identity of a member with its representative, in [0, 1].
+        coverage: smallest share of both sequences that the alignment covers, in [0, 1].
 
     Raises:
         DidiError: the program is missing or fails.
     """
-    with tempfile.TemporaryDirectory(prefix="didi-mmseqs-") as name:
-        folder = Path(name)
+    with tempfile.TemporaryDirectory(prefix="didi-mmseqs-") as path:
+        folder = Path(path)
         _write(sequences, folder / "all.fasta")
         settings = ["--min-seq-id", str(identity), "-c", str(coverage), "--cov-mode", "0"]
         _run("easy-cluster", folder / "all.fasta", folder / "out", folder / "tmp", *settings)
         rows = (folder / "out_cluster.tsv").read_text().splitlines()
-    found = {int(member): int(representative) for representative, member in (row.split("\t") for row in rows)}
-    if set(found) != set(range(len(sequences))):
+    representatives = {int(member): int(representative) for representative, member in (row.split("\t") for row in rows)}
+    if set(representatives) != set(range(len(sequences))):
         raise DidiError(
-            f"{PROGRAM} puts each sequence into one cluster; {len(found)} of {len(sequences)} are in its output"
+            f"{PROGRAM} puts each sequence into one cluster; its output has {len(representatives)} of {len(sequences)}"
         )
-    return [found[number] for number in range(len(sequences))]
+    return [representatives[number] for number in range(len(sequences))]
 
 
 def nearest_identities(queries: Sequence[str], targets: Sequence[str], *, sensitivity: float = 5.7) -> list[float]:
-    """For each query, the largest identity of a local alignment with a target, in [0, 1]; 0 where none is found.
+    """For each query, the largest identity of a local alignment with a target, in [0, 1]; 0 if there is none.
 
-    Identity is counted over the alignment, which covers half of the query or more.
+    Identity is measured over the alignment, which covers at least half of the query.
 
     Args:
         queries: residues.
-        targets: residues that they are compared with.
-        sensitivity: of the search; 1 is fast, 7.5 finds the most distant relatives.
+        targets: residues that the queries are compared with.
+        sensitivity: sensitivity of the search; 1 is fast, 7.5 finds the most distant relatives.
 
     Raises:
         DidiError: the program is missing or fails.
     """
-    with tempfile.TemporaryDirectory(prefix="didi-mmseqs-") as name:
-        folder = Path(name)
+    with tempfile.TemporaryDirectory(prefix="didi-mmseqs-") as path:
+        folder = Path(path)
         _write(queries, folder / "queries.fasta")
         _write(targets, folder / "targets.fasta")
-        files = [folder / one for one in ("queries.fasta", "targets.fasta", "out.tsv", "tmp")]
+        files = [folder / name for name in ("queries.fasta", "targets.fasta", "out.tsv", "tmp")]
         settings = ["-s", str(sensitivity), "-c", "0.5", "--cov-mode", "2", "--alignment-mode", "3"]
         _run("easy-search", *files, *settings, "--format-output", "query,fident")
         rows = [row.split("\t") for row in (folder / "out.tsv").read_text().splitlines()]
@@ -74,7 +74,7 @@ def nearest_identities(queries: Sequence[str], targets: Sequence[str], *, sensit
 
 def _write(sequences: Sequence[str], file: Path) -> None:
     with file.open("w", encoding="ascii") as stream:
-        stream.writelines(fasta_record(str(number), one) for number, one in enumerate(sequences))
+        stream.writelines(fasta_record(str(number), residues) for number, residues in enumerate(sequences))
 
 
 def _run(*words: str | Path) -> None:

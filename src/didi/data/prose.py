@@ -1,4 +1,4 @@
-"""The corpus ``prose``: English from seven sources in one typography, near copies removed, two sources capped."""
+"""The corpus ``prose``: English from seven sources with uniform typography, without near copies, two sources capped."""
 
 import hashlib
 import re
@@ -15,13 +15,13 @@ from didi.data.tidy import mend_brown, mend_news, tidy
 
 MIN_CHARACTERS = 200
 SHINGLE_WORDS = 6
-SHINGLES_KEPT = 8  # one in so many, chosen by its hash
+SHINGLES_KEPT = 8  # one of 8 shingles is kept, chosen by its hash
 MIN_SHINGLES = 4
-COPIED_SHARE = 0.5  # of the shingles that another document has too
+COPIED_SHARE = 0.5  # share of shingles in common with an earlier document
 STAGE_DIRECTION = r"[\[(](?:Laughter|laughter|Applause|applause)[^\[\]()]{0,40}[\])]"
-CAPS = {"treasury": 0.20, "afaq": 0.10}  # of all characters
+CAPS = {"treasury": 0.20, "afaq": 0.10}  # largest share of all characters
 
-# In the order in which the first of two near copies is kept.
+# The order matters: of two near copies the first is kept.
 SOURCES: dict[str, Callable[[], list[str]]] = {
     "news": lambda: [mend_news(article["text"]) for article in news_articles()],
     "bbc": bbc_articles,
@@ -34,7 +34,7 @@ SOURCES: dict[str, Callable[[], list[str]]] = {
 
 
 def prose_documents() -> list[tuple[str, str]]:
-    """The documents of ``prose`` with the source of each, in an order that is the same on all machines.
+    """The documents of ``prose`` and their sources, in the same order on all machines.
 
     Returns:
         Pairs of a key of ``SOURCES`` and a document of at least ``MIN_CHARACTERS``; the documents are distinct.
@@ -50,65 +50,65 @@ def prose_documents() -> list[tuple[str, str]]:
 def without_copies(documents: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
     """Drop every document that repeats an earlier one.
 
-    A document repeats another if it is made of the same words, or if at least half of a sample of its runs of
-    ``SHINGLE_WORDS`` words occur first in that one.
+    A document repeats another if both have the same sequence of words, or if the other document is the first to contain
+    at least half of a sample of its shingles (runs of ``SHINGLE_WORDS`` words).
 
     Args:
         documents: pairs of a source and a text.
 
     Returns:
-        The kept ones, in their order.
+        The documents that are kept, in their order.
     """
-    first: dict[int, int] = {}  # shingle -> number of the document that had it first
-    seen: set[bytes] = set()
+    first_document: dict[int, int] = {}  # shingle -> number of the first document that contains it
+    seen_digests: set[bytes] = set()
     word_hashes: dict[str, int] = {}
     kept = []
     for number, (source, text) in enumerate(documents):
         words = re.findall(r"\w+", text.lower())
-        exact = hashlib.blake2b(" ".join(words).encode(), digest_size=16).digest()
+        digest = hashlib.blake2b(" ".join(words).encode(), digest_size=16).digest()
         shingles = _shingles(words, word_hashes)
-        votes = Counter(first[shingle] for shingle in shingles if shingle in first)
-        most = max(votes.values(), default=0)
-        if exact in seen or (len(shingles) >= MIN_SHINGLES and most >= COPIED_SHARE * len(shingles)):
+        common = Counter(first_document[shingle] for shingle in shingles if shingle in first_document)
+        most_common = max(common.values(), default=0)
+        if digest in seen_digests or (len(shingles) >= MIN_SHINGLES and most_common >= COPIED_SHARE * len(shingles)):
             continue
-        seen.add(exact)
+        seen_digests.add(digest)
         for shingle in shingles:
-            first.setdefault(shingle, number)
+            first_document.setdefault(shingle, number)
         kept.append((source, text))
     return kept
 
 
 def capped(documents: Sequence[tuple[str, str]], caps: Mapping[str, float]) -> list[tuple[str, str]]:
-    """Thin sources out until each makes up no more than its share of all characters.
+    """Remove documents until each source has at most its share of all characters.
 
-    Which documents of a source stay is decided by a hash of their text, as good as chance and always the same.
+    A hash of the text decides which documents of a source stay, a pseudorandom choice that is always the same.
 
     Args:
         documents: pairs of a source and a text.
-        caps: largest share by source; together below 1.
+        caps: largest share by source; the sum is below 1.
 
     Returns:
-        The kept ones, in their order.
+        The documents that are kept, in their order.
     """
     sizes: Counter[str] = Counter()
     for source, text in documents:
         sizes[source] += len(text)
     binding = sorted(caps, key=lambda source: sizes[source] / caps[source])
-    while True:  # a source below its cap counts with what it has
+    while True:  # a source below its cap is not binding and counts with its full size
         free = sum(size for source, size in sizes.items() if source not in binding)
         total = free / (1 - sum(caps[source] for source in binding))
         if not binding or sizes[binding[0]] > caps[binding[0]] * total:
             break
         del binding[0]
-    room = {source: caps[source] * total for source in binding}
+    characters_left = {source: caps[source] * total for source in binding}
     dropped = set()
     for number in sorted(range(len(documents)), key=lambda number: _digest(documents[number][1])):
         source, text = documents[number]
-        if source in room:
-            if len(text) > room[source]:
+        if source in characters_left:
+            if len(text) > characters_left[source]:
                 dropped.add(number)
             else:
-                room[source] -= len(text)
+                characters_left[source] -= len(text)
     return [document for number, document in enumerate(documents) if number not in dropped]
 
 
@@ -117,7 +117,7 @@ def _digest(text: str) -> bytes:
 
 
 def _shingles(words: Sequence[str], word_hashes: dict[str, int]) -> list[int]:
-    """Hashes of a document's runs of words, distinct, one in ``SHINGLES_KEPT`` of all there are."""
+    """Distinct hashes of runs of ``SHINGLE_WORDS`` words of a document; one of ``SHINGLES_KEPT`` is kept."""
     for word in words:
         if word not in word_hashes:
             word_hashes[word] = zlib.crc32(word.encode())
@@ -127,6 +127,6 @@ def _shingles(words: Sequence[str], word_hashes: dict[str, int]) -> list[int]:
         return []
     runs = np.zeros(num_runs, dtype=np.uint64)
     for offset in range(SHINGLE_WORDS):
-        runs = (runs + hashes[offset : offset + num_runs]) * np.uint64(0x9E3779B97F4A7C15)  # wraps
+        runs = (runs + hashes[offset : offset + num_runs]) * np.uint64(0x9E3779B97F4A7C15)  # wraps around
         runs ^= runs >> np.uint64(29)
     return [int(run) for run in np.unique(runs[runs % np.uint64(SHINGLES_KEPT) == 0])]

@@ -1,6 +1,6 @@
-"""Proteins: the tokenizer of ESM-2, whose tokens are residues, and corpora split by clusters of similar sequences.
+"""Proteins: the tokenizer of ESM-2, whose tokens are residues, and corpora that are split by clusters of sequences.
 
-Corpora are those of ``CORPORA``, fetched from package registries, or FASTA files.
+Corpora are FASTA files, or one of ``CORPORA``, which are fetched from package registries.
 """
 
 import csv
@@ -32,13 +32,13 @@ RESIDUES = "ACDEFGHIKLMNPQRSTVWY"
 
 
 def protein_tokenizer() -> Tokenizer:
-    """The vocabulary of ESM-2 and DPLM, one token a letter, with ``[MASK]`` in place of ``<mask>``.
+    """The tokenizer of ESM-2 and DPLM, one token per letter, with ``[MASK]`` in place of ``<mask>``.
 
-    It adds neither the begin nor the end symbol, which a ``Canvas`` has. Decoding leaves the special symbols out.
+    It adds no begin and end symbols (``protein_batches.protein_rows`` does). Decoding omits special symbols.
     """
     vocab = {name: number for number, name in enumerate(ALPHABET)}
     vocab[MASK] = vocab.pop(ALPHABET[MASK_ID])
-    tokenizer = Tokenizer(models.WordLevel(vocab, unk_token=""))  # none: another letter is an error
+    tokenizer = Tokenizer(models.WordLevel(vocab, unk_token=""))  # no unknown token: other letters are errors
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
     tokenizer.add_special_tokens([AddedToken(MASK, normalized=False, special=True)])
     tokenizer.decoder = decoders.Sequence([decoders.Replace(Regex("<.+>"), ""), decoders.Fuse()])
@@ -46,24 +46,24 @@ def protein_tokenizer() -> Tokenizer:
 
 
 def is_protein_tokenizer(tokenizer: Tokenizer | None) -> bool:
-    """Whether the tokens are residues: each standard one is a token, and no token is a word."""
+    """Whether the tokens are residues: every standard residue is a token, and no token is a longer word."""
     if tokenizer is None:
         return False
     vocab = tokenizer.get_vocab()
-    return all(one in vocab for one in RESIDUES) and not any(name.isalpha() and len(name) > 1 for name in vocab)
+    return all(residue in vocab for residue in RESIDUES) and not any(name.isalpha() and len(name) > 1 for name in vocab)
 
 
 def is_protein_corpus(corpus: str) -> bool:
-    """Whether a name is that of a corpus of proteins, a FASTA file, or a half of one."""
+    """Whether a name means proteins: a corpus of ``CORPORA``, a FASTA file, or a half of these."""
     name = corpus.rpartition(":")[0] if corpus.endswith(tuple(f":{half}" for half in HALVES)) else corpus
     return corpus.partition(":")[0] in CORPORA or name.removesuffix(".gz").endswith(FASTA_ENDINGS)
 
 
 @dataclass(frozen=True)
 class ProteinData:
-    """Proteins for training, for choices made on the way, and for the final figures.
+    """Proteins for training, for choices during development (validation), and for reported results (test).
 
-    No cluster of similar sequences is in two of the splits.
+    No cluster of similar sequences is in two splits.
 
     Attributes:
         train: members of each training cluster, the representative first.
@@ -79,38 +79,39 @@ class ProteinData:
 def prepare_proteins(
     corpus: str, *, min_length: int = 50, max_length: int = 254, identity: float = 0.5, seed: int = 0
 ) -> ProteinData:
-    """The splits of a corpus; they are made once and kept in the cache.
+    """The splits of a corpus, which are cached.
 
     Args:
-        corpus: a key of ``CORPORA``, or a FASTA file (``.fasta``, ``.fa``, ``.faa``, each perhaps with ``.gz``). With
-            ``:first`` or ``:second`` after it, half of the training clusters: two networks that are trained on the two
-            halves have no cluster in common, and the same validation and test proteins.
-        min_length: least number of residues.
+        corpus: a key of ``CORPORA``, or a FASTA file (``.fasta``, ``.fa``, ``.faa``, also with ``.gz``). The suffix
+            ``:first`` or ``:second`` selects half of the training clusters: the halves have no cluster in common, and
+            the same validation and test proteins.
+        min_length: smallest number of residues.
         max_length: largest number of residues; longer proteins are left out, not cut.
-        identity: least identity of a protein with the representative of its cluster, over 80% of both.
-        seed: of the split.
+        identity: smallest identity of a protein with the representative of its cluster, over 80% of both.
+        seed: seed of the split.
 
     Raises:
-        UsageError: nothing has that name, or no protein is left.
+        UsageError: the name is unknown, or no protein is left.
         DidiError: the corpus cannot be fetched, or mmseqs2 is missing.
     """
-    whole, _, half = corpus.rpartition(":") if corpus.endswith(tuple(f":{one}" for one in HALVES)) else (corpus, "", "")
-    found = standard_proteins(load_proteins(whole), min_length=min_length, max_length=max_length)
-    if not found:
+    has_half = corpus.endswith(tuple(f":{half}" for half in HALVES))
+    name, _, half = corpus.rpartition(":") if has_half else (corpus, "", "")
+    proteins = standard_proteins(load_proteins(name), min_length=min_length, max_length=max_length)
+    if not proteins:
         raise UsageError(
             f"a corpus holds proteins of {min_length} to {max_length} standard residues; {corpus!r} holds none: change "
             "min_length or max_length"
         )
-    digest = sha256("\n".join(found).encode())
+    digest = sha256("\n".join(proteins).encode())
     digest.update(json.dumps(["members", identity, seed]).encode())
-    name = Path(whole).name.partition(".")[0]
-    folder = cache_dir() / "proteins" / f"{name}-{digest.hexdigest()[:12]}"
-    made_folder(folder, partial(_write_splits, found, identity, seed))
+    stem = Path(name).name.partition(".")[0]
+    folder = cache_dir() / "proteins" / f"{stem}-{digest.hexdigest()[:12]}"
+    made_folder(folder, partial(_write_splits, proteins, identity, seed))
     validation, test = (
-        [one.residues for one in read_fasta(folder / f"{split}.fasta")] for split in ("validation", "test")
+        [protein.residues for protein in read_fasta(folder / f"{split}.fasta")] for split in ("validation", "test")
     )
     train = _read_clusters(folder / "train.fasta")
-    if half:  # clusters of a split are in random order
+    if half:  # the order of clusters is random
         train = train[HALVES.index(half) :: len(HALVES)]
     return ProteinData(train, validation, test)
 
@@ -134,16 +135,24 @@ def _read_clusters(path: Path) -> list[list[str]]:
 
 
 def standard_proteins(sequences: Iterable[str], *, min_length: int, max_length: int) -> list[str]:
-    """The distinct sequences of the 20 standard residues alone whose lengths lie within two bounds, in their order."""
+    """Distinct sequences of standard residues only, with lengths in [min_length, max_length], in their order."""
     low = whole_number("min_length", min_length, low=1)
     high = whole_number("max_length", max_length, low=low)
     standard = frozenset(RESIDUES)
-    fits = (one for one in sequences if low <= len(one) <= high and standard.issuperset(one))
-    return list(dict.fromkeys(fits))
+    kept = (residues for residues in sequences if low <= len(residues) <= high and standard.issuperset(residues))
+    return list(dict.fromkeys(kept))
 
 
 def load_proteins(corpus: str) -> list[str]:
-    """All sequences of a corpus, in its own order, as they are there; arguments and errors as ``prepare_proteins``."""
+    """All sequences of a corpus, unchanged and in its order.
+
+    Args:
+        corpus: as in ``prepare_proteins``, without ``:first`` and ``:second``.
+
+    Raises:
+        UsageError: the name is unknown, or the file is missing.
+        DidiError: the corpus cannot be fetched.
+    """
     path = Path(corpus).expanduser()
     if corpus in CORPORA:
         return CORPORA[corpus]()
@@ -152,7 +161,7 @@ def load_proteins(corpus: str) -> list[str]:
             raise UsageError(
                 f"a corpus of proteins in a FASTA file must be an existing file; {corpus!r} is not; check the path"
             )
-        return [one.residues for one in read_fasta(path)]
+        return [protein.residues for protein in read_fasta(path)]
     raise UsageError(
         f"a corpus of proteins is one of {', '.join(CORPORA)}, or a file {', '.join(FASTA_ENDINGS)}, perhaps with .gz, "
         f"with :first or :second for half of the training proteins; got {corpus!r}{suggestion(corpus, CORPORA)}"
@@ -160,25 +169,25 @@ def load_proteins(corpus: str) -> list[str]:
 
 
 def _swissprot() -> list[str]:
-    """The three databases of the asset without what they repeat."""
+    """The distinct sequences of the three databases of the asset."""
     databases = sorted(fetch("swissprot").glob("*/*.pin"))
-    return list(dict.fromkeys(one for index in databases for one in read_blastdb(index.with_suffix(""))))
+    return list(dict.fromkeys(residues for index in databases for residues in read_blastdb(index.with_suffix(""))))
 
 
 def _uniprot() -> list[str]:
-    return [one.residues for one in read_fasta(fetch("uniprot") / "DB.fasta.gz")]
+    return [protein.residues for protein in read_fasta(fetch("uniprot") / "DB.fasta.gz")]
 
 
 def _vh() -> list[str]:
-    """Heavy-chain domains: the aligned nucleotides without gaps, translated; those with a stop or an N are left out."""
+    """Heavy-chain domains, translated from aligned nucleotides without gaps; those with a stop or an N are left out."""
     with gzip.open(fetch("vh") / "example_airr.tsv.gz", "rt", encoding="utf-8", newline="") as stream:
         genes = [row["sequence_alignment"] for row in csv.DictReader(stream, delimiter="\t")]
     translated = (_translated(gene.replace(".", "").replace("-", "").upper()) for gene in genes)
-    return list(dict.fromkeys(one for one in translated if one.isalpha()))
+    return list(dict.fromkeys(residues for residues in translated if residues.isalpha()))
 
 
 def _translated(gene: str) -> str:
-    """Residues of whole codons; ``*`` of a stop and of what is no codon."""
+    """Residues of the complete codons; ``*`` for stops and invalid codons."""
     return "".join(CODONS.get(gene[at : at + 3], "*") for at in range(0, len(gene) // 3 * 3, 3))
 
 

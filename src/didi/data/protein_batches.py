@@ -14,46 +14,46 @@ from didi.errors import UsageError
 from didi.models.esm2 import ALPHABET, BEGIN_ID, END_ID, PAD_ID
 
 FRAME = 2
-"""Positions of the begin and the end symbol."""
+"""Number of positions of the begin and the end symbol."""
 _IDS = np.full(128, -1, dtype=np.int64)
 _IDS[[ord(name) for name in ALPHABET if name.isalpha()]] = [n for n, name in enumerate(ALPHABET) if name.isalpha()]
 
 
 def protein_rows(sequences: Sequence[str]) -> Int[Tensor, "b l"]:
-    """Tokens of proteins between their begin and end symbols, padded to what the longest needs.
+    """Tokens of proteins with begin and end symbols, padded to the longest protein.
 
     Raises:
-        UsageError: a sequence has a letter that stands for no residue.
+        UsageError: a sequence has an unknown letter.
     """
     width = max(map(len, sequences), default=0) + FRAME
     tokens = torch.full((len(sequences), width), PAD_ID)
-    for row, one in zip(tokens, sequences, strict=True):
-        row[0], row[len(one) + 1] = BEGIN_ID, END_ID
-        row[1 : len(one) + 1] = residue_ids(one)
+    for row, residues in zip(tokens, sequences, strict=True):
+        row[0], row[len(residues) + 1] = BEGIN_ID, END_ID
+        row[1 : len(residues) + 1] = residue_ids(residues)
     return tokens
 
 
 def canvas_of_rows(rows: Int[Tensor, "b l"]) -> Canvas:
-    """The canvas of rows of ``protein_rows``: residues are free, begin and end symbols given, the rest is padding."""
+    """The canvas of ``protein_rows``: residues are free, begin and end symbols are given, the rest is padding."""
     is_real = rows != PAD_ID
     is_free = is_real & (rows != BEGIN_ID) & (rows != END_ID)
     return Canvas(rows, is_free, is_real, has_padding=not bool(is_real.all()))
 
 
 def protein_canvas(sequences: Sequence[str]) -> Canvas:
-    """Proteins between their begin and end symbols, as wide as the longest needs; residues are free.
+    """The canvas of proteins, see ``canvas_of_rows``.
 
     Raises:
-        UsageError: a sequence has a letter that stands for no residue.
+        UsageError: a sequence has an unknown letter.
     """
     return canvas_of_rows(protein_rows(sequences))
 
 
 def residue_ids(residues: str) -> Int[Tensor, " l"]:
-    """Tokens of a protein without begin and end.
+    """Tokens of a protein, without begin and end symbols.
 
     Raises:
-        UsageError: a letter stands for no residue.
+        UsageError: a letter is unknown.
     """
     codes = np.frombuffer(residues.encode("ascii", "replace"), dtype=np.uint8)
     ids = _IDS[np.minimum(codes, 127)]
@@ -67,18 +67,18 @@ class LengthBuckets:
     """Training batches of proteins of similar length, as a function of the step.
 
     An epoch has one random member of each cluster, as in the training of ESM-2 (https://doi.org/10.1126/science.ade2574),
-    so that large families do not dominate. These proteins are shuffled, sorted by length to within
-    ``width`` residues and cut into batches of equal size in random order. An incomplete batch is left out; its proteins
-    differ from epoch to epoch.
+    so that large families do not dominate. These proteins are shuffled, sorted by length buckets of ``width`` residues
+    and cut into batches of equal size, whose order is random. The proteins that are left over are chosen at random in
+    each epoch.
 
     Args:
         clusters: residues of the members of each cluster.
-        batch_size: proteins in a batch.
-        width: residues by which proteins of one length bucket differ at most; narrow buckets need less padding.
-        seed: of the order.
+        batch_size: number of proteins in a batch.
+        width: width of a length bucket in residues; narrow buckets need less padding.
+        seed: seed of the order.
 
     Raises:
-        UsageError: a batch has more proteins than there are clusters, or a cluster is empty.
+        UsageError: there are fewer clusters than ``batch_size``, or a cluster is empty.
     """
 
     def __init__(self, clusters: Sequence[Sequence[str]], *, batch_size: int, width: int = 32, seed: int = 0) -> None:
@@ -89,19 +89,19 @@ class LengthBuckets:
                 f"batch_size {batch_size}: lower it"
             )
         sizes = torch.tensor([len(members) for members in clusters])
-        self._sizes, self._first = sizes, sizes.cumsum(0) - sizes  # members and their first place in the next list
-        self._sequences = [one for members in clusters for one in members]
-        self._bucket = (torch.tensor([len(one) for one in self._sequences]) - 1) // width
+        self._sizes, self._first = sizes, sizes.cumsum(0) - sizes  # members of a cluster, and where they begin below
+        self._sequences = [residues for members in clusters for residues in members]
+        self._bucket = (torch.tensor([len(residues) for residues in self._sequences]) - 1) // width
         self._batch_size, self._seed = batch_size, seed
         self.num_batches = len(clusters) // batch_size
         self._epoch, self._batches = 0, self._batches_of(0)
 
     def batch(self, step: int) -> Int[Tensor, "b l"]:
-        """The rows of a step, see ``protein_rows``; the same whenever they are asked."""
+        """The rows of a step, see ``protein_rows``; they depend on the step only."""
         epoch, number = divmod(step, self.num_batches)
         if epoch != self._epoch:
             self._batches, self._epoch = self._batches_of(epoch), epoch
-        return protein_rows([self._sequences[one] for one in self._batches[number].tolist()])
+        return protein_rows([self._sequences[index] for index in self._batches[number].tolist()])
 
     def _batches_of(self, epoch: int) -> Int[Tensor, "n b"]:
         generator = named_generator(self._seed, "protein-batches", epoch)
@@ -110,5 +110,5 @@ class LengthBuckets:
         shuffled = torch.randperm(len(members), generator=generator)
         chosen = members[shuffled[: self.num_batches * self._batch_size]]
         order = chosen[self._bucket[chosen].argsort(stable=True)]
-        places = torch.randperm(self.num_batches, generator=generator)
-        return order.view(self.num_batches, self._batch_size)[places]
+        batch_order = torch.randperm(self.num_batches, generator=generator)
+        return order.view(self.num_batches, self._batch_size)[batch_order]

@@ -13,7 +13,7 @@ from didi.errors import UsageError
 from didi.models.esm2 import ALPHABET, MASK_ID
 
 SHORTEST = 50
-"""Least residues of a protein in training; shorter ones in databases are mostly fragments."""
+"""Smallest number of residues of a training protein; shorter sequences in databases are mostly fragments."""
 
 
 class ProteinSource:
@@ -21,7 +21,7 @@ class ProteinSource:
 
     Args:
         data: training, validation and test proteins.
-        seed: of the batches.
+        seed: seed of the batches.
         width: see ``LengthBuckets``.
     """
 
@@ -38,7 +38,7 @@ class ProteinSource:
         self._buckets: dict[int, LengthBuckets] = {}
 
     def batch(self, step: int, batch_size: int) -> Int[Tensor, "b l"]:
-        """See ``Source.batch``; padded to the longest."""
+        """See ``Source.batch``; rows are padded to the longest protein."""
         if batch_size not in self._buckets:
             self._buckets[batch_size] = LengthBuckets(
                 self._train, batch_size=batch_size, width=self._width, seed=self._seed
@@ -46,7 +46,7 @@ class ProteinSource:
         return self._buckets[batch_size].batch(step)
 
     def canvas(self, rows: Int[Tensor, "b l"]) -> Canvas:
-        """See ``Source.canvas``: residues are free, begin and end symbols given."""
+        """See ``Source.canvas``: residues are free, begin and end symbols are given."""
         return canvas_of_rows(rows)
 
 
@@ -55,9 +55,9 @@ def open_proteins(corpus: str, *, length: int, tokenizer: Tokenizer | None, seed
 
     Args:
         corpus: see ``protein.prepare_proteins``.
-        length: most positions of a protein, begin and end symbols included; longer proteins are left out.
-        tokenizer: of the networks that read it; None for that of ESM-2.
-        seed: order of the batches.
+        length: largest number of positions of a protein, begin and end symbols included; longer proteins are left out.
+        tokenizer: tokenizer of the networks; None for that of ESM-2.
+        seed: seed of the order of the batches.
 
     Raises:
         UsageError: the networks have other tokens than ESM-2, or no protein is left.
@@ -70,16 +70,16 @@ def open_proteins(corpus: str, *, length: int, tokenizer: Tokenizer | None, seed
         )
     if tokenizer is not None and tokenizer.get_vocab() != protein_tokenizer().get_vocab():
         raise UsageError(
-            f"networks of the corpus {corpus} have the tokens of ESM-2; got another tokenizer: choose a teacher of "
+            f"networks for the corpus {corpus} have the tokens of ESM-2; got another tokenizer: choose a teacher of "
             "didi pretrain swissprot or didi convert dplm, or leave data.tokenizer out"
         )
     return ProteinSource(prepare_proteins(corpus, min_length=SHORTEST, max_length=length - FRAME), seed)
 
 
 def random_source(length: int, num_proteins: int = 256) -> ProteinSource:
-    """Random proteins of nearly ``length`` positions, where only shapes matter; all batches have padding."""
+    """Random proteins of nearly ``length`` positions, for uses where only shapes matter; batches have padding."""
     generator = named_generator(0, "random-proteins")
     letters = torch.randint(len(RESIDUES), (num_proteins, length - FRAME), generator=generator)
-    proteins = ["".join(RESIDUES[one] for one in row) for row in letters.tolist()]
-    cut = [one[: len(one) - number % 2] for number, one in enumerate(proteins)]
-    return ProteinSource(ProteinData([[one] for one in cut], cut[:1], cut[:1]), seed=0, width=length)
+    proteins = ["".join(RESIDUES[index] for index in row) for row in letters.tolist()]
+    uneven = [residues[: len(residues) - number % 2] for number, residues in enumerate(proteins)]
+    return ProteinSource(ProteinData([[one] for one in uneven], uneven[:1], uneven[:1]), seed=0, width=length)

@@ -1,4 +1,4 @@
-"""Splits of proteins by clusters of similar sequences, so that no relative of a test protein is trained on."""
+"""Splits of proteins by clusters of similar sequences, so that training proteins are unlike test proteins."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -12,12 +12,12 @@ from didi.errors import UsageError
 
 @dataclass(frozen=True)
 class ProteinSplits:
-    """Numbers of sequences; the clusters of each split are in no other.
+    """Numbers of the sequences of each split; the splits have no cluster in common.
 
     Attributes:
         train: members of each training cluster, the representative first.
-        validation: representatives, for choices made on the way.
-        test: representatives, for the final figures.
+        validation: representatives, for choices during development.
+        test: representatives, for reported results.
     """
 
     train: list[list[int]]
@@ -28,33 +28,34 @@ class ProteinSplits:
 def split_by_cluster(
     clusters: Sequence[int], *, seed: int = 0, validation: float = 0.05, test: float = 0.05
 ) -> ProteinSplits:
-    """Deal whole clusters to three splits; one sequence of each, its representative, is validated or tested on.
+    """Assign whole clusters to three splits: all members for training, representatives for validation and test.
 
     Args:
-        clusters: of each sequence, the number of the sequence that represents its cluster.
-        seed: of the order in which clusters are dealt.
-        validation: share of the clusters, rounded, in [0, 1).
-        test: the same.
+        clusters: for each sequence, the number of the sequence that represents its cluster.
+        seed: seed of the assignment.
+        validation: share of the clusters in the validation split, in [0, 1); the number is rounded.
+        test: share of the clusters in the test split, likewise.
 
     Raises:
-        UsageError: a representative is in another cluster, a share is out of range, or nothing is left to train on.
+        UsageError: a representative is in another cluster, a share is out of range, or no cluster is left for training.
     """
     for number in Counter(clusters):
         if not 0 <= number < len(clusters) or clusters[number] != number:
             raise UsageError(f"a representative is a member of its cluster; sequence {number} is not")
-    names = sorted(set(clusters))
-    num_validation, num_test = round(validation * len(names)), round(test * len(names))
+    representatives = sorted(set(clusters))
+    num = len(representatives)
+    num_validation, num_test = round(validation * num), round(test * num)
     held_out = num_validation + num_test
-    if min(validation, test) < 0 or held_out >= len(names):
+    if min(validation, test) < 0 or held_out >= num:
         raise UsageError(
             f"validation and test shares are 0 or more and leave a cluster to train on; got {validation} and {test} of "
-            f"{len(names)} clusters: lower them"
+            f"{num} clusters: lower them"
         )
-    order = torch.randperm(len(names), generator=named_generator(seed, "protein-split")).tolist()
-    dealt = [names[place] for place in order]
-    members: dict[int, list[int]] = {name: [name] for name in dealt}
-    for number, name in enumerate(clusters):
-        if number != name:
-            members[name].append(number)
-    train = [members[name] for name in dealt[held_out:]]
-    return ProteinSplits(train, dealt[:num_validation], dealt[num_validation:held_out])
+    order = torch.randperm(num, generator=named_generator(seed, "protein-split")).tolist()
+    shuffled = [representatives[index] for index in order]
+    members = {representative: [representative] for representative in shuffled}
+    for number, representative in enumerate(clusters):
+        if number != representative:
+            members[representative].append(number)
+    train = [members[representative] for representative in shuffled[held_out:]]
+    return ProteinSplits(train, shuffled[:num_validation], shuffled[num_validation:held_out])

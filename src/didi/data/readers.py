@@ -1,4 +1,4 @@
-"""Corpora in formats of their own: BBC articles, leads of Wikipedia articles, the Anarchist FAQ's markdown."""
+"""Readers of corpora with special formats: BBC articles, leads of Wikipedia articles, An Anarchist FAQ in markdown."""
 
 import gzip
 import json
@@ -8,9 +8,11 @@ from didi.data.assets import fetch
 from didi.errors import DidiError
 
 MIN_CHARACTERS = 200
-LOST_NAME = re.compile(r"\n\s*[,:;.]|[\w,]\s*\n\s*\n[a-z]")  # a paragraph that began with a name in bold
-_EMPTIED = re.compile(r"  | ,|, ,|,,| ;| \. |\( ?\)")  # what is left where a formula or a pronunciation was taken out
-LEAD_HEAD = 80  # a pronunciation follows the name; further on it was a formula
+LOST_NAME = re.compile(
+    r"\n\s*[,:;.]|[\w,]\s*\n\s*\n[a-z]"
+)  # a paragraph whose first words, a name in bold, are missing
+_EMPTIED = re.compile(r"  | ,|, ,|,,| ;| \. |\( ?\)")  # traces of a removed formula or pronunciation
+LEAD_HEAD = 80  # traces within these characters are of a pronunciation, later ones of a formula
 _CITATION = re.compile(
     r"\s*\[(?=[^\[\]]*(?:\*\*|[Oo]p\.? ?[Cc]it|[Ii]bid|\bpp?\.? ?\d|\bquoted by|\bvol\. \d))"
     r"[^\[\]]*(?:\[[^\[\]]*\][^\[\]]*)*\]"
@@ -24,7 +26,7 @@ def bbc_articles() -> list[str]:
         data = path.read_bytes()
         try:
             text = data.decode("utf-8")
-        except UnicodeDecodeError:  # one of them
+        except UnicodeDecodeError:  # one article has another encoding
             text = data.decode("cp1252")
         text = re.sub(r"VOTE\s.*?Results are indicative[^\n]*\n?", "", text, flags=re.DOTALL)
         articles.append(re.sub(r"<?br />|<(?=\s)", "", text.replace('" .', '."')).strip())
@@ -33,7 +35,7 @@ def bbc_articles() -> list[str]:
 
 
 def wiki_leads() -> list[str]:
-    """Lead paragraphs of Wikipedia articles; short ones and those that lost their formulas are left out.
+    """Lead paragraphs of Wikipedia articles; short ones and those with missing formulas are left out.
 
     Raises:
         DidiError: the asset cannot be fetched or read.
@@ -62,7 +64,7 @@ def afaq_sections() -> list[str]:
 
 
 def _markdown_sections(markdown: str) -> list[str]:
-    """Plain text of what follows each heading; a section without prose is left out."""
+    """Plain text of each section, with its heading; sections without prose are left out."""
     markdown = re.split(r"^\[‹|^\[up\]", markdown, maxsplit=1, flags=re.MULTILINE)[0]
     sections = []
     for piece in re.split(r"^(?=#{1,6}(?:\s|$))", markdown, flags=re.MULTILINE):
@@ -74,7 +76,7 @@ def _markdown_sections(markdown: str) -> list[str]:
 
 
 def _plain(block: str) -> str:
-    """One paragraph of markdown on one line; empty for rules, tables and lists of links."""
+    """A block of markdown as one line of plain text; empty for rules, tables and lists of links."""
     lines = [re.sub(r"^\s*(?:>\s?)+|^#+\s*", "", line).rstrip() for line in block.split("\n")]
     if block.startswith(("  * [", "---", "|")) or " | " in block or re.fullmatch(r"[\s*_-]+", block):
         return ""
@@ -85,7 +87,7 @@ def _plain(block: str) -> str:
     text = re.sub(r"\s*\((?:see|See|discussed in|as discussed in)[^()]*\b(?:section|appendix)[^()]*\)", "", text)
     text = re.sub(r"\*\*|\\(?=[-_*\[\]#.`])|(?<!\w)_|_(?!\w)", "", text)
     text = re.sub(r"\[(sic!?|\.\.\.|\. \. \.)\]", "", text)
-    text = re.sub(r"\[([^\[\]]*)\]", r"\1", text)  # what the editor of a quotation changed
+    text = re.sub(r"\[([^\[\]]*)\]", r"\1", text)  # changes by the editor of a quotation
     text = re.sub(r"^(?:[A-J]\.)?\d+(?:\.\d+)*\.?\s+(?=[A-Z\"])", "", text)
     text = re.sub(r"\. \. \.(?: \.)?", "...", text)
     text = re.sub(r"\s+([,;:?!)]|\.(?!\.))", r"\1", re.sub(r"([(\[]) +", r"\1", text))

@@ -1,4 +1,4 @@
-"""Where a run's token sequences come from: a packed text corpus, a Markov chain, or proteins."""
+"""Sources of token sequences for a run: a packed text corpus, a Markov chain, or proteins."""
 
 from typing import Protocol, runtime_checkable
 
@@ -22,16 +22,16 @@ MARKOV_HELD_OUT_ROWS = 4096
 
 @runtime_checkable
 class Source(Protocol):
-    """Training batches as a function of the step, a fixed validation set for choices, a test set for final figures.
+    """Training batches as a function of the step, and fixed validation and test sets.
 
     Attributes:
-        vocab_size: symbols, [MASK] included.
+        vocab_size: number of symbols, [MASK] included.
         mask_id: index of [MASK].
-        validation: rows for choices.
-        test: rows for final figures.
-        tokenizer: of the rows.
-        mean_length: mean free positions of a training row.
-        has_lengths: whether rows have padding, or symbols that are given: see ``canvas``.
+        validation: rows for choices during development.
+        test: rows for reported results.
+        tokenizer: tokenizer of the rows.
+        mean_length: mean number of free positions of a training row.
+        has_lengths: whether rows have padding or given symbols, see ``canvas``.
     """
 
     vocab_size: int
@@ -43,16 +43,16 @@ class Source(Protocol):
     has_lengths: bool
 
     def batch(self, step: int, batch_size: int) -> Int[Tensor, "b l"]:
-        """Training sequences of a step; the same whenever it is asked."""
+        """Training sequences of a step; they depend on the arguments only."""
         ...
 
     def canvas(self, rows: Int[Tensor, "b l"]) -> Canvas:
-        """Which positions of rows of ``batch``, ``validation`` or ``test`` are real, and which are free."""
+        """The canvas of rows of ``batch``, ``validation`` or ``test``: their real and their free positions."""
         ...
 
 
 class OneLength:
-    """The part of a ``Source`` whose rows have one length and no position that is given."""
+    """Base class of sources whose rows have one length and no given positions."""
 
     has_lengths = False
 
@@ -62,12 +62,12 @@ class OneLength:
 
 
 class MarkovSource(OneLength):
-    """Fresh sequences of a Markov chain at every step; symbols are written s0, s1, ...
+    """New sequences of a Markov chain at every step; symbols are written s0, s1, ...
 
     Args:
-        length: tokens in a sequence.
-        seed: of the batches; never of the validation and test sets.
-        world: whose chain, a name in ``markov.WORLDS``.
+        length: number of tokens in a sequence.
+        seed: seed of the batches; validation and test sets do not depend on it.
+        world: name of the chain in ``markov.WORLDS``.
     """
 
     def __init__(self, length: int, seed: int, world: str = MARKOV) -> None:
@@ -81,7 +81,7 @@ class MarkovSource(OneLength):
             for split in ("validation", "test")
         )
         symbols = {f"s{number}": number for number in range(self.chain.num_symbols)} | {MASK: self.mask_id}
-        self.tokenizer = Tokenizer(models.WordLevel(symbols, unk_token=""))  # none: another word is an error
+        self.tokenizer = Tokenizer(models.WordLevel(symbols, unk_token=""))  # no unknown token: other words are errors
         self.tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
 
     def batch(self, step: int, batch_size: int) -> Int[Tensor, "b l"]:
@@ -90,18 +90,18 @@ class MarkovSource(OneLength):
 
 
 class TextSource(OneLength):
-    """Rows of a packed corpus, each once an epoch in a seeded order."""
+    """Rows of a packed corpus, each once per epoch, in an order that depends on the seed."""
 
     def __init__(self, data: TextData, seed: int) -> None:
         self.tokenizer = data.tokenizer
         self.vocab_size = data.tokenizer.get_vocab_size()
         mask_id = data.tokenizer.token_to_id(MASK)
-        # One without [MASK], of a bundle whose networks have none, packs a corpus for an evaluation all the same.
+        # Tokenizers without [MASK] belong to bundles whose networks have none; they pack corpora for evaluations.
         self.mask_id = self.vocab_size if mask_id is None else mask_id
         self.validation, self.test = data.validation, data.test
         self._train, self._seed = data.train, seed
         self.mean_length = float(data.train.shape[1])
-        self._orders: dict[int, BatchOrder] = {}  # each keeps the permutation of its latest epoch
+        self._orders: dict[int, BatchOrder] = {}  # by batch size; each keeps the permutation of its latest epoch
 
     def batch(self, step: int, batch_size: int) -> Int[Tensor, "b l"]:
         """See ``Source.batch``."""
@@ -111,7 +111,7 @@ class TextSource(OneLength):
 
 
 class RandomSource(OneLength):
-    """Tokens without a corpus, where only their number matters."""
+    """Random tokens, for uses where only their number matters."""
 
     def __init__(self, length: int, vocab_size: int) -> None:
         self.vocab_size, self.mask_id, self._length = vocab_size, vocab_size - 1, length
@@ -137,16 +137,16 @@ def open_source(
     """The source of a corpus.
 
     Args:
-        corpus: a world of ``markov.WORLDS``, proteins (``protein.is_protein_corpus``), or any corpus of
-            ``text.load_documents``.
-        length: tokens in a sequence.
+        corpus: a name in ``markov.WORLDS``, proteins (``protein.is_protein_corpus``), or any corpus of
+            ``corpora.load_documents``.
+        length: number of tokens in a sequence.
         vocab_size: size of a tokenizer to train on the corpus, mask and end-of-text included.
-        tokenizer: an existing tokenizer, or its name; instead of ``vocab_size``.
-        seed: order of the batches (and of the draws from the chain); never of the train / validation / test split.
-        block_layout: of the rows of a text corpus.
+        tokenizer: an existing tokenizer or its name, instead of ``vocab_size``.
+        seed: seed of the order of the batches (of the draws, for a chain); splits do not depend on it.
+        block_layout: layout of the rows of a text corpus.
 
     Raises:
-        UsageError: nothing has that name, or the other arguments do not fit it.
+        UsageError: the corpus is unknown, or other arguments do not fit it.
         DidiError: the corpus cannot be fetched.
     """
     if corpus in WORLDS:
@@ -167,10 +167,10 @@ def open_source(
 
 
 def source_for(bundle: Bundle, corpus: str) -> Source:
-    """The source of a corpus in a bundle's own tokens, with the length and the block layout of its networks.
+    """The source of a text corpus with the tokenizer, the length and the block layout of a bundle.
 
     Raises:
-        UsageError: as ``open_source``; or the corpus is one of proteins, which ``evaluation.protein`` measures.
+        UsageError: as in ``open_source``; or the corpus is of proteins, for which ``evaluation.protein`` exists.
         DidiError: the corpus cannot be fetched.
     """
     if is_protein_corpus(corpus):

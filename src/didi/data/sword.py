@@ -1,4 +1,4 @@
-"""Commentaries in SWORD's compressed format (zCom4, blocks of a chapter, zlib) with OSIS markup."""
+"""A reader of commentaries in the SWORD format (zCom4, one zlib block per chapter) with OSIS markup."""
 
 import html
 import re
@@ -9,7 +9,7 @@ from pathlib import Path
 from didi.data.assets import fetch
 from didi.errors import DidiError
 
-INDEX = struct.Struct("<III")  # where a block begins, its compressed size, its size
+INDEX = struct.Struct("<III")  # offset, compressed size and size of a block
 NOTES = "EXPLANATORY NOTES"
 MIN_SECTION_CHARACTERS = 500
 _REFERENCE = r"(?:[1-3]? ?[A-Z][a-z]{1,4}\.? )?\d+:\s?\d+(?:-\d+)?(?:, ?\d+)*"
@@ -18,14 +18,14 @@ _NAMED = r"[1-3]? ?[A-Z][a-z]{1,4}\.? \d+:\s?\d+(?:-\d+)?(?:, ?\d+)*"
 
 
 def read_blocks(folder: Path, testament: str) -> list[str]:
-    """The chapters of a testament, OSIS markup, in their order; empty ones are left out.
+    """The chapters of a testament as OSIS markup, in their order; empty chapters are left out.
 
     Args:
-        folder: of the module, with ``<testament>.czs``, the index, and ``<testament>.czz``, the blocks.
+        folder: folder of the module, with the index ``<testament>.czs`` and the blocks ``<testament>.czz``.
         testament: ``"ot"`` or ``"nt"``.
 
     Raises:
-        DidiError: the index and the blocks do not fit each other.
+        DidiError: the index and the blocks do not match.
     """
     index, data = ((folder / f"{testament}.{suffix}").read_bytes() for suffix in ("czs", "czz"))
     blocks = []
@@ -41,10 +41,10 @@ def read_blocks(folder: Path, testament: str) -> list[str]:
 
 
 def treasury_sections() -> list[str]:
-    """Documents of Spurgeon's Treasury of David: of each Psalm the exposition, then the notes quoted from others.
+    """Documents of Spurgeon's Treasury of David: for each Psalm the exposition, then the explanatory notes.
 
-    A Psalm of several parts, such as the 119th, gives a pair a part. Hints to preachers and lists of books, which
-    are no prose, are left out, and so are the numbers of the verses and references in brackets.
+    Each part of a Psalm of several parts, such as the 119th, gives two documents. Hints to preachers and lists of books
+    are not prose and are left out, as are verse numbers and references in brackets.
 
     Raises:
         DidiError: the module cannot be fetched or is damaged.
@@ -53,18 +53,18 @@ def treasury_sections() -> list[str]:
 
 
 def _sections(block: str) -> list[str]:
-    """A chapter cut before its notes, and after them."""
+    """The expositions and the notes of a chapter, in their order."""
     texts: list[list[str]] = [[]]
-    is_wanted = True
+    is_prose = True
     pieces = re.split(r"<title[^>]*>(.*?)</title>", block, flags=re.DOTALL)
     for title, text in zip(["", *pieces[1::2]], pieces[::2], strict=True):
         if title.startswith(("HINTS", "WORK")):
-            is_wanted = False
+            is_prose = False
         elif title:
-            is_wanted = True
+            is_prose = True
             if title.startswith(NOTES) or (title.startswith("EXPOSITION") and len(texts) % 2 == 0):
                 texts.append([])
-        if is_wanted:
+        if is_prose:
             texts[-1].extend(_paragraphs(text))
     sections = ("\n\n".join(paragraphs) for paragraphs in texts)
     return [section for section in sections if len(section) >= MIN_SECTION_CHARACTERS]

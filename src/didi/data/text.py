@@ -1,4 +1,4 @@
-"""From documents to rows of tokens: split, tokenise, pack with EOS, and order into batches."""
+"""Conversion of documents to rows of tokens: splits, tokenisation, packing with EOS, and order of batches."""
 
 import hashlib
 import json
@@ -24,14 +24,14 @@ from didi.hub import failure, hub_or_cache
 from didi.models.tokenizer_fit import MASK
 
 NUM_BYTES = 256
-DOCUMENTS_PER_CALL = 1024  # bounds what one call to the tokenizer holds in memory
-PACKED_FORMAT = 1  # raise it when packing changes
+DOCUMENTS_PER_CALL = 1024  # bounds the memory of a call to the tokenizer
+PACKED_FORMAT = 1  # increase it when packing changes
 ROWS, TOKENIZER = "rows.safetensors", "tokenizer.json"
 
 
 @dataclass(frozen=True)
 class DocumentSplits:
-    """Documents for training, for choices made on the way, and for the final figures; no document is in two of them."""
+    """Documents for training, for choices during development (validation), and for reported results (test)."""
 
     train: list[str]
     validation: list[str]
@@ -40,7 +40,7 @@ class DocumentSplits:
 
 @dataclass(frozen=True)
 class TextData:
-    """A packed corpus: three tensors of token ids, int64, rows of one length, and the tokenizer that reads them."""
+    """A packed corpus: rows of token ids of the three splits, int64, and their tokenizer."""
 
     train: Int[Tensor, "n l"]
     validation: Int[Tensor, "v l"]
@@ -51,16 +51,16 @@ class TextData:
 def split_documents(
     documents: Sequence[str], *, seed: int = 0, validation: float = 0.05, test: float = 0.05
 ) -> DocumentSplits:
-    """Shuffle documents by a seed and deal them out; every split keeps the shuffled order.
+    """Shuffle documents and split them; every split has the shuffled order.
 
     Args:
-        documents: at least one.
-        seed: of the permutation.
-        validation: share of the documents, rounded to the nearest number of them, in [0, 1).
-        test: the same.
+        documents: at least one document.
+        seed: seed of the permutation.
+        validation: share of the documents in the validation split, in [0, 1); the number is rounded.
+        test: share of the documents in the test split, likewise.
 
     Raises:
-        UsageError: a share is out of range, or nothing is left to train on.
+        UsageError: a share is out of range, or no document is left for training.
     """
     num_validation, num_test = round(validation * len(documents)), round(test * len(documents))
     if min(validation, test) < 0 or num_validation + num_test >= len(documents):
@@ -75,15 +75,15 @@ def split_documents(
 
 
 def train_tokenizer(documents: Sequence[str], vocab_size: int) -> Tokenizer:
-    """Train a byte-level BPE as GPT-2's: any text is encoded without loss.
+    """Train a byte-level BPE tokenizer as in GPT-2, which encodes any text without loss.
 
     Args:
-        documents: the training split alone, lest the vocabulary know the test set.
-        vocab_size: counts all: 256 bytes, the merges, ``EOS`` (id 0) and ``MASK`` (the last id, ``vocab_size - 1``, as
-            in MDLM's layout).
+        documents: the training split only, so that the vocabulary does not depend on the test set.
+        vocab_size: number of all tokens: 256 bytes, the merges, ``EOS`` (id 0) and ``MASK`` (id ``vocab_size - 1``, as
+            in MDLM).
 
     Raises:
-        UsageError: ``vocab_size`` is below 258, or more than the documents have merges for.
+        UsageError: ``vocab_size`` is below 258, or too large for the number of merges in the documents.
     """
     if vocab_size < NUM_BYTES + 2:
         raise UsageError(
@@ -106,15 +106,15 @@ def train_tokenizer(documents: Sequence[str], vocab_size: int) -> Tokenizer:
 
 
 def load_tokenizer(name_or_path: str) -> Tokenizer:
-    """A ready tokenizer; ``EOS`` and ``MASK`` are appended to its vocabulary where it has none.
+    """An existing tokenizer; missing ``EOS`` and ``MASK`` are appended to its vocabulary.
 
     Args:
         name_or_path: ``"gpt2"`` (50,257 tokens with ``EOS`` = 50256, then ``MASK`` = 50257; from a package registry),
-            a ``tokenizer.json``, or the name of a Hub repository that has one.
+            a ``tokenizer.json``, or the name of a Hub repository with a ``tokenizer.json``.
 
     Raises:
-        UsageError: the file does not exist or is no tokenizer.
-        DidiError: it cannot be fetched.
+        UsageError: the file does not exist or is not a tokenizer.
+        DidiError: the tokenizer cannot be fetched.
     """
     path = Path(name_or_path).expanduser()
     if name_or_path == "gpt2":
@@ -124,7 +124,7 @@ def load_tokenizer(name_or_path: str) -> Tokenizer:
     if path.suffix == ".json" or path.is_file():
         try:
             return _with_specials(Tokenizer.from_file(str(path)))
-        except Exception as error:  # of tokenizers, which has no narrower one
+        except Exception as error:  # tokenizers has no narrower class
             raise UsageError(
                 f"a tokenizer file must be a tokenizer.json; {name_or_path!r} is not ({first_line(error)}); "
                 "check the path"
@@ -144,14 +144,14 @@ def pack(
 ) -> Int[Tensor, "n l"]:
     """Encode documents, append ``EOS`` to each, and cut the concatenation into rows; an incomplete row is dropped.
 
-    A literal ``[MASK]`` or ``<|endoftext|>`` in a document is encoded as ordinary text, so that no document can put a
-    mask into the data.
+    A literal ``[MASK]`` or ``<|endoftext|>`` in a document is encoded as ordinary text, so that documents cannot insert
+    masks into the data.
 
     Args:
         documents: Texts.
         tokenizer: A tokenizer whose vocabulary contains ``EOS``.
-        length: Tokens per row, at least 1, or 3 with layout ``bos-eos``.
-        layout: Of the rows; ``EOS`` is the begin-of-text token too, as in GPT-2.
+        length: Number of tokens per row, at least 1, or 3 with layout ``bos-eos``.
+        layout: Layout of the rows; ``EOS`` is also the begin-of-text token, as in GPT-2.
 
     Returns:
         Token ids, int64.
@@ -162,11 +162,11 @@ def pack(
     eos_id = tokenizer.token_to_id(EOS)
     if eos_id is None:
         raise UsageError(f"packing needs a tokenizer with {EOS}; this one has none; choose another")
-    reader = plain_encoder(tokenizer)
+    encoder = plain_encoder(tokenizer)
     ids = [
         np.asarray([*encoding.ids, eos_id], dtype=np.int32)
         for start in range(0, len(documents), DOCUMENTS_PER_CALL)
-        for encoding in reader.encode_batch_fast(
+        for encoding in encoder.encode_batch_fast(
             documents[start : start + DOCUMENTS_PER_CALL], add_special_tokens=False
         )
     ]
@@ -183,51 +183,51 @@ def prepare_text(
     seed: int = 0,
     block_layout: BlockLayout = "stream",
 ) -> TextData:
-    """Load, split, tokenise and pack a corpus, or find it so in the cache.
+    """Load, split, tokenise and pack a corpus; the result is cached.
 
-    The cache is keyed by a hash of the documents and of every choice: change one, and it is made anew.
+    The key of the cache is a hash of the documents and of all arguments.
 
     Args:
-        corpus: as for ``load_documents``.
-        length: tokens a row.
-        vocab_size: train a byte-level BPE of this size on the training split.
-        tokenizer: take this one instead, by name or itself; with neither, ``"gpt2"``.
-        seed: of the split into 90% training, 5% validation and 5% test documents.
-        block_layout: of the rows.
+        corpus: as in ``load_documents``.
+        length: number of tokens per row.
+        vocab_size: size of a byte-level BPE tokenizer to train on the training split.
+        tokenizer: an existing tokenizer or its name, instead of ``vocab_size``; without both, ``"gpt2"``.
+        seed: seed of the split into 90% training, 5% validation and 5% test documents.
+        block_layout: layout of the rows.
 
     Raises:
-        UsageError: both a size and a tokenizer are given, or the training split fills no row.
-        DidiError: something cannot be fetched.
+        UsageError: both a size and a tokenizer are given, or a split is too small for a row.
+        DidiError: the corpus or the tokenizer cannot be fetched.
     """
     if vocab_size is not None and tokenizer is not None:
         raise UsageError(
             f"a tokenizer is trained or given; got vocab_size {vocab_size} and a tokenizer; drop one of them"
         )
-    source: Tokenizer | int
+    tokenizer_or_size: Tokenizer | int
     if vocab_size is not None:
-        source = vocab_size
+        tokenizer_or_size = vocab_size
     else:
-        source = tokenizer if isinstance(tokenizer, Tokenizer) else load_tokenizer(tokenizer or "gpt2")
+        tokenizer_or_size = tokenizer if isinstance(tokenizer, Tokenizer) else load_tokenizer(tokenizer or "gpt2")
     documents = load_documents(corpus)
-    determined_by = source if isinstance(source, int) else source.to_str()
-    shape = length if block_layout == "stream" else [length, block_layout]  # the former is what earlier versions hashed
-    choices = json.dumps([PACKED_FORMAT, shape, seed, determined_by, *documents])
-    folder = packed_dir() / hashlib.sha256(choices.encode()).hexdigest()[:16]
-    made_folder(folder, partial(_prepare, documents, length, block_layout, seed, source))
+    tokenizer_key = tokenizer_or_size if isinstance(tokenizer_or_size, int) else tokenizer_or_size.to_str()
+    shape = length if block_layout == "stream" else [length, block_layout]  # as in earlier versions, for their caches
+    key = json.dumps([PACKED_FORMAT, shape, seed, tokenizer_key, *documents])
+    folder = packed_dir() / hashlib.sha256(key.encode()).hexdigest()[:16]
+    made_folder(folder, partial(_prepare, documents, length, block_layout, seed, tokenizer_or_size))
     rows = {name: part.long() for name, part in load_file(folder / ROWS).items()}
     return TextData(**rows, tokenizer=Tokenizer.from_file(str(folder / TOKENIZER)))
 
 
 class BatchOrder:
-    """Which rows make the batch of a step: every row once an epoch, in an order of that epoch's own.
+    """The rows of the batch of each step: every row once per epoch, in another order in each epoch.
 
-    A step's rows depend on nothing but the arguments, so a resumed run sees what an unbroken one would have. Batches
-    straddle epochs, and may be larger than one.
+    The rows of a step depend on the arguments only, so that a resumed run has the same batches. Batches may cross the
+    ends of epochs, and may be larger than an epoch.
 
     Args:
-        num_rows: of the data set, at least 1.
-        batch_size: rows a step, at least 1.
-        seed: of the permutations, at least 0.
+        num_rows: number of rows of the data set, at least 1.
+        batch_size: number of rows per step, at least 1.
+        seed: seed of the permutations, at least 0.
 
     Raises:
         UsageError: an argument is out of range.
@@ -256,7 +256,7 @@ class BatchOrder:
 
     def _permutation(self, epoch: int) -> Int[Tensor, " n"]:
         if self._latest[0] != epoch:
-            # A hash of both: with a sum, epoch 1 of seed 0 would be epoch 0 of seed 1.
+            # A hash, because with a sum epoch 1 of seed 0 would equal epoch 0 of seed 1.
             mixed = int(np.random.SeedSequence([self.seed, epoch]).generate_state(1, np.uint64)[0])
             self._latest = (epoch, torch.randperm(self.num_rows, generator=torch.Generator().manual_seed(mixed)))
         return self._latest[1]
@@ -270,19 +270,20 @@ def _byte_level(model: models.BPE) -> Tokenizer:
 
 
 def _with_specials(tokenizer: Tokenizer) -> Tokenizer:
-    """Add EOS, then MASK, each unless it is there: whatever is missing becomes the last id."""
-    # MASK takes the space before it along, since a byte-level token begins with its space: "a [MASK]" is two tokens.
+    """Append EOS and MASK, in this order, if they are missing."""
+    # With lstrip MASK includes the space before it, as byte-level tokens begin with a space: "a [MASK]" is two tokens.
     mask = AddedToken(MASK, lstrip=True, normalized=False, special=True)
     tokenizer.add_special_tokens([AddedToken(EOS, normalized=False, special=True), mask])
     return tokenizer
 
 
 def _prepare(
-    documents: list[str], length: int, layout: BlockLayout, seed: int, source: Tokenizer | int, folder: Path
+    documents: list[str], length: int, layout: BlockLayout, seed: int, tokenizer: Tokenizer | int, folder: Path
 ) -> None:
-    """Write a tokenizer, given or trained to a size, and the rows it packs."""
+    """Write a tokenizer, which is trained if ``tokenizer`` is a size, and the packed rows."""
     splits = split_documents(documents, seed=seed)
-    tokenizer = train_tokenizer(splits.train, source) if isinstance(source, int) else source
+    if isinstance(tokenizer, int):
+        tokenizer = train_tokenizer(splits.train, tokenizer)
     packed = {name: pack(part, tokenizer, length, layout).int() for name, part in vars(splits).items()}
     names = {"train": "training"}
     for name, rows in packed.items():

@@ -1,4 +1,4 @@
-"""Repairs of prose: one way to write quotation marks, dashes and blanks, and the damage of a news archive mended."""
+"""Repairs of prose: uniform quotation marks, dashes and blanks, and the errors of a news archive."""
 
 import html
 import re
@@ -18,7 +18,7 @@ _PLAIN = str.maketrans(
 _BLANKS = re.compile(r"[^\S\n]+")
 _UNSEEN = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u00ad\u200b-\u200f\u2028-\u202e\u2060\ufeff]")
 
-# What is left of letters that the news archive lost, in names that can be nothing else.
+# Names with letters that the news archive lost, where the original is unambiguous.
 _LOST = {
     "Sinn F��in": "Sinn Féin",
     "F��il": "Fáil",
@@ -28,7 +28,7 @@ _LOST = {
     "S��och��na": "Síochána",
     "Gr��co": "Gréco",
 }
-# The letter after a lost quotation mark was changed by a rule that is not one to one.
+# The archive changed the letter after a lost quotation mark, by a rule that is not one to one.
 _OPENINGS = {
     r'"g(?=h(?:a[tn]|e|is|rough|oroughly|ug)|wo\b)': '"t',
     r'"l(?=ery\b)': '"v',
@@ -38,11 +38,11 @@ _OPENINGS = {
     r'"H(?=ederal|or\b|eminist)': '"F',
     r'(?<=[a-z] )"A(?= [a-z])': '"a',
 }
-# The headline of another article, as far as it can be separated from the next sentence; else the two words alone.
+# The headline of another article if it can be separated from the next sentence, else only "READ MORE:".
 _STARTS = "In|The|On|But|He|She|It|They|We|At|An|As|For|After|While|When|If|This|That|There|According"
 _READ_MORE = re.compile(rf"READ MORE:(?: [^.!\"]{{5,90}}?(?=[?]? (?:(?:{_STARTS})\b|\"|$)))?[?]?")
 _BOILERPLATE = re.compile(
-    r"Send Facebook Twitter Google\+ .*?Permalink http://\S+|"  # buttons in the middle of a text
+    r"Send Facebook Twitter Google\+ .*?Permalink http://\S+|"  # buttons inside a text
     r"https?://\S*|pic\.twitter\.com/\S+|www\.\S+|Media playback is not supported on this device|"
     r"Source:[ -].*?news (?:agency|agencies)|"
     r"Share this slide:.*$|Do you have information you want to share with the Huffington Post\?.*$|"
@@ -53,7 +53,7 @@ _BOILERPLATE = re.compile(
 
 
 def tidy(text: str) -> str:
-    """Prose in one typography: NFC, straight quotation marks, spaced dashes, single blanks, paragraphs set apart.
+    """Prose with uniform typography: NFC, straight quotation marks, spaced dashes, single blanks, separate paragraphs.
 
     Args:
         text: a document; a blank line ends a paragraph.
@@ -70,9 +70,9 @@ def tidy(text: str) -> str:
 
 def _paragraph(text: str) -> str:
     text = _BLANKS.sub(" ", text).strip()
-    text = re.sub(r"(?:\. ?){2,}\.", "...", text)  # an ellipsis, spaced or not
+    text = re.sub(r"(?:\. ?){2,}\.", "...", text)  # an ellipsis, with or without spaces
     text = re.sub(r"(?<!\.)\.\.(?!\.)", ".", text)
-    text = re.sub(r"([-_=*~])\1{2,}", " ", text)  # rules
+    text = re.sub(r"([-_=*~])\1{2,}", " ", text)  # horizontal rules
     text = re.sub(r"(?<=\d)–(?=\d)", "-", text)
     text = re.sub(r" ?(?:--|[—–]) ?", " — ", text)
     text = re.sub(r" +([,;:?!)\]]|\.(?![.\w]))", r"\1", text)
@@ -84,19 +84,19 @@ def _paragraph(text: str) -> str:
 
 
 def mend_news(text: str) -> str:
-    """An article of ``news`` as it was printed, as far as that can be inferred.
+    """An article of ``news`` with its original characters, where they can be inferred.
 
-    The archive lost whatever is not ASCII: closing quotation marks, apostrophes and dashes became a quotation mark with
-    a question mark, protected blanks a hyphen, accented letters a mark of their own.
+    The archive lost all characters that are not ASCII: closing quotation marks, apostrophes and dashes became a
+    quotation mark with a question mark, non-breaking spaces a hyphen, accented letters a replacement character.
 
     Args:
         text: an article.
 
     Returns:
-        The article without buttons, addresses and notes on its source; empty where letters cannot be recovered.
+        The article without buttons, addresses and notes on its source; empty if letters cannot be recovered.
     """
-    for lost, found in _LOST.items():
-        text = text.replace(lost, found)
+    for damaged, original in _LOST.items():
+        text = text.replace(damaged, original)
     text = re.sub(r'"�\??', '"', text)
     if "�" in text or re.search(r"(?<=[a-zA-Z])\?(?=[a-z])", text):
         return ""
@@ -104,7 +104,7 @@ def mend_news(text: str) -> str:
     text = _READ_MORE.sub("", text)
     text = re.sub(r'"(?=(?:t|s|re|ve|ll|d|m)\b)(?<=[a-zA-Z]")', "'", text)  # doesn"t
     text = re.sub(r'([,.!?])"\?\s*', r'\1" ', text)
-    text = re.sub(r'((?:^|[\s(])"[^"\n]{1,200}[\w)%])"\?\s*', r'\1" ', text)  # ends what a quotation mark began
+    text = re.sub(r'((?:^|[\s(])"[^"\n]{1,200}[\w)%])"\?\s*', r'\1" ', text)  # closes an opened quotation
     text = re.sub(r'(?<=s)"\?\s*', "' ", text)  # teachers"?unions
     text = re.sub(r'\s"\?\s*', " — ", text)
     text = text.replace('"?', '" ')
@@ -118,14 +118,14 @@ def mend_news(text: str) -> str:
 
 
 def _openings(text: str) -> str:
-    """Repair the letter after an opening quotation mark, which the archive changed, where only one can have stood."""
-    for damaged, whole in _OPENINGS.items():
-        text = re.sub(damaged, whole, text)
-    text = re.sub(r'(?<=[.!?] )"[a-z]', lambda found: found[0].upper(), text)
-    return re.sub(r'(?<= )"[a-z](?=\w* (?:of |the |and )?[A-Z])', lambda found: found[0].upper(), text)
+    """Repair the letter after an opening quotation mark, where the original is unambiguous."""
+    for damaged, original in _OPENINGS.items():
+        text = re.sub(damaged, original, text)
+    text = re.sub(r'(?<=[.!?] )"[a-z]', lambda match: match[0].upper(), text)
+    return re.sub(r'(?<= )"[a-z](?=\w* (?:of |the |and )?[A-Z])', lambda match: match[0].upper(), text)
 
 
 def mend_brown(text: str) -> str:
-    """A text of the Brown corpus with closing quotation marks where they were printed, without codes of degrees."""
+    """A text of the Brown corpus with closing quotation marks as in print, without codes for degrees."""
     text = re.sub(r"\*&?0(?=[ FC-])", "", text)  # a sign for degrees
     return re.sub(r'" ?--(?=\s*(?:\n|$))', '--"', re.sub(r'"([?!])(?=\s|$)', r'\1"', text))

@@ -1,7 +1,7 @@
-"""Corpora to score a language model on that never saw them: the seven of Table 7 by Hub name, and stand-ins.
+"""Corpora for zero-shot evaluation: the seven of Table 7 by Hub name, and stand-ins from package registries.
 
-The stand-ins come from package registries and are named for what they are: their figures compare models with each
-other, never with published figures of the corpora whose place they take.
+Stand-ins have their own names, because their results compare models with each other only, not with published results of
+the corpora that they replace.
 """
 
 import bz2
@@ -25,14 +25,14 @@ SENTENCE_END = re.compile(r"(?<=[.!?])[\"'”’]?\s+(?=[\"'“‘A-Z])")
 class HubCorpus:
     """A corpus of Table 7, prepared as MDLM does (https://github.com/kuleshov-group/mdlm).
 
-    Its texts, empty and repeated ones too, are each ended with the end-of-text token, joined, and wrapped: cut into
-    blocks of the network's length. MDLM's configurations for the tokenizer of GPT-2 wrap all seven corpora (the one
-    for BERT's tokenizer does not wrap LM1B).
+    An end-of-text token is appended to each text, also to empty and repeated ones. The texts are then joined and cut
+    into blocks of the network's length. MDLM's configurations for the tokenizer of GPT-2 do so for all seven corpora
+    (that for BERT's tokenizer does not for LM1B).
 
     Attributes:
-        place: the split that MDLM reports, as for ``corpora.hub_texts``; older data sets need a version of datasets
-            that runs a data set's own loading code.
-        rules: of ``detokenize``, applied to each text; none where the corpus holds text already.
+        place: the split that MDLM reports, an argument of ``corpora.hub_texts``; older data sets need a version of
+            ``datasets`` that runs loading scripts.
+        rules: rules of ``detokenize`` for each text; empty if the corpus is not tokenised.
     """
 
     place: str
@@ -42,7 +42,7 @@ class HubCorpus:
         """The texts, detokenised.
 
         Raises:
-            DidiError: they cannot be fetched.
+            DidiError: the corpus cannot be fetched.
         """
         return [detokenized(text, self.rules) for text in hub_texts(self.place)]
 
@@ -65,8 +65,8 @@ def zero_shot_documents(name: str) -> list[str]:
         name: one of ``HUB`` or ``STAND_INS``, or any corpus of ``load_documents``.
 
     Raises:
-        UsageError: nothing has that name.
-        DidiError: it cannot be fetched.
+        UsageError: the name is unknown.
+        DidiError: the corpus cannot be fetched.
     """
     if name in HUB:
         return HUB[name].documents()
@@ -79,20 +79,20 @@ def is_detokenized(name: str) -> bool:
 
 
 def unseen_stand_ins(corpus: str | None) -> list[str]:
-    """The stand-ins that hold no text of a corpus beside its own test split.
+    """The stand-ins without texts from the training and validation splits of a corpus.
 
     Args:
-        corpus: what a model was trained on; None where that is not known.
+        corpus: the corpus that a model was trained on; None if it is unknown.
 
     Returns:
-        Keys of ``STAND_INS``. ``prose`` leaves ``wiki`` alone: it has Brown and, split otherwise, the news; a few leads
-        of ``wiki`` articles, in a later wording, it may have too.
+        Keys of ``STAND_INS``. For ``prose`` only ``wiki`` is left: ``prose`` contains Brown and, with another split,
+        the news. It may also contain later versions of a few leads of ``wiki`` articles.
     """
-    return [name for name in STAND_INS if not name.startswith(_SEEN.get(corpus or "", ()))]
+    return [name for name in STAND_INS if not name.startswith(_CONTAINED.get(corpus or "", ()))]
 
 
 def _held_out_articles() -> list[dict[str, str]]:
-    """News articles of the test split: no model that was trained on ``news`` has seen them."""
+    """News articles of the test split, which models of the corpus ``news`` were not trained on."""
     held_out = set(split_documents(load_documents("news")).test)
     return [article for article in news_articles() if article["text"] in held_out]
 
@@ -130,7 +130,7 @@ def _wiki() -> list[str]:
     return articles
 
 
-_SEEN: dict[str, tuple[str, ...]] = {"brown": ("brown-",), "prose": ("brown-", "news-")}
+_CONTAINED: dict[str, tuple[str, ...]] = {"brown": ("brown-",), "prose": ("brown-", "news-")}
 STAND_INS: dict[str, Callable[[], list[str]]] = {
     "brown-news": lambda: brown_texts("ca[0-9][0-9]"),  # for PTB
     "wiki": _wiki,  # for WikiText

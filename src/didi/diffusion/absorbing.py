@@ -1,8 +1,8 @@
 r"""The absorbing (masking) diffusion process: kernel, posterior, SUBS rule, NELBO. Eq. 1-3 of the DiDi-Instruct paper.
 
-Whether a position is visible at time ``t`` never depends on its token: position ``l`` has a uniform number ``u`` and is
-masked at exactly those times with ``u < 1 - alpha_t``. The same coupling runs forward (corruption) and backward
-(ancestral sampling, Eq. 10), so both are exact with one uniform per position for a whole trajectory.
+Whether a position is visible at time ``t`` never depends on its token: a position with the uniform number ``u`` is
+masked exactly at the times with ``u < 1 - alpha_t``. Corruption (forward) and ancestral sampling (backward, Eq. 10) use
+the same coupling, so both are exact with one uniform number per position for a whole trajectory.
 """
 
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ def is_masked_at(uniforms: Float[Tensor, "b l"], alpha: Float[Tensor, " b"]) -> 
     r"""Which positions are masked when tokens are visible with probability ``alpha``, Eq. 1.
 
     Args:
-        uniforms: the positions' uniform numbers in [0, 1); fixed along a trajectory.
+        uniforms: a uniform number in [0, 1) for each position, the same at all times of a trajectory.
         alpha: :math:`\alpha_t` of each sequence.
     """
     return uniforms < (1 - alpha).to(uniforms.dtype)[:, None]
@@ -37,7 +37,7 @@ def corrupt(
 
 
 def selected_rows(is_selected: Bool[Tensor, "b l"], num_selected: int) -> Int[Tensor, " n"]:
-    """Row-major numbers of the ``num_selected`` positions that are True; a CUDA device is not waited for."""
+    """Flat (row-major) indices of the True positions; their known number avoids waiting for a CUDA device."""
     return torch.nonzero_static(is_selected.flatten(), size=num_selected).squeeze(1)
 
 
@@ -57,7 +57,7 @@ def posterior_probs(
 
     Args:
         z_t: state at time t.
-        x0_probs: distribution of the clean token at each position, with no mass on the mask.
+        x0_probs: distribution of the clean token at each position, with no mass on [MASK].
         alpha_s: signal rate at time s < t.
         alpha_t: signal rate at time t.
         mask_id: index of [MASK].
@@ -70,20 +70,20 @@ def posterior_probs(
 
 
 def token_log_probs(logits: Float[Tensor, "*shape v"], mask_id: int | None) -> Float[Tensor, "*shape v"]:
-    """Log-probabilities of clean tokens: the mask, if there is one, gets -inf and the rest sum to 1; float32."""
+    """Log-probabilities of clean tokens, float32; [MASK], if there is one, has probability 0."""
     if mask_id is None:
         return F.log_softmax(logits.float(), dim=-1)
     return F.log_softmax(_without_mask(logits.float(), mask_id), dim=-1)
 
 
 def _without_mask(logits: Float[Tensor, "*shape v"], mask_id: int) -> Float[Tensor, "*shape v"]:
-    """Logits with -inf at the mask."""
+    """Logits with -inf at [MASK]."""
     is_mask = torch.arange(logits.shape[-1], device=logits.device) == mask_id
     return logits.masked_fill(is_mask, -torch.inf)
 
 
 def subs_log_probs(logits: Float[Tensor, "b l v"], z_t: Int[Tensor, "b l"], mask_id: int) -> Float[Tensor, "b l v"]:
-    """The SUBS rule (Sahoo et al. 2024): no mass on the mask, and visible tokens stay as they are.
+    """The SUBS rule (Sahoo et al. 2024): [MASK] has probability 0, and visible tokens stay as they are.
 
     Returns:
         Normalised log-probabilities, float32; a visible position is 0 at its token and -inf elsewhere.
@@ -100,7 +100,7 @@ def nelbo(
     Args:
         nll: :math:`-\log p_\theta(x_0^l | z_t)` in nats; read at masked positions only.
         is_masked: where ``z_t`` is [MASK].
-        weight: :math:`-\alpha'_t/(1 - \alpha_t)` over the density from which ``t`` was drawn.
+        weight: :math:`-\alpha'_t/(1 - \alpha_t)`, divided by the density from which ``t`` was drawn.
     """
     return weight * torch.where(is_masked, nll, 0.0).sum(-1)
 
@@ -130,7 +130,7 @@ class Absorbing:
         return vocab_size
 
     def prior(self, canvas: Canvas, draws: Float[Tensor, "b l k"] | None = None) -> Int[Tensor, "b l"]:
-        """[MASK] at every free position; takes no draws."""
+        """[MASK] at every free position; reads no draws."""
         del draws
         return canvas.tokens.masked_fill(canvas.is_free, self.mask_id)
 
@@ -161,7 +161,7 @@ class Absorbing:
         return weights
 
     def is_predicted(self, z: Int[Tensor, "*b l"]) -> Bool[Tensor, "*b l"]:
-        """The masked positions; the SUBS rule keeps the others."""
+        """The masked positions; the SUBS rule keeps visible tokens."""
         return z == self.mask_id
 
     def log_probs(self, logits: Float[Tensor, "*n v"]) -> Float[Tensor, "*n v"]:
@@ -169,7 +169,7 @@ class Absorbing:
         return token_log_probs(logits, self.mask_id)
 
     def noise_level(self, network: TimeConditioned, t: Float[Tensor, " b"]) -> Float[Tensor, " b"] | None:
-        r"""Total noise :math:`\sigma_t`, as MDLM; see ``schedule.sigma``."""
+        r"""Total noise :math:`\sigma_t`, as in MDLM; see ``schedule.sigma``."""
         return sigma(self.schedule, t).float() if network.is_time_conditioned else None
 
     def loss_terms(
@@ -202,8 +202,8 @@ class Absorbing:
         .. math:: \int_0^1 \frac{dm}{m} \sum_n \mathrm{Bin}(n; L, m)\, f_n = \sum_{n=1}^{L} \frac{1}{n} f_n,
 
         where :math:`f_n` is the expected cross-entropy, summed over n positions masked at random. So n is drawn
-        uniformly from 1 to L and the sum is weighted by L / n, without the cut at small times that a draw of t needs
-        and with less noise (https://arxiv.org/abs/2406.03736, App. C; LLaDA, https://arxiv.org/abs/2502.09992, Eq. 6).
+        uniformly from 1 to L and the sum is weighted by L / n. Unlike a draw of t, this needs no cut at small times and
+        has less variance (https://arxiv.org/abs/2406.03736, App. C; LLaDA, https://arxiv.org/abs/2502.09992, Eq. 6).
         """
         is_masked = torch.zeros(len(canvas), num_draws, canvas.length, dtype=torch.bool)
         shares, weights = (torch.ones(len(canvas), num_draws, dtype=torch.float64) for _ in range(2))
@@ -222,12 +222,13 @@ class Absorbing:
 def _random_masks(
     num_draws: int, length: int, generator: torch.Generator
 ) -> tuple[Bool[Tensor, "d l"], Float[Tensor, " d"], Int[Tensor, " d"]]:
-    """Masks whose sizes n are spread evenly over 1 to l; the share m given n, Beta(n, l - n + 1); the sizes.
+    """Masks whose sizes n are spread evenly over 1 to l, their masked shares m, and the sizes.
 
-    The n-th smallest of l uniform numbers is such a share, and those up to it are such a mask.
+    Given n, the share is distributed as Beta(n, l - n + 1). So is the n-th smallest of l uniform numbers; the positions
+    with numbers up to it are the mask.
     """
     shifts = torch.rand(num_draws, dtype=torch.float64, generator=generator)
-    size = ((torch.arange(num_draws) + shifts) / num_draws * length).long() + 1
+    sizes = ((torch.arange(num_draws) + shifts) / num_draws * length).long() + 1
     uniforms = torch.rand(num_draws, length, dtype=torch.float64, generator=generator)
-    share = uniforms.sort(1).values.gather(1, size.unsqueeze(1) - 1)
-    return uniforms <= share, share.squeeze(1), size
+    shares = uniforms.sort(1).values.gather(1, sizes.unsqueeze(1) - 1)
+    return uniforms <= shares, shares.squeeze(1), sizes

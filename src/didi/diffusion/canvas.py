@@ -1,5 +1,6 @@
-"""Which positions of a sequence exist, which are given, which are free: for prompts, infilling and padding alike."""
+"""Free, given and padding positions of sequences, for prompts, infilling and batches of several lengths."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -13,12 +14,12 @@ class Canvas:
     """A batch of sequences before they are sampled, corrupted or scored.
 
     Attributes:
-        tokens: token ids; read at positions that are given. What stands at free positions depends on the user: the
-            clean tokens in training and scoring, anything in sampling, where ``Process.prior`` fills them.
+        tokens: token ids. Free positions hold the clean tokens in training and scoring, and any token in sampling,
+            where ``Process.prior`` fills them.
         is_free: True where the process corrupts and the sampler writes; False where the token is given.
-        is_real: False at padding, which no network attends to and no sum counts.
-        has_padding: whether a position is not real; kept beside ``is_real`` so that no device has to be asked.
-        is_all_free: whether every position is free, and so real; kept for the same reason. False may mean unknown.
+        is_real: False at padding, which networks do not attend to and sums leave out.
+        has_padding: whether any position is padding; stored, so that no value has to be read from the device.
+        is_all_free: whether every position is free, and so real; stored for the same reason. False may mean unknown.
     """
 
     tokens: Int[Tensor, "b l"]
@@ -29,18 +30,18 @@ class Canvas:
 
     @classmethod
     def free(cls, tokens: Int[Tensor, "b l"]) -> "Canvas":
-        """Every position exists and is free."""
+        """A canvas without padding whose positions are all free."""
         everywhere = torch.ones_like(tokens, dtype=torch.bool)
         return cls(tokens, everywhere, everywhere, is_all_free=True)
 
     @classmethod
     def blank(cls, num_sequences: int, length: int, device: torch.device | str = "cpu") -> "Canvas":
-        """Free positions alone, whose tokens are 0."""
+        """A canvas whose positions are all free, with tokens 0."""
         return cls.free(torch.zeros(num_sequences, length, dtype=torch.long, device=device))
 
     @classmethod
     def given(cls, tokens: Int[Tensor, "b l"], is_free: Bool[Tensor, "b l"]) -> "Canvas":
-        """Every position exists; those that are not free keep their tokens."""
+        """A canvas without padding; positions that are not free keep their tokens."""
         return cls(tokens, is_free, torch.ones_like(is_free))
 
     @classmethod
@@ -54,17 +55,17 @@ class Canvas:
 
     @property
     def length(self) -> int:
-        """Positions l, padding included."""
+        """Number of positions l, padding included."""
         return self.tokens.shape[1]
 
     @property
     def lengths(self) -> list[int] | None:
-        """For ``SequenceNoise``: real positions of each sequence, None where all are; padding is at the end."""
+        """For ``SequenceNoise``: number of real positions of each sequence, which come first; None without padding."""
         return self.is_real.sum(1).tolist() if self.has_padding else None
 
     @property
     def attention_mask(self) -> Bool[Tensor, "b l"] | None:
-        """For ``Denoiser.features``: where positions are real, None where all are."""
+        """For ``Denoiser.features``: True at real positions; None without padding."""
         return self.is_real if self.has_padding else None
 
     def clamped(self, z: Int[Tensor, "b *n l"]) -> Int[Tensor, "b *n l"]:
@@ -80,26 +81,26 @@ class Canvas:
 
     @property
     def num_free(self) -> Int[Tensor, " b"]:
-        """Free positions of each sequence."""
+        """Number of free positions of each sequence."""
         return self.is_free.sum(1)
 
     def trimmed(self) -> "Canvas":
-        """Without the last columns where all sequences have padding; the host reads the lengths."""
+        """The canvas without the last columns that are padding in all sequences; waits for the device."""
         if not self.has_padding:
             return self
         width = int(self.is_real.sum(1).max())
-        tokens, is_free, is_real = (one[:, :width] for one in (self.tokens, self.is_free, self.is_real))
-        return replace(self, tokens=tokens, is_free=is_free, is_real=is_real, has_padding=not bool(is_real.all()))
+        trimmed = self._map(lambda part: part[:, :width])
+        return replace(trimmed, has_padding=not bool(trimmed.is_real.all()))
 
     def followed_by(self, other: "Canvas") -> "Canvas":
-        """The sequences of both, with padding (token 0) up to the longer rows."""
+        """The sequences of both canvases as one batch; the shorter rows are padded with token 0."""
         width = max(self.length, other.length)
-        sides = [
-            [F.pad(part, (0, width - one.length)) for part in (one.tokens, one.is_free, one.is_real)]
-            for one in (self, other)
+        padded = [
+            [F.pad(part, (0, width - canvas.length)) for part in (canvas.tokens, canvas.is_free, canvas.is_real)]
+            for canvas in (self, other)
         ]
         is_uneven = self.length != other.length
-        tokens, is_free, is_real = (torch.cat(pair) for pair in zip(*sides, strict=True))
+        tokens, is_free, is_real = (torch.cat(pair) for pair in zip(*padded, strict=True))
         return Canvas(
             tokens,
             is_free,
@@ -110,31 +111,34 @@ class Canvas:
 
     def rows(self, index: Tensor | slice) -> "Canvas":
         """The sequences at ``index``."""
-        return replace(self, tokens=self.tokens[index], is_free=self.is_free[index], is_real=self.is_real[index])
+        return self._map(lambda part: part[index])
 
     def expand(self, num_sequences: int) -> "Canvas":
-        """One sequence as a batch of ``num_sequences`` equal ones."""
-        tokens, is_free, is_real = (one.expand(num_sequences, -1) for one in (self.tokens, self.is_free, self.is_real))
-        return replace(self, tokens=tokens, is_free=is_free, is_real=is_real)
+        """A canvas of one sequence, repeated ``num_sequences`` times."""
+        return self._map(lambda part: part.expand(num_sequences, -1))
 
     def repeat_interleave(self, num: int) -> "Canvas":
-        """Each sequence ``num`` times in a row."""
-        tokens, is_free, is_real = (one.repeat_interleave(num, 0) for one in (self.tokens, self.is_free, self.is_real))
-        return replace(self, tokens=tokens, is_free=is_free, is_real=is_real)
+        """Each sequence repeated ``num`` times; the copies are consecutive."""
+        return self._map(lambda part: part.repeat_interleave(num, 0))
 
     def to(self, device: torch.device | str) -> "Canvas":
         """The canvas on a device."""
-        tokens, is_free, is_real = (one.to(device) for one in (self.tokens, self.is_free, self.is_real))
-        return replace(self, tokens=tokens, is_free=is_free, is_real=is_real)
+        return self._map(lambda part: part.to(device))
+
+    def _map(self, function: Callable[[Tensor], Tensor]) -> "Canvas":
+        """``function`` of the tokens and of both masks, with the same flags."""
+        return replace(
+            self, tokens=function(self.tokens), is_free=function(self.is_free), is_real=function(self.is_real)
+        )
 
     def mean(self, values: Float[Tensor, "b l"]) -> Float[Tensor, " b"]:
         """Mean of ``values`` over the real positions of each sequence."""
         return torch.where(self.is_real, values, 0.0).sum(-1) / self.is_real.sum(-1)
 
     def mean_per_position(self, sums: Float[Tensor, " b"]) -> Float[Tensor, ""]:
-        """Mean over sequences of ``sums``, each over the number of its free positions, of which there is one or more.
+        """Mean over sequences of ``sums``, each divided by the number of free positions (1 or more) of its sequence.
 
-        Padding and given positions do not count: sequences weigh the same whatever stands beside them in the batch.
+        All sequences have the same weight, independent of their lengths.
         """
         if self.is_all_free:
             return sums.sum() / self.tokens.numel()

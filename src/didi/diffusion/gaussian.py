@@ -21,9 +21,10 @@ from didi.diffusion.rowwise import rows_at_a_time
 from didi.errors import UsageError
 
 # Nodes of the trapezoidal rule for integrals against the standard normal density. The integrands are analytic, so that
-# the error falls exponentially in 1 / _STEP: it is below 1e-14 for 2 to 50,257 symbols; beyond _BOUND lies 1e-19.
+# the error falls exponentially in 1 / _STEP: it is below 1e-14 for 2 to 50,257 symbols. The mass beyond _BOUND is
+# 1e-19.
 _STEP, _BOUND = 1 / 16, 9
-_GAMMA_LOW, _GAMMA_HIGH = -12.0, 60.0  # alpha is 1 and 0 there, to about 1e-13, for any number of symbols
+_GAMMA_LOW, _GAMMA_HIGH = -12.0, 60.0  # alpha is 1 and 0 at these ends to about 1e-13, for any number of symbols
 
 
 def uniform_alpha(gamma: Float[Tensor, "*shape"], num_symbols: int) -> Float[Tensor, "*shape"]:
@@ -51,8 +52,8 @@ def uniform_alpha_prime(gamma: Float[Tensor, "*shape"], num_symbols: int) -> Flo
     .. math:: \frac{d\alpha}{d\gamma} = -\frac{K a}{2 s} \int \phi(y) \, \phi(y + a/s) \, \Phi(y + a/s)^{K-2} dy.
     """
     nodes, ratio = _nodes(gamma), _signal_to_noise(gamma)[..., None]
-    no_other = ((num_symbols - 2) * torch.special.log_ndtr(nodes + ratio)).exp()
-    rate = (_density(nodes) * _density(nodes + ratio) * no_other).sum(-1) * _STEP
+    others_smaller = ((num_symbols - 2) * torch.special.log_ndtr(nodes + ratio)).exp()
+    rate = (_density(nodes) * _density(nodes + ratio) * others_smaller).sum(-1) * _STEP
     return -num_symbols / 2 * ratio.squeeze(-1) * rate
 
 
@@ -88,7 +89,7 @@ class GaussianSchedule:
         gamma_max: at ``t = 1``.
 
     Raises:
-        UsageError: the range is empty or infinite, or there are less than 2 symbols.
+        UsageError: the range is empty or infinite, or there are fewer than 2 symbols.
     """
 
     num_symbols: int
@@ -122,12 +123,12 @@ def latents(
 ) -> Float[Tensor, "b l v"]:
     """Gaussian latents w in the precision of ``noise``, whose argmax is a state of uniform-state diffusion.
 
-    The same noise at two ratios gives two states of one trajectory.
+    The same noise with two values of gamma gives two states of one trajectory.
 
     Args:
         x0: clean tokens.
         gamma: log noise-to-signal ratio of each sequence.
-        noise: standard normal numbers; left as they are.
+        noise: standard normal numbers; not modified.
     """
     scale, signal = (torch.sigmoid(sign * gamma).sqrt().to(noise.dtype)[:, None, None] for sign in (1, -1))
     return (scale * noise).scatter_add_(-1, x0[..., None], signal.expand(*x0.shape, 1))
@@ -138,7 +139,7 @@ class Relaxed(NamedTuple):
 
     Attributes:
         z: the argmax of the latent.
-        soft: the softmax of the latent over the temperature; the one-hot vector of ``z`` as that goes to 0.
+        soft: the softmax of the latent divided by the temperature; the one-hot vector of ``z`` in the limit of 0.
     """
 
     z: Int[Tensor, "b l"]
@@ -146,7 +147,7 @@ class Relaxed(NamedTuple):
 
 
 def relaxed(x0: Int[Tensor, "b l"], gamma: Float[Tensor, " b"], noise: Float[Tensor, "b l v"], tau: float) -> Relaxed:
-    """State and relaxed state of one Gaussian latent; arguments as of ``latents``.
+    """State and relaxed state of one Gaussian latent; see ``latents``.
 
     Args:
         x0: clean tokens.
@@ -156,10 +157,10 @@ def relaxed(x0: Int[Tensor, "b l"], gamma: Float[Tensor, " b"], noise: Float[Ten
     """
     z, soft = torch.empty_like(x0), torch.empty_like(noise)
     size = rows_at_a_time(noise.shape[-1], noise.device)
-    for row, ratio in enumerate(gamma.split(1)):
-        parts = (one[row].split(size) for one in (x0, noise, z, soft))
-        for clean, numbers, state, relaxation in zip(*parts, strict=True):
-            w = latents(clean[None], ratio, numbers[None])[0]
+    for row, row_gamma in enumerate(gamma.split(1)):
+        parts = (tensor[row].split(size) for tensor in (x0, noise, z, soft))
+        for clean, normals, state, relaxation in zip(*parts, strict=True):
+            w = latents(clean[None], row_gamma, normals[None])[0]
             state.copy_(w.argmax(-1))
             relaxation.copy_(w.div_(tau).softmax(-1))
     return Relaxed(z, soft)

@@ -1,8 +1,8 @@
-r"""What training, sampling and evaluation ask of a discrete diffusion process.
+r"""The protocol of discrete diffusion processes, for training, sampling and evaluation.
 
 A process corrupts clean tokens ``x0`` to a state ``z_t`` independently at each position, from ``t = 0`` (clean) to
-``t = 1`` (the prior). Everything that depends on the kind of process is behind this protocol: its kernel, its reverse
-kernel, its bound on the likelihood, and the noise level that a network is given.
+``t = 1`` (the prior). Everything that depends on the kind of process is part of this protocol: its kernel, its
+reverse kernel, its bound on the likelihood, and the noise level that a network reads.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from didi.diffusion.schedule import Schedule
 
 @runtime_checkable
 class TimeConditioned(Protocol):
-    """A network that says whether it reads the noise level."""
+    """A network whose input may include the noise level."""
 
     @property
     def is_time_conditioned(self) -> bool:
@@ -27,12 +27,12 @@ class TimeConditioned(Protocol):
 
 
 class ElboDraws(NamedTuple):
-    """Corruptions of a batch whose weighted losses are unbiased estimates of the NELBO, d for each sequence.
+    """Corrupted states of a batch, d for each sequence; their weighted losses are unbiased estimates of the NELBO.
 
     Attributes:
         z: corrupted states; the draws of one sequence are consecutive.
-        t: their times, float64.
-        weight: what the summed loss terms of each state are multiplied with, float64.
+        t: times of the states, float64.
+        weight: factor of the summed loss terms of each state, float64.
         prior: KL divergence of z_1 from the prior in nats for each free position, a part of the NELBO.
     """
 
@@ -44,11 +44,11 @@ class ElboDraws(NamedTuple):
 
 @runtime_checkable
 class Process(Protocol):
-    """A diffusion process on token sequences; frozen dataclasses whose fields are their settings.
+    """A diffusion process on token sequences. Implementations are frozen dataclasses whose fields are their settings.
 
     Attributes:
-        name: in bundles, recipes and ``didi.diffusion.PROCESSES``.
-        draws_per_position: uniform numbers that the corruption of one position takes, k below.
+        name: name in bundles, recipes and ``didi.diffusion.PROCESSES``.
+        draws_per_position: number of uniform numbers that the corruption of one position takes, k below.
         schedule: the noise schedule.
     """
 
@@ -71,17 +71,17 @@ class Process(Protocol):
         ...
 
     def num_symbols(self, vocab_size: int) -> int:
-        """Symbols of a network of this process, for a tokenizer of ``vocab_size`` symbols, [MASK] included."""
+        """Number of symbols of a network; ``vocab_size`` is the number of the tokenizer's, [MASK] included."""
         ...
 
     def prior(self, canvas: Canvas, draws: Float[Tensor, "b l k"]) -> Int[Tensor, "b l"]:
-        """A state at ``t = 1``: given tokens as they are, free positions drawn from the prior."""
+        """A state at ``t = 1``: free positions are drawn from the prior, other positions keep their tokens."""
         ...
 
     def corrupt(
         self, x0: Int[Tensor, "b l"], t: Float[Tensor, " b"], draws: Float[Tensor, "b l k"]
     ) -> Int[Tensor, "b l"]:
-        """A draw of z_t given x0. With the same ``draws``, what is corrupted at s is corrupted alike at t > s."""
+        """A draw of z_t given x0. With the same ``draws``, a token that is replaced at s is replaced alike at t > s."""
         ...
 
     def posterior(
@@ -101,14 +101,14 @@ class Process(Protocol):
 
         Args:
             logits: outputs of the network at these positions; the result has at least their precision.
-            z: the tokens of z_t there.
+            z: tokens of z_t at these positions.
             alpha_t: signal rate of z_t.
-            alpha_s: signal rate of z_s, larger; with 1, z_s is clean.
+            alpha_s: signal rate of z_s, larger than ``alpha_t``; at 1, z_s is clean.
         """
         ...
 
     def is_predicted(self, z: Int[Tensor, "*b l"]) -> Bool[Tensor, "*b l"]:
-        """Positions whose distribution of x0 sampler and loss need; the head of the network runs there only."""
+        """Positions at which the sampler and the loss need a prediction; the head of the network runs at these only."""
         ...
 
     def log_probs(self, logits: Float[Tensor, "*n v"]) -> Float[Tensor, "*n v"]:
@@ -116,9 +116,9 @@ class Process(Protocol):
         ...
 
     def noise_level(self, network: TimeConditioned, t: Float[Tensor, " b"]) -> Float[Tensor, " b"] | None:
-        """Noise level that a network is given at time ``t``; None if it is not conditioned on time.
+        """Noise level that a network reads at time ``t``; None if it is not conditioned on time.
 
-        This is the only place that decides it; float32 on the device of ``t``.
+        Float32, on the device of ``t``. All callers use this function, so that training and sampling agree.
         """
         ...
 
@@ -129,13 +129,15 @@ class Process(Protocol):
         z: Int[Tensor, "b l"],
         t: Float[Tensor, " b"],
     ) -> Float[Tensor, "b l"]:
-        """Loss of each position in nats, 0 where nothing is predicted; ``loss_weight`` times their sum is the NELBO.
+        """Loss of each position in nats, 0 where nothing is predicted.
+
+        The expectation of ``loss_weight`` times their sum, integrated over t, is the NELBO up to ``ElboDraws.prior``.
 
         Args:
             logits: at the predicted positions of ``z``, in row-major order.
             x0: clean tokens.
             z: corrupted state.
-            t: its time.
+            t: time of ``z``.
         """
         ...
 
@@ -144,11 +146,11 @@ class Process(Protocol):
         ...
 
     def elbo_draws(self, canvas: Canvas, num_draws: int, generators: Sequence[torch.Generator]) -> ElboDraws:
-        """Corruptions of the free positions that estimate the NELBO without bias and with little noise.
+        """Corruptions of the free positions, for unbiased estimates of the NELBO of low variance.
 
         Args:
             canvas: clean tokens; given positions are never corrupted.
-            num_draws: d, for each sequence.
+            num_draws: number d of corruptions of each sequence.
             generators: one for each sequence.
         """
         ...

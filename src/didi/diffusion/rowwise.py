@@ -1,7 +1,7 @@
-"""Functions of each row of logits, computed a part of the rows at a time.
+"""Functions of each row of logits, computed for a few rows at a time.
 
-A loss over the vocabulary makes several tensors as large as the logits. In parts that stay in the cache of a CPU they
-cost less time, and on any device less memory: what is kept for the backward pass is the gradient alone.
+A loss over the vocabulary allocates several tensors as large as the logits. Parts that fit in the cache of a CPU take
+less time, and less memory on any device: for the backward pass only the gradient is kept.
 """
 
 from collections.abc import Callable
@@ -19,7 +19,7 @@ RowFunction = Callable[..., Tensor]
 
 
 def rows_at_a_time(num_columns: int, device: torch.device) -> int:
-    """Rows of so many columns in a part, 1 or more."""
+    """Number of rows of ``num_columns`` columns in a part, 1 or more."""
     return max(1, (CACHE_ELEMENTS if device.type == "cpu" else CHUNK_ELEMENTS) // num_columns)
 
 
@@ -27,9 +27,9 @@ def by_rows(function: RowFunction, logits: Float[Tensor, "n v"], *columns: Tenso
     """``function(logits, *columns)`` of all rows; differentiable once, with respect to the logits.
 
     Args:
-        function: makes a number of each row, which depends on that row alone; given some of the rows at a time.
-        logits: what is differentiated.
-        columns: tensors of n rows that belong to those of the logits.
+        function: maps each row to a number that depends on that row alone; called with some of the rows at a time.
+        logits: the argument that is differentiated.
+        columns: further arguments, tensors of n rows.
     """
     if not (logits.requires_grad and torch.is_grad_enabled()):
         return torch.cat([function(*part) for part in _parts(logits, *columns)])
@@ -39,20 +39,20 @@ def by_rows(function: RowFunction, logits: Float[Tensor, "n v"], *columns: Tenso
 
 def _parts(logits: Tensor, *columns: Tensor) -> Any:
     size = rows_at_a_time(logits.shape[-1], logits.device)
-    return zip(*(one.split(size) for one in (logits, *columns)), strict=True)
+    return zip(*(tensor.split(size) for tensor in (logits, *columns)), strict=True)
 
 
 class _ByRows(torch.autograd.Function):
-    """Forward with the gradient of each part, which the backward pass scales."""
+    """Computes the gradient of each part in the forward pass; the backward pass scales it."""
 
     @staticmethod
     def forward(ctx: Any, function: RowFunction, logits: Tensor, *columns: Tensor) -> Tensor:
         values, gradient = [], torch.empty_like(logits)
-        for (part, *own), out in zip(_parts(logits, *columns), _parts(gradient), strict=True):
+        for (part, *part_columns), (part_gradient,) in zip(_parts(logits, *columns), _parts(gradient), strict=True):
             part = part.detach().requires_grad_()
             with torch.enable_grad():
-                value = function(part, *own)
-                out[0].copy_(torch.autograd.grad(value.sum(), part)[0])
+                value = function(part, *part_columns)
+                part_gradient.copy_(torch.autograd.grad(value.sum(), part)[0])
             values.append(value.detach())
         ctx.save_for_backward(gradient)
         ctx.num_columns = len(columns)

@@ -1,7 +1,8 @@
 r"""Noise schedules, time weights and time densities.
 
 A schedule is the probability :math:`\alpha_t` that a token is still visible at time ``t`` in [0, 1]; it falls from 1 at
-``t = 0`` to 0 or nearly 0 at ``t = 1``. Names and formulas follow Shi et al. 2024 (MD4), Table 1: https://arxiv.org/abs/2406.04329.
+``t = 0`` to 0 or nearly 0 at ``t = 1``. Names and formulas follow Shi et al. 2024 (MD4), Table 1:
+https://arxiv.org/abs/2406.04329.
 """
 
 import math
@@ -17,11 +18,11 @@ from didi.errors import UsageError
 
 @runtime_checkable
 class Schedule(Protocol):
-    """What the mathematics asks of a noise schedule."""
+    """A noise schedule."""
 
     @property
     def name(self) -> str:
-        """Name under which ``schedule_from_name`` finds it."""
+        """Argument of ``schedule_from_name``."""
         ...
 
     def alpha(self, t: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
@@ -38,7 +39,7 @@ class LogLinear:
     r""":math:`\alpha_t = 1 - (1 - \epsilon) t`: the total noise :math:`-\log\alpha_t` is log-linear (MDLM's default).
 
     Attributes:
-        eps: :math:`\alpha_1`, in [0, 1). Public code (SEDD, MDLM, Duo) has 1e-3, so that the total noise is finite.
+        eps: :math:`\alpha_1`, in [0, 1). Public code (SEDD, MDLM, Duo) uses 1e-3, so that the total noise is finite.
     """
 
     name: str = "log-linear"
@@ -55,7 +56,7 @@ class LogLinear:
 
 @dataclass(frozen=True)
 class Stepwise:
-    r"""The log-linear schedule in T steps, :math:`\alpha_t = 1 - \lceil T t \rceil / T`: DPLM has T = 500.
+    r"""The log-linear schedule in T steps, :math:`\alpha_t = 1 - \lceil T t \rceil / T`: DPLM uses T = 500.
 
     ``alpha_prime`` is the slope of a whole step, so that ``nelbo_weight`` at a step's end is the weight of the bound in
     discrete time (Wang et al. 2024, https://arxiv.org/abs/2402.18567).
@@ -70,7 +71,7 @@ class Stepwise:
     def alpha(self, t: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """See ``Schedule.alpha``."""
         steps = t * self.num_steps
-        return 1 - (steps - 1e-3).ceil() / self.num_steps  # a time k/T is that of step k, rounding aside
+        return 1 - (steps - 1e-3).ceil() / self.num_steps  # the time k/T belongs to step k despite rounding
 
     def alpha_prime(self, t: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """See ``Schedule.alpha_prime``."""
@@ -113,8 +114,8 @@ class Geometric:
 
 
 _SCHEDULES: dict[str, Schedule] = {
-    one.name: one
-    for one in (
+    schedule.name: schedule
+    for schedule in (
         LogLinear(),
         LogLinear("log-linear-eps", eps=1e-3),
         Stepwise(),
@@ -137,10 +138,10 @@ def schedule_from_name(name: str) -> Schedule:
 
 
 def sigma(schedule: Schedule, t: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
-    r"""Total noise :math:`\sigma_t = -\log\alpha_t`, the number MDLM networks are conditioned on.
+    r"""Total noise :math:`\sigma_t = -\log\alpha_t`, on which MDLM networks are conditioned.
 
-    Where :math:`\alpha_1 = 0` it is clamped at :math:`-\log 10^{-3}`, its value at ``t = 1`` in the public MDLM code,
-    which keeps 0.1% of the tokens.
+    If :math:`\alpha_1 = 0` it is clamped to at most :math:`-\log 10^{-3}`, the value at ``t = 1`` in the public MDLM
+    code, where 0.1% of the tokens stay visible.
     """
     least = float(schedule.alpha(torch.ones((), dtype=torch.float64))) or 1e-3
     return -schedule.alpha(t).clamp_min(least).log()
@@ -173,8 +174,8 @@ def time_weight(
         name: ``constant`` is 1; ``nelbo`` is ``nelbo_weight``.
         schedule: the noise schedule.
         t: times in (0, 1].
-        low: least value of the weight.
-        high: greatest value of the weight; the ``nelbo`` weight grows without bound as ``t`` goes to 0.
+        low: lower bound of the weight.
+        high: upper bound of the weight; the ``nelbo`` weight grows without bound as ``t`` goes to 0.
 
     Raises:
         UsageError: no weight has that name.
@@ -212,10 +213,10 @@ class TimeDensity:
 
 
 def low_discrepancy_times(num: int, generator: torch.Generator, *, t_min: float = 1e-3) -> Float[Tensor, " b"]:
-    """``num`` times, one in each of ``num`` equal slices of [t_min, 1], each uniform over the whole range.
+    """``num`` times, one in each of ``num`` equal slices of [t_min, 1]; each time is uniform on [t_min, 1].
 
-    One shared shift moves an even grid (Kingma et al. 2021, App. I.1), which lowers the variance of the NELBO across a
-    batch without biasing it on [t_min, 1].
+    An even grid is moved by one random shift (Kingma et al. 2021, App. I.1), which lowers the variance of the NELBO
+    across a batch without biasing it on [t_min, 1].
     """
     shift = torch.rand((), dtype=torch.float64, generator=generator)
     grid = (torch.arange(num, dtype=torch.float64) / num + shift) % 1

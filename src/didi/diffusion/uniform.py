@@ -1,8 +1,8 @@
 r"""Uniform-state diffusion: a corrupted token is replaced by a uniformly drawn one. UDLM (Schiff et al. 2025), Duo.
 
 With K symbols, :math:`q(z_t | x_0) = \mathrm{Cat}(\alpha_t x_0 + (1 - \alpha_t) / K)`. Every position can change in
-every move, so a network predicts all of them. What it predicts at a position is the distribution of the clean token
-given the state of the *other* positions; the state of the position itself enters by Bayes' rule in ``posterior``.
+every move, so a network predicts all of them. The prediction at a position is the distribution of the clean
+token given the state of the *other* positions; ``posterior`` adds the state of the position itself by Bayes' rule.
 https://arxiv.org/abs/2412.10193
 """
 
@@ -38,7 +38,7 @@ class Uniform:
 
     @property
     def mask_id(self) -> None:
-        """There is none."""
+        """None: the process has no mask."""
         return
 
     @classmethod
@@ -58,7 +58,7 @@ class Uniform:
     def corrupt(
         self, x0: Int[Tensor, "b l"], t: Float[Tensor, " b"], draws: Float[Tensor, "b l k"]
     ) -> Int[Tensor, "b l"]:
-        """See ``Process.corrupt``; the first draw decides whether a token is replaced, the second by which."""
+        """See ``Process.corrupt``; the first draw decides whether a token is replaced, the second is the new token."""
         is_replaced = draws[..., 0] < (1 - self.schedule.alpha(t))[:, None]
         return torch.where(is_replaced, self._symbols(draws[..., 1]), x0)
 
@@ -109,7 +109,7 @@ class Uniform:
         z: Int[Tensor, "b l"],
         t: Float[Tensor, " b"],
     ) -> Float[Tensor, "b l"]:
-        r"""See ``Process.loss_terms``; the integrand of UDLM, Eq. 18, over :math:`-\alpha'_t/\alpha_t`.
+        r"""See ``Process.loss_terms``; the integrand of UDLM, Eq. 18, divided by :math:`-\alpha'_t/\alpha_t`.
 
         It is the rate at which the reverse jump process of the network diverges from that of ``x0``. With
         :math:`\bar x_j = K \alpha_t x_j + 1 - \alpha_t` for the clean token, :math:`\bar\theta` likewise for the
@@ -118,10 +118,10 @@ class Uniform:
         .. math:: \frac1K \Bigl[\frac{K}{\bar\theta_i} - \frac{K}{\bar x_i}
             + \sum_j \frac{\bar x_j}{\bar x_i} \log\frac{\bar x_j \bar\theta_i}{\bar x_i \bar\theta_j}\Bigr].
 
-        :math:`\bar x` has two values, so the sum needs that of :math:`\log\bar\theta` alone (Duo,
-        https://arxiv.org/abs/2506.10892). Its terms are :math:`\log(1 - \alpha_t) + \log(1 + r p_j)` with
-        :math:`r = K \alpha_t / (1 - \alpha_t)`. The first parts cancel, so that what is computed for each symbol can be
-        float32 although the whole is of second order in :math:`\alpha_t`; the rest is float64.
+        :math:`\bar x` takes two values, so :math:`\log\bar\theta` is the only quantity that has to be summed over all
+        symbols (Duo, https://arxiv.org/abs/2506.10892). It is :math:`\log(1 - \alpha_t) + \log(1 + r p_j)` with
+        :math:`r = K \alpha_t / (1 - \alpha_t)` and the prediction p. The first terms cancel. Therefore the numbers for
+        each symbol can be float32 although the result is of second order in :math:`\alpha_t`; the rest is float64.
         """
         alpha = self.schedule.alpha(t).double().to(z.device)[:, None].expand(z.shape).flatten()
         return by_rows(self._terms, logits, z.flatten(), x0.flatten(), alpha).float().view(z.shape)
@@ -135,16 +135,18 @@ class Uniform:
     ) -> Float[Tensor, " n"]:
         """``loss_terms`` of some positions, float64."""
         num, state, clean = self.vocab_size, state[:, None], clean[:, None]
-        other = (1 - alpha).clamp_min(torch.finfo(torch.float64).tiny)
-        ratio = num * alpha / other
+        # x_bar is x_clean at the clean token, x_other at all others, x_state at the state. Of log theta_bar the term
+        # log(1 - alpha) is left out.
+        x_other = (1 - alpha).clamp_min(torch.finfo(torch.float64).tiny)
+        x_clean = num * alpha + x_other
+        x_state = torch.where(state == clean, x_clean[:, None], x_other[:, None]).squeeze(1)
+        ratio = num * alpha / x_other
         probs = logits.float().softmax(-1)
-        of_state, of_clean = (torch.log1p(ratio * probs.gather(1, index).squeeze(1)) for index in (state, clean))
-        of_all = torch.log1p(ratio.float()[:, None] * probs).sum(1, dtype=torch.float64)
-        hit = num * alpha + other
-        here = torch.where(state == clean, hit[:, None], other[:, None]).squeeze(1)
-        own = torch.xlogy(hit, hit / here) + (num - 1) * torch.xlogy(other, other / here)
-        predicted = other * of_all + num * alpha * of_clean - num * of_state
-        terms = num * torch.exp(-of_state) / other - num / here + (own - predicted) / here
+        log_state, log_clean = (torch.log1p(ratio * probs.gather(1, index).squeeze(1)) for index in (state, clean))
+        sum_of_logs = torch.log1p(ratio.float()[:, None] * probs).sum(1, dtype=torch.float64)
+        clean_part = torch.xlogy(x_clean, x_clean / x_state) + (num - 1) * torch.xlogy(x_other, x_other / x_state)
+        predicted_part = x_other * sum_of_logs + num * alpha * log_clean - num * log_state
+        terms = num * torch.exp(-log_state) / x_other - num / x_state + (clean_part - predicted_part) / x_state
         return terms / num
 
     def loss_weight(self, t: Float[Tensor, "*b"]) -> Float[Tensor, "*b"]:
@@ -152,11 +154,12 @@ class Uniform:
         return -self.schedule.alpha_prime(t) / self.schedule.alpha(t)
 
     def elbo_draws(self, canvas: Canvas, num_draws: int, generators: Sequence[torch.Generator]) -> ElboDraws:
-        r"""See ``Process.elbo_draws``; not the time is spread evenly but :math:`u = \sqrt{1 - \alpha_t}`.
+        r"""See ``Process.elbo_draws``; :math:`u = \sqrt{1 - \alpha_t}` is spread evenly instead of t.
 
-        A token is replaced with probability near t and then costs some 1/t, so that the second moment of the integrand
-        is near 1/t: its integral over even times diverges. With the density that is proportional to the square root of
-        the moment it is finite. The weight :math:`-\alpha'_t/\alpha_t` over that density is :math:`2 u / \alpha_t`.
+        At small t a token is replaced with a probability near t and its loss is then near 1/t. The second moment of the
+        integrand is thus near 1/t, and its integral over uniform times diverges. It is finite for the density that is
+        proportional to the square root of the moment. The weight :math:`-\alpha'_t/\alpha_t`, divided by this density,
+        is :math:`2 u / \alpha_t`.
         """
         first, last = ((1 - self._alpha(time)) ** 0.5 for time in (0.0, 1.0))
         roots, draws = [], []
@@ -178,8 +181,10 @@ class Uniform:
     def prior_divergence(self) -> float:
         r"""KL divergence of :math:`q(z_1 | x_0)` from the uniform distribution, in nats for each position."""
         num, alpha = self.vocab_size, self._alpha(1.0)
-        hit = (1 + (num - 1) * alpha) / num
-        return hit * math.log(num * hit) + (num - 1) / num * (1 - alpha) * math.log1p(-alpha)
+        clean_probability = (1 + (num - 1) * alpha) / num
+        return clean_probability * math.log(num * clean_probability) + (num - 1) / num * (1 - alpha) * math.log1p(
+            -alpha
+        )
 
     def _symbols(self, uniforms: Float[Tensor, "b l"]) -> Int[Tensor, "b l"]:
         return (uniforms * self.vocab_size).long().clamp_(max=self.vocab_size - 1)

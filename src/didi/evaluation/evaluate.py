@@ -34,7 +34,7 @@ from didi.sampling.generate import generate
 from didi.sampling.memory import check_batch
 from didi.sampling.options import SamplerName, SamplingOptions
 from didi.sampling.prompt import decode
-from didi.sampling.registry import described
+from didi.sampling.registry import settings_text
 from didi.torch_defaults import with_torch_defaults
 
 NELBO_BATCH = 32
@@ -210,7 +210,7 @@ def _sample(
             temperature=settings.temperature,
             top_p=settings.top_p,
             grid="given" if settings.times else settings.grid,
-            settings=described(settings),
+            settings=settings_text(settings),
         )
 
 

@@ -1,1 +1,1 @@
-"""Networks, their bundles, and foreign checkpoint layouts."""
+"""Networks, bundles of networks, and readers of public checkpoint layouts."""

@@ -1,7 +1,7 @@
 """Low-rank adapters (LoRA, Hu et al. 2022) on frozen weights that several networks share.
 
-Teacher, student and discriminator of a distillation have one trunk. With adapters its weights exist once: what is
-trained, averaged and stored is a few matrices of low rank for each. The arithmetic is that of ``peft``.
+Teacher, student and discriminator of a distillation have the same trunk. With adapters its weights exist once;
+training, averages and checkpoints hold only the low-rank matrices of each network. The adapters are those of ``peft``.
 """
 
 import copy
@@ -36,28 +36,29 @@ def are_available() -> bool:
 
 
 def copy_sharing_frozen(network: Network) -> Network:
-    """A copy with trained weights of its own; the frozen ones are those of ``network`` itself."""
-    return copy.deepcopy(network, memo={id(one): one for one in network.parameters() if not one.requires_grad})
+    """A deep copy that shares the frozen parameters with ``network``."""
+    frozen = {id(parameter): parameter for parameter in network.parameters() if not parameter.requires_grad}
+    return copy.deepcopy(network, memo=frozen)
 
 
 def adapt(network: DenoiserNetwork | Discriminator, rank: int, num_blocks: int | None = None) -> None:
-    """Freeze the network and put adapters, which begin at zero effect, on its linear layers, in place.
+    """Freeze the network and add adapters to its linear layers, in place; new adapters have no effect.
 
-    Those of the last blocks get one, and those of a denoiser's output layer; a discriminator's small head is trained
-    itself.
+    The linear layers of the last blocks and of a denoiser's output layer get an adapter. The small head of a
+    discriminator is trained without one.
 
     Args:
-        network: its weights may be shared with others.
-        rank: of the matrices that are added.
-        num_blocks: last blocks that are adapted; None is all.
+        network: the network; other networks may share its weights.
+        rank: rank of the adapters.
+        num_blocks: number of last blocks that are adapted; None is all.
 
     Raises:
-        UsageError: peft is not installed, or there are fewer blocks than that.
+        UsageError: peft is not installed, or the network has fewer blocks.
     """
     adapted = last_blocks(network, num_blocks)
     if not isinstance(network, Discriminator):
         adapted.append(network.output_layer)
-    linears = {module for one in adapted for module in one.modules() if isinstance(module, nn.Linear)}
+    linears = {module for part in adapted for module in part.modules() if isinstance(module, nn.Linear)}
     names = [name for name, module in network.named_modules() if module in linears]
     network.requires_grad_(False)
     if names:
@@ -69,15 +70,15 @@ def adapt(network: DenoiserNetwork | Discriminator, rank: int, num_blocks: int |
 
 
 def merged(network: Network) -> Network:
-    """A plain network whose weights have the adapters added to them; ``network`` itself where it has none."""
+    """A copy with the adapters merged into its weights; ``network`` itself if it has no adapters."""
     if not any(".lora_A." in name for name, _ in network.named_parameters()):
         return network
     from peft.tuners.lora import LoraLayer
 
-    whole: Any = copy.deepcopy(network)
-    for name, layer in list(whole.named_modules()):
+    result: Any = copy.deepcopy(network)
+    for name, layer in list(result.named_modules()):
         if isinstance(layer, LoraLayer):
             layer.merge()
-            whole.set_submodule(name, layer.get_base_layer())
-    del whole.peft_config
-    return whole
+            result.set_submodule(name, layer.get_base_layer())
+    del result.peft_config
+    return result

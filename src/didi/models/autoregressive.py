@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from transformers import DynamicCache
 
 LOGITS_PER_PART = 2**26
-"""Logits that exist at the same time while sequences are scored: 256 MiB in float32."""
+"""Number of logits that exist at the same time while sequences are scored: 256 MiB in float32."""
 Activation = Literal["gelu_new", "gelu", "gelu_pytorch_tanh", "relu", "silu", "tanh"]
 
 
@@ -25,19 +25,19 @@ class AutoregressiveConfig:
 
     Attributes:
         vocab_size: number of symbols V, the mask included if there is one.
-        mask_id: index of [MASK], which no text holds and which is never predicted; None for a network without it, such
+        mask_id: index of [MASK], which is not part of texts and never predicted; None for a network without it, such
             as the public GPT-2.
         length: context length L.
         hidden_size: width d.
         num_blocks: number of transformer blocks.
         num_heads: attention heads; a divisor of ``hidden_size``.
         dropout: dropout rate while in training mode.
-        begin_id: index of the token that begins every sequence and is a token of texts too, as the end-of-text token of
-            the public GPT-2; None where [MASK] begins them.
-        is_tied: whether the head is the matrix of the token embedding.
+        begin_id: index of the token that begins every sequence and may also occur in texts, such as the end-of-text
+            token of the public GPT-2; None if [MASK] begins sequences.
+        is_tied: whether head and token embedding share one matrix.
         inner_size: width of the MLP; None for four times ``hidden_size``.
-        activation: of the MLP, by its name in ``transformers``.
-        layer_norm_epsilon: added to the variances of layer normalisation.
+        activation: activation of the MLP, as named in ``transformers``.
+        layer_norm_epsilon: epsilon of layer normalisation.
 
     Raises:
         UsageError: the heads do not divide the width, or no symbol begins a sequence.
@@ -68,10 +68,10 @@ class AutoregressiveConfig:
 
 
 class AutoregressiveLM(nn.Module):
-    """GPT-2: the twin of a masked-diffusion model, with a head of its own as those have, or the public one.
+    """GPT-2 over the tokens of a masked-diffusion model, with an untied head as these have, or the public GPT-2.
 
-    It models whole rows of the packed corpus: position 0 is predicted from a begin symbol, [MASK] or the end-of-text
-    token.
+    It models whole rows of the packed corpus: position 0 is predicted from a begin symbol, which is [MASK] or the
+    end-of-text token.
     """
 
     def __init__(self, config: AutoregressiveConfig) -> None:
@@ -102,7 +102,7 @@ class AutoregressiveLM(nn.Module):
             )
         )
         if config.is_tied:
-            del self.gpt2.lm_head  # ``head`` reads the embedding: one matrix, stored and trained once
+            del self.gpt2.lm_head  # ``head`` uses the embedding: one matrix, stored and trained once
 
     @property
     def vocab_size(self) -> int:
@@ -134,8 +134,8 @@ class AutoregressiveLM(nn.Module):
         """Output of the trunk at each of ``tokens``, ready for ``head``.
 
         Args:
-            tokens: symbols that follow those that ``cache`` holds.
-            cache: keys and values of the symbols before; those of ``tokens`` are added to it.
+            tokens: symbols that follow the symbols in ``cache``.
+            cache: keys and values of the preceding symbols; those of ``tokens`` are appended to it.
         """
         outputs = self.gpt2.transformer(input_ids=tokens, past_key_values=cache, use_cache=cache is not None)
         features: Tensor = outputs.last_hidden_state
@@ -151,7 +151,7 @@ class AutoregressiveLM(nn.Module):
         return logits.masked_fill(is_mask, -torch.inf)
 
     def inputs_of(self, tokens: Int[Tensor, "b l"]) -> Int[Tensor, "b l"]:
-        """What the network reads where it predicts ``tokens``: the begin symbol and all tokens but the last."""
+        """Inputs of the network that predict ``tokens``: the begin symbol and all tokens but the last."""
         return torch.cat([torch.full_like(tokens[:, :1], self.begin_id), tokens[:, :-1]], dim=1)
 
     def nll(self, tokens: Int[Tensor, "b l"]) -> Float[Tensor, "b l"]:
@@ -164,12 +164,12 @@ class AutoregressiveLM(nn.Module):
         )
 
     def likeliest(self, tokens: Int[Tensor, "b l"]) -> Int[Tensor, "b l"]:
-        """The likeliest symbol at each position, given those of ``tokens`` before it."""
+        """The most probable symbol at each position, given the ``tokens`` before it."""
         return torch.cat([self.head(features).argmax(-1) for features, _ in self._parts(tokens)])
 
     def _parts(self, tokens: Int[Tensor, "b l"]) -> Iterator[tuple[Float[Tensor, "c l d"], Int[Tensor, "c l"]]]:
-        """Features that predict ``tokens``, and these, in parts whose logits fit in memory; one part for a gradient."""
+        """Features and the tokens that they predict, in parts of ``LOGITS_PER_PART``; one part with gradients."""
         features, size = self.features(self.inputs_of(tokens)), max(1, len(tokens))
-        if not torch.is_grad_enabled():  # with a gradient, the logits of all parts are kept anyway
+        if not torch.is_grad_enabled():  # with gradients the logits of all parts are kept anyway
             size = max(1, LOGITS_PER_PART // (tokens.shape[1] * self.vocab_size))
         yield from zip(features.split(size), tokens.split(size), strict=True)

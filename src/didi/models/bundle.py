@@ -1,4 +1,4 @@
-"""Bundles: a folder with the networks of a run, their tokenizer and process. Strict save and load, never pickle.
+"""Bundles: folders with the networks of a run, their tokenizer and process. Loading is strict and uses no pickle.
 
 ```
 bundle.yaml        format version, process, kind of each network, intended NFE, provenance (``manifest``)
@@ -50,8 +50,8 @@ HUB_FILES = [
 Role = Literal["student", "teacher", "autoregressive"]
 DEFAULT_NFE = 16
 BUNDLED = "bundled:"
-"""Prefix of a bundled name where a folder has that name too."""
-_UNKNOWN = Absorbing(mask_id=0)  # stands for "not given" until a network says which symbol is [MASK]
+"""Prefix of a bundled name, for the case that a folder has the same name."""
+_UNKNOWN = Absorbing(mask_id=0)  # default of ``Bundle.process``, replaced by the process of the first network
 
 
 @dataclass
@@ -62,14 +62,14 @@ class Bundle:
         student: few-step generator, if there is one.
         teacher: many-step generator, if there is one.
         discriminator: estimator of the log-ratio student over teacher, needed for guided sampling.
-        autoregressive: baseline that writes one token a pass.
-        tokenizer: text <-> tokens; None for worlds without text.
+        autoregressive: baseline that samples one token per pass.
+        tokenizer: tokenizer of texts; None for token sequences without texts.
         process: diffusion process of all networks; masked diffusion with a log-linear schedule by default.
-        intended_nfe: moves that the student is trained for, of several the most; None if unknown.
-        provenance: recipe, seed, data, machine: what a reader needs to trust or repeat it.
-        name: where it was loaded from.
-        guidance: settings that guided sampling was measured with, its default; None for those of ``Guidance``.
-        initial_state: what a one-step student starts from; None for students of several moves.
+        intended_nfe: number of moves that the student is trained for, the largest of several; None if unknown.
+        provenance: recipe, seed, data and machine of the run that made it.
+        name: name or path from which it was loaded.
+        guidance: default settings of guided sampling, as measured; None for the defaults of ``Guidance``.
+        initial_state: distribution of the initial state of a one-step student; None for students of several moves.
     """
 
     student: DenoiserNetwork | None = None
@@ -95,7 +95,7 @@ class Bundle:
         vars(self).update(state | {"discriminator": unpack(state["discriminator"])})
 
     def networks(self) -> dict[str, nn.Module]:
-        """The networks that are there, by role."""
+        """The networks of the bundle, by role."""
         return {role: getattr(self, role) for role in ROLES if getattr(self, role) is not None}
 
     def network(self, role: Role | None = None) -> DenoiserNetwork | AutoregressiveLM:
@@ -109,22 +109,22 @@ class Bundle:
             raise UsageError(f"a role is one of {', '.join(networks)}; got {role!r}")
         chosen = networks[role] if role else next(filter(None, networks.values()), None)
         if chosen is None:
-            held = ", ".join(self.networks()) or "no network"
+            present = ", ".join(self.networks()) or "no network"
             raise UsageError(
-                f"bundle {self.name} has no {role or 'generator'} (it holds {held}); choose another --role"
+                f"bundle {self.name} has no {role or 'generator'} (it holds {present}); choose another --role"
             )
         return cast(DenoiserNetwork | AutoregressiveLM, chosen)
 
     def default_nfe(self, role: Role | None = None) -> int:
-        """Moves of a sampler where no number is given: ``intended_nfe`` of the student, otherwise 16."""
+        """Default number of moves of a sampler: ``intended_nfe`` for the student if it is known, otherwise 16."""
         is_student = self.network(role) is self.student
         return (self.intended_nfe if is_student else None) or DEFAULT_NFE
 
     def denoiser(self, role: Role | None = None) -> DenoiserNetwork:
-        """As ``network``, where nothing but a denoiser will do.
+        """As ``network``, for callers that need a denoiser.
 
         Raises:
-            UsageError: the bundle has no such network, or it is the autoregressive one.
+            UsageError: the bundle has no such network, or it is autoregressive.
         """
         chosen = self.network(role)
         if not isinstance(chosen, DenoiserNetwork):
@@ -132,10 +132,10 @@ class Bundle:
         return chosen
 
     def at_budget(self, num_moves: int) -> "Bundle":
-        """This bundle with its networks for a sampler of so many moves, see ``DiTTrunk.at_budget``; weights are shared.
+        """A bundle with networks conditioned on ``num_moves``, see ``DiTTrunk.at_budget``; weights are shared.
 
         Raises:
-            UsageError: a network reads the number of moves, and it is less than 1.
+            UsageError: a network reads the number of moves, and ``num_moves`` is less than 1.
         """
         networks = {
             role: network.at_budget(num_moves)
@@ -154,17 +154,17 @@ class Bundle:
         return save(self, path)
 
     def push_to_hub(self, repository: str, *, is_private: bool = False, token: str | None = None) -> str:
-        """Publish as a Hub repository, which is made if it is not there; returns the address of the commit.
+        """Upload to a Hub repository, which is created if it does not exist; returns the URL of the commit.
 
         Args:
             repository: ``owner/name``.
-            is_private: of a repository that is made.
-            token: of the Hub; the stored login by default.
+            is_private: whether a new repository is private.
+            token: access token of the Hub; the stored login by default.
 
         Raises:
-            DidiError: the Hub refuses, or cannot be reached.
+            DidiError: the Hub refuses the upload, or cannot be reached.
         """
-        from huggingface_hub import HfApi  # a tenth of the time of a start
+        from huggingface_hub import HfApi  # imported here, as it would take a tenth of the start-up time
 
         with tempfile.TemporaryDirectory() as folder:
             path = save(self, Path(folder, "bundle"))
@@ -174,7 +174,7 @@ class Bundle:
                 commit = hub.upload_folder(
                     repo_id=repository, folder_path=path, commit_message="Bundle of didi-instruct"
                 )
-            except Exception as error:  # the client raises a score of network, permission and name errors
+            except Exception as error:  # the client raises many classes of network, permission and name errors
                 reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
                 raise DidiError(f"the Hub did not take {repository!r}: {reason}") from error
         return str(commit)
@@ -187,16 +187,16 @@ class Bundle:
 
 
 def save(bundle: Bundle, path: Path | str, *, dtype: torch.dtype = torch.float32) -> Path:
-    """Write a bundle to a folder, atomically: the folder appears complete or not at all.
+    """Write a bundle to a folder atomically: a failed save leaves no incomplete folder.
 
     Args:
-        bundle: what to write; needs one network or more.
-        path: the folder; an existing bundle there is replaced.
-        dtype: of the stored weights, see ``stored_weights``; loading always gives float32.
+        bundle: the bundle, with at least one network.
+        path: the folder; an existing bundle is replaced.
+        dtype: data type of the stored weights, see ``stored_weights``; loading always gives float32.
 
     Raises:
-        UsageError: the bundle is empty, ``path`` is something other than a bundle, or ``dtype`` cannot hold a weight.
-        DidiError: the disk is full or cannot be written; what was there is kept.
+        UsageError: the bundle is empty, ``path`` exists and is not a bundle, or ``dtype`` cannot represent a weight.
+        DidiError: the disk is full or cannot be written; existing files are kept.
     """
     path = Path(path)
     networks: dict[str, Any] = dict(bundle.networks())
@@ -211,8 +211,9 @@ def save(bundle: Bundle, path: Path | str, *, dtype: torch.dtype = torch.float32
             (staging / "tokenizer.json").write_text(bundle.tokenizer.to_str(pretty=True), encoding="utf-8")
         kinds = {role: kind_of(network) for role, network in networks.items()}
         provenance = with_digests(bundle.provenance, staging, networks)
-        about = (bundle.process, kinds, bundle.intended_nfe, provenance, bundle.guidance, bundle.initial_state)
-        manifest = Manifest(*about).record()
+        manifest = Manifest(
+            bundle.process, kinds, bundle.intended_nfe, provenance, bundle.guidance, bundle.initial_state
+        ).record()
         (staging / "bundle.yaml").write_text(yaml.dump(manifest, Dumper=PlainDumper, sort_keys=False))
         sizes = {role: num_parameters(network) for role, network in networks.items()}
         card = model_card(sizes, bundle.process, bundle.provenance, bundle.intended_nfe)
@@ -224,21 +225,23 @@ def save(bundle: Bundle, path: Path | str, *, dtype: torch.dtype = torch.float32
 def load(name: Path | str) -> Bundle:
     """Load a bundle by a bundled name, by its folder, or from the Hub by ``owner/name`` or ``owner/name@revision``.
 
-    ``bundled:NAME`` is a bundled name and ``./NAME`` a folder, whatever else has that name.
+    ``bundled:NAME`` always means a bundled name, and ``./NAME`` always a folder.
 
     Raises:
-        UsageError: nothing has that name, two things have it, or the folder is not a complete bundle of this format.
-        DidiError: the Hub could not be reached, or weights are not those that ``save`` wrote (``weights``).
+        UsageError: the name is unknown or ambiguous, or the folder is not a complete bundle of this format.
+        DidiError: the Hub could not be reached, or weights have changed since ``save`` wrote them (``weights``).
     """
     path = _resolve(str(name))
     manifest = read_manifest(path)
-    provenance = verified(manifest.provenance, path)  # first: damage has its own remedy
+    provenance = verified(
+        manifest.provenance, path
+    )  # before the weights are parsed, so that damaged files get this message
     networks: dict[str, Any] = {role: load_network(path / role, role, kind) for role, kind in manifest.networks.items()}
     check_networks(networks, manifest.process, source=str(path))
     tokenizer_file, tokenizer = path / "tokenizer.json", None
     if tokenizer_file.is_file():
-        found = read_tokenizer(tokenizer_file)
-        tokenizer = tokenizer_for(found, networks, manifest.process, source=str(tokenizer_file))
+        tokenizer = read_tokenizer(tokenizer_file)
+        tokenizer = tokenizer_for(tokenizer, networks, manifest.process, source=str(tokenizer_file))
     return Bundle(
         **networks,
         tokenizer=tokenizer,
@@ -252,27 +255,27 @@ def load(name: Path | str) -> Bundle:
 
 
 def digest(name: Path | str) -> str:
-    """``weights.content_digest`` of a bundle, by a name as ``load`` takes it.
+    """``weights.content_digest`` of a bundle; ``name`` is that of ``load``.
 
     Raises:
-        UsageError: nothing has that name, or the folder is not a bundle.
+        UsageError: no bundle has this name, or the folder is not a bundle.
         DidiError: the Hub could not be reached.
     """
     return content_digest(_resolve(str(name)))
 
 
 def manifest_of(name: Path | str) -> Manifest:
-    """The manifest of a bundle, by a name as ``load`` takes it; no weights are read.
+    """The manifest of a bundle, without its weights; ``name`` is that of ``load``.
 
     Raises:
-        UsageError: nothing has that name, or the folder is not a bundle.
+        UsageError: no bundle has this name, or the folder is not a bundle.
         DidiError: the Hub could not be reached.
     """
     return read_manifest(_resolve(str(name)))
 
 
 def bundled_names() -> list[str]:
-    """Names of the bundles that come with the package."""
+    """Names of the bundles in the package."""
     folder = Path(str(resources.files("didi"))) / "bundles"
     return sorted(path.parent.name for path in folder.glob("*/bundle.yaml"))
 
@@ -286,7 +289,7 @@ def _resolve(name: str) -> Path:
                 f"the folder, or {BUNDLED}{name}"
             )
         return Path(str(resources.files("didi"))) / "bundles" / bundled
-    if os.path.isdir(name):  # noqa: PTH112 - unlike pathlib's, it takes names that no system could hold
+    if os.path.isdir(name):  # noqa: PTH112 - unlike pathlib, it accepts names that are too long
         return Path(name)
     if name.count("/") == 1 and not name.startswith((".", "/")) and not os.path.exists(name):  # noqa: PTH110
         repository, _, revision = name.partition("@")

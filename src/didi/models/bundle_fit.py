@@ -1,4 +1,4 @@
-"""Whether the networks, the process and the tokenizer of a bundle go together."""
+"""Checks that the networks, the process and the tokenizer of a bundle are compatible."""
 
 from collections.abc import Mapping
 from typing import Any, cast
@@ -14,10 +14,10 @@ from didi.models.tokenizer_fit import MASK, fitted_tokenizer
 
 
 def process_of(network: Any) -> Process:
-    """The process of a network where none is given, with a log-linear schedule.
+    """The default process of a network, with a log-linear schedule.
 
-    An autoregressive network without [MASK] has no use for one. It gets the absorbing process whose [MASK] follows its
-    symbols, which is that of masked-diffusion models over the same tokens.
+    An autoregressive network without [MASK] does not use a process. It gets the absorbing process whose [MASK] follows
+    its symbols, as in masked-diffusion models over the same tokens.
     """
     mask_id, vocab_size = network.config.mask_id, network.config.vocab_size
     if mask_id is None and isinstance(network, AutoregressiveLM):
@@ -26,21 +26,21 @@ def process_of(network: Any) -> Process:
 
 
 def check_networks(networks: Mapping[str, Any], process: Process, *, source: str) -> None:
-    """Refuse networks over other symbols than those of the process.
+    """Refuse networks whose symbols differ from those of the process.
 
-    An autoregressive network without [MASK] may have any number of them below the process's [MASK].
+    An autoregressive network without [MASK] may have fewer symbols, if their ids are below the [MASK] of the process.
 
     Args:
-        networks: By role; one or more.
-        process: Of the bundle.
-        source: Named in messages.
+        networks: One or more networks by role.
+        process: The process of the bundle.
+        source: Name of the bundle in messages.
 
     Raises:
-        UsageError: A network has another mask, or another number of symbols where the process has no mask.
+        UsageError: A network has another mask, or, if the process has no mask, another number of symbols.
     """
-    maskless = {role: one for role, one in networks.items() if is_maskless(one)}
-    others = [one for role, one in networks.items() if role not in maskless]
-    mask_ids = {network.config.mask_id for network in others}
+    maskless = {role: network for role, network in networks.items() if is_maskless(network)}
+    other_networks = [network for role, network in networks.items() if role not in maskless]
+    mask_ids = {network.config.mask_id for network in other_networks}
     if not mask_ids <= {process.mask_id}:
         raise UsageError(f"all networks of a bundle share its mask id {process.mask_id}; {source} has {mask_ids}")
     for role, network in maskless.items():
@@ -50,31 +50,35 @@ def check_networks(networks: Mapping[str, Any], process: Process, *, source: str
                 f"{network.config.vocab_size} symbols and the bundle's mask id is {process.mask_id}"
             )
     if isinstance(process, Uniform):
-        sizes = {network.config.vocab_size for network in others}
-        sizes |= {size for one in maskless.values() if (size := one.config.vocab_size) > process.vocab_size}
-        if not sizes <= {num := process.vocab_size}:
-            raise UsageError(f"all networks of a bundle share the {num} symbols of its process; {source} has {sizes}")
+        num_symbols = process.vocab_size
+        sizes = {network.config.vocab_size for network in other_networks}
+        sizes |= {size for network in maskless.values() if (size := network.config.vocab_size) > num_symbols}
+        if not sizes <= {num_symbols}:
+            raise UsageError(
+                f"all networks of a bundle share the {num_symbols} symbols of its process; {source} has {sizes}"
+            )
 
 
 def is_maskless(network: Any) -> bool:
-    """Whether a network is an autoregressive one without [MASK], such as the public GPT-2."""
+    """Whether a network is autoregressive and has no [MASK], such as the public GPT-2."""
     return isinstance(network, AutoregressiveLM) and network.mask_id is None
 
 
 def tokenizer_for(tokenizer: Tokenizer, networks: Mapping[str, Any], process: Process, *, source: str) -> Tokenizer:
     """As ``fitted_tokenizer``, for all networks of a bundle.
 
-    Where no network has [MASK] as a symbol, a tokenizer without it gets it if its next free id follows their symbols,
-    so that it is the tokenizer of masked-diffusion models over the same tokens.
+    If no network has [MASK] as a symbol, it is added to a tokenizer without it when the next free id is the mask of the
+    process. Masked-diffusion models over the same tokens can then use this tokenizer.
 
     Raises:
         UsageError: As ``fitted_tokenizer``.
     """
     mask_id = process.mask_id
     if all(map(is_maskless, networks.values())):
-        own = tokenizer.token_to_id(MASK)
-        found = tokenizer.get_vocab_size(with_added_tokens=True) if own is None else own
-        mask_id = mask_id if found == mask_id else None
+        tokenizer_mask_id = tokenizer.token_to_id(MASK)
+        if tokenizer_mask_id is None:
+            tokenizer_mask_id = tokenizer.get_vocab_size(with_added_tokens=True)
+        mask_id = mask_id if tokenizer_mask_id == mask_id else None
     sizes = [
         network.config.vocab_size + (mask_id is not None and is_maskless(network)) for network in networks.values()
     ]

@@ -1,4 +1,4 @@
-"""The model card of a bundle: what is in it, where it came from, how to use it, and what was not measured."""
+"""The model card of a bundle: contents, origin and usage."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,7 +9,7 @@ from didi.diffusion import Process
 from didi.markdown import markdown_table
 from didi.models.untrusted import PlainDumper
 
-TEACHER_PROCESS = "teacher_process"  # in the provenance, where the teacher was trained by another process
+TEACHER_PROCESS = "teacher_process"  # key in the provenance if the teacher was trained with another process
 AUTOREGRESSIVE = "baseline that writes one token a pass"
 USES = {
     "student": "few-step masked-diffusion generator, distilled",
@@ -28,28 +28,28 @@ UNIFORM_STATE_USES = {
 def model_card(
     sizes: Mapping[str, int], process: Process, provenance: Mapping[str, Any], intended_nfe: int | None = None
 ) -> str:
-    """Markdown with the Hub's header.
+    """The model card in Markdown, with the header of the Hub.
 
     Args:
-        sizes: parameters of each network, by its role.
+        sizes: number of parameters of each network, by role.
         process: diffusion process of the networks.
-        provenance: as in the bundle.
-        intended_nfe: moves that the student is meant for; None if unknown.
+        provenance: provenance of the bundle.
+        intended_nfe: number of moves that the student is trained for; None if unknown.
     """
-    from huggingface_hub import ModelCardData  # a tenth of the time of a start, which loading a bundle does not need
+    from huggingface_hub import ModelCardData  # imported here, as loading a bundle does not need it
 
     is_diffusion = set(sizes) != {"autoregressive"}
     kind, uses = ("masked-diffusion", USES) if process.mask_id is not None else ("uniform-state", UNIFORM_STATE_USES)
     kind = kind if is_diffusion else "autoregressive"
-    by = f" by method `{provenance['method']}`" if "method" in provenance else ""
-    uses = uses | {"student": uses["student"] + by}
+    method = f" by method `{provenance['method']}`" if "method" in provenance else ""
+    uses = uses | {"student": uses["student"] + method}
     tags = [kind, "text-generation"] if is_diffusion else ["text-generation"]
     header = ModelCardData(library_name="didi-instruct", tags=tags)
     origin = {
         name: provenance[name] for name in ("recipe", "corpus", "seed", "machine", "source") if name in provenance
     }
     settings = yaml.dump(dict(provenance), Dumper=PlainDumper, sort_keys=False)
-    said = f"Process: {process.name} diffusion, {process.schedule.name} noise schedule." if is_diffusion else ""
+    process_line = f"Process: {process.name} diffusion, {process.schedule.name} noise schedule." if is_diffusion else ""
     return "\n".join(
         [
             f"---\n{header.to_yaml()}\n---",
@@ -59,9 +59,9 @@ def model_card(
                 [[role, f"{size:,}", uses[role]] for role, size in sizes.items()],
                 align="lrl",
             ),
-            f"\n{said}",
-            *([_moves(intended_nfe)] if "student" in sizes else []),
-            *([_reading(trained, process)] if (trained := provenance.get(TEACHER_PROCESS)) else []),
+            f"\n{process_line}",
+            *([_moves_line(intended_nfe)] if "student" in sizes else []),
+            *([_teacher_line(trained, process)] if (trained := provenance.get(TEACHER_PROCESS)) else []),
             *(f"{name.capitalize()}: {value}." for name, value in origin.items()),
             "\n```python",
             "import didi\n",
@@ -76,14 +76,14 @@ def model_card(
     )
 
 
-def _moves(intended_nfe: int | None) -> str:
+def _moves_line(intended_nfe: int | None) -> str:
     if intended_nfe is None:
         return "Moves: the number that the student is meant for is not recorded; choose it with `--nfe`."
     return f"Moves: the student is meant for {intended_nfe}, the default of `didi generate`."
 
 
-def _reading(trained: str, process: Process) -> str:
+def _teacher_line(teacher_process: str, process: Process) -> str:
     return (
-        f"The teacher was trained as {trained}; in this bundle its outputs, normalised, are the distribution of the "
-        f"clean token of {process.name} diffusion."
+        f"The teacher was trained as {teacher_process}; in this bundle its outputs, normalised, are the distribution "
+        f"of the clean token of {process.name} diffusion."
     )

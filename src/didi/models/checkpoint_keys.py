@@ -1,4 +1,4 @@
-"""Keys of public state dicts: without the prefixes of wrappers, and divided by network."""
+"""Keys of public state dicts: removal of wrapper prefixes, and separation by network."""
 
 from collections.abc import Mapping
 
@@ -6,48 +6,48 @@ from torch import Tensor
 
 from didi.errors import UsageError
 
-# Modules that hold another one: DDP, torch.compile, FSDP and activation checkpointing; anywhere in a key.
+# Wrapper modules of DDP, torch.compile, FSDP and activation checkpointing; they occur anywhere in a key.
 WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 BACKBONE = "backbone"  # the network in a Lightning module or a Hub model, at the front of a key; twice in SDTT
 AVERAGE, DISCRIMINATOR = "student_ema", "discriminator"  # in the Lightning module of DiDi-Instruct
-UNUSED = ("noise", "teacher", "reward_baseline")  # of Lightning modules, beside the networks that are converted
+UNUSED = ("noise", "teacher", "reward_baseline")  # parts of Lightning modules that are not converted
 
 
 def bare_keys(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A state dict with the keys of the network alone, in the same order: no wrappers, no ``backbone.`` at the front.
+    """A state dict without wrapper modules and without ``backbone.`` at the front of its keys, in the same order.
 
     Raises:
-        UsageError: Two keys are the same without their prefixes.
+        UsageError: Two keys are equal without their prefixes.
     """
-    bare: dict[str, Tensor] = {}
+    result: dict[str, Tensor] = {}
     for key, value in state_dict.items():
-        if (name := _bare(key)) in bare:
+        if (name := _bare(key)) in result:
             raise UsageError(
                 f"a state dict has each key once; this one holds {name} both with and without a prefix "
                 f"({BACKBONE}, {', '.join(WRAPPERS)})"
             )
-        bare[name] = value
-    return bare
+        result[name] = value
+    return result
 
 
 def by_network(state_dict: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    """The bare keys of each network of a training checkpoint; what belongs to none of them (``UNUSED``) is left out.
+    """The state dict of each network of a training checkpoint, with bare keys; ``UNUSED`` parts are left out.
 
     Returns:
-        ``BACKBONE``: the network itself, ``AVERAGE``: its moving average, ``DISCRIMINATOR``: the discriminator; empty
-        where the state dict has none.
+        State dicts of the network (``BACKBONE``), its moving average (``AVERAGE``) and the discriminator
+        (``DISCRIMINATOR``), each empty if the checkpoint does not have it.
 
     Raises:
-        UsageError: Two keys are the same without their prefixes.
+        UsageError: Two keys are equal without their prefixes.
     """
-    found: dict[str, dict[str, Tensor]] = {BACKBONE: {}, AVERAGE: {}, DISCRIMINATOR: {}}
+    networks: dict[str, dict[str, Tensor]] = {BACKBONE: {}, AVERAGE: {}, DISCRIMINATOR: {}}
     for key, value in bare_keys(state_dict).items():
         first, _, rest = key.partition(".")
         if first in (AVERAGE, DISCRIMINATOR):
-            found[first][rest] = value
+            networks[first][rest] = value
         elif first not in UNUSED:
-            found[BACKBONE][key] = value
-    return {network: bare_keys(weights) for network, weights in found.items()}
+            networks[BACKBONE][key] = value
+    return {name: bare_keys(weights) for name, weights in networks.items()}
 
 
 def _bare(key: str) -> str:

@@ -1,4 +1,4 @@
-"""Public checkpoints into networks and back: strict by name and by shape."""
+"""Conversion between public checkpoints and networks, strict in names and shapes."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ from didi.models.layers import Rotary
 
 BACKBONE_PREFIX = f"{BACKBONE}."
 EMBEDDING, HEAD = "vocab_embed.embedding", "output_layer.linear.weight"
-BUFFERS = ("rotary_emb.inv_freq",)  # in a state dict, but no parameters
+BUFFERS = ("rotary_emb.inv_freq",)  # entries of a state dict that are not parameters
 LAST_LAYER = "output_layer.main.2."
 
 
@@ -35,10 +35,10 @@ def dit_from_state_dict(
             any floating-point type.
         num_heads: attention heads; inferred from the rotary frequencies by default.
         mask_id: index of [MASK]; the last symbol by default.
-        length: context length, which no tensor's shape gives; rotary positions have no limit of their own.
+        length: context length; no tensor determines it, because positions are rotary.
         is_time_conditioned: whether samplers pass the noise level.
-        is_uniform: the network denoises uniform-state diffusion, which has no mask.
-        is_tied: the head shares the embedding's matrix, and the state dict may leave it out.
+        is_uniform: whether the network denoises uniform-state diffusion, which has no mask.
+        is_tied: whether the head is the embedding matrix; the state dict may then omit it.
 
     Raises:
         UsageError: a key is missing, extra, or has another shape; all of them are named.
@@ -52,7 +52,7 @@ def dit_from_state_dict(
     with torch.device("meta"):
         network = DiT(config)
     check_keys(network.state_dict(), weights, source="MDLM checkpoint")
-    network.load_state_dict(_owned(weights), strict=True, assign=True)
+    network.load_state_dict(_network_weights(weights), strict=True, assign=True)
     return network.requires_grad_(True)
 
 
@@ -83,18 +83,18 @@ def discriminator_from_state_dict(
         network = Discriminator(DiscriminatorConfig(**vars(shape)))
     expected = {name.removeprefix(TRUNK): value for name, value in network.state_dict().items()}
     check_keys(expected, weights, source="discriminator checkpoint")
-    weights = _owned(weights)
+    weights = _network_weights(weights)
     for name in ("bias", "parametrizations.weight.original", "parametrizations.weight.0._u"):
-        weights[LAST_LAYER + name].neg_()  # with u, so that u W v in W / (u W v) keeps its sign
+        weights[LAST_LAYER + name].neg_()  # u too: the norm u W v in W / (u W v) must stay positive
     network.load_state_dict(current_names(weights), strict=True, assign=True)
     return network.requires_grad_(True).eval()
 
 
 def mdlm_state_dict(network: DiT) -> dict[str, Tensor]:
-    """The weights in the public MDLM layout, keys under ``backbone.``; ``dit_from_state_dict`` takes them back.
+    """The weights in the public MDLM layout, keys under ``backbone.``; the inverse of ``dit_from_state_dict``.
 
     Raises:
-        UsageError: the network has parts that the layout has not.
+        UsageError: the network has parts that do not exist in this layout.
     """
     if network.config.conv_radius:
         raise UsageError("the MDLM layout has no convolutions; this network has some (conv_radius is not 0)")
@@ -111,18 +111,18 @@ def mdlm_state_dict(network: DiT) -> dict[str, Tensor]:
 def averaged_weights(
     state_dict: Mapping[str, Tensor], shadow: Sequence[Tensor], *, is_tied: bool = False
 ) -> dict[str, Tensor]:
-    """A state dict whose parameters are those of an exponential moving average, which holds no names.
+    """A state dict with the parameters of an exponential moving average, which is a list without names.
 
-    The list has the order of the network's ``parameters()``, which is that of its state dict without buffers; a matrix
-    that is tied is there once.
+    The list has the order of ``network.parameters()``, which is that of the state dict without buffers; a tied matrix
+    occurs once.
 
     Args:
-        state_dict: of the same network, in its own order.
+        state_dict: state dict of the same network, in its original order.
         shadow: ``ema["shadow_params"]`` of the public code bases.
-        is_tied: the head is the embedding.
+        is_tied: whether the head is the embedding matrix.
 
     Raises:
-        UsageError: the list does not fit the names, in number or in shape.
+        UsageError: the list does not match the state dict in number or shapes.
     """
     state_dict = bare_keys(state_dict)
     names = [name for name in state_dict if name not in BUFFERS and not (is_tied and name == HEAD)]
@@ -140,54 +140,55 @@ def averaged_weights(
     return {name: value for name, value in averaged.items() if not (is_tied and name == HEAD)}
 
 
-def check_keys(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], *, source: str) -> None:
-    """Refuse a state dict that is not exactly the expected one.
+def check_keys(expected: Mapping[str, Tensor], state_dict: Mapping[str, Tensor], *, source: str) -> None:
+    """Refuse a state dict whose keys or shapes differ from ``expected``.
 
     Raises:
-        UsageError: names every key that is missing, extra or mis-shaped.
+        UsageError: a key is missing, extra or has another shape; the message names all of them.
     """
-    problems = [f"missing {name}" for name in expected if name not in found]
-    problems += [f"extra {name}" for name in found if name not in expected]
+    problems = [f"missing {name}" for name in expected if name not in state_dict]
+    problems += [f"extra {name}" for name in state_dict if name not in expected]
     problems += [
-        f"{name} has shape {list(found[name].shape)}, not {list(value.shape)}"
+        f"{name} has shape {list(state_dict[name].shape)}, not {list(value.shape)}"
         for name, value in expected.items()
-        if name in found and found[name].shape != value.shape
+        if name in state_dict and state_dict[name].shape != value.shape
     ]
     if problems:
         raise UsageError(f"every key of a {source} is used and has its shape; {'; '.join(problems)}")
 
 
 def float32_copies(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Copies, so that neither tied nor shared memory is left; float32, which networks compute in.
+    """Copies in float32, the data type of all networks; they share no memory.
 
     Raises:
-        UsageError: Weights are integers or quantized: their scales are not in a state dict.
+        UsageError: Weights are integers or quantized; a state dict does not hold their scales.
     """
     for name, value in weights.items():
         if not value.is_floating_point():
             raise UsageError(
-                f"weights are floating-point numbers; {name} has {value.dtype}: give those before quantization"
+                f"weights are floating-point numbers; {name} has {value.dtype}: give weights before quantization"
             )
     return {name: value.detach().float().clone() for name, value in weights.items()}
 
 
-def _owned(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """As ``float32_copies``, with the rotary frequencies that training had.
+def _network_weights(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """As ``float32_copies``, with exact rotary frequencies instead of rounded ones.
 
     Raises:
         UsageError: As ``float32_copies``.
     """
-    owned = float32_copies(weights)
+    copies = float32_copies(weights)
     for name in BUFFERS:
-        # Rounded to 8 bits, a frequency of 1 is wrong by some radians at position 1,000. Training had the exact ones.
-        exact = Rotary(2 * len(owned[name])).inv_freq
-        if weights[name].dtype != torch.float32 and torch.allclose(owned[name], exact, rtol=2**-8, atol=0):
-            owned[name] = exact
-    return owned
+        # A frequency near 1 that is rounded to 8 bits is wrong by some radians at position 1,000. Training used
+        # float32.
+        exact = Rotary(2 * len(copies[name])).inv_freq
+        if weights[name].dtype != torch.float32 and torch.allclose(copies[name], exact, rtol=2**-8, atol=0):
+            copies[name] = exact
+    return copies
 
 
 def _new_spectral_name(name: str) -> str:
-    """``torch.nn.utils.spectral_norm`` named its tensors otherwise than ``torch.nn.utils.parametrizations`` does."""
+    """The name of a tensor of ``torch.nn.utils.spectral_norm`` in ``torch.nn.utils.parametrizations``."""
     for old, new in (
         ("weight_orig", "parametrizations.weight.original"),
         ("weight_u", "parametrizations.weight.0._u"),

@@ -1,4 +1,4 @@
-"""What samplers and methods ask of any network that predicts clean tokens from corrupted ones, and of its trunk."""
+"""The protocols of networks that predict clean tokens from corrupted ones, and of their trunks."""
 
 from typing import Protocol, runtime_checkable
 
@@ -15,8 +15,8 @@ Simplex = Float[Tensor, "b l v"]
 class Denoiser(Protocol):
     """A map from a corrupted sequence (and its noise level) to logits of the clean tokens.
 
-    The map is split in two, since most of its users need the vocabulary head on a few positions only: ``features``
-    runs the trunk once for all positions, ``head`` turns any rows of its output into logits.
+    The map has two parts, because most callers need the vocabulary head at a few positions only: ``features`` runs the
+    trunk at all positions, and ``head`` maps any rows of features to logits.
     """
 
     @property
@@ -43,9 +43,9 @@ class Denoiser(Protocol):
         """Output of the trunk at every position, ready for ``head``.
 
         Args:
-            inputs: token ids, or a simplex whose expected embedding is read.
+            inputs: token ids, or distributions over tokens, whose expected embeddings are used.
             sigma: noise level from ``Process.noise_level``; None for a network that is not conditioned on time.
-            attention_mask: False at padding, which no position attends to; None where all positions are real.
+            attention_mask: False at padding, which no position attends to; None without padding.
         """
         ...
 
@@ -56,9 +56,9 @@ class Denoiser(Protocol):
 
 @runtime_checkable
 class Trunk(Protocol):
-    """A network below its output layer, an ``nn.Module``: what a discriminator is built on.
+    """A network without its output layer, an ``nn.Module``; the base of a discriminator.
 
-    Training also shards it, checkpoints its activations, freezes it and adapts it block by block.
+    Training shards, freezes and adapts it block by block, and may checkpoint its activations.
 
     Attributes:
         blocks: the transformer blocks, first to last.
@@ -94,7 +94,7 @@ class Trunk(Protocol):
         ...
 
     def embed(self, inputs: Int[Tensor, "*b"] | Float[Tensor, "*b v"]) -> Float[Tensor, "*b d"]:
-        """Embeddings of token ids, or expected embeddings of any rows of a simplex."""
+        """Embeddings of token ids, or expected embeddings of distributions over tokens."""
         ...
 
     def hidden_states(
@@ -103,7 +103,7 @@ class Trunk(Protocol):
         sigma: Float[Tensor, " b"] | None = None,
         attention_mask: Bool[Tensor, "b l"] | None = None,
     ) -> Float[Tensor, "b l d"]:
-        """Hidden states after the last block; arguments as of ``Denoiser.features``."""
+        """Hidden states after the last block; arguments are those of ``Denoiser.features``."""
         ...
 
 
@@ -117,7 +117,7 @@ def logits_at(
 ) -> Float[Tensor, "n v"]:
     """Logits at the selected positions only, in row-major order; the trunk still runs at all positions.
 
-    The host waits for a CUDA device that counts the positions, unless ``num_selected`` says how many there are.
+    Without ``num_selected``, the number of selected positions, the host waits for a CUDA device to count them.
     """
     features = denoiser.features(inputs, sigma, attention_mask)
     if num_selected is None:

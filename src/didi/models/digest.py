@@ -9,10 +9,10 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 
 def tensors_digest(structure: str, tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 of a description and of named tensors, hexadecimal; tensors without values count with their names."""
+    """SHA-256 of a description and of named tensors, hexadecimal; of tensors without values only the names count."""
     hasher = hashlib.sha256(structure.encode())
     for name in sorted(tensors):
-        if isinstance(tensors[name], FakeTensor):  # of a dry run
+        if isinstance(tensors[name], FakeTensor):  # in a dry run
             hasher.update(name.encode())
             continue
         hasher.update(tensors[name].cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
@@ -20,6 +20,6 @@ def tensors_digest(structure: str, tensors: Mapping[str, Tensor]) -> str:
 
 
 def weights_digest(network: nn.Module) -> str:
-    """SHA-256 of a network's names and weights, hexadecimal."""
+    """SHA-256 of the names and values of a state dict, hexadecimal."""
     weights = network.state_dict()
     return tensors_digest(" ".join(sorted(weights)), weights)

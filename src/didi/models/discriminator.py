@@ -21,11 +21,12 @@ Output = Literal["token", "sequence"]
 
 @dataclass(frozen=True)
 class DiscriminatorConfig(DiTConfig):
-    """Shape of a discriminator: that of its trunk, a diffusion transformer, and its output.
+    """Settings of a discriminator with the trunk of a diffusion transformer.
 
     Attributes:
-        output: ``token`` gives one logit for each position (text), ``sequence`` one for all (proteins, App. F.6).
-        is_time_conditioned: the discriminator reads the noise level even where the denoisers do not.
+        output: ``token`` gives one logit for each position (text), ``sequence`` one for each sequence (proteins,
+            App. F.6).
+        is_time_conditioned: whether the discriminator reads the noise level; independent of the denoisers.
     """
 
     output: Output = "token"
@@ -44,16 +45,16 @@ class DiscriminatorConfig(DiTConfig):
 
 @runtime_checkable
 class DiscriminatorShape(Protocol):
-    """Settings of a discriminator, a dataclass that a bundle stores: those of its trunk, and ``output``."""
+    """Settings of a discriminator: those of its trunk, and ``output``. A dataclass that bundles store."""
 
     @property
     def output(self) -> Output:
-        """One logit for each position, or one for all."""
+        """``token`` for one logit per position, ``sequence`` for one logit per sequence."""
         ...
 
     @classmethod
     def for_denoiser(cls, shape: Any, *, output: Output, is_time_conditioned: bool) -> "DiscriminatorShape":
-        """The settings of a discriminator whose trunk is that of a denoiser with the settings ``shape``."""
+        """Settings of a discriminator with the trunk of a denoiser that has the settings ``shape``."""
         ...
 
     def make_trunk(self) -> Any:
@@ -62,16 +63,16 @@ class DiscriminatorShape(Protocol):
 
 
 SHAPES: dict[type[Any], type[DiscriminatorShape]] = {DiTConfig: DiscriminatorConfig}
-"""For the settings of a denoiser, those of the discriminators on its trunk."""
+"""Settings class of a denoiser -> settings class of the discriminators with its trunk."""
 
 
 class DiscriminatorHead(nn.Module):
-    """Two linear layers under spectral normalisation with SiLU between (Table 3)."""
+    """Two linear layers with spectral normalisation and SiLU between them (Table 3)."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        # On the meta device, spectral_norm imports torch._dynamo, which takes a second: the layers are made on the CPU
-        # and moved, without a change to the global random state.
+        # On the meta device, spectral_norm imports torch._dynamo, which takes a second. Therefore the layers are built
+        # on the CPU and moved; the fork keeps the global random state unchanged.
         is_meta = torch.get_default_device().type == "meta"
         device = torch.device("cpu") if is_meta else contextlib.nullcontext()
         with torch.random.fork_rng(devices=(), enabled=is_meta), device:
@@ -81,17 +82,17 @@ class DiscriminatorHead(nn.Module):
 
     def forward(self, x: Float[Tensor, "*rows d"]) -> Float[Tensor, "*rows"]:
         """One logit for each row."""
-        return torch.squeeze_copy(self.main(x), -1)  # no view, which FSDP2 would warn of
+        return torch.squeeze_copy(self.main(x), -1)  # a copy, because FSDP2 warns of views
 
 
 class Discriminator(nn.Module):
-    """A trunk and a small head: logits of "this came from the student".
+    """A trunk and a small head that classify samples of the student (label 1) and of the teacher or data (label 0).
 
-    The label of the student is 1, so that a logit is a log-ratio student over teacher in nats.
+    A logit estimates the log-ratio of student over teacher in nats.
 
     Attributes:
-        config: shape of the trunk, and the output.
-        trunk: any ``denoiser.Trunk``, made by ``config.make_trunk``.
+        config: settings of the trunk, and the output.
+        trunk: a ``denoiser.Trunk``, from ``config.make_trunk``.
         output_layer: the head.
     """
 
@@ -110,29 +111,29 @@ class Discriminator(nn.Module):
         is_time_conditioned: bool = True,
         shares_trunk: bool = False,
     ) -> "Discriminator":
-        """A discriminator with a new head on a copy of ``denoiser``'s trunk, or, if it is shared, on the trunk.
+        """A discriminator with a new head and the trunk of ``denoiser``.
 
         Args:
-            denoiser: a network whose settings are in ``SHAPES``; it has the weights of the trunk under the same names.
-            output: one logit for each position, or one for all.
+            denoiser: a network whose settings class is in ``SHAPES``; the weights of its trunk have the same names.
+            output: ``token`` for one logit per position, ``sequence`` for one logit per sequence.
             is_time_conditioned: whether the discriminator reads the noise level.
-            shares_trunk: use the weights of ``denoiser`` themselves.
+            shares_trunk: share the weights of ``denoiser`` instead of copying them.
 
         Raises:
-            UsageError: there is no discriminator for networks of this kind.
+            UsageError: there is no discriminator for this class of networks.
         """
         shape: Any = denoiser.config
         if type(shape) not in SHAPES:
-            known = ", ".join(one.__name__ for one in SHAPES)
-            raise UsageError(f"a discriminator has the trunk of a network with {known}; got {type(shape).__name__}")
+            names = ", ".join(settings.__name__ for settings in SHAPES)
+            raise UsageError(f"a discriminator has the trunk of a network with {names}; got {type(shape).__name__}")
         config = SHAPES[type(shape)].for_denoiser(shape, output=output, is_time_conditioned=is_time_conditioned)
         with torch.device("meta") if shares_trunk else contextlib.nullcontext():
             discriminator = cls(config)
         if shares_trunk:
             discriminator.output_layer = DiscriminatorHead(discriminator.trunk.hidden_size)
         weights = denoiser.state_dict()
-        of_trunk = {name: weights[name] for name in discriminator.trunk.state_dict()}
-        discriminator.trunk.load_state_dict(of_trunk, assign=shares_trunk)
+        trunk_weights = {name: weights[name] for name in discriminator.trunk.state_dict()}
+        discriminator.trunk.load_state_dict(trunk_weights, assign=shares_trunk)
         return discriminator
 
     @property
@@ -169,14 +170,14 @@ class Discriminator(nn.Module):
         """Logits before the sigmoid, student = 1: ``[b, l]``, or ``[b]`` for ``output="sequence"``.
 
         Args:
-            inputs: token ids ``[b, l]`` or a simplex ``[b, l, v]``.
+            inputs: token ids ``[b, l]``, or distributions over tokens ``[b, l, v]``.
             sigma: noise level of each sequence; None is zero.
-            attention_mask: False at padding; None where all positions are real.
+            attention_mask: False at padding; None without padding.
         """
         return self.from_embeddings(self.embed(inputs), sigma, attention_mask)
 
     def embed(self, inputs: Int[Tensor, "*b"] | Float[Tensor, "*b v"]) -> Float[Tensor, "*b d"]:
-        """Embeddings of token ids, or expected ones of any rows of a simplex."""
+        """Embeddings of token ids, or expected embeddings of distributions over tokens."""
         return self.trunk.embed(inputs)
 
     def from_embeddings(
@@ -185,31 +186,31 @@ class Discriminator(nn.Module):
         sigma: Float[Tensor, " b"] | None,
         attention_mask: Bool[Tensor, "b l"] | None = None,
     ) -> Float[Tensor, "b *l"]:
-        """As ``forward``, of positions that are embedded already."""
+        """As ``forward``, from embeddings."""
         hidden = self.trunk.hidden_states(embedded, sigma, attention_mask)
         if self.config.output == "sequence":
             hidden = hidden.mean(1) if attention_mask is None else _mean_of_real(hidden, attention_mask)
         return self.output_layer(hidden)
 
     def at_budget(self, num_moves: int | None) -> "Discriminator":
-        """The discriminator of samples of so many moves: itself, or a copy that shares all weights.
+        """The discriminator conditioned on ``num_moves``: itself, or a copy that shares all weights.
 
-        See ``DiTTrunk.at_budget``; a trunk without this method is not conditioned on the number.
+        See ``DiTTrunk.at_budget``; other trunks do not read the number of moves.
         """
         trunk = self.trunk.at_budget(num_moves) if isinstance(self.trunk, DiTTrunk) else self.trunk
         if trunk is self.trunk:
             return self
-        found = shallow_copy(self)
-        found.trunk = trunk
-        return found
+        conditioned = shallow_copy(self)
+        conditioned.trunk = trunk
+        return conditioned
 
     def train_last_blocks(self, num_blocks: int | None) -> None:
-        """Freeze everything but the head and the last ``num_blocks`` blocks; None trains the whole network.
+        """Freeze all weights except the head and the last ``num_blocks`` blocks; None trains the whole network.
 
-        The weights that read the number of moves are trained in both cases.
+        The weights that read the number of moves are always trained.
 
         Raises:
-            UsageError: there are fewer blocks than that.
+            UsageError: the network has fewer blocks.
         """
         if num_blocks is None:
             self.requires_grad_(True)
@@ -223,11 +224,10 @@ class Discriminator(nn.Module):
 
 
 def current_names(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights of a discriminator under the names that its state dict has.
+    """Weights of a discriminator under the current names of its state dict.
 
-    Bundles of before the trunk was a part of its own, and the public layout, have the names of the trunk without
-    ``trunk.``: ``blocks.0.norm1.weight`` is now ``trunk.blocks.0.norm1.weight``. Names of the head are the same in
-    both.
+    In older bundles and in the public layout, names of the trunk lack the prefix ``trunk.``: ``blocks.0.norm1.weight``
+    is now ``trunk.blocks.0.norm1.weight``. Names of the head have not changed.
     """
     if any(name.startswith(TRUNK) for name in weights):
         return dict(weights)
@@ -235,16 +235,16 @@ def current_names(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def trunk_of(network: nn.Module) -> Trunk | None:
-    """The trunk of a discriminator, or the network itself where it is one (a denoiser); None of other networks."""
-    found = network.trunk if isinstance(network, Discriminator) else network
-    return found if isinstance(found, Trunk) else None
+    """The trunk of a discriminator, or the network itself if it is a trunk (a denoiser); None for other networks."""
+    trunk = network.trunk if isinstance(network, Discriminator) else network
+    return trunk if isinstance(trunk, Trunk) else None
 
 
 def last_blocks(network: nn.Module, num_blocks: int | None) -> list[nn.Module]:
     """The last ``num_blocks`` transformer blocks; None is all.
 
     Raises:
-        UsageError: there are fewer.
+        UsageError: the network has fewer blocks.
     """
     blocks: list[nn.Module] = list(network.blocks)  # type: ignore[arg-type]
     if num_blocks is None:
@@ -255,7 +255,7 @@ def last_blocks(network: nn.Module, num_blocks: int | None) -> list[nn.Module]:
 
 
 def num_parameters(network: nn.Module) -> int:
-    """Number of learned parameters; buffers such as power-iteration vectors do not count."""
+    """Number of parameters, without buffers such as power-iteration vectors."""
     return sum(parameter.numel() for parameter in network.parameters())
 
 
@@ -271,7 +271,7 @@ def logits_at_budget(
     sigma: Float[Tensor, " b"] | None,
     attention_mask: Bool[Tensor, "b l"] | None = None,
 ) -> Float[Tensor, "b *l"]:
-    """``discriminator.at_budget(num_moves)`` of the other arguments, as a function of the network that is trained."""
+    """``discriminator.at_budget(num_moves)(...)`` as a function whose first argument is the trained network."""
     logits: Tensor = discriminator.at_budget(num_moves)(inputs, sigma, attention_mask)
     return logits
 
@@ -283,10 +283,10 @@ def log_ratio_logits(
     sigma: Float[Tensor, " b"] | None,
     attention_mask: Bool[Tensor, "b l"] | None = None,
 ) -> Float[Tensor, "b *l"]:
-    """The discriminator's logits with its spectral norms held still, float32.
+    """Logits of the discriminator in evaluation mode, float32.
 
-    A forward pass in training mode would move the power-iteration vectors even without gradients, so the score of a
-    sequence would depend on how often it was computed.
+    A forward pass in training mode updates the power-iteration vectors of the spectral norms even without gradients.
+    The logits of a sequence would then depend on the number of earlier passes.
     """
     was_training = discriminator.training
     discriminator.eval()

@@ -1,7 +1,7 @@
 """The diffusion transformer of MDLM, in its public checkpoint layout. App. E.1, Tables 3-4.
 
 Pre-norm transformer with rotary positions and adaptive layer norm on the noise level (Peebles & Xie 2023). Parameter
-names and shapes are those of the public MDLM, Duo and DiDi-Instruct checkpoints, so a state dict goes in unchanged.
+names and shapes are those of the public MDLM, Duo and DiDi-Instruct checkpoints, whose state dicts load unchanged.
 """
 
 import math
@@ -29,7 +29,7 @@ class DiTConfig:
     Attributes:
         vocab_size: number of symbols V, the mask included.
         mask_id: index of [MASK], the last symbol in the public checkpoints; None for a network of uniform-state
-            diffusion, which has none.
+            diffusion.
         length: context length L.
         hidden_size: width d.
         num_blocks: number of transformer blocks.
@@ -37,8 +37,8 @@ class DiTConfig:
         cond_dim: width of the noise-level conditioning.
         dropout: dropout rate of both residual branches while in training mode.
         is_time_conditioned: whether samplers and objectives pass the noise level (MDLM: no).
-        conv_radius: neighbours on either side that a residual depthwise convolution mixes in before each block; 0
-            leaves it out, which is the public checkpoint layout.
+        conv_radius: neighbours on either side that a residual depthwise convolution before each block reads; 0 for no
+            convolution, as in the public checkpoint layout.
         is_budget_conditioned: whether the network can read the number of moves of the sampler that uses it
             (``DiTTrunk.at_budget``). The public checkpoint layout has no weights for it.
         num_codes: size C of the alphabet of latent codes, one code for each position (``models.latent``); 0 for no
@@ -73,7 +73,7 @@ class DiTConfig:
 
 
 class Block(nn.Module):
-    """Attention and feed-forward, both modulated and gated by the noise level (adaLN-zero)."""
+    """Attention and feed-forward layers, both modulated and gated by the noise level (adaLN-zero)."""
 
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()
@@ -97,8 +97,8 @@ class Block(nn.Module):
         rotary: tuple[Tensor, Tensor],
         attention_mask: Bool[Tensor, "b l"] | None = None,
     ) -> Float[Tensor, "b l d"]:
-        """One block; ``cond`` has one row for each sequence or one for all."""
-        if attention_mask is not None:  # padding is zero to its neighbours, as what is beyond the ends
+        """One block; ``cond`` has one row for each sequence, or one row for all."""
+        if attention_mask is not None:  # the convolution reads zeros at padding, as beyond the ends
             x = x * attention_mask[..., None]
         x = self.conv(x)
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.adaLN_modulation(cond)[:, None].chunk(6, dim=-1)
@@ -112,7 +112,7 @@ class Block(nn.Module):
 
 
 class FinalLayer(nn.Module):
-    """Last modulated norm and the vocabulary head."""
+    """The last modulated norm and the vocabulary head."""
 
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()
@@ -121,7 +121,7 @@ class FinalLayer(nn.Module):
         self.adaLN_modulation = zero_linear(config.cond_dim, 2 * config.hidden_size)
 
     def forward(self, x: Float[Tensor, "b l d"], cond: Float[Tensor, "c k"]) -> Float[Tensor, "b l d"]:
-        """The modulated norm; the head itself is ``linear``."""
+        """The modulated norm; ``linear`` is the head."""
         shift, scale = self.adaLN_modulation(cond)[:, None].chunk(2, dim=-1)
         return modulate(self.norm_final(x), shift, scale)
 
@@ -130,7 +130,7 @@ class DiTTrunk(nn.Module):
     """Embedding and transformer blocks, without an output layer; a ``denoiser.Trunk``.
 
     Attributes:
-        budget: number of moves that the network is conditioned on, set by ``at_budget``; None for none.
+        budget: number of moves that the network is conditioned on, set by ``at_budget``; None if it is not.
     """
 
     def __init__(self, config: DiTConfig) -> None:
@@ -171,23 +171,23 @@ class DiTTrunk(nn.Module):
         return self.config.hidden_size
 
     def at_budget(self: Network, num_moves: int | None) -> Network:
-        """The network conditioned on a sampler of so many moves: itself, or a copy that shares all weights.
+        """The network conditioned on a sampler of ``num_moves`` moves: itself, or a copy that shares all weights.
 
         Args:
-            num_moves: 1 or more; None for a network that is not conditioned on it. Where the settings do not have
-                ``is_budget_conditioned``, the network itself is returned for every number.
+            num_moves: 1 or more; None for no conditioning. A network without ``is_budget_conditioned`` is returned
+                unchanged for every number.
 
         Raises:
-            UsageError: the network reads the number of moves, and it is less than 1.
+            UsageError: the network reads the number of moves, and ``num_moves`` is less than 1.
         """
         network: Any = self
         if not network.config.is_budget_conditioned or num_moves == network.budget:
             return network
         if num_moves is not None and num_moves < 1:
             raise UsageError(f"a network is conditioned on 1 move or more; got {num_moves}")
-        found = shallow_copy(network)
-        found.budget = num_moves
-        return found
+        conditioned = shallow_copy(network)
+        conditioned.budget = num_moves
+        return conditioned
 
     def embed(self, inputs: Int[Tensor, "*b"] | Float[Tensor, "*b v"]) -> Float[Tensor, "*b d"]:
         """See ``denoiser.Trunk.embed``."""
@@ -199,7 +199,7 @@ class DiTTrunk(nn.Module):
         sigma: Float[Tensor, " b"] | None = None,
         attention_mask: Bool[Tensor, "b l"] | None = None,
     ) -> Float[Tensor, "b l d"]:
-        """See ``denoiser.Trunk.hidden_states``; ``sigma`` None is zero noise for all."""
+        """See ``denoiser.Trunk.hidden_states``; None for ``sigma`` is noise level 0."""
         return self.conditioned(embedded, sigma, attention_mask)[0]
 
     def conditioned(
@@ -208,7 +208,7 @@ class DiTTrunk(nn.Module):
         sigma: Float[Tensor, " b"] | None,
         attention_mask: Bool[Tensor, "b l"] | None = None,
     ) -> tuple[Float[Tensor, "b l d"], Float[Tensor, "c k"]]:
-        """Hidden states after the last block, and the conditioning that the output layer reads as well."""
+        """Hidden states after the last block, and the conditioning, which the output layer also reads."""
         x = embedded
         cond = self.sigma_map(x.new_zeros(1) if sigma is None else sigma)
         if self.budget is not None:
@@ -218,7 +218,7 @@ class DiTTrunk(nn.Module):
         for block in self.blocks:
             if self.keeps_activations or not torch.is_grad_enabled():
                 x = block(x, cond, rotary, attention_mask)
-            else:  # only its input; training asks for it (``LoopConfig.activation_checkpointing``)
+            else:  # keeps only the input of the block (``LoopConfig.activation_checkpointing``)
                 x = checkpoint(block, x, cond, rotary, attention_mask, use_reentrant=False)
         return x, cond
 
@@ -239,17 +239,17 @@ class DiT(DiTTrunk):
         attention_mask: Bool[Tensor, "b l"] | None = None,
         codes: Int[Tensor, "b l"] | None = None,
     ) -> Float[Tensor, "b l d"]:
-        """See ``Denoiser.features``; the embedding of a position's latent code is added to that of its token.
+        """See ``Denoiser.features``; the embedding of the latent code is added to the token embedding.
 
         Raises:
-            UsageError: the network reads latent codes, and gets none.
+            UsageError: the network reads latent codes, and ``codes`` is None.
         """
         embedded = self.embed(inputs)
         if self.config.num_codes:
             if codes is None:
                 raise UsageError(
-                    f"this network reads a latent code at each position (num_codes {self.config.num_codes}), which is "
-                    "drawn by ancestral, tau-leaping and guided sampling alone: use one of these"
+                    f"this network reads a latent code at each position (num_codes {self.config.num_codes}), which "
+                    "only ancestral, tau-leaping and guided sampling draw: use one of these"
                 )
             embedded = embedded + self.code_embed(codes)
         return self.features_of_embeddings(embedded, sigma, attention_mask)
@@ -260,14 +260,16 @@ class DiT(DiTTrunk):
         sigma: Float[Tensor, " b"] | None = None,
         attention_mask: Bool[Tensor, "b l"] | None = None,
     ) -> Float[Tensor, "b l d"]:
-        """As ``features``, of rows of ``embed``, or of others in their place."""
+        """As ``features``, from embeddings, such as those of ``embed``."""
         return self.output_layer(*self.conditioned(embedded, sigma, attention_mask))
 
     def head(self, features: Float[Tensor, "*rows d"]) -> Float[Tensor, "*rows v"]:
         """See ``Denoiser.head``."""
         linear = self.output_layer.linear
         is_few_rows = features.ndim == 2 and len(features) < features.shape[1] and features.device.type == "cpu"
-        if is_few_rows and not torch.is_grad_enabled():  # the large matrix first: 64 rows of owt-169m in 52 ms, not 78
+        if (
+            is_few_rows and not torch.is_grad_enabled()
+        ):  # this order is faster: 64 rows of owt-169m take 52 ms instead of 78
             return torch.addmm(linear.bias[:, None], linear.weight, features.t()).t().contiguous()
         logits: Tensor = linear(features)
         return logits
@@ -278,5 +280,5 @@ class DiT(DiTTrunk):
         sigma: Float[Tensor, " b"] | None = None,
         attention_mask: Bool[Tensor, "b l"] | None = None,
     ) -> Float[Tensor, "b l v"]:
-        """Raw logits at every position; arguments as of ``Denoiser.features``."""
+        """Raw logits at every position; arguments are those of ``Denoiser.features``."""
         return self.head(self.features(inputs, sigma, attention_mask))

@@ -1,7 +1,7 @@
 """ESM-2 (Lin et al. 2023), the network of DPLM (Wang et al. 2024), as a masked-diffusion denoiser of proteins.
 
-Pre-norm transformer with rotary positions and without a time input. Its arithmetic is that of ``EsmForMaskedLM`` of
-``transformers``; ``models.esm2_layout`` reads the public checkpoints.
+Pre-norm transformer with rotary positions and without a time input. It computes the same function as ``EsmForMaskedLM``
+of ``transformers``; ``models.esm2_layout`` reads the public checkpoints.
 """
 
 from dataclasses import asdict, dataclass
@@ -21,12 +21,12 @@ from didi.models.layers import Embedding, LocalConv, Rotary, rotate
 Network = TypeVar("Network", bound=nn.Module)
 
 ALPHABET = ("<cls>", "<pad>", "<eos>", "<unk>", *"LAGVSERTIDPKQNFYMHWCXBUZO.-", "<null_1>", "<mask>")
-"""The vocabulary of the public checkpoints; a token's place is its id."""
+"""The vocabulary of the public checkpoints; the index of a token is its id."""
 BEGIN_ID, PAD_ID, END_ID, MASK_ID = (ALPHABET.index(name) for name in ("<cls>", "<pad>", "<eos>", "<mask>"))
 EXCLUDED_IDS = tuple(number for number, name in enumerate(ALPHABET[:-1]) if not name.isalpha() or name == "X")
-"""Symbols but the mask that stand for no residue, or for an unknown one: never drawn."""
+"""Symbols, except the mask, that are no residue or an unknown residue; they are never drawn."""
 TRAINING_MASK_RATIO = 0.15 * 0.8
-"""Share of masks in the training of ESM-2, a constant of its token dropout."""
+"""Share of masks in the training of ESM-2; token dropout uses it."""
 
 
 @dataclass(frozen=True)
@@ -42,16 +42,16 @@ class Esm2Config:
         num_heads: attention heads; ``hidden_size / num_heads`` is even.
         inner_size: width of the MLP; None for four times ``hidden_size``.
         dropout: dropout rate of both residual branches while in training mode.
-        layer_norm_epsilon: added to the variances of layer normalisation.
-        is_tied: whether the head is the matrix of the token embedding.
-        conv_radius: neighbours on either side that a residual depthwise convolution mixes in before each block; 0, as
-            in the public checkpoints, leaves it out.
-        has_token_dropout: embeddings of masks are zero, and the others are scaled by the share of masks in the
-            sequence relative to that of ESM-2's training.
-        begin_id: symbol before the first residue; None for none. Never masked and never drawn, as are the next two.
-        end_id: symbol after the last residue; None for none.
-        pad_id: symbol of padding.
-        excluded_ids: symbols whose logits are -inf, beside the mask's.
+        layer_norm_epsilon: epsilon of layer normalisation.
+        is_tied: whether head and token embedding share one matrix.
+        conv_radius: neighbours on either side that a residual depthwise convolution before each block reads; 0 for no
+            convolution, as in the public checkpoints.
+        has_token_dropout: whether embeddings of masks are zero and other embeddings are scaled by the share of visible
+            positions in the sequence, relative to that in ESM-2's training.
+        begin_id: symbol before the first residue; None if there is none. It is never masked and never drawn.
+        end_id: symbol after the last residue, likewise.
+        pad_id: symbol of padding, likewise.
+        excluded_ids: further symbols, besides the mask, whose logits are -inf.
 
     Raises:
         UsageError: the heads do not fit the width, or a symbol is not in the vocabulary.
@@ -83,7 +83,7 @@ class Esm2Config:
         if self.conv_radius < 0:
             raise UsageError(f"conv_radius is 0 or more; got {self.conv_radius}")
         symbols = {self.mask_id, self.pad_id, *self.excluded_ids, *self.frame_ids}
-        if not all(0 <= one < self.vocab_size for one in symbols) or len(symbols) == self.vocab_size:
+        if not all(0 <= symbol < self.vocab_size for symbol in symbols) or len(symbols) == self.vocab_size:
             raise UsageError(
                 f"special symbols lie in [0, vocab_size) and are not all of them; got {sorted(symbols)} and "
                 f"{self.vocab_size}"
@@ -91,8 +91,8 @@ class Esm2Config:
 
     @property
     def frame_ids(self) -> tuple[int, ...]:
-        """The begin and the end symbol, those that there are."""
-        return tuple(one for one in (self.begin_id, self.end_id) if one is not None)
+        """The begin and the end symbol, without None."""
+        return tuple(symbol for symbol in (self.begin_id, self.end_id) if symbol is not None)
 
 
 SIZES = {
@@ -100,11 +100,11 @@ SIZES = {
     "650m": Esm2Config(hidden_size=1280, num_blocks=33, num_heads=20),
     "3b": Esm2Config(hidden_size=2560, num_blocks=36, num_heads=40),
 }
-"""The published networks, of which DPLM exists as well."""
+"""The sizes of ESM-2 for which DPLM was published too."""
 
 
 class Block(nn.Module):
-    """Attention and feed-forward, each after a layer norm."""
+    """Attention and feed-forward layers, each after a layer norm."""
 
     def __init__(self, config: Esm2Config) -> None:
         super().__init__()
@@ -126,7 +126,7 @@ class Block(nn.Module):
         attention_mask: Bool[Tensor, "b l"] | None = None,
     ) -> Float[Tensor, "b l d"]:
         """One block."""
-        if self.conv is not None:  # padding is zero to its neighbours, as what is beyond the ends
+        if self.conv is not None:  # the convolution reads zeros at padding, as beyond the ends
             x = self.conv(x if attention_mask is None else x * attention_mask[..., None])
         qkv = self.attn_qkv(self.norm1(x)).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         query, key = rotate(qkv[:2], *(table.to(qkv.dtype) for table in rotary))
@@ -190,7 +190,7 @@ class Esm2Trunk(nn.Module):
         return self.config.hidden_size
 
     def embed(self, inputs: Int[Tensor, "*b"] | Float[Tensor, "*b v"]) -> Float[Tensor, "*b e"]:
-        """See ``denoiser.Trunk.embed``; with token dropout, a last column is the probability of the mask."""
+        """See ``denoiser.Trunk.embed``; with token dropout the last column is the probability of the mask."""
         table: Tensor = self.vocab_embed.embedding
         if self.config.has_token_dropout:
             is_mask = (torch.arange(len(table), device=table.device) == self.mask_id)[:, None]
@@ -218,7 +218,7 @@ class Esm2Trunk(nn.Module):
         return self.norm_final(x)
 
     def at_budget(self: Network, num_moves: int | None) -> Network:
-        """The network itself: it reads no number of moves."""
+        """The network itself, as it does not read the number of moves."""
         del num_moves
         return self
 
@@ -226,11 +226,11 @@ class Esm2Trunk(nn.Module):
     def _token_dropped(
         embedded: Float[Tensor, "b l e"], attention_mask: Bool[Tensor, "b l"] | None
     ) -> Float[Tensor, "b l d"]:
-        """Embeddings over the share of visible positions, relative to that of ESM-2's training."""
+        """Embeddings divided by the share of visible positions relative to that in ESM-2's training."""
         x, is_mask = embedded[..., :-1], embedded[..., -1]
         is_real = torch.ones_like(is_mask) if attention_mask is None else attention_mask.to(is_mask)
         num_real = is_real.sum(1)
-        num_visible = (num_real - (is_mask * is_real).sum(1)).clamp(min=1)  # without any, all embeddings are zero
+        num_visible = (num_real - (is_mask * is_real).sum(1)).clamp(min=1)  # if 0, all embeddings are zero
         return x * ((1 - TRAINING_MASK_RATIO) * num_real / num_visible)[:, None, None]
 
 
@@ -256,11 +256,11 @@ class Esm2(Esm2Trunk):
         sigma: Float[Tensor, " b"] | None = None,
         attention_mask: Bool[Tensor, "b l"] | None = None,
     ) -> Float[Tensor, "b l d"]:
-        """As ``features``, of rows of ``embed``, or of others in their place."""
+        """As ``features``, from embeddings, such as those of ``embed``."""
         return self.hidden_states(embedded, sigma, attention_mask)
 
     def head(self, features: Float[Tensor, "*rows d"]) -> Float[Tensor, "*rows v"]:
-        """See ``Denoiser.head``; -inf at the mask and at ``excluded_ids``, which no process draws then."""
+        """See ``Denoiser.head``; -inf at the mask and at ``excluded_ids``, so that no process draws them."""
         excluded = torch.tensor([self.mask_id, *self.config.excluded_ids], device=features.device)
         logits: Tensor = self.output_layer(features, self.vocab_embed.embedding)
         return logits.index_fill(-1, excluded, -torch.inf)
@@ -271,23 +271,23 @@ class Esm2(Esm2Trunk):
         sigma: Float[Tensor, " b"] | None = None,
         attention_mask: Bool[Tensor, "b l"] | None = None,
     ) -> Float[Tensor, "b l v"]:
-        """Logits at every position; arguments as of ``Denoiser.features``."""
+        """Logits at every position; arguments are those of ``Denoiser.features``."""
         return self.head(self.features(inputs, sigma, attention_mask))
 
 
 @dataclass(frozen=True)
 class Esm2DiscriminatorConfig(Esm2Config):
-    """Shape of a discriminator on the trunk of an ESM-2.
+    """Settings of a discriminator with the trunk of an ESM-2.
 
     Attributes:
-        output: ``sequence`` gives one logit for a protein (App. F.6), ``token`` one for each position.
+        output: ``sequence`` gives one logit for each protein (App. F.6), ``token`` one for each position.
     """
 
     output: Output = "sequence"
 
     @classmethod
     def for_denoiser(cls, shape: Esm2Config, *, output: Output, is_time_conditioned: bool) -> "Esm2DiscriminatorConfig":
-        """See ``DiscriminatorShape.for_denoiser``; the trunk has no time input, whatever is asked."""
+        """See ``DiscriminatorShape.for_denoiser``; ``is_time_conditioned`` is ignored: the trunk has no time input."""
         del is_time_conditioned
         return cls(**asdict(shape) | {"dropout": 0.0}, output=output)
 
@@ -296,4 +296,4 @@ class Esm2DiscriminatorConfig(Esm2Config):
         return Esm2Trunk(self)
 
 
-SHAPES[Esm2Config] = Esm2DiscriminatorConfig  # here, since it is made of the network above
+SHAPES[Esm2Config] = Esm2DiscriminatorConfig  # registered here, because discriminator.py cannot import this module

@@ -1,7 +1,7 @@
-"""ESM-2 and DPLM checkpoints in the layout of ``transformers`` (EsmForMaskedLM), strict by name, shape and settings.
+"""ESM-2 and DPLM checkpoints in the layout of ``transformers`` (EsmForMaskedLM), strict in names, shapes and settings.
 
-Sizes are those of the tensors; ``config.json`` has what these do not determine: attention heads, epsilon, token
-dropout and whether the head is the embedding.
+Sizes follow from the tensors. ``config.json`` provides settings that tensors do not determine: attention heads,
+epsilon, token dropout and whether the head is tied to the embedding.
 """
 
 import math
@@ -22,20 +22,20 @@ from didi.models.untrusted import MAX_INT
 
 EMBEDDING, DECODER = "esm.embeddings.word_embeddings.weight", "lm_head.decoder.weight"
 PREFIXES = ("model.", "net.")
-"""Modules that hold the network in training checkpoints of DPLM; at the front of a key, in any number."""
+"""Wrapper modules of training checkpoints of DPLM; any number of them stands at the front of a key."""
 UNREAD = re.compile(r"esm\.(contact_head\.regression\.(weight|bias)|embeddings\.position_(ids|embeddings\.weight))")
-"""Parts of the public checkpoints that do not change a logit: contact prediction, positions beside the rotary ones."""
+"""Parts of the public checkpoints that do not affect logits: contact prediction and unused position embeddings."""
 FREQUENCIES = re.compile(r"esm\.(encoder\.layer\.\d+\.attention\.self\.)?rotary_embeddings\.inv_freq")
 BLOCK = re.compile(r"esm\.encoder\.layer\.(\d{1,4})\.(.+)\.(weight|bias)")
 QUERY_KEY_VALUE = tuple(f"attention.self.{name}" for name in ("query", "key", "value"))
-OF_BLOCK = {  # module of a layer there, and of a block here
+BLOCK_MODULES = {  # name in a public layer -> name in ``esm2.Block``
     "attention.LayerNorm": "norm1",
     "attention.output.dense": "attn_out",
     "LayerNorm": "norm2",
     "intermediate.dense": "mlp.0",
     "output.dense": "mlp.2",
 }
-OTHERS = {
+OTHER_TENSORS = {  # public name -> name in ``esm2.Esm2``
     EMBEDDING: "vocab_embed.embedding",
     "esm.encoder.emb_layer_norm_after.weight": "norm_final.weight",
     "esm.encoder.emb_layer_norm_after.bias": "norm_final.bias",
@@ -46,7 +46,7 @@ OTHERS = {
     DECODER: "output_layer.linear.weight",
     "lm_head.bias": "output_layer.bias",
 }
-REQUIRED = {  # settings that change the network, with the values of ESM-2
+REQUIRED = {  # settings that affect the network, with the only supported values
     "model_type": "esm",
     "position_embedding_type": "rotary",
     "emb_layer_norm_before": False,
@@ -68,20 +68,19 @@ def esm2_from_state_dict(
 
     Args:
         state_dict: keys with or without the prefixes of ``checkpoint_keys`` and ``PREFIXES``; weights of any
-            floating-point type. The head's matrix may be missing where it is the embedding. What does not change a
-            logit (``UNREAD``) is left out.
-        settings: ``config.json``; empty where there is none.
-        num_heads: attention heads, instead of those in ``settings``.
-        length: context length in positions, instead of that in ``settings``.
+            floating-point type. The matrix of a tied head may be missing. Keys in ``UNREAD`` are ignored.
+        settings: ``config.json``; empty if there is none.
+        num_heads: number of attention heads, overrides ``settings``.
+        length: context length in positions, overrides ``settings``.
 
     Raises:
-        UsageError: a key is missing, extra or has another shape; all of them are named. Or a setting contradicts the
-            weights, or is not supported.
+        UsageError: a key is missing, extra or has another shape (the message names all of them), or a setting
+            contradicts the weights or is not supported.
     """
     weights = _without_prefixes(bare_keys(state_dict))
     if EMBEDDING not in weights or weights[EMBEDDING].ndim != 2:
-        found = f"got shape {list(weights[EMBEDDING].shape)}" if EMBEDDING in weights else f"missing {EMBEDDING}"
-        raise UsageError(f"an ESM-2 checkpoint holds the matrix {EMBEDDING}, from which sizes are read; {found}")
+        problem = f"got shape {list(weights[EMBEDDING].shape)}" if EMBEDDING in weights else f"missing {EMBEDDING}"
+        raise UsageError(f"an ESM-2 checkpoint holds the matrix {EMBEDDING}, from which sizes are read; {problem}")
     _check_settings(settings)
     config = _config(weights, settings, num_heads, length)
     if config.is_tied:
@@ -91,71 +90,72 @@ def esm2_from_state_dict(
     weights = {name: value for name, value in weights.items() if not FREQUENCIES.fullmatch(name)}
     expected = to_public_names(network.state_dict())
     check_keys(expected, weights, source="ESM-2 checkpoint")
-    owned = _to_own_names(float32_copies(weights))
-    # The exact frequencies, which training had; those of some files are rounded.
-    owned["rotary_emb.inv_freq"] = Rotary(config.hidden_size // config.num_heads).inv_freq
-    network.load_state_dict(owned, strict=True, assign=True)
+    renamed = _from_public_names(float32_copies(weights))
+    # Some files have rounded frequencies; training used the exact ones.
+    renamed["rotary_emb.inv_freq"] = Rotary(config.hidden_size // config.num_heads).inv_freq
+    network.load_state_dict(renamed, strict=True, assign=True)
     return network.requires_grad_(True).eval()
 
 
 def to_public_names(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The state dict of an ``Esm2`` under the keys of EsmForMaskedLM, without the constant rotary frequencies."""
-    public, blocks = {own: name for name, own in OTHERS.items()}, {own: name for name, own in OF_BLOCK.items()}
-    found: dict[str, Tensor] = {}
+    tensors = {name: public for public, name in OTHER_TENSORS.items()}
+    modules = {name: public for public, name in BLOCK_MODULES.items()}
+    renamed: dict[str, Tensor] = {}
     for name, value in weights.items():
-        if name in public:
-            found[public[name]] = value
+        if name in tensors:
+            renamed[tensors[name]] = value
         elif match := re.fullmatch(r"blocks\.(\d+)\.(.+)\.(weight|bias)", name):
             number, module, kind = match.groups()
             layer = f"esm.encoder.layer.{number}."
             if module == "attn_qkv":
                 parts = zip(QUERY_KEY_VALUE, value.chunk(3), strict=True)
-                found |= {f"{layer}{one}.{kind}": part for one, part in parts}
+                renamed |= {f"{layer}{public}.{kind}": part for public, part in parts}
             else:
-                found[f"{layer}{blocks[module]}.{kind}"] = value
-    return found
+                renamed[f"{layer}{modules[module]}.{kind}"] = value
+    return renamed
 
 
-def _to_own_names(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The reverse of ``to_public_names``, for a complete state dict."""
-    found: dict[str, Tensor] = {}
+def _from_public_names(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The inverse of ``to_public_names``, for a complete state dict."""
+    renamed: dict[str, Tensor] = {}
     for name, value in weights.items():
         match = BLOCK.fullmatch(name)
         if match is None:
-            found[OTHERS[name]] = value
-        elif match[2] in OF_BLOCK:
-            found[f"blocks.{match[1]}.{OF_BLOCK[match[2]]}.{match[3]}"] = value
+            renamed[OTHER_TENSORS[name]] = value
+        elif match[2] in BLOCK_MODULES:
+            renamed[f"blocks.{match[1]}.{BLOCK_MODULES[match[2]]}.{match[3]}"] = value
         elif match[2] == QUERY_KEY_VALUE[0]:
-            parts = [weights[f"esm.encoder.layer.{match[1]}.{one}.{match[3]}"] for one in QUERY_KEY_VALUE]
-            found[f"blocks.{match[1]}.attn_qkv.{match[3]}"] = torch.cat(parts)
-    return found
+            parts = [weights[f"esm.encoder.layer.{match[1]}.{public}.{match[3]}"] for public in QUERY_KEY_VALUE]
+            renamed[f"blocks.{match[1]}.attn_qkv.{match[3]}"] = torch.cat(parts)
+    return renamed
 
 
 def _without_prefixes(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights under the keys of EsmForMaskedLM, without what is not read."""
-    named: dict[str, Tensor] = {}
+    """The weights under the keys of EsmForMaskedLM, without ``UNREAD`` ones."""
+    result: dict[str, Tensor] = {}
     for key, value in weights.items():
         name = key
         while name.startswith(PREFIXES):
             name = name.partition(".")[2]
-        if name in named:
+        if name in result:
             raise UsageError(f"a state dict has each key once; this one holds {name} with and without a prefix")
         if not UNREAD.fullmatch(name):
-            named[name] = value
-    return named
+            result[name] = value
+    return result
 
 
 def _check_settings(settings: Mapping[str, Any]) -> None:
     for name, value in REQUIRED.items():
-        given = settings.get(name, value)
-        if given != value and not (given is None and value is False):
-            raise UsageError(f"an ESM-2 checkpoint has {name} {value} in config.json; got {given!r:.80}")
+        setting = settings.get(name, value)
+        if setting != value and not (setting is None and value is False):
+            raise UsageError(f"an ESM-2 checkpoint has {name} {value} in config.json; got {setting!r:.80}")
 
 
 def _config(
     weights: Mapping[str, Tensor], settings: Mapping[str, Any], num_heads: int | None, length: int | None
 ) -> Esm2Config:
-    """Sizes from the weights, which ``config.json`` may not contradict; all else from it."""
+    """Sizes from the weights, which ``config.json`` must not contradict; other settings from ``config.json``."""
     vocab_size, hidden_size = weights[EMBEDDING].shape
     inner = weights.get("esm.encoder.layer.0.intermediate.dense.weight", torch.empty(4 * hidden_size, 0))
     num_blocks = 1 + max((int(match[1]) for name in weights if (match := BLOCK.fullmatch(name))), default=-1)
@@ -179,20 +179,20 @@ def _config(
     )
 
 
-def _num_heads(hidden_size: int, num_blocks: int, settings: Mapping[str, Any], asked: int | None) -> int:
-    """Those asked for, of ``config.json``, or of the published network of this size."""
-    found = asked or settings.get("num_attention_heads")
+def _num_heads(hidden_size: int, num_blocks: int, settings: Mapping[str, Any], num_heads: int | None) -> int:
+    """``num_heads``, or the number in ``config.json``, or that of the published network of this size."""
+    num_heads = num_heads or settings.get("num_attention_heads")
     shape = (hidden_size, num_blocks)
-    published = [one.num_heads for one in SIZES.values() if (one.hidden_size, one.num_blocks) == shape]
-    if found is None and not published:
+    published = [size.num_heads for size in SIZES.values() if (size.hidden_size, size.num_blocks) == shape]
+    if num_heads is None and not published:
         raise UsageError(
-            "num_attention_heads, a whole number, is in config.json, since no tensor determines it: add it there"
+            "num_attention_heads, a whole number, must be in config.json, since no tensor determines it: add it there"
         )
-    return _whole("num_attention_heads", found or published[0])
+    return _whole("num_attention_heads", num_heads or published[0])
 
 
 def _is_tied(weights: Mapping[str, Tensor], settings: Mapping[str, Any]) -> bool:
-    """Whether the head is the embedding: its matrix is the same one, or missing where ``config.json`` allows that."""
+    """Whether the head is tied: equal to the embedding, or missing and not ruled out by ``config.json``."""
     head, embedding = weights.get(DECODER), weights[EMBEDDING]
     if head is None:
         return bool(settings.get("tie_word_embeddings", True))
@@ -200,29 +200,29 @@ def _is_tied(weights: Mapping[str, Tensor], settings: Mapping[str, Any]) -> bool
     if settings.get("tie_word_embeddings") and not is_tied:
         raise UsageError(
             f"the head of a tied ESM-2 is its embedding; {DECODER} differs from {EMBEDDING}: write tie_word_embeddings "
-            "false into config.json if the head is one of its own"
+            "false into config.json if the head is a separate matrix"
         )
     return is_tied
 
 
 def _check_frequencies(weights: Mapping[str, Tensor], config: Esm2Config) -> None:
-    """Refuse rotary frequencies that are not those of a base of 10,000, rounding aside."""
+    """Refuse rotary frequencies that differ by more than rounding from those of base 10,000."""
     exact = Rotary(config.hidden_size // config.num_heads).inv_freq
     for name, value in weights.items():
         if FREQUENCIES.fullmatch(name) and not (
             value.shape == exact.shape and torch.allclose(value.float(), exact, rtol=2**-8, atol=2**-24)
         ):
             raise UsageError(
-                f"rotary frequencies are 10000^(-2i/d) of d = {2 * len(exact)} dimensions a head; {name} holds others: "
+                f"rotary frequencies are 10000^(-2i/d) with d = {2 * len(exact)} dimensions per head; {name} differs: "
                 "check num_attention_heads in config.json"
             )
 
 
 def _epsilon(settings: Mapping[str, Any]) -> float:
-    found = settings.get("layer_norm_eps", 1e-5)
-    if type(found) not in (int, float) or not 0 < found < math.inf:
-        raise UsageError(f"layer_norm_eps in config.json is a number above 0; got {found!r:.80}")
-    return float(found)
+    epsilon = settings.get("layer_norm_eps", 1e-5)
+    if type(epsilon) not in (int, float) or not 0 < epsilon < math.inf:
+        raise UsageError(f"layer_norm_eps in config.json is a number above 0; got {epsilon!r:.80}")
+    return float(epsilon)
 
 
 def _whole(name: str, value: Any, *, high: int = MAX_INT) -> int:

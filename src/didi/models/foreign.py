@@ -1,7 +1,7 @@
-"""Checkpoint files of other code bases: Hub repositories, safetensors, bin, Lightning .ckpt; read without their code.
+"""Checkpoint files of other code bases (Hub repositories, safetensors, bin, Lightning .ckpt), read without their code.
 
-A pickled file is read with ``weights_only=True``. Where it holds other objects beside the weights (settings,
-tokenizers, code), these are replaced by placeholders (``inert_pickle``): nothing is imported and nothing of them runs.
+A pickled file is read with ``weights_only=True``. Other objects in it (settings, tokenizers, code) are replaced by
+placeholders (``inert_pickle``); no code of the file is imported or run.
 """
 
 import os
@@ -24,7 +24,7 @@ from didi.models.untrusted import read_json
 
 PICKLED = (".bin", ".pt", ".pth", ".ckpt")
 INDEX = ".index.json"
-WEIGHT_FILES = (  # the first that is there
+WEIGHT_FILES = (  # in order of preference
     "model.safetensors",
     f"model.safetensors{INDEX}",
     "pytorch_model.bin",
@@ -37,15 +37,15 @@ ZIP_SIGNATURE = b"PK\x03\x04"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a file of another code base holds.
+    """Contents of a checkpoint file.
 
     Attributes:
-        weights: the named tensors of its network, in the file's order, under bare keys (``checkpoint_keys``).
-        shadow: the exponential moving average of its parameters, a list without names; None where there is none.
-        average: the exponential moving average with names, under bare keys; empty where there is none.
-        discriminator: the named tensors of a discriminator in the same file, the same way.
-        settings: ``config.json`` beside the file; empty where there is none.
-        folder: where it was found.
+        weights: state dict of the network, in the order of the file, with bare keys (``checkpoint_keys``).
+        shadow: exponential moving average of the parameters as a list without names; None if there is none.
+        average: exponential moving average as a state dict with bare keys; empty if there is none.
+        discriminator: state dict of a discriminator in the same file; empty if there is none.
+        settings: ``config.json`` in the same folder; empty if there is none.
+        folder: folder of the file.
     """
 
     weights: dict[str, Tensor]
@@ -60,17 +60,17 @@ def read_checkpoint(source: str, *, file: str | None = None, revision: str | Non
     """Read a file, a folder or a Hub repository ``owner/name``.
 
     Args:
-        source: which.
-        file: the weights in a folder or repository; by default its only file of weights.
+        source: path or name.
+        file: name of the weights file in a folder or repository; by default its only weights file.
         revision: branch, tag or commit of a Hub repository.
 
     Raises:
-        UsageError: nothing is there, or it is no checkpoint that can be read safely.
+        UsageError: the source does not exist, or is not a checkpoint that can be read safely.
         DidiError: the Hub could not be reached.
     """
     weights_file = find_weights(source, file=file, revision=revision)
-    named, shadow = read_weights(weights_file)
-    networks = by_network(named)
+    state_dict, shadow = read_weights(weights_file)
+    networks = by_network(state_dict)
     return Checkpoint(
         networks[BACKBONE],
         shadow,
@@ -87,52 +87,54 @@ def find_weights(source: str, *, file: str | None = None, revision: str | None =
     Arguments and errors are those of ``read_checkpoint``.
     """
     path = Path(source)
-    if not os.path.exists(source):  # noqa: PTH110 - unlike pathlib's, it takes names that no system could hold
+    if not os.path.exists(source):  # noqa: PTH110 - unlike pathlib, it accepts names that are too long
         if source.count("/") != 1 or source.startswith((".", "/")):
             raise UsageError(f"a checkpoint is a file, a folder or a Hub repository owner/name; {source!r} is none")
         path = download(source, SAFE_HUB_FILES, revision)
         if file is not None or not any((path / name).is_file() for name in WEIGHT_FILES[:2]):
-            path = download(source, HUB_FILES, revision)  # many repositories hold the same weights pickled as well
+            path = download(
+                source, HUB_FILES, revision
+            )  # after the safe files, as many repositories also hold pickled weights
     return path if path.is_file() else _weights_in(path, file)
 
 
 def settings_beside(weights_file: Path) -> dict[str, Any]:
-    """``config.json`` beside a file of weights; empty where there is none.
+    """``config.json`` in the folder of a weights file; empty if there is none.
 
     Raises:
-        UsageError: it is no JSON object.
+        UsageError: the file is not a JSON object.
     """
     config = weights_file.parent / "config.json"
     return read_json(config) if config.is_file() else {}
 
 
 def download(repository: str, patterns: Sequence[str], revision: str | None = None) -> Path:
-    """The files of a Hub repository that match, in the Hub's own cache.
+    """Download the files of a Hub repository that match ``patterns``; returns their folder in the cache of the Hub.
 
     Raises:
-        DidiError: there is no such repository, or the Hub cannot be reached.
+        DidiError: the repository does not exist, or the Hub cannot be reached.
     """
     from huggingface_hub import snapshot_download
 
     with hub_or_cache() as is_reached:
         try:
             return Path(snapshot_download(repository, revision=revision, allow_patterns=list(patterns)))
-        except Exception as error:  # the client raises a score of network, permission and name errors
+        except Exception as error:  # the client raises many classes of network, permission and name errors
             reason = failure(error, is_reached=is_reached)
             raise DidiError(f"no folder and no reachable Hub repository {repository!r}: {reason}") from error
 
 
 def read_weights(file: Path) -> tuple[dict[str, Tensor], list[Tensor] | None]:
-    """Named tensors of a file or of the shards that an index names, and the moving average that goes with them.
+    """The state dict of a file, or of the shards that an index names, and the moving average in the same file.
 
     Args:
         file: ``.safetensors``, one of ``PICKLED``, or the index ``*.index.json`` of such files.
 
     Returns:
-        Tensors under the keys of the file, and the list of averaged parameters; None where there is none.
+        The state dict with the keys of the file, and the list of averaged parameters or None.
 
     Raises:
-        UsageError: The file is damaged or is no file of weights, or a shard is missing or does not fit its index.
+        UsageError: The file is damaged or is not a weights file, or a shard is missing or does not match its index.
     """
     if file.name.endswith(INDEX):
         return _sharded(file), None
@@ -146,41 +148,42 @@ def read_weights(file: Path) -> tuple[dict[str, Tensor], list[Tensor] | None]:
     content = _unpickled(file)
     if not isinstance(content, Mapping):
         raise UsageError(f"{file} holds {type(content).__name__}, not named tensors")
-    named = next((content[key] for key in ("state_dict", "model") if isinstance(content.get(key), Mapping)), content)
+    nested = (content[key] for key in ("state_dict", "model") if isinstance(content.get(key), Mapping))
+    state_dict = next(nested, content)
     average = content.get("ema")
     shadow = average.get("shadow_params") if isinstance(average, Mapping) else None
-    if not named or not all(isinstance(key, str) and _is_dense(value) for key, value in named.items()):
+    if not state_dict or not all(isinstance(key, str) and _is_dense(value) for key, value in state_dict.items()):
         raise UsageError(
-            f"{file} holds no state dict of dense tensors: its own, under 'state_dict' (Lightning) or under 'model' "
-            "(SEDD)"
+            f"{file} holds no state dict of dense tensors, neither at the top nor under 'state_dict' (Lightning) or "
+            "'model' (SEDD)"
         )
-    if isinstance(average, inert_pickle.Placeholder):  # raw weights in its place would be worse, and nobody would know
+    if isinstance(average, inert_pickle.Placeholder):  # using the raw weights instead would go unnoticed
         raise UsageError(f"{file} holds an 'ema' that is an object of its code, which is not read: save its state dict")
-    if shadow is not None and not (isinstance(shadow, list) and all(isinstance(one, Tensor) for one in shadow)):
+    if shadow is not None and not (isinstance(shadow, list) and all(isinstance(value, Tensor) for value in shadow)):
         raise UsageError(f"{file} holds an 'ema' whose 'shadow_params' is no list of tensors")
-    return {key: value.detach() for key, value in named.items()}, shadow
+    return {key: value.detach() for key, value in state_dict.items()}, shadow
 
 
 def _is_dense(value: Any) -> bool:
     is_strided = isinstance(value, Tensor) and value.layout is torch.strided
-    return is_strided and value.device.type == "cpu"  # not "meta", which has no values
+    return is_strided and value.device.type == "cpu"  # tensors on the meta device have no values
 
 
 def _sharded(index: Path) -> dict[str, Tensor]:
-    """The tensors of all files that an index of ``transformers`` names, each key from its own file."""
-    placed = read_json(index).get("weight_map")
-    if not isinstance(placed, dict) or not placed or not all(isinstance(name, str) for name in placed.values()):
+    """The tensors of all shards that an index of ``transformers`` names."""
+    shard_of = read_json(index).get("weight_map")
+    if not isinstance(shard_of, dict) or not shard_of or not all(isinstance(name, str) for name in shard_of.values()):
         raise UsageError(f"an index of shards holds weight_map, the file of each key; {index} does not")
     shards: dict[str, dict[str, Tensor]] = {}
-    for name in sorted(set(placed.values())):
+    for name in sorted(set(shard_of.values())):
         if Path(name).name != name or name.endswith(INDEX) or not (index.parent / name).is_file():
             raise UsageError(f"a shard is a file of weights beside its index; {index} names {name!r}, which is none")
         shards[name] = read_weights(index.parent / name)[0]
-    wrong = [key for key, name in placed.items() if key not in shards[name]]
-    wrong += [key for name, held in shards.items() for key in held if placed.get(key) != name]
+    wrong = [key for key, name in shard_of.items() if key not in shards[name]]
+    wrong += [key for name, shard in shards.items() for key in shard if shard_of.get(key) != name]
     if wrong:
         raise UsageError(f"each key is in the shard that {index} names, and in no other; {', '.join(wrong[:5])} is not")
-    return {key: shards[name][key] for key, name in placed.items()}
+    return {key: shards[name][key] for key, name in shard_of.items()}
 
 
 def _weights_in(folder: Path, file: str | None) -> Path:
@@ -188,12 +191,12 @@ def _weights_in(folder: Path, file: str | None) -> Path:
         if not (folder / file).is_file() or Path(file).name != file:
             raise UsageError(f"{folder} holds no file {file!r}")
         return folder / file
-    found = [folder / name for name in WEIGHT_FILES if (folder / name).is_file()]
-    found = found or sorted(one for one in folder.iterdir() if one.suffix in (".safetensors", *PICKLED))
-    if len(found) != 1 and not (found and found[0].name in WEIGHT_FILES):
-        held = ", ".join(one.name for one in found) or "none"
-        raise UsageError(f"a checkpoint folder holds one file of weights; {folder} holds {held}: name the file itself")
-    return found[0]
+    files = [folder / name for name in WEIGHT_FILES if (folder / name).is_file()]
+    files = files or sorted(path for path in folder.iterdir() if path.suffix in (".safetensors", *PICKLED))
+    if len(files) != 1 and not (files and files[0].name in WEIGHT_FILES):
+        names = ", ".join(path.name for path in files) or "none"
+        raise UsageError(f"a checkpoint folder holds one file of weights; {folder} holds {names}: name the file itself")
+    return files[0]
 
 
 def _unpickled(file: Path) -> Any:
@@ -201,16 +204,16 @@ def _unpickled(file: Path) -> Any:
         if _has_foreign_objects(file):
             return torch.load(file, map_location="cpu", weights_only=False, pickle_module=inert_pickle)
         return torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged file ends in any error of zip, pickle and torch
+    except Exception as error:  # a damaged file may raise any error of zip, pickle and torch
         reason = f"{type(error).__name__}: {error}".strip().splitlines()[0]
         raise UsageError(f"{file} is not a checkpoint that can be read safely ({reason[:300]})") from error
 
 
 def _has_foreign_objects(file: Path) -> bool:
-    """Whether a file of ``torch.save`` names functions or classes that ``weights_only`` does not read.
+    """Whether a file of ``torch.save`` names functions or classes that ``weights_only=True`` refuses.
 
     Raises:
-        ValueError: It is a TorchScript archive, which ``torch.load`` would compile.
+        ValueError: The file is a TorchScript archive, which ``torch.load`` would compile.
     """
     with file.open("rb") as opened:
         if opened.read(len(ZIP_SIGNATURE)) != ZIP_SIGNATURE:  # the format before torch 1.6

@@ -1,7 +1,7 @@
-"""GPT-2 checkpoints in the layout of ``transformers`` (GPT2LMHeadModel), strict by name, by shape and by settings.
+"""GPT-2 checkpoints in the layout of ``transformers`` (GPT2LMHeadModel), strict in names, shapes and settings.
 
-Sizes are those of the tensors; ``config.json`` has what these do not determine: attention heads, activation, epsilon,
-the begin-of-text token and whether the head is the embedding.
+Sizes follow from the tensors. ``config.json`` provides settings that tensors do not determine: attention heads,
+activation, epsilon, the begin-of-text token and whether the head is tied to the embedding.
 """
 
 import math
@@ -23,14 +23,14 @@ HUB_NAMES = {
     **{name: f"openai-community/{name}" for name in ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")},
     "distilgpt2": "distilbert/distilgpt2",
 }
-"""Names without an owner, under which the repositories were known first."""
+"""Original repository names without an owner, and their present names."""
 PREFIX, HEAD = "transformer.", "lm_head.weight"
 EMBEDDING, POSITIONS, INNER = (f"{PREFIX}{name}.weight" for name in ("wte", "wpe", "h.0.mlp.c_fc"))
-CAUSAL_MASK = re.compile(r"transformer\.h\.\d+\.attn\.(bias|masked_bias)")  # a constant, in older files
+CAUSAL_MASK = re.compile(r"transformer\.h\.\d+\.attn\.(bias|masked_bias)")  # constants in older files
 END_OF_TEXT, NUM_SYMBOLS = 50_256, 50_257  # of the public GPT-2
 UNREAD = {"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False}
-"""Settings that change the network and are not read, with the values of GPT-2."""
-SIZES = {  # names in config.json, and the tensor and its axis that have this size
+"""Settings that affect the network and are not supported, with their only accepted values."""
+SIZES = {  # setting: names in config.json, and the tensor and axis with this size
     "vocab_size": (("vocab_size",), EMBEDDING, 0),
     "length": (("n_positions", "max_position_embeddings"), POSITIONS, 0),
     "hidden_size": (("n_embd", "hidden_size"), EMBEDDING, 1),
@@ -42,10 +42,10 @@ def read_gpt2(source: str, *, revision: str | None = None) -> Checkpoint:
     """Read a file, a folder, a Hub repository ``owner/name`` or one of ``HUB_NAMES``; every key is kept.
 
     Raises:
-        UsageError: Nothing is there, or it is no checkpoint that can be read safely.
+        UsageError: The source does not exist, or is not a checkpoint that can be read safely.
         DidiError: The Hub could not be reached.
     """
-    is_there = os.path.exists(source)  # noqa: PTH110 - unlike pathlib's, it takes names that no system could hold
+    is_there = os.path.exists(source)  # noqa: PTH110 - unlike pathlib, it accepts names that are too long
     if not is_there and "/" not in source and source not in HUB_NAMES:
         raise UsageError(
             f"a GPT-2 is a file, a folder, a Hub repository owner/name, or one of {', '.join(HUB_NAMES)}; {source!r} "
@@ -68,27 +68,27 @@ def gpt2_from_state_dict(
     """An autoregressive network from the state dict of a GPT2LMHeadModel.
 
     Args:
-        state_dict: Keys with or without ``transformer.``; weights of any floating-point type. The head may be missing
-            where it is the embedding. Buffers of the causal mask (``attn.bias``, ``attn.masked_bias``) are not read.
-        settings: ``config.json``; empty where there is none.
-        num_heads: Attention heads, instead of those in ``settings``.
-        is_tied: The head is the embedding, whatever ``settings`` say.
+        state_dict: Keys with or without ``transformer.``; weights of any floating-point type. A tied head may be
+            missing. Buffers of the causal mask (``attn.bias``, ``attn.masked_bias``) are ignored.
+        settings: ``config.json``; empty if there is none.
+        num_heads: Number of attention heads, overrides ``settings``.
+        is_tied: True if the head is the embedding matrix, overrides ``settings``.
 
     Raises:
-        UsageError: A key is missing, extra or has another shape; all of them are named. Or a setting contradicts the
-            weights, or is not supported.
+        UsageError: A key is missing, extra or has another shape (the message names all of them), or a setting
+            contradicts the weights or is not supported.
     """
     weights = _with_prefix(bare_keys(state_dict))
     for name in (EMBEDDING, POSITIONS, INNER):
         if name not in weights or weights[name].ndim != 2:
-            found = f"got shape {list(weights[name].shape)}" if name in weights else f"missing {name}"
-            raise UsageError(f"a GPT-2 checkpoint holds the matrix {name}, from which sizes are read; {found}")
+            problem = f"got shape {list(weights[name].shape)}" if name in weights else f"missing {name}"
+            raise UsageError(f"a GPT-2 checkpoint holds the matrix {name}, from which sizes are read; {problem}")
     _check_settings(settings)
     is_tied = is_tied or _is_tied(weights, settings)
     if is_tied and not _is_head_embedding(weights):
         raise UsageError(
             f"the head of a tied GPT-2 is its embedding; {HEAD} differs from {EMBEDDING}: write tie_word_embeddings "
-            "false into config.json if the head is one of its own"
+            "false into config.json if the head is a separate matrix"
         )
     if is_tied:
         weights.pop(HEAD, None)
@@ -100,8 +100,8 @@ def gpt2_from_state_dict(
         weights,
         source="GPT-2 checkpoint",
     )
-    owned = {root + name: value for name, value in float32_copies(weights).items()}
-    network.load_state_dict(owned, strict=True, assign=True)
+    renamed = {root + name: value for name, value in float32_copies(weights).items()}
+    network.load_state_dict(renamed, strict=True, assign=True)
     return network.requires_grad_(True).eval()
 
 
@@ -121,12 +121,12 @@ def _check_settings(settings: Mapping[str, Any]) -> None:
 
 
 def _is_tied(weights: Mapping[str, Tensor], settings: Mapping[str, Any]) -> bool:
-    """As ``config.json`` says, tied by default; without it, by the weights."""
+    """Whether the head is tied: by ``config.json`` (true by default); without ``config.json``, by the weights."""
     return bool(settings.get("tie_word_embeddings", True)) if settings else _is_head_embedding(weights)
 
 
 def _is_head_embedding(weights: Mapping[str, Tensor]) -> bool:
-    """Whether the head is absent, or the same matrix as the embedding."""
+    """Whether the head is missing or equal to the embedding matrix."""
     head, embedding = weights.get(HEAD), weights[EMBEDDING]
     return head is None or (head.shape == embedding.shape and bool((head == embedding).all()))
 
@@ -134,7 +134,7 @@ def _is_head_embedding(weights: Mapping[str, Tensor]) -> bool:
 def _config(
     weights: Mapping[str, Tensor], settings: Mapping[str, Any], num_heads: int | None, is_tied: bool
 ) -> AutoregressiveConfig:
-    """Sizes from the weights, which ``config.json`` may not contradict; all else from it."""
+    """Sizes from the weights, which ``config.json`` must not contradict; other settings from ``config.json``."""
     sizes = {size: weights[name].shape[axis] for size, (_, name, axis) in SIZES.items()}
     for size, (names, tensor, _) in SIZES.items():
         given = next((settings[name] for name in names if settings.get(name) is not None), sizes[size])
@@ -157,46 +157,46 @@ def _config(
 
 
 def _num_blocks(weights: Mapping[str, Tensor], settings: Mapping[str, Any]) -> int:
-    """As ``config.json`` says, so that keys of a block that is not there are named; else the blocks that are there."""
+    """Number of blocks in ``config.json``, so that keys of missing blocks are reported; else that of the weights."""
     blocks = {match[1] for name in weights if (match := re.match(r"transformer\.h\.(\d+)\.", name))}
-    found = settings.get("n_layer", settings.get("num_hidden_layers", len(blocks)))
-    if type(found) is not int or not 1 <= found <= len(weights):
-        raise UsageError(f"n_layer in config.json is {len(blocks)}, the blocks of the weights; got {found!r:.80}")
-    return found
+    num_blocks = settings.get("n_layer", settings.get("num_hidden_layers", len(blocks)))
+    if type(num_blocks) is not int or not 1 <= num_blocks <= len(weights):
+        raise UsageError(f"n_layer in config.json is {len(blocks)}, the blocks of the weights; got {num_blocks!r:.80}")
+    return num_blocks
 
 
 def _num_heads(settings: Mapping[str, Any]) -> int:
-    found = settings.get("n_head", settings.get("num_attention_heads"))
-    if type(found) is not int or found < 1:
-        said = "says nothing" if found is None else f"says {found!r:.80}"
+    num_heads = settings.get("n_head", settings.get("num_attention_heads"))
+    if type(num_heads) is not int or num_heads < 1:
+        problem = "is missing" if num_heads is None else f"is {num_heads!r:.80}"
         raise UsageError(
-            f"n_head, a whole number, is in config.json, since no tensor determines it; it {said}: add it there"
+            f"n_head, a whole number, must be in config.json, since no tensor determines it; it {problem}: add it there"
         )
-    return found
+    return num_heads
 
 
 def _begin_id(settings: Mapping[str, Any], vocab_size: int) -> int:
-    found = settings.get("bos_token_id", END_OF_TEXT if vocab_size == NUM_SYMBOLS else None)
-    if type(found) is not int or not 0 <= found < vocab_size:
+    begin_id = settings.get("bos_token_id", END_OF_TEXT if vocab_size == NUM_SYMBOLS else None)
+    if type(begin_id) is not int or not 0 <= begin_id < vocab_size:
         raise UsageError(
-            f"bos_token_id in config.json, which begins a text, is one of {vocab_size} symbols; got {found!r:.80}: add "
-            "the id of the end-of-text token there"
+            f"bos_token_id in config.json, which begins a text, is one of {vocab_size} symbols; got {begin_id!r:.80}: "
+            "add the id of the end-of-text token there"
         )
-    return found
+    return begin_id
 
 
 def _activation(settings: Mapping[str, Any]) -> Activation:
-    found: Any = settings.get("activation_function", "gelu_new")
-    if found not in get_args(Activation):
+    name: Any = settings.get("activation_function", "gelu_new")
+    if name not in get_args(Activation):
         raise UsageError(
-            f"activation_function in config.json is one of {', '.join(get_args(Activation))}; got {found!r:.80}"
+            f"activation_function in config.json is one of {', '.join(get_args(Activation))}; got {name!r:.80}"
         )
-    activation: Activation = found
+    activation: Activation = name
     return activation
 
 
 def _epsilon(settings: Mapping[str, Any]) -> float:
-    found = settings.get("layer_norm_epsilon", 1e-5)
-    if type(found) not in (int, float) or not 0 < found < math.inf:
-        raise UsageError(f"layer_norm_epsilon in config.json is a number above 0; got {found!r:.80}")
-    return float(found)
+    epsilon = settings.get("layer_norm_epsilon", 1e-5)
+    if type(epsilon) not in (int, float) or not 0 < epsilon < math.inf:
+        raise UsageError(f"layer_norm_epsilon in config.json is a number above 0; got {epsilon!r:.80}")
+    return float(epsilon)

@@ -1,4 +1,4 @@
-"""Settings of reward-guided sampling: a bundle keeps those that it was measured with."""
+"""Settings of reward-guided sampling; a bundle may store them."""
 
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -13,24 +13,24 @@ Selection = Literal["sample", "best"]
 
 @dataclass(frozen=True)
 class Guidance:
-    """Settings of RGAS; defaults are the paper's (App. F.3) where our own measurements do not speak against them.
+    """Settings of RGAS. Defaults are those of the paper (App. F.3), except where other values measured better.
 
-    A bundle may hold settings of its own, which are then the defaults of its guided sampling.
+    A bundle may hold settings, which are then the defaults of its guided sampling.
 
     Attributes:
         guidance_scale: h of the last tilted move, in [-1e30, 1e30].
-        initial_scale: h of the first tilted move, in [-1e30, 1e30], from which h changes linearly; a single tilted move
-            has it.
-        tilted_fraction: share of the moves that are tilted, the first ones; half in the paper. Re-ranking the early
-            moves, which reveal most, gains far more than tilting them (docs/lab-notes.md).
+        initial_scale: h of the first tilted move, in [-1e30, 1e30]; h changes linearly from it to ``guidance_scale``. A
+            single tilted move has ``initial_scale``.
+        tilted_fraction: share of the moves that are tilted, from the first on; 0.5 in the paper. Re-ranking early moves
+            gains far more than tilting them (docs/lab-notes.md).
         gradient_clamp: bound on each entry of the gradient before it is scaled.
         num_candidates: M candidates in each of the remaining moves.
-        reduction: how the discriminator's logits become one reward for re-ranking.
+        reduction: reduction of the discriminator's logits to one reward per candidate.
         rank_temperature: temperature of the softmax over candidates, in [1e-30, 1e30]; 1/h multiplies the rewards by h.
-        select: ``sample`` from that softmax (Eq. 11), or take the ``best`` (App. F.3).
+        select: ``sample`` from this softmax (Eq. 11), or take the ``best`` candidate (App. F.3).
 
     Raises:
-        UsageError: a setting is no finite number, out of range, or none of the choices.
+        UsageError: a setting is not a finite number, is out of range, or is not one of the choices.
     """
 
     guidance_scale: float = 30.0
@@ -64,8 +64,8 @@ class Guidance:
     def released(cls) -> "Guidance":
         """The authors' released code (rows 19 and 20 of ``docs/deviations.md``).
 
-        The first half of the moves is tilted by h from 30 to 40; the others draw among 4 candidates from the softmax of
-        the last h times the sum of their logits.
+        The first half of the moves is tilted with h from 30 to 40. The others draw one of 4 candidates from the softmax
+        of 40 times their rewards, the sum of logits.
         """
         scale = 40.0
         return cls(
@@ -79,7 +79,7 @@ class Guidance:
         )
 
     def scales(self, num_moves: int) -> list[float]:
-        """The tilt h of each tilted move, from ``initial_scale`` to ``guidance_scale``."""
+        """The scale h of each tilted move, from ``initial_scale`` to ``guidance_scale``."""
         num_tilted = round(self.tilted_fraction * num_moves)
         return torch.linspace(self.initial_scale, self.guidance_scale, num_tilted).tolist()
 

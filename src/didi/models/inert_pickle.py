@@ -16,9 +16,9 @@ import torch
 
 
 class Placeholder:
-    """Stands for an object of a class or the result of a function that is not in ``KNOWN``; it holds nothing."""
+    """Replaces objects of classes and results of functions that are not in ``KNOWN``; it holds no data."""
 
-    dtype = torch.uint8  # torch.load reads it of the class of an untyped storage, whose size is in bytes
+    dtype = torch.uint8  # torch.load reads this attribute of the class of an untyped storage, whose size is in bytes
 
     def __init__(self, *_: object, **__: object) -> None: ...
 
@@ -37,7 +37,7 @@ class Placeholder:
 class Known:
     """A function or class of ``KNOWN`` that a pickle may call, but not change.
 
-    A pickle can set attributes of any object that it names. Here they would be those of torch itself.
+    A pickle can set attributes of any object that it names; without this class they would be set on torch itself.
     """
 
     __slots__ = ("_function",)
@@ -46,7 +46,7 @@ class Known:
         self._function = function
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """What the function returns."""
+        """Call the function."""
         return self._function(*args, **kwargs)
 
     def __setstate__(self, _: object) -> None: ...
@@ -79,7 +79,7 @@ DTYPES = {str(value): value for value in vars(torch).values() if isinstance(valu
 class Unpickler(pickle._Unpickler):
     """A ``pickle.Unpickler`` that imports nothing and calls nothing but the functions of ``KNOWN``.
 
-    It is the implementation in Python. That in C allocates a list of any size that the file asks for.
+    The base class is the Python implementation; the C implementation allocates lists of any size that a file requests.
     """
 
     def find_class(self, module_name: str, global_name: str) -> Any:

@@ -1,7 +1,7 @@
 """The random initial state of a one-step generator (Di[M]O, Zhu et al. 2025, https://arxiv.org/abs/2503.15457).
 
-A network draws the tokens of one pass independently, given its input. With the same input for all samples these are
-those of one product distribution; with a random input they are those of a mixture of products.
+The tokens of one pass are independent given the input of the network. With a fixed input, samples follow a product
+distribution; with a random input they follow a mixture of product distributions.
 """
 
 from dataclasses import dataclass
@@ -19,13 +19,13 @@ from didi.models.networks import DenoiserNetwork
 
 @dataclass(frozen=True)
 class InitialState:
-    """The distribution of the network's input; the default is that of masked diffusion, [MASK] everywhere.
+    """The distribution of the network's input; the default is [MASK] at every free position.
 
     Attributes:
-        mask_ratio: share of the free positions that are [MASK], in (0, 1], rounded to a whole number of 1 or more; they
-            are chosen at random, and the others hold tokens drawn uniformly from the vocabulary without [MASK].
+        mask_ratio: share of the free positions that are [MASK], in (0, 1]. Their number is rounded, at least 1, and
+            they are chosen at random; the other free positions hold uniformly drawn tokens.
         noise_std: standard deviation s of Gaussian noise in the embeddings e of free positions, in [0, 1]: the network
-            reads sqrt(1 - s^2) e + s n, n standard normal.
+            reads sqrt(1 - s^2) e + s n with n standard normal.
 
     Raises:
         UsageError: a value is out of range.
@@ -44,17 +44,18 @@ class InitialState:
     def tokens(
         self, canvas: Canvas, uniforms: Float[Tensor, "b l 2"], mask_id: int, vocab_size: int
     ) -> Int[Tensor, "b l"]:
-        """A draw of the discrete part of the input.
+        """A draw of the tokens of the input.
 
         Args:
-            canvas: given tokens, and padding, stay as they are.
-            uniforms: numbers in [0, 1); the first of a position decides whether it is masked, the second its token.
+            canvas: free positions; given tokens and padding stay.
+            uniforms: numbers in [0, 1); the first of a position decides whether it is masked, the second draws its
+                token.
             mask_id: index of [MASK].
             vocab_size: number of symbols V, [MASK] included.
         """
-        order, which = uniforms.unbind(-1)
-        is_masked = masks_of_size(mask_sizes(self.mask_ratio, canvas.is_free.sum(1)), order, canvas.is_free)
-        drawn = (which * (vocab_size - 1)).long()
+        mask_draws, token_draws = uniforms.unbind(-1)
+        is_masked = masks_of_size(mask_sizes(self.mask_ratio, canvas.is_free.sum(1)), mask_draws, canvas.is_free)
+        drawn = (token_draws * (vocab_size - 1)).long()
         drawn = drawn + (drawn >= mask_id).long()
         return canvas.clamped(drawn.masked_fill(is_masked, mask_id))
 
@@ -71,23 +72,23 @@ class InitialState:
 
         Args:
             network: one-step generator.
-            tokens: from ``tokens``.
-            is_free: positions whose embeddings have noise.
-            normals: n, standard normal numbers; None where ``noise_std`` is 0.
+            tokens: result of the method ``tokens``.
+            is_free: positions whose embeddings get noise.
+            normals: standard normal numbers n; None if ``noise_std`` is 0.
             sigma: noise level, see ``DiT.features``.
             attention_mask: see ``DiT.features``.
 
         Raises:
-            UsageError: there is noise, and the network has token dropout.
+            UsageError: there is noise and the network has token dropout.
         """
         if normals is None:
             return network.features(tokens, sigma, attention_mask)
         embedded = network.embed(tokens)
-        if embedded.shape[-1] != normals.shape[-1]:  # a column of masks beside them, which has no noise
-            raise UsageError("embeddings with token dropout, as those of ESM-2, have no noise: set noise_std to 0")
+        if embedded.shape[-1] != normals.shape[-1]:  # an extra column for masks (``Esm2Trunk.embed``)
+            raise UsageError("embeddings with token dropout, as in ESM-2, support no noise: set noise_std to 0")
         noisy = (1 - self.noise_std**2) ** 0.5 * embedded + self.noise_std * normals.to(embedded.dtype)
         return network.features_of_embeddings(torch.where(is_free[..., None], noisy, embedded), sigma, attention_mask)
 
 
 MASKS = InitialState()
-"""The state without randomness."""
+"""The initial state without randomness: [MASK] at every free position."""

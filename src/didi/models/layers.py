@@ -24,7 +24,7 @@ class LayerNorm(nn.Module):
 
 
 class Embedding(nn.Module):
-    """Token embedding that also takes a simplex: the expected embedding under it."""
+    """Token embedding; for distributions over tokens it gives the expected embedding."""
 
     def __init__(self, vocab_size: int, dim: int) -> None:
         super().__init__()
@@ -32,10 +32,10 @@ class Embedding(nn.Module):
         nn.init.kaiming_uniform_(self.embedding, a=math.sqrt(5))
 
     def forward(self, inputs: Int[Tensor, "*b"] | Float[Tensor, "*b v"]) -> Float[Tensor, "*b d"]:
-        """Embed token ids, or rows of a simplex (any floating-point input)."""
+        """Embed token ids, or distributions over tokens (any floating-point input)."""
         if inputs.is_floating_point():
             expected: Tensor = inputs.to(self.embedding.dtype) @ self.embedding
-            return expected.to(self.embedding.dtype)  # under autocast too: what the residual branches are added to
+            return expected.to(self.embedding.dtype)  # under autocast too, as the residual stream stays in this type
         return F.embedding(inputs, self.embedding)
 
 
@@ -44,7 +44,7 @@ class NoiseEmbedding(nn.Module):
 
     Args:
         cond_dim: width c of the embedding.
-        is_zero: whether the embedding of a new network is zero for all numbers.
+        is_zero: whether the initial embedding is zero for all numbers.
     """
 
     def __init__(self, cond_dim: int, *, is_zero: bool = False) -> None:
@@ -89,9 +89,9 @@ def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 
 
 class LocalConv(nn.Module):
-    """Residual depthwise convolution over positions ("Canon layer", Allen-Zhu 2025), the identity at the start.
+    """Residual depthwise convolution over positions ("Canon layer", Allen-Zhu 2025), initially the identity.
 
-    A small network needs long to learn attention to neighbours; this gives it word pairs at once.
+    A small network needs many steps to learn attention to neighbours; the convolution reads them from the start.
     """
 
     def __init__(self, dim: int, radius: int) -> None:
@@ -100,7 +100,7 @@ class LocalConv(nn.Module):
         self.weight = nn.Parameter(torch.zeros(2 * radius + 1, dim))
 
     def forward(self, x: Float[Tensor, "b l d"]) -> Float[Tensor, "b l d"]:
-        """Add to each position its weighted neighbours; beyond the ends there is nothing."""
+        """Add its weighted neighbours to each position; neighbours beyond the ends are zero."""
         length, padded, mixed = x.shape[1], F.pad(x, (0, 0, self.radius, self.radius)), x
         for offset, weight in enumerate(self.weight):
             mixed = torch.addcmul(mixed, padded[:, offset : offset + length], weight)

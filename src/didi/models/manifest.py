@@ -1,6 +1,6 @@
 """The manifest ``bundle.yaml`` of a bundle: format 2 is written; formats 1 and 2 are read.
 
-Format 1 knew masked diffusion alone: it has ``roles`` (a list), ``schedule`` and ``mask_id`` at the top. Format 2 has
+Format 1 was for masked diffusion only: it has ``roles`` (a list), ``schedule`` and ``mask_id`` at the top. Format 2 has
 ``process`` (name and settings), ``networks`` (kind of each role) and ``intended_nfe``, and may have ``guidance`` and
 ``initial_state``.
 """
@@ -25,20 +25,20 @@ _TYPES: dict[int, dict[str, Any]] = {
     2: {"format_version": int, "process": dict, "networks": dict, "intended_nfe": int | None, "provenance": dict},
 }
 _OPTIONAL: dict[str, type[Any]] = {"guidance": Guidance, "initial_state": InitialState}
-"""Records that a manifest of format 2 may have, and their types."""
+"""Optional settings of format 2, and their types."""
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What ``bundle.yaml`` says.
+    """Contents of ``bundle.yaml``.
 
     Attributes:
-        process: of all networks.
-        networks: kind of each role's network.
-        intended_nfe: moves that the student is trained for, of several the most; None if unknown.
-        provenance: recipe, seed, data, machine.
-        guidance: settings that guided sampling was measured with; None if unknown.
-        initial_state: what a one-step student starts from; None for other students.
+        process: process of all networks.
+        networks: kind of each network, by role.
+        intended_nfe: number of moves that the student is trained for, the largest of several; None if unknown.
+        provenance: recipe, seed, data and machine.
+        guidance: settings with which guided sampling was measured; None if unknown.
+        initial_state: distribution of the initial state of a one-step student; None for other students.
     """
 
     process: Process
@@ -49,14 +49,14 @@ class Manifest:
     initial_state: InitialState | None = None
 
     def record(self) -> dict[str, Any]:
-        """As plain values, in the order of the file."""
+        """The manifest as plain values, in the order of the file."""
         optional = {name: getattr(self, name) for name in _OPTIONAL}
         return {
             "format_version": FORMAT_VERSION,
             "process": process_settings(self.process),
             "networks": self.networks,
             "intended_nfe": self.intended_nfe,
-            **{name: asdict(one) for name, one in optional.items() if one is not None},
+            **{name: asdict(settings) for name, settings in optional.items() if settings is not None},
             "provenance": self.provenance,
         }
 
@@ -65,7 +65,7 @@ def read_manifest(path: Path) -> Manifest:
     """The manifest of a bundle folder.
 
     Raises:
-        UsageError: there is none, or it is not of a known format.
+        UsageError: the file is missing, or its format is not supported.
     """
     file = path / "bundle.yaml"
     if not file.is_file():
@@ -76,11 +76,11 @@ def read_manifest(path: Path) -> Manifest:
         raise UsageError(
             f"this didi reads bundle formats {' and '.join(map(str, _TYPES))}; {path} has {reprlib.repr(version)}"
         )
-    wanted = _TYPES[version]
+    types = _TYPES[version]
     optional = {name: values.pop(name, None) for name in _OPTIONAL if version == FORMAT_VERSION}
-    if set(values) != set(wanted):
-        raise UsageError(f"{file} holds exactly {', '.join(wanted)}")
-    for key, kind in wanted.items():
+    if set(values) != set(types):
+        raise UsageError(f"{file} holds exactly {', '.join(types)}")
+    for key, kind in types.items():
         if not isinstance(values[key], kind) or isinstance(values[key], bool):
             name = getattr(kind, "__name__", str(kind))
             raise UsageError(f"{key} in {file} is {name}; got {reprlib.repr(values[key])}")
@@ -95,7 +95,7 @@ def read_manifest(path: Path) -> Manifest:
 
 
 def _record(name: str, settings: Any, file: Path) -> Any:
-    """An optional record of settings."""
+    """Optional settings as their dataclass; None if they are missing."""
     if settings is not None and not isinstance(settings, dict):
         raise UsageError(f"{name} in {file} is a mapping of settings; got {reprlib.repr(settings)}")
     return None if settings is None else record_from(_OPTIONAL[name], settings, source=f"{name} in {file}")
@@ -113,7 +113,7 @@ def _check(values: dict[str, Any], file: Path) -> None:
 
 
 def _upgraded(values: dict[str, Any], file: Path) -> dict[str, Any]:
-    """A manifest of format 1 as one of format 2."""
+    """Values of format 1 in format 2."""
     roles, mask_id = values["roles"], values["mask_id"]
     if not roles or not all(role in ROLES for role in roles) or len(set(roles)) < len(roles):
         raise UsageError(f"roles in {file} are some of {', '.join(ROLES)}; got {reprlib.repr(roles)}")

@@ -1,4 +1,4 @@
-"""How many nats a network gives to token sequences: the NELBO of a denoiser, the exact NLL of an autoregressive one."""
+"""Negative log-likelihoods of token sequences: the NELBO of a denoiser, the exact NLL of an autoregressive network."""
 
 from collections.abc import Callable, Sequence
 
@@ -24,14 +24,14 @@ def nelbo_draws(
 ) -> Float[Tensor, "b d"]:
     """Unbiased estimates of the NELBO of each sequence in nats, float64; one network pass for all of them.
 
-    Equal corrupted sequences are read once: those of few free positions, and those of one context that all is masked
-    after.
+    A network without noise level reads equal corrupted sequences once. These are frequent if few positions are free, or
+    if sequences share a context and all other positions are masked.
 
     Args:
-        denoiser: predicts clean tokens.
-        process: how they are corrupted.
+        denoiser: network that predicts clean tokens.
+        process: process that corrupts them.
         canvas: clean tokens; given positions are context, never corrupted and not scored.
-        num_draws: estimates d of each sequence, spread evenly over the noise levels.
+        num_draws: number d of estimates for each sequence, spread evenly over the noise levels.
         generators: one for each sequence.
     """
     drawn, copies = process.elbo_draws(canvas, num_draws, generators), canvas.repeat_interleave(num_draws)
@@ -51,7 +51,7 @@ def _logits(
     level: Float[Tensor, " b"] | None,
     canvas: Canvas,
 ) -> Float[Tensor, "n v"]:
-    """Logits at the predicted positions, in row-major order. Without a noise level, equal rows pass once."""
+    """Logits at the predicted positions, in row-major order. Without a noise level, equal rows share a pass."""
     if level is None:
         keys = torch.cat([z, canvas.is_real.sum(1, keepdim=True)], dim=1)
         distinct, row_of = torch.unique(keys, dim=0, return_inverse=True)
@@ -75,29 +75,29 @@ def nats_per_token(
     batch_size: int,
     canvas_of: Callable[[Int[Tensor, "b l"]], Canvas] = Canvas.free,
 ) -> float:
-    """Nats per free position over ``rows``: exact for an autoregressive network, else its NELBO, an upper bound.
+    """Nats per free position over ``rows``: the exact NLL of an autoregressive network, or the NELBO, an upper bound.
 
-    The corruptions are the same whenever it is asked. The processes of ``didi.process_group`` share each batch.
+    Corruptions are the same in every call. The processes of ``didi.process_group`` share each batch.
 
     Args:
-        network: predicts tokens.
-        process: how they are corrupted.
-        rows: clean sequences; those of similar length are read together.
-        batch_size: sequences that are read together.
-        canvas_of: says of rows which positions are real and free, see ``Source.canvas``.
+        network: network that predicts tokens.
+        process: process that corrupts them.
+        rows: clean sequences; batches consist of sequences of similar length.
+        batch_size: number of sequences in a batch.
+        canvas_of: returns the canvas of rows, with their real and free positions; see ``Source.canvas``.
     """
     device = next(network.parameters()).device
     total = torch.zeros((), dtype=torch.float64, device=device)
     canvas = canvas_of(rows)
     order = canvas.is_real.sum(1).argsort(stable=True)
     for numbers in order.split(batch_size):
-        mine = process_group().local_rows(numbers)
-        if not len(mine):
+        local = process_group().local_rows(numbers)
+        if not len(local):
             continue
-        batch = canvas.rows(mine).trimmed().to(device)
+        batch = canvas.rows(local).trimmed().to(device)
         if isinstance(network, AutoregressiveLM):
             total += torch.where(batch.is_free, network.nll(batch.tokens).double(), 0.0).sum()
             continue
-        generators = [named_generator(0, "validation", row) for row in mine.tolist()]
+        generators = [named_generator(0, "validation", row) for row in local.tolist()]
         total += nelbo_draws(network, process, batch, 1, generators).sum().to(device)
     return float(process_group().sum(total)) / int(canvas.num_free.sum())

@@ -1,6 +1,6 @@
-"""Kinds of networks: the name that a bundle records, the settings and the class behind it.
+"""The registry of networks: the name in bundles, the settings class and the module of each kind.
 
-A new kind is one file with a settings dataclass and a module, and one line in ``NETWORKS``.
+A new kind takes one file with a settings dataclass and a module, and one line in ``NETWORKS``.
 """
 
 from collections.abc import Callable, Mapping
@@ -18,12 +18,12 @@ from didi.models.untrusted import config_from
 
 
 class NetworkKind(NamedTuple):
-    """A class of networks.
+    """A kind of network.
 
     Attributes:
-        settings: its settings, a dataclass that a bundle stores as ``config.json``.
-        network: the module, built from its settings.
-        current_names: from the weights of a bundle of any age to the names of the network's state dict.
+        settings: settings dataclass, which a bundle stores as ``config.json``.
+        network: module class; its argument is the settings.
+        current_names: renames weights of older bundles to the current names of the state dict.
     """
 
     settings: type[Any]
@@ -40,19 +40,19 @@ NETWORKS: dict[str, NetworkKind] = {
 }
 
 DenoiserNetwork = DiT | Esm2
-"""A network with the contract of ``denoiser.Denoiser``."""
+"""Networks that implement ``denoiser.Denoiser``."""
 
 
 def network_of(shape: Any) -> Any:
-    """A network of settings that are those of one of ``NETWORKS``, with new weights."""
-    return next(one.network for one in NETWORKS.values() if one.settings is type(shape))(shape)
+    """A network with the settings ``shape`` and new weights."""
+    return next(kind.network for kind in NETWORKS.values() if kind.settings is type(shape))(shape)
 
 
 def kind_of(network: nn.Module) -> str:
-    """The name of a network's kind.
+    """The key of a network in ``NETWORKS``.
 
     Raises:
-        UsageError: its class is none of ``NETWORKS``.
+        UsageError: its class is not in ``NETWORKS``.
     """
     for name, kind in NETWORKS.items():  # discriminators share a class and differ by their settings
         if type(network) is kind.network and type(network.config) is kind.settings:
@@ -63,27 +63,27 @@ def kind_of(network: nn.Module) -> str:
 
 
 def build(kind: str, settings: Mapping[str, Any], weights: Mapping[str, Tensor], *, source: str) -> Any:
-    """A network of a kind, see ``without_weights``; settings are checked first.
+    """A network from untrusted settings, without weights; see ``without_weights``.
 
     Args:
-        kind: one of ``NETWORKS``.
-        settings: as in ``config.json``.
-        weights: of the network, against whose size the settings are checked.
-        source: named in messages.
+        kind: key in ``NETWORKS``.
+        settings: contents of ``config.json``.
+        weights: state dict of the network; its size limits the settings.
+        source: name of the settings in messages.
 
     Raises:
         UsageError: a setting does not fit.
     """
-    found = NETWORKS[kind]
-    config = config_from(found.settings, settings, weights, source=source)
-    return without_weights(lambda: found.network(config))
+    network_kind = NETWORKS[kind]
+    config = config_from(network_kind.settings, settings, weights, source=source)
+    return without_weights(lambda: network_kind.network(config))
 
 
 def without_weights(make: Callable[[], nn.Module]) -> Any:
-    """A network on the ``meta`` device, whose weights are to be assigned; a large one is made at once.
+    """A network on the ``meta`` device, to which weights can be assigned; this takes no memory and little time.
 
-    A network with buffers that are not in its state dict (as GPT-2 in some versions of ``transformers``) has them on
-    the CPU, and fresh weights.
+    A network with buffers that are not in its state dict (GPT-2 in some versions of ``transformers``) is built on the
+    CPU with new weights instead.
     """
     with torch.device("meta"):
         network = make()

@@ -1,4 +1,4 @@
-"""A discriminator as values that pickle takes: torch makes classes of its spectral-norm layers on the fly."""
+"""Discriminators as picklable values; their spectral-norm layers have classes that torch creates at run time."""
 
 from typing import Any
 
@@ -9,10 +9,10 @@ from didi.models.discriminator import Discriminator
 
 
 def pack(discriminator: Discriminator | None) -> dict[str, Any] | None:
-    """What ``unpack`` makes an equal discriminator from; None for none.
+    """Picklable values from which ``unpack`` restores the discriminator; None for None.
 
     Raises:
-        UsageError: its layers were converted by ``for_inference``.
+        UsageError: ``for_inference`` has converted the discriminator.
     """
     if discriminator is None:
         return None
@@ -22,14 +22,14 @@ def pack(discriminator: Discriminator | None) -> dict[str, Any] | None:
         "class": type(discriminator),
         "config": discriminator.config,
         "weights": discriminator.state_dict(),
-        "is_trained": [one.requires_grad for one in discriminator.parameters()],
+        "is_trained": [parameter.requires_grad for parameter in discriminator.parameters()],
         "is_training": discriminator.training,
         "budget": getattr(discriminator.trunk, "budget", None),
     }
 
 
 def unpack(packed: dict[str, Any] | None) -> Discriminator | None:
-    """The discriminator of ``pack``."""
+    """The discriminator that ``pack`` was called with."""
     if packed is None:
         return None
     with torch.device("meta"):

@@ -10,14 +10,14 @@ Network = TypeVar("Network", bound=nn.Module)
 
 
 def shallow_copy(network: Network) -> Network:
-    """A copy with the same modules and parameters, whose attributes and submodules can be set without the other's.
+    """A copy with the same submodules and parameters, whose attributes and submodules can be replaced independently.
 
-    Methods that an instance has instead of its class's (``models.inference``) are bound to the copy.
+    Methods that were set on the instance (``models.inference``) are bound to the copy.
     """
-    found = copy.copy(network)
+    result = copy.copy(network)
     for name in ("_modules", "_parameters", "_buffers"):
-        vars(found)[name] = dict(vars(network)[name])
+        vars(result)[name] = dict(vars(network)[name])
     for name, value in vars(network).items():
         if isinstance(value, MethodType) and value.__self__ is network:
-            vars(found)[name] = MethodType(value.__func__, found)
-    return found
+            vars(result)[name] = MethodType(value.__func__, result)
+    return result

@@ -9,21 +9,21 @@ STORED_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 def stored_weights(network: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
-    """The state dict of a network for a file: contiguous, on the CPU.
+    """The state dict of a network for a file, contiguous and on the CPU.
 
     Args:
         network: The network; it is not changed.
-        dtype: Of the parameters, one of ``STORED_DTYPES``; buffers, such as rotary frequencies, keep their own.
+        dtype: Data type of the parameters, one of ``STORED_DTYPES``; buffers, such as rotary frequencies, keep theirs.
 
     Raises:
-        UsageError: ``dtype`` is no floating-point type of weights, or a finite parameter is infinite in it.
+        UsageError: ``dtype`` is not in ``STORED_DTYPES``, or a finite parameter would become infinite.
     """
     if dtype not in STORED_DTYPES:
         raise UsageError(f"dtype of stored weights is one of {', '.join(map(str, STORED_DTYPES))}; got {dtype}")
-    learned = dict(network.named_parameters())
+    parameters = dict(network.named_parameters())
     weights = {}
     for key, value in network.state_dict().items():
-        stored = value.to(dtype) if key in learned else value
+        stored = value.to(dtype) if key in parameters else value
         if stored.dtype != value.dtype and not torch.equal(stored.isfinite(), value.isfinite()):
             raise UsageError(
                 f"weights fit into the dtype that they are stored in; the largest of {key}, {value.abs().max():.3g}, "

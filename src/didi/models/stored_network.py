@@ -17,12 +17,12 @@ def load_network(folder: Path, role: str, kind: str) -> nn.Module:
     """A network of a bundle folder, in evaluation mode.
 
     Args:
-        folder: holds ``config.json`` and ``model.safetensors``.
-        role: of the network, for messages.
-        kind: one of ``NETWORKS``.
+        folder: folder with ``config.json`` and ``model.safetensors``.
+        role: role of the network, for messages.
+        kind: key in ``NETWORKS``.
 
     Raises:
-        UsageError: a file is missing or damaged, settings and weights do not fit each other, or a weight is not finite.
+        UsageError: a file is missing or damaged, settings and weights do not match, or a weight is not finite.
     """
     config_file, weights_file = folder / "config.json", folder / WEIGHTS
     for file in (config_file, weights_file):

@@ -1,4 +1,4 @@
-"""Whether a tokenizer goes with a network: each of its tokens is a symbol of the network, and [MASK] is its mask."""
+"""Checks of tokenizers: each token must be a symbol of the network, and [MASK] must be the mask of the network."""
 
 from tokenizers import AddedToken, Tokenizer
 
@@ -8,21 +8,21 @@ MASK = "[MASK]"
 
 
 def fitted_tokenizer(tokenizer: Tokenizer, *, vocab_size: int, mask_id: int | None, source: str) -> Tokenizer:
-    """A tokenizer that goes with a network: the given one, or a copy to which the missing [MASK] is added.
+    """A tokenizer that fits a network: ``tokenizer``, or a copy to which the missing [MASK] is added.
 
-    Without [MASK], an infilling prompt would be encoded as ordinary text and nothing would be filled in. A token that
-    is no symbol of the network would end in an index error.
+    Without [MASK], an infilling prompt would be encoded as ordinary text and no position would be filled in. A token
+    that is not a symbol of the network would cause an index error.
 
     Args:
         tokenizer: The tokenizer; it is not changed.
         vocab_size: Number of symbols of the network, the mask included.
-        mask_id: The network's mask; None for uniform-state diffusion, where [MASK] is no symbol of the network and only
-            marks the free positions of a prompt.
-        source: Named in messages.
+        mask_id: Mask of the network; None for uniform-state diffusion, where [MASK] is not a symbol of the network and
+            only marks the free positions of a prompt.
+        source: Name of the tokenizer in messages.
 
     Raises:
-        UsageError: A token's id is ``vocab_size`` or more, [MASK] has another id than ``mask_id``, or it is missing and
-            the next free id is not ``mask_id``.
+        UsageError: A token has an id of ``vocab_size`` or more, [MASK] has another id than ``mask_id``, or [MASK] is
+            missing and the next free id is not ``mask_id``.
     """
     vocab = tokenizer.get_vocab(with_added_tokens=True)
     symbols = [token for token in vocab if mask_id is not None or token != MASK]
@@ -36,16 +36,16 @@ def fitted_tokenizer(tokenizer: Tokenizer, *, vocab_size: int, mask_id: int | No
         return tokenizer
     if MASK not in vocab:
         completed = Tokenizer.from_str(tokenizer.to_str())
-        # It takes the space before it along, as in data.text: "a [MASK]" is two tokens.
+        # With lstrip it includes the space before it, as in data.text: "a [MASK]" is two tokens.
         completed.add_special_tokens([AddedToken(MASK, lstrip=True, normalized=False, special=True)])
         if completed.token_to_id(MASK) == mask_id:
             return completed
     other = tokenizer.id_to_token(mask_id)
     if MASK in vocab:
-        found = f"it with id {vocab[MASK]}"
+        problem = f"it with id {vocab[MASK]}"
     else:
-        found = f"{other!r} there" if other is not None else f"no {MASK}, and its next free id is another"
+        problem = f"{other!r} there" if other is not None else f"no {MASK}, and its next free id is another"
     raise UsageError(
-        f"{MASK} of a tokenizer has the id of the network's mask, {mask_id}; {source} has {found}: use the network's "
+        f"{MASK} of a tokenizer has the id of the network's mask, {mask_id}; {source} has {problem}: use the network's "
         "own tokenizer, or none"
     )

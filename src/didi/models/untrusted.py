@@ -1,4 +1,4 @@
-"""Reading untrusted files: bounded size and depth, no aliases, settings of the right kind."""
+"""Readers of untrusted files: bounded size and depth, no YAML aliases, checked types of settings."""
 
 import json
 import math
@@ -18,15 +18,17 @@ from torch import Tensor
 from didi.errors import UsageError, suggestion
 
 MAX_SETTINGS_BYTES = 2**24
-MAX_TOKENIZER_BYTES = 2**27  # the largest known is 34 MB
+MAX_TOKENIZER_BYTES = 2**27  # the largest tokenizer that we know has 34 MB
 MAX_INT = 2**31 - 1
-MAX_FLOAT = 2**53  # whole numbers up to it are numbers without rounding
-EXPONENT = re.compile(r"[-+]?[0-9]+[eE][-+]?[0-9]+")  # 1e-4: a number without a dot, which YAML 1.1 takes for a text
+MAX_FLOAT = 2**53  # whole numbers up to this are exact in float64
+EXPONENT = re.compile(
+    r"[-+]?[0-9]+[eE][-+]?[0-9]+"
+)  # such as 1e-4, which YAML 1.1 reads as a text, because it has no dot
 Config = TypeVar("Config")
 
 
 class _PlainLoader(yaml.SafeLoader):
-    """Refuses aliases: merged a few times over, they expand to more than a memory holds."""
+    """Refuses aliases, because nested aliases can expand beyond the memory."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
@@ -35,10 +37,10 @@ class _PlainLoader(yaml.SafeLoader):
 
 
 class PlainDumper(yaml.SafeDumper):
-    """Writes what ``read_yaml`` reads: what occurs twice is written twice."""
+    """Writes YAML without aliases, as ``read_yaml`` requires."""
 
     def ignore_aliases(self, _data: Any) -> bool:
-        """Always."""
+        """True: repeated values are written again."""
         return True
 
 
@@ -46,7 +48,7 @@ def read_json(file: Path) -> dict[str, Any]:
     """A JSON object.
 
     Raises:
-        UsageError: the file is too large, too deep, not JSON or no object.
+        UsageError: the file is too large, too deep, or not a JSON object.
     """
     return _mapping(file, json.loads, "JSON")
 
@@ -55,7 +57,7 @@ def read_yaml(file: Path) -> dict[str, Any]:
     """A YAML mapping without aliases.
 
     Raises:
-        UsageError: the file is too large, too deep, not YAML or no mapping.
+        UsageError: the file is too large, too deep, or not a YAML mapping.
     """
     return _mapping(file, lambda text: yaml.load(text, _PlainLoader), "YAML")
 
@@ -71,7 +73,7 @@ def _mapping(file: Path, parse: Any, kind: str) -> dict[str, Any]:
         raise UsageError(f"{file} is not readable ({error.strerror})") from error
     except RecursionError as error:
         raise UsageError(f"{file} is not valid {kind}: too deep") from error
-    except (yaml.YAMLError, ValueError, TypeError, AttributeError) as error:  # the latter of malformed YAML tags
+    except (yaml.YAMLError, ValueError, TypeError, AttributeError) as error:  # malformed YAML tags raise the last three
         raise UsageError(f"{file} is not valid {kind}: {' '.join(str(error).split())[:300]}") from error
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise UsageError(f"{file} holds a {kind} mapping of names; got {type(content).__name__}")
@@ -79,16 +81,16 @@ def _mapping(file: Path, parse: Any, kind: str) -> dict[str, Any]:
 
 
 def read_tokenizer(file: Path) -> Tokenizer:
-    """A ``tokenizer.json`` as it is.
+    """The tokenizer of a ``tokenizer.json``, unchecked against a network.
 
     Raises:
-        UsageError: the file is too large or no tokenizer.
+        UsageError: the file is too large or not a tokenizer.
     """
     if file.stat().st_size > MAX_TOKENIZER_BYTES:
         raise UsageError(f"{file} is larger than {MAX_TOKENIZER_BYTES} bytes, which no tokenizer is")
     try:
         return Tokenizer.from_file(str(file))
-    except BaseException as error:  # the Rust side raises bare Exception, and BaseException where it panics
+    except BaseException as error:  # the Rust library raises Exception, and BaseException if it panics
         if isinstance(error, KeyboardInterrupt | SystemExit):
             raise
         raise UsageError(f"{file} is not a tokenizer.json: {str(error)[:300]}") from error
@@ -104,17 +106,18 @@ def record_from(
 ) -> Config:
     """A settings dataclass from plain values, checked field by field before it is built; fields may be dataclasses.
 
-    The one reader of settings in files: ``config.json`` of a network, ``config.yaml`` of a run.
+    All settings in files are read by this function: ``config.json`` of a network, ``config.yaml`` of a run.
 
     Args:
         kind: the dataclass. Its fields are numbers, truth values, texts, choices, tuples of these, or such dataclasses.
         settings: values by field name.
-        source: named in messages.
-        base: values of the fields that are not given; without it, those without a default must be.
-        is_bounded: whole numbers lie in [0, ``MAX_INT``] and numbers are finite, as sizes of a network are.
+        source: name of the settings in messages.
+        base: values of missing fields; without it, only fields with a default may be missing.
+        is_bounded: whether whole numbers must lie in [0, ``MAX_INT``] and numbers must be finite, as for sizes of a
+            network.
 
     Raises:
-        UsageError: a setting is unknown, missing or of another kind, or the dataclass refuses its value.
+        UsageError: a setting is unknown, missing or has the wrong type, or the dataclass refuses its value.
     """
     return _record(kind, settings, source, base, is_bounded, "")
 
@@ -122,10 +125,10 @@ def record_from(
 def config_from(
     kind: type[Config], settings: Mapping[str, Any], weights: Mapping[str, Tensor], *, source: str
 ) -> Config:
-    """As ``record_from`` for a network's settings, which are checked against the size of its weights as well.
+    """As ``record_from``, for the settings of a network; sizes must be possible for the size of ``weights``.
 
     Raises:
-        UsageError: a setting is unknown, missing, of another kind, or larger than the weights can bear.
+        UsageError: a setting is unknown, missing, has the wrong type, or is too large for the weights.
     """
     config = record_from(kind, settings, source=source, is_bounded=True)
     num_elements = sum(value.numel() for value in weights.values())
@@ -141,17 +144,16 @@ def config_from(
 
 def _record(kind: Any, settings: Mapping[str, Any], source: str, base: Any, is_bounded: bool, prefix: str) -> Any:
     hints = typing.get_type_hints(kind)
-    known = {one.name: one for one in fields(kind)}
+    known = {field.name: field for field in fields(kind)}
     for name in settings:
         if name not in known:
-            hint = suggestion(name, known) or f"; it has {', '.join(prefix + one for one in known)}"
+            hint = suggestion(name, known) or f"; it has {', '.join(prefix + field for field in known)}"
             raise UsageError(f"{source} has no setting {reprlib.repr(prefix + name)}{hint}")
     values: dict[str, Any] = {} if base is None else {name: getattr(base, name) for name in known}
-    for name, one in known.items():
-        has_default = one.default is not MISSING or one.default_factory is not MISSING
+    for name, field in known.items():
+        has_default = field.default is not MISSING or field.default_factory is not MISSING
         if name in settings:
-            given, held = settings[name], values.get(name)
-            values[name] = _value(given, hints[name], source, held, is_bounded, prefix + name)
+            values[name] = _value(settings[name], hints[name], source, values.get(name), is_bounded, prefix + name)
         elif base is None and not has_default:
             raise UsageError(f"{source} lacks the setting {prefix}{name}")
     try:
@@ -160,28 +162,28 @@ def _record(kind: Any, settings: Mapping[str, Any], source: str, base: Any, is_b
         raise UsageError(f"{source}: {error}") from error
 
 
-def _value(given: Any, hint: Any, source: str, base: Any, is_bounded: bool, name: str) -> Any:
+def _value(value: Any, hint: Any, source: str, base: Any, is_bounded: bool, name: str) -> Any:
     if is_dataclass(hint):
-        if not isinstance(given, Mapping) or not all(isinstance(key, str) for key in given):
-            raise UsageError(f"{name} in {source} is a mapping of settings; got {reprlib.repr(given)}")
-        return _record(hint, given, source, base, is_bounded, f"{name}.")
-    if isinstance(given, str) and EXPONENT.fullmatch(given) and not _fits(given, hint, is_bounded):
-        given = float(given)
-    if not _fits(given, hint, is_bounded):
-        raise UsageError(f"{name} in {source} is {_described(hint, is_bounded)}; got {reprlib.repr(given)}")
+        if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+            raise UsageError(f"{name} in {source} is a mapping of settings; got {reprlib.repr(value)}")
+        return _record(hint, value, source, base, is_bounded, f"{name}.")
+    if isinstance(value, str) and EXPONENT.fullmatch(value) and not _fits(value, hint, is_bounded):
+        value = float(value)
+    if not _fits(value, hint, is_bounded):
+        raise UsageError(f"{name} in {source} is {_type_name(hint, is_bounded)}; got {reprlib.repr(value)}")
     if get_origin(hint) is tuple:
-        return tuple(given)
-    return float(given) if type(given) is int and not _fits(given, hint, is_bounded, is_exact=True) else given
+        return tuple(value)
+    return float(value) if type(value) is int and not _fits(value, hint, is_bounded, is_exact=True) else value
 
 
 def _fits(value: Any, hint: Any, is_bounded: bool, *, is_exact: bool = False) -> bool:
-    """Whether a plain value is of a kind; a whole number is a number too, unless ``is_exact``."""
+    """Whether a plain value has the type ``hint``; an int also fits float, unless ``is_exact``."""
     if get_origin(hint) is Literal:
         return value in get_args(hint)
     if get_origin(hint) in (typing.Union, types.UnionType):
-        return any(_fits(value, one, is_bounded, is_exact=is_exact) for one in get_args(hint))
+        return any(_fits(value, option, is_bounded, is_exact=is_exact) for option in get_args(hint))
     if get_origin(hint) is tuple:
-        return isinstance(value, list | tuple) and all(_fits(one, get_args(hint)[0], is_bounded) for one in value)
+        return isinstance(value, list | tuple) and all(_fits(item, get_args(hint)[0], is_bounded) for item in value)
     if hint is float:
         is_number = type(value) is float or (type(value) is int and abs(value) <= MAX_FLOAT and not is_exact)
         return is_number and (math.isfinite(value) if is_bounded else not math.isnan(value))
@@ -190,14 +192,14 @@ def _fits(value: Any, hint: Any, is_bounded: bool, *, is_exact: bool = False) ->
     return type(value) is hint
 
 
-def _described(hint: Any, is_bounded: bool) -> str:
-    """A kind of value, in words."""
+def _type_name(hint: Any, is_bounded: bool) -> str:
+    """The type ``hint`` in words."""
     if get_origin(hint) is Literal:
         return f"one of {', '.join(map(str, get_args(hint)))}"
     if get_origin(hint) in (typing.Union, types.UnionType):
-        return " or ".join(_described(one, is_bounded) for one in get_args(hint))
+        return " or ".join(_type_name(option, is_bounded) for option in get_args(hint))
     if get_origin(hint) is tuple:
-        return f"a list, of which each is {_described(get_args(hint)[0], is_bounded)}"
+        return f"a list, of which each is {_type_name(get_args(hint)[0], is_bounded)}"
     whole = f"a whole number in [0, {MAX_INT}]" if is_bounded else "a whole number"
     number = "a finite number" if is_bounded else "a number"
     return {int: whole, float: number, bool: "true or false", str: "a text", type(None): "null"}.get(hint, str(hint))

@@ -1,7 +1,7 @@
 """Files of weights in a bundle: writing, reading, and digests that show whether a file has changed since.
 
-``bundle.yaml`` holds the SHA-256 of each role's ``model.safetensors`` under ``provenance.weights_sha256``: readers of
-format 2 that do not know the entry leave it alone. It is the digest of the file, as ``sha256sum`` and the Hub show it.
+``bundle.yaml`` holds the SHA-256 of each role's ``model.safetensors`` under ``provenance.weights_sha256``, which older
+readers of format 2 ignore. It is the digest of the file, as ``sha256sum`` and the Hub show it.
 """
 
 import dataclasses
@@ -30,21 +30,21 @@ from didi.models.stored_dtype import stored_weights
 WEIGHTS = "model.safetensors"
 DIGESTS = "weights_sha256"
 READ_PROVENANCE = ("corpus", "block_layout")
-"""What a distillation and an evaluation read of the provenance; the rest documents the origin of a bundle."""
+"""Entries of the provenance that distillation and evaluation read; other entries document the origin of a bundle."""
 
 
 @contextmanager
 def written_folder(folder: Path) -> Iterator[Path]:
-    """As ``files.staged_folder``, with one line for a disk that is full or refuses.
+    """As ``files.staged_folder``, with a one-line error if the disk is full or cannot be written.
 
     Raises:
-        DidiError: The folder could not be written; what was there is kept.
-        OSError: ``folder`` is no possible name of a folder.
+        DidiError: The folder could not be written; existing files are kept.
+        OSError: ``folder`` is not a possible name of a folder.
     """
     try:
         with staged_folder(folder) as staging:
             yield staging
-    except (FileExistsError, NotADirectoryError, IsADirectoryError):  # the fault of the name
+    except (FileExistsError, NotADirectoryError, IsADirectoryError):  # caused by the name
         raise
     except OSError as error:
         raise DidiError(
@@ -58,18 +58,18 @@ def write_tensors(tensors: Mapping[str, Tensor], file: Path, *, metadata: dict[s
 
     Args:
         tensors: Contiguous tensors that share no memory.
-        file: The file, in a folder that exists.
-        metadata: Of the file's header.
+        file: The file, in an existing folder.
+        metadata: Metadata in the header of the file.
 
     Raises:
         OSError: The file cannot be written.
     """
     try:
         save_file(dict(tensors), file, metadata=metadata)
-    except SafetensorError as error:  # the library gives the system's error as text
-        if (found := re.search(r"os error (\d+)", str(error))) is None:
+    except SafetensorError as error:  # the library reports errors of the system as text
+        if (match := re.search(r"os error (\d+)", str(error))) is None:
             raise
-        raise OSError(int(found[1]), os.strerror(int(found[1])), str(file)) from error
+        raise OSError(int(match[1]), os.strerror(int(match[1])), str(file)) from error
 
 
 def read_tensors(file: Path, *names: str, remedy: str) -> dict[str, Tensor]:
@@ -77,20 +77,20 @@ def read_tensors(file: Path, *names: str, remedy: str) -> dict[str, Tensor]:
 
     Args:
         file: The file.
-        names: Of tensors that it must have.
-        remedy: What the user does about a damaged file; the end of the message.
+        names: Names of tensors that must be in the file.
+        remedy: Advice for a damaged file, the end of the message.
 
     Raises:
-        DidiError: The file is damaged or not readable, or lacks a tensor.
+        DidiError: The file is damaged or not readable, or a tensor is missing.
     """
     try:
-        found = load_file(file)
-        missing = [name for name in names if name not in found]
+        tensors = load_file(file)
+        missing = [name for name in names if name not in tensors]
     except (SafetensorError, OSError) as error:
         raise DidiError(f"{file} is damaged or not readable ({error}): {remedy}") from error
     if missing:
         raise DidiError(f"{file} is damaged or not readable (it has no {missing[0]}): {remedy}")
-    return found
+    return tensors
 
 
 def write_network(network: Any, folder: Path, dtype: torch.dtype) -> None:
@@ -99,10 +99,10 @@ def write_network(network: Any, folder: Path, dtype: torch.dtype) -> None:
     Args:
         network: A network of a bundle.
         folder: The folder, which must not exist.
-        dtype: Of the stored parameters, see ``stored_weights``.
+        dtype: Data type of the stored parameters, see ``stored_weights``.
 
     Raises:
-        UsageError: ``dtype`` cannot hold a weight.
+        UsageError: ``dtype`` cannot represent a weight.
         OSError: A file cannot be written.
     """
     folder.mkdir()
@@ -111,21 +111,21 @@ def write_network(network: Any, folder: Path, dtype: torch.dtype) -> None:
 
 
 def weights_digests(folder: Path, roles: Iterable[str]) -> dict[str, str]:
-    """SHA-256 of the weights of each role of a bundle folder, hexadecimal; several files are read at a time."""
+    """SHA-256 of the weights of each role of a bundle folder, hexadecimal; files are read in parallel."""
     names = list(roles)
     with ThreadPoolExecutor(max(1, len(names))) as pool:  # hashing releases the interpreter's lock
         return dict(zip(names, pool.map(sha256, [folder / role / WEIGHTS for role in names]), strict=True))
 
 
 def with_digests(provenance: Mapping[str, Any], folder: Path, roles: Iterable[str]) -> dict[str, Any]:
-    """A provenance with the digests of the weights in a bundle folder, instead of those it may have."""
+    """A provenance with the digests of the weights in a bundle folder; present digests are replaced."""
     return {**provenance, DIGESTS: weights_digests(folder, roles)}
 
 
 def verified(provenance: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """A provenance without its digests, after the weights in the bundle folder are compared with them.
+    """Compare the weights in a bundle folder with the digests in a provenance; returns the provenance without them.
 
-    Bundles of before there were digests have none, and are not compared.
+    Older bundles have no digests and are not checked.
 
     Raises:
         UsageError: The digests are not a mapping of roles to 64 hexadecimal digits.
@@ -140,20 +140,20 @@ def verified(provenance: Mapping[str, Any], folder: Path) -> dict[str, Any]:
             f"{reprlib.repr(recorded)}"
         )
     present = [role for role in recorded if (folder / role / WEIGHTS).is_file()]
-    for role, found in weights_digests(folder, present).items():
-        if found != recorded[role]:
+    for role, digest in weights_digests(folder, present).items():
+        if digest != recorded[role]:
             raise DidiError(
-                f"{folder / role / WEIGHTS} has SHA-256 {recorded[role]} in bundle.yaml; found {found}, so the file is "
-                f"damaged or was changed: copy the bundle again, or delete {DIGESTS} from bundle.yaml if you changed it"
+                f"{folder / role / WEIGHTS} has SHA-256 {recorded[role]} in bundle.yaml; found {digest}, so the file "
+                f"is damaged or was changed: copy the bundle again, or delete {DIGESTS} from bundle.yaml after a change"
             )
     return {name: value for name, value in provenance.items() if name != DIGESTS}
 
 
 def content_digest(folder: Path) -> str:
-    """SHA-256 of all in a bundle folder that its samples and its distillation depend on, hexadecimal.
+    """SHA-256 of the contents of a bundle folder on which samples and distillation depend, hexadecimal.
 
-    It covers the process, the kind, settings and weights of each network, the tokenizer, the guidance, and of the
-    provenance ``READ_PROVENANCE``; not the name of the folder.
+    It covers the process, the kind, settings and weights of each network, the tokenizer, the guidance, and the entries
+    ``READ_PROVENANCE`` of the provenance; the name of the folder does not matter.
 
     Raises:
         UsageError: The folder is not a bundle.

@@ -1,4 +1,4 @@
-"""Samplers: one file each, a registry, ``stream`` and its collector ``generate``."""
+"""Samplers (one file each), their registry, and the entry points ``stream`` and ``generate``."""
 
 from didi.sampling.registry import SAMPLERS
 

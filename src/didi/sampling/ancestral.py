@@ -1,10 +1,10 @@
-"""Ancestral sampling, Eq. 10 with h = 0, without the work that cannot change a sample.
+"""Ancestral sampling, Eq. 10 with h = 0, without work that cannot change a sample.
 
-Which positions a move reveals does not depend on their tokens, so the move of every position is drawn first, on the
-CPU, for the whole trajectory. After that the loop knows all its shapes: the network runs only for sequences that reveal
-something, its head only on the revealed rows, each row takes one uniform, and no device has to be waited for. While
-all sequences are in their first, common state, one row of the network serves the batch, unless it reads latent codes.
-All of it is exact.
+The positions that a move reveals do not depend on their tokens. Therefore the move that reveals each position is drawn
+first, on the CPU, for the whole trajectory. All shapes are then known in advance, and the host never waits for the
+device. The network runs only for sequences that reveal a position in the move, and its head only at these positions.
+While all sequences are in the same first state, one row of the network serves the batch, unless the network reads
+latent codes. Samples have the same distribution as without these savings.
 """
 
 from collections.abc import Generator, Iterator
@@ -25,17 +25,17 @@ from didi.models.latent import num_codes
 from didi.process_group import to_device
 from didi.sampling.base import StepOutput, path_alphas, shared_rows
 from didi.sampling.latent import drawn_codes
-from didi.sampling.passes import Passes, TokenDraw, TrunkPass, moves_alone, sent
+from didi.sampling.passes import Passes, TokenDraw, TrunkPass, received, unshared_moves
 from didi.sampling.token_distribution import UNMODIFIED, TokenDistribution
 
 Leap = Literal["exact", "tau"]
 
 
 def tau_leaping_alphas(schedule: Schedule, times: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
-    r"""Signal rates that tau-leaping really follows, Campbell et al. 2022, https://arxiv.org/abs/2205.14987.
+    r"""Effective signal rates of tau-leaping, Campbell et al. 2022, https://arxiv.org/abs/2205.14987.
 
-    The rate :math:`-\alpha'_t/(1-\alpha_t)` at which a mask is revealed is frozen over each move, so that a mask
-    survives it with probability :math:`e^{-(t-s) rate}`; the last move reveals what is left.
+    The rate :math:`-\alpha'_t/(1-\alpha_t)` at which a mask is revealed is constant within a move, so that a mask stays
+    with probability :math:`e^{-(t-s) rate}`; the last move reveals all remaining masks.
     """
     rate = nelbo_weight(schedule, times[:-1])
     stays = torch.exp(-(times[:-1] - times[1:]) * rate).cumprod(0)
@@ -46,11 +46,12 @@ def tau_leaping_alphas(schedule: Schedule, times: Float[Tensor, " n"]) -> Float[
 def reveal_moves(
     uniforms: Float[Tensor, "b l"], is_masked: Bool[Tensor, "b l"], alphas: Float[Tensor, " n"]
 ) -> Int[Tensor, "b l"]:
-    """The move in which each position is revealed, -1 where it is visible already.
+    """The move that reveals each position, -1 where it is visible already.
 
-    A position is masked at those times with ``u < 1 - alpha`` (``masked.is_masked_at``), given that it is at the first.
+    A position is masked at the times with ``u < 1 - alpha`` (``absorbing.is_masked_at``). Its ``u`` is conditioned on
+    the position being masked at the first time.
     """
-    levels = (1 - alphas).flip(0)[:-1].contiguous()  # rising; without the first time, at which all are masked
+    levels = (1 - alphas).flip(0)[:-1].contiguous()  # rising; the first time, at which all are masked, is left out
     num_later = len(levels) - torch.searchsorted(levels, (uniforms * (1 - alphas[0])).contiguous(), right=True)
     return torch.where(is_masked, num_later, -1)
 
@@ -65,10 +66,10 @@ class Ancestral:
         denoiser: the network.
         process: masked diffusion.
         token_distribution: temperature and top-p.
-        leap: ``exact`` moves by the posterior of Eq. 2, ``tau`` by tau-leaping; which positions a move reveals then
-            follows another distribution, the rest is the same.
-        is_whole_batch: run the network on every sequence in every move that it is needed in, so that it sees one
-            shape only (``torch.compile``, CUDA graphs).
+        leap: ``exact`` follows the posterior of Eq. 2, ``tau`` is tau-leaping; they differ in the distribution of the
+            positions that a move reveals.
+        is_whole_batch: run the network on the whole batch in each move that needs it, so that its inputs have one
+            shape (``torch.compile``, CUDA graphs).
     """
 
     denoiser: Denoiser
@@ -79,7 +80,7 @@ class Ancestral:
 
     def __call__(self, canvas: Canvas, times: Float[Tensor, " n"], noise: SequenceNoise) -> Iterator[StepOutput]:
         """See ``base.Sampler``."""
-        return moves_alone(self, canvas, times, noise)
+        return unshared_moves(self, canvas, times, noise)
 
     @torch.inference_mode()
     def passes(self, canvas: Canvas, times: Float[Tensor, " n"], noise: SequenceNoise) -> Passes:
@@ -88,8 +89,8 @@ class Ancestral:
         z, start = self.process.prior(canvas), canvas.to("cpu")
         reveal, draw = noise.uniforms(2, z.shape[1], device="cpu", positions=1).unbind(1)
         move_of = reveal_moves(reveal, start.is_free, alphas)
-        is_alike = len(shared_rows(self.process.prior(start), start)) == 1 and not num_codes(self.denoiser)
-        is_shared = is_alike and not self.is_whole_batch
+        are_rows_equal = len(shared_rows(self.process.prior(start), start)) == 1 and not num_codes(self.denoiser)
+        is_shared = are_rows_equal and not self.is_whole_batch
         none = torch.zeros(len(z), dtype=torch.long)
         for move, (t, s) in enumerate(pairwise(times)):
             is_revealed = move_of == move
@@ -112,7 +113,7 @@ class Ancestral:
         *,
         is_shared: bool,
     ) -> Generator[TrunkPass | TokenDraw, Tensor | None, Int[Tensor, "b l"]]:
-        """The state after a move; all but ``z``, ``canvas`` and ``codes`` is on the CPU."""
+        """The state after a move. Arguments other than ``z``, ``canvas`` and ``codes`` are on the CPU."""
         sequence, position = is_revealed.nonzero(as_tuple=True)
         read = torch.zeros(1, dtype=torch.long) if is_shared else torch.arange(len(z))
         if not (is_shared or self.is_whole_batch):
@@ -126,5 +127,5 @@ class Ancestral:
         if len(read) != len(z):
             inputs, mask = z[read], canvas.rows(read).attention_mask
             codes = None if codes is None else codes[read]
-        features = sent((yield TrunkPass(inputs, t, mask, codes)))[row, position]
-        return z.index_put((sequence, position), sent((yield TokenDraw(features, uniforms))))
+        features = received((yield TrunkPass(inputs, t, mask, codes)))[row, position]
+        return z.index_put((sequence, position), received((yield TokenDraw(features, uniforms))))

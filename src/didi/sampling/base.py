@@ -1,4 +1,4 @@
-"""What every sampler shares: the protocol, time grids, the accounting of passes."""
+"""The protocol of samplers, time grids, and functions that several samplers use."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -28,10 +28,10 @@ class StepOutput:
 
     Attributes:
         z: state after the move.
-        t: its time in [0, 1].
-        changed: positions that the move revealed, or masked again.
-        network_passes: 1 for each sequence whose move needed the network, else 0.
-        discriminator_passes: forward passes and backward-to-input passes of the discriminator for each sequence.
+        t: time of ``z``, in [0, 1].
+        changed: positions whose token the move changed.
+        network_passes: network passes of each sequence in this move, 0 if the move did not need the network.
+        discriminator_passes: forward and backward-to-input passes of the discriminator for each sequence in this move.
     """
 
     z: Int[Tensor, "b l"]
@@ -47,30 +47,30 @@ class Sampler(Protocol):
 
     @property
     def token_distribution(self) -> TokenDistribution:
-        """What tokens are drawn by; its ``draw_check`` is read after a batch."""
+        """Temperature and top-p; ``draw_check.finish`` is called after a batch."""
         ...
 
     def __call__(self, canvas: Canvas, times: Float[Tensor, " n"], noise: SequenceNoise) -> Iterator[StepOutput]:
-        """Fill the free positions of ``canvas`` by moves along the falling ``times``; given tokens stay."""
+        """Fill the free positions of ``canvas`` in moves along the decreasing ``times``; given tokens stay."""
         ...
 
 
 MAX_NFE = 2**16
-"""Most moves of a time grid."""
+"""Largest number of moves of a time grid."""
 
 Grid = Literal["uniform", "cosine"]
 
 
 def time_grid(nfe: int, grid: Grid = "uniform") -> Float[Tensor, " n"]:
-    """Falling times of ``nfe`` moves, float64: from 1 to 0.
+    """Decreasing times of ``nfe`` moves, from 1 to 0, float64.
 
     Args:
         nfe: number of moves, 1 to ``MAX_NFE``.
-        grid: ``uniform`` has even steps; ``cosine`` is cos(pi k / 2 nfe), which begins with small moves, while little
-            is known, and ends with large ones (MaskGIT, Chang et al. 2022, https://arxiv.org/abs/2202.04200).
+        grid: ``uniform`` has even steps; ``cosine`` is cos(pi k / 2 nfe), whose moves are small at first, while few
+            tokens are visible, and large at the end (MaskGIT, Chang et al. 2022, https://arxiv.org/abs/2202.04200).
 
     Raises:
-        UsageError: fewer or more moves, or no such grid.
+        UsageError: ``nfe`` is out of range, or the grid is unknown.
     """
     _check_moves(whole_number("nfe", nfe, low=1))
     grid = one_of("a time grid", grid, get_args(Grid))
@@ -88,10 +88,10 @@ def _check_moves(num_moves: int) -> None:
 
 
 def given_times(times: Sequence[float]) -> Float[Tensor, " n"]:
-    """Times that a user gives, checked: from 1 down to 0, each below the one before.
+    """Times from a user, as a tensor; they decrease strictly from 1 to 0.
 
     Raises:
-        UsageError: they are not, or there are more than ``MAX_NFE`` moves.
+        UsageError: they do not, or there are more than ``MAX_NFE`` moves.
     """
     if len(times) < 2 or times[0] != 1 or times[-1] != 0 or not all(b < a for a, b in pairwise(times)):
         raise UsageError(f"times fall from 1 to 0, such as 1 0.7 0.3 0; got {' '.join(f'{t:g}' for t in times)}")
@@ -100,24 +100,24 @@ def given_times(times: Sequence[float]) -> Float[Tensor, " n"]:
 
 
 def refuse_equal_rates(schedule: Schedule, times: Float[Tensor, " n"]) -> None:
-    """Refuse times between which a process cannot move: their signal rates are equal in float64.
+    """Refuse successive times with equal signal rates, between which no move is possible.
 
     Raises:
-        UsageError: two successive times have one signal rate, as 1e-17 and 0 under the log-linear schedule.
+        UsageError: two signal rates are equal in float64, such as at 1e-17 and 0 under the log-linear schedule.
     """
     rates = path_alphas(schedule, times)
     for number in (rates.diff() <= 0).nonzero().flatten().tolist()[:1]:
         t, s = times[number : number + 2].tolist()
         raise UsageError(
-            f"the signal rate of each time is above that of the time before; those of {t:g} and {s:g} are equal in "
-            "float64: leave one of the two times out"
+            f"signal rates of successive times differ; those of {t:g} and {s:g} are equal in float64: leave one of the "
+            "two times out"
         )
 
 
 def alpha_at(schedule: Schedule, t: Float[Tensor, ""]) -> Float[Tensor, ""]:
     """Signal rate on a sampling path, exactly 0 at ``t = 1`` and 1 at ``t = 0``, so that the last move leaves no mask.
 
-    Schedules such as the geometric one only come close to both ends.
+    Schedules such as the geometric one reach these values only approximately.
     """
     if t >= 1:
         return torch.zeros_like(t)
@@ -130,12 +130,12 @@ def path_alphas(schedule: Schedule, times: Float[Tensor, " n"]) -> Float[Tensor,
 
 
 def open_positions(process: Process, z: Int[Tensor, "b l"], canvas: Canvas) -> Bool[Tensor, "b l"]:
-    """Positions that are still to be sampled; a given token, or padding, that happens to be [MASK] is not."""
+    """Positions that are still to be sampled: free ones, even if a given or padding token equals [MASK]."""
     return canvas.is_free & process.is_predicted(z)
 
 
 def shared_rows(z: Int[Tensor, "b l"], canvas: Canvas) -> Int[Tensor, "r l"]:
-    """One row if all rows of the batch are equal (as the all-mask state is), else the batch itself."""
+    """One row if all rows of the batch are equal (as in the all-mask state), else the batch itself."""
     return z[:1] if not canvas.has_padding and bool((z == z[:1]).all()) else z
 
 
@@ -147,12 +147,12 @@ def features_at(
     attention_mask: Bool[Tensor, "b l"] | None = None,
     codes: Int[Tensor, "b l"] | None = None,
 ) -> Float[Tensor, "b l d"]:
-    """Trunk features of every row at time ``t``, one for all or one for each; see ``latent.features_with``."""
+    """Trunk features of every row at ``t``, one time for all rows or one for each; see ``latent.features_with``."""
     return features_with(denoiser, z, noise_levels(denoiser, process, t, z), attention_mask, codes)
 
 
 def noise_levels(
     denoiser: Denoiser, process: Process, t: Float[Tensor, "*b"], z: Int[Tensor, "r l"]
 ) -> Float[Tensor, " r"] | None:
-    """Noise level of each row of ``z`` at time ``t``, one for all or one for each; None if the network reads none."""
+    """Noise levels of the rows of ``z`` at ``t``, one time for all or one for each; None if the network reads none."""
     return process.noise_level(denoiser, to_device(t, z.device).expand(len(z)))

@@ -1,4 +1,4 @@
-"""Sampling of a batch in which each sequence has given tokens of its own."""
+"""Sampling of one batch in which each sequence may have different given tokens."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -20,15 +20,15 @@ from didi.torch_defaults import with_torch_defaults
 
 @dataclass(frozen=True)
 class Plan:
-    """A batch that is ready to be sampled: ``sampler(canvas, times, noise)`` makes its moves.
+    """A batch that is ready to be sampled: ``sampler(canvas, times, noise)`` yields its moves.
 
     Attributes:
-        bundle: whose networks are sampled.
-        sampler: on the networks of the bundle.
-        canvas: on their device.
-        times: of the moves, falling.
-        noise: of the sequences.
-        num_moves: at most so many, see ``stream.num_moves``.
+        bundle: bundle of the networks.
+        sampler: sampler with these networks.
+        canvas: sequences, on the device of the networks.
+        times: decreasing times of the moves.
+        noise: random numbers of the sequences.
+        num_moves: largest number of moves, see ``stream.num_moves``.
     """
 
     bundle: Bundle
@@ -39,10 +39,10 @@ class Plan:
     num_moves: int
 
     def check_finished(self, z: Int[Tensor, "b l"]) -> None:
-        """Refuse a last state that is no sample, see ``stream.check_finished``.
+        """Refuse a last state that is not a finished sample, see ``stream.check_finished``.
 
         Raises:
-            DidiError: it is none.
+            DidiError: a mask is left, or logits were not finite.
         """
         check_finished(self.sampler, z, self.canvas, self.bundle.process.mask_id)
 
@@ -56,9 +56,9 @@ def planned(
     nfe: int | None = None,
     options: SamplingOptions | None = None,
 ) -> Plan:
-    """The plan of a batch that is sampled in one go; arguments as of ``completed``.
+    """The plan of one batch; arguments are those of ``completed``.
 
-    The canvas of a protein has the begin and the end symbol, see ``prompt.framed``.
+    The canvas of a protein includes its begin and end symbols, see ``prompt.framed``.
 
     Raises:
         UsageError: The sampler does not exist or does not fit the bundle, or the batch does not fit in memory.
@@ -66,13 +66,13 @@ def planned(
     chosen = options or SamplingOptions()
     network = bundle.network(chosen.role)
     device = next(iter(network.parameters())).device
-    asked, size = num_moves(bundle, nfe, canvas.length - Frame.of(network).num_ids, chosen), len(indices)
-    sampler, times = make_sampler(bundle, chosen, asked), chosen.move_times(asked)
+    most_moves, size = num_moves(bundle, nfe, canvas.length - Frame.of(network).num_ids, chosen), len(indices)
+    sampler, times = make_sampler(bundle, chosen, most_moves), chosen.move_times(most_moves)
     if chosen.times:
         refuse_equal_rates(bundle.process.schedule, times)
-    check_batch(bundle, replace(chosen, batch_size=size), canvas.length, asked, size)
-    there = canvas.to(device)
-    return Plan(bundle, sampler, there, times, SequenceNoise(seed, indices, device, there.lengths), asked)
+    check_batch(bundle, replace(chosen, batch_size=size), canvas.length, most_moves, size)
+    on_device = canvas.to(device)
+    return Plan(bundle, sampler, on_device, times, SequenceNoise(seed, indices, device, on_device.lengths), most_moves)
 
 
 @with_torch_defaults
@@ -85,16 +85,15 @@ def completed(
     nfe: int | None = None,
     options: SamplingOptions | None = None,
 ) -> Int[Tensor, "b l"]:
-    """Sample the free positions of a batch in one go.
+    """Sample the free positions of one batch.
 
     Args:
         bundle: From ``didi.load``.
-        canvas: Of ``b`` sequences; given tokens and padding stay as they are.
-        indices: Number of each sequence, which its random numbers depend on; a sample does not depend on the others
-            of its batch.
-        seed: Of the random numbers.
-        nfe: Moves, as in ``generate``.
-        options: Sampler, role, precision and the like; ``batch_size`` is not read.
+        canvas: ``b`` sequences; given tokens and padding stay as they are.
+        indices: Number of each sequence. Its random numbers depend on the number and the seed only, not on the batch.
+        seed: Seed of the random numbers.
+        nfe: Number of moves, as in ``generate``.
+        options: Sampler, role, precision and the like; ``batch_size`` is ignored.
 
     Returns:
         Token ids of all positions, on the CPU.

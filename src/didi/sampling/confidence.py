@@ -1,7 +1,8 @@
-"""Confidence decoding: each move reveals the positions that the network is surest of (MaskGIT, LLaDA).
+"""Confidence decoding: each move reveals the positions of highest confidence (MaskGIT, LLaDA).
 
-How many a move reveals is given by the time grid, which ones by the network: samples do not follow the distribution of
-the model, and sure, common words come first. It runs the vocabulary head at every mask in every move.
+The time grid determines the number of positions that a move reveals, the network determines which. Samples do not
+follow the distribution of the model: common words of high probability come first. The vocabulary head runs at every
+mask in every move.
 """
 
 from collections.abc import Iterator
@@ -20,7 +21,7 @@ from didi.diffusion.categorical import entropy, sample_categorical
 from didi.diffusion.noise import SequenceNoise
 from didi.models.denoiser import Denoiser
 from didi.sampling.base import StepOutput, open_positions, path_alphas, shared_rows
-from didi.sampling.passes import Passes, TrunkPass, moves_alone, sent
+from didi.sampling.passes import Passes, TrunkPass, received, unshared_moves
 from didi.sampling.token_distribution import UNMODIFIED, TokenDistribution
 
 Measure = Literal["probability", "margin", "entropy"]
@@ -28,17 +29,17 @@ Measure = Literal["probability", "margin", "entropy"]
 
 @dataclass(frozen=True)
 class ConfidenceOrder:
-    """Which positions come first.
+    """The order in which positions are revealed.
 
     Attributes:
-        measure: ``probability`` of the token drawn (MaskGIT, https://arxiv.org/abs/2202.04200; LLaDA's low-confidence
+        measure: ``probability`` of the drawn token (MaskGIT, https://arxiv.org/abs/2202.04200; LLaDA's low-confidence
             remasking); ``margin`` between the two likeliest tokens (Kim et al. 2025,
-            https://arxiv.org/abs/2502.06768); least ``entropy`` of the distribution (Dream).
+            https://arxiv.org/abs/2502.06768); lowest ``entropy`` of the distribution (Dream).
         gumbel: scale of the Gumbel noise on the log-confidence, falling linearly to 0 (MaskGIT's choice temperature);
-            0 follows the network's order strictly. In [0, 1e30].
+            0 is the order of the network without noise. In [0, 1e30].
 
     Raises:
-        UsageError: there is no such measure, or ``gumbel`` is out of range.
+        UsageError: the measure is unknown, or ``gumbel`` is out of range.
     """
 
     measure: Measure = "probability"
@@ -52,7 +53,7 @@ class ConfidenceOrder:
         )
 
     def log_confidence(self, log_probs: Float[Tensor, "n v"], drawn: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
-        """Confidence in the token of each row, the greater the surer."""
+        """Log-confidence in the drawn token of each row."""
         if self.measure == "probability":
             return log_probs.gather(1, drawn[:, None]).squeeze(1)
         if self.measure == "entropy":
@@ -68,7 +69,7 @@ class ConfidenceDecoding:
     Attributes:
         denoiser: the network.
         process: masked diffusion.
-        order: which positions come first.
+        order: the order in which positions are revealed.
         token_distribution: temperature and top-p of the tokens.
     """
 
@@ -79,7 +80,7 @@ class ConfidenceDecoding:
 
     def __call__(self, canvas: Canvas, times: Float[Tensor, " n"], noise: SequenceNoise) -> Iterator[StepOutput]:
         """See ``base.Sampler``; a move leaves the expected number of masks, rounded."""
-        return moves_alone(self, canvas, times, noise)
+        return unshared_moves(self, canvas, times, noise)
 
     @torch.inference_mode()
     def passes(self, canvas: Canvas, times: Float[Tensor, " n"], noise: SequenceNoise) -> Passes:
@@ -88,18 +89,18 @@ class ConfidenceDecoding:
         num_left = num_masked = open_positions(self.process, z, canvas).sum(1).cpu()
         alphas = path_alphas(self.process.schedule, times)
         for move, (t, s) in enumerate(pairwise(times)):
-            num_after = (num_masked * (1 - alphas[move + 1]) / (1 - alphas[0])).round().long()
-            num_revealed = num_left - num_after
+            num_left_after = (num_masked * (1 - alphas[move + 1]) / (1 - alphas[0])).round().long()
+            num_revealed = num_left - num_left_after
             is_active = num_revealed > 0
             changed = torch.zeros_like(z, dtype=torch.bool)
             if is_active.any():
-                rows = is_active.nonzero().squeeze(1)
-                uniforms, gumbels = noise.uniforms(2, z.shape[1], rows=rows.tolist(), positions=1).unbind(1)
-                active = z[rows.to(z.device)]
-                there = canvas.rows(rows.to(z.device))
-                is_masked = open_positions(self.process, active, there)
-                inputs = shared_rows(active, there)
-                features = sent((yield TrunkPass(inputs, t, there.attention_mask)))
+                cpu_rows = is_active.nonzero().squeeze(1)
+                rows = cpu_rows.to(z.device)
+                uniforms, gumbels = noise.uniforms(2, z.shape[1], rows=cpu_rows.tolist(), positions=1).unbind(1)
+                active, active_canvas = z[rows], canvas.rows(rows)
+                is_masked = open_positions(self.process, active, active_canvas)
+                inputs = shared_rows(active, active_canvas)
+                features = received((yield TrunkPass(inputs, t, active_canvas.attention_mask)))
                 log_probs = self.token_distribution.log_probs(
                     self.denoiser.head(features.expand(len(active), -1, -1)[is_masked]), mask_id
                 )
@@ -110,9 +111,9 @@ class ConfidenceDecoding:
                     scale, smallest = self.order.gumbel * float(s), torch.finfo(gumbels.dtype).tiny
                     confidence = confidence - scale * (-gumbels.clamp(min=smallest).log()).log()
                 rank = confidence.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
-                is_revealed = rank < num_revealed[rows].to(z.device)[:, None]
+                is_revealed = rank < num_revealed[cpu_rows].to(z.device)[:, None]
                 z = z.clone()
-                z[rows.to(z.device)] = active.masked_scatter(is_masked, drawn).where(is_revealed, active)
-                changed[rows.to(z.device)] = is_revealed
+                z[rows] = active.masked_scatter(is_masked, drawn).where(is_revealed, active)
+                changed[rows] = is_revealed
                 num_left = num_left - num_revealed.clamp(min=0)
             yield StepOutput(z, float(s), changed, is_active.long(), none)

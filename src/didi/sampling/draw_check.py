@@ -1,4 +1,4 @@
-"""The check that tokens are drawn from finite scores only."""
+"""A check that tokens are drawn from finite logits only."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +13,7 @@ _is_off = False
 
 @contextmanager
 def no_draw_checks() -> Iterator[None]:
-    """Within the context no sample is checked: for dry runs, whose logits have no values."""
+    """Turn all checks off within the context; for dry runs on the meta device, where logits have no values."""
     global _is_off
     before, _is_off = _is_off, True
     try:
@@ -23,25 +23,25 @@ def no_draw_checks() -> Iterator[None]:
 
 
 def are_draws_checked() -> bool:
-    """Whether this is outside ``no_draw_checks``."""
+    """False within ``no_draw_checks``."""
     return not _is_off
 
 
 class DrawCheck:
-    """Whether every distribution that was drawn from had a finite score and neither NaN nor +inf.
+    """Checks that each row of scores has a finite entry and neither NaN nor +inf.
 
-    On a CUDA device the answers are collected there, so that the host does not wait for it at every move; ``finish``
-    reads them. Elsewhere a draw from other scores fails at once.
+    On a CUDA device the results are collected on the device, so that the host does not wait in every move; ``finish``
+    reads them. On other devices a failed check raises at once.
     """
 
     def __init__(self) -> None:
         self._is_bad: Tensor | None = None
 
-    def see(self, scores: Float[Tensor, "... v"]) -> None:
-        """Check rows of logits or log-probabilities, of which -inf rules out a symbol.
+    def check(self, scores: Float[Tensor, "... v"]) -> None:
+        """Check rows of logits or log-probabilities; -inf means that a symbol is impossible.
 
         Raises:
-            NotFinite: a row cannot be drawn from; on a CUDA device later, from ``finish``.
+            NotFinite: a row fails; on a CUDA device ``finish`` raises it instead.
         """
         if _is_off:
             return
@@ -52,10 +52,10 @@ class DrawCheck:
             self._fail()
 
     def finish(self) -> None:
-        """Read what was collected on a CUDA device, and forget it.
+        """Read and reset the results that were collected on a CUDA device.
 
         Raises:
-            NotFinite: a row that was seen could not be drawn from.
+            NotFinite: a checked row failed.
         """
         is_bad, self._is_bad = self._is_bad, None
         if is_bad is not None and bool(is_bad):

@@ -1,8 +1,8 @@
-"""Entropy-bounded decoding: a pass reveals as many tokens as can be drawn apart from each other at a bounded cost.
+"""Entropy-bounded decoding: a pass reveals as many tokens as a bound on their entropies allows.
 
-Ben-Hamu et al. 2025, https://arxiv.org/abs/2505.24857. Tokens of one pass are drawn as if independent; what that loses
-is at most the sum of their entropies but the largest. Each pass takes the positions of least entropy as long as that
-sum stays under the bound: one token a pass at bound 0, all at once without bound.
+Ben-Hamu et al. 2025, https://arxiv.org/abs/2505.24857. Tokens of one pass are drawn as if they were independent. The
+error of this is at most the sum of their entropies without the largest one. Each pass reveals the positions of lowest
+entropy as long as that sum stays below the bound: one token per pass at bound 0, all tokens without a bound.
 """
 
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ from didi.diffusion.noise import SequenceNoise
 from didi.diffusion.schedule import time_at
 from didi.models.denoiser import Denoiser
 from didi.sampling.base import StepOutput, open_positions, shared_rows
-from didi.sampling.passes import Passes, TrunkPass, moves_alone, sent
+from didi.sampling.passes import Passes, TrunkPass, received, unshared_moves
 from didi.sampling.token_distribution import UNMODIFIED, TokenDistribution
 
 
@@ -31,7 +31,7 @@ class EntropyBounded:
     Attributes:
         denoiser: the network.
         process: masked diffusion.
-        entropy_bound: gamma in nats, the entropy that a pass may draw beyond its largest.
+        entropy_bound: gamma in nats, the bound on the sum of the entropies of a pass without the largest one.
         token_distribution: temperature and top-p of the tokens.
     """
 
@@ -44,11 +44,11 @@ class EntropyBounded:
         set_fields(self, entropy_bound=finite_number("entropy_bound", self.entropy_bound, low=0))
 
     def __call__(self, canvas: Canvas, times: Float[Tensor, " n"], noise: SequenceNoise) -> Iterator[StepOutput]:
-        """See ``base.Sampler``; passes follow each other as needed, whatever the times.
+        """See ``base.Sampler``; there are as many passes as needed, and ``times`` are ignored.
 
-        A network conditioned on time is given the time at which as many masks are expected as there are.
+        A network conditioned on time reads the time at which the expected share of masks equals the present share.
         """
-        return moves_alone(self, canvas, times, noise)
+        return unshared_moves(self, canvas, times, noise)
 
     @torch.inference_mode()
     def passes(self, canvas: Canvas, times: Float[Tensor, " n"], noise: SequenceNoise) -> Passes:
@@ -58,20 +58,20 @@ class EntropyBounded:
         while (is_masked := open_positions(self.process, z, canvas)).any():
             rows = is_masked.any(1).nonzero().squeeze(1)
             active, is_masked = z[rows], is_masked[rows]
-            t = time_at(self.process.schedule, 1 - canvas.rows(rows).mean(is_masked.double()))
-            there = canvas.rows(rows)
-            inputs = active if self.denoiser.is_time_conditioned else shared_rows(active, there)
-            features = sent((yield TrunkPass(inputs, t[: len(inputs)], there.attention_mask)))
+            active_canvas = canvas.rows(rows)
+            t = time_at(self.process.schedule, 1 - active_canvas.mean(is_masked.double()))
+            inputs = active if self.denoiser.is_time_conditioned else shared_rows(active, active_canvas)
+            features = received((yield TrunkPass(inputs, t[: len(inputs)], active_canvas.attention_mask)))
             features = features.expand(len(active), -1, -1)
             log_probs = self.token_distribution.log_probs(self.denoiser.head(features[is_masked]), mask_id)
             self.token_distribution.draw_check.finish()  # the loop waits for the device at every pass anyway
-            spread = torch.full(active.shape, torch.inf, dtype=torch.float64, device=z.device)
-            spread[is_masked] = entropy(log_probs).double()
-            ordered, order = spread.sort(dim=1, stable=True)
+            entropies = torch.full(active.shape, torch.inf, dtype=torch.float64, device=z.device)
+            entropies[is_masked] = entropy(log_probs).double()
+            ordered, order = entropies.sort(dim=1, stable=True)
             is_revealed = torch.zeros_like(is_masked)
-            # Of the entropies up to a position, in rising order, its own is the largest: the ones before count.
-            before = ordered.cumsum(1).roll(1, 1).index_fill(1, torch.tensor(0, device=z.device), 0.0)
-            is_revealed.scatter_(1, order, before <= self.entropy_bound)
+            # In rising order the entropy of a position is the largest so far, so the sum of those before it counts.
+            sum_before = ordered.cumsum(1).roll(1, 1).index_fill(1, torch.tensor(0, device=z.device), 0.0)
+            is_revealed.scatter_(1, order, sum_before <= self.entropy_bound)
             is_revealed &= is_masked
             uniforms = noise.uniforms(z.shape[1], rows=rows.tolist(), positions=0)
             drawn = sample_categorical(log_probs[is_revealed[is_masked]], uniforms[is_revealed])
@@ -80,5 +80,5 @@ class EntropyBounded:
             changed[rows] = is_revealed
             passes = none.index_fill(0, rows.cpu(), 1)
             is_left = open_positions(self.process, z, canvas)
-            left = time_at(self.process.schedule, 1 - canvas.mean(is_left.double()))
-            yield StepOutput(z, float(left.max()) if is_left.any() else 0.0, changed, passes, none)
+            times_left = time_at(self.process.schedule, 1 - canvas.mean(is_left.double()))
+            yield StepOutput(z, float(times_left.max()) if is_left.any() else 0.0, changed, passes, none)

@@ -1,4 +1,4 @@
-"""From a bundle to finished texts: the collector of ``stream``."""
+"""Finished samples from a bundle; ``generate`` collects the moves of ``stream``."""
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -15,24 +15,24 @@ from didi.models.bundle import Bundle
 from didi.process_group import process_group
 from didi.sampling.memory import check_samples
 from didi.sampling.options import SamplingOptions
-from didi.sampling.prompt import Frame, decode, known_lengths
-from didi.sampling.prompts import Prompt, known_prompts
+from didi.sampling.prompt import Frame, checked_lengths, decode
+from didi.sampling.prompts import Prompt, checked_prompts
 from didi.sampling.registry import sampler_of
 from didi.sampling.stream import Move, num_moves, options_from, stream
 
 
 @dataclass(frozen=True)
 class Generation:
-    """Finished samples: a whole set, or a batch of one.
+    """Finished samples: a whole set, or one batch of it.
 
     Attributes:
         tokens: clean tokens, no mask among them; begin and end symbols of proteins included.
-        lengths: positions of each sequence; what stands behind them is padding.
+        lengths: number of positions of each sequence; later positions are padding.
         texts: decoded texts; the token numbers, space separated, for a bundle without tokenizer.
-        nfe: moves of the time grid, an upper bound on the network passes of a sequence.
-        network_passes: passes of the sampled network that each sequence really needed.
+        nfe: number of moves. A move takes at most one network pass, with ``reparam`` at most two.
+        network_passes: passes of the sampled network that each sequence needed.
         discriminator_passes: discriminator passes of each sequence, backward-to-input passes included.
-        seed: seed of the set; prompts have seeds of their own (``didi.Prompt``).
+        seed: seed of the set; each prompt has its own seed (``didi.Prompt``).
         precision: precision of the draws.
         sampler: name of the sampler.
         seconds: wall-clock time of these samples.
@@ -64,28 +64,29 @@ def generate(
     on_move: Callable[[Move], None] | None = None,
     **overrides: object,
 ) -> Generation:
-    """Sample texts from a bundle; the processes of ``didi.process_group`` share the work, and each gets all of it.
+    """Sample texts from a bundle; the processes of ``didi.process_group`` share the work.
+
+    Each process returns all samples.
 
     Args:
         bundle: from ``didi.load``.
-        num_samples: number of sequences; with ``prompts``, for each of them.
-        nfe: moves of the time grid; None is ``bundle.default_nfe``. A move takes at most one network pass, with
-            ``reparam`` at most two. It is the length, whatever is asked, where passes follow no grid, and the number
-            of moves of ``times`` where those are given.
-        seed: of the random numbers of each sequence; see ``SequenceNoise``.
+        num_samples: number of sequences; with ``prompts``, the number for each prompt.
+        nfe: number of moves of the time grid; None is ``bundle.default_nfe``. It is ignored by samplers without a time
+            grid, whose number of moves is at most the length, and with ``times``, which determine the number of moves.
+        seed: seed of the random numbers of each sequence; see ``SequenceNoise``.
         prefix: text that every sequence begins with.
         infill: text whose [MASK]s are filled in.
-        prompts: several of them, of any lengths, instead of ``prefix`` and ``infill``: texts (with a [MASK] as
-            ``infill``, others as ``prefix``) or ``Prompt`` records. The samples of a prompt depend on no other prompt;
-            those of the first prompt come first.
-        length: tokens of a text or residues of a protein; of several lengths, the samples of a prompt take one after
-            the other. The largest that fits the network's context by default.
+        prompts: prompts of any lengths, instead of ``prefix`` and ``infill``: texts (with a [MASK] as ``infill``,
+            others as ``prefix``) or ``Prompt`` records. The samples of a prompt do not depend on other prompts; samples
+            of the first prompt come first.
+        length: number of tokens of a text or residues of a protein. The samples of a prompt cycle through several
+            lengths. The default is the largest length that fits the context of the network.
         options: sampler, role, precision and the like.
         on_move: called after every move of every batch.
         overrides: fields of ``SamplingOptions`` by name, instead of ``options``.
 
     Raises:
-        UsageError: what is asked for does not exist or does not fit; see ``stream``.
+        UsageError: an argument is invalid or does not fit the bundle; see ``stream``.
         DidiError: logits are not finite, or memory runs out.
     """
     started = time.perf_counter()
@@ -102,8 +103,8 @@ def generate(
         options=chosen,
         on_move=on_move,
     )
-    whole = _concatenated(list(batches), Frame.of(bundle.network(chosen.role)).pad_id)
-    return replace(whole, seconds=time.perf_counter() - started)
+    samples = _concatenated(list(batches), Frame.of(bundle.network(chosen.role)).pad_id)
+    return replace(samples, seconds=time.perf_counter() - started)
 
 
 def generate_batches(
@@ -120,15 +121,15 @@ def generate_batches(
     on_move: Callable[[Move], None] | None = None,
     **overrides: object,
 ) -> Iterator[Generation]:
-    """As ``generate``, batch by batch as they are finished; several processes yield all samples at once, at the end.
+    """As ``generate``, but yields each batch when it is finished. Several processes yield all samples at the end.
 
-    Errors are those of ``generate``, before the first batch.
+    Arguments are checked before the first batch; errors are those of ``generate``.
     """
     chosen, seed = options_from(options, overrides), whole_number("seed", seed)
-    known = None if prompts is None else known_prompts(prompts)
+    prompt_records = None if prompts is None else checked_prompts(prompts)
     network = instance("bundle", bundle, Bundle).network(chosen.role)
-    longest, pad_id = max(known_lengths(network, length)), Frame.of(network).pad_id
-    check_samples(bundle, chosen.role, num_samples, longest, num_prompts=len(known or [None]))
+    longest, pad_id = max(checked_lengths(network, length)), Frame.of(network).pad_id
+    check_samples(bundle, chosen.role, num_samples, longest, num_prompts=len(prompt_records or [None]))
     moves = stream(
         bundle,
         num_samples=num_samples,
@@ -136,15 +137,15 @@ def generate_batches(
         seed=seed,
         prefix=prefix,
         infill=infill,
-        prompts=known,
+        prompts=prompt_records,
         length=length,
         options=chosen,
     )
 
     def finished() -> Iterator[Generation]:
         started = time.perf_counter()
-        for _, of_batch in groupby(moves, lambda move: move.indices):
-            for move in of_batch:
+        for _, batch_moves in groupby(moves, lambda move: move.indices):
+            for move in batch_moves:
                 if on_move is not None:
                     on_move(move)
             tokens = move.tokens.cpu()
@@ -169,15 +170,15 @@ def generate_batches(
 
 
 def _concatenated(parts: Sequence[Generation], pad_id: int) -> Generation:
-    """Batches as one set, padded to one width; ``seconds`` is their sum."""
-    width = max(one.tokens.shape[1] for one in parts)
-    padded = (F.pad(one.tokens, (0, width - one.tokens.shape[1]), value=pad_id) for one in parts)
+    """All batches as part set, padded to the same width; ``seconds`` is the sum."""
+    width = max(part.tokens.shape[1] for part in parts)
+    padded = (F.pad(part.tokens, (0, width - part.tokens.shape[1]), value=pad_id) for part in parts)
     return replace(
         parts[0],
         tokens=torch.cat(list(padded)),
-        lengths=torch.cat([one.lengths for one in parts]),
-        texts=[text for one in parts for text in one.texts],
-        network_passes=torch.cat([one.network_passes for one in parts]),
-        discriminator_passes=torch.cat([one.discriminator_passes for one in parts]),
-        seconds=sum(one.seconds for one in parts),
+        lengths=torch.cat([part.lengths for part in parts]),
+        texts=[text for part in parts for text in part.texts],
+        network_passes=torch.cat([part.network_passes for part in parts]),
+        discriminator_passes=torch.cat([part.discriminator_passes for part in parts]),
+        seconds=sum(part.seconds for part in parts),
     )

@@ -1,6 +1,6 @@
 """The reward-guided ancestral sampler (RGAS), Algorithm 2.
 
-Over the first moves the student's logits are tilted along the gradient of the reward; over the last ones several
+In the first moves the student's logits are tilted along the gradient of the reward. In the remaining moves several
 candidates are drawn and one is chosen by its reward. The reward is minus the student-over-teacher log-ratio of the
 discriminator: guidance moves samples towards the teacher (the paper's Eq. 11 has the other sign, which is worse than
 no guidance).
@@ -25,7 +25,7 @@ from didi.sampling.latent import drawn_codes
 from didi.sampling.ranking import candidate_weights, chosen_candidates
 from didi.sampling.token_distribution import UNMODIFIED, TokenDistribution
 
-MEAN_ROWS = 256  # rows of logits whose mean embedding is taken at a time: 50 MB at a vocabulary of 50k
+MEAN_ROWS = 256  # rows whose mean embeddings are computed at the same time: 50 MB at a vocabulary of 50k
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Guided:
     def _draw_positions(
         self, z: Int[Tensor, "b l"], canvas: Canvas, reveal: float, noise: SequenceNoise, num: int
     ) -> Bool[Tensor, "b m l"]:
-        """For each of ``num`` independent candidates, the masked positions that the move reveals."""
+        """Masked positions that the move reveals in each of ``num`` independent candidates."""
         return open_positions(self.process, z, canvas)[:, None] & (
             noise.uniforms(num, z.shape[1], positions=1) < reveal
         )
@@ -71,7 +71,7 @@ class Guided:
         is_read: Bool[Tensor, "b l"],
         codes: Int[Tensor, "b l"] | None,
     ) -> Float[Tensor, "n d"]:
-        """Trunk features at the positions read; one row of the network serves rows that are all equal."""
+        """Trunk features at the positions ``is_read``; equal rows share one row of the network."""
         inputs = shared_rows(z, canvas) if codes is None else z
         features = features_at(self.denoiser, self.process, inputs, t, canvas.attention_mask, codes)
         return features.expand(len(z), -1, -1)[is_read]
@@ -92,8 +92,9 @@ class Guided:
         is_active = is_revealed.any(1)
         if not is_active.any():
             return z, is_active, 0
-        active, there, revealed = z[is_active], canvas.rows(is_active), is_revealed[is_active]
-        logits = self.tilted_logits(active, there, revealed, t, scale, None if codes is None else codes[is_active])
+        active, active_canvas, revealed = z[is_active], canvas.rows(is_active), is_revealed[is_active]
+        codes = None if codes is None else codes[is_active]
+        logits = self.tilted_logits(active, active_canvas, revealed, t, scale, codes)
         z = z.clone()
         z[is_revealed] = self.token_distribution.sample(logits, self.process.mask_id, uniforms[is_revealed])
         return z, is_active, 0 if scale == 0 else 2
@@ -107,49 +108,51 @@ class Guided:
         scale: float,
         codes: Int[Tensor, "b l"] | None = None,
     ) -> Float[Tensor, "n v"]:
-        """Logits of a tilted move at the positions that it reveals; those of a position depend on no other choice.
+        """Logits of a tilted move at the positions that it reveals.
 
         Args:
-            z: the state moved from.
-            canvas: of ``z``.
-            is_revealed: masked positions that are read.
+            z: state before the move.
+            canvas: canvas of ``z``.
+            is_revealed: masked positions that the move reveals.
             t: time of ``z``.
-            scale: h; 0 gives the denoiser's own logits.
-            codes: latent code of each position; None for a denoiser that reads none.
+            scale: h; at 0 the logits of the denoiser are returned unchanged.
+            codes: latent code of each position; None for a denoiser without codes.
         """
         if scale == 0:
             return self.denoiser.head(self._features(z, canvas, t, is_revealed, codes))
         is_masked = open_positions(self.process, z, canvas)
-        features, is_read = self._features(z, canvas, t, is_masked, codes), is_revealed[is_masked]
-        logits = self._token_logits(features[is_read])
-        gradient = self._reward_gradient(logits, features[~is_read], z, canvas, is_revealed, t)
+        features, is_drawn = self._features(z, canvas, t, is_masked, codes), is_revealed[is_masked]
+        logits = self._token_logits(features[is_drawn])
+        gradient = self._reward_gradient(logits, features[~is_drawn], z, canvas, is_revealed, t)
         bound = self.guidance.gradient_clamp
         return logits + scale * gradient.clamp(-bound, bound)
 
     def _reward_gradient(
         self,
         logits: Float[Tensor, "n v"],
-        others: Float[Tensor, "m d"],
+        masked_features: Float[Tensor, "m d"],
         z: Int[Tensor, "b l"],
         canvas: Canvas,
         is_revealed: Bool[Tensor, "b l"],
         t: Float[Tensor, ""],
     ) -> Float[Tensor, "n v"]:
-        """Gradient by ``logits`` of minus the summed log-ratio at masked positions, through the expected embedding.
+        """Gradient of minus the summed log-ratio at masked positions with respect to ``logits``.
+
+        The discriminator reads the expected embedding of the predicted token at masked positions.
 
         Args:
-            logits: those of the positions that the move reveals, which alone are drawn from and differentiated.
-            others: trunk features of the masked positions that stay masked.
-            z: the state moved from.
-            canvas: of ``z``.
-            is_revealed: the positions of ``logits``.
+            logits: logits at the positions that the move reveals.
+            masked_features: trunk features of the masked positions that stay masked.
+            z: state before the move.
+            canvas: canvas of ``z``.
+            is_revealed: positions of ``logits``.
             t: time of ``z``.
         """
         is_masked = open_positions(self.process, z, canvas)
         embedded = self.discriminator.embed(z)
-        # A part at a time: their distributions over the vocabulary are needed for their means alone.
-        stays = [self._expected_embedding(self._token_logits(part)) for part in others.split(MEAN_ROWS)]
-        embedded[is_masked & ~is_revealed] = torch.cat(stays)
+        # In parts, because the distributions over the vocabulary need not exist at the same time.
+        means = [self._expected_embedding(self._token_logits(part)) for part in masked_features.split(MEAN_ROWS)]
+        embedded[is_masked & ~is_revealed] = torch.cat(means)
         with torch.enable_grad():
             leaf = logits.detach().float().requires_grad_(True)
             embedded = embedded.index_put((is_revealed,), self._expected_embedding(leaf))
@@ -159,7 +162,7 @@ class Guided:
             return torch.autograd.grad(reward, leaf)[0]
 
     def _token_logits(self, features: Float[Tensor, "n d"]) -> Float[Tensor, "n v"]:
-        """Logits of tokens; the mask has none."""
+        """Logits of tokens; -inf at [MASK]."""
         logits = self.denoiser.head(features)
         logits[:, self.process.mask_id] = -torch.inf
         return logits
@@ -177,18 +180,18 @@ class Guided:
         noise: SequenceNoise,
         codes: Int[Tensor, "b l"] | None,
     ) -> tuple[Int[Tensor, "b l"], Bool[Tensor, " b"], int]:
-        """A move drawn ``num_candidates`` times from one network pass, of which one is chosen by its reward."""
+        """Draw ``num_candidates`` candidates of the move from one network pass and choose one by its reward."""
         num = self.guidance.num_candidates
         is_revealed = self._draw_positions(z, canvas, reveal, noise, num)
         uniforms, choice = noise.uniforms(num, z.shape[1], positions=1), noise.uniforms(1)
         is_active = is_revealed.any(2).any(1)
         if not is_active.any():
             return z, is_active, 0
-        active, there, revealed = z[is_active], canvas.rows(is_active), is_revealed[is_active]
-        # A row of logits serves all candidates: one cumulative distribution, as many draws.
+        active, active_canvas, revealed = z[is_active], canvas.rows(is_active), is_revealed[is_active]
+        # All candidates share a row of logits: one cumulative distribution, several draws.
         is_read = revealed.any(1)
         codes = None if codes is None else codes[is_active]
-        logits = self.denoiser.head(self._features(active, there, t, is_read, codes))
+        logits = self.denoiser.head(self._features(active, active_canvas, t, is_read, codes))
         drawn = self.token_distribution.sample(
             logits, self.process.mask_id, uniforms[is_active].transpose(1, 2)[is_read]
         )
@@ -199,13 +202,13 @@ class Guided:
         if num == 1:
             z[is_active] = candidates[:, 0]
             return z, is_active, 0
-        log_weights = self.log_weights(candidates.flatten(0, 1), there.repeat_interleave(num), s)
-        ranked = log_weights.view(-1, num)
-        self.token_distribution.draw_check.see(ranked)
-        chosen = chosen_candidates(ranked, self.guidance, choice[is_active, 0])
+        log_weights = self.log_weights(candidates.flatten(0, 1), active_canvas.repeat_interleave(num), s)
+        log_weights = log_weights.view(-1, num)
+        self.token_distribution.draw_check.check(log_weights)
+        chosen = chosen_candidates(log_weights, self.guidance, choice[is_active, 0])
         z[is_active] = candidates[torch.arange(len(chosen), device=z.device), chosen]
         return z, is_active, num
 
     def log_weights(self, z: Int[Tensor, "b l"], canvas: Canvas, s: Float[Tensor, ""]) -> Float[Tensor, " b"]:
-        """Logits by which a candidate at time ``s`` is chosen among others: its reward over the rank temperature."""
+        """See ``ranking.candidate_weights``."""
         return candidate_weights(self.discriminator, self.process, self.guidance, z, canvas, s)

@@ -1,4 +1,4 @@
-"""The latent codes of a move (``models.latent``), from the random numbers of each sequence."""
+"""Latent codes of a move (``models.latent``), drawn from the random numbers of each sequence."""
 
 import torch
 from jaxtyping import Int
@@ -12,17 +12,18 @@ from didi.models.latent import codes_from, num_codes
 def drawn_codes(
     denoiser: Denoiser, noise: SequenceNoise, length: int, device: torch.device
 ) -> Int[Tensor, "b l"] | None:
-    """A code for each position of each sequence; None, and no number drawn, for a network that reads none.
+    """A code for each position of each sequence; None for a network without codes, for which no number is drawn.
 
-    A sampler draws them in every move, needed or not, so that those of a sequence do not depend on its batch.
+    Samplers draw codes for every sequence in every move, even if they are not needed, so that the codes of a sequence
+    do not depend on its batch.
 
     Args:
         denoiser: the network.
-        noise: of the sequences; draws none at their padding.
-        length: positions, padding included.
-        device: where the codes are wanted.
+        noise: random numbers of the sequences; none are drawn at padding.
+        length: number of positions, padding included.
+        device: device of the result.
     """
-    number = num_codes(denoiser)
-    if not number:
+    num = num_codes(denoiser)
+    if not num:
         return None
-    return codes_from(noise.uniforms(length, positions=0, device=device), number)
+    return codes_from(noise.uniforms(length, positions=0, device=device), num)

@@ -1,7 +1,7 @@
-"""Memory that a batch is going to need, estimated before it is sampled; what does not fit is refused.
+"""Estimates of the memory that a batch needs; batches that do not fit are refused before sampling.
 
-The estimate counts the tensors that are alive at the same time and was fitted to measured peaks of networks of several
-sizes on a CPU; it is within a factor of 1.5 of them for batches of 100 MiB or more.
+An estimate counts the tensors that exist at the same time. It was fitted to measured peaks of networks of several sizes
+on a CPU and is within a factor of 1.5 of them for batches of 100 MiB or more.
 """
 
 from collections.abc import Callable, Iterator
@@ -29,41 +29,41 @@ from didi.sampling.uniform_ancestral import ROWS, UniformAncestral
 from didi.sampling.uniform_guided import PART, UniformGuided
 
 ALL_LOGITS = {"confidence": 8, "entropy-bounded": 8, "published": 30, "reparam": 40}
-"""Bytes for each logit of the samplers that compute those of every position at the same time."""
+"""Bytes for each logit, of samplers that hold the logits of all positions at the same time."""
 ACTIVATIONS = 24 * 4
 """Bytes of the trunk for each position and hidden unit."""
 BACKWARD = 20 * 4
-"""The same of each block, kept for a gradient."""
+"""Bytes for each position, hidden unit and block that are kept for a gradient."""
 HEAD = 12
-"""Bytes for each logit of ``ROWS`` positions, of uniform-state diffusion and scores; two such parts overlap."""
+"""Bytes for each logit of a part of ``ROWS`` positions, for uniform-state diffusion and scores; two parts overlap."""
 DRAW = 20
-"""Bytes for each symbol of a row while it is drawn; ``CHUNK_ELEMENTS`` at a time."""
+"""Bytes for each entry of the distributions that are drawn from, at most ``CHUNK_ELEMENTS`` at a time."""
 MEAN = 64
-"""Bytes for each symbol of a row while its mean embedding is differentiated, of uniform-state diffusion."""
+"""Bytes for each symbol and position while mean embeddings are differentiated, for uniform-state diffusion."""
 TOKEN = 64
-"""Bytes of a token in a finished sample set: tensors, list and text."""
+"""Bytes for each token of a finished sample set: tensors, list and text."""
 
 
 def batch_bytes(bundle: Bundle, options: SamplingOptions, length: int, num_moves: int, batch_size: int) -> float:
-    """Bytes beyond the weights that a batch needs at its peak.
+    """Peak memory of a batch in bytes, without the weights of the networks.
 
     Args:
-        bundle: its networks are sampled.
+        bundle: bundle of the networks.
         options: sampler and settings.
-        length: positions.
-        num_moves: of the time grid.
-        batch_size: sequences.
+        length: number of positions.
+        num_moves: number of moves of the time grid.
+        batch_size: number of sequences.
     """
     network: Any = bundle.network(options.role)
     vocab_size, config = network.vocab_size, getattr(network, "config", None)
     hidden, blocks = getattr(config, "hidden_size", 0), getattr(config, "num_blocks", 0)
     positions = float(batch_size * length)
-    trunk = positions * hidden * ACTIVATIONS * _share_of_float32(network)
-    if isinstance(network, AutoregressiveLM):  # keys and values of every block, copied at each position
+    trunk = positions * hidden * ACTIVATIONS * _activation_size(network) / 4
+    if isinstance(network, AutoregressiveLM):  # keys and values of every block, copied in every pass
         return positions * hidden * blocks * 16 + batch_size * vocab_size * (8 + DRAW)
     name = "published" if options.precision == "float32" else sampler_of(bundle, options)
     kind = find_sampler(name, bundle.process.name).sampler
-    if issubclass(kind, (UniformAncestral, ScoreSampler)):  # parts of the positions at a time
+    if issubclass(kind, (UniformAncestral, ScoreSampler)):  # logits exist for a part of the positions only
         part = rows_at_a_time(vocab_size, next(network.parameters()).device)
         return trunk + vocab_size * (min(positions, ROWS) * HEAD + min(positions, part) * 3 * DRAW)
     if issubclass(kind, PublishedUniform):
@@ -72,23 +72,24 @@ def batch_bytes(bundle: Bundle, options: SamplingOptions, length: int, num_moves
         return trunk + _uniform_guided_bytes(bundle, options, num_moves, positions)
     if name == "guided":
         return _guided_bytes(bundle, options, length, num_moves, batch_size, trunk)
-    rows, each = 1.0 if ignores_grid(network, name) else _largest_move(bundle, options, num_moves) * length, 8
+    rows = 1.0 if ignores_grid(network, name) else _largest_move(bundle, options, num_moves) * length
+    bytes_per_logit = 8
     if name in ALL_LOGITS:
-        rows, each = float(length), ALL_LOGITS[name] if options.precision == "float64" else 20
-    drawn = 0 if name == "published" else DRAW
-    return trunk + _logits_bytes(batch_size * max(1.0, rows) * vocab_size, each, drawn, options)
+        rows, bytes_per_logit = float(length), ALL_LOGITS[name] if options.precision == "float64" else 20
+    bytes_per_draw = 0 if name == "published" else DRAW
+    return trunk + _logits_bytes(batch_size * max(1.0, rows) * vocab_size, bytes_per_logit, bytes_per_draw, options)
 
 
-def _logits_bytes(num: float, each: int, drawn: int, options: SamplingOptions) -> float:
-    """Bytes of so many logits, ``each`` for one, and of what is drawn from them."""
-    each += 32 if options.top_p < 1 else 4 if options.temperature != 1 else 0
-    return num * each + min(num, CHUNK_ELEMENTS) * drawn
+def _logits_bytes(num: float, bytes_per_logit: int, bytes_per_draw: int, options: SamplingOptions) -> float:
+    """Bytes of ``num`` logits and of the distributions that are drawn from."""
+    bytes_per_logit += 32 if options.top_p < 1 else 4 if options.temperature != 1 else 0
+    return num * bytes_per_logit + min(num, CHUNK_ELEMENTS) * bytes_per_draw
 
 
 def _guided_bytes(
     bundle: Bundle, options: SamplingOptions, length: int, num_moves: int, batch_size: int, trunk: float
 ) -> float:
-    """Bytes of the larger of the two kinds of moves: tilted, with a gradient, or re-ranked, with candidates."""
+    """Bytes of the larger kind of move: tilted moves keep activations for the gradient, re-ranked ones candidates."""
     guidance = with_bundle_settings(options, bundle).guidance or Guidance()
     network, positions = bundle.denoiser(options.role), float(batch_size * length)
     hidden, share = network.config.hidden_size, _largest_move(bundle, options, num_moves)
@@ -104,13 +105,13 @@ def _guided_bytes(
 
 
 def _uniform_guided_bytes(bundle: Bundle, options: SamplingOptions, num_moves: int, positions: float) -> float:
-    """As ``_guided_bytes``, beyond the trunk; distributions over the vocabulary exist for parts of the positions."""
+    """As ``_guided_bytes``, without the trunk; distributions over the vocabulary exist in parts of the positions."""
     guidance, network = with_bundle_settings(options, bundle).guidance or Guidance(), bundle.denoiser(options.role)
     hidden, vocab_size, num_tilted = network.config.hidden_size, network.vocab_size, len(guidance.scales(num_moves))
     tilted = ranked = 0.0
     if num_tilted:
-        each = hidden * network.config.num_blocks * BACKWARD + (hidden + vocab_size) * 8  # its logits are kept
-        tilted = positions * each + min(positions, PART) * vocab_size * MEAN
+        per_position = hidden * network.config.num_blocks * BACKWARD + (hidden + vocab_size) * 8  # all logits are kept
+        tilted = positions * per_position + min(positions, PART) * vocab_size * MEAN
     if num_tilted < num_moves:
         part = rows_at_a_time(vocab_size, next(network.parameters()).device)
         ranked = positions * guidance.num_candidates * (hidden * ACTIVATIONS + 24)
@@ -124,13 +125,13 @@ def _largest_move(bundle: Bundle, options: SamplingOptions, num_moves: int) -> f
     return float(alphas.diff().max())
 
 
-def _share_of_float32(network: nn.Module) -> float:
-    """Size of the trunk's numbers, as a share of float32."""
-    return 0.5 if any(one.dtype == torch.bfloat16 for one in network.parameters()) else 1.0
+def _activation_size(network: nn.Module) -> int:
+    """Bytes of a number of the trunk's activations."""
+    return 2 if any(parameter.dtype == torch.bfloat16 for parameter in network.parameters()) else 4
 
 
 def free_bytes(device: torch.device) -> float:
-    """Bytes that can still be allocated on a device; infinite where the system does not report it."""
+    """Bytes that can still be allocated on a device; infinity if the system does not report them."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return float(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
@@ -146,7 +147,7 @@ def _meminfo(file: Path = Path("/proc/meminfo")) -> float:
 
 
 def _cgroup(folder: Path = Path("/sys/fs/cgroup")) -> float:
-    """What the limit of a container leaves; pages of files, which the system can drop, count as free."""
+    """Bytes left below the memory limit of the container; cached pages of files count as free."""
     try:
         limit, used = ((folder / name).read_text().strip() for name in ("memory.max", "memory.current"))
         pages = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
@@ -156,10 +157,10 @@ def _cgroup(folder: Path = Path("/sys/fs/cgroup")) -> float:
 
 
 def check_batch(bundle: Bundle, options: SamplingOptions, length: int, num_moves: int, num_samples: int) -> None:
-    """Refuse a batch that the device has no memory for.
+    """Refuse a batch that does not fit in the memory of the device.
 
     Raises:
-        UsageError: the estimate is larger than the free memory; the message has the largest value that fits.
+        UsageError: the estimate exceeds the free memory; the message names the largest batch that fits.
     """
     device = next(bundle.network(options.role).parameters()).device
     free, size = free_bytes(device), min(options.batch_size, num_samples)
@@ -167,15 +168,15 @@ def check_batch(bundle: Bundle, options: SamplingOptions, length: int, num_moves
     if needed <= free:
         return
     rule = f"a batch of {size} needs about {needed / 2**30:.1f} GiB and {free / 2**30:.1f} GiB are free on {device}"
-    fits = _largest(size, lambda one: batch_bytes(bundle, options, length, num_moves, one) <= free)
+    fits = _largest(size, lambda num: batch_bytes(bundle, options, length, num_moves, num) <= free)
     if fits:
         raise UsageError(f"{rule}: lower batch_size to {fits} or less")
     guidance = with_bundle_settings(options, bundle).guidance
     if guidance is not None:
 
         def fits_with(num: int) -> bool:
-            fewer = replace(options, guidance=replace(guidance, num_candidates=num))
-            return batch_bytes(bundle, fewer, length, num_moves, 1) <= free
+            with_num = replace(options, guidance=replace(guidance, num_candidates=num))
+            return batch_bytes(bundle, with_num, length, num_moves, 1) <= free
 
         if fits := _largest(guidance.num_candidates, fits_with):
             raise UsageError(f"{rule}: lower batch_size to 1 and num_candidates to {fits} or less")
@@ -188,7 +189,7 @@ def check_samples(
     """Refuse a sample set whose tokens and texts do not fit in memory.
 
     Raises:
-        UsageError: they do not; the message has the largest ``num_samples`` of each prompt that fits.
+        UsageError: they do not; the message names the largest ``num_samples`` that fits.
     """
     free, context = free_bytes(torch.device("cpu")), bundle.network(role).length
     num_samples = whole_number("num_samples", num_samples, low=1)
@@ -203,7 +204,7 @@ def check_samples(
 
 
 def _largest(high: int, fits: Callable[[int], bool]) -> int:
-    """The largest number from 1 to ``high`` that fits, given that smaller ones fit too; 0 if there is none."""
+    """The largest number from 1 to ``high`` that fits; 0 if none does. All numbers below one that fits must fit too."""
     low, high = 0, high + 1
     while high - low > 1:
         middle = (low + high) // 2
@@ -213,10 +214,10 @@ def _largest(high: int, fits: Callable[[int], bool]) -> int:
 
 @contextmanager
 def out_of_memory(batch_size: int) -> Iterator[None]:
-    """A failed allocation within the context is one line.
+    """Turn a failed allocation within the context into a one-line error.
 
     Raises:
-        DidiError: memory ran out.
+        DidiError: an allocation failed.
     """
     try:
         yield

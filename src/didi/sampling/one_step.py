@@ -22,14 +22,13 @@ from didi.sampling.token_distribution import UNMODIFIED, TokenDistribution
 class OneStep:
     """One-step sampler; float64 draws of the tokens.
 
-    Given tokens stand at their positions in the initial state, without noise.
+    The initial state has the given tokens at their positions, without noise.
 
     Attributes:
         denoiser: the network.
         process: masked diffusion.
         token_distribution: temperature and top-p.
-        initial_state: distribution of the network's input; masks alone by default, from which this is ``Ancestral``
-            of one move.
+        initial_state: distribution of the network's input. The default, masks only, gives ``Ancestral`` with one move.
     """
 
     denoiser: Denoiser
@@ -39,20 +38,20 @@ class OneStep:
 
     @property
     def network(self) -> DenoiserNetwork:
-        """The network, which reads embeddings."""
+        """The denoiser as a network that can read embeddings."""
         return cast(DenoiserNetwork, self.denoiser)
 
     @torch.inference_mode()
     def __call__(self, canvas: Canvas, times: Float[Tensor, " n"], noise: SequenceNoise) -> Iterator[StepOutput]:
-        """See ``base.Sampler``; the only move goes from the first to the last of the times."""
+        """See ``base.Sampler``; there is one move, from the first to the last time."""
         mask_id, is_free = self.process.mask_id, canvas.is_free
-        state, draw = noise.uniforms(canvas.length, 3, positions=0).split([2, 1], dim=-1)
+        state_draws, token_draws = noise.uniforms(canvas.length, 3, positions=0).split([2, 1], dim=-1)
         normals = None
         if self.initial_state.noise_std:
             normals = noise.normals(canvas.length, self.network.hidden_size, positions=0)
-        z = self.initial_state.tokens(canvas, state, mask_id, self.denoiser.vocab_size)
+        z = self.initial_state.tokens(canvas, state_draws, mask_id, self.denoiser.vocab_size)
         logits = self.denoiser.head(self.features(z, canvas, normals)[is_free])
-        drawn = self.token_distribution.sample(logits, mask_id, draw[..., 0][is_free])
+        drawn = self.token_distribution.sample(logits, mask_id, token_draws[..., 0][is_free])
         none = torch.zeros(len(z), dtype=torch.long)
         passes = is_free.any(1).long().cpu()
         yield StepOutput(z.masked_scatter(is_free, drawn), float(times[-1]), is_free, passes, none)
@@ -63,9 +62,9 @@ class OneStep:
         """Trunk features of initial states, at time 1.
 
         Args:
-            z: the discrete part, of ``InitialState.tokens``.
-            canvas: which positions are free.
-            normals: of the embedding noise; None without it.
+            z: tokens of the initial states, from ``InitialState.tokens``.
+            canvas: free positions.
+            normals: noise of the embeddings; None for no noise.
         """
         sigma = self.process.noise_level(self.denoiser, torch.ones(len(z), dtype=torch.float64, device=z.device))
         return self.initial_state.features(self.network, z, canvas.is_free, normals, sigma, canvas.attention_mask)

@@ -1,4 +1,4 @@
-"""How to sample: one record for the API, the command line and the evaluation."""
+"""Sampling options of the API, the command line and the evaluation."""
 
 from dataclasses import dataclass
 from typing import Any, get_args
@@ -21,39 +21,40 @@ SamplerName = str
 """A name in ``didi.sampling.SAMPLERS``, or ``DEFAULT_SAMPLER``."""
 
 DEFAULT_SAMPLER: SamplerName = "default"
-"""Stands for the sampler of the bundle, ``registry.sampler_of``."""
+"""Chooses the sampler that fits the bundle, see ``registry.sampler_of``."""
 
 
 @dataclass(frozen=True)
 class SamplingOptions:
-    """How to sample; every field but the batch's is recorded with the results.
+    """How to sample. Evaluations record all fields except ``batch_size`` and ``is_whole_batch``.
 
-    The settings from ``guidance`` on belong to some samplers: None is the sampler's own default, and a value that the
+    The settings from ``guidance`` on belong to some samplers: None is the default of the sampler, and a value that the
     chosen sampler does not read is refused.
 
     Attributes:
         sampler: a name in ``didi.sampling.SAMPLERS``: ``ancestral`` (Eq. 10; left to right for an autoregressive
-            network), ``guided`` (Algorithm 2), ``first-hitting`` (exact, one token a pass), ``tau-leaping``,
+            network), ``guided`` (Algorithm 2), ``first-hitting`` (exact, one token per pass), ``tau-leaping``,
             ``confidence``, ``entropy-bounded``, ``remasking``, ``reparam`` (DPLM) or ``one-step``; ``default`` is
             ``one-step`` for a student with an initial state, else ``ancestral``.
-        role: which network; the student where there is one, by default.
-        precision: of the draws.
+        role: network that is sampled; by default the student if there is one.
+        precision: precision of the draws.
         temperature: divides the logits; 1 is exact.
-        top_p: share of a token's probability that is kept, the likeliest tokens first; 1 is exact.
-        grid: how the times of the moves are spaced.
-        times: the times themselves, from 1 down to 0, instead of ``nfe`` and ``grid``.
-        batch_size: sequences at a time; changes speed and memory, and samples by rounding alone (``noise``).
-        is_whole_batch: ancestral sampling runs the network on whole batches only, for networks that are compiled.
-        guidance: settings of ``guided``; None takes those that the bundle was measured with, where it has them.
-        order: which positions ``confidence`` reveals first.
-        entropy_bound: nats that ``entropy-bounded`` may draw at once beyond the largest entropy.
+        top_p: the most probable tokens whose probabilities sum to this are kept; 1 is exact.
+        grid: spacing of the times of the moves.
+        times: times of the moves, from 1 down to 0, instead of ``nfe`` and ``grid``.
+        batch_size: number of sequences that are sampled together. It affects speed and memory; samples change by
+            rounding only (``SequenceNoise``).
+        is_whole_batch: ancestral sampling runs the network on whole batches only, for compiled networks.
+        guidance: settings of ``guided``; None is the guidance of the bundle, if it has one.
+        order: the order in which ``confidence`` reveals positions.
+        entropy_bound: bound of ``entropy-bounded`` in nats.
         remask: settings of ``remasking``.
-        initial_state: what ``one-step`` starts from; None is that of the bundle for its student, and masks alone for
-            other networks.
+        initial_state: initial state of ``one-step``; None is the initial state of the bundle for its student, and masks
+            only for other networks.
         reparam: settings of ``reparam``.
 
     Raises:
-        UsageError: a value is of another type, out of range, or none of the choices.
+        UsageError: a value has the wrong type, is out of range, or is not one of the choices.
     """
 
     sampler: SamplerName = DEFAULT_SAMPLER
@@ -97,7 +98,7 @@ class SamplingOptions:
         return TokenDistribution(self.temperature, self.top_p)
 
     def move_times(self, nfe: int) -> Float[Tensor, " n"]:
-        """Times of the moves: the given ones, or a grid of ``nfe``."""
+        """Times of the moves: ``times`` if they are set, or a grid of ``nfe`` moves."""
         return given_times(self.times) if self.times else time_grid(nfe, self.grid)
 
 
@@ -108,10 +109,10 @@ KINDS: dict[str, type[Any]] = {
     "initial_state": InitialState,
     "reparam": Reparameterization,
 }
-"""Types of the fields that are records of settings."""
+"""Types of the fields that are settings dataclasses."""
 
 OWN_SETTINGS = ("guidance", "order", "entropy_bound", "remask", "initial_state", "reparam")
-"""Fields of ``SamplingOptions`` that some samplers read; the field of the sampler has the same name."""
+"""Fields of ``SamplingOptions`` that become a field of the same name of some samplers."""
 
 SETTINGS = (*OWN_SETTINGS, "grid", "times")
 """Fields of ``SamplingOptions`` that not every sampler reads."""

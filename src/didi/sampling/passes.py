@@ -1,10 +1,10 @@
-"""Samplers that ask for the passes of their network instead of making them, so that several can share a pass.
+"""Samplers as generators that request network passes, so that several samplers can share a pass.
 
-A pass of the trunk depends on the rows that it reads, and not on the sampler, the move or the seed that they come from.
-A sampler is written once, as a generator that yields a ``TrunkPass`` wherever it needs features, is sent those, and
-yields a ``StepOutput`` after every move. Where it wants nothing but tokens from some of the features, it yields a
-``TokenDraw`` too. ``moves_alone`` answers each request at once; a server collects those of many samplers and answers
-them together.
+The result of a trunk pass depends on its input rows only, not on the sampler, the move or the seed. A sampler is
+written once, as a generator: it yields a ``TrunkPass`` when it needs features and receives them by ``send``; it yields
+a ``TokenDraw`` when it needs tokens drawn from features; it yields a ``StepOutput`` after every move.
+``unshared_moves`` answers each request at once. A server collects the requests of many samplers and answers them
+together.
 """
 
 from collections.abc import Generator, Iterator
@@ -25,11 +25,11 @@ from didi.sampling.token_distribution import TokenDistribution
 
 @dataclass(frozen=True)
 class TrunkPass:
-    """What a sampler wants ``Denoiser.features`` of.
+    """A request for ``Denoiser.features``.
 
     Attributes:
         inputs: token ids.
-        t: their time, one for all rows or one for each.
+        t: time of the inputs, one for all rows or one for each.
         attention_mask: False at padding; None where all positions are real.
         codes: latent code of each position; None for a network that reads none.
     """
@@ -42,11 +42,11 @@ class TrunkPass:
 
 @dataclass(frozen=True)
 class TokenDraw:
-    """Rows of features of which a sampler wants a token each, drawn by the sampler.
+    """A request for a token drawn from each row of features.
 
     Attributes:
-        features: rows.
-        uniforms: for each, in [0, 1).
+        features: trunk features.
+        uniforms: uniform number of each row, in [0, 1).
     """
 
     features: Float[Tensor, "n d"]
@@ -54,55 +54,57 @@ class TokenDraw:
 
 
 Passes = Generator[TrunkPass | TokenDraw | StepOutput, Tensor | None, None]
-"""A run of a sampler, which is sent features ``[r, l, d]`` after each ``TrunkPass``, tokens ``[n]`` after each
+"""A run of a sampler. It receives features ``[r, l, d]`` after each ``TrunkPass``, tokens ``[n]`` after each
 ``TokenDraw``, and None after each ``StepOutput``."""
 
 
 @runtime_checkable
 class PassSampler(Protocol):
-    """A sampler whose passes can be shared with others; it is a ``base.Sampler`` too."""
+    """A ``base.Sampler`` whose network passes can be shared with other samplers."""
 
     @property
     def denoiser(self) -> Denoiser:
-        """The network whose features it asks for."""
+        """The network whose features are requested."""
         ...
 
     @property
     def process(self) -> Process:
-        """The process that has the noise level of a time."""
+        """The process, which maps times to noise levels."""
         ...
 
     @property
     def token_distribution(self) -> TokenDistribution:
-        """What the tokens of a ``TokenDraw`` are drawn by."""
+        """Temperature and top-p of the tokens of a ``TokenDraw``."""
         ...
 
     def passes(self, canvas: Canvas, times: Float[Tensor, " n"], noise: SequenceNoise) -> Passes:
-        """The run of a batch; arguments as of ``base.Sampler.__call__``."""
+        """The run of a batch; arguments are those of ``base.Sampler.__call__``."""
         ...
 
 
-def sent(answer: Tensor | None) -> Tensor:
-    """What a run is sent in answer to a ``TrunkPass`` or a ``TokenDraw``."""
+def received(answer: Tensor | None) -> Tensor:
+    """The tensor that a run receives for a ``TrunkPass`` or a ``TokenDraw``; narrows its type."""
     assert answer is not None
     return answer
 
 
 @torch.inference_mode()
-def moves_alone(
+def unshared_moves(
     sampler: PassSampler, canvas: Canvas, times: Float[Tensor, " n"], noise: SequenceNoise
 ) -> Iterator[StepOutput]:
-    """The moves of a batch whose passes are shared with no other."""
+    """The moves of a batch, whose passes are run at once and not shared."""
     run, answer, denoiser, process = sampler.passes(canvas, times, noise), None, sampler.denoiser, sampler.process
     while True:
         try:
-            asked = run.send(answer)
+            request = run.send(answer)
         except StopIteration:
             return
         answer = None
-        if isinstance(asked, StepOutput):
-            yield asked
-        elif isinstance(asked, TokenDraw):
-            answer = sampler.token_distribution.sample(denoiser.head(asked.features), process.mask_id, asked.uniforms)
+        if isinstance(request, StepOutput):
+            yield request
+        elif isinstance(request, TokenDraw):
+            answer = sampler.token_distribution.sample(
+                denoiser.head(request.features), process.mask_id, request.uniforms
+            )
         else:
-            answer = features_at(denoiser, process, asked.inputs, asked.t, asked.attention_mask, asked.codes)
+            answer = features_at(denoiser, process, request.inputs, request.t, request.attention_mask, request.codes)

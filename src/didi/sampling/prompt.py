@@ -1,4 +1,4 @@
-"""From prompts and lengths to canvases, and from tokens to texts."""
+"""Canvases from prompts and lengths, and texts from tokens."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,12 +20,12 @@ from didi.models.tokenizer_fit import MASK
 
 @dataclass(frozen=True)
 class Frame:
-    """Symbols around a sequence that are given: proteins have a begin and an end symbol, other sequences none.
+    """Fixed symbols around a sequence: proteins have a begin and an end symbol, other sequences have none.
 
     Attributes:
-        before: symbols before the first position of the length that a user gives.
-        after: symbols after the last one.
-        pad_id: what stands at padding.
+        before: symbols before the sequence; a length that a user gives does not count them.
+        after: symbols after the sequence.
+        pad_id: symbol at padding.
     """
 
     before: tuple[int, ...] = ()
@@ -38,34 +38,36 @@ class Frame:
         shape = network.config
         if not isinstance(shape, Esm2Config):
             return cls()
-        before, after = (() if one is None else (one,) for one in (shape.begin_id, shape.end_id))
+        before, after = (() if symbol is None else (symbol,) for symbol in (shape.begin_id, shape.end_id))
         return cls(before, after, shape.pad_id)
 
     @property
     def num_ids(self) -> int:
-        """Positions that the frame takes."""
+        """Number of symbols of the frame."""
         return len(self.before) + len(self.after)
 
 
-def known_lengths(network: DenoiserNetwork | AutoregressiveLM, length: int | Sequence[int] | None) -> tuple[int, ...]:
-    """Lengths of samples without their frame, checked.
+def checked_lengths(network: DenoiserNetwork | AutoregressiveLM, length: int | Sequence[int] | None) -> tuple[int, ...]:
+    """Lengths of samples without their frame, as whole numbers in range.
 
     Args:
-        network: has a largest length.
-        length: one or several; None is the largest.
+        network: network whose context limits the lengths.
+        length: one or several lengths; None is the largest.
 
     Raises:
-        UsageError: one is no whole number or does not fit into the context.
+        UsageError: a length is not a whole number or does not fit in the context.
     """
     longest = network.length - Frame.of(network).num_ids
-    given = [longest] if length is None else listed("length", length)
-    return tuple(whole_number("length", one, low=1, high=longest) for one in given)
+    lengths = [longest] if length is None else listed("length", length)
+    return tuple(whole_number("length", value, low=1, high=longest) for value in lengths)
 
 
 def framed(canvas: Canvas, frame: Frame, width: int) -> Canvas:
-    """A canvas of sequences of one length with their frame, padded to ``width`` positions."""
-    num_rows, ends = len(canvas), (frame.before, frame.after)
-    before, after = (torch.tensor(one, dtype=torch.long).expand(num_rows, -1) for one in ends)
+    """The sequences of a canvas without padding, with their frame, padded to ``width`` positions."""
+    num_rows = len(canvas)
+    before, after = (
+        torch.tensor(symbols, dtype=torch.long).expand(num_rows, -1) for symbols in (frame.before, frame.after)
+    )
     num_pads = width - canvas.length - frame.num_ids
     padding = torch.full((num_rows, num_pads), frame.pad_id)
     tokens = torch.cat([before, canvas.tokens, after, padding], dim=1)
@@ -75,14 +77,14 @@ def framed(canvas: Canvas, frame: Frame, width: int) -> Canvas:
 
 
 def canvas_from_prompt(bundle: Bundle, length: int, *, prefix: str | None = None, infill: str | None = None) -> Canvas:
-    """The canvas of one sequence without its frame: free everywhere but at the prompt's tokens.
+    """The canvas of one sequence without its frame; all positions are free except the tokens of the prompt.
 
     Args:
-        bundle: whose tokenizer is used.
+        bundle: bundle with the tokenizer.
         length: number of positions.
         prefix: text that the sequence begins with.
-        infill: text in which each [MASK] is one token to fill in; positions after it are free. One space before a
-            [MASK] belongs to it, since a token of text begins with its space; all other whitespace is kept.
+        infill: text in which each [MASK] is one token to fill in; positions after the text are free. One space before
+            a [MASK] is removed, because tokens of text begin with a space; all other whitespace is kept.
 
     Raises:
         UsageError: both are given, the bundle has no tokenizer, or the prompt is longer than the sequence.
@@ -100,10 +102,10 @@ def canvas_from_prompt(bundle: Bundle, length: int, *, prefix: str | None = None
     assert bundle.tokenizer is not None
     if len(ids) > length:
         raise UsageError(f"a prompt has at most {length} tokens here; this one has {len(ids)}: shorten it")
-    given = torch.tensor([ids], dtype=torch.long)
+    prompt_tokens = torch.tensor([ids], dtype=torch.long)
     is_free = torch.ones(1, length, dtype=torch.bool)
-    is_free[:, : len(ids)] = given == bundle.tokenizer.token_to_id(MASK)
-    canvas.tokens[:, : len(ids)] = given
+    is_free[:, : len(ids)] = prompt_tokens == bundle.tokenizer.token_to_id(MASK)
+    canvas.tokens[:, : len(ids)] = prompt_tokens
     return Canvas.given(canvas.tokens, is_free)
 
 
@@ -111,7 +113,7 @@ def encoded(bundle: Bundle, text: str) -> list[int]:
     """Tokens of a prompt, see ``prompt_ids``.
 
     Raises:
-        UsageError: the bundle has no tokenizer, or it lacks a word of the text.
+        UsageError: the bundle has no tokenizer, or a word of the text is not in its vocabulary.
     """
     if bundle.tokenizer is None:
         raise UsageError(f"a prompt needs a tokenizer; bundle {bundle.name} has none: leave the prompt out")
@@ -119,16 +121,19 @@ def encoded(bundle: Bundle, text: str) -> list[int]:
         return prompt_ids(bundle.tokenizer, text)
     except UsageError:
         raise
-    except Exception as error:  # of tokenizers, which has no narrower one: a word-level vocabulary lacks a word
-        known = ", ".join(sorted(bundle.tokenizer.get_vocab())[:3])
-        raise UsageError(f"a prompt is made of this tokenizer's words ({known}, ...); got {text!r}") from error
+    except Exception as error:  # tokenizers has no narrower class; a word is not in a word-level vocabulary
+        examples = ", ".join(sorted(bundle.tokenizer.get_vocab())[:3])
+        raise UsageError(f"a prompt is made of this tokenizer's words ({examples}, ...); got {text!r}") from error
 
 
 def prompt_ids(tokenizer: Tokenizer, text: str) -> list[int]:
-    """Tokens of a text in which [MASK] is a token of its own.
+    """Tokens of a text in which [MASK] is one token.
 
-    A tokenizer whose [MASK] takes the whitespace before it along would take newlines too: the text between the masks is
-    encoded by itself, without the one space that belongs to a mask.
+    The text between the masks is encoded separately. A tokenizer whose [MASK] strips the whitespace before it
+    (``lstrip``) would also strip newlines; here only one space before a mask is removed.
+
+    Raises:
+        UsageError: the text has a [MASK] and the tokenizer has none.
     """
     *parts, last = text.split(MASK)
     if not parts:
@@ -137,21 +142,21 @@ def prompt_ids(tokenizer: Tokenizer, text: str) -> list[int]:
     if mask_id is None:
         raise UsageError(f"an infill text needs a tokenizer with {MASK}; this one has none: use --prefix")
     mask = tokenizer.get_added_tokens_decoder().get(mask_id)
-    takes_space = mask is not None and mask.lstrip
+    strips_space = mask is not None and mask.lstrip
     ids: list[int] = []
     for part in parts:
-        kept = part.removesuffix(" ") if takes_space else part
-        ids += [*tokenizer.encode(kept, add_special_tokens=False).ids, mask_id]
+        text = part.removesuffix(" ") if strips_space else part
+        ids += [*tokenizer.encode(text, add_special_tokens=False).ids, mask_id]
     return [*ids, *tokenizer.encode(last, add_special_tokens=False).ids]
 
 
 def decode(bundle: Bundle, tokens: Int[Tensor, "n l"], lengths: Int[Tensor, " n"] | None = None) -> list[str]:
-    """Texts of token sequences; the numbers themselves without a tokenizer.
+    """Texts of token sequences; token ids separated by spaces for a bundle without a tokenizer.
 
     Args:
-        bundle: whose tokenizer is used.
+        bundle: bundle with the tokenizer.
         tokens: token ids.
-        lengths: positions of each sequence before its padding; None where there is no padding.
+        lengths: number of positions of each sequence before its padding; None without padding.
     """
     rows = tokens.tolist()
     if lengths is not None:

@@ -1,4 +1,4 @@
-"""Several prompts in one sample set: which prompt, seed and number belong to which sequence."""
+"""Sample sets with several prompts: the prompt, the seed and the number of each sequence."""
 
 import reprlib
 from collections.abc import Iterable, Sequence
@@ -16,13 +16,13 @@ from didi.sampling.prompt import MASK, Frame, canvas_from_prompt, framed
 
 @dataclass(frozen=True)
 class Prompt:
-    """What the samples of a prompt are given.
+    """A prompt and the seed of its samples.
 
     Attributes:
-        prefix: text that they begin with.
+        prefix: text that the samples begin with.
         infill: text whose [MASK]s are filled in, instead of ``prefix``.
-        seed: seed of the samples; by default it is derived from the seed of the set and the text, so that the samples
-            of a prompt depend neither on the other prompts nor on its place among them.
+        seed: seed of the samples. By default it is derived from the seed of the set and the text, so that the samples
+            depend neither on the other prompts nor on their order.
     """
 
     prefix: str | None = None
@@ -38,39 +38,38 @@ class Prompt:
 
     @classmethod
     def from_text(cls, text: str) -> "Prompt":
-        """A text with a [MASK] as ``infill``, any other as ``prefix``."""
+        """A prompt from a text: ``infill`` if the text has a [MASK], else ``prefix``."""
         return cls(infill=text) if MASK in text else cls(prefix=text)
 
     def own_seed(self, seed: int) -> int:
-        """Seed of its samples in a set with ``seed``."""
+        """Seed of the samples of this prompt in a set with ``seed``."""
         return derive_seed(seed, "prompt", self.prefix or "", self.infill or "") if self.seed is None else self.seed
 
 
-def known_prompts(prompts: Iterable[str | Prompt]) -> list[Prompt]:
-    """Texts and records as records.
+def checked_prompts(prompts: Iterable[str | Prompt]) -> list[Prompt]:
+    """Texts and ``Prompt`` records as a list of ``Prompt`` records.
 
     Args:
-        prompts: a list or any other iterable of one or more; not a single text.
+        prompts: one or several texts or records; a single text is one prompt.
 
     Raises:
-        UsageError: there is none, or one is neither a text nor a ``Prompt``.
+        UsageError: there is no prompt, or an item is neither a text nor a ``Prompt``.
     """
-    found = [
-        Prompt.from_text(one) if isinstance(one, str) else one for one in listed("prompts", prompts, allows_none=True)
-    ]
-    if not found:
+    items = listed("prompts", prompts, allows_none=True)
+    if not items:
         raise UsageError("prompts are one or more; got none")
-    return [instance("a prompt", one, Prompt) for one in found]
+    records = [Prompt.from_text(item) if isinstance(item, str) else item for item in items]
+    return [instance("a prompt", record, Prompt) for record in records]
 
 
 @dataclass(frozen=True)
 class PromptSet:
-    """The sequences of a sample set: ``num_samples`` for each prompt, those of the first prompt first.
+    """The sequences of a sample set: ``num_samples`` for each prompt, in the order of the prompts.
 
     Attributes:
-        prompts: one or more; their seeds are not None.
+        prompts: one or more prompts with seeds.
         num_samples: number of sequences for each prompt.
-        lengths: lengths without frame; the samples of a prompt take them in turn.
+        lengths: lengths without frame; the samples of a prompt cycle through them.
     """
 
     prompts: tuple[Prompt, ...]
@@ -87,7 +86,7 @@ class PromptSet:
         infill: str | None,
         lengths: tuple[int, ...],
     ) -> "PromptSet":
-        """The sequences that the arguments of ``stream`` ask for.
+        """The sample set for the arguments of ``stream``.
 
         Raises:
             UsageError: ``prompts`` is empty, or given together with ``prefix`` or ``infill``.
@@ -96,18 +95,18 @@ class PromptSet:
             return cls((Prompt(prefix, infill, seed),), num_samples, lengths)
         if prefix is not None or infill is not None:
             raise UsageError("give prompts, or one prefix or infill text for all samples, not both")
-        known = tuple(Prompt(one.prefix, one.infill, one.own_seed(seed)) for one in known_prompts(prompts))
-        return cls(known, num_samples, lengths)
+        seeded = (Prompt(prompt.prefix, prompt.infill, prompt.own_seed(seed)) for prompt in checked_prompts(prompts))
+        return cls(tuple(seeded), num_samples, lengths)
 
     def __len__(self) -> int:
         return len(self.prompts) * self.num_samples
 
     def prompt(self, sequence: int) -> Prompt:
-        """The prompt of a sequence, with the seed of its noise."""
+        """The prompt of a sequence, with its seed."""
         return self.prompts[sequence // self.num_samples]
 
     def index(self, sequence: int) -> int:
-        """Number of a sequence within those of its prompt, from 0."""
+        """Number of a sequence among the samples of its prompt, from 0."""
         return sequence % self.num_samples
 
     def length(self, sequence: int) -> int:
@@ -115,42 +114,47 @@ class PromptSet:
         return self.lengths[self.index(sequence) % len(self.lengths)]
 
     def canvas(self, bundle: Bundle, frame: Frame) -> Canvas:
-        """One row for each prompt and length, those of the first prompt first; see ``canvas_from_prompt``."""
+        """One row for each prompt and length, in the order of the prompts; see ``canvas_from_prompt``.
+
+        Raises:
+            UsageError: a prompt does not fit; the message names it.
+        """
         rows, width = [], max(self.lengths) + frame.num_ids
-        for number, one in enumerate(self.prompts, start=1):
+        for number, prompt in enumerate(self.prompts, start=1):
             try:
-                of_prompt = [
-                    canvas_from_prompt(bundle, length, prefix=one.prefix, infill=one.infill) for length in self.lengths
+                canvases = [
+                    canvas_from_prompt(bundle, length, prefix=prompt.prefix, infill=prompt.infill)
+                    for length in self.lengths
                 ]
             except UsageError as error:
                 if len(self.prompts) == 1:
                     raise
-                text = reprlib.repr(one.infill if one.prefix is None else one.prefix)
+                text = reprlib.repr(prompt.infill if prompt.prefix is None else prompt.prefix)
                 raise UsageError(f"prompt {number} ({text}): {error}") from error
-            rows += [framed(canvas, frame, width) for canvas in of_prompt]
+            rows += [framed(canvas, frame, width) for canvas in canvases]
         tokens, is_free, is_real = (
-            torch.cat([getattr(one, name) for one in rows]) for name in ("tokens", "is_free", "is_real")
+            torch.cat([getattr(row, name) for row in rows]) for name in ("tokens", "is_free", "is_real")
         )
         return Canvas(tokens, is_free, is_real, has_padding=len(set(self.lengths)) > 1)
 
     def rows(self, canvas: Canvas, sequences: Sequence[int]) -> Canvas:
-        """The rows of ``canvas``, one for each prompt and length, of ``sequences``; no wider than they need."""
+        """One row for each of ``sequences``, from the ``canvas`` of the set; without columns that are all padding."""
         if len(canvas) == 1:
             return canvas.expand(len(sequences))
         lengths, num = [self.length(sequence) for sequence in sequences], len(self.lengths)
         which = [sequence // self.num_samples * num + self.index(sequence) % num for sequence in sequences]
         chosen = canvas.rows(torch.tensor(which, device=canvas.tokens.device))
         width = canvas.length - max(self.lengths) + max(lengths)
-        tokens, is_free, is_real = (one[:, :width] for one in (chosen.tokens, chosen.is_free, chosen.is_real))
+        tokens, is_free, is_real = (part[:, :width] for part in (chosen.tokens, chosen.is_free, chosen.is_real))
         return Canvas(tokens, is_free, is_real, has_padding=len(set(lengths)) > 1)
 
     def noise(self, canvas: Canvas, sequences: Sequence[int]) -> SequenceNoise:
-        """Randomness of ``sequences``: a function of the seed of the prompt and the number within its samples.
+        """Random numbers of ``sequences``: they depend on the seed of the prompt and the number among its samples.
 
         Args:
-            canvas: of these sequences, from ``rows``.
-            sequences: their numbers.
+            canvas: canvas of these sequences, from ``rows``.
+            sequences: numbers of the sequences in the set.
         """
-        seeds = [one.seed or 0 for one in map(self.prompt, sequences)]
+        seeds = [self.prompt(sequence).seed or 0 for sequence in sequences]
         indices = [self.index(sequence) for sequence in sequences]
         return SequenceNoise(seeds, indices, canvas.tokens.device, canvas.lengths)

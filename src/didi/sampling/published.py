@@ -1,8 +1,8 @@
-"""Ancestral sampling as it is published: all logits in every move, and one Gumbel variate for each of them.
+"""The published form of ancestral sampling: all logits in every move, and a Gumbel variate for each logit.
 
-It exists to compare with. In ``float32`` it repeats the bias of published figures: single-precision noise never draws
-rare tokens, so perplexity and entropy both fall (Zheng et al. 2025, https://arxiv.org/abs/2409.02908). In ``float64``
-it follows the same distribution as ``Ancestral``, at several times the cost.
+It serves as a reference. In ``float32`` it has the bias of published figures: with single-precision noise rare tokens
+are never drawn, so perplexity and entropy both fall (Zheng et al. 2025, https://arxiv.org/abs/2409.02908). In
+``float64`` it has the same distribution as ``Ancestral``, at several times the cost.
 """
 
 from collections.abc import Iterator
@@ -30,7 +30,7 @@ class Published:
         denoiser: the network.
         process: masked diffusion.
         token_distribution: temperature and top-p.
-        precision: of probabilities and noise.
+        precision: precision of probabilities and noise.
     """
 
     denoiser: Denoiser
@@ -46,7 +46,7 @@ class Published:
         alphas = path_alphas(self.process.schedule, times).to(z.device, dtype)[:, None].expand(-1, len(z))
         for move, (t, s) in enumerate(pairwise(times)):
             is_masked = open_positions(self.process, z, canvas)
-            # All positions and symbols many times over: what is read no more makes room.
+            # Several tensors of [b, l, v]: each is freed as soon as it is not needed.
             probs = self.denoiser.head(features_at(self.denoiser, self.process, z, t, canvas.attention_mask))
             probs = self.token_distribution.log_probs(probs.flatten(0, 1), mask_id).view_as(probs)
             probs = subs_log_probs(probs, z, mask_id).to(dtype).exp_()

@@ -1,8 +1,8 @@
-"""Ancestral sampling of uniform-state diffusion as it is published, to compare with.
+"""The published form of ancestral sampling of uniform-state diffusion, as a reference.
 
-Every move has the posterior of all symbols at all positions in float64, and one Gumbel variate for each of them (UDLM,
+Every move computes the posterior of all symbols at all positions in float64, and a Gumbel variate for each (UDLM,
 https://arxiv.org/abs/2412.10193; Duo, https://arxiv.org/abs/2506.10892). In ``float64`` samples have the distribution
-of ``UniformAncestral``; in ``float32`` the noise has the bias that ``published`` describes.
+of ``UniformAncestral``; in ``float32`` the noise has the bias described in ``published``.
 """
 
 from collections.abc import Iterator
@@ -30,7 +30,7 @@ class PublishedUniform:
         denoiser: the network.
         process: uniform-state diffusion.
         token_distribution: temperature and top-p of the predicted clean token.
-        precision: of the probabilities that are drawn from and of the noise.
+        precision: precision of the noise and of the probabilities when they are drawn from.
     """
 
     denoiser: Denoiser
@@ -45,8 +45,8 @@ class PublishedUniform:
         z = self.process.prior(canvas, noise.uniforms(canvas.length, self.process.draws_per_position, positions=0))
         dtype = getattr(torch, self.precision)
         for t, s in pairwise(times):
-            before, rates = z, [float(alpha_at(self.process.schedule, one)) for one in (t, s)]
-            # All positions and symbols many times over: what is read no more makes room.
+            before, rates = z, [float(alpha_at(self.process.schedule, time)) for time in (t, s)]
+            # Several tensors of [b, l, v]: each is freed as soon as it is not needed.
             logits = self.denoiser.head(features_at(self.denoiser, self.process, z, t, canvas.attention_mask))
             logits = self.token_distribution.log_probs(logits.flatten(0, 1), None)
             weights = self.process.reverse_weights(logits, z.flatten(), *rates).to(dtype).log_()

@@ -1,4 +1,4 @@
-"""The choice among candidates of re-ranked moves, by minus the discriminator's log-ratio; Eq. 11 of the paper."""
+"""The choice among the candidates of re-ranked moves by their reward, minus the log-ratio; Eq. 11 of the paper."""
 
 import torch
 from jaxtyping import Float, Int
@@ -21,15 +21,15 @@ def candidate_weights(
     canvas: Canvas,
     s: Float[Tensor, ""],
 ) -> Float[Tensor, " b"]:
-    """Logits by which a candidate is chosen among others: its reward over the rank temperature, float32.
+    """Logits of the choice among candidates: rewards divided by the rank temperature, float32.
 
     Args:
-        discriminator: of the log-ratio student over teacher.
-        process: of the student.
+        discriminator: estimates the log-ratio of student over teacher.
+        process: process of the student.
         guidance: reduction and rank temperature.
         z: candidates.
-        canvas: of ``z``.
-        s: their time.
+        canvas: canvas of ``z``.
+        s: time of ``z``.
     """
     mask = canvas.attention_mask
     level = process.noise_level(discriminator, s.to(z.device).expand(len(z)))
@@ -42,12 +42,12 @@ def candidate_weights(
 def chosen_candidates(
     log_weights: Float[Tensor, "b m"], guidance: Guidance, uniforms: Float[Tensor, " b"]
 ) -> Int[Tensor, " b"]:
-    """Number of the candidate that is chosen in each row: drawn by its weight, or the best.
+    """Index of the chosen candidate of each row: drawn with ``log_weights`` as logits, or the best.
 
     Args:
         log_weights: from ``candidate_weights``.
-        guidance: whether one is drawn or the best is taken.
-        uniforms: numbers that it is drawn with.
+        guidance: ``select`` chooses between drawing and the best.
+        uniforms: uniform numbers of the draw.
     """
     if guidance.select == "best":
         return torch.argmax(log_weights, 1)

@@ -1,4 +1,4 @@
-"""What a sample needs to be drawn again, as a record for JSON."""
+"""The settings that reproduce a sample, as a record for JSON."""
 
 from dataclasses import asdict, is_dataclass
 from typing import Any
@@ -11,28 +11,32 @@ from didi.sampling.registry import own_settings, with_bundle_settings
 
 
 def sampling_record(bundle: Bundle, options: SamplingOptions, *, nfe: int, length: int) -> dict[str, Any]:
-    """The model, the sampler and the settings that it reads.
+    """The model, the sampler and the settings that the sampler reads.
 
-    With the seed, the number and the prompt of a sample this repeats it.
+    Together with its seed, number and prompt, this record reproduces a sample.
 
     Args:
-        bundle: as loaded; networks for inference in other numbers have other digests.
-        options: how it is sampled.
-        nfe: moves of the time grid.
-        length: positions of a sequence.
+        bundle: bundle as loaded; converting networks for inference changes their digests.
+        options: sampling options.
+        nfe: number of moves of the time grid.
+        length: number of positions of a sequence.
 
     Returns:
-        A record of texts, numbers and records. ``weights`` maps the roles of the networks that are sampled with to
-        SHA-256 digests of their weights; ``times`` is null where the times follow from ``grid`` and ``nfe``.
+        A record of JSON values. ``weights`` maps the roles of the networks in use to SHA-256 digests of their weights;
+        ``times`` is null if the times follow from ``grid`` and ``nfe``.
     """
     network = bundle.network(options.role)
-    role = next(name for name, one in bundle.networks().items() if one is network)
+    role = next(name for name, candidate in bundle.networks().items() if candidate is network)
     options = with_bundle_settings(options, bundle)
     settings = {} if isinstance(network, AutoregressiveLM) else own_settings(options)
+    values = {
+        name: asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
+        for name, value in settings.items()
+    }
     used = {role: network} | ({"discriminator": bundle.discriminator} if "guidance" in settings else {})
     return {
         "model": bundle.name,
-        "weights": {name: weights_digest(one) for name, one in used.items() if one is not None},
+        "weights": {name: weights_digest(module) for name, module in used.items() if module is not None},
         "role": role,
         "sampler": options.sampler,
         "nfe": nfe,
@@ -43,5 +47,5 @@ def sampling_record(bundle: Bundle, options: SamplingOptions, *, nfe: int, lengt
         "batch_size": options.batch_size,
         "temperature": options.temperature,
         "top_p": options.top_p,
-        **{name: asdict(one) if is_dataclass(one) else one for name, one in settings.items()},  # type: ignore[arg-type]
+        **values,
     }

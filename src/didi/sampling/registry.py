@@ -1,4 +1,4 @@
-"""The samplers by name: for which process, with which settings. A new one is one file and one line here."""
+"""The registry of samplers: their processes and settings. A new sampler takes one file and one entry here."""
 
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -34,19 +34,19 @@ SCORES = ("sedd-absorb", "sedd-uniform")
 
 @dataclass(frozen=True)
 class SamplerKind:
-    """A sampler class and what it is built from.
+    """A sampler class and how it is built.
 
-    Its fields are filled by name: ``denoiser``, ``process``, ``discriminator`` and ``token_distribution``, and settings
-    from the fields of ``SamplingOptions`` of the same name.
+    Fields of the class are set by name: ``denoiser``, ``process``, ``discriminator``, ``token_distribution``, and
+    settings from the fields of ``SamplingOptions`` of the same name.
 
     Attributes:
         sampler: the class, a frozen dataclass.
-        processes: names of the processes that it samples.
-        ignores_grid: whether the number of passes, at most the length, does not follow from a time grid.
-        fixed: fields with one value for all users.
-        num_moves: of a sampler that has one number of moves only.
-        is_revising: whether a move may mask or change a token that an earlier one has drawn, of masked diffusion.
-        draws_codes: whether it samples networks that read latent codes (``models.latent``).
+        processes: names of the processes that it supports.
+        ignores_grid: whether it has no time grid; the number of moves is then at most the length.
+        fixed: fields that options cannot change, and their values.
+        num_moves: the number of moves, of a sampler that supports a single one.
+        is_revising: for masked diffusion, whether a move may mask or change a token of an earlier move.
+        draws_codes: whether it supports networks that read latent codes (``models.latent``).
     """
 
     sampler: type[Any]
@@ -59,18 +59,18 @@ class SamplerKind:
 
     @property
     def reads(self) -> set[str]:
-        """Names of the options, beyond those of every sampler, that it reads."""
-        names = {one.name for one in fields(self.sampler)} - {name for name, _ in self.fixed}
+        """Names of the options that it reads, without the options of all samplers."""
+        names = {field.name for field in fields(self.sampler)} - {name for name, _ in self.fixed}
         grid = set() if self.ignores_grid or self.num_moves else {"grid", "times"}
         return names & {*OWN_SETTINGS, "precision", "is_whole_batch"} | grid
 
     def make(self, bundle: Bundle, options: SamplingOptions) -> Sampler:
-        """The sampler on the networks of a bundle.
+        """The sampler with the networks of a bundle.
 
         Raises:
-            UsageError: the bundle lacks the discriminator that it needs.
+            UsageError: the sampler needs a discriminator and the bundle has none.
         """
-        names = {one.name for one in fields(self.sampler)}
+        names = {field.name for field in fields(self.sampler)}
         values: dict[str, Any] = {
             "denoiser": bundle.denoiser(options.role),
             "process": bundle.process,
@@ -84,7 +84,9 @@ class SamplerKind:
                     f"{options.sampler} sampling needs a discriminator; bundle {bundle.name} has none: use ancestral"
                 )
         settings = {name: getattr(options, name) for name in self.reads & names}
-        sampler: Sampler = self.sampler(**values | {name: one for name, one in settings.items() if one is not None})
+        sampler: Sampler = self.sampler(
+            **values | {name: value for name, value in settings.items() if value is not None}
+        )
         return sampler
 
 
@@ -111,11 +113,11 @@ SAMPLERS: dict[SamplerName, tuple[SamplerKind, ...]] = {
     ),
     "published": (SamplerKind(Published), SamplerKind(PublishedUniform, ("uniform",))),
 }
-"""For each name, the class for each process that it supports."""
+"""Sampler classes by name; a name may have several classes, for different processes."""
 
 
 def _kinds(name: SamplerName) -> tuple[SamplerKind, ...]:
-    """The classes of a sampler; a name that is unknown is refused."""
+    """The classes of a sampler; unknown names are refused."""
     return SAMPLERS[one_of("a sampler", name, list(SAMPLERS))]
 
 
@@ -123,7 +125,7 @@ def find_sampler(name: SamplerName, process: str = "absorbing") -> SamplerKind:
     """The class of a sampler for a process.
 
     Raises:
-        UsageError: there is no sampler of that name, or it does not support the process.
+        UsageError: the name is unknown, or the sampler does not support the process.
     """
     for kind in _kinds(name):
         if process in kind.processes:
@@ -137,10 +139,10 @@ def samplers_of(process: str) -> list[SamplerName]:
 
 
 def sampler_of(bundle: Bundle, options: SamplingOptions) -> SamplerName:
-    """The sampler of ``options``; the default is ``one-step`` for a student with an initial state, else ``ancestral``.
+    """Name of the sampler; the default is ``one-step`` for a student with an initial state, else ``ancestral``.
 
     Raises:
-        UsageError: the bundle has no network of the role.
+        UsageError: the bundle has no network for the role.
     """
     if options.sampler != DEFAULT_SAMPLER:
         return options.sampler
@@ -153,16 +155,16 @@ def _starts_at_random(bundle: Bundle, options: SamplingOptions) -> bool:
 
 
 def make_sampler(bundle: Bundle, options: SamplingOptions, num_moves: int) -> Sampler:
-    """The sampler that ``options`` ask for, on the bundle's networks.
+    """The sampler of ``options`` with the networks of the bundle.
 
     Args:
-        bundle: its networks are conditioned on the number of moves where they read it.
-        options: which sampler, and its settings.
-        num_moves: of the times that the sampler is going to get; the length where passes follow no grid.
+        bundle: bundle of the networks; networks that read the number of moves are conditioned on ``num_moves``.
+        options: name and settings of the sampler.
+        num_moves: number of moves of the times that follow; the length for samplers without a time grid.
 
     Raises:
-        UsageError: the sampler is unknown, the bundle lacks a network it needs or has it in a state that cannot be
-            sampled, or an option is given that the sampler does not read.
+        UsageError: the sampler is unknown, a network is missing or not ready for sampling, or the sampler does not read
+            an option that is set.
     """
     token_distribution, options = options.token_distribution, replace(options, sampler=sampler_of(bundle, options))
     network = bundle.network(options.role)
@@ -170,7 +172,7 @@ def make_sampler(bundle: Bundle, options: SamplingOptions, num_moves: int) -> Sa
     if isinstance(network, AutoregressiveLM):
         if options.sampler != "ancestral" or options.precision != "float64":
             raise UsageError(
-                "an autoregressive model has the ancestral sampler in float64; leave both at their default"
+                "an autoregressive model is sampled by ancestral sampling in float64; leave both at their default"
             )
         _refuse_unread(options, set(), bundle.process.name)
         check_ready({"autoregressive": network})
@@ -182,36 +184,41 @@ def make_sampler(bundle: Bundle, options: SamplingOptions, num_moves: int) -> Sa
             raise UsageError(f"{options.sampler} sampling draws in float64; leave --precision at float64")
         kind = find_sampler("published", bundle.process.name)
     if options.is_whole_batch and "is_whole_batch" not in kind.reads:
-        raise UsageError("a compiled network goes with float64 ancestral or tau-leaping sampling; leave --compile out")
+        raise UsageError("a compiled network needs float64 ancestral or tau-leaping sampling; leave --compile out")
     if num_codes(network) and not kind.draws_codes:
-        drawing = ", ".join(name for name in SAMPLERS if any(one.draws_codes for one in _kinds(name)))
+        supported = ", ".join(name for name in SAMPLERS if any(kind.draws_codes for kind in _kinds(name)))
         raise UsageError(
-            f"the network of bundle {bundle.name} reads latent codes, which {drawing} sampling with float64 draws "
-            f"alone draws; got {options.sampler} in {options.precision}: choose one of these"
+            f"the network of bundle {bundle.name} reads latent codes, which only {supported} sampling in float64 "
+            f"supports; got {options.sampler} in {options.precision}: choose one of these"
         )
     _refuse_unread(options, kind.reads, bundle.process.name)
     sampler = kind.make(bundle.at_budget(num_moves), with_bundle_settings(options, bundle))
-    judges = {"discriminator"} if hasattr(sampler, "discriminator") else set()
-    check_ready({name: one for name, one in bundle.networks().items() if one is network or name in judges})
+    needs_discriminator = hasattr(sampler, "discriminator")
+    used = {
+        name: module
+        for name, module in bundle.networks().items()
+        if module is network or (needs_discriminator and name == "discriminator")
+    }
+    check_ready(used)
     return sampler
 
 
 def _refuse_unread(options: SamplingOptions, reads: set[str], process: str) -> None:
-    """Refuse options that the sampler would ignore, and name those of the process that read them."""
+    """Refuse options that the sampler would ignore; the message names the samplers that read them."""
     default = SamplingOptions()
     for name in SETTINGS:
         if getattr(options, name) == getattr(default, name) or name in reads:
             continue
-        readers = [other for other in samplers_of(process) if name in find_sampler(other, process).reads]
-        named = ", ".join(readers) or f"no sampler of {process}"
+        readers = [sampler for sampler in samplers_of(process) if name in find_sampler(sampler, process).reads]
+        subject = ", ".join(readers) or f"no sampler of {process}"
         raise UsageError(
-            f"{options.sampler} sampling does not read {name}, which {named} {'does' if len(readers) <= 1 else 'do'}; "
-            "leave it out or change the sampler"
+            f"{options.sampler} sampling does not read {name}, which {subject} {'does' if len(readers) <= 1 else 'do'}"
+            "; leave it out or change the sampler"
         )
 
 
 def with_bundle_settings(options: SamplingOptions, bundle: Bundle) -> SamplingOptions:
-    """``options`` with the sampler, guidance and initial state of the bundle, where they are read and not given."""
+    """``options`` with the sampler, and with the bundle's guidance or initial state if it is read and not set."""
     options = replace(options, sampler=sampler_of(bundle, options))
     reads = find_sampler(options.sampler, bundle.process.name).reads
     if "guidance" in reads and options.guidance is None:
@@ -222,7 +229,7 @@ def with_bundle_settings(options: SamplingOptions, bundle: Bundle) -> SamplingOp
 
 
 def with_read_options(options: SamplingOptions, bundle: Bundle) -> SamplingOptions:
-    """``options`` without those that their sampler does not read, for one set of options shared by several samplers."""
+    """``options`` without values that the sampler does not read, for options shared by several samplers."""
     is_autoregressive = isinstance(bundle.network(options.role), AutoregressiveLM)
     reads = set() if is_autoregressive else find_sampler(sampler_of(bundle, options), bundle.process.name).reads
     default = SamplingOptions()
@@ -231,21 +238,21 @@ def with_read_options(options: SamplingOptions, bundle: Bundle) -> SamplingOptio
 
 
 def unread_settings(options: SamplingOptions, bundle: Bundle) -> list[str]:
-    """Names of the settings that are given, and that the sampler of ``options`` does not read."""
-    kept = with_read_options(options, bundle)
-    return [name for name in SETTINGS if getattr(kept, name) != getattr(options, name)]
+    """Names of the settings that are set but not read by the sampler of ``options``."""
+    read_options = with_read_options(options, bundle)
+    return [name for name in SETTINGS if getattr(read_options, name) != getattr(options, name)]
 
 
 def own_settings(options: SamplingOptions) -> dict[str, object]:
-    """The settings of ``OWN_SETTINGS`` that the sampler reads, with its own default where an option is None."""
+    """The settings of ``OWN_SETTINGS`` that the sampler reads; None is replaced by the default of the sampler."""
     kind = SAMPLERS[options.sampler][0]
-    defaults = {one.name: one.default for one in fields(kind.sampler)}
+    defaults = {field.name: field.default for field in fields(kind.sampler)}
     values = {name: getattr(options, name) for name in OWN_SETTINGS if name in kind.reads}
     return {name: defaults[name] if value is None else value for name, value in values.items()}
 
 
-def described(options: SamplingOptions) -> str:
-    """The sampler's own settings and given times, for the record; empty where there are none."""
+def settings_text(options: SamplingOptions) -> str:
+    """Settings of the sampler and ``times`` as one line of a report; empty if there are none."""
     parts: dict[str, object] = {}
     for name, value in own_settings(options).items():
         parts |= vars(value) if hasattr(value, "__dict__") else {name: value}
@@ -255,18 +262,18 @@ def described(options: SamplingOptions) -> str:
 
 
 def ignores_grid(network: DenoiserNetwork | AutoregressiveLM, sampler: SamplerName) -> bool:
-    """Whether the number of passes, at most the length, does not follow from a time grid.
+    """Whether the sampler has no time grid; the number of moves is then at most the length.
 
     Raises:
-        UsageError: there is no sampler of that name.
+        UsageError: the name of the sampler is unknown.
     """
     return isinstance(network, AutoregressiveLM) or _kinds(sampler)[0].ignores_grid
 
 
 def moves_without_grid(network: DenoiserNetwork | AutoregressiveLM, sampler: SamplerName, length: int) -> int | None:
-    """Number of moves of a sampler without a time grid, at most ``length``; None for one that has a grid.
+    """Largest number of moves of a sampler without a time grid; None for a sampler with a grid.
 
     Raises:
-        UsageError: there is no sampler of that name.
+        UsageError: the name of the sampler is unknown.
     """
     return length if ignores_grid(network, sampler) else _kinds(sampler)[0].num_moves

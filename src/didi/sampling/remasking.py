@@ -1,7 +1,8 @@
-"""Remasking sampler: visible tokens may be masked again, so that early mistakes can be mended (ReMDM).
+"""Remasking sampler: visible tokens may be masked again, so that early errors can be corrected (ReMDM).
 
-Wang et al. 2025, https://arxiv.org/abs/2503.00307. A visible token is masked with probability sigma in a move, and
-masks are revealed so much oftener that the marginals stay those of the diffusion; sigma = 0 is ancestral sampling.
+Wang et al. 2025, https://arxiv.org/abs/2503.00307. In a move a visible token is masked with probability sigma. Masks
+are revealed with a higher probability in return, so that the marginals equal those of the diffusion process; sigma = 0
+is ancestral sampling.
 """
 
 from collections.abc import Iterator
@@ -20,7 +21,7 @@ from didi.diffusion.noise import SequenceNoise
 from didi.errors import UsageError
 from didi.models.denoiser import Denoiser
 from didi.sampling.base import StepOutput, open_positions, path_alphas, shared_rows
-from didi.sampling.passes import Passes, TrunkPass, moves_alone, sent
+from didi.sampling.passes import Passes, TrunkPass, received, unshared_moves
 from didi.sampling.token_distribution import UNMODIFIED, TokenDistribution
 
 Strategy = Literal["cap", "rescale"]
@@ -31,10 +32,11 @@ class Remasking:
     """How often a visible token is masked again.
 
     Attributes:
-        strategy: ``cap`` is the least of ``eta`` and the largest possible sigma, ``rescale`` is ``eta`` times that.
+        strategy: sigma is the minimum of ``eta`` and its largest possible value (``cap``), or the product of both
+            (``rescale``).
         eta: the strength, in [0, 1]; 0 is ancestral sampling.
-        t_on: remasking begins at this time, and
-        t_off: ends at this one (the paper's *switch*).
+        t_on: tokens are masked again from this time on (the paper's *switch*).
+        t_off: tokens are masked again until this time, at most ``t_on``.
     """
 
     strategy: Strategy = "cap"
@@ -54,7 +56,7 @@ class Remasking:
             raise UsageError(f"remasking times are 0 <= t_off <= t_on <= 1; got {self.t_off} and {self.t_on}")
 
     def probability(self, t: float, alpha_t: float, alpha_s: float) -> float:
-        """The sigma of a move from ``t``; at most (1 - alpha_s) / alpha_t, beyond which no reverse process exists."""
+        """The sigma of a move from ``t``, at most (1 - alpha_s) / alpha_t; no reverse process has a larger one."""
         if not self.t_off <= t <= self.t_on:
             return 0.0
         largest = 1.0 if alpha_t == 0 else min(1.0, (1 - alpha_s) / alpha_t)
@@ -79,7 +81,7 @@ class RemaskingSampler:
 
     def __call__(self, canvas: Canvas, times: Float[Tensor, " n"], noise: SequenceNoise) -> Iterator[StepOutput]:
         """See ``base.Sampler``."""
-        return moves_alone(self, canvas, times, noise)
+        return unshared_moves(self, canvas, times, noise)
 
     @torch.inference_mode()
     def passes(self, canvas: Canvas, times: Float[Tensor, " n"], noise: SequenceNoise) -> Passes:
@@ -90,19 +92,19 @@ class RemaskingSampler:
             alpha_t, alpha_s = alphas[move], alphas[move + 1]
             remask = self.remask.probability(float(t), alpha_t, alpha_s)
             reveal = (alpha_s - (1 - remask) * alpha_t) / (1 - alpha_t)
-            event, draw = noise.uniforms(2, z.shape[1], positions=1).unbind(1)
+            event_draws, token_draws = noise.uniforms(2, z.shape[1], positions=1).unbind(1)
             is_masked = open_positions(self.process, z, canvas)
-            is_revealed = is_masked & (event < reveal)
-            is_remasked = canvas.is_free & ~is_masked & (event < remask)
+            is_revealed = is_masked & (event_draws < reveal)
+            is_remasked = canvas.is_free & ~is_masked & (event_draws < remask)
             is_active = is_revealed.any(1)
             z_next = z.masked_fill(is_remasked, mask_id)
             if is_active.any():
                 active = z[is_active]
-                there = canvas.rows(is_active)
-                inputs = shared_rows(active, there)
-                features = sent((yield TrunkPass(inputs, t, there.attention_mask)))
+                active_canvas = canvas.rows(is_active)
+                inputs = shared_rows(active, active_canvas)
+                features = received((yield TrunkPass(inputs, t, active_canvas.attention_mask)))
                 features = features.expand(len(active), -1, -1)
                 logits = self.denoiser.head(features[is_revealed[is_active]])
-                z_next[is_revealed] = self.token_distribution.sample(logits, mask_id, draw[is_revealed])
+                z_next[is_revealed] = self.token_distribution.sample(logits, mask_id, token_draws[is_revealed])
             z = z_next
             yield StepOutput(z, float(s), is_revealed | is_remasked, is_active.long().cpu(), none)

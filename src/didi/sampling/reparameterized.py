@@ -3,13 +3,13 @@
 Zheng et al. 2023, https://arxiv.org/abs/2302.05737; Wang et al. 2024, https://arxiv.org/abs/2402.18567: the strategy
 ``reparam-uncond-deterministic-linear`` with ``gumbel_argmax`` of the public code. A move
 
-1. draws a token at every free position, the argmax of logits plus Gumbel noise; its score is the log-softmax there;
+1. draws a token at every free position, the argmax of logits plus Gumbel noise; its score is the log-softmax of these;
 2. predicts the most frequent tokens of a repetitive sequence again, from a state in which they are masked;
-3. leaves as many masks as the time grid has, at the positions of least score. A visible token whose position is among
-   them is masked again; of the others only masks take the new tokens.
+3. masks the positions of lowest score, as many as the time grid requires, visible tokens included. Of the other
+   positions, those that were masked take the new tokens; visible tokens stay.
 
-Samples do not follow the distribution of the model. In contrast to the public code, a sequence counts as repetitive by
-its own free positions, whatever is padded beside it.
+Samples do not follow the distribution of the model. Unlike in the public code, whether a sequence is repetitive depends
+on its own free positions only, not on the padding of the batch.
 """
 
 import math
@@ -36,7 +36,8 @@ class Reparameterization:
 
     Attributes:
         gumbel: scale of the Gumbel noise on the logits; 0 takes the likeliest token. In [0, 1e30].
-        repetition: a sequence is repetitive if one token has more than this share of its free positions; 1 never.
+        repetition: a sequence is repetitive if one token takes more than this share of its free positions; at 1 none
+            is.
         resample_top_p: top-p of the tokens that are predicted again, in (0, 1].
         rank_gumbel: scale of the Gumbel noise on the scores of sequences that stay repetitive, times the share of masks
             after the move. In [0, 1e30].
@@ -81,19 +82,19 @@ class Reparameterized:
         """See ``base.Sampler``; a move leaves the expected number of masks, rounded down."""
         z, mask_id = self.process.prior(canvas), self.process.mask_id
         none, is_used = torch.zeros(len(z), dtype=torch.long), canvas.is_free.any(1).long().cpu()
-        shares = (1 - path_alphas(self.process.schedule, times)).tolist()
-        for (t, s), after in zip(pairwise(times), shares[1:], strict=True):
-            share = after / shares[0]
+        mask_probs = (1 - path_alphas(self.process.schedule, times)).tolist()
+        for (t, s), mask_prob in zip(pairwise(times), mask_probs[1:], strict=True):
+            share = mask_prob / mask_probs[0]
             tokens, scores = self._predicted(z, canvas, t, noise, None)
-            again = self._repetitive_tokens(tokens, canvas)
-            resampled = again.any(1).cpu()
+            is_repetitive = self._repetitive_tokens(tokens, canvas)
+            resampled = is_repetitive.any(1).cpu()
             if resampled.any():
-                tokens, scores = self._resampled(tokens, scores, again, canvas, t, noise)
+                tokens, scores = self._resampled(tokens, scores, is_repetitive, canvas, t, noise)
                 scores = self._with_rank_noise(scores, tokens, canvas, share, noise)
             num_masks = (canvas.is_free.sum(1) * share + 1e-9).long()
-            is_noise = self._lowest(scores, canvas.is_free, num_masks)
-            is_revealed = canvas.is_free & (z == mask_id) & ~is_noise
-            z_next = torch.where(is_revealed, tokens, z).masked_fill(is_noise, mask_id)
+            is_masked = self._lowest(scores, canvas.is_free, num_masks)
+            is_revealed = canvas.is_free & (z == mask_id) & ~is_masked
+            z_next = torch.where(is_revealed, tokens, z).masked_fill(is_masked, mask_id)
             yield StepOutput(z_next, float(s), z_next != z, is_used + resampled.long(), none)
             z = z_next
 
@@ -105,14 +106,15 @@ class Reparameterized:
         noise: SequenceNoise,
         rows: list[int] | None,
     ) -> tuple[Int[Tensor, "b l"], Float[Tensor, "b l"]]:
-        """Tokens with the largest noisy logits at every position, and their scores.
+        """Tokens with the largest noisy logits at every free position, and their scores.
 
         Args:
-            z: state that is read.
-            canvas: of ``z``.
+            z: state that the network reads.
+            canvas: canvas of ``z``.
             t: time of ``z``.
-            noise: of the whole batch.
-            rows: which of its sequences ``z`` holds, for a second prediction, which has its own top-p; None is all.
+            noise: random numbers of the whole batch.
+            rows: sequences of the batch that ``z`` holds, for a second prediction with ``resample_top_p``; None for the
+                first prediction of all sequences.
         """
         token_distribution = (
             self.token_distribution
@@ -129,7 +131,7 @@ class Reparameterized:
         return z.masked_scatter(canvas.is_free, drawn), scores.masked_scatter(canvas.is_free, best)
 
     def _repetitive_tokens(self, tokens: Int[Tensor, "b l"], canvas: Canvas) -> Bool[Tensor, "b l"]:
-        """Free positions whose token has more than the allowed share of its sequence's free positions."""
+        """Free positions whose token takes more than the share ``repetition`` of the free positions of its sequence."""
         one_hot = torch.nn.functional.one_hot(tokens, self.denoiser.vocab_size) * canvas.is_free[..., None]
         counts = one_hot.sum(1).gather(1, tokens)
         return canvas.is_free & (counts > self.reparam.repetition * canvas.is_free.sum(1, keepdim=True))
@@ -138,18 +140,18 @@ class Reparameterized:
         self,
         tokens: Int[Tensor, "b l"],
         scores: Float[Tensor, "b l"],
-        again: Bool[Tensor, "b l"],
+        is_repetitive: Bool[Tensor, "b l"],
         canvas: Canvas,
         t: Float[Tensor, ""],
         noise: SequenceNoise,
     ) -> tuple[Int[Tensor, "b l"], Float[Tensor, "b l"]]:
-        """Predictions in which those at ``again`` are made anew."""
-        rows = again.any(1).nonzero().squeeze(1)
-        state = tokens.masked_fill(again, self.process.mask_id)[rows]
+        """``tokens`` and ``scores`` with new predictions at the positions ``is_repetitive``."""
+        rows = is_repetitive.any(1).nonzero().squeeze(1)
+        state = tokens.masked_fill(is_repetitive, self.process.mask_id)[rows]
         predicted = self._predicted(state, canvas.rows(rows), t, noise, rows.tolist())
-        is_new = again[rows]
+        is_replaced = is_repetitive[rows]
         pairs = zip((tokens, scores), predicted, strict=True)
-        first, second = (old.index_copy(0, rows, torch.where(is_new, new, old[rows])) for old, new in pairs)
+        first, second = (old.index_copy(0, rows, torch.where(is_replaced, new, old[rows])) for old, new in pairs)
         return first, second
 
     def _with_rank_noise(
@@ -160,7 +162,7 @@ class Reparameterized:
         share: float,
         noise: SequenceNoise,
     ) -> Float[Tensor, "b l"]:
-        """Scores with Gumbel noise in those sequences that are repetitive still."""
+        """Scores with Gumbel noise in the sequences that are still repetitive."""
         rows = self._repetitive_tokens(tokens, canvas).any(1).nonzero().squeeze(1)
         uniforms = noise.uniforms(scores.shape[1], rows=rows.tolist(), positions=0)
         return scores.index_add(0, rows, self.reparam.rank_gumbel * share * _gumbel(uniforms))
@@ -169,7 +171,7 @@ class Reparameterized:
     def _lowest(
         scores: Float[Tensor, "b l"], is_free: Bool[Tensor, "b l"], num: Int[Tensor, " b"]
     ) -> Bool[Tensor, "b l"]:
-        """The ``num`` free positions of least score."""
+        """The ``num`` free positions of lowest score."""
         rank = scores.masked_fill(~is_free, math.inf).argsort(dim=1, stable=True).argsort(dim=1)
         return rank < num[:, None]
 

@@ -1,7 +1,8 @@
 """Samplers of score networks (SEDD, Lou et al. 2024, https://arxiv.org/abs/2310.16834): analytic and Euler steps.
 
-Whether a position moves depends on the score of every token there, so that the vocabulary head runs at all positions
-that can move: the masked ones, or all of uniform-state diffusion. A token is drawn only where one does.
+Whether a token changes depends on the scores of all tokens at its position. Therefore the vocabulary head runs at all
+positions that can change: masked positions, or all positions in uniform-state diffusion. New tokens are drawn only at
+positions that do change.
 """
 
 from collections.abc import Iterator
@@ -23,7 +24,7 @@ from didi.models.denoiser import Denoiser
 from didi.sampling.base import StepOutput, alpha_at, features_at, open_positions, shared_rows
 from didi.sampling.token_distribution import UNMODIFIED, TokenDistribution
 
-ROWS = 1024  # positions whose scores over the vocabulary exist at the same time
+ROWS = 1024  # number of positions whose scores over the vocabulary exist at the same time
 Predictor = Literal["analytic", "euler"]
 
 
@@ -34,11 +35,12 @@ class ScoreSampler:
     Attributes:
         denoiser: the network.
         process: SEDD absorb or uniform.
-        token_distribution: the exact one; a score has no temperature.
-        predictor: ``analytic`` (Tweedie tau-leaping) or ``euler``; the last move is analytic and leaves no noise.
+        token_distribution: must be ``UNMODIFIED``; scores have no temperature.
+        predictor: ``analytic`` (Tweedie tau-leaping) or ``euler``; the last move is always analytic and leaves no
+            noise.
 
     Raises:
-        UsageError: there is a temperature or top-p.
+        UsageError: temperature or top-p is not 1.
     """
 
     denoiser: Denoiser
@@ -73,7 +75,7 @@ class ScoreSampler:
     def move_probs(
         self, logits: Float[Tensor, "n v"], z: Int[Tensor, " n"], t: Float[Tensor, ""], s: Float[Tensor, ""]
     ) -> Float[Tensor, "n v"]:
-        """Probabilities of the tokens of open positions after a move, float64; as ``UniformAncestral.move_probs``."""
+        """Probabilities of the tokens at open positions after a move, float64; see ``UniformAncestral.move_probs``."""
         weights = self._weights(logits.double(), z, t, s)
         return weights / weights.sum(-1, keepdim=True)
 
@@ -82,7 +84,7 @@ class ScoreSampler:
     ) -> Float[Tensor, "n v"]:
         if self.predictor == "euler" and s > 0:
             return self.process.euler_weights(logits, z, float(t), float(s))
-        alpha_t, alpha_s = (float(alpha_at(self.process.schedule, one)) for one in (t, s))
+        alpha_t, alpha_s = (float(alpha_at(self.process.schedule, time)) for time in (t, s))
         return self.process.reverse_weights(logits, z, alpha_t, alpha_s)
 
     def _drawn(
@@ -93,13 +95,13 @@ class ScoreSampler:
         t: Float[Tensor, ""],
         s: Float[Tensor, ""],
     ) -> Int[Tensor, " n"]:
-        """Tokens after a move, a part at a time."""
+        """Tokens after a move, computed in parts."""
         drawn = [tokens[:0]]
-        for rows, *others in zip(features.split(ROWS), tokens.split(ROWS), uniforms.split(ROWS), strict=True):
+        for rows, *columns in zip(features.split(ROWS), tokens.split(ROWS), uniforms.split(ROWS), strict=True):
             logits = self.denoiser.head(rows)
             size = rows_at_a_time(logits.shape[1], logits.device)
-            parts = zip(logits.split(size), *(one.split(size) for one in others), strict=True)
-            drawn += [self._moved(scores, state, numbers, t, s) for scores, state, numbers in parts]
+            parts = zip(logits.split(size), *(column.split(size) for column in columns), strict=True)
+            drawn += [self._moved(part_logits, state, numbers, t, s) for part_logits, state, numbers in parts]
         return torch.cat(drawn)
 
     def _moved(
@@ -110,12 +112,13 @@ class ScoreSampler:
         t: Float[Tensor, ""],
         s: Float[Tensor, ""],
     ) -> Int[Tensor, " n"]:
-        """Tokens after a move: whether a position moves is drawn first, then where to."""
-        self.token_distribution.draw_check.see(logits)
+        """Tokens after a move: first whether the token changes is drawn, then the new token."""
+        self.token_distribution.draw_check.check(logits)
         weights, index = self._weights(logits, state, t, s), state[:, None]
         stays = weights.gather(1, index).squeeze(1).double() / weights.sum(1).double()
         rest = ((uniforms - stays) / (1 - stays).clamp_min(2**-53)).clamp(0, 1 - 2**-53)
-        has_moved, others = uniforms >= stays, weights.scatter_(1, index, 0.0)
+        is_changed, other_weights = uniforms >= stays, weights.scatter_(1, index, 0.0)
         if state.device.type == "cpu":
-            return state.masked_scatter(has_moved, sample_weights(others[has_moved], rest[has_moved]))
-        return torch.where(has_moved, sample_weights(others, rest), state)  # their number would make the host wait
+            return state.masked_scatter(is_changed, sample_weights(other_weights[is_changed], rest[is_changed]))
+        # Selecting the positions would make the host wait for their number.
+        return torch.where(is_changed, sample_weights(other_weights, rest), state)

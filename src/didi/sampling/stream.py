@@ -1,4 +1,4 @@
-"""Sampling, move by move: the one entry that the API, the command line and the evaluation share."""
+"""Sampling move by move: the entry point of the API, the command line and the evaluation."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
@@ -16,7 +16,7 @@ from didi.sampling.base import Sampler, refuse_equal_rates
 from didi.sampling.draw_check import are_draws_checked
 from didi.sampling.memory import check_batch, out_of_memory
 from didi.sampling.options import SamplingOptions
-from didi.sampling.prompt import Frame, decode, known_lengths
+from didi.sampling.prompt import Frame, checked_lengths, decode
 from didi.sampling.prompts import Prompt, PromptSet
 from didi.sampling.registry import make_sampler, moves_without_grid, sampler_of
 from didi.torch_defaults import each_with_torch_defaults, with_torch_defaults
@@ -27,15 +27,16 @@ class Move:
     """A batch of sequences after a move.
 
     Attributes:
-        indices: numbers of the sequences within the sample set.
+        indices: numbers of the sequences in the sample set.
         tokens: the state; [MASK] where masked diffusion has not revealed a token yet.
         is_changed: positions that the move changed.
         t: time after the move, in [0, 1].
-        number: of the move, from 1.
-        network_passes: passes of the sampled network that each sequence has taken part in so far.
-        discriminator_passes: the same of the discriminator, backward-to-input passes included.
-        lengths: positions of each sequence, begin and end symbols included; what stands behind them is padding.
-        bundle: whose tokenizer decodes.
+        number: number of the move, from 1; 0 if there was nothing to sample.
+        network_passes: number of passes of the sampled network for each sequence so far.
+        discriminator_passes: number of discriminator passes for each sequence so far, backward-to-input passes
+            included.
+        lengths: number of positions of each sequence, begin and end symbols included; later positions are padding.
+        bundle: bundle with the tokenizer.
     """
 
     indices: tuple[int, ...]
@@ -55,7 +56,7 @@ class Move:
 
 
 def options_from(options: SamplingOptions | None, overrides: dict[str, object]) -> SamplingOptions:
-    """``options``, or those with the fields of ``overrides``.
+    """``options``, or ``SamplingOptions`` with the fields of ``overrides`` if ``options`` is None.
 
     Raises:
         UsageError: both are given, or a field does not exist.
@@ -64,9 +65,9 @@ def options_from(options: SamplingOptions | None, overrides: dict[str, object]) 
         if overrides:
             raise UsageError("give options or their fields by name, not both")
         return instance("options", options, SamplingOptions)
-    known = [one.name for one in fields(SamplingOptions)]
-    if unknown := set(overrides) - set(known):
-        raise UsageError(f"options are {', '.join(known)}; got {', '.join(sorted(unknown))}")
+    names = [field.name for field in fields(SamplingOptions)]
+    if unknown := set(overrides) - set(names):
+        raise UsageError(f"options are {', '.join(names)}; got {', '.join(sorted(unknown))}")
     return SamplingOptions(**overrides)  # type: ignore[arg-type]
 
 
@@ -86,42 +87,45 @@ def stream(
 ) -> Iterator[Move]:
     """Sample from a bundle and yield the state after every move; the last move of a batch is its finished sequences.
 
-    Each process of a run yields the moves of its own rows. Arguments are those of ``generate`` and are checked first.
+    Each process of a distributed run yields the moves of its own sequences. Arguments are those of ``generate``; they
+    are checked at the call, before the first move.
 
     Raises:
-        UsageError: what is asked for does not exist or does not fit.
-        DidiError: logits are not finite, or memory runs out; it comes with the moves.
+        UsageError: an argument is invalid or does not fit the bundle.
+        DidiError: logits are not finite, or memory runs out; raised while the moves are iterated.
     """
     chosen, bundle = options_from(options, overrides), instance("bundle", bundle, Bundle)
     network, seed = bundle.network(chosen.role), whole_number("seed", seed)
     num_samples = whole_number("num_samples", num_samples, low=1)
-    lengths, frame = known_lengths(network, length), Frame.of(network)
-    asked = num_moves(bundle, nfe, max(lengths), chosen)
-    sampler, times = make_sampler(bundle, chosen, asked), chosen.move_times(asked)
+    lengths, frame = checked_lengths(network, length), Frame.of(network)
+    most_moves = num_moves(bundle, nfe, max(lengths), chosen)
+    sampler, times = make_sampler(bundle, chosen, most_moves), chosen.move_times(most_moves)
     if chosen.times:
         refuse_equal_rates(bundle.process.schedule, times)
-    prompted = PromptSet.of(prompts, num_samples, seed, prefix, infill, lengths)
-    check_batch(bundle, chosen, max(lengths) + frame.num_ids, asked, len(prompted))
+    prompt_set = PromptSet.of(prompts, num_samples, seed, prefix, infill, lengths)
+    check_batch(bundle, chosen, max(lengths) + frame.num_ids, most_moves, len(prompt_set))
     device = next(network.parameters()).device
-    canvas = prompted.canvas(bundle, frame).to(device)
+    canvas = prompt_set.canvas(bundle, frame).to(device)
 
     def moves(indices: Sequence[int]) -> Iterator[Move]:
         none = torch.zeros(len(indices), dtype=torch.long)
-        passes, judged, number = none, none, 0
-        there = prompted.rows(canvas, indices)
-        noise, z, widths = prompted.noise(there, indices), there.tokens, there.is_real.sum(1).cpu()
-        for number, step in enumerate(sampler(there, times, noise), start=1):
-            passes, judged, z = passes + step.network_passes, judged + step.discriminator_passes, step.z
-            yield Move(tuple(indices), z, step.changed, step.t, number, passes, judged, widths, bundle)
-        if not number:  # nothing is free
-            yield Move(tuple(indices), z, torch.zeros_like(there.is_free), 0.0, 0, none, none, widths, bundle)
+        network_passes, discriminator_passes, number = none, none, 0
+        rows = prompt_set.rows(canvas, indices)
+        noise, z, row_lengths = prompt_set.noise(rows, indices), rows.tokens, rows.is_real.sum(1).cpu()
+        for number, step in enumerate(sampler(rows, times, noise), start=1):
+            network_passes = network_passes + step.network_passes
+            discriminator_passes, z = discriminator_passes + step.discriminator_passes, step.z
+            passes = (network_passes, discriminator_passes)
+            yield Move(tuple(indices), z, step.changed, step.t, number, *passes, row_lengths, bundle)
+        if not number:  # no position is free
+            yield Move(tuple(indices), z, torch.zeros_like(rows.is_free), 0.0, 0, none, none, row_lengths, bundle)
             return
-        check_finished(sampler, z, there, bundle.process.mask_id)
+        check_finished(sampler, z, rows, bundle.process.mask_id)
 
     def batches() -> Iterator[Move]:
-        mine = range(len(prompted))[process_group().local_slice(len(prompted))]
-        for begin in range(0, len(mine), chosen.batch_size):
-            indices = mine[begin : begin + chosen.batch_size]
+        local = range(len(prompt_set))[process_group().local_slice(len(prompt_set))]
+        for begin in range(0, len(local), chosen.batch_size):
+            indices = local[begin : begin + chosen.batch_size]
             with out_of_memory(len(indices)):
                 yield from moves(indices)
 
@@ -129,10 +133,10 @@ def stream(
 
 
 def check_finished(sampler: Sampler, z: Int[Tensor, "b l"], canvas: Canvas, mask_id: int | None) -> None:
-    """Refuse a finished batch that a [MASK] is left in, or that was drawn from logits that are not finite.
+    """Refuse a finished batch with a [MASK] left, or with tokens drawn from logits that are not finite.
 
     Raises:
-        DidiError: the batch is no sample.
+        DidiError: the batch is refused.
     """
     sampler.token_distribution.draw_check.finish()
     if mask_id is not None and are_draws_checked() and bool((canvas.is_free & (z == mask_id)).any()):
@@ -140,10 +144,13 @@ def check_finished(sampler: Sampler, z: Int[Tensor, "b l"], canvas: Canvas, mask
 
 
 def num_moves(bundle: Bundle, nfe: int | None, length: int, options: SamplingOptions) -> int:
-    """Moves of a sample set: the length where passes follow no grid, the number of ``times`` where those are given.
+    """Number of moves of a sample set.
+
+    It is ``length`` for samplers without a time grid, follows from ``options.times`` if they are set, and is ``nfe``
+    otherwise.
 
     Raises:
-        UsageError: ``nfe`` is no whole number of 1 or more, or the sampler has another number of moves only.
+        UsageError: ``nfe`` is not a whole number of 1 or more, or the sampler does not support it.
     """
     nfe, name = None if nfe is None else whole_number("nfe", nfe, low=1), sampler_of(bundle, options)
     if (fixed := moves_without_grid(bundle.network(options.role), name, length)) is not None:

@@ -1,4 +1,4 @@
-"""Departures from the model's own distribution that users ask for: temperature and nucleus (top-p) truncation."""
+"""The distribution that tokens are drawn from: temperature and nucleus (top-p) truncation of the network's."""
 
 from dataclasses import dataclass, field
 
@@ -17,13 +17,13 @@ TEMPERATURES = (1e-30, 1e30)
 
 @dataclass(frozen=True)
 class TokenDistribution:
-    """How far the distribution of a token departs from the network's; the default does not.
+    """Temperature and top-p; the default is the distribution of the network.
 
     Attributes:
-        temperature: divides the logits; 1 is exact.
-        top_p: the likeliest tokens whose mass reaches this share are kept (Holtzman et al. 2020,
-            https://arxiv.org/abs/1904.09751); 1 is exact.
-        draw_check: sees all logits that tokens are drawn from.
+        temperature: divisor of the logits; 1 changes nothing.
+        top_p: the most probable tokens whose probabilities reach this sum are kept (Holtzman et al. 2020,
+            https://arxiv.org/abs/1904.09751); 1 changes nothing.
+        draw_check: checks all logits that tokens are drawn from.
 
     Raises:
         UsageError: the temperature is not in [1e-30, 1e30], or top_p not in (0, 1].
@@ -44,35 +44,35 @@ class TokenDistribution:
     def sample(
         self, logits: Float[Tensor, "n v"], mask_id: int | None, uniforms: Float[Tensor, "n *k"]
     ) -> Int[Tensor, "n *k"]:
-        """Draws from the distribution of each row, see ``sample_categorical``; never the mask.
+        """Draws from the distribution of each row, see ``sample_categorical``; [MASK] is never drawn.
 
         Raises:
             DidiError: logits are not finite; on a CUDA device ``draw_check.finish`` raises it.
         """
         if self.top_p < 1:
             return sample_categorical(self.log_probs(logits, mask_id), uniforms)
-        scores = logits.clone() if self.temperature == 1 else logits / self.temperature  # need not be normalised
+        scores = logits.clone() if self.temperature == 1 else logits / self.temperature  # sample_categorical normalises
         if mask_id is not None:
             scores.select(-1, mask_id).fill_(-torch.inf)
-        self.draw_check.see(scores)
+        self.draw_check.check(scores)
         return sample_categorical(scores, uniforms)
 
     def log_probs(self, logits: Float[Tensor, "n v"], mask_id: int | None) -> Float[Tensor, "n v"]:
-        """Normalised distribution of the token in each row, float32; the mask has none of it.
+        """Normalised log-probabilities of the token in each row, float32; [MASK] has probability 0.
 
         Raises:
             DidiError: logits are not finite; on a CUDA device ``draw_check.finish`` raises it.
         """
         log_probs = token_log_probs(logits if self.temperature == 1 else logits / self.temperature, mask_id)
-        self.draw_check.see(log_probs)
+        self.draw_check.check(log_probs)
         if self.top_p == 1:
             return log_probs
         ordered, order = log_probs.sort(dim=-1, descending=True)
         probs = ordered.double().exp()
-        is_cut = probs.cumsum(-1) - probs >= self.top_p  # the likelier ones have reached the share without it
+        is_cut = probs.cumsum(-1) - probs >= self.top_p  # the sum of all more probable tokens has reached top_p
         kept = log_probs.masked_fill(torch.zeros_like(is_cut).scatter(-1, order, is_cut), -torch.inf)
         return kept.log_softmax(-1)
 
 
 UNMODIFIED = TokenDistribution()
-"""The distribution of the network itself."""
+"""The distribution of the network."""

@@ -1,15 +1,15 @@
 r"""Samplers of uniform-state diffusion: ancestral (UDLM), greedy-tail and predictor-corrector (Duo).
 
-Every token may change in a move, yet the vocabulary head is needed at few positions. With stay :math:`a = \alpha_t /
-\alpha_s`, a token i keeps its place with probability
+Every token may change in a move, but the vocabulary head is needed at few positions. With the stay probability
+:math:`a = \alpha_t / \alpha_s`, a token i is kept with probability
 
 .. math:: \frac{a\,[\alpha_s p_i + (1 - \alpha_s)/K]}{a\,[\alpha_s p_i + (1 - \alpha_s)/K] + (1 - a)/K},
 
-else it is drawn anew: from the prediction p with probability :math:`\alpha_s`, uniformly otherwise. The probability of
-staying grows with :math:`p_i`, so that a uniform number below its value at :math:`p_i = 0` keeps the token whatever the
-network says. Such positions are known before the network runs: a share of about :math:`k/(k+1)` in a move that k others
-follow. In n moves the head reads some :math:`L (1 + \ln n)` positions instead of :math:`L n`, and nothing is
-approximated.
+else a new token is drawn: from the prediction p with probability :math:`\alpha_s`, uniformly otherwise. The probability
+of keeping a token grows with :math:`p_i`. A uniform number below its value at :math:`p_i = 0` therefore keeps the token
+for any prediction. These positions are known before the network runs; their share is about :math:`k/(k+1)` in a move
+that k others follow. In n moves the head reads about :math:`L (1 + \ln n)` positions instead of :math:`L n`, without an
+approximation.
 """
 
 from collections.abc import Iterator
@@ -32,7 +32,7 @@ from didi.sampling.base import StepOutput, alpha_at, features_at
 from didi.sampling.remasking import Remasking
 from didi.sampling.token_distribution import UNMODIFIED, TokenDistribution
 
-ROWS = 1024  # positions whose distributions over the vocabulary exist at the same time
+ROWS = 1024  # number of positions whose distributions over the vocabulary exist at the same time
 NO_CORRECTOR, DEFAULT_CORRECTOR = Remasking(eta=0.0), Remasking()
 
 
@@ -44,13 +44,13 @@ class UniformAncestral:
         denoiser: the network.
         process: uniform-state diffusion.
         token_distribution: temperature and top-p of the predicted clean token.
-        is_greedy_tail: the last move takes the likeliest token of the prediction at each position, as the public Duo
-            code does in a pass of its own after the last move (https://arxiv.org/abs/2506.10892).
-        remask: strength :math:`\sigma` of a corrector. With probability :math:`\sigma / (1 - \alpha_s)` a position is
-            predicted clean and corrupted to s anew instead of following the posterior, which leaves the marginals as
-            they are: the psi-samplers of https://arxiv.org/abs/2602.21185 with ReMDM's strengths. These may exceed
-            :math:`1 - \alpha_s`; the probability is 1 then, as in the public code.
-        is_whole_batch: run the network on every sequence in every move, so that it sees one shape only.
+        is_greedy_tail: the last move takes the most probable token of the prediction at each position. The public Duo
+            code does so in an extra pass after the last move (https://arxiv.org/abs/2506.10892).
+        remask: strength :math:`\sigma` of a corrector. With probability :math:`\sigma / (1 - \alpha_s)` a clean
+            token is predicted and corrupted to s again, instead of a draw from the posterior. This does not change the
+            marginals: the psi-samplers of https://arxiv.org/abs/2602.21185 with ReMDM's strengths. A strength above
+            :math:`1 - \alpha_s` gives the probability 1, as in the public code.
+        is_whole_batch: run the network on the whole batch in every move, so that its inputs have one shape.
     """
 
     denoiser: Denoiser
@@ -68,96 +68,97 @@ class UniformAncestral:
         for t, s in pairwise(times):
             before, move = z, self.move(t, s)
             numbers = noise.uniforms(canvas.length, 2 if move.corrector else 1, device="cpu", positions=0)
-            z, is_active = self.moved(z, canvas, is_free, numbers, move, t)
+            z, is_active = self.after_move(z, canvas, is_free, numbers, move, t)
             yield StepOutput(z, float(s), z != before, is_active.long(), none)
 
-    def moved(
+    def after_move(
         self,
         z: Int[Tensor, "b l"],
         canvas: Canvas,
         is_free: Bool[Tensor, "b l"],
         numbers: Float[Tensor, "b l k"],
-        move: "Move",
+        move: "UniformMove",
         t: Float[Tensor, ""],
     ) -> tuple[Int[Tensor, "b l"], Bool[Tensor, " b"]]:
-        """The state after a move, and which sequences needed the network for it.
+        """The state after a move, and which sequences needed the network.
 
         Args:
-            z: the state before it.
-            canvas: of ``z``.
-            is_free: that of ``canvas``, on the CPU.
-            numbers: uniform ones of every position, two where there is a corrector; on the CPU.
-            move: from ``move``.
+            z: state before the move.
+            canvas: canvas of ``z``.
+            is_free: ``canvas.is_free`` on the CPU.
+            numbers: uniform numbers of every position, two with a corrector; on the CPU.
+            move: from the method ``move``.
             t: time of ``z``.
         """
-        drawn = move.before_network(numbers[..., 0], numbers[..., -1])
-        is_active = (is_open := is_free & drawn.is_open).any(1)
-        is_renewed, moved = is_free & drawn.is_renewed, z
+        early = move.before_network(numbers[..., 0], numbers[..., -1])
+        is_active = (is_open := is_free & early.is_open).any(1)
+        is_replaced, z_next = is_free & early.is_replaced, z
         if is_active.any():
-            moved = self._drawn(z, canvas, is_open, drawn, move, t)
-        pair = (to_device(one, z.device) for one in (is_renewed, drawn.renewed[is_renewed]))
-        return moved.masked_scatter(*pair), is_active
+            z_next = self._drawn(z, canvas, is_open, early, move, t)
+        replaced = (to_device(part, z.device) for part in (is_replaced, early.replacement[is_replaced]))
+        return z_next.masked_scatter(*replaced), is_active
 
     def move_probs(
         self, logits: Float[Tensor, "n v"], z: Int[Tensor, " n"], t: Float[Tensor, ""], s: Float[Tensor, ""]
     ) -> Float[Tensor, "n v"]:
-        """Probabilities of the tokens of free positions after a move, float64: what the sampler draws from.
+        """Probabilities of the tokens at free positions after a move, from which the sampler draws; float64.
 
         Args:
-            logits: outputs of the network at the positions.
-            z: their tokens before the move.
+            logits: outputs of the network at these positions.
+            z: tokens before the move.
             t: time before the move.
-            s: time after it.
+            s: time after the move.
         """
         move = self.move(t, s)
         if move.is_greedy:
             return F.one_hot(logits.argmax(-1), logits.shape[-1]).double()
         log_probs = self.token_distribution.log_probs(logits, None)
-        weights = (self.process.reverse_weights(log_probs, z, move.alpha_t, alpha) for alpha in (move.alpha_s, 1.0))
-        of_posterior, clean = (one / one.sum(-1, keepdim=True) for one in weights)
-        anew = move.alpha_s * clean + (1 - move.alpha_s) / self.process.vocab_size
-        return (1 - move.corrector) * of_posterior + move.corrector * anew
+        posterior, clean = (
+            self.process.reverse_weights(log_probs, z, move.alpha_t, alpha) for alpha in (move.alpha_s, 1.0)
+        )
+        posterior, clean = (weights / weights.sum(-1, keepdim=True) for weights in (posterior, clean))
+        corrupted = move.alpha_s * clean + (1 - move.alpha_s) / self.process.vocab_size
+        return (1 - move.corrector) * posterior + move.corrector * corrupted
 
-    def move(self, t: Float[Tensor, ""], s: Float[Tensor, ""]) -> "Move":
-        """What the times of a move decide about it."""
-        alpha_t, alpha_s = (float(alpha_at(self.process.schedule, one)) for one in (t, s))
+    def move(self, t: Float[Tensor, ""], s: Float[Tensor, ""]) -> "UniformMove":
+        """Signal rates and corrector of the move from t to s."""
+        alpha_t, alpha_s = (float(alpha_at(self.process.schedule, time)) for time in (t, s))
         strength = self.remask.probability(float(t), alpha_t, alpha_s)
         corrector = min(1.0, strength / (1 - alpha_s)) if alpha_s < 1 else 0.0
-        return Move(alpha_t, alpha_s, corrector, self.process.vocab_size, self.is_greedy_tail and alpha_s == 1)
+        return UniformMove(alpha_t, alpha_s, corrector, self.process.vocab_size, self.is_greedy_tail and alpha_s == 1)
 
     def _drawn(
         self,
         z: Int[Tensor, "b l"],
         canvas: Canvas,
         is_open: Bool[Tensor, "b l"],
-        drawn: "Drawn",
-        move: "Move",
+        early: "EarlyDraws",
+        move: "UniformMove",
         t: Float[Tensor, ""],
     ) -> Int[Tensor, "b l"]:
-        """The state with new tokens at the open positions; ``is_open`` and ``drawn`` are on the CPU."""
+        """The state with new tokens at the open positions; ``is_open`` and ``early`` are on the CPU."""
         sequence, position = is_open.nonzero(as_tuple=True)
         read = torch.arange(len(z)) if self.is_whole_batch else is_open.any(1).nonzero().squeeze(1)
-        row, uniforms, alpha = torch.searchsorted(read, sequence), drawn.uniforms[is_open], drawn.alpha[is_open]
+        row, uniforms, alpha = torch.searchsorted(read, sequence), early.uniforms[is_open], early.alpha[is_open]
         read, row, sequence, position, uniforms, alpha = (
-            to_device(one, z.device) for one in (read, row, sequence, position, uniforms, alpha)
+            to_device(part, z.device) for part in (read, row, sequence, position, uniforms, alpha)
         )
-        inputs, mask = (z, canvas.attention_mask)
+        inputs, mask = z, canvas.attention_mask
         if len(read) != len(z):
             inputs, mask = z[read], canvas.rows(read).attention_mask
         features = features_at(self.denoiser, self.process, inputs, t, mask)[row, position]
         tokens = []
-        for rows, *others in zip(
-            *(one.split(ROWS) for one in (features, z[sequence, position], uniforms, alpha)), strict=True
-        ):
+        columns = (features, z[sequence, position], uniforms, alpha)
+        for rows, *row_columns in zip(*(column.split(ROWS) for column in columns), strict=True):
             logits = self.denoiser.head(rows)
             size = rows_at_a_time(logits.shape[1], logits.device)
-            parts = zip(*(one.split(size) for one in (logits, *others)), strict=True)
+            parts = zip(*(column.split(size) for column in (logits, *row_columns)), strict=True)
             tokens += [self._tokens(move, *part) for part in parts]
         return z.index_put((sequence, position), torch.cat(tokens))
 
     def _tokens(
         self,
-        move: "Move",
+        move: "UniformMove",
         logits: Float[Tensor, "n v"],
         state: Int[Tensor, " n"],
         uniforms: Float[Tensor, " n"],
@@ -165,59 +166,72 @@ class UniformAncestral:
     ) -> Int[Tensor, " n"]:
         """New tokens of open positions."""
         if move.is_greedy:
-            self.token_distribution.draw_check.see(logits)
+            self.token_distribution.draw_check.check(logits)
             return logits.argmax(-1)
         return draw_move(self.token_distribution.log_probs(logits, None), state, uniforms, move.alpha_t, alpha)
 
 
 @dataclass(frozen=True)
 class PredictorCorrector(UniformAncestral):
-    """``UniformAncestral`` whose default has a corrector."""
+    """``UniformAncestral`` with a corrector by default."""
 
     remask: Remasking = DEFAULT_CORRECTOR
 
 
 @dataclass(frozen=True)
-class Drawn:
-    """What a move decides before the network runs, for every position, on the CPU.
+class EarlyDraws:
+    """The part of a move that is drawn before the network runs, for every position, on the CPU.
 
     Attributes:
-        is_open: the network is needed.
-        alpha: signal rate that an open position is drawn for: that of s, or 1 where it is predicted clean.
-        uniforms: number that an open position is drawn with.
-        is_renewed: replaced by a uniformly drawn token, whatever the network says.
-        renewed: that token.
+        is_open: positions at which the network is needed.
+        alpha: signal rate for which an open position is drawn: that of s, or 1 where a clean token is predicted.
+        uniforms: uniform number with which an open position is drawn.
+        is_replaced: positions whose token is replaced by a uniformly drawn one for any prediction.
+        replacement: the uniformly drawn tokens.
     """
 
     is_open: Bool[Tensor, "*b l"]
     alpha: Float[Tensor, "*b l"]
     uniforms: Float[Tensor, "*b l"]
-    is_renewed: Bool[Tensor, "*b l"]
-    renewed: Int[Tensor, "*b l"]
+    is_replaced: Bool[Tensor, "*b l"]
+    replacement: Int[Tensor, "*b l"]
 
 
 @dataclass(frozen=True)
-class Move:
-    """A move from t to s: signal rates, probability of the corrector, number of symbols, and whether it is greedy."""
+class UniformMove:
+    """A move from t to s.
+
+    Attributes:
+        alpha_t: signal rate at t.
+        alpha_s: signal rate at s.
+        corrector: probability that a position is corrupted again, see ``UniformAncestral.remask``.
+        num_symbols: number of symbols K.
+        is_greedy: take the most probable token at every position.
+    """
 
     alpha_t: float
     alpha_s: float
     corrector: float
-    num: int
+    num_symbols: int
     is_greedy: bool
 
-    def before_network(self, uniforms: Float[Tensor, "*b l"], branch: Float[Tensor, "*b l"]) -> Drawn:
-        """Everything about the move that does not depend on the network."""
-        is_clean, is_renewed = branch < self.corrector, branch < self.corrector * (1 - self.alpha_s)
+    def before_network(self, uniforms: Float[Tensor, "*b l"], branch: Float[Tensor, "*b l"]) -> EarlyDraws:
+        """Everything about the move that does not depend on the network.
+
+        Args:
+            uniforms: uniform numbers with which tokens are drawn.
+            branch: uniform numbers that choose between posterior and corrector.
+        """
+        is_clean, is_replaced = branch < self.corrector, branch < self.corrector * (1 - self.alpha_s)
         alpha = torch.where(is_clean, 1.0, self.alpha_s)
-        renewed = uniforms
-        if not self.corrector and not self.alpha_t:  # no token keeps its place: a share 1 - alpha_s is drawn uniformly
-            is_renewed, renewed = uniforms < 1 - self.alpha_s, uniforms / (1 - self.alpha_s)
+        replacement = uniforms
+        if not self.corrector and not self.alpha_t:  # from pure noise no token is kept: a share 1 - alpha_s is uniform
+            is_replaced, replacement = uniforms < 1 - self.alpha_s, uniforms / (1 - self.alpha_s)
         is_kept = torch.where(is_clean, uniforms < self._kept(1.0), uniforms < self._kept(self.alpha_s))
-        is_open = torch.ones_like(is_kept) if self.is_greedy else ~(is_kept | is_renewed)
-        return Drawn(is_open, alpha, uniforms, is_renewed, symbols(renewed, self.num))
+        is_open = torch.ones_like(is_kept) if self.is_greedy else ~(is_kept | is_replaced)
+        return EarlyDraws(is_open, alpha, uniforms, is_replaced, symbols(replacement, self.num_symbols))
 
     def _kept(self, alpha: float) -> float:
-        """Probability that a token keeps its place if the prediction gives it no mass."""
+        """Probability that a token is kept if the prediction gives it probability 0."""
         stays = self.alpha_t / alpha
         return stays * (1 - alpha) / (stays * (1 - alpha) + 1 - stays) if stays < 1 else 1.0

@@ -1,20 +1,21 @@
-r"""The reward-guided ancestral sampler (RGAS, Algorithm 2) for uniform-state diffusion (ours).
+r"""The reward-guided ancestral sampler (RGAS, Algorithm 2) for uniform-state diffusion, a method of this library.
 
-The reward of a state z_s is minus the log-ratio of the discriminator there, as in ``guided``. The paper has masked
-diffusion, where a move fills positions and leaves the others. Here a move may change every position:
+The reward of a state z_s is minus the log-ratio of the discriminator at (z_s, s), as in ``guided``. The paper treats
+masked diffusion, where a move fills masked positions and keeps all others. Here a move may change every position:
 
-*Re-ranking.* M candidates of z_s are drawn from one network pass and scored at (z_s, s). The vocabulary head runs where
-a token may change in one of them (``uniform_ancestral``).
+*Re-ranking.* M candidates of z_s are drawn from one network pass and scored at (z_s, s). The vocabulary head runs at
+the positions that may change in one of the candidates (``uniform_ancestral``).
 
 *Tilting.* With the prediction p at a position, its token after the move has the distribution :math:`\pi(p)`, the
 posterior of UDLM, Eq. 12. The discriminator reads the mean embedding :math:`e = \sum_j \pi_j(p) E_j` of that token at
-every position, at the noise level of s: a token enters as it is as far as the move keeps it. The logits of p are tilted
-by h times the clamped gradient of the reward by them, and the move draws from :math:`\pi` of the tilted p:
+every position, at the noise level of s; the present token counts with the probability that the move keeps it. The
+logits of p are tilted by h times the clamped gradient of the reward, and the move draws from :math:`\pi` of the tilted
+p:
 
 .. math:: l' = l + h \operatorname{clamp}\Bigl(\frac{\partial e}{\partial l}^\top \frac{\partial r}{\partial e}\Bigr).
 
 The tilt does not depend on the draws of the move, so that positions stay independent given z_t. All mean embeddings are
-needed: the head runs at every position, once more where a token may change.
+needed. Therefore the head runs at every position, and a second time at positions that may change.
 """
 
 from collections.abc import Iterator
@@ -37,9 +38,9 @@ from didi.process_group import to_device
 from didi.sampling.base import StepOutput, features_at
 from didi.sampling.ranking import candidate_weights, chosen_candidates
 from didi.sampling.token_distribution import UNMODIFIED, TokenDistribution
-from didi.sampling.uniform_ancestral import Move, UniformAncestral
+from didi.sampling.uniform_ancestral import UniformAncestral, UniformMove
 
-PART = 256  # positions whose distributions over the vocabulary exist at the same time
+PART = 256  # number of positions whose distributions over the vocabulary exist at the same time
 
 
 @dataclass(frozen=True)
@@ -53,17 +54,17 @@ class UniformGuided:
     token_distribution: TokenDistribution = UNMODIFIED
 
     @property
-    def plain(self) -> UniformAncestral:
+    def unguided(self) -> UniformAncestral:
         """The sampler without guidance."""
         return UniformAncestral(self.denoiser, self.process, self.token_distribution)
 
     @torch.no_grad()
     def __call__(self, canvas: Canvas, times: Float[Tensor, " n"], noise: SequenceNoise) -> Iterator[StepOutput]:
         """See ``base.Sampler``; with h = 0 and one candidate the samples are those of ``UniformAncestral``."""
-        scales, is_free, plain = self.guidance.scales(len(times) - 1), canvas.is_free.cpu(), self.plain
+        scales, is_free, unguided = self.guidance.scales(len(times) - 1), canvas.is_free.cpu(), self.unguided
         z = self.process.prior(canvas, noise.uniforms(canvas.length, self.process.draws_per_position, positions=0))
         for number, (t, s) in enumerate(pairwise(times)):
-            before, move = z, plain.move(t, s)
+            before, move = z, unguided.move(t, s)
             is_tilted = number < len(scales)
             num = 1 if is_tilted else self.guidance.num_candidates
             numbers = noise.uniforms(num, canvas.length, device="cpu", positions=1)
@@ -73,7 +74,7 @@ class UniformGuided:
                 arguments = z, canvas, is_free, numbers[:, 0], move, (t, s)
                 z, is_active, num_scored = self._tilted_move(*arguments, scales[number])
             else:
-                z, is_active = plain.moved(z, canvas, is_free, numbers.transpose(1, 2), move, t)
+                z, is_active = unguided.after_move(z, canvas, is_free, numbers.transpose(1, 2), move, t)
                 num_scored = torch.zeros(len(z), dtype=torch.long)
             yield StepOutput(z, float(s), z != before, is_active.long(), num_scored)
 
@@ -85,38 +86,41 @@ class UniformGuided:
         canvas: Canvas,
         is_free: Bool[Tensor, "b l"],
         numbers: Float[Tensor, "b m l"],
-        move: Move,
+        move: UniformMove,
         times: tuple[Float[Tensor, ""], Float[Tensor, ""]],
         noise: SequenceNoise,
     ) -> tuple[Int[Tensor, "b l"], Bool[Tensor, " b"], Int[Tensor, " b"]]:
-        """A move drawn several times from one network pass, of which one is chosen; network and discriminator passes.
+        """Draw several candidates of the move from one network pass and choose one.
 
         Args:
-            z: the state before it.
-            canvas: of ``z``.
-            is_free: that of ``canvas``, on the CPU.
-            numbers: uniform ones of each candidate, on the CPU.
-            move: what the times decide.
+            z: state before the move.
+            canvas: canvas of ``z``.
+            is_free: ``canvas.is_free`` on the CPU.
+            numbers: uniform numbers of each candidate, on the CPU.
+            move: signal rates of the move.
             times: t and s.
-            noise: of the choice.
+            noise: random numbers of the choice.
+
+        Returns:
+            The state after the move, which sequences needed the network, and their discriminator passes.
         """
         num, choice = numbers.shape[1], noise.uniforms(1)[:, 0]
-        drawn = move.before_network(numbers, numbers)
-        is_open = is_free & drawn.is_open.any(1)
-        is_active, moves = is_open.any(1), (is_free & (drawn.is_open | drawn.is_renewed).any(1)).any(1)
-        is_renewed = to_device(is_free[:, None] & drawn.is_renewed, z.device)
-        candidates = torch.where(is_renewed, to_device(drawn.renewed, z.device), z[:, None])
+        early = move.before_network(numbers, numbers)
+        is_open = is_free & early.is_open.any(1)
+        is_active, may_change = is_open.any(1), (is_free & (early.is_open | early.is_replaced).any(1)).any(1)
+        is_replaced = to_device(is_free[:, None] & early.is_replaced, z.device)
+        candidates = torch.where(is_replaced, to_device(early.replacement, z.device), z[:, None])
         if is_active.any():
             tokens = self._drawn(z, canvas, is_open, numbers, move, times[0])
             candidates.transpose(1, 2)[to_device(is_open, z.device)] = tokens
-        if moves.any():
-            rows = to_device(moves.nonzero().squeeze(1), z.device)
-            there = canvas.rows(rows).repeat_interleave(num)
-            ranked = self.log_weights(candidates[rows].flatten(0, 1), there, times[1]).view(-1, num)
-            self.token_distribution.draw_check.see(ranked)
-            chosen = chosen_candidates(ranked, self.guidance, choice[rows])
+        if may_change.any():
+            rows = to_device(may_change.nonzero().squeeze(1), z.device)
+            copies = canvas.rows(rows).repeat_interleave(num)
+            log_weights = self.log_weights(candidates[rows].flatten(0, 1), copies, times[1]).view(-1, num)
+            self.token_distribution.draw_check.check(log_weights)
+            chosen = chosen_candidates(log_weights, self.guidance, choice[rows])
             z = z.index_put((rows,), candidates[rows, chosen])
-        return z, is_active, moves.long() * num
+        return z, is_active, may_change.long() * num
 
     def _drawn(
         self,
@@ -124,29 +128,34 @@ class UniformGuided:
         canvas: Canvas,
         is_open: Bool[Tensor, "b l"],
         numbers: Float[Tensor, "b m l"],
-        move: Move,
+        move: UniformMove,
         t: Float[Tensor, ""],
     ) -> Int[Tensor, "n m"]:
-        """Tokens of every candidate at the open positions; a number that keeps or renews a token does so here too."""
+        """Tokens of every candidate at the open positions.
+
+        A position may be open in some candidates only. ``draw_move`` with the same numbers gives the kept or replaced
+        token of the others again.
+        """
         features, state = self._features(z, canvas, is_open, t)
         uniforms = to_device(numbers.transpose(1, 2)[is_open], z.device)
-        alpha, found = uniforms.new_full((len(state),), move.alpha_s), []
+        alpha, drawn = uniforms.new_full((len(state),), move.alpha_s), []
         size = rows_at_a_time(self.process.vocab_size, z.device)
-        for rows, *others in zip(*(one.split(size) for one in (features, state, uniforms, alpha)), strict=True):
+        columns = (features, state, uniforms, alpha)
+        for rows, *row_columns in zip(*(column.split(size) for column in columns), strict=True):
             log_probs = self.token_distribution.log_probs(self.denoiser.head(rows), None)
-            found.append(self._of_candidates(log_probs, move, *others))
-        return torch.cat(found)
+            drawn.append(self._of_candidates(log_probs, move, *row_columns))
+        return torch.cat(drawn)
 
     @staticmethod
     def _of_candidates(
         log_probs: Float[Tensor, "n v"],
-        move: Move,
+        move: UniformMove,
         state: Int[Tensor, " n"],
         uniforms: Float[Tensor, "n m"],
         alpha: Float[Tensor, " n"],
     ) -> Int[Tensor, "n m"]:
         """Draws of all candidates from one prediction."""
-        drawn = [draw_move(log_probs, state, one, move.alpha_t, alpha) for one in uniforms.unbind(1)]
+        drawn = [draw_move(log_probs, state, numbers, move.alpha_t, alpha) for numbers in uniforms.unbind(1)]
         return torch.stack(drawn, 1)
 
     def log_weights(self, z: Int[Tensor, "b l"], canvas: Canvas, s: Float[Tensor, ""]) -> Float[Tensor, " b"]:
@@ -156,10 +165,10 @@ class UniformGuided:
     def _features(
         self, z: Int[Tensor, "b l"], canvas: Canvas, is_read: Bool[Tensor, "b l"], t: Float[Tensor, ""]
     ) -> tuple[Float[Tensor, "n d"], Int[Tensor, " n"]]:
-        """Trunk features and tokens at the positions read; sequences without one do not pass through the network."""
+        """Trunk features and tokens at the positions ``is_read``; the network runs only for sequences that have one."""
         sequence, position = is_read.nonzero(as_tuple=True)
         read, row = sequence.unique_consecutive(return_inverse=True)
-        read, row, position = (to_device(one, z.device) for one in (read, row, position))
+        read, row, position = (to_device(index, z.device) for index in (read, row, position))
         inputs = z[read]
         features = features_at(self.denoiser, self.process, inputs, t, canvas.rows(read).attention_mask)
         return features[row, position], inputs[row, position]
@@ -172,22 +181,23 @@ class UniformGuided:
         canvas: Canvas,
         is_free: Bool[Tensor, "b l"],
         numbers: Float[Tensor, "b l"],
-        move: Move,
+        move: UniformMove,
         times: tuple[Float[Tensor, ""], Float[Tensor, ""]],
         scale: float,
     ) -> tuple[Int[Tensor, "b l"], Bool[Tensor, " b"], Int[Tensor, " b"]]:
-        """A move from tilted predictions; which sequences needed the network, and passes of the discriminator."""
-        drawn = move.before_network(numbers, numbers)
-        is_open, is_renewed = is_free & drawn.is_open, is_free & drawn.is_renewed
-        moved = z.masked_scatter(*(to_device(one, z.device) for one in (is_renewed, drawn.renewed[is_renewed])))
+        """A move with tilted predictions; the result is as in ``_ranked_move``."""
+        early = move.before_network(numbers, numbers)
+        is_open, is_replaced = is_free & early.is_open, is_free & early.is_replaced
+        replaced = (to_device(part, z.device) for part in (is_replaced, early.replacement[is_replaced]))
+        z_next = z.masked_scatter(*replaced)
         if (is_active := is_open.any(1)).any():
             rows = is_active.nonzero().squeeze(1)
-            here, opened = to_device(rows, z.device), is_open[rows]
-            logits = self.tilted_logits(z[here], canvas.rows(here), opened, times, scale)
+            active = to_device(rows, z.device)
+            logits = self.tilted_logits(z[active], canvas.rows(active), is_open[rows], times, scale)
             is_read, uniforms = to_device(is_open, z.device), to_device(numbers[is_open], z.device)
             log_probs, alpha = self.token_distribution.log_probs(logits, None), torch.full_like(uniforms, move.alpha_s)
-            moved = moved.masked_scatter(is_read, draw_move(log_probs, z[is_read], uniforms, move.alpha_t, alpha))
-        return moved, is_active, 2 * is_active.long()
+            z_next = z_next.masked_scatter(is_read, draw_move(log_probs, z[is_read], uniforms, move.alpha_t, alpha))
+        return z_next, is_active, 2 * is_active.long()
 
     @torch.no_grad()
     def tilted_logits(
@@ -198,42 +208,50 @@ class UniformGuided:
         times: tuple[Float[Tensor, ""], Float[Tensor, ""]],
         scale: float,
     ) -> Float[Tensor, "n v"]:
-        """Logits of the clean token in a tilted move; those of a position do not depend on which others are read.
+        """Logits of the clean token in a tilted move at the positions ``is_read``.
+
+        The logits of a position do not depend on which other positions are read.
 
         Args:
-            z: the state moved from.
-            canvas: of ``z``.
-            is_read: positions that are wanted, free ones.
-            times: t of ``z`` and s, after the move.
-            scale: h; 0 gives the denoiser's own logits.
+            z: state before the move.
+            canvas: canvas of ``z``.
+            is_read: free positions whose logits are returned.
+            times: the times t of ``z`` and s after the move.
+            scale: h; at 0 the logits of the denoiser are returned unchanged.
         """
         is_free, (t, s) = to_device(canvas.is_free, is_read.device), times
         features, state = self._features(z, canvas, is_free, t)
-        is_wanted = to_device(is_read[is_free], z.device)
-        move = self.plain.move(t, s)
-        slopes = self._slopes(z, canvas, features, state, s, move)[is_wanted]
-        parts = (one.split(PART) for one in (features[is_wanted], state[is_wanted], slopes))
-        bound, found = self.guidance.gradient_clamp, []
-        for rows, *others in zip(*parts, strict=True):
+        is_returned = to_device(is_read[is_free], z.device)
+        move = self.unguided.move(t, s)
+        gradients = self._embedding_gradients(z, canvas, features, state, s, move)
+        columns = (column[is_returned].split(PART) for column in (features, state, gradients))
+        bound, tilted = self.guidance.gradient_clamp, []
+        for rows, row_state, row_gradients in zip(*columns, strict=True):
             logits = self.denoiser.head(rows).float()
             with torch.enable_grad():
                 leaf = logits.detach().requires_grad_(True)
-                (gradient,) = torch.autograd.grad(self._mean_embedding(leaf, others[0], move), leaf, others[1])
-            found.append(logits + scale * gradient.clamp(-bound, bound))
-        return torch.cat(found)
+                mean = self._mean_embedding(leaf, row_state, move)
+                (gradient,) = torch.autograd.grad(mean, leaf, row_gradients)
+            tilted.append(logits + scale * gradient.clamp(-bound, bound))
+        return torch.cat(tilted)
 
-    def _slopes(
+    def _embedding_gradients(
         self,
         z: Int[Tensor, "b l"],
         canvas: Canvas,
         features: Float[Tensor, "n d"],
         state: Int[Tensor, " n"],
         s: Float[Tensor, ""],
-        move: Move,
+        move: UniformMove,
     ) -> Float[Tensor, "n e"]:
-        """Gradient of the summed reward by the mean embeddings of the free positions, whose features are given."""
+        """Gradient of the summed reward with respect to the mean embeddings of the free positions.
+
+        ``features`` and ``state`` are the trunk features and tokens of these positions.
+        """
         parts = zip(features.split(PART), state.split(PART), strict=True)
-        means = torch.cat([self._mean_embedding(self.denoiser.head(rows).float(), one, move) for rows, one in parts])
+        means = torch.cat(
+            [self._mean_embedding(self.denoiser.head(rows).float(), row_state, move) for rows, row_state in parts]
+        )
         embedded = self.discriminator.embed(z)
         with torch.enable_grad():
             leaf = means.detach().requires_grad_(True)
@@ -244,7 +262,7 @@ class UniformGuided:
             return torch.autograd.grad(reward, leaf)[0]
 
     def _mean_embedding(
-        self, logits: Float[Tensor, "n v"], state: Int[Tensor, " n"], move: Move
+        self, logits: Float[Tensor, "n v"], state: Int[Tensor, " n"], move: UniformMove
     ) -> Float[Tensor, "n e"]:
         """Mean embedding of the tokens after the move."""
         weights = self.process.reverse_weights(logits, state, move.alpha_t, move.alpha_s)

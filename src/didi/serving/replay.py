@@ -10,7 +10,7 @@ import torch
 
 from didi.models.bundle import Bundle
 from didi.sampling.options import SamplingOptions
-from didi.sampling.prompt import Frame, decode, known_lengths
+from didi.sampling.prompt import Frame, checked_lengths, decode
 from didi.sampling.prompts import PromptSet
 from didi.sampling.record import sampling_record
 from didi.sampling.stream import Move, num_moves, stream
@@ -136,7 +136,7 @@ def record_lane(
         DidiError: logits are not finite, or memory runs out.
     """
     chosen, network = options or SamplingOptions(), bundle.network(None if options is None else options.role)
-    (length,) = known_lengths(network, length)
+    (length,) = checked_lengths(network, length)
 
     def moves() -> Iterator[Move]:
         return stream(bundle, nfe=nfe, seed=seed, prefix=prefix, infill=infill, length=length, options=chosen)

@@ -84,7 +84,7 @@ def shared_tokens(samplers: Sequence[PassSampler], draws: Sequence[TokenDraw]) -
     first, sizes = samplers[0], [len(one.features) for one in draws]
     logits = first.denoiser.head(features)[:num_rows]
     for sampler, part in zip(samplers, logits.split(sizes), strict=True):
-        sampler.token_distribution.draw_check.see(part)  # on a GPU it raises at the end of its own job
+        sampler.token_distribution.draw_check.check(part)  # on a GPU it raises at the end of its own job
     uniforms = torch.cat([one.uniforms for one in draws])
     token_distribution = replace(first.token_distribution, draw_check=DrawCheck())
     tokens = token_distribution.sample(logits, first.process.mask_id, uniforms)

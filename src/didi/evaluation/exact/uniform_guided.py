@@ -67,9 +67,9 @@ def _tilted_probs(
     """Distribution of every position after a tilted move from each state."""
     z = states.to(network_device(sampler.denoiser))
     if not scale:
-        return position_probs(sampler.plain, states, *times)
+        return position_probs(sampler.unguided, states, *times)
     logits = sampler.tilted_logits(z, Canvas.free(z), torch.ones_like(z, dtype=torch.bool), times, scale)
-    return sampler.plain.move_probs(logits, z.flatten(), *times).view(*z.shape, -1).cpu()
+    return sampler.unguided.move_probs(logits, z.flatten(), *times).view(*z.shape, -1).cpu()
 
 
 def _ranked(
@@ -87,7 +87,7 @@ def _ranked(
     decay = (-weights[:, None] * x.exp()).exp()  # of each successor at each node
     steps, total = x.exp() * STEP, torch.zeros_like(mass)
     for part in torch.arange(len(states)).split(CHUNK):
-        first, second = _halves(position_probs(sampler.plain, states[part], *times))
+        first, second = _halves(position_probs(sampler.unguided, states[part], *times))
         for rows in torch.arange(len(part)).split(ROWS):
             probs = (first[rows, :, None] * second[rows, None]).flatten(1)
             others = (probs @ decay) ** (num_candidates - 1) * steps
