@@ -119,5 +119,5 @@ def test_a_world_has_no_begin_and_no_end():
 def test_settings_of_a_run_without_a_layout_are_those_of_now():
     old = {"data": {"corpus": "news", "length": 8, "vocab_size": None, "tokenizer": None}}
     for kind in (PretrainConfig, DistillConfig):
-        assert kind.current(old)["data"] == old["data"] | {"block_layout": None}
-        assert kind.current({"data": {"length": 8}}) == {"data": {"length": 8}}
+        assert kind.upgraded(old)["data"] == old["data"] | {"block_layout": None}
+        assert kind.upgraded({"data": {"length": 8}}) == {"data": {"length": 8}}

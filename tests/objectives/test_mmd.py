@@ -122,7 +122,7 @@ def test_the_median_is_of_pairs_that_differ():
 @pytest.mark.parametrize(
     ("num", "settings", "message"),
     [
-        (2, {}, "leave-one-out needs 3 samples of a state or more; got 2"),
+        (2, {}, "leave-one-out needs 3 or more samples of a state; got 2"),
         (2, {"advantage": "groups"}, "got 2 samples in groups of 2"),
         (5, {"advantage": "groups"}, "got 5 samples in groups of 2"),
     ],

@@ -307,7 +307,7 @@ def test_every_recipe_has_a_teacher_of_uniform_states_and_the_length_of_its_data
             r"a multiple of 2\^\(rounds - 1\), .*; got 12 and 4 rounds: set it to 8 times the moves of the student",
         ),
         (lambda: DcdConfig(t_min=1.0), r"t-min lies in \[0, 1\); got 1.0"),
-        (lambda: DcdConfig(loop=LoopConfig(fsdp=True)), "method dcd goes without loop.fsdp"),
+        (lambda: DcdConfig(loop=LoopConfig(fsdp=True)), "method dcd cannot be combined with loop.fsdp"),
     ],
 )
 def test_contradictory_settings_are_refused_by_name(make, message):

@@ -41,7 +41,7 @@ DISCRIMINATOR_METRICS = (
 def test_a_run_does_not_go_on_with_another_teacher(make_job, make_dit):
     state = make_job().state_dict()
     other = Bundle(teacher=make_dit(vocab_size=33, length=8, seed=2))
-    with pytest.raises(UsageError, match="the teacher that it began with; the weights of '' are others now"):
+    with pytest.raises(UsageError, match="the teacher it started with; the weights of '' have changed"):
         make_job(bundle=other).load_state_dict(state)
 
 

@@ -162,7 +162,7 @@ def test_every_phase_is_run(inputs_of):
     """A phase that needs more than the others is found however short it is."""
     least = distillation(loop={"steps": 40})
     lessons = replace(least, discriminator=replace(least.discriminator, guidance_steps=1))
-    num = [len(dry_run(config, inputs_of, SMALL).stretches) for config in (least, lessons)]
+    num = [len(dry_run(config, inputs_of, SMALL).segments) for config in (least, lessons)]
     assert num == [3, 4]  # warm-up, first and last student step; and the lesson
 
 

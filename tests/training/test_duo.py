@@ -230,8 +230,8 @@ def test_validation_is_that_of_the_ordinary_nelbo(source):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: DuoConfig(process="absorbing"), "method duo goes with process uniform; got absorbing"),
-        (lambda: DuoConfig(model="autoregressive"), "model autoregressive goes with process absorbing"),
+        (lambda: DuoConfig(process="absorbing"), "method duo needs process uniform; got absorbing"),
+        (lambda: DuoConfig(model="autoregressive"), "model autoregressive needs process absorbing"),
         (lambda: CurriculumConfig(end=-1), "end is 0 or more; got -1"),
         (lambda: CurriculumConfig(start=3, end=2), "curriculum.start is at most curriculum.end; got 3 and 2"),
         (lambda: CurriculumConfig(log10_tau_end=-31.0), r"lie in \[-30, 30\]; got -3.0 and -31.0"),

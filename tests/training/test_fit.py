@@ -84,5 +84,5 @@ def test_passes_in_which_nothing_fits_are_refused(source, teacher):
     with pytest.raises(UsageError, match="max-passes is positive; got nan"):
         fit.fitted_to_passes(settings, inputs, float("nan"))
     compiled = replace(settings, loop=replace(settings.loop, compile=True))
-    with pytest.raises(UsageError, match=r"max-passes goes without loop\.compile"):
+    with pytest.raises(UsageError, match=r"max-passes cannot be combined with loop\.compile"):
         fit.fitted_to_passes(compiled, inputs, 10.0)

@@ -1,4 +1,4 @@
-"""Students with latent codes, ``objective.latent_codes``: training, bundles, and what they do not go with."""
+"""Students with latent codes, ``objective.latent_codes``: training, bundles, and the settings that exclude them."""
 
 from dataclasses import replace
 
@@ -9,7 +9,7 @@ import didi
 from didi.errors import UsageError
 from didi.methods.base import Inputs
 from didi.methods.didi_settings import DistillConfig, ObjectiveConfig
-from didi.methods.lessons import lesson_states, numbers_of_lessons
+from didi.methods.guidance_states import guidance_states, num_guidance_uniforms
 from didi.methods.settings import LoopConfig
 from didi.models.bundle import Bundle, load, save
 from didi.training.trainer import make_trainer
@@ -69,9 +69,9 @@ def test_lessons_are_states_of_its_own_sampler(make_dit, chi_square):
     """States after the first of two moves, about half of them masked, and their mixture over codes."""
     student, num = make_dit(vocab_size=3, length=2, seed=4, scale=1.3, num_codes=2), 20_000
     process, move = Bundle(student=student).process, torch.ones(num, dtype=torch.long)
-    assert numbers_of_lessons(student, process, 2) == 4
+    assert num_guidance_uniforms(student, process, 2) == 4
     uniforms = torch.rand(4, num, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    states = lesson_states(student, move, 2, uniforms, process)
+    states = guidance_states(student, move, 2, uniforms, process)
     of_codes, masks = [], torch.full((1, 2), 2)
     for codes in torch.cartesian_prod(torch.arange(2), torch.arange(2)):
         logits = student.head(student.features(masks, None, None, codes[None]))[0, :, :2]
@@ -100,7 +100,7 @@ def test_a_run_starts_from_a_student_with_as_many_codes_alone(make_job, tmp_path
     for objective in (ObjectiveConfig(**WHOLE), replace(LATENT.objective, latent_codes=2)):
         with pytest.raises(UsageError, match=r"num_codes 4, not \d: set teacher, discriminator and objective as in"):
             make_job(replace(LATENT, objective=objective, start=name))
-    with pytest.raises(UsageError, match=r"^a teacher reads no latent codes; that of .* reads 4: choose another$"):
+    with pytest.raises(UsageError, match=r"^a teacher reads no latent codes; .* reads 4: choose another$"):
         make_job(CONFIG, bundle=Bundle(teacher=load(name).student))
 
 
@@ -113,8 +113,14 @@ def test_a_bundle_samples_with_every_part_that_training_made(make_job, tmp_path)
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"lora_rank": 4}, "objective.latent_codes go without loop.fsdp and lora_rank; got 4 with lora_rank 4: leave"),
-        ({"loop": LoopConfig(fsdp=True)}, "latent_codes go without loop.fsdp and lora_rank; got 4 with loop.fsdp: le"),
+        (
+            {"lora_rank": 4},
+            "objective.latent_codes cannot be combined with .*; got 4 with lora_rank 4: leave",
+        ),
+        (
+            {"loop": LoopConfig(fsdp=True)},
+            "latent_codes cannot be combined with .*; got 4 with loop.fsdp: leave",
+        ),
     ],
 )
 def test_what_codes_do_not_go_with_is_refused(changes, message):

@@ -170,9 +170,7 @@ def test_a_validation_that_is_not_finite_ends_the_run_before_it_is_saved(folder,
 def test_a_line_of_metrics_that_no_run_wrote_is_named(folder, line):
     folder.metrics.write_text(f'{{"step": 1}}\n{line}\n{{"step": 2}}\n')
     before = folder.metrics.read_bytes()
-    with pytest.raises(
-        UsageError, match=r"metrics\.jsonl is a JSON object with a whole number as its step; line 2 is "
-    ):
+    with pytest.raises(UsageError, match=r"metrics\.jsonl is a JSON object with an integer step; line 2 is "):
         folder.cut_metrics(2)
     assert folder.metrics.read_bytes() == before
     folder.metrics.write_text(f'{{"step": 1}}\n{line}')  # the last line, which a kill may cut

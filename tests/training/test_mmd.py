@@ -253,14 +253,14 @@ def test_the_bundle_names_the_moves(make_job):
         ({"trajectory": "whole-path"}, "got None for whole-path"),
         ({"objective": PATH, "completions": 2}, "completions is 1 for .* got 2"),
         ({"bank_size": 3}, "bank_size and corpus_rows are for .* got 3 and 1"),
-        ({"layers": (0,)}, "layers are different numbers of blocks from 1; got .0"),
+        ({"layers": (0,)}, "layers are different block numbers, from 1; got .0"),
         ({"layers": (1, 1)}, "layers are different"),
         ({"feature_times": (1.0,)}, "feature_times are one or more in .0, 1.; got"),
         ({"bandwidths": ()}, "bandwidths are one or more positive numbers"),
         ({"bandwidths": (-1.0,)}, "bandwidths are one or more positive numbers"),
-        ({"completions": 3}, "objective.completions is 2 or more times objective.group_size.*got 3 and 2"),
+        ({"completions": 3}, "objective.completions is a multiple of objective.group_size.*got 3 and 2"),
         ({"completions": 2, "advantage": "leave-one-out"}, "completions is 3 or more"),
-        ({"objective": PATH, "advantage": "groups", "group_size": 3}, "loop.batch_size is 2 or more times .*got 4 and"),
+        ({"objective": PATH, "advantage": "groups", "group_size": 3}, "loop.batch_size is a multiple of .*got 4 and"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(changes, message):

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from didi.methods.settings import OptimizerConfig
-from didi.training.optim import Average, learning_rate, make_optimizer, update
+from didi.training.optim import Average, clip_and_step, learning_rate, make_optimizer
 
 
 def rates(num_steps, **settings):
@@ -59,7 +59,7 @@ def test_an_update_clips_the_whole_gradient_steps_at_the_rate_and_clears_the_gra
     config = OptimizerConfig(learning_rate=9.0, clip_norm=1.0)
     optimizer = torch.optim.SGD(network.parameters(), lr=9.0)
     network.weight.grad, network.bias.grad = torch.full((2, 3), 3.0), torch.full((2,), 4.0)
-    norm = update(network, optimizer, config, rate=0.5)
+    norm = clip_and_step(network, optimizer, config, rate=0.5)
     expected = math.sqrt(6 * 9 + 2 * 16)
     assert float(norm) == pytest.approx(expected)
     torch.testing.assert_close(network.weight, reference.weight - 0.5 * 3 / expected)
@@ -70,7 +70,7 @@ def test_an_update_clips_the_whole_gradient_steps_at_the_rate_and_clears_the_gra
 def test_a_small_gradient_is_not_scaled_up():
     network, reference = linear_network(), linear_network()
     network.weight.grad = torch.full((2, 3), 0.01)
-    update(network, torch.optim.SGD(network.parameters(), lr=1.0), OptimizerConfig(clip_norm=1.0), rate=1.0)
+    clip_and_step(network, torch.optim.SGD(network.parameters(), lr=1.0), OptimizerConfig(clip_norm=1.0), rate=1.0)
     torch.testing.assert_close(network.weight, reference.weight - 0.01)
 
 
@@ -79,7 +79,7 @@ def test_a_gradient_that_is_not_finite_changes_nothing_and_is_told(bad):
     network = linear_network()
     optimizer = make_optimizer(network, OptimizerConfig())
     network.weight.grad, network.bias.grad = torch.ones(2, 3), torch.tensor([0.0, bad])
-    norm = update(network, optimizer, OptimizerConfig(), rate=1.0)
+    norm = clip_and_step(network, optimizer, OptimizerConfig(), rate=1.0)
     assert not torch.isfinite(norm)
     assert torch.equal(network.weight, linear_network().weight)
     assert not optimizer.state

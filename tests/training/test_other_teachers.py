@@ -20,7 +20,7 @@ from didi.errors import UsageError
 from didi.evaluation.exact.rows import ExactRows
 from didi.methods.base import Inputs
 from didi.methods.didi_settings import DiscriminatorSettings, ObjectiveConfig
-from didi.methods.lessons import lesson_states, numbers_of_lessons
+from didi.methods.guidance_states import guidance_states, num_guidance_uniforms
 from didi.models.bundle import Bundle, load, save
 from didi.recipes import DISTILL
 from didi.recipes.presets import preset
@@ -133,7 +133,7 @@ def test_the_discriminator_reads_finished_sequences_at_the_noise_level_of_t_0(ma
 def test_lessons_read_the_states_of_the_finished_students_own_sampler(uniform_teacher, num_moves, unchecked):
     student, num, process = uniform_teacher.teacher, 12, uniform_teacher.process
     uniforms = torch.rand(1 + num_moves, num, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
-    assert numbers_of_lessons(student, process, num_moves) == len(uniforms)
+    assert num_guidance_uniforms(student, process, num_moves) == len(uniforms)
 
     left = [one[..., None] for one in uniforms]
     noise = SimpleNamespace(uniforms=lambda *shape, device=None, positions=None: left.pop(0).expand(num, *shape))
@@ -141,7 +141,7 @@ def test_lessons_read_the_states_of_the_finished_students_own_sampler(uniform_te
     states = [process.prior(Canvas.blank(num, 8), uniforms[0, ..., None].expand(-1, -1, 2))]
     states += [step.z for step in sampler(Canvas.blank(num, 8), time_grid(num_moves), noise)]
     move = torch.arange(num) % num_moves + 1
-    found = lesson_states(student, move, num_moves, uniforms, process)
+    found = guidance_states(student, move, num_moves, uniforms, process)
     assert torch.equal(found, torch.stack(states)[move, torch.arange(num)])
     assert not torch.equal(states[0], states[-1])
 

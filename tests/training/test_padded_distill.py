@@ -284,7 +284,7 @@ def test_what_proteins_do_not_go_with_is_refused(make_method):
             "real_source is corpus for sequences of different",
         ),
         (distillation({"moves": 1, "initial_mask_ratio": 0.5}, {"guidance_steps": 0}), "initial_mask_ratio is 1 for"),
-        (SdttConfig(data=DISTILL.data, loop=DISTILL.loop), "go with method didi"),
+        (SdttConfig(data=DISTILL.data, loop=DISTILL.loop), "need method didi"),
     ):
         assert isinstance(config, DistillationConfig)
         with pytest.raises(UsageError, match=said):

@@ -144,8 +144,8 @@ def test_processes_share_the_proteins_of_a_batch(job, monkeypatch):
 
 def test_what_proteins_do_not_go_with_is_refused(source):
     for changes, said in (
-        ({"process": "uniform"}, "go with process absorbing; got uniform"),
-        ({"process": "sedd-absorb"}, "go with process absorbing; got sedd-absorb"),
+        ({"process": "uniform"}, "need process absorbing; got uniform"),
+        ({"process": "sedd-absorb"}, "need process absorbing; got sedd-absorb"),
     ):
         config = replace(PRETRAIN, network=replace(PRETRAIN.network, kind="dit"), **changes)
         with pytest.raises(UsageError, match=said):

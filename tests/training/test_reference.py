@@ -106,12 +106,12 @@ def test_settings_of_before_have_no_reference():
     base = replace(KEPT, discriminator=CONFIG.discriminator)
     record = asdict(base)
     later = {name: record["objective"].pop(name) for name in ("reference_steps", "budgets", "budget_conditioning")}
-    found = DistillConfig.current(record, base)["objective"]
+    found = DistillConfig.upgraded(record, base)["objective"]
     assert found == record["objective"] | {"reference_steps": 0, "budgets": (), "budget_conditioning": True}
     assert later["reference_steps"] == 2
     for change in ({"trajectory": "two-moves"}, {"trajectory": "path"}, {"score_decomposition": False}):
-        assert DistillConfig.current({"objective": change}, base)["objective"]["reference_steps"] == 0
-    assert "reference_steps" not in DistillConfig.current({"objective": {"moves": 4}}, base)["objective"]
+        assert DistillConfig.upgraded({"objective": change}, base)["objective"]["reference_steps"] == 0
+    assert "reference_steps" not in DistillConfig.upgraded({"objective": {"moves": 4}}, base)["objective"]
 
 
 def test_a_checkpoint_without_the_reference_is_refused(make_job):

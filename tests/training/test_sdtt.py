@@ -220,7 +220,10 @@ def test_the_learning_rate_is_scheduled_over_the_whole_run(make_job):
     [
         ({"rounds": 0}, "rounds is 1 or more; got 0"),
         ({"teacher_steps": 1}, "teacher-steps is 2 or more; got 1"),
-        ({"loop": LoopConfig(fsdp=True)}, "method sdtt goes without loop.fsdp; got both: turn loop.fsdp off"),
+        (
+            {"loop": LoopConfig(fsdp=True)},
+            "method sdtt cannot be combined with loop.fsdp; got both: turn",
+        ),
         ({"first_step": 2}, r"first_step is a multiple of teacher_steps\^rounds, here 4; got 2: set it to 4, or"),
         ({"first_step": 18}, r"teacher_steps\^rounds, here 4; got 18: set it to 16, or change rounds"),
     ],

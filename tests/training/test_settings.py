@@ -166,7 +166,7 @@ def test_a_number_is_finite_unless_it_is_a_bound_that_may_be_left_out(kind, name
         (lambda: OptimizerConfig(final_fraction=1.5), r"final-fraction lies in \[0, 1\]; got 1.5"),
         (
             lambda: OptimizerConfig(final_fraction=0.1, decay="constant"),
-            "final_fraction is 0 with decay constant, which has no end; got 0.1",
+            "final_fraction is 0 with decay constant; got 0.1",
         ),
         (
             lambda: DiscriminatorSettings(unsmooth=True, label_smoothing=0.0),
@@ -207,9 +207,9 @@ def test_muon_needs_whole_matrices():
     muon, sharded = OptimizerConfig(method="muon"), LoopConfig(fsdp=True)
     for part in ("student_optimizer", "discriminator_optimizer"):
         assert getattr(DistillConfig(**{part: muon}), part) == muon
-        with pytest.raises(UsageError, match="fsdp goes with AdamW"):
+        with pytest.raises(UsageError, match="fsdp needs AdamW"):
             DistillConfig(**{part: muon}, loop=sharded)
-    with pytest.raises(UsageError, match="fsdp goes with AdamW"):
+    with pytest.raises(UsageError, match="fsdp needs AdamW"):
         PretrainConfig(optimizer=muon, loop=sharded)
     assert DistillConfig(loop=sharded).loop.fsdp
 
@@ -237,8 +237,8 @@ def test_a_dry_run_draws_a_pool_of_one_batch_in_one_pass():
 def test_settings_without_names_of_before_are_as_they_were():
     settings = {"recipe": "markov", "loop": {"steps": 3}}
     for kind in (RunConfig, PretrainConfig, DistillConfig):
-        assert kind.current(settings) == settings
-        assert kind.current(settings) is not settings
+        assert kind.upgraded(settings) == settings
+        assert kind.upgraded(settings) is not settings
 
 
 def test_the_trajectories_of_the_warm_up_are_its_own():

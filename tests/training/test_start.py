@@ -65,7 +65,7 @@ def test_a_start_of_another_shape_is_refused(begun, make_job):
 
 
 def test_a_start_goes_without_adapters():
-    with pytest.raises(UsageError, match="start goes without lora_rank; got markov and 4"):
+    with pytest.raises(UsageError, match="start cannot be combined with lora_rank; got markov and 4"):
         replace(CONFIG, start="markov", lora_rank=4)
 
 
@@ -122,7 +122,7 @@ def test_a_run_of_the_discriminator_alone_resumes_bit_for_bit(begun, make_job, t
 
 
 def test_a_length_in_minutes_is_refused_for_a_run_without_updates_of_the_student(begun, source, teacher):
-    with pytest.raises(UsageError, match=r"^max-minutes sets loop.steps, of which this run has 0"):
+    with pytest.raises(UsageError, match=r"^max-minutes limits loop.steps, which is 0"):
         fitted(alone(begun[1]), Inputs(source, CPU, teacher=teacher), 1.0)
 
 
