@@ -29,7 +29,7 @@ def test_a_pass_with_a_gradient_counts_three_times_and_one_without_once():
     assert counter.reset() == 0
 
 
-def test_a_pass_that_is_repeated_by_the_backward_pass_counts_once_more():
+def test_a_pass_recomputed_in_the_backward_pass_counts_once_more():
     network = denoiser()
     network.keeps_activations = False
     counter = PassCounter([network])
@@ -37,7 +37,7 @@ def test_a_pass_that_is_repeated_by_the_backward_pass_counts_once_more():
     assert counter.reset() == 9 + 3
 
 
-def test_a_step_tells_its_passes_and_no_others():
+def test_a_step_reports_its_own_passes_only():
     settings = PretrainConfig(
         data=DataConfig(corpus="markov", length=8), network=NETWORK, loop=LoopConfig(steps=2, batch_size=4)
     )

@@ -121,12 +121,8 @@ class Didi(Distillation):
     def _rollout(self, step: int, number: int, repeat: int, *, has_gradient: bool, real: int = 0) -> Rollout:
         """Trajectories of the student; without gradient, of the reference if there is one.
 
-        Args:
-            step: of the run.
-            number: of the micro-batch.
-            repeat: number of the rollout within the micro-batch, which seeds its random numbers.
-            has_gradient: whether log-probabilities have the student's gradient.
-            real: number of the discriminator update whose real rows determine the lengths of the samples.
+        ``repeat`` counts the rollouts of a micro-batch. Samples have the lengths of the real rows of the discriminator
+        update number ``real``.
         """
         settings = self.settings
         objective = self._warmup_objective if step < self.warmup_steps else settings.objective
@@ -180,7 +176,7 @@ class Didi(Distillation):
         else:
             fake = fake.with_tokens(drawn.x[:, :num_completions].flatten(0, 1))
             fake = corrupted(self.process, fake, t, of_fake)
-        return self._loss_against_real(fake, corrupted(self.process, real, t, of_real), t, drawn.num_moves)
+        return self._compare(fake, corrupted(self.process, real, t, of_real), t, drawn.num_moves)
 
     def _guidance_loss(self, batch: Batch) -> tuple[Tensor, Figures]:
         """Like ``_discriminator_loss``, on states of the finished student's ancestral sampler."""
@@ -203,9 +199,9 @@ class Didi(Distillation):
             if settings.objective.budgets:
                 student = student.at_budget(num_moves)
             z_t = guidance_states(student, move, num_moves, draws, self.process, real)
-        return self._loss_against_real(real.with_tokens(z_t), corrupted(self.process, real, t, uniforms), t, num_moves)
+        return self._compare(real.with_tokens(z_t), corrupted(self.process, real, t, uniforms), t, num_moves)
 
-    def _loss_against_real(
+    def _compare(
         self, fake: Canvas, real: Canvas, t: Float[Tensor, " b"], num_moves: int | None = None
     ) -> tuple[Tensor, Figures]:
         """See ``discriminator_step.discriminator_step_loss``."""

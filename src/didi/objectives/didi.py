@@ -169,9 +169,8 @@ def advantages(
         first = (state_means - _mean_of_others(state_means, dim=0)).expand_as(means)[..., None].expand_as(rewards)
         second = rewards - _mean_of_others(means, dim=1)[..., None]
     elif grouping == "leave-one-out":
-        if (
-            means.shape[0] < 2 or means.shape[1] > 1
-        ):  # completions of one state are not independent: they share the first move
+        # Completions of one state are not independent, since they share the first move.
+        if means.shape[0] < 2 or means.shape[1] > 1:
             raise UsageError(f"leave-one-out needs 2 states or more of 1 completion each; got {list(means.shape)}")
         first = second = rewards - _mean_of_others(means.flatten(), dim=0).reshape(means.shape)[..., None]
     else:

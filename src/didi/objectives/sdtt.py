@@ -69,9 +69,7 @@ def distillation_loss(
         return divergence("forward", target_log_probs, student_log_probs)
     if kind == "mse":
         is_possible = target_log_probs > -torch.inf
-        target, student = (
-            log_probs.masked_fill(~is_possible, 0.0) for log_probs in (target_log_probs, student_log_probs)
-        )
+        target, student = (rows.masked_fill(~is_possible, 0.0) for rows in (target_log_probs, student_log_probs))
         return (student - target).square().mean(-1)
     if kind == "tv":
         return (student_log_probs.exp() - target_log_probs.exp()).abs().sum(-1) / 2

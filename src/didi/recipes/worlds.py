@@ -66,9 +66,8 @@ DISTILL: dict[str, DistillConfig] = {
     ),
 }  # fmt: skip
 
-DISTILL["exact-udlm"] = replace(
-    DISTILL["exact"], recipe="exact-udlm", teacher="exact-udlm"
-)  # all tokens are drawn in every move
+# Whole paths, in which all tokens are drawn in every move.
+DISTILL["exact-udlm"] = replace(DISTILL["exact"], recipe="exact-udlm", teacher="exact-udlm")
 
 VARIANTS: dict[tuple[str, str], DistillationConfig] = {
     ("exact", "sdtt"): sdtt(
