@@ -45,9 +45,9 @@ def expected_gradient(kernel, num_real=1, **settings):
     probs, scores = LOGITS.softmax(0), torch.eye(NUM_STATES, dtype=torch.float64) - LOGITS.softmax(0)
     for real in product(range(NUM_STATES), repeat=num_real):
         rows = torch.tensor(real)
-        of_samples = kernel[OUTCOMES[:, :, None], OUTCOMES[:, None, :]]
-        of_both = kernel[OUTCOMES[:, :, None], rows[None, None]]
-        advantage = mmd_advantages(of_samples, of_both, **settings)
+        sample_kernel = kernel[OUTCOMES[:, :, None], OUTCOMES[:, None, :]]
+        cross_kernel = kernel[OUTCOMES[:, :, None], rows[None, None]]
+        advantage = mmd_advantages(sample_kernel, cross_kernel, **settings)
         estimates = (advantage[..., None] * scores[OUTCOMES]).mean(1)
         total += (probs[OUTCOMES].prod(1)[:, None] * estimates).sum(0) * DATA[rows].prod()
     return total
@@ -61,17 +61,17 @@ def test_the_policy_gradient_is_that_of_the_discrepancy(kernel, settings, num_re
 
 def test_baselines_keep_the_expectation_and_leave_one_out_has_less_variance(kernel):
     """Without a baseline, the cost of a sample is twice its mean kernel with others minus that with the corpus."""
-    of_samples = kernel[OUTCOMES[:, :, None], OUTCOMES[:, None, :]]
-    of_both = (kernel @ DATA)[OUTCOMES][..., None]
+    sample_kernel = kernel[OUTCOMES[:, :, None], OUTCOMES[:, None, :]]
+    cross_kernel = (kernel @ DATA)[OUTCOMES][..., None]
     probs, scores = LOGITS.softmax(0), torch.eye(NUM_STATES, dtype=torch.float64) - LOGITS.softmax(0)
     weights = probs[OUTCOMES].prod(1)[:, None]
-    others = of_samples.sum(2) - of_samples.diagonal(dim1=1, dim2=2)
-    costs = 2 * others / (NUM_SAMPLES - 1) - 2 * of_both[..., 0]
+    others = sample_kernel.sum(2) - sample_kernel.diagonal(dim1=1, dim2=2)
+    costs = 2 * others / (NUM_SAMPLES - 1) - 2 * cross_kernel[..., 0]
     means, variances = [], []
     for advantage in (
         costs,
-        mmd_advantages(of_samples, of_both),
-        mmd_advantages(of_samples, of_both, advantage="groups"),
+        mmd_advantages(sample_kernel, cross_kernel),
+        mmd_advantages(sample_kernel, cross_kernel, advantage="groups"),
     ):
         found = (advantage[..., None] * scores[OUTCOMES]).mean(1)
         means.append((weights * found).sum(0))

@@ -180,7 +180,9 @@ def test_budgets_with_adapters_sharding_or_other_trunks_are_refused(make_job, mo
         return discriminator
 
     monkeypatch.setattr(Discriminator, "from_denoiser", with_another_trunk)
-    with pytest.raises(UsageError, match=r"objective.budgets need a discriminator on a DiTTrunk, .* got Linear: leave"):
+    with pytest.raises(
+        UsageError, match=r"objective.budgets need a teacher whose trunk is a DiTTrunk; got Linear: leave"
+    ):
         make_job(SEVERAL)
 
 

@@ -131,8 +131,10 @@ def test_the_gradient_is_that_of_the_settings(make_job, name):
         plain = {} if "objective" in changes else {"completions": 4}
         method = make_job(with_objective(**plain | changes)).method
         objective, batch = method.settings.objective, method.prepare(0, 0)
-        of_samples, of_both = naive_kernels(method, batch)
-        advantage = mmd_advantages(of_samples, of_both, advantage=objective.advantage, group_size=objective.group_size)
+        sample_kernel, cross_kernel = naive_kernels(method, batch)
+        advantage = mmd_advantages(
+            sample_kernel, cross_kernel, advantage=objective.advantage, group_size=objective.group_size
+        )
         if objective.normalise_advantage:
             advantage = advantage / advantage.square().mean().sqrt()
         expected = gradient(method, (advantage * batch.score).mean())

@@ -141,13 +141,13 @@ class Didi(Distillation):
         if step >= self.last_student_step:
             guidance_step, num_guidance_steps = step - self.last_student_step, settings.discriminator.guidance_steps
             return [Update("discriminator", self._guidance_loss, guidance_step, num_guidance_steps)]
-        of_discriminator = [
+        updates = [
             Update("discriminator", partial(self._discriminator_loss, repeat), step, self.last_student_step)
             for repeat in range(settings.discriminator.steps_per_student_step)
         ]
         if step < self.warmup_steps:
-            return of_discriminator
-        return [*of_discriminator, Update("student", self._student_loss, step - self.warmup_steps, settings.loop.steps)]
+            return updates
+        return [*updates, Update("student", self._student_loss, step - self.warmup_steps, settings.loop.steps)]
 
     def end_step(self, step: int) -> None:
         """Copy the student into the reference every ``reference_steps`` updates."""
@@ -168,15 +168,15 @@ class Didi(Distillation):
         real = self._real_sequences(batch.step, batch.number, repeat, len(t) * process_group().size)
         fake = drawn.canvas.repeat_interleave(num_completions)
         shape = (2, len(real), max(real.length, fake.length), self.process.draws_per_position)
-        of_fake, of_real = torch.rand(shape, dtype=torch.float64, generator=generator)
-        of_fake, of_real = (process_group().local_rows(draws).to(self.runtime.device) for draws in (of_fake, of_real))
+        draws = torch.rand(shape, dtype=torch.float64, generator=generator)
+        fake_draws, real_draws = (process_group().local_rows(part).to(self.runtime.device) for part in draws)
         real = real.rows(process_group().local_slice(len(real))).to(self.runtime.device)
         if repeat == 0 or is_fresh:
             fake = fake.with_tokens(drawn.z_t[:, :num_completions, 0].flatten(0, 1))
         else:
             fake = fake.with_tokens(drawn.x[:, :num_completions].flatten(0, 1))
-            fake = corrupted(self.process, fake, t, of_fake)
-        return self._compare(fake, corrupted(self.process, real, t, of_real), t, drawn.num_moves)
+            fake = corrupted(self.process, fake, t, fake_draws)
+        return self._compare(fake, corrupted(self.process, real, t, real_draws), t, drawn.num_moves)
 
     def _guidance_loss(self, batch: Batch) -> tuple[Tensor, Figures]:
         """Like ``_discriminator_loss``, on states of the finished student's ancestral sampler."""
@@ -256,8 +256,8 @@ class Didi(Distillation):
         weights = objective.time_weights(drawn.t, self.process.schedule).to(rewards.device)
         policy = policy_loss(first_score, second_score, advantage, weights).mean()
         with self.runtime.cast():
-            of_teacher = self._teacher_log_probs(self.teacher, drawn) if objective.divergence_weight else []
-        regulariser, regularised = regularisation(drawn.log_probs_of_moves, of_teacher, objective)
+            teacher_log_probs = self._teacher_log_probs(self.teacher, drawn) if objective.divergence_weight else []
+        regulariser, regularised = regularisation(drawn.log_probs_of_moves, teacher_log_probs, objective)
         rewarded = {"reward": all_rewards.mean(), "reward_std": all_rewards.std()}
         return policy + regulariser, {**rewarded, **figures, **regularised}
 
@@ -271,8 +271,8 @@ class Didi(Distillation):
         is_clean = self.settings.scores_finished_samples
         log_ratio = mean_log_ratio(self.discriminator, self.process, canvas, self.runtime, is_clean=is_clean)
         has_bound = not (self.settings.starts_at_random or self.settings.has_latent_codes)
-        of_student = super().validate() if has_bound else {}
-        return {**of_student, "validation_log_ratio": log_ratio}
+        bound = super().validate() if has_bound else {}
+        return {**bound, "validation_log_ratio": log_ratio}
 
     def state_dict(self) -> dict[str, Any]:
         """Digest of the teacher's weights, and the weights of the reference if there is one."""

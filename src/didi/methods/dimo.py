@@ -180,11 +180,11 @@ class Dimo(Distillation):
 
     def updates(self, step: int) -> Sequence[Update]:
         """The auxiliary model's updates, then the student's."""
-        of_auxiliary = [
+        auxiliary_updates = [
             Update("auxiliary", partial(self._auxiliary_loss, repeat), step, self.num_steps)
             for repeat in range(self.settings.auxiliary_steps)
         ]
-        return [*of_auxiliary, Update("student", self._student_loss, step, self.num_steps)]
+        return [*auxiliary_updates, Update("student", self._student_loss, step, self.num_steps)]
 
     def _remasked(self, x: Int[Tensor, "b l"], name: str, *numbers: int) -> Remasked:
         """Mask samples ``x`` at random; ``name`` and ``numbers`` seed the generator."""
@@ -210,17 +210,17 @@ class Dimo(Distillation):
         """Surrogate of the divergence, summed over masked positions and averaged over sequences."""
         masked = self._remasked(batch.x, "student", batch.step, batch.number)
         with torch.no_grad(), self.runtime.cast():
-            of_auxiliary, of_teacher = (
+            auxiliary_log_probs, teacher_log_probs = (
                 self.process.log_probs(
                     logits_at(network, masked.z, masked.is_masked, self.process.noise_level(network, masked.t))
                 )
                 for network in (self.auxiliary, self.teacher)
             )
-        gradient = logit_gradient(of_auxiliary, of_teacher, self.settings.reverse_weight)
+        gradient = logit_gradient(auxiliary_log_probs, teacher_log_probs, self.settings.reverse_weight)
         loss = surrogate_loss(batch.logits[masked.is_masked], gradient) / len(batch.x)
         figures = {
-            "forward_kl": divergence("forward", of_teacher, of_auxiliary).mean(),
-            "reverse_kl": divergence("backward", of_teacher, of_auxiliary).mean(),
+            "forward_kl": divergence("forward", teacher_log_probs, auxiliary_log_probs).mean(),
+            "reverse_kl": divergence("backward", teacher_log_probs, auxiliary_log_probs).mean(),
         }
         return loss, figures
 

@@ -193,8 +193,8 @@ class Mmd(Distillation):
         samples = self._grouped_features(batch.x, generator)
         if objective.trajectory == "corrupted-data":
             real = self._grouped_features(batch.real, generator)
-            of_samples = kernel_of(objective, samples, samples, self._scales, batch.is_scored)
-            return of_samples, kernel_of(objective, samples, real, self._scales, batch.is_scored)
+            sample_kernel = kernel_of(objective, samples, samples, self._scales, batch.is_scored)
+            return sample_kernel, kernel_of(objective, samples, real, self._scales, batch.is_scored)
         all_samples = [process_group().all_gather(kind[0])[None] for kind in samples]
         if self._bank:
             num_rows = self.settings.loop.batch_size * objective.corpus_rows
@@ -204,8 +204,8 @@ class Mmd(Distillation):
             local_real = self._grouped_features(batch.real, generator)
             real = [process_group().all_gather(kind[0])[None] for kind in local_real]
         kernels = (kernel_of(objective, samples, other, self._scales)[0] for other in (all_samples, real))
-        of_samples, of_both = (process_group().all_gather(kernel)[None] for kernel in kernels)
-        return of_samples, of_both
+        sample_kernel, cross_kernel = (process_group().all_gather(kernel)[None] for kernel in kernels)
+        return sample_kernel, cross_kernel
 
     def _grouped_features(
         self, rows: Int[Tensor, "s n l"], generator: torch.Generator
@@ -217,9 +217,11 @@ class Mmd(Distillation):
     def _loss(self, batch: Batch) -> tuple[Tensor, Figures]:
         """Surrogate loss with the gradient of the discrepancy; the figure ``mmd`` omits the kernel of corpus pairs."""
         objective = self.settings.objective
-        of_samples, of_both = self._kernels(batch)
-        advantage = mmd_advantages(of_samples, of_both, advantage=objective.advantage, group_size=objective.group_size)
-        mmd = mean_of_pairs(of_samples).mean() - 2 * of_both.mean()
+        sample_kernel, cross_kernel = self._kernels(batch)
+        advantage = mmd_advantages(
+            sample_kernel, cross_kernel, advantage=objective.advantage, group_size=objective.group_size
+        )
+        mmd = mean_of_pairs(sample_kernel).mean() - 2 * cross_kernel.mean()
         is_path = objective.trajectory == "whole-path"
         if is_path:
             advantage = process_group().local_rows(advantage[0])[None]

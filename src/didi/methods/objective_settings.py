@@ -107,8 +107,7 @@ class ObjectiveConfig:
         check_finite(self, "weight_high", "importance_clip")
         if self.reference_steps < 0 or self.reference_steps == 1:
             raise UsageError(
-                "objective.reference_steps is 2 or more, or 0 for no reference; got "
-                f"{self.reference_steps}: with 1 the reference would equal the student"
+                f"objective.reference_steps is 2 or more, or 0 for no reference; got {self.reference_steps}"
             )
         check_at_least(1, self, "completions", "corruptions", "group_size")
         min_moves = {"path": 3, "whole-path": 1}.get(self.trajectory)

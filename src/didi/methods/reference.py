@@ -40,7 +40,7 @@ class Reference(FrozenCopy):
         """
         assert drawn.num_moves is not None
         assert drawn.record is not None
-        of_student = drawn.first_score[:, None] + drawn.completion_log_probs.sum(-1)
+        student_log_probs = drawn.first_score[:, None] + drawn.completion_log_probs.sum(-1)
         network = self.network.at_budget(drawn.num_moves) if self._reads_budgets else self.network
         path = drawn.x, drawn.record, drawn.num_moves
-        return of_student - path_log_probs(network, *path, self._process, self._initial_state, drawn.canvas)
+        return student_log_probs - path_log_probs(network, *path, self._process, self._initial_state, drawn.canvas)

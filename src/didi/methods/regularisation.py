@@ -60,8 +60,8 @@ def regularisation(
     loss = -objective.entropy_weight * torch.stack(entropies).sum()
     if objective.divergence_weight:
         divergences = [
-            process_group().local_term_of_mean(divergence(objective.divergence, of_teacher, log_probs))
-            for of_teacher, log_probs in zip(teacher, student, strict=True)
+            process_group().local_term_of_mean(divergence(objective.divergence, teacher_move, student_move))
+            for teacher_move, student_move in zip(teacher, student, strict=True)
         ]
         figures["divergence"] = torch.stack(divergences).sum().detach()
         loss = loss + objective.divergence_weight * torch.stack(divergences).sum()

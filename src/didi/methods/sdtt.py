@@ -217,8 +217,8 @@ class Sdtt(Distillation):
             teacher = cast(DenoiserNetwork, self.frozen["round_teacher"])
             target = teacher_targets(teacher, self.process, batch.z, batch.times, batch.is_read, batch.uniforms)
         arguments = self.process, batch.z, batch.times[0], batch.is_read.any(0)
-        of_student = self.runtime.call("student", log_probs_where, *arguments)
-        loss = distillation_loss(self.settings.loss, target, of_student).sum() * batch.scale
+        student_log_probs = self.runtime.call("student", log_probs_where, *arguments)
+        loss = distillation_loss(self.settings.loss, target, student_log_probs).sum() * batch.scale
         return loss, {"distillation_loss": loss.detach()}
 
     def end_step(self, step: int) -> None:

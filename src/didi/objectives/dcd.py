@@ -32,5 +32,5 @@ def consistency_divergences(
 def _row_divergence(
     student_logits: Float[Tensor, "n v"], target_logits: Float[Tensor, "n v"], *, kind: Divergence
 ) -> Float[Tensor, " n"]:
-    of_student, of_target = (one.float().log_softmax(-1) for one in (student_logits, target_logits))
-    return divergence(kind, of_target, of_student)
+    student, target = student_logits.float().log_softmax(-1), target_logits.float().log_softmax(-1)
+    return divergence(kind, target, student)

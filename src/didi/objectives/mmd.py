@@ -85,16 +85,16 @@ def median_distance(points: Float[Tensor, "n d"]) -> Float[Tensor, ""]:
 
 
 def mmd_squared(
-    of_samples: Float[Tensor, "g g"], of_both: Float[Tensor, "g r"], of_corpus: Float[Tensor, "r r"]
+    sample_kernel: Float[Tensor, "g g"], cross_kernel: Float[Tensor, "g r"], corpus_kernel: Float[Tensor, "r r"]
 ) -> Float[Tensor, ""]:
     """Unbiased estimate of the squared discrepancy; it can be negative if the distributions are close.
 
     Args:
-        of_samples: kernels of pairs of samples.
-        of_both: kernels of samples and sequences of the corpus.
-        of_corpus: kernels of pairs of sequences of the corpus.
+        sample_kernel: kernels of pairs of samples.
+        cross_kernel: kernels of samples and sequences of the corpus.
+        corpus_kernel: kernels of pairs of sequences of the corpus.
     """
-    return mean_of_pairs(of_samples) + mean_of_pairs(of_corpus) - 2 * of_both.mean()
+    return mean_of_pairs(sample_kernel) + mean_of_pairs(corpus_kernel) - 2 * cross_kernel.mean()
 
 
 def mean_of_pairs(kernel: Float[Tensor, "*s g g"]) -> Float[Tensor, "*s"]:
@@ -104,8 +104,8 @@ def mean_of_pairs(kernel: Float[Tensor, "*s g g"]) -> Float[Tensor, "*s"]:
 
 
 def mmd_advantages(
-    of_samples: Float[Tensor, "s g g"],
-    of_both: Float[Tensor, "s g r"],
+    sample_kernel: Float[Tensor, "s g g"],
+    cross_kernel: Float[Tensor, "s g r"],
     *,
     advantage: MmdAdvantage = "leave-one-out",
     group_size: int = 2,
@@ -113,8 +113,8 @@ def mmd_advantages(
     r"""Factors of the score of each sample, with which the mean over samples is an unbiased :math:`\nabla L`.
 
     Args:
-        of_samples: kernels of pairs of samples of a state.
-        of_both: kernels of samples and sequences of the corpus of a state.
+        sample_kernel: kernels of pairs of samples of a state.
+        cross_kernel: kernels of samples and sequences of the corpus of a state.
         advantage: ``groups`` (the publication): groups of ``group_size`` consecutive samples share the estimate of L
             from the group, minus the mean estimate of the other groups. ``leave-one-out`` (ours): the cost c(x),
             estimated with all other samples, minus the mean cost of the other samples, estimated without x; the
@@ -124,18 +124,18 @@ def mmd_advantages(
     Raises:
         UsageError: there are too few samples or groups for a baseline, or the groups do not divide the samples.
     """
-    num = of_samples.shape[-1]
+    num = sample_kernel.shape[-1]
     if advantage == "groups":
         if group_size < 2 or num % group_size or num < 2 * group_size:
             raise UsageError(
                 f"a state needs 2 or more groups of 2 or more samples; got {num} samples in groups of {group_size}"
             )
-        return _group_advantages(of_samples, of_both, group_size)
+        return _group_advantages(sample_kernel, cross_kernel, group_size)
     if num < 3:
         raise UsageError(f"leave-one-out needs 3 or more samples of a state; got {num}")
-    off_diagonal = of_samples - torch.diag_embed(of_samples.diagonal(dim1=1, dim2=2))
+    off_diagonal = sample_kernel - torch.diag_embed(sample_kernel.diagonal(dim1=1, dim2=2))
     # The two terms of c: repulsion from other samples, attraction to the corpus.
-    sums, attraction = off_diagonal.sum(2), 2 * of_both.mean(2)
+    sums, attraction = off_diagonal.sum(2), 2 * cross_kernel.mean(2)
     costs = 2 * sums / (num - 1) - attraction
     # The baseline of x is independent of x: the mean cost of the other samples, without their kernels with x.
     baseline_repulsion = 2 * (sums.sum(1, keepdim=True) - 2 * sums) / ((num - 1) * (num - 2))
@@ -144,18 +144,18 @@ def mmd_advantages(
 
 
 def _group_advantages(
-    of_samples: Float[Tensor, "s g g"], of_both: Float[Tensor, "s g r"], size: int
+    sample_kernel: Float[Tensor, "s g g"], cross_kernel: Float[Tensor, "s g r"], size: int
 ) -> Float[Tensor, "s g"]:
     """Estimate of L of each group minus the mean of the other groups, times the group size.
 
     The factor is needed since the caller takes the mean over samples, and L of a group has the gradient of the sum of
     its samples' scores.
     """
-    num_states, num = of_samples.shape[:2]
+    num_states, num = sample_kernel.shape[:2]
     num_groups = num // size
-    blocks = of_samples.view(num_states, num_groups, size, num_groups, size)
+    blocks = sample_kernel.view(num_states, num_groups, size, num_groups, size)
     within = mean_of_pairs(blocks.diagonal(dim1=1, dim2=3).movedim(-1, 1))
-    losses = within - 2 * of_both.reshape(num_states, num_groups, -1).mean(2)
+    losses = within - 2 * cross_kernel.reshape(num_states, num_groups, -1).mean(2)
     baseline = (losses.sum(1, keepdim=True) - losses) / (num_groups - 1)
     return (size * (losses - baseline)).repeat_interleave(size, 1)
 
