@@ -251,7 +251,7 @@ def test_the_bundle_names_the_moves(make_job):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"moves": 3}, "moves is 1 or more for objective.trajectory whole-path, and not set .* got 3 for corrupted"),
+        ({"moves": 3}, "moves is 1 or more for objective.trajectory whole-path, and unset .* got 3 for corrupted"),
         ({"trajectory": "whole-path"}, "got None for whole-path"),
         ({"objective": PATH, "completions": 2}, "completions is 1 for .* got 2"),
         ({"bank_size": 3}, "bank_size and corpus_rows are for .* got 3 and 1"),
@@ -271,7 +271,7 @@ def test_settings_that_cannot_work_are_refused(changes, message):
 
 
 def test_layers_beyond_those_of_the_teacher_are_refused(make_job):
-    with pytest.raises(UsageError, match=r"blocks of the teacher, which has 2; got \[3\]"):
+    with pytest.raises(UsageError, match=r"numbers of teacher blocks, 1 to 2; got \[3\]"):
         make_job(with_objective(layers=(3,)))
 
 

@@ -299,7 +299,7 @@ def test_a_sedd_uniform_teacher_is_refused(make_job, make_dit):
     bundle = Bundle(teacher=network, process=ScoreUniform(32), name="ratios")
     with pytest.raises(
         UsageError,
-        match=r"predict the clean token, .*absorb.*; the process of ratios is sedd-uniform, .*: choose another",
+        match=r"predicts the clean token, .*absorb.*; the process of ratios is sedd-uniform, .*: choose another",
     ):
         make_job(UNIFORM, bundle=bundle)
 

@@ -74,7 +74,7 @@ class UniformMoves:
 
         Args:
             moves: numbers of the moves.
-            z: states before the first of the moves; n is 1, or g.
+            z: states before the first of the moves; n = 1.
             uniforms: uniform numbers of all moves of the sampler, for g paths of each state.
 
         Returns:

@@ -98,7 +98,7 @@ def shard(network: nn.Module, *, is_trained: bool = True) -> None:
         return
     trunk = trunk_of(network)
     if trunk is None:
-        raise UsageError("loop.fsdp supports denoisers only; leave it out for an autoregressive network")
+        raise UsageError("loop.fsdp does not support autoregressive networks: leave it out")
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
     for block in trunk.blocks:
