@@ -66,7 +66,7 @@ class PretrainConfig(RunConfig):
         kind = find_process(self.process)
         if issubclass(kind, ScoreUniform) and not self.network.is_time_conditioned:
             raise UsageError(
-                f"a network of process {self.process} reads the noise level, since scores depend on it; set "
+                f"a network of process {self.process} reads its noise level, on which scores depend; set "
                 "network.is_time_conditioned to true"
             )
         if self.model == "autoregressive" and self.process != "absorbing":
