@@ -32,7 +32,7 @@ TESTS = {
     "didi/methods/didi_networks": [WIRING, WIRING_OPTIMIZERS, OPTIONS, DISTILL],
     "didi/methods/didi_settings": [
         SETTINGS,
-        f"{OPTIONS}::test_what_cannot_be_trained_is_refused_before_the_first_step",
+        f"{OPTIONS}::test_invalid_settings_are_refused_before_the_first_step",
         "tests/apps/test_train_options.py",
         WIRING,
     ],

@@ -96,7 +96,7 @@ def test_a_pre_training_step_never_waits_for_the_device(pretraining, is_compiled
     assert all(torch.isfinite(torch.as_tensor(value)) for value in metrics.values())
 
 
-def test_compiled_blocks_train_as_plain_ones_do(pretraining):
+def test_compiled_blocks_train_like_uncompiled_ones(pretraining):
     plain, compiled = (pretraining(compile=is_compiled) for is_compiled in (False, True))
     for step in range(4):
         expected, found = (float(job.step(step)["nelbo"]) for job in (plain, compiled))

@@ -83,7 +83,7 @@ SMALL = ["--data.length", "32", "--loop.batch-size", "4", "--loop.validation-seq
         (["doctor", "markov", "--device", "h1000"], "a device is one of h100"),
         (["doctor", "markov", "--num-processes", "0"], "num-processes is 1 or more"),
         (["doctor", "markov", "--num-processes", "7"], "a multiple of their number; got 128 and 7 processes"),
-        (["bench", "--model", "nothing", "--random"], "a shape is that of a recipe"),
+        (["bench", "--model", "nothing", "--random"], "a recipe of a teacher is one of"),
         (["bench", "--model", "markov", "--length", "99"], "length lies in [1, 32]"),
         (
             ["generate", "--model", "markov", "--prefix", "s1 [MASK]"],

@@ -26,7 +26,7 @@ SHORT = ["--loop.batch-size", "2", "--loop.validation-sequences", "2", "--data.l
     ("command", "words", "message"),
     [
         (pretrain, ["markov", "--method", "elbo"], "--method is for distill"),
-        (pretrain, ["markov-udlm", "--model", "autoregressive"], "model autoregressive goes with process absorbing"),
+        (pretrain, ["markov-udlm", "--model", "autoregressive"], "model autoregressive needs process absorbing"),
         (pretrain, ["markov", "--loop.loggers", "csv"], "loop.loggers are some of tensorboard, wandb; got csv"),
         (pretrain, ["markov", "--max-minutes", "0"], "--max-minutes is positive; got 0.0"),
         (
@@ -260,7 +260,7 @@ def test_the_settings_in_a_bundle_of_before_are_read(tmp_path):
     for later in ("trajectory", "reward_time"):
         del settings["objective"][later]
     del settings["discriminator"]["fresh_rollouts"], settings["start"]
-    found = DistillConfig.current(settings)["objective"]
+    found = DistillConfig.upgraded(settings)["objective"]
     assert ObjectiveConfig(**found).trajectory == "path"
     assert found["moves"] == settings["objective"]["moves"] == 8
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(settings))

@@ -119,5 +119,5 @@ def test_a_markov_chain_has_no_begin_and_end_tokens():
 def test_older_settings_without_a_layout_are_upgraded():
     old = {"data": {"corpus": "news", "length": 8, "vocab_size": None, "tokenizer": None}}
     for kind in (PretrainConfig, DistillConfig):
-        assert kind.current(old)["data"] == old["data"] | {"block_layout": None}
-        assert kind.current({"data": {"length": 8}}) == {"data": {"length": 8}}
+        assert kind.upgraded(old)["data"] == old["data"] | {"block_layout": None}
+        assert kind.upgraded({"data": {"length": 8}}) == {"data": {"length": 8}}

@@ -30,7 +30,7 @@ def by_quadrature(t, s, num=NUM):
     ratio_t, ratio_s = (-gamma_at(alphas, num) / 2).exp().tolist()  # a / sigma
 
     def mass(low, high):
-        """That entry j is the largest of the others, and exceeds that of x0 by a number in [low, high)."""
+        """Probability that entry j is the largest except x0's, and exceeds that of x0 by a number in [low, high)."""
         value, _ = quad(
             lambda y: math.exp(-y * y / 2) * ndtr(y) ** (num - 2) * (ndtr(y - low) - ndtr(y - high)), -9, 9,
             epsabs=1e-12, limit=400,
@@ -44,7 +44,7 @@ def by_quadrature(t, s, num=NUM):
 
 
 def by_method(t, s, num=NUM, grid=200):
-    """The same of what the method draws, on all draws of a grid; exact where the signal rates are on it."""
+    """Joint probabilities of ``Uniform.corrupt`` over a grid of draws; exact for signal rates on the grid."""
     uniforms = (torch.arange(grid, dtype=torch.float64) + 0.5) / grid
     symbols = (torch.arange(num, dtype=torch.float64) + 0.5) / num
     draws = torch.cartesian_prod(uniforms, symbols)[:, None]
@@ -178,4 +178,4 @@ def test_the_gradient_of_a_step_is_that_of_the_expectation_over_the_joint_distri
 
 def flat_gradient(value, network):
     found = torch.autograd.grad(value, list(network.parameters()), allow_unused=True, materialize_grads=True)
-    return torch.cat([one.double().flatten() for one in found])
+    return torch.cat([gradient.double().flatten() for gradient in found])

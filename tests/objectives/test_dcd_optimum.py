@@ -1,4 +1,4 @@
-"""What discrete consistency distillation converges to from a perfect teacher, by enumeration of a small world."""
+"""The optimum of discrete consistency distillation with a perfect teacher, by enumeration of a Markov chain."""
 
 from itertools import pairwise
 
@@ -15,7 +15,7 @@ STATES = torch.cartesian_prod(*[torch.arange(NUM)] * LENGTH)
 LOG_Q = CHAIN.log_likelihood(STATES).double()
 
 
-def perfect(t):
+def perfect_predictions(t):
     """Distribution of each clean token given the state of the other positions, ``[z, l, v]``."""
     observed = (t / NUM + (1 - t) * torch.eye(NUM, dtype=torch.float64))[:, STATES]  # [v, z, l]
     joint = LOG_Q.exp().expand(len(STATES), -1)  # [z, x]
@@ -31,17 +31,17 @@ def perfect(t):
 
 def less_noisy(t, s):
     """Distribution of the less noisy state of a trajectory given the noisier one, ``[z_t, z_s]``."""
-    one = torch.zeros(NUM, NUM, NUM, dtype=torch.float64)  # [x0, z_t, z_s] of a position
+    position = torch.zeros(NUM, NUM, NUM, dtype=torch.float64)  # [x0, z_t, z_s] of a position
     for clean in range(NUM):
-        one[clean, clean, clean] = 1 - t + t / NUM
+        position[clean, clean, clean] = 1 - t + t / NUM
         for other in {*range(NUM)} - {clean}:
-            one[clean, other, other] = s / NUM
-            one[clean, other, clean] = (t - s) / NUM
+            position[clean, other, other] = s / NUM
+            position[clean, other, clean] = (t - s) / NUM
     joint = torch.zeros(len(STATES), len(STATES), dtype=torch.float64)
     for clean, log_q in zip(STATES, LOG_Q, strict=True):
-        states = one.new_ones(1, 1)
+        states = position.new_ones(1, 1)
         for token in clean.tolist():
-            states = torch.kron(states, one[token])
+            states = torch.kron(states, position[token])
         joint += log_q.exp() * states
     return joint / joint.sum(1, keepdim=True)
 
@@ -49,7 +49,7 @@ def less_noisy(t, s):
 def optimum(kind, lengths, t):
     """Minimum of the loss over all predictions at time t after rounds with intervals of these lengths."""
     if not lengths or t == 0:
-        return perfect(t)
+        return perfect_predictions(t)
     s = max(t - lengths[-1], 0.0)
     target, weights = optimum(kind, lengths[:-1], s), less_noisy(t, s)
     if kind == "forward":  # KL(target || student): the mean of the targets
@@ -77,10 +77,10 @@ def test_the_published_divergence_lowers_that_of_few_moves(num_moves, lengths):
     assert divergence("backward", lengths, num_moves) < 0.9 * divergence("backward", (), num_moves)
 
 
-def test_and_raises_that_of_many_moves():
-    """The optimum is not the distribution given the state of the other positions, for which the sampler takes it."""
+def test_the_published_divergence_raises_that_of_many_moves():
+    """The sampler needs predictions given the state of the other positions; the optimum differs from these."""
     assert divergence("backward", (0.25,), 16) > 1.5 * divergence("backward", (), 16)
 
 
-def test_the_other_divergence_raises_that_of_few_moves_too():
+def test_the_forward_divergence_raises_that_of_few_moves_too():
     assert divergence("forward", (0.25,), 4) > 1.2 * divergence("forward", (), 4)

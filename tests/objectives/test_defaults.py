@@ -1,4 +1,4 @@
-"""Numbers and defaults of the objective that other tests take from the code itself."""
+"""Constants and defaults of the objective that other tests import from the code."""
 
 import pytest
 import torch
@@ -7,11 +7,11 @@ from didi.errors import UsageError
 from didi.objectives.didi import STD_EPSILON, advantages
 
 
-def test_the_epsilon_is_that_of_eq_7():
+def test_the_epsilon_has_the_value_of_eq_7():
     assert STD_EPSILON == 1e-6
 
 
 @pytest.mark.parametrize("grouping", ["rows", "shared-time"])
-def test_the_size_of_a_group_has_to_be_given(grouping):
+def test_the_default_group_size_is_refused(grouping):
     with pytest.raises(UsageError, match="got 1 of 4"):
         advantages(torch.zeros(4, 1, 1), grouping=grouping)

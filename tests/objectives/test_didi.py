@@ -75,7 +75,7 @@ def test_unsmoothing_stays_finite_and_monotone_beyond_the_reachable_range():
 
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.2])
 def test_the_discriminator_loss_is_least_at_the_log_ratio_student_over_real(label_smoothing):
-    # A world of 4 states in which student and real samples occur in whole numbers, so sums are exact expectations.
+    # 4 states with integer counts of student and real samples, so that sums are exact expectations.
     student_counts, real_counts = torch.tensor([8, 4, 2, 2]), torch.tensor([1, 4, 3, 8])
     logits = torch.zeros(4, dtype=torch.float64, requires_grad=True)
     states = [torch.arange(4).repeat_interleave(counts) for counts in (student_counts, real_counts)]
@@ -91,12 +91,12 @@ def test_the_discriminator_loss_is_least_at_the_log_ratio_student_over_real(labe
 
     optimizer.step(closure)
     expected = (student_counts / real_counts).log()
-    assert expected[0] > 0 > expected[3]  # where the student is the more likely of both, the logit is positive
+    assert expected[0] > 0 > expected[3]  # positive where the student has more samples
     # The loss is computed in float32: its minimum is flat to 1e-7, its argument known to 3e-4.
     torch.testing.assert_close(unsmooth(logits.detach(), label_smoothing).float(), expected, rtol=0, atol=2e-3)
 
 
-def test_the_discriminator_loss_counts_both_sides_alike_and_masked_positions_only():
+def test_the_discriminator_loss_weighs_both_sides_equally_and_masked_positions_only():
     student, real = torch.tensor([[2.0, 99.0], [-1.0, 0.5]]), torch.tensor([[0.3, -0.7]])
     student_masks, real_masks = torch.tensor([[True, False], [True, True]]), torch.tensor([[True, True]])
 
@@ -162,7 +162,7 @@ def test_advantages_equal_a_computation_by_hand(grouping, normalise):
     torch.testing.assert_close(found.second, second / scale)
 
 
-def test_groups_run_over_consecutive_completions_across_states():
+def test_groups_consist_of_consecutive_completions_across_states():
     rewards = torch.tensor([1.0, 3.0, 10.0, 20.0]).view(4, 1, 1)
     found = advantages(rewards, grouping="rows", group_size=2, normalise=False)
     assert found.second.flatten().tolist() == [-1, 1, -5, 5]
@@ -172,9 +172,9 @@ def test_groups_run_over_consecutive_completions_across_states():
 def test_advantages_are_clamped_after_the_division(grouping):
     free = advantages(REWARDS, grouping=grouping)
     clamped = advantages(REWARDS, grouping=grouping, clamp=0.7)
-    for one, other in zip(clamped, free, strict=True):
-        assert other.abs().max() > 0.7
-        torch.testing.assert_close(one, other.clamp(-0.7, 0.7))
+    for part, unclamped in zip(clamped, free, strict=True):
+        assert unclamped.abs().max() > 0.7
+        torch.testing.assert_close(part, unclamped.clamp(-0.7, 0.7))
     assert torch.equal(advantages(REWARDS, grouping=grouping, clamp=None).second, free.second)
 
 
@@ -220,12 +220,12 @@ MASKED_TAU = torch.tensor([[True, False, True]])
 MASKED_T = torch.tensor([[[[True, True, False]], [[False, True, False]]]])
 
 
-def test_the_second_move_scores_what_z_tau_leaves_open():
+def test_the_second_move_scores_masked_positions_of_z_tau():
     full = second_move_score(LOG_PROBS, MASKED_TAU, MASKED_T, revealed_only=False)
     assert full.tolist() == [[[-5.0], [-40.0]]]
 
 
-def test_a_revealed_only_score_leaves_out_what_z_t_masks():
+def test_a_revealed_only_score_excludes_masked_positions_of_z_t():
     revealed = second_move_score(LOG_PROBS, MASKED_TAU, MASKED_T, revealed_only=True)
     assert revealed.tolist() == [[[-4.0], [-40.0]]]
 
@@ -246,7 +246,7 @@ def test_the_policy_loss_weighs_both_moves_by_their_advantages():
     assert loss.tolist() == pytest.approx(by_hand)
 
 
-def test_descending_the_policy_loss_makes_what_the_student_overdoes_less_likely():
+def test_descending_the_policy_loss_lowers_the_probability_of_symbols_with_a_high_log_ratio():
     logits = torch.zeros(3, requires_grad=True)
     log_probs = logits.log_softmax(0)
     log_ratio = torch.tensor([2.0, 0.0, -2.0])  # student over teacher of each symbol

@@ -1,4 +1,4 @@
-"""The policy gradient is the gradient of the integral KL divergence, term by term of an enumerated world.
+"""The policy gradient is the gradient of the integral KL divergence, by enumeration of all outcomes.
 
 K = 2 symbols, L = 2 positions, mask = 2. The student is a table: free logits for each position of each of the 9 states.
 It generates in two moves, all masks -> z_tau -> x, and x is corrupted to z_t. All expectations are finite sums."""
@@ -26,7 +26,7 @@ def randn(*shape, name):
 
 
 STUDENT = randn(9, 2, 2, name="student")
-TEACHER = randn(4, name="teacher").log_softmax(0)  # any distribution of clean sequences will do
+TEACHER = randn(4, name="teacher").log_softmax(0)  # an arbitrary distribution of clean sequences
 
 
 def corruption_kernel(alpha):
@@ -36,7 +36,7 @@ def corruption_kernel(alpha):
 
 
 def transition_log_probs(table, start, end):
-    """Log-probability of each token that ``end`` has where ``start`` is masked, 0 elsewhere; any number of pairs."""
+    """Log-probabilities of tokens of ``end`` at masked positions of ``start``, 0 elsewhere; any batch shape."""
     log_probs = table.log_softmax(-1)[state_index(start)]
     chosen = log_probs.gather(-1, end.clamp(max=1)[..., None]).squeeze(-1)
     return torch.where((start == MASK) & (end != MASK), chosen, 0.0)
@@ -47,27 +47,27 @@ def state_index(z):
 
 
 def reachable(start, ends):
-    """Those ``ends`` that agree with ``start`` where it is visible."""
+    """The rows of ``ends`` that agree with ``start`` at its visible positions."""
     return ends[((start == MASK) | (start == ends)).all(-1)]
 
 
 @dataclass(frozen=True)
 class Outcomes:
-    """Everything that can happen to one state, its ``g`` completions and their ``c`` corruptions; ``n`` cases."""
+    """All ``n`` outcomes of one state, its ``g`` completions and their ``c`` corruptions."""
 
     z_tau: Tensor  # n l
     x: Tensor  # n g l
     z_t: Tensor  # n g c l
 
     def scores(self, table, *, revealed_only):
-        """Scores of both moves, from the functions under test where there is one."""
+        """Scores of both moves; the second is computed by the function under test."""
         start = torch.full_like(self.z_tau, MASK)
         first = transition_log_probs(table, start, self.z_tau).sum(-1)
         log_probs = transition_log_probs(table, self.z_tau[:, None].expand_as(self.x), self.x)
         return first, second_move_score(log_probs, self.z_tau == MASK, self.z_t == MASK, revealed_only=revealed_only)
 
     def probs(self, table, alpha_tau, alpha_t):
-        """Probability of each case; the gradient is none of the estimator's business."""
+        """Probability of each outcome, without gradient."""
         masked_tau = self.z_tau == MASK
         first, _ = self.scores(table, revealed_only=False)
         completion = transition_log_probs(table, self.z_tau[:, None].expand_as(self.x), self.x).sum((1, 2))
@@ -79,11 +79,11 @@ class Outcomes:
 def enumerate_outcomes(num_completions=1, num_corruptions=1):
     cases = []
     for z_tau in STATES:
-        one = []
+        completed = []
         for x in reachable(z_tau, CLEAN):
             corrupted = [z for z in STATES if ((z == MASK) | (z == x)).all()]
-            one += [(x, torch.stack(z_t)) for z_t in itertools.product(corrupted, repeat=num_corruptions)]
-        for completions in itertools.product(one, repeat=num_completions):
+            completed += [(x, torch.stack(z_t)) for z_t in itertools.product(corrupted, repeat=num_corruptions)]
+        for completions in itertools.product(completed, repeat=num_completions):
             cases.append((z_tau, torch.stack([x for x, _ in completions]), torch.stack([z for _, z in completions])))
     return Outcomes(*map(torch.stack, zip(*cases, strict=True)))
 
@@ -180,7 +180,7 @@ def test_the_split_score_with_the_raw_reward_is_the_gradient_of_the_kl(outcomes,
 
 @pytest.mark.parametrize("alphas", [(0.5, 0.5), (0.3, 0.8)], ids=str, indirect=True)
 def test_the_first_move_needs_all_its_terms(alphas):
-    # Reduction A in the first move would be wrong: its tokens shape the second move, whatever z_t hides of them.
+    # Reduction A would be wrong for the first move: all its tokens affect the second move, also those masked in z_t.
     table = STUDENT.clone().requires_grad_(True)
     first = transition_log_probs(table, torch.full_like(SINGLE.z_tau, MASK), SINGLE.z_tau)
     first = torch.where(SINGLE.z_t[:, 0, 0] == MASK, 0.0, first).sum(-1)
@@ -192,7 +192,7 @@ def test_the_first_move_needs_all_its_terms(alphas):
 
 
 def advantages_of_two_states(outcomes, alpha_tau, alpha_t, grouping):
-    """``advantages`` of every joint outcome [i, j] of two states, as seen by the first of them: [n, n, g, c]."""
+    """``advantages`` of the first of two states for every joint outcome [i, j]: [n, n, g, c]."""
     rewards = rewards_of(outcomes, alpha_tau, alpha_t)
     joint = torch.stack(
         [rewards[:, None].expand(-1, len(rewards), -1, -1), rewards.expand(len(rewards), -1, -1, -1)], dim=2
@@ -212,14 +212,14 @@ def mean_over_the_other(joint, outcomes, alpha_tau, alpha_t):
     [
         ("shared-state", PAIRS, 1.0),
         ("leave-one-out", SINGLE, 1.0),
-        # The mean of a batch of n holds the sample itself, which shrinks the gradient by (n - 1) / n.
+        # The mean of a batch of n contains the sample itself, which scales the gradient by (n - 1) / n.
         ("batch", SINGLE, 0.5),
     ],
     ids=["reduction B", "leave-one-out", "batch"],
 )
 @pytest.mark.parametrize("alphas", [(0.5, 0.5), (0.3, 0.8)], ids=str, indirect=True)
-def test_baselines_leave_the_gradient_as_it_is(grouping, outcomes, share, revealed_only, alphas):
-    # The states of a batch are exchangeable: the expectation over the batch is that of its first state.
+def test_baselines_do_not_change_the_expected_gradient(grouping, outcomes, share, revealed_only, alphas):
+    # The states of a batch are exchangeable: the expectation of the mean is that of the first state.
     advantage = mean_over_the_other(advantages_of_two_states(outcomes, *alphas, grouping), outcomes, *alphas)
     gradient = expected_gradient(outcomes, advantage, *alphas, revealed_only=revealed_only)
     expected = share * gradient_of_kl(*alphas)
@@ -270,25 +270,29 @@ def variance_of_single_states(outcomes, alphas, *, revealed_only):
 
 
 def variance_of_two_states(outcomes, alphas, grouping, *, revealed_only):
-    """Of the mean over two states, whose advantages depend on each other."""
+    """Variance of the mean over two states, whose advantages depend on each other."""
     probs = outcomes.probs(STUDENT, *alphas)
     joint = advantages_of_two_states(outcomes, *alphas, grouping)
-    nothing, unit = torch.zeros_like(joint.first[0]), torch.ones_like(joint.first[0])
-    first = gradients(outcomes, Advantages(unit, nothing), revealed_only=revealed_only)
-    own = joint.first.mean((2, 3))[..., None] * first[:, None]
+    zero, unit = torch.zeros_like(joint.first[0]), torch.ones_like(joint.first[0])
+    first = gradients(outcomes, Advantages(unit, zero), revealed_only=revealed_only)
+    contributions = joint.first.mean((2, 3))[..., None] * first[:, None]
     for number in range(unit.shape[1]):
-        only = nothing.clone()
+        only = zero.clone()
         only[:, number] = 1
-        second = gradients(outcomes, Advantages(nothing, only), revealed_only=revealed_only)
-        own += joint.second[:, :, number] * second[:, None]
-    both = (own + own.transpose(0, 1)) / 2  # what the second state adds in case [i, j] is what the first adds in [j, i]
+        second = gradients(outcomes, Advantages(zero, only), revealed_only=revealed_only)
+        contributions += joint.second[:, :, number] * second[:, None]
+    # The contribution of the second state in outcome [i, j] is that of the first in [j, i].
+    both = (contributions + contributions.transpose(0, 1)) / 2
     return variance((probs[:, None] * probs).flatten(), both.flatten(0, 1))
 
 
 def test_reductions_a_and_c_lower_the_variance(alphas):
     plain = variance_of_single_states(SINGLE, alphas, revealed_only=False)
     revealed = variance_of_single_states(SINGLE, alphas, revealed_only=True)
-    twice = [variance_of_single_states(TWICE_CORRUPTED, alphas, revealed_only=is_short) for is_short in (False, True)]
+    twice = [
+        variance_of_single_states(TWICE_CORRUPTED, alphas, revealed_only=revealed_only)
+        for revealed_only in (False, True)
+    ]
     assert max(revealed / plain, twice[0] / plain, twice[1] / revealed) < 0.99
 
 

@@ -1,7 +1,7 @@
-"""Di[M]O against sums over all samples, masks and initial states of a world of 3 symbols and 2 positions.
+"""Di[M]O compared with sums over all samples, masks and initial states of 3 symbols and 2 positions.
 
-With an optimal auxiliary model the gradient is, in expectation and for a given state, that of the divergence with
-respect to the auxiliary model's logits. For a student with one initial state these are its own logits.
+With an optimal auxiliary model the expected gradient, given a state, is that of the divergence with respect to the
+auxiliary model's logits. For a student with one initial state these are the student's logits.
 """
 
 import itertools
@@ -52,7 +52,7 @@ def states_of(probs):
 
 
 def expected_gradient(logits, prior, auxiliary, teacher, beta):
-    """Of the surrogate with respect to the student's logits, [s, l, v]."""
+    """Expected gradient of the surrogate with respect to the student's logits, [s, l, v]."""
     logits = logits.clone().requires_grad_(True)
     total = 0.0
     for mass, start, _, masks, state in states_of(logits.detach().softmax(-1)):
@@ -69,7 +69,7 @@ def divergence_of(teacher, log_probs, beta):
 
 @pytest.fixture(scope="module")
 def teacher():
-    """Predictions that no sample distribution need agree with."""
+    """Random predictions, which need not be consistent with any distribution of sequences."""
     return F.pad(random(len(STATES), LENGTH, V, seed=1).log_softmax(-1), (0, 1), value=-torch.inf)
 
 
@@ -79,7 +79,7 @@ def test_with_one_initial_state_the_gradient_is_that_of_the_divergence_of_given_
     auxiliary = posterior(logits.softmax(-1), prior)
     free = logits.clone().requires_grad_(True)
     total = 0.0
-    for mass, _, _, masks, state in states_of(logits.softmax(-1)):  # the distribution of the states is held
+    for mass, _, _, masks, state in states_of(logits.softmax(-1)):  # without gradient of the distribution of states
         total = total + mass * divergence_of(teacher[state][masks][:, :V], free[0][masks].log_softmax(-1), beta)
     total.backward()
     found = expected_gradient(logits, prior, auxiliary, teacher, beta)
@@ -88,7 +88,7 @@ def test_with_one_initial_state_the_gradient_is_that_of_the_divergence_of_given_
 
 
 @pytest.mark.parametrize("beta", BETAS)
-def test_with_several_it_is_that_of_a_shift_of_the_logits_of_all(teacher, beta):
+def test_with_several_initial_states_the_gradients_sum_to_that_of_a_common_shift(teacher, beta):
     logits = random(2, LENGTH, V)
     auxiliary = posterior(logits.softmax(-1), PRIOR)
     shift = torch.zeros(LENGTH, V, dtype=torch.float64, requires_grad=True)
@@ -99,21 +99,22 @@ def test_with_several_it_is_that_of_a_shift_of_the_logits_of_all(teacher, beta):
     total.backward()
     found = expected_gradient(logits, PRIOR, auxiliary, teacher, beta)
     torch.testing.assert_close(found.sum(0), shift.grad, rtol=1e-6, atol=1e-7)
-    assert not torch.allclose(found[0] / PRIOR[0], found[1] / PRIOR[1], rtol=0.05)  # each initial state has its own
+    # The gradients of the initial states differ.
+    assert not torch.allclose(found[0] / PRIOR[0], found[1] / PRIOR[1], rtol=0.05)
 
 
 @pytest.mark.parametrize("beta", BETAS)
-def test_a_student_that_is_the_teacher_stays(beta):
+def test_a_student_equal_to_the_teacher_has_no_gradient(beta):
     logits = random(2, LENGTH, V)
     auxiliary = posterior(logits.softmax(-1), PRIOR)
     assert expected_gradient(logits, PRIOR, auxiliary, auxiliary, beta).abs().max() < 1e-12
 
 
 @pytest.mark.parametrize("beta", BETAS)
-def test_jeffreys_is_the_mix_and_each_row_sums_to_zero(teacher, beta):
+def test_the_jeffreys_gradient_is_a_mixture_and_each_row_sums_to_zero(teacher, beta):
     auxiliary = posterior(random(2, LENGTH, V).softmax(-1), PRIOR)
     rows = auxiliary.flatten(0, 1), teacher.flatten(0, 1)
-    forward, reverse, mixed = (logit_gradient(*rows, one) for one in (0.0, 1.0, beta))
+    forward, reverse, mixed = (logit_gradient(*rows, weight) for weight in (0.0, 1.0, beta))
     torch.testing.assert_close(mixed, (1 - beta) * forward + beta * reverse)
     assert mixed.sum(-1).abs().max() < 1e-12
     assert (mixed[:, MASK] == 0).all()

@@ -40,11 +40,12 @@ def log_probs(network, z, codes):
 
 
 def exact_distribution(network, num_moves):
-    """Of the sampler, by a sum over the codes of every move, with the gradient of the network."""
+    """Distribution of the sampler, a sum over the codes of every move, with the gradient of the network."""
     tables = [log_probs(network, STATES.tokens, codes.expand(len(STATES), -1)).exp() for codes in CODES]
     mass = STATES.all_masked()
     for chance in reveal_chances(path_alphas(PROCESS.schedule, time_grid(num_moves))):
-        moved = [after_move(STATES, mass, successor_probs(STATES, chance, STATES.by_pattern(one))) for one in tables]
+        chances = [successor_probs(STATES, chance, STATES.by_pattern(table)) for table in tables]
+        moved = [after_move(STATES, mass, probs) for probs in chances]
         mass = torch.stack(moved).mean(0)
     return STATES.of_clean(mass)
 
@@ -60,7 +61,7 @@ def index_of(x):
 
 def flat_gradient(value, network):
     found = torch.autograd.grad(value, list(network.parameters()), allow_unused=True)
-    return torch.cat([one.double().flatten() for one in found if one is not None])
+    return torch.cat([gradient.double().flatten() for gradient in found if gradient is not None])
 
 
 @torch.no_grad()
@@ -68,7 +69,7 @@ def flat_gradient(value, network):
 def test_samples_follow_the_mixture(student, chi_square, num_moves):
     batch = draw(student, replace(OBJECTIVE, moves=num_moves), 0, 8000)
     assert chi_square(index_of(batch.x[:, 0]), exact_distribution(student, num_moves)) > 1e-3
-    assert batch.first_log_probs is None  # no state of the network is common to all paths
+    assert batch.first_log_probs is None  # paths have no common network input
 
 
 @pytest.mark.parametrize(
@@ -98,7 +99,7 @@ def test_the_policy_gradient_is_that_of_the_exact_divergence(student, objective,
     assert torch.cosine_similarity(found.mean(0), exact, dim=0) > 0.95
 
 
-def test_codes_that_are_alike_have_the_same_gradient_and_others_do_not(student, make_dit):
+def test_equal_codes_have_equal_gradients_and_different_codes_do_not(student, make_dit):
     alike = make_dit(vocab_size=NUM_SYMBOLS + 1, length=LENGTH, seed=2, num_codes=NUM_CODES)
     with torch.no_grad():
         alike.code_embed.embedding.zero_()
@@ -115,7 +116,7 @@ def test_codes_that_are_alike_have_the_same_gradient_and_others_do_not(student, 
 
 
 @torch.no_grad()
-def test_codes_are_uniform_and_drawn_anew_in_every_move(student):
+def test_codes_are_uniform_and_independent_between_moves(student):
     codes = (draw(student, replace(OBJECTIVE, moves=3), 0, 4000).record[:, 0, 1:] * NUM_CODES).long()
     assert codes.shape == (4000, 3, LENGTH)
     together = (codes.flatten(1) * 2 ** torch.arange(3 * LENGTH)).sum(1)
@@ -155,12 +156,12 @@ def test_a_reference_scores_the_path_with_its_codes(student, make_dit, objective
     [
         ({"latent_codes": 1}, r"objective\.latent_codes is 2 or more, or 0 for none; got 1"),
         ({"latent_codes": -4}, r"objective\.latent_codes is 2 or more, or 0 for none; got -4"),
-        ({"latent_codes": 0, "latent_scale": 2.0}, r"objective\.latent_scale is read with objective\.latent_codes"),
+        ({"latent_codes": 0, "latent_scale": 2.0}, r"objective\.latent_scale is used with objective\.latent_codes"),
         ({"latent_scale": 0.0}, "latent-scale is positive; got 0.0"),
         ({"trajectory": "two-moves", "moves": None}, "latent_codes are for trajectory whole-path and initial_mask_rat"),
-        ({"moves": 1, "initial_mask_ratio": 0.5}, "got 2 with whole-path and 0.5: set these, or latent_codes to 0"),
+        ({"moves": 1, "initial_mask_ratio": 0.5}, "got 2 with whole-path and 0.5: change these, or set"),
     ],
 )
-def test_settings_without_meaning_are_refused(changes, message):
+def test_invalid_settings_of_latent_codes_are_refused(changes, message):
     with pytest.raises(UsageError, match=message):
         ObjectiveConfig(**{**vars(OBJECTIVE), **changes})

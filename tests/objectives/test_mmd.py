@@ -1,4 +1,4 @@
-"""Estimates of the discrepancy and of its gradient against sums over all sequences of a small world."""
+"""Estimates of the discrepancy and its gradient compared with exact expectations over three outcomes."""
 
 from itertools import product
 
@@ -18,7 +18,7 @@ DATA = torch.tensor([0.2, 0.5, 0.3], dtype=torch.float64)
 
 @pytest.fixture(scope="module")
 def kernel():
-    """Of two points each, with weights of their own."""
+    """Kernel of three sequences of two weighted points each."""
     generator = torch.Generator().manual_seed(0)
     points = torch.randn(1, NUM_STATES, 2, 4, dtype=torch.float64, generator=generator)
     weights = torch.rand(1, NUM_STATES, 2, dtype=torch.float64, generator=generator)
@@ -28,7 +28,7 @@ def kernel():
 
 
 def discrepancy(probs, kernel):
-    """The squared discrepancy from the data, and its part that the samples change."""
+    """The squared discrepancy from the data, and its part that depends on the samples."""
     changing = probs @ kernel @ probs - 2 * probs @ kernel @ DATA
     return changing + DATA @ kernel @ DATA, changing
 
@@ -45,9 +45,9 @@ def expected_gradient(kernel, num_real=1, **settings):
     probs, scores = LOGITS.softmax(0), torch.eye(NUM_STATES, dtype=torch.float64) - LOGITS.softmax(0)
     for real in product(range(NUM_STATES), repeat=num_real):
         rows = torch.tensor(real)
-        of_samples = kernel[OUTCOMES[:, :, None], OUTCOMES[:, None, :]]
-        of_both = kernel[OUTCOMES[:, :, None], rows[None, None]]
-        advantage = mmd_advantages(of_samples, of_both, **settings)
+        sample_kernel = kernel[OUTCOMES[:, :, None], OUTCOMES[:, None, :]]
+        cross_kernel = kernel[OUTCOMES[:, :, None], rows[None, None]]
+        advantage = mmd_advantages(sample_kernel, cross_kernel, **settings)
         estimates = (advantage[..., None] * scores[OUTCOMES]).mean(1)
         total += (probs[OUTCOMES].prod(1)[:, None] * estimates).sum(0) * DATA[rows].prod()
     return total
@@ -59,26 +59,26 @@ def test_the_policy_gradient_is_that_of_the_discrepancy(kernel, settings, num_re
     torch.testing.assert_close(expected_gradient(kernel, num_real, **settings), exact_gradient(kernel))
 
 
-def test_the_baseline_leaves_the_expectation_and_all_pairs_lower_the_variance(kernel):
-    """Without it, the cost of each sample is 2 mean of others - 2 mean of corpus."""
-    of_samples = kernel[OUTCOMES[:, :, None], OUTCOMES[:, None, :]]
-    of_both = (kernel @ DATA)[OUTCOMES][..., None]
+def test_baselines_keep_the_expectation_and_leave_one_out_has_less_variance(kernel):
+    """Without a baseline, the cost of a sample is twice its mean kernel with others minus that with the corpus."""
+    sample_kernel = kernel[OUTCOMES[:, :, None], OUTCOMES[:, None, :]]
+    cross_kernel = (kernel @ DATA)[OUTCOMES][..., None]
     probs, scores = LOGITS.softmax(0), torch.eye(NUM_STATES, dtype=torch.float64) - LOGITS.softmax(0)
     weights = probs[OUTCOMES].prod(1)[:, None]
-    others = of_samples.sum(2) - of_samples.diagonal(dim1=1, dim2=2)
-    costs = 2 * others / (NUM_SAMPLES - 1) - 2 * of_both[..., 0]
+    others = sample_kernel.sum(2) - sample_kernel.diagonal(dim1=1, dim2=2)
+    costs = 2 * others / (NUM_SAMPLES - 1) - 2 * cross_kernel[..., 0]
     means, variances = [], []
     for advantage in (
         costs,
-        mmd_advantages(of_samples, of_both),
-        mmd_advantages(of_samples, of_both, advantage="groups"),
+        mmd_advantages(sample_kernel, cross_kernel),
+        mmd_advantages(sample_kernel, cross_kernel, advantage="groups"),
     ):
         found = (advantage[..., None] * scores[OUTCOMES]).mean(1)
         means.append((weights * found).sum(0))
         variances.append(float((weights * (found - means[-1]).square()).sum()))
-    for one in means:
-        torch.testing.assert_close(one, exact_gradient(kernel))
-    assert variances[1] < 0.7 * variances[2]  # all pairs say more than those of a group
+    for mean in means:
+        torch.testing.assert_close(mean, exact_gradient(kernel))
+    assert variances[1] < 0.7 * variances[2]  # all pairs have less variance than those of a group
 
 
 def test_the_estimate_of_the_discrepancy_is_unbiased(kernel):
@@ -97,8 +97,8 @@ def test_a_kernel_of_sequences_is_the_mean_over_pairs_of_points(monkeypatch):
     bandwidths, weights = torch.tensor([0.7, 3.0]), torch.tensor([0.25, 0.75]).expand(2, 3, 2)
     distances = (first[:, :, None, :, None] - second[:, None, :, None, :]).square().sum(-1)
     pairs = sum(torch.exp(-distances / (2 * sigma**2)) for sigma in (0.7, 3.0)) / 2
-    for most in (2**24, 1):  # all rows at once, or one by one
-        monkeypatch.setattr(mmd, "_MOST_PAIRS", most)
+    for max_pairs in (2**24, 1):  # all rows at once, or one by one
+        monkeypatch.setattr(mmd, "_MAX_PAIRS", max_pairs)
         torch.testing.assert_close(sequence_kernel(first, second, bandwidths), pairs.mean((3, 4)))
         weighted = (pairs.mean(4) * weights[:, :, None]).sum(3)
         torch.testing.assert_close(sequence_kernel(first, second, bandwidths, weights), weighted)
@@ -113,7 +113,7 @@ def test_a_mixture_of_bandwidths_is_the_mean_of_their_kernels():
     torch.testing.assert_close(both, torch.tensor([1.0, (0.36787944 + 0.77880078) / 2]))
 
 
-def test_the_median_is_of_pairs_that_differ():
+def test_the_median_excludes_pairs_of_equal_points():
     points = torch.tensor([[0.0], [0.0], [0.0], [0.0], [3.0], [3.0]])
     assert float(median_distance(points)) == 3
     assert float(median_distance(torch.zeros(3, 2))) == 1
@@ -122,7 +122,7 @@ def test_the_median_is_of_pairs_that_differ():
 @pytest.mark.parametrize(
     ("num", "settings", "message"),
     [
-        (2, {}, "leave-one-out needs 3 samples of a state or more; got 2"),
+        (2, {}, "leave-one-out needs 3 or more samples of a state; got 2"),
         (2, {"advantage": "groups"}, "got 2 samples in groups of 2"),
         (5, {"advantage": "groups"}, "got 5 samples in groups of 2"),
     ],

@@ -54,7 +54,7 @@ def index_of(x):
 
 def flat_gradient(value, network):
     found = torch.autograd.grad(value, list(network.parameters()), allow_unused=True)
-    return torch.cat([one.double().flatten() for one in found if one is not None])
+    return torch.cat([gradient.double().flatten() for gradient in found if gradient is not None])
 
 
 @torch.no_grad()
@@ -85,7 +85,7 @@ def test_the_policy_gradient_is_that_of_the_exact_divergence(student):
 
 
 @torch.no_grad()
-def test_a_reference_scores_the_path_from_its_own_initial_state(student, make_dit):
+def test_a_reference_scores_the_path_from_its_recorded_initial_state(student, make_dit):
     other = make_dit(vocab_size=NUM_SYMBOLS + 1, length=LENGTH, seed=3)
     batch = draw(student, 0, 50)
     objective = OBJECTIVE.__class__(**{**vars(OBJECTIVE), "reference_steps": 2})
@@ -102,12 +102,12 @@ def test_a_reference_scores_the_path_from_its_own_initial_state(student, make_di
 @pytest.mark.parametrize(
     "changes", [{"moves": 2}, {"completions": 2, "advantage": "shared-state"}, {"moves": None, "budgets": (1, 2)}]
 )
-def test_random_tokens_are_for_a_single_move(changes):
+def test_random_initial_tokens_need_a_single_move(changes):
     with pytest.raises(UsageError, match=r"initial_mask_ratio is below 1 for trajectory whole-path of moves 1"):
         ObjectiveConfig(**{**vars(OBJECTIVE), **changes})
 
 
 @pytest.mark.parametrize("ratio", [0.0, 1.5, -1.0])
-def test_a_share_outside_its_range_is_refused(ratio):
+def test_an_initial_mask_ratio_outside_its_range_is_refused(ratio):
     with pytest.raises(UsageError, match=r"initial_mask_ratio lies in \(0, 1\]; got"):
         ObjectiveConfig(**{**vars(OBJECTIVE), "initial_mask_ratio": ratio})

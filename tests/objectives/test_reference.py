@@ -1,4 +1,4 @@
-"""The policy gradient with a reference is that of a bound of the divergence, which is tight where the two are one."""
+"""The policy gradient with a reference is that of an upper bound of the divergence, tight if both are equal."""
 
 import pytest
 import torch
@@ -24,7 +24,7 @@ BRANCHES = {"completions": 3, "advantage": "shared-state"}
 
 @pytest.fixture(scope="module")
 def networks(make_dit):
-    """Student and reference, to which visible tokens matter."""
+    """Student and reference, whose predictions depend strongly on visible tokens."""
     return [make_dit(vocab_size=NUM_SYMBOLS + 1, length=LENGTH, seed=seed, scale=1.5) for seed in (2, 3)]
 
 
@@ -37,7 +37,7 @@ def distribution(network):
 
 
 def path_divergence(student, reference):
-    """Divergence of the two distributions of paths: over the student's states, that of the tokens a move reveals."""
+    """KL divergence of the distributions of paths: expected sum over moves of that of the revealed tokens."""
     of_student, of_reference = predictions(student), predictions(reference)
     mass, found = STATES.all_masked(), 0.0
     is_masked = STATES.tokens == NUM_SYMBOLS
@@ -56,7 +56,7 @@ def bound(student, reference):
 
 def flat_gradient(value, network):
     found = torch.autograd.grad(value, list(network.parameters()), allow_unused=True)
-    return torch.cat([one.double().flatten() for one in found if one is not None])
+    return torch.cat([gradient.double().flatten() for gradient in found if gradient is not None])
 
 
 def drawn(student, name, num_samples=1000, **settings):
@@ -70,7 +70,7 @@ def reference_of(network):
 
 
 def policy_gradient(student, reference, batch, grouping):
-    """With the exact log-ratio of the reference, and how far the student has moved from it."""
+    """Policy gradient with the exact log-ratio of the reference, plus that of student and reference."""
     log_ratio = (distribution(reference).log().detach() - LOG_Q).float()
     index = (batch.x * NUM_SYMBOLS ** torch.arange(LENGTH - 1, -1, -1)).sum(-1)
     rewards = (log_ratio[index] + reference_of(reference).log_ratio(batch))[..., None]
@@ -94,7 +94,7 @@ def test_the_policy_gradient_is_that_of_the_bound(networks, settings):
     assert torch.cosine_similarity(found.mean(0), exact, dim=0) > 0.97
 
 
-def test_the_bound_is_tight_where_student_and_reference_are_one(networks):
+def test_the_bound_is_tight_if_student_and_reference_are_equal(networks):
     student, other = networks
     p = distribution(student)
     divergence = (p * (p.log() - LOG_Q)).sum()
@@ -108,7 +108,7 @@ def test_the_bound_is_tight_where_student_and_reference_are_one(networks):
 
 @torch.no_grad()
 @pytest.mark.parametrize("settings", [{}, BRANCHES], ids=["plain", "branches"])
-def test_paths_have_the_same_probability_under_the_network_that_drew_them(networks, settings):
+def test_log_ratios_of_paths_are_zero_for_a_reference_equal_to_the_student(networks, settings):
     student, other = networks
     batch = drawn(student, "same", **settings)
     same, moved = reference_of(student).log_ratio(batch), reference_of(other).log_ratio(batch)

@@ -1,4 +1,4 @@
-"""SDTT in an enumerated world: the gradient of its expected loss, its targets, and the student that minimises it.
+"""SDTT by enumeration: the gradient of its expected loss, its targets, and the student that minimises it.
 
 Two positions, two symbols and a mask. The teacher's probabilities are multiples of 1/4, so that four uniform numbers
 enumerate each draw; a student is a table of logits.
@@ -19,8 +19,8 @@ from didi.methods.sdtt import log_probs_where, teacher_targets
 from didi.objectives.sdtt import distillation_loss, read_positions, step_size, step_times
 
 MASK = 2
-WORLD = States(2, 2)
-STATES, CLEAN = WORLD.tokens, WORLD.clean
+ALL_STATES = States(2, 2)
+STATES, CLEAN = ALL_STATES.tokens, ALL_STATES.clean
 PROCESS = Absorbing(MASK)
 DATA = torch.tensor([0.1, 0.3, 0.2, 0.4], dtype=torch.float64)
 FIRST = torch.randint(1, 4, (9, 2), generator=named_generator("teacher")).double() / 4  # of symbol 0
@@ -81,7 +81,7 @@ def cases(t, dt, num_steps):
 
 
 def expected_loss_of_the_code(student, kind, t, dt, num_steps):
-    """Sum over masked positions, in expectation over all cases; by the functions of the method."""
+    """Expected sum of losses over masked positions, from the functions of the method."""
     z, is_masked, uniforms, weights = cases(t, dt, num_steps)
     is_read = read_positions(is_masked)
     times = step_times(torch.full((len(z),), t, dtype=torch.float64), dt, num_steps)
@@ -92,7 +92,7 @@ def expected_loss_of_the_code(student, kind, t, dt, num_steps):
 
 
 def targets_by_hand(z, t, dt, num_steps, teacher):
-    """Pairs of probability and target of each position, by recursion over the teacher's steps."""
+    """Pairs of a probability and the targets of all positions, by recursion over the teacher's steps."""
     masked = [n for n in range(2) if z[n] == MASK]
     probs = teacher[number_of(z)]
     if num_steps == 1:
@@ -138,7 +138,7 @@ def test_the_expected_gradient_is_that_of_the_enumerated_loss(kind):
 
 
 @pytest.mark.parametrize(("t", "dt", "num_steps"), [(0.9, 0.25, 3), (0.2, 0.25, 2), (0.9, 0.5, 3), (0.7, 0.1, 1)])
-def test_it_is_for_any_number_of_steps_and_where_a_step_is_cut_at_time_0(t, dt, num_steps):
+def test_the_gradient_is_right_for_any_number_of_steps_and_for_steps_cut_at_time_0(t, dt, num_steps):
     found = gradient(expected_loss_of_the_code, "kl", t, dt, num_steps)
     torch.testing.assert_close(found, gradient(expected_loss_by_hand, "kl", t, dt, num_steps), rtol=0, atol=1e-6)
 
@@ -160,7 +160,7 @@ def test_one_step_is_plain_distillation_of_the_teachers_prediction():
     torch.testing.assert_close(found, gradient(plain), rtol=0, atol=1e-6)
 
 
-def test_each_step_reads_its_own_positions_at_its_own_time():
+def test_each_step_predicts_its_positions_at_its_time():
     # Row 0: both positions revealed, one at each step. Row 1: the first step reveals nothing. Row 2: nothing is masked.
     z = torch.tensor([[MASK, MASK], [1, MASK], [0, 1]])
     is_masked = torch.tensor([[[1, 1], [0, 1], [0, 0]], [[0, 1], [0, 1], [0, 0]]]).bool()
@@ -183,7 +183,7 @@ def test_without_masks_there_are_no_targets():
     assert teacher_targets(TableDenoiser(TEACHER.log()), PROCESS, *arguments).shape == (0, 3)
 
 
-def test_every_position_is_read_once():
+def test_every_masked_position_has_one_target():
     u, levels = torch.rand(50, 6), torch.tensor([0.9, 0.5, 0.2])
     is_masked = u < levels[:, None, None]
     found = read_positions(is_masked)
@@ -211,7 +211,7 @@ def test_the_fixed_point_minimises_the_expected_loss_of_each_round(loss, monkeyp
     times = [(n + 0.5) / num for n in range(num)]  # the first lie below the step
     teacher = TEACHER
     for rounds, dt in ((1, 0.25), (2, 0.5)):
-        found = exact_sdtt.fixed_point(WORLD, TEACHER, rounds=rounds, first_step=4, loss=loss)
+        found = exact_sdtt.fixed_point(ALL_STATES, TEACHER, rounds=rounds, first_step=4, loss=loss)
         table = found.clamp_min(1e-9).log().requires_grad_(True)  # visible positions are 0
         value = sum(expected_loss_by_hand(table, loss, t, dt, 2, teacher) for t in times)
         assert torch.autograd.grad(value, table)[0].abs().max() < 1e-12
@@ -231,4 +231,4 @@ def test_the_time_of_a_state_is_that_given_its_number_of_masks():
 
 def test_the_fixed_point_of_other_losses_is_refused(unchecked):
     with pytest.raises(UsageError, match="losses kl and forward-kl; got 'tv'"):
-        exact_sdtt.fixed_point(WORLD, TEACHER, rounds=1, first_step=2, loss="tv")
+        exact_sdtt.fixed_point(ALL_STATES, TEACHER, rounds=1, first_step=2, loss="tv")

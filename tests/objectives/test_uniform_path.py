@@ -39,7 +39,7 @@ def transitions(network, num_moves, process=PROCESS):
     """Probabilities of the tokens of each position after each move, from every state; by Bayes' rule, with gradient."""
     found = []
     for t, s in pairwise(time_grid(num_moves)):
-        t, s = (one.expand(len(STATES)) for one in (t, s))
+        t, s = t.expand(len(STATES)), s.expand(len(STATES))
         log_probs = process.log_probs(network(STATES, process.noise_level(network, t))).double()
         found.append(process.posterior(STATES, log_probs, t, s))
     return found
@@ -54,7 +54,7 @@ def joint(probs):
 
 
 def exact_distribution(network, num_moves):
-    """Of the sampler, with the gradient of the network."""
+    """Distribution of the sampler, with the gradient of the network."""
     mass = torch.full((len(STATES),), 1 / len(STATES), dtype=torch.float64)
     for probs in transitions(network, num_moves):
         mass = mass @ joint(probs)
@@ -63,7 +63,7 @@ def exact_distribution(network, num_moves):
 
 def flat_gradient(value, network):
     found = torch.autograd.grad(value, list(network.parameters()), allow_unused=True, materialize_grads=True)
-    return torch.cat([one.double().flatten() for one in found])
+    return torch.cat([gradient.double().flatten() for gradient in found])
 
 
 def draw(student, num_moves, name, num_samples=8000, process=PROCESS, **settings):
@@ -87,7 +87,7 @@ def test_samples_follow_the_distribution_of_the_sampler(networks, chi_square, nu
     )
     batch = draw(student, num_moves, 0, 80_000)
     assert chi_square(index_of(batch.x[:, 0]), exact) > 1e-3
-    assert torch.equal(batch.z_t[:, 0, 0], batch.x[:, 0])  # the finished sample is judged
+    assert torch.equal(batch.z_t[:, 0, 0], batch.x[:, 0])  # rewards are those of finished samples
     assert torch.equal(batch.z_tau, batch.x[:, 0])
     assert not batch.t.any()
     assert chi_square(index_of(batch.record[:, 0, 0]), torch.ones(len(STATES))) > 1e-3  # from uniform noise
@@ -153,21 +153,21 @@ def test_the_policy_gradient_is_that_of_the_exact_divergence(networks, num_moves
 
 @pytest.mark.parametrize("num_moves", [2, 4])
 def test_the_exact_gradient_is_that_of_finite_differences(make_dit, num_moves):
-    """What the tests above compare with, along its own direction."""
+    """Checks the exact gradient of the tests above, along its direction."""
     student = make_dit(seed=2, **SHAPE)
     gradient = log_ratio_and_exact_gradient(student, num_moves)[1]
-    reached = list(student.parameters())
+    parameters = list(student.parameters())
 
     def divergence(step):
         with torch.no_grad():
             offset = 0
-            kept = [one.clone() for one in reached]
-            for one in reached:
-                one.add_(step * gradient[offset : offset + one.numel()].view(one.shape) / gradient.norm())
-                offset += one.numel()
+            original = [weight.clone() for weight in parameters]
+            for weight in parameters:
+                weight.add_(step * gradient[offset : offset + weight.numel()].view(weight.shape) / gradient.norm())
+                offset += weight.numel()
             p = exact_distribution(student, num_moves)
-            for one, before in zip(reached, kept, strict=True):
-                one.copy_(before)
+            for weight, value in zip(parameters, original, strict=True):
+                weight.copy_(value)
             return float((p * (p.log() - LOG_Q)).sum())
 
     slope = (divergence(0.01) - divergence(-0.01)) / 0.02
@@ -175,7 +175,7 @@ def test_the_exact_gradient_is_that_of_finite_differences(make_dit, num_moves):
 
 
 def branches(student, num_moves, branch, name=0, num_samples=1000):
-    """Paths that branch after so many moves: a seed is searched that draws this number."""
+    """Paths that branch after ``branch`` moves, from the first seed that draws this number."""
     seeds = range(1000 * name, 1000 * name + 100)
     first = {seed: int(torch.randint(num_moves, (), generator=named_generator("uniform path", seed))) for seed in seeds}
     seed = next(seed for seed in seeds if first[seed] == branch)
@@ -216,11 +216,11 @@ def test_completions_are_independent_given_the_state_where_they_branch(networks,
 
 
 def path_divergence(student, reference, num_moves):
-    """KL divergence of the two distributions of paths: over the student's states, that of each move."""
+    """KL divergence of the distributions of paths: the sum over moves, in expectation over the student's states."""
     mass, found = torch.full((len(STATES),), 1 / len(STATES)).double(), 0.0
-    for ours, theirs in zip(transitions(student, num_moves), transitions(reference, num_moves), strict=True):
-        found = found + (mass * (ours * (ours.log() - theirs.log())).sum((1, 2))).sum()
-        mass = mass @ joint(ours)
+    for p, r in zip(transitions(student, num_moves), transitions(reference, num_moves), strict=True):
+        found = found + (mass * (p * (p.log() - r.log())).sum((1, 2))).sum()
+        mass = mass @ joint(p)
     return found
 
 
@@ -246,6 +246,6 @@ def test_with_a_reference_the_policy_gradient_is_that_of_the_bound(networks, set
 def test_the_log_ratio_of_a_reference_is_0_at_the_student_and_else_the_divergence_of_paths(networks):
     student, other = networks
     batch = draw(student, 3, "ratio")
-    same, moved = (reference_of(one, 3).log_ratio(batch) for one in (student, other))
+    same, moved = (reference_of(network, 3).log_ratio(batch) for network in (student, other))
     assert same.abs().max() < 1e-5
     assert abs(moved.mean() - path_divergence(student, other, 3)) < 4 * moved.std() / len(moved) ** 0.5

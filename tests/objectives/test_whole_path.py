@@ -1,4 +1,4 @@
-"""The policy gradient of a whole path is that of the divergence of the sampler, in a world that can be enumerated."""
+"""The policy gradient of a whole path is that of the divergence of the sampler, by enumeration."""
 
 import pytest
 import torch
@@ -25,7 +25,7 @@ def student(make_dit):
 
 
 def exact_distribution(student, num_moves):
-    """Of the sampler, with the gradient of the student."""
+    """Distribution of the sampler, with the gradient of the student."""
     predictions = student(STATES.tokens)[..., :NUM_SYMBOLS].double().softmax(-1)
     times = torch.linspace(1, 0, num_moves + 1, dtype=torch.float64)
     return sampler_distribution(STATES, path_alphas(PROCESS.schedule, times), predictions)
@@ -33,7 +33,7 @@ def exact_distribution(student, num_moves):
 
 def flat_gradient(value, student):
     found = torch.autograd.grad(value, list(student.parameters()), allow_unused=True)
-    return torch.cat([one.double().flatten() for one in found if one is not None])
+    return torch.cat([gradient.double().flatten() for gradient in found if gradient is not None])
 
 
 def draw(student, num_moves, name, num_samples=8000, **settings):
@@ -53,7 +53,7 @@ def index_of(x):
 def test_samples_follow_the_distribution_of_the_sampler(student, chi_square, num_moves):
     batch = draw(student, num_moves, 0)
     assert chi_square(index_of(batch.x[:, 0]), exact_distribution(student, num_moves)) > 1e-3
-    assert torch.equal(batch.z_t[:, 0, 0], batch.x[:, 0])  # the finished sample is judged
+    assert torch.equal(batch.z_t[:, 0, 0], batch.x[:, 0])  # rewards are those of finished samples
     assert not batch.t.any()
 
 
@@ -91,7 +91,7 @@ def test_the_policy_gradient_is_that_of_the_exact_divergence(student, num_moves)
 
 @torch.no_grad()
 @pytest.mark.parametrize("reward_time", ["density", "both"])
-def test_samples_may_be_judged_corrupted(student, reward_time):
+def test_rewards_may_be_those_of_corrupted_samples(student, reward_time):
     batch = draw(student, 2, 0, reward_time=reward_time)
     is_masked = batch.z_t[:, 0, 0] == NUM_SYMBOLS
     assert torch.equal(batch.z_t[:, 0, 0][~is_masked], batch.x[:, 0][~is_masked])
@@ -102,7 +102,7 @@ def test_samples_may_be_judged_corrupted(student, reward_time):
 
 
 def branches(student, num_moves, branch, name=0, num_samples=8000, **settings):
-    """Paths that branch after so many moves: a seed is searched that draws this number."""
+    """Paths that branch after ``branch`` moves, from the first seed that draws this number."""
     settings = {"completions": 3, "advantage": "shared-state"} | settings
     numbers, tau = range(1000 * name, 1000 * name + 100), 1 - branch / num_moves
     seed = next(number for number in numbers if draw(student, num_moves, number, 2, **settings).tau[0] == tau)
@@ -119,7 +119,7 @@ def test_with_branches_the_policy_gradient_is_the_same(student, branch):
 
 @torch.no_grad()
 def distribution_of_two_completions(student, num_moves, branch):
-    """Probability of each pair of them, which are independent given the state where they branch."""
+    """Probability of each pair of completions, which are independent given the state where they branch."""
     predictions = student(STATES.tokens)[..., :NUM_SYMBOLS].double().softmax(-1)
     times = torch.linspace(1, 0, num_moves + 1, dtype=torch.float64)
     chances, rows = reveal_chances(path_alphas(PROCESS.schedule, times)), STATES.by_pattern(predictions)
@@ -137,7 +137,8 @@ def distribution_of_two_completions(student, num_moves, branch):
 @torch.no_grad()
 @pytest.mark.parametrize(("num_moves", "branch"), [(1, 0), (2, 1), (4, 0), (4, 1), (4, 2), (4, 3)])
 def test_completions_are_independent_given_the_state_where_they_branch(make_dit, chi_square, num_moves, branch):
-    student = make_dit(vocab_size=NUM_SYMBOLS + 1, length=LENGTH, seed=5, scale=2.0)  # to which visible tokens matter
+    # With this scale predictions depend strongly on visible tokens.
+    student = make_dit(vocab_size=NUM_SYMBOLS + 1, length=LENGTH, seed=5, scale=2.0)
     batch = branches(student, num_moves, branch, num_samples=40_000)
     joint = distribution_of_two_completions(student, num_moves, branch)
     torch.testing.assert_close(joint.sum(1), exact_distribution(student, num_moves))
@@ -162,7 +163,7 @@ def test_the_moves_up_to_the_branch_are_shared(student, branch):
     assert torch.equal(batch.z_t[:, :, 0], batch.x)
 
 
-def test_every_number_of_moves_leads_to_a_branch_as_often(student):
+def test_all_branches_are_equally_frequent(student):
     settings = {"completions": 2, "advantage": "shared-state"}
     drawn = [float(draw(student, 4, number, 2, **settings).tau[0]) for number in range(200)]
     for branch in range(4):

@@ -24,7 +24,7 @@ def source():
 
 @pytest.fixture(scope="session")
 def teacher(make_dit):
-    """A random teacher of the Markov world's 32 symbols and mask."""
+    """A random masked teacher for the 32 symbols of the Markov chain."""
     return Bundle(teacher=make_dit(vocab_size=33, length=LENGTH, seed=1))
 
 
@@ -40,7 +40,7 @@ def make_job(source, teacher, tmp_path):
 
 @pytest.fixture(scope="session")
 def assert_same_state():
-    """Nested states are equal bit for bit."""
+    """Asserts that two nested states are equal bit for bit."""
 
     def check(first, second):
         if isinstance(first, dict):
@@ -49,8 +49,8 @@ def assert_same_state():
                 check(first[key], second[key])
         elif isinstance(first, list | tuple):
             assert len(first) == len(second)
-            for one, other in zip(first, second, strict=True):
-                check(one, other)
+            for first_item, second_item in zip(first, second, strict=True):
+                check(first_item, second_item)
         elif isinstance(first, torch.Tensor):
             assert torch.equal(first, second)
         else:
@@ -61,11 +61,11 @@ def assert_same_state():
 
 @pytest.fixture
 def run_twice(tmp_path, assert_same_state):
-    """A run that is stopped after a step and goes on in a fresh job must end as one that was never stopped."""
+    """Asserts that a run that is stopped and resumed in a new job ends in the same state as an uninterrupted run."""
 
     def figures(folder):
         rows = [json.loads(line) for line in folder.metrics.read_text().splitlines()]
-        # A resumed run takes another time, and computes again what the run had kept.
+        # Times differ; a resumed run also repeats passes whose results were cached.
         varying = ("tokens_per_second", "sequence_passes")
         return [{key: value for key, value in row.items() if key not in varying} for row in rows]
 
@@ -90,7 +90,7 @@ def run_twice(tmp_path, assert_same_state):
         stopped.step = step_and_signal
         with pytest.raises(Interrupted):
             run(stopped, config, stopped_folder, resume=False)
-        torch.manual_seed(999)  # the resumed process has another history
+        torch.manual_seed(999)  # the global generator of a new process has another state
         resumed = make_job(stopped_folder.path)
         run(resumed, config, stopped_folder, resume=True)
         assert_same_state(resumed.state_dict(), straight.state_dict())

@@ -1,4 +1,4 @@
-"""A distillation of a few steps, and changes to it."""
+"""Settings of a distillation of a few steps, and helpers to change them and compare weights."""
 
 from dataclasses import replace
 

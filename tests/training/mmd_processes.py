@@ -1,4 +1,4 @@
-"""Work of one process among several, for test_mmd; run by torchrun, or called alone."""
+"""Results of one process, for test_mmd; torchrun runs this script, or a test calls ``results``."""
 
 import sys
 from dataclasses import replace
@@ -21,10 +21,10 @@ OBJECTIVES = {
 }
 
 
-def work(folder):
-    """Tensors by name, the same whatever the number of processes."""
+def results(folder):
+    """Tensors by name, which do not depend on the number of processes."""
     torch.set_num_threads(1)
-    base, found = distillation_recipes("mmd")["exact"], {}
+    base, tensors = distillation_recipes("mmd")["exact"], {}
     loop = replace(base.loop, steps=2, batch_size=8, accumulation=2, validation_sequences=64)
     for name, objective in OBJECTIVES.items():
         inputs = Inputs(open_source("exact", length=7), torch.device("cpu"), folder, didi.load("exact"))
@@ -32,12 +32,14 @@ def work(folder):
         metrics = [job.step(step) for step in range(job.num_steps)]
         for figure in ("mmd", "advantage_std", "gradient_norm"):
             values = torch.stack([torch.as_tensor(row[figure]).double() for row in metrics])
-            found[f"{name}, {figure}"] = process_group().mean(values)
-        found[f"{name}, student"] = torch.cat([one.detach().flatten() for one in job.bundle().student.parameters()])
-    return found
+            tensors[f"{name}, {figure}"] = process_group().mean(values)
+        tensors[f"{name}, student"] = torch.cat(
+            [weight.detach().flatten() for weight in job.bundle().student.parameters()]
+        )
+    return tensors
 
 
 if __name__ == "__main__":
-    with init_process_group() as here:
+    with init_process_group() as group:
         path = Path(sys.argv[1])
-        torch.save(work(path), path / f"rank-{here.rank}.pt")
+        torch.save(results(path), path / f"rank-{group.rank}.pt")

@@ -1,7 +1,7 @@
-"""Runs steps of a training job and records what its optimizers were given.
+"""Runs steps of a training job and records the weights and gradients of every optimizer step.
 
-The only part of the wiring tests that knows the interface of a job: how it is built, where its networks are, and that
-each optimizer step is preceded by one call of ``torch.nn.utils.clip_grad_norm_``.
+Only this part of the wiring tests depends on the interface of a job: its construction, its networks, and the call of
+``torch.nn.utils.clip_grad_norm_`` before each optimizer step.
 """
 
 from collections.abc import Mapping
@@ -26,7 +26,7 @@ Values = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Update:
-    """One optimizer step: the weights before it and the gradient before clipping; frozen parameters are left out."""
+    """One optimizer step: trained weights before it, and their gradient before clipping."""
 
     step: int
     network: str
@@ -54,22 +54,22 @@ class Observed:
 
 
 def observe_distillation(config: DistillationConfig, steps: list[int], source: Source, teacher: Bundle, folder: Path):
-    """The given steps of a fresh distillation.
+    """Run ``steps`` of a new distillation.
 
-    Random weights are added to student, average and discriminator first. At its start a student equals its teacher and
-    its average, so that the divergence has no gradient; the rewards of a fresh discriminator hardly differ.
+    Noise is added to student, average and discriminator first: an initial student equals its teacher and its average,
+    so that the divergence has no gradient, and the rewards of an initial discriminator are almost constant.
     """
     job = make_trainer(config, Inputs(source, CPU, folder, teacher))
     trained, average = job.method.trained, job.average.module
     others = [network for name, network in trained.items() if name != "student"]
-    noisy = [(trained["student"], 0.3), (average, 0.3), *((one, 0.6) for one in others)]
+    noisy = [(trained["student"], 0.3), (average, 0.3), *((network, 0.6) for network in others)]
     for seed, (network, scale) in enumerate(noisy):
         _add_noise(network, seed, scale)
     return _observe(job, trained, {**trained, "average": average, "teacher": job.method.teacher}, steps)
 
 
 def observe_pretraining(config: PretrainConfig, steps: list[int], source: Source):
-    """The given steps of a fresh pre-training, whose network has random weights in every layer."""
+    """Run ``steps`` of a new pre-training, whose network has random weights in every layer."""
     job = make_trainer(config, Inputs(source, CPU))
     _add_noise(job.method.trained["network"], seed=0, scale=0.3)
     return _observe(job, job.method.trained, job.method.trained, steps)
@@ -112,7 +112,7 @@ def _observe(job, trained: Mapping[str, nn.Module], networks: Mapping[str, nn.Mo
 
 
 def copied(networks: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
-    """Copies with weights of their own and no gradients, settings shared; ``copy.deepcopy`` takes ten times as long."""
+    """Copies of networks without gradients that share their settings; ten times faster than ``copy.deepcopy``."""
     return {name: _copied(network) for name, network in networks.items()}
 
 
@@ -125,9 +125,9 @@ def _copied(module: nn.Module) -> nn.Module:
         values["_buffers"][name] = None if buffer is None else buffer.clone()
     for name, part in values["_modules"].items():
         values["_modules"][name] = None if part is None else _copied(part)
-    made: nn.Module = object.__new__(type(module))
-    vars(made).update(values)
-    return made
+    copy: nn.Module = object.__new__(type(module))
+    vars(copy).update(values)
+    return copy
 
 
 def _trained_weights(network: nn.Module) -> Values:

@@ -1,4 +1,4 @@
-"""Proteins of different lengths in one batch, and the same computed for each of them alone, without padding."""
+"""Settings and helpers for padded batches of proteins, and reference values from each protein without padding."""
 
 from dataclasses import replace
 
@@ -44,15 +44,15 @@ def random_proteins(num, low=3, high=LENGTH - 2, name="proteins"):
     generator = named_generator("padded", name)
     lengths = torch.randint(low, high + 1, (num,), generator=generator).tolist()
     letters = torch.randint(len(RESIDUES), (num, high), generator=generator).tolist()
-    return ["".join(RESIDUES[one] for one in row[:n]) for row, n in zip(letters, lengths, strict=True)]
+    return ["".join(RESIDUES[index] for index in row[:n]) for row, n in zip(letters, lengths, strict=True)]
 
 
 def protein_source(seed=0):
-    """Batches of proteins whose lengths differ much: one bucket holds them all."""
+    """Batches of proteins with very different lengths, since all are in one bucket."""
     train, validation, test = (
         random_proteins(num, name=name) for num, name in ((41, "train"), (9, "val"), (5, "test"))
     )
-    data = ProteinData([[one] for one in train], validation, test)
+    data = ProteinData([[residues] for residues in train], validation, test)
     return ProteinSource(data, seed, width=LENGTH)
 
 
@@ -93,7 +93,7 @@ CASES = {
 
 
 def each_alone(canvas):
-    """Number and width of each sequence without padding."""
+    """Index and length of each sequence, without padding."""
     return list(enumerate(canvas.is_real.sum(1).tolist()))
 
 
@@ -103,7 +103,7 @@ def log_probs_alone(network, z):
 
 
 def chosen(log_probs, tokens, where):
-    """Sum of the log-probabilities of tokens at some positions."""
+    """Sum of the log-probabilities of ``tokens`` at the positions ``where``."""
     return log_probs[where].gather(1, tokens[where][:, None]).sum()
 
 
@@ -120,13 +120,13 @@ def gradients(loss, network):
 
 
 def assert_same_gradients(loss, other, network):
-    one, two = gradients(loss, network), gradients(other, network)
-    assert max(float(value.abs().max()) for value in two.values()) > 1e-4
-    for name, value in one.items():
-        torch.testing.assert_close(value, two[name], **CLOSE, msg=lambda text, name=name: f"{name}: {text}")
+    found, expected = gradients(loss, network), gradients(other, network)
+    assert max(float(value.abs().max()) for value in expected.values()) > 1e-4
+    for name, value in found.items():
+        torch.testing.assert_close(value, expected[name], **CLOSE, msg=lambda text, name=name: f"{name}: {text}")
 
 
 def with_other_padding(network):
-    """The same weights but for the embedding of padding."""
+    """Change the embedding of padding in place."""
     with torch.no_grad():
         network.vocab_embed.embedding[PAD_ID] += 3.0

@@ -1,7 +1,7 @@
-"""The gradients of one step of a distillation, rebuilt from pure functions: ``diffusion``, ``objectives``, rollout.
+"""The gradients of one distillation step, computed again from pure functions of ``diffusion`` and ``objectives``.
 
-Nothing here calls a method of the job. Only the weights that an optimizer step left are taken from the observation; the
-steps themselves are tested in ``test_wiring_optimizers``.
+Nothing here calls a method of the job. Only the weights after an optimizer step are taken from the observation;
+``test_wiring_optimizers`` tests the optimizer steps.
 """
 
 from dataclasses import dataclass, replace
@@ -34,7 +34,7 @@ from .observed_step import CPU, Observed, Values, copied
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a distillation is given."""
+    """Settings and inputs of a distillation."""
 
     config: DistillConfig
     source: Source
@@ -47,35 +47,35 @@ def rebuilt_gradients(inputs: Inputs, step: int, observed: Observed) -> list[tup
     student, discriminator = networks["student"], networks["discriminator"]
     config = inputs.config
     first_student_step = config.discriminator.warmup_steps
-    is_lesson = step >= first_student_step + config.loop.steps
+    is_guidance = step >= first_student_step + config.loop.steps
     if config.objective.budgets:
         num_moves = _drawn_budget(config, step)
         discriminator.trunk.budget = num_moves
         if config.objective.budget_conditioning:
             student.budget = networks["average"].budget = num_moves
-    if is_lesson:
+    if is_guidance:
         _guidance_loss(inputs, step, networks["average"], discriminator).backward()
-        return [("discriminator", _taken(discriminator))]
+        return [("discriminator", _take_gradient(discriminator))]
     is_warmup = step < first_student_step
     expected = []
     for number in range(config.loop.accumulation):
         batch = rebuilt_rollout(inputs, step, student, number=number, is_warmup=is_warmup)
         is_last = number + 1 == config.loop.accumulation
         for repeat in range(config.discriminator.steps_per_student_step):
-            judged = batch
+            fake_batch = batch
             if config.objective.reference_steps and not is_warmup:
-                judged = rebuilt_rollout(inputs, step, networks["teacher"], number=number, repeat=repeat + 1)
+                fake_batch = rebuilt_rollout(inputs, step, networks["teacher"], number=number, repeat=repeat + 1)
             elif repeat and config.discriminator.fresh_rollouts:
-                judged = rebuilt_rollout(inputs, step, student, number=number, repeat=repeat, is_warmup=is_warmup)
-            loss = _discriminator_loss(inputs, step, discriminator, judged, number, repeat)
+                fake_batch = rebuilt_rollout(inputs, step, student, number=number, repeat=repeat, is_warmup=is_warmup)
+            loss = _discriminator_loss(inputs, step, discriminator, fake_batch, number, repeat)
             (loss / config.loop.accumulation).backward()
             if is_last:
-                expected.append(("discriminator", _taken(discriminator)))
+                expected.append(("discriminator", _take_gradient(discriminator)))
                 discriminator.load_state_dict(observed.weights_after("discriminator", repeat), strict=False)
-        if not is_warmup:  # the rewards of the last micro-batch alone see the updated discriminator
+        if not is_warmup:  # only the rewards of the last micro-batch are those of the updated discriminator
             loss = rebuilt_student_loss(inputs, batch, discriminator, networks["teacher"])
             (loss / config.loop.accumulation).backward()
-    return expected if is_warmup else [*expected, ("student", _taken(student))]
+    return expected if is_warmup else [*expected, ("student", _take_gradient(student))]
 
 
 def _drawn_budget(config: DistillConfig, step: int) -> int:
@@ -93,14 +93,14 @@ def rebuilt_rollout(
         moves = config.discriminator.warmup_moves
         kind = "one-step" if objective.trajectory == "one-step" else "two-moves" if moves == 2 else "path"
         objective = replace(objective, trajectory=kind, moves=moves if kind == "path" else None)
-    if objective.budgets:  # the student has its number of moves already
+    if objective.budgets:  # the student is conditioned on its number of moves already
         objective = replace(objective, moves=_drawn_budget(config, step), budgets=(), budget_conditioning=True)
     generator = named_generator(config.seed, "rollout", step, number, *([repeat] if repeat else []))
     shape = config.loop.batch_size, config.data.length
     return rollout(student, *shape, objective, inputs.teacher.process, generator, CPU)
 
 
-def _taken(network: nn.Module) -> Values:
+def _take_gradient(network: nn.Module) -> Values:
     gradient = {name: p.grad.clone() for name, p in network.named_parameters() if p.grad is not None}
     network.zero_grad(set_to_none=True)
     return gradient
@@ -110,9 +110,9 @@ def _real_rows(inputs: Inputs, step: int, number: int, repeat: int, num_rows: in
     config, settings = inputs.config, inputs.config.discriminator
     options = {"length": config.data.length, "role": "teacher"}
     if settings.real_source == "corpus":
-        num_alike = config.objective.group_size if config.objective.advantage == "rows" else 1
+        num_copies = config.objective.group_size if config.objective.advantage == "rows" else 1
         draw = (step * config.loop.accumulation + number) * settings.steps_per_student_step + repeat
-        return inputs.source.batch(draw, num_rows // num_alike).repeat_interleave(num_alike, 0)
+        return inputs.source.batch(draw, num_rows // num_copies).repeat_interleave(num_copies, 0)
     if settings.real_source == "teacher-pool":
         seed = derive_seed(config.seed, "pool")
         pool = generate(
@@ -139,7 +139,7 @@ def _loss_of_rows(inputs: Inputs, discriminator: nn.Module, fake_t: Tensor, real
 def _discriminator_loss(
     inputs: Inputs, step: int, discriminator: nn.Module, batch: Rollout, number: int, repeat: int
 ) -> Tensor:
-    """Eq. 8: first on the corruptions of the rollout, then on fresh ones of the same samples."""
+    """Eq. 8: first on the corruptions of the rollout, then on new corruptions of the same samples."""
     settings = inputs.config.discriminator
     num_completions = settings.completions or inputs.config.objective.completions
     samples = batch.x[:, :num_completions].flatten(0, 1)
@@ -150,13 +150,13 @@ def _discriminator_loss(
     shape = (2, *real.shape, 2) if _is_uniform(inputs) else (2, *real.shape)
     of_fake, of_real = torch.rand(shape, dtype=torch.float64, generator=generator)
     fake_t = _corrupted(inputs, samples, alpha, of_fake)
-    if repeat == 0 or settings.fresh_rollouts:  # with a reference all are
+    if repeat == 0 or settings.fresh_rollouts:  # with a reference every rollout is new
         fake_t = batch.z_t[:, :num_completions, 0].flatten(0, 1)
     return _loss_of_rows(inputs, discriminator, fake_t, _corrupted(inputs, real, alpha, of_real), t)
 
 
 def _guidance_loss(inputs: Inputs, step: int, average: nn.Module, discriminator: nn.Module) -> Tensor:
-    """Eq. 8 on states of the averaged student's own sampler."""
+    """Eq. 8 on states of the averaged student's ancestral sampler."""
     config, schedule = inputs.config, inputs.teacher.process.schedule
     shape, num_moves = (config.loop.batch_size, config.data.length), config.discriminator.guidance_nfe
     if config.objective.budgets:
@@ -176,7 +176,7 @@ def _guidance_loss(inputs: Inputs, step: int, average: nn.Module, discriminator:
 
 
 def _corrupted(inputs: Inputs, x: Tensor, alpha: Tensor, draws: Tensor) -> Tensor:
-    """States of sequences; of uniform-state diffusion with two numbers at each position."""
+    """Corrupted sequences; uniform-state diffusion has two random numbers at each position."""
     if not _is_uniform(inputs):
         return corrupt(x, alpha, inputs.source.mask_id, draws)
     other = (draws[..., 1] * inputs.teacher.process.vocab_size).long()
@@ -217,7 +217,7 @@ def rebuilt_student_loss(inputs: Inputs, batch: Rollout, discriminator: nn.Modul
 
 
 def _is_predicted(inputs: Inputs, z: Tensor) -> Tensor:
-    """The masks, or every position of a process without them."""
+    """Masked positions; all positions for a process without masks."""
     return z == inputs.source.mask_id if inputs.teacher.process.name == "absorbing" else torch.ones_like(z).bool()
 
 
@@ -243,7 +243,8 @@ def _path_log_probs(inputs: Inputs, batch: Rollout, network: nn.Module) -> Tenso
     if inputs.teacher.process.name == "uniform":
         return _uniform_path_log_probs(inputs, batch, network)
     num_moves, process, x = batch.num_moves, inputs.teacher.process, batch.x.flatten(0, 1)
-    (reveal,), found = batch.record.flatten(0, 1).unbind(1), torch.zeros(len(x))  # latent codes: test_latent_path
+    # Without latent codes, a record has one number for each position.
+    (reveal,), found = batch.record.flatten(0, 1).unbind(1), torch.zeros(len(x))
     alphas = process.schedule.alpha(1 - torch.arange(num_moves + 1, dtype=torch.float64) / num_moves)
     for move in range(num_moves):
         is_masked, stays_masked = reveal < 1 - alphas[move], reveal < 1 - alphas[move + 1]
@@ -254,12 +255,12 @@ def _path_log_probs(inputs: Inputs, batch: Rollout, network: nn.Module) -> Tenso
 
 
 def _uniform_path_log_probs(inputs: Inputs, batch: Rollout, network: nn.Module) -> Tensor:
-    """Of every token of every move, by the posterior."""
+    """Log-probability of every token of every move, from the posterior."""
     states, process = batch.record.flatten(0, 1), inputs.teacher.process
     times = 1 - torch.arange(batch.num_moves + 1, dtype=torch.float64) / batch.num_moves
     found = torch.zeros(len(states), dtype=torch.float64)
     for move in range(batch.num_moves):
-        t, s = (one.expand(len(states)) for one in times[move : move + 2])
+        t, s = (time.expand(len(states)) for time in times[move : move + 2])
         log_probs = network(states[:, move], sigma(process.schedule, t).float()).double().log_softmax(-1)
         probs = process.posterior(states[:, move], log_probs, t, s)
         found += probs.gather(-1, states[:, move + 1, :, None]).log().sum((1, 2))
@@ -277,7 +278,7 @@ def _time_weight(inputs: Inputs, t: Tensor) -> Tensor:
 
 
 def _regulariser(inputs: Inputs, batch: Rollout, teacher: nn.Module) -> Tensor:
-    """Sum over the moves of the mean over their positions; 0 where no state is common to all paths."""
+    """Sum over moves of the mean over their positions; 0 if paths have no common state."""
     objective = inputs.config.objective
     if inputs.teacher.process.name == "uniform" or objective.initial_mask_ratio < 1 or objective.latent_codes:
         return torch.zeros(())

@@ -33,31 +33,31 @@ SEVERAL = replace(
     objective=ObjectiveConfig(**BUDGETS),
     discriminator=replace(CONFIG.discriminator, steps_per_student_step=2, fresh_rollouts=True, guidance_steps=1),
 )
-LONE = replace(SEVERAL, discriminator=CONFIG.discriminator)
+PLAIN = replace(SEVERAL, discriminator=CONFIG.discriminator)
 
 
 @pytest.fixture
 def read_budgets(monkeypatch):
-    """Numbers of moves that networks are passed with, as (kind of network, number)."""
-    seen, conditioned = [], DiTTrunk.conditioned
+    """The budgets of all trunk passes, as (kind of network, number of moves)."""
+    passes, conditioned = [], DiTTrunk.conditioned
 
-    def noting(self, *args):
+    def record(self, *args):
         if self.config.is_budget_conditioned:
-            seen.append(("student" if isinstance(self, DiT) else "discriminator", self.budget))
+            passes.append(("student" if isinstance(self, DiT) else "discriminator", self.budget))
         return conditioned(self, *args)
 
-    monkeypatch.setattr(DiTTrunk, "conditioned", noting)
-    return seen
+    monkeypatch.setattr(DiTTrunk, "conditioned", record)
+    return passes
 
 
 @pytest.fixture(scope="module")
-def told(make_dit, make_discriminator):
-    """A bundle whose student and discriminator read the number of moves, with weights that are not zero."""
+def budget_bundle(make_dit, make_discriminator):
+    """A bundle whose student and discriminator are conditioned on the number of moves, with random weights."""
     student = make_dit(vocab_size=4, length=3, seed=3, is_budget_conditioned=True)
     return Bundle(student=student, discriminator=make_discriminator(student), teacher=make_dit(length=3, seed=4))
 
 
-def drawn(seed, num_steps=60):
+def drawn_budgets(seed, num_steps=60):
     return [SEVERAL.objective.at_step(seed, step).moves for step in range(num_steps)]
 
 
@@ -65,14 +65,14 @@ def drawn(seed, num_steps=60):
 
 
 def test_the_budget_is_a_function_of_seed_and_step_and_uniform():
-    assert drawn(0) == drawn(0)
-    assert drawn(0) != drawn(1)
-    assert set(drawn(0)) == {2, 5}
-    assert 400 < drawn(0, 1000).count(2) < 600
+    assert drawn_budgets(0) == drawn_budgets(0)
+    assert drawn_budgets(0) != drawn_budgets(1)
+    assert set(drawn_budgets(0)) == {2, 5}
+    assert 400 < drawn_budgets(0, 1000).count(2) < 600
     assert ObjectiveConfig().at_step(0, 3) == ObjectiveConfig()
 
 
-def test_every_pass_of_a_step_has_its_budget(make_job, read_budgets):
+def test_all_passes_of_a_step_have_the_same_budget(make_job, read_budgets):
     config = replace(SEVERAL, loop=replace(CONFIG.loop, steps=6))
     job = make_job(config)
     found = []
@@ -86,49 +86,49 @@ def test_every_pass_of_a_step_has_its_budget(make_job, read_budgets):
     assert set(found) == {2, 5}
 
 
-def test_all_rollouts_of_a_step_have_its_moves(make_job):
-    job = make_job(replace(LONE, loop=replace(CONFIG.loop, accumulation=3)))
+def test_all_rollouts_of_a_step_have_the_same_number_of_moves(make_job):
+    job = make_job(replace(PLAIN, loop=replace(CONFIG.loop, accumulation=3)))
     for step in range(job.num_steps):
         budgets = {job.method.prepare(step, number).rollout.num_moves for number in range(3)}
         budgets |= {job.method._rollout(step, 0, repeat, has_gradient=False).num_moves for repeat in range(3)}
-        assert budgets == {LONE.objective.at_step(LONE.seed, step).moves}
+        assert budgets == {PLAIN.objective.at_step(PLAIN.seed, step).moves}
 
 
-@pytest.mark.parametrize("is_told", [True, False])
-def test_training_moves_the_weights_that_read_the_budget(make_job, is_told, read_budgets):
-    config = replace(SEVERAL, objective=ObjectiveConfig(**BUDGETS | {"budget_conditioning": is_told}))
+@pytest.mark.parametrize("is_conditioned", [True, False])
+def test_training_changes_the_weights_that_read_the_budget(make_job, is_conditioned, read_budgets):
+    config = replace(SEVERAL, objective=ObjectiveConfig(**BUDGETS | {"budget_conditioning": is_conditioned}))
     job = make_job(config)
     student, discriminator = job.method.student, job.method.discriminator
-    assert student.config == replace(job.method.teacher.config, is_budget_conditioned=is_told)
+    assert student.config == replace(job.method.teacher.config, is_budget_conditioned=is_conditioned)
     assert discriminator.trunk.config.is_budget_conditioned
-    maps = [discriminator.trunk.budget_map, *([student.budget_map] if is_told else [])]
+    maps = [discriminator.trunk.budget_map, *([student.budget_map] if is_conditioned else [])]
     before = [weights(one) for one in maps]
     assert not any(one.mlp[2].weight.any() or one.mlp[2].bias.any() for one in maps)
     for step in range(job.num_steps):
         job.step(step)
     for one, held in zip(maps, before, strict=True):
         assert all(not torch.equal(value, held[name]) for name, value in weights(one).items())
-    assert {kind for kind, _ in read_budgets} == ({"student", "discriminator"} if is_told else {"discriminator"})
+    assert {kind for kind, _ in read_budgets} == ({"student", "discriminator"} if is_conditioned else {"discriminator"})
     bundle = job.bundle()
     x = torch.arange(8)[None]
     with torch.no_grad():
         outputs = [bundle.student.at_budget(budget)(x) for budget in (2, 5)]
-    assert torch.equal(*outputs) != is_told
+    assert torch.equal(*outputs) != is_conditioned
 
 
-def test_networks_begin_as_those_of_one_budget(make_job):
+def test_initial_networks_equal_those_of_a_single_budget(make_job):
     one = ObjectiveConfig(**BUDGETS | {"budgets": (), "moves": 2})
-    plain, several = (make_job(config).method for config in (replace(LONE, objective=one), LONE))
+    plain, several = (make_job(config).method for config in (replace(PLAIN, objective=one), PLAIN))
     assert equal(weights(plain.student), weights(several.student))
     assert equal(weights(plain.discriminator.trunk), weights(several.discriminator.trunk))
 
 
-def test_a_resumed_run_ends_as_a_straight_one(source, teacher, run_twice):
-    config = replace(LONE, loop=replace(CONFIG.loop, steps=5))
+def test_a_resumed_run_equals_a_straight_one_bit_for_bit(source, teacher, run_twice):
+    config = replace(PLAIN, loop=replace(CONFIG.loop, steps=5))
     run_twice(lambda folder: make_trainer(config, Inputs(source, CPU, folder, teacher)), config.loop, 4)
 
 
-def test_a_run_starts_from_a_bundle_of_several_budgets_alone(make_job, tmp_path):
+def test_start_needs_a_bundle_with_several_budgets(make_job, tmp_path):
     job = make_job(SEVERAL)
     for step in range(job.num_steps):
         job.step(step)
@@ -142,7 +142,7 @@ def test_a_run_starts_from_a_bundle_of_several_budgets_alone(make_job, tmp_path)
         make_job(CONFIG, bundle=Bundle(teacher=load(name).student))
 
 
-def test_a_dry_run_has_the_most_moves():
+def test_a_dry_run_has_the_largest_budget():
     objective = SEVERAL.for_dry_run().objective
     assert (objective.moves, objective.budgets) == (5, ())
 
@@ -153,7 +153,7 @@ def test_a_dry_run_has_the_most_moves():
         ({"budgets": (4,)}, "two or more different numbers of moves, each 1 or more; got 4: change"),
         ({"budgets": (4, 4)}, "two or more different numbers of moves, each 1 or more; got 4, 4: change"),
         ({"budgets": (0, 4)}, "two or more different numbers of moves, each 1 or more; got 0, 4: change"),
-        ({"moves": 3}, "moves is one of objective.budgets where these are given; got 2, 5 and moves 3: set it"),
+        ({"moves": 3}, "moves is one of objective.budgets, if these are set; got 2, 5 and moves 3: set"),
         ({"trajectory": "path", "moves": 5}, "budgets are for trajectory whole-path; got 2, 5 with path: leave"),
         ({"trajectory": "two-moves"}, "budgets are for trajectory whole-path; got 2, 5 with two-moves: leave"),
         ({"budgets": (), "moves": 2, "budget_conditioning": False}, "is off with objective.budgets only; got none"),
@@ -166,29 +166,31 @@ def test_contradictions_are_refused(changes, message):
     assert "\n" not in str(caught.value)
 
 
-def test_what_budgets_do_not_go_with_is_refused(make_job, monkeypatch):
+def test_budgets_with_adapters_sharding_or_other_trunks_are_refused(make_job, monkeypatch):
     assert ObjectiveConfig(**BUDGETS | {"moves": 5}).budgets == (2, 5)
-    with pytest.raises(UsageError, match=r"^objective.budgets go without lora_rank; got 4: leave one out$"):
+    with pytest.raises(UsageError, match=r"^objective.budgets cannot .* lora_rank; got 4: leave one out$"):
         replace(SEVERAL, lora_rank=4)
-    with pytest.raises(UsageError, match=r"^objective.budgets go without loop.fsdp; got both: leave one out$"):
+    with pytest.raises(UsageError, match=r"^objective.budgets cannot .* loop.fsdp; got both: leave one out$"):
         DistillConfig(objective=SEVERAL.objective, loop=LoopConfig(fsdp=True))
-    made = Discriminator.from_denoiser
+    from_denoiser = Discriminator.from_denoiser
 
-    def on_another_trunk(*args, **options):
-        discriminator = made(*args, **options)
+    def with_another_trunk(*args, **options):
+        discriminator = from_denoiser(*args, **options)
         discriminator.trunk = torch.nn.Linear(1, 1)
         return discriminator
 
-    monkeypatch.setattr(Discriminator, "from_denoiser", on_another_trunk)
-    with pytest.raises(UsageError, match=r"objective.budgets need a discriminator on a DiTTrunk, .* got Linear: leave"):
+    monkeypatch.setattr(Discriminator, "from_denoiser", with_another_trunk)
+    with pytest.raises(
+        UsageError, match=r"objective.budgets need a teacher whose trunk is a DiTTrunk; got Linear: leave"
+    ):
         make_job(SEVERAL)
 
 
 # ------------------------------------------------------------------------------------------------------ sampling --- #
 
 
-def by_hand(bundle, budget):
-    """Networks with one number of moves, whatever the sampler's."""
+def with_fixed_budget(bundle, budget):
+    """A bundle whose networks have a fixed budget, for any number of moves of the sampler."""
     student, discriminator = copy.deepcopy(bundle.student), copy.deepcopy(bundle.discriminator)
     for trunk in (student, discriminator.trunk):
         trunk.budget, trunk.config = budget, replace(trunk.config, is_budget_conditioned=False)
@@ -201,42 +203,42 @@ def last_state(sampler, nfe, seed=0, num=16):
 
 
 @pytest.mark.parametrize("nfe", [1, 2, 3])
-def test_samples_are_those_of_networks_at_the_asked_number(told, nfe):
-    there, process = by_hand(told, nfe), told.process
-    of_student = last_state(Ancestral(there.student, process), nfe)
-    assert torch.equal(didi.generate(told, num_samples=16, nfe=nfe).tokens, of_student)
-    *_, last = didi.stream(told, num_samples=16, nfe=nfe)
+def test_samples_are_conditioned_on_the_number_of_moves(budget_bundle, nfe):
+    fixed, process = with_fixed_budget(budget_bundle, nfe), budget_bundle.process
+    of_student = last_state(Ancestral(fixed.student, process), nfe)
+    assert torch.equal(didi.generate(budget_bundle, num_samples=16, nfe=nfe).tokens, of_student)
+    *_, last = didi.stream(budget_bundle, num_samples=16, nfe=nfe)
     assert torch.equal(last.tokens, of_student)
-    of_guided = last_state(Guided(there.student, process, there.discriminator), nfe)
-    assert torch.equal(didi.generate(told, num_samples=16, nfe=nfe, sampler="guided").tokens, of_guided)
+    of_guided = last_state(Guided(fixed.student, process, fixed.discriminator), nfe)
+    assert torch.equal(didi.generate(budget_bundle, num_samples=16, nfe=nfe, sampler="guided").tokens, of_guided)
 
 
 @pytest.mark.parametrize("sampler", samplers_of("absorbing"))
-def test_every_sampler_reads_the_number_of_its_moves(told, sampler, read_budgets):
+def test_every_sampler_reads_the_number_of_its_moves(budget_bundle, sampler, read_budgets):
     kind = SAMPLERS[sampler][0]
     nfe = kind.num_moves or 2
-    didi.generate(told, num_samples=2, nfe=nfe, sampler=sampler)
+    didi.generate(budget_bundle, num_samples=2, nfe=nfe, sampler=sampler)
     assert {budget for _, budget in read_budgets} == {3 if kind.ignores_grid else nfe}
     assert ("discriminator", 2) in read_budgets or sampler != "guided"
 
 
-def test_given_times_have_their_number_of_moves(told, read_budgets):
-    didi.generate(told, num_samples=2, nfe=16, times=(1.0, 0.6, 0.5, 0.2, 0.0))
+def test_explicit_times_determine_the_budget(budget_bundle, read_budgets):
+    didi.generate(budget_bundle, num_samples=2, nfe=16, times=(1.0, 0.6, 0.5, 0.2, 0.0))
     assert {budget for _, budget in read_budgets} == {4}
 
 
-def test_a_planned_row_of_no_moves_is_refused(told):
+def test_a_planned_row_of_no_moves_is_refused(budget_bundle):
     with pytest.raises(UsageError, match="got 0"):
-        plan_rows(told, "student", "ancestral", (2, 0), [SamplingOptions()])
+        plan_rows(budget_bundle, "student", "ancestral", (2, 0), [SamplingOptions()])
 
 
 @pytest.mark.parametrize("sampler", ["ancestral", "guided"])
-def test_exact_distributions_are_those_of_each_number(told, sampler):
-    rows, options = ExactRows(told), SamplingOptions(sampler)
+def test_exact_distributions_depend_on_the_number_of_moves(budget_bundle, sampler):
+    rows, options = ExactRows(budget_bundle), SamplingOptions(sampler)
     for nfe in (2, 3, 2):
         found = rows.distribution(3, options, nfe)
-        assert torch.equal(found, ExactRows(by_hand(told, nfe)).distribution(3, options, nfe))
-        other = ExactRows(by_hand(told, 7)).distribution(3, options, nfe)
+        assert torch.equal(found, ExactRows(with_fixed_budget(budget_bundle, nfe)).distribution(3, options, nfe))
+        other = ExactRows(with_fixed_budget(budget_bundle, 7)).distribution(3, options, nfe)
         assert (found - other).abs().max() > 1e-4
     of_times = rows.distribution(3, replace(options, times=(1.0, 0.5, 0.0)), 9)
     assert torch.equal(of_times, rows.distribution(3, options, 2))
@@ -244,13 +246,13 @@ def test_exact_distributions_are_those_of_each_number(told, sampler):
 
 
 @pytest.mark.parametrize("method", ["ancestral", "trunk", "published", "guided", "guided floor"])
-def test_what_is_timed_reads_the_number_of_moves(told, method, read_budgets):
-    contestant(told, method, Workload(2, 3, 5))()
+def test_timed_networks_are_conditioned_on_the_number_of_moves(budget_bundle, method, read_budgets):
+    contestant(budget_bundle, method, Workload(2, 3, 5))()
     assert {budget for _, budget in read_budgets} == {5}
 
 
-def test_the_passes_of_a_trace_are_seen(told):
-    assert [part for part, *_ in trace(told, "ancestral", Workload(2, 3, 4)).shapes].count("trunk") >= 1
+def test_a_trace_contains_passes_of_conditioned_trunks(budget_bundle):
+    assert [part for part, *_ in trace(budget_bundle, "ancestral", Workload(2, 3, 4)).shapes].count("trunk") >= 1
 
 
 @pytest.mark.parametrize(

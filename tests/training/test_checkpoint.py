@@ -24,8 +24,8 @@ def assert_same(first, second):
             assert_same(value, second[key])
     elif isinstance(first, list):
         assert len(first) == len(second)
-        for one, other in zip(first, second, strict=True):
-            assert_same(one, other)
+        for first_item, second_item in zip(first, second, strict=True):
+            assert_same(first_item, second_item)
     elif isinstance(first, torch.Tensor):
         assert first.dtype == second.dtype
         assert torch.equal(first, second)
@@ -45,7 +45,7 @@ def test_a_state_comes_back_bit_for_bit(tmp_path):
     assert_same(STATE, state)
 
 
-def test_an_optimizer_goes_on_where_it_was(tmp_path):
+def test_a_loaded_optimizer_continues_bit_for_bit(tmp_path):
     def trained(network, optimizer, num_steps):
         for _ in range(num_steps):
             optimizer.zero_grad()
@@ -64,13 +64,13 @@ def test_an_optimizer_goes_on_where_it_was(tmp_path):
     save_checkpoint(tmp_path, 3, state, keep=1)
     straight = trained(network, optimizer, 2)
     _, loaded = load_latest(tmp_path)
-    resumed, its_optimizer = fresh()
+    resumed, resumed_optimizer = fresh()
     resumed.load_state_dict(loaded["network"])
-    its_optimizer.load_state_dict(loaded["optimizer"])
-    assert torch.equal(trained(resumed, its_optimizer, 2), straight)
+    resumed_optimizer.load_state_dict(loaded["optimizer"])
+    assert torch.equal(trained(resumed, resumed_optimizer, 2), straight)
 
 
-def test_tensors_that_share_memory_are_stored_apart(tmp_path):
+def test_tensors_that_share_memory_are_stored_separately(tmp_path):
     shared = torch.arange(4.0)
     save_checkpoint(tmp_path, 1, {"a": shared, "b": shared, "part": shared[1:]}, keep=1)
     _, state = load_latest(tmp_path)
@@ -86,12 +86,12 @@ def test_only_the_newest_are_kept(tmp_path):
     assert load_latest(tmp_path)[0] == 11
 
 
-def test_no_checkpoint_is_none(tmp_path):
+def test_without_checkpoints_the_result_is_none(tmp_path):
     assert load_latest(tmp_path) is None
     assert load_latest(tmp_path / "nowhere") is None
 
 
-def test_a_file_that_was_not_finished_is_no_checkpoint(tmp_path):
+def test_a_temporary_file_is_not_a_checkpoint(tmp_path):
     (tmp_path / ".step-00000009.safetensors.tmp").write_bytes(b"half")
     assert load_latest(tmp_path) is None
 
@@ -110,7 +110,7 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_newest_falls_back_to_the_one_before_and_says_so(tmp_path, damage, capsys):
+def test_a_damaged_checkpoint_is_reported_and_the_previous_one_loaded(tmp_path, damage, capsys):
     _, newest = write(tmp_path, 1, 2)
     newest.write_bytes(DAMAGES[damage](newest.read_bytes()))
     step, state = load_latest(tmp_path)
@@ -128,7 +128,7 @@ def test_any_single_changed_byte_is_noticed(tmp_path):
         assert (step, int(state["step"])) in ((1, 1), (2, 2))  # a space of padding may change unnoticed
 
 
-def test_nothing_but_damaged_ones_is_an_error(tmp_path):
+def test_only_damaged_checkpoints_are_an_error(tmp_path):
     for path in write(tmp_path, 1, 2):
         path.write_bytes(b"broken")
     with pytest.raises(DidiError, match=r"every checkpoint in .* is damaged: start again in another folder"):
@@ -136,8 +136,8 @@ def test_nothing_but_damaged_ones_is_an_error(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_full_disk_keeps_the_checkpoints_there_are(tmp_path):
-    """The limit on the size of a file stands for the disk: the write breaks off in the middle."""
+def test_a_full_disk_keeps_existing_checkpoints(tmp_path):
+    """A limit on the file size simulates a full disk: the write fails in the middle."""
     script = f"""
 import resource, signal, torch
 from pathlib import Path
@@ -152,14 +152,14 @@ except Exception as error:
 print(load_latest(Path({str(tmp_path)!r}))[0])
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    said, step = done.stdout.splitlines()
-    assert said.startswith("DidiError")
-    assert "make room and resume the run" in said
+    error, step = done.stdout.splitlines()
+    assert error.startswith("DidiError")
+    assert "make room and resume the run" in error
     assert step == "1"
-    assert [one.name for one in tmp_path.iterdir()] == ["step-00000001.safetensors"]
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000001.safetensors"]
 
 
-def test_what_a_killed_writer_left_is_cleared(tmp_path):
+def test_temporary_files_of_a_killed_run_are_deleted(tmp_path):
     (tmp_path / ".step-00000009.safetensors.tmp").write_bytes(b"half")
     write(tmp_path, 1)
-    assert [one.name for one in tmp_path.iterdir()] == ["step-00000001.safetensors"]
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000001.safetensors"]

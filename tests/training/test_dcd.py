@@ -49,7 +49,7 @@ SHAPE = {"vocab_size": 32, "mask_id": None, "length": 8, "is_time_conditioned": 
 
 @pytest.fixture(scope="module")
 def uniform_teacher(make_dit):
-    """A random teacher of the 32 symbols of the Markov world."""
+    """A random uniform-state teacher for the 32 symbols of the Markov chain."""
     return Bundle(teacher=make_dit(seed=1, **SHAPE), process=Uniform(32))
 
 
@@ -63,7 +63,7 @@ def make_dcd(source, uniform_teacher, tmp_path):
 
 @pytest.fixture
 def gradient(make_dcd, make_dit):
-    """Of the student's update at a step; the student is not its target, as it is in a first step."""
+    """Gradient of the student's update at a step, for a student that differs from its target."""
 
     def of(config=CONFIG, step=0):
         method = make_dcd(config).method
@@ -85,7 +85,7 @@ def with_loop(**changes):
 
 
 def rebuilt_gradient(config, step, source, teacher, student):
-    """The same from the formulas: draws by name, Eq. 23 written out."""
+    """The gradient computed from the formulas: random draws by name, and Eq. 23."""
     generator = named_generator(config.seed, "dcd", step)
     times = low_discrepancy_times(8, generator, t_min=config.t_min)
     draws = torch.rand(8, 8, 2, dtype=torch.float64, generator=generator)
@@ -130,7 +130,7 @@ def test_every_setting_reaches_the_gradient(gradient, change):
     assert not torch.allclose(gradient(replace(CONFIG, **change), 2), gradient(CONFIG, 2), rtol=1e-3)
 
 
-def test_an_interval_that_does_not_fit_is_moved_at_the_end_that_the_setting_names():
+def test_an_interval_that_exceeds_the_range_is_moved_at_the_configured_end():
     times = torch.tensor([0.0, 0.1, 0.5, 0.9, 1.0], dtype=torch.float64)
     t, s = interval(times, 0.25, "data")
     assert t.tolist() == times.tolist()
@@ -167,7 +167,7 @@ def test_intervals_double_from_round_to_round_and_rounds_have_equal_length():
     ] * 2 + [32] * 2
 
 
-def test_the_target_of_a_round_is_the_student_at_the_end_of_the_one_before(make_dcd):
+def test_the_target_of_a_round_is_the_student_at_the_end_of_the_previous_round(make_dcd):
     job = make_dcd()
     method, target = job.method, job.method.frozen["target"]
     start = weights(method.teacher)
@@ -192,7 +192,7 @@ def test_a_step_takes_four_passes_of_each_sequence(make_dcd):
 
 @pytest.mark.parametrize("stop_in", [1, 2, 3])
 def test_a_resumed_run_equals_a_straight_one_bit_for_bit(make_dcd, run_twice, stop_in):
-    """Stopped after steps 2 and 4, at the end of a round, and after step 3, within one."""
+    """Stopped after steps 2 and 4, at the end of a round, and after step 3, within a round."""
     run_twice(lambda folder: make_dcd(folder=folder), CONFIG.loop, stop_in)
 
 
@@ -204,7 +204,7 @@ def test_a_checkpoint_without_the_target_is_refused(make_dcd):
         job.load_state_dict(state)
 
 
-def test_one_batch_of_8_is_two_micro_batches_of_4(gradient):
+def test_two_micro_batches_of_4_have_the_gradient_of_a_batch_of_8(gradient):
     for step in (0, 2):
         torch.testing.assert_close(
             gradient(with_loop(batch_size=4, accumulation=2), step), gradient(CONFIG, step), rtol=1e-4, atol=1e-7
@@ -212,7 +212,7 @@ def test_one_batch_of_8_is_two_micro_batches_of_4(gradient):
 
 
 @pytest.mark.parametrize("size", [2, 4])
-def test_processes_draw_the_rows_of_one(make_dcd, monkeypatch, size):
+def test_several_processes_draw_the_rows_of_a_single_one(make_dcd, monkeypatch, size):
     method = make_dcd().method
     whole, parts = method.prepare(1, 0), []
     for rank in range(size):
@@ -261,7 +261,7 @@ def test_the_bundle_has_the_moves_of_the_last_round_and_can_be_sampled(make_dcd,
 
 @pytest.mark.parametrize("sampler", ["ancestral", "greedy-tail"])
 def test_exact_divergences_of_a_student(make_dit, sampler):
-    """The greedy tail leaves some sequences out, so that the divergence of the data from it is infinite."""
+    """With the greedy tail some sequences have probability 0, so that KL(data || samples) is infinite."""
     network = make_dit(seed=3, vocab_size=4, mask_id=None, length=3, is_time_conditioned=True)
     rows, options = ExactRows(Bundle(student=network, process=Uniform(4))), SamplingOptions(sampler=sampler)
     found = rows(MarkovSource(3, seed=0, world="exact").chain, options, 2)
@@ -282,15 +282,15 @@ def test_the_defaults_are_those_of_the_publication():
 
 
 def test_every_recipe_has_a_teacher_of_uniform_states_and_the_length_of_its_data():
-    found = {name: one for (name, method), one in VARIANTS.items() if method == "dcd"}
+    found = {name: config for (name, method), config in VARIANTS.items() if method == "dcd"}
     assert set(found) == {"exact", "markov", "tiny-news", "owt-169m"}
-    for name, one in found.items():
-        assert one == distillation_recipes("dcd")[name]
-        assert (one.recipe, one.data.length) == (name, PRETRAIN[f"{name}-duo"].data.length)
-    assert {name: one.teacher for name, one in found.items()} == {
+    for name, config in found.items():
+        assert config == distillation_recipes("dcd")[name]
+        assert (config.recipe, config.data.length) == (name, PRETRAIN[f"{name}-duo"].data.length)
+    assert {name: config.teacher for name, config in found.items()} == {
         "exact": "exact-udlm", "markov": "markov-duo", "tiny-news": "", "owt-169m": "",
     }  # fmt: skip
-    assert {name: one.intervals_at(one.loop.steps - 1) for name, one in found.items()} == {
+    assert {name: config.intervals_at(config.loop.steps - 1) for name, config in found.items()} == {
         "exact": 4, "markov": 8, "tiny-news": 8, "owt-169m": 32,
     }  # fmt: skip
     whole = found["owt-169m"].loop
@@ -307,7 +307,7 @@ def test_every_recipe_has_a_teacher_of_uniform_states_and_the_length_of_its_data
             r"a multiple of 2\^\(rounds - 1\), .*; got 12 and 4 rounds: set it to 8 times the moves of the student",
         ),
         (lambda: DcdConfig(t_min=1.0), r"t-min lies in \[0, 1\); got 1.0"),
-        (lambda: DcdConfig(loop=LoopConfig(fsdp=True)), "method dcd goes without loop.fsdp"),
+        (lambda: DcdConfig(loop=LoopConfig(fsdp=True)), "method dcd cannot be combined with loop.fsdp"),
     ],
 )
 def test_contradictory_settings_are_refused_by_name(make, message):
@@ -321,7 +321,7 @@ def test_a_teacher_of_masked_diffusion_is_refused(source, teacher, tmp_path):
         make_trainer(CONFIG, Inputs(source, CPU, tmp_path, teacher))
 
 
-def test_a_recipe_without_a_teacher_says_so(tmp_path):
+def test_a_recipe_without_a_teacher_is_refused(tmp_path):
     with pytest.raises(UsageError, match="teacher") as caught:
         distill(["tiny-news", "--method", "dcd", "--out", str(tmp_path / "run")])
     assert "\n" not in str(caught.value)
@@ -329,7 +329,7 @@ def test_a_recipe_without_a_teacher_says_so(tmp_path):
 
 @pytest.fixture(scope="module")
 def trained_teacher():
-    """A small teacher of the exact world with four positions, whose few-move samples are poor."""
+    """A small teacher of the chain ``exact`` with four positions, whose few-move samples are poor."""
     source = MarkovSource(4, seed=0, world="exact")
     config = PretrainConfig(
         data=DataConfig(corpus="exact", length=4),
@@ -376,7 +376,7 @@ def test_the_teacher_of_a_recipe_is_that_of_its_uniform_state_twin(name):
 
 
 @pytest.mark.slow
-def test_the_memory_of_a_run_is_told_without_a_teacher(capsys):
+def test_doctor_estimates_memory_without_a_teacher(capsys):
     flags = ["--teacher", "", "--loop.batch-size", "2", "--max-steps", "4"]
     doctor(["exact", "--method", "dcd", "--device", "h100", *flags])
     assert "distill" in capsys.readouterr().out

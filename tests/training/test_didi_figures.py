@@ -1,4 +1,4 @@
-"""What a step of DiDi-Instruct reports: shares and spreads that no gradient shows."""
+"""Figures that a step of DiDi-Instruct reports and that do not affect its gradients."""
 
 from dataclasses import replace
 
@@ -28,15 +28,15 @@ def method(make_dit, tmp_path):
     return make_trainer(config, Inputs(MarkovSource(LENGTH, seed=0), torch.device("cpu"), tmp_path, teacher)).method
 
 
-def test_the_accuracy_is_the_share_of_sequences_on_the_right_side(method, monkeypatch):
+def test_the_accuracy_is_the_share_of_correctly_classified_sequences(method, monkeypatch):
     logits = torch.tensor([0.5, -0.2, 2.0, -3.0, -0.5, 0.2, -2.0, -0.1])  # student's rows, then real ones
     monkeypatch.setattr(method.runtime, "call", lambda *args, **options: logits)
     states = torch.full((4, LENGTH), 32)
-    _, figures = method._judged(Canvas.free(states), Canvas.free(states), torch.full((4,), 0.5, dtype=torch.float64))
+    _, figures = method._compare(Canvas.free(states), Canvas.free(states), torch.full((4,), 0.5, dtype=torch.float64))
     assert float(figures["discriminator_accuracy"]) == 5 / 8
 
 
-def test_the_student_reports_rewards_and_the_law_of_its_last_move(method):
+def test_the_student_reports_rewards_and_the_entropy_of_its_last_move(method):
     drawn = method.prepare(method.warmup_steps, 0)
     loss, figures = method._student_loss(drawn)
     rewards, of_rewards = method._rewards(drawn.rollout)
@@ -50,11 +50,11 @@ def test_the_student_reports_rewards_and_the_law_of_its_last_move(method):
     assert loss.requires_grad
 
 
-def test_a_lesson_for_guidance_needs_no_rollout(method):
+def test_guidance_steps_need_no_rollout(method):
     assert method.prepare(method.last_student_step - 1, 0).rollout is not None
     assert method.prepare(method.last_student_step, 0).rollout is None
 
 
-def test_the_tokens_of_a_step_are_those_of_all_completions(method):
+def test_tokens_per_step_count_all_completions(method):
     settings = method.settings
     assert method.tokens_per_step == 4 * settings.loop.accumulation * settings.objective.completions * LENGTH

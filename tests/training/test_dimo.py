@@ -64,7 +64,7 @@ def log_probs(logits):
 
 
 def samples(student, state, repeat=0):
-    """Logits of initial states, and a draw from them."""
+    """Logits of initial states, and tokens drawn from them."""
     generator = named_generator(0, "initial-state", 0, 0, repeat)
     uniforms = torch.rand(BATCH, LENGTH, 3, dtype=torch.float64, generator=generator)
     normals = torch.randn(BATCH, LENGTH, student.hidden_size, generator=generator)
@@ -88,7 +88,7 @@ def remasked(x, kind, *names):
 
 
 @pytest.mark.parametrize("kind", ["arccos", "uniform"])
-def test_a_step_is_that_of_pure_functions(observe, kind):
+def test_the_gradients_of_a_step_equal_those_from_pure_functions(observe, kind):
     config = replace(CONFIG, mask_ratios=kind)
     found = observe(config)
     student, auxiliary, teacher = (found.before[name] for name in ("student", "auxiliary", "teacher"))
@@ -98,16 +98,16 @@ def test_a_step_is_that_of_pure_functions(observe, kind):
     losses = auxiliary_losses(log_probs(auxiliary(z, sigma)[masks]), x[masks], 0.1)
     (losses.sum() / x.numel()).backward()
     torch.testing.assert_close(flat(found.updates[0].gradient), gradients(auxiliary), rtol=1e-4, atol=1e-6)
-    auxiliary.load_state_dict(found.weights_after("auxiliary", 0), strict=False)  # the student reads the new one
+    auxiliary.load_state_dict(found.weights_after("auxiliary", 0), strict=False)  # now updated
     z, masks, sigma = remasked(x, kind, "student", 0, 0)
     with torch.no_grad():
-        rows = (log_probs(one(z, sigma)[masks]) for one in (auxiliary, teacher))
+        rows = (log_probs(network(z, sigma)[masks]) for network in (auxiliary, teacher))
         gradient = logit_gradient(*rows, 0.3)
     (surrogate_loss(logits[masks], gradient) / BATCH).backward()
     torch.testing.assert_close(flat(found.updates[1].gradient), gradients(student), rtol=1e-3, atol=1e-5)
 
 
-def test_further_updates_of_the_auxiliary_model_have_samples_of_their_own(observe):
+def test_further_updates_of_the_auxiliary_model_have_new_samples(observe):
     found = observe(replace(CONFIG, auxiliary_steps=2))
     assert [update.network for update in found.updates] == ["auxiliary", "auxiliary", "student"]
     auxiliary = found.before["auxiliary"]
@@ -151,12 +151,12 @@ def test_a_resumed_run_equals_a_straight_one_bit_for_bit(source, timed_teacher, 
 def test_two_processes_have_the_gradient_of_one(source, timed_teacher, monkeypatch, tmp_path):
     def batch_and_gradient():
         method = make_trainer(CONFIG, Inputs(source, CPU, tmp_path, timed_teacher)).method
-        with torch.no_grad():  # else student and teacher agree, and there is little to see
+        with torch.no_grad():  # otherwise student and teacher are equal, and gradients are small
             for parameter in method.auxiliary.parameters():
                 parameter.mul_(1.3)
         batch = method.prepare(0, 0)
         (method._auxiliary_loss(0, batch)[0] + method._student_loss(batch)[0]).backward()
-        return batch, torch.cat([gradients(one) for one in method.trained.values()])
+        return batch, torch.cat([gradients(network) for network in method.trained.values()])
 
     whole, parts = batch_and_gradient(), []
     for rank in range(2):
@@ -168,7 +168,7 @@ def test_two_processes_have_the_gradient_of_one(source, timed_teacher, monkeypat
     assert not torch.allclose(parts[0][1], whole[1], rtol=0.1)
 
 
-def test_accumulation_is_for_one_update_of_each_network(source, timed_teacher, tmp_path):
+def test_accumulation_allows_one_update_of_each_network(source, timed_teacher, tmp_path):
     loop = replace(CONFIG.loop, batch_size=2, accumulation=2)
     job = make_trainer(replace(CONFIG, loop=loop), Inputs(source, CPU, tmp_path, timed_teacher))
     assert job.step(0)["sequence_passes"] == 8 * BATCH  # student and auxiliary 3 each, auxiliary and teacher 1 each
@@ -200,9 +200,9 @@ def test_settings_that_cannot_work_are_refused(change, message):
         replace(CONFIG, **change)
 
 
-def test_every_world_has_a_recipe():
+def test_recipes_exist_for_all_corpora():
     found = distillation_recipes("dimo")
-    assert all(isinstance(one, DimoConfig) for one in found.values())
+    assert all(isinstance(config, DimoConfig) for config in found.values())
     published = found["owt-169m"]
     assert (published.student_optimizer.learning_rate, published.loop.ema_decay) == (1e-5, 0.9999)
     assert {found[name].loop.steps for name in ("exact", "markov", "tiny-news", "owt-169m")} != {10_000}

@@ -38,10 +38,10 @@ DISCRIMINATOR_METRICS = (
 )
 
 
-def test_a_run_does_not_go_on_with_another_teacher(make_job, make_dit):
+def test_a_run_does_not_resume_with_another_teacher(make_job, make_dit):
     state = make_job().state_dict()
     other = Bundle(teacher=make_dit(vocab_size=33, length=8, seed=2))
-    with pytest.raises(UsageError, match="the teacher that it began with; the weights of '' are others now"):
+    with pytest.raises(UsageError, match="the teacher it started with; the weights of '' have changed"):
         make_job(bundle=other).load_state_dict(state)
 
 
@@ -63,16 +63,16 @@ def test_a_resumed_run_equals_a_straight_one_bit_for_bit(make_job, run_twice, st
     ],
     ids=["pool", "online", "accumulation", "moves", "adapters"],
 )
-def test_other_ways_to_train_resume_as_well(make_job, run_twice, config):
+def test_other_configurations_resume_too(make_job, run_twice, config):
     run_twice(lambda folder: make_job(config, folder), config.loop, 3)
 
 
 def test_student_average_and_discriminator_start_as_the_teacher(make_job, teacher):
     job = make_job()
-    of_teacher = weights(teacher.teacher)
-    assert equal(of_teacher, weights(job.method.student))
-    assert equal(of_teacher, weights(job.average.module))
-    trunk = {name: value for name, value in of_teacher.items() if not name.startswith("output_layer.")}
+    teacher_weights = weights(teacher.teacher)
+    assert equal(teacher_weights, weights(job.method.student))
+    assert equal(teacher_weights, weights(job.average.module))
+    trunk = {name: value for name, value in teacher_weights.items() if not name.startswith("output_layer.")}
     assert equal(trunk, weights(job.method.discriminator.trunk))
     assert job.method.student is not job.method.teacher
     assert not any(parameter.requires_grad for parameter in job.method.teacher.parameters())
@@ -123,14 +123,12 @@ def test_after_the_students_last_step_only_the_discriminator_learns_from_the_fin
         expected = states_before_a_move(job.average.module, move, 3, draws, job.method.process)
         assert torch.equal(states[:4], expected)
         assert ((states == 32).any(1) | (move.repeat(2) == 3)).all()
-        assert not ((states == 32).any(1) & (move.repeat(2) == 3)).any()  # the real side has the same times
+        assert not ((states == 32).any(1) & (move.repeat(2) == 3)).any()  # real sequences have the same times
         assert torch.allclose(level, sigma(job.method.process.schedule, 1 - move.double() / 3).float().repeat(2))
 
 
 @pytest.mark.slow
-def test_the_lessons_for_guidance_resume_bit_for_bit_and_change_nothing_before_them(
-    make_job, run_twice, tmp_path, assert_same_state
-):
+def test_guidance_steps_resume_bit_for_bit_and_change_no_earlier_step(make_job, run_twice, tmp_path, assert_same_state):
     run_twice(lambda folder: make_job(GUIDED, folder), GUIDED.loop, 6)
     plain, guided = make_job(folder=tmp_path / "plain"), make_job(GUIDED, tmp_path / "guided")
     for step in range(plain.num_steps):
@@ -149,7 +147,7 @@ def test_frozen_blocks_of_the_discriminator_stay_the_teachers(make_job, teacher)
     assert not torch.equal(before["blocks.1.attn_qkv.weight"], after["blocks.1.attn_qkv.weight"])
 
 
-def test_a_checkpoint_of_before_optimizers_had_names_is_refused_and_nothing_is_loaded(make_job, assert_same_state):
+def test_a_checkpoint_without_optimizer_names_is_refused_before_loading(make_job, assert_same_state):
     job = make_job()
     job.step(0)
     before = copy.deepcopy(job.state_dict())
@@ -166,25 +164,25 @@ def test_a_checkpoint_that_lacks_a_weight_is_refused(make_job, part):
     state = copy.deepcopy(make_job().state_dict())
     name = next(iter(state[part]["weights"]))
     del state[part]["weights"][name]
-    with pytest.raises(UsageError, match=f"lacks {name}: another version of didi wrote it; begin again"):
+    with pytest.raises(UsageError, match=f"lacks {name}: another version of didi wrote it; start again"):
         make_job().load_state_dict(state)
 
 
-def test_to_save_changes_no_optimizer_also_one_that_has_not_stepped(make_job, assert_same_state):
+def test_saving_changes_no_optimizer_even_before_its_first_step(make_job, assert_same_state):
     job = make_job()
-    job.step(0)  # of the warm-up: the student's has no moments
+    job.step(0)  # of the warm-up: the student's optimizer has no moments
     assert not job.optimizers["student"].state
-    before = copy.deepcopy([one.state_dict() for one in job.optimizers.values()])
+    before = copy.deepcopy([optimizer.state_dict() for optimizer in job.optimizers.values()])
     state = job.state_dict()
     assert state["student"]["optimizer"] == {}
-    assert_same_state([one.state_dict() for one in job.optimizers.values()], before)
+    assert_same_state([optimizer.state_dict() for optimizer in job.optimizers.values()], before)
     other = make_job()
     other.load_state_dict(copy.deepcopy(state))
     assert not other.optimizers["student"].state
 
 
-def test_the_discriminator_learns_to_tell_student_from_corpus(make_job):
-    # A random teacher writes nothing like the Markov chain.
+def test_the_discriminator_learns_to_distinguish_student_and_corpus(make_job):
+    # Samples of a random teacher differ much from the Markov chain.
     config = replace(
         with_discriminator(warmup_steps=24, label_smoothing=0.0),
         discriminator_optimizer=OptimizerConfig(learning_rate=0.01),
@@ -231,14 +229,14 @@ def test_released_groups_share_a_corpus_row(make_job, source):
     assert not torch.equal(rows[0, 0], rows[1, 0])
 
 
-def test_the_first_move_of_the_teacher_is_computed_once_and_is_its_own(make_job, teacher):
+def test_the_first_move_of_the_teacher_is_computed_once(make_job, teacher):
     job = make_job()
     for step in range(3):
         job.step(step)
     masks = torch.full((1, 8), 32)
     with torch.no_grad():
         expected = teacher.teacher(masks)[0, :, :32].log_softmax(-1)
-    torch.testing.assert_close(job.method._of_teacher._first[:, :32], expected)
+    torch.testing.assert_close(job.method._teacher_log_probs._first[:, :32], expected)
 
 
 def test_the_bundle_holds_averaged_student_teacher_and_discriminator(make_job, teacher):
@@ -259,17 +257,17 @@ def test_adapters_share_the_teachers_weights_and_the_bundle_is_plain(make_job, t
     start = weights(job.method.teacher)
     shared = {parameter.data_ptr() for parameter in job.method.teacher.parameters()}
     for network in (job.method.student, job.average.module, job.method.discriminator):
-        own = [one for one in network.parameters() if one.data_ptr() not in shared]
-        assert own == [one for one in network.parameters() if one.requires_grad]
+        unshared = [weight for weight in network.parameters() if weight.data_ptr() not in shared]
+        assert unshared == [weight for weight in network.parameters() if weight.requires_grad]
     for step in range(5):
         job.step(step)
     assert equal(start, weights(job.method.teacher))
     state = job.state_dict()
-    for name, held in {**job.method.trained, "average": job.average}.items():  # nothing that is frozen is saved
-        own = {key for key, one in held.named_parameters() if one.requires_grad}
-        assert state[name]["weights"].keys() == own | {key for key, _ in held.named_buffers()}
+    for name, network in {**job.method.trained, "average": job.average}.items():  # no frozen weights are saved
+        trained = {key for key, weight in network.named_parameters() if weight.requires_grad}
+        assert state[name]["weights"].keys() == trained | {key for key, _ in network.named_buffers()}
         if name != "average":
-            assert state[name]["optimizer"]["state"].keys() == own
+            assert state[name]["optimizer"]["state"].keys() == trained
     bundle = job.bundle()
     assert bundle.student.state_dict().keys() == start.keys()
     assert not equal(start, weights(bundle.student))

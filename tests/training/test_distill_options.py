@@ -36,17 +36,17 @@ def test_the_discriminator_may_learn_from_the_first_completions_only(make_job, c
     seen = []
     job.method.discriminator.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
     job.step(0)
-    assert seen == [num_rows]  # student and real rows in one pass; no reward is asked in the warm-up
+    assert seen == [num_rows]  # student and real rows in one pass; the warm-up computes no rewards
 
 
 @pytest.mark.parametrize("number", [1, 12])
-def test_the_real_side_may_take_any_number_of_teacher_steps(number):
+def test_teacher_steps_may_have_any_number(number):
     assert _online_nfe(f"teacher-steps={number}") == number
 
 
 @pytest.mark.parametrize("real_source", ["corpus", "teacher-pool", "teacher-steps=2"])
 @pytest.mark.parametrize("output", ["token", "sequence"])
-def test_every_real_side_trains(make_job, real_source, output):
+def test_every_real_source_trains(make_job, real_source, output):
     assert_trains(make_job(with_discriminator(real_source=real_source, output=output)))
 
 
@@ -69,7 +69,7 @@ def test_every_other_option_trains(make_job, config):
     assert_trains(make_job(config))
 
 
-def test_a_state_without_masks_breaks_nothing(make_job):
+def test_states_without_masks_are_supported(make_job):
     # Beta(1, 400): in most batches no position of any z_tau or z_t is masked.
     config = replace(with_objective(time_b=400.0, divergence_weight=0.05), loop=replace(CONFIG.loop, steps=4))
     assert_trains(make_job(config), num_steps=6)
@@ -92,43 +92,46 @@ def test_a_clamped_reward_is_counted(make_job):
             "multiple of objective.group_size for rows groups; got 4 and 3",
         ),
         ({"objective": {"advantage": "shared-time", "group_size": 8}}, "for shared-time groups; got 4 and 8"),
-        ({"objective": PATH | {"coupled_time": False}}, "trajectory path and .* above 2 go with .*; got path and 2"),
-        ({"objective": PATH | {"advantage": "shared-time"}}, "above 2 go with"),
-        ({"objective": PATH | {"time_a": 2.0}}, "above 2 go with"),
-        ({"objective": PATH, "discriminator": {"steps_per_student_step": 2}}, "above 2 go with"),
+        ({"objective": PATH | {"coupled_time": False}}, "trajectory path and .* above 2 need .*; got path and 2"),
+        ({"objective": PATH | {"advantage": "shared-time"}}, "above 2 need"),
+        ({"objective": PATH | {"time_a": 2.0}}, "above 2 need"),
+        ({"objective": PATH, "discriminator": {"steps_per_student_step": 2}}, "above 2 need"),
         ({"discriminator": {"warmup_moves": 3}, "objective": {"trajectory": "one-step"}}, "got one-step and 3"),
         ({"objective": {"moves": 4}}, "for trajectory path or whole-path; got 4 with two-moves: set objective.traj"),
         ({"objective": {"trajectory": "one-step", "moves": 2}}, "path or whole-path; got 2 with one-step"),
         ({"objective": WHOLE | {"moves": None}}, "number of moves of trajectory whole-path, 1 or more; got None"),
         (
             {"objective": WHOLE | {"completions": 2}},
-            "on a whole-path .* of 2 or more and advantage shared-state go together; got 2 and leave-one-out: set both",
+            "completions is 2 or more for advantage shared-state and 1 for .*; got 2 and leave-one-out: set advantage",
         ),
-        ({"objective": WHOLE | {"advantage": "shared-state"}}, "go together; got 1 and shared-state: set both, or"),
+        (
+            {"objective": WHOLE | {"advantage": "shared-state"}},
+            "1 for other advantages; got 1 and shared-state: set",
+        ),
         (
             {"objective": BRANCHES, "discriminator": {"completions": 4}},
             r"discriminator.completions lies in \[1, 3\], the objective's; got 4",
         ),
-        ({"objective": WHOLE | {"revealed_only": True}}, "goes with objective.revealed_only False"),
-        ({"objective": WHOLE | {"divergence_weight": 0.1}}, "goes with objective.divergence_weight 0"),
-        ({"objective": WHOLE | {"entropy_weight": 0.1}}, "goes with objective.entropy_weight 0"),
+        ({"objective": WHOLE | {"revealed_only": True}}, "needs objective.revealed_only False"),
+        ({"objective": WHOLE | {"divergence_weight": 0.1}}, "needs objective.divergence_weight 0"),
+        ({"objective": WHOLE | {"entropy_weight": 0.1}}, "needs objective.entropy_weight 0"),
         (
             {"objective": WHOLE | {"advantage": "shared-time"}},
-            "goes with objective.advantage batch, rows or leave-one-out",
+            "needs objective.advantage batch, rows or leave-one-out",
         ),
-        ({"objective": WHOLE | {"time_a": 2.0}}, "goes with objective.time_a 1"),
-        ({"objective": WHOLE | {"coupled_time": False}}, "goes with objective.coupled_time True"),
+        ({"objective": WHOLE | {"time_a": 2.0}}, "needs objective.time_a 1"),
+        ({"objective": WHOLE | {"coupled_time": False}}, "needs objective.coupled_time True"),
         (
             {"objective": WHOLE, "discriminator": {"warmup_moves": 5}},
             "warmup_moves is 2 with objective.trajectory whole-path",
         ),
-        ({"objective": WHOLE | {"weight": "nelbo"}}, "goes with objective.weight constant"),
+        ({"objective": WHOLE | {"weight": "nelbo"}}, "needs objective.weight constant"),
         (
             {"objective": WHOLE | {"reward_time": "both", "importance_weighting": True}},
-            "reward_time both goes with objective.importance_weighting False",
+            "reward_time both needs objective.importance_weighting False",
         ),
-        ({"objective": WHOLE | {"corruptions": 2}}, "reward_time finished goes with objective.corruptions 1"),
-        ({"discriminator": {"fresh_rollouts": True}}, "fresh_rollouts is for .* of 2 or more; got 1"),
+        ({"objective": WHOLE | {"corruptions": 2}}, "reward_time finished needs objective.corruptions 1"),
+        ({"discriminator": {"fresh_rollouts": True}}, "fresh_rollouts needs .* of 2 or more; got 1"),
         ({"objective": {"reward_time": "both"}}, "reward_time is for trajectory whole-path; got both with two-moves"),
         ({"objective": {"trajectory": "path"}}, "number of moves of trajectory path, 3 or more; got None"),
         ({"objective": {"trajectory": "path", "moves": 2}}, "number of moves of trajectory path, 3 or more; got 2"),
@@ -143,11 +146,11 @@ def test_a_clamped_reward_is_counted(make_job):
         ({"discriminator": {"completions": 3}}, r"discriminator.completions lies in \[1, 2\], the objective's; got 3"),
         ({"discriminator": {"trainable_blocks": 3}}, r"trainable blocks lie in \[0, 2\]"),
         ({"lora_rank": 0}, "lora-rank is 1 or more; got 0"),
-        ({"lora_rank": 2, "loop": {"fsdp": True}}, "lora_rank goes with AdamW and without loop.fsdp"),
-        ({"lora_rank": 2, "student_optimizer": {"method": "muon"}}, "lora_rank goes with AdamW"),
+        ({"lora_rank": 2, "loop": {"fsdp": True}}, "lora_rank needs AdamW without loop.fsdp"),
+        ({"lora_rank": 2, "student_optimizer": {"method": "muon"}}, "lora_rank needs AdamW"),
     ],
 )
-def test_what_cannot_be_trained_is_refused_before_the_first_step(make_job, changes, message):
+def test_invalid_settings_are_refused_before_the_first_step(make_job, changes, message):
     with pytest.raises(UsageError, match=message):
         make_job(
             replace(
@@ -161,7 +164,7 @@ def test_what_cannot_be_trained_is_refused_before_the_first_step(make_job, chang
 
 
 @pytest.mark.parametrize(("warmup_moves", "num_passes"), [(2, 2), (4, 5)])
-def test_the_warm_up_has_moves_of_its_own(make_job, monkeypatch, warmup_moves, num_passes):
+def test_the_warm_up_has_its_own_number_of_moves(make_job, monkeypatch, warmup_moves, num_passes):
     config = replace(with_discriminator(warmup_moves=warmup_moves), loop=replace(CONFIG.loop, batch_size=16))
     job = make_job(replace(config, objective=replace(CONFIG.objective, trajectory="path", moves=8)))
     counts = []
@@ -171,10 +174,10 @@ def test_the_warm_up_has_moves_of_its_own(make_job, monkeypatch, warmup_moves, n
     assert 0 < len(counts) <= num_passes
     counts.clear()
     job.step(2)
-    assert 5 < len(counts) <= 9  # the all-mask law, and then as many as the furthest of 16 states has moves
+    assert 5 < len(counts) <= 9  # the all-mask state, and the moves of the last of 16 states
 
 
-def test_a_student_is_distilled_again_only_where_it_is_named_the_teacher(make_job, make_dit):
+def test_a_student_is_distilled_only_as_the_teacher_of_a_bundle(make_job, make_dit):
     student = make_dit(vocab_size=33, length=8, seed=7)
     job = make_job(bundle=Bundle(teacher=student))
     assert equal(weights(student), weights(job.method.teacher))

@@ -18,15 +18,15 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--np
 
 
 @pytest.mark.slow
-def test_two_processes_give_what_one_gives(tmp_path):
+def test_two_processes_have_the_results_of_one(tmp_path):
     subprocess.run([*TORCHRUN, str(SCRIPT), str(tmp_path)], check=True, capture_output=True, timeout=300)
     (tmp_path / "alone").mkdir()
-    alone = runpy.run_path(str(SCRIPT))["work"](tmp_path / "alone")
+    alone = runpy.run_path(str(SCRIPT))["results"](tmp_path / "alone")
     first, second = (torch.load(tmp_path / f"rank-{rank}.pt") for rank in range(2))
     assert first.keys() == alone.keys()
     for name, value in alone.items():
         assert torch.equal(first[name], second[name]), name
-        # Adam turns the rounding of a gradient near zero into a part of its step (3e-4): in few numbers, a little.
+        # If a gradient is near zero, Adam amplifies its rounding up to the step size (3e-4); this affects few numbers.
         torch.testing.assert_close(
             first[name], value, rtol=1e-4, atol=1e-4, msg=lambda text, name=name: f"{name}: {text}"
         )
@@ -34,11 +34,11 @@ def test_two_processes_give_what_one_gives(tmp_path):
     assert torch.equal(first["tokens"], alone["tokens"])
 
 
-def test_shares_are_runs_that_cover_all_rows_once():
+def test_local_slices_are_contiguous_and_cover_all_rows_once():
     for size in (1, 2, 3, 7):
-        shares = [list(range(10)[ProcessGroup(rank, size).local_slice(10)]) for rank in range(size)]
-        assert [row for share in shares for row in share] == list(range(10))
-        assert max(map(len, shares)) - min(map(len, shares)) <= 1
+        slices = [list(range(10)[ProcessGroup(rank, size).local_slice(10)]) for rank in range(size)]
+        assert [row for rows in slices for row in rows] == list(range(10))
+        assert max(map(len, slices)) - min(map(len, slices)) <= 1
 
 
 def test_a_batch_that_cannot_be_shared_is_refused(monkeypatch):
@@ -49,7 +49,7 @@ def test_a_batch_that_cannot_be_shared_is_refused(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("error", "kind", "said"),
+    ("error", "kind", "message"),
     [
         (
             RuntimeError("[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:537] reset"),
@@ -57,33 +57,33 @@ def test_a_batch_that_cannot_be_shared_is_refused(monkeypatch):
             "another",
         ),
         (torch.distributed.DistBackendError("NCCL error"), DidiError, "another process of this run has ended"),
-        (RuntimeError("a fault of ours"), RuntimeError, "ours"),
+        (RuntimeError("a bug of didi"), RuntimeError, "bug"),
         (UsageError("/gloo/ is no recipe"), UsageError, "recipe"),
     ],
     ids=["gloo", "nccl", "other", "usage"],
 )
-def test_a_process_whose_partner_ended_says_so(monkeypatch, error, kind, said):
+def test_the_end_of_another_process_is_reported(monkeypatch, error, kind, message):
     monkeypatch.setenv("WORLD_SIZE", "2")
     for name, result in (("init_process_group", None), ("destroy_process_group", None), ("get_rank", 1)):
         monkeypatch.setattr(torch.distributed, name, lambda *_, result=result: result)
-    with pytest.raises(kind, match=said) as caught, init_process_group():
+    with pytest.raises(kind, match=message) as caught, init_process_group():
         raise error
     assert type(caught.value) is kind
     assert process_group() == ProcessGroup()
 
 
-def test_all_processes_raise_what_the_main_one_finds_in_the_folder(monkeypatch, tmp_path):
+def test_all_processes_raise_the_error_of_the_main_process(monkeypatch, tmp_path):
     refused = UsageError("another process is running in it")
 
-    class Second(ProcessGroup):
+    class SecondProcess(ProcessGroup):
         def all_gather_items(self, items):
             assert not items
             return [refused]
 
-    monkeypatch.setattr("didi.apps.train.process_group", lambda: Second(1, 2))
-    ours = _ours(RunFolder(tmp_path), RunConfig(), resume=False, overwrite=False)
-    with pytest.raises(UsageError, match="another process is running in it"), ours:
-        pytest.fail("it went on")
+    monkeypatch.setattr("didi.apps.train.process_group", lambda: SecondProcess(1, 2))
+    locked = _ours(RunFolder(tmp_path), RunConfig(), resume=False, overwrite=False)
+    with pytest.raises(UsageError, match="another process is running in it"), locked:
+        pytest.fail("the run was not refused")
 
 
 @pytest.mark.slow

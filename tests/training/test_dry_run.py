@@ -1,4 +1,4 @@
-"""Dry runs beside real steps: bytes of live tensors at another batch size, and operations counted by torch."""
+"""Dry runs compared with real steps: bytes of live tensors at another batch size, and operations counted by torch."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -53,12 +53,12 @@ def pretraining(recipe="markov", **changes):
     return replace(config, data=replace(config.data, length=LENGTH), loop=loop, network=network, **changes)
 
 
-WAYS = {
+CONFIGS = {
     "ours": distillation(),
     "few blocks": distillation(discriminator={"trainable_blocks": 1, "completions": 1}),
     "adapters": distillation(lora_rank=4, discriminator={"trainable_blocks": 2}),
     "accumulated": distillation(loop={"accumulation": 3}),
-    "activations again": distillation(loop={"activation_checkpointing": True}),
+    "recomputed activations": distillation(loop={"activation_checkpointing": True}),
     "paper": distillation(objective={"completions": 1, "advantage": "batch", "revealed_only": False}),
     "teacher pool": distillation(discriminator={"real_source": "teacher-pool", "pool_size": 64, "pool_nfe": 4}),
     "no divergence": distillation(objective={"divergence_weight": 0.0}),
@@ -75,7 +75,7 @@ WAYS = {
         },
         discriminator={"steps_per_student_step": 2, "fresh_rollouts": True},
     ),
-    "lessons": distillation(discriminator={"guidance_steps": 1}),
+    "guidance steps": distillation(discriminator={"guidance_steps": 1}),
     "bf16": distillation(loop={"precision": "bf16"}),
     "pre-training": pretraining(),
     "pre-training, accumulated": pretraining(loop={"accumulation": 3}),
@@ -91,18 +91,22 @@ def real_run(config, inputs_of, batch_size, folder):
     config = replace(config, loop=replace(config.loop, batch_size=batch_size))
     with LiveMemory() as memory:
         trainer = make_trainer(config, inputs_of(Path(folder)))
-        trainer.step(1)  # makes the optimizers' state
+        trainer.step(1)  # creates the optimizers' state
         memory.restart()
         for step in range(trainer.num_steps):
             trainer.step(step)
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:  # it knows no fused attention of CPUs
+    # The counter does not support fused attention on CPUs.
+    with (
+        sdpa_kernel(SDPBackend.MATH),
+        FlopCounterMode(display=False) as counter,
+    ):
         trainer.step(1)
     return memory.peak, counter.get_total_flops()
 
 
-@pytest.mark.parametrize("name", WAYS)
-def test_two_dry_runs_foretell_memory_and_arithmetic_of_a_larger_batch(inputs_of, tmp_path, name):
-    config = WAYS[name]
+@pytest.mark.parametrize("name", CONFIGS)
+def test_two_dry_runs_predict_memory_and_operations_of_a_larger_batch(inputs_of, tmp_path, name):
+    config = CONFIGS[name]
     if name == "autoregressive":
         pytest.importorskip("transformers")
     found = estimate(config, inputs_of, batch_sizes=(SMALL, LARGE))
@@ -112,15 +116,15 @@ def test_two_dry_runs_foretell_memory_and_arithmetic_of_a_larger_batch(inputs_of
     assert found.large.flops + (MEASURED - LARGE) * per_row == pytest.approx(flops, rel=0.15)
 
 
-@pytest.mark.parametrize("name", ["ours", "adapters", "activations again", "pre-training", "uniform"])
-def test_a_dry_run_needs_what_the_same_steps_need(inputs_of, tmp_path, name):
-    found = dry_run(WAYS[name], inputs_of, SMALL)
-    peak, _ = real_run(WAYS[name], inputs_of, SMALL, tmp_path)
-    assert found.peak == pytest.approx(peak, rel=0.03)  # the tokens that were drawn differ, the masks do not
+@pytest.mark.parametrize("name", ["ours", "adapters", "recomputed activations", "pre-training", "uniform"])
+def test_a_dry_run_measures_the_memory_of_real_steps(inputs_of, tmp_path, name):
+    found = dry_run(CONFIGS[name], inputs_of, SMALL)
+    peak, _ = real_run(CONFIGS[name], inputs_of, SMALL, tmp_path)
+    assert found.peak == pytest.approx(peak, rel=0.03)  # drawn tokens differ, masks do not
 
 
-def test_it_computes_nothing(inputs_of):
-    """A network of 380 GiB, in the time and memory of their shapes."""
+def test_a_dry_run_computes_no_values(inputs_of):
+    """A network of 380 GiB needs no memory for its values."""
     config = pretraining(loop={"steps": 1})
     config = replace(config, network=replace(config.network, hidden_size=65_536, num_heads=64, num_blocks=2))
     found = dry_run(config, inputs_of, 2)
@@ -129,18 +133,19 @@ def test_it_computes_nothing(inputs_of):
     assert found.peak > found.weights + found.average + found.moments + found.gradients
 
 
-def test_the_parts_are_those_of_the_networks(inputs_of, tmp_path):
+def test_sizes_are_those_of_the_networks(inputs_of, tmp_path):
     full, shared = (dry_run(distillation(lora_rank=rank), inputs_of, SMALL) for rank in (None, 4))
     of_teacher = num_parameters(inputs_of(tmp_path).teacher.teacher)
     assert full.parameters > 3.5 * of_teacher
     assert full.average == pytest.approx(4 * of_teacher, rel=0.01)
     assert full.moments == pytest.approx(8 * full.trained, rel=0.01)
     assert shared.trained < 0.2 * of_teacher
-    assert shared.trained < shared.parameters - of_teacher < 2 * shared.trained  # the student's are averaged as well
+    # Parameters beside the teacher's: the trained ones, and the average of the student's.
+    assert shared.trained < shared.parameters - of_teacher < 2 * shared.trained
 
 
 @pytest.mark.parametrize("real_source", ["teacher-pool", "teacher-steps=2"])
-def test_several_devices_share_what_the_teacher_samples(real_source, inputs_of):
+def test_several_devices_share_teacher_samples(real_source, inputs_of):
     config = distillation(discriminator={"real_source": real_source, "pool_nfe": 2})
     assert dry_run(config, inputs_of, SMALL, num_processes=2).parameters > 0
 
@@ -149,7 +154,7 @@ def test_several_devices_divide_rows_and_if_sharded_everything_else(inputs_of):
     config = distillation()
     one, two = (dry_run(config, inputs_of, LARGE, num_processes=num) for num in (1, 2))
     sharded = dry_run(replace(config, loop=replace(config.loop, fsdp=True)), inputs_of, LARGE, num_processes=2)
-    assert two.flops == pytest.approx(one.flops, rel=0.1)  # each has a row of the first state
+    assert two.flops == pytest.approx(one.flops, rel=0.1)  # each device has a row of the first state
     assert (two.weights, two.moments) == (one.weights, one.moments)
     assert two.peak < one.peak
     assert sharded.moments == pytest.approx(one.moments / 2, rel=0.02)
@@ -159,14 +164,14 @@ def test_several_devices_divide_rows_and_if_sharded_everything_else(inputs_of):
 
 
 def test_every_phase_is_run(inputs_of):
-    """A phase that needs more than the others is found however short it is."""
-    least = distillation(loop={"steps": 40})
-    lessons = replace(least, discriminator=replace(least.discriminator, guidance_steps=1))
-    num = [len(dry_run(config, inputs_of, SMALL).stretches) for config in (least, lessons)]
-    assert num == [3, 4]  # warm-up, first and last student step; and the lesson
+    """Steps of short phases are run too, since they could have the largest peak."""
+    base = distillation(loop={"steps": 40})
+    with_guidance = replace(base, discriminator=replace(base.discriminator, guidance_steps=1))
+    num = [len(dry_run(config, inputs_of, SMALL).segments) for config in (base, with_guidance)]
+    assert num == [3, 4]  # warm-up, first and last student step; and the guidance step
 
 
-def test_batch_sizes_that_the_settings_refuse_are_left_out(inputs_of):
+def test_batch_sizes_that_the_settings_refuse_are_skipped(inputs_of):
     config = distillation(loop={"batch_size": 2})  # a baseline over states needs two
     found = estimate(config, inputs_of)
     assert (found.small.batch_size, found.large.batch_size) == (2, 4)

@@ -1,4 +1,4 @@
-"""Duo's curriculum: the switch, the limit of a small temperature, resumption, shares of a batch, learning."""
+"""Duo's curriculum: its end, the limit of a small temperature, resumption, several processes, learning."""
 
 import math
 from dataclasses import asdict, replace
@@ -50,7 +50,7 @@ def with_curriculum(config, **changes):
 
 
 def gradient(config, source, step=0):
-    """Of a fresh network with random weights in every layer."""
+    """Gradient of a step for a network with random weights in every layer."""
     (update,) = observe_pretraining(config, [step], source).updates
     return torch.cat([value.flatten() for value in update.gradient.values()])
 
@@ -89,7 +89,7 @@ def test_as_the_temperature_goes_to_0_the_gradient_is_that_of_hard_tokens(source
     assert not torch.allclose(gradient(STILL, source), hard, rtol=0.05)
 
 
-def test_after_the_curriculum_steps_are_those_of_the_nelbo(source):
+def test_steps_after_the_curriculum_minimise_the_nelbo(source):
     plain = {name: getattr(STILL, name) for name in ("data", "network", "optimizer", "loop", "process")}
     plain = PretrainConfig(**plain)
     for step, is_same in ((3, False), (4, True)):
@@ -129,7 +129,7 @@ def test_the_range_is_given_by_signal_rates_or_by_gammas():
     assert (by_gammas.num_symbols, by_gammas.gamma_min, by_gammas.gamma_max) == (30_522, -3.5, -1.75)
 
 
-def test_a_run_that_is_cut_keeps_the_share_of_its_curriculum():
+def test_a_shortened_run_has_a_curriculum_shortened_in_proportion():
     long = with_curriculum(CONFIG, end=400, start=100)
     long = replace(long, loop=replace(long.loop, steps=1000))
     cut = long.limited(50)
@@ -153,7 +153,7 @@ def test_a_resumed_run_equals_a_straight_one_bit_for_bit(source, run_twice):
 
 
 def test_micro_batches_are_averaged(source):
-    """The gradient of 2 x 4 sequences is the mean over both halves, each with noise of its own."""
+    """The gradient of 2 x 4 sequences is the mean over both halves, which have different noise."""
     config = replace(STILL, loop=replace(STILL.loop, accumulation=2))
     job = make_trainer(config, Inputs(source, CPU))
     network = job.method.trained["network"]
@@ -168,7 +168,7 @@ def test_micro_batches_are_averaged(source):
 
 
 @pytest.mark.parametrize("size", [2, 3])
-def test_processes_draw_the_rows_of_one(source, monkeypatch, size):
+def test_several_processes_draw_the_rows_of_a_single_one(source, monkeypatch, size):
     method = make_trainer(STILL, Inputs(source, CPU)).method
     whole, parts = method.prepare(1, 0), []
     for rank in range(size):
@@ -201,14 +201,14 @@ def test_chunks_of_rows_are_drawn_as_the_whole(source, monkeypatch, elements):
     assert torch.equal(part.soft, whole.soft)
 
 
-def test_each_process_has_a_dropout_of_its_own(source, monkeypatch):
+def test_processes_draw_different_dropout(source, monkeypatch):
     method = make_trainer(CONFIG, Inputs(source, CPU)).method
     monkeypatch.setattr("didi.methods.elbo.process_group", lambda: SimpleNamespace(rank=3))
     method.prepare(2, 1)
     assert torch.initial_seed() == derive_seed(CONFIG.seed, "dropout", 2, 1, 3)
 
 
-def test_the_log_tells_the_loss_of_the_curriculum_from_the_nelbo(source):
+def test_the_log_distinguishes_the_curriculum_loss_from_the_nelbo(source):
     job = make_trainer(CONFIG, Inputs(source, CPU))
     assert "relaxed_nelbo" in job.step(3)
     assert "nelbo" not in job.step(3)
@@ -222,22 +222,21 @@ def test_validation_is_that_of_the_ordinary_nelbo(source):
     )
     found = duo.validate()
     assert found == plain.validate()
-    assert found["validation_nelbo"] == pytest.approx(
-        math.log(NUM), rel=0.2
-    )  # a fresh network knows nothing; few draws
+    # A new network predicts the uniform distribution; the estimate has few draws.
+    assert found["validation_nelbo"] == pytest.approx(math.log(NUM), rel=0.2)
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: DuoConfig(process="absorbing"), "method duo goes with process uniform; got absorbing"),
-        (lambda: DuoConfig(model="autoregressive"), "model autoregressive goes with process absorbing"),
+        (lambda: DuoConfig(process="absorbing"), "method duo needs process uniform; got absorbing"),
+        (lambda: DuoConfig(model="autoregressive"), "model autoregressive needs process absorbing"),
         (lambda: CurriculumConfig(end=-1), "end is 0 or more; got -1"),
         (lambda: CurriculumConfig(start=3, end=2), "curriculum.start is at most curriculum.end; got 3 and 2"),
         (lambda: CurriculumConfig(log10_tau_end=-31.0), r"lie in \[-30, 30\]; got -3.0 and -31.0"),
         (lambda: CurriculumConfig(alpha_max=0.1, alpha_min=0.2), "alpha_min is less than curriculum.alpha_max"),
         (lambda: CurriculumConfig(alpha_max=1.0), r"both in \(0, 1\); got 0.05 and 1.0"),
-        (lambda: CurriculumConfig(gamma_min=-3.0), "are set together; got -3.0 and None: set both, or none"),
+        (lambda: CurriculumConfig(gamma_min=-3.0), "are set together; got -3.0 and None: set both, or neither"),
         (lambda: CurriculumConfig(gamma_min=1.0, gamma_max=0.0), "gamma_min is less than curriculum.gamma_max; got"),
         (lambda: CurriculumConfig(log10_tau_start=math.nan), "log10-tau-start is a finite number; got nan"),
     ],
@@ -248,7 +247,7 @@ def test_contradictory_settings_are_refused_by_name(make, message):
     assert "\n" not in str(caught.value)
 
 
-def test_the_curriculum_and_what_follows_lower_the_nelbo():
+def test_training_with_the_curriculum_lowers_the_nelbo():
     config = PRETRAIN["exact-duo"].limited(140)
     loop = replace(config.loop, batch_size=32, ema_decay=0.9, validation_sequences=512)
     network = replace(config.network, hidden_size=32, num_blocks=2, num_heads=2)

@@ -1,4 +1,4 @@
-"""The length of a run that fits a time; the clock is a fake, so that nothing here depends on the machine."""
+"""The length of a run for a given time or number of passes; the clock is fake, so that tests are deterministic."""
 
 import itertools
 from dataclasses import replace
@@ -18,7 +18,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def fitted_steps(source, teacher, monkeypatch):
-    """Steps of the student for a number of minutes, where each reading of the clock is 8 seconds after the last."""
+    """Steps of the student for a number of minutes; every call of the fake clock adds 8 seconds."""
 
     def steps(minutes, **phases):
         base = MARKOV
@@ -42,12 +42,12 @@ def test_as_many_steps_as_the_time_allows(fitted_steps):
     assert fitted_steps(60.0) == 100  # never longer than the recipe
 
 
-def test_the_warm_up_is_part_of_the_time_and_is_cut_with_the_run(fitted_steps):
+def test_the_warm_up_is_part_of_the_time_and_is_shortened_with_the_run(fitted_steps):
     assert fitted_steps(1.0, warmup=20) == 57 - 8 - 20
     assert fitted_steps(0.5, warmup=20) == (28 - 8) // 2
 
 
-def test_a_time_in_which_nothing_fits_is_refused(fitted_steps):
+def test_a_time_shorter_than_one_step_is_refused(fitted_steps):
     with pytest.raises(
         UsageError, match=r"max-minutes fits one step or more; a step takes 1\.0 s and a validation 8\.0 s"
     ):
@@ -76,7 +76,7 @@ def test_as_many_steps_as_the_passes_allow(source, teacher, warmup):
     assert fit.fitted_to_passes(settings, inputs, 1e9) == settings  # never longer than the recipe
 
 
-def test_passes_in_which_nothing_fits_are_refused(source, teacher):
+def test_fewer_passes_than_one_step_are_refused(source, teacher):
     settings = replace(MARKOV, data=replace(MARKOV.data, length=8))
     inputs = Inputs(source, CPU, teacher=teacher)
     with pytest.raises(UsageError, match=r"max-passes fits one step or more; the shortest run has .* passes, got 2"):
@@ -84,5 +84,5 @@ def test_passes_in_which_nothing_fits_are_refused(source, teacher):
     with pytest.raises(UsageError, match="max-passes is positive; got nan"):
         fit.fitted_to_passes(settings, inputs, float("nan"))
     compiled = replace(settings, loop=replace(settings.loop, compile=True))
-    with pytest.raises(UsageError, match=r"max-passes goes without loop\.compile"):
+    with pytest.raises(UsageError, match=r"max-passes cannot be combined with loop\.compile"):
         fit.fitted_to_passes(compiled, inputs, 10.0)

@@ -1,4 +1,4 @@
-"""Students with latent codes, ``objective.latent_codes``: training, bundles, and what they do not go with."""
+"""Students with latent codes, ``objective.latent_codes``: training, bundles, and the settings that exclude them."""
 
 from dataclasses import replace
 
@@ -9,7 +9,7 @@ import didi
 from didi.errors import UsageError
 from didi.methods.base import Inputs
 from didi.methods.didi_settings import DistillConfig, ObjectiveConfig
-from didi.methods.lessons import lesson_states, numbers_of_lessons
+from didi.methods.guidance_states import guidance_states, num_guidance_uniforms
 from didi.methods.settings import LoopConfig
 from didi.models.bundle import Bundle, load, save
 from didi.training.trainer import make_trainer
@@ -39,13 +39,13 @@ def test_the_student_is_its_teacher_with_codes_of_the_scale(make_job):
     codes, tokens = student.code_embed.embedding.detach(), teacher.vocab_embed.embedding
     assert codes.shape == (4, tokens.shape[1])
     assert 1.6 < float(codes.std() / tokens.std()) < 2.4
-    assert equal(weights(student), weights(make_job(LATENT).method.student))  # of the seed alone
+    assert equal(weights(student), weights(make_job(LATENT).method.student))  # depends on the seed only
     other = make_job(replace(LATENT, seed=1)).method.student
     assert not torch.equal(other.code_embed.embedding, codes)
     assert not method.discriminator.trunk.config.num_codes
 
 
-def test_training_moves_the_codes_apart_from_where_they_began(make_job):
+def test_training_changes_the_embeddings_of_codes_differently(make_job):
     before = make_job(LATENT).method.student.code_embed.embedding.detach().clone()
     job = trained(make_job)
     after = job.method.student.code_embed.embedding
@@ -53,25 +53,25 @@ def test_training_moves_the_codes_apart_from_where_they_began(make_job):
     bundle = job.bundle()
     x, codes = torch.arange(8)[None], torch.arange(8)[None] % 4
     with torch.no_grad():
-        first, second = (bundle.student.features(x, None, None, one) for one in (codes, codes.flip(1)))
+        first, second = (bundle.student.features(x, None, None, latent) for latent in (codes, codes.flip(1)))
     assert not torch.allclose(first, second)
     assert bundle.intended_nfe == 3
 
 
-def test_a_validation_has_no_bound_of_a_student_with_codes(make_job):
+def test_validation_of_a_student_with_codes_has_no_nelbo(make_job):
     assert set(make_job(LATENT).validate()) == {"validation_log_ratio"}
     plain = replace(LATENT, objective=ObjectiveConfig(**WHOLE))
     assert set(make_job(plain).validate()) == {"validation_log_ratio", "validation_nelbo"}
 
 
 @torch.no_grad()
-def test_lessons_are_states_of_its_own_sampler(make_dit, chi_square):
+def test_guidance_states_are_those_of_the_ancestral_sampler(make_dit, chi_square):
     """States after the first of two moves, about half of them masked, and their mixture over codes."""
     student, num = make_dit(vocab_size=3, length=2, seed=4, scale=1.3, num_codes=2), 20_000
     process, move = Bundle(student=student).process, torch.ones(num, dtype=torch.long)
-    assert numbers_of_lessons(student, process, 2) == 4
+    assert num_guidance_uniforms(student, process, 2) == 4
     uniforms = torch.rand(4, num, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    states = lesson_states(student, move, 2, uniforms, process)
+    states = guidance_states(student, move, 2, uniforms, process)
     of_codes, masks = [], torch.full((1, 2), 2)
     for codes in torch.cartesian_prod(torch.arange(2), torch.arange(2)):
         logits = student.head(student.features(masks, None, None, codes[None]))[0, :, :2]
@@ -81,30 +81,30 @@ def test_lessons_are_states_of_its_own_sampler(make_dit, chi_square):
     assert chi_square(states[:, 0] * 3 + states[:, 1], of_codes[0]) < 1e-3  # not those of a single code
 
 
-def test_a_resumed_run_ends_as_a_straight_one(source, teacher, run_twice):
+def test_a_resumed_run_equals_a_straight_one_bit_for_bit(source, teacher, run_twice):
     config = replace(SHORT, loop=replace(CONFIG.loop, steps=5), objective=replace(SHORT.objective, reference_steps=0))
     run_twice(lambda folder: make_trainer(config, Inputs(source, torch.device("cpu"), folder, teacher)), config.loop, 4)
 
 
-def test_codes_go_with_several_budgets(make_job):
+def test_codes_can_be_combined_with_several_budgets(make_job):
     config = replace(LATENT, objective=ObjectiveConfig(**BUDGETS, latent_codes=4))
     student = trained(make_job, config).bundle().student
     assert student.config.is_budget_conditioned
     assert student.config.num_codes == 4
 
 
-def test_a_run_starts_from_a_student_with_as_many_codes_alone(make_job, tmp_path):
+def test_start_needs_a_student_with_the_same_number_of_codes(make_job, tmp_path):
     job = trained(make_job)
     name = str(save(job.bundle(), tmp_path / "begun"))
     assert equal(weights(make_job(replace(LATENT, start=name)).method.student), weights(job.averaged()))
     for objective in (ObjectiveConfig(**WHOLE), replace(LATENT.objective, latent_codes=2)):
         with pytest.raises(UsageError, match=r"num_codes 4, not \d: set teacher, discriminator and objective as in"):
             make_job(replace(LATENT, objective=objective, start=name))
-    with pytest.raises(UsageError, match=r"^a teacher reads no latent codes; that of .* reads 4: choose another$"):
+    with pytest.raises(UsageError, match=r"^a teacher reads no latent codes; .* reads 4: choose another$"):
         make_job(CONFIG, bundle=Bundle(teacher=load(name).student))
 
 
-def test_a_bundle_samples_with_every_part_that_training_made(make_job, tmp_path):
+def test_a_trained_bundle_can_be_sampled_and_evaluated(make_job, tmp_path):
     bundle = load(save(trained(make_job).bundle(), tmp_path / "bundle"))
     for sampler in ("ancestral", "guided"):
         assert didi.generate(bundle, num_samples=3, sampler=sampler).tokens.shape == (3, 8)
@@ -113,11 +113,17 @@ def test_a_bundle_samples_with_every_part_that_training_made(make_job, tmp_path)
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"lora_rank": 4}, "objective.latent_codes go without loop.fsdp and lora_rank; got 4 with lora_rank 4: leave"),
-        ({"loop": LoopConfig(fsdp=True)}, "latent_codes go without loop.fsdp and lora_rank; got 4 with loop.fsdp: le"),
+        (
+            {"lora_rank": 4},
+            "objective.latent_codes cannot be combined with .*; got 4 with lora_rank 4: leave",
+        ),
+        (
+            {"loop": LoopConfig(fsdp=True)},
+            "latent_codes cannot be combined with .*; got 4 with loop.fsdp: leave",
+        ),
     ],
 )
-def test_what_codes_do_not_go_with_is_refused(changes, message):
+def test_codes_with_adapters_or_sharding_are_refused(changes, message):
     objective = replace(LATENT.objective, reference_steps=0)
     with pytest.raises(UsageError, match=message):
         DistillConfig(**{"objective": objective, **changes})

@@ -148,7 +148,7 @@ def test_whole_paths_of_uniform_state_diffusion_lower_the_divergence_of_their_sa
 
 
 @pytest.mark.slow
-def test_a_discriminator_that_learns_alone_makes_guided_sampling_better(tmp_path):
+def test_a_discriminator_trained_alone_improves_guided_sampling(tmp_path):
     source = TinySource()
     teacher = pretrained(PRETRAIN, source)
     config = replace(

@@ -44,7 +44,7 @@ def wandb(monkeypatch):
     return module
 
 
-def test_tensorboard_gets_scalars_and_purges_what_a_resumed_run_computes_again(writer, tmp_path):
+def test_tensorboard_gets_scalars_and_purges_steps_that_a_resumed_run_repeats(writer, tmp_path):
     (logger,) = open_loggers(["tensorboard"], tmp_path, 40)
     logger.log(50, {"loss": 1.5, "rate": 0.1})
     logger.close()
@@ -57,7 +57,7 @@ def test_tensorboard_gets_scalars_and_purges_what_a_resumed_run_computes_again(w
     ]
 
 
-def test_wandb_goes_on_with_the_run_of_the_folder(wandb, tmp_path, monkeypatch):
+def test_wandb_resumes_the_run_of_the_folder(wandb, tmp_path, monkeypatch):
     folder = tmp_path / "markov-3"
     (logger,) = open_loggers(["wandb"], folder, 0)
     logger.log(10, {"loss": 1.5})

@@ -12,7 +12,7 @@ from didi.training.loop import Interrupted, RunFolder, autocast_dtype, run
 CONFIG_YAML = "student:\n  rate: 1\ndiscriminator:\n  rate: 2\n"
 
 
-class Counter:
+class CountingJob:
     """A job whose state is the list of steps it did; it can send a signal or fail on the way."""
 
     tokens_per_step = 10
@@ -50,7 +50,7 @@ def folder(tmp_path):
     return folder
 
 
-def rhythm(**changes):
+def loop_config(**changes):
     return LoopConfig(**{"log_every": 2, "validate_every": 3, "checkpoint_every": 2, "keep_checkpoints": 9} | changes)
 
 
@@ -62,9 +62,9 @@ def checkpoints(folder):
     return sorted(int(path.stem.removeprefix("step-")) for path in folder.checkpoints.iterdir())
 
 
-def test_a_run_logs_means_validates_and_saves_in_its_rhythm(folder):
-    job = Counter(num_steps=5)
-    run(job, rhythm(), folder, resume=False)
+def test_a_run_logs_means_validates_and_saves_at_its_intervals(folder):
+    job = CountingJob(num_steps=5)
+    run(job, loop_config(), folder, resume=False)
     assert job.done == [0, 1, 2, 3, 4]
     logged = [(row["step"], row["loss"], row["rate"]) for row in rows(folder) if "loss" in row]
     assert logged == [(2, 0.5, 0.5), (4, 2.5, 2.5), (5, 4, 4)]
@@ -75,10 +75,10 @@ def test_a_run_logs_means_validates_and_saves_in_its_rhythm(folder):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_stops_after_the_step_with_its_state_saved(folder, number):
-    job = Counter(signal_at=2, number=number)
+    job = CountingJob(signal_at=2, number=number)
     before = signal.getsignal(number)
     with pytest.raises(Interrupted, match=r"stopped at step 3 of 6, saved$"):
-        run(job, rhythm(), folder, resume=False)
+        run(job, loop_config(), folder, resume=False)
     assert checkpoints(folder) == [2, 3]
     assert rows(folder)[-1]["step"] == 3
     assert signal.getsignal(number) is before
@@ -86,18 +86,18 @@ def test_a_signal_stops_after_the_step_with_its_state_saved(folder, number):
 
 def test_a_signal_during_validation_is_saved_too(folder):
     with pytest.raises(Interrupted, match=r"stopped at step \d of 6, saved") as caught:
-        run(Counter(signal_in_validation=True), rhythm(checkpoint_every=100), folder, resume=False)
+        run(CountingJob(signal_in_validation=True), loop_config(checkpoint_every=100), folder, resume=False)
     assert checkpoints(folder) == [int(str(caught.value).split()[3])]
 
 
 def test_a_signal_in_the_last_step_is_no_interruption(folder):
-    job = Counter(signal_at=5)
-    run(job, rhythm(), folder, resume=False)
+    job = CountingJob(signal_at=5)
+    run(job, loop_config(), folder, resume=False)
     assert checkpoints(folder)[-1] == 6
 
 
 def test_a_second_signal_stops_at_once(folder):
-    class Stuck(Counter):
+    class Stuck(CountingJob):
         def step(self, step):
             os.kill(os.getpid(), signal.SIGINT)
             os.kill(os.getpid(), signal.SIGINT)
@@ -105,27 +105,27 @@ def test_a_second_signal_stops_at_once(folder):
 
     job = Stuck()
     with pytest.raises(KeyboardInterrupt):
-        run(job, rhythm(), folder, resume=False)
+        run(job, loop_config(), folder, resume=False)
     assert job.done == []
 
 
 def test_a_resumed_run_goes_on_from_the_newest_checkpoint_and_rewrites_later_lines(folder):
     with pytest.raises(Interrupted):
-        run(Counter(signal_at=2), rhythm(), folder, resume=False)
+        run(CountingJob(signal_at=2), loop_config(), folder, resume=False)
     with folder.metrics.open("a") as file:
         file.write(json.dumps({"step": 4, "loss": -1.0}) + "\n" + '{"step": 5, "lo')  # a kill between checkpoints
-    job = Counter()
-    run(job, rhythm(), folder, resume=True)
+    job = CountingJob()
+    run(job, loop_config(), folder, resume=True)
     assert job.done == [0, 1, 2, 3, 4, 5]
     assert [row["step"] for row in rows(folder) if "loss" in row] == [2, 3, 4, 6]
     assert all(row.get("loss") != -1.0 for row in rows(folder))
 
 
 def test_a_finished_run_that_is_resumed_does_nothing(folder):
-    run(Counter(), rhythm(), folder, resume=False)
+    run(CountingJob(), loop_config(), folder, resume=False)
     before = folder.metrics.read_text()
-    job = Counter()
-    run(job, rhythm(), folder, resume=True)
+    job = CountingJob()
+    run(job, loop_config(), folder, resume=True)
     assert job.done == [0, 1, 2, 3, 4, 5]
     assert job.num_validations == 0
     assert folder.metrics.read_text() == before
@@ -133,25 +133,25 @@ def test_a_finished_run_that_is_resumed_does_nothing(folder):
 
 def test_a_loss_that_is_not_finite_ends_the_run_and_is_not_saved(folder):
     with pytest.raises(DidiError, match="loss is not finite in 1 of the steps up to 4; the last checkpoint is kept"):
-        run(Counter(bad_at=3), rhythm(), folder, resume=False)
+        run(CountingJob(bad_at=3), loop_config(), folder, resume=False)
     assert checkpoints(folder) == [2]
 
 
-def test_a_run_that_diverges_before_its_first_checkpoint_promises_none(folder):
+def test_divergence_before_the_first_checkpoint_mentions_no_checkpoint(folder):
     with pytest.raises(
         DidiError, match="loss is not finite in 1 of the steps up to 2; there is no checkpoint yet: start again"
     ):
-        run(Counter(bad_at=1), rhythm(), folder, resume=False)
-    job = Counter()
+        run(CountingJob(bad_at=1), loop_config(), folder, resume=False)
+    job = CountingJob()
     job.validate = lambda: {"validation_nelbo": float("nan")}
     with pytest.raises(DidiError, match="nor a bundle is saved: lower"):
-        run(job, rhythm(checkpoint_every=6), folder, resume=False)
+        run(job, loop_config(checkpoint_every=6), folder, resume=False)
     assert not folder.has_checkpoint
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_validation_that_is_not_finite_ends_the_run_before_it_is_saved(folder, value):
-    class Diverging(Counter):
+    class Diverging(CountingJob):
         def validate(self):
             return {"finite": 1.0, "validation_nelbo": value if len(self.done) == 6 else 1.0}
 
@@ -159,7 +159,7 @@ def test_a_validation_that_is_not_finite_ends_the_run_before_it_is_saved(folder,
         DidiError,
         match=r"validation_nelbo is not finite after step 6, so that neither .* is saved; earlier checkpoints",
     ):
-        run(Diverging(), rhythm(), folder, resume=False)
+        run(Diverging(), loop_config(), folder, resume=False)
     assert checkpoints(folder) == [2, 4]
     assert folder.has_checkpoint
     assert [row["validation_nelbo"] for row in rows(folder) if "validation_nelbo" in row] == [1.0, None]
@@ -170,9 +170,7 @@ def test_a_validation_that_is_not_finite_ends_the_run_before_it_is_saved(folder,
 def test_a_line_of_metrics_that_no_run_wrote_is_named(folder, line):
     folder.metrics.write_text(f'{{"step": 1}}\n{line}\n{{"step": 2}}\n')
     before = folder.metrics.read_bytes()
-    with pytest.raises(
-        UsageError, match=r"metrics\.jsonl is a JSON object with a whole number as its step; line 2 is "
-    ):
+    with pytest.raises(UsageError, match=r"metrics\.jsonl is a JSON object with an integer step; line 2 is "):
         folder.cut_metrics(2)
     assert folder.metrics.read_bytes() == before
     folder.metrics.write_text(f'{{"step": 1}}\n{line}')  # the last line, which a kill may cut
@@ -180,7 +178,7 @@ def test_a_line_of_metrics_that_no_run_wrote_is_named(folder, line):
     assert folder.metrics.read_text() == '{"step": 1}\n'
 
 
-def test_a_line_of_metrics_that_is_no_text_is_named(folder):
+def test_a_line_of_metrics_that_is_not_text_is_named(folder):
     folder.metrics.write_bytes(b'\xff\xfe\n{"step": 2}\n')
     with pytest.raises(UsageError, match="line 1 is"):
         folder.cut_metrics(2)
@@ -191,7 +189,7 @@ def test_a_run_that_has_not_begun_may_be_started_with_other_settings(folder):
     assert (folder.path / "config.yaml").read_text() == "rate: 9\n"
 
 
-def test_a_new_run_takes_no_folder_of_another(folder):
+def test_a_new_run_refuses_the_folder_of_another_run(folder):
     folder.log({"step": 1})
     with pytest.raises(
         UsageError, match="holds a run: add --resume to continue it, --overwrite to replace it, or choose another"
@@ -201,9 +199,9 @@ def test_a_new_run_takes_no_folder_of_another(folder):
     assert (folder.path / "config.yaml").read_text() == CONFIG_YAML
 
 
-def test_a_folder_with_checkpoints_alone_holds_a_run(tmp_path):
+def test_a_folder_with_only_checkpoints_holds_a_run(tmp_path):
     folder = RunFolder(tmp_path)
-    run(Counter(), rhythm(), folder, resume=False)
+    run(CountingJob(), loop_config(), folder, resume=False)
     with pytest.raises(UsageError, match="holds a run"):
         folder.prepare(CONFIG_YAML, resume=False)
 
@@ -219,8 +217,8 @@ def test_a_run_that_was_killed_before_its_first_line_is_resumed_with_its_setting
     with pytest.raises(UsageError, match="a resumed run keeps its settings"):
         folder.prepare("rate: 9\n", resume=True)
     folder.prepare(CONFIG_YAML, resume=True)
-    job = Counter()
-    run(job, rhythm(), folder, resume=True)
+    job = CountingJob()
+    run(job, loop_config(), folder, resume=True)
     assert len(job.done) == 6
 
 
@@ -248,7 +246,7 @@ def test_the_setting_that_changed_is_named(folder):
 
 
 def test_a_step_that_may_be_skipped_is_counted_and_left_out_of_the_means(folder):
-    run(Counter(bad_at=3), rhythm(max_skipped_steps=1), folder, resume=False)
+    run(CountingJob(bad_at=3), loop_config(max_skipped_steps=1), folder, resume=False)
     assert checkpoints(folder) == [2, 4, 6]
     row = next(row for row in rows(folder) if row["step"] == 4 and "loss" in row)
     assert (row["loss"], row["rate"], row["skipped_steps"]) == (2, 2, 1)
@@ -256,11 +254,11 @@ def test_a_step_that_may_be_skipped_is_counted_and_left_out_of_the_means(folder)
 
 
 def test_a_figure_is_the_mean_of_the_steps_that_have_it(folder):
-    class Late(Counter):
+    class Late(CountingJob):
         def step(self, step):
             return super().step(step) | ({"late": torch.tensor(5.0)} if step % 2 else {})
 
-    run(Late(), rhythm(), folder, resume=False)
+    run(Late(), loop_config(), folder, resume=False)
     assert {row["late"] for row in rows(folder) if "late" in row} == {5}
 
 
@@ -271,7 +269,7 @@ def test_two_runs_do_not_share_a_folder(folder):
         pass
 
 
-def test_networks_are_cast_only_where_it_pays():
+def test_autocast_is_used_only_on_devices_with_bf16():
     cpu = torch.device("cpu")
     assert autocast_dtype("auto", cpu) is None
     assert autocast_dtype("float32", cpu) is None

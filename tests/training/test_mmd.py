@@ -46,7 +46,7 @@ def with_objective(objective=CONFIG.objective, **changes):
 
 @pytest.fixture(scope="module")
 def uniform_teacher(make_dit):
-    """Of uniform-state diffusion, with random weights."""
+    """A random teacher of uniform-state diffusion."""
     network = make_dit(vocab_size=32, length=8, seed=1, mask_id=None, is_time_conditioned=True)
     return Bundle(teacher=network, process=Uniform(32))
 
@@ -71,7 +71,7 @@ def features_of(method, rows, layer):
 
 
 def naive_kernel(objective, first, second, scales):
-    """Kernel of two sequences by its definition, from the features of their scored positions in each layer."""
+    """Kernel of two sequences from its definition, with the features of their scored positions in each layer."""
     total = []
     for one, other, scale in zip(first, second, scales, strict=True):
         if objective.features == "sequence":
@@ -102,7 +102,7 @@ def naive_kernels(method, batch):
 
 def gradient(method, loss):
     found = torch.autograd.grad(loss, list(method.student.parameters()), allow_unused=True)
-    return torch.cat([one.flatten() for one in found if one is not None])
+    return torch.cat([gradient.flatten() for gradient in found if gradient is not None])
 
 
 VALUES = {
@@ -121,26 +121,28 @@ COVERED_BELOW = {"feature_times", "bank_size"}
 
 
 def test_every_setting_is_covered():
-    assert {*VALUES, *COVERED_BELOW} == {one.name for one in fields(MmdObjective)}
+    assert {*VALUES, *COVERED_BELOW} == {field.name for field in fields(MmdObjective)}
 
 
 @pytest.mark.parametrize("name", VALUES)
-def test_the_gradient_is_the_one_of_the_settings(make_job, name):
+def test_the_gradient_is_that_of_the_settings(make_job, name):
     found = []
     for changes in VALUES[name]:
         plain = {} if "objective" in changes else {"completions": 4}
         method = make_job(with_objective(**plain | changes)).method
         objective, batch = method.settings.objective, method.prepare(0, 0)
-        of_samples, of_both = naive_kernels(method, batch)
-        advantage = mmd_advantages(of_samples, of_both, advantage=objective.advantage, group_size=objective.group_size)
+        sample_kernel, cross_kernel = naive_kernels(method, batch)
+        advantage = mmd_advantages(
+            sample_kernel, cross_kernel, advantage=objective.advantage, group_size=objective.group_size
+        )
         if objective.normalise_advantage:
             advantage = advantage / advantage.square().mean().sqrt()
         expected = gradient(method, (advantage * batch.score).mean())
         batch = method.prepare(0, 0)
         found.append(gradient(method, method._loss(batch)[0]))
         torch.testing.assert_close(found[-1], expected, rtol=2e-3, atol=2e-4 * float(expected.abs().max()))
-    for one, other in pairwise(found):
-        assert (one - other).norm() > 0.01 * one.norm()
+    for first, second in pairwise(found):
+        assert (first - second).norm() > 0.01 * first.norm()
 
 
 def test_samples_complete_the_corrupted_sequences_of_the_corpus(make_job):
@@ -159,7 +161,7 @@ def test_samples_complete_the_corrupted_sequences_of_the_corpus(make_job):
     assert (counts - log_probs.exp()[is_scored]).abs().max() < 0.15
 
 
-def test_samples_of_a_path_are_those_of_so_many_moves(make_job):
+def test_samples_of_a_path_have_the_configured_number_of_moves(make_job):
     one, three = (make_job(with_objective(PATH, moves=moves)).method.prepare(0, 0) for moves in (1, 3))
     assert one.x.shape == three.x.shape == (1, 4, 8)
     assert not torch.equal(one.x, three.x)
@@ -182,16 +184,16 @@ def test_features_may_be_of_corrupted_sequences(make_job, objective):
     assert 0.3 < masked.float().mean() < 0.7
 
 
-def test_a_bank_stands_in_for_sequences_of_the_step(make_job):
+def test_a_bank_replaces_the_sequences_of_the_step(make_job):
     method = make_job(with_objective(PATH, bank_size=8)).method
-    assert [len(one) for one in method._bank] == [8]
+    assert [len(features) for features in method._bank] == [8]
     rows = method.source.batch(0, 8)
     batch = method.prepare(1, 0)
     found = method._kernels(batch)[1][0]
     whole = replace(batch, real=rows[None])
     method._bank = []
     of_all = method._kernels(whole)[1][0]
-    for column in found.T:  # each is that of a row of the bank
+    for column in found.T:  # each is the kernel with a row of the bank
         assert (of_all - column[:, None]).abs().amax(0).min() < 1e-5
     assert found.shape == (4, 4)
 
@@ -205,7 +207,7 @@ def test_a_bank_stands_in_for_sequences_of_the_step(make_job):
         replace(with_objective(PATH), loop=replace(CONFIG.loop, accumulation=2)),
     ],
 )
-def test_a_resumed_run_ends_as_a_straight_one(make_job, run_twice, config):
+def test_a_resumed_run_equals_a_straight_one_bit_for_bit(make_job, run_twice, config):
     run_twice(lambda folder: make_job(config, folder), config.loop, 1)
 
 
@@ -217,8 +219,8 @@ def test_the_bandwidths_are_kept_with_a_checkpoint(make_job):
     assert torch.equal(other.method._scales, 2 * job.method._scales)
 
 
-def test_accumulated_batches_are_the_batch_in_parts(make_job):
-    """States are independent, so two halves are the whole, but for the spread of their advantages."""
+def test_accumulated_micro_batches_are_parts_of_the_batch(make_job):
+    """States are independent: the two halves differ from the whole batch only in the scale of advantages."""
     plain = with_objective(normalise_advantage=False, completions=4)
     method = make_job(replace(plain, loop=replace(plain.loop, batch_size=2, accumulation=2))).method
     x0 = [method.prepare(0, number).real[:, 0] for number in (0, 1)]
@@ -232,7 +234,7 @@ def test_accumulated_batches_are_the_batch_in_parts(make_job):
 
 
 @pytest.mark.parametrize("objective", [CONFIG.objective, PATH])
-def test_a_uniform_state_teacher_is_distilled_too(make_job, uniform_teacher, objective):
+def test_a_uniform_state_teacher_can_be_distilled(make_job, uniform_teacher, objective):
     job = make_job(with_objective(objective), bundle=uniform_teacher)
     assert_trains(job)
     batch = job.method.prepare(0, 0)
@@ -249,18 +251,18 @@ def test_the_bundle_names_the_moves(make_job):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"moves": 3}, "moves is 1 or more for objective.trajectory whole-path, and not set .* got 3 for corrupted"),
+        ({"moves": 3}, "moves is 1 or more for objective.trajectory whole-path, and unset .* got 3 for corrupted"),
         ({"trajectory": "whole-path"}, "got None for whole-path"),
         ({"objective": PATH, "completions": 2}, "completions is 1 for .* got 2"),
         ({"bank_size": 3}, "bank_size and corpus_rows are for .* got 3 and 1"),
-        ({"layers": (0,)}, "layers are different numbers of blocks from 1; got .0"),
+        ({"layers": (0,)}, "layers are different block numbers, from 1; got .0"),
         ({"layers": (1, 1)}, "layers are different"),
         ({"feature_times": (1.0,)}, "feature_times are one or more in .0, 1.; got"),
         ({"bandwidths": ()}, "bandwidths are one or more positive numbers"),
         ({"bandwidths": (-1.0,)}, "bandwidths are one or more positive numbers"),
-        ({"completions": 3}, "objective.completions is 2 or more times objective.group_size.*got 3 and 2"),
+        ({"completions": 3}, "objective.completions is a multiple of objective.group_size.*got 3 and 2"),
         ({"completions": 2, "advantage": "leave-one-out"}, "completions is 3 or more"),
-        ({"objective": PATH, "advantage": "groups", "group_size": 3}, "loop.batch_size is 2 or more times .*got 4 and"),
+        ({"objective": PATH, "advantage": "groups", "group_size": 3}, "loop.batch_size is a multiple of .*got 4 and"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(changes, message):
@@ -268,12 +270,12 @@ def test_settings_that_cannot_work_are_refused(changes, message):
         with_objective(**changes)
 
 
-def test_layers_are_those_of_the_teacher(make_job):
-    with pytest.raises(UsageError, match=r"blocks of the teacher, which has 2; got \[3\]"):
+def test_layers_beyond_those_of_the_teacher_are_refused(make_job):
+    with pytest.raises(UsageError, match=r"numbers of teacher blocks, 1 to 2; got \[3\]"):
         make_job(with_objective(layers=(3,)))
 
 
-def test_it_is_found_by_name_and_has_recipes():
+def test_the_method_has_a_name_and_recipes():
     assert METHODS["mmd"] is Mmd is method_of(CONFIG)
     recipes = distillation_recipes("mmd")
     assert {recipes[name].objective.moves for name in ("exact", "exact-udlm")} == {4}
@@ -284,10 +286,10 @@ def test_it_is_found_by_name_and_has_recipes():
 
 
 @pytest.mark.slow
-def test_two_processes_give_what_one_gives(tmp_path):
+def test_two_processes_have_the_results_of_one(tmp_path):
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     subprocess.run([*torchrun, str(SCRIPT), str(tmp_path)], check=True, capture_output=True, timeout=300)
-    alone = runpy.run_path(str(SCRIPT))["work"](tmp_path)
+    alone = runpy.run_path(str(SCRIPT))["results"](tmp_path)
     first, second = (torch.load(tmp_path / f"rank-{rank}.pt") for rank in range(2))
     for name, value in alone.items():
         assert torch.equal(first[name], second[name]), name

@@ -5,7 +5,7 @@ from torch import nn
 from didi.methods.settings import OptimizerConfig
 from didi.models.dit import DiT, DiTConfig
 from didi.training.muon import Muon, orthogonalised
-from didi.training.optim import make_optimizer, update
+from didi.training.optim import clip_and_step, make_optimizer
 
 
 @pytest.mark.parametrize("shape", [(3, 8, 5), (2, 5, 8), (1, 6, 6)])
@@ -56,7 +56,7 @@ def test_both_kinds_of_rates_follow_the_schedule_and_the_state_resumes():
         for step in steps:
             torch.manual_seed(step)
             network(torch.randint(6, (2, 4))).square().sum().backward()
-            update(network, optimizer, config, rate=0.01 * (step + 1))
+            clip_and_step(network, optimizer, config, rate=0.01 * (step + 1))
 
     config = OptimizerConfig(method="muon", muon_rate_scale=3.0)
     straight = small_network()

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from didi.methods.settings import OptimizerConfig
-from didi.training.optim import Average, learning_rate, make_optimizer, update
+from didi.training.optim import Average, clip_and_step, learning_rate, make_optimizer
 
 
 def rates(num_steps, **settings):
@@ -26,7 +26,7 @@ def test_the_rate_rises_linearly_to_its_peak():
         ("cosine", [1, (1 + math.sqrt(0.5)) / 2, 0.5, (1 - math.sqrt(0.5)) / 2]),
     ],
 )
-def test_the_rate_falls_in_the_shape_asked_for(decay, expected):
+def test_the_rate_decays_in_the_configured_shape(decay, expected):
     assert rates(4, decay=decay) == pytest.approx([0.1 * share for share in expected])
 
 
@@ -42,7 +42,7 @@ def linear_network(seed=0):
     return nn.Linear(3, 2)
 
 
-def test_weight_decay_is_for_matrices_and_frozen_weights_are_left_out():
+def test_weight_decay_applies_to_matrices_and_frozen_weights_are_excluded():
     network = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2))
     network[1].requires_grad_(False)
     network[0].weight.grad, network[0].bias.grad = torch.zeros(2, 3), torch.zeros(2)
@@ -54,12 +54,12 @@ def test_weight_decay_is_for_matrices_and_frozen_weights_are_left_out():
     assert torch.equal(network[0].bias, before["0.bias"])
 
 
-def test_an_update_clips_the_whole_gradient_steps_at_the_rate_and_clears_the_gradient():
+def test_an_update_clips_the_gradient_steps_at_the_rate_and_clears_the_gradient():
     network, reference = linear_network(), linear_network()
     config = OptimizerConfig(learning_rate=9.0, clip_norm=1.0)
     optimizer = torch.optim.SGD(network.parameters(), lr=9.0)
     network.weight.grad, network.bias.grad = torch.full((2, 3), 3.0), torch.full((2,), 4.0)
-    norm = update(network, optimizer, config, rate=0.5)
+    norm = clip_and_step(network, optimizer, config, rate=0.5)
     expected = math.sqrt(6 * 9 + 2 * 16)
     assert float(norm) == pytest.approx(expected)
     torch.testing.assert_close(network.weight, reference.weight - 0.5 * 3 / expected)
@@ -70,16 +70,16 @@ def test_an_update_clips_the_whole_gradient_steps_at_the_rate_and_clears_the_gra
 def test_a_small_gradient_is_not_scaled_up():
     network, reference = linear_network(), linear_network()
     network.weight.grad = torch.full((2, 3), 0.01)
-    update(network, torch.optim.SGD(network.parameters(), lr=1.0), OptimizerConfig(clip_norm=1.0), rate=1.0)
+    clip_and_step(network, torch.optim.SGD(network.parameters(), lr=1.0), OptimizerConfig(clip_norm=1.0), rate=1.0)
     torch.testing.assert_close(network.weight, reference.weight - 0.01)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_a_gradient_that_is_not_finite_changes_nothing_and_is_told(bad):
+def test_a_gradient_that_is_not_finite_changes_nothing_and_is_reported(bad):
     network = linear_network()
     optimizer = make_optimizer(network, OptimizerConfig())
     network.weight.grad, network.bias.grad = torch.ones(2, 3), torch.tensor([0.0, bad])
-    norm = update(network, optimizer, OptimizerConfig(), rate=1.0)
+    norm = clip_and_step(network, optimizer, OptimizerConfig(), rate=1.0)
     assert not torch.isfinite(norm)
     assert torch.equal(network.weight, linear_network().weight)
     assert not optimizer.state
@@ -119,7 +119,7 @@ def test_without_a_ramp_the_average_decays_from_the_first_update():
 
 
 @pytest.mark.parametrize("is_ramped", [True, False])
-def test_a_device_that_decides_averages_as_the_host_does(is_ramped):
+def test_averages_decided_on_the_device_equal_those_of_the_host(is_ramped):
     network = nn.Linear(3, 1)
     of_host, of_device = (Average(network, 0.3, is_ramped=is_ramped) for _ in range(2))
     for is_changed in (True, True, False, True, True, True):

@@ -20,7 +20,7 @@ from didi.errors import UsageError
 from didi.evaluation.exact.rows import ExactRows
 from didi.methods.base import Inputs
 from didi.methods.didi_settings import DiscriminatorSettings, ObjectiveConfig
-from didi.methods.lessons import lesson_states, numbers_of_lessons
+from didi.methods.guidance_states import guidance_states, num_guidance_uniforms
 from didi.models.bundle import Bundle, load, save
 from didi.recipes import DISTILL
 from didi.recipes.presets import preset
@@ -41,14 +41,14 @@ UNIFORM = replace(CONFIG, objective=ObjectiveConfig(**WHOLE))
 
 @pytest.fixture(scope="module")
 def uniform_teacher(make_dit):
-    """Of the 32 symbols of the Markov world."""
+    """A random uniform-state teacher for the 32 symbols of the Markov chain."""
     network = make_dit(vocab_size=32, mask_id=None, length=8, seed=1, is_time_conditioned=True)
     return Bundle(teacher=network, process=Uniform(32))
 
 
 @pytest.fixture(scope="module")
 def sedd_teacher(make_dit):
-    """SEDD absorb over the same symbols."""
+    """A random SEDD-absorb teacher for the same symbols."""
     network = make_dit(vocab_size=33, length=8, seed=1, is_time_conditioned=True)
     return Bundle(teacher=network, process=ScoreAbsorbing(32, schedule_from_name("log-linear-eps")))
 
@@ -61,10 +61,10 @@ def largest_difference(found, expected):
 
 
 def assert_as_rebuilt(config, step, source, bundle, folder, of_student=None):
-    """Gradients of a step are those from pure functions; those read the student's process."""
+    """Gradients of a step equal those from pure functions, which use the student's process ``of_student``."""
     observed = observe_distillation(config, [step], source, bundle, folder)
-    known = bundle if of_student is None else replace(bundle, process=of_student)
-    expected = rebuilt_gradients(rebuilt_step.Inputs(config, source, known), step, observed)
+    student_bundle = bundle if of_student is None else replace(bundle, process=of_student)
+    expected = rebuilt_gradients(rebuilt_step.Inputs(config, source, student_bundle), step, observed)
     assert [update.network for update in observed.updates] == [network for network, _ in expected]
     for update, (_, gradient) in zip(observed.updates, expected, strict=True):
         assert largest_difference(update.gradient, gradient) < 1e-4
@@ -109,7 +109,7 @@ def test_a_resumed_run_equals_a_straight_one_bit_for_bit(make_job, run_twice, un
 
 
 @pytest.mark.slow
-def test_adapters_and_micro_batches_train_too(make_job, uniform_teacher):
+def test_adapters_with_accumulation_train(make_job, uniform_teacher):
     loop = replace(UNIFORM.loop, accumulation=2)
     assert_trains(make_job(replace(UNIFORM, lora_rank=2, loop=loop), bundle=uniform_teacher))
 
@@ -125,28 +125,28 @@ def test_the_discriminator_reads_finished_sequences_at_the_noise_level_of_t_0(ma
     assert not any(inputs[1].any() for inputs in seen)
     seen.clear()
     job.validate()
-    assert torch.equal(seen[0][0], job.method.source.validation[:4])  # as it was trained
+    assert torch.equal(seen[0][0], job.method.source.validation[:4])  # clean, as in training
     assert not seen[0][1].any()
 
 
 @pytest.mark.parametrize("num_moves", [1, 4])
-def test_lessons_read_the_states_of_the_finished_students_own_sampler(uniform_teacher, num_moves, unchecked):
+def test_guidance_states_are_those_of_the_finished_students_sampler(uniform_teacher, num_moves, unchecked):
     student, num, process = uniform_teacher.teacher, 12, uniform_teacher.process
     uniforms = torch.rand(1 + num_moves, num, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
-    assert numbers_of_lessons(student, process, num_moves) == len(uniforms)
+    assert num_guidance_uniforms(student, process, num_moves) == len(uniforms)
 
-    left = [one[..., None] for one in uniforms]
-    noise = SimpleNamespace(uniforms=lambda *shape, device=None, positions=None: left.pop(0).expand(num, *shape))
+    remaining = [numbers[..., None] for numbers in uniforms]
+    noise = SimpleNamespace(uniforms=lambda *shape, device=None, positions=None: remaining.pop(0).expand(num, *shape))
     sampler = UniformAncestral(student, process)
     states = [process.prior(Canvas.blank(num, 8), uniforms[0, ..., None].expand(-1, -1, 2))]
     states += [step.z for step in sampler(Canvas.blank(num, 8), time_grid(num_moves), noise)]
     move = torch.arange(num) % num_moves + 1
-    found = lesson_states(student, move, num_moves, uniforms, process)
+    found = guidance_states(student, move, num_moves, uniforms, process)
     assert torch.equal(found, torch.stack(states)[move, torch.arange(num)])
     assert not torch.equal(states[0], states[-1])
 
 
-def test_lessons_judge_student_and_real_rows_at_the_times_after_each_move(make_job, uniform_teacher):
+def test_guidance_steps_have_the_times_after_each_move_for_student_and_real_rows(make_job, uniform_teacher):
     settings = replace(UNIFORM.discriminator, guidance_steps=2, guidance_nfe=4)
     config = replace(UNIFORM, discriminator=settings, loop=replace(UNIFORM.loop, batch_size=40))
     job, seen = make_job(config, bundle=uniform_teacher), []
@@ -166,18 +166,18 @@ def test_lessons_judge_student_and_real_rows_at_the_times_after_each_move(make_j
     assert kept[fake == levels[3]].mean() < 0.45
 
 
-def test_masked_states_are_validated_corrupted_unless_the_discriminator_reads_finished_samples_alone(make_job):
-    def masks_read(config):
+def test_validation_corrupts_sequences_unless_the_discriminator_reads_finished_samples_only(make_job):
+    def reads_masks(config):
         job, seen = make_job(config), []
         job.method.discriminator.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
         job.validate()
         return bool((seen[0] == 32).any())
 
-    lessons = replace(CONFIG.discriminator, guidance_steps=1)
-    assert masks_read(CONFIG)
-    assert not masks_read(UNIFORM)
-    assert masks_read(replace(UNIFORM, objective=ObjectiveConfig(**WHOLE, reward_time="both")))
-    assert masks_read(replace(UNIFORM, discriminator=lessons))
+    with_guidance = replace(CONFIG.discriminator, guidance_steps=1)
+    assert reads_masks(CONFIG)
+    assert not reads_masks(UNIFORM)
+    assert reads_masks(replace(UNIFORM, objective=ObjectiveConfig(**WHOLE, reward_time="both")))
+    assert reads_masks(replace(UNIFORM, discriminator=with_guidance))
 
 
 @pytest.mark.parametrize(
@@ -187,7 +187,7 @@ def test_masked_states_are_validated_corrupted_unless_the_discriminator_reads_fi
         ({"trajectory": "path", "moves": 4}, "trajectory is whole-path .*got path"),
     ],
 )
-def test_what_a_uniform_state_teacher_does_not_go_with(make_job, uniform_teacher, objective, message):
+def test_other_trajectories_are_refused_for_a_uniform_state_teacher(make_job, uniform_teacher, objective, message):
     config = replace(CONFIG, objective=ObjectiveConfig(**objective))
     with pytest.raises(UsageError, match=message):
         make_job(config, bundle=uniform_teacher)
@@ -210,7 +210,7 @@ def test_the_corpus_has_the_symbols_of_the_teacher_with_or_without_the_mask(make
             make_trainer(UNIFORM, inputs)
 
 
-def test_the_bundle_is_sampled_and_judged_exactly(make_dit, tmp_path):
+def test_the_bundle_can_be_sampled_and_evaluated_exactly(make_dit, tmp_path):
     process, options = Uniform(4), SamplingOptions(role="student")
     network = make_dit(vocab_size=4, mask_id=None, length=5, seed=1, scale=0.5, is_time_conditioned=True)
     config = replace(UNIFORM, data=replace(CONFIG.data, corpus="exact", length=5))
@@ -246,15 +246,15 @@ def test_the_student_of_a_sedd_absorb_teacher_is_a_masked_model_of_its_mask_and_
     assert generate(bundle, num_samples=2, nfe=4, sampler="guided").tokens.shape == (2, 8)
 
 
-def test_the_card_of_its_bundle_says_how_the_teacher_is_read(source, sedd_teacher, tmp_path, capsys):
+def test_the_model_card_describes_the_outputs_of_the_sedd_teacher(source, sedd_teacher, tmp_path, capsys):
     teacher = save(sedd_teacher, tmp_path / "teacher")
     folder = RunFolder(tmp_path / "run")
     config = replace(CONFIG, teacher=str(teacher)).limited(1)
     path = distill_run(config, folder, resume=False, device=CPU, source=source)
     assert capsys.readouterr().out == f"{path}\n"
     assert load(path).provenance["teacher_process"] == "sedd-absorb"
-    said = "The teacher was trained as sedd-absorb; in this bundle its outputs, normalised, are the distribution of"
-    assert said in (path / "README.md").read_text()
+    sentence = "The teacher was trained as sedd-absorb; in this bundle its outputs, normalised, are the distribution of"
+    assert sentence in (path / "README.md").read_text()
 
 
 @pytest.mark.parametrize("step", [0, 2], ids=["warm-up", "student"])
@@ -268,41 +268,41 @@ def test_a_step_from_a_sedd_absorb_teacher_is_that_of_the_masked_model(source, s
 
 @torch.no_grad()
 def test_scores_that_do_not_sum_to_1_change_nothing(make_job, sedd_teacher, tmp_path):
-    """A constant added to all outputs is another score and the same masked model: in pool, regulariser, validation."""
-    louder = Bundle(teacher=shifted(sedd_teacher.teacher, 2.0), process=sedd_teacher.process)
+    """A constant added to all outputs changes scores, but not the masked model: pool, regulariser, validation."""
+    shifted_teacher = Bundle(teacher=shifted(sedd_teacher.teacher, 2.0), process=sedd_teacher.process)
     config = replace(CONFIG, discriminator=replace(CONFIG.discriminator, real_source="teacher-pool"))
-    jobs = [make_job(config, tmp_path / str(n), one) for n, one in enumerate((sedd_teacher, louder))]
+    jobs = [make_job(config, tmp_path / str(n), one) for n, one in enumerate((sedd_teacher, shifted_teacher))]
     pools = [job.method._real(0, 0, 0, 64) for job in jobs]
     assert torch.equal(*pools)
     batch = jobs[0].method.prepare(2, 0).rollout
-    of_teacher = [job.method._of_teacher(job.method.teacher, batch) for job in jobs]
+    of_teacher = [job.method._teacher_log_probs(job.method.teacher, batch) for job in jobs]
     for one, other in zip(*of_teacher, strict=True):
         assert divergence("forward", one, other).abs().max() < 1e-5
     figures = [job.validate()["validation_nelbo"] for job in jobs]
     assert figures[0] == pytest.approx(figures[1], rel=1e-5)
     seed, options = derive_seed(config.seed, "pool"), {"num_samples": 16, "nfe": 2, "length": 8}
     masked, scores = (
-        generate(replace(louder, process=process), seed=seed, **options).tokens
+        generate(replace(shifted_teacher, process=process), seed=seed, **options).tokens
         for process in (jobs[0].method.process, sedd_teacher.process)
     )
-    assert not torch.equal(masked, scores)  # the samplers of scores read the constant
+    assert not torch.equal(masked, scores)  # the samplers of scores depend on the constant
 
 
 def shifted(network, constant):
-    found = rebuilt_step.copied({"network": network})["network"].eval()
-    found.output_layer.linear.bias.add_(constant)
-    return found
+    copy = rebuilt_step.copied({"network": network})["network"].eval()
+    copy.output_layer.linear.bias.add_(constant)
+    return copy
 
 
-def test_the_scores_of_sedd_uniform_are_no_distribution(make_job, make_dit):
+def test_a_sedd_uniform_teacher_is_refused(make_job, make_dit):
     network = make_dit(vocab_size=32, mask_id=None, length=8, is_time_conditioned=True)
     bundle = Bundle(teacher=network, process=ScoreUniform(32), name="ratios")
     with pytest.raises(
         UsageError,
-        match=r"predict the clean token, .*absorb.*; the process of ratios is sedd-uniform, .*: choose another",
+        match=r"predicts the clean token, .*absorb.*; the process of ratios is sedd-uniform, .*: choose another",
     ):
         make_job(UNIFORM, bundle=bundle)
 
 
-def test_the_recipe_of_exact_udlm_is_that_of_exact_without_a_teacher():
+def test_the_recipe_exact_udlm_differs_from_exact_in_the_teacher_only():
     assert replace(DISTILL["exact-udlm"], recipe="exact", teacher="exact") == DISTILL["exact"]

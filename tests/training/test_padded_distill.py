@@ -1,10 +1,9 @@
-"""DiDi-Instruct on proteins of different lengths: every gradient is that of the proteins alone, without padding."""
+"""DiDi-Instruct on proteins of different lengths: all gradients equal those of each protein without padding."""
 
 import pytest
 import torch
 from torch.nn import functional as F
 
-from didi import process_group as process_group_module
 from didi.diffusion.canvas import Canvas
 from didi.diffusion.categorical import divergence, entropy
 from didi.diffusion.noise import named_generator
@@ -43,7 +42,7 @@ STUDENT, GUIDANCE = 1, 4
 
 @pytest.fixture
 def make_method(randomise, tmp_path):
-    """A distillation of float64 networks whose student, teacher and discriminator differ."""
+    """A distillation with float64 networks; student, teacher and discriminator have different random weights."""
 
     def make(config):
         job = make_trainer(config, Inputs(protein_source(), CPU, tmp_path, protein_teacher(randomise)))
@@ -52,7 +51,7 @@ def make_method(randomise, tmp_path):
             randomise(network.double(), seed=5 + number)
         if method._reference:
             randomise(method._reference.network.double(), seed=9)
-        method.discriminator.train = lambda mode=True: method.discriminator  # spectral norms stay as they are
+        method.discriminator.train = lambda mode=True: method.discriminator  # keeps spectral norms constant
         return method
 
     return make
@@ -88,7 +87,7 @@ def scores_alone(method, drawn):
     for row, width in each_alone(drawn.canvas):
         is_residue, z = drawn.canvas.is_free[row, :width], drawn.z_tau[row, :width]
         start = torch.where(is_residue, MASK_ID, z)
-        of_start, of_z = (log_probs_alone(student, one) for one in (start, z))
+        of_start, of_z = (log_probs_alone(student, state) for state in (start, z))
         first.append(chosen(of_start, z, is_residue & (z != MASK_ID)))
         for network, rows in ((student, regularised[0]), (method.teacher, regularised[1])):
             rows.append((log_probs_alone(network, start)[is_residue], log_probs_alone(network, z)[z == MASK_ID]))
@@ -100,7 +99,7 @@ def scores_alone(method, drawn):
 
 
 def regulariser_alone(objective, regularised):
-    """Weighted divergence minus entropy: means over all residues of the first move, and of the second where it is."""
+    """Weighted divergence minus entropy, means over the residues of each move that is regularised."""
     total = 0.0
     for move in range(1 if objective.trajectory in ("one-step", "whole-path") else 2):
         of_student, of_teacher = (torch.cat([rows[move] for rows in side]).float() for side in regularised)
@@ -147,12 +146,12 @@ def test_the_students_gradient_is_that_of_the_proteins_alone(method):
 
 
 def test_the_discriminators_gradient_is_that_of_the_proteins_alone(method, monkeypatch):
-    judged = []
-    monkeypatch.setattr(method, "_judged", lambda *args: judged.append(args) or type(method)._judged(method, *args))
+    calls = []
+    monkeypatch.setattr(method, "_compare", lambda *args: calls.append(args) or type(method)._compare(method, *args))
     batch = method.prepare(STUDENT, 0)
     for repeat in range(method.settings.discriminator.steps_per_student_step):
         loss, figures = method._discriminator_loss(repeat, batch)
-        fake, real, *_ = judged[-1]
+        fake, real, *_ = calls[-1]
         is_right, losses = [], {1: [], 0: []}
         for side, label in ((fake, 1), (real, 0)):
             for row, width in each_alone(side):
@@ -170,8 +169,8 @@ def test_the_discriminators_gradient_is_that_of_the_proteins_alone(method, monke
         assert_same_gradients(loss, expected, method.discriminator)
 
 
-def test_what_padding_embeds_to_changes_nothing(method):
-    """All phases, validation included: no network, no mean and no loss reads it."""
+def test_the_embedding_of_padding_has_no_effect(method):
+    """Losses and gradients of all phases, and validation, do not depend on it."""
 
     def figures():
         found, batch = [], method.prepare(STUDENT, 0)
@@ -181,7 +180,7 @@ def test_what_padding_embeds_to_changes_nothing(method):
         found.append(method._student_loss(batch)[0])
         assert not gradients(found[-1], method.student)["vocab_embed.embedding"][PAD_ID].any()
         found.append(method._guidance_loss(method.prepare(GUIDANCE, 0))[0])
-        return [*(float(one.detach()) for one in found), *method.validate().values()]
+        return [*(float(loss.detach()) for loss in found), *method.validate().values()]
 
     before = figures()
     networks = [method.student, method.teacher, method.discriminator.trunk, method.runtime.averaged()]
@@ -190,66 +189,67 @@ def test_what_padding_embeds_to_changes_nothing(method):
     assert figures() == pytest.approx(before, rel=1e-6)
 
 
-def test_samples_have_the_lengths_of_their_real_rows_and_keep_their_frame(method, monkeypatch):
-    judged = []
-    monkeypatch.setattr(method, "_judged", lambda *args: judged.append(args) or type(method)._judged(method, *args))
+def test_samples_have_the_lengths_and_special_symbols_of_their_real_rows(method, monkeypatch):
+    calls = []
+    monkeypatch.setattr(method, "_compare", lambda *args: calls.append(args) or type(method)._compare(method, *args))
     settings, batch = method.settings, method.prepare(STUDENT, 0)
     for repeat in range(settings.discriminator.steps_per_student_step):
         method._discriminator_loss(repeat, batch)
     method._guidance_loss(method.prepare(GUIDANCE, 0))
-    is_same = settings.objective.completions == 1  # else the first completion alone is compared with its own row
-    for number, (fake, real, *_) in enumerate(judged):
-        is_lesson = number + 1 == len(judged)
+    is_same = settings.objective.completions == 1  # otherwise only the first completion has the length of its row
+    for number, (fake, real, *_) in enumerate(calls):
+        is_guidance = number + 1 == len(calls)
         for side in (fake, real):
             canvas = method.source.canvas(torch.where(side.tokens == MASK_ID, 5, side.tokens))
             assert torch.equal(canvas.is_free, side.is_free)
             assert torch.equal(canvas.is_real, side.is_real)
-        step = 0 if is_lesson else 1
-        if is_same or is_lesson:
+        step = 0 if is_guidance else 1
+        if is_same or is_guidance:
             assert torch.equal(fake.is_real, real.is_real)
         elif number == 0 or settings.discriminator.fresh_rollouts:
             each = settings.objective.completions * step
             assert torch.equal(fake.is_real[::each], real.is_real[::each])
-    widths = {(one.is_real.sum(1)).sum().item() for one, *_ in judged}
-    assert len(widths) > 1  # other rows in each
+    sizes = {(fake.is_real.sum(1)).sum().item() for fake, *_ in calls}
+    assert len(sizes) > 1  # all updates have different rows
 
 
 @pytest.mark.parametrize("branch", [1, 3])
-def test_paths_are_drawn_as_they_are_alone(randomise, branch):
-    """With the same uniform numbers, each protein gets the tokens and the scores that it gets without padding."""
+def test_paths_of_a_batch_equal_those_of_each_protein_alone(randomise, branch):
+    """With equal uniform numbers, tokens and scores of a protein are the same with and without padding."""
     network, source = protein_teacher(randomise).teacher.double(), protein_source()
     canvas, process = source.canvas(source.batch(0, 4)), protein_teacher(randomise).process
     uniforms = torch.rand(2, 4, 2, canvas.length, dtype=torch.float64, generator=named_generator("paths"))
 
-    class Given(Uniforms):
-        """The numbers of some proteins, cut to a width."""
+    class FixedUniforms(Uniforms):
+        """The uniform numbers of some proteins, for the first ``width`` positions."""
 
         def __init__(self, rows, width):
-            self.parts = [one[rows, :, :width].clone() for one in uniforms]
+            self.parts = [numbers[rows, :, :width].clone() for numbers in uniforms]
 
         def __call__(self, *shape):
             return self.parts.pop(0)
 
-    found = MaskedMoves.of(network, 3, canvas, process).branches(branch, 2, Given(slice(None), canvas.length))
+    batch = MaskedMoves.of(network, 3, canvas, process).branches(branch, 2, FixedUniforms(slice(None), canvas.length))
     for row, width in each_alone(canvas):
         here = slice(row, row + 1)
         alone = source.canvas(canvas.tokens[here, :width])
-        one = MaskedMoves.of(network, 3, alone, process).branches(branch, 2, Given(here, width))
-        assert torch.equal(found.completions.x[row, :, :width], one.completions.x[0])
-        assert torch.equal(found.z[row, :width], one.z[0])
-        torch.testing.assert_close(found.first_score[row], one.first_score[0], **CLOSE)
-        torch.testing.assert_close(found.completions.log_probs[row, :, :width], one.completions.log_probs[0], **CLOSE)
-        assert torch.equal(found.completions.x[row, :, width:], canvas.tokens[row, width:].expand(2, -1))
-        again = path_log_probs(network, one.completions.x, one.record, 3, process, canvas=alone)
-        torch.testing.assert_close(again[0], one.first_score + one.completions.log_probs[0].sum(-1), **CLOSE)
+        single = MaskedMoves.of(network, 3, alone, process).branches(branch, 2, FixedUniforms(here, width))
+        assert torch.equal(batch.completions.x[row, :, :width], single.completions.x[0])
+        assert torch.equal(batch.z[row, :width], single.z[0])
+        torch.testing.assert_close(batch.first_score[row], single.first_score[0], **CLOSE)
+        log_probs = single.completions.log_probs[0]
+        torch.testing.assert_close(batch.completions.log_probs[row, :, :width], log_probs, **CLOSE)
+        assert torch.equal(batch.completions.x[row, :, width:], canvas.tokens[row, width:].expand(2, -1))
+        again = path_log_probs(network, single.completions.x, single.record, 3, process, canvas=alone)
+        torch.testing.assert_close(again[0], single.first_score + log_probs.sum(-1), **CLOSE)
 
 
-def test_the_teacher_is_read_at_the_lengths_of_each_step(make_method):
-    """Its first states are other ones in every step: none is kept from an earlier step."""
+def test_teacher_log_probs_have_the_lengths_of_each_step(make_method):
+    """First states differ between steps, so that none may be cached."""
     method = make_method(CASES["two moves"])
     for step in (STUDENT, STUDENT + 1):
         drawn = method.prepare(step, 0).rollout
-        first, _ = method._of_teacher(method.teacher, drawn)
+        first, _ = method._teacher_log_probs(method.teacher, drawn)
         alone = []
         for row, width in each_alone(drawn.canvas):
             is_residue = drawn.canvas.is_free[row, :width]
@@ -262,11 +262,11 @@ def test_processes_share_the_proteins_of_a_rollout(make_method, monkeypatch):
     method = make_method(DISTILL)
     whole = method.prepare(STUDENT, 0).rollout
     for rank in range(2):
-        monkeypatch.setattr(process_group_module, "_current", ProcessGroup(rank, 2))
-        mine, here = method.prepare(STUDENT, 0).rollout, slice(2 * rank, 2 * rank + 2)
-        assert torch.equal(mine.x, whole.x[here])
-        assert torch.equal(mine.canvas.is_real, whole.canvas.is_real[here])
-        torch.testing.assert_close(mine.first_score, whole.first_score[here], **CLOSE)
+        monkeypatch.setattr("didi.process_group._current", ProcessGroup(rank, 2))
+        local, here = method.prepare(STUDENT, 0).rollout, slice(2 * rank, 2 * rank + 2)
+        assert torch.equal(local.x, whole.x[here])
+        assert torch.equal(local.canvas.is_real, whole.canvas.is_real[here])
+        torch.testing.assert_close(local.first_score, whole.first_score[here], **CLOSE)
 
 
 @pytest.mark.parametrize("name", ["whole paths", "two moves"])
@@ -278,21 +278,21 @@ def test_a_resumed_run_equals_a_straight_one_bit_for_bit(randomise, run_twice, n
     )
 
 
-def test_what_proteins_do_not_go_with_is_refused(make_method):
-    for config, said in (
+def test_settings_that_do_not_support_proteins_are_refused(make_method):
+    for config, message in (
         (
             distillation(discriminator={"real_source": "teacher-pool"}),
             "real_source is corpus for sequences of different",
         ),
         (distillation({"moves": 1, "initial_mask_ratio": 0.5}, {"guidance_steps": 0}), "initial_mask_ratio is 1 for"),
-        (SdttConfig(data=DISTILL.data, loop=DISTILL.loop), "go with method didi"),
+        (SdttConfig(data=DISTILL.data, loop=DISTILL.loop), "need method didi"),
     ):
         assert isinstance(config, DistillationConfig)
-        with pytest.raises(UsageError, match=said):
+        with pytest.raises(UsageError, match=message):
             make_method(config)
 
 
-def test_rollouts_without_a_canvas_have_free_positions_alone(randomise):
+def test_rollouts_without_a_canvas_have_free_positions_only(randomise):
     network = protein_teacher(randomise).teacher
     process = protein_teacher(randomise).process
     drawn = rollout(network, 3, 8, CASES["two moves"].objective, process, named_generator("free"), CPU)

@@ -5,7 +5,6 @@ from dataclasses import replace
 import pytest
 import torch
 
-from didi import process_group as process_group_module
 from didi.data.source import MarkovSource
 from didi.diffusion.noise import named_generator
 from didi.errors import UsageError
@@ -96,11 +95,11 @@ def test_validation_is_the_bound_of_each_protein_alone_per_residue(job, source):
 
 
 def test_a_process_without_a_row_of_the_last_batch_adds_nothing_to_the_bound(job, source, monkeypatch):
-    class First(ProcessGroup):
+    class FirstProcess(ProcessGroup):
         def sum(self, value):
             return value  # its own part
 
-    monkeypatch.setattr("didi.models.nelbo.process_group", lambda: First(0, 2))
+    monkeypatch.setattr("didi.models.nelbo.process_group", lambda: FirstProcess(0, 2))
     network, process, rows = job.method.trained["network"], job.method.process, source.validation[:1]
     assert nats_per_token(network, process, rows, batch_size=4, canvas_of=source.canvas) == 0
 
@@ -134,7 +133,7 @@ def test_processes_share_the_proteins_of_a_batch(job, monkeypatch):
     whole = job.method.prepare(1, 0)
     loss, parts = job.method._nelbo(whole)[0], []
     for rank in range(2):
-        monkeypatch.setattr(process_group_module, "_current", ProcessGroup(rank, 2))
+        monkeypatch.setattr("didi.process_group._current", ProcessGroup(rank, 2))
         batch = job.method.prepare(1, 0)
         here = slice(2 * rank, 2 * rank + 2)
         assert torch.equal(batch.x0, whole.x0[here])
@@ -143,13 +142,13 @@ def test_processes_share_the_proteins_of_a_batch(job, monkeypatch):
     torch.testing.assert_close(torch.stack(parts).mean(), loss)  # DDP averages their gradients
 
 
-def test_what_proteins_do_not_go_with_is_refused(source):
-    for changes, said in (
-        ({"process": "uniform"}, "go with process absorbing; got uniform"),
-        ({"process": "sedd-absorb"}, "go with process absorbing; got sedd-absorb"),
+def test_settings_that_do_not_support_proteins_are_refused(source):
+    for changes, message in (
+        ({"process": "uniform"}, "need process absorbing; got uniform"),
+        ({"process": "sedd-absorb"}, "need process absorbing; got sedd-absorb"),
     ):
         config = replace(PRETRAIN, network=replace(PRETRAIN.network, kind="dit"), **changes)
-        with pytest.raises(UsageError, match=said):
+        with pytest.raises(UsageError, match=message):
             make_trainer(config, Inputs(source, CPU))
     with pytest.raises(UsageError, match=r"network\.kind esm2 reads proteins, of 33 symbols"):
         make_trainer(replace(PRETRAIN, data=replace(PRETRAIN.data, length=7)), Inputs(MarkovSource(7, 0, "exact"), CPU))

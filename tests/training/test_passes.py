@@ -19,25 +19,25 @@ def test_a_pass_with_a_gradient_counts_three_times_and_one_without_once():
     trained, frozen = denoiser(), denoiser().requires_grad_(False)
     counter, rows = PassCounter([trained, frozen]), torch.zeros(3, 4, dtype=torch.long)
     trained(rows)
-    assert counter.taken() == 9
+    assert counter.reset() == 9
     frozen(rows)
-    assert counter.taken() == 3
+    assert counter.reset() == 3
     with torch.no_grad():
         trained(rows)
         frozen(rows[:1])
-    assert counter.taken() == 4
-    assert counter.taken() == 0
+    assert counter.reset() == 4
+    assert counter.reset() == 0
 
 
-def test_a_pass_that_is_repeated_by_the_backward_pass_counts_once_more():
+def test_a_pass_recomputed_in_the_backward_pass_counts_once_more():
     network = denoiser()
     network.keeps_activations = False
     counter = PassCounter([network])
     network(torch.zeros(3, 4, dtype=torch.long)).sum().backward()
-    assert counter.taken() == 9 + 3
+    assert counter.reset() == 9 + 3
 
 
-def test_a_step_tells_its_passes_and_no_others():
+def test_a_step_reports_its_own_passes_only():
     settings = PretrainConfig(
         data=DataConfig(corpus="markov", length=8), network=NETWORK, loop=LoopConfig(steps=2, batch_size=4)
     )

@@ -57,8 +57,8 @@ def test_a_seed_fixes_the_run_and_another_seed_changes_it(source, assert_same_st
         return job.state_dict()
 
     assert_same_state(after_two_steps(3), after_two_steps(3))
-    one, other = (after_two_steps(seed)["network"]["weights"]["vocab_embed.embedding"] for seed in (3, 4))
-    assert not torch.equal(one, other)
+    first, second = (after_two_steps(seed)["network"]["weights"]["vocab_embed.embedding"] for seed in (3, 4))
+    assert not torch.equal(first, second)
 
 
 def test_training_lowers_the_validation_nelbo(source):
@@ -91,7 +91,7 @@ def test_the_logged_nelbo_is_per_token_over_all_micro_batches(source):
     assert float(metrics["gradient_norm"]) == pytest.approx(float(norm), rel=1e-4)
 
 
-def test_validation_is_the_same_whenever_it_is_asked(source):
+def test_validation_is_deterministic(source):
     job = make_trainer(CONFIG, Inputs(source, CPU))
     job.step(0)
     first = job.validate()
@@ -103,7 +103,7 @@ def test_validation_is_the_same_whenever_it_is_asked(source):
 
 
 @pytest.mark.parametrize(("rank", "others"), [(0, ()), (3, (3,))])
-def test_each_process_has_a_dropout_of_its_own(source, monkeypatch, rank, others):
+def test_processes_draw_different_dropout(source, monkeypatch, rank, others):
     method = make_trainer(CONFIG, Inputs(source, CPU)).method
     group = SimpleNamespace(rank=rank, local_rows=lambda rows: rows)
     monkeypatch.setattr("didi.methods.elbo.process_group", lambda: group)
@@ -179,7 +179,7 @@ def test_a_constant_weight_minimises_the_mean_cross_entropy_and_still_logs_the_n
     (loss, figures), (nelbo_loss, nelbo_figures) = (job.method._nelbo(batch) for job in (flat, weighted))
     torch.testing.assert_close(figures["nelbo"], nelbo_figures["nelbo"])
     torch.testing.assert_close(nelbo_loss, nelbo_figures["nelbo"])
-    # A fresh network is uniform, so the loss is log V over the half of the positions that low-discrepancy times mask.
+    # A new network is uniform, so the loss is log V over the half of the positions that low-discrepancy times mask.
     assert loss.item() == pytest.approx(0.5 * math.log(source.vocab_size - 1), rel=0.4)
 
 
@@ -199,8 +199,8 @@ def test_the_autoregressive_twin_learns_resumes_and_makes_a_bundle(source, run_t
     assert bundle.network() is bundle.autoregressive
 
 
-@pytest.mark.slow  # compiles, in a process of its own, where calls are not type-checked
-def test_compiled_blocks_train_as_plain_ones_do(tmp_path):
+@pytest.mark.slow  # compiles, in another process, where calls are not type-checked
+def test_compiled_blocks_train_like_uncompiled_ones(tmp_path):
     found = {}
     for flag in ("--loop.no-compile", "--loop.compile"):
         out = tmp_path / flag

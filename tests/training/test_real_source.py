@@ -1,4 +1,4 @@
-"""The file of a teacher pool, and what is said while it is drawn."""
+"""The file of a teacher pool, and progress reports while it is drawn."""
 
 from types import SimpleNamespace
 
@@ -25,17 +25,17 @@ def test_a_pool_that_takes_long_is_reported(make_job, monkeypatch, capsys):
     assert drawn[-1] <= 100
 
 
-def test_a_pool_that_is_drawn_at_once_is_not(make_job, capsys):
+def test_a_pool_that_is_drawn_quickly_is_not_reported(make_job, capsys):
     make_job(POOL)
     assert not capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("rank", "said"), [(0, "teacher pool of 40 sequences, 4 moves each: 30% drawn\n"), (1, "")])
-def test_the_first_process_alone_reports(unchecked, monkeypatch, capsys, rank, said):
+@pytest.mark.parametrize(("rank", "report"), [(0, "teacher pool of 40 sequences, 4 moves each: 30% drawn\n"), (1, "")])
+def test_only_the_first_process_reports(unchecked, monkeypatch, capsys, rank, report):
     monkeypatch.setattr(real_source, "PROGRESS_SECONDS", 0.0)
     monkeypatch.setattr(real_source, "process_group", lambda: ProcessGroup(rank, 2))
     real_source._pool_progress(40, 4)(SimpleNamespace(indices=range(4, 8), number=2))  # 4 and half of 4, of 20
-    assert capsys.readouterr().err == said
+    assert capsys.readouterr().err == report
 
 
 @pytest.mark.parametrize("content", [b"", b"\x08\0\0\0\0\0\0\0{}      "], ids=["truncated", "empty"])

@@ -1,4 +1,4 @@
-"""The reference of the rewards, ``objective.reference_steps``: when it is renewed, and what it is used for."""
+"""The reference of the rewards, ``objective.reference_steps``: when it is renewed, and its uses."""
 
 from dataclasses import asdict, replace
 
@@ -11,7 +11,7 @@ from didi.methods.didi_settings import DistillConfig, ObjectiveConfig
 from .distill_case import BRANCHES, BUDGETS, CONFIG, WHOLE, equal, weights
 
 TWO_UPDATES = replace(CONFIG.discriminator, steps_per_student_step=2, fresh_rollouts=True, guidance_steps=1)
-KEPT = replace(
+WITH_REFERENCE = replace(
     CONFIG,
     objective=ObjectiveConfig(**WHOLE, reference_steps=2),
     discriminator=TWO_UPDATES,
@@ -20,13 +20,13 @@ KEPT = replace(
 
 
 def test_the_reference_is_the_student_after_every_second_of_its_updates(make_job):
-    job = make_job(KEPT)
+    job = make_job(WITH_REFERENCE)
     students, ratios = [weights(job.method.student)], []
     reference = job.method.frozen["reference"]
     for step in range(job.num_steps):
         metrics = job.step(step)
         students.append(weights(job.method.student))
-        renewed = 2 + (min(step + 1, 7) - 2) // 2 * 2  # two steps of warm-up, five of the student, one lesson
+        renewed = 2 + (min(step + 1, 7) - 2) // 2 * 2  # two warm-up steps, five of the student, one guidance step
         assert equal(weights(reference), students[renewed if step >= 2 else 0])
         if 2 <= step < 7:
             ratios.append(float(metrics["reference_log_ratio"]))
@@ -36,48 +36,49 @@ def test_the_reference_is_the_student_after_every_second_of_its_updates(make_job
 @pytest.mark.parametrize(
     "objective", [WHOLE, BRANCHES, BUDGETS, BUDGETS | {"budget_conditioning": False}, WHOLE | {"reward_time": "both"}]
 )
-def test_a_resumed_run_ends_as_a_straight_one(make_job, run_twice, objective):
-    config = replace(KEPT, objective=ObjectiveConfig(**objective, reference_steps=2))
-    run_twice(lambda folder: make_job(config, folder), config.loop, 5)  # the reference is an update old
+def test_a_resumed_run_equals_a_straight_one_bit_for_bit(make_job, run_twice, objective):
+    config = replace(WITH_REFERENCE, objective=ObjectiveConfig(**objective, reference_steps=2))
+    run_twice(lambda folder: make_job(config, folder), config.loop, 5)  # the reference is one update old
 
 
-def test_adapters_have_a_reference_too(make_job, run_twice):
-    config = replace(KEPT, lora_rank=2)
+def test_a_reference_shares_frozen_weights_with_adapters(make_job, run_twice):
+    config = replace(WITH_REFERENCE, lora_rank=2)
     job = make_job(config)
-    frozen = {name for name, one in job.method.student.named_parameters() if not one.requires_grad}
+    frozen = {name for name, weight in job.method.student.named_parameters() if not weight.requires_grad}
     reference = dict(job.method.frozen["reference"].named_parameters())
     assert frozen
-    assert all((reference[name] is one) == (name in frozen) for name, one in job.method.student.named_parameters())
+    for name, weight in job.method.student.named_parameters():
+        assert (reference[name] is weight) == (name in frozen)
     assert not frozen & job.state_dict()["method"]["reference"].keys()
     run_twice(lambda folder: make_job(config, folder), config.loop, 5)
 
 
 @torch.no_grad()
 def test_the_discriminator_learns_from_the_reference(make_job):
-    config = replace(KEPT, objective=replace(KEPT.objective, reference_steps=100))
+    config = replace(WITH_REFERENCE, objective=replace(WITH_REFERENCE.objective, reference_steps=100))
     job = make_job(config)
 
     def losses():
         batch = job.method.prepare(2, 0)
         return [float(job.method._discriminator_loss(repeat, batch)[0]) for repeat in (0, 1)]
 
-    def moved(network):
-        for one in network.parameters():
-            one.add_(torch.randn(one.shape, generator=torch.Generator().manual_seed(0)))
+    def add_noise(network):
+        for weight in network.parameters():
+            weight.add_(torch.randn(weight.shape, generator=torch.Generator().manual_seed(0)))
 
-    of_first = losses()
-    moved(job.method.student)
-    assert losses() == of_first
-    moved(job.method.frozen["reference"])
-    assert all(one != first for one, first in zip(losses(), of_first, strict=True))
+    before = losses()
+    add_noise(job.method.student)
+    assert losses() == before
+    add_noise(job.method.frozen["reference"])
+    assert all(new != old for new, old in zip(losses(), before, strict=True))
 
 
 def test_a_reference_reads_the_number_of_moves_as_the_student_does(make_job):
-    method = make_job(replace(KEPT, objective=ObjectiveConfig(**BUDGETS, reference_steps=2))).method
+    method = make_job(replace(WITH_REFERENCE, objective=ObjectiveConfig(**BUDGETS, reference_steps=2))).method
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        for one in method.student.parameters():
-            one.add_(0.3 * torch.randn(one.shape, generator=generator))
+        for weight in method.student.parameters():
+            weight.add_(0.3 * torch.randn(weight.shape, generator=generator))
     drawn = method.prepare(2, 0).rollout
     assert method._reference.log_ratio(drawn).abs().max() > 0.1
     method._reference.renew(method.student)
@@ -88,34 +89,34 @@ def test_a_reference_reads_the_number_of_moves_as_the_student_does(make_job):
     ("change", "message"),
     [
         ({"objective": ObjectiveConfig(**WHOLE, reference_steps=2)}, "reference_steps needs discriminator.fresh_roll"),
-        ({"loop": replace(KEPT.loop, fsdp=True)}, "reference_steps is 0 with loop.fsdp; got 2"),
+        ({"loop": replace(WITH_REFERENCE.loop, fsdp=True)}, "reference_steps is 0 with loop.fsdp; got 2"),
     ],
 )
-def test_what_it_does_not_go_with(change, message):
+def test_settings_that_exclude_a_reference_are_refused(change, message):
     plain = replace(CONFIG.discriminator, steps_per_student_step=2)
     with pytest.raises(UsageError, match=message):
-        replace(KEPT, **({"discriminator": plain} if "objective" in change else {}), **change)
+        replace(WITH_REFERENCE, **({"discriminator": plain} if "objective" in change else {}), **change)
     with pytest.raises(UsageError, match="reference_steps is for trajectory whole-path; got 2 with two-moves"):
         ObjectiveConfig(reference_steps=2)
     for number in (-1, 1):
-        with pytest.raises(UsageError, match=f"reference_steps is 2 or more.* or 0 for none; got {number}"):
+        with pytest.raises(UsageError, match=f"reference_steps is 2 or more, or 0 for no reference; got {number}"):
             ObjectiveConfig(**WHOLE, reference_steps=number)
 
 
-def test_settings_of_before_have_no_reference():
-    base = replace(KEPT, discriminator=CONFIG.discriminator)
+def test_upgraded_settings_have_no_reference():
+    base = replace(WITH_REFERENCE, discriminator=CONFIG.discriminator)
     record = asdict(base)
-    later = {name: record["objective"].pop(name) for name in ("reference_steps", "budgets", "budget_conditioning")}
-    found = DistillConfig.current(record, base)["objective"]
+    newer = {name: record["objective"].pop(name) for name in ("reference_steps", "budgets", "budget_conditioning")}
+    found = DistillConfig.upgraded(record, base)["objective"]
     assert found == record["objective"] | {"reference_steps": 0, "budgets": (), "budget_conditioning": True}
-    assert later["reference_steps"] == 2
+    assert newer["reference_steps"] == 2
     for change in ({"trajectory": "two-moves"}, {"trajectory": "path"}, {"score_decomposition": False}):
-        assert DistillConfig.current({"objective": change}, base)["objective"]["reference_steps"] == 0
-    assert "reference_steps" not in DistillConfig.current({"objective": {"moves": 4}}, base)["objective"]
+        assert DistillConfig.upgraded({"objective": change}, base)["objective"]["reference_steps"] == 0
+    assert "reference_steps" not in DistillConfig.upgraded({"objective": {"moves": 4}}, base)["objective"]
 
 
 def test_a_checkpoint_without_the_reference_is_refused(make_job):
-    state = make_job(KEPT).state_dict()
+    state = make_job(WITH_REFERENCE).state_dict()
     del state["method"]["reference"]
-    with pytest.raises(UsageError, match=r"holds a copy of the student; this one lacks its .*: begin"):
-        make_job(KEPT).load_state_dict(state)
+    with pytest.raises(UsageError, match=r"holds a copy of the student; this one lacks its .*: start"):
+        make_job(WITH_REFERENCE).load_state_dict(state)

@@ -30,8 +30,8 @@ def roll(student, num_states, length=2, name="rollout", **objective):
 
 
 @torch.no_grad()
-def laws_of_two_moves(student):
-    """Laws of z_tau [16] and of x [9], with tau uniform on [0, 1]; polynomials in tau, so 4 nodes are exact."""
+def distributions_of_two_moves(student):
+    """Distributions of z_tau [16] and x [9] for uniform tau; they are polynomials in tau, so that 4 nodes are exact."""
     probs = student(STATES)[..., :3].double().softmax(-1)
     nodes, shares = np.polynomial.legendre.leggauss(4)
     z_tau, x = torch.zeros(16, dtype=torch.float64), torch.zeros(9, dtype=torch.float64)
@@ -48,7 +48,7 @@ def laws_of_two_moves(student):
 
 
 def test_trajectories_follow_the_two_move_generator(student, chi_square):
-    of_z_tau, of_x = laws_of_two_moves(student)
+    of_z_tau, of_x = distributions_of_two_moves(student)
     batch = roll(student, 4000, completions=2)
     assert chi_square(batch.z_tau[:, 0] * 4 + batch.z_tau[:, 1], of_z_tau) > 1e-3
     for number in range(2):
@@ -64,13 +64,13 @@ def test_states_of_many_moves_are_those_of_the_students_own_sampler(student, chi
     assert ((batch.t <= batch.tau) & (batch.t >= batch.tau - 1 / num_moves)).all()
     assert not batch.first_score.any()
     probs = student(STATES)[..., :3].double().softmax(-1)
-    law, expected = torch.zeros(16, dtype=torch.float64), torch.zeros(16, dtype=torch.float64)
-    law[-1] = 1
+    distribution, expected = torch.zeros(16, dtype=torch.float64), torch.zeros(16, dtype=torch.float64)
+    distribution[-1] = 1
     for number in range(num_moves):  # t is uniform within a move: polynomials of degree 2 in it, so 2 nodes are exact
         tau = 1 - number / num_moves
         for node in (0.5 - 12**-0.5, 0.5 + 12**-0.5):
-            expected += move(law, probs, node / num_moves / tau) / (2 * num_moves)
-        law = move(law, probs, 1 / num_moves / tau)
+            expected += after_move(distribution, probs, node / num_moves / tau) / (2 * num_moves)
+        distribution = after_move(distribution, probs, 1 / num_moves / tau)
     for completion in range(2):
         z = batch.z_t[:, completion, 0]
         assert chi_square(z[:, 0] * 4 + z[:, 1], expected) > 1e-3
@@ -78,10 +78,10 @@ def test_states_of_many_moves_are_those_of_the_students_own_sampler(student, chi
     assert torch.equal(batch.z_t[:, 0, 0][is_visible], batch.z_tau[is_visible])
 
 
-def move(law, probs, reveal):
-    """Law of the states after a move that reveals each mask with a probability, at its position's law."""
+def after_move(distribution, probs, reveal):
+    """Distribution of the states after a move that reveals each mask with probability ``reveal``."""
     after = torch.zeros(16, dtype=torch.float64)
-    for number, mass in enumerate(law.tolist()):
+    for number, mass in enumerate(distribution.tolist()):
         options = []
         for position, token in enumerate(STATES[number].tolist()):
             if token != MASK:
@@ -117,7 +117,7 @@ def test_corruptions_are_independent_and_at_their_time(student, coupled_time):
     covariance = flat.T @ flat / 3000
     torch.testing.assert_close(covariance, scale * torch.eye(8, dtype=torch.float64), rtol=0, atol=0.02)
     assert flat.mean().abs() < 4 * (scale / flat.numel()) ** 0.5
-    # With coupled times the share of masks in z_tau tells the time of z_t, otherwise nothing.
+    # The share of masks in z_tau is correlated with the time of z_t if times are coupled.
     correlation = torch.corrcoef(torch.stack([(batch.z_tau == MASK).double().mean(1), batch.t]))[0, 1]
     assert (correlation > 0.5) == coupled_time
 
@@ -134,7 +134,7 @@ def test_completions_of_one_state_are_independent_given_it(student):
 
 @pytest.mark.parametrize("is_time_conditioned", [True, False])
 @torch.no_grad()
-def test_scores_are_the_log_probabilities_of_what_was_drawn(make_dit, is_time_conditioned):
+def test_scores_are_the_log_probabilities_of_the_drawn_tokens(make_dit, is_time_conditioned):
     student = make_dit(vocab_size=5, length=6, seed=4, is_time_conditioned=is_time_conditioned)
     batch = roll(student, 20, length=6, completions=3)
 
@@ -147,7 +147,7 @@ def test_scores_are_the_log_probabilities_of_what_was_drawn(make_dit, is_time_co
     is_masked = batch.z_tau == 4
     chosen = first.gather(-1, batch.z_tau.clamp(max=3)[..., None]).squeeze(-1)
     torch.testing.assert_close(batch.first_score, torch.where(is_masked, 0.0, chosen).sum(1))
-    second = log_probs(batch.z_tau, batch.t)  # times are coupled
+    second = log_probs(batch.z_tau, batch.t)  # coupled times: t = tau
     for number in range(3):
         chosen = second.gather(-1, batch.x[:, number, :, None]).squeeze(-1)
         expected = torch.where(is_masked, chosen, 0.0)

@@ -1,4 +1,4 @@
-"""SDTT: each step against one rebuilt from pure functions, its rounds, its runs, and that it learns."""
+"""SDTT: gradients compared with pure functions, rounds, resumption, learning."""
 
 import copy
 from dataclasses import replace
@@ -47,8 +47,8 @@ def gradient_of_step(job, step):
     generator = torch.Generator().manual_seed(7)
     student = job.method.student
     with torch.no_grad():
-        for one in student.parameters():
-            one.add_(0.3 * torch.randn(one.shape, generator=generator) / max(1, one.shape[-1]) ** 0.5)
+        for weight in student.parameters():
+            weight.add_(0.3 * torch.randn(weight.shape, generator=generator) / max(1, weight.shape[-1]) ** 0.5)
     before, seen = copied({"student": student})["student"], []
     clip = torch.nn.utils.clip_grad_norm_
 
@@ -65,7 +65,7 @@ def gradient_of_step(job, step):
 
 
 def rebuilt_gradient(config, step, source, student, teacher, process):
-    """Loss and gradient from the plain reading of the algorithm: full sequences and all positions at every step."""
+    """Loss and gradient from a direct implementation: full sequences and all positions at every step."""
     num, num_steps = config.loop.batch_size * config.loop.accumulation, config.teacher_steps
     x0 = source.batch(step, num)
     generator = named_generator(config.seed, "sdtt", step)
@@ -119,16 +119,14 @@ def test_the_gradient_is_that_of_the_plain_algorithm_and_every_setting_changes_i
         assert metrics["distillation_loss"] == pytest.approx(loss, rel=1e-4)
         assert metrics["learning_rate"] == 1e-2
         found.append(gradient)
-    for number, one in enumerate(found):
+    for number, gradient in enumerate(found):
         for other in found[:number]:
-            assert (one - other).norm() > 1e-2 * one.norm()
+            assert (gradient - other).norm() > 1e-2 * gradient.norm()
 
 
 @pytest.mark.parametrize("schedule", ["log-linear-eps", "cosine", "geometric"])
 @pytest.mark.parametrize("is_sedd", [False, True], ids=["masked", "sedd"])
-def test_it_is_for_other_schedules_time_conditioned_teachers_and_those_of_sedd(
-    make_job, make_dit, source, schedule, is_sedd
-):
+def test_the_gradient_is_right_for_other_schedules_and_teachers(make_job, make_dit, source, schedule, is_sedd):
     process = Absorbing(32, schedule_from_name(schedule))
     network = make_dit(vocab_size=33, length=8, seed=1, is_time_conditioned=True)
     bundle = Bundle(teacher=network, process=ScoreAbsorbing(32, process.schedule) if is_sedd else process)
@@ -158,10 +156,10 @@ def test_a_batch_without_masks_has_no_gradient(make_job):
     assert float(metrics["distillation_loss"]) == 0 == float(metrics["gradient_norm"])
 
 
-def test_rows_without_anything_to_read_do_not_pass_through_the_network(make_job):
+def test_rows_without_targets_do_not_pass_through_the_network(make_job):
     job = make_job(replace(CONFIG, loop=replace(CONFIG.loop, batch_size=32)))
     is_read = job.method.prepare(0, 0).is_read
-    first, last, both = (int(one.any(1).sum()) for one in (*is_read, is_read.any(0)))
+    first, last, both = (int(positions.any(1).sum()) for positions in (*is_read, is_read.any(0)))
     assert 0 < first < both < 32
     assert last > 0
     assert job.step(0)["sequence_passes"] == first + last + 3 * both  # of the teacher, and of the student
@@ -171,12 +169,13 @@ def test_after_a_round_the_teacher_has_the_weights_of_the_student(make_job):
     job = make_job(replace(CONFIG, rounds=3, loop=replace(CONFIG.loop, steps=7)))
     first = weights(job.method.teacher)
     of_round, students = job.method.frozen["round_teacher"], [first]
-    held = []
+    teachers = []
     for step in range(7):  # rounds begin at steps 0, 3 and 5
-        held.append(weights(of_round))
+        teachers.append(weights(of_round))
         job.step(step)
         students.append(weights(job.method.student))
-    assert [next(n for n, one in enumerate(students) if equal(one, kept)) for kept in held] == [0, 0, 0, 3, 3, 5, 5]
+    origins = [next(n for n, student in enumerate(students) if equal(student, teacher)) for teacher in teachers]
+    assert origins == [0, 0, 0, 3, 3, 5, 5]
     assert equal(weights(of_round), students[5])
     assert not equal(students[5], weights(job.averaged()))
     bundle = job.bundle()
@@ -220,7 +219,10 @@ def test_the_learning_rate_is_scheduled_over_the_whole_run(make_job):
     [
         ({"rounds": 0}, "rounds is 1 or more; got 0"),
         ({"teacher_steps": 1}, "teacher-steps is 2 or more; got 1"),
-        ({"loop": LoopConfig(fsdp=True)}, "method sdtt goes without loop.fsdp; got both: turn loop.fsdp off"),
+        (
+            {"loop": LoopConfig(fsdp=True)},
+            "method sdtt cannot be combined with loop.fsdp; got both: turn",
+        ),
         ({"first_step": 2}, r"first_step is a multiple of teacher_steps\^rounds, here 4; got 2: set it to 4, or"),
         ({"first_step": 18}, r"teacher_steps\^rounds, here 4; got 18: set it to 16, or change rounds"),
     ],

@@ -1,4 +1,4 @@
-"""The defaults of the settings, their bounds, and what else no step of a training shows."""
+"""Defaults and bounds of the settings, and other properties that training steps do not test."""
 
 import dataclasses
 import importlib
@@ -41,7 +41,7 @@ OBJECTIVE = {"trajectory": "two-moves", "moves": None, "budgets": (), "budget_co
              "divergence": "forward",
              "divergence_weight": 0.05, "entropy_weight": 0.0005}  # fmt: skip
 RUN = {"recipe": "custom", "seed": 0, "data": DATA, "loop": LOOP}
-# For each kind of settings: the least value of its fields.
+# Lower bounds of fields, for each settings class.
 LEAST = [
     (DataConfig, 2, ["length"]),
     (NetworkConfig, 1, ["hidden_size", "num_blocks", "num_heads", "cond_dim"]),
@@ -83,7 +83,7 @@ def test_the_defaults():
 @pytest.mark.parametrize(
     ("kind", "least", "name"), [(kind, least, name) for kind, least, names in LEAST for name in names]
 )
-def test_the_least_value_is_allowed_and_less_is_refused(kind, least, name):
+def test_the_lower_bound_is_allowed_and_less_is_refused(kind, least, name):
     assert getattr(kind(**{name: type(getattr(kind(), name))(least)}), name) == least
     less = least - 0.5 if isinstance(getattr(kind(), name), float) else least - 1
     with pytest.raises(UsageError, match=f"^{name.replace('_', '-')} (is {least} or more|lies in .*); got {less}$"):
@@ -91,7 +91,7 @@ def test_the_least_value_is_allowed_and_less_is_refused(kind, least, name):
 
 
 @pytest.mark.parametrize(("kind", "name"), BELOW_ONE)
-def test_a_share_is_less_than_1(kind, name):
+def test_fractions_are_less_than_1(kind, name):
     with pytest.raises(UsageError, match=rf"^{name.replace('_', '-')} lies in \[0, 1\); got 1.0$"):
         kind(**{name: 1.0})
 
@@ -102,18 +102,18 @@ def test_a_run_has_a_step(kind):
         kind(loop=LoopConfig(steps=0))
 
 
-def test_a_distillation_without_updates_of_the_student_has_lessons():
-    lessons, loop = DiscriminatorSettings(warmup_steps=4, guidance_steps=7), LoopConfig(steps=0)
-    with pytest.raises(UsageError, match=r"^loop.steps is 1 or more, or 0 with .*guidance_steps .*; got 0 of both"):
+def test_a_distillation_without_updates_of_the_student_needs_guidance_steps():
+    with_guidance, loop = DiscriminatorSettings(warmup_steps=4, guidance_steps=7), LoopConfig(steps=0)
+    with pytest.raises(UsageError, match=r"^loop.steps is 1 or more, or 0 with .*guidance_steps .*; got 0 for both"):
         DistillConfig(loop=loop)
-    config = DistillConfig(loop=loop, discriminator=lessons)
+    config = DistillConfig(loop=loop, discriminator=with_guidance)
     assert config.num_steps == 11
     cut = config.limited(3)
     assert (cut.loop.steps, cut.discriminator.warmup_steps, cut.discriminator.guidance_steps) == (0, 3, 3)
 
 
 @pytest.mark.parametrize("name", ["learning_rate", "beta1"])
-def test_what_is_not_a_number_is_refused(name):
+def test_nan_is_refused(name):
     with pytest.raises(UsageError, match="got nan"):
         OptimizerConfig(**{name: float("nan")})
 
@@ -143,7 +143,7 @@ def test_there_are_numbers_to_refuse():
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize(("kind", "name"), NUMBERS)
-def test_a_number_is_finite_unless_it_is_a_bound_that_may_be_left_out(kind, name, value):
+def test_infinity_is_allowed_only_for_optional_bounds(kind, name, value):
     if name in UNBOUNDED and value == math.inf:
         assert getattr(kind(**{name: value}), name) == math.inf
         return
@@ -166,11 +166,11 @@ def test_a_number_is_finite_unless_it_is_a_bound_that_may_be_left_out(kind, name
         (lambda: OptimizerConfig(final_fraction=1.5), r"final-fraction lies in \[0, 1\]; got 1.5"),
         (
             lambda: OptimizerConfig(final_fraction=0.1, decay="constant"),
-            "final_fraction is 0 with decay constant, which has no end; got 0.1",
+            "final_fraction is 0 with decay constant; got 0.1",
         ),
         (
             lambda: DiscriminatorSettings(unsmooth=True, label_smoothing=0.0),
-            "discriminator.unsmooth undoes discriminator.label_smoothing; got it with 0.0",
+            "discriminator.unsmooth needs a positive discriminator.label_smoothing; got 0",
         ),
         (lambda: RunConfig(seed=2**64), "seed lies in .*; got 18446744073709551616"),
         (
@@ -207,14 +207,14 @@ def test_muon_needs_whole_matrices():
     muon, sharded = OptimizerConfig(method="muon"), LoopConfig(fsdp=True)
     for part in ("student_optimizer", "discriminator_optimizer"):
         assert getattr(DistillConfig(**{part: muon}), part) == muon
-        with pytest.raises(UsageError, match="fsdp goes with AdamW"):
+        with pytest.raises(UsageError, match="fsdp needs AdamW"):
             DistillConfig(**{part: muon}, loop=sharded)
-    with pytest.raises(UsageError, match="fsdp goes with AdamW"):
+    with pytest.raises(UsageError, match="fsdp needs AdamW"):
         PretrainConfig(optimizer=muon, loop=sharded)
     assert DistillConfig(loop=sharded).loop.fsdp
 
 
-def test_a_run_is_cut_in_all_its_phases():
+def test_limited_settings_shorten_all_phases():
     assert RunConfig(loop=LoopConfig(steps=50)).limited(4).loop == LoopConfig(steps=4)
     config = DistillConfig(discriminator=DiscriminatorSettings(warmup_steps=9, guidance_steps=3))
     for max_steps, warmup, guidance in ((2, 2, 2), (5, 5, 3), (20, 9, 3)):
@@ -234,14 +234,14 @@ def test_a_dry_run_draws_a_pool_of_one_batch_in_one_pass():
     assert RunConfig().for_dry_run() == RunConfig()
 
 
-def test_settings_without_names_of_before_are_as_they_were():
+def test_an_upgrade_does_not_change_settings_of_this_version():
     settings = {"recipe": "markov", "loop": {"steps": 3}}
     for kind in (RunConfig, PretrainConfig, DistillConfig):
-        assert kind.current(settings) == settings
-        assert kind.current(settings) is not settings
+        assert kind.upgraded(settings) == settings
+        assert kind.upgraded(settings) is not settings
 
 
-def test_the_trajectories_of_the_warm_up_are_its_own():
+def test_the_warm_up_has_its_own_trajectories():
     def of_warmup(warmup_moves=2, **objective):
         settings = DiscriminatorSettings(warmup_moves=warmup_moves)
         found = DistillConfig(objective=ObjectiveConfig(**objective), discriminator=settings).warmup_objective
@@ -257,13 +257,13 @@ def test_the_trajectories_of_the_warm_up_are_its_own():
 @pytest.mark.parametrize("package", [didi.diffusion, didi.methods, didi.objectives, didi.sampling])
 def test_no_field_of_a_record_changes(package):
     modules = [
-        importlib.import_module(f"{package.__name__}.{one.name}") for one in pkgutil.iter_modules(package.__path__)
+        importlib.import_module(f"{package.__name__}.{info.name}") for info in pkgutil.iter_modules(package.__path__)
     ]
     records = {
-        one
+        kind
         for module in modules
-        for one in vars(module).values()
-        if isinstance(one, type) and dataclasses.is_dataclass(one) and one.__module__ == module.__name__
+        for kind in vars(module).values()
+        if isinstance(kind, type) and dataclasses.is_dataclass(kind) and kind.__module__ == module.__name__
     }
     assert records or package is didi.objectives
-    assert not [one for one in records if not one.__dataclass_params__.frozen]
+    assert not [kind for kind in records if not kind.__dataclass_params__.frozen]

@@ -18,15 +18,15 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture(params=["host", "device"])
-def decides(request, monkeypatch):
-    """Who decides whether a step is taken: with a CUDA device, whose optimizers run on a CPU too, the device."""
+def decided_on(request, monkeypatch):
+    """Whether host or device decides about an update; on a CPU the fused optimizers of CUDA devices run too."""
     if request.param == "device":
         for module in (optim, trainer):
             monkeypatch.setattr(module, "is_on_cuda", lambda network: True)
 
 
 @pytest.fixture
-def distillation(source, teacher, tmp_path, decides):
+def distillation(source, teacher, tmp_path, decided_on):
     base = MARKOV
     short = replace(base.discriminator, warmup_steps=0)
     config = replace(
@@ -39,7 +39,7 @@ def distillation(source, teacher, tmp_path, decides):
 
 
 @pytest.fixture(params=["adamw", "muon"])
-def pretraining(source, request, decides):
+def pretraining(source, request, decided_on):
     base = PRETRAIN["markov"]
     config = replace(
         base,
@@ -51,34 +51,34 @@ def pretraining(source, request, decides):
 
 
 def changed_by_steps(job):
-    """A copy of all that steps change, without learning rates, which each step sets anew."""
+    """A copy of the training state without learning rates, which every step sets."""
     state = copy.deepcopy(job.state_dict())
-    for held in state.values():
-        for group in held.get("optimizer", {}).get("param_groups", ()):
+    for part in state.values():
+        for group in part.get("optimizer", {}).get("param_groups", ()):
             del group["lr"]
     return state
 
 
-def spoilt(loss, by):
-    """A loss that is not finite itself, or whose gradient is not."""
+def with_bad_value(loss, by):
+    """The loss function with a value (``by`` is loss) or gradient that is not finite."""
 
-    def ruined(*arguments):
+    def bad_loss(*arguments):
         value, figures = loss(*arguments)
         return (value + float("nan") if by == "loss" else value * (value.detach() * 0 + 1e38) * 1e38 * 0), figures
 
-    return ruined
+    return bad_loss
 
 
 @pytest.mark.parametrize("by", ["loss", "gradient"])
-def test_pre_training(pretraining, assert_same_state, by, monkeypatch):
+def test_a_bad_update_of_a_pretraining_changes_nothing(pretraining, assert_same_state, by, monkeypatch):
     pretraining.step(0)
     before = changed_by_steps(pretraining)
-    whole = pretraining.method._nelbo
-    monkeypatch.setattr(pretraining.method, "_nelbo", spoilt(whole, by))
+    nelbo = pretraining.method._nelbo
+    monkeypatch.setattr(pretraining.method, "_nelbo", with_bad_value(nelbo, by))
     metrics = pretraining.step(1)
     assert not torch.isfinite(torch.stack([torch.as_tensor(value) for value in metrics.values()])).all()
     assert_same_state(changed_by_steps(pretraining), before)
-    monkeypatch.setattr(pretraining.method, "_nelbo", whole)
+    monkeypatch.setattr(pretraining.method, "_nelbo", nelbo)
     pretraining.step(2)
     assert int(pretraining.average.n_averaged) == 2
     assert all(torch.isfinite(value).all() for value in pretraining.method.trained["network"].parameters())
@@ -86,21 +86,23 @@ def test_pre_training(pretraining, assert_same_state, by, monkeypatch):
 
 @pytest.mark.parametrize("by", ["loss", "gradient"])
 @pytest.mark.parametrize("network", ["discriminator", "student"])
-def test_distillation(distillation, assert_same_state, by, network, monkeypatch):
+def test_a_bad_update_of_a_distillation_changes_nothing_after_it(
+    distillation, assert_same_state, by, network, monkeypatch
+):
     distillation.step(0)
     before = changed_by_steps(distillation)
     name = f"_{network}_loss"
-    monkeypatch.setattr(distillation.method, name, spoilt(getattr(distillation.method, name), by))
+    monkeypatch.setattr(distillation.method, name, with_bad_value(getattr(distillation.method, name), by))
     distillation.step(1)
     after = changed_by_steps(distillation)
     for part in ("student", "average"):
         assert_same_state(after[part], before[part])
-    held = before["discriminator"]["weights"]
-    is_kept = all(torch.equal(value, held[name]) for name, value in after["discriminator"]["weights"].items())
+    weights = before["discriminator"]["weights"]
+    is_unchanged = all(torch.equal(value, weights[name]) for name, value in after["discriminator"]["weights"].items())
     if network == "discriminator":
         assert_same_state(after["discriminator"]["optimizer"], before["discriminator"]["optimizer"])
-    else:  # its own update came first and was finite
-        assert not is_kept
+    else:  # the discriminator's update was before and finite
+        assert not is_unchanged
     assert all(
         parameter.grad is None for part in distillation.method.trained.values() for parameter in part.parameters()
     )

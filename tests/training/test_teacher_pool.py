@@ -7,7 +7,7 @@ from didi.errors import DidiError, UsageError
 from .distill_case import with_discriminator
 
 
-def test_a_truncated_teacher_pool_is_one_line_that_names_file_and_remedy(make_job, tmp_path):
+def test_a_truncated_teacher_pool_is_reported_with_file_and_remedy(make_job, tmp_path):
     config = with_discriminator(real_source="teacher-pool")
     make_job(config)
     file = tmp_path / "teacher-pool.safetensors"

@@ -1,4 +1,4 @@
-"""Validation of a distillation: the averaged student's NELBO and what the discriminator gives held-out sequences."""
+"""Validation of a distillation: NELBO of the averaged student, log-ratio of held-out sequences."""
 
 import math
 from dataclasses import replace
@@ -23,7 +23,7 @@ def test_validation_is_deterministic_and_of_the_averaged_student(make_job):
     assert job.validate() != first
 
 
-def test_validation_is_of_the_discriminator_too(make_job):
+def test_validation_includes_the_discriminator(make_job):
     job = make_job()
     first = job.validate()["validation_log_ratio"]
     assert job.validate()["validation_log_ratio"] == first

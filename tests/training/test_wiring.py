@@ -1,7 +1,7 @@
 """Every field of the objective and of the discriminator's settings reaches the gradient as documented.
 
 For each value of each field, the gradients of one step equal those rebuilt from pure functions; between values they
-differ. ``test_wiring_optimizers`` goes on from the gradients to the weights.
+differ. ``test_wiring_optimizers`` tests the weights.
 """
 
 import dataclasses
@@ -101,31 +101,31 @@ def changed(part, **settings):
 
 @pytest.fixture(scope="module")
 def observe(source, teacher, tmp_path_factory):
-    """Checks the gradients of one step against the rebuilt ones; returns the inputs and what was observed."""
-    known = {}
+    """Compares the gradients of a step with those from pure functions; returns inputs and observation."""
+    cache = {}
 
     def check(config, step=STUDENT, bundle=teacher):
         key = config, step, id(bundle)
-        if key not in known:
+        if key not in cache:
             inputs = Inputs(config, source, bundle)
             observed = observe_distillation(config, [step], source, bundle, tmp_path_factory.mktemp("run"))
             expected = rebuilt_gradients(inputs, step, observed)
             assert [update.network for update in observed.updates] == [network for network, _ in expected]
             for update, (_, gradient) in zip(observed.updates, expected, strict=True):
                 assert relative_difference(update.gradient, gradient) < 1e-4
-            known[key] = inputs, observed
-        return known[key]
+            cache[key] = inputs, observed
+        return cache[key]
 
     return check
 
 
 def relative_difference(first, second):
-    """Norm of the difference over the norm; infinite where other parameters have a gradient."""
+    """Norm of the difference over the norm; infinite if different parameters have gradients."""
     if {k: v.shape for k, v in first.items()} != {k: v.shape for k, v in second.items()}:
         return torch.inf
-    one, other = (torch.cat([values[name].flatten() for name in second]) for values in (first, second))
-    assert other.norm() > 0
-    return float((one - other).norm() / other.norm())
+    found, expected = (torch.cat([values[name].flatten() for name in second]) for values in (first, second))
+    assert expected.norm() > 0
+    return float((found - expected).norm() / expected.norm())
 
 
 def assert_all_differ(gradients):
@@ -225,7 +225,7 @@ def test_each_phase_trains_its_networks(observe, settings, step, networks):
         (GUIDANCE, {"discriminator": {"is_time_conditioned": False, "label_smoothing": 0.3, "trainable_blocks": 1}}),
     ],
 )
-def test_combinations_of_switches(observe, step, changes):
+def test_combinations_of_settings(observe, step, changes):
     observe(replace(BASE, **{part: replace(getattr(BASE, part), **new) for part, new in changes.items()}), step)
 
 
@@ -255,13 +255,13 @@ def test_rewards_come_from_the_discriminator_after_its_update(observe):
     student, discriminator = observed.before["student"], observed.before["discriminator"]
     batch = rebuilt_rollout(inputs, STUDENT, student)
     rewards = rebuilt_rewards(inputs, batch, discriminator)
-    assert rewards.std() > 0.05  # so that the advantages are not noise
+    assert rewards.std() > 0.05  # so that advantages are not rounding errors
     rebuilt_student_loss(inputs, batch, discriminator, observed.before["teacher"]).backward()
     stale = {name: p.grad for name, p in student.named_parameters() if p.grad is not None}
     assert relative_difference(observed.of("student")[0].gradient, stale) > 1e-2
 
 
-# What the rollout reads has its own tests, test_rollout.py; here one direct check for each field.
+# test_rollout.py tests the rollout; here is one direct check for each of its settings.
 
 
 @pytest.fixture(scope="module")
@@ -274,7 +274,7 @@ def roll(source, teacher):
 
 
 @pytest.mark.parametrize("moves", [3, 4])
-def test_a_path_has_as_many_moves_as_were_asked_for(roll, moves):
+def test_a_path_has_the_configured_number_of_moves(roll, moves):
     batch = roll(trajectory="path", moves=moves)
     starts = 1 - torch.arange(moves, dtype=torch.float64) / moves
     torch.testing.assert_close(batch.tau.unique(), starts.flip(0))

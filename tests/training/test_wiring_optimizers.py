@@ -45,7 +45,7 @@ FIELDS = {
     "beta1": [{"beta1": beta} for beta in (0.9, 0.5)],
     "beta2": [{"beta2": beta} for beta in (0.999, 0.9)],
     "weight_decay": [{"weight_decay": decay} for decay in (0.0, 0.5)],
-    "clip_norm": [{"clip_norm": norm} for norm in (0.02, 1e-9, 100.0)],  # at 1e-9 the epsilon of AdamW tells
+    "clip_norm": [{"clip_norm": norm} for norm in (0.02, 1e-9, 100.0)],  # at 1e-9 the epsilon of AdamW matters
 }
 
 

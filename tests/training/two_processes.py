@@ -1,4 +1,4 @@
-"""Work of one process among several, for test_distributed; run by torchrun, or called alone."""
+"""Results of one process, for test_distributed; torchrun runs this script, or a test calls ``results``."""
 
 import copy
 import sys
@@ -24,7 +24,7 @@ NUM_STEPS = 2
 
 
 def distillations():
-    """Every way in which rows of a batch meet: groups, repeats, accumulation, paths, lessons for guidance."""
+    """Settings in which rows of a batch interact: groups, repeats, accumulation, paths, guidance steps."""
     base = preset(DISTILL["markov"], "two-moves")
     loop = replace(base.loop, steps=NUM_STEPS, batch_size=8, validation_sequences=64)
     short = replace(base.discriminator, warmup_steps=1, guidance_steps=1)
@@ -60,7 +60,7 @@ def distillations():
         "sharded last block": replace(
             ours, loop=replace(loop, fsdp=True), discriminator=replace(short, trainable_blocks=1)
         ),
-        "rerun activations": replace(ours, loop=replace(loop, activation_checkpointing=True)),
+        "recomputed activations": replace(ours, loop=replace(loop, activation_checkpointing=True)),
         "online": replace(ours, discriminator=replace(short, real_source="teacher-steps=2")),
         "sdtt": SdttConfig(data=base.data, rounds=3, first_step=8, loop=replace(loop, steps=3, accumulation=2)),
     }
@@ -69,18 +69,20 @@ def distillations():
 RESUMED = {"ours", "sdtt", "whole paths", "budgets", "latent codes", "adapters", "sharded", "sharded last block"}
 
 
-def numbers(state):
-    """All numbers of a nested state, in its order."""
+def flat_numbers(state):
+    """All numbers of a nested state in one tensor, in the order of the state."""
     if isinstance(state, dict | list | tuple):
         values = state.values() if isinstance(state, dict) else state
-        return torch.cat([torch.empty(0), *(numbers(value) for value in values)])
-    return torch.as_tensor(state).detach().flatten().float() if isinstance(state, float | torch.Tensor) else numbers([])
+        return torch.cat([torch.empty(0), *(flat_numbers(value) for value in values)])
+    if isinstance(state, float | torch.Tensor):
+        return torch.as_tensor(state).detach().flatten().float()
+    return torch.empty(0)
 
 
-def resumed(make_job, folder):
-    """The checkpoint after two steps; a job that loads it goes on bit for bit as the one that wrote it."""
+def resumed_checkpoint(make_job, folder):
+    """The checkpoint after two steps; checks that a job that loads it continues bit for bit."""
     straight, other = make_job(), make_job()
-    for step in range(2):  # one of the warm-up, one of the student too
+    for step in range(2):  # one of the warm-up, one with an update of the student
         straight.step(step)
     state = straight.state_dict()
     if process_group().is_main:
@@ -90,34 +92,34 @@ def resumed(make_job, folder):
     other.load_state_dict(copy.deepcopy(saved))
     for job in (straight, other):
         job.step(2)
-    for one, its_other in zip(local(straight), local(other), strict=True):
-        assert torch.equal(one, its_other)
-    return numbers(saved)
+    for first, second in zip(local_tensors(straight), local_tensors(other), strict=True):
+        assert torch.equal(first, second)
+    return flat_numbers(saved)
 
 
-def local(job):
-    """What this process holds of all weights, buffers and moments."""
-    held = [*job.method.trained.values(), job.average]
-    tensors = [value for network in held for value in network.state_dict().values()]
+def local_tensors(job):
+    """This process's parts of all weights, buffers and moments."""
+    networks = [*job.method.trained.values(), job.average]
+    tensors = [value for network in networks for value in network.state_dict().values()]
     for optimizer in job.optimizers.values():
         tensors += [value for moments in optimizer.state.values() for value in moments.values()]
     return [value.to_local() if is_sharded(value) else value for value in tensors]
 
 
-def work(folder):
-    """Tensors by name, the same whatever the number of processes."""
+def results(folder):
+    """Tensors by name, which do not depend on the number of processes."""
     torch.set_num_threads(1)
     source, teacher = open_source("markov", length=32), didi.load("markov")
     found = {}
     for name, config in distillations().items():
         config, inputs = replace(config, teacher="markov"), Inputs(source, CPU, folder / name, teacher)
         if name in RESUMED:
-            found[f"{name}, checkpoint"] = resumed(partial(make_trainer, config, inputs), folder / name)
+            found[f"{name}, checkpoint"] = resumed_checkpoint(partial(make_trainer, config, inputs), folder / name)
         job = make_trainer(config, inputs)
-        # Of equal weights: one figure over all of them adds up how a rounding turned each.
+        # Before the first step, while weights are equal: later ones differ by rounding, which adds up in this figure.
         found[f"{name}, validation"] = torch.tensor(list(job.validate().values()))
         metrics = [dict(job.step(step)) for step in range(job.num_steps)]
-        for row in metrics:  # the row that serves all sequences passes once in each process
+        for row in metrics:  # the shared row of the first state passes once in each process
             row.pop("sequence_passes")
         for network in job.method.trained:
             parameters = [p.detach().flatten() for p in getattr(job.bundle(), network).parameters()]
@@ -144,6 +146,6 @@ def work(folder):
 
 
 if __name__ == "__main__":
-    with init_process_group() as here:
+    with init_process_group() as group:
         path = Path(sys.argv[1])
-        torch.save(work(path), path / f"rank-{here.rank}.pt")
+        torch.save(results(path), path / f"rank-{group.rank}.pt")

@@ -54,7 +54,7 @@ def resolve(name: str, default: Any, recipes: Mapping[str, Any], args: Sequence[
             raise UsageError(f"--preset is for distill, with {' or '.join(PRESETS)}; got it with {name}")
         base = preset(base, preset_name)
     if overrides:
-        base = record_from(type(base), base.current(overrides, base), source=str(config_file), base=base)
+        base = record_from(type(base), base.upgraded(overrides, base), source=str(config_file), base=base)
     prog = f"{prog} {chosen}" if has_recipe else prog
     words = _current_flags(args[has_recipe:], base)
     parsed = parse(type(default), words, prog=prog, default=replace(default, config=base))
@@ -135,7 +135,7 @@ def _current_flags(args: Sequence[str], base: RunConfig) -> Sequence[str]:
     given = vars(found)
     if not given:
         return args
-    objective = base.current({"objective": given}, base)["objective"]
+    objective = base.upgraded({"objective": given}, base)["objective"]
     return [*rest, *(word for name, value in objective.items() for word in (f"--objective.{name}", str(value)))]
 
 

@@ -211,7 +211,7 @@ def _ours(folder: RunFolder, config: Config, *, resume: bool, overwrite: bool) -
         if process_group().is_main:
             try:
                 held.enter_context(folder.locked())
-                folder.prepare(_yaml(config), resume=resume, overwrite=overwrite, current=type(config).current)
+                folder.prepare(_yaml(config), resume=resume, overwrite=overwrite, upgrade=type(config).upgraded)
             except (DidiError, OSError) as error:
                 refused = [error]
         for found in process_group().all_gather_items(refused):

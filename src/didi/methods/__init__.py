@@ -13,8 +13,8 @@ from didi.methods.mmd import Mmd
 from didi.methods.sdtt import Sdtt
 from didi.methods.settings import RunConfig
 
-METHODS: dict[str, type[Any]] = {one.name: one for one in (Elbo, Duo, Didi, Sdtt, Dcd, Dimo, Mmd)}
-"""Classes with the contract of ``methods.base.Method``."""
+METHODS: dict[str, type[Any]] = {method.name: method for method in (Elbo, Duo, Didi, Sdtt, Dcd, Dimo, Mmd)}
+"""Classes that implement ``methods.base.Method``, by name."""
 
 __all__ = ["METHODS", "Method", "find_method", "method_of"]
 
@@ -31,6 +31,6 @@ def find_method(name: str) -> type[Any]:
 
 
 def method_of(settings: RunConfig) -> type[Any]:
-    """The class of the method that ``settings`` belong to."""
-    (found,) = [one for one in METHODS.values() if one.settings_type is type(settings)]
-    return found
+    """The method whose settings class is that of ``settings``."""
+    (method,) = [kind for kind in METHODS.values() if kind.settings_type is type(settings)]
+    return method

@@ -1,8 +1,8 @@
-"""What the trainer asks of a training method, and what a method may ask of the trainer.
+"""The interface between the trainer and a training method.
 
-The trainer (``training.trainer``) owns loops, devices, precision, optimizers, averages, sharding and checkpoints. A
-method owns its algorithm: what is trained, on which batch, by which losses in which order. A new method is one file
-with its settings and its class, one line in ``didi.methods.METHODS`` and one recipe.
+The trainer (``training.trainer``) implements loops, devices, precision, optimizers, averages, sharding and checkpoints.
+A method implements its algorithm: the trained networks, the batches, the losses and their order. A new method is one
+file with its settings and its class, one line in ``didi.methods.METHODS`` and one recipe.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -30,9 +30,9 @@ class Update:
     """One update of one network within a step.
 
     Attributes:
-        network: name in ``Method.trained``.
-        loss: from the batch of ``Method.prepare`` to the loss of a micro-batch, and figures for the log.
-        step: place of the update in the learning-rate schedule of the network, from 0.
+        network: key in ``Method.trained``.
+        loss: maps the batch of ``Method.prepare`` to the loss of a micro-batch and to figures for the log.
+        step: position of the update in the learning-rate schedule of the network, from 0.
         num_steps: length of that schedule.
     """
 
@@ -44,10 +44,10 @@ class Update:
 
 @runtime_checkable
 class Runtime(Protocol):
-    """What the trainer does for a method.
+    """The services of the trainer that a method may use.
 
     Attributes:
-        device: where the networks are.
+        device: device of the networks.
     """
 
     device: torch.device
@@ -55,28 +55,28 @@ class Runtime(Protocol):
     def call(self, network: str, function: Callable[..., R], *args: Any, **options: Any) -> R:
         """``function(network, ...)`` for a trained network, under autocast; gradients are synchronised over processes.
 
-        Back-propagate through what it returns once. Calls that need no gradient go to the network itself.
+        Back-propagate through the result exactly once. A pass that needs no gradient calls the network directly.
         """
         ...
 
     def cast(self) -> AbstractContextManager[Any]:
-        """Autocast for network passes outside ``call``."""
+        """Context manager: autocast for network passes outside ``call``."""
         ...
 
     def averaged(self) -> nn.Module:
-        """The network ``Method.averaged`` with the moving average of its weights, in eval mode."""
+        """The network ``Method.averaged_network`` with the moving average of its weights, in eval mode."""
         ...
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a method is built from.
+    """Constructor inputs of a method, beside its settings.
 
     Attributes:
         source: token sequences.
-        device: where the networks live.
-        folder: of the run, for what a method keeps there.
-        teacher: bundle of the teacher; None for methods without one.
+        device: device of the networks.
+        folder: folder of the run, for files that a method keeps.
+        teacher: bundle of the teacher; None for methods without a teacher.
     """
 
     source: Source
@@ -86,10 +86,10 @@ class Inputs:
 
 
 def teacher_of(bundle: Bundle) -> DenoiserNetwork:
-    """The network that a distillation takes as its teacher; a student never stands in for it.
+    """The teacher network of a bundle; a student is never used in its place.
 
     Raises:
-        UsageError: the bundle has none.
+        UsageError: the bundle has no teacher.
     """
     if bundle.teacher is None:
         raise UsageError(
@@ -105,15 +105,15 @@ class Method(Protocol):
     """A training method; constructed as ``Kind(settings, inputs)``.
 
     Attributes:
-        name: in ``METHODS`` and on the command line.
+        name: key in ``METHODS``, and the name on the command line.
         settings_type: dataclass of its settings.
-        settings: of this run.
+        settings: settings of this run.
         trained: networks with gradients, by name.
-        frozen: networks that are read only; the trainer may replace them by sharded copies.
+        frozen: networks without gradients, by name; the trainer may replace them by sharded copies.
         averaged_network: name of the trained network of which a moving average is kept.
-        optimizers: of each trained network.
+        optimizers: optimizer settings of each trained network, by its name.
         num_steps: steps of the whole run.
-        tokens_per_step: tokens that a step learns from.
+        tokens_per_step: training tokens of a step.
     """
 
     name: ClassVar[str]
@@ -127,15 +127,15 @@ class Method(Protocol):
     tokens_per_step: int
 
     def start(self, runtime: Runtime) -> None:
-        """Called once, when networks are placed, sharded and averaged, before the first step."""
+        """Called once before the first step, after networks are moved to the device and sharded."""
         ...
 
     def prepare(self, step: int, micro_batch: int) -> Any:
-        """The batch of a micro-batch; a function of seed, step and number alone."""
+        """The batch of micro-batch number ``micro_batch``; it depends on seed, step and this number only."""
         ...
 
     def updates(self, step: int) -> Sequence[Update]:
-        """The updates of a step in their order; each is stepped before the next loss is formed."""
+        """The updates of a step in order; the optimizer steps after each, before the next loss is computed."""
         ...
 
     def end_step(self, step: int) -> None:
@@ -147,13 +147,13 @@ class Method(Protocol):
         ...
 
     def state_dict(self) -> dict[str, Any]:
-        """State beyond ``trained``."""
+        """State of the method beside the weights of ``trained``."""
         ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Back to a state of ``state_dict``."""
+        """Restore a state of ``state_dict``."""
         ...
 
     def bundle(self) -> Bundle:
-        """The finished networks; those of ``trained`` may be sharded or adapted, see ``training.distributed``."""
+        """The result of the run; its networks may be sharded or have adapters, see ``Trainer.bundle``."""
         ...

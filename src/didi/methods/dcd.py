@@ -12,23 +12,23 @@ The run is divided into rounds; the interval of round r = 0, 1, ... is dt = 2^r 
 5. At the end of a round the target takes the weights of the student, not their moving average.
 
 The trajectory of the paper is argmax(a x0 + sigma eps) of Gaussian diffusion for a fixed noise vector eps, Eq. 22. Let
-m be the largest number of eps at the other symbols. The argmax is x0 where a / sigma exceeds m - eps at x0, and
-otherwise the symbol of m, which is the same one at all times and uniform among the others: one number and one symbol
-decide a position. With a / sigma such that the marginal is that of uniform-state diffusion, the joint distribution of
-the states at s < t is
+m be the largest entry of eps at symbols other than x0. The argmax is x0 where a / sigma exceeds m minus the entry of
+eps at x0, and otherwise the symbol of m, which does not depend on time and is uniform over the symbols other than x0.
+So one number and one symbol determine the trajectory of a position. With a / sigma chosen so that the marginal is that
+of uniform-state diffusion, the joint distribution of the states at s < t is
 
 .. math:: P(z_t = x_0) = \alpha_t + (1 - \alpha_t)/K, \quad P(z_s = x_0, z_t = j) = (\alpha_s - \alpha_t)/K, \quad
     P(z_s = z_t = j) = (1 - \alpha_s)/K \quad (j \ne x_0),
 
-which is that of ``Uniform.corrupt`` with the same draws at both times. Neither latents of K numbers a position nor the
-integral of Eq. 10 have to be computed.
+which ``Uniform.corrupt`` has too when both times use the same draws. Neither latents of K numbers for each position nor
+the integral of Eq. 10 have to be computed.
 
 Departures from the paper and its public code (github.com/s-sahoo/duo):
 
-- Time is that of the teacher's process, so that dt is a move of its sampler. The paper spaces times evenly in the
-  Gaussian signal rate, the code in the log noise-to-signal ratio.
-- Where an interval would reach beyond [0, 1], ``boundary`` says what is done. The paper has s = max(t - dt, 0), the
-  code t = min(u + dt, 1) for u in [1e-3, 1]. At s = 0 the state is x0 and the target is the prediction for it.
+- Times are those of the teacher's process, so that dt is the length of a move of its sampler. The paper spaces times
+  evenly in the Gaussian signal rate, the code in the log noise-to-signal ratio.
+- ``boundary`` chooses how an interval that exceeds [0, 1] is moved. The paper has s = max(t - dt, 0), the code
+  t = min(u + dt, 1) for u in [1e-3, 1]. At s = 0 the state is x0 and the target is the prediction for it.
 - The student is trained without dropout, row 7 of ``docs/deviations.md``.
 """
 
@@ -48,7 +48,7 @@ from didi.errors import UsageError
 from didi.methods.base import Figures, Inputs, Update
 from didi.methods.distillation import Distillation
 from didi.methods.frozen_copy import FrozenCopy
-from didi.methods.settings import DistillationConfig, LoopConfig, OptimizerConfig, at_least, share
+from didi.methods.settings import DistillationConfig, LoopConfig, OptimizerConfig, check_at_least, check_fraction
 from didi.models.bundle import Bundle
 from didi.models.denoiser import Denoiser
 from didi.models.networks import DenoiserNetwork
@@ -63,58 +63,58 @@ class DcdConfig(DistillationConfig):
     """Discrete consistency distillation; "Sec." refers to the paper, "the public code" is s-sahoo/duo."""
 
     rounds: int = 5
-    """Rounds of equal length into which ``loop.steps`` are divided; 5 in Sec. 5.2. A run that is cut
-    (``--max-steps``, ``--max-minutes``) keeps their number."""
+    """Rounds of equal length into which ``loop.steps`` are divided; 5 in Sec. 5.2. A run shortened by
+    ``--max-steps`` or ``--max-minutes`` has the same number of rounds."""
     num_intervals: int = 512
-    """Intervals of time in the first round, half as many in each further round, down to the number of moves that the
-    student is meant for; 512 in Sec. 5.2, which is 32 in the fifth round."""
+    """Time intervals in the first round, halved in each further round; those of the last round are the moves that the
+    student is trained for. 512 in Sec. 5.2, so that the fifth round has 32."""
     divergence: Divergence = "backward"
     """``backward``, KL(student || target), is Eq. 23 and the public code's default (kl-bwd); ``forward`` is
     KL(target || student), ``jeffreys`` their sum."""
     boundary: Boundary = "noise"
-    """At which end of time an interval is moved that does not fit: ``data`` is s = max(t - dt, 0) as in Algorithm 1,
-    ``noise`` is t = min(u + dt, 1), s = t - dt as in the public code."""
+    """How an interval that exceeds [0, 1] is moved: ``data`` is s = max(t - dt, 0) as in Algorithm 1, ``noise`` is
+    t = min(u + dt, 1), s = t - dt as in the public code."""
     t_min: float = 1e-3
-    """Least time that is drawn, in [0, 1): of t, or of u with boundary ``noise``; 1e-3 in the public code."""
+    """Lower bound of the drawn times t, or u with boundary ``noise``, in [0, 1); 1e-3 in the public code."""
     optimizer: OptimizerConfig = field(
         default_factory=lambda: OptimizerConfig(
             learning_rate=6e-5, warmup_steps=500, decay="constant", weight_decay=0.0
         )
     )
-    """Of the student; the rate and the warm-up of the public code's scripts/distil_owt.sh."""
+    """Optimizer of the student; rate and warm-up are those of scripts/distil_owt.sh in the public code."""
     loop: LoopConfig = field(default_factory=lambda: LoopConfig(steps=50_000, batch_size=128, ema_decay=0.999))
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        at_least(1, self, "rounds", "num_intervals")
-        share(self, "t_min")
+        check_at_least(1, self, "rounds", "num_intervals")
+        check_fraction(self, "t_min")
         if self.num_intervals % 2 ** (self.rounds - 1):
             raise UsageError(
-                f"num_intervals is a multiple of 2^(rounds - 1), since it is halved in each round; got "
+                f"num_intervals is a multiple of 2^(rounds - 1), since every round after the first halves it; got "
                 f"{self.num_intervals} and {self.rounds} rounds: set it to {2 ** (self.rounds - 1)} times the moves of "
                 "the student"
             )
         if self.loop.fsdp:
-            raise UsageError("method dcd goes without loop.fsdp, since its target network is a copy: turn it off")
+            raise UsageError("method dcd cannot be combined with loop.fsdp: turn loop.fsdp off")
 
     def round_of(self, step: int) -> int:
         """Round of a step, from 0."""
         return step * self.rounds // self.loop.steps
 
     def intervals_at(self, step: int) -> int:
-        """Intervals of time in the round of a step, 1 / dt."""
+        """Number of time intervals, 1 / dt, in the round of a step."""
         return self.num_intervals >> self.round_of(step)
 
 
 @dataclass(frozen=True)
 class Batch:
-    """One micro-batch of this process: two states of a trajectory of each sequence.
+    """One micro-batch of this process: two states on one trajectory for each sequence.
 
     Attributes:
-        z_t: noisier states, which the student reads.
-        t: their times.
-        z_s: less noisy states, which the target network reads.
-        s: their times.
+        z_t: noisier states, inputs of the student.
+        t: times of ``z_t``.
+        z_s: less noisy states, inputs of the target network.
+        s: times of ``z_s``.
     """
 
     z_t: Int[Tensor, "b l"]
@@ -124,7 +124,7 @@ class Batch:
 
 
 class Dcd(Distillation):
-    """See ``methods.base.Method``; a student of uniform-state diffusion."""
+    """See ``methods.base.Method``; trains a student of uniform-state diffusion."""
 
     name: ClassVar[str] = "dcd"
     settings_type = DcdConfig
@@ -140,17 +140,17 @@ class Dcd(Distillation):
         self.optimizers = {"student": settings.optimizer}
 
     def prepare(self, step: int, micro_batch: int) -> Batch:
-        """States of this process's share, of draws that are made for the whole step."""
+        """This process's states of the micro-batch; random numbers are drawn for the whole step and then split."""
         settings, device = self.settings, self.runtime.device
         generator = named_generator(settings.seed, "dcd", step)
         t = low_discrepancy_times(self.sequences_per_step, generator, t_min=settings.t_min)
         shape = (self.sequences_per_step, settings.data.length, self.process.draws_per_position)
         draws = torch.rand(shape, dtype=torch.float64, generator=generator)
-        t, draws = (one.split(settings.loop.batch_size)[micro_batch] for one in (t, draws))
+        t, draws = (values.split(settings.loop.batch_size)[micro_batch] for values in (t, draws))
         t, s = interval(t, 1 / settings.intervals_at(step), settings.boundary)
         x0, t, s, draws = (
-            to_device(process_group().local_rows(one), device)
-            for one in (self.clean_rows(step, micro_batch), t, s, draws)
+            to_device(process_group().local_rows(rows), device)
+            for rows in (self.clean_rows(step, micro_batch), t, s, draws)
         )
         return Batch(self.process.corrupt(x0, t, draws), t, self.process.corrupt(x0, s, draws), s)
 
@@ -159,7 +159,7 @@ class Dcd(Distillation):
         return [Update("student", self._loss, step, self.num_steps)]
 
     def _loss(self, batch: Batch) -> tuple[Tensor, Figures]:
-        """Eq. 23, mean over positions, in nats."""
+        """Eq. 23: the mean divergence over positions, in nats."""
         target = cast(DenoiserNetwork, self.frozen["target"])
         with torch.no_grad(), self.runtime.cast():
             target_logits = _logits(target, self.process, batch.z_s, batch.s)
@@ -168,7 +168,7 @@ class Dcd(Distillation):
         return loss, {"consistency_loss": loss.detach()}
 
     def end_step(self, step: int) -> None:
-        """The target of a new round is the student."""
+        """Copy the student into the target network at the end of a round."""
         settings = self.settings
         if settings.round_of(step + 1) > settings.round_of(step) and step + 1 < self.num_steps:
             self._target.renew(self.student)
@@ -183,20 +183,20 @@ class Dcd(Distillation):
         self._target.load_state_dict(state.get("target", {}))
 
     def bundle(self) -> Bundle:
-        """The averaged student, meant for the intervals of the last round, and its teacher."""
+        """The averaged student, intended for as many moves as the last round has intervals, and its teacher."""
         return replace(super().bundle(), intended_nfe=self.settings.intervals_at(self.num_steps - 1))
 
 
 def interval(
     times: Float[Tensor, " b"], length: float, boundary: Boundary
 ) -> tuple[Float[Tensor, " b"], Float[Tensor, " b"]]:
-    """Noisier and less noisy end of an interval in [0, 1] for each time.
+    """The noisier end t and the less noisy end s of an interval in [0, 1] for each time.
 
     Args:
         times: drawn times in [0, 1].
-        length: of the intervals, in (0, 1].
-        boundary: see ``DcdConfig.boundary``. With ``data`` an interval ends at the time, and begins at 0 at the least;
-            with ``noise`` it begins at the time, and is moved down where it would end after 1.
+        length: length of the intervals, in (0, 1].
+        boundary: see ``DcdConfig.boundary``. With ``data`` the drawn time is t, and s is at least 0; with ``noise`` it
+            is s, and the interval is moved down if t would exceed 1.
     """
     if boundary == "data":
         return times, (times - length).clamp_min(0)

@@ -1,21 +1,21 @@
 r"""DiDi-Instruct, Algorithm 1 of the paper; departures are listed in ``docs/deviations.md``.
 
-One step, after a warm-up in which the student is left out and before lessons for guidance (5.) in which it is finished
-(all there is of a run with ``loop.steps`` 0):
+A run has three phases: a warm-up that trains the discriminator only, the updates of the student, and guidance steps
+(ours), which train the discriminator only, on states of the finished student's ancestral sampler. A run with
+``loop.steps`` 0 has no updates of the student. One step with an update of the student:
 
 1. Roll out the student: states z_tau, completions x and their corruptions z_t, with log-probabilities (``rollout``).
    With ``reference_steps`` the discriminator learns from samples of an earlier student instead (``reference``).
-2. Corrupt real sequences to the same times t; the discriminator descends the cross-entropy of Eq. 8 on both sides.
-   Repeat as often as ``steps_per_student_step`` says, with other real rows and other corruptions of the same samples
-   or, with ``fresh_rollouts``, other samples.
-3. Read the updated discriminator's log-ratio of each z_t as its reward, Eq. 6, and subtract baselines, Eq. 7.
+2. Corrupt real sequences to the same times t; the discriminator descends the cross-entropy of Eq. 8 of both.
+   Repeat ``steps_per_student_step`` times, each time with other real rows and with other corruptions of the same
+   samples or, with ``fresh_rollouts``, with other samples.
+3. The reward of each z_t is its log-ratio under the updated discriminator, Eq. 6; subtract baselines, Eq. 7.
 4. The student descends omega(t) times reward times score, Eq. 5 and 9, plus the divergence from the teacher and minus
    the entropy bonus at both moves, App. F.3.
-5. Lessons for guidance (ours): the discriminator alone learns from states of the finished student's own sampler.
 
-With sequences of different lengths, as proteins, the student's samples have the lengths of the real rows that they are
-compared with; with several completions of a state, or rollouts that are used again, in distribution alone. Padding,
-begin and end symbols are never written, scored or averaged.
+If sequences have different lengths, such as proteins, the student's samples have the lengths of the real rows that they
+are compared with; if a state has several completions, or rollouts are used again, only the distributions of lengths are
+equal. Padding, begin and end symbols are never written, scored or averaged.
 """
 
 from collections.abc import Sequence
@@ -34,9 +34,9 @@ from didi.diffusion.uniform import Uniform
 from didi.methods.base import Figures, Inputs, Runtime, Update
 from didi.methods.didi_networks import check_lengths, check_objective, initial_networks
 from didi.methods.didi_settings import DistillConfig
+from didi.methods.discriminator_step import corrupted, discriminator_step_loss
 from didi.methods.distillation import Distillation
-from didi.methods.judging import corrupted, judged
-from didi.methods.lessons import lesson_states, numbers_of_lessons
+from didi.methods.guidance_states import guidance_states, num_guidance_uniforms
 from didi.methods.real_source import real_sampler
 from didi.methods.reference import Reference
 from didi.methods.regularisation import TeacherLogProbs, regularisation
@@ -57,7 +57,7 @@ from didi.process_group import process_group
 
 
 class Didi(Distillation):
-    """See ``methods.base.Method``; steps count the warm-up first, so that a run resumes in any phase."""
+    """See ``methods.base.Method``; step numbers include the warm-up, so that a run can resume in any phase."""
 
     name: ClassVar[str] = "didi"
     settings_type = DistillConfig
@@ -81,10 +81,10 @@ class Didi(Distillation):
         self._warmup_objective = settings.warmup_objective
         self.last_student_step = self.warmup_steps + loop.steps
         self.tokens_per_step *= settings.objective.completions
-        self._of_teacher = TeacherLogProbs(self.process)
+        self._teacher_log_probs = TeacherLogProbs(self.process)
 
     def start(self, runtime: Runtime) -> None:
-        """Prepare the real side, which may sample the teacher."""
+        """Prepare the real samples, which may be drawn from the teacher."""
         super().start(runtime)
         frozen = Bundle(teacher=self.teacher, process=self.process, name=self.settings.teacher)
         self._real = real_sampler(self.settings, self.source, frozen, self._inputs.folder)
@@ -95,33 +95,34 @@ class Didi(Distillation):
         return cast(Discriminator, self.trained["discriminator"])
 
     def prepare(self, step: int, micro_batch: int) -> Batch:
-        """Roll out the student; its gradient is kept where it is going to be updated."""
+        """Roll out the student, with gradient unless the step is one of the warm-up; guidance steps need no rollout."""
         if step >= self.last_student_step:
             return Batch(step, micro_batch)
         is_warmup = step < self.warmup_steps
         return Batch(step, micro_batch, self._rollout(step, micro_batch, 0, has_gradient=not is_warmup))
 
     @property
-    def _num_judged(self) -> int:
+    def _num_completions(self) -> int:
         """Completions of each state that the discriminator learns from."""
         return self.settings.discriminator.completions or self.settings.objective.completions
 
-    def _real_side(self, step: int, number: int, repeat: int, num_rows: int) -> Canvas:
-        """Real sequences of all processes."""
+    def _real_sequences(self, step: int, number: int, repeat: int, num_rows: int) -> Canvas:
+        """Real sequences for all processes."""
         return self.source.canvas(self._real(step, number, repeat, num_rows))
 
     def _canvas(self, step: int, number: int, repeat: int) -> Canvas | None:
-        """What the student writes on, of this process; None where all sequences have one length."""
+        """Canvas of this process's student samples, with the lengths of real rows; None if all lengths are equal."""
         if not self.source.has_lengths:
             return None
-        size = self.settings.loop.batch_size * self._num_judged
-        real = self._real_side(step, number, repeat, size).rows(slice(None, None, self._num_judged))
+        size = self.settings.loop.batch_size * self._num_completions
+        real = self._real_sequences(step, number, repeat, size).rows(slice(None, None, self._num_completions))
         return real.rows(process_group().local_slice(len(real))).to(self.runtime.device)
 
     def _rollout(self, step: int, number: int, repeat: int, *, has_gradient: bool, real: int = 0) -> Rollout:
-        """Trajectories of the student; those without gradient are of the reference, where there is one.
+        """Trajectories of the student; without gradient, of the reference if there is one.
 
-        ``repeat`` names their random numbers, ``real`` the repeat whose real rows have their lengths.
+        ``repeat`` counts the rollouts of a micro-batch. Samples have the lengths of the real rows of the discriminator
+        update number ``real``.
         """
         settings = self.settings
         objective = self._warmup_objective if step < self.warmup_steps else settings.objective
@@ -135,82 +136,82 @@ class Didi(Distillation):
             return rollout(self._reference.network if self._reference else self.student, *arguments)
 
     def updates(self, step: int) -> Sequence[Update]:
-        """The discriminator's updates, then the student's, as the phase has them."""
+        """The discriminator's updates, then the student's, where the phase of the step has one."""
         settings = self.settings
         if step >= self.last_student_step:
-            lesson, num_lessons = step - self.last_student_step, settings.discriminator.guidance_steps
-            return [Update("discriminator", self._guidance_loss, lesson, num_lessons)]
-        judging = [
+            guidance_step, num_guidance_steps = step - self.last_student_step, settings.discriminator.guidance_steps
+            return [Update("discriminator", self._guidance_loss, guidance_step, num_guidance_steps)]
+        updates = [
             Update("discriminator", partial(self._discriminator_loss, repeat), step, self.last_student_step)
             for repeat in range(settings.discriminator.steps_per_student_step)
         ]
         if step < self.warmup_steps:
-            return judging
-        return [*judging, Update("student", self._student_loss, step - self.warmup_steps, settings.loop.steps)]
+            return updates
+        return [*updates, Update("student", self._student_loss, step - self.warmup_steps, settings.loop.steps)]
 
     def end_step(self, step: int) -> None:
-        """Renew the reference, where there is one."""
-        done = step + 1 - self.warmup_steps  # of the student's updates
+        """Copy the student into the reference every ``reference_steps`` updates."""
+        done = step + 1 - self.warmup_steps  # updates of the student so far
         if self._reference and 0 < done <= self.settings.loop.steps and not done % self._reference.num_steps:
             self._reference.renew(self.student)
 
     def _discriminator_loss(self, repeat: int, batch: Batch) -> tuple[Tensor, Figures]:
         """Cross-entropy of corrupted student samples against corrupted real ones, Eq. 8."""
         drawn, settings = cast(Rollout, batch.rollout), self.settings
-        has_reference = self._reference is not None and batch.step >= self.warmup_steps  # until then they are one
+        has_reference = self._reference is not None and batch.step >= self.warmup_steps  # in the warm-up both are equal
         is_fresh = has_reference or (repeat > 0 and settings.discriminator.fresh_rollouts)
         if is_fresh:
             drawn = self._rollout(batch.step, batch.number, repeat + has_reference, has_gradient=False, real=repeat)
-        num_completions = self._num_judged
+        num_completions = self._num_completions
         t = drawn.t.repeat_interleave(num_completions)
         generator = named_generator(settings.seed, "discriminator", batch.step, batch.number, repeat)
-        real = self._real_side(batch.step, batch.number, repeat, len(t) * process_group().size)
+        real = self._real_sequences(batch.step, batch.number, repeat, len(t) * process_group().size)
         fake = drawn.canvas.repeat_interleave(num_completions)
         shape = (2, len(real), max(real.length, fake.length), self.process.draws_per_position)
-        of_fake, of_real = torch.rand(shape, dtype=torch.float64, generator=generator)
-        of_fake, of_real = (process_group().local_rows(one).to(self.runtime.device) for one in (of_fake, of_real))
+        draws = torch.rand(shape, dtype=torch.float64, generator=generator)
+        fake_draws, real_draws = (process_group().local_rows(part).to(self.runtime.device) for part in draws)
         real = real.rows(process_group().local_slice(len(real))).to(self.runtime.device)
         if repeat == 0 or is_fresh:
             fake = fake.with_tokens(drawn.z_t[:, :num_completions, 0].flatten(0, 1))
         else:
             fake = fake.with_tokens(drawn.x[:, :num_completions].flatten(0, 1))
-            fake = corrupted(self.process, fake, t, of_fake)
-        return self._judged(fake, corrupted(self.process, real, t, of_real), t, drawn.num_moves)
+            fake = corrupted(self.process, fake, t, fake_draws)
+        return self._compare(fake, corrupted(self.process, real, t, real_draws), t, drawn.num_moves)
 
     def _guidance_loss(self, batch: Batch) -> tuple[Tensor, Figures]:
-        """As ``_discriminator_loss``, on states of the finished student's sampler."""
+        """Like ``_discriminator_loss``, on states of the finished student's ancestral sampler."""
         settings, device = self.settings, self.runtime.device
         num_rows, budget = settings.loop.batch_size, settings.objective.at_step(settings.seed, batch.step).moves
         num_moves = budget if settings.objective.budgets and budget else settings.discriminator.guidance_nfe
         generator = named_generator(settings.seed, "guidance", batch.step, *([batch.number] if batch.number else []))
-        move = torch.randint(1, num_moves + 1, (num_rows,), generator=generator)  # the last one leaves no masks
-        real, num_numbers = (
-            self._real_side(batch.step, batch.number, 0, num_rows),
-            numbers_of_lessons(self.student, self.process, num_moves),
-        )
-        draws = torch.rand(num_numbers, num_rows, real.length, dtype=torch.float64, generator=generator)
+        move = torch.randint(1, num_moves + 1, (num_rows,), generator=generator)  # the last leaves no mask
+        real = self._real_sequences(batch.step, batch.number, 0, num_rows)
+        num_draws = num_guidance_uniforms(self.student, self.process, num_moves)
+        draws = torch.rand(num_draws, num_rows, real.length, dtype=torch.float64, generator=generator)
         shape = (*real.tokens.shape, self.process.draws_per_position)
         uniforms = torch.rand(shape, dtype=torch.float64, generator=generator)
         move, uniforms = map(process_group().local_rows, (move, uniforms))
         real, uniforms = real.rows(process_group().local_slice(num_rows)).to(device), uniforms.to(device)
-        draws = torch.stack([process_group().local_rows(one) for one in draws]).to(device)
+        draws = torch.stack([process_group().local_rows(numbers) for numbers in draws]).to(device)
         t = 1 - move.double() / num_moves
         with self.runtime.cast():
             student = cast(DenoiserNetwork, self.runtime.averaged())
             if settings.objective.budgets:
                 student = student.at_budget(num_moves)
-            fake_t = lesson_states(student, move, num_moves, draws, self.process, real)
-        return self._judged(real.with_tokens(fake_t), corrupted(self.process, real, t, uniforms), t, num_moves)
+            z_t = guidance_states(student, move, num_moves, draws, self.process, real)
+        return self._compare(real.with_tokens(z_t), corrupted(self.process, real, t, uniforms), t, num_moves)
 
-    def _judged(
+    def _compare(
         self, fake: Canvas, real: Canvas, t: Float[Tensor, " b"], num_moves: int | None = None
     ) -> tuple[Tensor, Figures]:
-        """See ``judging.judged``."""
+        """See ``discriminator_step.discriminator_step_loss``."""
         smoothing = self.settings.discriminator.label_smoothing
-        return judged(self.runtime, self.discriminator, self.process, fake, real, t, num_moves, smoothing)
+        return discriminator_step_loss(
+            self.runtime, self.discriminator, self.process, fake, real, t, num_moves, smoothing
+        )
 
     def _rewards(self, drawn: Rollout) -> tuple[Float[Tensor, "s g c"], Figures]:
-        """Log-ratio of each corruption in nats, Eq. 6, with what a reference adds, and the share that the clamp cut."""
+        """Rewards in nats: log-ratios of Eq. 6, plus the log-ratio of student and reference; and figures."""
         objective, settings = self.settings.objective, self.settings.discriminator
         states, device = drawn.z_t.flatten(0, 2), self.runtime.device
         t = drawn.t.repeat_interleave(objective.completions * objective.corruptions).to(device)
@@ -218,7 +219,7 @@ class Didi(Distillation):
             level = self.process.noise_level(self.discriminator, t)
             mask = drawn.of_corruptions.attention_mask
             logits = log_ratio_logits(self.discriminator.at_budget(drawn.num_moves), states, level, mask)
-            moved = self._reference.log_ratio(drawn) if self._reference else None
+            reference_ratio = self._reference.log_ratio(drawn) if self._reference else None
         if settings.unsmooth:
             logits = unsmooth(logits, settings.label_smoothing)
         is_masked, reduction = self.process.is_predicted(states), objective.reward_reduction
@@ -228,54 +229,55 @@ class Didi(Distillation):
             figures["clamp_fraction"] = (rewards.abs() > bound).float().mean()
             rewards = rewards.clamp(-bound, bound)
         rewards = rewards.view(drawn.z_t.shape[:3])
-        if moved is None:
+        if reference_ratio is None:
             return rewards, figures
-        return rewards + moved[:, :, None], figures | {"reference_log_ratio": moved.mean()}
+        return rewards + reference_ratio[:, :, None], figures | {"reference_log_ratio": reference_ratio.mean()}
 
     def _student_loss(self, batch: Batch) -> tuple[Tensor, Figures]:
         """Policy gradient of Eq. 5 with the advantage of Eq. 7 and the split score of Eq. 9, and the regularisers."""
         drawn, objective = cast(Rollout, batch.rollout), self.settings.objective
         rewards, figures = self._rewards(drawn)
         is_masked_tau, is_masked_t = (self.process.is_predicted(z) for z in (drawn.z_tau, drawn.z_t))
-        log_probs, is_short = drawn.completion_log_probs, objective.revealed_only
+        log_probs, revealed_only = drawn.completion_log_probs, objective.revealed_only
         first_score = drawn.first_score
-        second_score = second_move_score(log_probs, is_masked_tau, is_masked_t, revealed_only=is_short)
+        second_score = second_move_score(log_probs, is_masked_tau, is_masked_t, revealed_only=revealed_only)
         if objective.pg_reduction == "token-mean":
             num_free = drawn.canvas.num_free
             first_score, second_score = first_score / num_free, second_score / num_free[:, None, None]
-        all_rewards = process_group().all_gather(rewards)  # groups and their spread are those of the whole batch
-        of_all = advantages(
+        all_rewards = process_group().all_gather(rewards)  # groups extend over all processes
+        all_advantages = advantages(
             all_rewards,
             grouping=objective.advantage,
             group_size=objective.group_size,
             normalise=objective.normalise_advantage,
             clamp=objective.advantage_clamp,
         )
-        advantage = Advantages(*map(process_group().local_rows, of_all))
+        advantage = Advantages(*map(process_group().local_rows, all_advantages))
         weights = objective.time_weights(drawn.t, self.process.schedule).to(rewards.device)
         policy = policy_loss(first_score, second_score, advantage, weights).mean()
         with self.runtime.cast():
-            of_teacher = self._of_teacher(self.teacher, drawn) if objective.divergence_weight else []
-        regulariser, regularised = regularisation(drawn.log_probs_of_moves, of_teacher, objective)
+            teacher_log_probs = self._teacher_log_probs(self.teacher, drawn) if objective.divergence_weight else []
+        regulariser, regularised = regularisation(drawn.log_probs_of_moves, teacher_log_probs, objective)
         rewarded = {"reward": all_rewards.mean(), "reward_std": all_rewards.std()}
         return policy + regulariser, {**rewarded, **figures, **regularised}
 
     def validate(self) -> dict[str, float]:
-        """Log-ratio of a batch of held-out sequences, and the NELBO per token of the averaged student on all, in nats.
+        """Mean log-ratio of a batch of held-out sequences; NELBO per token of the averaged student on all, in nats.
 
         A student that starts from random tokens or reads latent codes has no NELBO.
         """
         rows = self.source.validation[: self.settings.loop.validation_sequences][: self.settings.loop.batch_size]
-        judged = self.discriminator, self.process, self.source.canvas(rows).trimmed(), self.runtime
-        log_ratio = mean_log_ratio(*judged, is_clean=self.settings.judges_finished)
+        canvas = self.source.canvas(rows).trimmed()
+        is_clean = self.settings.scores_finished_samples
+        log_ratio = mean_log_ratio(self.discriminator, self.process, canvas, self.runtime, is_clean=is_clean)
         has_bound = not (self.settings.starts_at_random or self.settings.has_latent_codes)
-        of_student = super().validate() if has_bound else {}  # of a student that reads states of masks, and no codes
-        return {**of_student, "validation_log_ratio": log_ratio}
+        bound = super().validate() if has_bound else {}
+        return {**bound, "validation_log_ratio": log_ratio}
 
     def state_dict(self) -> dict[str, Any]:
-        """Digest of the teacher's weights, and the reference."""
-        kept = {"reference": self._reference.state_dict()} if self._reference else {}
-        return {**super().state_dict(), **kept}
+        """Digest of the teacher's weights, and the weights of the reference if there is one."""
+        reference = {"reference": self._reference.state_dict()} if self._reference else {}
+        return {**super().state_dict(), **reference}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """See ``state_dict``."""
@@ -287,7 +289,7 @@ class Didi(Distillation):
         """The averaged student, its teacher and the discriminator."""
         objective = self.settings.objective
         num_moves = 1 if objective.trajectory == "one-step" else objective.moves
-        if not self.settings.loop.steps:  # another run trained the student; the discriminator is one of these moves
+        if not self.settings.loop.steps:  # another run trained the student; guidance steps have these moves
             num_moves = self.settings.discriminator.guidance_nfe
         return replace(
             super().bundle(),

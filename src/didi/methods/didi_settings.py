@@ -5,15 +5,15 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from didi.errors import UsageError
-from didi.methods.objective_settings import ObjectiveConfig, current_objective
+from didi.methods.objective_settings import ObjectiveConfig, upgraded_objective
 from didi.methods.settings import (
     DistillationConfig,
     OptimizerConfig,
     RunConfig,
-    at_least,
+    check_at_least,
+    check_finite,
+    check_fraction,
     check_sharding,
-    finite,
-    share,
 )
 
 __all__ = ["DiscriminatorSettings", "DistillConfig", "ObjectiveConfig"]
@@ -26,53 +26,56 @@ class DiscriminatorSettings:
     output: Literal["token", "sequence"] = "token"
     """One logit for each token (text), or one for a sequence (proteins, App. F.6)."""
     trainable_blocks: int | None = None
-    """Last blocks that are trained beside the head; the rest stays as in the teacher. None trains all; 4 released."""
+    """Number of last blocks that are trained beside the head; other blocks keep the teacher's weights. None trains all
+    blocks; 4 in the released code."""
     is_time_conditioned: bool = True
-    """Whether it reads the noise level (row 9)."""
+    """Whether the discriminator reads the noise level (row 9)."""
     label_smoothing: float = 0.1
     """Smoothing epsilon of the labels 1 - eps/2 and eps/2; 0.2 for the labels 0.9 and 0.1 of the released code (row
     8)."""
     unsmooth: bool = False
-    """Undo the smoothing when a logit is read as a log-ratio (row 8)."""
+    """Correct log-ratios for the label smoothing (row 8)."""
     warmup_steps: int = 300
-    """Steps before the first student update in which only the discriminator learns."""
+    """Steps before the first student update, in which only the discriminator is trained."""
     warmup_moves: int = 2
-    """Moves of the student in them. 2: two moves even where the objective's trajectory is a path, since it learns
-    faster from these; more: a path of so many moves."""
+    """Moves of the student in the warm-up. 2: two moves even if the objective's trajectory is a path, since the
+    discriminator learns faster from two moves; 3 or more: a path of so many moves."""
     steps_per_student_step: int = 1
     """Discriminator updates for each student update, each on fresh corruptions and fresh real rows."""
     completions: int | None = None
-    """Completions of each state that it learns from, None for all; those of one state are alike, so 1 loses little."""
+    """Completions of each state that the discriminator learns from, None for all; completions of one state are similar,
+    so that 1 loses little."""
     fresh_rollouts: bool = False
-    """Whether the further updates of a step learn from other samples of the student, rolled out for them; otherwise
-    from other corruptions of the step's samples."""
+    """Whether the second and further discriminator updates of a step have new samples of the student; otherwise they
+    have new corruptions of the same samples."""
     real_source: str = "corpus"
-    """Real side: ``corpus``; ``teacher-pool``, teacher samples drawn once and reused; or ``teacher-steps=K``, drawn
-    anew at every step with K passes (row 1)."""
+    """Real samples: ``corpus``; ``teacher-pool``, teacher samples drawn once and reused; or ``teacher-steps=K``,
+    teacher samples drawn at every step with K passes (row 1)."""
     pool_size: int = 4096
     """Sequences in a teacher pool."""
     pool_nfe: int = 128
     """Passes per sequence of a teacher pool."""
     guidance_steps: int = 0
-    """Steps after the last student update in which only the discriminator learns, from states of the finished
-    student's own sampler: those that guided sampling scores."""
+    """Steps after the last student update, in which only the discriminator is trained, on states of the finished
+    student's ancestral sampler, which are the states that guided sampling scores."""
     guidance_nfe: int = 8
-    """Moves of that sampler; with ``objective.budgets``, one of them is drawn for each step instead."""
+    """Moves of that sampler; with ``objective.budgets``, each step draws one of the budgets instead."""
 
     def __post_init__(self) -> None:
         if self.fresh_rollouts and self.steps_per_student_step == 1:
             raise UsageError(
-                "discriminator.fresh_rollouts is for discriminator.steps_per_student_step of 2 or more; got 1: raise "
+                "discriminator.fresh_rollouts needs discriminator.steps_per_student_step of 2 or more; got 1: raise "
                 "it, or turn fresh_rollouts off (--discriminator.no-fresh-rollouts)"
             )
-        at_least(0, self, "warmup_steps", "guidance_steps")
-        at_least(2, self, "warmup_moves")
-        at_least(1, self, "steps_per_student_step", "pool_size", "pool_nfe", "guidance_nfe")
-        share(self, "label_smoothing")
-        finite(self)
+        check_at_least(0, self, "warmup_steps", "guidance_steps")
+        check_at_least(2, self, "warmup_moves")
+        check_at_least(1, self, "steps_per_student_step", "pool_size", "pool_nfe", "guidance_nfe")
+        check_fraction(self, "label_smoothing")
+        check_finite(self)
         if self.unsmooth and not self.label_smoothing:
             raise UsageError(
-                "discriminator.unsmooth undoes discriminator.label_smoothing; got it with 0.0: turn it off, or smooth"
+                "discriminator.unsmooth needs a positive discriminator.label_smoothing; got 0: raise label_smoothing, "
+                "or turn unsmooth off"
             )
 
 
@@ -80,8 +83,8 @@ class DiscriminatorSettings:
 class DistillConfig(DistillationConfig):
     """Distillation of a teacher into a few-step student by DiDi-Instruct, Algorithm 1.
 
-    ``loop.batch_size`` counts intermediate states, ``loop.steps`` updates of the student. With 0 of them the student
-    stays as it started and the discriminator alone learns: warm-up, then lessons for guidance.
+    ``loop.batch_size`` counts intermediate states, ``loop.steps`` updates of the student. With ``loop.steps`` 0 only
+    the discriminator is trained: warm-up, then guidance steps.
     """
 
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
@@ -89,11 +92,12 @@ class DistillConfig(DistillationConfig):
     student_optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     discriminator_optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     lora_rank: int | None = None
-    """Train student and discriminator as low-rank adapters of this rank on the teacher's weights, which then exist
-    once (ours); they learn less in the same steps (docs/scale.md). None trains weights of their own."""
+    """Train student and discriminator as low-rank adapters of this rank on the teacher's weights, which are stored once
+    (ours); they learn less in the same steps (docs/scale.md). None trains full copies of the weights."""
     start: str = ""
-    """Bundle whose student, and discriminator if it has one, the run starts from (ours); what it lacks, and both where
-    this is empty, are made of the teacher. The student may be one of another method."""
+    """Bundle with the initial student, and the initial discriminator if it has one (ours). If it has no discriminator,
+    the teacher initialises it; if ``start`` is empty, the teacher initialises both. The student may come from another
+    method."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -102,7 +106,7 @@ class DistillConfig(DistillationConfig):
         objective, discriminator, loop = self.objective, self.discriminator, self.loop
         check_sharding(loop, self.student_optimizer, self.discriminator_optimizer)
         if objective.budgets and loop.fsdp:
-            raise UsageError("objective.budgets go without loop.fsdp; got both: leave one out")
+            raise UsageError("objective.budgets cannot be combined with loop.fsdp; got both: leave one out")
         if objective.reference_steps:
             if loop.fsdp:
                 raise UsageError(
@@ -116,13 +120,15 @@ class DistillConfig(DistillationConfig):
                     "turn it on"
                 )
         if self.lora_rank is not None:
-            at_least(1, self, "lora_rank")
+            check_at_least(1, self, "lora_rank")
             if objective.budgets:
-                raise UsageError(f"objective.budgets go without lora_rank; got {self.lora_rank}: leave one out")
+                raise UsageError(
+                    f"objective.budgets cannot be combined with lora_rank; got {self.lora_rank}: leave one out"
+                )
             if self.start:
-                raise UsageError(f"start goes without lora_rank; got {self.start} and {self.lora_rank}")
+                raise UsageError(f"start cannot be combined with lora_rank; got {self.start} and {self.lora_rank}")
             if loop.fsdp or "muon" in (self.student_optimizer.method, self.discriminator_optimizer.method):
-                raise UsageError("lora_rank goes with AdamW and without loop.fsdp; leave it out or change those")
+                raise UsageError("lora_rank needs AdamW without loop.fsdp; leave it out or change those")
         if loop.accumulation > 1 and discriminator.steps_per_student_step > 1:
             raise UsageError(
                 "discriminator.steps_per_student_step is 1 where loop.accumulation is more than 1: several "
@@ -136,7 +142,7 @@ class DistillConfig(DistillationConfig):
             )
         if objective.trajectory == "whole-path" and discriminator.warmup_moves != 2:
             raise UsageError(
-                "discriminator.warmup_moves is 2 with objective.trajectory whole-path, which the warm-up has too; "
+                "discriminator.warmup_moves is 2 with objective.trajectory whole-path, whose warm-up has whole paths; "
                 f"got {discriminator.warmup_moves}: leave it out"
             )
         is_plain = objective.trajectory != "one-step" and objective.coupled_time
@@ -145,10 +151,10 @@ class DistillConfig(DistillationConfig):
         has_path = "path" in (objective.trajectory, self.warmup_objective.trajectory)
         if has_path and not (is_plain and discriminator.steps_per_student_step == 1):
             raise UsageError(
-                "objective.trajectory path and discriminator.warmup_moves above 2 go with coupled_time, Beta(1, 1) "
-                "times, an advantage other than shared-time, one update of the discriminator a step, and no one-step "
-                f"trajectory; got {objective.trajectory} and {discriminator.warmup_moves}: set them to two-moves and "
-                "2, or the others to their defaults"
+                "objective.trajectory path and discriminator.warmup_moves above 2 need coupled_time, Beta(1, 1) times, "
+                "an advantage other than shared-time, one update of the discriminator a step, and a trajectory other "
+                f"than one-step; got {objective.trajectory} and {discriminator.warmup_moves}: set them to two-moves "
+                "and 2, or the other settings to their defaults"
             )
 
     @property
@@ -162,25 +168,25 @@ class DistillConfig(DistillationConfig):
         return self.objective.latent_codes > 0
 
     def check_steps(self) -> None:
-        """See ``RunConfig.check_steps``; lessons for guidance may be all there is."""
+        """See ``RunConfig.check_steps``; a run may have guidance steps only."""
         if not self.loop.steps and not self.discriminator.guidance_steps:
             raise UsageError(
-                "loop.steps is 1 or more, or 0 with discriminator.guidance_steps for a discriminator of the student as "
-                "it is; got 0 of both: raise one of them"
+                "loop.steps is 1 or more, or 0 with discriminator.guidance_steps to train a discriminator for an "
+                "unchanged student; got 0 for both: raise one of them"
             )
 
     def _check_mixture(self) -> None:
-        """Refuse what random initial states and latent codes do not go with."""
+        """Refuse settings that random initial states and latent codes do not support."""
         if self.starts_at_random and self.discriminator.guidance_steps:
             raise UsageError(
                 "discriminator.guidance_steps is 0 with objective.initial_mask_ratio below 1, since guided sampling "
-                f"starts from masks alone; got {self.discriminator.guidance_steps} and "
+                f"starts from all masks; got {self.discriminator.guidance_steps} and "
                 f"{self.objective.initial_mask_ratio:g}: set one of them to 0 or 1"
             )
         num_codes, loop = self.objective.latent_codes, self.loop
         if num_codes and (loop.fsdp or self.lora_rank is not None):
             raise UsageError(
-                f"objective.latent_codes go without loop.fsdp and lora_rank; got {num_codes} with "
+                f"objective.latent_codes cannot be combined with loop.fsdp or lora_rank; got {num_codes} with "
                 f"{'loop.fsdp' if loop.fsdp else f'lora_rank {self.lora_rank}'}: leave one of the two out"
             )
 
@@ -217,9 +223,9 @@ class DistillConfig(DistillationConfig):
 
     @property
     def warmup_objective(self) -> ObjectiveConfig:
-        """The objective with the trajectories of the discriminator's warm-up, ``discriminator.warmup_moves``.
+        """The objective of the discriminator's warm-up: trajectories have ``discriminator.warmup_moves`` moves.
 
-        Whole paths are the same in both.
+        A whole path is the same in the warm-up.
         """
         if self.objective.trajectory == "whole-path":
             return self.objective
@@ -229,32 +235,34 @@ class DistillConfig(DistillationConfig):
         return replace(self.objective, trajectory="two-moves", moves=None) if is_path else self.objective
 
     @property
-    def judges_finished(self) -> bool:
-        """Whether the discriminator reads finished samples alone, all at t = 0."""
+    def scores_finished_samples(self) -> bool:
+        """Whether all inputs of the discriminator are finished samples, at t = 0."""
         is_finished = self.objective.trajectory == "whole-path" and self.objective.reward_time == "finished"
         return is_finished and not self.discriminator.guidance_steps
 
     @classmethod
-    def current(cls, settings: Mapping[str, Any], base: RunConfig | None = None) -> dict[str, Any]:
-        """See ``RunConfig.current``."""
-        found = super().current(settings, base)
-        if isinstance(one := found.get("discriminator"), Mapping) and one.get("steps_per_student_step") == 1:
-            found["discriminator"] = {"fresh_rollouts": False, **one}  # settings of before do not say
-        if isinstance(objective := found.get("objective"), Mapping):
+    def upgraded(cls, settings: Mapping[str, Any], base: RunConfig | None = None) -> dict[str, Any]:
+        """See ``RunConfig.upgraded``."""
+        upgraded = super().upgraded(settings, base)
+        discriminator = upgraded.get("discriminator")
+        if isinstance(discriminator, Mapping) and discriminator.get("steps_per_student_step") == 1:
+            # Without it, ``base`` could turn on fresh rollouts, which one update a step does not support.
+            upgraded["discriminator"] = {"fresh_rollouts": False, **discriminator}
+        if isinstance(objective := upgraded.get("objective"), Mapping):
             default = base.objective if isinstance(base, DistillConfig) else ObjectiveConfig()
-            found["objective"] = current_objective(objective, default)
-        return found
+            upgraded["objective"] = upgraded_objective(objective, default)
+        return upgraded
 
     @property
     def num_steps(self) -> int:
-        """Warm-up, updates of the student and lessons for guidance."""
+        """Warm-up steps, updates of the student and guidance steps."""
         return self.discriminator.warmup_steps + self.loop.steps + self.discriminator.guidance_steps
 
     def for_dry_run(self) -> "DistillConfig":
         """See ``RunConfig.for_dry_run``.
 
-        A pool of teacher samples is one batch, of which every process has a share, and all steps have the greatest of
-        several budgets.
+        A pool of teacher samples has the size of one batch, divided among the processes; all steps have the largest
+        budget.
         """
         discriminator = replace(self.discriminator, pool_size=self.loop.batch_size, pool_nfe=1)
         objective = self.objective
@@ -263,7 +271,7 @@ class DistillConfig(DistillationConfig):
         return replace(self, start="", discriminator=discriminator, objective=objective)
 
     def limited(self, max_steps: int) -> "DistillConfig":
-        """See ``RunConfig.limited``; warm-up and lessons for guidance are at most as long, no student updates none."""
+        """See ``RunConfig.limited``; warm-up and guidance steps are limited to ``max_steps`` each, 0 steps remain 0."""
         discriminator = replace(
             self.discriminator,
             warmup_steps=min(self.discriminator.warmup_steps, max_steps),

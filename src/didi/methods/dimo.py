@@ -2,27 +2,27 @@ r"""Di[M]O (Zhu et al. 2025, https://arxiv.org/abs/2503.15457): a one-step stude
 
 One step:
 
-1. Draw initial states: a share of the positions is [MASK], the others hold uniformly drawn tokens, and embeddings have
-   Gaussian noise (``models.initial_state``). One pass of the student gives logits z, from which all tokens x are drawn.
-2. Mask x again at a random share of the positions. The auxiliary model descends the cross-entropy of x there. Repeat
+1. Draw initial states: some positions are [MASK], the others hold uniformly drawn tokens, and embeddings have Gaussian
+   noise (``models.initial_state``). One pass of the student gives logits z, from which all tokens x are drawn.
+2. Mask a random share of the positions of x again. The auxiliary model descends the cross-entropy of x there. Repeat
    ``auxiliary_steps`` times, with other samples of the student.
 3. Mask x again. At the masked positions, the gradient of the divergence between the updated auxiliary model and the
    teacher with respect to the auxiliary model's logits is applied to z (``objectives.dimo``).
 
-Student and auxiliary model start as the teacher. Departures from the paper and its public code,
+Student and auxiliary model are initialised with the teacher's weights. Departures from the paper and its public code,
 github.com/yuanzhi-zhu/DiMO:
 
-- The auxiliary model is updated first, so that the student reads it when it has learnt from the student of now; the
-  public code updates the student first, and gives the auxiliary model samples of their own.
-- Without label smoothing by default. The public code has 0.1, as its teachers, which predict so smoothed a distribution
-  themselves. With a teacher that was trained without, the optimum of the student would not be the teacher.
-- Smoothing has no share for [MASK], which no network predicts here; embeddings are trained; the text has no condition,
-  and so no classifier-free guidance.
-- The cross-entropy is a mean over all positions instead of the masked ones, which changes the unit of its rate and of
-  the norm that ``clip_norm`` bounds. The student's loss is a sum over the masked positions of a sequence: its gradient
-  had a norm of about 20 on ``exact``, so that the bound of 1 was active.
-- With ``loop.accumulation`` above 1 the auxiliary model is stepped with the last micro-batch; the others read it as it
-  was before.
+- The auxiliary model is updated before the student, on samples of the current student; the public code updates the
+  student first and draws separate samples for the auxiliary model.
+- The default has no label smoothing. The public code has 0.1, with which its teachers were trained too. With a teacher
+  that was trained without smoothing, the optimum of the student would not be the teacher.
+- Label smoothing gives no probability to [MASK], which no network predicts here; embeddings are trained; text models
+  have no condition, and therefore no classifier-free guidance.
+- The cross-entropy is a mean over all positions instead of the masked ones, which changes the scale of the gradient, to
+  which learning rate and ``clip_norm`` refer. The student's loss is a sum over the masked positions of a sequence: its
+  gradient had a norm of about 20 on ``exact``, so that the bound of 1 was active.
+- With ``loop.accumulation`` above 1 the auxiliary model is stepped with the last micro-batch; the student's loss on
+  earlier micro-batches reads the auxiliary model before that step.
 """
 
 from collections.abc import Sequence
@@ -43,7 +43,7 @@ from didi.diffusion.schedule import time_at
 from didi.errors import UsageError
 from didi.methods.base import Figures, Inputs, Update
 from didi.methods.distillation import Distillation
-from didi.methods.settings import DistillationConfig, OptimizerConfig, at_least, check_sharding, share
+from didi.methods.settings import DistillationConfig, OptimizerConfig, check_at_least, check_fraction, check_sharding
 from didi.methods.student_process import MASKED
 from didi.models.bundle import Bundle
 from didi.models.denoiser import logits_at
@@ -55,7 +55,7 @@ from didi.process_group import process_group
 
 
 def dimo_optimizer(learning_rate: float) -> OptimizerConfig:
-    """The published one: Adam at a constant rate after 100 steps of warm-up, gradients clipped at norm 1."""
+    """The published optimizer: Adam, constant rate after 100 steps of warm-up, gradients clipped to norm 1."""
     return OptimizerConfig(learning_rate=learning_rate, warmup_steps=100, decay="constant", weight_decay=0.0)
 
 
@@ -67,15 +67,15 @@ class DimoConfig(DistillationConfig):
     """What the student starts from, in training and sampling; public: 0.6 and 0.1 (ImageNet), 0.5 and 0.3 (text to
     image)."""
     mask_ratios: MaskRatios = "arccos"
-    """Distribution of the masked share of the states in which student and teacher are compared: ``arccos`` (public,
-    ImageNet), or ``uniform``, that of the log-linear noise schedule."""
+    """Distribution of the share of masks in the states on which student and teacher are compared: ``arccos`` (public,
+    ImageNet), or ``uniform``, as in the log-linear noise schedule."""
     reverse_weight: float = 0.0
     """Beta of the generalised Jeffreys divergence: 0 is the forward KL (public), 1 the reverse KL; the paper tries
     numbers outside [0, 1] too."""
     auxiliary_steps: int = 1
     """Updates of the auxiliary model for each update of the student; public: 1."""
     label_smoothing: float = 0.0
-    """Label smoothing of the auxiliary model; public: 0.1, as that of its teachers."""
+    """Label smoothing of the auxiliary model; public: 0.1, as for its teachers."""
     student_optimizer: OptimizerConfig = field(default_factory=lambda: dimo_optimizer(1e-5))
     auxiliary_optimizer: OptimizerConfig = field(default_factory=lambda: dimo_optimizer(1e-5))
 
@@ -86,8 +86,8 @@ class DimoConfig(DistillationConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        at_least(1, self, "auxiliary_steps")
-        share(self, "label_smoothing")
+        check_at_least(1, self, "auxiliary_steps")
+        check_fraction(self, "label_smoothing")
         check_sharding(self.loop, self.student_optimizer, self.auxiliary_optimizer)
         if self.loop.accumulation > 1 and self.auxiliary_steps > 1:
             raise UsageError(
@@ -101,10 +101,10 @@ class Batch:
     """Samples of the student, this process's share of a micro-batch.
 
     Attributes:
-        step: of the run.
-        number: of the micro-batch.
-        logits: of the student at its initial states, with its gradient.
-        x: tokens that were drawn from them.
+        step: step of the run.
+        number: number of the micro-batch within the step.
+        logits: logits of the student at its initial states, with its gradient.
+        x: tokens drawn from ``logits``.
     """
 
     step: int
@@ -115,12 +115,12 @@ class Batch:
 
 @dataclass(frozen=True)
 class Remasked:
-    """Samples of the student that are masked again.
+    """Samples of the student after masking.
 
     Attributes:
-        z: the states.
-        is_masked: their masks.
-        t: times at which the noise schedule has such shares of masks.
+        z: masked samples.
+        is_masked: masked positions of ``z``.
+        t: times at which the noise schedule has the same share of masks.
     """
 
     z: Int[Tensor, "b l"]
@@ -142,7 +142,7 @@ class Dimo(Distillation):
 
     @property
     def auxiliary(self) -> DenoiserNetwork:
-        """The model of the student's samples."""
+        """The model that is trained on the student's samples."""
         return cast(DenoiserNetwork, self.trained["auxiliary"])
 
     @property
@@ -156,17 +156,17 @@ class Dimo(Distillation):
         return Batch(step, micro_batch, logits, x)
 
     def _samples(self, step: int, number: int, repeat: int) -> tuple[Float[Tensor, "b l v"], Int[Tensor, "b l"]]:
-        """Logits of the student at initial states, and a draw from them; the first of a step keep the gradient."""
-        settings, mine, device = self.settings, process_group().local_rows, self.runtime.device
+        """Logits of the student at initial states, with gradient if ``repeat`` is 0, and tokens drawn from them."""
+        settings, local_rows, device = self.settings, process_group().local_rows, self.runtime.device
         generator = named_generator(settings.seed, "initial-state", step, number, repeat)
         shape, state = (settings.loop.batch_size, settings.data.length), settings.initial_state
         canvas = Canvas.blank(*shape)
         uniforms = torch.rand(*shape, 3, dtype=torch.float64, generator=generator)
-        tokens = mine(state.tokens(canvas, uniforms[..., :2], self.mask_id, self.student.vocab_size)).to(device)
-        draws = mine(uniforms[..., 2]).to(device)
+        tokens = local_rows(state.tokens(canvas, uniforms[..., :2], self.mask_id, self.student.vocab_size)).to(device)
+        draws = local_rows(uniforms[..., 2]).to(device)
         normals = None
         if state.noise_std:
-            normals = mine(torch.randn(*shape, self.student.hidden_size, generator=generator)).to(device)
+            normals = local_rows(torch.randn(*shape, self.student.hidden_size, generator=generator)).to(device)
         level = self.process.noise_level(self.student, torch.ones(len(tokens), dtype=torch.float64, device=device))
         arguments = state, tokens, normals, level
         if repeat == 0:
@@ -180,19 +180,19 @@ class Dimo(Distillation):
 
     def updates(self, step: int) -> Sequence[Update]:
         """The auxiliary model's updates, then the student's."""
-        of_auxiliary = [
+        auxiliary_updates = [
             Update("auxiliary", partial(self._auxiliary_loss, repeat), step, self.num_steps)
             for repeat in range(self.settings.auxiliary_steps)
         ]
-        return [*of_auxiliary, Update("student", self._student_loss, step, self.num_steps)]
+        return [*auxiliary_updates, Update("student", self._student_loss, step, self.num_steps)]
 
     def _remasked(self, x: Int[Tensor, "b l"], name: str, *numbers: int) -> Remasked:
-        """States of training from samples."""
+        """Mask samples ``x`` at random; ``name`` and ``numbers`` seed the generator."""
         generator = named_generator(self.settings.seed, name, *numbers)
         shape = self.settings.loop.batch_size, x.shape[1]
         ratio = mask_ratios(self.settings.mask_ratios, torch.rand(shape[0], dtype=torch.float64, generator=generator))
-        uniforms, everywhere = torch.rand(*shape, generator=generator), torch.ones(shape, dtype=torch.bool)
-        masks = masks_of_size(mask_sizes(ratio, everywhere.sum(1)), uniforms, everywhere)
+        uniforms, is_free = torch.rand(*shape, generator=generator), torch.ones(shape, dtype=torch.bool)
+        masks = masks_of_size(mask_sizes(ratio, is_free.sum(1)), uniforms, is_free)
         is_masked = process_group().local_rows(masks).to(x.device)
         t = time_at(self.process.schedule, 1 - process_group().local_rows(ratio)).to(x.device)
         return Remasked(x.masked_fill(is_masked, self.mask_id), is_masked, t)
@@ -207,27 +207,28 @@ class Dimo(Distillation):
         return losses.sum() / x.numel(), {"auxiliary_loss": losses.detach().mean()}
 
     def _student_loss(self, batch: Batch) -> tuple[Tensor, Figures]:
-        """The surrogate of the divergence, summed over masked positions, a mean over sequences."""
+        """Surrogate of the divergence, summed over masked positions and averaged over sequences."""
         masked = self._remasked(batch.x, "student", batch.step, batch.number)
         with torch.no_grad(), self.runtime.cast():
-            of_auxiliary, of_teacher = (
+            auxiliary_log_probs, teacher_log_probs = (
                 self.process.log_probs(
-                    logits_at(one, masked.z, masked.is_masked, self.process.noise_level(one, masked.t))
+                    logits_at(network, masked.z, masked.is_masked, self.process.noise_level(network, masked.t))
                 )
-                for one in (self.auxiliary, self.teacher)
+                for network in (self.auxiliary, self.teacher)
             )
-        gradient = logit_gradient(of_auxiliary, of_teacher, self.settings.reverse_weight)
+        gradient = logit_gradient(auxiliary_log_probs, teacher_log_probs, self.settings.reverse_weight)
         loss = surrogate_loss(batch.logits[masked.is_masked], gradient) / len(batch.x)
         figures = {
-            "forward_kl": divergence("forward", of_teacher, of_auxiliary).mean(),
-            "reverse_kl": divergence("backward", of_teacher, of_auxiliary).mean(),
+            "forward_kl": divergence("forward", teacher_log_probs, auxiliary_log_probs).mean(),
+            "reverse_kl": divergence("backward", teacher_log_probs, auxiliary_log_probs).mean(),
         }
         return loss, figures
 
     def validate(self) -> dict[str, float]:
         """NELBO per token of the auxiliary model on held-out sequences, in nats.
 
-        Where the auxiliary model is optimal, it bounds the cross-entropy of the data under the student's samples.
+        If the auxiliary model is optimal, this is an upper bound on the cross-entropy of the data relative to the
+        distribution of the student's samples.
         """
         loop = self.settings.loop
         rows = self.source.validation[: loop.validation_sequences]
@@ -246,5 +247,5 @@ def _initial_logits(
     normals: Float[Tensor, "b l d"] | None,
     level: Float[Tensor, " b"] | None,
 ) -> Float[Tensor, "b l v"]:
-    """Logits of the student at initial states all of whose positions are free."""
+    """Logits of the student at initial states; all positions are free."""
     return student.head(state.features(student, tokens, torch.ones_like(tokens, dtype=torch.bool), normals, level))

@@ -1,4 +1,4 @@
-"""What every distillation shares: a frozen teacher, the student's process, held-out figures, the bundle."""
+"""Base class of distillation methods: frozen teacher, the student's process, validation, the bundle."""
 
 import copy
 from typing import Any, ClassVar, cast
@@ -23,11 +23,11 @@ from didi.models.networks import DenoiserNetwork
 class Distillation:
     """Base of the methods that train a student from a frozen teacher; see ``methods.base.Method`` for the contract.
 
-    A method adds its name, its settings, ``prepare`` and ``updates``, and what else it trains.
+    A method adds its name, its settings, its trained networks and their optimizers, ``prepare`` and ``updates``.
 
     Attributes:
-        processes: names of the processes whose teachers it takes, after ``student_process``.
-        takes_lengths: whether it trains on sequences of different lengths with padding, such as proteins.
+        processes: names of the processes that students of the method may have, see ``student_process``.
+        takes_lengths: whether the method supports sequences of different lengths with padding, such as proteins.
     """
 
     name: ClassVar[str]
@@ -47,7 +47,7 @@ class Distillation:
         check_fit(settings, teacher, self.process, self.source)
         if self.source.has_lengths and not (self.takes_lengths and isinstance(self.process, Absorbing)):
             raise UsageError(
-                f"sequences of different lengths, as those of {settings.data.corpus}, go with method didi and a "
+                f"sequences of different lengths, such as those of {settings.data.corpus}, need method didi and a "
                 f"teacher of masked diffusion; got method {self.name} and process {self.process.name}: choose these, "
                 "or another corpus"
             )
@@ -78,7 +78,7 @@ class Distillation:
         return copy.deepcopy(self.teacher).requires_grad_(True)
 
     def clean_rows(self, step: int, micro_batch: int) -> Int[Tensor, "b l"]:
-        """Sequences of the corpus for a micro-batch, of all processes."""
+        """Sequences of the corpus for a micro-batch of all processes."""
         rows = self.source.batch(step, self.sequences_per_step)
         return rows.split(self.settings.loop.batch_size)[micro_batch]
 
@@ -100,12 +100,12 @@ class Distillation:
         """See ``state_dict``.
 
         Raises:
-            UsageError: it was made with other teacher weights.
+            UsageError: the state belongs to a run with other teacher weights.
         """
         if state["teacher"] != self._teacher_digest:
             raise UsageError(
-                f"a run goes on with the teacher that it began with; the weights of {self.settings.teacher!r} are "
-                "others now: put them back, or begin again in another folder with --out"
+                f"a resumed run needs the teacher it started with; the weights of {self.settings.teacher!r} have "
+                "changed: restore them, or start again in another folder with --out"
             )
 
     def bundle(self) -> Bundle:
@@ -119,22 +119,24 @@ class Distillation:
 
 
 def check_fit(settings: DistillationConfig, teacher: DenoiserNetwork, process: Process, source: Source) -> None:
-    """Refuse a corpus that the teacher cannot read, and a teacher that reads the number of moves or latent codes.
+    """Refuse a corpus that does not fit the teacher, and a teacher that reads the number of moves or latent codes.
 
-    A network without [MASK] has the symbols of its corpus without it; a public one may count it among its symbols.
+    The vocabulary of a network of uniform-state diffusion is that of the corpus without [MASK]; public networks may
+    count [MASK] nevertheless.
 
     Raises:
-        UsageError: its sequences are longer than the teacher's context, or its vocabulary is another; or the teacher is
-            a student of several budgets or with latent codes.
+        UsageError: sequences are longer than the teacher's context, or the vocabularies differ, or the teacher is
+            itself a student of several budgets or with latent codes.
     """
     if getattr(teacher.config, "is_budget_conditioned", False):
         raise UsageError(
-            f"a teacher does not read the number of moves; that of {settings.teacher!r} does (is_budget_conditioned): "
-            "choose another"
+            f"a teacher does not read the number of moves; the teacher of {settings.teacher!r} does "
+            "(is_budget_conditioned): choose another"
         )
     if num_codes(teacher):
         raise UsageError(
-            f"a teacher reads no latent codes; that of {settings.teacher!r} reads {num_codes(teacher)}: choose another"
+            f"a teacher reads no latent codes; the teacher of {settings.teacher!r} reads {num_codes(teacher)}: choose "
+            "another"
         )
     if settings.data.length > teacher.length:
         raise UsageError(

@@ -6,11 +6,11 @@ A step of the curriculum:
 
 1. Take a batch of clean sequences x0.
 2. Draw low-discrepancy times t; the log noise-to-signal ratio gamma is linear in t.
-3. Draw Gaussian latents w = a x0 + s eps of one-hot vectors. The state is z = argmax w; its signal rate alpha is a
-   function of gamma, exactly (``diffusion.gaussian``).
+3. Draw Gaussian latents w = a x0 + s eps of one-hot vectors. The state is z = argmax w; its signal rate alpha is an
+   exact function of gamma (``diffusion.gaussian``).
 4. The network reads softmax(w / tau) in place of z. Descend the loss of ``methods.elbo`` with alpha and its derivative.
 
-A step after the curriculum is one of ``methods.elbo``, and so is every validation.
+Steps after the curriculum and all validations are those of ``methods.elbo``.
 """
 
 from collections.abc import Sequence
@@ -28,35 +28,37 @@ from didi.diffusion.noise import named_generator
 from didi.errors import UsageError
 from didi.methods.base import Figures, Inputs, Update
 from didi.methods.elbo import Batch, Elbo, PretrainConfig
-from didi.methods.settings import RunConfig, at_least, finite
+from didi.methods.settings import RunConfig, check_at_least, check_finite
 from didi.process_group import process_group, to_device
 
 
 @dataclass(frozen=True)
 class CurriculumConfig:
-    """The steps in which the network reads relaxed tokens; "the public code" is s-sahoo/duo."""
+    """Curriculum: steps in which the network reads relaxed tokens. "The public code" is s-sahoo/duo."""
 
     end: int = 500_000
-    """Steps of the curriculum; 500,000 of 1 M in the public code's OpenWebText and LM1B runs, 0 for none. A run that is
-    cut (``--max-steps``, ``--max-minutes``) has it cut in proportion."""
+    """Steps of the curriculum; 500,000 of 1 M in the public code's OpenWebText and LM1B runs, 0 for none. A run
+    shortened by ``--max-steps`` or ``--max-minutes`` has a curriculum shortened in proportion."""
     start: int = 0
     """Step at which the temperature begins to change; 0 in the same runs."""
     log10_tau_start: float = -3.0
     """Decimal logarithm of the temperature tau up to ``start``; -3 in the same runs, -1 in the code's defaults."""
     log10_tau_end: float = -3.0
-    """The same at ``end``, linear between; -3 in the same runs, -2 in the code's defaults."""
+    """Decimal logarithm of tau at ``end``; it is linear between ``start`` and ``end``. -3 in the same runs, -2 in the
+    code's defaults."""
     gamma_min: float | None = None
-    """Log noise-to-signal ratio gamma at t = 0; -3.55 in the public OpenWebText run. None is that of ``alpha_max``."""
+    """Log noise-to-signal ratio gamma at t = 0; -3.55 in the public OpenWebText run. None: the gamma of
+    ``alpha_max``."""
     gamma_max: float | None = None
-    """The same at t = 1; -1.85 in the public OpenWebText run. None is that of ``alpha_min``."""
+    """Gamma at t = 1; -1.85 in the public OpenWebText run. None: the gamma of ``alpha_min``."""
     alpha_max: float = 0.95
-    """Signal rate at t = 0 where ``gamma_min`` is None; 0.95 is that of the public ranges of gamma, to 1%."""
+    """Signal rate at t = 0 if ``gamma_min`` is None; 0.95 agrees with the public ranges of gamma to 1%."""
     alpha_min: float = 0.05
-    """The same at t = 1 where ``gamma_max`` is None; 0.05 is that of the public ranges."""
+    """Signal rate at t = 1 if ``gamma_max`` is None; 0.05 agrees with the public ranges."""
 
     def __post_init__(self) -> None:
-        finite(self)
-        at_least(0, self, "end", "start")
+        check_finite(self)
+        check_at_least(0, self, "end", "start")
         if self.start > self.end:
             raise UsageError(f"curriculum.start is at most curriculum.end; got {self.start} and {self.end}")
         if max(abs(self.log10_tau_start), abs(self.log10_tau_end)) > 30:
@@ -72,7 +74,7 @@ class CurriculumConfig:
         if (self.gamma_min is None) != (self.gamma_max is None):
             raise UsageError(
                 f"curriculum.gamma_min and gamma_max are set together; got {self.gamma_min} and {self.gamma_max}: set "
-                "both, or none to use alpha_max and alpha_min"
+                "both, or neither to use alpha_max and alpha_min"
             )
         if self.gamma_min is not None and self.gamma_max is not None and not self.gamma_min < self.gamma_max:
             raise UsageError(
@@ -81,19 +83,19 @@ class CurriculumConfig:
 
     def tau(self, step: int) -> float:
         """Temperature at a step before ``end``; its logarithm is constant up to ``start``, then linear."""
-        share = max(0.0, (step - self.start) / max(1, self.end - self.start))
-        return float(10 ** (self.log10_tau_start + share * (self.log10_tau_end - self.log10_tau_start)))
+        progress = max(0.0, (step - self.start) / max(1, self.end - self.start))
+        return float(10 ** (self.log10_tau_start + progress * (self.log10_tau_end - self.log10_tau_start)))
 
     def schedule(self, num_symbols: int) -> GaussianSchedule:
-        """The noise schedule of the curriculum for so many symbols."""
+        """The noise schedule of the curriculum for ``num_symbols`` symbols."""
         if self.gamma_min is not None and self.gamma_max is not None:
             return GaussianSchedule(num_symbols, self.gamma_min, self.gamma_max)
         ends = gamma_at(torch.tensor([self.alpha_max, self.alpha_min], dtype=torch.float64), num_symbols)
         return GaussianSchedule(num_symbols, *ends.tolist())
 
-    def cut(self, share: float) -> "CurriculumConfig":
-        """The curriculum of a run whose length is ``share`` of what it was."""
-        return replace(self, start=round(share * self.start), end=round(share * self.end))
+    def scaled(self, factor: float) -> "CurriculumConfig":
+        """The curriculum with ``start`` and ``end`` multiplied by ``factor``."""
+        return replace(self, start=round(factor * self.start), end=round(factor * self.end))
 
 
 @dataclass(frozen=True)
@@ -101,22 +103,22 @@ class DuoConfig(PretrainConfig):
     """Pre-training of a uniform-state teacher with Duo's curriculum, then by its NELBO."""
 
     process: str = "uniform"
-    """Diffusion process; uniform, which alone is the argmax of a Gaussian diffusion."""
+    """Diffusion process; ``uniform``, the only one that is the argmax of a Gaussian diffusion."""
     curriculum: CurriculumConfig = field(default_factory=CurriculumConfig)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.process != Uniform.name:
-            raise UsageError(f"method duo goes with process {Uniform.name}; got {self.process}: set process to it")
+            raise UsageError(f"method duo needs process {Uniform.name}; got {self.process}: set process to it")
 
     def limited(self, max_steps: int) -> "DuoConfig":
-        """See ``RunConfig.limited``; the curriculum keeps its share of the run."""
-        curriculum = self.curriculum.cut(max_steps / self.loop.steps)
+        """See ``RunConfig.limited``; the curriculum is shortened in proportion."""
+        curriculum = self.curriculum.scaled(max_steps / self.loop.steps)
         return replace(self, loop=super().limited(max_steps).loop, curriculum=curriculum)
 
 
 class Duo(Elbo):
-    """See ``methods.base.Method``; a teacher of uniform-state diffusion."""
+    """See ``methods.base.Method``; trains a teacher of uniform-state diffusion."""
 
     name: ClassVar[str] = "duo"
     settings_type: ClassVar[type[RunConfig]] = DuoConfig
@@ -130,24 +132,24 @@ class Duo(Elbo):
         self.relaxed_process = Uniform(num_symbols, self.schedule)
 
     def prepare(self, step: int, micro_batch: int) -> Batch:
-        """Clean sequences and times of this process's share, with relaxed tokens in the curriculum."""
+        """This process's clean sequences and times; with relaxed tokens during the curriculum."""
         curriculum = self.settings.curriculum
         if step >= curriculum.end:
             return super().prepare(step, micro_batch)
         rows, times, _ = self.drawn(step, micro_batch)
-        device, share = self.runtime.device, process_group().local_slice(len(rows))
-        weight = self.relaxed_process.loss_weight(times[share]).float()
-        x0, t, weight = (to_device(one, device) for one in (rows[share], times[share], weight))
+        device, local = self.runtime.device, process_group().local_slice(len(rows))
+        weight = self.relaxed_process.loss_weight(times[local]).float()
+        x0, t, weight = (to_device(values, device) for values in (rows[local], times[local], weight))
         canvas = Canvas.free(x0)
         gamma = self.schedule.gamma(t)
         z, soft = torch.empty_like(x0), torch.empty(*x0.shape, self.process.vocab_size, device=device)
         for row in range(len(x0)):  # the noise of a whole batch would double its memory
-            here, noise = slice(row, row + 1), self._noise(step, micro_batch, share.start + row, soft[0].shape)
-            z[here], soft[here] = relaxed(x0[here], gamma[here], noise[None], curriculum.tau(step))
+            index, noise = slice(row, row + 1), self._noise(step, micro_batch, local.start + row, soft[0].shape)
+            z[index], soft[index] = relaxed(x0[index], gamma[index], noise[None], curriculum.tau(step))
         return Batch(self.relaxed_process, canvas, t, z, weight, z.numel(), soft)
 
     def _noise(self, step: int, micro_batch: int, row: int, shape: Sequence[int]) -> Float[Tensor, "l v"]:
-        """Standard normal numbers of a row of a micro-batch; drawn on the device, since there are so many."""
+        """Standard normal numbers for a row of a micro-batch, drawn on the device, which is faster than a copy."""
         generator = named_generator(self.settings.seed, "gaussian", step, micro_batch, row, device=self.runtime.device)
         return torch.randn(*shape, device=self.runtime.device, generator=generator)
 
@@ -157,6 +159,6 @@ class Duo(Elbo):
         return [Update("network", loss, step, self.settings.loop.steps)]
 
     def _curriculum(self, batch: Batch) -> tuple[Tensor, Figures]:
-        """The loss on relaxed tokens, which covers a part of the times: a figure of its own, no bound."""
+        """Loss on relaxed tokens; since its noise levels are a part of the schedule, it is not a bound."""
         loss, figures = self._nelbo(batch)
         return loss, {"relaxed_nelbo": figures["nelbo"]}

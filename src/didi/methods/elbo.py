@@ -6,8 +6,8 @@ One step:
 2. Draw low-discrepancy times t and corrupt, z_t ~ q(z_t | x0).
 3. Descend weight(t) times the loss terms of the process, summed over positions, per token.
 
-Sequences of different lengths, such as proteins, are batched with padding: given positions and padding are neither
-corrupted nor scored, and each sequence weighs the same, with its loss per free position.
+Sequences of different lengths, such as proteins, are padded to one length. Given positions and padding are neither
+corrupted nor scored; the loss is the mean over sequences of the loss per free position.
 
 The autoregressive twin of a teacher is trained on the same batches by its exact negative log-likelihood.
 """
@@ -29,7 +29,7 @@ from didi.diffusion.score import ScoreUniform
 from didi.errors import UsageError
 from didi.methods.base import Figures, Inputs, Runtime, Update
 from didi.methods.new_networks import make_autoregressive, make_denoiser
-from didi.methods.settings import NetworkConfig, OptimizerConfig, RunConfig, check_sharding, share
+from didi.methods.settings import NetworkConfig, OptimizerConfig, RunConfig, check_fraction, check_sharding
 from didi.models.autoregressive import AutoregressiveLM
 from didi.models.bundle import Bundle
 from didi.models.denoiser import Denoiser, Simplex, logits_at
@@ -43,24 +43,25 @@ class PretrainConfig(RunConfig):
     """Pre-training of a teacher by its NELBO, or of its autoregressive twin."""
 
     model: Literal["masked-diffusion", "autoregressive"] = "masked-diffusion"
-    """What is trained: a teacher, or GPT-2 of the same shape on the same tokens (time settings do not touch it)."""
+    """What is trained: a teacher, or a GPT-2 of the same shape on the same tokens, which ignores time settings."""
     process: str = "absorbing"
     """Diffusion process, a name in ``didi.diffusion.PROCESSES``; absorbing (masked diffusion) in the paper."""
     schedule: Literal["log-linear", "log-linear-eps", "log-linear-500", "cosine", "geometric", "geometric-1e-4"] = (
         "log-linear"
     )
-    """Noise schedule; log-linear in MDLM and in the paper. log-linear-eps ends at 1e-3 as in
-    public code, log-linear-500 has the 500 steps of DPLM, geometric-1e-4 is that of SEDD."""
+    """Noise schedule; log-linear in MDLM and in the paper. log-linear-eps ends at 1e-3 as in public code,
+    log-linear-500 has the 500 steps of DPLM, geometric-1e-4 is the schedule of SEDD."""
     t_min: float = 1e-3
-    """Least time drawn, in [0, 1); 1e-3 in MDLM."""
+    """Lower bound of the drawn times, in [0, 1); 1e-3 in MDLM."""
     weight: WeightName = "nelbo"
-    """Weight of the loss over time: the NELBO's, or 1 (less noise; small networks learn faster)."""
+    """Weight of the loss as a function of time: that of the NELBO, or 1 (less variance; small networks learn
+    faster)."""
     network: NetworkConfig = field(default_factory=NetworkConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        share(self, "t_min")
+        check_fraction(self, "t_min")
         check_sharding(self.loop, self.optimizer)
         kind = find_process(self.process)
         if issubclass(kind, ScoreUniform) and not self.network.is_time_conditioned:
@@ -70,17 +71,17 @@ class PretrainConfig(RunConfig):
             )
         if self.model == "autoregressive" and self.process != "absorbing":
             raise UsageError(
-                "model autoregressive goes with process absorbing, whose [MASK] begins its sequences; got "
-                f"{self.process}"
+                f"model autoregressive needs process absorbing, whose [MASK] begins its sequences; got {self.process}"
             )
 
     @classmethod
-    def current(cls, settings: Mapping[str, Any], base: RunConfig | None = None) -> dict[str, Any]:
-        """See ``RunConfig.current``."""
-        found, names = super().current(settings, base), NetworkConfig.__dataclass_fields__
-        if isinstance(one := found.get("network"), Mapping) and len(one.keys() & names.keys()) >= len(names) - 1:
-            found["network"] = {"kind": "dit", **one}  # the record of a run, which may be older than other kinds
-        return found
+    def upgraded(cls, settings: Mapping[str, Any], base: RunConfig | None = None) -> dict[str, Any]:
+        """See ``RunConfig.upgraded``."""
+        upgraded, names = super().upgraded(settings, base), NetworkConfig.__dataclass_fields__
+        network = upgraded.get("network")
+        if isinstance(network, Mapping) and len(network.keys() & names.keys()) >= len(names) - 1:
+            upgraded["network"] = {"kind": "dit", **network}  # a complete record, from before other kinds existed
+        return upgraded
 
 
 @dataclass(frozen=True)
@@ -89,12 +90,12 @@ class Batch:
 
     Attributes:
         process: diffusion process of ``z``.
-        canvas: clean sequences, and which of their positions are real and free.
+        canvas: clean sequences with masks of their free and real positions.
         t: times.
         z: corrupted sequences.
-        weight: of the NELBO's integrand at the times.
-        num_predicted: positions of ``z`` whose tokens are predicted.
-        soft: what the network reads in place of ``z``; None where it reads ``z``.
+        weight: weights of the NELBO's integrand at ``t``.
+        num_predicted: number of positions of ``z`` whose tokens are predicted.
+        soft: network inputs that replace ``z``; None if the network reads ``z``.
     """
 
     process: Process
@@ -129,8 +130,8 @@ def losses(
         x0: clean sequences.
         t: times, on the device of ``x0``.
         z: their corruptions.
-        num_predicted: predicted positions of ``z``; None counts them, for which the host waits.
-        soft: what the network reads in place of ``z``.
+        num_predicted: number of predicted positions of ``z``; None counts them, which synchronises host and device.
+        soft: network inputs that replace ``z``.
         attention_mask: False at padding; None where all positions are real.
 
     Returns:
@@ -143,7 +144,7 @@ def losses(
 
 
 class Elbo:
-    """See ``methods.base.Method``; a teacher, or its autoregressive twin."""
+    """See ``methods.base.Method``; trains a teacher, or its autoregressive twin."""
 
     name: ClassVar[str] = "elbo"
     settings_type: ClassVar[type[RunConfig]] = PretrainConfig
@@ -155,7 +156,7 @@ class Elbo:
         kind = find_process(settings.process)
         if self.source.has_lengths and kind is not Absorbing:
             raise UsageError(
-                f"sequences of different lengths, as those of {settings.data.corpus}, go with process absorbing; got "
+                f"sequences of different lengths, such as those of {settings.data.corpus}, need process absorbing; got "
                 f"{settings.process}: set process to absorbing, or choose another corpus"
             )
         self.process: Process = kind.of_tokenizer(self.source.vocab_size, self.source.mask_id, schedule)
@@ -178,25 +179,25 @@ class Elbo:
         self.runtime = runtime
 
     def prepare(self, step: int, micro_batch: int) -> Batch:
-        """Clean sequences, times and noise of this process's share."""
-        mine = process_group().local_rows
+        """This process's clean sequences, times and corrupted sequences."""
+        local_rows = process_group().local_rows
         x0, t, generator = self.drawn(step, micro_batch)
         draws = torch.rand((*x0.shape, self.process.draws_per_position), dtype=torch.float64, generator=generator)
-        x0, t, draws = mine(x0), mine(t), mine(draws)
+        x0, t, draws = local_rows(x0), local_rows(t), local_rows(draws)
         canvas = self.source.canvas(x0)
         z = canvas.clamped(self.process.corrupt(x0, t, draws))
         num_predicted = int(self.process.is_predicted(z).sum())
         weight = self.process.loss_weight(t).float()
-        t, z, weight = (to_device(one, self.runtime.device) for one in (t, z, weight))
+        t, z, weight = (to_device(values, self.runtime.device) for values in (t, z, weight))
         return Batch(self.process, canvas.to(self.runtime.device), t, z, weight, num_predicted)
 
     def drawn(self, step: int, micro_batch: int) -> tuple[Int[Tensor, "b l"], Float[Tensor, " b"], torch.Generator]:
-        """Clean sequences and times of all processes, and the generator of what corrupts them; dropout is seeded."""
+        """Clean sequences and times of all processes, and the generator for the corruption; seeds dropout too."""
         settings = self.settings
         self.trained["network"].train()
-        # Dropout draws from the global generator, hence the seed; the noise has its own.
-        others = (process_group().rank,) if process_group().rank else ()
-        torch.manual_seed(derive_seed(settings.seed, "dropout", step, micro_batch, *others))
+        # Dropout draws from the global generator, with a different seed on each rank; the noise has its own generator.
+        rank = (process_group().rank,) if process_group().rank else ()
+        torch.manual_seed(derive_seed(settings.seed, "dropout", step, micro_batch, *rank))
         generator = named_generator(settings.seed, "pretrain", step, micro_batch)
         rows = self.source.batch(step, self.sequences_per_step)
         x0 = rows.split(settings.loop.batch_size)[micro_batch]
@@ -208,6 +209,7 @@ class Elbo:
         return [Update("network", loss, step, self.settings.loop.steps)]
 
     def _nll(self, batch: Batch) -> tuple[Tensor, Figures]:
+        """Negative log-likelihood per token of the autoregressive network, in nats."""
         terms = self.runtime.call("network", AutoregressiveLM.nll, batch.x0)
         nll = batch.canvas.mean_per_position(torch.where(batch.canvas.is_free, terms, 0.0).sum(-1))
         return nll, {"nll": nll.detach()}
@@ -222,10 +224,10 @@ class Elbo:
         return weighted[self.settings.weight], {"nelbo": weighted["nelbo"].detach()}
 
     def end_step(self, step: int) -> None:
-        """Nothing."""
+        """Does nothing."""
 
     def validate(self) -> dict[str, float]:
-        """Nats per token of the averaged weights on held-out sequences."""
+        """Loss of the averaged network on held-out sequences, in nats per token."""
         loop = self.settings.loop
         network = cast(DenoiserNetwork | AutoregressiveLM, self.runtime.averaged())
         rows = self.source.validation[: loop.validation_sequences]
@@ -233,14 +235,14 @@ class Elbo:
         return {f"validation_{'nll' if self.is_autoregressive else 'nelbo'}": value}
 
     def state_dict(self) -> dict[str, Any]:
-        """Nothing beyond the network."""
+        """Empty: the method has no state beside its network."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """See ``state_dict``."""
 
     def bundle(self) -> Bundle:
-        """The averaged network, in its role, with its tokenizer."""
+        """The averaged network as teacher or autoregressive network, with its tokenizer."""
         role = "autoregressive" if self.is_autoregressive else "teacher"
         networks: dict[str, Any] = {role: self.runtime.averaged()}
         return Bundle(**networks, tokenizer=self.source.tokenizer, process=self.process)

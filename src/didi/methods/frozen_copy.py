@@ -1,4 +1,4 @@
-"""A copy of a trained network that is kept for some updates: a reference, or the teacher of the next round."""
+"""A frozen copy of a network in training, renewed from time to time: a reference, or the teacher of a round."""
 
 import torch
 from torch import Tensor
@@ -9,11 +9,11 @@ from didi.models.networks import DenoiserNetwork
 
 
 class FrozenCopy:
-    """Weights of an earlier step; those that are frozen in the source are shared with it.
+    """Weights of a network at an earlier step; weights that are frozen in the network are shared, not copied.
 
     Args:
-        source: what is copied.
-        setting: name of the setting that asks for the copy, for messages.
+        source: network to copy.
+        setting: name of the setting that requires the copy, for error messages.
 
     Attributes:
         network: the copy, in eval mode.
@@ -25,26 +25,26 @@ class FrozenCopy:
 
     @torch.no_grad()
     def renew(self, source: DenoiserNetwork) -> None:
-        """Take the weights of ``source`` as they are now."""
-        for kept, current in zip(self.network.parameters(), source.parameters(), strict=True):
-            if kept is not current:
-                kept.copy_(current)
+        """Copy the present weights of ``source``."""
+        for copied, current in zip(self.network.parameters(), source.parameters(), strict=True):
+            if copied is not current:
+                copied.copy_(current)
 
     def state_dict(self) -> dict[str, Tensor]:
         """The weights that are trained in the source."""
-        return {name: one.detach() for name, one in self.network.named_parameters() if one.requires_grad}
+        return {name: weight.detach() for name, weight in self.network.named_parameters() if weight.requires_grad}
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """See ``state_dict``.
 
         Raises:
-            UsageError: it lacks weights.
+            UsageError: ``state`` lacks weights.
         """
-        for name, one in self.state_dict().items():
+        for name, weight in self.state_dict().items():
             if name not in state:
                 raise UsageError(
-                    f"a checkpoint with {self._setting} holds a copy of the student; this one lacks its {name}: begin "
+                    f"a checkpoint with {self._setting} holds a copy of the student; this one lacks its {name}: start "
                     "again in another folder with --out"
                 )
-            one.copy_(state[name])
+            weight.copy_(state[name])

@@ -2,27 +2,30 @@ r"""MDLM-MMD: policy gradient of the maximum mean discrepancy between samples an
 
 Representation-Space MMD for Diffusion Language Models (Drobyshevskiy et al. 2026), https://arxiv.org/abs/2610.06648.
 
-One step with ``corrupted-data`` trajectories, the publication's:
+One step with ``corrupted-data`` trajectories, as in the publication:
 
 1. Take a batch of clean sequences x0, draw low-discrepancy times t and corrupt, z_t ~ q(z_t | x0).
 2. One pass of the student gives the distribution of x0 at the predicted positions of z_t. Draw ``completions`` samples
    of each state from it; other positions keep their tokens.
-3. Read features of samples and x0, both clean, in a block of the frozen teacher. A sequence is the set of features of
-   its predicted positions (``objectives.mmd``).
-4. A group of samples has the discrepancy L between itself and x0 as its cost; the other groups of the state give the
-   baseline.
+3. Compute features of samples and x0, both clean, after a block of the frozen teacher. A sequence is represented by
+   the set of features of its predicted positions (``objectives.mmd``).
+4. The cost of a group of samples is its discrepancy L from x0; the baseline is the mean cost of the other groups of the
+   same state.
 5. The student descends the mean of advantage times log-probability of the drawn tokens.
 
-With ``whole-path`` (ours) the samples of a batch are those of the student's own sampler, every move of which is scored
-(``student_moves``). All positions count, all samples of the batch are one state, and it is compared with other
-sequences of the corpus, as many for each sample as ``corpus_rows`` says. The gradient is that of the discrepancy
-between the distribution of this sampler and the corpus. Both trajectories do without the teacher's predictions.
+With ``whole-path`` (ours) the student's ancestral sampler generates the samples of a batch, and every move is scored
+(``student_moves``). All positions are compared. All samples of the batch have the same state, pure noise, and are
+compared with ``corpus_rows`` sequences of the corpus for each sample. The gradient is that of the discrepancy between
+the distribution of this sampler and the corpus. Neither kind of trajectory uses the teacher's predictions.
 
-Departures from the publication and its code (github.com/yandex-research/dlm-mmd), beside what settings name as ours:
-the bandwidth is a multiple of a median distance, not an absolute number; advantages are divided by their root mean
-square, the log-probabilities of a sample are added up and the gradient is clipped, where the code divides by the number
-of predicted positions and does not clip (with Adam the scale of a loss matters to the clipping alone); pairs of equal
-positions of two samples count, which the code leaves out; the student has no dropout.
+Departures from the publication and its code (github.com/yandex-research/dlm-mmd), beside the settings marked "ours":
+
+- The bandwidth is a multiple of a median distance, not an absolute number.
+- Advantages are divided by their root mean square, log-probabilities of a sample are summed over positions, and the
+  gradient is clipped. The code divides by the number of predicted positions and does not clip; with Adam the scale of
+  a loss affects the clipping only.
+- Kernels include pairs of equal positions of two samples, which the code excludes.
+- The student has no dropout.
 """
 
 from collections.abc import Sequence
@@ -54,7 +57,7 @@ from didi.process_group import ProcessGroup, process_group
 
 STD_EPSILON = 1e-12  # below the square of any kernel difference that float32 resolves
 _MEDIAN_ROWS, _MEDIAN_POINTS = 256, 1024
-_TOKENS_AT_ONCE = 4096  # that the teacher reads at the start
+_TOKENS_AT_ONCE = 4096  # tokens in one pass of the teacher at the start of a run
 
 
 @dataclass(frozen=True)
@@ -62,11 +65,12 @@ class Batch:
     """One micro-batch of this process.
 
     Attributes:
-        step, number: of the step and of the micro-batch.
+        step: step of the run.
+        number: number of the micro-batch within the step.
         x: samples of each state.
-        score: log-probability of what was drawn in each, with the student's gradient.
-        real: sequences of the corpus that a state is compared with.
-        is_scored: positions that count in each state; None for all.
+        score: log-probability of each sample, with the student's gradient.
+        real: sequences of the corpus that the samples of a state are compared with.
+        is_scored: positions of each state that are compared; None for all.
     """
 
     step: int
@@ -99,10 +103,10 @@ def completions(
 def paths(
     student: DenoiserNetwork, num_moves: int, length: int, process: Process, draw: Uniforms
 ) -> tuple[Int[Tensor, "s l"], Float[Tensor, " s"]]:
-    """Finished samples of the student's own sampler, and the log-probability of all that was drawn in each."""
+    """Finished samples of the student's ancestral sampler, and the log-probability of each path."""
     moves = MOVES[process.name].of(student, num_moves, draw.blank(length), process)
-    found = moves.branches(num_moves, 1, draw)
-    return found.z, found.first_score
+    branches = moves.branches(num_moves, 1, draw)  # the branch after the last move is the finished sample
+    return branches.z, branches.first_score
 
 
 class Mmd(Distillation):
@@ -118,7 +122,7 @@ class Mmd(Distillation):
         num_blocks = len(self.teacher.blocks)
         if max(layers_of(settings.objective, num_blocks)) > num_blocks:
             raise UsageError(
-                f"objective.layers are blocks of the teacher, which has {num_blocks}; got "
+                f"objective.layers are numbers of teacher blocks, 1 to {num_blocks}; got "
                 f"{list(settings.objective.layers)}"
             )
         self.trained = {"student": self.copy_of_teacher()}
@@ -127,32 +131,35 @@ class Mmd(Distillation):
         self._bank: Points = []
 
     def start(self, runtime: Runtime) -> None:
-        """Find the bandwidths, and the features of the bank."""
+        """Compute the unit of the bandwidths, and the features of the bank."""
         super().start(runtime)
         objective, seed = self.settings.objective, self.settings.seed
         generator = named_generator(seed, "mmd-bandwidths")
         points = self._features(self.source.batch(0, _MEDIAN_ROWS), generator)
-        of_rows = [pooled(objective, one[None], None)[0][0].flatten(0, 1) for one in points]
-        chosen = [one[torch.randperm(len(one), generator=generator)[:_MEDIAN_POINTS].to(one.device)] for one in of_rows]
-        self._scales = torch.stack([median_distance(one) for one in chosen])
+        distances = []
+        for kind in points:
+            rows = pooled(objective, kind[None], None)[0][0].flatten(0, 1)
+            chosen = torch.randperm(len(rows), generator=generator)[:_MEDIAN_POINTS].to(rows.device)
+            distances.append(median_distance(rows[chosen]))
+        self._scales = torch.stack(distances)
         if objective.bank_size:
             self._bank = self._features(self.source.batch(0, objective.bank_size), named_generator(seed, "mmd-bank"))
 
     def _features(self, rows: Int[Tensor, "n l"], generator: torch.Generator) -> Points:
-        """Features of sequences that every process reads whole, some at a time."""
+        """Features of sequences, computed by every process for all of them, a part at a time."""
         size = max(1, _TOKENS_AT_ONCE // rows.shape[1])
         parts = [
-            self._features_here(one.to(self.runtime.device), generator, ProcessGroup()) for one in rows.split(size)
+            self._local_features(part.to(self.runtime.device), generator, ProcessGroup()) for part in rows.split(size)
         ]
-        return [torch.cat(one) for one in zip(*parts, strict=True)]
+        return [torch.cat(features) for features in zip(*parts, strict=True)]
 
-    def _features_here(self, rows: Int[Tensor, "n l"], generator: torch.Generator, processes: ProcessGroup) -> Points:
-        """Features of sequences, see ``sequence_features``."""
+    def _local_features(self, rows: Int[Tensor, "n l"], generator: torch.Generator, processes: ProcessGroup) -> Points:
+        """Features of this process's sequences, see ``sequence_features``."""
         with torch.no_grad(), self.runtime.cast():
             return sequence_features(self.teacher, self.process, self.settings.objective, rows, generator, processes)
 
     def prepare(self, step: int, micro_batch: int) -> Batch:
-        """Samples of the student, with its gradient, and what they are compared with."""
+        """Samples of the student, with its gradient, and the sequences that they are compared with."""
         settings, device = self.settings, self.runtime.device
         generator = named_generator(settings.seed, "mmd", step, micro_batch)
         draw = Uniforms(settings.loop.batch_size, generator, device)
@@ -160,15 +167,16 @@ class Mmd(Distillation):
             return self._completed(step, micro_batch, draw)
         arguments = (settings.objective.moves, settings.data.length, self.process, draw)
         x, score = self.runtime.call("student", paths, *arguments)
-        num_rows, (first, size) = settings.objective.corpus_rows, (micro_batch, settings.loop.batch_size)
-        real = self.source.batch(step, self.sequences_per_step * num_rows).split(size * num_rows)[first]
+        num_rows = settings.objective.corpus_rows
+        rows = self.source.batch(step, self.sequences_per_step * num_rows)
+        real = rows.split(settings.loop.batch_size * num_rows)[micro_batch]
         return Batch(step, micro_batch, x[None], score[None], process_group().local_rows(real).to(device)[None])
 
     def _completed(self, step: int, micro_batch: int, draw: Uniforms) -> Batch:
-        """Samples of states that sequences of the corpus are corrupted to."""
-        mine, device, process = process_group().local_rows, self.runtime.device, self.process
+        """Corrupt sequences of the corpus, and let the student complete them."""
+        local_rows, device, process = process_group().local_rows, self.runtime.device, self.process
         x0, t = self.clean_rows(step, micro_batch), low_discrepancy_times(draw.num_states, draw.generator)
-        x0, t = mine(x0).to(device), mine(t).to(device)
+        x0, t = local_rows(x0).to(device), local_rows(t).to(device)
         length, num = x0.shape[1], self.settings.objective.completions
         z = process.corrupt(x0, t, draw(length, process.draws_per_position))
         x, score = self.runtime.call("student", completions, z, t, draw(length, num), process)
@@ -179,48 +187,53 @@ class Mmd(Distillation):
         return [Update("student", self._loss, step, self.num_steps)]
 
     def _kernels(self, batch: Batch) -> tuple[Float[Tensor, "s g g"], Float[Tensor, "s g r"]]:
-        """Kernel of the pairs of samples, and of samples and corpus; of all processes where the batch is one state."""
+        """Kernels of pairs of samples, and of samples and corpus; for whole paths, of the samples of all processes."""
         objective = self.settings.objective
         generator = named_generator(self.settings.seed, "mmd-features", batch.step, batch.number)
-        own = self._read(batch.x, generator)
+        samples = self._grouped_features(batch.x, generator)
         if objective.trajectory == "corrupted-data":
-            real = self._read(batch.real, generator)
-            of_samples = kernel_of(objective, own, own, self._scales, batch.is_scored)
-            return of_samples, kernel_of(objective, own, real, self._scales, batch.is_scored)
-        everyones = [process_group().all_gather(one[0])[None] for one in own]
+            real = self._grouped_features(batch.real, generator)
+            sample_kernel = kernel_of(objective, samples, samples, self._scales, batch.is_scored)
+            return sample_kernel, kernel_of(objective, samples, real, self._scales, batch.is_scored)
+        all_samples = [process_group().all_gather(kind[0])[None] for kind in samples]
         if self._bank:
             num_rows = self.settings.loop.batch_size * objective.corpus_rows
             chosen = torch.randperm(objective.bank_size, generator=generator)[:num_rows].to(batch.x.device)
-            real = [one[chosen][None] for one in self._bank]
+            real = [kind[chosen][None] for kind in self._bank]
         else:
-            real = [process_group().all_gather(one[0])[None] for one in self._read(batch.real, generator)]
-        kernels = (kernel_of(objective, own, other, self._scales)[0] for other in (everyones, real))
-        of_samples, of_both = (process_group().all_gather(one)[None] for one in kernels)
-        return of_samples, of_both
+            local_real = self._grouped_features(batch.real, generator)
+            real = [process_group().all_gather(kind[0])[None] for kind in local_real]
+        kernels = (kernel_of(objective, samples, other, self._scales)[0] for other in (all_samples, real))
+        sample_kernel, cross_kernel = (process_group().all_gather(kernel)[None] for kernel in kernels)
+        return sample_kernel, cross_kernel
 
-    def _read(self, rows: Int[Tensor, "s n l"], generator: torch.Generator) -> list[Float[Tensor, "s n l d"]]:
+    def _grouped_features(
+        self, rows: Int[Tensor, "s n l"], generator: torch.Generator
+    ) -> list[Float[Tensor, "s n l d"]]:
         """Features of the sequences of each state."""
-        found = self._features_here(rows.flatten(0, 1), generator, process_group())
-        return [one.unflatten(0, rows.shape[:2]) for one in found]
+        features = self._local_features(rows.flatten(0, 1), generator, process_group())
+        return [kind.unflatten(0, rows.shape[:2]) for kind in features]
 
     def _loss(self, batch: Batch) -> tuple[Tensor, Figures]:
-        """Surrogate whose gradient is that of the discrepancy; the figure ``mmd`` is without the corpus's own part."""
+        """Surrogate loss with the gradient of the discrepancy; the figure ``mmd`` omits the kernel of corpus pairs."""
         objective = self.settings.objective
-        of_samples, of_both = self._kernels(batch)
-        advantage = mmd_advantages(of_samples, of_both, advantage=objective.advantage, group_size=objective.group_size)
-        mmd = mean_of_pairs(of_samples).mean() - 2 * of_both.mean()
+        sample_kernel, cross_kernel = self._kernels(batch)
+        advantage = mmd_advantages(
+            sample_kernel, cross_kernel, advantage=objective.advantage, group_size=objective.group_size
+        )
+        mmd = mean_of_pairs(sample_kernel).mean() - 2 * cross_kernel.mean()
         is_path = objective.trajectory == "whole-path"
         if is_path:
             advantage = process_group().local_rows(advantage[0])[None]
-        spread = process_group().mean(advantage.square().mean())
+        mean_square = process_group().mean(advantage.square().mean())
         if objective.normalise_advantage:
-            advantage = advantage / (spread + STD_EPSILON).sqrt()
+            advantage = advantage / (mean_square + STD_EPSILON).sqrt()
         loss = (advantage * batch.score).mean()
-        figures = {"mmd": mmd if is_path else process_group().mean(mmd), "advantage_std": spread.sqrt()}
+        figures = {"mmd": mmd if is_path else process_group().mean(mmd), "advantage_std": mean_square.sqrt()}
         return loss, figures
 
     def state_dict(self) -> dict[str, Any]:
-        """Digest of the teacher's weights, and the bandwidths' unit."""
+        """Digest of the teacher's weights, and the unit of the bandwidths."""
         return {**super().state_dict(), "scales": self._scales}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -229,5 +242,5 @@ class Mmd(Distillation):
         self._scales = state["scales"].to(self.runtime.device)
 
     def bundle(self) -> Bundle:
-        """The averaged student and its teacher."""
+        """The averaged student with its intended number of moves, and its teacher."""
         return replace(super().bundle(), intended_nfe=self.settings.objective.moves)

@@ -1,4 +1,4 @@
-"""Networks that a pre-training starts from, with new weights."""
+"""Networks with new weights, for pre-training."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
@@ -17,16 +17,16 @@ from didi.models.networks import DenoiserNetwork, network_of
 def denoiser_shape(
     network: NetworkConfig, *, vocab_size: int, mask_id: int | None, length: int
 ) -> DiTConfig | Esm2Config:
-    """Shape of a denoiser of the settings.
+    """Shape of the denoiser of ``NetworkConfig``.
 
     Args:
-        network: settings.
-        vocab_size: symbols, the mask included.
-        mask_id: index of [MASK]; None in a process without one.
+        network: settings of the network.
+        vocab_size: number of symbols, the mask included.
+        mask_id: index of [MASK]; None in a process without [MASK].
         length: context length L.
 
     Raises:
-        UsageError: the kind is for proteins, and the symbols are others.
+        UsageError: the kind is for proteins, and the vocabulary is not that of proteins.
     """
     symbols = {"vocab_size": vocab_size, "mask_id": mask_id, "length": length}
     return _SHAPES[network.kind](network, symbols)
@@ -40,10 +40,10 @@ def _dit(network: NetworkConfig, symbols: Mapping[str, Any]) -> DiTConfig:
 
 def _esm2(network: NetworkConfig, symbols: Mapping[str, Any]) -> Esm2Config:
     expected = (len(ALPHABET), Esm2Config.mask_id)
-    if (found := (symbols["vocab_size"], symbols["mask_id"])) != expected:
+    if (given := (symbols["vocab_size"], symbols["mask_id"])) != expected:
         raise UsageError(
-            f"network.kind esm2 reads proteins, of {expected[0]} symbols with [MASK] at {expected[1]}; got {found[0]} "
-            f"and {found[1]}: set network.kind to dit, or choose a corpus of proteins"
+            f"network.kind esm2 reads proteins, of {expected[0]} symbols with [MASK] at {expected[1]}; got {given[0]} "
+            f"and {given[1]}: set network.kind to dit, or choose a corpus of proteins"
         )
     names = ("hidden_size", "num_blocks", "num_heads", "dropout", "conv_radius")
     shape = {name: getattr(network, name) for name in names}
@@ -54,11 +54,11 @@ _SHAPES: Mapping[str, Callable[[NetworkConfig, Mapping[str, Any]], DiTConfig | E
     "dit": _dit,
     "esm2": _esm2,
 }
-"""By ``NetworkConfig.kind``."""
+"""Shapes by ``NetworkConfig.kind``."""
 
 
 def make_denoiser(settings: Any, source: Source, process: Process) -> DenoiserNetwork:
-    """A fresh denoiser of a ``PretrainConfig``; weights come from the global generator."""
+    """A new denoiser for a ``PretrainConfig``; weights are drawn from the global generator."""
     vocab_size, length = process.num_symbols(source.vocab_size), settings.data.length
     shape = denoiser_shape(settings.network, vocab_size=vocab_size, mask_id=process.mask_id, length=length)
     network: DenoiserNetwork = network_of(shape)
@@ -66,7 +66,7 @@ def make_denoiser(settings: Any, source: Source, process: Process) -> DenoiserNe
 
 
 def make_autoregressive(settings: Any, source: Source) -> AutoregressiveLM:
-    """A fresh GPT-2 of the width, depth and heads of a ``PretrainConfig``; weights come from the global generator."""
+    """A new GPT-2 with the width, depth and heads of a ``PretrainConfig``; weights from the global generator."""
     shape = {name: getattr(settings.network, name) for name in ("hidden_size", "num_blocks", "num_heads", "dropout")}
     length = settings.data.length
     return AutoregressiveLM(

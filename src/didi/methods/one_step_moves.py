@@ -1,7 +1,8 @@
-"""The single move of a one-step generator that starts from random tokens (``models.initial_state``), scored.
+"""The scored move of a one-step generator that starts from random tokens (``models.initial_state``).
 
-Its samples are those of a mixture of products over initial states, as Di[M]O's; one from masks alone is a product. The
-initial state does not depend on the network and is not scored: with the exact log-ratio R of finished samples,
+As in Di[M]O, the distribution of samples is a mixture, over initial states, of products over positions; from all masks
+it would be a single product. The initial state does not depend on the network and is not scored: with the exact
+log-ratio R of finished samples,
 
     E[R(x) * d log p(x | initial state) / d theta] = sum over x of R(x) * d p(x) / d theta = d KL(p || q) / d theta.
 """
@@ -23,14 +24,14 @@ from didi.models.networks import DenoiserNetwork
 
 @dataclass(frozen=True)
 class OneStepMoves:
-    """The part of ``StudentMoves`` that paths without branches need; the record of a path is its initial state.
+    """The methods of ``StudentMoves`` for paths without branches; the record of a path is its initial state.
 
     Attributes:
         network: the one-step generator.
         process: masked diffusion.
         length: positions of a sequence.
         initial_state: distribution of the network's input, without noise in its embeddings.
-        first_log_probs: None, since the first state is another one for each path.
+        first_log_probs: None, since initial states differ between paths.
     """
 
     network: DenoiserNetwork
@@ -40,7 +41,7 @@ class OneStepMoves:
     first_log_probs: None = None
 
     def branches(self, branch: int, num_completions: int, draw: Uniforms) -> Branches:
-        """See ``StudentMoves.branches``; the branch is the finished sample, of which there is one."""
+        """See ``StudentMoves.branches``; the only branch is the finished sample."""
         assert (branch, num_completions) == (1, 1)
         state, uniforms = draw(self.length, 2), draw(self.length)
         canvas = Canvas.blank(len(state), self.length, state.device)
@@ -48,9 +49,8 @@ class OneStepMoves:
         log_probs = self._log_probs(start)
         x = sample_categorical(log_probs.detach(), uniforms.flatten()).view_as(start)
         score = log_probs.gather(1, x.flatten()[:, None]).view_as(x).sum(-1)
-        return Branches(
-            x, score, Completions(x[:, None], torch.zeros_like(x[:, None], dtype=score.dtype)), start[:, None]
-        )
+        completions = Completions(x[:, None], torch.zeros_like(x[:, None], dtype=score.dtype))
+        return Branches(x, score, completions, start[:, None])
 
     def path_log_probs(self, x: Int[Tensor, "s g l"], record: Int[Tensor, "s g l"]) -> Float[Tensor, "s g"]:
         """See ``StudentMoves.path_log_probs``."""
@@ -58,6 +58,6 @@ class OneStepMoves:
         return chosen.view(x.shape).sum(-1)
 
     def _log_probs(self, start: Int[Tensor, "b l"]) -> Float[Tensor, "n v"]:
-        """Log-probabilities of the tokens of every position, row by row."""
+        """Log-probabilities of the tokens at every position, in row-major order."""
         level = self.process.noise_level(self.network, torch.ones(len(start), dtype=torch.float64, device=start.device))
         return self.process.log_probs(self.network.head(self.network.features(start, level).flatten(0, 1)))

@@ -1,4 +1,4 @@
-"""The real side x' of Algorithm 1: corpus rows or teacher samples (row 1 of ``docs/deviations.md``)."""
+"""The real samples x' of Algorithm 1: corpus rows or teacher samples (row 1 of ``docs/deviations.md``)."""
 
 import sys
 import time
@@ -21,31 +21,31 @@ from didi.process_group import process_group
 from didi.sampling.generate import generate
 from didi.sampling.stream import Move
 
-PROGRESS_SECONDS = 10.0  # between reports of a pool that is drawn
+PROGRESS_SECONDS = 10.0  # between progress reports of a teacher pool
 
 TEACHER_POOL = "teacher-pool.safetensors"  # a file in the folder of a run
 RealSampler = Callable[[int, int, int, int], Int[Tensor, "b l"]]
 
 
 def real_sampler(config: DistillConfig, source: Source, teacher: Bundle, folder: Path) -> RealSampler:
-    """The real rows as a function of step, micro-batch, repeat and number of rows; the same whenever they are asked.
+    """A deterministic function from step, micro-batch, discriminator update and number of rows to real rows.
 
     Args:
-        config: ``discriminator.real_source`` chooses.
+        config: ``discriminator.real_source`` names the source.
         source: the corpus.
-        teacher: frozen, so that its samples may be kept.
-        folder: the run's folder, where a teacher pool is kept.
+        teacher: frozen teacher; since it does not change, its samples may be reused.
+        folder: folder of the run, which keeps a teacher pool.
 
     Raises:
-        UsageError: there is no such real side.
+        UsageError: ``discriminator.real_source`` is invalid.
     """
     settings = config.discriminator
     num_repeats = settings.steps_per_student_step
-    shared_rows = config.objective.group_size if config.objective.advantage == "rows" else 1
+    num_copies = config.objective.group_size if config.objective.advantage == "rows" else 1
 
     def corpus(step: int, number: int, repeat: int, size: int) -> Tensor:
         draw = (step * config.loop.accumulation + number) * num_repeats + repeat
-        return source.batch(draw, size // shared_rows).repeat_interleave(shared_rows, 0)
+        return source.batch(draw, size // num_copies).repeat_interleave(num_copies, 0)
 
     if settings.real_source == "corpus":
         return corpus
@@ -81,14 +81,14 @@ def _online_nfe(real_source: str) -> int:
 
 
 def _teacher_pool(teacher: Bundle, path: Path, config: DistillConfig) -> Int[Tensor, "n l"]:
-    """Many-step teacher samples, drawn once and kept beside the run: the teacher is frozen, so reuse is exact.
+    """Many-step teacher samples, drawn once and stored in the run's folder: the teacher is frozen, so reuse is exact.
 
     Raises:
-        DidiError: The file that is kept is damaged.
+        DidiError: the stored file is damaged.
     """
     if not path.is_file():
         settings = config.discriminator
-        drawn = generate(
+        generation = generate(
             teacher,
             num_samples=settings.pool_size,
             nfe=settings.pool_nfe,
@@ -98,21 +98,21 @@ def _teacher_pool(teacher: Bundle, path: Path, config: DistillConfig) -> Int[Ten
             on_move=_pool_progress(settings.pool_size, settings.pool_nfe),
         )
         if process_group().is_main:
-            write_atomically(path, save({"tokens": drawn.tokens}))
+            write_atomically(path, save({"tokens": generation.tokens}))
         process_group().barrier()
     return read_tensors(path, "tokens", remedy="delete it, and the next start draws the same samples again")["tokens"]
 
 
 def _pool_progress(pool_size: int, nfe: int) -> Callable[[Move], None]:
-    """Reports on standard error, every ``PROGRESS_SECONDS``, how much of a teacher pool is drawn."""
-    num_mine = len(range(pool_size)[process_group().local_slice(pool_size)])  # the other processes are as far
+    """A callback that reports the progress of a teacher pool to standard error, every ``PROGRESS_SECONDS``."""
+    num_local = len(range(pool_size)[process_group().local_slice(pool_size)])  # other processes draw as many
     reported = time.monotonic()
 
     def on_move(move: Move) -> None:
         nonlocal reported
         if process_group().is_main and time.monotonic() - reported >= PROGRESS_SECONDS:
             reported = time.monotonic()
-            share = (move.indices[0] + len(move.indices) * move.number / nfe) / num_mine
+            share = (move.indices[0] + len(move.indices) * move.number / nfe) / num_local
             line = f"teacher pool of {pool_size} sequences, {nfe} moves each: {share:.0%} drawn"
             print(line, file=sys.stderr, flush=True)
 

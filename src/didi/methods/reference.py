@@ -1,4 +1,4 @@
-"""An earlier student as the reference of the rewards (ours), see ``objective.reference_steps`` and ``whole_path``."""
+"""A copy of an earlier student, the reference of the rewards (ours): ``objective.reference_steps``, ``whole_path``."""
 
 import torch
 from jaxtyping import Float
@@ -13,16 +13,16 @@ from didi.models.networks import DenoiserNetwork
 
 
 class Reference(FrozenCopy):
-    """A copy of the student that is kept for some updates.
+    """A copy of the student that is renewed every ``num_steps`` updates.
 
     Args:
-        student: its frozen weights are shared, not copied.
-        process: of the student.
-        objective: whole paths.
+        student: network to copy; its frozen weights are shared, not copied.
+        process: process of the student.
+        objective: objective with whole paths.
 
     Attributes:
         network: the copy.
-        num_steps: updates of the student for which it is kept.
+        num_steps: number of student updates between copies.
     """
 
     def __init__(self, student: DenoiserNetwork, process: Process, objective: ObjectiveConfig) -> None:
@@ -33,10 +33,14 @@ class Reference(FrozenCopy):
 
     @torch.no_grad()
     def log_ratio(self, drawn: Rollout) -> Float[Tensor, "s g"]:
-        """Log-probability of whole paths under the student that drew them, less that under the reference; nats."""
+        """Log-probability of whole paths under the student, minus that under the reference; nats.
+
+        Args:
+            drawn: whole paths with the student's log-probabilities.
+        """
         assert drawn.num_moves is not None
         assert drawn.record is not None
-        of_student = drawn.first_score[:, None] + drawn.completion_log_probs.sum(-1)
+        student_log_probs = drawn.first_score[:, None] + drawn.completion_log_probs.sum(-1)
         network = self.network.at_budget(drawn.num_moves) if self._reads_budgets else self.network
         path = drawn.x, drawn.record, drawn.num_moves
-        return of_student - path_log_probs(network, *path, self._process, self._initial_state, drawn.canvas)
+        return student_log_probs - path_log_probs(network, *path, self._process, self._initial_state, drawn.canvas)

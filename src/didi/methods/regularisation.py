@@ -1,4 +1,4 @@
-"""The regularisers of App. F.3: divergence from the teacher and entropy bonus at every move that is read."""
+"""The regularisers of App. F.3: divergence from the teacher and entropy bonus, at one or both moves."""
 
 from collections.abc import Sequence
 from typing import cast
@@ -18,50 +18,50 @@ from didi.process_group import process_group
 
 
 class TeacherLogProbs:
-    """The teacher's log-probabilities where the student's were read.
+    """The teacher's log-probabilities at the states and positions where a rollout has the student's.
 
     Args:
-        process: of the student; masked diffusion where there is anything to regularise.
+        process: process of the student; a call needs masked diffusion.
     """
 
     def __init__(self, process: Process) -> None:
         self._process = process
-        self._first: Tensor | None = None  # of sequences that are all alike
+        self._first: Tensor | None = None  # cache for the all-mask state of sequences without given positions
 
     @torch.no_grad()
     def __call__(self, teacher: DenoiserNetwork, drawn: Rollout) -> list[Float[Tensor, "_ v"]]:
-        """Those of each move of ``drawn.log_probs_of_moves``."""
+        """Log-probabilities for each move of ``drawn.log_probs_of_moves``."""
         process, canvas = cast(Absorbing, self._process), drawn.canvas
         first = self._first
         if first is None:
             first = first_states(teacher, canvas, process).log_probs
-            self._first = first if canvas.is_all_free else None  # at one all-mask state they never change
-        found = [first]
+            self._first = first if canvas.is_all_free else None  # then all steps have the same first state
+        log_probs = [first]
         if len(drawn.log_probs_of_moves) > 1:
-            found.append(masked_log_probs(teacher, drawn.z_tau, drawn.tau, process, canvas.attention_mask))
-        return found
+            log_probs.append(masked_log_probs(teacher, drawn.z_tau, drawn.tau, process, canvas.attention_mask))
+        return log_probs
 
 
 def regularisation(
     student: Sequence[Float[Tensor, "_ v"]], teacher: Sequence[Float[Tensor, "_ v"]], objective: ObjectiveConfig
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Weighted divergence minus weighted entropy, each the sum over the moves of its mean over positions, and figures.
+    """Weighted divergence minus weighted entropy, each a mean over positions and a sum over moves; and figures.
 
     Args:
-        student: log-probabilities of each move, with gradient; none where no state is common to all paths.
-        teacher: the teacher's at the same positions; empty where the divergence has no weight.
-        objective: weights and direction.
+        student: log-probabilities of each move, with gradient; empty if there is no move to regularise.
+        teacher: the teacher's log-probabilities at the same positions; empty if the divergence has weight 0.
+        objective: weights and direction of the divergence.
     """
     if not student:
         return torch.zeros(()), {}
-    with torch.set_grad_enabled(bool(objective.entropy_weight)):  # without a bonus it is only logged
+    with torch.set_grad_enabled(bool(objective.entropy_weight)):  # with weight 0 it is only logged
         entropies = [process_group().local_term_of_mean(entropy(log_probs)) for log_probs in student]
     figures = {"entropy": entropies[-1].detach()}
     loss = -objective.entropy_weight * torch.stack(entropies).sum()
     if objective.divergence_weight:
         divergences = [
-            process_group().local_term_of_mean(divergence(objective.divergence, of_teacher, log_probs))
-            for of_teacher, log_probs in zip(teacher, student, strict=True)
+            process_group().local_term_of_mean(divergence(objective.divergence, teacher_move, student_move))
+            for teacher_move, student_move in zip(teacher, student, strict=True)
         ]
         figures["divergence"] = torch.stack(divergences).sum().detach()
         loss = loss + objective.divergence_weight * torch.stack(divergences).sum()

@@ -1,6 +1,6 @@
-"""What the student does in one step of Algorithm 1: it generates, and its samples are corrupted again.
+"""Rollout of the student in one step of Algorithm 1: generate samples, and corrupt them again.
 
-``objective.trajectory`` names how it generates, one of ``TRAJECTORIES``.
+``objective.trajectory`` names the kind of trajectory, a key of ``TRAJECTORIES``.
 """
 
 from collections.abc import Callable
@@ -28,17 +28,20 @@ class Rollout:
         tau: time of each intermediate state.
         t: corruption time of each state.
         x: completions.
-        z_t: their corruptions.
-        z_tau: the intermediate states; on a whole path those where it branches, or with one completion its last.
-        first_score: log-probability of the first move; on a whole path, of all moves to ``z_tau``.
-        completion_log_probs: log-probability of what was drawn at each position from ``z_tau`` on; 0 where nothing was.
-        first_log_probs: the student's distribution at the all-mask states, see ``trajectories.FirstStates``; None in a
-            process without such states.
-        second_log_probs: its distribution at the masked positions of ``z_tau``, row by row; None on a whole path.
-        canvas: which positions of each sequence are free and real.
-        trajectory: how it was generated.
-        num_moves: of a whole path; None of the others.
-        record: of a whole path, for ``whole_path.path_log_probs``.
+        z_t: corruptions of ``x``.
+        z_tau: intermediate states. For whole paths: the states where paths branch, or, with one completion, the
+            finished samples.
+        first_score: log-probability of the first move; for whole paths, of all moves before ``z_tau``.
+        completion_log_probs: log-probability of the tokens drawn at each position after ``z_tau``; 0 at positions
+            without a draw.
+        first_log_probs: the student's log-probabilities at the all-mask states, see ``trajectories.FirstStates``; None
+            without such states.
+        second_log_probs: the student's log-probabilities at the masked positions of ``z_tau``, in row-major order; None
+            for whole paths.
+        canvas: masks of the free and real positions of each sequence.
+        trajectory: kind of the trajectories.
+        num_moves: number of moves of whole paths; None for other trajectories.
+        record: record of whole paths, for ``whole_path.path_log_probs``; None for other trajectories.
     """
 
     tau: Float[Tensor, " s"]
@@ -57,15 +60,15 @@ class Rollout:
 
     @property
     def of_corruptions(self) -> Canvas:
-        """The canvas of ``z_t`` as rows."""
+        """The canvas of ``z_t``, one row for each corruption."""
         return self.canvas.repeat_interleave(self.z_t.shape[1] * self.z_t.shape[2])
 
     @property
     def log_probs_of_moves(self) -> list[Tensor]:
-        """The student's distributions that are regularised: those of two moves, or of the first where it is alone."""
-        is_alone = self.trajectory in ("one-step", "whole-path")
-        found = [self.first_log_probs] if is_alone else [self.first_log_probs, self.second_log_probs]
-        return [one for one in found if one is not None]
+        """Log-probabilities that are regularised: of the first move, and of the second if it has its own pass."""
+        has_one = self.trajectory in ("one-step", "whole-path")
+        moves = [self.first_log_probs] if has_one else [self.first_log_probs, self.second_log_probs]
+        return [log_probs for log_probs in moves if log_probs is not None]
 
 
 @dataclass(frozen=True)
@@ -73,8 +76,9 @@ class Batch:
     """One micro-batch of this process.
 
     Attributes:
-        step, number: of the step and of the micro-batch.
-        rollout: the student's trajectories; None in lessons for guidance.
+        step: step of the run.
+        number: number of the micro-batch within the step.
+        rollout: the student's trajectories; None in guidance steps.
     """
 
     step: int
@@ -88,17 +92,17 @@ TRAJECTORIES: dict[TrajectoryKind, Callable[[DenoiserNetwork, Canvas, ObjectiveC
     "path": path,
     "whole-path": whole_path,
 }
-"""What generates each kind of trajectory; all but whole paths are of masked diffusion alone."""
+"""Generators of trajectories by kind; all kinds but ``whole-path`` need masked diffusion."""
 
 
-def last_move(found: Trajectory, uniforms: Float[Tensor, "s l g"], process: Process) -> Completions:
-    """Completions of states of masked diffusion that are one move away from them."""
-    assert found.second_log_probs is not None
-    is_masked = process.is_predicted(found.z_tau)
-    tokens = sample_categorical(found.second_log_probs.detach(), uniforms[is_masked])
-    x = found.z_tau[:, :, None].repeat(1, 1, uniforms.shape[-1])
+def last_move(trajectory: Trajectory, uniforms: Float[Tensor, "s l g"], process: Process) -> Completions:
+    """Draw all masked tokens of ``z_tau`` in one move of masked diffusion."""
+    assert trajectory.second_log_probs is not None
+    is_masked = process.is_predicted(trajectory.z_tau)
+    tokens = sample_categorical(trajectory.second_log_probs.detach(), uniforms[is_masked])
+    x = trajectory.z_tau[:, :, None].repeat(1, 1, uniforms.shape[-1])
     x[is_masked] = tokens
-    chosen = found.second_log_probs.gather(1, tokens)
+    chosen = trajectory.second_log_probs.gather(1, tokens)
     log_probs = torch.zeros(x.shape, device=x.device).index_put(is_masked.nonzero(as_tuple=True), chosen)
     return Completions(x.transpose(1, 2).contiguous(), log_probs.transpose(1, 2))
 
@@ -117,51 +121,52 @@ def rollout(
 
     Args:
         student: the few-step generator.
-        num_states: intermediate states of all processes; this one's share of them, s, is what is returned.
-        length: positions l; those of ``canvas`` where it is given.
-        objective: trajectory, numbers of completions and corruptions, times.
-        process: of the student; see ``TRAJECTORIES``.
+        num_states: number of intermediate states of all processes; returns this process's share of them, s.
+        length: positions l of a sequence; ignored if there is a ``canvas``.
+        objective: trajectory, numbers of completions and corruptions, density of times.
+        process: process of the student; see ``TRAJECTORIES``.
         generator: a CPU generator; all draws are float64.
-        device: where the student lives.
-        canvas: of this process's states, on ``device``; None where all positions are free.
+        device: device of the student.
+        canvas: canvas of this process's states, on ``device``; None if all positions are free.
     """
     draw = Uniforms(num_states, generator, device)
     if canvas is None:
         canvas = draw.blank(length)
     length = canvas.length
-    found = TRAJECTORIES[objective.trajectory](student, canvas, objective, process, draw)
+    trajectory = TRAJECTORIES[objective.trajectory](student, canvas, objective, process, draw)
     num_completions, num_corruptions = objective.completions, objective.corruptions
-    uniforms = draw(length, num_completions)  # unused where the completions are there already
-    x, log_probs = found.completions or last_move(found, uniforms, process)
+    uniforms = draw(length, num_completions)  # drawn, but not used, if the trajectory has completions
+    x, log_probs = trajectory.completions or last_move(trajectory, uniforms, process)
     draws = draw(num_completions, num_corruptions, length, process.draws_per_position)
-    z_t = canvas.clamped(_corrupted(x, found, draws, process))
+    z_t = canvas.clamped(_corrupted(x, trajectory, draws, process))
     return Rollout(
-        tau=found.tau,
-        t=found.t,
+        tau=trajectory.tau,
+        t=trajectory.t,
         x=x,
         z_t=z_t,
-        z_tau=found.z_tau,
-        first_score=found.first_score,
+        z_tau=trajectory.z_tau,
+        first_score=trajectory.first_score,
         completion_log_probs=log_probs,
-        first_log_probs=found.first_log_probs,
-        second_log_probs=found.second_log_probs,
+        first_log_probs=trajectory.first_log_probs,
+        second_log_probs=trajectory.second_log_probs,
         canvas=canvas,
-        trajectory=found.kind,
-        num_moves=found.num_moves,
-        record=found.record,
+        trajectory=trajectory.kind,
+        num_moves=trajectory.num_moves,
+        record=trajectory.record,
     )
 
 
 def _corrupted(
-    x: Int[Tensor, "s g l"], found: Trajectory, draws: Float[Tensor, "s g c l k"], process: Process
+    x: Int[Tensor, "s g l"], trajectory: Trajectory, draws: Float[Tensor, "s g c l k"], process: Process
 ) -> Int[Tensor, "s g c l"]:
-    """Completions corrupted to their times t; on a ``path`` the state at tau goes on: what is visible there stays."""
-    shape, t = draws.shape[:-1], found.t.to(x.device)
+    """Corrupt completions to times t; on a ``path`` only positions that are masked at tau may be masked at t."""
+    shape, t = draws.shape[:-1], trajectory.t.to(x.device)
     clean = x[:, :, None].expand(shape)
-    if found.kind == "path":
-        before = 1 - process.schedule.alpha(found.tau.to(x.device))
-        chance = (1 - process.schedule.alpha(t)) / before
-        is_masked = process.is_predicted(found.z_tau)[:, None, None] & (draws[..., 0] < chance[:, None, None, None])
+    if trajectory.kind == "path":
+        prob_masked_tau = 1 - process.schedule.alpha(trajectory.tau.to(x.device))
+        prob_masked_t = (1 - process.schedule.alpha(t)) / prob_masked_tau  # given a mask at tau
+        stays_masked = draws[..., 0] < prob_masked_t[:, None, None, None]
+        is_masked = process.is_predicted(trajectory.z_tau)[:, None, None] & stays_masked
         return torch.where(is_masked, cast(int, process.mask_id), clean)
     times = t.repeat_interleave(shape[1] * shape[2])
     return process.corrupt(clean.flatten(0, 2), times, draws.flatten(0, 2)).view(shape)

@@ -1,24 +1,24 @@
 r"""Self-Distillation Through Time (SDTT, Deschenaux and Gulcehre 2025), https://arxiv.org/abs/2410.21035.
 
-A run has rounds of equal length. In round r, from 0, the teacher's step is dt = K^r / first_step (K is
-``teacher_steps``), and the student learns to do in one step of K dt what the teacher does in K steps of dt. One step:
+A run has rounds of equal length. In round r, from 0, the step size of the teacher is dt = K^r / first_step (K is
+``teacher_steps``), and the student learns to replace K steps of dt by one step of K dt. One training step:
 
 1. Take a batch of clean sequences x0 and corrupt them, z_t ~ q(z_t | x0), at low-discrepancy times t.
 2. The teacher of the round takes K ancestral steps of dt from z_t. The target of a masked position is the teacher's
-   log p(x0 | .) at the step that reveals it, or at the last step where none does.
-3. The student descends its divergence from the target at (z_t, t), a mean over all masked positions of the batch.
+   log p(x0 | .) at the step that reveals it, or at the last step if no step reveals it.
+3. The student descends its divergence from the target at (z_t, t), averaged over all masked positions of the batch.
 
-At the end of a round the weights of the student, not their average, become the teacher of the next one. Optimizer,
-average and learning-rate schedule go on over the whole run, as in the public code (``reset_optimizer_on_growth`` and
+At the end of a round the weights of the student, not their average, become the teacher of the next round. Optimizer,
+average and learning-rate schedule continue over the whole run, as in the public code (``reset_optimizer_on_growth`` and
 ``use_ema_on_growth`` are off there).
 
 Departures from the public code, github.com/jdeschena/sdtt, are listed in ``docs/deviations.md``. The teacher's steps
-are at t, t - dt, ...; the last of them draws no tokens, since no target depends on them, and a state of which a step
-reads no position does not pass through the teacher.
+are at t, t - dt, ...; the last step draws no tokens, since no target depends on them, and sequences without a target at
+a step are left out of the teacher's pass.
 
-What the student can reach: the best prediction at (z_t, t) is, for ``forward-kl``, the mean of the targets. It is
-nearly the teacher's own prediction: tokens that a step reveals change a prediction, but hardly its mean. For ``kl`` it
-is the normalised geometric mean, which is more concentrated. ``evaluation.exact.sdtt`` computes both.
+Optimum of the student: for ``forward-kl`` the best prediction at (z_t, t) is the mean of the targets. It is close to
+the teacher's prediction at (z_t, t), since revealed tokens change a prediction but hardly its mean. For ``kl`` it is
+the normalised geometric mean, which is more concentrated. ``evaluation.exact.sdtt`` computes both.
 """
 
 from collections.abc import Sequence
@@ -38,7 +38,7 @@ from didi.errors import UsageError
 from didi.methods.base import Figures, Inputs, Update
 from didi.methods.distillation import Distillation
 from didi.methods.frozen_copy import FrozenCopy
-from didi.methods.settings import DistillationConfig, OptimizerConfig, at_least
+from didi.methods.settings import DistillationConfig, OptimizerConfig, check_at_least
 from didi.methods.student_process import MASKED
 from didi.models.bundle import Bundle
 from didi.models.denoiser import Denoiser
@@ -55,10 +55,10 @@ class SdttConfig(DistillationConfig):
     """
 
     rounds: int = 7
-    """Rounds of equal length; after each the student becomes the teacher. 7 in the paper."""
+    """Number of rounds, of equal length; after each round the student becomes the teacher. 7 in the paper."""
     first_step: int = 1024
-    """Step size of the teacher in the first round, as its number of steps from t = 1 to t = 0; 1024 in the paper. The
-    student of the last round is meant for ``first_step / teacher_steps^rounds`` moves."""
+    """Number of teacher steps from t = 1 to t = 0 in the first round, the inverse of the step size; 1024 in the paper.
+    The final student is trained for ``first_step / teacher_steps^rounds`` moves."""
     teacher_steps: int = 2
     """Steps K of the teacher for each target, and the factor of the step size from round to round; 2 in the paper."""
     loss: Loss = "kl"
@@ -67,14 +67,14 @@ class SdttConfig(DistillationConfig):
     optimizer: OptimizerConfig = field(
         default_factory=lambda: OptimizerConfig(learning_rate=6e-5, decay="constant", weight_decay=0.0)
     )
-    """Of the student, over all rounds."""
+    """Optimizer of the student, with one schedule for all rounds."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        at_least(1, self, "rounds")
-        at_least(2, self, "teacher_steps")
+        check_at_least(1, self, "rounds")
+        check_at_least(2, self, "teacher_steps")
         if self.loop.fsdp:
-            raise UsageError("method sdtt goes without loop.fsdp; got both: turn loop.fsdp off")
+            raise UsageError("method sdtt cannot be combined with loop.fsdp; got both: turn loop.fsdp off")
         factor = self.teacher_steps**self.rounds
         if self.first_step < factor or self.first_step % factor:
             raise UsageError(
@@ -84,7 +84,7 @@ class SdttConfig(DistillationConfig):
 
     @property
     def num_moves(self) -> int:
-        """Moves that the student of the last round is meant for."""
+        """Number of moves that the final student is trained for."""
         return self.first_step // self.teacher_steps**self.rounds
 
     def round_of(self, step: int) -> int:
@@ -98,10 +98,10 @@ class Batch:
 
     Attributes:
         z: corrupted sequences.
-        times: before each of the teacher's K steps; the first row is that of ``z``.
-        is_read: at which step the target of each position is read; on the CPU.
-        uniforms: numbers of the tokens that each step but the last draws.
-        scale: what the sum of the losses is multiplied with.
+        times: times before each of the teacher's K steps; ``times[0]`` are the times of ``z``.
+        is_read: whether the target of a position is the prediction at a step; on the CPU.
+        uniforms: uniform numbers for the tokens of all steps but the last.
+        scale: factor of the sum of the losses.
     """
 
     z: Int[Tensor, "b l"]
@@ -114,20 +114,20 @@ class Batch:
 def log_probs_where(
     network: Denoiser, process: Process, z: Int[Tensor, "b l"], t: Float[Tensor, " b"], is_read: Bool[Tensor, "b l"]
 ) -> Float[Tensor, "n v"]:
-    """Log-probabilities of x0 at some masked positions, in row-major order; rows without any are left out.
+    """Log-probabilities of x0 at selected positions, in row-major order; rows without a position need no pass.
 
     Args:
         network: predicts clean tokens.
-        process: of the network.
+        process: process of the network.
         z: states.
-        t: their times.
-        is_read: the positions; on the CPU, so that the host does not wait for another device.
+        t: times of ``z``.
+        is_read: selected positions; on the CPU, so that the host does not wait for another device.
     """
     row, position = is_read.nonzero(as_tuple=True)
-    rows, place = row.unique_consecutive(return_inverse=True)
-    rows, place, position = (to_device(one, z.device) for one in (rows, place, position))
+    rows, row_index = row.unique_consecutive(return_inverse=True)
+    rows, row_index, position = (to_device(index, z.device) for index in (rows, row_index, position))
     features = network.features(z[rows], process.noise_level(network, t[rows]))
-    return process.log_probs(network.head(features[place, position]))
+    return process.log_probs(network.head(features[row_index, position]))
 
 
 @torch.no_grad()
@@ -139,30 +139,30 @@ def teacher_targets(
     is_read: Bool[Tensor, "k b l"],
     uniforms: Float[Tensor, "j b l"],
 ) -> Float[Tensor, "n v"]:
-    """Log-probabilities that the student of the round learns, at all masked positions of ``z`` in row-major order.
+    """Target log-probabilities at all masked positions of ``z``, in row-major order.
 
     Args:
-        teacher: of the round.
+        teacher: teacher of the round.
         process: masked diffusion.
-        z: states at the first of the times.
-        times: before each of the K steps.
+        z: states at ``times[0]``.
+        times: times before each of the K steps.
         is_read: from ``objectives.sdtt.read_positions``; on the CPU.
-        uniforms: numbers in [0, 1) that decide the tokens drawn in each step but the last.
+        uniforms: numbers in [0, 1) for the tokens of all steps but the last.
     """
-    place = is_read.any(0).flatten().cumsum(0) - 1  # rank of a position among the masked ones
-    found, places = [], []
-    for step, is_now in enumerate(is_read):
-        if not bool(is_now.any()):
+    rank = is_read.any(0).flatten().cumsum(0) - 1  # index of a position among the masked positions
+    targets, ranks = [], []
+    for step, is_revealed in enumerate(is_read):
+        if not bool(is_revealed.any()):
             continue
-        log_probs = log_probs_where(teacher, process, z, times[step], is_now)
-        found.append(log_probs)
-        places.append(place[is_now.flatten()])
+        log_probs = log_probs_where(teacher, process, z, times[step], is_revealed)
+        targets.append(log_probs)
+        ranks.append(rank[is_revealed.flatten()])
         if step + 1 < len(is_read):
-            where = to_device(is_now, z.device)
-            z = z.masked_scatter(where, sample_categorical(log_probs, uniforms[step][where]))
-    if not found:
+            mask = to_device(is_revealed, z.device)
+            z = z.masked_scatter(mask, sample_categorical(log_probs, uniforms[step][mask]))
+    if not targets:
         return torch.empty(0, teacher.vocab_size, device=z.device)
-    return torch.cat(found)[to_device(torch.cat(places).argsort(), z.device)]
+    return torch.cat(targets)[to_device(torch.cat(ranks).argsort(), z.device)]
 
 
 class Sdtt(Distillation):
@@ -181,9 +181,9 @@ class Sdtt(Distillation):
         self.optimizers = {"student": settings.optimizer}
 
     def prepare(self, step: int, micro_batch: int) -> Batch:
-        """Corrupted sequences, and when the teacher reveals their positions.
+        """Corrupted sequences, and the step at which the teacher reveals each position.
 
-        All random numbers are drawn for the batch of the whole step, which micro-batches and processes share.
+        All random numbers are drawn for the whole step and divided among micro-batches and processes.
         """
         settings, process, device = self.settings, cast(Absorbing, self.process), self.runtime.device
         x0 = self.source.batch(step, self.sequences_per_step)
@@ -192,23 +192,23 @@ class Sdtt(Distillation):
         draws = torch.rand(settings.teacher_steps, *x0.shape, dtype=torch.float64, generator=generator)
         dt = step_size(settings.round_of(step), settings.first_step, settings.teacher_steps)
         times = step_times(t, dt, settings.teacher_steps)
-        # One number decides when a position is masked and when it is revealed.
+        # One number for each position determines whether it is masked at t and which step reveals it.
         alphas = process.schedule.alpha(times)
         is_read = read_positions(torch.stack([is_masked_at(draws[0], alpha) for alpha in alphas]))
         num_masked, num_parts = int(is_read.sum()), settings.loop.accumulation * process_group().size
         rows = torch.arange(len(x0)).split(settings.loop.batch_size)[micro_batch]
-        mine = process_group().local_rows(rows)
-        z = process.corrupt(x0[mine], t[mine], draws[0][mine, :, None])
+        local = process_group().local_rows(rows)
+        z = process.corrupt(x0[local], t[local], draws[0][local, :, None])
         return Batch(
             z=to_device(z, device),
-            times=to_device(times[:, mine], device),
-            is_read=is_read[:, mine],
-            uniforms=to_device(draws[1:, mine], device),
+            times=to_device(times[:, local], device),
+            is_read=is_read[:, local],
+            uniforms=to_device(draws[1:, local], device),
             scale=num_parts / max(1, num_masked),
         )
 
     def updates(self, step: int) -> Sequence[Update]:
-        """One update of the student; the schedule is that of the whole run."""
+        """One update of the student; its learning-rate schedule extends over the whole run."""
         return [Update("student", self._loss, step, self.num_steps)]
 
     def _loss(self, batch: Batch) -> tuple[Tensor, Figures]:
@@ -217,17 +217,17 @@ class Sdtt(Distillation):
             teacher = cast(DenoiserNetwork, self.frozen["round_teacher"])
             target = teacher_targets(teacher, self.process, batch.z, batch.times, batch.is_read, batch.uniforms)
         arguments = self.process, batch.z, batch.times[0], batch.is_read.any(0)
-        of_student = self.runtime.call("student", log_probs_where, *arguments)
-        loss = distillation_loss(self.settings.loss, target, of_student).sum() * batch.scale
+        student_log_probs = self.runtime.call("student", log_probs_where, *arguments)
+        loss = distillation_loss(self.settings.loss, target, student_log_probs).sum() * batch.scale
         return loss, {"distillation_loss": loss.detach()}
 
     def end_step(self, step: int) -> None:
-        """After a round, the student becomes the teacher."""
+        """Copy the student into the teacher at the end of a round."""
         if step + 1 < self.num_steps and self.settings.round_of(step + 1) > self.settings.round_of(step):
             self._round_teacher.renew(self.student)
 
     def state_dict(self) -> dict[str, Any]:
-        """Digest of the first teacher's weights, and the weights of the round's."""
+        """Digest of the first teacher's weights, and the weights of the round's teacher."""
         return {**super().state_dict(), "round_teacher": self._round_teacher.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

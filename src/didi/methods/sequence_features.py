@@ -1,4 +1,4 @@
-"""Features of sequences in a frozen network: the points that a kernel between sequences compares."""
+"""Features of sequences in a frozen network, the points of the kernel between sequences."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -18,7 +18,7 @@ Points = list[Float[Tensor, "n l d"]]
 
 
 def layers_of(objective: MmdObjective, num_blocks: int) -> tuple[int, ...]:
-    """Blocks after which features are read, from 1."""
+    """Numbers of the blocks whose outputs are features, from 1."""
     return objective.layers or (max(1, round(num_blocks / 3)),)
 
 
@@ -26,11 +26,11 @@ def layers_of(objective: MmdObjective, num_blocks: int) -> tuple[int, ...]:
 def hidden_states(
     network: DenoiserNetwork, layers: Sequence[int], z: Int[Tensor, "n l"], sigma: Float[Tensor, " n"] | None
 ) -> Points:
-    """Outputs of the blocks numbered, from 1, in float32."""
-    found: dict[int, Tensor] = {}
+    """Outputs of the blocks ``layers``, numbered from 1, in float32."""
+    outputs: dict[int, Tensor] = {}
 
     def keep(layer: int, _module: nn.Module, _inputs: Any, output: Tensor) -> None:
-        found[layer] = output.float()
+        outputs[layer] = output.float()
 
     handles = [network.blocks[layer - 1].register_forward_hook(partial(keep, layer)) for layer in layers]
     try:
@@ -38,7 +38,7 @@ def hidden_states(
     finally:
         for handle in handles:
             handle.remove()
-    return [found[layer] for layer in layers]
+    return [outputs[layer] for layer in layers]
 
 
 def sequence_features(
@@ -52,37 +52,37 @@ def sequence_features(
     """Features of clean sequences, one tensor for each layer at each of ``objective.feature_times``.
 
     Args:
-        network: the frozen one.
-        process: of its inputs.
-        objective: which features.
+        network: the frozen network.
+        process: process of its inputs.
+        objective: choice of features.
         rows: the sequences.
-        generator: of the corruptions, a CPU generator; unused at time 0.
-        processes: each of which has as many rows of its own; ``ProcessGroup()`` where all have the same.
+        generator: CPU generator of the corruptions; unused at time 0.
+        processes: group whose processes have different rows, equally many; ``ProcessGroup()`` if all have the same.
     """
-    layers, found = layers_of(objective, len(network.blocks)), []
+    layers, features = layers_of(objective, len(network.blocks)), []
     for time in objective.feature_times:
         t, z = torch.full((len(rows),), time, dtype=torch.float64, device=rows.device), rows
         if time:
             shape = (*rows.shape, process.draws_per_position)
             draws = torch.rand(processes.size, *shape, dtype=torch.float64, generator=generator)
             z = process.corrupt(rows, t, draws[processes.rank].to(rows.device))
-        found += hidden_states(network, layers, z, process.noise_level(network, t))
-    return found
+        features += hidden_states(network, layers, z, process.noise_level(network, t))
+    return features
 
 
 def pooled(
     objective: MmdObjective, points: Float[Tensor, "s n l d"], is_scored: Bool[Tensor, "s l"] | None
 ) -> tuple[Float[Tensor, "s n p e"], Float[Tensor, "s n p"] | None]:
-    """Points of each sequence and their weights, for the scored positions of its state.
+    """The points of each sequence, from the features of its scored positions, and their weights.
 
     Args:
-        objective: ``features``.
-        points: of all positions.
-        is_scored: which positions count; None for all.
+        objective: its ``features`` name the kind of points.
+        points: features of all positions.
+        is_scored: positions that are compared; None for all.
     """
     if objective.features == "concatenated":
-        counted = points if is_scored is None else points * is_scored[:, None, :, None]
-        return counted.flatten(2)[:, :, None], None
+        scored = points if is_scored is None else points * is_scored[:, None, :, None]
+        return scored.flatten(2)[:, :, None], None
     weights = None
     if is_scored is not None:
         weights = is_scored / is_scored.sum(1, keepdim=True).clamp(min=1)
@@ -100,19 +100,19 @@ def kernel_of(
     scales: Float[Tensor, " f"],
     is_scored: Bool[Tensor, "s l"] | None = None,
 ) -> Float[Tensor, "s n m"]:
-    """Kernel of every pair of sequences of a state, the mean over kinds of features.
+    """Kernel of every pair of sequences of a state, the mean over kinds of features (layers and times).
 
     Args:
         objective: features and bandwidths.
-        first: features of the rows, of each kind.
-        second: features of the columns.
-        scales: median distance of each kind.
-        is_scored: positions that count in each state; None for all.
+        first: features of the rows of the kernel matrix, one tensor for each kind.
+        second: features of its columns.
+        scales: median distance for each kind.
+        is_scored: positions of each state that are compared; None for all.
     """
     kernels = []
-    for scale, one, other in zip(scales, first, second, strict=True):
+    for scale, row_features, column_features in zip(scales, first, second, strict=True):
         bandwidths = scale * torch.tensor(objective.bandwidths, device=scale.device)
-        rows, row_weights = pooled(objective, one, is_scored)
-        columns, column_weights = pooled(objective, other, is_scored)
+        rows, row_weights = pooled(objective, row_features, is_scored)
+        columns, column_weights = pooled(objective, column_features, is_scored)
         kernels.append(sequence_kernel(rows, columns, bandwidths, row_weights, column_weights))
     return mean_kernel(kernels)

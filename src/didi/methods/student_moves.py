@@ -1,4 +1,4 @@
-"""What a whole path asks of the process: the moves of the student's own sampler, drawn and scored again."""
+"""Interface of the student's ancestral sampler for one process: draw whole paths, and score given paths."""
 
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -13,13 +13,13 @@ from didi.models.networks import DenoiserNetwork
 
 
 class Branches(NamedTuple):
-    """Paths that are one up to a state and independent from there.
+    """Paths that share their moves up to a state, the branch, and have independent moves after it.
 
     Attributes:
-        z: the states where they branch.
-        first_score: log-probability of the moves that led there, with the network's gradient.
-        completions: the finished samples, and what the moves since give to their log-probability at each position.
-        record: what ``StudentMoves.path_log_probs`` needs to score the paths again.
+        z: states at the branch.
+        first_score: log-probability of the moves before the branch, with the network's gradient.
+        completions: finished samples, and the log-probability of the moves after the branch at each position.
+        record: data from which ``StudentMoves.path_log_probs`` scores the paths again.
     """
 
     z: Int[Tensor, "s l"]
@@ -30,38 +30,38 @@ class Branches(NamedTuple):
 
 @runtime_checkable
 class StudentMoves(Protocol):
-    """A network's own sampler of evenly spaced moves, for one kind of process."""
+    """A network's ancestral sampler with evenly spaced moves, for one kind of process."""
 
     @classmethod
     def of(cls, network: DenoiserNetwork, num_moves: int, canvas: Canvas, process: Process) -> "StudentMoves":
-        """The sampler of so many moves of the sequences of a canvas."""
+        """The sampler of ``num_moves`` moves for the sequences of ``canvas``."""
         ...
 
     @property
     def first_log_probs(self) -> Float[Tensor, "n v"] | None:
-        """The network's log-probabilities at the first states, see ``FirstStates``; None where these are random."""
+        """The network's log-probabilities at the initial states, see ``FirstStates``; None if these are random."""
         ...
 
     def branches(self, branch: int, num_completions: int, draw: Uniforms) -> Branches:
-        """Paths of the sampler, each state with ``num_completions`` of them from the move ``branch`` on.
+        """Draw paths: one prefix of ``branch`` moves for each state, and ``num_completions`` continuations of it.
 
         Args:
-            branch: moves up to the state where paths branch; with all moves it is the finished sample.
-            num_completions: g, paths of each state.
-            draw: uniform numbers of each state.
+            branch: number of moves before the branch; all moves if the branch is the finished sample.
+            num_completions: g, number of paths of each state.
+            draw: source of uniform numbers for each state.
         """
         ...
 
     def path_log_probs(self, x: Int[Tensor, "s g l"], record: Tensor) -> Float[Tensor, "s g"]:
-        """Log-probability of whole paths under the network, which need not be the one that drew them.
+        """Log-probability of whole paths under the network; another network may have drawn the paths.
 
         Args:
-            x: the finished samples.
-            record: of ``Branches``.
+            x: finished samples of the paths.
+            record: ``Branches.record`` of the paths.
         """
         ...
 
 
 def move_times(num_moves: int) -> Float[Tensor, " k"]:
-    """Times before each of so many even moves, and 0 after the last; float64."""
+    """Times before each of ``num_moves`` equal moves, followed by 0; float64."""
     return 1 - torch.arange(num_moves + 1, dtype=torch.float64) / num_moves

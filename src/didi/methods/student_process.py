@@ -15,30 +15,30 @@ _STUDENTS: Mapping[str, Callable[[Any], Process]] = {
     Uniform.name: lambda process: process,
     ScoreAbsorbing.name: ScoreAbsorbing.normalised,
 }
-"""For each process of a teacher, that of its student."""
+"""Maps the process of a teacher to that of its student, by the name of the teacher's process."""
 
 MASKED = (Absorbing.name,)
-"""Processes of students that write masked tokens."""
+"""The processes of methods that support masked students only."""
 
 
 def student_process(teacher: Bundle, method: str, processes: tuple[str, ...]) -> Process:
-    """The process of a student, by which its teacher is read as well: one whose networks predict the clean token.
+    """The process of a student, which is also used for the teacher; its networks predict the clean token.
 
-    The outputs of a SEDD network of masked diffusion, normalised, are such a prediction: its student is a masked model.
+    The normalised outputs of a SEDD-absorb network predict the clean token, so that its student is a masked model.
 
     Args:
-        teacher: what is distilled.
+        teacher: bundle of the teacher.
         method: name of the method.
-        processes: names of the processes of its students.
+        processes: names of the processes that the method supports for students.
 
     Raises:
-        UsageError: the outputs of the teacher are no distribution of the clean token, or the method has no students of
-            its process.
+        UsageError: the teacher's outputs are not a distribution of the clean token, or the method does not support the
+            process.
     """
     name = teacher.process.name
     if name not in _STUDENTS:
         raise UsageError(
-            f"a distillation is of networks that predict the clean token, those of {', '.join(_STUDENTS)}; the "
+            f"a distillation needs a teacher that predicts the clean token, of process {', '.join(_STUDENTS)}; the "
             f"process of {teacher.name} is {name}, whose networks give ratios of probabilities: choose another teacher"
         )
     process = _STUDENTS[name](teacher.process)

@@ -1,12 +1,12 @@
-"""How the student generates in training: in one step, in two moves 1 -> tau -> 0 (the paper), or along a path (ours).
+"""Trajectories of a masked student in training: one step, two moves 1 -> tau -> 0 (the paper), or a path (ours).
 
-One network pass for each move serves both the sample and its log-probability, and the first pass, which starts from the
-all-mask state, has a single row.
+Each move needs one network pass, from which tokens are drawn and scored. The pass of the first move, from the all-mask
+state, has a single row.
 
-On a path the states come from the student's own sampler of ``objective.moves`` moves, and one move of it is scored, by
-its state at a time within the move: what the student does at inference, and what guided sampling gives the
-discriminator. (A finished sample that is corrupted to t has another distribution, unless the network is consistent:
-tokens depend on the move that they came in.)
+A path consists of states of the student's ancestral sampler of ``objective.moves`` moves. One of its moves is scored,
+with the reward of a state at a time within the move. These are the states that occur at inference and that guided
+sampling scores. A finished sample that is corrupted to t has another distribution, unless the network is consistent,
+since the distribution of a token depends on the move that reveals it.
 """
 
 from typing import NamedTuple
@@ -39,13 +39,13 @@ def masked_log_probs(
 
 
 class FirstStates(NamedTuple):
-    """The states at t = 1, in which all free positions are masked, and what a network predicts there.
+    """The states at t = 1, in which all free positions are masked, and the predictions of a network at them.
 
     Attributes:
         z: the states.
-        log_probs: log-probabilities, a row for each position where all states are alike, else a row for each free
-            position of each state, in row-major order.
-        row: of ``log_probs``, for each position of each state; read at free positions.
+        log_probs: log-probabilities. If all states are equal, one row for each position; otherwise one row for each
+            free position of each state, in row-major order.
+        row: row of ``log_probs`` for each position of each state; undefined at positions that are not free.
     """
 
     z: Int[Tensor, "s l"]
@@ -54,7 +54,7 @@ class FirstStates(NamedTuple):
 
 
 def first_states(denoiser: Denoiser, canvas: Canvas, process: Absorbing) -> FirstStates:
-    """The states before the first move; those that are alike go through the network once."""
+    """The states before the first move, and their predictions; equal states share one network pass."""
     z, device = process.prior(canvas), canvas.tokens.device
     if canvas.is_all_free:
         log_probs = masked_log_probs(denoiser, z[:1], torch.ones(1, dtype=torch.float64), process)
@@ -79,32 +79,33 @@ def states_before_a_move(
     process: Absorbing,
     canvas: Canvas | None = None,
 ) -> Int[Tensor, "s l"]:
-    """States of the student's own ancestral sampler of ``num_moves`` even moves, each before the move numbered.
+    """States of the student's ancestral sampler of ``num_moves`` equal moves, each after ``move`` moves.
 
     Args:
         student: the few-step generator.
-        move: for each state, the number of moves that lead to it.
+        move: for each state, the number of moves before it.
         num_moves: moves of the whole path.
-        uniforms: which positions are revealed when, which tokens they get, and the latent codes of each move where the
-            student reads some; float64, where the student lives.
+        uniforms: uniform numbers that determine when positions are revealed (k = 0), their tokens (k = 1) and, if the
+            student reads latent codes, the codes of each move (k > 1); float64, on the student's device.
         process: masked diffusion.
-        canvas: which positions are free and real; None where all are.
+        canvas: masks of the free and real positions; None if all positions are free.
     """
-    (reveal, draw, *of_codes), device, number_of_codes = uniforms, uniforms.device, num_codes(student)
+    (reveal, draw, *code_draws), device, number_of_codes = uniforms, uniforms.device, num_codes(student)
     canvas = canvas or Canvas.blank(len(reveal), reveal.shape[1], device)
-    z, is_alike = process.prior(canvas), canvas.is_all_free and not number_of_codes
-    # Several processes make as many passes each, of no rows if need be: sharded weights are gathered in them.
+    # If all states are equal before the first move, it needs a pass of one row only.
+    z, is_shared = process.prior(canvas), canvas.is_all_free and not number_of_codes
+    # Sharded weights are gathered in each pass, so all processes make equally many passes, some without rows.
     for number in range(num_moves if process_group().size > 1 else int(move.max())):
-        t, s = (torch.tensor([1 - done / num_moves], dtype=torch.float64) for done in (number, number + 1))
+        t, s = (torch.tensor([1 - end / num_moves], dtype=torch.float64) for end in (number, number + 1))
         rows = (move > number).nonzero().squeeze(1).to(device)
         is_revealed = process.is_predicted(z[rows]) & ~is_masked_at(
             reveal[rows], process.schedule.alpha(s).to(device).expand(len(rows))
         )
-        read = rows[:1] if number == 0 and is_alike else rows  # the first state is then one for all
-        inputs = z[:1] if number == 0 and is_alike else z[rows]
+        is_first = number == 0 and is_shared
+        inputs = z[:1] if is_first else z[rows]
         level = process.noise_level(student, t.to(device).expand(len(inputs)))
-        mask = canvas.rows(read).attention_mask
-        codes = codes_from(of_codes[number][rows], number_of_codes) if number_of_codes else None
+        mask = canvas.rows(rows[:1] if is_first else rows).attention_mask
+        codes = codes_from(code_draws[number][rows], number_of_codes) if number_of_codes else None
         features = features_with(student, inputs, level, mask, codes).expand(len(rows), -1, -1)[is_revealed]
         log_probs = process.log_probs(student.head(features))
         z[rows] = z[rows].masked_scatter(is_revealed, sample_categorical(log_probs, draw[rows][is_revealed]))
@@ -114,7 +115,7 @@ def states_before_a_move(
 def draw_times(
     num_states: int, objective: ObjectiveConfig, generator: torch.Generator
 ) -> tuple[Float[Tensor, " s"], Float[Tensor, " s"]]:
-    """Intermediate times tau and corruption times t; the same where times are coupled."""
+    """Intermediate times tau and corruption times t, which are equal with ``objective.coupled_time``."""
     density = TimeDensity(objective.time_a, objective.time_b)
     num_shared = objective.group_size if objective.advantage == "shared-time" else 1
     tau = density.sample(num_states // num_shared, generator).repeat_interleave(num_shared)
@@ -124,31 +125,32 @@ def draw_times(
 
 
 class Uniforms:
-    """Float64 uniforms of this process's states; drawn for the states of all processes, whose number changes nothing.
+    """Float64 uniform numbers for this process's states.
+
+    They are drawn for the states of all processes, so that they do not depend on the number of processes.
 
     Args:
-        num_states: of all processes.
+        num_states: number of states of all processes.
         generator: a CPU generator.
-        device: where they are wanted.
+        device: device of the returned numbers.
     """
 
     def __init__(self, num_states: int, generator: torch.Generator, device: torch.device) -> None:
         self.num_states, self.generator, self.device = num_states, generator, device
 
     def blank(self, length: int) -> Canvas:
-        """The canvas of this process's states where all positions are free."""
-        return Canvas.blank(
-            len(range(self.num_states)[process_group().local_slice(self.num_states)]), length, self.device
-        )
+        """A canvas for this process's states with free positions only."""
+        num_local = len(range(self.num_states)[process_group().local_slice(self.num_states)])
+        return Canvas.blank(num_local, length, self.device)
 
     def __call__(self, *shape: int) -> Float[Tensor, "s ..."]:
-        """The next ones, ``[s, *shape]``."""
+        """The next uniform numbers, ``[s, *shape]``."""
         drawn = torch.rand(self.num_states, *shape, dtype=torch.float64, generator=self.generator)
         return process_group().local_rows(drawn).to(self.device)
 
 
 class Completions(NamedTuple):
-    """Finished samples, and the log-probability of what was drawn at each position since their state; 0 for nothing."""
+    """Finished samples, and the log-probability of the tokens drawn at each position; 0 at positions without a draw."""
 
     x: Int[Tensor, "s g l"]
     log_probs: Float[Tensor, "s g l"]
@@ -159,16 +161,17 @@ class Trajectory(NamedTuple):
 
     Attributes:
         tau: time of each state.
-        t: time of its corruptions.
+        t: time of the corruptions of each state's completions.
         z_tau: the states.
-        first_score: log-probability of the moves that led there, where they are scored; else 0.
-        first_log_probs: the student's log-probabilities at the all-mask states, see ``FirstStates``; None in a process
-            without them.
-        second_log_probs: those at the masked positions of ``z_tau``, in row-major order; None on a whole path.
-        kind: how they were generated. Corruptions go on with the state of a ``path``, whose visible tokens stay.
-        num_moves: of a whole path; None of the others.
-        completions: of a whole path; those of the others are one move away.
-        record: of a whole path, what its probability is found from, see ``student_moves.Branches``.
+        first_score: log-probability of the moves before ``z_tau`` if they are scored, otherwise 0.
+        first_log_probs: the student's log-probabilities at the all-mask states, see ``FirstStates``; None if the
+            process has no such states.
+        second_log_probs: the student's log-probabilities at the masked positions of ``z_tau``, in row-major order; None
+            for whole paths.
+        kind: kind of the trajectory. Corruptions for a ``path`` keep the visible tokens of ``z_tau``.
+        num_moves: number of moves of whole paths; None for other kinds.
+        completions: completions of whole paths; None for other kinds, whose completions are drawn in one move.
+        record: record of whole paths, see ``student_moves.Branches``; None for other kinds.
     """
 
     tau: Float[Tensor, " s"]
@@ -186,18 +189,18 @@ class Trajectory(NamedTuple):
 def one_step(
     student: DenoiserNetwork, canvas: Canvas, objective: ObjectiveConfig, process: Absorbing, draw: Uniforms
 ) -> Trajectory:
-    """The one-step generator: every state is all masks, and one pass serves all."""
+    """The one-step generator: every state has all masks, and equal states share one pass."""
     tau, t = map(process_group().local_rows, draw_times(draw.num_states, objective, draw.generator))
     first = first_states(student, canvas, process)
-    none = torch.zeros(len(tau), device=draw.device)
-    of_each = first.log_probs[first.row[canvas.is_free]]
-    return Trajectory(tau, t, first.z, none, first.log_probs, of_each, "one-step")
+    no_score = torch.zeros(len(tau), device=draw.device)
+    second_log_probs = first.log_probs[first.row[canvas.is_free]]
+    return Trajectory(tau, t, first.z, no_score, first.log_probs, second_log_probs, "one-step")
 
 
 def two_moves(
     student: DenoiserNetwork, canvas: Canvas, objective: ObjectiveConfig, process: Absorbing, draw: Uniforms
 ) -> Trajectory:
-    """The paper's generator, 1 -> tau -> 0, whose first move is scored as well (Eq. 9)."""
+    """The paper's generator, 1 -> tau -> 0; both moves are scored (Eq. 9)."""
     tau, t = map(process_group().local_rows, draw_times(draw.num_states, objective, draw.generator))
     first, log_probs, row = first_states(student, canvas, process)
     is_visible = ~is_masked_at(draw(canvas.length), process.schedule.alpha(tau).to(draw.device)) & canvas.is_free
@@ -206,27 +209,24 @@ def two_moves(
     tokens = sample_categorical(log_probs.detach()[rows], draw(canvas.length)[is_visible])
     z_tau = first.index_put((state, position), tokens)
     score = torch.zeros(len(tau), device=draw.device).index_add(0, state, log_probs[rows, tokens])
-    of_second = masked_log_probs(student, z_tau, tau, process, canvas.attention_mask)
-    return Trajectory(tau, t, z_tau, score, log_probs, of_second, "two-moves")
+    second_log_probs = masked_log_probs(student, z_tau, tau, process, canvas.attention_mask)
+    return Trajectory(tau, t, z_tau, score, log_probs, second_log_probs, "two-moves")
 
 
 def path(
     student: DenoiserNetwork, canvas: Canvas, objective: ObjectiveConfig, process: Absorbing, draw: Uniforms
 ) -> Trajectory:
-    """States of the student's own sampler of ``objective.moves`` moves (ours); t lies within the scored move."""
+    """States of the student's ancestral sampler of ``objective.moves`` moves (ours); t lies within the scored move."""
     num_moves = objective.moves
     assert num_moves is not None
     move = process_group().local_rows(torch.randint(num_moves, (draw.num_states,), generator=draw.generator))
     tau = 1 - move.double() / num_moves
-    t = (
-        tau
-        - process_group().local_rows(torch.rand(draw.num_states, dtype=torch.float64, generator=draw.generator))
-        / num_moves
-    )
+    fraction = torch.rand(draw.num_states, dtype=torch.float64, generator=draw.generator)
+    t = tau - process_group().local_rows(fraction) / num_moves
     log_probs = first_states(student, canvas, process).log_probs
     draws = torch.rand(2, draw.num_states, canvas.length, dtype=torch.float64, generator=draw.generator)
-    draws = torch.stack([process_group().local_rows(one) for one in draws]).to(draw.device)
+    draws = torch.stack([process_group().local_rows(numbers) for numbers in draws]).to(draw.device)
     z_tau = states_before_a_move(student, move, num_moves, draws, process, canvas)
-    none = torch.zeros(len(tau), device=draw.device)
-    of_second = masked_log_probs(student, z_tau, tau, process, canvas.attention_mask)
-    return Trajectory(tau, t, z_tau, none, log_probs, of_second, "path")
+    no_score = torch.zeros(len(tau), device=draw.device)
+    second_log_probs = masked_log_probs(student, z_tau, tau, process, canvas.attention_mask)
+    return Trajectory(tau, t, z_tau, no_score, log_probs, second_log_probs, "path")

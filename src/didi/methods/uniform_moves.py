@@ -1,7 +1,7 @@
-"""The moves of the student's own ancestral sampler of uniform-state diffusion: every token of every state is scored.
+"""Moves of the student's ancestral sampler of uniform-state diffusion; the tokens of every move are scored.
 
-Every move draws every position from the posterior (``Process.reverse_weights``), so that a token may change in each of
-them. The first state is uniform noise, another one for each path. It does not depend on the network and is not scored.
+Every move draws every position from the posterior (``Process.reverse_weights``), so that a token may change in every
+move. The initial state of a path is uniform noise, which does not depend on the network and is not scored.
 """
 
 from dataclasses import dataclass
@@ -24,15 +24,14 @@ from didi.sampling.base import features_at, path_alphas
 
 @dataclass(frozen=True)
 class UniformMoves:
-    """See ``StudentMoves``; the record of a path is all its states, ``[s, g, moves + 1, l]``.
+    """See ``StudentMoves``; the record of a path holds all its states, ``[s, g, moves + 1, l]``.
 
-    Log-probabilities are float64: the sum of a path is compared with that of another network that gives almost the
-    same.
+    Log-probabilities are float64, since differences between the sums over a path of two similar networks are small.
 
     Attributes:
         network: the few-step generator.
         process: uniform-state diffusion.
-        times: before every move, and 0.
+        times: time before every move, and 0.
         length: positions of a sequence.
         first_log_probs: None.
     """
@@ -54,61 +53,64 @@ class UniformMoves:
         num_moves, noise = len(self.times) - 1, draw(self.length, self.process.draws_per_position)
         uniforms = draw(num_completions, num_moves, self.length)
         start = self.process.prior(Canvas.blank(len(noise), self.length, noise.device), noise)[:, None]
-        prefix, first_log_probs = self._drawn(range(branch), start, uniforms[:, :1])
+        prefix, first_log_probs = self._draw_moves(range(branch), start, uniforms[:, :1])
         z = prefix[-1]
-        states, log_probs = self._drawn(range(branch, num_moves), z, uniforms)
-        shared = [one.expand_as(states[-1]) for one in prefix[:-1]]
-        record = torch.stack([*shared, *(one.expand_as(states[-1]) for one in states)], dim=2)
+        states, log_probs = self._draw_moves(range(branch, num_moves), z, uniforms)
+        record = torch.stack([z.expand_as(states[-1]) for z in (*prefix[:-1], *states)], dim=2)
         return Branches(z[:, 0], first_log_probs.sum((1, 2)), Completions(record[:, :, -1], log_probs), record)
 
     def path_log_probs(self, x: Int[Tensor, "s g l"], record: Int[Tensor, "s g k l"]) -> Float[Tensor, "s g"]:
         """See ``StudentMoves.path_log_probs``."""
-        states, found = record.flatten(0, 1), torch.zeros(x.shape[:2].numel(), dtype=torch.float64, device=x.device)
-        for number in range(len(self.times) - 1):
-            z, moved = states[:, number], states[:, number + 1]
-            found = found + self._scores(number, self._log_probs(number, z), z, moved).sum(-1)
-        return found.view(x.shape[:2])
+        states, total = record.flatten(0, 1), torch.zeros(x.shape[:2].numel(), dtype=torch.float64, device=x.device)
+        for move in range(len(self.times) - 1):
+            z, next_z = states[:, move], states[:, move + 1]
+            total = total + self._scores(move, self._log_probs(move, z), z, next_z).sum(-1)
+        return total.view(x.shape[:2])
 
-    def _drawn(
-        self, numbers: range, z: Int[Tensor, "s n l"], uniforms: Float[Tensor, "s g k l"]
+    def _draw_moves(
+        self, moves: range, z: Int[Tensor, "s n l"], uniforms: Float[Tensor, "s g k l"]
     ) -> tuple[list[Int[Tensor, "s _ l"]], Float[Tensor, "s g l"]]:
-        """States before each of the moves numbered and after the last, and the sum of the log-probabilities of tokens.
+        """Draw consecutive moves.
 
         Args:
-            numbers: consecutive moves.
-            z: states before the first of them, n = 1 for each.
-            uniforms: numbers of each move, for g paths of each state.
+            moves: numbers of the moves.
+            z: states before the first of the moves; n = 1.
+            uniforms: uniform numbers of all moves of the sampler, for g paths of each state.
+
+        Returns:
+            The states before each of the moves and after the last, and the sum over moves of the log-probabilities of
+            their tokens.
         """
         shape = (*uniforms.shape[:2], self.length)
         states, total = [z], torch.zeros(shape, dtype=torch.float64, device=z.device)
-        for number in numbers:
-            log_probs = self._log_probs(number, z.flatten(0, 1))
-            if z.shape[:2] != shape[:2]:  # the paths of one state are alike until they have moved
+        for move in moves:
+            log_probs = self._log_probs(move, z.flatten(0, 1))
+            if z.shape[:2] != shape[:2]:  # before the first move the paths of one state are equal
                 log_probs = log_probs.view(len(z), 1, self.length, -1).expand(*shape, -1).flatten(0, 2)
                 z = z.expand(shape)
-            alpha_t, alpha_s = self._alphas(number)
-            numbers_of_move = uniforms[:, :, number].flatten()
-            to = numbers_of_move.new_full(numbers_of_move.shape, alpha_s)
-            moved = draw_move(log_probs.detach(), z.flatten(), numbers_of_move, alpha_t, to).view(shape)
-            total = total + self._scores(number, log_probs, z.flatten(0, 1), moved.flatten(0, 1)).view(shape)
-            z = moved
+            alpha_t, alpha_s = self._alphas(move)
+            numbers = uniforms[:, :, move].flatten()
+            alphas_s = numbers.new_full(numbers.shape, alpha_s)
+            next_z = draw_move(log_probs.detach(), z.flatten(), numbers, alpha_t, alphas_s).view(shape)
+            total = total + self._scores(move, log_probs, z.flatten(0, 1), next_z.flatten(0, 1)).view(shape)
+            z = next_z
             states.append(z)
         return states, total
 
-    def _log_probs(self, number: int, z: Int[Tensor, "b l"]) -> Float[Tensor, "n v"]:
+    def _log_probs(self, move: int, z: Int[Tensor, "b l"]) -> Float[Tensor, "n v"]:
         """The network's log-probabilities of the clean token at every position before a move."""
-        features = features_at(self.network, self.process, z, self.times[number])
+        features = features_at(self.network, self.process, z, self.times[move])
         return self.process.log_probs(self.network.head(features.flatten(0, 1)))
 
     def _scores(
-        self, number: int, log_probs: Float[Tensor, "n v"], z: Int[Tensor, "b l"], moved: Int[Tensor, "b l"]
+        self, move: int, log_probs: Float[Tensor, "n v"], z: Int[Tensor, "b l"], next_z: Int[Tensor, "b l"]
     ) -> Float[Tensor, "b l"]:
         """Log-probabilities of the tokens after a move."""
-        return move_log_probs(log_probs, z.flatten(), moved.flatten(), *self._alphas(number)).view(z.shape)
+        return move_log_probs(log_probs, z.flatten(), next_z.flatten(), *self._alphas(move)).view(z.shape)
 
-    def _alphas(self, number: int) -> tuple[float, float]:
+    def _alphas(self, move: int) -> tuple[float, float]:
         """Signal rates before and after a move."""
-        alpha_t, alpha_s = path_alphas(self.process.schedule, self.times[number : number + 2]).tolist()
+        alpha_t, alpha_s = path_alphas(self.process.schedule, self.times[move : move + 2]).tolist()
         return alpha_t, alpha_s
 
 
@@ -121,17 +123,17 @@ def uniform_states_before_a_move(
     process: Uniform,
     canvas: Canvas | None = None,
 ) -> Int[Tensor, "s l"]:
-    """See ``lessons.lesson_states``; of the numbers the first are those of the first state, the others of each move."""
+    """See ``guidance_states.guidance_states``; ``uniforms[0]`` is for the initial state, the others for the moves."""
     device, times = uniforms.device, move_times(num_moves)
     alphas = path_alphas(process.schedule, times).tolist()
     canvas = canvas or Canvas.blank(uniforms.shape[1], uniforms.shape[2], device)
     z = process.prior(canvas, uniforms[0, :, :, None].expand(-1, -1, process.draws_per_position))
-    # Several processes make as many passes each, of no rows if need be: sharded weights are gathered in them.
+    # Sharded weights are gathered in each pass, so all processes make equally many passes, some without rows.
     for number in range(num_moves if process_group().size > 1 else int(move.max())):
         rows = (move > number).nonzero().squeeze(1).to(device)
         features = features_at(student, process, z[rows], times[number])
         log_probs = process.log_probs(student.head(features.flatten(0, 1)))
         numbers = uniforms[number + 1, rows].flatten()
-        to = torch.full_like(numbers, alphas[number + 1])
-        z[rows] = draw_move(log_probs, z[rows].flatten(), numbers, alphas[number], to).view(len(rows), z.shape[1])
+        alphas_s = torch.full_like(numbers, alphas[number + 1])
+        z[rows] = draw_move(log_probs, z[rows].flatten(), numbers, alphas[number], alphas_s).view(len(rows), z.shape[1])
     return z

@@ -1,4 +1,4 @@
-"""What a distillation measures of its discriminator on held-out sequences."""
+"""Validation of a discriminator on held-out sequences."""
 
 import torch
 
@@ -17,16 +17,16 @@ def mean_log_ratio(
 ) -> float:
     """Mean log-ratio of held-out sequences, clean or corrupted, student over teacher, in nats.
 
-    It is negative where the discriminator tells real sequences from the student's. The corruptions are the same
-    whenever it is asked. The processes of ``didi.process_group`` share the sequences.
+    It is negative if the discriminator distinguishes real sequences from the student's samples. All calls have the same
+    corruptions. The processes of ``didi.process_group`` share the work.
 
     Args:
-        discriminator: scores each sequence.
-        process: of the student.
+        discriminator: network that scores each sequence.
+        process: process of the student.
         canvas: clean sequences.
-        runtime: of the method, for the device and the precision.
-        is_clean: at t = 0, all that a discriminator of finished samples has read; otherwise at times spread over
-            [0, 1].
+        runtime: runtime of the method, for device and precision.
+        is_clean: score clean sequences at t = 0, the only time that a discriminator of finished samples was trained at;
+            otherwise corrupted sequences at times spread over [0, 1].
     """
     num, shape = len(canvas), (*canvas.tokens.shape, process.draws_per_position)
     t = (torch.arange(num, dtype=torch.float64) + 0.5) / num * (not is_clean)

@@ -1,1 +1,1 @@
-"""Losses as pure functions of tensors; one file a method."""
+"""Losses as pure functions of tensors; one file for each method."""

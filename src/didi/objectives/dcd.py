@@ -15,13 +15,13 @@ def consistency_divergences(
     r"""Terms of Eq. 23, :math:`D_\mathrm{KL}(x_\theta(z_t, t) \,\|\, x_{\theta^-}(z_s, s))` of each position, in nats.
 
     Args:
-        student_logits: of the clean token, from the noisier state; differentiable once.
-        target_logits: of the same positions, from the less noisy state; no gradient flows to them.
+        student_logits: logits of the clean token at the noisier states; double backward is not supported.
+        target_logits: logits at the less noisy states, for the same positions; they get no gradient.
         kind: ``backward`` is KL(student || target) as in the paper; see ``diffusion.categorical.divergence``.
 
     Returns:
-        Float32; computed a part of the rows at a time, so that no further tensor of n by v elements exists but the
-        gradient.
+        Divergences in float32. They are computed for a part of the rows at a time, so that the gradient is the only
+        additional tensor of n by v elements.
 
     Raises:
         UsageError: no divergence is called ``kind``.
@@ -32,5 +32,5 @@ def consistency_divergences(
 def _row_divergence(
     student_logits: Float[Tensor, "n v"], target_logits: Float[Tensor, "n v"], *, kind: Divergence
 ) -> Float[Tensor, " n"]:
-    of_student, of_target = (one.float().log_softmax(-1) for one in (student_logits, target_logits))
-    return divergence(kind, of_target, of_student)
+    student, target = student_logits.float().log_softmax(-1), target_logits.float().log_softmax(-1)
+    return divergence(kind, target, student)

@@ -1,15 +1,16 @@
 r"""DiDi-Instruct as pure functions of tensors: reward, advantage, split score. Eq. 5-9 and 15 of the paper.
 
-One sign convention throughout: a discriminator's logit is :math:`\log q_\nu(z_t) - \log q_\theta(z_t)`, student over
-teacher, in nats. The student descends it; guidance follows its negative.
+Sign convention: a discriminator's logit is :math:`\log q_\nu(z_t) - \log q_\theta(z_t)`, student over teacher, in
+nats. The student minimises it; guidance maximises its negative.
 
 Axes: ``s`` states z_tau, ``g`` completions x of one state, ``c`` corruptions z_t of one completion, ``l`` positions.
-Three reductions of variance beyond the paper are exact, each proven by enumeration in ``tests/objectives``:
+Three variance reductions that the paper does not have leave the expected gradient unchanged, which ``tests/objectives``
+verifies by enumeration:
 
-A. *Revealed-only score.* Given z_tau the tokens of the second move are independent across positions and the reward
-   reads z_t alone, so a position masked in z_t has a score term of mean zero and is left out.
+A. *Revealed-only score.* Given z_tau the tokens of the second move are independent across positions, and the reward
+   depends on z_t only. So the score term of a position that is masked in z_t has mean zero and is omitted.
 B. *Groups that share a state.* The second move's baseline is the mean of the state's other completions; the first
-   move's reward is the state's mean, its baseline the other states' mean.
+   move's reward is the mean over the state's completions, and its baseline the mean over the other states.
 C. *Several corruptions.* The reward of a completion is averaged over independent z_t.
 """
 
@@ -41,10 +42,10 @@ def log_density_ratio(
     Args:
         logits: discriminator outputs before the sigmoid, student = 1; ``[b, l]``, or ``[b]`` from a per-sequence head.
         is_masked: True where ``z_t`` is [MASK].
-        reduction: ``masked-mean`` averages the masked positions (Eq. 6), and the whole sequence in a row without
-            masks; ``mean`` averages all positions; ``sum`` adds them up, as the released sampler does, which acts
-            as a sharper temperature.
-        is_real: False at padding, which does not count; None where all positions are real.
+        reduction: ``masked-mean`` averages over masked positions (Eq. 6), or over all positions of a row without masks;
+            ``mean`` averages over all positions; ``sum`` adds all positions, as the released sampler does, which acts
+            as a lower temperature.
+        is_real: False at padding, which is excluded; None if there is no padding.
 
     Returns:
         Log-ratio in nats, float32.
@@ -69,7 +70,7 @@ def log_density_ratio(
 def _masked_mean(
     values: Float[Tensor, "b *l"], is_masked: Bool[Tensor, "b l"], is_real: Bool[Tensor, "b l"] | None = None
 ) -> Float[Tensor, " b"]:
-    """Mean over masked positions, over all in a row without masks; per-sequence values pass through."""
+    """Mean over masked positions, or over all in a row without masks; per-sequence values are returned unchanged."""
     if values.ndim == 1:
         return values
     is_counted = is_masked | ~is_masked.any(-1, keepdim=True)
@@ -82,7 +83,8 @@ def unsmooth(logits: Float[Tensor, "*shape"], label_smoothing: float) -> Float[T
     r"""The exact log-ratio of a discriminator trained with smoothed labels, from its logits.
 
     With labels :math:`1 - \epsilon/2` and :math:`\epsilon/2` the optimum is :math:`D = \epsilon/2 + (1-\epsilon) p`
-    where p is the true posterior; inverted, and clipped just inside the reachable range.
+    where p is the posterior with unsmoothed labels. This function returns the logit of p, with p clipped to
+    [1e-4, 1 - 1e-4].
     """
     if label_smoothing == 0:
         return logits
@@ -105,24 +107,25 @@ def discriminator_loss(
     Args:
         student_logits: logits on corrupted student samples (label 1).
         real_logits: logits on corrupted real or teacher samples (label 0).
-        student_is_masked: where the student's states are [MASK]; other positions do not count, unless a row has no
-            mask at all.
-        real_is_masked: the same for the real side.
+        student_is_masked: where the student's states are [MASK]; other positions are excluded, unless a row has no
+            masks.
+        real_is_masked: where the corrupted real samples are [MASK].
         label_smoothing: :math:`\epsilon`; labels become :math:`1 - \epsilon/2` and :math:`\epsilon/2`.
-        student_is_real: False at padding of the student's states, which never counts; None where there is none.
-        real_is_real: the same for the real side.
+        student_is_real: False at padding of the student's states, which is excluded; None if there is no padding.
+        real_is_real: False at padding of the real samples; None if there is no padding.
     """
-    sides = []
-    of_student = student_logits, student_is_masked, student_is_real, 1.0
-    for logits, is_masked, is_real, label in (of_student, (real_logits, real_is_masked, real_is_real, 0.0)):
+    losses_of_sides = []
+    student = student_logits, student_is_masked, student_is_real, 1.0
+    real = real_logits, real_is_masked, real_is_real, 0.0
+    for logits, is_masked, is_real, label in (student, real):
         target = torch.full_like(logits, label * (1 - label_smoothing) + label_smoothing / 2)
         losses = F.binary_cross_entropy_with_logits(logits.float(), target.float(), reduction="none")
-        sides.append(_masked_mean(losses, is_masked, is_real).mean())
-    return (sides[0] + sides[1]) / 2
+        losses_of_sides.append(_masked_mean(losses, is_masked, is_real).mean())
+    return (losses_of_sides[0] + losses_of_sides[1]) / 2
 
 
 class Advantages(NamedTuple):
-    """What multiplies the score of each move, descending; no gradient flows through it."""
+    """Factors of the score of each move in the loss, without gradient; a positive one decreases the probability."""
 
     first: Float[Tensor, "s g c"]
     second: Float[Tensor, "s g c"]
@@ -136,18 +139,19 @@ def advantages(
     normalise: bool = True,
     clamp: float | None = None,
 ) -> Advantages:
-    r"""Rewards minus a baseline, over a spread: grouped reward normalisation, Eq. 7.
+    r"""Rewards minus a baseline, divided by a standard deviation: grouped reward normalisation, Eq. 7.
 
     Args:
         rewards: log-ratios of each corruption of each completion of each state.
-        grouping: whose mean and standard deviation are used; a completion counts with the mean of its corruptions.
-            ``batch``: all completions, population standard deviation (the paper).
-            ``rows``, ``shared-time``: runs of ``group_size`` consecutive completions, unbiased standard deviation;
-            the sampler makes such a run share a corpus row (released code) or a time.
-            ``leave-one-out``: the mean of all other states' completions, of which each has one.
+        grouping: the groups whose mean is the baseline; the value of a completion is the mean over its corruptions.
+            ``batch``: one group of all completions, population standard deviation (the paper).
+            ``rows``, ``shared-time``: groups of ``group_size`` consecutive completions, unbiased standard deviation;
+            the caller makes the members share a corpus row (released code) or a time.
+            ``leave-one-out``: the baseline is the mean over all other states, each with one completion.
             ``shared-state``: the two baselines of reduction B; needs two completions or more.
-        group_size: length of a run for ``rows`` and ``shared-time``.
-        normalise: divide by the standard deviation of the group (of the batch, for the last two).
+        group_size: size of the groups of ``rows`` and ``shared-time``.
+        normalise: divide by the standard deviation of the group (of the batch for ``leave-one-out`` and
+            ``shared-state``).
         clamp: bound on the absolute value of each advantage, after the division; None for no bound.
 
     Raises:
@@ -165,16 +169,17 @@ def advantages(
         first = (state_means - _mean_of_others(state_means, dim=0)).expand_as(means)[..., None].expand_as(rewards)
         second = rewards - _mean_of_others(means, dim=1)[..., None]
     elif grouping == "leave-one-out":
-        if means.shape[0] < 2 or means.shape[1] > 1:  # completions of one state share the first move they would judge
+        # Completions of one state are not independent, since they share the first move.
+        if means.shape[0] < 2 or means.shape[1] > 1:
             raise UsageError(f"leave-one-out needs 2 states or more of 1 completion each; got {list(means.shape)}")
         first = second = rewards - _mean_of_others(means.flatten(), dim=0).reshape(means.shape)[..., None]
     else:
-        run = means.numel() if grouping == "batch" else group_size
-        if run < 2 or means.numel() % run:
+        size = means.numel() if grouping == "batch" else group_size
+        if size < 2 or means.numel() % size:
             raise UsageError(
-                f"{grouping} groups have 2 members or more and divide the batch; got {run} of {means.numel()}"
+                f"{grouping} groups have 2 members or more and divide the batch; got {size} of {means.numel()}"
             )
-        groups = means.reshape(-1, run)
+        groups = means.reshape(-1, size)
         baseline = groups.mean(1, keepdim=True).expand_as(groups).reshape(means.shape)
         spread = groups.std(1, keepdim=True, correction=int(grouping != "batch")).expand_as(groups).reshape(means.shape)
         first = second = rewards - baseline[..., None]
@@ -187,7 +192,7 @@ def advantages(
 
 
 def _mean_of_others(values: Tensor, dim: int) -> Tensor:
-    """For each entry the mean of the other entries along ``dim``: a baseline that leaves the estimator unbiased."""
+    """For each entry the mean of the other entries along ``dim``, a baseline that keeps the estimator unbiased."""
     num = values.shape[dim]
     return (values.sum(dim, keepdim=True) - values) / (num - 1)
 
@@ -199,13 +204,13 @@ def second_move_score(
     *,
     revealed_only: bool,
 ) -> Float[Tensor, "s g c"]:
-    r"""Log-probability of the second move z_tau -> x that is scored against each corruption, Eq. 9.
+    r"""Score of the second move z_tau -> x for each corruption: the sum of its log-probabilities, Eq. 9.
 
     Args:
-        log_probs: log-probability of the drawn token at each position; read where ``z_tau`` is masked.
+        log_probs: log-probability of the drawn token at each position; only masked positions of ``z_tau`` are used.
         is_masked_tau: where ``z_tau`` is [MASK].
         is_masked_t: where each corruption ``z_t`` is [MASK].
-        revealed_only: reduction A, count only positions that ``z_t`` reveals.
+        revealed_only: reduction A, sum only over positions that ``z_t`` reveals.
     """
     is_scored = is_masked_tau[:, None, None].expand_as(is_masked_t)
     if revealed_only:

@@ -1,8 +1,8 @@
 r"""Losses of Di[M]O (Zhu et al. 2025, https://arxiv.org/abs/2503.15457) as pure functions of tensors.
 
-The student draws x; some of its tokens are masked, which gives a state. The auxiliary model learns the student's tokens
-there, so that its optimum p_a is their distribution given the state. The student descends a divergence of p_a from the
-teacher's prediction p_T, whose gradient with respect to the logits of p_a is applied to the student's own logits.
+The student draws x, and masking some of its tokens gives a state. The auxiliary model learns the masked tokens, so that
+its optimum p_a is their distribution given the state. The loss is a divergence of p_a from the teacher's prediction
+p_T; its gradient with respect to the logits of p_a is used as the gradient with respect to the student's logits.
 """
 
 import math
@@ -18,10 +18,10 @@ MaskRatios = Literal["arccos", "uniform"]
 
 
 def mask_ratios(kind: MaskRatios, uniforms: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
-    r"""Shares of the positions that are masked in the states of training, in [0, 1].
+    r"""Shares of masked positions in training states, in [0, 1].
 
     Args:
-        kind: ``arccos`` is :math:`2 \arccos(u) / \pi`, which prefers large shares; ``uniform`` is u.
+        kind: ``arccos`` is :math:`2 \arccos(u) / \pi`, which favours large shares; ``uniform`` is u.
         uniforms: u in [0, 1).
     """
     return torch.arccos(uniforms) * (2 / math.pi) if kind == "arccos" else uniforms
@@ -35,13 +35,13 @@ def logit_gradient(
     .. math:: (1 - \beta) (p_a - p_T) + \beta\, p_a \left(\log \frac{p_a}{p_T} - KL(p_a \| p_T)\right)
 
     Args:
-        auxiliary_log_probs: log p_a, normalised; -inf where the teacher's are.
+        auxiliary_log_probs: log p_a, normalised; -inf at the same tokens as ``teacher_log_probs``.
         teacher_log_probs: log p_T, normalised.
-        reverse_weight: beta. 0 is the forward divergence KL(p_T || p_a), 1 the reverse one KL(p_a || p_T), 0.5 half of
-            Jeffreys' divergence; the generalised Jeffreys divergence of the paper takes other numbers too.
+        reverse_weight: beta of the generalised Jeffreys divergence; 0 is the forward KL(p_T || p_a), 1 the reverse
+            KL(p_a || p_T), 0.5 half of Jeffreys' divergence. Numbers outside [0, 1] are allowed, as in the paper.
 
     Returns:
-        Rows that sum to 0; 0 at tokens that both rule out.
+        Gradients; each row sums to 0, and is 0 at tokens with probability 0.
     """
     p_auxiliary, p_teacher = auxiliary_log_probs.exp(), teacher_log_probs.exp()
     gradient = (1 - reverse_weight) * (p_auxiliary - p_teacher)
@@ -53,14 +53,14 @@ def logit_gradient(
 
 
 def surrogate_loss(logits: Float[Tensor, "n v"], gradient: Float[Tensor, "n v"]) -> Float[Tensor, ""]:
-    r"""A sum over rows whose gradient with respect to the student's logits is ``gradient``.
+    r"""A scalar, summed over rows, whose gradient with respect to ``logits`` is ``gradient``.
 
-    That of the paper, :math:`\frac{1}{2} \|z - sg(z - g)\|^2`, has the same gradient and loses digits of g where the
-    logits z are large.
+    The surrogate of the paper, :math:`\frac{1}{2} \|z - sg(z - g)\|^2`, has the same gradient, but loses digits of g if
+    the logits z are large.
 
     Args:
-        logits: of the student, at masked positions.
-        gradient: g, of ``logit_gradient``; held constant.
+        logits: logits of the student at masked positions.
+        gradient: g from ``logit_gradient``; treated as constant.
     """
     return (logits.float() * gradient.detach()).sum()
 
@@ -70,11 +70,11 @@ def auxiliary_losses(
 ) -> Float[Tensor, " n"]:
     """Cross-entropy of the student's tokens at masked positions, in nats.
 
-    The optimum is the distribution of the token given the state; with label smoothing e, mixed with a share e of the
-    uniform one.
+    The optimum is the distribution of the token given the state; with label smoothing e, a mixture with weight e of the
+    uniform distribution.
 
     Args:
-        log_probs: of the auxiliary model, normalised; -inf at [MASK], to which no smoothing goes.
+        log_probs: log-probabilities of the auxiliary model, normalised; -inf at [MASK], which smoothing excludes.
         targets: tokens of the student.
         label_smoothing: e in [0, 1).
     """

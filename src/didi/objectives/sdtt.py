@@ -1,6 +1,6 @@
 """Self-Distillation Through Time (Deschenaux and Gulcehre 2025, https://arxiv.org/abs/2410.21035): pure functions.
 
-"The public code" is github.com/jdeschena/sdtt, whose setting ``distill_mode`` has the losses by other names.
+"The public code" is github.com/jdeschena/sdtt; its setting ``distill_mode`` has other names for the losses.
 """
 
 from typing import Literal, get_args
@@ -16,32 +16,32 @@ Loss = Literal["kl", "forward-kl", "mse", "tv"]
 
 
 def step_size(round_number: int, first_step: int, teacher_steps: int) -> float:
-    """Step size of the teacher in a round, in units of time; each round continues with the step of its predecessor.
+    """Step size of the teacher in a round, in units of time.
 
     Args:
-        round_number: from 0.
-        first_step: teacher's steps from t = 1 to t = 0 in round 0, 1024 in the paper.
-        teacher_steps: K, steps of the teacher for each target; the student of a round has learnt steps K times as long.
+        round_number: number of the round, from 0.
+        first_step: number of teacher steps from t = 1 to t = 0 in round 0; 1024 in the paper.
+        teacher_steps: number of teacher steps K for each target, and factor of the step size between rounds.
     """
     return teacher_steps**round_number / first_step
 
 
 def step_times(t: Float[Tensor, " b"], dt: float, teacher_steps: int) -> Float[Tensor, "k b"]:
-    """Times t, t - dt, ..., t - (K - 1) dt before each of the teacher's steps, 0 or more."""
+    """Times t, t - dt, ..., t - (K - 1) dt before each of the teacher's K steps; negative times become 0."""
     shifts = dt * torch.arange(teacher_steps, dtype=t.dtype, device=t.device)
     return (t - shifts[:, None]).clamp(min=0)
 
 
 def read_positions(is_masked: Bool[Tensor, "k b l"]) -> Bool[Tensor, "k b l"]:
-    """At which of the teacher's steps the target of each position is read; once for each that is masked at first.
+    """The teacher step whose prediction is the target, one step for each position that is masked at first.
 
-    A position that step k reveals is read at step k, one that no step reveals at the last.
+    It is the step that reveals the position, or the last step if no step reveals it.
 
     Args:
-        is_masked: masked positions of the states before each step; what is revealed stays so.
+        is_masked: masked positions of the states before each step; a revealed position remains revealed.
     """
-    stays = torch.cat([is_masked[1:], torch.zeros_like(is_masked[:1])])
-    return is_masked & ~stays
+    is_masked_after = torch.cat([is_masked[1:], torch.zeros_like(is_masked[:1])])
+    return is_masked & ~is_masked_after
 
 
 def distillation_loss(
@@ -54,8 +54,8 @@ def distillation_loss(
             KL(target || student) (``kl-fwd``); ``mse`` the mean squared difference of log-probabilities over the
             vocabulary, as in the public code; ``tv`` the total variation distance, in [0, 1]. The public code's
             ``tvd`` sums absolute differences of log-probabilities instead.
-        target_log_probs: normalised; -inf must be shared with the student.
-        student_log_probs: normalised.
+        target_log_probs: log-probabilities of the target, normalised; -inf at the same tokens as those of the student.
+        student_log_probs: log-probabilities of the student, normalised.
 
     Returns:
         Nats for the KL divergences; float32 for float32 inputs.
@@ -69,8 +69,8 @@ def distillation_loss(
         return divergence("forward", target_log_probs, student_log_probs)
     if kind == "mse":
         is_possible = target_log_probs > -torch.inf
-        of_target, of_student = (one.masked_fill(~is_possible, 0.0) for one in (target_log_probs, student_log_probs))
-        return (of_student - of_target).square().mean(-1)
+        target, student = (rows.masked_fill(~is_possible, 0.0) for rows in (target_log_probs, student_log_probs))
+        return (student - target).square().mean(-1)
     if kind == "tv":
         return (student_log_probs.exp() - target_log_probs.exp()).abs().sum(-1) / 2
     raise UsageError(f"loss is one of {', '.join(get_args(Loss))}; got {kind!r}")

@@ -1,6 +1,7 @@
-"""Named runs. Each value that departs from the field's default names its source; "ours" was chosen on validation data.
+"""Recipes: named settings of runs. Values other than defaults name their source; "ours" was chosen on validation data.
 
-A file for each domain: ``worlds``, ``text``, ``openwebtext``, ``proteins``; ``objectives`` and ``presets`` are shared.
+There is a file for each domain: ``worlds``, ``text``, ``openwebtext``, ``proteins``. They share ``objectives`` and
+``presets``.
 """
 
 from collections.abc import Mapping
@@ -25,20 +26,23 @@ PRETRAIN: dict[str, PretrainConfig] = {
     **worlds.PRETRAIN, **text.PRETRAIN, **openwebtext.PRETRAIN, **proteins.PRETRAIN
 }  # fmt: skip
 
-# Of the teachers' tokenizers, the mask included.
+# Vocabulary sizes of the teachers' tokenizers, by recipe, including the mask.
 VOCABULARIES = {"markov": 33, "exact": 5, "tiny-news": 8192, "prose": 8192, "owt-169m": 50_258, "owt-424m": 50_258}
 
-# The same of tokenizers by name.
+# Vocabulary sizes of named tokenizers, including the mask.
 TOKENIZERS = {"gpt2": 50_258}
 
 DISTILL: dict[str, DistillConfig] = {**worlds.DISTILL, **text.DISTILL, **openwebtext.DISTILL, **proteins.DISTILL}
 
 
 VARIANTS: dict[tuple[str, str], DistillationConfig] = {**worlds.VARIANTS, **text.VARIANTS, **openwebtext.VARIANTS}
-"""Recipes of other methods than DiDi-Instruct, by recipe and method; others take the recipe's data and loop."""
+"""Recipes of methods other than DiDi-Instruct, by recipe and method.
+
+Other pairs have the defaults of the method, with teacher, data and loop of the DiDi-Instruct recipe.
+"""
 
 COMPARED: dict[str, dict[str, DistillationConfig]] = compared.COMPARED
-"""Settings that a comparison of methods has in place of recipes, or beside them, by recipe and name."""
+"""Settings for comparisons of methods, which replace or extend the recipes; by recipe and name."""
 
 
 def distillation_recipes(method: str) -> dict[str, DistillationConfig]:
@@ -47,15 +51,16 @@ def distillation_recipes(method: str) -> dict[str, DistillationConfig]:
     Raises:
         UsageError: no distillation method has that name.
     """
-    methods = {name: one for name, one in METHODS.items() if issubclass(one.settings_type, DistillationConfig)}
+    methods = {name: kind for name, kind in METHODS.items() if issubclass(kind.settings_type, DistillationConfig)}
     if method not in methods:
         raise UsageError(f"a distillation method is one of {', '.join(methods)}; got {method!r}")
-    kind = methods[method].settings_type
-    found: dict[str, DistillationConfig] = {}
+    settings_type = methods[method].settings_type
+    recipes: dict[str, DistillationConfig] = {}
     for name, base in DISTILL.items():
         shared = {"recipe": name, "teacher": base.teacher, "seed": base.seed, "data": base.data, "loop": base.loop}
-        found[name] = base if type(base) is kind else VARIANTS.get((name, method)) or kind(**shared)
-    return found
+        is_own = type(base) is settings_type
+        recipes[name] = base if is_own else VARIANTS.get((name, method)) or settings_type(**shared)
+    return recipes
 
 
 Config = TypeVar("Config")
@@ -67,21 +72,21 @@ def recipes_of(method: str) -> dict[str, Any]:
     Raises:
         UsageError: no method has that name.
     """
-    kind = find_method(method).settings_type
-    if issubclass(kind, DistillationConfig):
+    settings_type = find_method(method).settings_type
+    if issubclass(settings_type, DistillationConfig):
         return dict(distillation_recipes(method))
-    return {name: one for name, one in PRETRAIN.items() if type(one) is kind}
+    return {name: config for name, config in PRETRAIN.items() if type(config) is settings_type}
 
 
 def num_symbols(data: DataConfig) -> int:
-    """Size of the vocabulary of a corpus without its tokenizer at hand, the mask included.
+    """Vocabulary size of a corpus including the mask, from its settings, without loading a tokenizer.
 
     Raises:
-        UsageError: the settings do not say.
+        UsageError: the settings do not determine the size.
     """
     if is_protein_corpus(data.corpus):
         return ProteinSource.vocab_size
-    is_world = data.corpus in WORLDS  # recipe and corpus have one name
+    is_world = data.corpus in WORLDS  # its recipe has the same name
     size = VOCABULARIES[data.corpus] if is_world else data.vocab_size or TOKENIZERS.get(str(data.tokenizer))
     if size is None:
         raise UsageError(
@@ -95,7 +100,7 @@ def recipe(recipes: Mapping[str, Config], name: str) -> Config:
     """The recipe called ``name``.
 
     Raises:
-        UsageError: there is none of that name.
+        UsageError: no recipe has that name.
     """
     name = RENAMED_RECIPES.get(name, name)
     if name not in recipes:
@@ -106,7 +111,8 @@ def recipe(recipes: Mapping[str, Config], name: str) -> Config:
 def teacher_recipe(settings: DistillationConfig) -> str:
     """Name of the recipe that pre-trains the teacher of a distillation.
 
-    That of its own name, or the uniform-state twin with Duo's curriculum where the method has no masked teachers.
+    This is the recipe of the same name, or its uniform-state twin ``NAME-duo`` if the method supports no masked
+    teachers.
     """
     processes = getattr(method_of(settings), "processes", ())
     names = (settings.recipe, f"{settings.recipe}-duo")
@@ -115,7 +121,7 @@ def teacher_recipe(settings: DistillationConfig) -> str:
 
 
 def teacher_shape(name: str) -> DiTConfig | Esm2Config:
-    """Shape of the teacher that a recipe pre-trains or that its distillation is of, without its tokenizer at hand.
+    """Shape of the teacher that a recipe pre-trains or distils, without loading a tokenizer.
 
     Raises:
         UsageError: no recipe of a teacher has that name.
@@ -128,18 +134,18 @@ def teacher_shape(name: str) -> DiTConfig | Esm2Config:
 
 
 def teacher_process(name: str) -> Process:
-    """Diffusion process of the teacher that a recipe pre-trains, without its tokenizer at hand.
+    """Diffusion process of the teacher that a recipe pre-trains, without loading a tokenizer.
 
     Raises:
         UsageError: no recipe of a teacher has that name.
     """
     names = teacher_names()
     if name not in names:
-        raise UsageError(f"a shape is that of a recipe, one of {', '.join(names)}; got {name!r}")
+        raise UsageError(f"a recipe of a teacher is one of {', '.join(names)}; got {name!r}")
     recipe, vocab_size = PRETRAIN[name], num_symbols(PRETRAIN[name].data)
     return find_process(recipe.process).of_tokenizer(vocab_size, vocab_size - 1, schedule_from_name(recipe.schedule))
 
 
 def teacher_names() -> list[str]:
-    """Recipes that pre-train a teacher."""
-    return [name for name, one in PRETRAIN.items() if one.model != "autoregressive"]
+    """Names of the recipes that pre-train a teacher."""
+    return [name for name, config in PRETRAIN.items() if config.model != "autoregressive"]

@@ -1,6 +1,6 @@
-"""The paper's ablations (Tables 1-2, App. F.3) and our own decisions, as changes to one distillation recipe.
+"""The paper's ablations (Tables 1-2, App. F.3) and our decisions, as changes to one distillation recipe.
 
-Each row of a table is a whole configuration; equal ones are one run, however many tables show them.
+Each row of a table is a complete configuration; equal configurations in several tables need one run only.
 """
 
 from dataclasses import replace
@@ -8,12 +8,12 @@ from typing import Any
 
 from didi.methods.didi_settings import DistillConfig, ObjectiveConfig
 
-# What each trick switches on, in the order in which Table 1 adds them; guided inference belongs to sampling.
+# Objective settings of each trick, in the order of Table 1; guided inference is a setting of sampling, not of training.
 TRICKS: dict[str, dict[str, Any]] = {
     "Score Decompose": {"trajectory": "two-moves"},
     "Coupled Time t": {"coupled_time": True},
     "ω(t) Correction": {"weight": "nelbo"},
-    "π(t) Weighting": {"time_a": 2.0, "time_b": 5.0},  # F.3: towards few masks, for few passes
+    "π(t) Weighting": {"time_a": 2.0, "time_b": 5.0},  # F.3: few masks, for few passes
     "Regularization": {"divergence_weight": 0.05, "entropy_weight": 0.0005},
 }
 NO_TRICKS: dict[str, Any] = {
@@ -30,29 +30,29 @@ GUIDED = "Guided Inference"
 
 
 def cumulative(base: DistillConfig) -> dict[str, DistillConfig]:
-    """Rows of Table 1 that are trained: no tricks, then one more in each row."""
-    switched = dict(NO_TRICKS)
-    rows = {"Baseline (no tricks)": with_objective(base, **switched)}
+    """Trained rows of Table 1: no tricks, then one more trick in each row."""
+    objective = dict(NO_TRICKS)
+    rows = {"Baseline (no tricks)": with_objective(base, **objective)}
     for name, trick in TRICKS.items():
-        switched |= trick
-        rows[f"+ {name}"] = with_objective(base, **switched)
+        objective |= trick
+        rows[f"+ {name}"] = with_objective(base, **objective)
     return rows
 
 
 def leave_one_out(base: DistillConfig) -> dict[str, DistillConfig]:
-    """Rows of Table 2 that are trained: every trick but one, then all."""
+    """Trained rows of Table 2: all tricks but one, then all tricks."""
     rows = {}
     for left_out, trick in TRICKS.items():
-        kept = {key: value for name, one in TRICKS.items() if name != left_out for key, value in one.items()}
-        rows[f"w/o {left_out}"] = with_objective(base, **{name: NO_TRICKS[name] for name in trick}, **kept)
+        kept = {key: value for name, settings in TRICKS.items() if name != left_out for key, value in settings.items()}
+        rows[f"w/o {left_out}"] = with_objective(base, **{key: NO_TRICKS[key] for key in trick}, **kept)
     rows["Baseline (with all tricks)"] = list(cumulative(base).values())[-1]
     return rows
 
 
 def decisions(base: DistillConfig) -> dict[str, DistillConfig]:
-    """What docs/deviations.md decides, each alternative as one change to our own recipe ``base``, of two moves."""
+    """The alternatives in docs/deviations.md, each as one change to the recipe ``base`` with two moves."""
     name = "our recipe" if base.objective.trajectory == "two-moves" else "our recipe, of two moves"
-    # The paper's generator, whose times the alternatives are about.
+    # Several alternatives change settings that exist with the paper's two moves only.
     base = with_objective(base, trajectory="two-moves", moves=None)
     smooth = replace(base.discriminator, unsmooth=True)
     pool = replace(base.discriminator, real_source="teacher-pool")
@@ -81,5 +81,5 @@ def with_objective(config: DistillConfig, **changes: Any) -> DistillConfig:
 
 
 def paper_objective() -> ObjectiveConfig:
-    """The objective that the tables switch tricks of: grouped over the batch, one completion, every token scored."""
+    """The objective without tricks: advantages over the batch, one completion, every token scored."""
     return ObjectiveConfig(advantage="batch", **NO_TRICKS)

@@ -1,4 +1,4 @@
-"""Comparisons of distillation methods: equal budgets, settings found with as many trials for each method."""
+"""Settings for comparisons of distillation methods, from equally many trials per method at equal budgets."""
 
 from dataclasses import replace
 
@@ -14,21 +14,21 @@ from didi.recipes import text
 from didi.recipes.worlds import DISTILL, VARIANTS
 
 
-def _length(base: DistillationConfig, steps: int) -> LoopConfig:
-    """The loop of a recipe with another number of steps, validated at the end only."""
+def _loop(base: DistillationConfig, steps: int) -> LoopConfig:
+    """The loop of a recipe with another number of steps, and validation at the end only."""
     return replace(base.loop, steps=steps, validate_every=steps)
 
 
 def _didi(
     base: DistillConfig, objective: ObjectiveConfig, *, steps: int, warmup_steps: int = 40, rate: float | None = None
 ) -> DistillConfig:
-    """DiDi-Instruct with another objective, warm-up of the discriminator, rate and length; not for guidance.
+    """DiDi-Instruct with another objective, warm-up, learning rate and length, without guidance steps.
 
     Args:
         base: a recipe.
-        objective: of the student.
-        steps: of the student.
-        warmup_steps: of the discriminator alone.
+        objective: objective of the student.
+        steps: number of updates of the student.
+        warmup_steps: number of warm-up steps of the discriminator.
         rate: learning rate of the student; None for that of the recipe.
     """
     discriminator = replace(base.discriminator, warmup_steps=warmup_steps, guidance_steps=0)
@@ -38,15 +38,15 @@ def _didi(
         objective=objective,
         discriminator=discriminator,
         student_optimizer=optimizer,
-        loop=_length(base, steps),
+        loop=_loop(base, steps),
     )
 
 
 def _mmd(base: DistillationConfig, objective: MmdObjective, *, rate: float, steps: int) -> MmdConfig:
-    """MMD with another objective, rate and length; as many samples in a step as ``base`` has."""
+    """MMD with another objective, learning rate and length; steps have as many samples as those of ``base``."""
     assert isinstance(base, MmdConfig)
     batch_size = base.loop.batch_size // objective.completions
-    loop = replace(_length(base, steps), batch_size=batch_size)
+    loop = replace(_loop(base, steps), batch_size=batch_size)
     return replace(base, objective=objective, optimizer=replace(base.optimizer, learning_rate=rate), loop=loop)
 
 
@@ -95,13 +95,13 @@ COMPARED: dict[str, dict[str, DistillationConfig]] = {
         "didi-1": _didi(_MARKOV, replace(_MARKOV_PATHS, moves=1, initial_mask_ratio=0.5), rate=6e-4, steps=217),
         "didi-2": _didi(_MARKOV, replace(_MARKOV_PATHS, moves=2), rate=6e-4, steps=216),
         "didi-4": _didi(_MARKOV, replace(_MARKOV_PATHS, moves=4), rate=6e-4, steps=127),
-        "sdtt": replace(_MARKOV_SDTT, rounds=5, loop=_length(_MARKOV_SDTT, 1052)),
+        "sdtt": replace(_MARKOV_SDTT, rounds=5, loop=_loop(_MARKOV_SDTT, 1052)),
         "dcd": replace(
             _MARKOV_DCD,
             optimizer=replace(_MARKOV_DCD.optimizer, learning_rate=3e-5),
-            loop=_length(_MARKOV_DCD, 1171),
+            loop=_loop(_MARKOV_DCD, 1171),
         ),
-        "dimo": replace(_MARKOV_DIMO, loop=_length(_MARKOV_DIMO, 1171)),
+        "dimo": replace(_MARKOV_DIMO, loop=_loop(_MARKOV_DIMO, 1171)),
         "mmd": _mmd(_MARKOV_MMD, replace(_MARKOV_MMD.objective, bandwidths=(0.25,)), rate=1e-4, steps=206),
     },
     "tiny-news": {  # 48 thousand sequence passes each; benchmarks/method_search/tiny-news.yaml
@@ -109,9 +109,9 @@ COMPARED: dict[str, dict[str, DistillationConfig]] = {
         "didi-1": _text_didi(replace(_TEXT.objective, moves=1, initial_mask_ratio=0.5), steps=168),
         "didi-2": _text_didi(replace(_TEXT.objective, moves=2), steps=165),
         "didi-4": _text_didi(replace(_TEXT.objective, moves=4), steps=111),
-        "sdtt": replace(_TEXT_SDTT, loop=_length(_TEXT_SDTT, 317)),
-        "dcd": replace(_TEXT_DCD, loop=_length(_TEXT_DCD, 187)),
-        "dimo": replace(_TEXT_DIMO, loop=_length(_TEXT_DIMO, 187)),
+        "sdtt": replace(_TEXT_SDTT, loop=_loop(_TEXT_SDTT, 317)),
+        "dcd": replace(_TEXT_DCD, loop=_loop(_TEXT_DCD, 187)),
+        "dimo": replace(_TEXT_DIMO, loop=_loop(_TEXT_DIMO, 187)),
         "mmd": _mmd(
             replace(_TEXT_MMD, loop=replace(_TEXT_MMD.loop, batch_size=16)),
             replace(_TEXT_MMD.objective, bandwidths=(0.25,)),
@@ -120,4 +120,4 @@ COMPARED: dict[str, dict[str, DistillationConfig]] = {
         ),
     },
 }
-"""See ``didi.recipes.COMPARED``; a number after a method is that of the moves that a student is trained for."""
+"""See ``didi.recipes.COMPARED``; a number in a name is the number of moves that the student is trained for."""

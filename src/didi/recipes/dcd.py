@@ -7,10 +7,10 @@ from didi.methods.settings import DataConfig, LoopConfig, OptimizerConfig
 def dcd(
     recipe: str, teacher: str, data: DataConfig, *, num_moves: int, learning_rate: float, steps: int, batch_size: int
 ) -> DcdConfig:
-    """A short run of four rounds, whose last interval is a move of a student of ``num_moves`` moves.
+    """A short run of four rounds, whose last round has ``num_moves`` intervals.
 
-    A step takes four passes of each sequence: one of the target network, three of the student with its gradient. The
-    rate falls linearly (ours; it is constant in the public code).
+    A step takes four sequence passes for each sequence: one of the target network, and three of the student, with
+    gradient. The learning rate falls linearly (ours; it is constant in the public code).
     """
     return DcdConfig(
         recipe=recipe,

@@ -1,4 +1,4 @@
-"""Di[M]O (Zhu et al. 2025) on each world; "public" is github.com/yuanzhi-zhu/DiMO, configs/DIMO_MaskGit.yaml."""
+"""Recipes of Di[M]O (Zhu et al. 2025); "public" is github.com/yuanzhi-zhu/DiMO, configs/DIMO_MaskGit.yaml."""
 
 from didi.methods.didi_settings import DistillConfig
 from didi.methods.dimo import DimoConfig
@@ -7,7 +7,7 @@ from didi.models.initial_state import InitialState
 
 PUBLIC_LOOP = LoopConfig(
     steps=50_000, ema_decay=0.9999,  # public: max_train_steps, ema_decay with its ramp
-    batch_size=8, accumulation=8,  # public: 64 (scripts/launch_DIMO_MaskGit.sh); a share of 8 is ours
+    batch_size=8, accumulation=8,  # public: 64 in all (scripts/launch_DIMO_MaskGit.sh); batches of 8 are ours
     validate_every=1000, checkpoint_every=500,
 )  # fmt: skip
 
@@ -25,14 +25,16 @@ def small(
     rates: tuple[float, float],
     initial_state: InitialState,
 ) -> DimoConfig:
-    """A short run of a small network (ours): higher rates that fall to 0.
+    """A short run of a small network (ours), with higher learning rates that fall to 0.
 
     Args:
-        base: has the teacher and the data.
-        steps: updates of the student.
-        batch_size: sequences.
-        rates: of student and auxiliary model; the second is some times the first, so that the model follows.
-        initial_state: its noise is to be small beside the embeddings, whose root mean square is about 0.1 here.
+        base: recipe with the teacher and the data.
+        steps: number of updates of the student.
+        batch_size: number of sequences in a batch.
+        rates: learning rates of student and auxiliary model; the second should be several times the first, so that the
+            auxiliary model follows the student.
+        initial_state: distribution of the initial state; its noise should be small compared with the embeddings, whose
+            root mean square is about 0.1 here.
     """
     student, auxiliary = (
         OptimizerConfig(learning_rate=rate, warmup_steps=10, beta2=0.99, weight_decay=0.0) for rate in rates

@@ -1,4 +1,4 @@
-"""Recipes of the MMD method; those of the worlds and of small text are ours, that of OpenWebText the publication's."""
+"""Recipes of the MMD method: ours for Markov chains and small text, the publication's for OpenWebText."""
 
 from dataclasses import replace
 
@@ -10,10 +10,10 @@ from didi.methods.settings import LoopConfig, OptimizerConfig
 def mmd_paths(
     base: DistillConfig, num_moves: int, features: MmdFeatures, *, learning_rate: float, steps: int, batch_size: int
 ) -> MmdConfig:
-    """Whole paths of ``num_moves`` moves on teacher and data of another recipe.
+    """Whole paths of ``num_moves`` moves with teacher and data of another recipe.
 
-    The bandwidth of half the median distance was better than the median on ``exact``: its kernel distinguishes more
-    sequences.
+    On ``exact`` a bandwidth of half the median distance was better than the median, since the kernel distinguishes
+    more sequences.
     """
     return MmdConfig(
         recipe=base.recipe,

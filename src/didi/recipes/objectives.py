@@ -1,11 +1,11 @@
-"""Our objectives, and what goes with them, which recipes share."""
+"""Our objectives, with the discriminator and optimizers that fit them; shared by recipes."""
 
 from didi.methods.didi_settings import DiscriminatorSettings
 from didi.methods.objective_settings import ObjectiveConfig
 from didi.methods.settings import OptimizerConfig
 
-# The paper's two moves with the exact variance reductions A and B. The divergence keeps the entropy of samples of many
-# steps up; its weight was chosen on ``markov`` (docs/lab-notes.md).
+# The paper's two moves with the exact variance reductions A and B. The divergence prevents a low entropy of many-step
+# samples; its weight was chosen on ``markov`` (docs/lab-notes.md).
 OURS = ObjectiveConfig(
     completions=3,
     advantage="shared-state",
@@ -16,7 +16,7 @@ OURS = ObjectiveConfig(
 
 
 def whole_path(num_moves: int, *, reference_steps: int = 0) -> ObjectiveConfig:
-    """Every move of the student's sampler of ``num_moves`` moves, scored by the finished sample; no regulariser."""
+    """Whole paths of ``num_moves`` moves with the reward of the finished sample, without regularisers."""
     return ObjectiveConfig(
         trajectory="whole-path",
         moves=num_moves,
@@ -30,7 +30,7 @@ def whole_path(num_moves: int, *, reference_steps: int = 0) -> ObjectiveConfig:
 def paths_discriminator(
     *, warmup_steps: int, steps_per_student_step: int, guidance_steps: int
 ) -> DiscriminatorSettings:
-    """The discriminator of whole paths: one logit a sequence, no smoothing, samples of its own for each update."""
+    """The discriminator for whole paths: one logit per sequence, no label smoothing, new samples for each update."""
     return DiscriminatorSettings(
         output="sequence",
         label_smoothing=0.0,
@@ -42,5 +42,5 @@ def paths_discriminator(
 
 
 def paths_optimizer(learning_rate: float) -> OptimizerConfig:
-    """AdamW of both networks: older gradients say little, since each network follows the other."""
+    """AdamW for student and discriminator; beta2 is low, since the loss of each network changes with the other."""
     return OptimizerConfig(learning_rate=learning_rate, beta2=0.99, weight_decay=0.0)

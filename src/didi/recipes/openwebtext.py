@@ -17,11 +17,11 @@ from didi.recipes.uniform_state import duo, udlm
 OWT = DataConfig(
     corpus="Skylion007/openwebtext",  # App. E.2
     length=1024,  # Table 3
-    tokenizer="gpt2",  # App. E.2; 50,257 tokens and the mask
+    tokenizer="gpt2",  # App. E.2; 50,257 tokens, and the mask
 )
 
-# Of the uniform-state teachers (Sahoo et al. 2025, https://arxiv.org/abs/2506.10892): the settings of the public code,
-# github.com/s-sahoo/duo, whose files are named.
+# Uniform-state teachers (Sahoo et al. 2025, https://arxiv.org/abs/2506.10892); comments name files of the public code,
+# github.com/s-sahoo/duo.
 _UNIFORM_STATE = PretrainConfig(
     recipe="owt-169m",
     data=replace(OWT, block_layout="bos-eos"),  # _group_texts of dataloader.py
@@ -34,14 +34,15 @@ _UNIFORM_STATE = PretrainConfig(
     ),
     loop=LoopConfig(
         steps=1_000_000, ema_decay=0.9999,  # configs/config.yaml
-        batch_size=16, accumulation=32,  # configs/config.yaml: 512; relaxed tokens of 16 rows fit 80 GB (`didi doctor`)
+        batch_size=16, accumulation=32,  # configs/config.yaml: 512 in all; batches of 16 fit 80 GB (`didi doctor`)
         validate_every=5000,  # configs/config.yaml
         checkpoint_every=1000,
     ),
 )  # fmt: skip
 
-# Of SEDD: configs/config.yaml and configs/model/small.yaml of github.com/louaaron/Score-Entropy-Discrete-Diffusion. Its
-# rows are a stream of tokens, its noise is log-linear and ends at 1e-3.
+# SEDD teachers: configs/config.yaml and configs/model/small.yaml of
+# github.com/louaaron/Score-Entropy-Discrete-Diffusion. Rows are a stream of tokens; the noise is log-linear and ends at
+# 1e-3.
 _SEDD = PretrainConfig(
     recipe="owt-169m",
     schedule="log-linear-eps",
@@ -52,7 +53,7 @@ _SEDD = PretrainConfig(
     ),
     loop=LoopConfig(
         steps=1_300_000, ema_decay=0.9999,
-        batch_size=16, accumulation=32,  # 512; a share of 16 is ours
+        batch_size=16, accumulation=32,  # 512 in all; batches of 16 are ours
         validate_every=5000, checkpoint_every=1000,
     ),
 )  # fmt: skip
@@ -94,7 +95,7 @@ PRETRAIN: dict[str, PretrainConfig] = {
     ),
 }  # fmt: skip
 
-# Table 5, for student and discriminator alike; no warm-up.
+# Table 5, the same for student and discriminator, without learning-rate warm-up.
 _OWT_OPTIMIZER = OptimizerConfig(learning_rate=1e-6, decay="linear", weight_decay=0.01)
 _OWT_LOOP = LoopConfig(steps=10_000, batch_size=8, validate_every=1000, checkpoint_every=500)  # Table 5
 
@@ -123,7 +124,7 @@ VARIANTS: dict[tuple[str, str], DistillationConfig] = {
     ("owt-169m", "sdtt"): sdtt(  # the paper: 7 rounds of 10,000 steps of 128 sequences, from 1024 to 8 steps
         DISTILL["owt-169m"],
         LoopConfig(
-            steps=70_000, batch_size=16, accumulation=8,  # 128; a share of 16 is ours
+            steps=70_000, batch_size=16, accumulation=8,  # 128 in all; batches of 16 are ours
             validate_every=5000, checkpoint_every=500, ema_decay=0.9999,
         ),
         rounds=7, first_step=1024, learning_rate=6e-5, warmup_steps=500,

@@ -1,4 +1,4 @@
-"""Objectives of two moves for any recipe: ours, the paper's, and that of its released code."""
+"""Presets for any DiDi-Instruct recipe, with two moves: ours, the paper's text, and the released code."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -8,7 +8,7 @@ from didi.errors import UsageError
 from didi.methods.didi_settings import DistillConfig, ObjectiveConfig
 from didi.recipes.objectives import OURS
 
-# Of all: one logit for each token of text, one update of the discriminator a step.
+# Settings of all presets: one logit per token, one discriminator update per step.
 _SHARED: dict[str, Any] = {"output": "token", "steps_per_student_step": 1, "fresh_rollouts": False}
 
 
@@ -24,7 +24,7 @@ def _two_moves(config: DistillConfig) -> DistillConfig:
 
 
 def _paper(config: DistillConfig) -> DistillConfig:
-    """The paper's text, where it does not contradict itself: docs/deviations.md."""
+    """The paper's text; docs/deviations.md lists its contradictions."""
     return replace(
         config,
         objective=ObjectiveConfig(
@@ -37,7 +37,7 @@ def _paper(config: DistillConfig) -> DistillConfig:
 
 
 def _released(config: DistillConfig) -> DistillConfig:
-    """The training of the authors' released code as far as its settings go; its slips (rows 6, 7, 22) are not repeated.
+    """The training settings of the authors' released code, without its errors (rows 6, 7 and 22).
 
     Its sampler is ``Guidance.released()``.
     """
@@ -63,10 +63,10 @@ PRESETS: dict[str, Callable[[DistillConfig], DistillConfig]] = {
 
 
 def preset(config: DistillConfig, name: str) -> DistillConfig:
-    """``config`` with objective and discriminator switched to those of a preset.
+    """``config`` with the settings of a preset.
 
     Raises:
-        UsageError: there is no preset of that name.
+        UsageError: no preset has that name.
     """
     if name not in PRESETS:
         raise UsageError(f"a preset is one of {', '.join(PRESETS)}; got {name!r}")

@@ -1,4 +1,4 @@
-"""Runs on proteins (section 5.4): ``swissprot`` fits a laptop, ``dplm-150m`` is that of the paper."""
+"""Recipes for proteins (Sec. 5.4): ``swissprot`` runs on a laptop, ``dplm-150m`` is that of the paper."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -9,8 +9,8 @@ from didi.methods.settings import DataConfig, LoopConfig, NetworkConfig, Optimiz
 from didi.models.esm2 import SIZES, Esm2Config
 from didi.recipes.objectives import OURS, paths_discriminator, paths_optimizer, whole_path
 
-# Proteins of 50 to 254 residues between their begin and end symbols. The judge learns from the other half of the
-# clusters.
+# Proteins of 50 to 254 residues between their begin and end symbols. The judge is trained on the other half of
+# the clusters.
 _SWISSPROT_DATA = DataConfig(corpus="swissprot:first", length=256)
 
 SWISSPROT = PretrainConfig(
@@ -51,19 +51,19 @@ DISTILL: dict[str, DistillConfig] = {
     "dplm-150m": DistillConfig(
         recipe="dplm-150m",
         data=DataConfig(
-            corpus="uniref50.fasta",  # App. F.6; the user's own file
+            corpus="uniref50.fasta",  # App. F.6; a file of the user
             length=1024,  # App. F.6; longer proteins are left out, not cut
         ),
         objective=OURS,
         discriminator=DiscriminatorSettings(
             output="sequence",  # App. F.6: a scalar
-            trainable_blocks=4,  # as text, row 8
+            trainable_blocks=4,  # as for text, row 8
             warmup_steps=1000,  # App. F.6
         ),
         student_optimizer=OptimizerConfig(learning_rate=1e-5, warmup_steps=1000, decay="linear", weight_decay=0.01),
         discriminator_optimizer=OptimizerConfig(
             learning_rate=5e-6, warmup_steps=1000, decay="linear", weight_decay=0.01
-        ),  # App. F.6; the rest as text, Table 5
+        ),  # App. F.6; the rest as for text, Table 5
         loop=LoopConfig(
             steps=10_000,  # Table 5
             batch_size=4,  # App. F.6: batches of up to 4096 tokens
@@ -73,4 +73,4 @@ DISTILL: dict[str, DistillConfig] = {
 }  # fmt: skip
 
 TEACHERS: Mapping[str, Esm2Config] = {"dplm-150m": SIZES["150m"]}
-"""Shapes of teachers that others trained, by the recipe that distils them: ``didi convert`` makes a bundle of one."""
+"""Shapes of published teachers, by the recipe that distils them; ``didi convert`` makes their bundles."""

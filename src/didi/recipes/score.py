@@ -1,4 +1,4 @@
-"""SEDD twins of masked teachers (Lou et al. 2024, https://arxiv.org/abs/2310.16834): networks that give scores."""
+"""SEDD twins of masked teachers (Lou et al. 2024, https://arxiv.org/abs/2310.16834), whose networks predict scores."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""Runs on text: ``tiny-news`` fits a laptop, ``prose`` a single GPU."""
+"""Recipes for small text: ``tiny-news`` runs on a laptop, ``prose`` on a single GPU."""
 
 from dataclasses import replace
 
@@ -15,7 +15,8 @@ from didi.recipes.score import sedd_absorb, sedd_uniform
 from didi.recipes.sdtt import sdtt
 from didi.recipes.uniform_state import duo, udlm
 
-# Chosen on validation at equal time, docs/lab-notes.md; for the masked model: its autoregressive twin takes the same.
+# Chosen on validation data at equal time for the masked model, docs/lab-notes.md; the autoregressive twin has the same
+# settings.
 TINY_NEWS = PretrainConfig(
     recipe="tiny-news",
     weight="constant",

@@ -16,6 +16,6 @@ def udlm(masked: PretrainConfig) -> PretrainConfig:
 
 
 def duo(masked: PretrainConfig, curriculum: CurriculumConfig) -> DuoConfig:
-    """The same with Duo's curriculum first; recipe ``NAME-duo`` of the teacher ``NAME``."""
-    shared = {one.name: getattr(udlm(masked), one.name) for one in fields(PretrainConfig)}
+    """As ``udlm``, with Duo's curriculum before; recipe ``NAME-duo`` of the teacher ``NAME``."""
+    shared = {entry.name: getattr(udlm(masked), entry.name) for entry in fields(PretrainConfig)}
     return DuoConfig(**shared | {"recipe": f"{masked.recipe}-duo"}, curriculum=curriculum)

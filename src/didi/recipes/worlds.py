@@ -1,4 +1,4 @@
-"""Runs on Markov chains, whose likelihood is known: ``markov`` and, where samplers are enumerated, ``exact``."""
+"""Recipes for Markov chains, whose likelihood is known: ``markov``, and ``exact``, small enough for enumeration."""
 
 from dataclasses import replace
 
@@ -24,7 +24,7 @@ _MARKOV_TEACHER = PretrainConfig(
     loop=LoopConfig(steps=1800, batch_size=128, validate_every=600, ema_decay=0.999),
 )
 
-_EXACT_TEACHER = replace(  # 5^7 = 78,125 states: the distribution of a sampler is a finite sum
+_EXACT_TEACHER = replace(  # 5^7 = 78,125 states: distributions of samplers are computed by enumeration
     _MARKOV_TEACHER,
     recipe="exact",
     data=DataConfig(corpus=EXACT, length=7),
@@ -32,9 +32,9 @@ _EXACT_TEACHER = replace(  # 5^7 = 78,125 states: the distribution of a sampler 
 )
 
 PRETRAIN: dict[str, PretrainConfig] = {
-    one.recipe: one
+    teacher.recipe: teacher
     for masked in (_MARKOV_TEACHER, _EXACT_TEACHER)
-    for one in (
+    for teacher in (
         masked,
         udlm(masked),
         duo(masked, CurriculumConfig(end=masked.loop.steps // 2)),
@@ -66,9 +66,8 @@ DISTILL: dict[str, DistillConfig] = {
     ),
 }  # fmt: skip
 
-DISTILL["exact-udlm"] = replace(
-    DISTILL["exact"], recipe="exact-udlm", teacher="exact-udlm"
-)  # every token in every move
+# Whole paths, in which all tokens are drawn in every move.
+DISTILL["exact-udlm"] = replace(DISTILL["exact"], recipe="exact-udlm", teacher="exact-udlm")
 
 VARIANTS: dict[tuple[str, str], DistillationConfig] = {
     ("exact", "sdtt"): sdtt(

@@ -1,4 +1,4 @@
-"""Atomic, resumable state of a run: one safetensors file a checkpoint, its structure as JSON in the header."""
+"""Checkpoints of a run: one safetensors file each, with the nested structure as JSON in its header."""
 
 import json
 import sys
@@ -20,13 +20,13 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any], *, keep: int
     """Write ``state`` as the checkpoint of ``step``; the file appears complete or not at all.
 
     Args:
-        folder: the run's checkpoint folder.
-        step: updates done.
+        folder: checkpoint folder of the run.
+        step: number of steps done.
         state: nested dicts, lists, tensors and JSON scalars.
-        keep: newest checkpoints that stay.
+        keep: number of newest checkpoints to keep; older ones are deleted.
 
     Raises:
-        DidiError: the disk is full or cannot be written.
+        DidiError: the file cannot be written, for example because the disk is full.
     """
     tensors: dict[str, Tensor] = {}
     structure = json.dumps(_pack(state, tensors, set()))
@@ -34,11 +34,11 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any], *, keep: int
     metadata = {"structure": structure, "digest": tensors_digest(structure, tensors)}
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for unfinished in folder.glob(f".{PATTERN}.tmp"):  # of a run that was killed while it wrote
+        for unfinished in folder.glob(f".{PATTERN}.tmp"):  # left by a run that was killed while writing
             unfinished.unlink()
         with replacing(path) as temporary:
             save_file(tensors, temporary, metadata=metadata)
-    except (OSError, SafetensorError) as error:  # the latter where the disk is full
+    except (OSError, SafetensorError) as error:  # SafetensorError: the disk is full
         raise DidiError(
             f"{path} could not be written ({error}); the checkpoints before it are kept: make room and resume the run"
         ) from error
@@ -48,17 +48,17 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any], *, keep: int
 
 
 def load_latest(folder: Path) -> tuple[int, dict[str, Any]] | None:
-    """Step and state of the newest checkpoint that is whole, None if there is none; damaged ones are named on stderr.
+    """Step and state of the newest intact checkpoint; None without checkpoints. Reports damaged files on stderr.
 
     Raises:
-        DidiError: there are checkpoints, but every one is damaged.
+        DidiError: there are checkpoints, but all are damaged.
     """
     paths = sorted(folder.glob(PATTERN), reverse=True)
     for path in paths:
         try:
             return int(path.stem.removeprefix("step-")), _read(path)
         except (SafetensorError, KeyError, ValueError) as error:
-            print(f"{path} is damaged ({error}) and left aside; the one before it is tried", file=sys.stderr)
+            print(f"{path} is damaged ({error}) and skipped; the previous checkpoint is tried", file=sys.stderr)
     if paths:
         raise DidiError(f"every checkpoint in {folder} is damaged: start again in another folder")
     return None
@@ -76,12 +76,13 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _pack(value: Any, tensors: dict[str, Tensor], storages: set[int]) -> Any:
-    """JSON form of ``value``; tensors move to ``tensors``. Dicts become pairs, since an optimizer's keys are ints."""
+    """JSON form of ``value``; tensors are added to ``tensors``. Dicts become pairs, since their keys may be ints."""
     if isinstance(value, Tensor):
         name = f"t{len(tensors):06d}"
         value = value.detach().cpu().contiguous()
         storage = value.untyped_storage().data_ptr()
-        tensors[name] = value.clone() if storage in storages else value  # a file holds each tensor apart
+        # safetensors refuses tensors that share a storage.
+        tensors[name] = value.clone() if storage in storages else value
         storages.add(storage)
         return {"tensor": name}
     if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""Trained networks in several processes: gradients averaged (DDP), or weights sharded as well (FSDP2)."""
+"""Training in several processes: averaged gradients (DDP), or sharded weights too (FSDP2)."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -18,8 +18,8 @@ R = TypeVar("R")
 Network = TypeVar("Network", bound=nn.Module)
 
 
-class _Called(nn.Module):
-    """Calls any function of its network within ``forward``, where DistributedDataParallel expects its passes."""
+class _FunctionModule(nn.Module):
+    """Calls a function of its network in ``forward``, since DistributedDataParallel synchronises ``forward`` only."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -30,31 +30,31 @@ class _Called(nn.Module):
 
 
 class Synchronised:
-    """Passes of a network whose gradients are to be the mean over all processes.
+    """A trained network whose gradients are averaged over all processes.
 
     Args:
-        network: what is trained; alone, or sharded, it is called as it is.
+        network: the network; in a single process, or if it is sharded, calls are not wrapped.
     """
 
     def __init__(self, network: nn.Module) -> None:
         self.network = network
         is_copied = process_group().size > 1 and not is_sharded(network)
-        self._parallel = DistributedDataParallel(_Called(network)) if is_copied else None
+        self._parallel = DistributedDataParallel(_FunctionModule(network)) if is_copied else None
 
     def __call__(self, function: Callable[..., R], *args: Any, **options: Any) -> R:
-        """``function(network, *args, **options)``; back-propagate through what it returns once."""
+        """``function(network, *args, **options)``; back-propagate through the result exactly once."""
         if self._parallel is None:
             return function(self.network, *args, **options)
         result: R = self._parallel(function, *args, **options)
         return result
 
-    def stand_alone(self) -> None:
-        """Leave gradients as they are where the other processes do not exist (``world.stand_in``)."""
+    def skip_averaging(self) -> None:
+        """Do not average gradients, for a group whose other processes do not exist (``fake_process_group``)."""
         if self._parallel is not None:
-            self._parallel.register_comm_hook(None, _as_it_is)
+            self._parallel.register_comm_hook(None, _local_gradients)
 
-    def until(self, is_last: bool) -> AbstractContextManager[None]:
-        """Around forward and backward pass of a micro-batch: gradients are averaged with the last one of an update."""
+    def micro_batch(self, *, is_last: bool) -> AbstractContextManager[None]:
+        """Context of forward and backward pass of a micro-batch; the last one of an update averages the gradients."""
         if self._parallel is not None and not is_last:
             return self._parallel.no_sync()
         network: Any = self.network
@@ -63,17 +63,17 @@ class Synchronised:
         return nullcontext()
 
 
-def _as_it_is(_: object, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+def _local_gradients(_: object, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
     future: torch.futures.Future[Tensor] = torch.futures.Future()
     future.set_result(bucket.buffer())
     return future
 
 
 def check_divides(batch_size: int, num_processes: int | None = None) -> None:
-    """Refuse a batch that so many processes, those of ``world`` by default, cannot share evenly.
+    """Refuse a batch size that is not a multiple of the number of processes, by default that of ``process_group``.
 
     Raises:
-        UsageError: it is no multiple of their number.
+        UsageError: the processes cannot share the batch equally.
     """
     size = process_group().size if num_processes is None else num_processes
     if batch_size % size:
@@ -84,69 +84,71 @@ def check_divides(batch_size: int, num_processes: int | None = None) -> None:
 
 
 def shard(network: nn.Module, *, is_trained: bool = True) -> None:
-    """Divide the weights among the processes, in place, block by block; nothing where there is one process.
+    """Shard the weights over the processes, in place, block by block; a single process does nothing.
 
     Args:
-        network: what is divided.
-        is_trained: False for a network without a backward pass, which would divide the weights again: each forward pass
-            does, so that an average can be updated after it was evaluated.
+        network: network to shard.
+        is_trained: False for a network without a backward pass. Its weights are sharded again after each forward pass,
+            not after the backward pass, so that an average can be updated after it was evaluated.
 
     Raises:
-        UsageError: the network is not one of ours.
+        UsageError: the network has no transformer trunk, which is the case for autoregressive networks.
     """
     if process_group().size == 1:
         return
     trunk = trunk_of(network)
     if trunk is None:
-        raise UsageError("loop.fsdp shards diffusion transformers; leave it out for an autoregressive network")
+        raise UsageError("loop.fsdp does not support autoregressive networks: leave it out")
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
     for block in trunk.blocks:
         fully_shard(block)
     fully_shard(network, reshard_after_forward=None if is_trained else True)
-    if isinstance(network, DenoiserNetwork):  # what is called from outside without ``forward``
+    if isinstance(network, DenoiserNetwork):  # methods that are called instead of ``forward``
         for name in ("features", "head", "embed", "features_of_embeddings"):
             register_fsdp_forward_method(network, name)
 
 
 def is_sharded(value: Any) -> bool:
-    """Whether ``shard`` divided this network, or the tensor is of one that it divided; ask within ``joined``."""
+    """Whether ``value`` is a sharded network or a tensor of a sharded network."""
     if process_group().size == 1:
         return False
-    from torch.distributed.fsdp import FSDPModule  # a quarter or more of the start, which one process is spared
+    from torch.distributed.fsdp import FSDPModule  # slow import, at least a quarter of the start-up time
     from torch.distributed.tensor import DTensor
 
     return isinstance(value, FSDPModule | DTensor)
 
 
 def full_state(network: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> dict[str, Any]:
-    """What training changes, whole and on the CPU: weights but the frozen ones, buffers, moments under their names.
+    """Unsharded training state on the CPU: trained weights, buffers, and optimizer moments by parameter name.
 
-    All processes call it; those beside the main one get empty dicts.
+    All processes must call it; only the main process gets the state, the others get empty dicts.
     """
-    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict  # 1 s, of a run alone
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict  # slow import, 1 s
 
-    # The library makes the moments that are not there yet by a step, which would count as one.
-    begun = [optimizer] if optimizer is not None and optimizer.state else []
+    # For an optimizer without state, torch would create it by an optimizer step, which would be counted.
+    optimizers = [optimizer] if optimizer is not None and optimizer.state else []
     options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
-    weights, moments = get_state_dict(network, begun, options=options)
+    weights, moments = get_state_dict(network, optimizers, options=options)
     return {"weights": weights, "optimizer": moments}
 
 
 def load_full_state(network: nn.Module, state: dict[str, Any], optimizer: torch.optim.Optimizer | None = None) -> None:
-    """Load a state of ``full_state``, which every process has, into what may be sharded; frozen weights stay.
+    """Load a state of ``full_state`` into a network that may be sharded; frozen weights do not change.
+
+    Every process must have the whole state.
 
     Raises:
-        UsageError: it lacks weights that are trained.
+        UsageError: the state lacks trained weights.
     """
     from torch.distributed.checkpoint.state_dict import StateDictOptions, set_state_dict
 
-    # The library leaves what a state lacks as it is and says nothing.
-    frozen = {name for name, one in network.named_parameters() if not one.requires_grad}
-    if lacking := network.state_dict().keys() - frozen - state["weights"].keys():
+    # ``set_state_dict`` does not report missing weights.
+    frozen = {name for name, weight in network.named_parameters() if not weight.requires_grad}
+    if missing := network.state_dict().keys() - frozen - state["weights"].keys():
         raise UsageError(
-            f"a checkpoint holds all trained weights; this one lacks {min(lacking)}: another version of didi wrote it; "
-            "begin again in another folder with --out"
+            f"a checkpoint holds all trained weights; this one lacks {min(missing)}: another version of didi wrote it; "
+            "start again in another folder with --out"
         )
     set_state_dict(
         network,
@@ -158,12 +160,12 @@ def load_full_state(network: nn.Module, state: dict[str, Any], optimizer: torch.
 
 
 def unsharded(network: Network) -> Network:
-    """The network with all of its weights; itself where it is not sharded."""
+    """A copy with all weights of a sharded network; an unsharded network is returned unchanged."""
     if not is_sharded(network):
         return network
-    kind = next(one.network for one in NETWORKS.values() if isinstance(network, one.network))  # without FSDP's class
+    kind = next(entry.network for entry in NETWORKS.values() if isinstance(network, entry.network))  # not FSDP's class
     whole: Any = kind(network.config)
-    # One by one: get_model_state_dict gives all processes the weights only where it keeps all of them on the device.
-    held = network.state_dict()
-    whole.load_state_dict({name: one.full_tensor().cpu() if is_sharded(one) else one for name, one in held.items()})
+    # One weight at a time: with get_model_state_dict all weights would have to be on the device at once.
+    weights = network.state_dict().items()
+    whole.load_state_dict({name: value.full_tensor().cpu() if is_sharded(value) else value for name, value in weights})
     return cast(Network, whole.eval())

@@ -1,9 +1,9 @@
-"""What a training run needs: the real steps of its method without their arithmetic, at two batch sizes.
+"""Memory and operations of a training run, from real steps of its method without arithmetic, at two batch sizes.
 
-A dry run builds the trainer on networks without values (``shapes_only``), makes steps of every phase of the method, and
-counts the bytes that are alive (``live_memory``) and the floating-point operations. It knows no method: what the method
-does is run. Each stretch of a step (up to an optimizer's step, that step, and what is left) is extrapolated linearly in
-the batch size; the greatest of them is the peak.
+A dry run builds the trainer on networks without values (``shapes_only``), runs steps of every phase of the method, and
+counts allocated bytes (``live_memory``) and floating-point operations. It works for any method, since it runs the
+method's code. A step is divided into segments: up to the first optimizer step, each optimizer step, the time between
+them, and the rest. The peak of each segment is extrapolated linearly in the batch size; the largest is the peak.
 """
 
 import tempfile
@@ -27,28 +27,28 @@ from didi.training.shapes_only import ShapesOnly
 from didi.training.trainer import Trainer
 
 MICRO_BATCHES = 2
-"""Of an update in a dry run, at most: the third needs what the second needs."""
+"""Maximum number of micro-batches in an update of a dry run; a third would need as much memory as the second."""
 CPU = torch.device("cpu")
 
 InputsOf = Callable[[Path], Inputs]
-"""Makes the inputs of the method, on the CPU, from a folder of the run; called where networks get no values."""
+"""Creates the inputs of the method, on the CPU, from the folder of the run; its networks get no values."""
 
 
 @dataclass(frozen=True)
 class DryRun:
-    """One dry run, on one device.
+    """Result of a dry run. Bytes are those of one device.
 
     Attributes:
-        batch_size: sequences of all devices.
-        parameters: numbers stored as weights of all networks, counted once where they are shared.
-        trained: those that a gradient changes.
-        weights: bytes of parameters and buffers of all networks but the average.
-        average: bytes that the averaged network adds.
+        batch_size: number of sequences on all devices.
+        parameters: number of parameters of all networks; shared parameters count once.
+        trained: number of trained parameters.
+        weights: bytes of parameters and buffers of all networks except the average.
+        average: additional bytes of the averaged network.
         moments: bytes of the optimizers' state.
-        gradients: most bytes of gradients at the step of an optimizer.
-        stretches: for each step, the most bytes that were alive in each of its stretches.
-        flops: operations of a step, the mean over the steps of the longest phase, all devices.
-        total_flops: those of the whole run.
+        gradients: maximum over optimizer steps of the bytes of gradients.
+        segments: for each step, the peak bytes of each of its segments.
+        flops: operations of a step on all devices, the mean over the steps of the longest phase.
+        total_flops: operations of the whole run on all devices.
     """
 
     batch_size: int
@@ -58,35 +58,35 @@ class DryRun:
     average: int
     moments: int
     gradients: int
-    stretches: Sequence[Sequence[int]]
+    segments: Sequence[Sequence[int]]
     flops: float
     total_flops: float
 
     @property
     def peak(self) -> int:
-        """Most bytes that were alive at one time."""
-        return max(map(max, self.stretches))
+        """Peak bytes of all steps."""
+        return max(map(max, self.segments))
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a run needs as a function of its batch size, from two dry runs."""
+    """Memory and operations of a run as a function of its batch size, from two dry runs."""
 
     small: DryRun
     large: DryRun
 
     def peak(self, batch_size: int) -> float:
-        """Bytes on one device at the peak of a step, extrapolated linearly in the batch size of all devices."""
-        share = (batch_size - self.small.batch_size) / (self.large.batch_size - self.small.batch_size)
-        pairs = zip(self.small.stretches, self.large.stretches, strict=True)
+        """Peak bytes on one device, extrapolated linearly in the batch size of all devices."""
+        fraction = (batch_size - self.small.batch_size) / (self.large.batch_size - self.small.batch_size)
+        pairs = zip(self.small.segments, self.large.segments, strict=True)
         return max(
-            low + share * max(0, high - low)
+            low + fraction * max(0, high - low)
             for of_small, of_large in pairs
             for low, high in zip(of_small, of_large, strict=True)
         )
 
     def of(self, batch_size: int) -> DryRun:
-        """The dry run at that batch size, or the larger one."""
+        """The smaller dry run if it has this batch size, otherwise the larger one."""
         return self.small if self.small.batch_size == batch_size else self.large
 
     def largest_batch(self, memory: float, multiple_of: int = 1) -> int:
@@ -108,10 +108,11 @@ def estimate(
     """Dry runs at two batch sizes.
 
     Args:
-        settings: of the run; ``loop.precision`` names the precision of the device that is meant.
-        inputs_of: makes the inputs of the method.
-        num_processes: devices that share the batch, each with a process; this is the first of them.
-        batch_sizes: of all devices; by default that of ``settings`` and half of it, or twice where half is not allowed.
+        settings: settings of the run; ``loop.precision`` is the precision on the target device.
+        inputs_of: creates the inputs of the method.
+        num_processes: number of devices that share the batch, one process each; the result is that of rank 0.
+        batch_sizes: batch sizes of all devices. None: that of ``settings`` and half of it, or twice if half is not
+            allowed.
 
     Raises:
         UsageError: the settings fit no batch of these sizes.
@@ -124,7 +125,7 @@ def estimate(
     if size % (2 * num_processes) == 0:
         try:
             return Estimate(dry_run(settings, inputs_of, size // 2, num_processes=num_processes), base)
-        except UsageError:  # baselines of groups need a number of rows
+        except UsageError:  # half the batch is too small for the groups of the advantages
             pass
     return Estimate(base, dry_run(settings, inputs_of, 2 * size, num_processes=num_processes))
 
@@ -135,10 +136,10 @@ def dry_run(settings: RunConfig, inputs_of: InputsOf, batch_size: int, *, num_pr
     accumulation = min(MICRO_BATCHES, loop.accumulation)
     cut = replace(loop, batch_size=batch_size, accumulation=accumulation)
     settings = replace(settings.for_dry_run(), loop=cut)
-    around = fake_process_group(num_processes) if num_processes > 1 else nullcontext()
+    group = fake_process_group(num_processes) if num_processes > 1 else nullcontext()
     with (
         tempfile.TemporaryDirectory() as folder,
-        around,
+        group,
         no_draw_checks(),
         ShapesOnly() as shapes,
         LiveMemory() as memory,
@@ -146,96 +147,97 @@ def dry_run(settings: RunConfig, inputs_of: InputsOf, batch_size: int, *, num_pr
         with shapes.building():
             method: Method = method_of(settings)(settings, inputs_of(Path(folder)))
         trainer = Trainer(method, CPU)
-        trainer.stand_alone()
-        steps = _Steps(trainer, shapes, memory)
+        trainer.skip_averaging()
+        steps = _StepRecorder(trainer, shapes, memory)
         phases = _phases(method)
-        steps.make(max(phases, key=lambda phase: len(method.updates(phase[0])))[0])  # makes the optimizers' state
+        steps.run(max(phases, key=lambda phase: len(method.updates(phase[0])))[0])  # creates the optimizers' state
         steps.clear()
-        means = [sum(map(steps.make, taken)) / len(taken) for taken in map(_sample, phases)]
+        means = [sum(map(steps.run, sample)) / len(sample) for sample in map(_first_and_last, phases)]
         scale = num_processes * loop.accumulation / accumulation
         return DryRun(
             batch_size=batch_size,
-            stretches=steps.stretches,
+            segments=steps.segments,
             gradients=steps.gradients,
             flops=scale * max(zip(map(len, phases), means, strict=True))[1],
             total_flops=scale * sum(len(phase) * mean for phase, mean in zip(phases, means, strict=True)),
-            **_held(trainer),
+            **_persistent_memory(trainer),
         )
 
 
-class _Steps:
-    """Makes steps and notes what they need.
+class _StepRecorder:
+    """Runs steps and records their memory.
 
     Attributes:
-        stretches: see ``DryRun``.
+        segments: see ``DryRun``.
         gradients: see ``DryRun``.
     """
 
     def __init__(self, trainer: Trainer, shapes: ShapesOnly, memory: LiveMemory) -> None:
         self._trainer, self._shapes, self._memory = trainer, shapes, memory
-        self._depth = 0  # Muon's step makes AdamW's, of which both are announced
+        self._depth = 0  # nesting depth: Muon's step calls that of AdamW, and both call the hooks
         for optimizer in trainer.optimizers.values():
             optimizer.register_step_pre_hook(self._before)
             optimizer.register_step_post_hook(self._after)
         self.clear()
 
     def clear(self) -> None:
-        """Forget the steps so far."""
-        self.stretches: list[list[int]] = []
+        """Delete the records of all steps."""
+        self.segments: list[list[int]] = []
         self.gradients = 0
 
-    def make(self, step: int) -> int:
-        """One step; its floating-point operations."""
+    def run(self, step: int) -> int:
+        """Run a step; returns its floating-point operations."""
         before = self._shapes.flops
-        self.stretches.append([])
+        self.segments.append([])
         self._memory.restart()
         self._trainer.step(step)
-        self._close()
+        self._end_segment()
         return self._shapes.flops - before
 
-    def _close(self) -> None:
-        self.stretches[-1].append(self._memory.peak)
+    def _end_segment(self) -> None:
+        self.segments[-1].append(self._memory.peak)
         self._memory.restart()
 
     def _before(self, *_: object) -> None:
         self._depth += 1
         if self._depth == 1:
-            self._close()
-            gradients = [one.grad for network in self._trainer.method.trained.values() for one in network.parameters()]
-            self.gradients = max(self.gradients, _num_bytes(one for one in gradients if one is not None))
+            self._end_segment()
+            networks = self._trainer.method.trained.values()
+            gradients = [weight.grad for network in networks for weight in network.parameters()]
+            self.gradients = max(self.gradients, _num_bytes(grad for grad in gradients if grad is not None))
 
     def _after(self, *_: object) -> None:
         self._depth -= 1
         if self._depth == 0:
-            self._close()
+            self._end_segment()
 
 
 def _phases(method: Method) -> list[list[int]]:
-    """The steps of a run by what they update."""
-    found: dict[Any, list[int]] = {}
+    """The steps of a run, grouped by their updates: equal networks and losses in equal order."""
+    phases: dict[Any, list[int]] = {}
     for step in range(method.num_steps):
-        kind = tuple((one.network, _name(one.loss)) for one in method.updates(step))
-        found.setdefault(kind, []).append(step)
-    return list(found.values())
+        kind = tuple((update.network, _name(update.loss)) for update in method.updates(step))
+        phases.setdefault(kind, []).append(step)
+    return list(phases.values())
 
 
 def _name(loss: Any) -> str:
-    loss = getattr(loss, "func", loss)  # of a partial
+    loss = getattr(loss, "func", loss)  # the function of a functools.partial
     return getattr(loss, "__qualname__", type(loss).__qualname__)
 
 
-def _sample(steps: Sequence[int]) -> list[int]:
-    """The steps of a phase that are made: the first and the last."""
+def _first_and_last(steps: Sequence[int]) -> list[int]:
+    """The steps of a phase that a dry run runs."""
     return sorted({steps[0], steps[-1]})
 
 
-def _held(trainer: Trainer) -> dict[str, int]:
-    """What is there all the time, as fields of ``DryRun``."""
-    trained = [one for network in trainer.method.trained.values() for one in network.parameters()]
+def _persistent_memory(trainer: Trainer) -> dict[str, int]:
+    """Sizes of networks and optimizers, as fields of ``DryRun``."""
+    trained = [weight for network in trainer.method.trained.values() for weight in network.parameters()]
     networks = [*trainer.method.trained.values(), *trainer.method.frozen.values()]
     weights = [tensor for network in networks for tensor in _tensors(network)]
     with_average = [*weights, *_tensors(trainer.average.module)]
-    parameters = [one for network in (*networks, trainer.average.module) for one in network.parameters()]
+    parameters = [weight for network in (*networks, trainer.average.module) for weight in network.parameters()]
     states = [
         value
         for optimizer in trainer.optimizers.values()
@@ -244,8 +246,8 @@ def _held(trainer: Trainer) -> dict[str, int]:
         if isinstance(value, Tensor)
     ]
     return {
-        "parameters": sum({id(_local(one).untyped_storage()): one.numel() for one in parameters}.values()),
-        "trained": sum(one.numel() for one in trained if one.requires_grad),
+        "parameters": sum({id(_local(weight).untyped_storage()): weight.numel() for weight in parameters}.values()),
+        "trained": sum(weight.numel() for weight in trained if weight.requires_grad),
         "weights": _num_bytes(weights),
         "average": _num_bytes(with_average) - _num_bytes(weights),
         "moments": _num_bytes(states),
@@ -258,9 +260,9 @@ def _tensors(network: nn.Module) -> Iterator[Tensor]:
 
 
 def _num_bytes(tensors: Iterable[Tensor]) -> int:
-    """Bytes of the storages, each counted once; of sharded tensors, this process's part."""
-    storages = [_local(one).untyped_storage() for one in tensors]
-    return sum({id(one): one.nbytes() for one in storages}.values())
+    """Bytes of the tensors' storages, each counted once; for sharded tensors, of this process's part."""
+    storages = [_local(tensor).untyped_storage() for tensor in tensors]
+    return sum({id(storage): storage.nbytes() for storage in storages}.values())
 
 
 def _local(tensor: Tensor) -> Tensor:

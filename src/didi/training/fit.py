@@ -1,4 +1,4 @@
-"""The length of a run that fits a time or a number of passes: fixed after a few steps, so that runs resume."""
+"""Choose ``loop.steps`` for a given time or number of passes, from a few trial steps before the run starts."""
 
 import contextlib
 import gc
@@ -17,46 +17,47 @@ from didi.process_group import process_group, wait_for
 from didi.training.trainer import Trainer, make_trainer
 
 SAMPLED_STEPS = 8
-MARGIN = 0.95  # of the time is planned, since checkpoints and the machine are not
+MARGIN = 0.95  # planned fraction of the time; the rest is for checkpoints and variations in speed
 
 
 def fitted(settings: RunConfig, inputs: Inputs, minutes: float) -> RunConfig:
-    """``settings`` with ``loop.steps`` such that the run takes about ``minutes``; further phases are cut to as many.
+    """``settings`` with ``loop.steps`` such that the run takes about ``minutes``; see ``RunConfig.limited``.
 
-    Steps spread over the whole run are timed on networks that are thrown away, after some that warm up.
+    Steps spread over the whole run are timed on networks that are discarded, after warm-up steps.
 
     Args:
-        settings: of the run; its own length is the longest that is considered.
-        inputs: of its method; the run's folder is not used.
+        settings: settings of the run; their ``loop.steps`` is the upper bound.
+        inputs: inputs of the method; the run's folder is not used.
         minutes: wall-clock time of steps and validations on this machine.
 
     Raises:
-        UsageError: not even one step fits, or the settings have no such steps.
+        UsageError: ``minutes`` is too short for one step, or ``loop.steps`` is 0.
     """
     _check("max-minutes", minutes, settings)
     with _trial(settings, inputs) as trainer:
-        places = _spread(trainer.num_steps, SAMPLED_STEPS)
-        # The first step of each kind initialises libraries and compiles.
-        for place in {tuple(one.network for one in trainer.method.updates(place)): place for place in places}.values():
-            trainer.step(place)
+        sampled_steps = _spread(trainer.num_steps, SAMPLED_STEPS)
+        # Warm-up: the first step of each kind initialises libraries and compiles.
+        kinds = {tuple(update.network for update in trainer.method.updates(step)): step for step in sampled_steps}
+        for step in kinds.values():
+            trainer.step(step)
         wait_for(inputs.device)
         begin = time.perf_counter()
-        for place in places:
-            trainer.step(place)
+        for step in sampled_steps:
+            trainer.step(step)
         wait_for(inputs.device)
         seconds = (time.perf_counter() - begin) / SAMPLED_STEPS
         begin = time.perf_counter()
         trainer.validate()
         validation = time.perf_counter() - begin
-        # All processes plan with the same times.
+        # All processes must choose the same number of steps.
         seconds, validation = process_group().mean(torch.tensor([seconds, validation], device=inputs.device)).tolist()
     budget = minutes * 60 * MARGIN
 
-    def planned(steps: int) -> float:
-        taken = settings.limited(steps).num_steps
-        return taken * seconds + (1 + taken // settings.loop.validate_every) * validation
+    def planned_seconds(steps: int) -> float:
+        num_steps = settings.limited(steps).num_steps
+        return num_steps * seconds + (1 + num_steps // settings.loop.validate_every) * validation
 
-    steps = _most_steps(settings, budget, planned)
+    steps = _max_steps(settings, budget, planned_seconds)
     if steps < 1:
         raise UsageError(
             f"max-minutes fits one step or more; a step takes {seconds:.1f} s and a validation {validation:.1f} s, "
@@ -66,33 +67,34 @@ def fitted(settings: RunConfig, inputs: Inputs, minutes: float) -> RunConfig:
 
 
 def fitted_to_passes(settings: RunConfig, inputs: Inputs, passes: float) -> RunConfig:
-    """``settings`` with ``loop.steps`` such that about so many sequences pass through the networks (``passes``).
+    """``settings`` with ``loop.steps`` such that the run has about ``passes`` sequence passes.
 
-    They do not depend on the machine: a budget to compare methods. Those of validations do not count.
+    The number of passes does not depend on the machine, and can be the budget of a comparison of methods. Passes of
+    validations do not count.
 
     Args:
-        settings: of the run; its own length is the longest that is considered.
-        inputs: of its method; the run's folder is not used.
-        passes: sequences through a network, of which one that keeps a gradient counts three times.
+        settings: settings of the run; their ``loop.steps`` is the upper bound.
+        inputs: inputs of the method; the run's folder is not used.
+        passes: number of sequence passes, see ``training.passes``.
 
     Raises:
-        UsageError: not even one step fits, the settings have no such steps, or the run compiles its blocks, whose
-            passes are not counted.
+        UsageError: ``passes`` is too small for one step, ``loop.steps`` is 0, or the run compiles its blocks, which
+            disables the counter.
     """
     _check("max-passes", passes, settings)
     if settings.loop.compile:
-        raise UsageError("max-passes goes without loop.compile, whose passes are not counted: leave one of them out")
+        raise UsageError("max-passes cannot be combined with loop.compile, which bypasses the counter: leave one out")
     with _trial(settings, inputs) as trainer:
-        of_main = _mean_passes(trainer, is_main=True)
-        of_other = _mean_passes(trainer, is_main=False)
+        main_passes = _mean_passes(trainer, is_main=True)
+        other_passes = _mean_passes(trainer, is_main=False)
 
-    def total(steps: int) -> float:
-        return steps * of_main + (settings.limited(steps).num_steps - steps) * of_other
+    def total_passes(steps: int) -> float:
+        return steps * main_passes + (settings.limited(steps).num_steps - steps) * other_passes
 
-    steps = _most_steps(settings, passes, total)
+    steps = _max_steps(settings, passes, total_passes)
     if steps < 1:
         raise UsageError(
-            f"max-passes fits one step or more; the shortest run has {total(1):.0f} passes, got {passes:g}"
+            f"max-passes fits one step or more; the shortest run has {total_passes(1):.0f} passes, got {passes:g}"
         )
     return settings.limited(steps)
 
@@ -101,40 +103,40 @@ def _check(name: str, bound: float, settings: RunConfig) -> None:
     if not bound > 0:
         raise UsageError(f"{name} is positive; got {bound}")
     if not settings.loop.steps:
-        raise UsageError(f"{name} sets loop.steps, of which this run has 0: leave it out, or raise loop.steps")
+        raise UsageError(f"{name} limits loop.steps, which is 0: leave {name} out, or raise loop.steps")
 
 
 @contextlib.contextmanager
 def _trial(settings: RunConfig, inputs: Inputs) -> Iterator[Trainer]:
-    """A trainer of networks that are thrown away."""
+    """A trainer for trial steps, whose networks are discarded at the end of the context."""
     with tempfile.TemporaryDirectory() as folder:
-        shared = Path(process_group().all_gather_items([folder])[0])  # the main process keeps there what all read
+        shared = Path(process_group().all_gather_items([folder])[0])  # all processes use the main process's folder
         trainer = make_trainer(settings, replace(inputs, folder=shared))
         yield trainer
         process_group().barrier()
     del trainer
-    gc.collect()  # trainer and method refer to each other; the run's own networks need the memory
+    gc.collect()  # trainer and method are a reference cycle; the run needs the memory
 
 
 def _spread(num: int, count: int) -> list[int]:
-    """``count`` numbers spread over [0, num)."""
-    return [place * (num - 1) // max(1, count - 1) for place in range(count)]
+    """``count`` integers spread evenly over [0, num)."""
+    return [index * (num - 1) // max(1, count - 1) for index in range(count)]
 
 
 def _mean_passes(trainer: Trainer, *, is_main: bool) -> float:
-    """Mean passes of the steps that update the network of the result, or of all others; 0 where there are none."""
+    """Mean passes of steps with (``is_main``) or without an update of the averaged network; 0 without such steps."""
     main = trainer.method.averaged_network
     steps = [
         step
         for step in range(trainer.num_steps)
-        if any(one.network == main for one in trainer.method.updates(step)) == is_main
+        if any(update.network == main for update in trainer.method.updates(step)) == is_main
     ]
-    places = sorted({*_spread(len(steps), SAMPLED_STEPS)}) if steps else []
-    return sum(float(trainer.step(steps[place])["sequence_passes"]) for place in places) / max(1, len(places))
+    indices = sorted({*_spread(len(steps), SAMPLED_STEPS)}) if steps else []
+    return sum(float(trainer.step(steps[index])["sequence_passes"]) for index in indices) / max(1, len(indices))
 
 
-def _most_steps(settings: RunConfig, budget: float, cost: Callable[[int], float]) -> int:
-    """The most steps, up to those of the settings, whose cost is within the budget; 0 for none."""
+def _max_steps(settings: RunConfig, budget: float, cost: Callable[[int], float]) -> int:
+    """The largest number of steps, at most ``loop.steps``, with a cost within the budget; 0 if there is none."""
     low, high = 0, settings.loop.steps
     while low < high:
         middle = (low + high + 1) // 2

@@ -1,4 +1,4 @@
-"""Bytes of the tensors that are alive while something runs, on any device: exact, and independent of the allocator."""
+"""Bytes of live tensors, on any device; exact, and independent of the allocator."""
 
 import weakref
 from collections.abc import Callable, Iterator
@@ -8,16 +8,16 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 
-@no_type_check  # it runs at every operation: checks of its arguments in tests would take minutes
+@no_type_check  # runs for every operation: type checks in tests would take minutes
 class LiveMemory(TorchDispatchMode):
-    """Counts the storages that operations within the context make, until they are freed.
+    """Counts the bytes of storages that operations within the context allocate, until they are freed.
 
-    What a kernel needs inside, and what was there before, does not count. A storage that is resized counts with its new
-    size: FSDP2 empties those of gathered weights and fills them again.
+    Workspace within kernels and storages from before the context do not count. A resized storage counts with its new
+    size, since FSDP2 frees and allocates gathered weights by resizing.
 
     Attributes:
-        now: bytes alive.
-        peak: most bytes that were alive at one time since the last ``restart``.
+        now: bytes of live storages.
+        peak: maximum of ``now`` since the last ``restart``.
     """
 
     def __init__(self) -> None:
@@ -29,7 +29,7 @@ class LiveMemory(TorchDispatchMode):
     def __enter__(self) -> "LiveMemory":
         resize = torch.UntypedStorage.resize_
 
-        def noted(storage: torch.UntypedStorage, size: int) -> Any:
+        def counted_resize(storage: torch.UntypedStorage, size: int) -> Any:
             result = resize(storage, size)
             if id(storage) in self._known:
                 self._add(storage.nbytes() - self._sizes[id(storage)])
@@ -37,7 +37,7 @@ class LiveMemory(TorchDispatchMode):
             return result
 
         self._resize: Any = resize
-        torch.UntypedStorage.resize_ = noted  # type: ignore
+        torch.UntypedStorage.resize_ = counted_resize  # type: ignore
         super().__enter__()
         return self
 
@@ -48,16 +48,16 @@ class LiveMemory(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Run the operation and count what it returns; inputs that it returns as they are were counted before."""
-        found = {id(one.untyped_storage()) for one in _tensors((*args, *(kwargs or {}).values()))}
+        """Run the operation and count the storages of its results, except those of its inputs."""
+        inputs = {id(tensor.untyped_storage()) for tensor in _tensors((*args, *(kwargs or {}).values()))}
         result = func(*args, **(kwargs or {}))
-        for one in _tensors((result,)):
-            if id(one.untyped_storage()) not in found:
-                self._count(one.untyped_storage())
+        for tensor in _tensors((result,)):
+            if id(tensor.untyped_storage()) not in inputs:
+                self._count(tensor.untyped_storage())
         return result
 
     def restart(self) -> None:
-        """Begin a new peak from what is alive now."""
+        """Reset ``peak`` to ``now``."""
         self.peak = self.now
 
     def _count(self, storage: torch.UntypedStorage) -> None:

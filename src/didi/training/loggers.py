@@ -15,7 +15,7 @@ from didi.errors import DidiError, UsageError, from_checkout
 from didi.files import write_atomically
 from didi.process_group import process_group
 
-RUN_ID = "wandb-run-id"  # a file in the folder of a run
+RUN_ID = "wandb-run-id"  # name of a file in the folder of a run
 PROJECT = "didi"
 """W&B project if the environment variable ``WANDB_PROJECT`` is not set."""
 
@@ -57,7 +57,7 @@ class TensorBoardLogger:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
             raise _missing("tensorboard", error) from error
-        self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=begin_step + 1)  # the first step to purge
+        self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=begin_step + 1)  # first step to purge
 
     def log(self, step: int, figures: Mapping[str, float]) -> None:
         """See ``MetricsLogger.log``."""

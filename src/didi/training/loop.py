@@ -1,4 +1,4 @@
-"""The loop that pre-training and distillation share: step, log, validate, checkpoint, stop, resume."""
+"""The training loop of all methods: step, log, validate, checkpoint, stop, resume."""
 
 import math
 import signal
@@ -26,13 +26,18 @@ Metrics = Mapping[str, Tensor | float]
 
 @runtime_checkable
 class Job(Protocol):
-    """What is trained: the loop knows its steps, not its losses."""
+    """Interface of the loop to the trainer.
+
+    Attributes:
+        num_steps: number of steps of the whole run.
+        tokens_per_step: number of tokens in a step, for the log.
+    """
 
     num_steps: int
     tokens_per_step: int
 
     def step(self, step: int) -> Metrics:
-        """Do update number ``step``, counted from 0; its randomness is a function of seed and step alone."""
+        """Run step number ``step``, from 0; its random numbers depend on the seed and on ``step`` only."""
         ...
 
     def validate(self) -> dict[str, float]:
@@ -40,30 +45,30 @@ class Job(Protocol):
         ...
 
     def state_dict(self) -> dict[str, Any]:
-        """All that later steps depend on."""
+        """The state that later steps depend on."""
         ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Back to a state of ``state_dict``."""
+        """Restore a state of ``state_dict``."""
         ...
 
 
 def run(job: Job, config: LoopConfig, folder: RunFolder, *, resume: bool) -> None:
-    """Train ``job`` to its end, from its newest checkpoint if there is one and ``resume`` is on.
+    """Run all steps of ``job``; with ``resume`` and a checkpoint, start from the newest checkpoint.
 
     An update whose loss or gradient is not finite changes no weight and no average (``Trainer.step``); more such steps
     than ``config.max_skipped_steps`` between two log lines end the run.
 
     Raises:
         Interrupted: Ctrl-C or SIGTERM; the state is saved.
-        Diverged: too many steps, or a figure of a validation, were not finite; the last good checkpoint stays.
+        Diverged: too many steps, or a figure of a validation, were not finite; existing checkpoints are kept.
     """
     begin = 0
     if resume and (latest := load_latest(folder.checkpoints)) is not None:
         begin, state = latest
         job.load_state_dict(state)
-    main = process_group().is_main
-    if main:
+    is_main = process_group().is_main
+    if is_main:
         folder.cut_metrics(begin)
     loggers = open_loggers(config.loggers, folder.path, begin)
     meter = _Meter(job, folder, begin, config.max_skipped_steps, loggers)
@@ -77,39 +82,39 @@ def run(job: Job, config: LoopConfig, folder: RunFolder, *, resume: bool) -> Non
                 meter.write(done)
             if done % config.validate_every == 0 or done == job.num_steps:
                 with meter.paused():
-                    meter.note(done, figures := job.validate())
+                    meter.log(done, figures := job.validate())
                 _refuse_not_finite(figures, done, folder)
             if done % config.checkpoint_every == 0 or is_last:
                 with meter.paused():
                     state = job.state_dict()
-                    if main:
+                    if is_main:
                         save_checkpoint(folder.checkpoints, done, state, keep=config.keep_checkpoints)
             if is_stopping and done < job.num_steps:
                 raise Interrupted(f"stopped at step {done} of {job.num_steps}, saved")
 
 
 def _refuse_not_finite(figures: Mapping[str, float], step: int, folder: RunFolder) -> None:
-    """End a run whose networks give no finite figures: neither a checkpoint nor a bundle of them is saved."""
+    """End a run whose validation is not finite, before a checkpoint or a bundle is saved."""
     bad = [name for name, value in figures.items() if not math.isfinite(value)]
     if process_group().any(bool(bad)):
-        kept = "; earlier checkpoints are kept" if folder.has_checkpoint else ""
+        note = "; earlier checkpoints are kept" if folder.has_checkpoint else ""
         raise Diverged(
             f"{bad[0] if bad else 'a validation'} is not finite after step {step}, so that neither a checkpoint nor a "
-            f"bundle is saved{kept}: lower the learning rate and start again in another folder"
+            f"bundle is saved{note}: lower the learning rate and start again in another folder"
         )
 
 
 @contextmanager
 def _stop_signals() -> Iterator[list[int]]:
-    """A list that is no longer empty once Ctrl-C or SIGTERM came; a second one stops at once."""
+    """A list to which Ctrl-C and SIGTERM append their signal number; a second signal raises KeyboardInterrupt."""
     received: list[int] = []
 
-    def note(number: int, _frame: FrameType | None) -> None:
+    def receive(number: int, _frame: FrameType | None) -> None:
         if received:
             raise KeyboardInterrupt
         received.append(number)
 
-    previous = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    previous = {number: signal.signal(number, receive) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield received
     finally:
@@ -118,7 +123,7 @@ def _stop_signals() -> Iterator[list[int]]:
 
 
 class _Meter:
-    """Means of the metrics between two log lines, to the file and to the screen (stderr)."""
+    """Averages metrics between two log lines and writes them to the metrics file, the loggers and stderr."""
 
     def __init__(
         self, job: Job, folder: RunFolder, begin: int, max_skipped: int, loggers: Sequence[MetricsLogger]
@@ -150,7 +155,7 @@ class _Meter:
             logger.close()
 
     def add(self, metrics: Metrics) -> None:
-        """Count the metrics of one step; a device is not waited for."""
+        """Add the metrics of one step, without waiting for the device."""
         device = next((value.device for value in metrics.values() if isinstance(value, Tensor)), None)
         values = [torch.as_tensor(value, dtype=torch.float64).detach().to(device) for value in metrics.values()]
         self._steps.append((list(metrics), torch.stack(values)))
@@ -165,7 +170,7 @@ class _Meter:
         if not self._steps:
             return
         columns: dict[str, list[float]] = {}
-        skipped: list[str] = []
+        skipped: list[str] = []  # for each skipped step, its first figure that is not finite
         means = process_group().mean(torch.cat([values for _, values in self._steps]))
         rows = means.split([len(names) for names, _ in self._steps])
         for (names, _), values in zip(self._steps, rows, strict=True):
@@ -180,17 +185,17 @@ class _Meter:
         figures["tokens_per_second"] = len(self._steps) * self._job.tokens_per_step / seconds
         self._steps, self._since = [], time.perf_counter()
         if len(skipped) > self._max_skipped:
-            kept = "the last checkpoint is kept" if self._folder.has_checkpoint else "there is no checkpoint yet"
+            note = "the last checkpoint is kept" if self._folder.has_checkpoint else "there is no checkpoint yet"
             raise Diverged(
-                f"{skipped[0]} is not finite in {len(skipped)} of the steps up to {step}; {kept}: start again in "
+                f"{skipped[0]} is not finite in {len(skipped)} of the steps up to {step}; {note}: start again in "
                 "another folder, with a lower learning rate or a larger loop.max_skipped_steps"
             )
         if skipped:
             figures["skipped_steps"] = float(len(skipped))
-        self.note(step, figures)
+        self.log(step, figures)
 
-    def note(self, step: int, figures: dict[str, float]) -> None:
-        """One line of figures."""
+    def log(self, step: int, figures: dict[str, float]) -> None:
+        """Write one line of figures; main process only."""
         if not self._is_main:
             return
         self._folder.log({"step": step, **figures})
@@ -204,14 +209,14 @@ class _Meter:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Work that does not count as training time."""
+        """Exclude the time within the context from the training time."""
         begin = time.perf_counter()
         yield
         self._since += time.perf_counter() - begin
 
 
 def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
-    """Dtype of the networks' autocast; None for plain float32."""
+    """Autocast dtype for the setting ``loop.precision``; None for float32 without autocast."""
     if precision == "bf16" or (precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported()):
         return torch.bfloat16
     return None

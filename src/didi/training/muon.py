@@ -1,7 +1,8 @@
 """Muon: momentum whose matrices are orthogonalised before each step (Jordan et al. 2024).
 
-``torch.optim.Muon`` runs its Newton-Schulz iteration in bfloat16, which a CPU without bfloat16 units computes ten times
-slower than float32, and one matrix at a time; this one keeps the matrices' own precision and stacks equal shapes.
+``torch.optim.Muon`` runs its Newton-Schulz iteration in bfloat16, which is ten times slower than float32 on a CPU
+without bfloat16 units, and processes one matrix at a time. This implementation keeps the precision of the matrices and
+stacks matrices of equal shape.
 """
 
 import math
@@ -14,13 +15,13 @@ from torch import Tensor, nn
 
 MOMENTUM = 0.95
 NUM_ITERATIONS = 5
-# Quintic that drives singular values towards 1 fastest, https://kellerjordan.github.io/posts/muon/
+# Of a quintic that moves small singular values to about 1 in few iterations, https://kellerjordan.github.io/posts/muon/
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
 
 @torch.no_grad()
 def orthogonalised(matrices: Float[Tensor, "n i j"]) -> Float[Tensor, "n i j"]:
-    """Each matrix with its singular values moved to about 1 (0.7 to 1.2), by Newton-Schulz; zero stays zero."""
+    """Replace singular values by about 1 (0.7 to 1.2) with Newton-Schulz iterations; zero matrices remain zero."""
     is_tall = matrices.shape[-2] > matrices.shape[-1]
     x = matrices.mT if is_tall else matrices
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
@@ -35,20 +36,21 @@ class Muon(torch.optim.AdamW):
     """Muon with Nesterov momentum for the groups with ``is_muon``, AdamW for the others.
 
     A Muon step is scaled to the root mean square of an AdamW step (0.2), Liu et al. 2025,
-    https://arxiv.org/abs/2502.16982; its weight decay is decoupled like AdamW's. Its parameters have two axes.
+    https://arxiv.org/abs/2502.16982; weight decay is decoupled as in AdamW. Parameters of its
+    groups must have two axes.
 
-    As in the fused AdamW, an attribute ``found_inf`` (a 0-dim tensor) that is 1 leaves weights and moments as they are.
+    As in the fused AdamW, the step changes nothing if the attribute ``found_inf``, a 0-dim tensor, is 1.
     """
 
     found_inf: Tensor | None = None
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """One update of every parameter that has a gradient; those of Muon's groups are cleared."""
+        """One update of every parameter with a gradient; clears the gradients of the groups with ``is_muon``."""
         for group in self.param_groups:
             if group.get("is_muon"):
                 self._muon_step(group)
-        super().step(closure)  # passes over parameters without a gradient
+        super().step(closure)  # skips parameters without a gradient
 
     def _muon_step(self, group: dict[str, Any]) -> None:
         by_shape: dict[tuple[int, ...], list[tuple[nn.Parameter, Tensor]]] = {}
@@ -56,7 +58,7 @@ class Muon(torch.optim.AdamW):
         for parameter in group["params"]:
             if parameter.grad is not None:
                 state = self.state[parameter]
-                if not state:  # under AdamW's names, which loading a state asks for
+                if not state:  # AdamW's names, which ``load_state_dict`` needs
                     state.update(step=torch.zeros_like(parameter[0, 0]), exp_avg=torch.zeros_like(parameter))
                 gradient = parameter.grad if self.found_inf is None else parameter.grad.where(is_taken > 0, 0.0)
                 state["step"] += is_taken

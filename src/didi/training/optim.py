@@ -15,14 +15,14 @@ from didi.models.networks import DenoiserNetwork
 from didi.training.distributed import is_sharded
 from didi.training.muon import Muon
 
-_HIDDEN_MATRIX = re.compile(r"blocks\.\d+\.(attn_|mlp\.)|\.h\.\d+\.")  # of our transformer, and of GPT-2
+_HIDDEN_MATRIX = re.compile(r"blocks\.\d+\.(attn_|mlp\.)|\.h\.\d+\.")  # of ``DiTTrunk`` and of GPT-2
 
 
 def make_optimizer(network: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
-    """The configured optimizer on the trainable parameters; weight decay on matrices only.
+    """The optimizer of ``config`` for the trainable parameters, with weight decay on matrices only.
 
-    Muon takes the matrices of the blocks, conditioning excepted; embedding and head stay with AdamW. On a CUDA device
-    AdamW is the fused one, which can skip a step without a host synchronisation.
+    Muon updates the matrices of the blocks except those of the conditioning; AdamW updates all other parameters. On a
+    CUDA device AdamW is fused, and can skip a step without a host synchronisation.
     """
     trainable = {name: parameter for name, parameter in network.named_parameters() if parameter.requires_grad}
     hidden = [
@@ -41,8 +41,8 @@ def make_optimizer(network: nn.Module, config: OptimizerConfig) -> torch.optim.A
         matrices = {"params": [trainable[name] for name in hidden], "weight_decay": config.weight_decay}
         groups.append(matrices | {"is_muon": True, "rate_scale": config.muon_rate_scale})
     is_fused = is_on_cuda(network)
-    how = {"fused": True} if is_fused else {"foreach": True}
-    return kind(groups, lr=config.learning_rate, betas=(config.beta1, config.beta2), **how)
+    implementation = {"fused": True} if is_fused else {"foreach": True}
+    return kind(groups, lr=config.learning_rate, betas=(config.beta1, config.beta2), **implementation)
 
 
 def is_on_cuda(network: nn.Module) -> bool:
@@ -51,7 +51,7 @@ def is_on_cuda(network: nn.Module) -> bool:
 
 
 def learning_rate(config: OptimizerConfig, step: int, num_steps: int) -> float:
-    """Rate of update ``step`` (from 0) in a run of ``num_steps`` updates."""
+    """Learning rate of update ``step``, from 0, in a run of ``num_steps`` updates."""
     if step < config.warmup_steps:
         return config.learning_rate * (step + 1) / config.warmup_steps
     if config.decay == "constant":
@@ -61,7 +61,7 @@ def learning_rate(config: OptimizerConfig, step: int, num_steps: int) -> float:
     return config.learning_rate * (config.final_fraction + (1 - config.final_fraction) * remaining)
 
 
-def update(
+def clip_and_step(
     network: nn.Module,
     optimizer: torch.optim.Optimizer,
     config: OptimizerConfig,
@@ -69,19 +69,19 @@ def update(
     *,
     is_finite: bool | Tensor = True,
 ) -> Tensor:
-    """Clip the gradients, step at ``rate`` and clear the gradients.
+    """Clip the gradients, step with learning rate ``rate``, and clear the gradients.
 
-    Weights and moments stay as they are where ``is_finite`` is off or the gradient is not finite.
+    Weights and moments do not change if ``is_finite`` is False or the gradient is not finite.
 
     Args:
-        network: whose gradients are clipped.
-        optimizer: of its weights; a fused one where ``is_finite`` is a tensor.
-        config: its settings.
+        network: network with the gradients.
+        optimizer: optimizer of the network; fused, or ``Muon``, if ``is_finite`` is a tensor.
+        config: settings of the optimizer.
         rate: learning rate.
-        is_finite: whether the losses were; a 0-dim tensor leaves the decision to the device.
+        is_finite: whether the losses are finite; with a 0-dim tensor the host does not wait for the decision.
 
     Returns:
-        Norm of the gradient before clipping; NaN where ``is_finite`` is off.
+        Norm of the gradient before clipping; NaN if ``is_finite`` is False.
     """
     norm = nn.utils.clip_grad_norm_(network.parameters(), config.clip_norm)
     norm = cast(Any, norm).full_tensor() if is_sharded(norm) else norm
@@ -103,38 +103,39 @@ class Average(AveragedModel):
     """Exponential moving average of a network's weights.
 
     Args:
-        network: its frozen weights are shared, not copied.
-        decay: of the average.
-        is_ramped: whether the decay is ramped as (1 + n) / (10 + n), so that the average of a short run is not that of
-            its first weights.
+        network: averaged network; its frozen weights are shared, not copied.
+        decay: decay of the average.
+        is_ramped: whether the decay of update n is at most (1 + n) / (10 + n), so that initial weights do not dominate
+            in short runs.
     """
 
     def __init__(self, network: nn.Module, decay: float, *, is_ramped: bool = True) -> None:
         super().__init__(nn.Identity(), use_buffers=False)
-        self.module = copy_sharing_frozen(network)  # its own way is a copy of all
+        self.module = copy_sharing_frozen(network)  # AveragedModel would copy all weights
         self._decay, self._is_ramped = decay, is_ramped
 
     def _weight(self, num: int) -> float:
-        """Weight of the current network in average number ``num``, from 0."""
-        ramped = min(self._decay, (1 + num) / (10 + num)) if self._is_ramped else self._decay
-        return 1 - ramped if num else 1.0
+        """Weight of the current network in update number ``num`` of the average, from 0."""
+        decay = min(self._decay, (1 + num) / (10 + num)) if self._is_ramped else self._decay
+        return 1 - decay if num else 1.0
 
     @torch.no_grad()
     def update_parameters(self, model: nn.Module, is_changed: bool | Tensor = True) -> None:
-        """Move the average towards the weights of ``model``; a 0-dim tensor that is False leaves it as it is."""
+        """Update the average with the weights of ``model``; no change if ``is_changed`` is a 0-dim tensor and False."""
         weight: float | Tensor
         if isinstance(is_changed, Tensor):
             self.n_averaged = self.n_averaged.to(is_changed.device, non_blocking=True)
-            least = torch.full_like(self.n_averaged, 1 - self._decay, dtype=torch.float32)
-            ramped = torch.maximum(least, 9 / (10.0 + self.n_averaged)) if self._is_ramped else least
+            # As ``_weight``, on the device.
+            min_weight = torch.full_like(self.n_averaged, 1 - self._decay, dtype=torch.float32)
+            ramped = torch.maximum(min_weight, 9 / (10.0 + self.n_averaged)) if self._is_ramped else min_weight
             weight = ramped.where(self.n_averaged > 0, 1.0) * is_changed
         else:
             weight = self._weight(int(self.n_averaged))
         for average, current in zip(self.module.parameters(), model.parameters(), strict=True):
             if average is not current:
                 average.lerp_(current.detach(), weight)
-        for held, buffer in zip(self.module.buffers(), model.buffers(), strict=True):
-            held.copy_(buffer)
+        for average_buffer, buffer in zip(self.module.buffers(), model.buffers(), strict=True):
+            average_buffer.copy_(buffer)
         self.n_averaged += is_changed
 
 

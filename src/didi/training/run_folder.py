@@ -22,10 +22,10 @@ from didi.training.loggers import RUN_ID
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Where a run keeps what it writes.
+    """The folder in which a run stores its settings, metrics, checkpoints and bundle.
 
     Attributes:
-        path: the folder.
+        path: path of the folder.
     """
 
     path: Path
@@ -37,40 +37,41 @@ class RunFolder:
 
     @property
     def metrics(self) -> Path:
-        """One JSON object a line."""
+        """File of metrics, one JSON object in each line."""
         return self.path / "metrics.jsonl"
 
     @property
     def settings(self) -> Path:
-        """Settings of the run."""
+        """File with the settings of the run."""
         return self.path / "config.yaml"
 
     @property
     def has_run(self) -> bool:
-        """Whether a run has come here as far as a line of metrics or a checkpoint."""
+        """Whether a run has written metrics or a checkpoint here."""
         return self.metrics.is_file() or self.has_checkpoint
 
     @property
     def has_checkpoint(self) -> bool:
-        """Whether a checkpoint is kept here."""
+        """Whether there is a checkpoint."""
         return any(self.checkpoints.glob(PATTERN))
 
     @property
     def bundle(self) -> Path:
-        """What a finished run leaves."""
+        """Folder of the bundle, the result of a finished run."""
         return self.path / "bundle"
 
     def check(self, config_yaml: str | None = None, *, resume: bool, overwrite: bool = False) -> None:
-        """Refuse to resume a run where none is, and to start one where it would replace something.
+        """Refuse to resume without a run, and to start a new run that would replace files.
 
         Args:
-            config_yaml: settings of the new run, which a file of equal settings may hold already.
-            resume: the run here is continued.
-            overwrite: what is here is replaced.
+            config_yaml: settings of the new run; an existing file with equal settings is accepted, since a run that was
+                killed before its first line of metrics leaves one.
+            resume: whether to resume the run in this folder.
+            overwrite: whether to replace the files of a run in this folder.
 
         Raises:
-            UsageError: ``resume`` is on and no run is here; or both are off and a run is here, or a bundle, or settings
-                that differ. A run that was killed before its first line of metrics has left its settings.
+            UsageError: ``resume`` is on and the folder has no run; or both are off and the folder has a run, a bundle,
+                or different settings.
         """
         if overwrite:
             return
@@ -81,28 +82,28 @@ class RunFolder:
                     "folder of a run"
                 )
             return
-        found = ["a run"] if self.has_run else []
-        found += [f"{self.bundle.name}/"] if self.bundle.exists() and not self.has_run else []
-        if config_yaml is not None and not found and self.settings.exists():
-            found += [] if self.settings.read_bytes() == config_yaml.encode() else [f"another {self.settings.name}"]
-        if found:
+        existing = ["a run"] if self.has_run else []
+        existing += [f"{self.bundle.name}/"] if self.bundle.exists() and not self.has_run else []
+        if config_yaml is not None and not existing and self.settings.exists():
+            existing += [] if self.settings.read_bytes() == config_yaml.encode() else [f"another {self.settings.name}"]
+        if existing:
             fix = "add --resume to continue it, --overwrite" if self.has_run else "add --overwrite"
             raise UsageError(
-                f"--out names a new folder; {self.path} holds {found[0]}: {fix} to replace it, or choose another"
+                f"--out names a new folder; {self.path} holds {existing[0]}: {fix} to replace it, or choose another"
             )
 
     def clear(self) -> None:
-        """Delete what a run leaves here; other files stay.
+        """Delete the files of a run; other files are kept.
 
         Raises:
-            UsageError: ``bundle`` is something other than a bundle.
+            UsageError: ``bundle`` exists and is not a bundle.
         """
         if self.bundle.exists() and not (self.bundle / "bundle.yaml").is_file():
             raise UsageError(f"--overwrite replaces a run and its bundle; {self.bundle} is something else: move it")
         if self.bundle.exists():
             shutil.rmtree(self.bundle)
-        beside = [self.path / name for name in (TEACHER_POOL, RUN_ID)]
-        for file in (*self.checkpoints.glob(PATTERN), self.metrics, self.settings, *beside):
+        optional = [self.path / name for name in (TEACHER_POOL, RUN_ID)]
+        for file in (*self.checkpoints.glob(PATTERN), self.metrics, self.settings, *optional):
             file.unlink(missing_ok=True)
 
     def prepare(
@@ -111,15 +112,15 @@ class RunFolder:
         *,
         resume: bool,
         overwrite: bool = False,
-        current: Callable[[Mapping[str, Any]], dict[str, Any]] = dict,
+        upgrade: Callable[[Mapping[str, Any]], dict[str, Any]] = dict,
     ) -> None:
-        """Start a new run here, or make sure that the run here is the same.
+        """Prepare the folder for a new run, or check that a resumed run has the same settings; write the settings.
 
         Args:
             config_yaml: settings of the run.
-            resume: whether a run here goes on.
-            overwrite: whether a new run replaces what is here.
-            current: from settings that an earlier version wrote to those of now.
+            resume: whether to resume the run in this folder.
+            overwrite: whether to replace the files of a run in this folder.
+            upgrade: converts settings that an earlier version wrote, see ``RunConfig.upgraded``.
 
         Raises:
             UsageError: see ``check``; or a run is resumed and its settings differ.
@@ -129,11 +130,11 @@ class RunFolder:
             self.clear()
         config_file = self.settings
         if resume and config_file.is_file():
-            old, new = _settings(current(read_yaml(config_file))), _settings(yaml.safe_load(config_yaml))
+            old, new = _flat_settings(upgrade(read_yaml(config_file))), _flat_settings(yaml.safe_load(config_yaml))
             changed = [
                 f"{name} was {old.get(name, 'not there')} and is {new.get(name, 'not there')}"
                 for name in {**old, **new}
-                if old.get(name, _settings) != new.get(name, _settings)
+                if name not in old or name not in new or old[name] != new[name]
             ]
             if changed:
                 raise UsageError(
@@ -144,10 +145,10 @@ class RunFolder:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep other processes from running here; the system frees the folder even where this process is killed.
+        """Lock the folder; the operating system releases the lock even if this process is killed.
 
         Raises:
-            UsageError: another run is in the folder.
+            UsageError: another process holds the lock.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         try:
@@ -155,39 +156,40 @@ class RunFolder:
                 yield
         except Timeout as error:
             raise UsageError(
-                f"--out names a folder of its own; another process is running in {self.path}: wait for it, or choose "
-                "another"
+                f"--out names a folder for this run only; another process is running in {self.path}: wait for it, or "
+                "choose another folder"
             ) from error
 
     def cut_metrics(self, step: int) -> None:
-        """Forget the lines of steps after ``step``, which a resumed run writes again.
+        """Delete the lines of steps after ``step``, which a resumed run writes again.
 
         Raises:
-            UsageError: the file holds a line that no run wrote. The last line may be incomplete after a kill.
+            UsageError: a line other than the last is not a JSON object with a step. (The last line may be incomplete
+                after a kill, and is deleted then.)
         """
         if not self.metrics.is_file():
             return
         kept = []
         lines = self.metrics.read_text(encoding="utf-8", errors="replace").splitlines()
         for number, line in enumerate(lines, start=1):
-            at = _step_of(line)
-            if at is None and number < len(lines):
+            line_step = _step_of(line)
+            if line_step is None and number < len(lines):
                 raise UsageError(
-                    f"each line of {self.metrics} is a JSON object with a whole number as its step; line {number} is "
+                    f"each line of {self.metrics} is a JSON object with an integer step; line {number} is "
                     f"{reprlib.repr(line)}: remove it"
                 )
-            if at is not None and at <= step:
+            if line_step is not None and line_step <= step:
                 kept.append(line)
         write_atomically(self.metrics, "".join(f"{line}\n" for line in kept))
 
     def log(self, row: Mapping[str, float | int]) -> None:
-        """Append one line of metrics; a value that is not finite is ``null``."""
+        """Append one line of metrics; values that are not finite are written as ``null``."""
         with self.metrics.open("a") as file:
             file.write(json_text(row) + "\n")
 
 
 def _step_of(line: str) -> int | None:
-    """Step of a line of metrics; None where it has none."""
+    """Step of a line of metrics; None if the line has no valid step."""
     try:
         row = json.loads(line)
     except (ValueError, RecursionError):
@@ -196,9 +198,9 @@ def _step_of(line: str) -> int | None:
     return step if type(step) is int else None
 
 
-def _settings(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Dotted names and their values."""
+def _flat_settings(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings as a flat dict with dotted names."""
     flat: dict[str, Any] = {}
     for name, value in tree.items():
-        flat |= _settings(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+        flat |= _flat_settings(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
     return flat

@@ -1,9 +1,9 @@
-"""Training code without its arithmetic: a step of networks of any size on any machine, in a minute or two.
+"""Run training code without arithmetic: steps of networks of any size, on any machine, in a minute or two.
 
-What is computed from a network's weights has shape, dtype and storage size but no values (``FakeTensor`` of torch).
-Everything else is computed: token sequences, times, uniform draws, masks. The masks of a step, and with them every
-shape that depends on them, are therefore those of a real step with the same seed. Only what the networks would have
-decided is missing: integers computed from their outputs are 0, and comparisons take their outputs to be 1.
+Tensors computed from a network's weights have a shape, dtype and storage size, but no values (``FakeTensor`` of torch).
+All other tensors have values: token sequences, times, uniform draws, masks. The masks of a step, and all shapes that
+depend on them, are therefore those of a real step with the same seed. Integers computed from network outputs are 0, and
+comparisons are evaluated as if network outputs were 1.
 """
 
 import math
@@ -21,27 +21,27 @@ from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
 LARGE = 2**22
-"""Elements from which on a new tensor has no values, whatever it is made of."""
+"""New tensors with this number of elements or more have no values, even if they do not depend on a network."""
 
 _ATEN = torch.ops.aten
 _INDEXING = (_ATEN.index, _ATEN.index_put, _ATEN.index_put_, _ATEN._index_put_impl_, _ATEN._unsafe_index)
 _EMPTY = (_ATEN.empty, _ATEN.empty_strided)
-_ATTENTION = _ATEN._scaled_dot_product_flash_attention_for_cpu  # which the counter of torch does not know
+_ATTENTION = _ATEN._scaled_dot_product_flash_attention_for_cpu  # not supported by ``flop_registry``
 _ATTENTION_BACKWARD = _ATEN._scaled_dot_product_flash_attention_for_cpu_backward
 
 
 class _Fakes(FakeTensorMode):
-    """One mode for a network and all of its copies."""
+    """Fake mode that a copy of a network shares with the network."""
 
     def __deepcopy__(self, memo: object) -> "_Fakes":
         return self
 
 
-@no_type_check  # it runs at every operation: checks of its arguments in tests would take minutes
+@no_type_check  # runs for every operation: type checks in tests would take minutes
 class ShapesOnly(TorchDispatchMode):
-    """Within the context, floating-point tensors that depend on the weights of a network have no values.
+    """Context in which floating-point tensors that depend on the weights of a network have no values.
 
-    Networks are constructed within ``building``.
+    Networks must be constructed within ``building``.
 
     Attributes:
         flops: floating-point operations of matrix products and attention so far.
@@ -56,9 +56,9 @@ class ShapesOnly(TorchDispatchMode):
 
     def __enter__(self) -> "ShapesOnly":
         self._stack.enter_context(warnings.catch_warnings())
-        # ``copy.deepcopy`` of a network asks for it, and copes with the answer.
+        # ``copy.deepcopy`` of a network accesses data pointers, and handles those of fake tensors.
         warnings.filterwarnings("ignore", message="Accessing the data pointer of FakeTensor")
-        # Torch reads ``.grad`` of what it gives a shape alone, and hides the warning unless warnings are errors.
+        # FakeTensorMode reads ``.grad`` of non-leaf tensors; it ignores the warning, unless warnings are errors.
         warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor")
         super().__enter__()
         return self
@@ -69,7 +69,7 @@ class ShapesOnly(TorchDispatchMode):
 
     @contextmanager
     def building(self) -> Iterator[None]:
-        """Within it, all new floating-point tensors have no values."""
+        """Context in which all new floating-point tensors have no values."""
         before, self._is_building = self._is_building, True
         try:
             yield
@@ -77,10 +77,10 @@ class ShapesOnly(TorchDispatchMode):
             self._is_building = before
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None) -> Any:
-        """Run an operation on values where it has all of them, else on shapes."""
+        """Run an operation on values if all its inputs have values, otherwise on shapes."""
         kwargs = kwargs or {}
         tensors = list(_tensors((*args, *kwargs.values())))
-        if any(isinstance(one, FakeTensor) for one in tensors):
+        if any(isinstance(tensor, FakeTensor) for tensor in tensors):
             return self._on_shapes(func, args, kwargs)
         if not tensors and self._is_valueless(func, args, kwargs):
             return self._faked(func, args, kwargs | ({"generator": None} if "generator" in kwargs else {}))
@@ -93,8 +93,8 @@ class ShapesOnly(TorchDispatchMode):
         return size >= LARGE or (is_float and size > 0 and (self._is_building or func.overloadpacket in _EMPTY))
 
     def _faked(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-        result = self._fakes.__torch_dispatch__(func, (), args, kwargs)  # without the time to enter it
-        # Its weak references keep ``nn.Module.to`` from exchanging a parameter.
+        result = self._fakes.__torch_dispatch__(func, (), args, kwargs)  # faster than ``with self._fakes``
+        # The memo's weak references would prevent ``nn.Module.to`` from swapping a parameter.
         self._fakes.fake_tensor_converter.meta_converter.tensor_memo.clear()
         return result
 
@@ -102,19 +102,19 @@ class ShapesOnly(TorchDispatchMode):
         if func is _ATEN._local_scalar_dense.default:
             return 1.0
         written = _written(func, args, kwargs)
-        if any(not isinstance(one, FakeTensor) for one in _tensors(written)):
+        if any(not isinstance(tensor, FakeTensor) for tensor in _tensors(written)):
             return None if not func._schema.returns else written[0] if len(written) == 1 else tuple(written)
         shaped = _with_known_shapes(func, args)
         result = self._faked(func, shaped, kwargs)
         self.flops += _flops(func, shaped, kwargs, result)
         if isinstance(result, Tensor):
             return _valued(result, func, args, kwargs)
-        return tree_map(lambda one: _valued(one, func, args, kwargs), result)
+        return tree_map(lambda value: _valued(value, func, args, kwargs), result)
 
 
 @no_type_check
 def _tensors(values: Any) -> Iterator[Tensor]:
-    """Those among arguments and in their lists; faster than the general way, and half the time goes here."""
+    """The tensors among values and in their lists; faster than ``tree_map``, since half of the time is spent here."""
     for value in values:
         if isinstance(value, Tensor):
             yield value
@@ -125,19 +125,20 @@ def _tensors(values: Any) -> Iterator[Tensor]:
 @no_type_check
 def _written(func: Any, args: Any, kwargs: dict[str, Any]) -> list[Any]:
     """The arguments that an operation changes in place."""
-    return [args[place] if place < len(args) else kwargs.get(name) for place, name in _places_written(func)]
+    return [args[index] if index < len(args) else kwargs.get(name) for index, name in _written_arguments(func)]
 
 
 @no_type_check
 @cache
-def _places_written(func: Any) -> list[tuple[int, str]]:
+def _written_arguments(func: Any) -> list[tuple[int, str]]:
+    """Indices and names of the arguments that an operation changes in place."""
     arguments = enumerate(func._schema.arguments)
-    return [(place, one.name) for place, one in arguments if one.alias_info is not None and one.alias_info.is_write]
+    return [(index, entry.name) for index, entry in arguments if entry.alias_info and entry.alias_info.is_write]
 
 
 @no_type_check
 def _with_known_shapes(func: Any, args: Any) -> Any:
-    """The arguments with masks as the positions where they are set, whose number is then part of the shape."""
+    """The arguments of an indexing operation with boolean masks as index tensors, whose shapes are known."""
     if func.overloadpacket not in _INDEXING:
         return args
     indices: list[Tensor | None] = []
@@ -149,23 +150,23 @@ def _with_known_shapes(func: Any, args: Any) -> Any:
 
 @no_type_check
 def _valued(result: Any, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-    """Integers and truth values that were computed from networks, with values that stand for them."""
-    is_left = not isinstance(result, FakeTensor) or result.numel() >= LARGE
-    if is_left or result.dtype.is_floating_point or result.dtype.is_complex:
+    """Give substitute values to small integer and boolean results; other results remain unchanged."""
+    is_unchanged = not isinstance(result, FakeTensor) or result.numel() >= LARGE
+    if is_unchanged or result.dtype.is_floating_point or result.dtype.is_complex:
         return result
     if result.dtype == torch.bool:
         with torch.no_grad():
             try:
-                found = func(*tree_map(_one, args), **tree_map(_one, kwargs))
-                return found.expand(result.shape).clone()
+                values = func(*tree_map(_ones, args), **tree_map(_ones, kwargs))
+                return values.expand(result.shape).clone()
             except (RuntimeError, TypeError, AttributeError, IndexError):  # not an elementwise operation
                 pass
     return torch.zeros(result.shape, dtype=result.dtype)
 
 
 @no_type_check
-def _one(value: Any) -> Any:
-    """What stands for a tensor without values in a comparison."""
+def _ones(value: Any) -> Any:
+    """Substitute of a tensor without values in a comparison."""
     return torch.ones((), dtype=value.dtype) if isinstance(value, FakeTensor) else value
 
 
@@ -173,7 +174,7 @@ def _one(value: Any) -> Any:
 def _flops(func: Any, args: Any, kwargs: dict[str, Any], result: Any) -> int:
     packet = func.overloadpacket
     if packet is _ATTENTION:
-        return sdpa_flop_count(*(one.shape for one in args[:3]))
+        return sdpa_flop_count(*(tensor.shape for tensor in args[:3]))
     if packet is _ATTENTION_BACKWARD:
-        return sdpa_backward_flop_count(*(one.shape for one in args[:4]))
+        return sdpa_backward_flop_count(*(tensor.shape for tensor in args[:4]))
     return flop_registry[packet](*args, **kwargs, out_val=result) if packet in flop_registry else 0

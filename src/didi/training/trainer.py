@@ -26,11 +26,11 @@ from didi.training.distributed import (
     unsharded,
 )
 from didi.training.loop import Metrics, autocast_dtype
-from didi.training.optim import Average, averaged_network, is_on_cuda, learning_rate, make_optimizer, update
+from didi.training.optim import Average, averaged_network, clip_and_step, is_on_cuda, learning_rate, make_optimizer
 from didi.training.passes import PassCounter
 
 R = TypeVar("R")
-# Shapes and modes (training or not, with a gradient or not) of the same block; beyond them it runs uncompiled.
+# Limit of compilations of a block for different shapes and modes (training, gradient); further ones run uncompiled.
 COMPILED_VARIANTS = 64
 
 
@@ -38,8 +38,8 @@ class Trainer:
     """Trains the networks of a method; a ``loop.Job``, and the ``Runtime`` of the method.
 
     Args:
-        method: what is trained, and how.
-        device: where the networks live.
+        method: the training method, with its networks.
+        device: device of the networks.
 
     Raises:
         UsageError: the batch cannot be divided among the processes, or the settings do not fit the networks.
@@ -50,16 +50,18 @@ class Trainer:
         loop = self._loop = method.settings.loop
         check_divides(loop.batch_size)
         self.num_steps, self.tokens_per_step = method.num_steps, method.tokens_per_step
-        of_average = method.trained[method.averaged_network]
-        self.average = Average(of_average, loop.ema_decay, is_ramped=loop.ema_ramp)
+        averaged = method.trained[method.averaged_network]
+        self.average = Average(averaged, loop.ema_decay, is_ramped=loop.ema_ramp)
         for network in method.trained.values():
             if (trunk := trunk_of(network)) is not None:
                 trunk.keeps_activations = not loop.activation_checkpointing
         if loop.fsdp:
             self._shard()
         self._passes = {name: Synchronised(network) for name, network in method.trained.items()}
-        self.optimizers = {name: make_optimizer(method.trained[name], one) for name, one in method.optimizers.items()}
-        self._decides_on_device = is_on_cuda(of_average) and process_group().size == 1
+        self.optimizers = {
+            name: make_optimizer(method.trained[name], config) for name, config in method.optimizers.items()
+        }
+        self._decides_on_device = is_on_cuda(averaged) and process_group().size == 1
         self._counter = None if loop.compile else PassCounter(self._networks())  # compiled blocks run no hooks
         if loop.compile:
             self._compile()
@@ -67,7 +69,7 @@ class Trainer:
         method.start(self)
 
     def _compile(self) -> None:
-        """Compile the blocks of every network in place: equal blocks share their code, which keeps this short."""
+        """Compile the blocks of every network in place; equal blocks share compiled code, which saves time."""
         torch._dynamo.config.recompile_limit = COMPILED_VARIANTS
         for network in self._networks():
             trunk = trunk_of(network)
@@ -83,30 +85,30 @@ class Trainer:
             shard(network)
         shard(self.average.module, is_trained=False)
         for name, network in self.method.frozen.items():
-            self.method.frozen[name] = copy.deepcopy(network)  # the caller's stays whole
+            self.method.frozen[name] = copy.deepcopy(network)  # the caller's network is not sharded
             shard(self.method.frozen[name], is_trained=False)
 
     # ------------------------------------------------------------------------------------------------ one step --- #
 
     def step(self, step: int) -> Metrics:
-        """The updates of a step, with how many sequences passed through the networks for them (``passes``)."""
+        """The updates of a step; returns their figures and the number of sequence passes (``training.passes``)."""
         if self._counter is None:
             return self._step(step)
-        self._counter.taken()  # those of validations and averages before
-        return {**self._step(step), "sequence_passes": float(self._counter.taken() * process_group().size)}
+        self._counter.reset()  # excludes passes of validations
+        return {**self._step(step), "sequence_passes": float(self._counter.reset() * process_group().size)}
 
     def _step(self, step: int) -> Metrics:
         """The updates of a step, each on ``accumulation`` micro-batches.
 
         An update whose loss or gradient is not finite ends the step: neither its network nor the average changes, nor
-        does any network after it. In a single process a CUDA device decides this itself, and the host does not wait:
-        later updates are computed then, but not applied.
+        does any network after it. In a single process on a CUDA device the host does not wait for this decision: later
+        updates are computed, but not applied.
 
         Raises:
             UsageError: a network has several updates in the step, and batches are accumulated.
         """
         updates = self.method.updates(step)
-        repeats = Counter(one.network for one in updates)
+        repeats = Counter(update.network for update in updates)
         if self._loop.accumulation > 1 and max(repeats.values()) > 1:
             raise UsageError(
                 "several updates of a network in a step cannot share accumulated batches: set loop.accumulation to 1; "
@@ -119,13 +121,14 @@ class Trainer:
             is_last = number + 1 == self._loop.accumulation
             with self._synchronised(is_last):
                 batch = self.method.prepare(step, number)
-                for place, one in enumerate(updates):
-                    loss, found = one.loss(batch)
+                for index, update in enumerate(updates):
+                    loss, update_figures = update.loss(batch)
                     (loss / self._loop.accumulation).backward()
-                    is_finite[place] &= self._on_host(torch.isfinite(loss.detach()))
-                    _add(figures, found, 1 / (self._loop.accumulation * repeats[one.network]))
+                    is_finite[index] &= self._on_host(torch.isfinite(loss.detach()))
+                    num_updates = repeats[update.network]
+                    _add(figures, update_figures, 1 / (self._loop.accumulation * num_updates))
                     if is_last:
-                        is_taken &= self._stepped(one, is_finite[place] & is_taken, figures, 1 / repeats[one.network])
+                        is_taken &= self._apply(update, is_finite[index] & is_taken, figures, 1 / num_updates)
                         if is_taken is False:
                             self._clear_gradients()
                             self.method.end_step(step)
@@ -136,20 +139,20 @@ class Trainer:
         return figures
 
     def _on_host(self, flag: Tensor) -> bool | Tensor:
-        """A 0-dim flag as a bool, for which the host waits; as it is where the device decides."""
+        """The flag as a bool, for which the host waits; unchanged if the device decides about updates."""
         return flag if self._decides_on_device else bool(flag)
 
-    def _stepped(
-        self, one: Update, is_finite: bool | Tensor, figures: dict[str, Tensor | float], scale: float
+    def _apply(
+        self, update: Update, is_finite: bool | Tensor, figures: dict[str, Tensor | float], scale: float
     ) -> bool | Tensor:
-        """Clip and step; whether loss and gradient were finite."""
-        config = self.method.optimizers[one.network]
-        rate = learning_rate(config, one.step, one.num_steps)
+        """Clip gradients and step the optimizer; returns whether loss and gradient are finite."""
+        config = self.method.optimizers[update.network]
+        rate = learning_rate(config, update.step, update.num_steps)
         if not isinstance(is_finite, Tensor):
             is_finite = not process_group().any(not is_finite)
-        network, optimizer = self.method.trained[one.network], self.optimizers[one.network]
-        norm = update(network, optimizer, config, rate, is_finite=is_finite)
-        prefix = f"{one.network}_" if len(self.method.trained) > 1 else ""
+        network, optimizer = self.method.trained[update.network], self.optimizers[update.network]
+        norm = clip_and_step(network, optimizer, config, rate, is_finite=is_finite)
+        prefix = f"{update.network}_" if len(self.method.trained) > 1 else ""
         rates: Figures = {f"{prefix}gradient_norm": norm, f"{prefix}learning_rate": rate}
         _add(figures, rates, scale)
         return is_finite & self._on_host(torch.isfinite(norm))
@@ -160,16 +163,16 @@ class Trainer:
 
     @contextlib.contextmanager
     def _synchronised(self, is_last: bool) -> Iterator[None]:
-        """Gradients are averaged over processes with the last micro-batch of an update."""
+        """Context of a micro-batch; the last one of an update averages gradients over processes."""
         with contextlib.ExitStack() as stack:
             for passes in self._passes.values():
-                stack.enter_context(passes.until(is_last))
+                stack.enter_context(passes.micro_batch(is_last=is_last))
             yield
 
-    def stand_alone(self) -> None:
-        """See ``Synchronised.stand_alone``."""
+    def skip_averaging(self) -> None:
+        """See ``Synchronised.skip_averaging``."""
         for passes in self._passes.values():
-            passes.stand_alone()
+            passes.skip_averaging()
 
     # ------------------------------------------------------------------------------------------------- runtime --- #
 
@@ -193,40 +196,41 @@ class Trainer:
         return self.method.validate()
 
     def state_dict(self) -> dict[str, Any]:
-        """Trained weights, their average, optimizers and the method's own state; frozen weights are not saved."""
-        held = {name: full_state(one, self.optimizers.get(name)) for name, one in self._held().items()}
-        return held | {"method": self.method.state_dict()}
+        """Trained weights, their average, optimizers and the state of the method; frozen weights are not saved."""
+        states = {name: full_state(network, self.optimizers.get(name)) for name, network in self._saved().items()}
+        return states | {"method": self.method.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Back to a state of ``state_dict``.
+        """Restore a state of ``state_dict``.
 
         Raises:
-            UsageError: it is of another version or method, or the method refuses it.
+            UsageError: the state is of another version or method, or the method refuses it.
         """
-        held = {*self._held(), "method"}
-        if set(state) != held:
+        names = {*self._saved(), "method"}
+        if set(state) != names:
             raise UsageError(
-                f"a checkpoint of this method holds {', '.join(sorted(held))}; got {', '.join(sorted(state))}: another "
-                "version of didi wrote it; begin again in another folder with --out"
+                f"a checkpoint of this method holds {', '.join(sorted(names))}; got {', '.join(sorted(state))}: "
+                "another version of didi wrote it; start again in another folder with --out"
             )
         self.method.load_state_dict(state["method"])
-        for name, one in self._held().items():
-            load_full_state(one, state[name], self.optimizers.get(name))
+        for name, network in self._saved().items():
+            load_full_state(network, state[name], self.optimizers.get(name))
 
-    def _held(self) -> dict[str, nn.Module]:
+    def _saved(self) -> dict[str, nn.Module]:
+        """Networks whose weights are saved."""
         return {**self.method.trained, "average": self.average}
 
     def bundle(self) -> Bundle:
-        """The method's bundle with whole networks, adapters merged."""
+        """The method's bundle, with unsharded networks and merged adapters."""
         bundle = self.method.bundle()
         for role, network in bundle.networks().items():
-            whole = merged(cast(Any, network))
-            setattr(bundle, role, unsharded(cast(Any, whole)))
+            without_adapters = merged(cast(Any, network))
+            setattr(bundle, role, unsharded(cast(Any, without_adapters)))
         return bundle
 
 
 def make_trainer(settings: RunConfig, inputs: Inputs) -> Trainer:
-    """A trainer of the method that ``settings`` belong to."""
+    """A trainer for the method whose settings class is that of ``settings``."""
     return Trainer(method_of(settings)(settings, inputs), inputs.device)
 
 

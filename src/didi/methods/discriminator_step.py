@@ -1,4 +1,4 @@
-"""The discriminator's loss on states of the student and on corrupted real sequences, Eq. 8."""
+"""One discriminator update: its loss on states of the student and on corrupted real sequences, Eq. 8."""
 
 import torch
 from jaxtyping import Float
@@ -12,19 +12,19 @@ from didi.objectives.didi import discriminator_loss, log_density_ratio
 
 
 def corrupted(process: Process, clean: Canvas, t: Float[Tensor, " b"], draws: Float[Tensor, "b w k"]) -> Canvas:
-    """Sequences with their free positions corrupted.
+    """Corrupt the free positions of sequences.
 
     Args:
-        process: of the student.
-        clean: the sequences.
-        t: their times.
-        draws: uniform numbers of as many positions as the sequences have, or more, which are not read.
+        process: process of the student.
+        clean: clean sequences.
+        t: times.
+        draws: uniform numbers for w positions; w is the length of the sequences or more, the excess is not read.
     """
     z_t = process.corrupt(clean.tokens, t.to(clean.tokens.device), draws[:, : clean.length])
     return clean.with_tokens(clean.clamped(z_t))
 
 
-def judged(
+def discriminator_step_loss(
     runtime: Runtime,
     discriminator: Discriminator,
     process: Process,
@@ -34,16 +34,16 @@ def judged(
     num_moves: int | None,
     label_smoothing: float,
 ) -> tuple[Tensor, Figures]:
-    """Loss of Eq. 8, both sides in one forward pass, and the share of sequences on the right side.
+    """Loss of Eq. 8 from one forward pass on both kinds of states; figures are the loss and the accuracy.
 
     Args:
-        runtime: of the method.
-        discriminator: the network ``discriminator`` of the method.
-        process: of the student.
+        runtime: runtime of the method.
+        discriminator: trained network ``discriminator`` of the method.
+        process: process of the student.
         fake: states of the student.
         real: corrupted real sequences.
-        t: times of both.
-        num_moves: of the student, for a discriminator that reads it.
+        t: times of ``fake``, and of ``real``.
+        num_moves: moves of the student; read by a discriminator that is conditioned on them.
         label_smoothing: see ``discriminator_loss``.
     """
     both = fake.followed_by(real)
@@ -51,25 +51,23 @@ def judged(
     discriminator.train()
     level = process.noise_level(discriminator, t.to(runtime.device).repeat(2))
     logits = runtime.call("discriminator", logits_at_budget, num_moves, both.tokens, level, mask).float()
-    of_fake, of_real = logits.chunk(2)
+    fake_logits, real_logits = logits.chunk(2)
     fake_masks, real_masks = process.is_predicted(both.tokens).chunk(2)
-    of_padding: tuple[Tensor | None, Tensor | None] = (None, None)
-    if mask is not None:
-        of_padding = mask[: len(fake)], mask[len(fake) :]
-    fake_is_real, real_is_real = of_padding
+    # Positions that are not padding; "real" here is the opposite of padding.
+    fake_positions, real_positions = (None, None) if mask is None else mask.chunk(2)
     loss = discriminator_loss(
-        of_fake,
-        of_real,
+        fake_logits,
+        real_logits,
         fake_masks,
         real_masks,
         label_smoothing=label_smoothing,
-        student_is_real=fake_is_real,
-        real_is_real=real_is_real,
+        student_is_real=fake_positions,
+        real_is_real=real_positions,
     )
-    is_right = torch.cat(
+    is_correct = torch.cat(
         [
-            log_density_ratio(of_fake, fake_masks, is_real=fake_is_real) > 0,
-            log_density_ratio(of_real, real_masks, is_real=real_is_real) < 0,
+            log_density_ratio(fake_logits, fake_masks, is_real=fake_positions) > 0,
+            log_density_ratio(real_logits, real_masks, is_real=real_positions) < 0,
         ]
     )
-    return loss, {"discriminator_loss": loss.detach(), "discriminator_accuracy": is_right.float().mean()}
+    return loss, {"discriminator_loss": loss.detach(), "discriminator_accuracy": is_correct.float().mean()}

@@ -1,6 +1,6 @@
-"""States of the lessons for guidance: those that guided sampling scores, from the finished student's own sampler.
+"""Student states of the guidance steps: states of the finished student's ancestral sampler, as in guided sampling.
 
-A state is that before a random move of it, or the finished sample; the first one, pure noise, is not among them.
+Each state is the state before a random move or the finished sample; the initial state of pure noise is excluded.
 """
 
 from collections.abc import Callable, Mapping
@@ -22,14 +22,17 @@ States = Callable[[Denoiser, Int[Tensor, " s"], int, Float[Tensor, "k s l"], Any
 
 
 class _Kind(NamedTuple):
-    """What makes the states, and the uniform numbers that it needs at each position, for all moves and for each.
+    """How the states of a process are drawn, and the uniform numbers that this needs at each position.
 
-    Latent codes need one more for each move.
+    Attributes:
+        states: draws the states.
+        num_shared: uniform numbers that all moves share.
+        num_per_move: uniform numbers of each move; a student with latent codes needs one more.
     """
 
     states: States
-    num_for_all: int
-    num_for_each: int
+    num_shared: int
+    num_per_move: int
 
 
 _KINDS: Mapping[str, _Kind] = {
@@ -39,13 +42,13 @@ _KINDS: Mapping[str, _Kind] = {
 """By the name of the process."""
 
 
-def numbers_of_lessons(student: Denoiser, process: Process, num_moves: int) -> int:
-    """Uniform numbers at each position of a state of ``lesson_states``."""
+def num_guidance_uniforms(student: Denoiser, process: Process, num_moves: int) -> int:
+    """Number of uniform numbers that ``guidance_states`` needs at each position."""
     kind = _KINDS[process.name]
-    return kind.num_for_all + (kind.num_for_each + (num_codes(student) > 0)) * num_moves
+    return kind.num_shared + (kind.num_per_move + (num_codes(student) > 0)) * num_moves
 
 
-def lesson_states(
+def guidance_states(
     student: Denoiser,
     move: Int[Tensor, " s"],
     num_moves: int,
@@ -53,15 +56,15 @@ def lesson_states(
     process: Process,
     canvas: Canvas | None = None,
 ) -> Int[Tensor, "s l"]:
-    """States of the student's own ancestral sampler of ``num_moves`` even moves, each before the move numbered.
+    """States of the student's ancestral sampler of ``num_moves`` equal moves, each after ``move`` moves.
 
     Args:
         student: the few-step generator.
-        move: for each state, the number of moves that lead to it.
+        move: for each state, the number of moves before it.
         num_moves: moves of the whole path.
-        uniforms: as many as ``numbers_of_lessons`` says, float64, where the student lives.
-        process: of the student.
-        canvas: the sequences, where the student lives; None where all positions are free.
+        uniforms: uniform numbers, k of ``num_guidance_uniforms``; float64, on the student's device.
+        process: process of the student.
+        canvas: the sequences, on the student's device; None if all positions are free.
     """
     canvas = canvas or Canvas.blank(len(move), uniforms.shape[-1], uniforms.device)
     return _KINDS[process.name].states(student, move, num_moves, uniforms, process, canvas)
