@@ -51,7 +51,7 @@ def test_figures_of_a_bundle_that_changed_under_its_path_are_measured_again(copi
     def figures():
         one = Study(tmp_path / "study", Sampling(8, "markov", likelihood_sequences=4), workers=1)
         one.complete(cells)
-        return one.row(cells[0]).gen_ppl, one.likelihood(cells[1]).found.nats
+        return one.row(cells[0]).gen_ppl, one.likelihood(cells[1]).likelihood.nats
 
     before = figures()
     assert figures() == before

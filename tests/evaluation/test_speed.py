@@ -69,7 +69,7 @@ def test_variants_are_timed_beside_the_plain_published_algorithm(bundle):
 
 
 def passes(bundle, method, load):
-    with speed_work._watched(bundle) as seen:
+    with speed_work._recording(bundle) as seen:
         contestant(bundle, method, load)()
     return seen.shapes
 
@@ -141,7 +141,7 @@ def test_other_processes_are_timed_beside_trunk_and_head_at_every_predicted_posi
         assert rows[method].over_floor[0] == rows[method].seconds[0] / rows["passes"].seconds[0]
     seen = trace(bundle, "ancestral", LOAD)
     assert len(seen.head_rows) == len(seen.shapes) == LOAD.nfe
-    with speed_work._watched(bundle) as floor:
+    with speed_work._recording(bundle) as floor:
         contestant(bundle, "passes", LOAD, traced=seen)()
     assert floor.shapes == seen.shapes
     every = [rows * LOAD.length for _, rows, _ in seen.shapes]

@@ -14,8 +14,8 @@ from didi.models.bundle import Bundle
 def make_row(data="news", role="teacher", *, is_exact=False):
     nats = math.log(100)
     interval = (nats - 0.1, nats + 0.1)
-    found = Likelihood(nats, interval, 0.0 if is_exact else 0.02, 10, 1280, 1 if is_exact else 16, is_exact)
-    return LikelihoodRow(data, role, 6400, found)
+    likelihood = Likelihood(nats, interval, 0.0 if is_exact else 0.02, 10, 1280, 1 if is_exact else 16, is_exact)
+    return LikelihoodRow(data, role, 6400, likelihood)
 
 
 def test_table_marks_bounds_and_says_how_they_were_made():
@@ -91,7 +91,7 @@ def test_lengths_and_layouts_of_networks_that_differ_are_told():
     alike = likelihood_table([teacher, baseline], model="mine", machine="a machine")
     assert "blocks of 128 tokens;" in alike
     assert "layout bos-eos." in alike
-    longer = replace(baseline, block_layout="stream", found=replace(baseline.found, num_tokens=10_240))
+    longer = replace(baseline, block_layout="stream", likelihood=replace(baseline.likelihood, num_tokens=10_240))
     table = likelihood_table([teacher, longer], model="mine", machine="a machine")
     assert "blocks of 128 (autoregressive: 1024) tokens;" in table
     assert "layout bos-eos (autoregressive: stream)." in table

@@ -73,7 +73,7 @@ def run_likelihood(args: Sequence[str]) -> None:
                 seed=command.seed,
             )
             found.append(row)
-            print(f"{corpus}, {role}: {row.found.nats:.3f} nats a token", file=sys.stderr)
+            print(f"{corpus}, {role}: {row.likelihood.nats:.3f} nats a token", file=sys.stderr)
     machine = machine_name(default_device())
     table = likelihood_table(found, model=bundle.name, machine=machine)
     if command.out is not None:  # before the table: its reader may leave

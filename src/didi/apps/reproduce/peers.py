@@ -130,15 +130,15 @@ def _is_unweighted(run: Run) -> bool:
 
 
 def _perplexity(row: LikelihoodRow) -> str:
-    low, high = row.found.perplexity_ci
-    return f"{'' if row.found.is_exact else '≤ '}{row.found.perplexity:.1f} [{low:.1f}, {high:.1f}]"
+    low, high = row.likelihood.perplexity_ci
+    return f"{'' if row.likelihood.is_exact else '≤ '}{row.likelihood.perplexity:.1f} [{low:.1f}, {high:.1f}]"
 
 
 def _order(found: Mapping[str, Mapping[str, LikelihoodRow]], corpora: Sequence[str]) -> list[str]:
     """On how many corpora the published order of each pair is seen, and where beyond the intervals of both."""
     body = []
     for better, worse, source in ORDER:
-        pairs = [[found[name][corpus].found for name in (better, worse)] for corpus in corpora]
+        pairs = [[found[name][corpus].likelihood for name in (better, worse)] for corpus in corpora]
         num_lower = sum(one.perplexity < two.perplexity for one, two in pairs)
         num_apart = sum(one.perplexity_ci[1] < two.perplexity_ci[0] for one, two in pairs)
         num_opposite = sum(two.perplexity_ci[1] < one.perplexity_ci[0] for one, two in pairs)
