@@ -36,7 +36,7 @@ def test_a_missing_package_is_told_with_the_way_to_install_it(monkeypatch):
 
 
 def test_doctor_keeps_the_brackets_of_an_extra(monkeypatch, capsys):
-    monkeypatch.setattr(doctor, "_ways", lambda *_: iter(()))
+    monkeypatch.setattr(doctor, "_variants", lambda *_: iter(()))
     monkeypatch.setattr(doctor.adapters, "are_available", lambda: False)
     doctor.doctor(["markov"])
     assert "pip install '.[lora]'\n" in capsys.readouterr().out

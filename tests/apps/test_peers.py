@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from didi.apps.reproduce.command import ReproduceCommand, _plan, reproduce
-from didi.apps.reproduce.peers import KINDS, _order, given_peers, role_of, trained_peers
+from didi.apps.reproduce.peers import KINDS, _order, named_peers, role_of, trained_peers
 from didi.errors import UsageError
 from didi.evaluation.likelihood import Likelihood
 from didi.evaluation.zero_shot import LikelihoodRow
@@ -24,14 +24,14 @@ from didi.evaluation.zero_shot import LikelihoodRow
     ],
 )
 def test_peers_have_the_shortest_names_that_differ(bundles, names):
-    found = given_peers(bundles)
+    found = named_peers(bundles)
     assert list(found) == names
     assert list(found.values()) == list(bundles)
 
 
 def test_a_peer_is_given_once(tmp_path):
     with pytest.raises(UsageError, match="--peers names each bundle once; got tiny-news, tiny-news"):
-        given_peers(["tiny-news", "tiny-news"])
+        named_peers(["tiny-news", "tiny-news"])
     with pytest.raises(UsageError, match="leave them out"):
         reproduce(["table1", "--scale", "exact", "--peers", "tiny-news", "--out", str(tmp_path)])
 

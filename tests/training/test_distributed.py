@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from didi.apps.train import _ours
+from didi.apps.train import _locked_and_prepared
 from didi.errors import DidiError, UsageError
 from didi.methods.settings import RunConfig
 from didi.process_group import ProcessGroup, init_process_group, process_group
@@ -80,9 +80,9 @@ def test_all_processes_raise_what_the_main_one_finds_in_the_folder(monkeypatch, 
             assert not items
             return [refused]
 
-    monkeypatch.setattr("didi.apps.train.world", lambda: Second(1, 2))
-    ours = _ours(RunFolder(tmp_path), RunConfig(), resume=False, overwrite=False)
-    with pytest.raises(UsageError, match="another process is running in it"), ours:
+    monkeypatch.setattr("didi.apps.train.process_group", lambda: Second(1, 2))
+    prepared = _locked_and_prepared(RunFolder(tmp_path), RunConfig(), resume=False, overwrite=False)
+    with pytest.raises(UsageError, match="another process is running in it"), prepared:
         pytest.fail("it went on")
 
 

@@ -227,7 +227,7 @@ def _num_symbols(reference: Reference) -> int:
 def _fitted(
     start: nn.Module, train: Int[Tensor, "n l"], stop: Int[Tensor, "m l"], settings: JointSettings
 ) -> nn.Module:
-    """A copy of ``start`` trained on ``train``, from the epoch with the lowest loss on ``stop``; epoch 0 is possible."""
+    """A copy of ``start`` trained on ``train``, from the epoch with the lowest loss on ``stop``, possibly epoch 0."""
     network = copy.deepcopy(start).train().requires_grad_()
     if isinstance(network, ChainFit):
         network.start(train, stop)
