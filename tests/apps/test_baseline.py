@@ -37,7 +37,9 @@ def quick(monkeypatch, tmp_path):
     student = Bundle(student=teacher, discriminator=Discriminator.from_denoiser(teacher).eval())
     distilled = str(save(replace(student, provenance={"corpus": "markov"}), tmp_path / "student"))
     monkeypatch.setattr(
-        command, "_plan", lambda asked: replace(full(asked), nfes=(1,), more_teacher_nfes=(), distilled=distilled)
+        command,
+        "_plan",
+        lambda arguments: replace(full(arguments), nfes=(1,), more_teacher_nfes=(), distilled=distilled),
     )
     monkeypatch.setitem(command.SAMPLING, "markov", Sampling(8, "markov", likelihood_sequences=4))
 

@@ -257,13 +257,13 @@ class OldHead(nn.Module):
 def test_the_released_discriminator_changes_sign(tmp_path):
     torch.manual_seed(0)
     made = network()
-    ours = Discriminator.from_denoiser(made)
+    discriminator = Discriminator.from_denoiser(made)
     old = OldHead(24)
     features = torch.randn(5, 24)
     for _ in range(3):  # power iterations
         old.main(features)
     old.eval()
-    trunk = ours.trunk.state_dict()
+    trunk = discriminator.trunk.state_dict()
     weights = trunk | {f"output_layer.{name}": value for name, value in old.state_dict().items()}
     source = folder(tmp_path / "didi", made.state_dict(), MDLM_CONFIG)
     save_file({name: value.clone() for name, value in weights.items()}, tmp_path / "didi" / "discriminator.safetensors")
@@ -299,15 +299,15 @@ def test_a_network_with_parts_of_its_own_is_not_exported(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("config", "said"),
+    ("config", "message"),
     [
         ({"n_heads": "3"}, "num_heads is a whole number"),
         ({"model_length": -1}, "length is a whole number"),
         ({"n_heads": 5}, "hidden_size is a multiple"),
     ],
 )
-def test_settings_beside_the_weights_are_not_believed_blindly(tmp_path, config, said):
-    with pytest.raises(UsageError, match=said):
+def test_settings_beside_the_weights_are_checked(tmp_path, config, message):
+    with pytest.raises(UsageError, match=message):
         converted("mdlm", folder(tmp_path / "hub", network().state_dict(), config), tmp_path)
 
 
@@ -328,13 +328,13 @@ def test_a_hub_name_with_path_tricks_stays_a_name(tmp_path):
 def test_the_rows_of_the_public_checkpoints_are_recorded_and_a_flag_or_the_settings_say_otherwise(tmp_path):
     made = network()
     plain = folder(tmp_path / "plain", prefixed(made), MDLM_CONFIG)
-    said = folder(tmp_path / "said", prefixed(made), MDLM_CONFIG | {"block_layout": "stream"})
+    streamed = folder(tmp_path / "streamed", prefixed(made), MDLM_CONFIG | {"block_layout": "stream"})
     sedd = folder(tmp_path / "sedd", network(is_time_conditioned=True).state_dict(), SEDD_CONFIG)
     for layout, source, flags, expected in (
         ("mdlm", plain, (), "bos-eos"),
         ("mdlm", plain, ("--block-layout", "stream"), "stream"),
-        ("mdlm", said, (), "stream"),
-        ("mdlm", said, ("--block-layout", "bos-eos"), "bos-eos"),
+        ("mdlm", streamed, (), "stream"),
+        ("mdlm", streamed, ("--block-layout", "bos-eos"), "bos-eos"),
         ("sedd", sedd, (), "stream"),
     ):
         assert converted(layout, source, tmp_path, *flags).provenance["block_layout"] == expected

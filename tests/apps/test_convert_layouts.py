@@ -130,7 +130,7 @@ def test_shards_are_joined_by_their_index(tmp_path, suffix):
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         (
             {"vocab_embed.embedding": "model-00003-of-00003.safetensors"},
@@ -148,9 +148,9 @@ def test_shards_are_joined_by_their_index(tmp_path, suffix):
         ),
     ],
 )
-def test_an_index_that_does_not_fit_its_shards_is_refused(tmp_path, changes, said):
+def test_an_index_that_does_not_fit_its_shards_is_refused(tmp_path, changes, message):
     save_file({"vocab_embed.embedding": torch.ones(1)}, tmp_path / "model.safetensors")
-    with pytest.raises(UsageError, match=said) as caught:
+    with pytest.raises(UsageError, match=message) as caught:
         convert("mdlm", sharded(tmp_path / "hub", prefixed("", network()), **changes), tmp_path)
     assert "\n" not in str(caught.value)
 
@@ -192,7 +192,7 @@ def test_frequencies_in_half_precision_are_replaced_by_the_exact_ones(tmp_path):
     assert math.isclose(found.rotary_emb.inv_freq[0], 2)
 
 
-def test_a_converted_student_says_for_how_many_moves_it_is_meant(tmp_path):
+def test_a_converted_student_records_its_intended_number_of_moves(tmp_path):
     source = tmp_path / "hub"
     source.mkdir()
     save_file(prefixed("", network()), source / "model.safetensors")
@@ -215,15 +215,15 @@ def test_a_number_of_moves_that_is_not_recorded_is_not_invented(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("flags", "config", "said"),
+    ("flags", "config", "message"),
     [
         (["--nfe", "0"], {}, "nfe is a whole number, 1 or more; got 0"),
         ([], {"intended_nfe": "8"}, "intended_nfe is a whole number, 1 or more; got '8'"),
         (["--nfe", "8", "--role", "teacher"], {}, "this network is a teacher: leave it out"),
     ],
 )
-def test_a_wrong_number_of_moves_is_refused(tmp_path, flags, config, said):
+def test_a_wrong_number_of_moves_is_refused(tmp_path, flags, config, message):
     save_file(prefixed("", network()), tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(UsageError, match=said):
+    with pytest.raises(UsageError, match=message):
         convert("sdtt", tmp_path / "model.safetensors", tmp_path, *flags)

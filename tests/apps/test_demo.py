@@ -43,8 +43,10 @@ def test_teacher_and_students_are_judged_and_a_second_start_goes_on(on_markov, t
     assert all(row["seed"] == 1 for row in rows)  # not the distillation's
     for name in ("report.md", "perplexity.png", "samples.jsonl"):
         assert (tmp_path / "demo/results" / name).is_file()
-    said = "demo student: 1 + 2 steps of 4 paths just now; student: the bundled one, 1 + 1 of 4"  # not the recipe's 100
-    assert said in " ".join(out.split())
+    summary = (
+        "demo student: 1 + 2 steps of 4 paths just now; student: the bundled one, 1 + 1 of 4"  # not the recipe's 100
+    )
+    assert summary in " ".join(out.split())
     assert "step 3/3" in err
 
     demo.demo(words)

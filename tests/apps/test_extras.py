@@ -28,7 +28,7 @@ def test_every_extra_that_is_named_exists():
     assert {"eval", "lora", "mauve"} <= named
 
 
-def test_a_missing_package_is_told_with_the_way_to_install_it(monkeypatch):
+def test_a_missing_package_is_reported_with_its_installation(monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
     shape = AutoregressiveConfig(vocab_size=4, mask_id=3, length=2, hidden_size=8, num_blocks=1, num_heads=2)
     with pytest.raises(DidiError, match=re.escape(from_checkout("eval"))):

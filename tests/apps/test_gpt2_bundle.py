@@ -49,12 +49,12 @@ def test_texts_with_prefixes_and_seeds(didi, folder, bundle, tmp_path):
     words = ["generate", "--model", folder, "--num-samples", "3", "--format", "jsonl", "--seed", "4"]
     status, out, _ = didi(*words, "--prefix", "number 7 of")
     assert status == 0
-    records, given = drawn(out), bundle.tokenizer.encode("number 7 of").ids
+    records, prefix_ids = drawn(out), bundle.tokenizer.encode("number 7 of").ids
     assert len({tuple(one["tokens"]) for one in records}) == 3
     for one in records:
-        assert one["tokens"][: len(given)] == given
+        assert one["tokens"][: len(prefix_ids)] == prefix_ids
         assert one["text"].startswith("number 7 of")
-        assert (one["role"], one["nfe"], one["network_passes"]) == ("autoregressive", LENGTH, LENGTH - len(given))
+        assert (one["role"], one["nfe"], one["network_passes"]) == ("autoregressive", LENGTH, LENGTH - len(prefix_ids))
         assert (one["sampler"], one["seed"], one["length"]) == ("ancestral", 4, LENGTH)
         assert max(one["tokens"]) < VOCAB
     again = drawn(didi(*words, "--prefix", "number 7 of", "--batch-size", "1")[1])
@@ -149,8 +149,8 @@ def test_the_harness_reads_its_begin_symbol(bundle):
         args = (text,)
 
     with torch.no_grad():
-        made = hugging()
-        logits = made(torch.tensor([[BEGIN, *ids[:-1]]])).logits[0].log_softmax(-1)
+        gpt2 = hugging()
+        logits = gpt2(torch.tensor([[BEGIN, *ids[:-1]]])).logits[0].log_softmax(-1)
     expected = float(logits[range(len(ids)), ids].sum())
     assert model.loglikelihood_rolling([Request])[0] == pytest.approx(expected, rel=1e-4)
 
@@ -186,7 +186,7 @@ def test_a_longer_sequence_than_the_baseline_reads_is_not_timed(didi, bundle, ma
     assert f"length lies in [1, {LENGTH}], the network's context; got {LENGTH + 1}" in err
 
 
-def test_its_card_speaks_of_no_diffusion(folder):
+def test_its_model_card_does_not_mention_diffusion(folder):
     card = (folder / "README.md").read_text()
     assert "# Autoregressive bundle" in card
     assert "diffusion" not in card.lower()

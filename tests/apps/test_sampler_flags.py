@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from didi.apps.options import GuidanceFlags, OrderFlags, given, given_guidance
+from didi.apps.options import GuidanceFlags, OrderFlags, guidance_from_flags, settings_from_flags
 from didi.models.bundle import load
 from didi.models.guidance import Guidance
 from didi.sampling.confidence import ConfidenceOrder
@@ -12,11 +12,13 @@ from didi.sampling.confidence import ConfidenceOrder
 
 def test_flags_change_the_guidance_of_the_bundle_field_by_field():
     bundle = load("tiny-news")
-    assert given_guidance(GuidanceFlags(), bundle) is None
-    changed = given_guidance(GuidanceFlags(tilted_fraction=0.25), bundle)
+    assert guidance_from_flags(GuidanceFlags(), bundle) is None
+    changed = guidance_from_flags(GuidanceFlags(tilted_fraction=0.25), bundle)
     assert changed == Guidance(tilted_fraction=0.25, reduction="masked-mean", select="best")
-    assert given_guidance(GuidanceFlags(num_candidates=2), load("exact")) == Guidance(num_candidates=2)
-    assert given(OrderFlags(gumbel=0.0), ConfidenceOrder()) == ConfidenceOrder()  # given, though it is the default
+    assert guidance_from_flags(GuidanceFlags(num_candidates=2), load("exact")) == Guidance(num_candidates=2)
+    assert (
+        settings_from_flags(OrderFlags(gumbel=0.0), ConfidenceOrder()) == ConfidenceOrder()
+    )  # given, though it is the default
 
 
 def test_the_command_takes_the_guidance_of_the_bundle(didi):

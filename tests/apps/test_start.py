@@ -24,8 +24,8 @@ def imported(code, *words, with_errors=False):
         text=True,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
     )
-    said = done.stderr if with_errors else done.stdout
-    return {name.split(".")[0] for name in json.loads(done.stderr.splitlines()[-1])}, said
+    output = done.stderr if with_errors else done.stdout
+    return {name.split(".")[0] for name in json.loads(done.stderr.splitlines()[-1])}, output
 
 
 MAIN = "from didi.apps.cli import main; main()"
@@ -45,10 +45,10 @@ def test_the_list_of_imports_is_not_empty_by_mistake():
 
 
 @pytest.mark.parametrize(
-    ("name", "told"),
+    ("name", "message"),
     [("no", "a command is one of"), *((name, f"didi {name} RECIPE") for name in ("pretrain", "distill", "doctor"))],
 )
-def test_a_command_without_what_it_needs_is_refused_without_heavy_imports(name, told):
+def test_a_command_without_what_it_needs_is_refused_without_heavy_imports(name, message):
     code = f"""
 import didi.apps.cli
 try:
@@ -56,10 +56,10 @@ try:
 except SystemExit as stop:
     assert stop.code == 2
 """
-    found, said = imported(code, name, with_errors=True)
+    found, err = imported(code, name, with_errors=True)
     assert not HEAVY & found
-    assert said.startswith("didi: ")
-    assert told in said
+    assert err.startswith("didi: ")
+    assert message in err
 
 
 @pytest.mark.slow

@@ -72,7 +72,7 @@ def second(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("error", "status", "said"),
+    ("error", "status", "err"),
     [
         (None, 0, ""),
         (UsageError("no"), 2, ""),
@@ -82,7 +82,7 @@ def second(monkeypatch):
     ],
     ids=str,
 )
-def test_of_several_processes_the_first_speaks(second, error, status, said, capsys):
+def test_only_the_first_process_writes_except_for_failures(second, error, status, err, capsys):
     def command():
         print("result")
         print("step 1/2", file=sys.stderr)
@@ -92,7 +92,7 @@ def test_of_several_processes_the_first_speaks(second, error, status, said, caps
     with pytest.raises(SystemExit) as stop:
         run(command)
     assert stop.value.code == status
-    assert capsys.readouterr() == ("", said)
+    assert capsys.readouterr() == ("", err)
 
 
 class Closed(io.TextIOBase):
@@ -121,12 +121,12 @@ def test_a_reader_that_has_left_is_a_failure_of_one_line(capsys):
     assert capsys.readouterr().err == "didi: the reader of standard output left before all of it was written\n"
 
 
-@pytest.mark.parametrize(("number", "told"), [(errno.EPIPE, "left before all"), (errno.ENOSPC, "No space left")])
-def test_output_that_is_lost_at_the_end_is_a_failure(monkeypatch, capsys, number, told):
+@pytest.mark.parametrize(("number", "message"), [(errno.EPIPE, "left before all"), (errno.ENOSPC, "No space left")])
+def test_output_that_is_lost_at_the_end_is_a_failure(monkeypatch, capsys, number, message):
     monkeypatch.setattr(sys, "stdout", Closed(number))
     assert ended(lambda: None) == 1
     err = capsys.readouterr().err
-    assert told in err
+    assert message in err
     assert err.count("\n") == 1
 
 

@@ -120,7 +120,7 @@ def test_a_config_file_of_another_method_is_refused(tmp_path, content, words, me
     assert not (tmp_path / "run").exists()
 
 
-def test_the_name_of_a_recipe_before_is_read(tmp_path, capsys):
+def test_the_former_name_of_a_recipe_is_read(tmp_path, capsys):
     settings, words = tmp_path / "run/config.yaml", [*SHORT, "--max-steps", "1", "--out", str(tmp_path / "run")]
     pretrain(["markov-uniform", *words])
     assert yaml.safe_load(settings.read_text())["recipe"] == "markov-udlm"
@@ -201,7 +201,7 @@ def trajectory(*words):
         (["prose", "--objective.trajectory", "two-moves"], ("two-moves", None)),
     ],
 )
-def test_the_trajectory_is_named_or_follows_from_the_flags_of_before(words, expected):
+def test_the_trajectory_is_named_or_follows_from_older_flags(words, expected):
     assert trajectory(*words) == expected
 
 
@@ -239,7 +239,7 @@ def test_contradictory_trajectories_are_refused_in_one_line(words, message):
         ({"completions": 3}, ("path", 8)),
     ],
 )
-def test_a_config_file_of_before_the_trajectory_is_read(tmp_path, old, expected):
+def test_a_config_file_without_the_trajectory_is_read(tmp_path, old, expected):
     file = tmp_path / "config.yaml"
     file.write_text(yaml.safe_dump({"method": "didi", "recipe": "prose", "objective": old}))
     assert trajectory("--config", str(file)) == expected
@@ -254,7 +254,7 @@ def test_score_decomposition_brings_the_second_move_back_to_a_one_step_trajector
     assert trajectory(*words, "--objective.score-decomposition") == ("two-moves", None)
 
 
-def test_the_settings_in_a_bundle_of_before_are_read(tmp_path):
+def test_the_settings_in_a_bundle_of_an_older_version_are_read(tmp_path):
     settings = asdict(two_moves.MARKOV) | {"recipe": "tiny-news"}
     settings["objective"] |= {"score_decomposition": True, "moves": 8}
     for later in ("trajectory", "reward_time"):
@@ -268,7 +268,7 @@ def test_the_settings_in_a_bundle_of_before_are_read(tmp_path):
     assert (read.objective, read.discriminator.fresh_rollouts) == (ObjectiveConfig(**found), False)
 
 
-def test_a_run_of_before_goes_on(tmp_path, capsys):
+def test_a_run_of_an_older_version_is_resumed(tmp_path, capsys):
     words = ["markov", *SHORT, "--max-steps", "1", "--discriminator.warmup-steps", "1", "--out", str(tmp_path / "run")]
     words += ["--loop.batch-size", "4", "--preset", "two-moves"]
     distill([*words, "--objective.moves", "4"])

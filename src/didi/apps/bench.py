@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from didi.apps.options import GuidanceFlags, given_guidance
+from didi.apps.options import GuidanceFlags, guidance_from_flags
 from didi.apps.outputs import refuse_existing
 from didi.apps.terminal import parse
 from didi.diffusion.absorbing import Absorbing
@@ -129,7 +129,7 @@ def bench(args: Sequence[str]) -> None:
     bundle = load_bundle()
     requested = command.methods or default_methods(bundle.process)
     _check_guidance(command, requested)
-    guidance = given_guidance(command.guidance, bundle) or bundle.guidance or Guidance()
+    guidance = guidance_from_flags(command.guidance, bundle) or bundle.guidance or Guidance()
     length = bundle.network().length if command.length is None else command.length
     _check_networks(bundle, requested, length)
     if command.out is not None:

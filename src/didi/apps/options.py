@@ -34,7 +34,7 @@ GuidanceFlags, OrderFlags, RemaskingFlags, InitialStateFlags, ReparamFlags = (
 )
 
 
-def given(flags: Any, base: Settings) -> Settings | None:
+def settings_from_flags(flags: Any, base: Settings) -> Settings | None:
     """``base`` with the values of the flags that were given; None if no flag was given.
 
     Raises:
@@ -44,9 +44,9 @@ def given(flags: Any, base: Settings) -> Settings | None:
     return replace(base, **values) if values else None  # type: ignore[type-var]
 
 
-def given_guidance(flags: Any, bundle: Bundle) -> Guidance | None:
+def guidance_from_flags(flags: Any, bundle: Bundle) -> Guidance | None:
     """The bundle's guidance (or the default) with the settings given as flags; None if no flag was given."""
-    return given(flags, bundle.guidance or Guidance())
+    return settings_from_flags(flags, bundle.guidance or Guidance())
 
 
 def sampling_options(command: Any, bundle: Bundle, **others: Any) -> SamplingOptions:
@@ -63,7 +63,7 @@ def sampling_options(command: Any, bundle: Bundle, **others: Any) -> SamplingOpt
     """
     shared = {each.name for each in fields(SamplingOptions)} - {"sampler", "role", "is_whole_batch", *others}
     values = {name: getattr(command, name) for name in shared}
-    values |= {name: given(values[name], kind()) for name, kind in KINDS.items()}
-    values["guidance"] = given_guidance(command.guidance, bundle)
-    values["initial_state"] = given(command.initial_state, bundle.initial_state or InitialState())
+    values |= {name: settings_from_flags(values[name], kind()) for name, kind in KINDS.items()}
+    values["guidance"] = guidance_from_flags(command.guidance, bundle)
+    values["initial_state"] = settings_from_flags(command.initial_state, bundle.initial_state or InitialState())
     return SamplingOptions(**values, **others)
