@@ -68,7 +68,7 @@ def second(monkeypatch):
 
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "1")
-    monkeypatch.setattr("didi.process_group.joined", joined)
+    monkeypatch.setattr("didi.process_group.init_process_group", joined)
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ def exact_kl(probs):
 
 
 def with_equal_ends():
-    """The chain's distribution with sequences whose last symbol equals the first favoured, beyond any table of pairs."""
+    """The chain's distribution, favouring sequences whose last symbol equals the first, beyond any table of pairs."""
     sequences = enumerated(SMALL, LENGTH)
     probs = SMALL.log_likelihood(sequences).exp() * torch.where(sequences[:, 0] == sequences[:, -1], 9.0, 1.0)
     return probs / probs.sum()

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from didi.apps.train import _locked_and_prepared
+from didi.apps.train import _locked_and_prepared as _ours
 from didi.errors import DidiError, UsageError
 from didi.methods.settings import RunConfig
 from didi.process_group import ProcessGroup, init_process_group, process_group
@@ -42,7 +42,7 @@ def test_shares_are_runs_that_cover_all_rows_once():
 
 
 def test_a_batch_that_cannot_be_shared_is_refused(monkeypatch):
-    monkeypatch.setattr("didi.training.distributed.world", lambda: ProcessGroup(0, 3))
+    monkeypatch.setattr("didi.training.distributed.process_group", lambda: ProcessGroup(0, 3))
     check_divides(6)
     with pytest.raises(UsageError, match="a multiple of their number; got 8 and 3 processes"):
         check_divides(8)
@@ -81,8 +81,8 @@ def test_all_processes_raise_what_the_main_one_finds_in_the_folder(monkeypatch, 
             return [refused]
 
     monkeypatch.setattr("didi.apps.train.process_group", lambda: Second(1, 2))
-    prepared = _locked_and_prepared(RunFolder(tmp_path), RunConfig(), resume=False, overwrite=False)
-    with pytest.raises(UsageError, match="another process is running in it"), prepared:
+    ours = _ours(RunFolder(tmp_path), RunConfig(), resume=False, overwrite=False)
+    with pytest.raises(UsageError, match="another process is running in it"), ours:
         pytest.fail("it went on")
 
 
