@@ -150,7 +150,7 @@ def tasks(device: torch.device, *, is_toy: bool) -> Iterator[tuple[str, Callable
     with device:  # initial weights are drawn there: on the CPU that takes seconds
         bundle = random_bundle("markov" if is_toy else "owt-169m")
     bundle = replace(bundle, discriminator=None)
-    yield "waits of the ancestral sampler", lambda: {"results": waits(bundle, device)}
+    yield "waits of the ancestral sampler", lambda: {"found": waits(bundle, device)}
     for batch_size in (1, 2) if is_toy else (1, 64, 8):
         yield f"sampling, batch {batch_size}", lambda size=batch_size: sampling(bundle, size, device)
     recipes = ("markov",) if is_toy else ("owt-169m", "owt-424m")

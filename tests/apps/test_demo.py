@@ -61,5 +61,5 @@ def test_a_demo_that_is_stopped_names_no_flag_that_it_does_not_have(monkeypatch,
     monkeypatch.setattr(demo, "distill_run", stopped)
     monkeypatch.setattr(demo, "fetch", lambda _: None)
     monkeypatch.setattr(demo, "load_judge", lambda _: None)
-    with pytest.raises(Interrupted, match=r"^stopped at step 3 of 6, saved; the same command goes on$"):
+    with pytest.raises(Interrupted, match=r"^stopped at step 3 of 6, saved; run the same command to continue$"):
         demo.demo(["--out", str(tmp_path / "demo")])

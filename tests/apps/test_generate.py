@@ -190,7 +190,7 @@ def test_a_prefix_is_any_text(didi, text):
 def test_a_prefix_that_looks_like_a_flag_gets_a_hint(didi):
     status, _, err = didi(*NEWS, "--prefix", "--nfe")
     assert (status, err.count("\n")) == (2, 1)
-    assert "--prefix needs a value; one that begins with two dashes is given as --prefix=VALUE" in err
+    assert "--prefix needs a value; write one that begins with two dashes as --prefix=VALUE" in err
     assert didi(*NEWS, "--num-samples", "1", "--prefix=--nfe")[1].splitlines()[1].startswith("--nfe")
 
 

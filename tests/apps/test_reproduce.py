@@ -199,7 +199,9 @@ def test_a_study_that_is_stopped_names_no_flag_that_it_does_not_have(tmp_path, m
         raise error
 
     monkeypatch.setattr(Study, "complete", complete)
-    with pytest.raises(Interrupted, match=r"^stopped; .*study keeps what is done: the same command goes on$"):
+    with pytest.raises(
+        Interrupted, match=r"^stopped; finished work is kept in .*study: run the same command to continue$"
+    ):
         command.reproduce(["table1", "--scale", "markov", "--out", str(tmp_path / "study")])
 
 

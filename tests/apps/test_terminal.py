@@ -96,7 +96,7 @@ def test_only_the_first_process_writes_except_for_failures(second, error, status
 
 
 class Closed(io.TextIOBase):
-    """A stream whose reader has left, or whose disk is full."""
+    """A stream that cannot be written, because its pipe is closed or its disk is full."""
 
     encoding = "utf-8"
 
@@ -116,12 +116,12 @@ def ended(command):
     return stop.value.code
 
 
-def test_a_reader_that_has_left_is_a_failure_of_one_line(capsys):
+def test_a_closed_pipe_is_a_failure_of_one_line(capsys):
     assert ended(lambda: ResultConsole(file=Closed()).print("a table")) == 1
-    assert capsys.readouterr().err == "didi: the reader of standard output left before all of it was written\n"
+    assert capsys.readouterr().err == "didi: standard output was closed before all of it was written\n"
 
 
-@pytest.mark.parametrize(("number", "message"), [(errno.EPIPE, "left before all"), (errno.ENOSPC, "No space left")])
+@pytest.mark.parametrize(("number", "message"), [(errno.EPIPE, "closed before all"), (errno.ENOSPC, "No space left")])
 def test_output_that_is_lost_at_the_end_is_a_failure(monkeypatch, capsys, number, message):
     monkeypatch.setattr(sys, "stdout", Closed(number))
     assert ended(lambda: None) == 1
@@ -131,7 +131,7 @@ def test_output_that_is_lost_at_the_end_is_a_failure(monkeypatch, capsys, number
 
 
 @pytest.mark.parametrize("number", [errno.EPIPE, errno.ENOSPC, errno.EIO])
-def test_a_command_outlives_its_log(monkeypatch, capsys, number):
+def test_a_command_continues_when_its_log_is_closed(monkeypatch, capsys, number):
     monkeypatch.setattr(sys, "stderr", Closed(number))
 
     def command():
@@ -213,7 +213,7 @@ def environment(**more):
     return {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **more}
 
 
-def test_a_command_whose_reader_leaves_ends_with_one_line_and_a_status():
+def test_a_command_with_a_closed_pipe_ends_with_one_line_and_a_status():
     reader, writer = os.pipe()
     os.close(reader)
     done = subprocess.run(LIST, stdout=writer, stderr=subprocess.PIPE, text=True, env=environment(), check=False)

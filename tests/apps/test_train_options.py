@@ -350,7 +350,7 @@ def test_a_run_that_is_stopped_names_resume(tmp_path, monkeypatch, command):
         raise Interrupted("stopped at step 3 of 6, saved")
 
     monkeypatch.setattr(f"didi.apps.train.{command.__name__}_run", stopped)
-    with pytest.raises(Interrupted, match=r"^stopped at step 3 of 6, saved; go on with --resume$"):
+    with pytest.raises(Interrupted, match=r"^stopped at step 3 of 6, saved; continue with --resume$"):
         command(["markov", "--out", str(tmp_path / "run")])
 
 

@@ -154,8 +154,8 @@ def test_a_joint_divergence_without_a_reference_or_with_few_samples_is_refused_b
         evaluate(bundle, num_samples=3, joint=True, **settings)
     vocabulary = Tokenizer(models.WordLevel({"a": 0, "[MASK]": 32}, unk_token="a"))
     other = Bundle(autoregressive=bundle.autoregressive, process=bundle.process, tokenizer=vocabulary, name="other")
-    with pytest.raises(UsageError, match="bundle other has another than unnamed"):
+    with pytest.raises(UsageError, match="those of bundles other and unnamed differ"):
         evaluate(bundle, num_samples=16, joint=other, **settings)
     monkeypatch.setattr(type(bundle.autoregressive), "length", 2)
-    with pytest.raises(UsageError, match=f"reads 2 tokens, unnamed writes {LENGTH}"):
+    with pytest.raises(UsageError, match=f"has 2 tokens, sequences of unnamed have {LENGTH}"):
         evaluate(bundle, num_samples=16, joint=named, **settings)

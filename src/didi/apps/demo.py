@@ -74,7 +74,7 @@ def demo(args: Sequence[str]) -> None:
     try:
         distilled = load(distill_run(config, folder, resume=folder.has_run, device=torch.device("cpu")))
     except Interrupted as stopped:
-        raise Interrupted(f"{stopped}; the same command goes on") from stopped
+        raise Interrupted(f"{stopped}; run the same command to continue") from stopped
     _print_progress(f"3/3  judge {command.num_samples} samples a row, each scored")
     sets: list[SampleSet] = []
 

@@ -70,7 +70,7 @@ def _one_line(box: str, prog: str) -> str:
         return f"{prog} needs {missing}; see {prog} --help"
     if match := re.search(r"Missing value for argument '(--[\w.-]+)", text):
         flag = match[1]
-        return f"{flag} needs a value; one that begins with two dashes is given as {flag}=VALUE; see {prog} --help"
+        return f"{flag} needs a value; write one that begins with two dashes as {flag}=VALUE; see {prog} --help"
     text = re.sub(r"^(Value error|Invalid choice|Required options|Parsing error|Missing value)\s+", "", text)
     text = text.split(" Argument helptext:")[0].rstrip(".")
     return f"{text}; see {prog} --help"
@@ -141,7 +141,7 @@ def _run(command: Callable[[], None]) -> End:
 
 def _reason(error: OSError) -> str:
     if isinstance(error, BrokenPipeError):
-        return "the reader of standard output left before all of it was written"
+        return "standard output was closed before all of it was written"
     reason = error.strerror or str(error)
     return f"{reason}: {error.filename}" if error.filename else reason
 

@@ -139,7 +139,7 @@ def _resumable() -> Iterator[None]:
     try:
         yield
     except Interrupted as stopped:
-        raise Interrupted(f"{stopped}; go on with --resume") from stopped
+        raise Interrupted(f"{stopped}; continue with --resume") from stopped
 
 
 def _in_time(config: Any, options: RunOptions, folder: RunFolder, inputs: Callable[[], Inputs]) -> Any:
@@ -164,7 +164,7 @@ def _in_time(config: Any, options: RunOptions, folder: RunFolder, inputs: Callab
         if steps == 0:
             raise UsageError(f"--{flag} sets loop.steps, of which the run in {folder.path} has 0: leave it out")
         if type(steps) is not int or steps < 1:
-            raise UsageError(f"--resume keeps the length of a run; {saved} does not say loop.steps: give --max-steps")
+            raise UsageError(f"--resume keeps the length of a run; {saved} has no loop.steps: give --max-steps")
         return config.limited(steps)
     limited = (fitted if flag == "max-minutes" else fitted_to_passes)(config, inputs(), bound)
     if limited.loop.steps == config.loop.steps and process_group().is_main:

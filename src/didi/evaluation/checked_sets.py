@@ -42,5 +42,5 @@ def _checked(name: str, values: Any, bundle: Bundle) -> Int[Tensor, "_ l"]:
     low, high = int(tokens.min()), int(tokens.max())
     if low < 0 or high >= network.vocab_size:
         token = low if low < 0 else high
-        raise UsageError(f"{name} has tokens of the bundle's own {network.vocab_size} symbols; got token {token}")
+        raise UsageError(f"{name} has token ids from 0 to {network.vocab_size - 1}, the bundle's symbols; got {token}")
     return tokens.long()

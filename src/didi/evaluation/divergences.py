@@ -95,13 +95,13 @@ def _find(bundle: Bundle, exact: Sequence[ExactJudge], named: Bundle | None) -> 
         )
     if source is not bundle and _symbols(source) != _symbols(bundle):
         raise UsageError(
-            f"a joint divergence is measured over one tokenizer; bundle {source.name} has another than {bundle.name}: "
+            f"a joint divergence needs equal tokenizers; those of bundles {source.name} and {bundle.name} differ: "
             "train its network on the same corpus with data.vocab_size of the same value"
         )
     if source.autoregressive.length < bundle.network().length:
         raise UsageError(
-            f"the reference of a joint divergence reads whole sequences; bundle {source.name} reads "
-            f"{source.autoregressive.length} tokens, {bundle.name} writes {bundle.network().length}"
+            f"the reference of a joint divergence has a context of whole sequences; that of bundle {source.name} has "
+            f"{source.autoregressive.length} tokens, sequences of {bundle.name} have {bundle.network().length}"
         )
     device = next(bundle.network().parameters()).device
     return JointReference(source.name, source.autoregressive.to(device))

@@ -71,7 +71,9 @@ def write_report(
     try:
         study.complete([cell for target in chosen.values() for cell in target.cells(plan)])
     except (KeyboardInterrupt, Interrupted) as stopped:
-        raise Interrupted(f"stopped; {study.folder} keeps what is done: the same command goes on") from stopped
+        raise Interrupted(
+            f"stopped; finished work is kept in {study.folder}: run the same command to continue"
+        ) from stopped
     parts = [f"# {title}\n", *head(plan, study)]
     for name, target in chosen.items():
         print(f"writing {name}", file=sys.stderr, flush=True)
