@@ -143,9 +143,9 @@ def page(results: dict[str, Any]) -> list[str]:
     for one in results["accuracy of pairs and triples"]:
         figures = []
         for name in ("kl", "reverse_kl"):
-            found = one[name]
-            figures += [f"{found['true']:.4f}", f"{found['bias']:+z.4f}", f"{found['sd']:.4f}"]
-            figures.append(f"{found['held by the interval']:.0%}")
+            figure = one[name]
+            figures += [f"{figure['true']:.4f}", f"{figure['bias']:+z.4f}", f"{figure['sd']:.4f}"]
+            figures.append(f"{figure['held by the interval']:.0%}")
         body.append([one["samples of"], "pairs" if one["n"] == 2 else "triples", f"{one['num_samples']:,}", *figures])
     header = ["samples of", "", "samples", "KL", "bias", "sd", "held", "reverse", "bias", "sd", "held"]
     lines += ["", *markdown_table(header, body, num_left=2)]

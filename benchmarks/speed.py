@@ -125,12 +125,12 @@ def claims(suites: dict[str, list[SpeedRow]]) -> Iterator[list[str]]:
         return row_of(suites.get(suite, []), method, variant)
 
     for name in ("paper scale, one sequence", "paper scale, four sequences"):
-        ours, published = row(name, "ancestral"), row(name, "published")
+        ancestral, published = row(name, "ancestral"), row(name, "published")
         alone = row(f"{name}, against the bare passes", "ancestral")  # a suite with more rounds for this comparison
-        over = ours.over_floor if alone is NOT_MEASURED else alone.over_floor
+        over = ancestral.over_floor if alone is NOT_MEASURED else alone.over_floor
         yield claim(f"{name}, 16 NFE: time over the bare passes", over, 1.05, is_upper=True)
-        yield claim(f"{name}, 16 NFE: speed over the published algorithm", ours.speedup, 1.9, is_upper=False)
-        memory = ours.peak_mib / published.peak_mib
+        yield claim(f"{name}, 16 NFE: speed over the published algorithm", ancestral.speedup, 1.9, is_upper=False)
+        memory = ancestral.peak_mib / published.peak_mib
         figure = None if math.isnan(memory) else (memory,) * 3
         yield claim(f"{name}: peak memory over the published algorithm's", figure, 0.25, is_upper=True)
     int8 = row("paper scale, one sequence", "ancestral", "int8").speedup
@@ -146,9 +146,11 @@ def claims(suites: dict[str, list[SpeedRow]]) -> Iterator[list[str]]:
         ("paper scale, four sequences", 16, math.nan),
         ("paper scale, sixteen sequences", 16, math.nan),
     ):
-        rival, ours = row(name, "autoregressive"), row(name, "ancestral")
+        autoregressive, ancestral = row(name, "autoregressive"), row(name, "ancestral")
         text = f"{name.removesuffix(', 8 NFE')}, {nfe} NFE: speed over the autoregressive model with its cache"
-        yield claim(text, ratio(rival.seconds, ours.seconds) if ours.seconds else None, bound, is_upper=False)
+        yield claim(
+            text, ratio(autoregressive.seconds, ancestral.seconds) if ancestral.seconds else None, bound, is_upper=False
+        )
 
 
 def in_words(figure: Ratio) -> str:
@@ -172,9 +174,9 @@ def cost_figure(rows: Sequence[SpeedRow], path: Path) -> None:
     figure = Figure(figsize=(6.4, 4.0), dpi=200, layout="constrained", facecolor="white")
     axes = figure.subplots()
     axes.set(xscale="log", yscale="log")
-    ours = [row for row in rows if row.method == "ancestral"]
-    for size in sorted({row.batch_size for row in ours}):
-        line = [row for row in ours if row.batch_size == size]
+    ancestral = [row for row in rows if row.method == "ancestral"]
+    for size in sorted({row.batch_size for row in ancestral}):
+        line = [row for row in ancestral if row.batch_size == size]
         nfes = [row.nfe for row in line]
         middle = [statistics.median(row.seconds) for row in line]
         axes.plot(nfes, middle, "o-", label=f"{size} sequence{'s' * (size > 1)}")

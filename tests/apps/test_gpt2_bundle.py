@@ -111,10 +111,12 @@ class Judge:
 
 def test_an_evaluation_has_its_row_nll_and_figures(bundle, tmp_path):
     rows = torch.randint(0, VOCAB, (4, LENGTH), generator=torch.Generator().manual_seed(0))
-    (data, *found) = evaluate(bundle, num_samples=3, judge=Judge(), data=rows, temperature=[0.8, 1.0], out=tmp_path)
+    (data, *sampled) = evaluate(bundle, num_samples=3, judge=Judge(), data=rows, temperature=[0.8, 1.0], out=tmp_path)
     assert data.role == "data"
-    assert [(row.role, row.nfe, row.temperature) for row in found] == [("autoregressive", LENGTH, t) for t in (0.8, 1)]
-    assert found[0].nelbo == pytest.approx(float(bundle.autoregressive.nll(rows).detach().mean()), rel=1e-5)
+    assert [(row.role, row.nfe, row.temperature) for row in sampled] == [
+        ("autoregressive", LENGTH, t) for t in (0.8, 1)
+    ]
+    assert sampled[0].nelbo == pytest.approx(float(bundle.autoregressive.nll(rows).detach().mean()), rel=1e-5)
     assert (tmp_path / "perplexity.png").is_file()
 
 
@@ -159,8 +161,8 @@ def test_it_is_a_reference_of_joint_divergences(bundle):
     tokens = package.generate(bundle, num_samples=8, seed=3).tokens
     assert int(tokens.max()) < VOCAB
     tokens[0, 0] = VOCAB - 1  # its last symbol is a token
-    found = joint_divergence(tokens, bundle.autoregressive, JointSettings(folds=2, epochs=1, learning_rate=1e-6))
-    assert abs(found.kl) < 0.1
+    estimate = joint_divergence(tokens, bundle.autoregressive, JointSettings(folds=2, epochs=1, learning_rate=1e-6))
+    assert abs(estimate.kl) < 0.1
     with pytest.raises(package.UsageError, match=f"has {VOCAB} symbols; got token {VOCAB}"):
         joint_divergence(tokens.masked_fill(tokens == 5, VOCAB).fill_(VOCAB), bundle.autoregressive)
 

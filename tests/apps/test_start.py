@@ -33,15 +33,15 @@ MAIN = "from didi.apps.cli import main; main()"
 
 @pytest.mark.parametrize("words", [[], ["--help"], ["--version"], ["assets", "--help"]])
 def test_a_command_without_tensors_imports_no_heavy_package(words):
-    found, out = imported(MAIN, *words)
-    assert not HEAVY & found
+    packages, out = imported(MAIN, *words)
+    assert not HEAVY & packages
     assert out.strip()
 
 
 @pytest.mark.slow
 def test_the_list_of_imports_is_not_empty_by_mistake():
-    found, _ = imported("import didi; didi.load")
-    assert {"didi", "torch", "numpy"} <= found
+    packages, _ = imported("import didi; didi.load")
+    assert {"didi", "torch", "numpy"} <= packages
 
 
 @pytest.mark.parametrize(
@@ -56,8 +56,8 @@ try:
 except SystemExit as stop:
     assert stop.code == 2
 """
-    found, err = imported(code, name, with_errors=True)
-    assert not HEAVY & found
+    packages, err = imported(code, name, with_errors=True)
+    assert not HEAVY & packages
     assert err.startswith("didi: ")
     assert message in err
 
@@ -70,8 +70,8 @@ def test_the_help_of_a_command_imports_no_optional_package(name):
 
 def test_importing_didi_is_cheap_and_every_public_name_is_there():
     code = "import didi; names = dir(didi); import sys; assert 'torch' not in sys.modules; print(*names)"
-    found, out = imported(code)
-    assert not HEAVY & found
+    packages, out = imported(code)
+    assert not HEAVY & packages
     assert {"load", "save", "generate", "evaluate", "Bundle", "__version__"} <= set(out.split())
 
 

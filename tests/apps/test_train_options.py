@@ -260,12 +260,12 @@ def test_the_settings_in_a_bundle_of_an_older_version_are_read(tmp_path):
     for later in ("trajectory", "reward_time"):
         del settings["objective"][later]
     del settings["discriminator"]["fresh_rollouts"], settings["start"]
-    found = DistillConfig.current(settings)["objective"]
-    assert ObjectiveConfig(**found).trajectory == "path"
-    assert found["moves"] == settings["objective"]["moves"] == 8
+    objective = DistillConfig.current(settings)["objective"]
+    assert ObjectiveConfig(**objective).trajectory == "path"
+    assert objective["moves"] == settings["objective"]["moves"] == 8
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(settings))
     read = resolved("--config", str(tmp_path / "config.yaml"))
-    assert (read.objective, read.discriminator.fresh_rollouts) == (ObjectiveConfig(**found), False)
+    assert (read.objective, read.discriminator.fresh_rollouts) == (ObjectiveConfig(**objective), False)
 
 
 def test_a_run_of_an_older_version_is_resumed(tmp_path, capsys):

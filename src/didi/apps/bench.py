@@ -106,9 +106,9 @@ def _check_networks(bundle: Bundle, methods: Sequence[Method], length: int) -> N
 
 def _check_guidance(command: BenchCommand, methods: Sequence[Method]) -> None:
     """Refuse settings of guidance that no contestant reads."""
-    given = [name for name, value in vars(command.guidance).items() if value is not None]
-    if given and not {"guided", "guided floor"} & {*methods}:
-        flag = f"--guidance.{given[0].replace('_', '-')}"
+    flags = [name for name, value in vars(command.guidance).items() if value is not None]
+    if flags and not {"guided", "guided floor"} & {*methods}:
+        flag = f"--guidance.{flags[0].replace('_', '-')}"
         raise UsageError(
             f"{flag} is read by the method guided; --methods has {', '.join(methods)}: add guided, or leave {flag} out"
         )

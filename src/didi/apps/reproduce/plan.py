@@ -56,10 +56,10 @@ class Plan:
 
         Below the paper's scale it has our exact variance reductions, since short runs are noisy.
         """
-        ours, objective = self.recipe.objective, paper_objective()
+        recipe_objective, objective = self.recipe.objective, paper_objective()
         if self.scale != "paper":
             reductions = ("completions", "advantage", "revealed_only")
-            objective = replace(objective, **{name: getattr(ours, name) for name in reductions})
+            objective = replace(objective, **{name: getattr(recipe_objective, name) for name in reductions})
         return replace(self.recipe, objective=objective)
 
     def runs(self, config: DistillConfig) -> list[Run]:

@@ -80,9 +80,9 @@ def objectives_cells(plan: Plan) -> list[Cell]:
 def objectives_table(plan: Plan, study: Study) -> list[str]:
     """The presets and our objectives, each compared with our objective of two moves."""
     rows = _objective_rows(plan)
-    ours = next(name for name, (config, _) in rows.items() if config == plan.recipe)
+    reference = next(name for name, (config, _) in rows.items() if config == plan.recipe)
     settings = [f"- {name}: {settings_line(config)}" for name, (config, _) in rows.items()]
-    reordered = {name: row for name, row in rows.items() if name != ours} | {ours: rows[ours]}
+    reordered = {name: row for name, row in rows.items() if name != reference} | {reference: rows[reference]}
     return [*_ablation(plan, study, reordered, {}, is_cumulative=False), "\nHow each was trained:\n", *settings]
 
 
@@ -195,11 +195,11 @@ def table_5(plan: Plan, study: Study) -> list[str]:
     """Our settings and the paper's."""
     del study
     paper_teacher, paper = PRETRAIN["owt-169m"], DISTILL["owt-169m"]
-    ours = PRETRAIN.get(
+    our_teacher = PRETRAIN.get(
         {"markov": "markov", "exact": "exact", "tiny": "tiny-news", "paper": "owt-169m"}[plan.scale], paper_teacher
     )
     columns = {
-        "teacher, here": _settings(ours),
+        "teacher, here": _settings(our_teacher),
         "teacher, paper": _settings(paper_teacher),
         "student, here": _settings(plan.recipe),
         "student, paper": _settings(paper),
