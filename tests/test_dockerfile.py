@@ -1,4 +1,4 @@
-"""The Dockerfile, as far as it can be checked without Docker."""
+"""Checks of the Dockerfile that do not need Docker."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""A name of the Hub without network fails at once and in one line, whichever client looks it up."""
+"""Without a network, a name of the Hub fails at once and in one line with every client."""
 
 import sys
 from types import SimpleNamespace
@@ -18,7 +18,7 @@ from didi.models.foreign import read_checkpoint
 
 @pytest.fixture
 def offline(monkeypatch, tmp_path):
-    """No network; a request or a wait between two of them fails the test."""
+    """Simulate a missing network; a request, or a wait between requests, fails the test."""
     constants = pytest.importorskip("huggingface_hub.constants")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)

@@ -1,4 +1,4 @@
-"""Small random GPT-2s of ``transformers``, and their files in the forms that are found on the Hub."""
+"""Small random GPT-2 models of ``transformers``, and their files in the formats of the Hub."""
 
 import json
 
@@ -12,7 +12,7 @@ DOCUMENTS = [f"number {i} of a few short documents, which the tokenizer is train
 
 
 def tokenizer():
-    """Of 279 tokens, <|endoftext|> the first, and [MASK] after them."""
+    """A tokenizer of 279 tokens, of which <|endoftext|> is the first, and [MASK] after them."""
     return train_tokenizer(DOCUMENTS, 280)
 
 
@@ -20,7 +20,7 @@ VOCAB = 279
 
 
 def hugging(seed=0, **settings):
-    """A GPT2LMHeadModel far from uniform, so that a mistake shows."""
+    """A GPT2LMHeadModel with large random weights, so that its predictions are not uniform and mistakes are visible."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
     shape = {"vocab_size": VOCAB, "n_positions": LENGTH, "n_embd": 12, "n_layer": 2, "n_head": 3}

@@ -32,7 +32,7 @@ def baseline(network, tmp_path):
 
 @pytest.fixture
 def quick(monkeypatch, tmp_path):
-    """A student that is its teacher at one move, few samples."""
+    """Plans whose student is the teacher's network, with one move and few samples, for speed."""
     full, teacher = command._plan, load("markov").teacher
     student = Bundle(student=teacher, discriminator=Discriminator.from_denoiser(teacher).eval())
     distilled = str(save(replace(student, provenance={"corpus": "markov"}), tmp_path / "student"))
@@ -52,7 +52,7 @@ def reproduce(folder, *words):
 
 @pytest.fixture
 def drawn(monkeypatch):
-    """Roles in each figure."""
+    """Roles in each drawn figure, by the name of its function."""
     seen = {}
     for name in ("perplexity_figure", "latency_figure"):
 

@@ -177,7 +177,7 @@ def test_doctor_takes_every_method(didi, recipe, method):
 @pytest.mark.slow
 def test_doctor_leaves_out_what_cannot_be_sharded(didi):
     out = didi("doctor", "tiny-news", "--num-processes", "2")[1]
-    assert "pretrain, fsdp" not in out  # Muon's matrices
+    assert "pretrain, fsdp" not in out  # FSDP does not support Muon
     assert "distill, fsdp" in out
 
 
@@ -366,7 +366,7 @@ def test_a_killed_run_resumes_bit_for_bit(tmp_path):
 
     finish(start("straight"))
     killed = start("killed")
-    while len(list((tmp_path / "killed").glob("checkpoints/step-*"))) < 2:  # it is under way
+    while len(list((tmp_path / "killed").glob("checkpoints/step-*"))) < 2:  # until training has begun
         time.sleep(0.02)
         assert killed.poll() is None
     killed.send_signal(signal.SIGKILL)

@@ -10,7 +10,7 @@ from didi.models.bundle import Bundle, save
 
 @pytest.fixture
 def small_world(monkeypatch):
-    """Fewer held-out rows and less babble, for speed."""
+    """Fewer held-out rows and fewer training rows of the trigram anchor, for speed."""
     monkeypatch.setattr("didi.data.source.MARKOV_HELD_OUT_ROWS", 256)
     monkeypatch.setattr("didi.evaluation.anchors.BABBLE_ROWS", 1024)
 

@@ -27,7 +27,7 @@ def sample_set(nll, role="student", nfe=8, temperature=1.0, **about):
 
 
 def evaluated(folder, *sets):
-    """A folder as didi evaluate leaves it."""
+    """A folder with the files of didi evaluate."""
     folder.mkdir()
     write_metrics([one.row for one in sets], folder)
     write_samples(sets, folder)
@@ -45,7 +45,7 @@ def test_sets_are_read_as_they_were_written(tmp_path):
 
 
 def sweep(level, temperatures):
-    """Data, and two roles at two numbers of moves over temperatures; ``level`` is added to every NLL."""
+    """Sets of data and of two roles, with two numbers of moves at each temperature; ``level`` is added to every NLL."""
     base = torch.tensor([30.0, 31.0, 32.0]) + level
     levels = {("teacher", 4): 8.0, ("teacher", 8): 6.0, ("student", 4): 4.0, ("student", 8): 0.0}
     return [
@@ -144,7 +144,7 @@ def test_the_refusal_names_the_differences_of_the_most_similar_sets(tmp_path):
 
 
 def baseline(nfe=1024, temperatures=(0.8, 0.9, 1.0), level=0.0, **about):
-    """A bundle whose only network is autoregressive, over temperatures."""
+    """Sets of an autoregressive network at each temperature."""
     base = torch.tensor([30.0, 31.0, 32.0]) + level
     return [sample_set(base, "autoregressive", nfe, temperature, **about) for temperature in temperatures]
 

@@ -1,4 +1,4 @@
-"""Files written in each public layout become bundles whose networks compute what the layout's own code would."""
+"""Files in each public layout are converted to bundles whose networks compute the same as the original code."""
 
 import json
 import math
@@ -66,7 +66,9 @@ def converted(layout, source, tmp_path, *flags):
 
 @torch.no_grad()
 def same(one, two, sigma=None):
-    return torch.allclose(one(TOKENS, sigma), two(TOKENS, sigma), rtol=0, atol=1e-6)  # memory's alignment rounds
+    return torch.allclose(
+        one(TOKENS, sigma), two(TOKENS, sigma), rtol=0, atol=1e-6
+    )  # rounding depends on memory alignment
 
 
 @pytest.mark.parametrize("layout", ["mdlm", "sdtt", "didi"])
@@ -89,7 +91,7 @@ def test_a_hub_folder_in_the_mdlm_layout(tmp_path, layout):
 def test_every_kind_of_file_holds_the_same_network(tmp_path, name):
     original = network()
     bundle = converted("mdlm", folder(tmp_path / "hub", prefixed(original), name=name), tmp_path)
-    assert same(bundle.teacher, original)  # the heads are told by the rotary frequencies
+    assert same(bundle.teacher, original)  # the number of heads follows from the rotary frequencies
     assert bundle.teacher.length == 1024
 
 
@@ -155,7 +157,7 @@ def test_tied_weights_are_there_once(tmp_path):
     assert same(converted("mdlm", source, tmp_path, "--tied").teacher, original)
     (tmp_path / "hub" / "config.json").write_text(json.dumps(MDLM_CONFIG | {"tie_word_embeddings": True}))
     assert same(converted("mdlm", source, tmp_path).teacher, original)
-    # In a training checkpoint both names are there and the average has the matrix once.
+    # A training checkpoint has the tied matrix under both names; its average has it once.
     content = {
         "state_dict": prefixed(original),
         "ema": {"shadow_params": [v for n, v in original.state_dict().items() if n not in (*BUFFERS, HEAD)]},
@@ -207,7 +209,7 @@ def test_scores_of_sedd_are_those_of_its_code(tmp_path, graph):
 
 
 def test_scores_of_sedd_that_are_not_scaled_are_a_denoisers_logits(tmp_path):
-    """At a mask, p_t(y)/p_t(mask) = P(x0 = y) alpha/(1 - alpha): its softmax is that of x0, whatever the noise."""
+    """At a mask, p_t(y)/p_t(mask) = P(x0 = y) alpha/(1 - alpha), so its softmax is that of x0 at any noise level."""
     config = SEDD_CONFIG | {"model": SEDD_CONFIG["model"] | {"scale_by_sigma": False}}
     bundle = converted("sedd", folder(tmp_path / "hub", prefixed(network(is_time_conditioned=True)), config), tmp_path)
     assert (bundle.process.name, bundle.process.schedule.name) == ("absorbing", "log-linear-eps")

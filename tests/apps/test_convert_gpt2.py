@@ -1,4 +1,4 @@
-"""GPT-2 of ``transformers`` in every form of its files becomes an autoregressive network that computes the same."""
+"""GPT-2 of ``transformers``, in every file format, is converted to an autoregressive network that computes the same."""
 
 import json
 
@@ -44,7 +44,7 @@ def test_logits_nll_and_greedy_continuation_are_those_of_transformers(tmp_path):
     expected = F.cross_entropy(model(read).logits.transpose(1, 2), TOKENS, reduction="none")
     torch.testing.assert_close(network.nll(TOKENS), expected, rtol=0, atol=2e-5)
     begin = torch.full((1, 1), BEGIN)
-    longest = LENGTH - 1  # the begin symbol takes a position of theirs
+    longest = LENGTH - 1  # in transformers, the begin symbol takes a position
     greedy = model.generate(
         begin, attention_mask=torch.ones_like(begin), max_new_tokens=longest, do_sample=False, eos_token_id=None,
         pad_token_id=BEGIN,
@@ -119,7 +119,7 @@ def test_the_head_is_the_embedding_where_config_json_does_not_say(tmp_path):
 
 
 def changed(folder, **weights):
-    """The weights of a folder with some replaced or, where None, left out."""
+    """The weights of a folder with some replaced, or left out if their value is None."""
     from safetensors.torch import load_file, save_file
 
     held = load_file(folder / "model.safetensors") | weights
@@ -278,7 +278,7 @@ def test_another_name_without_an_owner_is_refused(tmp_path, monkeypatch):
 
 
 def without_mask(whole):
-    """The tokenizer of the layout itself: without [MASK]."""
+    """The tokenizer without [MASK], as in the original layout."""
     from tokenizers import Tokenizer
 
     record = json.loads(whole.to_str())
@@ -317,7 +317,7 @@ def test_a_tokenizer_of_a_larger_network_is_refused(tmp_path):
 
 
 def test_a_network_of_the_public_size_has_the_tokenizer_of_gpt2(tmp_path, monkeypatch):
-    """50,257 symbols: that of the masked-diffusion models, whose [MASK] is the next one."""
+    """A network of 50,257 symbols has the tokenizer of masked-diffusion models, whose [MASK] is the next symbol."""
     from didi.apps import convert_parts
 
     names = []
@@ -359,7 +359,7 @@ def test_it_stands_beside_diffusion_networks_over_the_same_tokens(tmp_path, make
 
 
 def test_the_public_sizes_are_built_without_memory():
-    """Of the five public models, with their numbers of parameters."""
+    """The shapes of the five public models give their numbers of parameters."""
     for width, depth, heads, parameters in (
         (768, 6, 12, 81_912_576), (768, 12, 12, 124_439_808), (1024, 24, 16, 354_823_168),
         (1280, 36, 20, 774_030_080), (1600, 48, 25, 1_557_611_200),

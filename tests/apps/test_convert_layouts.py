@@ -1,4 +1,4 @@
-"""``didi convert`` on the forms in which the public code bases and libraries store a network."""
+"""``didi convert`` of networks in the formats of public code bases and libraries."""
 
 import json
 import math
@@ -51,7 +51,7 @@ def test_keys_with_prefixes_are_converted(tmp_path, prefix):
 
 
 def discriminator_in_the_layout_of_the_paper(original):
-    """Keys and signs: the trunk's keys are bare, and the last layer says how real a text is."""
+    """Weights in the layout of the paper: trunk keys without prefix, and a last layer whose output is high for real."""
     weights = {name.removeprefix(TRUNK): value.clone() for name, value in original.state_dict().items()}
     for name in ("bias", "parametrizations.weight.original", "parametrizations.weight.0._u"):
         weights[f"output_layer.main.2.{name}"].neg_()
@@ -105,7 +105,7 @@ def test_a_discriminator_is_not_dropped_without_a_word(tmp_path, training_checkp
 
 
 def sharded(folder, weights, suffix="safetensors", **changes):
-    """Two shards and their index, as ``transformers`` writes them."""
+    """Two shards and their index, in the format of ``transformers``."""
     folder.mkdir()
     stem = "model" if suffix == "safetensors" else "pytorch_model"
     shards = {f"{stem}-0000{number}-of-00002.{suffix}": {} for number in (1, 2)}

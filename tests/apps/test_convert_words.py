@@ -1,4 +1,4 @@
-"""Wrong words after ``didi convert``."""
+"""Wrong arguments of ``didi convert``."""
 
 import pytest
 

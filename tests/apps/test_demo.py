@@ -16,7 +16,7 @@ from didi.training.loop import RunFolder
 
 @pytest.fixture
 def on_markov(monkeypatch, tmp_path):
-    """A bundle of all roles stands for the bundled one; what was to be fetched is kept."""
+    """Replace the bundled model by a markov bundle of all roles; returns a list of the assets that were fetched."""
     full = DISTILL["markov"]
     recipe = replace(full, loop=replace(full.loop, steps=1, batch_size=4, validation_sequences=8))
     short = replace(recipe, discriminator=replace(recipe.discriminator, warmup_steps=1, guidance_steps=0))
@@ -40,7 +40,7 @@ def test_teacher_and_students_are_judged_and_a_second_start_goes_on(on_markov, t
     wanted = [(role, nfe) for role in ("teacher", "demo student", "student") for nfe in demo.NFES]
     assert [(row["role"], row["nfe"]) for row in rows] == [("data", 0), *wanted]
     assert rows[0]["gen_ppl"] < min(row["gen_ppl"] for row in rows[1:])
-    assert all(row["seed"] == 1 for row in rows)  # not the distillation's
+    assert all(row["seed"] == 1 for row in rows)  # the seed of the distillation plus 1
     for name in ("report.md", "perplexity.png", "samples.jsonl"):
         assert (tmp_path / "demo/results" / name).is_file()
     summary = (

@@ -1,4 +1,4 @@
-"""How optional packages are said to be installed."""
+"""Messages about the installation of optional packages."""
 
 import re
 import sys

@@ -1,4 +1,4 @@
-"""``didi generate``: what its records repeat, prompts from files and standard input, results as batches finish."""
+"""``didi generate``: samples repeated from records, prompts from files and standard input, output batch by batch."""
 
 import io
 import json
@@ -25,7 +25,7 @@ NEWS = ["generate", "--model", "tiny-news", "--nfe", "2", "--length", "12"]
 
 
 def repeated(record):
-    """The tokens of the sample that a record tells of, from nothing but the record."""
+    """The tokens of a sample, drawn again from its record only."""
     bundle = package.load(record["model"])
     options = {name: record[name] for name in OPTIONS}
     options |= {name: kind(**record[name]) for name, kind in FIELDS.items() if name in record}
@@ -77,7 +77,7 @@ def test_a_record_names_weights_and_versions(didi):
     assert (record["network"], record["compile"]) == ("float32", False)
     assert "torch" in record["machine"]
     plain = didi(*JSONL, "--model", "tiny-news", "--num-samples", "1", "--nfe", "1", "--network", "int8")[1]
-    assert json.loads(plain)["weights"] == {"student": weights_digest(bundle.student)}  # those that were loaded
+    assert json.loads(plain)["weights"] == {"student": weights_digest(bundle.student)}  # digest of the loaded weights
     assert json.loads(plain)["network"] == "int8"
 
 

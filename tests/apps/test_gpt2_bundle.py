@@ -1,4 +1,4 @@
-"""A bundle with a GPT-2 of ``transformers`` alone: texts, likelihoods, evaluations and times."""
+"""A bundle whose only network is a GPT-2 of ``transformers``: texts, likelihoods, evaluations and times."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""No command replaces what stands in ``--out`` unless ``--overwrite`` is given."""
+"""No command replaces files in ``--out`` without ``--overwrite``."""
 
 import json
 import shutil
@@ -17,7 +17,7 @@ SMALL = ["--data.length", "16", "--loop.batch-size", "2", "--loop.validation-seq
 
 @pytest.fixture
 def exact_bundle(make_dit, tmp_path):
-    """A bundle that is judged exactly."""
+    """A bundle of the exact world."""
     network = make_dit(vocab_size=5, length=4)
     bundle = Bundle(teacher=network, student=network, provenance={"corpus": "exact"})
     return str(save(bundle, tmp_path / "model"))
@@ -30,7 +30,7 @@ def checkpoint(make_dit, tmp_path):
 
 
 def refused(didi, out, *words):
-    """Without the flag nothing changes, in one line; with it the command runs."""
+    """Check that the command is refused in one line without ``--overwrite``, changes no file, and runs with it."""
     files = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
     status, out_text, error = didi(*words, "--out", out)
     assert (status, out_text, error.count("\n")) == (2, "", 1)

@@ -1,4 +1,4 @@
-"""Teachers that a study is given."""
+"""Peers of a study: ``--peers`` and the peers that it trains."""
 
 import math
 from dataclasses import replace

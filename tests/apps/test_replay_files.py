@@ -18,7 +18,7 @@ MARKOV = ("generate", "--model", "markov")
 
 @pytest.fixture(scope="module")
 def twin(tmp_path_factory):
-    """A bundle with an autoregressive network alone, over the tokens of markov."""
+    """A bundle whose only network is autoregressive, over the tokens of markov."""
     shape = {"vocab_size": 32, "mask_id": None, "begin_id": 0, "hidden_size": 8, "num_blocks": 1, "num_heads": 2}
     network = AutoregressiveLM(AutoregressiveConfig(length=24, **shape)).eval()
     folder = tmp_path_factory.mktemp("twin") / "bundle"

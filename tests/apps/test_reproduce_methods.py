@@ -1,4 +1,4 @@
-"""``didi reproduce --methods``: which students are compared, and what their report says."""
+"""``didi reproduce --methods``: the compared students and the report."""
 
 import json
 import math
@@ -220,7 +220,7 @@ def test_the_exact_world_is_compared_by_exact_divergences(make_study):
 
 
 def test_a_comparison_is_with_the_reference_at_the_same_number_of_moves(make_study):
-    plan = method_plan("exact", ["stand-in", "didi"], 3)  # ours is the reference wherever it stands
+    plan = method_plan("exact", ["stand-in", "didi"], 3)  # didi is the reference in any order
     lines = method_tables(plan, make_study("exact"))
     assert sum(row.startswith("| didi |") for row in lines) == 2  # quality and cost
     assert line(lines, "| stand-in | -")[8].startswith(f"{-0.505 / 128:.4f} [")
@@ -329,7 +329,7 @@ def test_the_time_of_a_run_adds_up_over_its_parts(tmp_path, monkeypatch):
     with cost.recorded(file, folder):
         folder.log({"step": 2, "sequence_passes": 7.0})
     assert cost.read_cost(file) == cost.Cost(14.0, 8.0)
-    folder.metrics.unlink()  # the run begins anew
+    folder.metrics.unlink()  # the run starts again from the beginning
     with cost.recorded(file, folder):
         pass
     assert cost.read_cost(file).seconds == 1.0

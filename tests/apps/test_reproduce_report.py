@@ -1,4 +1,4 @@
-"""The tables and texts of a study's report."""
+"""Tables and texts in the report of a study."""
 
 import math
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Flags of a sampler's settings: over those of the bundle, and refused by another sampler."""
+"""Flags of sampler settings override those of the bundle, and are refused with another sampler."""
 
 import json
 
@@ -47,7 +47,7 @@ def test_the_command_takes_the_guidance_of_the_bundle(didi):
     ("flags", "name", "reader"),
     [
         (["--entropy-bound", "9"], "entropy_bound", "entropy-bounded does"),
-        (["--entropy-bound", "1"], "entropy_bound", "entropy-bounded does"),  # its default, and yet of no use
+        (["--entropy-bound", "1"], "entropy_bound", "entropy-bounded does"),  # refused although it is the default
         (["--guidance.num-candidates", "4"], "guidance", "guided does"),
         (["--order.gumbel", "0"], "order", "confidence does"),
         (["--remask.eta", "0.02"], "remask", "remasking does"),

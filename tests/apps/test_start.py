@@ -1,4 +1,4 @@
-"""What the start of the command and ``import didi`` import, each in a fresh process."""
+"""Modules imported by the start of the command and by ``import didi``, each in a new process."""
 
 import json
 import os
@@ -13,7 +13,7 @@ OPTIONAL = {"transformers", "datasets", "peft", "matplotlib", "mauve", "scipy"}
 
 
 def imported(code, *words, with_errors=False):
-    """Top-level packages that a fresh interpreter has imported when ``code`` ends, and its output (or its errors)."""
+    """Top-level packages that a new interpreter has imported at the end of ``code``, and its output (or its errors)."""
     report = (
         "import atexit, json, sys; atexit.register(lambda: print(json.dumps(sorted(sys.modules)), file=sys.stderr))"
     )

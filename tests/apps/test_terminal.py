@@ -60,7 +60,7 @@ def test_a_compiler_that_fails_is_one_line(capsys):
 
 @pytest.fixture
 def second(monkeypatch):
-    """This process is the second of two that torchrun started."""
+    """Make this process the second of two that torchrun started."""
 
     @contextlib.contextmanager
     def joined():

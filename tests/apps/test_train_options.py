@@ -124,7 +124,7 @@ def test_the_former_name_of_a_recipe_is_read(tmp_path, capsys):
     settings, words = tmp_path / "run/config.yaml", [*SHORT, "--max-steps", "1", "--out", str(tmp_path / "run")]
     pretrain(["markov-uniform", *words])
     assert yaml.safe_load(settings.read_text())["recipe"] == "markov-udlm"
-    # A run of before is resumed, and its settings are read, under the name of now.
+    # A run with the former name is resumed, and its settings are read, under the present name.
     settings.write_text(settings.read_text().replace("markov-udlm", "markov-uniform"))
     pretrain(["markov-uniform", *words, "--resume"])
     settings.write_text(settings.read_text().replace("markov-udlm", "markov-uniform"))
@@ -183,7 +183,7 @@ def trajectory(*words):
         (["prose"], ("path", 8)),
         (["owt-169m", "--objective.trajectory", "path", "--objective.moves", "5"], ("path", 5)),
         (["prose", "--objective.trajectory", "one-step", "--objective.moves", "None"], ("one-step", None)),
-        # As before the field ``trajectory``.
+        # Flags of versions before the field ``trajectory``.
         (["owt-169m", "--objective.moves", "8"], ("path", 8)),
         (["markov"], ("whole-path", 8)),
         (["tiny-news", "--preset", "two-moves"], ("two-moves", None)),
