@@ -46,7 +46,7 @@ BLOCK = re.compile(r"^ *```(\w*)\n(.*?)^ *```$", re.M | re.S)
 
 
 def shown(start, *, inline=True):
-    """Commands on the pages that begin with ``start``, in blocks other than Python and, with ``inline``, inline code."""
+    """Commands on the pages that begin with ``start``, in blocks other than Python and, with ``inline``, in text."""
     found = set()
     for file in FILES:
         text = REPORTS.sub("", file.read_text()).replace("\\\n", " ")

@@ -244,8 +244,9 @@ def targets_of(scale: Scale) -> dict[str, Target[Plan]]:
 
 def reproduce(args: Sequence[str]) -> None:
     """Run ``didi reproduce`` with the arguments after the command's name."""
-    names = [word for word in args if not word.startswith("-")][: _num_names(args)]
-    command = parse(ReproduceCommand, args[len(names) :], prog="didi reproduce", description=HELP)
+    num_names = next((i for i, word in enumerate(args) if word.startswith("-")), len(args))  # targets come first
+    names, flags = args[:num_names], args[num_names:]
+    command = parse(ReproduceCommand, flags, prog="didi reproduce", description=HELP)
     if min(command.seeds, command.workers) < 1:
         raise UsageError(f"seeds and workers are 1 or more; got {command.seeds} and {command.workers}")
     study = Study(command.out, SAMPLING[command.scale], command.workers)
@@ -273,8 +274,3 @@ def _method_plan(command: ReproduceCommand) -> MethodPlan:
     if unread:
         raise UsageError(f"--{unread[0]} is not read with --methods, whose recipes name their teachers: leave it out")
     return method_plan(command.scale, command.methods, command.seeds)
-
-
-def _num_names(args: Sequence[str]) -> int:
-    """Number of arguments before the first flag."""
-    return next((i for i, word in enumerate(args) if word.startswith("-")), len(args))

@@ -30,9 +30,10 @@ def _table_1_rows(plan: Plan) -> Rows:
 
 
 def _table_2_rows(plan: Plan) -> Rows:
-    *one_less, full = leave_one_out(plan.ablated).items()
+    configs = leave_one_out(plan.ablated)
     if plan.is_exact:  # exact guided distributions take minutes, so only one row of Table 1 is guided
-        return {name: (config, False) for name, config in leave_one_out(plan.ablated).items()}
+        return {name: (config, False) for name, config in configs.items()}
+    *one_less, full = configs.items()
     rows: Rows = {name: (config, True) for name, config in one_less}
     return rows | {f"w/o {GUIDED}": (full[1], False), full[0]: (full[1], True)}
 

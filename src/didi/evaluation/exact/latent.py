@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from didi.diffusion.noise import named_generator
-from didi.evaluation.exact.product import joint_probs
+from didi.evaluation.exact.product import half_joint_probs
 from didi.evaluation.exact.sampler import CHUNK, after_move, network_device, reveal_chances, successor_probs
 from didi.evaluation.exact.states import States
 from didi.models.latent import codes_from, num_codes
@@ -81,7 +81,7 @@ def _moved(states: States, mass: Float[Tensor, " n"], chance: float, drawn: _Dra
     """Distribution over states after a move."""
     stays = drawn.first.new_full((*drawn.first.shape[:2], 1), 1 - chance)
     tokens = torch.cat([chance * drawn.first, stays], 2)  # the mask is the last symbol
-    left, right = joint_probs(tokens[:, : states.length // 2]), joint_probs(tokens[:, states.length // 2 :])
+    left, right = half_joint_probs(tokens)
     moved = mass[-1] * (left.T @ right).flatten() / len(tokens)
     for rows in drawn.others:
         moved += after_move(states, mass, _without_fully_masked(states, chance, rows)) / len(drawn.others)

@@ -15,7 +15,7 @@ from torch import Tensor
 from didi.diffusion.canvas import Canvas
 from didi.diffusion.fixed_masks import mask_sizes
 from didi.diffusion.noise import named_generator
-from didi.evaluation.exact.product import joint_probs
+from didi.evaluation.exact.product import half_joint_probs
 from didi.evaluation.exact.sampler import CHUNK, network_device
 from didi.sampling.one_step import OneStep
 
@@ -64,8 +64,7 @@ def _mixture(
     sampler: OneStep, states: Int[Tensor, "n l"], num_symbols: int, generator: torch.Generator | None = None
 ) -> Float[Tensor, " c"]:
     """Mean of the product distributions of all rows of ``states``, each with one draw of the noise."""
-    total = torch.zeros((), dtype=torch.float64)
-    length, device = states.shape[1], network_device(sampler.denoiser)
+    total, device = torch.zeros((), dtype=torch.float64), network_device(sampler.denoiser)
     for z in states.split(CHUNK):
         z, normals = z.to(device), None
         if generator is not None:
@@ -74,6 +73,6 @@ def _mixture(
         logits = sampler.denoiser.head(features)
         log_probs = sampler.token_distribution.log_probs(logits, sampler.process.mask_id)[:, :num_symbols]
         probs = log_probs.double().softmax(-1).view(*z.shape, num_symbols).cpu()
-        first, second = (joint_probs(half) for half in (probs[:, : length // 2], probs[:, length // 2 :]))
+        first, second = half_joint_probs(probs)
         total = total + first.T @ second
     return total.flatten() / len(states)

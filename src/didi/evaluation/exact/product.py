@@ -16,11 +16,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from didi.diffusion import Process
-from didi.evaluation.exact.sampler import network_device
+from didi.evaluation.exact.sampler import CHUNK, network_device
+from didi.evaluation.exact.states import all_states
 from didi.models.denoiser import Denoiser
 from didi.sampling.base import features_at
-
-CHUNK = 4096  # states in one pass of a network
 
 
 @runtime_checkable
@@ -69,12 +68,6 @@ def positionwise_distribution(
     return grid[(slice(num_symbols),) * length].reshape(-1)
 
 
-def all_states(num: int, length: int) -> Int[Tensor, "n l"]:
-    """All sequences of ``length`` symbols out of ``num``, ordered with the first position most significant."""
-    powers = num ** torch.arange(length - 1, -1, -1)
-    return torch.arange(num**length)[:, None] // powers % num
-
-
 def _moved(
     sampler: PositionwiseSampler,
     states: Int[Tensor, "n l"],
@@ -83,10 +76,9 @@ def _moved(
     s: Float[Tensor, ""],
 ) -> Float[Tensor, " n"]:
     """Distribution over states after a move from ``t`` to ``s``."""
-    length, total = states.shape[1], torch.zeros((), dtype=torch.float64)
+    total = torch.zeros((), dtype=torch.float64)
     for rows in mass.nonzero().squeeze(1).split(CHUNK):
-        probs = position_probs(sampler, states[rows], t, s)
-        first, second = (joint_probs(half) for half in (probs[:, : length // 2], probs[:, length // 2 :]))
+        first, second = half_joint_probs(position_probs(sampler, states[rows], t, s))
         total = total + (first * mass[rows, None]).T @ second
     return total.flatten()
 
@@ -102,6 +94,12 @@ def position_probs(
     probs = F.one_hot(z, moved.shape[-1]).double()
     probs[is_predicted] = moved
     return probs.cpu()
+
+
+def half_joint_probs(probs: Float[Tensor, "n l v"]) -> tuple[Float[Tensor, "n _"], Float[Tensor, "n _"]]:
+    """``joint_probs`` of the first and of the second half of the positions."""
+    middle = probs.shape[1] // 2
+    return joint_probs(probs[:, :middle]), joint_probs(probs[:, middle:])
 
 
 def joint_probs(probs: Float[Tensor, "n h v"]) -> Float[Tensor, "n c"]:

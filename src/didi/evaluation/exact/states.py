@@ -79,12 +79,12 @@ class States:
     @cached_property
     def tokens(self) -> Int[Tensor, "n l"]:
         """All states, in the order of their indices."""
-        return _digits(self.num_symbols + 1, self.length)
+        return all_states(self.num_symbols + 1, self.length)
 
     @cached_property
     def clean(self) -> Int[Tensor, "c l"]:
         """The V^L sequences without masks, in the order of every distribution over clean sequences."""
-        return _digits(self.num_symbols, self.length)
+        return all_states(self.num_symbols, self.length)
 
     @property
     def is_masked(self) -> Bool[Tensor, "n l"]:
@@ -123,7 +123,7 @@ class States:
         return mass
 
 
-def _digits(base: int, length: int) -> Int[Tensor, "n l"]:
-    """Digits of the numbers below base^length, a row for each number, the most significant digit first."""
-    powers = base ** torch.arange(length - 1, -1, -1)
-    return torch.arange(base**length)[:, None] // powers % base
+def all_states(num: int, length: int) -> Int[Tensor, "n l"]:
+    """All sequences of ``length`` symbols out of ``num``, ordered with the first position most significant."""
+    powers = num ** torch.arange(length - 1, -1, -1)
+    return torch.arange(num**length)[:, None] // powers % num

@@ -19,8 +19,9 @@ from torch import Tensor
 
 from didi.diffusion.canvas import Canvas
 from didi.evaluation.exact.guided import HIGHEST, LEAST_LOGIT, LOWEST, STEP
-from didi.evaluation.exact.product import CHUNK, all_states, joint_probs, position_probs
-from didi.evaluation.exact.sampler import network_device
+from didi.evaluation.exact.product import half_joint_probs, position_probs
+from didi.evaluation.exact.sampler import CHUNK, network_device
+from didi.evaluation.exact.states import all_states
 from didi.sampling.uniform_guided import UniformGuided
 
 Times = tuple[Float[Tensor, ""], Float[Tensor, ""]]
@@ -57,7 +58,7 @@ def _tilted(
     """Distribution over states after a tilted move."""
     total = torch.zeros((), dtype=torch.float64)
     for rows in torch.arange(len(states)).split(CHUNK):
-        first, second = _halves(_tilted_probs(sampler, states[rows], times, scale))
+        first, second = half_joint_probs(_tilted_probs(sampler, states[rows], times, scale))
         total = total + (first * mass[rows, None]).T @ second
     return total.flatten()
 
@@ -88,15 +89,9 @@ def _ranked(
     decay = (-weights[:, None] * x.exp()).exp()  # exp(-w(y) s_i) for each successor y and node i
     steps, total = x.exp() * STEP, torch.zeros_like(mass)
     for part in torch.arange(len(states)).split(CHUNK):
-        first, second = _halves(position_probs(sampler.plain, states[part], *times))
+        first, second = half_joint_probs(position_probs(sampler.plain, states[part], *times))
         for rows in torch.arange(len(part)).split(ROWS):
             probs = (first[rows, :, None] * second[rows, None]).flatten(1)
             others = (probs @ decay) ** (num_candidates - 1) * steps
             total += num_candidates * weights * (mass[part[rows], None] * probs * (others @ decay.T)).sum(0)
     return total
-
-
-def _halves(probs: Float[Tensor, "n l v"]) -> list[Float[Tensor, "n _"]]:
-    """Probabilities of all contents of the first and of the second half of the positions."""
-    middle = probs.shape[1] // 2
-    return [joint_probs(half) for half in (probs[:, :middle], probs[:, middle:])]
