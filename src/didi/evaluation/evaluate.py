@@ -60,17 +60,14 @@ def evaluate(
     out: Path | str | None = None,
     on_set: Callable[[SampleSet], None] | None = None,
 ) -> list[EvaluationRow]:
-    """Sample and score every combination of role, sampler, temperature or top-p, and number of moves.
-
-    Every sample is scored; none is filtered out.
+    """Sample every combination of role, sampler, temperature or top-p, and number of moves, and score all samples.
 
     Args:
         bundle: from ``didi.load``.
         nfe: one number of moves or several; none to score only ``data`` and ``anchors``.
         num_samples: number of sequences in each row; use 256 or more for figures that you quote.
-        judge: one judge or several, as names for ``load_judge`` or as objects; each gives every sample set a row.
-            ``exact`` names the exact judge of the bundle's world. The default is ``exact`` for a model of a world,
-            else ``smollm2-135m``.
+        judge: one judge or several, as names for ``load_judge`` or as objects; each gives every sample set a row. The
+            default is ``exact``, the exact judge of the bundle's world, if it has one, else ``smollm2-135m``.
         role: one role or several, or that of ``options``; by default the student if there is one, else the teacher.
         sampler: one sampler or several, or that of ``options``. The autoregressive role and the samplers
             ``first-hitting`` and ``entropy-bounded`` ignore ``nfe`` and have one row.
@@ -80,8 +77,7 @@ def evaluate(
         data: held-out token sequences of the bundle's tokenizer; they are scored in a separate row, and the NELBO of
             each network (exact NLL of the autoregressive network) is computed on them.
         anchors: further sets to score, by name, for example from ``anchors.anchor_sets``.
-        embed: an embedding from ``mauve.load_embedding``; every row then has its MAUVE against further rows of
-            ``data``, as many as there are samples.
+        embed: embedding of ``mauve.load_embedding``, for the MAUVE of every row against as many other rows of ``data``.
         joint: whether every row has a ``joint_kl``, which takes minutes, or the bundle of its reference; see
             ``divergences.find_reference``.
         options: sampling options; an option must not be set by an argument above as well.
