@@ -3,10 +3,10 @@
     python benchmarks/serving.py measure --out docs/results/serving.json
     python benchmarks/serving.py page    [--results FILE]
 
-For each number of threads (1 and 2), ``measure`` runs ``serving_bound.py`` and starts a server on loopback. In each
-round, every number of clients sends the same requests, which differ only in their seeds; a single client sends them one
-by one. Throughputs are compared within a round, so that other load of the machine affects all of them; still, nothing
-else should run. ``page`` updates the tables of the page.
+For each number of threads (1 and 2), ``measure`` runs ``serving_bound.py``, and starts a server on loopback. In each
+round every number of clients takes its turn with the same requests, which differ in their seeds alone; one client sends
+them one by one. Throughput is compared within a round, so that what else the machine does falls on all. Nothing else
+should run all the same. ``page`` updates the tables of the page.
 """
 
 import argparse
@@ -36,20 +36,20 @@ STORED = DOCS / "results" / "serving.json"
 
 
 def environment(threads: int) -> dict[str, str]:
-    """Environment variables of a process with ``threads`` threads for each operation."""
+    """Of a process with so many threads for each operation."""
     return {**os.environ, "OMP_NUM_THREADS": str(threads)}
 
 
 @contextlib.contextmanager
 def server(model: str, threads: int) -> Iterator[str]:
-    """Context with a server of ``model``; yields its address."""
+    """Address of a server of ``model``."""
     command = [sys.executable, "-m", "didi", "serve", model, "--port", "0", "--max-queue", "1024"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment(threads))
     assert process.stderr is not None
     try:
-        match = next(filter(None, (re.search(r"running on (http://[\d.]+:\d+)", line) for line in process.stderr)))
+        found = next(filter(None, (re.search(r"running on (http://[\d.]+:\d+)", line) for line in process.stderr)))
         threading.Thread(target=process.stderr.read, daemon=True).start()
-        yield match[1]
+        yield found[1]
     finally:
         process.terminate()
         process.wait()
@@ -58,9 +58,9 @@ def server(model: str, threads: int) -> Iterator[str]:
 async def request(client: httpx.AsyncClient, body: dict[str, Any]) -> tuple[float, float]:
     """Seconds to the first tokens of a stream, and to its end."""
     started, first = time.perf_counter(), float("nan")
-    async with client.stream("POST", "/v1/generate", json={**body, "stream": True}) as response:
-        response.raise_for_status()
-        async for line in response.aiter_lines():
+    async with client.stream("POST", "/v1/generate", json={**body, "stream": True}) as answer:
+        answer.raise_for_status()
+        async for line in answer.aiter_lines():
             if line == "event: move" and first != first:
                 first = time.perf_counter() - started
             if line == "event: error":
@@ -69,7 +69,7 @@ async def request(client: httpx.AsyncClient, body: dict[str, Any]) -> tuple[floa
 
 
 async def turn(url: str, bodies: list[dict[str, Any]], num_clients: int) -> dict[str, Any]:
-    """Seconds of each request and of all requests, sent by ``num_clients`` clients that send one request at a time."""
+    """Seconds of each request, and of all, when ``num_clients`` send them, each the next as soon as one is answered."""
     left, times = iter(bodies), []
 
     async def client(session: httpx.AsyncClient) -> None:
@@ -80,21 +80,21 @@ async def turn(url: str, bodies: list[dict[str, Any]], num_clients: int) -> dict
         started = time.perf_counter()
         await asyncio.gather(*(client(session) for _ in range(num_clients)))
         seconds = time.perf_counter() - started
-    return {"seconds": seconds, "first": [first for first, _ in times], "whole": [whole for _, whole in times]}
+    return {"seconds": seconds, "first": [one for one, _ in times], "whole": [one for _, one in times]}
 
 
 def served(args: argparse.Namespace, threads: int) -> list[dict[str, Any]]:
-    """Measure all rounds; a row for each length and number of clients."""
+    """All turns of all rounds: a row for each length and number of clients."""
     rows = []
     with server(args.model, threads) as url:
         for length in args.lengths:
             turns: dict[int, list[dict[str, Any]]] = {num: [] for num in args.clients}
-            for number in range(args.rounds + 1):  # the first round warms up
+            for number in range(args.rounds + 1):  # the first is not counted
                 for num in args.clients:
                     bodies = [{"seed": seed, "nfe": args.nfe, "length": length} for seed in range(args.requests)]
-                    result = asyncio.run(turn(url, bodies, num))
+                    found = asyncio.run(turn(url, bodies, num))
                     if number:
-                        turns[num].append(result)
+                        turns[num].append(found)
             rows += [row(length, args, num, turns) for num in args.clients]
     print("\n".join(table(rows)), flush=True)
     return rows
@@ -112,15 +112,15 @@ def bounds(args: argparse.Namespace, threads: int) -> list[dict[str, Any]]:
 
 
 def measure(args: argparse.Namespace) -> None:
-    """Measure with and without HTTP, for each number of threads."""
-    by_threads = [{"threads": num, "bounds": bounds(args, num), "rows": served(args, num)} for num in args.threads]
+    """Both parts, for each number of threads."""
+    found = [{"threads": one, "bounds": bounds(args, one), "rows": served(args, one)} for one in args.threads]
     record = {"machine": machine_name(torch.device("cpu")), "load": os.getloadavg()[0]}
     settings = {"model": args.model, "nfe": args.nfe, "rounds": args.rounds, "requests": args.requests}
-    write_json(args.out, {**record, **settings, "by_threads": by_threads})
+    write_json(args.out, {**record, **settings, "by_threads": found})
 
 
 def row(length: int, args: argparse.Namespace, num: int, turns: dict[int, list[dict[str, Any]]]) -> dict[str, Any]:
-    """Latencies in milliseconds over all rounds; ratios of throughput to that of one client, round by round."""
+    """Latencies in milliseconds over all rounds; throughput over that of one client, round by round."""
     first, whole = ([1000 * s for one in turns[num] for s in one[name]] for name in ("first", "whole"))
     ratios = [alone["seconds"] / one["seconds"] for alone, one in zip(turns[args.clients[0]], turns[num], strict=True)]
     seconds = sum(one["seconds"] for one in turns[num])
@@ -152,17 +152,17 @@ def table(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def bound_table(rows: list[dict[str, Any]]) -> list[str]:
-    """Ratios of 16 sequences together to 16 one by one, and milliseconds a text of scheduler and twin."""
+    """Ratios of 16 together over one by one, and the milliseconds of a text from the twin."""
     kinds, lengths = ("trunk", "pass", "scheduler", "twin"), sorted({one["length"] for one in rows})
-    by_kind = {(one["kind"], one["length"]): one for one in rows}
+    found = {(one["kind"], one["length"]): one for one in rows}
     cells = [
         [
             str(length),
-            *("{:.2f} [{:.2f}, {:.2f}]".format(one["ratio"], *one["ratio_range"]) for one in of_length),
-            *(f"{one['alone']:.1f} / {one['together']:.1f}" for one in of_length[2:]),
+            *("{:.2f} [{:.2f}, {:.2f}]".format(one["ratio"], *one["ratio_range"]) for one in mine),
+            *(f"{one['alone']:.1f} / {one['together']:.1f}" for one in mine[2:]),
         ]
         for length in lengths
-        for of_length in [[by_kind[kind, length] for kind in kinds]]
+        for mine in [[found[kind, length] for kind in kinds]]
     ]
     names = ["tokens", "network", "with head and draws", "scheduler", "twin", "scheduler, ms a text", "twin, ms a text"]
     return markdown_table(names, cells)
@@ -170,12 +170,12 @@ def bound_table(rows: list[dict[str, Any]]) -> list[str]:
 
 def page(args: argparse.Namespace) -> None:
     """Update the tables of docs/serving.md."""
-    record = json.loads(args.results.read_text())
+    found = json.loads(args.results.read_text())
     lines = [
-        f"`{record['model']}`, {record['nfe']} moves, {record['requests']} streams a turn, {record['rounds']} rounds, "
-        f"medians and ranges of the rounds; {record['machine']}, load {record['load']:.1f} at the end."
+        f"`{found['model']}`, {found['nfe']} moves, {found['requests']} streams a turn, {found['rounds']} rounds, "
+        f"medians and ranges of the rounds; {found['machine']}, load {found['load']:.1f} at the end."
     ]
-    for one in record["by_threads"]:
+    for one in found["by_threads"]:
         threads = f"{one['threads']} thread{'s' if one['threads'] > 1 else ''}"
         lines += ["", f"Over HTTP, {threads}:", "", *table(one["rows"])]
         lines += ["", f"16 at once over one by one, without HTTP, {threads}:", "", *bound_table(one["bounds"])]
@@ -186,20 +186,20 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True)
-    measuring, writing = commands.add_parser("measure"), commands.add_parser("page")
-    measuring.set_defaults(run=measure)
-    measuring.add_argument("--out", type=Path, required=True)
-    measuring.add_argument("--model", default="tiny-news")
-    measuring.add_argument("--nfe", type=int, default=8)
-    measuring.add_argument("--lengths", type=int, nargs="+", default=[16, 32, 64, 128])
-    measuring.add_argument(
-        "--clients", type=int, nargs="+", default=[1, 8, 16, 64], help="others are compared with the first"
+    measured, paged = commands.add_parser("measure"), commands.add_parser("page")
+    measured.set_defaults(run=measure)
+    measured.add_argument("--out", type=Path, required=True)
+    measured.add_argument("--model", default="tiny-news")
+    measured.add_argument("--nfe", type=int, default=8)
+    measured.add_argument("--lengths", type=int, nargs="+", default=[16, 32, 64, 128])
+    measured.add_argument(
+        "--clients", type=int, nargs="+", default=[1, 8, 16, 64], help="first the one to compare with"
     )
-    measuring.add_argument("--threads", type=int, nargs="+", default=[1, 2])
-    measuring.add_argument("--requests", type=int, default=64)
-    measuring.add_argument("--rounds", type=int, default=3)
-    writing.set_defaults(run=page)
-    writing.add_argument("--results", type=Path, default=STORED)
+    measured.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    measured.add_argument("--requests", type=int, default=64)
+    measured.add_argument("--rounds", type=int, default=3)
+    paged.set_defaults(run=page)
+    paged.add_argument("--results", type=Path, default=STORED)
     args = parser.parse_args()
     args.run(args)
 

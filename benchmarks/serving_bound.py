@@ -1,17 +1,17 @@
-"""Times without HTTP, for benchmarks/serving.py: the possible gain of shared passes, and that of the scheduler.
+"""Times without HTTP, for benchmarks/serving.py: what sharing passes can gain, and how much of it the scheduler does.
 
     OMP_NUM_THREADS=1 python benchmarks/serving_bound.py --out FILE [--nfe 8] [--lengths 16 32 64 128]
 
-For each length, in interleaved rounds:
+For each length, in rounds in which each takes its turn:
 
-- ``trunk``: the trunk of the network, 16 sequences one by one and as one batch. The ratio of the times is an upper
-  bound of the gain, if everything else costs nothing;
+- ``trunk``: the network alone, 16 sequences one by one and as one batch. Their ratio is the upper bound where
+  everything else costs nothing;
 - ``pass``: the same with the vocabulary head and the draws of a move that reveals ``1 / nfe`` of the positions;
 - ``scheduler``: 16 requests through ``didi.serving.scheduler``, one by one and together;
 - ``twin``: ``generate`` of transformers for a GPT-2 of the student's shape, 16 texts one by one and as one batch. Its
-  weights are random, which does not affect the time.
+  weights are random, which changes no time.
 
-``--processor-time`` measures processor time, which other programs affect less than wall time; for one thread only.
+``--processor-time`` counts the time of the process, which other programs disturb less; it is for one thread.
 """
 
 import argparse
@@ -38,7 +38,7 @@ Work = Callable[[], Any]
 
 
 def trunk(bundle: Bundle, length: int, _: int) -> tuple[Work, Work]:
-    """Passes of the trunk: ``NUM`` passes of one sequence, and one pass of ``NUM`` sequences."""
+    """Passes of the trunk: ``NUM`` of one sequence, and one of ``NUM``."""
     network = bundle.network()
     inputs = torch.randint(0, network.vocab_size - 1, (NUM, length))
     level = bundle.process.noise_level(network, torch.full((1,), 0.5, dtype=torch.float64))
@@ -58,11 +58,11 @@ def whole_pass(bundle: Bundle, length: int, nfe: int) -> tuple[Work, Work]:
         rows = features[:, :num].flatten(0, 1)
         UNMODIFIED.sample(network.head(rows), network.mask_id, uniforms[: len(rows)])
 
-    return lambda: [drawn(features) for features in alone()], lambda: drawn(together())
+    return lambda: [drawn(one) for one in alone()], lambda: drawn(together())
 
 
 def scheduler(bundle: Bundle, length: int, nfe: int) -> tuple[Work, Work]:
-    """Requests of different seeds through the scheduler."""
+    """Requests of different seeds."""
 
     def jobs() -> list[Job]:
         canvas = canvas_from_prompt(bundle, length)
@@ -80,7 +80,7 @@ def scheduler(bundle: Bundle, length: int, nfe: int) -> tuple[Work, Work]:
 
 
 def twin(bundle: Bundle, length: int, _: int) -> tuple[Work, Work]:
-    """Texts of ``length`` tokens by ``generate`` of transformers."""
+    """Texts of ``length`` tokens from transformers."""
     shape = bundle.network().config
     gpt2 = AutoregressiveLM(
         AutoregressiveConfig(
@@ -94,14 +94,14 @@ def twin(bundle: Bundle, length: int, _: int) -> tuple[Work, Work]:
         mask = torch.ones_like(inputs)
         gpt2.generate(inputs, attention_mask=mask, do_sample=True, top_k=0, pad_token_id=0, **size)
 
-    return lambda: [run(row) for row in begin.split(1)], lambda: run(begin)
+    return lambda: [run(one) for one in begin.split(1)], lambda: run(begin)
 
 
 KINDS = {"trunk": trunk, "pass": whole_pass, "scheduler": scheduler, "twin": twin}
 
 
 def seconds(work: Work, clock: Callable[[], float]) -> float:
-    """Seconds of one call."""
+    """Of one call."""
     started = clock()
     work()
     return clock() - started
@@ -109,20 +109,20 @@ def seconds(work: Work, clock: Callable[[], float]) -> float:
 
 @torch.inference_mode()
 def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
-    """A row for each kind and length: milliseconds a sequence, and the ratio of each round."""
+    """A row for each kind and length: milliseconds a sequence, and the ratio round by round."""
     bundle, rows = didi.load(args.model), []
     clock = time.process_time if args.processor_time else time.perf_counter
     for length in args.lengths:
         works = {kind: KINDS[kind](bundle, length, args.nfe) for kind in args.kinds}
         times: dict[str, list[tuple[float, float]]] = {kind: [] for kind in works}
-        for number in range(args.rounds + 1):  # the first round warms up
+        for number in range(args.rounds + 1):  # the first is not counted
             for kind, (alone, together) in works.items():
-                pair = seconds(alone, clock), seconds(together, clock)
+                found = seconds(alone, clock), seconds(together, clock)
                 if number:
-                    times[kind].append(pair)
-        for kind, pairs in times.items():
-            ratios = [alone / together for alone, together in pairs]
-            alone, together = (1000 * statistics.median(column) / NUM for column in zip(*pairs, strict=True))
+                    times[kind].append(found)
+        for kind, found in times.items():
+            ratios = [alone / together for alone, together in found]
+            alone, together = (1000 * statistics.median(column) / NUM for column in zip(*found, strict=True))
             spread = {"ratio": statistics.median(ratios), "ratio_range": [min(ratios), max(ratios)]}
             rows.append({"kind": kind, "length": length, "alone": alone, "together": together, **spread})
             print(f"{kind} {length}: {alone:.2f} ms alone, {together:.2f} ms of 16, {spread['ratio']:.2f}", flush=True)

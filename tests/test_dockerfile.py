@@ -1,4 +1,4 @@
-"""Checks of the Dockerfile that do not need Docker."""
+"""The Dockerfile, as far as it can be checked without Docker."""
 
 import json
 import re
@@ -70,7 +70,7 @@ def test_the_server_runs_without_root_and_its_command_is_one_of_didi():
     assert arguments("EXPOSE") == [str(command.port)]
 
 
-def test_the_health_check_requests_a_route_of_the_server():
+def test_the_health_check_asks_a_route_of_the_server():
     words = json.loads(arguments("HEALTHCHECK")[0].partition("CMD ")[2])
     assert words[:2] == ["python", "-c"]
     compile(words[2], "HEALTHCHECK", "exec")

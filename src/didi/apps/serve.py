@@ -1,4 +1,4 @@
-"""``didi serve``: an HTTP server of models."""
+"""``didi serve``: models behind HTTP."""
 
 import ipaddress
 import os
@@ -22,7 +22,7 @@ TOKEN_VARIABLE = "DIDI_SERVE_TOKEN"
 
 @dataclass(frozen=True)
 class ServeCommand:
-    """Serve models over HTTP: completions in the format of OpenAI, and sequences move by move."""
+    """Serve models over HTTP: completions in OpenAI's form, and sequences move by move."""
 
     models: tyro.conf.Positional[tuple[str, ...]]
     """Bundled names, bundle folders or Hub repositories; NAME=MODEL gives a name that requests use."""
@@ -31,26 +31,26 @@ class ServeCommand:
     port: int = 8000
     """Port to listen at; 0 is a free one, which the log names."""
     token: str | None = None
-    """Bearer token that requests need; better set by the environment variable DIDI_SERVE_TOKEN, which process lists do
-    not show."""
+    """Bearer token that requests need; better given in the environment variable DIDI_SERVE_TOKEN, which process lists
+    do not show."""
     cors_origins: tuple[str, ...] = ()
     """Origins whose pages may use the server, such as https://example.org; none by default."""
     network: Literal["float32", "bfloat16"] = "float32"
-    """Number format of the networks' trunks; not int8, whose rounding depends on the other requests in a pass."""
+    """Number format of the networks' trunks; int8 is left out, since its rounding depends on what shares a pass."""
     max_batch: int = ServerSettings.max_batch
-    """Maximum number of sequences that run at the same time."""
+    """Sequences that run at the same time."""
     max_queue: int = ServerSettings.max_queue
-    """Maximum number of waiting requests; further requests are refused with status 429."""
+    """Requests that may wait; more are refused with status 429."""
     max_samples: int = ServerSettings.max_samples
-    """Maximum number of sequences of a request."""
+    """Sequences of a request."""
     max_moves: int = ServerSettings.max_moves
-    """Maximum number of sampling steps of a request."""
+    """Sampling steps of a request."""
     max_tokens: int | None = None
-    """Maximum number of tokens of a sequence, with its prompt; by default the model's context length."""
+    """Tokens of a sequence, its prompt included; by default the model's context length."""
     timeout: float = ServerSettings.timeout
-    """Maximum seconds of a request, with its time in the queue."""
+    """Seconds that a request may take, waiting included."""
     drain: float = ServerSettings.drain
-    """Seconds after SIGTERM in which running requests may finish."""
+    """Seconds that running requests have to finish after SIGTERM."""
     log_prompts: bool = False
     """Write prompts to the log."""
 
@@ -80,18 +80,18 @@ def run_serve(args: Sequence[str]) -> None:
         )
     device = default_device()
     bundles = {name: for_inference(load(model).to(device), command.network) for name, model in named.items()}
-    address = f"http://{command.host}:{command.port}" if command.port else "the address below"
+    where = f"http://{command.host}:{command.port}" if command.port else "the address below"
     app = make_app(bundles, settings)
-    print(f"didi serves {', '.join(bundles)} at {address}", file=sys.stderr)
+    print(f"didi serves {', '.join(bundles)} at {where}", file=sys.stderr)
     serve(app, settings, command.host, command.port)
 
 
-def _named(models: Sequence[str]) -> dict[str, str]:
-    """Models by the names that requests use, from arguments MODEL or NAME=MODEL."""
-    pairs = [model.partition("=")[::2] if "=" in model else (model, model) for model in models]
+def _named(words: Sequence[str]) -> dict[str, str]:
+    """Models by the names that requests use."""
+    pairs = [word.partition("=")[::2] if "=" in word else (word, word) for word in words]
     named = dict(pairs)
     if len(named) < len(pairs) or not all(named):
-        raise UsageError(f"models have different names; got {' '.join(models)}: write NAME=MODEL for one of them")
+        raise UsageError(f"models have different names; got {' '.join(words)}: write NAME=MODEL for one of them")
     return named
 
 
