@@ -2,9 +2,9 @@
 
     python benchmarks/composition.py SCALE STUDY --out DIR [--seeds 5] [--workers 2]
 
-STUDY is the folder of ``didi reproduce table1 --scale SCALE --methods all``, whose students and settings are taken. Of
-two methods that follow each other, each has half the passes of the comparison. What is done is not done again. Written:
-``docs/results/composition-SCALE.json`` and tables of ``docs/results/methods.md``.
+STUDY is the folder of ``didi reproduce table1 --scale SCALE --methods all``; its students and settings are used. When
+two methods follow each other, each has half the sequence passes of the comparison. Finished runs and evaluations are
+reused. The script writes ``docs/results/composition-SCALE.json`` and tables of ``docs/results/methods.md``.
 """
 
 import argparse
@@ -40,10 +40,10 @@ class Chain:
     """Two methods, one after the other.
 
     Attributes:
-        first: name of the first in ``didi.recipes.COMPARED``.
-        second: name of the second, which starts from the student of the first.
+        first: name of the first method in ``didi.recipes.COMPARED``.
+        second: name of the second method, which starts from the student of the first.
         nfes: numbers of moves.
-        flags: of the first method, where the second could not start from its student.
+        flags: further flags of the first method, without which the second could not start from its student.
     """
 
     first: str
@@ -53,18 +53,18 @@ class Chain:
 
     @property
     def name(self) -> str:
-        """In tables."""
+        """Name in tables."""
         return f"{self.second} after {self.first}"
 
 
 @dataclass(frozen=True)
 class Composition:
-    """What is composed at one scale.
+    """The compositions of one scale.
 
     Attributes:
         half: half the sequence passes of the comparison.
         judged: flags of ``didi evaluate``.
-        chains: methods that follow each other.
+        chains: pairs of methods, one after the other.
         guided: methods whose students are sampled with guidance, at 2, 4 and 8 moves.
     """
 
@@ -88,7 +88,7 @@ GUIDED_NFES = (2, 4, 8)
 
 
 def rows_of(bundle: str, folder: Path, judged: str, nfes: Sequence[int], *samplers: str) -> list[dict[str, Any]]:
-    """Divergences of a student, measured once."""
+    """Divergences of a student; an existing measurement in ``folder`` is reused."""
     if not (folder / "metrics.json").is_file():
         moves = [str(nfe) for nfe in nfes]
         asked = ["--model", bundle, "--role", "student", *judged.split(), "--nfe", *moves]
@@ -98,7 +98,7 @@ def rows_of(bundle: str, folder: Path, judged: str, nfes: Sequence[int], *sample
 
 
 def distilled(run: Path, *words: str) -> str:
-    """Bundle of a run, which is made if it is not there."""
+    """Bundle of a run, which is trained if the bundle does not exist."""
     if not (run / "bundle").is_dir():
         command("distill", *words, "--out", str(run), "--overwrite")
     return str(run / "bundle")
@@ -110,7 +110,7 @@ def settings_of(study: Study, run: Run) -> str:
 
 
 def chained(scale: str, chain: Chain, plan: MethodPlan, study: Study, number: int, out: Path) -> dict[str, Any]:
-    """Half the passes for the first method, then half for the second."""
+    """Train the first method with half the passes, then the second with the other half, and measure the student."""
     about = COMPOSITIONS[scale]
     folder, half = out / f"{chain.second}-after-{chain.first}-{number}", ["--max-passes", str(about.half)]
     runs = [plan.runs(name)[number] for name in (chain.first, chain.second)]
@@ -125,7 +125,7 @@ def chained(scale: str, chain: Chain, plan: MethodPlan, study: Study, number: in
 
 
 def guided(scale: str, method: str, plan: MethodPlan, study: Study, number: int, out: Path) -> dict[str, Any]:
-    """A student of the study with a discriminator of its own, sampled with and without it."""
+    """Train a discriminator for a student of the study, and measure the student with and without guidance by it."""
     folder, run = out / f"guided-{method}-{number}", plan.runs(method)[number]
     lessons = ["--loop.steps", "0", "--discriminator.warmup-steps", "0", "--discriminator.guidance-nfe", "4"]
     teacher = run.config.teacher  # type: ignore[union-attr]
@@ -139,7 +139,7 @@ def guided(scale: str, method: str, plan: MethodPlan, study: Study, number: int,
 
 
 def chain_table(chain: Chain, found: Sequence[dict[str, Any]], plan: MethodPlan, study: Study) -> list[str]:
-    """The chain beside its methods alone, on the same training seeds, with 95% intervals over them."""
+    """A table of the chain and of both methods alone, on the same training seeds, with 95% intervals over them."""
     seeds = [one["seed"] for one in found]
     measure = "joint_kl" if plan.world.joint else "kl"
     alone = {
@@ -165,7 +165,7 @@ def chain_table(chain: Chain, found: Sequence[dict[str, Any]], plan: MethodPlan,
 
 
 def guided_table(found: Sequence[dict[str, Any]], methods: Sequence[str]) -> list[str]:
-    """Students with and without guidance, with 95% intervals over seeds."""
+    """A table of students with and without guidance, with 95% intervals over seeds."""
 
     def values(case: str, sampler: str, nfe: int) -> list[float]:
         rows = [row for one in found if one["case"] == case for row in one["rows"]]
@@ -183,7 +183,7 @@ def guided_table(found: Sequence[dict[str, Any]], methods: Sequence[str]) -> lis
 
 
 def main(words: Sequence[str] | None = None) -> None:
-    """Run what is missing and write the page."""
+    """Run all missing parts and write the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("scale", choices=COMPOSITIONS)
     parser.add_argument("study", type=Path)

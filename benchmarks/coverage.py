@@ -1,8 +1,8 @@
-"""The table of intervals in docs/evaluation.md: do evaluations with other seeds fall where the first one said?
+"""The table of intervals in docs/evaluation.md: coverage of confidence intervals over evaluations with many seeds.
 
     python benchmarks/coverage.py [--seeds 200] [--samples 256]
 
-Some minutes on one core. The long-run value is that of all seeds' samples together.
+It takes some minutes on one core. The long-run value is computed from the samples of all seeds together.
 """
 
 import argparse
@@ -20,7 +20,8 @@ from didi.evaluation.row import EvaluationRow
 from didi.markdown import markdown_table
 
 LEVEL = 0.95
-# An interval around a first figure holds the true one at its level; a second figure has an error of its own.
+# Probability that an interval contains the figure of a second evaluation, which has an error of its own: lower than
+# the level, which is the probability for the true value.
 REPEAT = 2 * NormalDist().cdf(NormalDist().inv_cdf((1 + LEVEL) / 2) / math.sqrt(2)) - 1
 FIGURES: dict[str, tuple[Callable[[EvaluationRow], float], Callable[[EvaluationRow], tuple[float, float]]]] = {
     "perplexity": (lambda row: row.gen_ppl, lambda row: row.gen_ppl_ci),
@@ -29,7 +30,7 @@ FIGURES: dict[str, tuple[Callable[[EvaluationRow], float], Callable[[EvaluationR
 
 
 def rates(values: Sequence[float], intervals: Sequence[tuple[float, float]], truth: float) -> tuple[float, float]:
-    """Share of the intervals that hold the truth, and share of those that hold the next evaluation's figure."""
+    """Fraction of the intervals that contain the true value, and fraction that contain the next evaluation's figure."""
     of_truth = [low <= truth <= high for low, high in intervals]
     of_next = [low <= second <= high for (low, high), (_, second) in zip(intervals, pairwise(values), strict=False)]
     return sum(of_truth) / len(of_truth), sum(of_next) / len(of_next)
@@ -50,7 +51,7 @@ def main() -> None:
         ]
         for name, (value, interval) in FIGURES.items():
             values = [value(row) for row in rows]
-            # Every set has as many tokens, so the perplexity of all is the geometric mean of theirs.
+            # All sets have equally many tokens, so the perplexity of all samples is the geometric mean over sets.
             logs = torch.tensor(values, dtype=torch.float64).log()
             truth = float(logs.mean().exp()) if name == "perplexity" else sum(values) / len(values)
             shares = rates(values, [interval(row) for row in rows], truth)

@@ -1,12 +1,12 @@
-"""Divergences of the bundled models' samples, and how accurate their estimates are: docs/results/divergences.json.
+"""Divergences of the bundled models' samples, and the accuracy of the estimates: docs/results/divergences.json.
 
     python benchmarks/divergences.py accuracy
     python benchmarks/divergences.py markov --student RUN/bundle
     python benchmarks/divergences.py tiny-news --reference RUN/bundle
     python benchmarks/divergences.py page
 
-The student is that of `didi distill markov`, the reference that of `didi pretrain tiny-news-ar`. Each part is written
-as soon as it is measured. `accuracy` needs no bundle but `markov`.
+The student is trained by `didi distill markov`, the reference by `didi pretrain tiny-news-ar`. Each part is written as
+soon as it is measured. `accuracy` needs only the bundled model `markov`.
 """
 
 import argparse
@@ -42,14 +42,14 @@ KEPT = ("role", "sampler", "nfe", "num_samples", "seed", "gen_ppl", "gen_ppl_ci"
 
 
 def few_move_probs(chain: MarkovChain, length: int, num_moves: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """All sequences, and their probabilities by the ancestral sampler with the exact posterior of the chain."""
+    """All sequences, and their probabilities under the ancestral sampler with the exact posterior of the chain."""
     states, times = States(chain.num_symbols, length), torch.linspace(1, 0, num_moves + 1, dtype=torch.float64)
     alphas = path_alphas(LogLinear(), times)
     return states.clean, sampler_distribution(states, alphas, chain_predictions(chain, states))
 
 
 def accuracy_ngrams(teacher_pool: torch.Tensor) -> Iterator[dict[str, Any]]:
-    """Means and standard deviations over sets of the chain's samples (true value 0) and of the teacher's at 8 NFE."""
+    """Bias and standard deviation of the estimates over sets of samples of the chain and of the teacher at 8 NFE."""
     chain = MarkovChain()
     draws: dict[str, Callable[[int, torch.Generator], torch.Tensor]] = {
         "chain": lambda size, generator: chain.sample(size, 32, generator),
@@ -61,14 +61,15 @@ def accuracy_ngrams(teacher_pool: torch.Tensor) -> Iterator[dict[str, Any]]:
         truth = [ngram_divergence(teacher_pool, chain, n) for n in (2, 3)] if name != "chain" else None
         for n, size in itertools.product((2, 3), (1024, 2048, 4096)):
             sets = [draw(size, torch.Generator().manual_seed(40_000 + seed)) for seed in range(60)]
-            found = [ngram_divergence(one, chain, n) for one in sets]
+            estimates = [ngram_divergence(tokens, chain, n) for tokens in sets]
             record: dict[str, Any] = {"samples of": name, "n": n, "num_samples": size, "sets": len(sets)}
             for field in ("kl", "reverse_kl"):
-                values = [getattr(one, field) for one in found]
+                values = [getattr(estimate, field) for estimate in estimates]
                 true = 0.0 if truth is None else getattr(truth[n - 2], field)
-                held = [low <= true <= high for low, high in (getattr(one, f"{field}_ci") for one in found)]
+                intervals = [getattr(estimate, f"{field}_ci") for estimate in estimates]
+                held = [low <= true <= high for low, high in intervals]
                 record[field] = {
-                    "true": true,  # of the teacher: the estimate from 32,768 samples
+                    "true": true,  # for the teacher, the estimate from 32,768 samples
                     "bias": statistics.fmean(values) - true,
                     "sd": statistics.stdev(values),
                     "held by the interval": statistics.fmean(held),
@@ -77,7 +78,7 @@ def accuracy_ngrams(teacher_pool: torch.Tensor) -> Iterator[dict[str, Any]]:
 
 
 def accuracy_joint(teacher_pool: torch.Tensor) -> Iterator[dict[str, Any]]:
-    """The joint estimate where the divergence is known, and as the samples grow."""
+    """Joint estimates for distributions of known divergence, and for increasing numbers of samples."""
     generator = torch.Generator().manual_seed(41_000)
     chain, small = MarkovChain(), MarkovChain(num_symbols=4, seed=1)
     for size in (1024, 2048, 4096):
@@ -89,7 +90,7 @@ def accuracy_joint(teacher_pool: torch.Tensor) -> Iterator[dict[str, Any]]:
         for size in (2048, 4096):
             rows = torch.multinomial(probs, size, replacement=True, generator=generator)
             record = _joint(f"4 symbols, 7 positions, {moves} move{'s' * (moves > 1)}", true, sequences[rows], small)
-            # What a perfect fit would give for these samples: the rest of the error is that of their choice.
+            # The estimate of a perfect fit for these samples, which differs from the true value by sampling error only.
             yield record | {"mean exact log-ratio of the samples": float(log_ratios[rows].mean())}
     for size in (1024, 2048, 4096, 8192, 16_384):
         yield _joint("teacher, 8 NFE", None, teacher_pool[:size], chain)
@@ -99,14 +100,14 @@ def accuracy_joint(teacher_pool: torch.Tensor) -> Iterator[dict[str, Any]]:
 
 def _joint(name: str, true: float | None, tokens: torch.Tensor, chain: MarkovChain, seed: int = 0) -> dict[str, Any]:
     begin = time.perf_counter()
-    found = joint_divergence(tokens, chain, JointSettings(seed=seed))
+    estimate = joint_divergence(tokens, chain, JointSettings(seed=seed))
     return {
         "samples of": name,
         "num_samples": len(tokens),
         "true": true,
-        "joint_kl": found.kl,
-        "joint_kl_ci": found.ci,
-        "folds": found.folds,
+        "joint_kl": estimate.kl,
+        "joint_kl_ci": estimate.ci,
+        "folds": estimate.folds,
         "seconds": time.perf_counter() - begin,
     }
 
@@ -119,7 +120,7 @@ def kept(row: EvaluationRow) -> dict[str, Any]:
 
 
 def interval(record: dict[str, Any], name: str, spec: str) -> str:
-    """Figure and interval; triples have none where ``didi evaluate`` writes none, also in figures of before that."""
+    """Figure and interval; no interval for triples, as in ``didi evaluate``, also for figures of older versions."""
     if name.startswith("triple") or record[f"{name}_ci"] is None:
         return f"{record[name]:z{spec}}"
     low, high = record[f"{name}_ci"]
@@ -142,9 +143,9 @@ def page(results: dict[str, Any]) -> list[str]:
     for one in results["accuracy of pairs and triples"]:
         figures = []
         for name in ("kl", "reverse_kl"):
-            found = one[name]
-            figures += [f"{found['true']:.4f}", f"{found['bias']:+z.4f}", f"{found['sd']:.4f}"]
-            figures.append(f"{found['held by the interval']:.0%}")
+            figure = one[name]
+            figures += [f"{figure['true']:.4f}", f"{figure['bias']:+z.4f}", f"{figure['sd']:.4f}"]
+            figures.append(f"{figure['held by the interval']:.0%}")
         body.append([one["samples of"], "pairs" if one["n"] == 2 else "triples", f"{one['num_samples']:,}", *figures])
     header = ["samples of", "", "samples", "KL", "bias", "sd", "held", "reverse", "bias", "sd", "held"]
     lines += ["", *markdown_table(header, body, num_left=2)]
@@ -168,7 +169,7 @@ def page(results: dict[str, Any]) -> list[str]:
 
 
 class NetworkJudge:
-    """The reference network as judge: its perplexity needs no further model."""
+    """The reference network as a judge, so that no other model is needed for the perplexity."""
 
     name = "reference"
 
@@ -183,25 +184,25 @@ class NetworkJudge:
 
 
 def write(part: str, values: Any) -> None:
-    """Put a part into the file of results."""
+    """Write a part into the file of results."""
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     results[part] = values
     results["machine"] = machine_name()
     write_json(RESULTS, results)
 
 
-def measured(bundle: didi.Bundle, part: str, **how: Any) -> None:
-    """Evaluate and write row by row, under ``part``."""
+def measure(bundle: didi.Bundle, part: str, **settings: Any) -> None:
+    """Evaluate a bundle, and write the rows under ``part`` as they are measured."""
     begin, records = time.perf_counter(), []
 
-    def keep(one: SampleSet) -> None:
-        records.append(kept(one.row) | {"seconds": time.perf_counter() - begin})
-        print(part, records[-1]["role"], one.row.nfe, one.row.pair_kl, one.row.joint_kl, flush=True)
+    def keep(sample_set: SampleSet) -> None:
+        row = sample_set.row
+        records.append(kept(row) | {"seconds": time.perf_counter() - begin})
+        print(part, records[-1]["role"], row.nfe, row.pair_kl, row.joint_kl, flush=True)
         write(part, records)
 
-    didi.evaluate(
-        bundle, on_set=keep, options=SamplingOptions(batch_size=32 if part.startswith("tiny") else 256), **how
-    )
+    options = SamplingOptions(batch_size=32 if part.startswith("tiny") else 256)
+    didi.evaluate(bundle, on_set=keep, options=options, **settings)
 
 
 def main() -> None:
@@ -233,13 +234,13 @@ def main() -> None:
     if args.part == "markov":
         shared["num_samples"] = args.samples or 4096
         bundle = didi.load(args.student)
-        measured(bundle, "markov student", role="student", nfe=STUDENT_NFE, **shared)
-        measured(bundle, "markov student, guided", role="student", sampler="guided", nfe=STUDENT_NFE, **shared)
+        measure(bundle, "markov student", role="student", nfe=STUDENT_NFE, **shared)
+        measure(bundle, "markov student, guided", role="student", sampler="guided", nfe=STUDENT_NFE, **shared)
         if args.only_student:
             return
-        measured(bundle, "markov teacher", role="teacher", nfe=TEACHER_NFE, **shared)
+        measure(bundle, "markov teacher", role="teacher", nfe=TEACHER_NFE, **shared)
         chain = MarkovChain().sample(shared["num_samples"], 32, torch.Generator().manual_seed(args.seed))
-        measured(bundle, "markov chain", nfe=(), data=chain, **shared)
+        measure(bundle, "markov chain", nfe=(), data=chain, **shared)
     else:
         from didi.data.source import open_source
 
@@ -248,11 +249,11 @@ def main() -> None:
         shared |= {"num_samples": args.samples or 2048, "joint": reference, "judge": judge}
         bundle = didi.load("tiny-news")
         rows = open_source("news", length=128, tokenizer=bundle.tokenizer).test
-        measured(bundle, "tiny-news student", role="student", nfe=(8, 16), **shared)
+        measure(bundle, "tiny-news student", role="student", nfe=(8, 16), **shared)
         if args.only_student:
             return
-        measured(bundle, "tiny-news teacher", role="teacher", nfe=(8, 32, 128), **shared)
-        measured(bundle, "tiny-news data", nfe=(), data=rows, **shared)
+        measure(bundle, "tiny-news teacher", role="teacher", nfe=(8, 32, 128), **shared)
+        measure(bundle, "tiny-news data", nfe=(), data=rows, **shared)
 
 
 if __name__ == "__main__":

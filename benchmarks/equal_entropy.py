@@ -2,7 +2,7 @@
 
     python benchmarks/equal_entropy.py --sets DIR [--num-samples 1024]
 
-Each set is judged once and kept in ``--sets``, so that the script can be stopped and run again. The result is
+Scored sets are kept in ``--sets``, so that the script can be interrupted and resumed. It writes
 ``docs/results/equal-entropy.json``.
 """
 
@@ -20,13 +20,13 @@ from didi.evaluation.judges import load_judge
 from didi.evaluation.machine import machine_name
 
 MODEL, JUDGE = "tiny-news", "smollm2-135m"
-SEED = 20_264  # nothing was chosen on it
+SEED = 20_264  # no settings were chosen with this seed
 TEACHER_NFE, TEMPERATURES = 128, (0.9, 1.0)
 STUDENT_NFES = (8, 16)
 
 
 def scored(role: str, nfe: int, temperature: float, num_samples: int, folder: Path) -> PerSequence:
-    """A sample set, judged."""
+    """Scores of a sample set; an existing file in ``folder`` is reused."""
     file = folder / f"{role}-{nfe}-{temperature:g}-{num_samples}.safetensors"
     if not file.is_file():
         drawn = didi.generate(

@@ -1,10 +1,10 @@
-"""The exact world: divergences of its teachers and students, and the least of a K-move student.
+"""The exact world: divergences of teachers and students, and the least divergence of a student of K moves.
 
     python benchmarks/exact_world.py world [--steps 300]
     python benchmarks/exact_world.py students BUNDLE [BUNDLE ...]
     python benchmarks/exact_world.py page
 
-``world`` takes twenty minutes on one core, most of it the descents of K = 4 and 8. Figures go to
+``world`` takes twenty minutes on one core, mostly for the descents of K = 4 and 8. Figures are written to
 docs/results/exact-limits.json, tables to docs/evaluation.md.
 """
 
@@ -38,7 +38,7 @@ RESULT = DOCS / "results" / "exact-limits.json"
 
 
 def teachers() -> list[dict]:
-    """Figures of the perfect teacher and of the bundled one at each number of moves."""
+    """Divergences of the perfect and of the bundled teacher at each number of moves."""
     chain, length = WORLDS["exact"](), PRETRAIN["exact"].data.length
     states, log_q = States(chain.num_symbols, length), chain.log_likelihood(States(chain.num_symbols, length).clean)
     posterior, bundled = chain_predictions(chain, states), ExactRows(didi.load("exact"))
@@ -46,9 +46,9 @@ def teachers() -> list[dict]:
     for number in MOVES:
         alphas = path_alphas(LogLinear(), time_grid(number))
         perfect = exact_divergences(sampler_distribution(states, alphas, posterior), log_q)
-        found = bundled(chain, SamplingOptions(role="teacher"), number)
-        rows.append({"moves": number, "perfect": asdict(perfect), "bundled": asdict(found)})
-        print(number, f"perfect {perfect.kl:.4f}, bundled {found.kl:.4f}", flush=True)
+        trained = bundled(chain, SamplingOptions(role="teacher"), number)
+        rows.append({"moves": number, "perfect": asdict(perfect), "bundled": asdict(trained)})
+        print(number, f"perfect {perfect.kl:.4f}, bundled {trained.kl:.4f}", flush=True)
     return rows
 
 
@@ -56,14 +56,14 @@ def limits(steps: int) -> list[dict]:
     """The least divergence of a student of each number of moves."""
     rows = []
     for number in LIMITS:
-        found = least_divergence(WORLDS["exact"](), PRETRAIN["exact"].data.length, number, steps=steps)
-        rows.append(asdict(found))
-        print(f"limit of {number} moves {found.student.kl:.5f}, teacher {found.teacher.kl:.4f}", flush=True)
+        limit = least_divergence(WORLDS["exact"](), PRETRAIN["exact"].data.length, number, steps=steps)
+        rows.append(asdict(limit))
+        print(f"limit of {number} moves {limit.student.kl:.5f}, teacher {limit.teacher.kl:.4f}", flush=True)
     return rows
 
 
 def students(paths: Sequence[str]) -> list[dict]:
-    """Figures of distilled students at several numbers of moves, and how each was made."""
+    """Divergences of distilled students at several numbers of moves, with their training settings."""
     chain, rows = WORLDS["exact"](), []
     for path in paths:
         bundle = didi.load(path)
@@ -85,7 +85,7 @@ def students(paths: Sequence[str]) -> list[dict]:
 
 
 def world_table(record: dict) -> list[str]:
-    """Teachers and limits."""
+    """Lines of the table of teachers and limits."""
     least = {row["num_moves"]: row["student"]["kl"] for row in record["limits"]}
     body = []
     for row in record["teachers"]:
@@ -101,7 +101,7 @@ def world_table(record: dict) -> list[str]:
 
 
 def students_table(record: dict) -> list[str]:
-    """KL of every student, its entropy at its own number of moves, and the mean over seeds with its interval."""
+    """Lines of the table of students: KL, entropy at the intended number of moves, mean over seeds with interval."""
     body, rows = [], record["students"]
     for moves in dict.fromkeys(row["moves"] for row in rows):
         group = [row for row in rows if row["moves"] == moves]
@@ -109,10 +109,10 @@ def students_table(record: dict) -> list[str]:
             kls = [f"{row['figures'][str(k)]['kl']:.4f}" for k in STUDENT_MOVES]
             entropy = f"{row['figures'][str(moves)]['joint_entropy']:.3f}"
             body.append([moves, row["seed"], f"{row['steps']} of {row['paths']:,}", *kls, entropy])
-        own = [row["figures"][str(moves)]["kl"] for row in group]
-        if len(own) > 1:
-            found = estimate(own)
-            mean = f"{found.mean:.4f} [{found.low:.4f}, {found.high:.4f}]"
+        kls_at_intended = [row["figures"][str(moves)]["kl"] for row in group]
+        if len(kls_at_intended) > 1:
+            over_seeds = estimate(kls_at_intended)
+            mean = f"{over_seeds.mean:.4f} [{over_seeds.low:.4f}, {over_seeds.high:.4f}]"
             means = [mean if k == moves else "" for k in STUDENT_MOVES]
             body.append([moves, "mean", "", *means, ""])
     header = ["made for", "seed", "steps", *(f"KL at {k}" for k in STUDENT_MOVES), "entropy at its own"]

@@ -1,10 +1,11 @@
-"""The bias of published float32 sampling, measured where the truth is known: docs/exactness.md.
+"""The bias of published float32 sampling, measured on a known distribution: docs/exactness.md.
 
     python benchmarks/exactness.py measure --out FILE.json [--num-tokens 512]
     python benchmarks/exactness.py page
 
-``measure`` samples from a network that always answers with the same Zipf law, by the published algorithm in float32 and
-by ours. The share of rare tokens among the samples should be their share of the law, whatever the number of moves.
+``measure`` samples from a network that always predicts the same Zipf distribution, by the published algorithm in
+float32 and by ours. The fraction of rare tokens among the samples should be their probability under the Zipf
+distribution, for any number of moves.
 """
 
 import argparse
@@ -39,7 +40,7 @@ STORED = DOCS / "results" / "exactness.json"
 
 
 class Zipf:
-    """A denoiser whose law at every position and in every state is p(rank) ~ 1 / rank."""
+    """A denoiser that predicts p(rank) ~ 1 / rank at every position in every state."""
 
     vocab_size, mask_id, length, is_time_conditioned = VOCAB_SIZE, VOCAB_SIZE - 1, LENGTH, False
 
@@ -48,7 +49,7 @@ class Zipf:
         self.logits = -torch.arange(1, vocab_size + 1, dtype=torch.float32).log()
 
     def features(self, inputs: Tensor, sigma: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
-        """Nothing worth computing."""
+        """Zeros; the head does not read them."""
         del sigma, mask
         return torch.zeros(*inputs.shape, 1)
 
@@ -57,18 +58,18 @@ class Zipf:
         return self.logits.expand(*features.shape[:-1], -1)
 
     def rare_share(self, num_common: int = NUM_COMMON) -> float:
-        """Exact share of the tokens after the common ones."""
+        """Exact probability of the rare tokens."""
         return float(self.logits[: self.mask_id].double().softmax(0)[num_common:].sum())
 
 
 def rare_tokens(sampler: Sampler, nfe: int, num_sequences: int, num_common: int = NUM_COMMON) -> int:
-    """How many of the sampled tokens are rare."""
-    found = 0
-    for number in range(num_sequences):  # one at a time: the published algorithm holds every logit of a batch
+    """Number of rare tokens among sampled sequences."""
+    num_rare = 0
+    for number in range(num_sequences):  # one at a time: the published algorithm keeps all logits of a batch in memory
         noise = SequenceNoise(derive_seed(SEED, nfe), [number])
         *_, last = sampler(Canvas.blank(1, LENGTH), time_grid(nfe), noise)
-        found += int((last.z >= num_common).sum())
-    return found
+        num_rare += int((last.z >= num_common).sum())
+    return num_rare
 
 
 def measure(args: argparse.Namespace) -> None:
@@ -78,21 +79,21 @@ def measure(args: argparse.Namespace) -> None:
     rows = []
     for nfe in NFES:
         for name, sampler, times in (
-            ("float64", Ancestral(denoiser, process), 16),  # as cheap as it is
+            ("float64", Ancestral(denoiser, process), 16),  # cheap enough for 16 times as many sequences
             ("float32", Published(denoiser, process, precision="float32"), 1),
         ):
             begin = time.perf_counter()
-            found = rare_tokens(sampler, nfe, times * num_sequences)
-            rows.append({"precision": name, "nfe": nfe, "rare": found, "tokens": times * num_sequences * LENGTH})
+            num_rare = rare_tokens(sampler, nfe, times * num_sequences)
+            rows.append({"precision": name, "nfe": nfe, "rare": num_rare, "tokens": times * num_sequences * LENGTH})
             print(rows[-1], f"{time.perf_counter() - begin:.1f} s", flush=True)
     record = {"exact": denoiser.rare_share(), "seed": SEED, "machine": machine_name(), "rows": rows}
     write_json(args.out, record)
 
 
-def interval(found: int, total: int) -> tuple[float, float]:
-    """Wilson's 95% interval of a share."""
-    found_interval = stats.binomtest(found, total).proportion_ci(method="wilson")
-    return float(found_interval.low), float(found_interval.high)
+def interval(count: int, total: int) -> tuple[float, float]:
+    """Wilson's 95% interval of a proportion."""
+    ends = stats.binomtest(count, total).proportion_ci(method="wilson")
+    return float(ends.low), float(ends.high)
 
 
 def page(args: argparse.Namespace) -> None:
@@ -115,7 +116,7 @@ def page(args: argparse.Namespace) -> None:
         for row, share, (low, high) in zip(rows, shares, ends, strict=True):
             by_nfe.setdefault(row["nfe"], {})[precision] = f"{share:.3f} [{low:.3f}, {high:.3f}]"
     lines = [f"Exact share of rare tokens: {record['exact']:.3f}.\n"]
-    body = [[nfe, found["float64"], found["float32"]] for nfe, found in by_nfe.items()]
+    body = [[nfe, cells["float64"], cells["float32"]] for nfe, cells in by_nfe.items()]
     lines += markdown_table(["NFE", "float64, ours", "float32, as published"], body, num_left=0)
     axes.set_xscale("log", base=2)
     axes.set_xlabel("NFE")

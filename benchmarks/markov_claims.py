@@ -1,9 +1,9 @@
-"""Measure distilled ``markov`` students against their teacher with the exact judge, and hold them to what we claim.
+"""Measure distilled ``markov`` students and their teacher with the exact judge, and check our claims about them.
 
     python benchmarks/markov_claims.py RUN [RUN ...] --out docs/results/markov
 
-Each RUN is a folder of ``didi distill markov``. Writes metrics.json and the page's tables; exits 1 if a claim fails.
-Samples are drawn with a seed that no choice of settings was made on.
+Each RUN is a folder of ``didi distill markov``. The script writes metrics.json, prints the tables of the page, and
+exits with status 1 if a claim fails. Samples are drawn with a seed with which no settings were chosen.
 """
 
 import argparse
@@ -35,8 +35,8 @@ def main() -> int:
     options = didi.SamplingOptions(batch_size=512)
     data = open_source("markov", length=32).test[:NUM_SAMPLES]
 
-    def measure(bundle: didi.Bundle, **how: object) -> list[EvaluationRow]:
-        return didi.evaluate(bundle, num_samples=NUM_SAMPLES, seed=SEED, options=options, **how)
+    def measure(bundle: didi.Bundle, **settings: object) -> list[EvaluationRow]:
+        return didi.evaluate(bundle, num_samples=NUM_SAMPLES, seed=SEED, options=options, **settings)
 
     bundles = [didi.load(run / "bundle") for run in args.runs]
     rows = measure(bundles[0], role="teacher", nfe=TEACHER_NFE, data=data)
@@ -49,11 +49,11 @@ def main() -> int:
         seed = bundle.provenance["seed"]
         student = measure(bundle, role="student", nfe=STUDENT_NFE)
         student += measure(bundle, role="student", sampler="guided", nfe=GUIDED_NFE)
-        found = {(row.sampler, row.nfe): row for row in student}
+        by_sampler = {(row.sampler, row.nfe): row for row in student}
         records += [{"run": run.name, "training_seed": seed, **asdict(row)} for row in student]
         figures += [line(f"student, seed {seed}", row) for row in student]
         for sampler, nfe, teacher_nfe, factor in CLAIMS:
-            row = found[sampler, nfe]
+            row = by_sampler[sampler, nfe]
             unigram = teacher[teacher_nfe].corpus_entropy
             bound = factor * teacher[teacher_nfe].gen_ppl
             times = "" if factor == 1 else f"{factor:g} x "
@@ -76,7 +76,7 @@ def main() -> int:
 
 
 def line(name: str, row: EvaluationRow) -> list[object]:
-    """Cells of ``FIGURES``."""
+    """Cells of a table row with the columns ``FIGURES``."""
     low, high = row.gen_ppl_ci
     figures = [f"{row.discriminator_passes:.1f}", f"{row.gen_ppl:.3f} [{low:.3f}, {high:.3f}]"]
     figures += [f"{row.corpus_entropy:.3f}", f"{row.bigram_entropy:.3f}"]

@@ -1,11 +1,12 @@
-"""The settings of distillation methods, searched with the same number of trials and the same budget for each.
+"""Search of settings of distillation methods, with equal numbers of trials and equal budgets for all methods.
 
     python benchmarks/method_search.py exact --out DIR [--methods sdtt mmd] [--workers 2]
 
-``benchmarks/method_search/WORLD.yaml`` lists the trials, flags of ``didi distill`` beyond a method's recipe. Each trial
-is trained on a seed that no result is reported on, with the same number of network passes, and evaluated as the file
-says. Networks under ``pretrained``, which flags refer to as ``{RECIPE}``, are trained first. What is done is not done
-again. The result is ``docs/results/method-search-WORLD.json`` and a table of ``docs/results/methods.md``.
+``benchmarks/method_search/WORLD.yaml`` lists the trials: flags of ``didi distill`` in addition to a method's recipe.
+Each trial is trained with a seed that no reported result uses and with an equal number of network passes, and evaluated
+with the flags in the file. Networks under ``pretrained``, to which flags refer as ``{RECIPE}``, are trained first.
+Finished trials are reused. The script writes ``docs/results/method-search-WORLD.json`` and a table of
+``docs/results/methods.md``.
 """
 
 import argparse
@@ -34,7 +35,7 @@ def command(*words: str) -> None:
     """Run ``didi`` in a process of one thread.
 
     Raises:
-        RuntimeError: it fails; what it said last is the message.
+        RuntimeError: the command fails; the message has its last line of output.
     """
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     ended = subprocess.run([sys.executable, "-m", "didi", *words], capture_output=True, text=True, env=environment)
@@ -43,7 +44,7 @@ def command(*words: str) -> None:
 
 
 def trial(world: str, plan: dict[str, Any], method: str, flags: str, folder: Path) -> dict[str, Any]:
-    """Train and evaluate one trial, unless its folder holds the result."""
+    """Train and evaluate one trial; an existing result in its folder is reused."""
     result = folder / "trial.json"
     if not result.is_file():
         run, words = folder / "run", ["--seed", str(plan["seed"]), "--max-passes", str(plan["passes"])]
@@ -67,19 +68,19 @@ def trial(world: str, plan: dict[str, Any], method: str, flags: str, folder: Pat
 
 
 def bundle_of(recipe: str, steps: int, out: Path) -> Path:
-    """Where the network of a recipe under ``pretrained`` is."""
+    """Path of the bundle of a recipe under ``pretrained``."""
     return out / f"{recipe}-{steps}" / "bundle"
 
 
 def pretrain(recipe: str, steps: int, out: Path) -> None:
-    """Train a network that trials need, unless it is there."""
+    """Train a network that trials need, unless its bundle exists."""
     bundle = bundle_of(recipe, steps, out)
     if not bundle.is_dir():
         command("pretrain", recipe, "--max-steps", str(steps), "--out", str(bundle.parent), "--overwrite")
 
 
 def asked(plan: dict[str, Any], method: str, flags: str) -> str:
-    """Digest of all that a trial depends on, so that a changed plan runs it again."""
+    """Digest of everything that a trial depends on, so that it is repeated if the plan changes."""
     about = {name: plan[name] for name in ("seed", "passes", "nfe", "evaluate")}
     if "pretrained" in plan:
         about["pretrained"] = plan["pretrained"]
@@ -88,7 +89,7 @@ def asked(plan: dict[str, Any], method: str, flags: str) -> str:
 
 
 def main(words: Sequence[str] | None = None) -> None:
-    """Run the trials that are missing; print and write all."""
+    """Run the missing trials; print and write the results of all trials."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("world", choices=sorted(file.stem for file in TRIALS.glob("*.yaml")))
     parser.add_argument("--out", type=Path, required=True)

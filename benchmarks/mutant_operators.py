@@ -1,4 +1,4 @@
-"""The mutants of a module: Cosmic Ray's operators that fit this code, and two of our own."""
+"""The mutants of a module, by operators of Cosmic Ray that apply to this code and by two further operators."""
 
 import pickle
 import sys
@@ -35,7 +35,7 @@ class Mutant:
 
 
 class DropArgument(Operator):
-    """Leave out an argument of a call that is given by name; not ``device``, which a CPU cannot tell from none."""
+    """Leave out a keyword argument of a call, except ``device``, which makes no difference on a CPU."""
 
     def mutation_positions(self, node):
         if node.type == "argument" and getattr(node.children[1], "value", "") == "=":
@@ -73,29 +73,29 @@ class SkipUpdate(Operator):
 def mutants_of(source: str) -> list[Mutant]:
     """All different mutants of a module, in the order of its lines."""
     operators = [*(get_operator(f"core/{name}")() for name in OPERATORS), DropArgument(), SkipUpdate()]
-    parsed, found = get_ast(source), {}
-    sys.setrecursionlimit(10_000)  # for the copies of the tree
+    parsed, mutants = get_ast(source), {}
+    sys.setrecursionlimit(10_000)  # copying a tree needs deep recursion
     stored = pickle.dumps(parsed)
     for operator in operators:
         places = [
             (number, index)
             for number, node in enumerate(ast_nodes(parsed))
             for index, _ in enumerate(operator.mutation_positions(node))
-            if not _is_annotation(node) and not _is_mark_of_a_signature(node)
+            if not _is_annotation(node) and not _is_keyword_only_marker(node)
         ]
         for number, index in places:
-            tree = pickle.loads(stored)  # an operator changes the nodes it is given
+            tree = pickle.loads(stored)  # a copy, since an operator changes its nodes in place
             node = next(node for place, node in enumerate(ast_nodes(tree)) if place == number)
             parent, slot = node.parent, next(i for i, child in enumerate(node.parent.children) if child is node)
             changed = operator.mutate(node, index)
             parent.children[slot : slot + 1] = [] if changed is None else [changed]
             mutant = _mutant(source, tree.get_code())
-            found[mutant.source] = (node.start_pos, mutant)
-    return [mutant for _, mutant in sorted(found.values(), key=lambda one: one[0])]
+            mutants[mutant.source] = (node.start_pos, mutant)
+    return [mutant for _, mutant in sorted(mutants.values(), key=lambda entry: entry[0])]
 
 
-def _is_mark_of_a_signature(node) -> bool:
-    """The ``*`` after which arguments are given by name."""
+def _is_keyword_only_marker(node) -> bool:
+    """Whether a node is the ``*`` of a signature, after which parameters are keyword-only."""
     return node.type == "operator" and node.parent.type in ("parameters", "param")
 
 
@@ -111,7 +111,7 @@ def _is_annotation(node) -> bool:
 
 def _mutant(source: str, mutated: str) -> Mutant:
     old, new = source.splitlines(), mutated.splitlines()
-    first = next(i for i, (one, other) in enumerate(zip(old, new, strict=False)) if one != other)
-    last = next(i for i, (one, other) in enumerate(zip(old[::-1], new[::-1], strict=False)) if one != other)
+    first = next(i for i, (before, after) in enumerate(zip(old, new, strict=False)) if before != after)
+    last = next(i for i, (before, after) in enumerate(zip(old[::-1], new[::-1], strict=False)) if before != after)
     lines = [" ".join(line.strip() for line in text[first : max(first + 1, len(text) - last)]) for text in (old, new)]
     return Mutant(mutated, *lines)

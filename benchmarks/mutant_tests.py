@@ -1,6 +1,6 @@
-"""The tests that each module's mutants are tried against, likeliest to fail first, and the mutations with a name.
+"""The tests for the mutants of each module, those most likely to fail first, and the named mutations.
 
-Golden figures are left out: they show that something changed, not that it is wrong.
+Tests of golden figures are left out: they show that a figure changed, not that it is wrong.
 """
 
 DIFFUSION, TRAINING, SAMPLING = "tests/diffusion/", "tests/training/", "tests/sampling/"
@@ -55,7 +55,7 @@ TESTS = {
     ],
 }
 
-# Mistakes in didi/methods/didi.py, each made alone: `python benchmarks/mutants.py --named` shows that all are noticed.
+# Mistakes in didi/methods/didi.py; `python benchmarks/mutants.py --named` makes each alone and checks that tests fail.
 NAMED = {
     "sign of the policy gradient": ("return policy + regulariser,", "return -policy + regulariser,"),
     "sign of the divergence": (

@@ -1,11 +1,11 @@
-"""Mutation run: do the fast tests notice small mistakes? Writes docs/results/mutants.json.
+"""Mutation testing of the fast tests: docs/results/mutants.json.
 
     python benchmarks/mutants.py [MODULE ...] [--sample N] [--minutes M] [--survivors] [--named]
 
-The mutants are Cosmic Ray's, one change to one place of one module, and two kinds of our own (an argument of a call
-dropped, an update of a variable left out). Each is tried in a fork of this process, which has imported all that does
-not depend on the module; no file is changed. A survivor stays in the results until a test kills it or until a reason
-is written beside it, by hand, why no test can; reasons are kept from run to run.
+A mutant is a module with one small change, made by an operator of Cosmic Ray or by one of two further operators (a
+keyword argument left out, an update of a variable left out). Tests of a mutant run in a fork of this process, which has
+imported all modules that do not depend on the mutated one; no file is changed. Survivors are listed in the results with
+a reason, written by hand, why no test can kill them; reasons are kept from run to run.
 """
 
 import argparse
@@ -39,17 +39,24 @@ Outcome = Literal["killed", "survived", "timeout"]
 
 
 def outcome(path: Path, source: str | None, tests: list[str], seconds: float | None = None) -> Outcome:
-    """Run tests in a fork of this process in which a module has another source, if given."""
+    """Run tests in a fork of this process, in which ``source``, if given, replaces the source of a module.
+
+    Args:
+        path: file of the module.
+        source: source of the mutant; None for the module itself.
+        tests: arguments of pytest.
+        seconds: time limit; None for no limit.
+    """
     child = os.fork()
     if child == 0:
         os.setsid()
-        with Path(os.devnull).open("w") as nowhere:
-            os.dup2(nowhere.fileno(), 1)
-            os.dup2(nowhere.fileno(), 2)
+        with Path(os.devnull).open("w") as null:
+            os.dup2(null.fileno(), 1)
+            os.dup2(null.fileno(), 2)
         code = 1
         with suppress(BaseException):
             if source is not None:
-                _serve(path, source)
+                _replace_source(path, source)
             code = int(pytest.main(["-x", "-p", "no:cacheprovider", "--assert=plain", "--tb=no", *tests]))
         os._exit(code)
     end = None if seconds is None else time.monotonic() + seconds
@@ -64,8 +71,8 @@ def outcome(path: Path, source: str | None, tests: list[str], seconds: float | N
         time.sleep(0.02)
 
 
-def _serve(path: Path, source: str) -> None:
-    """Let importing a file find this source and no compiled copy of it."""
+def _replace_source(path: Path, source: str) -> None:
+    """Make imports of a file read this source, and no compiled copy of the file."""
     read, compiled = SourceFileLoader.get_data, f"{path.parent}/__pycache__/{path.stem}."
 
     def get_data(loader, name):
@@ -77,10 +84,10 @@ def _serve(path: Path, source: str) -> None:
     sys.dont_write_bytecode = True
 
 
-def import_what_does_not_depend_on(module: str) -> None:
-    """Import the modules of didi that neither are nor need this one; their packages' files count as needed."""
+def import_independent_modules(module: str) -> None:
+    """Import the modules of didi that do not depend on ``module``; a module depends on the packages that contain it."""
     graph = grimp.build_graph("didi", cache_dir=None)
-    changed = {module, *graph.find_downstream_modules(module)}
+    dependent = {module, *graph.find_downstream_modules(module)}
 
     def parents(name: str) -> Iterator[str]:
         parts = name.split(".")
@@ -88,30 +95,30 @@ def import_what_does_not_depend_on(module: str) -> None:
 
     while more := {
         n
-        for n in graph.modules - changed
-        if any(p in changed for needed in (n, *graph.find_upstream_modules(n)) for p in parents(needed))
+        for n in graph.modules - dependent
+        if any(p in dependent for needed in (n, *graph.find_upstream_modules(n)) for p in parents(needed))
     }:
-        changed |= more  # fmt: skip
+        dependent |= more  # fmt: skip
     with jaxtyping.install_import_hook("didi", "beartype.beartype"):
-        for name in sorted(graph.modules - changed):
+        for name in sorted(graph.modules - dependent):
             if not name.endswith("__main__"):
                 with suppress(ImportError):
                     import_module(name)
     torch.testing.assert_close(torch.zeros(1), torch.zeros(1))  # imports what most tests use
     assert module not in sys.modules
-    gc.freeze()  # collections in the forks pass over all this
+    gc.freeze()  # garbage collections in the forks skip the objects so far
 
 
 def run_module(module: str, options: argparse.Namespace, known: dict) -> dict:
     """Figures and survivors of one module."""
     path, tests = ROOT / "src" / f"{module}.py", TESTS[module]
     name = module.replace("/", ".")
-    import_what_does_not_depend_on(name)
+    import_independent_modules(name)
     start = time.monotonic()
     _check_unchanged(module, path, tests)
     limit = 3 * (time.monotonic() - start) + 5
     mutants = mutants_of(path.read_text())
-    reasons = {(one["old"], one["new"]): one["reason"] for one in known.get("survivors", [])}
+    reasons = {(entry["old"], entry["new"]): entry["reason"] for entry in known.get("survivors", [])}
     if options.survivors:
         tried = [mutant for mutant in mutants if (mutant.old, mutant.new) in reasons]
     else:
@@ -128,11 +135,11 @@ def run_module(module: str, options: argparse.Namespace, known: dict) -> dict:
                 {"old": mutant.old, "new": mutant.new, "reason": reasons.get((mutant.old, mutant.new), "")}
             )
             print(f"{module}: {mutant.old}\n{' ' * len(module)}> {mutant.new}", flush=True)
-    # Those that the operators no longer make count no more.
+    # Earlier survivors that the operators no longer produce are not counted.
     num_tried = (
         known["tried"] - len(reasons.keys() - {(m.old, m.new) for m in tried}) if options.survivors else len(tried)
     )
-    equivalent = sum(bool(one["reason"]) for one in survivors)
+    equivalent = sum(bool(entry["reason"]) for entry in survivors)
     print(f"{module}: {num_tried} of {len(mutants)} mutants tried in {time.monotonic() - start:.0f} s, "
           f"{len(survivors)} survived, {equivalent} of them with a reason", flush=True)  # fmt: skip
     return {
@@ -151,10 +158,10 @@ def _check_unchanged(module: str, path: Path, tests: list[str]) -> None:
 
 
 def run_named() -> None:
-    """The mutations of ``NAMED``, each alone, against the wiring tests; ends with an error if one survives."""
+    """Test the mutations of ``NAMED``, one at a time, with the wiring tests; exits with an error if one survives."""
     path = ROOT / "src" / "didi" / "methods" / "didi.py"
     source, tests = path.read_text(), ["tests/training/test_wiring.py"]
-    import_what_does_not_depend_on("didi.methods.didi")
+    import_independent_modules("didi.methods.didi")
     _check_unchanged("didi/methods/didi", path, tests)
     survivors = []
     for name, (old, new) in NAMED.items():
@@ -167,7 +174,7 @@ def run_named() -> None:
 
 
 def in_child(work, *arguments) -> None:
-    """Run in a fork, so that what a module's run imports does not stay."""
+    """Call a function in a fork, so that its imports do not remain in this process."""
     child = os.fork()
     if child == 0:
         code = 1

@@ -1,4 +1,4 @@
-"""Functions shared by the scripts that write pages; the generated part of a page stands between two markers."""
+"""Functions of the scripts that write pages; the generated part of a page is between two markers."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +18,7 @@ def write_json(file: Path, record: Any) -> None:
 def renew(page: Path, script: str, lines: Sequence[str]) -> None:
     """Replace the generated part of ``page`` that belongs to ``script``; the text around it is kept."""
     begin = f"<!-- written by benchmarks/{script} page: begin -->"
-    before, found, rest = page.read_text().partition(begin)
-    if not found:
+    before, marker, rest = page.read_text().partition(begin)
+    if not marker:
         raise SystemExit(f"{page} has no line {begin!r}")
     write_atomically(page, before + "\n".join([begin, *lines, END]) + rest.partition(END)[2])

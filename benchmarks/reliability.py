@@ -1,9 +1,9 @@
-"""The figures of docs/reliability.md: faults injected into runs, and hostile files read.
+"""The figures of docs/reliability.md: faults injected into runs, and fuzzing with hostile files.
 
     python benchmarks/reliability.py measure --out FILE [--kills 20] [--inputs 12000]
     python benchmarks/reliability.py page [--from FILE]
 
-``measure`` kills, cuts, flips and fuzzes (some 20 minutes on one core); ``page`` renews the tables of the page.
+``measure`` takes some 20 minutes on one core; ``page`` updates the tables of the page.
 """
 
 import argparse
@@ -26,7 +26,7 @@ STORED = DOCS / "results" / "reliability.json"
 
 
 def measure(args: argparse.Namespace) -> None:
-    found: dict[str, Any] = {"machine": machine_name(), "faults": {}, "inputs": {}}
+    record: dict[str, Any] = {"machine": machine_name(), "faults": {}, "inputs": {}}
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         for name, inject in (
@@ -35,26 +35,26 @@ def measure(args: argparse.Namespace) -> None:
             ("SIGTERM at a random moment of training", lambda: terminated(args.kills, folder / "term")),
         ):
             print(name, flush=True)
-            found["faults"][name] = inject()
-            print(found["faults"][name], flush=True)
+            record["faults"][name] = inject()
+            print(record["faults"][name], flush=True)
         for kind in KINDS:
             (folder / "fuzz" / kind.replace("/", "-")).mkdir(parents=True)
-            found["inputs"][kind] = fuzz(kind, args.inputs // len(KINDS), folder / "fuzz" / kind.replace("/", "-"))
-            print(kind, found["inputs"][kind], flush=True)
-    write_json(args.out, found)
+            record["inputs"][kind] = fuzz(kind, args.inputs // len(KINDS), folder / "fuzz" / kind.replace("/", "-"))
+            print(kind, record["inputs"][kind], flush=True)
+    write_json(args.out, record)
 
 
 def page(args: argparse.Namespace) -> None:
     if args.source:
         write_atomically(STORED, args.source.read_bytes())
-    found = json.loads(STORED.read_text())
+    record = json.loads(STORED.read_text())
     faults = []
-    for name, row in found["faults"].items():
+    for name, row in record["faults"].items():
         note = f"; saved within {row['seconds']:.1f} s" if "seconds" in row else ""
         faults.append([name, f"{row['runs']:.0f}", f"{row['recovered']:.0f}{note}"])
     inputs = []
     total: Counter[str] = Counter()
-    for kind, row in found["inputs"].items():
+    for kind, row in record["inputs"].items():
         cells = {name: row[name] for name in ("inputs", "refused", "read", "escapes")}
         total.update(cells)
         inputs.append([kind, *(f"{value:,}" for value in cells.values())])
@@ -62,7 +62,7 @@ def page(args: argparse.Namespace) -> None:
     lines = markdown_table(["fault", "runs", "ended as if nothing had happened"], faults)
     header = ["hostile input", "inputs", "refused in one line", "read as valid", "escapes"]
     lines += ["", *markdown_table(header, inputs)]
-    lines.append(f"\n{found['machine']}.")
+    lines.append(f"\n{record['machine']}.")
     renew(DOCS / "reliability.md", "reliability.py", lines)
 
 

@@ -1,4 +1,4 @@
-"""Faults injected into runs: kills, damaged checkpoints, requests to end; see ``reliability``."""
+"""Faults injected into runs: SIGKILL, damaged checkpoints and SIGTERM; see ``reliability``."""
 
 import json
 import multiprocessing
@@ -25,7 +25,7 @@ CPU = torch.device("cpu")
 
 
 def small_run(num_steps: int = 12) -> DistillConfig:
-    """A real distillation in which everything happens within seconds."""
+    """A real distillation that takes seconds, with validations, checkpoints and guidance steps."""
     base = DISTILL["markov"]
     loop = replace(
         base.loop,
@@ -34,15 +34,15 @@ def small_run(num_steps: int = 12) -> DistillConfig:
         validate_every=5,
         validation_sequences=8,
         checkpoint_every=1,
-        log_every=1,  # else a line's mean begins where the run was resumed
+        log_every=1,  # otherwise the means in the log depend on the step at which the run was resumed
     )
     return replace(base, loop=loop, discriminator=replace(base.discriminator, warmup_steps=3, guidance_steps=2))
 
 
 def work(config: DistillConfig, path: Path) -> None:
-    """Begin the run or go on with it; quiet."""
+    """Start or resume the run, without output."""
     torch.set_num_threads(1)
-    sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115, PTH123 - for the life of the process
+    sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115, PTH123 - open until the process ends
     try:
         folder = RunFolder(path)
         distill_run(config, folder, resume=folder.has_run, device=CPU)
@@ -51,7 +51,7 @@ def work(config: DistillConfig, path: Path) -> None:
 
 
 def processes() -> Any:
-    """A context whose processes begin at once, forked from one that has read the library."""
+    """A multiprocessing context whose processes start fast, forked from a server that has imported the library."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["didi.apps.train"])
     return context
@@ -62,7 +62,7 @@ def process(config: DistillConfig, path: Path) -> Any:
 
 
 def finished(config: DistillConfig, path: Path) -> Path:
-    """Let the run come to its end."""
+    """Run or resume a run to its end; returns its path."""
     running = process(config, path)
     running.start()
     running.join()
@@ -71,50 +71,53 @@ def finished(config: DistillConfig, path: Path) -> Path:
     return path
 
 
-def is_same(one: Path, other: Path, *, has_log: bool = True) -> bool:
-    """Whether two runs left the same bundle, byte for byte, and the same figures but for their speed."""
-    files = [sorted(p.relative_to(path / "bundle") for p in (path / "bundle").rglob("*.*")) for path in (one, other)]
+def is_same(run: Path, other: Path, *, has_log: bool = True) -> bool:
+    """Whether two runs have the same bundle, byte for byte, and with ``has_log`` the same metrics except the speed."""
+    files = [sorted(p.relative_to(path / "bundle") for p in (path / "bundle").rglob("*.*")) for path in (run, other)]
     if files[0] != files[1]:
         return False
     logs = [
         [json.loads(line) | {"tokens_per_second": 0} for line in (path / "metrics.jsonl").read_text().splitlines()]
-        for path in (one, other)
+        for path in (run, other)
     ]
     return (logs[0] == logs[1] or not has_log) and all(
-        (one / "bundle" / file).read_bytes() == (other / "bundle" / file).read_bytes() for file in files[0]
+        (run / "bundle" / file).read_bytes() == (other / "bundle" / file).read_bytes() for file in files[0]
     )
 
 
 def killed(num_kills: int, folder: Path, *, num_steps: int = 12, seed: int = 0) -> dict[str, int]:
-    """Kill runs with SIGKILL at random moments, each begun anew, and let them go on: how many ended as an unkilled one.
+    """Kill new runs with SIGKILL at random times and resume them; counts runs, and runs equal to an uninterrupted run.
 
-    Moments that come after a run's end do not count; another is drawn.
+    A time after the end of a run does not count; another time is drawn.
     """
     config, draws = small_run(num_steps), random.Random(seed)
     begin = time.perf_counter()
-    straight = finished(config, folder / "straight")
+    uninterrupted = finished(config, folder / "straight")
     seconds = time.perf_counter() - begin
-    found = Counter(runs=0, recovered=0)
-    while found["runs"] < num_kills:
-        path = folder / f"killed-{found['runs']}"
+    counts = Counter(runs=0, recovered=0)
+    while counts["runs"] < num_kills:
+        path = folder / f"killed-{counts['runs']}"
         running = process(config, path)
         running.start()
         running.join(draws.uniform(0, seconds))
         if running.exitcode is None:
             running.kill()
             running.join()
-            found["runs"] += 1
-            found["recovered"] += is_same(straight, finished(config, path))
+            counts["runs"] += 1
+            counts["recovered"] += is_same(uninterrupted, finished(config, path))
         shutil.rmtree(path, ignore_errors=True)
-    return dict(found)
+    return dict(counts)
 
 
 def damaged(num: int, folder: Path, *, seed: int = 0) -> dict[str, int]:
-    """Cut or flip a bit of the newest checkpoint: how often the one before it was taken, or nothing had changed."""
+    """Truncate the newest checkpoint or flip one of its bits; counts how often loading takes the checkpoint before it.
+
+    A flipped bit in the padding of the header damages nothing; the newest checkpoint is then right too.
+    """
     draws = random.Random(seed)
     run = finished(replace(small_run(), loop=replace(small_run().loop, steps=4)), folder / "damaged")
     newest = sorted((run / "checkpoints").glob(PATTERN))[-1]
-    content, found = newest.read_bytes(), Counter(runs=0, recovered=0)
+    content, counts = newest.read_bytes(), Counter(runs=0, recovered=0)
     last, before = int(newest.stem[5:]), int(newest.stem[5:]) - 1
     for _ in range(num):
         if draws.random() < 0.5:
@@ -127,21 +130,24 @@ def damaged(num: int, folder: Path, *, seed: int = 0) -> dict[str, int]:
             )
             is_whole = chr(content[position]) == " "  # padding of the header
         latest = load_latest(run / "checkpoints")
-        found["runs"] += 1
-        found["recovered"] += latest is not None and latest[0] in ((last, before) if is_whole else (before,))
-    return dict(found)
+        counts["runs"] += 1
+        counts["recovered"] += latest is not None and latest[0] in ((last, before) if is_whole else (before,))
+    return dict(counts)
 
 
 def terminated(num: int, folder: Path, *, seed: int = 0) -> dict[str, float]:
-    """SIGTERM, as a scheduler sends it, at random moments: state saved, the longest wait, and the same end."""
+    """Stop runs with SIGTERM, as a scheduler does, at random times, and resume them.
+
+    Counts runs, and runs equal to an uninterrupted run; ``seconds`` is the longest time to save the state.
+    """
     config, draws = small_run(), random.Random(seed)
-    straight = finished(config, folder / "untouched")
-    found: dict[str, float] = {"runs": 0, "recovered": 0, "seconds": 0.0}
-    while found["runs"] < num:
-        path = folder / f"terminated-{found['runs']:.0f}"
+    uninterrupted = finished(config, folder / "untouched")
+    counts: dict[str, float] = {"runs": 0, "recovered": 0, "seconds": 0.0}
+    while counts["runs"] < num:
+        path = folder / f"terminated-{counts['runs']:.0f}"
         running = process(config, path)
         running.start()
-        while running.exitcode is None and not any((path / "checkpoints").glob(PATTERN)):  # it trains
+        while running.exitcode is None and not any((path / "checkpoints").glob(PATTERN)):  # until training has begun
             time.sleep(0.005)
         time.sleep(draws.uniform(0, 0.5))
         if running.exitcode is None:
@@ -149,9 +155,9 @@ def terminated(num: int, folder: Path, *, seed: int = 0) -> dict[str, float]:
             os.kill(running.pid, signal.SIGTERM)
             running.join()
             if running.exitcode == 130:
-                found["seconds"] = max(found["seconds"], time.perf_counter() - begin)
-                found["runs"] += 1
-                # The log has a line more, of the step at which the run was stopped.
-                found["recovered"] += is_same(straight, finished(config, path), has_log=False)
+                counts["seconds"] = max(counts["seconds"], time.perf_counter() - begin)
+                counts["runs"] += 1
+                # The log is not compared: it has one line more, for the step at which the run was stopped.
+                counts["recovered"] += is_same(uninterrupted, finished(config, path), has_log=False)
         shutil.rmtree(path, ignore_errors=True)
-    return found
+    return counts

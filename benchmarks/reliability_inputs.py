@@ -1,4 +1,4 @@
-"""Hostile files and names, and what reading them does; see ``reliability``."""
+"""Fuzzing of the readers of files and names with hostile inputs; see ``reliability``."""
 
 import io
 import os
@@ -33,7 +33,7 @@ from didi.training.checkpoint import load_latest, save_checkpoint
 
 CPU = torch.device("cpu")
 SECONDS_AN_INPUT = 20
-MEMORY = 2**31  # that reading a hostile file may take beside what the process has
+MEMORY = 2**31  # bytes that reading a hostile file may allocate in addition to the memory of the process
 HOSTILE = [
     b"!!python/object/apply:os.system ['touch escaped']",
     b"&a [*a, *a]",
@@ -58,7 +58,7 @@ HOSTILE = [
 
 
 def mutated(content: bytes, draws: random.Random) -> bytes:
-    """One to four changes: bits, cuts, copies, hostile words."""
+    """``content`` with one to four random changes: flipped bits, cuts, copies, inserted hostile strings."""
     for _ in range(draws.randint(1, 4)):
         at, end = sorted(draws.randrange(len(content) + 1) for _ in range(2)) if content else (0, 0)
         end = min(end, at + draws.choice([1, 4, 64, 4096]))
@@ -77,7 +77,7 @@ def mutated(content: bytes, draws: random.Random) -> bytes:
 
 
 class BundleFile:
-    """A bundle one of whose files is hostile."""
+    """A bundle with one hostile file."""
 
     def __init__(self, name: str, folder: Path) -> None:
         self.path = folder / "bundle"
@@ -85,7 +85,7 @@ class BundleFile:
         save(Bundle(teacher=bundle.teacher, tokenizer=load("tiny-news").tokenizer), self.path)
         self.file = self.path / name
         content = self.file.read_bytes()
-        # The header of safetensors is what is interpreted; most of the tensors are left out.
+        # Only the header of a safetensors file is interpreted, so only the header is mutated.
         self.content = content
         self.head = int.from_bytes(content[:8], "little") + 8 if name.endswith(".safetensors") else len(content)
 
@@ -95,7 +95,7 @@ class BundleFile:
 
 
 class ConfigFile:
-    """Settings of a run."""
+    """A hostile file of settings of a run."""
 
     def __init__(self, folder: Path) -> None:
         self.file = folder / "config.yaml"
@@ -107,7 +107,7 @@ class ConfigFile:
 
 
 class Pickled:
-    """A training checkpoint of other code."""
+    """A hostile pickled training checkpoint of other code."""
 
     def __init__(self, folder: Path) -> None:
         self.file = folder / "last.ckpt"
@@ -120,7 +120,7 @@ class Pickled:
 
 
 class OwnCheckpoint:
-    """A checkpoint of a run of ours."""
+    """A hostile checkpoint of a run of didi."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder / "checkpoints"
@@ -148,12 +148,12 @@ MEMBER_NAMES = [
 
 
 class Archive:
-    """An archive of the asset cache: wrong names, links, bombs, damage."""
+    """A hostile archive of the asset cache, with path traversal, links, archive bombs or damage."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.target = folder / "deep" / "target"
-        archives.MAX_EXTRACTED_BYTES = 2**20  # of this process alone: a bomb need not be large to be one
+        archives.MAX_EXTRACTED_BYTES = 2**20  # lowered in this process only, so that small archives can be bombs
 
     def __call__(self, draws: random.Random) -> None:
         shutil.rmtree(self.target, ignore_errors=True)
@@ -195,7 +195,7 @@ class Archive:
 
 
 class HubName:
-    """A model's name that means to be a path, or worse."""
+    """A hostile name of a model, such as a path."""
 
     PARTS = (
         "..",
@@ -218,7 +218,7 @@ class HubName:
 
     def __init__(self, folder: Path) -> None:
         del folder
-        huggingface_hub.constants.HF_HUB_OFFLINE = True  # no name here is to be asked for
+        huggingface_hub.constants.HF_HUB_OFFLINE = True  # the names must not be requested from the Hub
 
     def __call__(self, draws: random.Random) -> None:
         load(draws.choice(["/", "//", "@", ""]).join(draws.choice(self.PARTS) for _ in range(draws.randint(1, 3))))
@@ -238,10 +238,11 @@ KINDS: dict[str, Callable[[Path], Callable[[random.Random], None]]] = {
 
 
 def fuzz(kind: str, num: int, folder: Path, *, seed: int = 0) -> dict[str, Any]:
-    """Read ``num`` hostile inputs in a process of its own; what became of them.
+    """Read ``num`` hostile inputs in a separate process, and count the outcomes.
 
-    ``refused`` ended in one clear line, ``read`` in a value; ``escapes`` are other errors, hangs, files outside the
-    folder, too much memory, and a crash of the process.
+    ``refused`` counts inputs refused with a ``DidiError``, ``read`` inputs read without an error; ``escapes`` counts
+    other errors, timeouts, excessive memory, files written outside the folder, and crashes of the process. ``first``
+    describes the first escape.
     """
     context = processes()
     receive, send = context.Pipe(duplex=False)
@@ -249,11 +250,11 @@ def fuzz(kind: str, num: int, folder: Path, *, seed: int = 0) -> dict[str, Any]:
     running.start()
     send.close()
     try:
-        found: dict[str, Any] = receive.recv()
+        outcomes: dict[str, Any] = receive.recv()
     except EOFError:
-        found = {"inputs": num, "refused": 0, "read": 0, "escapes": num, "first": "the process died"}
+        outcomes = {"inputs": num, "refused": 0, "read": 0, "escapes": num, "first": "the process died"}
     running.join()
-    return found
+    return outcomes
 
 
 def _fuzz(kind: str, num: int, folder: Path, seed: int, send: Any) -> None:
@@ -265,7 +266,7 @@ def _fuzz(kind: str, num: int, folder: Path, seed: int, send: Any) -> None:
     read = KINDS[kind](inside)
     pages = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (pages + MEMORY, pages + MEMORY))
-    found: dict[str, Any] = Counter(inputs=num, refused=0, read=0, escapes=0)
+    outcomes: dict[str, Any] = Counter(inputs=num, refused=0, read=0, escapes=0)
     first = ""
 
     def hang(*_: object) -> None:
@@ -277,17 +278,17 @@ def _fuzz(kind: str, num: int, folder: Path, seed: int, send: Any) -> None:
         signal.alarm(SECONDS_AN_INPUT)
         try:
             read(draws)
-            found["read"] += 1
+            outcomes["read"] += 1
         except DidiError:
-            found["refused"] += 1
-        except BaseException as error:  # the Rust side panics so
-            found["escapes"] += 1
+            outcomes["refused"] += 1
+        except BaseException as error:  # panics of Rust libraries derive from BaseException
+            outcomes["escapes"] += 1
             first = first or f"input {number}: {type(error).__name__}: {str(error)[:200]}"
         finally:
             signal.alarm(0)
     strays = [str(path) for path in folder.rglob("*escaped*") if not path.is_relative_to(inside / "deep" / "target")]
     strays += [str(path) for path in folder.iterdir() if path.name != "inside"]
     if strays or Path("/escaped").exists():
-        found["escapes"] += len(strays) or 1
+        outcomes["escapes"] += len(strays) or 1
         first = first or f"a file outside: {strays[:1]}"
-    send.send(dict(found) | {"first": first})
+    send.send(dict(outcomes) | {"first": first})

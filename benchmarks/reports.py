@@ -2,8 +2,8 @@
 
     python benchmarks/reports.py page
 
-A file holds a list of rows: ``report`` (its number; several rows may have it), ``tried``, ``before``, ``now`` and
-``tests`` (``tests/FILE.py::FUNCTION``). Each row names the tests that hold ``now``.
+A file is a list of rows with ``report`` (number of the report, which may have several rows), ``tried``, ``before``,
+``now`` and ``tests`` (``tests/FILE.py::FUNCTION``), the tests of the behaviour in ``now``.
 """
 
 import argparse

@@ -3,9 +3,10 @@
     didi reproduce all --scale markov --seeds 5 --out DIR
     python benchmarks/reproduce.py markov DIR
 
-The report in DIR goes between the markers of its page, its figures beside it; the table of our decisions has a page of
-its own, and so have the other teachers of the scale tiny. A page whose part the report lacks stays as it is. The prose
-above the markers is written by hand. The comparison of distillation methods, at any scale, goes to methods.md:
+The report in DIR is written between the markers of its page, and its figures next to the page. The table of our
+decisions is written to decisions.md, and the other teachers of the scale tiny to teachers.md. A page whose part is
+missing in the report is not changed. The text above the markers is written by hand. The comparison of distillation
+methods, at any scale, is written to methods.md:
 
     didi reproduce figure1 figure3 table1 --scale exact --methods all --seeds 5 --out DIR
     python benchmarks/reproduce.py exact DIR --methods
@@ -38,9 +39,9 @@ def main(words: Sequence[str] | None = None) -> None:
         body = [re.sub("^## ", "### ", section) for section in sections]
         renew(RESULTS / "methods.md", f"reproduce.py {args.scale}", [conditions, *body])
         return
-    is_ours = [section.startswith(f"## {TARGETS['decisions'].title}") for section in sections]
-    pages = {f"{name}.md": [one for one, ours in zip(sections, is_ours, strict=True) if not ours]}
-    pages["decisions.md"] = [one for one, ours in zip(sections, is_ours, strict=True) if ours]
+    decisions = f"## {TARGETS['decisions'].title}"
+    pages = {f"{name}.md": [section for section in sections if not section.startswith(decisions)]}
+    pages["decisions.md"] = [section for section in sections if section.startswith(decisions)]
     if args.scale == "tiny":
         pages[f"{name}.md"], pages["teachers.md"] = without_teachers(pages[f"{name}.md"])
     for page, lines in pages.items():
@@ -49,19 +50,19 @@ def main(words: Sequence[str] | None = None) -> None:
 
 
 def parts_of(run: Path, name: str) -> list[str]:
-    """The conditions of a report and its sections, without the title; its figures are copied, as ``name``-FIGURE."""
+    """The head of a report without its title, and its sections; copies figures to the results as ``name``-FIGURE."""
     report = (run / "report.md").read_text()
     for figure in FIGURE.findall(report):
         write_atomically(RESULTS / f"{name}-{figure}", (run / figure).read_bytes())
-    _, *rest = FIGURE.sub(lambda found: f"{name}-{found[0]}", report).splitlines()
+    _, *rest = FIGURE.sub(lambda match: f"{name}-{match[0]}", report).splitlines()
     return re.split(r"^(?=## )", "\n".join(rest).strip() + "\n", flags=re.MULTILINE)
 
 
 def without_teachers(sections: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Sections without the other teachers, and what they say of these, under the headings of the sections."""
+    """Sections without their part about other teachers, and these parts, each with the heading of its section."""
     parts = [section.partition(TEACHERS) for section in sections]
-    taken = [f"{own.splitlines()[0]}\n{of_teachers}" for own, found, of_teachers in parts if found]
-    return [f"{own.rstrip()}\n" for own, _, _ in parts], taken
+    teachers = [f"{before.splitlines()[0]}\n{after}" for before, heading, after in parts if heading]
+    return [f"{before.rstrip()}\n" for before, _, _ in parts], teachers
 
 
 if __name__ == "__main__":

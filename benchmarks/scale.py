@@ -1,4 +1,4 @@
-"""The figures of docs/scale.md: what ``didi doctor`` says beside what real steps take, and what two processes gain.
+"""The figures of docs/scale.md: memory by ``didi doctor`` and by real steps, and the speed of two processes.
 
     python benchmarks/scale.py measure --runs DIR [--only NAME ...]
     python benchmarks/scale.py page    [--runs DIR]
@@ -23,7 +23,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-# Freed blocks go back to the system at once, so that the process is as large as its tensors.
+# Freed blocks are returned to the system at once, so that the size of the process is that of its tensors.
 os.environ["MALLOC_MMAP_THRESHOLD_"] = os.environ["MALLOC_TRIM_THRESHOLD_"] = "65536"
 
 import torch
@@ -54,7 +54,7 @@ PASS = "owt-424m, a pass of the teacher"
 
 
 def reduced(recipe: str, *, length: int = 512, states: int = 2, **changes: Any) -> DistillConfig:
-    """A recipe at a batch that a CPU can carry."""
+    """A recipe with a length and a batch size that fit the memory of a CPU."""
     base = DISTILL[recipe]
     return replace(
         base,
@@ -85,39 +85,39 @@ CONFIGURATIONS: dict[str, DistillConfig | PretrainConfig] = {
 
 
 def status(field: str) -> int:
-    """A size of this process from /proc, bytes."""
-    found = re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    assert found
-    return int(found[1]) * 1024
+    """A size of this process from /proc in bytes."""
+    match = re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert match
+    return int(match[1]) * 1024
 
 
 def peak_of(work: Callable[[], Any]) -> tuple[int, Any]:
-    """Bytes at the peak beyond those before, and what the work returned; in this process."""
+    """Peak memory of ``work`` in bytes, without the memory before it, and its result; in this process."""
     gc.collect()
     before = status("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     result = work()
     return status("VmHWM") - before, result
 
 
 def steps_of_each(name: str) -> dict[str, Any]:
-    """As ``steps_of``, of the larger of two processes."""
+    """``steps_of`` in each of two processes; returns the result of the process with the higher peak."""
     with tempfile.TemporaryDirectory() as folder:
         command = [*TORCHRUN, __file__, "rank", "--name", name, "--runs", folder]
         subprocess.run(command, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
-        found = [json.loads(file.read_text()) for file in Path(folder).iterdir()]
-    return max(found, key=lambda one: one["measured"])
+        results = [json.loads(file.read_text()) for file in Path(folder).iterdir()]
+    return max(results, key=lambda result: result["measured"])
 
 
 def rank(args: argparse.Namespace) -> None:
-    with init_process_group() as here:
-        write_atomically(args.runs / f"{here.rank}.json", json.dumps(steps_of(args.name)))
+    with init_process_group() as group:
+        write_atomically(args.runs / f"{group.rank}.json", json.dumps(steps_of(args.name)))
 
 
 def steps_of(name: str) -> dict[str, Any]:
-    """Measure a configuration: three steps, the first of which is the discriminator's warm-up in distillation."""
+    """Measure all steps of a configuration; a distillation begins with a warm-up step of the discriminator."""
     torch.manual_seed(0)
-    torch.mm(torch.ones(512, 512), torch.ones(512, 512))  # the libraries' own buffers
+    torch.mm(torch.ones(512, 512), torch.ones(512, 512))  # allocates the buffers of the libraries
     config = CONFIGURATIONS[name]
 
     def work() -> tuple[list[float], list[float]]:
@@ -154,12 +154,12 @@ def inputs_of(config: DistillConfig | PretrainConfig) -> Callable[[Path], Inputs
 
 
 def predicted(name: str) -> dict[str, Any]:
-    """What dry runs at the batch size and at another say of a configuration."""
+    """Peak memory, parameters and arithmetic of a configuration by dry runs."""
     config = CONFIGURATIONS[name]
-    found: Estimate = estimate(config, inputs_of(config), num_processes=2 if "each of two" in name else 1)
-    run: DryRun = found.of(config.loop.batch_size)
+    needs: Estimate = estimate(config, inputs_of(config), num_processes=2 if "each of two" in name else 1)
+    run: DryRun = needs.of(config.loop.batch_size)
     return {
-        "predicted": found.peak(config.loop.batch_size),
+        "predicted": needs.peak(config.loop.batch_size),
         "parameters": run.parameters,
         "trained": run.trained,
         "flops": run.flops,
@@ -167,7 +167,7 @@ def predicted(name: str) -> dict[str, Any]:
 
 
 def pass_of_the_teacher() -> dict[str, Any]:
-    """What the teacher's weights take, and the graph of its laws at the states that the shared-trunk student sees."""
+    """Memory of the teacher's weights and of the graph of its predictions at the states of a shared-trunk student."""
     torch.manual_seed(0)
     config = CONFIGURATIONS[SHARED]
     shape = replace(teacher_shape(config.recipe), dropout=0.0)
@@ -180,8 +180,8 @@ def pass_of_the_teacher() -> dict[str, Any]:
         z = torch.zeros(states, length, dtype=torch.long)
         z[:, : length // 2] = shape.mask_id
         kept = [
-            masked_log_probs(teacher, one, torch.full((len(one),), 0.5, dtype=torch.float64), process)
-            for one in (first, z)
+            masked_log_probs(teacher, tokens, torch.full((len(tokens),), 0.5, dtype=torch.float64), process)
+            for tokens in (first, z)
         ]
         del kept
 
@@ -189,14 +189,14 @@ def pass_of_the_teacher() -> dict[str, Any]:
 
 
 def two_processes(rounds: int = 2) -> dict[str, Any]:
-    """The same distillation by one process and by two, each with one thread, in turns."""
+    """The same distillation by one process and by two, with one thread each, in interleaved rounds."""
     flags = ["--max-steps", "12", "--loop.batch-size", "32", "--discriminator.warmup-steps", "4"]
     flags += ["--loop.validate-every", "1000", "--loop.log-every", "50", "--device", "cpu"]
-    ways = {"one": [sys.executable], "two": TORCHRUN, "sharded": TORCHRUN}
-    speeds: dict[str, list[float]] = {name: [] for name in ways}
+    launchers = {"one": [sys.executable], "two": TORCHRUN, "sharded": TORCHRUN}
+    speeds: dict[str, list[float]] = {name: [] for name in launchers}
     with tempfile.TemporaryDirectory() as scratch:
         for number in range(rounds):
-            for name, launcher in ways.items():
+            for name, launcher in launchers.items():
                 out = Path(scratch, f"{name}-{number}")
                 more = ["--loop.fsdp"] if name == "sharded" else []
                 command = [*launcher, "-m", "didi", "distill", "tiny-news", "--out", str(out), *flags, *more]
@@ -204,15 +204,15 @@ def two_processes(rounds: int = 2) -> dict[str, Any]:
                 subprocess.run(command, check=True, capture_output=True, env=environment)
                 lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
                 speeds[name].append(next(line["tokens_per_second"] for line in lines if "tokens_per_second" in line))
-        students = {name: load(Path(scratch, f"{name}-0", "bundle")).student for name in ways}
+        students = {name: load(Path(scratch, f"{name}-0", "bundle")).student for name in launchers}
     first = list(students["one"].parameters())
-    found: dict[str, Any] = {"command": f"didi distill tiny-news {' '.join(flags)}"}
+    record: dict[str, Any] = {"command": f"didi distill tiny-news {' '.join(flags)}"}
     for name in ("two", "sharded"):
-        ratios = sorted(other / own for own, other in zip(speeds["one"], speeds[name], strict=True))
+        ratios = sorted(two / one for one, two in zip(speeds["one"], speeds[name], strict=True))
         gap = max(float((a - b).abs().max()) for a, b in zip(first, students[name].parameters(), strict=True))
-        found[name] = {"speed": (statistics.median(ratios), ratios[0], ratios[-1]), "gap": gap}
-    found["largest"] = max(float(parameter.abs().max()) for parameter in first)
-    return found
+        record[name] = {"speed": (statistics.median(ratios), ratios[0], ratios[-1]), "gap": gap}
+    record["largest"] = max(float(parameter.abs().max()) for parameter in first)
+    return record
 
 
 def measure(args: argparse.Namespace) -> None:
@@ -224,13 +224,13 @@ def measure(args: argparse.Namespace) -> None:
             continue
         print(name, flush=True)
         if "each of two" in name:
-            found = steps_of_each(name)
+            record = steps_of_each(name)
         else:
             with multiprocessing.get_context("spawn").Pool(1) as pool:
-                found = pool.apply(work[name]) if name in work else pool.apply(steps_of, [name])
+                record = pool.apply(work[name]) if name in work else pool.apply(steps_of, [name])
         if name in CONFIGURATIONS:
-            found |= predicted(name)
-        write_atomically(file, json.dumps(found | {"machine": machine_name(CPU)}))
+            record |= predicted(name)
+        write_atomically(file, json.dumps(record | {"machine": machine_name(CPU)}))
 
 
 HEADER = ["configuration", "rows", "tokens", "numbers", "trained", "predicted MiB", "measured MiB"]
@@ -240,8 +240,8 @@ TWO_HEADER = ["two processes", "speed over one", "greatest gap between weights"]
 
 def page(args: argparse.Namespace) -> None:
     if args.runs:
-        found = {name: args.runs / f"{name}.json" for name in [*CONFIGURATIONS, PASS, "two processes"]}
-        record = {name: json.loads(file.read_text()) for name, file in found.items() if file.is_file()}
+        files = {name: args.runs / f"{name}.json" for name in [*CONFIGURATIONS, PASS, "two processes"]}
+        record = {name: json.loads(file.read_text()) for name, file in files.items() if file.is_file()}
         write_json(STORED, record)
     record = json.loads(STORED.read_text())
     machine = next(iter(record.values()))["machine"]
@@ -270,8 +270,8 @@ def page(args: argparse.Namespace) -> None:
     lines.append("\n## What doctor says of the paper's runs\n")
     for words in ("owt-169m", "owt-424m"):
         command = [sys.executable, "-m", "didi", "doctor", *words.split()]
-        said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-        printed = [line.rstrip() for line in said.splitlines() if line.strip()]
+        output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        printed = [line.rstrip() for line in output.splitlines() if line.strip()]
         lines += ["```", f"$ didi doctor {words}", *printed, "```\n"]
     renew(DOCS / "scale.md", "scale.py", lines)
 
@@ -279,17 +279,17 @@ def page(args: argparse.Namespace) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True)
-    one = commands.add_parser("measure")
-    one.add_argument("--runs", type=Path, required=True)
-    one.add_argument("--only", nargs="*")
-    one.set_defaults(run=measure)
-    each = commands.add_parser("rank")  # what torchrun starts
-    each.add_argument("--name", required=True)
-    each.add_argument("--runs", type=Path, required=True)
-    each.set_defaults(run=rank)
-    two = commands.add_parser("page")
-    two.add_argument("--runs", type=Path)
-    two.set_defaults(run=page)
+    measuring = commands.add_parser("measure")
+    measuring.add_argument("--runs", type=Path, required=True)
+    measuring.add_argument("--only", nargs="*")
+    measuring.set_defaults(run=measure)
+    of_rank = commands.add_parser("rank")  # started by torchrun in ``steps_of_each``
+    of_rank.add_argument("--name", required=True)
+    of_rank.add_argument("--runs", type=Path, required=True)
+    of_rank.set_defaults(run=rank)
+    writing = commands.add_parser("page")
+    writing.add_argument("--runs", type=Path)
+    writing.set_defaults(run=page)
     args = parser.parse_args()
     args.run(args)
 

@@ -1,11 +1,11 @@
-"""The figures of docs/speed.md: what sampling costs beside the passes it cannot avoid, and beside its rivals.
+"""The figures of docs/speed.md: time of sampling compared with bare passes, published code and autoregressive models.
 
     python benchmarks/speed.py measure --runs DIR [--suites tiny cost]
     python benchmarks/speed.py page    [--runs DIR]
 
-``measure`` makes one run of ``didi bench`` for each suite and keeps it, so that it can be stopped and resumed; it wants
-the machine for itself. ``page`` renews the tables and the figure of the page: from the runs, and from what is stored
-beside it for suites that were not run again.
+``measure`` makes one run of ``didi bench`` for each suite and keeps its result, so that it can be interrupted and
+resumed; nothing else should run on the machine. ``page`` updates the tables and the figure of the page, from the runs
+and, for suites that were not run again, from the stored results.
 """
 
 import argparse
@@ -33,7 +33,7 @@ from didi.models.nelbo import nats_per_token
 STORED = DOCS / "results" / "speed.json"
 GUIDED = "--model tiny-news --nfe 16 --batch-size 16 --rounds 9 --methods ancestral guided"
 
-# Each is one run of ``didi bench``: what is compared was timed side by side.
+# Each suite is one run of ``didi bench``, so that all times that are compared were measured in interleaved rounds.
 SUITES = {
     "paper scale, one sequence": "--model owt-169m --nfe 16 --batch-size 1 --network float32 int8 --compile --rounds 3",
     "paper scale, one sequence, against the bare passes": "--model owt-169m --nfe 16 --batch-size 1 --rounds 9"
@@ -64,27 +64,27 @@ def measure(args: argparse.Namespace) -> None:
     if not quality.is_file():
         bundle = didi.load("tiny-news")
         rows = open_source("news", length=128, tokenizer=bundle.tokenizer).validation
-        found = {
+        nats = {
             f"{role}, {numerics}": nats_per_token(
                 for_inference(bundle, numerics).network(role), bundle.process, rows, batch_size=32
             )
             for role in ("teacher", "student")
             for numerics in ("float32", "bfloat16", "int8")
         }
-        record = {"nats": found, "sequences": len(rows), "machine": machine_name()}
+        record = {"nats": nats, "sequences": len(rows), "machine": machine_name()}
         write_atomically(quality, json.dumps(record))
 
 
 def page(args: argparse.Namespace) -> None:
     if args.runs:
         files = {name: args.runs / name / "bench.json" for name in SUITES}
-        found = {
+        measured = {
             name: {"command": f"didi bench {SUITES[name]}"} | json.loads(file.read_text())
             for name, file in files.items()
             if file.is_file()
         }
         quality = json.loads((args.runs / "nelbo.json").read_text())
-        suites = (json.loads(STORED.read_text())["suites"] if STORED.is_file() else {}) | found
+        suites = (json.loads(STORED.read_text())["suites"] if STORED.is_file() else {}) | measured
         suites = {name: suites[name] for name in SUITES if name in suites}
         write_json(STORED, {"suites": suites, "nelbo": quality})
     record = json.loads(STORED.read_text())
@@ -125,12 +125,12 @@ def claims(suites: dict[str, list[SpeedRow]]) -> Iterator[list[str]]:
         return row_of(suites.get(suite, []), method, variant)
 
     for name in ("paper scale, one sequence", "paper scale, four sequences"):
-        ours, published = row(name, "ancestral"), row(name, "published")
-        alone = row(f"{name}, against the bare passes", "ancestral")  # more rounds of the closest comparison
-        over = ours.over_floor if alone is NOT_MEASURED else alone.over_floor
+        ancestral, published = row(name, "ancestral"), row(name, "published")
+        alone = row(f"{name}, against the bare passes", "ancestral")  # a suite with more rounds for this comparison
+        over = ancestral.over_floor if alone is NOT_MEASURED else alone.over_floor
         yield claim(f"{name}, 16 NFE: time over the bare passes", over, 1.05, is_upper=True)
-        yield claim(f"{name}, 16 NFE: speed over the published algorithm", ours.speedup, 1.9, is_upper=False)
-        memory = ours.peak_mib / published.peak_mib
+        yield claim(f"{name}, 16 NFE: speed over the published algorithm", ancestral.speedup, 1.9, is_upper=False)
+        memory = ancestral.peak_mib / published.peak_mib
         figure = None if math.isnan(memory) else (memory,) * 3
         yield claim(f"{name}: peak memory over the published algorithm's", figure, 0.25, is_upper=True)
     int8 = row("paper scale, one sequence", "ancestral", "int8").speedup
@@ -146,9 +146,11 @@ def claims(suites: dict[str, list[SpeedRow]]) -> Iterator[list[str]]:
         ("paper scale, four sequences", 16, math.nan),
         ("paper scale, sixteen sequences", 16, math.nan),
     ):
-        rival, ours = row(name, "autoregressive"), row(name, "ancestral")
+        autoregressive, ancestral = row(name, "autoregressive"), row(name, "ancestral")
         text = f"{name.removesuffix(', 8 NFE')}, {nfe} NFE: speed over the autoregressive model with its cache"
-        yield claim(text, ratio(rival.seconds, ours.seconds) if ours.seconds else None, bound, is_upper=False)
+        yield claim(
+            text, ratio(autoregressive.seconds, ancestral.seconds) if ancestral.seconds else None, bound, is_upper=False
+        )
 
 
 def in_words(figure: Ratio) -> str:
@@ -168,13 +170,13 @@ def nelbo_table(quality: dict[str, Any]) -> list[str]:
 
 
 def cost_figure(rows: Sequence[SpeedRow], path: Path) -> None:
-    """Seconds of a batch against NFE, a line for each batch size; a line of slope 1 is linear cost."""
+    """Draw seconds of a batch against NFE, a line for each batch size, with dotted lines in proportion to NFE."""
     figure = Figure(figsize=(6.4, 4.0), dpi=200, layout="constrained", facecolor="white")
     axes = figure.subplots()
     axes.set(xscale="log", yscale="log")
-    ours = [row for row in rows if row.method == "ancestral"]
-    for size in sorted({row.batch_size for row in ours}):
-        line = [row for row in ours if row.batch_size == size]
+    ancestral = [row for row in rows if row.method == "ancestral"]
+    for size in sorted({row.batch_size for row in ancestral}):
+        line = [row for row in ancestral if row.batch_size == size]
         nfes = [row.nfe for row in line]
         middle = [statistics.median(row.seconds) for row in line]
         axes.plot(nfes, middle, "o-", label=f"{size} sequence{'s' * (size > 1)}")

@@ -1,13 +1,13 @@
-"""The figures of docs/results/tiny-news.md: measure them, time them, and write the page.
+"""The figures of docs/results/tiny-news.md: quality, times, and the page.
 
     python benchmarks/tiny_news.py measure --model tiny-news --baseline RUN/bundle --cells DIR
                                            [--share 0/2] [--roles data teacher] [--samplers guided]
     python benchmarks/tiny_news.py time    --model tiny-news --baseline RUN/bundle --cells DIR
     python benchmarks/tiny_news.py page    [--cells DIR]
 
-``measure`` judges each cell once and keeps it as a file, so that it can be stopped, resumed and shared by processes.
-``page`` renews the tables and figures of the page from the cells, or from the figures that are stored beside it.
-Samples are drawn with a seed, and data rows taken from a split, that no choice of settings was made on.
+``measure`` keeps the result of each cell as a file, so that it can be interrupted, resumed and shared by processes.
+``page`` updates the tables and figures of the page, from the cells or from the stored results. Settings were chosen
+with neither the seed of the samples nor the split of the data rows.
 """
 
 import argparse
@@ -68,15 +68,15 @@ ALL_ROLES = ("data", *ANCHORS, "teacher", "student", "autoregressive")
 
 
 def models(args: argparse.Namespace) -> tuple[didi.Bundle, didi.Bundle, dict[str, str]]:
-    """The bundle, the baseline's, and a digest of whatever figures depend on; both must read the same tokens."""
+    """The bundle, that of the baseline, and digests of networks, tokenizer and guidance; refuses unequal tokenizers."""
     bundle, baseline = didi.load(args.model), didi.load(args.baseline)
     if bundle.tokenizer.to_str() != baseline.tokenizer.to_str():
         sys.exit(f"{args.model} and {args.baseline} have different tokenizers: train the baseline on the same tokens")
     digests = {"tokenizer": hashlib.sha256(bundle.tokenizer.to_str().encode()).hexdigest()[:16]}
     digests["guidance"] = str(GUIDANCE)
-    for one in (bundle, baseline):
+    for source in (bundle, baseline):
         for role in ROLES:
-            if (network := getattr(one, role)) is not None:
+            if (network := getattr(source, role)) is not None:
                 digest = hashlib.sha256()
                 for value in network.state_dict().values():
                     digest.update(value.contiguous().numpy().tobytes())
@@ -92,7 +92,9 @@ def measure(args: argparse.Namespace) -> None:
 
     @functools.cache
     def real() -> dict[str, Tensor]:
-        order = torch.randperm(len(test), generator=torch.Generator().manual_seed(SEED))  # neighbours are alike
+        order = torch.randperm(
+            len(test), generator=torch.Generator().manual_seed(SEED)
+        )  # neighbouring rows are similar
         return {"data": test[order[:NUM_SAMPLES]]} | anchor_sets(source, NUM_SAMPLES, seed=SEED)
 
     @functools.cache
@@ -124,21 +126,21 @@ def measure(args: argparse.Namespace) -> None:
                 sampler=cell.sampler,
                 seed=SEED,
                 options=didi.SamplingOptions(temperature=cell.temperature, guidance=guidance_of(cell)),
-                on_set=lambda one, texts=texts: texts.extend(one.texts),
+                on_set=lambda sample_set, texts=texts: texts.extend(sample_set.texts),
             )
-            # Times come from ``time``: here other work may run beside.
+            # Times are measured by ``time``; other processes may be running here.
             row = replace(row, nelbo=nats(cell.role), seconds_per_sequence=math.nan, tokens_per_second=math.nan)
         write(file, {"models": used, "row": row.record(), "texts": texts[:2]})
         print(f"{cell.name}: perplexity {row.gen_ppl:.1f}, entropy {row.entropy:.3f}", flush=True)
 
 
 def guidance_of(cell: Cell) -> Guidance | None:
-    """Settings of guidance; other samplers refuse them."""
+    """Settings of guidance for a guided cell; None for other samplers, which refuse them."""
     return GUIDANCE if cell.sampler == "guided" else None
 
 
 def time_cells(args: argparse.Namespace) -> None:
-    """Seconds per sequence at temperature 1. Each round runs every cell once, so slow minutes are shared by all."""
+    """Measure seconds per sequence at temperature 1 in interleaved rounds, each with every cell once."""
     bundle, baseline, digests = models(args)
     timed = [cell for cell in cells() if cell.nfe and cell.temperature == 1]
     seconds: Timing = {cell.name: {str(size): [] for size in TIMED_ROUNDS} for cell in timed}
@@ -155,12 +157,12 @@ def time_cells(args: argparse.Namespace) -> None:
 
 
 def write(file: Path, record: dict[str, Any]) -> None:
-    """Write a record whole or not at all."""
+    """Write a record as JSON, atomically."""
     write_atomically(file, json.dumps(record, indent=1, allow_nan=False) + "\n")
 
 
 # ----------------------------------------------------------------------------------------------------------------- #
-# Telling
+# Writing the page
 
 
 def models_of(cells_by_name: dict[str, dict[str, Any]]) -> dict[str, str]:
@@ -189,7 +191,7 @@ def page(args: argparse.Namespace) -> None:
     at_one = [row for row in rows.values() if row.temperature == 1]
     kinds = {(cell.role, cell.sampler, cell.nfe) for cell in (*SWEPT, TEACHER_128)}
     swept = [row for row in rows.values() if (row.role, row.sampler, row.nfe) in kinds]
-    drawn = [row for row in at_one if row.role not in ANCHORS]  # which would stretch every axis
+    drawn = [row for row in at_one if row.role not in ANCHORS]  # anchors would stretch the axes
     perplexity_figure(drawn, RESULTS / "tiny-news.png")
     latency_figure(drawn, RESULTS / "tiny-news-latency.png")
     frontier_figure([*swept, rows[DATA.name]], RESULTS / "tiny-news-frontier.png")
@@ -231,7 +233,7 @@ def main(words: Sequence[str] | None = None) -> None:
     args = parser.parse_args(words)
     if args.cells:
         args.cells.mkdir(parents=True, exist_ok=True)
-    torch.set_num_threads(1)  # so that two shares fit two cores, and times are those of one
+    torch.set_num_threads(1)  # two shares can run on two cores; times are those of one core
     args.run(args)
 
 

@@ -6,10 +6,10 @@ from dataclasses import dataclass, replace
 from didi.evaluation.anchors import ANCHORS
 
 NFES = (4, 8, 16, 32, 64, 128)
-GUIDED_NFES = (4, 8, 16)  # more passes cost minutes a cell
+GUIDED_NFES = (4, 8, 16)  # larger numbers take minutes a cell
 TEMPERATURES = (0.8, 0.9, 1.1, 1.2)
 LENGTH = 128
-TIMED_ROUNDS = {1: 3, 8: 3}  # by batch size; the tables take the largest
+TIMED_ROUNDS = {1: 3, 8: 3}  # numbers of rounds by batch size; the tables show the largest batch size
 Timing = dict[str, dict[str, list[float]]]
 
 
@@ -28,7 +28,7 @@ class Cell:
 
     @property
     def depends_on(self) -> list[str]:
-        """What its figures depend on."""
+        """Names of the digests (``tiny_news.models``) on which the figures of the cell depend."""
         guide = ["discriminator", "guidance"] if self.sampler == "guided" else []
         return ["tokenizer", *([] if self.role in ("data", *ANCHORS) else [self.role]), *guide]
 
@@ -46,7 +46,8 @@ def cells() -> Iterator[Cell]:
     yield from (Cell("student", "guided", nfe) for nfe in GUIDED_NFES)
     yield TWIN
     for cell in SWEPT:
-        # Guided cells are dear; their sweep need not reach as high.
+        # Guided cells take long, and their sweep does not need the highest temperature.
         temperatures = TEMPERATURES[:-1] if cell == GUIDED_8 else TEMPERATURES
         yield from (replace(cell, temperature=temperature) for temperature in temperatures)
-    yield Cell("teacher", nfe=128, temperature=0.9)  # the dearest cell: enough to read it at the student's entropy
+    # The slowest cells; one further temperature suffices to interpolate to the student's entropy.
+    yield Cell("teacher", nfe=128, temperature=0.9)

@@ -31,14 +31,15 @@ def sweep(rows: dict[str, EvaluationRow], cell: Cell) -> list[tuple[float, float
     return [(row.entropy, row.gen_ppl) for row in rows.values() if (row.role, row.sampler, row.nfe) == kind]
 
 
-def ratios_at_entropies(rows: dict[str, EvaluationRow], ours: Cell, theirs: Cell) -> list[float]:
-    """Ratios of perplexities at the entropies of our sweep that theirs reaches; that of our exact samples comes first.
+def ratios_at_entropies(rows: dict[str, EvaluationRow], cell: Cell, base: Cell) -> list[float]:
+    """Ratios of the perplexities of ``cell`` and ``base`` at the entropies of the sweep of ``cell``.
 
-    NaN stands for the exact samples, those at temperature 1, where theirs does not reach their entropy.
+    The ratio at the entropy of exact samples (temperature 1) comes first, NaN if the sweep of ``base`` does not reach
+    it; other entropies that it does not reach are left out.
     """
-    exact = (rows[ours.name].entropy, rows[ours.name].gen_ppl)
-    points = [exact, *(point for point in sweep(rows, ours) if point != exact)]
-    ratios = [ppl / perplexity_at_entropy(sweep(rows, theirs), entropy) for entropy, ppl in points]
+    exact = (rows[cell.name].entropy, rows[cell.name].gen_ppl)
+    points = [exact, *(point for point in sweep(rows, cell) if point != exact)]
+    ratios = [ppl / perplexity_at_entropy(sweep(rows, base), entropy) for entropy, ppl in points]
     return ratios[:1] + [ratio for ratio in ratios[1:] if math.isfinite(ratio)]
 
 
@@ -57,16 +58,16 @@ def verdicts(rows: dict[str, EvaluationRow]) -> list[str]:
     claim("teacher at 128 NFE: perplexity over that of held-out news", teacher.gen_ppl / data.gen_ppl, 4)
     claim("student at 8 NFE: perplexity over the teacher's at 128", student.gen_ppl / teacher.gen_ppl, 1)
     claim("the same two: entropy over the teacher's", student.entropy / teacher.entropy, 0.97, is_upper=False)
-    for theirs in (TEACHER_8, TEACHER_32, TEACHER_128):
-        ratios = ratios_at_entropies(rows, STUDENT_8, theirs)
-        mean, (low, high) = frontier_ratio(sweep(rows, STUDENT_8), sweep(rows, theirs))
-        claim(f"student at 8 NFE over teacher at {theirs.nfe} at the entropy of its exact samples", ratios[0], 1)
+    for base in (TEACHER_8, TEACHER_32, TEACHER_128):
+        ratios = ratios_at_entropies(rows, STUDENT_8, base)
+        mean, (low, high) = frontier_ratio(sweep(rows, STUDENT_8), sweep(rows, base))
+        claim(f"student at 8 NFE over teacher at {base.nfe} at the entropy of its exact samples", ratios[0], 1)
         claim(f"the same, worst of {len(ratios)} temperatures", max(ratios, key=lambda x: (math.isnan(x), x)), 1)
         claim(f"the same, mean over the entropies {low:.2f} to {high:.2f} that both reach", mean, 1)
-        (ratio, *_) = ratios_at_entropies(rows, GUIDED_8, theirs)
-        claim(f"guided student at 8 NFE over teacher at {theirs.nfe} at the entropy of its exact samples", ratio, 1)
-    is_alike = abs(guided.entropy / student.entropy - 1) <= 0.02
-    saved = 1 - guided.gen_ppl / student.gen_ppl if is_alike else math.nan
+        (ratio, *_) = ratios_at_entropies(rows, GUIDED_8, base)
+        claim(f"guided student at 8 NFE over teacher at {base.nfe} at the entropy of its exact samples", ratio, 1)
+    has_similar_entropy = abs(guided.entropy / student.entropy - 1) <= 0.02
+    saved = 1 - guided.gen_ppl / student.gen_ppl if has_similar_entropy else math.nan
     claim("guidance at 8 NFE: perplexity saved, entropies within 2%", saved, 0.15, is_upper=False)
     saved = 1 - perplexity_at_entropy(sweep(rows, GUIDED_8), student.entropy) / student.gen_ppl
     claim("the same, read at the plain student's very entropy", saved, 0.15, is_upper=False)
@@ -79,38 +80,38 @@ def verdicts(rows: dict[str, EvaluationRow]) -> list[str]:
 
 
 def against_twin(rows: dict[str, EvaluationRow], timing: Timing) -> list[str]:
-    """The fewest passes with which the student is as good as the autoregressive twin at equal entropy."""
+    """The fewest moves at which the student is as good as the autoregressive twin at equal entropy, and the speed."""
     lines = []
     for sampler in ("ancestral", "guided"):
         title = f"**Student, {sampler}, against the autoregressive twin:**"
-        meeting, missed = None, []
+        first_good, missed = None, []
         for nfe in NFES if sampler == "ancestral" else GUIDED_NFES:
             row = rows[Cell("student", sampler, nfe).name]
-            bar = perplexity_at_entropy(sweep(rows, TWIN), row.entropy)
-            if row.gen_ppl <= bar:
-                meeting = (nfe, row, bar)
+            twin_perplexity = perplexity_at_entropy(sweep(rows, TWIN), row.entropy)
+            if row.gen_ppl <= twin_perplexity:
+                first_good = (nfe, row, twin_perplexity)
                 break
-            missed.append(f"{row.gen_ppl:.0f} against {bar:.0f} at {nfe} NFE")
-        if meeting is None:
+            missed.append(f"{row.gen_ppl:.0f} against {twin_perplexity:.0f} at {nfe} NFE")
+        if first_good is None:
             lines.append(f"{title} at no NFE as good at equal entropy ({'; '.join(missed)}).")
             continue
-        nfe, row, bar = meeting
+        nfe, row, twin_perplexity = first_good
         ratios = {
             size: sorted(
-                theirs / ours
-                for ours, theirs in zip(
+                of_twin / of_student
+                for of_student, of_twin in zip(
                     timing[Cell("student", sampler, nfe).name][str(size)], timing[TWIN.name][str(size)], strict=True
                 )
             )
             for size in TIMED_ROUNDS
         }
         ratios = ", ".join(
-            f"{statistics.median(found):.1f} [{found[0]:.1f}, {found[-1]:.1f}] at batch {size}"
-            for size, found in ratios.items()
+            f"{statistics.median(values):.1f} [{values[0]:.1f}, {values[-1]:.1f}] at batch {size}"
+            for size, values in ratios.items()
         )
         lines.append(
-            f"{title} as good from {nfe} NFE on (perplexity "
-            f"{row.gen_ppl:.0f} against {bar:.0f} at entropy {row.entropy:.2f}). Its tokens per second over the "
+            f"{title} as good from {nfe} NFE on (perplexity {row.gen_ppl:.0f} against {twin_perplexity:.0f} "
+            f"at entropy {row.entropy:.2f}). Its tokens per second over the "
             f"twin's, median and range of the rounds: {ratios}."
         )
     return ["\n\n".join(lines)]
@@ -124,8 +125,8 @@ def timing_table(rows: dict[str, EvaluationRow], timing: Timing) -> list[str]:
         row = rows[name]
         times = []
         for size in TIMED_ROUNDS:
-            found = sorted(1000 * seconds for seconds in by_size[str(size)])
-            times.append(f"{statistics.median(found):.3g} [{found[0]:.3g}, {found[-1]:.3g}]")
+            values = sorted(1000 * seconds for seconds in by_size[str(size)])
+            times.append(f"{statistics.median(values):.3g} [{values[0]:.3g}, {values[-1]:.3g}]")
         body.append([row.role, row.sampler, row.nfe, *times])
     return markdown_table(header, body, num_left=2)
 
@@ -141,10 +142,11 @@ def sweep_table(swept: Sequence[EvaluationRow]) -> list[str]:
     return markdown_table(header, body, num_left=2)
 
 
-def showcase(rows: dict[str, EvaluationRow], found: dict[str, dict[str, Any]]) -> list[str]:
+def showcase(rows: dict[str, EvaluationRow], records: dict[str, dict[str, Any]]) -> list[str]:
+    """The first text of each sample set at temperature 1."""
     parts = []
     for name, row in rows.items():
         if row.temperature == 1:
             parts.append(f"**{row.label()}** (set: perplexity {row.gen_ppl:.0f}, entropy {row.entropy:.2f})\n")
-            parts.append(f"> {' '.join(found[name]['texts'][0].split())}\n")
+            parts.append(f"> {' '.join(records[name]['texts'][0].split())}\n")
     return parts

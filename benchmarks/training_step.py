@@ -2,10 +2,10 @@
 
     python benchmarks/training_step.py [RECIPE] [--teacher BUNDLE] [--repeats N] [--out FOLDER]
 
-The passes are timed in turn with whole steps, in one process, so that a busy machine slows both. What cannot be
-avoided: the student's moves, forward, and backward where they are scored; the teacher's pass at the intermediate
-states; the discriminator's pass over fake and real, forward and backward; its forward pass over the states that are
-rewarded. A recipe of whole paths is timed with a path of as many moves, of which one is scored.
+Passes and whole steps are timed alternately in one process, so that a busy machine slows down both. The unavoidable
+passes are: forward passes of the student's moves, and backward passes of the scored moves; the teacher's pass at the
+intermediate states; forward and backward passes of the discriminator over fake and real sequences; its forward pass
+over the rewarded states. A recipe of whole paths is timed with a path of as many moves, of which one is scored.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from didi.training.trainer import Trainer, make_trainer
 
 
 def unavoidable(job: Trainer) -> dict[str, Callable[[], None]]:
-    """Each pass with the shapes of a real step."""
+    """Functions that make each of the passes, with the shapes of a real step."""
     objective, settings = job.method.settings.objective, job.method.settings.discriminator
     num_states, length, mask_id = (
         job.method.settings.loop.batch_size,
@@ -43,7 +43,7 @@ def unavoidable(job: Trainer) -> dict[str, Callable[[], None]]:
     generator = torch.Generator().manual_seed(0)
 
     def states(num: int) -> Tensor:
-        """Half masked, as uniform times make them on average."""
+        """Random states with half of the tokens masked, the average for uniform times."""
         tokens = torch.randint(mask_id, (num, length), generator=generator)
         return tokens.masked_fill(torch.rand(num, length, generator=generator) < 0.5, mask_id)
 
@@ -56,7 +56,7 @@ def unavoidable(job: Trainer) -> dict[str, Callable[[], None]]:
         logits = job.method.student.head(job.method.student.features(z)[z == mask_id])
         logits.backward(torch.ones_like(logits))
 
-    # Before the move that is scored a state has made 0 to K - 1 moves; the first one is that of the all-mask state.
+    # Before the scored move, a state has made 0 to K - 1 moves; the first move leaves the fully masked state.
     num_moves = objective.moves or 1  # of a path
     alive = [round(num_states * (num_moves - 1 - done) / num_moves) for done in range(1, num_moves)]
     path = [states(num) for num in alive if num]
@@ -78,8 +78,8 @@ def unavoidable(job: Trainer) -> dict[str, Callable[[], None]]:
         with torch.no_grad():
             job.method.discriminator.eval()(rewarded, sigma[len(rewarded)])
 
-    led = {f"student, up to {num_moves - 1} moves before, forward": student_path} if path else {}
-    return led | {
+    moves_before = {f"student, up to {num_moves - 1} moves before, forward": student_path} if path else {}
+    return moves_before | {
         "student, first move, forward and backward": lambda: student_move(all_masks),
         "student, scored move, forward and backward": lambda: student_move(middle),
         "teacher, scored move, forward": teacher_move,
@@ -108,7 +108,7 @@ def main() -> None:
         source = distillation_source(config, teacher)
         job = make_trainer(config, Inputs(source, torch.device("cpu"), Path(folder), teacher))
         passes = unavoidable(job)
-        first_step = job.method.warmup_steps  # the first with a student update
+        first_step = job.method.warmup_steps  # first step with a student update
         times: dict[str, list[float]] = {name: [] for name in [*passes, "step"]}
         for number in range(args.repeats + 1):
             work = {**passes, "step": lambda number=number: job.step(first_step + number)}
@@ -119,7 +119,7 @@ def main() -> None:
                 run()
                 if number:  # the first round warms up
                     times[name].append(time.perf_counter() - begin)
-    # Rounds are compared as wholes: a slow second hits the passes and the step of one round alike.
+    # Ratios are computed within a round, since a slow phase of the machine affects passes and step of a round alike.
     ratios = [step / sum(parts) for step, *parts in zip(times["step"], *(times[name] for name in passes), strict=True)]
     median = {name: statistics.median(values) for name, values in times.items()}
     floor = sum(median[name] for name in passes)

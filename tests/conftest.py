@@ -2,8 +2,8 @@ import gc
 
 import jaxtyping
 
-gc.disable()  # until all is imported, see ``pytest_collection_finish``
-# Shapes and dtypes of every call into didi are checked; the hook has to come before anything imports didi.
+gc.disable()  # enabled again in ``pytest_collection_finish``, after all imports
+# Checks shapes and dtypes of every call into didi; the hook must be installed before any import of didi.
 jaxtyping.install_import_hook("didi", "beartype.beartype")
 
 import pytest  # noqa: E402
@@ -16,7 +16,7 @@ torch.set_num_threads(1)
 
 
 def pytest_collection_finish():
-    """What is imported stays: left out of the garbage collector, it is not walked again in every full collection."""
+    """Exclude imported objects from garbage collection, so that full collections do not visit them."""
     gc.freeze()
     gc.set_threshold(2000, 10, 30)
     gc.enable()
@@ -24,7 +24,7 @@ def pytest_collection_finish():
 
 @pytest.fixture
 def unchecked():
-    """Calls of this test are not type-checked: a value that no annotation allows reaches the code that refuses it."""
+    """Disable type checks in a test, so that values that no annotation allows reach the code that refuses them."""
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)
@@ -32,7 +32,7 @@ def unchecked():
 
 @pytest.fixture(scope="session")
 def randomise():
-    """Random weights everywhere: a fresh network has zero heads and modulations, which hide most mistakes."""
+    """Function that fills a network with random weights; the zero heads and modulations of a new one hide mistakes."""
 
     def fill(network, seed=0, scale=1.0):
         generator = torch.Generator().manual_seed(seed)
@@ -50,7 +50,7 @@ def randomise():
 
 @pytest.fixture(scope="session")
 def tiny_config():
-    """Shape of a tiny DiT whose mask is the last symbol."""
+    """Function that makes the configuration of a tiny DiT whose mask is the last symbol."""
 
     def make(vocab_size=4, length=2, **changes):
         sizes = {"mask_id": vocab_size - 1, "hidden_size": 16, "num_blocks": 2, "num_heads": 2, "cond_dim": 8}
@@ -61,7 +61,7 @@ def tiny_config():
 
 @pytest.fixture(scope="session")
 def make_dit(tiny_config, randomise):
-    """A tiny DiT with random weights."""
+    """Function that makes a tiny DiT with random weights."""
 
     def make(seed=0, scale=1.0, **shape):
         return randomise(DiT(tiny_config(**shape)), seed, scale)
@@ -71,7 +71,7 @@ def make_dit(tiny_config, randomise):
 
 @pytest.fixture(scope="session")
 def make_discriminator():
-    """A discriminator on a denoiser's trunk, with a head that depends on the seed."""
+    """Function that makes a discriminator on a denoiser's trunk, with a head that depends on the seed."""
 
     def make(denoiser, seed=0, **options):
         torch.manual_seed(seed)
@@ -82,13 +82,13 @@ def make_discriminator():
 
 @pytest.fixture(scope="session")
 def chi_square():
-    """Probability of counts at least as far from the expected ones, by Pearson's test; 0 if the impossible occurred."""
+    """Function with the p-value of Pearson's chi-square test for draws; 0 if an outcome of probability 0 occurred."""
 
     def p_value(draws, probs):
         counts = torch.bincount(draws, minlength=len(probs)).double()
         expected = probs.double() / probs.double().sum() * counts.sum()
         possible = expected > 0
-        assert expected[possible].min() >= 5, "too few draws for the chi-square law"
+        assert expected[possible].min() >= 5, "too few draws for the chi-square distribution"
         if counts[~possible].any():
             return 0.0
         statistic = ((counts - expected)[possible] ** 2 / expected[possible]).sum()

@@ -9,13 +9,13 @@ DOCS = Path(__file__).parents[1] / "docs"
 
 
 def blocks(page):
-    """Python blocks of a page: by path where the line before names a file to write, else by their number."""
-    found = re.findall(r"(?:^`([^`\n]+\.py)`:\n\n)?^```python\n(.*?)^```$", (DOCS / page).read_text(), re.M | re.S)
-    return {path or number: code for number, (path, code) in enumerate(found)}
+    """Python blocks of a page by the path of the file in the line before, if there is one, else by their number."""
+    matches = re.findall(r"(?:^`([^`\n]+\.py)`:\n\n)?^```python\n(.*?)^```$", (DOCS / page).read_text(), re.M | re.S)
+    return {path or number: code for number, (path, code) in enumerate(matches)}
 
 
 def module_from(code, path, monkeypatch, tmp_path):
-    """The module that the page tells to write to ``path``, imported under the name that it has there."""
+    """Write ``code`` to a temporary file and import it under the module name that ``path`` has in the page."""
     *_, package, file = Path(path).parts
     (tmp_path / file).write_text(code)
     name = f"didi.{package}.{Path(file).stem}" if path.startswith("src/") else Path(file).stem
@@ -28,4 +28,4 @@ def module_from(code, path, monkeypatch, tmp_path):
 
 def functions_of(module):
     """The tests of a module, which take no fixtures."""
-    return [one for name, one in vars(module).items() if name.startswith("test_")]
+    return [test for name, test in vars(module).items() if name.startswith("test_")]

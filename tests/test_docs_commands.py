@@ -1,4 +1,4 @@
-"""Every command on the pages is accepted as it is shown; settings, make targets and arguments of scripts exist."""
+"""Every command on the pages is accepted; settings, make targets and arguments of scripts exist."""
 
 import argparse
 import contextlib
@@ -25,7 +25,7 @@ from .docs_pages import DOCS, blocks
 
 ROOT = DOCS.parent
 BENCHMARKS = ROOT / "benchmarks"
-ADDED_BY_A_READER = {"add-a-method.md", "add-a-sampler.md"}  # their commands need what these pages tell to add
+ADDED_BY_A_READER = {"add-a-method.md", "add-a-sampler.md"}  # their commands need code that the pages add
 FILES = [file for file in DOCS.rglob("*.md") if file.name not in ADDED_BY_A_READER]
 FILES += [
     ROOT / "README.md",
@@ -38,7 +38,7 @@ HUB_MODELS = {"gpt2-large", "owner/repository"}
 
 
 class Parsed(Exception):
-    """The words were accepted; holds what was parsed."""
+    """Raised when arguments were accepted; holds the parsed command."""
 
 
 REPORTS = re.compile(r"<!-- written by benchmarks/reports.py.*?<!-- end -->", re.S)  # shows what was wrong
@@ -46,7 +46,7 @@ BLOCK = re.compile(r"^ *```(\w*)\n(.*?)^ *```$", re.M | re.S)
 
 
 def shown(start, *, inline=True):
-    """Commands that begin with ``start``: lines of blocks that are not Python and, on demand, inline code."""
+    """Commands on the pages that begin with ``start``, in blocks other than Python and, with ``inline``, in text."""
     found = set()
     for file in FILES:
         text = REPORTS.sub("", file.read_text()).replace("\\\n", " ")
@@ -62,7 +62,7 @@ def words_of(line):
 
 
 def didi_words(line):
-    """What follows ``didi``."""
+    """The arguments after ``didi``."""
     words = words_of(line)
     return words[words.index("didi") + 1 :]
 
@@ -74,7 +74,7 @@ SCRIPTS = shown(r"(\S*/)?python benchmarks/")
 
 
 def parse_only(monkeypatch):
-    """Commands stop once their flags are parsed."""
+    """Make commands stop after parsing their flags."""
 
     def parsed(*args, real=tyro.cli, **kwargs):
         raise Parsed(real(*args, **kwargs))
@@ -85,7 +85,7 @@ def parse_only(monkeypatch):
 
 
 def accepted(words):
-    """What ``didi`` makes of words, up to the point where it would start to work; None for a command without flags."""
+    """The parsed command of arguments, without running it; None for a command without flags."""
     try:
         cli._dispatch(words)
     except Parsed as found:
@@ -94,7 +94,7 @@ def accepted(words):
 
 
 def check(command, words):
-    """The names that a command takes exist."""
+    """Check that the names in a command exist."""
     for model in filter(None, [getattr(command, "model", None)]):
         shapes = teacher_names() if words[0] == "bench" else []  # random weights
         assert model in {*bundled_names(), *HUB_MODELS, *shapes} or "/" in model, model
@@ -116,7 +116,7 @@ def test_commands_are_accepted(line, monkeypatch):
     if line in IN_BLOCKS:
         check(accepted(words), words)
         return
-    with contextlib.suppress(didi.UsageError):  # inline code may leave out what is not its subject
+    with contextlib.suppress(didi.UsageError):  # inline code may leave out required arguments
         check(accepted(words), words)
         return
     with pytest.raises(didi.UsageError, match=r" needs --|takes a bundle next"):

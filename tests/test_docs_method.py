@@ -1,4 +1,4 @@
-"""docs/add-a-method.md as it stands: the method trains, resumes and passes the test that the page gives it."""
+"""The code of docs/add-a-method.md: the method trains, resumes and passes the test of the page."""
 
 import json
 import re

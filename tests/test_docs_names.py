@@ -59,7 +59,7 @@ def test_every_name_of_the_paper_map_resolves():
     rows = [line.split("|")[1:4] for line in text.splitlines() if line.startswith("|") and "`" in line]
     assert len(rows) > 30
     for paper, code, tests in rows:
-        owner = ""  # where the name before it is; a name without a package is there too
+        owner = ""  # package of the previous name, which a name without a package shares
         for name in re.findall(r"`([\w.]+)`", code):
             found = f"didi.{name}" if name.split(".")[0] in PACKAGES + MODULES else f"{owner}.{name}"
             assert resolved(found), (paper, name)

@@ -1,4 +1,4 @@
-"""docs/add-a-sampler.md as it stands: the sampler is registered by the entry of the page and passes its tests."""
+"""The code of docs/add-a-sampler.md: the sampler is registered by the entry of the page and passes its tests."""
 
 import didi
 from didi.sampling import registry

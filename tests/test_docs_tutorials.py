@@ -1,4 +1,4 @@
-"""The tutorials from top to bottom: commands of the pages in their order, cut to a few steps and samples."""
+"""The commands of the tutorials in their order, with few steps and samples."""
 
 import random
 import re
@@ -23,7 +23,7 @@ BLOCK = re.compile(r"^```bash\n(.*?)^```$", re.M | re.S)
 
 
 def commands(page, *, without):
-    """Lines of the page that begin with ``didi``, but for those in which ``without`` is found."""
+    """Lines of the page that begin with ``didi`` and do not contain ``without``."""
     text = "".join(BLOCK.findall((DOCS / page).read_text())).replace("\\\n", " ")
     return [line for line in text.splitlines() if line.startswith("didi ") and not re.search(without, line)]
 

@@ -7,7 +7,7 @@ from didi.files import json_text, staged_folder, write_atomically
 
 
 @pytest.mark.parametrize("content", ["β\n", b"\xff\r\n"])
-def test_a_file_is_written_in_a_folder_that_is_made(tmp_path, content):
+def test_the_folder_of_a_file_is_created(tmp_path, content):
     path = write_atomically(tmp_path / "made" / "file", content)
     assert path.read_bytes() == (content.encode() if isinstance(content, str) else content)
     assert [one.name for one in path.parent.iterdir()] == ["file"]
@@ -50,7 +50,7 @@ def test_a_folder_that_cannot_be_moved_into_place_leaves_the_old_one(tmp_path, m
     assert [one.name for one in tmp_path.iterdir()] == ["folder"]
 
 
-def test_what_json_does_not_have_is_null():
+def test_values_that_json_lacks_are_null():
     value = {
         "a": math.nan,
         "b": [1.5, math.inf, (-math.inf, "NaN")],

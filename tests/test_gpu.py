@@ -1,4 +1,4 @@
-"""What only a CUDA device can show: run with ``JAXTYPING_DISABLE=1 pytest -m gpu`` where there is one.
+"""Tests that need a CUDA device: ``JAXTYPING_DISABLE=1 pytest -m gpu``.
 
 Functions whose calls are type-checked cannot be compiled, hence the variable.
 """
@@ -41,14 +41,16 @@ def bundle():
 def test_samples_are_those_of_the_cpu(bundle, sampler):
     of_cpu = didi.generate(bundle, num_samples=16, nfe=8, sampler=sampler)
     of_device = didi.generate(bundle.to(CUDA), num_samples=16, nfe=8, sampler=sampler)
-    assert (of_cpu.tokens == of_device.tokens.cpu()).double().mean() > 0.9  # a rounding turns a draw, and what follows
+    assert (
+        of_cpu.tokens == of_device.tokens.cpu()
+    ).double().mean() > 0.9  # rounding can change a draw and all that follow
 
 
 def test_the_sampling_loop_never_waits_for_the_device(bundle):
     network = bundle.to(CUDA).denoiser()
     canvas = Canvas.blank(4, network.length, CUDA)
     steps = Ancestral(network, bundle.process)(canvas, time_grid(8), SequenceNoise(0, range(4)))
-    next(steps)  # the start is on the device, and the plan is made from it
+    next(steps)  # before the first step the start is copied to the host, where the moves are planned
     torch.cuda.set_sync_debug_mode("error")
     try:
         for step in steps:

@@ -1,4 +1,4 @@
-"""A name of the Hub without network fails at once and in one line, whichever client looks it up."""
+"""Without a network, a name of the Hub fails at once and in one line with every client."""
 
 import sys
 from types import SimpleNamespace
@@ -18,7 +18,7 @@ from didi.models.foreign import read_checkpoint
 
 @pytest.fixture
 def offline(monkeypatch, tmp_path):
-    """No network; a request or a wait between two of them fails the test."""
+    """Simulate a missing network; a request, or a wait between requests, fails the test."""
     constants = pytest.importorskip("huggingface_hub.constants")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
@@ -60,7 +60,7 @@ def test_an_unknown_name_without_network_is_answered_with_those_that_exist(offli
         look_up("no-such-model")
 
 
-def test_an_error_of_another_kind_keeps_its_own_words(offline, monkeypatch):
+def test_other_errors_keep_their_messages(offline, monkeypatch):
     class Damaged:
         @staticmethod
         def from_pretrained(_):
@@ -79,26 +79,26 @@ def test_a_folder_is_not_looked_up(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize(("answer", "expected"), [(None, True), (ConnectionError("no route"), False)])
-def test_one_short_request_tells_whether_the_hub_is_reachable(monkeypatch, answer, expected):
-    asked = []
+def test_one_short_request_decides_whether_the_hub_is_reachable(monkeypatch, answer, expected):
+    requests = []
 
     def head(url, *, timeout):
-        asked.append((url, timeout))
+        requests.append((url, timeout))
         if answer is not None:
             raise answer
 
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setattr("huggingface_hub.utils.get_session", lambda: SimpleNamespace(head=head))
     assert is_reachable() is expected
-    ((url, timeout),) = asked
+    ((url, timeout),) = requests
     assert url.startswith("https://")
     assert timeout <= 5
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     assert not is_reachable()
-    assert len(asked) == 1
+    assert len(requests) == 1
 
 
-def test_a_reachable_hub_is_asked_as_ever(monkeypatch):
+def test_a_reachable_hub_is_used_as_usual(monkeypatch):
     constants = sys.modules["huggingface_hub.constants"]
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(hub, "is_reachable", lambda: True)

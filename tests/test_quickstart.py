@@ -1,4 +1,4 @@
-"""The notebook of examples/, from its first cell to its last."""
+"""All cells of the notebook in examples/."""
 
 import re
 from pathlib import Path
@@ -10,7 +10,7 @@ NOTEBOOK = Path(__file__).parents[1] / "examples" / "quickstart.ipynb"
 
 @pytest.fixture(scope="module")
 def cells():
-    """Its code cells, executed."""
+    """The code cells of the notebook, executed."""
     nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     assert not [one for one in notebook.cells if one.get("outputs")], "a notebook is stored without outputs"

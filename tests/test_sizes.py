@@ -1,4 +1,4 @@
-"""No file of the package has more than 300 lines, no function more than 60, its docstring included."""
+"""Files of the package have at most 300 lines, functions at most 60, with their docstrings."""
 
 import ast
 from pathlib import Path

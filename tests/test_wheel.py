@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory):
-    """Folder of the programs of an environment that has the wheel with the extra ``serve``, and nothing else."""
+    """Folder of programs of an environment with only the wheel and its extra ``serve``."""
     folder = tmp_path_factory.mktemp("wheel")
     subprocess.run([sys.executable, "-m", "build", "--wheel", "--outdir", folder, ROOT], check=True)
     (wheel,) = folder.glob("didi_instruct-*.whl")

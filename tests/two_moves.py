@@ -1,4 +1,4 @@
-"""The recipe ``markov`` with two moves and the rates of before it had whole paths: what many tests train a little."""
+"""A short recipe for tests: ``markov`` with the preset of two moves and the learning rates of an older version."""
 
 from dataclasses import replace
 

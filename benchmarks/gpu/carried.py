@@ -1,4 +1,4 @@
-"""The files of the GPU job, by name: what ``prepare`` writes, ``run`` reads and ``collect`` joins."""
+"""Names and reading of the files that ``prepare`` writes for the GPU job."""
 
 import lzma
 from pathlib import Path

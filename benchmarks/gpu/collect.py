@@ -1,4 +1,4 @@
-"""Join the parts of bundles that came back from the GPU job, checked by their digests.
+"""Check the digests of the returned archive parts of the GPU job, join them, and extract the bundles.
 
 python benchmarks/gpu/collect.py FOLDER --into build/gpu/back
 """
@@ -15,7 +15,7 @@ from didi.errors import DidiError
 
 
 def collect(folder: Path, into: Path) -> list[str]:
-    """Extract the archive whose parts lie in ``folder``; names of the bundles.
+    """Extract the archive whose parts are in ``folder``; returns the names of the bundles.
 
     Raises:
         DidiError: a part is missing or damaged.
@@ -24,9 +24,9 @@ def collect(folder: Path, into: Path) -> list[str]:
     content = b""
     for name, expected in sorted(digests.items()):
         part = (folder / name).read_bytes() if (folder / name).is_file() else b""
-        found = hashlib.sha256(part).hexdigest()
-        if found != expected:
-            raise DidiError(f"{folder / name} must have SHA-256 {expected}, found {found}; run the job again")
+        actual = hashlib.sha256(part).hexdigest()
+        if actual != expected:
+            raise DidiError(f"{folder / name} must have SHA-256 {expected}, found {actual}; run the job again")
         content += part
     size = int.from_bytes(content[:8], "big")
     even, odd = (zlib.decompress(plane) for plane in (content[8 : 8 + size], content[8 + size :]))

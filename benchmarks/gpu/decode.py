@@ -1,7 +1,8 @@
-"""Left-to-right decoding with a static key-value cache in CUDA graphs: the autoregressive side at its fastest.
+"""Left-to-right decoding with a static key-value cache in CUDA graphs: a fast autoregressive baseline.
 
-The same GPT-2 as ``didi.models.autoregressive``, one token a pass, weights and cache in one dtype, float64 draws. The
-cache is read up to the next of a few lengths, so that a graph of fixed shapes does not attend to the empty rest.
+The network is the GPT-2 of ``didi.models.autoregressive``, with one token a pass, weights and cache in one dtype, and
+float64 draws. There is one graph, of fixed shapes, for each of a few cache lengths, so that a pass does not attend to
+the whole empty cache.
 """
 
 from collections.abc import Callable
@@ -20,12 +21,12 @@ WARM_UP_STEPS = 3
 
 
 class StaticDecoder:
-    """Decodes whole sequences of a batch; on a CUDA device each bucket of lengths is one graph.
+    """Decoder of whole sequences of a batch; on a CUDA device each bucket of lengths is one graph.
 
     Args:
-        model: network; a copy of its weights in ``dtype`` is taken.
-        batch_size: sequences b.
-        dtype: of weights, activations and cache.
+        model: the network; its weights are copied in ``dtype``.
+        batch_size: number b of sequences.
+        dtype: dtype of weights, activations and cache.
     """
 
     def __init__(self, model: AutoregressiveLM, batch_size: int, dtype: torch.dtype) -> None:
@@ -45,7 +46,7 @@ class StaticDecoder:
 
     @torch.inference_mode()
     def __call__(self, uniforms: Float[Tensor, "b l"]) -> Int[Tensor, "b l"]:
-        """Draw a batch with one uniform a token."""
+        """Draw a batch, with one uniform random number for each token."""
         self._uniforms.copy_(uniforms)
         self._token.fill_(self._config.mask_id)
         self._position.zero_()
@@ -78,7 +79,7 @@ class StaticDecoder:
         return steps
 
     def _step(self, size: int) -> None:
-        """Read the latest token, draw the next, and move on; the cache is read up to ``size``."""
+        """Process the latest token, draw the next and advance the position; the cache is read up to ``size``."""
         weight = self._weights
         x = weight["transformer.wte.weight"][self._token] + weight["transformer.wpe.weight"][self._position]
         is_past = (torch.arange(size, device=self.device) <= self._position)[None, None, None]

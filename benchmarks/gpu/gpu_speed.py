@@ -1,9 +1,9 @@
-"""Time of sampling and of distillation steps at paper scale on a GPU, random weights; ratios are of the same round.
+"""Time of sampling and of distillation steps at paper scale on a GPU, with random weights.
 
-Sampling: 16 moves of ``owt-169m`` at L = 1024 in bfloat16, plain and compiled with a CUDA graph, beside the bare passes
-of the trunk and the autoregressive twin: as ``transformers`` runs it with a growing cache, and with a static cache in
-CUDA graphs. (The published algorithm would draw 16 times 51 million uniforms a sequence on the CPU.) Distillation:
-seconds and peak memory of a step that updates discriminator and student.
+Sampling: 16 moves of ``owt-169m`` at L = 1024 in bfloat16, plain and compiled with a CUDA graph, compared within rounds
+with the bare passes of the trunk and with the autoregressive twin: run by ``transformers`` with a growing cache, and
+with a static cache in CUDA graphs. (The published algorithm is left out, since it would draw 16 times 51 million
+uniforms a sequence on the CPU.) Distillation: seconds and peak memory of a step that updates discriminator and student.
 """
 
 import gc
@@ -40,7 +40,7 @@ Draw = Callable[[], object]
 
 
 def timed(work: Draw, device: torch.device) -> float:
-    """Seconds of one run, the device's work included."""
+    """Seconds of one run, until the device has finished."""
     wait_for(device)
     begin = time.perf_counter()
     work()
@@ -49,23 +49,23 @@ def timed(work: Draw, device: torch.device) -> float:
 
 
 def contestants(bundle: Bundle, batch_size: int, device: torch.device) -> dict[str, Draw]:
-    """What is timed for a batch size, by name; each draws one batch."""
+    """The functions to time for a batch size, by name; each draws one batch or makes its bare passes."""
     length = bundle.denoiser().length
-    load = Workload(batch_size, length, NFE)
+    workload = Workload(batch_size, length, NFE)
     plain, graphed = (for_inference(bundle, "bfloat16", is_compiled=is_compiled) for is_compiled in (False, True))
-    found: dict[str, Draw] = {}
-    for name, one, is_whole in (("plain", plain, False), ("graphed", graphed, True)):
+    draws: dict[str, Draw] = {}
+    for name, variant, is_whole in (("plain", plain, False), ("graphed", graphed, True)):
         methods: tuple[Method, ...] = ("ancestral", "trunk")
-        traced = trace(one, "ancestral", load, is_whole_batch=is_whole)
+        traced = trace(variant, "ancestral", workload, is_whole_batch=is_whole)
         for method in methods:
-            found[f"{method}, {name}"] = contestant(one, method, load, is_whole_batch=is_whole, traced=traced)
+            draws[f"{method}, {name}"] = contestant(variant, method, workload, is_whole_batch=is_whole, traced=traced)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     with device:
         decoder = StaticDecoder(twin(bundle.denoiser()), batch_size, dtype)
-    found["autoregressive, static cache in graphs"] = lambda: decoder(
+    draws["autoregressive, static cache in graphs"] = lambda: decoder(
         SequenceNoise(0, range(batch_size)).uniforms(length)
     )
-    return found
+    return draws
 
 
 def sampling(bundle: Bundle, batch_size: int, device: torch.device) -> dict[str, Any]:
@@ -89,11 +89,11 @@ def sampling(bundle: Bundle, batch_size: int, device: torch.device) -> dict[str,
 
 
 def waits(bundle: Bundle, device: torch.device) -> str:
-    """Whether a move of the ancestral sampler makes the host wait for the device: ``none``, or the error."""
+    """Check that moves of the ancestral sampler do not make the host wait for the device: ``none``, or the error."""
     network = bundle.denoiser()
     canvas = Canvas.blank(4, network.length, device)
     moves = Ancestral(network, bundle.process)(canvas, time_grid(NFE), SequenceNoise(0, range(4), device))
-    next(moves)  # the state is copied to the host, where the moves are planned
+    next(moves)  # before the first move the state is copied to the host, where the moves are planned
     torch.cuda.set_sync_debug_mode("error") if device.type == "cuda" else None
     try:
         for _ in moves:
@@ -160,20 +160,20 @@ def tasks(device: torch.device, *, is_toy: bool) -> Iterator[tuple[str, Callable
 
 
 def measure(seconds: float, partial: Path, *, is_toy: bool) -> dict[str, Any]:
-    """All measurements that fit ``seconds``; each is written to ``partial`` as soon as it is there."""
+    """Make as many measurements as fit ``seconds``; each is written to ``partial`` as soon as it is finished."""
     begin, device = time.monotonic(), default_device()
-    found: dict[str, Any] = {}
+    results: dict[str, Any] = {}
     for name, task in tasks(device, is_toy=is_toy):
         if time.monotonic() - begin > 0.9 * seconds:
             break
         start = time.monotonic()
         try:
-            found[name] = task() | {"took": round(time.monotonic() - start, 1)}
-        except Exception as error:  # one that fails, for want of memory say, leaves the others their time
-            found[name] = {"error": f"{type(error).__name__}: {error}"[:500]}
-        print(name, json.dumps(found[name])[:400], flush=True)
+            results[name] = task() | {"took": round(time.monotonic() - start, 1)}
+        except Exception as error:  # a failure, for example out of memory, does not stop the other measurements
+            results[name] = {"error": f"{type(error).__name__}: {error}"[:500]}
+        print(name, json.dumps(results[name])[:400], flush=True)
         gc.collect()
         if device.type == "cuda":
             torch.cuda.empty_cache()
-        write_atomically(partial, json.dumps(found))
-    return found
+        write_atomically(partial, json.dumps(results))
+    return results

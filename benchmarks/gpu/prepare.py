@@ -1,10 +1,10 @@
-"""What the GPU job takes along to a machine without a registry: wheels that are missing there, and the tokenised prose.
+"""Prepare the files of the GPU job for a machine without a registry: wheels that it lacks, and the tokenised corpus.
 
     python benchmarks/gpu/prepare.py [--carried build/gpu] [--toy]
 
 The machine is expected to have Python 3.12, torch, transformers, peft, tokenizers, safetensors, jaxtyping, filelock,
-matplotlib, rich, scipy, PyYAML, huggingface-hub and pytest. ``--toy`` takes the pages of the
-project in place of ``prose``, so that the job can be tried on a CPU without a registry.
+matplotlib, rich, scipy, PyYAML, huggingface-hub and pytest. ``--toy`` uses the pages of the project instead of the
+corpus ``prose``, so that the job can be tried on a CPU without a registry.
 """
 
 import argparse
@@ -40,21 +40,21 @@ def wheels(folder: Path) -> None:
 
 def tokens(folder: Path, *, is_toy: bool) -> TextData:
     """Write the packed rows of the corpus as compressed 16-bit tokens, and its tokenizer."""
-    data = PRETRAIN["prose"].data
+    settings = PRETRAIN["prose"].data
     if is_toy:
         text = folder / "toy.txt"
         pages = "\n\n".join(page.read_text() for page in sorted((REPOSITORY / "docs").glob("*.md")))
-        write_atomically(text, pages.replace(EOS, ""))  # where there is one, documents end at it alone
-        found = prepare_text(str(text), length=32, vocab_size=1024)
+        write_atomically(text, pages.replace(EOS, ""))  # with an EOS in the text, documents would end only there
+        data = prepare_text(str(text), length=32, vocab_size=1024)
     else:
-        found = prepare_text(data.corpus, length=data.length, vocab_size=data.vocab_size)
+        data = prepare_text(settings.corpus, length=settings.length, vocab_size=settings.vocab_size)
     for name in ("train", "validation", "test"):
-        rows = getattr(found, name).numpy().astype(np.uint16)
+        rows = getattr(data, name).numpy().astype(np.uint16)
         stream = io.BytesIO()
         np.save(stream, rows)
         write_atomically(folder / f"{name}.npy.xz", lzma.compress(stream.getvalue()))
-    found.tokenizer.save(str(folder / TOKENIZER))
-    return found
+    data.tokenizer.save(str(folder / TOKENIZER))
+    return data
 
 
 def main() -> None:
@@ -63,15 +63,13 @@ def main() -> None:
     parser.add_argument("--toy", action="store_true")
     args = parser.parse_args()
     (args.carried / DATA).mkdir(parents=True, exist_ok=True)
-    found = tokens(args.carried / DATA, is_toy=args.toy)
+    data = tokens(args.carried / DATA, is_toy=args.toy)
     if not args.toy:
         wheels(args.carried / WHEELS)
     size = sum(file.stat().st_size for file in args.carried.rglob("*") if file.is_file())
     if size > LIMIT_BYTES:
         raise UsageError(f"what is carried is at most {LIMIT_BYTES / 2**20:g} MiB; got {size / 2**20:.1f} MiB")
-    print(
-        f"{args.carried}: {size / 2**20:.1f} MiB, {len(found.train):,} training rows of {found.train.shape[1]} tokens"
-    )
+    print(f"{args.carried}: {size / 2**20:.1f} MiB, {len(data.train):,} training rows of {data.train.shape[1]} tokens")
 
 
 if __name__ == "__main__":

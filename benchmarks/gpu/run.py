@@ -1,11 +1,11 @@
-"""The GPU job: stages one after the other, each in a process of its own with a time limit, each leaving what it found.
+"""The GPU job: stages one after the other, each in a separate process with a time limit.
 
     python benchmarks/gpu/run.py [--carried build/gpu] [--work build/gpu/work] [--out build/gpu/out] [--toy]
                                  [--stages tests=60 speed=90 teacher=270 autoregressive=50 student=150]
 
-A stage that fails or runs out of time does not stop the next. ``--out`` gets ``results.json`` (all results so far, also
-of earlier calls with the same ``--work``), ``log.txt`` and, for ``--return``, bundles as an archive in parts of at most
-15 MiB, which ``collect`` joins.
+A stage that fails or exceeds its time does not stop the next stage. The job writes to ``--out``: ``results.json`` (all
+results so far, also of earlier calls with the same ``--work``), ``log.txt`` and, with ``--return``, bundles as an
+archive in parts of at most 15 MiB, which ``collect`` joins.
 """
 
 import argparse
@@ -27,11 +27,11 @@ HERE = Path(__file__).parent
 REPOSITORY = HERE.parents[1]
 DEFAULT = ("tests=60", "speed=90", "teacher=270", "autoregressive=50", "student=150")
 PART_BYTES = 15 * 2**20
-SHUTDOWN_SECONDS = 15  # after its time a stage is asked to end, and after these it is ended
+SHUTDOWN_SECONDS = 15  # time between SIGTERM, at the time limit of a stage, and SIGKILL
 
 
 def environment(carried: Path) -> dict[str, str]:
-    """Variables of the stages: the package from the checkout, and the compiler's cache beside the work."""
+    """Environment variables of the stages: the package from the checkout, and folders of caches."""
     paths = [str(REPOSITORY / "src"), os.environ.get("PYTHONPATH", "")]
     return os.environ | {
         "PYTHONPATH": os.pathsep.join(path for path in paths if path),
@@ -44,7 +44,7 @@ def environment(carried: Path) -> dict[str, str]:
 
 
 def run_stage(name: str, seconds: float, args: argparse.Namespace, log: io.TextIOBase) -> dict[str, Any]:
-    """Run one stage; how it ended and how long it took."""
+    """Run one stage; returns its status, its time, and for tests the end of the output."""
     if name == "tests":
         command = [sys.executable, "-m", "pytest", "-m", "gpu", "tests/test_gpu.py", "-p", "no:cacheprovider", "-rA"]
         command += ["--durations=10"]
@@ -78,17 +78,14 @@ def run_stage(name: str, seconds: float, args: argparse.Namespace, log: io.TextI
 
 
 def results(work: Path) -> dict[str, Any]:
-    """What the stages wrote, also those that were cut short."""
-    found = {}
-    for file in sorted(work.glob("*.json")):
-        found[file.stem] = json.loads(file.read_text())
-    return found
+    """Results of the stages, also partial results of stages that exceeded their time."""
+    return {file.stem: json.loads(file.read_text()) for file in sorted(work.glob("*.json"))}
 
 
 def parts(work: Path, names: list[str], out: Path) -> dict[str, str]:
-    """Write the named folders of ``work`` as one archive in parts; the SHA-256 of each part.
+    """Write the named folders of ``work`` as one archive in parts; returns the SHA-256 of each part.
 
-    Even and odd bytes are compressed apart: the high byte of a bfloat16 is far from random.
+    Even and odd bytes are compressed separately, since the high byte of a bfloat16 compresses well.
     """
     if not any((work / name).is_dir() for name in names):
         return {}
@@ -118,15 +115,15 @@ def main() -> None:
     args = parser.parse_args()
     for folder in (args.work, args.out):
         folder.mkdir(parents=True, exist_ok=True)
-    ended = {}
+    outcomes = {}
     with (args.out / "log.txt").open("w") as log:
         for stage in args.stages:
             name, _, seconds = stage.partition("=")
-            ended[name] = run_stage(name, float(seconds or 60), args, log)
+            outcomes[name] = run_stage(name, float(seconds or 60), args, log)
             digests = parts(args.work, args.bundles, args.out)
-            record = {"python": platform.python_version(), "ended": ended, "parts": digests} | results(args.work)
+            record = {"python": platform.python_version(), "ended": outcomes, "parts": digests} | results(args.work)
             (args.out / "results.json").write_text(json.dumps(record, indent=1))
-    print(json.dumps({name: (one["status"], one["seconds"]) for name, one in ended.items()}))
+    print(json.dumps({name: (outcome["status"], outcome["seconds"]) for name, outcome in outcomes.items()}))
 
 
 if __name__ == "__main__":

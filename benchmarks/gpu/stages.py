@@ -1,10 +1,10 @@
-"""One stage of the GPU job, in a process of its own: what it measures or trains goes to files under ``--work``.
+"""One stage of the GPU job, in a separate process; results and bundles are written to files in ``--work``.
 
     python benchmarks/gpu/stages.py NAME [--carried build/gpu] [--work build/gpu/work] [--seconds S] [--toy]
 
 ``tune`` compares learning rates on the validation split. ``teacher``, ``autoregressive`` and ``student`` train the
-recipes ``prose`` in the time given; called again, they finish a run that was cut. ``--toy`` has every size small, for a
-try on a CPU.
+recipes ``prose`` within ``--seconds``; called again, they resume an interrupted run. ``--toy`` makes all sizes small,
+to try the stages on a CPU.
 """
 
 import argparse
@@ -32,19 +32,20 @@ from didi.training.fit import fitted
 from didi.training.run_folder import RunFolder
 
 TOY = {"hidden_size": 32, "num_blocks": 2, "num_heads": 2}
-RESERVE_SECONDS = 45.0  # for fitting, compiling, validating and saving
+RESERVE_SECONDS = 45.0  # reserved for fitting the schedule, compiling, validating and saving
 RATES = (1.5e-3, 3e-3, 6e-3)
 
 
 @dataclass(frozen=True)
 class Job:
-    """What a stage is given.
+    """Arguments of a stage.
 
     Attributes:
         carried: folder that ``prepare`` wrote.
         work: folder of runs and results.
-        seconds: wall-clock time of the stage.
+        seconds: wall-clock time limit of the stage.
         is_toy: whether sizes are small.
+        begin: start of the stage, by ``time.monotonic``.
     """
 
     carried: Path
@@ -59,12 +60,12 @@ class Job:
         return default_device()
 
     def minutes_left(self, reserve: float) -> float:
-        """Time of the stage that is left, but for ``reserve`` seconds."""
+        """Remaining minutes of the stage, minus ``reserve`` seconds; at least 1 second."""
         return max(1.0, self.seconds - (time.monotonic() - self.begin) - reserve) / 60
 
 
 def pretraining(job: Job, name: str, data: TextSource) -> PretrainConfig:
-    """A recipe of ``prose`` for the corpus at hand."""
+    """A recipe of ``prose``, fitted to the toy corpus with ``is_toy``."""
     config = PRETRAIN[name]
     if not job.is_toy:
         return config
@@ -77,14 +78,14 @@ def pretraining(job: Job, name: str, data: TextSource) -> PretrainConfig:
 
 
 def planned(job: Job, config: Any, folder: RunFolder, inputs: Inputs) -> Any:
-    """``config`` with a length that fits the time left; a run that an earlier call began keeps its own."""
+    """``config`` with a number of steps that fits the remaining time; a run of an earlier call keeps its number."""
     if folder.has_run:
         return config.limited(int(read_yaml(folder.path / "config.yaml")["loop"]["steps"]))
     return fitted(config, inputs, job.minutes_left(RESERVE_SECONDS))
 
 
 def train_teacher(job: Job, name: str = "prose") -> dict[str, Any]:
-    """Pre-train in the time given and save the bundle in bfloat16."""
+    """Pre-train within the time limit and save the bundle in bfloat16."""
     data = source(job.carried)
     config = pretraining(job, name, data)
     folder = RunFolder(job.work / name)
@@ -95,10 +96,10 @@ def train_teacher(job: Job, name: str = "prose") -> dict[str, Any]:
 
 
 def train_student(job: Job) -> dict[str, Any]:
-    """Distil the teacher of ``train_teacher`` in the time given and save student and discriminator in bfloat16."""
+    """Distil the teacher of ``train_teacher`` within the time limit and save student and discriminator in bfloat16."""
     data, config = source(job.carried), DISTILL["prose"]
     teacher = job.work / "prose" / "bundle"
-    if not teacher.is_dir():  # another call of the job trained it
+    if not teacher.is_dir():  # the teacher was trained by an earlier job
         teacher = job.carried / "prose-bundle"
     config = replace(config, teacher=str(teacher), loop=replace(config.loop, checkpoint_every=10**6))
     if job.is_toy:
@@ -118,7 +119,7 @@ def train_student(job: Job) -> dict[str, Any]:
 
 def tune(job: Job) -> dict[str, Any]:
     """Validation NELBO after runs of equal time, by learning rate and batch size."""
-    data, found = source(job.carried), {}
+    data, results = source(job.carried), {}
     base = pretraining(job, "prose", data)
     sizes = (base.loop.batch_size // 2, base.loop.batch_size)
     candidates = [(rate, base.loop.batch_size) for rate in RATES] + [(RATES[1], sizes[0])]
@@ -129,14 +130,15 @@ def tune(job: Job) -> dict[str, Any]:
             optimizer=replace(base.optimizer, learning_rate=rate, warmup_steps=50),
             loop=replace(base.loop, batch_size=size, validate_every=10**6, checkpoint_every=10**6),
         )
-        end = each * (number + 1) - (time.monotonic() - job.begin)
-        config = fitted(config, Inputs(data, job.device), max(1.0, 0.75 * end - 2) / 60)  # the rest is spent on fitting
+        remaining = each * (number + 1) - (time.monotonic() - job.begin)
+        # The rest of the time is needed to fit the schedule.
+        config = fitted(config, Inputs(data, job.device), max(1.0, 0.75 * remaining - 2) / 60)
         folder = RunFolder(job.work / f"tune-{number}")
         pretrain_run(config, folder, resume=False, device=job.device, source=data)
         lines = _metrics(folder)
-        found[f"rate {rate:g}, batch {size}"] = {"steps": config.loop.steps, "last": lines[-3:]}
-        write_atomically(job.work / "tune.partial.json", json.dumps(found))
-    return found
+        results[f"rate {rate:g}, batch {size}"] = {"steps": config.loop.steps, "last": lines[-3:]}
+        write_atomically(job.work / "tune.partial.json", json.dumps(results))
+    return results
 
 
 def _metrics(folder: RunFolder) -> list[dict[str, float]]:
@@ -169,9 +171,9 @@ def main() -> None:
     args = parser.parse_args()
     job = Job(args.carried, args.work, args.seconds, args.toy, time.monotonic())
     args.work.mkdir(parents=True, exist_ok=True)
-    found = STAGES[args.name](job)
+    results = STAGES[args.name](job)
     seconds = time.monotonic() - job.begin
-    record = {"stage": args.name, "machine": machine_name(job.device), "seconds": round(seconds, 1), "found": found}
+    record = {"stage": args.name, "machine": machine_name(job.device), "seconds": round(seconds, 1), "found": results}
     write_atomically(args.work / f"{args.name}.json", json.dumps(record))
 
 

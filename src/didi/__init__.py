@@ -1,4 +1,4 @@
-"""didi: discrete-diffusion language models distilled into few-step students by DiDi-Instruct, and measured honestly.
+"""didi: distillation of discrete-diffusion language models into few-step students, sampling and evaluation.
 
 ```python
 import didi
@@ -9,7 +9,7 @@ for move in didi.stream(bundle, nfe=16): ...
 rows = didi.evaluate(bundle, nfe=[4, 8, 16], num_samples=256, judge="smollm2-135m")
 ```
 
-The public names are imported when they are first used (PEP 562), so ``import didi`` does not import torch.
+Public names are imported at their first use (PEP 562), so ``import didi`` does not import torch.
 """
 
 from importlib import import_module
@@ -83,5 +83,5 @@ def _version() -> str:
 
     try:
         return version("didi-instruct")
-    except PackageNotFoundError:  # a source tree that is not installed
+    except PackageNotFoundError:  # the package is imported from a source tree
         return "0+unknown"

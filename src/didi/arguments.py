@@ -13,62 +13,62 @@ Number = float | int | None
 
 
 def whole_number(name: str, value: Any, *, low: int | None = None, high: int | None = None) -> int:
-    """``value`` as an ``int``: of Python, NumPy or a tensor with one element; no float, truth value or text.
+    """Check a whole number and return it as an ``int``.
 
     Args:
-        name: of the argument, for the message.
-        value: as given.
-        low: least value that is allowed.
-        high: largest value that is allowed.
+        name: name of the argument, for the message.
+        value: an integer of Python or NumPy, or an integer tensor with one element; not a float, bool or text.
+        low: least allowed value.
+        high: largest allowed value.
 
     Raises:
-        UsageError: it is no whole number, or out of range.
+        UsageError: the value is not a whole number, or out of range.
     """
     rule = f"{name} is a whole number"
     if isinstance(value, bool):
         _refuse(rule, value)
     try:
-        found = operator.index(value)
+        number = operator.index(value)
     except TypeError:
         _refuse(rule, value)
-    if (low is not None and found < low) or (high is not None and found > high):
-        _refuse(f"{name} {_range(low, high)}", found)
-    return found
+    if (low is not None and number < low) or (high is not None and number > high):
+        _refuse(f"{name} {_range(low, high)}", number)
+    return number
 
 
 def finite_number(
     name: str, value: Any, *, low: Number = None, high: Number = None, is_low_open: bool = False
 ) -> float:
-    """``value`` as a ``float``: a number of Python or NumPy that is neither NaN nor infinite; no truth value or text.
+    """Check a finite number and return it as a ``float``.
 
     Args:
-        name: of the argument, for the message.
-        value: as given.
-        low: least value that is allowed.
-        high: largest value that is allowed.
-        is_low_open: whether ``low`` itself is not allowed.
+        name: name of the argument, for the message.
+        value: a number of Python or NumPy, or a tensor with one element; not a bool or text.
+        low: least allowed value.
+        high: largest allowed value.
+        is_low_open: whether ``low`` itself is excluded.
 
     Raises:
-        UsageError: it is no finite number, or out of range.
+        UsageError: the value is not a finite number, or out of range.
     """
     rule = f"{name} is a finite number"
     if isinstance(value, bool | str | bytes) or not hasattr(value, "__float__"):
         _refuse(rule, value)
     try:
-        found = float(value)
-    except (TypeError, ValueError, OverflowError, RuntimeError):  # the last of a tensor with several elements
+        number = float(value)
+    except (TypeError, ValueError, OverflowError, RuntimeError):  # RuntimeError: a tensor with several elements
         _refuse(rule, value)
-    is_low = low is not None and (found <= low if is_low_open else found < low)
-    if not math.isfinite(found) or is_low or (high is not None and found > high):
-        _refuse(rule if low is None else f"{name} {_range(low, high, is_low_open=is_low_open)}", found)
-    return found
+    is_low = low is not None and (number <= low if is_low_open else number < low)
+    if not math.isfinite(number) or is_low or (high is not None and number > high):
+        _refuse(rule if low is None else f"{name} {_range(low, high, is_low_open=is_low_open)}", number)
+    return number
 
 
 def one_of(name: str, value: Any, choices: Sequence[Choice]) -> Choice:
-    """``value`` if it is one of ``choices``.
+    """Check that ``value`` is one of ``choices``, with equal type, and return it.
 
     Raises:
-        UsageError: it is not.
+        UsageError: the value is not one of the choices.
     """
     for choice in choices:
         if type(value) is type(choice) and value == choice:
@@ -78,10 +78,10 @@ def one_of(name: str, value: Any, choices: Sequence[Choice]) -> Choice:
 
 
 def instance(name: str, value: Any, kind: type[Choice]) -> Choice:
-    """``value`` if it is a ``kind``.
+    """Check that ``value`` is an instance of ``kind``, and return it.
 
     Raises:
-        UsageError: it is not.
+        UsageError: the value has another type.
     """
     if not isinstance(value, kind):
         _refuse(f"{name} is a {kind.__name__}", value)
@@ -89,25 +89,25 @@ def instance(name: str, value: Any, kind: type[Choice]) -> Choice:
 
 
 def listed(name: str, value: Any, *, allows_none: bool = False) -> tuple[Any, ...]:
-    """The elements of a list, a generator or an array; a single value, such as a number or a text, is a list of one.
+    """The elements of a list, a generator or an array; a single value, such as a number or a text, becomes one element.
 
     Args:
-        name: of the argument, for the message.
-        value: as given.
-        allows_none: whether an empty list is allowed.
+        name: name of the argument, for the message.
+        value: a list, a generator, an array or a single value.
+        allows_none: whether there may be no elements.
 
     Raises:
-        UsageError: it is empty.
+        UsageError: there are no elements.
     """
     is_single = isinstance(value, str | bytes) or getattr(value, "ndim", None) == 0  # an array without axes
-    found = tuple(value) if isinstance(value, Iterable) and not is_single else (value,)
-    if not found and not allows_none:
+    elements = tuple(value) if isinstance(value, Iterable) and not is_single else (value,)
+    if not elements and not allows_none:
         raise UsageError(f"{name} is one value or more; got none: leave {name} out for its default")
-    return found
+    return elements
 
 
 def set_fields(record: Any, **values: Any) -> None:
-    """Set fields of a frozen dataclass, from its ``__post_init__``: values as they were checked."""
+    """Set fields of a frozen dataclass, for its ``__post_init__``."""
     for name, value in values.items():
         object.__setattr__(record, name, value)
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 
 class DidiError(RuntimeError):
-    """A failure that the user's input did not cause: a network, a disk, a damaged file (exit status 1)."""
+    """A failure not caused by the user's input: of a network or a disk, or a damaged file (exit status 1)."""
 
 
 class UsageError(DidiError, ValueError):
@@ -13,19 +13,19 @@ class UsageError(DidiError, ValueError):
 
 
 class NotFinite(DidiError):
-    """No token can be drawn, since logits are NaN or infinite: by the weights of a network, or by a setting."""
+    """No token can be drawn, since logits are NaN or infinite, because of a network's weights or a setting."""
 
 
 class Interrupted(DidiError):
-    """A training run was asked to stop and has saved its state (exit status 130)."""
+    """A training run was interrupted and has saved its state (exit status 130)."""
 
 
 class Diverged(DidiError):
-    """A training run whose loss, gradient or validation is not finite (exit status 1); all its processes raise it."""
+    """The loss, gradient or validation of a training run is not finite (exit status 1); all its processes raise it."""
 
 
 def from_checkout(extra: str) -> str:
-    """How to install the packages of an extra; the distribution is not published, so a checkout is needed.
+    """Instruction to install the packages of an extra; it needs a checkout, since the distribution is not published.
 
     Args:
         extra: name of an optional dependency group in ``pyproject.toml``.
@@ -34,12 +34,12 @@ def from_checkout(extra: str) -> str:
 
 
 def suggestion(name: str, known: Iterable[str], *, cutoff: float = 0.6) -> str:
-    """``; did you mean 'x'?`` with the known name most like ``name``; empty where none is alike enough.
+    """``; did you mean 'x'?`` with the known name most similar to ``name``; empty if none is similar enough.
 
     Args:
-        name: what was given.
-        known: what there is.
-        cutoff: least likeness in [0, 1], as ``difflib.get_close_matches`` measures it.
+        name: the unknown name.
+        known: the known names.
+        cutoff: least similarity in [0, 1]; see ``difflib.get_close_matches``.
     """
     nearest = difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)
     return f"; did you mean {nearest[0]!r}?" if nearest else ""

@@ -1,4 +1,4 @@
-"""Atomic writes, of a file or a folder that appears under its name complete or not at all; and JSON for files."""
+"""Atomic writes of files and folders, which appear complete or not at all; JSON without NaN; SHA-256."""
 
 import contextlib
 import hashlib
@@ -15,10 +15,10 @@ from filelock import FileLock
 
 
 def json_text(value: Any, *, indent: int | None = None, ensure_ascii: bool = True) -> str:
-    """JSON of plain values; NaN and infinities, which JSON does not have, become ``null``.
+    """JSON of plain values; NaN and infinities, which JSON cannot represent, become ``null``.
 
     Args:
-        value: mappings, sequences, texts, numbers, truth values and None.
+        value: mappings, sequences, strings, numbers, booleans and None.
         indent: see ``json.dumps``.
         ensure_ascii: see ``json.dumps``.
     """
@@ -29,9 +29,9 @@ def _without_nan(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, dict):
-        return {name: _without_nan(one) for name, one in value.items()}
+        return {name: _without_nan(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_without_nan(one) for one in value]
+        return [_without_nan(item) for item in value]
     return value
 
 
@@ -93,8 +93,8 @@ def staged_folder(folder: Path, *, is_locked: bool = False) -> Iterator[Path]:
 
     Args:
         folder: The folder; its parent is created if it does not exist. A folder that exists is replaced as a whole.
-        is_locked: Run the block under a lock between processes, ``.NAME.lock`` beside ``folder``. Another process may
-            have filled ``folder`` while this one waited, so check again inside the block.
+        is_locked: Whether to run the block under a lock between processes, ``.NAME.lock`` beside ``folder``. Another
+            process may fill ``folder`` while this one waits for the lock, so check again inside the block.
 
     Yields:
         The empty folder, on the file system of ``folder``.
@@ -110,7 +110,7 @@ def staged_folder(folder: Path, *, is_locked: bool = False) -> Iterator[Path]:
         yield staging
         if not any(staging.iterdir()):
             return
-        for file in staging.rglob("*.safetensors"):  # the safetensors library makes them readable by the owner only
+        for file in staging.rglob("*.safetensors"):  # safetensors creates files that only the owner can read
             file.chmod(0o644)
         if folder.exists():
             folder.replace(aside)

@@ -1,4 +1,4 @@
-"""The Hugging Face Hub where it is reachable, and its local cache, without retries, where it is not."""
+"""Access to the Hugging Face Hub if it is reachable, else to its local cache, without retries."""
 
 import sys
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ def is_reachable() -> bool:
         return False
     try:
         get_session().head(constants.ENDPOINT, timeout=TIMEOUT_SECONDS)
-    except Exception:  # the client raises a score of network, proxy and certificate errors
+    except Exception:  # the client raises many types of network, proxy and certificate errors
         return False
     return True
 
@@ -35,7 +35,7 @@ def hub_or_cache() -> Iterator[bool]:
     if is_reachable():
         yield True
         return
-    names = ("huggingface_hub.constants", "datasets.config")  # the latter copies the switch when it is imported
+    names = ("huggingface_hub.constants", "datasets.config")  # datasets copies the setting at its import
     modules: list[Any] = [sys.modules[name] for name in names if name in sys.modules]
     before = [module.HF_HUB_OFFLINE for module in modules]
     for module in modules:
@@ -48,12 +48,12 @@ def hub_or_cache() -> Iterator[bool]:
 
 
 def failure(error: Exception, *, is_reached: bool) -> str:
-    """Why a client of the Hub failed, in one line.
+    """The reason of a failure of a Hub client, in one line.
 
     Args:
-        error: What the client raised.
-        is_reached: What ``hub_or_cache`` yielded.
+        error: The exception of the client.
+        is_reached: Value that ``hub_or_cache`` yielded.
     """
-    if not is_reached and any(type(one).__name__ in _NOT_FOUND_OFFLINE for one in (error, error.__cause__)):
+    if not is_reached and any(type(each).__name__ in _NOT_FOUND_OFFLINE for each in (error, error.__cause__)):
         return "the Hub is not reachable, and its local cache does not hold it"
     return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -30,7 +30,10 @@ def markdown_table(
 
 
 def aligned_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, num_left: int = 1) -> list[str]:
-    """As ``markdown_table``, with cells padded to the width of their column, so that the text is legible as it is."""
+    """Lines of a Markdown table with cells padded to the width of their column, legible as plain text.
+
+    Arguments as in ``markdown_table``.
+    """
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
     dashes = ["-" * width if i < num_left else "-" * (width - 1) + ":" for i, width in enumerate(widths)]
     return [

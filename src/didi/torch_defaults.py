@@ -1,4 +1,4 @@
-"""Torch's global settings as this package needs them, whatever the caller's are."""
+"""Torch's global settings as this package needs them, independent of the caller's."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -28,7 +28,7 @@ def torch_defaults() -> Iterator[None]:
 
 
 def with_torch_defaults(function: Callable[Params, Result]) -> Callable[Params, Result]:
-    """The function, run under ``torch_defaults``."""
+    """Decorator: run a function under ``torch_defaults``."""
 
     @wraps(function)
     def run(*args: Params.args, **named: Params.kwargs) -> Result:
@@ -39,7 +39,7 @@ def with_torch_defaults(function: Callable[Params, Result]) -> Callable[Params, 
 
 
 def each_with_torch_defaults(items: Iterator[Result]) -> Iterator[Result]:
-    """The items of an iterator, each made under ``torch_defaults``; the caller's settings hold between them."""
+    """The items of an iterator, each computed under ``torch_defaults``; between items the caller's settings apply."""
     while True:
         with torch_defaults():
             try:

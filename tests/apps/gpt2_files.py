@@ -1,4 +1,4 @@
-"""Small random GPT-2s of ``transformers``, and their files in the forms that are found on the Hub."""
+"""Small random GPT-2 models of ``transformers``, and their files in the formats of the Hub."""
 
 import json
 
@@ -12,7 +12,7 @@ DOCUMENTS = [f"number {i} of a few short documents, which the tokenizer is train
 
 
 def tokenizer():
-    """Of 279 tokens, <|endoftext|> the first, and [MASK] after them."""
+    """A tokenizer of 279 tokens, of which <|endoftext|> is the first, and [MASK] after them."""
     return train_tokenizer(DOCUMENTS, 280)
 
 
@@ -20,33 +20,33 @@ VOCAB = 279
 
 
 def hugging(seed=0, **settings):
-    """A GPT2LMHeadModel far from uniform, so that a mistake shows."""
+    """A GPT2LMHeadModel with large random weights, so that its predictions are not uniform and mistakes are visible."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
     shape = {"vocab_size": VOCAB, "n_positions": LENGTH, "n_embd": 12, "n_layer": 2, "n_head": 3}
     torch.manual_seed(seed)
-    made = GPT2LMHeadModel(GPT2Config(**{"bos_token_id": BEGIN, "eos_token_id": BEGIN} | shape | settings)).eval()
+    model = GPT2LMHeadModel(GPT2Config(**{"bos_token_id": BEGIN, "eos_token_id": BEGIN} | shape | settings)).eval()
     with torch.no_grad():
-        for parameter in made.parameters():
+        for parameter in model.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
-    return made
+    return model
 
 
-def written(folder, made, *, form="safetensors", prefix="transformer.", head=None, masks=False):
+def written(folder, model, *, form="safetensors", prefix="transformer.", head=None, masks=False):
     """A model in a folder: ``form`` is safetensors, bin or shards; ``head`` whether the head is written.
 
     By default it is where it is not the embedding. ``masks`` adds the buffers of older files.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    settings = made.config.to_dict()
+    settings = model.config.to_dict()
     (folder / "config.json").write_text(json.dumps(settings))
-    head = not made.config.tie_word_embeddings if head is None else head
+    head = not model.config.tie_word_embeddings if head is None else head
     weights = {
         name.replace("transformer.", prefix): value.detach().clone()
-        for name, value in made.state_dict().items()
+        for name, value in model.state_dict().items()
         if head or name != "lm_head.weight"
     }
-    for block in range(made.config.n_layer if masks else 0):
+    for block in range(model.config.n_layer if masks else 0):
         weights[f"{prefix}h.{block}.attn.bias"] = torch.ones(1, 1, LENGTH, LENGTH).tril()
         weights[f"{prefix}h.{block}.attn.masked_bias"] = torch.tensor(-1e4)
     match form:

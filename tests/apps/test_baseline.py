@@ -32,12 +32,14 @@ def baseline(network, tmp_path):
 
 @pytest.fixture
 def quick(monkeypatch, tmp_path):
-    """A student that is its teacher at one move, few samples."""
+    """Plans whose student is the teacher's network, with one move and few samples, for speed."""
     full, teacher = command._plan, load("markov").teacher
     student = Bundle(student=teacher, discriminator=Discriminator.from_denoiser(teacher).eval())
     distilled = str(save(replace(student, provenance={"corpus": "markov"}), tmp_path / "student"))
     monkeypatch.setattr(
-        command, "_plan", lambda asked: replace(full(asked), nfes=(1,), more_teacher_nfes=(), distilled=distilled)
+        command,
+        "_plan",
+        lambda arguments: replace(full(arguments), nfes=(1,), more_teacher_nfes=(), distilled=distilled),
     )
     monkeypatch.setitem(command.SAMPLING, "markov", Sampling(8, "markov", likelihood_sequences=4))
 
@@ -50,7 +52,7 @@ def reproduce(folder, *words):
 
 @pytest.fixture
 def drawn(monkeypatch):
-    """Roles in each figure."""
+    """Roles in each drawn figure, by the name of its function."""
     seen = {}
     for name in ("perplexity_figure", "latency_figure"):
 

@@ -23,7 +23,7 @@ SMALL = ["--data.length", "32", "--loop.batch-size", "4", "--loop.validation-seq
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         (["distil", "markov"], "did you mean 'distill'?"),
         (["frobnicate"], f"a command is one of {', '.join(COMMANDS)}; got 'frobnicate'\n"),
@@ -108,11 +108,11 @@ SMALL = ["--data.length", "32", "--loop.batch-size", "4", "--loop.validation-seq
         ),
     ],
 )
-def test_wrong_use_is_one_line_and_status_2(didi, words, told, tmp_path, monkeypatch):
+def test_wrong_use_is_one_line_and_status_2(didi, words, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     status, out, err = didi(*words)
     assert (status, out) == (2, "")
-    assert told in err
+    assert message in err
     assert err.count("\n") == 1
     assert err.startswith("didi: ")
     assert not {"─", "│"} & set(err)
@@ -120,7 +120,7 @@ def test_wrong_use_is_one_line_and_status_2(didi, words, told, tmp_path, monkeyp
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["--foo"], "didi generate has no option --foo; see didi generate --help"),
         (
@@ -131,9 +131,9 @@ def test_wrong_use_is_one_line_and_status_2(didi, words, told, tmp_path, monkeyp
         (["--nfe", "x"], "with base 10: 'x'; see didi generate --help"),
     ],
 )
-def test_a_line_of_the_parser_is_punctuated(didi, words, said):
+def test_a_line_of_the_parser_is_punctuated(didi, words, message):
     err = didi("generate", "--model", "markov", *words)[2]
-    assert said in err
+    assert message in err
     assert ".;" not in err
 
 
@@ -153,7 +153,7 @@ def doctors_rows(out):
 
 
 @pytest.mark.slow
-def test_doctor_tells_each_way_to_train_and_takes_the_flags_of_distill(didi):
+def test_doctor_has_a_row_for_each_way_to_train_and_takes_the_flags_of_distill(didi):
     status, out, err = didi("doctor", "markov", "--device", "rtx4090", "--num-processes", "2")
     assert status == 0
     assert "markov on 2 x RTX4090" in out
@@ -168,7 +168,7 @@ def test_doctor_tells_each_way_to_train_and_takes_the_flags_of_distill(didi):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("recipe", "method"), [("markov-udlm", "elbo"), ("markov-duo", "duo")])
-def test_doctor_knows_every_method(didi, recipe, method):
+def test_doctor_takes_every_method(didi, recipe, method):
     status, out, _ = didi("doctor", recipe, "--method", method)
     assert status == 0
     assert list(doctors_rows(out)) == ["pretrain"]
@@ -177,7 +177,7 @@ def test_doctor_knows_every_method(didi, recipe, method):
 @pytest.mark.slow
 def test_doctor_leaves_out_what_cannot_be_sharded(didi):
     out = didi("doctor", "tiny-news", "--num-processes", "2")[1]
-    assert "pretrain, fsdp" not in out  # Muon's matrices
+    assert "pretrain, fsdp" not in out  # FSDP does not support Muon
     assert "distill, fsdp" in out
 
 
@@ -220,7 +220,7 @@ def test_none_unsets_what_a_recipe_sets_and_nothing_else(didi, tmp_path):
 
 
 @pytest.mark.parametrize("words", [["foo"], ["distill", "zzz"], ["assets", "fetch", "qqq"], ["doctor", "zzz"]])
-def test_nothing_near_is_suggested_for_what_is_not_near(didi, words):
+def test_unrelated_words_get_no_suggestion(didi, words):
     status, _, err = didi(*words)
     assert (status, err.count("\n")) == (2, 1)
     assert "did you mean" not in err
@@ -366,7 +366,7 @@ def test_a_killed_run_resumes_bit_for_bit(tmp_path):
 
     finish(start("straight"))
     killed = start("killed")
-    while len(list((tmp_path / "killed").glob("checkpoints/step-*"))) < 2:  # it is under way
+    while len(list((tmp_path / "killed").glob("checkpoints/step-*"))) < 2:  # until training has begun
         time.sleep(0.02)
         assert killed.poll() is None
     killed.send_signal(signal.SIGKILL)

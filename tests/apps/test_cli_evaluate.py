@@ -10,17 +10,17 @@ from didi.models.bundle import Bundle, save
 
 @pytest.fixture
 def small_world(monkeypatch):
-    """Fewer held-out rows and less babble, for speed."""
+    """Fewer held-out rows and fewer training rows of the trigram anchor, for speed."""
     monkeypatch.setattr("didi.data.source.MARKOV_HELD_OUT_ROWS", 256)
     monkeypatch.setattr("didi.evaluation.anchors.BABBLE_ROWS", 1024)
 
 
 def test_likelihood_scores_every_network_on_the_models_own_corpus(didi, distilled, tmp_path):
     words = ["likelihood", "--model", distilled / "bundle", "--num-sequences", "20", "--num-draws", "2"]
-    status, out, said = didi(*words, "--out", tmp_path / "new")
+    status, out, err = didi(*words, "--out", tmp_path / "new")
     assert status == 0
     assert "| markov | ≤ " in out
-    assert "markov, student: " in said
+    assert "markov, student: " in err
     rows = json.loads((tmp_path / "new" / "likelihood.json").read_text())["rows"]
     assert [(row["data"], row["role"]) for row in rows] == [("markov", "teacher"), ("markov", "student")]
     assert rows[0]["perplexity"] < rows[1]["perplexity"]  # the chain has 3.9; the student was not trained to predict
@@ -91,10 +91,10 @@ def test_a_bundle_of_the_exact_world_is_judged_without_sampling_error(didi, make
     network = make_dit(vocab_size=5, length=4)
     save(Bundle(teacher=network, student=network, provenance={"corpus": "exact"}), tmp_path / "bundle")
     words = ["evaluate", "--model", tmp_path / "bundle", "--role", "student", "teacher", "--nfe", "1", "3"]
-    status, out, said = didi(*words, "--num-samples", "8", "--judge", "exact", "--out", tmp_path / "found")
+    status, out, err = didi(*words, "--num-samples", "8", "--judge", "exact", "--out", tmp_path / "found")
     assert status == 0
-    assert "student, ancestral, 1 NFE: perplexity" in said
-    assert ", KL " in said
+    assert "student, ancestral, 1 NFE: perplexity" in err
+    assert ", KL " in err
     assert " KL " in out
     rows = json.loads((tmp_path / "found" / "metrics.json").read_text())
     assert [(row["role"], row["nfe"], row["judge"]) for row in rows] == [
@@ -108,9 +108,9 @@ def test_a_bundle_of_the_exact_world_is_judged_without_sampling_error(didi, make
     assert rows[0]["kl"] == rows[2]["kl"]
     report = (tmp_path / "found" / "report.md").read_text()
     assert f"{rows[0]['kl']:.4f}" in report
-    status, _, said = didi(*words, "--judge", "markov", "--out", tmp_path / "other")
-    assert (status, said.count("\n")) == (2, 1)
-    assert "is of the exact world: use exact" in said
+    status, _, err = didi(*words, "--judge", "markov", "--out", tmp_path / "other")
+    assert (status, err.count("\n")) == (2, 1)
+    assert "is of the exact world: use exact" in err
 
 
 @pytest.mark.parametrize(("words", "expected"), [([], 4), (["--role", "teacher"], 16), (["--nfe", "3"], 3)])

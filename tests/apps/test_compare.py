@@ -27,7 +27,7 @@ def sample_set(nll, role="student", nfe=8, temperature=1.0, **about):
 
 
 def evaluated(folder, *sets):
-    """A folder as didi evaluate leaves it."""
+    """A folder with the files of didi evaluate."""
     folder.mkdir()
     write_metrics([one.row for one in sets], folder)
     write_samples(sets, folder)
@@ -45,7 +45,7 @@ def test_sets_are_read_as_they_were_written(tmp_path):
 
 
 def sweep(level, temperatures):
-    """Data, and two roles at two numbers of moves over temperatures; ``level`` is added to every NLL."""
+    """Sets of data and of two roles, with two numbers of moves at each temperature; ``level`` is added to every NLL."""
     base = torch.tensor([30.0, 31.0, 32.0]) + level
     levels = {("teacher", 4): 8.0, ("teacher", 8): 6.0, ("student", 4): 4.0, ("student", 8): 0.0}
     return [
@@ -58,7 +58,7 @@ def sweep(level, temperatures):
     ]
 
 
-def test_like_is_compared_with_like_pair_by_pair_and_at_equal_entropy(tmp_path, capsys):
+def test_sets_with_equal_settings_are_compared_in_pairs_and_at_equal_entropy(tmp_path, capsys):
     evaluated(tmp_path / "a", *sweep(0.0, [0.8, 0.9, 1.0]))
     evaluated(tmp_path / "b", *sweep(1.0, [0.7, 0.8, 0.9, 1.0]))
     run_compare([str(tmp_path / "a"), str(tmp_path / "b"), "--out", str(tmp_path / "c")])
@@ -92,7 +92,7 @@ def test_a_comparison_is_written_before_the_table(tmp_path, monkeypatch):
     assert {"compare.md", "frontier.png"} == {file.name for file in (tmp_path / "c").iterdir()}
 
 
-def test_judges_are_told_apart(tmp_path, capsys):
+def test_labels_name_the_judge_if_there_are_several(tmp_path, capsys):
     for name in ("a", "b"):
         evaluated(tmp_path / name, *(sample_set([30.0, 31.0], judge=judge) for judge in ("one", "two")))
     run_compare([str(tmp_path / "a"), str(tmp_path / "b")])
@@ -112,10 +112,10 @@ def test_a_folder_that_is_not_an_evaluation_is_refused(damage, tmp_path):
             (folder / "metrics.json").write_text(json.dumps([[1]]))
     with pytest.raises(UsageError, match="is not the --out of a didi evaluate") as caught:
         read_sets(folder)
-    told = (
+    message = (
         f"({folder}/{damage}" if damage in ("metrics", "samples") else "(its metrics.json or samples.jsonl is damaged, "
     )
-    assert told in str(caught.value)
+    assert message in str(caught.value)
     assert "FileNotFoundError" not in str(caught.value)
 
 
@@ -128,12 +128,12 @@ def test_what_cannot_be_compared_is_refused(tmp_path):
         with pytest.raises(UsageError, match="takes two folders or more"):
             run_compare([str(tmp_path / name) for name in folders])
     for other in ("b", "c"):
-        told = rf"{other} has no set like one of .*a \(of the most alike ones, {differences[other]}\): measure both"
-        with pytest.raises(UsageError, match=told):
+        message = rf"{other} has no set like one of .*a \(of the most alike ones, {differences[other]}\): measure both"
+        with pytest.raises(UsageError, match=message):
             run_compare([str(tmp_path / "a"), str(tmp_path / other)])
 
 
-def test_of_several_sets_the_most_alike_one_tells_the_difference(tmp_path):
+def test_the_refusal_names_the_differences_of_the_most_similar_sets(tmp_path):
     evaluated(tmp_path / "a", sample_set([30.0, 31.0], "teacher", 4), sample_set([30.0, 31.0], "student", 8))
     evaluated(tmp_path / "b", sample_set([30.0], "student", 16), sample_set([30.0, 31.0], "student", 4))
     with pytest.raises(UsageError, match=r"of the most alike ones, (role is 'student' and 'teacher'|nfe is 4 and 8)\)"):
@@ -144,7 +144,7 @@ def test_of_several_sets_the_most_alike_one_tells_the_difference(tmp_path):
 
 
 def baseline(nfe=1024, temperatures=(0.8, 0.9, 1.0), level=0.0, **about):
-    """A bundle whose only network is autoregressive, over temperatures."""
+    """Sets of an autoregressive network at each temperature."""
     base = torch.tensor([30.0, 31.0, 32.0]) + level
     return [sample_set(base, "autoregressive", nfe, temperature, **about) for temperature in temperatures]
 

@@ -31,5 +31,5 @@ def test_departures_are_shown_within_80_columns():
 
 def test_samplers_are_named_where_they_differ():
     assert "ancestral" not in labels(printed(make_row(), make_row("teacher")))
-    found = labels(printed(make_row("teacher"), make_row("teacher", "entropy-bounded")))
-    assert "teacher, ancestral teacher, entropy-bounded" in found
+    names = labels(printed(make_row("teacher"), make_row("teacher", "entropy-bounded")))
+    assert "teacher, ancestral teacher, entropy-bounded" in names

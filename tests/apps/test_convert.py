@@ -1,4 +1,4 @@
-"""Files written in each public layout become bundles whose networks compute what the layout's own code would."""
+"""Files in each public layout are converted to bundles whose networks compute the same as the original code."""
 
 import json
 import math
@@ -34,10 +34,10 @@ SEDD_CONFIG = {
 def network(seed=0, **settings):
     torch.manual_seed(seed)
     shape = {"vocab_size": VOCAB, "mask_id": VOCAB - 1, "length": LENGTH, "hidden_size": 24, "num_blocks": 2}
-    made = DiT(DiTConfig(**shape, num_heads=3, cond_dim=8, **settings)).eval()
-    for parameter in made.parameters():  # adaLN and the head start at zero, and would hide a swap
+    original = DiT(DiTConfig(**shape, num_heads=3, cond_dim=8, **settings)).eval()
+    for parameter in original.parameters():  # adaLN and the head start at zero, and would hide a swap
         nn.init.normal_(parameter, std=0.1)
-    return made
+    return original
 
 
 def folder(path, weights, config=None, name="model.safetensors"):
@@ -51,12 +51,12 @@ def folder(path, weights, config=None, name="model.safetensors"):
     return str(path)
 
 
-def prefixed(made):
-    return OrderedDict((BACKBONE_PREFIX + name, value) for name, value in made.state_dict().items())
+def prefixed(original):
+    return OrderedDict((BACKBONE_PREFIX + name, value) for name, value in original.state_dict().items())
 
 
-def parameters_in_order(made):
-    return [value.clone() for name, value in made.state_dict().items() if name not in BUFFERS]
+def parameters_in_order(original):
+    return [value.clone() for name, value in original.state_dict().items() if name not in BUFFERS]
 
 
 def converted(layout, source, tmp_path, *flags):
@@ -66,32 +66,38 @@ def converted(layout, source, tmp_path, *flags):
 
 @torch.no_grad()
 def same(one, two, sigma=None):
-    return torch.allclose(one(TOKENS, sigma), two(TOKENS, sigma), rtol=0, atol=1e-6)  # memory's alignment rounds
+    return torch.allclose(
+        one(TOKENS, sigma), two(TOKENS, sigma), rtol=0, atol=1e-6
+    )  # rounding depends on memory alignment
 
 
 @pytest.mark.parametrize("layout", ["mdlm", "sdtt", "didi"])
 def test_a_hub_folder_in_the_mdlm_layout(tmp_path, layout):
-    made = network()
-    source = folder(tmp_path / "hub", made.state_dict() if layout == "didi" else prefixed(made), MDLM_CONFIG)
+    original = network()
+    source = folder(tmp_path / "hub", original.state_dict() if layout == "didi" else prefixed(original), MDLM_CONFIG)
     bundle = converted(layout, source, tmp_path)
-    found = bundle.network("teacher" if layout == "mdlm" else "student")
-    assert same(found, made)
-    assert (found.config.num_heads, found.length, found.mask_id) == (3, LENGTH, VOCAB - 1)
+    network_of_bundle = bundle.network("teacher" if layout == "mdlm" else "student")
+    assert same(network_of_bundle, original)
+    assert (network_of_bundle.config.num_heads, network_of_bundle.length, network_of_bundle.mask_id) == (
+        3,
+        LENGTH,
+        VOCAB - 1,
+    )
     assert bundle.provenance == {"source": source, "layout": layout, "weights": "raw", "block_layout": "bos-eos"}
     assert len(didi.generate(bundle, num_samples=2, nfe=4).tokens) == 2
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "best.ckpt", "model.safetensors"])
 def test_every_kind_of_file_holds_the_same_network(tmp_path, name):
-    made = network()
-    bundle = converted("mdlm", folder(tmp_path / "hub", prefixed(made), name=name), tmp_path)
-    assert same(bundle.teacher, made)  # the heads are told by the rotary frequencies
+    original = network()
+    bundle = converted("mdlm", folder(tmp_path / "hub", prefixed(original), name=name), tmp_path)
+    assert same(bundle.teacher, original)  # the number of heads follows from the rotary frequencies
     assert bundle.teacher.length == 1024
 
 
-def lightning(made, average, **more):
+def lightning(original, average, **more):
     return {
-        "state_dict": prefixed(made) | {"noise.sigma_max": torch.ones(1)},
+        "state_dict": prefixed(original) | {"noise.sigma_max": torch.ones(1)},
         "ema": {"decay": 0.9999, "num_updates": 7, "shadow_params": parameters_in_order(average)},
         "epoch": 1,
         "global_step": 1000,
@@ -134,30 +140,30 @@ def test_settings_in_a_lightning_checkpoint_are_skipped(tmp_path):
 
 def test_code_in_a_checkpoint_does_not_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    made = network()
-    torch.save(lightning(made, made, callbacks=Shell()), tmp_path / "best.ckpt")
-    assert same(converted("mdlm", "best.ckpt", tmp_path).teacher, made)
+    original = network()
+    torch.save(lightning(original, original, callbacks=Shell()), tmp_path / "best.ckpt")
+    assert same(converted("mdlm", "best.ckpt", tmp_path).teacher, original)
     assert not Path("escaped").exists()
 
 
 def test_tied_weights_are_there_once(tmp_path):
-    made = network()
+    original = network()
     with torch.no_grad():
-        made.output_layer.linear.weight.copy_(made.vocab_embed.embedding)
-    alone = {name: value for name, value in made.state_dict().items() if name != HEAD}
+        original.output_layer.linear.weight.copy_(original.vocab_embed.embedding)
+    alone = {name: value for name, value in original.state_dict().items() if name != HEAD}
     source = folder(tmp_path / "hub", alone)
     with pytest.raises(UsageError, match=f"missing {HEAD}"):
         converted("mdlm", source, tmp_path)
-    assert same(converted("mdlm", source, tmp_path, "--tied").teacher, made)
+    assert same(converted("mdlm", source, tmp_path, "--tied").teacher, original)
     (tmp_path / "hub" / "config.json").write_text(json.dumps(MDLM_CONFIG | {"tie_word_embeddings": True}))
-    assert same(converted("mdlm", source, tmp_path).teacher, made)
-    # In a training checkpoint both names are there and the average has the matrix once.
+    assert same(converted("mdlm", source, tmp_path).teacher, original)
+    # A training checkpoint has the tied matrix under both names; its average has it once.
     content = {
-        "state_dict": prefixed(made),
-        "ema": {"shadow_params": [v for n, v in made.state_dict().items() if n not in (*BUFFERS, HEAD)]},
+        "state_dict": prefixed(original),
+        "ema": {"shadow_params": [v for n, v in original.state_dict().items() if n not in (*BUFFERS, HEAD)]},
     }
     torch.save(content, tmp_path / "tied.ckpt")
-    assert same(converted("mdlm", str(tmp_path / "tied.ckpt"), tmp_path, "--tied").teacher, made)
+    assert same(converted("mdlm", str(tmp_path / "tied.ckpt"), tmp_path, "--tied").teacher, original)
     with pytest.raises(UsageError, match="leave tied out"):
         converted("mdlm", folder(tmp_path / "untied", network(3).state_dict()), tmp_path, "--tied")
 
@@ -178,23 +184,23 @@ def test_sedd_is_a_denoiser_told_its_noise(tmp_path):
 
 @pytest.mark.parametrize("graph", ["absorb", "uniform"])
 def test_scores_of_sedd_are_those_of_its_code(tmp_path, graph):
-    made, t = network(0, is_time_conditioned=True), torch.tensor([0.3], dtype=torch.float64)
-    source = folder(tmp_path / "hub", prefixed(made), SEDD_CONFIG | {"graph": {"type": graph}})
+    original, t = network(0, is_time_conditioned=True), torch.tensor([0.3], dtype=torch.float64)
+    source = folder(tmp_path / "hub", prefixed(original), SEDD_CONFIG | {"graph": {"type": graph}})
     bundle = converted("sedd", source, tmp_path)
     process, alpha = bundle.process, float(bundle.process.schedule.alpha(t))
     assert (process.name, process.schedule.name) == (f"sedd-{graph}", "log-linear-eps")
     assert alpha == pytest.approx(1 - 0.999 * 0.3)
     sigma = torch.tensor([-math.log(alpha)])
     torch.testing.assert_close(process.noise_level(bundle.teacher, t), sigma)
-    size = made.config.vocab_size
+    size = original.config.vocab_size
     z = torch.full((1, 4), size - 1)
     with torch.no_grad():
-        outputs = made(z, sigma)[0].double()
+        outputs = original(z, sigma)[0].double()
     if graph == "absorb":  # scaled by sigma, as in the code
         outputs = outputs - math.log(math.expm1(float(sigma))) - math.log(size - 1)
     score = outputs.exp().scatter(1, z.T, 1.0)
     rate = float(-process.schedule.alpha_prime(t) / process.schedule.alpha(t))
-    weights = process.euler_weights(made(z, sigma)[0].detach(), z[0], 0.3, 0.3 - 1e-3)
+    weights = process.euler_weights(original(z, sigma)[0].detach(), z[0], 0.3, 0.3 - 1e-3)
     expected = score * rate * 1e-3 / (1 if graph == "absorb" else size)
     expected[:, -1] = 1 - expected[:, :-1].sum(1)  # the token of the state
     torch.testing.assert_close((weights / weights.sum(1, keepdim=True)).double(), expected, rtol=1e-5, atol=1e-7)
@@ -203,7 +209,7 @@ def test_scores_of_sedd_are_those_of_its_code(tmp_path, graph):
 
 
 def test_scores_of_sedd_that_are_not_scaled_are_a_denoisers_logits(tmp_path):
-    """At a mask, p_t(y)/p_t(mask) = P(x0 = y) alpha/(1 - alpha): its softmax is that of x0, whatever the noise."""
+    """At a mask, p_t(y)/p_t(mask) = P(x0 = y) alpha/(1 - alpha), so its softmax is that of x0 at any noise level."""
     config = SEDD_CONFIG | {"model": SEDD_CONFIG["model"] | {"scale_by_sigma": False}}
     bundle = converted("sedd", folder(tmp_path / "hub", prefixed(network(is_time_conditioned=True)), config), tmp_path)
     assert (bundle.process.name, bundle.process.schedule.name) == ("absorbing", "log-linear-eps")
@@ -234,9 +240,9 @@ def test_another_graph_of_sedd_is_refused(tmp_path):
 
 
 def test_a_uniform_state_network_of_duo_is_sampled_as_one(tmp_path):
-    made = network()
-    bundle = converted("duo", folder(tmp_path / "hub", prefixed(made), MDLM_CONFIG), tmp_path)
-    assert same(bundle.teacher, made, torch.tensor([0.5, 2.0]))
+    original = network()
+    bundle = converted("duo", folder(tmp_path / "hub", prefixed(original), MDLM_CONFIG), tmp_path)
+    assert same(bundle.teacher, original, torch.tensor([0.5, 2.0]))
     assert bundle.teacher.config.mask_id is None
     assert (bundle.process.name, bundle.process.schedule.name) == ("uniform", "log-linear-eps")
     assert len(didi.generate(bundle, num_samples=2, nfe=4).tokens) == 2
@@ -256,19 +262,19 @@ class OldHead(nn.Module):
 
 def test_the_released_discriminator_changes_sign(tmp_path):
     torch.manual_seed(0)
-    made = network()
-    ours = Discriminator.from_denoiser(made)
+    original = network()
+    discriminator = Discriminator.from_denoiser(original)
     old = OldHead(24)
     features = torch.randn(5, 24)
     for _ in range(3):  # power iterations
         old.main(features)
     old.eval()
-    trunk = ours.trunk.state_dict()
+    trunk = discriminator.trunk.state_dict()
     weights = trunk | {f"output_layer.{name}": value for name, value in old.state_dict().items()}
-    source = folder(tmp_path / "didi", made.state_dict(), MDLM_CONFIG)
+    source = folder(tmp_path / "didi", original.state_dict(), MDLM_CONFIG)
     save_file({name: value.clone() for name, value in weights.items()}, tmp_path / "didi" / "discriminator.safetensors")
     bundle = converted("didi", source, tmp_path)
-    assert same(bundle.student, made)
+    assert same(bundle.student, original)
     with torch.no_grad():
         expected = -old.main(features).squeeze(-1)
         torch.testing.assert_close(bundle.discriminator.output_layer(features), expected, rtol=0, atol=1e-6)
@@ -299,15 +305,15 @@ def test_a_network_with_parts_of_its_own_is_not_exported(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("config", "said"),
+    ("config", "message"),
     [
         ({"n_heads": "3"}, "num_heads is a whole number"),
         ({"model_length": -1}, "length is a whole number"),
         ({"n_heads": 5}, "hidden_size is a multiple"),
     ],
 )
-def test_settings_beside_the_weights_are_not_believed_blindly(tmp_path, config, said):
-    with pytest.raises(UsageError, match=said):
+def test_settings_beside_the_weights_are_checked(tmp_path, config, message):
+    with pytest.raises(UsageError, match=message):
         converted("mdlm", folder(tmp_path / "hub", network().state_dict(), config), tmp_path)
 
 
@@ -326,19 +332,19 @@ def test_a_hub_name_with_path_tricks_stays_a_name(tmp_path):
 
 
 def test_the_rows_of_the_public_checkpoints_are_recorded_and_a_flag_or_the_settings_say_otherwise(tmp_path):
-    made = network()
-    plain = folder(tmp_path / "plain", prefixed(made), MDLM_CONFIG)
-    said = folder(tmp_path / "said", prefixed(made), MDLM_CONFIG | {"block_layout": "stream"})
+    original = network()
+    plain = folder(tmp_path / "plain", prefixed(original), MDLM_CONFIG)
+    streamed = folder(tmp_path / "streamed", prefixed(original), MDLM_CONFIG | {"block_layout": "stream"})
     sedd = folder(tmp_path / "sedd", network(is_time_conditioned=True).state_dict(), SEDD_CONFIG)
     for layout, source, flags, expected in (
         ("mdlm", plain, (), "bos-eos"),
         ("mdlm", plain, ("--block-layout", "stream"), "stream"),
-        ("mdlm", said, (), "stream"),
-        ("mdlm", said, ("--block-layout", "bos-eos"), "bos-eos"),
+        ("mdlm", streamed, (), "stream"),
+        ("mdlm", streamed, ("--block-layout", "bos-eos"), "bos-eos"),
         ("sedd", sedd, (), "stream"),
     ):
         assert converted(layout, source, tmp_path, *flags).provenance["block_layout"] == expected
-    wrong = folder(tmp_path / "wrong", prefixed(made), MDLM_CONFIG | {"block_layout": ["x"]})
+    wrong = folder(tmp_path / "wrong", prefixed(original), MDLM_CONFIG | {"block_layout": ["x"]})
     with pytest.raises(UsageError, match=r"block_layout is one of stream, bos-eos; got \['x'\]"):
         converted("mdlm", wrong, tmp_path)
 
@@ -346,5 +352,5 @@ def test_the_rows_of_the_public_checkpoints_are_recorded_and_a_flag_or_the_setti
 @pytest.mark.parametrize("provenance", [{}, {"block_layout": "bos-eos"}])
 def test_an_exported_network_keeps_its_block_layout(tmp_path, provenance):
     export(didi.Bundle(teacher=network(), provenance=provenance), tmp_path / "public")
-    found = converted("mdlm", str(tmp_path / "public"), tmp_path).provenance["block_layout"]
-    assert found == provenance.get("block_layout", "stream")
+    layout = converted("mdlm", str(tmp_path / "public"), tmp_path).provenance["block_layout"]
+    assert layout == provenance.get("block_layout", "stream")

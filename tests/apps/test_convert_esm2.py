@@ -1,4 +1,4 @@
-"""``didi convert esm2`` and ``dplm``: folders as those of the Hub into bundles that generate residues."""
+"""``didi convert esm2`` and ``dplm``: folders in the layout of the Hub become bundles that generate residues."""
 
 import json
 

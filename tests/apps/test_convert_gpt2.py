@@ -1,4 +1,4 @@
-"""GPT-2 of ``transformers`` in every form of its files becomes an autoregressive network that computes the same."""
+"""GPT-2 of ``transformers``, in every file format, is converted to an autoregressive network that computes the same."""
 
 import json
 
@@ -27,26 +27,26 @@ def converted(source, tmp_path, *flags, out="bundle"):
 
 
 @torch.no_grad()
-def assert_same(network, made):
-    torch.testing.assert_close(network(TOKENS), made(TOKENS).logits, rtol=0, atol=2e-5)
+def assert_same(network, model):
+    torch.testing.assert_close(network(TOKENS), model(TOKENS).logits, rtol=0, atol=2e-5)
 
 
 @torch.no_grad()
 def test_logits_nll_and_greedy_continuation_are_those_of_transformers(tmp_path):
-    made = hugging()
-    made.save_pretrained(tmp_path / "hub")
+    model = hugging()
+    model.save_pretrained(tmp_path / "hub")
     bundle = converted(tmp_path / "hub", tmp_path)
     network = bundle.autoregressive
     assert bundle.network() is network
     assert (network.mask_id, network.begin_id, network.vocab_size, network.length) == (None, BEGIN, VOCAB, LENGTH)
-    assert_same(network, made)
+    assert_same(network, model)
     read = torch.cat([torch.full((3, 1), BEGIN), TOKENS[:, :-1]], 1)
-    expected = F.cross_entropy(made(read).logits.transpose(1, 2), TOKENS, reduction="none")
+    expected = F.cross_entropy(model(read).logits.transpose(1, 2), TOKENS, reduction="none")
     torch.testing.assert_close(network.nll(TOKENS), expected, rtol=0, atol=2e-5)
-    given = torch.full((1, 1), BEGIN)
-    longest = LENGTH - 1  # the begin symbol takes a position of theirs
-    greedy = made.generate(
-        given, attention_mask=torch.ones_like(given), max_new_tokens=longest, do_sample=False, eos_token_id=None,
+    begin = torch.full((1, 1), BEGIN)
+    longest = LENGTH - 1  # in transformers, the begin symbol takes a position
+    greedy = model.generate(
+        begin, attention_mask=torch.ones_like(begin), max_new_tokens=longest, do_sample=False, eos_token_id=None,
         pad_token_id=BEGIN,
     )  # fmt: skip
     drawn = didi.generate(bundle, num_samples=2, temperature=1e-4, length=longest)
@@ -64,9 +64,9 @@ FORMS = {
 
 @pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
 def test_every_form_of_the_files_holds_the_same_network(tmp_path, form):
-    made = hugging()
-    network = converted(written(tmp_path / "hub", made, **form), tmp_path).autoregressive
-    assert_same(network, made)
+    model = hugging()
+    network = converted(written(tmp_path / "hub", model, **form), tmp_path).autoregressive
+    assert_same(network, model)
     assert network.config.is_tied
     assert [name for name in network.state_dict() if "lm_head" in name] == []
 
@@ -84,30 +84,30 @@ def test_every_form_of_the_files_holds_the_same_network(tmp_path, form):
     ids=str,
 )
 def test_settings_of_config_json_are_read(tmp_path, settings):
-    made = hugging(**settings)
-    network = converted(written(tmp_path / "hub", made), tmp_path).autoregressive
-    assert_same(network, made)
-    assert network.config.is_tied is made.config.tie_word_embeddings
-    assert network.begin_id == made.config.bos_token_id
+    model = hugging(**settings)
+    network = converted(written(tmp_path / "hub", model), tmp_path).autoregressive
+    assert_same(network, model)
+    assert network.config.is_tied is model.config.tie_word_embeddings
+    assert network.begin_id == model.config.bos_token_id
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_weights_of_other_types_become_float32(tmp_path, dtype):
-    made = hugging().to(dtype)
-    network = converted(written(tmp_path / "hub", made), tmp_path).autoregressive
-    assert_same(network, made.float())
+    model = hugging().to(dtype)
+    network = converted(written(tmp_path / "hub", model), tmp_path).autoregressive
+    assert_same(network, model.float())
 
 
 def test_a_file_without_config_json_needs_its_heads(tmp_path):
-    made = hugging()
-    (written(tmp_path / "hub", made, head=True) / "config.json").unlink()
+    model = hugging()
+    (written(tmp_path / "hub", model, head=True) / "config.json").unlink()
     file = tmp_path / "hub" / "model.safetensors"
     with pytest.raises(UsageError, match=r"n_head, a whole number, must be in config.json"):
         converted(file, tmp_path)
     with pytest.raises(UsageError, match=r"bos_token_id in config.json, which begins a text, is one of 279 symbols"):
         converted(file, tmp_path, "--num-heads", "3")
     (tmp_path / "hub" / "config.json").write_text(json.dumps({"bos_token_id": BEGIN}))
-    assert_same(converted(file, tmp_path, "--num-heads", "3").autoregressive, made)
+    assert_same(converted(file, tmp_path, "--num-heads", "3").autoregressive, model)
 
 
 def test_the_head_is_the_embedding_where_config_json_does_not_say(tmp_path):
@@ -119,7 +119,7 @@ def test_the_head_is_the_embedding_where_config_json_does_not_say(tmp_path):
 
 
 def changed(folder, **weights):
-    """The weights of a folder with some replaced or, where None, left out."""
+    """The weights of a folder with some replaced, or left out if their value is None."""
     from safetensors.torch import load_file, save_file
 
     held = load_file(folder / "model.safetensors") | weights
@@ -127,7 +127,7 @@ def changed(folder, **weights):
 
 
 @pytest.mark.parametrize(
-    ("weights", "said"),
+    ("weights", "message"),
     [
         ({"h.0.ln_1.bias": None, "ln_f.weight": None}, r"missing transformer.h.0.ln_1.bias; missing transformer.ln_f"),
         ({"h.0.attn.bias2": torch.ones(1)}, r"; extra transformer.h.0.attn.bias2$"),
@@ -146,9 +146,9 @@ def changed(folder, **weights):
     ],
     ids=str,
 )
-def test_every_key_is_used_and_has_its_shape(tmp_path, weights, said):
+def test_every_key_is_used_and_has_its_shape(tmp_path, weights, message):
     changed(written(tmp_path / "hub", hugging(), prefix=""), **weights)
-    with pytest.raises(UsageError, match=said) as caught:
+    with pytest.raises(UsageError, match=message) as caught:
         converted(tmp_path / "hub", tmp_path)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "bundle").exists()
@@ -174,7 +174,7 @@ def block_keys():
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "message"),
     [
         ({"model_type": "gpt_neo"}, "model_type gpt2 in config.json; got 'gpt_neo'"),
         ({"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx in config.json is False"),
@@ -194,16 +194,16 @@ def block_keys():
     ],
     ids=str,
 )
-def test_settings_that_do_not_fit_are_refused(tmp_path, settings, said):
+def test_settings_that_do_not_fit_are_refused(tmp_path, settings, message):
     source = written(tmp_path / "hub", hugging())
     config = json.loads((source / "config.json").read_text()) | settings
     (source / "config.json").write_text(json.dumps(config))
-    with pytest.raises(UsageError, match=said):
+    with pytest.raises(UsageError, match=message):
         converted(source, tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("flags", "said"),
+    ("flags", "message"),
     [
         (["--role", "teacher"], "does not read --role, since the network has the role autoregressive"),
         (["--weights", "ema"], "does not read --weights"),
@@ -212,8 +212,8 @@ def test_settings_that_do_not_fit_are_refused(tmp_path, settings, said):
         (["--discriminator", "x"], "does not read --discriminator"),
     ],
 )
-def test_flags_of_other_layouts_are_refused(tmp_path, flags, said):
-    with pytest.raises(UsageError, match=said):
+def test_flags_of_other_layouts_are_refused(tmp_path, flags, message):
+    with pytest.raises(UsageError, match=message):
         converted(written(tmp_path / "hub", hugging()), tmp_path, *flags)
 
 
@@ -225,7 +225,7 @@ def test_a_training_checkpoint_with_an_average_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "asked"),
+    ("name", "expected"),
     [
         ("gpt2", "openai-community/gpt2"),
         ("gpt2-xl", "openai-community/gpt2-xl"),
@@ -233,18 +233,18 @@ def test_a_training_checkpoint_with_an_average_is_refused(tmp_path):
         ("owner/name", "owner/name"),
     ],
 )
-def test_a_hub_name_may_lack_its_owner(tmp_path, monkeypatch, name, asked):
-    asked_for = []
+def test_a_hub_name_may_lack_its_owner(tmp_path, monkeypatch, name, expected):
+    requested = []
     written(tmp_path / "hub", hugging())
 
     def download(repository, patterns, revision=None):
-        asked_for.append((repository, revision))
+        requested.append((repository, revision))
         return tmp_path / "hub"
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(foreign, "download", download)
     bundle = converted(name, tmp_path, "--revision", "r")
-    assert asked_for == [(asked, "r")]
+    assert requested == [(expected, "r")]
     assert bundle.provenance == {
         "source": name, "layout": "gpt2", "weights": "raw", "block_layout": "stream", "revision": "r",
     }  # fmt: skip
@@ -252,16 +252,16 @@ def test_a_hub_name_may_lack_its_owner(tmp_path, monkeypatch, name, asked):
 
 @pytest.mark.parametrize("form", ["safetensors", "shards", "bin"])
 def test_pickled_weights_are_downloaded_only_where_there_are_no_others(tmp_path, monkeypatch, form):
-    asked_for = []
+    requested = []
     written(tmp_path / "hub", hugging(), form=form)
 
     def download(repository, patterns, revision=None):
-        asked_for.append("*.bin" in patterns)
+        requested.append("*.bin" in patterns)
         return tmp_path / "hub"
 
     monkeypatch.setattr(foreign, "download", download)
     converted("owner/name", tmp_path)
-    assert asked_for == ([False, True] if form == "bin" else [False])
+    assert requested == ([False, True] if form == "bin" else [False])
 
 
 def test_another_name_without_an_owner_is_refused(tmp_path, monkeypatch):
@@ -278,7 +278,7 @@ def test_another_name_without_an_owner_is_refused(tmp_path, monkeypatch):
 
 
 def without_mask(whole):
-    """The tokenizer of the layout itself: without [MASK]."""
+    """The tokenizer without [MASK], as in the original layout."""
     from tokenizers import Tokenizer
 
     record = json.loads(whole.to_str())
@@ -297,8 +297,8 @@ def test_the_tokenizer_beside_gets_the_mask_of_diffusion_models_over_the_same_to
 
 
 def test_a_network_with_more_symbols_than_tokens_keeps_its_tokenizer(tmp_path):
-    made = hugging(vocab_size=320)
-    source = written(tmp_path / "hub", made)
+    model = hugging(vocab_size=320)
+    source = written(tmp_path / "hub", model)
     for number, given in enumerate((without_mask(tokenizer()), tokenizer())):
         given.save(str(source / "tokenizer.json"))
         bundle = converted(source, tmp_path, out=str(number))
@@ -317,19 +317,19 @@ def test_a_tokenizer_of_a_larger_network_is_refused(tmp_path):
 
 
 def test_a_network_of_the_public_size_has_the_tokenizer_of_gpt2(tmp_path, monkeypatch):
-    """50,257 symbols: that of the masked-diffusion models, whose [MASK] is the next one."""
+    """A network of 50,257 symbols has the tokenizer of masked-diffusion models, whose [MASK] is the next symbol."""
     from didi.apps import convert_parts
 
-    asked = []
+    names = []
 
     def load(name):
-        asked.append(name)
+        names.append(name)
         return tokenizer()
 
     monkeypatch.setattr(convert_parts, "load_tokenizer", load)
     monkeypatch.setattr(convert_parts, "GPT2_WITH_MASK", VOCAB + 1)
     bundle = converted(written(tmp_path / "hub", hugging()), tmp_path)
-    assert asked == ["gpt2"]
+    assert names == ["gpt2"]
     assert bundle.tokenizer.token_to_id(MASK) == VOCAB
 
 
@@ -359,7 +359,7 @@ def test_it_stands_beside_diffusion_networks_over_the_same_tokens(tmp_path, make
 
 
 def test_the_public_sizes_are_built_without_memory():
-    """Of the five public models, with their numbers of parameters."""
+    """The shapes of the five public models give their numbers of parameters."""
     for width, depth, heads, parameters in (
         (768, 6, 12, 81_912_576), (768, 12, 12, 124_439_808), (1024, 24, 16, 354_823_168),
         (1280, 36, 20, 774_030_080), (1600, 48, 25, 1_557_611_200),
@@ -375,8 +375,8 @@ def test_the_public_sizes_are_built_without_memory():
 
 def test_the_tokenizer_of_gpt2_has_its_end_of_text_where_it_begins():
     try:
-        found = load_tokenizer("gpt2")
+        tokens = load_tokenizer("gpt2")
     except didi.DidiError as error:
         pytest.skip(str(error))
-    assert found.token_to_id("<|endoftext|>") == gpt2_layout.END_OF_TEXT
-    assert found.token_to_id(MASK) == gpt2_layout.NUM_SYMBOLS
+    assert tokens.token_to_id("<|endoftext|>") == gpt2_layout.END_OF_TEXT
+    assert tokens.token_to_id(MASK) == gpt2_layout.NUM_SYMBOLS

@@ -1,4 +1,4 @@
-"""``didi convert`` on the forms in which the public code bases and libraries store a network."""
+"""``didi convert`` of networks in the formats of public code bases and libraries."""
 
 import json
 import math
@@ -23,14 +23,14 @@ TOKENS = torch.randint(0, VOCAB, (2, LENGTH), generator=torch.Generator().manual
 def network(seed=0):
     torch.manual_seed(seed)
     shape = {"vocab_size": VOCAB, "mask_id": VOCAB - 1, "length": LENGTH, "hidden_size": 24, "num_blocks": 2}
-    made = DiT(DiTConfig(**shape, num_heads=3, cond_dim=8)).eval()
-    for parameter in made.parameters():  # adaLN and the head start at zero, and would hide a swap
+    original = DiT(DiTConfig(**shape, num_heads=3, cond_dim=8)).eval()
+    for parameter in original.parameters():  # adaLN and the head start at zero, and would hide a swap
         nn.init.normal_(parameter, std=0.1)
-    return made
+    return original
 
 
-def prefixed(prefix, made):
-    return {prefix + name: value.clone() for name, value in made.state_dict().items()}
+def prefixed(prefix, original):
+    return {prefix + name: value.clone() for name, value in original.state_dict().items()}
 
 
 def convert(layout, source, tmp_path, *flags, out="bundle"):
@@ -45,14 +45,14 @@ def same(one, two, **tolerance):
 
 @pytest.mark.parametrize("prefix", ["backbone.backbone.", "module.backbone._orig_mod.backbone.", "_orig_mod.module."])
 def test_keys_with_prefixes_are_converted(tmp_path, prefix):
-    made = network()
-    torch.save(OrderedDict(prefixed(prefix, made)), tmp_path / "last.ckpt")
-    assert same(convert("sdtt", tmp_path / "last.ckpt", tmp_path).student, made)
+    original = network()
+    torch.save(OrderedDict(prefixed(prefix, original)), tmp_path / "last.ckpt")
+    assert same(convert("sdtt", tmp_path / "last.ckpt", tmp_path).student, original)
 
 
-def discriminator_in_the_layout_of_the_paper(made):
-    """Keys and signs: the trunk's keys are bare, and the last layer says how real a text is."""
-    weights = {name.removeprefix(TRUNK): value.clone() for name, value in made.state_dict().items()}
+def discriminator_in_the_layout_of_the_paper(original):
+    """Weights in the layout of the paper: trunk keys without prefix, and a last layer whose output is high for real."""
+    weights = {name.removeprefix(TRUNK): value.clone() for name, value in original.state_dict().items()}
     for name in ("bias", "parametrizations.weight.original", "parametrizations.weight.0._u"):
         weights[f"output_layer.main.2.{name}"].neg_()
     return {
@@ -105,7 +105,7 @@ def test_a_discriminator_is_not_dropped_without_a_word(tmp_path, training_checkp
 
 
 def sharded(folder, weights, suffix="safetensors", **changes):
-    """Two shards and their index, as ``transformers`` writes them."""
+    """Two shards and their index, in the format of ``transformers``."""
     folder.mkdir()
     stem = "model" if suffix == "safetensors" else "pytorch_model"
     shards = {f"{stem}-0000{number}-of-00002.{suffix}": {} for number in (1, 2)}
@@ -122,15 +122,15 @@ def sharded(folder, weights, suffix="safetensors", **changes):
 
 @pytest.mark.parametrize("suffix", ["safetensors", "bin"])
 def test_shards_are_joined_by_their_index(tmp_path, suffix):
-    made = network()
-    folder = sharded(tmp_path / "hub", prefixed("backbone.", made), suffix)
-    assert same(convert("mdlm", folder, tmp_path).teacher, made)
+    original = network()
+    folder = sharded(tmp_path / "hub", prefixed("backbone.", original), suffix)
+    assert same(convert("mdlm", folder, tmp_path).teacher, original)
     index = next(folder.glob("*.index.json"))
-    assert same(convert("mdlm", index, tmp_path, out="named").teacher, made)
+    assert same(convert("mdlm", index, tmp_path, out="named").teacher, original)
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         (
             {"vocab_embed.embedding": "model-00003-of-00003.safetensors"},
@@ -148,9 +148,9 @@ def test_shards_are_joined_by_their_index(tmp_path, suffix):
         ),
     ],
 )
-def test_an_index_that_does_not_fit_its_shards_is_refused(tmp_path, changes, said):
+def test_an_index_that_does_not_fit_its_shards_is_refused(tmp_path, changes, message):
     save_file({"vocab_embed.embedding": torch.ones(1)}, tmp_path / "model.safetensors")
-    with pytest.raises(UsageError, match=said) as caught:
+    with pytest.raises(UsageError, match=message) as caught:
         convert("mdlm", sharded(tmp_path / "hub", prefixed("", network()), **changes), tmp_path)
     assert "\n" not in str(caught.value)
 
@@ -168,31 +168,31 @@ def test_a_key_in_a_shard_but_not_in_the_index_is_named(tmp_path):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 @pytest.mark.parametrize("name", ["model.safetensors", "best.ckpt"])
 def test_weights_of_other_precisions_are_converted(tmp_path, dtype, name):
-    made = network()
-    weights = {key: value.to(dtype) for key, value in prefixed("backbone.", made).items()}
+    original = network()
+    weights = {key: value.to(dtype) for key, value in prefixed("backbone.", original).items()}
     (save_file if name.endswith("safetensors") else torch.save)(weights, tmp_path / name)
-    found = convert("mdlm", tmp_path / name, tmp_path).teacher
-    assert {value.dtype for value in found.state_dict().values()} == {torch.float32}
-    assert same(found, made, atol=0.02)
-    for key, value in found.named_parameters():
+    teacher = convert("mdlm", tmp_path / name, tmp_path).teacher
+    assert {value.dtype for value in teacher.state_dict().values()} == {torch.float32}
+    assert same(teacher, original, atol=0.02)
+    for key, value in teacher.named_parameters():
         assert torch.equal(value, weights[f"backbone.{key}"].float())
 
 
 def test_frequencies_in_half_precision_are_replaced_by_the_exact_ones(tmp_path):
-    made = network()
-    rounded = {key: value.bfloat16() for key, value in made.state_dict().items()}
-    assert not torch.equal(rounded["rotary_emb.inv_freq"].float(), made.rotary_emb.inv_freq)
+    original = network()
+    rounded = {key: value.bfloat16() for key, value in original.state_dict().items()}
+    assert not torch.equal(rounded["rotary_emb.inv_freq"].float(), original.rotary_emb.inv_freq)
     save_file(rounded, tmp_path / "model.safetensors")
-    found = convert("mdlm", tmp_path / "model.safetensors", tmp_path).teacher
-    assert torch.equal(found.rotary_emb.inv_freq, made.rotary_emb.inv_freq)
+    teacher = convert("mdlm", tmp_path / "model.safetensors", tmp_path).teacher
+    assert torch.equal(teacher.rotary_emb.inv_freq, original.rotary_emb.inv_freq)
     others = rounded | {"rotary_emb.inv_freq": rounded["rotary_emb.inv_freq"] * 2}  # another base: kept
     save_file(others, tmp_path / "model.safetensors")
-    found = convert("mdlm", tmp_path / "model.safetensors", tmp_path, out="other").teacher
-    assert torch.equal(found.rotary_emb.inv_freq, others["rotary_emb.inv_freq"].float())
-    assert math.isclose(found.rotary_emb.inv_freq[0], 2)
+    teacher = convert("mdlm", tmp_path / "model.safetensors", tmp_path, out="other").teacher
+    assert torch.equal(teacher.rotary_emb.inv_freq, others["rotary_emb.inv_freq"].float())
+    assert math.isclose(teacher.rotary_emb.inv_freq[0], 2)
 
 
-def test_a_converted_student_says_for_how_many_moves_it_is_meant(tmp_path):
+def test_a_converted_student_records_its_intended_number_of_moves(tmp_path):
     source = tmp_path / "hub"
     source.mkdir()
     save_file(prefixed("", network()), source / "model.safetensors")
@@ -215,15 +215,15 @@ def test_a_number_of_moves_that_is_not_recorded_is_not_invented(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("flags", "config", "said"),
+    ("flags", "config", "message"),
     [
         (["--nfe", "0"], {}, "nfe is a whole number, 1 or more; got 0"),
         ([], {"intended_nfe": "8"}, "intended_nfe is a whole number, 1 or more; got '8'"),
         (["--nfe", "8", "--role", "teacher"], {}, "this network is a teacher: leave it out"),
     ],
 )
-def test_a_wrong_number_of_moves_is_refused(tmp_path, flags, config, said):
+def test_a_wrong_number_of_moves_is_refused(tmp_path, flags, config, message):
     save_file(prefixed("", network()), tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(UsageError, match=said):
+    with pytest.raises(UsageError, match=message):
         convert("sdtt", tmp_path / "model.safetensors", tmp_path, *flags)

@@ -1,4 +1,4 @@
-"""Wrong words after ``didi convert``."""
+"""Wrong arguments of ``didi convert``."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from didi.errors import UsageError
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["llama", "x"], "takes mdlm, duo, sdtt, sedd, didi, gpt2, esm2, dplm or export first; got 'llama'"),
         (["mdlm"], "takes a file, a folder or a Hub repository next"),
@@ -17,7 +17,7 @@ from didi.errors import UsageError
         (["mdlm", ".", "--out", "x"], "holds one file of weights"),
     ],
 )
-def test_wrong_words_get_one_line(tmp_path, monkeypatch, words, said):
+def test_wrong_words_get_one_line(tmp_path, monkeypatch, words, message):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UsageError, match=said):
+    with pytest.raises(UsageError, match=message):
         run_convert(words)

@@ -16,7 +16,7 @@ from didi.training.loop import RunFolder
 
 @pytest.fixture
 def on_markov(monkeypatch, tmp_path):
-    """A bundle of all roles stands for the bundled one; what was to be fetched is kept."""
+    """Replace the bundled model by a markov bundle of all roles; returns a list of the assets that were fetched."""
     full = DISTILL["markov"]
     recipe = replace(full, loop=replace(full.loop, steps=1, batch_size=4, validation_sequences=8))
     short = replace(recipe, discriminator=replace(recipe.discriminator, warmup_steps=1, guidance_steps=0))
@@ -40,11 +40,13 @@ def test_teacher_and_students_are_judged_and_a_second_start_goes_on(on_markov, t
     wanted = [(role, nfe) for role in ("teacher", "demo student", "student") for nfe in demo.NFES]
     assert [(row["role"], row["nfe"]) for row in rows] == [("data", 0), *wanted]
     assert rows[0]["gen_ppl"] < min(row["gen_ppl"] for row in rows[1:])
-    assert all(row["seed"] == 1 for row in rows)  # not the distillation's
+    assert all(row["seed"] == 1 for row in rows)  # the seed of the distillation plus 1
     for name in ("report.md", "perplexity.png", "samples.jsonl"):
         assert (tmp_path / "demo/results" / name).is_file()
-    said = "demo student: 1 + 2 steps of 4 paths just now; student: the bundled one, 1 + 1 of 4"  # not the recipe's 100
-    assert said in " ".join(out.split())
+    summary = (
+        "demo student: 1 + 2 steps of 4 paths just now; student: the bundled one, 1 + 1 of 4"  # not the recipe's 100
+    )
+    assert summary in " ".join(out.split())
     assert "step 3/3" in err
 
     demo.demo(words)
@@ -59,5 +61,5 @@ def test_a_demo_that_is_stopped_names_no_flag_that_it_does_not_have(monkeypatch,
     monkeypatch.setattr(demo, "distill_run", stopped)
     monkeypatch.setattr(demo, "fetch", lambda _: None)
     monkeypatch.setattr(demo, "load_judge", lambda _: None)
-    with pytest.raises(Interrupted, match=r"^stopped at step 3 of 6, saved; the same command goes on$"):
+    with pytest.raises(Interrupted, match=r"^stopped at step 3 of 6, saved; run the same command to continue$"):
         demo.demo(["--out", str(tmp_path / "demo")])

@@ -1,4 +1,4 @@
-"""How optional packages are said to be installed."""
+"""Messages about the installation of optional packages."""
 
 import re
 import sys
@@ -28,7 +28,7 @@ def test_every_extra_that_is_named_exists():
     assert {"eval", "lora", "mauve"} <= named
 
 
-def test_a_missing_package_is_told_with_the_way_to_install_it(monkeypatch):
+def test_a_missing_package_is_reported_with_its_installation(monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
     shape = AutoregressiveConfig(vocab_size=4, mask_id=3, length=2, hidden_size=8, num_blocks=1, num_heads=2)
     with pytest.raises(DidiError, match=re.escape(from_checkout("eval"))):
@@ -36,7 +36,7 @@ def test_a_missing_package_is_told_with_the_way_to_install_it(monkeypatch):
 
 
 def test_doctor_keeps_the_brackets_of_an_extra(monkeypatch, capsys):
-    monkeypatch.setattr(doctor, "_ways", lambda *_: iter(()))
+    monkeypatch.setattr(doctor, "_variants", lambda *_: iter(()))
     monkeypatch.setattr(doctor.adapters, "are_available", lambda: False)
     doctor.doctor(["markov"])
     assert "pip install '.[lora]'\n" in capsys.readouterr().out

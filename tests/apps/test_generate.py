@@ -1,4 +1,4 @@
-"""``didi generate``: what its records repeat, prompts from files and standard input, results as batches finish."""
+"""``didi generate``: samples repeated from records, prompts from files and standard input, output batch by batch."""
 
 import io
 import json
@@ -25,7 +25,7 @@ NEWS = ["generate", "--model", "tiny-news", "--nfe", "2", "--length", "12"]
 
 
 def repeated(record):
-    """The tokens of the sample that a record tells of, from nothing but the record."""
+    """The tokens of a sample, drawn again from its record only."""
     bundle = package.load(record["model"])
     options = {name: record[name] for name in OPTIONS}
     options |= {name: kind(**record[name]) for name, kind in FIELDS.items() if name in record}
@@ -77,7 +77,7 @@ def test_a_record_names_weights_and_versions(didi):
     assert (record["network"], record["compile"]) == ("float32", False)
     assert "torch" in record["machine"]
     plain = didi(*JSONL, "--model", "tiny-news", "--num-samples", "1", "--nfe", "1", "--network", "int8")[1]
-    assert json.loads(plain)["weights"] == {"student": weights_digest(bundle.student)}  # those that were loaded
+    assert json.loads(plain)["weights"] == {"student": weights_digest(bundle.student)}  # digest of the loaded weights
     assert json.loads(plain)["network"] == "int8"
 
 
@@ -110,7 +110,7 @@ def test_prompts_of_json_lines_may_have_seeds(didi, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("said", "words", "begin"),
+    ("typed", "words", "begin"),
     [
         (b"The minister\n", ["--prefix", "-"], "The minister"),
         ("The caf\u00e9\r\n".encode(), ["--prefix", "-"], "The caf\u00e9"),
@@ -118,15 +118,15 @@ def test_prompts_of_json_lines_may_have_seeds(didi, tmp_path):
         (b"The minister\nThe president\n", ["--prompts", "-"], "The minister"),
     ],
 )
-def test_prompts_come_from_standard_input(didi, monkeypatch, said, words, begin):
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(said), encoding="ascii"))
+def test_prompts_come_from_standard_input(didi, monkeypatch, typed, words, begin):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(typed), encoding="ascii"))
     status, out, _ = didi(*NEWS, "--num-samples", "1", *words)
     assert status == 0
     assert out.splitlines()[1].startswith(begin)
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [
         (b"", "has none"),
         (b"\n \n", "has none"),
@@ -143,17 +143,17 @@ def test_prompts_come_from_standard_input(didi, monkeypatch, said, words, begin)
         (None, "No such file or directory"),
     ],
 )
-def test_files_without_prompts_are_refused_in_one_line(didi, tmp_path, content, told):
+def test_files_without_prompts_are_refused_in_one_line(didi, tmp_path, content, message):
     file = tmp_path / "prompts"
     if content is not None:
         file.write_bytes(content)
     status, out, err = didi(*NEWS, "--prompts", file)
     assert (status, out, err.count("\n")) == (2, "", 1)
-    assert told in err
+    assert message in err
 
 
 @pytest.mark.parametrize("flag", ["--prefix", "--infill", "--prompts"])
-def test_standard_input_that_cannot_be_read_is_told_with_its_flag(didi, monkeypatch, flag):
+def test_standard_input_that_cannot_be_read_is_reported_with_its_flag(didi, monkeypatch, flag):
     class Unreadable(io.RawIOBase):
         def read(self, *_):
             raise OSError(21, "Is a directory")
@@ -165,11 +165,11 @@ def test_standard_input_that_cannot_be_read_is_told_with_its_flag(didi, monkeypa
         ),
         f"{flag} - reads standard input, which is closed": None,
     }
-    for told, stream in ends.items():
+    for message, stream in ends.items():
         monkeypatch.setattr(sys, "stdin", stream)
         status, out, err = didi(*NEWS, flag, "-")
         assert (status, out, err.count("\n")) == (2, "", 1)
-        assert told in err
+        assert message in err
 
 
 def test_a_prompt_in_a_file_that_is_too_long_is_named(didi, tmp_path):
@@ -187,10 +187,10 @@ def test_a_prefix_is_any_text(didi, text):
     assert out.splitlines()[1].startswith(text)
 
 
-def test_a_prefix_in_the_shape_of_a_flag_is_told_how_to_be_given(didi):
+def test_a_prefix_that_looks_like_a_flag_gets_a_hint(didi):
     status, _, err = didi(*NEWS, "--prefix", "--nfe")
     assert (status, err.count("\n")) == (2, 1)
-    assert "--prefix needs a value; one that begins with two dashes is given as --prefix=VALUE" in err
+    assert "--prefix needs a value; write one that begins with two dashes as --prefix=VALUE" in err
     assert didi(*NEWS, "--num-samples", "1", "--prefix=--nfe")[1].splitlines()[1].startswith("--nfe")
 
 

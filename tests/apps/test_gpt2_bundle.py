@@ -1,4 +1,4 @@
-"""A bundle with a GPT-2 of ``transformers`` alone: texts, likelihoods, evaluations and times."""
+"""A bundle whose only network is a GPT-2 of ``transformers``: texts, likelihoods, evaluations and times."""
 
 import io
 import json
@@ -49,12 +49,12 @@ def test_texts_with_prefixes_and_seeds(didi, folder, bundle, tmp_path):
     words = ["generate", "--model", folder, "--num-samples", "3", "--format", "jsonl", "--seed", "4"]
     status, out, _ = didi(*words, "--prefix", "number 7 of")
     assert status == 0
-    records, given = drawn(out), bundle.tokenizer.encode("number 7 of").ids
+    records, prefix_ids = drawn(out), bundle.tokenizer.encode("number 7 of").ids
     assert len({tuple(one["tokens"]) for one in records}) == 3
     for one in records:
-        assert one["tokens"][: len(given)] == given
+        assert one["tokens"][: len(prefix_ids)] == prefix_ids
         assert one["text"].startswith("number 7 of")
-        assert (one["role"], one["nfe"], one["network_passes"]) == ("autoregressive", LENGTH, LENGTH - len(given))
+        assert (one["role"], one["nfe"], one["network_passes"]) == ("autoregressive", LENGTH, LENGTH - len(prefix_ids))
         assert (one["sampler"], one["seed"], one["length"]) == ("ancestral", 4, LENGTH)
         assert max(one["tokens"]) < VOCAB
     again = drawn(didi(*words, "--prefix", "number 7 of", "--batch-size", "1")[1])
@@ -111,10 +111,12 @@ class Judge:
 
 def test_an_evaluation_has_its_row_nll_and_figures(bundle, tmp_path):
     rows = torch.randint(0, VOCAB, (4, LENGTH), generator=torch.Generator().manual_seed(0))
-    (data, *found) = evaluate(bundle, num_samples=3, judge=Judge(), data=rows, temperature=[0.8, 1.0], out=tmp_path)
+    (data, *sampled) = evaluate(bundle, num_samples=3, judge=Judge(), data=rows, temperature=[0.8, 1.0], out=tmp_path)
     assert data.role == "data"
-    assert [(row.role, row.nfe, row.temperature) for row in found] == [("autoregressive", LENGTH, t) for t in (0.8, 1)]
-    assert found[0].nelbo == pytest.approx(float(bundle.autoregressive.nll(rows).detach().mean()), rel=1e-5)
+    assert [(row.role, row.nfe, row.temperature) for row in sampled] == [
+        ("autoregressive", LENGTH, t) for t in (0.8, 1)
+    ]
+    assert sampled[0].nelbo == pytest.approx(float(bundle.autoregressive.nll(rows).detach().mean()), rel=1e-5)
     assert (tmp_path / "perplexity.png").is_file()
 
 
@@ -149,8 +151,8 @@ def test_the_harness_reads_its_begin_symbol(bundle):
         args = (text,)
 
     with torch.no_grad():
-        made = hugging()
-        logits = made(torch.tensor([[BEGIN, *ids[:-1]]])).logits[0].log_softmax(-1)
+        gpt2 = hugging()
+        logits = gpt2(torch.tensor([[BEGIN, *ids[:-1]]])).logits[0].log_softmax(-1)
     expected = float(logits[range(len(ids)), ids].sum())
     assert model.loglikelihood_rolling([Request])[0] == pytest.approx(expected, rel=1e-4)
 
@@ -159,8 +161,8 @@ def test_it_is_a_reference_of_joint_divergences(bundle):
     tokens = package.generate(bundle, num_samples=8, seed=3).tokens
     assert int(tokens.max()) < VOCAB
     tokens[0, 0] = VOCAB - 1  # its last symbol is a token
-    found = joint_divergence(tokens, bundle.autoregressive, JointSettings(folds=2, epochs=1, learning_rate=1e-6))
-    assert abs(found.kl) < 0.1
+    estimate = joint_divergence(tokens, bundle.autoregressive, JointSettings(folds=2, epochs=1, learning_rate=1e-6))
+    assert abs(estimate.kl) < 0.1
     with pytest.raises(package.UsageError, match=f"has {VOCAB} symbols; got token {VOCAB}"):
         joint_divergence(tokens.masked_fill(tokens == 5, VOCAB).fill_(VOCAB), bundle.autoregressive)
 
@@ -186,7 +188,7 @@ def test_a_longer_sequence_than_the_baseline_reads_is_not_timed(didi, bundle, ma
     assert f"length lies in [1, {LENGTH}], the network's context; got {LENGTH + 1}" in err
 
 
-def test_its_card_speaks_of_no_diffusion(folder):
+def test_its_model_card_does_not_mention_diffusion(folder):
     card = (folder / "README.md").read_text()
     assert "# Autoregressive bundle" in card
     assert "diffusion" not in card.lower()

@@ -52,7 +52,7 @@ CURSOR_UP = "\x1b[1A"
 
 @pytest.fixture
 def terminal(monkeypatch):
-    """A screen, and the console that writes on it."""
+    """A terminal: the text written to it, and its console."""
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setattr("didi.apps.live.PAUSE", 0)
     screen = io.StringIO()
@@ -60,7 +60,7 @@ def terminal(monkeypatch):
 
 
 def with_results(bundle, view, screen):
-    """Draw two batches, each of whose results goes to the screen of the view; what stands before, between and after."""
+    """Draw two batches and print a result after each; returns the output before, between and after the results."""
     with view:
         for _ in generate_batches(bundle, num_samples=2, nfe=2, length=8, batch_size=1, on_move=view):
             with view.paused():
@@ -72,7 +72,7 @@ def test_a_view_leaves_the_results_where_they_are(bundle, terminal):
     screen, console = terminal
     first, second, rest = with_results(bundle, LiveView(bundle, console=console), screen)
     assert first.count("move 2") == second.count("move 2") > 0
-    assert first.count(CURSOR_UP) == second.count(CURSOR_UP) > 0  # over its own lines alone
+    assert first.count(CURSOR_UP) == second.count(CURSOR_UP) > 0  # the cursor moves up over the lines of the view only
     assert CURSOR_UP not in second[: second.index("move 1")]
     assert not rest
 

@@ -1,4 +1,4 @@
-"""No command replaces what stands in ``--out`` unless ``--overwrite`` is given."""
+"""No command replaces files in ``--out`` without ``--overwrite``."""
 
 import json
 import shutil
@@ -16,8 +16,8 @@ SMALL = ["--data.length", "16", "--loop.batch-size", "2", "--loop.validation-seq
 
 
 @pytest.fixture
-def world(make_dit, tmp_path):
-    """A bundle that is judged exactly."""
+def exact_bundle(make_dit, tmp_path):
+    """A bundle of the exact world."""
     network = make_dit(vocab_size=5, length=4)
     bundle = Bundle(teacher=network, student=network, provenance={"corpus": "exact"})
     return str(save(bundle, tmp_path / "model"))
@@ -30,10 +30,10 @@ def checkpoint(make_dit, tmp_path):
 
 
 def refused(didi, out, *words):
-    """Without the flag nothing changes, in one line; with it the command runs."""
+    """Check that the command is refused in one line without ``--overwrite``, changes no file, and runs with it."""
     files = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
-    status, said, error = didi(*words, "--out", out)
-    assert (status, said, error.count("\n")) == (2, "", 1)
+    status, out_text, error = didi(*words, "--out", out)
+    assert (status, out_text, error.count("\n")) == (2, "", 1)
     assert "--overwrite" in error
     assert str(out) in error
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == files
@@ -49,22 +49,22 @@ def test_evaluate_refuses_before_any_work(didi, tmp_path, monkeypatch, name):
     assert f"holds {name}: add --overwrite" in error
 
 
-def test_evaluate_replaces_results_that_are_to_be_overwritten(didi, world, tmp_path):
+def test_evaluate_replaces_results_that_are_to_be_overwritten(didi, exact_bundle, tmp_path):
     out = tmp_path / "results"
-    words = ["evaluate", "--model", world, "--nfe", "1", "--num-samples", "4", "--judge", "exact"]
+    words = ["evaluate", "--model", exact_bundle, "--nfe", "1", "--num-samples", "4", "--judge", "exact"]
     assert didi(*words, "--out", out)[0] == 0
     refused(didi, out, *words, "--seed", "1")
     assert json.loads((out / "metrics.json").read_text())[0]["seed"] == 1
 
 
-def test_evaluate_writes_beside_other_files(didi, world, tmp_path):
+def test_evaluate_writes_beside_other_files(didi, exact_bundle, tmp_path):
     (tmp_path / "notes.md").write_text("mine")
-    words = ["evaluate", "--model", world, "--nfe", "1", "--num-samples", "4", "--judge", "exact"]
+    words = ["evaluate", "--model", exact_bundle, "--nfe", "1", "--num-samples", "4", "--judge", "exact"]
     assert didi(*words, "--out", tmp_path)[0] == 0
 
 
-def test_likelihood_refuses(didi, world, tmp_path):
-    words = ["likelihood", "--model", world, "--num-sequences", "2", "--num-draws", "1"]
+def test_likelihood_refuses(didi, exact_bundle, tmp_path):
+    words = ["likelihood", "--model", exact_bundle, "--num-sequences", "2", "--num-draws", "1"]
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "likelihood.md").write_text("old")
     refused(didi, tmp_path / "out", *words)
@@ -82,50 +82,50 @@ def test_bench_refuses(didi, tmp_path, monkeypatch):
 @pytest.mark.parametrize("method", ["guided", "guided floor"])
 def test_bench_takes_guidance_where_a_method_reads_it(didi, tmp_path, monkeypatch, method):
     loads = []
-    monkeypatch.setattr("didi.apps.bench.compare", lambda _, given, **__: loads.extend(given) or [])
+    monkeypatch.setattr("didi.apps.bench.compare", lambda _, timed, **__: loads.extend(timed) or [])
     monkeypatch.setattr("didi.apps.bench.speed_table", lambda *_, **__: "new\n")
     assert didi("bench", "--model", "markov", "--methods", method, "--guidance.num-candidates", "3")[0] == 0
     assert {load.guidance.num_candidates for load in loads} == {3}
 
 
-def test_compare_keeps_the_figure_of_an_evaluation(didi, world, tmp_path):
+def test_compare_keeps_the_figure_of_an_evaluation(didi, exact_bundle, tmp_path):
     for name in ("a", "b"):
-        words = ["evaluate", "--model", world, "--nfe", "1", "--num-samples", "4", "--judge", "exact"]
+        words = ["evaluate", "--model", exact_bundle, "--nfe", "1", "--num-samples", "4", "--judge", "exact"]
         assert didi(*words, "--out", tmp_path / name)[0] == 0
     (tmp_path / "a" / "frontier.png").write_text("old")
     refused(didi, tmp_path / "a", "compare", tmp_path / "a", tmp_path / "b")
     assert (tmp_path / "a" / "frontier.png").read_bytes()[1:4] == b"PNG"
 
 
-def test_convert_replaces_a_bundle_that_is_to_be_overwritten(didi, world, checkpoint, tmp_path):
+def test_convert_replaces_a_bundle_that_is_to_be_overwritten(didi, exact_bundle, checkpoint, tmp_path):
     refused(didi, tmp_path / "model", "convert", "mdlm", checkpoint)
-    assert package.load(world).student is None
+    assert package.load(exact_bundle).student is None
 
 
-def test_convert_refuses_before_the_checkpoint_is_read(didi, world, tmp_path, monkeypatch):
+def test_convert_refuses_before_the_checkpoint_is_read(didi, exact_bundle, tmp_path, monkeypatch):
     monkeypatch.setattr("didi.apps.convert.read_checkpoint", lambda *_, **__: pytest.fail("work began"))
-    status, _, error = didi("convert", "mdlm", "owner/name", "--out", world)
+    status, _, error = didi("convert", "mdlm", "owner/name", "--out", exact_bundle)
     assert status == 2
     assert "a folder without a bundle; " in error
     assert "holds bundle.yaml: add --overwrite to replace it, or" in error
 
 
 @pytest.mark.parametrize(
-    ("names", "told"), [(["a"], "a: add --overwrite to replace it,"), (["a", "b"], "replace them,")]
+    ("names", "message"), [(["a"], "a: add --overwrite to replace it,"), (["a", "b"], "replace them,")]
 )
-def test_a_refusal_counts_the_files(tmp_path, names, told):
+def test_a_refusal_counts_the_files(tmp_path, names, message):
     for name in names:
         (tmp_path / name).touch()
-    with pytest.raises(UsageError, match=f"without earlier results; .*{told}"):
+    with pytest.raises(UsageError, match=f"without earlier results; .*{message}"):
         refuse_existing(tmp_path, ("a", "b"), overwrite=False)
 
 
-def test_an_export_replaces_nothing_but_an_export(didi, world, checkpoint, tmp_path):
+def test_an_export_replaces_nothing_but_an_export(didi, exact_bundle, checkpoint, tmp_path):
     file = tmp_path / "public" / "model.safetensors"
     save_file({name: value + 1 for name, value in load_file(file).items()}, file)
-    refused(didi, tmp_path / "public", "convert", "export", world)
+    refused(didi, tmp_path / "public", "convert", "export", exact_bundle)
     (tmp_path / "public" / "thesis.tex").touch()
-    status, _, error = didi("convert", "export", world, "--out", tmp_path / "public", "--overwrite")
+    status, _, error = didi("convert", "export", exact_bundle, "--out", tmp_path / "public", "--overwrite")
     assert status == 2
     assert error.endswith(f"{tmp_path / 'public'} is there: choose another\n")
     assert (tmp_path / "public" / "thesis.tex").exists()
@@ -144,9 +144,9 @@ def test_a_run_replaces_a_run_that_is_to_be_overwritten(didi, tmp_path):
     assert "give one of them" in error
 
 
-def test_a_run_refuses_a_bundle_that_is_not_its_own(didi, world, tmp_path):
+def test_a_run_refuses_a_bundle_that_is_not_its_own(didi, exact_bundle, tmp_path):
     out = tmp_path / "run"
-    shutil.copytree(world, out / "bundle")
+    shutil.copytree(exact_bundle, out / "bundle")
     refused(didi, out, "pretrain", "markov", *SMALL)
     assert package.load(out / "bundle").provenance["recipe"] == "markov"
 

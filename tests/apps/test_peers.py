@@ -1,4 +1,4 @@
-"""Teachers that a study is given."""
+"""Peers of a study: ``--peers`` and the peers that it trains."""
 
 import math
 from dataclasses import replace
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from didi.apps.reproduce.command import ReproduceCommand, _plan, reproduce
-from didi.apps.reproduce.peers import KINDS, _order, given_peers, role_of, trained_peers
+from didi.apps.reproduce.peers import KINDS, _order, named_peers, role_of, trained_peers
 from didi.errors import UsageError
 from didi.evaluation.likelihood import Likelihood
 from didi.evaluation.zero_shot import LikelihoodRow
@@ -24,14 +24,14 @@ from didi.evaluation.zero_shot import LikelihoodRow
     ],
 )
 def test_peers_have_the_shortest_names_that_differ(bundles, names):
-    found = given_peers(bundles)
-    assert list(found) == names
-    assert list(found.values()) == list(bundles)
+    peers = named_peers(bundles)
+    assert list(peers) == names
+    assert list(peers.values()) == list(bundles)
 
 
 def test_a_peer_is_given_once(tmp_path):
     with pytest.raises(UsageError, match="--peers names each bundle once; got tiny-news, tiny-news"):
-        given_peers(["tiny-news", "tiny-news"])
+        named_peers(["tiny-news", "tiny-news"])
     with pytest.raises(UsageError, match="leave them out"):
         reproduce(["table1", "--scale", "exact", "--peers", "tiny-news", "--out", str(tmp_path)])
 
@@ -62,7 +62,7 @@ def test_peers_may_be_left_out():
 
 def row(name, corpus, perplexity):
     nats = math.log(perplexity)
-    found = Likelihood(
+    likelihood = Likelihood(
         nats=nats,
         nats_ci=(nats - 0.05, nats + 0.05),
         noise=0.0,
@@ -71,7 +71,7 @@ def row(name, corpus, perplexity):
         num_draws=1,
         is_exact=False,
     )
-    return LikelihoodRow(corpus, "teacher", 10, found)
+    return LikelihoodRow(corpus, "teacher", 10, likelihood)
 
 
 def test_the_published_order_is_counted_over_corpora():
@@ -79,11 +79,11 @@ def test_the_published_order_is_counted_over_corpora():
         "MDLM": (100, 200), "SEDD absorb": (101, 400), "SEDD uniform": (500, 300), "UDLM": (300, 500),
         "Duo": (299, 501), "AR": (50, 205),
     }  # fmt: skip
-    found = {
+    likelihoods = {
         name: {corpus: row(name, corpus, value) for corpus, value in zip(("a", "b"), values, strict=True)}
         for name, values in perplexities.items()
     }
-    lines = [line for line in _order(found, ("a", "b")) if " below " in line]
+    lines = [line for line in _order(likelihoods, ("a", "b")) if " below " in line]
     assert [[cell.strip() for cell in line.split("|")[1:5]] for line in lines] == [
         ["AR below MDLM", "1 of 2", "1 of 2", "0 of 2"],
         ["MDLM below SEDD absorb", "2 of 2", "1 of 2", "0 of 2"],

@@ -18,7 +18,7 @@ MARKOV = ("generate", "--model", "markov")
 
 @pytest.fixture(scope="module")
 def twin(tmp_path_factory):
-    """A bundle with an autoregressive network alone, over the tokens of markov."""
+    """A bundle whose only network is autoregressive, over the tokens of markov."""
     shape = {"vocab_size": 32, "mask_id": None, "begin_id": 0, "hidden_size": 8, "num_blocks": 1, "num_heads": 2}
     network = AutoregressiveLM(AutoregressiveConfig(length=24, **shape)).eval()
     folder = tmp_path_factory.mktemp("twin") / "bundle"
@@ -75,7 +75,7 @@ def test_a_setting_that_one_entry_does_not_read_is_reported(didi, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("flags", "said"),
+    ("flags", "message"),
     [
         ({"race": ("student:x",)}, "an entry of --race is ROLE, ROLE:MOVES or ROLE:MOVES:SAMPLER; got 'student:x'"),
         ({"race": ("teacher:4:ancestral:1",)}, "an entry of --race is ROLE"),
@@ -96,9 +96,9 @@ def test_a_setting_that_one_entry_does_not_read_is_reported(didi, tmp_path):
         ({"gif": Path("x.gif"), "race": ("teacher:4",) * 4}, "--gif shows at most 3 networks; got 4"),
     ],
 )
-def test_what_makes_no_replay_is_refused(flags, said, tmp_path, monkeypatch):
+def test_what_makes_no_replay_is_refused(flags, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UsageError, match=re.escape(said)):
+    with pytest.raises(UsageError, match=re.escape(message)):
         run_replay(GenerateCommand("markov", **flags), None, None)
     assert not list(tmp_path.iterdir())
 

@@ -34,25 +34,25 @@ def quick(monkeypatch):
     """Runs of two steps, two numbers of moves, eight samples."""
     full = command._plan
 
-    def plan(asked):
-        found = full(asked)
-        loop = replace(found.recipe.loop, steps=2, batch_size=4, validation_sequences=4)
+    def plan(arguments):
+        shortened = full(arguments)
+        loop = replace(shortened.recipe.loop, steps=2, batch_size=4, validation_sequences=4)
         recipe = replace(
-            found.recipe,
+            shortened.recipe,
             loop=loop,
-            discriminator=replace(found.recipe.discriminator, warmup_steps=1, pool_size=8, pool_nfe=2),
+            discriminator=replace(shortened.recipe.discriminator, warmup_steps=1, pool_size=8, pool_nfe=2),
         )
         shorter = {
             name: Run(
-                replace(getattr(found, name).config, loop=replace(PRETRAIN["markov"].loop, steps=1, batch_size=2))
+                replace(getattr(shortened, name).config, loop=replace(PRETRAIN["markov"].loop, steps=1, batch_size=2))
             )
             for name in ("twin", "larger")
         }
         peers = {
             name: replace(one, config=replace(one.config, loop=shorter["twin"].config.loop))
-            for name, one in found.peers.items()
+            for name, one in shortened.peers.items()
         }
-        return replace(found, recipe=recipe, nfes=(1, 2), more_teacher_nfes=(), peers=peers, **shorter)
+        return replace(shortened, recipe=recipe, nfes=(1, 2), more_teacher_nfes=(), peers=peers, **shorter)
 
     monkeypatch.setattr(command, "_plan", plan)
     monkeypatch.setitem(command.SAMPLING, "markov", Sampling(8, "markov", likelihood_sequences=4))
@@ -83,7 +83,7 @@ def test_nothing_is_done_twice_and_findings_outlive_networks(quick, tmp_path, mo
 
 
 @pytest.mark.slow
-def test_all_targets_are_told(quick, tmp_path):
+def test_all_targets_are_in_the_report(quick, tmp_path):
     report = reproduce(tmp_path, "all")
     headings = [line for line in report.splitlines() if line.startswith("## ")]
     assert headings == [f"## {target.title}" for target in command.targets_of("markov").values()]
@@ -199,7 +199,9 @@ def test_a_study_that_is_stopped_names_no_flag_that_it_does_not_have(tmp_path, m
         raise error
 
     monkeypatch.setattr(Study, "complete", complete)
-    with pytest.raises(Interrupted, match=r"^stopped; .*study keeps what is done: the same command goes on$"):
+    with pytest.raises(
+        Interrupted, match=r"^stopped; finished work is kept in .*study: run the same command to continue$"
+    ):
         command.reproduce(["table1", "--scale", "markov", "--out", str(tmp_path / "study")])
 
 
@@ -228,7 +230,7 @@ def test_a_run_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["--scale", "markov", "--out", "x"], "reproduce takes one target or more"),
         (["table3", "--scale", "markov", "--out", "x"], "got 'table3'"),
@@ -236,8 +238,8 @@ def test_a_run_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
         (["table1", "--scale", "paper", "--out", "x"], "needs --teacher"),
     ],
 )
-def test_wrong_use_is_one_line(words, said):
-    with pytest.raises(UsageError, match=said):
+def test_wrong_use_is_one_line(words, message):
+    with pytest.raises(UsageError, match=message):
         command.reproduce(words)
 
 

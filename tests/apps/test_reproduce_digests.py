@@ -1,4 +1,4 @@
-"""What ``didi reproduce`` keeps of a bundle belongs to the bundle's content, not to its path."""
+"""Results of ``didi reproduce`` are stored by the content of a bundle, not by its path."""
 
 import operator
 import shutil
@@ -20,7 +20,7 @@ from ..two_moves import MARKOV
 
 @pytest.fixture
 def copied(tmp_path):
-    """Copies of the bundled chain's teacher in folders of the test."""
+    """Function that copies the bundled model ``markov`` to a folder of the test."""
     return lambda name: Path(shutil.copytree(Path(study.__file__).parents[2] / "bundles" / "markov", tmp_path / name))
 
 
@@ -51,7 +51,7 @@ def test_figures_of_a_bundle_that_changed_under_its_path_are_measured_again(copi
     def figures():
         one = Study(tmp_path / "study", Sampling(8, "markov", likelihood_sequences=4), workers=1)
         one.complete(cells)
-        return one.row(cells[0]).gen_ppl, one.likelihood(cells[1]).found.nats
+        return one.row(cells[0]).gen_ppl, one.likelihood(cells[1]).likelihood.nats
 
     before = figures()
     assert figures() == before

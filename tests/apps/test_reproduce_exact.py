@@ -12,13 +12,13 @@ from didi.apps.reproduce.study import Sampling
 from didi.apps.reproduce.tables import objectives_cells, objectives_table, table_1, table_1_cells, table_2_cells
 from didi.errors import UsageError
 
-from .test_reproduce_report import Told
+from .test_reproduce_report import TrickStudy
 
 SAMPLING = Sampling(8, "exact")
 
 
-class Exact(Told):
-    """KL is 1 less 0.1 for each trick of the objective, 0.01 more for each seed, over the number of moves."""
+class ExactTrickStudy(TrickStudy):
+    """A study whose KL is (1 - 0.1 * tricks + 0.01 * seed) / moves."""
 
     def row(self, cell):
         row = super().row(cell)
@@ -35,7 +35,7 @@ def planned(seeds=3):
 
 
 def test_table_1_compares_rows_by_their_exact_divergence():
-    lines = table_1(planned(), Exact(Path("x"), SAMPLING))
+    lines = table_1(planned(), ExactTrickStudy(Path("x"), SAMPLING))
     assert "| teacher | 0.5000 / 5.00 | 0.2500 / 5.00 | 0.1250 / 5.00 |" in lines
     assert "| Baseline (no tricks) | 0.5050 [0.493, 0.517] / 5.00 | 0.2525 [0.246, 0.259] / 5.00 |" in "\n".join(lines)
     # One trick more: 0.1 less, over the number of moves, with every seed.
@@ -43,7 +43,7 @@ def test_table_1_compares_rows_by_their_exact_divergence():
 
 
 def test_rows_without_an_exact_divergence_are_refused():
-    class Longer(Exact):
+    class Longer(ExactTrickStudy):
         def row(self, cell):
             return replace(super().row(cell), kl=math.nan) if cell.nfe == 2 else super().row(cell)
 
@@ -55,7 +55,7 @@ def test_rows_without_an_exact_divergence_are_refused():
 
 def test_objectives_are_compared_with_two_moves():
     plan = planned()
-    lines = "\n".join(objectives_table(plan, Exact(Path("x"), SAMPLING)))
+    lines = "\n".join(objectives_table(plan, ExactTrickStudy(Path("x"), SAMPLING)))
     whole = [f"whole paths of {moves} moves{suffix}" for moves in plan.nfes for suffix in ("", ", reference")]
     for name in ("preset paper", "preset released", *whole):
         assert lines.count(f"| {name} |") == 2

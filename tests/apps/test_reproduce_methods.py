@@ -1,4 +1,4 @@
-"""``didi reproduce --methods``: which students are compared, and what their report says."""
+"""``didi reproduce --methods``: the compared students and the report."""
 
 import json
 import math
@@ -64,24 +64,24 @@ def as_kind(kind, config, **changes):
 
 
 @pytest.fixture(autouse=True)
-def ours_alone(monkeypatch):
-    """Other methods and what comparisons set are left out."""
+def only_didi(monkeypatch):
+    """Only DiDi-Instruct is registered, without settings of comparisons."""
     for name in {*METHODS} - {"elbo", "duo", "didi"}:
         monkeypatch.delitem(METHODS, name)
     monkeypatch.setattr(recipes, "COMPARED", {})
 
 
 @pytest.fixture
-def others(monkeypatch):
-    """Three other methods with recipes for the exact world, one of them for the others too."""
-    for one in (StandIn, UniformStandIn, OneStandIn):
-        monkeypatch.setitem(METHODS, one.name, one)
+def stand_ins(monkeypatch):
+    """Three stand-in methods with recipes for the exact world; one has recipes for the other scales too."""
+    for method in (StandIn, UniformStandIn, OneStandIn):
+        monkeypatch.setitem(METHODS, method.name, method)
     base = DISTILL["exact"]
     monkeypatch.setitem(VARIANTS, ("exact", "stand-in"), as_kind(StandInConfig, base))
     monkeypatch.setitem(VARIANTS, ("exact", "uniform-stand-in"), as_kind(UniformConfig, base, teacher="exact-duo"))
     monkeypatch.setitem(VARIANTS, ("exact", "one-stand-in"), as_kind(OneConfig, base))
-    for world in ("markov", "tiny-news"):
-        monkeypatch.setitem(VARIANTS, (world, "stand-in"), as_kind(StandInConfig, DISTILL[world]))
+    for scale_recipe in ("markov", "tiny-news"):
+        monkeypatch.setitem(VARIANTS, (scale_recipe, "stand-in"), as_kind(StandInConfig, DISTILL[scale_recipe]))
     monkeypatch.setitem(
         VARIANTS, ("tiny-news", "uniform-stand-in"), as_kind(UniformConfig, DISTILL["tiny-news"], teacher="")
     )
@@ -91,8 +91,8 @@ def others(monkeypatch):
     monkeypatch.setattr("didi.apps.reproduce.methods.bundled_names", lambda: ["exact", "markov", "tiny-news"])
 
 
-class Told(Study):
-    """KL is 1 over the number of moves, half of that for the stand-in, 1% more for each seed; costs are made up."""
+class FormulaStudy(Study):
+    """A study whose results are formulas: KL is 1 / moves, half of it for ``stand-in``, 1% more for each seed."""
 
     def figures(self, cell):
         if isinstance(cell.bundle, str) or cell.role == "teacher":
@@ -121,26 +121,26 @@ class Told(Study):
 
 
 @pytest.fixture
-def told(others, tmp_path, monkeypatch):
-    """Makes a study in which everything is told, of a scale."""
+def make_study(stand_ins, tmp_path, monkeypatch):
+    """Function that makes a ``FormulaStudy`` of a scale with recorded costs."""
     monkeypatch.setattr(cost, "memory", lambda *_: cost.Memory(12e6, 345_678.0))
 
     def of(scale, budgets=(2e6, 2e6)):
-        one = Told(tmp_path / scale, Sampling(8, "j"))
+        study = FormulaStudy(tmp_path / scale, Sampling(8, "j"))
         for kind, passes in zip(("DistillConfig", "StandInConfig"), budgets, strict=True):
             for seed in range(3):
-                cost._write(one.folder / "costs" / f"{kind}-{seed}.json", cost.Cost(passes, 100.0 + seed))
-        return one
+                cost._write(study.folder / "costs" / f"{kind}-{seed}.json", cost.Cost(passes, 100.0 + seed))
+        return study
 
     return of
 
 
 def line(lines, start):
-    (found,) = [one for one in "\n".join(lines).splitlines() if one.startswith(start)]
-    return [cell.strip() for cell in found.split("|")[1:-1]]
+    (match,) = [row for row in "\n".join(lines).splitlines() if row.startswith(start)]
+    return [cell.strip() for cell in match.split("|")[1:-1]]
 
 
-def test_all_are_the_methods_with_a_recipe_for_the_world_ours_first(others):
+def test_all_are_the_methods_with_a_recipe_for_the_world_ours_first(stand_ins):
     assert list(method_plan("exact", ["all"], 1).configs) == ["didi", "stand-in", "uniform-stand-in", "one-stand-in"]
     assert list(method_plan("markov", ["all"], 1).configs) == ["didi", "stand-in"]
     plan = method_plan("exact", ["stand-in", "stand-in"], 2)
@@ -149,14 +149,14 @@ def test_all_are_the_methods_with_a_recipe_for_the_world_ours_first(others):
     assert plan.configs["stand-in"] == VARIANTS["exact", "stand-in"]
 
 
-def test_students_are_made_by_whole_recipes_with_every_seed(others):
+def test_students_are_made_by_whole_recipes_with_every_seed(stand_ins):
     plan = method_plan("exact", ["didi"], 3)
     assert [run.config for run in plan.runs("didi")] == [replace(DISTILL["exact"], seed=seed) for seed in range(3)]
 
 
-def test_every_process_has_its_samplers_and_every_teacher_its_curve(others):
+def test_every_process_has_its_samplers_and_every_teacher_its_curve(stand_ins):
     curves = method_plan("exact", ["all"], 1).curves
-    assert [(one.name, one.sampler, one.nfes[-1]) for one in curves] == [
+    assert [(curve.name, curve.sampler, curve.nfes[-1]) for curve in curves] == [
         ("didi", "ancestral", 128),
         ("stand-in", "ancestral", 128),
         ("uniform-stand-in", "ancestral", 32),
@@ -172,23 +172,23 @@ def test_every_process_has_its_samplers_and_every_teacher_its_curve(others):
     assert len(curves[5].cells(4)) == 1
 
 
-def test_a_teacher_that_is_not_bundled_is_a_run_of_its_recipe(others):
+def test_a_teacher_that_is_not_bundled_is_a_run_of_its_recipe(stand_ins):
     plan = method_plan("exact", ["uniform-stand-in"], 2)
     teacher = Run(PRETRAIN["exact-duo"])
     assert plan.teachers == {"uniform-stand-in": teacher}
     assert {run.teacher for run in plan.runs("uniform-stand-in")} == {teacher}
-    (made,) = method_plan("tiny", ["uniform-stand-in"], 1).teachers.values()
-    assert (made.config.recipe, made.config.loop.steps) == ("tiny-news-duo", 1200)
+    (teacher,) = method_plan("tiny", ["uniform-stand-in"], 1).teachers.values()
+    assert (teacher.config.recipe, teacher.config.loop.steps) == ("tiny-news-duo", 1200)
 
 
-def test_a_teacher_that_nobody_has_is_refused(others, monkeypatch):
+def test_an_unavailable_teacher_is_refused(stand_ins, monkeypatch):
     monkeypatch.setitem(VARIANTS, ("exact", "stand-in"), as_kind(StandInConfig, DISTILL["exact"], teacher="exact-9"))
     with pytest.raises(UsageError, match="that of stand-in names 'exact-9': leave the method out"):
         method_plan("exact", ["stand-in"], 1)
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["figure1", "--scale", "exact", "--methods", "diddi"], "or all; got 'diddi'; did you mean 'didi'?"),
         (["figure1", "--scale", "markov", "--methods", "elbo"], "some of didi, or all; got 'elbo'"),
@@ -199,18 +199,18 @@ def test_a_teacher_that_nobody_has_is_refused(others, monkeypatch):
         (["table1", "--scale", "exact", "--methods", "didi", "--seeds", "0"], "seeds and workers are 1 or more"),
     ],
 )
-def test_wrong_use_is_one_line_before_any_work(tmp_path, monkeypatch, words, said):
+def test_wrong_use_is_one_line_before_any_work(tmp_path, monkeypatch, words, message):
     monkeypatch.setattr(Study, "complete", lambda *_: pytest.fail("the work has begun"))
     with pytest.raises(UsageError) as refused:
         command.reproduce([*words, "--out", str(tmp_path / "study")])
-    assert said in str(refused.value)
+    assert message in str(refused.value)
     assert "\n" not in str(refused.value)
     assert not (tmp_path / "study").exists()
 
 
-def test_the_exact_world_is_told_by_exact_divergences(told):
+def test_the_exact_world_is_compared_by_exact_divergences(make_study):
     plan = method_plan("exact", ["didi", "stand-in"], 3)
-    lines = method_tables(plan, told("exact"))
+    lines = method_tables(plan, make_study("exact"))
     assert lines[0].startswith("| KL, nats | 1 move | 2 moves |")
     assert line(lines, "| didi | 1.0100 [")[:3] == ["didi", "1.0100 [0.985, 1.035]", "0.5050 [0.493, 0.517]"]
     assert line(lines, "| teacher exact |")[:3] == ["teacher exact", "1.0000", "0.5000"]
@@ -219,46 +219,46 @@ def test_the_exact_world_is_told_by_exact_divergences(told):
     assert "perplexity" not in "\n".join(lines)
 
 
-def test_a_comparison_is_with_the_reference_at_the_same_number_of_moves(told):
-    plan = method_plan("exact", ["stand-in", "didi"], 3)  # ours is the reference wherever it stands
-    lines = method_tables(plan, told("exact"))
-    assert sum(one.startswith("| didi |") for one in lines) == 2  # quality and cost
+def test_a_comparison_is_with_the_reference_at_the_same_number_of_moves(make_study):
+    plan = method_plan("exact", ["stand-in", "didi"], 3)  # didi is the reference in any order
+    lines = method_tables(plan, make_study("exact"))
+    assert sum(row.startswith("| didi |") for row in lines) == 2  # quality and cost
     assert line(lines, "| stand-in | -")[8].startswith(f"{-0.505 / 128:.4f} [")
 
 
-def test_markov_is_told_by_joint_and_pair_divergences(told):
-    plan, one = method_plan("markov", ["didi", "stand-in"], 3), told("markov")
+def test_markov_is_compared_by_joint_and_pair_divergences(make_study):
+    plan, results = method_plan("markov", ["didi", "stand-in"], 3), make_study("markov")
     assert all(cell.joint for cell in plan.cells)
-    lines = method_tables(plan, one)
+    lines = method_tables(plan, results)
     assert [row.split("|")[1].strip() for row in lines if "| 1 move |" in row] == [
         "joint KL, nats", "KL of pairs, nats", "perplexity / entropy", ""
     ]  # fmt: skip
-    drawn = curves(plan, rows_of(plan, one), measures(plan, one)[0], lambda rows: float(rows[0].nfe))
-    assert measures(plan, one)[0] == JOINT
+    drawn = curves(plan, rows_of(plan, results), measures(plan, results)[0], lambda rows: float(rows[0].nfe))
+    assert measures(plan, results)[0] == JOINT
     assert drawn[0].means[0] == pytest.approx(0.91)
 
 
-def test_tiny_is_told_at_the_entropy_of_its_teacher(told):
-    plan, one = method_plan("tiny", ["didi", "stand-in"], 3), told("tiny")
+def test_tiny_is_compared_at_the_entropy_of_its_teacher(make_study):
+    plan, results = method_plan("tiny", ["didi", "stand-in"], 3), make_study("tiny")
     assert {(cell.role, cell.nfe) for cell in plan.frontier} == {("teacher", 128)}
     assert [cell.temperature for cell in plan.frontier][::10] == [0.4, 1.5]
     assert set(plan.frontier) <= set(plan.cells)
-    lines = method_tables(plan, one)
+    lines = method_tables(plan, results)
     assert line(lines, "| didi | 1.01 [")[3].startswith("0.25 [")  # 100 / 4 moves, over 100 at that entropy
     assert line(lines, "| stand-in | 0.50 [0.50, 0.50] *lower* |")[3] == "0.50 [0.50, 0.50] *lower*"
     assert "over that of didi at the same number of moves" in "\n".join(lines)
 
 
-def test_tiny_measures_joint_divergences_from_a_trained_network(told):
-    plan, one = method_plan("tiny", ["didi", "stand-in"], 3), told("tiny")
+def test_tiny_measures_joint_divergences_from_a_trained_network(make_study):
+    plan, results = method_plan("tiny", ["didi", "stand-in"], 3), make_study("tiny")
     cells = plan.joint_cells
     assert list(cells) == ["didi", "stand-in", "teacher tiny-news"]
     assert all(list(by_nfe) == [1, 2, 4, 8] for by_nfe in cells.values())
-    made = [cell for by_nfe in cells.values() for of_seeds in by_nfe.values() for cell in of_seeds]
-    assert {*made} < {*plan.cells}
-    (reference,) = {cell.reference for cell in made}
+    joint_cells = [cell for by_nfe in cells.values() for of_seeds in by_nfe.values() for cell in of_seeds]
+    assert {*joint_cells} < {*plan.cells}
+    (reference,) = {cell.reference for cell in joint_cells}
     assert (reference.config.recipe, reference.config.loop.steps) == ("tiny-news-ar", 1200)
-    lines = method_tables(plan, one)
+    lines = method_tables(plan, results)
     assert line(lines, "| didi | 80.80")[4].startswith("10.1000 [")
     assert line(lines, "| stand-in | 40.40")[4].startswith("5.0500 [")
     assert line(lines, "| stand-in | -40.40")[4].startswith("-5.0500 [")
@@ -267,34 +267,36 @@ def test_tiny_measures_joint_divergences_from_a_trained_network(told):
     assert not method_plan("exact", ["didi"], 1).joint_cells
 
 
-def test_a_student_of_one_move_has_one_joint_divergence(told):
+def test_a_student_of_one_move_has_one_joint_divergence(make_study):
     plan = method_plan("tiny", ["didi", "one-stand-in"], 3)
     assert list(plan.joint_cells["one-stand-in"]) == [1]
 
 
-@pytest.mark.parametrize(("budgets", "is_told"), [((2e6, 2.1e6), False), ((2e6, 2.3e6), True)])
-def test_budgets_that_differ_are_told(told, budgets, is_told):
+@pytest.mark.parametrize(("budgets", "is_reported"), [((2e6, 2.1e6), False), ((2e6, 2.3e6), True)])
+def test_differing_budgets_are_reported(make_study, budgets, is_reported):
     plan = method_plan("exact", ["didi", "stand-in"], 3)
-    lines = heading(plan, told("exact", budgets))
-    assert any("**Budgets differ by more than 10%**: didi 2.00, stand-in 2.30" in one for one in lines) == is_told
-    assert any(one.startswith("- didi: teacher `exact`, 500 steps of 256, 2.00 million") for one in lines)
-    assert any("made for 4 moves; sampled with ancestral" in one for one in lines)
+    lines = heading(plan, make_study("exact", budgets))
+    assert any("**Budgets differ by more than 10%**: didi 2.00, stand-in 2.30" in text for text in lines) == is_reported
+    assert any(text.startswith("- didi: teacher `exact`, 500 steps of 256, 2.00 million") for text in lines)
+    assert any("made for 4 moves; sampled with ancestral" in text for text in lines)
 
 
-def test_the_notes_of_rows_are_told_once(told, monkeypatch):
-    plan, one = method_plan("exact", ["didi", "stand-in"], 3), told("exact")
-    assert not any(row.startswith("Note") for row in method_tables(plan, one))
-    plain = Told.row
-    monkeypatch.setattr(Told, "row", lambda self, cell: replace(plain(self, cell), note="n" if cell.nfe < 4 else ""))
-    lines = method_tables(plan, one)
+def test_notes_of_rows_are_printed_once(make_study, monkeypatch):
+    plan, results = method_plan("exact", ["didi", "stand-in"], 3), make_study("exact")
+    assert not any(row.startswith("Note") for row in method_tables(plan, results))
+    original = FormulaStudy.row
+    monkeypatch.setattr(
+        FormulaStudy, "row", lambda self, cell: replace(original(self, cell), note="n" if cell.nfe < 4 else "")
+    )
+    lines = method_tables(plan, results)
     assert [row for row in lines if row.startswith("Note")] == [
         f"Note on {name}: n.\n" for name in ("didi", "stand-in", "teacher exact")
     ]
 
 
-def test_curves_have_the_range_of_the_seeds(told):
-    plan, one = method_plan("exact", ["didi", "stand-in"], 3), told("exact")
-    first, second, teacher = curves(plan, rows_of(plan, one), KL, lambda rows: rows[0].seconds_per_sequence)
+def test_curves_have_the_range_of_the_seeds(make_study):
+    plan, results = method_plan("exact", ["didi", "stand-in"], 3), make_study("exact")
+    first, second, teacher = curves(plan, rows_of(plan, results), KL, lambda rows: rows[0].seconds_per_sequence)
     assert (first.lows[0], first.means[0], first.highs[0]) == pytest.approx((1.0, 1.01, 1.02))
     assert second.group == "stand-in"
     assert first.places[2] == pytest.approx(0.04)
@@ -327,7 +329,7 @@ def test_the_time_of_a_run_adds_up_over_its_parts(tmp_path, monkeypatch):
     with cost.recorded(file, folder):
         folder.log({"step": 2, "sequence_passes": 7.0})
     assert cost.read_cost(file) == cost.Cost(14.0, 8.0)
-    folder.metrics.unlink()  # the run begins anew
+    folder.metrics.unlink()  # the run starts again from the beginning
     with cost.recorded(file, folder):
         pass
     assert cost.read_cost(file).seconds == 1.0
@@ -335,10 +337,10 @@ def test_the_time_of_a_run_adds_up_over_its_parts(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_a_cell_with_a_joint_divergence_is_another_one(tmp_path):
-    one = Study(tmp_path, Sampling(16, "markov"), workers=1)
+    completed = Study(tmp_path, Sampling(16, "markov"), workers=1)
     cells = [Cell("markov", "teacher", nfe=1), Cell("markov", "teacher", nfe=1, joint=True)]
-    one.complete(cells)
-    plain, joint = map(one.row, cells)
+    completed.complete(cells)
+    plain, joint = map(completed.row, cells)
     assert math.isnan(plain.joint_kl)
     assert joint.joint_kl > 1
     assert joint.joint_reference == "markov"
@@ -350,19 +352,19 @@ def test_the_reference_of_a_joint_divergence_is_made_first(tmp_path, monkeypatch
     loop = replace(base.loop, steps=1, batch_size=4, validation_sequences=4)
     reference = Run(replace(base, recipe="exact-ar", model="autoregressive", loop=loop))
     cells = [JointCell("exact", "teacher", "ancestral", nfe, reference, 16) for nfe in (1, 7)]
-    one = Study(tmp_path / "study", Sampling(16, "exact"), workers=2)
-    one.complete(cells)
-    found = [one.record(cell)["row"] for cell in cells]
-    assert found[0]["num_samples"] == 16
-    assert found[0]["ci"][0] <= found[0]["kl"] <= found[0]["ci"][1]
-    assert found[0]["kl"] != found[1]["kl"]
-    assert one.joint_kl(cells[1]) == found[1]["kl"]
+    completed = Study(tmp_path / "study", Sampling(16, "exact"), workers=2)
+    completed.complete(cells)
+    rows = [completed.record(cell)["row"] for cell in cells]
+    assert rows[0]["num_samples"] == 16
+    assert rows[0]["ci"][0] <= rows[0]["kl"] <= rows[0]["ci"][1]
+    assert rows[0]["kl"] != rows[1]["kl"]
+    assert completed.joint_kl(cells[1]) == rows[1]["kl"]
     monkeypatch.setattr(study, "make", lambda *_: pytest.fail("it is there already"))
-    one.complete(cells)
+    completed.complete(cells)
 
 
 @pytest.mark.slow
-def test_a_comparison_is_made_once(others, make_dit, tmp_path, monkeypatch):
+def test_a_comparison_is_made_once(stand_ins, make_dit, tmp_path, monkeypatch):
     teacher = str(save(Bundle(teacher=make_dit(vocab_size=5, mask_id=4, length=4)), tmp_path / "teacher"))
     base = replace(DISTILL["exact"], teacher=teacher, data=replace(DISTILL["exact"].data, length=4))
     loop = replace(base.loop, steps=2, batch_size=8, log_every=1, validation_sequences=4)
@@ -382,10 +384,10 @@ def test_a_comparison_is_made_once(others, make_dit, tmp_path, monkeypatch):
     assert "**Budgets differ by more than 10%**" in report
     costs = [json.loads(file.read_text()) for file in (folder / "costs").glob("*.json") if ".memory" not in file.name]
     assert len(costs) == 4
-    assert all(one["sequence_passes"] > 0 and one["seconds"] > 0 for one in costs)
+    assert all(each["sequence_passes"] > 0 and each["seconds"] > 0 for each in costs)
     needs = [json.loads(file.read_text()) for file in (folder / "costs").glob("*.memory.json")]
     assert len(needs) == 2
-    assert all(one["peak_bytes"] > 1e4 and one["num_trained"] > 1e3 for one in needs)
+    assert all(each["peak_bytes"] > 1e4 and each["num_trained"] > 1e3 for each in needs)
     cells = [json.loads(file.read_text())["row"] for file in (folder / "cells").iterdir()]
     assert len(cells) == 2 * 2 * 2 + 2
     kls = [row["kl"] for row in cells if row["role"] == "teacher" and row["nfe"] == 1]
@@ -405,5 +407,5 @@ def test_a_student_of_ours_that_starts_at_random_has_one_move(monkeypatch):
     objective = replace(DISTILL["exact"].objective, moves=1, initial_mask_ratio=0.5)
     one_move = replace(DISTILL["exact"], objective=objective)
     monkeypatch.setattr(recipes, "COMPARED", {"exact": {"didi, 1 move": one_move}})
-    (curve,) = [one for one in method_plan("exact", ["all"], 1).curves if one.name == "didi, 1 move"]
+    (curve,) = [curve for curve in method_plan("exact", ["all"], 1).curves if curve.name == "didi, 1 move"]
     assert (curve.sampler, curve.nfes) == ("one-step", (1,))

@@ -1,4 +1,4 @@
-"""The tables and texts of a study's report."""
+"""Tables and texts in the report of a study."""
 
 import math
 from pathlib import Path
@@ -18,8 +18,8 @@ from didi.recipes.ablations import (
 )
 
 
-class Told(Study):
-    """A study in which perplexity is 100 times 0.8 for each trick of the objective, and 3% apart between seeds."""
+class TrickStudy(Study):
+    """A study whose results are formulas: perplexity is 100 * 0.8^tricks * 1.03^seed / moves at temperature 1."""
 
     def row(self, cell):
         if isinstance(cell.bundle, str) or isinstance(cell.bundle.config, PretrainConfig):
@@ -41,24 +41,24 @@ class Told(Study):
 
 def test_a_text_cannot_break_the_report(tmp_path):
     plan = command._plan(command.ReproduceCommand("tiny", tmp_path))
-    told = figure_1(plan, Told(tmp_path, Sampling(8, "j")))
-    html = write_html(write_atomically(tmp_path / "report.md", "\n".join(["# report", "", *told]))).read_text()
+    lines = figure_1(plan, TrickStudy(tmp_path, Sampling(8, "j")))
+    html = write_html(write_atomically(tmp_path / "report.md", "\n".join(["# report", "", *lines]))).read_text()
     assert html.count("&lt;script&gt;") == len(figure_3_cells(plan))  # one text of each own set
     assert "<script>" not in html
     assert "<li>" not in html
 
 
-@pytest.mark.parametrize(("scale", "is_told"), [("tiny", False), ("paper", True)])
-def test_published_figures_stand_beside_ours_at_paper_scale_alone(scale, is_told):
+@pytest.mark.parametrize(("scale", "is_shown"), [("tiny", False), ("paper", True)])
+def test_published_figures_stand_beside_ours_at_paper_scale_alone(scale, is_shown):
     plan = command._plan(command.ReproduceCommand(scale, Path("x"), teacher="elsewhere", seeds=1))
-    lines = table_1(plan, Told(Path("x"), Sampling(8, "markov")))
-    assert ("| + Guided Inference | 62.236 / 5.17 | 38.188 / 5.21 | " in "\n".join(lines)) == is_told
+    lines = table_1(plan, TrickStudy(Path("x"), Sampling(8, "markov")))
+    assert ("| + Guided Inference | 62.236 / 5.17 | 38.188 / 5.21 | " in "\n".join(lines)) == is_shown
 
 
-def test_an_ablation_is_told_over_seeds_and_against_its_neighbour():
+def test_an_ablation_has_levels_over_seeds_and_ratios_to_its_neighbour():
     plan = command._plan(command.ReproduceCommand("markov", Path("x"), seeds=3))
-    told = Told(Path("x"), Sampling(8, "markov"))
-    lines = table_1(plan, told)
+    study = TrickStudy(Path("x"), Sampling(8, "markov"))
+    lines = table_1(plan, study)
     start = next(i for i, line in enumerate(lines) if line.startswith("Perplexity over that of the row before"))
     mean = 100 * 0.64 * 1.03 / 8  # geometric
     (row,) = [line for line in lines[:start] if line.startswith("| + Coupled Time t |")]
@@ -67,7 +67,7 @@ def test_an_ablation_is_told_over_seeds_and_against_its_neighbour():
     (row,) = [line for line in lines[start:] if line.startswith("| + Coupled Time t |")]
     assert row.split("|")[2:3] == [" 0.80 [0.80, 0.80] *lower* "]
     assert [row.split("|")[i] for i in (-5, -3, -2)] == [" -0.010 ", " 0.15 ", " 0.34 "]
-    (row,) = [line for line in table_2(plan, told)[start:] if line.startswith("| w/o Coupled Time t |")]
+    (row,) = [line for line in table_2(plan, study)[start:] if line.startswith("| w/o Coupled Time t |")]
     assert row.split("|")[2:3] == [" 1.25 [1.25, 1.25] *higher* "]
 
 
@@ -79,14 +79,16 @@ def test_a_verdict_is_given_where_the_interval_excludes_one():
     assert ratio_cell([0.8, float("nan")]) == "–"
 
 
-def test_rows_are_told_over_the_teacher_of_their_entropy():
+def test_rows_are_compared_with_the_teacher_at_equal_entropy():
     plan = command._plan(command.ReproduceCommand("markov", Path("x"), seeds=3))
-    lines = table_1(plan, Told(Path("x"), Sampling(8, "markov")))
+    lines = table_1(plan, TrickStudy(Path("x"), Sampling(8, "markov")))
     start = next(i for i, line in enumerate(lines) if line.startswith("Perplexity over that of the row before"))
     (row,) = [line for line in lines[:start] if line.startswith("| teacher |")]
     assert row.split("|")[-2] == " 1.00 "
     (row,) = [line for line in lines[:start] if line.startswith("| + Coupled Time t |")]
-    by_temperature = math.exp(-2 * 0.02)  # what 0.02 nats less take off the teacher's perplexity in ``Told``
+    by_temperature = math.exp(
+        -2 * 0.02
+    )  # factor on the teacher's perplexity for 0.02 nats less entropy in ``TrickStudy``
     assert row.split("|")[-2].startswith(f" {0.64 * 1.03 / by_temperature:.2f} [")
     (row,) = [line for line in lines[start:] if line.startswith("| + Coupled Time t |")]
     assert row.split("|")[-4] == f" {0.8 / math.exp(-2 * 0.01):.2f} [0.82, 0.82] *lower* "

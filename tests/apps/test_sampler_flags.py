@@ -1,10 +1,10 @@
-"""Flags of a sampler's settings: over those of the bundle, and refused by another sampler."""
+"""Flags of sampler settings override those of the bundle, and are refused with another sampler."""
 
 import json
 
 import pytest
 
-from didi.apps.options import GuidanceFlags, OrderFlags, given, given_guidance
+from didi.apps.options import GuidanceFlags, OrderFlags, guidance_from_flags, settings_from_flags
 from didi.models.bundle import load
 from didi.models.guidance import Guidance
 from didi.sampling.confidence import ConfidenceOrder
@@ -12,11 +12,13 @@ from didi.sampling.confidence import ConfidenceOrder
 
 def test_flags_change_the_guidance_of_the_bundle_field_by_field():
     bundle = load("tiny-news")
-    assert given_guidance(GuidanceFlags(), bundle) is None
-    changed = given_guidance(GuidanceFlags(tilted_fraction=0.25), bundle)
+    assert guidance_from_flags(GuidanceFlags(), bundle) is None
+    changed = guidance_from_flags(GuidanceFlags(tilted_fraction=0.25), bundle)
     assert changed == Guidance(tilted_fraction=0.25, reduction="masked-mean", select="best")
-    assert given_guidance(GuidanceFlags(num_candidates=2), load("exact")) == Guidance(num_candidates=2)
-    assert given(OrderFlags(gumbel=0.0), ConfidenceOrder()) == ConfidenceOrder()  # given, though it is the default
+    assert guidance_from_flags(GuidanceFlags(num_candidates=2), load("exact")) == Guidance(num_candidates=2)
+    assert (
+        settings_from_flags(OrderFlags(gumbel=0.0), ConfidenceOrder()) == ConfidenceOrder()
+    )  # given, though it is the default
 
 
 def test_the_command_takes_the_guidance_of_the_bundle(didi):
@@ -45,7 +47,7 @@ def test_the_command_takes_the_guidance_of_the_bundle(didi):
     ("flags", "name", "reader"),
     [
         (["--entropy-bound", "9"], "entropy_bound", "entropy-bounded does"),
-        (["--entropy-bound", "1"], "entropy_bound", "entropy-bounded does"),  # its default, and yet of no use
+        (["--entropy-bound", "1"], "entropy_bound", "entropy-bounded does"),  # refused although it is the default
         (["--guidance.num-candidates", "4"], "guidance", "guided does"),
         (["--order.gumbel", "0"], "order", "confidence does"),
         (["--remask.eta", "0.02"], "remask", "remasking does"),

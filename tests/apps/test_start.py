@@ -1,4 +1,4 @@
-"""What the start of the command and ``import didi`` import, each in a fresh process."""
+"""Modules imported by the start of the command and by ``import didi``, each in a new process."""
 
 import json
 import os
@@ -13,7 +13,7 @@ OPTIONAL = {"transformers", "datasets", "peft", "matplotlib", "mauve", "scipy"}
 
 
 def imported(code, *words, with_errors=False):
-    """Top-level packages that a fresh interpreter has imported when ``code`` ends, and its output (or its errors)."""
+    """Top-level packages that a new interpreter has imported at the end of ``code``, and its output (or its errors)."""
     report = (
         "import atexit, json, sys; atexit.register(lambda: print(json.dumps(sorted(sys.modules)), file=sys.stderr))"
     )
@@ -24,8 +24,8 @@ def imported(code, *words, with_errors=False):
         text=True,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
     )
-    said = done.stderr if with_errors else done.stdout
-    return {name.split(".")[0] for name in json.loads(done.stderr.splitlines()[-1])}, said
+    output = done.stderr if with_errors else done.stdout
+    return {name.split(".")[0] for name in json.loads(done.stderr.splitlines()[-1])}, output
 
 
 MAIN = "from didi.apps.cli import main; main()"
@@ -33,22 +33,22 @@ MAIN = "from didi.apps.cli import main; main()"
 
 @pytest.mark.parametrize("words", [[], ["--help"], ["--version"], ["assets", "--help"]])
 def test_a_command_without_tensors_imports_no_heavy_package(words):
-    found, out = imported(MAIN, *words)
-    assert not HEAVY & found
+    packages, out = imported(MAIN, *words)
+    assert not HEAVY & packages
     assert out.strip()
 
 
 @pytest.mark.slow
 def test_the_list_of_imports_is_not_empty_by_mistake():
-    found, _ = imported("import didi; didi.load")
-    assert {"didi", "torch", "numpy"} <= found
+    packages, _ = imported("import didi; didi.load")
+    assert {"didi", "torch", "numpy"} <= packages
 
 
 @pytest.mark.parametrize(
-    ("name", "told"),
+    ("name", "message"),
     [("no", "a command is one of"), *((name, f"didi {name} RECIPE") for name in ("pretrain", "distill", "doctor"))],
 )
-def test_a_command_without_what_it_needs_is_refused_without_heavy_imports(name, told):
+def test_a_command_without_what_it_needs_is_refused_without_heavy_imports(name, message):
     code = f"""
 import didi.apps.cli
 try:
@@ -56,10 +56,10 @@ try:
 except SystemExit as stop:
     assert stop.code == 2
 """
-    found, said = imported(code, name, with_errors=True)
-    assert not HEAVY & found
-    assert said.startswith("didi: ")
-    assert told in said
+    packages, err = imported(code, name, with_errors=True)
+    assert not HEAVY & packages
+    assert err.startswith("didi: ")
+    assert message in err
 
 
 @pytest.mark.slow
@@ -70,8 +70,8 @@ def test_the_help_of_a_command_imports_no_optional_package(name):
 
 def test_importing_didi_is_cheap_and_every_public_name_is_there():
     code = "import didi; names = dir(didi); import sys; assert 'torch' not in sys.modules; print(*names)"
-    found, out = imported(code)
-    assert not HEAVY & found
+    packages, out = imported(code)
+    assert not HEAVY & packages
     assert {"load", "save", "generate", "evaluate", "Bundle", "__version__"} <= set(out.split())
 
 

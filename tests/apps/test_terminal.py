@@ -60,7 +60,7 @@ def test_a_compiler_that_fails_is_one_line(capsys):
 
 @pytest.fixture
 def second(monkeypatch):
-    """This process is the second of two that torchrun started."""
+    """Make this process the second of two that torchrun started."""
 
     @contextlib.contextmanager
     def joined():
@@ -72,7 +72,7 @@ def second(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("error", "status", "said"),
+    ("error", "status", "err"),
     [
         (None, 0, ""),
         (UsageError("no"), 2, ""),
@@ -82,7 +82,7 @@ def second(monkeypatch):
     ],
     ids=str,
 )
-def test_of_several_processes_the_first_speaks(second, error, status, said, capsys):
+def test_only_the_first_process_writes_except_for_failures(second, error, status, err, capsys):
     def command():
         print("result")
         print("step 1/2", file=sys.stderr)
@@ -92,11 +92,11 @@ def test_of_several_processes_the_first_speaks(second, error, status, said, caps
     with pytest.raises(SystemExit) as stop:
         run(command)
     assert stop.value.code == status
-    assert capsys.readouterr() == ("", said)
+    assert capsys.readouterr() == ("", err)
 
 
 class Closed(io.TextIOBase):
-    """A stream whose reader has left, or whose disk is full."""
+    """A stream that cannot be written, because its pipe is closed or its disk is full."""
 
     encoding = "utf-8"
 
@@ -116,22 +116,22 @@ def ended(command):
     return stop.value.code
 
 
-def test_a_reader_that_has_left_is_a_failure_of_one_line(capsys):
+def test_a_closed_pipe_is_a_failure_of_one_line(capsys):
     assert ended(lambda: ResultConsole(file=Closed()).print("a table")) == 1
-    assert capsys.readouterr().err == "didi: the reader of standard output left before all of it was written\n"
+    assert capsys.readouterr().err == "didi: standard output was closed before all of it was written\n"
 
 
-@pytest.mark.parametrize(("number", "told"), [(errno.EPIPE, "left before all"), (errno.ENOSPC, "No space left")])
-def test_output_that_is_lost_at_the_end_is_a_failure(monkeypatch, capsys, number, told):
+@pytest.mark.parametrize(("number", "message"), [(errno.EPIPE, "closed before all"), (errno.ENOSPC, "No space left")])
+def test_output_that_is_lost_at_the_end_is_a_failure(monkeypatch, capsys, number, message):
     monkeypatch.setattr(sys, "stdout", Closed(number))
     assert ended(lambda: None) == 1
     err = capsys.readouterr().err
-    assert told in err
+    assert message in err
     assert err.count("\n") == 1
 
 
 @pytest.mark.parametrize("number", [errno.EPIPE, errno.ENOSPC, errno.EIO])
-def test_a_command_outlives_its_log(monkeypatch, capsys, number):
+def test_a_command_continues_when_its_log_is_closed(monkeypatch, capsys, number):
     monkeypatch.setattr(sys, "stderr", Closed(number))
 
     def command():
@@ -213,7 +213,7 @@ def environment(**more):
     return {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **more}
 
 
-def test_a_command_whose_reader_leaves_ends_with_one_line_and_a_status():
+def test_a_command_with_a_closed_pipe_ends_with_one_line_and_a_status():
     reader, writer = os.pipe()
     os.close(reader)
     done = subprocess.run(LIST, stdout=writer, stderr=subprocess.PIPE, text=True, env=environment(), check=False)

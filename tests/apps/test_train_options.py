@@ -120,11 +120,11 @@ def test_a_config_file_of_another_method_is_refused(tmp_path, content, words, me
     assert not (tmp_path / "run").exists()
 
 
-def test_the_name_of_a_recipe_before_is_read(tmp_path, capsys):
+def test_the_former_name_of_a_recipe_is_read(tmp_path, capsys):
     settings, words = tmp_path / "run/config.yaml", [*SHORT, "--max-steps", "1", "--out", str(tmp_path / "run")]
     pretrain(["markov-uniform", *words])
     assert yaml.safe_load(settings.read_text())["recipe"] == "markov-udlm"
-    # A run of before is resumed, and its settings are read, under the name of now.
+    # A run with the former name is resumed, and its settings are read, under the present name.
     settings.write_text(settings.read_text().replace("markov-udlm", "markov-uniform"))
     pretrain(["markov-uniform", *words, "--resume"])
     settings.write_text(settings.read_text().replace("markov-udlm", "markov-uniform"))
@@ -149,7 +149,7 @@ def test_a_run_that_fits_a_time_keeps_its_length_when_it_goes_on(tmp_path, capsy
         pretrain(["markov", *SHORT, "--max-minutes", "1", "--out", out])
     for content in ("foo: 1", "loop: 3", "loop: [1]", "loop:", "loop: {steps: true}"):
         (tmp_path / "run/config.yaml").write_text(f"{content}\n")
-        with pytest.raises(UsageError, match=r"does not say loop\.steps"):
+        with pytest.raises(UsageError, match=r"has no loop\.steps"):
             pretrain(["markov", *SHORT, "--max-minutes", "1", "--out", out, "--resume"])
     (tmp_path / "run/config.yaml").write_text("loop: {steps: 0}\n")
     with pytest.raises(UsageError, match=r"--max-minutes sets loop\.steps, of which the run in .* has 0: leave it out"):
@@ -183,7 +183,7 @@ def trajectory(*words):
         (["prose"], ("path", 8)),
         (["owt-169m", "--objective.trajectory", "path", "--objective.moves", "5"], ("path", 5)),
         (["prose", "--objective.trajectory", "one-step", "--objective.moves", "None"], ("one-step", None)),
-        # As before the field ``trajectory``.
+        # Flags of versions before the field ``trajectory``.
         (["owt-169m", "--objective.moves", "8"], ("path", 8)),
         (["markov"], ("whole-path", 8)),
         (["tiny-news", "--preset", "two-moves"], ("two-moves", None)),
@@ -201,7 +201,7 @@ def trajectory(*words):
         (["prose", "--objective.trajectory", "two-moves"], ("two-moves", None)),
     ],
 )
-def test_the_trajectory_is_named_or_follows_from_the_flags_of_before(words, expected):
+def test_the_trajectory_is_named_or_follows_from_older_flags(words, expected):
     assert trajectory(*words) == expected
 
 
@@ -239,7 +239,7 @@ def test_contradictory_trajectories_are_refused_in_one_line(words, message):
         ({"completions": 3}, ("path", 8)),
     ],
 )
-def test_a_config_file_of_before_the_trajectory_is_read(tmp_path, old, expected):
+def test_a_config_file_without_the_trajectory_is_read(tmp_path, old, expected):
     file = tmp_path / "config.yaml"
     file.write_text(yaml.safe_dump({"method": "didi", "recipe": "prose", "objective": old}))
     assert trajectory("--config", str(file)) == expected
@@ -254,21 +254,21 @@ def test_score_decomposition_brings_the_second_move_back_to_a_one_step_trajector
     assert trajectory(*words, "--objective.score-decomposition") == ("two-moves", None)
 
 
-def test_the_settings_in_a_bundle_of_before_are_read(tmp_path):
+def test_the_settings_in_a_bundle_of_an_older_version_are_read(tmp_path):
     settings = asdict(two_moves.MARKOV) | {"recipe": "tiny-news"}
     settings["objective"] |= {"score_decomposition": True, "moves": 8}
     for later in ("trajectory", "reward_time"):
         del settings["objective"][later]
     del settings["discriminator"]["fresh_rollouts"], settings["start"]
-    found = DistillConfig.upgraded(settings)["objective"]
-    assert ObjectiveConfig(**found).trajectory == "path"
-    assert found["moves"] == settings["objective"]["moves"] == 8
+    objective = DistillConfig.upgraded(settings)["objective"]
+    assert ObjectiveConfig(**objective).trajectory == "path"
+    assert objective["moves"] == settings["objective"]["moves"] == 8
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(settings))
     read = resolved("--config", str(tmp_path / "config.yaml"))
-    assert (read.objective, read.discriminator.fresh_rollouts) == (ObjectiveConfig(**found), False)
+    assert (read.objective, read.discriminator.fresh_rollouts) == (ObjectiveConfig(**objective), False)
 
 
-def test_a_run_of_before_goes_on(tmp_path, capsys):
+def test_a_run_of_an_older_version_is_resumed(tmp_path, capsys):
     words = ["markov", *SHORT, "--max-steps", "1", "--discriminator.warmup-steps", "1", "--out", str(tmp_path / "run")]
     words += ["--loop.batch-size", "4", "--preset", "two-moves"]
     distill([*words, "--objective.moves", "4"])
@@ -350,7 +350,7 @@ def test_a_run_that_is_stopped_names_resume(tmp_path, monkeypatch, command):
         raise Interrupted("stopped at step 3 of 6, saved")
 
     monkeypatch.setattr(f"didi.apps.train.{command.__name__}_run", stopped)
-    with pytest.raises(Interrupted, match=r"^stopped at step 3 of 6, saved; go on with --resume$"):
+    with pytest.raises(Interrupted, match=r"^stopped at step 3 of 6, saved; continue with --resume$"):
         command(["markov", "--out", str(tmp_path / "run")])
 
 

@@ -1,4 +1,4 @@
-"""Worker processes of a study, and what Ctrl-C does to them. The scripts import no tensors, so that they start fast."""
+"""Worker processes of a study and their reaction to Ctrl-C. The scripts do not import torch, to start fast."""
 
 import os
 import signal
@@ -72,7 +72,7 @@ def work(number):
 
 @pytest.fixture
 def study(tmp_path):
-    """Starts a script in a process group of its own, as a terminal does."""
+    """Start a script in a separate process group, as a terminal does."""
     started = []
 
     def start(work):

@@ -8,20 +8,20 @@ from didi.evaluation.equal_entropy import per_sequence, ratio_at_equal_entropy
 from didi.evaluation.perplexity import Scores
 
 
-def made(log_perplexity, entropy, *, n=200, spread=0.2, seed=0):
-    """Sequences of 10 to 20 tokens whose corpus log-perplexity and mean entropy have these expectations."""
+def sequences(log_perplexity, entropy, *, n=200, spread=0.2, seed=0):
+    """Columns of sequences of 10 to 20 tokens, with the given expected log-perplexity and mean entropy."""
     generator = torch.Generator().manual_seed(seed)
     num_tokens = torch.randint(10, 21, (n,), generator=generator)
     noise = torch.randn(2, n, generator=generator, dtype=torch.float64) * spread
     return per_sequence(Scores(num_tokens * (log_perplexity + noise[0]), num_tokens), entropy + 0.1 * noise[1])
 
 
-def test_the_ratio_is_read_at_the_entropy_of_ours_whatever_the_order_of_the_sweep():
+def test_the_ratio_is_read_at_the_entropy_of_the_samples_whatever_the_order_of_the_sweep():
     exact = {"n": 3, "spread": 0.0}
-    ours, low, high = made(5.0, 4.25, **exact), made(4.0, 4.0, **exact), made(6.0, 5.0, **exact)
+    samples, low, high = sequences(5.0, 4.25, **exact), sequences(4.0, 4.0, **exact), sequences(6.0, 5.0, **exact)
     expected = math.exp(5.0 - 4.5)  # a quarter of the way from 4 to 6
     for sweep in ([low, high], [high, low]):
-        ratio, interval = ratio_at_equal_entropy(ours, sweep, num_resamples=20)
+        ratio, interval = ratio_at_equal_entropy(samples, sweep, num_resamples=20)
         assert ratio == pytest.approx(expected)
         assert interval == pytest.approx((expected, expected))
 
@@ -30,26 +30,28 @@ def test_the_ratio_is_read_at_the_entropy_of_ours_whatever_the_order_of_the_swee
 def test_the_interval_covers_the_ratio_as_often_as_it_says():
     hits = 0
     for trial in range(60):
-        sets = [made(*at, seed=3 * trial + i) for i, at in enumerate([(5.0, 4.5), (4.0, 4.0), (6.0, 5.0)])]
+        sets = [sequences(*at, seed=3 * trial + i) for i, at in enumerate([(5.0, 4.5), (4.0, 4.0), (6.0, 5.0)])]
         _, (low, high) = ratio_at_equal_entropy(sets[0], sets[1:], num_resamples=200, seed=trial)
         hits += low <= 1 <= high
     assert 51 <= hits <= 60  # 57 are expected
 
 
-def test_each_set_is_resampled_on_its_own():
-    one = made(5.0, 4.5)
+def test_sets_are_resampled_independently():
+    samples = sequences(5.0, 4.5)
     _, (low, high) = ratio_at_equal_entropy(
-        one, [one + torch.tensor([0, 0, d]) for d in (-0.5, 0.5)], num_resamples=200
+        samples, [samples + torch.tensor([0, 0, d]) for d in (-0.5, 0.5)], num_resamples=200
     )
     assert high - low > 0.04  # the same rows in all sets would cancel
 
 
 def test_an_entropy_outside_the_sweep_has_no_ratio():
-    ratio, interval = ratio_at_equal_entropy(made(5.0, 3.0), [made(4.0, 4.0), made(6.0, 5.0)], num_resamples=20)
+    ratio, interval = ratio_at_equal_entropy(
+        sequences(5.0, 3.0), [sequences(4.0, 4.0), sequences(6.0, 5.0)], num_resamples=20
+    )
     assert math.isnan(ratio)
     assert all(map(math.isnan, interval))
 
 
 def test_a_sweep_of_one_temperature_is_refused():
     with pytest.raises(UsageError, match="two temperatures or more; got 1"):
-        ratio_at_equal_entropy(made(5.0, 4.5), [made(4.0, 4.0)])
+        ratio_at_equal_entropy(sequences(5.0, 4.5), [sequences(4.0, 4.0)])

@@ -47,52 +47,52 @@ def test_each_role_sampler_and_number_of_moves_has_a_row_and_the_twin_has_one(bu
 def test_the_default_beside_the_sampler_that_it_stands_for_has_one_row(bundle):
     options = [SamplingOptions(temperature=value) for value in (1.0, 0.5)]
     rows = plan_rows(bundle, "teacher", ["default", "ancestral", "confidence"], [1, 3], options)
-    assert [(one.temperature, one.sampler, nfe) for _, one, nfe in rows] == [
+    assert [(settings.temperature, settings.sampler, nfe) for _, settings, nfe in rows] == [
         (temperature, sampler, nfe)
         for temperature in (1.0, 0.5) for sampler in ("ancestral", "confidence") for nfe in (1, 3)
     ]  # fmt: skip
 
 
-class NeverAsked:
+class UnusedJudge:
     name = "never"
 
     def score(self, texts, tokens):
-        raise AssertionError("nothing is to be judged before everything is known to be possible")
+        raise AssertionError("an impossible evaluation must be refused before anything is scored")
 
 
 def test_what_cannot_be_sampled_is_refused_before_any_work(bundle):
-    for wrong in (
+    for arguments in (
         {"sampler": ["ancestral", "guided"]},
         {"role": ["teacher", "student"]},
         {"data": torch.full((2, LENGTH), 33)},
     ):
         with pytest.raises(UsageError):
-            evaluate(bundle, nfe=[1], num_samples=1, judge=NeverAsked(), **wrong)
+            evaluate(bundle, nfe=[1], num_samples=1, judge=UnusedJudge(), **arguments)
 
 
-class Failing:
+class InterruptedJudge:
     name = "failing"
 
     def __init__(self):
-        self.num_asked = 0
+        self.num_calls = 0
 
     def score(self, texts, tokens):
-        self.num_asked += 1
-        if self.num_asked == 2:
+        self.num_calls += 1
+        if self.num_calls == 2:
             raise KeyboardInterrupt
         return Scores(torch.ones(len(texts), dtype=torch.float64), torch.ones(len(texts), dtype=torch.long))
 
 
 def test_rows_that_were_measured_outlive_an_interruption(bundle, tmp_path):
     with pytest.raises(KeyboardInterrupt):
-        evaluate(bundle, role="teacher", nfe=[1, 2], num_samples=2, judge=Failing(), out=tmp_path)
+        evaluate(bundle, role="teacher", nfe=[1, 2], num_samples=2, judge=InterruptedJudge(), out=tmp_path)
     assert [row["nfe"] for row in json.loads((tmp_path / "metrics.json").read_text())] == [1]
 
 
 def test_an_exact_judge_brings_the_divergences_of_pairs_and_triples_and_another_none(bundle):
     data = JUDGE.chain.sample(50, LENGTH, torch.Generator().manual_seed(1))
     order = torch.randperm(50, generator=named_generator(0, "data"))  # of the evaluation; triples depend on it
-    exact, other = evaluate(bundle, nfe=(), data=data, num_samples=50, judge=[JUDGE, Constant()])
+    exact, other = evaluate(bundle, nfe=(), data=data, num_samples=50, judge=[JUDGE, ConstantJudge()])
     pairs, triples = (ngram_divergence(data[order], JUDGE.chain, n) for n in (2, 3))
     assert (exact.pair_kl, exact.pair_reverse_kl) == pytest.approx((pairs.kl, pairs.reverse_kl))
     assert (exact.triple_kl, exact.triple_reverse_kl) == pytest.approx((triples.kl, triples.reverse_kl))
@@ -101,10 +101,10 @@ def test_an_exact_judge_brings_the_divergences_of_pairs_and_triples_and_another_
     assert exact.triple_kl_ci == pytest.approx(triples.kl_ci, nan_ok=True)
     assert exact.triple_reverse_kl_ci == pytest.approx(triples.reverse_kl_ci, nan_ok=True)
     assert math.isnan(other.pair_kl)
-    assert math.isnan(exact.joint_kl)  # minutes of work that no one asked for
+    assert math.isnan(exact.joint_kl)  # not computed unless requested, since it takes minutes
 
 
-class Constant:
+class ConstantJudge:
     name = "constant"
 
     def score(self, texts, tokens):
@@ -112,7 +112,7 @@ class Constant:
 
 
 @pytest.fixture
-def quick(monkeypatch):
+def short_fits(monkeypatch):
     """Joint fits of one epoch."""
     settings = JointSettings(folds=2, epochs=1)
     monkeypatch.setattr(
@@ -121,7 +121,7 @@ def quick(monkeypatch):
     return settings
 
 
-def test_a_joint_divergence_stands_in_its_row_and_its_log_ratios_are_kept(bundle, quick, tmp_path):
+def test_a_joint_divergence_stands_in_its_row_and_its_log_ratios_are_kept(bundle, short_fits, tmp_path):
     (row,) = evaluate(bundle, role="teacher", nfe=[1], num_samples=16, judge=JUDGE, joint=True, out=tmp_path)
     (kept,) = read_sets(tmp_path)
     assert row.joint_reference == "markov"
@@ -133,29 +133,29 @@ def test_a_joint_divergence_stands_in_its_row_and_its_log_ratios_are_kept(bundle
     assert "Joint KL: whole sequences against markov, nats a sequence" in report
 
 
-def test_a_joint_divergence_is_measured_from_the_named_network_or_else_the_bundles_own(bundle, quick):
-    how = {"role": "teacher", "nfe": [1], "num_samples": 16, "judge": Constant()}
+def test_a_joint_divergence_is_measured_from_the_named_network_or_else_the_bundles_own(bundle, short_fits):
+    settings = {"role": "teacher", "nfe": [1], "num_samples": 16, "judge": ConstantJudge()}
     text = Bundle(**{**vars(bundle), "provenance": {}})
-    own = evaluate(text, joint=True, **how)[0]
+    own = evaluate(text, joint=True, **settings)[0]
     named = Bundle(autoregressive=bundle.autoregressive, process=bundle.process, name="twin")
-    other = evaluate(text, joint=named, **how)[0]
+    other = evaluate(text, joint=named, **settings)[0]
     assert (own.joint_reference, other.joint_reference) == (text.name, "twin")
-    assert evaluate(bundle, joint=True, **how)[0].joint_reference == "markov"  # its world is known
+    assert evaluate(bundle, joint=True, **settings)[0].joint_reference == "markov"  # its world is known
     assert own.joint_kl == other.joint_kl
 
 
 def test_a_joint_divergence_without_a_reference_or_with_few_samples_is_refused_before_any_work(bundle, monkeypatch):
-    how = {"role": "teacher", "nfe": [1], "judge": NeverAsked()}
+    settings = {"role": "teacher", "nfe": [1], "judge": UnusedJudge()}
     named = Bundle(autoregressive=bundle.autoregressive, process=bundle.process, name="twin")
     alone = Bundle(teacher=bundle.teacher, process=bundle.process, name="alone")
     with pytest.raises(UsageError, match="bundle alone has none: train one with didi pretrain"):
-        evaluate(alone, num_samples=16, joint=True, **how)
+        evaluate(alone, num_samples=16, joint=True, **settings)
     with pytest.raises(UsageError, match="takes 8 samples or more; got num_samples 3"):
-        evaluate(bundle, num_samples=3, joint=True, **how)
+        evaluate(bundle, num_samples=3, joint=True, **settings)
     vocabulary = Tokenizer(models.WordLevel({"a": 0, "[MASK]": 32}, unk_token="a"))
     other = Bundle(autoregressive=bundle.autoregressive, process=bundle.process, tokenizer=vocabulary, name="other")
-    with pytest.raises(UsageError, match="bundle other has another than unnamed"):
-        evaluate(bundle, num_samples=16, joint=other, **how)
+    with pytest.raises(UsageError, match="those of bundles other and unnamed differ"):
+        evaluate(bundle, num_samples=16, joint=other, **settings)
     monkeypatch.setattr(type(bundle.autoregressive), "length", 2)
-    with pytest.raises(UsageError, match=f"reads 2 tokens, unnamed writes {LENGTH}"):
-        evaluate(bundle, num_samples=16, joint=named, **how)
+    with pytest.raises(UsageError, match=f"has 2 tokens, sequences of unnamed have {LENGTH}"):
+        evaluate(bundle, num_samples=16, joint=named, **settings)

@@ -73,19 +73,19 @@ def test_the_distribution_is_the_sum_over_all_paths(alphas):
     number = len(alphas) - 1
     chances = [1 - float((1 - after) / (1 - before)) for before, after in itertools.pairwise(alphas)]
     tables = random_tables(SMALL, number)
-    told_time = sampler_distribution(SMALL, alphas, lambda move: tables[move])
-    torch.testing.assert_close(told_time, by_all_paths(SMALL, chances, tables), rtol=1e-12, atol=1e-15)
-    not_told = sampler_distribution(SMALL, alphas, tables[0])
+    with_time = sampler_distribution(SMALL, alphas, lambda move: tables[move])
+    torch.testing.assert_close(with_time, by_all_paths(SMALL, chances, tables), rtol=1e-12, atol=1e-15)
+    without_time = sampler_distribution(SMALL, alphas, tables[0])
     expected = by_all_paths(SMALL, chances, [tables[0]] * number)
-    torch.testing.assert_close(not_told, expected, rtol=1e-12, atol=1e-15)
-    assert float(not_told.sum()) == pytest.approx(1, abs=1e-12)
+    torch.testing.assert_close(without_time, expected, rtol=1e-12, atol=1e-15)
+    assert float(without_time.sum()) == pytest.approx(1, abs=1e-12)
 
 
 def test_the_posterior_of_the_chain_is_that_of_its_sequences():
     states, chain = States(3, 4), MarkovChain(3, seed=1)
-    q, found = chain.log_likelihood(states.clean).exp(), chain_predictions(chain, states)
+    q, predictions = chain.log_likelihood(states.clean).exp(), chain_predictions(chain, states)
     assert float(q.sum()) == pytest.approx(1)
-    for z, probs in zip(states.tokens, found, strict=True):
+    for z, probs in zip(states.tokens, predictions, strict=True):
         agrees = q * ((states.clean == z) | (z == 3)).all(1)
         for position in range(4):
             counts = torch.zeros(3, dtype=torch.float64).index_add_(0, states.clean[:, position], agrees)
@@ -95,19 +95,19 @@ def test_the_posterior_of_the_chain_is_that_of_its_sequences():
 def test_more_moves_of_the_perfect_teacher_come_closer_to_the_data():
     states, chain = States(4, 4), exact_chain()
     log_q, posterior = chain.log_likelihood(states.clean), chain_predictions(chain, states)
-    found = [
+    divergences = [
         exact_divergences(sampler_distribution(states, path_alphas(LogLinear(), time_grid(number)), posterior), log_q)
         for number in (1, 2, 4, 16, 128)
     ]
     for name in ("kl", "reverse_kl", "total_variation"):
-        values = [getattr(one, name) for one in found]
+        values = [getattr(each, name) for each in divergences]
         assert values == sorted(values, reverse=True)
         assert 0 < values[-1] < 0.01
     entropy = -float((log_q.exp() * log_q).sum())
-    assert found[-1].joint_entropy == pytest.approx(entropy, abs=0.03)
+    assert divergences[-1].joint_entropy == pytest.approx(entropy, abs=0.03)
     marginals = 4 * -float((chain.stationary * chain.stationary.log()).sum())  # positions are drawn independently
-    assert found[0].joint_entropy == pytest.approx(marginals)
-    assert found[0].kl == pytest.approx(marginals_cross_entropy(states, chain) - marginals)
+    assert divergences[0].joint_entropy == pytest.approx(marginals)
+    assert divergences[0].kl == pytest.approx(marginals_cross_entropy(states, chain) - marginals)
 
 
 def marginals_cross_entropy(states, chain):
@@ -117,13 +117,13 @@ def marginals_cross_entropy(states, chain):
 
 def test_divergences_of_known_distributions():
     p, q = torch.tensor([0.5, 0.5, 0]).double(), torch.tensor([0.25, 0.5, 0.25]).double()
-    found = exact_divergences(p, q.log())
-    assert found.kl == pytest.approx(0.5 * math.log(2))
-    assert found.reverse_kl == math.inf
-    assert found.total_variation == pytest.approx(0.25)
-    assert found.joint_entropy == pytest.approx(math.log(2))
-    found = exact_divergences(q, p.log())
-    assert (found.kl, found.reverse_kl) == (math.inf, pytest.approx(0.5 * math.log(2)))
+    divergences = exact_divergences(p, q.log())
+    assert divergences.kl == pytest.approx(0.5 * math.log(2))
+    assert divergences.reverse_kl == math.inf
+    assert divergences.total_variation == pytest.approx(0.25)
+    assert divergences.joint_entropy == pytest.approx(math.log(2))
+    divergences = exact_divergences(q, p.log())
+    assert (divergences.kl, divergences.reverse_kl) == (math.inf, pytest.approx(0.5 * math.log(2)))
     assert exact_divergences(q, q.log()).kl == 0
     with pytest.raises(UsageError, match=r"^p is a distribution; got a sum of 0\.75"):
         exact_divergences(q[:2], q[:2].log())
@@ -145,7 +145,7 @@ def test_a_choice_among_candidates_is_the_sum_over_all_of_them(num_candidates):
     torch.testing.assert_close(ranked_probs(probs, logits, num_candidates), expected, rtol=1e-9, atol=1e-12)
 
 
-def test_candidates_of_weights_that_no_float_holds_are_chosen_all_the_same():
+def test_weights_below_the_range_of_floats_still_order_candidates():
     probs, logits = torch.tensor([[0.3, 0.3, 0.4], [0.0, -500, -3000]], dtype=torch.float64)[:, None]
     expected = torch.tensor([[1 - 0.7**2, 0.7**2 - 0.4**2, 0.4**2]], dtype=torch.float64)  # the best of two
     torch.testing.assert_close(ranked_probs(probs, logits, 2), expected, rtol=1e-9, atol=1e-12)
@@ -192,18 +192,18 @@ def test_the_distribution_is_that_of_the_samples(name, is_time_conditioned, make
 def test_tilts_read_the_time_before_a_move_and_rewards_the_time_after_it(make_dit, make_discriminator, monkeypatch):
     teacher = make_dit(vocab_size=3, length=2)
     exact = ExactRows(Bundle(teacher=teacher, discriminator=make_discriminator(teacher)))
-    asked = {"tilted_logits": [], "log_weights": []}
+    times = {"tilted_logits": [], "log_weights": []}
     for name, position in (("tilted_logits", 3), ("log_weights", 2)):
         real = getattr(Guided, name)
 
-        def recorded(self, *args, name=name, position=position, real=real):
-            asked[name].append(float(args[position]))
+        def recording(self, *args, name=name, position=position, real=real):
+            times[name].append(float(args[position]))
             return real(self, *args)
 
-        monkeypatch.setattr(Guided, name, recorded)
+        monkeypatch.setattr(Guided, name, recording)
     options = SamplingOptions(sampler="guided", guidance=Guidance(guidance_scale=2.0, tilted_fraction=0.5))
     assert exact.distribution(2, options, 4) is not None
-    assert asked == {"tilted_logits": [0.75], "log_weights": [0.25, 0.0]}  # the first tilt is 0
+    assert times == {"tilted_logits": [0.75], "log_weights": [0.25, 0.0]}  # the first tilt is 0
 
 
 def test_other_samplers_have_no_exact_distribution(make_dit, make_discriminator):
@@ -232,9 +232,9 @@ def test_the_limit_of_one_move_is_the_best_product_of_marginals():
     first, second = torch.cartesian_prod(grid, grid).unbind(1)
     p = torch.stack([first * second, first * (1 - second), (1 - first) * second, (1 - first) * (1 - second)], 1)
     least = float((p * (p.log() - log_q)).sum(1).min())
-    found = least_divergence(chain, 2, 1, steps=60, rate=0.1)
-    assert found.student.kl == pytest.approx(least, abs=1e-4)
-    assert found.student.kl <= found.teacher.kl
+    limit = least_divergence(chain, 2, 1, steps=60, rate=0.1)
+    assert limit.student.kl == pytest.approx(least, abs=1e-4)
+    assert limit.student.kl <= limit.teacher.kl
 
 
 def test_a_student_of_few_moves_can_be_far_closer_than_its_teacher():
@@ -245,53 +245,58 @@ def test_a_student_of_few_moves_can_be_far_closer_than_its_teacher():
 
 
 @pytest.fixture
-def small(make_dit):
+def small_bundle(make_dit):
     """A random teacher and student of the exact world's symbols, of 4 positions."""
     networks = {"teacher": make_dit(seed=1, vocab_size=5, length=4), "student": make_dit(vocab_size=5, length=4)}
     tokenizer = open_source("exact", length=4).tokenizer
     return Bundle(**networks, tokenizer=tokenizer, provenance={"corpus": "exact"})
 
 
-class Other:
+class OtherJudge:
     name = "other"
 
     def score(self, texts, tokens):
         return Scores(torch.ones(len(tokens), dtype=torch.float64), torch.full((len(tokens),), 4))
 
 
-def test_rows_of_an_exact_judge_have_the_divergences_of_their_sampler(small):
+def test_rows_of_an_exact_judge_have_the_divergences_of_their_sampler(small_bundle):
     options = {"role": ["teacher", "student"], "nfe": [1, 3], "sampler": ["ancestral", "confidence"], "num_samples": 4}
     data = exact_chain().sample(4, 4, torch.Generator().manual_seed(0))
-    rows = evaluate(small, judge=["exact", Other()], data=data, **options)
+    rows = evaluate(small_bundle, judge=["exact", OtherJudge()], data=data, **options)
     for row in rows:
         values = [row.kl, row.reverse_kl, row.total_variation, row.joint_entropy]
         if (row.sampler, row.judge) != ("ancestral", "exact"):
             assert all(math.isnan(value) for value in values)
             continue
         states, chain = States(4, 4), exact_chain()
-        p = ExactRows(small).distribution(4, SamplingOptions(role=row.role), row.nfe)
-        found = exact_divergences(p, chain.log_likelihood(states.clean))
-        assert values == [found.kl, found.reverse_kl, found.total_variation, found.joint_entropy]
+        p = ExactRows(small_bundle).distribution(4, SamplingOptions(role=row.role), row.nfe)
+        divergences = exact_divergences(p, chain.log_likelihood(states.clean))
+        assert values == [
+            divergences.kl,
+            divergences.reverse_kl,
+            divergences.total_variation,
+            divergences.joint_entropy,
+        ]
     assert sum(math.isfinite(row.kl) for row in rows) == 4
-    assert {row.judge for row in evaluate(small, nfe=[1], num_samples=4)} == {"exact"}  # the default
+    assert {row.judge for row in evaluate(small_bundle, nfe=[1], num_samples=4)} == {"exact"}  # the default
 
 
-def test_the_judge_exact_is_that_of_the_bundles_own_world(make_dit, small):
+def test_the_judge_exact_is_that_of_the_bundles_own_world(make_dit, small_bundle):
     large = Bundle(teacher=make_dit(vocab_size=33, length=5), provenance={"corpus": "markov"})
     (row,) = evaluate(large, nfe=[1], num_samples=4, judge="exact")
     assert (row.judge, math.isnan(row.kl)) == ("markov", True)  # 33^5 states
     (row,) = evaluate(large, nfe=[1], num_samples=4, judge="markov")
     assert row.judge == "markov"
     with pytest.raises(UsageError, match=r"^judge markov reads .* is of the exact world: use exact$"):
-        evaluate(small, nfe=[1], num_samples=4, judge="markov")
+        evaluate(small_bundle, nfe=[1], num_samples=4, judge="markov")
 
 
-def test_networks_that_are_not_told_the_time_are_run_once_over_all_states(small, monkeypatch):
-    asked = []
+def test_networks_without_time_conditioning_are_run_once_over_all_states(small_bundle, monkeypatch):
+    networks = []
     real = rows_module.network_predictions
-    monkeypatch.setattr(rows_module, "network_predictions", lambda *a, **k: asked.append(a[0]) or real(*a, **k))
-    exact = ExactRows(small)
+    monkeypatch.setattr(rows_module, "network_predictions", lambda *a, **k: networks.append(a[0]) or real(*a, **k))
+    exact = ExactRows(small_bundle)
     for role in ("teacher", "student", "teacher"):
         for number in (1, 2, 5):
             assert exact(exact_chain(), SamplingOptions(role=role), number) is not None
-    assert asked == [small.teacher, small.student]
+    assert networks == [small_bundle.teacher, small_bundle.student]

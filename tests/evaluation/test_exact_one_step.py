@@ -41,18 +41,18 @@ def test_without_noise_it_is_the_sum_over_initial_states(bundle, ratio):
         for number, x in enumerate(CLEAN):
             expected[number] += math.prod(float(probs[place, token]) for place, token in enumerate(x)) / len(starts)
     sampler = OneStep(bundle.student, bundle.process, initial_state=InitialState(ratio))
-    (found,) = one_step_distributions(sampler, NUM, LENGTH)
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-9)
+    (p,) = one_step_distributions(sampler, NUM, LENGTH)
+    torch.testing.assert_close(p, expected, rtol=1e-5, atol=1e-9)
 
 
-def test_drawn_noise_biases_the_divergence_upwards_by_what_is_told(bundle, monkeypatch):
+def test_drawn_noise_biases_the_divergence_upwards_by_the_noted_amount(bundle, monkeypatch):
     noisy, chain = replace(bundle, initial_state=InitialState(0.5, 0.9)), MarkovChain(NUM, successor_probs=(0.6, 0.3))
-    found = {}
+    divergences = {}
     for rows in (24, 2**14):
         monkeypatch.setattr(one_step, "NOISE_ROWS", rows)
-        found[rows] = ExactRows(noisy)(chain, SamplingOptions(), 1)
+        divergences[rows] = ExactRows(noisy)(chain, SamplingOptions(), 1)
     assert noise_draws(12) == math.ceil(2**14 / 12 / 2) * 2
-    few, many = (float(one.note.split("about ")[1].split()[0]) for one in found.values())
+    few, many = (float(each.note.split("about ")[1].split()[0]) for each in divergences.values())
     assert few > 10 * max(many, 1e-6)
-    assert 0.25 * few < found[24].kl - found[2**14].kl < 4 * few  # an estimate from two halves
+    assert 0.25 * few < divergences[24].kl - divergences[2**14].kl < 4 * few  # an estimate from two halves
     assert ExactRows(bundle)(chain, SamplingOptions(), 1).note == ""

@@ -20,7 +20,7 @@ def coverage(intervals, truth):
     return sum(low <= truth <= high for low, high in intervals) / len(intervals)
 
 
-def test_mean_interval_covers_the_mean_of_a_normal_law_as_often_as_it_says():
+def test_mean_interval_covers_the_mean_of_a_normal_distribution_at_its_level():
     data = torch.randn(NUM_TRIALS, 60, generator=torch.Generator().manual_seed(0), dtype=torch.float64) + 3
     intervals = [mean_interval(values, seed=trial) for trial, values in enumerate(data)]
     assert coverage(intervals, 3.0) == pytest.approx(0.95, abs=0.035)
@@ -43,8 +43,10 @@ def test_vectorised_resamples_equal_a_plain_loop_over_the_same_draws():
     values = torch.rand(9, 2, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     draws = torch.randint(9, (50, 9), generator=torch.Generator().manual_seed(4))
     plain = torch.stack([values[draw, 0].sum() / values[draw, 1].sum() for draw in draws])
-    found = bootstrap_interval(values, lambda totals: totals[:, 0] / totals[:, 1], num_resamples=50, seed=4, level=0.9)
-    assert found == pytest.approx(plain.quantile(torch.tensor([0.05, 0.95], dtype=torch.float64)).tolist())
+    interval = bootstrap_interval(
+        values, lambda totals: totals[:, 0] / totals[:, 1], num_resamples=50, seed=4, level=0.9
+    )
+    assert interval == pytest.approx(plain.quantile(torch.tensor([0.05, 0.95], dtype=torch.float64)).tolist())
 
 
 def test_the_split_into_chunks_changes_nothing(monkeypatch):
@@ -93,14 +95,14 @@ def test_a_sweep_is_read_between_its_points_and_never_beyond_them():
 
 
 def test_the_ratio_of_two_frontiers_is_the_area_between_them():
-    theirs = [(4.0, 100.0), (5.0, 1000.0)]
-    assert frontier_ratio(theirs, theirs) == (1, (4, 5))
-    half = [(entropy, ppl / 2) for entropy, ppl in theirs]
-    assert frontier_ratio(half, theirs)[0] == pytest.approx(0.5)
+    base = [(4.0, 100.0), (5.0, 1000.0)]
+    assert frontier_ratio(base, base) == (1, (4, 5))
+    half = [(entropy, ppl / 2) for entropy, ppl in base]
+    assert frontier_ratio(half, base)[0] == pytest.approx(0.5)
     # A log-gap that falls from 0 to -2 over the first half of the shared range and stays there: -1.5 on the mean.
     bent = [(4.0, 100.0), (4.5, math.sqrt(1e5) / math.e**2), (5.0, 1000 / math.e**2), (6.0, 1.0)]
-    ratio, shared = frontier_ratio(bent, theirs)
+    ratio, shared = frontier_ratio(bent, base)
     assert ratio == pytest.approx(math.exp(-1.5))
     assert shared == (4, 5)
-    assert frontier_ratio(theirs, bent)[0] == pytest.approx(math.exp(1.5))
-    assert math.isnan(frontier_ratio([(3.0, 9.0), (3.9, 10.0)], theirs)[0])
+    assert frontier_ratio(base, bent)[0] == pytest.approx(math.exp(1.5))
+    assert math.isnan(frontier_ratio([(3.0, 9.0), (3.9, 10.0)], base)[0])

@@ -17,7 +17,7 @@ from didi.models.bundle import Bundle
 from didi.sampling.options import SamplingOptions
 
 
-def ask(*args):
+def request(*args):
     return SimpleNamespace(args=args)
 
 
@@ -42,56 +42,56 @@ def test_log_likelihood_of_a_denoiser_is_its_conditional_nelbo(bundle):
             log_probs = bundle.teacher(z, None)[0, :, :32].log_softmax(-1)
             exact += float(log_probs[list(chosen), x0[0, list(chosen)]].sum()) / n / math.comb(3, n)
     model = HarnessModel(bundle, "teacher", num_draws=6000)
-    ((found, _),) = model.loglikelihood([ask("s3 s1", " s4 s1 s5")])
-    assert found == pytest.approx(exact, rel=0.02)
+    ((value, _),) = model.loglikelihood([request("s3 s1", " s4 s1 s5")])
+    assert value == pytest.approx(exact, rel=0.02)
 
 
 @torch.no_grad()
 def test_log_likelihood_of_an_autoregressive_network_is_exact(bundle):
     model = HarnessModel(bundle, "autoregressive")
     nll = bundle.autoregressive.nll(torch.tensor([[3, 1, 4, 1]]))[0]
-    ((found, _),) = model.loglikelihood([ask("s3 s1 ", "s4 s1")])  # the space goes over to the continuation
-    assert found == pytest.approx(-float(nll[2:].sum()), rel=1e-5)
-    assert model.loglikelihood_rolling([ask("s3 s1 s4 s1")]) == [pytest.approx(-float(nll.sum()), rel=1e-5)]
+    ((value, _),) = model.loglikelihood([request("s3 s1 ", "s4 s1")])  # the space goes over to the continuation
+    assert value == pytest.approx(-float(nll[2:].sum()), rel=1e-5)
+    assert model.loglikelihood_rolling([request("s3 s1 s4 s1")]) == [pytest.approx(-float(nll.sum()), rel=1e-5)]
 
 
 def test_long_texts_are_scored_in_blocks_and_long_contexts_cut_on_the_left(bundle):
     model = HarnessModel(bundle, "autoregressive")
     words = [f"s{number}" for number in range(20)]
     blocks = [" ".join(words[begin : begin + 8]) for begin in (0, 8, 16)]
-    (whole,) = model.loglikelihood_rolling([ask(" ".join(words))])
-    assert whole == pytest.approx(sum(model.loglikelihood_rolling([ask(block) for block in blocks])), rel=1e-5)
+    (whole,) = model.loglikelihood_rolling([request(" ".join(words))])
+    assert whole == pytest.approx(sum(model.loglikelihood_rolling([request(block) for block in blocks])), rel=1e-5)
     ((cut, _), (short, _)) = model.loglikelihood(
-        [ask(" ".join(words[:-1]), " s19"), ask(" ".join(words[-8:-1]), " s19")]
+        [request(" ".join(words[:-1]), " s19"), request(" ".join(words[-8:-1]), " s19")]
     )
     assert cut == short
 
 
 @pytest.mark.parametrize("role", ["teacher", "autoregressive"])
 @torch.no_grad()
-def test_greedy_is_what_the_likeliest_choices_write(bundle, role):
+def test_greedy_continuations_are_the_most_probable_choices(bundle, role):
     model = HarnessModel(bundle, role, num_draws=1)
-    found = [greedy for _, greedy in model.loglikelihood([ask("s3", f" s{number}") for number in range(32)])]
-    assert sum(found) == 1
-    best = found.index(True)
-    pairs = [ask("s3", f" s{best} s{number}") for number in range(32)]
+    greedy_flags = [greedy for _, greedy in model.loglikelihood([request("s3", f" s{number}") for number in range(32)])]
+    assert sum(greedy_flags) == 1
+    best = greedy_flags.index(True)
+    pairs = [request("s3", f" s{best} s{number}") for number in range(32)]
     if role == "autoregressive":
         assert sum(greedy for _, greedy in model.loglikelihood(pairs)) == 1
 
 
 @torch.no_grad()
-def test_a_network_conditioned_on_time_is_told_its_noise_level(make_dit, bundle):
+def test_a_time_conditioned_network_gets_the_noise_level_of_its_masks(make_dit, bundle):
     network = make_dit(vocab_size=33, length=8, scale=2.0, is_time_conditioned=True)
-    told, features = [], network.features
+    passes, features = [], network.features
 
-    def watched(z, level, attention_mask=None):
-        told.append((level, (z == 32).sum(1)))
+    def recording(z, level, attention_mask=None):
+        passes.append((level, (z == 32).sum(1)))
         return features(z, level, attention_mask)
 
-    network.features = watched
+    network.features = recording
     model = HarnessModel(Bundle(teacher=network, tokenizer=bundle.tokenizer), "teacher", num_draws=400)
-    model.loglikelihood([ask("s3 s1", " s4 s1 s5")])
-    (level, num_masked), *greedy = told
+    model.loglikelihood([request("s3 s1", " s4 s1 s5")])
+    (level, num_masked), *greedy = passes
     share = 1 - (-level.double()).exp()  # of masks, at the time that is told
     for n in (1, 2, 3):
         assert float(share[num_masked == n].mean()) == pytest.approx(n / 4, abs=0.06)  # the mean of Beta(n, 4 - n)
@@ -104,39 +104,42 @@ def test_a_network_conditioned_on_time_is_told_its_noise_level(make_dit, bundle)
 
 
 @torch.no_grad()
-def test_what_a_network_is_told_decides_what_is_greedy(make_dit, bundle):
+def test_greedy_decoding_depends_on_the_noise_level(make_dit, bundle):
     network = make_dit(vocab_size=33, length=8, seed=3, scale=3.0, is_time_conditioned=True)
     model = HarnessModel(Bundle(teacher=network, tokenizer=bundle.tokenizer), "teacher", num_draws=1)
     differs = False
     for first in range(12):
         z = torch.tensor([[first, 32]])
-        untold, told = (
+        without_level, with_level = (
             int(network(z, level)[0, 1, :32].argmax())
             for level in (None, -torch.tensor([0.5]).log())  # half is masked
         )
-        found = [greedy for _, greedy in model.loglikelihood([ask(f"s{first}", f" s{k}") for k in {told, untold}])]
-        assert sum(found) == 1
-        assert model.loglikelihood([ask(f"s{first}", f" s{told}")])[0][1]
-        differs = differs or told != untold
+        greedy_flags = [
+            greedy
+            for _, greedy in model.loglikelihood([request(f"s{first}", f" s{k}") for k in {with_level, without_level}])
+        ]
+        assert sum(greedy_flags) == 1
+        assert model.loglikelihood([request(f"s{first}", f" s{with_level}")])[0][1]
+        differs = differs or with_level != without_level
     assert differs  # None in place of the level would be seen
 
 
 def test_generations_have_the_moves_of_the_bundle_by_default(bundle, monkeypatch):
-    seen = []
-    monkeypatch.setattr(harness, "completed", lambda *_, nfe, **__: seen.append(nfe) or torch.zeros(1, 32).long())
-    for given in ({}, {"nfe": 4}):
-        HarnessModel(bundle, "teacher", **given).generate_until([ask("s3 s1", {"max_gen_toks": 4})])
-    assert seen == [None, 4]
+    moves = []
+    monkeypatch.setattr(harness, "completed", lambda *_, nfe, **__: moves.append(nfe) or torch.zeros(1, 32).long())
+    for options in ({}, {"nfe": 4}):
+        HarnessModel(bundle, "teacher", **options).generate_until([request("s3 s1", {"max_gen_toks": 4})])
+    assert moves == [None, 4]
 
 
 def test_generations_continue_the_context_and_stop(bundle):
     model = HarnessModel(bundle, "teacher", nfe=4)
-    (free,) = model.generate_until([ask("s3 s1", {"max_gen_toks": 4})])
+    (free,) = model.generate_until([request("s3 s1", {"max_gen_toks": 4})])
     words = free.split()
     assert len(words) == 4
-    (stopped,) = model.generate_until([ask("s3 s1", {"max_gen_toks": 4, "until": ["never", words[2]]})])
+    (stopped,) = model.generate_until([request("s3 s1", {"max_gen_toks": 4, "until": ["never", words[2]]})])
     assert stopped == free.partition(words[2])[0] != free
-    (long,) = model.generate_until([ask(" ".join(["s1"] * 20), {"max_gen_toks": 3, "until": "never"})])
+    (long,) = model.generate_until([request(" ".join(["s1"] * 20), {"max_gen_toks": 3, "until": "never"})])
     assert len(long.split()) == 3
 
 
@@ -166,19 +169,21 @@ def test_the_name_of_a_special_token_in_a_request_is_text(text_bundle, special):
     ids = model._encode(text)
     assert special_id not in ids
     assert text_bundle.tokenizer.decode(ids, skip_special_tokens=False) == text
-    ((found, _),) = model.loglikelihood([ask("The cat", text)])
+    ((value, _),) = model.loglikelihood([request("The cat", text)])
     tokens = torch.tensor([model._encode(f"The cat{text}")])
-    given = len(model._encode("The cat"))
-    assert found == pytest.approx(-float(text_bundle.autoregressive.nll(tokens)[0, given:].sum().detach()), rel=1e-5)
-    assert math.isfinite(model.loglikelihood_rolling([ask(text)])[0])
+    num_given = len(model._encode("The cat"))
+    assert value == pytest.approx(
+        -float(text_bundle.autoregressive.nll(tokens)[0, num_given:].sum().detach()), rel=1e-5
+    )
+    assert math.isfinite(model.loglikelihood_rolling([request(text)])[0])
     for role in ("teacher", "autoregressive"):
-        (written,) = HarnessModel(text_bundle, role, nfe=4).generate_until([ask(text, {"max_gen_toks": 3})])
+        (written,) = HarnessModel(text_bundle, role, nfe=4).generate_until([request(text, {"max_gen_toks": 3})])
         assert len(text_bundle.tokenizer.encode(written).ids) >= 1
 
 
 def test_a_word_that_a_tokenizer_lacks_is_one_line(bundle):
     with pytest.raises(UsageError, match=r"made of the tokenizer's words .*; got 'hello'; choose a model of text"):
-        HarnessModel(bundle, "teacher").loglikelihood_rolling([ask("hello")])
+        HarnessModel(bundle, "teacher").loglikelihood_rolling([request("hello")])
 
 
 # Ends of what may be asked
@@ -187,28 +192,28 @@ def test_a_word_that_a_tokenizer_lacks_is_one_line(bundle):
 @pytest.mark.parametrize("role", ["teacher", "autoregressive"])
 def test_an_empty_text_has_log_likelihood_0(bundle, role):
     model = HarnessModel(bundle, role)
-    found = model.loglikelihood_rolling([ask(""), ask("s3"), ask("")])
-    assert found[0] == found[2] == 0.0
-    assert type(found[0]) is float
-    assert found[1] < 0
-    assert model.loglikelihood([ask("s3", ""), ask("", "")]) == [(0.0, True)] * 2
+    values = model.loglikelihood_rolling([request(""), request("s3"), request("")])
+    assert values[0] == values[2] == 0.0
+    assert type(values[0]) is float
+    assert values[1] < 0
+    assert model.loglikelihood([request("s3", ""), request("", "")]) == [(0.0, True)] * 2
     assert model.loglikelihood([]) == model.loglikelihood_rolling([]) == model.generate_until([]) == []
 
 
 def test_an_empty_stop_string_stops_nothing(bundle):
     model = HarnessModel(bundle, "teacher", nfe=4)
     settings = [{"max_gen_toks": 4} | more for more in ({}, {"until": ""}, {"until": [""]}, {"until": []})]
-    texts = [model.generate_until([ask("s3 s1", one)])[0] for one in settings]
+    texts = [model.generate_until([request("s3 s1", each)])[0] for each in settings]
     assert len(set(texts)) == 1
     word = texts[0].split()[1]
-    (stopped,) = model.generate_until([ask("s3 s1", {"max_gen_toks": 4, "until": ["", word]})])
+    (stopped,) = model.generate_until([request("s3 s1", {"max_gen_toks": 4, "until": ["", word]})])
     assert stopped == texts[0].partition(word)[0]
 
 
 @pytest.mark.parametrize("max_new", [0, -3])
 def test_no_new_tokens_are_no_text(bundle, max_new):
     for role in ("teacher", "autoregressive"):
-        assert HarnessModel(bundle, role, nfe=2).generate_until([ask("s3 s1", {"max_gen_toks": max_new})]) == [""]
+        assert HarnessModel(bundle, role, nfe=2).generate_until([request("s3 s1", {"max_gen_toks": max_new})]) == [""]
 
 
 @pytest.mark.parametrize("num_words", [8, 9, 16, 21])
@@ -216,14 +221,14 @@ def test_no_new_tokens_are_no_text(bundle, max_new):
 def test_a_continuation_past_the_context_is_scored_in_blocks(bundle, num_words):
     words = [f"s{number}" for number in range(num_words)]
     model = HarnessModel(bundle, "autoregressive")
-    ((found, _),) = model.loglikelihood([ask("s30 s31 s30", " " + " ".join(words))])
+    ((value, _),) = model.loglikelihood([request("s30 s31 s30", " " + " ".join(words))])
     first = (num_words - 1) % 8 + 1  # the first block has the tokens that are left over, and as much context as fits
     tokens = torch.tensor([[30, 31, 30, *range(first)]])[:, -8:]
     nll = float(bundle.autoregressive.nll(tokens)[0, -first:].double().sum())
     for begin in range(first, num_words, 8):
         nll += float(bundle.autoregressive.nll(torch.arange(begin, begin + 8)[None]).double().sum())
-    assert found == pytest.approx(-nll, rel=1e-5)
-    ((bound, _),) = HarnessModel(bundle, "teacher").loglikelihood([ask("s30 s31 s30", " " + " ".join(words))])
+    assert value == pytest.approx(-nll, rel=1e-5)
+    ((bound, _),) = HarnessModel(bundle, "teacher").loglikelihood([request("s30 s31 s30", " " + " ".join(words))])
     assert bound < 0
 
 
@@ -246,17 +251,17 @@ def requests_of(number, length=8):
 def test_a_batch_changes_nothing_but_rounding(make_dit, bundle, role):
     timed = make_dit(vocab_size=33, length=8, scale=2.0, is_time_conditioned=True)
     network = {"time-conditioned": timed}.get(role) or bundle.network(role)
-    asked = [Continuation(*one, (number,)) for number, one in enumerate(requests_of(12))]
-    asked += [*asked[:3], Continuation([1, 2], 2)]
+    continuations = [Continuation(*each, (number,)) for number, each in enumerate(requests_of(12))]
+    continuations += [*continuations[:3], Continuation([1, 2], 2)]
     options = {"num_draws": 5, "seed": 3}
-    together = log_likelihoods(network, bundle.process, asked, **options)
-    alone = [log_likelihoods(network, bundle.process, [one], **options)[0] for one in asked]
-    small = log_likelihoods(network, bundle.process, asked, max_batch_tokens=1, **options)
+    together = log_likelihoods(network, bundle.process, continuations, **options)
+    alone = [log_likelihoods(network, bundle.process, [each], **options)[0] for each in continuations]
+    small = log_likelihoods(network, bundle.process, continuations, max_batch_tokens=1, **options)
     assert torch.allclose(together, torch.stack(alone), rtol=1e-5)
     assert torch.allclose(together, small, rtol=1e-5)
     assert together[-1] == 0
-    greedy = are_greedy(network, bundle.process, asked)
-    assert torch.equal(greedy, torch.stack([are_greedy(network, bundle.process, [one])[0] for one in asked]))
+    greedy = are_greedy(network, bundle.process, continuations)
+    assert torch.equal(greedy, torch.stack([are_greedy(network, bundle.process, [each])[0] for each in continuations]))
     assert are_greedy(network, bundle.process, [Continuation([3, token], 1) for token in range(32)]).sum() == 1
 
 
@@ -266,34 +271,34 @@ def test_64_requests_take_a_quarter_of_the_passes_of_one_by_one(bundle, role, mo
     module, passes = bundle.network(role), []
     inner = module.gpt2.transformer if role == "autoregressive" else module.output_layer
     handle = inner.register_forward_hook(lambda *_: passes.append(1))
-    asked = [
-        ask(" ".join(f"s{token}" for token in ids[:num_given]), "".join(f" s{token}" for token in ids[num_given:]))
+    likelihood_requests = [
+        request(" ".join(f"s{token}" for token in ids[:num_given]), "".join(f" s{token}" for token in ids[num_given:]))
         for ids, num_given in requests_of(64)
     ]
-    prompts = [ask(one.args[0], {"max_gen_toks": 3}) for one in asked]
+    prompts = [request(each.args[0], {"max_gen_toks": 3}) for each in likelihood_requests]
     counts = {}
-    for name, ask_for, requests in (
-        ("loglikelihood", model.loglikelihood, asked),
-        ("rolling", model.loglikelihood_rolling, [ask("".join(one.args)) for one in asked]),
+    for name, method, requests in (
+        ("loglikelihood", model.loglikelihood, likelihood_requests),
+        ("rolling", model.loglikelihood_rolling, [request("".join(each.args)) for each in likelihood_requests]),
         ("generate", model.generate_until, prompts),
     ):
         passes.clear()
-        together = ask_for(requests)
+        together = method(requests)
         num_together = len(passes)
         passes.clear()
-        for one in requests[:8]:
-            ask_for([one])
+        for each in requests[:8]:
+            method([each])
         counts[name] = num_together, 8 * len(passes)
         assert len(together) == 64
     handle.remove()
-    assert all(4 * one <= other for one, other in counts.values()), counts
+    assert all(4 * each <= other for each, other in counts.values()), counts
 
 
 def test_a_generation_does_not_depend_on_its_batch(bundle):
-    asked = [ask(" ".join(["s3"] * number), {"max_gen_toks": 3}) for number in (1, 2, 2, 5, 1)]
+    requests = [request(" ".join(["s3"] * number), {"max_gen_toks": 3}) for number in (1, 2, 2, 5, 1)]
     for role in ("teacher", "autoregressive"):
         whole, split = (
-            HarnessModel(bundle, role, nfe=3, options=SamplingOptions(batch_size=size)).generate_until(asked)
+            HarnessModel(bundle, role, nfe=3, options=SamplingOptions(batch_size=size)).generate_until(requests)
             for size in (32, 1)
         )
         assert whole == split
@@ -304,5 +309,5 @@ def test_greedy_decoding_needs_masks(make_dit, bundle):
     network = make_dit(vocab_size=33, length=8, mask_id=None, is_time_conditioned=True)
     uniform = Bundle(teacher=network, tokenizer=bundle.tokenizer, process=Uniform(33))
     with pytest.raises(UsageError, match="greedy decoding reveals masks, and uniform diffusion has none"):
-        HarnessModel(uniform, "teacher").loglikelihood([ask("s3", " s4")])
-    assert HarnessModel(uniform, "teacher", num_draws=4).loglikelihood_rolling([ask("s3 s4")])[0] < 0
+        HarnessModel(uniform, "teacher").loglikelihood([request("s3", " s4")])
+    assert HarnessModel(uniform, "teacher", num_draws=4).loglikelihood_rolling([request("s3 s4")])[0] < 0

@@ -34,7 +34,7 @@ def exact_kl(probs):
 
 
 def with_equal_ends():
-    """The chain's sequences, those with their last symbol equal to the first favoured: no table of pairs sees it."""
+    """The chain's distribution, favouring sequences whose last symbol equals the first, beyond any table of pairs."""
     sequences = enumerated(SMALL, LENGTH)
     probs = SMALL.log_likelihood(sequences).exp() * torch.where(sequences[:, 0] == sequences[:, -1], 9.0, 1.0)
     return probs / probs.sum()
@@ -64,7 +64,7 @@ def test_the_table_of_transitions_is_learned_in_closed_form():
     torch.testing.assert_close(fit.log_table[:4].exp(), SMALL.transition, atol=0.02, rtol=0)
 
 
-def test_the_table_is_chosen_on_sequences_that_its_counts_do_not_hold():
+def test_the_table_is_chosen_on_held_out_sequences():
     chain = MarkovChain()
     rows = chain.sample(60, 32, seeded(10))
     fit = ChainFit(chain, 32, 0)
@@ -76,19 +76,19 @@ def test_the_table_is_chosen_on_sequences_that_its_counts_do_not_hold():
 
 
 def test_samples_of_the_chain_have_no_joint_divergence():
-    found = joint_divergence(SMALL.sample(2000, LENGTH, seeded(3)), SMALL, JointSettings(folds=2, epochs=2))
-    assert found.kl == pytest.approx(0, abs=0.02)
-    assert found.ci[0] < 0.01
+    estimate = joint_divergence(SMALL.sample(2000, LENGTH, seeded(3)), SMALL, JointSettings(folds=2, epochs=2))
+    assert estimate.kl == pytest.approx(0, abs=0.02)
+    assert estimate.ci[0] < 0.01
 
 
-def test_independent_symbols_are_found_within_the_interval():
+def test_the_interval_covers_the_divergence_of_independent_symbols():
     probs = SMALL.stationary[enumerated(SMALL, LENGTH)].prod(1)
-    found = joint_divergence(drawn(probs, 1500, 4), SMALL, JointSettings(folds=2, epochs=1))
+    estimate = joint_divergence(drawn(probs, 1500, 4), SMALL, JointSettings(folds=2, epochs=1))
     exact = exact_kl(probs)
     assert exact == pytest.approx((LENGTH - 1) * exact_kl_of_pairs())
-    assert found.ci[0] < exact < found.ci[1]
-    assert found.ci[0] < found.kl < found.ci[1]
-    assert sum(found.folds) / 2 == pytest.approx(found.kl)
+    assert estimate.ci[0] < exact < estimate.ci[1]
+    assert estimate.ci[0] < estimate.kl < estimate.ci[1]
+    assert sum(estimate.folds) / 2 == pytest.approx(estimate.kl)
 
 
 def exact_kl_of_pairs():
@@ -97,11 +97,11 @@ def exact_kl_of_pairs():
 
 
 @pytest.mark.slow
-def test_what_no_pair_shows_is_found_by_the_network():
+def test_the_network_learns_dependencies_beyond_pairs():
     probs = with_equal_ends()
-    exact, found = exact_kl(probs), joint_divergence(drawn(probs, 4096, 5), SMALL, JointSettings(folds=2))
-    assert found.kl > 0.75 * exact
-    assert found.kl < exact + 2 * (found.ci[1] - found.kl)
+    exact, estimate = exact_kl(probs), joint_divergence(drawn(probs, 4096, 5), SMALL, JointSettings(folds=2))
+    assert estimate.kl > 0.75 * exact
+    assert estimate.kl < exact + 2 * (estimate.ci[1] - estimate.kl)
 
 
 def test_a_network_is_its_own_reference_and_is_left_as_it_is(randomise):
@@ -110,31 +110,31 @@ def test_a_network_is_its_own_reference_and_is_left_as_it_is(randomise):
     rows = SMALL.sample(64, LENGTH, seeded(6))
     log_q = -network.nll(rows).double().sum(1)
     settings = JointSettings(folds=2, epochs=4, batch_size=16, learning_rate=1e-2)
-    found = joint_divergence(rows, network, settings)
-    assert found.kl > 0.5  # random weights are far from the chain, and a few updates come nearer
+    estimate = joint_divergence(rows, network, settings)
+    assert estimate.kl > 0.5  # random weights are far from the chain, and a few updates come nearer
     truth = float((SMALL.log_likelihood(rows) - log_q.detach()).mean())
-    assert found.kl < truth  # a lower bound
+    assert estimate.kl < truth  # a lower bound
     assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
     again = joint_divergence(rows, network, settings)
-    assert torch.equal(found.log_ratios, again.log_ratios)
+    assert torch.equal(estimate.log_ratios, again.log_ratios)
 
 
 def test_sequences_are_scored_by_a_network_that_has_not_seen_them(monkeypatch):
     from didi.evaluation import joint
 
-    seen = []
-    plain = joint._fitted
+    fits = []
+    original = joint._fitted
 
-    def spied(start, train, stop, settings):
-        seen.append((train.clone(), stop.clone()))
-        return plain(start, train, stop, settings)
+    def recording(start, train, stop, settings):
+        fits.append((train.clone(), stop.clone()))
+        return original(start, train, stop, settings)
 
-    monkeypatch.setattr(joint, "_fitted", spied)
+    monkeypatch.setattr(joint, "_fitted", recording)
     rows = enumerated(SMALL, LENGTH)[torch.randperm(4**LENGTH, generator=seeded(7))[:80]]
     joint_divergence(rows, SMALL, JointSettings(folds=4, epochs=1))
-    assert len(seen) == 4
+    assert len(fits) == 4
     held_out = []
-    for train, stop in seen:
+    for train, stop in fits:
         used = {tuple(row) for row in torch.cat([train, stop]).tolist()}
         assert len(used) == len(train) + len(stop) == 60
         held_out += [tuple(row) for row in rows.tolist() if tuple(row) not in used]
@@ -158,11 +158,11 @@ def test_what_cannot_be_fitted_is_refused(randomise):
 def test_two_sets_are_compared_pair_by_pair():
     generator = seeded(9)
     shared = 3 + torch.randn(500, generator=generator, dtype=torch.float64)
-    found = compare_joint(shared + 1, shared)
-    assert found.gap == pytest.approx(1)
-    assert found.gap_ci == pytest.approx((1, 1))
-    assert found.ratio == pytest.approx(float((shared + 1).sum() / shared.sum()))
-    assert found.ratio_ci[0] < found.ratio < found.ratio_ci[1] < found.ratio + 0.02
+    comparison = compare_joint(shared + 1, shared)
+    assert comparison.gap == pytest.approx(1)
+    assert comparison.gap_ci == pytest.approx((1, 1))
+    assert comparison.ratio == pytest.approx(float((shared + 1).sum() / shared.sum()))
+    assert comparison.ratio_ci[0] < comparison.ratio < comparison.ratio_ci[1] < comparison.ratio + 0.02
     assert math.isnan(compare_joint(shared, -shared).ratio)
     with pytest.raises(ValueError, match="got 500 and 499"):
         compare_joint(shared, shared[1:])

@@ -50,20 +50,20 @@ def test_draws_estimate_the_enumerated_nelbo_without_bias(make_dit):
     assert float(by_time.mean()) == pytest.approx(float(exact[0]), rel=0.05)
 
 
-def test_the_share_of_masks_told_to_a_network_fits_their_number(make_dit):
-    told = []
+def test_the_noise_level_of_a_pass_fits_its_number_of_masks(make_dit):
+    passes = []
     denoiser = make_dit(vocab_size=5, length=8, is_time_conditioned=True)
     features = denoiser.features
 
-    def watched(z, level, attention_mask):
-        told.append((1 - (-level.double()).exp(), (z == denoiser.mask_id).sum(1)))
+    def recording(z, level, attention_mask):
+        passes.append((1 - (-level.double()).exp(), (z == denoiser.mask_id).sum(1)))
         return features(z, level, attention_mask)
 
-    denoiser.features = watched
+    denoiser.features = recording
     x0 = torch.zeros(1, 8, dtype=torch.long)
     with torch.no_grad():
         nelbo_draws(denoiser, PROCESS, Canvas.free(x0), 8000, [torch.Generator().manual_seed(0)])
-    share, size = told[0]
+    share, size = passes[0]
     assert torch.bincount(size).tolist() == [0] + [1000] * 8  # evenly spread
     for n in (1, 4, 8):
         assert float(share[size == n].mean()) == pytest.approx(n / 9, abs=0.02)  # the mean of Beta(n, 9 - n)
@@ -73,23 +73,23 @@ def test_the_share_of_masks_told_to_a_network_fits_their_number(make_dit):
 def test_masks_do_not_depend_on_the_batch(make_dit, batch_size):
     denoiser = make_dit(vocab_size=5, length=6)
     rows = torch.randint(4, (9, 6), generator=torch.Generator().manual_seed(0))
-    found = likelihood(denoiser, Absorbing(denoiser.mask_id), rows, num_draws=3, batch_size=batch_size)
-    assert found.nats == pytest.approx(
+    result = likelihood(denoiser, Absorbing(denoiser.mask_id), rows, num_draws=3, batch_size=batch_size)
+    assert result.nats == pytest.approx(
         likelihood(denoiser, Absorbing(denoiser.mask_id), rows, num_draws=3).nats, rel=1e-6
     )
-    assert (found.num_sequences, found.num_tokens, found.num_draws, found.is_exact) == (9, 54, 3, False)
-    assert found.nats_ci[0] < found.nats < found.nats_ci[1]
-    assert found.perplexity == pytest.approx(math.exp(found.nats))
-    assert found.perplexity_ci[0] < found.perplexity < found.perplexity_ci[1]
+    assert (result.num_sequences, result.num_tokens, result.num_draws, result.is_exact) == (9, 54, 3, False)
+    assert result.nats_ci[0] < result.nats < result.nats_ci[1]
+    assert result.perplexity == pytest.approx(math.exp(result.nats))
+    assert result.perplexity_ci[0] < result.perplexity < result.perplexity_ci[1]
 
 
-def test_noise_is_that_of_other_masks(make_dit):
+def test_noise_is_the_standard_error_over_masks(make_dit):
     denoiser = make_dit(vocab_size=9, length=6, scale=2.0)
     rows = torch.randint(8, (40, 6), generator=torch.Generator().manual_seed(0))
-    found = [likelihood(denoiser, Absorbing(denoiser.mask_id), rows, num_draws=4, seed=seed) for seed in range(16)]
-    spread = torch.tensor([one.nats for one in found]).std()
-    noise = sum(one.noise for one in found) / 16
-    assert 0.8 * spread < noise < 4 * spread  # on the large side: even spreading helps
+    results = [likelihood(denoiser, Absorbing(denoiser.mask_id), rows, num_draws=4, seed=seed) for seed in range(16)]
+    spread = torch.tensor([result.nats for result in results]).std()
+    noise = sum(result.noise for result in results) / 16
+    assert 0.8 * spread < noise < 4 * spread  # too large rather than too small, since mask sizes are spread evenly
     assert math.isnan(likelihood(denoiser, Absorbing(denoiser.mask_id), rows, num_draws=1).noise)
 
 
@@ -98,10 +98,10 @@ def test_an_autoregressive_network_is_scored_exactly():
     shape = AutoregressiveConfig(vocab_size=9, mask_id=8, length=6, hidden_size=8, num_blocks=1, num_heads=2)
     network = AutoregressiveLM(shape).eval()
     rows = torch.randint(8, (5, 6), generator=torch.Generator().manual_seed(0))
-    found = likelihood(network, Absorbing(network.mask_id), rows, batch_size=2)
+    result = likelihood(network, Absorbing(network.mask_id), rows, batch_size=2)
     with torch.no_grad():
-        assert found.nats == pytest.approx(float(network.nll(rows).mean()))
-    assert (found.is_exact, found.noise, found.num_draws) == (True, 0, 1)
+        assert result.nats == pytest.approx(float(network.nll(rows).mean()))
+    assert (result.is_exact, result.noise, result.num_draws) == (True, 0, 1)
 
 
 def test_nothing_to_score_is_refused(make_dit):
@@ -113,22 +113,22 @@ def test_nothing_to_score_is_refused(make_dit):
 
 
 @torch.no_grad()
-def test_equal_corrupted_sequences_are_read_once_and_padding_is_told_from_tokens(make_dit, monkeypatch):
+def test_equal_corrupted_sequences_share_a_pass_and_padding_differs_from_tokens(make_dit, monkeypatch):
     network = make_dit(vocab_size=5, length=3, scale=2.0)
     tokens = torch.tensor([[2, 0, 0], [2, 0, 0], [2, 0, 0], [3, 0, 0]])  # padding is 0 too
     canvas = Canvas.padded(tokens, torch.tensor([1, 2, 3, 1]))
     rows_read, features = [], network.features
 
-    def watched(z, level, attention_mask=None):
+    def recording(z, level, attention_mask=None):
         rows_read.append(len(z))
         return features(z, level, attention_mask)
 
-    monkeypatch.setattr(network, "features", watched)
+    monkeypatch.setattr(network, "features", recording)
     generators = [named_generator("row", row) for row in range(4)]
-    found = nelbo_draws(network, PROCESS, canvas, 64, generators)
+    draws = nelbo_draws(network, PROCESS, canvas, 64, generators)
     assert rows_read == [1 + 3 + 7]  # the masks of 1, 2 and 3 positions; the fourth row is masked like the first
     for row, length in enumerate((1, 2, 3, 1)):
         alone = nelbo_draws(
             network, PROCESS, Canvas.free(tokens[row : row + 1, :length]), 64, [named_generator("row", row)]
         )
-        assert torch.allclose(found[row], alone[0], rtol=1e-5)
+        assert torch.allclose(draws[row], alone[0], rtol=1e-5)

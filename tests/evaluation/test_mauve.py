@@ -53,7 +53,7 @@ def test_every_row_is_compared_with_other_rows_of_the_data(overlap, make_dit):
             evaluate(bundle, nfe=[2], num_samples=4, data=few, judge=judge, embed=Embedding("characters", embed))
 
 
-def test_without_its_package_it_says_what_to_install(monkeypatch):
+def test_a_missing_mauve_package_is_named_with_its_installation(monkeypatch):
     monkeypatch.setitem(sys.modules, "mauve", None)
     with pytest.raises(DidiError, match=r"pip install '.\[mauve\]"):
         mauve(torch.ones(2, 3), torch.ones(2, 3))

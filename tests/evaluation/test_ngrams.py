@@ -46,10 +46,10 @@ def test_estimates_without_corrections_equal_those_by_hand(monkeypatch):
 
     monkeypatch.setattr(ngrams, "LEAST_PER_CELL", 0)
     monkeypatch.setattr(ngrams, "_null", lambda *_: (ngrams._Estimate(0.0, 0.0),) * 2)
-    found = ngram_divergence(rows, SMALL, 2)
+    estimate = ngram_divergence(rows, SMALL, 2)
     without = [plain(torch.cat([rows[:i], rows[i + 1 :]])) for i in range(4)]
-    ends = (found.kl_ci, found.reverse_kl_ci)
-    for which, (value, ci) in enumerate(zip((found.kl, found.reverse_kl), ends, strict=True)):
+    ends = (estimate.kl_ci, estimate.reverse_kl_ci)
+    for which, (value, ci) in enumerate(zip((estimate.kl, estimate.reverse_kl), ends, strict=True)):
         each = [one[which] for one in without]
         assert value == pytest.approx(4 * plain(rows)[which] - 3 * statistics.fmean(each))
         error = math.sqrt(3 * statistics.pvariance(each))
@@ -59,14 +59,14 @@ def test_estimates_without_corrections_equal_those_by_hand(monkeypatch):
 @pytest.mark.parametrize(("n", "tolerance"), [(2, 0.0005), (3, 0.003)])
 def test_samples_of_the_chain_have_no_divergence(n, tolerance):
     """Plug-in estimates are 0.018 (pairs) and 0.10 (triples) here."""
-    found = [ngram_divergence(CHAIN.sample(1024, 32, seeded(seed)), CHAIN, n) for seed in range(10)]
-    assert statistics.fmean(one.kl for one in found) == pytest.approx(0, abs=tolerance)
-    assert statistics.fmean(one.reverse_kl for one in found) == pytest.approx(0, abs=tolerance)
+    estimates = [ngram_divergence(CHAIN.sample(1024, 32, seeded(seed)), CHAIN, n) for seed in range(10)]
+    assert statistics.fmean(each.kl for each in estimates) == pytest.approx(0, abs=tolerance)
+    assert statistics.fmean(each.reverse_kl for each in estimates) == pytest.approx(0, abs=tolerance)
     if n == 3:  # 30,720 triples in 32,768 cells
-        assert all(math.isnan(one.kl_ci[0]) and math.isnan(one.reverse_kl_ci[1]) for one in found)
+        assert all(math.isnan(each.kl_ci[0]) and math.isnan(each.reverse_kl_ci[1]) for each in estimates)
         return
-    assert sum(one.kl_ci[0] <= 0 <= one.kl_ci[1] for one in found) >= 8
-    assert sum(one.reverse_kl_ci[0] <= 0 <= one.reverse_kl_ci[1] for one in found) >= 8
+    assert sum(each.kl_ci[0] <= 0 <= each.kl_ci[1] for each in estimates) >= 8
+    assert sum(each.reverse_kl_ci[0] <= 0 <= each.reverse_kl_ci[1] for each in estimates) >= 8
 
 
 def test_a_known_divergence_lies_within_the_interval():
@@ -76,30 +76,30 @@ def test_a_known_divergence_lies_within_the_interval():
     for n in (2, 3):
         p, q = other.ngram_probs(n), CHAIN.ngram_probs(n)
         exact, reverse = float((p * (p / q).log()).sum()), float((q * (q / p).log()).sum())
-        found = ngram_divergence(other.sample(4096, 32, seeded(2)), CHAIN, n)
+        estimate = ngram_divergence(other.sample(4096, 32, seeded(2)), CHAIN, n)
         if n == 2:
-            assert found.kl_ci[0] < exact < found.kl_ci[1]
-            assert found.reverse_kl_ci[0] < reverse < found.reverse_kl_ci[1]
-        assert found.kl == pytest.approx(exact, rel=0.012 if n == 3 else 0.03)  # of triples without halves: 0.019
-        assert found.reverse_kl == pytest.approx(reverse, rel=0.1 if n == 3 else 0.03)
+            assert estimate.kl_ci[0] < exact < estimate.kl_ci[1]
+            assert estimate.reverse_kl_ci[0] < reverse < estimate.reverse_kl_ci[1]
+        assert estimate.kl == pytest.approx(exact, rel=0.012 if n == 3 else 0.03)  # of triples without halves: 0.019
+        assert estimate.reverse_kl == pytest.approx(reverse, rel=0.1 if n == 3 else 0.03)
 
 
 def test_independent_symbols_are_as_far_as_their_mutual_information():
     rows = torch.multinomial(SMALL.stationary, 2000 * 12, replacement=True, generator=seeded(3)).view(2000, 12)
     p, q = (SMALL.stationary[:, None] * SMALL.stationary).flatten(), SMALL.ngram_probs(2)
-    found = ngram_divergence(rows, SMALL, 2)
-    assert found.kl_ci[0] < float((p * (p / q).log()).sum()) < found.kl_ci[1]
-    assert found.reverse_kl_ci[0] < float((q * (q / p).log()).sum()) < found.reverse_kl_ci[1]
+    estimate = ngram_divergence(rows, SMALL, 2)
+    assert estimate.kl_ci[0] < float((p * (p / q).log()).sum()) < estimate.kl_ci[1]
+    assert estimate.reverse_kl_ci[0] < float((q * (q / p).log()).sum()) < estimate.reverse_kl_ci[1]
     p, q = (p[:, None] * SMALL.stationary).flatten(), SMALL.ngram_probs(3)
-    found = ngram_divergence(rows, SMALL, 3)
-    assert found.kl_ci[0] < float((p * (p / q).log()).sum()) < found.kl_ci[1]
-    assert found.reverse_kl_ci[0] < float((q * (q / p).log()).sum()) < found.reverse_kl_ci[1]
+    estimate = ngram_divergence(rows, SMALL, 3)
+    assert estimate.kl_ci[0] < float((p * (p / q).log()).sum()) < estimate.kl_ci[1]
+    assert estimate.reverse_kl_ci[0] < float((q * (q / p).log()).sum()) < estimate.reverse_kl_ci[1]
 
 
 def test_few_sequences_have_no_figure_and_wrong_input_is_refused():
-    found = ngram_divergence(torch.zeros(3, 4).long(), SMALL, 2)
-    assert math.isnan(found.kl)
-    assert math.isnan(found.reverse_kl_ci[1])
+    estimate = ngram_divergence(torch.zeros(3, 4).long(), SMALL, 2)
+    assert math.isnan(estimate.kl)
+    assert math.isnan(estimate.reverse_kl_ci[1])
     with pytest.raises(ValueError, match=r"n must lie in \[1, 4\].*got 5"):
         ngram_divergence(torch.zeros(8, 4).long(), SMALL, 5)
     with pytest.raises(ValueError, match="0 to 3; got 4"):

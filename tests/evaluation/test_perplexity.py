@@ -83,9 +83,9 @@ def test_scores_do_not_depend_on_batches_or_order(monkeypatch, max_batch_tokens,
     monkeypatch.setattr(module, "HEAD_ROWS", head_rows)
     order = [3, 1, 5, 0, 4, 2]
     judge = CausalJudge(model, tokenizer, name="tiny", max_batch_tokens=max_batch_tokens)
-    found = judge.score([TEXTS[i] for i in order], NO_TOKENS)
-    torch.testing.assert_close(found.nll, expected.nll[order], rtol=1e-5, atol=0)
-    assert torch.equal(found.num_tokens, expected.num_tokens[order])
+    scores = judge.score([TEXTS[i] for i in order], NO_TOKENS)
+    torch.testing.assert_close(scores.nll, expected.nll[order], rtol=1e-5, atol=0)
+    assert torch.equal(scores.num_tokens, expected.num_tokens[order])
 
 
 def test_no_batch_exceeds_its_token_budget_and_every_text_is_in_one():
@@ -169,7 +169,7 @@ def test_load_judge_reads_the_markov_world_and_a_local_folder(tmp_path, capfd):
 
 @pytest.fixture
 def gguf(tmp_path, monkeypatch):
-    """An asset with a GGUF file, a stand-in of transformers that reads it, its model, and a list of what was read."""
+    """A GGUF asset: a stand-in of transformers that reads it, the model, and a list of the files that were read."""
     asset = tmp_path / "smollm2-135m-0"
     asset.mkdir()
     (asset / "model.gguf").touch()
@@ -232,20 +232,20 @@ def test_a_folder_named_like_a_judge_is_a_folder(tmp_path, monkeypatch):
 
 
 def test_a_judge_is_one_line_of_the_registry(monkeypatch):
-    asked = []
-    monkeypatch.setitem(JUDGES, "ours", lambda device: asked.append(device) or ExactJudge(MarkovChain(num_symbols=8)))
+    devices = []
+    monkeypatch.setitem(JUDGES, "ours", lambda device: devices.append(device) or ExactJudge(MarkovChain(num_symbols=8)))
     assert load_judge("ours", device="meta").chain.num_symbols == 8
-    assert asked == ["meta"]
+    assert devices == ["meta"]
 
 
-def test_an_unreachable_hub_is_told_in_one_line(monkeypatch):
+def test_an_unreachable_hub_is_reported_in_one_line(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(DidiError, match="'no-such-organisation/model' could not be loaded") as caught:
         load_judge("no-such-organisation/model")
     assert "\n" not in str(caught.value)
 
 
-def test_a_damaged_folder_is_told_in_one_line(tmp_path):
+def test_a_damaged_folder_is_reported_in_one_line(tmp_path):
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(DidiError, match="could not be loaded") as caught:
         load_judge(str(tmp_path))

@@ -44,7 +44,7 @@ def proteins(num, seed=0):
 
 @pytest.fixture(scope="module")
 def natural():
-    """A motif of several residues again and again, which mutations and shuffling destroy."""
+    """Proteins of one repeated motif, which mutations and shuffling destroy."""
     source = random.Random(1)
     return ["".join("MKTAYIAKQR"[(start + n) % 10] for n in range(40)) for start in source.choices(range(10), k=12)]
 
@@ -60,23 +60,23 @@ class MotifJudge:
     def score(self, sequences):
         self.num_scored += len(sequences)
         motif = "MKTAYIAKQR" * 2
-        found = [sum(one[n : n + 2] in motif for n in range(len(one) - 1)) for one in sequences]
-        scores = torch.tensor(found, dtype=torch.float64)
+        counts = [sum(residues[n : n + 2] in motif for n in range(len(residues) - 1)) for residues in sequences]
+        scores = torch.tensor(counts, dtype=torch.float64)
         scores = scores + torch.tensor(
-            [100.0 if self.prefers and set(one) == {self.prefers} else 0 for one in sequences]
+            [100.0 if self.prefers and set(residues) == {self.prefers} else 0 for residues in sequences]
         )
         return scores if self.is_higher_better else -scores
 
 
 def test_controls_have_the_lengths_of_the_natural_proteins_and_are_what_they_say(natural):
     sets = control_sets(natural, seed=3)
-    assert all([len(one) for one in found] == [40] * 12 for found in sets.values())
+    assert all([len(residues) for residues in sequences] == [40] * 12 for sequences in sets.values())
     assert sets["natural"] == natural
-    for one, mutated, shuffled in zip(natural, sets["mutated"], sets["shuffled"], strict=True):
-        assert sum(a != b for a, b in zip(one, mutated, strict=True)) == 8
-        assert sorted(shuffled) == sorted(one)
-        assert shuffled != one
-    counts = {one: "".join(sets["uniform"]).count(one) for one in RESIDUES}
+    for residues, mutated, shuffled in zip(natural, sets["mutated"], sets["shuffled"], strict=True):
+        assert sum(a != b for a, b in zip(residues, mutated, strict=True)) == 8
+        assert sorted(shuffled) == sorted(residues)
+        assert shuffled != residues
+    counts = {residues: "".join(sets["uniform"]).count(residues) for residues in RESIDUES}
     assert min(counts.values()) > 5
     assert set("".join(sets["poly-alanine"])) == {"A"}
     assert sets == control_sets(natural, seed=3)
@@ -90,18 +90,18 @@ def test_controls_have_the_lengths_of_the_natural_proteins_and_are_what_they_say
 def test_a_judge_that_orders_the_controls_is_used(natural, is_higher_better):
     judge = MotifJudge(is_higher_better=is_higher_better)
     assert isinstance(judge, ProteinJudge)
-    found = check_judge(judge, control_sets(natural))
-    assert [(one.better, one.worse) for one in found] == list(ORDER)
-    assert all(one.holds and one.interval[0] <= one.difference <= one.interval[1] for one in found)
+    results = check_judge(judge, control_sets(natural))
+    assert [(result.better, result.worse) for result in results] == list(ORDER)
+    assert all(result.holds and result.interval[0] <= result.difference <= result.interval[1] for result in results)
     assert judge.num_scored == 5 * 12
 
 
-def test_a_judge_that_does_not_is_refused_by_name(natural):
+def test_a_judge_that_does_not_order_the_controls_is_refused(natural):
     controls = control_sets(natural)
     with pytest.raises(DidiError, match=r"motif does not: natural is -.* pairs better than poly-alanine"):
         check_judge(MotifJudge(prefers="A"), controls)
-    found = comparisons(MotifJudge(prefers="A"), controls)
-    assert [one.holds for one in found] == [True, True, True, False]
+    results = comparisons(MotifJudge(prefers="A"), controls)
+    assert [result.holds for result in results] == [True, True, True, False]
     indifferent = MotifJudge()
     indifferent.score = lambda sequences: torch.randn(len(sequences), dtype=torch.float64)
     torch.manual_seed(0)
@@ -119,7 +119,7 @@ def test_an_unknown_judge_is_refused():
 
 
 @pytest.fixture(scope="module")
-def learned(natural):
+def trained(natural):
     """An autoregressive network that has learned the motif."""
     torch.manual_seed(0)
     shape = AutoregressiveConfig(vocab_size=33, mask_id=32, length=60, hidden_size=16, num_blocks=1, num_heads=2)
@@ -134,27 +134,27 @@ def learned(natural):
 
 
 @torch.no_grad()
-def test_the_order_of_residues_is_judged_by_a_network_that_learned_it(learned, natural, tmp_path):
-    judge = OrderJudge(learned, name="order")
+def test_the_order_of_residues_is_judged_by_a_network_that_learned_it(trained, natural, tmp_path):
+    judge = OrderJudge(trained, name="order")
     assert isinstance(judge, ProteinJudge)
     controls = control_sets(natural)
-    assert all(one.holds for one in check_judge(judge, controls))
+    assert all(each.holds for each in check_judge(judge, controls))
     scores = judge.score([*controls["natural"], *controls["poly-alanine"], "MK"])
-    assert torch.equal(scores[3:4], judge.score([natural[3]]))  # whatever the others are
+    assert torch.equal(scores[3:4], judge.score([natural[3]]))  # independent of the other proteins
     assert not scores[len(natural) : -1].any()  # one residue repeated has one order
     # Per residue, without the begin and the end symbol.
     rows = protein_rows(["MKTAYI"])
-    expected = float(learned.nll(rows)[0, 1:-1].double().mean())
+    expected = float(trained.nll(rows)[0, 1:-1].double().mean())
     assert judge.nats(["MKTAYI", "MK", "A" * 50])[0] == pytest.approx(expected, rel=1e-5)
     copies = judge._with_copies(natural[0])
     assert len(set(copies)) == 5
-    assert all(sorted(one) == sorted(natural[0]) for one in copies)
+    assert all(sorted(each) == sorted(natural[0]) for each in copies)
     nats = judge.nats(copies)
     assert float(scores[0]) == pytest.approx(float(nats[1:].mean() - nats[0]))
     for wrong in ("", "A" * 59):
         with pytest.raises(UsageError, match="judges proteins of 1 to 58 residues"):
             judge.score([wrong])
-    bundle = Bundle(autoregressive=learned, tokenizer=protein_tokenizer(), process=Absorbing(32))
+    bundle = Bundle(autoregressive=trained, tokenizer=protein_tokenizer(), process=Absorbing(32))
     bundle.save_pretrained(tmp_path / "judge")
     assert torch.equal(load_protein_judge(str(tmp_path / "judge")).score(natural[:2]), scores[:2])
     with pytest.raises(UsageError, match="a bundle with an autoregressive network of them"):
@@ -172,7 +172,7 @@ def test_entropies_and_duplicates():
                 measure(wrong)
 
 
-def test_a_row_without_the_program_has_what_needs_none(natural, monkeypatch):
+def test_a_row_without_mmseqs_has_the_other_measures(natural, monkeypatch):
     monkeypatch.setenv("PATH", "")
     row = protein_row("student", natural, sampler="reparam", nfe=8, judge=MotifJudge())
     assert (row.sampler, row.nfe, row.num_sequences, row.shortest, row.longest) == ("reparam", 8, 12, 40, 40)
@@ -186,15 +186,15 @@ def test_a_row_without_the_program_has_what_needs_none(natural, monkeypatch):
 @pytest.mark.slow
 def test_novelty_and_diversity():
     training, others = proteins(5), proteins(4, seed=8)
-    found = nearest_training_identities([training[2], others[0], training[4]], training)
-    assert found.tolist() == [1, 0, 1]
+    identities = nearest_training_identities([training[2], others[0], training[4]], training)
+    assert identities.tolist() == [1, 0, 1]
     assert cluster_diversity([*others, others[0]]) == pytest.approx(4 / 5)
     row = protein_row("teacher", [training[2], others[0]], training=training, has_diversity=True)
     assert (row.nearest_identity, row.diversity) == (0.5, 1)
 
 
 @pytest.fixture(scope="module")
-def folding():
+def esmfold():
     """ESMFold of a tiny random network."""
     transformers = pytest.importorskip("transformers")
     structure = {"sequence_dim": 16, "pairwise_dim": 8, "ipa_dim": 4, "resnet_dim": 8, "num_heads_ipa": 2}
@@ -219,19 +219,19 @@ def folding():
 
 
 @pytest.mark.slow
-def test_esmfold_scores_each_protein_by_its_own_residues(folding):
+def test_esmfold_scores_each_protein_by_its_own_residues(esmfold):
     with torch.no_grad():
-        for parameter in folding.lddt_head.parameters():
+        for parameter in esmfold.lddt_head.parameters():
             parameter.normal_()
     sequences = ["MKTAYIAK", "ACDEFGHIKLMN", "WW"]
-    judge = EsmFoldJudge(folding)
+    judge = EsmFoldJudge(esmfold)
     together = judge.score(sequences)
     assert together.shape == (3,)
     assert ((together >= 0) & (together <= 100)).all()
-    alone = torch.cat([EsmFoldJudge(folding, max_batch_residues=1).score([one]) for one in sequences])
+    alone = torch.cat([EsmFoldJudge(esmfold, max_batch_residues=1).score([one]) for one in sequences])
     torch.testing.assert_close(together, alone, rtol=1e-3, atol=1e-3)
     assert len(set(together.tolist())) == 3
-    output = folding.infer(sequences[0])
+    output = esmfold.infer(sequences[0])
     exists = output["atom37_atom_exists"][0].bool()
     assert float(together[0]) == pytest.approx(100 * float(output["plddt"][0][exists].mean()), abs=1e-3)
     with pytest.raises(UsageError, match="one residue or more"):

@@ -41,16 +41,16 @@ def test_a_label_names_the_row_and_its_departures_from_exact_sampling(changed, o
 
 @pytest.fixture
 def legends(monkeypatch):
-    """Labels in the legend of each figure that is drawn."""
+    """A list to which each drawn figure appends the labels of its legend."""
     from matplotlib.figure import Figure
 
-    found = []
+    labels = []
     draw = Figure.legend
-    monkeypatch.setattr(Figure, "legend", lambda *args, **how: found.append(args[2]) or draw(*args, **how))
-    return found
+    monkeypatch.setattr(Figure, "legend", lambda *args, **options: labels.append(args[2]) or draw(*args, **options))
+    return labels
 
 
-def test_lines_of_a_figure_are_told_apart(legends, tmp_path):
+def test_lines_of_a_figure_have_distinct_labels(legends, tmp_path):
     data = replace(ROW, role="data", sampler="", nfe=0)
     rows = [replace(ROW, **changed) for changed in ({}, {"nfe": 4}, {"top_p": 0.9}, {"temperature": 0.8})]
     perplexity_figure([data, *rows], tmp_path / "a.png")

@@ -18,7 +18,7 @@ from didi.models.discriminator import Discriminator
 from didi.models.dit import DiT, DiTConfig
 from didi.sampling.token_distribution import TokenDistribution
 
-LOAD = Workload(batch_size=3, length=32, nfe=4)
+WORKLOAD = Workload(batch_size=3, length=32, nfe=4)
 
 
 @pytest.fixture(scope="module")
@@ -28,10 +28,16 @@ def bundle():
 
 
 def test_every_contestant_is_timed_in_every_round_beside_its_floor(bundle):
-    seen = []
+    calls = []
     methods = ("ancestral", "trunk", "published", "guided", "guided floor", "autoregressive")
-    rows = compare(bundle, [LOAD], methods=methods, rounds=2, on_round=lambda load, number: seen.append((load, number)))
-    assert seen == [(LOAD, 0), (LOAD, 1), (LOAD, 2)]
+    rows = compare(
+        bundle,
+        [WORKLOAD],
+        methods=methods,
+        rounds=2,
+        on_round=lambda workload, number: calls.append((workload, number)),
+    )
+    assert calls == [(WORKLOAD, 0), (WORKLOAD, 1), (WORKLOAD, 2)]
     assert [row.method for row in rows] == list(methods)
     assert all(len(row.seconds) == 2 and min(row.seconds) > 0 for row in rows)
     by_name = {row.method: row for row in rows}
@@ -39,9 +45,9 @@ def test_every_contestant_is_timed_in_every_round_beside_its_floor(bundle):
         ratios = [a / b for a, b in zip(by_name[name].seconds, by_name[floor].seconds, strict=True)]
         assert by_name[name].over_floor == (statistics.median(ratios), min(ratios), max(ratios))
     assert by_name["trunk"].over_floor is None
-    published, ours = by_name["published"], by_name["ancestral"]
+    published, ancestral = by_name["published"], by_name["ancestral"]
     assert published.speedup == (1, 1, 1)
-    assert ours.speedup[1] == min(a / b for a, b in zip(published.seconds, ours.seconds, strict=True))
+    assert ancestral.speedup[1] == min(a / b for a, b in zip(published.seconds, ancestral.seconds, strict=True))
     assert by_name["autoregressive"].nfe == 32
     assert by_name["ancestral"].tokens_per_second == pytest.approx(3 * 32 / (sum(by_name["ancestral"].seconds) / 2))
     assert [SpeedRow.from_record(json.loads(json.dumps(row.record()))).record() for row in rows] == [
@@ -54,7 +60,7 @@ def test_every_contestant_is_timed_in_every_round_beside_its_floor(bundle):
 
 def test_variants_are_timed_beside_the_plain_published_algorithm(bundle):
     variants = [Variant(), Variant("int8")]
-    rows = compare(bundle, [LOAD], methods=("ancestral", "trunk", "published"), variants=variants, rounds=1)
+    rows = compare(bundle, [WORKLOAD], methods=("ancestral", "trunk", "published"), variants=variants, rounds=1)
     kinds = [(row.method, row.variant) for row in rows]
     assert kinds == [
         ("ancestral", "float32"),
@@ -68,18 +74,18 @@ def test_variants_are_timed_beside_the_plain_published_algorithm(bundle):
     assert int8.speedup[0] == rows[2].seconds[0] / int8.seconds[0]
 
 
-def passes(bundle, method, load):
-    with speed_work._watched(bundle) as seen:
-        contestant(bundle, method, load)()
-    return seen.shapes
+def passes(bundle, method, workload):
+    with speed_work._recording(bundle) as recorded:
+        contestant(bundle, method, workload)()
+    return recorded.shapes
 
 
 def test_a_floor_makes_the_passes_of_its_sampler(bundle):
-    ancestral = passes(bundle, "ancestral", LOAD)
+    ancestral = passes(bundle, "ancestral", WORKLOAD)
     assert ancestral[0] == ("trunk", 1, False)
     assert ancestral[1:] == [("trunk", 3, False)] * 3
     # The floor is traced while it is made, so its own passes follow those of the sampler.
-    assert passes(bundle, "trunk", LOAD)[len(ancestral) :] == ancestral
+    assert passes(bundle, "trunk", WORKLOAD)[len(ancestral) :] == ancestral
     guided = passes(bundle, "guided", Workload(3, 32, 8))
     assert ("discriminator", 3, True) in guided  # the tilted move
     assert ("discriminator", 12, False) in guided  # four candidates of three sequences
@@ -87,12 +93,12 @@ def test_a_floor_makes_the_passes_of_its_sampler(bundle):
     assert len(floor) == len(guided) + sum(has_gradient for *_, has_gradient in guided)
 
 
-def test_shares_sum_to_one_and_the_watched_functions_are_put_back(bundle):
+def test_shares_sum_to_one_and_the_wrapped_functions_are_restored(bundle):
     before = (TokenDistribution.sample, torch.autograd.grad)
-    found = trace(bundle, "guided", LOAD).shares
-    assert set(found) == {"trunk", "head", "draw", "discriminator", "rest"}
-    assert sum(found.values()) == pytest.approx(1)
-    assert min(found.values()) > 0
+    shares = trace(bundle, "guided", WORKLOAD).shares
+    assert set(shares) == {"trunk", "head", "draw", "discriminator", "rest"}
+    assert sum(shares.values()) == pytest.approx(1)
+    assert min(shares.values()) > 0
     assert before == (TokenDistribution.sample, torch.autograd.grad)
     assert "features" not in vars(bundle.denoiser())
 
@@ -100,21 +106,23 @@ def test_shares_sum_to_one_and_the_watched_functions_are_put_back(bundle):
 def test_what_a_bundle_lacks_is_named(bundle):
     alone = Bundle(teacher=bundle.teacher, name="mine")
     with pytest.raises(UsageError, match="bundle mine has none"):
-        contestant(alone, "guided floor", LOAD)
+        contestant(alone, "guided floor", WORKLOAD)
 
 
 @pytest.mark.slow
-def test_memory_of_ours_stays_far_below_that_of_the_published_algorithm():
+def test_memory_of_the_ancestral_sampler_is_far_below_the_published_algorithms():
     from didi.apps.bench import _bundle
 
-    make = partial(_bundle, "tiny-news", None, is_random=True)
-    load = Workload(batch_size=16, length=128, nfe=8)
-    ours, published = (peak_memory(make, method, load, Variant()) for method in ("ancestral", "published"))
+    load_bundle = partial(_bundle, "tiny-news", None, is_random=True)
+    workload = Workload(batch_size=16, length=128, nfe=8)
+    ancestral, published = (
+        peak_memory(load_bundle, method, workload, Variant()) for method in ("ancestral", "published")
+    )
     assert published > 16 * 128 * 8192 * 8 / 2**20  # a float64 number for every position and symbol
-    assert ours < published / 4
+    assert ancestral < published / 4
 
 
-def other_bundle(process, mask_id):
+def bundle_of(process, mask_id):
     torch.manual_seed(0)
     shape = DiTConfig(
         vocab_size=9, mask_id=mask_id, length=32, hidden_size=16, num_blocks=1, num_heads=2, is_time_conditioned=True
@@ -122,39 +130,39 @@ def other_bundle(process, mask_id):
     return Bundle(teacher=DiT(shape).eval(), process=process)
 
 
-OTHERS = {
+PROCESSES = {
     "uniform": (Uniform(9), None, ("ancestral", "greedy-tail", "passes", "published")),
     "sedd-uniform": (ScoreUniform(9), None, ("ancestral", "euler", "passes")),
     "sedd-absorb": (ScoreAbsorbing(8), 8, ("ancestral", "euler", "passes")),
 }
 
 
-@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize("name", PROCESSES)
 def test_other_processes_are_timed_beside_trunk_and_head_at_every_predicted_position(name):
-    process, mask_id, methods = OTHERS[name]
-    bundle = other_bundle(process, mask_id)
+    process, mask_id, methods = PROCESSES[name]
+    bundle = bundle_of(process, mask_id)
     assert default_methods(process) == methods
-    rows = {row.method: row for row in compare(bundle, [LOAD], methods=methods, rounds=1)}
+    rows = {row.method: row for row in compare(bundle, [WORKLOAD], methods=methods, rounds=1)}
     assert list(rows) == list(methods)
     for method in set(methods) - {"passes"}:
         assert floor_of(method, process) == "passes"
         assert rows[method].over_floor[0] == rows[method].seconds[0] / rows["passes"].seconds[0]
-    seen = trace(bundle, "ancestral", LOAD)
-    assert len(seen.head_rows) == len(seen.shapes) == LOAD.nfe
-    with speed_work._watched(bundle) as floor:
-        contestant(bundle, "passes", LOAD, traced=seen)()
-    assert floor.shapes == seen.shapes
-    every = [rows * LOAD.length for _, rows, _ in seen.shapes]
+    recorded = trace(bundle, "ancestral", WORKLOAD)
+    assert len(recorded.head_rows) == len(recorded.shapes) == WORKLOAD.nfe
+    with speed_work._recording(bundle) as floor:
+        contestant(bundle, "passes", WORKLOAD, traced=recorded)()
+    assert floor.shapes == recorded.shapes
+    every = [rows * WORKLOAD.length for _, rows, _ in recorded.shapes]
     if name == "uniform":
-        assert sum(seen.head_rows) < sum(every)  # the sampler reads fewer
+        assert sum(recorded.head_rows) < sum(every)  # the sampler reads fewer
         assert floor.head_rows == every
     elif name == "sedd-uniform":
-        assert floor.head_rows == seen.head_rows == every
+        assert floor.head_rows == recorded.head_rows == every
     else:
-        assert floor.head_rows == seen.head_rows < [3 * 32] * LOAD.nfe
+        assert floor.head_rows == recorded.head_rows < [3 * 32] * WORKLOAD.nfe
 
 
 def test_a_sampler_that_the_process_does_not_have_is_refused():
-    bundle = other_bundle(ScoreUniform(9), None)
+    bundle = bundle_of(ScoreUniform(9), None)
     with pytest.raises(UsageError, match="published does not sample sedd-uniform diffusion; use one of ancestral"):
-        contestant(bundle, "published", LOAD)
+        contestant(bundle, "published", WORKLOAD)

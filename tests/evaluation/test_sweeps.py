@@ -14,8 +14,8 @@ def make_row(role="student", *, entropy=4.0, ppl=100.0, sampler="ancestral", nfe
 def test_a_sweep_is_one_model_sampler_and_nfe_in_order_of_temperature():
     rows = [make_row(nfe=nfe, temperature=temperature) for temperature in (1.1, 0.8, 1.0) for nfe in (8, 32)]
     rows.append(make_row(sampler="guided"))
-    found = {sweep.label(): [row.temperature for row in sweep.rows] for sweep in sweeps(rows)}
-    assert found == {
+    by_label = {sweep.label(): [row.temperature for row in sweep.rows] for sweep in sweeps(rows)}
+    assert by_label == {
         "student, ancestral, 8 NFE": [0.8, 1, 1.1],
         "student, ancestral, 32 NFE": [0.8, 1, 1.1],
         "student, guided, 8 NFE": [1],
@@ -25,8 +25,8 @@ def test_a_sweep_is_one_model_sampler_and_nfe_in_order_of_temperature():
 def test_exact_samples_belong_to_both_kinds_of_sweep():
     rows = [make_row(), make_row(temperature=0.9), make_row(top_p=0.9), make_row(top_p=0.9, temperature=0.9)]
     rows.append(make_row("data", nfe=0, sampler=""))
-    found = {sweep.label(): [(row.temperature, row.top_p) for row in sweep.rows] for sweep in sweeps(rows)}
-    assert found == {
+    by_label = {sweep.label(): [(row.temperature, row.top_p) for row in sweep.rows] for sweep in sweeps(rows)}
+    assert by_label == {
         "student, ancestral, 8 NFE": [(0.9, 1), (1, 1)],
         "student, ancestral, 8 NFE, top-p": [(1, 0.9), (1, 1)],
         "data": [(1, 1)],
@@ -46,7 +46,7 @@ def test_sweeps_are_compared_where_their_entropies_meet():
     )
 
 
-def test_sweeps_that_never_meet_say_so_and_judges_are_kept_apart():
+def test_sweeps_without_common_entropies_have_no_ratio_and_judges_are_compared_separately():
     low, high = (
         [make_row(role, entropy=h + i, temperature=0.9 + i / 10) for i in range(2)]
         for role, h in (("a", 1.0), ("b", 3.0))

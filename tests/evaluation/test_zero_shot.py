@@ -14,8 +14,8 @@ from didi.models.bundle import Bundle
 def make_row(data="news", role="teacher", *, is_exact=False):
     nats = math.log(100)
     interval = (nats - 0.1, nats + 0.1)
-    found = Likelihood(nats, interval, 0.0 if is_exact else 0.02, 10, 1280, 1 if is_exact else 16, is_exact)
-    return LikelihoodRow(data, role, 6400, found)
+    likelihood = Likelihood(nats, interval, 0.0 if is_exact else 0.02, 10, 1280, 1 if is_exact else 16, is_exact)
+    return LikelihoodRow(data, role, 6400, likelihood)
 
 
 def test_table_marks_bounds_and_says_how_they_were_made():
@@ -64,8 +64,8 @@ def test_a_row_says_how_its_corpus_was_prepared(make_dit, monkeypatch):
     framed = Bundle(**{**vars(bundle), "provenance": {"block_layout": "bos-eos"}})
     monkeypatch.setattr(zero_shot, "zero_shot_documents", lambda name: documents)
     rows = [
-        score_corpus(one, data, "teacher", num_sequences=2, num_draws=2)
-        for one, data in ((bundle, "ptb"), (bundle, "ag-news"), (framed, "ptb"))
+        score_corpus(each, data, "teacher", num_sequences=2, num_draws=2)
+        for each, data in ((bundle, "ptb"), (bundle, "ag-news"), (framed, "ptb"))
     ]
     assert [(row.is_detokenized, row.block_layout) for row in rows] == [
         (True, "stream"),
@@ -74,24 +74,24 @@ def test_a_row_says_how_its_corpus_was_prepared(make_dit, monkeypatch):
     ]
     for row in rows:
         assert LikelihoodRow.from_record(row.record()) == row
-    said = likelihood_table(rows[:2], model="mine", machine="a machine").splitlines()[-1]
-    assert "Detokenised by the rules of MDLM: ptb. Texts are wrapped into blocks, layout stream." in said
+    footnote = likelihood_table(rows[:2], model="mine", machine="a machine").splitlines()[-1]
+    assert "Detokenised by the rules of MDLM: ptb. Texts are wrapped into blocks, layout stream." in footnote
     assert "layout bos-eos" in likelihood_table(rows[2:], model="mine", machine="a machine")
     assert "Detokenised" not in likelihood_table(rows[1:2], model="mine", machine="a machine")
 
 
-def test_records_of_before_are_read():
+def test_records_of_older_versions_are_read():
     record = make_row().record()
     del record["is_detokenized"], record["block_layout"]
     assert LikelihoodRow.from_record(record) == make_row()
 
 
-def test_lengths_and_layouts_of_networks_that_differ_are_told():
+def test_differing_lengths_and_layouts_of_networks_are_in_the_footnote():
     teacher, baseline = (replace(make_row(role=role), block_layout="bos-eos") for role in ("teacher", "autoregressive"))
     alike = likelihood_table([teacher, baseline], model="mine", machine="a machine")
     assert "blocks of 128 tokens;" in alike
     assert "layout bos-eos." in alike
-    longer = replace(baseline, block_layout="stream", found=replace(baseline.found, num_tokens=10_240))
+    longer = replace(baseline, block_layout="stream", likelihood=replace(baseline.likelihood, num_tokens=10_240))
     table = likelihood_table([teacher, longer], model="mine", machine="a machine")
     assert "blocks of 128 (autoregressive: 1024) tokens;" in table
     assert "layout bos-eos (autoregressive: stream)." in table

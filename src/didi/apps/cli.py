@@ -41,8 +41,8 @@ The function takes the arguments after the command's name.
 """
 
 
-OF_A_RECIPE = ("pretrain", "distill", "doctor")
-"""Commands whose first word is a recipe."""
+RECIPE_COMMANDS = ("pretrain", "distill", "doctor")
+"""Commands whose first argument is a recipe."""
 
 
 def _usage() -> str:
@@ -51,7 +51,7 @@ def _usage() -> str:
 
 
 def _version() -> str:
-    from didi import __version__  # reads the metadata of the installed distribution, which other commands do not need
+    from didi import __version__  # imported here since it reads the metadata of the installed distribution
 
     return __version__
 
@@ -61,7 +61,7 @@ def _dispatch(args: Sequence[str]) -> None:
         print(_usage())
     elif args[0] == "--version":
         print(_version())
-    elif args[0] in OF_A_RECIPE and len(args) == 1:  # answered without torch, whose import takes seconds
+    elif args[0] in RECIPE_COMMANDS and len(args) == 1:  # before the import of torch, which takes seconds
         raise UsageError(
             f"the recipe comes first: didi {args[0]} RECIPE [flags]; didi {args[0]} --help names the recipes"
         )

@@ -1,4 +1,4 @@
-"""``didi compare``: models that ``didi evaluate`` has measured, pair by pair and at equal entropy."""
+"""``didi compare``: comparison of models that ``didi evaluate`` has measured, paired and at equal entropy."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -30,7 +30,7 @@ class CompareCommand:
 
 
 def run_compare(args: Sequence[str]) -> None:
-    """Run ``didi compare`` with the words after it."""
+    """Run ``didi compare`` with the arguments after the command's name."""
     command = parse(CompareCommand, args, prog="didi compare")
     if len(command.folders) < 2:
         raise UsageError("didi compare takes two folders or more, each the --out of a didi evaluate")
@@ -38,7 +38,7 @@ def run_compare(args: Sequence[str]) -> None:
         raise UsageError(f"the folders of didi compare differ from each other; got {repeated} twice: leave one out")
     refuse_existing(command.out, ("compare.md", "frontier.png"), overwrite=command.overwrite)
     models = {str(folder): read_sets(folder) for folder in command.folders}
-    rows = {name: [one.row for one in sets] for name, sets in models.items()}
+    rows = {name: [sample_set.row for sample_set in sets] for name, sets in models.items()}
     table = models_table(models)
     if (at_equal_entropy := models_at_equal_entropy(rows)) is not None:
         table += f"\n{at_equal_entropy}"
@@ -47,8 +47,8 @@ def run_compare(args: Sequence[str]) -> None:
             "an autoregressive network is compared with others at equal entropy, which takes a sweep of each: give "
             "both evaluations --temperature 0.8 0.9 1, or other values"
         )
-    if command.out is not None:  # before the table: its reader may leave
-        figure = frontier_figure(_drawn(rows), command.out / "frontier.png")
+    if command.out is not None:  # before the table is printed, which fails if the pipe is closed
+        figure = frontier_figure(_figure_rows(rows), command.out / "frontier.png")
         write_atomically(command.out / "compare.md", f"{table}\n![Perplexity against entropy]({figure.name})\n")
     print(table, end="")
     if command.out is not None:
@@ -56,12 +56,12 @@ def run_compare(args: Sequence[str]) -> None:
 
 
 def _repeated(folders: Sequence[Path]) -> Path | None:
-    """The first folder that is given again, perhaps in another spelling."""
-    places = [folder.resolve() for folder in folders]
-    return next((folder for folder, place in zip(folders, places, strict=True) if places.count(place) > 1), None)
+    """The first folder that is given twice, perhaps as different paths."""
+    resolved = [folder.resolve() for folder in folders]
+    return next((folder for folder, path in zip(folders, resolved, strict=True) if resolved.count(path) > 1), None)
 
 
-def _drawn(models: Mapping[str, Sequence[EvaluationRow]]) -> list[EvaluationRow]:
-    """Every sampled row under its model's name, and real data once; anchors would stretch every axis."""
+def _figure_rows(models: Mapping[str, Sequence[EvaluationRow]]) -> list[EvaluationRow]:
+    """All sampled rows, labelled with the model's name, and real data once; anchors would stretch the axes."""
     data = [row for rows in models.values() for row in rows if row.role == "data"][:1]
     return data + [replace(row, role=f"{name}: {row.role}") for name, rows in models.items() for row in rows if row.nfe]

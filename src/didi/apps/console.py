@@ -1,4 +1,4 @@
-"""Results on standard output: a console whose reader may close the pipe, and evaluation rows as a table."""
+"""Results on standard output: a console that reports a closed pipe, and a table of evaluation rows."""
 
 import math
 from collections.abc import Sequence
@@ -14,14 +14,14 @@ class ResultConsole(Console):
     """Standard output; if its reader closes the pipe, the error reaches ``terminal.run``, which reports it."""
 
     def on_broken_pipe(self) -> None:
-        """Raise, where rich exits without a word."""
+        """Raise an error; by default rich exits without a message."""
         raise BrokenPipeError
 
 
 def print_rows(rows: Sequence[EvaluationRow], *, title: str, console: Console) -> None:
     """Print evaluation rows as a table that fits a terminal of 80 columns; the report has all columns.
 
-    Long labels wrap. They name the sampler only if the rows differ in it.
+    Long labels are wrapped. They contain the sampler only if the rows have different samplers.
     """
     is_guided = any(row.discriminator_passes for row in rows)
     is_exact = any(math.isfinite(row.kl) for row in rows)

@@ -11,9 +11,9 @@ from didi.apps.convert_parts import (
     discriminator_weights,
     intended_nfe,
     network_weights,
+    positive_integer,
     refuse_unread,
     tokenizer_of,
-    whole,
 )
 from didi.apps.outputs import refuse_existing
 from didi.apps.terminal import parse
@@ -47,24 +47,25 @@ class ConvertCommand:
     overwrite: bool = False
     """Replace the bundle in --out."""
     role: Literal["teacher", "student"] | None = None
-    """What the network is in the bundle; a student for sdtt and didi, a teacher for the others."""
+    """Role of the network in the bundle; by default student for sdtt and didi, teacher for the other layouts."""
     weights: Literal["ema", "raw"] | None = None
-    """The moving average of a training checkpoint, or its raw weights; the average where there is one."""
+    """The moving average of a training checkpoint, or its raw weights; by default the average if there is one."""
     tied: bool = False
-    """The head shares the embedding's matrix; config.json's tie_word_embeddings says so too (gpt2: by default)."""
+    """The head shares the embedding's matrix, as with tie_word_embeddings in config.json (gpt2: by default)."""
     num_heads: int | None = None
-    """Attention heads, where neither config.json nor the rotary frequencies determine them."""
+    """Attention heads, if neither config.json nor the rotary frequencies determine them."""
     length: int | None = None
     """Context length; config.json's, or 1024 (gpt2: that of the weights; esm2 and dplm: in positions)."""
     tokenizer: str | None = None
-    """gpt2, a tokenizer.json, a Hub name, or none; by default the one beside the checkpoint, or gpt2 for its size."""
+    """gpt2, a tokenizer.json, a Hub name, or none; by default tokenizer.json beside the checkpoint, or gpt2 for a
+    network with its vocabulary size."""
     discriminator: Path | None = None
-    """didi: the discriminator's file; discriminator.safetensors beside the checkpoint by default, if it is there."""
+    """didi: file of the discriminator; by default discriminator.safetensors beside the checkpoint, if it exists."""
     block_layout: BlockLayout | None = None
-    """Rows that the network was trained on, which a distillation takes too: bos-eos (BOS, L - 2 tokens, EOS) or stream;
-    by default config.json's, or those of the public checkpoints (sedd and gpt2: stream, others: bos-eos)."""
+    """Layout of the rows that the network was trained on, also used by a distillation: bos-eos (BOS, L - 2 tokens, EOS)
+    or stream; by default config.json's, or that of the public checkpoints (sedd and gpt2: stream, others: bos-eos)."""
     revision: str | None = None
-    """Branch, tag or commit of a Hub repository (sdtt keeps its rounds so)."""
+    """Branch, tag or commit of a Hub repository (the rounds of sdtt are revisions)."""
     nfe: int | None = None
     """Moves that a student is meant for, the default of didi generate; config.json's intended_nfe, or not recorded."""
 
@@ -76,19 +77,19 @@ class ExportCommand:
     out: Path
     """New folder for config.json, model.safetensors and tokenizer.json."""
     overwrite: bool = False
-    """Replace an earlier export that is there."""
+    """Replace an earlier export in --out."""
     role: Role | None = None
-    """Which network; the student if there is one, by default."""
+    """Role of the network; by default student if the bundle has one."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """What a code base keeps in its checkpoints beside the common tensors.
+    """The conventions of a code base for its checkpoints.
 
     Attributes:
-        role: of the network in a bundle.
-        settings: reads ``config.json``: (attention heads, length, time conditioning, process, schedule).
-        block_layout: of the rows that the public checkpoints were trained on.
+        role: role of the network in a bundle.
+        settings: function that reads settings from ``config.json``.
+        block_layout: layout of the rows that the public checkpoints were trained on.
     """
 
     role: Literal["teacher", "student"]
@@ -98,7 +99,7 @@ class Layout:
 
 @dataclass(frozen=True)
 class _Settings:
-    """What the tensors do not determine."""
+    """Settings that the tensors do not determine."""
 
     num_heads: Any = None
     length: Any = None
@@ -119,14 +120,14 @@ def _duo(config: Mapping[str, Any]) -> _Settings:
         config.get("model_length"),
         is_time_conditioned=True,
         process=Uniform.name,
-        schedule=schedule_from_name("log-linear-eps"),  # of the public code
+        schedule=schedule_from_name("log-linear-eps"),  # as in the public code
     )
 
 
 def _sedd(config: Mapping[str, Any]) -> _Settings:
-    """Scores; those of masked diffusion that are not scaled by sigma are read as a denoiser's logits.
+    """Settings of a SEDD checkpoint; absorbing scores that are not scaled by sigma are read as logits of a denoiser.
 
-    At a mask the score is a constant times the distribution of the token (Ou et al. 2025), which alone is kept then.
+    At a mask the score is a constant times the distribution of the token (Ou et al. 2025); the constant is dropped.
     """
     model, graph, noise = (config.get(name) or {} for name in ("model", "graph", "noise"))
     graphs = {"absorb": "sedd-absorb" if model.get("scale_by_sigma", True) else "absorbing", "uniform": "sedd-uniform"}
@@ -170,7 +171,7 @@ NAMES = (*LAYOUTS, GPT2, *convert_esm2.SCHEDULES)
 
 
 def run_convert(args: Sequence[str]) -> None:
-    """Run ``didi convert`` with the words after it."""
+    """Run ``didi convert`` with the arguments after the command's name."""
     names, flags = list(args[:2]), args[2:]
     if not args:
         raise UsageError(f"didi convert takes {', '.join(NAMES)} or export first; see didi convert --help")
@@ -183,18 +184,18 @@ def run_convert(args: Sequence[str]) -> None:
         raise UsageError(f"didi convert {names[0]} takes {what} next: didi convert {names[0]} SRC --out FOLDER")
     prog = f"didi convert {names[0]} {names[1]}"
     if names[0] == "export":
-        asked = parse(ExportCommand, flags, prog=prog)
-        print(export(load(names[1]), asked.out, asked.role, overwrite=asked.overwrite))
+        command = parse(ExportCommand, flags, prog=prog)
+        print(export(load(names[1]), command.out, command.role, overwrite=command.overwrite))
     else:
         print(convert(names[0], names[1], parse(ConvertCommand, flags, prog=prog)))
 
 
 def convert(layout: str, source: str, command: ConvertCommand) -> Path:
-    """Make a bundle of a public checkpoint; returns its folder.
+    """Convert a public checkpoint to a bundle; returns the folder of the bundle.
 
     Raises:
-        UsageError: the checkpoint is not of that layout, a setting does not fit, or ``--out`` holds a bundle that is
-            not to be overwritten.
+        UsageError: the checkpoint does not have that layout, a setting does not fit, or ``--out`` has a bundle and
+            ``overwrite`` is False.
         DidiError: the disk is full or cannot be written.
     """
     refuse_existing(command.out, ("bundle.yaml",), overwrite=command.overwrite, what="a bundle")
@@ -226,46 +227,46 @@ def _esm2_bundle(layout: str, source: str, command: ConvertCommand) -> Bundle:
 
 def _diffusion_bundle(layout: str, source: str, command: ConvertCommand) -> Bundle:
     """The bundle of a masked-diffusion or uniform-state checkpoint."""
-    kind, found = LAYOUTS[layout], read_checkpoint(source, revision=command.revision)
-    given = kind.settings(found.settings)
-    length = whole("length", command.length or given.length or 1024)
-    num_heads = command.num_heads or given.num_heads
-    num_heads = None if num_heads is None else whole("num_heads", num_heads)
-    is_tied = command.tied or bool(found.settings.get("tie_word_embeddings", False))
-    blocks = checked(command.block_layout or found.settings.get(BLOCK_LAYOUT, kind.block_layout))
-    weights = command.weights or ("raw" if found.shadow is None and not found.average else "ema")
+    conventions, checkpoint = LAYOUTS[layout], read_checkpoint(source, revision=command.revision)
+    settings = conventions.settings(checkpoint.settings)
+    length = positive_integer("length", command.length or settings.length or 1024)
+    num_heads = command.num_heads or settings.num_heads
+    num_heads = None if num_heads is None else positive_integer("num_heads", num_heads)
+    is_tied = command.tied or bool(checkpoint.settings.get("tie_word_embeddings", False))
+    blocks = checked(command.block_layout or checkpoint.settings.get(BLOCK_LAYOUT, conventions.block_layout))
+    weights = command.weights or ("raw" if checkpoint.shadow is None and not checkpoint.average else "ema")
     network = dit_from_state_dict(
-        network_weights(found, weights, is_tied=is_tied),
+        network_weights(checkpoint, weights, is_tied=is_tied),
         num_heads,
         length=length,
-        is_time_conditioned=given.is_time_conditioned,
-        is_uniform=issubclass(find_process(given.process), Uniform),
+        is_time_conditioned=settings.is_time_conditioned,
+        is_uniform=issubclass(find_process(settings.process), Uniform),
         is_tied=is_tied,
     )
-    role = command.role or kind.role
+    role = command.role or conventions.role
     networks: dict[str, Any] = {role: network.eval()}
-    if discriminator := discriminator_weights(layout, found, command.discriminator):
+    if discriminator := discriminator_weights(layout, checkpoint, command.discriminator):
         networks["discriminator"] = discriminator_from_state_dict(
             discriminator, num_heads, length=length, mask_id=network.config.mask_id
         )
     vocab_size, mask_id = network.config.vocab_size, network.config.mask_id
-    process = find_process(given.process)(vocab_size if mask_id is None else mask_id, given.schedule)
+    process = find_process(settings.process)(vocab_size if mask_id is None else mask_id, settings.schedule)
     bundle = Bundle(
         **networks,
         process=cast(Process, process),
-        intended_nfe=intended_nfe(command.nfe, found, role),
+        intended_nfe=intended_nfe(command.nfe, checkpoint, role),
         provenance={"source": source, "layout": layout, "weights": weights, BLOCK_LAYOUT: blocks}
         | ({"revision": command.revision} if command.revision else {}),
     )
-    bundle.tokenizer = tokenizer_of(command.tokenizer, found, bundle)
+    bundle.tokenizer = tokenizer_of(command.tokenizer, checkpoint, bundle)
     return bundle
 
 
 def export(bundle: Bundle, out: Path, role: Role | None = None, *, overwrite: bool = False) -> Path:
-    """Write a network of a bundle in the MDLM layout, all files or none; returns the folder.
+    """Write a network of a bundle in the MDLM layout, atomically; returns the folder.
 
     Raises:
-        UsageError: the layout has no place for the network, or ``out`` is there already and is no export to overwrite.
+        UsageError: the layout does not support the network, or ``out`` exists and is not an export to overwrite.
         DidiError: the disk is full or cannot be written.
     """
     network = bundle.network(role)

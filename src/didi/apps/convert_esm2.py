@@ -1,4 +1,4 @@
-"""``didi convert esm2`` and ``didi convert dplm``: protein language models of ``transformers`` into bundles."""
+"""``didi convert esm2`` and ``didi convert dplm``: bundles of protein language models of ``transformers``."""
 
 from pathlib import Path
 from typing import Any, Literal
@@ -13,7 +13,7 @@ from didi.models.esm2_layout import esm2_from_state_dict
 from didi.models.foreign import read_checkpoint
 
 SCHEDULES = {"esm2": "log-linear", "dplm": "log-linear-500"}
-"""Noise schedule of each code base; ESM-2 itself, a masked language model, has none."""
+"""Noise schedule of each layout; ESM-2 is a masked language model without a schedule, so this is a choice."""
 UNREAD = {
     "weights": "the layout holds one set of weights",
     "tied": "config.json and the weights say it",
@@ -22,7 +22,7 @@ UNREAD = {
     "block_layout": "a protein is a row of its own",
     "nfe": "a teacher is meant for no number of moves",
 }
-"""Why flags that other layouts read are not read."""
+"""Flags of other layouts that these do not read, with the reasons."""
 
 
 def esm2_bundle(
@@ -34,25 +34,25 @@ def esm2_bundle(
     num_heads: int | None = None,
     length: int | None = None,
 ) -> Bundle:
-    """The bundle of a checkpoint.
+    """Make a bundle from a checkpoint.
 
     Args:
         layout: ``esm2`` or ``dplm``.
         source: A file, a folder or a Hub repository, such as ``facebook/esm2_t30_150M_UR50D``.
-        revision: Of a Hub repository.
-        role: Of the network.
-        num_heads: Attention heads, instead of those in ``config.json``.
+        revision: Revision of a Hub repository.
+        role: Role of the network in the bundle.
+        num_heads: Number of attention heads, instead of that in ``config.json``.
         length: Context length in positions, instead of that in ``config.json``.
 
     Raises:
-        UsageError: The checkpoint is not of that layout.
+        UsageError: The checkpoint does not have that layout.
         DidiError: The Hub could not be reached.
     """
-    found = read_checkpoint(source, revision=revision)
-    if found.shadow is not None or found.average:
+    checkpoint = read_checkpoint(source, revision=revision)
+    if checkpoint.shadow is not None or checkpoint.average:
         raise UsageError(f"an ESM-2 checkpoint holds one set of weights; {source} has an average beside it")
-    network = esm2_from_state_dict(found.weights, found.settings, num_heads=num_heads, length=length)
-    _check_vocabulary(found.folder / "vocab.txt")
+    network = esm2_from_state_dict(checkpoint.weights, checkpoint.settings, num_heads=num_heads, length=length)
+    _check_vocabulary(checkpoint.folder / "vocab.txt")
     networks: dict[str, Any] = {role: network}
     return Bundle(
         **networks,
@@ -64,9 +64,9 @@ def esm2_bundle(
 
 
 def _check_vocabulary(file: Path) -> None:
-    """Refuse a ``vocab.txt`` beside a checkpoint that is not the vocabulary of ESM-2."""
+    """Refuse a checkpoint whose ``vocab.txt``, if it has one, is not the vocabulary of ESM-2."""
     if not file.is_file():
         return
-    found = tuple(file.read_text(encoding="utf-8").split())
-    if found != ALPHABET:
-        raise UsageError(f"the vocabulary of ESM-2 is {' '.join(ALPHABET)}; {file} has {' '.join(found)[:300]}")
+    vocabulary = tuple(file.read_text(encoding="utf-8").split())
+    if vocabulary != ALPHABET:
+        raise UsageError(f"the vocabulary of ESM-2 is {' '.join(ALPHABET)}; {file} has {' '.join(vocabulary)[:300]}")

@@ -1,4 +1,4 @@
-"""``didi convert gpt2``: GPT-2 of ``transformers`` into a bundle with the role ``autoregressive``."""
+"""``didi convert gpt2``: a bundle of GPT-2 of ``transformers``, with the role ``autoregressive``."""
 
 from didi.apps.convert_parts import tokenizer_of
 from didi.data.blocks import BLOCK_LAYOUT, BlockLayout, checked
@@ -12,7 +12,7 @@ UNREAD = {
     "discriminator": "the layout has none",
     "nfe": "one pass writes one token",
 }
-"""Why flags that other layouts read are not read."""
+"""Flags of other layouts that this one does not read, with the reasons."""
 
 
 def gpt2_bundle(
@@ -24,27 +24,28 @@ def gpt2_bundle(
     tokenizer: str | None = None,
     block_layout: BlockLayout | None = None,
 ) -> Bundle:
-    """The bundle of a checkpoint.
+    """Make a bundle from a checkpoint.
 
     Args:
-        source: As for ``read_gpt2``.
-        revision: Of a Hub repository.
-        num_heads: Attention heads, instead of those in ``config.json``.
-        is_tied: The head is the embedding, whatever ``config.json`` says.
-        tokenizer: As for ``tokenizer_of``.
-        block_layout: Of the rows that the network was trained on; by default that of ``config.json`` or ``stream``.
+        source: See ``read_gpt2``.
+        revision: Revision of a Hub repository.
+        num_heads: Number of attention heads, instead of that in ``config.json``.
+        is_tied: Whether the head shares the matrix of the embedding even if ``config.json`` does not set it.
+        tokenizer: See ``tokenizer_of``.
+        block_layout: Layout of the rows that the network was trained on; by default that of ``config.json``, or
+            ``stream``.
 
     Raises:
-        UsageError: The checkpoint is not of that layout.
+        UsageError: The checkpoint does not have that layout.
         DidiError: The Hub could not be reached.
     """
-    found = read_gpt2(source, revision=revision)
-    network = gpt2_from_state_dict(found.weights, found.settings, num_heads=num_heads, is_tied=is_tied)
-    blocks = checked(block_layout or found.settings.get(BLOCK_LAYOUT, "stream"))
+    checkpoint = read_gpt2(source, revision=revision)
+    network = gpt2_from_state_dict(checkpoint.weights, checkpoint.settings, num_heads=num_heads, is_tied=is_tied)
+    blocks = checked(block_layout or checkpoint.settings.get(BLOCK_LAYOUT, "stream"))
     bundle = Bundle(
         autoregressive=network,
         provenance={"source": source, "layout": "gpt2", "weights": "raw", BLOCK_LAYOUT: blocks}
         | ({"revision": revision} if revision else {}),
     )
-    bundle.tokenizer = tokenizer_of(tokenizer, found, bundle)
+    bundle.tokenizer = tokenizer_of(tokenizer, checkpoint, bundle)
     return bundle

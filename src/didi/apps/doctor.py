@@ -1,4 +1,4 @@
-"""``didi doctor``: what a recipe needs of a device, before it runs there."""
+"""``didi doctor``: memory, arithmetic and time that a recipe needs on a device, estimated by dry runs."""
 
 import contextlib
 import os
@@ -33,13 +33,13 @@ from didi.training.dry_run import CPU, Estimate, estimate
 
 GIB = 2**30
 LORA_RANK = 16
-"""Of the shared-trunk row where the recipe names none."""
+"""LoRA rank of the shared-trunk row, if the recipe sets none."""
 USABLE = 0.8
-"""Share of a device's memory that the largest batch is to need."""
+"""Fraction of a device's memory that a run may use."""
 
 
 class Device(NamedTuple):
-    """Figures of a data sheet: memory in GiB as the driver reports it, and dense bfloat16 operations a second."""
+    """A device: memory in GiB as the driver reports it, and dense bfloat16 operations a second by its data sheet."""
 
     memory: float
     flops: float
@@ -56,26 +56,26 @@ DEVICES = {
 
 @dataclass(frozen=True)
 class DoctorOptions:
-    """On what the recipe is to run; everything below belongs to it and can be overridden."""
+    """Device and length of the run; all flags below are settings of the recipe and can be overridden."""
 
     device: str = "h100"
-    """h100, h200, a100, l40s, rtx4090, or 'this': the CPU here, whose arithmetic is measured for a second."""
+    """h100, h200, a100, l40s, rtx4090, or 'this': this machine's CPU, whose speed is measured for a second."""
     num_processes: int = 1
-    """Devices that share the batch, as torchrun starts them."""
+    """Number of devices that share the batch, one process each, as with torchrun."""
     utilisation: float = 0.3
-    """Share of the device's arithmetic that training is supposed to reach."""
+    """Fraction of the device's operations a second that training is assumed to reach."""
     max_steps: int | None = None
     """Steps of the trained network."""
     method: str = "didi"
-    """The method, a name in didi.methods.METHODS; elbo or duo, that of its recipe, for pre-training alone."""
+    """The method, a name in didi.methods.METHODS; for a pre-training recipe, its method, elbo or duo."""
     config: Path | None = None
-    """A config.yaml of an earlier run; instead of a recipe, or over it."""
+    """A config.yaml of an earlier run, instead of a recipe or overriding it."""
     preset: str | None = None
-    """The objective of the 'paper' or of the authors' 'released' code instead of ours."""
+    """The objective of the 'paper' or of the authors' 'released' code instead of the recipe's."""
 
 
 def command_of(settings: RunConfig, recipes: Iterable[str]) -> Any:
-    """A record of options and of a method's settings, whose fields are flags without a prefix."""
+    """A dataclass instance with options (``run``) and settings (``config``); fields are flags without a prefix."""
     flat = tyro.conf.arg(name="")
     kinds = [("run", Annotated[DoctorOptions, flat]), ("config", Annotated[type(settings), flat])]
     command = make_dataclass("DoctorCommand", kinds, frozen=True)
@@ -87,7 +87,7 @@ def command_of(settings: RunConfig, recipes: Iterable[str]) -> Any:
 
 
 def doctor(args: Sequence[str]) -> None:
-    """Run ``didi doctor`` with the words after it."""
+    """Run ``didi doctor`` with the arguments after the command's name."""
     method = early(args, "--method") or DoctorOptions.method
     recipes = recipes_of(method)
     options, config = resolve("doctor", command_of(find_method(method).settings_type(), recipes), recipes, args)
@@ -98,7 +98,7 @@ def doctor(args: Sequence[str]) -> None:
         )
     check_divides(config.loop.batch_size, options.num_processes)
     if isinstance(config, DistillationConfig) and config.teacher:
-        teacher_of(load(config.teacher))  # refused before the first dry run
+        teacher_of(load(config.teacher))  # refuses an unfit teacher before the first dry run
     device, description = _device(options.device)
     precision = config.loop.precision
     if precision == "auto":
@@ -106,17 +106,17 @@ def doctor(args: Sequence[str]) -> None:
     title = f"{config.recipe} on {options.num_processes} x {description}, {precision.replace('bf16', 'bf16 autocast')}"
     memory = _table(title, "weights", "average", "moments", "gradients", "step", "peak", "fits", "largest")
     arithmetic = _table(None, "params", "trained", "FLOP", "hours")
-    for name, way in _ways(config, options.num_processes):
+    for name, variant in _variants(config, options.num_processes):
         print(f"dry run: {name}", file=sys.stderr, flush=True)
-        found = _estimate(way, precision, options.num_processes)
-        run, peak = found.of(way.loop.batch_size), found.peak(way.loop.batch_size)
+        needs = _estimate(variant, precision, options.num_processes)
+        run, peak = needs.of(variant.loop.batch_size), needs.peak(variant.loop.batch_size)
         sizes = (run.weights, run.average, run.moments, run.gradients)
         step = peak - run.weights - run.average - run.moments
         memory.add_row(
             name,
             *(_short(size / GIB) for size in (*sizes, step, peak)),
             "yes" if peak <= USABLE * device.memory * GIB else "no",
-            str(found.largest_batch(device.memory * GIB * USABLE, options.num_processes) or "-"),
+            str(needs.largest_batch(device.memory * GIB * USABLE, options.num_processes) or "-"),
         )
         hours = run.total_flops / (device.flops * options.utilisation * options.num_processes) / 3600
         numbers = (f"{_short(number / 1e6)}M" for number in (run.parameters, run.trained))
@@ -146,27 +146,30 @@ def _short(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}" if value >= 0.01 else "<0.01"
 
 
-def _ways(config: RunConfig, num_processes: int) -> Iterator[tuple[str, RunConfig]]:
-    """Each way to train that the settings allow, where it makes a difference."""
+def _variants(config: RunConfig, num_processes: int) -> Iterator[tuple[str, RunConfig]]:
+    """Rows of the table: pre-training of the teacher, the run itself, each with FSDP, and a shared trunk with LoRA.
+
+    Rows that the settings do not allow are left out.
+    """
     jobs: dict[str, RunConfig] = {}
     plain = config
     if isinstance(config, DistillationConfig):
         if teacher_recipe(config) in PRETRAIN:
-            first = PRETRAIN[teacher_recipe(config)]
-            size = -(-first.loop.batch_size // num_processes) * num_processes  # the next that they can share
-            name = "pretrain" if size == first.loop.batch_size else f"pretrain, batch {size}"
-            jobs[name] = replace(first, loop=replace(first.loop, batch_size=size))
+            pretraining = PRETRAIN[teacher_recipe(config)]
+            size = -(-pretraining.loop.batch_size // num_processes) * num_processes  # next multiple of num_processes
+            name = "pretrain" if size == pretraining.loop.batch_size else f"pretrain, batch {size}"
+            jobs[name] = replace(pretraining, loop=replace(pretraining.loop, batch_size=size))
         plain = jobs["distill"] = replace(_adapted(config, None), loop=replace(config.loop, fsdp=False))
     else:
         jobs["pretrain"] = replace(config, loop=replace(config.loop, fsdp=False))
     for name, job in jobs.items():
         yield name, job
         if num_processes > 1:
-            with contextlib.suppress(UsageError):  # Muon's matrices are not sharded
+            with contextlib.suppress(UsageError):  # FSDP does not support Muon
                 yield f"{name}, fsdp", replace(job, loop=replace(job.loop, fsdp=True))
     if hasattr(config, "lora_rank") and (adapters.are_available() or config.lora_rank is not None):
         rank = config.lora_rank or LORA_RANK
-        with contextlib.suppress(UsageError):  # nor adapted
+        with contextlib.suppress(UsageError):  # LoRA does not support Muon either
             yield f"distill, lora {rank}", _adapted(plain, rank)
 
 
@@ -175,7 +178,7 @@ def _adapted(config: Any, rank: int | None) -> Any:
 
 
 def _estimate(config: RunConfig, precision: str, num_processes: int) -> Estimate:
-    """Dry runs of a configuration, with a teacher of the shape that it names."""
+    """Estimate the needs of a configuration by dry runs, with a teacher of the right shape and random weights."""
     data, loop = config.data, replace(config.loop, precision=cast(Any, precision))
     if isinstance(config, DistillationConfig):
         bundle = load(config.teacher) if config.teacher else None
@@ -206,11 +209,11 @@ def _device(name: str) -> tuple[Device, str]:
 
 
 def _measured_flops(size: int = 1024, seconds: float = 1.0) -> float:
-    """Float32 operations a second of matrix products."""
+    """Float32 operations a second of matrix products, measured."""
     a, b = torch.randn(2, size, size)
     a @ b
     num, begin = 0, time.perf_counter()
-    while (taken := time.perf_counter() - begin) < seconds:
+    while (elapsed := time.perf_counter() - begin) < seconds:
         a @ b
         num += 1
-    return num * 2 * size**3 / taken
+    return num * 2 * size**3 / elapsed

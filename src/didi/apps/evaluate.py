@@ -1,4 +1,4 @@
-"""``didi evaluate``: samples of a model are scored by a judge; metrics, a report and a figure are written."""
+"""``didi evaluate``: sample a model, score the samples by a judge, and write metrics, a report and figures."""
 
 import math
 import sys
@@ -115,7 +115,7 @@ def run_evaluate(args: Sequence[str]) -> None:
         joint=command.joint if command.joint_reference is None else load(command.joint_reference),
         options=sampling_options(command, bundle, temperature=1.0, top_p=1.0),
         out=command.out,
-        on_set=lambda one: print(_summary(one.row, has_judges=len(command.judge) > 1), file=sys.stderr),
+        on_set=lambda measured: print(_summary(measured.row, has_judges=len(command.judge) > 1), file=sys.stderr),
     )
     judges = ", ".join(dict.fromkeys(row.judge for row in rows))
     title = f"{bundle.name}, judge {judges}, {command.num_samples} samples"
@@ -127,5 +127,5 @@ def _summary(row: EvaluationRow, *, has_judges: bool) -> str:
     """One line of progress for a row."""
     label = row.label(also=("judge",) if has_judges else ())
     figures = ((", KL {:.4f}", row.kl), (", KL of pairs {:.4f}", row.pair_kl), (", joint KL {:.2f}", row.joint_kl))
-    known = "".join(words.format(value) for words, value in figures if math.isfinite(value))
-    return f"{label}: perplexity {row.gen_ppl:.2f}, entropy {row.entropy:.3f}{known}"
+    divergences = "".join(text.format(value) for text, value in figures if math.isfinite(value))
+    return f"{label}: perplexity {row.gen_ppl:.2f}, entropy {row.entropy:.3f}{divergences}"

@@ -1,4 +1,4 @@
-"""What flags accept and how ``--help`` shows them: rules for the parser, which is tyro."""
+"""Rules for the parser, tyro: how values of flags are read, and how ``--help`` shows them."""
 
 import dataclasses
 import re
@@ -19,13 +19,13 @@ UNSET = "unset"
 
 
 def parsing_rules(*, reads_none: bool) -> ConstructorRegistry:
-    """Rules for optional values; a context manager under which tyro uses them.
+    """Rules for optional values, as a context manager under which tyro uses them.
 
-    Help shows the type alone, ``STR`` and not ``{None}|STR``, and ``(default: unset)`` for None.
+    Help shows only the type, ``STR`` instead of ``{None}|STR``, and ``(default: unset)`` for None.
 
     Args:
-        reads_none: the word ``None`` is None, for settings that a recipe has given a value. Otherwise it is a text as
-            any other.
+        reads_none: whether the word ``None`` is read as None, so that a value of a recipe can be unset; otherwise it is
+            read as text.
     """
     registry = ConstructorRegistry()
 
@@ -42,7 +42,7 @@ def parsing_rules(*, reads_none: bool) -> ConstructorRegistry:
 
 
 def _optional(spec: PrimitiveConstructorSpec[Any], *, reads_none: bool) -> PrimitiveConstructorSpec[Any]:
-    """The rule of a type, for that type or None."""
+    """The rule for an optional value, from the rule of its type."""
 
     def read(words: list[str]) -> Any:
         return None if reads_none and words == ["None"] else spec.instance_from_str(words)
@@ -60,9 +60,9 @@ def _optional(spec: PrimitiveConstructorSpec[Any], *, reads_none: bool) -> Primi
 
 
 def with_dashed_values(args: list[str]) -> list[str]:
-    """``args`` with ``--flag -value`` as ``--flag=-value`` where the value has not the shape of a flag or a number.
+    """``args`` with ``--flag -value`` joined to ``--flag=-value`` if the value looks neither like a flag nor a number.
 
-    Parsers take any word that begins with a dash for a flag; didi has no flags of one dash but ``-h``.
+    The parser reads any word that begins with a dash as a flag; the only flag of didi with one dash is ``-h``.
     """
     joined: list[str] = []
     for word in args:

@@ -1,4 +1,4 @@
-"""``didi generate``: texts from a model, on standard output."""
+"""``didi generate``: sample texts from a model and print them on standard output."""
 
 import contextlib
 import re
@@ -41,9 +41,9 @@ from didi.sampling.prompts import PromptSet
 from didi.sampling.record import sampling_record
 
 WORD_START = "Ġ"
-"""The space before a word, as byte-level tokenizers write it."""
+"""The space before a word in the tokens of byte-level tokenizers."""
 CUT_WORD = re.compile(r"(?!<\|)\S{0,30}\s+(?=\S)")
-"""A run of more characters is not a word."""
+"""The rest of a word, of at most 30 characters, at the start of a text, and the space after it."""
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,8 @@ class GenerateCommand:
     num_samples: int | None = None
     """Number of texts to generate; 8 by default. With --prompts: for each prompt, by default 1."""
     nfe: int | None = None
-    """Number of sampling steps; by default what the student was trained for, or 16. A step takes at most one network
-    pass, with reparam at most two."""
+    """Number of sampling steps; by default the number that the student was trained for, or 16. A step takes at most one
+    network pass, with reparam at most two."""
     sampler: SamplerName = DEFAULT_SAMPLER
     """ancestral (Eq. 10) is exact; docs/samplers.md describes the others. default is one-step for a student that was
     trained for it, else ancestral."""
@@ -65,7 +65,7 @@ class GenerateCommand:
     precision: Precision = "float64"
     """Precision of the random draws; float32 has the bias of published samplers."""
     seed: int = 0
-    """Random seed: each text has random numbers of its own, whatever the batch size."""
+    """Random seed; the random numbers of a text do not depend on the batch size."""
     prefix: str | None = None
     """Text that every sample starts with; - reads it from standard input."""
     infill: str | None = None
@@ -75,8 +75,8 @@ class GenerateCommand:
     are prefixes; or each line is a JSON object with prefix or infill, and perhaps seed. Equal prompts have equal
     samples; --num-samples draws several of each."""
     length: tuple[int, ...] = ()
-    """Number of tokens in a text, or of residues in a protein; samples take several numbers in turn. By default as many
-    as the model's context has."""
+    """Number of tokens in a text, or of residues in a protein; several numbers are used in turn. By default the length
+    of the model's context."""
     temperature: float = 1.0
     """Divides the logits; sampling is exact only at 1."""
     top_p: float = 1.0
@@ -108,12 +108,12 @@ class GenerateCommand:
     """Networks that write on one prompt, one after the other, for --html and --gif: each ROLE, ROLE:MOVES or
     ROLE:MOVES:SAMPLER, such as student:8 teacher:64 autoregressive."""
     baseline: str | None = None
-    """Model whose autoregressive network is the one of --race, where --model has none."""
+    """Model whose autoregressive network takes part in --race, if --model has none."""
     overwrite: bool = False
     """Replace the files of --html and --gif."""
     format: Literal["text", "jsonl", "fasta"] = "text"
-    """text, without a word that the window cuts at its start; jsonl, one JSON object per line, which records all
-    that is needed to repeat the sample; or fasta, for proteins."""
+    """text, without a partial word at its start; jsonl, one JSON object per line with everything that is needed to
+    repeat the sample; or fasta, for proteins."""
 
 
 def run_generate(args: Sequence[str]) -> None:
@@ -162,7 +162,7 @@ def run_generate(args: Sequence[str]) -> None:
 def _on_screen(
     bundle: Bundle, command: GenerateCommand, num_sequences: int
 ) -> Iterator[tuple[Callable[..., None] | None, Callable[[], contextlib.AbstractContextManager[None]]]]:
-    """A callback for every move, and a context in which results are printed."""
+    """A view or progress bar: its callback for every move, and a context in which results can be printed."""
     if command.live:
         with LiveView(bundle) as view:
             yield view, view.paused
@@ -175,56 +175,56 @@ class _Printer:
     """Writes finished samples to standard output, batch by batch.
 
     Args:
-        command: the flags.
-        prompted: the prompt, seed and number of each sequence.
+        command: the parsed command.
+        prompts: the prompt, seed and index of each sequence.
         loaded: the bundle as it was loaded.
     """
 
-    def __init__(self, command: GenerateCommand, prompted: PromptSet, loaded: Bundle) -> None:
-        self._command, self._prompted, self._loaded = command, prompted, loaded
+    def __init__(self, command: GenerateCommand, prompts: PromptSet, loaded: Bundle) -> None:
+        self._command, self._prompts, self._loaded = command, prompts, loaded
         self._num_written = 0
         self._cuts_words = cuts_words(loaded, command.role)
         self._shared: Mapping[str, Any] = {}
 
     def write(self, drawn: Generation) -> None:
-        """Write a batch; a reader has it when this returns."""
+        """Write a batch and flush standard output."""
         for row, text in enumerate(drawn.texts):
             if self._command.format == "jsonl":
                 print(json_line(self._record(drawn, row)))
             elif self._command.format == "fasta":
                 print(fasta_record(self._title(drawn), text), end="")
             else:
-                prompt = self._prompted.prompt(self._num_written)
+                prompt = self._prompts.prompt(self._num_written)
                 is_cut = self._cuts_words and prompt.prefix is None and prompt.infill is None
-                shown = without_cut_word(text) if is_cut else text
-                print(f"--- {self._num_written + 1} of {len(self._prompted)}\n{shown}\n")
+                printed = without_cut_word(text) if is_cut else text
+                print(f"--- {self._num_written + 1} of {len(self._prompts)}\n{printed}\n")
             self._num_written += 1
         sys.stdout.flush()
 
     def _title(self, drawn: Generation) -> str:
         """Title of a FASTA record: a name, and how the sample was drawn."""
-        number, prompt = self._num_written, self._prompted.prompt(self._num_written)
+        number, prompt = self._num_written, self._prompts.prompt(self._num_written)
         settings = {"model": self._loaded.name, "sampler": drawn.sampler, "nfe": drawn.nfe, "seed": prompt.seed}
-        words = (f"{name}={value}" for name, value in (settings | {"index": self._prompted.index(number)}).items())
+        words = (f"{name}={value}" for name, value in (settings | {"index": self._prompts.index(number)}).items())
         return " ".join((f"sample-{number + 1}", *words))
 
     def _record(self, drawn: Generation, row: int) -> dict[str, Any]:
-        prompt = self._prompted.prompt(self._num_written)
-        given = {"prefix": prompt.prefix, "infill": prompt.infill}
+        prompt = self._prompts.prompt(self._num_written)
+        texts = {"prefix": prompt.prefix, "infill": prompt.infill}
         return {
             "text": drawn.texts[row],
             "tokens": drawn.tokens[row, : drawn.lengths[row]].tolist(),
             "seed": prompt.seed,
-            "index": self._prompted.index(self._num_written),
-            **{name: text for name, text in given.items() if text is not None},
+            "index": self._prompts.index(self._num_written),
+            **{name: text for name, text in texts.items() if text is not None},
             "network_passes": int(drawn.network_passes[row]),
             "discriminator_passes": int(drawn.discriminator_passes[row]),
-            **self._of_all(drawn),
+            **self._shared_fields(drawn),
             "length": int(drawn.lengths[row]) - Frame.of(self._loaded.network(self._command.role)).num_ids,
         }
 
-    def _of_all(self, drawn: Generation) -> Mapping[str, Any]:
-        """What the records of all samples share, made once."""
+    def _shared_fields(self, drawn: Generation) -> Mapping[str, Any]:
+        """Fields that the records of all samples share, computed once."""
         if not self._shared:
             command = self._command
             options = sampling_options(command, self._loaded, sampler=command.sampler, role=command.role)
@@ -239,9 +239,9 @@ class _Printer:
 
 
 def cuts_words(bundle: Bundle, role: Role | None = None) -> bool:
-    """Whether a sample of a model may begin within a word: tokens of byte-level tokenizers are parts of words.
+    """Whether a sample may begin within a word, as with byte-level tokenizers, whose tokens are parts of words.
 
-    After a begin-of-text token, as the public GPT-2's, a text begins with its first word.
+    An autoregressive network with a begin-of-text token, such as the public GPT-2, begins with a whole word.
     """
     network = bundle.network(role)
     if isinstance(network, AutoregressiveLM) and network.config.begin_id is not None:
@@ -254,5 +254,5 @@ def without_cut_word(text: str) -> str:
 
     The text begins with a space if it begins with a whole word. Markers such as ``<|endoftext|>`` are kept.
     """
-    found = CUT_WORD.match(text)
-    return text[found.end() :] if found else text
+    match = CUT_WORD.match(text)
+    return text[match.end() :] if match else text

@@ -1,4 +1,4 @@
-"""``didi likelihood``: how well networks predict text that they never saw (Table 7)."""
+"""``didi likelihood``: likelihood of held-out and zero-shot corpora under the networks of a bundle (Table 7)."""
 
 import sys
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ from didi.process_group import default_device
 
 @dataclass(frozen=True)
 class LikelihoodCommand:
-    """Perplexity on held-out and zero-shot corpora: the NELBO's for masked diffusion, exact for autoregressive ones."""
+    """Perplexity on held-out and zero-shot corpora: from the NELBO for diffusion, exact for autoregressive networks."""
 
     model: str
     """A bundled name, a bundle folder or a Hub repository."""
@@ -27,17 +27,17 @@ class LikelihoodCommand:
     """Corpora: the model's own (its test split); from the Hub, prepared as MDLM does, ptb wikitext lm1b lambada ag-news
     pubmed arxiv;
     stand-ins brown-news wiki news-sentences brown-fiction news-titles brown-science brown-maths; files; Hub data sets.
-    By default the model's own and the stand-ins that share no text with it."""
+    By default the model's own corpus and the stand-ins that share no text with it."""
     role: tuple[Role, ...] = ()
-    """student, teacher, autoregressive, or several; all that the bundle has, by default."""
+    """student, teacher, autoregressive, or several; by default all networks of the bundle."""
     num_draws: int = 16
-    """Masks drawn for each sequence."""
+    """Random masks of each sequence."""
     num_sequences: int = 256
-    """Sequences of each corpus, a random choice; fewer where it has fewer."""
+    """Randomly chosen sequences of each corpus; all sequences of a smaller corpus."""
     batch_size: int = 32
     """Masked sequences in one pass; changes speed and memory only."""
     seed: int = 0
-    """Of the choice of sequences and of the masks."""
+    """Random seed of the choice of sequences and of the masks."""
     out: Path | None = None
     """Folder for likelihood.json and likelihood.md."""
     overwrite: bool = False
@@ -45,7 +45,7 @@ class LikelihoodCommand:
 
 
 def run_likelihood(args: Sequence[str]) -> None:
-    """Run ``didi likelihood`` with the words after it."""
+    """Run ``didi likelihood`` with the arguments after the command's name."""
     command = parse(LikelihoodCommand, args, prog="didi likelihood")
     if min(command.num_draws, command.num_sequences, command.batch_size) < 1:
         raise UsageError("num-draws, num-sequences and batch-size are 1 or more")
@@ -55,12 +55,13 @@ def run_likelihood(args: Sequence[str]) -> None:
         role for role in ("teacher", "student", "autoregressive") if getattr(bundle, role) is not None
     )
     for role in roles:
-        bundle.network(role)  # a missing one is refused before any work
-    own = bundle.provenance.get("corpus")
-    corpora = command.data or ((str(own),) if own in WORLDS else (*([own] if own else []), *unseen_stand_ins(own)))
+        bundle.network(role)  # refuses a missing network before any work
+    trained_on = bundle.provenance.get("corpus")
+    stand_ins = () if trained_on in WORLDS else unseen_stand_ins(trained_on)
+    corpora = command.data or (*([str(trained_on)] if trained_on else []), *stand_ins)
     if command.out is not None:
         command.out.mkdir(parents=True, exist_ok=True)
-    found: list[LikelihoodRow] = []
+    rows: list[LikelihoodRow] = []
     for corpus in dict.fromkeys(corpora):
         for role in roles:
             row = score_corpus(
@@ -72,12 +73,12 @@ def run_likelihood(args: Sequence[str]) -> None:
                 batch_size=command.batch_size,
                 seed=command.seed,
             )
-            found.append(row)
-            print(f"{corpus}, {role}: {row.found.nats:.3f} nats a token", file=sys.stderr)
+            rows.append(row)
+            print(f"{corpus}, {role}: {row.likelihood.nats:.3f} nats a token", file=sys.stderr)
     machine = machine_name(default_device())
-    table = likelihood_table(found, model=bundle.name, machine=machine)
-    if command.out is not None:  # before the table: its reader may leave
-        records = [row.record() for row in found]
+    table = likelihood_table(rows, model=bundle.name, machine=machine)
+    if command.out is not None:  # before the table is printed, which fails if the pipe is closed
+        records = [row.record() for row in rows]
         record = {"model": bundle.name, "seed": command.seed, "machine": machine, "rows": records}
         write_atomically(command.out / "likelihood.json", json_text(record, indent=1) + "\n")
         write_atomically(command.out / "likelihood.md", table)

@@ -1,4 +1,4 @@
-"""Text as it is unmasked, and the progress of sampling, in the terminal."""
+"""Views of sampling in the terminal: text while it is unmasked, and a progress bar."""
 
 import contextlib
 import time
@@ -18,24 +18,23 @@ from didi.sampling.prompt import decode
 from didi.sampling.stream import Move
 
 MASK, MASKED, CHANGED = "▒", "dim", "bold green"
-PAUSE = 0.08  # seconds that a state stays at least: a small model is done before the eye has seen it
+PAUSE = 0.08  # least seconds between states, so that the moves of a small model can be seen
 
 
 class LiveView:
-    """Draws the first sequences of a batch after every move; a context manager, and a callback for ``generate``.
+    """A view of the first sequences of a batch after every move; a context manager, and a callback for ``generate``.
 
     Args:
-        bundle: whose tokenizer and mask are used.
-        num_shown: sequences on the screen.
-        console: where to draw; standard error by default, since only results go to standard output.
+        bundle: the sampled model, for its tokenizer and mask.
+        num_shown: number of sequences on the screen.
+        console: console of the view; by default on standard error, since standard output is for results.
     """
 
     def __init__(self, bundle: Bundle, *, num_shown: int = 2, console: Console | None = None) -> None:
         self._bundle, self._num_shown = bundle, num_shown
         self._console = console or Console(stderr=True)
-        self._live: Live | None = (
-            None  # a new one after each pause: rich moves a Live that is restarted over the results
-        )
+        # Created anew after each pause, since rich draws a restarted Live over the printed results.
+        self._live: Live | None = None
 
     def __enter__(self) -> "LiveView":
         return self
@@ -48,12 +47,12 @@ class LiveView:
             return
         self._live.stop()
         self._live = None
-        if not self._console.is_terminal:  # rich ends the last line of a terminal alone
+        if not self._console.is_terminal:  # rich ends the last line only on a terminal
             self._console.line()
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """The view stands still, so that results can be printed under it; the next move starts it again."""
+        """Stop the view, so that results can be printed below it; the next move starts it again."""
         self._stop()
         yield
 
@@ -61,7 +60,7 @@ class LiveView:
         """Show the state after a move."""
         title = f"move {move.number}, t = {move.t:.2f}"
         tokens, is_changed, lengths = (
-            one[: self._num_shown].cpu() for one in (move.tokens, move.is_changed, move.lengths)
+            values[: self._num_shown].cpu() for values in (move.tokens, move.is_changed, move.lengths)
         )
         panels = [
             Panel(partly_masked(self._bundle, z[:length], changed[:length]), title=title, title_align="left")
@@ -75,11 +74,11 @@ class LiveView:
 
 
 class ProgressBar:
-    """A bar of the moves of a sample set, where standard error is a terminal; a context manager and a callback.
+    """A progress bar of sampling, if standard error is a terminal; a context manager, and a callback for ``generate``.
 
     Args:
-        num_sequences: sequences of the set.
-        console: where to draw; standard error by default.
+        num_sequences: number of sequences to sample.
+        console: console of the bar; by default on standard error.
     """
 
     def __init__(self, num_sequences: int, *, console: Console | None = None) -> None:
@@ -104,37 +103,38 @@ class ProgressBar:
         self._progress.stop()
 
     def __call__(self, move: Move) -> None:
-        """Count a move: a batch in its move n stands for the sequences before it and a share t of its own."""
-        before = process_group().size * move.indices[0]
-        share = process_group().size * len(move.indices) * (1 - move.t)
-        self._progress.update(self._task, completed=before + share, done=before, move=move.number)
+        """Update the bar: all sequences of earlier batches, and a fraction 1 - t of the sequences of this batch."""
+        finished = process_group().size * move.indices[0]
+        fraction = process_group().size * len(move.indices) * (1 - move.t)
+        self._progress.update(self._task, completed=finished + fraction, done=finished, move=move.number)
         self._progress.start()
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """The bar is away, so that results can be printed where it was; the next move starts it again."""
+        """Remove the bar, so that results can be printed in its place; the next move starts it again."""
         self._progress.stop()
         yield
 
 
 def partly_masked(bundle: Bundle, z: Tensor, changed: Tensor) -> Text:
-    """A state ``[l]`` as text: masks dim, tokens that just appeared bright.
+    """A state ``[l]`` as text, with dim masks and bright changed tokens.
 
-    Neighbours of one kind are decoded together, so that characters of several tokens come out whole, and after the
-    visible tokens before them, so that words stay apart.
+    A run of visible tokens is decoded from its start, since a character may consist of several tokens and the space
+    before a word depends on the token before it.
     """
     mask_id = -1 if bundle.process.mask_id is None else bundle.process.mask_id
     kinds = torch.where(z == mask_id, 0, 1 + changed.long()).tolist()
-    text, begin, run, said = Text(), 0, 0, ""  # the visible run that we are in: where it began, what it says so far
+    text, begin = Text(), 0
+    run, decoded = 0, ""  # start of the current run of visible tokens, and its text so far
     for end in range(1, len(kinds) + 1):
         if end < len(kinds) and kinds[end] == kinds[begin]:
             continue
         if kinds[begin] == 0:
             text.append(MASK * (end - begin), style=MASKED)
-            run, said = end, ""
+            run, decoded = end, ""
         else:
             (whole,) = decode(bundle, z[None, run:end])
-            text.append(whole[len(said) :], style=CHANGED if kinds[begin] == 2 else "")
-            said = whole
+            text.append(whole[len(decoded) :], style=CHANGED if kinds[begin] == 2 else "")
+            decoded = whole
         begin = end
     return text

@@ -14,19 +14,19 @@ Settings = TypeVar("Settings")
 
 
 def optional(kind: type[Any]) -> Any:
-    """A dataclass of flags with the fields of ``kind``, each None where it is not given."""
+    """A dataclass of flags with the fields of ``kind``; a flag that is not given is None."""
     hints = get_type_hints(kind)
     flags = [
         (
-            one.name,
-            Annotated[hints[one.name] | None, tyro.conf.arg(help_behavior_hint=f"(default: {one.default})")],
+            each.name,
+            Annotated[hints[each.name] | None, tyro.conf.arg(help_behavior_hint=f"(default: {each.default})")],
             field(default=None),
         )
-        for one in fields(kind)
+        for each in fields(kind)
     ]
-    made = make_dataclass(f"{kind.__name__}Flags", flags, frozen=True)
-    made.__doc__ = kind.__doc__
-    return made
+    flag_type = make_dataclass(f"{kind.__name__}Flags", flags, frozen=True)
+    flag_type.__doc__ = kind.__doc__
+    return flag_type
 
 
 GuidanceFlags, OrderFlags, RemaskingFlags, InitialStateFlags, ReparamFlags = (
@@ -34,8 +34,8 @@ GuidanceFlags, OrderFlags, RemaskingFlags, InitialStateFlags, ReparamFlags = (
 )
 
 
-def given(flags: Any, base: Settings) -> Settings | None:
-    """``base`` with the fields that were given as flags; None where none was.
+def settings_from_flags(flags: Any, base: Settings) -> Settings | None:
+    """``base`` with the values of the flags that were given; None if no flag was given.
 
     Raises:
         UsageError: a value is out of range.
@@ -44,9 +44,9 @@ def given(flags: Any, base: Settings) -> Settings | None:
     return replace(base, **values) if values else None  # type: ignore[type-var]
 
 
-def given_guidance(flags: Any, bundle: Bundle) -> Guidance | None:
+def guidance_from_flags(flags: Any, bundle: Bundle) -> Guidance | None:
     """The bundle's guidance (or the default) with the settings given as flags; None if no flag was given."""
-    return given(flags, bundle.guidance or Guidance())
+    return settings_from_flags(flags, bundle.guidance or Guidance())
 
 
 def sampling_options(command: Any, bundle: Bundle, **others: Any) -> SamplingOptions:
@@ -55,15 +55,15 @@ def sampling_options(command: Any, bundle: Bundle, **others: Any) -> SamplingOpt
     Args:
         command: a dataclass of flags that has the fields of ``SamplingOptions``, except ``sampler``, ``role``,
             ``is_whole_batch`` and those in ``others``.
-        bundle: has the defaults of guidance and of the initial state.
+        bundle: the model, for the defaults of guidance and of the initial state.
         others: fields of ``SamplingOptions`` that are not read from ``command``.
 
     Raises:
         UsageError: a value is out of range.
     """
-    shared = {one.name for one in fields(SamplingOptions)} - {"sampler", "role", "is_whole_batch", *others}
+    shared = {each.name for each in fields(SamplingOptions)} - {"sampler", "role", "is_whole_batch", *others}
     values = {name: getattr(command, name) for name in shared}
-    values |= {name: given(values[name], kind()) for name, kind in KINDS.items()}
-    values["guidance"] = given_guidance(command.guidance, bundle)
-    values["initial_state"] = given(command.initial_state, bundle.initial_state or InitialState())
+    values |= {name: settings_from_flags(values[name], kind()) for name, kind in KINDS.items()}
+    values["guidance"] = guidance_from_flags(command.guidance, bundle)
+    values["initial_state"] = settings_from_flags(command.initial_state, bundle.initial_state or InitialState())
     return SamplingOptions(**values, **others)

@@ -15,19 +15,19 @@ FIELDS = {"prefix": str, "infill": str, "seed": int}
 
 
 def text_or_input(text: str | None, flag: str) -> str | None:
-    """``text``, or all of standard input without its last line end if it is ``-``.
+    """``text``; if it is ``-``, all of standard input without its last line break.
 
     Args:
         text: the value of the flag.
-        flag: its name, for error messages.
+        flag: the name of the flag, for error messages.
 
     Raises:
         UsageError: standard input is closed, cannot be read or is not UTF-8.
     """
     if text != STANDARD_INPUT:
         return text
-    said = _read(STANDARD_INPUT, flag)
-    return said[: -2 if said.endswith("\r\n") else -1] if said.endswith("\n") else said
+    content = _read(STANDARD_INPUT, flag)
+    return content[: -2 if content.endswith("\r\n") else -1] if content.endswith("\n") else content
 
 
 def read_prompts(name: str) -> list[Prompt]:
@@ -35,27 +35,28 @@ def read_prompts(name: str) -> list[Prompt]:
 
     Args:
         name: the file, or ``-`` for standard input. If its first line begins with ``{``, each line is a JSON object
-            with ``prefix`` or ``infill`` and perhaps ``seed``. Otherwise each line is a text, an infill text if it has
-            a [MASK] and a prefix if not.
+            with ``prefix`` or ``infill`` and optionally ``seed``. Otherwise each line is a text: an infill text if it
+            contains [MASK], else a prefix.
 
     Raises:
-        UsageError: the file cannot be read, is not UTF-8, has no prompt or a line that is none.
+        UsageError: the file cannot be read, is not UTF-8, has no prompt, or has an invalid line.
     """
-    shown = _shown(name)
+    source = _source(name)
     lines = [(number, line) for number, line in enumerate(_lines(_read(name, "--prompts")), start=1) if line.strip()]
     if not lines:
-        raise UsageError(f"--prompts names a file of prompts, one a line; {shown} has none")
+        raise UsageError(f"--prompts names a file of prompts, one a line; {source} has none")
     if not lines[0][1].lstrip().startswith("{"):
         return [Prompt.from_text(line) for _, line in lines]
-    return [_prompt(line, f"{shown}, line {number}") for number, line in lines]
+    return [_prompt(line, f"{source}, line {number}") for number, line in lines]
 
 
-def _shown(name: str) -> str:
+def _source(name: str) -> str:
+    """Name of a file or of standard input, for error messages."""
     return "standard input" if name == STANDARD_INPUT else name
 
 
 def _read(name: str, flag: str) -> str:
-    """The text of a file or of standard input, which ``flag`` names."""
+    """The text of a file or of standard input; ``flag`` is for error messages."""
     if name == STANDARD_INPUT and sys.stdin is None:  # closed before the start
         raise UsageError(f"{flag} {name} reads standard input, which is closed: redirect it from a file or a pipe")
     try:
@@ -63,28 +64,29 @@ def _read(name: str, flag: str) -> str:
         return content.decode("utf-8-sig")
     except OSError as error:
         raise UsageError(
-            f"{flag} reads a file or standard input; {_shown(name)} cannot be read: {error.strerror}"
+            f"{flag} reads a file or standard input; {_source(name)} cannot be read: {error.strerror}"
         ) from error
     except UnicodeDecodeError as error:
         raise UsageError(
-            f"the text of {flag} is UTF-8; byte {error.start} of {_shown(name)} is not: convert it"
+            f"the text of {flag} is UTF-8; byte {error.start} of {_source(name)} is not: convert it"
         ) from error
 
 
 def _lines(text: str) -> Iterator[str]:
-    """Lines that end in LF or CRLF; other separators, such as U+2028, belong to a prompt."""
+    """Lines that end in LF or CRLF; other line separators, such as U+2028, are part of a prompt."""
     return (line.removesuffix("\r") for line in text.split("\n"))
 
 
 def _json_object(line: str) -> dict[str, Any] | None:
     try:
-        found = json.loads(line)
+        value = json.loads(line)
     except (ValueError, RecursionError):
         return None
-    return found if isinstance(found, dict) else None
+    return value if isinstance(value, dict) else None
 
 
 def _prompt(line: str, where: str) -> Prompt:
+    """The prompt of a line of JSON; ``where`` is the source and line number, for error messages."""
     record = _json_object(line)
     if record is None:
         raise UsageError(

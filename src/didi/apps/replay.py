@@ -29,7 +29,14 @@ from didi.serving.replay import Lane, Replay, record_lane
 
 @dataclass(frozen=True)
 class Runner:
-    """A network of a race: its bundle, as loaded and for inference, how it is sampled and with how many moves."""
+    """A network of a race.
+
+    Attributes:
+        loaded: its bundle as it was loaded.
+        bundle: its bundle prepared for inference.
+        options: sampling options.
+        nfe: number of moves; None for the default of the bundle.
+    """
 
     loaded: Bundle
     bundle: Bundle
@@ -46,7 +53,7 @@ def run_replay(command: Any, prefix: str | None, infill: str | None) -> None:
         infill: text of ``--infill``.
 
     Raises:
-        UsageError: a flag does not fit, or a file is there already.
+        UsageError: flags contradict each other, or a file exists.
     """
     _check(command)
     runners = list(_runners(command))
@@ -76,7 +83,7 @@ def run_replay(command: Any, prefix: str | None, infill: str | None) -> None:
 
 
 def _check(command: Any) -> None:
-    """Refuse, before anything is loaded, flags that a replay has no use for."""
+    """Refuse, before anything is loaded, flags that a replay does not read or that contradict each other."""
     if command.prompts is not None or command.num_samples not in (None, 1):
         raise UsageError("a replay shows one text of each network; leave --prompts and --num-samples out")
     if len(command.length) > 1:
@@ -96,7 +103,7 @@ def _check(command: Any) -> None:
 
 
 def _runners(command: Any) -> Iterator[Runner]:
-    """The networks; each is checked, none is run."""
+    """The networks of the race, checked but not yet run."""
     bundle = load(command.model).to(default_device())
     if not command.race:
         options = sampling_options(
@@ -122,7 +129,7 @@ def _runners(command: Any) -> Iterator[Runner]:
 
 
 def _report_unread(lanes: Sequence[tuple[str, Sequence[str]]]) -> None:
-    """Say which entries are sampled without a setting that others read.
+    """Print which entries are sampled without a setting that other entries read.
 
     Raises:
         UsageError: no entry reads a setting.
@@ -141,7 +148,7 @@ def _report_unread(lanes: Sequence[tuple[str, Sequence[str]]]) -> None:
 
 
 def _checked(loaded: Bundle, options: SamplingOptions, nfe: int | None, command: Any) -> Runner:
-    """A runner whose sampler can be made: a race that cannot end does not start."""
+    """A runner, after checking that its sampler can be made, so that a race does not fail halfway."""
     bundle = for_inference(loaded, command.network, is_compiled=command.compile)
     (length,) = checked_lengths(bundle.network(options.role), _length(command))
     make_sampler(bundle, options, num_moves(bundle, nfe, length, options))
@@ -153,10 +160,10 @@ def _length(command: Any) -> int | None:
 
 
 def _parts(entry: str) -> tuple[Role, int | None, str]:
-    """Role, moves and sampler of an entry of ``--race``.
+    """Role, number of moves and sampler of an entry of ``--race``.
 
     Raises:
-        UsageError: it has another form, or names no role.
+        UsageError: the entry has another form, or an unknown role.
     """
     role, *rest = entry.split(":")
     moves, sampler = [*rest, "", ""][:2]
@@ -166,8 +173,8 @@ def _parts(entry: str) -> tuple[Role, int | None, str]:
     return role, int(moves) if moves else None, sampler or "default"  # type: ignore[return-value]
 
 
-def _print_lane(command: Any, recorded: Replay, lane: Lane, given: Mapping[str, str | None]) -> None:
-    """A finished text, in the format of the command; ``given`` is the prompt."""
+def _print_lane(command: Any, recorded: Replay, lane: Lane, prompt: Mapping[str, str | None]) -> None:
+    """Print a finished text in the format of the command; ``prompt`` has the prefix or the infill text."""
     if command.format == "text":
         print(f"--- {lane.name}: {lane.milliseconds:,.0f} ms\n{lane.text}\n")
         return
@@ -177,7 +184,7 @@ def _print_lane(command: Any, recorded: Replay, lane: Lane, given: Mapping[str, 
             {
                 "text": lane.text,
                 "seed": lane.seed,
-                **{name: text for name, text in given.items() if text is not None},
+                **{name: text for name, text in prompt.items() if text is not None},
                 "network_passes": last.passes,
                 "discriminator_passes": last.discriminator_passes,
                 "milliseconds": lane.milliseconds,

@@ -1,4 +1,4 @@
-"""From the words of a training command to its settings: recipe, then preset, then YAML file, then flags."""
+"""Settings of a training command from its arguments: recipe, then preset, then YAML file, then flags."""
 
 import argparse
 import reprlib
@@ -18,17 +18,22 @@ from didi.recipes.presets import PRESETS, preset
 
 
 def resolve(name: str, default: Any, recipes: Mapping[str, Any], args: Sequence[str]) -> tuple[Any, Any]:
-    """Options and settings of a command: of these, recipe, then preset, then YAML file, then flags; the later wins.
+    """Options and settings of a command.
+
+    Settings are taken from the recipe, the preset, the YAML file and the flags; a later source overrides an earlier.
 
     Args:
-        name: of the command.
-        default: what is parsed: a record of ``run``, options of which are ``max_steps``, ``config`` and ``preset``, and
-            of ``config``.
-        recipes: by name.
-        args: the words after the command.
+        name: name of the command.
+        default: the record that is parsed: ``run``, options with ``max_steps``, ``config`` and ``preset``, and
+            ``config``, the settings.
+        recipes: recipes by name.
+        args: the arguments after the command's name.
+
+    Returns:
+        Options (``run``) and settings (``config``).
 
     Raises:
-        UsageError: there is no recipe of that name, or a word does not fit.
+        UsageError: there is no recipe of that name, or an argument is invalid.
     """
     prog = f"didi {name}"
     if (flag := early(args, "--recipe")) is not None:
@@ -36,9 +41,9 @@ def resolve(name: str, default: Any, recipes: Mapping[str, Any], args: Sequence[
     has_recipe = bool(args) and not args[0].startswith("-")
     config_file, preset_name = early(args, "--config"), early(args, "--preset")
     overrides = _overrides_in(config_file)
-    wanted = method_of(default.config).name
-    if (method := overrides.pop("method", wanted)) != wanted:
-        raise UsageError(f"{prog} takes settings of method {wanted} here; those of {config_file} are of {method}")
+    expected = method_of(default.config).name
+    if (method := overrides.pop("method", expected)) != expected:
+        raise UsageError(f"{prog} takes settings of method {expected} here; those of {config_file} are of {method}")
     _check_recipe_in_file(overrides, str(config_file), recipes)
     chosen = args[0] if has_recipe else overrides.get("recipe")
     if chosen in recipes or has_recipe:
@@ -56,38 +61,38 @@ def resolve(name: str, default: Any, recipes: Mapping[str, Any], args: Sequence[
     if overrides:
         base = record_from(type(base), base.upgraded(overrides, base), source=str(config_file), base=base)
     prog = f"{prog} {chosen}" if has_recipe else prog
-    words = _current_flags(args[has_recipe:], base)
-    parsed = parse(type(default), words, prog=prog, default=replace(default, config=base))
+    flags = _current_flags(args[has_recipe:], base)
+    parsed = parse(type(default), flags, prog=prog, default=replace(default, config=base))
     return parsed.run, _limited(parsed.config, parsed.run.max_steps)
 
 
 def settings_named(args: Sequence[str], recipes: Mapping[str, RunConfig], default: RunConfig) -> RunConfig:
-    """Settings of the type that the words of a command are about, at their defaults.
+    """Default settings of the type that a command needs, which depends on the method of its recipe.
 
     Args:
-        args: the words after the command.
-        recipes: by name, of several methods.
-        default: of the method where the words name none.
+        args: the arguments after the command's name.
+        recipes: recipes of several methods, by name.
+        default: default settings, for arguments that name neither a recipe nor a method.
 
     Returns:
-        Those of the recipe that comes first, else of the recipe or the method that the file of ``--config`` names.
+        Settings of the type of the recipe in the first argument, else of the recipe or the method in the file of
+        ``--config``.
 
     Raises:
         UsageError: the file is not readable.
     """
-    kinds = {method_of(one).name: type(one) for one in recipes.values()}
+    types = {method_of(config).name: type(config) for config in recipes.values()}
     if args and not args[0].startswith("-"):
-        found = args[0]
+        name = args[0]
     else:
-        file = early(args, "--config")
-        overrides = _overrides_in(file)
-        found = str(overrides.get("recipe"))
-        default = kinds.get(str(overrides.get("method")), type(default))()
-    return type(recipes[found])() if found in recipes else default
+        overrides = _overrides_in(early(args, "--config"))
+        name = str(overrides.get("recipe"))
+        default = types.get(str(overrides.get("method")), type(default))()
+    return type(recipes[name])() if name in recipes else default
 
 
 def _overrides_in(file: str | None) -> dict[str, Any]:
-    """Settings of a file, with the name that their recipe has now; none without a file."""
+    """Settings of a file, with the present name of their recipe; none without a file."""
     overrides = read_yaml(Path(file)) if file else {}
     if isinstance(name := overrides.get("recipe"), str):
         overrides["recipe"] = RENAMED_RECIPES.get(name, name)
@@ -95,7 +100,7 @@ def _overrides_in(file: str | None) -> dict[str, Any]:
 
 
 def _check_recipe_in_file(overrides: Mapping[str, Any], source: str, recipes: Mapping[str, Any]) -> None:
-    """Refuse a file whose recipe does not exist: what the file leaves out would have the defaults of no recipe."""
+    """Refuse a file whose recipe does not exist, since there are no defaults for settings that the file leaves out."""
     if "recipe" not in overrides:
         return
     name = overrides["recipe"]
@@ -109,33 +114,33 @@ def _check_recipe_in_file(overrides: Mapping[str, Any], source: str, recipes: Ma
 
 
 def early(args: Sequence[str], flag: str) -> str | None:
-    """Value of a flag that decides what the other flags are; None where it is missing or has no value."""
+    """Value of a flag that is needed before the others are parsed; None if it is missing or has no value."""
     scanner = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     scanner.add_argument(flag, dest="value")
     try:
         return scanner.parse_known_args(args)[0].value
-    except argparse.ArgumentError:  # the full parser says so better
+    except argparse.ArgumentError:  # the full parser reports the error with a better message
         return None
 
 
 def _current_flags(args: Sequence[str], base: RunConfig) -> Sequence[str]:
-    """``args`` with the flags of before ``objective.trajectory`` in the words of now; see ``RunConfig.current``."""
+    """``args`` with flags of older versions, before ``objective.trajectory``, replaced; see ``RunConfig.current``."""
     scanner = argparse.ArgumentParser(
         add_help=False, allow_abbrev=False, exit_on_error=False, argument_default=argparse.SUPPRESS
     )
     scanner.add_argument("--objective.trajectory", dest="trajectory")
     scanner.add_argument("--objective.moves", dest="moves", type=int)
-    for word, value in (("", True), ("no-", False)):
-        spellings = (f"--objective.{word}score-decomposition", f"--objective.{word}score_decomposition")
+    for prefix, value in (("", True), ("no-", False)):
+        spellings = (f"--objective.{prefix}score-decomposition", f"--objective.{prefix}score_decomposition")
         scanner.add_argument(*spellings, dest="score_decomposition", action="store_const", const=value)
     try:
-        found, rest = scanner.parse_known_args(args)
-    except argparse.ArgumentError:  # the full parser says so better
+        parsed, rest = scanner.parse_known_args(args)
+    except argparse.ArgumentError:  # the full parser reports the error with a better message
         return args
-    given = vars(found)
-    if not given:
+    older = vars(parsed)
+    if not older:
         return args
-    objective = base.upgraded({"objective": given}, base)["objective"]
+    objective = base.upgraded({"objective": older}, base)["objective"]
     return [*rest, *(word for name, value in objective.items() for word in (f"--objective.{name}", str(value)))]
 
 

@@ -1,6 +1,6 @@
-"""Standard output and standard error of a command: encodings that lack a character, readers that leave, full disks.
+"""Standard output and standard error of a command, for encodings that lack characters, closed pipes and full disks.
 
-``didi --help`` imports this module, so it imports the standard library only.
+``didi --help`` imports this module, so it imports only the standard library.
 """
 
 import codecs
@@ -14,17 +14,17 @@ from typing import Any, cast
 
 
 class LogStream:
-    """Standard error of a command. A log that can no longer be written is dropped, so it never ends the command.
+    """Standard error of a command; output that cannot be written is dropped, so that it does not end the command.
 
     Args:
-        stream: the stream that is written to; everything but ``write``, ``writelines`` and ``flush`` is its own.
+        stream: the wrapped stream; attributes other than ``write``, ``writelines`` and ``flush`` are forwarded.
     """
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
 
     def write(self, text: str) -> int:
-        """Write ``text`` if that is possible; the number of its characters."""
+        """Write ``text`` if possible; returns its number of characters."""
         with self._lossy():
             self._stream.write(text)
         return len(text)
@@ -35,7 +35,7 @@ class LogStream:
             self.write(line)
 
     def flush(self) -> None:
-        """Write what is buffered if that is possible."""
+        """Flush the buffer if possible."""
         with self._lossy():
             self._stream.flush()
 
@@ -46,45 +46,45 @@ class LogStream:
     def _lossy(self) -> Iterator[None]:
         try:
             yield
-        except OSError:  # its reader has left, or the disk that holds it is full
+        except OSError:  # the pipe is closed or the disk is full
             discard(self._stream)
 
 
 def outlive_log() -> None:
-    """Make standard error of this process a ``LogStream``, for a process that runs no command of its own."""
+    """Replace standard error of this process by a ``LogStream``."""
     sys.stderr = cast(Any, LogStream(sys.stderr))
 
 
 def discard(stream: Any) -> None:
-    """Send what ``stream`` still holds, and all that follows, to nowhere; closing it then cannot fail."""
+    """Redirect ``stream``, with its buffered output, to the null device, so that closing it cannot fail."""
     with contextlib.suppress(OSError, ValueError):  # a stream without a file descriptor, or a closed one
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, stream.fileno())
         os.close(null)
 
 
-def unwritten(stream: Any) -> OSError | None:
-    """Write what ``stream`` still holds; the reason where that fails, after which it is discarded."""
+def flush_error(stream: Any) -> OSError | None:
+    """Flush ``stream``; returns the error if that fails, after discarding the stream."""
     try:
         stream.flush()
     except OSError as error:
-        discard(stream)  # or the interpreter would fail at its exit
+        discard(stream)  # otherwise the interpreter fails when it flushes the stream at exit
         return error
     return None
 
 
 @contextlib.contextmanager
 def standard_streams() -> Iterator[None]:
-    """Standard streams for the time of a command.
+    """Prepare the standard streams for a command, and restore them at the end.
 
     A character that the encoding of a stream lacks is replaced instead of raising an error. Standard error is a
-    ``LogStream``. A stream that was closed before the start exists: writing to standard output is an ``OSError`` then,
-    and standard error is dropped.
+    ``LogStream``. A stream that was closed before the start is opened on the null device: output to standard error is
+    dropped, and writing to standard output raises ``OSError``.
     """
     before = sys.stdout, sys.stderr
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
-            # Read-only, so that the first write that reaches it fails as one to a closed descriptor does.
+            # Opened read-only, so that writes fail as they do for a closed descriptor.
             setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDONLY), "w", encoding="utf-8", closefd=False))
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper) and stream.errors in ("strict", "surrogateescape"):
@@ -97,10 +97,10 @@ def standard_streams() -> Iterator[None]:
 
 
 def json_line(record: Mapping[str, Any]) -> str:
-    """A record as one line of JSON for standard output, with escapes where its encoding is not UTF-8.
+    """A record as one line of JSON for standard output, with ASCII escapes if its encoding is not UTF-8.
 
     Raises:
-        ValueError: a number is not finite, which JSON has no word for.
+        ValueError: a number is not finite, so JSON cannot represent it.
     """
     is_unicode = codecs.lookup(getattr(sys.stdout, "encoding", None) or "ascii").name == "utf-8"
     line = json.dumps(record, ensure_ascii=not is_unicode, allow_nan=False)

@@ -1,4 +1,4 @@
-"""``didi pretrain`` and ``didi distill``: a recipe, a YAML file and flags become one configuration and a run."""
+"""``didi pretrain`` and ``didi distill``: runs from a recipe, a YAML file and flags."""
 
 import contextlib
 import platform
@@ -35,33 +35,34 @@ Config = RunConfig
 
 @dataclass(frozen=True)
 class RunOptions:
-    """Where and how long to run; everything below belongs to the recipe and can be overridden."""
+    """Folder and length of the run; all flags below are settings of the recipe and can be overridden."""
 
     out: Path | None = None
     """Folder of the run (required): config.yaml, metrics.jsonl, checkpoints/ and, at the end, bundle/."""
     resume: bool = False
-    """Go on from the newest checkpoint in --out, which holds a run; otherwise --out holds none."""
+    """Resume from the newest checkpoint of the run in --out; without it, --out must not have a run."""
     overwrite: bool = False
-    """Start anew in --out: delete the run and the bundle that are there."""
+    """Delete the run and the bundle in --out, and start a new run."""
     max_steps: int | None = None
-    """Steps of the trained network; the schedule is fitted to them, and a discriminator warms up no longer."""
+    """Steps of the trained network; schedules are fitted to this number, and a discriminator warms up for at most as
+    many steps."""
     max_minutes: float | None = None
-    """Wall-clock minutes: a few steps are timed, and the schedule is fitted to as many as fit."""
+    """Wall-clock minutes: a few steps are timed, and the run is shortened to the number of steps that fits."""
     max_passes: float | None = None
-    """Sequences through a network in training, one that keeps a gradient counting three times: a budget that does not
-    depend on the machine, to compare methods. The schedule is fitted to it; no run is longer than its loop.steps."""
+    """Sequence passes through networks in training; a pass with gradients counts as three. A budget for comparing
+    methods that does not depend on the machine. The run is shortened to it, never lengthened beyond loop.steps."""
     method: str = "didi"
     """distill: the method, a name in didi.methods.METHODS."""
     config: Path | None = None
-    """A config.yaml of an earlier run, or any part of one; instead of a recipe, or over it."""
+    """A config.yaml of an earlier run, or any part of one, instead of a recipe or overriding it."""
     preset: str | None = None
-    """distill: the objective of the 'paper' or of the authors' 'released' code instead of ours."""
+    """distill: the objective of the 'paper' or of the authors' 'released' code instead of the recipe's."""
     device: str | None = None
-    """cpu, cuda, cuda:1; the accelerator if there is one, by default."""
+    """cpu, cuda, cuda:1; by default the accelerator if there is one."""
 
 
 def command_of(settings: RunConfig, doc: str) -> Any:
-    """A record of options and of a method's settings, whose fields are flags without a prefix."""
+    """A dataclass instance with options (``run``) and settings (``config``); fields are flags without a prefix."""
     flat = tyro.conf.arg(name="")
     kinds = [("run", Annotated[RunOptions, flat]), ("config", Annotated[type(settings), flat])]
     command = make_dataclass("Command", kinds, frozen=True)
@@ -70,7 +71,7 @@ def command_of(settings: RunConfig, doc: str) -> Any:
 
 
 def pretrain(args: Sequence[str]) -> None:
-    """Run ``didi pretrain`` with the words after it."""
+    """Run ``didi pretrain`` with the arguments after the command's name."""
     doc = f"Pre-train a teacher: didi pretrain RECIPE --out RUN [flags]. RECIPE is one of {', '.join(PRETRAIN)}."
     settings = settings_named(args, PRETRAIN, PretrainConfig())
     options, config = resolve("pretrain", command_of(settings, doc), PRETRAIN, args)
@@ -104,16 +105,16 @@ def pretrain_run(
     source: Source | None = None,
     overwrite: bool = False,
 ) -> Path:
-    """Pre-train by a resolved configuration, on its corpus or on ``source``; returns the folder of the bundle."""
+    """Pre-train with a resolved configuration, on its corpus or on ``source``; returns the folder of the bundle."""
     source = source or pretraining_source(config)
-    with _ours(folder, config, resume=resume, overwrite=overwrite):
+    with _locked_and_prepared(folder, config, resume=resume, overwrite=overwrite):
         trainer = make_trainer(config, Inputs(source, device, folder.path))
         run(trainer, config.loop, folder, resume=resume)
         return _finish(trainer.bundle(), config, folder, device, _block_layout(config, None))
 
 
 def distill(args: Sequence[str]) -> None:
-    """Run ``didi distill`` with the words after it."""
+    """Run ``didi distill`` with the arguments after the command's name."""
     name = early(args, "--method") or "didi"
     recipes = distillation_recipes(name)
     doc = (
@@ -134,36 +135,40 @@ def distill(args: Sequence[str]) -> None:
 
 @contextlib.contextmanager
 def _resumable() -> Iterator[None]:
-    """Tell the user of a command that has it of ``--resume``."""
+    """Add a hint about ``--resume`` to the message of an interruption."""
     try:
         yield
     except Interrupted as stopped:
-        raise Interrupted(f"{stopped}; go on with --resume") from stopped
+        raise Interrupted(f"{stopped}; continue with --resume") from stopped
 
 
 def _in_time(config: Any, options: RunOptions, folder: RunFolder, inputs: Callable[[], Inputs]) -> Any:
-    """``config`` with the length that ``--max-minutes`` or ``--max-passes`` allows; a resumed run keeps its length."""
+    """``config`` shortened to ``--max-minutes`` or ``--max-passes``; a resumed run keeps its length.
+
+    ``--max-steps`` is already applied by ``settings.resolve``.
+    """
     bounds = {name: getattr(options, name.replace("-", "_")) for name in ("max-steps", "max-minutes", "max-passes")}
-    given = [name for name, value in bounds.items() if value is not None]
-    if len(given) > 1:
-        raise UsageError(f"--{' and --'.join(given)} set the length of the run; give one of them")
-    if given in ([], ["max-steps"]):
+    flags = [name for name, value in bounds.items() if value is not None]
+    if len(flags) > 1:
+        raise UsageError(f"--{' and --'.join(flags)} set the length of the run; give one of them")
+    if flags in ([], ["max-steps"]):
         return config
-    bound = bounds[given[0]]
+    (flag,) = flags
+    bound = bounds[flag]
     if not bound > 0:
-        raise UsageError(f"--{given[0]} is positive; got {bound}")
+        raise UsageError(f"--{flag} is positive; got {bound}")
     if options.resume:
-        begun = folder.settings
-        loop = read_yaml(begun).get("loop") if begun.is_file() else None
+        saved = folder.settings
+        loop = read_yaml(saved).get("loop") if saved.is_file() else None
         steps = loop.get("steps") if isinstance(loop, dict) else None
         if steps == 0:
-            raise UsageError(f"--{given[0]} sets loop.steps, of which the run in {folder.path} has 0: leave it out")
+            raise UsageError(f"--{flag} sets loop.steps, of which the run in {folder.path} has 0: leave it out")
         if type(steps) is not int or steps < 1:
-            raise UsageError(f"--resume keeps the length of a run; {begun} does not say loop.steps: give --max-steps")
+            raise UsageError(f"--resume keeps the length of a run; {saved} has no loop.steps: give --max-steps")
         return config.limited(steps)
-    limited = (fitted if given == ["max-minutes"] else fitted_to_passes)(config, inputs(), bound)
+    limited = (fitted if flag == "max-minutes" else fitted_to_passes)(config, inputs(), bound)
     if limited.loop.steps == config.loop.steps and process_group().is_main:
-        line = f"all {config.loop.steps} steps fit in --{given[0]} {bound:g}; --loop.steps sets more"
+        line = f"all {config.loop.steps} steps fit in --{flag} {bound:g}; --loop.steps sets more"
         print(line, file=sys.stderr, flush=True)
     return limited
 
@@ -175,7 +180,7 @@ def _teacher(config: DistillationConfig) -> Bundle:
             "didi pretrain) or a Hub repository"
         )
     bundle = load(config.teacher)
-    teacher_of(bundle)  # for methods that do not ask for it themselves
+    teacher_of(bundle)  # refuses an unfit teacher; not every method checks it
     return bundle
 
 
@@ -188,12 +193,12 @@ def distill_run(
     source: Source | None = None,
     overwrite: bool = False,
 ) -> Path:
-    """Distil by a resolved configuration, on its corpus or on ``source``; returns the folder of the bundle."""
+    """Distil with a resolved configuration, on its corpus or on ``source``; returns the folder of the bundle."""
     teacher = _teacher(config)
     if overwrite and folder.bundle.exists() and Path(config.teacher).resolve() == folder.bundle.resolve():
         raise UsageError(f"--overwrite deletes the bundle in {folder.path}, which is the teacher: choose another --out")
     source = source or distillation_source(config, teacher)
-    with _ours(folder, config, resume=resume, overwrite=overwrite):
+    with _locked_and_prepared(folder, config, resume=resume, overwrite=overwrite):
         trainer = make_trainer(config, Inputs(source, device, folder.path, teacher))
         run(trainer, config.loop, folder, resume=resume)
         layout = _block_layout(config, teacher)
@@ -204,23 +209,23 @@ def distill_run(
 
 
 @contextlib.contextmanager
-def _ours(folder: RunFolder, config: Config, *, resume: bool, overwrite: bool) -> Iterator[None]:
-    """The folder of a run, locked and prepared by the main process for all; all raise what it raises."""
-    with contextlib.ExitStack() as held:
-        refused: list[Exception] = []
+def _locked_and_prepared(folder: RunFolder, config: Config, *, resume: bool, overwrite: bool) -> Iterator[None]:
+    """Lock and prepare the folder of a run in the main process; its error is raised in all processes."""
+    with contextlib.ExitStack() as stack:
+        errors: list[Exception] = []
         if process_group().is_main:
             try:
-                held.enter_context(folder.locked())
+                stack.enter_context(folder.locked())
                 folder.prepare(_yaml(config), resume=resume, overwrite=overwrite, upgrade=type(config).upgraded)
             except (DidiError, OSError) as error:
-                refused = [error]
-        for found in process_group().all_gather_items(refused):
-            raise found
+                errors = [error]
+        for gathered in process_group().all_gather_items(errors):
+            raise gathered
         yield
 
 
 def distillation_source(config: DistillationConfig, teacher: Bundle) -> Source:
-    """The corpus of a distillation, with the teacher's tokenizer and block layout unless the settings name others."""
+    """The corpus of a distillation, with the teacher's tokenizer and block layout unless the settings override them."""
     data = config.data
     is_named = data.tokenizer is not None or data.vocab_size is not None
     return open_source(
@@ -234,7 +239,7 @@ def distillation_source(config: DistillationConfig, teacher: Bundle) -> Source:
 
 
 def _block_layout(config: Config, teacher: Bundle | None) -> BlockLayout:
-    """The layout of a run's rows: the one that is set, else the teacher's."""
+    """Block layout of a run: that of the settings, else that of the teacher."""
     return config.data.block_layout or block_layout_of(teacher.provenance if teacher else {})
 
 
@@ -267,7 +272,7 @@ def _yaml(config: Config) -> str:
 def _finish(
     bundle: Bundle, config: Config, folder: RunFolder, device: torch.device, layout: BlockLayout, **more: Any
 ) -> Path:
-    """Write the bundle with what a reader needs to trust or repeat it; its path is the command's result."""
+    """Write the bundle with its provenance, and print its path; returns the path."""
     bundle.provenance = {
         "recipe": config.recipe,
         "method": method_of(config).name,

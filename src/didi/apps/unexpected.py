@@ -1,4 +1,4 @@
-"""An exception that no part of the package expects: one line for the user, the traceback in a file."""
+"""Reports of unexpected exceptions: one line for the user, and the traceback in a file."""
 
 import contextlib
 import os
@@ -16,8 +16,7 @@ def unexpected(error: Exception) -> str:
         error: the exception, after it was raised.
 
     Returns:
-        One line: the kind and message of the exception, and the name of the file; without a file where none could be
-        written.
+        One line with the type and message of the exception, and the name of the file or why it could not be written.
     """
     message = " ".join(str(error).split())
     what = f"unexpected {type(error).__name__}" + (f": {message[:300]}" if message else "")

@@ -1,4 +1,4 @@
-"""Texts that no one would call good, scored beside a model's: a figure that one of them wins is not read alone."""
+"""Anchors: sets of obviously bad texts, scored next to a model's samples to show where a metric is misleading."""
 
 import torch
 from jaxtyping import Bool, Int
@@ -10,16 +10,16 @@ from didi.diffusion.noise import named_generator
 
 ANCHORS = ("shuffled words", "repetition", "trigram babble")
 BABBLE_ORDER = 3
-BABBLE_ROWS = 16_384  # training rows that the n-gram model counts: some two million tokens
+BABBLE_ROWS = 16_384  # training rows of the n-gram model: some two million tokens
 
 
 def anchor_sets(source: Source, num_rows: int, *, seed: int = 0) -> dict[str, Int[Tensor, "n l"]]:
-    """Anchors in the words of a corpus, by name: its test rows with their words shuffled, one token, n-gram babble.
+    """Anchors of a corpus by name: test rows with shuffled words, one repeated token, samples of a trigram model.
 
     Args:
-        source: the corpus; the babble is learnt from its training rows.
-        num_rows: sequences of each anchor, at most the rows of the test split.
-        seed: of the choice of rows, the shuffling and the babble.
+        source: the corpus; the trigram model is counted on its training rows.
+        num_rows: number of sequences of each anchor, at most the rows of the test split.
+        seed: random seed of the choice of rows, the shuffling and the trigram samples.
     """
     order = torch.randperm(len(source.test), generator=named_generator(seed, "data"))
     rows = source.test[order[:num_rows]]
@@ -44,12 +44,12 @@ def starts_of_words(tokenizer: Tokenizer) -> Bool[Tensor, " v"]:
 def shuffled_words(
     rows: Int[Tensor, "n l"], starts: Bool[Tensor, " v"], generator: torch.Generator
 ) -> Int[Tensor, "n l"]:
-    """The same words in a random order; tokens of one word stay together.
+    """Rows with their words in random order; the tokens of a word stay together.
 
     Args:
         rows: token sequences.
         starts: which tokens begin a word.
-        generator: of the order.
+        generator: random generator of the order.
     """
     word = starts[rows].long().cumsum(1)
     keys = torch.rand(len(rows), rows.shape[1] + 1, generator=generator)
@@ -59,13 +59,13 @@ def shuffled_words(
 def ngram_babble(
     train: Int[Tensor, "m k"], num_rows: int, order: int, generator: torch.Generator
 ) -> Int[Tensor, "n k"]:
-    """Draws from the n-gram model of ``train``; a context it never saw going on is shortened until it was.
+    """Samples of the n-gram model of ``train``; a context without continuation in ``train`` is shortened (backoff).
 
     Args:
-        train: token sequences; a gram lies within one.
-        num_rows: sequences to draw.
-        order: n; each token depends on the ``order - 1`` before it.
-        generator: of the draws.
+        train: token sequences; n-grams do not cross sequences.
+        num_rows: number of sequences to draw.
+        order: n; each token depends on the previous ``order - 1`` tokens.
+        generator: random generator of the draws.
     """
     num_symbols, length = int(train.max()) + 1, train.shape[1]
     tables = []
@@ -77,16 +77,17 @@ def ngram_babble(
     rows = torch.empty(num_rows, length, dtype=torch.long)
     for position in range(length):
         uniforms = torch.rand(num_rows, dtype=torch.float64, generator=generator)
-        for known, (contexts, followers) in enumerate(tables[: position + 1]):
-            asked = _number(rows[:, position - known : position], num_symbols)
-            first, end = torch.searchsorted(contexts, asked), torch.searchsorted(contexts, asked, right=True)
-            chosen = followers[(first + (uniforms * (end - first)).long()).clamp(max=len(followers) - 1)]
-            rows[:, position] = chosen if known == 0 else torch.where(end > first, chosen, rows[:, position])
+        # From the empty context to the longest; a longer context replaces the draw where it occurs in ``train``.
+        for size, (contexts, followers) in enumerate(tables[: position + 1]):
+            context = _number(rows[:, position - size : position], num_symbols)
+            first, end = torch.searchsorted(contexts, context), torch.searchsorted(contexts, context, right=True)
+            drawn = followers[(first + (uniforms * (end - first)).long()).clamp(max=len(followers) - 1)]
+            rows[:, position] = drawn if size == 0 else torch.where(end > first, drawn, rows[:, position])
     return rows
 
 
 def _number(grams: Int[Tensor, "m k"], num_symbols: int) -> Int[Tensor, " m"]:
-    """A number for each gram; 0 for the empty one."""
+    """A number for each n-gram; 0 for the empty n-gram."""
     number = torch.zeros(len(grams), dtype=torch.long)
     for column in grams.unbind(1):
         number = number * num_symbols + column

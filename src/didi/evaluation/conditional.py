@@ -1,4 +1,4 @@
-"""Likelihoods of continuations given their contexts, many in one network pass."""
+"""Batched likelihoods of continuations given their contexts."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,18 +18,18 @@ from didi.models.denoiser import logits_at
 from didi.models.nelbo import nelbo_draws
 from didi.models.networks import DenoiserNetwork
 
-LENGTH_STEP = 8  # widths of batches are multiples of it, so that a sequence is padded alike whatever its batch
+LENGTH_STEP = 8  # batch widths are multiples, so that the padding of a sequence does not depend on its batch
 MAX_BATCH_TOKENS = 2**14
 
 
 @dataclass(frozen=True)
 class Continuation:
-    """Tokens of which the first ``num_given`` are a context.
+    """A token sequence whose first ``num_given`` tokens are the context.
 
     Attributes:
-        ids: Token ids.
-        num_given: Tokens of the context, 0 or more.
-        name: What the random masks depend on beside the seed.
+        ids: Token ids of context and continuation.
+        num_given: Number of tokens of the context, 0 or more.
+        name: Name of the random stream of the masks, together with the seed.
     """
 
     ids: Sequence[int]
@@ -38,7 +38,7 @@ class Continuation:
 
 
 def padded_length(length: int, longest: int) -> int:
-    """Width of the batch that a sequence goes into: a multiple of ``LENGTH_STEP``, at most ``longest``."""
+    """Batch width of a sequence: the next multiple of ``LENGTH_STEP``, at most ``longest``."""
     return min(longest, -(-length // LENGTH_STEP) * LENGTH_STEP)
 
 
@@ -64,20 +64,20 @@ def log_likelihoods(
     seed: int = 0,
     max_batch_tokens: int = MAX_BATCH_TOKENS,
 ) -> Float[Tensor, " n"]:
-    """Log-likelihood of each continuation in nats given its context; for a denoiser a lower bound, the NELBO.
+    """Log-likelihood of each continuation in nats given its context; for a denoiser, the ELBO, a lower bound.
 
     Args:
         network: An autoregressive network or a denoiser.
-        process: Of the denoiser.
-        continuations: At most the network's context length each.
-        num_draws: Masks of each continuation under a denoiser.
-        seed: Of the masks; those of a continuation depend on nothing else but its name.
-        max_batch_tokens: Tokens in one pass, padding and draws included.
+        process: Diffusion process of the denoiser.
+        continuations: Sequences, each at most as long as the network's context.
+        num_draws: Number of random masks of each continuation, for a denoiser.
+        seed: Random seed of the masks; the masks of a continuation depend on the seed and its name only.
+        max_batch_tokens: Maximum number of tokens in one pass, with padding and all masks of a sequence.
 
     Returns:
-        Float64, on the CPU.
+        The log-likelihoods, float64, on the CPU.
     """
-    found = torch.zeros(len(continuations), dtype=torch.float64)
+    log_probs = torch.zeros(len(continuations), dtype=torch.float64)
     copies = 1 if isinstance(network, AutoregressiveLM) else num_draws
     for index, canvas in _batches(network, continuations, max_batch_tokens // copies):
         if isinstance(network, AutoregressiveLM):
@@ -85,8 +85,8 @@ def log_likelihoods(
         else:
             generators = [named_generator(seed, *continuations[number].name) for number in index]
             nats = nelbo_draws(network, process, canvas, num_draws, generators).mean(1)
-        found[index] = -nats.cpu()
-    return found
+        log_probs[index] = -nats.cpu()
+    return log_probs
 
 
 @torch.no_grad()
@@ -97,28 +97,28 @@ def are_greedy(
     *,
     max_batch_tokens: int = MAX_BATCH_TOKENS,
 ) -> Bool[Tensor, " n"]:
-    """Whether the likeliest choices write each continuation; a denoiser reveals its surest token first.
+    """Whether greedy decoding produces each continuation; a denoiser reveals the most probable token first.
 
-    Arguments as of ``log_likelihoods``.
+    Arguments as in ``log_likelihoods``.
 
     Raises:
         UsageError: The process of a denoiser has no masks.
     """
     if not isinstance(network, AutoregressiveLM) and not isinstance(process, Absorbing):
         raise UsageError(f"greedy decoding reveals masks, and {process.name} diffusion has none; choose another task")
-    found = torch.ones(len(continuations), dtype=torch.bool)
+    is_greedy = torch.ones(len(continuations), dtype=torch.bool)
     for index, canvas in _batches(network, continuations, max_batch_tokens):
         if isinstance(network, AutoregressiveLM):
             best = network.likeliest(canvas.tokens)
-            found[index] = ((best == canvas.tokens) | ~canvas.is_free).all(1).cpu()
+            is_greedy[index] = ((best == canvas.tokens) | ~canvas.is_free).all(1).cpu()
         else:
             assert isinstance(process, Absorbing)
-            found[index] = _revealed_greedily(network, process, canvas).cpu()
-    return found
+            is_greedy[index] = _revealed_greedily(network, process, canvas).cpu()
+    return is_greedy
 
 
 def _revealed_greedily(network: DenoiserNetwork, process: Absorbing, canvas: Canvas) -> Bool[Tensor, " b"]:
-    """Whether every choice of greedy decoding is the token of the canvas; a sequence ends with its first other one."""
+    """Whether greedy decoding reveals the tokens of the canvas; a sequence stops at its first different token."""
     z, is_right = process.prior(canvas), torch.ones(len(canvas), dtype=torch.bool, device=canvas.tokens.device)
     while True:
         is_masked = canvas.is_free & process.is_predicted(z) & is_right[:, None]
@@ -127,10 +127,11 @@ def _revealed_greedily(network: DenoiserNetwork, process: Absorbing, canvas: Can
             return is_right
         rows, is_masked = canvas.rows(active), is_masked[active]
         share = is_masked.double().sum(1) / rows.is_real.sum(1)
-        t = time_at(process.schedule, 1 - share)  # at which as many masks are expected
+        t = time_at(process.schedule, 1 - share)  # time at which this share of masks is expected
         logits = logits_at(network, z[active], is_masked, process.noise_level(network, t), rows.attention_mask)
-        surest, best = process.log_probs(logits).max(-1)
-        position = torch.full(is_masked.shape, -torch.inf, device=z.device).masked_scatter(is_masked, surest).argmax(1)
+        confidence, best = process.log_probs(logits).max(-1)
+        scores = torch.full(is_masked.shape, -torch.inf, device=z.device).masked_scatter(is_masked, confidence)
+        position = scores.argmax(1)
         choices = torch.zeros_like(rows.tokens).masked_scatter(is_masked, best)
         row = torch.arange(len(active), device=z.device)
         is_right[active] = choices[row, position] == rows.tokens[row, position]
@@ -140,11 +141,11 @@ def _revealed_greedily(network: DenoiserNetwork, process: Absorbing, canvas: Can
 def _batches(
     network: DenoiserNetwork | AutoregressiveLM, continuations: Sequence[Continuation], max_tokens: int
 ) -> Iterator[tuple[list[int], Canvas]]:
-    """Sequences of like length in one batch, with their numbers; those without a free token are left out."""
+    """Batches of sequences of similar lengths, with their indices; sequences without a free token are left out."""
     groups: dict[int, list[int]] = {}
-    for number, one in enumerate(continuations):
-        if len(one.ids) > one.num_given:
-            groups.setdefault(padded_length(len(one.ids), network.length), []).append(number)
+    for number, each in enumerate(continuations):
+        if len(each.ids) > each.num_given:
+            groups.setdefault(padded_length(len(each.ids), network.length), []).append(number)
     device = next(network.parameters()).device
     for width, members in groups.items():
         size = max(1, max_tokens // width)

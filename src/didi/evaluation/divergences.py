@@ -1,4 +1,4 @@
-"""Divergences of a sample set from its reference, by the fields of ``row.EvaluationRow`` that they fill."""
+"""Divergences of a sample set from a reference distribution, as fields of ``row.EvaluationRow``."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -36,10 +36,10 @@ class DivergenceFields(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class JointReference:
-    """What a joint divergence is measured from.
+    """The reference distribution of a joint divergence.
 
     Attributes:
-        name: Name of the chain or of the network's bundle.
+        name: Name of the chain, or of the bundle of the network.
         distribution: A Markov chain, or an autoregressive network.
     """
 
@@ -54,34 +54,40 @@ class JointReference:
 def find_reference(
     bundle: Bundle, judges: Sequence[Judge], joint: bool | Bundle, num_samples: int
 ) -> JointReference | None:
-    """The reference of the joint divergence of a bundle's samples; None if it is not wanted.
+    """The reference distribution of the joint divergence of a bundle's samples.
 
     Args:
-        bundle: Whose samples are measured.
-        judges: An exact judge's chain is the reference where ``joint`` is True.
-        joint: Whether it is wanted, or the bundle of an autoregressive network over the same tokens to measure from;
-            where it is True and no judge is exact, the chain of the world of ``bundle``, or else ``bundle`` itself.
-        num_samples: Number of samples to come.
+        bundle: The model whose samples are measured.
+        judges: Judges of the evaluation.
+        joint: False for no joint divergence; the bundle of an autoregressive network over the same tokens, which is
+            then the reference; or True, for the chain of an exact judge, else the chain of the world of ``bundle``,
+            else the autoregressive network of ``bundle``.
+        num_samples: Number of samples that will be drawn.
+
+    Returns:
+        The reference; None if ``joint`` is False.
 
     Raises:
-        UsageError: There is no such network, its tokens are others, or the samples are too few.
+        UsageError: There is no such network, its tokenizer differs or its context is too short, or ``num_samples`` is
+            too small.
     """
     if joint is False:
         return None
-    found = _find(bundle, [one for one in judges if isinstance(one, ExactJudge)], None if joint is True else joint)
-    least = default_settings(found.distribution).least_samples
+    exact = [judge for judge in judges if isinstance(judge, ExactJudge)]
+    reference = _find(bundle, exact, None if joint is True else joint)
+    least = default_settings(reference.distribution).least_samples
     if num_samples < least:
         raise UsageError(f"a joint divergence takes {least} samples or more; got num_samples {num_samples}")
-    return found
+    return reference
 
 
-def _find(bundle: Bundle, exact: Sequence[ExactJudge], given: Bundle | None) -> JointReference:
-    if given is None and exact:
+def _find(bundle: Bundle, exact: Sequence[ExactJudge], named: Bundle | None) -> JointReference:
+    if named is None and exact:
         return JointReference(exact[0].name, exact[0].chain)
     world = str(bundle.provenance.get("corpus"))
-    if given is None and world in WORLDS:
+    if named is None and world in WORLDS:
         return JointReference(world, WORLDS[world]())
-    source = given or bundle
+    source = named or bundle
     if source.autoregressive is None:
         raise UsageError(
             f"a joint divergence is measured from an autoregressive network over the same tokens; bundle {source.name} "
@@ -89,13 +95,13 @@ def _find(bundle: Bundle, exact: Sequence[ExactJudge], given: Bundle | None) -> 
         )
     if source is not bundle and _symbols(source) != _symbols(bundle):
         raise UsageError(
-            f"a joint divergence is measured over one tokenizer; bundle {source.name} has another than {bundle.name}: "
+            f"a joint divergence needs equal tokenizers; those of bundles {source.name} and {bundle.name} differ: "
             "train its network on the same corpus with data.vocab_size of the same value"
         )
     if source.autoregressive.length < bundle.network().length:
         raise UsageError(
-            f"the reference of a joint divergence reads whole sequences; bundle {source.name} reads "
-            f"{source.autoregressive.length} tokens, {bundle.name} writes {bundle.network().length}"
+            f"the reference of a joint divergence has a context of whole sequences; that of bundle {source.name} has "
+            f"{source.autoregressive.length} tokens, sequences of {bundle.name} have {bundle.network().length}"
         )
     device = next(bundle.network().parameters()).device
     return JointReference(source.name, source.autoregressive.to(device))
@@ -107,41 +113,44 @@ def joint_of_sampler(
     """Sample a network and estimate the joint divergence of its samples.
 
     Args:
-        bundle: Whose network is sampled.
-        reference: Whose autoregressive network it is measured from.
+        bundle: The model that is sampled.
+        reference: The bundle whose autoregressive network is the reference.
         nfe: Number of moves.
         num_samples: Number of samples.
-        seed: Of the samples.
-        options: How they are drawn.
+        seed: Random seed of the samples.
+        options: Sampling options.
 
     Raises:
         UsageError: See ``find_reference``.
     """
-    found = find_reference(bundle, (), reference, num_samples)
-    assert found is not None
-    return found.estimate(generate(bundle, num_samples=num_samples, nfe=nfe, seed=seed, options=options).tokens)
+    joint_reference = find_reference(bundle, (), reference, num_samples)
+    assert joint_reference is not None
+    samples = generate(bundle, num_samples=num_samples, nfe=nfe, seed=seed, options=options)
+    return joint_reference.estimate(samples.tokens)
 
 
 def divergences(tokens: Int[Tensor, "b l"], judge: Judge) -> DivergenceFields:
-    """Divergences of pairs and triples under an exact judge, where sequences are as long; none under another.
+    """Divergences of adjacent pairs and triples from the chain of an exact judge; no fields for another judge.
+
+    Pairs need sequences of 2 tokens or more, triples of 3 or more.
 
     Args:
         tokens: The samples.
         judge: The judge of the row.
     """
-    found: DivergenceFields = {}
+    fields: DivergenceFields = {}
     if not isinstance(judge, ExactJudge):
-        return found
+        return fields
     length = tokens.shape[1]
     if length >= 2:
         pairs = ngram_divergence(tokens, judge.chain, 2)
-        found |= {"pair_kl": pairs.kl, "pair_kl_ci": pairs.kl_ci}
-        found |= {"pair_reverse_kl": pairs.reverse_kl, "pair_reverse_kl_ci": pairs.reverse_kl_ci}
+        fields |= {"pair_kl": pairs.kl, "pair_kl_ci": pairs.kl_ci}
+        fields |= {"pair_reverse_kl": pairs.reverse_kl, "pair_reverse_kl_ci": pairs.reverse_kl_ci}
     if length >= 3:
         triples = ngram_divergence(tokens, judge.chain, 3)
-        found |= {"triple_kl": triples.kl, "triple_kl_ci": triples.kl_ci}
-        found |= {"triple_reverse_kl": triples.reverse_kl, "triple_reverse_kl_ci": triples.reverse_kl_ci}
-    return found
+        fields |= {"triple_kl": triples.kl, "triple_kl_ci": triples.kl_ci}
+        fields |= {"triple_reverse_kl": triples.reverse_kl, "triple_reverse_kl_ci": triples.reverse_kl_ci}
+    return fields
 
 
 def _symbols(bundle: Bundle) -> object:

@@ -1,4 +1,4 @@
-r"""Diversity of a sample set, from token counts alone: the figure that no perplexity may be read without.
+r"""Diversity of a sample set, from token counts alone; a perplexity is only meaningful next to it.
 
 Every entropy here is a plug-in estimate in nats. It is computed as log(n) minus the mean over positions of the
 log-count of the token there, which equals :math:`-\sum_v p_v \log p_v` and needs no table as wide as the vocabulary.
@@ -78,16 +78,16 @@ def self_bleu(tokens: Int[Tensor, "b l"], max_n: int = 4) -> float:
     for n in range(1, max_n + 1):
         ids = _ngram_ids(tokens, n).cpu()
         rows = torch.arange(len(ids)).unsqueeze(1).expand_as(ids)
-        # One entry for each n-gram of each sequence, those of one n-gram together, the largest count first.
+        # One entry for each (n-gram, sequence), grouped by n-gram; within a group the largest count comes first.
         pairs, counts = torch.stack([ids.flatten(), rows.flatten()], 1).unique(dim=0, return_counts=True)
         order = (pairs[:, 0] * (ids.shape[1] + 1) + ids.shape[1] - counts).argsort(stable=True)
         gram, row, count = pairs[order, 0], pairs[order, 1], counts[order]
         is_same = gram[1:] == gram[:-1]
-        first = (~F.pad(is_same, (1, 0))).nonzero().flatten()  # where each n-gram's largest count stands
+        first = (~F.pad(is_same, (1, 0))).nonzero().flatten()  # entry with the largest count of each n-gram
         second = F.pad(torch.where(is_same, count[1:], 0), (0, 1))[first]
-        which = F.pad(~is_same, (1, 0)).cumsum(0)  # number of each entry's n-gram
-        is_largest = torch.arange(len(gram)) == first[which]
-        elsewhere = torch.where(is_largest, second[which], count[first][which])
+        group = F.pad(~is_same, (1, 0)).cumsum(0)  # number of the n-gram of each entry
+        is_largest = torch.arange(len(gram)) == first[group]
+        elsewhere = torch.where(is_largest, second[group], count[first][group])  # largest count in another sequence
         matches = torch.zeros(len(tokens), dtype=torch.float64).index_add_(
             0, row, torch.minimum(count, elsewhere).double()
         )
@@ -96,7 +96,7 @@ def self_bleu(tokens: Int[Tensor, "b l"], max_n: int = 4) -> float:
 
 
 def _ngram_ids(tokens: Int[Tensor, "b l"], n: int) -> Int[Tensor, "b m"]:
-    """A number for each n-gram, equal where the n-grams are; renumbered at each step, so that nothing overflows."""
+    """An id for each n-gram, equal for equal n-grams; ids are renumbered for each length, so that none overflows."""
     if not 1 <= n <= tokens.shape[1]:
         raise ValueError(f"n must lie in [1, {tokens.shape[1]}], the length of the sequences; got {n}")
     num_symbols = _num_symbols(tokens)

@@ -1,4 +1,4 @@
-"""Ratio of perplexities at equal entropy, with a bootstrap interval that resamples every sample set on its own."""
+"""Ratio of perplexities at equal entropy, with a bootstrap interval that resamples all sample sets independently."""
 
 import math
 from collections.abc import Sequence
@@ -19,38 +19,38 @@ PerSequence = Float[Tensor, "n 3"]
 
 
 def per_sequence(scores: Scores, entropies: Float[Tensor, " n"]) -> PerSequence:
-    """What a sample set contributes to the ratio.
+    """Columns of a sample set for ``ratio_at_equal_entropy``.
 
     Args:
-        scores: of a judge.
-        entropies: of each sequence, nats; see :func:`~didi.evaluation.diversity.token_entropy`.
+        scores: scores of a judge.
+        entropies: entropy of each sequence, nats; see :func:`~didi.evaluation.diversity.token_entropy`.
     """
     return torch.stack([scores.nll.double(), scores.num_tokens.double(), entropies.double()], 1)
 
 
 def ratio_at_equal_entropy(
-    ours: PerSequence,
+    samples: PerSequence,
     sweep: Sequence[PerSequence],
     *,
     num_resamples: int = NUM_RESAMPLES,
     level: float = LEVEL,
     seed: int = 0,
 ) -> tuple[float, Interval]:
-    """Perplexity of a sample set over that of another model at the same mean entropy.
+    """Perplexity of a sample set divided by that of another model at the same mean entropy.
 
-    The other model's perplexity is interpolated between the temperatures of its sweep. All sets are independent: they
-    were drawn with other seeds, or by models so different that their samples do not depend on each other.
+    The other model's perplexity is interpolated between the temperatures of its sweep. The interval assumes that all
+    sets are independent: drawn with different seeds, or by models whose samples do not depend on each other.
 
     Args:
-        ours: the sample set, n sequences.
-        sweep: two sample sets of the other model or more, at different temperatures.
+        samples: the sample set, n sequences.
+        sweep: two sample sets or more of the other model, at different temperatures.
         num_resamples: number of bootstrap resamples.
         level: nominal coverage, in (0, 1).
-        seed: of the resamples.
+        seed: random seed of the resamples.
 
     Returns:
-        The ratio and its percentile interval; NaN where the entropy lies outside the sweep, and a NaN interval where it
-        does so in more than ``MAX_OUTSIDE`` of the resamples.
+        The ratio and its percentile interval. The ratio is NaN if the entropy lies outside the sweep; the interval is
+        NaN if it lies outside in more than ``MAX_OUTSIDE`` of the resamples.
 
     Raises:
         UsageError: the sweep has fewer than two sets.
@@ -58,9 +58,10 @@ def ratio_at_equal_entropy(
     if len(sweep) < 2:
         raise UsageError(f"a sweep has two temperatures or more; got {len(sweep)}")
     generator = torch.Generator().manual_seed(seed)
-    points = [_resampled(one, num_resamples, generator) for one in (ours, *sweep)]
-    ratios = torch.tensor([_ratio(*of_each) for of_each in zip(*points, strict=True)], dtype=torch.float64)
-    ratio = _ratio(*(_point(one.sum(0), len(one)) for one in (ours, *sweep)))
+    sets = (samples, *sweep)
+    resampled = [_resampled(values, num_resamples, generator) for values in sets]
+    ratios = torch.tensor([_ratio(*points) for points in zip(*resampled, strict=True)], dtype=torch.float64)
+    ratio = _ratio(*(_point(values.sum(0), len(values)) for values in sets))
     if ratios.isnan().double().mean() > MAX_OUTSIDE:
         return ratio, NAN_INTERVAL
     tail = (1 - level) / 2
@@ -68,9 +69,9 @@ def ratio_at_equal_entropy(
     return ratio, (low, high)
 
 
-def _ratio(ours: Point, *theirs: Point) -> float:
-    entropy, perplexity = ours
-    return perplexity / perplexity_at_entropy(theirs, entropy)
+def _ratio(point: Point, *sweep: Point) -> float:
+    entropy, perplexity = point
+    return perplexity / perplexity_at_entropy(sweep, entropy)
 
 
 def _point(totals: Float[Tensor, " 3"], num_sequences: int) -> Point:
@@ -82,4 +83,4 @@ def _point(totals: Float[Tensor, " 3"], num_sequences: int) -> Point:
 def _resampled(values: PerSequence, num_resamples: int, generator: torch.Generator) -> list[Point]:
     size = len(values)
     draws = (torch.randint(size, (size,), generator=generator) for _ in range(num_resamples))
-    return [_point(values[one].sum(0), size) for one in draws]
+    return [_point(values[draw].sum(0), size) for draw in draws]

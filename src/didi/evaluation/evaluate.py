@@ -1,4 +1,4 @@
-"""From a bundle to measured rows: sample, judge, report."""
+"""Evaluation of a bundle: sample its networks, score the samples, write the report."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -15,16 +15,16 @@ from didi.arguments import instance, listed, whole_number
 from didi.data.markov import EXACT, WORLDS, MarkovChain
 from didi.diffusion.noise import named_generator
 from didi.errors import UsageError
+from didi.evaluation.checked_sets import checked_sets
 from didi.evaluation.divergences import JointReference, divergences, find_reference
 from didi.evaluation.diversity import token_entropy
 from didi.evaluation.exact.divergences import ExactDivergences
 from didi.evaluation.exact.rows import ExactRows
-from didi.evaluation.given_sets import given_sets
 from didi.evaluation.judges import SMOLLM2, load_judge
 from didi.evaluation.machine import machine_name
 from didi.evaluation.mauve import Embedding, mauve
 from didi.evaluation.perplexity import ExactJudge, Judge, Scores
-from didi.evaluation.plan import PlannedRow, departures, plan_rows
+from didi.evaluation.plan import PlannedRow, plan_rows, swept_options
 from didi.evaluation.report import write_metrics, write_report, write_samples
 from didi.evaluation.row import Circumstances, EvaluationRow, SampleSet, measure
 from didi.models.bundle import Bundle, Role
@@ -60,60 +60,61 @@ def evaluate(
     out: Path | str | None = None,
     on_set: Callable[[SampleSet], None] | None = None,
 ) -> list[EvaluationRow]:
-    """Sample and score every combination of role, sampler, departure and number of passes; every sample counts.
+    """Sample every combination of role, sampler, temperature or top-p, and number of moves, and score all samples.
 
     Args:
         bundle: from ``didi.load``.
-        nfe: one or several numbers of moves; none where only ``data`` and ``anchors`` are to be judged.
-        num_samples: sequences in each row; 256 or more for a figure that is to be quoted.
-        judge: one or several, names for ``load_judge`` or judges; ``exact`` is that of the bundle's own world, and
-            the default for a model of one, else ``smollm2-135m``. Each gives every sample set a row.
-        role: one or several, or that of ``options``; by default the student if there is one, else the teacher.
-        sampler: one or several, or that of ``options``. Whatever ``nfe`` says, the autoregressive role and the
-            self-paced samplers ``first-hitting`` and ``entropy-bounded`` have one row.
-        temperature: a sweep of them, at the top-p of ``options``; that of ``options`` alone where empty.
-        top_p: a sweep of them, at the temperature of ``options``; that of ``options`` alone where empty.
-        seed: of the samples.
-        data: held-out token sequences of the bundle's tokenizer; they are judged in a row of their own, and give each
-            network's NELBO (exact NLL for the autoregressive one).
-        anchors: further sets to judge, by name, such as those of ``anchors.anchor_sets``.
-        embed: from ``mauve.load_embedding``: gives every row its MAUVE against as many other rows of ``data``.
-        joint: gives every row its ``joint_kl``, in minutes; True, or a bundle: see ``divergences.find_reference``.
-        options: sampling options; none of them may be given by an argument above as well.
+        nfe: one number of moves or several; none to score only ``data`` and ``anchors``.
+        num_samples: number of sequences in each row; use 256 or more for figures that you quote.
+        judge: one judge or several, as names for ``load_judge`` or as objects; each gives every sample set a row. The
+            default is ``exact``, the exact judge of the bundle's world, if it has one, else ``smollm2-135m``.
+        role: one role or several, or that of ``options``; by default the student if there is one, else the teacher.
+        sampler: one sampler or several, or that of ``options``. The autoregressive role and the samplers
+            ``first-hitting`` and ``entropy-bounded`` ignore ``nfe`` and have one row.
+        temperature: a sweep of temperatures, at the top-p of ``options``; if empty, that of ``options``.
+        top_p: a sweep of top-p, at the temperature of ``options``; if empty, that of ``options``.
+        seed: random seed of the samples.
+        data: held-out token sequences of the bundle's tokenizer; they are scored in a separate row, and the NELBO of
+            each network (exact NLL of the autoregressive network) is computed on them.
+        anchors: further sets to score, by name, for example from ``anchors.anchor_sets``.
+        embed: embedding of ``mauve.load_embedding``, for the MAUVE of every row against as many other rows of ``data``.
+        joint: whether every row has a ``joint_kl``, which takes minutes, or the bundle of its reference; see
+            ``divergences.find_reference``.
+        options: sampling options; an option must not be set by an argument above as well.
         out: folder for ``metrics.json``, ``samples.jsonl``, ``report.md`` and its figures.
         on_set: called with each sample set as soon as it is measured.
 
     Raises:
-        UsageError: the bundle, the judge or an argument does not allow it.
+        UsageError: the bundle, the judge or an argument does not allow the evaluation.
     """
-    sets = given_sets(instance("bundle", bundle, Bundle), data, anchors)
+    sets = checked_sets(instance("bundle", bundle, Bundle), data, anchors)
     seed, num_samples = whole_number("seed", seed), whole_number("num_samples", num_samples, low=1)
-    moves = [whole_number("nfe", one, low=1) for one in listed("nfe", nfe, allows_none=bool(sets))]
-    chosen = instance("options", SamplingOptions() if options is None else options, SamplingOptions)
-    plan = plan_rows(bundle, role, sampler, moves, departures(chosen, temperature, top_p))
-    folder = _made(out)  # a folder that cannot be written fails now, not after the work
-    distant = find_reference(bundle, judges := _judges(bundle, judge), joint, num_samples)
-    reference = None if embed is None else embed(decode(bundle, _reference_rows(sets.get("data"), num_samples, seed)))
-    measured = _Measured(judges, seed, embed, reference, distant, folder, on_set)
-    _judge_given(bundle, sets, num_samples, measured)
-    _sample(bundle, plan, num_samples, sets.get("data"), measured)
-    measured.report(bundle)
-    return [result.row for result in measured.results]
+    moves = [whole_number("nfe", number, low=1) for number in listed("nfe", nfe, allows_none=bool(sets))]
+    base_options = instance("options", SamplingOptions() if options is None else options, SamplingOptions)
+    plan = plan_rows(bundle, role, sampler, moves, swept_options(base_options, temperature, top_p))
+    folder = _created(out)  # before the work, so that a folder that cannot be created is reported at once
+    joint_reference = find_reference(bundle, judges := _judges(bundle, judge), joint, num_samples)
+    features = None if embed is None else embed(decode(bundle, _reference_rows(sets.get("data"), num_samples, seed)))
+    results = _Results(judges, seed, embed, features, joint_reference, folder, on_set)
+    _score_sets(bundle, sets, num_samples, results)
+    _sample(bundle, plan, num_samples, sets.get("data"), results)
+    results.report(bundle)
+    return [sample_set.row for sample_set in results.sets]
 
 
 @dataclass
-class _Measured:
-    """The sample sets that are measured, kept as they come.
+class _Results:
+    """The measured sample sets of an evaluation.
 
     Attributes:
-        judges: each gives every set a row.
-        seed: of the samples.
-        embed: of MAUVE, if it is wanted.
-        reference: real text in the space of ``embed``.
-        joint: what the joint divergence is measured from, if it is wanted.
-        out: folder of what is written.
+        judges: judges; each gives every set a row.
+        seed: random seed of the samples.
+        embed: embedding of MAUVE; None without MAUVE.
+        reference: features of real text under ``embed``.
+        joint: reference of the joint divergence; None without it.
+        out: folder of the results; None to write nothing.
         on_set: called with each set.
-        results: the sets so far.
+        sets: the sets measured so far.
     """
 
     judges: Sequence[Judge]
@@ -123,7 +124,7 @@ class _Measured:
     joint: JointReference | None
     out: Path | None
     on_set: Callable[[SampleSet], None] | None
-    results: list[SampleSet] = field(default_factory=list)
+    sets: list[SampleSet] = field(default_factory=list)
 
     def add(
         self,
@@ -138,9 +139,9 @@ class _Measured:
         exact: Callable[[MarkovChain], ExactDivergences | None] = lambda _: None,
         **about: Unpack[Circumstances],
     ) -> None:
-        """Score a set by every judge, and write what is measured so far.
+        """Score a set by every judge, and write all results so far.
 
-        Arguments are those of ``row.measure``; ``exact`` gives divergences of the sampler from the chain of a judge.
+        Arguments as in ``row.measure``; ``exact`` returns exact divergences of the sampler from the chain of a judge.
         """
         if self.embed is not None and self.reference is not None:
             about["mauve"] = mauve(self.embed(texts), self.reference)
@@ -151,39 +152,39 @@ class _Measured:
             joint = self.joint.estimate(tokens)
             log_ratios = joint.log_ratios
             about |= {"joint_kl": joint.kl, "joint_kl_ci": joint.ci, "joint_reference": self.joint.name}
-        for one in self.judges:
-            scores = _scores(one, texts, tokens)
+        for judge in self.judges:
+            scores = _scores(judge, texts, tokens)
             passes = {"seconds": seconds, "network_passes": network_passes}
-            known: Circumstances = about | divergences(tokens, one)
-            if isinstance(one, ExactJudge) and (found := exact(one.chain)) is not None:
-                notes = "; ".join(filter(None, [str(known.get("note", "")), found.note]))
-                known = known | cast(Circumstances, asdict(found) | {"note": notes})
-            row = measure(label, sampler, moves, tokens, scores, judge=one.name, **passes, **known)
-            self.results.append(SampleSet(row, texts, scores, token_entropy(tokens).cpu(), log_ratios))
-            if self.out is not None and process_group().is_main:  # a run that is stopped keeps what it has measured
-                write_metrics([result.row for result in self.results], self.out)
-                write_samples(self.results, self.out)
+            fields: Circumstances = about | divergences(tokens, judge)
+            if isinstance(judge, ExactJudge) and (exact_fields := exact(judge.chain)) is not None:
+                notes = "; ".join(filter(None, [str(fields.get("note", "")), exact_fields.note]))
+                fields = fields | cast(Circumstances, asdict(exact_fields) | {"note": notes})
+            row = measure(label, sampler, moves, tokens, scores, judge=judge.name, **passes, **fields)
+            self.sets.append(SampleSet(row, texts, scores, token_entropy(tokens).cpu(), log_ratios))
+            if self.out is not None and process_group().is_main:  # after each set, so that a stopped run keeps them
+                write_metrics([sample_set.row for sample_set in self.sets], self.out)
+                write_samples(self.sets, self.out)
             if self.on_set is not None:
-                self.on_set(self.results[-1])
+                self.on_set(self.sets[-1])
 
     def report(self, bundle: Bundle) -> None:
-        """Write the report."""
+        """Write ``report.md`` and its figures."""
         if self.out is not None and process_group().is_main:
             recipe = str(bundle.provenance.get("recipe", ""))
-            write_report(self.results, self.out, title=f"Evaluation of {bundle.name}", recipe=recipe)
+            write_report(self.sets, self.out, title=f"Evaluation of {bundle.name}", recipe=recipe)
 
 
-def _judge_given(bundle: Bundle, sets: Mapping[str, Int[Tensor, "_ l"]], num_samples: int, measured: _Measured) -> None:
-    """Measure as many rows of each given set as there are samples."""
+def _score_sets(bundle: Bundle, sets: Mapping[str, Int[Tensor, "_ l"]], num_samples: int, results: _Results) -> None:
+    """Score ``num_samples`` random rows of each set; all rows of a smaller set."""
     for name, tokens in sets.items():
-        rows = tokens[_random_order(tokens, measured.seed)[:num_samples]]
-        measured.add(rows, decode(bundle, rows), name, "", 0, seconds=math.nan, network_passes=0.0)
+        rows = tokens[_random_order(tokens, results.seed)[:num_samples]]
+        results.add(rows, decode(bundle, rows), name, "", 0, seconds=math.nan, network_passes=0.0)
 
 
 def _sample(
-    bundle: Bundle, plan: Sequence[PlannedRow], num_samples: int, data: Int[Tensor, "n l"] | None, measured: _Measured
+    bundle: Bundle, plan: Sequence[PlannedRow], num_samples: int, data: Int[Tensor, "n l"] | None, results: _Results
 ) -> None:
-    """Draw and measure the sets of a plan."""
+    """Draw and measure the sample sets of a plan."""
     for _, settings, num_moves in plan:
         check_batch(bundle, settings, bundle.network(settings.role).length, num_moves, num_samples)
     nats: dict[str, float] = {}
@@ -193,8 +194,8 @@ def _sample(
         device = next(network.parameters()).device
         if data is not None and label not in nats:
             nats[label] = nats_per_token(network, bundle.process, data, batch_size=NELBO_BATCH)
-        drawn = generate(bundle, num_samples=num_samples, nfe=num_moves, seed=measured.seed, options=settings)
-        measured.add(
+        drawn = generate(bundle, num_samples=num_samples, nfe=num_moves, seed=results.seed, options=settings)
+        results.add(
             drawn.tokens,
             drawn.texts,
             label,
@@ -214,8 +215,8 @@ def _sample(
         )
 
 
-def _made(out: Path | str | None) -> Path | None:
-    """The folder of the results, made if it does not exist."""
+def _created(out: Path | str | None) -> Path | None:
+    """The folder of the results, created if it does not exist."""
     if out is None:
         return None
     Path(out).mkdir(parents=True, exist_ok=True)
@@ -223,9 +224,9 @@ def _made(out: Path | str | None) -> Path | None:
 
 
 def _scores(judge: Judge, texts: Sequence[str], tokens: Int[Tensor, "b l"]) -> Scores:
-    """The judge's scores; the processes of ``didi.process_group`` share the texts."""
-    mine = process_group().local_slice(len(texts))
-    part = judge.score(texts[mine], tokens[mine])
+    """The judge's scores; the texts are divided between the processes of ``didi.process_group``."""
+    local = process_group().local_slice(len(texts))
+    part = judge.score(texts[local], tokens[local])
     rows = process_group().all_gather_items(list(zip(part.nll.tolist(), part.num_tokens.tolist(), strict=True)))
     nll, num_tokens = zip(*rows, strict=True)
     num_truncated = sum(process_group().all_gather_items([part.num_truncated]))
@@ -233,12 +234,12 @@ def _scores(judge: Judge, texts: Sequence[str], tokens: Int[Tensor, "b l"]) -> S
 
 
 def _random_order(rows: Int[Tensor, "n l"], seed: int) -> Int[Tensor, " n"]:
-    """Neighbouring rows come from one document and are alike, so rows are chosen at random."""
+    """A random order of the rows; neighbouring rows come from one document and are similar."""
     return torch.randperm(len(rows), generator=named_generator(seed, "data"))
 
 
 def _reference_rows(data: Int[Tensor, "n l"] | None, num_samples: int, seed: int) -> Int[Tensor, "m l"]:
-    """Real rows beyond those that get a row of their own."""
+    """Rows of the data for MAUVE, disjoint from the rows that ``_score_sets`` scores."""
     if data is None or len(data) < 2 * num_samples:
         raise UsageError(
             f"MAUVE compares with as many further sequences of the data; {num_samples} samples need "
@@ -247,23 +248,25 @@ def _reference_rows(data: Int[Tensor, "n l"] | None, num_samples: int, seed: int
     return data[_random_order(data, seed)[num_samples : 2 * num_samples]]
 
 
-def _judges(bundle: Bundle, asked: str | Judge | Sequence[str | Judge] | None) -> list[Judge]:
-    """The judges that are asked for, loaded; ``exact`` is that of the bundle's own world."""
-    own = str(bundle.provenance.get("corpus"))
-    if not asked:
-        asked = own if own in WORLDS else SMOLLM2
-    each: Sequence[str | Judge] = listed("judge", asked)
+def _judges(bundle: Bundle, requested: str | Judge | Sequence[str | Judge] | None) -> list[Judge]:
+    """Load the requested judges, each once; ``exact`` names the exact judge of the bundle's world."""
+    world = str(bundle.provenance.get("corpus"))
+    if not requested:
+        requested = world if world in WORLDS else SMOLLM2
+    listed_judges: Sequence[str | Judge] = listed("judge", requested)
     device = next(bundle.network().parameters()).device
     judges: list[Judge] = []
-    for one in each:
-        if not isinstance(one, str):
-            if not isinstance(one, Judge):
-                raise UsageError(f"a judge is a name, or has a name and score(texts, tokens); got {one!r}")
-            judges.append(one)
+    for each in listed_judges:
+        if not isinstance(each, str):
+            if not isinstance(each, Judge):
+                raise UsageError(f"a judge is a name, or has a name and score(texts, tokens); got {each!r}")
+            judges.append(each)
             continue
-        if own in WORLDS and one in WORLDS and one not in (own, EXACT):
-            raise UsageError(f"judge {one} reads the {one} world, and {bundle.name} is of the {own} world: use {own}")
-        name = own if own in WORLDS and one == EXACT else one
-        if name not in [judge.name for judge in judges]:  # named twice, it is one
+        if world in WORLDS and each in WORLDS and each not in (world, EXACT):
+            raise UsageError(
+                f"judge {each} reads the {each} world, and {bundle.name} is of the {world} world: use {world}"
+            )
+        name = world if world in WORLDS and each == EXACT else each
+        if name not in [judge.name for judge in judges]:
             judges.append(load_judge(name, device=device))
     return judges

@@ -1,4 +1,4 @@
-"""Perplexity against NFE, time and entropy: a perplexity is never drawn without its entropy."""
+"""Figures: perplexity against NFE, time or entropy, always with the entropy; curves with bands."""
 
 import math
 from collections.abc import Sequence
@@ -26,10 +26,10 @@ SAMPLER_STYLES = (("o", "-"), ("s", "--"), ("^", "-."), ("D", ":"))  # marker an
 
 
 def perplexity_figure(rows: Sequence[EvaluationRow], path: Path) -> Path:
-    """Draw perplexity and, in a panel below, entropy against NFE into ``path``, a PNG; bars are the rows' intervals.
+    """Draw perplexity and, in a panel below, entropy against NFE as a PNG; bars are 95% intervals.
 
-    Each role, sampler, temperature and top-p is a line; so is each value of ``DETAILS`` in which sampled rows differ.
-    Rows with ``nfe`` 0, such as real data, are level lines in a band.
+    Each role, sampler, temperature and top-p has a line, as has each value of a ``DETAILS`` field in which sampled rows
+    differ. Rows with ``nfe`` 0, such as real data, are horizontal lines with a band.
     """
     from matplotlib.ticker import NullLocator
 
@@ -42,7 +42,7 @@ def perplexity_figure(rows: Sequence[EvaluationRow], path: Path) -> Path:
 
 
 def latency_figure(rows: Sequence[EvaluationRow], path: Path) -> Path:
-    """As ``perplexity_figure``, against seconds per sequence; points are labelled with their NFE."""
+    """The figure of ``perplexity_figure`` against seconds per sequence; points are labelled with their NFE."""
     figure, top, bottom = _panels_against("seconds_per_sequence", rows)
     for row in rows:
         if row.nfe:
@@ -54,26 +54,26 @@ def latency_figure(rows: Sequence[EvaluationRow], path: Path) -> Path:
 
 
 def frontier_figure(rows: Sequence[EvaluationRow], path: Path) -> Path:
-    """Draw perplexity against entropy into ``path``, a PNG: a line through the temperatures of each model and NFE.
+    """Draw perplexity against entropy as a PNG, with a line for each sweep of temperature or top-p.
 
-    The larger marker is exact sampling; sweeps of top-p are lines of their own. A curve below another is the better
-    model at every entropy they share, which no temperature can fake. Rows with ``nfe`` 0, such as data, are crosses.
+    Large markers are exact sampling. The lower of two curves is the better model at every entropy that both reach,
+    whatever the temperature. Rows with ``nfe`` 0, such as data, are crosses.
     """
     figure = _figure(6.4, 5.0)
     axes = figure.subplots()
     axes.set(yscale="log")
     colours = _colours(rows)
-    seen: dict[str, int] = {}
-    drawn = sweeps(rows)
-    also = details(drawn)
-    for sweep in drawn:
+    num_drawn: dict[str, int] = {}  # sweeps drawn so far, by role
+    all_sweeps = sweeps(rows)
+    also = details(all_sweeps)
+    for sweep in all_sweeps:
         role = sweep.rows[0].role
         entropies, values = zip(*sweep.curve, strict=True)
         if not sweep.rows[0].nfe:
             axes.plot(entropies, values, "P", color=colours[role], markersize=9, label=sweep.label())
             continue
-        marker, dash = SAMPLER_STYLES[seen.setdefault(role, 0) % len(SAMPLER_STYLES)]
-        seen[role] += 1
+        marker, dash = SAMPLER_STYLES[num_drawn.setdefault(role, 0) % len(SAMPLER_STYLES)]
+        num_drawn[role] += 1
         axes.plot(entropies, values, dash, color=colours[role], linewidth=1.6, label=sweep.label(also=also))
         for row in sweep.rows:
             knob = getattr(row, sweep.knob)
@@ -95,11 +95,11 @@ class Curve:
     """A line of ``curves_figure``.
 
     Attributes:
-        name: in the legend.
+        name: label in the legend.
         group: curves of one group have one colour.
-        is_baseline: whether it is drawn grey and dashed, behind the others.
-        places: on the horizontal axis, positive.
-        means: the values; those that are not positive, or not a number, are left out.
+        is_baseline: whether the curve is drawn grey and dashed, behind the other curves.
+        places: positions on the horizontal axis, positive.
+        means: values; a point with a value or an end that is not positive and finite is left out.
         lows: lower ends of the band.
         highs: upper ends of the band.
     """
@@ -114,40 +114,43 @@ class Curve:
 
 
 METHOD_COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C510A")
-"""Of the groups that are no baselines, in their order (Okabe and Ito, but the last)."""
+"""Colours of groups that are not baselines, in the order of the groups (all but the last from Okabe and Ito)."""
 BASELINE_GREYS = ("#404040", "#8C8C8C")
 
 
 def curves_figure(
     curves: Sequence[Curve], path: Path, *, x_label: str, y_label: str, title: str, ticks: Sequence[int] = ()
 ) -> Path:
-    """Draw curves with bands on two log axes into ``path``, a PNG.
+    """Draw curves with bands on two log axes as a PNG.
 
     Args:
-        curves: what is drawn.
-        path: of the file.
-        x_label: of the horizontal axis.
-        y_label: of the vertical axis.
-        title: above the axes.
-        ticks: the only ones of the horizontal axis; by default those of a log axis.
+        curves: the curves.
+        path: path of the file.
+        x_label: label of the horizontal axis.
+        y_label: label of the vertical axis.
+        title: title above the axes.
+        ticks: ticks of the horizontal axis; by default those of a log axis.
     """
     from matplotlib.ticker import NullLocator
 
     figure = _figure(6.4, 4.8)
     axes = figure.subplots()
     axes.set(xscale="log", yscale="log")
-    groups = [list(dict.fromkeys(one.group for one in curves if one.is_baseline == kind)) for kind in (False, True)]
-    drawn: dict[str, int] = {}
+    groups = [
+        list(dict.fromkeys(curve.group for curve in curves if curve.is_baseline == is_baseline))
+        for is_baseline in (False, True)
+    ]
+    last_number: dict[str, int] = {}  # number within its group of the last curve drawn
     for curve in curves:
         palette = BASELINE_GREYS if curve.is_baseline else METHOD_COLOURS
         colour = palette[groups[curve.is_baseline].index(curve.group) % len(palette)]
-        number = drawn[curve.group] = drawn.get(curve.group, -1) + 1
+        number = last_number[curve.group] = last_number.get(curve.group, -1) + 1
         _draw_curve(axes, curve, colour, SAMPLER_STYLES[number % len(SAMPLER_STYLES)])
     _tidy(axes)
     axes.grid(axis="x", color="0.95", linewidth=0.8)
     _set_plain_log_ticks(axes.yaxis)
     if ticks:
-        axes.set_xticks(ticks, [str(one) for one in ticks])
+        axes.set_xticks(ticks, [str(tick) for tick in ticks])
         axes.xaxis.set_minor_locator(NullLocator())
     else:
         _set_plain_log_ticks(axes.xaxis)
@@ -158,25 +161,25 @@ def curves_figure(
 
 
 def _draw_curve(axes: "Axes", curve: Curve, colour: str, style: tuple[str, str]) -> None:
-    """One curve: a band and a line, or, of a single point, a bar and a larger marker."""
+    """Draw a line with a band; for a single point, a larger marker with a bar."""
     values = zip(curve.places, curve.means, curve.lows, curve.highs, strict=True)
-    points = [one for one in values if all(math.isfinite(value) and value > 0 for value in one)]
+    points = [point for point in values if all(math.isfinite(value) and value > 0 for value in point)]
     if not points:
         return
     places, means, lows, highs = (list(column) for column in zip(*points, strict=True))
     marker, dash = style
-    is_alone = len(points) == 1
-    axes.plot(places, means, "--" if curve.is_baseline else dash, marker="*" if is_alone else marker, color=colour,
-              linewidth=1.4 if curve.is_baseline else 1.8, markersize=12 if is_alone else 5.5, label=curve.name,
+    is_single = len(points) == 1
+    axes.plot(places, means, "--" if curve.is_baseline else dash, marker="*" if is_single else marker, color=colour,
+              linewidth=1.4 if curve.is_baseline else 1.8, markersize=12 if is_single else 5.5, label=curve.name,
               markeredgecolor="white", zorder=2 if curve.is_baseline else 3)  # fmt: skip
-    if is_alone:
+    if is_single:
         axes.plot(places * 2, [lows[0], highs[0]], "-_", color=colour, linewidth=1.2, markersize=7)
     elif not curve.is_baseline:
         axes.fill_between(places, lows, highs, color=colour, alpha=0.18, linewidth=0)
 
 
 def _panels_against(x: str, rows: Sequence[EvaluationRow]) -> "tuple[Figure, Axes, Axes]":
-    """Perplexity over entropy, against the field ``x`` on a log axis."""
+    """A panel of perplexity above a panel of entropy, both against the field ``x`` on a log axis."""
     figure = _figure(6.4, 5.6)
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(2.4, 1))
     top.set(xscale="log", yscale="log")
@@ -211,7 +214,7 @@ def _tidy(axes: "Axes") -> None:
 
 
 def _finish(figure: "Figure", axes: "Axes", path: Path, *, num_columns: int = 2) -> Path:
-    """The legend of ``axes`` above the figure, then the file."""
+    """Draw the legend of ``axes`` above the figure, and write the file."""
     figure.legend(
         *axes.get_legend_handles_labels(), loc="outside upper left", ncols=num_columns, frameon=False, fontsize=9
     )
@@ -221,7 +224,7 @@ def _finish(figure: "Figure", axes: "Axes", path: Path, *, num_columns: int = 2)
 
 
 def _colours(rows: Sequence[EvaluationRow]) -> dict[str, str]:
-    """A colour for each role, the same in every figure for the known ones."""
+    """A colour for each role; roles of ``ROLE_COLOURS`` have the same colour in every figure."""
     others = [role for role in dict.fromkeys(row.role for row in rows) if role not in ROLE_COLOURS]
     return ROLE_COLOURS | {role: SPARE_COLOURS[i % len(SPARE_COLOURS)] for i, role in enumerate(others)}
 
@@ -250,7 +253,7 @@ def _draw_level(axes: "Axes", row: EvaluationRow, field: str, colour: str, label
 
 
 def _set_plain_log_ticks(axis: "Axis") -> None:
-    """Plain numbers at round places of a log axis, however short its range is."""
+    """Label a log axis with plain numbers at round positions, also if it spans less than a decade."""
     from matplotlib.ticker import AutoLocator, FuncFormatter, LogLocator, NullLocator
 
     low, high = sorted(axis.get_view_interval())

@@ -47,24 +47,24 @@ def perplexity_at_entropy(curve: Sequence[Point], entropy: float) -> float:
     return math.nan
 
 
-def frontier_ratio(ours: Sequence[Point], theirs: Sequence[Point]) -> tuple[float, Interval]:
+def frontier_ratio(curve: Sequence[Point], base: Sequence[Point]) -> tuple[float, Interval]:
     """Ratio of the perplexities of two sweeps at equal entropy: geometric mean over the entropies that both reach.
 
     Its logarithm is the area between the two curves of log-perplexity divided by the length of that range.
 
     Args:
-        ours: (entropy in nats, perplexity) at each temperature, in any order.
-        theirs: The same for the other model, whose perplexity is the denominator.
+        curve: (entropy in nats, perplexity) at each temperature, in any order.
+        base: The same for the model whose perplexity is the denominator.
 
     Returns:
         The ratio and the range of entropies; NaN if the ranges of the sweeps do not overlap.
     """
-    low = max(min(curve)[0] for curve in (ours, theirs))
-    high = min(max(curve)[0] for curve in (ours, theirs))
+    low = max(min(points)[0] for points in (curve, base))
+    high = min(max(points)[0] for points in (curve, base))
     if low > high:
         return math.nan, (math.nan, math.nan)
-    knots = sorted({low, high, *(entropy for entropy, _ in (*ours, *theirs) if low <= entropy <= high)})
-    gaps = [math.log(perplexity_at_entropy(ours, at) / perplexity_at_entropy(theirs, at)) for at in knots]
+    knots = sorted({low, high, *(entropy for entropy, _ in (*curve, *base) if low <= entropy <= high)})
+    gaps = [math.log(perplexity_at_entropy(curve, at) / perplexity_at_entropy(base, at)) for at in knots]
     pieces = itertools.pairwise(zip(knots, gaps, strict=True))
     area = sum((to - begin) * (first + last) / 2 for (begin, first), (to, last) in pieces)
     return math.exp(area / (high - low) if high > low else gaps[0]), (low, high)

@@ -4,8 +4,9 @@
     from didi.evaluation.harness import HarnessModel
     lm_eval.simple_evaluate(model=HarnessModel("tiny-news", role="teacher"), tasks=["lambada_openai"])
 
-Log-likelihoods of an autoregressive network are exact; those of a masked-diffusion one are its NELBO with the context
-given, a lower bound from ``num_draws`` masks, as LLaDA's (https://arxiv.org/abs/2502.09992, App. B.5).
+Log-likelihoods of an autoregressive network are exact. For a masked-diffusion network they are the ELBO given the
+context, a lower bound estimated from ``num_draws`` random masks, as in LLaDA (https://arxiv.org/abs/2502.09992,
+App. B.5).
 """
 
 import itertools
@@ -27,20 +28,20 @@ if TYPE_CHECKING:
 else:
     try:
         from lm_eval.api.model import LM
-    except ImportError:  # the class works without; only the harness itself asks for the base class
+    except ImportError:  # the class works without the harness, which alone checks for its base class
         LM = object
 
 
 class HarnessModel(LM):
-    """The three requests that lm-evaluation-harness makes of a model.
+    """The three request types of lm-evaluation-harness for a network of a bundle.
 
     Args:
         bundle: a bundle, or a name for ``didi.load``.
-        role: which network; the student where there is one, by default.
-        num_draws: masks for each log-likelihood of a masked-diffusion network.
-        nfe: moves of a generation; by default as of ``generate``.
-        options: of a generation, beside the role.
-        seed: of masks and generations.
+        role: role of the network; by default the student if there is one.
+        num_draws: number of random masks for each log-likelihood of a masked-diffusion network.
+        nfe: number of moves of a generation; the default is that of ``generate``.
+        options: sampling options of a generation; ``role`` replaces theirs.
+        seed: random seed of masks and generations.
 
     Raises:
         UsageError: the bundle has no such network, or no tokenizer.
@@ -59,7 +60,7 @@ class HarnessModel(LM):
         super().__init__()
         self.bundle = load(bundle) if isinstance(bundle, str) else bundle
         if self.bundle.tokenizer is None:
-            raise UsageError(f"the harness asks in text; bundle {self.bundle.name} has no tokenizer")
+            raise UsageError(f"requests of the harness are text; bundle {self.bundle.name} has no tokenizer")
         self.tokenizer = self.bundle.tokenizer
         self.network = self.bundle.network(role)
         self._encoder = plain_encoder(self.bundle.tokenizer)
@@ -67,23 +68,25 @@ class HarnessModel(LM):
         self.num_draws, self.nfe, self.seed = num_draws, nfe, seed
 
     def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
-        """Log-likelihood in nats of each continuation given its context, and whether greedy decoding would write it.
+        """Log-likelihood in nats of each continuation given its context, and whether greedy decoding produces it.
 
         A context that does not fit is cut on the left. A continuation longer than the network's context is scored in
-        blocks, of which only the first sees the context.
+        blocks; only the first block is conditioned on the context.
         """
         del disable_tqdm
         blocks = []
         for number, request in enumerate(requests):
             context, continuation = request.args
             blocks.append(self._blocks(context, continuation, number))
-        nats = self._summed(blocks)
+        totals = self._summed(blocks)
         flat = list(itertools.chain.from_iterable(blocks))
         greedy = iter(are_greedy(self.network, self.bundle.process, flat).tolist())
-        return [(total, all(list(itertools.islice(greedy, len(own))))) for total, own in zip(nats, blocks, strict=True)]
+        # The list comes first: all() alone would stop early and leave flags of this request in the iterator.
+        is_greedy = [all(list(itertools.islice(greedy, len(of_request)))) for of_request in blocks]
+        return list(zip(totals, is_greedy, strict=True))
 
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
-        """Log-likelihood in nats of each text, in blocks of the network's context; 0.0 of an empty text."""
+        """Log-likelihood in nats of each text, summed over blocks of the network's context; 0.0 for an empty text."""
         del disable_tqdm
         blocks = []
         for number, request in enumerate(requests):
@@ -116,14 +119,14 @@ class HarnessModel(LM):
         return texts
 
     def _generated(self, prompts: Sequence[Continuation]) -> list[list[int]]:
-        """Tokens of each prompt and its continuation; prompts of like length are sampled in one batch."""
+        """Tokens of each prompt and its continuation; prompts of similar lengths are sampled in one batch."""
         is_autoregressive = isinstance(self.network, AutoregressiveLM)
         groups: dict[tuple[int, int], list[int]] = {}
-        for number, one in enumerate(prompts):
-            width = len(one.ids) if is_autoregressive else padded_length(len(one.ids), self.network.length)
-            # An autoregressive network writes to the end of the batch, from a position that all its sequences share.
-            groups.setdefault((width, one.num_given if is_autoregressive else 0), []).append(number)
-        found: dict[int, list[int]] = {}
+        for number, prompt in enumerate(prompts):
+            width = len(prompt.ids) if is_autoregressive else padded_length(len(prompt.ids), self.network.length)
+            # Autoregressive sampling needs equal prompt lengths and equal lengths within a batch.
+            groups.setdefault((width, prompt.num_given if is_autoregressive else 0), []).append(number)
+        completions: dict[int, list[int]] = {}
         for (width, _), members in groups.items():
             for begin in range(0, len(members), self.options.batch_size):
                 index = members[begin : begin + self.options.batch_size]
@@ -131,16 +134,16 @@ class HarnessModel(LM):
                 tokens = completed(
                     self.bundle, canvas, indices=index, seed=self.seed, nfe=self.nfe, options=self.options
                 )
-                found |= {
+                completions |= {
                     number: row[: len(prompts[number].ids)] for number, row in zip(index, tokens.tolist(), strict=True)
                 }
-        return [found[number] for number in range(len(prompts))]
+        return [completions[number] for number in range(len(prompts))]
 
     def _encode(self, text: str) -> list[int]:
-        """Token ids of a text, in which a literal ``[MASK]`` or ``<|endoftext|>`` is text."""
+        """Token ids of a text; a literal ``[MASK]`` or ``<|endoftext|>`` is encoded as ordinary text."""
         try:
             ids: list[int] = self._encoder.encode(text, add_special_tokens=False).ids
-        except Exception as error:  # of tokenizers, which has no narrower one: a word-level vocabulary lacks a word
+        except Exception as error:  # tokenizers raises no narrower type where a word-level vocabulary lacks a word
             known = ", ".join(sorted(self.tokenizer.get_vocab())[:3])
             raise UsageError(
                 f"a request is made of the tokenizer's words ({known}, ...); got {text!r:.80}; choose a model of text"
@@ -148,20 +151,20 @@ class HarnessModel(LM):
         return ids
 
     def _blocks(self, context: str, continuation: str, number: int) -> list[Continuation]:
-        """A request as sequences of at most the network's context, each scored after its given tokens."""
+        """A request as sequences of at most the network's context, each with the number of context tokens."""
         spaces = len(context) - len(context.rstrip())
-        if spaces:  # a byte-level tokenizer writes a space before the word that follows
+        if spaces:  # a byte-level tokenizer encodes a space together with the word that follows
             context, continuation = context[:-spaces], context[-spaces:] + continuation
-        given = self._encode(context)
+        prefix = self._encode(context)
         whole = self._encode(context + continuation)
-        if whole[: len(given)] != given:  # the border falls within a token
-            whole = given + self._encode(continuation)
-        length, num_new = self.network.length, len(whole) - len(given)
+        if whole[: len(prefix)] != prefix:  # a token crosses the boundary between context and continuation
+            whole = prefix + self._encode(continuation)
+        length, num_new = self.network.length, len(whole) - len(prefix)
         ends = range(len(whole) - (num_new - 1) // length * length, len(whole) + 1, length) if num_new else ()
         return [
             Continuation(
                 whole[max(0, end - length) : end],
-                max(0, len(given) - max(0, end - length)),
+                max(0, len(prefix) - max(0, end - length)),
                 ("harness", number, block),
             )
             for block, end in enumerate(ends)
@@ -173,4 +176,4 @@ class HarnessModel(LM):
         nats = iter(
             log_likelihoods(self.network, self.bundle.process, flat, num_draws=self.num_draws, seed=self.seed).tolist()
         )
-        return [math.fsum(itertools.islice(nats, len(own))) for own in blocks]
+        return [math.fsum(itertools.islice(nats, len(of_request))) for of_request in blocks]

@@ -3,13 +3,13 @@ r"""Joint divergence of samples from a reference distribution, by an autoregress
 .. math:: KL(p \| q) = E_p[\log p(x)] - E_p[\log q(x)] \ge E_p[\log p_{fit}(x)] - E_p[\log q(x)]
 
 ``p`` is the distribution of the samples and ``q`` the reference: a Markov chain, whose probabilities are exact, or an
-autoregressive network trained on a corpus. The fit starts from ``q`` itself (its divergence is then exactly 0), is
-trained on a part of the samples, stopped by the loss on a second part and scored on a third, in every fold, so that
-each sequence is scored by a network that has not seen it.
+autoregressive network trained on a corpus. The fit starts from ``q``, so that the estimate is exactly 0 before
+training. In every fold it is trained on a part of the samples, stopped by the loss on a second part and scored on a
+third part, so that each sequence is scored by a network that was not trained on it.
 
-The estimate is therefore a lower bound of the divergence from ``q`` in expectation: it misses what the network cannot
-learn from the samples. With a Markov chain, ``q`` is exact. With a network it is the divergence from that network;
-errors of the network that the samples share with real text cancel only as far as the fit leaves them as they are.
+The estimate is therefore a lower bound of KL(p || q) in expectation: it lacks the part of the divergence that the
+network does not learn from the samples. If ``q`` is a network, the estimate is the divergence from that network, not
+from real text: errors of the network that samples and real text share cancel only as far as the fit keeps them.
 """
 
 import copy
@@ -28,7 +28,7 @@ from didi.evaluation.frontier import Interval, bootstrap_interval, mean_interval
 from didi.evaluation.joint_chain import ChainFit
 from didi.models.autoregressive import AutoregressiveLM
 
-SCORED_TOKENS = 4096  # tokens that are scored at a time, to bound memory
+SCORED_TOKENS = 4096  # tokens scored in one pass, to bound memory
 Reference = MarkovChain | AutoregressiveLM
 
 
@@ -45,7 +45,7 @@ class JointSettings:
     """How a network is fitted to samples.
 
     Attributes:
-        folds: Parts of the samples; each is scored by a network fitted to the others. At least 2.
+        folds: Number of parts of the samples; each is scored by a network fitted to the other parts. At least 2.
         stop_fraction: Fraction of a fit's samples whose loss stops it; in (0, 1).
         epochs: Passes over a fit's samples in its learning-rate schedule, which decays to 0.
         patience: Epochs without a lower stopping loss after which a fit ends.
@@ -75,7 +75,7 @@ class JointSettings:
 
     @property
     def least_samples(self) -> int:
-        """The fewest samples of which every fold has some to fit, to stop at and to score."""
+        """Smallest number of samples with which every fold has samples to train on, to stop on and to score."""
         return 2 * self.folds
 
 
@@ -96,7 +96,7 @@ class JointEstimate:
 
     Attributes:
         log_ratios: log p_fit(x) - log q(x) of each sequence, in the order of the samples, nats, float64.
-        folds: Mean of ``log_ratios`` in each fold; their spread is that of sequences and fits together.
+        folds: Mean of ``log_ratios`` in each fold; they vary with the sequences and with the fits.
     """
 
     log_ratios: Float[Tensor, " b"]
@@ -109,11 +109,11 @@ class JointEstimate:
 
     @property
     def ci(self) -> Interval:
-        """95% bootstrap interval of ``kl`` over sequences, for the networks that were fitted."""
+        """95% bootstrap interval of ``kl`` over sequences; it does not include the variance of the fits."""
         return mean_interval(self.log_ratios)
 
     def record(self) -> dict[str, Any]:
-        """The figures for JSON."""
+        """The estimate, its interval and the number of samples as JSON values."""
         return {"kl": self.kl, "ci": self.ci, "num_samples": len(self.log_ratios)}
 
 
@@ -125,10 +125,11 @@ def joint_divergence(
     Args:
         tokens: Samples of p.
         reference: The distribution q: a Markov chain, or an autoregressive network of the same tokens and length.
-        settings: Of the fit; by default ``CHAIN_SETTINGS`` or ``TEXT_SETTINGS``.
+        settings: Settings of the fit; see ``default_settings`` for the default.
 
     Raises:
-        UsageError: The samples are too few for the folds, or the reference has other symbols or a shorter context.
+        UsageError: There are too few samples for the folds, a token is not a symbol of the reference, or the context of
+            the reference is too short.
     """
     settings = settings or default_settings(reference)
     _check(tokens, reference, settings)
@@ -141,8 +142,8 @@ def joint_divergence(
     for number, fold in enumerate(order.tensor_split(settings.folds)):
         rest = order[~torch.isin(order, fold)]
         num_stop = max(1, round(settings.stop_fraction * len(rest)))
-        seed = replace(settings, seed=derive_seed(settings.seed, "joint-fold", number))
-        fit = _fitted(start, tokens[rest[num_stop:]], tokens[rest[:num_stop]], seed)
+        fold_settings = replace(settings, seed=derive_seed(settings.seed, "joint-fold", number))
+        fit = _fitted(start, tokens[rest[num_stop:]], tokens[rest[:num_stop]], fold_settings)
         log_ratios[fold] = -_nll(fit, tokens[fold]) - log_q[fold]
         folds.append(float(log_ratios[fold].mean()))
     return JointEstimate(log_ratios, tuple(folds))
@@ -153,9 +154,9 @@ class JointComparison:
     """The joint divergences of two sample sets from one reference.
 
     Attributes:
-        gap: Divergence of the first less that of the second, nats per sequence.
-        gap_ci: Its 95% bootstrap interval; sequences of one seed are resampled in pairs.
-        ratio: Divergence of the first over that of the second; NaN where the second is not positive.
+        gap: Divergence of the first set minus that of the second, nats per sequence.
+        gap_ci: Its 95% bootstrap interval; sequences of equal seed are resampled in pairs.
+        ratio: Divergence of the first set divided by that of the second; NaN if the second is not positive.
         ratio_ci: Its 95% bootstrap interval.
     """
 
@@ -165,34 +166,34 @@ class JointComparison:
     ratio_ci: Interval
 
 
-def compare_joint(ours: Float[Tensor, " b"], theirs: Float[Tensor, " c"], *, seed: int = 0) -> JointComparison:
+def compare_joint(first: Float[Tensor, " b"], second: Float[Tensor, " c"], *, seed: int = 0) -> JointComparison:
     """Compare two sample sets by their log-ratios, such as ``JointEstimate.log_ratios``.
 
     Args:
-        ours: Log-ratios of the first set.
-        theirs: Log-ratios of the second, as many; the i-th samples of the sets were drawn with the same noise.
-        seed: Of the resampling.
+        first: Log-ratios of the first set.
+        second: Log-ratios of the second set, of equal size; the i-th samples of both sets were drawn with equal noise.
+        seed: Random seed of the resampling.
 
     Raises:
         ValueError: The sets differ in size.
     """
-    if len(ours) != len(theirs):
-        raise ValueError(f"pairs need sets of one size; got {len(ours)} and {len(theirs)}")
+    if len(first) != len(second):
+        raise ValueError(f"pairs need sets of one size; got {len(first)} and {len(second)}")
 
     def ratio(totals: Float[Tensor, "r 2"]) -> Float[Tensor, " r"]:
         return torch.where(totals[:, 1] > 0, totals[:, 0] / totals[:, 1], math.nan)
 
-    columns = torch.stack([ours, theirs], 1).double()
+    columns = torch.stack([first, second], 1).double()
     return JointComparison(
-        gap=float((ours - theirs).mean()),
-        gap_ci=mean_interval(ours - theirs, seed=seed),
+        gap=float((first - second).mean()),
+        gap_ci=mean_interval(first - second, seed=seed),
         ratio=float(ratio(columns.sum(0, keepdim=True))),
         ratio_ci=bootstrap_interval(columns, ratio, seed=seed),
     )
 
 
 def _start(reference: Reference, length: int, seed: int) -> nn.Module:
-    """A network that is the reference distribution."""
+    """A network whose distribution is the reference."""
     if isinstance(reference, MarkovChain):
         return ChainFit(reference, length, seed)
     return reference
@@ -217,7 +218,7 @@ def _check(tokens: Int[Tensor, "b l"], reference: Reference, settings: JointSett
 
 
 def _num_symbols(reference: Reference) -> int:
-    """Symbols of its sequences, [MASK] not among them."""
+    """Number of symbols of the reference, without [MASK]."""
     if isinstance(reference, MarkovChain):
         return reference.num_symbols
     return reference.vocab_size if reference.mask_id is None else reference.mask_id
@@ -226,7 +227,7 @@ def _num_symbols(reference: Reference) -> int:
 def _fitted(
     start: nn.Module, train: Int[Tensor, "n l"], stop: Int[Tensor, "m l"], settings: JointSettings
 ) -> nn.Module:
-    """A copy of ``start`` trained on ``train``, at the epoch of least loss on ``stop``; that may be epoch 0."""
+    """A copy of ``start`` trained on ``train``, from the epoch with the lowest loss on ``stop``, possibly epoch 0."""
     network = copy.deepcopy(start).train().requires_grad_()
     if isinstance(network, ChainFit):
         network.start(train, stop)
@@ -238,7 +239,7 @@ def _fitted(
         optimizer, lambda step: min(1.0, (step + 1) / 20) * (1 + math.cos(math.pi * step / num_updates)) / 2
     )
     best, best_loss, num_worse = copy.deepcopy(network.state_dict()), float(_nll(network, stop).mean()), 0
-    with torch.random.fork_rng():  # of dropout
+    with torch.random.fork_rng():  # dropout draws from the global generator
         torch.manual_seed(derive_seed(settings.seed, "joint-dropout"))
         for epoch in range(settings.epochs):
             order = torch.randperm(len(train), generator=named_generator(settings.seed, "joint-epoch", epoch))

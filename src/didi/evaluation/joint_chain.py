@@ -1,9 +1,9 @@
-"""A likelihood fitted to samples that starts from a Markov chain: a table of transitions under a small GPT-2.
+"""A likelihood fitted to samples that starts from a Markov chain: a transition table plus the logits of a small GPT-2.
 
-A sampler of few moves draws some neighbours independently of each other. That multiplies the probability of every rare
-transition, which a network learns slowly and a table at once: the table is the chain mixed with the symbols'
-frequencies in the samples and then with the counts of pairs (a Dirichlet prior). Weights are chosen on held-out
-sequences, from a grid that holds the chain itself.
+A sampler of few moves draws some neighbours independently of each other, which multiplies the probabilities of all rare
+transitions. A network learns this slowly; a table fits it directly. The table mixes the chain with the symbol
+frequencies of the samples, and this prior with the counts of transitions (as with a Dirichlet prior). The weights are
+chosen on held-out sequences, from a grid that includes the chain itself.
 """
 
 import itertools
@@ -18,13 +18,13 @@ from didi.diffusion.noise import derive_seed
 from didi.models.autoregressive import AutoregressiveConfig, AutoregressiveLM
 
 MIXED = (0.0, 0.01, 0.02, 0.04, 0.07, 0.1, 0.15, 0.25, 0.5)
-"""Weights of the symbols' frequencies beside the chain."""
+"""Candidate weights of the symbol frequencies; the chain has the remaining weight."""
 PRIOR_COUNTS = (10.0, 30.0, 100.0, 300.0, 1000.0, float("inf"))
-"""Numbers of transitions from a symbol for which the prior stands; with infinity, the counts are not read."""
+"""Candidate strengths of the prior, in pseudo-counts per symbol; with infinity, the counts have no influence."""
 
 
 class ChainFit(nn.Module):
-    """Next-symbol distribution softmax(log table + logits of a GPT-2); at first the chain's, with logits of 0.
+    """Next-symbol distribution softmax(log table + logits of a GPT-2); initially that of the chain, with zero logits.
 
     Args:
         chain: The reference distribution.
@@ -42,7 +42,7 @@ class ChainFit(nn.Module):
             torch.manual_seed(derive_seed(seed, "joint-network"))
             self.network = AutoregressiveLM(config)
         nn.init.zeros_(self.network.gpt2.lm_head.weight)
-        # Its last row is of the first symbol, which [MASK] precedes.
+        # The last row is the distribution of the first symbol of a sequence, whose predecessor is [MASK].
         self.log_table = nn.Buffer(torch.cat([chain.transition, chain.stationary[None]]).log())
 
     def nll(self, tokens: Int[Tensor, "b l"]) -> Float[Tensor, "b l"]:
@@ -52,7 +52,7 @@ class ChainFit(nn.Module):
         return F.cross_entropy(logits.transpose(1, 2), tokens, reduction="none")
 
     def start(self, train: Int[Tensor, "n l"], stop: Int[Tensor, "m l"]) -> None:
-        """Replace the chain's table by the one fitted to ``train`` that is most likely on ``stop``."""
+        """Fit tables to ``train`` and keep the table with the highest likelihood on ``stop``."""
         counts, held_out = (_transitions(tokens, self.num_symbols) for tokens in (train, stop))
         frequencies = (counts.sum(0) + 1) / (counts.sum() + self.num_symbols)
         chain = self.log_table.exp()
@@ -60,13 +60,14 @@ class ChainFit(nn.Module):
         for mixed, prior_count in itertools.product(MIXED, PRIOR_COUNTS):
             prior = (1 - mixed) * chain + mixed * frequencies
             weight = prior_count / (counts.sum(1, keepdim=True) + prior_count) if prior_count < torch.inf else 1.0
-            seen = counts / counts.sum(1, keepdim=True).clamp_min(1)
-            tables.append(weight * prior + (1 - weight) * seen)
-        self.log_table.copy_(max((table.log() for table in tables), key=lambda one: float((held_out * one).sum())))
+            empirical = counts / counts.sum(1, keepdim=True).clamp_min(1)
+            tables.append(weight * prior + (1 - weight) * empirical)
+        log_tables = (table.log() for table in tables)
+        self.log_table.copy_(max(log_tables, key=lambda log_table: float((held_out * log_table).sum())))
 
 
 def _transitions(tokens: Int[Tensor, "b l"], num_symbols: int) -> Float[Tensor, "a k"]:
-    """Numbers of transitions; the last row counts the first symbols."""
+    """Counts of transitions; the last row counts the first symbols of the sequences."""
     previous = F.pad(tokens[:, :-1], (1, 0), value=num_symbols)
     cells = (previous * num_symbols + tokens).flatten()
     return torch.bincount(cells, minlength=(num_symbols + 1) * num_symbols).double().view(-1, num_symbols)

@@ -1,4 +1,4 @@
-"""How well a network predicts text that it never saw, with errors; see ``models.nelbo``."""
+"""Likelihood of held-out sequences under a network, with confidence intervals; see ``models.nelbo``."""
 
 import itertools
 import math
@@ -20,15 +20,15 @@ from didi.models.networks import DenoiserNetwork
 
 @dataclass(frozen=True)
 class Likelihood:
-    """What a network makes of a set of sequences.
+    """Negative log-likelihood of a set of sequences under a network.
 
     Attributes:
-        nats: per token; an upper bound on the NLL unless ``is_exact``.
-        nats_ci: 95% bootstrap interval over sequences.
-        noise: standard error of ``nats`` that comes from the random masks; 0 if exact.
-        num_sequences: scored.
-        num_tokens: scored.
-        num_draws: masks drawn for each sequence.
+        nats: NLL per token in nats; an upper bound unless ``is_exact``.
+        nats_ci: 95% bootstrap interval of ``nats`` over sequences.
+        noise: standard error of ``nats`` due to the random masks; 0 if ``is_exact``.
+        num_sequences: number of scored sequences.
+        num_tokens: number of scored tokens.
+        num_draws: number of random masks for each sequence; 1 if ``is_exact``.
         is_exact: whether ``nats`` is the NLL itself.
     """
 
@@ -42,7 +42,7 @@ class Likelihood:
 
     @property
     def perplexity(self) -> float:
-        """Per token, an upper bound unless ``is_exact``."""
+        """Perplexity per token; an upper bound unless ``is_exact``."""
         return math.exp(self.nats)
 
     @property
@@ -62,15 +62,15 @@ def likelihood(
     batch_size: int = 32,
     seed: int = 0,
 ) -> Likelihood:
-    """Likelihood of ``rows`` under a network.
+    """Likelihood of ``rows`` under a network: the NELBO of a denoiser, or the exact NLL of an autoregressive network.
 
     Args:
-        network: a denoiser, which is scored by its NELBO, or an autoregressive network, which is scored exactly.
-        process: of the denoiser.
+        network: a denoiser or an autoregressive network.
+        process: diffusion process of the denoiser.
         rows: clean tokens.
-        num_draws: masks of each sequence; their sizes are spread evenly over 1 to l.
-        batch_size: masked sequences in one pass.
-        seed: of the masks; a sequence has the same ones whatever the batch size and however many rows follow.
+        num_draws: number of random masks of each sequence; their sizes are spread evenly over 1 to l.
+        batch_size: number of masked sequences in one pass.
+        seed: random seed of the masks, which depend on the number of the row only, not on the batch size.
 
     Raises:
         UsageError: there are no rows, or ``num_draws`` is below 1.
@@ -97,12 +97,12 @@ def likelihood(
         )
     means = values.mean(1) / rows.shape[1]
     is_exact = isinstance(network, AutoregressiveLM)
-    # Even spreading makes the draws vary less than independent ones, so this errs on the large side.
-    spread = values.var(1) / values.shape[1] if values.shape[1] > 1 else torch.full_like(means, math.nan)
+    # Variance of the mean for independent draws. Mask sizes are spread evenly, so the actual variance is smaller.
+    variance = values.var(1) / values.shape[1] if values.shape[1] > 1 else torch.full_like(means, math.nan)
     return Likelihood(
         nats=float(means.mean()),
         nats_ci=mean_interval(means),
-        noise=0.0 if is_exact else float(spread.sum().sqrt()) / rows.numel(),
+        noise=0.0 if is_exact else float(variance.sum().sqrt()) / rows.numel(),
         num_sequences=len(rows),
         num_tokens=rows.numel(),
         num_draws=1 if is_exact else num_draws,

@@ -1,4 +1,4 @@
-"""The machine that times were measured on."""
+"""Description of the machine on which times are measured."""
 
 import os
 import platform
@@ -14,7 +14,7 @@ def machine_name(device: str | torch.device = "cpu") -> str:
     if torch.device(device).type == "cuda":
         return f"{torch.cuda.get_device_name(device)}, {version}, CUDA {torch.version.cuda}"
     cpuinfo = Path("/proc/cpuinfo")
-    found = re.search(r"model name\s*:\s*(.+)", cpuinfo.read_text()) if cpuinfo.exists() else None
-    model = found[1].strip() if found else platform.processor()
+    match = re.search(r"model name\s*:\s*(.+)", cpuinfo.read_text()) if cpuinfo.exists() else None
+    model = match[1].strip() if match else platform.processor()
     cpu = f"{os.cpu_count()}-core {platform.machine()} CPU" + (f" ({model})" if model else "")
     return f"{cpu}, {version}, {torch.get_num_threads()} thread{'s' * (torch.get_num_threads() > 1)}"

@@ -1,6 +1,6 @@
-"""MAUVE: how far the distribution of samples is from that of real text, in the space of an embedding.
+"""MAUVE: divergence of the distribution of samples from that of real text, in the space of an embedding.
 
-Source: https://arxiv.org/abs/2102.01454; the divergence is computed by the authors' own package ``mauve-text``.
+Source: https://arxiv.org/abs/2102.01454; the divergence is computed by the authors' package ``mauve-text``.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,36 +15,37 @@ from didi.errors import DidiError, from_checkout
 from didi.evaluation.perplexity import transformers_for
 
 EMBEDDER = "embedder"
-MAUVE_SEED = 25  # of its clustering, the package's own default
+MAUVE_SEED = 25  # random seed of the clustering; the default of the package
 
 
 @dataclass(frozen=True)
 class Embedding:
-    """Where texts are points.
+    """An embedding of texts.
 
     Attributes:
-        name: of the network that embeds.
-        features: of texts, a row for each.
+        name: name of the network.
+        features: function from texts to features, one row per text.
     """
 
     name: str
     features: Callable[[Sequence[str]], Float[Tensor, "n d"]]
 
     def __call__(self, texts: Sequence[str]) -> Float[Tensor, "n d"]:
-        """Features of texts."""
+        """Features of texts, one row per text."""
         return self.features(texts)
 
 
 def load_embedding(name: str = EMBEDDER, *, device: str | torch.device = "cpu") -> Embedding:
-    """The embedding of a network of transformers.
+    """Load a model of transformers as an embedding.
 
     Args:
         name: ``embedder`` (all-MiniLM-L6-v2, from a package registry), or any model of transformers by folder or Hub
             name, such as ``gpt2-large``, which the paper uses.
-        device: where it runs.
+        device: device of the network.
 
     Returns:
-        The mean of the last hidden states over tokens, or the last token's of a causal model, as features.
+        An embedding whose features are the mean of the last hidden states over tokens; for a causal model, the last
+        hidden state of the last token.
 
     Raises:
         UsageError: there is no such model.
@@ -60,7 +61,7 @@ def load_embedding(name: str = EMBEDDER, *, device: str | torch.device = "cpu") 
     @torch.inference_mode()
     def embed(texts: Sequence[str]) -> Float[Tensor, "n d"]:
         features = []
-        for text in texts:  # one by one: nothing to pad, and the same features whatever stands beside a text
+        for text in texts:  # one text at a time: no padding, and features that do not depend on the other texts
             ids = tokenizer(text or " ", truncation=limit is not None, max_length=limit, return_tensors="pt")[
                 "input_ids"
             ]
@@ -72,14 +73,14 @@ def load_embedding(name: str = EMBEDDER, *, device: str | torch.device = "cpu") 
 
 
 def mauve(samples: Float[Tensor, "n d"], reference: Float[Tensor, "m d"]) -> float:
-    """MAUVE of samples against real text, in (0, 1]; 1 where they cannot be distinguished.
+    """MAUVE of samples against real text, in (0, 1]; 1 for equal distributions.
 
-    It depends on the embedding and on the number of texts (a few hundred lean high and vary), so compare only figures
-    of one embedding and one size, and read them beside that of real text against real text.
+    It depends on the embedding and on the number of texts (with a few hundred it is too high, and noisy), so compare
+    only values of one embedding and one number of texts, and report the value of real text against other real text.
 
     Args:
         samples: features of the samples.
-        reference: features of real texts, about as many.
+        reference: features of about as many real texts.
 
     Raises:
         DidiError: the package ``mauve-text`` is not installed.
@@ -88,5 +89,5 @@ def mauve(samples: Float[Tensor, "n d"], reference: Float[Tensor, "m d"]) -> flo
         from mauve import compute_mauve
     except ImportError as error:
         raise DidiError(f"MAUVE needs the package mauve-text: {from_checkout('mauve')} ({error})") from error
-    found = compute_mauve(p_features=samples.numpy(), q_features=reference.numpy(), verbose=False, seed=MAUVE_SEED)
-    return float(found.mauve)
+    result = compute_mauve(p_features=samples.numpy(), q_features=reference.numpy(), verbose=False, seed=MAUVE_SEED)
+    return float(result.mauve)

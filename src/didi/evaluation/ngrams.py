@@ -1,7 +1,7 @@
-r"""Divergences of adjacent pairs and triples of symbols from a Markov chain, with corrections of their bias.
+r"""Divergences of adjacent pairs and triples of symbols from a Markov chain, with bias corrections.
 
-``p`` is the distribution of the n-grams of the samples, pooled over positions (the chain is stationary), and ``q`` the
-chain's. With counts c of N n-grams in total, the estimates are
+``p`` is the distribution of the n-grams of the samples, pooled over positions (the chain is stationary), and ``q`` that
+of the chain. With counts c of N n-grams in total, the estimates are
 
 - :math:`KL(p \| q)`: :math:`\sum_a (c_a / N) \log(c_a / N q_a)`, the plug-in estimate, too large by about the number of
   n-grams that occur over 2 N;
@@ -11,11 +11,11 @@ chain's. With counts c of N n-grams in total, the estimates are
 
 Both are corrected by the jackknife over sequences (Quenouille 1956; Miller 1974), which does not assume that the
 n-grams of a sequence are independent. With triples most n-grams are rare and a bias of a higher order remains, so
-KL(p || q) is extrapolated once more from halves of the samples: twice the estimate of all sequences less the mean of
-those of four halves. Last, what the same estimate gives for samples of the chain itself, as many and as long, is
-subtracted: its mean over ``NUM_NULL`` sets. It is then 0 on average for the chain. Elsewhere a bias is left, which
-docs/evaluation.md measures and the jackknife's intervals do not hold: they hold the sampling error alone. With fewer
-than ``LEAST_PER_CELL`` n-grams a cell the bias is greater than that error, and there are no intervals.
+KL(p || q) is extrapolated once more from halves of the samples: twice the estimate from all sequences minus the mean
+of the estimates from four halves. Finally the mean estimate over ``NUM_NULL`` sample sets of the chain, of equal size
+and length, is subtracted, so that the estimate is 0 on average for samples of the chain. For other samples some bias
+remains; docs/evaluation.md measures it. The jackknife intervals cover the sampling error only, not this bias. With
+fewer than ``LEAST_PER_CELL`` n-grams a cell the bias exceeds the sampling error, and no intervals are given.
 """
 
 import math
@@ -33,20 +33,20 @@ from didi.evaluation.frontier import NAN_INTERVAL, Interval
 
 Z_95 = 1.959964
 LEAST_SEQUENCES = 4
-LEAST_PER_CELL = 30  # n-grams for each one that is possible
-NUM_NULL = 8  # sets of samples of the chain that the remaining bias is measured on
+LEAST_PER_CELL = 30  # observed n-grams for each possible n-gram
+NUM_NULL = 8  # sample sets of the chain from which the remaining bias is estimated
 
 
 @dataclass(frozen=True)
 class NgramDivergence:
-    """Divergences of the n-grams of a sample set from a chain's.
+    """Divergences between the n-grams of a sample set and those of a chain.
 
     Attributes:
-        kl: KL(samples || chain) in nats per n-gram. It may be slightly negative, since it is not biased to be positive.
+        kl: KL(samples || chain) in nats per n-gram; it can be slightly negative, since its bias is removed.
         kl_ci: Its 95% jackknife interval over sequences, of the sampling error alone; NaN with fewer than
             ``LEAST_PER_CELL`` n-grams a cell.
         reverse_kl: KL(chain || samples) in nats per n-gram.
-        reverse_kl_ci: The same of ``reverse_kl``.
+        reverse_kl_ci: The 95% jackknife interval of ``reverse_kl``, with the same limits.
     """
 
     kl: float
@@ -64,7 +64,7 @@ class _Estimate:
     def ci(self) -> Interval:
         return self.value - Z_95 * self.error, self.value + Z_95 * self.error
 
-    def less(self, other: "_Estimate") -> "_Estimate":
+    def minus(self, other: "_Estimate") -> "_Estimate":
         return _Estimate(self.value - other.value, math.hypot(self.error, other.error))
 
 
@@ -77,7 +77,7 @@ def ngram_divergence(tokens: Int[Tensor, "b l"], chain: MarkovChain, n: int) -> 
         n: 2 for adjacent pairs, 3 for triples; memory grows as ``num_symbols ** n``.
 
     Returns:
-        NaN throughout for fewer than 4 sequences.
+        The divergences; all NaN for fewer than 4 sequences.
 
     Raises:
         ValueError: ``n`` is not in [1, l], or a token is not one of the chain's symbols.
@@ -88,15 +88,15 @@ def ngram_divergence(tokens: Int[Tensor, "b l"], chain: MarkovChain, n: int) -> 
         raise ValueError(f"tokens must be symbols of the chain, 0 to {chain.num_symbols - 1}; got {int(tokens.max())}")
     if len(tokens) < LEAST_SEQUENCES:
         return NgramDivergence(math.nan, NAN_INTERVAL, math.nan, NAN_INTERVAL)
-    found, null = _estimates(tokens.cpu(), chain, n), _null(chain, n, *tokens.shape)
-    forward, reverse = (one.less(bias) for one, bias in zip(found, null, strict=True))
+    estimates, biases = _estimates(tokens.cpu(), chain, n), _null(chain, n, *tokens.shape)
+    forward, reverse = (estimate.minus(bias) for estimate, bias in zip(estimates, biases, strict=True))
     if tokens.shape[0] * (tokens.shape[1] - n + 1) < LEAST_PER_CELL * chain.num_symbols**n:
         return NgramDivergence(forward.value, NAN_INTERVAL, reverse.value, NAN_INTERVAL)
     return NgramDivergence(forward.value, forward.ci, reverse.value, reverse.ci)
 
 
 def _estimates(tokens: Int[Tensor, "b l"], chain: MarkovChain, n: int) -> tuple[_Estimate, _Estimate]:
-    """Both directions, before the chain's own estimates are subtracted."""
+    """Estimates of KL(samples || chain) and KL(chain || samples), before the estimates for the chain are subtracted."""
     ids, q = _ngram_ids(tokens, chain.num_symbols, n), chain.ngram_probs(n)
     forward = _forward(ids, q)
     if n > 2:
@@ -108,10 +108,10 @@ def _estimates(tokens: Int[Tensor, "b l"], chain: MarkovChain, n: int) -> tuple[
 
 @lru_cache(maxsize=64)
 def _null(chain: MarkovChain, n: int, num_sequences: int, length: int) -> tuple[_Estimate, _Estimate]:
-    """Mean of either estimate over sets of samples of the chain, whose divergence is 0, and its standard error."""
+    """Mean and standard error of both estimates over sample sets of the chain, whose true divergence is 0."""
     generator = named_generator(0, "ngrams")
     sets = [_estimates(chain.sample(num_sequences, length, generator), chain, n) for _ in range(NUM_NULL)]
-    values = torch.tensor([[one.value for one in pair] for pair in sets], dtype=torch.float64)
+    values = torch.tensor([[estimate.value for estimate in pair] for pair in sets], dtype=torch.float64)
     means, errors = values.mean(0).tolist(), (values.std(0) / math.sqrt(NUM_NULL)).tolist()
     return _Estimate(means[0], errors[0]), _Estimate(means[1], errors[1])
 
@@ -138,21 +138,21 @@ def _sums(
     num_cells: int,
     term: Callable[[Float[Tensor, " c"], Int[Tensor, " c"]], Float[Tensor, " c"]],
 ) -> tuple[Float[Tensor, ""], Float[Tensor, " b"]]:
-    """Sum over all n-grams of ``term(count, n-gram)``, and the same without each sequence in turn."""
+    """Sum over all n-grams of ``term(count, n-gram)``, and the same sum with each sequence left out in turn."""
     counts = torch.bincount(ids.flatten(), minlength=num_cells).double()
     total = term(counts, torch.arange(num_cells)).sum()
-    ordered = ids.sort(1).values  # the n-grams of a sequence, each once with its number of occurrences
+    ordered = ids.sort(1).values  # sorted, so that equal n-grams of a sequence are adjacent and can be counted
     is_first = torch.ones_like(ordered, dtype=torch.bool)
     is_first[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
     row, _ = is_first.nonzero(as_tuple=True)
     cells = ordered[is_first]
-    own = torch.bincount(is_first.flatten().cumsum(0) - 1, minlength=len(cells)).double()
-    change = term(counts[cells] - own, cells) - term(counts[cells], cells)
+    in_sequence = torch.bincount(is_first.flatten().cumsum(0) - 1, minlength=len(cells)).double()
+    change = term(counts[cells] - in_sequence, cells) - term(counts[cells], cells)
     return total, total + torch.zeros(len(ids), dtype=torch.float64).index_add_(0, row, change)
 
 
 def _jackknife(value: Float[Tensor, ""], without: Float[Tensor, " b"]) -> _Estimate:
-    """Bias-corrected value and standard error from the values without each sequence."""
+    """Bias-corrected value and standard error from the leave-one-out values."""
     num = len(without)
     corrected = num * value - (num - 1) * without.mean()
     return _Estimate(float(corrected), math.sqrt((num - 1) * float(without.var(correction=0))))

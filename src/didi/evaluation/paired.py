@@ -1,4 +1,4 @@
-"""Two sample sets drawn with the same seeds, compared pair by pair: the noise that they share drops out."""
+"""Paired comparison of two sample sets drawn with the same seeds; the noise that they share cancels."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -20,23 +20,23 @@ NUM_PERMUTATIONS = 9999
 CHUNK = 1000  # permutations at a time, to bound memory
 
 SHARED_BY_PAIRS = ("nfe", "temperature", "top_p", "grid", "judge", "seed", "num_samples")
-"""Fields of a row that are equal in two sets whose samples are compared pair by pair."""
+"""Row fields that are equal in two sets whose samples are compared pair by pair."""
 KIND = ("role", "sampler", "settings", "precision", *SHARED_BY_PAIRS)
-"""Fields of a row that are equal in two sets of different models that are compared."""
+"""Row fields that are equal in two sets of different models that are compared."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """One sample set against another of the same seeds.
+    """Comparison of two sample sets drawn with the same seeds.
 
     Attributes:
-        perplexity_ratio: corpus perplexity of the first over that of the second.
-        perplexity_ratio_ci: its 95% interval, pairs resampled together.
-        p_value: of no difference in perplexity, from swapping random pairs; two-sided, in (0, 1]; NaN where
-            a text has no probability.
-        entropy_gap: mean entropy of the first less that of the second, nats.
-        entropy_gap_ci: its 95% interval.
-        joint: their joint divergences, if both have one from the same reference.
+        perplexity_ratio: corpus perplexity of the first set divided by that of the second.
+        perplexity_ratio_ci: its 95% bootstrap interval; pairs of samples are resampled together.
+        p_value: p-value of equal perplexities, from random swaps within pairs; two-sided, in (0, 1]; NaN if a text
+            has probability 0.
+        entropy_gap: mean entropy of the first set minus that of the second, nats.
+        entropy_gap_ci: its 95% bootstrap interval.
+        joint: comparison of the joint divergences; None unless both sets have one from the same reference.
     """
 
     perplexity_ratio: float
@@ -47,28 +47,28 @@ class Comparison:
     joint: JointComparison | None = None
 
 
-def compare_pairs(ours: SampleSet, theirs: SampleSet, *, seed: int = 0) -> Comparison:
+def compare_pairs(first: SampleSet, second: SampleSet, *, seed: int = 0) -> Comparison:
     """Compare two sample sets whose i-th samples were drawn with the same noise.
 
     Args:
-        ours: the first set.
-        theirs: the second, as large.
-        seed: of the resampling and the permutations.
+        first: the first set.
+        second: the second set, of the same size.
+        seed: random seed of the resampling and the permutations.
 
     Raises:
         ValueError: the sets differ in size.
     """
-    if len(ours.entropies) != len(theirs.entropies):
-        raise ValueError(f"pairs need sets of one size; got {len(ours.entropies)} and {len(theirs.entropies)}")
+    if len(first.entropies) != len(second.entropies):
+        raise ValueError(f"pairs need sets of one size; got {len(first.entropies)} and {len(second.entropies)}")
     columns = torch.stack(
-        [ours.scores.nll, ours.scores.num_tokens.double(), theirs.scores.nll, theirs.scores.num_tokens.double()], 1
+        [first.scores.nll, first.scores.num_tokens.double(), second.scores.nll, second.scores.num_tokens.double()], 1
     )
-    gap = ours.entropies - theirs.entropies
-    joint, is_alike = None, ours.row.joint_reference == theirs.row.joint_reference
-    if is_alike and ours.log_ratios is not None and theirs.log_ratios is not None:
-        joint = compare_joint(ours.log_ratios, theirs.log_ratios, seed=seed)
+    gap = first.entropies - second.entropies
+    joint, has_same_reference = None, first.row.joint_reference == second.row.joint_reference
+    if has_same_reference and first.log_ratios is not None and second.log_ratios is not None:
+        joint = compare_joint(first.log_ratios, second.log_ratios, seed=seed)
     return Comparison(
-        perplexity_ratio=perplexity(ours.scores) / perplexity(theirs.scores),
+        perplexity_ratio=perplexity(first.scores) / perplexity(second.scores),
         perplexity_ratio_ci=bootstrap_interval(columns, lambda totals: _log_ratio(totals).exp(), seed=seed),
         p_value=_permutation_p_value(columns, seed),
         entropy_gap=float(gap.mean()),
@@ -78,65 +78,67 @@ def compare_pairs(ours: SampleSet, theirs: SampleSet, *, seed: int = 0) -> Compa
 
 
 def comparison_table(sets: Sequence[SampleSet]) -> str | None:
-    """Each sample set against one of the same judge, moves, temperature and top-p, as a Markdown table.
+    """Compare each sample set with a baseline of equal ``SHARED_BY_PAIRS`` fields, as a Markdown table.
 
-    The other is the teacher's ancestral one where there is one, else the first.
+    The baseline is the set of the teacher's ancestral sampler if there is one, else the first set with equal fields.
 
     Returns:
-        None where no two sets can be compared.
+        The table; None if no two sets can be compared.
     """
-    details = varying_fields([one.row for one in sets if one.row.nfe], DETAILS)
+    details = varying_fields([sample_set.row for sample_set in sets if sample_set.row.nfe], DETAILS)
     comparisons = [
-        (one.row.label(also=details), base.row.label(also=details), compare_pairs(one, base))
-        for one in sets
-        if one.row.nfe and (base := _baseline(one, sets)) is not one
+        (sample_set.row.label(also=details), base.row.label(also=details), compare_pairs(sample_set, base))
+        for sample_set in sets
+        if sample_set.row.nfe and (base := _baseline(sample_set, sets)) is not sample_set
     ]
     return _table(comparisons) if comparisons else None
 
 
 def models_table(models: Mapping[str, Sequence[SampleSet]]) -> str:
-    """Each model against the first one, set by set where all that pairs share is equal, as a Markdown table.
+    """Compare each model with the first model, for all pairs of sets with equal ``KIND`` fields, as a Markdown table.
 
-    An autoregressive network shares its noise with no diffusion network: where two models have no more in common, they
-    are left to the comparison at equal entropy.
+    Samples of an autoregressive network do not share noise with samples of a diffusion network, so such models are
+    compared at equal entropy only (``sweeps.models_at_equal_entropy``).
 
     Args:
         models: the sample sets of two models or more, by name.
 
     Raises:
-        UsageError: a later model has no set that can be compared with one of the first.
+        UsageError: a later model has no set that can be compared with a set of the first model.
     """
     (first, bases), *others = models.items()
-    details = varying_fields([one.row for sets in models.values() for one in sets if one.row.nfe], DETAILS)
-    comparisons, alone = [], []
+    sampled = [sample_set for sets in models.values() for sample_set in sets if sample_set.row.nfe]
+    details = varying_fields([sample_set.row for sample_set in sampled], DETAILS)
+    comparisons, unmatched = [], []
     for name, sets in others:
-        drawn = [one for one in sets if one.row.nfe]
-        found = [(one, [base for base in bases if _kind(base.row) == _kind(one.row)]) for one in drawn]
-        has_baseline = len({any(is_autoregressive(one.row) for one in each) for each in (drawn, bases)}) > 1
-        if not any(alike for _, alike in found) and not has_baseline:
+        drawn = [sample_set for sample_set in sets if sample_set.row.nfe]
+        matches = [[base for base in bases if _kind(base.row) == _kind(sample_set.row)] for sample_set in drawn]
+        has_autoregressive = [any(is_autoregressive(one.row) for one in each) for each in (drawn, bases)]
+        if not any(matches) and has_autoregressive[0] == has_autoregressive[1]:
             raise UsageError(
                 f"models are compared where role, sampler and its settings, moves, judge, seed and number of samples "
                 f"are equal; {name} has no set like one of {first}{_nearest_difference(drawn, bases)}: measure both "
                 "with the same flags"
             )
-        for one, alike in found:
-            label = f"{name}: {one.row.label(also=details)}"
-            comparisons += [(label, first, compare_pairs(one, base)) for base in alike]
-            alone += [] if alike else [label]
+        for sample_set, matching in zip(drawn, matches, strict=True):
+            label = f"{name}: {sample_set.row.label(also=details)}"
+            comparisons += [(label, first, compare_pairs(sample_set, base)) for base in matching]
+            unmatched += [] if matching else [label]
     table = f"{_table(comparisons)}\n" if comparisons else ""
-    return f"{table}Not in {first}: {'; '.join(alone)}.\n" if alone else table.removesuffix("\n")
+    return f"{table}Not in {first}: {'; '.join(unmatched)}.\n" if unmatched else table.removesuffix("\n")
 
 
 def _table(comparisons: Sequence[tuple[str, str, Comparison]]) -> str:
     header = ["", "against", "perplexity ratio [95% CI]", "p", "entropy gap [95% CI]"]
-    has_joint = any(found.joint is not None for _, _, found in comparisons)
+    has_joint = any(comparison.joint is not None for _, _, comparison in comparisons)
     header += ["joint KL gap [95% CI]", "joint KL ratio [95% CI]"] if has_joint else []
     rows = []
-    for ours, theirs, found in comparisons:
-        (low, high), (gap_low, gap_high) = found.perplexity_ratio_ci, found.entropy_gap_ci
-        ratio = f"{found.perplexity_ratio:.3f} [{low:.3f}, {high:.3f}]"
-        gap = f"{found.entropy_gap:+.3f} [{gap_low:+.3f}, {gap_high:+.3f}]"
-        rows.append([ours, theirs, ratio, f"{found.p_value:.4f}", gap, *(_joint_cells(found) if has_joint else [])])
+    for label, base_label, comparison in comparisons:
+        (low, high), (gap_low, gap_high) = comparison.perplexity_ratio_ci, comparison.entropy_gap_ci
+        ratio = f"{comparison.perplexity_ratio:.3f} [{low:.3f}, {high:.3f}]"
+        gap = f"{comparison.entropy_gap:+.3f} [{gap_low:+.3f}, {gap_high:+.3f}]"
+        joint = _joint_cells(comparison.joint) if has_joint else []
+        rows.append([label, base_label, ratio, f"{comparison.p_value:.4f}", gap, *joint])
     lines = markdown_table(header, rows, num_left=2)
     lines.append(
         "\nSamples of the same seed are compared pair by pair: p is that of no difference in perplexity "
@@ -145,22 +147,22 @@ def _table(comparisons: Sequence[tuple[str, str, Comparison]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _joint_cells(found: Comparison) -> list[str]:
-    """Difference and ratio of the joint divergences; dashes where there are none."""
-    if found.joint is None:
+def _joint_cells(joint: JointComparison | None) -> list[str]:
+    """Difference and ratio of the joint divergences; dashes without a comparison."""
+    if joint is None:
         return ["–", "–"]
-    (low, high), (ratio_low, ratio_high) = found.joint.gap_ci, found.joint.ratio_ci
-    ratio = f"{found.joint.ratio:.3f} [{ratio_low:.3f}, {ratio_high:.3f}]"
-    return [f"{found.joint.gap:+.2f} [{low:+.2f}, {high:+.2f}]", "–" if math.isnan(found.joint.ratio) else ratio]
+    (low, high), (ratio_low, ratio_high) = joint.gap_ci, joint.ratio_ci
+    ratio = f"{joint.ratio:.3f} [{ratio_low:.3f}, {ratio_high:.3f}]"
+    return [f"{joint.gap:+.2f} [{low:+.2f}, {high:+.2f}]", "–" if math.isnan(joint.ratio) else ratio]
 
 
-def _baseline(one: SampleSet, sets: Sequence[SampleSet]) -> SampleSet:
-    """What a sample set is compared with; itself where there is nothing else."""
-    alike = [other for other in sets if _what_pairs_share(other.row) == _what_pairs_share(one.row)]
-    return min(alike, key=lambda other: (other.row.role, other.row.sampler) != ("teacher", "ancestral"))
+def _baseline(sample_set: SampleSet, sets: Sequence[SampleSet]) -> SampleSet:
+    """The set that a sample set is compared with; the set itself if no other set has equal fields."""
+    comparable = [other for other in sets if _pair_key(other.row) == _pair_key(sample_set.row)]
+    return min(comparable, key=lambda other: (other.row.role, other.row.sampler) != ("teacher", "ancestral"))
 
 
-def _what_pairs_share(row: EvaluationRow) -> tuple[object, ...]:
+def _pair_key(row: EvaluationRow) -> tuple[object, ...]:
     return tuple(getattr(row, name) for name in SHARED_BY_PAIRS)
 
 
@@ -169,26 +171,26 @@ def _kind(row: EvaluationRow) -> tuple[object, ...]:
 
 
 def _nearest_difference(sets: Sequence[SampleSet], bases: Sequence[SampleSet]) -> str:
-    """The fields in which the two most alike sets differ, as a clause with both values; empty without sampled sets."""
-    pairs = [(one.row, base.row) for one in sets for base in bases if base.row.nfe]
-    found = [[name for name in KIND if getattr(one, name) != getattr(base, name)] for one, base in pairs]
-    if not found:
+    """A clause with the fields in which the two most similar sets differ; empty without sampled sets."""
+    pairs = [(sample_set.row, base.row) for sample_set in sets for base in bases if base.row.nfe]
+    if not pairs:
         return ""
-    number = min(range(len(found)), key=lambda number: len(found[number]))
-    one, base = pairs[number]
-    values = (f"{name} is {getattr(one, name)!r} and {getattr(base, name)!r}" for name in found[number])
+    differing = [[name for name in KIND if getattr(row, name) != getattr(base, name)] for row, base in pairs]
+    closest = min(range(len(pairs)), key=lambda number: len(differing[number]))
+    row, base = pairs[closest]
+    values = (f"{name} is {getattr(row, name)!r} and {getattr(base, name)!r}" for name in differing[closest])
     return f" (of the most alike ones, {', '.join(values)})"
 
 
 def _log_ratio(totals: Float[Tensor, "r 4"]) -> Float[Tensor, " r"]:
-    """Log of the perplexity ratio from totals of NLL and tokens of either set."""
+    """Log of the perplexity ratio, from totals of NLL and tokens of the first and of the second set."""
     return totals[:, 0] / totals[:, 1] - totals[:, 2] / totals[:, 3]
 
 
 def _permutation_p_value(columns: Float[Tensor, "b 4"], seed: int) -> float:
-    """Share of random swaps within pairs that differ at least as much as the sets do, the sets themselves counted."""
+    """Share of permutations, the identity included, whose absolute log-ratio is at least the observed one."""
     generator = torch.Generator().manual_seed(seed)
-    swap = columns.roll(2, 1) - columns  # what exchanging a pair adds to the totals
+    swap = columns.roll(2, 1) - columns  # change of the totals when the two samples of a pair are exchanged
     observed = float(_log_ratio(columns.sum(0, keepdim=True)).abs())
     if not columns.isfinite().all():
         return math.nan

@@ -1,7 +1,8 @@
-"""Generative perplexity: how surprised a language model that never saw the samples is by them.
+"""Generative perplexity: the perplexity of samples under a language model that was not trained on them, the judge.
 
-Every sample is scored, whatever its length; the corpus figure is exp(total NLL / total tokens); a text cut to the
-judge's context is counted. Alone it says little: under SmolLM2-135M "the " repeated 300 times is 28.5, news 33.8.
+Every sample is scored, whatever its length; the corpus perplexity is exp(total NLL / total tokens), and the number of
+texts that are cut to the judge's context is reported. A low perplexity alone does not mean good samples: under
+SmolLM2-135M, "the " repeated 300 times has 28.5 and news text 33.8.
 """
 
 import contextlib
@@ -30,12 +31,12 @@ MAX_BATCH_TOKENS = 2048
 
 @dataclass(frozen=True)
 class Scores:
-    """What a judge says about a set of samples.
+    """A judge's scores of a set of samples.
 
     Attributes:
         nll: negative log-likelihood of each sample in nats, summed over its judge tokens, float64.
-        num_tokens: judge tokens scored in each sample; 0 for an empty text.
-        num_truncated: samples of which only the judge's context could be scored.
+        num_tokens: number of scored judge tokens of each sample; 0 for an empty text.
+        num_truncated: number of samples that were cut to the judge's context.
     """
 
     nll: Float[Tensor, " b"]
@@ -45,21 +46,21 @@ class Scores:
 
 @runtime_checkable
 class Judge(Protocol):
-    """A likelihood that was not trained with the samples; reads texts, tokens, or both."""
+    """A likelihood that was not trained on the samples; it reads texts, tokens, or both."""
 
     name: str
 
     def score(self, texts: Sequence[str], tokens: Int[Tensor, "b l"]) -> Scores:
-        """Scores of ``b`` samples, given both as text and as the generator's own tokens."""
+        """Scores of ``b`` samples, given both as text and as tokens of the sampled network."""
         ...
 
 
 class ExactJudge:
-    """The likelihood of a Markov chain: a judge without error, on symbols rather than words.
+    """The exact likelihood under a Markov chain.
 
     Args:
-        chain: gives the likelihood.
-        name: of the chain's world, a name in ``markov.WORLDS``.
+        chain: the Markov chain.
+        name: name of the chain's world, a key of ``markov.WORLDS``.
     """
 
     def __init__(self, chain: MarkovChain, *, name: str = MARKOV) -> None:
@@ -83,16 +84,16 @@ class ExactJudge:
 
 
 class CausalJudge:
-    """A causal language model of transformers, reading texts through its own tokenizer.
+    """A causal language model of transformers with its tokenizer.
 
-    Every text follows the tokenizer's BOS, or its EOS where it has no BOS (as GPT-2 evaluations do), so that its first
-    token is scored too. Arithmetic is float32, sums are float64.
+    Every text is preceded by the tokenizer's BOS token, or by EOS if there is no BOS (as in GPT-2 evaluations), so that
+    its first token is scored too. Arithmetic is float32, sums are float64.
 
     Args:
-        model: any ``AutoModelForCausalLM``; cast to float32 and put in eval mode.
+        model: any ``AutoModelForCausalLM``; it is cast to float32 and put in eval mode.
         tokenizer: its tokenizer, fast or slow.
-        name: what a report calls this judge.
-        max_batch_tokens: padded tokens that go through the network at once.
+        name: name of the judge in reports.
+        max_batch_tokens: maximum number of tokens in one pass, padding included.
 
     Raises:
         UsageError: the tokenizer has neither BOS nor EOS.
@@ -130,7 +131,7 @@ class CausalJudge:
 
     @torch.inference_mode()
     def _batch_nll(self, rows: list[list[int]]) -> Float[Tensor, " n"]:
-        """NLL of each row; padding goes to the right, where causal attention never looks, so no mask is needed."""
+        """NLL of each row; padding is on the right, so causal attention needs no attention mask."""
         device = next(self._trunk.parameters()).device
         targets = nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=-1)
         is_real = (targets >= 0).to(device)
@@ -145,10 +146,10 @@ class CausalJudge:
 
 
 def _split_head(model: "transformers.PreTrainedModel", start_id: int) -> tuple[nn.Module, nn.Module]:
-    """Trunk and vocabulary head, so that logits exist only for a few real positions at a time.
+    """Trunk and vocabulary head, so that logits are computed for a few positions at a time, without padding.
 
-    A model that does more to its logits than a head does (soft caps, scales) is left whole, with an identity as head;
-    its logits then exist for a batch at a time.
+    A model that changes its logits after the head (soft caps, scales) is not split: it is returned with an identity as
+    head, and its logits are computed for a whole batch.
     """
     trunk, head = model.base_model, model.get_output_embeddings()
     if head is None or trunk is model:
@@ -171,30 +172,30 @@ def _length_batches(lengths: list[int], max_tokens: int) -> Iterator[list[int]]:
 
 
 def perplexity(scores: Scores) -> float:
-    """Corpus perplexity exp(total NLL / total tokens); NaN where nothing was scored."""
+    """Corpus perplexity exp(total NLL / total tokens); NaN if no token was scored."""
     return float((scores.nll.sum() / scores.num_tokens.sum()).exp())
 
 
 def mean_sample_perplexity(scores: Scores) -> float:
-    """Mean over non-empty samples of exp(NLL / tokens), the figure that some papers report; NaN where none is."""
+    """Mean over non-empty samples of exp(NLL / tokens), as some papers report; NaN if all samples are empty."""
     is_scored = scores.num_tokens > 0
     return float((scores.nll[is_scored] / scores.num_tokens[is_scored]).exp().mean()) if is_scored.any() else math.nan
 
 
 @contextlib.contextmanager
 def transformers_for(kind: str, name: str, *, known: Sequence[str]) -> Iterator[ModuleType]:
-    """The library transformers without log lines and progress bars, its many-line errors turned into one of ours.
+    """Context with the library transformers, without its log lines and progress bars, and with one-line errors.
 
-    Inside the block the Hub is asked only where ``name`` is neither one of ours nor a folder, and not at all if it is
-    not reachable.
+    Inside the context the Hub is used only if ``name`` is neither in ``known`` nor a folder; if the Hub is not
+    reachable, only its local cache is used.
 
     Args:
-        kind: what is loaded with it: ``judge``.
-        name: of the model: one of ours, a folder, or a Hub name.
-        known: names of ours.
+        kind: kind of model in error messages, such as ``judge``.
+        name: name of the model: one of ``known``, a folder, or a Hub name.
+        known: names that do not refer to the Hub.
 
     Raises:
-        UsageError: no model has that name, or it cannot be looked up and is no ``owner/name``.
+        UsageError: no model has that name, or the Hub is not reachable and the name has no owner.
         DidiError: transformers is not installed, or the model cannot be read or reached.
     """
     purpose, is_reached = f"{kind} {name!r}", True
@@ -217,7 +218,7 @@ def transformers_for(kind: str, name: str, *, known: Sequence[str]) -> Iterator[
         raise
     except ImportError as error:
         raise DidiError(f"{purpose} needs transformers: {from_checkout('eval')} ({error})") from error
-    except Exception as error:  # a loader of other people's files can raise anything
+    except Exception as error:  # loading files of any origin can raise any exception
         cause, reason = type(error.__cause__).__name__, failure(error, is_reached=is_reached)
         is_unknown = cause in ("HFValidationError", "RepositoryNotFoundError")
         if is_unknown or (cause == "LocalEntryNotFoundError" and "/" not in name):

@@ -1,4 +1,4 @@
-"""The rows that an evaluation is going to have; what cannot be sampled is refused before anything is."""
+"""Plan of the rows of an evaluation; a row that cannot be sampled is refused before the first sampling."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -21,11 +21,16 @@ from didi.sampling.registry import (
 PlannedRow = tuple[str, SamplingOptions, int]
 
 
-def departures(options: SamplingOptions, temperature: Sequence[float], top_p: Sequence[float]) -> list[SamplingOptions]:
-    """``options`` at each temperature and at each top-p, each once; as they are where there is none.
+def swept_options(
+    options: SamplingOptions, temperature: Sequence[float], top_p: Sequence[float]
+) -> list[SamplingOptions]:
+    """``options`` with each temperature and with each top-p of two sweeps, without duplicates.
+
+    Returns:
+        One set of options for each value; ``options`` alone without sweeps.
 
     Raises:
-        UsageError: a value is out of range, or no set of options would have that of ``options``.
+        UsageError: a value is out of range, or a sweep would replace every use of a value that ``options`` set.
     """
     temperature, top_p = (listed("sweep", values, allows_none=True) for values in (temperature, top_p))
     for name, sweep, other in (("temperature", temperature, top_p), ("top_p", top_p, temperature)):
@@ -41,30 +46,30 @@ def plan_rows(
     role: Role | Sequence[Role] | None,
     sampler: SamplerName | Sequence[SamplerName] | None,
     nfe: Sequence[int],
-    each: Sequence[SamplingOptions],
+    options: Sequence[SamplingOptions],
 ) -> list[PlannedRow]:
-    """Label, settings and number of moves of every row to come, each once.
+    """Label, settings and number of moves of every row, without duplicates.
 
     Args:
-        bundle: its networks are sampled.
-        role: one or several; None for that of the options.
-        sampler: one or several; None for that of the options.
-        nfe: numbers of moves; none for no rows.
-        each: further options, each of which gives rows of its own.
+        bundle: the model.
+        role: one role or several; None for the role of ``options``.
+        sampler: one sampler or several; None for the sampler of ``options``.
+        nfe: numbers of moves; there are no rows if it is empty.
+        options: sampling options; each gives rows for all roles, samplers and numbers of moves.
 
     Raises:
-        UsageError: a row cannot be sampled, or its role or sampler is given twice.
+        UsageError: a row cannot be sampled, or its role or sampler is set both by an argument and by ``options``.
     """
     rows: list[PlannedRow] = []
     roles = None if role is None else listed("role", role)
     samplers = None if sampler is None else listed("sampler", sampler)
-    for one in each if nfe else ():
-        given = {"role": (roles, one.role, None), "sampler": (samplers, one.sampler, SamplingOptions.sampler)}
-        for name, (asked, of_options, default) in given.items():
-            if asked is not None and of_options != default:
+    for each in options if nfe else ():
+        sources = {"role": (roles, each.role, None), "sampler": (samplers, each.sampler, SamplingOptions.sampler)}
+        for name, (argument, of_options, default) in sources.items():
+            if argument is not None and of_options != default:
                 raise UsageError(f"give {name} or options.{name}, not both")
-        rows += _plan(bundle, roles or (one.role,), samplers or (one.sampler,), nfe, one)
-    return list(dict.fromkeys(rows))  # ``default`` beside the sampler that it stands for
+        rows += _plan(bundle, roles or (each.role,), samplers or (each.sampler,), nfe, each)
+    return list(dict.fromkeys(rows))  # duplicates arise from ``default`` beside the sampler that it stands for
 
 
 def _plan(
@@ -76,12 +81,12 @@ def _plan(
 ) -> list[PlannedRow]:
     """The rows of one set of options."""
     plan: list[PlannedRow] = []
-    only: Sequence[SamplerName] = ("ancestral",)
+    left_to_right: Sequence[SamplerName] = ("ancestral",)  # the only sampler of an autoregressive network
     _refuse_unread(bundle, roles, samplers, options)
     for role in roles:
         network = bundle.network(role)
         label: str = role or next(name for name in get_args(Role) if getattr(bundle, name) is network)
-        for sampler in only if isinstance(network, AutoregressiveLM) else samplers:
+        for sampler in left_to_right if isinstance(network, AutoregressiveLM) else samplers:
             settings = with_read_options(replace(options, role=role, sampler=sampler), bundle)
             settings = with_bundle_settings(settings, bundle)
             numbers: Sequence[int] = [len(options.times) - 1] if options.times else nfe
@@ -96,10 +101,10 @@ def _plan(
 def _refuse_unread(
     bundle: Bundle, roles: Sequence[Role | None], samplers: Sequence[SamplerName], options: SamplingOptions
 ) -> None:
-    """Refuse a setting that none of the samplers reads; that of an autoregressive network reads none."""
+    """Refuse a setting that none of the samplers reads; sampling of an autoregressive network reads no setting."""
     diffusion = [role for role in roles if not isinstance(bundle.network(role), AutoregressiveLM)]
-    each = [replace(options, role=role, sampler=sampler) for role in diffusion for sampler in samplers]
-    names = list(dict.fromkeys(sampler_of(bundle, one) for one in each))
+    combinations = [replace(options, role=role, sampler=sampler) for role in diffusion for sampler in samplers]
+    names = list(dict.fromkeys(sampler_of(bundle, each) for each in combinations))
     reads = set().union(*(find_sampler(name, bundle.process.name).reads for name in names))
     for name in SETTINGS:
         if getattr(options, name) != getattr(SamplingOptions, name) and name not in reads:

@@ -1,4 +1,4 @@
-"""Evaluation rows in print: ``metrics.json``, a Markdown table, a figure; a perplexity never without its entropy."""
+"""Files of an evaluation: ``metrics.json``, ``samples.jsonl``, a Markdown report with tables and figures."""
 
 import base64
 import json
@@ -24,7 +24,7 @@ from didi.markdown import aligned_table
 
 RESULTS = ("metrics.json", "samples.jsonl", "report.md", "perplexity.png", "frontier.png")  # files of an evaluation
 NUM_EXAMPLES = 2  # texts of each sample set in a report
-WHICH_SET = ("role", "sampler", "nfe", "temperature", "top_p", "judge")  # of one evaluation a sample belongs to
+SET_KEY = ("role", "sampler", "nfe", "temperature", "top_p", "judge")  # fields that identify a set of an evaluation
 
 HTML = """<!doctype html>
 <html lang="en">
@@ -44,12 +44,12 @@ img {{ max-width: min(100%, 44rem); }}
 </html>
 """
 
-# What a footnote says of rows with exact divergences.
+# Footnote for rows with exact divergences.
 EXACT_NOTE = (
     " KL is KL(sampler, data) and reverse KL is KL(data, sampler); they, total variation and joint entropy are sums "
     "over all sequences, without sampling error, in nats a sequence."
 )
-# How a footnote words the settings that all rows share; a setting that differs between rows becomes a column instead.
+# Wording, in a footnote, of the settings that all rows share; a setting that differs between rows becomes a column.
 SETTINGS = {
     "seed": "seed {}",
     "precision": "sampling in {}",
@@ -63,7 +63,7 @@ SETTINGS = {
 
 
 def write_metrics(rows: Sequence[EvaluationRow], folder: Path) -> Path:
-    """Write ``metrics.json``, whole or not at all: a list of rows, with null for what is not finite."""
+    """Write ``metrics.json`` atomically: a list of rows, with null for numbers that are not finite."""
     records = [row.record() for row in rows]
     return write_atomically(
         folder / "metrics.json", json.dumps(records, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
@@ -71,33 +71,34 @@ def write_metrics(rows: Sequence[EvaluationRow], folder: Path) -> Path:
 
 
 def write_samples(sets: Sequence[SampleSet], folder: Path) -> Path:
-    """Write ``samples.jsonl``, whole or not at all: every sample of every set, with its own figures."""
+    """Write ``samples.jsonl`` atomically: every sample of every set, with its NLL and its entropy."""
     lines = []
-    for one in sets:
-        about = {name: getattr(one.row, name) for name in WHICH_SET}
-        figures = zip(one.scores.nll.tolist(), one.scores.num_tokens.tolist(), one.entropies.tolist(), strict=True)
-        for number, (text, (nll, num_tokens, entropy)) in enumerate(zip(one.texts, figures, strict=True)):
-            record = about | {"number": number, "nll": finite(nll), "judge_tokens": num_tokens, "entropy": entropy}
-            if one.log_ratios is not None:
-                record["log_ratio"] = finite(float(one.log_ratios[number]))
+    for sample_set in sets:
+        key, scores = {name: getattr(sample_set.row, name) for name in SET_KEY}, sample_set.scores
+        figures = zip(scores.nll.tolist(), scores.num_tokens.tolist(), sample_set.entropies.tolist(), strict=True)
+        for number, (text, (nll, num_tokens, entropy)) in enumerate(zip(sample_set.texts, figures, strict=True)):
+            record = key | {"number": number, "nll": finite(nll), "judge_tokens": num_tokens, "entropy": entropy}
+            if sample_set.log_ratios is not None:
+                record["log_ratio"] = finite(float(sample_set.log_ratios[number]))
             lines.append(json.dumps(record | {"text": text}, ensure_ascii=False, allow_nan=False) + "\n")
     return write_atomically(folder / "samples.jsonl", "".join(lines))
 
 
 def read_sets(folder: Path) -> list[SampleSet]:
-    """The sample sets that ``write_metrics`` and ``write_samples`` kept.
+    """Read the sample sets that ``write_metrics`` and ``write_samples`` wrote.
 
     Raises:
-        UsageError: the folder does not hold them, or another number of samples than its rows say.
+        UsageError: a file is missing or damaged, or the number of samples differs from ``num_samples`` of a row.
     """
     try:
-        rows = [EvaluationRow.from_record(one) for one in json.loads((folder / "metrics.json").read_text("utf-8"))]
-        lines = (folder / "samples.jsonl").read_text("utf-8").rstrip("\n").split("\n")  # a text may hold other ends
-        samples = [json.loads(line) for line in lines]
+        records = json.loads((folder / "metrics.json").read_text("utf-8"))
+        rows = [EvaluationRow.from_record(record) for record in records]
+        # Not splitlines(): a text may contain other characters that end a line, such as U+2028.
+        lines = (folder / "samples.jsonl").read_text("utf-8").rstrip("\n").split("\n")
         by_set: dict[tuple[object, ...], list[dict[str, Any]]] = {}
-        for one in samples:
-            by_set.setdefault(tuple(one[name] for name in WHICH_SET), []).append(one)
-        return [_read_set(row, by_set[tuple(getattr(row, name) for name in WHICH_SET)]) for row in rows]
+        for sample in map(json.loads, lines):
+            by_set.setdefault(tuple(sample[name] for name in SET_KEY), []).append(sample)
+        return [_read_set(row, by_set[tuple(getattr(row, name) for name in SET_KEY)]) for row in rows]
     except OSError as error:
         why = f"{error.filename}: {error.strerror}"
         raise UsageError(f"{folder} is not the --out of a didi evaluate ({why}): evaluate again") from error
@@ -111,15 +112,19 @@ def _read_set(row: EvaluationRow, samples: Sequence[Mapping[str, Any]]) -> Sampl
         raise ValueError(f"{row.label(also=('judge',))}: {len(samples)} samples of {row.num_samples}")
 
     def column(name: str) -> Tensor:
-        return torch.tensor([math.inf if one[name] is None else one[name] for one in samples], dtype=torch.float64)
+        values = [math.inf if sample[name] is None else sample[name] for sample in samples]
+        return torch.tensor(values, dtype=torch.float64)
 
     scores = Scores(column("nll"), column("judge_tokens").long())
-    log_ratios = column("log_ratio") if all("log_ratio" in one for one in samples) else None
-    return SampleSet(row, [str(one["text"]) for one in samples], scores, column("entropy"), log_ratios)
+    log_ratios = column("log_ratio") if all("log_ratio" in sample for sample in samples) else None
+    return SampleSet(row, [str(sample["text"]) for sample in samples], scores, column("entropy"), log_ratios)
 
 
 def rows_table(rows: Sequence[EvaluationRow], *, recipe: str = "") -> str:
-    """The rows as a Markdown table, over a footnote with recipe, seed, precision, samples, judge and machine."""
+    """The rows as a Markdown table, followed by a footnote with the recipe and the settings that all rows share.
+
+    A column without any value is left out; a setting that differs between rows has a column.
+    """
     varying = varying_fields(rows, tuple(SETTINGS))
     by_sampler = {row.sampler: row.settings for row in rows}
     if any(row.settings != by_sampler[row.sampler] for row in rows):
@@ -149,11 +154,11 @@ def rows_table(rows: Sequence[EvaluationRow], *, recipe: str = "") -> str:
     ]
     header += [name.replace("_", " ") for name in varying] + (["note"] if any(row.note for row in rows) else [])
     body = [_cells(row, varying)[: len(header)] for row in rows]
-    shown = [i for i in range(len(header)) if i == 0 or not rows or any(line[i] not in ("", "–") for line in body)]
-    header, body = [header[i] for i in shown], [[line[i] for i in shown] for line in body]
+    filled = [i for i in range(len(header)) if i == 0 or not rows or any(line[i] not in ("", "–") for line in body)]
+    header, body = [header[i] for i in filled], [[line[i] for i in filled] for line in body]
     shared = [text.format(getattr(rows[0], name)) for name, text in SETTINGS.items() if rows and name not in varying]
     shared += [f"{sampler}: {settings}" for sampler, settings in by_sampler.items() if settings]
-    footnote = "; ".join(([f"recipe {recipe}"] if recipe else []) + [said for said in shared if said])
+    footnote = "; ".join(([f"recipe {recipe}"] if recipe else []) + [text for text in shared if text])
     table = "\n".join(aligned_table(header, body, num_left=1 + ("sampler" in header)))
     is_exact = any(math.isfinite(row.kl) for row in rows)
     return (
@@ -166,7 +171,7 @@ def rows_table(rows: Sequence[EvaluationRow], *, recipe: str = "") -> str:
 
 
 def _divergence_note(rows: Sequence[EvaluationRow]) -> str:
-    """What the columns of divergences are, where there are any."""
+    """Footnote for the columns of estimated divergences; empty if no row has an estimate."""
     note = ""
     if any(math.isfinite(row.pair_kl) for row in rows):
         note += (
@@ -183,15 +188,15 @@ def _divergence_note(rows: Sequence[EvaluationRow]) -> str:
 
 
 def write_report(sets: Sequence[SampleSet], folder: Path, *, title: str, recipe: str = "") -> Path:
-    """Write ``report.md`` and its figures: the table, sets of the same seeds and sweeps compared, example texts.
+    """Write ``report.md`` and its figures: metrics, paired and equal-entropy comparisons, example texts.
 
     Args:
-        sets: what was measured.
-        folder: made if it does not exist.
+        sets: the measured sample sets.
+        folder: folder of the files; it is created if it does not exist.
         title: heading of the report.
-        recipe: name of the run that made the model.
+        recipe: name of the recipe that the model was trained with.
     """
-    rows = [one.row for one in sets]
+    rows = [sample_set.row for sample_set in sets]
     parts = [f"# {title}\n", rows_table(rows, recipe=recipe)]
     drawn = [row for row in rows if row.nfe or row.role == "data"]  # anchors would stretch every axis
     exact = [row for row in drawn if row.temperature == row.top_p == 1] or drawn or rows
@@ -203,16 +208,16 @@ def write_report(sets: Sequence[SampleSet], folder: Path, *, title: str, recipe:
         figure = frontier_figure(drawn, folder / "frontier.png")
         parts += ["## At equal entropy\n", table, f"![Perplexity against entropy]({figure.name})\n"]
     shown: set[tuple[object, ...]] = set()
-    for one in sets:
-        row = one.row
-        if (row.role, row.sampler, row.nfe) not in shown:  # once, whatever the judges and temperatures
-            parts += [f"## {row.label()}\n", *map(quoted, one.texts[:NUM_EXAMPLES])]
+    for sample_set in sets:
+        row = sample_set.row
+        if (row.role, row.sampler, row.nfe) not in shown:  # once for all judges and temperatures
+            parts += [f"## {row.label()}\n", *map(quoted, sample_set.texts[:NUM_EXAMPLES])]
         shown.add((row.role, row.sampler, row.nfe))
     return write_atomically(folder / "report.md", "\n".join(parts))
 
 
 def write_html(page: Path) -> Path:
-    """A Markdown page as HTML beside it: one file, the figures within.
+    """Write a Markdown page as an HTML file next to it, with the figures embedded.
 
     Raises:
         DidiError: the package ``markdown`` is not installed.
@@ -222,20 +227,20 @@ def write_html(page: Path) -> Path:
     except ImportError as error:
         raise DidiError(f"an HTML report needs the package markdown: {from_checkout('eval')} ({error})") from error
     body = markdown.markdown(page.read_text(encoding="utf-8"), extensions=["tables", "fenced_code"])
-    body = re.sub(r'(?<=src=")[\w.-]+\.png(?=")', lambda found: _data_address(page.with_name(found[0])), body)
+    body = re.sub(r'(?<=src=")[\w.-]+\.png(?=")', lambda match: _data_url(page.with_name(match[0])), body)
     title = body.partition("<h1>")[2].partition("</h1>")[0]
     return write_atomically(page.with_suffix(".html"), HTML.format(title=title, body=body))
 
 
-def _data_address(figure: Path) -> str:
-    """A figure as the address of an image; its own name where there is none, as in a sampled text."""
+def _data_url(figure: Path) -> str:
+    """A figure as a data URL; its file name if the file does not exist, for example if a sampled text contains it."""
     if not figure.is_file():
         return figure.name
     return f"data:image/png;base64,{base64.b64encode(figure.read_bytes()).decode()}"
 
 
 def _cells(row: EvaluationRow, varying: Sequence[str]) -> list[str]:
-    """A row of the table; a dash for what was not computed."""
+    """Cells of a row of the table; a dash stands for a number that was not computed."""
 
     def number(value: float, spec: str) -> str:
         if math.isinf(value):
@@ -281,7 +286,7 @@ def _cells(row: EvaluationRow, varying: Sequence[str]) -> list[str]:
 
 
 def quoted(text: str) -> str:
-    """A text as a Markdown code block of at most 100 columns, with a fence that nothing in the text can close."""
+    """A text as a Markdown code block of at most 100 columns, with a longer fence than any run of ` in the text."""
     lines = [part for line in text.splitlines() for part in textwrap.wrap(line, 100) or [""]]
     fence = "`" * max([3, *(len(run) + 1 for run in re.findall("`+", text))])
     return "\n".join([f"{fence}text", *lines, f"{fence}\n"])

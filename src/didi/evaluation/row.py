@@ -1,4 +1,4 @@
-"""Evaluation rows: the metrics of one sample set, as tables, figures and ``metrics.json`` show them."""
+"""Evaluation rows: the metrics of one sample set, for tables, figures and ``metrics.json``."""
 
 import math
 from collections.abc import Collection, Mapping, Sequence
@@ -33,11 +33,11 @@ WORDS = {
     "num_samples": "{} samples",
     "seed": "seed {}",
 }
-"""How a label words each field, in the order of a label."""
+"""Format of each field in a label, in the order of a label."""
 DETAILS = ("judge", "precision", "grid", "num_samples", "seed")
-"""Fields that a label shows on request only, for rows that differ in them."""
+"""Fields that a label shows only on request, for rows that differ in them."""
 RENAMED = {"student_passes": "network_passes"}
-"""Fields of older ``metrics.json`` files by their present names."""
+"""Present names of renamed fields, by their names in older ``metrics.json`` files."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class EvaluationRow:
         machine: Hardware and software on which the times were measured.
         temperature: Divisor of the logits; 1 is exact sampling.
         top_p: Probability mass of each token's distribution that was kept; 1 is exact sampling.
-        grid: Spacing of the times of the sampling steps.
+        grid: Spacing of the times of the sampling steps; ``given`` for explicit times.
         settings: Further settings of the sampler, as text.
         note: Remarks on this row.
         repetition_4: Mean fraction of 4-grams that occurred before in the same sequence; NaN in rows of older versions.
@@ -175,7 +175,7 @@ class SampleSet:
         texts: The samples.
         scores: The judge's score of each sample.
         entropies: Unigram entropy within each sample, nats.
-        log_ratios: Of ``joint.JointEstimate``, nats; None if the joint divergence was not requested.
+        log_ratios: Field of ``joint.JointEstimate``, nats; None if the joint divergence was not requested.
     """
 
     row: EvaluationRow
@@ -186,9 +186,9 @@ class SampleSet:
 
 
 class Circumstances(DivergenceFields, total=False):
-    """How a sample set came about: the fields of ``EvaluationRow`` of the same names.
+    """Fields of ``EvaluationRow`` of the same names that ``measure`` does not compute.
 
-    By default, samples drawn exactly in float64 with seed 0 and without guidance, on the CPU of this machine.
+    The defaults describe samples drawn exactly in float64 with seed 0 and without guidance, on the CPU of this machine.
     """
 
     discriminator_passes: float

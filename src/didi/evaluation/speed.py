@@ -1,7 +1,7 @@
-"""Time and memory of sampling: a sampler beside the passes it cannot avoid, the published algorithm and an AR model.
+"""Time and memory of sampling: samplers, their bare network passes, the published algorithm, an autoregressive model.
 
-All contestants take turns within one run, so slow minutes of a shared machine meet them all; what is reported are
-ratios of the same round. The shares of a sampler's time and its peak memory come from runs of their own.
+The contestants are timed in interleaved rounds, so that a slow phase of a shared machine affects all of them; ratios
+are computed within a round. The shares of a sampler's time and its peak memory are measured in separate runs.
 """
 
 import math
@@ -42,13 +42,13 @@ __all__ = [
     "twin",
 ]
 
-PLAIN_ONLY = ("published", "autoregressive")  # what others are compared with, in the first variant alone
+FIRST_VARIANT_ONLY = ("published", "autoregressive")  # baselines, which run in the first variant only
 Entry = tuple[Method, Variant]
 
 
 def compare(
     bundle: Bundle,
-    loads: Sequence[Workload],
+    workloads: Sequence[Workload],
     *,
     methods: Sequence[Method],
     variants: Sequence[Variant] = (Variant(),),
@@ -56,17 +56,17 @@ def compare(
     load_bundle: Callable[[], Bundle] | None = None,
     on_round: Callable[[Workload, int], None] | None = None,
 ) -> list[SpeedRow]:
-    """Time the methods side by side under each load.
+    """Time the methods in interleaved rounds for each workload.
 
     Args:
-        bundle: its generator, discriminator and autoregressive network take part; a twin of random weights stands in
-            for the latter.
-        loads: batches to draw.
-        methods: contestants; those that need a network the bundle lacks are refused.
-        variants: how the networks run; the published algorithm and the autoregressive model run as the first says.
-        rounds: timed rounds, after one of few moves that warms up.
-        load_bundle: makes the same bundle in a process of its own (it must be picklable), to measure peak memory;
-            without it memory is not measured.
+        bundle: the model; an autoregressive network with random weights is used if it has none (``twin``).
+        workloads: batches to draw.
+        methods: contestants.
+        variants: numerics and compilation of the networks; the published algorithm and the autoregressive model run
+            in the first variant only.
+        rounds: number of timed rounds, after a warm-up round of few moves.
+        load_bundle: a picklable function that loads the same bundle in a separate process, in which peak memory is
+            measured; without it, memory is not measured.
         on_round: called before every round.
 
     Raises:
@@ -79,35 +79,35 @@ def compare(
         (method, variant)
         for number, variant in enumerate(variants)
         for method in methods
-        if number == 0 or method not in PLAIN_ONLY
+        if number == 0 or method not in FIRST_VARIANT_ONLY
     ]
     rows = []
-    for load in loads:
+    for workload in workloads:
         if on_round is not None:
-            on_round(load, 0)
-        contestants, traces = _prepared(bundles, entries, load)
+            on_round(workload, 0)
+        contestants, traces = _prepared(bundles, entries, workload)
         seconds: dict[Entry, list[float]] = {entry: [] for entry in entries}
         for number in range(1, rounds + 1):
             if on_round is not None:
-                on_round(load, number)
+                on_round(workload, number)
             for entry, draw in contestants.items():
                 seconds[entry].append(timed(draw, bundle))
         published = seconds.get(("published", variants[0]))
         for method, variant in entries:
             peak = math.nan
             if load_bundle is not None and method not in FLOORS:
-                peak = peak_memory(load_bundle, method, load, variant)
+                peak = peak_memory(load_bundle, method, workload, variant)
             floor = seconds.get((floor_of(method, bundle.process) or method, variant), [])
             traced = traces.get((method, variant))
-            rows.append(_row((method, variant), load, seconds[method, variant], floor, published, peak, traced))
+            rows.append(_row((method, variant), workload, seconds[method, variant], floor, published, peak, traced))
     return rows
 
 
 def _prepared(
-    bundles: Mapping[Variant, Bundle], entries: Sequence[Entry], load: Workload
+    bundles: Mapping[Variant, Bundle], entries: Sequence[Entry], workload: Workload
 ) -> tuple[dict[Entry, Callable[[], object]], dict[Entry, Trace]]:
-    """The work of each contestant, warmed up, and the traces of the samplers."""
-    brief = replace(load, nfe=min(2, load.nfe))
+    """The functions to time, after a warm-up run of each, and the traces of the samplers."""
+    brief = replace(workload, nfe=min(2, workload.nfe))
     contestants: dict[Entry, Callable[[], object]] = {}
     traces: dict[Entry, Trace] = {}
     for method, variant in entries:
@@ -115,32 +115,32 @@ def _prepared(
         sampler = TRACED.get(method, method)
         contestant(bundle, sampler, brief, is_whole_batch=whole)()
         if sampler in TRACED and (sampler, variant) not in traces:
-            traces[sampler, variant] = trace(bundle, sampler, load, is_whole_batch=whole)
+            traces[sampler, variant] = trace(bundle, sampler, workload, is_whole_batch=whole)
         traced = traces.get((sampler, variant))
-        contestants[method, variant] = contestant(bundle, method, load, is_whole_batch=whole, traced=traced)
+        contestants[method, variant] = contestant(bundle, method, workload, is_whole_batch=whole, traced=traced)
     return contestants, traces
 
 
 def _row(
     entry: Entry,
-    load: Workload,
-    own: list[float],
+    workload: Workload,
+    seconds: list[float],
     floor: list[float],
     published: list[float] | None,
     peak_mib: float,
     traced: Trace | None,
 ) -> SpeedRow:
-    """The row of one contestant; ``floor`` is ``own`` for bare passes, and empty where they took no part."""
+    """The row of one contestant; ``floor`` is ``seconds`` for bare passes, and empty if they were not timed."""
     method, variant = entry
     return SpeedRow(
         method=method,
         variant=str(variant),
-        batch_size=load.batch_size,
-        length=load.length,
-        nfe=load.length if method == "autoregressive" else load.nfe,
-        seconds=tuple(own),
-        over_floor=ratio(own, floor) if floor and floor is not own else None,
-        speedup=ratio(published, own) if published else None,
+        batch_size=workload.batch_size,
+        length=workload.length,
+        nfe=workload.length if method == "autoregressive" else workload.nfe,
+        seconds=tuple(seconds),
+        over_floor=ratio(seconds, floor) if floor and floor is not seconds else None,
+        speedup=ratio(published, seconds) if published else None,
         peak_mib=peak_mib,
         shares=traced.shares if traced is not None else {},
     )

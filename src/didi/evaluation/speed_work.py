@@ -1,9 +1,10 @@
-"""The work that is timed: a sampler, bare network passes beside it, or an autoregressive model.
+"""The work that ``didi bench`` times: a sampler, its bare network passes, or an autoregressive model.
 
-Masked diffusion needs the vocabulary head at the positions that a move reveals, so that its bare passes are those of
-the trunk. Uniform-state diffusion and score networks (SEDD) predict every position that may change, so that theirs are
-trunk and head at all of these: every position, or the masked ones of SEDD absorb. The ancestral sampler of
-uniform-state diffusion reads fewer and can be faster than them.
+Bare passes are the network passes of a sampler without its other work. In masked diffusion the vocabulary head is
+needed only at the positions that a move reveals, so the bare passes are those of the trunk. Uniform-state diffusion
+and score networks (SEDD) predict every position that may change, so their bare passes are trunk and head at all of
+these positions: the masked positions for absorbing SEDD, otherwise every position. The ancestral sampler of
+uniform-state diffusion evaluates the head at fewer positions and can be faster than these bare passes.
 """
 
 import contextlib
@@ -46,13 +47,13 @@ TRACED: dict[str, Method] = {
     "passes": "ancestral",
     "guided floor": "guided",
 }
-"""Samplers whose passes are recorded, and which of them bare passes repeat."""
+"""The sampler whose network passes are recorded, by method: a sampler itself, or the sampler of bare passes."""
 FLOORS = ("trunk", "passes", "guided floor")
 SEED = 0
 
 
 def floor_of(method: str, process: Process) -> Method | None:
-    """The bare passes that a method is compared with; None for these themselves and for an autoregressive model."""
+    """The bare passes that a method is compared with; None for bare passes and for an autoregressive model."""
     if method in FLOORS or method == "autoregressive":
         return None
     if method == "guided":
@@ -61,7 +62,7 @@ def floor_of(method: str, process: Process) -> Method | None:
 
 
 def default_methods(process: Process) -> tuple[Method, ...]:
-    """What is timed where nothing is asked for; ``floor_of`` adds the bare passes."""
+    """Methods that are timed by default."""
     if type(process) is Absorbing:
         return ("ancestral", "trunk", "published", "autoregressive")
     is_score = isinstance(process, ScoreProcess)
@@ -81,13 +82,13 @@ class Variant:
 
 @dataclass(frozen=True)
 class Workload:
-    """What every contestant has to do.
+    """The batch that every contestant draws.
 
     Attributes:
-        batch_size: sequences at a time.
-        length: positions.
-        nfe: moves of the masked-diffusion samplers.
-        guidance: of the guided sampler.
+        batch_size: number of sequences.
+        length: number of positions.
+        nfe: number of moves of the diffusion samplers.
+        guidance: settings of the guided sampler.
     """
 
     batch_size: int
@@ -97,7 +98,7 @@ class Workload:
 
 
 def twin(network: DenoiserNetwork) -> AutoregressiveLM:
-    """An autoregressive model of the same vocabulary, width, depth and heads, with fresh weights."""
+    """An autoregressive model of the same vocabulary, width, depth and heads, with random weights."""
     shape = network.config
     model = AutoregressiveLM(
         AutoregressiveConfig(
@@ -113,53 +114,54 @@ def twin(network: DenoiserNetwork) -> AutoregressiveLM:
 
 
 def contestant(
-    bundle: Bundle, method: Method, load: Workload, *, is_whole_batch: bool = False, traced: "Trace | None" = None
+    bundle: Bundle, method: Method, workload: Workload, *, is_whole_batch: bool = False, traced: "Trace | None" = None
 ) -> Callable[[], object]:
-    """The work of a method, ready to be run and timed.
+    """A function that draws one batch by a method, or makes its bare passes, to be timed.
 
     Args:
-        bundle: networks.
-        method: which.
-        load: how much.
-        is_whole_batch: the ancestral sampler sees one shape only, as a compiled network wants it.
-        traced: a run of the sampler whose passes are to be run; made here if it is not given.
+        bundle: the networks.
+        method: the method.
+        workload: the batch to draw.
+        is_whole_batch: whether the ancestral sampler passes the whole batch in every move, so that a compiled network
+            is called with one shape only.
+        traced: recorded run of the sampler, for bare passes; recorded here by default.
 
     Raises:
-        UsageError: the bundle lacks a network that the method needs, or its process the sampler.
+        UsageError: the bundle lacks a network that the method needs, or its process has no such sampler.
     """
     if method == "autoregressive":
         network = bundle.autoregressive or twin(bundle.denoiser())
-        return lambda: _drain(LeftToRight(network), network, load)
-    bundle = bundle.at_budget(load.nfe)
+        return lambda: _drain(LeftToRight(network), network, workload)
+    bundle = bundle.at_budget(workload.nfe)
     if method not in FLOORS:
         reads = find_sampler(method, bundle.process.name).reads
         options = SamplingOptions(
             method,
-            guidance=load.guidance if method == "guided" else None,
+            guidance=workload.guidance if method == "guided" else None,
             is_whole_batch=is_whole_batch and "is_whole_batch" in reads,
         )
-        sampler = make_sampler(bundle, options, load.nfe)
-        return lambda: _drain(sampler, bundle.denoiser(), load)
-    seen = traced or trace(bundle, TRACED[method], load, is_whole_batch=is_whole_batch)
+        sampler = make_sampler(bundle, options, workload.nfe)
+        return lambda: _drain(sampler, bundle.denoiser(), workload)
+    recorded = traced or trace(bundle, TRACED[method], workload, is_whole_batch=is_whole_batch)
     if method == "passes":
-        return lambda: _whole_passes(bundle, seen, load)
-    return lambda: _passes(bundle, seen.shapes, load)
+        return lambda: _passes_with_head(bundle, recorded, workload)
+    return lambda: _passes(bundle, recorded.shapes, workload)
 
 
 @torch.no_grad()
-def _drain(sampler: Sampler, network: DenoiserNetwork | AutoregressiveLM, load: Workload) -> Tensor:
+def _drain(sampler: Sampler, network: DenoiserNetwork | AutoregressiveLM, workload: Workload) -> Tensor:
     """Sample one batch."""
     device = next(iter(network.parameters())).device
-    canvas = Canvas.blank(load.batch_size, load.length, device)
+    canvas = Canvas.blank(workload.batch_size, workload.length, device)
     z = canvas.tokens
-    noise = SequenceNoise(SEED, range(load.batch_size), device)
-    for step in sampler(canvas, time_grid(load.nfe), noise):
+    noise = SequenceNoise(SEED, range(workload.batch_size), device)
+    for step in sampler(canvas, time_grid(workload.nfe), noise):
         z = step.z
     return z
 
 
 def timed(draw: Callable[[], object], bundle: Bundle) -> float:
-    """Seconds of some work on the networks of a bundle."""
+    """Wall time of ``draw`` in seconds; on a GPU, queued work is waited for before and after."""
     is_cuda = next(iter(bundle.network().parameters())).device.type == "cuda"
     if is_cuda:
         torch.cuda.synchronize()
@@ -172,13 +174,13 @@ def timed(draw: Callable[[], object], bundle: Bundle) -> float:
 
 @dataclass
 class Trace:
-    """The passes of a sampler's networks in one run.
+    """Network passes of one run of a sampler.
 
     Attributes:
-        seconds: time in each part.
-        shapes: (network, rows, whether with gradients) of every pass, in order.
-        head_rows: positions that the vocabulary head read after each pass of the trunk.
-        whole: time of the run.
+        seconds: time spent in each part.
+        shapes: (network, number of rows, whether with gradients) of every pass, in order.
+        head_rows: number of positions at which the vocabulary head was evaluated after each trunk pass.
+        whole: wall time of the run in seconds.
     """
 
     seconds: dict[str, float] = field(default_factory=dict)
@@ -188,24 +190,24 @@ class Trace:
 
     @property
     def shares(self) -> dict[str, float]:
-        """Parts of the time that networks, draws and the rest take; they sum to 1."""
-        found = {part: seconds / self.whole for part, seconds in self.seconds.items()}
-        return found | {"rest": 1 - sum(found.values())}
+        """Shares of the time by part; ``rest`` is the time outside the recorded parts. They sum to 1."""
+        shares = {part: seconds / self.whole for part, seconds in self.seconds.items()}
+        return shares | {"rest": 1 - sum(shares.values())}
 
 
-def trace(bundle: Bundle, method: Method, load: Workload, *, is_whole_batch: bool = False) -> Trace:
-    """The trace of one run of a sampler."""
-    bundle = bundle.at_budget(load.nfe)
-    draw = contestant(bundle, method, load, is_whole_batch=is_whole_batch)
-    with _watched(bundle) as seen:
-        seen.whole = timed(draw, bundle)
-    return seen
+def trace(bundle: Bundle, method: Method, workload: Workload, *, is_whole_batch: bool = False) -> Trace:
+    """Run a sampler once and record its network passes."""
+    bundle = bundle.at_budget(workload.nfe)
+    draw = contestant(bundle, method, workload, is_whole_batch=is_whole_batch)
+    with _recording(bundle) as recorded:
+        recorded.whole = timed(draw, bundle)
+    return recorded
 
 
 @contextlib.contextmanager
-def _watched(bundle: Bundle) -> Iterator[Trace]:
-    """Record time and shape of each pass while the context lasts."""
-    seen, denoiser, discriminator = Trace(), bundle.denoiser(), bundle.discriminator
+def _recording(bundle: Bundle) -> Iterator[Trace]:
+    """Record time and shape of each network pass within the context, by wrapped methods."""
+    recorded, denoiser, discriminator = Trace(), bundle.denoiser(), bundle.discriminator
     parts: list[tuple[Any, str, str]] = [
         (denoiser, "features", "trunk"),
         (denoiser, "head", "head"),
@@ -214,38 +216,41 @@ def _watched(bundle: Bundle) -> Iterator[Trace]:
     if discriminator is not None:
         parts += [(discriminator, "from_embeddings", "discriminator"), (torch.autograd, "grad", "discriminator")]
 
-    def watch(owner: Any, name: str, part: str) -> Callable[..., Any]:
-        watched = getattr(owner, name)
+    def wrap(owner: Any, name: str, part: str) -> Callable[..., Any]:
+        original = getattr(owner, name)
 
-        def watching(*args: Any, **options: Any) -> Any:
+        def wrapper(*args: Any, **options: Any) -> Any:
             if name in ("features", "from_embeddings"):
-                seen.shapes.append((part, len(args[0]), torch.is_grad_enabled()))
+                recorded.shapes.append((part, len(args[0]), torch.is_grad_enabled()))
             if name == "features":
-                seen.head_rows.append(0)
+                recorded.head_rows.append(0)
             elif name == "head":
-                seen.head_rows[-1] += math.prod(args[0].shape[:-1])
+                recorded.head_rows[-1] += math.prod(args[0].shape[:-1])
             result: list[Any] = []
-            elapsed = timed(lambda: result.append(watched(*args, **options)), bundle)
-            seen.seconds[part] = seen.seconds.get(part, 0.0) + elapsed
+            elapsed = timed(lambda: result.append(original(*args, **options)), bundle)
+            recorded.seconds[part] = recorded.seconds.get(part, 0.0) + elapsed
             return result[0]
 
-        return watching
+        return wrapper
 
     with contextlib.ExitStack() as stack:
         for owner, name, part in parts:
-            held = vars(owner).get(name)  # None where the class, not the instance, has it
-            setattr(owner, name, watch(owner, name, part))
-            stack.callback(delattr if held is None else setattr, owner, name, *([] if held is None else [held]))
-        yield seen
+            replaced = vars(owner).get(name)  # None if the attribute is inherited from the class
+            setattr(owner, name, wrap(owner, name, part))
+            if replaced is None:
+                stack.callback(delattr, owner, name)
+            else:
+                stack.callback(setattr, owner, name, replaced)
+        yield recorded
 
 
-def _passes(bundle: Bundle, shapes: Sequence[tuple[str, int, bool]], load: Workload) -> None:
-    """The bare passes that were recorded; one that a gradient went through counts twice."""
+def _passes(bundle: Bundle, shapes: Sequence[tuple[str, int, bool]], workload: Workload) -> None:
+    """The recorded passes; a discriminator pass with gradients is made twice, in place of its backward pass."""
     denoiser, discriminator = bundle.denoiser(), bundle.discriminator
     device = next(iter(denoiser.parameters())).device
     with torch.inference_mode():
         for part, rows, has_gradient in shapes:
-            z = torch.zeros(rows, load.length, dtype=torch.long, device=device)
+            z = torch.zeros(rows, workload.length, dtype=torch.long, device=device)
             if part == "trunk" or discriminator is None:
                 features_with(denoiser, z, codes=torch.zeros_like(z) if num_codes(denoiser) else None)
                 continue
@@ -254,20 +259,21 @@ def _passes(bundle: Bundle, shapes: Sequence[tuple[str, int, bool]], load: Workl
 
 
 @torch.inference_mode()
-def _whole_passes(bundle: Bundle, seen: Trace, load: Workload) -> None:
+def _passes_with_head(bundle: Bundle, recorded: Trace, workload: Workload) -> None:
     """The recorded passes of the trunk, each with the head at every position that is predicted."""
     denoiser, process = bundle.denoiser(), bundle.process
     device = next(iter(denoiser.parameters())).device
     level = process.noise_level(denoiser, torch.full((1,), 0.5, dtype=torch.float64, device=device))
-    trunk = [rows for part, rows, _ in seen.shapes if part == "trunk"]
-    for rows, num_read in zip(trunk, seen.head_rows, strict=True):
-        z = torch.zeros(rows, load.length, dtype=torch.long, device=device)
+    trunk = [rows for part, rows, _ in recorded.shapes if part == "trunk"]
+    for rows, num_read in zip(trunk, recorded.head_rows, strict=True):
+        z = torch.zeros(rows, workload.length, dtype=torch.long, device=device)
         codes, levels = (
             torch.zeros_like(z) if num_codes(denoiser) else None,
             None if level is None else level.expand(rows),
         )
         features = features_with(denoiser, z, levels, codes=codes).flatten(0, 1)
-        # Without a mask all positions are predicted. A state that sequences share is read once, and predicted for each.
+        # Without a mask all positions are predicted. Sequences that share a state share a trunk pass, so there may be
+        # more predictions than features.
         num = len(features) if process.mask_id is None else num_read
         for begin in range(0, num, ROWS):
             denoiser.head(features[torch.arange(begin, min(begin + ROWS, num), device=device) % len(features)])

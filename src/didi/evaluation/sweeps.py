@@ -1,4 +1,4 @@
-"""Sweeps of temperature or top-p, and models compared where the entropies of their sweeps meet."""
+"""Sweeps of temperature or top-p, and comparison of models at equal entropy."""
 
 import math
 from collections.abc import Collection, Mapping, Sequence
@@ -12,13 +12,13 @@ Knob = Literal["temperature", "top_p"]
 
 
 class Sweep(NamedTuple):
-    """Rows that differ in their temperature or top-p only, in its order."""
+    """Rows that differ only in ``knob``, temperature or top-p, in the order of its values."""
 
     knob: Knob
     rows: list[EvaluationRow]
 
     def label(self, *, also: Collection[str] = ()) -> str:
-        """Label of its rows without the swept value; a sweep of top-p says so."""
+        """Label of the rows without the swept value; it ends with ``top-p`` for a sweep of top-p."""
         swept = ", top-p" if self.knob == "top_p" else ""
         return self.rows[0].label(omit=("temperature", "top_p"), also=also) + swept
 
@@ -29,87 +29,91 @@ class Sweep(NamedTuple):
 
 
 def sweeps(rows: Sequence[EvaluationRow]) -> list[Sweep]:
-    """Every sweep among the rows, a single exact row too; that of exact sampling belongs to either kind of sweep."""
+    """All sweeps among the rows; a single row of exact sampling is a sweep too.
+
+    A row of exact sampling belongs to a sweep of temperature and, if top-p varies, to a sweep of top-p too.
+    """
     knobs: tuple[Knob, ...] = ("temperature", "top_p")
-    found: dict[tuple[object, ...], Sweep] = {}
+    by_key: dict[tuple[object, ...], Sweep] = {}
     for knob, other in zip(knobs, reversed(knobs), strict=True):
         is_swept = any(getattr(row, knob) != 1 for row in rows)
         for row in sorted(rows, key=lambda row: float(getattr(row, knob))):
             if getattr(row, other) == 1 and (knob == "temperature" or (is_swept and row.nfe)):
-                found.setdefault(_kind(knob, row), Sweep(knob, [])).rows.append(row)
-    return list(found.values())
+                by_key.setdefault(_key(knob, row), Sweep(knob, [])).rows.append(row)
+    return list(by_key.values())
 
 
 def equal_entropy_table(rows: Sequence[EvaluationRow]) -> str | None:
-    """Each sweep's perplexity over that of the first of the same judge, read at equal entropies, as a Markdown table.
+    """Ratio of the perplexities of each sweep and the first sweep of the same judge at equal entropy, as Markdown.
 
     Returns:
-        None where no two sweeps of two rows or more have a judge in common.
+        The table; None if no two sweeps of two rows or more have the same judge.
     """
-    found = _swept(rows)
-    bases = [next(base for base in found if base.rows[0].judge == ours.rows[0].judge) for ours in found]
-    also = details(found)
-    pairs = zip(found, bases, strict=True)
-    return _table([(ours.label(also=also), ours, base.label(also=also), base) for ours, base in pairs])
+    swept = _swept(rows)
+    bases = [next(base for base in swept if base.rows[0].judge == sweep.rows[0].judge) for sweep in swept]
+    also = details(swept)
+    pairs = zip(swept, bases, strict=True)
+    return _table([(sweep.label(also=also), sweep, base.label(also=also), base) for sweep, base in pairs])
 
 
-def details(found: Sequence[Sweep]) -> list[str]:
-    """Fields that distinguish the sweeps beyond role, sampler and NFE; data and anchors do not count."""
-    return varying_fields([sweep.rows[0] for sweep in found if sweep.rows[0].nfe], DETAILS)
+def details(swept: Sequence[Sweep]) -> list[str]:
+    """Fields of ``DETAILS`` in which the sweeps differ; rows that were not sampled do not count."""
+    return varying_fields([sweep.rows[0] for sweep in swept if sweep.rows[0].nfe], DETAILS)
 
 
 def models_at_equal_entropy(models: Mapping[str, Sequence[EvaluationRow]]) -> str | None:
-    """The sweeps of each model over those of the first one, of equal role, sampler, moves and judge, as such a table.
+    """Compare sweeps of each model with sweeps of the first model at equal entropy, as a Markdown table.
 
-    A sweep of an autoregressive network, whose number of moves is its length, is compared with those of every diffusion
-    network of the other model too.
+    Sweeps are compared if role, sampler, number of moves and judge are equal. A sweep of an autoregressive network is
+    also compared with all sweeps of diffusion networks of the other model, since its number of moves is its length.
 
     Returns:
-        None where no sweep of a later model has one like it among those of the first.
+        The table; None if no sweep of a later model can be compared with a sweep of the first.
     """
     (first, rows), *others = models.items()
     bases = _swept(rows)
     swept = [(name, _swept(rows)) for name, rows in others]
-    also = details([*bases, *(ours for _, found in swept for ours in found)])
+    also = details([*bases, *(sweep for _, of_model in swept for sweep in of_model)])
     pairs = [
-        (f"{name}: {ours.label(also=also)}", ours, first, base)
-        for name, found in swept
-        for ours in found
+        (f"{name}: {sweep.label(also=also)}", sweep, first, base)
+        for name, of_model in swept
+        for sweep in of_model
         for base in bases
-        if _kind(ours.knob, ours.rows[0]) == _kind(base.knob, base.rows[0]) or _is_baseline_of(ours, base)
+        if _key(sweep.knob, sweep.rows[0]) == _key(base.knob, base.rows[0]) or _is_one_autoregressive(sweep, base)
     ]
     return _table(pairs)
 
 
 def is_autoregressive(row: EvaluationRow) -> bool:
-    """Whether a row is of a left-to-right network."""
+    """Whether a row was sampled from an autoregressive network."""
     return row.role == "autoregressive"
 
 
-def _is_baseline_of(ours: Sweep, base: Sweep) -> bool:
-    """Whether one of two sweeps of one judge is of an autoregressive network and the other is not."""
-    one, other = ours.rows[0], base.rows[0]
-    is_alike = (ours.knob, one.judge) == (base.knob, other.judge)
-    return is_alike and is_autoregressive(one) != is_autoregressive(other)
+def _is_one_autoregressive(sweep: Sweep, base: Sweep) -> bool:
+    """Whether exactly one of two sweeps of equal knob and judge is of an autoregressive network."""
+    row, base_row = sweep.rows[0], base.rows[0]
+    has_same_judge = (sweep.knob, row.judge) == (base.knob, base_row.judge)
+    return has_same_judge and is_autoregressive(row) != is_autoregressive(base_row)
 
 
 def _swept(rows: Sequence[EvaluationRow]) -> list[Sweep]:
+    """The sweeps of two rows or more."""
     return [sweep for sweep in sweeps(rows) if len(sweep.rows) > 1]
 
 
-def _kind(knob: Knob, row: EvaluationRow) -> tuple[object, ...]:
-    """What the rows of one sweep share."""
+def _key(knob: Knob, row: EvaluationRow) -> tuple[object, ...]:
+    """Values that the rows of one sweep share."""
     return knob, row.role, row.sampler, row.nfe, row.judge
 
 
 def _table(pairs: Sequence[tuple[str, Sweep, str, Sweep]]) -> str | None:
     header = ["", "against", "ratio at its exact samples", "mean ratio", "over the entropies that both reach"]
     rows = []
-    for label, ours, base_label, base in pairs:
-        if ours is base:
+    for label, sweep, base_label, base in pairs:
+        if sweep is base:
             continue
-        ratio, (low, high) = frontier_ratio(ours.curve, base.curve)
-        exact = next((row for row in ours.rows if row.temperature == row.top_p == 1), None)
+        ratio, (low, high) = frontier_ratio(sweep.curve, base.curve)
+        exact = next((row for row in sweep.rows if row.temperature == row.top_p == 1), None)
         at_exact = math.nan if exact is None else exact.gen_ppl / perplexity_at_entropy(base.curve, exact.entropy)
         ratios = ["–" if math.isnan(value) else f"{value:.3f}" for value in (at_exact, ratio)]
         span = "none" if math.isnan(low) else f"{low:.2f} to {high:.2f}"

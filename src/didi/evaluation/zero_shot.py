@@ -1,4 +1,4 @@
-"""Networks scored on corpora that they never saw (Table 7), in their own tokens."""
+"""Zero-shot likelihoods: networks scored on corpora that they were not trained on, in their own tokens (Table 7)."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -25,57 +25,58 @@ from didi.sampling.prompt import decode
 
 @dataclass(frozen=True)
 class LikelihoodRow:
-    """One network on one corpus.
+    """Likelihood of one corpus under one network.
 
     Attributes:
-        data: the corpus.
-        role: the network.
-        characters: of the texts that were scored.
-        found: its likelihood.
+        data: name of the corpus.
+        role: role of the network.
+        characters: number of characters of the scored texts.
+        likelihood: the likelihood of the scored sequences.
         is_detokenized: whether the texts were detokenised by the rules of ``data.detokenize``.
-        block_layout: of the rows, into which the texts were wrapped; see ``data.blocks``.
+        block_layout: layout of the blocks into which the texts were wrapped; see ``data.blocks``.
     """
 
     data: str
     role: str
     characters: int
-    found: Likelihood
+    likelihood: Likelihood
     is_detokenized: bool = False
     block_layout: str = "stream"
 
     @property
     def bits_per_character(self) -> float:
-        """Comparable between tokenizers, as a perplexity per token is not."""
-        return self.found.nats * self.found.num_tokens / self.characters / math.log(2)
+        """Bits per character; unlike a perplexity per token, comparable between tokenizers."""
+        return self.likelihood.nats * self.likelihood.num_tokens / self.characters / math.log(2)
 
     def record(self) -> dict[str, Any]:
-        """All figures, for JSON."""
-        figures = {"perplexity": self.found.perplexity, "perplexity_ci": self.found.perplexity_ci}
+        """All figures as JSON values."""
+        figures = {"perplexity": self.likelihood.perplexity, "perplexity_ci": self.likelihood.perplexity_ci}
         return (
             {"data": self.data, "role": self.role, "bits_per_character": self.bits_per_character}
             | figures
-            | asdict(self.found)
+            | asdict(self.likelihood)
             | {"characters": self.characters}
             | {"is_detokenized": self.is_detokenized, "block_layout": self.block_layout}
         )
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> "LikelihoodRow":
-        """The row that ``record()`` made."""
-        found = {each.name: record[each.name] for each in fields(Likelihood)}
-        found["nats_ci"] = tuple(found["nats_ci"])
-        prepared = record.get("is_detokenized", False), record.get("block_layout", "stream")  # later than the others
-        return cls(record["data"], record["role"], record["characters"], Likelihood(**found), *prepared)
+        """The row of a record from ``record()``."""
+        values = {each.name: record[each.name] for each in fields(Likelihood)}
+        values["nats_ci"] = tuple(values["nats_ci"])
+        # Records of older versions lack these two fields.
+        preparation = record.get("is_detokenized", False), record.get("block_layout", "stream")
+        return cls(record["data"], record["role"], record["characters"], Likelihood(**values), *preparation)
 
 
 def rows_of(bundle: Bundle, corpus: str) -> Int[Tensor, "n l"]:
-    """Rows of a corpus in a bundle's tokens: of the test split where the bundle was trained on it, else of all of it.
+    """Rows of a corpus in the tokens of a bundle: its test split if the bundle was trained on it, else all of it.
 
-    Documents are joined, each ended with the end-of-text token, and cut into blocks of the network's length, in the
+    Documents are joined, each followed by the end-of-text token, and cut into blocks of the network's length, in the
     block layout that the bundle records.
 
     Raises:
-        UsageError: it fills no block, or the bundle has no tokenizer.
+        UsageError: the corpus is shorter than a block, or the bundle has no tokenizer.
     """
     length = bundle.network().length
     if corpus in (*WORLDS, bundle.provenance.get("corpus")):
@@ -98,31 +99,31 @@ def score_corpus(
     batch_size: int = 32,
     seed: int = 0,
 ) -> LikelihoodRow:
-    """One network on a random choice of a corpus's rows, the same for every network of one tokenizer and length.
+    """Likelihood of a random choice of rows of a corpus; networks of equal tokenizer and length get the same rows.
 
     Args:
-        bundle: holds the network.
-        corpus: as for ``rows_of``.
-        role: which network.
-        num_sequences: scored, or all where the corpus has fewer.
-        num_draws: masks of each sequence.
-        batch_size: masked sequences in one pass.
-        seed: of the choice and of the masks.
+        bundle: the model.
+        corpus: see ``rows_of``.
+        role: role of the network.
+        num_sequences: number of rows to score; all rows if the corpus has fewer.
+        num_draws: number of random masks of each sequence.
+        batch_size: number of masked sequences in one pass.
+        seed: random seed of the choice and of the masks.
 
     Raises:
-        UsageError: as ``rows_of``, or the bundle has no such network.
+        UsageError: see ``rows_of``; or the bundle has no such network.
     """
     rows = rows_of(bundle, corpus)
     order = torch.randperm(len(rows), generator=named_generator(seed, "data"))
     chosen = rows[order[:num_sequences]]
     network = bundle.network(role)
-    found = likelihood(network, bundle.process, chosen, num_draws=num_draws, batch_size=batch_size, seed=seed)
+    result = likelihood(network, bundle.process, chosen, num_draws=num_draws, batch_size=batch_size, seed=seed)
     characters = sum(len(text) for text in decode(bundle, chosen))
     return LikelihoodRow(
         corpus,
         role,
         characters,
-        found,
+        result,
         is_detokenized=is_detokenized(corpus),
         block_layout=block_layout_of(bundle.provenance),
     )
@@ -131,27 +132,26 @@ def score_corpus(
 def likelihood_table(rows: Sequence[LikelihoodRow], *, model: str, machine: str) -> str:
     """The rows as a Markdown table: a line for each corpus, two columns for each network."""
     roles = list(dict.fromkeys(row.role for row in rows))
-    bound = {row.role: "" if row.found.is_exact else "≤ " for row in rows}
+    bound = {row.role: "" if row.likelihood.is_exact else "≤ " for row in rows}
     header = ["corpus", *(name for role in roles for name in (f"{role}: perplexity [95% CI]", "bits / character"))]
     body = []
     for data in dict.fromkeys(row.data for row in rows):
         cells: list[str] = []
         for row in (row for row in rows if row.data == data):
-            low, high = row.found.perplexity_ci
-            cells.append(f"{bound[row.role]}{row.found.perplexity:.1f} [{low:.1f}, {high:.1f}]")
+            low, high = row.likelihood.perplexity_ci
+            cells.append(f"{bound[row.role]}{row.likelihood.perplexity:.1f} [{low:.1f}, {high:.1f}]")
             cells.append(f"{bound[row.role]}{row.bits_per_character:.3f}")
         body.append([data, *cells])
     lines = markdown_table(header, body)
-    each = [row.found for row in rows]
+    likelihoods = [row.likelihood for row in rows]
     layouts = _by_role(rows, lambda row: row.block_layout)
-    lengths = _by_role(rows, lambda row: str(row.found.num_tokens // row.found.num_sequences))
+    lengths = _by_role(rows, lambda row: str(row.likelihood.num_tokens // row.likelihood.num_sequences))
     about = [f"\n{model}", f"blocks of {lengths} tokens"]
-    about.append(f"at most {max(found.num_sequences for found in each)} of a corpus")
-    if not all(found.is_exact for found in each):
-        noise = max(found.noise for found in each)
-        about.append(
-            f"{max(found.num_draws for found in each)} masks a sequence, of noise at most {noise:.3f} nats a token"
-        )
+    about.append(f"at most {max(each.num_sequences for each in likelihoods)} of a corpus")
+    if not all(each.is_exact for each in likelihoods):
+        noise = max(each.noise for each in likelihoods)
+        num_draws = max(each.num_draws for each in likelihoods)
+        about.append(f"{num_draws} masks a sequence, of noise at most {noise:.3f} nats a token")
     detokenised = list(dict.fromkeys(row.data for row in rows if row.is_detokenized))
     rules = f"Detokenised by the rules of MDLM: {', '.join(detokenised)}. " if detokenised else ""
     lines.append(
@@ -163,8 +163,8 @@ def likelihood_table(rows: Sequence[LikelihoodRow], *, model: str, machine: str)
 
 
 def _by_role(rows: Sequence[LikelihoodRow], value: Callable[[LikelihoodRow], str]) -> str:
-    """What all rows share; where they differ, that of the first, and in brackets those of the roles that differ."""
-    found = {row.role: value(row) for row in reversed(rows)}
-    first = found[rows[0].role]
-    others = [f"{role}: {one}" for role, one in reversed(found.items()) if one != first]
+    """The value of the first row, followed in brackets by the values of the roles that differ from it."""
+    by_role = {row.role: value(row) for row in reversed(rows)}
+    first = by_role[rows[0].role]
+    others = [f"{role}: {each}" for role, each in reversed(by_role.items()) if each != first]
     return f"{first} ({', '.join(others)})" if others else first

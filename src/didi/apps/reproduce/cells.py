@@ -1,4 +1,4 @@
-"""What a study is made of: networks to make, and what is measured of each."""
+"""The units of a study: runs that train a network, and cells, each a measurement of a network."""
 
 import hashlib
 import json
@@ -12,41 +12,41 @@ from didi.models.bundle import Role
 from didi.sampling.options import SamplerName
 
 Digest = Callable[[str], str]
-"""From the name or folder of a bundle to ``models.bundle.digest`` of it."""
+"""Function from the name or folder of a bundle to its ``models.bundle.digest``."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """A network to make; runs of equal settings are one.
+    """The training of a network; runs with equal settings are the same run.
 
     Attributes:
-        config: its settings.
-        teacher: the run that makes the teacher of a distillation; None where the settings name a bundle that is there.
+        config: settings of the training.
+        teacher: the run that trains the teacher of a distillation; None if the settings name an existing bundle.
     """
 
     config: PretrainConfig | DistillationConfig
     teacher: "Run | None" = None
 
     def name(self, digest: Digest) -> str:
-        """Folder of the run: recipe, seed and a digest of all settings, in which the teacher stands with its own."""
+        """Folder name of the run: recipe, seed and a digest of all settings and of the teacher."""
         settings = asdict(self.config)
-        given = settings.pop("teacher", None)
-        teacher = self.teacher.name(digest) if self.teacher else given and digest(given)
-        found = hashlib.sha256(json.dumps([settings, teacher], sort_keys=True).encode()).hexdigest()[:10]
-        return f"{self.config.recipe}-seed{self.config.seed}-{found}"
+        bundle = settings.pop("teacher", None)
+        teacher = self.teacher.name(digest) if self.teacher else bundle and digest(bundle)
+        hexdigest = hashlib.sha256(json.dumps([settings, teacher], sort_keys=True).encode()).hexdigest()[:10]
+        return f"{self.config.recipe}-seed{self.config.seed}-{hexdigest}"
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One sample set of a bundle.
+    """The evaluation of one sample set of a bundle.
 
     Attributes:
-        bundle: a run, or the name or folder of a bundle that is there.
-        role: which network; or ``data``, or the name of an anchor, in the bundle's own corpus and tokens.
-        sampler: how it is sampled.
-        nfe: number of moves; 0 for what is not sampled.
-        temperature: of the logits.
-        joint: whether its joint divergence is estimated as well; see ``evaluation.divergences.find_reference``.
+        bundle: a run, or the name or folder of an existing bundle.
+        role: role of the network; or ``data`` or the name of an anchor, for texts of the bundle's corpus.
+        sampler: name of the sampler.
+        nfe: number of moves; 0 for data and anchors.
+        temperature: temperature of the logits.
+        joint: whether the joint divergence is estimated as well; see ``evaluation.divergences.find_reference``.
     """
 
     bundle: Run | str
@@ -57,22 +57,22 @@ class Cell:
     joint: bool = False
 
     def name(self, digest: Digest) -> str:
-        """File of the cell."""
-        more = "" if self.temperature == 1 else f"-T{self.temperature:g}"
-        more += "-joint" if self.joint else ""
-        return f"{_origin(self.bundle, digest)}-{self.role}-{self.sampler}-{self.nfe}{more}"
+        """File name of the cell, without its extension."""
+        suffix = "" if self.temperature == 1 else f"-T{self.temperature:g}"
+        suffix += "-joint" if self.joint else ""
+        return f"{_origin(self.bundle, digest)}-{self.role}-{self.sampler}-{self.nfe}{suffix}"
 
 
 @dataclass(frozen=True)
 class LikelihoodCell:
-    """One network of a bundle, scored on a corpus that ``zero_shot.rows_of`` knows."""
+    """The likelihood of a corpus under one network of a bundle; see ``zero_shot.rows_of`` for corpora."""
 
     bundle: Run | str
     role: Role
     corpus: str
 
     def name(self, digest: Digest) -> str:
-        """File of the cell."""
+        """File name of the cell, without its extension."""
         return f"{_origin(self.bundle, digest)}-{self.role}-likelihood-{self.corpus.replace('/', '-')}"
 
 
@@ -81,12 +81,12 @@ class JointCell:
     """The joint divergence of samples of a bundle from an autoregressive network.
 
     Attributes:
-        bundle: a run, or the name or folder of a bundle that is there.
-        role: which network is sampled.
-        sampler: how it is sampled.
+        bundle: a run, or the name or folder of an existing bundle.
+        role: role of the sampled network.
+        sampler: name of the sampler.
         nfe: number of moves, 1 or more.
-        reference: with the autoregressive network, over the same tokens.
-        num_samples: to which a network is fitted; see ``evaluation.joint``.
+        reference: run or bundle of the autoregressive network, over the same tokens.
+        num_samples: number of samples to which a network is fitted; see ``evaluation.joint``.
     """
 
     bundle: Run | str
@@ -97,7 +97,7 @@ class JointCell:
     num_samples: int
 
     def name(self, digest: Digest) -> str:
-        """File of the cell."""
+        """File name of the cell, without its extension."""
         origin, reference = _origin(self.bundle, digest), _origin(self.reference, digest)
         return f"{origin}-{self.role}-{self.sampler}-{self.nfe}-joint{self.num_samples}-{reference}"
 
@@ -106,5 +106,5 @@ AnyCell = Cell | LikelihoodCell | JointCell
 
 
 def _origin(bundle: Run | str, digest: Digest) -> str:
-    """Part of a cell's name that identifies its bundle: of one that is given, by its content and not by its path."""
+    """Part of a cell's name that identifies its bundle; an existing bundle by its content, not by its path."""
     return bundle.name(digest) if isinstance(bundle, Run) else f"{Path(bundle).name}-{digest(bundle)[:10]}"

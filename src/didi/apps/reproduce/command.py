@@ -1,4 +1,4 @@
-"""``didi reproduce``: the paper's tables and figures by one command, at three scales."""
+"""``didi reproduce``: the paper's tables and figures by one command, at four scales."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -9,7 +9,7 @@ from didi.apps.reproduce import figures, method_figures, method_tables, publishe
 from didi.apps.reproduce.cells import Run
 from didi.apps.reproduce.figures import BASELINE
 from didi.apps.reproduce.methods import MethodPlan, method_plan
-from didi.apps.reproduce.peers import TINY_PEER_STEPS, given_peers, trained_peers
+from didi.apps.reproduce.peers import TINY_PEER_STEPS, named_peers, trained_peers
 from didi.apps.reproduce.plan import Plan, heading
 from didi.apps.reproduce.study import Sampling, Study
 from didi.apps.reproduce.targets import Target, chosen_targets, write_report
@@ -33,36 +33,37 @@ class ReproduceCommand:
     """Tables and figures of the paper by one command."""
 
     scale: Scale
-    """markov: the test bench with an exact judge. exact: a smaller one with exact divergences. tiny: tiny-news. paper:
-    169M parameters, OpenWebText; needs a GPU."""
+    """markov: a Markov chain with an exact judge. exact: a smaller chain with exact divergences. tiny: tiny-news.
+    paper: 169M parameters, OpenWebText; needs a GPU."""
     out: Path
-    """Folder for runs, cells and report; give it again to go on."""
+    """Folder for runs, cells and report; with the folder of an earlier study, that study is resumed."""
     seeds: int = 2
     """Training seeds of each row of a table."""
     workers: int = 2
-    """Processes at a time, of one thread each."""
+    """Worker processes, of one thread each."""
     teacher: str | None = None
-    """Bundle of the teacher; needed at paper scale, the bundled one elsewhere."""
+    """Bundle of the teacher; required at paper scale, the bundled teacher by default at other scales."""
     baseline: str | None = None
-    """Bundle with an autoregressive baseline for the figures and table7, such as one of didi convert gpt2. By default
-    that of the teacher's bundle, where it has one; at markov scale one is trained."""
+    """Bundle with an autoregressive baseline for the figures and table7, for example from didi convert gpt2. By default
+    the autoregressive network of the teacher's bundle, if it has one; at markov scale a baseline is trained."""
     peers: tuple[str, ...] = ()
     """Bundles of other teachers for figure1 and table7, such as converted checkpoints, or none. By default MDLM, SEDD,
-    UDLM, Duo and their autoregressive twin are trained at the scales markov and tiny (an hour of 2 cores at tiny)."""
+    UDLM, Duo and an autoregressive network of equal size are trained at the scales markov and tiny (an hour on 2 cores
+    at tiny)."""
     larger: str | None = None
     """Bundle of a larger teacher for figure4; trained at markov scale."""
     methods: tuple[str, ...] = ()
-    """figure1, figure3 and table1 compare these distillation methods, by their whole recipes with the teachers these
-    name, at the scales exact, markov and tiny; all for every method that has a recipe."""
+    """figure1, figure3 and table1 compare these distillation methods, each with its full recipe and the teacher of that
+    recipe, at the scales exact, markov and tiny; all stands for every method that has a recipe."""
 
 
 def _short(recipe: str, *, warmup_steps: int, steps: int, batch_size: int, learning_rate: float) -> DistillConfig:
-    """A recipe with the two moves that the tables are about, cut to what many runs can afford."""
+    """A recipe with the objective of two moves, which the ablations change, shortened since tables need many runs."""
     base = preset(DISTILL[recipe], "two-moves")
     loop = replace(
         base.loop, steps=steps, batch_size=batch_size, validate_every=steps, checkpoint_every=100, ema_decay=0.99
     )
-    # One completion: the discriminator's step is a third of the price then.
+    # With one completion, a discriminator step costs a third.
     discriminator = replace(base.discriminator, warmup_steps=warmup_steps, completions=1)
     student = OptimizerConfig(learning_rate=learning_rate, weight_decay=0.0)
     of_discriminator = OptimizerConfig(learning_rate=1e-3)
@@ -76,7 +77,7 @@ def _short(recipe: str, *, warmup_steps: int, steps: int, batch_size: int, learn
 
 
 def _short_markov() -> DistillConfig:
-    """A short run of ``markov``: its few states make a noisy gradient, so a low rate and more completions of each."""
+    """A short run of ``markov``: few states in a batch make noisy gradients, hence the low rate and 4 completions."""
     rate = 1.5e-4  # docs/lab-notes.md, "Short runs on markov"
     short = _short("markov", warmup_steps=120, steps=260, batch_size=32, learning_rate=rate)
     return with_objective(short, completions=4)
@@ -102,23 +103,23 @@ def _exact_plan(command: ReproduceCommand, seeds: tuple[int, ...]) -> Plan:
 
 
 def _peers(command: ReproduceCommand, recipe: str | None = None, steps: int = 0) -> dict[str, Run | str]:
-    """The bundles that are given, none if that is asked for, else a run of each kind where there is a recipe.
+    """The peers: the bundles of ``--peers``, no peers for ``--peers none``, by default a run of each kind.
 
     Raises:
-        UsageError: a bundle is given twice, or is not of the scale's world.
+        UsageError: a bundle is given twice, or was not trained on the scale's corpus.
     """
     if command.peers == ("none",):
         return {}
     if not command.peers:
         return {} if recipe is None else trained_peers(recipe, steps)
-    found = given_peers(command.peers)
+    peers = named_peers(command.peers)
     for bundle in command.peers:
         corpus = manifest_of(bundle).provenance.get("corpus")
         if (command.scale == MARKOV) != (corpus == MARKOV):
             raise UsageError(
                 f"--peers of --scale {command.scale} are of its corpus; {bundle} is of {corpus}: leave it out"
             )
-    return found
+    return peers
 
 
 def _plan(command: ReproduceCommand) -> Plan:
@@ -178,23 +179,23 @@ WITH_BASELINE = ("figure1", "figure3", "figure4", "table7")
 
 
 def _with_baseline(plan: Plan) -> Plan:
-    """The plan with the autoregressive network of its teacher's bundle where no other baseline is given.
+    """The plan with a checked baseline, by default the autoregressive network of its teacher's bundle.
 
     Raises:
-        UsageError: the bundle that is given has no such network, or is not of the scale's world.
+        UsageError: the bundle of ``--baseline`` has no such network, or was not trained on the scale's corpus.
     """
     if plan.twin is None:
         return replace(plan, twin=plan.teacher) if BASELINE in manifest_of(plan.teacher).networks else plan
     if isinstance(plan.twin, Run):
         return plan
-    given = manifest_of(plan.twin)
-    if BASELINE not in given.networks:
-        held = ", ".join(given.networks)
+    manifest = manifest_of(plan.twin)
+    if BASELINE not in manifest.networks:
+        held = ", ".join(manifest.networks)
         raise UsageError(
             f"--baseline names a bundle with an {BASELINE} network; {plan.twin} holds {held}: take one of didi convert "
             "gpt2, or of didi pretrain (tiny-news-ar, prose-ar)"
         )
-    if plan.scale == MARKOV and (corpus := given.provenance.get("corpus")) != MARKOV:
+    if plan.scale == MARKOV and (corpus := manifest.provenance.get("corpus")) != MARKOV:
         raise UsageError(
             f"--baseline of --scale {MARKOV} is of its world; {plan.twin} is of {corpus}: leave it out, and one is "
             "trained"
@@ -231,20 +232,21 @@ HELP = (
     "Tables and figures of the paper: didi reproduce TARGET... --scale S --out DIR; what is done is not done again. "
     f"TARGET is one of {', '.join(TARGETS)} or all."
 )
-EXACT_TARGETS = ("table1", "table2", "table5", "objectives", "decisions")  # others need text, or a twin
+EXACT_TARGETS = ("table1", "table2", "table5", "objectives", "decisions")  # the others need text or a baseline
 
 
 def targets_of(scale: Scale) -> dict[str, Target[Plan]]:
-    """The tables and figures that a scale has."""
+    """The targets of a scale."""
     if scale == "exact":
         return {name: TARGETS[name] for name in EXACT_TARGETS}
-    return {name: one for name, one in TARGETS.items() if name != "objectives"}
+    return {name: target for name, target in TARGETS.items() if name != "objectives"}
 
 
 def reproduce(args: Sequence[str]) -> None:
-    """Run ``didi reproduce`` with the words after it."""
-    names = [word for word in args if not word.startswith("-")][: _num_names(args)]
-    command = parse(ReproduceCommand, args[len(names) :], prog="didi reproduce", description=HELP)
+    """Run ``didi reproduce`` with the arguments after the command's name."""
+    num_names = next((i for i, word in enumerate(args) if word.startswith("-")), len(args))  # targets come first
+    names, flags = args[:num_names], args[num_names:]
+    command = parse(ReproduceCommand, flags, prog="didi reproduce", description=HELP)
     if min(command.seeds, command.workers) < 1:
         raise UsageError(f"seeds and workers are 1 or more; got {command.seeds} and {command.workers}")
     study = Study(command.out, SAMPLING[command.scale], command.workers)
@@ -263,17 +265,12 @@ def reproduce(args: Sequence[str]) -> None:
 
 
 def _method_plan(command: ReproduceCommand) -> MethodPlan:
-    """The comparison that ``--methods`` asks for.
+    """The comparison of ``--methods``.
 
     Raises:
-        UsageError: a flag is given that it does not read; see ``method_plan`` for others.
+        UsageError: a flag is given that ``--methods`` does not read; see also ``method_plan``.
     """
     unread = [name for name in ("teacher", "baseline", "peers", "larger") if getattr(command, name)]
     if unread:
         raise UsageError(f"--{unread[0]} is not read with --methods, whose recipes name their teachers: leave it out")
     return method_plan(command.scale, command.methods, command.seeds)
-
-
-def _num_names(args: Sequence[str]) -> int:
-    """Words before the first flag."""
-    return next((i for i, word in enumerate(args) if word.startswith("-")), len(args))

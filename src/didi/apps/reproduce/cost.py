@@ -1,4 +1,4 @@
-"""What a run of a study costs: passes, wall time, and, by a dry run, memory and trained parameters."""
+"""Cost of a run of a study: sequence passes and wall time; memory and trained parameters by a dry run."""
 
 import contextlib
 import json
@@ -22,12 +22,12 @@ from didi.training.run_folder import RunFolder
 
 @dataclass(frozen=True)
 class Cost:
-    """What a run has cost.
+    """Cost of a run.
 
     Attributes:
-        sequence_passes: sequences through networks, see ``training.passes``; NaN if the run does not count them.
-        seconds: wall time from the first step to the bundle, over all parts of a run that was stopped and resumed,
-            except parts whose process was killed.
+        sequence_passes: number of sequence passes, see ``training.passes``; NaN if the run does not count them.
+        seconds: wall time from the start of the run to its bundle, summed over all parts of a run that was stopped and
+            resumed, except parts whose process was killed.
     """
 
     sequence_passes: float = math.nan
@@ -36,12 +36,12 @@ class Cost:
 
 @dataclass(frozen=True)
 class Memory:
-    """What a dry run of a distillation finds.
+    """Memory of a distillation by a dry run.
 
     Attributes:
-        peak_bytes: most bytes of tensors that are alive at one time, see ``training.live_memory``; NaN where the method
-            does not run without values.
-        num_trained: parameters that a gradient changes.
+        peak_bytes: peak memory of live tensors in bytes, see ``training.live_memory``; NaN if a dry run, which computes
+            no values, is not possible for the method.
+        num_trained: number of trained parameters; NaN without a dry run.
     """
 
     peak_bytes: float = math.nan
@@ -49,13 +49,14 @@ class Memory:
 
 
 def sequence_passes(metrics: Path) -> float:
-    """The passes of a run, from its metrics: a line holds the mean over the steps since the line before.
+    """Sequence passes of a run, from its metrics.
 
     Args:
-        metrics: ``metrics.jsonl``; lines of validations, which count no passes, are left out.
+        metrics: ``metrics.jsonl``. A line has the mean passes per step since the line before; lines of validations
+            have none and are skipped.
 
     Returns:
-        The sum over all steps; NaN where no line counts passes.
+        The sum over all steps; NaN if no line has passes.
     """
     lines = metrics.read_text().splitlines() if metrics.is_file() else []
     rows = [row for row in map(_figures, lines) if row.get("sequence_passes") is not None]
@@ -66,17 +67,17 @@ def sequence_passes(metrics: Path) -> float:
 
 
 def _figures(line: str) -> dict[str, Any]:
-    """One line of metrics; none of one that a kill has cut."""
+    """The values of a line of metrics; empty for an incomplete line of a process that was killed."""
     try:
-        found: dict[str, Any] = json.loads(line)
+        figures: dict[str, Any] = json.loads(line)
     except ValueError:
         return {}
-    return found
+    return figures
 
 
 @contextlib.contextmanager
 def recorded(file: Path, folder: RunFolder) -> Iterator[None]:
-    """Add the wall time of the block, a part of the run in ``folder``, to that of the parts before it in ``file``."""
+    """Context that adds its wall time, as that of a part of the run in ``folder``, to the cost in ``file``."""
     before = read_cost(file).seconds if folder.has_run else 0.0
     begin = time.perf_counter()
     try:
@@ -87,17 +88,17 @@ def recorded(file: Path, folder: RunFolder) -> Iterator[None]:
 
 
 def read_cost(file: Path) -> Cost:
-    """What was recorded; NaN where nothing was, as for a run of an earlier version."""
+    """The recorded cost; NaN if nothing was recorded, as for a run of an earlier version."""
     return Cost(**_read(file))
 
 
 def memory(config: DistillationConfig, teacher: str, file: Path) -> Memory:
-    """Peak of live memory and trained parameters of a distillation, by a dry run that ``file`` keeps.
+    """Peak memory and trained parameters of a distillation, by a dry run; the result is cached in ``file``.
 
     Args:
         config: settings of the distillation.
-        teacher: bundle of its teacher.
-        file: where the figures are kept.
+        teacher: name or folder of the teacher's bundle.
+        file: file of the cached result.
     """
     if file.is_file():
         return Memory(**_read(file))
@@ -107,12 +108,12 @@ def memory(config: DistillationConfig, teacher: str, file: Path) -> Memory:
         return Inputs(distillation_source(config, bundle), torch.device("cpu"), folder, bundle)
 
     try:
-        found = dry_run(config, inputs, config.loop.batch_size)
-        measured = Memory(float(found.peak), float(found.trained))
-    except RuntimeError:  # a method whose steps depend on values: the report is not lost for it
-        measured = Memory()
-    _write(file, measured)
-    return measured
+        needs = dry_run(config, inputs, config.loop.batch_size)
+        result = Memory(float(needs.peak), float(needs.trained))
+    except RuntimeError:  # the steps of the method depend on values; the report is written without its memory
+        result = Memory()
+    _write(file, result)
+    return result
 
 
 def _read(file: Path) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""The ablations in the world whose divergences are exact: KL of each row over seeds."""
+"""Tables of ablations in the world ``exact``: exact KL of each row over seeds."""
 
 import math
 import statistics
@@ -17,14 +17,14 @@ from didi.recipes import DISTILL
 from didi.recipes.objectives import paths_optimizer, whole_path
 from didi.recipes.presets import preset
 
-Found = Mapping[str, Mapping[int, Sequence[EvaluationRow]]]
-"""What was measured with all seeds, by the name of the row and the number of moves."""
+Measured = Mapping[str, Mapping[int, Sequence[EvaluationRow]]]
+"""Evaluation rows of all seeds, by the name of the table row and the number of moves."""
 
 
 def objectives(plan: Plan) -> dict[str, DistillConfig]:
-    """The presets, our two moves and our whole paths, on the same teacher."""
+    """Settings of the presets, our objective of two moves and our objectives of whole paths, for the same teacher."""
     whole = DISTILL["exact"]
-    # The decay of averaged weights in the released code is made for 10,000 steps.
+    # Our loop settings: the EMA decay of the released code is chosen for 10,000 steps.
     rows = {name: replace(preset(plan.recipe, name), loop=plan.recipe.loop) for name in ("paper", "released")}
     short = {
         f"whole paths of {moves} moves{suffix}": replace(
@@ -41,7 +41,7 @@ def objectives(plan: Plan) -> dict[str, DistillConfig]:
 
 
 def settings_line(config: DistillConfig) -> str:
-    """How a row was trained."""
+    """Training settings of a row, in words."""
     objective, discriminator, loop = config.objective, config.discriminator, config.loop
     fresh = ", each on samples of its own" if discriminator.fresh_rollouts else ""
     reference = f", a reference every {objective.reference_steps} steps" if objective.reference_steps else ""
@@ -53,28 +53,30 @@ def settings_line(config: DistillConfig) -> str:
     )
 
 
-def exact_lines(teacher: Mapping[int, EvaluationRow], found: Found, *, is_cumulative: bool) -> list[str]:
-    """Exact KL of every row, then what is added to it by the change that the row stands for.
+def exact_lines(teacher: Mapping[int, EvaluationRow], measured: Measured, *, is_cumulative: bool) -> list[str]:
+    """A table of the exact KL of every row, and a table of the differences to the row that it is compared with.
 
     Args:
-        teacher: its rows, by the number of moves.
-        found: every other row; all have the same numbers of moves and as many seeds.
-        is_cumulative: each row is compared with the one before it; else with the last.
+        teacher: rows of the teacher, by the number of moves.
+        measured: the other rows; all have equal numbers of moves and of seeds.
+        is_cumulative: whether each row is compared with the row before it; otherwise with the last row.
     """
     nfes = list(teacher)
     body = [["teacher", *(f"{teacher[nfe].kl:.4f} / {teacher[nfe].joint_entropy:.2f}" for nfe in nfes)]]
-    body += [[name, *(_level(rows[nfe]) for nfe in nfes)] for name, rows in found.items()]
-    names, changes = list(found), []
+    body += [[name, *(_level(rows[nfe]) for nfe in nfes)] for name, rows in measured.items()]
+    names, changes = list(measured), []
     for number, name in enumerate(names):
         base = names[number - 1] if is_cumulative else names[-1]
         if name != base and (number or not is_cumulative):
-            changes.append([name, *(_change(found[name][nfe], found[base][nfe]) for nfe in nfes)])
+            changes.append([name, *(_change(measured[name][nfe], measured[base][nfe]) for nfe in nfes)])
     columns = [f"{nfe} moves" for nfe in nfes]
     against = "the row before" if is_cumulative else "the last row"
-    said = f"KL added to that of {against}, seed by seed: mean [95% interval], *lower* or *higher* where it excludes 0."
+    caption = (
+        f"KL added to that of {against}, seed by seed: mean [95% interval], *lower* or *higher* where it excludes 0."
+    )
     return [
         *markdown_table(["KL / joint entropy", *columns], body),
-        f"\n{said}\n",
+        f"\n{caption}\n",
         *markdown_table(["", *columns], changes),
     ]
 
@@ -95,21 +97,21 @@ def _change(rows: Sequence[EvaluationRow], base: Sequence[EvaluationRow]) -> str
 
 def level(divergences: Sequence[float]) -> str:
     """Mean [95% interval] of a divergence over seeds."""
-    return _shown(estimate(divergences))
+    return _formatted(estimate(divergences))
 
 
 def difference(divergences: Sequence[float], base: Sequence[float]) -> str:
-    """What is added to the divergences of ``base``, seed by seed, and whether it is *lower* or *higher* than 0."""
-    found = estimate([one - two for one, two in zip(divergences, base, strict=True)])
-    verdict = " *lower*" if found.high < 0 else " *higher*" if found.low > 0 else ""
-    return f"{_shown(found, sign='+')}{verdict}"
+    """Mean difference to the divergences of ``base``, seed by seed; *lower* or *higher* if its interval excludes 0."""
+    change = estimate([own - other for own, other in zip(divergences, base, strict=True)])
+    verdict = " *lower*" if change.high < 0 else " *higher*" if change.low > 0 else ""
+    return f"{_formatted(change, sign='+')}{verdict}"
 
 
 def _kls(rows: Sequence[EvaluationRow]) -> list[float]:
-    """The exact divergences.
+    """The exact divergences of rows.
 
     Raises:
-        UsageError: a row has none, as with a teacher of a longer context, whose states are too many to enumerate.
+        UsageError: a row has none, for example since the teacher's context is too long for an enumeration of states.
     """
     kls = [row.kl for row in rows if not math.isnan(row.kl)]
     if len(kls) < len(rows):
@@ -120,6 +122,6 @@ def _kls(rows: Sequence[EvaluationRow]) -> list[float]:
     return kls
 
 
-def _shown(found: Estimate, sign: str = "") -> str:
-    interval = "" if found.low != found.low else f" [{found.low:{sign}.3f}, {found.high:{sign}.3f}]"
-    return f"{found.mean:{sign}.4f}{interval}"
+def _formatted(value: Estimate, sign: str = "") -> str:
+    interval = "" if math.isnan(value.low) else f" [{value.low:{sign}.3f}, {value.high:{sign}.3f}]"
+    return f"{value.mean:{sign}.4f}{interval}"

@@ -1,4 +1,4 @@
-"""The paper's figures and its table of likelihoods, made from the cells of a study."""
+"""The paper's figures and its table of likelihoods, from the cells of a study."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -20,7 +20,7 @@ BASELINE: Role = "autoregressive"
 
 
 def table_7_cells(plan: Plan) -> list[LikelihoodCell]:
-    """Teacher, student, baseline and peers on corpora that they never saw."""
+    """Likelihood cells of teacher, student, baseline and peers."""
     return _own_likelihoods(plan) + peers.likelihood_cells(plan.peers, plan.corpora)
 
 
@@ -37,10 +37,10 @@ def _own_likelihoods(plan: Plan) -> list[LikelihoodCell]:
 
 
 def table_7(plan: Plan, study: Study) -> list[str]:
-    """Their likelihoods."""
-    found = [study.likelihood(cell) for cell in _own_likelihoods(plan)]
+    """Table 7: likelihoods of teacher, student, baseline and peers."""
+    rows = [study.likelihood(cell) for cell in _own_likelihoods(plan)]
     baseline = "" if plan.twin is None else f", baseline {_name(plan.twin)}"
-    lines = [likelihood_table(found, model=f"teacher {plan.teacher}{baseline}", machine=machine_name())]
+    lines = [likelihood_table(rows, model=f"teacher {plan.teacher}{baseline}", machine=machine_name())]
     if plan.peers:
         lines += ["\n### Other teachers\n", *peers.peers_table(plan.peers, plan.corpora, study), ""]
     if plan.scale == "paper":
@@ -50,19 +50,20 @@ def table_7(plan: Plan, study: Study) -> list[str]:
 
 
 def _name(bundle: Run | str) -> str:
-    """Name of a bundle that is given, or the recipe of one that is made."""
+    """Name of an existing bundle, or the recipe of a run."""
     return bundle if isinstance(bundle, str) else bundle.config.recipe
 
 
 def _about_baseline(plan: Plan, rows: Sequence[EvaluationRow]) -> list[str]:
-    """Which network the baseline is; and the lengths of sequences, where they differ."""
+    """A sentence about the baseline, and about the lengths of sequences if they differ."""
     if plan.twin is None:
         return []
-    own = next(row for row in rows if row.role == BASELINE)
-    other = next(row for row in rows if row.role == "teacher")
-    text = f"The autoregressive baseline is that of `{_name(plan.twin)}`, one pass for each of its {own.nfe} tokens."
-    length = round(other.tokens_per_second * other.seconds_per_sequence)
-    if length != own.nfe:
+    baseline = next(row for row in rows if row.role == BASELINE)
+    teacher = next(row for row in rows if row.role == "teacher")
+    bundle = _name(plan.twin)
+    text = f"The autoregressive baseline is that of `{bundle}`, one pass for each of its {baseline.nfe} tokens."
+    length = round(teacher.tokens_per_second * teacher.seconds_per_sequence)
+    if length != baseline.nfe:
         text += (
             f" The sequences of the other networks have {length} tokens: the entropy within a sequence and the "
             "perplexity depend on the length, so compare the baseline with them by Table 7 alone."
@@ -75,12 +76,12 @@ def _as_published(plan: Plan, figure: str) -> list[str]:
 
 
 def figure_1_cells(plan: Plan) -> list[Cell]:
-    """Teacher, student with and without guidance, baseline, data and anchors; and the peers."""
+    """Cells of teacher, student with and without guidance, baseline, data, anchors and peers."""
     return _own_samples(plan) + [cell for cells in _peer_cells(plan).values() for cell in cells]
 
 
 def _peer_cells(plan: Plan) -> dict[str, list[Cell]]:
-    return peers.sample_cells(plan.peers, (*plan.nfes, *plan.more_teacher_nfes)[::2])  # enough for a curve
+    return peers.sample_cells(plan.peers, (*plan.nfes, *plan.more_teacher_nfes)[::2])  # every second one is enough
 
 
 def _own_samples(plan: Plan) -> list[Cell]:
@@ -91,12 +92,12 @@ def _own_samples(plan: Plan) -> list[Cell]:
 
 
 def _baseline_cells(plan: Plan) -> list[Cell]:
-    """The samples of the baseline, if there is one; their number of moves is the length, whatever is asked."""
+    """The cell of the baseline, if there is one; its row has the length as number of moves, whatever ``nfe`` is."""
     return [] if plan.twin is None else [Cell(plan.twin, BASELINE, nfe=1)]
 
 
 def figure_1(plan: Plan, study: Study) -> list[str]:
-    """Perplexity against passes, the table, and the first text of each set."""
+    """Figure 1: perplexity against the number of moves, the table, and the first text of each sample set."""
     cells = _own_samples(plan)
     rows = [study.row(cell) for cell in cells]
     figure = perplexity_figure([row for row in rows if row.role not in ANCHORS], study.folder / "figure1.png")
@@ -110,7 +111,7 @@ def figure_1(plan: Plan, study: Study) -> list[str]:
 
 
 def _peers_figure(plan: Plan, study: Study, data: Sequence[EvaluationRow]) -> list[str]:
-    """The peers against passes, beside held-out data."""
+    """A figure and a table of the peers, with held-out data."""
     if not plan.peers:
         return []
     by_name = _peer_cells(plan)
@@ -125,12 +126,12 @@ def _peers_figure(plan: Plan, study: Study, data: Sequence[EvaluationRow]) -> li
 
 
 def figure_3_cells(plan: Plan) -> list[Cell]:
-    """Those of Figure 1, without the peers."""
+    """Cells of Figure 1 without the peers."""
     return _own_samples(plan)
 
 
 def figure_3(plan: Plan, study: Study) -> list[str]:
-    """Perplexity against seconds a sequence, as they were while other cells were measured beside."""
+    """Figure 3: perplexity against seconds per sequence, measured while other workers were running."""
     cells = figure_3_cells(plan)
     rows = [study.row(cell) for cell in cells]
     workers = max(study.record(cell)["workers"] for cell in cells)
@@ -146,7 +147,7 @@ def figure_3(plan: Plan, study: Study) -> list[str]:
 
 
 def figure_4_cells(plan: Plan) -> list[Cell]:
-    """Teachers of both sizes and their students, and the baseline."""
+    """Cells of the teachers of both sizes, their students, and the baseline."""
     cells = plan.teacher_cells + [Cell(plan.first_run, "student", nfe=nfe) for nfe in plan.nfes]
     if plan.larger is not None:
         cells += [Cell(plan.larger, "teacher", nfe=nfe) for nfe in plan.nfes]
@@ -155,14 +156,14 @@ def figure_4_cells(plan: Plan) -> list[Cell]:
 
 
 def _larger_student(plan: Plan) -> Run:
-    """Distilled from the larger teacher with the same settings."""
+    """The distillation of the larger teacher with the same settings."""
     if isinstance(plan.larger, Run):
         return Run(replace(plan.recipe, seed=plan.seeds[0]), teacher=plan.larger)
     return Run(replace(plan.recipe, teacher=plan.larger or "", seed=plan.seeds[0]))
 
 
 def figure_4(plan: Plan, study: Study) -> list[str]:
-    """Both sizes against passes."""
+    """Figure 4: perplexity of both sizes against the number of moves."""
     if plan.larger is None:
         return ["No larger teacher was given: name one with --larger."]
     rows = []
@@ -171,7 +172,7 @@ def figure_4(plan: Plan, study: Study) -> list[str]:
         is_larger = cell.role != BASELINE and cell.bundle in (plan.larger, _larger_student(plan))
         if row.role not in ANCHORS:
             rows.append(replace(row, role=f"{row.role}, larger") if is_larger else row)
-    teachers = [Cell(one, "teacher", nfe=plan.nfes[0]) for one in (plan.teacher, plan.larger)]
+    teachers = [Cell(bundle, "teacher", nfe=plan.nfes[0]) for bundle in (plan.teacher, plan.larger)]
     sizes = [study.record(cell)["num_parameters"] for cell in teachers]
     figure = perplexity_figure(rows, study.folder / "figure4.png")
     return [

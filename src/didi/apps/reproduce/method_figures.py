@@ -13,29 +13,29 @@ from didi.evaluation.row import EvaluationRow
 from didi.methods import method_of
 
 Place = Callable[[Sequence[EvaluationRow]], float]
-"""Of the rows of all seeds on the horizontal axis."""
+"""Function from the rows of all seeds to their position on the horizontal axis."""
 
 SHOWN = "Lines are means over training seeds, bands reach from the lowest to the highest of them; teachers are dashed."
 
 
 def figure_1(plan: MethodPlan, study: Study) -> list[str]:
     """Quality of every method against the number of moves."""
-    used = measures(plan, study)[0]
+    measure = measures(plan, study)[0]
     ticks = plan.world.nfes
     figure = _figure(plan, study, "figure1-methods.png", _moves, x_label="number of moves", ticks=ticks)
     unshown = " Estimates of 0 or less have no place on a log axis." if plan.world.joint else ""
-    return [f"![{used.name} against the number of moves]({figure.name})\n", f"{SHOWN}{unshown}"]
+    return [f"![{measure.name} against the number of moves]({figure.name})\n", f"{SHOWN}{unshown}"]
 
 
 def figure_3(plan: MethodPlan, study: Study) -> list[str]:
-    """Quality of every method against the time that a sequence takes."""
-    used, sampling = measures(plan, study)[0], study.sampling
+    """Quality of every method against the sampling time per sequence."""
+    measure, sampling = measures(plan, study)[0], study.sampling
     figure = _figure(plan, study, "figure3-methods.png", _seconds, x_label="seconds per sequence")
     workers = max(study.record(cell)["workers"] for cell in plan.cells if isinstance(cell, Cell))
     beside = f"{workers} processes of one thread worked" if workers > 1 else "one process of one thread worked"
     size = min(sampling.batch_size, sampling.num_samples)
     return [
-        f"![{used.name} against seconds per sequence]({figure.name})\n",
+        f"![{measure.name} against seconds per sequence]({figure.name})\n",
         f"{SHOWN} Points are the numbers of moves of Figure 1, the fewest on the left. Seconds are the wall time of "
         f"sampling {sampling.num_samples} sequences in batches of {size}, once for each cell, while {beside}; the mean "
         "over seeds. For times taken side by side there is `didi bench`.",
@@ -53,37 +53,37 @@ def _seconds(rows: Sequence[EvaluationRow]) -> float:
 def _figure(
     plan: MethodPlan, study: Study, name: str, place: Place, *, x_label: str, ticks: Sequence[int] = ()
 ) -> Path:
-    used, found = measures(plan, study)[0], rows_of(plan, study)
+    measure, rows = measures(plan, study)[0], rows_of(plan, study)
     return curves_figure(
-        curves(plan, found, used, place),
+        curves(plan, rows, measure, place),
         study.folder / name,
         x_label=x_label,
-        y_label=used.name,
+        y_label=measure.name,
         title=f"{plan.world.recipe}, {len(plan.seeds)} training seed{'s' if len(plan.seeds) > 1 else ''}",
         ticks=ticks,
     )
 
 
-def curves(plan: MethodPlan, found: Rows, measure: Measure, place: Place) -> list[Curve]:
-    """What is drawn: means over seeds with the range of the seeds.
+def curves(plan: MethodPlan, rows: Rows, measure: Measure, place: Place) -> list[Curve]:
+    """Curves of means over seeds, with bands from the lowest to the highest seed.
 
     Args:
-        plan: of the comparison.
-        found: all rows.
-        measure: the vertical axis.
-        place: on the horizontal axis.
+        plan: the comparison.
+        rows: all rows.
+        measure: measure on the vertical axis.
+        place: position on the horizontal axis.
     """
     drawn = []
     for curve in plan.curves:
-        rows = found[curve.name].values()
-        values = [[measure.of(row) for row in of_seeds] for of_seeds in rows]
+        by_nfe = rows[curve.name].values()
+        values = [[measure.of(row) for row in of_seeds] for of_seeds in by_nfe]
         mean = statistics.geometric_mean if measure.is_ratio else statistics.fmean
         drawn.append(
             Curve(
                 name=curve.name,
                 group=method_of(plan.configs[curve.method]).name if curve.method else curve.name,
                 is_baseline=not curve.method,
-                places=[place(of_seeds) for of_seeds in rows],
+                places=[place(of_seeds) for of_seeds in by_nfe],
                 means=[mean(of_seeds) for of_seeds in values],
                 lows=[min(of_seeds) for of_seeds in values],
                 highs=[max(of_seeds) for of_seeds in values],

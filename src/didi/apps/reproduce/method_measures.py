@@ -1,4 +1,4 @@
-"""By what the students of a comparison of methods are judged, at each scale."""
+"""Measures by which the students of a comparison of methods are judged, at each scale."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -17,10 +17,10 @@ class Measure:
     """One figure of a row.
 
     Attributes:
-        name: short, in the corner of a table and at the axis of a figure.
-        about: what it is, a sentence.
-        of: the figure of a row; NaN where the row has none.
-        is_ratio: whether seeds are averaged, and methods compared, by its logarithm.
+        name: short name, for the corner of a table and the axis of a figure.
+        about: a sentence that describes the measure.
+        of: function from a row to its figure; NaN if the row has none.
+        is_ratio: whether seeds are averaged, and methods compared, by the logarithm of the figure.
     """
 
     name: str
@@ -29,13 +29,13 @@ class Measure:
     is_ratio: bool = False
 
     def level(self, values: Sequence[float]) -> str:
-        """The figure over seeds, mean [95% interval]."""
+        """Mean [95% interval] of the figure over seeds."""
         if any(map(math.isnan, values)):
             return "–"
         return ratio_cell(values, has_verdict=False) if self.is_ratio else level(values)
 
     def change(self, values: Sequence[float], base: Sequence[float]) -> str:
-        """The figure against that of other networks, seed by seed, with a verdict."""
+        """Difference or ratio to the figures of ``base``, seed by seed, with a verdict."""
         if any(map(math.isnan, [*values, *base])):
             return "–"
         if self.is_ratio:
@@ -63,7 +63,7 @@ PAIRS = Measure(
 
 
 def measures(plan: MethodPlan, study: Study) -> list[Measure]:
-    """The measures of a scale; methods are compared by the first."""
+    """The measures of a scale; methods are compared by the first measure."""
     if plan.frontier:
         return [_over_frontier(plan, study)]
     return [JOINT, PAIRS] if plan.world.joint else [KL]
@@ -88,6 +88,6 @@ Rows = Mapping[str, Mapping[int, Sequence[EvaluationRow]]]
 
 
 def rows_of(plan: MethodPlan, study: Study) -> Rows:
-    """All that was measured."""
+    """Evaluation rows of all curves."""
     return {curve.name: {nfe: [study.row(one) for one in curve.cells(nfe)] for nfe in curve.nfes}
             for curve in plan.curves}  # fmt: skip

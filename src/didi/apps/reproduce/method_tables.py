@@ -13,11 +13,11 @@ from didi.evaluation.over_seeds import estimate
 from didi.markdown import markdown_table
 
 TOLERANCE = 1.1
-"""Ratio of the largest budget to the smallest above which the report says that budgets differ."""
+"""Ratio of the largest training budget to the smallest above which the report notes that budgets differ."""
 
 
 def heading(plan: MethodPlan, study: Study) -> list[str]:
-    """What every table and figure of the report shares: how students were made, sampled and judged."""
+    """Lines at the head of the report: training, sampling and judging of the students."""
     sampling = study.sampling
     lines = [
         f"Distillation methods by their settings for `{plan.world.recipe}` (`didi.recipes.COMPARED`, else the recipe); "
@@ -37,7 +37,7 @@ def heading(plan: MethodPlan, study: Study) -> list[str]:
 
 
 def _about(plan: MethodPlan, study: Study, method: str) -> str:
-    """A line on one method."""
+    """A line about the training and sampling of one method."""
     config, curves = plan.configs[method], [one for one in plan.curves if one.method == method]
     moves = study.record(curves[0].cells(curves[0].nfes[0])[0]).get("intended_nfe")
     made_for = f", made for {moves} move{'s' if moves > 1 else ''}" if moves else ""
@@ -63,7 +63,7 @@ def millions(value: float) -> str:
 
 
 def method_tables(plan: MethodPlan, study: Study) -> list[str]:
-    """Quality, differences and costs."""
+    """Tables of quality, differences to the reference, joint divergences and costs."""
     found, used = rows_of(plan, study), measures(plan, study)
     lines = []
     for one in used:
@@ -95,7 +95,7 @@ def _quality(plan: MethodPlan, found: Rows, measure: Measure) -> list[str]:
 
 
 def _differences(plan: MethodPlan, found: Rows, measure: Measure) -> list[str]:
-    """Every other student against the reference at the same number of moves."""
+    """A table of every other student compared with the reference at equal numbers of moves."""
     base, body = found[plan.reference], []
     for curve in plan.curves:
         if not curve.method or curve.name == plan.reference:
@@ -115,7 +115,7 @@ def _differences(plan: MethodPlan, found: Rows, measure: Measure) -> list[str]:
 
 
 def _joint(plan: MethodPlan, study: Study) -> list[str]:
-    """Joint divergences from a trained network, where they are measured."""
+    """Tables of joint divergences from a trained network; nothing if the plan has none."""
     found = {
         name: {nfe: list(map(study.joint_kl, cells)) for nfe, cells in by_nfe.items()}
         for name, by_nfe in plan.joint_cells.items()
@@ -147,7 +147,7 @@ def _joint(plan: MethodPlan, study: Study) -> list[str]:
 
 
 def _costs(plan: MethodPlan, study: Study) -> list[str]:
-    """What the training of one student costs."""
+    """A table of the training cost of one student of each method."""
     body = []
     for method, passes in _budgets(plan, study).items():
         first, *_ = runs = plan.runs(method)

@@ -1,4 +1,4 @@
-"""``didi reproduce --methods``: which students are compared, how they are sampled, and at how many moves."""
+"""The plan of ``didi reproduce --methods``: compared students, their samplers and numbers of moves."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -21,28 +21,28 @@ SAMPLERS: dict[str, tuple[SamplerName, ...]] = {
     Absorbing.name: ("ancestral",),
     Uniform.name: ("ancestral", "greedy-tail"),
 }
-"""How students are sampled, by their process."""
+"""Samplers of students, by the name of their process."""
 
 REFERENCE = "didi"
-"""The method that the others are compared with."""
+"""Name of the method that the other methods are compared with."""
 
 
 @dataclass(frozen=True)
 class World:
-    """The world of a scale.
+    """Settings of a comparison at one scale.
 
     Attributes:
-        recipe: name of its recipes.
+        recipe: name of the recipes.
         nfes: numbers of moves.
-        max_costly_nfe: the largest of a uniform-state network, for which an exact sum takes a pass over all states each
-            move, and of a student with latent codes, whose exact divergences are averages over draws.
-        joint: whether joint divergences are estimated.
+        max_costly_nfe: largest number of moves for networks whose exact divergences are costly: uniform-state networks,
+            with a pass over all states in each move, and students with latent codes, with averages over draws.
+        joint: whether joint divergences from the exact chain are estimated.
         has_frontier: whether students are compared with a teacher at equal entropy.
-        teacher_steps: of a teacher that has to be trained; None for those of its recipe.
-        joint_reference: recipe of the autoregressive network from which joint divergences are measured, trained for
-            ``teacher_steps``; empty where the distribution of the data is known.
-        joint_nfes: numbers of moves of these.
-        joint_samples: samples of these.
+        teacher_steps: training steps of a teacher that is not bundled; None for the steps of its recipe.
+        joint_reference: recipe of the autoregressive network that is the reference of ``joint_cells``, trained for
+            ``teacher_steps``; empty if the distribution of the data is known.
+        joint_nfes: numbers of moves of ``joint_cells``.
+        joint_samples: number of samples of each of ``joint_cells``.
     """
 
     recipe: str
@@ -73,13 +73,13 @@ WORLDS = {
 
 @dataclass(frozen=True)
 class Curve:
-    """Networks of equal settings, sampled alike at several numbers of moves.
+    """Networks that differ only in their training seed, sampled with one sampler at several numbers of moves.
 
     Attributes:
-        name: in tables and figures.
-        method: that made them; empty for a teacher.
-        bundles: one for each seed; one for a teacher.
-        sampler: how they are sampled.
+        name: name in tables and figures.
+        method: name of the method; empty for a teacher.
+        bundles: runs or bundles, one for each seed; one for a teacher.
+        sampler: name of the sampler.
         nfes: numbers of moves.
         joint: whether joint divergences are estimated.
     """
@@ -92,12 +92,12 @@ class Curve:
     joint: bool = False
 
     def cells(self, nfe: int) -> list[Cell]:
-        """The cell of each seed."""
+        """The cells of all seeds at one number of moves."""
         return [Cell(one, self.role, self.sampler, nfe, joint=self.joint) for one in self.bundles]
 
     @property
     def role(self) -> Role:
-        """Which network of its bundles is sampled."""
+        """Role of the sampled network in its bundle."""
         return "student" if self.method else "teacher"
 
 
@@ -106,10 +106,10 @@ class MethodPlan:
     """A comparison of distillation methods.
 
     Attributes:
-        scale: its name.
-        world: its world.
-        configs: settings by name, that of a method or of a variant of it.
-        teachers: teacher of each method: a bundle, or a run that is made first.
+        scale: name of the scale.
+        world: settings of the comparison at this scale.
+        configs: settings by the name of a method or of a variant of a method.
+        teachers: teacher of each method: a bundle, or a run that is trained first.
         seeds: training seeds of each method.
     """
 
@@ -120,7 +120,7 @@ class MethodPlan:
     seeds: tuple[int, ...]
 
     def runs(self, method: str) -> tuple[Run, ...]:
-        """The distillation of each seed."""
+        """The distillations of a method, one for each seed."""
         config, teacher = self.configs[method], self.teachers[method]
         if isinstance(teacher, Run):
             return tuple(Run(replace(config, seed=seed), teacher) for seed in self.seeds)
@@ -128,12 +128,12 @@ class MethodPlan:
 
     @property
     def reference(self) -> str:
-        """The method that the others are compared with: ours, or the first."""
+        """Name of the method that the others are compared with: ``REFERENCE`` if it is compared, else the first."""
         return REFERENCE if REFERENCE in self.configs else next(iter(self.configs))
 
     @property
     def curves(self) -> list[Curve]:
-        """Every student with every sampler, then every teacher."""
+        """Curves of every student with every sampler, then of every teacher."""
         students = [curve for method in self.configs for curve in self._students(method)]
         return students + [self._curve(f"teacher {name_of(one)}", "", (one,), "ancestral") for one in self._distinct]
 
@@ -157,7 +157,7 @@ class MethodPlan:
 
     @property
     def frontier(self) -> list[Cell]:
-        """The reference's teacher at the largest number of moves and each temperature, if rows are compared with it."""
+        """Cells of the reference's teacher at the largest number of moves and each temperature; empty if not needed."""
         if not self.world.has_frontier:
             return []
         teacher, nfe = self.teachers[self.reference], self.world.nfes[-1]
@@ -184,19 +184,19 @@ class MethodPlan:
 
     @property
     def cells(self) -> list[AnyCell]:
-        """All that is measured."""
+        """All cells of the comparison."""
         found: list[AnyCell] = [cell for curve in self.curves for nfe in curve.nfes for cell in curve.cells(nfe)]
         joint = [cell for by_nfe in self.joint_cells.values() for cells in by_nfe.values() for cell in cells]
         return [*found, *self.frontier, *joint]
 
 
 def name_of(bundle: Run | str) -> str:
-    """Name of a bundle that is there, or the recipe of one that is made."""
+    """Name of an existing bundle, or the recipe of a run."""
     return bundle if isinstance(bundle, str) else bundle.config.recipe
 
 
 def process_of(teacher: Run | str) -> str:
-    """Process of a teacher; the scores of SEDD for masked diffusion are read as a masked model."""
+    """Name of a teacher's process in ``SAMPLERS``; a teacher of absorbing SEDD counts as masked diffusion."""
     if isinstance(teacher, Run):
         assert isinstance(teacher.config, PretrainConfig)
         name = teacher.config.process
@@ -206,10 +206,10 @@ def process_of(teacher: Run | str) -> str:
 
 
 def method_plan(scale: str, methods: Sequence[str], num_seeds: int) -> MethodPlan:
-    """The comparison of the methods that are named; ``all`` of those with a recipe for the world.
+    """The comparison of the named methods; ``all`` stands for all methods with a recipe for the scale.
 
     Raises:
-        UsageError: a scale has no comparison, or a method no recipe for its world or no teacher.
+        UsageError: the scale has no comparison, or a method has no recipe for the scale or no teacher.
     """
     if scale not in WORLDS:
         raise UsageError(f"--methods compares at the scales {', '.join(WORLDS)}; got --scale {scale}: choose another")
@@ -228,7 +228,7 @@ def method_plan(scale: str, methods: Sequence[str], num_seeds: int) -> MethodPla
 
 
 def _compared(recipe: str) -> dict[str, DistillationConfig]:
-    """Settings of every method with a recipe of that name, those of the comparison where they differ, ours first."""
+    """Settings by method, ``REFERENCE`` first: those of ``recipes.COMPARED`` if it has them, else of the recipe."""
     own = type(recipes.DISTILL[recipe])
     found = {
         name: recipes.distillation_recipes(name)[recipe]
@@ -239,10 +239,12 @@ def _compared(recipe: str) -> dict[str, DistillationConfig]:
 
 
 def _teacher(config: DistillationConfig, world: World) -> Run | str:
-    """The teacher that a recipe names, or a run of its recipe; one of uniform-state diffusion by default is Duo's.
+    """The bundle of the teacher that a recipe names, or a run of the teacher's recipe.
+
+    For uniform-state diffusion the default teacher is that of Duo.
 
     Raises:
-        UsageError: it is neither there nor has it a recipe.
+        UsageError: there is neither a bundle nor a recipe of that name.
     """
     method = method_of(config)
     is_masked = Absorbing.name in method.processes
@@ -258,7 +260,7 @@ def _teacher(config: DistillationConfig, world: World) -> Run | str:
 
 
 def _pretraining(recipe: str, world: World) -> Run:
-    """A run of a recipe, of as many steps as the comparison affords."""
+    """A pre-training run of a recipe, limited to ``teacher_steps`` of the comparison."""
     config = recipes.PRETRAIN[recipe]
     if world.teacher_steps is None:
         return Run(config)

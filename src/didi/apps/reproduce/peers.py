@@ -1,4 +1,4 @@
-"""Other teachers on the same tokens: Table 7 and the curves of Figures 1 and 3.
+"""Peers, other teachers on the same tokens, for Table 7 and Figure 1.
 
 All have the shape, the batches and the number of steps of one recipe; they differ in process, parametrisation and loss.
 """
@@ -24,7 +24,7 @@ KINDS = {
     "Duo": "-duo",
     "AR": "-ar",
 }
-"""Names in tables and figures, and what is added to the name of the masked teacher's recipe."""
+"""Suffixes that make the recipe's name from that of the masked teacher, by names in tables and figures."""
 
 ORDER = (
     ("AR", "MDLM", "the paper, Table 7: on average"),
@@ -33,64 +33,64 @@ ORDER = (
     ("Duo", "UDLM", "Sahoo et al. 2025, validation on OpenWebText and LM1B"),
     ("UDLM", "SEDD uniform", "Schiff et al. 2025, validation on LM1B"),
 )
-"""Pairs of teachers: the one with the lower perplexity in a publication, the other one, and the publication."""
+"""(Teacher with the lower perplexity in a publication, teacher with the higher perplexity, the publication)."""
 
 TINY_PEER_STEPS = 1200
-"""Steps of each at scale ``tiny``, an eighth of the recipe: six networks in about an hour of two cores."""
+"""Training steps of each peer at scale ``tiny``, an eighth of the recipe: about an hour on two cores for all six."""
 
 Peers = Mapping[str, "Run | str"]
 
 
 def trained_peers(recipe: str, steps: int) -> dict[str, Run | str]:
-    """A run of each kind, of so many steps.
+    """A pre-training run of each kind.
 
     Args:
-        recipe: of the masked teacher.
-        steps: of each; schedules and Duo's curriculum end with them.
+        recipe: recipe of the masked teacher.
+        steps: number of steps of each run; schedules and Duo's curriculum are fitted to it.
     """
-    found: dict[str, Run | str] = {}
+    runs: dict[str, Run | str] = {}
     for name, suffix in KINDS.items():
         config = PRETRAIN.get(f"{recipe}{suffix}")
-        if config is None:  # the worlds have no recipe of a twin
+        if config is None:  # the worlds have no recipe for an autoregressive network
             config = replace(PRETRAIN[recipe], recipe=f"{recipe}{suffix}", model="autoregressive")
         limited = config.limited(steps)
         assert isinstance(limited, PretrainConfig)
-        found[name] = Run(limited)
-    return found
+        runs[name] = Run(limited)
+    return runs
 
 
-def given_peers(bundles: Sequence[str]) -> dict[str, Run | str]:
-    """Bundles that are there, by the shortest ends of their paths that differ; ``RUN/bundle`` by that of its run.
+def named_peers(bundles: Sequence[str]) -> dict[str, Run | str]:
+    """Bundles by the shortest suffixes of their paths that differ; for ``RUN/bundle``, of the path ``RUN``.
 
     Raises:
         UsageError: a bundle is given twice.
     """
     if len({*bundles}) < len(bundles):
         raise UsageError(f"--peers names each bundle once; got {', '.join(bundles)}")
-    paths = [Path(one).parent if Path(one).name == "bundle" else Path(one) for one in bundles]
+    paths = [Path(bundle).parent if Path(bundle).name == "bundle" else Path(bundle) for bundle in bundles]
     for length in range(1, max((len(path.parts) for path in paths), default=0) + 1):
         names = ["/".join(path.parts[-length:]) for path in paths]
         if len({*names}) == len(names):
             return dict(zip(names, bundles, strict=True))
-    return {one: one for one in bundles}
+    return {bundle: bundle for bundle in bundles}
 
 
 def role_of(peer: "Run | str") -> Role:
-    """The network of a peer that is compared."""
+    """Role of the compared network of a peer."""
     if isinstance(peer, Run):
-        is_twin = isinstance(peer.config, PretrainConfig) and peer.config.model == "autoregressive"
-        return "autoregressive" if is_twin else "teacher"
-    held = manifest_of(peer).networks
-    return next(role for role in ("teacher", "student", "autoregressive") if role in held)
+        is_autoregressive = isinstance(peer.config, PretrainConfig) and peer.config.model == "autoregressive"
+        return "autoregressive" if is_autoregressive else "teacher"
+    networks = manifest_of(peer).networks
+    return next(role for role in ("teacher", "student", "autoregressive") if role in networks)
 
 
 def likelihood_cells(peers: Peers, corpora: Sequence[str]) -> list[LikelihoodCell]:
-    """Every peer on every corpus."""
+    """Likelihood cells of every peer on every corpus."""
     return [LikelihoodCell(peer, role_of(peer), corpus) for peer in peers.values() for corpus in corpora]
 
 
 def sample_cells(peers: Peers, nfes: Sequence[int]) -> dict[str, list[Cell]]:
-    """Every peer at every number of moves; an autoregressive one has a single set."""
+    """Cells of every peer at every number of moves; an autoregressive peer has a single cell."""
     return {
         name: [Cell(peer, role, nfe=nfe) for nfe in ((1,) if role == "autoregressive" else nfes)]
         for name, peer in peers.items()
@@ -99,24 +99,24 @@ def sample_cells(peers: Peers, nfes: Sequence[int]) -> dict[str, list[Cell]]:
 
 
 def peers_table(peers: Peers, corpora: Sequence[str], study: Study) -> list[str]:
-    """Perplexities with intervals, a line for each peer; then which of the published order is seen."""
-    found = {
+    """A table of perplexities with a row for each peer; if all kinds take part, also a check of the published order."""
+    likelihoods = {
         name: {cell.corpus: study.likelihood(cell) for cell in likelihood_cells({name: peer}, corpora)}
         for name, peer in peers.items()
     }
-    body = [[name, *(_perplexity(row) for row in by_corpus.values())] for name, by_corpus in found.items()]
+    body = [[name, *(_perplexity(row) for row in by_corpus.values())] for name, by_corpus in likelihoods.items()]
     lines = [*about(peers), *markdown_table(["perplexity [95% CI]", *corpora], body)]
-    return [*lines, "", *_order(found, corpora)] if set(KINDS) <= set(peers) else lines
+    return [*lines, "", *_order(likelihoods, corpora)] if set(KINDS) <= set(peers) else lines
 
 
 def about(peers: Peers) -> list[str]:
-    """How peers that are trained here were trained."""
-    runs = [one.config for one in peers.values() if isinstance(one, Run)]
+    """A sentence about the training of peers that the study trains; nothing without such peers."""
+    runs = [peer.config for peer in peers.values() if isinstance(peer, Run)]
     if not runs:
         return []
     loop, length = runs[0].loop, runs[0].data.length
     tokens = loop.steps * loop.batch_size * loop.accumulation * length
-    unweighted = [name for name, one in peers.items() if isinstance(one, Run) and _is_unweighted(one)]
+    unweighted = [name for name, peer in peers.items() if isinstance(peer, Run) and _is_unweighted(peer)]
     weights = f"; loss of {', '.join(unweighted)} without the weight of the bound over time" if unweighted else ""
     return [
         f"Each trained for {loop.steps:,} steps of {loop.batch_size * loop.accumulation} sequences of {length}, "
@@ -130,18 +130,18 @@ def _is_unweighted(run: Run) -> bool:
 
 
 def _perplexity(row: LikelihoodRow) -> str:
-    low, high = row.found.perplexity_ci
-    return f"{'' if row.found.is_exact else '≤ '}{row.found.perplexity:.1f} [{low:.1f}, {high:.1f}]"
+    low, high = row.likelihood.perplexity_ci
+    return f"{'' if row.likelihood.is_exact else '≤ '}{row.likelihood.perplexity:.1f} [{low:.1f}, {high:.1f}]"
 
 
-def _order(found: Mapping[str, Mapping[str, LikelihoodRow]], corpora: Sequence[str]) -> list[str]:
-    """On how many corpora the published order of each pair is seen, and where beyond the intervals of both."""
+def _order(likelihoods: Mapping[str, Mapping[str, LikelihoodRow]], corpora: Sequence[str]) -> list[str]:
+    """A table of the number of corpora on which the published order of each pair holds, also beyond the intervals."""
     body = []
     for better, worse, source in ORDER:
-        pairs = [[found[name][corpus].found for name in (better, worse)] for corpus in corpora]
-        num_lower = sum(one.perplexity < two.perplexity for one, two in pairs)
-        num_apart = sum(one.perplexity_ci[1] < two.perplexity_ci[0] for one, two in pairs)
-        num_opposite = sum(two.perplexity_ci[1] < one.perplexity_ci[0] for one, two in pairs)
+        pairs = [[likelihoods[name][corpus].likelihood for name in (better, worse)] for corpus in corpora]
+        num_lower = sum(first.perplexity < second.perplexity for first, second in pairs)
+        num_apart = sum(first.perplexity_ci[1] < second.perplexity_ci[0] for first, second in pairs)
+        num_opposite = sum(second.perplexity_ci[1] < first.perplexity_ci[0] for first, second in pairs)
         counts = (f"{number} of {len(pairs)}" for number in (num_lower, num_apart, num_opposite))
         body.append([f"{better} below {worse}", *counts, source])
     header = ["published order", "seen", "beyond both intervals", "opposite beyond both", "published in"]

@@ -1,4 +1,4 @@
-"""What ``didi reproduce`` compares at one scale."""
+"""The plan of ``didi reproduce`` at one scale: networks, seeds and numbers of moves."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -11,25 +11,25 @@ from didi.evaluation.machine import machine_name
 from didi.methods.didi_settings import DistillConfig
 from didi.recipes.ablations import paper_objective
 
-# At which the teacher is sampled, so that it reaches the entropies of its students.
+# Temperatures of the teacher's sweep, wide enough to cover the entropies of its students.
 TEMPERATURES = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.3, 1.5)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is compared at one scale.
+    """The networks, seeds and numbers of moves of a scale.
 
     Attributes:
-        scale: its name.
-        teacher: bundle that is distilled.
-        recipe: our distillation, as long as the scale affords; the ablations change the paper's objective in it.
+        scale: name of the scale.
+        teacher: bundle of the teacher.
+        recipe: settings of our distillation, shortened for the scale; the ablations change the paper's objective in it.
         nfes: numbers of moves.
-        more_teacher_nfes: further ones of the teacher, at which it catches up with its student.
+        more_teacher_nfes: further numbers of moves of the teacher, large enough to reach the quality of its student.
         seeds: training seeds of each row of a table.
-        corpora: of table 7.
-        twin: bundle of the autoregressive baseline, if there is one.
-        larger: a larger teacher, if there is one.
-        distilled: a bundle with a student that its full recipe made, if there is one.
+        corpora: corpora of Table 7.
+        twin: bundle or run of the autoregressive baseline, if there is one.
+        larger: bundle or run of a larger teacher, if there is one.
+        distilled: bundle with a student of the full recipe, if there is one.
         peers: other teachers on the same tokens, by name.
     """
 
@@ -47,19 +47,19 @@ class Plan:
 
     @property
     def is_exact(self) -> bool:
-        """Whether rows have an exact divergence, which is then what they are compared by."""
+        """Whether rows have an exact divergence, by which they are then compared."""
         return self.scale == EXACT
 
     @property
     def ablated(self) -> DistillConfig:
-        """The recipe with the paper's objective, whose tricks the tables switch.
+        """The recipe with the paper's objective, whose parts the ablation tables switch off.
 
-        Below the paper's scale with our exact reductions of its variance, since short runs are noisy.
+        Below the paper's scale it has our exact variance reductions, since short runs are noisy.
         """
-        ours, objective = self.recipe.objective, paper_objective()
+        recipe_objective, objective = self.recipe.objective, paper_objective()
         if self.scale != "paper":
             reductions = ("completions", "advantage", "revealed_only")
-            objective = replace(objective, **{name: getattr(ours, name) for name in reductions})
+            objective = replace(objective, **{name: getattr(recipe_objective, name) for name in reductions})
         return replace(self.recipe, objective=objective)
 
     def runs(self, config: DistillConfig) -> list[Run]:
@@ -68,12 +68,12 @@ class Plan:
 
     @property
     def first_run(self) -> Run:
-        """Our recipe as short as the tables', first seed."""
+        """The distillation with our recipe and the first seed."""
         return self.runs(self.recipe)[0]
 
     @property
     def student(self) -> Run | str:
-        """Whose student Figures 1 and 3 and Table 7 show."""
+        """Bundle or run of the student of Figures 1 and 3 and Table 7."""
         return self.distilled or self.first_run
 
     @property
@@ -83,18 +83,18 @@ class Plan:
 
     @property
     def teacher_sweep(self) -> list[Cell]:
-        """The teacher at that number of moves and each temperature."""
+        """Cells of the teacher with ``middle_nfe`` moves at each temperature."""
         return [Cell(self.teacher, "teacher", nfe=self.middle_nfe, temperature=value) for value in TEMPERATURES]
 
     @property
     def teacher_cells(self) -> list[Cell]:
-        """What figures show beside their own: data, anchors, and the teacher at each number of moves."""
+        """Cells that all figures show: data, anchors, and the teacher at each number of moves."""
         real = [Cell(self.teacher, role, nfe=0) for role in ("data", *ANCHORS)]
         return real + [Cell(self.teacher, "teacher", nfe=nfe) for nfe in (*self.nfes, *self.more_teacher_nfes)]
 
 
 def heading(plan: Plan, study: Study) -> list[str]:
-    """What every table and figure of the report shares."""
+    """Lines at the head of the report: settings that all tables and figures share."""
     recipe, sampling = plan.recipe, study.sampling
     steps = f"{recipe.discriminator.warmup_steps} discriminator-only and {recipe.loop.steps} student steps"
     seen = recipe.discriminator.completions or recipe.objective.completions

@@ -1,8 +1,8 @@
-"""What the paper reports, shown beside our figures: OpenWebText, L = 1024, generative perplexity under GPT-2 Large."""
+"""Figures of the paper, shown beside ours: OpenWebText, L = 1024, generative perplexity under GPT-2 Large."""
 
 from collections.abc import Mapping
 
-# Perplexity and entropy at each of them.
+# Tables 1 and 2: (perplexity, entropy) at each number of moves.
 NFES = (8, 16, 32, 64, 128)
 TABLE_1: Mapping[str, tuple[tuple[float, float], ...]] = {
     "Baseline (no tricks)": ((803.922, 5.85), (311.450, 5.76), (174.789, 5.70), (113.112, 5.61), (96.649, 5.59)),
@@ -23,7 +23,7 @@ TABLE_2: Mapping[str, tuple[tuple[float, float], ...]] = {
     "Baseline (with all tricks)": ((62.236, 5.17), (38.188, 5.21), (24.971, 5.18), (21.905, 5.15), (18.446, 5.15)),
 }
 
-# Perplexity per GPT-2 token, an upper bound for all but GPT-2; the first four are compiled there from earlier work.
+# Perplexity per GPT-2 token, an upper bound except for GPT-2; the paper takes the first four rows from earlier work.
 TABLE_7_CORPORA = ("PTB", "WikiText", "LM1B", "LAMBADA", "AG News", "PubMed", "arXiv")
 TABLE_7: Mapping[str, tuple[float, ...]] = {
     "GPT-2 small": (82.05, 41.60, 51.25, 45.04, 52.09, 49.01, 41.73),
@@ -32,7 +32,7 @@ TABLE_7: Mapping[str, tuple[float, ...]] = {
     "Duo, distilled": (112.27, 42.53, 89.45, 61.17, 88.70, 56.17, 50.27),
     "DiDi-Instruct": (107.03, 35.20, 80.58, 53.62, 78.36, 47.56, 45.35),
 }
-# From its text, which differs from its tables in places (deviations, row 24).
+# From the text of the paper, which differs from its tables in places (docs/deviations.md, row 24).
 FIGURES: Mapping[str, str] = {
     "figure1": "As published: at 1024 NFE the teacher has 38.53 (entropy 5.22) and DiDi-Instruct with guidance 15.62; "
     "at 8 to 128 NFE it has what Table 1 ends with, at entropies of 5.17, 5.22, 5.20, 5.18 and 5.17.",

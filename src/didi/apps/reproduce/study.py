@@ -1,7 +1,7 @@
-"""A study: runs that are made once whatever asks for them, cells measured once, both resumable and in parallel.
+"""A study: runs and cells that are computed once, in parallel, and can be resumed.
 
-A run is made only for cells that are still to be measured, and they are measured as soon as it is there: what a study
-has found outlives its networks.
+A run is trained only if cells of it are missing, and its cells are measured as soon as it is finished. Results of cells
+are kept when the networks of a study are deleted.
 """
 
 import contextlib
@@ -37,20 +37,20 @@ from didi.sampling.guided import Guidance
 from didi.sampling.options import SamplingOptions
 from didi.training.loop import RunFolder
 
-NUM_TEXTS = 1  # kept of each cell
+NUM_TEXTS = 1  # sample texts that are kept with each cell
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How every cell of a study is sampled and judged.
+    """Settings of sampling and judging that all cells of a study share.
 
     Attributes:
-        num_samples: in a cell.
+        num_samples: number of samples of a cell.
         judge: name of the judge.
-        seed: of the samples; no choice of settings was made on it.
-        batch_size: sequences at a time.
-        guidance: of guided cells.
-        likelihood_sequences: of each corpus that a network is scored on.
+        seed: random seed of the samples; no settings were chosen with this seed.
+        batch_size: number of sequences of a batch.
+        guidance: settings of guided cells.
+        likelihood_sequences: number of scored sequences of a likelihood cell.
     """
 
     num_samples: int
@@ -66,10 +66,10 @@ class Study:
     """Runs and cells in a folder.
 
     Attributes:
-        folder: holds ``runs/``, ``cells/`` and what is made of them.
-        sampling: of every cell.
-        workers: processes, each of one thread; with a single one the work is done in this process.
-        digests: of the bundles that are given, by name or folder, as they were when the study first met them.
+        folder: folder of ``runs/``, ``cells/``, ``costs/`` and the report.
+        sampling: settings of all cells.
+        workers: number of processes, of one thread each; with 1, the work is done in this process.
+        digests: digests of existing bundles by name or folder, each computed when it is first needed.
     """
 
     folder: Path
@@ -78,29 +78,29 @@ class Study:
     digests: dict[str, str] = field(default_factory=dict, compare=False)
 
     def digest(self, name: str) -> str:
-        """``models.bundle.digest`` of a bundle, which is computed once."""
+        """``models.bundle.digest`` of a bundle, computed once."""
         if name not in self.digests:
             self.digests[name] = digest(name)
         return self.digests[name]
 
     def check_unchanged(self, name: str) -> None:
-        """Refuse a bundle that is not what its figures will be kept as.
+        """Refuse a bundle whose content no longer has the digest in the names of its cells.
 
         Raises:
-            DidiError: it has changed since the study began.
+            DidiError: the bundle has changed since the study began.
         """
         if digest(name) != self.digest(name):
             raise DidiError(f"bundle {name} has changed since this study began: start it again")
 
     def bundle_path(self, bundle: Run | str) -> str:
-        """Where a bundle is, or will be."""
+        """Path of an existing bundle, or of the bundle that a run writes."""
         return str(self.folder / "runs" / bundle.name(self.digest) / "bundle") if isinstance(bundle, Run) else bundle
 
     def complete(self, cells: Sequence[AnyCell]) -> None:
-        """Make all runs that the cells need and measure the cells; what is there already is left alone.
+        """Train all runs that missing cells need, and measure the missing cells.
 
         Raises:
-            UsageError: the folder holds a study of other samples.
+            UsageError: the folder has a study with other sampling settings.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         self._check_sampling()
@@ -109,30 +109,31 @@ class Study:
             if not self.has(cell):
                 missing.setdefault(cell.bundle, []).append(cell)
         teachers = {bundle: bundle.teacher for bundle in missing if isinstance(bundle, Run) and bundle.teacher}
-        unasked = [run for run in dict.fromkeys(teachers.values()) if run not in missing]  # no cell of them is missing
-        first = sorted((bundle for bundle in missing if bundle not in teachers), key=_is_pretraining, reverse=True)
+        # Three stages: references, which cells of several bundles need; teachers and all else; students of these runs.
+        teachers_only = [run for run in dict.fromkeys(teachers.values()) if run not in missing]
+        second = sorted((bundle for bundle in missing if bundle not in teachers), key=_is_pretraining, reverse=True)
         references = {cell.reference for cells in missing.values() for cell in cells if isinstance(cell, JointCell)}
-        self._all([run for run in references if isinstance(run, Run)])  # cells of several bundles read them
-        self._all([*unasked, *(missing[bundle] for bundle in first)])
-        self._all([missing[bundle] for bundle in teachers])
+        self._complete_all([run for run in references if isinstance(run, Run)])
+        self._complete_all([*teachers_only, *(missing[bundle] for bundle in second)])
+        self._complete_all([missing[bundle] for bundle in teachers])
 
     def _check_sampling(self) -> None:
-        asked, file = json.loads(json.dumps(asdict(self.sampling))), self.folder / "sampling.json"
-        if file.is_file() and _with_defaults(json.loads(file.read_text())) != asked:
+        settings, file = json.loads(json.dumps(asdict(self.sampling))), self.folder / "sampling.json"
+        if file.is_file() and _with_defaults(json.loads(file.read_text())) != settings:
             raise UsageError(
                 f"{self.folder} holds cells of other sampling settings (see {file.name}): choose another --out"
             )
-        write_atomically(file, json.dumps(asked, indent=1) + "\n")
+        write_atomically(file, json.dumps(settings, indent=1) + "\n")
 
-    def _all(self, items: Sequence[Run | Sequence[AnyCell]]) -> None:
-        """Make each run, measure the cells of each bundle; in processes of their own where there are several."""
+    def _complete_all(self, items: Sequence[Run | Sequence[AnyCell]]) -> None:
+        """Train each run and measure the cells of each bundle, in worker processes if there are several."""
         if self.workers == 1:
             for number, item in enumerate(items, start=1):
-                print(f"{number}/{len(items)}  {_do(item, self)}", file=sys.stderr, flush=True)
+                print(f"{number}/{len(items)}  {_complete(item, self)}", file=sys.stderr, flush=True)
             return
         numbers = itertools.count(1)
         run_items(
-            partial(_do, study=self),
+            partial(_complete, study=self),
             items,
             self.workers,
             lambda name: print(f"{next(numbers)}/{len(items)}  {name}", file=sys.stderr, flush=True),
@@ -146,25 +147,25 @@ class Study:
         return self._file(cell).is_file()
 
     def write(self, cell: AnyCell, row: EvaluationRow | LikelihoodRow | JointEstimate, **about: Any) -> None:
-        """Keep a cell."""
+        """Write the result of a cell, with further fields ``about`` it."""
         record = {"row": row.record(), "sampling": asdict(self.sampling)} | about
         write_atomically(self._file(cell), json_text(record, indent=1) + "\n")
 
     def record(self, cell: AnyCell) -> dict[str, Any]:
-        """What is kept of a cell: its row, how it was sampled, and what else was said of it."""
-        found: dict[str, Any] = json.loads(self._file(cell).read_text())
-        return found
+        """The record of a cell: its row, the sampling settings, and the further fields of ``write``."""
+        record: dict[str, Any] = json.loads(self._file(cell).read_text())
+        return record
 
     def cost_file(self, run: Run) -> Path:
-        """What a run has cost, see ``cost.recorded``; it outlives the run."""
+        """File with the cost of a run, see ``cost.recorded``; it is kept when the run is deleted."""
         return self.folder / "costs" / f"{run.name(self.digest)}.json"
 
     def row(self, cell: Cell) -> EvaluationRow:
-        """The figures of a cell."""
+        """The evaluation row of a cell."""
         return EvaluationRow.from_record(self.record(cell)["row"])
 
     def likelihood(self, cell: LikelihoodCell) -> LikelihoodRow:
-        """The likelihood of a cell."""
+        """The likelihood row of a cell."""
         return LikelihoodRow.from_record(self.record(cell)["row"])
 
     def joint_kl(self, cell: JointCell) -> float:
@@ -173,21 +174,21 @@ class Study:
 
 
 def _with_defaults(sampling: dict[str, Any]) -> dict[str, Any]:
-    """A recorded sampling; settings of guidance that came later have their defaults, which is what was done before."""
+    """Recorded sampling settings, with defaults for settings of guidance that older versions did not have."""
     return sampling | {"guidance": asdict(Guidance()) | sampling["guidance"]}
 
 
 def _is_pretraining(bundle: Run | str) -> bool:
-    """Whether it takes longest, and so begins first."""
+    """Whether a bundle is pre-trained; pre-training takes longest and is started first."""
     return isinstance(bundle, Run) and isinstance(bundle.config, PretrainConfig)
 
 
-def _do(item: Run | Sequence[AnyCell], study: Study) -> str:
+def _complete(item: Run | Sequence[AnyCell], study: Study) -> str:
     return make(item, study) if isinstance(item, Run) else measure(item, study)
 
 
 def make(run: Run, study: Study) -> str:
-    """Make a run, or go on with it, if it is not there; what it says goes to a log beside it."""
+    """Train or resume a run unless its bundle exists; returns its name. Its output is written to its ``log.txt``."""
     name = run.name(study.digest)
     if Path(study.bundle_path(run)).is_dir():
         return name
@@ -212,7 +213,7 @@ def make(run: Run, study: Study) -> str:
 
 
 def measure(cells: Sequence[AnyCell], study: Study) -> str:
-    """Measure cells of one bundle, which is made first if it is a run."""
+    """Measure cells of one bundle, which is trained first if it is a run; returns the name of the first cell."""
     torch.set_num_threads(1)
     origin = cells[0].bundle
     if isinstance(origin, Run):
@@ -221,7 +222,7 @@ def measure(cells: Sequence[AnyCell], study: Study) -> str:
         study.check_unchanged(origin)
     bundle, sampling = load(study.bundle_path(origin)), study.sampling
     _measure_real(bundle, [cell for cell in cells if isinstance(cell, Cell) and not cell.nfe], study)
-    sampled: dict[Cell, list[Cell]] = {}  # by what one evaluation shares
+    sampled: dict[Cell, list[Cell]] = {}  # cells that differ in nfe only and share an evaluation
     for cell in cells:
         if isinstance(cell, LikelihoodCell):
             count, seed = sampling.likelihood_sequences, sampling.seed
@@ -232,50 +233,50 @@ def measure(cells: Sequence[AnyCell], study: Study) -> str:
             study.write(cell, joint_of_sampler(bundle, reference, cell.nfe, count, sampling.seed, options))
         elif cell.nfe:
             sampled.setdefault(replace(cell, nfe=0), []).append(cell)
-    for alike, group in sampled.items():
-        _measure_samples(bundle, alike, group, study)
+    for shared, group in sampled.items():
+        _measure_samples(bundle, shared, group, study)
     return cells[0].name(study.digest)
 
 
-def _measure_samples(bundle: Bundle, alike: Cell, cells: Sequence[Cell], study: Study) -> None:
-    """Measure cells that differ in their number of moves only; rows come in the order of the cells.
+def _measure_samples(bundle: Bundle, shared: Cell, cells: Sequence[Cell], study: Study) -> None:
+    """Measure cells that differ only in their number of moves from each other and from ``shared``.
 
-    The row of a self-paced sampler has another number of moves than was asked for.
+    Rows are matched to cells by their order, since a sampler that ignores the grid has rows with another ``nfe``.
     """
     sampling, pending = study.sampling, iter(cells)
-    guidance = sampling.guidance if alike.sampler == "guided" else None
-    options = SamplingOptions(batch_size=sampling.batch_size, guidance=guidance, temperature=alike.temperature)
+    guidance = sampling.guidance if shared.sampler == "guided" else None
+    options = SamplingOptions(batch_size=sampling.batch_size, guidance=guidance, temperature=shared.temperature)
     evaluate(
         bundle,
-        role=cast(Role, alike.role),
-        sampler=alike.sampler,
+        role=cast(Role, shared.role),
+        sampler=shared.sampler,
         nfe=[cell.nfe for cell in cells],
         options=options,
-        joint=alike.joint,
-        on_set=lambda one: _write_set(next(pending), bundle, study, one),
+        joint=shared.joint,
+        on_set=lambda measured: _write_set(next(pending), bundle, study, measured),
         **_common(sampling),
     )
 
 
 def _measure_real(bundle: Bundle, cells: Sequence[Cell], study: Study) -> None:
-    """Measure held-out data and anchors in a bundle's own tokens."""
+    """Measure held-out data and anchors of a bundle's corpus."""
     if not cells:
         return
     source = source_for(bundle, corpus_of(bundle))
     anchors = anchor_sets(source, study.sampling.num_samples, seed=study.sampling.seed)
-    kept: list[SampleSet] = []
-    evaluate(bundle, nfe=(), data=source.test, anchors=anchors, on_set=kept.append, **_common(study.sampling))
+    sets: list[SampleSet] = []
+    evaluate(bundle, nfe=(), data=source.test, anchors=anchors, on_set=sets.append, **_common(study.sampling))
     by_role = {cell.role: cell for cell in cells}
-    for one in kept:
-        if one.row.role in by_role:
-            _write_set(by_role[one.row.role], bundle, study, one)
+    for measured in sets:
+        if measured.row.role in by_role:
+            _write_set(by_role[measured.row.role], bundle, study, measured)
 
 
 def corpus_of(bundle: Bundle) -> str:
     """The corpus that a bundle was trained on.
 
     Raises:
-        UsageError: the bundle does not record it, as a converted checkpoint.
+        UsageError: the bundle does not record its corpus, as with a converted checkpoint.
     """
     corpus = bundle.provenance.get("corpus")
     if not isinstance(corpus, str):

@@ -1,4 +1,4 @@
-"""The paper's tables, made from the cells of a study: ablations over seeds, hyperparameters; and our own decisions."""
+"""Tables from the cells of a study: the paper's ablations and hyperparameters, our decisions and objectives."""
 
 import math
 import statistics
@@ -7,7 +7,7 @@ from dataclasses import asdict
 
 from didi.apps.reproduce import published
 from didi.apps.reproduce.cells import Cell
-from didi.apps.reproduce.exact_tables import Found, exact_lines, exact_rows, objectives, settings_line
+from didi.apps.reproduce.exact_tables import Measured, exact_lines, exact_rows, objectives, settings_line
 from didi.apps.reproduce.plan import TEMPERATURES, Plan
 from didi.apps.reproduce.study import Study
 from didi.evaluation.frontier import perplexity_at_entropy
@@ -21,7 +21,7 @@ from didi.recipes.ablations import GUIDED, cumulative, decisions, leave_one_out
 
 Published = Mapping[str, tuple[tuple[float, float], ...]]
 Rows = dict[str, tuple[DistillConfig, bool]]
-"""Configuration and whether it is sampled with guidance, by the name of the row."""
+"""(Configuration, whether it is sampled with guidance) by the name of the row."""
 
 
 def _table_1_rows(plan: Plan) -> Rows:
@@ -30,9 +30,10 @@ def _table_1_rows(plan: Plan) -> Rows:
 
 
 def _table_2_rows(plan: Plan) -> Rows:
-    *one_less, full = leave_one_out(plan.ablated).items()
-    if plan.is_exact:  # guided sums take minutes: one row of Table 1 has them
-        return {name: (config, False) for name, config in leave_one_out(plan.ablated).items()}
+    configs = leave_one_out(plan.ablated)
+    if plan.is_exact:  # exact guided distributions take minutes, so only one row of Table 1 is guided
+        return {name: (config, False) for name, config in configs.items()}
+    *one_less, full = configs.items()
     rows: Rows = {name: (config, True) for name, config in one_less}
     return rows | {f"w/o {GUIDED}": (full[1], False), full[0]: (full[1], True)}
 
@@ -78,26 +79,26 @@ def objectives_cells(plan: Plan) -> list[Cell]:
 
 
 def objectives_table(plan: Plan, study: Study) -> list[str]:
-    """The presets and our objectives, each against our two moves."""
+    """The presets and our objectives, each compared with our objective of two moves."""
     rows = _objective_rows(plan)
-    ours = next(name for name, (config, _) in rows.items() if config == plan.recipe)
-    said = [f"- {name}: {settings_line(config)}" for name, (config, _) in rows.items()]
-    reordered = {name: row for name, row in rows.items() if name != ours} | {ours: rows[ours]}
-    return [*_ablation(plan, study, reordered, {}, is_cumulative=False), "\nHow each was trained:\n", *said]
+    reference = next(name for name, (config, _) in rows.items() if config == plan.recipe)
+    settings = [f"- {name}: {settings_line(config)}" for name, (config, _) in rows.items()]
+    reordered = {name: row for name, row in rows.items() if name != reference} | {reference: rows[reference]}
+    return [*_ablation(plan, study, reordered, {}, is_cumulative=False), "\nHow each was trained:\n", *settings]
 
 
 def table_1(plan: Plan, study: Study) -> list[str]:
-    """Table 1, each row against the one before it."""
+    """Table 1, each row compared with the row before it."""
     return _ablation(plan, study, _table_1_rows(plan), published.TABLE_1, is_cumulative=True)
 
 
 def table_2(plan: Plan, study: Study) -> list[str]:
-    """Table 2, each row against the full model."""
+    """Table 2, each row compared with the full model."""
     return _ablation(plan, study, _table_2_rows(plan), published.TABLE_2, is_cumulative=False)
 
 
 def decisions_table(plan: Plan, study: Study) -> list[str]:
-    """Our decisions, each alternative against our recipe."""
+    """Our decisions, each alternative compared with our recipe."""
     rows = _decision_rows(plan)
     first = next(iter(rows))
     reordered = {name: row for name, row in rows.items() if name != first} | {first: rows[first]}
@@ -105,30 +106,30 @@ def decisions_table(plan: Plan, study: Study) -> list[str]:
 
 
 def _ablation(plan: Plan, study: Study, rows: Rows, paper: Published, *, is_cumulative: bool) -> list[str]:
-    """Perplexity and entropy of each row over seeds, then ratios to the row before or to the last one."""
-    found = {
+    """Perplexity and entropy of each row over seeds, then ratios to the row before or to the last row."""
+    measured = {
         name: {nfe: [study.row(cell) for cell in _over_seeds(plan, *row, nfe)] for nfe in plan.nfes}
         for name, row in rows.items()
     }
     if plan.is_exact:
-        return exact_lines(exact_rows(plan, study), found, is_cumulative=is_cumulative)
+        return exact_lines(exact_rows(plan, study), measured, is_cumulative=is_cumulative)
     teacher = {nfe: [study.row(Cell(plan.teacher, "teacher", nfe=nfe))] for nfe in plan.nfes}
     sweep = [(row.entropy, row.gen_ppl) for row in map(study.row, plan.teacher_sweep)]
-    shown = {"teacher": teacher} | found
+    with_teacher = {"teacher": teacher} | measured
     over_teacher = {
         name: [row.gen_ppl / perplexity_at_entropy(sweep, row.entropy) for row in by_nfe[plan.middle_nfe]]
-        for name, by_nfe in shown.items()
+        for name, by_nfe in with_teacher.items()
     }
-    lines = _levels(plan, shown, over_teacher)
+    lines = _levels(plan, with_teacher, over_teacher)
     lines += ["", *(_published_table(paper) if plan.scale == "paper" and paper else [])]
-    return lines + _ratios(plan, found, over_teacher, paper, is_cumulative=is_cumulative)
+    return lines + _ratios(plan, measured, over_teacher, paper, is_cumulative=is_cumulative)
 
 
-def _levels(plan: Plan, shown: Found, over_teacher: Mapping[str, Sequence[float]]) -> list[str]:
+def _levels(plan: Plan, measured: Measured, over_teacher: Mapping[str, Sequence[float]]) -> list[str]:
     columns = [*(f"{nfe} NFE" for nfe in plan.nfes), f"over the teacher's at equal entropy, {plan.middle_nfe} NFE"]
     body = [
         [name, *(perplexity_cell(by_nfe[nfe]) for nfe in plan.nfes), ratio_cell(over_teacher[name], has_verdict=False)]
-        for name, by_nfe in shown.items()
+        for name, by_nfe in measured.items()
     ]
     return [
         *markdown_table(["perplexity / entropy", *columns], body),
@@ -140,21 +141,27 @@ def _levels(plan: Plan, shown: Found, over_teacher: Mapping[str, Sequence[float]
 
 
 def _ratios(
-    plan: Plan, found: Found, over_teacher: Mapping[str, Sequence[float]], paper: Published, *, is_cumulative: bool
+    plan: Plan,
+    measured: Measured,
+    over_teacher: Mapping[str, Sequence[float]],
+    paper: Published,
+    *,
+    is_cumulative: bool,
 ) -> list[str]:
     middle, against = plan.middle_nfe, "the row before" if is_cumulative else "the last row"
     columns = [*(f"{nfe} NFE" for nfe in plan.nfes), f"entropy, {middle} NFE", f"at equal entropy, {middle} NFE"]
     columns += [f"as published, {nfe} NFE" for nfe in (published.NFES[0], published.NFES[-1])] if paper else []
     body = []
-    names = list(found)
+    names = list(measured)
     for number, name in enumerate(names):
         base = names[number - 1] if is_cumulative else names[-1]
         if name == base or (is_cumulative and not number):
             continue
-        pairs = {nfe: list(zip(found[name][nfe], found[base][nfe], strict=True)) for nfe in plan.nfes}
-        cells = [ratio_cell([one.gen_ppl / two.gen_ppl for one, two in pairs[nfe]]) for nfe in plan.nfes]
-        cells.append(f"{statistics.fmean(one.entropy - two.entropy for one, two in pairs[middle]):+.3f}")
-        cells.append(ratio_cell([one / two for one, two in zip(over_teacher[name], over_teacher[base], strict=True)]))
+        pairs = {nfe: list(zip(measured[name][nfe], measured[base][nfe], strict=True)) for nfe in plan.nfes}
+        cells = [ratio_cell([row.gen_ppl / other.gen_ppl for row, other in pairs[nfe]]) for nfe in plan.nfes]
+        cells.append(f"{statistics.fmean(row.entropy - other.entropy for row, other in pairs[middle]):+.3f}")
+        ratios = [ratio / other for ratio, other in zip(over_teacher[name], over_teacher[base], strict=True)]
+        cells.append(ratio_cell(ratios))
         if paper:
             cells += [f"{paper[name][i][0] / paper[base][i][0]:.2f}" for i in (0, -1)]
         body.append([name, *cells])
@@ -172,12 +179,12 @@ def perplexity_cell(rows: Sequence[EvaluationRow]) -> str:
 
 
 def ratio_cell(ratios: Sequence[float], *, has_verdict: bool = True) -> str:
-    """One ratio of each seed, together."""
+    """Geometric mean and interval of ratios, one for each seed; *lower* or *higher* if the interval excludes 1."""
     if any(map(math.isnan, ratios)):
         return "–"
-    found = geometric_estimate(ratios)
-    verdict = " *lower*" if found.high < 1 else " *higher*" if found.low > 1 else ""
-    return f"{found}{verdict if has_verdict else ''}"
+    estimate = geometric_estimate(ratios)
+    verdict = " *lower*" if estimate.high < 1 else " *higher*" if estimate.low > 1 else ""
+    return f"{estimate}{verdict if has_verdict else ''}"
 
 
 def _published_table(paper: Published) -> list[str]:
@@ -186,14 +193,14 @@ def _published_table(paper: Published) -> list[str]:
 
 
 def table_5(plan: Plan, study: Study) -> list[str]:
-    """Our settings beside the paper's."""
+    """Our settings and the paper's."""
     del study
     paper_teacher, paper = PRETRAIN["owt-169m"], DISTILL["owt-169m"]
-    ours = PRETRAIN.get(
+    our_teacher = PRETRAIN.get(
         {"markov": "markov", "exact": "exact", "tiny": "tiny-news", "paper": "owt-169m"}[plan.scale], paper_teacher
     )
     columns = {
-        "teacher, here": _settings(ours),
+        "teacher, here": _settings(our_teacher),
         "teacher, paper": _settings(paper_teacher),
         "student, here": _settings(plan.recipe),
         "student, paper": _settings(paper),

@@ -1,4 +1,4 @@
-"""The tables and figures of a report: which are asked for, and how the report is written."""
+"""The targets of a report (tables and figures): their choice, and the writing of the report."""
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +16,13 @@ AnyPlan = TypeVar("AnyPlan")
 
 @dataclass(frozen=True)
 class Target(Generic[AnyPlan]):
-    """A table or figure: the cells that it needs, and how it is made from them."""
+    """A table or figure.
+
+    Attributes:
+        title: heading in the report.
+        cells: function from a plan to the cells that the target needs.
+        lines: function from a plan and a study with these cells to the lines of the target in the report.
+    """
 
     title: str
     cells: Callable[[AnyPlan], Sequence[AnyCell]]
@@ -26,10 +32,15 @@ class Target(Generic[AnyPlan]):
 def chosen_targets(
     targets: Mapping[str, Target[AnyPlan]], names: Sequence[str], what: str
 ) -> dict[str, Target[AnyPlan]]:
-    """The targets that are named, each once.
+    """The named targets, each once.
+
+    Args:
+        targets: all targets by name.
+        names: the requested names; ``all`` stands for all targets.
+        what: description of a target, for the error message.
 
     Raises:
-        UsageError: none is named, or one that is not there.
+        UsageError: there is no name, or an unknown name.
     """
     if not names:
         raise UsageError(f"reproduce takes one target or more: {', '.join(targets)} or all")
@@ -45,15 +56,24 @@ def write_report(
     head: Callable[[AnyPlan, Study], list[str]],
     title: str,
 ) -> None:
-    """Complete the cells of the chosen targets, write them into the folder of the study, and print where.
+    """Complete the cells of the chosen targets, write the report in the folder of the study, and print its path.
+
+    Args:
+        study: the study.
+        plan: the plan of the targets.
+        chosen: the targets of the report.
+        head: function that returns the lines before the first target.
+        title: heading of the report.
 
     Raises:
-        Interrupted: it was stopped; what is done is kept.
+        Interrupted: the study was interrupted; completed runs and cells are kept.
     """
     try:
         study.complete([cell for target in chosen.values() for cell in target.cells(plan)])
     except (KeyboardInterrupt, Interrupted) as stopped:
-        raise Interrupted(f"stopped; {study.folder} keeps what is done: the same command goes on") from stopped
+        raise Interrupted(
+            f"stopped; finished work is kept in {study.folder}: run the same command to continue"
+        ) from stopped
     parts = [f"# {title}\n", *head(plan, study)]
     for name, target in chosen.items():
         print(f"writing {name}", file=sys.stderr, flush=True)

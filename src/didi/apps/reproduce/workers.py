@@ -1,7 +1,8 @@
-"""Worker processes of a study: each item once, in processes of one thread, and how they stop.
+"""Worker processes of a study, of one thread each, and their reaction to Ctrl-C.
 
-Ctrl-C reaches every process of a terminal. Here the parent process alone receives it: it lets no further item begin and
-sends SIGTERM once to each worker, on which a training run saves its state. A second Ctrl-C ends the workers at once.
+Ctrl-C is sent to every process of a terminal. The workers block it, and the parent process handles it: no further item
+begins, and SIGTERM is sent once to each worker, on which a training run saves its state. A second Ctrl-C kills the
+workers.
 """
 
 import contextlib
@@ -32,16 +33,16 @@ def run_items(
 ) -> None:
     """Call ``function`` with each item in worker processes.
 
-    A failure of an item lets those that have begun end by themselves and the others not begin.
+    If an item fails, running items finish, and no further item begins.
 
     Args:
-        function: what is done; it, items and results are pickled.
-        items: its arguments.
-        num_workers: processes.
-        on_result: called with each result as it comes.
+        function: the function; it, the items and the results are pickled.
+        items: arguments of the function.
+        num_workers: number of processes.
+        on_result: called with each result as soon as it is available.
 
     Raises:
-        KeyboardInterrupt: Ctrl-C; the workers have ended.
+        KeyboardInterrupt: Ctrl-C was pressed; the workers have ended.
     """
     spawn = multiprocessing.get_context("spawn")
     stop = spawn.Event()
@@ -55,7 +56,8 @@ def run_items(
             stop.set()
             try:
                 if isinstance(error, KeyboardInterrupt):
-                    _say("stopping: runs that have begun save their state; Ctrl-C again ends them at once")
+                    line = "stopping: runs that have begun save their state; Ctrl-C again ends them at once"
+                    print(line, file=sys.stderr, flush=True)
                     for worker in multiprocessing.active_children():
                         worker.terminate()
                 pool.shutdown(wait=True, cancel_futures=True)
@@ -68,9 +70,9 @@ def run_items(
 
 @contextlib.contextmanager
 def _held_interrupts() -> Iterator[None]:
-    """SIGINT and SIGTERM wait until the block ends; they stay blocked in processes that are started within.
+    """Block SIGINT and SIGTERM within the context; they stay blocked in processes that are started within it.
 
-    Where the system has no signal masks (Windows), nothing waits.
+    Without signal masks (Windows), the context has no effect.
     """
     if not hasattr(signal, "pthread_sigmask"):
         yield
@@ -82,10 +84,6 @@ def _held_interrupts() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
-
-
 # ---------------------------------------------------------------------------------------------------- in a worker --- #
 
 _stop: Event | None = None
@@ -93,20 +91,18 @@ _is_busy = False
 
 
 def _begin(stop: Event) -> None:
-    """Prepare this worker."""
+    """Initialise a worker process."""
     global _stop
     _stop = stop
     end_with_parent()
     outlive_log()
     signal.signal(signal.SIGTERM, _on_sigterm)
-    if hasattr(
-        signal, "pthread_sigmask"
-    ):  # it would have ended this worker, and broken the pool, before it had a handler
+    if hasattr(signal, "pthread_sigmask"):  # unblocked only now: without a handler SIGTERM breaks the pool
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
 
 
 def _on_sigterm(_number: int, _frame: FrameType | None) -> None:
-    """Leave the item that is being done; a training run replaces this handler by its own."""
+    """Interrupt the current item; a training run replaces this handler by its own."""
     if _is_busy:
         raise KeyboardInterrupt
 
@@ -115,7 +111,7 @@ def _do(function: Callable[[Item], Result], item: Item) -> Result:
     global _is_busy
     _is_busy = True
     try:
-        if _stop is not None and _stop.is_set():  # the pool hands out items ahead of time
+        if _stop is not None and _stop.is_set():  # the pool queues items for workers in advance
             raise Interrupted("the study was stopped before this item began")
         return function(item)
     finally:
@@ -123,10 +119,10 @@ def _do(function: Callable[[Item], Result], item: Item) -> Result:
 
 
 def end_with_parent() -> None:
-    """Let this worker end when its parent does, however that ends: a killed study must not hold its runs' folders.
+    """End this worker when its parent ends, also if that is killed: otherwise the folders of its runs stay locked.
 
     Raises:
-        RuntimeError: this process is no worker.
+        RuntimeError: this process was not started by multiprocessing.
     """
     if (parent := multiprocessing.parent_process()) is None:
         raise RuntimeError("only a process that multiprocessing started has a parent to end with")

@@ -11,14 +11,14 @@ from didi.errors import UsageError
 
 @dataclass(frozen=True)
 class ExactDivergences:
-    """How far the distribution p of a sampler is from that of the data, q; nats a sequence.
+    """Divergences of the distribution p of a sampler from the distribution q of the data, nats a sequence.
 
     Attributes:
-        kl: KL(p || q): infinite where p has sequences that q has not. Invented sequences cost it most.
-        reverse_kl: KL(q || p): infinite where q has sequences that p never draws. Lost sequences cost it most.
+        kl: KL(p || q); infinite if p draws a sequence of probability 0 under q. Dominated by unlikely samples.
+        reverse_kl: KL(q || p); infinite if p never draws a sequence of q. Dominated by missing sequences.
         total_variation: half the sum of absolute differences, in [0, 1].
-        joint_entropy: entropy of p over whole sequences.
-        note: what about p is not exact, if anything.
+        joint_entropy: entropy of p over whole sequences, nats.
+        note: which part of p is estimated rather than exact; empty if none.
     """
 
     kl: float
@@ -29,7 +29,7 @@ class ExactDivergences:
 
 
 def exact_divergences(p: Float[Tensor, " c"], log_q: Float[Tensor, " c"]) -> ExactDivergences:
-    """ExactDivergences of a sampler's distribution from that of the data.
+    """Divergences of a sampler's distribution from that of the data.
 
     Args:
         p: probabilities of the sampler, float64.

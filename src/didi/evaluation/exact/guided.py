@@ -1,13 +1,14 @@
 r"""The exact distribution of the reward-guided sampler (RGAS, Algorithm 2) with a given discriminator.
 
-The tilt of a position does not depend on which positions a move reveals, so a tilted move is an ancestral one with
-other predictions. A re-ranked move draws M candidates y from the ancestral move P and chooses one by its weight w(y).
-With :math:`1/a = \int_0^\infty e^{-as} ds` the probability of a successor needs no sum over the other M - 1:
+The tilt of a position does not depend on which positions a move reveals, so a tilted move is an ancestral move with
+tilted predictions. A re-ranked move draws M candidates y from the ancestral move P and chooses one with probability
+proportional to its weight w(y). With :math:`1/a = \int_0^\infty e^{-as} ds` the probability of a successor needs no sum
+over the other M - 1 candidates:
 
 .. math:: P_M(y) = M P(y) E\left[\frac{w(y)}{w(y) + \sum_m w(y_m)}\right]
     = M P(y) \int_0^\infty w(y) e^{-w(y) s} \phi(s)^{M-1} ds, \qquad \phi(s) = E_P[e^{-ws}].
 
-In x = log s the trapezoid rule converges exponentially; with the step used here it is right to about 1e-10.
+In x = log s the trapezoid rule converges exponentially; with the step used here its error is about 1e-10.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -25,9 +26,9 @@ from didi.sampling.base import path_alphas
 from didi.sampling.guided import Guided
 
 STEP = 0.4  # of x; the error of the rule is about exp(-pi^2 / STEP) = 2e-11
-LOWEST = -26.0  # where w is 1 at most, the integrand below is e^-26 = 5e-12 of it
-LEAST_LOGIT = -600.0  # lower ones are taken for it, so that no exponential overflows
-HIGHEST = 3.5  # above -log w by so much, exp(-w s) is e^-33
+LOWEST = -26.0  # lower end of x; for w of at most 1, the integral below it is at most e^-26 = 5e-12
+LEAST_LOGIT = -600.0  # lower logits are clamped to this one, so that no exponential overflows
+HIGHEST = 3.5  # upper end of x above the largest -log w; exp(-w s) is e^-33 there
 
 
 def guided_distribution(
@@ -36,13 +37,13 @@ def guided_distribution(
     """Probability of every clean sequence at the end of the guided sampler.
 
     Args:
-        states: what is enumerated.
-        sampler: with its denoiser, discriminator and settings.
-        times: of the path, from 1 to 0.
-        predictions: the denoiser's own at a time; see ``sampler.network_predictions``.
+        states: the enumerated states.
+        sampler: the guided sampler.
+        times: times of the path, from 1 to 0.
+        predictions: the denoiser's predictions at a time, without guidance; see ``sampler.network_predictions``.
 
     Raises:
-        UsageError: a candidate is chosen as the best of several instead of drawn.
+        UsageError: the sampler takes the best of several candidates instead of drawing one.
     """
     guidance = sampler.guidance
     if guidance.select != "sample" and guidance.num_candidates > 1:
@@ -76,7 +77,7 @@ def tilted_predictions(states: States, sampler: Guided, t: Float[Tensor, ""], sc
 
 @torch.no_grad()
 def log_weights(states: States, sampler: Guided, s: Float[Tensor, ""]) -> Float[Tensor, " n"]:
-    """Logit by which each state is chosen as a candidate at time ``s``, float64."""
+    """Log-weight of each state as a candidate at time ``s``, float64."""
     parts = states.tokens.to(network_device(sampler.denoiser)).split(CHUNK)
     return torch.cat([sampler.log_weights(z, Canvas.free(z), s).double().cpu() for z in parts])
 
@@ -87,12 +88,12 @@ def ranked_transitions(
     weights: Float[Tensor, " n"],
     num_candidates: int,
 ) -> Iterator[tuple[int, Float[Tensor, "_ _"]]]:
-    """Transition probabilities of a move that is drawn several times, and of whose results one is chosen.
+    """Transition probabilities of a re-ranked move.
 
     Args:
-        states: what is enumerated.
-        transitions: of one draw, from ``sampler.successor_probs``.
-        weights: logit of each state as a candidate, nats.
+        states: the enumerated states.
+        transitions: transition probabilities of one candidate, from ``sampler.successor_probs``.
+        weights: log-weight of each state as a candidate, nats.
         num_candidates: M, 1 or more.
     """
     for number, probs in transitions:
@@ -103,11 +104,11 @@ def ranked_transitions(
 def ranked_probs(
     probs: Float[Tensor, "r s"], logits: Float[Tensor, "r s"], num_candidates: int
 ) -> Float[Tensor, "r s"]:
-    """Probability of each outcome where one of M independent draws is chosen by a softmax over their logits.
+    """Distribution of the candidate that is chosen among M independent draws by a softmax over their logits.
 
     Args:
-        probs: distribution of a draw, a row each, float64.
-        logits: of the outcomes, nats, 0 at most.
+        probs: distribution of one draw in each row, float64.
+        logits: logits of the outcomes, nats, at most 0.
         num_candidates: M, 1 or more.
     """
     if num_candidates == 1 or probs.shape[1] == 1:

@@ -1,9 +1,9 @@
 """The distribution of ancestral sampling with latent codes: every move is a mixture of products over the codes.
 
-There are C^length codes of a move, too many to enumerate. They are drawn for each state, so that the distribution is an
-unbiased estimate: a path leaves a state once, and the draws of different states are independent. A divergence of that
-estimate is biased upwards, by convexity; the bias falls as one over the number of draws, and two halves of the draws
-show how large it is.
+A move has C^length possible codes, too many to enumerate, so codes are drawn for each state. The estimate of the
+distribution is unbiased, because a path leaves a state once and the draws of different states are independent. A
+divergence of the estimate is biased upwards, by convexity; the bias is proportional to one over the number of draws,
+and is estimated from two halves of the draws.
 """
 
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from didi.diffusion.noise import named_generator
-from didi.evaluation.exact.product import joint_probs
+from didi.evaluation.exact.product import half_joint_probs
 from didi.evaluation.exact.sampler import CHUNK, after_move, network_device, reveal_chances, successor_probs
 from didi.evaluation.exact.states import States
 from didi.models.latent import codes_from, num_codes
@@ -22,17 +22,17 @@ from didi.sampling.ancestral import Ancestral
 from didi.sampling.base import features_at
 
 FIRST_DRAWS = 2**14
-"""Draws of the codes of the fully masked state, with which all sequences begin."""
+"""Number of draws of the codes for the fully masked state, the initial state of all sequences."""
 DRAWS = 8
-"""Draws of the codes of every other state; even."""
+"""Number of draws of the codes for every other state; even."""
 
 
 class _Draws(NamedTuple):
-    """Predictions of the tokens at a time, each with codes of its own; float64.
+    """Predicted token distributions at one time, each given one draw of the codes; float64.
 
     Attributes:
-        first: in the fully masked state.
-        others: in the states of each pattern (``States.by_pattern``), for every draw.
+        first: predictions for the fully masked state.
+        others: for every draw, predictions for the states of each pattern (``States.by_pattern``).
     """
 
     first: Float[Tensor, "k l v"]
@@ -43,19 +43,19 @@ class _Draws(NamedTuple):
 def latent_distributions(
     sampler: Ancestral, states: States, times: Float[Tensor, " k"], alphas: Float[Tensor, " k"]
 ) -> Float[Tensor, "2 c"]:
-    """Probability of every clean sequence, float64, each row from one half of the draws.
+    """Two independent estimates of the probability of every clean sequence, float64, from half of the draws each.
 
     Args:
-        sampler: of a network that reads latent codes, and of the symbols of ``states``.
-        states: what is enumerated.
-        times: of the path.
+        sampler: sampler of a network that reads latent codes, over the symbols of ``states``.
+        states: the enumerated states.
+        times: times of the path.
         alphas: signal rates at these times.
     """
     halves, is_timed = [], sampler.denoiser.is_time_conditioned
     for half in range(2):
         generator, mass, drawn = named_generator("exact-latent", half), states.all_masked(), None
         for move, chance in enumerate(reveal_chances(alphas)):
-            num_draws = DRAWS // 2 if move or not is_timed else 0  # all is masked before the first move
+            num_draws = DRAWS // 2 if move or not is_timed else 0  # the first move leaves the fully masked state only
             if drawn is None or is_timed:
                 drawn = _draws(sampler, states, times[move], generator, num_draws if len(times) > 2 else 0)
             mass = _moved(states, mass, chance, drawn)
@@ -66,13 +66,13 @@ def latent_distributions(
 def _draws(
     sampler: Ancestral, states: States, t: Float[Tensor, ""], generator: torch.Generator, num_draws: int
 ) -> _Draws:
-    """Half of the draws at a time, ``num_draws`` of them for the states that are not fully masked."""
-    number, others = states.num_symbols, []
-    first = _predictions(sampler, states.tokens[-1:].expand(FIRST_DRAWS // 2, -1), t, number, generator)
-    read = states.is_masked.any(1).nonzero()[:-1, 0]
+    """Half of the draws at time ``t``, with ``num_draws`` draws for each state that is not fully masked."""
+    num_symbols, others = states.num_symbols, []
+    first = _predictions(sampler, states.tokens[-1:].expand(FIRST_DRAWS // 2, -1), t, num_symbols, generator)
+    partly_masked = states.is_masked.any(1).nonzero()[:-1, 0]
     for _ in range(num_draws):
-        table = torch.zeros(len(states), states.length, number, dtype=torch.float64)
-        table[read] = _predictions(sampler, states.tokens[read], t, number, generator)
+        table = torch.zeros(len(states), states.length, num_symbols, dtype=torch.float64)
+        table[partly_masked] = _predictions(sampler, states.tokens[partly_masked], t, num_symbols, generator)
         others.append(states.by_pattern(table))
     return _Draws(first, others)
 
@@ -81,31 +81,30 @@ def _moved(states: States, mass: Float[Tensor, " n"], chance: float, drawn: _Dra
     """Distribution over states after a move."""
     stays = drawn.first.new_full((*drawn.first.shape[:2], 1), 1 - chance)
     tokens = torch.cat([chance * drawn.first, stays], 2)  # the mask is the last symbol
-    halves = (joint_probs(one) for one in (tokens[:, : states.length // 2], tokens[:, states.length // 2 :]))
-    left, right = halves
+    left, right = half_joint_probs(tokens)
     moved = mass[-1] * (left.T @ right).flatten() / len(tokens)
     for rows in drawn.others:
-        moved += after_move(states, mass, _but_the_first(states, chance, rows)) / len(drawn.others)
+        moved += after_move(states, mass, _without_fully_masked(states, chance, rows)) / len(drawn.others)
     return moved
 
 
-def _but_the_first(
+def _without_fully_masked(
     states: States, chance: float, rows: tuple[Tensor, ...]
 ) -> Iterator[tuple[int, Float[Tensor, "_ _"]]]:
     """``successor_probs`` of all patterns but the fully masked one, which is the last."""
     last = len(states.patterns) - 1
-    return (one for one in successor_probs(states, chance, rows) if one[0] != last)
+    return ((number, probs) for number, probs in successor_probs(states, chance, rows) if number != last)
 
 
 def _predictions(
     sampler: Ancestral, z: Int[Tensor, "n l"], t: Float[Tensor, ""], num_symbols: int, generator: torch.Generator
 ) -> Float[Tensor, "n l v"]:
     """Distribution of the token at every position of each state, given one draw of its codes; float64."""
-    found, number = [], num_codes(sampler.denoiser)
+    predictions, number = [], num_codes(sampler.denoiser)
     device = network_device(sampler.denoiser)
     for part in z.split(CHUNK):
         codes = codes_from(torch.rand(part.shape, dtype=torch.float64, generator=generator), number).to(device)
         features = features_at(sampler.denoiser, sampler.process, part.to(device), t, codes=codes).flatten(0, 1)
         log_probs = sampler.token_distribution.log_probs(sampler.denoiser.head(features), sampler.process.mask_id)
-        found.append(log_probs[:, :num_symbols].double().softmax(-1).view(*part.shape, -1).cpu())
-    return torch.cat(found)
+        predictions.append(log_probs[:, :num_symbols].double().softmax(-1).view(*part.shape, -1).cpu())
+    return torch.cat(predictions)

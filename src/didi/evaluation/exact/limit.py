@@ -1,8 +1,8 @@
 """The least KL from the data that a student of K moves can have: gradient descent on a table of predictions.
 
 A student without time conditioning is a table: a distribution of the token at each position of each state. The KL of
-its K-move sampler is a differentiable sum of the table's entries, so descent needs no samples and no network. The
-problem is not convex: what is found is an upper bound of the least, which is tight where it is nearly 0.
+its K-move sampler is a differentiable function of the table, so descent needs no samples and no network. The problem
+is not convex: the result is an upper bound of the least KL, which is tight where it is nearly 0.
 """
 
 from dataclasses import dataclass
@@ -17,18 +17,18 @@ from didi.evaluation.exact.sampler import chain_predictions, sampler_distributio
 from didi.evaluation.exact.states import States
 from didi.sampling.base import Grid, path_alphas, time_grid
 
-LEAST_PROB = 1e-6  # of a token at the start: a logit of -inf has no gradient
+LEAST_PROB = 1e-6  # least initial probability of a token; a logit of -inf has no gradient
 
 
 @dataclass(frozen=True)
 class Limit:
-    """The best K-move student that descent found, beside the perfect teacher it starts from.
+    """The best K-move student that gradient descent reaches from the exact posterior.
 
     Attributes:
         num_moves: K.
-        steps: of the descent.
-        teacher: divergences of the exact posterior's sampler of K moves.
-        student: divergences of the table that was found.
+        steps: number of descent steps.
+        teacher: divergences of the K-move sampler of the exact posterior.
+        student: divergences of the K-move sampler of the optimised table.
     """
 
     num_moves: int
@@ -43,12 +43,12 @@ def least_divergence(
     """Minimise KL(p || q) of the K-move ancestral sampler over all students without time conditioning.
 
     Args:
-        chain: gives q.
-        length: tokens in a sequence.
+        chain: the distribution q.
+        length: number of tokens of a sequence.
         num_moves: K.
-        steps: of Adam, its rate falling linearly to 0.
-        rate: first learning rate, of log-probabilities.
-        grid: spacing of the times, under the log-linear schedule.
+        steps: number of steps of Adam; the learning rate decays linearly to 0.
+        rate: initial learning rate of the log-probabilities.
+        grid: spacing of the times, for the log-linear schedule.
 
     Raises:
         UsageError: ``num_moves`` or ``steps`` is below 1, or there are too many states.
@@ -68,10 +68,10 @@ def least_divergence(
         optimizer.step()
         schedule.step()
     with torch.no_grad():
-        found = sampler_distribution(states, alphas, table.softmax(-1))
+        student = sampler_distribution(states, alphas, table.softmax(-1))
     return Limit(
         num_moves,
         steps,
         teacher=exact_divergences(sampler_distribution(states, alphas, teacher), log_q),
-        student=exact_divergences(found, log_q),
+        student=exact_divergences(student, log_q),
     )

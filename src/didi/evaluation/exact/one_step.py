@@ -1,8 +1,8 @@
-"""The distribution of a one-step sampler: a mixture over its initial states, each of which gives a product.
+"""The distribution of a one-step sampler: a mixture of products, one for each initial state.
 
-The masks and tokens of the initial state are enumerated. Noise of the embeddings cannot be: it is drawn, as often for
-each state, so that the distribution is an unbiased estimate. A divergence of that estimate is biased upwards, by
-convexity; the bias falls as one over the number of draws, and two halves of the draws show how large it is.
+The masks and tokens of the initial state are enumerated. Embedding noise cannot be enumerated and is drawn, equally
+often for each state, so the estimate of the distribution is unbiased. A divergence of the estimate is biased upwards,
+by convexity; the bias is proportional to one over the number of draws, and is estimated from two halves of the draws.
 """
 
 import itertools
@@ -15,7 +15,7 @@ from torch import Tensor
 from didi.diffusion.canvas import Canvas
 from didi.diffusion.fixed_masks import mask_sizes
 from didi.diffusion.noise import named_generator
-from didi.evaluation.exact.product import joint_probs
+from didi.evaluation.exact.product import half_joint_probs
 from didi.evaluation.exact.sampler import CHUNK, network_device
 from didi.sampling.one_step import OneStep
 
@@ -24,7 +24,7 @@ NOISE_ROWS = 2**16
 
 
 def noise_draws(num_states: int) -> int:
-    """Draws of the embedding noise for each discrete initial state; even."""
+    """Number of draws of the embedding noise for each discrete initial state; even."""
     return 2 * math.ceil(NOISE_ROWS / (2 * num_states))
 
 
@@ -33,19 +33,19 @@ def one_step_distributions(sampler: OneStep, num_symbols: int, length: int) -> F
     """Probability of every clean sequence, float64, the first position most significant.
 
     Args:
-        sampler: of ``num_symbols`` symbols and the mask, which is the last one.
-        num_symbols: symbols V of clean sequences.
-        length: positions L.
+        sampler: the one-step sampler; its vocabulary is the symbols, followed by the mask.
+        num_symbols: number V of symbols of clean sequences.
+        length: number L of positions.
 
     Returns:
-        One row, exact, without embedding noise; with it two rows, each from one half of the draws.
+        Without embedding noise, one exact row; with noise, two independent estimates from half of the draws each.
     """
     states = initial_states(sampler.initial_state.mask_ratio, num_symbols, length)
     if not sampler.initial_state.noise_std:
         return _mixture(sampler, states, num_symbols)[None]
     repeated = states.repeat(noise_draws(len(states)) // 2, 1)
     generators = (named_generator("exact-one-step", half) for half in range(2))
-    return torch.stack([_mixture(sampler, repeated, num_symbols, one) for one in generators])
+    return torch.stack([_mixture(sampler, repeated, num_symbols, generator) for generator in generators])
 
 
 def initial_states(mask_ratio: float, num_symbols: int, length: int) -> Int[Tensor, "n l"]:
@@ -63,9 +63,8 @@ def initial_states(mask_ratio: float, num_symbols: int, length: int) -> Int[Tens
 def _mixture(
     sampler: OneStep, states: Int[Tensor, "n l"], num_symbols: int, generator: torch.Generator | None = None
 ) -> Float[Tensor, " c"]:
-    """Mean of the products of all rows of ``states``, each at a draw of the noise."""
-    total = torch.zeros((), dtype=torch.float64)
-    length, device = states.shape[1], network_device(sampler.denoiser)
+    """Mean of the product distributions of all rows of ``states``, each with one draw of the noise."""
+    total, device = torch.zeros((), dtype=torch.float64), network_device(sampler.denoiser)
     for z in states.split(CHUNK):
         z, normals = z.to(device), None
         if generator is not None:
@@ -74,6 +73,6 @@ def _mixture(
         logits = sampler.denoiser.head(features)
         log_probs = sampler.token_distribution.log_probs(logits, sampler.process.mask_id)[:, :num_symbols]
         probs = log_probs.double().softmax(-1).view(*z.shape, num_symbols).cpu()
-        first, second = (joint_probs(half) for half in (probs[:, : length // 2], probs[:, length // 2 :]))
+        first, second = half_joint_probs(probs)
         total = total + first.T @ second
     return total.flatten() / len(states)

@@ -1,4 +1,4 @@
-"""Exact divergences for the rows of an evaluation, where the sampler and the world of a bundle allow them."""
+"""Exact divergences for the rows of an evaluation, for samplers and worlds whose states can be enumerated."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -32,14 +32,14 @@ from didi.sampling.token_distribution import TokenDistribution
 from didi.sampling.uniform_guided import UniformGuided
 
 Predictions = Callable[[Float[Tensor, ""]], Table]
-KEPT_TABLES = 16  # of a time-conditioned network; 17 MB each at 4 symbols and 7 positions
+KEPT_TABLES = 16  # cached tables of a time-conditioned network; 17 MB each at 4 symbols and 7 positions
 
 
 class ExactRows:
-    """Divergences of the samplers of a bundle from a chain; network passes are kept from one row to the next.
+    """Divergences of the samplers of a bundle from a chain; predictions of the networks are cached between rows.
 
     Args:
-        bundle: its networks are sampled.
+        bundle: the model.
     """
 
     def __init__(self, bundle: Bundle) -> None:
@@ -47,43 +47,44 @@ class ExactRows:
         self._tables: dict[TokenDistribution, dict[tuple[DiT, int | None], Predictions]] = {}
 
     def __call__(self, chain: MarkovChain, options: SamplingOptions, num_moves: int) -> ExactDivergences | None:
-        """ExactDivergences of a sampler from the chain, or None where ``distribution`` has none.
+        """Divergences of a sampler from the chain, or None where ``distribution`` returns None.
 
         Args:
-            chain: gives the distribution of the data.
+            chain: the distribution of the data.
             options: sampler, role and settings.
-            num_moves: of the time grid, unless ``options`` give the times.
+            num_moves: number of moves; not read if ``options`` have explicit times.
         """
-        parts = self._distributions(chain.num_symbols, options, num_moves)
-        if parts is None:
+        estimates = self._distributions(chain.num_symbols, options, num_moves)
+        if estimates is None:
             return None
         log_q = chain.log_likelihood(States(chain.num_symbols, self._length(options)).clean)
-        found = exact_divergences(parts.mean(0), log_q)
-        if len(parts) == 1:
-            return found
-        bias = sum(exact_divergences(one, log_q).kl for one in parts) / len(parts) - found.kl
+        divergences = exact_divergences(estimates.mean(0), log_q)
+        if len(estimates) == 1:
+            return divergences
+        # The bias is proportional to 1 / draws: two halves have twice the bias of their mean, so the difference is it.
+        bias = sum(exact_divergences(p, log_q).kl for p in estimates) / len(estimates) - divergences.kl
         drawn = "latent codes" if num_codes(self._bundle.network(options.role)) else "embedding noise"
-        return replace(found, note=f"{drawn} averaged over draws: KL is high by about {bias:.1g} nats")
+        return replace(divergences, note=f"{drawn} averaged over draws: KL is high by about {bias:.1g} nats")
 
     def distribution(self, num_symbols: int, options: SamplingOptions, num_moves: int) -> Float[Tensor, " c"] | None:
-        """Probability of every clean sequence, or None where the sampler has no distribution that can be enumerated.
+        """Probability of every clean sequence, float64, or None where the distribution cannot be enumerated.
 
-        It has one for at most ``MAX_STATES`` states, in float64, at any time grid, temperature and top-p. Samplers: for
-        masked diffusion the ancestral one, tau-leaping, guided sampling that draws among its candidates and one-step
-        sampling; those of uniform-state diffusion, guided sampling that draws among them, and of score networks.
-        Embedding noise (``one_step``) and latent codes (``latent``) are averaged over draws; guided sampling with
-        latent codes has no distribution here.
+        It can for at most ``MAX_STATES`` states, at any time grid, temperature and top-p, for these samplers: in masked
+        diffusion, ancestral sampling, tau-leaping, one-step sampling and guided sampling that draws among its
+        candidates; in uniform-state diffusion, its samplers and guided sampling that draws among its candidates; the
+        samplers of score networks. Embedding noise (``one_step``) and latent codes (``latent``) are averaged over
+        draws; guided sampling with latent codes is not supported.
 
         Args:
-            num_symbols: symbols of the data, without the mask.
+            num_symbols: number of symbols of the data, without the mask.
             options: sampler, role and settings.
-            num_moves: of the time grid, unless ``options`` give the times.
+            num_moves: number of moves; not read if ``options`` have explicit times.
         """
-        parts = self._distributions(num_symbols, options, num_moves)
-        return None if parts is None else parts.mean(0)
+        estimates = self._distributions(num_symbols, options, num_moves)
+        return None if estimates is None else estimates.mean(0)
 
     def _distributions(self, num_symbols: int, options: SamplingOptions, num_moves: int) -> Float[Tensor, "h c"] | None:
-        """Independent estimates of the distribution, each from as many draws; a single one that is exact."""
+        """The exact distribution as one row, or independent estimates of it from equal numbers of draws."""
         network = self._bundle.network(options.role)
         is_large = (num_symbols + 1) ** network.length > MAX_STATES
         has_symbols = isinstance(network, DiT) and network.mask_id in (None, num_symbols)
@@ -99,15 +100,15 @@ class ExactRows:
             is_drawn = sampler.guidance.select == "sample"
             return uniform_guided_distribution(sampler, num_symbols, network.length, times)[None] if is_drawn else None
         if isinstance(sampler, OneStep):
-            parts = one_step_distributions(sampler, num_symbols, network.length)
+            estimates = one_step_distributions(sampler, num_symbols, network.length)
             sampler.token_distribution.draw_check.finish()
-            return parts
+            return estimates
         if num_codes(network):
             if not isinstance(sampler, Ancestral):
                 return None
-            parts = latent_distributions(sampler, states, times, _alphas(sampler, times))
+            estimates = latent_distributions(sampler, states, times, _alphas(sampler, times))
             sampler.token_distribution.draw_check.finish()
-            return parts
+            return estimates
         predictions = self._predictions(network, len(times) - 1, states, options.token_distribution)
         if isinstance(sampler, Ancestral):
             return sampler_distribution(states, _alphas(sampler, times), lambda move: predictions(times[move]))[None]
@@ -119,26 +120,29 @@ class ExactRows:
         return self._bundle.network(options.role).length
 
     def _predictions(
-        self, given: DiT, num_moves: int, states: States, token_distribution: TokenDistribution
+        self, network: DiT, num_moves: int, states: States, token_distribution: TokenDistribution
     ) -> Predictions:
-        """What a network predicts at a time; passes over all states are made once for each number that it reads."""
-        of_network, network = self._tables.setdefault(token_distribution, {}), given.at_budget(num_moves)
-        key = given, network.budget  # ``network`` may be a copy, another one at each call
-        if key not in of_network:
+        """A cached function from a time to the network's predictions for all states.
+
+        A network that is conditioned on the number of moves has separate tables for each number.
+        """
+        tables, at_budget = self._tables.setdefault(token_distribution, {}), network.at_budget(num_moves)
+        key = network, at_budget.budget  # not ``at_budget``, which may be a new copy at each call
+        if key not in tables:
 
             @lru_cache(maxsize=KEPT_TABLES)
             def at(t: float) -> Table:
                 time = torch.tensor(t, dtype=torch.float64)
-                is_first = network.is_time_conditioned and t == 1  # all is masked then
+                is_first = at_budget.is_time_conditioned and t == 1  # only the fully masked state occurs at t = 1
                 process = cast(Absorbing, self._bundle.process)
-                table = network_predictions(network, process, states, time, token_distribution, is_first=is_first)
+                table = network_predictions(at_budget, process, states, time, token_distribution, is_first=is_first)
                 token_distribution.draw_check.finish()
                 return table
 
-            of_network[key] = lambda t: at(float(t) if network.is_time_conditioned else 1.0)
-        return of_network[key]
+            tables[key] = lambda t: at(float(t) if at_budget.is_time_conditioned else 1.0)
+        return tables[key]
 
 
 def _alphas(sampler: Ancestral, times: Float[Tensor, " k"]) -> Float[Tensor, " k"]:
-    """Signal rates that the sampler follows at the times of its path."""
+    """Signal rates of the sampler at the times of its path."""
     return (path_alphas if sampler.leap == "exact" else tau_leaping_alphas)(sampler.process.schedule, times)

@@ -1,8 +1,8 @@
 """The exact distribution of a few-move absorbing sampler, by enumeration of its states in float64.
 
-Given a state, a move reveals each masked position independently with one probability, and draws its token from the
-network's prediction for the state: the probability of a successor is a product over the masked positions, and the
-distribution after a move is a sum over 9^7 = 4.8 million (state, successor) pairs for 4 symbols and 7 positions.
+Given a state, a move reveals each masked position independently with equal probability, and draws its token from the
+network's prediction for the state. The probability of a successor is a product over the masked positions, and the
+distribution after a move is a sum over (state, successor) pairs: 9^7 = 4.8 million for 4 symbols and 7 positions.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -27,14 +27,15 @@ CHUNK = 4096  # states in one pass of a network
 def sampler_distribution(
     states: States, alphas: Float[Tensor, " k"], predictions: Table | Callable[[int], Table]
 ) -> Float[Tensor, " c"]:
-    """Probability of every clean sequence at the end of the ancestral sampler; Eq. 2, summed over all paths.
+    """Probability of every clean sequence under the ancestral sampler: Eq. 2, summed over all paths.
 
     Args:
-        states: what is enumerated.
-        alphas: signal rates at the times of the path, from 0 to 1: ``base.path_alphas`` of any grid, or those of
-            tau-leaping.
-        predictions: distribution of the token at every position of every state (read at masked ones), float64: one
-            table for a network without time conditioning, else a function of the number of the move, from 0.
+        states: the enumerated states.
+        alphas: signal rates at the times of the path, from 0 to 1: ``base.path_alphas`` of any grid, or
+            ``ancestral.tau_leaping_alphas``.
+        predictions: distribution of the token at every position of every state, float64, of which only masked
+            positions are read: one table for a network without time conditioning, else a function of the number of the
+            move, from 0.
 
     Returns:
         Probabilities in the order of ``States.clean``, float64; differentiable in ``predictions``.
@@ -68,21 +69,21 @@ def successor_probs(
     """Transition probabilities of a move, pattern by pattern.
 
     Args:
-        states: what is enumerated.
+        states: the enumerated states.
         chance: probability that a masked position is revealed.
         rows: predictions for the states of each pattern, from ``States.by_pattern``.
-        is_first: the fully masked state alone is moved from, so that no other pattern is needed.
+        is_first: whether to compute the transitions from the fully masked state only, for the first move.
 
     Yields:
-        Number of a pattern, and for each of its states the probability of each successor, in the order of
+        The number of a pattern, and for each of its states the probability of each successor, in the order of
         ``Pattern.successors``.
     """
     last = len(states.patterns) - 1
     for number in [last] if is_first else range(last + 1):
-        found = rows[number]
-        probs = found.new_ones(len(found), 1)
+        predicted = rows[number]
+        probs = predicted.new_ones(len(predicted), 1)
         for position in states.patterns[number].masked:
-            token = torch.cat([chance * found[:, position], found.new_full((len(found), 1), 1 - chance)], 1)
+            token = torch.cat([chance * predicted[:, position], predicted.new_full((len(predicted), 1), 1 - chance)], 1)
             probs = (probs[:, :, None] * token[:, None]).flatten(1)
         yield number, probs
 
@@ -93,9 +94,9 @@ def after_move(
     """Distribution over states after a move.
 
     Args:
-        states: what is enumerated.
+        states: the enumerated states.
         mass: distribution before the move.
-        transitions: from ``successor_probs``; patterns that are left out have no mass.
+        transitions: transition probabilities from ``successor_probs``; patterns without mass may be left out.
     """
     before, result = states.by_pattern(mass), torch.zeros_like(mass)
     for number, probs in transitions:
@@ -104,11 +105,11 @@ def after_move(
 
 
 def chain_predictions(chain: MarkovChain, states: States) -> Table:
-    """Exact posterior of every token given the visible ones of every state, by forward-backward: the perfect teacher.
+    """Exact posterior of every token given the visible tokens of every state, by the forward-backward algorithm.
 
     Args:
-        chain: gives the distribution of clean sequences.
-        states: of the chain's symbols.
+        chain: distribution of clean sequences.
+        states: states over the chain's symbols.
     """
     emitted = torch.cat([torch.eye(chain.num_symbols), torch.ones(1, chain.num_symbols)]).double()[states.tokens]
     forward, backward = [chain.stationary * emitted[:, 0]], [torch.ones_like(emitted[:, 0])]
@@ -129,15 +130,15 @@ def network_predictions(
     *,
     is_first: bool = False,
 ) -> Table:
-    """What a network predicts in every state at time ``t``.
+    """A network's predictions for every state at time ``t``.
 
     Args:
-        denoiser: of the states' symbols, on any device.
-        process: whose mask is the last symbol.
-        states: what is enumerated.
-        t: time; read by networks that are conditioned on it.
+        denoiser: network over the states' symbols, on any device.
+        process: masked diffusion; its mask is the last symbol.
+        states: the enumerated states.
+        t: time, for networks that are conditioned on it.
         token_distribution: temperature and top-p.
-        is_first: predict for the fully masked state alone; zeros elsewhere.
+        is_first: whether to predict for the fully masked state only; the table is zero elsewhere.
     """
     table = torch.zeros(len(states), states.length, states.num_symbols, dtype=torch.float64)
     rows = torch.tensor([len(states) - 1]) if is_first else torch.arange(len(states))
@@ -146,10 +147,11 @@ def network_predictions(
         z = states.tokens[part].to(device)
         logits = denoiser.head(features_at(denoiser, process, z, t).flatten(0, 1))
         log_probs = token_distribution.log_probs(logits, process.mask_id)[:, : states.num_symbols]
-        table[part] = log_probs.double().softmax(-1).view(*z.shape, -1).cpu()  # float32 sums to 1 within 1e-7 only
+        # Normalised again, since float32 probabilities sum to 1 within 1e-7 only.
+        table[part] = log_probs.double().softmax(-1).view(*z.shape, -1).cpu()
     return table
 
 
 def network_device(denoiser: Denoiser) -> torch.device:
     """Device of a network's weights; the CPU for one without weights."""
-    return next((one.device for one in getattr(denoiser, "parameters", list)()), torch.device("cpu"))
+    return next((weight.device for weight in getattr(denoiser, "parameters", list)()), torch.device("cpu"))

@@ -1,10 +1,11 @@
-r"""What SDTT can reach at most: the student that minimises its expected loss, by enumeration.
+r"""The student that minimises the expected loss of SDTT (``methods.sdtt``), by enumeration.
 
-The method is ``methods.sdtt``. A student without time conditioning is a table: a distribution of the token at each
-masked position of each state. Two teacher steps of dt from time t reveal each of n masked positions with probability
-c = min(1, dt / t) in the first; the target is the teacher's prediction at z for the positions A that it reveals, and
-that at the state z_A after it for the others. The expected loss of a round is a sum over A, over the tokens of A and
-over t, whose distribution given n of L masked positions has density proportional to t^n (1 - t)^{L - n}. Its minimum is
+A student without time conditioning is a table: a distribution of the token at each masked position of each state. The
+target is made by two teacher steps of size dt from time t. The first step reveals each of the n masked positions of a
+state z with probability c = min(1, dt / t); A denotes the revealed positions and z_A the state after the step. The
+target is the teacher's prediction at z for the positions in A, and its prediction at z_A for the other masked
+positions. The expected loss of a round is a sum over A and the tokens of A and an integral over t, whose density given
+n of L masked positions is proportional to t^n (1 - t)^{L - n}. Its minimum is
 
 .. math:: p(v | z) \propto \exp E[\log q(v)] \quad (\texttt{kl}), \qquad
     p(v | z) = E[q(v)] \quad (\texttt{forward-kl})
@@ -24,7 +25,7 @@ from didi.evaluation.exact.states import States
 from didi.objectives.sdtt import step_size
 
 NUM_TIMES = 2000  # midpoints of the integral over t, whose integrand has a kink at dt
-LEAST_PROB = 1e-12  # of a token in a logarithm, far below what a network's logits express
+LEAST_PROB = 1e-12  # least probability in a logarithm, far below the probabilities that a network predicts
 
 
 def fixed_point(
@@ -33,14 +34,15 @@ def fixed_point(
     """The table of the last round's student, where the student of every round minimises the expected loss.
 
     Args:
-        states: what is enumerated.
-        teacher: predictions of the first teacher at every position of every state, read at masked ones, float64.
-        rounds: of the run, each with two steps of the teacher.
-        first_step: teacher's steps from t = 1 to t = 0 in the first round.
-        loss: as ``methods.sdtt.SdttConfig.loss``.
+        states: the enumerated states.
+        teacher: predictions of the first teacher at every position of every state, float64; only masked positions are
+            read.
+        rounds: number of rounds; in each, the target is made by two steps of the teacher.
+        first_step: number of teacher steps from t = 1 to t = 0 in the first round.
+        loss: see ``methods.sdtt.SdttConfig.loss``.
 
     Raises:
-        UsageError: another loss.
+        UsageError: ``loss`` is neither ``kl`` nor ``forward-kl``.
     """
     if loss not in ("kl", "forward-kl"):
         raise UsageError(f"the fixed point of SDTT is that of the losses kl and forward-kl; got {loss!r}")
@@ -54,8 +56,8 @@ def reveal_weights(num_masked: int, length: int, dt: float) -> Float[Tensor, " a
     """Probability that the first step reveals a certain set of a positions, for a from 0 to ``num_masked``.
 
     Args:
-        num_masked: n, masked positions of the state.
-        length: L.
+        num_masked: number n of masked positions of the state.
+        length: number L of positions.
         dt: step size.
     """
     t = (torch.arange(NUM_TIMES, dtype=torch.float64) + 0.5) / NUM_TIMES
@@ -71,11 +73,11 @@ def _round(states: States, teacher: Table, dt: float, *, is_geometric: bool) -> 
     rows = states.by_pattern(torch.cat([teacher, averaged], -1))
     order = states.by_pattern(torch.arange(len(states), dtype=torch.float64))
     student = torch.zeros_like(teacher)
-    for pattern, found, numbers in zip(states.patterns, rows, order, strict=True):
-        probs, own = found.chunk(2, -1)
+    for pattern, of_pattern, numbers in zip(states.patterns, rows, order, strict=True):
+        probs, averaged_here = of_pattern.chunk(2, -1)
         index = numbers.long()
         weights = reveal_weights(len(pattern.masked), states.length, dt)
-        student[index] = _expected_target(states, pattern.masked, probs, own, averaged, index, weights)
+        student[index] = _expected_target(states, pattern.masked, probs, averaged_here, averaged, index, weights)
     if is_geometric:
         student = student.softmax(-1)
     return student
@@ -85,24 +87,34 @@ def _expected_target(
     states: States,
     masked: tuple[int, ...],
     probs: Float[Tensor, "r l v"],
-    own: Float[Tensor, "r l v"],
+    averaged_here: Float[Tensor, "r l v"],
     averaged: Table,
     index: Int[Tensor, " r"],
     weights: Float[Tensor, " a"],
 ) -> Float[Tensor, "r l v"]:
-    """Expectation of the target (of its logarithm, for ``kl``) in the states of one pattern."""
-    total = torch.zeros_like(own)
+    """Expectation of the target (of its logarithm, for ``kl``) in the states of one pattern.
+
+    Args:
+        states: the enumerated states.
+        masked: masked positions of the pattern.
+        probs: the teacher's predictions in the states of the pattern.
+        averaged_here: ``averaged`` in the states of the pattern.
+        averaged: the averaged quantity in all states: predictions, or their logarithms for ``kl``.
+        index: indices of the states of the pattern.
+        weights: from ``reveal_weights``.
+    """
+    total = torch.zeros_like(averaged_here)
     num_symbols, powers = states.num_symbols, (states.num_symbols + 1) ** torch.arange(states.length - 1, -1, -1)
     for subset in range(2 ** len(masked)):
         revealed = [position for bit, position in enumerate(masked) if subset >> bit & 1]
         hidden = [position for position in masked if position not in revealed]
         chosen, after = probs.new_ones(len(probs), 1), index[:, None]
-        for position in revealed:  # a mask is the symbol num_symbols
+        for position in revealed:  # the mask is the digit num_symbols of a state's index
             chosen = (chosen[:, :, None] * probs[:, position, None]).flatten(1)
             moved = (torch.arange(num_symbols) - num_symbols) * powers[position]
             after = (after[:, :, None] + moved).flatten(1)
         weight = weights[len(revealed)]
         for position in hidden:
             total[:, position] += weight * torch.einsum("rs,rsv->rv", chosen, averaged[after, position])
-        total[:, revealed] += weight * own[:, revealed]
+        total[:, revealed] += weight * averaged_here[:, revealed]
     return total

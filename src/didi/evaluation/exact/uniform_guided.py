@@ -1,13 +1,14 @@
 r"""The exact distribution of reward-guided sampling (RGAS) in uniform-state diffusion, with a given discriminator.
 
-A tilted move draws every position independently (``product``). A re-ranked move chooses one of M candidates by the
-formula of ``guided``. Any state may follow any other: with the weights w(y), which do not depend on the state z that is
-moved from, the nodes :math:`s_i` of the quadrature and P(z, y) one draw of the move, the probabilities of the move are
+A tilted move draws every position independently (``product``). A re-ranked move chooses one of M candidates; its
+probabilities follow from the formula of ``guided``. Every state y can follow every state z. With the weights w(y) of
+the candidates, which do not depend on z, the probabilities P(z, y) of one candidate, and the nodes :math:`s_i` of the
+quadrature, the transition probabilities are
 
 .. math:: P_M(z, y) = M P(z, y) \sum_i w(y) e^{-w(y) s_i} s_i \Delta\, \phi_i(z)^{M-1}, \qquad
     \phi_i(z) = \sum_y P(z, y) e^{-w(y) s_i},
 
-two products of matrices. The work grows with the square of the number of states.
+which takes two matrix products. The work grows with the square of the number of states.
 """
 
 from itertools import pairwise
@@ -18,25 +19,26 @@ from torch import Tensor
 
 from didi.diffusion.canvas import Canvas
 from didi.evaluation.exact.guided import HIGHEST, LEAST_LOGIT, LOWEST, STEP
-from didi.evaluation.exact.product import CHUNK, all_states, joint_probs, position_probs
-from didi.evaluation.exact.sampler import network_device
+from didi.evaluation.exact.product import half_joint_probs, position_probs
+from didi.evaluation.exact.sampler import CHUNK, network_device
+from didi.evaluation.exact.states import all_states
 from didi.sampling.uniform_guided import UniformGuided
 
 Times = tuple[Float[Tensor, ""], Float[Tensor, ""]]
-ROWS = 256  # states whose transition probabilities to all others exist at the same time
+ROWS = 256  # states z whose transition probabilities P(z, y) are in memory at the same time
 
 
 @torch.no_grad()
 def uniform_guided_distribution(
     sampler: UniformGuided, num_symbols: int, length: int, times: Float[Tensor, " k"]
 ) -> Float[Tensor, " c"]:
-    """Probability of every clean sequence at the end of guided sampling, float64, the first position most significant.
+    """Probability of every sequence under guided sampling, float64, ordered with the first position most significant.
 
     Args:
-        sampler: of a process on ``num_symbols`` symbols, that draws among its candidates.
-        num_symbols: symbols V.
-        length: positions L; all V^L states are enumerated.
-        times: of the moves, falling from 1 to 0.
+        sampler: guided sampler of a process on ``num_symbols`` symbols, with ``guidance.select`` ``sample``.
+        num_symbols: number V of symbols.
+        length: number L of positions; all V^L states are enumerated.
+        times: times of the path, decreasing from 1 to 0.
     """
     guidance, states = sampler.guidance, all_states(num_symbols, length)
     scales, num = guidance.scales(len(times) - 1), guidance.num_candidates
@@ -56,7 +58,7 @@ def _tilted(
     """Distribution over states after a tilted move."""
     total = torch.zeros((), dtype=torch.float64)
     for rows in torch.arange(len(states)).split(CHUNK):
-        first, second = _halves(_tilted_probs(sampler, states[rows], times, scale))
+        first, second = half_joint_probs(_tilted_probs(sampler, states[rows], times, scale))
         total = total + (first * mass[rows, None]).T @ second
     return total.flatten()
 
@@ -84,18 +86,12 @@ def _ranked(
     logits = (logits - logits.max()).clamp_min(LEAST_LOGIT)
     x = torch.arange(LOWEST, HIGHEST - float(logits.min()), STEP, dtype=torch.float64)
     weights = logits.exp()
-    decay = (-weights[:, None] * x.exp()).exp()  # of each successor at each node
+    decay = (-weights[:, None] * x.exp()).exp()  # exp(-w(y) s_i) for each successor y and node i
     steps, total = x.exp() * STEP, torch.zeros_like(mass)
     for part in torch.arange(len(states)).split(CHUNK):
-        first, second = _halves(position_probs(sampler.unguided, states[part], *times))
+        first, second = half_joint_probs(position_probs(sampler.unguided, states[part], *times))
         for rows in torch.arange(len(part)).split(ROWS):
             probs = (first[rows, :, None] * second[rows, None]).flatten(1)
             others = (probs @ decay) ** (num_candidates - 1) * steps
             total += num_candidates * weights * (mass[part[rows], None] * probs * (others @ decay.T)).sum(0)
     return total
-
-
-def _halves(probs: Float[Tensor, "n l v"]) -> list[Float[Tensor, "n _"]]:
-    """Probabilities of all contents of the first and of the second half of the positions."""
-    middle = probs.shape[1] // 2
-    return [joint_probs(half) for half in (probs[:, :middle], probs[:, middle:])]

@@ -1,7 +1,7 @@
-"""An autoregressive network of proteins as a judge: how much better it predicts a protein than its residues shuffled.
+"""An autoregressive protein network as a judge: how much better it predicts a protein than shuffled copies of it.
 
-A perplexity alone prefers poly-alanine to every natural protein. The difference from shuffled copies of the same
-residues does not reward a composition, and is 0 for one residue repeated.
+By perplexity alone, poly-alanine is better than every natural protein. The difference from shuffled copies does not
+reward a composition of residues, and is 0 for a protein of one repeated residue.
 """
 
 from collections.abc import Sequence
@@ -24,15 +24,15 @@ BATCH = 16
 
 
 class OrderJudge:
-    """Nats a residue by which a network prefers a protein to shuffled copies of it.
+    """Score of a protein: mean NLL of shuffled copies minus the NLL of the protein, nats a residue.
 
-    The copies of a protein are the same whenever it is scored. Train the network on proteins that the judged model has
-    not seen (recipe ``swissprot-ar``): a model is otherwise rewarded for what both remember.
+    The copies of a protein are the same whenever it is scored. Train the network on proteins that were not in the
+    training set of the judged model (recipe ``swissprot-ar``); memorised proteins otherwise raise the score.
 
     Args:
-        network: autoregressive, in the tokens of ESM-2.
-        name: in reports.
-        num_shuffles: copies of each protein.
+        network: an autoregressive network over the tokens of ESM-2.
+        name: name of the judge in reports.
+        num_shuffles: number of shuffled copies of each protein.
     """
 
     unit, is_higher_better = "nats a residue", True
@@ -48,12 +48,12 @@ class OrderJudge:
             UsageError: a sequence is empty, or too long for the network.
         """
         longest = self._network.length - FRAME
-        if wrong := [len(one) for one in sequences if not 1 <= len(one) <= longest]:
+        if unfit := [len(residues) for residues in sequences if not 1 <= len(residues) <= longest]:
             raise UsageError(
-                f"{self.name} judges proteins of 1 to {longest} residues; got one of {wrong[0]}: leave it out"
+                f"{self.name} judges proteins of 1 to {longest} residues; got one of {unfit[0]}: leave it out"
             )
-        found = [self.nats(copies) for copies in map(self._with_copies, sequences)]
-        return torch.stack([nats[1:].mean() - nats[0] for nats in found]) if found else torch.zeros(0).double()
+        nats = [self.nats(copies) for copies in map(self._with_copies, sequences)]
+        return torch.stack([each[1:].mean() - each[0] for each in nats]) if nats else torch.zeros(0).double()
 
     @torch.no_grad()
     def nats(self, sequences: Sequence[str]) -> Float[Tensor, " n"]:
@@ -66,16 +66,17 @@ class OrderJudge:
         return torch.cat(parts).cpu()
 
     def _with_copies(self, residues: str) -> list[str]:
+        """The protein, followed by its shuffled copies."""
         generator = named_generator(0, "order", sha256(residues.encode()).hexdigest())
         orders = [torch.randperm(len(residues), generator=generator).tolist() for _ in range(self._num_shuffles)]
         return [residues, *("".join(residues[place] for place in order) for order in orders)]
 
 
 def load_order_judge(folder: Path, *, device: str | torch.device = "cpu") -> OrderJudge:
-    """The judge of a bundle that ``didi pretrain swissprot-ar`` made.
+    """Load the autoregressive network of a bundle of ``didi pretrain swissprot-ar`` as a judge.
 
     Raises:
-        UsageError: it holds no autoregressive network of proteins.
+        UsageError: the bundle has no autoregressive network of proteins.
     """
     bundle = load(str(folder))
     network = bundle.autoregressive

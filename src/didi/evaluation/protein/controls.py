@@ -15,28 +15,28 @@ ORDER = ((NATURAL, MUTATED), (MUTATED, SHUFFLED), (MUTATED, UNIFORM), (NATURAL, 
 
 
 def control_sets(natural: Sequence[str], *, seed: int = 0) -> dict[str, list[str]]:
-    """Controls by name; the n-th sequence of each has the length of the n-th natural one.
+    """Control sets by name; the n-th sequences of all sets have equal lengths.
 
     Args:
         natural: held-out proteins of the standard residues.
-        seed: of mutations, shuffling and draws.
+        seed: random seed of mutations, shuffling and uniform draws.
 
     Returns:
-        The natural proteins; the same with 20% of their residues replaced by others, drawn uniformly; with their
-        residues in a random order; residues drawn uniformly; alanine alone.
+        The natural proteins; copies with 20% of their residues replaced by other residues, drawn uniformly; copies
+        with their residues in random order; residues drawn uniformly; sequences of alanine only.
 
     Raises:
-        UsageError: there is no protein, or one holds another letter.
+        UsageError: there is no protein, or a protein has a letter that is not a standard residue.
     """
     if not natural or not set("".join(natural)) <= set(RESIDUES):
         raise UsageError(f"controls are made of one protein or more of the residues {RESIDUES}; got {len(natural)}")
     numbered = list(enumerate(natural))
     return {
         NATURAL: list(natural),
-        MUTATED: [_mutated(one, named_generator(seed, MUTATED, number)) for number, one in numbered],
-        SHUFFLED: [_shuffled(one, named_generator(seed, SHUFFLED, number)) for number, one in numbered],
-        UNIFORM: [_uniform(len(one), named_generator(seed, UNIFORM, number)) for number, one in numbered],
-        POLY_ALANINE: ["A" * len(one) for one in natural],
+        MUTATED: [_mutated(residues, named_generator(seed, MUTATED, number)) for number, residues in numbered],
+        SHUFFLED: [_shuffled(residues, named_generator(seed, SHUFFLED, number)) for number, residues in numbered],
+        UNIFORM: [_uniform(len(residues), named_generator(seed, UNIFORM, number)) for number, residues in numbered],
+        POLY_ALANINE: ["A" * len(residues) for residues in natural],
     }
 
 
@@ -54,4 +54,4 @@ def _shuffled(residues: str, generator: torch.Generator) -> str:
 
 
 def _uniform(length: int, generator: torch.Generator) -> str:
-    return "".join(RESIDUES[one] for one in torch.randint(len(RESIDUES), (length,), generator=generator).tolist())
+    return "".join(RESIDUES[index] for index in torch.randint(len(RESIDUES), (length,), generator=generator).tolist())

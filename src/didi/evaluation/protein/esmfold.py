@@ -1,4 +1,4 @@
-"""ESMFold (Lin et al. 2023) of ``transformers`` as a judge: the confidence in the structure that it predicts."""
+"""ESMFold (Lin et al. 2023, from ``transformers``) as a judge: its confidence in the structure that it predicts."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -19,8 +19,8 @@ class EsmFoldJudge:
 
     Args:
         model: an ``EsmForProteinFolding``; put in eval mode.
-        name: in reports.
-        max_batch_residues: padded residues that are folded at once; one protein at least.
+        name: name of the judge in reports.
+        max_batch_residues: most residues of a batch, padding included; a batch has at least one protein.
     """
 
     unit, is_higher_better = "pLDDT", True
@@ -53,7 +53,7 @@ class EsmFoldJudge:
 
 
 def load_esmfold(device: str | torch.device) -> EsmFoldJudge:
-    """ESMFold of the Hub; a GPU, or minutes for each protein.
+    """Load ESMFold from the Hub; on a CPU it takes minutes for each protein.
 
     Raises:
         DidiError: transformers is not installed, or the model cannot be read or reached.

@@ -1,6 +1,6 @@
-"""Judges of proteins by name, and the rule that a judge which does not order the controls is not used.
+"""Protein judges by name, and the check that a judge orders the controls; a judge that does not is refused.
 
-A new judge is a class with the contract of ``ProteinJudge`` and one line in ``JUDGES``.
+To add a judge, write a class with the interface of ``ProteinJudge`` and add one line to ``JUDGES``.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -26,8 +26,8 @@ class ProteinJudge(Protocol):
     """A score of single proteins.
 
     Attributes:
-        name: in reports.
-        unit: of the score, such as ``pLDDT``.
+        name: name of the judge in reports.
+        unit: unit of the score, such as ``pLDDT``.
         is_higher_better: whether a larger score is better.
     """
 
@@ -36,7 +36,7 @@ class ProteinJudge(Protocol):
     is_higher_better: bool
 
     def score(self, sequences: Sequence[str]) -> Float[Tensor, " n"]:
-        """Score of each sequence, float64, whatever the others are."""
+        """Score of each sequence, float64; it does not depend on the other sequences."""
         ...
 
 
@@ -47,11 +47,11 @@ JUDGES: dict[str, Callable[[Device], ProteinJudge]] = {ESMFOLD: load_esmfold}
 
 
 def load_protein_judge(name: str, *, device: Device = "cpu") -> ProteinJudge:
-    """The judge called ``name``, or the autoregressive network of a bundle folder (``autoregressive.OrderJudge``).
+    """Load a judge by name, or the autoregressive network of a bundle folder (``autoregressive.OrderJudge``).
 
     Raises:
-        UsageError: no judge has that name, or the folder holds none.
-        DidiError: it cannot be read or reached.
+        UsageError: no judge has that name, or the bundle has no autoregressive network of proteins.
+        DidiError: the judge cannot be read or reached.
     """
     if (folder := Path(name).expanduser()).is_dir():
         return load_order_judge(folder, device=device)
@@ -64,12 +64,13 @@ def load_protein_judge(name: str, *, device: Device = "cpu") -> ProteinJudge:
 
 
 class Comparison(NamedTuple):
-    """Two controls as a judge sees them.
+    """Difference of a judge's scores of two controls.
 
     Attributes:
-        better: name of the control that is better.
-        worse: of the other.
-        difference: mean advantage of the better one over the pairs of sequences; positive where the judge agrees.
+        better: name of the control that should score better.
+        worse: name of the control that should score worse.
+        difference: mean over pairs of sequences of the score of ``better`` minus that of ``worse``, with its sign
+            changed where a lower score is better; positive if the judge orders the controls correctly.
         interval: 95% bootstrap interval of the mean.
     """
 
@@ -80,46 +81,46 @@ class Comparison(NamedTuple):
 
     @property
     def holds(self) -> bool:
-        """Whether the judge prefers the better one, beyond chance."""
+        """Whether the judge prefers ``better`` significantly: the interval lies above 0."""
         return self.interval[0] > 0
 
 
 def comparisons(judge: ProteinJudge, controls: Mapping[str, Sequence[str]]) -> list[Comparison]:
-    """The pairs of ``controls.ORDER`` by a judge.
+    """Compare the pairs of controls in ``controls.ORDER`` by the scores of a judge.
 
     Args:
         judge: scores every sequence once.
-        controls: from ``controls.control_sets``, so that the n-th sequences of two sets are a pair.
+        controls: from ``controls.control_sets``; the n-th sequences of two sets are a pair.
 
     Raises:
-        UsageError: there are too few of them for an interval.
+        UsageError: the sets have fewer than ``MIN_PAIRS`` sequences.
     """
     if (num := len(controls[ORDER[0][0]])) < MIN_PAIRS:
         raise UsageError(f"a judge is tested on controls of {MIN_PAIRS} proteins or more; got {num}: give more")
     sign = 1 if judge.is_higher_better else -1
     scores = {name: sign * judge.score(controls[name]) for name in dict.fromkeys(chain.from_iterable(ORDER))}
-    found = []
+    results = []
     for better, worse in ORDER:
         gaps = scores[better] - scores[worse]
-        found.append(Comparison(better, worse, float(gaps.mean()), mean_interval(gaps)))
-    return found
+        results.append(Comparison(better, worse, float(gaps.mean()), mean_interval(gaps)))
+    return results
 
 
 def check_judge(judge: ProteinJudge, controls: Mapping[str, Sequence[str]]) -> list[Comparison]:
-    """The comparisons of a judge that orders the controls.
+    """Check that a judge orders the controls, and return the comparisons.
 
     Raises:
-        DidiError: it does not; its scores of samples mean nothing then.
+        DidiError: the judge does not order the controls, so its scores of samples are meaningless.
     """
-    found = comparisons(judge, controls)
-    if wrong := [one for one in found if not one.holds]:
-        said = "; ".join(
-            f"{one.better} is {one.difference:.3g} [{one.interval[0]:.3g}, {one.interval[1]:.3g}] {judge.unit} better "
-            f"than {one.worse}"
-            for one in wrong
+    results = comparisons(judge, controls)
+    if failed := [result for result in results if not result.holds]:
+        differences = "; ".join(
+            f"{result.better} is {result.difference:.3g} [{result.interval[0]:.3g}, {result.interval[1]:.3g}] "
+            f"{judge.unit} better than {result.worse}"
+            for result in failed
         )
         raise DidiError(
-            f"a judge orders the controls, else it is not used; {judge.name} does not: {said}. Give it more natural "
-            "proteins, or choose another judge"
+            f"a judge orders the controls, else it is not used; {judge.name} does not: {differences}. Give it more "
+            "natural proteins, or choose another judge"
         )
-    return found
+    return results

@@ -1,4 +1,4 @@
-"""Measures of protein sequences alone, without a model of their structure."""
+"""Measures computed from protein sequences alone, without a model of their structure."""
 
 import math
 from collections import Counter
@@ -13,12 +13,12 @@ from didi.errors import UsageError
 
 
 def residue_entropies(sequences: Sequence[str]) -> Float[Tensor, " n"]:
-    """Entropy of the residues within each sequence in nats, float64: 0 of one repeated residue, log(20) at most.
+    """Entropy of the residues within each sequence in nats, float64: 0 for one repeated residue, log(20) at most.
 
     Raises:
         UsageError: a sequence is empty.
     """
-    return torch.tensor([_entropy(Counter(one)) for one in _filled(sequences)], dtype=torch.float64)
+    return torch.tensor([_entropy(Counter(residues)) for residues in _checked(sequences)], dtype=torch.float64)
 
 
 def corpus_residue_entropy(sequences: Sequence[str]) -> float:
@@ -27,42 +27,46 @@ def corpus_residue_entropy(sequences: Sequence[str]) -> float:
     Raises:
         UsageError: there is no sequence, or one is empty.
     """
-    return _entropy(Counter("".join(_filled(sequences))))
+    return _entropy(Counter("".join(_checked(sequences))))
 
 
 def duplicate_share(sequences: Sequence[str]) -> float:
     """Share of the sequences that are equal to an earlier one, in [0, 1)."""
-    return 1 - len(set(_filled(sequences))) / len(sequences)
+    return 1 - len(set(_checked(sequences))) / len(sequences)
 
 
 def cluster_diversity(sequences: Sequence[str], *, identity: float = 0.5) -> float:
-    """Number of clusters of mmseqs2 at an identity, over the number of sequences, in (0, 1].
+    """Number of clusters of mmseqs2 divided by the number of sequences, in (0, 1].
 
-    It falls with the size of the set, so compare only sets of one size.
+    It falls with the size of the set, so compare only sets of equal size.
+
+    Args:
+        sequences: residues.
+        identity: least sequence identity within a cluster, in (0, 1].
 
     Raises:
         DidiError: mmseqs2 is missing or fails.
     """
-    return len(set(clusters_of(_filled(sequences), identity=identity))) / len(sequences)
+    return len(set(clusters_of(_checked(sequences), identity=identity))) / len(sequences)
 
 
 def nearest_training_identities(sequences: Sequence[str], training: Sequence[str]) -> Float[Tensor, " n"]:
-    """Identity of each sequence with its nearest of the training set in [0, 1], float64; see ``nearest_identities``.
+    """Identity of each sequence with the nearest training sequence, in [0, 1], float64; see ``nearest_identities``.
 
-    The lower, the more novel. Random sequences are novel too: read it beside a judge.
+    A lower identity means a more novel sequence. Random sequences are novel too, so report it with a judge's score.
 
     Raises:
         DidiError: mmseqs2 is missing or fails.
     """
-    return torch.tensor(nearest_identities(_filled(sequences), training), dtype=torch.float64)
+    return torch.tensor(nearest_identities(_checked(sequences), training), dtype=torch.float64)
 
 
 def _entropy(counts: Counter[str]) -> float:
     total = counts.total()
-    return -sum(num / total * math.log(num / total) for num in counts.values()) + 0.0
+    return -sum(num / total * math.log(num / total) for num in counts.values()) + 0.0  # + 0.0: no negative zero
 
 
-def _filled(sequences: Sequence[str]) -> Sequence[str]:
+def _checked(sequences: Sequence[str]) -> Sequence[str]:
     if not sequences or not all(sequences):
         raise UsageError(f"measures are of one protein or more, none of them empty; got {len(sequences)} sequences")
     return sequences

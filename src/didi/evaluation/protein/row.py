@@ -1,4 +1,4 @@
-"""Rows of a table of proteins: samples of a model, held-out proteins or controls, by the same measures."""
+"""Evaluation rows of protein sets: samples of a model, held-out proteins or controls."""
 
 import math
 from collections.abc import Sequence
@@ -20,17 +20,17 @@ class ProteinRow:
     """Measures of one set of proteins.
 
     Attributes:
-        name: of the set: a role of a bundle, or a control.
-        sampler: how it was drawn; empty for proteins that were not sampled.
-        nfe: moves; 0 for proteins that were not sampled.
-        num_sequences: all are measured.
-        shortest: residues of the shortest one.
-        longest: residues of the longest one.
+        name: name of the set: a role of a bundle, or a control.
+        sampler: name of the sampler; empty for proteins that were not sampled.
+        nfe: number of moves; 0 for proteins that were not sampled.
+        num_sequences: number of sequences; all are measured.
+        shortest: length of the shortest sequence in residues.
+        longest: length of the longest sequence in residues.
         residue_entropy: mean entropy of the residues within a sequence, nats.
         residue_entropy_ci: its 95% bootstrap interval over sequences.
         corpus_entropy: entropy of the residues of the whole set, nats.
         duplicates: share of the sequences that are equal to an earlier one.
-        diversity: clusters at 50% identity over sequences; NaN if not asked for.
+        diversity: number of clusters at 50% identity divided by ``num_sequences``; NaN if it was not requested.
         nearest_identity: mean identity with the nearest training protein; NaN without a training set.
         nearest_identity_ci: its 95% bootstrap interval.
         judge: name of the judge; empty without one.
@@ -66,22 +66,22 @@ def protein_row(
     training: Sequence[str] | None = None,
     has_diversity: bool = False,
 ) -> ProteinRow:
-    """The row of a set.
+    """Measure a set of proteins.
 
     Args:
-        name: of the set.
-        sequences: residues.
-        sampler: how they were drawn.
-        nfe: moves.
-        judge: one that ``judges.check_judge`` let pass.
-        training: proteins that novelty is measured from; needs mmseqs2.
-        has_diversity: whether clusters are counted; needs mmseqs2.
+        name: name of the set.
+        sequences: residues of each protein.
+        sampler: name of the sampler.
+        nfe: number of moves.
+        judge: a judge that passed ``judges.check_judge``.
+        training: training proteins, for the nearest identities; needs mmseqs2.
+        has_diversity: whether to compute ``diversity``; needs mmseqs2.
 
     Raises:
         UsageError: there is no sequence, or one is empty.
         DidiError: mmseqs2 is missing or fails.
     """
-    entropies, lengths = residue_entropies(sequences), [len(one) for one in sequences]
+    entropies, lengths = residue_entropies(sequences), [len(residues) for residues in sequences]
     identities = None if training is None else nearest_training_identities(sequences, training)
     scores = None if judge is None else judge.score(sequences)
     return ProteinRow(
