@@ -100,14 +100,18 @@ def test_the_digest_of_a_bundle_covers_settings_and_tokenizer(folder, name):
     assert digest(folder) != before
 
 
-def test_the_digest_of_a_bundle_covers_provenance_entries_and_guidance(folder):
+def test_the_digest_of_a_bundle_covers_provenance_entries_guidance_and_initial_state(folder):
     digests = {digest(folder)}
     for change in ({"block_layout": "bos-eos"}, {"corpus": "news"}):
         edit_provenance(folder, lambda provenance, change=change: provenance.update(change))
         digests.add(digest(folder))
     file = folder / "bundle.yaml"
     file.write_text(file.read_text() + "guidance: {num_candidates: 7}\n")
-    assert len(digests | {digest(folder)}) == 4
+    digests.add(digest(folder))
+    for ratio in (0.3, 0.5):
+        file.write_text(file.read_text().partition("initial_state")[0] + f"initial_state: {{mask_ratio: {ratio}}}\n")
+        digests.add(digest(folder))
+    assert len(digests) == 6
 
 
 def test_damage_is_reported_before_other_errors_of_the_weights(folder):

@@ -10,6 +10,7 @@ from sse_starlette import EventSourceResponse
 from didi.serving import completions
 from didi.serving.app import make_app
 from didi.serving.engine import Engine
+from didi.serving.settings import ServerSettings
 
 BODIES = {
     "/v1/generate": {"nfe": 1000, "num_samples": 8, "sampler": "published", "stream": True},
@@ -31,19 +32,27 @@ async def blocked(message):
     await asyncio.Event().wait()
 
 
+async def only_started(message):
+    """A client that reads the status of a stream and nothing after it."""
+    if message["type"] != "http.response.start":
+        await asyncio.Event().wait()
+
+
 async def ignored(_):
     """A client that accepts everything."""
 
 
-def request_and_leave(bundle, path, send):
-    """Send a streamed request and disconnect at once; return whether the server has no job soon after."""
-    app = make_app({"toy": bundle})
+def request_and_leave(bundle, path, send, *, is_connected=False, **settings):
+    """Send a streamed request and disconnect at once, or stay; return whether the server has no job soon after."""
+    app = make_app({"toy": bundle}, ServerSettings(**settings))
     headers = [(b"content-type", b"application/json")]
     scope = {"type": "http", "method": "POST", "path": path, "headers": headers, "query_string": b"", "app": app}
     scope |= {"asgi": {"version": "3.0"}, "http_version": "1.1", "scheme": "http", "server": ("x", 80), "root_path": ""}
     messages = [{"type": "http.request", "body": json.dumps(BODIES[path]).encode()}]
 
     async def receive():
+        if not messages and is_connected:
+            await asyncio.Event().wait()
         return messages.pop() if messages else {"type": "http.disconnect"}
 
     async def run():
@@ -64,6 +73,13 @@ def request_and_leave(bundle, path, send):
 def test_the_job_of_a_client_that_disconnects_before_the_first_event_is_cancelled(toy, path, submitted):
     assert request_and_leave(toy, path, blocked)
     assert len(submitted) == 1
+
+
+@pytest.mark.parametrize("path", BODIES)
+def test_a_client_that_reads_nothing_is_disconnected_without_an_error(toy, path, caplog):
+    with caplog.at_level("INFO", "didi.serving"):
+        assert request_and_leave(toy, path, only_started, is_connected=True, timeout=0.3)
+    assert "a client of a stream reads nothing" in caplog.text
 
 
 @pytest.mark.parametrize("path", BODIES)

@@ -108,7 +108,9 @@ def _named(words: Sequence[str]) -> dict[str, str]:
     """Models by the names that requests use."""
     pairs = [word.partition("=")[::2] if "=" in word else (word, word) for word in words]
     named = dict(pairs)
-    if len(named) < len(pairs) or not all(named):
+    if empty := [word for word, (name, model) in zip(words, pairs, strict=True) if not name or not model]:
+        raise UsageError(f"a model is MODEL or NAME=MODEL, neither of them empty; got {empty[0]!r}")
+    if len(named) < len(pairs):
         raise UsageError(f"models have different names; got {' '.join(words)}: write NAME=MODEL for one of them")
     return named
 

@@ -152,8 +152,8 @@ def verified(provenance: Mapping[str, Any], folder: Path) -> dict[str, Any]:
 def content_digest(folder: Path) -> str:
     """SHA-256 of the contents of a bundle folder on which samples and distillation depend, hexadecimal.
 
-    It covers the process, the kind, settings and weights of each network, the tokenizer, the guidance, and the entries
-    ``READ_PROVENANCE`` of the provenance; the name of the folder does not matter.
+    It covers the process, the kind, settings and weights of each network, the tokenizer, the guidance, the initial
+    state, and the entries ``READ_PROVENANCE`` of the provenance; the name of the folder does not matter.
 
     Raises:
         UsageError: The folder is not a bundle.
@@ -164,4 +164,6 @@ def content_digest(folder: Path) -> str:
     guidance = None if manifest.guidance is None else dataclasses.asdict(manifest.guidance)
     data = {name: manifest.provenance.get(name) for name in READ_PROVENANCE}
     content = [process_settings(manifest.process), manifest.networks, files, guidance, data]
+    if manifest.initial_state is not None:  # only then: recorded digests of other bundles stay valid
+        content.append(dataclasses.asdict(manifest.initial_state))
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

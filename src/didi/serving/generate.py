@@ -7,6 +7,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from pydantic import BaseModel
 from sse_starlette import EventSourceResponse
+from sse_starlette.sse import SendTimeoutError
 from starlette.types import Receive, Scope, Send
 
 from didi.sampling.prompt import decode
@@ -92,7 +93,10 @@ class EventStream(EventSourceResponse):
             Stopping: the server takes no more jobs; nothing was sent.
         """
         with self._jobs:
-            await super().__call__(scope, receive, send)
+            try:
+                await super().__call__(scope, receive, send)
+            except SendTimeoutError:
+                LOG.info("a client of a stream reads nothing; it is disconnected")
 
 
 async def _events(jobs: RequestJobs) -> AsyncIterator[dict[str, str]]:
