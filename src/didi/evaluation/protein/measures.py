@@ -10,6 +10,7 @@ from torch import Tensor
 
 from didi.data.mmseqs import clusters_of, nearest_identities
 from didi.errors import UsageError
+from didi.models.esm2 import ALPHABET
 
 
 def residue_entropies(sequences: Sequence[str]) -> Float[Tensor, " n"]:
@@ -55,6 +56,21 @@ def nearest_training_identities(sequences: Sequence[str], training: Sequence[str
         DidiError: mmseqs2 is missing or fails.
     """
     return torch.tensor(nearest_identities(_filled(sequences), training), dtype=torch.float64)
+
+
+def residue_frequencies(sequences: Sequence[str]) -> dict[str, float]:
+    """Share of each letter in the pooled residues, with one added to every count so that none is 0.
+
+    Args:
+        sequences: residues; letters of the alphabet of ESM-2.
+
+    Returns:
+        Shares in (0, 1) that sum to 1, for the 20 standard residues and the further letters of ESM-2.
+    """
+    letters = [name for name in ALPHABET if name.isalpha()]
+    counts = Counter(letters) + Counter("".join(sequences))
+    total = sum(counts[one] for one in letters)
+    return {one: counts[one] / total for one in letters}
 
 
 def _entropy(counts: Counter[str]) -> float:
