@@ -22,7 +22,7 @@ PLDDT_EDGES, PLDDT_COLOURS = (0, 50, 70, 90, 100), ("#FF7D45", "#FFDB13", "#65CB
 """Colours of pLDDT as in the AlphaFold database."""
 NATS_RANGE = 3.0
 """Scores of residues in nats beyond it have the last colour."""
-LINE_INCHES, TITLE_INCHES, TRACE_INCHES, PAD_INCHES = 0.17, 0.3, 1.9, 0.62
+LINE_INCHES, TITLE_INCHES, TRACE_INCHES, BAR_INCHES, END_INCHES = 0.17, 0.3, 1.25, 0.42, 0.12
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def score_figure(
 ) -> Path:
     """Draw scores against the number of moves into ``path``, a PNG with a panel for each length.
 
-    The vertical axis reaches from the lowest to the highest mean or level; wider bands are cut.
+    The vertical axis reaches over all means and levels; intervals that are much wider are cut.
 
     Args:
         lines: by length.
@@ -81,12 +81,13 @@ def score_figure(
     samplers = list(dict.fromkeys(line.sampler for drawn in lines.values() for line in drawn))
     styles = {name: SAMPLER_STYLES[n % len(SAMPLER_STYLES)] for n, name in enumerate(samplers)}
     for axes, (length, drawn) in zip(panels, lines.items(), strict=False):
-        for line in drawn:
-            _draw_line(axes, line, *styles[line.sampler])
+        for number, line in enumerate(drawn):
+            _draw_line(axes, line, *styles[line.sampler], shift=1.035 ** (2 * number - len(drawn) + 1))
         for (name, level), dash in zip(levels.get(length, {}).items(), ("--", ":"), strict=False):
             axes.axhline(level, color=ROLE_COLOURS["data"], linewidth=1.1, linestyle=dash, label=f"{name} (held out)")
         if unit in THRESHOLDS:
-            axes.axhline(THRESHOLDS[unit], color="0.7", linewidth=0.8)
+            label = f"confident, above {THRESHOLDS[unit]:g}"
+            axes.axhline(THRESHOLDS[unit], color="0.6", linewidth=0.8, linestyle="-.", label=label)
         tidy(axes)
         axes.set_title(f"{length} residues", loc="left", fontsize=9)
         axes.tick_params(labelsize=8)
@@ -100,13 +101,13 @@ def score_figure(
     return save_figure(figure, panels[0], path, num_columns=4 if num_columns > 1 else 2)
 
 
-def _draw_line(axes: "Axes", line: Line, marker: str, dash: str) -> None:
-    colour = ROLE_COLOURS[line.role]
-    axes.plot(line.nfes, line.means, dash, marker=marker, color=colour, linewidth=1.6, markersize=4.5,
+def _draw_line(axes: "Axes", line: Line, marker: str, dash: str, *, shift: float) -> None:
+    """Means and bars of intervals, moved sideways by the factor ``shift`` so that bars of several lines are apart."""
+    colour, places = ROLE_COLOURS[line.role], [nfe * shift for nfe in line.nfes]
+    axes.plot(places, line.means, dash, marker=marker, color=colour, linewidth=1.6, markersize=4.5,
               markeredgecolor="white", markeredgewidth=0.6, label=f"{line.role}, {line.sampler}")  # fmt: skip
-    lows, highs = ([one[end] for one in line.intervals] for end in (0, 1))
-    if not any(map(math.isnan, lows)):
-        axes.fill_between(line.nfes, lows, highs, color=colour, alpha=0.18, linewidth=0)
+    for place, ends in zip(places, line.intervals, strict=True):
+        axes.plot([place, place], ends, "-_", color=colour, linewidth=1.0, markersize=4, alpha=0.7)
 
 
 def _set_axes(
@@ -120,12 +121,15 @@ def _set_axes(
     values = [value for line in drawn for value in line.means]
     values += [value for of_length in levels.values() for value in of_length.values()]
     low, high = min(values), max(values)
-    margin = 0.12 * (high - low) or 1.0
+    margin = (high - low) or 1.0
+    ends = [end for line in drawn for interval in line.intervals for end in interval if not math.isnan(end)]
+    low = max(low - 0.3 * margin, min([low, *ends])) - 0.05 * margin
+    high = min(high + 0.3 * margin, max([high, *ends])) + 0.05 * margin
     for axes in panels:
         axes.set_xscale("log", base=2)
         axes.set_xticks(nfes, [str(nfe) for nfe in nfes])
         axes.xaxis.set_minor_locator(NullLocator())
-        axes.set_ylim(low - margin, high + margin)
+        axes.set_ylim(low, high)
 
 
 def examples_figure(
@@ -141,10 +145,10 @@ def examples_figure(
     """
     has_traces = any(one.trace is not None for one in examples)
     lengths = [-(-len(one.residues) // LINE) * LINE_INCHES for one in examples]
-    heights = [TITLE_INCHES + (max(inches, TRACE_INCHES) if has_traces else inches) for inches in lengths]
+    heights = [max(TITLE_INCHES + inches, TRACE_INCHES if has_traces else 0) for inches in lengths]
     width, text_width = (9.2 if has_traces else 7.0), 6.1
-    bar = PAD_INCHES if unit is not None else 0.1
-    total = sum(heights) + bar
+    bar = BAR_INCHES if unit is not None else 0.0
+    total = sum(heights) + bar + END_INCHES
     figure = new_figure(width, total)
     figure.set_layout_engine("none")
     colours = None if unit is None else _colours(unit, is_higher_better=is_higher_better)
@@ -155,7 +159,7 @@ def examples_figure(
         _draw_residues(axes, example, colours)
         figure.text(0.5 / width, (top - TITLE_INCHES + 0.06) / total, example.title, fontsize=8, va="bottom")
         if example.trace is not None:
-            box = ((text_width + 0.6) / width, (top - height) / total, 2.4 / width, (height - 0.05) / total)
+            box = ((text_width + 0.6) / width, (top - height) / total, 2.4 / width, height / total)
             _draw_trace(figure, box, example, colours)
         top -= height
     if unit is not None and colours is not None:
@@ -212,10 +216,10 @@ def _draw_trace(figure: "Figure", box: tuple[float, float, float, float], exampl
     has_scores = example.scores is not None and colours is not None
     fills = colours.to_rgba(np.asarray(example.scores[:-1])) if has_scores and example.scores is not None else "0.4"
     bonds = np.stack([centred[:-1], centred[1:]], 1)
-    axes.add_collection3d(Line3DCollection(bonds, colors=fills, linewidths=1.6, capstyle="round"))
+    axes.add_collection3d(Line3DCollection(bonds, colors=fills, linewidths=1.6, capstyle="round", clip_on=False))
     reach = max(float(np.abs(centred).max()), 1.0)
     axes.set(xlim=(-reach, reach), ylim=(-reach, reach), zlim=(-reach, reach))
-    axes.set_box_aspect((1, 1, 1), zoom=1.5)
+    axes.set_box_aspect((1, 1, 1), zoom=1.4)
     axes.view_init(elev=25, azim=-60)
     axes.set_axis_off()
 

@@ -97,10 +97,10 @@ def figure_5(plan: ProteinPlan, study: ProteinStudy) -> list[str]:
             levels[cell.length][cell.control] = study.row(cell).score
     figure = score_figure(lines, levels, study.folder / "figure5.png", unit=judge.unit)
     shown = (
-        "Bands: 95% bootstrap interval over sequences of one bundle"
+        "Bars: 95% bootstrap intervals over the sequences of one bundle"
         if len(plan.students) == 1
-        else "Line of the students: mean over training seeds, with the 95% t-interval over seeds, cut at the edge of "
-        "the panel where it is wider; band of the teacher: 95% bootstrap interval over sequences"
+        else "Students: means over training seeds with 95% t-intervals over seeds, cut at the edge of the panel where "
+        "they are wider; teacher: 95% bootstrap intervals over sequences"
     )
     parts = [
         f"![Score against the number of moves]({figure.name})\n",
@@ -171,7 +171,10 @@ def _mean_cells(rows: Sequence[ProteinRow], unit: str) -> list[str]:
     """The mean of the rows of all students, with t-intervals."""
 
     def over_seeds(value: Callable[[ProteinRow], float], spec: str, *, has_interval: bool = True) -> str:
-        found = estimate([value(row) for row in rows])
+        values = [value(row) for row in rows]
+        if any(map(math.isnan, values)):
+            return "–"
+        found = estimate(values)
         return number_with(found.mean, (found.low, found.high) if has_interval else None, spec)
 
     first = _cells(rows[0], unit)
