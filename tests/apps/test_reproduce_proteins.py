@@ -4,6 +4,7 @@ import json
 import math
 import random
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,11 +15,15 @@ from didi.apps.reproduce.protein_plan import ProteinPlan
 from didi.apps.reproduce.protein_study import ProteinSampling, ProteinStudy, nearest_in_length
 from didi.data import mmseqs
 from didi.data.protein import ProteinData, protein_tokenizer
+from didi.data.protein_batches import protein_rows
+from didi.diffusion.absorbing import Absorbing
 from didi.errors import DidiError, Interrupted, UsageError
 from didi.evaluation.protein import row as row_module
+from didi.evaluation.protein.autoregressive import load_order_judge
 from didi.evaluation.protein.comparison import ScoredSet, compare_sets
 from didi.evaluation.protein.controls import CONTROLS, control_sets
 from didi.evaluation.protein.judges import JUDGES
+from didi.models.autoregressive import AutoregressiveConfig, AutoregressiveLM
 from didi.models.bundle import Bundle, load, save
 from didi.models.esm2 import Esm2, Esm2Config
 from didi.sampling.generate import generate
@@ -179,20 +184,18 @@ def test_the_report_has_every_set_with_its_sampler(reproduce, tmp_path, small, b
 def test_what_is_asked_reaches_the_sampler(reproduce, tmp_path, bundles):
     reproduce("figure5", students=("second",), samplers=("reparam",), lengths=("10",))
     for role, name in (("teacher", "teacher"), ("student", "second")):
-        for length in (10,):
-            for nfe in (2, 64):
-                (file,) = (tmp_path / "out" / "cells").glob(f"{name}-*-{role}-reparam-length{length}-{nfe}.json")
-                record = json.loads(file.read_text())
-                seed = record["sampling"]["seed"]
-                expected = generate(
-                    load(bundles[name]), num_samples=8, nfe=nfe, seed=seed, length=length, role=role, sampler="reparam"
-                )
-                assert record["sequences"] == expected.texts
-                assert {len(one) for one in record["sequences"]} == {length}
-                assert record["row"]["sampler"] == "reparam"
-                assert record["row"]["nfe"] == nfe
-                assert record["scores"] == MotifJudge().score(expected.texts).tolist()
-                assert record["row"]["score"] == pytest.approx(sum(record["scores"]) / 8)
+        for nfe in (2, 64):
+            (file,) = (tmp_path / "out" / "cells").glob(f"{name}-*-{role}-reparam-length10-{nfe}.json")
+            record = json.loads(file.read_text())
+            seed = record["sampling"]["seed"]
+            expected = generate(
+                load(bundles[name]), num_samples=8, nfe=nfe, seed=seed, length=10, role=role, sampler="reparam"
+            )
+            assert record["sequences"] == expected.texts
+            assert {len(one) for one in record["sequences"]} == {10}
+            assert (record["row"]["sampler"], record["row"]["nfe"]) == ("reparam", nfe)
+            assert record["scores"] == MotifJudge().score(expected.texts).tolist()
+            assert record["row"]["score"] == pytest.approx(sum(record["scores"]) / 8)
 
 
 def test_controls_are_the_held_out_proteins_of_the_nearest_length(reproduce, tmp_path):
@@ -435,3 +438,48 @@ def test_a_claim_names_the_parts_that_fail():
     unmeasured = replace(better, identity_difference=math.nan)
     assert protein_report.claim(unmeasured) == "holds; novelty not measured"
     assert protein_report.claim(replace(better, is_higher_better=False)) == "*failed*: score"
+
+
+@pytest.fixture(scope="module")
+def order_judge(tmp_path_factory):
+    """The bundle of an autoregressive network that has learned the motif."""
+    torch.manual_seed(0)
+    shape = AutoregressiveConfig(vocab_size=33, mask_id=32, length=60, hidden_size=16, num_blocks=1, num_heads=2)
+    network, rows = AutoregressiveLM(shape), protein_rows(natural(12, 40))
+    optimizer = torch.optim.Adam(network.parameters(), lr=0.02)
+    for _ in range(60):
+        loss = network.nll(rows).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    bundle = Bundle(autoregressive=network.eval(), tokenizer=protein_tokenizer(), process=Absorbing(32))
+    return str(save(bundle, tmp_path_factory.mktemp("judge") / "bundle"))
+
+
+@pytest.mark.slow
+def test_an_autoregressive_judge_and_guided_students_in_worker_processes(
+    randomise, make_discriminator, order_judge, tmp_path, monkeypatch
+):
+    shape = Esm2Config(hidden_size=16, num_blocks=1, num_heads=2, length=42, inner_size=24)
+    teacher, student = (randomise(Esm2(shape), seed) for seed in (0, 1))
+    tokenizer, about = protein_tokenizer(), {"corpus": "vh", "seed": 0}
+    teacher_path = save(Bundle(teacher=teacher, tokenizer=tokenizer, provenance=about), tmp_path / "teacher")
+    made = Bundle(student=student, discriminator=make_discriminator(teacher), tokenizer=tokenizer, provenance=about)
+    student_path = save(made, tmp_path / "student")
+    data = ProteinData([natural(2, 40)], [], natural(12, 40))
+    monkeypatch.setattr(proteins, "prepare_proteins", lambda *args, **how: data)
+    monkeypatch.setenv("PATH", "")  # the workers have no mmseqs2
+    words = ["all", "--scale", "proteins", "--teacher", str(teacher_path), "--students", str(student_path)]
+    words += ["--judge", order_judge, "--lengths", "40", "--nfe", "8", "64", "--num-samples", "8", "--workers", "2"]
+    command.reproduce([*words, "--samplers", "guided", "ancestral", "--out", str(tmp_path / "out")])
+    report = (tmp_path / "out" / "report.md").read_text()
+    rows = tables(report)["40 residues"][6:]
+    assert {(row[0], row[1]) for row in rows} == {
+        ("teacher", "ancestral"), ("student 1", "guided"), ("student 1", "ancestral"),
+    }  # fmt: skip
+    assert "Colours are scores of residues, nats above the log frequency of the residue." in report
+    (file,) = (tmp_path / "out" / "cells").glob("student-*-guided-length40-8.json")
+    record = json.loads(file.read_text())
+    assert record["discriminator_passes"] > 0
+    assert record["scores"] == load_order_judge(Path(order_judge)).score(record["sequences"]).tolist()
+    assert record["has_mmseqs"] is False

@@ -231,6 +231,7 @@ def test_novelty_and_diversity():
     found = nearest_training_identities([training[2], others[0], training[4]], training)
     assert found.tolist() == [1, 0, 1]
     assert cluster_diversity([*others, others[0]]) == pytest.approx(4 / 5)
+    assert cluster_diversity(["A" * 60] * 8) == 1 / 8  # repetitive throughout
     row = protein_row("teacher", [training[2], others[0]], training=training, has_diversity=True)
     assert (row.nearest_identity, row.diversity) == (0.5, 1)
 

@@ -12,6 +12,9 @@ from didi.data.mmseqs import clusters_of, nearest_identities
 from didi.errors import UsageError
 from didi.models.esm2 import ALPHABET
 
+NOT_REPETITIVE = "RGTWQHVYDKNCEIMPSLFAWDRYKHGTQVNEMCIPFLSARWEYHDGKTNQVMICPLSFAWHRDEYTKGN"
+"""A sequence in no pattern, which resembles no protein."""
+
 
 def residue_entropies(sequences: Sequence[str]) -> Float[Tensor, " n"]:
     """Entropy of the residues within each sequence in nats, float64: 0 of one repeated residue, log(20) at most.
@@ -39,12 +42,15 @@ def duplicate_share(sequences: Sequence[str]) -> float:
 def cluster_diversity(sequences: Sequence[str], *, identity: float = 0.5) -> float:
     """Number of clusters of mmseqs2 at an identity, over the number of sequences, in (0, 1].
 
-    It falls with the size of the set, so compare only sets of one size.
+    It falls with the size of the set, so compare only sets of one size. A set that is repetitive
+    throughout, such as poly-alanine, is counted too.
 
     Raises:
         DidiError: mmseqs2 is missing or fails.
     """
-    return len(set(clusters_of(_filled(sequences), identity=identity))) / len(sequences)
+    # The program fails on a set that is repetitive throughout; with another sequence it does not.
+    found = clusters_of([*_filled(sequences), NOT_REPETITIVE], identity=identity)
+    return len(set(found[:-1])) / len(sequences)
 
 
 def nearest_training_identities(sequences: Sequence[str], training: Sequence[str]) -> Float[Tensor, " n"]:
