@@ -14,6 +14,7 @@ import tyro
 import didi
 from didi.apps import assets, cli
 from didi.apps.reproduce.command import METHOD_TARGETS, ReproduceCommand, targets_of
+from didi.apps.reproduce.proteins import PROTEIN_TARGETS
 from didi.evaluation.judges import JUDGES
 from didi.methods import METHODS
 from didi.models.bundle import bundled_names
@@ -105,7 +106,8 @@ def check(command, words):
     if isinstance(command, ReproduceCommand):
         targets = words[1 : words.index("--scale")]
         assert targets
-        known = METHOD_TARGETS if command.methods else targets_of(command.scale)
+        is_protein = command.scale == "proteins"
+        known = PROTEIN_TARGETS if is_protein else METHOD_TARGETS if command.methods else targets_of(command.scale)
         assert {*targets} <= {*known, "all"}
 
 

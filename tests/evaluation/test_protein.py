@@ -1,5 +1,6 @@
 """Controls, measures and judges of proteins."""
 
+import json
 import math
 import random
 from pathlib import Path
@@ -19,6 +20,8 @@ from didi.evaluation.protein.esmfold import EsmFoldJudge
 from didi.evaluation.protein.judges import (
     JUDGES,
     ProteinJudge,
+    ResidueJudge,
+    StructureJudge,
     check_judge,
     comparisons,
     load_protein_judge,
@@ -29,8 +32,10 @@ from didi.evaluation.protein.measures import (
     duplicate_share,
     nearest_training_identities,
     residue_entropies,
+    residue_frequencies,
 )
-from didi.evaluation.protein.row import protein_row
+from didi.evaluation.protein.row import ProteinRow, protein_row
+from didi.files import json_text
 from didi.models.autoregressive import AutoregressiveConfig, AutoregressiveLM
 from didi.models.bundle import Bundle
 
@@ -161,6 +166,33 @@ def test_the_order_of_residues_is_judged_by_a_network_that_learned_it(trained, n
         load_protein_judge(str(Path(didi.__file__).parent / "bundles" / "markov"))
 
 
+def test_residues_are_judged_by_what_the_residues_before_them_say(learned, natural):
+    judge = OrderJudge(learned, name="order")
+    assert isinstance(judge, ResidueJudge)
+    assert not isinstance(judge, StructureJudge)
+    frequencies = residue_frequencies([natural[0], "AAB"])
+    sequences = ["MKTAYI", natural[0], "AB"]
+    found = judge.residue_scores(sequences, frequencies)
+    assert [len(one) for one in found] == [6, 40, 2]
+    with torch.no_grad():
+        nll = learned.nll(protein_rows(["MKTAYI"]))[0, 1:-1].double()
+    expected = [-float(nats) - math.log(frequencies[letter]) for nats, letter in zip(nll, "MKTAYI", strict=True)]
+    assert found[0].tolist() == pytest.approx(expected, rel=1e-5)
+    assert float(found[1].mean()) > 1  # the motif is predicted
+    for wrong in ("", "A" * 59):
+        with pytest.raises(UsageError, match="judges proteins of 1 to 58 residues"):
+            judge.residue_scores([wrong], frequencies)
+
+
+def test_frequencies_count_every_letter_once_more():
+    found = residue_frequencies(["AAC", "A"])
+    assert found["A"] == pytest.approx(4 / 29)
+    assert found["C"] == pytest.approx(2 / 29)
+    assert found["X"] == found["W"] == pytest.approx(1 / 29)
+    assert set(RESIDUES) < set(found)
+    assert sum(found.values()) == pytest.approx(1)
+
+
 def test_entropies_and_duplicates():
     assert residue_entropies(["AAAA", "AC", "ACDE"]).tolist() == pytest.approx([0, math.log(2), math.log(4)])
     assert corpus_residue_entropy(["AAAA", "CCCC"]) == pytest.approx(math.log(2))
@@ -182,6 +214,16 @@ def test_a_row_without_mmseqs_has_the_other_measures(natural, monkeypatch):
     assert math.isnan(row.diversity)
 
 
+def test_a_row_is_read_as_it_was_written(natural):
+    row = protein_row("student", natural, sampler="reparam", nfe=8, judge=MotifJudge())
+    read = ProteinRow.from_record(json.loads(json_text(row.record())))
+    assert repr(read) == repr(row)
+    known = torch.linspace(0.2, 0.4, 12, dtype=torch.float64)
+    measured = protein_row("student", natural, identities=known, training=["never read"])
+    assert measured.nearest_identity == pytest.approx(0.3)
+    assert measured.nearest_identity_ci[0] < 0.3 < measured.nearest_identity_ci[1]
+
+
 @needs_mmseqs
 @pytest.mark.slow
 def test_novelty_and_diversity():
@@ -189,6 +231,7 @@ def test_novelty_and_diversity():
     identities = nearest_training_identities([training[2], others[0], training[4]], training)
     assert identities.tolist() == [1, 0, 1]
     assert cluster_diversity([*others, others[0]]) == pytest.approx(4 / 5)
+    assert cluster_diversity(["A" * 60] * 8) == 1 / 8  # repetitive throughout
     row = protein_row("teacher", [training[2], others[0]], training=training, has_diversity=True)
     assert (row.nearest_identity, row.diversity) == (0.5, 1)
 
@@ -236,3 +279,20 @@ def test_esmfold_scores_each_protein_by_its_own_residues(esmfold):
     assert float(together[0]) == pytest.approx(100 * float(output["plddt"][0][exists].mean()), abs=1e-3)
     with pytest.raises(UsageError, match="one residue or more"):
         judge.score([""])
+
+
+@pytest.mark.slow
+def test_esmfold_gives_residues_their_confidence_and_their_place(folding):
+    sequences = ["MKTAYIAK", "ACDEFGHIKLMN", "WW"]
+    judge = EsmFoldJudge(folding)
+    assert isinstance(judge, ResidueJudge)
+    assert isinstance(judge, StructureJudge)
+    scores, places = judge.residue_scores(sequences, {}), judge.alpha_carbons(sequences)
+    for one, of_residues, trace in zip(sequences, scores, places, strict=True):
+        output = folding.infer(one)
+        exists = output["atom37_atom_exists"][0].bool()
+        expected = [100 * float(plddt[there].mean()) for plddt, there in zip(output["plddt"][0], exists, strict=True)]
+        assert of_residues.tolist() == pytest.approx(expected, abs=1e-3)
+        pdb = folding.output_to_pdb(output)[0].splitlines()
+        alpha = [[float(line[n : n + 8]) for n in (30, 38, 46)] for line in pdb if line[12:16].strip() == "CA"]
+        torch.testing.assert_close(trace, torch.tensor(alpha).double(), rtol=1e-3, atol=2e-3)

@@ -38,7 +38,7 @@ def perplexity_figure(rows: Sequence[EvaluationRow], path: Path) -> Path:
     bottom.set_xticks(nfes, [str(nfe) for nfe in nfes])
     bottom.xaxis.set_minor_locator(NullLocator())
     bottom.set_xlabel("network function evaluations (NFE)", fontsize=9)
-    return _finish(figure, top, path)
+    return save_figure(figure, top, path)
 
 
 def latency_figure(rows: Sequence[EvaluationRow], path: Path) -> Path:
@@ -50,7 +50,7 @@ def latency_figure(rows: Sequence[EvaluationRow], path: Path) -> Path:
             top.annotate(f"{row.nfe}", at, (4, 4), textcoords="offset points", fontsize=7)
     _set_plain_log_ticks(bottom.xaxis)
     bottom.set_xlabel("seconds per sequence; small figures are NFE", fontsize=9)
-    return _finish(figure, top, path)
+    return save_figure(figure, top, path)
 
 
 def frontier_figure(rows: Sequence[EvaluationRow], path: Path) -> Path:
@@ -59,7 +59,7 @@ def frontier_figure(rows: Sequence[EvaluationRow], path: Path) -> Path:
     Large markers are exact sampling. The lower of two curves is the better model at every entropy that both reach,
     whatever the temperature. Rows with ``nfe`` 0, such as data, are crosses.
     """
-    figure = _figure(6.4, 5.0)
+    figure = new_figure(6.4, 5.0)
     axes = figure.subplots()
     axes.set(yscale="log")
     colours = _colours(rows)
@@ -82,12 +82,12 @@ def frontier_figure(rows: Sequence[EvaluationRow], path: Path) -> Path:
             axes.plot(row.entropy, row.gen_ppl, marker, color=colours[role], markersize=size, markeredgecolor="white")
             axes.annotate(f"{knob:g}", (row.entropy, row.gen_ppl), (4, -9), textcoords="offset points",
                           fontsize=6.5, color=colours[role])  # fmt: skip
-    _tidy(axes)
+    tidy(axes)
     _set_plain_log_ticks(axes.yaxis)
     judges = ", ".join(dict.fromkeys(row.judge for row in rows))
     axes.set_title(f"Generative perplexity, judge {judges}; figures are temperatures or top-p", loc="left", fontsize=9)
     axes.set_xlabel("unigram entropy within a sample, nats", fontsize=9)
-    return _finish(figure, axes, path)
+    return save_figure(figure, axes, path)
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ def curves_figure(
     """
     from matplotlib.ticker import NullLocator
 
-    figure = _figure(6.4, 4.8)
+    figure = new_figure(6.4, 4.8)
     axes = figure.subplots()
     axes.set(xscale="log", yscale="log")
     groups = [
@@ -146,7 +146,7 @@ def curves_figure(
         colour = palette[groups[curve.is_baseline].index(curve.group) % len(palette)]
         number = last_number[curve.group] = last_number.get(curve.group, -1) + 1
         _draw_curve(axes, curve, colour, SAMPLER_STYLES[number % len(SAMPLER_STYLES)])
-    _tidy(axes)
+    tidy(axes)
     axes.grid(axis="x", color="0.95", linewidth=0.8)
     _set_plain_log_ticks(axes.yaxis)
     if ticks:
@@ -157,7 +157,7 @@ def curves_figure(
     axes.set_title(title, loc="left", fontsize=9)
     axes.set_xlabel(x_label, fontsize=10)
     axes.set_ylabel(y_label, fontsize=10)
-    return _finish(figure, axes, path, num_columns=3)
+    return save_figure(figure, axes, path, num_columns=3)
 
 
 def _draw_curve(axes: "Axes", curve: Curve, colour: str, style: tuple[str, str]) -> None:
@@ -180,7 +180,7 @@ def _draw_curve(axes: "Axes", curve: Curve, colour: str, style: tuple[str, str])
 
 def _panels_against(x: str, rows: Sequence[EvaluationRow]) -> "tuple[Figure, Axes, Axes]":
     """A panel of perplexity above a panel of entropy, both against the field ``x`` on a log axis."""
-    figure = _figure(6.4, 5.6)
+    figure = new_figure(6.4, 5.6)
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(2.4, 1))
     top.set(xscale="log", yscale="log")
     drawn, levels = [row for row in rows if row.nfe], [row for row in rows if not row.nfe]
@@ -192,7 +192,7 @@ def _panels_against(x: str, rows: Sequence[EvaluationRow]) -> "tuple[Figure, Axe
             _draw_line(axes, line, x, field, colours[line[0].role], *styles[line[0].sampler], label)
         for row in levels:
             _draw_level(axes, row, field, colours[row.role], row.label(also=varying_fields(levels, DETAILS)))
-        _tidy(axes)
+        tidy(axes)
     _set_plain_log_ticks(top.yaxis)
     judges = ", ".join(dict.fromkeys(row.judge for row in rows))
     top.set_title(f"Generative perplexity, judge {judges}", loc="left", fontsize=9)
@@ -200,20 +200,22 @@ def _panels_against(x: str, rows: Sequence[EvaluationRow]) -> "tuple[Figure, Axe
     return figure, top, bottom
 
 
-def _figure(width: float, height: float) -> "Figure":
+def new_figure(width: float, height: float) -> "Figure":
+    """An empty figure on white, in inches."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), dpi=200, layout="constrained", facecolor="white")
 
 
-def _tidy(axes: "Axes") -> None:
+def tidy(axes: "Axes") -> None:
+    """Leave out the top and right border, and draw a light horizontal grid."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color="0.9", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.tick_params(labelsize=9)
 
 
-def _finish(figure: "Figure", axes: "Axes", path: Path, *, num_columns: int = 2) -> Path:
+def save_figure(figure: "Figure", axes: "Axes", path: Path, *, num_columns: int = 2) -> Path:
     """Draw the legend of ``axes`` above the figure, and write the file."""
     figure.legend(
         *axes.get_legend_handles_labels(), loc="outside upper left", ncols=num_columns, frameon=False, fontsize=9

@@ -60,7 +60,7 @@ class Cell:
         """File name of the cell, without its extension."""
         suffix = "" if self.temperature == 1 else f"-T{self.temperature:g}"
         suffix += "-joint" if self.joint else ""
-        return f"{_origin(self.bundle, digest)}-{self.role}-{self.sampler}-{self.nfe}{suffix}"
+        return f"{origin_of(self.bundle, digest)}-{self.role}-{self.sampler}-{self.nfe}{suffix}"
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class LikelihoodCell:
 
     def name(self, digest: Digest) -> str:
         """File name of the cell, without its extension."""
-        return f"{_origin(self.bundle, digest)}-{self.role}-likelihood-{self.corpus.replace('/', '-')}"
+        return f"{origin_of(self.bundle, digest)}-{self.role}-likelihood-{self.corpus.replace('/', '-')}"
 
 
 @dataclass(frozen=True)
@@ -98,13 +98,13 @@ class JointCell:
 
     def name(self, digest: Digest) -> str:
         """File name of the cell, without its extension."""
-        origin, reference = _origin(self.bundle, digest), _origin(self.reference, digest)
+        origin, reference = origin_of(self.bundle, digest), origin_of(self.reference, digest)
         return f"{origin}-{self.role}-{self.sampler}-{self.nfe}-joint{self.num_samples}-{reference}"
 
 
 AnyCell = Cell | LikelihoodCell | JointCell
 
 
-def _origin(bundle: Run | str, digest: Digest) -> str:
+def origin_of(bundle: Run | str, digest: Digest) -> str:
     """Part of a cell's name that identifies its bundle; an existing bundle by its content, not by its path."""
     return bundle.name(digest) if isinstance(bundle, Run) else f"{Path(bundle).name}-{digest(bundle)[:10]}"

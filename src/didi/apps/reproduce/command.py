@@ -1,9 +1,11 @@
 """``didi reproduce``: the paper's tables and figures by one command, at four scales."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+import tyro
 
 from didi.apps.reproduce import figures, method_figures, method_tables, published, tables
 from didi.apps.reproduce.cells import Run
@@ -11,8 +13,9 @@ from didi.apps.reproduce.figures import BASELINE
 from didi.apps.reproduce.methods import MethodPlan, method_plan
 from didi.apps.reproduce.peers import TINY_PEER_STEPS, named_peers, trained_peers
 from didi.apps.reproduce.plan import Plan, heading
+from didi.apps.reproduce.proteins import PROTEIN_TARGETS, PROTEINS, ProteinFlags, reproduce_proteins
 from didi.apps.reproduce.study import Sampling, Study
-from didi.apps.reproduce.targets import Target, chosen_targets, write_report
+from didi.apps.reproduce.targets import Target, chosen_targets, refuse_unread, write_report
 from didi.apps.terminal import parse
 from didi.data.markov import MARKOV
 from didi.data.zero_shot import HUB, STAND_INS
@@ -25,7 +28,9 @@ from didi.recipes.ablations import with_objective
 from didi.recipes.presets import preset
 from didi.sampling.guided import Guidance
 
-Scale = Literal["markov", "exact", "tiny", "paper"]
+Scale = Literal["markov", "exact", "tiny", "paper", "proteins"]
+
+NUM_SEEDS = 2
 
 
 @dataclass(frozen=True)
@@ -34,15 +39,15 @@ class ReproduceCommand:
 
     scale: Scale
     """markov: a Markov chain with an exact judge. exact: a smaller chain with exact divergences. tiny: tiny-news.
-    paper: 169M parameters, OpenWebText; needs a GPU."""
+    paper: 169M parameters, OpenWebText; needs a GPU. proteins: figures 5 to 7, of existing bundles."""
     out: Path
     """Folder for runs, cells and report; with the folder of an earlier study, that study is resumed."""
-    seeds: int = 2
-    """Training seeds of each row of a table."""
+    seeds: int | None = None
+    """Training seeds of each row of a table; 2 by default."""
     workers: int = 2
     """Worker processes, of one thread each."""
     teacher: str | None = None
-    """Bundle of the teacher; required at paper scale, the bundled teacher by default at other scales."""
+    """Bundle of the teacher; required at the scales paper and proteins, the bundled teacher by default at others."""
     baseline: str | None = None
     """Bundle with an autoregressive baseline for the figures and table7, for example from didi convert gpt2. By default
     the autoregressive network of the teacher's bundle, if it has one; at markov scale a baseline is trained."""
@@ -55,6 +60,12 @@ class ReproduceCommand:
     methods: tuple[str, ...] = ()
     """figure1, figure3 and table1 compare these distillation methods, each with its full recipe and the teacher of that
     recipe, at the scales exact, markov and tiny; all stands for every method that has a recipe."""
+    proteins: Annotated[ProteinFlags, tyro.conf.arg(name="")] = field(default_factory=ProteinFlags)
+
+    @property
+    def num_seeds(self) -> int:
+        """Training seeds of each row of a table."""
+        return NUM_SEEDS if self.seeds is None else self.seeds
 
 
 def _short(recipe: str, *, warmup_steps: int, steps: int, batch_size: int, learning_rate: float) -> DistillConfig:
@@ -123,7 +134,7 @@ def _peers(command: ReproduceCommand, recipe: str | None = None, steps: int = 0)
 
 
 def _plan(command: ReproduceCommand) -> Plan:
-    seeds = tuple(range(command.seeds))
+    seeds = tuple(range(command.num_seeds))
     if command.scale == "markov":
         small = PRETRAIN["markov"]
         twin = replace(small, recipe="markov-ar", model="autoregressive")
@@ -230,7 +241,7 @@ METHOD_TARGETS: dict[str, Target[MethodPlan]] = {
 }
 HELP = (
     "Tables and figures of the paper: didi reproduce TARGET... --scale S --out DIR; what is done is not done again. "
-    f"TARGET is one of {', '.join(TARGETS)} or all."
+    f"TARGET is one of {', '.join(TARGETS)} or all; at --scale {PROTEINS} of {', '.join(PROTEIN_TARGETS)} or all."
 )
 EXACT_TARGETS = ("table1", "table2", "table5", "objectives", "decisions")  # the others need text or a baseline
 
@@ -247,8 +258,14 @@ def reproduce(args: Sequence[str]) -> None:
     num_names = next((i for i, word in enumerate(args) if word.startswith("-")), len(args))  # targets come first
     names, flags = args[:num_names], args[num_names:]
     command = parse(ReproduceCommand, flags, prog="didi reproduce", description=HELP)
-    if min(command.seeds, command.workers) < 1:
-        raise UsageError(f"seeds and workers are 1 or more; got {command.seeds} and {command.workers}")
+    if min(command.num_seeds, command.workers) < 1:
+        raise UsageError(f"seeds and workers are 1 or more; got {command.num_seeds} and {command.workers}")
+    if command.scale == PROTEINS:
+        refuse_unread(command, ("seeds", "baseline", "peers", "larger", "methods"), f"--scale {PROTEINS}")
+        reproduce_proteins(names, command.teacher, command.proteins, command.out, command.workers)
+        return
+    if given := command.proteins.given():
+        raise UsageError(f"--{given[0].replace('_', '-')} is read only at --scale {PROTEINS}: leave it out")
     study = Study(command.out, SAMPLING[command.scale], command.workers)
     title = f"didi reproduce --scale {command.scale}"
     if command.methods:
@@ -270,7 +287,5 @@ def _method_plan(command: ReproduceCommand) -> MethodPlan:
     Raises:
         UsageError: a flag is given that ``--methods`` does not read; see also ``method_plan``.
     """
-    unread = [name for name in ("teacher", "baseline", "peers", "larger") if getattr(command, name)]
-    if unread:
-        raise UsageError(f"--{unread[0]} is not read with --methods, whose recipes name their teachers: leave it out")
-    return method_plan(command.scale, command.methods, command.seeds)
+    refuse_unread(command, ("teacher", "baseline", "peers", "larger"), "--methods, whose recipes name their teachers")
+    return method_plan(command.scale, command.methods, command.num_seeds)

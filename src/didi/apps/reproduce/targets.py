@@ -1,8 +1,10 @@
 """The targets of a report (tables and figures): their choice, and the writing of the report."""
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Generic, TypeVar
 
 from didi.apps.reproduce.cells import AnyCell
@@ -12,6 +14,7 @@ from didi.evaluation.report import write_html
 from didi.files import write_atomically
 
 AnyPlan = TypeVar("AnyPlan")
+AnyTarget = TypeVar("AnyTarget")
 
 
 @dataclass(frozen=True)
@@ -29,9 +32,7 @@ class Target(Generic[AnyPlan]):
     lines: Callable[[AnyPlan, Study], list[str]]
 
 
-def chosen_targets(
-    targets: Mapping[str, Target[AnyPlan]], names: Sequence[str], what: str
-) -> dict[str, Target[AnyPlan]]:
+def chosen_targets(targets: Mapping[str, AnyTarget], names: Sequence[str], what: str) -> dict[str, AnyTarget]:
     """The named targets, each once.
 
     Args:
@@ -47,6 +48,21 @@ def chosen_targets(
     if unknown := [name for name in names if name not in (*targets, "all")]:
         raise UsageError(f"{what} is one of {', '.join(targets)} or all; got {unknown[0]!r}")
     return {name: targets[name] for name in (targets if "all" in names else dict.fromkeys(names))}
+
+
+def refuse_unread(command: object, names: Sequence[str], reader: str) -> None:
+    """Refuse flags that are given and not read.
+
+    Args:
+        command: has an attribute for each flag, empty or None where it is not given.
+        names: of the flags that are not read.
+        reader: what does not read them, for the message.
+
+    Raises:
+        UsageError: one of them is given.
+    """
+    if unread := [name for name in names if getattr(command, name)]:
+        raise UsageError(f"--{unread[0]} is not read with {reader}: leave it out")
 
 
 def write_report(
@@ -68,17 +84,31 @@ def write_report(
     Raises:
         Interrupted: the study was interrupted; completed runs and cells are kept.
     """
-    try:
+    with resumable(study.folder):
         study.complete([cell for target in chosen.values() for cell in target.cells(plan)])
-    except (KeyboardInterrupt, Interrupted) as stopped:
-        raise Interrupted(
-            f"stopped; finished work is kept in {study.folder}: run the same command to continue"
-        ) from stopped
     parts = [f"# {title}\n", *head(plan, study)]
     for name, target in chosen.items():
         print(f"writing {name}", file=sys.stderr, flush=True)
         parts += [f"\n## {target.title}\n", *target.lines(plan, study)]
-    report = write_atomically(study.folder / "report.md", "\n".join(parts) + "\n")
+    write_pages(study.folder, parts)
+
+
+@contextmanager
+def resumable(folder: Path) -> Iterator[None]:
+    """Context that reports an interruption of a study with its folder and how to continue.
+
+    Raises:
+        Interrupted: the study was interrupted; completed runs and cells are kept in ``folder``.
+    """
+    try:
+        yield
+    except (KeyboardInterrupt, Interrupted) as stopped:
+        raise Interrupted(f"stopped; finished work is kept in {folder}: run the same command to continue") from stopped
+
+
+def write_pages(folder: Path, parts: Sequence[str]) -> None:
+    """Write the parts of a report as ``report.md`` and ``report.html``, and print where they are."""
+    report = write_atomically(folder / "report.md", "\n".join(parts) + "\n")
     page = write_html(report)
     print(report)
     print(page)

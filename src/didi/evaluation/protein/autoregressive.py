@@ -4,7 +4,8 @@ By perplexity alone, poly-alanine is better than every natural protein. The diff
 reward a composition of residues, and is 0 for a protein of one repeated residue.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
 
@@ -36,6 +37,7 @@ class OrderJudge:
     """
 
     unit, is_higher_better = "nats a residue", True
+    residue_unit = "nats above the log frequency of the residue"
 
     def __init__(self, network: AutoregressiveLM, *, name: str, num_shuffles: int = NUM_SHUFFLES) -> None:
         self.name = name
@@ -47,23 +49,43 @@ class OrderJudge:
         Raises:
             UsageError: a sequence is empty, or too long for the network.
         """
+        self._check(sequences)
+        found = [self.nats(copies) for copies in map(self._with_copies, sequences)]
+        return torch.stack([nats[1:].mean() - nats[0] for nats in found]) if found else torch.zeros(0).double()
+
+    def residue_scores(self, sequences: Sequence[str], frequencies: Mapping[str, float]) -> list[Float[Tensor, " _"]]:
+        """See ``judges.ResidueJudge``.
+
+        The score is the log-probability of a residue, given the residues before it, minus the log of its frequency in
+        the corpus. It is 0 where the network predicts no more than that frequency.
+
+        Raises:
+            UsageError: a sequence is empty, or too long for the network.
+        """
+        self._check(sequences)
+        expected = (torch.tensor([math.log(frequencies[letter]) for letter in one]).double() for one in sequences)
+        return [-nats - log for nats, log in zip(self._residue_nats(sequences), expected, strict=True)]
+
+    def nats(self, sequences: Sequence[str]) -> Float[Tensor, " n"]:
+        """Negative log-likelihood of each protein in nats a residue, float64."""
+        return torch.stack([nats.mean() for nats in self._residue_nats(sequences)])
+
+    @torch.no_grad()
+    def _residue_nats(self, sequences: Sequence[str]) -> list[Float[Tensor, " _"]]:
+        """Negative log-likelihood of each residue of each protein in nats, float64."""
+        device, found = next(self._network.parameters()).device, []
+        for begin in range(0, len(sequences), BATCH):
+            canvas = canvas_of_rows(protein_rows(sequences[begin : begin + BATCH])).to(device)
+            terms = self._network.nll(canvas.tokens).double()
+            found += [nats[is_free].cpu() for nats, is_free in zip(terms, canvas.is_free, strict=True)]
+        return found
+
+    def _check(self, sequences: Sequence[str]) -> None:
         longest = self._network.length - FRAME
         if unfit := [len(residues) for residues in sequences if not 1 <= len(residues) <= longest]:
             raise UsageError(
                 f"{self.name} judges proteins of 1 to {longest} residues; got one of {unfit[0]}: leave it out"
             )
-        nats = [self.nats(copies) for copies in map(self._with_copies, sequences)]
-        return torch.stack([each[1:].mean() - each[0] for each in nats]) if nats else torch.zeros(0).double()
-
-    @torch.no_grad()
-    def nats(self, sequences: Sequence[str]) -> Float[Tensor, " n"]:
-        """Negative log-likelihood of each protein in nats a residue, float64."""
-        device, parts = next(self._network.parameters()).device, []
-        for begin in range(0, len(sequences), BATCH):
-            canvas = canvas_of_rows(protein_rows(sequences[begin : begin + BATCH])).to(device)
-            terms = torch.where(canvas.is_free, self._network.nll(canvas.tokens).double(), 0.0)
-            parts.append(terms.sum(-1) / canvas.num_free)
-        return torch.cat(parts).cpu()
 
     def _with_copies(self, residues: str) -> list[str]:
         """The protein, followed by its shuffled copies."""

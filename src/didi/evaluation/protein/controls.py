@@ -9,6 +9,8 @@ from didi.diffusion.noise import named_generator
 from didi.errors import UsageError
 
 NATURAL, MUTATED, SHUFFLED, UNIFORM, POLY_ALANINE = "natural", "mutated", "shuffled", "uniform", "poly-alanine"
+CONTROLS = (NATURAL, MUTATED, SHUFFLED, UNIFORM, POLY_ALANINE)
+"""Names of the sets of ``control_sets``, in their order."""
 MUTATED_SHARE = 0.2
 ORDER = ((NATURAL, MUTATED), (MUTATED, SHUFFLED), (MUTATED, UNIFORM), (NATURAL, POLY_ALANINE))
 """Pairs of controls of which a judge of foldability must prefer the first."""

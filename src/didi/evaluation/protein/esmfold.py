@@ -1,6 +1,6 @@
 """ESMFold (Lin et al. 2023, from ``transformers``) as a judge: its confidence in the structure that it predicts."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +12,8 @@ from didi.evaluation.perplexity import transformers_for
 
 ESMFOLD, REPOSITORY = "esmfold", "facebook/esmfold_v1"
 MAX_BATCH_RESIDUES = 1024
+ALPHA_CARBON = 1
+"""Number of the alpha carbon among the 14 atoms of a residue in the output."""
 
 
 class EsmFoldJudge:
@@ -24,6 +26,7 @@ class EsmFoldJudge:
     """
 
     unit, is_higher_better = "pLDDT", True
+    residue_unit = "pLDDT"
 
     def __init__(self, model: Any, *, name: str = ESMFOLD, max_batch_residues: int = MAX_BATCH_RESIDUES) -> None:
         self.name = name
@@ -35,21 +38,52 @@ class EsmFoldJudge:
         Raises:
             UsageError: a sequence is empty.
         """
+        scores = torch.zeros(len(sequences), dtype=torch.float64)
+        for batch, output in self._folded(sequences):
+            plddt, weight = _plddt(output)
+            scores[batch] = 100 * (plddt * weight).sum((1, 2)) / weight.sum((1, 2))
+        return scores
+
+    def residue_scores(self, sequences: Sequence[str], frequencies: Mapping[str, float]) -> list[Float[Tensor, " _"]]:
+        """See ``judges.ResidueJudge``: mean pLDDT over the atoms of each residue; ``frequencies`` are not read.
+
+        Raises:
+            UsageError: a sequence is empty.
+        """
+        del frequencies
+        found: dict[int, Tensor] = {}
+        for batch, output in self._folded(sequences):
+            plddt, weight = _plddt(output)
+            means = 100 * (plddt * weight).sum(2) / weight.sum(2).clamp(min=1)
+            found |= {number: mean[: len(sequences[number])] for number, mean in zip(batch, means, strict=True)}
+        return [found[number] for number in range(len(sequences))]
+
+    def alpha_carbons(self, sequences: Sequence[str]) -> list[Float[Tensor, "_ 3"]]:
+        """See ``judges.StructureJudge``.
+
+        Raises:
+            UsageError: a sequence is empty.
+        """
+        found: dict[int, Tensor] = {}
+        for batch, output in self._folded(sequences):
+            atoms = output["positions"][-1][:, :, ALPHA_CARBON].cpu().double()  # of the last block
+            found |= {number: atom[: len(sequences[number])] for number, atom in zip(batch, atoms, strict=True)}
+        return [found[number] for number in range(len(sequences))]
+
+    def _folded(self, sequences: Sequence[str]) -> Iterator[tuple[list[int], Any]]:
+        """Numbers of sequences of similar length, and the model's output for them."""
         if not all(sequences):
             raise UsageError("ESMFold folds proteins of one residue or more; got an empty one: leave it out")
-        scores = torch.zeros(len(sequences), dtype=torch.float64)
         order = sorted(range(len(sequences)), key=lambda number: -len(sequences[number]))
         while order:
             size = max(1, self._max_batch_residues // len(sequences[order[0]]))
             batch, order = order[:size], order[size:]
-            scores[batch] = self._mean_plddt([sequences[number] for number in batch])
-        return scores
+            yield batch, self._model.infer([sequences[number] for number in batch])
 
-    def _mean_plddt(self, sequences: list[str]) -> Float[Tensor, " n"]:
-        output = self._model.infer(sequences)
-        weight = output["atom37_atom_exists"].cpu().double()  # 0 at padding
-        plddt = output["plddt"].cpu().double()
-        return 100 * (plddt * weight).sum((1, 2)) / weight.sum((1, 2))
+
+def _plddt(output: Any) -> tuple[Float[Tensor, "b l a"], Float[Tensor, "b l a"]]:
+    """Confidence of each atom (pLDDT) in [0, 1], and 1 for the atoms that exist, 0 for others and at padding."""
+    return output["plddt"].cpu().double(), output["atom37_atom_exists"].cpu().double()
 
 
 def load_esmfold(device: str | torch.device) -> EsmFoldJudge:

@@ -40,6 +40,35 @@ class ProteinJudge(Protocol):
         ...
 
 
+@runtime_checkable
+class ResidueJudge(ProteinJudge, Protocol):
+    """A judge that also has a score of each residue.
+
+    Attributes:
+        residue_unit: of the scores of residues.
+    """
+
+    residue_unit: str
+
+    def residue_scores(self, sequences: Sequence[str], frequencies: Mapping[str, float]) -> list[Float[Tensor, " _"]]:
+        """Score of each residue of each sequence, float64; larger is better if ``is_higher_better``.
+
+        Args:
+            sequences: residues.
+            frequencies: ``measures.residue_frequencies`` of a corpus, for judges that compare with it.
+        """
+        ...
+
+
+@runtime_checkable
+class StructureJudge(ProteinJudge, Protocol):
+    """A judge that also predicts a structure."""
+
+    def alpha_carbons(self, sequences: Sequence[str]) -> list[Float[Tensor, "_ 3"]]:
+        """Coordinates of the alpha carbon of each residue of each sequence in Å, float64."""
+        ...
+
+
 MIN_PAIRS = 8
 """Fewest natural proteins for which the order of the controls is tested."""
 JUDGES: dict[str, Callable[[Device], ProteinJudge]] = {ESMFOLD: load_esmfold}
@@ -55,12 +84,21 @@ def load_protein_judge(name: str, *, device: Device = "cpu") -> ProteinJudge:
     """
     if (folder := Path(name).expanduser()).is_dir():
         return load_order_judge(folder, device=device)
-    if name not in JUDGES:
+    check_judge_name(name)
+    return JUDGES[name](device)
+
+
+def check_judge_name(name: str) -> None:
+    """Refuse a name that ``load_protein_judge`` does not know, before anything is loaded.
+
+    Raises:
+        UsageError: no judge has that name, and no folder.
+    """
+    if name not in JUDGES and not Path(name).expanduser().is_dir():
         raise UsageError(
             f"a judge of proteins is one of {', '.join(JUDGES)}, or a bundle folder; got {name!r}"
             f"{suggestion(name, JUDGES)}"
         )
-    return JUDGES[name](device)
 
 
 class Comparison(NamedTuple):

@@ -10,6 +10,10 @@ from torch import Tensor
 
 from didi.data.mmseqs import clusters_of, nearest_identities
 from didi.errors import UsageError
+from didi.models.esm2 import ALPHABET
+
+NOT_REPETITIVE = "RGTWQHVYDKNCEIMPSLFAWDRYKHGTQVNEMCIPFLSARWEYHDGKTNQVMICPLSFAWHRDEYTKGN"
+"""A sequence in no pattern, which resembles no protein."""
 
 
 def residue_entropies(sequences: Sequence[str]) -> Float[Tensor, " n"]:
@@ -38,7 +42,8 @@ def duplicate_share(sequences: Sequence[str]) -> float:
 def cluster_diversity(sequences: Sequence[str], *, identity: float = 0.5) -> float:
     """Number of clusters of mmseqs2 divided by the number of sequences, in (0, 1].
 
-    It falls with the size of the set, so compare only sets of equal size.
+    It falls with the size of the set, so compare only sets of equal size. Repetitive sets, such as poly-alanine, are
+    counted too.
 
     Args:
         sequences: residues.
@@ -47,7 +52,9 @@ def cluster_diversity(sequences: Sequence[str], *, identity: float = 0.5) -> flo
     Raises:
         DidiError: mmseqs2 is missing or fails.
     """
-    return len(set(clusters_of(_checked(sequences), identity=identity))) / len(sequences)
+    # The program fails on a set in which every sequence is repetitive; with another sequence it does not.
+    clusters = clusters_of([*_checked(sequences), NOT_REPETITIVE], identity=identity)
+    return len(set(clusters[:-1])) / len(sequences)
 
 
 def nearest_training_identities(sequences: Sequence[str], training: Sequence[str]) -> Float[Tensor, " n"]:
@@ -59,6 +66,21 @@ def nearest_training_identities(sequences: Sequence[str], training: Sequence[str
         DidiError: mmseqs2 is missing or fails.
     """
     return torch.tensor(nearest_identities(_checked(sequences), training), dtype=torch.float64)
+
+
+def residue_frequencies(sequences: Sequence[str]) -> dict[str, float]:
+    """Share of each letter in the pooled residues, with one added to every count so that none is 0.
+
+    Args:
+        sequences: residues; letters of the alphabet of ESM-2.
+
+    Returns:
+        Shares in (0, 1) that sum to 1, for the 20 standard residues and the further letters of ESM-2.
+    """
+    letters = [name for name in ALPHABET if name.isalpha()]
+    counts = Counter(letters) + Counter("".join(sequences))
+    total = sum(counts[one] for one in letters)
+    return {one: counts[one] / total for one in letters}
 
 
 def _entropy(counts: Counter[str]) -> float:

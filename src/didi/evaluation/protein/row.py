@@ -1,8 +1,12 @@
 """Evaluation rows of protein sets: samples of a model, held-out proteins or controls."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor
 
 from didi.evaluation.frontier import NAN_INTERVAL, Interval, mean_interval
 from didi.evaluation.protein.judges import ProteinJudge
@@ -55,6 +59,22 @@ class ProteinRow:
     score: float = math.nan
     score_ci: Interval = NAN_INTERVAL
 
+    def record(self) -> dict[str, Any]:
+        """All fields as plain values."""
+        return asdict(self)
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> "ProteinRow":
+        """The row of a ``record`` that was written as JSON, in which NaN is null and an interval is a list."""
+
+        def value(name: str) -> Any:
+            found = record[name]
+            if name.endswith("_ci"):
+                return tuple(math.nan if one is None else one for one in found)
+            return math.nan if found is None else found
+
+        return cls(**{one.name: value(one.name) for one in fields(cls)})
+
 
 def protein_row(
     name: str,
@@ -64,6 +84,7 @@ def protein_row(
     nfe: int = 0,
     judge: ProteinJudge | None = None,
     training: Sequence[str] | None = None,
+    identities: Float[Tensor, " n"] | None = None,
     has_diversity: bool = False,
 ) -> ProteinRow:
     """Measure a set of proteins.
@@ -75,6 +96,8 @@ def protein_row(
         nfe: number of moves.
         judge: a judge that passed ``judges.check_judge``.
         training: training proteins, for the nearest identities; needs mmseqs2.
+        identities: nearest identities, if ``nearest_training_identities`` has already computed them; ``training`` is
+            not read then.
         has_diversity: whether to compute ``diversity``; needs mmseqs2.
 
     Raises:
@@ -82,7 +105,8 @@ def protein_row(
         DidiError: mmseqs2 is missing or fails.
     """
     entropies, lengths = residue_entropies(sequences), [len(residues) for residues in sequences]
-    identities = None if training is None else nearest_training_identities(sequences, training)
+    if identities is None and training is not None:
+        identities = nearest_training_identities(sequences, training)
     scores = None if judge is None else judge.score(sequences)
     return ProteinRow(
         name=name,

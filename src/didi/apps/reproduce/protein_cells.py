@@ -1,0 +1,105 @@
+"""Sets of proteins of ``didi reproduce --scale proteins``: samples, controls and examples; a judge of kept scores."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from didi.apps.reproduce.cells import Digest, origin_of
+from didi.models.bundle import Role
+from didi.sampling.options import SamplerName
+
+
+@dataclass(frozen=True)
+class SampleCell:
+    """Samples of one network.
+
+    Attributes:
+        bundle: name or folder.
+        role: of the network in the bundle.
+        sampler: how it is sampled.
+        length: residues of each sequence.
+        nfe: number of moves.
+    """
+
+    bundle: str
+    role: Role
+    sampler: SamplerName
+    length: int
+    nfe: int
+
+    def name(self, digest: Digest) -> str:
+        """File of the cell."""
+        return f"{origin_of(self.bundle, digest)}-{self.role}-{self.sampler}-length{self.length}-{self.nfe}"
+
+
+@dataclass(frozen=True)
+class ControlCell:
+    """A control set, made of held-out proteins of nearly one length.
+
+    Attributes:
+        control: its name, see ``evaluation.protein.controls``.
+        length: residues that the held-out proteins are nearest to.
+    """
+
+    control: str
+    length: int
+
+    def name(self, digest: Digest) -> str:
+        """File of the cell."""
+        del digest
+        return f"control-{self.control}-length{self.length}"
+
+
+@dataclass(frozen=True)
+class ExampleCell:
+    """Sequences that a figure shows, with the score and the position of each residue where the judge has them."""
+
+    sequences: tuple[str, ...]
+
+    def name(self, digest: Digest) -> str:
+        """File of the cell."""
+        del digest
+        return f"examples-{sha256(' '.join(self.sequences).encode()).hexdigest()[:12]}"
+
+
+ProteinCell = SampleCell | ControlCell | ExampleCell
+
+
+@dataclass
+class RecordedJudge:
+    """A judge whose scores are kept in cells.
+
+    Attributes:
+        name: of the judge.
+        unit: of its score.
+        is_higher_better: whether a larger score is better.
+        scores: of each sequence that was scored.
+    """
+
+    name: str
+    unit: str
+    is_higher_better: bool
+    scores: dict[str, float]
+
+    @classmethod
+    def of(cls, records: Sequence[Mapping[str, Any]]) -> "RecordedJudge":
+        """The judge of records of one study."""
+        scores = {
+            sequence: score
+            for record in records
+            for sequence, score in zip(record["sequences"], record["scores"], strict=True)
+        }
+        return cls(**records[0]["judge"], scores=scores)
+
+    def score(self, sequences: Sequence[str]) -> Float[Tensor, " n"]:
+        """See ``ProteinJudge.score``.
+
+        Raises:
+            KeyError: a sequence was not scored.
+        """
+        return torch.tensor([self.scores[one] for one in sequences], dtype=torch.float64)

@@ -1,0 +1,82 @@
+"""The cells of Figures 5, 6 and 7."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from didi.apps.reproduce.protein_cells import ControlCell, SampleCell
+from didi.evaluation.protein.controls import CONTROLS
+from didi.sampling.options import SamplerName
+
+DEFAULT_LENGTHS = (60, 100, 150, 200, 250)
+DEFAULT_NFES = (8, 16, 32, 64, 128, 256, 512)
+EXAMPLE_NFES = (8, 16, 32)
+"""Numbers of moves of Figures 6 and 7."""
+STUDENT_NFES, TEACHER_NFE = (8, 16), 64
+"""Numbers of moves at which the students are compared with the teacher."""
+
+
+@dataclass(frozen=True)
+class ProteinPlan:
+    """What is compared.
+
+    Attributes:
+        teacher: bundle of the teacher.
+        students: bundles of students of several training seeds.
+        lengths: residues of the samples, ascending.
+        nfes: numbers of moves, ascending.
+        samplers: of the students.
+        provenances: of the teacher and of each student.
+    """
+
+    teacher: str
+    students: tuple[str, ...]
+    lengths: tuple[int, ...]
+    nfes: tuple[int, ...]
+    samplers: tuple[SamplerName, ...] = ("ancestral",)
+    provenances: tuple[Mapping[str, Any], ...] = ()
+
+    @property
+    def teacher_samplers(self) -> tuple[SamplerName, ...]:
+        """The samplers that need no discriminator, which a teacher does not have."""
+        return tuple(one for one in self.samplers if one != "guided")
+
+    def teacher_cell(self, sampler: SamplerName, length: int, nfe: int) -> SampleCell:
+        """Samples of the teacher."""
+        return SampleCell(self.teacher, "teacher", sampler, length, nfe)
+
+    def student_cells(self, sampler: SamplerName, length: int, nfe: int) -> list[SampleCell]:
+        """Samples of each student."""
+        return [SampleCell(one, "student", sampler, length, nfe) for one in self.students]
+
+    @property
+    def controls(self) -> list[ControlCell]:
+        """The control sets at every length."""
+        return [ControlCell(name, length) for length in self.lengths for name in CONTROLS]
+
+    @property
+    def cells(self) -> list[SampleCell]:
+        """All samples of Figure 5, the samples that take longest first."""
+        settings = [(length, nfe) for nfe in reversed(self.nfes) for length in reversed(self.lengths)]
+        teacher = [self.teacher_cell(one, *setting) for one in self.teacher_samplers for setting in settings]
+        students = [self.student_cells(one, *setting) for one in self.samplers for setting in settings]
+        return [*teacher, *(one for of_seeds in zip(*students, strict=True) for one in of_seeds)]
+
+    @property
+    def example_nfes(self) -> tuple[int, ...]:
+        """Numbers of moves of Figures 6 and 7: 8, 16 and 32, or the three least where none of them is asked for."""
+        return tuple(one for one in self.nfes if one in EXAMPLE_NFES) or self.nfes[:3]
+
+    @property
+    def teacher_examples(self) -> list[SampleCell]:
+        """Samples of which Figure 6 shows some, from the first sampler."""
+        return [self.teacher_cell(self.teacher_samplers[0], *one) for one in self._example_settings]
+
+    @property
+    def student_examples(self) -> list[SampleCell]:
+        """Samples of which Figure 7 shows some, from the first sampler."""
+        return [cell for one in self._example_settings for cell in self.student_cells(self.samplers[0], *one)]
+
+    @property
+    def _example_settings(self) -> list[tuple[int, int]]:
+        return [(length, nfe) for length in self.lengths for nfe in self.example_nfes]

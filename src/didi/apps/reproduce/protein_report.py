@@ -1,0 +1,268 @@
+"""Report of ``didi reproduce --scale proteins``: controls, tables of all sets, students against the teacher."""
+
+import math
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from didi.apps.reproduce.protein_cells import RecordedJudge, SampleCell
+from didi.apps.reproduce.protein_figures import Line, score_figure
+from didi.apps.reproduce.protein_plan import STUDENT_NFES, TEACHER_NFE, ProteinPlan
+from didi.apps.reproduce.protein_study import ProteinStudy
+from didi.data import mmseqs
+from didi.evaluation.frontier import Interval
+from didi.evaluation.machine import machine_name
+from didi.evaluation.over_seeds import estimate
+from didi.evaluation.protein.comparison import ENTROPY_TOLERANCE, SetComparison, compare_sets
+from didi.evaluation.protein.controls import CONTROLS, NATURAL, SHUFFLED
+from didi.evaluation.protein.judges import Comparison, check_judge
+from didi.evaluation.protein.row import ProteinRow
+from didi.markdown import markdown_table
+from didi.sampling.options import SamplerName
+
+
+@dataclass(frozen=True)
+class CheckedControls:
+    """A judge that orders the controls.
+
+    Attributes:
+        judge: with the scores of the controls.
+        comparisons: pairs of controls by its scores.
+        num_proteins: held-out proteins in each control set.
+    """
+
+    judge: RecordedJudge
+    comparisons: list[Comparison]
+    num_proteins: int
+
+
+def checked_controls(plan: ProteinPlan, study: ProteinStudy) -> CheckedControls:
+    """The order of the controls by the judge, over all lengths; a protein near two lengths counts once.
+
+    Raises:
+        DidiError: the judge does not order them.
+    """
+    records = {(cell.control, cell.length): study.record(cell) for cell in plan.controls}
+    judge = RecordedJudge.of(list(records.values()))
+    sets: dict[str, list[str]] = {name: [] for name in CONTROLS}
+    for length in plan.lengths:
+        natural = records[NATURAL, length]["sequences"]
+        new = [number for number, one in enumerate(natural) if one not in sets[NATURAL]]
+        for name in CONTROLS:
+            sets[name] += [records[name, length]["sequences"][number] for number in new]
+    return CheckedControls(judge, check_judge(judge, sets), len(sets[NATURAL]))
+
+
+def heading(plan: ProteinPlan, study: ProteinStudy, controls: CheckedControls) -> list[str]:
+    """What all figures of the report share."""
+    sampling, judge = study.sampling, controls.judge
+    teacher, *students = plan.provenances
+    about = [
+        f"Student {number}: `{name}`, seed {one.get('seed', 'unknown')}"
+        for number, (name, one) in enumerate(zip(plan.students, students, strict=True), start=1)
+    ]
+    body = [
+        [f"{one.better} over {one.worse}", number_with(one.difference, one.interval, f"+.{digits(judge.unit)}f")]
+        for one in controls.comparisons
+    ]
+    better = "higher" if judge.is_higher_better else "lower"
+    return [
+        f"Teacher: `{plan.teacher}` (corpus {teacher.get('corpus', 'not recorded')}). {'. '.join(about)}.\n",
+        f"{sampling.num_samples} samples of each network, sampler, length and number of moves, seed {sampling.seed}, "
+        f"draws in float64, uniform time grid; {machine_name()}. Judge: `{judge.name}`, {judge.unit}, {better} is "
+        "better. Intervals of one bundle are 95% bootstrap intervals over sequences; intervals over several students "
+        "are 95% t-intervals over training seeds. A high score does not show that a protein folds or works.\n",
+        f"The judge orders the controls, {controls.num_proteins} held-out proteins in each set:\n",
+        *markdown_table([f"control, advantage in {judge.unit}", "difference [95% CI]"], body),
+        *_without_mmseqs(),
+    ]
+
+
+def _without_mmseqs() -> list[str]:
+    if mmseqs.is_available():
+        return []
+    return [
+        f"\nDiversity and identity with training proteins need the program {mmseqs.PROGRAM}, which is not on PATH. A "
+        "set that was measured before has them; install it and give the same command again for the others."
+    ]
+
+
+def figure_5(plan: ProteinPlan, study: ProteinStudy) -> list[str]:
+    """The figure, a table for each length and the comparison of students with the teacher."""
+    judge = RecordedJudge.of([study.record(plan.controls[0])])
+    lines = {length: _curves(plan, study, length) for length in plan.lengths}
+    levels: dict[int, dict[str, float]] = {length: {} for length in plan.lengths}
+    for cell in plan.controls:
+        if cell.control in (NATURAL, SHUFFLED):
+            levels[cell.length][cell.control] = study.row(cell).score
+    figure = score_figure(lines, levels, study.folder / "figure5.png", unit=judge.unit)
+    shown = (
+        "Bars: 95% bootstrap intervals over the sequences of one bundle"
+        if len(plan.students) == 1
+        else "Students: means over training seeds with 95% t-intervals over seeds, cut at the edge of the panel where "
+        "they are wider; teacher: 95% bootstrap intervals over sequences"
+    )
+    parts = [
+        f"![Score against the number of moves]({figure.name})\n",
+        f"{shown}. Natural: held-out proteins of nearly the same length; shuffled: their residues in a random order.",
+    ]
+    for length in plan.lengths:
+        parts += [f"\n### {length} residues\n", *_table(plan, study, length, judge)]
+    return [*parts, "\n### Students against the teacher\n", *_comparison(plan, study, judge)]
+
+
+def _curves(plan: ProteinPlan, study: ProteinStudy, length: int) -> list[Line]:
+    """The lines of one panel."""
+    found = []
+    for sampler in plan.teacher_samplers:
+        rows = [study.row(plan.teacher_cell(sampler, length, nfe)) for nfe in plan.nfes]
+        found.append(
+            Line("teacher", sampler, list(plan.nfes), [one.score for one in rows], [one.score_ci for one in rows])
+        )
+    for sampler in plan.samplers:
+        by_nfe = [[study.row(one) for one in plan.student_cells(sampler, length, nfe)] for nfe in plan.nfes]
+        means = [statistics.fmean(one.score for one in rows) for rows in by_nfe]
+        found.append(Line("student", sampler, list(plan.nfes), means, [_score_interval(rows) for rows in by_nfe]))
+    return found
+
+
+def _score_interval(rows: Sequence[ProteinRow]) -> Interval:
+    """Over training seeds, or over the sequences of a single bundle."""
+    if len(rows) == 1:
+        return rows[0].score_ci
+    found = estimate([one.score for one in rows])
+    return found.low, found.high
+
+
+def _table(plan: ProteinPlan, study: ProteinStudy, length: int, judge: RecordedJudge) -> list[str]:
+    """All sets of one length."""
+    rows = [study.row(cell) for cell in plan.controls if cell.length == length]
+    body = [_cells(row, judge.unit) for row in rows]
+    for sampler in plan.teacher_samplers:
+        body += [_cells(study.row(plan.teacher_cell(sampler, length, nfe)), judge.unit) for nfe in plan.nfes]
+    for sampler in plan.samplers:
+        for nfe in plan.nfes:
+            rows = [study.row(cell) for cell in plan.student_cells(sampler, length, nfe)]
+            named = [replace(row, name=f"student {number}") for number, row in enumerate(rows, start=1)]
+            body += [_cells(row, judge.unit) for row in named]
+            body += [_mean_cells(rows, judge.unit)] if len(rows) > 1 else []
+    header = ["set", "sampler", "moves", "residues", f"score, {judge.unit} [95% CI]", "residue entropy [95% CI]"]
+    header += ["corpus entropy", "duplicates", "diversity", "nearest training identity [95% CI]"]
+    return markdown_table(header, body, num_left=2)
+
+
+def _cells(row: ProteinRow, unit: str) -> list[str]:
+    """A row of the table of one length."""
+    return [
+        row.name,
+        row.sampler or "–",
+        str(row.nfe or "–"),
+        str(row.shortest) if row.shortest == row.longest else f"{row.shortest}–{row.longest}",
+        number_with(row.score, row.score_ci, f".{digits(unit)}f"),
+        number_with(row.residue_entropy, row.residue_entropy_ci, ".2f"),
+        f"{row.corpus_entropy:.2f}",
+        f"{row.duplicates:.2f}",
+        number_with(row.diversity, None, ".2f"),
+        number_with(row.nearest_identity, row.nearest_identity_ci, ".2f"),
+    ]
+
+
+def _mean_cells(rows: Sequence[ProteinRow], unit: str) -> list[str]:
+    """The mean of the rows of all students, with t-intervals."""
+
+    def over_seeds(value: Callable[[ProteinRow], float], spec: str, *, has_interval: bool = True) -> str:
+        values = [value(row) for row in rows]
+        if any(map(math.isnan, values)):
+            return "–"
+        found = estimate(values)
+        return number_with(found.mean, (found.low, found.high) if has_interval else None, spec)
+
+    first = _cells(rows[0], unit)
+    return [
+        f"students, mean of {len(rows)}",
+        *first[1:4],
+        over_seeds(lambda row: row.score, f".{digits(unit)}f"),
+        over_seeds(lambda row: row.residue_entropy, ".2f"),
+        over_seeds(lambda row: row.corpus_entropy, ".2f", has_interval=False),
+        over_seeds(lambda row: row.duplicates, ".2f", has_interval=False),
+        over_seeds(lambda row: row.diversity, ".2f", has_interval=False),
+        over_seeds(lambda row: row.nearest_identity, ".2f"),
+    ]
+
+
+def _comparison(plan: ProteinPlan, study: ProteinStudy, judge: RecordedJudge) -> list[str]:
+    """Students at few moves against the teacher at many, and whether the claim holds."""
+    student_nfes = [nfe for nfe in STUDENT_NFES if nfe in plan.nfes]
+    if not student_nfes or TEACHER_NFE not in plan.nfes:
+        few = " or ".join(map(str, STUDENT_NFES))
+        return [f"This comparison needs --nfe with {few} for the students and {TEACHER_NFE} for the teacher."]
+    several, body = len(plan.students) > 1, []
+    for ours in plan.samplers:
+        for theirs in plan.teacher_samplers:
+            for nfe in student_nfes:
+                for lengths in (plan.lengths, *((one,) for one in plan.lengths if len(plan.lengths) > 1)):
+                    found = compare(plan, study, judge, (ours, nfe), (theirs, TEACHER_NFE), lengths)
+                    residues = str(lengths[0]) if len(lengths) == 1 else "all lengths"
+                    names = [f"{nfe}, {ours}", f"{TEACHER_NFE}, {theirs}", residues]
+                    body.append([*names, *_compared_cells(found, judge.unit, several=several)])
+    header = ["moves of the student", "moves of the teacher", "residues", f"difference, {judge.unit} [95% CI]"]
+    header += ["over seeds [95% CI]"] if several else []
+    header += ["entropy ratio [95% CI]", "difference of nearest identity [95% CI]", "claim"]
+    better = "higher" if judge.is_higher_better else "lower"
+    return [
+        f"Claim: the student scores better than the teacher at {TEACHER_NFE} moves (score {better}, beyond the 95% "
+        f"bootstrap interval over sequences), with a residue entropy within {ENTROPY_TOLERANCE:.0%} of the teacher's, "
+        "and is no nearer to training proteins beyond the interval. *failed* names the parts that do not hold. "
+        "Differences are student less teacher; sequences of each set are resampled by themselves. The interval over "
+        "sequences holds for these bundles; only an interval over seeds speaks for the method.\n",
+        *markdown_table(header, body, align="lll" + "r" * (len(header) - 4) + "l"),
+    ]
+
+
+def compare(
+    plan: ProteinPlan,
+    study: ProteinStudy,
+    judge: RecordedJudge,
+    student: tuple[SamplerName, int],
+    teacher: tuple[SamplerName, int],
+    lengths: Sequence[int],
+) -> SetComparison:
+    """All students against the teacher, each with its sampler and number of moves."""
+    (ours, nfe), (theirs, teacher_nfe) = student, teacher
+    cells: list[list[SampleCell]] = [plan.student_cells(ours, length, nfe) for length in lengths]
+    of_students = [[study.scored(cell) for cell in of_seed] for of_seed in zip(*cells, strict=True)]
+    of_teacher = [study.scored(plan.teacher_cell(theirs, length, teacher_nfe)) for length in lengths]
+    return compare_sets(of_students, of_teacher, is_higher_better=judge.is_higher_better)
+
+
+def _compared_cells(found: SetComparison, unit: str, *, several: bool) -> list[str]:
+    spec = f"+.{digits(unit)}f"
+    return [
+        number_with(found.difference, found.difference_ci, spec),
+        *([f"[{found.seeds_ci[0]:{spec}}, {found.seeds_ci[1]:{spec}}]"] if several else []),
+        number_with(found.entropy_ratio, found.entropy_ratio_ci, ".3f"),
+        number_with(found.identity_difference, found.identity_difference_ci, "+.3f"),
+        claim(found),
+    ]
+
+
+def claim(found: SetComparison) -> str:
+    """Whether the claim of the comparison holds, with the parts that do not."""
+    parts = {"score": found.has_better_score, "entropy": found.keeps_entropy, "novelty": found.is_as_novel}
+    failed = [name for name, holds in parts.items() if holds is False]
+    unknown = "; novelty not measured" if found.is_as_novel is None else ""
+    return f"*failed*: {', '.join(failed)}{unknown}" if failed else f"holds{unknown}"
+
+
+def digits(unit: str) -> int:
+    """Decimals of a score."""
+    return 1 if unit == "pLDDT" else 3
+
+
+def number_with(value: float, interval: Interval | None, spec: str) -> str:
+    """A value with its interval; a dash where it was not measured."""
+    if math.isnan(value):
+        return "–"
+    if interval is None or math.isnan(interval[0]):
+        return f"{value:{spec}}"
+    return f"{value:{spec}} [{interval[0]:{spec}}, {interval[1]:{spec}}]"

@@ -1,0 +1,135 @@
+"""Few-step students against their teacher: difference of scores, ratio of entropies and difference of novelty."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from didi.errors import UsageError
+from didi.evaluation.frontier import LEVEL, NAN_INTERVAL, NUM_RESAMPLES, Interval
+from didi.evaluation.over_seeds import estimate
+
+ENTROPY_TOLERANCE = 0.02
+"""Largest relative difference of the residue entropies of students and teacher at which a higher score is a gain."""
+
+
+@dataclass(frozen=True)
+class ScoredSet:
+    """Values of the sequences of one set.
+
+    Attributes:
+        scores: of the judge.
+        entropies: of the residues within each sequence, nats.
+        identities: with the nearest training protein in [0, 1]; None where they were not measured.
+    """
+
+    scores: Float[Tensor, " n"]
+    entropies: Float[Tensor, " n"]
+    identities: Float[Tensor, " n"] | None = None
+
+
+@dataclass(frozen=True)
+class SetComparison:
+    """Students against a teacher; means give every set the same weight.
+
+    Attributes:
+        difference: mean score of the students less that of the teacher.
+        difference_ci: its 95% bootstrap interval; the sequences of each set are resampled by themselves.
+        seeds_ci: its 95% t-interval over the students; NaN for a single student.
+        entropy_ratio: mean residue entropy of the students over that of the teacher.
+        entropy_ratio_ci: its 95% bootstrap interval.
+        identity_difference: mean identity with the nearest training protein, students less teacher; NaN where it was
+            not measured.
+        identity_difference_ci: its 95% bootstrap interval.
+        is_higher_better: of the score.
+    """
+
+    difference: float
+    difference_ci: Interval
+    seeds_ci: Interval
+    entropy_ratio: float
+    entropy_ratio_ci: Interval
+    identity_difference: float = math.nan
+    identity_difference_ci: Interval = NAN_INTERVAL
+    is_higher_better: bool = True
+
+    @property
+    def has_better_score(self) -> bool:
+        """Whether the students score better than the teacher, beyond the bootstrap interval."""
+        return self.difference_ci[0] > 0 if self.is_higher_better else self.difference_ci[1] < 0
+
+    @property
+    def keeps_entropy(self) -> bool:
+        """Whether the ratio of entropies differs from 1 by at most ``ENTROPY_TOLERANCE``."""
+        return abs(self.entropy_ratio - 1) <= ENTROPY_TOLERANCE
+
+    @property
+    def is_as_novel(self) -> bool | None:
+        """Whether the students are no nearer to training proteins beyond the interval; None where not measured."""
+        return None if math.isnan(self.identity_difference) else self.identity_difference_ci[0] <= 0
+
+
+def compare_sets(
+    students: Sequence[Sequence[ScoredSet]],
+    teacher: Sequence[ScoredSet],
+    *,
+    is_higher_better: bool = True,
+    seed: int = 0,
+) -> SetComparison:
+    """Compare students of several training seeds with their teacher.
+
+    Args:
+        students: the sets of each student, such as one for each length.
+        teacher: its sets, as many as each student has.
+        is_higher_better: of the score.
+        seed: of the resampling.
+
+    Raises:
+        UsageError: there is no set, or a student has another number of sets than the teacher.
+    """
+    if not students or not teacher or any(len(sets) != len(teacher) for sets in students):
+        sizes = ", ".join(str(len(sets)) for sets in students)
+        raise UsageError(f"a student is compared by as many sets as its teacher has; got {sizes} and {len(teacher)}")
+    pooled = [one for sets in students for one in sets]
+
+    def compared(values: Callable[[ScoredSet], Tensor], *, is_ratio: bool) -> tuple[float, Interval]:
+        ours, theirs = [values(one) for one in pooled], [values(one) for one in teacher]
+        draws = [
+            _resampled_means(sets, torch.Generator().manual_seed(seed + n)) for n, sets in enumerate((ours, theirs))
+        ]
+        means = [_mean(sets) for sets in (ours, theirs)]
+        found = draws[0] / draws[1] if is_ratio else draws[0] - draws[1]
+        tail = (1 - LEVEL) / 2
+        low, high = found.nanquantile(torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist()
+        return (means[0] / means[1] if means[1] else math.nan) if is_ratio else means[0] - means[1], (low, high)
+
+    difference, difference_ci = compared(lambda one: one.scores, is_ratio=False)
+    base = _mean([one.scores for one in teacher])
+    seeds = estimate([_mean([one.scores for one in sets]) - base for sets in students])
+    ratio, ratio_ci = compared(lambda one: one.entropies, is_ratio=True)
+    novelty: tuple[float, Interval] = math.nan, NAN_INTERVAL
+    if all(one.identities is not None for one in (*pooled, *teacher)):
+        novelty = compared(_identities, is_ratio=False)
+    about = (difference, difference_ci, (seeds.low, seeds.high), ratio, ratio_ci, *novelty)
+    return SetComparison(*about, is_higher_better=is_higher_better)
+
+
+def _identities(one: ScoredSet) -> Tensor:
+    assert one.identities is not None
+    return one.identities
+
+
+def _mean(sets: Sequence[Tensor]) -> float:
+    return float(torch.stack([values.double().mean() for values in sets]).mean())
+
+
+def _resampled_means(sets: Sequence[Tensor], generator: torch.Generator) -> Float[Tensor, " r"]:
+    """Bootstrap replicates of the mean over sets, each set resampled with replacement."""
+    replicates = []
+    for values in sets:
+        draws = torch.randint(len(values), (NUM_RESAMPLES, len(values)), generator=generator)
+        replicates.append(values.double()[draws].mean(1))
+    return torch.stack(replicates).mean(0)
