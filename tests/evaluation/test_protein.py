@@ -166,8 +166,8 @@ def test_the_order_of_residues_is_judged_by_a_network_that_learned_it(trained, n
         load_protein_judge(str(Path(didi.__file__).parent / "bundles" / "markov"))
 
 
-def test_residues_are_judged_by_what_the_residues_before_them_say(learned, natural):
-    judge = OrderJudge(learned, name="order")
+def test_residues_are_judged_by_what_the_residues_before_them_say(trained, natural):
+    judge = OrderJudge(trained, name="order")
     assert isinstance(judge, ResidueJudge)
     assert not isinstance(judge, StructureJudge)
     frequencies = residue_frequencies([natural[0], "AAB"])
@@ -175,7 +175,7 @@ def test_residues_are_judged_by_what_the_residues_before_them_say(learned, natur
     found = judge.residue_scores(sequences, frequencies)
     assert [len(one) for one in found] == [6, 40, 2]
     with torch.no_grad():
-        nll = learned.nll(protein_rows(["MKTAYI"]))[0, 1:-1].double()
+        nll = trained.nll(protein_rows(["MKTAYI"]))[0, 1:-1].double()
     expected = [-float(nats) - math.log(frequencies[letter]) for nats, letter in zip(nll, "MKTAYI", strict=True)]
     assert found[0].tolist() == pytest.approx(expected, rel=1e-5)
     assert float(found[1].mean()) > 1  # the motif is predicted
