@@ -14,7 +14,7 @@ def cells():
     nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     assert not [one for one in notebook.cells if one.get("outputs")], "a notebook is stored without outputs"
-    nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(NOTEBOOK.parent)}}).execute()
+    nbclient.NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(NOTEBOOK.parent)}}).execute()
     return [one for one in notebook.cells if one.cell_type == "code"]
 
 

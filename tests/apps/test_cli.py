@@ -152,15 +152,18 @@ def doctors_rows(out):
     return {" ".join(words[:-8]): words[-8:] for words in lines if words[-2] in ("yes", "no")}
 
 
+SHORT_STEPS = ["--objective.moves", "1", "--discriminator.guidance-steps", "0"]  # dry runs with few operations
+
+
 @pytest.mark.slow
 def test_doctor_has_a_row_for_each_way_to_train_and_takes_the_flags_of_distill(didi):
-    status, out, err = didi("doctor", "markov", "--device", "rtx4090", "--num-processes", "2")
+    status, out, err = didi("doctor", "markov", "--device", "rtx4090", "--num-processes", "2", *SHORT_STEPS)
     assert status == 0
     assert "markov on 2 x RTX4090" in out
     rows = doctors_rows(out)
     assert err.splitlines() == [f"dry run: {name}" for name in rows]
     assert list(rows) == ["pretrain", "pretrain, fsdp", "distill", "distill, fsdp", "distill, lora 16"]
-    smaller = doctors_rows(didi("doctor", "markov", "--loop.batch-size", "4", "--lora-rank", "2")[1])
+    smaller = doctors_rows(didi("doctor", "markov", "--loop.batch-size", "4", "--lora-rank", "2", *SHORT_STEPS)[1])
     assert list(smaller) == ["pretrain", "distill", "distill, lora 2"]
     peaks = [float(found["distill"][5].replace("<", "")) for found in (rows, smaller)]
     assert peaks[0] > 2 * peaks[1] > 0
@@ -176,7 +179,7 @@ def test_doctor_takes_every_method(didi, recipe, method):
 
 @pytest.mark.slow
 def test_doctor_leaves_out_what_cannot_be_sharded(didi):
-    out = didi("doctor", "tiny-news", "--num-processes", "2")[1]
+    out = didi("doctor", "tiny-news", "--num-processes", "2", *SHORT_STEPS)[1]
     assert "pretrain, fsdp" not in out  # FSDP does not support Muon
     assert "distill, fsdp" in out
 

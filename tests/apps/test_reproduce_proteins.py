@@ -422,7 +422,10 @@ def test_bundles_and_targets_that_do_not_fit_are_refused(reproduce, bundles, tmp
         ([*judged, "markov"], "takes bundles of proteins; markov is not one"),
         ([*judged, bundles["unrecorded"]], "give --corpus"),
         (["figure1", *start[1:]], "a target of --scale proteins is one of figure5, figure6, figure7 or all"),
-        (["figure1", "--scale", "markov", "--num-samples", "8", *out], "--num-samples is read only at --scale proteins"),
+        (
+            ["figure1", "--scale", "markov", "--num-samples", "8", *out],
+            "--num-samples is read only at --scale proteins",
+        ),
         (["figure5", "--scale", "markov", *out], "got 'figure5'"),
     ):
         with pytest.raises(UsageError, match=said):
