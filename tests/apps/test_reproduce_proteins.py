@@ -490,3 +490,26 @@ def test_an_autoregressive_judge_and_guided_students_in_worker_processes(
     assert record["discriminator_passes"] > 0
     assert record["scores"] == load_order_judge(Path(order_judge)).score(record["sequences"]).tolist()
     assert record["has_mmseqs"] is False
+
+
+def test_teacher_and_students_have_the_splits_of_one_corpus_and_length(monkeypatch):
+    asked = []
+
+    def prepare(name, **lengths):
+        asked.append((name, lengths["max_length"]))
+        return ProteinData([], [], [])
+
+    def provenance(corpus, length):
+        return {"corpus": corpus, "settings": {"data": {"length": length}}}
+
+    monkeypatch.setattr(proteins, "prepare_proteins", prepare)
+    network = Esm2(Esm2Config(hidden_size=16, num_blocks=1, num_heads=2, length=64, inner_size=24))
+    teacher, converted = Bundle(teacher=network, provenance=provenance("vh", 50)), Bundle(teacher=network)
+    proteins._data(None, teacher, [provenance("vh", 50), {}])
+    proteins._data("vh", converted, [provenance("vh", 40)])
+    proteins._data("vh", converted, [{}])
+    assert asked == [("vh", 48), ("vh", 38), ("vh", 62)]
+    with pytest.raises(UsageError, match="the teacher has vh, a student swissprot: give students of that corpus"):
+        proteins._data(None, teacher, [provenance("swissprot", 50)])
+    with pytest.raises(UsageError, match=r"trained with one data\.length; got 40, 50"):
+        proteins._data(None, teacher, [provenance("vh", 40)])

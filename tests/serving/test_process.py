@@ -162,7 +162,7 @@ def test_the_port_is_an_argument_or_an_environment_variable(words, variable, por
 @pytest.mark.parametrize(
     ("words", "variable", "message"),
     [
-        (["--port", "9000"], "8000", "--port 9000 differs from DIDI_SERVE_PORT=8000: set one of them"),
+        (["--port", "9000"], "8000", "--port 9000 differs from DIDI_SERVE_PORT=8000: leave --port out"),
         ([], "80x", "DIDI_SERVE_PORT is a whole number; got '80x'"),
         ([], "99999", "DIDI_SERVE_PORT lies in [0, 65535]; got 99999"),
     ],

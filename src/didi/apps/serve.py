@@ -94,13 +94,15 @@ def _port(argument: int | None) -> int:
     The health check of the Docker image reads the variable, so an argument that differs is refused.
     """
     variable, ports = os.environ.get(PORT_VARIABLE), {}
-    if variable is not None:
+    if variable:
         number = int(variable) if variable.isdecimal() else variable
         ports[PORT_VARIABLE] = whole_number(PORT_VARIABLE, number, low=0, high=65_535)
     if argument is not None:
         ports["--port"] = whole_number("--port", argument, low=0, high=65_535)
     if len(set(ports.values())) > 1:
-        raise UsageError(f"--port {argument} differs from {PORT_VARIABLE}={variable}: set one of them")
+        raise UsageError(
+            f"--port {argument} differs from {PORT_VARIABLE}={variable}: leave --port out, or set {PORT_VARIABLE} to it"
+        )
     return next(iter(ports.values()), DEFAULT_PORT)
 
 

@@ -124,7 +124,7 @@ def early(args: Sequence[str], flag: str) -> str | None:
 
 
 def _current_flags(args: Sequence[str], base: RunConfig) -> Sequence[str]:
-    """``args`` with flags of older versions, before ``objective.trajectory``, replaced; see ``RunConfig.current``."""
+    """``args`` with flags of older versions, before ``objective.trajectory``, replaced; see ``RunConfig.upgraded``."""
     scanner = argparse.ArgumentParser(
         add_help=False, allow_abbrev=False, exit_on_error=False, argument_default=argparse.SUPPRESS
     )

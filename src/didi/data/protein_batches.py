@@ -83,10 +83,12 @@ class LengthBuckets:
 
     def __init__(self, clusters: Sequence[Sequence[str]], *, batch_size: int, width: int = 32, seed: int = 0) -> None:
         width, batch_size = whole_number("width", width, low=1), whole_number("batch_size", batch_size, low=1)
-        if len(clusters) < batch_size or not all(clusters):
+        if not all(clusters):
+            raise UsageError("a cluster has one protein or more; got an empty one: leave it out")
+        if len(clusters) < batch_size:
             raise UsageError(
-                f"a batch has at most one protein of each of the {len(clusters)} clusters, none of them empty; got "
-                f"batch_size {batch_size}: lower it"
+                f"a batch has at most one protein of each of the {len(clusters)} clusters; got batch_size "
+                f"{batch_size}: lower it"
             )
         sizes = torch.tensor([len(members) for members in clusters])
         self._sizes, self._first = sizes, sizes.cumsum(0) - sizes  # members of a cluster, and where they begin below

@@ -32,7 +32,7 @@ class ProteinSource:
     def __init__(self, data: ProteinData, seed: int, width: int = 32) -> None:
         self.tokenizer: Tokenizer = protein_tokenizer()
         self.validation, self.test = protein_rows(data.validation), protein_rows(data.test)
-        means = [sum(map(len, members)) / len(members) for members in data.train]
+        means = [sum(map(len, members)) / max(1, len(members)) for members in data.train]
         self.mean_length = sum(means) / max(1, len(means))
         self._train, self._seed, self._width = data.train, seed, width
         self._buckets: dict[int, LengthBuckets] = {}

@@ -210,7 +210,10 @@ def _scored(cell: SampleCell | ControlCell, study: ProteinStudy) -> dict[str, An
         }
     judge = _judge(study.sampling.judge)
     described = {"name": judge.name, "unit": judge.unit, "is_higher_better": judge.is_higher_better}
-    return about | {"judge": described, "sequences": sequences, "scores": judge.score(sequences).tolist()}
+    scores = judge.score(sequences)
+    if not bool(scores.isfinite().all()):
+        raise DidiError(f"scores are finite; the judge {judge.name} gave one that is not: choose another judge")
+    return about | {"judge": described, "sequences": sequences, "scores": scores.tolist()}
 
 
 def _examples(cell: ExampleCell, study: ProteinStudy) -> dict[str, Any]:

@@ -94,7 +94,7 @@ def reproduce_proteins(names: Sequence[str], teacher: str | None, flags: Protein
     study = ProteinStudy(out, ProteinSampling(num_samples, judge), workers)
     for name in (plan.teacher, *plan.students):
         study.digest(name)
-    study.begin(_data(flags.corpus, bundle))
+    study.begin(_data(flags.corpus, bundle, plan.provenances[1:]))
     with resumable(out):
         study.complete(plan.controls)
         controls = protein_report.checked_controls(plan, study)
@@ -173,18 +173,42 @@ def _check_seeds(students: Sequence[str], abouts: Sequence[Mapping[str, Any]]) -
         raise UsageError(f"{rule}; got seeds {', '.join(map(str, seeds))}: give one bundle for each seed")
 
 
-def _data(corpus: str | None, teacher: Bundle) -> ProteinData:
-    """The splits of the corpus as the teacher's training had them.
+def _trained_length(about: Mapping[str, Any]) -> int | None:
+    """``data.length`` of the training of a bundle with this provenance; None if it is not recorded."""
+    settings = about.get("settings")
+    data = settings.get("data") if isinstance(settings, dict) else None
+    length = data.get("length") if isinstance(data, dict) else None
+    return length if isinstance(length, int) else None
+
+
+def _data(corpus: str | None, teacher: Bundle, students: Sequence[Mapping[str, Any]]) -> ProteinData:
+    """The splits of the corpus as in the training of teacher and students.
+
+    Splits depend on the proteins that are clustered, and so on the corpus and its largest length.
+
+    Args:
+        corpus: name of the corpus; None for the recorded corpus of the teacher.
+        teacher: bundle of the teacher; one that was converted records no length, then that of the students is taken.
+        students: provenance of each student.
 
     Raises:
-        UsageError: the teacher does not record its corpus and none is given.
+        UsageError: no corpus is recorded or given, or teacher and students were trained on different splits.
         DidiError: the corpus cannot be read.
     """
     name = corpus or teacher.provenance.get("corpus")
     if not isinstance(name, str):
         raise UsageError(f"the bundle {teacher.name} does not record the corpus of its training: give --corpus")
-    settings = teacher.provenance.get("settings")
-    data = settings.get("data") if isinstance(settings, dict) else None
-    length = data.get("length") if isinstance(data, dict) else None
-    longest = length if isinstance(length, int) else teacher.denoiser("teacher").length
+    corpora = {str(about["corpus"]) for about in students if "corpus" in about}
+    if corpus is None and (others := sorted(corpora - {name})):
+        raise UsageError(
+            f"teacher and students have the proteins of one corpus; the teacher has {name}, a student {others[0]}: "
+            "give students of that corpus, or --corpus"
+        )
+    lengths = {length for about in (teacher.provenance, *students) if (length := _trained_length(about)) is not None}
+    if len(lengths) > 1:
+        raise UsageError(
+            f"teacher and students were trained with one data.length; got {', '.join(map(str, sorted(lengths)))}: give "
+            "bundles of one length"
+        )
+    longest = next(iter(lengths), teacher.denoiser("teacher").length)
     return prepare_proteins(name, min_length=SHORTEST, max_length=longest - FRAME)
