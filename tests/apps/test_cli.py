@@ -91,7 +91,10 @@ SMALL = ["--data.length", "32", "--loop.batch-size", "4", "--loop.validation-seq
         ),
         (["generate", "--model", "markov", "--infill", "s1"], "an infill text has a [MASK] for each token to fill in"),
         (["generate"], "didi generate needs --model STR"),
-        (["reproduce", "table1"], "didi reproduce needs --scale {markov,exact,tiny,paper} and --out PATH; see"),
+        (
+            ["reproduce", "table1"],
+            "didi reproduce needs --scale {markov,exact,tiny,paper,proteins} and --out PATH; see",
+        ),
         (["generate", "--model", "markov", "--sampler", "best"], "a sampler is one of ancestral,"),
         (["generate", "--model", "markov", "--sampler", "guided"], "needs a discriminator"),
         (["generate", "--model", "markov", "--nfe", "0"], "nfe is 1 or more"),
