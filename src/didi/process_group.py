@@ -25,7 +25,7 @@ class ProcessGroup:
     """This process and the number of processes in the run.
 
     Attributes:
-        rank: of this process, from 0.
+        rank: rank of this process, from 0.
         size: number of processes.
     """
 
@@ -117,7 +117,7 @@ def init_process_group() -> Iterator[ProcessGroup]:
     except RuntimeError as error:
         if not _is_of_communication(error):
             raise
-        raise DidiError("another process of this run has ended, and says why") from error
+        raise DidiError("another process of this run has ended; its output has the reason") from error
     finally:
         _current = _ALONE
         # A wrapper of a network that is part of a reference cycle would keep the group's threads until the interpreter

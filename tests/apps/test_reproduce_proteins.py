@@ -513,3 +513,13 @@ def test_teacher_and_students_have_the_splits_of_one_corpus_and_length(monkeypat
         proteins._data(None, teacher, [provenance("swissprot", 50)])
     with pytest.raises(UsageError, match=r"trained with one data\.length; got 40, 50"):
         proteins._data(None, teacher, [provenance("vh", 40)])
+
+
+def test_a_judge_folder_that_changes_during_a_study_is_refused(order_judge, tmp_path):
+    study = ProteinStudy(tmp_path / "study", ProteinSampling(2, order_judge))
+    study.begin(ProteinData([], [], ["MKTAYI"]))
+    assert protein_study._study_judge(study).unit
+    file = study.folder / "sampling.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"judge": "0" * 64}))
+    with pytest.raises(DidiError, match=r"^judge .* has changed since this study began: choose another --out$"):
+        protein_study._study_judge(study)

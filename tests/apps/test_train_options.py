@@ -152,7 +152,7 @@ def test_a_run_that_fits_a_time_keeps_its_length_when_it_goes_on(tmp_path, capsy
         with pytest.raises(UsageError, match=r"has no loop\.steps"):
             pretrain(["markov", *SHORT, "--max-minutes", "1", "--out", out, "--resume"])
     (tmp_path / "run/config.yaml").write_text("loop: {steps: 0}\n")
-    with pytest.raises(UsageError, match=r"--max-minutes sets loop\.steps, of which the run in .* has 0: leave it out"):
+    with pytest.raises(UsageError, match=r"--max-minutes sets loop\.steps, which stays 0 in the run in .*: leave"):
         pretrain(["markov", *SHORT, "--max-minutes", "1", "--out", out, "--resume"])
 
 

@@ -90,5 +90,5 @@ def test_novelty_that_one_set_lacks_is_not_compared():
 
 def test_students_and_teacher_have_the_same_number_of_sets():
     for students in ([], [TEACHER[:1]], [TEACHER, TEACHER[:1]]):
-        with pytest.raises(UsageError, match=r"compared by as many sets as its teacher has; got .* and 2"):
+        with pytest.raises(UsageError, match=r"as many sets as the teacher, one or more; got .* and 2"):
             compare_sets(students, TEACHER)

@@ -38,7 +38,8 @@ class ServeCommand:
     cors_origins: tuple[str, ...] = ()
     """Origins whose pages may use the server, such as https://example.org; none by default."""
     network: Literal["float32", "bfloat16"] = "float32"
-    """Number format of the networks' trunks; int8 is left out, since its rounding depends on what shares a pass."""
+    """Number format of the networks' trunks; int8 is not offered, since its rounding depends on the
+    other sequences of a pass."""
     max_batch: int = ServerSettings.max_batch
     """Sequences that run at the same time."""
     max_queue: int = ServerSettings.max_queue

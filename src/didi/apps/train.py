@@ -162,7 +162,7 @@ def _in_time(config: Any, options: RunOptions, folder: RunFolder, inputs: Callab
         loop = read_yaml(saved).get("loop") if saved.is_file() else None
         steps = loop.get("steps") if isinstance(loop, dict) else None
         if steps == 0:
-            raise UsageError(f"--{flag} sets loop.steps, of which the run in {folder.path} has 0: leave it out")
+            raise UsageError(f"--{flag} sets loop.steps, which stays 0 in the run in {folder.path}: leave --{flag} out")
         if type(steps) is not int or steps < 1:
             raise UsageError(f"--resume keeps the length of a run; {saved} has no loop.steps: give --max-steps")
         return config.limited(steps)

@@ -8,11 +8,19 @@ from pathlib import Path
 
 from didi.methods.elbo import PretrainConfig
 from didi.methods.settings import DistillationConfig
-from didi.models.bundle import Role
+from didi.models.bundle import Role, digest
 from didi.sampling.options import SamplerName
 
 Digest = Callable[[str], str]
 """Function from the name or folder of a bundle to its ``models.bundle.digest``."""
+
+
+class BundleDigests(dict[str, str]):
+    """``models.bundle.digest`` of bundles by name or folder, each computed when it is first read."""
+
+    def __missing__(self, name: str) -> str:
+        self[name] = digest(name)
+        return self[name]
 
 
 @dataclass(frozen=True)

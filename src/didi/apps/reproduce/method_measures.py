@@ -75,9 +75,9 @@ def _over_frontier(plan: MethodPlan, study: Study) -> Measure:
     return Measure(
         "perplexity over the teacher's",
         f"Perplexity over that of the reference's teacher at {cells[0].nfe} moves and the row's own entropy, read from "
-        f"its temperatures {cells[0].temperature:g} to {cells[-1].temperature:g}: what another temperature would do as "
-        "well is no gain; – where a seed's entropy lies beyond theirs. The error of that one sweep, which all rows "
-        "share, is not in the intervals.",
+        f"its temperatures {cells[0].temperature:g} to {cells[-1].temperature:g}: a lower perplexity that only comes "
+        "from a lower entropy does not count; – where the entropy of a seed is outside the range of that sweep. The "
+        "sampling error of the sweep is not in the intervals.",
         lambda row: row.gen_ppl / perplexity_at_entropy(sweep, row.entropy),
         is_ratio=True,
     )

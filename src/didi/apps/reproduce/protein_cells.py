@@ -19,10 +19,10 @@ class SampleCell:
     """Samples of one network.
 
     Attributes:
-        bundle: name or folder.
-        role: of the network in the bundle.
-        sampler: how it is sampled.
-        length: residues of each sequence.
+        bundle: name or folder of the bundle.
+        role: role of the network in the bundle.
+        sampler: name of the sampler.
+        length: number of residues of each sequence.
         nfe: number of moves.
     """
 
@@ -33,24 +33,24 @@ class SampleCell:
     nfe: int
 
     def name(self, digest: Digest) -> str:
-        """File of the cell."""
+        """File name of the cell, without its extension."""
         return f"{origin_of(self.bundle, digest)}-{self.role}-{self.sampler}-length{self.length}-{self.nfe}"
 
 
 @dataclass(frozen=True)
 class ControlCell:
-    """A control set, made of held-out proteins of nearly one length.
+    """A control set made of held-out proteins of similar length.
 
     Attributes:
-        control: its name, see ``evaluation.protein.controls``.
-        length: residues that the held-out proteins are nearest to.
+        control: name of the control, see ``evaluation.protein.controls``.
+        length: number of residues; the held-out proteins nearest to this length are used.
     """
 
     control: str
     length: int
 
     def name(self, digest: Digest) -> str:
-        """File of the cell."""
+        """File name of the cell, without its extension."""
         del digest
         return f"control-{self.control}-length{self.length}"
 
@@ -62,7 +62,7 @@ class ExampleCell:
     sequences: tuple[str, ...]
 
     def name(self, digest: Digest) -> str:
-        """File of the cell."""
+        """File name of the cell, without its extension."""
         del digest
         return f"examples-{sha256(' '.join(self.sequences).encode()).hexdigest()[:12]}"
 
@@ -72,13 +72,13 @@ ProteinCell = SampleCell | ControlCell | ExampleCell
 
 @dataclass
 class RecordedJudge:
-    """A judge whose scores are kept in cells.
+    """A judge that returns recorded scores.
 
     Attributes:
-        name: of the judge.
-        unit: of its score.
+        name: name of the judge.
+        unit: unit of its scores.
         is_higher_better: whether a larger score is better.
-        scores: of each sequence that was scored.
+        scores: recorded score of each sequence.
     """
 
     name: str
@@ -88,7 +88,7 @@ class RecordedJudge:
 
     @classmethod
     def of(cls, records: Sequence[Mapping[str, Any]]) -> "RecordedJudge":
-        """The judge of records of one study."""
+        """The judge with the scores in records of one study."""
         scores = {
             sequence: score
             for record in records

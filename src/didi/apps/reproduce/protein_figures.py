@@ -21,7 +21,7 @@ THRESHOLDS = {PLDDT: 70.0}
 PLDDT_EDGES, PLDDT_COLOURS = (0, 50, 70, 90, 100), ("#FF7D45", "#FFDB13", "#65CBF3", "#0053D6")
 """Colours of pLDDT as in the AlphaFold database."""
 NATS_RANGE = 3.0
-"""Scores of residues in nats beyond it have the last colour."""
+"""Residue scores in nats outside [-NATS_RANGE, NATS_RANGE] have the colours of the ends."""
 LINE_INCHES, TITLE_INCHES, TRACE_INCHES, BAR_INCHES, END_INCHES = 0.17, 0.3, 1.25, 0.42, 0.12
 
 
@@ -31,10 +31,10 @@ class Line:
 
     Attributes:
         role: ``teacher`` or ``student``.
-        sampler: of its sets.
+        sampler: name of the sampler.
         nfes: numbers of moves, ascending.
-        means: scores.
-        intervals: of the scores; NaN where there is none.
+        means: mean score at each number of moves.
+        intervals: 95% interval of each mean; NaN if there is none.
     """
 
     role: str
@@ -49,10 +49,10 @@ class Example:
     """A sequence of Figure 6 or 7.
 
     Attributes:
-        title: above it.
-        residues: one letter each.
-        scores: of each residue; None where the judge has none.
-        trace: coordinates of the alpha carbons in Å, three for each residue; None where the judge has none.
+        title: title above the sequence.
+        residues: residues, one letter each.
+        scores: score of each residue; None if the judge has no residue scores.
+        trace: coordinates x, y, z of the alpha carbon of each residue in Å; None if the judge predicts no structure.
     """
 
     title: str
@@ -71,8 +71,8 @@ def score_figure(
     Args:
         lines: by length.
         levels: by length, the mean score of sets without moves by name.
-        path: of the file.
-        unit: of the score.
+        path: file.
+        unit: unit of the score.
     """
     num_columns = min(3, len(lines))
     num_rows = -(-len(lines) // num_columns)
@@ -138,10 +138,10 @@ def examples_figure(
     """Draw sequences in lines of 60 residues with coloured scores, and traces beside them, into ``path``, a PNG.
 
     Args:
-        examples: one below the other.
-        path: of the file.
-        unit: of the scores of residues; None where there are none.
-        is_higher_better: of the scores.
+        examples: sequences, drawn one below the other.
+        path: file.
+        unit: unit of the residue scores; None if there are none.
+        is_higher_better: whether a larger residue score is better.
     """
     has_traces = any(one.trace is not None for one in examples)
     lengths = [-(-len(one.residues) // LINE) * LINE_INCHES for one in examples]

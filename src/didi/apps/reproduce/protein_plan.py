@@ -18,15 +18,15 @@ STUDENT_NFES, TEACHER_NFE = (8, 16), 64
 
 @dataclass(frozen=True)
 class ProteinPlan:
-    """What is compared.
+    """A teacher, its students, and the settings at which they are compared.
 
     Attributes:
         teacher: bundle of the teacher.
         students: bundles of students of several training seeds.
         lengths: residues of the samples, ascending.
         nfes: numbers of moves, ascending.
-        samplers: of the students.
-        provenances: of the teacher and of each student.
+        samplers: samplers of the students.
+        provenances: provenance of the teacher, then of each student.
     """
 
     teacher: str
@@ -64,7 +64,7 @@ class ProteinPlan:
 
     @property
     def example_nfes(self) -> tuple[int, ...]:
-        """Numbers of moves of Figures 6 and 7: 8, 16 and 32, or the three least where none of them is asked for."""
+        """Numbers of moves of Figures 6 and 7: those of 8, 16 and 32 in ``nfes``, or its three smallest."""
         return tuple(one for one in self.nfes if one in EXAMPLE_NFES) or self.nfes[:3]
 
     @property

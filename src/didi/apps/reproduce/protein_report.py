@@ -37,7 +37,9 @@ class CheckedControls:
 
 
 def checked_controls(plan: ProteinPlan, study: ProteinStudy) -> CheckedControls:
-    """The order of the controls by the judge, over all lengths; a protein near two lengths counts once.
+    """The order of the controls by the judge, over all lengths.
+
+    A held-out protein in the sets of two lengths is used once.
 
     Raises:
         DidiError: the judge does not order them.

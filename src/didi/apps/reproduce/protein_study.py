@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from didi.apps.reproduce.cells import BundleDigests
 from didi.apps.reproduce.protein_cells import ControlCell, ExampleCell, ProteinCell, RecordedJudge, SampleCell
 from didi.apps.reproduce.workers import run_items
 from didi.data import mmseqs
@@ -29,16 +30,18 @@ from didi.process_group import default_device
 from didi.sampling.generate import generate
 from didi.sampling.options import SamplingOptions
 
+SETTINGS_FILE = "sampling.json"
+
 
 @dataclass(frozen=True)
 class ProteinSampling:
-    """How every cell of a study is sampled and judged.
+    """Settings of the samples and of the judge, equal for all cells of a study.
 
     Attributes:
         num_samples: sequences in a cell.
         judge: see ``judges.load_protein_judge``.
-        seed: of the samples.
-        batch_size: sequences at a time.
+        seed: seed of the samples.
+        batch_size: number of sequences in a network pass.
     """
 
     num_samples: int
@@ -53,20 +56,18 @@ class ProteinStudy:
 
     Attributes:
         folder: holds ``cells/``, ``training.fasta``, ``held-out.fasta`` and the report.
-        sampling: of every cell.
-        workers: processes, each of one thread; with one worker the cells are measured in this process.
-        digests: of the bundles, as they were when the study began.
+        sampling: settings of all cells.
+        workers: number of processes, of one thread each; with 1, the work is done in this process.
+        digests: digests of the bundles when the study began.
     """
 
     folder: Path
     sampling: ProteinSampling
     workers: int = 2
-    digests: dict[str, str] = field(default_factory=dict, compare=False)
+    digests: BundleDigests = field(default_factory=BundleDigests, compare=False)
 
     def digest(self, name: str) -> str:
         """``models.bundle.digest`` of a bundle, which is computed once."""
-        if name not in self.digests:
-            self.digests[name] = digest(name)
         return self.digests[name]
 
     @property
@@ -87,12 +88,11 @@ class ProteinStudy:
         """
         training = "".join(fasta_record(f"{n}", one) for n, one in enumerate(one for c in data.train for one in c))
         held_out = "".join(fasta_record(f"{n}", one) for n, one in enumerate(data.test))
-        judge = self.sampling.judge
         asked = asdict(self.sampling) | {
-            "judge": self.digest(judge) if Path(judge).expanduser().is_dir() else judge,
+            "judge": _judge_identity(self.sampling.judge),
             "proteins": sha256(f"{training}\n{held_out}".encode()).hexdigest(),
         }
-        file = self.folder / "sampling.json"
+        file = self.folder / SETTINGS_FILE
         if file.is_file():
             known = json.loads(file.read_text())
             if differing := [name for name in asked if known.get(name) != asked[name]]:
@@ -168,7 +168,7 @@ def measure(cell: ProteinCell, study: ProteinStudy) -> str:
 
 
 def _measured(cell: SampleCell | ControlCell, study: ProteinStudy) -> dict[str, Any]:
-    """The record of samples or controls; sequences and scores that are there already are kept."""
+    """The record of samples or controls; recorded sequences and scores are used again."""
     record = study.record(cell) if study.file(cell).is_file() else _scored(cell, study)
     sequences, has_mmseqs = record["sequences"], mmseqs.is_available()
     identities = nearest_training_identities(sequences, _read(study.training_file)) if has_mmseqs else None
@@ -208,7 +208,7 @@ def _scored(cell: SampleCell | ControlCell, study: ProteinStudy) -> dict[str, An
             "discriminator_passes": float(drawn.discriminator_passes.double().mean()),
             "seconds": drawn.seconds,
         }
-    judge = _judge(study.sampling.judge)
+    judge = _study_judge(study)
     described = {"name": judge.name, "unit": judge.unit, "is_higher_better": judge.is_higher_better}
     scores = judge.score(sequences)
     if not bool(scores.isfinite().all()):
@@ -218,7 +218,7 @@ def _scored(cell: SampleCell | ControlCell, study: ProteinStudy) -> dict[str, An
 
 def _examples(cell: ExampleCell, study: ProteinStudy) -> dict[str, Any]:
     """Scores and positions of residues; None where the judge has none."""
-    judge, sequences = _judge(study.sampling.judge), list(cell.sequences)
+    judge, sequences = _study_judge(study), list(cell.sequences)
     unit, scores, traces = None, None, None
     if isinstance(judge, ResidueJudge):
         frequencies = residue_frequencies(_read(study.training_file))
@@ -244,9 +244,26 @@ def _loaded(name: str, expected: str) -> Bundle:
     return load(name).to(default_device())
 
 
+def _study_judge(study: ProteinStudy) -> ProteinJudge:
+    """The judge of the study.
+
+    Raises:
+        DidiError: the judge is a bundle folder that has changed since the study began.
+    """
+    recorded = json.loads((study.folder / SETTINGS_FILE).read_text())["judge"]
+    return _judge(study.sampling.judge, recorded)
+
+
 @lru_cache(maxsize=1)
-def _judge(name: str) -> ProteinJudge:
+def _judge(name: str, recorded: str) -> ProteinJudge:
+    if _judge_identity(name) != recorded:
+        raise DidiError(f"judge {name} has changed since this study began: choose another --out")
     return load_protein_judge(name, device=default_device())
+
+
+def _judge_identity(name: str) -> str:
+    """Name of a judge, or the digest of a bundle folder."""
+    return digest(name) if Path(name).expanduser().is_dir() else name
 
 
 @lru_cache(maxsize=2)

@@ -77,16 +77,16 @@ def reproduce_proteins(names: Sequence[str], teacher: str | None, flags: Protein
     """Measure controls, check the judge, measure the cells of the figures and write the report.
 
     Args:
-        names: of the figures, or ``all``.
+        names: names of the figures, or ``all``.
         teacher: bundle of the teacher.
         flags: further flags.
         out: folder of the study.
-        workers: processes.
+        workers: number of processes.
 
     Raises:
         UsageError: a flag is missing or wrong, or ``out`` holds another study.
         DidiError: the judge does not order the controls, or the corpus cannot be read.
-        Interrupted: it was stopped; what is done is kept.
+        Interrupted: the study was interrupted; completed cells are kept.
     """
     chosen = chosen_targets(PROTEIN_TARGETS, names, f"a target of --scale {PROTEINS}")
     plan, bundle, judge = protein_plan(teacher, flags)

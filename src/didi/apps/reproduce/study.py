@@ -16,7 +16,7 @@ from typing import Any, cast
 
 import torch
 
-from didi.apps.reproduce.cells import AnyCell, Cell, JointCell, LikelihoodCell, Run
+from didi.apps.reproduce.cells import AnyCell, BundleDigests, Cell, JointCell, LikelihoodCell, Run
 from didi.apps.reproduce.cost import recorded
 from didi.apps.reproduce.workers import run_items
 from didi.apps.train import distill_run, pretrain_run
@@ -75,12 +75,10 @@ class Study:
     folder: Path
     sampling: Sampling
     workers: int = 2
-    digests: dict[str, str] = field(default_factory=dict, compare=False)
+    digests: BundleDigests = field(default_factory=BundleDigests, compare=False)
 
     def digest(self, name: str) -> str:
         """``models.bundle.digest`` of a bundle, computed once."""
-        if name not in self.digests:
-            self.digests[name] = digest(name)
         return self.digests[name]
 
     def check_unchanged(self, name: str) -> None:

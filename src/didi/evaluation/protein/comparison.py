@@ -21,9 +21,9 @@ class ScoredSet:
     """Values of the sequences of one set.
 
     Attributes:
-        scores: of the judge.
-        entropies: of the residues within each sequence, nats.
-        identities: with the nearest training protein in [0, 1]; None where they were not measured.
+        scores: the judge's score of each sequence.
+        entropies: entropy of the residues within each sequence, nats.
+        identities: identity with the nearest training protein in [0, 1]; None if it was not measured.
     """
 
     scores: Float[Tensor, " n"]
@@ -44,7 +44,7 @@ class SetComparison:
         identity_difference: mean identity with the nearest training protein, students less teacher; NaN where it was
             not measured.
         identity_difference_ci: its 95% bootstrap interval.
-        is_higher_better: of the score.
+        is_higher_better: whether a larger score is better.
     """
 
     difference: float
@@ -84,15 +84,15 @@ def compare_sets(
     Args:
         students: the sets of each student, such as one for each length.
         teacher: its sets, as many as each student has.
-        is_higher_better: of the score.
-        seed: of the resampling.
+        is_higher_better: whether a larger score is better.
+        seed: seed of the resampling.
 
     Raises:
         UsageError: there is no set, or a student has another number of sets than the teacher.
     """
     if not students or not teacher or any(len(sets) != len(teacher) for sets in students):
         sizes = ", ".join(str(len(sets)) for sets in students)
-        raise UsageError(f"a student is compared by as many sets as its teacher has; got {sizes} and {len(teacher)}")
+        raise UsageError(f"each student has as many sets as the teacher, one or more; got {sizes} and {len(teacher)}")
     pooled = [one for sets in students for one in sets]
 
     def compared(values: Callable[[ScoredSet], Tensor], *, is_ratio: bool) -> tuple[float, Interval]:

@@ -13,7 +13,7 @@ from didi.errors import UsageError
 from didi.models.esm2 import ALPHABET
 
 NOT_REPETITIVE = "RGTWQHVYDKNCEIMPSLFAWDRYKHGTQVNEMCIPFLSARWEYHDGKTNQVMICPLSFAWHRDEYTKGN"
-"""A sequence in no pattern, which resembles no protein."""
+"""A sequence without repeats that is similar to no natural protein."""
 
 
 def residue_entropies(sequences: Sequence[str]) -> Float[Tensor, " n"]:
@@ -90,5 +90,5 @@ def _entropy(counts: Counter[str]) -> float:
 
 def _checked(sequences: Sequence[str]) -> Sequence[str]:
     if not sequences or not all(sequences):
-        raise UsageError(f"measures are of one protein or more, none of them empty; got {len(sequences)} sequences")
+        raise UsageError(f"measures need one protein or more, none of them empty; got {len(sequences)} sequences")
     return sequences
