@@ -282,17 +282,17 @@ def test_esmfold_scores_each_protein_by_its_own_residues(esmfold):
 
 
 @pytest.mark.slow
-def test_esmfold_gives_residues_their_confidence_and_their_place(folding):
+def test_esmfold_gives_residues_their_confidence_and_their_place(esmfold):
     sequences = ["MKTAYIAK", "ACDEFGHIKLMN", "WW"]
-    judge = EsmFoldJudge(folding)
+    judge = EsmFoldJudge(esmfold)
     assert isinstance(judge, ResidueJudge)
     assert isinstance(judge, StructureJudge)
     scores, places = judge.residue_scores(sequences, {}), judge.alpha_carbons(sequences)
     for one, of_residues, trace in zip(sequences, scores, places, strict=True):
-        output = folding.infer(one)
+        output = esmfold.infer(one)
         exists = output["atom37_atom_exists"][0].bool()
         expected = [100 * float(plddt[there].mean()) for plddt, there in zip(output["plddt"][0], exists, strict=True)]
         assert of_residues.tolist() == pytest.approx(expected, abs=1e-3)
-        pdb = folding.output_to_pdb(output)[0].splitlines()
+        pdb = esmfold.output_to_pdb(output)[0].splitlines()
         alpha = [[float(line[n : n + 8]) for n in (30, 38, 46)] for line in pdb if line[12:16].strip() == "CA"]
         torch.testing.assert_close(trace, torch.tensor(alpha).double(), rtol=1e-3, atol=2e-3)
