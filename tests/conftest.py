@@ -2,9 +2,10 @@ import gc
 
 import jaxtyping
 
+from . import shape_checks
+
 gc.disable()  # enabled again in ``pytest_collection_finish``, after all imports
-# Checks shapes and dtypes of every call into didi; the hook must be installed before any import of didi.
-jaxtyping.install_import_hook("didi", "beartype.beartype")
+shape_checks.install()
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
@@ -20,6 +21,11 @@ def pytest_collection_finish():
     gc.freeze()
     gc.set_threshold(2000, 10, 30)
     gc.enable()
+
+
+def pytest_runtest_setup():
+    """The first calls of each test are checked."""
+    shape_checks.next_test()
 
 
 @pytest.fixture

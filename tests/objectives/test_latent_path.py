@@ -31,8 +31,8 @@ BRANCHED = replace(OBJECTIVE, completions=3, advantage="shared-state")
 
 
 @pytest.fixture(scope="module")
-def student(make_dit):
-    return make_dit(vocab_size=NUM_SYMBOLS + 1, length=LENGTH, seed=2, num_codes=NUM_CODES)
+def student(make_dit_of_states):
+    return make_dit_of_states(vocab_size=NUM_SYMBOLS + 1, length=LENGTH, seed=2, num_codes=NUM_CODES)
 
 
 def log_probs(network, z, codes):

@@ -23,9 +23,9 @@ BRANCHES = {"completions": 3, "advantage": "shared-state"}
 
 
 @pytest.fixture(scope="module")
-def networks(make_dit):
+def networks(make_dit_of_states):
     """Student and reference, whose predictions depend strongly on visible tokens."""
-    return [make_dit(vocab_size=NUM_SYMBOLS + 1, length=LENGTH, seed=seed, scale=1.5) for seed in (2, 3)]
+    return [make_dit_of_states(vocab_size=NUM_SYMBOLS + 1, length=LENGTH, seed=seed, scale=1.5) for seed in (2, 3)]
 
 
 def predictions(network):

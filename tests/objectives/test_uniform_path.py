@@ -30,9 +30,9 @@ BRANCHES = {"completions": 3, "advantage": "shared-state"}
 
 
 @pytest.fixture(scope="module")
-def networks(make_dit):
+def networks(make_dit_of_states):
     """Student and reference, whose prediction depends on the state and on the time."""
-    return [make_dit(seed=seed, **SHAPE) for seed in (2, 3)]
+    return [make_dit_of_states(seed=seed, **SHAPE) for seed in (2, 3)]
 
 
 def transitions(network, num_moves, process=PROCESS):

@@ -20,8 +20,8 @@ CHAIN = MarkovChain(NUM_SYMBOLS, successor_probs=(0.7, 0.2, 0.1))
 
 
 @pytest.fixture(scope="module")
-def student(make_dit):
-    return make_dit(vocab_size=NUM_SYMBOLS + 1, length=LENGTH, seed=2)
+def student(make_dit_of_states):
+    return make_dit_of_states(vocab_size=NUM_SYMBOLS + 1, length=LENGTH, seed=2)
 
 
 def exact_distribution(student, num_moves):
@@ -104,9 +104,11 @@ def test_rewards_may_be_those_of_corrupted_samples(student, reward_time):
 def branches(student, num_moves, branch, name=0, num_samples=8000, **settings):
     """Paths that branch after ``branch`` moves, from the first seed that draws this number."""
     settings = {"completions": 3, "advantage": "shared-state"} | settings
-    numbers, tau = range(1000 * name, 1000 * name + 100), 1 - branch / num_moves
-    seed = next(number for number in numbers if draw(student, num_moves, number, 2, **settings).tau[0] == tau)
-    return draw(student, num_moves, seed, num_samples, **settings)
+    seeds = range(1000 * name, 1000 * name + 100)
+    first = {seed: int(torch.randint(num_moves, (), generator=named_generator("whole path", seed))) for seed in seeds}
+    batch = draw(student, num_moves, next(s for s in seeds if first[s] == branch), num_samples, **settings)
+    assert batch.tau[0] == 1 - branch / num_moves
+    return batch
 
 
 @pytest.mark.parametrize("branch", range(4))
@@ -136,9 +138,11 @@ def distribution_of_two_completions(student, num_moves, branch):
 
 @torch.no_grad()
 @pytest.mark.parametrize(("num_moves", "branch"), [(1, 0), (2, 1), (4, 0), (4, 1), (4, 2), (4, 3)])
-def test_completions_are_independent_given_the_state_where_they_branch(make_dit, chi_square, num_moves, branch):
+def test_completions_are_independent_given_the_state_where_they_branch(
+    make_dit_of_states, chi_square, num_moves, branch
+):
     # With this scale predictions depend strongly on visible tokens.
-    student = make_dit(vocab_size=NUM_SYMBOLS + 1, length=LENGTH, seed=5, scale=2.0)
+    student = make_dit_of_states(vocab_size=NUM_SYMBOLS + 1, length=LENGTH, seed=5, scale=2.0)
     batch = branches(student, num_moves, branch, num_samples=40_000)
     joint = distribution_of_two_completions(student, num_moves, branch)
     torch.testing.assert_close(joint.sum(1), exact_distribution(student, num_moves))

@@ -72,6 +72,7 @@ def test_the_budget_is_a_function_of_seed_and_step_and_uniform():
     assert ObjectiveConfig().at_step(0, 3) == ObjectiveConfig()
 
 
+@pytest.mark.slow
 def test_all_passes_of_a_step_have_the_same_budget(make_job, read_budgets):
     config = replace(SEVERAL, loop=replace(CONFIG.loop, steps=6))
     job = make_job(config)
@@ -86,6 +87,7 @@ def test_all_passes_of_a_step_have_the_same_budget(make_job, read_budgets):
     assert set(found) == {2, 5}
 
 
+@pytest.mark.slow
 def test_all_rollouts_of_a_step_have_the_same_number_of_moves(make_job):
     job = make_job(replace(PLAIN, loop=replace(CONFIG.loop, accumulation=3)))
     for step in range(job.num_steps):
@@ -94,6 +96,7 @@ def test_all_rollouts_of_a_step_have_the_same_number_of_moves(make_job):
         assert budgets == {PLAIN.objective.at_step(PLAIN.seed, step).moves}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_conditioned", [True, False])
 def test_training_changes_the_weights_that_read_the_budget(make_job, is_conditioned, read_budgets):
     config = replace(SEVERAL, objective=ObjectiveConfig(**BUDGETS | {"budget_conditioning": is_conditioned}))
@@ -123,11 +126,13 @@ def test_initial_networks_equal_those_of_a_single_budget(make_job):
     assert equal(weights(plain.discriminator.trunk), weights(several.discriminator.trunk))
 
 
+@pytest.mark.slow
 def test_a_resumed_run_equals_a_straight_one_bit_for_bit(source, teacher, run_twice):
     config = replace(PLAIN, loop=replace(CONFIG.loop, steps=5))
     run_twice(lambda folder: make_trainer(config, Inputs(source, CPU, folder, teacher)), config.loop, 4)
 
 
+@pytest.mark.slow
 def test_start_needs_a_bundle_with_several_budgets(make_job, tmp_path):
     job = make_job(SEVERAL)
     for step in range(job.num_steps):
@@ -232,6 +237,7 @@ def test_a_planned_row_of_no_moves_is_refused(budget_bundle):
         plan_rows(budget_bundle, "student", "ancestral", (2, 0), [SamplingOptions()])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", ["ancestral", "guided"])
 def test_exact_distributions_depend_on_the_number_of_moves(budget_bundle, sampler):
     rows, options = ExactRows(budget_bundle), SamplingOptions(sampler)

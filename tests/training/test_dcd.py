@@ -167,6 +167,7 @@ def test_intervals_double_from_round_to_round_and_rounds_have_equal_length():
     ] * 2 + [32] * 2
 
 
+@pytest.mark.slow
 def test_the_target_of_a_round_is_the_student_at_the_end_of_the_previous_round(make_dcd):
     job = make_dcd()
     method, target = job.method, job.method.frozen["target"]
@@ -190,6 +191,7 @@ def test_a_step_takes_four_passes_of_each_sequence(make_dcd):
     assert make_dcd().step(0)["sequence_passes"] == 8 * (3 + 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop_in", [1, 2, 3])
 def test_a_resumed_run_equals_a_straight_one_bit_for_bit(make_dcd, run_twice, stop_in):
     """Stopped after steps 2 and 4, at the end of a round, and after step 3, within a round."""
@@ -248,6 +250,7 @@ def test_a_run_by_torchrun_is_the_run_of_one_process(make_dit, tmp_path):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_bundle_has_the_moves_of_the_last_round_and_can_be_sampled(make_dcd, tmp_path):
     job = make_dcd()
     for step in range(6):
@@ -376,6 +379,7 @@ def test_the_teacher_of_a_recipe_is_that_of_its_uniform_state_twin(name):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("unchecked")
 def test_doctor_estimates_memory_without_a_teacher(capsys):
     flags = ["--teacher", "", "--loop.batch-size", "2", "--max-steps", "4"]
     doctor(["exact", "--method", "dcd", "--device", "h100", *flags])

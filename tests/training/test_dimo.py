@@ -144,6 +144,7 @@ def test_each_network_has_its_optimizer(observe, network):
     assert not torch.equal(flat(found), flat(plain))
 
 
+@pytest.mark.slow
 def test_a_resumed_run_equals_a_straight_one_bit_for_bit(source, timed_teacher, run_twice):
     run_twice(lambda folder: make_trainer(CONFIG, Inputs(source, CPU, folder, timed_teacher)), CONFIG.loop, 1)
 
@@ -177,6 +178,7 @@ def test_accumulation_allows_one_update_of_each_network(source, timed_teacher, t
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_bundle_has_its_initial_state_and_one_move(source, timed_teacher, tmp_path):
     job = make_trainer(CONFIG, Inputs(source, CPU, tmp_path, timed_teacher))
     job.step(0)

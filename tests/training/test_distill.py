@@ -45,11 +45,13 @@ def test_a_run_does_not_resume_with_another_teacher(make_job, make_dit):
         make_job(bundle=other).load_state_dict(state)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop_in", [0, 3], ids=["warm-up", "student phase"])
 def test_a_resumed_run_equals_a_straight_one_bit_for_bit(make_job, run_twice, stop_in):
     run_twice(lambda folder: make_job(folder=folder), CONFIG.loop, stop_in)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "config",
     [
@@ -79,6 +81,7 @@ def test_student_average_and_discriminator_start_as_the_teacher(make_job, teache
     assert all(parameter.requires_grad for parameter in job.method.student.parameters())
 
 
+@pytest.mark.slow
 def test_in_the_warm_up_only_the_discriminator_learns_and_then_the_student_too(make_job, teacher):
     job = make_job()
     start, head = weights(teacher.teacher), weights(job.method.discriminator)
@@ -99,6 +102,7 @@ def test_in_the_warm_up_only_the_discriminator_learns_and_then_the_student_too(m
 GUIDED = with_discriminator(guidance_steps=3, guidance_nfe=3)
 
 
+@pytest.mark.slow
 def test_after_the_students_last_step_only_the_discriminator_learns_from_the_finished_student(make_job):
     job = make_job(GUIDED)
     assert job.num_steps == 2 + 3 + 3
@@ -137,6 +141,7 @@ def test_guidance_steps_resume_bit_for_bit_and_change_no_earlier_step(make_job, 
     assert_same_state(plain.state_dict(), guided.state_dict())
 
 
+@pytest.mark.slow
 def test_frozen_blocks_of_the_discriminator_stay_the_teachers(make_job, teacher):
     job = make_job(with_discriminator(trainable_blocks=1))
     for step in range(4):
@@ -181,6 +186,7 @@ def test_saving_changes_no_optimizer_even_before_its_first_step(make_job, assert
     assert not other.optimizers["student"].state
 
 
+@pytest.mark.slow
 def test_the_discriminator_learns_to_distinguish_student_and_corpus(make_job):
     # Samples of a random teacher differ much from the Markov chain.
     config = replace(
@@ -195,6 +201,7 @@ def test_the_discriminator_learns_to_distinguish_student_and_corpus(make_job):
         assert sign * (values[-8:].mean() - values[:8].mean()) > 0.05
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("real_source", ["corpus", "teacher-pool", "teacher-steps=2"])
 def test_sequences_may_be_shorter_than_the_teachers_context(teacher, tmp_path, real_source):
     config = replace(with_discriminator(real_source=real_source), data=DataConfig(corpus="markov", length=6))
@@ -239,6 +246,7 @@ def test_the_first_move_of_the_teacher_is_computed_once(make_job, teacher):
     torch.testing.assert_close(job.method._teacher_log_probs._first[:, :32], expected)
 
 
+@pytest.mark.slow
 def test_the_bundle_holds_averaged_student_teacher_and_discriminator(make_job, teacher):
     job = make_job()
     for step in range(4):
@@ -252,6 +260,7 @@ def test_the_bundle_holds_averaged_student_teacher_and_discriminator(make_job, t
     assert generate(bundle, num_samples=2, nfe=4, sampler="guided").tokens.shape == (2, 8)
 
 
+@pytest.mark.slow
 def test_adapters_share_the_teachers_weights_and_the_bundle_is_plain(make_job, teacher):
     job = make_job(replace(CONFIG, lora_rank=2))
     start = weights(job.method.teacher)

@@ -22,6 +22,7 @@ from .distill_case import (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("advantage", "completions"),
     [("batch", 1), ("rows", 1), ("rows", 2), ("shared-time", 2), ("leave-one-out", 1), ("shared-state", 3)],
@@ -44,12 +45,14 @@ def test_teacher_steps_may_have_any_number(number):
     assert _online_nfe(f"teacher-steps={number}") == number
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("real_source", ["corpus", "teacher-pool", "teacher-steps=2"])
 @pytest.mark.parametrize("output", ["token", "sequence"])
 def test_every_real_source_trains(make_job, real_source, output):
     assert_trains(make_job(with_discriminator(real_source=real_source, output=output)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "config",
     [
@@ -69,6 +72,7 @@ def test_every_other_option_trains(make_job, config):
     assert_trains(make_job(config))
 
 
+@pytest.mark.slow
 def test_states_without_masks_are_supported(make_job):
     # Beta(1, 400): in most batches no position of any z_tau or z_t is masked.
     config = replace(with_objective(time_b=400.0, divergence_weight=0.05), loop=replace(CONFIG.loop, steps=4))

@@ -89,6 +89,7 @@ def test_as_the_temperature_goes_to_0_the_gradient_is_that_of_hard_tokens(source
     assert not torch.allclose(gradient(STILL, source), hard, rtol=0.05)
 
 
+@pytest.mark.slow
 def test_steps_after_the_curriculum_minimise_the_nelbo(source):
     plain = {name: getattr(STILL, name) for name in ("data", "network", "optimizer", "loop", "process")}
     plain = PretrainConfig(**plain)
@@ -148,6 +149,7 @@ def test_the_method_is_found_by_its_settings():
     assert method_of(PretrainConfig()) is METHODS["elbo"]
 
 
+@pytest.mark.slow
 def test_a_resumed_run_equals_a_straight_one_bit_for_bit(source, run_twice):
     run_twice(lambda folder: make_trainer(CONFIG, Inputs(source, CPU)), CONFIG.loop, stop_in=2)
 
@@ -247,6 +249,7 @@ def test_contradictory_settings_are_refused_by_name(make, message):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_training_with_the_curriculum_lowers_the_nelbo():
     config = PRETRAIN["exact-duo"].limited(140)
     loop = replace(config.loop, batch_size=32, ema_decay=0.9, validation_sequences=512)

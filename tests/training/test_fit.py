@@ -35,6 +35,7 @@ def fitted_steps(source, teacher, monkeypatch):
     return steps
 
 
+@pytest.mark.slow
 def test_as_many_steps_as_the_time_allows(fitted_steps):
     # Eight steps take 8 s, so one takes 1 s; the validation takes 8 s, and 95% of the time is planned.
     assert fitted_steps(1.0) == 57 - 8
@@ -42,11 +43,13 @@ def test_as_many_steps_as_the_time_allows(fitted_steps):
     assert fitted_steps(60.0) == 100  # never longer than the recipe
 
 
+@pytest.mark.slow
 def test_the_warm_up_is_part_of_the_time_and_is_shortened_with_the_run(fitted_steps):
     assert fitted_steps(1.0, warmup=20) == 57 - 8 - 20
     assert fitted_steps(0.5, warmup=20) == (28 - 8) // 2
 
 
+@pytest.mark.slow
 def test_a_time_shorter_than_one_step_is_refused(fitted_steps):
     with pytest.raises(
         UsageError, match=r"max-minutes fits one step or more; a step takes 1\.0 s and a validation 8\.0 s"
@@ -61,6 +64,7 @@ def passes_of(settings, inputs):
     return sum(trainer.step(step)["sequence_passes"] for step in range(trainer.num_steps))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("warmup", [0, 20])
 def test_as_many_steps_as_the_passes_allow(source, teacher, warmup):
     settings = replace(
@@ -76,6 +80,7 @@ def test_as_many_steps_as_the_passes_allow(source, teacher, warmup):
     assert fit.fitted_to_passes(settings, inputs, 1e9) == settings  # never longer than the recipe
 
 
+@pytest.mark.slow
 def test_fewer_passes_than_one_step_are_refused(source, teacher):
     settings = replace(MARKOV, data=replace(MARKOV.data, length=8))
     inputs = Inputs(source, CPU, teacher=teacher)

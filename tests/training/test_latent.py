@@ -45,6 +45,7 @@ def test_the_student_is_its_teacher_with_codes_of_the_scale(make_job):
     assert not method.discriminator.trunk.config.num_codes
 
 
+@pytest.mark.slow
 def test_training_changes_the_embeddings_of_codes_differently(make_job):
     before = make_job(LATENT).method.student.code_embed.embedding.detach().clone()
     job = trained(make_job)
@@ -81,11 +82,13 @@ def test_guidance_states_are_those_of_the_ancestral_sampler(make_dit, chi_square
     assert chi_square(states[:, 0] * 3 + states[:, 1], of_codes[0]) < 1e-3  # not those of a single code
 
 
+@pytest.mark.slow
 def test_a_resumed_run_equals_a_straight_one_bit_for_bit(source, teacher, run_twice):
     config = replace(SHORT, loop=replace(CONFIG.loop, steps=5), objective=replace(SHORT.objective, reference_steps=0))
     run_twice(lambda folder: make_trainer(config, Inputs(source, torch.device("cpu"), folder, teacher)), config.loop, 4)
 
 
+@pytest.mark.slow
 def test_codes_can_be_combined_with_several_budgets(make_job):
     config = replace(LATENT, objective=ObjectiveConfig(**BUDGETS, latent_codes=4))
     student = trained(make_job, config).bundle().student
@@ -93,6 +96,7 @@ def test_codes_can_be_combined_with_several_budgets(make_job):
     assert student.config.num_codes == 4
 
 
+@pytest.mark.slow
 def test_start_needs_a_student_with_the_same_number_of_codes(make_job, tmp_path):
     job = trained(make_job)
     name = str(save(job.bundle(), tmp_path / "begun"))
@@ -104,6 +108,7 @@ def test_start_needs_a_student_with_the_same_number_of_codes(make_job, tmp_path)
         make_job(CONFIG, bundle=Bundle(teacher=load(name).student))
 
 
+@pytest.mark.slow
 def test_a_trained_bundle_can_be_sampled_and_evaluated(make_job, tmp_path):
     bundle = load(save(trained(make_job).bundle(), tmp_path / "bundle"))
     for sampler in ("ancestral", "guided"):

@@ -168,6 +168,7 @@ def test_samples_of_a_path_have_the_configured_number_of_moves(make_job):
     assert (one.score < 0).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", [CONFIG.objective, PATH])
 def test_features_may_be_of_corrupted_sequences(make_job, objective):
     found = []
@@ -198,6 +199,7 @@ def test_a_bank_replaces_the_sequences_of_the_step(make_job):
     assert found.shape == (4, 4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "config",
     [
@@ -219,6 +221,7 @@ def test_the_bandwidths_are_kept_with_a_checkpoint(make_job):
     assert torch.equal(other.method._scales, 2 * job.method._scales)
 
 
+@pytest.mark.slow
 def test_accumulated_micro_batches_are_parts_of_the_batch(make_job):
     """States are independent: the two halves differ from the whole batch only in the scale of advantages."""
     plain = with_objective(normalise_advantage=False, completions=4)

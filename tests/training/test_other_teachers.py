@@ -102,6 +102,7 @@ def test_other_schedules_of_a_uniform_state_teacher(source, uniform_teacher, tmp
     assert_as_rebuilt(UNIFORM, 2, source, bundle, tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", [WHOLE, BRANCHES | {"reference_steps": 2}], ids=["plain", "reference"])
 def test_a_resumed_run_equals_a_straight_one_bit_for_bit(make_job, run_twice, uniform_teacher, objective):
     config = replace(UNIFORM, objective=ObjectiveConfig(**objective))
@@ -166,6 +167,7 @@ def test_guidance_steps_have_the_times_after_each_move_for_student_and_real_rows
     assert kept[fake == levels[3]].mean() < 0.45
 
 
+@pytest.mark.slow
 def test_validation_corrupts_sequences_unless_the_discriminator_reads_finished_samples_only(make_job):
     def reads_masks(config):
         job, seen = make_job(config), []
@@ -210,6 +212,7 @@ def test_the_corpus_has_the_symbols_of_the_teacher_with_or_without_the_mask(make
             make_trainer(UNIFORM, inputs)
 
 
+@pytest.mark.slow
 def test_the_bundle_can_be_sampled_and_evaluated_exactly(make_dit, tmp_path):
     process, options = Uniform(4), SamplingOptions(role="student")
     network = make_dit(vocab_size=4, mask_id=None, length=5, seed=1, scale=0.5, is_time_conditioned=True)
@@ -234,6 +237,7 @@ def test_the_bundle_can_be_sampled_and_evaluated_exactly(make_dit, tmp_path):
         generate(bundle, num_samples=1, sampler="confidence")
 
 
+@pytest.mark.slow
 def test_the_student_of_a_sedd_absorb_teacher_is_a_masked_model_of_its_mask_and_schedule(
     make_job, sedd_teacher, tmp_path
 ):
@@ -246,6 +250,7 @@ def test_the_student_of_a_sedd_absorb_teacher_is_a_masked_model_of_its_mask_and_
     assert generate(bundle, num_samples=2, nfe=4, sampler="guided").tokens.shape == (2, 8)
 
 
+@pytest.mark.slow
 def test_the_model_card_describes_the_outputs_of_the_sedd_teacher(source, sedd_teacher, tmp_path, capsys):
     teacher = save(sedd_teacher, tmp_path / "teacher")
     folder = RunFolder(tmp_path / "run")

@@ -269,6 +269,7 @@ def test_processes_share_the_proteins_of_a_rollout(make_method, monkeypatch):
         torch.testing.assert_close(local.first_score, whole.first_score[here], **CLOSE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["whole paths", "two moves"])
 def test_a_resumed_run_equals_a_straight_one_bit_for_bit(randomise, run_twice, name):
     config = CASES[name]

@@ -45,10 +45,12 @@ def nelbo_of(network, x0, process, generator, t_min=1e-3):
     return process.loss_weight(t).float() * losses(network, process, x0, t, process.corrupt(x0, t, draws)).sum(-1)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_equals_a_straight_one_bit_for_bit(source, run_twice):
     run_twice(lambda folder: make_trainer(CONFIG, Inputs(source, CPU)), CONFIG.loop, stop_in=2)
 
 
+@pytest.mark.slow
 def test_a_seed_fixes_the_run_and_another_seed_changes_it(source, assert_same_state):
     def after_two_steps(seed):
         job = make_trainer(replace(CONFIG, seed=seed), Inputs(source, CPU))
@@ -61,6 +63,7 @@ def test_a_seed_fixes_the_run_and_another_seed_changes_it(source, assert_same_st
     assert not torch.equal(first, second)
 
 
+@pytest.mark.slow
 def test_training_lowers_the_validation_nelbo(source):
     job = make_trainer(replace(CONFIG, loop=replace(CONFIG.loop, steps=30)), Inputs(source, CPU))
     before = job.validate()["validation_nelbo"]  # the same times and masks as after training
@@ -186,6 +189,7 @@ def test_a_constant_weight_minimises_the_mean_cross_entropy_and_still_logs_the_n
 AUTOREGRESSIVE = replace(CONFIG, model="autoregressive", optimizer=replace(CONFIG.optimizer, method="muon"))
 
 
+@pytest.mark.slow
 def test_the_autoregressive_twin_learns_resumes_and_makes_a_bundle(source, run_twice):
     run_twice(lambda folder: make_trainer(AUTOREGRESSIVE, Inputs(source, CPU)), CONFIG.loop, stop_in=2)
     job = make_trainer(replace(AUTOREGRESSIVE, loop=replace(CONFIG.loop, steps=30)), Inputs(source, CPU))

@@ -19,6 +19,7 @@ WITH_REFERENCE = replace(
 )
 
 
+@pytest.mark.slow
 def test_the_reference_is_the_student_after_every_second_of_its_updates(make_job):
     job = make_job(WITH_REFERENCE)
     students, ratios = [weights(job.method.student)], []
@@ -33,6 +34,7 @@ def test_the_reference_is_the_student_after_every_second_of_its_updates(make_job
     assert [abs(ratio) > 1e-4 for ratio in ratios] == [False, True, False, True, False]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "objective", [WHOLE, BRANCHES, BUDGETS, BUDGETS | {"budget_conditioning": False}, WHOLE | {"reward_time": "both"}]
 )
