@@ -64,6 +64,7 @@ def drawn(monkeypatch):
     return seen
 
 
+@pytest.mark.slow
 def test_a_second_bundle_is_in_every_figure_and_in_table_7(quick, baseline, drawn, tmp_path):
     report = reproduce(tmp_path / "study", *TARGETS, "--baseline", baseline)
     assert all("autoregressive" in roles for roles in drawn.values())

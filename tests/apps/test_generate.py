@@ -81,6 +81,7 @@ def test_a_record_names_weights_and_versions(didi):
     assert json.loads(plain)["network"] == "int8"
 
 
+@pytest.mark.slow
 def test_prompts_of_a_file_are_one_sample_set(didi, tmp_path):
     file = tmp_path / "prompts.txt"
     file.write_bytes("\ufeffThe minister\r\n\r\nThe [MASK] said that\r\nA\u2028B\r\n".encode())
@@ -250,6 +251,7 @@ def test_a_text_begins_with_a_whole_word(text, expected):
     assert command.without_cut_word(text) == expected
 
 
+@pytest.mark.slow
 def test_only_samples_that_begin_in_the_middle_are_trimmed(didi):
     out = didi(*NEWS, "--num-samples", "4")[1]
     texts = [block.split("\n", 1)[1] for block in out.split("--- ")[1:]]

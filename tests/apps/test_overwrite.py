@@ -49,6 +49,7 @@ def test_evaluate_refuses_before_any_work(didi, tmp_path, monkeypatch, name):
     assert f"holds {name}: add --overwrite" in error
 
 
+@pytest.mark.slow
 def test_evaluate_replaces_results_that_are_to_be_overwritten(didi, exact_bundle, tmp_path):
     out = tmp_path / "results"
     words = ["evaluate", "--model", exact_bundle, "--nfe", "1", "--num-samples", "4", "--judge", "exact"]
@@ -88,6 +89,7 @@ def test_bench_takes_guidance_where_a_method_reads_it(didi, tmp_path, monkeypatc
     assert {load.guidance.num_candidates for load in loads} == {3}
 
 
+@pytest.mark.slow
 def test_compare_keeps_the_figure_of_an_evaluation(didi, exact_bundle, tmp_path):
     for name in ("a", "b"):
         words = ["evaluate", "--model", exact_bundle, "--nfe", "1", "--num-samples", "4", "--judge", "exact"]

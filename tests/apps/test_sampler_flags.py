@@ -21,6 +21,7 @@ def test_flags_change_the_guidance_of_the_bundle_field_by_field():
     )  # given, though it is the default
 
 
+@pytest.mark.slow
 def test_the_command_takes_the_guidance_of_the_bundle(didi):
     words = [
         "generate",

@@ -46,6 +46,7 @@ def test_wrong_options_are_refused_before_anything_is_written(command, words, me
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bound", ["--max-passes", "--max-minutes"])
 def test_a_run_that_its_own_length_bounds_says_so(bound, tmp_path, capsys):
     words = ["markov", *SHORT, "--loop.steps", "2", "--discriminator.warmup-steps", "0", "--out", str(tmp_path / "run")]

@@ -110,6 +110,7 @@ def names(folder, prefix="begun"):
     return sorted(path.name for path in folder.glob(f"{prefix}*"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("work", [SLEEPS, SLOW_START], ids=["working", "starting"])
 def test_ctrl_c_stops_the_workers_and_no_item_begins(study, work):
     process, folder = study(work)
@@ -127,6 +128,7 @@ def test_ctrl_c_stops_the_workers_and_no_item_begins(study, work):
     assert not names(folder, "worked")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
 def test_a_worker_that_starts_does_not_end_at_a_signal(study, number):
     process, folder = study(SLOW_START)
@@ -144,6 +146,7 @@ def test_a_system_without_signal_masks_is_no_hindrance(monkeypatch):
         pass
 
 
+@pytest.mark.slow
 def test_a_run_that_has_begun_gets_one_signal_and_saves(study):
     process, folder = study(SAVES)
     wait_until(lambda: len(names(folder)) == 2)
@@ -155,6 +158,7 @@ def test_a_run_that_has_begun_gets_one_signal_and_saves(study):
     assert len(names(folder)) == 2
 
 
+@pytest.mark.slow
 def test_a_second_ctrl_c_ends_the_workers_at_once(study):
     process, folder = study(NEVER_ENDS)
     wait_until(lambda: len(names(folder)) == 2)
@@ -166,6 +170,7 @@ def test_a_second_ctrl_c_ends_the_workers_at_once(study):
     assert (process.returncode, err) == (130, "didi: interrupted\n")
 
 
+@pytest.mark.slow
 def test_a_failure_lets_what_has_begun_end_and_begins_nothing(study):
     process, folder = study(FAILS)
     _, err = process.communicate(timeout=20)
@@ -175,6 +180,7 @@ def test_a_failure_lets_what_has_begun_end_and_begins_nothing(study):
     assert len(begun) <= 4
 
 
+@pytest.mark.slow
 def test_workers_end_with_a_study_that_is_killed(study):
     work = SLEEPS.replace("touch()", "write_text(str(__import__('os').getpid()))")
     process, folder = study(work)

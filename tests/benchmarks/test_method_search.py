@@ -85,6 +85,7 @@ def test_networks_of_a_plan_are_trained_once_and_named_in_flags(tmp_path, monkey
     assert measured[-2:] == ("--joint-reference", bundle)
 
 
+@pytest.mark.slow
 def test_a_trial_that_fails_says_why(tmp_path):
     with pytest.raises(RuntimeError, match="a recipe is one of"):
         method_search.command("distill", "nowhere", "--out", str(tmp_path))

@@ -57,6 +57,7 @@ def exact_logits(alpha):
     return torch.stack([torch.stack([tables[0, z[1]], tables[1, z[0]]]) for z in STATES]).log().float()
 
 
+@pytest.mark.slow
 def test_the_nelbo_of_the_exact_prediction_is_the_entropy_of_the_data():
     entropy = -float((DATA * DATA.log()).sum())
     assert integrated_loss(Uniform(NUM), exact_logits) == pytest.approx(entropy, rel=2e-3)

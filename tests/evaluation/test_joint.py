@@ -75,6 +75,7 @@ def test_the_table_is_chosen_on_held_out_sequences():
     )  # chosen on the counts: 0.09
 
 
+@pytest.mark.slow
 def test_samples_of_the_chain_have_no_joint_divergence():
     estimate = joint_divergence(SMALL.sample(2000, LENGTH, seeded(3)), SMALL, JointSettings(folds=2, epochs=2))
     assert estimate.kl == pytest.approx(0, abs=0.02)

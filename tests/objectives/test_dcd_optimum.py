@@ -77,6 +77,7 @@ def test_the_published_divergence_lowers_that_of_few_moves(num_moves, lengths):
     assert divergence("backward", lengths, num_moves) < 0.9 * divergence("backward", (), num_moves)
 
 
+@pytest.mark.slow
 def test_the_published_divergence_raises_that_of_many_moves():
     """The sampler needs predictions given the state of the other positions; the optimum differs from these."""
     assert divergence("backward", (0.25,), 16) > 1.5 * divergence("backward", (), 16)

@@ -74,7 +74,10 @@ def test_samples_follow_the_mixture(student, chi_square, num_moves):
 
 @pytest.mark.parametrize(
     ("objective", "num_moves"),
-    [(OBJECTIVE, 1), (OBJECTIVE, 2), (OBJECTIVE, 4), (BRANCHED, 2)],
+    [
+        (OBJECTIVE, 1),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in ((OBJECTIVE, 2), (OBJECTIVE, 4), (BRANCHED, 2))),
+    ],
     ids=["1", "2", "4", "branches"],
 )
 def test_the_policy_gradient_is_that_of_the_exact_divergence(student, objective, num_moves):

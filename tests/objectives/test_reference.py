@@ -80,6 +80,7 @@ def policy_gradient(student, reference, batch, grouping):
     return flat_gradient(policy_loss(batch.first_score, second, advantage, torch.ones(len(is_masked))).mean(), student)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [{}, BRANCHES], ids=["plain", "branches"])
 def test_the_policy_gradient_is_that_of_the_bound(networks, settings):
     student, reference = networks

@@ -77,7 +77,7 @@ def index_of(x):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("num_moves", [1, 2, 5])
+@pytest.mark.parametrize("num_moves", [1, 2, pytest.param(5, marks=pytest.mark.slow)])
 def test_samples_follow_the_distribution_of_the_sampler(networks, chi_square, num_moves):
     student = networks[0]
     exact = exact_distribution(student, num_moves)
@@ -142,7 +142,7 @@ def assert_agree(found, exact, most_error):
     assert torch.cosine_similarity(found.mean(0), exact, dim=0) > 0.95
 
 
-@pytest.mark.parametrize("num_moves", [1, 2, 4])
+@pytest.mark.parametrize("num_moves", [1, 2, pytest.param(4, marks=pytest.mark.slow)])
 def test_the_policy_gradient_is_that_of_the_exact_divergence(networks, num_moves):
     student = networks[0]
     log_ratio, exact = log_ratio_and_exact_gradient(student, num_moves)
@@ -182,6 +182,7 @@ def branches(student, num_moves, branch, name=0, num_samples=1000):
     return draw(student, num_moves, seed, num_samples, **BRANCHES)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("branch", range(3))
 def test_with_branches_the_policy_gradient_is_the_same(networks, branch):
     student = networks[0]
@@ -191,6 +192,7 @@ def test_with_branches_the_policy_gradient_is_the_same(networks, branch):
     assert_agree(torch.stack(found), exact, 0.06)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize("branch", range(3))
 def test_completions_are_independent_given_the_state_where_they_branch(networks, chi_square, branch):
@@ -228,6 +230,7 @@ def reference_of(network, num_moves):
     return Reference(network, PROCESS, ObjectiveConfig(**WHOLE, moves=num_moves, reference_steps=2))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [{}, BRANCHES], ids=["plain", "branches"])
 def test_with_a_reference_the_policy_gradient_is_that_of_the_bound(networks, settings):
     student, reference = networks

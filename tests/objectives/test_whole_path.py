@@ -81,7 +81,7 @@ def assert_agree(found, exact, most_error):
     assert torch.cosine_similarity(found.mean(0), exact, dim=0) > 0.95
 
 
-@pytest.mark.parametrize("num_moves", [1, 2, 4])
+@pytest.mark.parametrize("num_moves", [1, 2, pytest.param(4, marks=pytest.mark.slow)])
 def test_the_policy_gradient_is_that_of_the_exact_divergence(student, num_moves):
     log_ratio, exact = log_ratio_and_exact_gradient(student, num_moves)
     batches = [draw(student, num_moves, number + 1, num_samples=1000) for number in range(20)]
@@ -111,6 +111,7 @@ def branches(student, num_moves, branch, name=0, num_samples=8000, **settings):
     return batch
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("branch", range(4))
 def test_with_branches_the_policy_gradient_is_the_same(student, branch):
     log_ratio, exact = log_ratio_and_exact_gradient(student, 4)
@@ -137,7 +138,9 @@ def distribution_of_two_completions(student, num_moves, branch):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(("num_moves", "branch"), [(1, 0), (2, 1), (4, 0), (4, 1), (4, 2), (4, 3)])
+@pytest.mark.parametrize(
+    ("num_moves", "branch"), [(1, 0), (2, 1), *(pytest.param(4, branch, marks=pytest.mark.slow) for branch in range(4))]
+)
 def test_completions_are_independent_given_the_state_where_they_branch(
     make_dit_of_states, chi_square, num_moves, branch
 ):
@@ -167,6 +170,7 @@ def test_the_moves_up_to_the_branch_are_shared(student, branch):
     assert torch.equal(batch.z_t[:, :, 0], batch.x)
 
 
+@pytest.mark.slow
 def test_all_branches_are_equally_frequent(student):
     settings = {"completions": 2, "advantage": "shared-state"}
     drawn = [float(draw(student, 4, number, 2, **settings).tau[0]) for number in range(200)]

@@ -66,12 +66,14 @@ def index_of(x):
     return (x * SYMBOLS ** torch.arange(LENGTH - 1, -1, -1)).sum(-1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_moves", [1, 2, 4])
 def test_samples_follow_the_mixture(bundle, num_moves, chi_square):
     tokens = didi.generate(bundle, num_samples=3000, nfe=num_moves).tokens
     assert chi_square(index_of(tokens), mixture(bundle.student, num_moves)) > 1e-3
 
 
+@pytest.mark.slow
 def test_guided_samples_without_a_tilt_follow_the_mixture(bundle, chi_square):
     guidance = didi.Guidance(guidance_scale=0.0, tilted_fraction=0.5, num_candidates=1)
     tokens = didi.generate(bundle, num_samples=3000, nfe=2, sampler="guided", guidance=guidance).tokens

@@ -48,6 +48,7 @@ def bundle(make_dit, make_discriminator):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OPTIONS)
 def test_the_samples_of_a_prompt_depend_on_no_other_prompt(bundle, name):
     options = {"num_samples": 2, "nfe": 3, **OPTIONS[name]}

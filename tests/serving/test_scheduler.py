@@ -55,6 +55,7 @@ def generated(bundle, *, num=1, **options):
     return didi.generate(bundle, num_samples=num, **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", SHARED)
 def test_jobs_that_share_passes_return_the_samples_of_generate(sampler, make_dit):
     bundle = Bundle(teacher=make_dit(vocab_size=40, length=16, scale=3.0))
@@ -71,6 +72,7 @@ def test_jobs_that_share_passes_return_the_samples_of_generate(sampler, make_dit
         assert torch.equal(job.network_passes, alone.network_passes)
 
 
+@pytest.mark.slow
 def test_mixed_jobs_on_real_weights_return_the_samples_of_generate(news):
     """Several roles, lengths, prompts, numbers of moves and samplers; guided sampling does not share its passes."""
     requests = [

@@ -56,12 +56,10 @@ def test_a_resumed_run_equals_a_straight_one_bit_for_bit(make_job, run_twice, st
     "config",
     [
         with_discriminator(real_source="teacher-pool"),
-        pytest.param(
-            with_discriminator(real_source="teacher-steps=2", steps_per_student_step=2), marks=pytest.mark.slow
-        ),
-        pytest.param(with_loop(accumulation=2), marks=pytest.mark.slow),
-        pytest.param(with_objective(**PATH), marks=pytest.mark.slow),
-        pytest.param(replace(with_discriminator(trainable_blocks=1), lora_rank=2), marks=pytest.mark.slow),
+        with_discriminator(real_source="teacher-steps=2", steps_per_student_step=2),
+        with_loop(accumulation=2),
+        with_objective(**PATH),
+        replace(with_discriminator(trainable_blocks=1), lora_rank=2),
     ],
     ids=["pool", "online", "accumulation", "moves", "adapters"],
 )

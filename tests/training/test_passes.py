@@ -1,3 +1,4 @@
+import pytest
 import torch
 
 from didi.data.source import MarkovSource
@@ -37,6 +38,7 @@ def test_a_pass_recomputed_in_the_backward_pass_counts_once_more():
     assert counter.reset() == 9 + 3
 
 
+@pytest.mark.slow
 def test_a_step_reports_its_own_passes_only():
     settings = PretrainConfig(
         data=DataConfig(corpus="markov", length=8), network=NETWORK, loop=LoopConfig(steps=2, batch_size=4)

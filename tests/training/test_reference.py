@@ -43,6 +43,7 @@ def test_a_resumed_run_equals_a_straight_one_bit_for_bit(make_job, run_twice, ob
     run_twice(lambda folder: make_job(config, folder), config.loop, 5)  # the reference is one update old
 
 
+@pytest.mark.slow
 def test_a_reference_shares_frozen_weights_with_adapters(make_job, run_twice):
     config = replace(WITH_REFERENCE, lora_rank=2)
     job = make_job(config)
