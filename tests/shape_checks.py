@@ -9,7 +9,7 @@ import functools
 
 import jaxtyping
 
-ALWAYS, EVERY = 20, 10
+ALWAYS, EVERY = 10, 20
 _test = 0
 
 

@@ -247,6 +247,7 @@ def test_a_run_leaves_config_metrics_checkpoints_and_bundle(distilled):
     assert None not in (bundle.student, bundle.teacher, bundle.discriminator, bundle.tokenizer)
 
 
+@pytest.mark.slow
 def test_config_yaml_of_a_run_repeats_it(didi, distilled, tmp_path):
     status, out, _ = didi("distill", "--config", distilled / "config.yaml", "--out", tmp_path / "b")
     assert status == 0
@@ -273,6 +274,7 @@ def test_a_mask_in_an_infill_text_is_one_token():
     assert canvas.is_free[0, len(expected) :].all()
 
 
+@pytest.mark.slow
 def test_flags_win_over_a_yaml_file_and_a_file_over_the_recipe(didi, tmp_path):
     part = tmp_path / "part.yaml"
     part.write_text("seed: 5\nloop: {batch_size: 4, validation_sequences: 8}\nobjective: {revealed_only: false}\n")
@@ -286,6 +288,7 @@ def test_flags_win_over_a_yaml_file_and_a_file_over_the_recipe(didi, tmp_path):
     assert (config["seed"], config["loop"]["batch_size"], config["objective"]["revealed_only"]) == (6, 4, False)
 
 
+@pytest.mark.slow
 def test_a_folder_with_a_run_is_kept(didi, distilled):
     before = (distilled / "config.yaml").read_text()
     assert "holds a run" in didi("distill", "markov", "--out", distilled)[2]
@@ -295,6 +298,7 @@ def test_a_folder_with_a_run_is_kept(didi, distilled):
     assert (distilled / "config.yaml").read_text() == before
 
 
+@pytest.mark.slow
 def test_generate_writes_json_lines_of_the_contract(didi, distilled):
     bundle = distilled / "bundle"
     words = ["generate", "--model", bundle, "--num-samples", "3", "--nfe", "4", "--seed", "7", "--format", "jsonl"]
@@ -332,6 +336,7 @@ def test_given_times_are_the_moves(didi, distilled):
     assert json.loads(line)["nfe"] == 2
 
 
+@pytest.mark.slow
 def test_the_live_view_leaves_standard_output_to_the_results(didi, distilled, monkeypatch):
     monkeypatch.setattr("didi.apps.live.PAUSE", 0)
     words = ["generate", "--model", distilled / "bundle", "--num-samples", "2", "--nfe", "4", "--format", "jsonl"]

@@ -15,6 +15,7 @@ def small_world(monkeypatch):
     monkeypatch.setattr("didi.evaluation.anchors.BABBLE_ROWS", 1024)
 
 
+@pytest.mark.slow
 def test_likelihood_scores_every_network_on_the_models_own_corpus(didi, distilled, tmp_path):
     words = ["likelihood", "--model", distilled / "bundle", "--num-sequences", "20", "--num-draws", "2"]
     status, out, err = didi(*words, "--out", tmp_path / "new")
@@ -79,6 +80,7 @@ def test_evaluate_writes_rows_report_and_figure(didi, distilled, tmp_path):
     assert (out / "perplexity.png").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_a_language_model_bundle_is_not_judged_by_the_markov_chain(didi, tmp_path):
     status, _, err = didi(
         "evaluate", "--model", "tiny-news", "--judge", "markov", "--nfe", "1", "--num-samples", "1", "--out", tmp_path
@@ -87,6 +89,7 @@ def test_a_language_model_bundle_is_not_judged_by_the_markov_chain(didi, tmp_pat
     assert "judge markov reads the 32 symbols" in err
 
 
+@pytest.mark.slow
 def test_a_bundle_of_the_exact_world_is_judged_without_sampling_error(didi, make_dit, tmp_path):
     network = make_dit(vocab_size=5, length=4)
     save(Bundle(teacher=network, student=network, provenance={"corpus": "exact"}), tmp_path / "bundle")

@@ -58,6 +58,7 @@ def sweep(level, temperatures):
     ]
 
 
+@pytest.mark.slow
 def test_sets_with_equal_settings_are_compared_in_pairs_and_at_equal_entropy(tmp_path, capsys):
     evaluated(tmp_path / "a", *sweep(0.0, [0.8, 0.9, 1.0]))
     evaluated(tmp_path / "b", *sweep(1.0, [0.7, 0.8, 0.9, 1.0]))

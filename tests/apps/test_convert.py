@@ -317,6 +317,7 @@ def test_settings_beside_the_weights_are_checked(tmp_path, config, message):
         converted("mdlm", folder(tmp_path / "hub", network().state_dict(), config), tmp_path)
 
 
+@pytest.mark.slow
 def test_a_tokenizer_larger_than_the_network_is_refused(tmp_path):
     source = folder(tmp_path / "hub", network().state_dict())
     didi.load("tiny-news").tokenizer.save(str(tmp_path / "hub" / "tokenizer.json"))

@@ -31,6 +31,7 @@ def assert_same(network, model):
     torch.testing.assert_close(network(TOKENS), model(TOKENS).logits, rtol=0, atol=2e-5)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_logits_nll_and_greedy_continuation_are_those_of_transformers(tmp_path):
     model = hugging()
@@ -296,6 +297,7 @@ def test_the_tokenizer_beside_gets_the_mask_of_diffusion_models_over_the_same_to
     assert bundle.process.mask_id == VOCAB == bundle.tokenizer.token_to_id(MASK)
 
 
+@pytest.mark.slow
 def test_a_network_with_more_symbols_than_tokens_keeps_its_tokenizer(tmp_path):
     model = hugging(vocab_size=320)
     source = written(tmp_path / "hub", model)
@@ -336,6 +338,7 @@ def test_a_network_of_the_public_size_has_the_tokenizer_of_gpt2(tmp_path, monkey
 # Bundles
 
 
+@pytest.mark.slow
 def test_it_stands_beside_diffusion_networks_over_the_same_tokens(tmp_path, make_dit):
     network = converted(written(tmp_path / "hub", hugging()), tmp_path, "--tokenizer", "none").autoregressive
     student = make_dit(vocab_size=VOCAB + 1, length=LENGTH)
@@ -358,6 +361,7 @@ def test_it_stands_beside_diffusion_networks_over_the_same_tokens(tmp_path, make
         didi.load(didi.save(other, tmp_path / "other"))
 
 
+@pytest.mark.slow
 def test_the_public_sizes_are_built_without_memory():
     """The shapes of the five public models give their numbers of parameters."""
     for width, depth, heads, parameters in (

@@ -206,6 +206,7 @@ def test_a_converted_student_records_its_intended_number_of_moves(tmp_path):
     assert convert("mdlm", tmp_path / "exported", tmp_path, out="teacher").intended_nfe is None
 
 
+@pytest.mark.slow
 def test_a_number_of_moves_that_is_not_recorded_is_not_invented(tmp_path):
     save_file(prefixed("", network()), tmp_path / "model.safetensors")
     bundle = convert("didi", tmp_path / "model.safetensors", tmp_path)

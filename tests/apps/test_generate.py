@@ -66,6 +66,7 @@ def test_a_record_is_enough_to_repeat_a_sample(didi, words):
     assert repeated(records[2]) != records[1]["tokens"]
 
 
+@pytest.mark.slow
 def test_a_record_names_weights_and_versions(didi):
     (line,) = didi(*JSONL, "--model", "tiny-news", "--num-samples", "1", "--nfe", "1", "--sampler", "guided")[1].split(
         "\n"
@@ -99,6 +100,7 @@ def test_prompts_of_a_file_are_one_sample_set(didi, tmp_path):
     assert didi(*words, "--prompts", file)[1].count("\n") == 3  # one for each prompt by default
 
 
+@pytest.mark.slow
 def test_prompts_of_json_lines_may_have_seeds(didi, tmp_path):
     file = tmp_path / "prompts"
     lines = [{"prefix": "The\nminister", "seed": 8}, {"infill": "[MASK] said"}]
@@ -188,6 +190,7 @@ def test_a_prefix_is_any_text(didi, text):
     assert out.splitlines()[1].startswith(text)
 
 
+@pytest.mark.slow
 def test_a_prefix_that_looks_like_a_flag_gets_a_hint(didi):
     status, _, err = didi(*NEWS, "--prefix", "--nfe")
     assert (status, err.count("\n")) == (2, 1)
@@ -195,6 +198,7 @@ def test_a_prefix_that_looks_like_a_flag_gets_a_hint(didi):
     assert didi(*NEWS, "--num-samples", "1", "--prefix=--nfe")[1].splitlines()[1].startswith("--nfe")
 
 
+@pytest.mark.slow
 def test_what_was_written_before_ctrl_c_is_kept(didi, monkeypatch):
     class Stream(io.StringIO):
         flushed = ""
@@ -215,6 +219,7 @@ def test_what_was_written_before_ctrl_c_is_kept(didi, monkeypatch):
     assert "--- 2 of 5" in out.flushed
 
 
+@pytest.mark.slow
 def test_a_terminal_shows_progress_and_results_go_to_standard_output(didi, monkeypatch):
     consoles = []
 

@@ -45,6 +45,7 @@ def drawn(out):
     return [json.loads(line) for line in out.splitlines()]
 
 
+@pytest.mark.slow
 def test_texts_with_prefixes_and_seeds(didi, folder, bundle, tmp_path):
     words = ["generate", "--model", folder, "--num-samples", "3", "--format", "jsonl", "--seed", "4"]
     status, out, _ = didi(*words, "--prefix", "number 7 of")
@@ -70,6 +71,7 @@ def test_it_does_not_infill(didi, folder):
     assert "continues a prefix and cannot infill: use --prefix" in err
 
 
+@pytest.mark.slow
 def test_a_text_begins_with_its_first_word(didi, folder, bundle):
     assert not cuts_words(bundle)
     assert cuts_words(package.load("tiny-news"))
@@ -109,6 +111,7 @@ class Judge:
         )
 
 
+@pytest.mark.slow
 def test_an_evaluation_has_its_row_nll_and_figures(bundle, tmp_path):
     rows = torch.randint(0, VOCAB, (4, LENGTH), generator=torch.Generator().manual_seed(0))
     (data, *sampled) = evaluate(bundle, num_samples=3, judge=Judge(), data=rows, temperature=[0.8, 1.0], out=tmp_path)
@@ -120,6 +123,7 @@ def test_an_evaluation_has_its_row_nll_and_figures(bundle, tmp_path):
     assert (tmp_path / "perplexity.png").is_file()
 
 
+@pytest.mark.slow
 def test_an_evaluation_takes_a_corpus_in_its_tokens(didi, folder, corpus, tmp_path, monkeypatch):
     monkeypatch.setattr("didi.evaluation.evaluate.load_judge", lambda *_, **__: Judge())
     words = ["evaluate", "--model", folder, "--num-samples", "2", "--data", corpus, "--out", tmp_path / "out"]
@@ -129,6 +133,7 @@ def test_an_evaluation_takes_a_corpus_in_its_tokens(didi, folder, corpus, tmp_pa
     assert roles == ["data", "autoregressive"]
 
 
+@pytest.mark.slow
 def test_roles_of_one_bundle_stand_in_one_frontier(bundle, make_dit, tmp_path):
     """Student, teacher and GPT-2 over the same tokens."""
     student, teacher = (make_dit(vocab_size=VOCAB + 1, length=LENGTH, seed=seed) for seed in (1, 2))
@@ -167,6 +172,7 @@ def test_it_is_a_reference_of_joint_divergences(bundle):
         joint_divergence(tokens.masked_fill(tokens == 5, VOCAB).fill_(VOCAB), bundle.autoregressive)
 
 
+@pytest.mark.slow
 def test_it_is_timed_alone(didi, folder, tmp_path):
     words = ["bench", "--model", folder, "--batch-size", "2", "--rounds", "1", "--no-memory"]
     status, out, err = didi(*words, "--methods", "autoregressive", "--out", tmp_path / "out")

@@ -63,6 +63,7 @@ def test_files_are_written_before_the_table(with_closed_pipe, capsys, tmp_path, 
     assert files <= {file.name for file in (tmp_path / "out").iterdir()}
 
 
+@pytest.mark.slow
 def test_a_training_continues_when_its_log_is_closed(with_closed_pipe, tmp_path):
     words = ["pretrain", "markov", "--out", tmp_path / "run", "--max-steps", "3", "--loop.log-every", "1", *SMALL]
     assert with_closed_pipe(*words, streams=("stdout", "stderr")) == 1

@@ -58,6 +58,7 @@ def test_evaluate_replaces_results_that_are_to_be_overwritten(didi, exact_bundle
     assert json.loads((out / "metrics.json").read_text())[0]["seed"] == 1
 
 
+@pytest.mark.slow
 def test_evaluate_writes_beside_other_files(didi, exact_bundle, tmp_path):
     (tmp_path / "notes.md").write_text("mine")
     words = ["evaluate", "--model", exact_bundle, "--nfe", "1", "--num-samples", "4", "--judge", "exact"]
@@ -133,6 +134,7 @@ def test_an_export_replaces_nothing_but_an_export(didi, exact_bundle, checkpoint
     assert (tmp_path / "public" / "thesis.tex").exists()
 
 
+@pytest.mark.slow
 def test_a_run_replaces_a_run_that_is_to_be_overwritten(didi, tmp_path):
     out = tmp_path / "run"
     words = ["pretrain", "markov", *SMALL]
@@ -146,6 +148,7 @@ def test_a_run_replaces_a_run_that_is_to_be_overwritten(didi, tmp_path):
     assert "give one of them" in error
 
 
+@pytest.mark.slow
 def test_a_run_refuses_a_bundle_that_is_not_its_own(didi, exact_bundle, tmp_path):
     out = tmp_path / "run"
     shutil.copytree(exact_bundle, out / "bundle")
@@ -153,6 +156,7 @@ def test_a_run_refuses_a_bundle_that_is_not_its_own(didi, exact_bundle, tmp_path
     assert package.load(out / "bundle").provenance["recipe"] == "markov"
 
 
+@pytest.mark.slow
 def test_distill_does_not_delete_its_teacher(didi, tmp_path):
     out = tmp_path / "run"
     assert didi("pretrain", "markov", *SMALL, "--out", out)[0] == 0

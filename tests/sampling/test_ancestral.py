@@ -39,6 +39,7 @@ def test_samples_of_a_transformer_follow_its_distribution(world, make_dit, draw,
     assert chi_square(drawn, expected) > 1e-3
 
 
+@pytest.mark.slow
 def test_many_moves_of_the_exact_posterior_give_the_data_distribution(world, tabular, draw, chi_square):
     # Two tokens fall into one of 256 moves, and are then drawn as if independent, with probability 1/256.
     sampler = Ancestral(tabular(world.exact_table()), LOG_LINEAR)

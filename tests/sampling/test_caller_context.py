@@ -57,6 +57,7 @@ def test_the_callers_context_changes_no_sample(bundle, context, name):
     assert torch.get_default_dtype() == torch.float32
 
 
+@pytest.mark.slow
 def test_an_evaluation_is_the_same_in_any_context(make_dit):
     markov, judge = Bundle(student=make_dit(vocab_size=33, length=4)), ExactJudge(MarkovChain())
     data = judge.chain.sample(8, 4, torch.Generator().manual_seed(0))
@@ -108,6 +109,7 @@ def test_networks_that_were_converted_for_inference_are_sampled(bundle):
     assert generate(for_inference(bundle, "bfloat16"), num_samples=2, nfe=2).tokens.shape == (2, 7)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OPTIONS)
 def test_a_bundle_survives_pickle_and_copy(bundle, name):
     for copied in (pickle.loads(pickle.dumps(bundle)), copy.deepcopy(bundle)):

@@ -87,6 +87,7 @@ def test_a_result_records_its_settings(bundle):
     assert generate(bundle, num_samples=1, nfe=1, precision="float32").precision == "float32"
 
 
+@pytest.mark.slow
 def test_the_default_number_of_moves_of_a_student_is_its_intended_nfe(bundle):
     with_nfe = replace(bundle, intended_nfe=5)
     out = generate(with_nfe, num_samples=2)

@@ -66,8 +66,7 @@ def index_of(x):
     return (x * SYMBOLS ** torch.arange(LENGTH - 1, -1, -1)).sum(-1)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("num_moves", [1, 2, 4])
+@pytest.mark.parametrize("num_moves", [1, *(pytest.param(num, marks=pytest.mark.slow) for num in (2, 4))])
 def test_samples_follow_the_mixture(bundle, num_moves, chi_square):
     tokens = didi.generate(bundle, num_samples=3000, nfe=num_moves).tokens
     assert chi_square(index_of(tokens), mixture(bundle.student, num_moves)) > 1e-3
@@ -91,6 +90,7 @@ def test_the_exact_judge_estimates_the_mixture(make_dit, monkeypatch, num_moves,
     assert (estimate - expected).abs().sum() < 0.05
 
 
+@pytest.mark.slow
 def test_the_note_states_the_bias_of_a_divergence(bundle, monkeypatch):
     chain = MarkovChain(SYMBOLS, successor_probs=(0.7, 0.2, 0.1))
     p = mixture(bundle.student, 2)

@@ -172,6 +172,7 @@ def saved(make_dit, tmp_path_factory):
     return bundle.save_pretrained(tmp_path_factory.mktemp("one-step") / "bundle")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("few_draws")
 def test_the_commands_use_one_step_sampling_by_default(saved, tmp_path, capsys, run):
     run("generate", "--model", saved, "--num-samples", "2", "--format", "jsonl")

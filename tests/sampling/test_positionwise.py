@@ -99,6 +99,7 @@ def test_settings_change_the_distribution():
     torch.testing.assert_close(probs["score, absorb"], probs["Euler, absorb"])
 
 
+@pytest.mark.slow
 def test_the_head_reads_only_positions_that_may_change():
     sampler, num = uniform(), 200
     moves = list(sampler(Canvas.blank(num, LENGTH), time_grid(64), SequenceNoise(0, range(num))))
@@ -129,6 +130,7 @@ def test_a_score_has_no_temperature():
 PROCESSES = {"uniform": Uniform(5), "sedd-uniform": ScoreUniform(5), "sedd-absorb": ScoreAbsorbing(4)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES)
 def test_samples_of_every_sampler_of_a_process_do_not_depend_on_the_batch_size(make_dit, process):
     network = make_dit(vocab_size=5, length=3, mask_id=process.mask_id, is_time_conditioned=True)
@@ -184,6 +186,7 @@ def test_no_token_is_drawn_from_logits_that_are_not_finite(make_dit, process):
             generate(bundle, num_samples=2, nfe=2, sampler=sampler)
 
 
+@pytest.mark.slow
 def test_the_published_sampler_of_uniform_diffusion_has_the_distribution_of_the_ancestral_one(chi_square):
     ancestral, num = uniform(), 12_000
     sampler = PublishedUniform(ancestral.denoiser, ancestral.process, precision="float64")

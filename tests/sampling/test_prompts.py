@@ -48,8 +48,9 @@ def bundle(make_dit, make_discriminator):
     )
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name == "first-hitting" else name for name in OPTIONS]
+)
 def test_the_samples_of_a_prompt_depend_on_no_other_prompt(bundle, name):
     options = {"num_samples": 2, "nfe": 3, **OPTIONS[name]}
     prompts = PREFIXES if name == "left to right" else PROMPTS

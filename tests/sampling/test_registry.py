@@ -124,6 +124,7 @@ def test_an_unknown_sampler_is_refused_with_the_names_of_all():
 JUDGE = ExactJudge(MarkovChain())
 
 
+@pytest.mark.slow
 def test_an_evaluation_passes_each_sampler_the_options_that_it_reads(bundle):
     chosen = SamplingOptions(guidance=VALUES["guidance"], entropy_bound=2.5, times=(1.0, 0.4, 0.0))
     samplers = ["ancestral", "guided", "entropy-bounded"]

@@ -69,6 +69,7 @@ def test_without_remasking_it_is_ancestral_sampling(world, tabular, draw, chi_sq
     assert chi_square(drawn, world.sample_probs([world.table] * 4, LOG_LINEAR)) > 1e-3
 
 
+@pytest.mark.slow
 def test_remasking_corrects_the_errors_of_a_coarse_grid(world, tabular, draw, chi_square):
     # Gibbs-like resampling under the exact posterior leads back to the data distribution, which 4 moves without it
     # miss.

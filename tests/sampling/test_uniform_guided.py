@@ -306,6 +306,7 @@ def test_given_tokens_stay_and_are_inputs_of_the_discriminator(network):
         assert (embedded[:, 1] == torch.tensor([0.0, 0, 1])).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("output", ["token", "sequence"])
 def test_a_bundle_is_sampled_with_guidance_and_has_its_exact_distribution(
     make_dit, make_discriminator, chi_square, output

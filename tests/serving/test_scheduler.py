@@ -55,8 +55,9 @@ def generated(bundle, *, num=1, **options):
     return didi.generate(bundle, num_samples=num, **options)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("sampler", SHARED)
+@pytest.mark.parametrize(
+    "sampler", [pytest.param(name, marks=pytest.mark.slow) if name == "first-hitting" else name for name in SHARED]
+)
 def test_jobs_that_share_passes_return_the_samples_of_generate(sampler, make_dit):
     bundle = Bundle(teacher=make_dit(vocab_size=40, length=16, scale=3.0))
     requests = [
