@@ -25,6 +25,7 @@ def twin(tmp_path_factory):
     return save(Bundle(autoregressive=network, tokenizer=MarkovSource(8, 0).tokenizer), folder)
 
 
+@pytest.mark.slow
 def test_one_model_is_replayed(didi, tmp_path):
     status, out, err = didi(*MARKOV, "--nfe", 4, "--html", tmp_path / "a.html", "--gif", tmp_path / "a.gif")
     assert (status, err.count("replay ")) == (0, 2)
@@ -63,6 +64,7 @@ def test_moves_of_an_entry_go_before_those_of_the_command():
     assert [runner.nfe for runner in _runners(command)] == [4, 8]
 
 
+@pytest.mark.slow
 def test_a_setting_that_one_entry_does_not_read_is_reported(didi, tmp_path):
     words = ("--race", "teacher:2:remasking", "teacher:2", "--remask.eta", "0.5", "--length", "8")
     status, _, err = didi(*MARKOV, *words, "--html", tmp_path / "a.html")

@@ -172,6 +172,7 @@ def test_the_published_tables_have_our_rows():
     assert [*one_less, f"w/o {GUIDED}", full] == list(published.TABLE_2)
 
 
+@pytest.mark.slow
 def test_cells_of_other_samples_are_refused(tmp_path):
     cells = [Cell("markov", "data", nfe=0), Cell("markov", "teacher", nfe=1)]
     Study(tmp_path, Sampling(8, "markov"), workers=1).complete(cells)
@@ -181,6 +182,7 @@ def test_cells_of_other_samples_are_refused(tmp_path):
         Study(tmp_path, Sampling(9, "markov"), workers=1).complete(cells)
 
 
+@pytest.mark.slow
 def test_cells_from_before_a_setting_of_guidance_are_taken(tmp_path):
     cells = [Cell("markov", "data", nfe=0)]
     Study(tmp_path, Sampling(8, "markov"), workers=1).complete(cells)
@@ -205,6 +207,7 @@ def test_a_study_that_is_stopped_names_no_flag_that_it_does_not_have(tmp_path, m
         command.reproduce(["table1", "--scale", "markov", "--out", str(tmp_path / "study")])
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
     config = replace(
         PRETRAIN["markov"],

@@ -44,6 +44,7 @@ def test_cells_of_a_bundle_are_named_by_its_content_and_not_by_its_path(copied):
     assert runs[0] == runs[1] == runs[3] != runs[2]
 
 
+@pytest.mark.slow
 def test_figures_of_a_bundle_that_changed_under_its_path_are_measured_again(copied, tmp_path):
     teacher = copied("teacher")
     cells = [Cell(str(teacher), "teacher", nfe=1), LikelihoodCell(str(teacher), "teacher", "markov")]

@@ -208,6 +208,7 @@ def test_wrong_use_is_one_line_before_any_work(tmp_path, monkeypatch, words, mes
     assert not (tmp_path / "study").exists()
 
 
+@pytest.mark.slow
 def test_the_exact_world_is_compared_by_exact_divergences(make_study):
     plan = method_plan("exact", ["didi", "stand-in"], 3)
     lines = method_tables(plan, make_study("exact"))
@@ -238,6 +239,7 @@ def test_markov_is_compared_by_joint_and_pair_divergences(make_study):
     assert drawn[0].means[0] == pytest.approx(0.91)
 
 
+@pytest.mark.slow
 def test_tiny_is_compared_at_the_entropy_of_its_teacher(make_study):
     plan, results = method_plan("tiny", ["didi", "stand-in"], 3), make_study("tiny")
     assert {(cell.role, cell.nfe) for cell in plan.frontier} == {("teacher", 128)}
@@ -249,6 +251,7 @@ def test_tiny_is_compared_at_the_entropy_of_its_teacher(make_study):
     assert "over that of didi at the same number of moves" in "\n".join(lines)
 
 
+@pytest.mark.slow
 def test_tiny_measures_joint_divergences_from_a_trained_network(make_study):
     plan, results = method_plan("tiny", ["didi", "stand-in"], 3), make_study("tiny")
     cells = plan.joint_cells
@@ -272,6 +275,7 @@ def test_a_student_of_one_move_has_one_joint_divergence(make_study):
     assert list(plan.joint_cells["one-stand-in"]) == [1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("budgets", "is_reported"), [((2e6, 2.1e6), False), ((2e6, 2.3e6), True)])
 def test_differing_budgets_are_reported(make_study, budgets, is_reported):
     plan = method_plan("exact", ["didi", "stand-in"], 3)
@@ -281,6 +285,7 @@ def test_differing_budgets_are_reported(make_study, budgets, is_reported):
     assert any("made for 4 moves; sampled with ancestral" in text for text in lines)
 
 
+@pytest.mark.slow
 def test_notes_of_rows_are_printed_once(make_study, monkeypatch):
     plan, results = method_plan("exact", ["didi", "stand-in"], 3), make_study("exact")
     assert not any(row.startswith("Note") for row in method_tables(plan, results))

@@ -149,6 +149,7 @@ def tables(report):
     return found
 
 
+@pytest.mark.slow
 def test_the_report_has_every_set_with_its_sampler(reproduce, tmp_path, small, bundles):
     report = reproduce(students=("first", "second"), judge="FoldingJudge", samplers=("ancestral", "reparam"))
     assert small == [(("swissprot:first",), {"min_length": 50, "max_length": 11})]
