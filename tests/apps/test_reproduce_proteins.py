@@ -182,6 +182,7 @@ def test_the_report_has_every_set_with_its_sampler(reproduce, tmp_path, small, b
     assert all(row[-1].startswith(("holds; novelty not", "*failed*: ")) for row in compared)
 
 
+@pytest.mark.slow
 def test_what_is_asked_reaches_the_sampler(reproduce, tmp_path, bundles):
     reproduce("figure5", students=("second",), samplers=("reparam",), lengths=("10",))
     for role, name in (("teacher", "teacher"), ("student", "second")):
@@ -199,6 +200,7 @@ def test_what_is_asked_reaches_the_sampler(reproduce, tmp_path, bundles):
             assert record["row"]["score"] == pytest.approx(sum(record["scores"]) / 8)
 
 
+@pytest.mark.slow
 def test_controls_are_the_held_out_proteins_of_the_nearest_length(reproduce, tmp_path):
     assert nearest_in_length(["A" * 5, "C" * 9, "D" * 7, "E" * 7], 8, 3) == ["C" * 9, "D" * 7, "E" * 7]
     reproduce("figure5")
@@ -210,6 +212,7 @@ def test_controls_are_the_held_out_proteins_of_the_nearest_length(reproduce, tmp
             assert (record["row"]["name"], record["row"]["sampler"], record["row"]["nfe"]) == (name, "", 0)
 
 
+@pytest.mark.slow
 def test_what_is_done_is_not_done_again(reproduce, tmp_path, drawn, monkeypatch):
     report = reproduce("figure6")
     assert set(drawn) == {(10, 8), (14, 8)}
@@ -229,6 +232,7 @@ def test_what_is_done_is_not_done_again(reproduce, tmp_path, drawn, monkeypatch)
     assert drawn == [(14, 8)]
 
 
+@pytest.mark.slow
 def test_a_study_that_is_stopped_continues(reproduce, monkeypatch, drawn):
     sample, calls = protein_study.generate, []
 
@@ -257,6 +261,7 @@ def test_a_judge_that_does_not_order_the_controls_stops_the_command(reproduce, d
         reproduce(lengths=("10",), num_samples=("2",), out=(str(tmp_path / "few"),))
 
 
+@pytest.mark.slow
 def test_a_folder_of_another_study_is_refused(reproduce, monkeypatch):
     reproduce("figure6")
     with pytest.raises(UsageError, match=r"holds cells of another num_samples .*: choose another --out"):
@@ -268,6 +273,7 @@ def test_a_folder_of_another_study_is_refused(reproduce, monkeypatch):
         reproduce("figure6")
 
 
+@pytest.mark.slow
 def test_novelty_is_measured_later_without_new_samples(reproduce, monkeypatch, drawn):
     reproduce("figure5")
     num_scored = MotifJudge.num_scored
@@ -291,6 +297,7 @@ def test_novelty_is_measured_later_without_new_samples(reproduce, monkeypatch, d
     assert all("novelty" not in row[-1] for row in tables(report)["Students against the teacher"][1:])
 
 
+@pytest.mark.slow
 def test_the_mean_of_the_students_has_an_interval_over_seeds(reproduce, tmp_path):
     report = reproduce("figure5", students=("first", "second"), lengths=("10",))
     means = [
@@ -304,6 +311,7 @@ def test_the_mean_of_the_students_has_an_interval_over_seeds(reproduce, tmp_path
     assert row[4] == f"{mean:.3f} [{mean - half:.3f}, {mean + half:.3f}]"
 
 
+@pytest.mark.slow
 def test_the_comparison_takes_all_students_at_few_moves_and_the_teacher_at_64(reproduce, tmp_path, bundles):
     report = reproduce("figure5", students=("first", "second"))
 
@@ -352,6 +360,7 @@ def test_examples_are_the_worst_of_the_teacher_and_the_best_of_all_students(tmp_
     }
 
 
+@pytest.mark.slow
 def test_examples_are_called_chosen_and_shown_with_their_scores(reproduce, tmp_path):
     report = reproduce("figure6", "figure7", judge="FoldingJudge")
     assert (
@@ -371,6 +380,7 @@ def test_examples_are_called_chosen_and_shown_with_their_scores(reproduce, tmp_p
     assert "Traces are the alpha carbons of the predicted structure." in report
 
 
+@pytest.mark.slow
 def test_a_judge_of_whole_proteins_has_examples_without_colours(reproduce, tmp_path):
     report = reproduce("figure7")
     assert "The judge has no scores of residues. The judge predicts no structure." in report
