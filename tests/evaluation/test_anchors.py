@@ -42,6 +42,7 @@ def test_an_unseen_context_is_shortened():
     assert {tuple(row) for row in rows.tolist()} == {(0, 1), (1, 0)}
 
 
+@pytest.mark.slow
 def test_anchors_differ_from_the_corpus_as_their_names_say():
     source = MarkovSource(16, 0)
     sets = anchor_sets(source, 200)

@@ -32,6 +32,7 @@ def bundle(make_dit):
     return Bundle(teacher=teacher, autoregressive=AutoregressiveLM(shape).eval(), provenance={"corpus": "markov"})
 
 
+@pytest.mark.slow
 def test_each_role_sampler_and_number_of_moves_has_a_row_and_the_twin_has_one(bundle):
     data = JUDGE.chain.sample(8, LENGTH, torch.Generator().manual_seed(0))
     rows = evaluate(bundle, role=["teacher", "autoregressive"], nfe=[1, 3], num_samples=4, data=data, judge=JUDGE)
@@ -121,6 +122,7 @@ def short_fits(monkeypatch):
     return settings
 
 
+@pytest.mark.slow
 def test_a_joint_divergence_stands_in_its_row_and_its_log_ratios_are_kept(bundle, short_fits, tmp_path):
     (row,) = evaluate(bundle, role="teacher", nfe=[1], num_samples=16, judge=JUDGE, joint=True, out=tmp_path)
     (kept,) = read_sets(tmp_path)
@@ -133,6 +135,7 @@ def test_a_joint_divergence_stands_in_its_row_and_its_log_ratios_are_kept(bundle
     assert "Joint KL: whole sequences against markov, nats a sequence" in report
 
 
+@pytest.mark.slow
 def test_a_joint_divergence_is_measured_from_the_named_network_or_else_the_bundles_own(bundle, short_fits):
     settings = {"role": "teacher", "nfe": [1], "num_samples": 16, "judge": ConstantJudge()}
     text = Bundle(**{**vars(bundle), "provenance": {}})

@@ -92,6 +92,7 @@ def test_the_posterior_of_the_chain_is_that_of_its_sequences():
             torch.testing.assert_close(probs[position], counts / counts.sum())
 
 
+@pytest.mark.slow
 def test_more_moves_of_the_perfect_teacher_come_closer_to_the_data():
     states, chain = States(4, 4), exact_chain()
     log_q, posterior = chain.log_likelihood(states.clean), chain_predictions(chain, states)
@@ -225,6 +226,7 @@ def test_what_cannot_be_enumerated_is_refused_in_one_line():
         least_divergence(exact_chain(), 2, 1, steps=0)
 
 
+@pytest.mark.slow
 def test_the_limit_of_one_move_is_the_best_product_of_marginals():
     chain = MarkovChain(2, seed=0, successor_probs=(0.6, 0.3), floor=0.0)
     log_q = chain.log_likelihood(States(2, 2).clean)
@@ -237,6 +239,7 @@ def test_the_limit_of_one_move_is_the_best_product_of_marginals():
     assert limit.student.kl <= limit.teacher.kl
 
 
+@pytest.mark.slow
 def test_a_student_of_few_moves_can_be_far_closer_than_its_teacher():
     one, four = (least_divergence(exact_chain(), 3, number, steps=25, rate=0.1) for number in (1, 4))
     assert (one.num_moves, four.num_moves) == (1, 4)
@@ -259,6 +262,7 @@ class OtherJudge:
         return Scores(torch.ones(len(tokens), dtype=torch.float64), torch.full((len(tokens),), 4))
 
 
+@pytest.mark.slow
 def test_rows_of_an_exact_judge_have_the_divergences_of_their_sampler(small_bundle):
     options = {"role": ["teacher", "student"], "nfe": [1, 3], "sampler": ["ancestral", "confidence"], "num_samples": 4}
     data = exact_chain().sample(4, 4, torch.Generator().manual_seed(0))

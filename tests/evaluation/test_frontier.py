@@ -20,6 +20,7 @@ def coverage(intervals, truth):
     return sum(low <= truth <= high for low, high in intervals) / len(intervals)
 
 
+@pytest.mark.slow
 def test_mean_interval_covers_the_mean_of_a_normal_distribution_at_its_level():
     data = torch.randn(NUM_TRIALS, 60, generator=torch.Generator().manual_seed(0), dtype=torch.float64) + 3
     intervals = [mean_interval(values, seed=trial) for trial, values in enumerate(data)]
@@ -28,6 +29,7 @@ def test_mean_interval_covers_the_mean_of_a_normal_distribution_at_its_level():
     assert float(widths.mean()) == pytest.approx(2 * 1.96 / 60**0.5, rel=0.05)
 
 
+@pytest.mark.slow
 def test_perplexity_interval_covers_the_ratio_of_expectations():
     generator = torch.Generator().manual_seed(1)
     num_tokens = torch.randint(20, 60, (NUM_TRIALS, 80), generator=generator)

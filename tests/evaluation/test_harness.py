@@ -103,6 +103,7 @@ def test_a_time_conditioned_network_gets_the_noise_level_of_its_masks(make_dit, 
     assert greedy
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_greedy_decoding_depends_on_the_noise_level(make_dit, bundle):
     network = make_dit(vocab_size=33, length=8, seed=3, scale=3.0, is_time_conditioned=True)
@@ -247,6 +248,7 @@ def requests_of(number, length=8):
         yield torch.randint(32, (num_given + num_new,), generator=generator).tolist(), num_given
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("role", ["teacher", "autoregressive", "time-conditioned"])
 def test_a_batch_changes_nothing_but_rounding(make_dit, bundle, role):
     timed = make_dit(vocab_size=33, length=8, scale=2.0, is_time_conditioned=True)
@@ -265,6 +267,7 @@ def test_a_batch_changes_nothing_but_rounding(make_dit, bundle, role):
     assert are_greedy(network, bundle.process, [Continuation([3, token], 1) for token in range(32)]).sum() == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("role", ["teacher", "autoregressive"])
 def test_64_requests_take_a_quarter_of_the_passes_of_one_by_one(bundle, role, monkeypatch):
     model = HarnessModel(bundle, role, num_draws=4, nfe=4)
@@ -294,6 +297,7 @@ def test_64_requests_take_a_quarter_of_the_passes_of_one_by_one(bundle, role, mo
     assert all(4 * each <= other for each, other in counts.values()), counts
 
 
+@pytest.mark.slow
 def test_a_generation_does_not_depend_on_its_batch(bundle):
     requests = [request(" ".join(["s3"] * number), {"max_gen_toks": 3}) for number in (1, 2, 2, 5, 1)]
     for role in ("teacher", "autoregressive"):

@@ -82,6 +82,7 @@ def test_samples_of_the_chain_have_no_joint_divergence():
     assert estimate.ci[0] < 0.01
 
 
+@pytest.mark.slow
 def test_the_interval_covers_the_divergence_of_independent_symbols():
     probs = SMALL.stationary[enumerated(SMALL, LENGTH)].prod(1)
     estimate = joint_divergence(drawn(probs, 1500, 4), SMALL, JointSettings(folds=2, epochs=1))
@@ -105,6 +106,7 @@ def test_the_network_learns_dependencies_beyond_pairs():
     assert estimate.kl < exact + 2 * (estimate.ci[1] - estimate.kl)
 
 
+@pytest.mark.slow
 def test_a_network_is_its_own_reference_and_is_left_as_it_is(randomise):
     network = tiny_network(randomise)
     before = {name: value.clone() for name, value in network.state_dict().items()}
@@ -120,6 +122,7 @@ def test_a_network_is_its_own_reference_and_is_left_as_it_is(randomise):
     assert torch.equal(estimate.log_ratios, again.log_ratios)
 
 
+@pytest.mark.slow
 def test_sequences_are_scored_by_a_network_that_has_not_seen_them(monkeypatch):
     from didi.evaluation import joint
 

@@ -31,6 +31,7 @@ def enumerated_nelbo(denoiser, x0):
     return total
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_draws_estimate_the_enumerated_nelbo_without_bias(make_dit):
     denoiser = make_dit(vocab_size=5, length=4, scale=2.0)
@@ -83,6 +84,7 @@ def test_masks_do_not_depend_on_the_batch(make_dit, batch_size):
     assert result.perplexity_ci[0] < result.perplexity < result.perplexity_ci[1]
 
 
+@pytest.mark.slow
 def test_noise_is_the_standard_error_over_masks(make_dit):
     denoiser = make_dit(vocab_size=9, length=6, scale=2.0)
     rows = torch.randint(8, (40, 6), generator=torch.Generator().manual_seed(0))

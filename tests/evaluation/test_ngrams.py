@@ -69,6 +69,7 @@ def test_samples_of_the_chain_have_no_divergence(n, tolerance):
     assert sum(each.reverse_kl_ci[0] <= 0 <= each.reverse_kl_ci[1] for each in estimates) >= 8
 
 
+@pytest.mark.slow
 def test_a_known_divergence_lies_within_the_interval():
     """The chain with a third of its transitions replaced by independent draws: another chain, so all is exact."""
     other = MarkovChain()

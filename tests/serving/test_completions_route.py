@@ -32,6 +32,7 @@ def expected(news, num_given, num_new, **options):
     return [news.tokenizer.decode(row[num_given:], skip_special_tokens=False) for row in out.tokens.tolist()]
 
 
+@pytest.mark.slow
 def test_completions_are_samples_of_generate(openai_client, news, prompt_ids):
     answer = openai_client.completions.create(model="news", prompt=PROMPT, max_tokens=20, n=2, seed=5)
     texts = [text.split("<|endoftext|>")[0] for text in expected(news, len(prompt_ids), 20, num_samples=2, seed=5)]
@@ -61,6 +62,7 @@ def test_the_client_of_openai_reads_a_stream_from_a_socket(news, listening, prom
     assert whole == expected(news, len(prompt_ids), 20, seed=5)[0].split("<|endoftext|>")[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fields", [{"n": 2}, {"stop": ["the", " a"]}, {"echo": True}, {"extra_body": {"nfe": 2}}])
 def test_chunks_of_a_stream_join_to_the_whole_response(openai_client, fields):
     shared = {"model": "news:teacher", "prompt": [PROMPT, "In"], "max_tokens": 24, "seed": 1, **fields}
@@ -93,6 +95,7 @@ def test_text_that_may_begin_a_stop_text_is_not_sent(client):
     assert "".join(choice["text"] for one in events for choice in json.loads(one)["choices"]) == ""
 
 
+@pytest.mark.slow
 def test_requests_of_lm_eval_are_answered(client, news, prompt_ids):
     """Token ids or texts in lists, temperature 0, a stop list and a seed."""
     body = {"model": "news", "max_tokens": 8, "temperature": 0, "stop": ["\n\n", "Question:"], "seed": 1234}

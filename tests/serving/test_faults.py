@@ -215,6 +215,7 @@ def test_only_listed_origins_get_cors_headers(client_of, toy):
     assert listed.options("/v1/generate", headers=preflight).status_code == 200
 
 
+@pytest.mark.slow
 def test_prompts_are_logged_only_on_demand(client_of, news, caplog):
     caplog.set_level("INFO", "didi.serving")
     for logs in (False, True):

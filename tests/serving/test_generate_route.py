@@ -40,6 +40,7 @@ def test_answers_are_samples_of_generate(client, news, fields):
     assert (answer["nfe"], answer["sampler"], answer["seed"]) == (alone.nfe, alone.sampler, 7)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", ["ancestral", "remasking", "guided", "first-hitting"])
 def test_events_lead_from_the_first_state_to_the_last(client, news, sampler):
     fields = {"prompt": PROMPT, "length": 20, "nfe": 6, "num_samples": 2, "seed": 3, "sampler": sampler, "stream": True}
@@ -81,6 +82,7 @@ def test_given_tokens_are_kept(client, news):
     assert answer["length"] == 8
 
 
+@pytest.mark.slow
 def test_without_seed_samples_differ_and_the_answer_has_the_seed(client):
     first, second = (client.post("/v1/generate", json={"length": 16}).json() for _ in range(2))
     assert first["seed"] != second["seed"]

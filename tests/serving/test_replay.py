@@ -40,6 +40,7 @@ def replay(bundle, lane):
     return Replay(PREFIX, (lane, teacher), "a machine")
 
 
+@pytest.mark.slow
 def test_the_moves_of_a_replay_lead_to_the_text_of_generate(bundle, lane):
     drawn = didi.generate(bundle, num_samples=1, nfe=4, seed=5, prefix=PREFIX, length=24)
     state = lane.state_at(lane.milliseconds)
@@ -139,6 +140,7 @@ def num_near(image, rgb):
     return int((abs(np.asarray(image, dtype=int) - rgb).max(2) <= 3).sum())
 
 
+@pytest.mark.slow
 def test_the_animation_reveals_masks_and_rests_at_the_end(replay):
     shown = list(frames(replay_gif(replay)))
     ends = {move.milliseconds for one in replay.lanes for move in one.moves}

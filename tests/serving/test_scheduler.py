@@ -113,6 +113,7 @@ def test_samples_do_not_depend_on_other_jobs(news):
         assert all(torch.equal(one, other) for one, other in zip(alone, together, strict=True))
 
 
+@pytest.mark.slow
 def test_rows_of_a_time_conditioned_network_keep_their_own_noise_levels(make_dit):
     bundle = Bundle(teacher=make_dit(vocab_size=40, length=16, scale=3.0, is_time_conditioned=True))
     requests = [{"seed": seed, "nfe": nfe, "sampler": sampler} for seed, (nfe, sampler) in enumerate(
@@ -135,6 +136,7 @@ def test_budget_conditioned_networks_share_passes_only_for_equal_numbers_of_move
         assert torch.equal(job.tokens, generated(bundle, seed=seed, nfe=(2, 2, 5)[seed]).tokens)
 
 
+@pytest.mark.slow
 def test_jobs_of_one_network_and_token_distribution_share_the_head(news, monkeypatch):
     rows, head = [], type(news.student).head
     monkeypatch.setattr(type(news.student), "head", lambda self, x: rows.append(len(x)) or head(self, x))
@@ -166,6 +168,7 @@ def test_logits_of_a_row_do_not_depend_on_the_rows_beside_it(news, monkeypatch):
     assert [torch.equal(*pair) for pair in zip(seen[0].split(sizes), seen[1:], strict=True)] == [True] * 6
 
 
+@pytest.mark.slow
 def test_a_shared_pass_that_fails_is_run_again_for_each_request(news, monkeypatch):
     def features(denoiser, process, passes):
         if len(passes) > 1:
