@@ -34,6 +34,7 @@ def test_noise_shared_by_pairs_cancels():
     assert comparison.entropy_gap_ci[0] < comparison.entropy_gap < comparison.entropy_gap_ci[1]
 
 
+@pytest.mark.slow
 def test_p_values_without_a_difference_are_uniform():
     generator = torch.Generator().manual_seed(1)
     values = []
