@@ -66,7 +66,6 @@ def check(client, num, seed):
     return statuses
 
 
-@pytest.mark.slow
 def test_no_body_causes_a_server_error(fuzzed):
     statuses = check(fuzzed, 60, seed=0)
     assert statuses.count(200) > 5

@@ -49,7 +49,6 @@ def test_the_warm_up_is_part_of_the_time_and_is_shortened_with_the_run(fitted_st
     assert fitted_steps(0.5, warmup=20) == (28 - 8) // 2
 
 
-@pytest.mark.slow
 def test_a_time_shorter_than_one_step_is_refused(fitted_steps):
     with pytest.raises(
         UsageError, match=r"max-minutes fits one step or more; a step takes 1\.0 s and a validation 8\.0 s"
