@@ -1,6 +1,7 @@
 """``didi generate`` of a protein bundle: lengths, FASTA, JSON lines."""
 
 import json
+import re
 
 import pytest
 
@@ -49,3 +50,50 @@ def test_a_replay_has_the_largest_length_by_default(model, tmp_path, capsys):
 def test_fasta_of_text_is_refused():
     with pytest.raises(UsageError, match="--format fasta writes proteins; markov is no model of them"):
         run_generate(["--model", "markov", "--format", "fasta"])
+
+
+@pytest.fixture
+def templates(tmp_path):
+    file = tmp_path / "templates.fasta"
+    file.write_text(">heavy|1 human\nEVQLVESGGG\nLVQPGG\n>\nMKTAYI\n")
+    return str(file)
+
+
+def test_regions_of_a_file_are_redesigned(model, templates, tmp_path, capsys):
+    flags = ["--model", model, "--proteins", templates, "--redesign", "3-4", "6:3", "--nfe", "2", "--num-samples", "2"]
+    run_generate([*flags, "--format", "fasta"])
+    (tmp_path / "samples.fasta").write_text(capsys.readouterr().out)
+    records = list(read_fasta(tmp_path / "samples.fasta"))
+    patterns = ["EV..V...SGGGLVQPGG"] * 2 + ["MK..Y..."] * 2
+    assert all(map(re.fullmatch, patterns, (one.residues for one in records)))
+    assert re.fullmatch(rf"sample-2 model={model} .* index=1 template=heavy\|1 sampled=3-4,6-8", records[1].title)
+    assert records[2].title.endswith("index=0 template=record-2 sampled=3-4,6-8")
+    run_generate([*flags, "--format", "jsonl"])
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [one["text"] for one in lines] == [one.residues for one in records]
+    assert [(one["template"], one["sampled"], one["length"]) for one in lines[1:3]] == [
+        ("heavy|1", "3-4,6-8", 18), ("record-2", "3-4,6-8", 8),
+    ]  # fmt: skip
+    again = {name: lines[3][name] for name in ("infill", "seed", "length")}
+    (tmp_path / "prompts.jsonl").write_text(json.dumps(again))
+    prompts = ["--prompts", str(tmp_path / "prompts.jsonl"), "--num-samples", "2"]
+    run_generate(["--model", model, *prompts, "--nfe", "2", "--format", "jsonl"])
+    assert json.loads(capsys.readouterr().out.splitlines()[1])["text"] == lines[3]["text"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--redesign", "1"], "give --proteins FILE"),
+        (["--proteins", "FILE", "--length", "9"], "leave --length out"),
+        (["--proteins", "FILE", "--prefix", "MK"], "leave --prefix out"),
+        (["--proteins", "FILE", "--redesign", "7-9"], "protein record-2: a region lies within the 6 residues"),
+        (["--proteins", "FILE", "--keep", "1", "--html", "a.html"], "leave --prompts, --proteins and --num-samples"),
+        (["--proteins", "FILE", "--keep", "1", "--model", "markov"], "--proteins redesigns proteins; markov is no"),
+    ],
+)
+def test_wrong_use_of_proteins_is_one_line(model, templates, flags, message):
+    words = ["--model", model, *(templates if one == "FILE" else one for one in flags)]
+    with pytest.raises(UsageError, match=message) as error:
+        run_generate(words)
+    assert "\n" not in str(error.value)

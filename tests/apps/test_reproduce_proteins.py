@@ -3,25 +3,29 @@
 import json
 import math
 import random
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from didi.apps.reproduce import command, protein_report, protein_study, proteins
+from didi.apps.reproduce import command, protein_measure, protein_report, proteins
 from didi.apps.reproduce.protein_examples import chosen_samples
+from didi.apps.reproduce.protein_measure import nearest_in_length
 from didi.apps.reproduce.protein_plan import ProteinPlan
-from didi.apps.reproduce.protein_study import ProteinSampling, ProteinStudy, nearest_in_length
+from didi.apps.reproduce.protein_study import ProteinSampling, ProteinStudy
 from didi.data import mmseqs
 from didi.data.protein import ProteinData, protein_tokenizer
 from didi.data.protein_batches import protein_rows
 from didi.diffusion.absorbing import Absorbing
 from didi.errors import DidiError, Interrupted, UsageError
+from didi.evaluation.protein import measures
 from didi.evaluation.protein import row as row_module
 from didi.evaluation.protein.autoregressive import load_order_judge
 from didi.evaluation.protein.comparison import ScoredSet, compare_sets
 from didi.evaluation.protein.controls import CONTROLS, control_sets
+from didi.evaluation.protein.interface import ResidueScores
 from didi.evaluation.protein.judges import JUDGES
 from didi.models.autoregressive import AutoregressiveConfig, AutoregressiveLM
 from didi.models.bundle import Bundle, load, save
@@ -59,13 +63,12 @@ class FoldingJudge(MotifJudge):
 
     residue_unit = "pLDDT"
 
-    def residue_scores(self, sequences, frequencies):
+    def residues(self, sequences, frequencies):
         assert sum(frequencies.values()) == pytest.approx(1)
         assert frequencies["W"] == pytest.approx(11 / (30 + 25))
-        return [torch.tensor([100 * x for x in [0.0, *self.pairs(one)]], dtype=torch.float64) for one in sequences]
-
-    def alpha_carbons(self, sequences):
-        return [torch.arange(3 * len(one), dtype=torch.float64).view(-1, 3).sin() for one in sequences]
+        scores = [torch.tensor([100 * x for x in [0.0, *self.pairs(one)]], dtype=torch.float64) for one in sequences]
+        traces = [torch.arange(3 * len(one), dtype=torch.float64).view(-1, 3).sin() for one in sequences]
+        return list(map(ResidueScores, scores, traces))
 
 
 class AlanineJudge(MotifJudge):
@@ -134,7 +137,7 @@ def drawn(monkeypatch):
         found.append((how["length"], how["nfe"]))
         return generate(*args, **how)
 
-    monkeypatch.setattr(protein_study, "generate", sample)
+    monkeypatch.setattr(protein_measure, "generate", sample)
     return found
 
 
@@ -167,7 +170,8 @@ def test_the_report_has_every_set_with_its_sampler(reproduce, tmp_path, small, b
             *(("teacher", sampler, nfe) for sampler in ("ancestral", "reparam") for nfe in NFES),
             *((one, sampler, nfe) for sampler in ("ancestral", "reparam") for nfe in NFES for one in students),
         ]
-        assert all(row[3] == length for row in rows)
+        assert all(row[4] == length for row in rows)
+        assert {row[3] for row in rows[:5]} == {"–"}
         assert all(row[-2:] == ["–", "–"] for row in rows)  # without mmseqs2
     assert "need the program mmseqs, which is not on PATH" in report
     assert f"Student 2: `{bundles['second']}`, seed 2" in report
@@ -220,7 +224,7 @@ def test_what_is_done_is_not_done_again(reproduce, tmp_path, drawn, monkeypatch)
     assert scored == 2 * 5 * 8 + 2 * 8
     drawn.clear()
     with monkeypatch.context() as patched:
-        patched.setattr(protein_study, "measure", None)
+        patched.setattr(protein_measure, "measure", lambda cell, study: pytest.fail(f"{cell} is measured again"))
         assert reproduce("figure6") == report
     assert (drawn, MotifJudge.num_scored) == ([], scored)
     reproduce("figure5", "figure7")
@@ -234,7 +238,7 @@ def test_what_is_done_is_not_done_again(reproduce, tmp_path, drawn, monkeypatch)
 
 @pytest.mark.slow
 def test_a_study_that_is_stopped_continues(reproduce, monkeypatch, drawn):
-    sample, calls = protein_study.generate, []
+    sample, calls = protein_measure.generate, []
 
     def stopping(*args, **how):
         calls.append(1)
@@ -242,7 +246,7 @@ def test_a_study_that_is_stopped_continues(reproduce, monkeypatch, drawn):
             raise KeyboardInterrupt
         return sample(*args, **how)
 
-    monkeypatch.setattr(protein_study, "generate", stopping)
+    monkeypatch.setattr(protein_measure, "generate", stopping)
     with pytest.raises(
         Interrupted, match=r"^stopped; finished work is kept in .*out: run the same command to continue$"
     ):
@@ -274,27 +278,36 @@ def test_a_folder_of_another_study_is_refused(reproduce, monkeypatch):
 
 
 @pytest.mark.slow
-def test_novelty_is_measured_later_without_new_samples(reproduce, monkeypatch, drawn):
+def test_novelty_is_measured_later_by_one_search_without_new_samples(reproduce, monkeypatch, drawn, tmp_path):
     reproduce("figure5")
     num_scored = MotifJudge.num_scored
     drawn.clear()
     monkeypatch.setattr(mmseqs, "is_available", lambda: True)
-    training = []
+    searches = []
 
-    def nearest(sequences, others):
-        training.append(others)
-        return torch.full((len(sequences),), 0.25 + 0.5 * (sequences[0] in natural(12, 10)), dtype=torch.float64)
+    def nearest(queries, targets):
+        searches.append((queries, targets))
+        return [0.75 if one in natural(12, 10) else 0.25 for one in queries]
 
-    monkeypatch.setattr(protein_study, "nearest_training_identities", nearest)
+    monkeypatch.setattr(measures, "nearest_identities", nearest)
     monkeypatch.setattr(row_module, "cluster_diversity", lambda sequences: 0.5)
     report = reproduce("figure5")
     assert (drawn, MotifJudge.num_scored) == ([], num_scored)
-    assert training[0] == ["MKTAYIAKQR", "ACDEFGHIKL", "WWWWWWWWWW"]
+    cells = [json.loads(one.read_text()) for one in (tmp_path / "out" / "cells").glob("*.json")]
+    ((queries, targets),) = searches
+    assert targets == ["MKTAYIAKQR", "ACDEFGHIKL", "WWWWWWWWWW"]
+    assert len(queries) == len(set(queries))
+    assert set(queries) == {sequence for cell in cells for sequence in cell["sequences"]}
     rows = tables(report)["10 residues"][1:]
     assert rows[0][-2:] == ["0.50", "0.75 [0.75, 0.75]"]
     assert all(row[-2:] == ["0.50", "0.25 [0.25, 0.25]"] for row in rows[5:])
     assert "which is not on PATH" not in report
     assert all("novelty" not in row[-1] for row in tables(report)["Students against the teacher"][1:])
+    reproduce("figure5")
+    assert len(searches) == 1
+    reproduce("figure5", nfe=("4", *NFES))
+    assert {len(one) for one in searches[1][0]} == {10, 14}
+    assert len(searches[1][0]) <= 2 * 2 * 8  # samples at the new number of moves alone
 
 
 @pytest.mark.slow
@@ -308,7 +321,7 @@ def test_the_mean_of_the_students_has_an_interval_over_seeds(reproduce, tmp_path
     half = 12.7062 * abs(first - second) / 2
     (row,) = [row for row in tables(report)["10 residues"] if row[0].startswith("students") and row[2] == "8"]
     mean = (first + second) / 2
-    assert row[4] == f"{mean:.3f} [{mean - half:.3f}, {mean + half:.3f}]"
+    assert row[5] == f"{mean:.3f} [{mean - half:.3f}, {mean + half:.3f}]"
 
 
 @pytest.mark.slow
@@ -378,6 +391,23 @@ def test_examples_are_called_chosen_and_shown_with_their_scores(reproduce, tmp_p
         for sequence in one["sequences"]:
             assert sequence in report
     assert "Traces are the alpha carbons of the predicted structure." in report
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", ["scores", "alpha_carbons"])
+def test_scores_and_positions_of_residues_that_are_not_finite_are_refused(reproduce, monkeypatch, part, tmp_path):
+    found = FoldingJudge.residues
+
+    def broken(self, sequences, frequencies):
+        first, *others = found(self, sequences, frequencies)
+        getattr(first, part)[-1] = math.nan
+        return [first, *others]
+
+    monkeypatch.setattr(FoldingJudge, "residues", broken)
+    what = {"scores": "scores", "alpha_carbons": "positions"}[part]
+    with pytest.raises(DidiError, match=rf"^{what} of residues are finite; the judge motif gave one that is not"):
+        reproduce("figure7", judge="FoldingJudge")
+    assert not list((tmp_path / "out" / "cells").glob("examples-*"))
 
 
 @pytest.mark.slow
@@ -499,8 +529,14 @@ def test_an_autoregressive_judge_and_guided_students_in_worker_processes(
     (file,) = (tmp_path / "out" / "cells").glob("student-*-guided-length40-8.json")
     record = json.loads(file.read_text())
     assert record["discriminator_passes"] > 0
+    header = tables(report)["40 residues"][0]
+    assert header[3:5] == ["network passes", "discriminator passes"]
+    passes = {(row[1], row[2]): row[3:5] for row in rows if row[0] == "student 1"}
+    assert passes["guided", "8"] == [f"{record['network_passes']:.1f}", f"{record['discriminator_passes']:.1f}"]
+    assert float(passes["ancestral", "8"][0]) > 7
+    assert passes["ancestral", "8"][1] == "0.0"
     assert record["scores"] == load_order_judge(Path(order_judge)).score(record["sequences"]).tolist()
-    assert record["has_mmseqs"] is False
+    assert record["identities"] is None
 
 
 def test_teacher_and_students_have_the_splits_of_one_corpus_and_length(monkeypatch):
@@ -526,11 +562,19 @@ def test_teacher_and_students_have_the_splits_of_one_corpus_and_length(monkeypat
         proteins._data(None, teacher, [provenance("vh", 40)])
 
 
-def test_a_judge_folder_that_changes_during_a_study_is_refused(order_judge, tmp_path):
-    study = ProteinStudy(tmp_path / "study", ProteinSampling(2, order_judge))
+def test_a_judge_folder_that_is_replaced_during_a_study_is_refused(order_judge, tmp_path):
+    folder = tmp_path / "judge"
+    shutil.copytree(order_judge, folder)
+    study = ProteinStudy(tmp_path / "study", ProteinSampling(2, str(folder)))
     study.begin(ProteinData([], [], ["MKTAYI"]))
-    assert protein_study._study_judge(study).unit
-    file = study.folder / "sampling.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"judge": "0" * 64}))
+    assert protein_measure._study_judge(study).unit
+    protein_measure.forget()
+    bundle = load(order_judge)
+    with torch.no_grad():
+        next(bundle.autoregressive.parameters())[0] += 1
+    shutil.rmtree(folder)
+    save(bundle, folder)
     with pytest.raises(DidiError, match=r"^judge .* has changed since this study began: choose another --out$"):
-        protein_study._study_judge(study)
+        protein_measure._study_judge(study)
+    with pytest.raises(UsageError, match="holds cells of another judge "):
+        study.begin(ProteinData([], [], ["MKTAYI"]))

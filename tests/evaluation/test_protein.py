@@ -17,19 +17,13 @@ from didi.errors import DidiError, UsageError
 from didi.evaluation.protein.autoregressive import OrderJudge
 from didi.evaluation.protein.controls import ORDER, control_sets
 from didi.evaluation.protein.esmfold import EsmFoldJudge
-from didi.evaluation.protein.judges import (
-    JUDGES,
-    ProteinJudge,
-    ResidueJudge,
-    StructureJudge,
-    check_judge,
-    comparisons,
-    load_protein_judge,
-)
+from didi.evaluation.protein.interface import ProteinJudge, ResidueJudge
+from didi.evaluation.protein.judges import JUDGES, check_judge, comparisons, load_protein_judge
 from didi.evaluation.protein.measures import (
     cluster_diversity,
     corpus_residue_entropy,
     duplicate_share,
+    nearest_identities_of_sets,
     nearest_training_identities,
     residue_entropies,
     residue_frequencies,
@@ -169,10 +163,10 @@ def test_the_order_of_residues_is_judged_by_a_network_that_learned_it(trained, n
 def test_residues_are_judged_by_what_the_residues_before_them_say(trained, natural):
     judge = OrderJudge(trained, name="order")
     assert isinstance(judge, ResidueJudge)
-    assert not isinstance(judge, StructureJudge)
     frequencies = residue_frequencies([natural[0], "AAB"])
     sequences = ["MKTAYI", natural[0], "AB"]
-    found = judge.residue_scores(sequences, frequencies)
+    found, structures = zip(*judge.residues(sequences, frequencies), strict=True)
+    assert structures == (None, None, None)
     assert [len(one) for one in found] == [6, 40, 2]
     with torch.no_grad():
         nll = trained.nll(protein_rows(["MKTAYI"]))[0, 1:-1].double()
@@ -181,7 +175,7 @@ def test_residues_are_judged_by_what_the_residues_before_them_say(trained, natur
     assert float(found[1].mean()) > 1  # the motif is predicted
     for wrong in ("", "A" * 59):
         with pytest.raises(UsageError, match="judges proteins of 1 to 58 residues"):
-            judge.residue_scores([wrong], frequencies)
+            judge.residues([wrong], frequencies)
 
 
 def test_frequencies_count_every_letter_once_more():
@@ -209,6 +203,8 @@ def test_a_row_without_mmseqs_has_the_other_measures(natural, monkeypatch):
     row = protein_row("student", natural, sampler="reparam", nfe=8, judge=MotifJudge())
     assert (row.sampler, row.nfe, row.num_sequences, row.shortest, row.longest) == ("reparam", 8, 12, 40, 40)
     assert (row.judge, row.score, row.score_ci) == ("motif", 39, (39, 39))
+    assert math.isnan(row.network_passes)
+    assert math.isnan(row.discriminator_passes)
     assert row.residue_entropy_ci[0] <= row.residue_entropy <= row.residue_entropy_ci[1]
     assert math.isnan(row.nearest_identity)
     assert math.isnan(row.diversity)
@@ -234,6 +230,27 @@ def test_novelty_and_diversity():
     assert cluster_diversity(["A" * 60] * 8) == 1 / 8  # repetitive throughout
     row = protein_row("teacher", [training[2], others[0]], training=training, has_diversity=True)
     assert (row.nearest_identity, row.diversity) == (0.5, 1)
+
+
+@needs_mmseqs
+@pytest.mark.slow
+def test_one_search_for_several_sets_has_the_identities_of_single_searches():
+    """Relatives at several distances, poly-alanine, which is masked, and a sequence that two sets share."""
+    source, training = random.Random(4), proteins(300, seed=3)
+
+    def relative(share):
+        return "".join(source.choice(RESIDUES) if source.random() < share else one for one in source.choice(training))
+
+    sets = [[relative(share) for share in (0.0, 0.1, 0.3, 0.5) * 4] for _ in range(3)]
+    sets += [["A" * 50, sets[0][1]], proteins(6, seed=9)]
+    together = nearest_identities_of_sets(sets, training)
+    for sequences, found in zip(sets, together, strict=True):
+        assert found.tolist() == nearest_training_identities(sequences, training).tolist()
+    flat = torch.cat(together)
+    assert len(flat.unique()) > 10
+    assert {0.0, 1.0} <= set(flat.tolist())
+    with pytest.raises(UsageError, match="one protein or more"):
+        nearest_identities_of_sets([], training)
 
 
 @pytest.fixture(scope="module")
@@ -282,13 +299,15 @@ def test_esmfold_scores_each_protein_by_its_own_residues(esmfold):
 
 
 @pytest.mark.slow
-def test_esmfold_gives_residues_their_confidence_and_their_place(esmfold):
+def test_esmfold_gives_residues_their_confidence_and_their_place(esmfold, monkeypatch):
     sequences = ["MKTAYIAK", "ACDEFGHIKLMN", "WW"]
     judge = EsmFoldJudge(esmfold)
     assert isinstance(judge, ResidueJudge)
-    assert isinstance(judge, StructureJudge)
-    scores, places = judge.residue_scores(sequences, {}), judge.alpha_carbons(sequences)
-    for one, of_residues, trace in zip(sequences, scores, places, strict=True):
+    folded, infer = [], esmfold.infer
+    monkeypatch.setattr(esmfold, "infer", lambda batch: folded.extend(batch) or infer(batch))
+    found = judge.residues(sequences, {})
+    assert sorted(folded) == sorted(sequences)  # each once
+    for one, (of_residues, trace) in zip(sequences, found, strict=True):
         output = esmfold.infer(one)
         exists = output["atom37_atom_exists"][0].bool()
         expected = [100 * float(plddt[there].mean()) for plddt, there in zip(output["plddt"][0], exists, strict=True)]

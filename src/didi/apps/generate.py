@@ -21,6 +21,7 @@ from didi.apps.options import (
     sampling_options,
 )
 from didi.apps.prompt_files import read_prompts, text_or_input
+from didi.apps.redesign import Templates, templates_of
 from didi.apps.replay import run_replay
 from didi.apps.streams import json_line
 from didi.apps.terminal import parse
@@ -39,6 +40,7 @@ from didi.sampling.options import DEFAULT_SAMPLER, SamplerName
 from didi.sampling.prompt import Frame
 from didi.sampling.prompts import PromptSet
 from didi.sampling.record import sampling_record
+from didi.sampling.redesign import sampled_positions
 
 WORD_START = "Ġ"
 """The space before a word in the tokens of byte-level tokenizers."""
@@ -72,8 +74,15 @@ class GenerateCommand:
     """Text in which every [MASK] is one token to fill in; - reads it from standard input."""
     prompts: str | None = None
     """File of prompts, one a line, of any lengths; - is standard input. A line with a [MASK] is an infill text, others
-    are prefixes; or each line is a JSON object with prefix or infill, and perhaps seed. Equal prompts have equal
-    samples; --num-samples draws several of each."""
+    are prefixes; or each line is a JSON object with prefix or infill, and perhaps seed and length. Equal prompts have
+    equal samples; --num-samples draws several of each."""
+    proteins: str | None = None
+    """FASTA file of proteins to redesign: residues X and those of --redesign are sampled, all others are kept.
+    --num-samples draws several of each protein, by default 1."""
+    redesign: tuple[str, ...] = ()
+    """Regions of --proteins to sample, counted from 1, such as 31-35; 95-102:12 puts 12 residues in their place."""
+    keep: tuple[str, ...] = ()
+    """Regions of --proteins to keep, such as 40-60; all other residues are sampled."""
     length: tuple[int, ...] = ()
     """Number of tokens in a text, or of residues in a protein; several numbers are used in turn. By default the length
     of the model's context."""
@@ -119,15 +128,20 @@ class GenerateCommand:
 def run_generate(args: Sequence[str]) -> None:
     """Run ``didi generate`` with the arguments after the command's name."""
     command = parse(GenerateCommand, args, prog="didi generate")
+    templates = templates_of(command)
     prompts = None if command.prompts is None else read_prompts(command.prompts)
+    prompts = prompts if templates is None else list(templates.prompts)
     prefix, infill = text_or_input(command.prefix, "--prefix"), text_or_input(command.infill, "--infill")
     if command.html or command.gif or command.race:
         run_replay(command, prefix, infill)
         return
     num_samples = (8 if prompts is None else 1) if command.num_samples is None else command.num_samples
     loaded = load(command.model).to(default_device())
-    if command.format == "fasta" and not is_protein_tokenizer(loaded.tokenizer):
-        raise UsageError(f"--format fasta writes proteins; {command.model} is no model of them: use text or jsonl")
+    if not is_protein_tokenizer(loaded.tokenizer):
+        if command.format == "fasta":
+            raise UsageError(f"--format fasta writes proteins; {command.model} is no model of them: use text or jsonl")
+        if templates is not None:
+            raise UsageError(f"--proteins redesigns proteins; {command.model} is no model of them: use --infill")
     bundle = for_inference(loaded, command.network, is_compiled=command.compile)
     options = sampling_options(
         command, bundle, sampler=command.sampler, role=command.role, is_whole_batch=command.compile
@@ -146,9 +160,8 @@ def run_generate(args: Sequence[str]) -> None:
             options=options,
             on_move=on_move,
         )
-        printer = _Printer(
-            command, PromptSet.of(prompts, num_samples, command.seed, prefix, infill, command.length), loaded
-        )
+        prompt_set = PromptSet.of(prompts, num_samples, command.seed, prefix, infill, command.length)
+        printer = _Printer(command, prompt_set, loaded, templates)
         num_tokens, num_framing = 0, Frame.of(loaded.network(command.role)).num_ids
         for drawn in batches:
             with paused():
@@ -178,10 +191,13 @@ class _Printer:
         command: the parsed command.
         prompts: the prompt, seed and index of each sequence.
         loaded: the bundle as it was loaded.
+        templates: the proteins of ``--proteins``.
     """
 
-    def __init__(self, command: GenerateCommand, prompts: PromptSet, loaded: Bundle) -> None:
-        self._command, self._prompts, self._loaded = command, prompts, loaded
+    def __init__(
+        self, command: GenerateCommand, prompts: PromptSet, loaded: Bundle, templates: Templates | None = None
+    ) -> None:
+        self._command, self._prompts, self._loaded, self._templates = command, prompts, loaded, templates
         self._num_written = 0
         self._cuts_words = cuts_words(loaded, command.role)
         self._shared: Mapping[str, Any] = {}
@@ -205,8 +221,15 @@ class _Printer:
         """Title of a FASTA record: a name, and how the sample was drawn."""
         number, prompt = self._num_written, self._prompts.prompt(self._num_written)
         settings = {"model": self._loaded.name, "sampler": drawn.sampler, "nfe": drawn.nfe, "seed": prompt.seed}
-        words = (f"{name}={value}" for name, value in (settings | {"index": self._prompts.index(number)}).items())
-        return " ".join((f"sample-{number + 1}", *words))
+        settings |= {"index": self._prompts.index(number), **self._template()}
+        return " ".join((f"sample-{number + 1}", *(f"{name}={value}" for name, value in settings.items())))
+
+    def _template(self) -> dict[str, str]:
+        """Name of the protein that the next sample redesigns, and the positions that were sampled."""
+        if self._templates is None:
+            return {}
+        number = self._num_written // self._prompts.num_samples
+        return {"template": self._templates.names[number], "sampled": sampled_positions(self._prompts.prompts[number])}
 
     def _record(self, drawn: Generation, row: int) -> dict[str, Any]:
         prompt = self._prompts.prompt(self._num_written)
@@ -217,6 +240,7 @@ class _Printer:
             "seed": prompt.seed,
             "index": self._prompts.index(self._num_written),
             **{name: text for name, text in texts.items() if text is not None},
+            **self._template(),
             "network_passes": int(drawn.network_passes[row]),
             "discriminator_passes": int(drawn.discriminator_passes[row]),
             **self._shared_fields(drawn),

@@ -10,7 +10,7 @@ from didi.errors import UsageError, suggestion
 from didi.sampling.prompts import Prompt
 
 STANDARD_INPUT = "-"
-FIELDS = {"prefix": str, "infill": str, "seed": int}
+FIELDS = {"prefix": str, "infill": str, "seed": int, "length": int}
 """Fields of a line of JSON, and their types."""
 
 
@@ -35,8 +35,8 @@ def read_prompts(name: str) -> list[Prompt]:
 
     Args:
         name: the file, or ``-`` for standard input. If its first line begins with ``{``, each line is a JSON object
-            with ``prefix`` or ``infill`` and optionally ``seed``. Otherwise each line is a text: an infill text if it
-            contains [MASK], else a prefix.
+            with ``prefix`` or ``infill`` and optionally ``seed`` and ``length``. Otherwise each line is a text: an
+            infill text if it contains [MASK], else a prefix.
 
     Raises:
         UsageError: the file cannot be read, is not UTF-8, has no prompt, or has an invalid line.

@@ -84,8 +84,8 @@ def run_replay(command: Any, prefix: str | None, infill: str | None) -> None:
 
 def _check(command: Any) -> None:
     """Refuse, before anything is loaded, flags that a replay does not read or that contradict each other."""
-    if command.prompts is not None or command.num_samples not in (None, 1):
-        raise UsageError("a replay shows one text of each network; leave --prompts and --num-samples out")
+    if command.prompts is not None or command.proteins is not None or command.num_samples not in (None, 1):
+        raise UsageError("a replay shows one text of each network; leave --prompts, --proteins and --num-samples out")
     if len(command.length) > 1:
         raise UsageError(f"a replay shows texts of one length; got {' '.join(map(str, command.length))}: give one")
     if command.format == "fasta":

@@ -16,7 +16,7 @@ from didi.process_group import process_group
 from didi.sampling.memory import check_samples
 from didi.sampling.options import SamplingOptions
 from didi.sampling.prompt import Frame, checked_lengths, decode
-from didi.sampling.prompts import Prompt, checked_prompts
+from didi.sampling.prompts import Prompt, PromptSet, checked_prompts
 from didi.sampling.registry import sampler_of
 from didi.sampling.stream import Move, num_moves, options_from, stream
 
@@ -80,7 +80,8 @@ def generate(
             others as ``prefix``) or ``Prompt`` records. The samples of a prompt do not depend on other prompts; samples
             of the first prompt come first.
         length: number of tokens of a text or residues of a protein. The samples of a prompt cycle through several
-            lengths. The default is the largest length that fits the context of the network.
+            lengths, unless ``Prompt.length`` is set. The default is the largest length that fits the context of the
+            network.
         options: sampler, role, precision and the like.
         on_move: called after every move of every batch.
         overrides: fields of ``SamplingOptions`` by name, instead of ``options``.
@@ -128,7 +129,8 @@ def generate_batches(
     chosen, seed = options_from(options, overrides), whole_number("seed", seed)
     prompt_records = None if prompts is None else checked_prompts(prompts)
     network = instance("bundle", bundle, Bundle).network(chosen.role)
-    longest, pad_id = max(checked_lengths(network, length)), Frame.of(network).pad_id
+    prompt_set = PromptSet.of(prompt_records, num_samples, seed, prefix, infill, checked_lengths(network, length))
+    longest, pad_id = max(checked_lengths(network, prompt_set.longest)), Frame.of(network).pad_id
     check_samples(bundle, chosen.role, num_samples, longest, num_prompts=len(prompt_records or [None]))
     moves = stream(
         bundle,

@@ -2,7 +2,7 @@
 
 import reprlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -23,11 +23,13 @@ class Prompt:
         infill: text whose [MASK]s are filled in, instead of ``prefix``.
         seed: seed of the samples. By default it is derived from the seed of the set and the text, so that the samples
             depend neither on the other prompts nor on their order.
+        length: number of tokens of its samples, or of residues of a protein; by default the lengths of the set.
     """
 
     prefix: str | None = None
     infill: str | None = None
     seed: int | None = None
+    length: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("prefix", "infill"):
@@ -35,6 +37,8 @@ class Prompt:
                 instance(name, text, str)
         if self.seed is not None:
             set_fields(self, seed=whole_number("seed", self.seed))
+        if self.length is not None:
+            set_fields(self, length=whole_number("length", self.length, low=1))
 
     @classmethod
     def from_text(cls, text: str) -> "Prompt":
@@ -69,7 +73,7 @@ class PromptSet:
     Attributes:
         prompts: one or more prompts with seeds.
         num_samples: number of sequences for each prompt.
-        lengths: lengths without frame; the samples of a prompt cycle through them.
+        lengths: lengths without frame; the samples of a prompt that has no length of its own cycle through them.
     """
 
     prompts: tuple[Prompt, ...]
@@ -95,7 +99,7 @@ class PromptSet:
             return cls((Prompt(prefix, infill, seed),), num_samples, lengths)
         if prefix is not None or infill is not None:
             raise UsageError("give prompts, or one prefix or infill text for all samples, not both")
-        seeded = (Prompt(prompt.prefix, prompt.infill, prompt.own_seed(seed)) for prompt in checked_prompts(prompts))
+        seeded = (replace(prompt, seed=prompt.own_seed(seed)) for prompt in checked_prompts(prompts))
         return cls(tuple(seeded), num_samples, lengths)
 
     def __len__(self) -> int:
@@ -111,7 +115,16 @@ class PromptSet:
 
     def length(self, sequence: int) -> int:
         """Length of a sequence without its frame."""
-        return self.lengths[self.index(sequence) % len(self.lengths)]
+        return self._lengths_of(self.prompt(sequence))[self.index(sequence) % len(self.lengths)]
+
+    @property
+    def longest(self) -> int:
+        """Largest length of a sequence without its frame."""
+        return max(length for prompt in self.prompts for length in self._lengths_of(prompt))
+
+    def _lengths_of(self, prompt: Prompt) -> tuple[int, ...]:
+        """Lengths of the samples of a prompt, as many for each prompt."""
+        return self.lengths if prompt.length is None else (prompt.length,) * len(self.lengths)
 
     def canvas(self, bundle: Bundle, frame: Frame) -> Canvas:
         """One row for each prompt and length, in the order of the prompts; see ``canvas_from_prompt``.
@@ -119,12 +132,12 @@ class PromptSet:
         Raises:
             UsageError: a prompt does not fit; the message names it.
         """
-        rows, width = [], max(self.lengths) + frame.num_ids
+        rows, width = [], self.longest + frame.num_ids
         for number, prompt in enumerate(self.prompts, start=1):
             try:
                 canvases = [
                     canvas_from_prompt(bundle, length, prefix=prompt.prefix, infill=prompt.infill)
-                    for length in self.lengths
+                    for length in self._lengths_of(prompt)
                 ]
             except UsageError as error:
                 if len(self.prompts) == 1:
@@ -135,7 +148,7 @@ class PromptSet:
         tokens, is_free, is_real = (
             torch.cat([getattr(row, name) for row in rows]) for name in ("tokens", "is_free", "is_real")
         )
-        return Canvas(tokens, is_free, is_real, has_padding=len(set(self.lengths)) > 1)
+        return Canvas(tokens, is_free, is_real, has_padding=not bool(is_real.all()))
 
     def rows(self, canvas: Canvas, sequences: Sequence[int]) -> Canvas:
         """One row for each of ``sequences``, from the ``canvas`` of the set; without columns that are all padding."""
@@ -144,7 +157,7 @@ class PromptSet:
         lengths, num = [self.length(sequence) for sequence in sequences], len(self.lengths)
         which = [sequence // self.num_samples * num + self.index(sequence) % num for sequence in sequences]
         chosen = canvas.rows(torch.tensor(which, device=canvas.tokens.device))
-        width = canvas.length - max(self.lengths) + max(lengths)
+        width = canvas.length - self.longest + max(lengths)
         tokens, is_free, is_real = (part[:, :width] for part in (chosen.tokens, chosen.is_free, chosen.is_real))
         return Canvas(tokens, is_free, is_real, has_padding=len(set(lengths)) > 1)
 

@@ -57,7 +57,11 @@ class ControlCell:
 
 @dataclass(frozen=True)
 class ExampleCell:
-    """Sequences that a figure shows, with the score and the position of each residue where the judge has them."""
+    """Sequences that a figure shows. Its record has scores and positions of residues if the judge gives them.
+
+    Attributes:
+        sequences: residues of each sequence.
+    """
 
     sequences: tuple[str, ...]
 
@@ -88,7 +92,11 @@ class RecordedJudge:
 
     @classmethod
     def of(cls, records: Sequence[Mapping[str, Any]]) -> "RecordedJudge":
-        """The judge with the scores in records of one study."""
+        """The judge of a study, with the scores that are recorded in some of its cells.
+
+        Args:
+            records: one record or more.
+        """
         scores = {
             sequence: score
             for record in records
@@ -97,7 +105,7 @@ class RecordedJudge:
         return cls(**records[0]["judge"], scores=scores)
 
     def score(self, sequences: Sequence[str]) -> Float[Tensor, " n"]:
-        """See ``ProteinJudge.score``.
+        """See ``evaluation.protein.interface.ProteinJudge``.
 
         Raises:
             KeyError: a sequence was not scored.

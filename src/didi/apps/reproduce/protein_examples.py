@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from didi.apps.reproduce.protein_cells import ExampleCell, RecordedJudge, SampleCell
 from didi.apps.reproduce.protein_figures import Example, examples_figure
+from didi.apps.reproduce.protein_measure import complete
 from didi.apps.reproduce.protein_plan import ProteinPlan
 from didi.apps.reproduce.protein_report import digits
 from didi.apps.reproduce.protein_study import ProteinStudy
@@ -16,11 +17,11 @@ class Chosen:
     """A sample that a figure shows.
 
     Attributes:
-        cell: where it is from.
-        number: of the sample in the cell, from 0.
-        residues: of the sample.
-        score: of the judge.
-        num_candidates: samples among which it was chosen.
+        cell: the set that holds the sample.
+        number: number of the sample in the set, from 0.
+        residues: its residues, one letter each.
+        score: its score by the judge of the study.
+        num_candidates: number of samples among which it was chosen.
     """
 
     cell: SampleCell
@@ -31,12 +32,12 @@ class Chosen:
 
 
 def figure_6(plan: ProteinPlan, study: ProteinStudy) -> list[str]:
-    """Low-confidence samples of the teacher."""
+    """Draw the samples of the teacher with the lowest scores; returns the lines of the report."""
     return _lines(plan, study, plan.teacher_examples, "figure6", is_best=False)
 
 
 def figure_7(plan: ProteinPlan, study: ProteinStudy) -> list[str]:
-    """High-confidence samples of the students."""
+    """Draw the samples of the students with the highest scores; returns the lines of the report."""
     return _lines(plan, study, plan.student_examples, "figure7", is_best=True)
 
 
@@ -44,8 +45,8 @@ def chosen_samples(study: ProteinStudy, cells: Sequence[SampleCell], *, is_best:
     """The best or worst sample by score for each length and number of moves; of equal scores, the first.
 
     Args:
-        study: holds the cells.
-        cells: samples of one network, or of several students.
+        study: the study that holds the cells.
+        cells: sets of samples of one network, or of several students.
         is_best: whether the best sample is chosen, else the worst.
     """
     groups: dict[tuple[int, int], list[Chosen]] = {}
@@ -71,7 +72,7 @@ def _lines(
     chosen = chosen_samples(study, cells, is_best=is_best)
     judge = RecordedJudge.of([study.record(chosen[0].cell)])
     example = ExampleCell(tuple(one.residues for one in chosen))
-    study.complete([example])
+    complete([example], study)
     record = study.record(example)
     scores = record["residue_scores"] or [None] * len(chosen)
     traces = record["traces"] or [None] * len(chosen)

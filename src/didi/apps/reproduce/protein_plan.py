@@ -1,4 +1,4 @@
-"""The cells of Figures 5, 6 and 7."""
+"""Which sets of proteins Figures 5, 6 and 7 need."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -38,15 +38,15 @@ class ProteinPlan:
 
     @property
     def teacher_samplers(self) -> tuple[SamplerName, ...]:
-        """The samplers that need no discriminator, which a teacher does not have."""
+        """Samplers of the teacher: all but ``guided``, which needs a discriminator."""
         return tuple(one for one in self.samplers if one != "guided")
 
     def teacher_cell(self, sampler: SamplerName, length: int, nfe: int) -> SampleCell:
-        """Samples of the teacher."""
+        """A set of samples of the teacher."""
         return SampleCell(self.teacher, "teacher", sampler, length, nfe)
 
     def student_cells(self, sampler: SamplerName, length: int, nfe: int) -> list[SampleCell]:
-        """Samples of each student."""
+        """A set of samples of each student, in the order of ``students``."""
         return [SampleCell(one, "student", sampler, length, nfe) for one in self.students]
 
     @property

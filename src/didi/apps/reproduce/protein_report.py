@@ -26,8 +26,8 @@ class CheckedControls:
     """A judge that orders the controls.
 
     Attributes:
-        judge: with the scores of the controls.
-        comparisons: pairs of controls by its scores.
+        judge: the judge, with its recorded scores of the controls.
+        comparisons: differences of its scores of pairs of controls.
         num_proteins: held-out proteins in each control set.
     """
 
@@ -37,9 +37,9 @@ class CheckedControls:
 
 
 def checked_controls(plan: ProteinPlan, study: ProteinStudy) -> CheckedControls:
-    """The order of the controls by the judge, over all lengths.
+    """Check that the judge orders the controls of all lengths together.
 
-    A held-out protein in the sets of two lengths is used once.
+    A held-out protein that is in the sets of two lengths counts once.
 
     Raises:
         DidiError: the judge does not order them.
@@ -56,7 +56,7 @@ def checked_controls(plan: ProteinPlan, study: ProteinStudy) -> CheckedControls:
 
 
 def heading(plan: ProteinPlan, study: ProteinStudy, controls: CheckedControls) -> list[str]:
-    """What all figures of the report share."""
+    """First lines of the report: networks, settings, judge, order of the controls."""
     sampling, judge = study.sampling, controls.judge
     teacher, *students = plan.provenances
     about = [
@@ -90,7 +90,7 @@ def _without_mmseqs() -> list[str]:
 
 
 def figure_5(plan: ProteinPlan, study: ProteinStudy) -> list[str]:
-    """The figure, a table for each length and the comparison of students with the teacher."""
+    """Draw Figure 5; returns lines with the figure, a table for each length, and students against the teacher."""
     judge = RecordedJudge.of([study.record(plan.controls[0])])
     lines = {length: _curves(plan, study, length) for length in plan.lengths}
     levels: dict[int, dict[str, float]] = {length: {} for length in plan.lengths}
@@ -138,28 +138,45 @@ def _score_interval(rows: Sequence[ProteinRow]) -> Interval:
 
 def _table(plan: ProteinPlan, study: ProteinStudy, length: int, judge: RecordedJudge) -> list[str]:
     """All sets of one length."""
-    rows = [study.row(cell) for cell in plan.controls if cell.length == length]
-    body = [_cells(row, judge.unit) for row in rows]
+    is_guided = "guided" in plan.samplers
+    body: list[list[str]] = []
+
+    def add(rows: Sequence[ProteinRow]) -> None:
+        body.extend(_cells(row, judge.unit, is_guided=is_guided) for row in rows)
+
+    add([study.row(cell) for cell in plan.controls if cell.length == length])
     for sampler in plan.teacher_samplers:
-        body += [_cells(study.row(plan.teacher_cell(sampler, length, nfe)), judge.unit) for nfe in plan.nfes]
+        add([study.row(plan.teacher_cell(sampler, length, nfe)) for nfe in plan.nfes])
     for sampler in plan.samplers:
         for nfe in plan.nfes:
             rows = [study.row(cell) for cell in plan.student_cells(sampler, length, nfe)]
-            named = [replace(row, name=f"student {number}") for number, row in enumerate(rows, start=1)]
-            body += [_cells(row, judge.unit) for row in named]
-            body += [_mean_cells(rows, judge.unit)] if len(rows) > 1 else []
-    header = ["set", "sampler", "moves", "residues", f"score, {judge.unit} [95% CI]", "residue entropy [95% CI]"]
-    header += ["corpus entropy", "duplicates", "diversity", "nearest training identity [95% CI]"]
-    return markdown_table(header, body, num_left=2)
+            add([replace(row, name=f"student {number}") for number, row in enumerate(rows, start=1)])
+            body += [_mean_cells(rows, judge.unit, is_guided=is_guided)] if len(rows) > 1 else []
+    header = ["set", "sampler", "moves", "network passes", *(["discriminator passes"] if is_guided else []), "residues"]
+    header += [f"score, {judge.unit} [95% CI]", "residue entropy [95% CI]", "corpus entropy", "duplicates", "diversity"]
+    return markdown_table([*header, "nearest training identity [95% CI]"], body, num_left=2)
 
 
-def _cells(row: ProteinRow, unit: str) -> list[str]:
-    """A row of the table of one length."""
+def _settings_cells(rows: Sequence[ProteinRow], name: str, *, is_guided: bool) -> list[str]:
+    """The first columns of rows of one setting: name, sampler, moves, mean passes, residues."""
+    row = rows[0]
+    passes = [
+        [one.network_passes for one in rows],
+        *([[one.discriminator_passes for one in rows]] if is_guided else []),
+    ]
     return [
-        row.name,
+        name,
         row.sampler or "–",
         str(row.nfe or "–"),
+        *(number_with(statistics.fmean(of_rows), None, ".1f") for of_rows in passes),
         str(row.shortest) if row.shortest == row.longest else f"{row.shortest}–{row.longest}",
+    ]
+
+
+def _cells(row: ProteinRow, unit: str, *, is_guided: bool) -> list[str]:
+    """A row of the table of one length."""
+    return [
+        *_settings_cells([row], row.name, is_guided=is_guided),
         number_with(row.score, row.score_ci, f".{digits(unit)}f"),
         number_with(row.residue_entropy, row.residue_entropy_ci, ".2f"),
         f"{row.corpus_entropy:.2f}",
@@ -169,7 +186,7 @@ def _cells(row: ProteinRow, unit: str) -> list[str]:
     ]
 
 
-def _mean_cells(rows: Sequence[ProteinRow], unit: str) -> list[str]:
+def _mean_cells(rows: Sequence[ProteinRow], unit: str, *, is_guided: bool) -> list[str]:
     """The mean of the rows of all students, with t-intervals."""
 
     def over_seeds(value: Callable[[ProteinRow], float], spec: str, *, has_interval: bool = True) -> str:
@@ -179,10 +196,8 @@ def _mean_cells(rows: Sequence[ProteinRow], unit: str) -> list[str]:
         found = estimate(values)
         return number_with(found.mean, (found.low, found.high) if has_interval else None, spec)
 
-    first = _cells(rows[0], unit)
     return [
-        f"students, mean of {len(rows)}",
-        *first[1:4],
+        *_settings_cells(rows, f"students, mean of {len(rows)}", is_guided=is_guided),
         over_seeds(lambda row: row.score, f".{digits(unit)}f"),
         over_seeds(lambda row: row.residue_entropy, ".2f"),
         over_seeds(lambda row: row.corpus_entropy, ".2f", has_interval=False),
@@ -229,7 +244,16 @@ def compare(
     teacher: tuple[SamplerName, int],
     lengths: Sequence[int],
 ) -> SetComparison:
-    """All students against the teacher, each with its sampler and number of moves."""
+    """All students against the teacher.
+
+    Args:
+        plan: names the bundles.
+        study: the study that holds their samples.
+        judge: judge of the study.
+        student: sampler and number of moves of the students.
+        teacher: sampler and number of moves of the teacher.
+        lengths: numbers of residues of the sets that are compared.
+    """
     (ours, nfe), (theirs, teacher_nfe) = student, teacher
     cells: list[list[SampleCell]] = [plan.student_cells(ours, length, nfe) for length in lengths]
     of_students = [[study.scored(cell) for cell in of_seed] for of_seed in zip(*cells, strict=True)]
@@ -249,7 +273,7 @@ def _compared_cells(found: SetComparison, unit: str, *, several: bool) -> list[s
 
 
 def claim(found: SetComparison) -> str:
-    """Whether the claim of the comparison holds, with the parts that do not."""
+    """``holds``, or ``*failed*`` and the parts of the claim that do not hold."""
     parts = {"score": found.has_better_score, "entropy": found.keeps_entropy, "novelty": found.is_as_novel}
     failed = [name for name, holds in parts.items() if holds is False]
     unknown = "; novelty not measured" if found.is_as_novel is None else ""
@@ -257,7 +281,7 @@ def claim(found: SetComparison) -> str:
 
 
 def digits(unit: str) -> int:
-    """Decimals of a score."""
+    """Number of decimals that the report shows for scores of a unit."""
     return 1 if unit == "pLDDT" else 3
 
 

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from didi.apps.reproduce import protein_examples, protein_report
-from didi.apps.reproduce.protein_cells import ProteinCell
+from didi.apps.reproduce.protein_cells import SampleCell
+from didi.apps.reproduce.protein_measure import complete
+from didi.apps.reproduce.protein_neighbours import add_neighbours
 from didi.apps.reproduce.protein_plan import DEFAULT_LENGTHS, DEFAULT_NFES, ProteinPlan
 from didi.apps.reproduce.protein_study import ProteinSampling, ProteinStudy
 from didi.apps.reproduce.targets import chosen_targets, resumable, write_pages
@@ -51,10 +53,16 @@ class ProteinFlags:
 
 @dataclass(frozen=True)
 class ProteinTarget:
-    """A figure of proteins: the cells that it needs, and its lines in the report."""
+    """A figure of proteins.
+
+    Attributes:
+        title: heading in the report.
+        cells: function with the sets of samples that the figure needs.
+        lines: function that draws the figure into the folder of the study and returns its lines in the report.
+    """
 
     title: str
-    cells: Callable[[ProteinPlan], Sequence[ProteinCell]]
+    cells: Callable[[ProteinPlan], Sequence[SampleCell]]
     lines: Callable[[ProteinPlan, ProteinStudy], list[str]]
 
 
@@ -96,9 +104,11 @@ def reproduce_proteins(names: Sequence[str], teacher: str | None, flags: Protein
         study.digest(name)
     study.begin(_data(flags.corpus, bundle, plan.provenances[1:]))
     with resumable(out):
-        study.complete(plan.controls)
+        complete(plan.controls, study)
         controls = protein_report.checked_controls(plan, study)
-        study.complete([cell for target in chosen.values() for cell in target.cells(plan)])
+        cells = [cell for target in chosen.values() for cell in target.cells(plan)]
+        complete(cells, study)
+        add_neighbours([*plan.controls, *cells], study)
         parts = [f"# didi reproduce --scale {PROTEINS}\n", *protein_report.heading(plan, study, controls)]
         for name, target in chosen.items():
             print(f"writing {name}", file=sys.stderr, flush=True)
@@ -126,7 +136,7 @@ def protein_plan(teacher: str | None, flags: ProteinFlags) -> tuple[ProteinPlan,
     _check_seeds(flags.students, abouts)
     plan = ProteinPlan(teacher, flags.students, tuple(lengths), tuple(nfes), samplers, (bundle.provenance, *abouts))
     if not plan.teacher_samplers:
-        raise UsageError("--samplers has a sampler of the teacher too, which guided is not; add ancestral")
+        raise UsageError("--samplers has one that the teacher can use, which guided is not: add ancestral")
     folder = Path(flags.judge).expanduser()
     return plan, bundle, str(folder) if folder.is_dir() else flags.judge
 

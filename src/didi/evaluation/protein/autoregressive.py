@@ -17,6 +17,7 @@ from didi.data.protein import is_protein_tokenizer
 from didi.data.protein_batches import FRAME, canvas_of_rows, protein_rows
 from didi.diffusion.noise import named_generator
 from didi.errors import UsageError
+from didi.evaluation.protein.interface import ResidueScores
 from didi.models.autoregressive import AutoregressiveLM
 from didi.models.bundle import load
 
@@ -44,7 +45,7 @@ class OrderJudge:
         self._network, self._num_shuffles = network.eval(), num_shuffles
 
     def score(self, sequences: Sequence[str]) -> Float[Tensor, " n"]:
-        """See ``ProteinJudge.score``.
+        """See ``interface.ProteinJudge``.
 
         Raises:
             UsageError: a sequence is empty, or too long for the network.
@@ -53,8 +54,8 @@ class OrderJudge:
         found = [self.nats(copies) for copies in map(self._with_copies, sequences)]
         return torch.stack([nats[1:].mean() - nats[0] for nats in found]) if found else torch.zeros(0).double()
 
-    def residue_scores(self, sequences: Sequence[str], frequencies: Mapping[str, float]) -> list[Float[Tensor, " _"]]:
-        """See ``judges.ResidueJudge``.
+    def residues(self, sequences: Sequence[str], frequencies: Mapping[str, float]) -> list[ResidueScores]:
+        """See ``interface.ResidueJudge``.
 
         The score is the log-probability of a residue, given the residues before it, minus the log of its frequency in
         the corpus. It is 0 where the network predicts no more than that frequency.
@@ -64,7 +65,8 @@ class OrderJudge:
         """
         self._check(sequences)
         expected = (torch.tensor([math.log(frequencies[letter]) for letter in one]).double() for one in sequences)
-        return [-nats - log for nats, log in zip(self._residue_nats(sequences), expected, strict=True)]
+        found = zip(self._residue_nats(sequences), expected, strict=True)
+        return [ResidueScores(-nats - log) for nats, log in found]
 
     def nats(self, sequences: Sequence[str]) -> Float[Tensor, " n"]:
         """Negative log-likelihood of each protein in nats a residue, float64."""

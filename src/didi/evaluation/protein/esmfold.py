@@ -9,6 +9,7 @@ from torch import Tensor
 
 from didi.errors import UsageError
 from didi.evaluation.perplexity import transformers_for
+from didi.evaluation.protein.interface import ResidueScores
 
 ESMFOLD, REPOSITORY = "esmfold", "facebook/esmfold_v1"
 MAX_BATCH_RESIDUES = 1024
@@ -33,7 +34,7 @@ class EsmFoldJudge:
         self._model, self._max_batch_residues = model.eval(), max_batch_residues
 
     def score(self, sequences: Sequence[str]) -> Float[Tensor, " n"]:
-        """See ``ProteinJudge.score``.
+        """See ``interface.ProteinJudge``.
 
         Raises:
             UsageError: a sequence is empty.
@@ -44,30 +45,23 @@ class EsmFoldJudge:
             scores[batch] = 100 * (plddt * weight).sum((1, 2)) / weight.sum((1, 2))
         return scores
 
-    def residue_scores(self, sequences: Sequence[str], frequencies: Mapping[str, float]) -> list[Float[Tensor, " _"]]:
-        """See ``judges.ResidueJudge``: mean pLDDT over the atoms of each residue; ``frequencies`` are not read.
+    def residues(self, sequences: Sequence[str], frequencies: Mapping[str, float]) -> list[ResidueScores]:
+        """See ``interface.ResidueJudge``: the mean pLDDT over the atoms of each residue, and the predicted structure.
+
+        Each sequence is folded once; ``frequencies`` are not read.
 
         Raises:
             UsageError: a sequence is empty.
         """
         del frequencies
-        found: dict[int, Tensor] = {}
+        found: dict[int, ResidueScores] = {}
         for batch, output in self._folded(sequences):
             plddt, weight = _plddt(output)
             means = 100 * (plddt * weight).sum(2) / weight.sum(2).clamp(min=1)
-            found |= {number: mean[: len(sequences[number])] for number, mean in zip(batch, means, strict=True)}
-        return [found[number] for number in range(len(sequences))]
-
-    def alpha_carbons(self, sequences: Sequence[str]) -> list[Float[Tensor, "_ 3"]]:
-        """See ``judges.StructureJudge``.
-
-        Raises:
-            UsageError: a sequence is empty.
-        """
-        found: dict[int, Tensor] = {}
-        for batch, output in self._folded(sequences):
             atoms = output["positions"][-1][:, :, ALPHA_CARBON].cpu().double()  # of the last block
-            found |= {number: atom[: len(sequences[number])] for number, atom in zip(batch, atoms, strict=True)}
+            for row, number in enumerate(batch):
+                length = len(sequences[number])
+                found[number] = ResidueScores(means[row, :length], atoms[row, :length])
         return [found[number] for number in range(len(sequences))]
 
     def _folded(self, sequences: Sequence[str]) -> Iterator[tuple[list[int], Any]]:

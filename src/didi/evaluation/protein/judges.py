@@ -1,72 +1,23 @@
-"""Protein judges by name, and the check that a judge orders the controls; a judge that does not is refused.
+"""Judges of proteins by name, and the check that a judge orders the controls; a judge that does not is refused.
 
-To add a judge, write a class with the interface of ``ProteinJudge`` and add one line to ``JUDGES``.
+To add a judge, write a class with the interface of ``interface.ProteinJudge`` and add one line to ``JUDGES``.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from didi.errors import DidiError, UsageError, suggestion
 from didi.evaluation.frontier import Interval, mean_interval
 from didi.evaluation.protein.autoregressive import load_order_judge
 from didi.evaluation.protein.controls import ORDER
 from didi.evaluation.protein.esmfold import ESMFOLD, load_esmfold
+from didi.evaluation.protein.interface import ProteinJudge
 
 Device = str | torch.device
-
-
-@runtime_checkable
-class ProteinJudge(Protocol):
-    """A score of single proteins.
-
-    Attributes:
-        name: name of the judge in reports.
-        unit: unit of the score, such as ``pLDDT``.
-        is_higher_better: whether a larger score is better.
-    """
-
-    name: str
-    unit: str
-    is_higher_better: bool
-
-    def score(self, sequences: Sequence[str]) -> Float[Tensor, " n"]:
-        """Score of each sequence, float64; it does not depend on the other sequences."""
-        ...
-
-
-@runtime_checkable
-class ResidueJudge(ProteinJudge, Protocol):
-    """A judge that also has a score of each residue.
-
-    Attributes:
-        residue_unit: of the scores of residues.
-    """
-
-    residue_unit: str
-
-    def residue_scores(self, sequences: Sequence[str], frequencies: Mapping[str, float]) -> list[Float[Tensor, " _"]]:
-        """Score of each residue of each sequence, float64; larger is better if ``is_higher_better``.
-
-        Args:
-            sequences: residues.
-            frequencies: ``measures.residue_frequencies`` of a corpus, for judges that compare with it.
-        """
-        ...
-
-
-@runtime_checkable
-class StructureJudge(ProteinJudge, Protocol):
-    """A judge that also predicts a structure."""
-
-    def alpha_carbons(self, sequences: Sequence[str]) -> list[Float[Tensor, "_ 3"]]:
-        """Coordinates of the alpha carbon of each residue of each sequence in Å, float64."""
-        ...
 
 
 MIN_PAIRS = 8

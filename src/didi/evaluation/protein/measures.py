@@ -3,6 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Sequence
+from itertools import chain
 
 import torch
 from jaxtyping import Float
@@ -66,6 +67,18 @@ def nearest_training_identities(sequences: Sequence[str], training: Sequence[str
         DidiError: mmseqs2 is missing or fails.
     """
     return torch.tensor(nearest_identities(_checked(sequences), training), dtype=torch.float64)
+
+
+def nearest_identities_of_sets(sets: Sequence[Sequence[str]], training: Sequence[str]) -> list[Float[Tensor, " _"]]:
+    """``nearest_training_identities`` of each of several sets by one search, in which equal sequences are one query.
+
+    Raises:
+        UsageError: there is no sequence, or one is empty.
+        DidiError: mmseqs2 is missing or fails.
+    """
+    different = list(dict.fromkeys(chain.from_iterable(sets)))
+    known = dict(zip(different, nearest_training_identities(different, training).tolist(), strict=True))
+    return [torch.tensor([known[one] for one in sequences], dtype=torch.float64) for sequences in sets]
 
 
 def residue_frequencies(sequences: Sequence[str]) -> dict[str, float]:

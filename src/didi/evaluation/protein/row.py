@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from didi.evaluation.frontier import NAN_INTERVAL, Interval, mean_interval
-from didi.evaluation.protein.judges import ProteinJudge
+from didi.evaluation.protein.interface import ProteinJudge
 from didi.evaluation.protein.measures import (
     cluster_diversity,
     corpus_residue_entropy,
@@ -40,6 +40,9 @@ class ProteinRow:
         judge: name of the judge; empty without one.
         score: mean score.
         score_ci: its 95% bootstrap interval.
+        network_passes: mean number of passes of the sampled network for a sequence; NaN if it is not known.
+        discriminator_passes: mean number of discriminator passes for a sequence, backward-to-input passes included; NaN
+            if it is not known.
     """
 
     name: str
@@ -58,6 +61,8 @@ class ProteinRow:
     judge: str = ""
     score: float = math.nan
     score_ci: Interval = NAN_INTERVAL
+    network_passes: float = math.nan
+    discriminator_passes: float = math.nan
 
     def record(self) -> dict[str, Any]:
         """All fields as plain values."""
@@ -82,6 +87,8 @@ def protein_row(
     *,
     sampler: str = "",
     nfe: int = 0,
+    network_passes: float = math.nan,
+    discriminator_passes: float = math.nan,
     judge: ProteinJudge | None = None,
     training: Sequence[str] | None = None,
     identities: Float[Tensor, " n"] | None = None,
@@ -94,7 +101,9 @@ def protein_row(
         sequences: residues of each protein.
         sampler: name of the sampler.
         nfe: number of moves.
-        judge: a judge that passed ``judges.check_judge``.
+        network_passes: see ``ProteinRow``.
+        discriminator_passes: see ``ProteinRow``.
+        judge: a judge that orders the controls (``judges.check_judge``).
         training: training proteins, for the nearest identities; needs mmseqs2.
         identities: nearest identities, if ``nearest_training_identities`` has already computed them; ``training`` is
             not read then.
@@ -125,4 +134,6 @@ def protein_row(
         judge="" if judge is None else judge.name,
         score=math.nan if scores is None else float(scores.mean()),
         score_ci=NAN_INTERVAL if scores is None else mean_interval(scores),
+        network_passes=network_passes,
+        discriminator_passes=discriminator_passes,
     )
