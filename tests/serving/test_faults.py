@@ -111,6 +111,16 @@ def test_the_job_of_a_client_that_disconnects_is_cancelled(toy, listening, strea
         assert 'didi_failed_jobs_total{reason="Cancelled"} 1.0' in client.get("/metrics").text
 
 
+def test_a_client_that_disconnects_before_its_body_is_sent_is_counted_as_disconnected(toy, listening):
+    """With the status of other disconnected clients, not as an invalid body."""
+    _, url = listening({"toy": toy})
+    with socket.create_connection(url.removeprefix("http://").split(":")) as one:
+        one.sendall(post_of({"nfe": 2})[:-1])
+    with httpx.Client(base_url=url) as client:
+        until(lambda: 'didi_requests_total{route="other",status="499"} 1.0' in client.get("/metrics").text)
+        assert 'status="400"' not in client.get("/metrics").text
+
+
 @pytest.mark.slow
 def test_a_slow_reader_does_not_delay_other_clients(toy, listening, monkeypatch):
     monkeypatch.setattr(request_jobs, "MAX_UNREAD", 500)
