@@ -64,13 +64,18 @@ def server(model: str, threads: int) -> Iterator[str]:
         process.wait()
 
 
+def has_text(line: str) -> bool:
+    """Whether a line of a stream is a move that reveals text; a move may reveal none."""
+    return line.startswith("data: ") and bool(json.loads(line.removeprefix("data: ")).get("positions"))
+
+
 async def request(client: httpx.AsyncClient, body: dict[str, Any]) -> tuple[float, float]:
-    """Send one streamed request; return the seconds until its first move and until its end."""
+    """Send one streamed request; return the seconds until its first text and until its end."""
     started, first = time.perf_counter(), float("nan")
     async with client.stream("POST", "/v1/generate", json={**body, "stream": True}) as response:
         response.raise_for_status()
         async for line in response.aiter_lines():
-            if line == "event: move" and first != first:
+            if first != first and has_text(line):
                 first = time.perf_counter() - started
             if line == "event: error":
                 raise SystemExit("a stream failed")
@@ -156,7 +161,7 @@ def row(length: int, args: argparse.Namespace, num: int, turns: dict[int, list[d
 
 def table(rows: list[dict[str, Any]]) -> list[str]:
     """The rows as a Markdown table."""
-    names = ["tokens", "clients", "first tokens, ms", "p50, ms", "p95, ms", "tokens / s", "speed-up"]
+    names = ["tokens", "clients", "first text, ms", "p50, ms", "p95, ms", "tokens / s", "speed-up"]
     cells = [
         [
             str(one["length"]),
