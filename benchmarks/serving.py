@@ -134,11 +134,12 @@ def measure(args: argparse.Namespace) -> None:
     if args.quick:
         vars(args).update(lengths=[16], clients=[1, 8, 16, 64], requests=2, rounds=1)
     record = {"machine": machine_name(torch.device("cpu")), "load": os.getloadavg()[0]}
-    started = time.monotonic()
-    by_threads = [{"threads": num, "bounds": bounds(args, num), "rows": served(args, num)} for num in args.threads]
-    print(f"measured in {time.monotonic() - started:.0f} s; results in {args.out}", file=sys.stderr)
     settings = {"model": args.model, "nfe": args.nfe, "rounds": args.rounds, "requests": args.requests}
-    write_json(args.out, {**record, **settings, "by_threads": by_threads})
+    started, by_threads = time.monotonic(), []
+    for num in args.threads:
+        by_threads.append({"threads": num, "bounds": bounds(args, num), "rows": served(args, num)})
+        write_json(args.out, {**record, **settings, "by_threads": by_threads})
+        print(f"threads {num}: {time.monotonic() - started:.0f} s so far; written to {args.out}", file=sys.stderr)
 
 
 def row(length: int, args: argparse.Namespace, num: int, turns: dict[int, list[dict[str, Any]]]) -> dict[str, Any]:
