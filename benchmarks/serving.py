@@ -1,7 +1,11 @@
-"""Tables of docs/serving.md: latency and throughput of ``didi serve`` on this machine; takes some five minutes.
+"""Tables of docs/serving.md: latency and throughput of ``didi serve`` on this machine.
 
-    python benchmarks/serving.py measure --out docs/results/serving.json
+    python benchmarks/serving.py measure --out docs/results/serving.json   # some six minutes on two idle cores
     python benchmarks/serving.py page    [--results FILE]
+
+A short run of all parts, whose figures mean nothing, to see that they work:
+
+    python benchmarks/serving.py measure --out FILE --quick
 
 For each number of threads (1 and 2), ``measure`` runs ``serving_bound.py`` and starts a server on loopback. In each
 round, each number of clients sends the same requests, which differ only in their seeds; the first number is one client,
@@ -46,8 +50,13 @@ def server(model: str, threads: int) -> Iterator[str]:
     command = [sys.executable, "-m", "didi", "serve", model, "--port", "0", "--max-queue", "1024"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment(threads))
     assert process.stderr is not None
+    log = ""
     try:
-        match = next(filter(None, (re.search(r"running on (http://[\d.]+:\d+)", line) for line in process.stderr)))
+        for log in process.stderr:
+            if match := re.search(r"running on (http://[\d.]+:\d+)", log):
+                break
+        else:
+            raise SystemExit(f"the server did not start; the last line of its log: {log.strip()}")
         threading.Thread(target=process.stderr.read, daemon=True).start()
         yield match[1]
     finally:
@@ -55,13 +64,18 @@ def server(model: str, threads: int) -> Iterator[str]:
         process.wait()
 
 
+def has_text(line: str) -> bool:
+    """Whether a line of a stream is a move that reveals text; a move may reveal none."""
+    return line.startswith("data: ") and bool(json.loads(line.removeprefix("data: ")).get("positions"))
+
+
 async def request(client: httpx.AsyncClient, body: dict[str, Any]) -> tuple[float, float]:
-    """Send one streamed request; return the seconds until its first move and until its end."""
+    """Send one streamed request; return the seconds until its first text and until its end."""
     started, first = time.perf_counter(), float("nan")
     async with client.stream("POST", "/v1/generate", json={**body, "stream": True}) as response:
         response.raise_for_status()
         async for line in response.aiter_lines():
-            if line == "event: move" and first != first:
+            if first != first and has_text(line):
                 first = time.perf_counter() - started
             if line == "event: error":
                 raise SystemExit("a stream failed")
@@ -93,6 +107,7 @@ def served(args: argparse.Namespace, threads: int) -> list[dict[str, Any]]:
         for length in args.lengths:
             turns: dict[int, list[dict[str, Any]]] = {num: [] for num in args.clients}
             for number in range(args.rounds + 1):  # the first round is a warm-up
+                print(f"over HTTP, {length} tokens, round {number} of {args.rounds}", file=sys.stderr, flush=True)
                 for num in args.clients:
                     bodies = [{"seed": seed, "nfe": args.nfe, "length": length} for seed in range(args.requests)]
                     result = asyncio.run(turn(url, bodies, num))
@@ -116,10 +131,15 @@ def bounds(args: argparse.Namespace, threads: int) -> list[dict[str, Any]]:
 
 def measure(args: argparse.Namespace) -> None:
     """Measure with and without HTTP, for each number of threads."""
-    by_threads = [{"threads": num, "bounds": bounds(args, num), "rows": served(args, num)} for num in args.threads]
+    if args.quick:
+        vars(args).update(lengths=[16], clients=[1, 8, 16, 64], requests=2, rounds=1)
     record = {"machine": machine_name(torch.device("cpu")), "load": os.getloadavg()[0]}
     settings = {"model": args.model, "nfe": args.nfe, "rounds": args.rounds, "requests": args.requests}
-    write_json(args.out, {**record, **settings, "by_threads": by_threads})
+    started, by_threads = time.monotonic(), []
+    for num in args.threads:
+        by_threads.append({"threads": num, "bounds": bounds(args, num), "rows": served(args, num)})
+        write_json(args.out, {**record, **settings, "by_threads": by_threads})
+        print(f"threads {num}: {time.monotonic() - started:.0f} s so far; written to {args.out}", file=sys.stderr)
 
 
 def row(length: int, args: argparse.Namespace, num: int, turns: dict[int, list[dict[str, Any]]]) -> dict[str, Any]:
@@ -142,7 +162,7 @@ def row(length: int, args: argparse.Namespace, num: int, turns: dict[int, list[d
 
 def table(rows: list[dict[str, Any]]) -> list[str]:
     """The rows as a Markdown table."""
-    names = ["tokens", "clients", "first tokens, ms", "p50, ms", "p95, ms", "tokens / s", "speed-up"]
+    names = ["tokens", "clients", "first text, ms", "p50, ms", "p95, ms", "tokens / s", "speed-up"]
     cells = [
         [
             str(one["length"]),
@@ -182,9 +202,11 @@ def bound_table(rows: list[dict[str, Any]]) -> list[str]:
 
 def page(args: argparse.Namespace) -> None:
     """Update the tables of docs/serving.md."""
+    if not args.results.exists():
+        raise SystemExit(f"there is no {args.results}: run measure --out {args.results} first")
     results = json.loads(args.results.read_text())
     rounds = f"{results['requests']} streams per round, {results['rounds']} rounds, medians and ranges over the rounds"
-    machine = f"{results['machine']}, load {results['load']:.1f} at the end"
+    machine = f"{results['machine']}, load {results['load']:.1f} before the measurement"
     lines = [f"`{results['model']}`, {results['nfe']} moves, {rounds}; {machine}."]
     for one in results["by_threads"]:
         threads = f"{one['threads']} thread{'s' if one['threads'] > 1 else ''}"
@@ -214,6 +236,7 @@ def main() -> None:
     measured.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     measured.add_argument("--requests", type=int, default=64)
     measured.add_argument("--rounds", type=int, default=3)
+    measured.add_argument("--quick", action="store_true", help="replace these numbers by the smallest ones: a dry run")
     paged.set_defaults(run=page)
     paged.add_argument("--results", type=Path, default=STORED)
     args = parser.parse_args()

@@ -54,3 +54,14 @@ def test_throughput_is_compared_within_a_round():
     assert found["ratio_range"] == [2.0, 4.0]
     assert found["first_p50"] == pytest.approx(200)
     assert found["tokens_per_second"] == pytest.approx(2 * 2 * 32 / 5)
+
+
+def test_the_first_text_is_that_of_a_move_with_positions():
+    lines = [
+        "event: move",
+        'data: {"move":1,"positions":[]}',
+        'data: {"tokens":[[null]]}',
+        'data: {"positions":[4]}',
+        "",
+    ]
+    assert [serving.has_text(line) for line in lines] == [False, False, False, True, False]

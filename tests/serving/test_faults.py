@@ -48,6 +48,14 @@ def test_an_invalid_body_is_refused(client, path, body):
     assert answer.json()["error"]["type"] == "invalid_request_error"
 
 
+@pytest.mark.parametrize(("content", "kind"), [(b"[1]", "application/json"), (b"{}", "text/plain"), (b"{}", None)])
+def test_a_body_that_is_no_json_object_is_refused_with_the_header_to_send(client, content, kind):
+    """curl sends another content type by default."""
+    answer = client.post("/v1/generate", content=content, headers={} if kind is None else {"content-type": kind})
+    message = "the body is a JSON object, sent with the header Content-Type: application/json; send one"
+    assert (answer.status_code, answer.json()["error"]["message"]) == (400, message)
+
+
 def test_a_huge_body_is_refused_before_it_is_read_as_json(client):
     for content in (json.dumps({"prompt": "x" * 2**20}).encode(), (b"x" * 2**16 for _ in range(40))):
         answer = client.post("/v1/generate", content=content)
@@ -58,7 +66,10 @@ def test_a_huge_body_is_refused_before_it_is_read_as_json(client):
 def test_unknown_paths_and_methods_have_errors_of_the_same_form(client):
     assert client.get("/v1/nothing").json()["error"]["type"] == "invalid_request_error"
     assert client.get("/v1/generate").status_code == 405
-    assert client.post("/v1/chat/completions", json={}).status_code == 404
+    unknown = client.post("/v1/chat/completions", json={})
+    assert unknown.status_code == 404
+    message = "there is no route POST /v1/chat/completions; /docs lists the routes"
+    assert unknown.json()["error"]["message"] == message
     page = client.get("/")
     assert page.headers["content-type"].startswith("text/html")
     assert client.get("/player.js").headers["content-type"].startswith("text/javascript")
@@ -109,6 +120,16 @@ def test_the_job_of_a_client_that_disconnects_is_cancelled(toy, listening, strea
     with httpx.Client(base_url=url) as client:
         assert client.post("/v1/generate", json={"nfe": 2}).status_code == 200
         assert 'didi_failed_jobs_total{reason="Cancelled"} 1.0' in client.get("/metrics").text
+
+
+def test_a_client_that_disconnects_before_its_body_is_sent_is_counted_as_disconnected(toy, listening):
+    """With the status of other disconnected clients, not as an invalid body."""
+    _, url = listening({"toy": toy})
+    with socket.create_connection(url.removeprefix("http://").split(":")) as one:
+        one.sendall(post_of({"nfe": 2})[:-1])
+    with httpx.Client(base_url=url) as client:
+        until(lambda: 'didi_requests_total{route="other",status="499"} 1.0' in client.get("/metrics").text)
+        assert 'status="400"' not in client.get("/metrics").text
 
 
 @pytest.mark.slow

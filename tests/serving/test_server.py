@@ -8,7 +8,7 @@ import pytest
 from didi.errors import DidiError
 from didi.serving.app import make_app
 from didi.serving.models import ServedModel
-from didi.serving.server import serve
+from didi.serving.server import Server, serve
 from didi.serving.settings import ServerSettings
 
 
@@ -38,3 +38,10 @@ def test_a_failing_start_is_not_reported_as_an_address_in_use(toy, monkeypatch):
     settings = ServerSettings()
     with pytest.raises(DidiError, match=r"^the server cannot start; its log has the error$"):
         serve(make_app({"toy": toy}, settings), settings, "127.0.0.1", 0)
+
+
+def test_a_start_that_fails_without_an_exception_is_an_error(toy, monkeypatch):
+    """uvicorn before 0.54 returns."""
+    monkeypatch.setattr(Server, "run", lambda _: None)
+    with pytest.raises(DidiError, match=r"^the server cannot start; its log has the error$"):
+        serve(make_app({"toy": toy}), ServerSettings(), "127.0.0.1", 0)

@@ -22,7 +22,7 @@ try:
     from didi.serving.metrics import Metrics
     from didi.serving.middleware import Guard, RequestLog
     from didi.serving.models import Models
-    from didi.serving.problems import logged_problem, validation_problem
+    from didi.serving.problems import logged_problem, route_problem, validation_problem
     from didi.serving.scheduler import Scheduler
     from didi.serving.settings import ServerSettings
     from didi.serving.state import InjectedState, ServerState
@@ -110,7 +110,9 @@ def _add_error_handlers(app: FastAPI) -> None:
         assert isinstance(error, RequestValidationError)
         return validation_problem(error, request.url.path).response()
 
-    async def on_error(_: Request, error: Exception) -> JSONResponse:
+    async def on_error(request: Request, error: Exception) -> JSONResponse:
+        if isinstance(error, HTTPException) and error.status_code in (404, 405):  # raised by the router alone
+            return route_problem(error, request.method, request.url.path).response()
         return logged_problem(error).response()
 
     handlers: dict[type[Exception], Callable[..., Any]] = {

@@ -1,8 +1,9 @@
 """A job: the sequences of one prompt of a request, from their arrival to their end."""
 
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Hashable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, cast
 
 import torch
@@ -94,6 +95,15 @@ class Job:
     def has_ended(self) -> bool:
         """Whether the job is finished, failed or cancelled."""
         return self.ended > 0
+
+    @cached_property
+    def network_key(self) -> Hashable:
+        """Equal for jobs of ``PassSampler`` whose networks have the same weights and the same number of moves to read.
+
+        Cached, because the first parameter of a network is found slowly.
+        """
+        network: Any = self.plan.sampler.denoiser  # type: ignore[attr-defined]
+        return id(next(network.parameters())), getattr(network, "budget", None)
 
     @property
     def trunk_pass(self) -> TrunkPass | None:

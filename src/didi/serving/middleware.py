@@ -8,8 +8,9 @@ import uuid
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from didi.serving.job import Cancelled
 from didi.serving.metrics import Metrics
-from didi.serving.problems import Problem
+from didi.serving.problems import Problem, problem_from
 from didi.serving.settings import ServerSettings
 
 LOG = logging.getLogger("didi.serving")
@@ -48,6 +49,9 @@ class Guard:
                 413, "invalid_request_error", f"a body has at most {limit} bytes here; send a smaller one"
             )
             await problem.response()(scope, receive, send)
+            return
+        if body["type"] == "http.disconnect":  # nothing is sent; the log and the metrics have the status
+            await problem_from(Cancelled("the client has disconnected")).response()(scope, receive, send)
             return
         await self._app(scope, _replayed(body, receive), send)
 

@@ -1,6 +1,7 @@
 """HTTP status and body, in the format of OpenAI's API, for each kind of error."""
 
 import logging
+import reprlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -92,8 +93,18 @@ def validation_problem(error: RequestValidationError, path: str) -> Problem:
     if first["type"] == "extra_forbidden" and schema is not None:
         hint = suggestion(location[-1], schema.model_fields)
         return Problem(400, "invalid_request_error", one_line(f"there is no field {location[-1]!r}{hint}"), field)
+    if not location and first["type"] != "missing":
+        message = "the body is a JSON object, sent with the header Content-Type: application/json; send one"
+        return Problem(400, "invalid_request_error", message)
     prefix = f"{'.'.join(location)}: " if location else ""
-    return Problem(400, "invalid_request_error", one_line(f"{prefix}{first['msg']}"), field)
+    got = "" if first["type"] == "missing" else f"; got {reprlib.repr(first['input'])}"
+    return Problem(400, "invalid_request_error", one_line(f"{prefix}{first['msg']}{got}"), field)
+
+
+def route_problem(error: HTTPException, method: str, path: str) -> Problem:
+    """The problem of a request to no route, or with a method that its route does not have."""
+    message = f"there is no route {method} {path}; /docs lists the routes"
+    return Problem(error.status_code, "invalid_request_error", one_line(message))
 
 
 def one_line(text: str) -> str:

@@ -117,7 +117,7 @@ def pass_groups(jobs: Sequence[Job]) -> Iterator[list[Job]]:
     for job in jobs:
         assert job.trunk_pass is not None
         length = padded_length(job.trunk_pass.inputs.shape[1], _network(job).length)
-        groups.setdefault((_network_key(job), length), []).append(job)
+        groups.setdefault((job.network_key, length), []).append(job)
     for (_, length), members in groups.items():
         most = POSITIONS.get(members[0].plan.canvas.tokens.device.type, POSITIONS["cuda"])
         sizes = [length * len(job.trunk_pass.inputs) for job in members if job.trunk_pass is not None]
@@ -129,7 +129,7 @@ def draw_groups(jobs: Sequence[Job]) -> Iterator[list[Job]]:
     groups: dict[Hashable, list[Job]] = {}
     for job in jobs:
         distribution = job.plan.sampler.token_distribution
-        groups.setdefault((_network_key(job), distribution.temperature, distribution.top_p), []).append(job)
+        groups.setdefault((job.network_key, distribution.temperature, distribution.top_p), []).append(job)
     for members in groups.values():
         vocab_size = _network(members[0]).vocab_size
         sizes = [vocab_size * len(job.token_draw.features) for job in members if job.token_draw is not None]
@@ -152,9 +152,3 @@ def _chunks(jobs: Sequence[Job], sizes: Sequence[int], most: int) -> Iterator[li
 
 def _network(job: Job) -> Any:
     return job.plan.sampler.denoiser  # type: ignore[attr-defined]
-
-
-def _network_key(job: Job) -> Hashable:
-    """Equal for jobs whose networks have the same weights and are conditioned on the same number of moves."""
-    network = _network(job)
-    return id(next(network.parameters())), getattr(network, "budget", None)

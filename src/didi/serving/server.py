@@ -13,6 +13,8 @@ from didi.errors import DidiError
 from didi.serving.log import log_to_stderr
 from didi.serving.settings import GRACE, ServerSettings
 
+NOT_STARTED = "the server cannot start; its log has the error"
+
 
 class Server(uvicorn.Server):
     """uvicorn's server; after a signal to stop, running requests have ``drain`` seconds to finish.
@@ -58,7 +60,9 @@ def serve(app: FastAPI, settings: ServerSettings, host: str, port: int) -> None:
     except SystemExit as stop:  # raised by uvicorn; its context is the error of the socket, if there is one
         cause = stop.__context__
         if not isinstance(cause, OSError):
-            raise DidiError("the server cannot start; its log has the error") from stop
+            raise DidiError(NOT_STARTED) from stop
         advice = "; choose another port, or stop what listens there"
         reason = advice if cause.errno == errno.EADDRINUSE else f": {cause.strerror or cause}"
         raise DidiError(f"cannot listen at {host}:{port}{reason}") from stop
+    if not server.started:  # uvicorn before 0.54 returns without an exception
+        raise DidiError(NOT_STARTED)
