@@ -22,7 +22,7 @@ from didi.data.protein_batches import LengthBuckets, canvas_of_rows, protein_can
 from didi.data.protein_split import split_by_cluster
 from didi.data.source import MarkovSource, Source, open_source
 from didi.errors import DidiError, UsageError
-from didi.models.esm2 import ALPHABET
+from didi.models.proteins import ALPHABET
 
 needs_mmseqs = pytest.mark.skipif(not mmseqs.is_available(), reason="the program mmseqs is not installed")
 

@@ -22,13 +22,11 @@ from didi.data.fasta import fasta_record, read_fasta
 from didi.data.mmseqs import clusters_of
 from didi.data.protein_split import split_by_cluster
 from didi.errors import UsageError, suggestion
-from didi.models.esm2 import ALPHABET, MASK_ID
+from didi.models.proteins import ALPHABET, MASK_ID, RESIDUES
 from didi.models.tokenizer_fit import MASK
 
 HALVES = ("first", "second")
 """Names of the halves of the training proteins of a corpus."""
-RESIDUES = "ACDEFGHIKLMNPQRSTVWY"
-"""The 20 standard amino acids."""
 
 
 def protein_tokenizer() -> Tokenizer:
