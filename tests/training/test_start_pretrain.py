@@ -51,9 +51,8 @@ def test_a_run_has_the_network_of_its_start_and_trains_it(started, source):
     for step in range(config.loop.steps):
         job.step(step)
     assert job.validate()["validation_nelbo"] < before
-    changed = [
-        name for name, value in bundle.teacher.state_dict().items() if not value.equal(network.state_dict()[name])
-    ]
+    weights = bundle.teacher.state_dict()
+    changed = [name for name, value in network.state_dict().items() if not value.equal(weights[name])]
     assert changed == list(network.state_dict())
 
 
@@ -76,7 +75,7 @@ def test_the_bundle_names_its_start_and_a_run_resumes(started, source, tmp_path)
     assert bundle.provenance["start"]["layout"] == "antiberty"
     assert bundle.teacher.config == replace(SHAPE, dropout=0.25)
     pretrain_run(config, folder, resume=True, device=CPU, source=source)
-    with pytest.raises(UsageError, match="a resumed run keeps its settings; .* start was"):
+    with pytest.raises(UsageError, match=r"a resumed run keeps its settings; .* start was"):
         pretrain_run(replace(config, start=""), folder, resume=True, device=CPU, source=source)
 
 
@@ -88,7 +87,7 @@ def test_an_autoregressive_network_starts_likewise(source, tmp_path):
     assert isinstance(network, AutoregressiveLM)
     weights = new.bundle().autoregressive.state_dict()
     assert all(torch.equal(value, weights[name]) for name, value in network.state_dict().items())
-    with pytest.raises(UsageError, match="a bundle with the role teacher; .* holds autoregressive: name another"):
+    with pytest.raises(UsageError, match=r"a bundle with the role teacher; .* holds autoregressive: name another"):
         make_trainer(replace(config, model="masked-diffusion"), Inputs(source, CPU))
 
 

@@ -39,7 +39,7 @@ ANTIBODY = PretrainConfig(
     network=NetworkConfig(kind="bert", hidden_size=512, num_blocks=8, num_heads=8, dropout=0.1),
     optimizer=OptimizerConfig(learning_rate=5e-5, warmup_steps=30, beta2=0.98, weight_decay=0.01),
     loop=LoopConfig(
-        steps=400, batch_size=8, log_every=10, validate_every=50, validation_sequences=100, checkpoint_every=25,
+        steps=400, batch_size=8, log_every=5, validate_every=50, validation_sequences=100, checkpoint_every=10,
         ema_decay=0.99,
     ),
 )  # fmt: skip
@@ -60,7 +60,7 @@ PRETRAIN: dict[str, PretrainConfig] = {
         data=replace(_ANTIBODY_DATA, corpus="vh:second"),
         network=NetworkConfig(hidden_size=128, num_blocks=4, num_heads=4, dropout=0.2),
         optimizer=replace(SWISSPROT.optimizer, warmup_steps=50),
-        loop=replace(ANTIBODY.loop, steps=1500, validate_every=100, checkpoint_every=100),
+        loop=replace(ANTIBODY.loop, steps=1500, log_every=50, validate_every=100, checkpoint_every=100),
     ),
 }
 
