@@ -117,8 +117,8 @@ def prepare_proteins(
 
 
 def _write_splits(proteins: list[str], kind: "Corpus", identity: float, seed: int, folder: Path) -> None:
-    clusters = clusters_of(proteins, identity=identity) if kind.clusters is None else kind.clusters(proteins)
-    splits = split_by_cluster(clusters, seed=seed, validation=kind.held_out, test=kind.held_out)
+    numbers = clusters_of(proteins, identity=identity) if kind.clusters is None else kind.clusters(proteins)
+    splits = split_by_cluster(numbers, seed=seed, validation=kind.held_out, test=kind.held_out)
     by_split = {"train": splits.train, "validation": [[one] for one in splits.validation],
                 "test": [[one] for one in splits.test]}  # fmt: skip
     for split, clusters in by_split.items():
