@@ -108,7 +108,8 @@ SMALL = ["--data.length", "32", "--loop.batch-size", "4", "--loop.validation-seq
         (["assets"], "didi assets is list, fetch NAME... or verify [NAME...]; see didi assets --help"),
         (
             ["convert"],
-            "didi convert takes mdlm, duo, sdtt, sedd, didi, gpt2, esm2, dplm or export first; see didi convert --help",
+            "didi convert takes mdlm, duo, sdtt, sedd, didi, gpt2, esm2, dplm, antiberty or export first; "
+            "see didi convert --help",
         ),
     ],
 )

@@ -9,8 +9,9 @@ from safetensors.torch import save_file
 import didi
 from didi.apps.convert import run_convert
 from didi.errors import UsageError
-from didi.models.esm2 import ALPHABET, Esm2, Esm2Config
+from didi.models.esm2 import Esm2, Esm2Config
 from didi.models.esm2_layout import to_public_names
+from didi.models.proteins import ALPHABET
 
 SETTINGS = {
     "model_type": "esm",

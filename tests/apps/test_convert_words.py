@@ -9,7 +9,7 @@ from didi.errors import UsageError
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["llama", "x"], "takes mdlm, duo, sdtt, sedd, didi, gpt2, esm2, dplm or export first; got 'llama'"),
+        (["llama", "x"], "takes mdlm, duo, sdtt, sedd, didi, gpt2, esm2, dplm, antiberty or export first; got 'llama'"),
         (["mdlm"], "takes a file, a folder or a Hub repository next"),
         (["export", "--out", "x"], "takes a bundle next"),
         (["mdlm", "nowhere", "--out", "x"], "a checkpoint is a file, a folder or a Hub repository owner/name"),

@@ -10,7 +10,6 @@ import torch
 from didi.data import mmseqs, protein
 from didi.data.fasta import fasta_record
 from didi.data.protein import (
-    RESIDUES,
     is_protein_corpus,
     is_protein_tokenizer,
     load_proteins,
@@ -22,7 +21,7 @@ from didi.data.protein_batches import LengthBuckets, canvas_of_rows, protein_can
 from didi.data.protein_split import split_by_cluster
 from didi.data.source import MarkovSource, Source, open_source
 from didi.errors import DidiError, UsageError
-from didi.models.esm2 import ALPHABET
+from didi.models.proteins import ALPHABET, RESIDUES
 
 needs_mmseqs = pytest.mark.skipif(not mmseqs.is_available(), reason="the program mmseqs is not installed")
 
@@ -57,12 +56,6 @@ def test_cleaning_keeps_distinct_standard_proteins_of_fitting_lengths():
     assert standard_proteins(sequences, min_length=4, max_length=8) == ["MKTAY", "ACDEF"]
     with pytest.raises(UsageError, match="max_length is 9 or more"):
         standard_proteins(sequences, min_length=9, max_length=8)
-
-
-def test_heavy_chains_are_translated():
-    assert protein._translated("ATGGCNTGGTAAAC") == "M*W*"
-    assert (protein.CODONS["ATG"], protein.CODONS["TGG"], len(protein.CODONS)) == ("M", "W", 64)
-    assert protein._translated("GAAGTGCAGCTGGTGGAG") == "EVQLVE"
 
 
 def test_an_unknown_corpus_is_refused(tmp_path):

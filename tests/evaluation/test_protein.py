@@ -10,7 +10,7 @@ import torch
 
 import didi
 from didi.data import mmseqs
-from didi.data.protein import RESIDUES, protein_tokenizer
+from didi.data.protein import protein_tokenizer
 from didi.data.protein_batches import protein_rows
 from didi.diffusion.absorbing import Absorbing
 from didi.errors import DidiError, UsageError
@@ -32,6 +32,7 @@ from didi.evaluation.protein.row import ProteinRow, protein_row
 from didi.files import json_text
 from didi.models.autoregressive import AutoregressiveConfig, AutoregressiveLM
 from didi.models.bundle import Bundle
+from didi.models.proteins import RESIDUES
 
 needs_mmseqs = pytest.mark.skipif(not mmseqs.is_available(), reason="the program mmseqs is not installed")
 

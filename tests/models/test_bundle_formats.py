@@ -152,6 +152,6 @@ def test_a_network_outside_the_registry_is_not_saved(make_dit, tmp_path):
     class Other(DiT):
         """Not in NETWORKS."""
 
-    with pytest.raises(UsageError, match=r"of the kinds dit, .*esm2-discriminator; got Other: add it to NETWORKS"):
+    with pytest.raises(UsageError, match=r"of the kinds dit, .*bert-discriminator; got Other: add it to NETWORKS"):
         save(Bundle(teacher=Other(make_dit().config)), tmp_path / "other")
     assert not list(tmp_path.iterdir())

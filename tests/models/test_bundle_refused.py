@@ -113,7 +113,7 @@ def test_a_damaged_file_is_refused(folder, file, content, message):
         ({"process": {"name": "uniform", "vocab_size": 4, "schedule": "cosine"}}, "share its mask id None"),
         ({"networks": {}}, "networks in .* have some of the roles"),
         ({"networks": {"judge": "dit"}}, "networks in .* have some of the roles"),
-        ({"networks": {"student": "unet"}}, "a network is one of dit, .*esm2-discriminator; .* student: 'unet'"),
+        ({"networks": {"student": "unet"}}, "a network is one of dit, .*bert-discriminator; .* student: 'unet'"),
         ({"networks": {"student": ["dit"]}}, "a network is one of dit, dit-discriminator, gpt2, esm2"),
         ({"networks": {"student": "gpt2"}}, "student"),
         ({"intended_nfe": 0}, "intended_nfe in .* is 1 or more, or null; got 0"),

@@ -182,7 +182,7 @@ class PlainDiscriminatorShape(PlainShape):
 @pytest.mark.parametrize("shares_trunk", [False, True])
 def test_a_discriminator_can_have_any_trunk(ids, monkeypatch, shares_trunk):
     denoiser = PlainDenoiser(PlainShape())
-    with pytest.raises(UsageError, match="has the trunk of a network with DiTConfig, Esm2Config; got PlainShape"):
+    with pytest.raises(UsageError, match="a network with DiTConfig, BertConfig, Esm2Config; got PlainShape"):
         Discriminator.from_denoiser(denoiser)
     monkeypatch.setitem(SHAPES, PlainShape, PlainDiscriminatorShape)
     discriminator = Discriminator.from_denoiser(denoiser, shares_trunk=shares_trunk)

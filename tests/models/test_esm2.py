@@ -9,11 +9,12 @@ from didi.errors import UsageError
 from didi.models.bundle import Bundle, load, save
 from didi.models.denoiser import Denoiser, Trunk
 from didi.models.discriminator import Discriminator, num_parameters
-from didi.models.esm2 import ALPHABET, EXCLUDED_IDS, MASK_ID, SIZES, Esm2, Esm2Config
+from didi.models.esm2 import SIZES, Esm2, Esm2Config
 from didi.models.esm2_layout import esm2_from_state_dict, to_public_names
 from didi.models.inference import for_inference
 from didi.models.initial_state import InitialState
 from didi.models.networks import without_weights
+from didi.models.proteins import ALPHABET, EXCLUDED_IDS, MASK_ID
 
 transformers = pytest.importorskip("transformers")
 

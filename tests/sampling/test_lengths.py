@@ -9,8 +9,9 @@ from didi.diffusion.canvas import Canvas
 from didi.errors import UsageError
 from didi.models.autoregressive import AutoregressiveConfig, AutoregressiveLM
 from didi.models.bundle import Bundle
-from didi.models.esm2 import MASK_ID, Esm2, Esm2Config
+from didi.models.esm2 import Esm2, Esm2Config
 from didi.models.guidance import Guidance
+from didi.models.proteins import MASK_ID
 from didi.sampling.generate import generate
 from didi.sampling.prompt import Frame, framed
 from didi.sampling.stream import stream

@@ -5,7 +5,8 @@ import pytest
 import didi
 from didi.data.protein import protein_tokenizer
 from didi.models.bundle import Bundle
-from didi.models.esm2 import BEGIN_ID, EXCLUDED_IDS, Esm2, Esm2Config
+from didi.models.esm2 import Esm2, Esm2Config
+from didi.models.proteins import BEGIN_ID, EXCLUDED_IDS
 
 from .conftest import events_of
 

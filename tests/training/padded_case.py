@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import torch
 
-from didi.data.protein import RESIDUES, ProteinData
+from didi.data.protein import ProteinData
 from didi.data.protein_source import ProteinSource
 from didi.diffusion.noise import named_generator
 from didi.methods.didi_settings import DiscriminatorSettings, DistillConfig
@@ -12,7 +12,8 @@ from didi.methods.elbo import PretrainConfig
 from didi.methods.objective_settings import ObjectiveConfig
 from didi.methods.settings import DataConfig, LoopConfig, NetworkConfig, OptimizerConfig
 from didi.models.bundle import Bundle
-from didi.models.esm2 import MASK_ID, PAD_ID, Esm2, Esm2Config
+from didi.models.esm2 import Esm2, Esm2Config
+from didi.models.proteins import MASK_ID, PAD_ID, RESIDUES
 from didi.objectives.didi import log_density_ratio
 
 CPU = torch.device("cpu")

@@ -15,7 +15,7 @@ from didi.methods.sdtt import SdttConfig
 from didi.methods.settings import DistillationConfig
 from didi.methods.trajectories import Uniforms
 from didi.methods.whole_path import path_log_probs
-from didi.models.esm2 import MASK_ID, PAD_ID
+from didi.models.proteins import MASK_ID, PAD_ID
 from didi.objectives.didi import advantages, policy_loss
 from didi.process_group import ProcessGroup
 from didi.training.trainer import make_trainer

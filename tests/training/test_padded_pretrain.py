@@ -10,8 +10,8 @@ from didi.diffusion.noise import named_generator
 from didi.errors import UsageError
 from didi.methods.base import Inputs
 from didi.models.autoregressive import AutoregressiveLM
-from didi.models.esm2 import ALPHABET, BEGIN_ID, END_ID, MASK_ID, PAD_ID
 from didi.models.nelbo import nats_per_token, nelbo_draws
+from didi.models.proteins import ALPHABET, BEGIN_ID, END_ID, MASK_ID, PAD_ID
 from didi.process_group import ProcessGroup
 from didi.training.trainer import make_trainer
 

@@ -8,9 +8,10 @@ import torch
 from didi.data.protein_source import random_source
 from didi.methods.base import Inputs
 from didi.methods.new_networks import make_autoregressive, make_denoiser
+from didi.models.bert import BertConfig
 from didi.models.bundle import Bundle
 from didi.models.discriminator import num_parameters
-from didi.models.esm2 import Esm2
+from didi.models.networks import network_of
 from didi.recipes import DISTILL, PRETRAIN, num_symbols, teacher_process, teacher_shape
 from didi.training.dry_run import CPU, dry_run
 
@@ -44,9 +45,22 @@ def test_teacher_and_judge_of_swissprot_have_5_to_10_million_parameters_and_lear
     assert num_symbols(teacher.data) == teacher_shape("swissprot").vocab_size == 33
 
 
+def test_the_antibody_recipes_have_the_shape_of_antiberty_and_learn_from_different_halves():
+    teacher, judge, student = PRETRAIN["antibody"], PRETRAIN["antibody-ar"], DISTILL["antibody"]
+    shape = teacher_shape("antibody")
+    assert isinstance(shape, BertConfig)
+    assert replace(shape, dropout=0.0, length=512) == BertConfig()
+    assert (teacher.data.corpus, judge.data.corpus, teacher.start, judge.start) == (
+        "vh:first", "vh:second", "bundles/antiberty", "",
+    )  # fmt: skip
+    assert student.data == teacher.data
+    assert student.discriminator.output == "sequence"
+    assert teacher.optimizer.learning_rate < 1e-4
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("unchecked")
-@pytest.mark.parametrize("name", ["dplm-150m", "swissprot"])
+@pytest.mark.parametrize("name", ["dplm-150m", "swissprot", "antibody"])
 def test_a_distillation_runs_without_arithmetic(name):
     config, shape = DISTILL[name], teacher_shape(name)
     if name == "dplm-150m":
@@ -58,11 +72,11 @@ def test_a_distillation_runs_without_arithmetic(name):
     )
 
     def inputs(folder):
-        return Inputs(random_source(config.data.length, 32), CPU, folder, Bundle(teacher=Esm2(shape).eval()))
+        return Inputs(random_source(config.data.length, 32), CPU, folder, Bundle(teacher=network_of(shape).eval()))
 
     found = dry_run(cut, inputs, batch_size=4)
     with torch.device("meta"):
-        size = num_parameters(Esm2(shape))
+        size = num_parameters(network_of(shape))
     assert found.parameters == pytest.approx(4 * size, rel=0.02)  # student, teacher, average and discriminator
     assert found.flops > 1e10
     assert found.peak > 4 * size * 4

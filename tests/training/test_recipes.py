@@ -114,9 +114,9 @@ def test_table_5():
 def test_every_recipe_is_found_under_its_own_name(recipes):
     variants = {"tiny-news-ar", "prose-ar"}
     variants |= {f"{name}-{kind}" for name in UNIFORM_STATE for kind in ("udlm", "duo", "sedd-absorb", "sedd-uniform")}
-    others = {"dplm-150m"} if recipes is DISTILL else {"swissprot-ar"}
+    others = {"dplm-150m"} if recipes is DISTILL else {"swissprot-ar", "antibody-ar"}
     assert set(recipes) - variants - others == {
-        "markov", "exact", "tiny-news", "prose", "owt-169m", "owt-424m", "swissprot"
+        "markov", "exact", "tiny-news", "prose", "owt-169m", "owt-424m", "swissprot", "antibody"
     }  # fmt: skip
     assert others <= set(recipes)
     for name in recipes:

@@ -76,7 +76,7 @@ def test_the_defaults():
     optimizers = {"student_optimizer": OPTIMIZER, "discriminator_optimizer": OPTIMIZER}
     own = {"teacher": "", "objective": OBJECTIVE, "discriminator": DISCRIMINATOR, "lora_rank": None, "start": ""}
     assert asdict(DistillConfig()) == RUN | own | optimizers
-    own = {"model": "masked-diffusion", "process": "absorbing", "schedule": "log-linear", "t_min": 1e-3}
+    own = {"model": "masked-diffusion", "process": "absorbing", "schedule": "log-linear", "t_min": 1e-3, "start": ""}
     assert asdict(PretrainConfig()) == RUN | own | {"weight": "nelbo", "network": NETWORK, "optimizer": OPTIMIZER}
 
 

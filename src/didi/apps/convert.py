@@ -1,12 +1,15 @@
 """``didi convert``: public checkpoints into bundles, and a bundle into the MDLM layout."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from didi.apps import convert_esm2, convert_gpt2
+from didi.apps import convert_antiberty, convert_esm2, convert_gpt2
+from didi.apps.convert_antiberty import ANTIBERTY
+from didi.apps.convert_gpt2 import GPT2
+from didi.apps.convert_layouts import LAYOUTS
 from didi.apps.convert_parts import (
     discriminator_weights,
     intended_nfe,
@@ -19,8 +22,6 @@ from didi.apps.outputs import refuse_existing
 from didi.apps.terminal import parse
 from didi.data.blocks import BLOCK_LAYOUT, BlockLayout, block_layout_of, checked
 from didi.diffusion import Process, find_process
-from didi.diffusion.absorbing import Absorbing
-from didi.diffusion.schedule import LogLinear, Schedule, schedule_from_name
 from didi.diffusion.uniform import Uniform
 from didi.errors import UsageError
 from didi.models.autoregressive import AutoregressiveLM
@@ -37,9 +38,9 @@ EXPORTED = {"config.json", WEIGHTS, "tokenizer.json"}
 class ConvertCommand:
     """Make a bundle of a public checkpoint: didi convert LAYOUT SRC --out BUNDLE.
 
-    LAYOUT is one of mdlm, duo, sdtt, sedd, didi, gpt2, esm2, dplm. SRC is a file, a folder or a Hub repository
-    OWNER/NAME; gpt2 also takes gpt2, gpt2-medium, gpt2-large, gpt2-xl and distilgpt2. The network of gpt2 has the role
-    autoregressive.
+    LAYOUT is one of mdlm, duo, sdtt, sedd, didi, gpt2, esm2, dplm, antiberty. SRC is a file, a folder or a Hub
+    repository OWNER/NAME; gpt2 also takes gpt2, gpt2-medium, gpt2-large, gpt2-xl and distilgpt2, and antiberty takes
+    antiberty. The network of gpt2 has the role autoregressive.
     """
 
     out: Path
@@ -82,92 +83,8 @@ class ExportCommand:
     """Role of the network; by default student if the bundle has one."""
 
 
-@dataclass(frozen=True)
-class Layout:
-    """The conventions of a code base for its checkpoints.
-
-    Attributes:
-        role: role of the network in a bundle.
-        settings: function that reads settings from ``config.json``.
-        block_layout: layout of the rows that the public checkpoints were trained on.
-    """
-
-    role: Literal["teacher", "student"]
-    settings: Callable[[Mapping[str, Any]], "_Settings"]
-    block_layout: BlockLayout = "bos-eos"
-
-
-@dataclass(frozen=True)
-class _Settings:
-    """Settings that the tensors do not determine."""
-
-    num_heads: Any = None
-    length: Any = None
-    is_time_conditioned: bool = False
-    process: str = Absorbing.name
-    schedule: Schedule = field(default_factory=LogLinear)
-
-
-def _mdlm(config: Mapping[str, Any]) -> _Settings:
-    return _Settings(config.get("n_heads"), config.get("model_length"), bool(config.get("time_conditioning", False)))
-
-
-def _duo(config: Mapping[str, Any]) -> _Settings:
-    if config.get("causal"):
-        raise UsageError("a Duo checkpoint is converted if its attention is bidirectional; config.json says causal")
-    return _Settings(
-        config.get("n_heads"),
-        config.get("model_length"),
-        is_time_conditioned=True,
-        process=Uniform.name,
-        schedule=schedule_from_name("log-linear-eps"),  # as in the public code
-    )
-
-
-def _sedd(config: Mapping[str, Any]) -> _Settings:
-    """Settings of a SEDD checkpoint; absorbing scores that are not scaled by sigma are read as logits of a denoiser.
-
-    At a mask the score is a constant times the distribution of the token (Ou et al. 2025); the constant is dropped.
-    """
-    model, graph, noise = (config.get(name) or {} for name in ("model", "graph", "noise"))
-    graphs = {"absorb": "sedd-absorb" if model.get("scale_by_sigma", True) else "absorbing", "uniform": "sedd-uniform"}
-    if (kind := graph.get("type", "absorb")) not in graphs:
-        raise UsageError(f"a SEDD checkpoint's graph is one of {', '.join(graphs)}; config.json says {kind!r}")
-    return _Settings(
-        model.get("n_heads"),
-        model.get("length"),
-        is_time_conditioned=True,
-        process=graphs[kind],
-        schedule=_sedd_schedule(noise),
-    )
-
-
-def _sedd_schedule(noise: Mapping[str, Any]) -> Schedule:
-    """The schedule of a SEDD checkpoint; its log-linear noise ends at 1e-3."""
-    name, ends = noise.get("type", "loglinear"), (noise.get("sigma_min", 1e-4), noise.get("sigma_max", 20))
-    if name == "loglinear":
-        return schedule_from_name("log-linear-eps")
-    if name != "geometric":
-        raise UsageError(f"a SEDD checkpoint's noise is one of loglinear, geometric; config.json says {name!r}")
-    geometric = {(1e-5, 20): "geometric", (1e-4, 20): "geometric-1e-4"}
-    if ends not in geometric:
-        raise UsageError(
-            f"geometric noise runs from 1e-5 or 1e-4 to 20 here; config.json says from {ends[0]} to {ends[1]}"
-        )
-    return schedule_from_name(geometric[ends])
-
-
-LAYOUTS = {
-    "mdlm": Layout("teacher", _mdlm),
-    "duo": Layout("teacher", _duo),
-    "sdtt": Layout("student", _mdlm),
-    "sedd": Layout("teacher", _sedd, block_layout="stream"),
-    "didi": Layout("student", _mdlm),
-}
-
-
-GPT2 = "gpt2"
-NAMES = (*LAYOUTS, GPT2, *convert_esm2.SCHEDULES)
+PROTEINS = (*convert_esm2.SCHEDULES, ANTIBERTY)
+NAMES = (*LAYOUTS, GPT2, *PROTEINS)
 
 
 def run_convert(args: Sequence[str]) -> None:
@@ -201,8 +118,8 @@ def convert(layout: str, source: str, command: ConvertCommand) -> Path:
     refuse_existing(command.out, ("bundle.yaml",), overwrite=command.overwrite, what="a bundle")
     if layout == GPT2:
         return save(_gpt2_bundle(source, command), command.out)
-    if layout in convert_esm2.SCHEDULES:
-        return save(_esm2_bundle(layout, source, command), command.out)
+    if layout in PROTEINS:
+        return save(_protein_bundle(layout, source, command), command.out)
     return save(_diffusion_bundle(layout, source, command), command.out)
 
 
@@ -218,11 +135,13 @@ def _gpt2_bundle(source: str, command: ConvertCommand) -> Bundle:
     )
 
 
-def _esm2_bundle(layout: str, source: str, command: ConvertCommand) -> Bundle:
+def _protein_bundle(layout: str, source: str, command: ConvertCommand) -> Bundle:
+    shared: dict[str, Any] = {"revision": command.revision, "role": command.role or "teacher"}
+    if layout == ANTIBERTY:
+        refuse_unread(command, layout, convert_antiberty.UNREAD)
+        return convert_antiberty.antiberty_bundle(source, **shared)
     refuse_unread(command, layout, convert_esm2.UNREAD)
-    shape = {"num_heads": command.num_heads, "length": command.length}
-    role = command.role or "teacher"
-    return convert_esm2.esm2_bundle(layout, source, revision=command.revision, role=role, **shape)
+    return convert_esm2.esm2_bundle(layout, source, num_heads=command.num_heads, length=command.length, **shared)
 
 
 def _diffusion_bundle(layout: str, source: str, command: ConvertCommand) -> Bundle:
@@ -271,7 +190,7 @@ def export(bundle: Bundle, out: Path, role: Role | None = None, *, overwrite: bo
     """
     network = bundle.network(role)
     if not isinstance(network, DiT):
-        kind = "autoregressive" if isinstance(network, AutoregressiveLM) else "an ESM-2"
+        kind = "autoregressive" if isinstance(network, AutoregressiveLM) else "one of proteins"
         raise UsageError(f"the MDLM layout holds a diffusion transformer; the bundle's network is {kind}")
     is_export = out.is_dir() and {path.name for path in out.iterdir()} <= EXPORTED
     if out.exists() and not (overwrite and is_export):

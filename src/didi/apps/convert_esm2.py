@@ -1,16 +1,16 @@
 """``didi convert esm2`` and ``didi convert dplm``: bundles of protein language models of ``transformers``."""
 
-from pathlib import Path
 from typing import Any, Literal
 
+from didi.apps.convert_parts import check_vocabulary
 from didi.data.protein import protein_tokenizer
 from didi.diffusion.absorbing import Absorbing
 from didi.diffusion.schedule import schedule_from_name
 from didi.errors import UsageError
 from didi.models.bundle import Bundle
-from didi.models.esm2 import ALPHABET
 from didi.models.esm2_layout import esm2_from_state_dict
 from didi.models.foreign import read_checkpoint
+from didi.models.proteins import ALPHABET
 
 SCHEDULES = {"esm2": "log-linear", "dplm": "log-linear-500"}
 """Noise schedule of each layout; ESM-2 is a masked language model without a schedule, so this is a choice."""
@@ -52,7 +52,7 @@ def esm2_bundle(
     if checkpoint.shadow is not None or checkpoint.average:
         raise UsageError(f"an ESM-2 checkpoint holds one set of weights; {source} has an average beside it")
     network = esm2_from_state_dict(checkpoint.weights, checkpoint.settings, num_heads=num_heads, length=length)
-    _check_vocabulary(checkpoint.folder / "vocab.txt")
+    check_vocabulary(checkpoint.folder / "vocab.txt", ALPHABET, name="ESM-2")
     networks: dict[str, Any] = {role: network}
     return Bundle(
         **networks,
@@ -61,12 +61,3 @@ def esm2_bundle(
         provenance={"source": source, "layout": layout, "weights": "raw"}
         | ({"revision": revision} if revision else {}),
     )
-
-
-def _check_vocabulary(file: Path) -> None:
-    """Refuse a checkpoint whose ``vocab.txt``, if it has one, is not the vocabulary of ESM-2."""
-    if not file.is_file():
-        return
-    vocabulary = tuple(file.read_text(encoding="utf-8").split())
-    if vocabulary != ALPHABET:
-        raise UsageError(f"the vocabulary of ESM-2 is {' '.join(ALPHABET)}; {file} has {' '.join(vocabulary)[:300]}")

@@ -5,6 +5,8 @@ from didi.data.blocks import BLOCK_LAYOUT, BlockLayout, checked
 from didi.models.bundle import Bundle
 from didi.models.gpt2_layout import gpt2_from_state_dict, read_gpt2
 
+GPT2 = "gpt2"
+"""Name of the layout."""
 UNREAD = {
     "role": "the network has the role autoregressive",
     "weights": "the layout holds one set of weights",

@@ -1,6 +1,6 @@
 """Parts of a bundle from a checkpoint and the flags of ``didi convert``: weights, tokenizer, number of moves."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,24 @@ def positive_integer(name: str, value: Any) -> int:
     if type(value) is not int or value < 1:
         raise UsageError(f"{name} is a whole number, 1 or more; got {value!r}")
     return value
+
+
+def check_vocabulary(file: Path, expected: Sequence[str], *, name: str) -> None:
+    """Refuse a checkpoint whose ``vocab.txt``, if it has one, has other symbols.
+
+    Args:
+        file: The ``vocab.txt``, which may be missing.
+        expected: Symbols in the order of their ids.
+        name: Name of the network, for messages.
+
+    Raises:
+        UsageError: The symbols differ.
+    """
+    if not file.is_file():
+        return
+    vocabulary = file.read_text(encoding="utf-8").split()
+    if vocabulary != list(expected):
+        raise UsageError(f"the vocabulary of {name} is {' '.join(expected)}; {file} has {' '.join(vocabulary)[:300]}")
 
 
 def intended_nfe(nfe: int | None, checkpoint: Checkpoint, role: str) -> int | None:

@@ -110,7 +110,8 @@ def pretrain_run(
     with _locked_and_prepared(folder, config, resume=resume, overwrite=overwrite):
         trainer = make_trainer(config, Inputs(source, device, folder.path))
         run(trainer, config.loop, folder, resume=resume)
-        return _finish(trainer.bundle(), config, folder, device, _block_layout(config, None))
+        origin = {"start": load(config.start).provenance} if config.start else {}
+        return _finish(trainer.bundle(), config, folder, device, _block_layout(config, None), **origin)
 
 
 def distill(args: Sequence[str]) -> None:

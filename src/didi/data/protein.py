@@ -3,10 +3,8 @@
 Corpora are FASTA files, or one of ``CORPORA``, which are fetched from package registries.
 """
 
-import csv
-import gzip
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
@@ -15,6 +13,7 @@ from pathlib import Path
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 
 from didi.arguments import whole_number
+from didi.data.antibody import HeavyChain, clones_of, read_airr
 from didi.data.assets import fetch
 from didi.data.blastdb import read_blastdb
 from didi.data.cache import cache_dir, made_folder
@@ -22,13 +21,11 @@ from didi.data.fasta import fasta_record, read_fasta
 from didi.data.mmseqs import clusters_of
 from didi.data.protein_split import split_by_cluster
 from didi.errors import UsageError, suggestion
-from didi.models.esm2 import ALPHABET, MASK_ID
+from didi.models.proteins import ALPHABET, MASK_ID, RESIDUES
 from didi.models.tokenizer_fit import MASK
 
 HALVES = ("first", "second")
 """Names of the halves of the training proteins of a corpus."""
-RESIDUES = "ACDEFGHIKLMNPQRSTVWY"
-"""The 20 standard amino acids."""
 
 
 def protein_tokenizer() -> Tokenizer:
@@ -87,7 +84,8 @@ def prepare_proteins(
             the same validation and test proteins.
         min_length: smallest number of residues.
         max_length: largest number of residues; longer proteins are left out, not cut.
-        identity: smallest identity of a protein with the representative of its cluster, over 80% of both.
+        identity: smallest identity of a protein with the representative of its cluster, over 80% of both. It has no
+            effect on ``vh``, whose clusters are clones (``antibody.clones_of``).
         seed: seed of the split.
 
     Raises:
@@ -103,10 +101,12 @@ def prepare_proteins(
             "min_length or max_length"
         )
     digest = sha256("\n".join(proteins).encode())
-    digest.update(json.dumps(["members", identity, seed]).encode())
+    kind = CORPORA.get(name, Corpus(list))
+    rule = ["members", identity, seed] if kind.clusters is None else ["clones", kind.held_out, seed]
+    digest.update(json.dumps(rule).encode())
     stem = Path(name).name.partition(".")[0]
     folder = cache_dir() / "proteins" / f"{stem}-{digest.hexdigest()[:12]}"
-    made_folder(folder, partial(_write_splits, proteins, identity, seed))
+    made_folder(folder, partial(_write_splits, proteins, kind, identity, seed))
     validation, test = (
         [protein.residues for protein in read_fasta(folder / f"{split}.fasta")] for split in ("validation", "test")
     )
@@ -116,8 +116,9 @@ def prepare_proteins(
     return ProteinData(train, validation, test)
 
 
-def _write_splits(proteins: list[str], identity: float, seed: int, folder: Path) -> None:
-    splits = split_by_cluster(clusters_of(proteins, identity=identity), seed=seed)
+def _write_splits(proteins: list[str], kind: "Corpus", identity: float, seed: int, folder: Path) -> None:
+    numbers = clusters_of(proteins, identity=identity) if kind.clusters is None else kind.clusters(proteins)
+    splits = split_by_cluster(numbers, seed=seed, validation=kind.held_out, test=kind.held_out)
     by_split = {"train": splits.train, "validation": [[one] for one in splits.validation],
                 "test": [[one] for one in splits.test]}  # fmt: skip
     for split, clusters in by_split.items():
@@ -155,7 +156,7 @@ def load_proteins(corpus: str) -> list[str]:
     """
     path = Path(corpus).expanduser()
     if corpus in CORPORA:
-        return CORPORA[corpus]()
+        return CORPORA[corpus].load()
     if path.name.removesuffix(".gz").endswith(FASTA_ENDINGS):
         if not path.is_file():
             raise UsageError(
@@ -178,27 +179,34 @@ def _uniprot() -> list[str]:
     return [protein.residues for protein in read_fasta(fetch("uniprot") / "DB.fasta.gz")]
 
 
-def _vh() -> list[str]:
-    """Heavy-chain domains, translated from aligned nucleotides without gaps; those with a stop or an N are left out."""
-    with gzip.open(fetch("vh") / "example_airr.tsv.gz", "rt", encoding="utf-8", newline="") as stream:
-        genes = [row["sequence_alignment"] for row in csv.DictReader(stream, delimiter="\t")]
-    translated = (_translated(gene.replace(".", "").replace("-", "").upper()) for gene in genes)
-    return list(dict.fromkeys(residues for residues in translated if residues.isalpha()))
+def _vh() -> list[HeavyChain]:
+    return read_airr(fetch("vh") / "example_airr.tsv.gz")
 
 
-def _translated(gene: str) -> str:
-    """Residues of the complete codons; ``*`` for stops and invalid codons."""
-    return "".join(CODONS.get(gene[at : at + 3], "*") for at in range(0, len(gene) // 3 * 3, 3))
+def _vh_clones(proteins: Sequence[str]) -> list[int]:
+    chains = {chain.residues: chain for chain in _vh()}
+    return clones_of([chains[residues] for residues in proteins])
 
 
-CODONS = {
-    first + second + third: residue
-    for (first, second, third), residue in zip(
-        ((a, b, c) for a in "TCAG" for b in "TCAG" for c in "TCAG"),
-        "FFLLSSSSYY**CC*WLLLLPPPPHHQQRRRRIIIMTTTTNNKKSSRRVVVVAAAADDEEGGGG",
-        strict=True,
-    )
+@dataclass(frozen=True)
+class Corpus:
+    """A corpus with a name.
+
+    Attributes:
+        load: returns all sequences.
+        clusters: for each of the given sequences of the corpus, the number of the first one of its cluster; None for
+            clusters of similar sequences by mmseqs2.
+        held_out: share of the clusters in each of the validation and test splits.
+    """
+
+    load: Callable[[], list[str]]
+    clusters: Callable[[Sequence[str]], list[int]] | None = None
+    held_out: float = 0.05
+
+
+CORPORA = {
+    "swissprot": Corpus(_swissprot),
+    "uniprot": Corpus(_uniprot),
+    "vh": Corpus(lambda: [chain.residues for chain in _vh()], clusters=_vh_clones, held_out=0.1),
 }
-"""The standard genetic code."""
-CORPORA: dict[str, Callable[[], list[str]]] = {"swissprot": _swissprot, "uniprot": _uniprot, "vh": _vh}
 FASTA_ENDINGS = (".fasta", ".fa", ".faa")

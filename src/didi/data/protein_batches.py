@@ -11,7 +11,7 @@ from didi.arguments import whole_number
 from didi.diffusion.canvas import Canvas
 from didi.diffusion.noise import named_generator
 from didi.errors import UsageError
-from didi.models.esm2 import ALPHABET, BEGIN_ID, END_ID, PAD_ID
+from didi.models.proteins import ALPHABET, BEGIN_ID, END_ID, PAD_ID
 
 FRAME = 2
 """Number of positions of the begin and the end symbol."""

@@ -5,12 +5,12 @@ from jaxtyping import Int
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from didi.data.protein import RESIDUES, ProteinData, prepare_proteins, protein_tokenizer
+from didi.data.protein import ProteinData, prepare_proteins, protein_tokenizer
 from didi.data.protein_batches import FRAME, LengthBuckets, canvas_of_rows, protein_rows
 from didi.diffusion.canvas import Canvas
 from didi.diffusion.noise import named_generator
 from didi.errors import UsageError
-from didi.models.esm2 import ALPHABET, MASK_ID
+from didi.models.proteins import ALPHABET, MASK_ID, RESIDUES
 
 SHORTEST = 50
 """Smallest number of residues of a training protein; shorter sequences in databases are mostly fragments."""

@@ -13,7 +13,7 @@ The autoregressive twin of a teacher is trained on the same batches by its exact
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal, cast
 
 import torch
@@ -28,7 +28,7 @@ from didi.diffusion.schedule import WeightName, low_discrepancy_times, schedule_
 from didi.diffusion.score import ScoreUniform
 from didi.errors import UsageError
 from didi.methods.base import Figures, Inputs, Runtime, Update
-from didi.methods.new_networks import make_autoregressive, make_denoiser
+from didi.methods.new_networks import make_autoregressive, make_denoiser, starting_network
 from didi.methods.settings import NetworkConfig, OptimizerConfig, RunConfig, check_fraction, check_sharding
 from didi.models.autoregressive import AutoregressiveLM
 from didi.models.bundle import Bundle
@@ -58,6 +58,9 @@ class PretrainConfig(RunConfig):
     faster)."""
     network: NetworkConfig = field(default_factory=NetworkConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    start: str = ""
+    """Bundle whose teacher (or autoregressive network) is trained further; of ``network``, its dropout alone is read.
+    Empty: a new network."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -74,6 +77,10 @@ class PretrainConfig(RunConfig):
                 f"model autoregressive needs process absorbing, whose [MASK] begins its sequences; got {self.process}"
             )
 
+    def for_dry_run(self) -> "PretrainConfig":
+        """See ``RunConfig.for_dry_run``: a new network has the shape of the start of the recipe."""
+        return replace(self, start="")
+
     @classmethod
     def upgraded(cls, settings: Mapping[str, Any], base: RunConfig | None = None) -> dict[str, Any]:
         """See ``RunConfig.upgraded``."""
@@ -81,6 +88,8 @@ class PretrainConfig(RunConfig):
         network = upgraded.get("network")
         if isinstance(network, Mapping) and len(network.keys() & names.keys()) >= len(names) - 1:
             upgraded["network"] = {"kind": "dit", **network}  # a complete record, from before other kinds existed
+        if len(upgraded.keys() & cls.__dataclass_fields__.keys()) == len(cls.__dataclass_fields__) - 1:
+            upgraded = {"start": "", **upgraded}  # likewise, from before this setting existed
         return upgraded
 
 
@@ -162,11 +171,13 @@ class Elbo:
         self.process: Process = kind.of_tokenizer(self.source.vocab_size, self.source.mask_id, schedule)
         torch.manual_seed(settings.seed)  # layers draw their initial weights from the global generator
         self.is_autoregressive = settings.model == "autoregressive"
-        network = (
-            make_autoregressive(settings, self.source)
-            if self.is_autoregressive
-            else make_denoiser(settings, self.source, self.process)
-        )
+        network: nn.Module
+        if settings.start:
+            network = starting_network(settings, self.source, self.process)
+        elif self.is_autoregressive:
+            network = make_autoregressive(settings, self.source)
+        else:
+            network = make_denoiser(settings, self.source, self.process)
         self.trained: dict[str, nn.Module] = {"network": network.to(inputs.device)}
         self.frozen: dict[str, nn.Module] = {}
         self.optimizers = {"network": settings.optimizer}

@@ -1,22 +1,27 @@
 """Networks with new weights, for pre-training."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
+
+from torch import nn
 
 from didi.data.source import Source
 from didi.diffusion import Process
 from didi.errors import UsageError
 from didi.methods.settings import NetworkConfig
 from didi.models.autoregressive import AutoregressiveConfig, AutoregressiveLM
+from didi.models.bert import BertConfig
+from didi.models.bundle import load
 from didi.models.dit import DiTConfig
-from didi.models.esm2 import ALPHABET, Esm2Config
+from didi.models.esm2 import Esm2Config
 from didi.models.networks import DenoiserNetwork, network_of
+from didi.models.proteins import ALPHABET, MASK_ID, ProteinConfig
 
 
 def denoiser_shape(
     network: NetworkConfig, *, vocab_size: int, mask_id: int | None, length: int
-) -> DiTConfig | Esm2Config:
+) -> DiTConfig | ProteinConfig:
     """Shape of the denoiser of ``NetworkConfig``.
 
     Args:
@@ -39,20 +44,29 @@ def _dit(network: NetworkConfig, symbols: Mapping[str, Any]) -> DiTConfig:
 
 
 def _esm2(network: NetworkConfig, symbols: Mapping[str, Any]) -> Esm2Config:
-    expected = (len(ALPHABET), Esm2Config.mask_id)
+    return Esm2Config(**_protein(network, symbols), has_token_dropout=False, conv_radius=network.conv_radius)
+
+
+def _bert(network: NetworkConfig, symbols: Mapping[str, Any]) -> BertConfig:
+    return BertConfig(**_protein(network, symbols))
+
+
+def _protein(network: NetworkConfig, symbols: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of ``ProteinConfig``."""
+    expected = (len(ALPHABET), MASK_ID)
     if (given := (symbols["vocab_size"], symbols["mask_id"])) != expected:
         raise UsageError(
-            f"network.kind esm2 reads proteins, of {expected[0]} symbols with [MASK] at {expected[1]}; got {given[0]} "
-            f"and {given[1]}: set network.kind to dit, or choose a corpus of proteins"
+            f"network.kind {network.kind} reads proteins, of {expected[0]} symbols with [MASK] at {expected[1]}; got "
+            f"{given[0]} and {given[1]}: set network.kind to dit, or choose a corpus of proteins"
         )
-    names = ("hidden_size", "num_blocks", "num_heads", "dropout", "conv_radius")
-    shape = {name: getattr(network, name) for name in names}
-    return Esm2Config(length=symbols["length"], has_token_dropout=False, **shape)
+    names = ("hidden_size", "num_blocks", "num_heads", "dropout")
+    return {name: getattr(network, name) for name in names} | {"length": symbols["length"]}
 
 
-_SHAPES: Mapping[str, Callable[[NetworkConfig, Mapping[str, Any]], DiTConfig | Esm2Config]] = {
+_SHAPES: Mapping[str, Callable[[NetworkConfig, Mapping[str, Any]], DiTConfig | ProteinConfig]] = {
     "dit": _dit,
     "esm2": _esm2,
+    "bert": _bert,
 }
 """Shapes by ``NetworkConfig.kind``."""
 
@@ -72,3 +86,38 @@ def make_autoregressive(settings: Any, source: Source) -> AutoregressiveLM:
     return AutoregressiveLM(
         AutoregressiveConfig(vocab_size=source.vocab_size, mask_id=source.mask_id, length=length, **shape)
     )
+
+
+def starting_network(settings: Any, source: Source, process: Process) -> nn.Module:
+    """The network of the bundle ``settings.start`` for a ``PretrainConfig``, with the dropout of ``settings.network``.
+
+    Raises:
+        UsageError: the bundle is missing or has no network of that role, or its process, tokens or context do not fit.
+        DidiError: see ``bundle.load``.
+    """
+    name, role = settings.start, "autoregressive" if settings.model == "autoregressive" else "teacher"
+    try:
+        bundle = load(name)
+    except UsageError as error:
+        raise UsageError(f"start, which a resumed run needs too: {error}") from error
+    started: Any = bundle.networks().get(role)
+    if started is None:
+        raise UsageError(
+            f"start names a bundle with the role {role}; {name} holds {', '.join(bundle.networks())}: name another"
+        )
+    if bundle.process.name != process.name:
+        raise UsageError(
+            f"start has the process of the run, {process.name}; that of {name} is {bundle.process.name}: set process"
+        )
+    if bundle.tokenizer is None or bundle.tokenizer.get_vocab() != source.tokenizer.get_vocab():
+        raise UsageError(
+            f"start has the tokens of the corpus {settings.data.corpus}; those of {name} are others or missing: set "
+            f"data.tokenizer to that of {name}, or choose another corpus"
+        )
+    if started.length < settings.data.length:
+        raise UsageError(
+            f"data.length is at most the context of start, {started.length}; got {settings.data.length}: lower it"
+        )
+    network: nn.Module = network_of(replace(started.config, dropout=settings.network.dropout))
+    network.load_state_dict(started.state_dict())
+    return network

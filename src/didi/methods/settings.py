@@ -74,9 +74,9 @@ class DataConfig:
 class NetworkConfig:
     """Shape of the network (Tables 3-4); the vocabulary comes from the tokenizer."""
 
-    kind: Literal["dit", "esm2"] = "dit"
-    """``dit``, the diffusion transformer; or ``esm2`` for proteins, whose network has no time input and excludes the
-    symbols that stand for no residue."""
+    kind: Literal["dit", "esm2", "bert"] = "dit"
+    """``dit``, the diffusion transformer; or, for proteins, ``esm2`` (rotary positions) or ``bert`` (learned positions,
+    as in AntiBERTy), which have no time input and exclude the symbols that stand for no residue."""
     hidden_size: int = 768
     """Width; 768 or 1024 in Tables 3-4."""
     num_blocks: int = 12
@@ -94,10 +94,12 @@ class NetworkConfig:
 
     def __post_init__(self) -> None:
         check_at_least(1, self, "hidden_size", "num_blocks", "num_heads", "cond_dim")
-        if self.kind == "esm2" and self.is_time_conditioned:
+        if self.kind != "dit" and self.is_time_conditioned:
             raise UsageError(
-                "network.kind esm2 has no time input; got is_time_conditioned: turn it off, or set kind dit"
+                f"network.kind {self.kind} has no time input; got is_time_conditioned: turn it off, or set kind dit"
             )
+        if self.kind == "bert" and self.conv_radius:
+            raise UsageError(f"network.kind bert has no convolutions; got conv_radius {self.conv_radius}: set it to 0")
         check_at_least(0, self, "conv_radius")
         check_finite(self)
         check_fraction(self, "dropout")

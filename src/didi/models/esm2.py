@@ -5,73 +5,38 @@ of ``transformers``; ``models.esm2_layout`` reads the public checkpoints.
 """
 
 from dataclasses import asdict, dataclass
-from typing import TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 from didi.errors import UsageError
-from didi.models.denoiser import Simplex, Tokens
 from didi.models.discriminator import SHAPES, Output
-from didi.models.layers import Embedding, LocalConv, Rotary, rotate
+from didi.models.layers import LocalConv, Rotary, rotate
+from didi.models.proteins import Head, ProteinConfig, ProteinDenoiser, ProteinTrunk
 
-Network = TypeVar("Network", bound=nn.Module)
-
-ALPHABET = ("<cls>", "<pad>", "<eos>", "<unk>", *"LAGVSERTIDPKQNFYMHWCXBUZO.-", "<null_1>", "<mask>")
-"""The vocabulary of the public checkpoints; the index of a token is its id."""
-BEGIN_ID, PAD_ID, END_ID, MASK_ID = (ALPHABET.index(name) for name in ("<cls>", "<pad>", "<eos>", "<mask>"))
-EXCLUDED_IDS = tuple(number for number, name in enumerate(ALPHABET[:-1]) if not name.isalpha() or name == "X")
-"""Symbols, except the mask, that are no residue or an unknown residue; they are never drawn."""
 TRAINING_MASK_RATIO = 0.15 * 0.8
 """Share of masks in the training of ESM-2; token dropout uses it."""
 
 
 @dataclass(frozen=True)
-class Esm2Config:
+class Esm2Config(ProteinConfig):
     """Shape of an ESM-2; the defaults are the 150M network.
 
+    Rotary positions have no limit, so that ``length`` has no weights. Dropout acts on both residual branches.
+
     Attributes:
-        vocab_size: number of symbols V, the mask included.
-        mask_id: index of the mask.
-        length: context length L in positions, the begin and end symbols included; rotary positions have no limit.
-        hidden_size: width d.
-        num_blocks: number of transformer blocks.
-        num_heads: attention heads; ``hidden_size / num_heads`` is even.
-        inner_size: width of the MLP; None for four times ``hidden_size``.
-        dropout: dropout rate of both residual branches while in training mode.
-        layer_norm_epsilon: epsilon of layer normalisation.
-        is_tied: whether head and token embedding share one matrix.
         conv_radius: neighbours on either side that a residual depthwise convolution before each block reads; 0 for no
             convolution, as in the public checkpoints.
         has_token_dropout: whether embeddings of masks are zero and other embeddings are scaled by the share of visible
             positions in the sequence, relative to that in ESM-2's training.
-        begin_id: symbol before the first residue; None if there is none. It is never masked and never drawn.
-        end_id: symbol after the last residue, likewise.
-        pad_id: symbol of padding, likewise.
-        excluded_ids: further symbols, besides the mask, whose logits are -inf.
 
     Raises:
         UsageError: the heads do not fit the width, or a symbol is not in the vocabulary.
     """
 
-    vocab_size: int = len(ALPHABET)
-    mask_id: int = MASK_ID
-    length: int = 1024
-    hidden_size: int = 640
-    num_blocks: int = 30
-    num_heads: int = 20
-    inner_size: int | None = None
-    dropout: float = 0.0
-    layer_norm_epsilon: float = 1e-5
-    is_tied: bool = True
     has_token_dropout: bool = True
-    begin_id: int | None = BEGIN_ID
-    end_id: int | None = END_ID
-    pad_id: int = PAD_ID
-    excluded_ids: tuple[int, ...] = EXCLUDED_IDS
     conv_radius: int = 0
 
     def __post_init__(self) -> None:
@@ -82,17 +47,7 @@ class Esm2Config:
             )
         if self.conv_radius < 0:
             raise UsageError(f"conv_radius is 0 or more; got {self.conv_radius}")
-        symbols = {self.mask_id, self.pad_id, *self.excluded_ids, *self.frame_ids}
-        if not all(0 <= symbol < self.vocab_size for symbol in symbols) or len(symbols) == self.vocab_size:
-            raise UsageError(
-                f"special symbols lie in [0, vocab_size) and are not all of them; got {sorted(symbols)} and "
-                f"{self.vocab_size}"
-            )
-
-    @property
-    def frame_ids(self) -> tuple[int, ...]:
-        """The begin and the end symbol, without None."""
-        return tuple(symbol for symbol in (self.begin_id, self.end_id) if symbol is not None)
+        super().__post_init__()
 
 
 SIZES = {
@@ -136,58 +91,16 @@ class Block(nn.Module):
         return x + self.dropout(self.mlp(self.norm2(x)))
 
 
-class Head(nn.Module):
-    """The language-model head: a dense layer, GELU, a layer norm and the vocabulary matrix."""
-
-    def __init__(self, config: Esm2Config) -> None:
-        super().__init__()
-        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
-        self.norm = nn.LayerNorm(config.hidden_size, config.layer_norm_epsilon)
-        self.linear = None if config.is_tied else nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        self.bias = nn.Parameter(torch.zeros(config.vocab_size))
-
-    def forward(self, features: Float[Tensor, "*rows d"], embedding: Float[Tensor, "v d"]) -> Float[Tensor, "*rows v"]:
-        """Logits; ``embedding`` is the vocabulary matrix of a tied head."""
-        matrix = embedding if self.linear is None else self.linear.weight
-        return F.linear(self.norm(F.gelu(self.dense(features))), matrix, self.bias)
-
-
-class Esm2Trunk(nn.Module):
+class Esm2Trunk(ProteinTrunk):
     """Embedding, transformer blocks and the last layer norm; a ``denoiser.Trunk``."""
 
+    config: Esm2Config
+
     def __init__(self, config: Esm2Config) -> None:
-        super().__init__()
-        self.config = config
-        self.vocab_embed = Embedding(config.vocab_size, config.hidden_size)
+        super().__init__(config)
         self.rotary_emb = Rotary(config.hidden_size // config.num_heads)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_blocks))
         self.norm_final = nn.LayerNorm(config.hidden_size, config.layer_norm_epsilon)
-        self.keeps_activations = True
-
-    @property
-    def vocab_size(self) -> int:
-        """Number of symbols, the mask included."""
-        return self.config.vocab_size
-
-    @property
-    def mask_id(self) -> int:
-        """Index of the mask."""
-        return self.config.mask_id
-
-    @property
-    def length(self) -> int:
-        """Context length L, the begin and end symbols included."""
-        return self.config.length
-
-    @property
-    def is_time_conditioned(self) -> bool:
-        """False: there is no time input."""
-        return False
-
-    @property
-    def hidden_size(self) -> int:
-        """Width d."""
-        return self.config.hidden_size
 
     def embed(self, inputs: Int[Tensor, "*b"] | Float[Tensor, "*b v"]) -> Float[Tensor, "*b e"]:
         """See ``denoiser.Trunk.embed``; with token dropout the last column is the probability of the mask."""
@@ -209,18 +122,8 @@ class Esm2Trunk(nn.Module):
         """See ``denoiser.Trunk.hidden_states``; ``sigma`` is not read."""
         del sigma
         x = self._token_dropped(embedded, attention_mask) if self.config.has_token_dropout else embedded
-        rotary = self.rotary_emb(x.shape[1])
-        for block in self.blocks:
-            if self.keeps_activations or not torch.is_grad_enabled():
-                x = block(x, rotary, attention_mask)
-            else:
-                x = checkpoint(block, x, rotary, attention_mask, use_reentrant=False)
-        return self.norm_final(x)
-
-    def at_budget(self: Network, num_moves: int | None) -> Network:
-        """The network itself, as it does not read the number of moves."""
-        del num_moves
-        return self
+        normed: Tensor = self.norm_final(self.after_blocks(x, self.rotary_emb(x.shape[1]), attention_mask))
+        return normed
 
     @staticmethod
     def _token_dropped(
@@ -234,45 +137,12 @@ class Esm2Trunk(nn.Module):
         return x * ((1 - TRAINING_MASK_RATIO) * num_real / num_visible)[:, None, None]
 
 
-class Esm2(Esm2Trunk):
+class Esm2(Esm2Trunk, ProteinDenoiser):
     """ESM-2 that predicts residues; see ``denoiser.Denoiser`` for the contract."""
 
     def __init__(self, config: Esm2Config) -> None:
         super().__init__(config)
         self.output_layer = Head(config)
-
-    def features(
-        self,
-        inputs: Tokens | Simplex,
-        sigma: Float[Tensor, " b"] | None = None,
-        attention_mask: Bool[Tensor, "b l"] | None = None,
-    ) -> Float[Tensor, "b l d"]:
-        """See ``Denoiser.features``."""
-        return self.features_of_embeddings(self.embed(inputs), sigma, attention_mask)
-
-    def features_of_embeddings(
-        self,
-        embedded: Float[Tensor, "b l e"],
-        sigma: Float[Tensor, " b"] | None = None,
-        attention_mask: Bool[Tensor, "b l"] | None = None,
-    ) -> Float[Tensor, "b l d"]:
-        """As ``features``, from embeddings, such as those of ``embed``."""
-        return self.hidden_states(embedded, sigma, attention_mask)
-
-    def head(self, features: Float[Tensor, "*rows d"]) -> Float[Tensor, "*rows v"]:
-        """See ``Denoiser.head``; -inf at the mask and at ``excluded_ids``, so that no process draws them."""
-        excluded = torch.tensor([self.mask_id, *self.config.excluded_ids], device=features.device)
-        logits: Tensor = self.output_layer(features, self.vocab_embed.embedding)
-        return logits.index_fill(-1, excluded, -torch.inf)
-
-    def forward(
-        self,
-        inputs: Tokens | Simplex,
-        sigma: Float[Tensor, " b"] | None = None,
-        attention_mask: Bool[Tensor, "b l"] | None = None,
-    ) -> Float[Tensor, "b l v"]:
-        """Logits at every position; arguments are those of ``Denoiser.features``."""
-        return self.head(self.features(inputs, sigma, attention_mask))
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,10 @@ from torch import Tensor
 from didi.errors import UsageError
 from didi.models.checkpoint_keys import bare_keys
 from didi.models.convert import check_keys, float32_copies
-from didi.models.esm2 import MASK_ID, PAD_ID, SIZES, Esm2, Esm2Config
+from didi.models.esm2 import SIZES, Esm2, Esm2Config
 from didi.models.layers import Rotary
 from didi.models.networks import without_weights
+from didi.models.proteins import MASK_ID, PAD_ID
 from didi.models.untrusted import MAX_INT
 
 EMBEDDING, DECODER = "esm.embeddings.word_embeddings.weight", "lm_head.decoder.weight"

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from didi.errors import UsageError
 from didi.models.autoregressive import AutoregressiveConfig, AutoregressiveLM
+from didi.models.bert import Bert, BertConfig, BertDiscriminatorConfig
 from didi.models.discriminator import Discriminator, DiscriminatorConfig, current_names
 from didi.models.dit import DiT, DiTConfig
 from didi.models.esm2 import Esm2, Esm2Config, Esm2DiscriminatorConfig
@@ -37,9 +38,11 @@ NETWORKS: dict[str, NetworkKind] = {
     "gpt2": NetworkKind(AutoregressiveConfig, AutoregressiveLM),
     "esm2": NetworkKind(Esm2Config, Esm2),
     "esm2-discriminator": NetworkKind(Esm2DiscriminatorConfig, Discriminator),
+    "bert": NetworkKind(BertConfig, Bert),
+    "bert-discriminator": NetworkKind(BertDiscriminatorConfig, Discriminator),
 }
 
-DenoiserNetwork = DiT | Esm2
+DenoiserNetwork = DiT | Esm2 | Bert
 """Networks that implement ``denoiser.Denoiser``."""
 
 

@@ -19,7 +19,7 @@ from didi.methods.elbo import PretrainConfig
 from didi.methods.new_networks import denoiser_shape
 from didi.methods.settings import RENAMED_RECIPES, DataConfig, DistillationConfig
 from didi.models.dit import DiTConfig
-from didi.models.esm2 import Esm2Config
+from didi.models.proteins import ProteinConfig
 from didi.recipes import compared, openwebtext, proteins, text, worlds
 
 PRETRAIN: dict[str, PretrainConfig] = {
@@ -120,7 +120,7 @@ def teacher_recipe(settings: DistillationConfig) -> str:
     return fitting[0] if fitting else settings.recipe
 
 
-def teacher_shape(name: str) -> DiTConfig | Esm2Config:
+def teacher_shape(name: str) -> DiTConfig | ProteinConfig:
     """Shape of the teacher that a recipe pre-trains or distils, without loading a tokenizer.
 
     Raises:

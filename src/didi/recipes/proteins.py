@@ -1,4 +1,4 @@
-"""Recipes for proteins (Sec. 5.4): ``swissprot`` runs on a laptop, ``dplm-150m`` is that of the paper."""
+"""Recipes for proteins (Sec. 5.4): ``swissprot`` and ``antibody`` for a laptop, ``dplm-150m`` as in the paper."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -27,6 +27,23 @@ SWISSPROT = PretrainConfig(
     ),
 )  # fmt: skip
 
+# Heavy chains of half of the clones; AntiBERTy (didi convert antiberty) is trained further, with its own dropout. The
+# judge, a new network, is trained on the other half.
+_ANTIBODY_DATA = DataConfig(corpus="vh:first", length=160)
+
+ANTIBODY = PretrainConfig(
+    recipe="antibody",
+    weight="constant",
+    start="bundles/antiberty",
+    data=_ANTIBODY_DATA,
+    network=NetworkConfig(kind="bert", hidden_size=512, num_blocks=8, num_heads=8, dropout=0.1),
+    optimizer=OptimizerConfig(learning_rate=5e-5, warmup_steps=30, beta2=0.98, weight_decay=0.01),
+    loop=LoopConfig(
+        steps=400, batch_size=8, log_every=5, validate_every=50, validation_sequences=100, checkpoint_every=10,
+        ema_decay=0.99,
+    ),
+)  # fmt: skip
+
 PRETRAIN: dict[str, PretrainConfig] = {
     "swissprot": SWISSPROT,
     "swissprot-ar": replace(
@@ -35,6 +52,15 @@ PRETRAIN: dict[str, PretrainConfig] = {
         model="autoregressive",
         data=replace(_SWISSPROT_DATA, corpus="swissprot:second"),
         network=NetworkConfig(hidden_size=288, num_blocks=6, num_heads=6, dropout=0.1),
+    ),
+    "antibody": ANTIBODY,
+    "antibody-ar": PretrainConfig(
+        recipe="antibody-ar",
+        model="autoregressive",
+        data=replace(_ANTIBODY_DATA, corpus="vh:second"),
+        network=NetworkConfig(hidden_size=128, num_blocks=4, num_heads=4, dropout=0.2),
+        optimizer=replace(SWISSPROT.optimizer, warmup_steps=50),
+        loop=replace(ANTIBODY.loop, steps=1500, log_every=50, validate_every=100, checkpoint_every=100),
     ),
 }
 
@@ -47,6 +73,15 @@ DISTILL: dict[str, DistillConfig] = {
         student_optimizer=paths_optimizer(3e-4),
         discriminator_optimizer=paths_optimizer(1e-3),
         loop=LoopConfig(steps=500, batch_size=24, validate_every=250, checkpoint_every=25, ema_decay=0.98),
+    ),
+    "antibody": DistillConfig(
+        recipe="antibody",
+        data=_ANTIBODY_DATA,
+        objective=whole_path(8),
+        discriminator=paths_discriminator(warmup_steps=30, steps_per_student_step=2, guidance_steps=50),
+        student_optimizer=paths_optimizer(1e-5),
+        discriminator_optimizer=paths_optimizer(3e-5),
+        loop=LoopConfig(steps=200, batch_size=12, log_every=10, validate_every=50, checkpoint_every=10, ema_decay=0.98),
     ),
     "dplm-150m": DistillConfig(
         recipe="dplm-150m",

@@ -13,8 +13,8 @@ from didi.diffusion.canvas import Canvas
 from didi.errors import UsageError
 from didi.models.autoregressive import AutoregressiveLM
 from didi.models.bundle import Bundle
-from didi.models.esm2 import Esm2Config
 from didi.models.networks import DenoiserNetwork
+from didi.models.proteins import ProteinConfig
 from didi.models.tokenizer_fit import MASK
 
 
@@ -36,7 +36,7 @@ class Frame:
     def of(cls, network: DenoiserNetwork | AutoregressiveLM) -> "Frame":
         """The frame of the sequences of a network."""
         shape = network.config
-        if not isinstance(shape, Esm2Config):
+        if not isinstance(shape, ProteinConfig):
             return cls()
         before, after = (() if symbol is None else (symbol,) for symbol in (shape.begin_id, shape.end_id))
         return cls(before, after, shape.pad_id)

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 import torch
 
-from didi.data.protein import RESIDUES
 from didi.diffusion.noise import named_generator
 from didi.errors import UsageError
+from didi.models.proteins import RESIDUES
 
 NATURAL, MUTATED, SHUFFLED, UNIFORM, POLY_ALANINE = "natural", "mutated", "shuffled", "uniform", "poly-alanine"
 CONTROLS = (NATURAL, MUTATED, SHUFFLED, UNIFORM, POLY_ALANINE)

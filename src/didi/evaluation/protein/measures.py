@@ -11,7 +11,7 @@ from torch import Tensor
 
 from didi.data.mmseqs import clusters_of, nearest_identities
 from didi.errors import UsageError
-from didi.models.esm2 import ALPHABET
+from didi.models.proteins import ALPHABET
 
 NOT_REPETITIVE = "RGTWQHVYDKNCEIMPSLFAWDRYKHGTQVNEMCIPFLSARWEYHDGKTNQVMICPLSFAWHRDEYTKGN"
 """A sequence without repeats that is similar to no natural protein."""

@@ -1,0 +1,103 @@
+"""Antibody heavy chains: translation, clones, and a split without a clone in two parts."""
+
+import gzip
+import itertools
+import random
+
+import pytest
+
+from didi.data import protein
+from didi.data.antibody import CODONS, HeavyChain, clones_of, read_airr, translated
+from didi.data.protein import prepare_proteins
+from didi.models.proteins import RESIDUES
+
+COLUMNS = ("productive", "v_call", "sequence_alignment", "junction_aa")
+CODON = {residue: codon for codon, residue in CODONS.items()}
+
+
+def chain(junction, *genes, residues=""):
+    return HeavyChain(residues or junction, frozenset(genes or ("IGHV1-2",)), junction)
+
+
+def test_codons_are_translated():
+    assert translated("ATGGCNTGGTAAAC") == "M*W*"
+    assert (CODONS["ATG"], CODONS["TGG"], len(CODONS)) == ("M", "W", 64)
+    assert translated("GAAGTGCAGCTGGTGGAG") == "EVQLVE"
+
+
+def test_chains_are_distinct_productive_domains_without_gaps(tmp_path):
+    rows = [
+        ("T", "IGHV3-9*01,IGHV3-20*02", "gaa...GTG-CAG", "CARW"),
+        ("T", "IGHV3-9*01", "GAAGTGCAG", "CAKW"),  # the same domain
+        ("F", "IGHV3-9*01", "CAGGTGCAG", "CARW"),
+        ("T", "IGHV3-9*01", "GAATAACAG", "CARW"),
+        ("T", "IGHV3-9*01", "GAANTGCAG", "CARW"),
+        ("T", "IGHV4-4*01", "CAGCTGCAG", "CASW"),
+    ]
+    with gzip.open(tmp_path / "some.tsv.gz", "wt") as stream:
+        stream.writelines("\t".join(row) + "\n" for row in (COLUMNS, *rows))
+    assert read_airr(tmp_path / "some.tsv.gz") == [
+        HeavyChain("EVQ", frozenset({"IGHV3-9", "IGHV3-20"}), "CARW"),
+        HeavyChain("QLQ", frozenset({"IGHV4-4"}), "CASW"),
+    ]
+
+
+def test_clones_share_a_v_gene_and_most_of_their_junction():
+    chains = [
+        chain("CAAAAAAAAW"),
+        chain("CCCAAAAAAW"),  # 8 of 10 residues equal
+        chain("CCCCAAAAAW"),  # 7 of 10: another clone, but for the chain before it
+        chain("CAAAAAAAAW", "IGHV9-9"),  # another gene
+        chain("CAAAAAAAW"),  # another length
+        chain("DDDDDDDDDD"),
+        chain("CAAAAAAAAW", "IGHV9-9", "IGHV8-8"),
+        chain("CCAAAAAAAW", "IGHV8-8"),
+    ]
+    assert clones_of(chains) == [0, 0, 0, 3, 4, 5, 3, 3]
+    assert clones_of(chains[:1] + chains[2:3]) == [0, 1]
+    assert clones_of(chains[2::-1]) == [0, 0, 0]
+    assert clones_of([]) == []
+
+
+def made_chains(num_clones, seed=0):
+    """Clones of one to four members, in random order; junctions of different clones are unlike each other."""
+    source, chains = random.Random(seed), []
+    for number in range(num_clones):
+        junction, gene = "".join(source.choices(RESIDUES, k=20)), f"IGHV{number % 3}-1"
+        for member in range(source.randint(1, 4)):
+            mutated = junction[:member] + source.choice(RESIDUES) + junction[member + 1 :]
+            domain = "".join(source.choices(RESIDUES, k=60)) + mutated
+            chains.append((number, HeavyChain(domain, frozenset({gene}), mutated)))
+    source.shuffle(chains)
+    return chains
+
+
+def test_no_clone_is_in_two_splits(tmp_path, monkeypatch):
+    monkeypatch.setenv("DIDI_CACHE", str(tmp_path / "cache"))
+    chains = made_chains(60)
+    monkeypatch.setattr(protein, "_vh", lambda: [one for _, one in chains])
+    clone = {one.residues: number for number, one in chains}
+    data, halves = prepare_proteins("vh"), [prepare_proteins(f"vh:{half}") for half in ("first", "second")]
+    parts = [list(itertools.chain.from_iterable(part.train)) for part in halves] + [data.validation, data.test]
+    clones = [{clone[residues] for residues in part} for part in parts]
+    assert [len(found) for found in clones] == [24, 24, 6, 6]
+    assert set.union(*clones) == set(range(60))
+    assert all(len({clone[residues] for residues in members}) == 1 for members in data.train)
+    assert sorted(parts[0] + parts[1]) == sorted(one for one, n in clone.items() if n in clones[0] | clones[1])
+    monkeypatch.setattr(protein, "clones_of", None)  # the cache is used
+    assert prepare_proteins("vh") == data
+
+
+@pytest.mark.network
+def test_the_asset_has_the_documented_numbers():
+    data = prepare_proteins("vh")
+    chains = protein._vh()
+    assert (len(chains), len(set(clones_of(chains)))) == (1331, 998)
+    assert (len(data.train), len(data.validation), len(data.test)) == (798, 100, 100)
+    by_residues = {one.residues: one for one in chains}
+    train = [by_residues[residues] for members in data.train for residues in members]
+    for held_out in (by_residues[residues] for residues in data.validation + data.test):
+        for one in train:
+            if one.v_genes & held_out.v_genes and len(one.junction) == len(held_out.junction):
+                num_equal = sum(a == b for a, b in zip(one.junction, held_out.junction, strict=True))
+                assert num_equal < 0.8 * len(one.junction)
