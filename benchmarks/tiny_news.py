@@ -35,7 +35,7 @@ from tiny_news_cells import (
     Timing,
     cells,
 )
-from tiny_news_tables import against_twin, showcase, sweep_table, timing_table, verdicts
+from tiny_news_tables import against_autoregressive, showcase, sweep_table, timing_table, verdicts
 from torch import Tensor
 
 import didi
@@ -211,7 +211,7 @@ def page(args: argparse.Namespace) -> None:
         "## Claims fixed before the measurement\n",
         *verdicts(rows),
         "",
-        *against_twin(rows, timing),
+        *against_autoregressive(rows, timing),
     ]
     renew(RESULTS / "tiny-news.md", "tiny_news.py", parts)
 

@@ -186,7 +186,7 @@ def test_a_constant_weight_minimises_the_mean_cross_entropy_and_still_logs_the_n
 AUTOREGRESSIVE = replace(CONFIG, model="autoregressive", optimizer=replace(CONFIG.optimizer, method="muon"))
 
 
-def test_the_autoregressive_twin_learns_resumes_and_makes_a_bundle(source, run_twice):
+def test_the_autoregressive_baseline_learns_resumes_and_makes_a_bundle(source, run_twice):
     run_twice(lambda folder: make_trainer(AUTOREGRESSIVE, Inputs(source, CPU)), CONFIG.loop, stop_in=2)
     job = make_trainer(replace(AUTOREGRESSIVE, loop=replace(CONFIG.loop, steps=30)), Inputs(source, CPU))
     before = job.validate()["validation_nll"]

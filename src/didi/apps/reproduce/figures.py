@@ -26,7 +26,7 @@ def table_7_cells(plan: Plan) -> list[LikelihoodCell]:
 
 def _own_likelihoods(plan: Plan) -> list[LikelihoodCell]:
     networks: dict[Role, Run | str | None] = {
-        "teacher": plan.teacher, "student": plan.student, BASELINE: plan.twin,
+        "teacher": plan.teacher, "student": plan.student, BASELINE: plan.baseline,
     }  # fmt: skip
     return [
         LikelihoodCell(bundle, role, corpus)
@@ -39,7 +39,7 @@ def _own_likelihoods(plan: Plan) -> list[LikelihoodCell]:
 def table_7(plan: Plan, study: Study) -> list[str]:
     """Table 7: likelihoods of teacher, student, baseline and peers."""
     rows = [study.likelihood(cell) for cell in _own_likelihoods(plan)]
-    baseline = "" if plan.twin is None else f", baseline {_name(plan.twin)}"
+    baseline = "" if plan.baseline is None else f", baseline {_name(plan.baseline)}"
     lines = [likelihood_table(rows, model=f"teacher {plan.teacher}{baseline}", machine=machine_name())]
     if plan.peers:
         lines += ["\n### Other teachers\n", *peers.peers_table(plan.peers, plan.corpora, study), ""]
@@ -56,11 +56,11 @@ def _name(bundle: Run | str) -> str:
 
 def _about_baseline(plan: Plan, rows: Sequence[EvaluationRow]) -> list[str]:
     """A sentence about the baseline, and about the lengths of sequences if they differ."""
-    if plan.twin is None:
+    if plan.baseline is None:
         return []
     baseline = next(row for row in rows if row.role == BASELINE)
     teacher = next(row for row in rows if row.role == "teacher")
-    bundle = _name(plan.twin)
+    bundle = _name(plan.baseline)
     text = f"The autoregressive baseline is that of `{bundle}`, one pass for each of its {baseline.nfe} tokens."
     length = round(teacher.tokens_per_second * teacher.seconds_per_sequence)
     if length != baseline.nfe:
@@ -93,7 +93,7 @@ def _own_samples(plan: Plan) -> list[Cell]:
 
 def _baseline_cells(plan: Plan) -> list[Cell]:
     """The cell of the baseline, if there is one; its row has the length as number of moves, whatever ``nfe`` is."""
-    return [] if plan.twin is None else [Cell(plan.twin, BASELINE, nfe=1)]
+    return [] if plan.baseline is None else [Cell(plan.baseline, BASELINE, nfe=1)]
 
 
 def figure_1(plan: Plan, study: Study) -> list[str]:
