@@ -20,6 +20,7 @@ from tiny_news_cells import (
     Timing,
 )
 
+from didi.evaluation.anchors import CORPUS_TEXTS
 from didi.evaluation.frontier import frontier_ratio, perplexity_at_entropy
 from didi.evaluation.row import EvaluationRow
 from didi.markdown import markdown_table
@@ -143,10 +144,10 @@ def sweep_table(swept: Sequence[EvaluationRow]) -> list[str]:
 
 
 def showcase(rows: dict[str, EvaluationRow], records: dict[str, dict[str, Any]]) -> list[str]:
-    """The first text of each sample set at temperature 1."""
+    """The first text of each generated set at temperature 1."""
     parts = []
     for name, row in rows.items():
-        if row.temperature == 1:
+        if row.temperature == 1 and row.role not in CORPUS_TEXTS:
             parts.append(f"**{row.label()}** (set: perplexity {row.gen_ppl:.0f}, entropy {row.entropy:.2f})\n")
             parts.append(f"> {' '.join(records[name]['texts'][0].split())}\n")
     return parts

@@ -47,6 +47,17 @@ def test_a_perplexity_bought_with_entropy_fails_at_equal_entropy():
     assert held[3:15] == ["**no**"] * 12
 
 
+def test_texts_are_shown_of_generated_sets_only():
+    rows = make_rows(ppl=good)
+    shown = "\n".join(
+        tiny_news.showcase(rows, {name: {"texts": [f"text of {row.role}"]} for name, row in rows.items()})
+    )
+    assert "text of student" in shown
+    assert "text of trigram model" in shown
+    assert "text of data" not in shown
+    assert "text of shuffled words" not in shown
+
+
 def test_entropies_that_never_meet_are_not_measured():
     rows = make_rows(ppl=good, entropy=lambda cell: 3.0 if cell.sampler == "guided" else 4.5)
     assert answers(rows)[15].startswith("**not measured**")

@@ -9,6 +9,7 @@ from didi.data.source import Source
 from didi.diffusion.noise import named_generator
 
 ANCHORS = ("shuffled words", "repetition", "trigram model")
+CORPUS_TEXTS = ("data", "shuffled words")  # sets whose texts are the corpus's; reports do not quote them: licences
 NGRAM_ORDER = 3
 NGRAM_ROWS = 16_384  # training rows of the n-gram model: some two million tokens
 

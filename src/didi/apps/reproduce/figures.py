@@ -7,7 +7,7 @@ from didi.apps.reproduce import peers, published
 from didi.apps.reproduce.cells import Cell, LikelihoodCell, Run
 from didi.apps.reproduce.plan import Plan
 from didi.apps.reproduce.study import Study
-from didi.evaluation.anchors import ANCHORS
+from didi.evaluation.anchors import ANCHORS, CORPUS_TEXTS
 from didi.evaluation.figure import latency_figure, perplexity_figure
 from didi.evaluation.machine import machine_name
 from didi.evaluation.report import quoted, rows_table
@@ -97,14 +97,15 @@ def _baseline_cells(plan: Plan) -> list[Cell]:
 
 
 def figure_1(plan: Plan, study: Study) -> list[str]:
-    """Figure 1: perplexity against the number of moves, the table, and the first text of each sample set."""
+    """Figure 1: perplexity against the number of moves, the table, and the first text of each generated set."""
     cells = _own_samples(plan)
     rows = [study.row(cell) for cell in cells]
     figure = perplexity_figure([row for row in rows if row.role not in ANCHORS], study.folder / "figure1.png")
     lines = [f"![Perplexity and entropy against NFE]({figure.name})\n", *_as_published(plan, "figure1")]
     lines += _about_baseline(plan, rows)
     lines.append(rows_table(rows, recipe=plan.recipe.recipe))
-    for cell, row in zip(cells, rows, strict=True):
+    generated = [(cell, row) for cell, row in zip(cells, rows, strict=True) if row.role not in CORPUS_TEXTS]
+    for cell, row in generated:
         lines.append(f"**{row.label()}** (perplexity {row.gen_ppl:.1f}, entropy {row.entropy:.2f})\n")
         lines.append(quoted(study.record(cell)["texts"][0]))
     return lines + _peers_figure(plan, study, [row for row in rows if row.role == "data"])
