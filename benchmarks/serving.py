@@ -177,7 +177,7 @@ def table(rows: list[dict[str, Any]]) -> list[str]:
 
 def bound_table(rows: list[dict[str, Any]]) -> list[str]:
     """Speed-ups of 16 sequences in a batch, and milliseconds per text of the scheduler and of transformers' GPT-2."""
-    kinds, lengths = ("trunk", "pass", "scheduler", "twin"), sorted({one["length"] for one in rows})
+    kinds, lengths = ("trunk", "pass", "scheduler", "gpt2"), sorted({one["length"] for one in rows})
     by_kind = {(one["kind"], one["length"]): one for one in rows}
     cells = [
         [

@@ -8,7 +8,7 @@ For each length and in each round, 16 sequences are processed one after the othe
   costs nothing;
 - ``pass``: the trunk, the vocabulary head and the draws of a move that reveals ``1 / nfe`` of the positions;
 - ``scheduler``: ``didi.serving.scheduler``;
-- ``twin``: ``generate`` of transformers for a GPT-2 of the student's shape. Its weights are random, which does not
+- ``gpt2``: ``generate`` of transformers for a GPT-2 of the student's shape. Its weights are random, which does not
   change the time.
 
 ``--processor-time`` measures the processor time of the process, which other programs disturb less; for one thread only.
@@ -79,7 +79,7 @@ def scheduler(bundle: Bundle, length: int, nfe: int) -> tuple[Work, Work]:
     return lambda: run([[job] for job in jobs()]), lambda: run([jobs()])
 
 
-def twin(bundle: Bundle, length: int, _: int) -> tuple[Work, Work]:
+def gpt2(bundle: Bundle, length: int, _: int) -> tuple[Work, Work]:
     """Texts of ``length`` tokens from ``generate`` of transformers."""
     shape = bundle.network().config
     gpt2 = AutoregressiveLM(
@@ -97,7 +97,7 @@ def twin(bundle: Bundle, length: int, _: int) -> tuple[Work, Work]:
     return lambda: [run(one) for one in begin.split(1)], lambda: run(begin)
 
 
-KINDS = {"trunk": trunk, "pass": whole_pass, "scheduler": scheduler, "twin": twin}
+KINDS = {"trunk": trunk, "pass": whole_pass, "scheduler": scheduler, "gpt2": gpt2}
 
 
 def seconds(work: Work, clock: Callable[[], float]) -> float:

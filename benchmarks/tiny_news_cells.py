@@ -33,10 +33,10 @@ class Cell:
         return ["tokenizer", *([] if self.role in ("data", *ANCHORS) else [self.role]), *guide]
 
 
-DATA, TWIN = Cell("data"), Cell("autoregressive", nfe=LENGTH)
+DATA, BASELINE = Cell("data"), Cell("autoregressive", nfe=LENGTH)
 TEACHER_8, TEACHER_32, TEACHER_128 = (Cell("teacher", nfe=nfe) for nfe in (8, 32, 128))
 STUDENT_8, GUIDED_8 = Cell("student", nfe=8), Cell("student", "guided", 8)
-SWEPT = (TEACHER_8, TEACHER_32, STUDENT_8, GUIDED_8, TWIN)
+SWEPT = (TEACHER_8, TEACHER_32, STUDENT_8, GUIDED_8, BASELINE)
 
 
 def cells() -> Iterator[Cell]:
@@ -44,7 +44,7 @@ def cells() -> Iterator[Cell]:
     for nfe in NFES:
         yield from (Cell("teacher", nfe=nfe), Cell("student", nfe=nfe))
     yield from (Cell("student", "guided", nfe) for nfe in GUIDED_NFES)
-    yield TWIN
+    yield BASELINE
     for cell in SWEPT:
         # Guided cells take long, and their sweep does not need the highest temperature.
         temperatures = TEMPERATURES[:-1] if cell == GUIDED_8 else TEMPERATURES

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tiny_news_cells import (
+    BASELINE,
     DATA,
     GUIDED_8,
     GUIDED_NFES,
@@ -15,11 +16,11 @@ from tiny_news_cells import (
     TEACHER_32,
     TEACHER_128,
     TIMED_ROUNDS,
-    TWIN,
     Cell,
     Timing,
 )
 
+from didi.evaluation.anchors import CORPUS_TEXTS
 from didi.evaluation.frontier import frontier_ratio, perplexity_at_entropy
 from didi.evaluation.row import EvaluationRow
 from didi.markdown import markdown_table
@@ -79,28 +80,28 @@ def verdicts(rows: dict[str, EvaluationRow]) -> list[str]:
     return lines
 
 
-def against_twin(rows: dict[str, EvaluationRow], timing: Timing) -> list[str]:
-    """The fewest moves at which the student is as good as the autoregressive twin at equal entropy, and the speed."""
+def against_autoregressive(rows: dict[str, EvaluationRow], timing: Timing) -> list[str]:
+    """The fewest moves at which the student matches the autoregressive baseline at equal entropy, and the speed."""
     lines = []
     for sampler in ("ancestral", "guided"):
-        title = f"**Student, {sampler}, against the autoregressive twin:**"
+        title = f"**Student, {sampler}, against the autoregressive baseline:**"
         first_good, missed = None, []
         for nfe in NFES if sampler == "ancestral" else GUIDED_NFES:
             row = rows[Cell("student", sampler, nfe).name]
-            twin_perplexity = perplexity_at_entropy(sweep(rows, TWIN), row.entropy)
-            if row.gen_ppl <= twin_perplexity:
-                first_good = (nfe, row, twin_perplexity)
+            baseline_perplexity = perplexity_at_entropy(sweep(rows, BASELINE), row.entropy)
+            if row.gen_ppl <= baseline_perplexity:
+                first_good = (nfe, row, baseline_perplexity)
                 break
-            missed.append(f"{row.gen_ppl:.0f} against {twin_perplexity:.0f} at {nfe} NFE")
+            missed.append(f"{row.gen_ppl:.0f} against {baseline_perplexity:.0f} at {nfe} NFE")
         if first_good is None:
             lines.append(f"{title} at no NFE as good at equal entropy ({'; '.join(missed)}).")
             continue
-        nfe, row, twin_perplexity = first_good
+        nfe, row, baseline_perplexity = first_good
         ratios = {
             size: sorted(
-                of_twin / of_student
-                for of_student, of_twin in zip(
-                    timing[Cell("student", sampler, nfe).name][str(size)], timing[TWIN.name][str(size)], strict=True
+                of_baseline / of_student
+                for of_student, of_baseline in zip(
+                    timing[Cell("student", sampler, nfe).name][str(size)], timing[BASELINE.name][str(size)], strict=True
                 )
             )
             for size in TIMED_ROUNDS
@@ -110,9 +111,9 @@ def against_twin(rows: dict[str, EvaluationRow], timing: Timing) -> list[str]:
             for size, values in ratios.items()
         )
         lines.append(
-            f"{title} as good from {nfe} NFE on (perplexity {row.gen_ppl:.0f} against {twin_perplexity:.0f} "
+            f"{title} as good from {nfe} NFE on (perplexity {row.gen_ppl:.0f} against {baseline_perplexity:.0f} "
             f"at entropy {row.entropy:.2f}). Its tokens per second over the "
-            f"twin's, median and range of the rounds: {ratios}."
+            f"baseline's, median and range of the rounds: {ratios}."
         )
     return ["\n\n".join(lines)]
 
@@ -143,10 +144,10 @@ def sweep_table(swept: Sequence[EvaluationRow]) -> list[str]:
 
 
 def showcase(rows: dict[str, EvaluationRow], records: dict[str, dict[str, Any]]) -> list[str]:
-    """The first text of each sample set at temperature 1."""
+    """The first text of each generated set at temperature 1."""
     parts = []
     for name, row in rows.items():
-        if row.temperature == 1:
+        if row.temperature == 1 and row.role not in CORPUS_TEXTS:
             parts.append(f"**{row.label()}** (set: perplexity {row.gen_ppl:.0f}, entropy {row.entropy:.2f})\n")
             parts.append(f"> {' '.join(records[name]['texts'][0].split())}\n")
     return parts

@@ -47,6 +47,11 @@ def test_the_citation_is_that_of_the_package():
     assert all(one in citation for one in ("cff-version", "title", "message", "authors"))
 
 
+def test_the_licences_of_code_and_weights_come_with_the_package():
+    assert PROJECT["license-files"] == ["LICENSE", "docs/licences.md"]
+    assert all((ROOT / one).is_file() for one in PROJECT["license-files"])
+
+
 @pytest.mark.parametrize("page", ["results/markov.md", "results/tiny-news.md", "speed.md"])
 def test_a_page_begins_with_its_finding_and_ends_with_its_claims(page):
     text = (DOCS / page).read_text()

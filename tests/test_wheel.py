@@ -1,24 +1,35 @@
-"""The wheel, installed as a user installs it: a fresh environment serves the bundled model."""
+"""Wheel and source archive hold what they should; a fresh environment with the wheel serves the bundled model."""
 
 import os
 import re
 import signal
 import subprocess
 import sys
+import tarfile
+import zipfile
 from pathlib import Path
 
 import httpx
 import pytest
+
+from didi.models.bundle import bundled_names
 
 pytestmark = [pytest.mark.network, pytest.mark.large]
 ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
-def installed(tmp_path_factory):
-    """Folder of programs of an environment with only the wheel and its extra ``serve``."""
+def built(tmp_path_factory):
+    """Folder with the source archive, and the wheel that is built of it."""
     folder = tmp_path_factory.mktemp("wheel")
-    subprocess.run([sys.executable, "-m", "build", "--wheel", "--outdir", folder, ROOT], check=True)
+    subprocess.run([sys.executable, "-m", "build", "--outdir", folder, ROOT], check=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def installed(built):
+    """Folder of programs of an environment with only the wheel and its extra ``serve``."""
+    folder = built
     (wheel,) = folder.glob("didi_instruct-*.whl")
     subprocess.run([sys.executable, "-m", "venv", folder / "venv"], check=True)
     programs = folder / "venv" / ("Scripts" if os.name == "nt" else "bin")
@@ -26,6 +37,25 @@ def installed(tmp_path_factory):
     constraints = ["--constraint", ROOT / "constraints.txt"]
     subprocess.run([programs / "python", "-m", "pip", *words, *constraints, f"{wheel}[serve]"], check=True)
     return programs
+
+
+def test_the_wheel_holds_bundles_page_types_and_licences(built):
+    (wheel,) = built.glob("*.whl")
+    with zipfile.ZipFile(wheel) as file:
+        names = file.namelist()
+    weights = {f"didi/bundles/{name}/bundle.yaml" for name in bundled_names()}
+    assert {"didi/py.typed", "didi/serving/static/index.html", "didi/serving/replay.html", *weights} <= set(names)
+    licences = [name.partition("/licenses/")[2] for name in names if "/licenses/" in name]
+    assert sorted(licences) == ["LICENSE", "docs/licences.md"]
+    assert not [name for name in names if name.startswith(("tests/", "benchmarks/"))]
+
+
+def test_the_source_archive_holds_tests_docs_and_licences(built):
+    (archive,) = built.glob("*.tar.gz")
+    with tarfile.open(archive) as file:
+        names = {name.partition("/")[2] for name in file.getnames()}
+    wanted = {"LICENSE", "CITATION.cff", "constraints.txt", "tests/conftest.py", "docs/licences.md", "docs/index.md"}
+    assert wanted <= names
 
 
 def test_a_fresh_environment_serves_the_bundled_model(installed, tmp_path):

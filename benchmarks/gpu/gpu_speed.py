@@ -1,7 +1,7 @@
 """Time of sampling and of distillation steps at paper scale on a GPU, with random weights.
 
 Sampling: 16 moves of ``owt-169m`` at L = 1024 in bfloat16, plain and compiled with a CUDA graph, compared within rounds
-with the bare passes of the trunk and with the autoregressive twin: run by ``transformers`` with a growing cache, and
+with the bare passes of the trunk and with the autoregressive baseline, run by ``transformers`` with a growing cache and
 with a static cache in CUDA graphs. (The published algorithm is left out, since it would draw 16 times 51 million
 uniforms a sequence on the CPU.) Distillation: seconds and peak memory of a step that updates discriminator and student.
 """
@@ -22,7 +22,7 @@ from didi.apps.bench import random_bundle
 from didi.data.source import open_source
 from didi.diffusion.canvas import Canvas
 from didi.diffusion.noise import SequenceNoise
-from didi.evaluation.speed import Method, Workload, contestant, trace, twin
+from didi.evaluation.speed import Method, Workload, autoregressive_baseline, contestant, trace
 from didi.evaluation.speed_row import ratio
 from didi.files import write_atomically
 from didi.methods.base import Inputs
@@ -61,7 +61,7 @@ def contestants(bundle: Bundle, batch_size: int, device: torch.device) -> dict[s
             draws[f"{method}, {name}"] = contestant(variant, method, workload, is_whole_batch=is_whole, traced=traced)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     with device:
-        decoder = StaticDecoder(twin(bundle.denoiser()), batch_size, dtype)
+        decoder = StaticDecoder(autoregressive_baseline(bundle.denoiser()), batch_size, dtype)
     draws["autoregressive, static cache in graphs"] = lambda: decoder(
         SequenceNoise(0, range(batch_size)).uniforms(length)
     )

@@ -54,7 +54,7 @@ def replacing(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         yield temporary
-        with temporary.open("rb") as file:
+        with temporary.open("r+b") as file:  # Windows flushes only a file that is open for writing
             os.fsync(file.fileno())
         temporary.replace(path)
     finally:

@@ -90,14 +90,14 @@ def test_a_given_baseline_has_its_cells(scale, baseline):
 
 def test_the_network_of_the_teachers_own_bundle_is_the_baseline_where_none_is_given(network, tmp_path):
     teacher = load("markov").teacher
-    twin = AutoregressiveLM(replace(network.config, vocab_size=33, mask_id=32)).eval()
+    network = AutoregressiveLM(replace(network.config, vocab_size=33, mask_id=32)).eval()
     own, alone = (
         str(save(Bundle(teacher=teacher, autoregressive=held), tmp_path / name))
-        for name, held in (("own", twin), ("alone", None))
+        for name, held in (("own", network), ("alone", None))
     )
     for name, expected in ((own, own), (alone, None)):
         plan = command._plan(command.ReproduceCommand("paper", Path("x"), teacher=name))
-        assert command._with_baseline(plan).twin == expected
+        assert command._with_baseline(plan).baseline == expected
 
 
 def test_a_bundle_that_is_no_baseline_is_refused_before_any_work(network, tmp_path):

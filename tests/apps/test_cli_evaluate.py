@@ -12,7 +12,7 @@ from didi.models.bundle import Bundle, save
 def small_world(monkeypatch):
     """Fewer held-out rows and fewer training rows of the trigram anchor, for speed."""
     monkeypatch.setattr("didi.data.source.MARKOV_HELD_OUT_ROWS", 256)
-    monkeypatch.setattr("didi.evaluation.anchors.BABBLE_ROWS", 1024)
+    monkeypatch.setattr("didi.evaluation.anchors.NGRAM_ROWS", 1024)
 
 
 @pytest.mark.slow
@@ -48,7 +48,7 @@ def test_evaluate_sweeps_judges_anchors_and_keeps_every_sample(didi, distilled, 
     status, out, _ = didi(*words)
     assert status == 0
     rows = json.loads((tmp_path / "metrics.json").read_text())
-    assert [row["role"] for row in rows[:4]] == ["data", "shuffled words", "repetition", "trigram babble"]
+    assert [row["role"] for row in rows[:4]] == ["data", "shuffled words", "repetition", "trigram model"]
     assert [(row["role"], row["temperature"], row["top_p"]) for row in rows[4:]] == [
         (role, *departure) for departure in ((0.9, 1), (1, 1), (1, 0.9)) for role in ("teacher", "student")
     ]

@@ -75,8 +75,8 @@ def test_it_does_not_infill(didi, folder):
 def test_a_text_begins_with_its_first_word(didi, folder, bundle):
     assert not cuts_words(bundle)
     assert cuts_words(package.load("tiny-news"))
-    twin = package.Bundle(autoregressive=package.load(folder).autoregressive, tokenizer=bundle.tokenizer)
-    assert not cuts_words(twin, "autoregressive")
+    public = package.Bundle(autoregressive=package.load(folder).autoregressive, tokenizer=bundle.tokenizer)
+    assert not cuts_words(public, "autoregressive")
     out = didi("generate", "--model", folder, "--num-samples", "1")[1]
     (record,) = drawn(didi("generate", "--model", folder, "--num-samples", "1", "--format", "jsonl")[1])
     assert out == f"--- 1 of 1\n{record['text']}\n\n"

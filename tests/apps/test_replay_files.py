@@ -17,11 +17,11 @@ MARKOV = ("generate", "--model", "markov")
 
 
 @pytest.fixture(scope="module")
-def twin(tmp_path_factory):
+def baseline(tmp_path_factory):
     """A bundle whose only network is autoregressive, over the tokens of markov."""
     shape = {"vocab_size": 32, "mask_id": None, "begin_id": 0, "hidden_size": 8, "num_blocks": 1, "num_heads": 2}
     network = AutoregressiveLM(AutoregressiveConfig(length=24, **shape)).eval()
-    folder = tmp_path_factory.mktemp("twin") / "bundle"
+    folder = tmp_path_factory.mktemp("baseline") / "bundle"
     return save(Bundle(autoregressive=network, tokenizer=MarkovSource(8, 0).tokenizer), folder)
 
 
@@ -37,8 +37,17 @@ def test_one_model_is_replayed(didi, tmp_path):
 
 
 @pytest.mark.slow  # imports transformers
-def test_a_race_has_a_lane_for_each_network(didi, twin, tmp_path):
-    words = ("--race", "teacher:4", "teacher:8:first-hitting", "autoregressive", "--baseline", twin, "--length", "20")
+def test_a_race_has_a_lane_for_each_network(didi, baseline, tmp_path):
+    words = (
+        "--race",
+        "teacher:4",
+        "teacher:8:first-hitting",
+        "autoregressive",
+        "--baseline",
+        baseline,
+        "--length",
+        "20",
+    )
     status, out, _ = didi(*MARKOV, *words, "--html", tmp_path / "a.html", "--format", "jsonl", "--prefix", "s1 s2")
     assert status == 0
     lanes = [json.loads(line) for line in out.splitlines()]
@@ -47,7 +56,7 @@ def test_a_race_has_a_lane_for_each_network(didi, twin, tmp_path):
         ("teacher", 20, "first-hitting"),
         ("autoregressive", 20, "ancestral"),
     ]
-    assert lanes[2]["model"] == str(twin)
+    assert lanes[2]["model"] == str(baseline)
     assert all(one["text"].startswith("s1 s2 ") for one in lanes)
     assert all(one["milliseconds"] > 0 and one["network_passes"] for one in lanes)
 

@@ -46,10 +46,10 @@ def quick(monkeypatch):
             name: Run(
                 replace(getattr(shortened, name).config, loop=replace(PRETRAIN["markov"].loop, steps=1, batch_size=2))
             )
-            for name in ("twin", "larger")
+            for name in ("baseline", "larger")
         }
         peers = {
-            name: replace(one, config=replace(one.config, loop=shorter["twin"].config.loop))
+            name: replace(one, config=replace(one.config, loop=shorter["baseline"].config.loop))
             for name, one in shortened.peers.items()
         }
         return replace(shortened, recipe=recipe, nfes=(1, 2), more_teacher_nfes=(), peers=peers, **shorter)

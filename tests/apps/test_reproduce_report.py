@@ -43,7 +43,10 @@ def test_a_text_cannot_break_the_report(tmp_path):
     plan = command._plan(command.ReproduceCommand("tiny", tmp_path))
     lines = figure_1(plan, TrickStudy(tmp_path, Sampling(8, "j")))
     html = write_html(write_atomically(tmp_path / "report.md", "\n".join(["# report", "", *lines]))).read_text()
-    assert html.count("&lt;script&gt;") == len(figure_3_cells(plan))  # one text of each own set
+    generated = [cell.role for cell in figure_3_cells(plan) if cell.role not in ("data", "shuffled words")]
+    assert html.count("&lt;script&gt;") == len(generated)  # one text of each generated set, none of the corpus
+    assert {f"- {role}\n" in "\n".join(lines) for role in generated} == {True}
+    assert "- data\n" not in "\n".join(lines)
     assert "<script>" not in html
     assert "<li>" not in html
 

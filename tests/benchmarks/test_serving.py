@@ -16,7 +16,7 @@ def results(tmp_path):
         for num in (1, 16)
     ]
     bounds = [
-        {"kind": kind, "length": 16, "alone": 24.04, "together": 8.0} for kind in ("trunk", "pass", "scheduler", "twin")
+        {"kind": kind, "length": 16, "alone": 24.04, "together": 8.0} for kind in ("trunk", "pass", "scheduler", "gpt2")
     ]
     by_threads = [
         {"threads": num, "rows": [one | ratio for one in rows], "bounds": [one | ratio for one in bounds]}

@@ -47,6 +47,17 @@ def test_a_perplexity_bought_with_entropy_fails_at_equal_entropy():
     assert held[3:15] == ["**no**"] * 12
 
 
+def test_texts_are_shown_of_generated_sets_only():
+    rows = make_rows(ppl=good)
+    shown = "\n".join(
+        tiny_news.showcase(rows, {name: {"texts": [f"text of {row.role}"]} for name, row in rows.items()})
+    )
+    assert "text of student" in shown
+    assert "text of trigram model" in shown
+    assert "text of data" not in shown
+    assert "text of shuffled words" not in shown
+
+
 def test_entropies_that_never_meet_are_not_measured():
     rows = make_rows(ppl=good, entropy=lambda cell: 3.0 if cell.sampler == "guided" else 4.5)
     assert answers(rows)[15].startswith("**not measured**")
@@ -55,7 +66,7 @@ def test_entropies_that_never_meet_are_not_measured():
     assert [answer.startswith("**not measured**") for answer in answers(rows)[3:15]] == [True] * 12
 
 
-def test_the_twin_is_met_at_equal_entropy_only():
+def test_the_baseline_is_met_at_equal_entropy_only():
     def timing(rows):
         seconds = {"student": 0.1, "teacher": 0.1, "autoregressive": 0.4}
         return {
@@ -65,11 +76,11 @@ def test_the_twin_is_met_at_equal_entropy_only():
         }
 
     rows = make_rows(ppl=lambda cell: 140 if cell.role == "student" and cell.nfe >= 16 else good(cell))
-    (told,) = tiny_news.against_twin(rows, timing(rows))
+    (told,) = tiny_news.against_autoregressive(rows, timing(rows))
     plain, guided = told.split("\n\n")
     assert "as good from 16 NFE on (perplexity 140 against 150 at entropy 4.50)" in plain
     assert "4.0 [4.0, 4.0] at batch 1" in plain
     assert "as good from 4 NFE on" in guided
     sharp = make_rows(ppl=good, entropy=lambda cell: 4.4 if cell.role == "student" else 4.5)
-    (told,) = tiny_news.against_twin(sharp, timing(sharp))
-    assert told.startswith("**Student, ancestral, against the autoregressive twin:** at no NFE as good")
+    (told,) = tiny_news.against_autoregressive(sharp, timing(sharp))
+    assert told.startswith("**Student, ancestral, against the autoregressive baseline:** at no NFE as good")

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from didi.data.source import MarkovSource
-from didi.evaluation.anchors import anchor_sets, ngram_babble, shuffled_words, starts_of_words
+from didi.evaluation.anchors import anchor_sets, ngram_samples, shuffled_words, starts_of_words
 
 
 def generator(seed=0):
@@ -24,9 +24,9 @@ def test_a_tokenizer_without_spaces_has_a_word_in_each_token():
     assert starts_of_words(MarkovSource(8, 0).tokenizer).all()
 
 
-def test_babble_follows_the_counts_and_backs_off():
+def test_ngram_samples_follow_the_counts_and_backs_off():
     train = torch.tensor([[0, 1, 2, 0, 1, 2, 0, 1]] * 3 + [[0, 1, 3, 3, 3, 3, 3, 3]])
-    rows = ngram_babble(train, 4000, 3, generator())
+    rows = ngram_samples(train, 4000, 3, generator())
     grams = Counter(tuple(gram) for row in rows.tolist() for gram in zip(row, row[1:], row[2:], strict=False))
     seen = {tuple(gram) for row in train.tolist() for gram in zip(row, row[1:], row[2:], strict=False)}
     assert set(grams) <= seen | {(0, 1, symbol) for symbol in (0, 1, 2, 3)}
@@ -38,7 +38,7 @@ def test_babble_follows_the_counts_and_backs_off():
 
 def test_an_unseen_context_is_shortened():
     train = torch.tensor([[0, 1], [1, 0]])  # no trigram at all
-    rows = ngram_babble(train, 50, 2, generator())
+    rows = ngram_samples(train, 50, 2, generator())
     assert {tuple(row) for row in rows.tolist()} == {(0, 1), (1, 0)}
 
 
@@ -46,12 +46,12 @@ def test_an_unseen_context_is_shortened():
 def test_anchors_differ_from_the_corpus_as_their_names_say():
     source = MarkovSource(16, 0)
     sets = anchor_sets(source, 200)
-    assert list(sets) == ["shuffled words", "repetition", "trigram babble"]
+    assert list(sets) == ["shuffled words", "repetition", "trigram model"]
     assert all(rows.shape == (200, 16) for rows in sets.values())
     per_token = {name: -float(source.chain.log_likelihood(rows).mean()) / 16 for name, rows in sets.items()}
     real = -float(source.chain.log_likelihood(source.test).mean()) / 16
-    assert real < per_token["trigram babble"] < per_token["shuffled words"]
+    assert real < per_token["trigram model"] < per_token["shuffled words"]
     assert len(sets["repetition"].unique()) == 1
     again = anchor_sets(source, 200)
     assert all(torch.equal(sets[name], again[name]) for name in sets)
-    assert not torch.equal(sets["trigram babble"], anchor_sets(source, 200, seed=1)["trigram babble"])
+    assert not torch.equal(sets["trigram model"], anchor_sets(source, 200, seed=1)["trigram model"])

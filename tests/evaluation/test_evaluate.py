@@ -33,7 +33,7 @@ def bundle(make_dit):
 
 
 @pytest.mark.slow
-def test_each_role_sampler_and_number_of_moves_has_a_row_and_the_twin_has_one(bundle):
+def test_each_role_sampler_and_number_of_moves_has_a_row_and_the_baseline_has_one(bundle):
     data = JUDGE.chain.sample(8, LENGTH, torch.Generator().manual_seed(0))
     rows = evaluate(bundle, role=["teacher", "autoregressive"], nfe=[1, 3], num_samples=4, data=data, judge=JUDGE)
     assert [(row.role, row.nfe) for row in rows] == [
@@ -140,16 +140,16 @@ def test_a_joint_divergence_is_measured_from_the_named_network_or_else_the_bundl
     settings = {"role": "teacher", "nfe": [1], "num_samples": 16, "judge": ConstantJudge()}
     text = Bundle(**{**vars(bundle), "provenance": {}})
     own = evaluate(text, joint=True, **settings)[0]
-    named = Bundle(autoregressive=bundle.autoregressive, process=bundle.process, name="twin")
+    named = Bundle(autoregressive=bundle.autoregressive, process=bundle.process, name="baseline")
     other = evaluate(text, joint=named, **settings)[0]
-    assert (own.joint_reference, other.joint_reference) == (text.name, "twin")
+    assert (own.joint_reference, other.joint_reference) == (text.name, "baseline")
     assert evaluate(bundle, joint=True, **settings)[0].joint_reference == "markov"  # its world is known
     assert own.joint_kl == other.joint_kl
 
 
 def test_a_joint_divergence_without_a_reference_or_with_few_samples_is_refused_before_any_work(bundle, monkeypatch):
     settings = {"role": "teacher", "nfe": [1], "judge": UnusedJudge()}
-    named = Bundle(autoregressive=bundle.autoregressive, process=bundle.process, name="twin")
+    named = Bundle(autoregressive=bundle.autoregressive, process=bundle.process, name="baseline")
     alone = Bundle(teacher=bundle.teacher, process=bundle.process, name="alone")
     with pytest.raises(UsageError, match="bundle alone has none: train one with didi pretrain"):
         evaluate(alone, num_samples=16, joint=True, **settings)

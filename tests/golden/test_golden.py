@@ -118,7 +118,7 @@ def test_samples(name, matches):
     matches(f"samples: {name}", tokens={"tokens": drawn.tokens, **passes})
 
 
-def test_samples_of_the_autoregressive_twin(matches):
+def test_samples_of_the_autoregressive_baseline(matches):
     drawn = generate(tiny_news(), num_samples=3, seed=7, role="autoregressive", prefix="The prime")
     matches("samples: autoregressive", tokens={"tokens": drawn.tokens})
 

@@ -11,7 +11,7 @@ from didi.sampling.base import time_grid
 from didi.sampling.token_distribution import TokenDistribution
 
 VOCAB, LENGTH = 11, 12
-KINDS = {"twin": {"mask_id": VOCAB - 1}, "public": {"mask_id": None, "begin_id": 3, "is_tied": True}}
+KINDS = {"baseline": {"mask_id": VOCAB - 1}, "public": {"mask_id": None, "begin_id": 3, "is_tied": True}}
 NUM_GIVEN = (0, 5, 1, LENGTH, 11, 5)
 """Number of given tokens of each sequence of a batch."""
 

@@ -96,8 +96,8 @@ def test_uniform_diffusion_has_tokens_everywhere_from_its_first_state(unchecked)
 @pytest.mark.slow  # imports transformers
 def test_an_autoregressive_network_writes_one_position_a_move(bundle):
     shape = AutoregressiveConfig(vocab_size=8192, mask_id=8191, length=12, hidden_size=8, num_blocks=1, num_heads=2)
-    with_twin = replace(bundle, autoregressive=AutoregressiveLM(shape).eval())
-    lane = record_lane(with_twin, prefix=PREFIX, options=SamplingOptions(role="autoregressive"))
+    with_baseline = replace(bundle, autoregressive=AutoregressiveLM(shape).eval())
+    lane = record_lane(with_baseline, prefix=PREFIX, options=SamplingOptions(role="autoregressive"))
     assert [move.positions for move in lane.moves] == [(position,) for position in range(3, 12)]
     assert lane.name == "autoregressive, 12 moves, left to right"
 

@@ -372,7 +372,7 @@ def test_training_lowers_the_exact_divergence_of_few_moves(trained_teacher, tmp_
 
 
 @pytest.mark.parametrize("name", ["markov", "tiny-news"])
-def test_the_teacher_of_a_recipe_is_that_of_its_uniform_state_twin(name):
+def test_the_teacher_of_a_recipe_is_that_of_its_uniform_state_counterpart(name):
     assert teacher_recipe(distillation_recipes("dcd")[name]) == f"{name}-duo"
     assert teacher_recipe(distillation_recipes("didi")[name]) == name
     assert teacher_shape(f"{name}-duo").mask_id is None

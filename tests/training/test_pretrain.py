@@ -190,7 +190,7 @@ AUTOREGRESSIVE = replace(CONFIG, model="autoregressive", optimizer=replace(CONFI
 
 
 @pytest.mark.slow
-def test_the_autoregressive_twin_learns_resumes_and_makes_a_bundle(source, run_twice):
+def test_the_autoregressive_baseline_learns_resumes_and_makes_a_bundle(source, run_twice):
     run_twice(lambda folder: make_trainer(AUTOREGRESSIVE, Inputs(source, CPU)), CONFIG.loop, stop_in=2)
     job = make_trainer(replace(AUTOREGRESSIVE, loop=replace(CONFIG.loop, steps=30)), Inputs(source, CPU))
     before = job.validate()["validation_nll"]

@@ -201,6 +201,8 @@ def _estimate(config: RunConfig, precision: str, num_processes: int) -> Estimate
 
 def _device(name: str) -> tuple[Device, str]:
     if name == "this":
+        if not hasattr(os, "sysconf"):  # Windows
+            raise UsageError(f"this system does not report its memory: give --device, one of {', '.join(DEVICES)}")
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB
         return Device(memory, _measured_flops()), machine_name(torch.device("cpu"))
     if name not in DEVICES:

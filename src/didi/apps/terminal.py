@@ -164,7 +164,11 @@ def _process_group() -> Iterator[bool]:
 @contextlib.contextmanager
 def _silenced() -> Iterator[None]:
     """Discard standard output and standard error within the context."""
-    with Path(os.devnull).open("w") as null, contextlib.redirect_stdout(null), contextlib.redirect_stderr(null):
+    with (
+        Path(os.devnull).open("w", encoding="utf-8") as null,
+        contextlib.redirect_stdout(null),
+        contextlib.redirect_stderr(null),
+    ):
         yield
 
 

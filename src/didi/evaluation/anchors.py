@@ -8,9 +8,10 @@ from torch import Tensor
 from didi.data.source import Source
 from didi.diffusion.noise import named_generator
 
-ANCHORS = ("shuffled words", "repetition", "trigram babble")
-BABBLE_ORDER = 3
-BABBLE_ROWS = 16_384  # training rows of the n-gram model: some two million tokens
+ANCHORS = ("shuffled words", "repetition", "trigram model")
+CORPUS_TEXTS = ("data", "shuffled words")  # sets whose texts are the corpus's; reports do not quote them: licences
+NGRAM_ORDER = 3
+NGRAM_ROWS = 16_384  # training rows of the n-gram model: some two million tokens
 
 
 def anchor_sets(source: Source, num_rows: int, *, seed: int = 0) -> dict[str, Int[Tensor, "n l"]]:
@@ -24,12 +25,13 @@ def anchor_sets(source: Source, num_rows: int, *, seed: int = 0) -> dict[str, In
     order = torch.randperm(len(source.test), generator=named_generator(seed, "data"))
     rows = source.test[order[:num_rows]]
     batch = 64
-    train = torch.cat([source.batch(step, batch) for step in range(BABBLE_ROWS // batch)])
+    train = torch.cat([source.batch(step, batch) for step in range(NGRAM_ROWS // batch)])
     words = starts_of_words(source.tokenizer)
     sets = (
         shuffled_words(rows, words, named_generator(seed, "shuffled words")),
         torch.full_like(rows, int(rows.flatten().mode().values)),
-        ngram_babble(train, len(rows), BABBLE_ORDER, named_generator(seed, "babble")),
+        # "babble" is part of the seed of the published rows.
+        ngram_samples(train, len(rows), NGRAM_ORDER, named_generator(seed, "babble")),
     )
     return dict(zip(ANCHORS, sets, strict=True))
 
@@ -56,7 +58,7 @@ def shuffled_words(
     return rows.gather(1, keys.gather(1, word).argsort(dim=1, stable=True))
 
 
-def ngram_babble(
+def ngram_samples(
     train: Int[Tensor, "m k"], num_rows: int, order: int, generator: torch.Generator
 ) -> Int[Tensor, "n k"]:
     """Samples of the n-gram model of ``train``; a context without continuation in ``train`` is shortened (backoff).

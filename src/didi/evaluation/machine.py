@@ -14,7 +14,7 @@ def machine_name(device: str | torch.device = "cpu") -> str:
     if torch.device(device).type == "cuda":
         return f"{torch.cuda.get_device_name(device)}, {version}, CUDA {torch.version.cuda}"
     cpuinfo = Path("/proc/cpuinfo")
-    match = re.search(r"model name\s*:\s*(.+)", cpuinfo.read_text()) if cpuinfo.exists() else None
+    match = re.search(r"model name\s*:\s*(.+)", cpuinfo.read_text(encoding="utf-8")) if cpuinfo.exists() else None
     model = match[1].strip() if match else platform.processor()
     cpu = f"{os.cpu_count()}-core {platform.machine()} CPU" + (f" ({model})" if model else "")
     return f"{cpu}, {version}, {torch.get_num_threads()} thread{'s' * (torch.get_num_threads() > 1)}"

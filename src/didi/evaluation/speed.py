@@ -17,12 +17,12 @@ from didi.evaluation.speed_work import (
     Trace,
     Variant,
     Workload,
+    autoregressive_baseline,
     contestant,
     default_methods,
     floor_of,
     timed,
     trace,
-    twin,
 )
 from didi.models.bundle import Bundle
 from didi.models.inference import for_inference
@@ -33,13 +33,13 @@ __all__ = [
     "SpeedRow",
     "Variant",
     "Workload",
+    "autoregressive_baseline",
     "compare",
     "contestant",
     "default_methods",
     "floor_of",
     "peak_memory",
     "trace",
-    "twin",
 ]
 
 FIRST_VARIANT_ONLY = ("published", "autoregressive")  # baselines, which run in the first variant only
@@ -59,7 +59,8 @@ def compare(
     """Time the methods in interleaved rounds for each workload.
 
     Args:
-        bundle: the model; an autoregressive network with random weights is used if it has none (``twin``).
+        bundle: the model; if it has no autoregressive network, one with random weights is used
+            (``autoregressive_baseline``).
         workloads: batches to draw.
         methods: contestants.
         variants: numerics and compilation of the networks; the published algorithm and the autoregressive model run

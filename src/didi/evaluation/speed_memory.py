@@ -2,19 +2,23 @@
 
 import contextlib
 import multiprocessing
-import resource
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
+from didi.errors import UsageError
 from didi.evaluation.speed_work import Method, Variant, Workload, contestant
 from didi.models.bundle import Bundle
 from didi.models.inference import for_inference
 
 
 def peak_memory(load_bundle: Callable[[], Bundle], method: Method, workload: Workload, variant: Variant) -> float:
-    """Peak memory in MiB of sampling one batch, without the weights, measured in a separate process."""
+    """Peak memory in MiB of sampling one batch, without the weights, measured in a separate process.
+
+    Raises:
+        UsageError: the system does not report the peak memory of a process (Windows).
+    """
     context = multiprocessing.get_context("spawn")
     with context.Pool(1) as pool:
         return pool.apply(_peak, (load_bundle, method, workload, variant, torch.get_num_threads()))
@@ -33,7 +37,7 @@ def _peak(
         return (torch.cuda.max_memory_allocated() - before) / 2**20
     reset = Path("/proc/self/clear_refs")
     with contextlib.suppress(OSError):  # where the peak cannot be reset, it includes the peak of loading
-        reset.write_text("5")
+        reset.write_text("5", encoding="utf-8")
     loaded = _resident_mib("VmRSS")
     draw()
     return _resident_mib("VmHWM") - loaded
@@ -42,6 +46,10 @@ def _peak(
 def _resident_mib(name: str) -> float:
     status = Path("/proc/self/status")
     if not status.exists():  # not Linux: only the peak is available, in bytes on macOS
+        try:
+            import resource
+        except ImportError as error:
+            raise UsageError("this system does not report peak memory: add --no-memory") from error
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    line = next(line for line in status.read_text().splitlines() if line.startswith(name))
+    line = next(line for line in status.read_text(encoding="utf-8").splitlines() if line.startswith(name))
     return int(line.split()[1]) / 2**10

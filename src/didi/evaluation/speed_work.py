@@ -97,7 +97,7 @@ class Workload:
     guidance: Guidance = field(default_factory=Guidance)
 
 
-def twin(network: DenoiserNetwork) -> AutoregressiveLM:
+def autoregressive_baseline(network: DenoiserNetwork) -> AutoregressiveLM:
     """An autoregressive model of the same vocabulary, width, depth and heads, with random weights."""
     shape = network.config
     model = AutoregressiveLM(
@@ -130,7 +130,7 @@ def contestant(
         UsageError: the bundle lacks a network that the method needs, or its process has no such sampler.
     """
     if method == "autoregressive":
-        network = bundle.autoregressive or twin(bundle.denoiser())
+        network = bundle.autoregressive or autoregressive_baseline(bundle.denoiser())
         return lambda: _drain(LeftToRight(network), network, workload)
     bundle = bundle.at_budget(workload.nfe)
     if method not in FLOORS:

@@ -9,7 +9,7 @@ One step:
 Sequences of different lengths, such as proteins, are padded to one length. Given positions and padding are neither
 corrupted nor scored; the loss is the mean over sequences of the loss per free position.
 
-The autoregressive twin of a teacher is trained on the same batches by its exact negative log-likelihood.
+The autoregressive baseline of a teacher is trained on the same batches by its exact negative log-likelihood.
 """
 
 from collections.abc import Mapping, Sequence
@@ -40,7 +40,7 @@ from didi.process_group import process_group, to_device
 
 @dataclass(frozen=True)
 class PretrainConfig(RunConfig):
-    """Pre-training of a teacher by its NELBO, or of its autoregressive twin."""
+    """Pre-training of a teacher by its NELBO, or of its autoregressive baseline."""
 
     model: Literal["masked-diffusion", "autoregressive"] = "masked-diffusion"
     """What is trained: a teacher, or a GPT-2 of the same shape on the same tokens, which ignores time settings."""
@@ -153,7 +153,7 @@ def losses(
 
 
 class Elbo:
-    """See ``methods.base.Method``; trains a teacher, or its autoregressive twin."""
+    """See ``methods.base.Method``; trains a teacher, or its autoregressive baseline."""
 
     name: ClassVar[str] = "elbo"
     settings_type: ClassVar[type[RunConfig]] = PretrainConfig

@@ -111,7 +111,7 @@ def recipe(recipes: Mapping[str, Config], name: str) -> Config:
 def teacher_recipe(settings: DistillationConfig) -> str:
     """Name of the recipe that pre-trains the teacher of a distillation.
 
-    This is the recipe of the same name, or its uniform-state twin ``NAME-duo`` if the method supports no masked
+    This is the recipe of the same name, or its uniform-state counterpart ``NAME-duo`` if the method supports no masked
     teachers.
     """
     processes = getattr(method_of(settings), "processes", ())

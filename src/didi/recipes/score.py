@@ -1,4 +1,4 @@
-"""SEDD twins of masked teachers (Lou et al. 2024, https://arxiv.org/abs/2310.16834), whose networks predict scores."""
+"""SEDD in place of masked teachers (Lou et al. 2024, https://arxiv.org/abs/2310.16834): networks predict scores."""
 
 from dataclasses import replace
 

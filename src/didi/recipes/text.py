@@ -15,8 +15,8 @@ from didi.recipes.score import sedd_absorb, sedd_uniform
 from didi.recipes.sdtt import sdtt
 from didi.recipes.uniform_state import duo, udlm
 
-# Chosen on validation data at equal time for the masked model, docs/lab-notes.md; the autoregressive twin has the same
-# settings.
+# Chosen on validation data at equal time for the masked model, docs/lab-notes.md; the autoregressive baseline has the
+# same settings.
 TINY_NEWS = PretrainConfig(
     recipe="tiny-news",
     weight="constant",

@@ -1,4 +1,4 @@
-"""Uniform-state twins of masked teachers: UDLM (Schiff et al. 2025) and Duo (Sahoo et al. 2025)."""
+"""Uniform-state counterparts of masked teachers: UDLM (Schiff et al. 2025) and Duo (Sahoo et al. 2025)."""
 
 from dataclasses import fields, replace
 

@@ -140,7 +140,7 @@ def free_bytes(device: torch.device) -> float:
 
 def _meminfo(file: Path = Path("/proc/meminfo")) -> float:
     try:
-        line = next(line for line in file.read_text().splitlines() if line.startswith("MemAvailable"))
+        line = next(line for line in file.read_text(encoding="utf-8").splitlines() if line.startswith("MemAvailable"))
     except (OSError, StopIteration):
         return float("inf")
     return float(line.split()[1]) * 1024

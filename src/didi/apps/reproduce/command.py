@@ -137,7 +137,7 @@ def _plan(command: ReproduceCommand) -> Plan:
     seeds = tuple(range(command.num_seeds))
     if command.scale == "markov":
         small = PRETRAIN["markov"]
-        twin = replace(small, recipe="markov-ar", model="autoregressive")
+        autoregressive = replace(small, recipe="markov-ar", model="autoregressive")
         larger = replace(small, recipe="markov-large", network=replace(small.network, hidden_size=96, num_blocks=4))
         return Plan(
             scale="markov",
@@ -147,7 +147,7 @@ def _plan(command: ReproduceCommand) -> Plan:
             more_teacher_nfes=(32,),
             seeds=seeds,
             corpora=("markov",),
-            twin=command.baseline or Run(twin),
+            baseline=command.baseline or Run(autoregressive),
             larger=command.larger or Run(larger),
             peers=_peers(command, "markov", small.loop.steps),
         )
@@ -164,7 +164,7 @@ def _plan(command: ReproduceCommand) -> Plan:
             more_teacher_nfes=(32, 64),
             seeds=seeds,
             corpora=("news", *STAND_INS),
-            twin=command.baseline,
+            baseline=command.baseline,
             larger=command.larger,
             distilled="tiny-news" if command.teacher in (None, "tiny-news") else None,
             peers=_peers(command, "tiny-news", TINY_PEER_STEPS),
@@ -179,7 +179,7 @@ def _plan(command: ReproduceCommand) -> Plan:
         more_teacher_nfes=(256, 1024),
         seeds=seeds,
         corpora=tuple(HUB),
-        twin=command.baseline,
+        baseline=command.baseline,
         larger=command.larger,
         peers=_peers(command),
     )
@@ -195,20 +195,20 @@ def _with_baseline(plan: Plan) -> Plan:
     Raises:
         UsageError: the bundle of ``--baseline`` has no such network, or was not trained on the scale's corpus.
     """
-    if plan.twin is None:
-        return replace(plan, twin=plan.teacher) if BASELINE in manifest_of(plan.teacher).networks else plan
-    if isinstance(plan.twin, Run):
+    if plan.baseline is None:
+        return replace(plan, baseline=plan.teacher) if BASELINE in manifest_of(plan.teacher).networks else plan
+    if isinstance(plan.baseline, Run):
         return plan
-    manifest = manifest_of(plan.twin)
+    manifest = manifest_of(plan.baseline)
     if BASELINE not in manifest.networks:
         held = ", ".join(manifest.networks)
         raise UsageError(
-            f"--baseline names a bundle with an {BASELINE} network; {plan.twin} holds {held}: take one of didi convert "
-            "gpt2, or of didi pretrain (tiny-news-ar, prose-ar)"
+            f"--baseline names a bundle with an {BASELINE} network; {plan.baseline} holds {held}: take one of didi "
+            "convert gpt2, or of didi pretrain (tiny-news-ar, prose-ar)"
         )
     if plan.scale == MARKOV and (corpus := manifest.provenance.get("corpus")) != MARKOV:
         raise UsageError(
-            f"--baseline of --scale {MARKOV} is of its world; {plan.twin} is of {corpus}: leave it out, and one is "
+            f"--baseline of --scale {MARKOV} is of its world; {plan.baseline} is of {corpus}: leave it out, and one is "
             "trained"
         )
     return plan

@@ -58,7 +58,7 @@ def sequence_passes(metrics: Path) -> float:
     Returns:
         The sum over all steps; NaN if no line has passes.
     """
-    lines = metrics.read_text().splitlines() if metrics.is_file() else []
+    lines = metrics.read_text(encoding="utf-8").splitlines() if metrics.is_file() else []
     rows = [row for row in map(_figures, lines) if row.get("sequence_passes") is not None]
     steps = [0, *(row["step"] for row in rows)]
     if not rows:
@@ -117,7 +117,7 @@ def memory(config: DistillationConfig, teacher: str, file: Path) -> Memory:
 
 
 def _read(file: Path) -> dict[str, float]:
-    record = json.loads(file.read_text()) if file.is_file() else {}
+    record = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     return {name: math.nan if value is None else value for name, value in record.items()}
 
 

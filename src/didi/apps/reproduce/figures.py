@@ -7,7 +7,7 @@ from didi.apps.reproduce import peers, published
 from didi.apps.reproduce.cells import Cell, LikelihoodCell, Run
 from didi.apps.reproduce.plan import Plan
 from didi.apps.reproduce.study import Study
-from didi.evaluation.anchors import ANCHORS
+from didi.evaluation.anchors import ANCHORS, CORPUS_TEXTS
 from didi.evaluation.figure import latency_figure, perplexity_figure
 from didi.evaluation.machine import machine_name
 from didi.evaluation.report import quoted, rows_table
@@ -26,7 +26,7 @@ def table_7_cells(plan: Plan) -> list[LikelihoodCell]:
 
 def _own_likelihoods(plan: Plan) -> list[LikelihoodCell]:
     networks: dict[Role, Run | str | None] = {
-        "teacher": plan.teacher, "student": plan.student, BASELINE: plan.twin,
+        "teacher": plan.teacher, "student": plan.student, BASELINE: plan.baseline,
     }  # fmt: skip
     return [
         LikelihoodCell(bundle, role, corpus)
@@ -39,7 +39,7 @@ def _own_likelihoods(plan: Plan) -> list[LikelihoodCell]:
 def table_7(plan: Plan, study: Study) -> list[str]:
     """Table 7: likelihoods of teacher, student, baseline and peers."""
     rows = [study.likelihood(cell) for cell in _own_likelihoods(plan)]
-    baseline = "" if plan.twin is None else f", baseline {_name(plan.twin)}"
+    baseline = "" if plan.baseline is None else f", baseline {_name(plan.baseline)}"
     lines = [likelihood_table(rows, model=f"teacher {plan.teacher}{baseline}", machine=machine_name())]
     if plan.peers:
         lines += ["\n### Other teachers\n", *peers.peers_table(plan.peers, plan.corpora, study), ""]
@@ -56,11 +56,11 @@ def _name(bundle: Run | str) -> str:
 
 def _about_baseline(plan: Plan, rows: Sequence[EvaluationRow]) -> list[str]:
     """A sentence about the baseline, and about the lengths of sequences if they differ."""
-    if plan.twin is None:
+    if plan.baseline is None:
         return []
     baseline = next(row for row in rows if row.role == BASELINE)
     teacher = next(row for row in rows if row.role == "teacher")
-    bundle = _name(plan.twin)
+    bundle = _name(plan.baseline)
     text = f"The autoregressive baseline is that of `{bundle}`, one pass for each of its {baseline.nfe} tokens."
     length = round(teacher.tokens_per_second * teacher.seconds_per_sequence)
     if length != baseline.nfe:
@@ -93,18 +93,19 @@ def _own_samples(plan: Plan) -> list[Cell]:
 
 def _baseline_cells(plan: Plan) -> list[Cell]:
     """The cell of the baseline, if there is one; its row has the length as number of moves, whatever ``nfe`` is."""
-    return [] if plan.twin is None else [Cell(plan.twin, BASELINE, nfe=1)]
+    return [] if plan.baseline is None else [Cell(plan.baseline, BASELINE, nfe=1)]
 
 
 def figure_1(plan: Plan, study: Study) -> list[str]:
-    """Figure 1: perplexity against the number of moves, the table, and the first text of each sample set."""
+    """Figure 1: perplexity against the number of moves, the table, and the first text of each generated set."""
     cells = _own_samples(plan)
     rows = [study.row(cell) for cell in cells]
     figure = perplexity_figure([row for row in rows if row.role not in ANCHORS], study.folder / "figure1.png")
     lines = [f"![Perplexity and entropy against NFE]({figure.name})\n", *_as_published(plan, "figure1")]
     lines += _about_baseline(plan, rows)
     lines.append(rows_table(rows, recipe=plan.recipe.recipe))
-    for cell, row in zip(cells, rows, strict=True):
+    generated = [(cell, row) for cell, row in zip(cells, rows, strict=True) if row.role not in CORPUS_TEXTS]
+    for cell, row in generated:
         lines.append(f"**{row.label()}** (perplexity {row.gen_ppl:.1f}, entropy {row.entropy:.2f})\n")
         lines.append(quoted(study.record(cell)["texts"][0]))
     return lines + _peers_figure(plan, study, [row for row in rows if row.role == "data"])

@@ -27,7 +27,7 @@ class Plan:
         more_teacher_nfes: further numbers of moves of the teacher, large enough to reach the quality of its student.
         seeds: training seeds of each row of a table.
         corpora: corpora of Table 7.
-        twin: bundle or run of the autoregressive baseline, if there is one.
+        baseline: bundle or run of the autoregressive baseline, if there is one.
         larger: bundle or run of a larger teacher, if there is one.
         distilled: bundle with a student of the full recipe, if there is one.
         peers: other teachers on the same tokens, by name.
@@ -40,7 +40,7 @@ class Plan:
     more_teacher_nfes: tuple[int, ...]
     seeds: tuple[int, ...]
     corpora: tuple[str, ...]
-    twin: Run | str | None = None
+    baseline: Run | str | None = None
     larger: Run | str | None = None
     distilled: str | None = None
     peers: Mapping[str, Run | str] = field(default_factory=dict)
