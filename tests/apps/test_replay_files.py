@@ -99,7 +99,7 @@ def test_a_setting_that_one_entry_does_not_read_is_reported(didi, tmp_path):
             "no autoregressive network; name a bundle that has one with --base",
         ),
         ({"race": ("teacher:4",), "role": "teacher"}, "leave --role and --sampler out"),
-        ({"html": Path("x.html"), "num_samples": 2}, "leave --prompts and --num-samples out"),
+        ({"html": Path("x.html"), "num_samples": 2}, "leave --prompts, --proteins and --num-samples out"),
         ({"html": Path("x"), "gif": Path("x")}, "--html and --gif are different files; got x for both"),
         ({"html": Path("x.html"), "baseline": "exact"}, "add --race"),
         ({"html": Path("x.html"), "length": (4, 5)}, "a replay shows texts of one length; got 4 5"),
