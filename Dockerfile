@@ -22,6 +22,7 @@ FROM base-${DEVICE} AS build
 ARG PIP_EXTRA_INDEX_URL=
 WORKDIR /source
 COPY pyproject.toml constraints.txt README.md LICENSE ./
+COPY docs/licences.md docs/licences.md
 COPY src src
 RUN python3 -m venv /opt/didi \
     && /opt/didi/bin/pip install --no-cache-dir --constraint constraints.txt '.[serve]'

@@ -15,7 +15,7 @@ from didi.models.bundle import Bundle
 from didi.process_group import process_group
 from didi.sampling.memory import check_samples
 from didi.sampling.options import SamplingOptions
-from didi.sampling.prompt import Frame, checked_lengths, decode
+from didi.sampling.prompt import Frame, checked_lengths
 from didi.sampling.prompts import Prompt, PromptSet, checked_prompts
 from didi.sampling.registry import sampler_of
 from didi.sampling.stream import Move, num_moves, options_from, stream
@@ -150,11 +150,10 @@ def generate_batches(
             for move in batch_moves:
                 if on_move is not None:
                     on_move(move)
-            tokens = move.tokens.cpu()
             yield Generation(
-                tokens=tokens,
+                tokens=move.tokens.cpu(),
                 lengths=move.lengths,
-                texts=decode(bundle, tokens, move.lengths),
+                texts=move.texts,
                 nfe=num_moves(bundle, nfe, longest, chosen),
                 network_passes=move.network_passes,
                 discriminator_passes=move.discriminator_passes,
