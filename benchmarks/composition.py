@@ -93,7 +93,7 @@ def rows_of(bundle: str, folder: Path, judged: str, nfes: Sequence[int], *sample
         moves = [str(nfe) for nfe in nfes]
         asked = ["--model", bundle, "--role", "student", *judged.split(), "--nfe", *moves]
         command("evaluate", *asked, "--sampler", *samplers, "--out", str(folder), "--overwrite")
-    rows = json.loads((folder / "metrics.json").read_text())
+    rows = json.loads((folder / "metrics.json").read_text("utf-8"))
     return [{name: row.get(name) for name in ("sampler", "nfe", "kl", "joint_kl", "pair_kl")} for row in rows]
 
 

@@ -185,7 +185,7 @@ class NetworkJudge:
 
 def write(part: str, values: Any) -> None:
     """Write a part into the file of results."""
-    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    results = json.loads(RESULTS.read_text("utf-8")) if RESULTS.exists() else {}
     results[part] = values
     results["machine"] = machine_name()
     write_json(RESULTS, results)
@@ -215,7 +215,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=50_000)
     args = parser.parse_args()
     if args.part == "page":
-        renew(DOCS / "evaluation.md", "divergences.py", page(json.loads(RESULTS.read_text())))
+        renew(DOCS / "evaluation.md", "divergences.py", page(json.loads(RESULTS.read_text("utf-8"))))
         return
     if args.part == "accuracy":
         teacher = didi.load("markov")

@@ -127,7 +127,7 @@ def main() -> None:
     parser.add_argument("bundles", nargs="*", help="bundles of didi distill exact")
     parser.add_argument("--steps", type=int, default=300)
     args = parser.parse_args()
-    record = json.loads(RESULT.read_text()) if RESULT.exists() else {}
+    record = json.loads(RESULT.read_text("utf-8")) if RESULT.exists() else {}
     if args.part == "world":
         chain, length = WORLDS["exact"](), PRETRAIN["exact"].data.length
         log_q = chain.log_likelihood(States(chain.num_symbols, length).clean)
@@ -142,7 +142,7 @@ def main() -> None:
     elif args.part == "students":
         record["students"] = students(args.bundles)
     write_json(RESULT, record)
-    record = json.loads(RESULT.read_text())
+    record = json.loads(RESULT.read_text("utf-8"))
     renew(DOCS / "evaluation.md", "exact_world.py", world_table(record))
     renew(DOCS / "evaluation.md", "exact_world.py students", students_table(record))
 

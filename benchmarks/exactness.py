@@ -98,7 +98,7 @@ def interval(count: int, total: int) -> tuple[float, float]:
 
 def page(args: argparse.Namespace) -> None:
     del args
-    record = json.loads(STORED.read_text())
+    record = json.loads(STORED.read_text("utf-8"))
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 

@@ -59,11 +59,11 @@ def trial(world: str, plan: dict[str, Any], method: str, flags: str, folder: Pat
         asked = ["--role", "student", "--sampler", sampler, "--nfe", *moves, "--out", str(measured), "--overwrite"]
         asked += [word.format(**there) for word in plan["evaluate"].split()]
         command("evaluate", "--model", str(run / "bundle"), *asked)
-        rows = json.loads((measured / "metrics.json").read_text())
+        rows = json.loads((measured / "metrics.json").read_text("utf-8"))
         found = [{name: row[name] for name in KEPT if row.get(name) is not None} for row in rows]
         passes = sequence_passes(run / "metrics.jsonl")
         write_json(result, {"method": method, "flags": flags, "passes": passes, "rows": found})
-    read: dict[str, Any] = json.loads(result.read_text())
+    read: dict[str, Any] = json.loads(result.read_text("utf-8"))
     return read
 
 
@@ -96,7 +96,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--methods", nargs="+")
     parser.add_argument("--workers", type=int, default=2)
     args = parser.parse_args(words)
-    plan = yaml.safe_load((TRIALS / f"{args.world}.yaml").read_text())
+    plan = yaml.safe_load((TRIALS / f"{args.world}.yaml").read_text("utf-8"))
     named = [
         (method, flags, args.out / f"{method}-{asked(plan, method, flags)}")
         for method, about in plan["methods"].items()

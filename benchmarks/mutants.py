@@ -117,7 +117,7 @@ def run_module(module: str, options: argparse.Namespace, known: dict) -> dict:
     start = time.monotonic()
     _check_unchanged(module, path, tests)
     limit = 3 * (time.monotonic() - start) + 5
-    mutants = mutants_of(path.read_text())
+    mutants = mutants_of(path.read_text("utf-8"))
     reasons = {(entry["old"], entry["new"]): entry["reason"] for entry in known.get("survivors", [])}
     if options.survivors:
         tried = [mutant for mutant in mutants if (mutant.old, mutant.new) in reasons]
@@ -160,7 +160,7 @@ def _check_unchanged(module: str, path: Path, tests: list[str]) -> None:
 def run_named() -> None:
     """Test the mutations of ``NAMED``, one at a time, with the wiring tests; exits with an error if one survives."""
     path = ROOT / "src" / "didi" / "methods" / "didi.py"
-    source, tests = path.read_text(), ["tests/training/test_wiring.py"]
+    source, tests = path.read_text("utf-8"), ["tests/training/test_wiring.py"]
     import_independent_modules("didi.methods.didi")
     _check_unchanged("didi/methods/didi", path, tests)
     survivors = []
@@ -192,7 +192,7 @@ def in_child(work, *arguments) -> None:
 
 def record(module: str, options: argparse.Namespace) -> None:
     """Run one module and write its part of the results."""
-    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    results = json.loads(RESULTS.read_text("utf-8")) if RESULTS.exists() else {}
     results[module] = run_module(module, options, results.get(module, {}))
     write_atomically(RESULTS, json.dumps(dict(sorted(results.items())), indent=1) + "\n")
 

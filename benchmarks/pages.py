@@ -18,7 +18,7 @@ def write_json(file: Path, record: Any) -> None:
 def renew(page: Path, script: str, lines: Sequence[str]) -> None:
     """Replace the generated part of ``page`` that belongs to ``script``; the text around it is kept."""
     begin = f"<!-- written by benchmarks/{script} page: begin -->"
-    before, marker, rest = page.read_text().partition(begin)
+    before, marker, rest = page.read_text("utf-8").partition(begin)
     if not marker:
         raise SystemExit(f"{page} has no line {begin!r}")
     write_atomically(page, before + "\n".join([begin, *lines, END]) + rest.partition(END)[2])

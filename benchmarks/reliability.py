@@ -47,7 +47,7 @@ def measure(args: argparse.Namespace) -> None:
 def page(args: argparse.Namespace) -> None:
     if args.source:
         write_atomically(STORED, args.source.read_bytes())
-    record = json.loads(STORED.read_text())
+    record = json.loads(STORED.read_text("utf-8"))
     faults = []
     for name, row in record["faults"].items():
         note = f"; saved within {row['seconds']:.1f} s" if "seconds" in row else ""

@@ -77,7 +77,10 @@ def is_same(run: Path, other: Path, *, has_log: bool = True) -> bool:
     if files[0] != files[1]:
         return False
     logs = [
-        [json.loads(line) | {"tokens_per_second": 0} for line in (path / "metrics.jsonl").read_text().splitlines()]
+        [
+            json.loads(line) | {"tokens_per_second": 0}
+            for line in (path / "metrics.jsonl").read_text("utf-8").splitlines()
+        ]
         for path in (run, other)
     ]
     return (logs[0] == logs[1] or not has_log) and all(

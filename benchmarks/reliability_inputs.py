@@ -264,7 +264,7 @@ def _fuzz(kind: str, num: int, folder: Path, seed: int, send: Any) -> None:
     inside.mkdir(parents=True)
     os.chdir(inside)
     read = KINDS[kind](inside)
-    pages = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    pages = int(Path("/proc/self/statm").read_text("utf-8").split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (pages + MEMORY, pages + MEMORY))
     outcomes: dict[str, Any] = Counter(inputs=num, refused=0, read=0, escapes=0)
     first = ""

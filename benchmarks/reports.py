@@ -34,7 +34,7 @@ class Report:
 
 def reports() -> list[Report]:
     """All rows, sorted by number."""
-    rows = [row for file in sorted(REPORTS.glob("*.yaml")) for row in yaml.safe_load(file.read_text())]
+    rows = [row for file in sorted(REPORTS.glob("*.yaml")) for row in yaml.safe_load(file.read_text("utf-8"))]
     return sorted((Report(**row) for row in rows), key=lambda row: row.report)
 
 
@@ -47,7 +47,7 @@ def _is_run(name: str) -> bool:
     file, _, function = name.partition("::")
     if not (ROOT / file).is_file():
         return False
-    for node in ast.parse((ROOT / file).read_text()).body:
+    for node in ast.parse((ROOT / file).read_text("utf-8")).body:
         if isinstance(node, ast.FunctionDef) and node.name == function:
             marks = " ".join(map(ast.unparse, node.decorator_list))
             return not re.search(r"mark\.(network|gpu|large|skip)\b", marks)

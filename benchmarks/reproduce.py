@@ -51,7 +51,7 @@ def main(words: Sequence[str] | None = None) -> None:
 
 def parts_of(run: Path, name: str) -> list[str]:
     """The head of a report without its title, and its sections; copies figures to the results as ``name``-FIGURE."""
-    report = (run / "report.md").read_text()
+    report = (run / "report.md").read_text("utf-8")
     for figure in FIGURE.findall(report):
         write_atomically(RESULTS / f"{name}-{figure}", (run / figure).read_bytes())
     _, *rest = FIGURE.sub(lambda match: f"{name}-{match[0]}", report).splitlines()

@@ -86,7 +86,7 @@ CONFIGURATIONS: dict[str, DistillConfig | PretrainConfig] = {
 
 def status(field: str) -> int:
     """A size of this process from /proc in bytes."""
-    match = re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    match = re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text("utf-8"))
     assert match
     return int(match[1]) * 1024
 
@@ -105,7 +105,7 @@ def steps_of_each(name: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         command = [*TORCHRUN, __file__, "rank", "--name", name, "--runs", folder]
         subprocess.run(command, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
-        results = [json.loads(file.read_text()) for file in Path(folder).iterdir()]
+        results = [json.loads(file.read_text("utf-8")) for file in Path(folder).iterdir()]
     return max(results, key=lambda result: result["measured"])
 
 
@@ -202,7 +202,7 @@ def two_processes(rounds: int = 2) -> dict[str, Any]:
                 command = [*launcher, "-m", "didi", "distill", "tiny-news", "--out", str(out), *flags, *more]
                 environment = os.environ | {"OMP_NUM_THREADS": "1"}
                 subprocess.run(command, check=True, capture_output=True, env=environment)
-                lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+                lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text("utf-8").splitlines()]
                 speeds[name].append(next(line["tokens_per_second"] for line in lines if "tokens_per_second" in line))
         students = {name: load(Path(scratch, f"{name}-0", "bundle")).student for name in launchers}
     first = list(students["one"].parameters())
@@ -241,9 +241,9 @@ TWO_HEADER = ["two processes", "speed over one", "greatest gap between weights"]
 def page(args: argparse.Namespace) -> None:
     if args.runs:
         files = {name: args.runs / f"{name}.json" for name in [*CONFIGURATIONS, PASS, "two processes"]}
-        record = {name: json.loads(file.read_text()) for name, file in files.items() if file.is_file()}
+        record = {name: json.loads(file.read_text("utf-8")) for name, file in files.items() if file.is_file()}
         write_json(STORED, record)
-    record = json.loads(STORED.read_text())
+    record = json.loads(STORED.read_text("utf-8"))
     machine = next(iter(record.values()))["machine"]
     body = []
     for name, row in ((name, record[name]) for name in CONFIGURATIONS if name in record):

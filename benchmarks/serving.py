@@ -126,7 +126,7 @@ def bounds(args: argparse.Namespace, threads: int) -> list[dict[str, Any]]:
         words = ["--out", out, "--model", args.model, "--nfe", str(args.nfe), "--rounds", str(args.rounds)]
         command = [sys.executable, script, *words, "--lengths", *lengths]
         subprocess.run(command, check=True, env=environment(threads))
-        return json.loads(out.read_text())["rows"]
+        return json.loads(out.read_text("utf-8"))["rows"]
 
 
 def measure(args: argparse.Namespace) -> None:
@@ -204,7 +204,7 @@ def page(args: argparse.Namespace) -> None:
     """Update the tables of docs/serving.md."""
     if not args.results.exists():
         raise SystemExit(f"there is no {args.results}: run measure --out {args.results} first")
-    results = json.loads(args.results.read_text())
+    results = json.loads(args.results.read_text("utf-8"))
     rounds = f"{results['requests']} streams per round, {results['rounds']} rounds, medians and ranges over the rounds"
     machine = f"{results['machine']}, load {results['load']:.1f} before the measurement"
     lines = [f"`{results['model']}`, {results['nfe']} moves, {rounds}; {machine}."]

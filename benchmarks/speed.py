@@ -79,15 +79,15 @@ def page(args: argparse.Namespace) -> None:
     if args.runs:
         files = {name: args.runs / name / "bench.json" for name in SUITES}
         measured = {
-            name: {"command": f"didi bench {SUITES[name]}"} | json.loads(file.read_text())
+            name: {"command": f"didi bench {SUITES[name]}"} | json.loads(file.read_text("utf-8"))
             for name, file in files.items()
             if file.is_file()
         }
-        quality = json.loads((args.runs / "nelbo.json").read_text())
-        suites = (json.loads(STORED.read_text())["suites"] if STORED.is_file() else {}) | measured
+        quality = json.loads((args.runs / "nelbo.json").read_text("utf-8"))
+        suites = (json.loads(STORED.read_text("utf-8"))["suites"] if STORED.is_file() else {}) | measured
         suites = {name: suites[name] for name in SUITES if name in suites}
         write_json(STORED, {"suites": suites, "nelbo": quality})
-    record = json.loads(STORED.read_text())
+    record = json.loads(STORED.read_text("utf-8"))
     suites = {name: [SpeedRow.from_record(row) for row in run["rows"]] for name, run in record["suites"].items()}
     if "cost" in suites:
         cost_figure(suites["cost"], DOCS / "results" / "speed.png")

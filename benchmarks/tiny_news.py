@@ -106,7 +106,7 @@ def measure(args: argparse.Namespace) -> None:
     for cell in [cell for cell in cells() if cell.role in args.roles and cell.sampler in args.samplers][number::of]:
         file = args.cells / f"{cell.name}.json"
         used = {name: digests[name] for name in cell.depends_on}
-        if file.is_file() and json.loads(file.read_text())["models"] == used:
+        if file.is_file() and json.loads(file.read_text("utf-8"))["models"] == used:
             continue
         if not cell.nfe:
             tokens = real()[cell.role]
@@ -173,12 +173,12 @@ def models_of(cells_by_name: dict[str, dict[str, Any]]) -> dict[str, str]:
 def page(args: argparse.Namespace) -> None:
     stored = RESULTS / "tiny-news.json"
     if args.cells:
-        record = {cell.name: json.loads((args.cells / f"{cell.name}.json").read_text()) for cell in cells()}
-        timing = json.loads((args.cells / "timing.json").read_text())
+        record = {cell.name: json.loads((args.cells / f"{cell.name}.json").read_text("utf-8")) for cell in cells()}
+        timing = json.loads((args.cells / "timing.json").read_text("utf-8"))
         if len({used for cell in record.values() for used in cell["models"].items()}) > len(models_of(record)):
             sys.exit(f"{args.cells} holds figures of different models: measure them again")
         write(stored, {"cells": record, "timing": timing})
-    record = json.loads(stored.read_text())
+    record = json.loads(stored.read_text("utf-8"))
     timing = record["timing"]["seconds"]
     is_timed = models_of(record["cells"]).items() <= record["timing"]["models"].items()
     rows = {name: EvaluationRow.from_record(cell["row"]) for name, cell in record["cells"].items()}

@@ -1,6 +1,5 @@
 """Windows lacks some modules and functions of POSIX: the package imports without them and reports what it cannot do."""
 
-import fcntl
 import os
 import subprocess
 import sys
@@ -47,6 +46,7 @@ def test_every_module_imports_without_what_windows_lacks(tmp_path):
 
 def test_a_written_file_is_flushed_through_a_descriptor_that_may_write(tmp_path, monkeypatch):
     modes = []
+    fcntl = pytest.importorskip("fcntl")
     monkeypatch.setattr("os.fsync", lambda number: modes.append(fcntl.fcntl(number, fcntl.F_GETFL) & os.O_ACCMODE))
     write_atomically(tmp_path / "a", "text")
     assert modes == [os.O_RDWR]

@@ -20,7 +20,7 @@ def collect(folder: Path, into: Path) -> list[str]:
     Raises:
         DidiError: a part is missing or damaged.
     """
-    digests = json.loads((folder / "results.json").read_text())["parts"]
+    digests = json.loads((folder / "results.json").read_text("utf-8"))["parts"]
     content = b""
     for name, expected in sorted(digests.items()):
         part = (folder / name).read_bytes() if (folder / name).is_file() else b""

@@ -31,7 +31,7 @@ LIMIT_BYTES = 60 * 2**20
 def wheels(folder: Path) -> None:
     """Download the pinned wheels of packages that the machine lacks, for its Python."""
     folder.mkdir(parents=True, exist_ok=True)
-    pins = (REPOSITORY / "constraints.txt").read_text().splitlines()
+    pins = (REPOSITORY / "constraints.txt").read_text("utf-8").splitlines()
     pinned = {line.partition("==")[0].replace("-", "_").lower(): line for line in pins if "==" in line}
     wanted = [pinned[name] for name in MISSING]
     client = "download --quiet --disable-pip-version-check --no-deps --only-binary=:all: --python-version 3.12"
@@ -43,7 +43,7 @@ def tokens(folder: Path, *, is_toy: bool) -> TextData:
     settings = PRETRAIN["prose"].data
     if is_toy:
         text = folder / "toy.txt"
-        pages = "\n\n".join(page.read_text() for page in sorted((REPOSITORY / "docs").glob("*.md")))
+        pages = "\n\n".join(page.read_text("utf-8") for page in sorted((REPOSITORY / "docs").glob("*.md")))
         write_atomically(text, pages.replace(EOS, ""))  # with an EOS in the text, documents would end only there
         data = prepare_text(str(text), length=32, vocab_size=1024)
     else:

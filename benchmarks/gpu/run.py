@@ -79,7 +79,7 @@ def run_stage(name: str, seconds: float, args: argparse.Namespace, log: io.TextI
 
 def results(work: Path) -> dict[str, Any]:
     """Results of the stages, also partial results of stages that exceeded their time."""
-    return {file.stem: json.loads(file.read_text()) for file in sorted(work.glob("*.json"))}
+    return {file.stem: json.loads(file.read_text("utf-8")) for file in sorted(work.glob("*.json"))}
 
 
 def parts(work: Path, names: list[str], out: Path) -> dict[str, str]:

@@ -142,7 +142,7 @@ def tune(job: Job) -> dict[str, Any]:
 
 
 def _metrics(folder: RunFolder) -> list[dict[str, float]]:
-    return [json.loads(line) for line in folder.metrics.read_text().splitlines()]
+    return [json.loads(line) for line in folder.metrics.read_text("utf-8").splitlines()]
 
 
 def speed(job: Job) -> dict[str, Any]:

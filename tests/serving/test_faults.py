@@ -48,7 +48,16 @@ def test_an_invalid_body_is_refused(client, path, body):
     assert answer.json()["error"]["type"] == "invalid_request_error"
 
 
-@pytest.mark.parametrize(("content", "kind"), [(b"[1]", "application/json"), (b"{}", "text/plain"), (b"{}", None)])
+NO_OBJECTS = [
+    (b"[1]", "application/json"),
+    (b"{}", "text/plain"),
+    (b"{}", None),
+    (b"", "application/json"),
+    (b"", None),
+]
+
+
+@pytest.mark.parametrize(("content", "kind"), NO_OBJECTS)
 def test_a_body_that_is_no_json_object_is_refused_with_the_header_to_send(client, content, kind):
     """curl sends another content type by default."""
     answer = client.post("/v1/generate", content=content, headers={} if kind is None else {"content-type": kind})
@@ -65,7 +74,10 @@ def test_a_huge_body_is_refused_before_it_is_read_as_json(client):
 
 def test_unknown_paths_and_methods_have_errors_of_the_same_form(client):
     assert client.get("/v1/nothing").json()["error"]["type"] == "invalid_request_error"
-    assert client.get("/v1/generate").status_code == 405
+    wrong_method = client.get("/v1/generate")
+    assert wrong_method.status_code == 405
+    assert wrong_method.headers["allow"] == "POST"
+    assert wrong_method.json()["error"]["message"] == "there is no route GET /v1/generate; /v1/generate has POST"
     unknown = client.post("/v1/chat/completions", json={})
     assert unknown.status_code == 404
     message = "there is no route POST /v1/chat/completions; /docs lists the routes"

@@ -36,7 +36,7 @@ def clusters_of(sequences: Sequence[str], *, identity: float = 0.5, coverage: fl
         _write(sequences, folder / "all.fasta")
         settings = ["--min-seq-id", str(identity), "-c", str(coverage), "--cov-mode", "0"]
         _run("easy-cluster", folder / "all.fasta", folder / "out", folder / "tmp", *settings)
-        rows = (folder / "out_cluster.tsv").read_text().splitlines()
+        rows = (folder / "out_cluster.tsv").read_text("utf-8").splitlines()
     representatives = {int(member): int(representative) for representative, member in (row.split("\t") for row in rows)}
     if set(representatives) != set(range(len(sequences))):
         raise DidiError(
@@ -65,7 +65,7 @@ def nearest_identities(queries: Sequence[str], targets: Sequence[str], *, sensit
         files = [folder / name for name in ("queries.fasta", "targets.fasta", "out.tsv", "tmp")]
         settings = ["-s", str(sensitivity), "-c", "0.5", "--cov-mode", "2", "--alignment-mode", "3"]
         _run("easy-search", *files, *settings, "--format-output", "query,fident")
-        rows = [row.split("\t") for row in (folder / "out.tsv").read_text().splitlines()]
+        rows = [row.split("\t") for row in (folder / "out.tsv").read_text("utf-8").splitlines()]
     best = [0.0] * len(queries)
     for number, identity in rows:
         best[int(number)] = max(best[int(number)], float(identity))

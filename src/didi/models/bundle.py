@@ -214,7 +214,7 @@ def save(bundle: Bundle, path: Path | str, *, dtype: torch.dtype = torch.float32
         manifest = Manifest(
             bundle.process, kinds, bundle.intended_nfe, provenance, bundle.guidance, bundle.initial_state
         ).record()
-        (staging / "bundle.yaml").write_text(yaml.dump(manifest, Dumper=PlainDumper, sort_keys=False))
+        (staging / "bundle.yaml").write_text(yaml.dump(manifest, Dumper=PlainDumper, sort_keys=False), encoding="utf-8")
         sizes = {role: num_parameters(network) for role, network in networks.items()}
         card = model_card(sizes, bundle.process, bundle.provenance, bundle.intended_nfe)
         (staging / "README.md").write_text(card, encoding="utf-8")

@@ -106,7 +106,9 @@ def write_network(network: Any, folder: Path, dtype: torch.dtype) -> None:
         OSError: A file cannot be written.
     """
     folder.mkdir()
-    (folder / "config.json").write_text(json.dumps(dataclasses.asdict(network.config), indent=2) + "\n")
+    (folder / "config.json").write_text(
+        json.dumps(dataclasses.asdict(network.config), indent=2) + "\n", encoding="utf-8"
+    )
     write_tensors(stored_weights(network, dtype), folder / WEIGHTS)
 
 

@@ -30,6 +30,7 @@ class Problem(NamedTuple):
         param: field of the request that the error concerns.
         code: constant by which programs recognise the cause.
         retry_after: seconds after which the client may try again.
+        allow: methods of the route, if the request has another one.
     """
 
     status: int
@@ -38,11 +39,14 @@ class Problem(NamedTuple):
     param: str | None = None
     code: str | None = None
     retry_after: int | None = None
+    allow: str | None = None
 
     def response(self) -> JSONResponse:
         """The response."""
         error = ErrorBody(message=self.message, type=self.type, param=self.param, code=self.code)
         headers = {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
+        if self.allow is not None:
+            headers["Allow"] = self.allow
         if self.status == 401:
             headers["WWW-Authenticate"] = "Bearer"
         return JSONResponse(ErrorAnswer(error=error).model_dump(), self.status, headers)
@@ -93,18 +97,19 @@ def validation_problem(error: RequestValidationError, path: str) -> Problem:
     if first["type"] == "extra_forbidden" and schema is not None:
         hint = suggestion(location[-1], schema.model_fields)
         return Problem(400, "invalid_request_error", one_line(f"there is no field {location[-1]!r}{hint}"), field)
-    if not location and first["type"] != "missing":
+    if not location:
         message = "the body is a JSON object, sent with the header Content-Type: application/json; send one"
         return Problem(400, "invalid_request_error", message)
-    prefix = f"{'.'.join(location)}: " if location else ""
     got = "" if first["type"] == "missing" else f"; got {reprlib.repr(first['input'])}"
-    return Problem(400, "invalid_request_error", one_line(f"{prefix}{first['msg']}{got}"), field)
+    return Problem(400, "invalid_request_error", one_line(f"{'.'.join(location)}: {first['msg']}{got}"), field)
 
 
 def route_problem(error: HTTPException, method: str, path: str) -> Problem:
     """The problem of a request to no route, or with a method that its route does not have."""
-    message = f"there is no route {method} {path}; /docs lists the routes"
-    return Problem(error.status_code, "invalid_request_error", one_line(message))
+    allow = (error.headers or {}).get("Allow")
+    fix = "/docs lists the routes" if allow is None else f"{path} has {allow}"
+    message = one_line(f"there is no route {method} {path}; {fix}")
+    return Problem(error.status_code, "invalid_request_error", message, allow=allow)
 
 
 def one_line(text: str) -> str:

@@ -100,7 +100,7 @@ class WandbLogger:
             self._run = wandb.init(
                 project=os.environ.get("WANDB_PROJECT", PROJECT),
                 name=folder.resolve().name,
-                id=id_file.read_text().strip(),
+                id=id_file.read_text("utf-8").strip(),
                 resume="allow",
                 dir=folder,
             )

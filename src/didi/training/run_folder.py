@@ -184,7 +184,7 @@ class RunFolder:
 
     def log(self, row: Mapping[str, float | int]) -> None:
         """Append one line of metrics; values that are not finite are written as ``null``."""
-        with self.metrics.open("a") as file:
+        with self.metrics.open("a", encoding="utf-8") as file:
             file.write(json_text(row) + "\n")
 
 

@@ -160,7 +160,7 @@ def _study_judge(study: ProteinStudy) -> ProteinJudge:
     Raises:
         DidiError: the judge is a bundle folder that has changed since the study began.
     """
-    recorded = json.loads((study.folder / SETTINGS_FILE).read_text())["judge"]
+    recorded = json.loads((study.folder / SETTINGS_FILE).read_text("utf-8"))["judge"]
     return _judge(study.sampling.judge, recorded)
 
 

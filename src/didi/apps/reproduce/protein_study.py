@@ -88,7 +88,7 @@ class ProteinStudy:
         }
         file = self.folder / SETTINGS_FILE
         if file.is_file():
-            known = json.loads(file.read_text())
+            known = json.loads(file.read_text("utf-8"))
             if differing := [name for name in asked if known.get(name) != asked[name]]:
                 raise UsageError(
                     f"{self.folder} holds cells of another {' and '.join(differing)} (see {file.name}): choose another "
@@ -121,7 +121,7 @@ class ProteinStudy:
 
     def record(self, cell: ProteinCell) -> dict[str, Any]:
         """Content of the file of a cell: sequences, scores, row and settings."""
-        found: dict[str, Any] = json.loads(self.file(cell).read_text())
+        found: dict[str, Any] = json.loads(self.file(cell).read_text("utf-8"))
         return found
 
     def row(self, cell: SampleCell | ControlCell) -> ProteinRow:

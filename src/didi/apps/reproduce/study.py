@@ -117,7 +117,7 @@ class Study:
 
     def _check_sampling(self) -> None:
         settings, file = json.loads(json.dumps(asdict(self.sampling))), self.folder / "sampling.json"
-        if file.is_file() and _with_defaults(json.loads(file.read_text())) != settings:
+        if file.is_file() and _with_defaults(json.loads(file.read_text("utf-8"))) != settings:
             raise UsageError(
                 f"{self.folder} holds cells of other sampling settings (see {file.name}): choose another --out"
             )
@@ -151,7 +151,7 @@ class Study:
 
     def record(self, cell: AnyCell) -> dict[str, Any]:
         """The record of a cell: its row, the sampling settings, and the further fields of ``write``."""
-        record: dict[str, Any] = json.loads(self._file(cell).read_text())
+        record: dict[str, Any] = json.loads(self._file(cell).read_text("utf-8"))
         return record
 
     def cost_file(self, run: Run) -> Path:
@@ -195,7 +195,7 @@ def make(run: Run, study: Study) -> str:
     folder.path.mkdir(parents=True, exist_ok=True)
     device = default_device()
     with (
-        (folder.path / "log.txt").open("a") as log,
+        (folder.path / "log.txt").open("a", encoding="utf-8") as log,
         contextlib.redirect_stderr(log),
         contextlib.redirect_stdout(log),
         recorded(study.cost_file(run), folder),
