@@ -9,7 +9,8 @@ import torch
 from didi.data.protein import protein_tokenizer
 from didi.errors import UsageError
 from didi.models.bundle import Bundle
-from didi.models.esm2 import MASK_ID, Esm2, Esm2Config
+from didi.models.esm2 import Esm2, Esm2Config
+from didi.models.proteins import MASK_ID
 from didi.sampling.generate import generate
 from didi.sampling.prompts import Prompt
 from didi.sampling.redesign import Region, parse_region, redesign_prompt, sampled_positions
