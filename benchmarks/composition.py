@@ -88,12 +88,13 @@ GUIDED_NFES = (2, 4, 8)
 
 
 def rows_of(bundle: str, folder: Path, judged: str, nfes: Sequence[int], *samplers: str) -> list[dict[str, Any]]:
-    """Divergences of a student; an existing measurement in ``folder`` is reused."""
-    if not (folder / "metrics.json").is_file():
+    """Divergences of a student; a complete measurement in ``folder`` is reused."""
+    metrics = folder / "metrics.json"
+    if not metrics.is_file() or len(json.loads(metrics.read_text("utf-8"))) < len(nfes) * len(samplers):
         moves = [str(nfe) for nfe in nfes]
         asked = ["--model", bundle, "--role", "student", *judged.split(), "--nfe", *moves]
         command("evaluate", *asked, "--sampler", *samplers, "--out", str(folder), "--overwrite")
-    rows = json.loads((folder / "metrics.json").read_text("utf-8"))
+    rows = json.loads(metrics.read_text("utf-8"))
     return [{name: row.get(name) for name in ("sampler", "nfe", "kl", "joint_kl", "pair_kl")} for row in rows]
 
 
