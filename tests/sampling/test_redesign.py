@@ -9,7 +9,8 @@ import torch
 from didi.data.protein import protein_tokenizer
 from didi.errors import UsageError
 from didi.models.bundle import Bundle
-from didi.models.esm2 import MASK_ID, Esm2, Esm2Config
+from didi.models.esm2 import Esm2, Esm2Config
+from didi.models.proteins import MASK_ID
 from didi.sampling.generate import generate
 from didi.sampling.prompts import Prompt
 from didi.sampling.redesign import Region, parse_region, redesign_prompt, sampled_positions
@@ -87,6 +88,16 @@ def test_kept_residues_never_change(bundle, sampler):
         assert len(set(texts)) > 1
     alone = generate(bundle, prompts=prompts[2:3], num_samples=6, nfe=3, sampler=sampler)
     assert alone.texts == drawn.texts[12:18]  # whatever is padded beside it
+
+
+def test_proteins_that_share_the_kept_residues_have_samples_of_their_own(bundle):
+    one, other = (redesign_prompt(text, redesign=["3-5"]) for text in ("MKTAYIAKQR", "MKWWWIAKQR"))
+    assert one.infill == other.infill
+    assert len({prompt.own_seed(seed) for prompt in (one, other) for seed in (0, 1)}) == 4
+    drawn = generate(bundle, prompts=[one, other, one], num_samples=6, nfe=3).texts
+    assert drawn[:6] == drawn[12:] != drawn[6:12]
+    recorded = Prompt(infill=other.infill, seed=other.own_seed(0), length=10)  # the fields of a line of JSON
+    assert generate(bundle, prompts=[recorded], num_samples=6, nfe=3, seed=5).texts == drawn[6:12]
 
 
 def test_a_prompt_has_the_length_and_the_places_of_its_regions():

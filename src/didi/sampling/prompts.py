@@ -24,15 +24,18 @@ class Prompt:
         seed: seed of the samples. By default it is derived from the seed of the set and the text, so that the samples
             depend neither on the other prompts nor on their order.
         length: number of tokens of its samples, or of residues of a protein; by default the lengths of the set.
+        identity: text that the derived seed depends on beside the prompt, so that prompts of different origin and equal
+            text have different samples; it is not sampled.
     """
 
     prefix: str | None = None
     infill: str | None = None
     seed: int | None = None
     length: int | None = None
+    identity: str | None = None
 
     def __post_init__(self) -> None:
-        for name in ("prefix", "infill"):
+        for name in ("prefix", "infill", "identity"):
             if (text := getattr(self, name)) is not None:
                 instance(name, text, str)
         if self.seed is not None:
@@ -47,7 +50,10 @@ class Prompt:
 
     def own_seed(self, seed: int) -> int:
         """Seed of the samples of this prompt in a set with ``seed``."""
-        return derive_seed(seed, "prompt", self.prefix or "", self.infill or "") if self.seed is None else self.seed
+        if self.seed is not None:
+            return self.seed
+        identity = () if self.identity is None else (self.identity,)
+        return derive_seed(seed, "prompt", self.prefix or "", self.infill or "", *identity)
 
 
 def checked_prompts(prompts: Iterable[str | Prompt]) -> list[Prompt]:

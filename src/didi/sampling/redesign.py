@@ -63,7 +63,7 @@ def redesign_prompt(
         redesign: regions that are sampled, see ``parse_region``. Positions count the letters of ``residues`` from 1;
             numbers of a scheme such as IMGT or Kabat have to be converted first.
         keep: regions that are kept, instead of ``redesign``; all other residues are sampled.
-        seed: seed of the samples; see ``Prompt``.
+        seed: seed of the samples; by default it is derived from the seed of the set, ``residues`` and the sampled positions.
 
     Raises:
         UsageError: both kinds of regions are given, a region does not fit or overlaps another, a residue that is kept
@@ -90,7 +90,7 @@ def redesign_prompt(
         )
     if UNKNOWN not in template:
         raise UsageError(f"a protein has a residue to sample; give regions, or write {UNKNOWN} for such residues")
-    return Prompt(infill=template.replace(UNKNOWN, MASK), seed=seed, length=len(template))
+    return Prompt(infill=template.replace(UNKNOWN, MASK), seed=seed, length=len(template), identity=residues)
 
 
 def sampled_positions(prompt: Prompt) -> str:
