@@ -99,7 +99,7 @@ def stream(
     num_samples = whole_number("num_samples", num_samples, low=1)
     lengths, frame = checked_lengths(network, length), Frame.of(network)
     prompt_set = PromptSet.of(prompts, num_samples, seed, prefix, infill, lengths)
-    checked_lengths(network, prompt_set.longest)
+    prompt_set.check_lengths(network)
     most_moves = num_moves(bundle, nfe, prompt_set.longest, chosen)
     sampler, times = make_sampler(bundle, chosen, most_moves), chosen.move_times(most_moves)
     if chosen.times:
