@@ -135,8 +135,8 @@ class PromptSet:
         """Lengths of the samples of a prompt, as many for each prompt."""
         return self.lengths if prompt.length is None else (prompt.length,) * len(self.lengths)
 
-    def check_lengths(self, network: DenoiserNetwork | AutoregressiveLM) -> None:
-        """Check that the samples fit in the context of a network.
+    def checked_longest(self, network: DenoiserNetwork | AutoregressiveLM) -> int:
+        """``longest``, after a check that all samples fit in the context of a network.
 
         Raises:
             UsageError: a length does not fit; the message names the prompt.
@@ -144,6 +144,7 @@ class PromptSet:
         for number, prompt in enumerate(self.prompts, start=1):
             with self._named(number, prompt):
                 checked_lengths(network, self._lengths_of(prompt))
+        return self.longest
 
     @contextmanager
     def _named(self, number: int, prompt: Prompt) -> Iterator[None]:
