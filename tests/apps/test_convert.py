@@ -309,12 +309,27 @@ def test_a_network_with_parts_of_its_own_is_not_exported(tmp_path):
     [
         ({"n_heads": "3"}, "num_heads is a whole number"),
         ({"model_length": -1}, "length is a whole number"),
+        ({"model_length": 0}, "length is a whole number"),
+        ({"n_heads": 0}, "num_heads is a whole number"),
         ({"n_heads": 5}, "hidden_size is a multiple"),
     ],
 )
 def test_settings_beside_the_weights_are_checked(tmp_path, config, message):
     with pytest.raises(UsageError, match=message):
         converted("mdlm", folder(tmp_path / "hub", network().state_dict(), config), tmp_path)
+
+
+@pytest.mark.parametrize("config", [MDLM_CONFIG, {}])
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--length", "length is a whole number, 1 or more; got 0"),
+        ("--num-heads", "num_heads is a whole number, 1 or more; got 0"),
+    ],
+)
+def test_zero_is_refused_as_any_other_wrong_number(tmp_path, config, flag, message):
+    with pytest.raises(UsageError, match=message):
+        converted("mdlm", folder(tmp_path / "hub", network().state_dict(), config), tmp_path, flag, "0")
 
 
 @pytest.mark.slow

@@ -67,10 +67,20 @@ def test_another_vocabulary_is_refused(folder, tmp_path):
         converted("dplm", folder, tmp_path)
 
 
-@pytest.mark.parametrize("flags", [["--weights", "raw"], ["--tied"], ["--tokenizer", "gpt2"], ["--nfe", "8"]])
+@pytest.mark.parametrize(
+    "flags", [["--weights", "raw"], ["--tied"], ["--tokenizer", "gpt2"], ["--nfe", "8"], ["--nfe", "0"]]
+)
 def test_flags_that_are_not_read_are_refused(folder, tmp_path, flags):
     with pytest.raises(UsageError, match=f"didi convert dplm does not read {flags[0]}, since "):
         converted("dplm", folder, tmp_path, *flags)
+
+
+@pytest.mark.parametrize(
+    ("flag", "name"), [("--length", "max_position_embeddings"), ("--num-heads", "num_attention_heads")]
+)
+def test_zero_is_refused_as_any_other_wrong_number(folder, tmp_path, flag, name):
+    with pytest.raises(UsageError, match=f"{name} .*got 0"):
+        converted("esm2", folder, tmp_path, flag, "0")
 
 
 def test_an_average_is_refused(network, tmp_path):

@@ -210,6 +210,8 @@ def test_settings_that_do_not_fit_are_refused(tmp_path, settings, message):
         (["--weights", "ema"], "does not read --weights"),
         (["--length", "8"], "does not read --length"),
         (["--nfe", "8"], "does not read --nfe"),
+        (["--nfe", "0"], "does not read --nfe"),
+        (["--length", "0"], "does not read --length"),
         (["--discriminator", "x"], "does not read --discriminator"),
     ],
 )

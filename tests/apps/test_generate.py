@@ -140,6 +140,7 @@ def test_prompts_come_from_standard_input(didi, monkeypatch, typed, words, begin
         (b'{"prefx": "a"}', "got 'prefx'; did you mean 'prefix'?"),
         (b'{"prefix": 1}', "line 1: prefix is of type str; got 1"),
         (b'{"prefix": "a", "seed": true}', "seed is of type int"),
+        (b'{"prefix": "a"}\n{"prefix": "b", "length": 0}', "prompts, line 2: length is 1 or more; got 0"),
         (b'{"seed": 1}', "a prefix or an infill text; got seed"),
         (b"{}", "got neither"),
         (b'{"prefix": "a", "infill": "[MASK]"}', "got prefix and infill"),
@@ -181,6 +182,10 @@ def test_a_prompt_in_a_file_that_is_too_long_is_named(didi, tmp_path):
     status, _, err = didi(*NEWS, "--prompts", file)
     assert (status, err.count("\n")) == (2, 1)
     assert "prompt 2 ('long long lo" in err
+    file.write_text('{"prefix": "short"}\n{"prefix": "too long", "length": 9999}')
+    status, _, err = didi(*NEWS, "--prompts", file)
+    assert (status, err.count("\n")) == (2, 1)
+    assert "prompt 2 ('too long'): length lies in [1, 128]; got 9999" in err
 
 
 @pytest.mark.parametrize("text", ["-dash", "--dash text", "None", "-1", "--"])

@@ -1,7 +1,9 @@
 """``didi generate`` of a protein bundle: lengths, FASTA, JSON lines."""
 
+import io
 import json
 import re
+from pathlib import Path
 
 import pytest
 
@@ -88,6 +90,9 @@ def test_regions_of_a_file_are_redesigned(model, templates, tmp_path, capsys):
         (["--proteins", "FILE", "--length", "9"], "leave --length out"),
         (["--proteins", "FILE", "--prefix", "MK"], "leave --prefix out"),
         (["--proteins", "FILE", "--redesign", "7-9"], "protein record-2: a region lies within the 6 residues"),
+        (["--proteins", "FILE", "--redesign", "3:90"], r"protein heavy\|1: length lies in \[1, 78\]; got 105"),
+        (["--proteins", "FILE", "--keep", "1-6"], "protein record-2: all residues are kept"),
+        (["--proteins", "none.fasta", "--keep", "1"], "--proteins: .* none.fasta is not readable"),
         (["--proteins", "FILE", "--keep", "1", "--html", "a.html"], "leave --prompts, --proteins and --num-samples"),
         (["--proteins", "FILE", "--keep", "1", "--model", "markov"], "--proteins redesigns proteins; markov is no"),
     ],
@@ -97,3 +102,23 @@ def test_wrong_use_of_proteins_is_one_line(model, templates, flags, message):
     with pytest.raises(UsageError, match=message) as error:
         run_generate(words)
     assert "\n" not in str(error.value)
+
+
+def test_standard_input_holds_proteins_too(model, templates, monkeypatch, capsys):
+    flags = ["--model", model, "--redesign", "3-4", "--nfe", "2", "--format", "fasta", "--proteins"]
+    run_generate([*flags, templates])
+    expected = capsys.readouterr().out
+    content = Path(templates).read_bytes().replace(b"\n", b"\r")
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(content)))
+    run_generate([*flags, "-"])
+    assert capsys.readouterr().out == expected
+    for content, message in {
+        b"MKT": "--proteins: a FASTA file begins with a title line, > and a name; line 1 of standard input is none",
+        b">\xff": "the text of --proteins is UTF-8; byte 1 of standard input is not",
+    }.items():
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(content)))
+        with pytest.raises(UsageError, match=message):
+            run_generate([*flags, "-"])
+    monkeypatch.setattr("sys.stdin", None)
+    with pytest.raises(UsageError, match="--proteins - reads standard input, which is closed"):
+        run_generate([*flags, "-"])

@@ -90,6 +90,16 @@ def test_kept_residues_never_change(bundle, sampler):
     assert alone.texts == drawn.texts[12:18]  # whatever is padded beside it
 
 
+def test_proteins_that_share_the_kept_residues_have_samples_of_their_own(bundle):
+    one, other = (redesign_prompt(text, redesign=["3-5"]) for text in ("MKTAYIAKQR", "MKWWWIAKQR"))
+    assert one.infill == other.infill
+    assert len({prompt.own_seed(seed) for prompt in (one, other) for seed in (0, 1)}) == 4
+    drawn = generate(bundle, prompts=[one, other, one], num_samples=6, nfe=3).texts
+    assert drawn[:6] == drawn[12:] != drawn[6:12]
+    recorded = Prompt(infill=other.infill, seed=other.own_seed(0), length=10)  # the fields of a line of JSON
+    assert generate(bundle, prompts=[recorded], num_samples=6, nfe=3, seed=5).texts == drawn[6:12]
+
+
 def test_a_prompt_has_the_length_and_the_places_of_its_regions():
     prompt = redesign_prompt(PROTEIN, redesign=["18-20:1", "3-5:9"], seed=4)
     assert (prompt.length, prompt.seed, sampled_positions(prompt)) == (20 + 6 - 2, 4, "3-11,24")
@@ -99,11 +109,15 @@ def test_a_prompt_has_the_length_and_the_places_of_its_regions():
     assert redesign_prompt(PROTEIN, redesign="3-5") == redesign_prompt(PROTEIN, redesign=["3-5"])
     assert parse_region("7") == Region(7, 7)
     assert parse_region("7-9:2") == Region(7, 9, 2)
+    assert parse_region("7:2") == Region(7, 7, 2)
 
 
 @pytest.mark.parametrize("text", ["", "a", "5-", "-5", "0", "0-3", "5-4", "3-5:0", "3:5:7", "1.5", "٣"])
 def test_a_region_of_another_form_is_refused(text):
-    with pytest.raises(UsageError, match="a region is FIRST-LAST"):
+    with pytest.raises(
+        UsageError,
+        match="a region is FIRST-LAST, POSITION, FIRST-LAST:N or POSITION:N, such as 31-35, 40, 95-102:12 or 6:3; got",
+    ):
         parse_region(text)
 
 
@@ -115,7 +129,7 @@ def test_a_region_of_another_form_is_refused(text):
         ({"redesign": ["18-21"]}, "within the 20 residues of the protein; got 18-21"),
         ({"redesign": ["3-5", "5-7"]}, "regions do not overlap; residue 5 is in two of them"),
         ({"keep": ["3-5:4"]}, "a region that is kept keeps its number of residues"),
-        ({"keep": ["1-20"]}, "a protein has a residue to sample"),
+        ({"keep": ["1-20"]}, "all residues are kept, so that none is sampled: keep fewer"),
         ({"residues": "MKBA", "redesign": ["1"]}, "one of ACDEFGHIKLMNPQRSTVWY; residue 3 of the sample would be 'B'"),
     ],
 )

@@ -12,6 +12,7 @@ from didi.apps.convert_gpt2 import GPT2
 from didi.apps.convert_layouts import LAYOUTS
 from didi.apps.convert_parts import (
     discriminator_weights,
+    first_given,
     intended_nfe,
     network_weights,
     positive_integer,
@@ -148,8 +149,8 @@ def _diffusion_bundle(layout: str, source: str, command: ConvertCommand) -> Bund
     """The bundle of a masked-diffusion or uniform-state checkpoint."""
     conventions, checkpoint = LAYOUTS[layout], read_checkpoint(source, revision=command.revision)
     settings = conventions.settings(checkpoint.settings)
-    length = positive_integer("length", command.length or settings.length or 1024)
-    num_heads = command.num_heads or settings.num_heads
+    length = positive_integer("length", first_given(command.length, settings.length, 1024))
+    num_heads = first_given(command.num_heads, settings.num_heads)
     num_heads = None if num_heads is None else positive_integer("num_heads", num_heads)
     is_tied = command.tied or bool(checkpoint.settings.get("tie_word_embeddings", False))
     blocks = checked(command.block_layout or checkpoint.settings.get(BLOCK_LAYOUT, conventions.block_layout))

@@ -31,9 +31,15 @@ def refuse_unread(flags: object, layout: str, unread: Mapping[str, str]) -> None
         UsageError: One of the flags is given.
     """
     for name, reason in unread.items():
-        if getattr(flags, name) not in (None, False):
+        value = getattr(flags, name)
+        if value is not None and value is not False:  # 0 == False, and a flag of 0 is given
             flag = name.replace("_", "-")
             raise UsageError(f"didi convert {layout} does not read --{flag}, since {reason}: leave it out")
+
+
+def first_given(*values: Any) -> Any:
+    """The first value that is not None; 0 is a value."""
+    return next((value for value in values if value is not None), None)
 
 
 def positive_integer(name: str, value: Any) -> int:

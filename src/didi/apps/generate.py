@@ -77,10 +77,11 @@ class GenerateCommand:
     are prefixes; or each line is a JSON object with prefix or infill, and perhaps seed and length. Equal prompts have
     equal samples; --num-samples draws several of each."""
     proteins: str | None = None
-    """FASTA file of proteins to redesign: residues X and those of --redesign are sampled, all others are kept.
-    --num-samples draws several of each protein, by default 1."""
+    """FASTA file of proteins to redesign; - is standard input. Residues X and those of --redesign are sampled, all
+    others are kept. --num-samples draws several of each protein, by default 1."""
     redesign: tuple[str, ...] = ()
-    """Regions of --proteins to sample, counted from 1, such as 31-35; 95-102:12 puts 12 residues in their place."""
+    """Regions of --proteins to sample, counted from 1, such as 31-35 or 40; 95-102:12 puts 12 residues in their place,
+    and 6:3 puts 3 in place of residue 6."""
     keep: tuple[str, ...] = ()
     """Regions of --proteins to keep, such as 40-60; all other residues are sampled."""
     length: tuple[int, ...] = ()
@@ -142,6 +143,8 @@ def run_generate(args: Sequence[str]) -> None:
             raise UsageError(f"--format fasta writes proteins; {command.model} is no model of them: use text or jsonl")
         if templates is not None:
             raise UsageError(f"--proteins redesigns proteins; {command.model} is no model of them: use --infill")
+    if templates is not None:
+        templates.check_lengths(loaded.network(command.role))
     bundle = for_inference(loaded, command.network, is_compiled=command.compile)
     options = sampling_options(
         command, bundle, sampler=command.sampler, role=command.role, is_whole_batch=command.compile

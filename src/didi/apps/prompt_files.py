@@ -26,7 +26,7 @@ def text_or_input(text: str | None, flag: str) -> str | None:
     """
     if text != STANDARD_INPUT:
         return text
-    content = _read(STANDARD_INPUT, flag)
+    content = read_text(STANDARD_INPUT, flag)
     return content[: -2 if content.endswith("\r\n") else -1] if content.endswith("\n") else content
 
 
@@ -42,7 +42,9 @@ def read_prompts(name: str) -> list[Prompt]:
         UsageError: the file cannot be read, is not UTF-8, has no prompt, or has an invalid line.
     """
     source = _source(name)
-    lines = [(number, line) for number, line in enumerate(_lines(_read(name, "--prompts")), start=1) if line.strip()]
+    lines = [
+        (number, line) for number, line in enumerate(_lines(read_text(name, "--prompts")), start=1) if line.strip()
+    ]
     if not lines:
         raise UsageError(f"--prompts names a file of prompts, one a line; {source} has none")
     if not lines[0][1].lstrip().startswith("{"):
@@ -55,8 +57,16 @@ def _source(name: str) -> str:
     return "standard input" if name == STANDARD_INPUT else name
 
 
-def _read(name: str, flag: str) -> str:
-    """The text of a file or of standard input; ``flag`` is for error messages."""
+def read_text(name: str, flag: str) -> str:
+    """The text of a file or of standard input.
+
+    Args:
+        name: the file, or ``-`` for standard input.
+        flag: the name of the flag, for error messages.
+
+    Raises:
+        UsageError: standard input is closed, or the text cannot be read or is not UTF-8.
+    """
     if name == STANDARD_INPUT and sys.stdin is None:  # closed before the start
         raise UsageError(f"{flag} {name} reads standard input, which is closed: redirect it from a file or a pipe")
     try:
@@ -100,7 +110,10 @@ def _prompt(line: str, where: str) -> Prompt:
             raise UsageError(f"{where}: {name} is of type {FIELDS[name].__name__}; got {value!r}")
     if ("prefix" in record) == ("infill" in record):
         raise UsageError(f"{where}: a prompt has a prefix or an infill text; got {_named(list(record))}")
-    return Prompt(**record)
+    try:
+        return Prompt(**record)
+    except UsageError as error:
+        raise UsageError(f"{where}: {error}") from error
 
 
 def _named(names: Sequence[str]) -> str:

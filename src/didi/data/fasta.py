@@ -1,7 +1,7 @@
 """FASTA files, plain or compressed with gzip."""
 
 import gzip
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -39,35 +39,46 @@ def read_fasta(path: Path) -> Iterator[Protein]:
     Raises:
         UsageError: the file cannot be read, or is not a FASTA file.
     """
-    title: str | None = None
-    lines: list[str] = []
     try:
         with path.open("rb") as stream:
             is_compressed = stream.read(len(GZIP_SIGNATURE)) == GZIP_SIGNATURE
         with gzip.open(path, "rt", encoding="utf-8") if is_compressed else path.open(encoding="utf-8") as text:
-            for number, line in enumerate(text, start=1):
-                line = line.strip()
-                if line.startswith(">"):
-                    if title is not None:
-                        yield _protein(title, lines, path)
-                    title, lines = line[1:].strip(), []
-                elif line and title is None:
-                    raise UsageError(
-                        f"a FASTA file begins with a title line, > and a name; line {number} of {path} is none"
-                    )
-                else:
-                    lines.append(line)
+            yield from fasta_records(text, str(path))
     except (OSError, EOFError, UnicodeDecodeError) as error:
         raise UsageError(
             f"a FASTA file is text, or text compressed with gzip; {path} is not readable: {error}"
         ) from error
+
+
+def fasta_records(text: Iterable[str], source: str) -> Iterator[Protein]:
+    """The records of the lines of a FASTA file; see ``read_fasta``.
+
+    Args:
+        text: lines, such as an open file.
+        source: name of the file, for error messages.
+
+    Raises:
+        UsageError: the lines are not those of a FASTA file.
+    """
+    title: str | None = None
+    lines: list[str] = []
+    for number, line in enumerate(text, start=1):
+        line = line.strip()
+        if line.startswith(">"):
+            if title is not None:
+                yield _protein(title, lines, source)
+            title, lines = line[1:].strip(), []
+        elif line and title is None:
+            raise UsageError(f"a FASTA file begins with a title line, > and a name; line {number} of {source} is none")
+        else:
+            lines.append(line)
     if title is None:
-        raise UsageError(f"a FASTA file holds one record or more; {path} holds none")
-    yield _protein(title, lines, path)
+        raise UsageError(f"a FASTA file holds one record or more; {source} holds none")
+    yield _protein(title, lines, source)
 
 
-def _protein(title: str, lines: list[str], path: Path) -> Protein:
+def _protein(title: str, lines: list[str], source: str) -> Protein:
     residues = "".join("".join(lines).split()).upper().removesuffix("*")
     if not residues.isalpha() or not residues.isascii():
-        raise UsageError(f"a FASTA record holds letters; {title[:60]!r} in {path} holds {residues[:60]!r}")
+        raise UsageError(f"a FASTA record holds letters; {title[:60]!r} in {source} holds {residues[:60]!r}")
     return Protein(title, residues)

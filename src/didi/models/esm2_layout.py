@@ -169,7 +169,9 @@ def _config(
             raise UsageError(f"{name} in config.json is {number} in the vocabulary of ESM-2; got {given!r:.80}")
     return Esm2Config(
         vocab_size=vocab_size,
-        length=_whole("max_position_embeddings", length or settings.get("max_position_embeddings", 1026)),
+        length=_whole(
+            "max_position_embeddings", settings.get("max_position_embeddings", 1026) if length is None else length
+        ),
         hidden_size=hidden_size,
         num_blocks=_whole("num_hidden_layers", settings.get("num_hidden_layers", num_blocks), high=len(weights)),
         num_heads=_num_heads(hidden_size, num_blocks, settings, num_heads),
@@ -182,14 +184,14 @@ def _config(
 
 def _num_heads(hidden_size: int, num_blocks: int, settings: Mapping[str, Any], num_heads: int | None) -> int:
     """``num_heads``, or the number in ``config.json``, or that of the published network of this size."""
-    num_heads = num_heads or settings.get("num_attention_heads")
+    num_heads = settings.get("num_attention_heads") if num_heads is None else num_heads
     shape = (hidden_size, num_blocks)
     published = [size.num_heads for size in SIZES.values() if (size.hidden_size, size.num_blocks) == shape]
     if num_heads is None and not published:
         raise UsageError(
             "num_attention_heads, a whole number, must be in config.json, since no tensor determines it: add it there"
         )
-    return _whole("num_attention_heads", num_heads or published[0])
+    return _whole("num_attention_heads", published[0] if num_heads is None else num_heads)
 
 
 def _is_tied(weights: Mapping[str, Tensor], settings: Mapping[str, Any]) -> bool:

@@ -130,7 +130,7 @@ def generate_batches(
     prompt_records = None if prompts is None else checked_prompts(prompts)
     network = instance("bundle", bundle, Bundle).network(chosen.role)
     prompt_set = PromptSet.of(prompt_records, num_samples, seed, prefix, infill, checked_lengths(network, length))
-    longest, pad_id = max(checked_lengths(network, prompt_set.longest)), Frame.of(network).pad_id
+    longest, pad_id = prompt_set.checked_longest(network), Frame.of(network).pad_id
     check_samples(bundle, chosen.role, num_samples, longest, num_prompts=len(prompt_records or [None]))
     moves = stream(
         bundle,

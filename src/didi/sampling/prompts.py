@@ -1,7 +1,8 @@
 """Sample sets with several prompts: the prompt, the seed and the number of each sequence."""
 
 import reprlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
@@ -10,8 +11,10 @@ from didi.arguments import instance, listed, set_fields, whole_number
 from didi.diffusion.canvas import Canvas
 from didi.diffusion.noise import SequenceNoise, derive_seed
 from didi.errors import UsageError
+from didi.models.autoregressive import AutoregressiveLM
 from didi.models.bundle import Bundle
-from didi.sampling.prompt import MASK, Frame, canvas_from_prompt, framed
+from didi.models.networks import DenoiserNetwork
+from didi.sampling.prompt import MASK, Frame, canvas_from_prompt, checked_lengths, framed
 
 
 @dataclass(frozen=True)
@@ -24,15 +27,18 @@ class Prompt:
         seed: seed of the samples. By default it is derived from the seed of the set and the text, so that the samples
             depend neither on the other prompts nor on their order.
         length: number of tokens of its samples, or of residues of a protein; by default the lengths of the set.
+        identity: text that the derived seed depends on beside the prompt, so that prompts of different origin and equal
+            text have different samples; it is not sampled.
     """
 
     prefix: str | None = None
     infill: str | None = None
     seed: int | None = None
     length: int | None = None
+    identity: str | None = None
 
     def __post_init__(self) -> None:
-        for name in ("prefix", "infill"):
+        for name in ("prefix", "infill", "identity"):
             if (text := getattr(self, name)) is not None:
                 instance(name, text, str)
         if self.seed is not None:
@@ -47,7 +53,10 @@ class Prompt:
 
     def own_seed(self, seed: int) -> int:
         """Seed of the samples of this prompt in a set with ``seed``."""
-        return derive_seed(seed, "prompt", self.prefix or "", self.infill or "") if self.seed is None else self.seed
+        if self.seed is not None:
+            return self.seed
+        identity = () if self.identity is None else (self.identity,)
+        return derive_seed(seed, "prompt", self.prefix or "", self.infill or "", *identity)
 
 
 def checked_prompts(prompts: Iterable[str | Prompt]) -> list[Prompt]:
@@ -126,6 +135,28 @@ class PromptSet:
         """Lengths of the samples of a prompt, as many for each prompt."""
         return self.lengths if prompt.length is None else (prompt.length,) * len(self.lengths)
 
+    def checked_longest(self, network: DenoiserNetwork | AutoregressiveLM) -> int:
+        """``longest``, after a check that all samples fit in the context of a network.
+
+        Raises:
+            UsageError: a length does not fit; the message names the prompt.
+        """
+        for number, prompt in enumerate(self.prompts, start=1):
+            with self._named(number, prompt):
+                checked_lengths(network, self._lengths_of(prompt))
+        return self.longest
+
+    @contextmanager
+    def _named(self, number: int, prompt: Prompt) -> Iterator[None]:
+        """Name the prompt in errors if there are several."""
+        try:
+            yield
+        except UsageError as error:
+            if len(self.prompts) == 1:
+                raise
+            text = reprlib.repr(prompt.infill if prompt.prefix is None else prompt.prefix)
+            raise UsageError(f"prompt {number} ({text}): {error}") from error
+
     def canvas(self, bundle: Bundle, frame: Frame) -> Canvas:
         """One row for each prompt and length, in the order of the prompts; see ``canvas_from_prompt``.
 
@@ -134,16 +165,11 @@ class PromptSet:
         """
         rows, width = [], self.longest + frame.num_ids
         for number, prompt in enumerate(self.prompts, start=1):
-            try:
+            with self._named(number, prompt):
                 canvases = [
                     canvas_from_prompt(bundle, length, prefix=prompt.prefix, infill=prompt.infill)
                     for length in self._lengths_of(prompt)
                 ]
-            except UsageError as error:
-                if len(self.prompts) == 1:
-                    raise
-                text = reprlib.repr(prompt.infill if prompt.prefix is None else prompt.prefix)
-                raise UsageError(f"prompt {number} ({text}): {error}") from error
             rows += [framed(canvas, frame, width) for canvas in canvases]
         tokens, is_free, is_real = (
             torch.cat([getattr(row, name) for row in rows]) for name in ("tokens", "is_free", "is_real")

@@ -18,6 +18,8 @@ from didi.sampling.prompts import Prompt
 
 UNKNOWN = "X"
 """Letter of a residue that is sampled, wherever it stands in a protein."""
+FORMS = "FIRST-LAST, POSITION, FIRST-LAST:N or POSITION:N, such as 31-35, 40, 95-102:12 or 6:3"
+"""Forms of a region, for error messages."""
 REGION = re.compile(r"([0-9]{1,6})(?:-([0-9]{1,6}))?(?::([0-9]{1,6}))?")
 
 
@@ -36,18 +38,18 @@ class Region(NamedTuple):
 
 
 def parse_region(text: str) -> Region:
-    """A region from ``31-35``, ``40`` or, for 12 residues in place of 8, ``95-102:12``.
+    """A region from ``31-35``, ``40`` or, for 12 residues in place of 8, ``95-102:12``; ``6:3`` is ``6-6:3``.
 
     Raises:
         UsageError: the text has another form, or the region is empty.
     """
-    rule = f"a region is FIRST-LAST, one position, or FIRST-LAST:RESIDUES, such as 31-35 or 95-102:12; got {text!r}"
+    rule = f"a region is {FORMS}; got {text!r}"
     if (match := REGION.fullmatch(instance("a region", text, str))) is None:
         raise UsageError(rule)
     first, last, num = (None if part is None else int(part) for part in match.groups())
     region = Region(first or 0, (first if last is None else last) or 0, num)
     if not 1 <= region.first <= region.last or num == 0:
-        raise UsageError(f"{rule}: positions begin at 1, FIRST is at most LAST, and RESIDUES is 1 or more")
+        raise UsageError(f"{rule}: positions begin at 1, FIRST is at most LAST, and N is 1 or more")
     return region
 
 
@@ -63,7 +65,7 @@ def redesign_prompt(
         redesign: regions that are sampled, see ``parse_region``. Positions count the letters of ``residues`` from 1;
             numbers of a scheme such as IMGT or Kabat have to be converted first.
         keep: regions that are kept, instead of ``redesign``; all other residues are sampled.
-        seed: seed of the samples; see ``Prompt``.
+        seed: seed of the samples; by default derived from the seed of the set, ``residues`` and the sampled positions.
 
     Raises:
         UsageError: both kinds of regions are given, a region does not fit or overlaps another, a residue that is kept
@@ -89,8 +91,10 @@ def redesign_prompt(
             "redesign it"
         )
     if UNKNOWN not in template:
+        if keep:
+            raise UsageError("all residues are kept, so that none is sampled: keep fewer")
         raise UsageError(f"a protein has a residue to sample; give regions, or write {UNKNOWN} for such residues")
-    return Prompt(infill=template.replace(UNKNOWN, MASK), seed=seed, length=len(template))
+    return Prompt(infill=template.replace(UNKNOWN, MASK), seed=seed, length=len(template), identity=residues)
 
 
 def sampled_positions(prompt: Prompt) -> str:

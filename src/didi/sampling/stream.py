@@ -99,12 +99,12 @@ def stream(
     num_samples = whole_number("num_samples", num_samples, low=1)
     lengths, frame = checked_lengths(network, length), Frame.of(network)
     prompt_set = PromptSet.of(prompts, num_samples, seed, prefix, infill, lengths)
-    checked_lengths(network, prompt_set.longest)
-    most_moves = num_moves(bundle, nfe, prompt_set.longest, chosen)
+    longest = prompt_set.checked_longest(network)
+    most_moves = num_moves(bundle, nfe, longest, chosen)
     sampler, times = make_sampler(bundle, chosen, most_moves), chosen.move_times(most_moves)
     if chosen.times:
         refuse_equal_rates(bundle.process.schedule, times)
-    check_batch(bundle, chosen, prompt_set.longest + frame.num_ids, most_moves, len(prompt_set))
+    check_batch(bundle, chosen, longest + frame.num_ids, most_moves, len(prompt_set))
     device = next(network.parameters()).device
     canvas = prompt_set.canvas(bundle, frame).to(device)
 
