@@ -93,9 +93,18 @@ def test_another_vocabulary_and_flags_of_other_layouts_are_refused(folder, tmp_p
         converted(folder, tmp_path, "--length", "64")
     with pytest.raises(UsageError, match=r"does not read --num-heads, since config\.json says it"):
         converted(folder, tmp_path, "--num-heads", "0")
-    (folder.parent / "vocab.txt").write_text("\n".join(reversed(VOCABULARY)))
+    (folder / "vocab.txt").write_text("\n".join(reversed(VOCABULARY)))
     with pytest.raises(UsageError, match=r"the vocabulary of AntiBERTy is \[PAD\] \[UNK\]"):
         converted(folder, tmp_path)
+
+
+def test_the_vocabulary_of_the_outer_folder_is_that_of_the_pinned_asset_alone(folder, tmp_path, monkeypatch):
+    (folder.parent / "vocab.txt").write_text("\n".join(reversed(VOCABULARY)))
+    assert converted(folder, tmp_path).teacher is not None
+    (folder.parent / "AntiBERTy_md_smooth").symlink_to(folder)
+    monkeypatch.setattr(convert_antiberty, "fetch", lambda name: folder.parent)
+    with pytest.raises(UsageError, match=r"the vocabulary of AntiBERTy is \[PAD\] \[UNK\]"):
+        converted("antiberty", tmp_path, "--overwrite")
 
 
 @pytest.mark.network

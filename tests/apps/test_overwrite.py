@@ -166,3 +166,15 @@ def test_distill_does_not_delete_its_teacher(didi, tmp_path):
     status, _, error = didi(*words, "--overwrite")
     assert (status, "which is the teacher: choose another --out" in error) == (2, True)
     assert package.load(out / "bundle").teacher is not None
+
+
+@pytest.mark.slow
+def test_a_run_does_not_delete_the_bundle_that_it_starts_from(didi, tmp_path):
+    out = tmp_path / "run"
+    assert didi("pretrain", "markov", *SMALL, "--out", out)[0] == 0
+    status, _, error = didi("pretrain", "markov", *SMALL, "--start", out / "bundle", "--out", out, "--overwrite")
+    assert (status, "which is the start: choose another --out" in error) == (2, True)
+    distill = ["distill", "markov", *SMALL, "--start", out / "bundle", "--out", out, "--overwrite"]
+    status, _, error = didi(*distill)
+    assert (status, "which is the start: choose another --out" in error) == (2, True)
+    assert (out / "bundle" / "bundle.yaml").is_file()

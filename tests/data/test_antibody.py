@@ -7,7 +7,7 @@ import random
 import pytest
 
 from didi.data import protein
-from didi.data.antibody import CODONS, HeavyChain, clones_of, read_airr, translated
+from didi.data.antibody import CODONS, HeavyChain, clones_of, in_frame, read_airr, translated
 from didi.data.protein import prepare_proteins
 from didi.models.proteins import RESIDUES
 
@@ -25,21 +25,50 @@ def test_codons_are_translated():
     assert translated("GAAGTGCAGCTGGTGGAG") == "EVQLVE"
 
 
-def test_chains_are_distinct_productive_domains_without_gaps(tmp_path):
-    rows = [
-        ("T", "IGHV3-9*01,IGHV3-20*02", "gaa...GTG-CAG", "CARW"),
-        ("T", "IGHV3-9*01", "GAAGTGCAG", "CAKW"),  # the same domain
-        ("F", "IGHV3-9*01", "CAGGTGCAG", "CARW"),
-        ("T", "IGHV3-9*01", "GAATAACAG", "CARW"),
-        ("T", "IGHV3-9*01", "GAANTGCAG", "CARW"),
-        ("T", "IGHV4-4*01", "CAGCTGCAG", "CASW"),
-    ]
+def table_of(tmp_path, *rows):
     with gzip.open(tmp_path / "some.tsv.gz", "wt") as stream:
         stream.writelines("\t".join(row) + "\n" for row in (COLUMNS, *rows))
-    assert read_airr(tmp_path / "some.tsv.gz") == [
-        HeavyChain("EVQ", frozenset({"IGHV3-9", "IGHV3-20"}), "CARW"),
-        HeavyChain("QLQ", frozenset({"IGHV4-4"}), "CASW"),
+    return tmp_path / "some.tsv.gz"
+
+
+def test_chains_are_distinct_productive_domains_without_gaps(tmp_path):
+    table = table_of(
+        tmp_path,
+        ("T", "IGHV3-9*01,IGHV3-20*02", "gaa...GTG---CAG", "VQ"),
+        ("T", "IGHV3-9*01", "GAAGTGCAG", "EV"),  # the same domain
+        ("F", "IGHV3-9*01", "CAGGTGCAG", "VQ"),
+        ("T", "IGHV3-9*01", "GAATAACAG", "Q"),
+        ("T", "IGHV3-9*01", "GAANTGCAG", "Q"),
+        ("T", "IGHV4-4*01", "CAGCTGCAG", "LQ"),
+        ("T", "IGHV4-4*01", "CAGCTGCTG", "LQ"),  # its junction is in another frame
+    )
+    assert read_airr(table) == [
+        HeavyChain("EVQ", frozenset({"IGHV3-9", "IGHV3-20"}), "VQ"),
+        HeavyChain("QLQ", frozenset({"IGHV4-4"}), "LQ"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("alignment", "residues"),
+    [
+        (".AAGTGCAG", "VQ"),
+        ("..AGTGCAG", "VQ"),
+        ("--.GTGCAG", "VQ"),
+        ("....TGCAGCTG", "QL"),
+        ("GA-...--AGTG", "EV"),  # codons are joined where three nucleotides are missing
+        ("GAAG---TG", "EV"),
+        ("GAAGT-CAG", ""),
+        ("GAAG--CAG", ""),
+        ("GA-GTG--GCAG", ""),  # the second shift ends the first, and the residues between them are of another frame
+        ("GAAGTGCA", "EV"),
+        ("." * 77 + "GGTGCAG", "VQ"),
+        ("." * 78 + "GTGCAG", ""),  # without the first framework
+    ],
+)
+def test_domains_are_read_in_the_frame_of_the_alignment(alignment, residues, tmp_path):
+    assert translated(in_frame(alignment)) == residues
+    found = [one.residues for one in read_airr(table_of(tmp_path, ("T", "IGHV1-2", alignment, residues[-1:])))]
+    assert found == ([residues] if residues else [])
 
 
 def test_clones_share_a_v_gene_and_most_of_their_junction():
@@ -92,12 +121,12 @@ def test_no_clone_is_in_two_splits(tmp_path, monkeypatch):
 def test_the_asset_has_the_documented_numbers():
     data = prepare_proteins("vh")
     chains = protein._vh()
-    assert (len(chains), len(set(clones_of(chains)))) == (1331, 998)
+    assert (len(chains), len(set(clones_of(chains)))) == (1340, 998)
     assert (len(data.train), len(data.validation), len(data.test)) == (798, 100, 100)
+    train, held_out = [one for members in data.train for one in members], data.validation + data.test
+    assert [(min(map(len, part)), max(map(len, part))) for part in (train, data.test)] == [(112, 141), (118, 136)]
     by_residues = {one.residues: one for one in chains}
-    train = [by_residues[residues] for members in data.train for residues in members]
-    for held_out in (by_residues[residues] for residues in data.validation + data.test):
-        for one in train:
-            if one.v_genes & held_out.v_genes and len(one.junction) == len(held_out.junction):
-                num_equal = sum(a == b for a, b in zip(one.junction, held_out.junction, strict=True))
-                assert num_equal < 0.8 * len(one.junction)
+    for one, other in itertools.product((by_residues[residues] for residues in train), map(by_residues.get, held_out)):
+        if one.v_genes & other.v_genes and len(one.junction) == len(other.junction):
+            num_equal = sum(a == b for a, b in zip(one.junction, other.junction, strict=True))
+            assert num_equal < 0.8 * len(one.junction)

@@ -51,7 +51,7 @@ def test_the_antibody_recipes_have_the_shape_of_antiberty_and_learn_from_differe
     assert isinstance(shape, BertConfig)
     assert replace(shape, dropout=0.0, length=512) == BertConfig()
     assert (teacher.data.corpus, judge.data.corpus, teacher.start, judge.start) == (
-        "vh:first", "vh:second", "bundles/antiberty", "",
+        "vh:first", "vh:second", "./bundles/antiberty", "",
     )  # fmt: skip
     assert student.data == teacher.data
     assert student.discriminator.output == "sequence"

@@ -45,8 +45,9 @@ def antiberty_bundle(
     if checkpoint.shadow is not None or checkpoint.average:
         raise UsageError(f"a checkpoint of AntiBERTy holds one set of weights; {source} has an average beside it")
     network = antiberty_from_state_dict(checkpoint.weights, checkpoint.settings)
-    for folder in (checkpoint.folder, checkpoint.folder.parent):  # the package has vocab.txt in the outer folder
-        check_vocabulary(folder / "vocab.txt", VOCABULARY, name="AntiBERTy")
+    # The pinned archive has vocab.txt in the outer folder; that of another source may belong to something else.
+    folder = checkpoint.folder.parent if source == ANTIBERTY else checkpoint.folder
+    check_vocabulary(folder / "vocab.txt", VOCABULARY, name="AntiBERTy")
     networks: dict[str, Any] = {role: network}
     return Bundle(
         **networks,

@@ -106,12 +106,14 @@ def pretrain_run(
     overwrite: bool = False,
 ) -> Path:
     """Pre-train with a resolved configuration, on its corpus or on ``source``; returns the folder of the bundle."""
+    config = config.at_start()
+    folder.refuse_deletion(overwrite=overwrite, start=config.start)
     source = source or pretraining_source(config)
     with _locked_and_prepared(folder, config, resume=resume, overwrite=overwrite):
         trainer = make_trainer(config, Inputs(source, device, folder.path))
         run(trainer, config.loop, folder, resume=resume)
-        origin = {"start": load(config.start).provenance} if config.start else {}
-        return _finish(trainer.bundle(), config, folder, device, _block_layout(config, None), **origin)
+        bundle = trainer.bundle()
+        return _finish(bundle, config, folder, device, _block_layout(config, None), **bundle.provenance)
 
 
 def distill(args: Sequence[str]) -> None:
@@ -196,8 +198,7 @@ def distill_run(
 ) -> Path:
     """Distil with a resolved configuration, on its corpus or on ``source``; returns the folder of the bundle."""
     teacher = _teacher(config)
-    if overwrite and folder.bundle.exists() and Path(config.teacher).resolve() == folder.bundle.resolve():
-        raise UsageError(f"--overwrite deletes the bundle in {folder.path}, which is the teacher: choose another --out")
+    folder.refuse_deletion(overwrite=overwrite, teacher=config.teacher, start=getattr(config, "start", ""))
     source = source or distillation_source(config, teacher)
     with _locked_and_prepared(folder, config, resume=resume, overwrite=overwrite):
         trainer = make_trainer(config, Inputs(source, device, folder.path, teacher))

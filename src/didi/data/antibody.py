@@ -1,12 +1,13 @@
 """Antibody heavy chains: variable domains from tables of the AIRR standard, and their clones.
 
-A clone is the offspring of one B cell, whose chains share their genes and differ by a few mutations. Chains of
+A clone is the offspring of one B cell; its chains have the same genes and differ by a few mutations. Chains of
 different clones share most of their residues too, if they come from the same V gene. Clusters of similar sequences
 therefore do not separate antibodies, and clones are the units of their splits.
 """
 
 import csv
 import gzip
+import re
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ from pathlib import Path
 
 JUNCTION_IDENTITY = 0.8
 """Smallest identity of the junctions of two chains of a clone."""
+FRAMEWORK_1 = 26
+"""Last position of the first framework region in the IMGT numbering."""
 CODONS = {
     first + second + third: residue
     for (first, second, third), residue in zip(
@@ -43,17 +46,36 @@ class HeavyChain:
 def read_airr(file: Path) -> list[HeavyChain]:
     """Distinct variable domains of the productive rearrangements of a gzipped AIRR table.
 
-    Aligned nucleotides are translated without gaps; domains with a stop or an unknown nucleotide are left out.
+    Domains that are out of frame (``in_frame``) or begin after the first framework region, that have a stop or an
+    unknown nucleotide, or whose residues lack the junction of their row are left out.
     """
     with gzip.open(file, "rt", encoding="utf-8", newline="") as stream:
         rows = [row for row in csv.DictReader(stream, delimiter="\t") if row["productive"] in ("T", "TRUE", "true")]
     chains: dict[str, HeavyChain] = {}
     for row in rows:
-        residues = translated(row["sequence_alignment"].replace(".", "").replace("-", "").upper())
+        residues, junction = translated(in_frame(row["sequence_alignment"])), row["junction_aa"]
         genes = frozenset(call.strip().partition("*")[0] for call in row["v_call"].split(","))
-        if residues.isalpha():
-            chains.setdefault(residues, HeavyChain(residues, genes, row["junction_aa"]))
+        if residues.isalpha() and junction in residues:
+            chains.setdefault(residues, HeavyChain(residues, genes, junction))
     return list(chains.values())
+
+
+def in_frame(alignment: str) -> str:
+    """Nucleotides of whole codons from an alignment in the IMGT numbering of V genes.
+
+    Args:
+        alignment: three characters for each position of the numbering. Both ``.``, which fills a position that the
+            gene lacks, and ``-``, a deletion, are gaps.
+
+    Returns:
+        Upper-case nucleotides from the first complete codon on. Empty if a deletion is not of whole codons, since the
+        residues behind it are in another frame, or if the sequence begins after the first framework region.
+    """
+    start = len(alignment) - len(alignment.lstrip(".-"))
+    gene = alignment[start + -start % 3 :].replace(".", "").upper()
+    if start >= 3 * FRAMEWORK_1 or any(len(deletion) % 3 for deletion in re.findall("-+", gene)):
+        return ""
+    return gene.replace("-", "")
 
 
 def translated(gene: str) -> str:

@@ -205,7 +205,7 @@ _ROWS = (
     ),
     Asset(
         name="vh",
-        summary="1,338 human antibody heavy-chain (VH) domains, as AIRR nucleotides",
+        summary="1,340 human antibody heavy-chain (VH) domains, as AIRR nucleotides",
         registry="debian",
         requirement="r-cran-alakazam=1.2.1-1",
         archive="r-cran-alakazam_1.2.1-1_amd64.deb",

@@ -28,7 +28,7 @@ from didi.diffusion.schedule import WeightName, low_discrepancy_times, schedule_
 from didi.diffusion.score import ScoreUniform
 from didi.errors import UsageError
 from didi.methods.base import Figures, Inputs, Runtime, Update
-from didi.methods.new_networks import make_autoregressive, make_denoiser, starting_network
+from didi.methods.new_networks import make_autoregressive, make_denoiser, network_of_start, start_of
 from didi.methods.settings import NetworkConfig, OptimizerConfig, RunConfig, check_fraction, check_sharding
 from didi.models.autoregressive import AutoregressiveLM
 from didi.models.bundle import Bundle
@@ -59,8 +59,8 @@ class PretrainConfig(RunConfig):
     network: NetworkConfig = field(default_factory=NetworkConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     start: str = ""
-    """Bundle whose teacher (or autoregressive network) is trained further; of ``network``, its dropout alone is read.
-    Empty: a new network."""
+    """Bundle whose teacher (or autoregressive network) is trained further; a run sets ``network`` to its shape, except
+    for the dropout. Empty: a new network."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -78,8 +78,27 @@ class PretrainConfig(RunConfig):
             )
 
     def for_dry_run(self) -> "PretrainConfig":
-        """See ``RunConfig.for_dry_run``: a new network has the shape of the start of the recipe."""
-        return replace(self, start="")
+        """See ``RunConfig.for_dry_run``.
+
+        A new network has the shape of that of ``start``, or of ``network`` if there is no such bundle.
+
+        Raises:
+            DidiError: see ``bundle.load``.
+        """
+        try:
+            config = self.at_start()
+        except UsageError:  # the start of a recipe is made by the user, perhaps later
+            config = self
+        return replace(config, start="")
+
+    def at_start(self) -> "PretrainConfig":
+        """The settings with the shape of the network of ``start`` in ``network``; unchanged without a start.
+
+        Raises:
+            UsageError: the bundle is missing or has no network to train.
+            DidiError: see ``bundle.load``.
+        """
+        return replace(self, network=network_of_start(self)) if self.start else self
 
     @classmethod
     def upgraded(cls, settings: Mapping[str, Any], base: RunConfig | None = None) -> dict[str, Any]:
@@ -172,8 +191,10 @@ class Elbo:
         torch.manual_seed(settings.seed)  # layers draw their initial weights from the global generator
         self.is_autoregressive = settings.model == "autoregressive"
         network: nn.Module
+        self.origin: dict[str, Any] = {}  # digest and provenance of the start
         if settings.start:
-            network = starting_network(settings, self.source, self.process)
+            start = start_of(settings, self.source, self.process)
+            network, self.origin = start.network, {"digest": start.digest, "provenance": start.provenance}
         elif self.is_autoregressive:
             network = make_autoregressive(settings, self.source)
         else:
@@ -246,14 +267,26 @@ class Elbo:
         return {f"validation_{'nll' if self.is_autoregressive else 'nelbo'}": value}
 
     def state_dict(self) -> dict[str, Any]:
-        """Empty: the method has no state beside its network."""
-        return {}
+        """Digest and provenance of the start; empty for a new network."""
+        return {"start": self.origin} if self.origin else {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """See ``state_dict``."""
+        """See ``state_dict``.
+
+        Raises:
+            UsageError: the state belongs to a run that started with other weights.
+        """
+        saved = state.get("start", {})
+        if saved.get("digest") != self.origin.get("digest"):
+            raise UsageError(
+                f"a resumed run needs the start it had; the weights of {self.settings.start!r} have changed: restore "
+                "them, or start again in another folder with --out"
+            )
+        self.origin = saved
 
     def bundle(self) -> Bundle:
-        """The averaged network as teacher or autoregressive network, with its tokenizer."""
+        """The averaged network as teacher or autoregressive network, with tokenizer and provenance of the start."""
         role = "autoregressive" if self.is_autoregressive else "teacher"
         networks: dict[str, Any] = {role: self.runtime.averaged()}
-        return Bundle(**networks, tokenizer=self.source.tokenizer, process=self.process)
+        provenance = {"start": self.origin["provenance"]} if self.origin else {}
+        return Bundle(**networks, tokenizer=self.source.tokenizer, process=self.process, provenance=provenance)

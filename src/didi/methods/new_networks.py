@@ -1,21 +1,22 @@
-"""Networks with new weights, for pre-training."""
+"""Networks for pre-training: with new weights, or of a bundle that is trained further."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from torch import nn
 
 from didi.data.source import Source
 from didi.diffusion import Process
-from didi.errors import UsageError
+from didi.errors import DidiError, UsageError
 from didi.methods.settings import NetworkConfig
 from didi.models.autoregressive import AutoregressiveConfig, AutoregressiveLM
 from didi.models.bert import BertConfig
-from didi.models.bundle import load
+from didi.models.bundle import Bundle, load
+from didi.models.digest import weights_digest
 from didi.models.dit import DiTConfig
 from didi.models.esm2 import Esm2Config
-from didi.models.networks import DenoiserNetwork, network_of
+from didi.models.networks import DenoiserNetwork, kind_of, network_of
 from didi.models.proteins import ALPHABET, MASK_ID, ProteinConfig
 
 
@@ -88,23 +89,30 @@ def make_autoregressive(settings: Any, source: Source) -> AutoregressiveLM:
     )
 
 
-def starting_network(settings: Any, source: Source, process: Process) -> nn.Module:
+@dataclass(frozen=True)
+class Start:
+    """What a run that trains a network further begins with.
+
+    Attributes:
+        network: the network, with the dropout of the run.
+        digest: ``weights_digest`` of the network.
+        provenance: that of its bundle.
+    """
+
+    network: nn.Module
+    digest: str
+    provenance: dict[str, Any]
+
+
+def start_of(settings: Any, source: Source, process: Process) -> Start:
     """The network of the bundle ``settings.start`` for a ``PretrainConfig``, with the dropout of ``settings.network``.
 
     Raises:
         UsageError: the bundle is missing or has no network of that role, or its process, tokens or context do not fit.
         DidiError: see ``bundle.load``.
     """
-    name, role = settings.start, "autoregressive" if settings.model == "autoregressive" else "teacher"
-    try:
-        bundle = load(name)
-    except UsageError as error:
-        raise UsageError(f"start, which a resumed run needs too: {error}") from error
-    started: Any = bundle.networks().get(role)
-    if started is None:
-        raise UsageError(
-            f"start names a bundle with the role {role}; {name} holds {', '.join(bundle.networks())}: name another"
-        )
+    name = settings.start
+    bundle, started = _started(settings)
     if bundle.process.name != process.name:
         raise UsageError(
             f"start has the process of the run, {process.name}; that of {name} is {bundle.process.name}: set process"
@@ -120,4 +128,38 @@ def starting_network(settings: Any, source: Source, process: Process) -> nn.Modu
         )
     network: nn.Module = network_of(replace(started.config, dropout=settings.network.dropout))
     network.load_state_dict(started.state_dict())
-    return network
+    return Start(network, weights_digest(network), bundle.provenance)
+
+
+def network_of_start(settings: Any) -> NetworkConfig:
+    """``settings.network`` with the kind and the sizes of the network in the bundle ``settings.start``.
+
+    The dropout is that of ``settings``. Settings that the kind of the network does not have get their defaults.
+
+    Raises:
+        UsageError: the bundle is missing or has no network of that role.
+        DidiError: see ``bundle.load``.
+    """
+    _, started = _started(settings)
+    names = NetworkConfig.__dataclass_fields__.keys() & started.config.__dataclass_fields__.keys()
+    sizes = {name: getattr(started.config, name) for name in names} | {"dropout": settings.network.dropout}
+    kind: Any = settings.network.kind if settings.model == "autoregressive" else kind_of(started)
+    return NetworkConfig(kind=kind, **sizes)
+
+
+def _started(settings: Any) -> tuple[Bundle, Any]:
+    """The bundle ``settings.start`` and the network in it that is trained further."""
+    name, role = settings.start, "autoregressive" if settings.model == "autoregressive" else "teacher"
+    try:
+        bundle = load(name)
+    except DidiError as error:
+        raise type(error)(
+            "--start takes a bundle, which a resumed run needs too, for example that of `didi convert antiberty "
+            f"antiberty --out bundles/antiberty`: {error}"
+        ) from error
+    network = bundle.networks().get(role)
+    if network is None:
+        raise UsageError(
+            f"start names a bundle with the role {role}; {name} holds {', '.join(bundle.networks())}: name another"
+        )
+    return bundle, network

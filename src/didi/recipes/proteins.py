@@ -34,7 +34,7 @@ _ANTIBODY_DATA = DataConfig(corpus="vh:first", length=160)
 ANTIBODY = PretrainConfig(
     recipe="antibody",
     weight="constant",
-    start="bundles/antiberty",
+    start="./bundles/antiberty",
     data=_ANTIBODY_DATA,
     network=NetworkConfig(kind="bert", hidden_size=512, num_blocks=8, num_heads=8, dropout=0.1),
     optimizer=OptimizerConfig(learning_rate=5e-5, warmup_steps=30, beta2=0.98, weight_decay=0.01),

@@ -92,6 +92,22 @@ class RunFolder:
                 f"--out names a new folder; {self.path} holds {existing[0]}: {fix} to replace it, or choose another"
             )
 
+    def refuse_deletion(self, *, overwrite: bool, **models: str) -> None:
+        """Refuse to overwrite this run if the new one needs its bundle.
+
+        Args:
+            overwrite: whether the files of the run are to be replaced.
+            models: models that the new run reads, by their role; a role without a model is empty.
+
+        Raises:
+            UsageError: one of the models is the bundle of this run.
+        """
+        for role, model in models.items():
+            if overwrite and model and self.bundle.exists() and Path(model).resolve() == self.bundle.resolve():
+                raise UsageError(
+                    f"--overwrite deletes the bundle in {self.path}, which is the {role}: choose another --out"
+                )
+
     def clear(self) -> None:
         """Delete the files of a run; other files are kept.
 
