@@ -191,9 +191,11 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--guided", nargs="*", help="methods whose students are sampled with guidance")
     args = parser.parse_args(words)
     about, numbers = COMPOSITIONS[args.scale], range(args.seeds)
-    names = {name for one in about.chains for name in (one.first, one.second)} | {*about.guided}
+    methods = about.guided if args.guided is None else args.guided
+    names = {name for one in about.chains for name in (one.first, one.second)} | {*methods}
     plan, study = method_plan(args.scale, sorted(names), args.seeds), Study(args.study, SAMPLING[args.scale])
     with ThreadPoolExecutor(args.workers) as pool:
         chains = {
@@ -202,7 +204,7 @@ def main(words: Sequence[str] | None = None) -> None:
         }
         others = [
             pool.submit(guided, args.scale, method, plan, study, number, args.out)
-            for method in about.guided
+            for method in methods
             for number in numbers
         ]
         for one in [*itertools.chain.from_iterable(chains.values()), *others]:
@@ -210,7 +212,7 @@ def main(words: Sequence[str] | None = None) -> None:
     cases = {one: [run.result() for run in of_chain] for one, of_chain in chains.items()}
     ranked = [one.result() for one in others]
     lines = [line for one, found in cases.items() for line in chain_table(one, found, plan, study)]
-    lines += guided_table(ranked, about.guided) if about.guided else []
+    lines += guided_table(ranked, methods) if methods else []
     record = {
         "machine": machine_name(),
         "lessons": LESSONS,

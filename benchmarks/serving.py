@@ -1,6 +1,6 @@
 """Tables of docs/serving.md: latency and throughput of ``didi serve`` on this machine.
 
-    python benchmarks/serving.py measure --out docs/results/serving.json   # some six minutes on two idle cores
+    python benchmarks/serving.py measure --out docs/results/serving.json   # some ten minutes on two idle cores
     python benchmarks/serving.py page    [--results FILE]
 
 A short run of all parts, whose figures mean nothing, to see that they work:

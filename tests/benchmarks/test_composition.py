@@ -39,7 +39,9 @@ def test_the_second_method_starts_from_the_student_of_the_first(plan, tmp_path, 
         folder = composition.Path(words[words.index("--out") + 1])
         (folder / ("evaluation" if words[0] == "evaluate" else "bundle")).mkdir(parents=True)
         (folder / "metrics.jsonl").write_text(json.dumps({"step": 2, "sequence_passes": 10.0}))
-        (folder / "metrics.json").write_text(json.dumps([{"sampler": "ancestral", "nfe": 4, "kl": 0.5}]))
+        (folder / "metrics.json").write_text(
+            json.dumps([{"sampler": "ancestral", "nfe": nfe, "kl": 0.5} for nfe in (4, 8)])
+        )
 
     monkeypatch.setattr(composition, "command", command)
     study = Study(tmp_path / "study", Sampling(8, "exact"))
@@ -56,6 +58,14 @@ def test_the_second_method_starts_from_the_student_of_the_first(plan, tmp_path, 
     assert measured[measured.index("--nfe") + 1 :][:2] == ("4", "8")
     assert (found["case"], found["seed"], found["passes"]) == ("didi after sdtt", 1, 40.0)
     assert found["rows"][0]["kl"] == 0.5
+
+
+def test_a_measurement_that_was_stopped_is_made_again(tmp_path, monkeypatch):
+    rows = [{"sampler": "ancestral", "nfe": nfe, "kl": nfe} for nfe in (2, 4)]
+    monkeypatch.setattr(composition, "command", lambda *words: (tmp_path / "metrics.json").write_text(json.dumps(rows)))
+    (tmp_path / "metrics.json").write_text(json.dumps(rows[:1]))
+    measured = composition.rows_of("bundle", tmp_path, "--judge exact", (2, 4), "ancestral")
+    assert [row["kl"] for row in measured] == [2, 4]
 
 
 def test_a_chain_is_compared_with_both_methods_seed_by_seed(plan, tmp_path):
