@@ -49,8 +49,8 @@ def test_the_page_is_written_from_what_is_stored(tmp_path, monkeypatch):
     (tmp_path / "results").mkdir()
     suites = make_suites(over=1.01, speedup=4.5, peak=5.0, autoregressive=3.0)
     nelbo = {"nats": {"teacher, int8": 5.0}, "sequences": 9, "machine": "a machine"}
-    told = {"command": "didi bench", "model": "a model", "machine": "a machine"}
-    runs = {name: told | {"rows": [row.record() for row in rows]} for name, rows in suites.items()}
+    conditions = {"command": "didi bench", "model": "a model", "machine": "a machine"}
+    runs = {name: conditions | {"rows": [row.record() for row in rows]} for name, rows in suites.items()}
     speed.STORED.write_text(json.dumps({"suites": runs, "nelbo": nelbo}))
     page = tmp_path / "speed.md"
     page.write_text("before\n<!-- written by benchmarks/speed.py page: begin -->\nstale\n<!-- end -->\nafter\n")

@@ -76,11 +76,11 @@ def test_the_baseline_is_met_at_equal_entropy_only():
         }
 
     rows = make_rows(ppl=lambda cell: 140 if cell.role == "student" and cell.nfe >= 16 else good(cell))
-    (told,) = tiny_news.against_autoregressive(rows, timing(rows))
-    plain, guided = told.split("\n\n")
+    (finding,) = tiny_news.against_autoregressive(rows, timing(rows))
+    plain, guided = finding.split("\n\n")
     assert "as good from 16 NFE on (perplexity 140 against 150 at entropy 4.50)" in plain
     assert "4.0 [4.0, 4.0] at batch 1" in plain
     assert "as good from 4 NFE on" in guided
     sharp = make_rows(ppl=good, entropy=lambda cell: 4.4 if cell.role == "student" else 4.5)
-    (told,) = tiny_news.against_autoregressive(sharp, timing(sharp))
-    assert told.startswith("**Student, ancestral, against the autoregressive baseline:** at no NFE as good")
+    (finding,) = tiny_news.against_autoregressive(sharp, timing(sharp))
+    assert finding.startswith("**Student, ancestral, against the autoregressive baseline:** at no NFE as good")

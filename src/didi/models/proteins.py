@@ -1,5 +1,6 @@
 """Networks of proteins: their vocabulary, which is that of ESM-2, their settings and their common parts."""
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -93,7 +94,7 @@ class Head(nn.Module):
         return F.linear(self.norm(F.gelu(self.dense(features))), matrix, self.bias)
 
 
-class ProteinTrunk(nn.Module):
+class ProteinTrunk(nn.Module, ABC):
     """A ``denoiser.Trunk`` without time input; subclasses have the blocks and ``hidden_states``."""
 
     config: Any
@@ -135,6 +136,7 @@ class ProteinTrunk(nn.Module):
         embedded: Tensor = self.vocab_embed(inputs)
         return embedded
 
+    @abstractmethod
     def hidden_states(
         self,
         embedded: Float[Tensor, "b l e"],
@@ -142,7 +144,6 @@ class ProteinTrunk(nn.Module):
         attention_mask: Bool[Tensor, "b l"] | None = None,
     ) -> Float[Tensor, "b l d"]:
         """See ``denoiser.Trunk.hidden_states``; ``sigma`` is not read."""
-        raise NotImplementedError
 
     def after_blocks(self, x: Float[Tensor, "b l d"], *arguments: Any) -> Float[Tensor, "b l d"]:
         """The output of the last block; every block gets ``arguments`` too."""
