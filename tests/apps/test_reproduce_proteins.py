@@ -578,3 +578,21 @@ def test_a_judge_folder_that_is_replaced_during_a_study_is_refused(order_judge, 
         protein_measure._study_judge(study)
     with pytest.raises(UsageError, match="holds cells of another judge "):
         study.begin(ProteinData([], [], ["MKTAYI"]))
+
+
+@pytest.mark.parametrize("numerics", ["float32", "bfloat16"])
+def test_networks_are_sampled_in_the_asked_number_format(reproduce, monkeypatch, numerics, tmp_path):
+    found = set()
+
+    def sample(bundle, *args, options, **how):
+        trunk = (bundle.teacher or bundle.student).blocks
+        found.update(one.weight.dtype for one in trunk.modules() if isinstance(one, torch.nn.Linear))
+        return generate(bundle, *args, options=options, **how)
+
+    monkeypatch.setattr(protein_measure, "generate", sample)
+    report = reproduce("figure5", network=(numerics,), nfe=("2",), lengths=("10",))
+    assert found == {getattr(torch, numerics)}
+    assert f"networks in {numerics}, draws in float64" in report
+    other = "int8" if numerics == "float32" else "float32"
+    with pytest.raises(UsageError, match=r"holds cells of another network "):
+        reproduce("figure5", network=(other,), nfe=("2",), lengths=("10",))

@@ -22,6 +22,7 @@ from didi.evaluation.protein.measures import residue_frequencies
 from didi.evaluation.protein.row import protein_row
 from didi.files import json_text, write_atomically
 from didi.models.bundle import Bundle, digest, load
+from didi.models.inference import Numerics, for_inference
 from didi.process_group import default_device
 from didi.sampling.generate import generate
 from didi.sampling.options import SamplingOptions
@@ -139,19 +140,19 @@ def _finite(values: Tensor, what: str, judge: ProteinJudge) -> Tensor:
 
 
 def _bundle(name: str, study: ProteinStudy) -> Bundle:
-    return _loaded(name, study.digest(name))
+    return _loaded(name, study.digest(name), study.sampling.network)
 
 
 @lru_cache(maxsize=1)
-def _loaded(name: str, expected: str) -> Bundle:
-    """A bundle on the device of this process.
+def _loaded(name: str, expected: str, numerics: Numerics) -> Bundle:
+    """A bundle for sampling, on the device of this process.
 
     Raises:
         DidiError: it has changed since the study began.
     """
     if digest(name) != expected:
         raise DidiError(f"bundle {name} has changed since this study began: start it again")
-    return load(name).to(default_device())
+    return for_inference(load(name).to(default_device()), numerics)
 
 
 def _study_judge(study: ProteinStudy) -> ProteinJudge:

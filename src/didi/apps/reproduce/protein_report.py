@@ -71,9 +71,10 @@ def heading(plan: ProteinPlan, study: ProteinStudy, controls: CheckedControls) -
     return [
         f"Teacher: `{plan.teacher}` (corpus {teacher.get('corpus', 'not recorded')}). {'. '.join(about)}.\n",
         f"{sampling.num_samples} samples of each network, sampler, length and number of moves, seed {sampling.seed}, "
-        f"draws in float64, uniform time grid; {machine_name()}. Judge: `{judge.name}`, {judge.unit}, {better} is "
-        "better. Intervals of one bundle are 95% bootstrap intervals over sequences; intervals over several students "
-        "are 95% t-intervals over training seeds. A high score does not show that a protein folds or works.\n",
+        f"networks in {sampling.network}, draws in float64, uniform time grid; {machine_name()}. "
+        f"Judge: `{judge.name}`, {judge.unit}, {better} is better. Intervals of one bundle are "
+        "95% bootstrap intervals over sequences; intervals over several students are 95% t-intervals over "
+        "training seeds. A high score does not show that a protein folds or works.\n",
         f"The judge orders the controls, {controls.num_proteins} held-out proteins in each set:\n",
         *markdown_table([f"control, advantage in {judge.unit}", "difference [95% CI]"], body),
         *_without_mmseqs(),

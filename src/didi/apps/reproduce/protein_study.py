@@ -22,6 +22,7 @@ from didi.evaluation.protein.measures import residue_entropies
 from didi.evaluation.protein.row import ProteinRow
 from didi.files import write_atomically
 from didi.models.bundle import digest
+from didi.models.inference import Numerics
 
 SETTINGS_FILE = "sampling.json"
 Item = TypeVar("Item")
@@ -34,12 +35,14 @@ class ProteinSampling:
     Attributes:
         num_samples: number of sequences in a cell.
         judge: name or bundle folder of the judge, see ``judges.load_protein_judge``.
+        network: number format of the networks' trunks.
         seed: seed of the samples.
         batch_size: number of sequences in a network pass.
     """
 
     num_samples: int
     judge: str
+    network: Numerics = "float32"
     seed: int = 20_265
     batch_size: int = 32
 

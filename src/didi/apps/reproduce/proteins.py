@@ -20,6 +20,7 @@ from didi.data.protein_source import SHORTEST
 from didi.errors import UsageError
 from didi.evaluation.protein.judges import check_judge_name
 from didi.models.bundle import Bundle, Role, digest, load
+from didi.models.inference import Numerics
 from didi.sampling.options import SamplerName
 from didi.sampling.registry import find_sampler, ignores_grid
 
@@ -43,6 +44,8 @@ class ProteinFlags:
     """proteins: samples of each network, sampler, length and number of moves; 64 by default."""
     samplers: tuple[SamplerName, ...] = ()
     """proteins: ancestral by default; guided is left out for the teacher."""
+    network: Numerics | None = None
+    """proteins: number format of the networks' trunks; float32 by default. Draws are float64."""
     corpus: str | None = None
     """proteins: corpus of the controls and of the novelty; by default the corpus that the teacher was trained on."""
 
@@ -99,7 +102,7 @@ def reproduce_proteins(names: Sequence[str], teacher: str | None, flags: Protein
     chosen = chosen_targets(PROTEIN_TARGETS, names, f"a target of --scale {PROTEINS}")
     plan, bundle, judge = protein_plan(teacher, flags)
     num_samples = NUM_SAMPLES if flags.num_samples is None else whole_number("--num-samples", flags.num_samples, low=2)
-    study = ProteinStudy(out, ProteinSampling(num_samples, judge), workers)
+    study = ProteinStudy(out, ProteinSampling(num_samples, judge, flags.network or "float32"), workers)
     for name in (plan.teacher, *plan.students):
         study.digest(name)
     study.begin(_data(flags.corpus, bundle, plan.provenances[1:]))
