@@ -59,8 +59,10 @@ def finite_number(
     except (TypeError, ValueError, OverflowError, RuntimeError):  # RuntimeError: a tensor with several elements
         _refuse(rule, value)
     is_low = low is not None and (number <= low if is_low_open else number < low)
+    if not math.isfinite(number) and high is None:
+        _refuse(rule if low is None else f"{rule} and {_range(low, high, is_low_open=is_low_open)}", number)
     if not math.isfinite(number) or is_low or (high is not None and number > high):
-        _refuse(rule if low is None else f"{name} {_range(low, high, is_low_open=is_low_open)}", number)
+        _refuse(f"{name} {_range(low, high, is_low_open=is_low_open)}", number)
     return number
 
 

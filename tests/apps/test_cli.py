@@ -52,7 +52,12 @@ SMALL = ["--data.length", "32", "--loop.batch-size", "4", "--loop.validation-seq
             "warmup-steps is 0 or more; got -5",
         ),
         (["pretrain", "markov", "--out", "x", "--network.num-heads", "0"], "num-heads is 1 or more; got 0"),
-        (["generate", "--model", "markov", "--temperature", "nan"], "temperature lies in [1e-30, 1e+30]; got nan"),
+        (["generate", "--model", "markov", "--temperature", "nan"], "temperature lies in [0, 1e+30]; got nan"),
+        (["generate", "--model", "markov", "--temperature", "-1"], "temperature lies in [0, 1e+30]; got -1.0"),
+        (
+            ["generate", "--model", "markov", "--entropy-bound", "inf"],
+            "entropy_bound is a finite number and is 0 or more; got inf",
+        ),
         (["generate", "--model", "markov", "--top-p", "0"], "top_p lies in (0, 1]; got 0.0"),
         (["generate", "--model", "markov", "--times", "1", "0.5"], "times fall from 1 to 0"),
         (
@@ -98,7 +103,7 @@ SMALL = ["--data.length", "32", "--loop.batch-size", "4", "--loop.validation-seq
         ),
         (["generate", "--model", "markov", "--sampler", "best"], "a sampler is one of ancestral,"),
         (["generate", "--model", "markov", "--sampler", "guided"], "needs a discriminator"),
-        (["generate", "--model", "markov", "--nfe", "0"], "nfe is 1 or more"),
+        (["generate", "--model", "markov", "--nfe", "0"], "nfe lies in [1, 65536]; got 0"),
         (["generate", "--model", "markov", "--role", "student"], "has no student"),
         (["evaluate", "--model", "markov", "--out", "x", "--nfe", "0"], "nfe"),
         (["evaluate", "--model", "markov", "--out", "x", "--sampler", "guided"], "needs a discriminator"),
@@ -122,6 +127,26 @@ def test_wrong_use_is_one_line_and_status_2(didi, words, message, tmp_path, monk
     assert err.startswith("didi: ")
     assert not {"─", "│"} & set(err)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "generate --model tiny-new",
+        "serve news=tiny-new",
+        "evaluate --model tiny-new --out x",
+        "distill markov --teacher tiny-new --out x",
+        "likelihood --model tiny-new",
+        "bench --model tiny-new",
+        "convert export tiny-new --out x",
+        "reproduce table1 --scale paper --teacher tiny-new --out x",
+    ],
+)
+def test_a_misspelt_bundle_has_a_suggestion(didi, line, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    status, _, err = didi(*line.split())
+    assert status == 2
+    assert "; got 'tiny-new'; did you mean 'tiny-news'?" in err
 
 
 @pytest.mark.parametrize(

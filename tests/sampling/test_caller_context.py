@@ -2,17 +2,21 @@
 
 import copy
 import pickle
+from functools import partial
 
 import pytest
 import torch
 
 import didi
 from didi.data.markov import MarkovChain
+from didi.diffusion.canvas import Canvas
 from didi.errors import UsageError
 from didi.evaluation.perplexity import ExactJudge
 from didi.models.bundle import Bundle, load
 from didi.models.inference import for_inference
+from didi.sampling.completion import planned
 from didi.sampling.generate import generate
+from didi.sampling.options import SamplingOptions
 from didi.torch_defaults import each_with_torch_defaults, torch_defaults
 
 TILTED = {"sampler": "guided", "guidance": didi.Guidance(tilted_fraction=1.0)}
@@ -91,6 +95,7 @@ def test_the_callers_settings_hold_between_the_moves():
         (lambda bundle: bundle.student.bfloat16(), "the student has torch.bfloat16: call its float"),
         (lambda bundle: bundle.student.blocks.half(), "the student has torch.float16"),
         (lambda bundle: bundle.student.double(), "the student has torch.float64"),
+        (lambda bundle: bundle.student.output_layer.linear.double(), "the student has torch.float64"),
         (lambda bundle: bundle.student.train(), "the student is in training mode: call its eval"),
         (lambda bundle: bundle.discriminator.bfloat16(), "the discriminator has torch.bfloat16"),
         (lambda bundle: bundle.discriminator.train(), "the discriminator is in training mode"),
@@ -98,15 +103,21 @@ def test_the_callers_settings_hold_between_the_moves():
 )
 def test_networks_that_are_not_ready_are_refused(change, message):
     bundle = load("exact")
+    didi.stream(bundle, **TILTED)  # the check is made at every call
     change(bundle)
-    for call in (lambda: didi.stream(bundle, **TILTED), lambda: didi.evaluate(bundle, sampler="guided", nfe=2)):
+    plan = partial(planned, bundle, Canvas.blank(1, 7), indices=[0], options=SamplingOptions(**TILTED))
+    for call in (plan, lambda: didi.stream(bundle, **TILTED), lambda: didi.evaluate(bundle, sampler="guided", nfe=2)):
         with pytest.raises(UsageError, match=message) as caught:
             call()
         assert "\n" not in str(caught.value)
 
 
 def test_networks_that_were_converted_for_inference_are_sampled(bundle):
-    assert generate(for_inference(bundle, "bfloat16"), num_samples=2, nfe=2).tokens.shape == (2, 7)
+    converted = for_inference(bundle, "bfloat16")
+    assert generate(converted, num_samples=2, nfe=2).tokens.shape == (2, 7)
+    converted.network().output_layer.linear.half()
+    with pytest.raises(UsageError, match=r"has torch\.float16"):
+        generate(converted, num_samples=2, nfe=2)
 
 
 @pytest.mark.slow

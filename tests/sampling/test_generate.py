@@ -182,12 +182,12 @@ def test_options_may_be_given_whole_or_by_name(bundle):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"nfe": 0}, "nfe is 1 or more; got 0"),
+        ({"nfe": 0}, r"nfe lies in \[1, 65536\]; got 0$"),
         ({"nfe": -3}, "got -3"),
         ({"num_samples": 0}, "num_samples is 1 or more; got 0"),
         ({"batch_size": 0}, "batch_size is 1 or more; got 0"),
         ({"temprature": 1.0}, "options are sampler, .*; got temprature"),
-        ({"temperature": 0.0}, r"temperature lies in \[1e-30, 1e\+30\]; got 0.0"),
+        ({"temperature": -1.0}, r"temperature lies in \[0, 1e\+30\]; got -1.0"),
         ({"length": LENGTH + 1}, rf"length lies in \[1, {LENGTH}\]"),
         ({"length": -1}, rf"length lies in \[1, {LENGTH}\]"),
         ({"length": 0}, rf"length lies in \[1, {LENGTH}\]"),

@@ -12,6 +12,7 @@ from didi.errors import DidiError, UsageError
 from didi.evaluation.perplexity import Scores
 from didi.models.bundle import Bundle
 from didi.models.guidance import Guidance
+from didi.models.inference import for_inference
 from didi.sampling import memory
 from didi.sampling.memory import batch_bytes, check_batch, out_of_memory
 from didi.sampling.options import SamplingOptions
@@ -42,6 +43,26 @@ def set_free_memory(monkeypatch):
 def test_a_larger_batch_needs_more(bundle, sampler):
     needed = [batch_bytes(bundle, SamplingOptions(sampler), 128, 8, size) for size in (1, 64, 4096)]
     assert 2**20 < needed[0] < needed[1] < needed[2]
+
+
+def test_a_trunk_in_bfloat16_needs_half_of_the_activations(bundle):
+    alone, converted = (
+        batch_bytes(one, SamplingOptions(), 128, 64, 64) for one in (bundle, for_inference(bundle, "bfloat16"))
+    )
+    trunk = 64 * 128 * bundle.network().config.hidden_size * memory.ACTIVATIONS
+    assert alone - converted == pytest.approx(trunk / 2)
+
+
+def test_a_larger_move_needs_more(bundle):
+    """The moves of the cosine grid differ in size; two times make one move."""
+    kinds = [
+        SamplingOptions(),
+        SamplingOptions(grid="cosine"),
+        SamplingOptions(times=(1.0, 0.2, 0.0)),
+        SamplingOptions(times=(1.0, 0.0)),
+    ]
+    needed = [batch_bytes(bundle, options, 128, 8, 64) for options in [*kinds, *kinds]]
+    assert needed[:4] == sorted(set(needed)) == needed[4:]
 
 
 def test_a_measured_peak_is_within_the_estimate(bundle):

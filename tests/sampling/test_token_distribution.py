@@ -48,8 +48,9 @@ def test_samplers_draw_from_the_modified_distribution(world, tabular, draw, chi_
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"temperature": 0.0}, r"temperature lies in \[1e-30, 1e\+30\]; got 0.0"),
-        ({"temperature": float("nan")}, r"temperature lies in \[1e-30, 1e\+30\]; got nan"),
+        ({"temperature": -1.0}, r"temperature lies in \[0, 1e\+30\]; got -1.0"),
+        ({"temperature": 1e31}, r"temperature lies in \[0, 1e\+30\]; got 1e\+31"),
+        ({"temperature": float("nan")}, r"temperature lies in \[0, 1e\+30\]; got nan"),
         ({"top_p": 0.0}, r"top_p lies in \(0, 1\]; got 0.0"),
         ({"top_p": 1.5}, "top_p lies in"),
     ],
@@ -57,3 +58,13 @@ def test_samplers_draw_from_the_modified_distribution(world, tabular, draw, chi_
 def test_values_out_of_range_are_refused(values, message):
     with pytest.raises(UsageError, match=message):
         TokenDistribution(**values)
+
+
+@pytest.mark.parametrize("temperature", [0.0, -0.0, 1e-40, 1e-30])
+def test_temperature_0_takes_the_most_likely_token(temperature):
+    logits = torch.tensor([[1.0, 1.5, -2.0], [3.0, 2.999, 0.0]])
+    for top_p in (1.0, 0.5):
+        token_distribution = TokenDistribution(temperature, top_p)
+        assert token_distribution == TokenDistribution(1e-30, top_p)
+        drawn = token_distribution.sample(logits, None, torch.tensor([[0.0, 0.999], [0.0, 0.999]], dtype=torch.float64))
+        assert drawn.tolist() == [[1, 1], [0, 0]]

@@ -6,7 +6,6 @@ import pytest
 
 import didi
 from didi.sampling.registry import samplers_of
-from didi.sampling.token_distribution import TEMPERATURES
 from didi.serving.completion_text import CompletionText
 from didi.serving.requests import JobSpec
 
@@ -103,7 +102,7 @@ def test_requests_of_lm_eval_are_answered(client, news, prompt_ids):
     assert [one.status_code for one in answers] == [200, 200]
     first, second = (one.json()["choices"] for one in answers)
     assert first == second
-    (text,) = expected(news, len(prompt_ids), 8, seed=1234, temperature=TEMPERATURES[0])
+    (text,) = expected(news, len(prompt_ids), 8, seed=1234, temperature=0.0)
     assert first[0]["text"] == text.split("<|endoftext|>")[0]
     scored = client.post("/v1/completions", json={**body, "prompt": [prompt_ids], "logprobs": 1, "echo": True})
     assert scored.status_code == 400
@@ -167,13 +166,16 @@ def test_models_are_listed(openai_client):
         ({"max_tokens": 0}, "max_tokens lies in [1, 124]"),
         ({"prompt": "word " * 200}, "has at most 127 tokens here"),
         ({"prompt": []}, "the number of prompts times n lies in [1, 32]; got 0"),
-        ({"n": 33}, "the number of prompts times n lies in [1, 32]; got 33"),
+        ({"n": 33}, "n lies in [1, 32]; got 33"),
+        ({"prompt": ["a", "b"], "n": 17}, "the number of prompts times n lies in [1, 32]; got 34"),
         ({"best_of": 2}, "best_of must equal n, 1; got 2"),
         ({"presence_penalty": 1.0}, "presence_penalty must be 0; got 1.0"),
         ({"prompt": "a [MASK]"}, "a prompt has no [MASK]"),
         ({"prompt": [5, 9999]}, "a token id lies in"),
         ({"prompt": {"a": 1}}, "prompt.str: Input should be a valid string"),
         ({"max_token": 3}, "did you mean 'max_tokens'?"),
+        ({"n": 0}, "n lies in [1, 32]; got 0"),
+        ({"temperature": -0.5}, "temperature lies in [0, 1e+30]; got -0.5"),
     ],
 )
 def test_invalid_fields_are_refused(client, fields, message):

@@ -107,8 +107,8 @@ REFUSED = [
     ({"smapler": "ancestral"}, "there is no field 'smapler'; did you mean 'sampler'?"),
     ({"seed": "1"}, "seed: Input should be a valid integer; got '1'"),
     ({"seed": -1}, "seed: Input should be greater than or equal to 0; got -1"),
-    ({"temperature": -1.0}, "temperature lies in"),
-    ({"top_p": 0.0}, "top_p lies in"),
+    ({"temperature": -1.0}, "temperature lies in [0, 1e+30]; got -1.0"),
+    ({"top_p": 0.0}, "top_p lies in (0, 1]; got 0.0"),
     ({"role": "autoregressive"}, "has no autoregressive"),
     ({"prompt": "a", "infill": "[MASK]"}, "not both"),
     ({"prompt": "word " * 500}, "at most 128 tokens here"),
@@ -133,6 +133,16 @@ def test_invalid_fields_are_refused_in_one_line(client, unchecked, fields, messa
     assert error["type"] == "invalid_request_error"
     assert message in error["message"]
     assert "\n" not in error["message"]
+
+
+def test_the_limit_on_moves_holds_for_every_grid(client_of, news):
+    client = client_of({"news": news}, max_moves=4)
+    for fields in ({"times": [1, 0.8, 0.6, 0.4, 0.2, 0]}, {}):  # without nfe, the model's own number of moves
+        answer = client.post("/v1/generate", json={"length": 16, **fields})
+        assert answer.status_code == 400
+        assert "a request has at most 4 moves here; got" in answer.json()["error"]["message"]
+    for fields in ({"nfe": 4}, {"times": [1, 0.5, 0]}, {"sampler": "first-hitting"}):  # at most a move for each token
+        assert client.post("/v1/generate", json={"length": 16, **fields}).status_code == 200
 
 
 def test_an_unknown_model_is_not_found(client):

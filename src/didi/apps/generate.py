@@ -88,7 +88,7 @@ class GenerateCommand:
     """Number of tokens in a text, or of residues in a protein; several numbers are used in turn. By default the length
     of the model's context."""
     temperature: float = 1.0
-    """Divides the logits; sampling is exact only at 1."""
+    """Divides the logits; sampling is exact only at 1, and 0 takes the likeliest tokens."""
     top_p: float = 1.0
     """Probability mass of each token's distribution that is kept, likeliest tokens first; sampling is exact at 1."""
     grid: Grid = "uniform"

@@ -26,7 +26,7 @@ from torch import nn
 
 from didi.diffusion import Process
 from didi.diffusion.absorbing import Absorbing
-from didi.errors import DidiError, UsageError
+from didi.errors import DidiError, UsageError, suggestion
 from didi.models.autoregressive import AutoregressiveLM
 from didi.models.bundle_fit import check_networks, process_of, tokenizer_for
 from didi.models.card import model_card
@@ -296,5 +296,5 @@ def _resolve(name: str) -> Path:
         return download(repository, HUB_FILES, revision or None)
     raise UsageError(
         f"a model is a bundled name ({', '.join(bundled_names())}), a bundle folder or a Hub repository owner/name; "
-        f"got {name!r}"
+        f"got {name!r}{suggestion(bundled, bundled_names())}"
     )

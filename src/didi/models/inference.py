@@ -19,6 +19,8 @@ from didi.models.discriminator import Discriminator
 from didi.models.networks import DenoiserNetwork
 
 GRAPH_WARM_UPS = 3
+TRUNK_DTYPE = "trunk_dtype"
+"""Attribute of a network whose trunk ``for_inference`` converted to another data type."""
 Numerics = Literal["float32", "bfloat16", "int8"]
 
 
@@ -67,12 +69,9 @@ def check_ready(networks: Mapping[str, nn.Module]) -> None:
             training mode, or the networks are on several devices.
     """
     for name, network in networks.items():
-        first = next(network.parameters())
-        is_converted = bool({"features_of_embeddings", "from_embeddings"} & set(vars(network)))
-        dtypes = {parameter.dtype for parameter in ([first] if is_converted else network.parameters())}
-        if first.is_meta:
+        if next(network.parameters()).is_meta:
             raise UsageError(f"the {name} is on the meta device and has no values: load it again")
-        if other := dtypes - {torch.float32}:
+        if other := _dtypes(network) - {torch.float32, trunk_dtype(network)}:
             raise UsageError(
                 f"networks are sampled with float32 weights; the {name} has {', '.join(map(str, other))}: call its "
                 "float(), or use didi.models.inference.for_inference for bfloat16"
@@ -84,6 +83,20 @@ def check_ready(networks: Mapping[str, nn.Module]) -> None:
     devices = {next(network.parameters()).device for network in networks.values()}
     if len(devices) > 1:
         raise UsageError(f"networks are sampled on one device; got {', '.join(map(str, devices))}: use Bundle.to")
+
+
+def trunk_dtype(network: nn.Module) -> torch.dtype:
+    """Data type of the trunk's activations: bfloat16 if ``for_inference`` converted the trunk to it, else float32."""
+    return getattr(network, TRUNK_DTYPE, torch.float32)
+
+
+def _dtypes(network: nn.Module) -> set[torch.dtype]:
+    """Data types of all parameters.
+
+    Every request of a server calls this, and ``Module.parameters`` takes twice as long, since it also makes names.
+    """
+    parameters = (one for module in network.modules() for one in vars(module)["_parameters"].values())
+    return {parameter.dtype for parameter in parameters if parameter is not None}
 
 
 def _converted(network: DenoiserNetwork | Discriminator, numerics: Numerics, *, is_compiled: bool) -> nn.Module:
@@ -101,6 +114,7 @@ def _converted(network: DenoiserNetwork | Discriminator, numerics: Numerics, *, 
             if isinstance(module, nn.Linear):  # converted once, instead of by autocast in every pass
                 module.to(torch.bfloat16)
         trunk = _in_bfloat16(trunk, device_type)
+        setattr(network, TRUNK_DTYPE, torch.bfloat16)
     if is_compiled and device_type == "cuda":
         trunk = Graphed(trunk)
     setattr(network, name, trunk)

@@ -11,7 +11,7 @@ FREQUENCY_DIM = 256  # sinusoidal features of the noise level
 
 
 class LayerNorm(nn.Module):
-    """Layer normalisation without bias, computed in float32."""
+    """Layer normalisation without bias, computed in float32, under autocast too."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -19,8 +19,7 @@ class LayerNorm(nn.Module):
 
     def forward(self, x: Float[Tensor, "*rows d"]) -> Float[Tensor, "*rows d"]:
         """Normalise the last axis."""
-        with torch.autocast(x.device.type, enabled=False):
-            return F.layer_norm(x.float(), self.weight.shape, self.weight.float())
+        return F.layer_norm(x.float(), self.weight.shape, self.weight.float())
 
 
 class Embedding(nn.Module):

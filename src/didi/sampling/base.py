@@ -72,7 +72,7 @@ def time_grid(nfe: int, grid: Grid = "uniform") -> Float[Tensor, " n"]:
     Raises:
         UsageError: ``nfe`` is out of range, or the grid is unknown.
     """
-    _check_moves(whole_number("nfe", nfe, low=1))
+    nfe = checked_nfe(nfe)
     grid = one_of("a time grid", grid, get_args(Grid))
     even = torch.linspace(0, 1, nfe + 1, dtype=torch.float64)
     times = 1 - even if grid == "uniform" else torch.cos(math.pi / 2 * even)
@@ -80,11 +80,17 @@ def time_grid(nfe: int, grid: Grid = "uniform") -> Float[Tensor, " n"]:
     return times
 
 
-def _check_moves(num_moves: int) -> None:
-    if num_moves > MAX_NFE:
-        raise UsageError(
-            f"nfe lies in [1, {MAX_NFE}]; got {num_moves}: first-hitting sampling is the limit of more moves"
-        )
+def checked_nfe(nfe: int) -> int:
+    """The number of moves of a time grid.
+
+    Raises:
+        UsageError: it is not a whole number in [1, ``MAX_NFE``].
+    """
+    number = whole_number("nfe", nfe)
+    if not 1 <= number <= MAX_NFE:
+        hint = ": first-hitting sampling is the limit of more moves" if number > MAX_NFE else ""
+        raise UsageError(f"nfe lies in [1, {MAX_NFE}]; got {number}{hint}")
+    return number
 
 
 def given_times(times: Sequence[float]) -> Float[Tensor, " n"]:
@@ -95,7 +101,7 @@ def given_times(times: Sequence[float]) -> Float[Tensor, " n"]:
     """
     if len(times) < 2 or times[0] != 1 or times[-1] != 0 or not all(b < a for a, b in pairwise(times)):
         raise UsageError(f"times fall from 1 to 0, such as 1 0.7 0.3 0; got {' '.join(f'{t:g}' for t in times)}")
-    _check_moves(len(times) - 1)
+    checked_nfe(len(times) - 1)
     return torch.tensor(times, dtype=torch.float64)
 
 

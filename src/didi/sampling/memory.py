@@ -4,14 +4,14 @@ An estimate counts the tensors that exist at the same time. It was fitted to mea
 on a CPU and is within a factor of 1.5 of them for batches of 100 MiB or more.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import nn
 
 from didi.arguments import whole_number
 from didi.diffusion.categorical import CHUNK_ELEMENTS
@@ -20,7 +20,8 @@ from didi.errors import DidiError, UsageError
 from didi.models.autoregressive import AutoregressiveLM
 from didi.models.bundle import Bundle, Role
 from didi.models.guidance import Guidance
-from didi.sampling.base import path_alphas
+from didi.models.inference import trunk_dtype
+from didi.sampling.base import Grid, path_alphas
 from didi.sampling.options import SamplingOptions
 from didi.sampling.published_uniform import PublishedUniform
 from didi.sampling.registry import find_sampler, ignores_grid, sampler_of, with_bundle_settings
@@ -58,7 +59,7 @@ def batch_bytes(bundle: Bundle, options: SamplingOptions, length: int, num_moves
     vocab_size, config = network.vocab_size, getattr(network, "config", None)
     hidden, blocks = getattr(config, "hidden_size", 0), getattr(config, "num_blocks", 0)
     positions = float(batch_size * length)
-    trunk = positions * hidden * ACTIVATIONS * _activation_size(network) / 4
+    trunk = positions * hidden * ACTIVATIONS * trunk_dtype(network).itemsize / 4
     if isinstance(network, AutoregressiveLM):  # keys and values of every block, copied in every pass
         return positions * hidden * blocks * 16 + batch_size * vocab_size * (8 + DRAW)
     name = "published" if options.precision == "float32" else sampler_of(bundle, options)
@@ -121,13 +122,14 @@ def _uniform_guided_bytes(bundle: Bundle, options: SamplingOptions, num_moves: i
 
 def _largest_move(bundle: Bundle, options: SamplingOptions, num_moves: int) -> float:
     """Largest share of the positions that a move is expected to reveal."""
-    alphas = path_alphas(bundle.process.schedule, options.move_times(num_moves))
+    schedule = cast(Hashable, bundle.process.schedule)  # schedules are frozen dataclasses
+    return _largest_step(schedule, options.grid, options.times, num_moves)
+
+
+@lru_cache(maxsize=256)  # most requests of a server have the same times
+def _largest_step(schedule: Any, grid: Grid, times: tuple[float, ...], num_moves: int) -> float:
+    alphas = path_alphas(schedule, SamplingOptions(grid=grid, times=times).move_times(num_moves))
     return float(alphas.diff().max())
-
-
-def _activation_size(network: nn.Module) -> int:
-    """Bytes of a number of the trunk's activations."""
-    return 2 if any(parameter.dtype == torch.bfloat16 for parameter in network.parameters()) else 4
 
 
 def free_bytes(device: torch.device) -> float:

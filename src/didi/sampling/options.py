@@ -38,7 +38,7 @@ class SamplingOptions:
             ``one-step`` for a student with an initial state, else ``ancestral``.
         role: network that is sampled; by default the student if there is one.
         precision: precision of the draws.
-        temperature: divides the logits; 1 is exact.
+        temperature: divides the logits; 1 is exact, 0 takes the most likely tokens.
         top_p: the most probable tokens whose probabilities sum to this are kept; 1 is exact.
         grid: spacing of the times of the moves.
         times: times of the moves, from 1 down to 0, instead of ``nfe`` and ``grid``.

@@ -12,7 +12,7 @@ from didi.diffusion.canvas import Canvas
 from didi.errors import DidiError, UsageError
 from didi.models.bundle import Bundle
 from didi.process_group import process_group
-from didi.sampling.base import Sampler, refuse_equal_rates
+from didi.sampling.base import Sampler, checked_nfe, refuse_equal_rates
 from didi.sampling.draw_check import are_draws_checked
 from didi.sampling.memory import check_batch, out_of_memory
 from didi.sampling.options import SamplingOptions
@@ -151,11 +151,13 @@ def num_moves(bundle: Bundle, nfe: int | None, length: int, options: SamplingOpt
     otherwise.
 
     Raises:
-        UsageError: ``nfe`` is not a whole number of 1 or more, or the sampler does not support it.
+        UsageError: ``nfe`` is not a whole number in [1, ``MAX_NFE``], or the sampler does not support it.
     """
-    nfe, name = None if nfe is None else whole_number("nfe", nfe, low=1), sampler_of(bundle, options)
+    nfe, name = None if nfe is None else checked_nfe(nfe), sampler_of(bundle, options)
     if (fixed := moves_without_grid(bundle.network(options.role), name, length)) is not None:
         if name == "one-step" and nfe not in (None, fixed):
             raise UsageError(f"one-step sampling has nfe 1; got {nfe}: leave nfe out, or choose another sampler")
         return fixed
-    return len(options.move_times(bundle.default_nfe(options.role) if nfe is None else nfe)) - 1
+    if options.times:
+        return len(options.move_times(1)) - 1
+    return checked_nfe(bundle.default_nfe(options.role)) if nfe is None else nfe

@@ -12,7 +12,7 @@ from didi.diffusion.categorical import sample_categorical
 from didi.sampling.draw_check import DrawCheck
 
 TEMPERATURES = (1e-30, 1e30)
-"""Range of temperatures; logits in float32 overflow beyond it."""
+"""Range of the divisor of the logits, which overflow in float32 beyond it."""
 
 
 @dataclass(frozen=True)
@@ -20,13 +20,14 @@ class TokenDistribution:
     """Temperature and top-p; the default is the distribution of the network.
 
     Attributes:
-        temperature: divisor of the logits; 1 changes nothing.
+        temperature: divisor of the logits, in [0, 1e30]; 1 changes nothing. Values below 1e-30, such as 0, become
+            1e-30, which takes the most likely tokens.
         top_p: the most probable tokens whose probabilities reach this sum are kept (Holtzman et al. 2020,
             https://arxiv.org/abs/1904.09751); 1 changes nothing.
         draw_check: checks all logits that tokens are drawn from.
 
     Raises:
-        UsageError: the temperature is not in [1e-30, 1e30], or top_p not in (0, 1].
+        UsageError: the temperature is not in [0, 1e30], or top_p not in (0, 1].
     """
 
     temperature: float = 1.0
@@ -37,7 +38,7 @@ class TokenDistribution:
         low, high = TEMPERATURES
         set_fields(
             self,
-            temperature=finite_number("temperature", self.temperature, low=low, high=high),
+            temperature=max(low, finite_number("temperature", self.temperature, low=0, high=high)),
             top_p=finite_number("top_p", self.top_p, low=0, high=1, is_low_open=True),
         )
 

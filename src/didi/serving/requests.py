@@ -19,8 +19,7 @@ from didi.sampling.completion import Plan, planned
 from didi.sampling.guided import Guidance
 from didi.sampling.options import KINDS, SamplingOptions
 from didi.sampling.prompt import Frame, canvas_from_prompt, encoded, framed
-from didi.sampling.registry import sampler_of, with_bundle_settings
-from didi.sampling.token_distribution import TEMPERATURES
+from didi.sampling.registry import ignores_grid, sampler_of, with_bundle_settings
 from didi.serving.models import Models, ServedModel
 from didi.serving.schemas import SEEDS, CompletionRequest, GenerateRequest
 from didi.serving.settings import ServerSettings
@@ -70,7 +69,6 @@ def generation_spec(request: GenerateRequest, models: Models, settings: ServerSe
     num_samples = whole_number("num_samples", request.num_samples, low=1, high=settings.max_samples)
     names = {one.name for one in fields(SamplingOptions)} & set(GenerateRequest.model_fields) - set(KINDS)
     values = {name: getattr(request, name) for name in names} | {"role": role, "times": tuple(request.times)}
-    values["temperature"] = _temperature(request.temperature)
     defaults = {"guidance": bundle.guidance or Guidance(), "initial_state": bundle.initial_state or InitialState()}
     for name, kind in KINDS.items():
         if (changes := getattr(request, name)) is not None:
@@ -88,7 +86,7 @@ def completion_specs(request: CompletionRequest, models: Models, settings: Serve
     """
     _refuse_unsupported(request)
     model, role = models.find(request.model)
-    bundle, num_samples = model.bundle, whole_number("n", request.n, low=1)
+    bundle, num_samples = model.bundle, whole_number("n", request.n, low=1, high=settings.max_samples)
     prompts = _prompts(request.prompt)
     whole_number("the number of prompts times n", len(prompts) * num_samples, low=1, high=settings.max_samples)
     guidance = None
@@ -97,7 +95,7 @@ def completion_specs(request: CompletionRequest, models: Models, settings: Serve
     options = SamplingOptions(
         sampler=request.sampler,
         role=role,
-        temperature=_temperature(1.0 if request.temperature is None else request.temperature),
+        temperature=1.0 if request.temperature is None else request.temperature,
         top_p=1.0 if request.top_p is None else request.top_p,
         guidance=guidance,
     )
@@ -127,9 +125,13 @@ def _spec(
     if frame.num_ids:
         canvas = framed(canvas, frame, length + frame.num_ids)
     plan = planned(bundle, canvas, indices=range(len(canvas)), seed=seed, nfe=nfe, options=options)
-    if plan.num_moves > max(settings.max_moves, length):
-        raise UsageError(f"a request has at most {settings.max_moves} moves here; got {plan.num_moves}: lower nfe")
-    return JobSpec(model, model.role_of(options.role), sampler_of(bundle, options), seed, plan, frame)
+    name = sampler_of(bundle, options)
+    if plan.num_moves > settings.max_moves and not ignores_grid(bundle.network(options.role), name):
+        raise UsageError(
+            f"a request has at most {settings.max_moves} moves here; got {plan.num_moves}: set nfe to less, or give "
+            "fewer times"
+        )
+    return JobSpec(model, model.role_of(options.role), name, seed, plan, frame)
 
 
 def context_length(bundle: Bundle, role: Role | None, settings: ServerSettings) -> int:
@@ -223,11 +225,6 @@ def _check_text(name: str, text: str | None, settings: ServerSettings) -> None:
         text.encode()
     except UnicodeEncodeError as error:
         raise UsageError(f"{name} is valid Unicode; got half of a surrogate pair at {error.start}") from error
-
-
-def _temperature(value: float) -> float:
-    """The temperature of a request, where 0 stands for the lowest temperature that logits can be divided by."""
-    return TEMPERATURES[0] if value == 0 else value
 
 
 def _with_fields(name: str, record: Any, changes: Mapping[str, Any]) -> Any:
