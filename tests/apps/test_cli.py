@@ -71,7 +71,7 @@ SMALL = ["--data.length", "32", "--loop.batch-size", "4", "--loop.validation-seq
         (["compare", "a"], "didi compare takes two folders or more"),
         (["compare", "a", "a"], "the folders of didi compare differ from each other; got a twice"),
         (["compare", "a", "b", "c/../a"], "the folders of didi compare differ from each other; got a twice"),
-        (["compare", "a", "b"], "a is not the --out of a didi evaluate (a/metrics.json: No such file or directory)"),
+        (["compare", "a", "b"], "a was not written by didi evaluate (a/metrics.json: No such file or directory)"),
         (["likelihood", "--model", "markov", "--role", "autoregressive"], "has no autoregressive"),
         (["bench", "--model", "markov", "--rounds", "0"], "rounds, nfe and batch sizes are 1 or more"),
         (["bench", "--model", "owt-170m"], "got 'owt-170m'"),

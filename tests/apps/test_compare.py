@@ -111,7 +111,7 @@ def test_a_folder_that_is_not_an_evaluation_is_refused(damage, tmp_path):
             (folder / "samples.jsonl").write_text("{")
         case "list":
             (folder / "metrics.json").write_text(json.dumps([[1]]))
-    with pytest.raises(UsageError, match="is not the --out of a didi evaluate") as caught:
+    with pytest.raises(UsageError, match="was not written by didi evaluate") as caught:
         read_sets(folder)
     message = (
         f"({folder}/{damage}" if damage in ("metrics", "samples") else "(its metrics.json or samples.jsonl is damaged, "

@@ -10,7 +10,7 @@ from didi.data.markov import MarkovChain
 from didi.diffusion.absorbing import Absorbing
 from didi.diffusion.noise import named_generator
 from didi.errors import UsageError
-from didi.evaluation.exact.sampler import after_move, reveal_chances, successor_probs
+from didi.evaluation.exact.sampler import after_move, reveal_probabilities, successor_probs
 from didi.evaluation.exact.states import States
 from didi.methods.objective_settings import ObjectiveConfig
 from didi.methods.reference import Reference
@@ -43,7 +43,7 @@ def exact_distribution(network, num_moves):
     """Distribution of the sampler, a sum over the codes of every move, with the gradient of the network."""
     tables = [log_probs(network, STATES.tokens, codes.expand(len(STATES), -1)).exp() for codes in CODES]
     mass = STATES.all_masked()
-    for chance in reveal_chances(path_alphas(PROCESS.schedule, time_grid(num_moves))):
+    for chance in reveal_probabilities(path_alphas(PROCESS.schedule, time_grid(num_moves))):
         chances = [successor_probs(STATES, chance, STATES.by_pattern(table)) for table in tables]
         moved = [after_move(STATES, mass, probs) for probs in chances]
         mass = torch.stack(moved).mean(0)

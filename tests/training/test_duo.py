@@ -187,7 +187,7 @@ def test_in_bf16_relaxed_tokens_are_embedded_in_float32_and_give_nearly_the_same
     for precision in ("float32", "bf16"):
         job = make_trainer(replace(STILL, loop=replace(STILL.loop, precision=precision)), Inputs(source, CPU))
         batch = job.method.prepare(0, 0)
-        with job.cast():
+        with job.autocast():
             assert job.method.trained["network"].embed(batch.soft).dtype == torch.float32
         found.append(float(job.step(0)["relaxed_nelbo"]))
     assert found[1] == pytest.approx(found[0], rel=0.02)

@@ -101,10 +101,10 @@ def read_sets(folder: Path) -> list[SampleSet]:
         return [_read_set(row, by_set[tuple(getattr(row, name) for name in SET_KEY)]) for row in rows]
     except OSError as error:
         why = f"{error.filename}: {error.strerror}"
-        raise UsageError(f"{folder} is not the --out of a didi evaluate ({why}): evaluate again") from error
+        raise UsageError(f"{folder} was not written by didi evaluate ({why}): evaluate again") from error
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         why = f"its metrics.json or samples.jsonl is damaged, {type(error).__name__}: {error}"
-        raise UsageError(f"{folder} is not the --out of a didi evaluate ({why}): evaluate again") from error
+        raise UsageError(f"{folder} was not written by didi evaluate ({why}): evaluate again") from error
 
 
 def _read_set(row: EvaluationRow, samples: Sequence[Mapping[str, Any]]) -> SampleSet:

@@ -34,7 +34,7 @@ class MaskedMoves:
     Attributes:
         network: the few-step generator.
         process: masked diffusion.
-        times: time before every move, and 0.
+        times: times before the moves, and 0 at the end.
         canvas: the sequences, with masks of their free and real positions.
         first: the network's predictions in the all-mask states; None if the network reads latent codes, which differ
             between paths.

@@ -43,7 +43,7 @@ from didi.diffusion.noise import named_generator
 from didi.diffusion.schedule import low_discrepancy_times
 from didi.diffusion.uniform import Uniform
 from didi.errors import UsageError
-from didi.methods.base import Figures, Inputs, Runtime, Update
+from didi.methods.base import Inputs, Metrics, Runtime, Update
 from didi.methods.distillation import Distillation
 from didi.methods.mmd_settings import MmdConfig
 from didi.methods.sequence_features import Points, kernel_of, layers_of, pooled, sequence_features
@@ -66,7 +66,7 @@ class Batch:
 
     Attributes:
         step: step of the run.
-        number: number of the micro-batch within the step.
+        micro_batch: number of the micro-batch within the step.
         x: samples of each state.
         score: log-probability of each sample, with the student's gradient.
         real: sequences of the corpus that the samples of a state are compared with.
@@ -74,7 +74,7 @@ class Batch:
     """
 
     step: int
-    number: int
+    micro_batch: int
     x: Int[Tensor, "s g l"]
     score: Float[Tensor, "s g"]
     real: Int[Tensor, "s r l"]
@@ -104,7 +104,7 @@ def paths(
     student: DenoiserNetwork, num_moves: int, length: int, process: Process, draw: Uniforms
 ) -> tuple[Int[Tensor, "s l"], Float[Tensor, " s"]]:
     """Finished samples of the student's ancestral sampler, and the log-probability of each path."""
-    moves = MOVES[process.name].of(student, num_moves, draw.blank(length), process)
+    moves = MOVES[process.name].of(student, num_moves, draw.blank_canvas(length), process)
     branches = moves.branches(num_moves, 1, draw)  # the branch after the last move is the finished sample
     return branches.z, branches.first_score
 
@@ -155,7 +155,7 @@ class Mmd(Distillation):
 
     def _local_features(self, rows: Int[Tensor, "n l"], generator: torch.Generator, processes: ProcessGroup) -> Points:
         """Features of this process's sequences, see ``sequence_features``."""
-        with torch.no_grad(), self.runtime.cast():
+        with torch.no_grad(), self.runtime.autocast():
             return sequence_features(self.teacher, self.process, self.settings.objective, rows, generator, processes)
 
     def prepare(self, step: int, micro_batch: int) -> Batch:
@@ -189,7 +189,7 @@ class Mmd(Distillation):
     def _kernels(self, batch: Batch) -> tuple[Float[Tensor, "s g g"], Float[Tensor, "s g r"]]:
         """Kernels of pairs of samples, and of samples and corpus; for whole paths, of the samples of all processes."""
         objective = self.settings.objective
-        generator = named_generator(self.settings.seed, "mmd-features", batch.step, batch.number)
+        generator = named_generator(self.settings.seed, "mmd-features", batch.step, batch.micro_batch)
         samples = self._grouped_features(batch.x, generator)
         if objective.trajectory == "corrupted-data":
             real = self._grouped_features(batch.real, generator)
@@ -214,7 +214,7 @@ class Mmd(Distillation):
         features = self._local_features(rows.flatten(0, 1), generator, process_group())
         return [kind.unflatten(0, rows.shape[:2]) for kind in features]
 
-    def _loss(self, batch: Batch) -> tuple[Tensor, Figures]:
+    def _loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
         """Surrogate loss with the gradient of the discrepancy; the figure ``mmd`` omits the kernel of corpus pairs."""
         objective = self.settings.objective
         sample_kernel, cross_kernel = self._kernels(batch)
@@ -229,8 +229,8 @@ class Mmd(Distillation):
         if objective.normalise_advantage:
             advantage = advantage / (mean_square + STD_EPSILON).sqrt()
         loss = (advantage * batch.score).mean()
-        figures = {"mmd": mmd if is_path else process_group().mean(mmd), "advantage_std": mean_square.sqrt()}
-        return loss, figures
+        metrics = {"mmd": mmd if is_path else process_group().mean(mmd), "advantage_std": mean_square.sqrt()}
+        return loss, metrics
 
     def state_dict(self) -> dict[str, Any]:
         """Digest of the teacher's weights, and the unit of the bandwidths."""

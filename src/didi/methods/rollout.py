@@ -59,15 +59,15 @@ class Rollout:
     record: Tensor | None = None
 
     @property
-    def of_corruptions(self) -> Canvas:
+    def corruption_canvas(self) -> Canvas:
         """The canvas of ``z_t``, one row for each corruption."""
         return self.canvas.repeat_interleave(self.z_t.shape[1] * self.z_t.shape[2])
 
     @property
     def log_probs_of_moves(self) -> list[Tensor]:
         """Log-probabilities that are regularised: of the first move, and of the second if it has its own pass."""
-        has_one = self.trajectory in ("one-step", "whole-path")
-        moves = [self.first_log_probs] if has_one else [self.first_log_probs, self.second_log_probs]
+        has_one_pass = self.trajectory in ("one-step", "whole-path")
+        moves = [self.first_log_probs] if has_one_pass else [self.first_log_probs, self.second_log_probs]
         return [log_probs for log_probs in moves if log_probs is not None]
 
 
@@ -77,12 +77,12 @@ class Batch:
 
     Attributes:
         step: step of the run.
-        number: number of the micro-batch within the step.
+        micro_batch: number of the micro-batch within the step.
         rollout: the student's trajectories; None in guidance steps.
     """
 
     step: int
-    number: int
+    micro_batch: int
     rollout: Rollout | None = None
 
 
@@ -131,7 +131,7 @@ def rollout(
     """
     draw = Uniforms(num_states, generator, device)
     if canvas is None:
-        canvas = draw.blank(length)
+        canvas = draw.blank_canvas(length)
     length = canvas.length
     trajectory = TRAJECTORIES[objective.trajectory](student, canvas, objective, process, draw)
     num_completions, num_corruptions = objective.completions, objective.corruptions

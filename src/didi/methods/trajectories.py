@@ -138,7 +138,7 @@ class Uniforms:
     def __init__(self, num_states: int, generator: torch.Generator, device: torch.device) -> None:
         self.num_states, self.generator, self.device = num_states, generator, device
 
-    def blank(self, length: int) -> Canvas:
+    def blank_canvas(self, length: int) -> Canvas:
         """A canvas for this process's states with free positions only."""
         num_local = len(range(self.num_states)[process_group().local_slice(self.num_states)])
         return Canvas.blank(num_local, length, self.device)

@@ -31,7 +31,7 @@ class UniformMoves:
     Attributes:
         network: the few-step generator.
         process: uniform-state diffusion.
-        times: time before every move, and 0.
+        times: times before the moves, and 0 at the end.
         length: positions of a sequence.
         first_log_probs: None.
     """

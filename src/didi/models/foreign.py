@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from didi.errors import DidiError, UsageError
-from didi.hub import failure, hub_or_cache
+from didi.hub import failure_reason, hub_or_cache
 from didi.models import inert_pickle
 from didi.models.checkpoint_keys import AVERAGE, BACKBONE, DISCRIMINATOR, by_network
 from didi.models.untrusted import read_json
@@ -120,7 +120,7 @@ def download(repository: str, patterns: Sequence[str], revision: str | None = No
         try:
             return Path(snapshot_download(repository, revision=revision, allow_patterns=list(patterns)))
         except Exception as error:  # the client raises many classes of network, permission and name errors
-            reason = failure(error, is_reached=is_reached)
+            reason = failure_reason(error, is_reached=is_reached)
             raise DidiError(f"no folder and no reachable Hub repository {repository!r}: {reason}") from error
 
 

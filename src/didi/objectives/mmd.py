@@ -29,7 +29,7 @@ from didi.errors import UsageError
 
 MmdAdvantage = Literal["groups", "leave-one-out"]
 
-_MAX_PAIRS = 2**24  # of points whose kernel is in memory at once
+_MAX_PAIRS = 2**24  # pairs of points whose kernels are in memory at once
 
 
 def gaussian_kernel(

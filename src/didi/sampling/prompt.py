@@ -140,7 +140,7 @@ def prompt_ids(tokenizer: Tokenizer, text: str) -> list[int]:
         return list(tokenizer.encode(text, add_special_tokens=False).ids)
     mask_id = tokenizer.token_to_id(MASK)
     if mask_id is None:
-        raise UsageError(f"an infill text needs a tokenizer with {MASK}; this one has none: use --prefix")
+        raise UsageError(f"an infill text needs a tokenizer with {MASK}; this one has none: give a prefix instead")
     mask = tokenizer.get_added_tokens_decoder().get(mask_id)
     strips_space = mask is not None and mask.lstrip
     ids: list[int] = []

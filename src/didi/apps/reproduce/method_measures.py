@@ -66,7 +66,7 @@ def measures(plan: MethodPlan, study: Study) -> list[Measure]:
     """The measures of a scale; methods are compared by the first measure."""
     if plan.frontier:
         return [_over_frontier(plan, study)]
-    return [JOINT, PAIRS] if plan.world.joint else [KL]
+    return [JOINT, PAIRS] if plan.settings.joint else [KL]
 
 
 def _over_frontier(plan: MethodPlan, study: Study) -> Measure:

@@ -20,7 +20,14 @@ from torch import Tensor
 
 from didi.diffusion.canvas import Canvas
 from didi.errors import UsageError
-from didi.evaluation.exact.sampler import CHUNK, Table, after_move, network_device, reveal_chances, successor_probs
+from didi.evaluation.exact.sampler import (
+    CHUNK,
+    Table,
+    after_move,
+    network_device,
+    reveal_probabilities,
+    successor_probs,
+)
 from didi.evaluation.exact.states import States
 from didi.sampling.base import path_alphas
 from didi.sampling.guided import Guided
@@ -48,12 +55,15 @@ def guided_distribution(
     guidance = sampler.guidance
     if guidance.select != "sample" and guidance.num_candidates > 1:
         raise UsageError(f"an exact guided distribution needs select 'sample'; got {guidance.select!r}")
-    chances, scales = reveal_chances(path_alphas(sampler.process.schedule, times)), guidance.scales(len(times) - 1)
+    probabilities, scales = (
+        reveal_probabilities(path_alphas(sampler.process.schedule, times)),
+        guidance.scales(len(times) - 1),
+    )
     mass = states.all_masked()
     for move, (t, s) in enumerate(pairwise(times)):
         scale = scales[move] if move < len(scales) else 0.0
         table = tilted_predictions(states, sampler, t, scale) if scale else predictions(t)
-        transitions = successor_probs(states, chances[move], states.by_pattern(table), is_first=move == 0)
+        transitions = successor_probs(states, probabilities[move], states.by_pattern(table), is_first=move == 0)
         if move >= len(scales) and guidance.num_candidates > 1:
             weights = log_weights(states, sampler, s)
             transitions = ranked_transitions(states, transitions, weights, guidance.num_candidates)
