@@ -65,7 +65,7 @@ def evaluate(
     Args:
         bundle: from ``didi.load``.
         nfe: one number of moves or several; none to score only ``data`` and ``anchors``.
-        num_samples: number of sequences in each row; use 256 or more for figures that you quote.
+        num_samples: number of sequences in each row; use 256 or more for metrics that you report.
         judge: one judge or several, as names for ``load_judge`` or as objects; each gives every sample set a row. The
             default is ``exact``, the exact judge of the bundle's world, if it has one, else ``smollm2-135m``.
         role: one role or several, or that of ``options``; by default the student if there is one, else the teacher.

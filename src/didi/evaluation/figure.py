@@ -49,7 +49,7 @@ def latency_figure(rows: Sequence[EvaluationRow], path: Path) -> Path:
             at = (row.seconds_per_sequence, row.gen_ppl)
             top.annotate(f"{row.nfe}", at, (4, 4), textcoords="offset points", fontsize=7)
     _set_plain_log_ticks(bottom.xaxis)
-    bottom.set_xlabel("seconds per sequence; small figures are NFE", fontsize=9)
+    bottom.set_xlabel("seconds per sequence; small numbers are NFE", fontsize=9)
     return save_figure(figure, top, path)
 
 
@@ -85,7 +85,7 @@ def frontier_figure(rows: Sequence[EvaluationRow], path: Path) -> Path:
     tidy(axes)
     _set_plain_log_ticks(axes.yaxis)
     judges = ", ".join(dict.fromkeys(row.judge for row in rows))
-    axes.set_title(f"Generative perplexity, judge {judges}; figures are temperatures or top-p", loc="left", fontsize=9)
+    axes.set_title(f"Generative perplexity, judge {judges}; numbers are temperatures or top-p", loc="left", fontsize=9)
     axes.set_xlabel("unigram entropy within a sample, nats", fontsize=9)
     return save_figure(figure, axes, path)
 

@@ -75,8 +75,8 @@ def write_samples(sets: Sequence[SampleSet], folder: Path) -> Path:
     lines = []
     for sample_set in sets:
         key, scores = {name: getattr(sample_set.row, name) for name in SET_KEY}, sample_set.scores
-        figures = zip(scores.nll.tolist(), scores.num_tokens.tolist(), sample_set.entropies.tolist(), strict=True)
-        for number, (text, (nll, num_tokens, entropy)) in enumerate(zip(sample_set.texts, figures, strict=True)):
+        metrics = zip(scores.nll.tolist(), scores.num_tokens.tolist(), sample_set.entropies.tolist(), strict=True)
+        for number, (text, (nll, num_tokens, entropy)) in enumerate(zip(sample_set.texts, metrics, strict=True)):
             record = key | {"number": number, "nll": finite(nll), "judge_tokens": num_tokens, "entropy": entropy}
             if sample_set.log_ratios is not None:
                 record["log_ratio"] = finite(float(sample_set.log_ratios[number]))

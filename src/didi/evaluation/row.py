@@ -252,12 +252,12 @@ def measure(
         judge=judge,
         seconds_per_sequence=seconds / len(tokens),
         tokens_per_second=tokens.numel() / seconds,
-        **_figures(tokens, scores),
+        **_metrics(tokens, scores),
         **known,
     )
 
 
-def _figures(tokens: Int[Tensor, "b l"], scores: Scores) -> dict[str, Any]:
+def _metrics(tokens: Int[Tensor, "b l"], scores: Scores) -> dict[str, Any]:
     """Perplexity, entropies and diversity of a sample set, by the fields of ``EvaluationRow``."""
     entropies = token_entropy(tokens)
     return {

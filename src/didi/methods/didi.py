@@ -1,8 +1,8 @@
 r"""DiDi-Instruct, Algorithm 1 of the paper; departures are listed in ``docs/deviations.md``.
 
 A run has three phases: a warm-up that trains the discriminator only, the updates of the student, and guidance steps
-(ours), which train the discriminator only, on states of the finished student's ancestral sampler. A run with
-``loop.steps`` 0 has no updates of the student. One step with an update of the student:
+(not in the paper), which train the discriminator only, on states of the finished student's ancestral sampler. A run
+with ``loop.steps`` 0 has no updates of the student. One step with an update of the student:
 
 1. Roll out the student: states z_tau, completions x and their corruptions z_t, with log-probabilities (``rollout``).
    With ``reference_steps`` the discriminator learns from samples of an earlier student instead (``reference``).

@@ -13,12 +13,13 @@ One step with ``corrupted-data`` trajectories, as in the publication:
    same state.
 5. The student descends the mean of advantage times log-probability of the drawn tokens.
 
-With ``whole-path`` (ours) the student's ancestral sampler generates the samples of a batch, and every move is scored
-(``student_moves``). All positions are compared. All samples of the batch have the same state, pure noise, and are
-compared with ``corpus_rows`` sequences of the corpus for each sample. The gradient is that of the discrepancy between
-the distribution of this sampler and the corpus. Neither kind of trajectory uses the teacher's predictions.
+With ``whole-path`` (not in the publication) the student's ancestral sampler generates the samples of a batch, and every
+move is scored (``student_moves``). All positions are compared. All samples of the batch have the same state, pure
+noise, and are compared with ``corpus_rows`` sequences of the corpus for each sample. The gradient is that of the
+discrepancy between the distribution of this sampler and the corpus. Neither kind of trajectory uses the teacher's
+predictions.
 
-Departures from the publication and its code (github.com/yandex-research/dlm-mmd), beside the settings marked "ours":
+Departures from the publication and its code (github.com/yandex-research/dlm-mmd), beside settings that name one:
 
 - The bandwidth is a multiple of a median distance, not an absolute number.
 - Advantages are divided by their root mean square, log-probabilities of a sample are summed over positions, and the

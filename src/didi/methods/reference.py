@@ -1,4 +1,4 @@
-"""A copy of an earlier student, the reference of the rewards (ours): ``objective.reference_steps``, ``whole_path``."""
+"""A copy of an earlier student as reference of the rewards, ``objective.reference_steps``; not in the paper."""
 
 import torch
 from jaxtyping import Float

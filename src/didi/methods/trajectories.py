@@ -1,4 +1,4 @@
-"""Trajectories of a masked student in training: one step, two moves 1 -> tau -> 0 (the paper), or a path (ours).
+"""Trajectories of a masked student in training: one step, two moves 1 -> tau -> 0 (the paper), or a path.
 
 Each move needs one network pass, from which tokens are drawn and scored. The pass of the first move, from the all-mask
 state, has a single row.
@@ -216,7 +216,7 @@ def two_moves(
 def path(
     student: DenoiserNetwork, canvas: Canvas, objective: ObjectiveConfig, process: Absorbing, draw: Uniforms
 ) -> Trajectory:
-    """States of the student's ancestral sampler of ``objective.moves`` moves (ours); t lies within the scored move."""
+    """States of the student's ancestral sampler of ``objective.moves`` moves; t lies within the scored move."""
     num_moves = objective.moves
     assert num_moves is not None
     move = process_group().local_rows(torch.randint(num_moves, (draw.num_states,), generator=draw.generator))

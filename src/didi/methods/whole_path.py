@@ -1,4 +1,4 @@
-"""A whole path (ours): all ``objective.moves`` moves of the student's ancestral sampler, from pure noise to the sample.
+"""A whole path: all ``objective.moves`` moves of the student's ancestral sampler, from pure noise to the sample.
 
 The moves depend on the process (``student_moves``): masked diffusion reveals tokens (``masked_moves``),
 uniform-state diffusion draws every token in every move (``uniform_moves``).
@@ -67,7 +67,7 @@ def reward_times(objective: ObjectiveConfig, draw: Uniforms) -> Float[Tensor, " 
 def whole_path(
     student: DenoiserNetwork, canvas: Canvas, objective: ObjectiveConfig, process: Process, draw: Uniforms
 ) -> Trajectory:
-    """All moves of the student's ancestral sampler of ``objective.moves`` moves; every move is scored (ours).
+    """All moves of the student's ancestral sampler of ``objective.moves`` moves; every move is scored.
 
     With several completions the number of moves before the branch is random, the same for all states; with one
     completion the branch is the finished sample. With ``objective.budgets`` a student that reads the number of moves is

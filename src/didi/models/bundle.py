@@ -232,9 +232,8 @@ def load(name: Path | str) -> Bundle:
     """
     path = _resolve(str(name))
     manifest = read_manifest(path)
-    provenance = verified(
-        manifest.provenance, path
-    )  # before the weights are parsed, so that damaged files get this message
+    # Before the weights are parsed, so that damaged files get the message of this check.
+    provenance = verified(manifest.provenance, path)
     networks: dict[str, Any] = {role: load_network(path / role, role, kind) for role, kind in manifest.networks.items()}
     check_networks(networks, manifest.process, source=str(path))
     tokenizer_file, tokenizer = path / "tokenizer.json", None

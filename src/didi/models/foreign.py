@@ -92,9 +92,8 @@ def find_weights(source: str, *, file: str | None = None, revision: str | None =
             raise UsageError(f"a checkpoint is a file, a folder or a Hub repository owner/name; {source!r} is none")
         path = download(source, SAFE_HUB_FILES, revision)
         if file is not None or not any((path / name).is_file() for name in WEIGHT_FILES[:2]):
-            path = download(
-                source, HUB_FILES, revision
-            )  # after the safe files, as many repositories also hold pickled weights
+            # After the safe files, since many repositories hold pickled weights too, which are then not needed.
+            path = download(source, HUB_FILES, revision)
     return path if path.is_file() else _weights_in(path, file)
 
 

@@ -1,4 +1,4 @@
-"""Recipes: named settings of runs. Values other than defaults name their source; "ours" was chosen on validation data.
+"""Recipes: named settings. Values that differ from the defaults name their source, or were chosen on validation data.
 
 There is a file for each domain: ``worlds``, ``text``, ``openwebtext``, ``proteins``. They share ``objectives`` and
 ``presets``.

@@ -14,7 +14,7 @@ from didi.evaluation.row import EvaluationRow
 
 @dataclass(frozen=True)
 class Measure:
-    """One figure of a row.
+    """A metric of a row.
 
     Attributes:
         name: short name, for the corner of a table and the axis of a figure.
@@ -89,5 +89,5 @@ Rows = Mapping[str, Mapping[int, Sequence[EvaluationRow]]]
 
 def rows_of(plan: MethodPlan, study: Study) -> Rows:
     """Evaluation rows of all curves."""
-    return {curve.name: {nfe: [study.row(one) for one in curve.cells(nfe)] for nfe in curve.nfes}
+    return {curve.name: {nfe: [study.row(cell) for cell in curve.cells(nfe)] for nfe in curve.nfes}
             for curve in plan.curves}  # fmt: skip

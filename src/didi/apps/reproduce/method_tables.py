@@ -21,12 +21,12 @@ def heading(plan: MethodPlan, study: Study) -> list[str]:
     sampling = study.sampling
     lines = [
         f"Distillation methods by their settings for `{plan.settings.recipe}` (`didi.recipes.COMPARED`, else the "
-        f"recipe); seeds {', '.join(map(str, plan.seeds))}; {sampling.num_samples} samples a cell, seed {sampling.seed}, "
-        f"judge `{sampling.judge}`, draws in float64, uniform time grid; {machine_name()}. Intervals are 95% t-intervals "
-        "over training seeds; a teacher is one network and has none.\n",
+        f"recipe); seeds {', '.join(map(str, plan.seeds))}; {sampling.num_samples} samples a cell, seed "
+        f"{sampling.seed}, judge `{sampling.judge}`, draws in float64, uniform time grid; {machine_name()}. Intervals "
+        "are 95% t-intervals over training seeds; a teacher is one network and has none.\n",
         *(_about(plan, study, method) for method in plan.configs),
         "",
-        *(one.about for one in measures(plan, study)),
+        *(measure.about for measure in measures(plan, study)),
     ]
     budgets = _budgets(plan, study)
     known = [value for value in budgets.values() if not math.isnan(value)]
@@ -38,14 +38,14 @@ def heading(plan: MethodPlan, study: Study) -> list[str]:
 
 def _about(plan: MethodPlan, study: Study, method: str) -> str:
     """A line about the training and sampling of one method."""
-    config, curves = plan.configs[method], [one for one in plan.curves if one.method == method]
+    config, curves = plan.configs[method], [curve for curve in plan.curves if curve.method == method]
     moves = study.record(curves[0].cells(curves[0].nfes[0])[0]).get("intended_nfe")
     made_for = f", made for {moves} move{'s' if moves > 1 else ''}" if moves else ""
     batch = config.loop.batch_size * config.loop.accumulation
     return (
         f"- {method}: teacher `{name_of(plan.teachers[method])}`, {config.num_steps:,} steps of {batch}, "
         f"{millions(_budgets(plan, study)[method])} million sequence passes{made_for}; sampled with "
-        f"{' and '.join(one.sampler for one in curves)}"
+        f"{' and '.join(curve.sampler for curve in curves)}"
     )
 
 
@@ -66,8 +66,8 @@ def method_tables(plan: MethodPlan, study: Study) -> list[str]:
     """Tables of quality, differences to the reference, joint divergences and costs."""
     found, used = rows_of(plan, study), measures(plan, study)
     lines = []
-    for one in used:
-        lines += [*_quality(plan, found, one), ""]
+    for measure in used:
+        lines += [*_quality(plan, found, measure), ""]
     if len(used) > 1 or used[0].is_ratio:
         body = [[name, *(perplexity_cell(rows[nfe]) if nfe in rows else "" for nfe in plan.settings.nfes)]
                 for name, rows in found.items()]  # fmt: skip

@@ -93,7 +93,7 @@ class Curve:
 
     def cells(self, nfe: int) -> list[Cell]:
         """The cells of all seeds at one number of moves."""
-        return [Cell(one, self.role, self.sampler, nfe, joint=self.joint) for one in self.bundles]
+        return [Cell(bundle, self.role, self.sampler, nfe, joint=self.joint) for bundle in self.bundles]
 
     @property
     def role(self) -> Role:
@@ -135,7 +135,9 @@ class MethodPlan:
     def curves(self) -> list[Curve]:
         """Curves of every student with every sampler, then of every teacher."""
         students = [curve for method in self.configs for curve in self._students(method)]
-        return students + [self._curve(f"teacher {name_of(one)}", "", (one,), "ancestral") for one in self._distinct]
+        return students + [
+            self._curve(f"teacher {name_of(teacher)}", "", (teacher,), "ancestral") for teacher in self._distinct
+        ]
 
     @property
     def _distinct(self) -> list[Run | str]:
@@ -173,8 +175,8 @@ class MethodPlan:
         return {
             curve.name: {
                 nfe: [
-                    JointCell(one, curve.role, curve.sampler, nfe, reference, settings.joint_samples)
-                    for one in curve.bundles
+                    JointCell(bundle, curve.role, curve.sampler, nfe, reference, settings.joint_samples)
+                    for bundle in curve.bundles
                 ]
                 for nfe in settings.joint_nfes
                 if nfe in curve.nfes

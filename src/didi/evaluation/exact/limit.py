@@ -1,4 +1,4 @@
-"""The least KL from the data that a student of K moves can have: gradient descent on a table of predictions.
+"""The minimum of KL(student of K moves || data), by gradient descent on a table of predictions.
 
 A student without time conditioning is a table: a distribution of the token at each position of each state. The KL of
 its K-move sampler is a differentiable function of the table, so descent needs no samples and no network. The problem
