@@ -75,9 +75,9 @@ def find_reference(
         return None
     exact = [judge for judge in judges if isinstance(judge, ExactJudge)]
     reference = _find(bundle, exact, None if joint is True else joint)
-    least = default_settings(reference.distribution).min_samples
-    if num_samples < least:
-        raise UsageError(f"a joint divergence takes {least} samples or more; got num_samples {num_samples}")
+    min_samples = default_settings(reference.distribution).min_samples
+    if num_samples < min_samples:
+        raise UsageError(f"a joint divergence takes {min_samples} samples or more; got num_samples {num_samples}")
     return reference
 
 

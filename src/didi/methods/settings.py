@@ -152,9 +152,9 @@ class LoopConfig:
     steps: int = 10_000
     """Updates of the trained network (of the student, in a distillation)."""
     batch_size: int = 64
-    """Sequences in one forward pass."""
+    """Sequences of a micro-batch, divided among the processes."""
     accumulation: int = 1
-    """Forward passes per update; the batch of an update is ``batch_size * accumulation``."""
+    """Micro-batches of an update, whose batch has ``batch_size * accumulation`` sequences."""
     log_every: int = 20
     """Steps between lines of metrics.jsonl, whose values are means over these steps."""
     validate_every: int = 500

@@ -55,8 +55,15 @@ class Job(Protocol):
 def run(job: Job, config: LoopConfig, folder: RunFolder, *, resume: bool) -> None:
     """Run all steps of ``job``; with ``resume`` and a checkpoint, start from the newest checkpoint.
 
+    All processes take part in steps, validations and the gathering of the state; the main process alone writes files.
     An update whose loss or gradient is not finite changes no weight and no average (``Trainer.step``); more such steps
     than ``config.max_skipped_steps`` between two log lines end the run.
+
+    Args:
+        job: the trainer.
+        config: intervals of logs, validations and checkpoints, in steps.
+        folder: folder of the run.
+        resume: whether to start from the newest checkpoint of the folder.
 
     Raises:
         Interrupted: Ctrl-C or SIGTERM; the state is saved.

@@ -123,7 +123,7 @@ class Trainer:
                 batch = self.method.prepare(step, micro_batch)
                 for index, update in enumerate(updates):
                     loss, update_metrics = update.loss(batch)
-                    (loss / self._loop.accumulation).backward()
+                    (loss / self._loop.accumulation).backward()  # gradients of micro-batches add up
                     is_finite[index] &= self._on_host(torch.isfinite(loss.detach()))
                     num_updates = repeats[update.network]
                     _add(metrics, update_metrics, 1 / (self._loop.accumulation * num_updates))
@@ -148,7 +148,7 @@ class Trainer:
         """Clip gradients and step the optimizer; returns whether loss and gradient are finite."""
         config = self.method.optimizers[update.network]
         rate = learning_rate(config, update.step, update.num_steps)
-        if not isinstance(is_finite, Tensor):
+        if not isinstance(is_finite, Tensor):  # all processes skip the update if the loss of one is not finite
             is_finite = not process_group().any(not is_finite)
         network, optimizer = self.method.trained[update.network], self.optimizers[update.network]
         norm = clip_and_step(network, optimizer, config, rate, is_finite=is_finite)

@@ -48,7 +48,7 @@ def cluster_diversity(sequences: Sequence[str], *, identity: float = 0.5) -> flo
 
     Args:
         sequences: residues.
-        identity: least sequence identity within a cluster, in (0, 1].
+        identity: smallest sequence identity within a cluster, in (0, 1].
 
     Raises:
         DidiError: mmseqs2 is missing or fails.
