@@ -52,7 +52,7 @@ def exact_distribution(network, num_moves):
 
 def draw(network, objective, name, num_samples):
     generator = named_generator("latent path", name)
-    return rollout(network, num_samples, LENGTH, objective, PROCESS, generator, torch.device("cpu"))
+    return rollout(network, PROCESS, num_samples, LENGTH, objective, generator, torch.device("cpu"))
 
 
 def index_of(x):

@@ -62,7 +62,7 @@ def flat_gradient(value, network):
 def drawn(student, name, num_samples=1000, **settings):
     objective = ObjectiveConfig(**WHOLE | {"advantage": "leave-one-out"} | settings)
     generator = named_generator("reference", name)
-    return rollout(student, num_samples, LENGTH, objective, PROCESS, generator, torch.device("cpu"))
+    return rollout(student, PROCESS, num_samples, LENGTH, objective, generator, torch.device("cpu"))
 
 
 def reference_of(network):

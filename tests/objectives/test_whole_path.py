@@ -41,7 +41,7 @@ def draw(student, num_moves, name, num_samples=8000, **settings):
         trajectory="whole-path", moves=num_moves, divergence_weight=0.0, entropy_weight=0.0, **settings
     )
     generator = named_generator("whole path", name)
-    return rollout(student, num_samples, LENGTH, objective, PROCESS, generator, torch.device("cpu"))
+    return rollout(student, PROCESS, num_samples, LENGTH, objective, generator, torch.device("cpu"))
 
 
 def index_of(x):

@@ -166,7 +166,7 @@ def rows_table(rows: Sequence[EvaluationRow], *, recipe: str = "") -> str:
         "all samples; entropies are in nats; the NELBO, an upper bound, or an "
         "autoregressive model's exact NLL is in nats per held-out token; "
         "intervals are bootstrapped over sequences. Compare perplexities only at "
-        f"like entropy.{EXACT_NOTE if is_exact else ''}{_divergence_note(rows)}\n"
+        f"equal entropy.{EXACT_NOTE if is_exact else ''}{_divergence_note(rows)}\n"
     )
 
 

@@ -129,7 +129,7 @@ class Didi(Distillation):
         objective = objective.at_step(settings.seed, step)
         generator = named_generator(settings.seed, "rollout", step, micro_batch, *([repeat] if repeat else []))
         sizes, device = (settings.loop.batch_size, settings.data.length), self.runtime.device
-        arguments = (*sizes, objective, self.process, generator, device, self._canvas(step, micro_batch, update))
+        arguments = (self.process, *sizes, objective, generator, device, self._canvas(step, micro_batch, update))
         if has_gradient:
             return self.runtime.call("student", rollout, *arguments)
         with torch.no_grad(), self.runtime.autocast():
@@ -202,7 +202,7 @@ class Didi(Distillation):
             student = cast(DenoiserNetwork, self.runtime.averaged())
             if settings.objective.budgets:
                 student = student.at_budget(num_moves)
-            z_t = guidance_states(student, move, num_moves, draws, self.process, real)
+            z_t = guidance_states(student, self.process, move, num_moves, draws, real)
         return self._compare(real.with_tokens(z_t), corrupted(self.process, real, t, uniforms), t, num_moves)
 
     def _compare(

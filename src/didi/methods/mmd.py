@@ -84,10 +84,10 @@ class Batch:
 
 def completions(
     student: DenoiserNetwork,
+    process: Process,
     z: Int[Tensor, "s l"],
     t: Float[Tensor, " s"],
     uniforms: Float[Tensor, "s l g"],
-    process: Process,
 ) -> tuple[Int[Tensor, "s g l"], Float[Tensor, "s g"]]:
     """Samples of the clean sequence given each state, positions independent, and their log-probabilities."""
     is_predicted = process.is_predicted(z)
@@ -102,10 +102,10 @@ def completions(
 
 
 def paths(
-    student: DenoiserNetwork, num_moves: int, length: int, process: Process, draw: Uniforms
+    student: DenoiserNetwork, process: Process, num_moves: int, length: int, draw: Uniforms
 ) -> tuple[Int[Tensor, "s l"], Float[Tensor, " s"]]:
     """Finished samples of the student's ancestral sampler, and the log-probability of each path."""
-    moves = MOVES[process.name].of(student, num_moves, draw.blank_canvas(length), process)
+    moves = MOVES[process.name].of(student, process, num_moves, draw.blank_canvas(length))
     branches = moves.branches(num_moves, 1, draw)  # the branch after the last move is the finished sample
     return branches.z, branches.first_score
 
@@ -166,7 +166,7 @@ class Mmd(Distillation):
         draw = Uniforms(settings.loop.batch_size, generator, device)
         if settings.objective.trajectory == "corrupted-data":
             return self._completed(step, micro_batch, draw)
-        arguments = (settings.objective.moves, settings.data.length, self.process, draw)
+        arguments = (self.process, settings.objective.moves, settings.data.length, draw)
         x, score = self.runtime.call("student", paths, *arguments)
         num_rows = settings.objective.corpus_rows
         rows = self.source.batch(step, self.sequences_per_step * num_rows)
@@ -180,7 +180,7 @@ class Mmd(Distillation):
         x0, t = local_rows(x0).to(device), local_rows(t).to(device)
         length, num = x0.shape[1], self.settings.objective.completions
         z = process.corrupt(x0, t, draw(length, process.draws_per_position))
-        x, score = self.runtime.call("student", completions, z, t, draw(length, num), process)
+        x, score = self.runtime.call("student", completions, process, z, t, draw(length, num))
         return Batch(step, micro_batch, x, score, x0[:, None], process.is_predicted(z))
 
     def updates(self, step: int) -> Sequence[Update]:

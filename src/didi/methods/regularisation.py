@@ -34,11 +34,11 @@ class TeacherLogProbs:
         process, canvas = cast(Absorbing, self._process), drawn.canvas
         first = self._first
         if first is None:
-            first = first_states(teacher, canvas, process).log_probs
+            first = first_states(teacher, process, canvas).log_probs
             self._first = first if canvas.is_all_free else None  # then all steps have the same first state
         log_probs = [first]
         if len(drawn.log_probs_of_moves) > 1:
-            log_probs.append(masked_log_probs(teacher, drawn.z_tau, drawn.tau, process, canvas.attention_mask))
+            log_probs.append(masked_log_probs(teacher, process, drawn.z_tau, drawn.tau, canvas.attention_mask))
         return log_probs
 
 

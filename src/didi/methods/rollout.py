@@ -86,7 +86,7 @@ class Batch:
     rollout: Rollout | None = None
 
 
-TRAJECTORIES: dict[TrajectoryKind, Callable[[DenoiserNetwork, Canvas, ObjectiveConfig, Any, Uniforms], Trajectory]] = {
+TRAJECTORIES: dict[TrajectoryKind, Callable[[DenoiserNetwork, Any, Canvas, ObjectiveConfig, Uniforms], Trajectory]] = {
     "one-step": one_step,
     "two-moves": two_moves,
     "path": path,
@@ -109,10 +109,10 @@ def last_move(trajectory: Trajectory, uniforms: Float[Tensor, "s l g"], process:
 
 def rollout(
     student: DenoiserNetwork,
+    process: Process,
     num_states: int,
     length: int,
     objective: ObjectiveConfig,
-    process: Process,
     generator: torch.Generator,
     device: torch.device,
     canvas: Canvas | None = None,
@@ -121,10 +121,10 @@ def rollout(
 
     Args:
         student: the few-step generator.
+        process: process of the student; see ``TRAJECTORIES``.
         num_states: number of intermediate states of all processes; returns this process's share of them, s.
         length: positions l of a sequence; ignored if there is a ``canvas``.
         objective: trajectory, numbers of completions and corruptions, density of times.
-        process: process of the student; see ``TRAJECTORIES``.
         generator: a CPU generator; all draws are float64.
         device: device of the student.
         canvas: canvas of this process's states, on ``device``; None if all positions are free.
@@ -133,7 +133,7 @@ def rollout(
     if canvas is None:
         canvas = draw.blank_canvas(length)
     length = canvas.length
-    trajectory = TRAJECTORIES[objective.trajectory](student, canvas, objective, process, draw)
+    trajectory = TRAJECTORIES[objective.trajectory](student, process, canvas, objective, draw)
     num_completions, num_corruptions = objective.completions, objective.corruptions
     uniforms = draw(length, num_completions)  # drawn, but not used, if the trajectory has completions
     x, log_probs = trajectory.completions or last_move(trajectory, uniforms, process)

@@ -17,8 +17,9 @@ are at t, t - dt, ...; the last step draws no tokens, since no target depends on
 a step are left out of the teacher's pass.
 
 Optimum of the student: for ``forward-kl`` the best prediction at (z_t, t) is the mean of the targets. It is close to
-the teacher's prediction at (z_t, t), since revealed tokens change a prediction but hardly its mean. For ``kl`` it is
-the normalised geometric mean, which is more concentrated. ``evaluation.exact.sdtt`` computes both.
+the teacher's prediction at (z_t, t), since a revealed token changes a prediction, but its mean over that token almost
+not. For ``kl`` it is the normalised geometric mean, which is more concentrated. ``evaluation.exact.sdtt`` computes
+both.
 """
 
 from collections.abc import Sequence

@@ -35,11 +35,11 @@ class Frame:
     @classmethod
     def of(cls, network: DenoiserNetwork | AutoregressiveLM) -> "Frame":
         """The frame of the sequences of a network."""
-        shape = network.config
-        if not isinstance(shape, ProteinConfig):
+        config = network.config
+        if not isinstance(config, ProteinConfig):
             return cls()
-        before, after = (() if symbol is None else (symbol,) for symbol in (shape.begin_id, shape.end_id))
-        return cls(before, after, shape.pad_id)
+        before, after = (() if symbol is None else (symbol,) for symbol in (config.begin_id, config.end_id))
+        return cls(before, after, config.pad_id)
 
     @property
     def num_ids(self) -> int:

@@ -19,7 +19,6 @@ from didi.evaluation.protein.interface import ProteinJudge
 
 Device = str | torch.device
 
-
 MIN_PAIRS = 8
 """Fewest natural proteins for which the order of the controls is tested."""
 JUDGES: dict[str, Callable[[Device], ProteinJudge]] = {ESMFOLD: load_esmfold}
