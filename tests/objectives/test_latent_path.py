@@ -160,7 +160,7 @@ def test_a_reference_scores_the_path_with_its_codes(student, make_dit, objective
         ({"latent_codes": 1}, r"objective\.latent_codes is 2 or more, or 0 for none; got 1"),
         ({"latent_codes": -4}, r"objective\.latent_codes is 2 or more, or 0 for none; got -4"),
         ({"latent_codes": 0, "latent_scale": 2.0}, r"objective\.latent_scale is used with objective\.latent_codes"),
-        ({"latent_scale": 0.0}, "latent-scale is positive; got 0.0"),
+        ({"latent_scale": 0.0}, "latent_scale is positive; got 0.0"),
         ({"trajectory": "two-moves", "moves": None}, "latent_codes are for trajectory whole-path and initial_mask_rat"),
         ({"moves": 1, "initial_mask_ratio": 0.5}, "got 2 with whole-path and 0.5: change these, or set"),
     ],

@@ -218,7 +218,7 @@ def test_the_learning_rate_is_scheduled_over_the_whole_run(make_job):
     ("changes", "message"),
     [
         ({"rounds": 0}, "rounds is 1 or more; got 0"),
-        ({"teacher_steps": 1}, "teacher-steps is 2 or more; got 1"),
+        ({"teacher_steps": 1}, "teacher_steps is 2 or more; got 1"),
         (
             {"loop": LoopConfig(fsdp=True)},
             "method sdtt cannot be combined with loop.fsdp; got both: turn",
