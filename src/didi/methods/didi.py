@@ -158,16 +158,14 @@ class Didi(Distillation):
     def _discriminator_loss(self, repeat: int, batch: Batch) -> tuple[Tensor, Metrics]:
         """Cross-entropy of corrupted student samples against corrupted real ones, Eq. 8."""
         drawn, settings = cast(Rollout, batch.rollout), self.settings
-        has_reference = self._reference is not None and batch.step >= self.warmup_steps  # in the warm-up both are equal
+        step, micro_batch, num_completions = batch.step, batch.micro_batch, self._num_completions
+        has_reference = self._reference is not None and step >= self.warmup_steps  # in the warm-up both are equal
         is_fresh = has_reference or (repeat > 0 and settings.discriminator.fresh_rollouts)
         if is_fresh:
-            drawn = self._rollout(
-                batch.step, batch.micro_batch, repeat + has_reference, has_gradient=False, update=repeat
-            )
-        num_completions = self._num_completions
+            drawn = self._rollout(step, micro_batch, repeat + has_reference, has_gradient=False, update=repeat)
         t = drawn.t.repeat_interleave(num_completions)
-        generator = named_generator(settings.seed, "discriminator", batch.step, batch.micro_batch, repeat)
-        real = self._real_sequences(batch.step, batch.micro_batch, repeat, len(t) * process_group().size)
+        generator = named_generator(settings.seed, "discriminator", step, micro_batch, repeat)
+        real = self._real_sequences(step, micro_batch, repeat, len(t) * process_group().size)
         fake = drawn.canvas.repeat_interleave(num_completions)
         shape = (2, len(real), max(real.length, fake.length), self.process.draws_per_position)
         draws = torch.rand(shape, dtype=torch.float64, generator=generator)
@@ -185,9 +183,8 @@ class Didi(Distillation):
         settings, device = self.settings, self.runtime.device
         num_rows, budget = settings.loop.batch_size, settings.objective.at_step(settings.seed, batch.step).moves
         num_moves = budget if settings.objective.budgets and budget else settings.discriminator.guidance_nfe
-        generator = named_generator(
-            settings.seed, "guidance", batch.step, *([batch.micro_batch] if batch.micro_batch else [])
-        )
+        parts = [batch.step, batch.micro_batch] if batch.micro_batch else [batch.step]
+        generator = named_generator(settings.seed, "guidance", *parts)
         move = torch.randint(1, num_moves + 1, (num_rows,), generator=generator)  # the last leaves no mask
         real = self._real_sequences(batch.step, batch.micro_batch, 0, num_rows)
         num_draws = num_guidance_uniforms(self.student, self.process, num_moves)

@@ -119,9 +119,8 @@ def stream(
             passes = (network_passes, discriminator_passes)
             yield Move(tuple(indices), z, step.changed, step.t, number, *passes, row_lengths, bundle)
         if not number:  # no position is free
-            yield Move(
-                tuple(indices), z, torch.zeros_like(rows.is_free), 0.0, 0, no_passes, no_passes, row_lengths, bundle
-            )
+            changed = torch.zeros_like(rows.is_free)
+            yield Move(tuple(indices), z, changed, 0.0, 0, no_passes, no_passes, row_lengths, bundle)
             return
         check_finished(sampler, z, rows, bundle.process.mask_id)
 
