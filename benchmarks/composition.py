@@ -142,7 +142,7 @@ def guided(scale: str, method: str, plan: MethodPlan, study: Study, number: int,
 def chain_table(chain: Chain, found: Sequence[dict[str, Any]], plan: MethodPlan, study: Study) -> list[str]:
     """A table of the chain and of both methods alone, on the same training seeds, with 95% intervals over them."""
     seeds = [one["seed"] for one in found]
-    measure = "joint_kl" if plan.world.joint else "kl"
+    measure = "joint_kl" if plan.settings.joint else "kl"
     alone = {
         curve.name: [
             [getattr(study.row(curve.cells(nfe)[plan.seeds.index(seed)]), measure) for seed in seeds]
@@ -154,7 +154,7 @@ def chain_table(chain: Chain, found: Sequence[dict[str, Any]], plan: MethodPlan,
     together = [[row[measure] for one in found for row in one["rows"] if row["nfe"] == nfe] for nfe in chain.nfes]
     shown = alone | {chain.name: together}
     header = [
-        JOINT.name if plan.world.joint else KL.name,
+        JOINT.name if plan.settings.joint else KL.name,
         *(f"{nfe} move{'s' if nfe > 1 else ''}" for nfe in chain.nfes),
     ]
     body = [[name, *map(level, cells)] for name, cells in shown.items()]

@@ -20,7 +20,7 @@ import didi
 from didi.data.markov import WORLDS
 from didi.diffusion.schedule import LogLinear
 from didi.evaluation.exact.divergences import exact_divergences
-from didi.evaluation.exact.limit import least_divergence
+from didi.evaluation.exact.limit import minimal_divergence
 from didi.evaluation.exact.rows import ExactRows
 from didi.evaluation.exact.sampler import chain_predictions, sampler_distribution
 from didi.evaluation.exact.states import States
@@ -56,7 +56,7 @@ def limits(steps: int) -> list[dict]:
     """The least divergence of a student of each number of moves."""
     rows = []
     for number in LIMITS:
-        limit = least_divergence(WORLDS["exact"](), PRETRAIN["exact"].data.length, number, steps=steps)
+        limit = minimal_divergence(WORLDS["exact"](), PRETRAIN["exact"].data.length, number, steps=steps)
         rows.append(asdict(limit))
         print(f"limit of {number} moves {limit.student.kl:.5f}, teacher {limit.teacher.kl:.4f}", flush=True)
     return rows

@@ -74,7 +74,7 @@ NAMED = {
     "token-mean ignored": ('if objective.pg_reduction == "token-mean":', "if False:"),
     "un-smoothing ignored": ("if settings.unsmooth:", "if False:"),
     "reward reduction ignored": (
-        "rewards = log_density_ratio(logits, self.process.is_predicted(states), reduction=objective.reward_reduction)",
-        "rewards = log_density_ratio(logits, self.process.is_predicted(states))",
+        "log_density_ratio(logits, is_masked, reduction=reduction, attention_mask=mask)",
+        "log_density_ratio(logits, is_masked, attention_mask=mask)",
     ),
 }

@@ -180,7 +180,7 @@ def pass_of_the_teacher() -> dict[str, Any]:
         z = torch.zeros(states, length, dtype=torch.long)
         z[:, : length // 2] = shape.mask_id
         kept = [
-            masked_log_probs(teacher, tokens, torch.full((len(tokens),), 0.5, dtype=torch.float64), process)
+            masked_log_probs(teacher, process, tokens, torch.full((len(tokens),), 0.5, dtype=torch.float64))
             for tokens in (first, z)
         ]
         del kept

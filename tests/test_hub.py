@@ -11,7 +11,7 @@ from didi.data.text import load_tokenizer
 from didi.errors import DidiError, UsageError
 from didi.evaluation.judges import load_judge
 from didi.evaluation.mauve import load_embedding
-from didi.hub import failure, hub_or_cache, is_reachable
+from didi.hub import failure_reason, hub_or_cache, is_reachable
 from didi.models.bundle import load
 from didi.models.foreign import read_checkpoint
 
@@ -46,7 +46,9 @@ LOOKUPS = {
 def test_a_hub_name_without_network_fails_at_once_in_one_line(offline, look_up):
     if look_up is load_documents:
         pytest.importorskip("datasets")
-    with pytest.raises(DidiError, match="the Hub is not reachable, and its local cache does not hold it") as caught:
+    with pytest.raises(
+        DidiError, match="the Hub is not reachable, and the local cache does not have the file"
+    ) as caught:
         look_up("no-such-owner/no-such-name")
     assert not isinstance(caught.value, UsageError)
     assert "\n" not in str(caught.value)
@@ -105,5 +107,5 @@ def test_a_reachable_hub_is_used_as_usual(monkeypatch):
     with hub_or_cache() as is_reached:
         assert is_reached
         assert constants.HF_HUB_OFFLINE is False
-    assert failure(ConnectionError("first\nsecond"), is_reached=True) == "first"
-    assert failure(ConnectionError(""), is_reached=True) == "ConnectionError"
+    assert failure_reason(ConnectionError("first\nsecond"), is_reached=True) == "first"
+    assert failure_reason(ConnectionError(""), is_reached=True) == "ConnectionError"

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from didi.diffusion.categorical import sample_weights
+from didi.diffusion.categorical import sample_from_weights
 from didi.diffusion.rowwise import rows_at_a_time
 
 from . import shape_checks
@@ -29,9 +29,9 @@ def test_the_first_calls_of_each_test_are_checked_then_one_of_20():
 
 def test_a_wrong_shape_is_refused_and_a_right_one_is_not():
     weights = torch.ones(2, 3).double()
-    assert sample_weights(weights, torch.zeros(2).double()).shape == (2,)
+    assert sample_from_weights(weights, torch.zeros(2).double()).shape == (2,)
     with pytest.raises(Exception, match="Type-check error"):
-        sample_weights(weights, torch.zeros(3).double())
+        sample_from_weights(weights, torch.zeros(3).double())
 
 
 def test_values_that_no_annotation_allows_pass_where_checks_are_disabled(unchecked):

@@ -62,5 +62,5 @@ def test_peak_memory_is_refused_where_no_system_call_reports_it(monkeypatch):
     monkeypatch.setattr(speed_memory, "Path", lambda _: SimpleNamespace(exists=lambda: False))
     assert speed_memory._resident_mib("VmRSS") > 0
     monkeypatch.setitem(sys.modules, "resource", None)
-    with pytest.raises(UsageError, match="does not report peak memory: add --no-memory"):
+    with pytest.raises(UsageError, match="does not report peak memory: measure time only"):
         speed_memory._resident_mib("VmRSS")

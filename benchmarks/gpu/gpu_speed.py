@@ -22,14 +22,14 @@ from didi.apps.bench import random_bundle
 from didi.data.source import open_source
 from didi.diffusion.canvas import Canvas
 from didi.diffusion.noise import SequenceNoise
-from didi.evaluation.speed import Method, Workload, autoregressive_baseline, contestant, trace
+from didi.evaluation.speed import Method, Workload, autoregressive_baseline, draw_function, trace
 from didi.evaluation.speed_row import ratio
 from didi.files import write_atomically
 from didi.methods.base import Inputs
 from didi.models.bundle import Bundle
 from didi.models.dit import DiT
 from didi.models.inference import for_inference
-from didi.process_group import default_device, wait_for
+from didi.process_group import default_device, synchronize
 from didi.recipes import DISTILL, teacher_shape
 from didi.sampling.ancestral import Ancestral
 from didi.sampling.base import time_grid
@@ -41,14 +41,14 @@ Draw = Callable[[], object]
 
 def timed(work: Draw, device: torch.device) -> float:
     """Seconds of one run, until the device has finished."""
-    wait_for(device)
+    synchronize(device)
     begin = time.perf_counter()
     work()
-    wait_for(device)
+    synchronize(device)
     return time.perf_counter() - begin
 
 
-def contestants(bundle: Bundle, batch_size: int, device: torch.device) -> dict[str, Draw]:
+def draw_functions(bundle: Bundle, batch_size: int, device: torch.device) -> dict[str, Draw]:
     """The functions to time for a batch size, by name; each draws one batch or makes its bare passes."""
     length = bundle.denoiser().length
     workload = Workload(batch_size, length, NFE)
@@ -58,7 +58,9 @@ def contestants(bundle: Bundle, batch_size: int, device: torch.device) -> dict[s
         methods: tuple[Method, ...] = ("ancestral", "trunk")
         traced = trace(variant, "ancestral", workload, is_whole_batch=is_whole)
         for method in methods:
-            draws[f"{method}, {name}"] = contestant(variant, method, workload, is_whole_batch=is_whole, traced=traced)
+            draws[f"{method}, {name}"] = draw_function(
+                variant, method, workload, is_whole_batch=is_whole, traced=traced
+            )
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     with device:
         decoder = StaticDecoder(autoregressive_baseline(bundle.denoiser()), batch_size, dtype)
@@ -69,8 +71,8 @@ def contestants(bundle: Bundle, batch_size: int, device: torch.device) -> dict[s
 
 
 def sampling(bundle: Bundle, batch_size: int, device: torch.device) -> dict[str, Any]:
-    """Seconds of every contestant in each round, ratios to the bare passes and to the autoregressive model."""
-    draws = contestants(bundle, batch_size, device)
+    """Seconds of every method in each round, ratios to the bare passes and to the autoregressive model."""
+    draws = draw_functions(bundle, batch_size, device)
     for draw in draws.values():
         timed(draw, device)
     seconds: dict[str, list[float]] = {name: [] for name in draws}
@@ -107,7 +109,7 @@ def waits(bundle: Bundle, device: torch.device) -> str:
 
 def growing_cache(bundle: Bundle, device: torch.device) -> dict[str, float]:
     """Seconds of one sequence by ``transformers`` with a growing cache, float32 weights under bfloat16 autocast."""
-    draw = contestant(bundle, "autoregressive", Workload(1, bundle.denoiser().length, NFE))
+    draw = draw_function(bundle, "autoregressive", Workload(1, bundle.denoiser().length, NFE))
     with torch.autocast(device.type, dtype=torch.bfloat16):
         return {"seconds": timed(draw, device)}
 

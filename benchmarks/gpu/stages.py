@@ -28,7 +28,7 @@ from didi.models.bundle import load, save
 from didi.models.untrusted import read_yaml
 from didi.process_group import default_device
 from didi.recipes import DISTILL, PRETRAIN
-from didi.training.fit import fitted
+from didi.training.fit import fitted_to_minutes
 from didi.training.run_folder import RunFolder
 
 TOY = {"hidden_size": 32, "num_blocks": 2, "num_heads": 2}
@@ -81,7 +81,7 @@ def planned(job: Job, config: Any, folder: RunFolder, inputs: Inputs) -> Any:
     """``config`` with a number of steps that fits the remaining time; a run of an earlier call keeps its number."""
     if folder.has_run:
         return config.limited(int(read_yaml(folder.path / "config.yaml")["loop"]["steps"]))
-    return fitted(config, inputs, job.minutes_left(RESERVE_SECONDS))
+    return fitted_to_minutes(config, inputs, job.minutes_left(RESERVE_SECONDS))
 
 
 def train_teacher(job: Job, name: str = "prose") -> dict[str, Any]:
@@ -132,7 +132,7 @@ def tune(job: Job) -> dict[str, Any]:
         )
         remaining = each * (number + 1) - (time.monotonic() - job.begin)
         # The rest of the time is needed to fit the schedule.
-        config = fitted(config, Inputs(data, job.device), max(1.0, 0.75 * remaining - 2) / 60)
+        config = fitted_to_minutes(config, Inputs(data, job.device), max(1.0, 0.75 * remaining - 2) / 60)
         folder = RunFolder(job.work / f"tune-{number}")
         pretrain_run(config, folder, resume=False, device=job.device, source=data)
         lines = _metrics(folder)

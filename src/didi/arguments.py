@@ -18,7 +18,7 @@ def whole_number(name: str, value: Any, *, low: int | None = None, high: int | N
     Args:
         name: name of the argument, for the message.
         value: an integer of Python or NumPy, or an integer tensor with one element; not a float, bool or text.
-        low: least allowed value.
+        low: smallest allowed value.
         high: largest allowed value.
 
     Raises:
@@ -44,7 +44,7 @@ def finite_number(
     Args:
         name: name of the argument, for the message.
         value: a number of Python or NumPy, or a tensor with one element; not a bool or text.
-        low: least allowed value.
+        low: smallest allowed value.
         high: largest allowed value.
         is_low_open: whether ``low`` itself is excluded.
 

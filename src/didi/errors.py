@@ -5,15 +5,15 @@ from collections.abc import Iterable
 
 
 class DidiError(RuntimeError):
-    """A failure not caused by the user's input: of a network or a disk, or a damaged file (exit status 1)."""
+    """Base class of errors; raised itself for causes other than input: the Hub, a disk, a damaged file (status 1)."""
 
 
 class UsageError(DidiError, ValueError):
-    """Invalid input: an argument, a flag or a file cannot be used as given (exit status 2)."""
+    """An argument, a flag or a file cannot be used as given (exit status 2)."""
 
 
 class NotFinite(DidiError):
-    """No token can be drawn, since logits are NaN or infinite, because of a network's weights or a setting."""
+    """The logits of a network are NaN or infinite, so that no token can be drawn (exit status 1)."""
 
 
 class Interrupted(DidiError):
@@ -21,16 +21,21 @@ class Interrupted(DidiError):
 
 
 class Diverged(DidiError):
-    """The loss, gradient or validation of a training run is not finite (exit status 1); all its processes raise it."""
+    """Losses, gradients or validation metrics of a run are not finite (exit status 1); raised in all its processes."""
 
 
 def from_checkout(extra: str) -> str:
-    """Instruction to install the packages of an extra; it needs a checkout, since the distribution is not published.
+    """How to install an extra, for an error message; from a checkout, since the distribution is not published.
 
     Args:
         extra: name of an optional dependency group in ``pyproject.toml``.
     """
     return f"in a checkout of didi, run: pip install '.[{extra}]'"
+
+
+def first_line(error: Exception) -> str:
+    """First line of an error's message, or the name of its class if the message is empty."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def suggestion(name: str, known: Iterable[str], *, cutoff: float = 0.6) -> str:
@@ -39,7 +44,7 @@ def suggestion(name: str, known: Iterable[str], *, cutoff: float = 0.6) -> str:
     Args:
         name: the unknown name.
         known: the known names.
-        cutoff: least similarity in [0, 1]; see ``difflib.get_close_matches``.
+        cutoff: minimum similarity in [0, 1]; see ``difflib.get_close_matches``.
     """
     nearest = difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)
     return f"; did you mean {nearest[0]!r}?" if nearest else ""

@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from didi.errors import first_line
+
 TIMEOUT_SECONDS = 3
 _NOT_FOUND_OFFLINE = ("LocalEntryNotFoundError", "OfflineModeIsEnabled", "ConnectionError")
 
@@ -47,7 +49,7 @@ def hub_or_cache() -> Iterator[bool]:
             module.HF_HUB_OFFLINE = value
 
 
-def failure(error: Exception, *, is_reached: bool) -> str:
+def failure_reason(error: Exception, *, is_reached: bool) -> str:
     """The reason of a failure of a Hub client, in one line.
 
     Args:
@@ -55,5 +57,5 @@ def failure(error: Exception, *, is_reached: bool) -> str:
         is_reached: Value that ``hub_or_cache`` yielded.
     """
     if not is_reached and any(type(each).__name__ in _NOT_FOUND_OFFLINE for each in (error, error.__cause__)):
-        return "the Hub is not reachable, and its local cache does not hold it"
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+        return "the Hub is not reachable, and the local cache does not have the file"
+    return first_line(error)

@@ -115,7 +115,7 @@ def init_process_group() -> Iterator[ProcessGroup]:
     try:
         yield _current
     except RuntimeError as error:
-        if not _is_of_communication(error):
+        if not _is_communication_error(error):
             raise
         raise DidiError("another process of this run has ended; its output has the reason") from error
     finally:
@@ -126,7 +126,7 @@ def init_process_group() -> Iterator[ProcessGroup]:
         dist.destroy_process_group()
 
 
-def _is_of_communication(error: RuntimeError) -> bool:
+def _is_communication_error(error: RuntimeError) -> bool:
     """Whether a backend of torch.distributed raised it; gloo has no exception of its own, but names its source file."""
     return isinstance(error, dist.DistError) or (type(error) is RuntimeError and "/gloo/" in str(error))
 
@@ -138,7 +138,7 @@ def to_device(values: Tensor, device: torch.device | str) -> Tensor:
     return values.pin_memory().to(device, non_blocking=True)
 
 
-def wait_for(device: torch.device) -> None:
+def synchronize(device: torch.device) -> None:
     """Wait until a CUDA device has done all its work, so that a clock can be read."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

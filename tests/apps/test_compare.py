@@ -111,7 +111,7 @@ def test_a_folder_that_is_not_an_evaluation_is_refused(damage, tmp_path):
             (folder / "samples.jsonl").write_text("{")
         case "list":
             (folder / "metrics.json").write_text(json.dumps([[1]]))
-    with pytest.raises(UsageError, match="is not the --out of a didi evaluate") as caught:
+    with pytest.raises(UsageError, match="was not written by didi evaluate") as caught:
         read_sets(folder)
     message = (
         f"({folder}/{damage}" if damage in ("metrics", "samples") else "(its metrics.json or samples.jsonl is damaged, "
@@ -129,7 +129,8 @@ def test_what_cannot_be_compared_is_refused(tmp_path):
         with pytest.raises(UsageError, match="takes two folders or more"):
             run_compare([str(tmp_path / name) for name in folders])
     for other in ("b", "c"):
-        message = rf"{other} has no set like one of .*a \(of the most alike ones, {differences[other]}\): measure both"
+        nearest = rf"of the two rows with the fewest differences, {differences[other]}"
+        message = rf"{other} has no set like one of .*a \({nearest}\): measure both"
         with pytest.raises(UsageError, match=message):
             run_compare([str(tmp_path / "a"), str(tmp_path / other)])
 
@@ -137,7 +138,10 @@ def test_what_cannot_be_compared_is_refused(tmp_path):
 def test_the_refusal_names_the_differences_of_the_most_similar_sets(tmp_path):
     evaluated(tmp_path / "a", sample_set([30.0, 31.0], "teacher", 4), sample_set([30.0, 31.0], "student", 8))
     evaluated(tmp_path / "b", sample_set([30.0], "student", 16), sample_set([30.0, 31.0], "student", 4))
-    with pytest.raises(UsageError, match=r"of the most alike ones, (role is 'student' and 'teacher'|nfe is 4 and 8)\)"):
+    with pytest.raises(
+        UsageError,
+        match=r"of the two rows with the fewest differences, (role is 'student' and 'teacher'|nfe is 4 and 8)\)",
+    ):
         run_compare([str(tmp_path / "a"), str(tmp_path / "b")])
     evaluated(tmp_path / "data", sample_set([30.0, 31.0], "data", nfe=0))
     with pytest.raises(UsageError, match=r"has no set like one of \S+: measure both"):

@@ -91,7 +91,7 @@ def test_the_name_means_the_pinned_asset(folder, tmp_path, monkeypatch):
 def test_another_vocabulary_and_flags_of_other_layouts_are_refused(folder, tmp_path):
     with pytest.raises(UsageError, match="does not read --length, since its positions are learned"):
         converted(folder, tmp_path, "--length", "64")
-    with pytest.raises(UsageError, match=r"does not read --num-heads, since config\.json says it"):
+    with pytest.raises(UsageError, match=r"does not read --num-heads, since config\.json has it"):
         converted(folder, tmp_path, "--num-heads", "0")
     (folder / "vocab.txt").write_text("\n".join(reversed(VOCABULARY)))
     with pytest.raises(UsageError, match=r"the vocabulary of AntiBERTy is \[PAD\] \[UNK\]"):

@@ -68,7 +68,7 @@ def test_texts_with_prefixes_and_seeds(didi, folder, bundle, tmp_path):
 def test_it_does_not_infill(didi, folder):
     status, out, err = didi("generate", "--model", folder, "--infill", "number [MASK] of")
     assert (status, out) == (2, "")
-    assert "continues a prefix and cannot infill: use --prefix" in err
+    assert "continues a prefix and cannot infill: give a prefix instead" in err
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from didi.apps.reproduce.command import ReproduceCommand, _plan, reproduce
-from didi.apps.reproduce.peers import KINDS, _order, named_peers, role_of, trained_peers
+from didi.apps.reproduce.peers import RECIPE_SUFFIXES, _order, named_peers, role_of, trained_peers
 from didi.errors import UsageError
 from didi.evaluation.likelihood import Likelihood
 from didi.evaluation.zero_shot import LikelihoodRow
@@ -96,7 +96,7 @@ def test_the_published_order_is_counted_over_corpora():
 @pytest.mark.parametrize("recipe", ["markov", "tiny-news"])
 def test_trained_peers_differ_in_process_and_loss_alone(recipe):
     peers = trained_peers(recipe, 100)
-    assert list(peers) == list(KINDS)
+    assert list(peers) == list(RECIPE_SUFFIXES)
     configs = [one.config for one in peers.values()]
     assert {one.loop for one in configs} == {configs[0].loop}
     assert {one.data for one in configs} == {configs[0].data}

@@ -9,7 +9,7 @@ import pytest
 from didi.apps.reproduce import command, published, study
 from didi.apps.reproduce.cells import Cell, Run
 from didi.apps.reproduce.figures import figure_1_cells, figure_4_cells, table_7_cells
-from didi.apps.reproduce.peers import KINDS
+from didi.apps.reproduce.peers import RECIPE_SUFFIXES
 from didi.apps.reproduce.study import Sampling, Study
 from didi.errors import DidiError, Interrupted, UsageError
 from didi.models.bundle import Bundle, digest
@@ -91,7 +91,7 @@ def test_all_targets_are_in_the_report(quick, tmp_path):
         assert f"| {name} | " in report
     for name in ("figure1", "figure1-teachers", "figure3", "figure4"):
         assert (tmp_path / f"{name}.png").stat().st_size > 10_000
-    for name in KINDS:
+    for name in RECIPE_SUFFIXES:
         assert sum(line.startswith(f"| {name} ") for line in report.splitlines()) >= 2
     assert "| SEDD absorb below Duo |" in report
 

@@ -72,4 +72,4 @@ def test_a_bundle_that_changes_while_a_study_runs_is_refused(copied, tmp_path):
     with pytest.raises(DidiError, match=f"bundle {teacher} has changed since this study began: start it again"):
         one.complete([Cell(teacher, "teacher", nfe=1)])
     with pytest.raises(DidiError, match=f"bundle {teacher} has changed since this study began: start it again"):
-        study.make(Run(replace(MARKOV, teacher=teacher)), one)
+        study.train_run(Run(replace(MARKOV, teacher=teacher)), one)

@@ -12,7 +12,7 @@ from didi.apps.reproduce.cells import Cell, JointCell, Run
 from didi.apps.reproduce.method_figures import curves
 from didi.apps.reproduce.method_measures import JOINT, KL, measures, rows_of
 from didi.apps.reproduce.method_tables import heading, method_tables
-from didi.apps.reproduce.methods import ALL_NFES, WORLDS, method_plan
+from didi.apps.reproduce.methods import ALL_NFES, SCALES, method_plan
 from didi.apps.reproduce.study import Sampling, Study
 from didi.errors import UsageError
 from didi.evaluation.row import EvaluationRow
@@ -377,7 +377,7 @@ def test_a_comparison_is_made_once(stand_ins, make_dit, tmp_path, monkeypatch):
     monkeypatch.setitem(recipes.DISTILL, "exact", short)
     slower = replace(loop, steps=4)
     monkeypatch.setitem(VARIANTS, ("exact", "stand-in"), as_kind(StandInConfig, short, loop=slower))
-    monkeypatch.setitem(WORLDS, "exact", replace(WORLDS["exact"], nfes=(1, 2)))
+    monkeypatch.setitem(SCALES, "exact", replace(SCALES["exact"], nfes=(1, 2)))
     monkeypatch.setitem(command.SAMPLING, "exact", Sampling(8, "exact"))
     words = ["figure1", "figure3", "table1", "--scale", "exact", "--methods", "didi", "stand-in", "--seeds", "2"]
     words += ["--workers", "1", "--out", str(folder := tmp_path / "study")]

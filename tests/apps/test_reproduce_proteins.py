@@ -568,7 +568,7 @@ def test_a_judge_folder_that_is_replaced_during_a_study_is_refused(order_judge, 
     study = ProteinStudy(tmp_path / "study", ProteinSampling(2, str(folder)))
     study.begin(ProteinData([], [], ["MKTAYI"]))
     assert protein_measure._study_judge(study).unit
-    protein_measure.forget()
+    protein_measure.clear_caches()
     bundle = load(order_judge)
     with torch.no_grad():
         next(bundle.autoregressive.parameters())[0] += 1

@@ -141,9 +141,9 @@ def test_a_score_network_of_uniform_states_reads_its_noise_level(tmp_path):
 
 def test_a_run_that_fits_a_time_keeps_its_length_when_it_goes_on(tmp_path, capsys, monkeypatch):
     out = str(tmp_path / "run")
-    monkeypatch.setattr("didi.apps.train.fitted", lambda config, inputs, minutes: config.limited(2))
+    monkeypatch.setattr("didi.apps.train.fitted_to_minutes", lambda config, inputs, minutes: config.limited(2))
     pretrain(["markov", *SHORT, "--max-minutes", "1", "--out", out])
-    monkeypatch.setattr("didi.apps.train.fitted", lambda *_: pytest.fail("timed again"))
+    monkeypatch.setattr("didi.apps.train.fitted_to_minutes", lambda *_: pytest.fail("timed again"))
     pretrain(["markov", *SHORT, "--max-minutes", "1", "--out", out, "--resume"])
     assert yaml.safe_load((tmp_path / "run/config.yaml").read_text())["loop"]["steps"] == 2
     with pytest.raises(UsageError, match="holds a run: add --resume"):

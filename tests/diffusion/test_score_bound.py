@@ -64,7 +64,7 @@ def integrated_loss(process, logits_at):
     nodes, shares = np.polynomial.legendre.leggauss(32)
     states = torch.tensor(list(itertools.product(range(NUM + (process.mask_id is not None)), repeat=2)))
     x0, z = (tensor.flatten(0, 1) for tensor in torch.broadcast_tensors(CLEAN[:, None], states[None]))
-    total = process.elbo_draws(Canvas.blank(1, 2), 1, [named_generator("prior")]).prior * 2
+    total = process.elbo_draws(Canvas.blank(1, 2), 1, [named_generator("prior")]).prior_divergence * 2
     for node, share in zip(nodes, shares, strict=True):
         root = last * (node + 1) / 2
         alpha = 1 - root**2
@@ -105,9 +105,11 @@ def test_the_divergence_from_the_prior_counts_for_each_free_position(process):
     terms = (
         torch.where(copies.is_free, process.loss_terms(logits, copies.tokens, drawn.z, drawn.t), 0.0).double().sum(1)
     )
-    expected = (terms * drawn.weight).view(4, 8) + drawn.prior * torch.tensor([[2.0], [1.0], [1.0], [0.0]]).double()
+    expected = (terms * drawn.weight).view(4, 8) + drawn.prior_divergence * torch.tensor(
+        [[2.0], [1.0], [1.0], [0.0]]
+    ).double()
     torch.testing.assert_close(nelbo_draws(Constant(), process, canvas, 8, generators), expected)
-    assert (drawn.prior > 0) == (process.schedule == EPS)
+    assert (drawn.prior_divergence > 0) == (process.schedule == EPS)
 
 
 def test_draws_of_the_bound_are_unbiased_for_a_wrong_network(process):
@@ -115,7 +117,9 @@ def test_draws_of_the_bound_are_unbiased_for_a_wrong_network(process):
     for number, clean in enumerate(CLEAN):
         drawn = process.elbo_draws(Canvas.free(clean[None]), num, [named_generator("draws", number)])
         logits = wrong_logits(process, drawn.z, None)
-        terms = losses(process, clean.expand(num, 2), drawn.z, drawn.t, logits) * drawn.weight + 2 * drawn.prior
+        terms = (
+            losses(process, clean.expand(num, 2), drawn.z, drawn.t, logits) * drawn.weight + 2 * drawn.prior_divergence
+        )
         total.append(DATA[number] * terms)
     mean = float(torch.stack(total).sum(0).mean())
     error = float(torch.stack([terms.var() / num for terms in total]).sum().sqrt())

@@ -14,7 +14,7 @@ from didi.evaluation.evaluate import evaluate
 from didi.evaluation.exact import rows as rows_module
 from didi.evaluation.exact.divergences import exact_divergences
 from didi.evaluation.exact.guided import ranked_probs
-from didi.evaluation.exact.limit import least_divergence
+from didi.evaluation.exact.limit import minimal_divergence
 from didi.evaluation.exact.rows import ExactRows
 from didi.evaluation.exact.sampler import chain_predictions, sampler_distribution
 from didi.evaluation.exact.states import States
@@ -223,7 +223,7 @@ def test_what_cannot_be_enumerated_is_refused_in_one_line():
     with pytest.raises(UsageError, match=r"^alphas rise from 0 to 1"):
         sampler_distribution(SMALL, torch.tensor([0, 0.5]).double(), random_tables(SMALL, 1)[0])
     with pytest.raises(UsageError, match="steps is 1 or more; got 0"):
-        least_divergence(exact_chain(), 2, 1, steps=0)
+        minimal_divergence(exact_chain(), 2, 1, steps=0)
 
 
 @pytest.mark.slow
@@ -234,14 +234,14 @@ def test_the_limit_of_one_move_is_the_best_product_of_marginals():
     first, second = torch.cartesian_prod(grid, grid).unbind(1)
     p = torch.stack([first * second, first * (1 - second), (1 - first) * second, (1 - first) * (1 - second)], 1)
     least = float((p * (p.log() - log_q)).sum(1).min())
-    limit = least_divergence(chain, 2, 1, steps=60, rate=0.1)
+    limit = minimal_divergence(chain, 2, 1, steps=60, rate=0.1)
     assert limit.student.kl == pytest.approx(least, abs=1e-4)
     assert limit.student.kl <= limit.teacher.kl
 
 
 @pytest.mark.slow
 def test_a_student_of_few_moves_can_be_far_closer_than_its_teacher():
-    one, four = (least_divergence(exact_chain(), 3, number, steps=25, rate=0.1) for number in (1, 4))
+    one, four = (minimal_divergence(exact_chain(), 3, number, steps=25, rate=0.1) for number in (1, 4))
     assert (one.num_moves, four.num_moves) == (1, 4)
     assert 0.3 * one.teacher.kl < one.student.kl < 0.6 * one.teacher.kl
     assert 0 < four.student.kl < 0.2 * four.teacher.kl

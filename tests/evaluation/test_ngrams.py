@@ -44,7 +44,7 @@ def test_estimates_without_corrections_equal_those_by_hand(monkeypatch):
         )
         return forward, float(reverse)
 
-    monkeypatch.setattr(ngrams, "LEAST_PER_CELL", 0)
+    monkeypatch.setattr(ngrams, "MIN_NGRAMS_PER_CELL", 0)
     monkeypatch.setattr(ngrams, "_null", lambda *_: (ngrams._Estimate(0.0, 0.0),) * 2)
     estimate = ngram_divergence(rows, SMALL, 2)
     without = [plain(torch.cat([rows[:i], rows[i + 1 :]])) for i in range(4)]

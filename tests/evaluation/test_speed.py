@@ -11,7 +11,16 @@ from didi.diffusion.score import ScoreAbsorbing, ScoreUniform
 from didi.diffusion.uniform import Uniform
 from didi.errors import UsageError
 from didi.evaluation import speed_work
-from didi.evaluation.speed import Variant, Workload, compare, contestant, default_methods, floor_of, peak_memory, trace
+from didi.evaluation.speed import (
+    Variant,
+    Workload,
+    compare,
+    default_methods,
+    draw_function,
+    floor_of,
+    peak_memory,
+    trace,
+)
 from didi.evaluation.speed_row import SpeedRow, speed_table
 from didi.models.bundle import Bundle
 from didi.models.discriminator import Discriminator
@@ -27,7 +36,7 @@ def bundle():
     return replace(teacher, discriminator=Discriminator.from_denoiser(teacher.teacher).eval())
 
 
-def test_every_contestant_is_timed_in_every_round_beside_its_floor(bundle):
+def test_every_method_is_timed_in_every_round_beside_its_floor(bundle):
     calls = []
     methods = ("ancestral", "trunk", "published", "guided", "guided floor", "autoregressive")
     rows = compare(
@@ -76,7 +85,7 @@ def test_variants_are_timed_beside_the_plain_published_algorithm(bundle):
 
 def passes(bundle, method, workload):
     with speed_work._recording(bundle) as recorded:
-        contestant(bundle, method, workload)()
+        draw_function(bundle, method, workload)()
     return recorded.shapes
 
 
@@ -106,7 +115,7 @@ def test_shares_sum_to_one_and_the_wrapped_functions_are_restored(bundle):
 def test_what_a_bundle_lacks_is_named(bundle):
     alone = Bundle(teacher=bundle.teacher, name="mine")
     with pytest.raises(UsageError, match="bundle mine has none"):
-        contestant(alone, "guided floor", WORKLOAD)
+        draw_function(alone, "guided floor", WORKLOAD)
 
 
 @pytest.mark.slow
@@ -150,7 +159,7 @@ def test_other_processes_are_timed_beside_trunk_and_head_at_every_predicted_posi
     recorded = trace(bundle, "ancestral", WORKLOAD)
     assert len(recorded.head_rows) == len(recorded.shapes) == WORKLOAD.nfe
     with speed_work._recording(bundle) as floor:
-        contestant(bundle, "passes", WORKLOAD, traced=recorded)()
+        draw_function(bundle, "passes", WORKLOAD, traced=recorded)()
     assert floor.shapes == recorded.shapes
     every = [rows * WORKLOAD.length for _, rows, _ in recorded.shapes]
     if name == "uniform":
@@ -165,4 +174,4 @@ def test_other_processes_are_timed_beside_trunk_and_head_at_every_predicted_posi
 def test_a_sampler_that_the_process_does_not_have_is_refused():
     bundle = bundle_of(ScoreUniform(9), None)
     with pytest.raises(UsageError, match="published does not sample sedd-uniform diffusion; use one of ancestral"):
-        contestant(bundle, "published", WORKLOAD)
+        draw_function(bundle, "published", WORKLOAD)

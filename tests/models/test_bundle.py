@@ -190,7 +190,7 @@ def test_a_refusal_of_the_hub_is_reported_in_one_line(monkeypatch, bundle):
         raise PermissionError("401 Unauthorized\nlong story")
 
     monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", refuse)
-    with pytest.raises(DidiError, match=r"the Hub did not take 'me/mine': 401 Unauthorized$"):
+    with pytest.raises(DidiError, match=r"the Hub did not accept 'me/mine': 401 Unauthorized$"):
         bundle.push_to_hub("me/mine")
 
 

@@ -39,7 +39,7 @@ def test_a_log_ratio_is_the_reduced_logits(reduction, expected):
 def test_padding_does_not_count(reduction):
     padded, is_masked = torch.cat([LOGITS, torch.full((2, 2), 50.0)], 1), torch.nn.functional.pad(MASKED, (0, 2))
     is_real = torch.arange(5).expand(2, 5) < 3
-    found = log_density_ratio(padded, is_masked, reduction=reduction, is_real=is_real)
+    found = log_density_ratio(padded, is_masked, reduction=reduction, attention_mask=is_real)
     torch.testing.assert_close(found, log_density_ratio(LOGITS, MASKED, reduction=reduction))
 
 

@@ -10,7 +10,7 @@ from didi.data.markov import MarkovChain
 from didi.diffusion.absorbing import Absorbing
 from didi.diffusion.noise import named_generator
 from didi.errors import UsageError
-from didi.evaluation.exact.sampler import after_move, reveal_chances, successor_probs
+from didi.evaluation.exact.sampler import after_move, reveal_probabilities, successor_probs
 from didi.evaluation.exact.states import States
 from didi.methods.objective_settings import ObjectiveConfig
 from didi.methods.reference import Reference
@@ -43,7 +43,7 @@ def exact_distribution(network, num_moves):
     """Distribution of the sampler, a sum over the codes of every move, with the gradient of the network."""
     tables = [log_probs(network, STATES.tokens, codes.expand(len(STATES), -1)).exp() for codes in CODES]
     mass = STATES.all_masked()
-    for chance in reveal_chances(path_alphas(PROCESS.schedule, time_grid(num_moves))):
+    for chance in reveal_probabilities(path_alphas(PROCESS.schedule, time_grid(num_moves))):
         chances = [successor_probs(STATES, chance, STATES.by_pattern(table)) for table in tables]
         moved = [after_move(STATES, mass, probs) for probs in chances]
         mass = torch.stack(moved).mean(0)
@@ -52,7 +52,7 @@ def exact_distribution(network, num_moves):
 
 def draw(network, objective, name, num_samples):
     generator = named_generator("latent path", name)
-    return rollout(network, num_samples, LENGTH, objective, PROCESS, generator, torch.device("cpu"))
+    return rollout(network, PROCESS, num_samples, LENGTH, objective, generator, torch.device("cpu"))
 
 
 def index_of(x):
@@ -160,7 +160,7 @@ def test_a_reference_scores_the_path_with_its_codes(student, make_dit, objective
         ({"latent_codes": 1}, r"objective\.latent_codes is 2 or more, or 0 for none; got 1"),
         ({"latent_codes": -4}, r"objective\.latent_codes is 2 or more, or 0 for none; got -4"),
         ({"latent_codes": 0, "latent_scale": 2.0}, r"objective\.latent_scale is used with objective\.latent_codes"),
-        ({"latent_scale": 0.0}, "latent-scale is positive; got 0.0"),
+        ({"latent_scale": 0.0}, "latent_scale is positive; got 0.0"),
         ({"trajectory": "two-moves", "moves": None}, "latent_codes are for trajectory whole-path and initial_mask_rat"),
         ({"moves": 1, "initial_mask_ratio": 0.5}, "got 2 with whole-path and 0.5: change these, or set"),
     ],

@@ -45,7 +45,7 @@ def mixture(network):
 
 def draw(network, name, num_samples):
     generator = named_generator("one step", name)
-    return rollout(network, num_samples, LENGTH, OBJECTIVE, PROCESS, generator, torch.device("cpu"))
+    return rollout(network, PROCESS, num_samples, LENGTH, OBJECTIVE, generator, torch.device("cpu"))
 
 
 def index_of(x):

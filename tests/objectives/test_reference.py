@@ -5,7 +5,7 @@ import torch
 
 from didi.diffusion.absorbing import Absorbing
 from didi.diffusion.noise import named_generator
-from didi.evaluation.exact.sampler import after_move, reveal_chances, sampler_distribution, successor_probs
+from didi.evaluation.exact.sampler import after_move, reveal_probabilities, sampler_distribution, successor_probs
 from didi.evaluation.exact.states import States
 from didi.methods.didi_settings import ObjectiveConfig
 from didi.methods.reference import Reference
@@ -41,7 +41,7 @@ def path_divergence(student, reference):
     of_student, of_reference = predictions(student), predictions(reference)
     mass, found = STATES.all_masked(), 0.0
     is_masked = STATES.tokens == NUM_SYMBOLS
-    for chance in reveal_chances(ALPHAS):
+    for chance in reveal_probabilities(ALPHAS):
         gap = (of_student * (of_student.log() - of_reference.log())).sum(-1)
         found = found + chance * (mass * torch.where(is_masked, gap, 0.0).sum(-1)).sum()
         mass = after_move(STATES, mass, successor_probs(STATES, chance, STATES.by_pattern(of_student)))
@@ -62,7 +62,7 @@ def flat_gradient(value, network):
 def drawn(student, name, num_samples=1000, **settings):
     objective = ObjectiveConfig(**WHOLE | {"advantage": "leave-one-out"} | settings)
     generator = named_generator("reference", name)
-    return rollout(student, num_samples, LENGTH, objective, PROCESS, generator, torch.device("cpu"))
+    return rollout(student, PROCESS, num_samples, LENGTH, objective, generator, torch.device("cpu"))
 
 
 def reference_of(network):

@@ -16,7 +16,7 @@ from didi.errors import UsageError
 from didi.evaluation.exact import sdtt as exact_sdtt
 from didi.evaluation.exact.states import States
 from didi.methods.sdtt import log_probs_where, teacher_targets
-from didi.objectives.sdtt import distillation_loss, read_positions, step_size, step_times
+from didi.objectives.sdtt import distillation_loss, step_size, step_times, target_steps
 
 MASK = 2
 ALL_STATES = States(2, 2)
@@ -83,9 +83,9 @@ def cases(t, dt, num_steps):
 def expected_loss_of_the_code(student, kind, t, dt, num_steps):
     """Expected sum of losses over masked positions, from the functions of the method."""
     z, is_masked, uniforms, weights = cases(t, dt, num_steps)
-    is_read = read_positions(is_masked)
+    is_target_step = target_steps(is_masked)
     times = step_times(torch.full((len(z),), t, dtype=torch.float64), dt, num_steps)
-    target = teacher_targets(TableDenoiser(TEACHER.log()), PROCESS, z, times, is_read, uniforms)
+    target = teacher_targets(TableDenoiser(TEACHER.log()), PROCESS, z, times, is_target_step, uniforms)
     of_student = log_probs_where(TableDenoiser(student), PROCESS, z, times[0], is_masked[0])
     losses = distillation_loss(kind, target, of_student)
     return (losses * weights[is_masked[0].nonzero()[:, 0]]).sum()
@@ -147,7 +147,7 @@ def test_one_step_is_plain_distillation_of_the_teachers_prediction():
     is_masked = STATES == MASK
     t = torch.full((9,), 0.5, dtype=torch.float64)
     target = teacher_targets(
-        TableDenoiser(TEACHER.log()), PROCESS, STATES, t[None], read_positions(is_masked[None]), torch.empty(0, 9, 2)
+        TableDenoiser(TEACHER.log()), PROCESS, STATES, t[None], target_steps(is_masked[None]), torch.empty(0, 9, 2)
     )
     torch.testing.assert_close(target[:, :2].exp().double(), TEACHER[is_masked])
     found = gradient(expected_loss_of_the_code, "forward-kl", 0.7, 0.25, 1)
@@ -167,7 +167,7 @@ def test_each_step_predicts_its_positions_at_its_time():
     times = torch.tensor([[0.9, 0.8, 0.7], [0.6, 0.5, 0.4]], dtype=torch.float64)
     teacher = TableDenoiser(TEACHER.log())
     uniforms = torch.full((1, 3, 2), 0.999, dtype=torch.float64)  # draws symbol 1
-    target = teacher_targets(teacher, PROCESS, z, times, read_positions(is_masked), uniforms)
+    target = teacher_targets(teacher, PROCESS, z, times, target_steps(is_masked), uniforms)
     (first, level), (second, later) = teacher.passes
     assert torch.equal(first, z[:1])
     assert torch.equal(second, torch.tensor([[1, MASK], [1, MASK]]))
@@ -178,15 +178,20 @@ def test_each_step_predicts_its_positions_at_its_time():
 
 
 def test_without_masks_there_are_no_targets():
-    is_read = torch.zeros(2, 1, 2, dtype=torch.bool)
-    arguments = CLEAN[:1], torch.zeros(2, 1, dtype=torch.float64), is_read, torch.zeros(1, 1, 2, dtype=torch.float64)
+    is_target_step = torch.zeros(2, 1, 2, dtype=torch.bool)
+    arguments = (
+        CLEAN[:1],
+        torch.zeros(2, 1, dtype=torch.float64),
+        is_target_step,
+        torch.zeros(1, 1, 2, dtype=torch.float64),
+    )
     assert teacher_targets(TableDenoiser(TEACHER.log()), PROCESS, *arguments).shape == (0, 3)
 
 
 def test_every_masked_position_has_one_target():
     u, levels = torch.rand(50, 6), torch.tensor([0.9, 0.5, 0.2])
     is_masked = u < levels[:, None, None]
-    found = read_positions(is_masked)
+    found = target_steps(is_masked)
     assert torch.equal(found.sum(0), is_masked[0].long())
     assert torch.equal(found[0], (u >= 0.5) & (u < 0.9))
     assert torch.equal(found[2], u < 0.2)

@@ -69,7 +69,7 @@ def flat_gradient(value, network):
 def draw(student, num_moves, name, num_samples=8000, process=PROCESS, **settings):
     objective = ObjectiveConfig(**WHOLE | {"advantage": "leave-one-out"} | settings, moves=num_moves)
     generator = named_generator("uniform path", name)
-    return rollout(student, num_samples, LENGTH, objective, process, generator, torch.device("cpu"))
+    return rollout(student, process, num_samples, LENGTH, objective, generator, torch.device("cpu"))
 
 
 def index_of(x):
@@ -110,7 +110,7 @@ def test_the_score_of_a_path_is_that_of_every_token_of_every_move(networks, sche
             weights = process.reverse_weights(logits, z[:, position], alphas[move], alphas[move + 1])
             probs = weights / weights.sum(-1, keepdim=True)
             expected += probs.gather(1, moved[:, position]).log().view(expected.shape)
-        found = path_log_probs(network, batch.x, states, 3, process)
+        found = path_log_probs(network, process, batch.x, states, 3)
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
         if network is student:
             total = batch.first_score[:, None] + batch.completion_log_probs.sum(-1)

@@ -6,7 +6,7 @@ import torch
 from didi.data.markov import MarkovChain
 from didi.diffusion.absorbing import Absorbing
 from didi.diffusion.noise import named_generator
-from didi.evaluation.exact.sampler import after_move, reveal_chances, sampler_distribution, successor_probs
+from didi.evaluation.exact.sampler import after_move, reveal_probabilities, sampler_distribution, successor_probs
 from didi.evaluation.exact.states import States
 from didi.methods.didi_settings import ObjectiveConfig
 from didi.methods.rollout import rollout
@@ -41,7 +41,7 @@ def draw(student, num_moves, name, num_samples=8000, **settings):
         trajectory="whole-path", moves=num_moves, divergence_weight=0.0, entropy_weight=0.0, **settings
     )
     generator = named_generator("whole path", name)
-    return rollout(student, num_samples, LENGTH, objective, PROCESS, generator, torch.device("cpu"))
+    return rollout(student, PROCESS, num_samples, LENGTH, objective, generator, torch.device("cpu"))
 
 
 def index_of(x):
@@ -125,7 +125,7 @@ def distribution_of_two_completions(student, num_moves, branch):
     """Probability of each pair of completions, which are independent given the state where they branch."""
     predictions = student(STATES.tokens)[..., :NUM_SYMBOLS].double().softmax(-1)
     times = torch.linspace(1, 0, num_moves + 1, dtype=torch.float64)
-    chances, rows = reveal_chances(path_alphas(PROCESS.schedule, times)), STATES.by_pattern(predictions)
+    chances, rows = reveal_probabilities(path_alphas(PROCESS.schedule, times)), STATES.by_pattern(predictions)
 
     def moved(mass, chances):
         for chance in chances:

@@ -13,10 +13,10 @@ from didi.diffusion.noise import SequenceNoise
 from didi.errors import UsageError
 from didi.evaluation.exact import latent
 from didi.evaluation.exact.rows import ExactRows
-from didi.evaluation.exact.sampler import after_move, reveal_chances, successor_probs
+from didi.evaluation.exact.sampler import after_move, reveal_probabilities, successor_probs
 from didi.evaluation.exact.states import States
 from didi.evaluation.likelihood import likelihood
-from didi.evaluation.speed import Workload, contestant
+from didi.evaluation.speed import Workload, draw_function
 from didi.models.bundle import Bundle, load, save
 from didi.models.conditioning import latent_conditioned
 from didi.models.convert import mdlm_state_dict
@@ -51,7 +51,7 @@ def mixture(student, num_moves, *, is_timed=False):
     """Distribution of the samples, by a sum over the codes of every move."""
     mass, times = STATES.all_masked(), time_grid(num_moves)
     process = Bundle(student=student).process
-    for move, chance in enumerate(reveal_chances(path_alphas(process.schedule, times))):
+    for move, chance in enumerate(reveal_probabilities(path_alphas(process.schedule, times))):
         moved = []
         for codes in CODES:
             level = process.noise_level(student, times[move].expand(len(STATES))) if is_timed else None
@@ -172,7 +172,7 @@ def test_a_likelihood_is_refused(bundle):
 
 @pytest.mark.parametrize("method", ["ancestral", "guided", "trunk", "guided floor", "passes"])
 def test_timed_networks_read_codes(bundle, method):
-    contestant(bundle, method, Workload(2, LENGTH, 2))()
+    draw_function(bundle, method, Workload(2, LENGTH, 2))()
 
 
 @torch.no_grad()

@@ -97,7 +97,7 @@ def rebuilt_rollout(
         objective = replace(objective, moves=_drawn_budget(config, step), budgets=(), budget_conditioning=True)
     generator = named_generator(config.seed, "rollout", step, number, *([repeat] if repeat else []))
     shape = config.loop.batch_size, config.data.length
-    return rollout(student, *shape, objective, inputs.teacher.process, generator, CPU)
+    return rollout(student, inputs.teacher.process, *shape, objective, generator, CPU)
 
 
 def _take_gradient(network: nn.Module) -> Values:
@@ -169,7 +169,7 @@ def _guidance_loss(inputs: Inputs, step: int, average: nn.Module, discriminator:
     uniforms = torch.rand((*shape, 2) if is_uniform else shape, dtype=torch.float64, generator=generator)
     t = 1 - move.double() / num_moves
     states = uniform_states_before_a_move if is_uniform else states_before_a_move
-    fake_t = states(average, move, num_moves, draws, process)
+    fake_t = states(average, process, move, num_moves, draws)
     real = _real_rows(inputs, step, 0, 0, len(t))
     real_t = _corrupted(inputs, real, schedule.alpha(t), uniforms)
     return _loss_of_rows(inputs, discriminator, fake_t, real_t, t)

@@ -12,7 +12,7 @@ from didi.diffusion.noise import SequenceNoise
 from didi.errors import UsageError
 from didi.evaluation.exact.rows import ExactRows
 from didi.evaluation.plan import plan_rows
-from didi.evaluation.speed import Workload, contestant, trace
+from didi.evaluation.speed import Workload, draw_function, trace
 from didi.methods.base import Inputs
 from didi.methods.didi_settings import DistillConfig, ObjectiveConfig
 from didi.methods.settings import LoopConfig
@@ -253,7 +253,7 @@ def test_exact_distributions_depend_on_the_number_of_moves(budget_bundle, sample
 
 @pytest.mark.parametrize("method", ["ancestral", "trunk", "published", "guided", "guided floor"])
 def test_timed_networks_are_conditioned_on_the_number_of_moves(budget_bundle, method, read_budgets):
-    contestant(budget_bundle, method, Workload(2, 3, 5))()
+    draw_function(budget_bundle, method, Workload(2, 3, 5))()
     assert {budget for _, budget in read_budgets} == {5}
 
 

@@ -304,12 +304,12 @@ def test_every_recipe_has_a_teacher_of_uniform_states_and_the_length_of_its_data
     ("make", "message"),
     [
         (lambda: DcdConfig(rounds=0), "rounds is 1 or more; got 0"),
-        (lambda: DcdConfig(num_intervals=0), "num-intervals is 1 or more; got 0"),
+        (lambda: DcdConfig(num_intervals=0), "num_intervals is 1 or more; got 0"),
         (
             lambda: DcdConfig(rounds=4, num_intervals=12),
             r"a multiple of 2\^\(rounds - 1\), .*; got 12 and 4 rounds: set it to 8 times the moves of the student",
         ),
-        (lambda: DcdConfig(t_min=1.0), r"t-min lies in \[0, 1\); got 1.0"),
+        (lambda: DcdConfig(t_min=1.0), r"t_min lies in \[0, 1\); got 1.0"),
         (lambda: DcdConfig(loop=LoopConfig(fsdp=True)), "method dcd cannot be combined with loop.fsdp"),
     ],
 )

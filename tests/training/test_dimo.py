@@ -191,9 +191,9 @@ def test_a_bundle_has_its_initial_state_and_one_move(source, timed_teacher, tmp_
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"auxiliary_steps": 0}, "auxiliary-steps is 1 or more; got 0"),
-        ({"label_smoothing": 1.0}, r"label-smoothing lies in \[0, 1\); got 1.0"),
-        ({"reverse_weight": float("nan")}, "reverse-weight is a finite number; got nan"),
+        ({"auxiliary_steps": 0}, "auxiliary_steps is 1 or more; got 0"),
+        ({"label_smoothing": 1.0}, r"label_smoothing lies in \[0, 1\); got 1.0"),
+        ({"reverse_weight": float("nan")}, "reverse_weight is a finite number; got nan"),
         ({"loop": LoopConfig(fsdp=True), "student_optimizer": OptimizerConfig(method="muon")}, "AdamW"),
     ],
 )

@@ -122,7 +122,7 @@ def test_after_the_students_last_step_only_the_discriminator_learns_from_the_fin
         generator = named_generator(0, "guidance", step)
         move = torch.randint(1, 4, (4,), generator=generator)  # after 1, 2 or all 3 moves of the averaged student
         draws = torch.rand(2, 4, 8, dtype=torch.float64, generator=generator)
-        expected = states_before_a_move(job.average.module, move, 3, draws, job.method.process)
+        expected = states_before_a_move(job.average.module, job.method.process, move, 3, draws)
         assert torch.equal(states[:4], expected)
         assert ((states == 32).any(1) | (move.repeat(2) == 3)).all()
         assert not ((states == 32).any(1) & (move.repeat(2) == 3)).any()  # real sequences have the same times

@@ -10,7 +10,7 @@ from didi.apps.train import _locked_and_prepared
 from didi.errors import DidiError, UsageError
 from didi.methods.settings import RunConfig
 from didi.process_group import ProcessGroup, init_process_group, process_group
-from didi.training.distributed import check_divides
+from didi.training.distributed import check_batch_size
 from didi.training.run_folder import RunFolder
 
 SCRIPT = Path(__file__).with_name("two_processes.py")
@@ -43,9 +43,9 @@ def test_local_slices_are_contiguous_and_cover_all_rows_once():
 
 def test_a_batch_that_cannot_be_shared_is_refused(monkeypatch):
     monkeypatch.setattr("didi.training.distributed.process_group", lambda: ProcessGroup(0, 3))
-    check_divides(6)
+    check_batch_size(6)
     with pytest.raises(UsageError, match="a multiple of their number; got 8 and 3 processes"):
-        check_divides(8)
+        check_batch_size(8)
 
 
 @pytest.mark.parametrize(

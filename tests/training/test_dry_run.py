@@ -92,7 +92,7 @@ def real_run(config, inputs_of, batch_size, folder):
     with LiveMemory() as memory:
         trainer = make_trainer(config, inputs_of(Path(folder)))
         trainer.step(1)  # creates the optimizers' state
-        memory.restart()
+        memory.reset_peak()
         for step in range(trainer.num_steps):
             trainer.step(step)
     # The counter does not support fused attention on CPUs.

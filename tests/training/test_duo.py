@@ -187,7 +187,7 @@ def test_in_bf16_relaxed_tokens_are_embedded_in_float32_and_give_nearly_the_same
     for precision in ("float32", "bf16"):
         job = make_trainer(replace(STILL, loop=replace(STILL.loop, precision=precision)), Inputs(source, CPU))
         batch = job.method.prepare(0, 0)
-        with job.cast():
+        with job.autocast():
             assert job.method.trained["network"].embed(batch.soft).dtype == torch.float32
         found.append(float(job.step(0)["relaxed_nelbo"]))
     assert found[1] == pytest.approx(found[0], rel=0.02)
@@ -240,7 +240,7 @@ def test_validation_is_that_of_the_ordinary_nelbo(source):
         (lambda: CurriculumConfig(alpha_max=1.0), r"both in \(0, 1\); got 0.05 and 1.0"),
         (lambda: CurriculumConfig(gamma_min=-3.0), "are set together; got -3.0 and None: set both, or neither"),
         (lambda: CurriculumConfig(gamma_min=1.0, gamma_max=0.0), "gamma_min is less than curriculum.gamma_max; got"),
-        (lambda: CurriculumConfig(log10_tau_start=math.nan), "log10-tau-start is a finite number; got nan"),
+        (lambda: CurriculumConfig(log10_tau_start=math.nan), "log10_tau_start is a finite number; got nan"),
     ],
 )
 def test_contradictory_settings_are_refused_by_name(make, message):

@@ -30,7 +30,7 @@ def fitted_steps(source, teacher, monkeypatch):
             discriminator=replace(base.discriminator, warmup_steps=phases.get("warmup", 0), guidance_steps=0),
         )
         monkeypatch.setattr(fit.time, "perf_counter", map(float, itertools.count(0, 8)).__next__)
-        return fit.fitted(settings, Inputs(source, CPU, teacher=teacher), minutes).loop.steps
+        return fit.fitted_to_minutes(settings, Inputs(source, CPU, teacher=teacher), minutes).loop.steps
 
     return steps
 

@@ -72,7 +72,7 @@ def test_guidance_states_are_those_of_the_ancestral_sampler(make_dit, chi_square
     process, move = Bundle(student=student).process, torch.ones(num, dtype=torch.long)
     assert num_guidance_uniforms(student, process, 2) == 4
     uniforms = torch.rand(4, num, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    states = guidance_states(student, move, 2, uniforms, process)
+    states = guidance_states(student, process, move, 2, uniforms)
     of_codes, masks = [], torch.full((1, 2), 2)
     for codes in torch.cartesian_prod(torch.arange(2), torch.arange(2)):
         logits = student.head(student.features(masks, None, None, codes[None]))[0, :, :2]

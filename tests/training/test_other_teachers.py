@@ -142,7 +142,7 @@ def test_guidance_states_are_those_of_the_finished_students_sampler(uniform_teac
     states = [process.prior(Canvas.blank(num, 8), uniforms[0, ..., None].expand(-1, -1, 2))]
     states += [step.z for step in sampler(Canvas.blank(num, 8), time_grid(num_moves), noise)]
     move = torch.arange(num) % num_moves + 1
-    found = guidance_states(student, move, num_moves, uniforms, process)
+    found = guidance_states(student, process, move, num_moves, uniforms)
     assert torch.equal(found, torch.stack(states)[move, torch.arange(num)])
     assert not torch.equal(states[0], states[-1])
 

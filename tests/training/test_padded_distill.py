@@ -229,18 +229,18 @@ def test_paths_of_a_batch_equal_those_of_each_protein_alone(randomise, branch):
         def __call__(self, *shape):
             return self.parts.pop(0)
 
-    batch = MaskedMoves.of(network, 3, canvas, process).branches(branch, 2, FixedUniforms(slice(None), canvas.length))
+    batch = MaskedMoves.of(network, process, 3, canvas).branches(branch, 2, FixedUniforms(slice(None), canvas.length))
     for row, width in each_alone(canvas):
         here = slice(row, row + 1)
         alone = source.canvas(canvas.tokens[here, :width])
-        single = MaskedMoves.of(network, 3, alone, process).branches(branch, 2, FixedUniforms(here, width))
+        single = MaskedMoves.of(network, process, 3, alone).branches(branch, 2, FixedUniforms(here, width))
         assert torch.equal(batch.completions.x[row, :, :width], single.completions.x[0])
         assert torch.equal(batch.z[row, :width], single.z[0])
         torch.testing.assert_close(batch.first_score[row], single.first_score[0], **CLOSE)
         log_probs = single.completions.log_probs[0]
         torch.testing.assert_close(batch.completions.log_probs[row, :, :width], log_probs, **CLOSE)
         assert torch.equal(batch.completions.x[row, :, width:], canvas.tokens[row, width:].expand(2, -1))
-        again = path_log_probs(network, single.completions.x, single.record, 3, process, canvas=alone)
+        again = path_log_probs(network, process, single.completions.x, single.record, 3, canvas=alone)
         torch.testing.assert_close(again[0], single.first_score + log_probs.sum(-1), **CLOSE)
 
 
@@ -296,6 +296,6 @@ def test_settings_that_do_not_support_proteins_are_refused(make_method):
 def test_rollouts_without_a_canvas_have_free_positions_only(randomise):
     network = protein_teacher(randomise).teacher
     process = protein_teacher(randomise).process
-    drawn = rollout(network, 3, 8, CASES["two moves"].objective, process, named_generator("free"), CPU)
+    drawn = rollout(network, process, 3, 8, CASES["two moves"].objective, named_generator("free"), CPU)
     assert drawn.canvas.is_all_free
     assert torch.equal(drawn.canvas.is_free, Canvas.blank(3, 8).is_free)

@@ -26,7 +26,7 @@ def student(make_dit):
 
 def roll(student, num_states, length=2, name="rollout", **objective):
     process, settings = Absorbing(student.mask_id), ObjectiveConfig(**objective)
-    return rollout(student, num_states, length, settings, process, named_generator(name), CPU)
+    return rollout(student, process, num_states, length, settings, named_generator(name), CPU)
 
 
 @torch.no_grad()
@@ -197,10 +197,10 @@ def test_a_generator_fixes_the_rollout(student):
 @torch.no_grad()
 def test_masked_log_probs_are_those_of_the_rows_in_order(student):
     z = torch.tensor([[MASK, 1], [0, 2], [MASK, MASK]])
-    found = masked_log_probs(student, z, torch.full((3,), 0.5, dtype=torch.float64), PROCESS)
+    found = masked_log_probs(student, PROCESS, z, torch.full((3,), 0.5, dtype=torch.float64))
     expected = student(z)[z == MASK][:, :3].log_softmax(-1)
     torch.testing.assert_close(found[:, :3], expected)
-    torch.testing.assert_close(first_states(student, Canvas.blank(1, 2), PROCESS).log_probs, found[1:])
+    torch.testing.assert_close(first_states(student, PROCESS, Canvas.blank(1, 2)).log_probs, found[1:])
 
 
 def test_the_time_within_a_move_is_drawn_in_double_precision(student):
@@ -215,5 +215,5 @@ def test_a_path_takes_no_more_passes_than_its_furthest_state_and_no_gradient(stu
         student, "features", lambda *inputs: passes.append(torch.is_grad_enabled()) or features(*inputs)
     )
     uniforms = torch.rand(2, 3, 2, dtype=torch.float64)
-    states_before_a_move(student, torch.tensor([2, 0, 1]), 5, uniforms, PROCESS)
+    states_before_a_move(student, PROCESS, torch.tensor([2, 0, 1]), 5, uniforms)
     assert passes == [False, False]

@@ -150,7 +150,7 @@ def test_micro_batches_change_nothing(make_job):
 
 def test_a_batch_without_masks_has_no_gradient(make_job):
     job = make_job(CONFIG)
-    job.method.prepare = lambda *_: replace(batch, is_read=torch.zeros_like(batch.is_read))
+    job.method.prepare = lambda *_: replace(batch, is_target_step=torch.zeros_like(batch.is_target_step))
     batch = type(job.method).prepare(job.method, 0, 0)
     metrics = job.step(0)
     assert float(metrics["distillation_loss"]) == 0 == float(metrics["gradient_norm"])
@@ -158,8 +158,8 @@ def test_a_batch_without_masks_has_no_gradient(make_job):
 
 def test_rows_without_targets_do_not_pass_through_the_network(make_job):
     job = make_job(replace(CONFIG, loop=replace(CONFIG.loop, batch_size=32)))
-    is_read = job.method.prepare(0, 0).is_read
-    first, last, both = (int(positions.any(1).sum()) for positions in (*is_read, is_read.any(0)))
+    is_target_step = job.method.prepare(0, 0).is_target_step
+    first, last, both = (int(positions.any(1).sum()) for positions in (*is_target_step, is_target_step.any(0)))
     assert 0 < first < both < 32
     assert last > 0
     assert job.step(0)["sequence_passes"] == first + last + 3 * both  # of the teacher, and of the student
@@ -218,7 +218,7 @@ def test_the_learning_rate_is_scheduled_over_the_whole_run(make_job):
     ("changes", "message"),
     [
         ({"rounds": 0}, "rounds is 1 or more; got 0"),
-        ({"teacher_steps": 1}, "teacher-steps is 2 or more; got 1"),
+        ({"teacher_steps": 1}, "teacher_steps is 2 or more; got 1"),
         (
             {"loop": LoopConfig(fsdp=True)},
             "method sdtt cannot be combined with loop.fsdp; got both: turn",

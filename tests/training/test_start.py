@@ -15,7 +15,7 @@ from didi.methods.objective_settings import ObjectiveConfig
 from didi.models.bundle import load, save
 from didi.models.initial_state import InitialState
 from didi.sampling.generate import generate
-from didi.training.fit import fitted
+from didi.training.fit import fitted_to_minutes
 from didi.training.loop import Interrupted, RunFolder, run
 
 from .distill_case import CONFIG, CPU, equal, weights, with_discriminator
@@ -124,7 +124,7 @@ def test_training_only_the_discriminator_resumes_bit_for_bit(start_bundle, make_
 
 def test_a_length_in_minutes_is_refused_for_a_run_without_updates_of_the_student(start_bundle, source, teacher):
     with pytest.raises(UsageError, match=r"^max-minutes limits loop.steps, which is 0"):
-        fitted(discriminator_only(start_bundle[1]), Inputs(source, CPU, teacher=teacher), 1.0)
+        fitted_to_minutes(discriminator_only(start_bundle[1]), Inputs(source, CPU, teacher=teacher), 1.0)
 
 
 ONE_STEP = replace(

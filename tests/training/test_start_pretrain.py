@@ -126,7 +126,7 @@ def test_the_settings_record_the_network_of_the_start(started, source, tmp_path)
     assert replace(config, start="./none").for_dry_run() == replace(config, start="")
     shape = DiTConfig(vocab_size=33, mask_id=32, length=16, hidden_size=16, num_blocks=1, num_heads=2, conv_radius=1)
     save(Bundle(teacher=DiT(shape)), config.start)
-    network = config.at_start().network
+    network = config.with_network_of_start().network
     assert (network.kind, network.conv_radius, network.cond_dim) == ("dit", 1, shape.cond_dim)
 
 

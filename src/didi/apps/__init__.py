@@ -1,1 +1,1 @@
-"""What a user starts: the command line."""
+"""The command ``didi``: its subcommands, their flags and what they print."""

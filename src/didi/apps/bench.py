@@ -1,4 +1,4 @@
-"""``didi bench``: time and memory of sampling on this machine, for all contestants in one run."""
+"""``didi bench``: time and memory of sampling on this machine, for all methods in one run."""
 
 import sys
 from collections.abc import Sequence
@@ -52,9 +52,9 @@ class BenchCommand:
     """Contestants; by default those of the process. 'trunk' and 'guided floor' are the bare network passes of masked
     diffusion; 'passes' are those of other processes, with the vocabulary head at every predicted position."""
     rounds: int = 5
-    """Timed rounds, after one that warms up; all contestants take part in each."""
+    """Timed rounds, after one that warms up; all methods take part in each."""
     memory: bool = True
-    """Measure peak memory too, each contestant in a separate process."""
+    """Measure peak memory too, each method in a separate process."""
     network: tuple[Numerics, ...] = ("float32",)
     """Number formats of the trunk, each timed; draws are always float64. The published algorithm and the autoregressive
     model run in the first."""
@@ -90,7 +90,7 @@ def _bundle(name: str, role: Role | None, *, is_random: bool) -> Bundle:
 
 
 def _check_networks(bundle: Bundle, methods: Sequence[Method], length: int) -> None:
-    """Refuse contestants whose networks the bundle lacks, or whose context is shorter than ``length``."""
+    """Refuse methods whose networks the bundle lacks, or whose context is shorter than ``length``."""
     diffusion = [method for method in methods if method != "autoregressive"]
     if diffusion and isinstance(bundle.network(), AutoregressiveLM):
         raise UsageError(
@@ -105,7 +105,7 @@ def _check_networks(bundle: Bundle, methods: Sequence[Method], length: int) -> N
 
 
 def _check_guidance(command: BenchCommand, methods: Sequence[Method]) -> None:
-    """Refuse settings of guidance that no contestant reads."""
+    """Refuse settings of guidance that no method reads."""
     flags = [name for name, value in vars(command.guidance).items() if value is not None]
     if flags and not {"guided", "guided floor"} & {*methods}:
         flag = f"--guidance.{flags[0].replace('_', '-')}"

@@ -16,7 +16,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "pretrain": ("didi.apps.train:pretrain", "pre-train a teacher of masked or uniform-state diffusion"),
     "distill": ("didi.apps.train:distill", "distil a teacher into a few-step student"),
     "generate": ("didi.apps.generate:run_generate", "write texts from a model"),
-    "serve": ("didi.apps.serve:run_serve", "models behind HTTP: completions, and sequences move by move"),
+    "serve": ("didi.apps.serve:run_serve", "an HTTP server: completions, and sequences move by move"),
     "evaluate": ("didi.apps.evaluate:run_evaluate", "judge a model's samples: metrics, table, figure"),
     "compare": ("didi.apps.compare:run_compare", "two evaluations or more, pair by pair and at equal entropy"),
     "likelihood": (

@@ -43,11 +43,11 @@ def print_rows(rows: Sequence[EvaluationRow], *, title: str, console: Console) -
         passes = row.discriminator_passes if is_guided else row.network_passes
         drawn = [str(row.nfe), f"{passes:.1f}"] if row.nfe else ["-", "-"]
         decimals = ".0f" if row.gen_ppl >= 100 else ".1f" if row.gen_ppl >= 20 else ".2f"
-        figures = [_with_interval(row.gen_ppl, row.gen_ppl_ci, decimals)]
-        figures += [_with_interval(row.entropy, row.entropy_ci, ".2f")]
-        figures += [f"{row.kl:.4f}" if math.isfinite(row.kl) else "-"] if is_exact else []
+        measured = [_with_interval(row.gen_ppl, row.gen_ppl_ci, decimals)]
+        measured += [_with_interval(row.entropy, row.entropy_ci, ".2f")]
+        measured += [f"{row.kl:.4f}" if math.isfinite(row.kl) else "-"] if is_exact else []
         speed = f"{row.tokens_per_second:,.0f}" if row.nfe else "-"
-        table.add_row(label, *drawn, *figures, speed)
+        table.add_row(label, *drawn, *measured, speed)
     console.print(table)
 
 

@@ -16,12 +16,12 @@ ANTIBERTY = "antiberty"
 UNREAD = {
     "weights": "the layout holds one set of weights",
     "tied": "its head is tied",
-    "num_heads": "config.json says it",
+    "num_heads": "config.json has it",
     "length": "its positions are learned, and their number is that of the weights",
     "tokenizer": "its symbols are residues",
     "discriminator": "the layout has none",
-    "block_layout": "a protein is a row of its own",
-    "nfe": "a teacher is meant for no number of moves",
+    "block_layout": "each row is one protein",
+    "nfe": "a teacher has no intended number of moves",
 }
 """Flags of other layouts that this one does not read, with the reasons."""
 

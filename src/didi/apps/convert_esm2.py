@@ -16,11 +16,11 @@ SCHEDULES = {"esm2": "log-linear", "dplm": "log-linear-500"}
 """Noise schedule of each layout; ESM-2 is a masked language model without a schedule, so this is a choice."""
 UNREAD = {
     "weights": "the layout holds one set of weights",
-    "tied": "config.json and the weights say it",
+    "tied": "config.json and the weights determine it",
     "tokenizer": "its vocabulary is that of ESM-2",
     "discriminator": "the layout has none",
-    "block_layout": "a protein is a row of its own",
-    "nfe": "a teacher is meant for no number of moves",
+    "block_layout": "each row is one protein",
+    "nfe": "a teacher has no intended number of moves",
 }
 """Flags of other layouts that these do not read, with the reasons."""
 

@@ -12,7 +12,7 @@ UNREAD = {
     "weights": "the layout holds one set of weights",
     "length": "its positions are learned, and their number is that of the weights",
     "discriminator": "the layout has none",
-    "nfe": "one pass writes one token",
+    "nfe": "an autoregressive network generates one token in each pass",
 }
 """Flags of other layouts that this one does not read, with the reasons."""
 

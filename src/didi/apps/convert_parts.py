@@ -80,7 +80,7 @@ def intended_nfe(nfe: int | None, checkpoint: Checkpoint, role: str) -> int | No
     if role != "student":
         if nfe is not None:
             raise UsageError(
-                f"--nfe says for how many moves a student is meant; this network is a {role}: leave it out"
+                f"--nfe is the number of moves that a student is meant for; this network is a {role}: leave it out"
             )
         return None
     if nfe is not None:

@@ -75,7 +75,7 @@ def demo(args: Sequence[str]) -> None:
         distilled = load(distill_run(config, folder, resume=folder.has_run, device=torch.device("cpu")))
     except Interrupted as stopped:
         raise Interrupted(f"{stopped}; run the same command to continue") from stopped
-    _print_progress(f"3/3  judge {command.num_samples} samples a row, each scored")
+    _print_progress(f"3/3  judge {command.num_samples} samples for each row of the table")
     sets: list[SampleSet] = []
 
     def measure(bundle: Bundle, role: Role, label: str, *, with_data: bool = False) -> None:

@@ -28,7 +28,7 @@ from didi.models import adapters
 from didi.models.bundle import Bundle, load
 from didi.models.networks import network_of
 from didi.recipes import PRETRAIN, num_symbols, recipes_of, teacher_recipe, teacher_shape
-from didi.training.distributed import check_divides
+from didi.training.distributed import check_batch_size
 from didi.training.dry_run import CPU, Estimate, estimate
 
 GIB = 2**30
@@ -96,7 +96,7 @@ def doctor(args: Sequence[str]) -> None:
             f"num-processes is 1 or more and utilisation lies in (0, 1]; got {options.num_processes} and "
             f"{options.utilisation}"
         )
-    check_divides(config.loop.batch_size, options.num_processes)
+    check_batch_size(config.loop.batch_size, options.num_processes)
     if isinstance(config, DistillationConfig) and config.teacher:
         teacher_of(load(config.teacher))  # refuses an unfit teacher before the first dry run
     device, description = _device(options.device)

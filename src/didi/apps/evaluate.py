@@ -80,7 +80,7 @@ class EvaluateCommand:
     guidance: GuidanceFlags = field(default_factory=GuidanceFlags)
     order: OrderFlags = field(default_factory=OrderFlags)
     entropy_bound: float | None = None
-    """entropy-bounded: nats by which the sum of the entropies of the tokens of a step may exceed the largest one; 1."""
+    """entropy-bounded: bound in nats on the sum of the entropies of a step's tokens without the largest; default 1."""
     remask: RemaskingFlags = field(default_factory=RemaskingFlags)
     initial_state: InitialStateFlags = field(default_factory=InitialStateFlags)
     reparam: ReparamFlags = field(default_factory=ReparamFlags)
@@ -126,6 +126,6 @@ def run_evaluate(args: Sequence[str]) -> None:
 def _summary(row: EvaluationRow, *, has_judges: bool) -> str:
     """One line of progress for a row."""
     label = row.label(also=("judge",) if has_judges else ())
-    figures = ((", KL {:.4f}", row.kl), (", KL of pairs {:.4f}", row.pair_kl), (", joint KL {:.2f}", row.joint_kl))
-    divergences = "".join(text.format(value) for text, value in figures if math.isfinite(value))
+    kinds = ((", KL {:.4f}", row.kl), (", KL of pairs {:.4f}", row.pair_kl), (", joint KL {:.2f}", row.joint_kl))
+    divergences = "".join(text.format(value) for text, value in kinds if math.isfinite(value))
     return f"{label}: perplexity {row.gen_ppl:.2f}, entropy {row.entropy:.3f}{divergences}"

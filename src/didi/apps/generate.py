@@ -104,7 +104,7 @@ class GenerateCommand:
     guidance: GuidanceFlags = field(default_factory=GuidanceFlags)
     order: OrderFlags = field(default_factory=OrderFlags)
     entropy_bound: float | None = None
-    """entropy-bounded: nats by which the sum of the entropies of the tokens of a step may exceed the largest one; 1."""
+    """entropy-bounded: bound in nats on the sum of the entropies of a step's tokens without the largest; default 1."""
     remask: RemaskingFlags = field(default_factory=RemaskingFlags)
     initial_state: InitialStateFlags = field(default_factory=InitialStateFlags)
     reparam: ReparamFlags = field(default_factory=ReparamFlags)

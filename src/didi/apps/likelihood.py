@@ -25,9 +25,8 @@ class LikelihoodCommand:
     """A bundled name, a bundle folder or a Hub repository."""
     data: tuple[str, ...] = ()
     """Corpora: the model's own (its test split); from the Hub, prepared as MDLM does, ptb wikitext lm1b lambada ag-news
-    pubmed arxiv;
-    stand-ins brown-news wiki news-sentences brown-fiction news-titles brown-science brown-maths; files; Hub data sets.
-    By default the model's own corpus and the stand-ins that share no text with it."""
+    pubmed arxiv; stand-ins brown-news wiki news-sentences brown-fiction news-titles brown-science brown-maths; files;
+    Hub data sets. By default the model's own corpus and the stand-ins that share no text with it."""
     role: tuple[Role, ...] = ()
     """student, teacher, autoregressive, or several; by default all networks of the bundle."""
     num_draws: int = 16

@@ -26,7 +26,7 @@ from didi.models.card import TEACHER_PROCESS
 from didi.models.untrusted import PlainDumper, read_yaml
 from didi.process_group import default_device, process_group
 from didi.recipes import PRETRAIN, distillation_recipes
-from didi.training.fit import fitted, fitted_to_passes
+from didi.training.fit import fitted_to_minutes, fitted_to_passes
 from didi.training.loop import RunFolder, run
 from didi.training.trainer import make_trainer
 
@@ -106,7 +106,7 @@ def pretrain_run(
     overwrite: bool = False,
 ) -> Path:
     """Pre-train with a resolved configuration, on its corpus or on ``source``; returns the folder of the bundle."""
-    config = config.at_start()
+    config = config.with_network_of_start()
     folder.refuse_deletion(overwrite=overwrite, start=config.start)
     source = source or pretraining_source(config)
     with _locked_and_prepared(folder, config, resume=resume, overwrite=overwrite):
@@ -169,7 +169,7 @@ def _in_time(config: Any, options: RunOptions, folder: RunFolder, inputs: Callab
         if type(steps) is not int or steps < 1:
             raise UsageError(f"--resume keeps the length of a run; {saved} has no loop.steps: give --max-steps")
         return config.limited(steps)
-    limited = (fitted if flag == "max-minutes" else fitted_to_passes)(config, inputs(), bound)
+    limited = (fitted_to_minutes if flag == "max-minutes" else fitted_to_passes)(config, inputs(), bound)
     if limited.loop.steps == config.loop.steps and process_group().is_main:
         line = f"all {config.loop.steps} steps fit in --{flag} {bound:g}; --loop.steps sets more"
         print(line, file=sys.stderr, flush=True)

@@ -37,10 +37,9 @@ def extract(asset: Asset, archive: Path, target: Path) -> dict[str, dict[str, st
     except DidiError:
         raise
     except OSError as error:
-        if (
-            error.errno in DISK_ERRORS
-        ):  # other errors are caused by the archive, such as a file with the name of a folder
+        if error.errno in DISK_ERRORS:
             raise
+        # Other errors are caused by the archive, for example by a file with the name of a folder.
         raise DidiError(_not_unpacked(asset, error)) from error
     except Exception as error:  # zip, tar and compressors raise many classes of errors
         raise DidiError(_not_unpacked(asset, error)) from error

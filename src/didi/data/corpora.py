@@ -10,7 +10,7 @@ from didi.data.assets import fetch
 from didi.data.readers import afaq_sections, bbc_articles, wiki_leads
 from didi.data.sword import treasury_sections
 from didi.errors import DidiError, UsageError, from_checkout, suggestion
-from didi.hub import failure, hub_or_cache
+from didi.hub import failure_reason, hub_or_cache
 
 EOS = "<|endoftext|>"
 BYTE_ORDER_MARK = "\ufeff"
@@ -157,7 +157,7 @@ def hub_texts(corpus: str) -> list[str]:
         try:
             table = datasets.load_dataset(f"{owner}/{repository}", *config, split=split or "train")
         except Exception as error:  # errors of the Hub, the network, the cache or the format
-            reason = failure(error, is_reached=is_reached)
+            reason = failure_reason(error, is_reached=is_reached)
             raise DidiError(
                 f"the Hub data set {corpus!r} could not be loaded ({reason}); check the name and the network"
             ) from error
@@ -168,11 +168,6 @@ def hub_texts(corpus: str) -> list[str]:
             f"{table.column_names}"
         )
     return list(table[column])
-
-
-def first_line(error: Exception) -> str:
-    """First line of the message of an error, or the name of its class."""
-    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def _prose() -> list[str]:

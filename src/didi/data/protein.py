@@ -119,12 +119,12 @@ def prepare_proteins(
 def _write_splits(proteins: list[str], kind: "Corpus", identity: float, seed: int, folder: Path) -> None:
     numbers = clusters_of(proteins, identity=identity) if kind.clusters is None else kind.clusters(proteins)
     splits = split_by_cluster(numbers, seed=seed, validation=kind.held_out, test=kind.held_out)
-    by_split = {"train": splits.train, "validation": [[one] for one in splits.validation],
-                "test": [[one] for one in splits.test]}  # fmt: skip
+    by_split = {"train": splits.train, "validation": [[index] for index in splits.validation],
+                "test": [[index] for index in splits.test]}  # fmt: skip
     for split, clusters in by_split.items():
         with (folder / f"{split}.fasta").open("w", encoding="ascii") as stream:
             for members in clusters:
-                stream.writelines(fasta_record(f"{one} cluster={members[0]}", proteins[one]) for one in members)
+                stream.writelines(fasta_record(f"{index} cluster={members[0]}", proteins[index]) for index in members)
 
 
 def _read_clusters(path: Path) -> list[list[str]]:

@@ -82,4 +82,4 @@ def random_source(length: int, num_proteins: int = 256) -> ProteinSource:
     letters = torch.randint(len(RESIDUES), (num_proteins, length - FRAME), generator=generator)
     proteins = ["".join(RESIDUES[index] for index in row) for row in letters.tolist()]
     uneven = [residues[: len(residues) - number % 2] for number, residues in enumerate(proteins)]
-    return ProteinSource(ProteinData([[one] for one in uneven], uneven[:1], uneven[:1]), seed=0, width=length)
+    return ProteinSource(ProteinData([[protein] for protein in uneven], uneven[:1], uneven[:1]), seed=0, width=length)

@@ -8,9 +8,8 @@ from didi.data.assets import fetch
 from didi.errors import DidiError
 
 MIN_CHARACTERS = 200
-LOST_NAME = re.compile(
-    r"\n\s*[,:;.]|[\w,]\s*\n\s*\n[a-z]"
-)  # a paragraph whose first words, a name in bold, are missing
+# A paragraph whose first words, a name in bold, are missing.
+LOST_NAME = re.compile(r"\n\s*[,:;.]|[\w,]\s*\n\s*\n[a-z]")
 _EMPTIED = re.compile(r"  | ,|, ,|,,| ;| \. |\( ?\)")  # traces of a removed formula or pronunciation
 LEAD_HEAD = 80  # traces within these characters are of a pronunciation, later ones of a formula
 _CITATION = re.compile(

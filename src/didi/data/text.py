@@ -17,10 +17,10 @@ from torch import Tensor
 from didi.data.assets import fetch
 from didi.data.blocks import BlockLayout, cut
 from didi.data.cache import made_folder, packed_dir
-from didi.data.corpora import EOS, first_line, load_documents
+from didi.data.corpora import EOS, load_documents
 from didi.data.encoding import plain_encoder
-from didi.errors import DidiError, UsageError
-from didi.hub import failure, hub_or_cache
+from didi.errors import DidiError, UsageError, first_line
+from didi.hub import failure_reason, hub_or_cache
 from didi.models.tokenizer_fit import MASK
 
 NUM_BYTES = 256
@@ -135,7 +135,7 @@ def load_tokenizer(name_or_path: str) -> Tokenizer:
         except Exception as error:
             raise DidiError(
                 f"a tokenizer is 'gpt2', a tokenizer.json or a Hub repository; {name_or_path!r} could not be loaded "
-                f"({failure(error, is_reached=is_reached)}); check the name and the network"
+                f"({failure_reason(error, is_reached=is_reached)}); check the name and the network"
             ) from error
 
 

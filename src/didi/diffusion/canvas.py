@@ -92,7 +92,7 @@ class Canvas:
         trimmed = self._map(lambda part: part[:, :width])
         return replace(trimmed, has_padding=not bool(trimmed.is_real.all()))
 
-    def followed_by(self, other: "Canvas") -> "Canvas":
+    def concatenated(self, other: "Canvas") -> "Canvas":
         """The sequences of both canvases as one batch; the shorter rows are padded with token 0."""
         width = max(self.length, other.length)
         padded = [

@@ -11,7 +11,7 @@ from didi.errors import UsageError
 
 Precision = Literal["float64", "float32"]
 Divergence = Literal["forward", "backward", "jeffreys"]
-CHUNK_ELEMENTS = 2**24  # entries of cumulative distributions that exist at the same time: 128 MiB in float64
+CHUNK_ELEMENTS = 2**24  # entries of the cumulative distributions in memory at once, 128 MiB in float64
 
 
 def sample_categorical(log_probs: Float[Tensor, "n v"], uniforms: Float[Tensor, "n *k"]) -> Int[Tensor, "n *k"]:
@@ -29,7 +29,7 @@ def sample_categorical(log_probs: Float[Tensor, "n v"], uniforms: Float[Tensor, 
     return torch.cat([_draw_from_log_probs(*chunk) for chunk in chunks])
 
 
-def sample_weights(weights: Float[Tensor, "n v"], uniforms: Float[Tensor, " n"]) -> Int[Tensor, " n"]:
+def sample_from_weights(weights: Float[Tensor, "n v"], uniforms: Float[Tensor, " n"]) -> Int[Tensor, " n"]:
     """As ``sample_categorical``, from non-negative weights that are proportional to the probabilities."""
     return _draw_from_cdf(weights.cumsum(dim=-1, dtype=uniforms.dtype), uniforms)
 
@@ -49,11 +49,16 @@ def _draw_from_cdf(cdf: Float[Tensor, "n v"], uniforms: Float[Tensor, "n *k"]) -
     return drawn.view(uniforms.shape)
 
 
+def gumbel_noise(uniforms: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
+    """Standard Gumbel noise from numbers in [0, 1); at 0 it is finite."""
+    return -(-uniforms.clamp(min=torch.finfo(uniforms.dtype).tiny).log()).log()
+
+
 def sample_gumbel(log_probs: Float[Tensor, "n v"], uniforms: Float[Tensor, "n v"]) -> Int[Tensor, " n"]:
     """One draw per row by the Gumbel trick, in the precision of ``uniforms``, as published samplers do it.
 
     With float32 uniforms the noise is truncated and rare tokens are never drawn, which lowers perplexity and entropy
-    alike (Zheng et al. 2025, https://arxiv.org/abs/2409.02908). Use it to reproduce published figures only.
+    alike (Zheng et al. 2025, https://arxiv.org/abs/2409.02908). Use it to reproduce published numbers only.
     """
     gumbel = (uniforms + 1e-10).log_().neg_().add_(1e-10).log_().neg_()  # in place: the tensor is large
     return gumbel.add_(log_probs.to(uniforms.dtype)).argmax(-1)

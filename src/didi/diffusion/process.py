@@ -33,13 +33,13 @@ class ElboDraws(NamedTuple):
         z: corrupted states; the draws of one sequence are consecutive.
         t: times of the states, float64.
         weight: factor of the summed loss terms of each state, float64.
-        prior: KL divergence of z_1 from the prior in nats for each free position, a part of the NELBO.
+        prior_divergence: KL divergence of z_1 from the prior in nats, of each free position; a term of the NELBO.
     """
 
     z: Int[Tensor, "n l"]
     t: Float[Tensor, " n"]
     weight: Float[Tensor, " n"]
-    prior: float = 0.0
+    prior_divergence: float = 0.0
 
 
 @runtime_checkable
@@ -71,7 +71,7 @@ class Process(Protocol):
         ...
 
     def num_symbols(self, vocab_size: int) -> int:
-        """Number of symbols of a network; ``vocab_size`` is the number of the tokenizer's, [MASK] included."""
+        """Number of symbols of a network, for a tokenizer of ``vocab_size`` symbols, [MASK] included."""
         ...
 
     def prior(self, canvas: Canvas, draws: Float[Tensor, "b l k"]) -> Int[Tensor, "b l"]:
@@ -131,7 +131,8 @@ class Process(Protocol):
     ) -> Float[Tensor, "b l"]:
         """Loss of each position in nats, 0 where nothing is predicted.
 
-        The expectation of ``loss_weight`` times their sum, integrated over t, is the NELBO up to ``ElboDraws.prior``.
+        Their sum times ``loss_weight``, in expectation and integrated over t, is the NELBO without
+        ``ElboDraws.prior_divergence``.
 
         Args:
             logits: at the predicted positions of ``z``, in row-major order.

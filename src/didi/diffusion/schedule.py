@@ -18,7 +18,10 @@ from didi.errors import UsageError
 
 @runtime_checkable
 class Schedule(Protocol):
-    """A noise schedule."""
+    r"""A noise schedule; for example, :math:`\alpha_t = 1 - t` for ``LogLinear()``.
+
+    Times lie in [0, 1]; values have the shape, precision and device of ``t``.
+    """
 
     @property
     def name(self) -> str:
@@ -26,7 +29,7 @@ class Schedule(Protocol):
         ...
 
     def alpha(self, t: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-        r"""Probability :math:`\alpha_t` in [0, 1] that a token is visible at time ``t``."""
+        r"""Signal rate :math:`\alpha_t`: the probability in [0, 1] that a token is visible at time ``t``."""
         ...
 
     def alpha_prime(self, t: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
@@ -143,8 +146,8 @@ def sigma(schedule: Schedule, t: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
     If :math:`\alpha_1 = 0` it is clamped to at most :math:`-\log 10^{-3}`, the value at ``t = 1`` in the public MDLM
     code, where 0.1% of the tokens stay visible.
     """
-    least = float(schedule.alpha(torch.ones((), dtype=torch.float64))) or 1e-3
-    return -schedule.alpha(t).clamp_min(least).log()
+    minimum = float(schedule.alpha(torch.ones((), dtype=torch.float64))) or 1e-3
+    return -schedule.alpha(t).clamp_min(minimum).log()
 
 
 def time_at(schedule: Schedule, alpha: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:

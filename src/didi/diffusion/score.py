@@ -43,8 +43,8 @@ class ScoreAbsorbing(Absorbing):
     The score of a token j at a masked position is :math:`s_j = \frac{\alpha_t}{1 - \alpha_t}\, p(x_0 = j | z_t)`. As in
     the public code the network's output is :math:`\log g_j` plus a constant, :math:`g_j = s_j (1 - \alpha_t)/\alpha_t`;
     with the constant, outputs of 0 stand for the uniform distribution. At the optimum g is the distribution of the
-    masked model. The sum of g may differ from 1 in other networks, which changes how often a mask is revealed;
-    ``log_probs`` normalises g.
+    masked model. Otherwise the sum of g may differ from 1, which changes how often a mask is revealed; ``log_probs``
+    normalises g.
     """
 
     name: ClassVar[str] = "sedd-absorb"
@@ -86,7 +86,7 @@ class ScoreAbsorbing(Absorbing):
     def _step_weights(
         self, logits: Float[Tensor, "n v"], reveal: float, *, is_last: bool = False
     ) -> Float[Tensor, "n v"]:
-        """``reveal`` times g at the tokens, the rest of 1 at [MASK]; divided by the largest g if that is above 1."""
+        """``reveal`` times g at each token, and 1 minus their sum at [MASK]; all divided by max(1, largest g)."""
         log_ratios = self._log_ratios(logits)
         scale = log_ratios.amax(-1, keepdim=True).clamp_min(0)
         weights = reveal * (log_ratios - scale).exp()

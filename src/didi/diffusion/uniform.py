@@ -20,6 +20,7 @@ from didi.diffusion.canvas import Canvas
 from didi.diffusion.process import ElboDraws, TimeConditioned
 from didi.diffusion.rowwise import by_rows
 from didi.diffusion.schedule import LogLinear, Schedule, sigma, time_at
+from didi.diffusion.uniform_moves import symbols
 
 
 @dataclass(frozen=True)
@@ -53,14 +54,14 @@ class Uniform:
 
     def prior(self, canvas: Canvas, draws: Float[Tensor, "b l k"]) -> Int[Tensor, "b l"]:
         """A uniformly drawn symbol at every free position."""
-        return canvas.clamped(self._symbols(draws[..., 1]))
+        return canvas.clamped(symbols(draws[..., 1], self.vocab_size))
 
     def corrupt(
         self, x0: Int[Tensor, "b l"], t: Float[Tensor, " b"], draws: Float[Tensor, "b l k"]
     ) -> Int[Tensor, "b l"]:
         """See ``Process.corrupt``; the first draw decides whether a token is replaced, the second is the new token."""
         is_replaced = draws[..., 0] < (1 - self.schedule.alpha(t))[:, None]
-        return torch.where(is_replaced, self._symbols(draws[..., 1]), x0)
+        return torch.where(is_replaced, symbols(draws[..., 1], self.vocab_size), x0)
 
     def posterior(
         self,
@@ -185,6 +186,3 @@ class Uniform:
         return clean_probability * math.log(num * clean_probability) + (num - 1) / num * (1 - alpha) * math.log1p(
             -alpha
         )
-
-    def _symbols(self, uniforms: Float[Tensor, "b l"]) -> Int[Tensor, "b l"]:
-        return (uniforms * self.vocab_size).long().clamp_(max=self.vocab_size - 1)

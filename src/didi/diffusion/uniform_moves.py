@@ -74,5 +74,5 @@ def move_log_probs(
 
 
 def symbols(uniforms: Float[Tensor, "*b"], num: int) -> Int[Tensor, "*b"]:
-    """Uniformly drawn symbols below ``num``; numbers outside [0, 1) give the first or the last symbol."""
+    """Uniform draws of symbols in [0, ``num``) from numbers in [0, 1); a number outside gives the nearest symbol."""
     return (uniforms * num).long().clamp_(0, num - 1)

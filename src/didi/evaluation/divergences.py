@@ -75,9 +75,9 @@ def find_reference(
         return None
     exact = [judge for judge in judges if isinstance(judge, ExactJudge)]
     reference = _find(bundle, exact, None if joint is True else joint)
-    least = default_settings(reference.distribution).least_samples
-    if num_samples < least:
-        raise UsageError(f"a joint divergence takes {least} samples or more; got num_samples {num_samples}")
+    min_samples = default_settings(reference.distribution).min_samples
+    if num_samples < min_samples:
+        raise UsageError(f"a joint divergence takes {min_samples} samples or more; got num_samples {num_samples}")
     return reference
 
 
@@ -91,7 +91,7 @@ def _find(bundle: Bundle, exact: Sequence[ExactJudge], named: Bundle | None) -> 
     if source.autoregressive is None:
         raise UsageError(
             f"a joint divergence is measured from an autoregressive network over the same tokens; bundle {source.name} "
-            "has none: train one with didi pretrain (tiny-news-ar, prose-ar) and name its bundle with --joint-reference"
+            "has none: train one with didi pretrain (tiny-news-ar, prose-ar) and give its bundle as joint_reference"
         )
     if source is not bundle and _symbols(source) != _symbols(bundle):
         raise UsageError(

@@ -26,7 +26,7 @@ from didi.evaluation.mauve import Embedding, mauve
 from didi.evaluation.perplexity import ExactJudge, Judge, Scores
 from didi.evaluation.plan import PlannedRow, plan_rows, swept_options
 from didi.evaluation.report import write_metrics, write_report, write_samples
-from didi.evaluation.row import Circumstances, EvaluationRow, SampleSet, measure
+from didi.evaluation.row import EvaluationRow, GivenFields, SampleSet, measure
 from didi.models.bundle import Bundle, Role
 from didi.models.nelbo import nats_per_token
 from didi.process_group import process_group
@@ -65,7 +65,7 @@ def evaluate(
     Args:
         bundle: from ``didi.load``.
         nfe: one number of moves or several; none to score only ``data`` and ``anchors``.
-        num_samples: number of sequences in each row; use 256 or more for figures that you quote.
+        num_samples: number of sequences in each row; use 256 or more for metrics that you report.
         judge: one judge or several, as names for ``load_judge`` or as objects; each gives every sample set a row. The
             default is ``exact``, the exact judge of the bundle's world, if it has one, else ``smollm2-135m``.
         role: one role or several, or that of ``options``; by default the student if there is one, else the teacher.
@@ -137,7 +137,7 @@ class _Results:
         seconds: float,
         network_passes: float,
         exact: Callable[[MarkovChain], ExactDivergences | None] = lambda _: None,
-        **about: Unpack[Circumstances],
+        **about: Unpack[GivenFields],
     ) -> None:
         """Score a set by every judge, and write all results so far.
 
@@ -155,10 +155,10 @@ class _Results:
         for judge in self.judges:
             scores = _scores(judge, texts, tokens)
             passes = {"seconds": seconds, "network_passes": network_passes}
-            fields: Circumstances = about | divergences(tokens, judge)
+            fields: GivenFields = about | divergences(tokens, judge)
             if isinstance(judge, ExactJudge) and (exact_fields := exact(judge.chain)) is not None:
                 notes = "; ".join(filter(None, [str(fields.get("note", "")), exact_fields.note]))
-                fields = fields | cast(Circumstances, asdict(exact_fields) | {"note": notes})
+                fields = fields | cast(GivenFields, asdict(exact_fields) | {"note": notes})
             row = measure(label, sampler, moves, tokens, scores, judge=judge.name, **passes, **fields)
             self.sets.append(SampleSet(row, texts, scores, token_entropy(tokens).cpu(), log_ratios))
             if self.out is not None and process_group().is_main:  # after each set, so that a stopped run keeps them

@@ -49,7 +49,7 @@ def latency_figure(rows: Sequence[EvaluationRow], path: Path) -> Path:
             at = (row.seconds_per_sequence, row.gen_ppl)
             top.annotate(f"{row.nfe}", at, (4, 4), textcoords="offset points", fontsize=7)
     _set_plain_log_ticks(bottom.xaxis)
-    bottom.set_xlabel("seconds per sequence; small figures are NFE", fontsize=9)
+    bottom.set_xlabel("seconds per sequence; small numbers are NFE", fontsize=9)
     return save_figure(figure, top, path)
 
 
@@ -76,16 +76,16 @@ def frontier_figure(rows: Sequence[EvaluationRow], path: Path) -> Path:
         num_drawn[role] += 1
         axes.plot(entropies, values, dash, color=colours[role], linewidth=1.6, label=sweep.label(also=also))
         for row in sweep.rows:
-            knob = getattr(row, sweep.knob)
-            size = 9 if knob == 1 else 5
+            value = getattr(row, sweep.field)
+            size = 9 if value == 1 else 5
             axes.plot([row.entropy] * 2, row.gen_ppl_ci, "-", color=colours[role], linewidth=1.0)
             axes.plot(row.entropy, row.gen_ppl, marker, color=colours[role], markersize=size, markeredgecolor="white")
-            axes.annotate(f"{knob:g}", (row.entropy, row.gen_ppl), (4, -9), textcoords="offset points",
+            axes.annotate(f"{value:g}", (row.entropy, row.gen_ppl), (4, -9), textcoords="offset points",
                           fontsize=6.5, color=colours[role])  # fmt: skip
     tidy(axes)
     _set_plain_log_ticks(axes.yaxis)
     judges = ", ".join(dict.fromkeys(row.judge for row in rows))
-    axes.set_title(f"Generative perplexity, judge {judges}; figures are temperatures or top-p", loc="left", fontsize=9)
+    axes.set_title(f"Generative perplexity, judge {judges}; numbers are temperatures or top-p", loc="left", fontsize=9)
     axes.set_xlabel("unigram entropy within a sample, nats", fontsize=9)
     return save_figure(figure, axes, path)
 

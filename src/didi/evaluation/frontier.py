@@ -26,7 +26,7 @@ Point = tuple[float, float]
 Statistic = Callable[[Float[Tensor, "r c"]], Float[Tensor, " r"]]
 Interval = tuple[float, float]
 NAN_INTERVAL: Interval = (math.nan, math.nan)
-"""Interval of a figure that does not exist."""
+"""Interval of a metric that was not computed."""
 
 
 def perplexity_at_entropy(curve: Sequence[Point], entropy: float) -> float:

@@ -74,7 +74,7 @@ class JointSettings:
             raise UsageError(f"stop_fraction lies between 0 and 1; got {self.stop_fraction}")
 
     @property
-    def least_samples(self) -> int:
+    def min_samples(self) -> int:
         """Smallest number of samples with which every fold has samples to train on, to stop on and to score."""
         return 2 * self.folds
 
@@ -200,9 +200,9 @@ def _start(reference: Reference, length: int, seed: int) -> nn.Module:
 
 
 def _check(tokens: Int[Tensor, "b l"], reference: Reference, settings: JointSettings) -> None:
-    if len(tokens) < settings.least_samples:
+    if len(tokens) < settings.min_samples:
         raise UsageError(
-            f"a joint divergence of {settings.folds} folds takes {settings.least_samples} samples or more; got "
+            f"a joint divergence of {settings.folds} folds takes {settings.min_samples} samples or more; got "
             f"{len(tokens)}"
         )
     num_symbols = _num_symbols(reference)

@@ -15,7 +15,7 @@ KL(p || q) is extrapolated once more from halves of the samples: twice the estim
 of the estimates from four halves. Finally the mean estimate over ``NUM_NULL`` sample sets of the chain, of equal size
 and length, is subtracted, so that the estimate is 0 on average for samples of the chain. For other samples some bias
 remains; docs/evaluation.md measures it. The jackknife intervals cover the sampling error only, not this bias. With
-fewer than ``LEAST_PER_CELL`` n-grams a cell the bias exceeds the sampling error, and no intervals are given.
+fewer than ``MIN_NGRAMS_PER_CELL`` n-grams a cell the bias exceeds the sampling error, and no intervals are given.
 """
 
 import math
@@ -32,8 +32,8 @@ from didi.diffusion.noise import named_generator
 from didi.evaluation.frontier import NAN_INTERVAL, Interval
 
 Z_95 = 1.959964
-LEAST_SEQUENCES = 4
-LEAST_PER_CELL = 30  # observed n-grams for each possible n-gram
+MIN_SEQUENCES = 4
+MIN_NGRAMS_PER_CELL = 30  # observed n-grams for each possible n-gram
 NUM_NULL = 8  # sample sets of the chain from which the remaining bias is estimated
 
 
@@ -44,7 +44,7 @@ class NgramDivergence:
     Attributes:
         kl: KL(samples || chain) in nats per n-gram; it can be slightly negative, since its bias is removed.
         kl_ci: Its 95% jackknife interval over sequences, of the sampling error alone; NaN with fewer than
-            ``LEAST_PER_CELL`` n-grams a cell.
+            ``MIN_NGRAMS_PER_CELL`` n-grams a cell.
         reverse_kl: KL(chain || samples) in nats per n-gram.
         reverse_kl_ci: The 95% jackknife interval of ``reverse_kl``, with the same limits.
     """
@@ -86,11 +86,11 @@ def ngram_divergence(tokens: Int[Tensor, "b l"], chain: MarkovChain, n: int) -> 
         raise ValueError(f"n must lie in [1, {tokens.shape[1]}], the length of the sequences; got {n}")
     if tokens.numel() and not 0 <= int(tokens.min()) <= int(tokens.max()) < chain.num_symbols:
         raise ValueError(f"tokens must be symbols of the chain, 0 to {chain.num_symbols - 1}; got {int(tokens.max())}")
-    if len(tokens) < LEAST_SEQUENCES:
+    if len(tokens) < MIN_SEQUENCES:
         return NgramDivergence(math.nan, NAN_INTERVAL, math.nan, NAN_INTERVAL)
     estimates, biases = _estimates(tokens.cpu(), chain, n), _null(chain, n, *tokens.shape)
     forward, reverse = (estimate.minus(bias) for estimate, bias in zip(estimates, biases, strict=True))
-    if tokens.shape[0] * (tokens.shape[1] - n + 1) < LEAST_PER_CELL * chain.num_symbols**n:
+    if tokens.shape[0] * (tokens.shape[1] - n + 1) < MIN_NGRAMS_PER_CELL * chain.num_symbols**n:
         return NgramDivergence(forward.value, NAN_INTERVAL, reverse.value, NAN_INTERVAL)
     return NgramDivergence(forward.value, forward.ci, reverse.value, reverse.ci)
 

@@ -1,4 +1,4 @@
-"""Mean and confidence interval of one figure over training seeds."""
+"""Mean and confidence interval of a metric over training seeds."""
 
 import math
 import statistics
@@ -29,7 +29,7 @@ class Estimate:
 
 
 def estimate(values: Sequence[float]) -> Estimate:
-    """Mean and 95% t-interval of a figure.
+    """Mean and 95% t-interval of a metric.
 
     Args:
         values: The figure, one value per seed.

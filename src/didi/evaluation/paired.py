@@ -113,7 +113,7 @@ def models_table(models: Mapping[str, Sequence[SampleSet]]) -> str:
     for name, sets in others:
         drawn = [sample_set for sample_set in sets if sample_set.row.nfe]
         matches = [[base for base in bases if _kind(base.row) == _kind(sample_set.row)] for sample_set in drawn]
-        has_autoregressive = [any(is_autoregressive(one.row) for one in each) for each in (drawn, bases)]
+        has_autoregressive = [any(is_autoregressive(sample_set.row) for sample_set in each) for each in (drawn, bases)]
         if not any(matches) and has_autoregressive[0] == has_autoregressive[1]:
             raise UsageError(
                 f"models are compared where role, sampler and its settings, moves, judge, seed and number of samples "
@@ -179,7 +179,7 @@ def _nearest_difference(sets: Sequence[SampleSet], bases: Sequence[SampleSet]) -
     closest = min(range(len(pairs)), key=lambda number: len(differing[number]))
     row, base = pairs[closest]
     values = (f"{name} is {getattr(row, name)!r} and {getattr(base, name)!r}" for name in differing[closest])
-    return f" (of the most alike ones, {', '.join(values)})"
+    return f" (of the two rows with the fewest differences, {', '.join(values)})"
 
 
 def _log_ratio(totals: Float[Tensor, "r 4"]) -> Float[Tensor, " r"]:

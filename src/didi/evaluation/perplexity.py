@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from didi.data.markov import MARKOV, MarkovChain
 from didi.errors import DidiError, UsageError, from_checkout
-from didi.hub import failure, hub_or_cache
+from didi.hub import failure_reason, hub_or_cache
 
 if TYPE_CHECKING:
     import transformers
@@ -219,7 +219,7 @@ def transformers_for(kind: str, name: str, *, known: Sequence[str]) -> Iterator[
     except ImportError as error:
         raise DidiError(f"{purpose} needs transformers: {from_checkout('eval')} ({error})") from error
     except Exception as error:  # loading files of any origin can raise any exception
-        cause, reason = type(error.__cause__).__name__, failure(error, is_reached=is_reached)
+        cause, reason = type(error.__cause__).__name__, failure_reason(error, is_reached=is_reached)
         is_unknown = cause in ("HFValidationError", "RepositoryNotFoundError")
         if is_unknown or (cause == "LocalEntryNotFoundError" and "/" not in name):
             choices = f"{', '.join(map(repr, known))}, a folder of a model of transformers, or its Hub name"

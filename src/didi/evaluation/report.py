@@ -75,8 +75,8 @@ def write_samples(sets: Sequence[SampleSet], folder: Path) -> Path:
     lines = []
     for sample_set in sets:
         key, scores = {name: getattr(sample_set.row, name) for name in SET_KEY}, sample_set.scores
-        figures = zip(scores.nll.tolist(), scores.num_tokens.tolist(), sample_set.entropies.tolist(), strict=True)
-        for number, (text, (nll, num_tokens, entropy)) in enumerate(zip(sample_set.texts, figures, strict=True)):
+        metrics = zip(scores.nll.tolist(), scores.num_tokens.tolist(), sample_set.entropies.tolist(), strict=True)
+        for number, (text, (nll, num_tokens, entropy)) in enumerate(zip(sample_set.texts, metrics, strict=True)):
             record = key | {"number": number, "nll": finite(nll), "judge_tokens": num_tokens, "entropy": entropy}
             if sample_set.log_ratios is not None:
                 record["log_ratio"] = finite(float(sample_set.log_ratios[number]))
@@ -101,10 +101,10 @@ def read_sets(folder: Path) -> list[SampleSet]:
         return [_read_set(row, by_set[tuple(getattr(row, name) for name in SET_KEY)]) for row in rows]
     except OSError as error:
         why = f"{error.filename}: {error.strerror}"
-        raise UsageError(f"{folder} is not the --out of a didi evaluate ({why}): evaluate again") from error
+        raise UsageError(f"{folder} was not written by didi evaluate ({why}): evaluate again") from error
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         why = f"its metrics.json or samples.jsonl is damaged, {type(error).__name__}: {error}"
-        raise UsageError(f"{folder} is not the --out of a didi evaluate ({why}): evaluate again") from error
+        raise UsageError(f"{folder} was not written by didi evaluate ({why}): evaluate again") from error
 
 
 def _read_set(row: EvaluationRow, samples: Sequence[Mapping[str, Any]]) -> SampleSet:
@@ -166,7 +166,7 @@ def rows_table(rows: Sequence[EvaluationRow], *, recipe: str = "") -> str:
         "all samples; entropies are in nats; the NELBO, an upper bound, or an "
         "autoregressive model's exact NLL is in nats per held-out token; "
         "intervals are bootstrapped over sequences. Compare perplexities only at "
-        f"like entropy.{EXACT_NOTE if is_exact else ''}{_divergence_note(rows)}\n"
+        f"equal entropy.{EXACT_NOTE if is_exact else ''}{_divergence_note(rows)}\n"
     )
 
 

@@ -185,7 +185,7 @@ class SampleSet:
     log_ratios: Float[Tensor, " b"] | None = None
 
 
-class Circumstances(DivergenceFields, total=False):
+class GivenFields(DivergenceFields, total=False):
     """Fields of ``EvaluationRow`` of the same names that ``measure`` does not compute.
 
     The defaults describe samples drawn exactly in float64 with seed 0 and without guidance, on the CPU of this machine.
@@ -218,7 +218,7 @@ def measure(
     judge: str,
     seconds: float,
     network_passes: float,
-    **about: Unpack[Circumstances],
+    **about: Unpack[GivenFields],
 ) -> EvaluationRow:
     """Compute the evaluation row of a sample set.
 
@@ -238,7 +238,7 @@ def measure(
     """
     if len(scores.nll) != len(tokens):
         raise ValueError(f"tokens and scores must be of the same samples; got {len(tokens)} and {len(scores.nll)}")
-    known: Circumstances = {"discriminator_passes": 0.0, "precision": "float64", "seed": 0, "nelbo": math.nan}
+    known: GivenFields = {"discriminator_passes": 0.0, "precision": "float64", "seed": 0, "nelbo": math.nan}
     known |= {"machine": machine_name()} | about
     if scores.num_truncated:
         cut = f"{scores.num_truncated} samples cut to the judge's context"
@@ -252,12 +252,12 @@ def measure(
         judge=judge,
         seconds_per_sequence=seconds / len(tokens),
         tokens_per_second=tokens.numel() / seconds,
-        **_figures(tokens, scores),
+        **_metrics(tokens, scores),
         **known,
     )
 
 
-def _figures(tokens: Int[Tensor, "b l"], scores: Scores) -> dict[str, Any]:
+def _metrics(tokens: Int[Tensor, "b l"], scores: Scores) -> dict[str, Any]:
     """Perplexity, entropies and diversity of a sample set, by the fields of ``EvaluationRow``."""
     entropies = token_entropy(tokens)
     return {

@@ -1,6 +1,6 @@
 """Time and memory of sampling: samplers, their bare network passes, the published algorithm, an autoregressive model.
 
-The contestants are timed in interleaved rounds, so that a slow phase of a shared machine affects all of them; ratios
+The methods are timed in interleaved rounds, so that a slow phase of a shared machine affects all of them; ratios
 are computed within a round. The shares of a sampler's time and its peak memory are measured in separate runs.
 """
 
@@ -18,8 +18,8 @@ from didi.evaluation.speed_work import (
     Variant,
     Workload,
     autoregressive_baseline,
-    contestant,
     default_methods,
+    draw_function,
     floor_of,
     timed,
     trace,
@@ -35,8 +35,8 @@ __all__ = [
     "Workload",
     "autoregressive_baseline",
     "compare",
-    "contestant",
     "default_methods",
+    "draw_function",
     "floor_of",
     "peak_memory",
     "trace",
@@ -62,7 +62,7 @@ def compare(
         bundle: the model; if it has no autoregressive network, one with random weights is used
             (``autoregressive_baseline``).
         workloads: batches to draw.
-        methods: contestants.
+        methods: methods to compare.
         variants: numerics and compilation of the networks; the published algorithm and the autoregressive model run
             in the first variant only.
         rounds: number of timed rounds, after a warm-up round of few moves.
@@ -86,12 +86,12 @@ def compare(
     for workload in workloads:
         if on_round is not None:
             on_round(workload, 0)
-        contestants, traces = _prepared(bundles, entries, workload)
+        draws, traces = _prepared(bundles, entries, workload)
         seconds: dict[Entry, list[float]] = {entry: [] for entry in entries}
         for number in range(1, rounds + 1):
             if on_round is not None:
                 on_round(workload, number)
-            for entry, draw in contestants.items():
+            for entry, draw in draws.items():
                 seconds[entry].append(timed(draw, bundle))
         published = seconds.get(("published", variants[0]))
         for method, variant in entries:
@@ -109,17 +109,17 @@ def _prepared(
 ) -> tuple[dict[Entry, Callable[[], object]], dict[Entry, Trace]]:
     """The functions to time, after a warm-up run of each, and the traces of the samplers."""
     brief = replace(workload, nfe=min(2, workload.nfe))
-    contestants: dict[Entry, Callable[[], object]] = {}
+    draws: dict[Entry, Callable[[], object]] = {}
     traces: dict[Entry, Trace] = {}
     for method, variant in entries:
         bundle, whole = bundles[variant], variant.is_compiled
         sampler = TRACED.get(method, method)
-        contestant(bundle, sampler, brief, is_whole_batch=whole)()
+        draw_function(bundle, sampler, brief, is_whole_batch=whole)()
         if sampler in TRACED and (sampler, variant) not in traces:
             traces[sampler, variant] = trace(bundle, sampler, workload, is_whole_batch=whole)
         traced = traces.get((sampler, variant))
-        contestants[method, variant] = contestant(bundle, method, workload, is_whole_batch=whole, traced=traced)
-    return contestants, traces
+        draws[method, variant] = draw_function(bundle, method, workload, is_whole_batch=whole, traced=traced)
+    return draws, traces
 
 
 def _row(
@@ -131,7 +131,7 @@ def _row(
     peak_mib: float,
     traced: Trace | None,
 ) -> SpeedRow:
-    """The row of one contestant; ``floor`` is ``seconds`` for bare passes, and empty if they were not timed."""
+    """The row of one method; ``floor`` is ``seconds`` for bare passes, and empty if they were not timed."""
     method, variant = entry
     return SpeedRow(
         method=method,

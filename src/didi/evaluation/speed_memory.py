@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from didi.errors import UsageError
-from didi.evaluation.speed_work import Method, Variant, Workload, contestant
+from didi.evaluation.speed_work import Method, Variant, Workload, draw_function
 from didi.models.bundle import Bundle
 from didi.models.inference import for_inference
 
@@ -29,7 +29,7 @@ def _peak(
 ) -> float:
     torch.set_num_threads(num_threads)
     bundle = for_inference(load_bundle(), variant.numerics, is_compiled=variant.is_compiled)
-    draw = contestant(bundle, method, workload, is_whole_batch=variant.is_compiled)
+    draw = draw_function(bundle, method, workload, is_whole_batch=variant.is_compiled)
     if next(iter(bundle.network().parameters())).device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
@@ -49,7 +49,9 @@ def _resident_mib(name: str) -> float:
         try:
             import resource
         except ImportError as error:
-            raise UsageError("this system does not report peak memory: add --no-memory") from error
+            raise UsageError(
+                "this system does not report peak memory: measure time only, for example by didi bench --no-memory"
+            ) from error
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     line = next(line for line in status.read_text(encoding="utf-8").splitlines() if line.startswith(name))
     return int(line.split()[1]) / 2**10

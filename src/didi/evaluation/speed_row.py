@@ -23,10 +23,10 @@ def ratio(numerators: Sequence[float], denominators: Sequence[float]) -> Ratio:
 
 @dataclass(frozen=True)
 class SpeedRow:
-    """Measurements of one contestant on one workload.
+    """Measurements of one method on one workload.
 
     Attributes:
-        method: name of the contestant: a sampler; ``published``, the published algorithm; ``autoregressive``; or bare
+        method: a sampler; ``published``, the published algorithm; ``autoregressive``; or bare
             network passes. ``trunk`` makes the trunk passes of ``ancestral``; ``passes`` adds the vocabulary head at
             every predicted position; ``guided floor`` makes the trunk and discriminator passes of ``guided``, with a
             second forward pass instead of each backward pass.

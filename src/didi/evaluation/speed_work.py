@@ -82,7 +82,7 @@ class Variant:
 
 @dataclass(frozen=True)
 class Workload:
-    """The batch that every contestant draws.
+    """The batch that every method draws.
 
     Attributes:
         batch_size: number of sequences.
@@ -113,7 +113,7 @@ def autoregressive_baseline(network: DenoiserNetwork) -> AutoregressiveLM:
     return model.to(next(iter(network.parameters())).device).eval()
 
 
-def contestant(
+def draw_function(
     bundle: Bundle, method: Method, workload: Workload, *, is_whole_batch: bool = False, traced: "Trace | None" = None
 ) -> Callable[[], object]:
     """A function that draws one batch by a method, or makes its bare passes, to be timed.
@@ -198,7 +198,7 @@ class Trace:
 def trace(bundle: Bundle, method: Method, workload: Workload, *, is_whole_batch: bool = False) -> Trace:
     """Run a sampler once and record its network passes."""
     bundle = bundle.at_budget(workload.nfe)
-    draw = contestant(bundle, method, workload, is_whole_batch=is_whole_batch)
+    draw = draw_function(bundle, method, workload, is_whole_batch=is_whole_batch)
     with _recording(bundle) as recorded:
         recorded.whole = timed(draw, bundle)
     return recorded

@@ -8,18 +8,18 @@ from didi.evaluation.frontier import frontier_ratio, perplexity_at_entropy
 from didi.evaluation.row import DETAILS, EvaluationRow, varying_fields
 from didi.markdown import markdown_table
 
-Knob = Literal["temperature", "top_p"]
+SweptField = Literal["temperature", "top_p"]
 
 
 class Sweep(NamedTuple):
-    """Rows that differ only in ``knob``, temperature or top-p, in the order of its values."""
+    """Rows that differ only in ``field``, temperature or top-p, in the order of its values."""
 
-    knob: Knob
+    field: SweptField
     rows: list[EvaluationRow]
 
     def label(self, *, also: Collection[str] = ()) -> str:
         """Label of the rows without the swept value; it ends with ``top-p`` for a sweep of top-p."""
-        swept = ", top-p" if self.knob == "top_p" else ""
+        swept = ", top-p" if self.field == "top_p" else ""
         return self.rows[0].label(omit=("temperature", "top_p"), also=also) + swept
 
     @property
@@ -33,13 +33,13 @@ def sweeps(rows: Sequence[EvaluationRow]) -> list[Sweep]:
 
     A row of exact sampling belongs to a sweep of temperature and, if top-p varies, to a sweep of top-p too.
     """
-    knobs: tuple[Knob, ...] = ("temperature", "top_p")
+    fields: tuple[SweptField, ...] = ("temperature", "top_p")
     by_key: dict[tuple[object, ...], Sweep] = {}
-    for knob, other in zip(knobs, reversed(knobs), strict=True):
-        is_swept = any(getattr(row, knob) != 1 for row in rows)
-        for row in sorted(rows, key=lambda row: float(getattr(row, knob))):
-            if getattr(row, other) == 1 and (knob == "temperature" or (is_swept and row.nfe)):
-                by_key.setdefault(_key(knob, row), Sweep(knob, [])).rows.append(row)
+    for field, other in zip(fields, reversed(fields), strict=True):
+        is_swept = any(getattr(row, field) != 1 for row in rows)
+        for row in sorted(rows, key=lambda row: float(getattr(row, field))):
+            if getattr(row, other) == 1 and (field == "temperature" or (is_swept and row.nfe)):
+                by_key.setdefault(_key(field, row), Sweep(field, [])).rows.append(row)
     return list(by_key.values())
 
 
@@ -79,7 +79,7 @@ def models_at_equal_entropy(models: Mapping[str, Sequence[EvaluationRow]]) -> st
         for name, of_model in swept
         for sweep in of_model
         for base in bases
-        if _key(sweep.knob, sweep.rows[0]) == _key(base.knob, base.rows[0]) or _is_one_autoregressive(sweep, base)
+        if _key(sweep.field, sweep.rows[0]) == _key(base.field, base.rows[0]) or _is_one_autoregressive(sweep, base)
     ]
     return _table(pairs)
 
@@ -90,9 +90,9 @@ def is_autoregressive(row: EvaluationRow) -> bool:
 
 
 def _is_one_autoregressive(sweep: Sweep, base: Sweep) -> bool:
-    """Whether exactly one of two sweeps of equal knob and judge is of an autoregressive network."""
+    """Whether exactly one of two sweeps of equal field and judge is of an autoregressive network."""
     row, base_row = sweep.rows[0], base.rows[0]
-    has_same_judge = (sweep.knob, row.judge) == (base.knob, base_row.judge)
+    has_same_judge = (sweep.field, row.judge) == (base.field, base_row.judge)
     return has_same_judge and is_autoregressive(row) != is_autoregressive(base_row)
 
 
@@ -101,9 +101,9 @@ def _swept(rows: Sequence[EvaluationRow]) -> list[Sweep]:
     return [sweep for sweep in sweeps(rows) if len(sweep.rows) > 1]
 
 
-def _key(knob: Knob, row: EvaluationRow) -> tuple[object, ...]:
+def _key(field: SweptField, row: EvaluationRow) -> tuple[object, ...]:
     """Values that the rows of one sweep share."""
-    return knob, row.role, row.sampler, row.nfe, row.judge
+    return field, row.role, row.sampler, row.nfe, row.judge
 
 
 def _table(pairs: Sequence[tuple[str, Sweep, str, Sweep]]) -> str | None:

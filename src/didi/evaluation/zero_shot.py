@@ -49,11 +49,11 @@ class LikelihoodRow:
         return self.likelihood.nats * self.likelihood.num_tokens / self.characters / math.log(2)
 
     def record(self) -> dict[str, Any]:
-        """All figures as JSON values."""
-        figures = {"perplexity": self.likelihood.perplexity, "perplexity_ci": self.likelihood.perplexity_ci}
+        """All metrics as JSON values."""
+        perplexities = {"perplexity": self.likelihood.perplexity, "perplexity_ci": self.likelihood.perplexity_ci}
         return (
             {"data": self.data, "role": self.role, "bits_per_character": self.bits_per_character}
-            | figures
+            | perplexities
             | asdict(self.likelihood)
             | {"characters": self.characters}
             | {"is_detokenized": self.is_detokenized, "block_layout": self.block_layout}

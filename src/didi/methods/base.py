@@ -21,8 +21,8 @@ from didi.models.bundle import Bundle
 from didi.models.networks import DenoiserNetwork
 
 R = TypeVar("R")
-Figures = Mapping[str, Tensor | float]
-Loss = Callable[[Any], tuple[Tensor, Figures]]
+Metrics = Mapping[str, Tensor | float]
+Loss = Callable[[Any], tuple[Tensor, Metrics]]
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Update:
 
     Attributes:
         network: key in ``Method.trained``.
-        loss: maps the batch of ``Method.prepare`` to the loss of a micro-batch and to figures for the log.
+        loss: maps the batch of ``Method.prepare`` to the loss of a micro-batch and to metrics for the log.
         step: position of the update in the learning-rate schedule of the network, from 0.
         num_steps: length of that schedule.
     """
@@ -59,7 +59,7 @@ class Runtime(Protocol):
         """
         ...
 
-    def cast(self) -> AbstractContextManager[Any]:
+    def autocast(self) -> AbstractContextManager[Any]:
         """Context manager: autocast for network passes outside ``call``."""
         ...
 
@@ -143,7 +143,7 @@ class Method(Protocol):
         ...
 
     def validate(self) -> dict[str, float]:
-        """Figures on held-out sequences."""
+        """Metrics on held-out sequences."""
         ...
 
     def state_dict(self) -> dict[str, Any]:

@@ -45,7 +45,7 @@ from didi.diffusion.categorical import Divergence
 from didi.diffusion.noise import named_generator
 from didi.diffusion.schedule import low_discrepancy_times
 from didi.errors import UsageError
-from didi.methods.base import Figures, Inputs, Update
+from didi.methods.base import Inputs, Metrics, Update
 from didi.methods.distillation import Distillation
 from didi.methods.frozen_copy import FrozenCopy
 from didi.methods.settings import DistillationConfig, LoopConfig, OptimizerConfig, check_at_least, check_fraction
@@ -158,10 +158,10 @@ class Dcd(Distillation):
         """One update of the student."""
         return [Update("student", self._loss, step, self.num_steps)]
 
-    def _loss(self, batch: Batch) -> tuple[Tensor, Figures]:
+    def _loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
         """Eq. 23: the mean divergence over positions, in nats."""
         target = cast(DenoiserNetwork, self.frozen["target"])
-        with torch.no_grad(), self.runtime.cast():
+        with torch.no_grad(), self.runtime.autocast():
             target_logits = _logits(target, self.process, batch.z_s, batch.s)
         student_logits = self.runtime.call("student", _logits, self.process, batch.z_t, batch.t)
         loss = consistency_divergences(student_logits, target_logits, self.settings.divergence).mean()

@@ -1,8 +1,8 @@
 r"""DiDi-Instruct, Algorithm 1 of the paper; departures are listed in ``docs/deviations.md``.
 
 A run has three phases: a warm-up that trains the discriminator only, the updates of the student, and guidance steps
-(ours), which train the discriminator only, on states of the finished student's ancestral sampler. A run with
-``loop.steps`` 0 has no updates of the student. One step with an update of the student:
+(not in the paper), which train the discriminator only, on states of the finished student's ancestral sampler. A run
+with ``loop.steps`` 0 has no updates of the student. One step with an update of the student:
 
 1. Roll out the student: states z_tau, completions x and their corruptions z_t, with log-probabilities (``rollout``).
    With ``reference_steps`` the discriminator learns from samples of an earlier student instead (``reference``).
@@ -31,7 +31,7 @@ from didi.diffusion.absorbing import Absorbing
 from didi.diffusion.canvas import Canvas
 from didi.diffusion.noise import named_generator
 from didi.diffusion.uniform import Uniform
-from didi.methods.base import Figures, Inputs, Runtime, Update
+from didi.methods.base import Inputs, Metrics, Runtime, Update
 from didi.methods.didi_networks import check_lengths, check_objective, initial_networks
 from didi.methods.didi_settings import DistillConfig
 from didi.methods.discriminator_step import corrupted, discriminator_step_loss
@@ -62,7 +62,7 @@ class Didi(Distillation):
     name: ClassVar[str] = "didi"
     settings_type = DistillConfig
     processes = (Absorbing.name, Uniform.name)
-    takes_lengths = True
+    supports_lengths = True
 
     def __init__(self, settings: DistillConfig, inputs: Inputs) -> None:
         super().__init__(settings, inputs)
@@ -106,33 +106,33 @@ class Didi(Distillation):
         """Completions of each state that the discriminator learns from."""
         return self.settings.discriminator.completions or self.settings.objective.completions
 
-    def _real_sequences(self, step: int, number: int, repeat: int, num_rows: int) -> Canvas:
-        """Real sequences for all processes."""
-        return self.source.canvas(self._real(step, number, repeat, num_rows))
+    def _real_sequences(self, step: int, micro_batch: int, update: int, num_rows: int) -> Canvas:
+        """Real sequences of a discriminator update, for all processes."""
+        return self.source.canvas(self._real(step, micro_batch, update, num_rows))
 
-    def _canvas(self, step: int, number: int, repeat: int) -> Canvas | None:
+    def _canvas(self, step: int, micro_batch: int, update: int) -> Canvas | None:
         """Canvas of this process's student samples, with the lengths of real rows; None if all lengths are equal."""
         if not self.source.has_lengths:
             return None
         size = self.settings.loop.batch_size * self._num_completions
-        real = self._real_sequences(step, number, repeat, size).rows(slice(None, None, self._num_completions))
+        real = self._real_sequences(step, micro_batch, update, size).rows(slice(None, None, self._num_completions))
         return real.rows(process_group().local_slice(len(real))).to(self.runtime.device)
 
-    def _rollout(self, step: int, number: int, repeat: int, *, has_gradient: bool, real: int = 0) -> Rollout:
+    def _rollout(self, step: int, micro_batch: int, repeat: int, *, has_gradient: bool, update: int = 0) -> Rollout:
         """Trajectories of the student; without gradient, of the reference if there is one.
 
         ``repeat`` counts the rollouts of a micro-batch. Samples have the lengths of the real rows of the discriminator
-        update number ``real``.
+        update number ``update``.
         """
         settings = self.settings
         objective = self._warmup_objective if step < self.warmup_steps else settings.objective
         objective = objective.at_step(settings.seed, step)
-        generator = named_generator(settings.seed, "rollout", step, number, *([repeat] if repeat else []))
+        generator = named_generator(settings.seed, "rollout", step, micro_batch, *([repeat] if repeat else []))
         sizes, device = (settings.loop.batch_size, settings.data.length), self.runtime.device
-        arguments = (*sizes, objective, self.process, generator, device, self._canvas(step, number, real))
+        arguments = (self.process, *sizes, objective, generator, device, self._canvas(step, micro_batch, update))
         if has_gradient:
             return self.runtime.call("student", rollout, *arguments)
-        with torch.no_grad(), self.runtime.cast():
+        with torch.no_grad(), self.runtime.autocast():
             return rollout(self._reference.network if self._reference else self.student, *arguments)
 
     def updates(self, step: int) -> Sequence[Update]:
@@ -155,17 +155,17 @@ class Didi(Distillation):
         if self._reference and 0 < done <= self.settings.loop.steps and not done % self._reference.num_steps:
             self._reference.renew(self.student)
 
-    def _discriminator_loss(self, repeat: int, batch: Batch) -> tuple[Tensor, Figures]:
+    def _discriminator_loss(self, repeat: int, batch: Batch) -> tuple[Tensor, Metrics]:
         """Cross-entropy of corrupted student samples against corrupted real ones, Eq. 8."""
         drawn, settings = cast(Rollout, batch.rollout), self.settings
-        has_reference = self._reference is not None and batch.step >= self.warmup_steps  # in the warm-up both are equal
+        step, micro_batch, num_completions = batch.step, batch.micro_batch, self._num_completions
+        has_reference = self._reference is not None and step >= self.warmup_steps  # in the warm-up both are equal
         is_fresh = has_reference or (repeat > 0 and settings.discriminator.fresh_rollouts)
         if is_fresh:
-            drawn = self._rollout(batch.step, batch.number, repeat + has_reference, has_gradient=False, real=repeat)
-        num_completions = self._num_completions
+            drawn = self._rollout(step, micro_batch, repeat + has_reference, has_gradient=False, update=repeat)
         t = drawn.t.repeat_interleave(num_completions)
-        generator = named_generator(settings.seed, "discriminator", batch.step, batch.number, repeat)
-        real = self._real_sequences(batch.step, batch.number, repeat, len(t) * process_group().size)
+        generator = named_generator(settings.seed, "discriminator", step, micro_batch, repeat)
+        real = self._real_sequences(step, micro_batch, repeat, len(t) * process_group().size)
         fake = drawn.canvas.repeat_interleave(num_completions)
         shape = (2, len(real), max(real.length, fake.length), self.process.draws_per_position)
         draws = torch.rand(shape, dtype=torch.float64, generator=generator)
@@ -178,14 +178,15 @@ class Didi(Distillation):
             fake = corrupted(self.process, fake, t, fake_draws)
         return self._compare(fake, corrupted(self.process, real, t, real_draws), t, drawn.num_moves)
 
-    def _guidance_loss(self, batch: Batch) -> tuple[Tensor, Figures]:
+    def _guidance_loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
         """Like ``_discriminator_loss``, on states of the finished student's ancestral sampler."""
         settings, device = self.settings, self.runtime.device
         num_rows, budget = settings.loop.batch_size, settings.objective.at_step(settings.seed, batch.step).moves
         num_moves = budget if settings.objective.budgets and budget else settings.discriminator.guidance_nfe
-        generator = named_generator(settings.seed, "guidance", batch.step, *([batch.number] if batch.number else []))
+        parts = [batch.step, batch.micro_batch] if batch.micro_batch else [batch.step]
+        generator = named_generator(settings.seed, "guidance", *parts)
         move = torch.randint(1, num_moves + 1, (num_rows,), generator=generator)  # the last leaves no mask
-        real = self._real_sequences(batch.step, batch.number, 0, num_rows)
+        real = self._real_sequences(batch.step, batch.micro_batch, 0, num_rows)
         num_draws = num_guidance_uniforms(self.student, self.process, num_moves)
         draws = torch.rand(num_draws, num_rows, real.length, dtype=torch.float64, generator=generator)
         shape = (*real.tokens.shape, self.process.draws_per_position)
@@ -194,49 +195,49 @@ class Didi(Distillation):
         real, uniforms = real.rows(process_group().local_slice(num_rows)).to(device), uniforms.to(device)
         draws = torch.stack([process_group().local_rows(numbers) for numbers in draws]).to(device)
         t = 1 - move.double() / num_moves
-        with self.runtime.cast():
+        with self.runtime.autocast():
             student = cast(DenoiserNetwork, self.runtime.averaged())
             if settings.objective.budgets:
                 student = student.at_budget(num_moves)
-            z_t = guidance_states(student, move, num_moves, draws, self.process, real)
+            z_t = guidance_states(student, self.process, move, num_moves, draws, real)
         return self._compare(real.with_tokens(z_t), corrupted(self.process, real, t, uniforms), t, num_moves)
 
     def _compare(
         self, fake: Canvas, real: Canvas, t: Float[Tensor, " b"], num_moves: int | None = None
-    ) -> tuple[Tensor, Figures]:
+    ) -> tuple[Tensor, Metrics]:
         """See ``discriminator_step.discriminator_step_loss``."""
         smoothing = self.settings.discriminator.label_smoothing
         return discriminator_step_loss(
             self.runtime, self.discriminator, self.process, fake, real, t, num_moves, smoothing
         )
 
-    def _rewards(self, drawn: Rollout) -> tuple[Float[Tensor, "s g c"], Figures]:
-        """Rewards in nats: log-ratios of Eq. 6, plus the log-ratio of student and reference; and figures."""
+    def _rewards(self, drawn: Rollout) -> tuple[Float[Tensor, "s g c"], Metrics]:
+        """Rewards in nats: log-ratios of Eq. 6, plus the log-ratio of student and reference; and metrics."""
         objective, settings = self.settings.objective, self.settings.discriminator
         states, device = drawn.z_t.flatten(0, 2), self.runtime.device
         t = drawn.t.repeat_interleave(objective.completions * objective.corruptions).to(device)
-        with self.runtime.cast():
+        with self.runtime.autocast():
             level = self.process.noise_level(self.discriminator, t)
-            mask = drawn.of_corruptions.attention_mask
+            mask = drawn.corruption_canvas.attention_mask
             logits = log_ratio_logits(self.discriminator.at_budget(drawn.num_moves), states, level, mask)
             reference_ratio = self._reference.log_ratio(drawn) if self._reference else None
         if settings.unsmooth:
             logits = unsmooth(logits, settings.label_smoothing)
         is_masked, reduction = self.process.is_predicted(states), objective.reward_reduction
-        rewards = log_density_ratio(logits, is_masked, reduction=reduction, is_real=mask)
-        figures = {"clamp_fraction": torch.zeros((), device=device)}
+        rewards = log_density_ratio(logits, is_masked, reduction=reduction, attention_mask=mask)
+        metrics = {"clamp_fraction": torch.zeros((), device=device)}
         if (bound := objective.reward_clamp) is not None:
-            figures["clamp_fraction"] = (rewards.abs() > bound).float().mean()
+            metrics["clamp_fraction"] = (rewards.abs() > bound).float().mean()
             rewards = rewards.clamp(-bound, bound)
         rewards = rewards.view(drawn.z_t.shape[:3])
         if reference_ratio is None:
-            return rewards, figures
-        return rewards + reference_ratio[:, :, None], figures | {"reference_log_ratio": reference_ratio.mean()}
+            return rewards, metrics
+        return rewards + reference_ratio[:, :, None], metrics | {"reference_log_ratio": reference_ratio.mean()}
 
-    def _student_loss(self, batch: Batch) -> tuple[Tensor, Figures]:
+    def _student_loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
         """Policy gradient of Eq. 5 with the advantage of Eq. 7 and the split score of Eq. 9, and the regularisers."""
         drawn, objective = cast(Rollout, batch.rollout), self.settings.objective
-        rewards, figures = self._rewards(drawn)
+        rewards, metrics = self._rewards(drawn)
         is_masked_tau, is_masked_t = (self.process.is_predicted(z) for z in (drawn.z_tau, drawn.z_t))
         log_probs, revealed_only = drawn.completion_log_probs, objective.revealed_only
         first_score = drawn.first_score
@@ -255,11 +256,11 @@ class Didi(Distillation):
         advantage = Advantages(*map(process_group().local_rows, all_advantages))
         weights = objective.time_weights(drawn.t, self.process.schedule).to(rewards.device)
         policy = policy_loss(first_score, second_score, advantage, weights).mean()
-        with self.runtime.cast():
+        with self.runtime.autocast():
             teacher_log_probs = self._teacher_log_probs(self.teacher, drawn) if objective.divergence_weight else []
         regulariser, regularised = regularisation(drawn.log_probs_of_moves, teacher_log_probs, objective)
         rewarded = {"reward": all_rewards.mean(), "reward_std": all_rewards.std()}
-        return policy + regulariser, {**rewarded, **figures, **regularised}
+        return policy + regulariser, {**rewarded, **metrics, **regularised}
 
     def validate(self) -> dict[str, float]:
         """Mean log-ratio of a batch of held-out sequences; NELBO per token of the averaged student on all, in nats.

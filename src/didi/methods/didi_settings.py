@@ -93,11 +93,11 @@ class DistillConfig(DistillationConfig):
     discriminator_optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     lora_rank: int | None = None
     """Train student and discriminator as low-rank adapters of this rank on the teacher's weights, which are stored once
-    (ours); they learn less in the same steps (docs/scale.md). None trains full copies of the weights."""
+    (not in the paper); they learn less in the same steps (docs/scale.md). None trains full copies of the weights."""
     start: str = ""
-    """Bundle with the initial student, and the initial discriminator if it has one (ours). If it has no discriminator,
-    the teacher initialises it; if ``start`` is empty, the teacher initialises both. The student may come from another
-    method."""
+    """Bundle with the initial student, and the initial discriminator if it has one (not in the paper). If it has no
+    discriminator, the teacher initialises it; if ``start`` is empty, the teacher initialises both. The student may come
+    from another method."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -41,7 +41,7 @@ from didi.diffusion.fixed_masks import mask_sizes, masks_of_size
 from didi.diffusion.noise import named_generator
 from didi.diffusion.schedule import time_at
 from didi.errors import UsageError
-from didi.methods.base import Figures, Inputs, Update
+from didi.methods.base import Inputs, Metrics, Update
 from didi.methods.distillation import Distillation
 from didi.methods.settings import DistillationConfig, OptimizerConfig, check_at_least, check_fraction, check_sharding
 from didi.methods.student_process import MASKED
@@ -102,13 +102,13 @@ class Batch:
 
     Attributes:
         step: step of the run.
-        number: number of the micro-batch within the step.
+        micro_batch: number of the micro-batch within the step.
         logits: logits of the student at its initial states, with its gradient.
         x: tokens drawn from ``logits``.
     """
 
     step: int
-    number: int
+    micro_batch: int
     logits: Float[Tensor, "b l v"]
     x: Int[Tensor, "b l"]
 
@@ -155,10 +155,10 @@ class Dimo(Distillation):
         logits, x = self._samples(step, micro_batch, 0)
         return Batch(step, micro_batch, logits, x)
 
-    def _samples(self, step: int, number: int, repeat: int) -> tuple[Float[Tensor, "b l v"], Int[Tensor, "b l"]]:
+    def _samples(self, step: int, micro_batch: int, repeat: int) -> tuple[Float[Tensor, "b l v"], Int[Tensor, "b l"]]:
         """Logits of the student at initial states, with gradient if ``repeat`` is 0, and tokens drawn from them."""
         settings, local_rows, device = self.settings, process_group().local_rows, self.runtime.device
-        generator = named_generator(settings.seed, "initial-state", step, number, repeat)
+        generator = named_generator(settings.seed, "initial-state", step, micro_batch, repeat)
         shape, state = (settings.loop.batch_size, settings.data.length), settings.initial_state
         canvas = Canvas.blank(*shape)
         uniforms = torch.rand(*shape, 3, dtype=torch.float64, generator=generator)
@@ -172,7 +172,7 @@ class Dimo(Distillation):
         if repeat == 0:
             logits = self.runtime.call("student", _initial_logits, *arguments)
         else:
-            with torch.no_grad(), self.runtime.cast():
+            with torch.no_grad(), self.runtime.autocast():
                 logits = _initial_logits(self.student, *arguments)
         with torch.no_grad():
             log_probs = self.process.log_probs(logits.flatten(0, 1))
@@ -197,19 +197,19 @@ class Dimo(Distillation):
         t = time_at(self.process.schedule, 1 - process_group().local_rows(ratio)).to(x.device)
         return Remasked(x.masked_fill(is_masked, self.mask_id), is_masked, t)
 
-    def _auxiliary_loss(self, repeat: int, batch: Batch) -> tuple[Tensor, Figures]:
+    def _auxiliary_loss(self, repeat: int, batch: Batch) -> tuple[Tensor, Metrics]:
         """Cross-entropy of the student's tokens at masked positions, per position, in nats."""
-        x = batch.x if repeat == 0 else self._samples(batch.step, batch.number, repeat)[1]
-        masked = self._remasked(x, "auxiliary", batch.step, batch.number, repeat)
+        x = batch.x if repeat == 0 else self._samples(batch.step, batch.micro_batch, repeat)[1]
+        masked = self._remasked(x, "auxiliary", batch.step, batch.micro_batch, repeat)
         level = self.process.noise_level(self.auxiliary, masked.t)
         logits = self.runtime.call("auxiliary", logits_at, masked.z, masked.is_masked, level)
         losses = auxiliary_losses(self.process.log_probs(logits), x[masked.is_masked], self.settings.label_smoothing)
         return losses.sum() / x.numel(), {"auxiliary_loss": losses.detach().mean()}
 
-    def _student_loss(self, batch: Batch) -> tuple[Tensor, Figures]:
+    def _student_loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
         """Surrogate of the divergence, summed over masked positions and averaged over sequences."""
-        masked = self._remasked(batch.x, "student", batch.step, batch.number)
-        with torch.no_grad(), self.runtime.cast():
+        masked = self._remasked(batch.x, "student", batch.step, batch.micro_batch)
+        with torch.no_grad(), self.runtime.autocast():
             auxiliary_log_probs, teacher_log_probs = (
                 self.process.log_probs(
                     logits_at(network, masked.z, masked.is_masked, self.process.noise_level(network, masked.t))
@@ -218,11 +218,11 @@ class Dimo(Distillation):
             )
         gradient = logit_gradient(auxiliary_log_probs, teacher_log_probs, self.settings.reverse_weight)
         loss = surrogate_loss(batch.logits[masked.is_masked], gradient) / len(batch.x)
-        figures = {
+        metrics = {
             "forward_kl": divergence("forward", teacher_log_probs, auxiliary_log_probs).mean(),
             "reverse_kl": divergence("backward", teacher_log_probs, auxiliary_log_probs).mean(),
         }
-        return loss, figures
+        return loss, metrics
 
     def validate(self) -> dict[str, float]:
         """NELBO per token of the auxiliary model on held-out sequences, in nats.

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from didi.diffusion import Process
 from didi.diffusion.canvas import Canvas
-from didi.methods.base import Figures, Runtime
+from didi.methods.base import Metrics, Runtime
 from didi.models.discriminator import Discriminator, logits_at_budget
 from didi.objectives.didi import discriminator_loss, log_density_ratio
 
@@ -33,8 +33,8 @@ def discriminator_step_loss(
     t: Float[Tensor, " b"],
     num_moves: int | None,
     label_smoothing: float,
-) -> tuple[Tensor, Figures]:
-    """Loss of Eq. 8 from one forward pass on both kinds of states; figures are the loss and the accuracy.
+) -> tuple[Tensor, Metrics]:
+    """Loss of Eq. 8 from one forward pass on both kinds of states; metrics are the loss and the accuracy.
 
     Args:
         runtime: runtime of the method.
@@ -46,28 +46,27 @@ def discriminator_step_loss(
         num_moves: moves of the student; read by a discriminator that is conditioned on them.
         label_smoothing: see ``discriminator_loss``.
     """
-    both = fake.followed_by(real)
+    both = fake.concatenated(real)
     mask = both.attention_mask
     discriminator.train()
     level = process.noise_level(discriminator, t.to(runtime.device).repeat(2))
     logits = runtime.call("discriminator", logits_at_budget, num_moves, both.tokens, level, mask).float()
     fake_logits, real_logits = logits.chunk(2)
     fake_masks, real_masks = process.is_predicted(both.tokens).chunk(2)
-    # Positions that are not padding; "real" here is the opposite of padding.
-    fake_positions, real_positions = (None, None) if mask is None else mask.chunk(2)
+    fake_attention_mask, real_attention_mask = (None, None) if mask is None else mask.chunk(2)
     loss = discriminator_loss(
         fake_logits,
         real_logits,
         fake_masks,
         real_masks,
         label_smoothing=label_smoothing,
-        student_is_real=fake_positions,
-        real_is_real=real_positions,
+        student_attention_mask=fake_attention_mask,
+        real_attention_mask=real_attention_mask,
     )
     is_correct = torch.cat(
         [
-            log_density_ratio(fake_logits, fake_masks, is_real=fake_positions) > 0,
-            log_density_ratio(real_logits, real_masks, is_real=real_positions) < 0,
+            log_density_ratio(fake_logits, fake_masks, attention_mask=fake_attention_mask) > 0,
+            log_density_ratio(real_logits, real_masks, attention_mask=real_attention_mask) < 0,
         ]
     )
     return loss, {"discriminator_loss": loss.detach(), "discriminator_accuracy": is_correct.float().mean()}

@@ -27,12 +27,12 @@ class Distillation:
 
     Attributes:
         processes: names of the processes that students of the method may have, see ``student_process``.
-        takes_lengths: whether the method supports sequences of different lengths with padding, such as proteins.
+        supports_lengths: whether the method supports sequences of different lengths with padding, such as proteins.
     """
 
     name: ClassVar[str]
     processes: ClassVar[tuple[str, ...]]
-    takes_lengths: ClassVar[bool] = False
+    supports_lengths: ClassVar[bool] = False
     settings_type: ClassVar[type[DistillationConfig]]
     averaged_network = "student"
     settings: Any
@@ -44,8 +44,8 @@ class Distillation:
         self.tokenizer = inputs.teacher.tokenizer
         teacher = teacher_of(inputs.teacher).to(inputs.device).eval().requires_grad_(False)
         self.process = student_process(inputs.teacher, self.name, self.processes)
-        check_fit(settings, teacher, self.process, self.source)
-        if self.source.has_lengths and not (self.takes_lengths and isinstance(self.process, Absorbing)):
+        check_teacher(settings, teacher, self.process, self.source)
+        if self.source.has_lengths and not (self.supports_lengths and isinstance(self.process, Absorbing)):
             raise UsageError(
                 f"sequences of different lengths, such as those of {settings.data.corpus}, need method didi and a "
                 f"teacher of masked diffusion; got method {self.name} and process {self.process.name}: choose these, "
@@ -105,7 +105,7 @@ class Distillation:
         if state["teacher"] != self._teacher_digest:
             raise UsageError(
                 f"a resumed run needs the teacher it started with; the weights of {self.settings.teacher!r} have "
-                "changed: restore them, or start again in another folder with --out"
+                "changed: restore them, or start again in another folder"
             )
 
     def bundle(self) -> Bundle:
@@ -118,7 +118,7 @@ class Distillation:
         )
 
 
-def check_fit(settings: DistillationConfig, teacher: DenoiserNetwork, process: Process, source: Source) -> None:
+def check_teacher(settings: DistillationConfig, teacher: DenoiserNetwork, process: Process, source: Source) -> None:
     """Refuse a corpus that does not fit the teacher, and a teacher that reads the number of moves or latent codes.
 
     The vocabulary of a network of uniform-state diffusion is that of the corpus without [MASK]; public networks may

@@ -26,7 +26,7 @@ from didi.diffusion.canvas import Canvas
 from didi.diffusion.gaussian import GaussianSchedule, gamma_at, relaxed
 from didi.diffusion.noise import named_generator
 from didi.errors import UsageError
-from didi.methods.base import Figures, Inputs, Update
+from didi.methods.base import Inputs, Metrics, Update
 from didi.methods.elbo import Batch, Elbo, PretrainConfig
 from didi.methods.settings import RunConfig, check_at_least, check_finite
 from didi.process_group import process_group, to_device
@@ -158,7 +158,7 @@ class Duo(Elbo):
         loss = self._curriculum if step < self.settings.curriculum.end else self._nelbo
         return [Update("network", loss, step, self.settings.loop.steps)]
 
-    def _curriculum(self, batch: Batch) -> tuple[Tensor, Figures]:
+    def _curriculum(self, batch: Batch) -> tuple[Tensor, Metrics]:
         """Loss on relaxed tokens; since its noise levels are a part of the schedule, it is not a bound."""
-        loss, figures = self._nelbo(batch)
-        return loss, {"relaxed_nelbo": figures["nelbo"]}
+        loss, metrics = self._nelbo(batch)
+        return loss, {"relaxed_nelbo": metrics["nelbo"]}

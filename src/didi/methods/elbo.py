@@ -27,8 +27,8 @@ from didi.diffusion.noise import derive_seed, named_generator
 from didi.diffusion.schedule import WeightName, low_discrepancy_times, schedule_from_name
 from didi.diffusion.score import ScoreUniform
 from didi.errors import UsageError
-from didi.methods.base import Figures, Inputs, Runtime, Update
-from didi.methods.new_networks import make_autoregressive, make_denoiser, network_of_start, start_of
+from didi.methods.base import Inputs, Metrics, Runtime, Update
+from didi.methods.new_networks import make_autoregressive, make_denoiser, network_config_of_start, start_of
 from didi.methods.settings import NetworkConfig, OptimizerConfig, RunConfig, check_fraction, check_sharding
 from didi.models.autoregressive import AutoregressiveLM
 from didi.models.bundle import Bundle
@@ -86,19 +86,19 @@ class PretrainConfig(RunConfig):
             DidiError: see ``bundle.load``.
         """
         try:
-            config = self.at_start()
+            config = self.with_network_of_start()
         except UsageError:  # the start of a recipe is made by the user, perhaps later
             config = self
         return replace(config, start="")
 
-    def at_start(self) -> "PretrainConfig":
+    def with_network_of_start(self) -> "PretrainConfig":
         """The settings with the shape of the network of ``start`` in ``network``; unchanged without a start.
 
         Raises:
             UsageError: the bundle is missing or has no network to train.
             DidiError: see ``bundle.load``.
         """
-        return replace(self, network=network_of_start(self)) if self.start else self
+        return replace(self, network=network_config_of_start(self)) if self.start else self
 
     @classmethod
     def upgraded(cls, settings: Mapping[str, Any], base: RunConfig | None = None) -> dict[str, Any]:
@@ -240,13 +240,13 @@ class Elbo:
         loss = self._nll if self.is_autoregressive else self._nelbo
         return [Update("network", loss, step, self.settings.loop.steps)]
 
-    def _nll(self, batch: Batch) -> tuple[Tensor, Figures]:
+    def _nll(self, batch: Batch) -> tuple[Tensor, Metrics]:
         """Negative log-likelihood per token of the autoregressive network, in nats."""
         terms = self.runtime.call("network", AutoregressiveLM.nll, batch.x0)
         nll = batch.canvas.mean_per_position(torch.where(batch.canvas.is_free, terms, 0.0).sum(-1))
         return nll, {"nll": nll.detach()}
 
-    def _nelbo(self, batch: Batch) -> tuple[Tensor, Figures]:
+    def _nelbo(self, batch: Batch) -> tuple[Tensor, Metrics]:
         """Weighted loss per token, and the NELBO for the log."""
         canvas = batch.canvas
         arguments = (batch.process, batch.x0, batch.t, batch.z, batch.num_predicted, batch.soft, canvas.attention_mask)
@@ -280,7 +280,7 @@ class Elbo:
         if saved.get("digest") != self.origin.get("digest"):
             raise UsageError(
                 f"a resumed run needs the start it had; the weights of {self.settings.start!r} have changed: restore "
-                "them, or start again in another folder with --out"
+                "them, or start again in another folder"
             )
         self.origin = saved
 

@@ -13,7 +13,7 @@ class FrozenCopy:
 
     Args:
         source: network to copy.
-        setting: name of the setting that requires the copy, for error messages.
+        setting: name of the setting or method that requires the copy, for error messages.
 
     Attributes:
         network: the copy, in eval mode.
@@ -45,6 +45,6 @@ class FrozenCopy:
             if name not in state:
                 raise UsageError(
                     f"a checkpoint with {self._setting} holds a copy of the student; this one lacks its {name}: start "
-                    "again in another folder with --out"
+                    "again in another folder"
                 )
             weight.copy_(state[name])

@@ -18,7 +18,7 @@ from didi.methods.uniform_moves import uniform_states_before_a_move
 from didi.models.denoiser import Denoiser
 from didi.models.latent import num_codes
 
-States = Callable[[Denoiser, Int[Tensor, " s"], int, Float[Tensor, "k s l"], Any, Canvas], Int[Tensor, "s l"]]
+States = Callable[[Denoiser, Any, Int[Tensor, " s"], int, Float[Tensor, "k s l"], Canvas], Int[Tensor, "s l"]]
 
 
 class _Kind(NamedTuple):
@@ -39,7 +39,7 @@ _KINDS: Mapping[str, _Kind] = {
     Absorbing.name: _Kind(states_before_a_move, 2, 0),
     Uniform.name: _Kind(uniform_states_before_a_move, 1, 1),
 }
-"""By the name of the process."""
+"""Functions that draw the states, by the name of the process."""
 
 
 def num_guidance_uniforms(student: Denoiser, process: Process, num_moves: int) -> int:
@@ -50,21 +50,21 @@ def num_guidance_uniforms(student: Denoiser, process: Process, num_moves: int) -
 
 def guidance_states(
     student: Denoiser,
+    process: Process,
     move: Int[Tensor, " s"],
     num_moves: int,
     uniforms: Float[Tensor, "k s l"],
-    process: Process,
     canvas: Canvas | None = None,
 ) -> Int[Tensor, "s l"]:
     """States of the student's ancestral sampler of ``num_moves`` equal moves, each after ``move`` moves.
 
     Args:
         student: the few-step generator.
+        process: process of the student.
         move: for each state, the number of moves before it.
         num_moves: moves of the whole path.
         uniforms: uniform numbers, k of ``num_guidance_uniforms``; float64, on the student's device.
-        process: process of the student.
         canvas: the sequences, on the student's device; None if all positions are free.
     """
     canvas = canvas or Canvas.blank(len(move), uniforms.shape[-1], uniforms.device)
-    return _KINDS[process.name].states(student, move, num_moves, uniforms, process, canvas)
+    return _KINDS[process.name].states(student, process, move, num_moves, uniforms, canvas)

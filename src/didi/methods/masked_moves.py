@@ -34,7 +34,7 @@ class MaskedMoves:
     Attributes:
         network: the few-step generator.
         process: masked diffusion.
-        times: time before every move, and 0.
+        times: times before the moves, and 0 at the end.
         canvas: the sequences, with masks of their free and real positions.
         first: the network's predictions in the all-mask states; None if the network reads latent codes, which differ
             between paths.
@@ -47,10 +47,10 @@ class MaskedMoves:
     first: FirstStates | None
 
     @classmethod
-    def of(cls, network: DenoiserNetwork, num_moves: int, canvas: Canvas, process: Process) -> "MaskedMoves":
+    def of(cls, network: DenoiserNetwork, process: Process, num_moves: int, canvas: Canvas) -> "MaskedMoves":
         """See ``StudentMoves.of``."""
         assert isinstance(process, Absorbing)
-        first = None if num_codes(network) else first_states(network, canvas, process)
+        first = None if num_codes(network) else first_states(network, process, canvas)
         return cls(network, process, move_times(num_moves), canvas, first)
 
     @property

@@ -13,12 +13,13 @@ One step with ``corrupted-data`` trajectories, as in the publication:
    same state.
 5. The student descends the mean of advantage times log-probability of the drawn tokens.
 
-With ``whole-path`` (ours) the student's ancestral sampler generates the samples of a batch, and every move is scored
-(``student_moves``). All positions are compared. All samples of the batch have the same state, pure noise, and are
-compared with ``corpus_rows`` sequences of the corpus for each sample. The gradient is that of the discrepancy between
-the distribution of this sampler and the corpus. Neither kind of trajectory uses the teacher's predictions.
+With ``whole-path`` (not in the publication) the student's ancestral sampler generates the samples of a batch, and every
+move is scored (``student_moves``). All positions are compared. All samples of the batch have the same state, pure
+noise, and are compared with ``corpus_rows`` sequences of the corpus for each sample. The gradient is that of the
+discrepancy between the distribution of this sampler and the corpus. Neither kind of trajectory uses the teacher's
+predictions.
 
-Departures from the publication and its code (github.com/yandex-research/dlm-mmd), beside the settings marked "ours":
+Departures from the publication and its code (github.com/yandex-research/dlm-mmd), beside settings that name one:
 
 - The bandwidth is a multiple of a median distance, not an absolute number.
 - Advantages are divided by their root mean square, log-probabilities of a sample are summed over positions, and the
@@ -43,7 +44,7 @@ from didi.diffusion.noise import named_generator
 from didi.diffusion.schedule import low_discrepancy_times
 from didi.diffusion.uniform import Uniform
 from didi.errors import UsageError
-from didi.methods.base import Figures, Inputs, Runtime, Update
+from didi.methods.base import Inputs, Metrics, Runtime, Update
 from didi.methods.distillation import Distillation
 from didi.methods.mmd_settings import MmdConfig
 from didi.methods.sequence_features import Points, kernel_of, layers_of, pooled, sequence_features
@@ -66,7 +67,7 @@ class Batch:
 
     Attributes:
         step: step of the run.
-        number: number of the micro-batch within the step.
+        micro_batch: number of the micro-batch within the step.
         x: samples of each state.
         score: log-probability of each sample, with the student's gradient.
         real: sequences of the corpus that the samples of a state are compared with.
@@ -74,7 +75,7 @@ class Batch:
     """
 
     step: int
-    number: int
+    micro_batch: int
     x: Int[Tensor, "s g l"]
     score: Float[Tensor, "s g"]
     real: Int[Tensor, "s r l"]
@@ -83,10 +84,10 @@ class Batch:
 
 def completions(
     student: DenoiserNetwork,
+    process: Process,
     z: Int[Tensor, "s l"],
     t: Float[Tensor, " s"],
     uniforms: Float[Tensor, "s l g"],
-    process: Process,
 ) -> tuple[Int[Tensor, "s g l"], Float[Tensor, "s g"]]:
     """Samples of the clean sequence given each state, positions independent, and their log-probabilities."""
     is_predicted = process.is_predicted(z)
@@ -101,10 +102,10 @@ def completions(
 
 
 def paths(
-    student: DenoiserNetwork, num_moves: int, length: int, process: Process, draw: Uniforms
+    student: DenoiserNetwork, process: Process, num_moves: int, length: int, draw: Uniforms
 ) -> tuple[Int[Tensor, "s l"], Float[Tensor, " s"]]:
     """Finished samples of the student's ancestral sampler, and the log-probability of each path."""
-    moves = MOVES[process.name].of(student, num_moves, draw.blank(length), process)
+    moves = MOVES[process.name].of(student, process, num_moves, draw.blank_canvas(length))
     branches = moves.branches(num_moves, 1, draw)  # the branch after the last move is the finished sample
     return branches.z, branches.first_score
 
@@ -155,7 +156,7 @@ class Mmd(Distillation):
 
     def _local_features(self, rows: Int[Tensor, "n l"], generator: torch.Generator, processes: ProcessGroup) -> Points:
         """Features of this process's sequences, see ``sequence_features``."""
-        with torch.no_grad(), self.runtime.cast():
+        with torch.no_grad(), self.runtime.autocast():
             return sequence_features(self.teacher, self.process, self.settings.objective, rows, generator, processes)
 
     def prepare(self, step: int, micro_batch: int) -> Batch:
@@ -165,7 +166,7 @@ class Mmd(Distillation):
         draw = Uniforms(settings.loop.batch_size, generator, device)
         if settings.objective.trajectory == "corrupted-data":
             return self._completed(step, micro_batch, draw)
-        arguments = (settings.objective.moves, settings.data.length, self.process, draw)
+        arguments = (self.process, settings.objective.moves, settings.data.length, draw)
         x, score = self.runtime.call("student", paths, *arguments)
         num_rows = settings.objective.corpus_rows
         rows = self.source.batch(step, self.sequences_per_step * num_rows)
@@ -179,7 +180,7 @@ class Mmd(Distillation):
         x0, t = local_rows(x0).to(device), local_rows(t).to(device)
         length, num = x0.shape[1], self.settings.objective.completions
         z = process.corrupt(x0, t, draw(length, process.draws_per_position))
-        x, score = self.runtime.call("student", completions, z, t, draw(length, num), process)
+        x, score = self.runtime.call("student", completions, process, z, t, draw(length, num))
         return Batch(step, micro_batch, x, score, x0[:, None], process.is_predicted(z))
 
     def updates(self, step: int) -> Sequence[Update]:
@@ -189,7 +190,7 @@ class Mmd(Distillation):
     def _kernels(self, batch: Batch) -> tuple[Float[Tensor, "s g g"], Float[Tensor, "s g r"]]:
         """Kernels of pairs of samples, and of samples and corpus; for whole paths, of the samples of all processes."""
         objective = self.settings.objective
-        generator = named_generator(self.settings.seed, "mmd-features", batch.step, batch.number)
+        generator = named_generator(self.settings.seed, "mmd-features", batch.step, batch.micro_batch)
         samples = self._grouped_features(batch.x, generator)
         if objective.trajectory == "corrupted-data":
             real = self._grouped_features(batch.real, generator)
@@ -214,7 +215,7 @@ class Mmd(Distillation):
         features = self._local_features(rows.flatten(0, 1), generator, process_group())
         return [kind.unflatten(0, rows.shape[:2]) for kind in features]
 
-    def _loss(self, batch: Batch) -> tuple[Tensor, Figures]:
+    def _loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
         """Surrogate loss with the gradient of the discrepancy; the figure ``mmd`` omits the kernel of corpus pairs."""
         objective = self.settings.objective
         sample_kernel, cross_kernel = self._kernels(batch)
@@ -229,8 +230,8 @@ class Mmd(Distillation):
         if objective.normalise_advantage:
             advantage = advantage / (mean_square + STD_EPSILON).sqrt()
         loss = (advantage * batch.score).mean()
-        figures = {"mmd": mmd if is_path else process_group().mean(mmd), "advantage_std": mean_square.sqrt()}
-        return loss, figures
+        metrics = {"mmd": mmd if is_path else process_group().mean(mmd), "advantage_std": mean_square.sqrt()}
+        return loss, metrics
 
     def state_dict(self) -> dict[str, Any]:
         """Digest of the teacher's weights, and the unit of the bandwidths."""

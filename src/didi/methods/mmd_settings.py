@@ -20,8 +20,8 @@ class MmdObjective:
 
     trajectory: MmdTrajectory = "corrupted-data"
     """How the student generates in training. ``corrupted-data`` (the publication): a sequence of the corpus is
-    corrupted to a random time, and all its predicted positions are drawn at once from one pass. ``whole-path`` (ours):
-    all ``moves`` moves of the student's ancestral sampler."""
+    corrupted to a random time, and all its predicted positions are drawn at once from one pass. ``whole-path`` (not in
+    the publication): all ``moves`` moves of the student's ancestral sampler."""
     moves: int | None = None
     """Moves of a ``whole-path``, 1 or more; None for ``corrupted-data``."""
     completions: int = 8
@@ -29,16 +29,16 @@ class MmdObjective:
     ``whole-path``, where ``loop.batch_size`` is the number of samples."""
     advantage: MmdAdvantage = "groups"
     """``groups`` (the publication): the cost of a sample is the discrepancy of its group, the baseline is the mean
-    discrepancy of the other groups. ``leave-one-out`` (ours): the cost of a sample is computed with all other samples;
-    the expected gradient is the same."""
+    discrepancy of the other groups. ``leave-one-out`` (not in the publication): the cost of a sample is computed
+    with all other samples; the expected gradient is the same."""
     group_size: int = 2
     """Samples of a group, 2 in the public code."""
     normalise_advantage: bool = True
-    """Divide advantages by their root mean square in the batch (ours)."""
+    """Divide advantages by their root mean square in the batch (not in the publication)."""
     features: MmdFeatures = "token"
     """The points that represent a sequence. ``token`` (the publication): the features of every position, each a point.
-    ``sequence``: the mean of the features over positions. ``concatenated`` (ours): the features of all positions in one
-    vector."""
+    ``sequence``: the mean of the features over positions. ``concatenated`` (not in the publication): the
+    features of all positions in one vector."""
     layers: tuple[int, ...] = ()
     """Blocks of the frozen teacher after which features are read, from 1; empty: one after a third of the blocks, as
     in the publication (4 of 12). Kernels of several blocks are averaged."""
@@ -52,8 +52,8 @@ class MmdObjective:
     corpus_rows: int = 1
     """Number of corpus sequences in a step of ``whole-path``, for each sample."""
     bank_size: int = 0
-    """Size of a bank of corpus sequences whose features are computed once; steps of ``whole-path`` draw from it (ours).
-    0: each step computes the features of new sequences."""
+    """Size of a bank of corpus sequences whose features are computed once; steps of ``whole-path`` draw from it (not in
+    the publication). 0: each step computes the features of new sequences."""
 
     def __post_init__(self) -> None:
         check_at_least(1, self, "completions", "corpus_rows")

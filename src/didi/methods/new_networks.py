@@ -131,7 +131,7 @@ def start_of(settings: Any, source: Source, process: Process) -> Start:
     return Start(network, weights_digest(network), bundle.provenance)
 
 
-def network_of_start(settings: Any) -> NetworkConfig:
+def network_config_of_start(settings: Any) -> NetworkConfig:
     """``settings.network`` with the kind and the sizes of the network in the bundle ``settings.start``.
 
     The dropout is that of ``settings``. Settings that the kind of the network does not have get their defaults.

@@ -27,25 +27,25 @@ class ObjectiveConfig:
     trajectory: TrajectoryKind = "two-moves"
     """How the student generates in training. ``one-step``: all tokens from the all-mask state. ``two-moves``: 1 -> tau
     -> 0, with the score of both moves, Eq. 9 (the paper). ``path``: the student's ancestral sampler of ``moves`` moves,
-    of which a random one is scored, with the reward of a state at a time within that move (ours). ``whole-path``: all
-    ``moves`` moves of that sampler are scored, with the reward of the finished sample (ours); the only choice for
-    teachers of uniform-state diffusion."""
+    of which a random one is scored, with the reward of a state at a time within that move (not in the paper).
+    ``whole-path``: all ``moves`` moves of that sampler are scored, with the reward of the finished sample (not in the
+    paper); the only choice for teachers of uniform-state diffusion."""
     moves: int | None = None
     """Moves of a ``path``, 3 or more, or of a ``whole-path``, 1 or more; None for other trajectories. With ``budgets``
     it is None or one of the budgets, and has no effect."""
     budgets: tuple[int, ...] = ()
-    """Numbers of moves of a ``whole-path`` for one student (ours): each step draws one of them for all its samples.
-    Student and discriminator are conditioned on it. Empty: all steps have ``moves`` moves."""
+    """Numbers of moves of a ``whole-path`` for one student (not in the paper): each step draws one of them for all its
+    samples. Student and discriminator are conditioned on it. Empty: all steps have ``moves`` moves."""
     budget_conditioning: bool = True
     """Whether the student is conditioned on the number of moves, of ``budgets``; the discriminator always is."""
     initial_mask_ratio: float = 1.0
     """Share of [MASK] in the state that a ``whole-path`` of 1 move starts from, in (0, 1]; the other positions hold
-    random tokens, so that the distribution of samples is a mixture of products (ours, after Di[M]O, whose text models
-    have 0.5). 1: all masks, as in masked diffusion."""
+    random tokens, so that the distribution of samples is a mixture of products, as in Di[M]O, whose text models have
+    0.5 (not in the paper). 1: all masks, as in masked diffusion."""
     latent_codes: int = 0
     """Number of latent codes of a ``whole-path`` of masked diffusion: the student reads a code at each position, drawn
-    uniformly for each sequence and move, so that the distribution of a move is a mixture of products (ours, after
-    Di4C; see ``models.latent``). 2 or more; 0: no latent codes."""
+    uniformly for each sequence and move, so that the distribution of a move is a mixture of products, as in Di4C
+    (not in the paper; see ``models.latent``). 2 or more; 0: no latent codes."""
     latent_scale: float = 1.0
     """Standard deviation of the initial embeddings of the codes, divided by that of the teacher's token embeddings;
     positive, used with ``latent_codes``."""
@@ -53,11 +53,11 @@ class ObjectiveConfig:
     """Time t of the rewards of a ``whole-path``. ``finished``: 0, the reward of the finished sample. ``density``: drawn
     from pi(t). ``both``: 0 for every second sample of the batch, drawn from pi(t) for the rest."""
     reference_steps: int = 0
-    """Number of student updates after which the student is copied to a reference, on a ``whole-path`` (ours). The
-    discriminator learns from samples of the reference, and the reward of a path adds the log-ratio of its probability
-    under student and reference, in nats per sequence, so that it does not lag behind the student. The discriminator
-    should have one logit per sequence and no label smoothing, so that its log-ratio has the same unit. 2 or more; 0: no
-    reference, the discriminator learns from the student's samples."""
+    """Number of student updates after which the student is copied to a reference, on a ``whole-path`` (not in the
+    paper). The discriminator learns from samples of the reference, and the reward of a path adds the log-ratio of its
+    probability under student and reference, in nats per sequence, so that it does not lag behind the student. The
+    discriminator should have one logit per sequence and no label smoothing, so that its log-ratio has the same unit. 2
+    or more; 0: no reference, the discriminator learns from the student's samples."""
     coupled_time: bool = True
     """Corrupt the samples at the time tau of their intermediate state (App. F.3)."""
     weight: WeightName = "constant"
@@ -80,7 +80,7 @@ class ObjectiveConfig:
     """Bound on a log-ratio of the discriminator in nats, positive; 8 in the released code (row 10)."""
     completions: int = 1
     """Completions x of each intermediate state (reduction B). For a ``whole-path``, 2 or more need the advantage
-    ``shared-state``: completions are independent given the state before a random move (ours)."""
+    ``shared-state``: completions are independent given the state before a random move (not in the paper)."""
     corruptions: int = 1
     """Corruptions z_t of each completion, whose rewards are averaged (reduction C)."""
     advantage: Grouping = "batch"

@@ -40,11 +40,11 @@ def real_sampler(config: DistillConfig, source: Source, teacher: Bundle, folder:
         UsageError: ``discriminator.real_source`` is invalid.
     """
     settings = config.discriminator
-    num_repeats = settings.steps_per_student_step
+    num_updates = settings.steps_per_student_step
     num_copies = config.objective.group_size if config.objective.advantage == "rows" else 1
 
-    def corpus(step: int, number: int, repeat: int, size: int) -> Tensor:
-        draw = (step * config.loop.accumulation + number) * num_repeats + repeat
+    def corpus(step: int, micro_batch: int, update: int, size: int) -> Tensor:
+        draw = (step * config.loop.accumulation + micro_batch) * num_updates + update
         return source.batch(draw, size // num_copies).repeat_interleave(num_copies, 0)
 
     if settings.real_source == "corpus":
@@ -52,19 +52,19 @@ def real_sampler(config: DistillConfig, source: Source, teacher: Bundle, folder:
     if settings.real_source == "teacher-pool":
         pool = _teacher_pool(teacher, folder / TEACHER_POOL, config)
 
-        def from_pool(step: int, number: int, repeat: int, size: int) -> Tensor:
-            generator = named_generator(config.seed, "pool", step, number, repeat)
+        def from_pool(step: int, micro_batch: int, update: int, size: int) -> Tensor:
+            generator = named_generator(config.seed, "pool", step, micro_batch, update)
             return pool[torch.randint(len(pool), (size,), generator=generator)]
 
         return from_pool
     nfe = _online_nfe(settings.real_source)
 
-    def online(step: int, number: int, repeat: int, size: int) -> Tensor:
+    def online(step: int, micro_batch: int, update: int, size: int) -> Tensor:
         return generate(
             teacher,
             num_samples=size,
             nfe=nfe,
-            seed=derive_seed(config.seed, "online", step, number, repeat),
+            seed=derive_seed(config.seed, "online", step, micro_batch, update),
             batch_size=size,
             length=config.data.length,
             role="teacher",

@@ -1,4 +1,4 @@
-"""A copy of an earlier student, the reference of the rewards (ours): ``objective.reference_steps``, ``whole_path``."""
+"""A copy of an earlier student as reference of the rewards, ``objective.reference_steps``; not in the paper."""
 
 import torch
 from jaxtyping import Float
@@ -43,4 +43,4 @@ class Reference(FrozenCopy):
         student_log_probs = drawn.first_score[:, None] + drawn.completion_log_probs.sum(-1)
         network = self.network.at_budget(drawn.num_moves) if self._reads_budgets else self.network
         path = drawn.x, drawn.record, drawn.num_moves
-        return student_log_probs - path_log_probs(network, *path, self._process, self._initial_state, drawn.canvas)
+        return student_log_probs - path_log_probs(network, self._process, *path, self._initial_state, drawn.canvas)

@@ -34,18 +34,18 @@ class TeacherLogProbs:
         process, canvas = cast(Absorbing, self._process), drawn.canvas
         first = self._first
         if first is None:
-            first = first_states(teacher, canvas, process).log_probs
+            first = first_states(teacher, process, canvas).log_probs
             self._first = first if canvas.is_all_free else None  # then all steps have the same first state
         log_probs = [first]
         if len(drawn.log_probs_of_moves) > 1:
-            log_probs.append(masked_log_probs(teacher, drawn.z_tau, drawn.tau, process, canvas.attention_mask))
+            log_probs.append(masked_log_probs(teacher, process, drawn.z_tau, drawn.tau, canvas.attention_mask))
         return log_probs
 
 
 def regularisation(
     student: Sequence[Float[Tensor, "_ v"]], teacher: Sequence[Float[Tensor, "_ v"]], objective: ObjectiveConfig
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Weighted divergence minus weighted entropy, each a mean over positions and a sum over moves; and figures.
+    """Weighted divergence minus weighted entropy, each a mean over positions and a sum over moves; and metrics.
 
     Args:
         student: log-probabilities of each move, with gradient; empty if there is no move to regularise.
@@ -56,13 +56,13 @@ def regularisation(
         return torch.zeros(()), {}
     with torch.set_grad_enabled(bool(objective.entropy_weight)):  # with weight 0 it is only logged
         entropies = [process_group().local_term_of_mean(entropy(log_probs)) for log_probs in student]
-    figures = {"entropy": entropies[-1].detach()}
+    metrics = {"entropy": entropies[-1].detach()}
     loss = -objective.entropy_weight * torch.stack(entropies).sum()
     if objective.divergence_weight:
         divergences = [
             process_group().local_term_of_mean(divergence(objective.divergence, teacher_move, student_move))
             for teacher_move, student_move in zip(teacher, student, strict=True)
         ]
-        figures["divergence"] = torch.stack(divergences).sum().detach()
+        metrics["divergence"] = torch.stack(divergences).sum().detach()
         loss = loss + objective.divergence_weight * torch.stack(divergences).sum()
-    return loss, figures
+    return loss, metrics

@@ -59,15 +59,15 @@ class Rollout:
     record: Tensor | None = None
 
     @property
-    def of_corruptions(self) -> Canvas:
+    def corruption_canvas(self) -> Canvas:
         """The canvas of ``z_t``, one row for each corruption."""
         return self.canvas.repeat_interleave(self.z_t.shape[1] * self.z_t.shape[2])
 
     @property
     def log_probs_of_moves(self) -> list[Tensor]:
         """Log-probabilities that are regularised: of the first move, and of the second if it has its own pass."""
-        has_one = self.trajectory in ("one-step", "whole-path")
-        moves = [self.first_log_probs] if has_one else [self.first_log_probs, self.second_log_probs]
+        has_one_pass = self.trajectory in ("one-step", "whole-path")
+        moves = [self.first_log_probs] if has_one_pass else [self.first_log_probs, self.second_log_probs]
         return [log_probs for log_probs in moves if log_probs is not None]
 
 
@@ -77,16 +77,16 @@ class Batch:
 
     Attributes:
         step: step of the run.
-        number: number of the micro-batch within the step.
+        micro_batch: number of the micro-batch within the step.
         rollout: the student's trajectories; None in guidance steps.
     """
 
     step: int
-    number: int
+    micro_batch: int
     rollout: Rollout | None = None
 
 
-TRAJECTORIES: dict[TrajectoryKind, Callable[[DenoiserNetwork, Canvas, ObjectiveConfig, Any, Uniforms], Trajectory]] = {
+TRAJECTORIES: dict[TrajectoryKind, Callable[[DenoiserNetwork, Any, Canvas, ObjectiveConfig, Uniforms], Trajectory]] = {
     "one-step": one_step,
     "two-moves": two_moves,
     "path": path,
@@ -109,10 +109,10 @@ def last_move(trajectory: Trajectory, uniforms: Float[Tensor, "s l g"], process:
 
 def rollout(
     student: DenoiserNetwork,
+    process: Process,
     num_states: int,
     length: int,
     objective: ObjectiveConfig,
-    process: Process,
     generator: torch.Generator,
     device: torch.device,
     canvas: Canvas | None = None,
@@ -121,19 +121,19 @@ def rollout(
 
     Args:
         student: the few-step generator.
+        process: process of the student; see ``TRAJECTORIES``.
         num_states: number of intermediate states of all processes; returns this process's share of them, s.
         length: positions l of a sequence; ignored if there is a ``canvas``.
         objective: trajectory, numbers of completions and corruptions, density of times.
-        process: process of the student; see ``TRAJECTORIES``.
         generator: a CPU generator; all draws are float64.
         device: device of the student.
         canvas: canvas of this process's states, on ``device``; None if all positions are free.
     """
     draw = Uniforms(num_states, generator, device)
     if canvas is None:
-        canvas = draw.blank(length)
+        canvas = draw.blank_canvas(length)
     length = canvas.length
-    trajectory = TRAJECTORIES[objective.trajectory](student, canvas, objective, process, draw)
+    trajectory = TRAJECTORIES[objective.trajectory](student, process, canvas, objective, draw)
     num_completions, num_corruptions = objective.completions, objective.corruptions
     uniforms = draw(length, num_completions)  # drawn, but not used, if the trajectory has completions
     x, log_probs = trajectory.completions or last_move(trajectory, uniforms, process)

@@ -17,8 +17,9 @@ are at t, t - dt, ...; the last step draws no tokens, since no target depends on
 a step are left out of the teacher's pass.
 
 Optimum of the student: for ``forward-kl`` the best prediction at (z_t, t) is the mean of the targets. It is close to
-the teacher's prediction at (z_t, t), since revealed tokens change a prediction but hardly its mean. For ``kl`` it is
-the normalised geometric mean, which is more concentrated. ``evaluation.exact.sdtt`` computes both.
+the teacher's prediction at (z_t, t), since a revealed token changes a prediction, but its mean over that token almost
+not. For ``kl`` it is the normalised geometric mean, which is more concentrated. ``evaluation.exact.sdtt`` computes
+both.
 """
 
 from collections.abc import Sequence
@@ -35,7 +36,7 @@ from didi.diffusion.categorical import sample_categorical
 from didi.diffusion.noise import named_generator
 from didi.diffusion.schedule import low_discrepancy_times
 from didi.errors import UsageError
-from didi.methods.base import Figures, Inputs, Update
+from didi.methods.base import Inputs, Metrics, Update
 from didi.methods.distillation import Distillation
 from didi.methods.frozen_copy import FrozenCopy
 from didi.methods.settings import DistillationConfig, OptimizerConfig, check_at_least
@@ -43,7 +44,7 @@ from didi.methods.student_process import MASKED
 from didi.models.bundle import Bundle
 from didi.models.denoiser import Denoiser
 from didi.models.networks import DenoiserNetwork
-from didi.objectives.sdtt import Loss, distillation_loss, read_positions, step_size, step_times
+from didi.objectives.sdtt import Loss, distillation_loss, step_size, step_times, target_steps
 from didi.process_group import process_group, to_device
 
 
@@ -99,20 +100,20 @@ class Batch:
     Attributes:
         z: corrupted sequences.
         times: times before each of the teacher's K steps; ``times[0]`` are the times of ``z``.
-        is_read: whether the target of a position is the prediction at a step; on the CPU.
+        is_target_step: for each of the K steps, whether its prediction is the target of a position; on the CPU.
         uniforms: uniform numbers for the tokens of all steps but the last.
         scale: factor of the sum of the losses.
     """
 
     z: Int[Tensor, "b l"]
     times: Float[Tensor, "k b"]
-    is_read: Bool[Tensor, "k b l"]
+    is_target_step: Bool[Tensor, "k b l"]
     uniforms: Float[Tensor, "j b l"]
     scale: float
 
 
 def log_probs_where(
-    network: Denoiser, process: Process, z: Int[Tensor, "b l"], t: Float[Tensor, " b"], is_read: Bool[Tensor, "b l"]
+    network: Denoiser, process: Process, z: Int[Tensor, "b l"], t: Float[Tensor, " b"], is_selected: Bool[Tensor, "b l"]
 ) -> Float[Tensor, "n v"]:
     """Log-probabilities of x0 at selected positions, in row-major order; rows without a position need no pass.
 
@@ -121,9 +122,9 @@ def log_probs_where(
         process: process of the network.
         z: states.
         t: times of ``z``.
-        is_read: selected positions; on the CPU, so that the host does not wait for another device.
+        is_selected: selected positions; on the CPU, so that the host does not wait for another device.
     """
-    row, position = is_read.nonzero(as_tuple=True)
+    row, position = is_selected.nonzero(as_tuple=True)
     rows, row_index = row.unique_consecutive(return_inverse=True)
     rows, row_index, position = (to_device(index, z.device) for index in (rows, row_index, position))
     features = network.features(z[rows], process.noise_level(network, t[rows]))
@@ -136,7 +137,7 @@ def teacher_targets(
     process: Process,
     z: Int[Tensor, "b l"],
     times: Float[Tensor, "k b"],
-    is_read: Bool[Tensor, "k b l"],
+    is_target_step: Bool[Tensor, "k b l"],
     uniforms: Float[Tensor, "j b l"],
 ) -> Float[Tensor, "n v"]:
     """Target log-probabilities at all masked positions of ``z``, in row-major order.
@@ -146,18 +147,18 @@ def teacher_targets(
         process: masked diffusion.
         z: states at ``times[0]``.
         times: times before each of the K steps.
-        is_read: from ``objectives.sdtt.read_positions``; on the CPU.
+        is_target_step: from ``objectives.sdtt.target_steps``; on the CPU.
         uniforms: numbers in [0, 1) for the tokens of all steps but the last.
     """
-    rank = is_read.any(0).flatten().cumsum(0) - 1  # index of a position among the masked positions
+    rank = is_target_step.any(0).flatten().cumsum(0) - 1  # index of a position among the masked positions
     targets, ranks = [], []
-    for step, is_revealed in enumerate(is_read):
+    for step, is_revealed in enumerate(is_target_step):
         if not bool(is_revealed.any()):
             continue
         log_probs = log_probs_where(teacher, process, z, times[step], is_revealed)
         targets.append(log_probs)
         ranks.append(rank[is_revealed.flatten()])
-        if step + 1 < len(is_read):
+        if step + 1 < len(is_target_step):
             mask = to_device(is_revealed, z.device)
             z = z.masked_scatter(mask, sample_categorical(log_probs, uniforms[step][mask]))
     if not targets:
@@ -194,15 +195,15 @@ class Sdtt(Distillation):
         times = step_times(t, dt, settings.teacher_steps)
         # One number for each position determines whether it is masked at t and which step reveals it.
         alphas = process.schedule.alpha(times)
-        is_read = read_positions(torch.stack([is_masked_at(draws[0], alpha) for alpha in alphas]))
-        num_masked, num_parts = int(is_read.sum()), settings.loop.accumulation * process_group().size
+        is_target_step = target_steps(torch.stack([is_masked_at(draws[0], alpha) for alpha in alphas]))
+        num_masked, num_parts = int(is_target_step.sum()), settings.loop.accumulation * process_group().size
         rows = torch.arange(len(x0)).split(settings.loop.batch_size)[micro_batch]
         local = process_group().local_rows(rows)
         z = process.corrupt(x0[local], t[local], draws[0][local, :, None])
         return Batch(
             z=to_device(z, device),
             times=to_device(times[:, local], device),
-            is_read=is_read[:, local],
+            is_target_step=is_target_step[:, local],
             uniforms=to_device(draws[1:, local], device),
             scale=num_parts / max(1, num_masked),
         )
@@ -211,12 +212,12 @@ class Sdtt(Distillation):
         """One update of the student; its learning-rate schedule extends over the whole run."""
         return [Update("student", self._loss, step, self.num_steps)]
 
-    def _loss(self, batch: Batch) -> tuple[Tensor, Figures]:
+    def _loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
         """Mean divergence over the masked positions of the batch."""
-        with torch.no_grad(), self.runtime.cast():
+        with torch.no_grad(), self.runtime.autocast():
             teacher = cast(DenoiserNetwork, self.frozen["round_teacher"])
-            target = teacher_targets(teacher, self.process, batch.z, batch.times, batch.is_read, batch.uniforms)
-        arguments = self.process, batch.z, batch.times[0], batch.is_read.any(0)
+            target = teacher_targets(teacher, self.process, batch.z, batch.times, batch.is_target_step, batch.uniforms)
+        arguments = self.process, batch.z, batch.times[0], batch.is_target_step.any(0)
         student_log_probs = self.runtime.call("student", log_probs_where, *arguments)
         loss = distillation_loss(self.settings.loss, target, student_log_probs).sum() * batch.scale
         return loss, {"distillation_loss": loss.detach()}

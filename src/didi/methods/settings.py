@@ -25,7 +25,7 @@ def check_finite(settings: Any, *unbounded: str) -> None:
         is_finite = not isinstance(value, float) or math.isfinite(value)
         if not is_finite and not (name in unbounded and value == math.inf):
             more = " or inf" if name in unbounded else ""
-            raise UsageError(f"{name.replace('_', '-')} is a finite number{more}; got {value}")
+            raise UsageError(f"{name} is a finite number{more}; got {value}")
 
 
 def check_positive(settings: object, *names: str) -> None:
@@ -33,21 +33,21 @@ def check_positive(settings: object, *names: str) -> None:
     for name in names:
         value = getattr(settings, name)
         if value is not None and not value > 0:
-            raise UsageError(f"{name.replace('_', '-')} is positive; got {value}")
+            raise UsageError(f"{name} is positive; got {value}")
 
 
 def check_at_least(low: int, settings: object, *names: str) -> None:
     """Refuse fields of ``settings`` that are below ``low`` or NaN."""
     for name in names:
         if not getattr(settings, name) >= low:  # "not >=" instead of "<" refuses NaN too
-            raise UsageError(f"{name.replace('_', '-')} is {low} or more; got {getattr(settings, name)}")
+            raise UsageError(f"{name} is {low} or more; got {getattr(settings, name)}")
 
 
 def check_fraction(settings: object, *names: str) -> None:
     """Refuse fields of ``settings`` outside [0, 1)."""
     for name in names:
         if not 0 <= getattr(settings, name) < 1:
-            raise UsageError(f"{name.replace('_', '-')} lies in [0, 1); got {getattr(settings, name)}")
+            raise UsageError(f"{name} lies in [0, 1); got {getattr(settings, name)}")
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ class OptimizerConfig:
         )
         check_fraction(self, "beta1", "beta2")
         if self.final_fraction > 1:
-            raise UsageError(f"final-fraction lies in [0, 1]; got {self.final_fraction}")
+            raise UsageError(f"final_fraction lies in [0, 1]; got {self.final_fraction}")
         if self.final_fraction and self.decay == "constant":
             raise UsageError(
                 f"final_fraction is 0 with decay constant; got {self.final_fraction}: set it to 0, "
@@ -152,9 +152,9 @@ class LoopConfig:
     steps: int = 10_000
     """Updates of the trained network (of the student, in a distillation)."""
     batch_size: int = 64
-    """Sequences in one forward pass."""
+    """Sequences of a micro-batch, divided among the processes."""
     accumulation: int = 1
-    """Forward passes per update; the batch of an update is ``batch_size * accumulation``."""
+    """Micro-batches of an update, whose batch has ``batch_size * accumulation`` sequences."""
     log_every: int = 20
     """Steps between lines of metrics.jsonl, whose values are means over these steps."""
     validate_every: int = 500

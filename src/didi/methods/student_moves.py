@@ -33,7 +33,7 @@ class StudentMoves(Protocol):
     """A network's ancestral sampler with evenly spaced moves, for one kind of process."""
 
     @classmethod
-    def of(cls, network: DenoiserNetwork, num_moves: int, canvas: Canvas, process: Process) -> "StudentMoves":
+    def of(cls, network: DenoiserNetwork, process: Process, num_moves: int, canvas: Canvas) -> "StudentMoves":
         """The sampler of ``num_moves`` moves for the sequences of ``canvas``."""
         ...
 

@@ -1,4 +1,4 @@
-"""Trajectories of a masked student in training: one step, two moves 1 -> tau -> 0 (the paper), or a path (ours).
+"""Trajectories of a masked student in training: one step, two moves 1 -> tau -> 0 (the paper), or a path.
 
 Each move needs one network pass, from which tokens are drawn and scored. The pass of the first move, from the all-mask
 state, has a single row.
@@ -28,9 +28,9 @@ from didi.process_group import process_group
 
 def masked_log_probs(
     denoiser: Denoiser,
+    process: Absorbing,
     z: Int[Tensor, "b l"],
     t: Float[Tensor, " b"],
-    process: Absorbing,
     attention_mask: Bool[Tensor, "b l"] | None = None,
 ) -> Float[Tensor, "n v"]:
     """Log-probabilities at the masked positions of ``z``, in row-major order."""
@@ -53,11 +53,11 @@ class FirstStates(NamedTuple):
     row: Int[Tensor, "s l"]
 
 
-def first_states(denoiser: Denoiser, canvas: Canvas, process: Absorbing) -> FirstStates:
+def first_states(denoiser: Denoiser, process: Absorbing, canvas: Canvas) -> FirstStates:
     """The states before the first move, and their predictions; equal states share one network pass."""
     z, device = process.prior(canvas), canvas.tokens.device
     if canvas.is_all_free:
-        log_probs = masked_log_probs(denoiser, z[:1], torch.ones(1, dtype=torch.float64), process)
+        log_probs = masked_log_probs(denoiser, process, z[:1], torch.ones(1, dtype=torch.float64))
         return FirstStates(z, log_probs, torch.arange(canvas.length, device=device).expand(z.shape))
     distinct, number = torch.unique(z, dim=0, return_inverse=True)
     states = torch.arange(len(z), device=device)
@@ -73,21 +73,21 @@ def first_states(denoiser: Denoiser, canvas: Canvas, process: Absorbing) -> Firs
 @torch.no_grad()
 def states_before_a_move(
     student: Denoiser,
+    process: Absorbing,
     move: Int[Tensor, " s"],
     num_moves: int,
     uniforms: Float[Tensor, "k s l"],
-    process: Absorbing,
     canvas: Canvas | None = None,
 ) -> Int[Tensor, "s l"]:
     """States of the student's ancestral sampler of ``num_moves`` equal moves, each after ``move`` moves.
 
     Args:
         student: the few-step generator.
+        process: masked diffusion.
         move: for each state, the number of moves before it.
         num_moves: moves of the whole path.
         uniforms: uniform numbers that determine when positions are revealed (k = 0), their tokens (k = 1) and, if the
             student reads latent codes, the codes of each move (k > 1); float64, on the student's device.
-        process: masked diffusion.
         canvas: masks of the free and real positions; None if all positions are free.
     """
     (reveal, draw, *code_draws), device, number_of_codes = uniforms, uniforms.device, num_codes(student)
@@ -138,7 +138,7 @@ class Uniforms:
     def __init__(self, num_states: int, generator: torch.Generator, device: torch.device) -> None:
         self.num_states, self.generator, self.device = num_states, generator, device
 
-    def blank(self, length: int) -> Canvas:
+    def blank_canvas(self, length: int) -> Canvas:
         """A canvas for this process's states with free positions only."""
         num_local = len(range(self.num_states)[process_group().local_slice(self.num_states)])
         return Canvas.blank(num_local, length, self.device)
@@ -187,46 +187,46 @@ class Trajectory(NamedTuple):
 
 
 def one_step(
-    student: DenoiserNetwork, canvas: Canvas, objective: ObjectiveConfig, process: Absorbing, draw: Uniforms
+    student: DenoiserNetwork, process: Absorbing, canvas: Canvas, objective: ObjectiveConfig, draw: Uniforms
 ) -> Trajectory:
     """The one-step generator: every state has all masks, and equal states share one pass."""
     tau, t = map(process_group().local_rows, draw_times(draw.num_states, objective, draw.generator))
-    first = first_states(student, canvas, process)
+    first = first_states(student, process, canvas)
     no_score = torch.zeros(len(tau), device=draw.device)
     second_log_probs = first.log_probs[first.row[canvas.is_free]]
     return Trajectory(tau, t, first.z, no_score, first.log_probs, second_log_probs, "one-step")
 
 
 def two_moves(
-    student: DenoiserNetwork, canvas: Canvas, objective: ObjectiveConfig, process: Absorbing, draw: Uniforms
+    student: DenoiserNetwork, process: Absorbing, canvas: Canvas, objective: ObjectiveConfig, draw: Uniforms
 ) -> Trajectory:
     """The paper's generator, 1 -> tau -> 0; both moves are scored (Eq. 9)."""
     tau, t = map(process_group().local_rows, draw_times(draw.num_states, objective, draw.generator))
-    first, log_probs, row = first_states(student, canvas, process)
+    first, log_probs, row = first_states(student, process, canvas)
     is_visible = ~is_masked_at(draw(canvas.length), process.schedule.alpha(tau).to(draw.device)) & canvas.is_free
     state, position = is_visible.nonzero(as_tuple=True)
     rows = row[state, position]
     tokens = sample_categorical(log_probs.detach()[rows], draw(canvas.length)[is_visible])
     z_tau = first.index_put((state, position), tokens)
     score = torch.zeros(len(tau), device=draw.device).index_add(0, state, log_probs[rows, tokens])
-    second_log_probs = masked_log_probs(student, z_tau, tau, process, canvas.attention_mask)
+    second_log_probs = masked_log_probs(student, process, z_tau, tau, canvas.attention_mask)
     return Trajectory(tau, t, z_tau, score, log_probs, second_log_probs, "two-moves")
 
 
 def path(
-    student: DenoiserNetwork, canvas: Canvas, objective: ObjectiveConfig, process: Absorbing, draw: Uniforms
+    student: DenoiserNetwork, process: Absorbing, canvas: Canvas, objective: ObjectiveConfig, draw: Uniforms
 ) -> Trajectory:
-    """States of the student's ancestral sampler of ``objective.moves`` moves (ours); t lies within the scored move."""
+    """States of the student's ancestral sampler of ``objective.moves`` moves; t lies within the scored move."""
     num_moves = objective.moves
     assert num_moves is not None
     move = process_group().local_rows(torch.randint(num_moves, (draw.num_states,), generator=draw.generator))
     tau = 1 - move.double() / num_moves
     fraction = torch.rand(draw.num_states, dtype=torch.float64, generator=draw.generator)
     t = tau - process_group().local_rows(fraction) / num_moves
-    log_probs = first_states(student, canvas, process).log_probs
+    log_probs = first_states(student, process, canvas).log_probs
     draws = torch.rand(2, draw.num_states, canvas.length, dtype=torch.float64, generator=draw.generator)
     draws = torch.stack([process_group().local_rows(numbers) for numbers in draws]).to(draw.device)
-    z_tau = states_before_a_move(student, move, num_moves, draws, process, canvas)
+    z_tau = states_before_a_move(student, process, move, num_moves, draws, canvas)
     no_score = torch.zeros(len(tau), device=draw.device)
-    second_log_probs = masked_log_probs(student, z_tau, tau, process, canvas.attention_mask)
+    second_log_probs = masked_log_probs(student, process, z_tau, tau, canvas.attention_mask)
     return Trajectory(tau, t, z_tau, no_score, log_probs, second_log_probs, "path")

@@ -31,7 +31,7 @@ class UniformMoves:
     Attributes:
         network: the few-step generator.
         process: uniform-state diffusion.
-        times: time before every move, and 0.
+        times: times before the moves, and 0 at the end.
         length: positions of a sequence.
         first_log_probs: None.
     """
@@ -43,7 +43,7 @@ class UniformMoves:
     first_log_probs: None = None
 
     @classmethod
-    def of(cls, network: DenoiserNetwork, num_moves: int, canvas: Canvas, process: Process) -> "UniformMoves":
+    def of(cls, network: DenoiserNetwork, process: Process, num_moves: int, canvas: Canvas) -> "UniformMoves":
         """See ``StudentMoves.of``; every position is free."""
         assert isinstance(process, Uniform)
         return cls(network, process, move_times(num_moves), canvas.length)
@@ -117,10 +117,10 @@ class UniformMoves:
 @torch.no_grad()
 def uniform_states_before_a_move(
     student: Denoiser,
+    process: Uniform,
     move: Int[Tensor, " s"],
     num_moves: int,
     uniforms: Float[Tensor, "k s l"],
-    process: Uniform,
     canvas: Canvas | None = None,
 ) -> Int[Tensor, "s l"]:
     """See ``guidance_states.guidance_states``; ``uniforms[0]`` is for the initial state, the others for the moves."""

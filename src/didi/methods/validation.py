@@ -34,8 +34,8 @@ def mean_log_ratio(
     z_t = canvas.clamped(process.corrupt(canvas.tokens, t, torch.rand(shape, dtype=torch.float64, generator=generator)))
     z_t, t = process_group().local_rows(z_t).to(runtime.device), process_group().local_rows(t).to(runtime.device)
     canvas = canvas.rows(process_group().local_slice(num)).to(runtime.device)
-    with runtime.cast():
+    with runtime.autocast():
         level = process.noise_level(discriminator, t)
         logits = log_ratio_logits(discriminator, z_t, level, canvas.attention_mask)
-    ratios = log_density_ratio(logits, process.is_predicted(z_t), is_real=canvas.attention_mask)
+    ratios = log_density_ratio(logits, process.is_predicted(z_t), attention_mask=canvas.attention_mask)
     return float(process_group().sum(ratios.double().sum())) / num

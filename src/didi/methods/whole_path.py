@@ -1,4 +1,4 @@
-"""A whole path (ours): all ``objective.moves`` moves of the student's ancestral sampler, from pure noise to the sample.
+"""A whole path: all ``objective.moves`` moves of the student's ancestral sampler, from pure noise to the sample.
 
 The moves depend on the process (``student_moves``): masked diffusion reveals tokens (``masked_moves``),
 uniform-state diffusion draws every token in every move (``uniform_moves``).
@@ -65,9 +65,9 @@ def reward_times(objective: ObjectiveConfig, draw: Uniforms) -> Float[Tensor, " 
 
 
 def whole_path(
-    student: DenoiserNetwork, canvas: Canvas, objective: ObjectiveConfig, process: Process, draw: Uniforms
+    student: DenoiserNetwork, process: Process, canvas: Canvas, objective: ObjectiveConfig, draw: Uniforms
 ) -> Trajectory:
-    """All moves of the student's ancestral sampler of ``objective.moves`` moves; every move is scored (ours).
+    """All moves of the student's ancestral sampler of ``objective.moves`` moves; every move is scored.
 
     With several completions the number of moves before the branch is random, the same for all states; with one
     completion the branch is the finished sample. With ``objective.budgets`` a student that reads the number of moves is
@@ -79,7 +79,7 @@ def whole_path(
         student = student.at_budget(num_moves)
     branch = num_moves if num_completions == 1 else int(torch.randint(num_moves, (), generator=draw.generator))
     t = reward_times(objective, draw)
-    moves = student_moves(student, num_moves, canvas, process, objective.initial_state)
+    moves = student_moves(student, process, num_moves, canvas, objective.initial_state)
     branches = moves.branches(branch, num_completions, draw)
     return Trajectory(
         tau=move_times(num_moves)[branch].expand(len(t)),
@@ -97,32 +97,32 @@ def whole_path(
 
 def student_moves(
     network: DenoiserNetwork,
+    process: Process,
     num_moves: int,
     canvas: Canvas,
-    process: Process,
     initial_state: InitialState | None,
 ) -> StudentMoves | OneStepMoves:
     """A network's ancestral sampler of ``num_moves`` equal moves.
 
     Args:
         network: the few-step generator.
+        process: process of the network.
         num_moves: number of moves; 1 with an ``initial_state``.
         canvas: the sequences, on the network's device; positions must be free if ``process`` is not masked diffusion or
             there is an ``initial_state``.
-        process: process of the network.
         initial_state: distribution of the initial state; None for that of the process.
     """
     if initial_state is not None:
         return OneStepMoves(network, cast(Absorbing, process), canvas.length, initial_state)
-    return MOVES[process.name].of(network, num_moves, canvas, process)
+    return MOVES[process.name].of(network, process, num_moves, canvas)
 
 
 def path_log_probs(
     network: DenoiserNetwork,
+    process: Process,
     x: Int[Tensor, "s g l"],
     record: Tensor,
     num_moves: int,
-    process: Process,
     initial_state: InitialState | None = None,
     canvas: Canvas | None = None,
 ) -> Float[Tensor, "s g"]:
@@ -130,13 +130,13 @@ def path_log_probs(
 
     Args:
         network: any network; another network may have drawn the paths.
+        process: process of the network.
         x: finished samples of the paths.
         record: ``Rollout.record`` of the paths.
         num_moves: number of moves of the paths.
-        process: process of the network.
         initial_state: distribution of the initial state; None for that of the process.
         canvas: masks of the free and real positions of the sequences; None if all positions are free.
     """
     canvas = canvas or Canvas.blank(len(x), x.shape[-1], x.device)
-    moves = student_moves(network, num_moves, canvas, process, initial_state)
+    moves = student_moves(network, process, num_moves, canvas, initial_state)
     return moves.path_log_probs(x, record)

@@ -21,7 +21,7 @@ class BertConfig(ProteinConfig):
     """Shape of a BERT of proteins; the defaults are those of AntiBERTy.
 
     ``length`` is the number of learned positions, and dropout acts on the embeddings and on both residual branches.
-    Standard residues alone are drawn, as AntiBERTy knows no other.
+    Only the 20 standard residues are drawn, since the vocabulary of AntiBERTy has no others.
 
     Raises:
         UsageError: the heads do not fit the width, or a symbol is not in the vocabulary.

@@ -26,7 +26,7 @@ from torch import nn
 
 from didi.diffusion import Process
 from didi.diffusion.absorbing import Absorbing
-from didi.errors import DidiError, UsageError, suggestion
+from didi.errors import DidiError, UsageError, first_line, suggestion
 from didi.models.autoregressive import AutoregressiveLM
 from didi.models.bundle_fit import check_networks, process_of, tokenizer_for
 from didi.models.card import model_card
@@ -111,7 +111,7 @@ class Bundle:
         if chosen is None:
             present = ", ".join(self.networks()) or "no network"
             raise UsageError(
-                f"bundle {self.name} has no {role or 'generator'} (it holds {present}); choose another --role"
+                f"bundle {self.name} has no {role or 'generator'} (it holds {present}): choose another role"
             )
         return cast(DenoiserNetwork | AutoregressiveLM, chosen)
 
@@ -175,8 +175,7 @@ class Bundle:
                     repo_id=repository, folder_path=path, commit_message="Bundle of didi-instruct"
                 )
             except Exception as error:  # the client raises many classes of network, permission and name errors
-                reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-                raise DidiError(f"the Hub did not take {repository!r}: {reason}") from error
+                raise DidiError(f"the Hub did not accept {repository!r}: {first_line(error)}") from error
         return str(commit)
 
     def to(self, device: torch.device | str) -> "Bundle":
@@ -233,9 +232,8 @@ def load(name: Path | str) -> Bundle:
     """
     path = _resolve(str(name))
     manifest = read_manifest(path)
-    provenance = verified(
-        manifest.provenance, path
-    )  # before the weights are parsed, so that damaged files get this message
+    # Before the weights are parsed, so that damaged files get the message of this check.
+    provenance = verified(manifest.provenance, path)
     networks: dict[str, Any] = {role: load_network(path / role, role, kind) for role, kind in manifest.networks.items()}
     check_networks(networks, manifest.process, source=str(path))
     tokenizer_file, tokenizer = path / "tokenizer.json", None

@@ -10,7 +10,7 @@ from didi.markdown import markdown_table
 from didi.models.untrusted import PlainDumper
 
 TEACHER_PROCESS = "teacher_process"  # key in the provenance if the teacher was trained with another process
-AUTOREGRESSIVE = "baseline that writes one token a pass"
+AUTOREGRESSIVE = "autoregressive baseline, one token in each pass"
 USES = {
     "student": "few-step masked-diffusion generator, distilled",
     "teacher": "many-step masked-diffusion generator",
@@ -68,9 +68,8 @@ def model_card(
             'bundle = didi.load("this folder, or owner/name on the Hub")',
             "print(didi.generate(bundle, num_samples=4, seed=0).texts)",
             "```\n",
-            "No figure of quality stands here, since none was measured when this card was written: `didi evaluate` "
-            "measures perplexity and entropy, `didi likelihood` the likelihood. A language model repeats what is in "
-            "its corpus, errors and prejudices included.\n",
+            "The quality was not measured when this card was written: `didi evaluate` measures perplexity and entropy, "
+            "`didi likelihood` the likelihood. A language model repeats errors and prejudices of its corpus.\n",
             f"<details><summary>All settings</summary>\n\n```yaml\n{settings}```\n\n</details>\n",
         ]
     )

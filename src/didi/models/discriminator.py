@@ -189,7 +189,7 @@ class Discriminator(nn.Module):
         """As ``forward``, from embeddings."""
         hidden = self.trunk.hidden_states(embedded, sigma, attention_mask)
         if self.config.output == "sequence":
-            hidden = hidden.mean(1) if attention_mask is None else _mean_of_real(hidden, attention_mask)
+            hidden = hidden.mean(1) if attention_mask is None else _mean_without_padding(hidden, attention_mask)
         return self.output_layer(hidden)
 
     def at_budget(self, num_moves: int | None) -> "Discriminator":
@@ -259,7 +259,7 @@ def num_parameters(network: nn.Module) -> int:
     return sum(parameter.numel() for parameter in network.parameters())
 
 
-def _mean_of_real(hidden: Float[Tensor, "b l d"], is_real: Bool[Tensor, "b l"]) -> Float[Tensor, "b d"]:
+def _mean_without_padding(hidden: Float[Tensor, "b l d"], is_real: Bool[Tensor, "b l"]) -> Float[Tensor, "b d"]:
     weight = is_real[..., None].to(hidden)
     return (hidden * weight).sum(1) / weight.sum(1)
 

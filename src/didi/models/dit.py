@@ -267,9 +267,8 @@ class DiT(DiTTrunk):
         """See ``Denoiser.head``."""
         linear = self.output_layer.linear
         is_few_rows = features.ndim == 2 and len(features) < features.shape[1] and features.device.type == "cpu"
-        if (
-            is_few_rows and not torch.is_grad_enabled()
-        ):  # this order is faster: 64 rows of owt-169m take 52 ms instead of 78
+        if is_few_rows and not torch.is_grad_enabled():
+            # The product of transposed matrices is faster: 64 rows of owt-169m take 52 ms instead of 78.
             return torch.addmm(linear.bias[:, None], linear.weight, features.t()).t().contiguous()
         logits: Tensor = linear(features)
         return logits

@@ -55,7 +55,7 @@ SIZES = {
     "650m": Esm2Config(hidden_size=1280, num_blocks=33, num_heads=20),
     "3b": Esm2Config(hidden_size=2560, num_blocks=36, num_heads=40),
 }
-"""The sizes of ESM-2 for which DPLM was published too."""
+"""Shapes of published ESM-2 and DPLM networks, by number of parameters."""
 
 
 class Block(nn.Module):

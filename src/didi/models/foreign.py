@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from didi.errors import DidiError, UsageError
-from didi.hub import failure, hub_or_cache
+from didi.hub import failure_reason, hub_or_cache
 from didi.models import inert_pickle
 from didi.models.checkpoint_keys import AVERAGE, BACKBONE, DISCRIMINATOR, by_network
 from didi.models.untrusted import read_json
@@ -92,9 +92,8 @@ def find_weights(source: str, *, file: str | None = None, revision: str | None =
             raise UsageError(f"a checkpoint is a file, a folder or a Hub repository owner/name; {source!r} is none")
         path = download(source, SAFE_HUB_FILES, revision)
         if file is not None or not any((path / name).is_file() for name in WEIGHT_FILES[:2]):
-            path = download(
-                source, HUB_FILES, revision
-            )  # after the safe files, as many repositories also hold pickled weights
+            # After the safe files, since many repositories hold pickled weights too, which are then not needed.
+            path = download(source, HUB_FILES, revision)
     return path if path.is_file() else _weights_in(path, file)
 
 
@@ -120,7 +119,7 @@ def download(repository: str, patterns: Sequence[str], revision: str | None = No
         try:
             return Path(snapshot_download(repository, revision=revision, allow_patterns=list(patterns)))
         except Exception as error:  # the client raises many classes of network, permission and name errors
-            reason = failure(error, is_reached=is_reached)
+            reason = failure_reason(error, is_reached=is_reached)
             raise DidiError(f"no folder and no reachable Hub repository {repository!r}: {reason}") from error
 
 

@@ -28,7 +28,7 @@ PREFIX, HEAD = "transformer.", "lm_head.weight"
 EMBEDDING, POSITIONS, INNER = (f"{PREFIX}{name}.weight" for name in ("wte", "wpe", "h.0.mlp.c_fc"))
 CAUSAL_MASK = re.compile(r"transformer\.h\.\d+\.attn\.(bias|masked_bias)")  # constants in older files
 END_OF_TEXT, NUM_SYMBOLS = 50_256, 50_257  # of the public GPT-2
-UNREAD = {"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False}
+REQUIRED = {"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False}
 """Settings that affect the network and are not supported, with their only accepted values."""
 SIZES = {  # setting: names in config.json, and the tensor and axis with this size
     "vocab_size": (("vocab_size",), EMBEDDING, 0),
@@ -115,7 +115,7 @@ def _with_prefix(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _check_settings(settings: Mapping[str, Any]) -> None:
     if (kind := settings.get("model_type", "gpt2")) != "gpt2":
         raise UsageError(f"a GPT-2 checkpoint has model_type gpt2 in config.json; got {kind!r:.80}")
-    for name, value in UNREAD.items():
+    for name, value in REQUIRED.items():
         if (given := settings.get(name, value)) != value:
             raise UsageError(f"a GPT-2 is converted if {name} in config.json is {value}; got {given!r:.80}")
 

@@ -40,7 +40,7 @@ def nelbo_draws(
     logits = _logits(denoiser, drawn.z, is_predicted, level, copies)
     terms = process.loss_terms(logits, copies.tokens, drawn.z, drawn.t)
     sums = torch.where(copies.is_free, terms, 0.0).double().sum(1)
-    constant = drawn.prior * canvas.is_free.sum(1, keepdim=True).cpu()
+    constant = drawn.prior_divergence * canvas.is_free.sum(1, keepdim=True).cpu()
     return (sums * drawn.weight).view(-1, num_draws).cpu() + constant
 
 

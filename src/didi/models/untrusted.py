@@ -21,9 +21,8 @@ MAX_SETTINGS_BYTES = 2**24
 MAX_TOKENIZER_BYTES = 2**27  # the largest tokenizer that we know has 34 MB
 MAX_INT = 2**31 - 1
 MAX_FLOAT = 2**53  # whole numbers up to this are exact in float64
-EXPONENT = re.compile(
-    r"[-+]?[0-9]+[eE][-+]?[0-9]+"
-)  # such as 1e-4, which YAML 1.1 reads as a text, because it has no dot
+# A number such as 1e-4, which YAML 1.1 reads as text, since it has no dot.
+EXPONENT = re.compile(r"[-+]?[0-9]+[eE][-+]?[0-9]+")
 Config = TypeVar("Config")
 
 

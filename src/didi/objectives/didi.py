@@ -35,7 +35,7 @@ def log_density_ratio(
     is_masked: Bool[Tensor, "b l"],
     *,
     reduction: RewardReduction = "masked-mean",
-    is_real: Bool[Tensor, "b l"] | None = None,
+    attention_mask: Bool[Tensor, "b l"] | None = None,
 ) -> Float[Tensor, " b"]:
     r"""Student-over-teacher log-ratio of each sequence, Eq. 6.
 
@@ -45,7 +45,7 @@ def log_density_ratio(
         reduction: ``masked-mean`` averages over masked positions (Eq. 6), or over all positions of a row without masks;
             ``mean`` averages over all positions; ``sum`` adds all positions, as the released sampler does, which acts
             as a lower temperature.
-        is_real: False at padding, which is excluded; None if there is no padding.
+        attention_mask: False at padding, which is excluded; None if there is no padding.
 
     Returns:
         Log-ratio in nats, float32.
@@ -58,24 +58,24 @@ def log_density_ratio(
     logits = logits.float()
     if logits.ndim == 1:
         return logits
-    if is_real is not None:
-        logits = torch.where(is_real, logits, 0.0)
+    if attention_mask is not None:
+        logits = torch.where(attention_mask, logits, 0.0)
     if reduction == "sum":
         return logits.sum(-1)
     if reduction == "mean":
-        return logits.mean(-1) if is_real is None else logits.sum(-1) / is_real.sum(-1)
-    return _masked_mean(logits, is_masked, is_real)
+        return logits.mean(-1) if attention_mask is None else logits.sum(-1) / attention_mask.sum(-1)
+    return _masked_mean(logits, is_masked, attention_mask)
 
 
 def _masked_mean(
-    values: Float[Tensor, "b *l"], is_masked: Bool[Tensor, "b l"], is_real: Bool[Tensor, "b l"] | None = None
+    values: Float[Tensor, "b *l"], is_masked: Bool[Tensor, "b l"], attention_mask: Bool[Tensor, "b l"] | None = None
 ) -> Float[Tensor, " b"]:
     """Mean over masked positions, or over all in a row without masks; per-sequence values are returned unchanged."""
     if values.ndim == 1:
         return values
     is_counted = is_masked | ~is_masked.any(-1, keepdim=True)
-    if is_real is not None:
-        is_counted = is_counted & is_real
+    if attention_mask is not None:
+        is_counted = is_counted & attention_mask
     return torch.where(is_counted, values, 0.0).sum(-1) / is_counted.sum(-1)
 
 
@@ -99,8 +99,8 @@ def discriminator_loss(
     real_is_masked: Bool[Tensor, "n l"],
     *,
     label_smoothing: float = 0.0,
-    student_is_real: Bool[Tensor, "b l"] | None = None,
-    real_is_real: Bool[Tensor, "n l"] | None = None,
+    student_attention_mask: Bool[Tensor, "b l"] | None = None,
+    real_attention_mask: Bool[Tensor, "n l"] | None = None,
 ) -> Float[Tensor, ""]:
     r"""Balanced binary cross-entropy of Eq. 8 over masked positions, half for each side, in nats.
 
@@ -111,16 +111,16 @@ def discriminator_loss(
             masks.
         real_is_masked: where the corrupted real samples are [MASK].
         label_smoothing: :math:`\epsilon`; labels become :math:`1 - \epsilon/2` and :math:`\epsilon/2`.
-        student_is_real: False at padding of the student's states, which is excluded; None if there is no padding.
-        real_is_real: False at padding of the real samples; None if there is no padding.
+        student_attention_mask: False at padding of the student's states, which is excluded; None without padding.
+        real_attention_mask: False at padding of the real samples; None without padding.
     """
     losses_of_sides = []
-    student = student_logits, student_is_masked, student_is_real, 1.0
-    real = real_logits, real_is_masked, real_is_real, 0.0
-    for logits, is_masked, is_real, label in (student, real):
+    student = student_logits, student_is_masked, student_attention_mask, 1.0
+    real = real_logits, real_is_masked, real_attention_mask, 0.0
+    for logits, is_masked, attention_mask, label in (student, real):
         target = torch.full_like(logits, label * (1 - label_smoothing) + label_smoothing / 2)
         losses = F.binary_cross_entropy_with_logits(logits.float(), target.float(), reduction="none")
-        losses_of_sides.append(_masked_mean(losses, is_masked, is_real).mean())
+        losses_of_sides.append(_masked_mean(losses, is_masked, attention_mask).mean())
     return (losses_of_sides[0] + losses_of_sides[1]) / 2
 
 

@@ -29,7 +29,7 @@ from didi.errors import UsageError
 
 MmdAdvantage = Literal["groups", "leave-one-out"]
 
-_MAX_PAIRS = 2**24  # of points whose kernel is in memory at once
+_MAX_PAIRS = 2**24  # pairs of points whose kernels are in memory at once
 
 
 def gaussian_kernel(
@@ -116,9 +116,9 @@ def mmd_advantages(
         sample_kernel: kernels of pairs of samples of a state.
         cross_kernel: kernels of samples and sequences of the corpus of a state.
         advantage: ``groups`` (the publication): groups of ``group_size`` consecutive samples share the estimate of L
-            from the group, minus the mean estimate of the other groups. ``leave-one-out`` (ours): the cost c(x),
-            estimated with all other samples, minus the mean cost of the other samples, estimated without x; the
-            expected gradient is the same.
+            from the group, minus the mean estimate of the other groups. ``leave-one-out`` (not in the publication): the
+            cost c(x), estimated with all other samples, minus the mean cost of the other samples, estimated without x;
+            the expected gradient is the same.
         group_size: number of samples B of a group, 2 or more.
 
     Raises:

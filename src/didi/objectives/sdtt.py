@@ -32,8 +32,8 @@ def step_times(t: Float[Tensor, " b"], dt: float, teacher_steps: int) -> Float[T
     return (t - shifts[:, None]).clamp(min=0)
 
 
-def read_positions(is_masked: Bool[Tensor, "k b l"]) -> Bool[Tensor, "k b l"]:
-    """The teacher step whose prediction is the target, one step for each position that is masked at first.
+def target_steps(is_masked: Bool[Tensor, "k b l"]) -> Bool[Tensor, "k b l"]:
+    """Whether a teacher step gives the target: one step for each position that is masked at first, none for others.
 
     It is the step that reveals the position, or the last step if no step reveals it.
 

@@ -1,4 +1,4 @@
-"""Recipes: named settings of runs. Values other than defaults name their source; "ours" was chosen on validation data.
+"""Recipes: named settings. Values that differ from the defaults name their source, or were chosen on validation data.
 
 There is a file for each domain: ``worlds``, ``text``, ``openwebtext``, ``proteins``. They share ``objectives`` and
 ``presets``.
@@ -25,6 +25,7 @@ from didi.recipes import compared, openwebtext, proteins, text, worlds
 PRETRAIN: dict[str, PretrainConfig] = {
     **worlds.PRETRAIN, **text.PRETRAIN, **openwebtext.PRETRAIN, **proteins.PRETRAIN
 }  # fmt: skip
+"""Recipes of teachers and autoregressive networks, by name (``didi pretrain NAME``); see ``recipe``."""
 
 # Vocabulary sizes of the teachers' tokenizers, by recipe, including the mask.
 VOCABULARIES = {"markov": 33, "exact": 5, "tiny-news": 8192, "prose": 8192, "owt-169m": 50_258, "owt-424m": 50_258}
@@ -33,7 +34,7 @@ VOCABULARIES = {"markov": 33, "exact": 5, "tiny-news": 8192, "prose": 8192, "owt
 TOKENIZERS = {"gpt2": 50_258}
 
 DISTILL: dict[str, DistillConfig] = {**worlds.DISTILL, **text.DISTILL, **openwebtext.DISTILL, **proteins.DISTILL}
-
+"""Recipes of students by DiDi-Instruct, by name (``didi distill NAME``); see ``recipe``."""
 
 VARIANTS: dict[tuple[str, str], DistillationConfig] = {**worlds.VARIANTS, **text.VARIANTS, **openwebtext.VARIANTS}
 """Recipes of methods other than DiDi-Instruct, by recipe and method.

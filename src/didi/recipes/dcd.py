@@ -10,7 +10,7 @@ def dcd(
     """A short run of four rounds, whose last round has ``num_moves`` intervals.
 
     A step takes four sequence passes for each sequence: one of the target network, and three of the student, with
-    gradient. The learning rate falls linearly (ours; it is constant in the public code).
+    gradient. The learning rate falls linearly; in the public code it is constant.
     """
     return DcdConfig(
         recipe=recipe,

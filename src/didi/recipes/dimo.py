@@ -7,7 +7,7 @@ from didi.models.initial_state import InitialState
 
 PUBLIC_LOOP = LoopConfig(
     steps=50_000, ema_decay=0.9999,  # public: max_train_steps, ema_decay with its ramp
-    batch_size=8, accumulation=8,  # public: 64 in all (scripts/launch_DIMO_MaskGit.sh); batches of 8 are ours
+    batch_size=8, accumulation=8,  # public: 64 in all (scripts/launch_DIMO_MaskGit.sh), in other batches
     validate_every=1000, checkpoint_every=500,
 )  # fmt: skip
 
@@ -25,7 +25,7 @@ def small(
     rates: tuple[float, float],
     initial_state: InitialState,
 ) -> DimoConfig:
-    """A short run of a small network (ours), with higher learning rates that fall to 0.
+    """A short run of a small network, with higher learning rates than published, which fall to 0.
 
     Args:
         base: recipe with the teacher and the data.

@@ -1,4 +1,4 @@
-"""Recipes of the MMD method: ours for Markov chains and small text, the publication's for OpenWebText."""
+"""Recipes of the MMD method: chosen here for Markov chains and small text, the publication's for OpenWebText."""
 
 from dataclasses import replace
 

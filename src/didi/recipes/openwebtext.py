@@ -53,7 +53,7 @@ _SEDD = PretrainConfig(
     ),
     loop=LoopConfig(
         steps=1_300_000, ema_decay=0.9999,
-        batch_size=16, accumulation=32,  # 512 in all; batches of 16 are ours
+        batch_size=16, accumulation=32,  # 512 in all; batches of 16 are not from a publication
         validate_every=5000, checkpoint_every=1000,
     ),
 )  # fmt: skip
@@ -124,7 +124,7 @@ VARIANTS: dict[tuple[str, str], DistillationConfig] = {
     ("owt-169m", "sdtt"): sdtt(  # the paper: 7 rounds of 10,000 steps of 128 sequences, from 1024 to 8 steps
         DISTILL["owt-169m"],
         LoopConfig(
-            steps=70_000, batch_size=16, accumulation=8,  # 128 in all; batches of 16 are ours
+            steps=70_000, batch_size=16, accumulation=8,  # 128 in all; batches of 16 are not from a publication
             validate_every=5000, checkpoint_every=500, ema_decay=0.9999,
         ),
         rounds=7, first_step=1024, learning_rate=6e-5, warmup_steps=500,

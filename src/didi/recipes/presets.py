@@ -1,4 +1,4 @@
-"""Presets for any DiDi-Instruct recipe, with two moves: ours, the paper's text, and the released code."""
+"""Presets for any DiDi-Instruct recipe, with two moves: the defaults here, the paper's text, and the released code."""
 
 from collections.abc import Callable
 from dataclasses import replace

@@ -91,7 +91,7 @@ class Ancestral:
         move_of = reveal_moves(reveal, start.is_free, alphas)
         are_rows_equal = len(shared_rows(self.process.prior(start), start)) == 1 and not num_codes(self.denoiser)
         is_shared = are_rows_equal and not self.is_whole_batch
-        none = torch.zeros(len(z), dtype=torch.long)
+        no_passes = torch.zeros(len(z), dtype=torch.long)
         for move, (t, s) in enumerate(pairwise(times)):
             is_revealed = move_of == move
             is_active = is_revealed.any(1)
@@ -99,7 +99,7 @@ class Ancestral:
             if is_active.any():
                 z = yield from self._reveal(z, canvas, is_revealed, is_active, draw, codes, t, is_shared=is_shared)
                 is_shared = False
-            yield StepOutput(z, float(s), to_device(is_revealed, z.device), is_active.long(), none)
+            yield StepOutput(z, float(s), to_device(is_revealed, z.device), is_active.long(), no_passes)
 
     def _reveal(
         self,

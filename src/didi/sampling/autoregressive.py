@@ -42,11 +42,11 @@ class LeftToRight:
         is_free = canvas.is_free
         z = canvas.tokens.masked_fill(is_free, self.unwritten_id)
         if (is_free[:, :-1] & ~is_free[:, 1:] & canvas.is_real[:, 1:]).any():
-            raise UsageError("an autoregressive model continues a prefix and cannot infill: use --prefix")
+            raise UsageError("an autoregressive model continues a prefix and cannot infill: give a prefix instead")
         length, num_given = z.shape[1], (canvas.is_real & ~is_free).sum(1)
         num_visible = int(num_given.min())
         cache = DynamicCache()
-        uniforms, none = noise.uniforms(length - num_visible), torch.zeros(len(z), dtype=torch.long)
+        uniforms, no_passes = noise.uniforms(length - num_visible), torch.zeros(len(z), dtype=torch.long)
         next_inputs = self.network.inputs_of(z[:, : num_visible + 1])
         for position in range(num_visible, length):
             logits = self.network.head(self.network.features(next_inputs, cache)[:, -1])
@@ -58,4 +58,4 @@ class LeftToRight:
             z = z.clone()
             z[:, position] = torch.where(is_free[:, position], drawn, z[:, position])
             next_inputs = z[:, position, None]
-            yield StepOutput(z, 1 - (position + 1) / length, changed, changed.any(1).long().cpu(), none)
+            yield StepOutput(z, 1 - (position + 1) / length, changed, changed.any(1).long().cpu(), no_passes)

@@ -24,7 +24,7 @@ from didi.sampling.token_distribution import TokenDistribution
 
 @dataclass(frozen=True)
 class StepOutput:
-    """One move of a batch from time ``t_previous`` to ``t``.
+    """One move of a batch.
 
     Attributes:
         z: state after the move.
@@ -51,7 +51,17 @@ class Sampler(Protocol):
         ...
 
     def __call__(self, canvas: Canvas, times: Float[Tensor, " n"], noise: SequenceNoise) -> Iterator[StepOutput]:
-        """Fill the free positions of ``canvas`` in moves along the decreasing ``times``; given tokens stay."""
+        """Fill the free positions of a canvas; given tokens stay.
+
+        Args:
+            canvas: given tokens and free positions, on the device of the network.
+            times: decreasing times from 1 to 0, one more than moves; float64 on the CPU. Samplers without a time grid
+                do not follow them.
+            noise: random numbers of the sequences, on the device of ``canvas``.
+
+        Yields:
+            The state after each move.
+        """
         ...
 
 

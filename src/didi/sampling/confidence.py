@@ -17,7 +17,7 @@ from torch import Tensor
 from didi.arguments import finite_number, one_of, set_fields
 from didi.diffusion.absorbing import Absorbing
 from didi.diffusion.canvas import Canvas
-from didi.diffusion.categorical import entropy, sample_categorical
+from didi.diffusion.categorical import entropy, gumbel_noise, sample_categorical
 from didi.diffusion.noise import SequenceNoise
 from didi.models.denoiser import Denoiser
 from didi.sampling.base import StepOutput, open_positions, path_alphas, shared_rows
@@ -85,7 +85,8 @@ class ConfidenceDecoding:
     @torch.inference_mode()
     def passes(self, canvas: Canvas, times: Float[Tensor, " n"], noise: SequenceNoise) -> Passes:
         """See ``passes.PassSampler``."""
-        z, mask_id, none = self.process.prior(canvas), self.process.mask_id, torch.zeros(len(canvas), dtype=torch.long)
+        z, mask_id = self.process.prior(canvas), self.process.mask_id
+        no_passes = torch.zeros(len(canvas), dtype=torch.long)
         num_left = num_masked = open_positions(self.process, z, canvas).sum(1).cpu()
         alphas = path_alphas(self.process.schedule, times)
         for move, (t, s) in enumerate(pairwise(times)):
@@ -96,7 +97,7 @@ class ConfidenceDecoding:
             if is_active.any():
                 cpu_rows = is_active.nonzero().squeeze(1)
                 rows = cpu_rows.to(z.device)
-                uniforms, gumbels = noise.uniforms(2, z.shape[1], rows=cpu_rows.tolist(), positions=1).unbind(1)
+                uniforms, order_uniforms = noise.uniforms(2, z.shape[1], rows=cpu_rows.tolist(), positions=1).unbind(1)
                 active, active_canvas = z[rows], canvas.rows(rows)
                 is_masked = open_positions(self.process, active, active_canvas)
                 inputs = shared_rows(active, active_canvas)
@@ -108,12 +109,11 @@ class ConfidenceDecoding:
                 confidence = torch.full(active.shape, -torch.inf, dtype=torch.float64, device=z.device)
                 confidence[is_masked] = self.order.log_confidence(log_probs, drawn).double().clamp(min=-1e30)
                 if self.order.gumbel:
-                    scale, smallest = self.order.gumbel * float(s), torch.finfo(gumbels.dtype).tiny
-                    confidence = confidence - scale * (-gumbels.clamp(min=smallest).log()).log()
+                    confidence = confidence + self.order.gumbel * float(s) * gumbel_noise(order_uniforms)
                 rank = confidence.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
                 is_revealed = rank < num_revealed[cpu_rows].to(z.device)[:, None]
                 z = z.clone()
                 z[rows] = active.masked_scatter(is_masked, drawn).where(is_revealed, active)
                 changed[rows] = is_revealed
                 num_left = num_left - num_revealed.clamp(min=0)
-            yield StepOutput(z, float(s), changed, is_active.long(), none)
+            yield StepOutput(z, float(s), changed, is_active.long(), no_passes)

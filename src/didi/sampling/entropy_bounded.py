@@ -54,7 +54,8 @@ class EntropyBounded:
     def passes(self, canvas: Canvas, times: Float[Tensor, " n"], noise: SequenceNoise) -> Passes:
         """See ``passes.PassSampler``."""
         del times
-        z, mask_id, none = self.process.prior(canvas), self.process.mask_id, torch.zeros(len(canvas), dtype=torch.long)
+        z, mask_id = self.process.prior(canvas), self.process.mask_id
+        no_passes = torch.zeros(len(canvas), dtype=torch.long)
         while (is_masked := open_positions(self.process, z, canvas)).any():
             rows = is_masked.any(1).nonzero().squeeze(1)
             active, is_masked = z[rows], is_masked[rows]
@@ -78,7 +79,7 @@ class EntropyBounded:
             z, changed = z.clone(), torch.zeros_like(z, dtype=torch.bool)
             z[rows] = active.masked_scatter(is_revealed, drawn)
             changed[rows] = is_revealed
-            passes = none.index_fill(0, rows.cpu(), 1)
+            passes = no_passes.index_fill(0, rows.cpu(), 1)
             is_left = open_positions(self.process, z, canvas)
             times_left = time_at(self.process.schedule, 1 - canvas.mean(is_left.double()))
-            yield StepOutput(z, float(times_left.max()) if is_left.any() else 0.0, changed, passes, none)
+            yield StepOutput(z, float(times_left.max()) if is_left.any() else 0.0, changed, passes, no_passes)

@@ -50,7 +50,7 @@ class FirstHitting:
         z, schedule = self.process.prior(canvas), self.process.schedule
         num_left = open_positions(self.process, z, canvas).sum(1)
         alpha = schedule.alpha(times[:1]).expand(len(z)).to(z.device)
-        none = torch.zeros(len(z), dtype=torch.long)
+        no_passes = torch.zeros(len(z), dtype=torch.long)
         while (num_left > 0).any():
             time_draw, position_draw, token_draw = noise.uniforms(3).unbind(1)
             alpha = 1 - (1 - alpha) * time_draw ** (1 / num_left.clamp(min=1))
@@ -67,4 +67,4 @@ class FirstHitting:
             z = z.clone()
             z[changed] = received((yield TokenDraw(features, token_draw[is_active])))
             num_left = num_left - is_active.long()
-            yield StepOutput(z, float(t.max()), changed, is_active.long().cpu(), none)
+            yield StepOutput(z, float(t.max()), changed, is_active.long().cpu(), no_passes)

@@ -171,7 +171,7 @@ def generate_batches(
 
 
 def _concatenated(parts: Sequence[Generation], pad_id: int) -> Generation:
-    """All batches as part set, padded to the same width; ``seconds`` is the sum."""
+    """All batches as one sample set, padded to the same width; ``seconds`` is the sum."""
     width = max(part.tokens.shape[1] for part in parts)
     padded = (F.pad(part.tokens, (0, width - part.tokens.shape[1]), value=pad_id) for part in parts)
     return replace(

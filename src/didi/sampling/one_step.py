@@ -52,9 +52,9 @@ class OneStep:
         z = self.initial_state.tokens(canvas, state_draws, mask_id, self.denoiser.vocab_size)
         logits = self.denoiser.head(self.features(z, canvas, normals)[is_free])
         drawn = self.token_distribution.sample(logits, mask_id, token_draws[..., 0][is_free])
-        none = torch.zeros(len(z), dtype=torch.long)
+        no_passes = torch.zeros(len(z), dtype=torch.long)
         passes = is_free.any(1).long().cpu()
-        yield StepOutput(z.masked_scatter(is_free, drawn), float(times[-1]), is_free, passes, none)
+        yield StepOutput(z.masked_scatter(is_free, drawn), float(times[-1]), is_free, passes, no_passes)
 
     def features(
         self, z: Int[Tensor, "b l"], canvas: Canvas, normals: Float[Tensor, "b l d"] | None

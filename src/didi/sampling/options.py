@@ -47,7 +47,7 @@ class SamplingOptions:
         is_whole_batch: ancestral sampling runs the network on whole batches only, for compiled networks.
         guidance: settings of ``guided``; None is the guidance of the bundle, if it has one.
         order: the order in which ``confidence`` reveals positions.
-        entropy_bound: bound of ``entropy-bounded`` in nats.
+        entropy_bound: ``EntropyBounded.entropy_bound``, in nats; None is its default.
         remask: settings of ``remasking``.
         initial_state: initial state of ``one-step``; None is the initial state of the bundle for its student, and masks
             only for other networks.

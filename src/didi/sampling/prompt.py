@@ -35,11 +35,11 @@ class Frame:
     @classmethod
     def of(cls, network: DenoiserNetwork | AutoregressiveLM) -> "Frame":
         """The frame of the sequences of a network."""
-        shape = network.config
-        if not isinstance(shape, ProteinConfig):
+        config = network.config
+        if not isinstance(config, ProteinConfig):
             return cls()
-        before, after = (() if symbol is None else (symbol,) for symbol in (shape.begin_id, shape.end_id))
-        return cls(before, after, shape.pad_id)
+        before, after = (() if symbol is None else (symbol,) for symbol in (config.begin_id, config.end_id))
+        return cls(before, after, config.pad_id)
 
     @property
     def num_ids(self) -> int:
@@ -140,7 +140,7 @@ def prompt_ids(tokenizer: Tokenizer, text: str) -> list[int]:
         return list(tokenizer.encode(text, add_special_tokens=False).ids)
     mask_id = tokenizer.token_to_id(MASK)
     if mask_id is None:
-        raise UsageError(f"an infill text needs a tokenizer with {MASK}; this one has none: use --prefix")
+        raise UsageError(f"an infill text needs a tokenizer with {MASK}; this one has none: give a prefix instead")
     mask = tokenizer.get_added_tokens_decoder().get(mask_id)
     strips_space = mask is not None and mask.lstrip
     ids: list[int] = []

@@ -1,6 +1,6 @@
 """The published form of ancestral sampling: all logits in every move, and a Gumbel variate for each logit.
 
-It serves as a reference. In ``float32`` it has the bias of published figures: with single-precision noise rare tokens
+It serves as a reference. In ``float32`` it has the bias of published numbers: with single-precision noise rare tokens
 are never drawn, so perplexity and entropy both fall (Zheng et al. 2025, https://arxiv.org/abs/2409.02908). In
 ``float64`` it has the same distribution as ``Ancestral``, at several times the cost.
 """
@@ -41,7 +41,8 @@ class Published:
     @torch.inference_mode()
     def __call__(self, canvas: Canvas, times: Float[Tensor, " n"], noise: SequenceNoise) -> Iterator[StepOutput]:
         """See ``base.Sampler``."""
-        z, mask_id, none = self.process.prior(canvas), self.process.mask_id, torch.zeros(len(canvas), dtype=torch.long)
+        z, mask_id = self.process.prior(canvas), self.process.mask_id
+        no_passes = torch.zeros(len(canvas), dtype=torch.long)
         dtype = getattr(torch, self.precision)
         alphas = path_alphas(self.process.schedule, times).to(z.device, dtype)[:, None].expand(-1, len(z))
         for move, (t, s) in enumerate(pairwise(times)):
@@ -54,4 +55,4 @@ class Published:
             uniforms = noise.uniforms(z.shape[1], probs.shape[-1], dtype=dtype, positions=0).flatten(0, 1)
             z = torch.where(is_masked, sample_gumbel(probs, uniforms).view_as(z), z)
             del probs, uniforms
-            yield StepOutput(z, float(s), is_masked & (z != mask_id), is_masked.any(1).long().cpu(), none)
+            yield StepOutput(z, float(s), is_masked & (z != mask_id), is_masked.any(1).long().cpu(), no_passes)

@@ -41,7 +41,7 @@ class PublishedUniform:
     @torch.inference_mode()
     def __call__(self, canvas: Canvas, times: Float[Tensor, " n"], noise: SequenceNoise) -> Iterator[StepOutput]:
         """See ``base.Sampler``."""
-        passes, none = canvas.is_free.any(1).long().cpu(), torch.zeros(len(canvas), dtype=torch.long)
+        passes, no_passes = canvas.is_free.any(1).long().cpu(), torch.zeros(len(canvas), dtype=torch.long)
         z = self.process.prior(canvas, noise.uniforms(canvas.length, self.process.draws_per_position, positions=0))
         dtype = getattr(torch, self.precision)
         for t, s in pairwise(times):
@@ -54,4 +54,4 @@ class PublishedUniform:
             uniforms = noise.uniforms(canvas.length, self.process.vocab_size, dtype=dtype, positions=0).flatten(0, 1)
             z = torch.where(canvas.is_free, sample_gumbel(weights, uniforms).view_as(z), z)
             del weights, uniforms
-            yield StepOutput(z, float(s), z != before, passes, none)
+            yield StepOutput(z, float(s), z != before, passes, no_passes)

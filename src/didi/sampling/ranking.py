@@ -35,7 +35,7 @@ def candidate_weights(
     level = process.noise_level(discriminator, s.to(z.device).expand(len(z)))
     logits = log_ratio_logits(discriminator, z, level, mask)
     is_open = open_positions(process, z, canvas)
-    log_ratio = log_density_ratio(logits, is_open, reduction=guidance.reduction, is_real=mask)
+    log_ratio = log_density_ratio(logits, is_open, reduction=guidance.reduction, attention_mask=mask)
     return -log_ratio / guidance.rank_temperature
 
 

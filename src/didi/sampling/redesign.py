@@ -75,7 +75,7 @@ def redesign_prompt(
     if redesign and keep:
         raise UsageError("give regions to redesign or regions to keep, not both")
     regions = _checked_regions(redesign or keep, len(residues))
-    if keep and any(one.num_sampled is not None for one in regions):
+    if keep and any(region.num_sampled is not None for region in regions):
         raise UsageError("a region that is kept keeps its number of residues; leave : and the number out")
     parts, end = [], 0
     for region in regions:

@@ -30,6 +30,7 @@ from didi.sampling.uniform_guided import UniformGuided
 MASKED = ("absorbing", "sedd-absorb")
 """Masked diffusion. Samplers that need a distribution of x0 normalise the scores of SEDD."""
 SCORES = ("sedd-absorb", "sedd-uniform")
+"""Processes whose networks give scores (SEDD)."""
 
 
 @dataclass(frozen=True)
@@ -113,16 +114,16 @@ SAMPLERS: dict[SamplerName, tuple[SamplerKind, ...]] = {
     ),
     "published": (SamplerKind(Published), SamplerKind(PublishedUniform, ("uniform",))),
 }
-"""Sampler classes by name; a name may have several classes, for different processes."""
+"""Samplers by name; a name may have several entries, for different processes."""
 
 
 def _kinds(name: SamplerName) -> tuple[SamplerKind, ...]:
-    """The classes of a sampler; unknown names are refused."""
+    """The entries of a sampler in ``SAMPLERS``; refuses unknown names."""
     return SAMPLERS[one_of("a sampler", name, list(SAMPLERS))]
 
 
 def find_sampler(name: SamplerName, process: str = "absorbing") -> SamplerKind:
-    """The class of a sampler for a process.
+    """The entry of a sampler in ``SAMPLERS`` for a process.
 
     Raises:
         UsageError: the name is unknown, or the sampler does not support the process.
@@ -179,12 +180,14 @@ def make_sampler(bundle: Bundle, options: SamplingOptions, num_moves: int) -> Sa
         return LeftToRight(network, token_distribution, unwritten_id=bundle.process.mask_id or 0)
     if options.precision == "float32":
         if bundle.process.name in SCORES:
-            raise UsageError("score networks are sampled with float64 draws; leave --precision at float64")
+            raise UsageError("score networks are sampled with float64 draws: leave precision at float64")
         if options.sampler not in ("ancestral", "published"):
-            raise UsageError(f"{options.sampler} sampling draws in float64; leave --precision at float64")
+            raise UsageError(f"{options.sampler} sampling draws in float64: leave precision at float64")
         kind = find_sampler("published", bundle.process.name)
     if options.is_whole_batch and "is_whole_batch" not in kind.reads:
-        raise UsageError("a compiled network needs float64 ancestral or tau-leaping sampling; leave --compile out")
+        raise UsageError(
+            "a compiled network is sampled by ancestral or tau-leaping in float64: choose these, or do not compile"
+        )
     if num_codes(network) and not kind.draws_codes:
         supported = ", ".join(name for name in SAMPLERS if any(kind.draws_codes for kind in _kinds(name)))
         raise UsageError(

@@ -86,7 +86,8 @@ class RemaskingSampler:
     @torch.inference_mode()
     def passes(self, canvas: Canvas, times: Float[Tensor, " n"], noise: SequenceNoise) -> Passes:
         """See ``passes.PassSampler``."""
-        z, mask_id, none = self.process.prior(canvas), self.process.mask_id, torch.zeros(len(canvas), dtype=torch.long)
+        z, mask_id = self.process.prior(canvas), self.process.mask_id
+        no_passes = torch.zeros(len(canvas), dtype=torch.long)
         alphas = path_alphas(self.process.schedule, times).tolist()
         for move, (t, s) in enumerate(pairwise(times)):
             alpha_t, alpha_s = alphas[move], alphas[move + 1]
@@ -107,4 +108,4 @@ class RemaskingSampler:
                 logits = self.denoiser.head(features[is_revealed[is_active]])
                 z_next[is_revealed] = self.token_distribution.sample(logits, mask_id, token_draws[is_revealed])
             z = z_next
-            yield StepOutput(z, float(s), is_revealed | is_remasked, is_active.long().cpu(), none)
+            yield StepOutput(z, float(s), is_revealed | is_remasked, is_active.long().cpu(), no_passes)

@@ -24,6 +24,7 @@ from torch import Tensor
 from didi.arguments import finite_number, set_fields
 from didi.diffusion.absorbing import Absorbing
 from didi.diffusion.canvas import Canvas
+from didi.diffusion.categorical import gumbel_noise
 from didi.diffusion.noise import SequenceNoise
 from didi.models.denoiser import Denoiser
 from didi.sampling.base import StepOutput, features_at, path_alphas, shared_rows
@@ -81,7 +82,7 @@ class Reparameterized:
     def __call__(self, canvas: Canvas, times: Float[Tensor, " n"], noise: SequenceNoise) -> Iterator[StepOutput]:
         """See ``base.Sampler``; a move leaves the expected number of masks, rounded down."""
         z, mask_id = self.process.prior(canvas), self.process.mask_id
-        none, is_used = torch.zeros(len(z), dtype=torch.long), canvas.is_free.any(1).long().cpu()
+        no_passes, is_used = torch.zeros(len(z), dtype=torch.long), canvas.is_free.any(1).long().cpu()
         mask_probs = (1 - path_alphas(self.process.schedule, times)).tolist()
         for (t, s), mask_prob in zip(pairwise(times), mask_probs[1:], strict=True):
             share = mask_prob / mask_probs[0]
@@ -95,7 +96,7 @@ class Reparameterized:
             is_masked = self._lowest(scores, canvas.is_free, num_masks)
             is_revealed = canvas.is_free & (z == mask_id) & ~is_masked
             z_next = torch.where(is_revealed, tokens, z).masked_fill(is_masked, mask_id)
-            yield StepOutput(z_next, float(s), z_next != z, is_used + resampled.long(), none)
+            yield StepOutput(z_next, float(s), z_next != z, is_used + resampled.long(), no_passes)
             z = z_next
 
     def _predicted(
@@ -125,7 +126,7 @@ class Reparameterized:
         features = features_at(self.denoiser, self.process, inputs, t, canvas.attention_mask).expand(len(z), -1, -1)
         log_probs = token_distribution.log_probs(self.denoiser.head(features[canvas.is_free]), self.process.mask_id)
         uniforms = noise.uniforms(z.shape[1], log_probs.shape[-1], rows=rows, positions=0)[canvas.is_free]
-        noisy = (log_probs.double() + self.reparam.gumbel * _gumbel(uniforms)).log_softmax(-1)
+        noisy = (log_probs.double() + self.reparam.gumbel * gumbel_noise(uniforms)).log_softmax(-1)
         best, drawn = noisy.max(-1)
         scores = torch.full(z.shape, math.inf, dtype=torch.float64, device=z.device)
         return z.masked_scatter(canvas.is_free, drawn), scores.masked_scatter(canvas.is_free, best)
@@ -165,7 +166,7 @@ class Reparameterized:
         """Scores with Gumbel noise in the sequences that are still repetitive."""
         rows = self._repetitive_tokens(tokens, canvas).any(1).nonzero().squeeze(1)
         uniforms = noise.uniforms(scores.shape[1], rows=rows.tolist(), positions=0)
-        return scores.index_add(0, rows, self.reparam.rank_gumbel * share * _gumbel(uniforms))
+        return scores.index_add(0, rows, self.reparam.rank_gumbel * share * gumbel_noise(uniforms))
 
     @staticmethod
     def _lowest(
@@ -174,7 +175,3 @@ class Reparameterized:
         """The ``num`` free positions of lowest score."""
         rank = scores.masked_fill(~is_free, math.inf).argsort(dim=1, stable=True).argsort(dim=1)
         return rank < num[:, None]
-
-
-def _gumbel(uniforms: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
-    return -(-uniforms.clamp(min=torch.finfo(uniforms.dtype).tiny).log()).log()

@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from didi.diffusion.canvas import Canvas
-from didi.diffusion.categorical import sample_weights
+from didi.diffusion.categorical import sample_from_weights
 from didi.diffusion.noise import SequenceNoise
 from didi.diffusion.rowwise import rows_at_a_time
 from didi.diffusion.score import ScoreProcess
@@ -58,7 +58,7 @@ class ScoreSampler:
     @torch.inference_mode()
     def __call__(self, canvas: Canvas, times: Float[Tensor, " n"], noise: SequenceNoise) -> Iterator[StepOutput]:
         """See ``base.Sampler``."""
-        none = torch.zeros(len(canvas), dtype=torch.long)
+        no_passes = torch.zeros(len(canvas), dtype=torch.long)
         z = self.process.prior(canvas, noise.uniforms(canvas.length, self.process.draws_per_position, positions=0))
         for t, s in pairwise(times):
             is_open, before = open_positions(self.process, z, canvas), z
@@ -70,7 +70,7 @@ class ScoreSampler:
                 )
                 tokens = self._drawn(features.expand(len(z), -1, -1)[is_open], z[is_open], uniforms[is_open], t, s)
                 z = z.masked_scatter(is_open, tokens)
-            yield StepOutput(z, float(s), z != before, passes, none)
+            yield StepOutput(z, float(s), z != before, passes, no_passes)
 
     def move_probs(
         self, logits: Float[Tensor, "n v"], z: Int[Tensor, " n"], t: Float[Tensor, ""], s: Float[Tensor, ""]
@@ -119,6 +119,6 @@ class ScoreSampler:
         rest = ((uniforms - stays) / (1 - stays).clamp_min(2**-53)).clamp(0, 1 - 2**-53)
         is_changed, other_weights = uniforms >= stays, weights.scatter_(1, index, 0.0)
         if state.device.type == "cpu":
-            return state.masked_scatter(is_changed, sample_weights(other_weights[is_changed], rest[is_changed]))
+            return state.masked_scatter(is_changed, sample_from_weights(other_weights[is_changed], rest[is_changed]))
         # Selecting the positions would make the host wait for their number.
-        return torch.where(is_changed, sample_weights(other_weights, rest), state)
+        return torch.where(is_changed, sample_from_weights(other_weights, rest), state)

@@ -85,7 +85,7 @@ def stream(
     options: SamplingOptions | None = None,
     **overrides: object,
 ) -> Iterator[Move]:
-    """Sample from a bundle and yield the state after every move; the last move of a batch is its finished sequences.
+    """Sample from a bundle and yield the state after every move; the last move of a batch holds its finished sequences.
 
     Each process of a distributed run yields the moves of its own sequences. Arguments are those of ``generate``; they
     are checked at the call, before the first move.
@@ -109,8 +109,8 @@ def stream(
     canvas = prompt_set.canvas(bundle, frame).to(device)
 
     def moves(indices: Sequence[int]) -> Iterator[Move]:
-        none = torch.zeros(len(indices), dtype=torch.long)
-        network_passes, discriminator_passes, number = none, none, 0
+        no_passes = torch.zeros(len(indices), dtype=torch.long)
+        network_passes, discriminator_passes, number = no_passes, no_passes, 0
         rows = prompt_set.rows(canvas, indices)
         noise, z, row_lengths = prompt_set.noise(rows, indices), rows.tokens, rows.is_real.sum(1).cpu()
         for number, step in enumerate(sampler(rows, times, noise), start=1):
@@ -119,7 +119,8 @@ def stream(
             passes = (network_passes, discriminator_passes)
             yield Move(tuple(indices), z, step.changed, step.t, number, *passes, row_lengths, bundle)
         if not number:  # no position is free
-            yield Move(tuple(indices), z, torch.zeros_like(rows.is_free), 0.0, 0, none, none, row_lengths, bundle)
+            changed = torch.zeros_like(rows.is_free)
+            yield Move(tuple(indices), z, changed, 0.0, 0, no_passes, no_passes, row_lengths, bundle)
             return
         check_finished(sampler, z, rows, bundle.process.mask_id)
 

@@ -63,13 +63,13 @@ class UniformAncestral:
     @torch.inference_mode()
     def __call__(self, canvas: Canvas, times: Float[Tensor, " n"], noise: SequenceNoise) -> Iterator[StepOutput]:
         """See ``base.Sampler``."""
-        is_free, none = canvas.is_free.cpu(), torch.zeros(len(canvas), dtype=torch.long)
+        is_free, no_passes = canvas.is_free.cpu(), torch.zeros(len(canvas), dtype=torch.long)
         z = self.process.prior(canvas, noise.uniforms(canvas.length, self.process.draws_per_position, positions=0))
         for t, s in pairwise(times):
             before, move = z, self.move(t, s)
             numbers = noise.uniforms(canvas.length, 2 if move.corrector else 1, device="cpu", positions=0)
             z, is_active = self.after_move(z, canvas, is_free, numbers, move, t)
-            yield StepOutput(z, float(s), z != before, is_active.long(), none)
+            yield StepOutput(z, float(s), z != before, is_active.long(), no_passes)
 
     def after_move(
         self,

@@ -1,1 +1,1 @@
-"""Recipes and loops for teachers and students."""
+"""Trainer, loop, checkpoints and distribution of training runs of all methods."""

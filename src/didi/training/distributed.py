@@ -69,7 +69,7 @@ def _local_gradients(_: object, bucket: dist.GradBucket) -> torch.futures.Future
     return future
 
 
-def check_divides(batch_size: int, num_processes: int | None = None) -> None:
+def check_batch_size(batch_size: int, num_processes: int | None = None) -> None:
     """Refuse a batch size that is not a multiple of the number of processes, by default that of ``process_group``.
 
     Raises:
@@ -148,7 +148,7 @@ def load_full_state(network: nn.Module, state: dict[str, Any], optimizer: torch.
     if missing := network.state_dict().keys() - frozen - state["weights"].keys():
         raise UsageError(
             f"a checkpoint holds all trained weights; this one lacks {min(missing)}: another version of didi wrote it; "
-            "start again in another folder with --out"
+            "start again in another folder"
         )
     set_state_dict(
         network,

@@ -189,14 +189,14 @@ class _StepRecorder:
         """Run a step; returns its floating-point operations."""
         before = self._shapes.flops
         self.segments.append([])
-        self._memory.restart()
+        self._memory.reset_peak()
         self._trainer.step(step)
         self._end_segment()
         return self._shapes.flops - before
 
     def _end_segment(self) -> None:
         self.segments[-1].append(self._memory.peak)
-        self._memory.restart()
+        self._memory.reset_peak()
 
     def _before(self, *_: object) -> None:
         self._depth += 1

@@ -13,14 +13,14 @@ import torch
 from didi.errors import UsageError
 from didi.methods.base import Inputs
 from didi.methods.settings import RunConfig
-from didi.process_group import process_group, wait_for
+from didi.process_group import process_group, synchronize
 from didi.training.trainer import Trainer, make_trainer
 
 SAMPLED_STEPS = 8
 MARGIN = 0.95  # planned fraction of the time; the rest is for checkpoints and variations in speed
 
 
-def fitted(settings: RunConfig, inputs: Inputs, minutes: float) -> RunConfig:
+def fitted_to_minutes(settings: RunConfig, inputs: Inputs, minutes: float) -> RunConfig:
     """``settings`` with ``loop.steps`` such that the run takes about ``minutes``; see ``RunConfig.limited``.
 
     Steps spread over the whole run are timed on networks that are discarded, after warm-up steps.
@@ -40,11 +40,11 @@ def fitted(settings: RunConfig, inputs: Inputs, minutes: float) -> RunConfig:
         kinds = {tuple(update.network for update in trainer.method.updates(step)): step for step in sampled_steps}
         for step in kinds.values():
             trainer.step(step)
-        wait_for(inputs.device)
+        synchronize(inputs.device)
         begin = time.perf_counter()
         for step in sampled_steps:
             trainer.step(step)
-        wait_for(inputs.device)
+        synchronize(inputs.device)
         seconds = (time.perf_counter() - begin) / SAMPLED_STEPS
         begin = time.perf_counter()
         trainer.validate()

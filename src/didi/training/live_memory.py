@@ -56,7 +56,7 @@ class LiveMemory(TorchDispatchMode):
                 self._count(tensor.untyped_storage())
         return result
 
-    def restart(self) -> None:
+    def reset_peak(self) -> None:
         """Reset ``peak`` to ``now``."""
         self.peak = self.now
 

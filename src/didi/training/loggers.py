@@ -10,8 +10,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
-from didi.data.corpora import first_line
-from didi.errors import DidiError, UsageError, from_checkout
+from didi.errors import DidiError, UsageError, first_line, from_checkout
 from didi.files import write_atomically
 from didi.process_group import process_group
 
@@ -24,12 +23,12 @@ PROJECT = "didi"
 class MetricsLogger(Protocol):
     """A destination of training metrics beside ``metrics.jsonl``."""
 
-    def log(self, step: int, figures: Mapping[str, float]) -> None:
-        """Log figures by name.
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Log metrics by name.
 
         Args:
             step: Number of steps that are done, from 1.
-            figures: Values by name; another call with the same step adds figures to it.
+            metrics: Values by name; another call with the same step adds metrics to it.
         """
         ...
 
@@ -59,9 +58,9 @@ class TensorBoardLogger:
             raise _missing("tensorboard", error) from error
         self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=begin_step + 1)  # first step to purge
 
-    def log(self, step: int, figures: Mapping[str, float]) -> None:
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """See ``MetricsLogger.log``."""
-        for name, value in figures.items():
+        for name, value in metrics.items():
             self._writer.add_scalar(name, value, step)
         self._writer.flush()  # a process that is killed later loses nothing that a checkpoint covers
 
@@ -73,7 +72,7 @@ class TensorBoardLogger:
 class WandbLogger:
     """Logs to a Weights & Biases run whose id is kept in the file ``wandb-run-id`` of the folder.
 
-    A resumed run continues the W&B run of that id. Figures are plotted against the logged value ``step``, because W&B
+    A resumed run continues the W&B run of that id. Metrics are plotted against the logged value ``step``, because W&B
     drops values whose own step counter decreases; steps that a resumed run computes again are logged again.
 
     The project is ``didi``. Environment variables of W&B apply (``WANDB_PROJECT``, ``WANDB_MODE``).
@@ -111,9 +110,9 @@ class WandbLogger:
             ) from error
         self._run.define_metric("*", step_metric="step")
 
-    def log(self, step: int, figures: Mapping[str, float]) -> None:
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """See ``MetricsLogger.log``."""
-        self._run.log({"step": step, **figures})
+        self._run.log({"step": step, **metrics})
 
     def close(self) -> None:
         """See ``MetricsLogger.close``."""

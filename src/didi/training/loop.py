@@ -15,13 +15,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from didi.errors import Diverged, Interrupted
+from didi.methods.base import Metrics
 from didi.methods.settings import LoopConfig
 from didi.process_group import process_group
 from didi.training.checkpoint import load_latest, save_checkpoint
 from didi.training.loggers import MetricsLogger, open_loggers
 from didi.training.run_folder import RunFolder
-
-Metrics = Mapping[str, Tensor | float]
 
 
 @runtime_checkable
@@ -41,7 +40,7 @@ class Job(Protocol):
         ...
 
     def validate(self) -> dict[str, float]:
-        """Figures on the validation set."""
+        """Metrics on the validation set."""
         ...
 
     def state_dict(self) -> dict[str, Any]:
@@ -56,12 +55,19 @@ class Job(Protocol):
 def run(job: Job, config: LoopConfig, folder: RunFolder, *, resume: bool) -> None:
     """Run all steps of ``job``; with ``resume`` and a checkpoint, start from the newest checkpoint.
 
+    All processes take part in steps, validations and the gathering of the state; the main process alone writes files.
     An update whose loss or gradient is not finite changes no weight and no average (``Trainer.step``); more such steps
     than ``config.max_skipped_steps`` between two log lines end the run.
 
+    Args:
+        job: the trainer.
+        config: intervals of logs, validations and checkpoints, in steps.
+        folder: folder of the run.
+        resume: whether to start from the newest checkpoint of the folder.
+
     Raises:
         Interrupted: Ctrl-C or SIGTERM; the state is saved.
-        Diverged: too many steps, or a figure of a validation, were not finite; existing checkpoints are kept.
+        Diverged: too many steps, or a metric of a validation, were not finite; existing checkpoints are kept.
     """
     begin = 0
     if resume and (latest := load_latest(folder.checkpoints)) is not None:
@@ -82,8 +88,8 @@ def run(job: Job, config: LoopConfig, folder: RunFolder, *, resume: bool) -> Non
                 meter.write(done)
             if done % config.validate_every == 0 or done == job.num_steps:
                 with meter.paused():
-                    meter.log(done, figures := job.validate())
-                _refuse_not_finite(figures, done, folder)
+                    meter.log(done, metrics := job.validate())
+                _refuse_not_finite(metrics, done, folder)
             if done % config.checkpoint_every == 0 or is_last:
                 with meter.paused():
                     state = job.state_dict()
@@ -93,9 +99,9 @@ def run(job: Job, config: LoopConfig, folder: RunFolder, *, resume: bool) -> Non
                 raise Interrupted(f"stopped at step {done} of {job.num_steps}, saved")
 
 
-def _refuse_not_finite(figures: Mapping[str, float], step: int, folder: RunFolder) -> None:
+def _refuse_not_finite(metrics: Mapping[str, float], step: int, folder: RunFolder) -> None:
     """End a run whose validation is not finite, before a checkpoint or a bundle is saved."""
-    bad = [name for name, value in figures.items() if not math.isfinite(value)]
+    bad = [name for name, value in metrics.items() if not math.isfinite(value)]
     if process_group().any(bool(bad)):
         note = "; earlier checkpoints are kept" if folder.has_checkpoint else ""
         raise Diverged(
@@ -139,14 +145,14 @@ class _Meter:
             BarColumn(),
             MofNCompleteColumn(),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[figures]}"),
+            TextColumn("{task.fields[metrics]}"),
             console=self._console,
             disable=not (self._console.is_terminal and self._is_main),
         )
 
     def __enter__(self) -> "_Meter":
         self._progress.start()
-        self._task = self._progress.add_task("steps", total=self._job.num_steps, completed=self._begin, figures="")
+        self._task = self._progress.add_task("steps", total=self._job.num_steps, completed=self._begin, metrics="")
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -162,7 +168,7 @@ class _Meter:
         self._progress.advance(self._task)
 
     def write(self, step: int) -> None:
-        """Log the means since the last line, over steps in which all figures are finite.
+        """Log the means since the last line, over steps in which all metrics are finite.
 
         Raises:
             Diverged: more steps than allowed are not finite.
@@ -170,7 +176,7 @@ class _Meter:
         if not self._steps:
             return
         columns: dict[str, list[float]] = {}
-        skipped: list[str] = []  # for each skipped step, its first figure that is not finite
+        skipped: list[str] = []  # for each skipped step, its first metric that is not finite
         means = process_group().mean(torch.cat([values for _, values in self._steps]))
         rows = means.split([len(names) for names, _ in self._steps])
         for (names, _), values in zip(self._steps, rows, strict=True):
@@ -181,8 +187,8 @@ class _Meter:
                 for name, value in row.items():
                     columns.setdefault(name, []).append(value)
         seconds = time.perf_counter() - self._since
-        figures = {name: sum(column) / len(column) for name, column in columns.items()}
-        figures["tokens_per_second"] = len(self._steps) * self._job.tokens_per_step / seconds
+        metrics = {name: sum(column) / len(column) for name, column in columns.items()}
+        metrics["tokens_per_second"] = len(self._steps) * self._job.tokens_per_step / seconds
         self._steps, self._since = [], time.perf_counter()
         if len(skipped) > self._max_skipped:
             note = "the last checkpoint is kept" if self._folder.has_checkpoint else "there is no checkpoint yet"
@@ -191,21 +197,21 @@ class _Meter:
                 "another folder, with a lower learning rate or a larger loop.max_skipped_steps"
             )
         if skipped:
-            figures["skipped_steps"] = float(len(skipped))
-        self.log(step, figures)
+            metrics["skipped_steps"] = float(len(skipped))
+        self.log(step, metrics)
 
-    def log(self, step: int, figures: dict[str, float]) -> None:
-        """Write one line of figures; main process only."""
+    def log(self, step: int, metrics: dict[str, float]) -> None:
+        """Write one line of metrics; main process only."""
         if not self._is_main:
             return
-        self._folder.log({"step": step, **figures})
+        self._folder.log({"step": step, **metrics})
         for logger in self._loggers:
-            logger.log(step, figures)
-        text = "  ".join(f"{name} {value:.4g}" for name, value in figures.items())
+            logger.log(step, metrics)
+        text = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
         if self._progress.disable:
             print(f"step {step}/{self._job.num_steps}  {text}", file=sys.stderr, flush=True)
         else:
-            self._progress.update(self._task, figures=text[: max(20, self._console.width - 60)])
+            self._progress.update(self._task, metrics=text[: max(20, self._console.width - 60)])
 
     @contextmanager
     def paused(self) -> Iterator[None]:

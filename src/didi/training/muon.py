@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 MOMENTUM = 0.95
 NUM_ITERATIONS = 5
-# Of a quintic that moves small singular values to about 1 in few iterations, https://kellerjordan.github.io/posts/muon/
+# Coefficients of an odd polynomial of degree 5 whose iteration moves singular values to about 1:
+# https://kellerjordan.github.io/posts/muon/
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
 

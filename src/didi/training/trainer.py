@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from didi.errors import UsageError
 from didi.methods import Method, method_of
-from didi.methods.base import Figures, Inputs, Update
+from didi.methods.base import Inputs, Metrics, Update
 from didi.methods.settings import RunConfig
 from didi.models.adapters import merged
 from didi.models.bundle import Bundle
@@ -19,13 +19,13 @@ from didi.models.discriminator import trunk_of
 from didi.process_group import process_group
 from didi.training.distributed import (
     Synchronised,
-    check_divides,
+    check_batch_size,
     full_state,
     load_full_state,
     shard,
     unsharded,
 )
-from didi.training.loop import Metrics, autocast_dtype
+from didi.training.loop import autocast_dtype
 from didi.training.optim import Average, averaged_network, clip_and_step, is_on_cuda, learning_rate, make_optimizer
 from didi.training.passes import PassCounter
 
@@ -48,7 +48,7 @@ class Trainer:
     def __init__(self, method: Method, device: torch.device) -> None:
         self.method, self.device = method, device
         loop = self._loop = method.settings.loop
-        check_divides(loop.batch_size)
+        check_batch_size(loop.batch_size)
         self.num_steps, self.tokens_per_step = method.num_steps, method.tokens_per_step
         averaged = method.trained[method.averaged_network]
         self.average = Average(averaged, loop.ema_decay, is_ramped=loop.ema_ramp)
@@ -57,7 +57,7 @@ class Trainer:
                 trunk.keeps_activations = not loop.activation_checkpointing
         if loop.fsdp:
             self._shard()
-        self._passes = {name: Synchronised(network) for name, network in method.trained.items()}
+        self._synchronised = {name: Synchronised(network) for name, network in method.trained.items()}
         self.optimizers = {
             name: make_optimizer(method.trained[name], config) for name, config in method.optimizers.items()
         }
@@ -65,7 +65,7 @@ class Trainer:
         self._counter = None if loop.compile else PassCounter(self._networks())  # compiled blocks run no hooks
         if loop.compile:
             self._compile()
-        self._autocast = autocast_dtype(loop.precision, device)
+        self._autocast_dtype = autocast_dtype(loop.precision, device)
         method.start(self)
 
     def _compile(self) -> None:
@@ -91,7 +91,7 @@ class Trainer:
     # ------------------------------------------------------------------------------------------------ one step --- #
 
     def step(self, step: int) -> Metrics:
-        """The updates of a step; returns their figures and the number of sequence passes (``training.passes``)."""
+        """The updates of a step; returns their metrics and the number of sequence passes (``training.passes``)."""
         if self._counter is None:
             return self._step(step)
         self._counter.reset()  # excludes passes of validations
@@ -114,47 +114,47 @@ class Trainer:
                 "several updates of a network in a step cannot share accumulated batches: set loop.accumulation to 1; "
                 f"got {self._loop.accumulation} and {max(repeats.values())} updates"
             )
-        figures: dict[str, Tensor | float] = {}
+        metrics: dict[str, Tensor | float] = {}
         is_finite: list[bool | Tensor] = [True] * len(updates)
         is_taken: bool | Tensor = True
-        for number in range(self._loop.accumulation):
-            is_last = number + 1 == self._loop.accumulation
-            with self._synchronised(is_last):
-                batch = self.method.prepare(step, number)
+        for micro_batch in range(self._loop.accumulation):
+            is_last = micro_batch + 1 == self._loop.accumulation
+            with self._micro_batch(is_last=is_last):
+                batch = self.method.prepare(step, micro_batch)
                 for index, update in enumerate(updates):
-                    loss, update_figures = update.loss(batch)
-                    (loss / self._loop.accumulation).backward()
+                    loss, update_metrics = update.loss(batch)
+                    (loss / self._loop.accumulation).backward()  # gradients of micro-batches add up
                     is_finite[index] &= self._on_host(torch.isfinite(loss.detach()))
                     num_updates = repeats[update.network]
-                    _add(figures, update_figures, 1 / (self._loop.accumulation * num_updates))
+                    _add(metrics, update_metrics, 1 / (self._loop.accumulation * num_updates))
                     if is_last:
-                        is_taken &= self._apply(update, is_finite[index] & is_taken, figures, 1 / num_updates)
+                        is_taken &= self._apply(update, is_finite[index] & is_taken, metrics, 1 / num_updates)
                         if is_taken is False:
                             self._clear_gradients()
                             self.method.end_step(step)
-                            return figures
+                            return metrics
         if self.method.averaged_network in repeats:
             self.average.update_parameters(self.method.trained[self.method.averaged_network], is_taken)
         self.method.end_step(step)
-        return figures
+        return metrics
 
     def _on_host(self, flag: Tensor) -> bool | Tensor:
         """The flag as a bool, for which the host waits; unchanged if the device decides about updates."""
         return flag if self._decides_on_device else bool(flag)
 
     def _apply(
-        self, update: Update, is_finite: bool | Tensor, figures: dict[str, Tensor | float], scale: float
+        self, update: Update, is_finite: bool | Tensor, metrics: dict[str, Tensor | float], scale: float
     ) -> bool | Tensor:
         """Clip gradients and step the optimizer; returns whether loss and gradient are finite."""
         config = self.method.optimizers[update.network]
         rate = learning_rate(config, update.step, update.num_steps)
-        if not isinstance(is_finite, Tensor):
+        if not isinstance(is_finite, Tensor):  # all processes skip the update if the loss of one is not finite
             is_finite = not process_group().any(not is_finite)
         network, optimizer = self.method.trained[update.network], self.optimizers[update.network]
         norm = clip_and_step(network, optimizer, config, rate, is_finite=is_finite)
         prefix = f"{update.network}_" if len(self.method.trained) > 1 else ""
-        rates: Figures = {f"{prefix}gradient_norm": norm, f"{prefix}learning_rate": rate}
-        _add(figures, rates, scale)
+        rates: Metrics = {f"{prefix}gradient_norm": norm, f"{prefix}learning_rate": rate}
+        _add(metrics, rates, scale)
         return is_finite & self._on_host(torch.isfinite(norm))
 
     def _clear_gradients(self) -> None:
@@ -162,37 +162,37 @@ class Trainer:
             optimizer.zero_grad(set_to_none=True)
 
     @contextlib.contextmanager
-    def _synchronised(self, is_last: bool) -> Iterator[None]:
+    def _micro_batch(self, *, is_last: bool) -> Iterator[None]:
         """Context of a micro-batch; the last one of an update averages gradients over processes."""
         with contextlib.ExitStack() as stack:
-            for passes in self._passes.values():
-                stack.enter_context(passes.micro_batch(is_last=is_last))
+            for network in self._synchronised.values():
+                stack.enter_context(network.micro_batch(is_last=is_last))
             yield
 
     def skip_averaging(self) -> None:
         """See ``Synchronised.skip_averaging``."""
-        for passes in self._passes.values():
-            passes.skip_averaging()
+        for network in self._synchronised.values():
+            network.skip_averaging()
 
     # ------------------------------------------------------------------------------------------------- runtime --- #
 
     def call(self, network: str, function: Callable[..., R], *args: Any, **options: Any) -> R:
         """See ``Runtime.call``."""
-        with self.cast():
-            return self._passes[network](function, *args, **options)
+        with self.autocast():
+            return self._synchronised[network](function, *args, **options)
 
-    def cast(self) -> torch.autocast:
-        """See ``Runtime.cast``."""
-        return torch.autocast(self.device.type, dtype=self._autocast, enabled=self._autocast is not None)
+    def autocast(self) -> torch.autocast:
+        """See ``Runtime.autocast``."""
+        return torch.autocast(self.device.type, dtype=self._autocast_dtype, enabled=self._autocast_dtype is not None)
 
     def averaged(self) -> nn.Module:
         """See ``Runtime.averaged``."""
         return averaged_network(self.average)
 
-    # --------------------------------------------------------------------------------------------- state, ends --- #
+    # ---------------------------------------------------------------------------------------- state and result --- #
 
     def validate(self) -> dict[str, float]:
-        """Figures of the method on held-out sequences."""
+        """Metrics of the method on held-out sequences."""
         return self.method.validate()
 
     def state_dict(self) -> dict[str, Any]:
@@ -210,7 +210,7 @@ class Trainer:
         if set(state) != names:
             raise UsageError(
                 f"a checkpoint of this method holds {', '.join(sorted(names))}; got {', '.join(sorted(state))}: "
-                "another version of didi wrote it; start again in another folder with --out"
+                "another version of didi wrote it; start again in another folder"
             )
         self.method.load_state_dict(state["method"])
         for name, network in self._saved().items():
@@ -234,6 +234,6 @@ def make_trainer(settings: RunConfig, inputs: Inputs) -> Trainer:
     return Trainer(method_of(settings)(settings, inputs), inputs.device)
 
 
-def _add(figures: dict[str, Tensor | float], new: Figures, scale: float = 1.0) -> None:
+def _add(metrics: dict[str, Tensor | float], new: Metrics, scale: float = 1.0) -> None:
     for name, value in new.items():
-        figures[name] = figures.get(name, 0.0) + value * scale
+        metrics[name] = metrics.get(name, 0.0) + value * scale

@@ -185,6 +185,7 @@ def _plan(command: ReproduceCommand) -> Plan:
     )
 
 
+# Targets that show the students of other methods, and targets that show the autoregressive baseline.
 WITH_PEERS = ("figure1", "table7")
 WITH_BASELINE = ("figure1", "figure3", "figure4", "table7")
 

@@ -59,20 +59,20 @@ def sequence_passes(metrics: Path) -> float:
         The sum over all steps; NaN if no line has passes.
     """
     lines = metrics.read_text(encoding="utf-8").splitlines() if metrics.is_file() else []
-    rows = [row for row in map(_figures, lines) if row.get("sequence_passes") is not None]
+    rows = [row for row in map(_metrics_of_line, lines) if row.get("sequence_passes") is not None]
     steps = [0, *(row["step"] for row in rows)]
     if not rows:
         return math.nan
     return sum(row["sequence_passes"] * (row["step"] - before) for row, before in zip(rows, steps[:-1], strict=True))
 
 
-def _figures(line: str) -> dict[str, Any]:
+def _metrics_of_line(line: str) -> dict[str, Any]:
     """The values of a line of metrics; empty for an incomplete line of a process that was killed."""
     try:
-        figures: dict[str, Any] = json.loads(line)
+        metrics: dict[str, Any] = json.loads(line)
     except ValueError:
         return {}
-    return figures
+    return metrics
 
 
 @contextlib.contextmanager

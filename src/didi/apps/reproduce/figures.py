@@ -81,7 +81,7 @@ def figure_1_cells(plan: Plan) -> list[Cell]:
 
 
 def _peer_cells(plan: Plan) -> dict[str, list[Cell]]:
-    return peers.sample_cells(plan.peers, (*plan.nfes, *plan.more_teacher_nfes)[::2])  # every second one is enough
+    return peers.sample_cells(plan.peers, (*plan.nfes, *plan.more_teacher_nfes)[::2])  # every second number
 
 
 def _own_samples(plan: Plan) -> list[Cell]:

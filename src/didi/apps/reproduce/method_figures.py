@@ -21,9 +21,9 @@ SHOWN = "Lines are means over training seeds, bands reach from the lowest to the
 def figure_1(plan: MethodPlan, study: Study) -> list[str]:
     """Quality of every method against the number of moves."""
     measure = measures(plan, study)[0]
-    ticks = plan.world.nfes
+    ticks = plan.settings.nfes
     figure = _figure(plan, study, "figure1-methods.png", _moves, x_label="number of moves", ticks=ticks)
-    unshown = " Estimates of 0 or less have no place on a log axis." if plan.world.joint else ""
+    unshown = " Estimates of 0 or less have no place on a log axis." if plan.settings.joint else ""
     return [f"![{measure.name} against the number of moves]({figure.name})\n", f"{SHOWN}{unshown}"]
 
 
@@ -59,7 +59,7 @@ def _figure(
         study.folder / name,
         x_label=x_label,
         y_label=measure.name,
-        title=f"{plan.world.recipe}, {len(plan.seeds)} training seed{'s' if len(plan.seeds) > 1 else ''}",
+        title=f"{plan.settings.recipe}, {len(plan.seeds)} training seed{'s' if len(plan.seeds) > 1 else ''}",
         ticks=ticks,
     )
 

@@ -14,7 +14,7 @@ from didi.evaluation.row import EvaluationRow
 
 @dataclass(frozen=True)
 class Measure:
-    """One figure of a row.
+    """A metric of a row.
 
     Attributes:
         name: short name, for the corner of a table and the axis of a figure.
@@ -66,7 +66,7 @@ def measures(plan: MethodPlan, study: Study) -> list[Measure]:
     """The measures of a scale; methods are compared by the first measure."""
     if plan.frontier:
         return [_over_frontier(plan, study)]
-    return [JOINT, PAIRS] if plan.world.joint else [KL]
+    return [JOINT, PAIRS] if plan.settings.joint else [KL]
 
 
 def _over_frontier(plan: MethodPlan, study: Study) -> Measure:
@@ -89,5 +89,5 @@ Rows = Mapping[str, Mapping[int, Sequence[EvaluationRow]]]
 
 def rows_of(plan: MethodPlan, study: Study) -> Rows:
     """Evaluation rows of all curves."""
-    return {curve.name: {nfe: [study.row(one) for one in curve.cells(nfe)] for nfe in curve.nfes}
+    return {curve.name: {nfe: [study.row(cell) for cell in curve.cells(nfe)] for nfe in curve.nfes}
             for curve in plan.curves}  # fmt: skip

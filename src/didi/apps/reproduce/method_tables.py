@@ -20,13 +20,13 @@ def heading(plan: MethodPlan, study: Study) -> list[str]:
     """Lines at the head of the report: training, sampling and judging of the students."""
     sampling = study.sampling
     lines = [
-        f"Distillation methods by their settings for `{plan.world.recipe}` (`didi.recipes.COMPARED`, else the recipe); "
-        f"seeds {', '.join(map(str, plan.seeds))}; {sampling.num_samples} samples a cell, seed {sampling.seed}, judge "
-        f"`{sampling.judge}`, draws in float64, uniform time grid; {machine_name()}. Intervals are 95% t-intervals "
-        "over training seeds; a teacher is one network and has none.\n",
+        f"Distillation methods by their settings for `{plan.settings.recipe}` (`didi.recipes.COMPARED`, else the "
+        f"recipe); seeds {', '.join(map(str, plan.seeds))}; {sampling.num_samples} samples a cell, seed "
+        f"{sampling.seed}, judge `{sampling.judge}`, draws in float64, uniform time grid; {machine_name()}. Intervals "
+        "are 95% t-intervals over training seeds; a teacher is one network and has none.\n",
         *(_about(plan, study, method) for method in plan.configs),
         "",
-        *(one.about for one in measures(plan, study)),
+        *(measure.about for measure in measures(plan, study)),
     ]
     budgets = _budgets(plan, study)
     known = [value for value in budgets.values() if not math.isnan(value)]
@@ -38,14 +38,14 @@ def heading(plan: MethodPlan, study: Study) -> list[str]:
 
 def _about(plan: MethodPlan, study: Study, method: str) -> str:
     """A line about the training and sampling of one method."""
-    config, curves = plan.configs[method], [one for one in plan.curves if one.method == method]
+    config, curves = plan.configs[method], [curve for curve in plan.curves if curve.method == method]
     moves = study.record(curves[0].cells(curves[0].nfes[0])[0]).get("intended_nfe")
     made_for = f", made for {moves} move{'s' if moves > 1 else ''}" if moves else ""
     batch = config.loop.batch_size * config.loop.accumulation
     return (
         f"- {method}: teacher `{name_of(plan.teachers[method])}`, {config.num_steps:,} steps of {batch}, "
         f"{millions(_budgets(plan, study)[method])} million sequence passes{made_for}; sampled with "
-        f"{' and '.join(one.sampler for one in curves)}"
+        f"{' and '.join(curve.sampler for curve in curves)}"
     )
 
 
@@ -66,10 +66,10 @@ def method_tables(plan: MethodPlan, study: Study) -> list[str]:
     """Tables of quality, differences to the reference, joint divergences and costs."""
     found, used = rows_of(plan, study), measures(plan, study)
     lines = []
-    for one in used:
-        lines += [*_quality(plan, found, one), ""]
+    for measure in used:
+        lines += [*_quality(plan, found, measure), ""]
     if len(used) > 1 or used[0].is_ratio:
-        body = [[name, *(perplexity_cell(rows[nfe]) if nfe in rows else "" for nfe in plan.world.nfes)]
+        body = [[name, *(perplexity_cell(rows[nfe]) if nfe in rows else "" for nfe in plan.settings.nfes)]
                 for name, rows in found.items()]  # fmt: skip
         lines += [*markdown_table(["perplexity / entropy", *_columns(plan)], body), ""]
     notes = {name: dict.fromkeys(row.note for of_seeds in rows.values() for row in of_seeds if row.note)
@@ -79,7 +79,7 @@ def method_tables(plan: MethodPlan, study: Study) -> list[str]:
 
 
 def _columns(plan: MethodPlan) -> list[str]:
-    return [_moves(nfe) for nfe in plan.world.nfes]
+    return [_moves(nfe) for nfe in plan.settings.nfes]
 
 
 def _moves(nfe: int) -> str:
@@ -88,7 +88,7 @@ def _moves(nfe: int) -> str:
 
 def _quality(plan: MethodPlan, found: Rows, measure: Measure) -> list[str]:
     body = [
-        [name, *(measure.level(list(map(measure.of, rows[nfe]))) if nfe in rows else "" for nfe in plan.world.nfes)]
+        [name, *(measure.level(list(map(measure.of, rows[nfe]))) if nfe in rows else "" for nfe in plan.settings.nfes)]
         for name, rows in found.items()
     ]
     return markdown_table([measure.name, *_columns(plan)], body)
@@ -102,7 +102,7 @@ def _differences(plan: MethodPlan, found: Rows, measure: Measure) -> list[str]:
             continue
         pairs = {nfe: (rows, base[nfe]) for nfe, rows in found[curve.name].items() if nfe in base}
         cells = {nfe: measure.change(*(list(map(measure.of, rows)) for rows in pair)) for nfe, pair in pairs.items()}
-        body.append([curve.name, *(cells.get(nfe, "") for nfe in plan.world.nfes)])
+        body.append([curve.name, *(cells.get(nfe, "") for nfe in plan.settings.nfes)])
     if not body:
         return []
     how = "over that of" if measure.is_ratio else "less that of"
@@ -122,21 +122,21 @@ def _joint(plan: MethodPlan, study: Study) -> list[str]:
     }
     if not found:
         return []
-    world, base = plan.world, found[plan.reference]
+    settings, base = plan.settings, found[plan.reference]
     levels = [
-        [name, *(JOINT.level(kls[nfe]) if nfe in kls else "" for nfe in world.joint_nfes)]
+        [name, *(JOINT.level(kls[nfe]) if nfe in kls else "" for nfe in settings.joint_nfes)]
         for name, kls in found.items()
     ]
     others = [curve.name for curve in plan.curves if curve.method and curve.name != plan.reference]
     changes = [
         [name, *(JOINT.change(kls[nfe], base[nfe]) if {nfe} <= kls.keys() & base.keys() else ""
-                 for nfe in world.joint_nfes)]
+                 for nfe in settings.joint_nfes)]
         for name, kls in found.items() if name in others
     ]  # fmt: skip
-    columns = [_moves(nfe) for nfe in world.joint_nfes]
+    columns = [_moves(nfe) for nfe in settings.joint_nfes]
     return [
-        f"Joint KL, nats a sequence, from the autoregressive network `{world.joint_reference}` of "
-        f"{world.teacher_steps:,} steps on the same tokens: {world.joint_samples} samples, to which a network is "
+        f"Joint KL, nats a sequence, from the autoregressive network `{settings.joint_reference}` of "
+        f"{settings.teacher_steps:,} steps on the same tokens: {settings.joint_samples} samples, to which a network is "
         "fitted; a lower bound in expectation, from that network and not from the data (docs/evaluation.md).\n",
         *markdown_table([JOINT.name, *columns], levels),
         "",

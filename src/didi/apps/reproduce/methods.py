@@ -28,7 +28,7 @@ REFERENCE = "didi"
 
 
 @dataclass(frozen=True)
-class World:
+class ScaleSettings:
     """Settings of a comparison at one scale.
 
     Attributes:
@@ -57,10 +57,10 @@ class World:
 
 
 ALL_NFES = (1, 2, 4, 8, 16, 32, 64, 128)
-WORLDS = {
-    "exact": World("exact", ALL_NFES, max_costly_nfe=32),
-    "markov": World("markov", ALL_NFES, max_costly_nfe=128, joint=True),
-    "tiny": World(
+SCALES = {
+    "exact": ScaleSettings("exact", ALL_NFES, max_costly_nfe=32),
+    "markov": ScaleSettings("markov", ALL_NFES, max_costly_nfe=128, joint=True),
+    "tiny": ScaleSettings(
         "tiny-news",
         ALL_NFES,
         max_costly_nfe=128,
@@ -93,7 +93,7 @@ class Curve:
 
     def cells(self, nfe: int) -> list[Cell]:
         """The cells of all seeds at one number of moves."""
-        return [Cell(one, self.role, self.sampler, nfe, joint=self.joint) for one in self.bundles]
+        return [Cell(bundle, self.role, self.sampler, nfe, joint=self.joint) for bundle in self.bundles]
 
     @property
     def role(self) -> Role:
@@ -107,14 +107,14 @@ class MethodPlan:
 
     Attributes:
         scale: name of the scale.
-        world: settings of the comparison at this scale.
+        settings: settings of the comparison at this scale.
         configs: settings by the name of a method or of a variant of a method.
         teachers: teacher of each method: a bundle, or a run that is trained first.
         seeds: training seeds of each method.
     """
 
     scale: str
-    world: World
+    settings: ScaleSettings
     configs: dict[str, DistillationConfig]
     teachers: dict[str, Run | str]
     seeds: tuple[int, ...]
@@ -135,7 +135,9 @@ class MethodPlan:
     def curves(self) -> list[Curve]:
         """Curves of every student with every sampler, then of every teacher."""
         students = [curve for method in self.configs for curve in self._students(method)]
-        return students + [self._curve(f"teacher {name_of(one)}", "", (one,), "ancestral") for one in self._distinct]
+        return students + [
+            self._curve(f"teacher {name_of(teacher)}", "", (teacher,), "ancestral") for teacher in self._distinct
+        ]
 
     @property
     def _distinct(self) -> list[Run | str]:
@@ -144,7 +146,7 @@ class MethodPlan:
     def _students(self, method: str) -> list[Curve]:
         runs = self.runs(method)
         if self.configs[method].starts_at_random:
-            return [Curve(method, method, runs, "one-step", (1,), self.world.joint)]
+            return [Curve(method, method, runs, "one-step", (1,), self.settings.joint)]
         samplers = SAMPLERS[process_of(self.teachers[method])]
         names = [method if sampler == samplers[0] else f"{method}, {sampler}" for sampler in samplers]
         return [self._curve(name, method, runs, sampler) for name, sampler in zip(names, samplers, strict=True)]
@@ -152,31 +154,31 @@ class MethodPlan:
     def _curve(self, name: str, method: str, bundles: tuple[Run | str, ...], sampler: SamplerName) -> Curve:
         is_uniform = process_of(self.teachers[method] if method else bundles[0]) == Uniform.name
         is_costly = is_uniform or (method != "" and self.configs[method].has_latent_codes)
-        nfes = [nfe for nfe in self.world.nfes if not is_costly or nfe <= self.world.max_costly_nfe]
-        return Curve(name, method, bundles, sampler, tuple(nfes), self.world.joint)
+        nfes = [nfe for nfe in self.settings.nfes if not is_costly or nfe <= self.settings.max_costly_nfe]
+        return Curve(name, method, bundles, sampler, tuple(nfes), self.settings.joint)
 
     @property
     def frontier(self) -> list[Cell]:
         """Cells of the reference's teacher at the largest number of moves and each temperature; empty if not needed."""
-        if not self.world.has_frontier:
+        if not self.settings.has_frontier:
             return []
-        teacher, nfe = self.teachers[self.reference], self.world.nfes[-1]
+        teacher, nfe = self.teachers[self.reference], self.settings.nfes[-1]
         return [Cell(teacher, "teacher", nfe=nfe, temperature=value) for value in TEMPERATURES]
 
     @property
     def joint_cells(self) -> dict[str, dict[int, list[JointCell]]]:
         """Joint divergences from a trained network, by name of the curve and number of moves, one for each seed."""
-        world = self.world
-        if not world.joint_reference:
+        settings = self.settings
+        if not settings.joint_reference:
             return {}
-        reference = _pretraining(world.joint_reference, world)
+        reference = _pretraining(settings.joint_reference, settings)
         return {
             curve.name: {
                 nfe: [
-                    JointCell(one, curve.role, curve.sampler, nfe, reference, world.joint_samples)
-                    for one in curve.bundles
+                    JointCell(bundle, curve.role, curve.sampler, nfe, reference, settings.joint_samples)
+                    for bundle in curve.bundles
                 ]
-                for nfe in world.joint_nfes
+                for nfe in settings.joint_nfes
                 if nfe in curve.nfes
             }
             for curve in self.curves
@@ -211,10 +213,10 @@ def method_plan(scale: str, methods: Sequence[str], num_seeds: int) -> MethodPla
     Raises:
         UsageError: the scale has no comparison, or a method has no recipe for the scale or no teacher.
     """
-    if scale not in WORLDS:
-        raise UsageError(f"--methods compares at the scales {', '.join(WORLDS)}; got --scale {scale}: choose another")
-    world = WORLDS[scale]
-    compared = _compared(world.recipe)
+    if scale not in SCALES:
+        raise UsageError(f"--methods compares at the scales {', '.join(SCALES)}; got --scale {scale}: choose another")
+    settings = SCALES[scale]
+    compared = _compared(settings.recipe)
     known = list(compared)
     if unknown := [name for name in methods if name not in (*known, "all")]:
         raise UsageError(
@@ -223,8 +225,8 @@ def method_plan(scale: str, methods: Sequence[str], num_seeds: int) -> MethodPla
         )
     chosen = [name for name in known if name in methods or "all" in methods]
     configs = {name: compared[name] for name in chosen}
-    teachers = {name: _teacher(config, world) for name, config in configs.items()}
-    return MethodPlan(scale, world, configs, teachers, tuple(range(num_seeds)))
+    teachers = {name: _teacher(config, settings) for name, config in configs.items()}
+    return MethodPlan(scale, settings, configs, teachers, tuple(range(num_seeds)))
 
 
 def _compared(recipe: str) -> dict[str, DistillationConfig]:
@@ -238,7 +240,7 @@ def _compared(recipe: str) -> dict[str, DistillationConfig]:
     return dict(sorted(found.items(), key=lambda item: not item[0].startswith(REFERENCE)))
 
 
-def _teacher(config: DistillationConfig, world: World) -> Run | str:
+def _teacher(config: DistillationConfig, settings: ScaleSettings) -> Run | str:
     """The bundle of the teacher that a recipe names, or a run of the teacher's recipe.
 
     For uniform-state diffusion the default teacher is that of Duo.
@@ -248,7 +250,7 @@ def _teacher(config: DistillationConfig, world: World) -> Run | str:
     """
     method = method_of(config)
     is_masked = Absorbing.name in method.processes
-    name = config.teacher or ("" if is_masked else f"{world.recipe}-duo")
+    name = config.teacher or ("" if is_masked else f"{settings.recipe}-duo")
     if name and (name in bundled_names() or Path(name).exists()):
         return name
     if name not in recipes.PRETRAIN:
@@ -256,14 +258,14 @@ def _teacher(config: DistillationConfig, world: World) -> Run | str:
             f"--methods takes methods whose recipe names a teacher that is bundled or that didi pretrain has; that of "
             f"{method.name} names {name!r}: leave the method out"
         )
-    return _pretraining(name, world)
+    return _pretraining(name, settings)
 
 
-def _pretraining(recipe: str, world: World) -> Run:
+def _pretraining(recipe: str, settings: ScaleSettings) -> Run:
     """A pre-training run of a recipe, limited to ``teacher_steps`` of the comparison."""
     config = recipes.PRETRAIN[recipe]
-    if world.teacher_steps is None:
+    if settings.teacher_steps is None:
         return Run(config)
-    limited = config.limited(world.teacher_steps)
+    limited = config.limited(settings.teacher_steps)
     assert isinstance(limited, PretrainConfig)
     return Run(limited)

@@ -16,7 +16,7 @@ from didi.methods.elbo import PretrainConfig
 from didi.models.bundle import Role, manifest_of
 from didi.recipes import PRETRAIN
 
-KINDS = {
+RECIPE_SUFFIXES = {
     "MDLM": "",
     "SEDD absorb": "-sedd-absorb",
     "SEDD uniform": "-sedd-uniform",
@@ -49,7 +49,7 @@ def trained_peers(recipe: str, steps: int) -> dict[str, Run | str]:
         steps: number of steps of each run; schedules and Duo's curriculum are fitted to it.
     """
     runs: dict[str, Run | str] = {}
-    for name, suffix in KINDS.items():
+    for name, suffix in RECIPE_SUFFIXES.items():
         config = PRETRAIN.get(f"{recipe}{suffix}")
         if config is None:  # the worlds have no recipe for an autoregressive network
             config = replace(PRETRAIN[recipe], recipe=f"{recipe}{suffix}", model="autoregressive")
@@ -106,7 +106,7 @@ def peers_table(peers: Peers, corpora: Sequence[str], study: Study) -> list[str]
     }
     body = [[name, *(_perplexity(row) for row in by_corpus.values())] for name, by_corpus in likelihoods.items()]
     lines = [*about(peers), *markdown_table(["perplexity [95% CI]", *corpora], body)]
-    return [*lines, "", *_order(likelihoods, corpora)] if set(KINDS) <= set(peers) else lines
+    return [*lines, "", *_order(likelihoods, corpora)] if set(RECIPE_SUFFIXES) <= set(peers) else lines
 
 
 def about(peers: Peers) -> list[str]:

@@ -1,4 +1,4 @@
-"""Sets of proteins of ``didi reproduce --scale proteins``: samples, controls and examples; a judge of kept scores."""
+"""Sets of proteins of ``didi reproduce --scale proteins``, samples, controls, examples; a judge of stored scores."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -110,4 +110,4 @@ class RecordedJudge:
         Raises:
             KeyError: a sequence was not scored.
         """
-        return torch.tensor([self.scores[one] for one in sequences], dtype=torch.float64)
+        return torch.tensor([self.scores[sequence] for sequence in sequences], dtype=torch.float64)

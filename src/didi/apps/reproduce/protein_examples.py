@@ -59,7 +59,7 @@ def chosen_samples(study: ProteinStudy, cells: Sequence[SampleCell], *, is_best:
         )
     found = []
     for candidates in groups.values():
-        best = max(candidates, key=lambda one: one.score)
+        best = max(candidates, key=lambda candidate: candidate.score)
         score = study.record(best.cell)["scores"][best.number]
         found.append(Chosen(best.cell, best.number, best.residues, score, len(candidates)))
     return found
@@ -71,7 +71,7 @@ def _lines(
     """The figure, how its samples were chosen, and their sequences."""
     chosen = chosen_samples(study, cells, is_best=is_best)
     judge = RecordedJudge.of([study.record(chosen[0].cell)])
-    example = ExampleCell(tuple(one.residues for one in chosen))
+    example = ExampleCell(tuple(sample.residues for sample in chosen))
     complete([example], study)
     record = study.record(example)
     scores = record["residue_scores"] or [None] * len(chosen)
@@ -90,7 +90,7 @@ def _lines(
         if record["traces"]
         else " The judge predicts no structure."
     )
-    records = [fasta_record(_fasta_title(plan, one, judge), one.residues) for one in chosen]
+    records = [fasta_record(_fasta_title(plan, sample, judge), sample.residues) for sample in chosen]
     return [
         f"![Samples of {whose}]({figure.name})\n",
         f"Chosen, not random: for each length and number of moves, the sample of {whose} with the {which} score. "
@@ -100,23 +100,23 @@ def _lines(
     ]
 
 
-def _source(plan: ProteinPlan, one: Chosen) -> str:
-    if one.cell.role == "teacher":
+def _source(plan: ProteinPlan, sample: Chosen) -> str:
+    if sample.cell.role == "teacher":
         return "teacher"
-    return f"student {plan.students.index(one.cell.bundle) + 1}"
+    return f"student {plan.students.index(sample.cell.bundle) + 1}"
 
 
-def _title(plan: ProteinPlan, one: Chosen, judge: RecordedJudge, *, is_best: bool) -> str:
+def _title(plan: ProteinPlan, sample: Chosen, judge: RecordedJudge, *, is_best: bool) -> str:
     which = "highest" if is_best == judge.is_higher_better else "lowest"
     return (
-        f"{_source(plan, one)}, {one.cell.length} residues, {one.cell.nfe} moves, {one.cell.sampler}: "
-        f"{one.score:.{digits(judge.unit)}f} {judge.unit}, {which} of {one.num_candidates}"
+        f"{_source(plan, sample)}, {sample.cell.length} residues, {sample.cell.nfe} moves, {sample.cell.sampler}: "
+        f"{sample.score:.{digits(judge.unit)}f} {judge.unit}, {which} of {sample.num_candidates}"
     )
 
 
-def _fasta_title(plan: ProteinPlan, one: Chosen, judge: RecordedJudge) -> str:
-    source = _source(plan, one).replace(" ", "-")
+def _fasta_title(plan: ProteinPlan, sample: Chosen, judge: RecordedJudge) -> str:
+    source = _source(plan, sample).replace(" ", "-")
     return (
-        f"{source}-{one.cell.length}-{one.cell.nfe} sampler={one.cell.sampler} nfe={one.cell.nfe} "
-        f"sample={one.number + 1} score={one.score:.{digits(judge.unit)}f}"
+        f"{source}-{sample.cell.length}-{sample.cell.nfe} sampler={sample.cell.sampler} nfe={sample.cell.nfe} "
+        f"sample={sample.number + 1} score={sample.score:.{digits(judge.unit)}f}"
     )

@@ -143,8 +143,8 @@ def examples_figure(
         unit: unit of the residue scores; None if there are none.
         is_higher_better: whether a larger residue score is better.
     """
-    has_traces = any(one.trace is not None for one in examples)
-    lengths = [-(-len(one.residues) // LINE) * LINE_INCHES for one in examples]
+    has_traces = any(example.trace is not None for example in examples)
+    lengths = [-(-len(example.residues) // LINE) * LINE_INCHES for example in examples]
     heights = [max(TITLE_INCHES + inches, TRACE_INCHES if has_traces else 0) for inches in lengths]
     width, text_width = (9.2 if has_traces else 7.0), 6.1
     bar = BAR_INCHES if unit is not None else 0.0

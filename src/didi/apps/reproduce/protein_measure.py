@@ -33,12 +33,12 @@ def complete(cells: Sequence[ProteinCell], study: ProteinStudy) -> None:
     try:
         study.run(partial(measure, study=study), [cell for cell in dict.fromkeys(cells) if not study.has(cell)])
     finally:
-        forget()
+        clear_caches()
 
 
 def nearest_in_length(proteins: Sequence[str], length: int, num: int) -> list[str]:
     """The ``num`` proteins whose lengths are nearest to ``length``, or all if there are fewer; ties in their order."""
-    return sorted(proteins, key=lambda one: abs(len(one) - length))[:num]
+    return sorted(proteins, key=lambda protein: abs(len(protein) - length))[:num]
 
 
 # ---------------------------------------------------------------------------------------------------- in a worker --- #
@@ -120,11 +120,11 @@ def _examples(cell: ExampleCell, study: ProteinStudy) -> dict[str, Any]:
     found = judge.residues(sequences, residue_frequencies(read_proteins(study.training_file)))
     record |= {
         "residue_unit": judge.residue_unit,
-        "residue_scores": [_finite(one.scores, "scores of residues", judge).tolist() for one in found],
+        "residue_scores": [_finite(residue.scores, "scores of residues", judge).tolist() for residue in found],
     }
-    traces = [one.alpha_carbons for one in found if one.alpha_carbons is not None]
+    traces = [residue.alpha_carbons for residue in found if residue.alpha_carbons is not None]
     if traces:
-        record["traces"] = [_finite(one, "positions of residues", judge).tolist() for one in traces]
+        record["traces"] = [_finite(trace, "positions of residues", judge).tolist() for trace in traces]
     return record
 
 
@@ -174,14 +174,14 @@ def _judge(name: str, recorded: str) -> ProteinJudge:
 
 @lru_cache(maxsize=2)
 def read_proteins(file: Path) -> list[str]:
-    """The proteins of a FASTA file; the last two files are kept in memory until ``forget``."""
-    return [one.residues for one in read_fasta(file)]
+    """The proteins of a FASTA file; the last two files are kept in memory until ``clear_caches``."""
+    return [record.residues for record in read_fasta(file)]
 
 
-CACHED: tuple[Callable[[], None], ...] = (_loaded.cache_clear, _judge.cache_clear, read_proteins.cache_clear)
+CACHE_CLEARS: tuple[Callable[[], None], ...] = (_loaded.cache_clear, _judge.cache_clear, read_proteins.cache_clear)
 
 
-def forget() -> None:
+def clear_caches() -> None:
     """Free the bundle, the judge and the proteins that this process holds."""
-    for clear in CACHED:
+    for clear in CACHE_CLEARS:
         clear()

@@ -5,7 +5,7 @@ from functools import partial
 from sys import stderr
 
 from didi.apps.reproduce.protein_cells import ControlCell, SampleCell
-from didi.apps.reproduce.protein_measure import forget, read_proteins, with_row, write_record
+from didi.apps.reproduce.protein_measure import clear_caches, read_proteins, with_row, write_record
 from didi.apps.reproduce.protein_study import ProteinStudy
 from didi.data import mmseqs
 from didi.evaluation.protein.measures import nearest_identities_of_sets
@@ -33,7 +33,7 @@ def add_neighbours(cells: Sequence[Cell], study: ProteinStudy) -> None:
     try:
         identities = nearest_identities_of_sets(sets, read_proteins(study.training_file))
     finally:
-        forget()
+        clear_caches()
     study.run(partial(_add, study=study), [(cell, one.tolist()) for cell, one in zip(missing, identities, strict=True)])
 
 

@@ -39,7 +39,7 @@ class ProteinPlan:
     @property
     def teacher_samplers(self) -> tuple[SamplerName, ...]:
         """Samplers of the teacher: all but ``guided``, which needs a discriminator."""
-        return tuple(one for one in self.samplers if one != "guided")
+        return tuple(sampler for sampler in self.samplers if sampler != "guided")
 
     def teacher_cell(self, sampler: SamplerName, length: int, nfe: int) -> SampleCell:
         """A set of samples of the teacher."""
@@ -47,7 +47,7 @@ class ProteinPlan:
 
     def student_cells(self, sampler: SamplerName, length: int, nfe: int) -> list[SampleCell]:
         """A set of samples of each student, in the order of ``students``."""
-        return [SampleCell(one, "student", sampler, length, nfe) for one in self.students]
+        return [SampleCell(student, "student", sampler, length, nfe) for student in self.students]
 
     @property
     def controls(self) -> list[ControlCell]:
@@ -58,24 +58,24 @@ class ProteinPlan:
     def cells(self) -> list[SampleCell]:
         """All samples of Figure 5, the samples that take longest first."""
         settings = [(length, nfe) for nfe in reversed(self.nfes) for length in reversed(self.lengths)]
-        teacher = [self.teacher_cell(one, *setting) for one in self.teacher_samplers for setting in settings]
-        students = [self.student_cells(one, *setting) for one in self.samplers for setting in settings]
-        return [*teacher, *(one for of_seeds in zip(*students, strict=True) for one in of_seeds)]
+        teacher = [self.teacher_cell(sampler, *setting) for sampler in self.teacher_samplers for setting in settings]
+        students = [self.student_cells(sampler, *setting) for sampler in self.samplers for setting in settings]
+        return [*teacher, *(cell for of_seeds in zip(*students, strict=True) for cell in of_seeds)]
 
     @property
     def example_nfes(self) -> tuple[int, ...]:
         """Numbers of moves of Figures 6 and 7: those of 8, 16 and 32 in ``nfes``, or its three smallest."""
-        return tuple(one for one in self.nfes if one in EXAMPLE_NFES) or self.nfes[:3]
+        return tuple(nfe for nfe in self.nfes if nfe in EXAMPLE_NFES) or self.nfes[:3]
 
     @property
     def teacher_examples(self) -> list[SampleCell]:
         """Samples of which Figure 6 shows some, from the first sampler."""
-        return [self.teacher_cell(self.teacher_samplers[0], *one) for one in self._example_settings]
+        return [self.teacher_cell(self.teacher_samplers[0], *setting) for setting in self._example_settings]
 
     @property
     def student_examples(self) -> list[SampleCell]:
         """Samples of which Figure 7 shows some, from the first sampler."""
-        return [cell for one in self._example_settings for cell in self.student_cells(self.samplers[0], *one)]
+        return [cell for setting in self._example_settings for cell in self.student_cells(self.samplers[0], *setting)]
 
     @property
     def _example_settings(self) -> list[tuple[int, int]]:

@@ -64,8 +64,8 @@ def heading(plan: ProteinPlan, study: ProteinStudy, controls: CheckedControls) -
         for number, (name, one) in enumerate(zip(plan.students, students, strict=True), start=1)
     ]
     body = [
-        [f"{one.better} over {one.worse}", number_with(one.difference, one.interval, f"+.{digits(judge.unit)}f")]
-        for one in controls.comparisons
+        [f"{pair.better} over {pair.worse}", number_with(pair.difference, pair.interval, f"+.{digits(judge.unit)}f")]
+        for pair in controls.comparisons
     ]
     better = "higher" if judge.is_higher_better else "lower"
     return [
@@ -120,11 +120,11 @@ def _curves(plan: ProteinPlan, study: ProteinStudy, length: int) -> list[Line]:
     for sampler in plan.teacher_samplers:
         rows = [study.row(plan.teacher_cell(sampler, length, nfe)) for nfe in plan.nfes]
         found.append(
-            Line("teacher", sampler, list(plan.nfes), [one.score for one in rows], [one.score_ci for one in rows])
+            Line("teacher", sampler, list(plan.nfes), [row.score for row in rows], [row.score_ci for row in rows])
         )
     for sampler in plan.samplers:
-        by_nfe = [[study.row(one) for one in plan.student_cells(sampler, length, nfe)] for nfe in plan.nfes]
-        means = [statistics.fmean(one.score for one in rows) for rows in by_nfe]
+        by_nfe = [[study.row(cell) for cell in plan.student_cells(sampler, length, nfe)] for nfe in plan.nfes]
+        means = [statistics.fmean(row.score for row in rows) for rows in by_nfe]
         found.append(Line("student", sampler, list(plan.nfes), means, [_score_interval(rows) for rows in by_nfe]))
     return found
 
@@ -133,7 +133,7 @@ def _score_interval(rows: Sequence[ProteinRow]) -> Interval:
     """Over training seeds, or over the sequences of a single bundle."""
     if len(rows) == 1:
         return rows[0].score_ci
-    found = estimate([one.score for one in rows])
+    found = estimate([row.score for row in rows])
     return found.low, found.high
 
 
@@ -162,8 +162,8 @@ def _settings_cells(rows: Sequence[ProteinRow], name: str, *, is_guided: bool) -
     """The first columns of rows of one setting: name, sampler, moves, mean passes, residues."""
     row = rows[0]
     passes = [
-        [one.network_passes for one in rows],
-        *([[one.discriminator_passes for one in rows]] if is_guided else []),
+        [row.network_passes for row in rows],
+        *([[row.discriminator_passes for row in rows]] if is_guided else []),
     ]
     return [
         name,
@@ -214,24 +214,25 @@ def _comparison(plan: ProteinPlan, study: ProteinStudy, judge: RecordedJudge) ->
     if not student_nfes or TEACHER_NFE not in plan.nfes:
         few = " or ".join(map(str, STUDENT_NFES))
         return [f"This comparison needs --nfe with {few} for the students and {TEACHER_NFE} for the teacher."]
-    several, body = len(plan.students) > 1, []
-    for ours in plan.samplers:
-        for theirs in plan.teacher_samplers:
+    has_several, body = len(plan.students) > 1, []
+    for student_sampler in plan.samplers:
+        for teacher_sampler in plan.teacher_samplers:
             for nfe in student_nfes:
-                for lengths in (plan.lengths, *((one,) for one in plan.lengths if len(plan.lengths) > 1)):
-                    found = compare(plan, study, judge, (ours, nfe), (theirs, TEACHER_NFE), lengths)
+                for lengths in (plan.lengths, *((length,) for length in plan.lengths if len(plan.lengths) > 1)):
+                    settings = (student_sampler, nfe), (teacher_sampler, TEACHER_NFE)
+                    found = compare(plan, study, judge, *settings, lengths)
                     residues = str(lengths[0]) if len(lengths) == 1 else "all lengths"
-                    names = [f"{nfe}, {ours}", f"{TEACHER_NFE}, {theirs}", residues]
-                    body.append([*names, *_compared_cells(found, judge.unit, several=several)])
+                    names = [f"{nfe}, {student_sampler}", f"{TEACHER_NFE}, {teacher_sampler}", residues]
+                    body.append([*names, *_compared_cells(found, judge.unit, has_several=has_several)])
     header = ["moves of the student", "moves of the teacher", "residues", f"difference, {judge.unit} [95% CI]"]
-    header += ["over seeds [95% CI]"] if several else []
+    header += ["over seeds [95% CI]"] if has_several else []
     header += ["entropy ratio [95% CI]", "difference of nearest identity [95% CI]", "claim"]
     better = "higher" if judge.is_higher_better else "lower"
     return [
         f"Claim: the student scores better than the teacher at {TEACHER_NFE} moves (score {better}, beyond the 95% "
         f"bootstrap interval over sequences), with a residue entropy within {ENTROPY_TOLERANCE:.0%} of the teacher's, "
         "and is no nearer to training proteins beyond the interval. *failed* names the parts that do not hold. "
-        "Differences are student less teacher; sequences of each set are resampled by themselves. The interval over "
+        "Differences are student minus teacher; the sequences of each set are resampled separately. The interval over "
         "sequences holds for these bundles; only an interval over seeds speaks for the method.\n",
         *markdown_table(header, body, align="lll" + "r" * (len(header) - 4) + "l"),
     ]
@@ -255,18 +256,18 @@ def compare(
         teacher: sampler and number of moves of the teacher.
         lengths: numbers of residues of the sets that are compared.
     """
-    (ours, nfe), (theirs, teacher_nfe) = student, teacher
-    cells: list[list[SampleCell]] = [plan.student_cells(ours, length, nfe) for length in lengths]
+    (sampler, nfe), (teacher_sampler, teacher_nfe) = student, teacher
+    cells: list[list[SampleCell]] = [plan.student_cells(sampler, length, nfe) for length in lengths]
     of_students = [[study.scored(cell) for cell in of_seed] for of_seed in zip(*cells, strict=True)]
-    of_teacher = [study.scored(plan.teacher_cell(theirs, length, teacher_nfe)) for length in lengths]
+    of_teacher = [study.scored(plan.teacher_cell(teacher_sampler, length, teacher_nfe)) for length in lengths]
     return compare_sets(of_students, of_teacher, is_higher_better=judge.is_higher_better)
 
 
-def _compared_cells(found: SetComparison, unit: str, *, several: bool) -> list[str]:
+def _compared_cells(found: SetComparison, unit: str, *, has_several: bool) -> list[str]:
     spec = f"+.{digits(unit)}f"
     return [
         number_with(found.difference, found.difference_ci, spec),
-        *([f"[{found.seeds_ci[0]:{spec}}, {found.seeds_ci[1]:{spec}}]"] if several else []),
+        *([f"[{found.seeds_ci[0]:{spec}}, {found.seeds_ci[1]:{spec}}]"] if has_several else []),
         number_with(found.entropy_ratio, found.entropy_ratio_ci, ".3f"),
         number_with(found.identity_difference, found.identity_difference_ci, "+.3f"),
         claim(found),

@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from hashlib import sha256
-from itertools import count
+from itertools import chain, count
 from pathlib import Path
 from sys import stderr
 from typing import Any, TypeVar
@@ -83,8 +83,8 @@ class ProteinStudy:
         Raises:
             UsageError: the folder holds a study of other proteins, samples or another judge.
         """
-        training = "".join(fasta_record(f"{n}", one) for n, one in enumerate(one for c in data.train for one in c))
-        held_out = "".join(fasta_record(f"{n}", one) for n, one in enumerate(data.test))
+        training = "".join(fasta_record(f"{n}", protein) for n, protein in enumerate(chain.from_iterable(data.train)))
+        held_out = "".join(fasta_record(f"{n}", protein) for n, protein in enumerate(data.test))
         asked = asdict(self.sampling) | {
             "judge": judge_identity(self.sampling.judge),
             "proteins": sha256(f"{training}\n{held_out}".encode()).hexdigest(),

@@ -51,7 +51,7 @@ class ProteinFlags:
 
     def given(self) -> list[str]:
         """Names of the flags that are given."""
-        return [one.name for one in fields(self) if getattr(self, one.name) not in ((), None)]
+        return [field.name for field in fields(self) if getattr(self, field.name) not in ((), None)]
 
 
 @dataclass(frozen=True)
@@ -132,8 +132,8 @@ def protein_plan(teacher: str | None, flags: ProteinFlags) -> tuple[ProteinPlan,
         raise UsageError(f"reproduce --scale {PROTEINS} needs {' and '.join(missing)}")
     check_judge_name(flags.judge)
     samplers = tuple(dict.fromkeys(flags.samplers or ("ancestral",)))
-    nfes = sorted({whole_number("--nfe", one, low=1) for one in flags.nfe or DEFAULT_NFES})
-    lengths = sorted({whole_number("--lengths", one, low=1) for one in flags.lengths or DEFAULT_LENGTHS})
+    nfes = sorted({whole_number("--nfe", nfe, low=1) for nfe in flags.nfe or DEFAULT_NFES})
+    lengths = sorted({whole_number("--lengths", length, low=1) for length in flags.lengths or DEFAULT_LENGTHS})
     bundle = _protein_bundle(teacher, "teacher", lengths, samplers)
     abouts = [_protein_bundle(name, "student", lengths, samplers).provenance for name in flags.students]
     _check_seeds(flags.students, abouts)

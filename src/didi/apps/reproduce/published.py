@@ -1,4 +1,4 @@
-"""Figures of the paper, shown beside ours: OpenWebText, L = 1024, generative perplexity under GPT-2 Large."""
+"""Numbers of the paper, shown beside measured ones: OpenWebText, L = 1024, generative perplexity under GPT-2 Large."""
 
 from collections.abc import Mapping
 

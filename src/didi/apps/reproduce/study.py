@@ -182,10 +182,10 @@ def _is_pretraining(bundle: Run | str) -> bool:
 
 
 def _complete(item: Run | Sequence[AnyCell], study: Study) -> str:
-    return make(item, study) if isinstance(item, Run) else measure(item, study)
+    return train_run(item, study) if isinstance(item, Run) else measure(item, study)
 
 
-def make(run: Run, study: Study) -> str:
+def train_run(run: Run, study: Study) -> str:
     """Train or resume a run unless its bundle exists; returns its name. Its output is written to its ``log.txt``."""
     name = run.name(study.digest)
     if Path(study.bundle_path(run)).is_dir():
@@ -215,7 +215,7 @@ def measure(cells: Sequence[AnyCell], study: Study) -> str:
     torch.set_num_threads(1)
     origin = cells[0].bundle
     if isinstance(origin, Run):
-        make(origin, study)
+        train_run(origin, study)
     else:
         study.check_unchanged(origin)
     bundle, sampling = load(study.bundle_path(origin)), study.sampling

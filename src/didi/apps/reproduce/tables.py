@@ -188,7 +188,7 @@ def ratio_cell(ratios: Sequence[float], *, has_verdict: bool = True) -> str:
 
 
 def _published_table(paper: Published) -> list[str]:
-    body = [[name, *(f"{ppl:g} / {entropy}" for ppl, entropy in figures)] for name, figures in paper.items()]
+    body = [[name, *(f"{ppl:g} / {entropy}" for ppl, entropy in by_nfe)] for name, by_nfe in paper.items()]
     return [*markdown_table(["as published", *(f"{nfe} NFE" for nfe in published.NFES)], body), ""]
 
 

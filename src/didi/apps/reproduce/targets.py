@@ -54,9 +54,9 @@ def refuse_unread(command: object, names: Sequence[str], reader: str) -> None:
     """Refuse flags that are given and not read.
 
     Args:
-        command: has an attribute for each flag, empty or None where it is not given.
-        names: of the flags that are not read.
-        reader: what does not read them, for the message.
+        command: the parsed command, with an attribute for each flag, empty or None if the flag is not given.
+        names: names of flags that are not read.
+        reader: what does not read them, as the end of the message.
 
     Raises:
         UsageError: one of them is given.

@@ -39,7 +39,7 @@ def exact_divergences(p: Float[Tensor, " c"], log_q: Float[Tensor, " c"]) -> Exa
         UsageError: ``p`` is not a distribution.
     """
     if bool((p < 0).any()) or abs(float(p.sum()) - 1) > 1e-6:
-        raise UsageError(f"p is a distribution; got a sum of {float(p.sum())} and a least entry of {float(p.min())}")
+        raise UsageError(f"p is a distribution; got a sum of {float(p.sum())} and a minimum of {float(p.min())}")
     q, log_p = log_q.exp(), p.log()
     return ExactDivergences(
         kl=_kl(p, log_p, log_q),

@@ -20,15 +20,23 @@ from torch import Tensor
 
 from didi.diffusion.canvas import Canvas
 from didi.errors import UsageError
-from didi.evaluation.exact.sampler import CHUNK, Table, after_move, network_device, reveal_chances, successor_probs
+from didi.evaluation.exact.sampler import (
+    CHUNK,
+    Table,
+    after_move,
+    network_device,
+    reveal_probabilities,
+    successor_probs,
+)
 from didi.evaluation.exact.states import States
 from didi.sampling.base import path_alphas
 from didi.sampling.guided import Guided
 
-STEP = 0.4  # of x; the error of the rule is about exp(-pi^2 / STEP) = 2e-11
-LOWEST = -26.0  # lower end of x; for w of at most 1, the integral below it is at most e^-26 = 5e-12
-LEAST_LOGIT = -600.0  # lower logits are clamped to this one, so that no exponential overflows
-HIGHEST = 3.5  # upper end of x above the largest -log w; exp(-w s) is e^-33 there
+# The quadrature below sums over x from X_MIN to X_MAX in steps of X_STEP.
+X_STEP = 0.4  # the error of the rule is about exp(-pi^2 / X_STEP) = 2e-11
+X_MIN = -26.0  # for w of at most 1, the integral below it is at most e^-26 = 5e-12
+MIN_LOGIT = -600.0  # lower logits are clamped to this one, so that no exponential overflows
+X_MAX = 3.5  # added to the largest -log w; exp(-w s) is e^-33 there
 
 
 def guided_distribution(
@@ -48,12 +56,13 @@ def guided_distribution(
     guidance = sampler.guidance
     if guidance.select != "sample" and guidance.num_candidates > 1:
         raise UsageError(f"an exact guided distribution needs select 'sample'; got {guidance.select!r}")
-    chances, scales = reveal_chances(path_alphas(sampler.process.schedule, times)), guidance.scales(len(times) - 1)
+    probabilities = reveal_probabilities(path_alphas(sampler.process.schedule, times))
+    scales = guidance.scales(len(times) - 1)
     mass = states.all_masked()
     for move, (t, s) in enumerate(pairwise(times)):
         scale = scales[move] if move < len(scales) else 0.0
         table = tilted_predictions(states, sampler, t, scale) if scale else predictions(t)
-        transitions = successor_probs(states, chances[move], states.by_pattern(table), is_first=move == 0)
+        transitions = successor_probs(states, probabilities[move], states.by_pattern(table), is_first=move == 0)
         if move >= len(scales) and guidance.num_candidates > 1:
             weights = log_weights(states, sampler, s)
             transitions = ranked_transitions(states, transitions, weights, guidance.num_candidates)
@@ -113,10 +122,10 @@ def ranked_probs(
     """
     if num_candidates == 1 or probs.shape[1] == 1:
         return probs
-    logits = logits.clamp_min(LEAST_LOGIT)
+    logits = logits.clamp_min(MIN_LOGIT)
     weights, total = logits.exp(), torch.zeros_like(probs)
-    for x in torch.arange(LOWEST, HIGHEST - float(logits.min()), STEP, dtype=torch.float64):
+    for x in torch.arange(X_MIN, X_MAX - float(logits.min()), X_STEP, dtype=torch.float64):
         decay = (weights * -x.exp()).exp_()
         others = (probs * decay).sum(1, keepdim=True) ** (num_candidates - 1)
-        total += decay.mul_(others * (x.exp() * STEP))
+        total += decay.mul_(others * (x.exp() * X_STEP))
     return num_candidates * probs * weights * total

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from didi.diffusion.noise import named_generator
 from didi.evaluation.exact.product import half_joint_probs
-from didi.evaluation.exact.sampler import CHUNK, after_move, network_device, reveal_chances, successor_probs
+from didi.evaluation.exact.sampler import CHUNK, after_move, network_device, reveal_probabilities, successor_probs
 from didi.evaluation.exact.states import States
 from didi.models.latent import codes_from, num_codes
 from didi.sampling.ancestral import Ancestral
@@ -54,11 +54,11 @@ def latent_distributions(
     halves, is_timed = [], sampler.denoiser.is_time_conditioned
     for half in range(2):
         generator, mass, drawn = named_generator("exact-latent", half), states.all_masked(), None
-        for move, chance in enumerate(reveal_chances(alphas)):
+        for move, probability in enumerate(reveal_probabilities(alphas)):
             num_draws = DRAWS // 2 if move or not is_timed else 0  # the first move leaves the fully masked state only
             if drawn is None or is_timed:
                 drawn = _draws(sampler, states, times[move], generator, num_draws if len(times) > 2 else 0)
-            mass = _moved(states, mass, chance, drawn)
+            mass = _moved(states, mass, probability, drawn)
         halves.append(states.of_clean(mass))
     return torch.stack(halves)
 
@@ -77,23 +77,23 @@ def _draws(
     return _Draws(first, others)
 
 
-def _moved(states: States, mass: Float[Tensor, " n"], chance: float, drawn: _Draws) -> Float[Tensor, " n"]:
+def _moved(states: States, mass: Float[Tensor, " n"], probability: float, drawn: _Draws) -> Float[Tensor, " n"]:
     """Distribution over states after a move."""
-    stays = drawn.first.new_full((*drawn.first.shape[:2], 1), 1 - chance)
-    tokens = torch.cat([chance * drawn.first, stays], 2)  # the mask is the last symbol
+    stays = drawn.first.new_full((*drawn.first.shape[:2], 1), 1 - probability)
+    tokens = torch.cat([probability * drawn.first, stays], 2)  # the mask is the last symbol
     left, right = half_joint_probs(tokens)
     moved = mass[-1] * (left.T @ right).flatten() / len(tokens)
     for rows in drawn.others:
-        moved += after_move(states, mass, _without_fully_masked(states, chance, rows)) / len(drawn.others)
+        moved += after_move(states, mass, _without_fully_masked(states, probability, rows)) / len(drawn.others)
     return moved
 
 
 def _without_fully_masked(
-    states: States, chance: float, rows: tuple[Tensor, ...]
+    states: States, probability: float, rows: tuple[Tensor, ...]
 ) -> Iterator[tuple[int, Float[Tensor, "_ _"]]]:
     """``successor_probs`` of all patterns but the fully masked one, which is the last."""
     last = len(states.patterns) - 1
-    return ((number, probs) for number, probs in successor_probs(states, chance, rows) if number != last)
+    return ((number, probs) for number, probs in successor_probs(states, probability, rows) if number != last)
 
 
 def _predictions(

@@ -1,8 +1,8 @@
-"""The least KL from the data that a student of K moves can have: gradient descent on a table of predictions.
+"""The minimum of KL(student of K moves || data), by gradient descent on a table of predictions.
 
 A student without time conditioning is a table: a distribution of the token at each position of each state. The KL of
 its K-move sampler is a differentiable function of the table, so descent needs no samples and no network. The problem
-is not convex: the result is an upper bound of the least KL, which is tight where it is nearly 0.
+is not convex: the result is an upper bound of the minimum, which is tight where it is nearly 0.
 """
 
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from didi.evaluation.exact.sampler import chain_predictions, sampler_distributio
 from didi.evaluation.exact.states import States
 from didi.sampling.base import Grid, path_alphas, time_grid
 
-LEAST_PROB = 1e-6  # least initial probability of a token; a logit of -inf has no gradient
+MIN_PROB = 1e-6  # smallest initial probability of a token; a logit of -inf has no gradient
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Limit:
     student: ExactDivergences
 
 
-def least_divergence(
+def minimal_divergence(
     chain: MarkovChain, length: int, num_moves: int, *, steps: int = 300, rate: float = 0.05, grid: Grid = "uniform"
 ) -> Limit:
     """Minimise KL(p || q) of the K-move ancestral sampler over all students without time conditioning.
@@ -58,7 +58,7 @@ def least_divergence(
     states, alphas = States(chain.num_symbols, length), path_alphas(LogLinear(), time_grid(num_moves, grid))
     teacher = chain_predictions(chain, states)
     log_q = chain.log_likelihood(states.clean)
-    table = teacher.clamp_min(LEAST_PROB).log().requires_grad_(True)
+    table = teacher.clamp_min(MIN_PROB).log().requires_grad_(True)
     optimizer = torch.optim.Adam([table], lr=rate)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
     for _ in range(steps):

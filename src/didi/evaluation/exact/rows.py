@@ -61,7 +61,8 @@ class ExactRows:
         divergences = exact_divergences(estimates.mean(0), log_q)
         if len(estimates) == 1:
             return divergences
-        # The bias is proportional to 1 / draws: two halves have twice the bias of their mean, so the difference is it.
+        # The bias is proportional to 1 / draws: an estimate from half of the draws has twice the bias of their
+        # mean, so that the difference between the two is the bias of the mean.
         bias = sum(exact_divergences(p, log_q).kl for p in estimates) / len(estimates) - divergences.kl
         drawn = "latent codes" if num_codes(self._bundle.network(options.role)) else "embedding noise"
         return replace(divergences, note=f"{drawn} averaged over draws: KL is high by about {bias:.1g} nats")

@@ -45,14 +45,14 @@ def sampler_distribution(
     """
     mass = states.all_masked()
     rows = states.by_pattern(predictions) if isinstance(predictions, Tensor) else ()
-    for move, chance in enumerate(reveal_chances(alphas)):
+    for move, probability in enumerate(reveal_probabilities(alphas)):
         if not isinstance(predictions, Tensor):
             rows = states.by_pattern(predictions(move))
-        mass = after_move(states, mass, successor_probs(states, chance, rows, is_first=move == 0))
+        mass = after_move(states, mass, successor_probs(states, probability, rows, is_first=move == 0))
     return states.of_clean(mass)
 
 
-def reveal_chances(alphas: Float[Tensor, " k"]) -> list[float]:
+def reveal_probabilities(alphas: Float[Tensor, " k"]) -> list[float]:
     """Probability, for each move of a path, that a masked position is revealed.
 
     Raises:
@@ -64,13 +64,13 @@ def reveal_chances(alphas: Float[Tensor, " k"]) -> list[float]:
 
 
 def successor_probs(
-    states: States, chance: float, rows: Sequence[Float[Tensor, "_ l v"]], *, is_first: bool = False
+    states: States, probability: float, rows: Sequence[Float[Tensor, "_ l v"]], *, is_first: bool = False
 ) -> Iterator[tuple[int, Float[Tensor, "_ _"]]]:
     """Transition probabilities of a move, pattern by pattern.
 
     Args:
         states: the enumerated states.
-        chance: probability that a masked position is revealed.
+        probability: probability that a masked position is revealed.
         rows: predictions for the states of each pattern, from ``States.by_pattern``.
         is_first: whether to compute the transitions from the fully masked state only, for the first move.
 
@@ -83,7 +83,8 @@ def successor_probs(
         predicted = rows[number]
         probs = predicted.new_ones(len(predicted), 1)
         for position in states.patterns[number].masked:
-            token = torch.cat([chance * predicted[:, position], predicted.new_full((len(predicted), 1), 1 - chance)], 1)
+            stays = predicted.new_full((len(predicted), 1), 1 - probability)
+            token = torch.cat([probability * predicted[:, position], stays], 1)
             probs = (probs[:, :, None] * token[:, None]).flatten(1)
         yield number, probs
 

@@ -25,7 +25,7 @@ from didi.evaluation.exact.states import States
 from didi.objectives.sdtt import step_size
 
 NUM_TIMES = 2000  # midpoints of the integral over t, whose integrand has a kink at dt
-LEAST_PROB = 1e-12  # least probability in a logarithm, far below the probabilities that a network predicts
+MIN_PROB = 1e-12  # smallest probability in a logarithm, far below the probabilities that a network predicts
 
 
 def fixed_point(
@@ -69,7 +69,7 @@ def reveal_weights(num_masked: int, length: int, dt: float) -> Float[Tensor, " a
 
 def _round(states: States, teacher: Table, dt: float, *, is_geometric: bool) -> Table:
     """The student of one round."""
-    averaged = teacher.clamp_min(LEAST_PROB).log() if is_geometric else teacher
+    averaged = teacher.clamp_min(MIN_PROB).log() if is_geometric else teacher
     rows = states.by_pattern(torch.cat([teacher, averaged], -1))
     order = states.by_pattern(torch.arange(len(states), dtype=torch.float64))
     student = torch.zeros_like(teacher)

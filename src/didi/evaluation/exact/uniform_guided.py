@@ -18,7 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from didi.diffusion.canvas import Canvas
-from didi.evaluation.exact.guided import HIGHEST, LEAST_LOGIT, LOWEST, STEP
+from didi.evaluation.exact.guided import MIN_LOGIT, X_MAX, X_MIN, X_STEP
 from didi.evaluation.exact.product import half_joint_probs, position_probs
 from didi.evaluation.exact.sampler import CHUNK, network_device
 from didi.evaluation.exact.states import all_states
@@ -83,11 +83,11 @@ def _ranked(
     device = network_device(sampler.denoiser)
     parts = states.to(device).split(CHUNK)
     logits = torch.cat([sampler.log_weights(z, Canvas.free(z), times[1]).double().cpu() for z in parts])
-    logits = (logits - logits.max()).clamp_min(LEAST_LOGIT)
-    x = torch.arange(LOWEST, HIGHEST - float(logits.min()), STEP, dtype=torch.float64)
+    logits = (logits - logits.max()).clamp_min(MIN_LOGIT)
+    x = torch.arange(X_MIN, X_MAX - float(logits.min()), X_STEP, dtype=torch.float64)
     weights = logits.exp()
     decay = (-weights[:, None] * x.exp()).exp()  # exp(-w(y) s_i) for each successor y and node i
-    steps, total = x.exp() * STEP, torch.zeros_like(mass)
+    steps, total = x.exp() * X_STEP, torch.zeros_like(mass)
     for part in torch.arange(len(states)).split(CHUNK):
         first, second = half_joint_probs(position_probs(sampler.unguided, states[part], *times))
         for rows in torch.arange(len(part)).split(ROWS):

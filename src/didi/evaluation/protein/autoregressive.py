@@ -64,7 +64,9 @@ class OrderJudge:
             UsageError: a sequence is empty, or too long for the network.
         """
         self._check(sequences)
-        expected = (torch.tensor([math.log(frequencies[letter]) for letter in one]).double() for one in sequences)
+        expected = (
+            torch.tensor([math.log(frequencies[letter]) for letter in sequence]).double() for sequence in sequences
+        )
         found = zip(self._residue_nats(sequences), expected, strict=True)
         return [ResidueScores(-nats - log) for nats, log in found]
 

@@ -36,12 +36,12 @@ class SetComparison:
     """Students against a teacher; means give every set the same weight.
 
     Attributes:
-        difference: mean score of the students less that of the teacher.
+        difference: mean score of the students minus that of the teacher.
         difference_ci: its 95% bootstrap interval; the sequences of each set are resampled by themselves.
         seeds_ci: its 95% t-interval over the students; NaN for a single student.
         entropy_ratio: mean residue entropy of the students over that of the teacher.
         entropy_ratio_ci: its 95% bootstrap interval.
-        identity_difference: mean identity with the nearest training protein, students less teacher; NaN where it was
+        identity_difference: mean identity with the nearest training protein, students minus teacher; NaN where it was
             not measured.
         identity_difference_ci: its 95% bootstrap interval.
         is_higher_better: whether a larger score is better.
@@ -93,33 +93,31 @@ def compare_sets(
     if not students or not teacher or any(len(sets) != len(teacher) for sets in students):
         sizes = ", ".join(str(len(sets)) for sets in students)
         raise UsageError(f"each student has as many sets as the teacher, one or more; got {sizes} and {len(teacher)}")
-    pooled = [one for sets in students for one in sets]
+    pooled = [scored_set for sets in students for scored_set in sets]
 
     def compared(values: Callable[[ScoredSet], Tensor], *, is_ratio: bool) -> tuple[float, Interval]:
-        ours, theirs = [values(one) for one in pooled], [values(one) for one in teacher]
-        draws = [
-            _resampled_means(sets, torch.Generator().manual_seed(seed + n)) for n, sets in enumerate((ours, theirs))
-        ]
-        means = [_mean(sets) for sets in (ours, theirs)]
+        sides = [[values(scored_set) for scored_set in sets] for sets in (pooled, teacher)]
+        draws = [_resampled_means(sets, torch.Generator().manual_seed(seed + n)) for n, sets in enumerate(sides)]
+        means = [_mean(sets) for sets in sides]
         found = draws[0] / draws[1] if is_ratio else draws[0] - draws[1]
         tail = (1 - LEVEL) / 2
         low, high = found.nanquantile(torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist()
         return (means[0] / means[1] if means[1] else math.nan) if is_ratio else means[0] - means[1], (low, high)
 
-    difference, difference_ci = compared(lambda one: one.scores, is_ratio=False)
-    base = _mean([one.scores for one in teacher])
-    seeds = estimate([_mean([one.scores for one in sets]) - base for sets in students])
-    ratio, ratio_ci = compared(lambda one: one.entropies, is_ratio=True)
+    difference, difference_ci = compared(lambda scored: scored.scores, is_ratio=False)
+    base = _mean([scored_set.scores for scored_set in teacher])
+    seeds = estimate([_mean([scored_set.scores for scored_set in sets]) - base for sets in students])
+    ratio, ratio_ci = compared(lambda scored: scored.entropies, is_ratio=True)
     novelty: tuple[float, Interval] = math.nan, NAN_INTERVAL
-    if all(one.identities is not None for one in (*pooled, *teacher)):
+    if all(scored_set.identities is not None for scored_set in (*pooled, *teacher)):
         novelty = compared(_identities, is_ratio=False)
     about = (difference, difference_ci, (seeds.low, seeds.high), ratio, ratio_ci, *novelty)
     return SetComparison(*about, is_higher_better=is_higher_better)
 
 
-def _identities(one: ScoredSet) -> Tensor:
-    assert one.identities is not None
-    return one.identities
+def _identities(scored_set: ScoredSet) -> Tensor:
+    assert scored_set.identities is not None
+    return scored_set.identities
 
 
 def _mean(sets: Sequence[Tensor]) -> float:

@@ -19,11 +19,10 @@ from didi.evaluation.protein.interface import ProteinJudge
 
 Device = str | torch.device
 
-
 MIN_PAIRS = 8
 """Fewest natural proteins for which the order of the controls is tested."""
 JUDGES: dict[str, Callable[[Device], ProteinJudge]] = {ESMFOLD: load_esmfold}
-"""For each name, what loads the judge on a device."""
+"""Functions that load a judge on a device, by its name."""
 
 
 def load_protein_judge(name: str, *, device: Device = "cpu") -> ProteinJudge:

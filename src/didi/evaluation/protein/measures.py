@@ -48,7 +48,7 @@ def cluster_diversity(sequences: Sequence[str], *, identity: float = 0.5) -> flo
 
     Args:
         sequences: residues.
-        identity: least sequence identity within a cluster, in (0, 1].
+        identity: smallest sequence identity within a cluster, in (0, 1].
 
     Raises:
         DidiError: mmseqs2 is missing or fails.
@@ -78,7 +78,7 @@ def nearest_identities_of_sets(sets: Sequence[Sequence[str]], training: Sequence
     """
     different = list(dict.fromkeys(chain.from_iterable(sets)))
     known = dict(zip(different, nearest_training_identities(different, training).tolist(), strict=True))
-    return [torch.tensor([known[one] for one in sequences], dtype=torch.float64) for sequences in sets]
+    return [torch.tensor([known[sequence] for sequence in sequences], dtype=torch.float64) for sequences in sets]
 
 
 def residue_frequencies(sequences: Sequence[str]) -> dict[str, float]:
@@ -92,8 +92,8 @@ def residue_frequencies(sequences: Sequence[str]) -> dict[str, float]:
     """
     letters = [name for name in ALPHABET if name.isalpha()]
     counts = Counter(letters) + Counter("".join(sequences))
-    total = sum(counts[one] for one in letters)
-    return {one: counts[one] / total for one in letters}
+    total = sum(counts[letter] for letter in letters)
+    return {letter: counts[letter] / total for letter in letters}
 
 
 def _entropy(counts: Counter[str]) -> float:

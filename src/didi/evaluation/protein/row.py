@@ -75,10 +75,10 @@ class ProteinRow:
         def value(name: str) -> Any:
             found = record[name]
             if name.endswith("_ci"):
-                return tuple(math.nan if one is None else one for one in found)
+                return tuple(math.nan if value is None else value for value in found)
             return math.nan if found is None else found
 
-        return cls(**{one.name: value(one.name) for one in fields(cls)})
+        return cls(**{field.name: value(field.name) for field in fields(cls)})
 
 
 def protein_row(
