@@ -15,6 +15,7 @@ from .docs_pages import DOCS
 
 ROOT = DOCS.parent
 CARDS = DOCS / "model-cards"
+BUNDLES = ROOT / "src/didi/bundles"
 LICENCES = (DOCS / "licences.md").read_text()
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
@@ -35,6 +36,30 @@ def test_every_bundle_has_a_card_with_its_networks(name):
         size = num_parameters(network)
         assert role in card
         assert f"{size:,}" in card or f"{size / 1e6:.1f} M" in card
+
+
+@pytest.mark.parametrize("name", bundled_names())
+def test_the_readme_of_a_bundle_is_a_model_card(name):
+    text = (BUNDLES / name / "README.md").read_text("utf-8")
+    header = yaml.safe_load(text.split("---")[1])
+    is_generated = name.startswith(("exact", "markov"))
+    assert header["license"] == ("mit" if is_generated else "other")
+    assert f"\n# {name}\n" in text
+    assert f'didi.load("{name}")' in text
+    parts = re.findall(r"^\*\*([A-Z][a-z ]+)\*\*: \S", text, re.M)
+    assert parts == ["Training data", "Licence", "Figures", "Intended use", "Limits"]
+    (figures,) = re.findall(r"^\*\*Figures\*\*: (.*)$", text, re.M)
+    assert "entropy" in figures
+
+
+@pytest.mark.parametrize("name", bundled_names())
+def test_the_figures_of_a_readme_stand_on_the_card(name):
+    text = (BUNDLES / name / "README.md").read_text("utf-8")
+    card = (CARDS / f"{name}.md").read_text("utf-8")
+    (figures,) = re.findall(r"^\*\*Figures\*\*: (.*)$", text, re.M)
+    numbers = re.findall(r"\d[\d,]*\.\d+|\d,\d{3}", figures)
+    assert numbers
+    assert [number for number in numbers if number not in card] == []
 
 
 def test_the_page_of_formats_names_the_one_that_is_written():

@@ -43,8 +43,8 @@ def test_the_wheel_holds_bundles_page_types_and_licences(built):
     (wheel,) = built.glob("*.whl")
     with zipfile.ZipFile(wheel) as file:
         names = file.namelist()
-    weights = {f"didi/bundles/{name}/bundle.yaml" for name in bundled_names()}
-    assert {"didi/py.typed", "didi/serving/static/index.html", "didi/serving/replay.html", *weights} <= set(names)
+    bundles = {f"didi/bundles/{name}/{file}" for name in bundled_names() for file in ("bundle.yaml", "README.md")}
+    assert {"didi/py.typed", "didi/serving/static/index.html", "didi/serving/replay.html", *bundles} <= set(names)
     licences = [name.partition("/licenses/")[2] for name in names if "/licenses/" in name]
     assert sorted(licences) == ["LICENSE", "docs/licences.md"]
     assert not [name for name in names if name.startswith(("tests/", "benchmarks/"))]

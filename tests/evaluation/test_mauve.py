@@ -57,6 +57,8 @@ def test_a_missing_mauve_package_is_named_with_its_installation(monkeypatch):
     monkeypatch.setitem(sys.modules, "mauve", None)
     with pytest.raises(DidiError, match=r"pip install '.\[mauve\]"):
         mauve(torch.ones(2, 3), torch.ones(2, 3))
+    with pytest.raises(DidiError, match=r"pip install '.\[mauve\]"):
+        load_embedding()
 
 
 @pytest.mark.slow
@@ -79,6 +81,7 @@ def test_fiction_is_further_from_news_than_other_news_are():
 
 def test_an_unknown_embedding_is_one_line():
     pytest.importorskip("transformers")
+    pytest.importorskip("mauve")
     with pytest.raises((UsageError, DidiError)) as caught:
         load_embedding("/no/such/folder")
     assert "embedding '/no/such/folder'" in str(caught.value)

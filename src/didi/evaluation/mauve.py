@@ -3,6 +3,7 @@
 Source: https://arxiv.org/abs/2102.01454; the divergence is computed by the authors' package ``mauve-text``.
 """
 
+import importlib.util
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -15,6 +16,7 @@ from didi.errors import DidiError, from_checkout
 from didi.evaluation.perplexity import transformers_for
 
 EMBEDDER = "embedder"
+MISSING = f"MAUVE needs the package mauve-text: {from_checkout('mauve')}"
 MAUVE_SEED = 25  # random seed of the clustering; the default of the package
 
 
@@ -49,8 +51,10 @@ def load_embedding(name: str = EMBEDDER, *, device: str | torch.device = "cpu") 
 
     Raises:
         UsageError: there is no such model.
-        DidiError: transformers is not installed, or the model cannot be read or reached.
+        DidiError: mauve-text or transformers is not installed, or the model cannot be read or reached.
     """
+    if importlib.util.find_spec("mauve") is None:  # here, so that no samples are drawn first
+        raise DidiError(MISSING)
     with transformers_for("embedding", name, known=[EMBEDDER]) as transformers:
         source = fetch(EMBEDDER) if name == EMBEDDER else name
         model = transformers.AutoModel.from_pretrained(source).to(device).eval()
@@ -88,6 +92,6 @@ def mauve(samples: Float[Tensor, "n d"], reference: Float[Tensor, "m d"]) -> flo
     try:
         from mauve import compute_mauve
     except ImportError as error:
-        raise DidiError(f"MAUVE needs the package mauve-text: {from_checkout('mauve')} ({error})") from error
+        raise DidiError(f"{MISSING} ({error})") from error
     result = compute_mauve(p_features=samples.numpy(), q_features=reference.numpy(), verbose=False, seed=MAUVE_SEED)
     return float(result.mauve)
