@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from didi.apps.reproduce import command, protein_measure, protein_report, proteins
+from didi.apps.reproduce import command, protein_measure, proteins
+from didi.apps.reproduce.protein_claims import claim
 from didi.apps.reproduce.protein_examples import chosen_samples
 from didi.apps.reproduce.protein_measure import nearest_in_length
 from didi.apps.reproduce.protein_plan import ProteinPlan
@@ -475,17 +476,18 @@ def test_bundles_and_targets_that_do_not_fit_are_refused(reproduce, bundles, tmp
 
 
 def test_a_claim_names_the_parts_that_fail():
-    equal = [ScoredSet(*torch.ones(3, 4).double())]
+    equal = [ScoredSet(*torch.ones(4, 4).double())]
     found = compare_sets([equal], equal)
-    assert protein_report.claim(found) == "*failed*: score"
+    assert claim(found) == "*failed*: score"
     better = replace(found, difference=1.0, difference_ci=(0.5, 1.5))
-    assert protein_report.claim(better) == "holds"
-    assert protein_report.claim(replace(better, entropy_ratio=0.94)) == "*failed*: entropy"
+    assert claim(better) == "holds"
+    assert claim(replace(better, entropy_ratio=0.94)) == "*failed*: entropy"
     nearer = replace(better, entropy_ratio=0.94, identity_difference=0.1, identity_difference_ci=(0.01, 0.2))
-    assert protein_report.claim(nearer) == "*failed*: entropy, novelty"
+    assert claim(nearer) == "*failed*: entropy, novelty"
+    assert claim(replace(better, distance_ratio=0.5, distance_ratio_ci=(0.4, 0.6))) == "*failed*: diversity"
     unmeasured = replace(better, identity_difference=math.nan)
-    assert protein_report.claim(unmeasured) == "holds; novelty not measured"
-    assert protein_report.claim(replace(better, is_higher_better=False)) == "*failed*: score"
+    assert claim(unmeasured) == "holds; novelty not measured"
+    assert claim(replace(better, is_higher_better=False)) == "*failed*: score"
 
 
 @pytest.fixture(scope="module")

@@ -1,8 +1,10 @@
 """Controls, measures and judges of proteins."""
 
+import itertools
 import json
 import math
 import random
+import statistics
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from didi.data.protein import protein_tokenizer
 from didi.data.protein_batches import protein_rows
 from didi.diffusion.absorbing import Absorbing
 from didi.errors import DidiError, UsageError
+from didi.evaluation.protein import measures
 from didi.evaluation.protein.autoregressive import OrderJudge
 from didi.evaluation.protein.controls import ORDER, control_sets
 from didi.evaluation.protein.esmfold import EsmFoldJudge
@@ -25,6 +28,7 @@ from didi.evaluation.protein.measures import (
     duplicate_share,
     nearest_identities_of_sets,
     nearest_training_identities,
+    pair_distances,
     residue_entropies,
     residue_frequencies,
 )
@@ -223,14 +227,52 @@ def test_a_row_is_read_as_it_was_written(natural):
 
 @needs_mmseqs
 @pytest.mark.slow
-def test_novelty_and_diversity():
+@pytest.mark.parametrize("is_mixed", [False, True])
+def test_novelty_and_diversity(is_mixed):
     training, others = proteins(5), proteins(4, seed=8)
     identities = nearest_training_identities([training[2], others[0], training[4]], training)
     assert identities.tolist() == [1, 0, 1]
     assert cluster_diversity([*others, others[0]]) == pytest.approx(4 / 5)
-    assert cluster_diversity(["A" * 60] * 8) == 1 / 8  # repetitive throughout
+    lengths = [60] * 8 if not is_mixed else [*range(118, 131)] * 2
+    assert cluster_diversity(["A" * length for length in lengths]) == 1 / len(lengths)  # repetitive throughout
     row = protein_row("teacher", [training[2], others[0]], training=training, has_diversity=True)
     assert (row.nearest_identity, row.diversity) == (0.5, 1)
+
+
+def edit_distance(first, second):
+    """By the recursion, one cell after the other."""
+    row = list(range(len(second) + 1))
+    for number, one in enumerate(first, start=1):
+        above, row = row, [number]
+        for column, other in enumerate(second, start=1):
+            row.append(min(above[column] + 1, row[-1] + 1, above[column - 1] + (one != other)))
+    return row[-1]
+
+
+@pytest.mark.parametrize("pairs_together", [4, 1000])
+def test_the_mean_of_pair_distances_is_that_of_all_pairs(monkeypatch, pairs_together):
+    monkeypatch.setattr(measures, "PAIRS_TOGETHER", pairs_together)
+    source = random.Random(2)
+    sequences = ["".join(source.choices("ACD", k=source.randint(1, 14))) for _ in range(9)]
+    expected = [edit_distance(a, b) / max(len(a), len(b)) for a, b in itertools.combinations(sequences, 2)]
+    assert float(pair_distances(sequences).mean()) == pytest.approx(sum(expected) / len(expected))
+    assert pair_distances(["MKT", "MKT"]).tolist() == [0, 0]
+    assert pair_distances(["MKT", "AAAAAA"]).tolist() == [1, 1]
+    assert pair_distances(["MKT"]).isnan().all()
+    with pytest.raises(UsageError, match="one protein or more"):
+        pair_distances([])
+
+
+def test_the_spread_of_pair_distances_is_that_of_the_mean_over_pairs():
+    """Over many sets, the variance of the mean distance is the mean of the variances that the values estimate."""
+    source = random.Random(5)
+    kinds = [proteins(1, 30, seed=seed)[0] for seed in range(3)]  # equal or unlike, in unequal shares
+    means, estimates = [], []
+    for _ in range(300):
+        values = pair_distances(source.choices(kinds, weights=(8, 2, 1), k=24))
+        means.append(float(values.mean()))
+        estimates.append(float(values.var()) / len(values))
+    assert statistics.fmean(estimates) == pytest.approx(statistics.variance(means), rel=0.2)
 
 
 @needs_mmseqs

@@ -1,4 +1,4 @@
-"""Students against their teacher, by scores, entropies and novelty of their sequences."""
+"""Students against their teacher, by scores, entropies, distances and novelty of their sequences."""
 
 import math
 from dataclasses import replace
@@ -13,9 +13,11 @@ from didi.evaluation.protein.comparison import ENTROPY_TOLERANCE, ScoredSet, com
 
 def drawn(seed, num, shift=0.0, has_identities=True):
     generator = torch.Generator().manual_seed(seed)
-    values = torch.randn(3, num, dtype=torch.float64, generator=generator)
+    values = torch.randn(4, num, dtype=torch.float64, generator=generator)
     identities = 0.3 + 0.01 * values[2] + shift / 10 if has_identities else None
-    return ScoredSet(values[0] + shift, 2.5 + 0.1 * values[1] - shift / 5, identities)
+    return ScoredSet(
+        values[0] + shift, 2.5 + 0.1 * values[1] - shift / 5, 0.5 + 0.02 * values[3] - shift / 9, identities
+    )
 
 
 STUDENTS = [[drawn(1, 30, 1.0), drawn(2, 50, 0.5)], [drawn(3, 20, 1.2), drawn(4, 40, 0.4)]]
@@ -40,6 +42,7 @@ def test_means_give_each_set_the_same_weight():
     pooled = [*STUDENTS[0], *STUDENTS[1]]
     assert found.difference == pytest.approx(mean(pooled, "scores") - mean(TEACHER, "scores"))
     assert found.entropy_ratio == pytest.approx(mean(pooled, "entropies") / mean(TEACHER, "entropies"))
+    assert found.distance_ratio == pytest.approx(mean(pooled, "distances") / mean(TEACHER, "distances"))
     assert found.identity_difference == pytest.approx(mean(pooled, "identities") - mean(TEACHER, "identities"))
 
 
@@ -52,11 +55,13 @@ def test_the_bootstrap_interval_is_that_of_independent_sequences():
     ):
         half = 1.96 * math.hypot(error_of(pooled, field), error_of(TEACHER, field))
         assert ends == pytest.approx((value - half, value + half), abs=0.15 * half)
-    errors = [error_of(sets, "entropies") / mean(sets, "entropies") for sets in (pooled, TEACHER)]
-    half = 1.96 * found.entropy_ratio * math.hypot(*errors)
-    assert found.entropy_ratio_ci == pytest.approx(
-        (found.entropy_ratio - half, found.entropy_ratio + half), abs=0.15 * half
-    )
+    for field, ratio, ends in (
+        ("entropies", found.entropy_ratio, found.entropy_ratio_ci),
+        ("distances", found.distance_ratio, found.distance_ratio_ci),
+    ):
+        errors = [error_of(sets, field) / mean(sets, field) for sets in (pooled, TEACHER)]
+        half = 1.96 * ratio * math.hypot(*errors)
+        assert ends == pytest.approx((ratio - half, ratio + half), abs=0.15 * half)
 
 
 def test_the_interval_over_seeds_is_that_of_the_means_of_the_students():
@@ -70,6 +75,8 @@ def test_the_interval_over_seeds_is_that_of_the_means_of_the_students():
 def test_each_part_of_the_claim_holds_or_fails_by_itself():
     better = compare_sets(STUDENTS, TEACHER)
     assert (better.has_better_score, better.keeps_entropy, better.is_as_novel) == (True, False, False)
+    assert not better.is_as_diverse
+    assert replace(better, distance_ratio_ci=(0.9, 1.0)).is_as_diverse
     assert not replace(better, difference_ci=(-0.01, 2.0)).has_better_score
     for sign in (1, -1):
         assert replace(better, entropy_ratio=1 + sign * (ENTROPY_TOLERANCE - 1e-9)).keeps_entropy
@@ -77,6 +84,7 @@ def test_each_part_of_the_claim_holds_or_fails_by_itself():
     assert replace(better, identity_difference_ci=(0.0, 0.2)).is_as_novel
     worse = compare_sets([TEACHER], STUDENTS[0])
     assert (worse.has_better_score, worse.keeps_entropy, worse.is_as_novel) == (False, False, True)
+    assert worse.is_as_diverse
     assert compare_sets([TEACHER], STUDENTS[0], is_higher_better=False).has_better_score
     assert not compare_sets(STUDENTS, TEACHER, is_higher_better=False).has_better_score
 

@@ -20,13 +20,17 @@ def is_available() -> bool:
     return shutil.which(PROGRAM) is not None
 
 
-def clusters_of(sequences: Sequence[str], *, identity: float = 0.5, coverage: float = 0.8) -> list[int]:
+def clusters_of(
+    sequences: Sequence[str], *, identity: float = 0.5, coverage: float = 0.8, masks_repeats: bool = True
+) -> list[int]:
     """For each sequence, the number of the sequence that represents its cluster.
 
     Args:
         sequences: residues.
         identity: smallest identity of a member with its representative, in [0, 1].
         coverage: smallest share of both sequences that the alignment covers, in [0, 1].
+        masks_repeats: whether regions of low complexity are left out when similar sequences are searched; the program
+            fails if they are the whole of all sequences.
 
     Raises:
         DidiError: the program is missing or fails.
@@ -34,7 +38,16 @@ def clusters_of(sequences: Sequence[str], *, identity: float = 0.5, coverage: fl
     with tempfile.TemporaryDirectory(prefix="didi-mmseqs-") as path:
         folder = Path(path)
         _write(sequences, folder / "all.fasta")
-        settings = ["--min-seq-id", str(identity), "-c", str(coverage), "--cov-mode", "0"]
+        settings = [
+            "--min-seq-id",
+            str(identity),
+            "-c",
+            str(coverage),
+            "--cov-mode",
+            "0",
+            "--mask",
+            str(int(masks_repeats)),
+        ]
         _run("easy-cluster", folder / "all.fasta", folder / "out", folder / "tmp", *settings)
         rows = (folder / "out_cluster.tsv").read_text("utf-8").splitlines()
     representatives = {int(member): int(representative) for representative, member in (row.split("\t") for row in rows)}

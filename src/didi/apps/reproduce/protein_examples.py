@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from didi.apps.reproduce.protein_cells import ExampleCell, RecordedJudge, SampleCell
 from didi.apps.reproduce.protein_figures import Example, examples_figure
 from didi.apps.reproduce.protein_measure import complete
+from didi.apps.reproduce.protein_numbers import digits
 from didi.apps.reproduce.protein_plan import ProteinPlan
-from didi.apps.reproduce.protein_report import digits
 from didi.apps.reproduce.protein_study import ProteinStudy
 from didi.data.fasta import fasta_record
 

@@ -5,20 +5,20 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from didi.apps.reproduce.protein_cells import RecordedJudge, SampleCell
+from didi.apps.reproduce.protein_cells import RecordedJudge
+from didi.apps.reproduce.protein_claims import comparison_lines
 from didi.apps.reproduce.protein_figures import Line, score_figure
-from didi.apps.reproduce.protein_plan import STUDENT_NFES, TEACHER_NFE, ProteinPlan
+from didi.apps.reproduce.protein_numbers import digits, number_with
+from didi.apps.reproduce.protein_plan import ProteinPlan
 from didi.apps.reproduce.protein_study import ProteinStudy
 from didi.data import mmseqs
 from didi.evaluation.frontier import Interval
 from didi.evaluation.machine import machine_name
 from didi.evaluation.over_seeds import estimate
-from didi.evaluation.protein.comparison import ENTROPY_TOLERANCE, SetComparison, compare_sets
 from didi.evaluation.protein.controls import CONTROLS, NATURAL, SHUFFLED
 from didi.evaluation.protein.judges import Comparison, check_judge
 from didi.evaluation.protein.row import ProteinRow
 from didi.markdown import markdown_table
-from didi.sampling.options import SamplerName
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ def figure_5(plan: ProteinPlan, study: ProteinStudy) -> list[str]:
     ]
     for length in plan.lengths:
         parts += [f"\n### {length} residues\n", *_table(plan, study, length, judge)]
-    return [*parts, "\n### Students against the teacher\n", *_comparison(plan, study, judge)]
+    return [*parts, "\n### Students against the teacher\n", *comparison_lines(plan, study, judge)]
 
 
 def _curves(plan: ProteinPlan, study: ProteinStudy, length: int) -> list[Line]:
@@ -155,7 +155,8 @@ def _table(plan: ProteinPlan, study: ProteinStudy, length: int, judge: RecordedJ
             body += [_mean_cells(rows, judge.unit, is_guided=is_guided)] if len(rows) > 1 else []
     header = ["set", "sampler", "moves", "network passes", *(["discriminator passes"] if is_guided else []), "residues"]
     header += [f"score, {judge.unit} [95% CI]", "residue entropy [95% CI]", "corpus entropy", "duplicates", "diversity"]
-    return markdown_table([*header, "nearest training identity [95% CI]"], body, num_left=2)
+    header += ["pair distance [95% CI]", "nearest training identity [95% CI]"]
+    return markdown_table(header, body, num_left=2)
 
 
 def _settings_cells(rows: Sequence[ProteinRow], name: str, *, is_guided: bool) -> list[str]:
@@ -183,6 +184,7 @@ def _cells(row: ProteinRow, unit: str, *, is_guided: bool) -> list[str]:
         f"{row.corpus_entropy:.2f}",
         f"{row.duplicates:.2f}",
         number_with(row.diversity, None, ".2f"),
+        number_with(row.pair_distance, row.pair_distance_ci, ".2f"),
         number_with(row.nearest_identity, row.nearest_identity_ci, ".2f"),
     ]
 
@@ -204,93 +206,6 @@ def _mean_cells(rows: Sequence[ProteinRow], unit: str, *, is_guided: bool) -> li
         over_seeds(lambda row: row.corpus_entropy, ".2f", has_interval=False),
         over_seeds(lambda row: row.duplicates, ".2f", has_interval=False),
         over_seeds(lambda row: row.diversity, ".2f", has_interval=False),
+        over_seeds(lambda row: row.pair_distance, ".2f"),
         over_seeds(lambda row: row.nearest_identity, ".2f"),
     ]
-
-
-def _comparison(plan: ProteinPlan, study: ProteinStudy, judge: RecordedJudge) -> list[str]:
-    """Students at few moves against the teacher at many, and whether the claim holds."""
-    student_nfes = [nfe for nfe in STUDENT_NFES if nfe in plan.nfes]
-    if not student_nfes or TEACHER_NFE not in plan.nfes:
-        few = " or ".join(map(str, STUDENT_NFES))
-        return [f"This comparison needs --nfe with {few} for the students and {TEACHER_NFE} for the teacher."]
-    has_several, body = len(plan.students) > 1, []
-    for student_sampler in plan.samplers:
-        for teacher_sampler in plan.teacher_samplers:
-            for nfe in student_nfes:
-                for lengths in (plan.lengths, *((length,) for length in plan.lengths if len(plan.lengths) > 1)):
-                    settings = (student_sampler, nfe), (teacher_sampler, TEACHER_NFE)
-                    found = compare(plan, study, judge, *settings, lengths)
-                    residues = str(lengths[0]) if len(lengths) == 1 else "all lengths"
-                    names = [f"{nfe}, {student_sampler}", f"{TEACHER_NFE}, {teacher_sampler}", residues]
-                    body.append([*names, *_compared_cells(found, judge.unit, has_several=has_several)])
-    header = ["moves of the student", "moves of the teacher", "residues", f"difference, {judge.unit} [95% CI]"]
-    header += ["over seeds [95% CI]"] if has_several else []
-    header += ["entropy ratio [95% CI]", "difference of nearest identity [95% CI]", "claim"]
-    better = "higher" if judge.is_higher_better else "lower"
-    return [
-        f"Claim: the student scores better than the teacher at {TEACHER_NFE} moves (score {better}, beyond the 95% "
-        f"bootstrap interval over sequences), with a residue entropy within {ENTROPY_TOLERANCE:.0%} of the teacher's, "
-        "and is no nearer to training proteins beyond the interval. *failed* names the parts that do not hold. "
-        "Differences are student minus teacher; the sequences of each set are resampled separately. The interval over "
-        "sequences holds for these bundles; only an interval over seeds speaks for the method.\n",
-        *markdown_table(header, body, align="lll" + "r" * (len(header) - 4) + "l"),
-    ]
-
-
-def compare(
-    plan: ProteinPlan,
-    study: ProteinStudy,
-    judge: RecordedJudge,
-    student: tuple[SamplerName, int],
-    teacher: tuple[SamplerName, int],
-    lengths: Sequence[int],
-) -> SetComparison:
-    """All students against the teacher.
-
-    Args:
-        plan: names the bundles.
-        study: the study that holds their samples.
-        judge: judge of the study.
-        student: sampler and number of moves of the students.
-        teacher: sampler and number of moves of the teacher.
-        lengths: numbers of residues of the sets that are compared.
-    """
-    (sampler, nfe), (teacher_sampler, teacher_nfe) = student, teacher
-    cells: list[list[SampleCell]] = [plan.student_cells(sampler, length, nfe) for length in lengths]
-    of_students = [[study.scored(cell) for cell in of_seed] for of_seed in zip(*cells, strict=True)]
-    of_teacher = [study.scored(plan.teacher_cell(teacher_sampler, length, teacher_nfe)) for length in lengths]
-    return compare_sets(of_students, of_teacher, is_higher_better=judge.is_higher_better)
-
-
-def _compared_cells(found: SetComparison, unit: str, *, has_several: bool) -> list[str]:
-    spec = f"+.{digits(unit)}f"
-    return [
-        number_with(found.difference, found.difference_ci, spec),
-        *([f"[{found.seeds_ci[0]:{spec}}, {found.seeds_ci[1]:{spec}}]"] if has_several else []),
-        number_with(found.entropy_ratio, found.entropy_ratio_ci, ".3f"),
-        number_with(found.identity_difference, found.identity_difference_ci, "+.3f"),
-        claim(found),
-    ]
-
-
-def claim(found: SetComparison) -> str:
-    """``holds``, or ``*failed*`` and the parts of the claim that do not hold."""
-    parts = {"score": found.has_better_score, "entropy": found.keeps_entropy, "novelty": found.is_as_novel}
-    failed = [name for name, holds in parts.items() if holds is False]
-    unknown = "; novelty not measured" if found.is_as_novel is None else ""
-    return f"*failed*: {', '.join(failed)}{unknown}" if failed else f"holds{unknown}"
-
-
-def digits(unit: str) -> int:
-    """Number of decimals that the report shows for scores of a unit."""
-    return 1 if unit == "pLDDT" else 3
-
-
-def number_with(value: float, interval: Interval | None, spec: str) -> str:
-    """A value with its interval; a dash where it was not measured."""
-    if math.isnan(value):
-        return "–"
-    if interval is None or math.isnan(interval[0]):
-        return f"{value:{spec}}"
-    return f"{value:{spec}} [{interval[0]:{spec}}, {interval[1]:{spec}}]"

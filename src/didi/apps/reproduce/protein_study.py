@@ -18,7 +18,7 @@ from didi.data.fasta import fasta_record
 from didi.data.protein import ProteinData
 from didi.errors import UsageError
 from didi.evaluation.protein.comparison import ScoredSet
-from didi.evaluation.protein.measures import residue_entropies
+from didi.evaluation.protein.measures import pair_distances, residue_entropies
 from didi.evaluation.protein.row import ProteinRow
 from didi.files import write_atomically
 from didi.models.bundle import digest
@@ -132,12 +132,13 @@ class ProteinStudy:
         return ProteinRow.from_record(self.record(cell)["row"])
 
     def scored(self, cell: SampleCell) -> ScoredSet:
-        """Score, entropy and nearest identity of each sequence of a cell."""
+        """The values of each sequence of a cell."""
         record = self.record(cell)
         identities = record["identities"]
         return ScoredSet(
             torch.tensor(record["scores"], dtype=torch.float64),
             residue_entropies(record["sequences"]),
+            pair_distances(record["sequences"]),
             None if identities is None else torch.tensor(identities, dtype=torch.float64),
         )
 

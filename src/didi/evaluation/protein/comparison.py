@@ -1,4 +1,4 @@
-"""Few-step students against their teacher: difference of scores, ratio of entropies and difference of novelty."""
+"""Few-step students against their teacher: scores, entropies, distances between samples, novelty."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -23,11 +23,13 @@ class ScoredSet:
     Attributes:
         scores: the judge's score of each sequence.
         entropies: entropy of the residues within each sequence, nats.
+        distances: values whose mean is the mean distance of two sequences, see ``measures.pair_distances``.
         identities: identity with the nearest training protein in [0, 1]; None if it was not measured.
     """
 
     scores: Float[Tensor, " n"]
     entropies: Float[Tensor, " n"]
+    distances: Float[Tensor, " n"]
     identities: Float[Tensor, " n"] | None = None
 
 
@@ -41,6 +43,8 @@ class SetComparison:
         seeds_ci: its 95% t-interval over the students; NaN for a single student.
         entropy_ratio: mean residue entropy of the students over that of the teacher.
         entropy_ratio_ci: its 95% bootstrap interval.
+        distance_ratio: mean distance of two sequences of a set, students over teacher.
+        distance_ratio_ci: its 95% bootstrap interval.
         identity_difference: mean identity with the nearest training protein, students minus teacher; NaN where it was
             not measured.
         identity_difference_ci: its 95% bootstrap interval.
@@ -52,6 +56,8 @@ class SetComparison:
     seeds_ci: Interval
     entropy_ratio: float
     entropy_ratio_ci: Interval
+    distance_ratio: float
+    distance_ratio_ci: Interval
     identity_difference: float = math.nan
     identity_difference_ci: Interval = NAN_INTERVAL
     is_higher_better: bool = True
@@ -70,6 +76,11 @@ class SetComparison:
     def is_as_novel(self) -> bool | None:
         """Whether the students are no nearer to training proteins beyond the interval; None where not measured."""
         return None if math.isnan(self.identity_difference) else self.identity_difference_ci[0] <= 0
+
+    @property
+    def is_as_diverse(self) -> bool:
+        """Whether the sequences of a set of the students are no nearer to each other beyond the interval."""
+        return self.distance_ratio_ci[1] >= 1
 
 
 def compare_sets(
@@ -108,11 +119,12 @@ def compare_sets(
     base = _mean([scored_set.scores for scored_set in teacher])
     seeds = estimate([_mean([scored_set.scores for scored_set in sets]) - base for sets in students])
     ratio, ratio_ci = compared(lambda scored: scored.entropies, is_ratio=True)
+    distance_ratio, distance_ratio_ci = compared(lambda scored: scored.distances, is_ratio=True)
     novelty: tuple[float, Interval] = math.nan, NAN_INTERVAL
     if all(scored_set.identities is not None for scored_set in (*pooled, *teacher)):
         novelty = compared(_identities, is_ratio=False)
-    about = (difference, difference_ci, (seeds.low, seeds.high), ratio, ratio_ci, *novelty)
-    return SetComparison(*about, is_higher_better=is_higher_better)
+    about = (difference, difference_ci, (seeds.low, seeds.high), ratio, ratio_ci, distance_ratio, distance_ratio_ci)
+    return SetComparison(*about, *novelty, is_higher_better=is_higher_better)
 
 
 def _identities(scored_set: ScoredSet) -> Tensor:

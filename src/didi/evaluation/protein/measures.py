@@ -6,15 +6,16 @@ from collections.abc import Sequence
 from itertools import chain
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from didi.data.mmseqs import clusters_of, nearest_identities
 from didi.errors import UsageError
 from didi.models.proteins import ALPHABET
 
-NOT_REPETITIVE = "RGTWQHVYDKNCEIMPSLFAWDRYKHGTQVNEMCIPFLSARWEYHDGKTNQVMICPLSFAWHRDEYTKGN"
-"""A sequence without repeats that is similar to no natural protein."""
+
+PAIRS_TOGETHER = 4096
+"""Number of pairs whose distances are computed together; bounds the memory."""
 
 
 def residue_entropies(sequences: Sequence[str]) -> Float[Tensor, " n"]:
@@ -53,9 +54,46 @@ def cluster_diversity(sequences: Sequence[str], *, identity: float = 0.5) -> flo
     Raises:
         DidiError: mmseqs2 is missing or fails.
     """
-    # The program fails on a set in which every sequence is repetitive; with another sequence it does not.
-    clusters = clusters_of([*_checked(sequences), NOT_REPETITIVE], identity=identity)
-    return len(set(clusters[:-1])) / len(sequences)
+    clusters = clusters_of(_checked(sequences), identity=identity, masks_repeats=False)
+    return len(set(clusters)) / len(sequences)
+
+
+def pair_distances(sequences: Sequence[str]) -> Float[Tensor, " n"]:
+    """Values, float64, whose mean is the mean distance of two sequences of the set, 0 to 1.
+
+    The distance is the edit distance (Levenshtein) divided by the length of the longer sequence. With d_i the mean
+    distance of sequence i to the others, the values are 2 d_i - mean(d): the variance of their mean is that of the mean
+    over pairs up to terms of order 1 / n^2 (Hoeffding 1948), since every pair has two random sequences. So bootstrap
+    intervals of their mean hold for the mean distance. NaN for a single sequence.
+
+    Raises:
+        UsageError: there is no sequence, or one is empty.
+    """
+    num, first, second = len(_checked(sequences)), *torch.triu_indices(len(sequences), len(sequences), 1)
+    distances = torch.zeros(num, num, dtype=torch.float64)
+    parts = zip(first.split(PAIRS_TOGETHER), second.split(PAIRS_TOGETHER), strict=True)
+    distances[first, second] = torch.cat([_edit_distances(sequences, *part) for part in parts])
+    means = (distances + distances.T).sum(1) / (num - 1 if num > 1 else math.nan)
+    return 2 * means - means.mean()
+
+
+def _edit_distances(
+    sequences: Sequence[str], first: Int[Tensor, " p"], second: Int[Tensor, " p"]
+) -> Float[Tensor, " p"]:
+    """Edit distances of pairs of sequences, over the longer length; all pairs share each row of the dynamic program."""
+    lengths = torch.tensor([len(residues) for residues in sequences])
+    codes = torch.zeros(len(sequences), int(lengths.max()), dtype=torch.int32)
+    for code, residues in zip(codes, sequences, strict=True):
+        code[: len(residues)] = torch.tensor(list(residues.encode()), dtype=torch.int32)
+    columns = torch.arange(codes.shape[1] + 1, dtype=torch.int32)
+    sources, targets = codes[first], codes[second]
+    row, found = columns.repeat(len(first), 1), torch.zeros(len(first), dtype=torch.int32)
+    for prefix in range(1, codes.shape[1] + 1):
+        is_other = sources[:, prefix - 1 : prefix] != targets
+        without_insertions = torch.cat([row[:, :1] + 1, torch.minimum(row[:, 1:] + 1, row[:, :-1] + is_other)], dim=1)
+        row = (without_insertions - columns).cummin(1).values + columns
+        found = torch.where(lengths[first] == prefix, row.gather(1, lengths[second, None]).squeeze(1), found)
+    return found.double() / torch.maximum(lengths[first], lengths[second])
 
 
 def nearest_training_identities(sequences: Sequence[str], training: Sequence[str]) -> Float[Tensor, " n"]:

@@ -15,6 +15,7 @@ from didi.evaluation.protein.measures import (
     corpus_residue_entropy,
     duplicate_share,
     nearest_training_identities,
+    pair_distances,
     residue_entropies,
 )
 
@@ -35,6 +36,8 @@ class ProteinRow:
         corpus_entropy: entropy of the residues of the whole set, nats.
         duplicates: share of the sequences that are equal to an earlier one.
         diversity: number of clusters at 50% identity divided by ``num_sequences``; NaN if it was not requested.
+        pair_distance: mean distance of two sequences of the set (``measures.pair_distances``); NaN for a single one.
+        pair_distance_ci: its 95% bootstrap interval.
         nearest_identity: mean identity with the nearest training protein; NaN without a training set.
         nearest_identity_ci: its 95% bootstrap interval.
         judge: name of the judge; empty without one.
@@ -56,6 +59,8 @@ class ProteinRow:
     corpus_entropy: float
     duplicates: float
     diversity: float = math.nan
+    pair_distance: float = math.nan
+    pair_distance_ci: Interval = NAN_INTERVAL
     nearest_identity: float = math.nan
     nearest_identity_ci: Interval = NAN_INTERVAL
     judge: str = ""
@@ -117,6 +122,7 @@ def protein_row(
     if identities is None and training is not None:
         identities = nearest_training_identities(sequences, training)
     scores = None if judge is None else judge.score(sequences)
+    distances = pair_distances(sequences)
     return ProteinRow(
         name=name,
         sampler=sampler,
@@ -129,6 +135,8 @@ def protein_row(
         corpus_entropy=corpus_residue_entropy(sequences),
         duplicates=duplicate_share(sequences),
         diversity=cluster_diversity(sequences) if has_diversity else math.nan,
+        pair_distance=float(distances.mean()),
+        pair_distance_ci=mean_interval(distances),
         nearest_identity=math.nan if identities is None else float(identities.mean()),
         nearest_identity_ci=NAN_INTERVAL if identities is None else mean_interval(identities),
         judge="" if judge is None else judge.name,
