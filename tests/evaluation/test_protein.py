@@ -266,7 +266,7 @@ def test_the_mean_of_pair_distances_is_that_of_all_pairs(monkeypatch, pairs_toge
 def test_the_spread_of_pair_distances_is_that_of_the_mean_over_pairs():
     """Over many sets, the variance of the mean distance is the mean of the variances that the values estimate."""
     source = random.Random(5)
-    kinds = [proteins(1, 30, seed=seed)[0] for seed in range(3)]  # equal or unlike, in unequal shares
+    kinds = [proteins(1, seed=seed)[0] for seed in range(3)]  # equal or unlike, in unequal shares
     means, estimates = [], []
     for _ in range(300):
         values = pair_distances(source.choices(kinds, weights=(8, 2, 1), k=24))
