@@ -109,7 +109,7 @@ def test_the_name_of_a_bundle_is_refused():
         (didi.Guidance, {"num_candidates": 2.5}, "num_candidates is a whole number; got 2.5"),
         (didi.Guidance, {"guidance_scale": NAN}, r"guidance_scale lies in \[-1e\+30, 1e\+30\]; got nan"),
         (didi.Guidance, {"guidance_scale": -INF}, "guidance_scale lies in .*; got -inf"),
-        (didi.Guidance, {"gradient_clamp": INF}, "gradient_clamp is 0 or more; got inf"),
+        (didi.Guidance, {"gradient_clamp": INF}, "gradient_clamp is a finite number and is 0 or more; got inf"),
         (didi.Guidance, {"rank_temperature": 1e-40}, "rank_temperature lies in"),
         (ConfidenceOrder, {"gumbel": INF}, r"gumbel lies in \[0, 1e\+30\]; got inf"),
         (ConfidenceOrder, {"measure": 1}, "a confidence measure is one of probability, margin, entropy; got 1"),

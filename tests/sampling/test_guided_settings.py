@@ -27,7 +27,7 @@ def test_the_bounds_themselves_are_allowed(settings):
     ("settings", "message"),
     [
         ({"gradient_clamp": -0.5}, "gradient_clamp is 0 or more; got -0.5"),
-        ({"gradient_clamp": float("nan")}, "gradient_clamp is 0 or more; got nan"),
+        ({"gradient_clamp": float("nan")}, "gradient_clamp is a finite number and is 0 or more; got nan"),
         ({"rank_temperature": float("nan")}, r"rank_temperature lies in \[1e-30, 1e\+30\]; got nan"),
     ],
 )
