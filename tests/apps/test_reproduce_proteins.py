@@ -191,6 +191,28 @@ def test_the_report_has_every_set_with_its_sampler(reproduce, tmp_path, small, b
 
 
 @pytest.mark.slow
+def test_a_study_of_an_earlier_version_is_continued(reproduce, monkeypatch, drawn, tmp_path):
+    asked = {"students": ("first",), "nfe": ("8", "64"), "lengths": ("10",)}
+    expected = reproduce("figure5", **asked)
+    settings = tmp_path / "out" / "sampling.json"
+    settings.write_text(json.dumps({k: v for k, v in json.loads(settings.read_text()).items() if k != "network"}))
+    for file in (tmp_path / "out" / "cells").glob("*.json"):
+        record = json.loads(file.read_text())
+        del record["row"]["pair_distance"], record["row"]["pair_distance_ci"]
+        file.write_text(json.dumps(record | {"identities": [0.5] * len(record["sequences"])}))
+    drawn.clear()
+    rows = tables(reproduce("figure5", **asked))["10 residues"][1:]
+    assert {row[-2] for row in rows} == {"–"}
+    monkeypatch.setattr(mmseqs, "is_available", lambda: True)
+    monkeypatch.setattr(measures, "nearest_identities", lambda queries, targets: [0.5] * len(queries))
+    monkeypatch.setattr(row_module, "cluster_diversity", lambda sequences: 0.5)
+    rows = tables(reproduce("figure5", **asked))["10 residues"][1:]
+    assert [row[-2] for row in rows] == [row[-2] for row in tables(expected)["10 residues"][1:]]
+    assert {row[-3] for row in rows} == {"0.50"}
+    assert not drawn
+
+
+@pytest.mark.slow
 def test_what_is_asked_reaches_the_sampler(reproduce, tmp_path, bundles):
     reproduce("figure5", students=("second",), samplers=("reparam",), lengths=("10",))
     for role, name in (("teacher", "teacher"), ("student", "second")):

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from functools import partial
 from sys import stderr
+from typing import Any
 
 from didi.apps.reproduce.protein_cells import ControlCell, SampleCell
 from didi.apps.reproduce.protein_measure import clear_caches, read_proteins, with_row, write_record
@@ -25,7 +26,7 @@ def add_neighbours(cells: Sequence[Cell], study: ProteinStudy) -> None:
     Raises:
         DidiError: mmseqs2 fails.
     """
-    missing = [cell for cell in dict.fromkeys(cells) if study.record(cell)["identities"] is None]
+    missing = [cell for cell in dict.fromkeys(cells) if _is_incomplete(study.record(cell))]
     if not missing or not mmseqs.is_available():
         return
     sets = [study.record(cell)["sequences"] for cell in missing]
@@ -35,6 +36,11 @@ def add_neighbours(cells: Sequence[Cell], study: ProteinStudy) -> None:
     finally:
         clear_caches()
     study.run(partial(_add, study=study), [(cell, one.tolist()) for cell, one in zip(missing, identities, strict=True)])
+
+
+def _is_incomplete(record: dict[str, Any]) -> bool:
+    """Whether novelty was not measured, or an earlier version wrote the row, which measured diversity differently."""
+    return record["identities"] is None or "pair_distance" not in record["row"]
 
 
 def _add(item: tuple[Cell, list[float]], study: ProteinStudy) -> str:

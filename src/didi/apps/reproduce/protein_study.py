@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import lru_cache
 from hashlib import sha256
 from itertools import chain, count
 from pathlib import Path
@@ -10,6 +11,7 @@ from sys import stderr
 from typing import Any, TypeVar
 
 import torch
+from torch import Tensor
 
 from didi.apps.reproduce.cells import BundleDigests
 from didi.apps.reproduce.protein_cells import ControlCell, ProteinCell, SampleCell
@@ -91,7 +93,8 @@ class ProteinStudy:
         }
         file = self.folder / SETTINGS_FILE
         if file.is_file():
-            known = json.loads(file.read_text("utf-8"))
+            # Earlier versions had no setting of the number format and sampled in float32.
+            known = {"network": "float32"} | json.loads(file.read_text("utf-8"))
             if differing := [name for name in asked if known.get(name) != asked[name]]:
                 raise UsageError(
                     f"{self.folder} holds cells of another {' and '.join(differing)} (see {file.name}): choose another "
@@ -138,9 +141,14 @@ class ProteinStudy:
         return ScoredSet(
             torch.tensor(record["scores"], dtype=torch.float64),
             residue_entropies(record["sequences"]),
-            pair_distances(record["sequences"]),
+            _pair_distances(tuple(record["sequences"])),
             None if identities is None else torch.tensor(identities, dtype=torch.float64),
         )
+
+
+@lru_cache(maxsize=256)  # a set takes seconds, and several comparisons of a report read it
+def _pair_distances(sequences: tuple[str, ...]) -> Tensor:
+    return pair_distances(sequences)
 
 
 def judge_identity(name: str) -> str:

@@ -13,7 +13,6 @@ from didi.data.mmseqs import clusters_of, nearest_identities
 from didi.errors import UsageError
 from didi.models.proteins import ALPHABET
 
-
 PAIRS_TOGETHER = 4096
 """Number of pairs whose distances are computed together; bounds the memory."""
 

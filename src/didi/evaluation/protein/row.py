@@ -75,7 +75,10 @@ class ProteinRow:
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> "ProteinRow":
-        """The row of a ``record`` that was written as JSON, in which NaN is null and an interval is a list."""
+        """The row of a ``record`` that was written as JSON, in which NaN is null and an interval is a list.
+
+        Optional fields that the record of an earlier version lacks have their defaults.
+        """
 
         def value(name: str) -> Any:
             found = record[name]
@@ -83,7 +86,7 @@ class ProteinRow:
                 return tuple(math.nan if value is None else value for value in found)
             return math.nan if found is None else found
 
-        return cls(**{field.name: value(field.name) for field in fields(cls)})
+        return cls(**{field.name: value(field.name) for field in fields(cls) if field.name in record})
 
 
 def protein_row(
