@@ -57,7 +57,7 @@ def test_the_figures_of_a_readme_stand_on_the_card(name):
     text = (BUNDLES / name / "README.md").read_text("utf-8")
     card = (CARDS / f"{name}.md").read_text("utf-8")
     (figures,) = re.findall(r"^\*\*Figures\*\*: (.*)$", text, re.M)
-    numbers = re.findall(r"\d[\d,]*\.\d+|\d,\d{3}", figures)
+    numbers = re.findall(r"\d[\d,]*\.\d+|\d,\d{3}|\d{3}", figures)
     assert numbers
     assert [number for number in numbers if number not in card] == []
 

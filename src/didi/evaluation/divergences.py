@@ -91,7 +91,8 @@ def _find(bundle: Bundle, exact: Sequence[ExactJudge], named: Bundle | None) -> 
     if source.autoregressive is None:
         raise UsageError(
             f"a joint divergence is measured from an autoregressive network over the same tokens; bundle {source.name} "
-            "has none: train one with didi pretrain (tiny-news-ar, prose-ar) and give its bundle as joint_reference"
+            "has none: train one with didi pretrain (tiny-news-ar, prose-ar) and give its bundle as joint "
+            "(--joint-reference)"
         )
     if source is not bundle and _symbols(source) != _symbols(bundle):
         raise UsageError(
