@@ -135,6 +135,7 @@ def test_too_many_moves_are_refused_before_the_grid_is_made(bundle):
     with pytest.raises(UsageError, match=message):
         didi.stream(bundle, nfe=1_000_000_000)
     assert len(time_grid(MAX_NFE)) == MAX_NFE + 1
+    assert didi.generate(bundle, num_samples=1, sampler="first-hitting", nfe=MAX_NFE + 1).nfe == bundle.network().length
     with pytest.raises(UsageError, match="nfe lies in"):
         time_grid(MAX_NFE + 1)
 

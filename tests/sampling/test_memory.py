@@ -1,5 +1,7 @@
 """A batch that does not fit in memory is refused; the message names the largest batch that fits."""
 
+from dataclasses import dataclass, replace
+
 import pytest
 import torch
 
@@ -63,6 +65,25 @@ def test_a_larger_move_needs_more(bundle):
     ]
     needed = [batch_bytes(bundle, options, 128, 8, 64) for options in [*kinds, *kinds]]
     assert needed[:4] == sorted(set(needed)) == needed[4:]
+
+
+def test_a_schedule_that_may_change_is_read_at_every_call(bundle):
+    @dataclass
+    class Schedule:
+        power: float
+        name: str = "power"
+
+        def alpha(self, t):
+            return 1 - t**self.power
+
+        def alpha_prime(self, t):
+            return -self.power * t ** (self.power - 1)
+
+    changing = Schedule(1.0)
+    other = replace(bundle, process=Absorbing(bundle.network().mask_id, changing))
+    even = batch_bytes(other, SamplingOptions(), 128, 8, 64)
+    changing.power = 6.0
+    assert batch_bytes(other, SamplingOptions(), 128, 8, 64) > even
 
 
 def test_a_measured_peak_is_within_the_estimate(bundle):

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 
@@ -122,8 +122,9 @@ def _uniform_guided_bytes(bundle: Bundle, options: SamplingOptions, num_moves: i
 
 def _largest_move(bundle: Bundle, options: SamplingOptions, num_moves: int) -> float:
     """Largest share of the positions that a move is expected to reveal."""
-    schedule = cast(Hashable, bundle.process.schedule)  # schedules are frozen dataclasses
-    return _largest_step(schedule, options.grid, options.times, num_moves)
+    schedule: Any = bundle.process.schedule  # those of the package are frozen; one that may change is not cached
+    largest_step = _largest_step if isinstance(schedule, Hashable) else _largest_step.__wrapped__
+    return largest_step(schedule, options.grid, options.times, num_moves)
 
 
 @lru_cache(maxsize=256)  # most requests of a server have the same times

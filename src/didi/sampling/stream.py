@@ -154,11 +154,11 @@ def num_moves(bundle: Bundle, nfe: int | None, length: int, options: SamplingOpt
     Raises:
         UsageError: ``nfe`` is not a whole number in [1, ``MAX_NFE``], or the sampler does not support it.
     """
-    nfe, name = None if nfe is None else checked_nfe(nfe), sampler_of(bundle, options)
+    name = sampler_of(bundle, options)
     if (fixed := moves_without_grid(bundle.network(options.role), name, length)) is not None:
+        nfe = None if nfe is None else whole_number("nfe", nfe, low=1)
         if name == "one-step" and nfe not in (None, fixed):
             raise UsageError(f"one-step sampling has nfe 1; got {nfe}: leave nfe out, or choose another sampler")
         return fixed
-    if options.times:
-        return len(options.move_times(1)) - 1
-    return checked_nfe(bundle.default_nfe(options.role)) if nfe is None else nfe
+    nfe = checked_nfe(bundle.default_nfe(options.role) if nfe is None else nfe)
+    return len(options.move_times(1)) - 1 if options.times else nfe
