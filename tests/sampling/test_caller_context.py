@@ -118,6 +118,9 @@ def test_networks_that_were_converted_for_inference_are_sampled(bundle):
     converted.network().output_layer.linear.half()
     with pytest.raises(UsageError, match=r"has torch\.float16"):
         generate(converted, num_samples=2, nfe=2)
+    converted.network().bfloat16()
+    with pytest.raises(UsageError, match=r"has torch\.bfloat16"):
+        generate(converted, num_samples=2, nfe=2)
 
 
 @pytest.mark.slow

@@ -69,9 +69,10 @@ def check_ready(networks: Mapping[str, nn.Module]) -> None:
             training mode, or the networks are on several devices.
     """
     for name, network in networks.items():
-        if next(network.parameters()).is_meta:
+        first = next(network.parameters())  # an embedding, which ``for_inference`` leaves in float32
+        if first.is_meta:
             raise UsageError(f"the {name} is on the meta device and has no values: load it again")
-        if other := _dtypes(network) - {torch.float32, trunk_dtype(network)}:
+        if other := (_dtypes(network) - {torch.float32, trunk_dtype(network)}) | ({first.dtype} - {torch.float32}):
             raise UsageError(
                 f"networks are sampled with float32 weights; the {name} has {', '.join(map(str, other))}: call its "
                 "float(), or use didi.models.inference.for_inference for bfloat16"
