@@ -81,7 +81,7 @@ DISTILL: dict[str, DistillConfig] = {
         discriminator=paths_discriminator(warmup_steps=30, steps_per_student_step=2, guidance_steps=50),
         student_optimizer=paths_optimizer(1e-5),
         discriminator_optimizer=paths_optimizer(3e-5),
-        loop=LoopConfig(steps=200, batch_size=12, log_every=10, validate_every=50, checkpoint_every=10, ema_decay=0.98),
+        loop=LoopConfig(steps=60, batch_size=12, log_every=10, validate_every=20, checkpoint_every=10, ema_decay=0.98),
     ),
     "dplm-150m": DistillConfig(
         recipe="dplm-150m",
