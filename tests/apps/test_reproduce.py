@@ -77,7 +77,7 @@ def test_nothing_is_done_twice_and_findings_outlive_networks(quick, tmp_path, mo
     def never(*_):
         raise AssertionError("it is there already")
 
-    monkeypatch.setattr(study, "make", never)
+    monkeypatch.setattr(study, "train_run", never)
     monkeypatch.setattr(study, "measure", never)
     assert reproduce(tmp_path, "table5", "table7", "figure1") == report
 

@@ -364,7 +364,7 @@ def test_the_reference_of_a_joint_divergence_is_made_first(tmp_path, monkeypatch
     assert rows[0]["ci"][0] <= rows[0]["kl"] <= rows[0]["ci"][1]
     assert rows[0]["kl"] != rows[1]["kl"]
     assert completed.joint_kl(cells[1]) == rows[1]["kl"]
-    monkeypatch.setattr(study, "make", lambda *_: pytest.fail("it is there already"))
+    monkeypatch.setattr(study, "train_run", lambda *_: pytest.fail("it is there already"))
     completed.complete(cells)
 
 
