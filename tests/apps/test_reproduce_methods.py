@@ -401,7 +401,7 @@ def test_a_comparison_is_made_once(stand_ins, make_dit, tmp_path, monkeypatch):
     def never(*_):
         raise AssertionError("it is there already")
 
-    for name in ("make", "measure"):
+    for name in ("train_run", "measure"):
         monkeypatch.setattr(study, name, never)
     monkeypatch.setattr(cost, "dry_run", never)
     command.reproduce(words)
