@@ -85,6 +85,9 @@ def test_each_part_of_the_claim_holds_or_fails_by_itself():
     worse = compare_sets([TEACHER], STUDENTS[0])
     assert (worse.has_better_score, worse.keeps_entropy, worse.is_as_novel) == (False, False, True)
     assert worse.is_as_diverse
+    equal = [replace(one, distances=torch.zeros_like(one.distances)) for one in TEACHER]
+    assert compare_sets([equal], equal).is_as_diverse
+    assert not compare_sets([equal], TEACHER).is_as_diverse
     assert compare_sets([TEACHER], STUDENTS[0], is_higher_better=False).has_better_score
     assert not compare_sets(STUDENTS, TEACHER, is_higher_better=False).has_better_score
 

@@ -79,8 +79,11 @@ class SetComparison:
 
     @property
     def is_as_diverse(self) -> bool:
-        """Whether the sequences of a set of the students are no nearer to each other beyond the interval."""
-        return self.distance_ratio_ci[1] >= 1
+        """Whether the sequences of a set of the students are no nearer to each other beyond the interval.
+
+        True too if all sequences of the teacher are equal, where the ratio is NaN.
+        """
+        return not self.distance_ratio_ci[1] < 1
 
 
 def compare_sets(
