@@ -2,10 +2,14 @@ import pytest
 import torch
 from torch import nn
 
-from didi.methods.settings import OptimizerConfig
+from didi.data.source import MarkovSource
+from didi.methods.base import Inputs
+from didi.methods.elbo import PretrainConfig
+from didi.methods.settings import DataConfig, LoopConfig, NetworkConfig, OptimizerConfig
 from didi.models.dit import DiT, DiTConfig
 from didi.training.muon import Muon, orthogonalised
 from didi.training.optim import clip_and_step, make_optimizer
+from didi.training.trainer import make_trainer
 
 
 @pytest.mark.parametrize("shape", [(3, 8, 5), (2, 5, 8), (1, 6, 6)])
@@ -49,6 +53,35 @@ def test_a_muon_step_has_the_size_of_an_adamw_step_and_decays_the_weights():
     optimizer.step()
     step = (2.0 * (1 - 0.1 * 0.5) - matrix.detach()) / 0.1
     assert 0.15 < float(step.square().mean().sqrt()) < 0.25
+
+
+def test_iterations_in_bfloat16_take_nearly_the_same_step_and_keep_the_dtype_of_weights_and_momentum():
+    def step(dtype):
+        torch.manual_seed(0)
+        matrix = nn.Parameter(torch.zeros(32, 8))
+        optimizer = Muon([{"params": [matrix], "is_muon": True, "weight_decay": 0.0}], lr=0.1)
+        optimizer.iteration_dtype = dtype
+        matrix.grad = torch.randn(32, 8)
+        optimizer.step()
+        assert matrix.dtype == optimizer.state[matrix]["exp_avg"].dtype == torch.float32
+        return matrix.detach()
+
+    exact, rounded = step(torch.float32), step(torch.bfloat16)
+    difference = float((rounded - exact).norm() / exact.norm())
+    assert 1e-4 < difference < 0.1
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("float32", torch.float32), ("bf16", torch.bfloat16)])
+def test_the_precision_of_the_run_is_that_of_the_iterations(precision, dtype):
+    settings = PretrainConfig(
+        data=DataConfig(corpus="markov", length=8),
+        network=NetworkConfig(hidden_size=16, num_blocks=2, num_heads=2, cond_dim=4),
+        optimizer=OptimizerConfig(method="muon"),
+        loop=LoopConfig(steps=1, precision=precision),
+    )
+    optimizer = make_trainer(settings, Inputs(MarkovSource(8, seed=0), torch.device("cpu"))).optimizers["network"]
+    assert isinstance(optimizer, Muon)
+    assert optimizer.iteration_dtype == dtype
 
 
 def test_both_kinds_of_rates_follow_the_schedule_and_the_state_resumes():

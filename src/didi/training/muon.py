@@ -1,8 +1,8 @@
 """Muon: momentum whose matrices are orthogonalised before each step (Jordan et al. 2024).
 
-``torch.optim.Muon`` runs its Newton-Schulz iteration in bfloat16, which is ten times slower than float32 on a CPU
-without bfloat16 units, and processes one matrix at a time. This implementation keeps the precision of the matrices and
-stacks matrices of equal shape.
+``torch.optim.Muon`` always runs its Newton-Schulz iteration in bfloat16, which is ten times slower than float32 on a CPU
+without bfloat16 units, and processes one matrix at a time. This implementation runs it in a given precision and stacks
+matrices of equal shape.
 """
 
 import math
@@ -41,9 +41,13 @@ class Muon(torch.optim.AdamW):
     groups must have two axes.
 
     As in the fused AdamW, the step changes nothing if the attribute ``found_inf``, a 0-dim tensor, is 1.
+
+    Attributes:
+        iteration_dtype: dtype of the Newton-Schulz iterations; momentum and weights keep the dtype of the parameters.
     """
 
     found_inf: Tensor | None = None
+    iteration_dtype: torch.dtype = torch.float32
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
@@ -69,6 +73,7 @@ class Muon(torch.optim.AdamW):
                 parameter.grad = None
         for shape, members in by_shape.items():
             scale = group["lr"] * 0.2 * math.sqrt(max(shape))
-            steps = orthogonalised(torch.stack([direction for _, direction in members])) * is_taken
+            directions = torch.stack([direction for _, direction in members])
+            steps = orthogonalised(directions.to(self.iteration_dtype)).to(directions.dtype) * is_taken
             for (parameter, _), step in zip(members, steps, strict=True):
                 parameter.mul_(1 - group["lr"] * group["weight_decay"] * is_taken).sub_(step, alpha=scale)

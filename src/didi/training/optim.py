@@ -18,11 +18,14 @@ from didi.training.muon import Muon
 _HIDDEN_MATRIX = re.compile(r"blocks\.\d+\.(attn_|mlp\.)|\.h\.\d+\.")  # of ``DiTTrunk`` and of GPT-2
 
 
-def make_optimizer(network: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
+def make_optimizer(
+    network: nn.Module, config: OptimizerConfig, iteration_dtype: torch.dtype = torch.float32
+) -> torch.optim.AdamW:
     """The optimizer of ``config`` for the trainable parameters, with weight decay on matrices only.
 
-    Muon updates the matrices of the blocks except those of the conditioning; AdamW updates all other parameters. On a
-    CUDA device AdamW is fused, and can skip a step without a host synchronisation.
+    Muon updates the matrices of the blocks except those of the conditioning, with iterations in ``iteration_dtype``;
+    AdamW updates all other parameters. On a CUDA device AdamW is fused, and can skip a step without a host
+    synchronisation.
     """
     trainable = {name: parameter for name, parameter in network.named_parameters() if parameter.requires_grad}
     hidden = [
@@ -42,7 +45,10 @@ def make_optimizer(network: nn.Module, config: OptimizerConfig) -> torch.optim.A
         groups.append(matrices | {"is_muon": True, "rate_scale": config.muon_rate_scale})
     is_fused = is_on_cuda(network)
     implementation = {"fused": True} if is_fused else {"foreach": True}
-    return kind(groups, lr=config.learning_rate, betas=(config.beta1, config.beta2), **implementation)
+    optimizer = kind(groups, lr=config.learning_rate, betas=(config.beta1, config.beta2), **implementation)
+    if isinstance(optimizer, Muon):
+        optimizer.iteration_dtype = iteration_dtype
+    return optimizer
 
 
 def is_on_cuda(network: nn.Module) -> bool:

@@ -58,14 +58,15 @@ class Trainer:
         if loop.fsdp:
             self._shard()
         self._synchronised = {name: Synchronised(network) for name, network in method.trained.items()}
+        self._autocast_dtype = autocast_dtype(loop.precision, device)
         self.optimizers = {
-            name: make_optimizer(method.trained[name], config) for name, config in method.optimizers.items()
+            name: make_optimizer(method.trained[name], config, self._autocast_dtype or torch.float32)
+            for name, config in method.optimizers.items()
         }
         self._decides_on_device = is_on_cuda(averaged) and process_group().size == 1
         self._counter = None if loop.compile else PassCounter(self._networks())  # compiled blocks run no hooks
         if loop.compile:
             self._compile()
-        self._autocast_dtype = autocast_dtype(loop.precision, device)
         method.start(self)
 
     def _compile(self) -> None:
