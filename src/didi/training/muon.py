@@ -1,6 +1,6 @@
 """Muon: momentum whose matrices are orthogonalised before each step (Jordan et al. 2024).
 
-``torch.optim.Muon`` always runs its Newton-Schulz iteration in bfloat16, which is ten times slower than float32 on a CPU
+``torch.optim.Muon`` runs its Newton-Schulz iteration in bfloat16 always, ten times slower than float32 on a CPU
 without bfloat16 units, and processes one matrix at a time. This implementation runs it in a given precision and stacks
 matrices of equal shape.
 """
