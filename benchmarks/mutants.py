@@ -1,10 +1,11 @@
-"""Mutation testing of the fast tests: docs/results/mutants.json.
+"""Mutation testing: docs/results/mutants.json.
 
     python benchmarks/mutants.py [MODULE ...] [--sample N] [--minutes M] [--survivors] [--named]
 
 A mutant is a module with one small change, made by an operator of Cosmic Ray or by one of two further operators (a
-keyword argument left out, an update of a variable left out). Tests of a mutant run in a fork of this process, which has
-imported all modules that do not depend on the mutated one; no file is changed. Survivors are listed in the results with
+keyword argument left out, an update of a variable left out). Tests of a mutant, first the fast ones, then the slow ones
+if it survives them, run in a fork of this process, which has imported all modules that do not depend on the mutated
+one; no file is changed. Survivors are listed in the results with
 a reason, written by hand, why no test can kill them; reasons are kept from run to run.
 """
 
@@ -35,18 +36,26 @@ from didi.files import write_atomically
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs" / "results" / "mutants.json"
+MARKERS = "not network and not gpu and not large"
 Outcome = Literal["killed", "survived", "timeout"]
 
 
 def outcome(path: Path, source: str | None, tests: list[str], seconds: float | None = None) -> Outcome:
-    """Run tests in a fork of this process, in which ``source``, if given, replaces the source of a module.
+    """Run tests, the fast ones first, on a module whose source is replaced by ``source`` if that is given.
 
     Args:
         path: file of the module.
         source: source of the mutant; None for the module itself.
         tests: arguments of pytest.
-        seconds: time limit; None for no limit.
+        seconds: time limit of the fast tests, and of the slow ones; None for no limit.
     """
+    fast = _outcome_in_fork(path, source, [*tests, "-m", f"not slow and {MARKERS}"], seconds)
+    if fast != "survived":
+        return fast
+    return _outcome_in_fork(path, source, [*tests, "-m", f"slow and {MARKERS}"], seconds)
+
+
+def _outcome_in_fork(path: Path, source: str | None, arguments: list[str], seconds: float | None) -> Outcome:
     child = os.fork()
     if child == 0:
         os.setsid()
@@ -57,8 +66,8 @@ def outcome(path: Path, source: str | None, tests: list[str], seconds: float | N
         with suppress(BaseException):
             if source is not None:
                 _replace_source(path, source)
-            code = int(pytest.main(["-x", "-p", "no:cacheprovider", "--assert=plain", "--tb=no", *tests]))
-        os._exit(code)
+            code = int(pytest.main(["-x", "-p", "no:cacheprovider", "--assert=plain", "--tb=no", *arguments]))
+        os._exit(0 if code == pytest.ExitCode.NO_TESTS_COLLECTED else code)
     end = None if seconds is None else time.monotonic() + seconds
     while True:
         pid, status = os.waitpid(child, os.WNOHANG)

@@ -199,6 +199,7 @@ def test_settings_exist():
     assert named <= known, named - known
 
 
+@pytest.mark.slow
 def test_the_python_of_the_readme_runs(monkeypatch):
     (code,) = re.findall(r"^```python\n(.*?)^```$", (ROOT / "README.md").read_text(), re.M | re.S)
     for old, new in (

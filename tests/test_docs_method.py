@@ -47,6 +47,7 @@ def test_the_page_has_the_blocks_that_are_tested():
     assert len(BLOCKS) == 4
 
 
+@pytest.mark.slow
 def test_the_test_of_the_page_passes(method, monkeypatch, tmp_path):
     assert didi.methods.find_method("kd") is method.KnowledgeDistillation
     tests = functions_of(module_from(BLOCKS[TEST], TEST, monkeypatch, tmp_path))
@@ -55,6 +56,7 @@ def test_the_test_of_the_page_passes(method, monkeypatch, tmp_path):
         test()
 
 
+@pytest.mark.slow
 def test_the_command_of_the_page_trains_and_resumes(recipe, monkeypatch, tmp_path, capsys):
     (line,) = re.findall(r"^didi distill (.*)$", (DOCS / "add-a-method.md").read_text(), re.M)
     monkeypatch.chdir(tmp_path)
@@ -71,6 +73,7 @@ def test_the_command_of_the_page_trains_and_resumes(recipe, monkeypatch, tmp_pat
     assert "validation_nelbo" in rows[-1]
 
 
+@pytest.mark.slow
 def test_settings_of_the_method_are_flags(recipe, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     distill(["markov", "--method", "kd", "--num-blocks", "2", "--max-steps", "1", "--out", "run"])

@@ -54,6 +54,7 @@ def test_dotted_names_resolve(page):
     assert not missing
 
 
+@pytest.mark.slow
 def test_every_name_of_the_paper_map_resolves():
     text = (DOCS / "paper-map.md").read_text()
     rows = [line.split("|")[1:4] for line in text.splitlines() if line.startswith("|") and "`" in line]

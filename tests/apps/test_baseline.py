@@ -78,6 +78,7 @@ def test_a_second_bundle_is_in_every_figure_and_in_table_7(quick, baseline, draw
     assert f"teacher markov, baseline {baseline}; blocks of 32 (autoregressive: 24) tokens" in report
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", ["tiny", "paper"])
 def test_a_given_baseline_has_its_cells(scale, baseline):
     plan = command._plan(command.ReproduceCommand(scale, Path("x"), teacher="elsewhere", baseline=baseline))

@@ -167,6 +167,7 @@ def test_a_line_of_the_parser_is_punctuated(didi, words, message):
     assert ".;" not in err
 
 
+@pytest.mark.slow
 def test_a_folder_that_cannot_be_made_is_one_line_and_status_2(didi, tmp_path):
     (tmp_path / "file").write_text("")
     for words in (["pretrain", "markov", "--out"], ["evaluate", "--model", "markov", "--judge", "markov", "--out"]):
@@ -245,6 +246,7 @@ def test_help_says_what_a_flag_without_a_value_is(didi, name):
     assert " STR " in out
 
 
+@pytest.mark.slow
 def test_none_unsets_what_a_recipe_sets_and_nothing_else(didi, tmp_path):
     words = ["distill", "markov", "--out", tmp_path / "x", "--max-steps", "0"]
     assert "--max-steps is 1" in didi(*words, "--data.tokenizer", "None")[2]
@@ -259,6 +261,7 @@ def test_unrelated_words_get_no_suggestion(didi, words):
     assert "did you mean" not in err
 
 
+@pytest.mark.slow
 def test_a_run_leaves_config_metrics_checkpoints_and_bundle(distilled):
     config = yaml.safe_load((distilled / "config.yaml").read_text())
     assert config["recipe"] == "markov"
@@ -290,6 +293,7 @@ def test_a_preset_and_a_file_are_refused_together(didi, distilled, tmp_path):
     assert "give one of them" in err
 
 
+@pytest.mark.slow
 def test_a_mask_in_an_infill_text_is_one_token():
     bundle = load("tiny-news")
     canvas = canvas_from_prompt(bundle, 16, prefix=None, infill="The [MASK] minister")
@@ -345,6 +349,7 @@ def test_generate_writes_json_lines_of_the_contract(didi, distilled):
 SAMPLERS = ["ancestral", "guided", "first-hitting", "tau-leaping", "confidence", "entropy-bounded", "remasking"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_generate_keeps_prefix_and_fills_masks(didi, distilled, sampler):
     words = ["generate", "--model", distilled / "bundle", "--num-samples", "2", "--format", "jsonl"]

@@ -80,6 +80,7 @@ def test_sets_with_equal_settings_are_compared_in_pairs_and_at_equal_entropy(tmp
     assert (tmp_path / "c" / "frontier.png").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_a_comparison_is_written_before_the_table(tmp_path, monkeypatch):
     for name in ("a", "b"):
         evaluated(tmp_path / name, sample_set([30.0, 31.0]))

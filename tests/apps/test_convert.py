@@ -260,6 +260,7 @@ class OldHead(nn.Module):
         self.main = nn.Sequential(*layers)
 
 
+@pytest.mark.slow
 def test_the_released_discriminator_changes_sign(tmp_path):
     torch.manual_seed(0)
     original = network()
@@ -347,6 +348,7 @@ def test_a_hub_name_with_path_tricks_stays_a_name(tmp_path):
             converted("mdlm", name, tmp_path)
 
 
+@pytest.mark.slow
 def test_the_rows_of_the_public_checkpoints_are_recorded_and_a_flag_or_the_settings_say_otherwise(tmp_path):
     original = network()
     plain = folder(tmp_path / "plain", prefixed(original), MDLM_CONFIG)

@@ -192,6 +192,7 @@ def test_frequencies_in_half_precision_are_replaced_by_the_exact_ones(tmp_path):
     assert math.isclose(teacher.rotary_emb.inv_freq[0], 2)
 
 
+@pytest.mark.slow
 def test_a_converted_student_records_its_intended_number_of_moves(tmp_path):
     source = tmp_path / "hub"
     source.mkdir()

@@ -56,6 +56,7 @@ WAYS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", WAYS, ids=lambda words: " ".join(words[1:4]))
 def test_a_record_is_enough_to_repeat_a_sample(didi, words):
     status, out, _ = didi(*JSONL, "--num-samples", "3", *words)
@@ -112,6 +113,7 @@ def test_prompts_of_json_lines_may_have_seeds(didi, tmp_path):
     assert repeated(first) == first["tokens"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("typed", "words", "begin"),
     [
@@ -176,6 +178,7 @@ def test_standard_input_that_cannot_be_read_is_reported_with_its_flag(didi, monk
         assert message in err
 
 
+@pytest.mark.slow
 def test_a_prompt_in_a_file_that_is_too_long_is_named(didi, tmp_path):
     file = tmp_path / "prompts"
     file.write_text("short\n" + "long " * 20)
@@ -188,6 +191,7 @@ def test_a_prompt_in_a_file_that_is_too_long_is_named(didi, tmp_path):
     assert "prompt 2 ('too long'): length lies in [1, 128]; got 9999" in err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", ["-dash", "--dash text", "None", "-1", "--"])
 def test_a_prefix_is_any_text(didi, text):
     status, out, err = didi(*NEWS, "--num-samples", "1", "--prefix", text)

@@ -22,6 +22,7 @@ def model(randomise, tmp_path_factory):
     return str(save(bundle, tmp_path_factory.mktemp("proteins") / "bundle"))
 
 
+@pytest.mark.slow
 def test_fasta_and_json_lines_hold_the_same_samples(model, tmp_path, capsys):
     flags = ["--model", model, "--num-samples", "5", "--nfe", "2", "--length", "3", "70", "--seed", "4"]
     run_generate([*flags, "--format", "fasta"])
@@ -61,6 +62,7 @@ def templates(tmp_path):
     return str(file)
 
 
+@pytest.mark.slow
 def test_regions_of_a_file_are_redesigned(model, templates, tmp_path, capsys):
     flags = ["--model", model, "--proteins", templates, "--redesign", "3-4", "6:3", "--nfe", "2", "--num-samples", "2"]
     run_generate([*flags, "--format", "fasta"])
@@ -104,6 +106,7 @@ def test_wrong_use_of_proteins_is_one_line(model, templates, flags, message):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.slow
 def test_standard_input_holds_proteins_too(model, templates, monkeypatch, capsys):
     flags = ["--model", model, "--redesign", "3-4", "--nfe", "2", "--format", "fasta", "--proteins"]
     run_generate([*flags, templates])

@@ -162,6 +162,7 @@ def test_the_harness_reads_its_begin_symbol(bundle):
     assert model.loglikelihood_rolling([Request])[0] == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_it_is_a_reference_of_joint_divergences(bundle):
     tokens = package.generate(bundle, num_samples=8, seed=3).tokens
     assert int(tokens.max()) < VOCAB

@@ -14,6 +14,7 @@ def bundle():
     return didi.load("tiny-news")
 
 
+@pytest.mark.slow
 def test_masks_are_drawn_one_by_one_and_new_tokens_stand_out(bundle):
     ids = bundle.tokenizer.encode(" the president said", add_special_tokens=False).ids
     z = torch.tensor([*ids, bundle.denoiser().mask_id, bundle.denoiser().mask_id])

@@ -48,6 +48,7 @@ LIKELIHOOD = ["likelihood", "--model", "exact", "--num-sequences", "2", "--num-d
 EVALUATE = ["evaluate", "--model", "markov", "--num-samples", "2", "--nfe", "1", "--judge", "markov"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "files"),
     [

@@ -114,6 +114,7 @@ def test_what_makes_no_replay_is_refused(flags, message, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_file_is_replaced_only_on_demand(didi, tmp_path):
     file = tmp_path / "a.html"
     file.write_text("mine")

@@ -220,6 +220,7 @@ def test_the_exact_world_is_compared_by_exact_divergences(make_study):
     assert "perplexity" not in "\n".join(lines)
 
 
+@pytest.mark.slow
 def test_a_comparison_is_with_the_reference_at_the_same_number_of_moves(make_study):
     plan = method_plan("exact", ["stand-in", "didi"], 3)  # didi is the reference in any order
     lines = method_tables(plan, make_study("exact"))
@@ -227,6 +228,7 @@ def test_a_comparison_is_with_the_reference_at_the_same_number_of_moves(make_stu
     assert line(lines, "| stand-in | -")[8].startswith(f"{-0.505 / 128:.4f} [")
 
 
+@pytest.mark.slow
 def test_markov_is_compared_by_joint_and_pair_divergences(make_study):
     plan, results = method_plan("markov", ["didi", "stand-in"], 3), make_study("markov")
     assert all(cell.joint for cell in plan.cells)
@@ -299,6 +301,7 @@ def test_notes_of_rows_are_printed_once(make_study, monkeypatch):
     ]
 
 
+@pytest.mark.slow
 def test_curves_have_the_range_of_the_seeds(make_study):
     plan, results = method_plan("exact", ["didi", "stand-in"], 3), make_study("exact")
     first, second, teacher = curves(plan, rows_of(plan, results), KL, lambda rows: rows[0].seconds_per_sequence)

@@ -282,6 +282,7 @@ def test_a_study_that_is_stopped_continues(reproduce, monkeypatch, drawn):
     assert len(calls) == 13
 
 
+@pytest.mark.slow
 def test_a_judge_that_does_not_order_the_controls_stops_the_command(reproduce, drawn, tmp_path):
     with pytest.raises(DidiError, match=r"^a judge orders the controls.*natural is .* better than poly-alanine"):
         reproduce(judge="AlanineJudge")
@@ -480,6 +481,7 @@ def test_wrong_use_is_one_line(reproduce, changed, said):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.slow
 def test_bundles_and_targets_that_do_not_fit_are_refused(reproduce, bundles, tmp_path):
     out = ["--out", str(tmp_path / "out")]
     start = ["figure5", "--scale", "proteins", *out]
@@ -589,6 +591,7 @@ def test_teacher_and_students_have_the_splits_of_one_corpus_and_length(monkeypat
         proteins._data(None, teacher, [provenance("vh", 40)])
 
 
+@pytest.mark.slow
 def test_a_judge_folder_that_is_replaced_during_a_study_is_refused(order_judge, tmp_path):
     folder = tmp_path / "judge"
     shutil.copytree(order_judge, folder)
@@ -607,6 +610,7 @@ def test_a_judge_folder_that_is_replaced_during_a_study_is_refused(order_judge, 
         study.begin(ProteinData([], [], ["MKTAYI"]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("numerics", ["float32", "bfloat16"])
 def test_networks_are_sampled_in_the_asked_number_format(reproduce, monkeypatch, numerics, tmp_path):
     found = set()

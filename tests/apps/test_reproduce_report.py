@@ -39,6 +39,7 @@ class TrickStudy(Study):
         return {"texts": [f"- {cell.role}\n```\n<script>alert(1)</script>"]}
 
 
+@pytest.mark.slow
 def test_a_text_cannot_break_the_report(tmp_path):
     plan = command._plan(command.ReproduceCommand("tiny", tmp_path))
     lines = figure_1(plan, TrickStudy(tmp_path, Sampling(8, "j")))

@@ -10,6 +10,7 @@ from didi.models.guidance import Guidance
 from didi.sampling.confidence import ConfidenceOrder
 
 
+@pytest.mark.slow
 def test_flags_change_the_guidance_of_the_bundle_field_by_field():
     bundle = load("tiny-news")
     assert guidance_from_flags(GuidanceFlags(), bundle) is None
@@ -61,6 +62,7 @@ def test_a_setting_of_another_sampler_is_refused(didi, flags, name, reader):
     assert err.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_more_moves_than_a_grid_has_and_too_many_samples_are_one_line(didi):
     for flags, message in (
         (["--nfe", "1000000000"], "nfe lies in [1, 65536]; got 1000000000"),

@@ -213,6 +213,7 @@ def environment(**more):
     return {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **more}
 
 
+@pytest.mark.slow
 def test_a_command_with_a_closed_pipe_ends_with_one_line_and_a_status():
     reader, writer = os.pipe()
     os.close(reader)

@@ -54,12 +54,14 @@ def test_a_run_that_its_own_length_bounds_says_so(bound, tmp_path, capsys):
     assert f"all 2 steps fit in {bound} 1e+06; --loop.steps sets more" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_doctor_refuses_a_teacher_that_distill_refuses(monkeypatch):
     monkeypatch.setattr("didi.apps.doctor._estimate", lambda *_: pytest.fail("a dry run began"))
     with pytest.raises(UsageError, match="a distillation takes the teacher of a bundle; exact-8 has none"):
         doctor(["exact", "--teacher", "exact-8"])
 
 
+@pytest.mark.slow
 def test_a_config_file_names_its_method_and_is_read_back(tmp_path, capsys):
     pretrain(["markov", *SHORT, "--max-steps", "1", "--out", str(tmp_path / "first")])
     config = tmp_path / "first/config.yaml"
@@ -70,6 +72,7 @@ def test_a_config_file_names_its_method_and_is_read_back(tmp_path, capsys):
         distill(["--config", str(config), "--out", str(tmp_path / "third")])
 
 
+@pytest.mark.slow
 def test_the_recipe_or_the_config_file_decides_the_method_of_a_pre_training(tmp_path, capsys):
     pretrain(["markov-duo", *SHORT, "--max-steps", "2", "--curriculum.gamma-min", "-4", "--curriculum.gamma-max", "1",
               "--out", str(tmp_path / "first")])  # fmt: skip
@@ -121,6 +124,7 @@ def test_a_config_file_of_another_method_is_refused(tmp_path, content, words, me
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_the_former_name_of_a_recipe_is_read(tmp_path, capsys):
     settings, words = tmp_path / "run/config.yaml", [*SHORT, "--max-steps", "1", "--out", str(tmp_path / "run")]
     pretrain(["markov-uniform", *words])
@@ -139,6 +143,7 @@ def test_a_score_network_of_uniform_states_reads_its_noise_level(tmp_path):
         pretrain(words)
 
 
+@pytest.mark.slow
 def test_a_run_that_fits_a_time_keeps_its_length_when_it_goes_on(tmp_path, capsys, monkeypatch):
     out = str(tmp_path / "run")
     monkeypatch.setattr("didi.apps.train.fitted_to_minutes", lambda config, inputs, minutes: config.limited(2))
@@ -157,6 +162,7 @@ def test_a_run_that_fits_a_time_keeps_its_length_when_it_goes_on(tmp_path, capsy
         pretrain(["markov", *SHORT, "--max-minutes", "1", "--out", out, "--resume"])
 
 
+@pytest.mark.slow
 def test_the_symbols_of_a_bundle_are_those_of_its_process(tmp_path, capsys):
     pretrain(["markov-udlm", *SHORT, "--max-steps", "1", "--out", str(tmp_path / "run")])
     path = tmp_path / "run/bundle"
@@ -269,6 +275,7 @@ def test_the_settings_in_a_bundle_of_an_older_version_are_read(tmp_path):
     assert (read.objective, read.discriminator.fresh_rollouts) == (ObjectiveConfig(**objective), False)
 
 
+@pytest.mark.slow
 def test_a_run_of_an_older_version_is_resumed(tmp_path, capsys):
     words = ["markov", *SHORT, "--max-steps", "1", "--discriminator.warmup-steps", "1", "--out", str(tmp_path / "run")]
     words += ["--loop.batch-size", "4", "--preset", "two-moves"]
@@ -336,6 +343,7 @@ def test_the_recipe_is_no_flag(tmp_path):
         resolved("--config", str(tmp_path / "config.yaml"), "--recipe", "markof")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("more", [[], ["--max-minutes", "1"]])
 def test_resume_without_a_run_is_refused_before_anything_is_read(tmp_path, monkeypatch, more):
     monkeypatch.setattr("didi.apps.train.open_source", lambda *_, **__: pytest.fail("data was read"))
@@ -355,6 +363,7 @@ def test_a_run_that_is_stopped_names_resume(tmp_path, monkeypatch, command):
         command(["markov", "--out", str(tmp_path / "run")])
 
 
+@pytest.mark.slow
 def test_a_distillation_that_diverges_saves_no_bundle(tmp_path):
     words = [*SHORT, "--max-steps", "1", "--discriminator.warmup-steps", "1", "--discriminator.guidance-steps", "0"]
     out = tmp_path / "run"

@@ -14,6 +14,7 @@ from didi.recipes import distillation_recipes
 PLANS = {file.stem: yaml.safe_load(file.read_text()) for file in method_search.TRIALS.glob("*.yaml")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("world", "method"), [(world, method) for world in PLANS for method in PLANS[world]["methods"]]
 )

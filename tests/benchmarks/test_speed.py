@@ -43,6 +43,7 @@ def test_a_suite_that_was_not_run_is_not_measured():
     assert column(suites, -1) == ["yes"] * 3 + ["not measured"] * 3 + ["yes"] * 8 + ["not measured"] * 2
 
 
+@pytest.mark.slow
 def test_the_page_is_written_from_what_is_stored(tmp_path, monkeypatch):
     monkeypatch.setattr(speed, "DOCS", tmp_path)
     monkeypatch.setattr(speed, "STORED", tmp_path / "speed.json")

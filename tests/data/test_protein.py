@@ -174,6 +174,7 @@ def test_batches_have_proteins_of_similar_length_each_once_per_epoch():
     assert not torch.equal(LengthBuckets(clusters, batch_size=8, seed=5).batch(0), buckets.batch(0))
 
 
+@pytest.mark.slow
 def test_an_epoch_has_one_random_member_of_each_cluster():
     sizes = [1, 4, 2, 1, 3, 5, 1, 2, 4, 2]
     clusters = [[("ACDEFGHIKL"[n] + "ACDEFGHIKL"[m]) * 10 for m in range(size)] for n, size in enumerate(sizes)]

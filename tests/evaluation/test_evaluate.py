@@ -84,6 +84,7 @@ class InterruptedJudge:
         return Scores(torch.ones(len(texts), dtype=torch.float64), torch.ones(len(texts), dtype=torch.long))
 
 
+@pytest.mark.slow
 def test_rows_that_were_measured_outlive_an_interruption(bundle, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         evaluate(bundle, role="teacher", nfe=[1, 2], num_samples=2, judge=InterruptedJudge(), out=tmp_path)

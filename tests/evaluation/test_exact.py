@@ -174,6 +174,7 @@ SAMPLERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "is_time_conditioned"), [*((name, False) for name in SAMPLERS), ("ancestral", True), ("guided", True)]
 )
@@ -285,6 +286,7 @@ def test_rows_of_an_exact_judge_have_the_divergences_of_their_sampler(small_bund
     assert {row.judge for row in evaluate(small_bundle, nfe=[1], num_samples=4)} == {"exact"}  # the default
 
 
+@pytest.mark.slow
 def test_the_judge_exact_is_that_of_the_bundles_own_world(make_dit, small_bundle):
     large = Bundle(teacher=make_dit(vocab_size=33, length=5), provenance={"corpus": "markov"})
     (row,) = evaluate(large, nfe=[1], num_samples=4, judge="exact")

@@ -45,6 +45,7 @@ def test_without_noise_it_is_the_sum_over_initial_states(bundle, ratio):
     torch.testing.assert_close(p, expected, rtol=1e-5, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_drawn_noise_biases_the_divergence_upwards_by_the_noted_amount(bundle, monkeypatch):
     noisy, chain = replace(bundle, initial_state=InitialState(0.5, 0.9)), MarkovChain(NUM, successor_probs=(0.6, 0.3))
     divergences = {}

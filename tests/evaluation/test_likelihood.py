@@ -51,6 +51,7 @@ def test_draws_estimate_the_enumerated_nelbo_without_bias(make_dit):
     assert float(by_time.mean()) == pytest.approx(float(exact[0]), rel=0.05)
 
 
+@pytest.mark.slow
 def test_the_noise_level_of_a_pass_fits_its_number_of_masks(make_dit):
     passes = []
     denoiser = make_dit(vocab_size=5, length=8, is_time_conditioned=True)

@@ -28,6 +28,7 @@ def embed(texts):
     return torch.tensor([[float(sum(i * ord(c) for i, c in enumerate(text)))] for text in texts])
 
 
+@pytest.mark.slow
 def test_every_row_is_compared_with_other_rows_of_the_data(overlap, make_dit):
     teacher = make_dit(vocab_size=33, length=6)
     chain = MarkovChain()
@@ -79,6 +80,7 @@ def test_fiction_is_further_from_news_than_other_news_are():
     assert mauve(fiction[:200], news[200:]) < 0.4
 
 
+@pytest.mark.slow
 def test_an_unknown_embedding_is_one_line():
     pytest.importorskip("transformers")
     pytest.importorskip("mauve")

@@ -56,6 +56,7 @@ def test_estimates_without_corrections_equal_those_by_hand(monkeypatch):
         assert ci == pytest.approx((value - 1.959964 * error, value + 1.959964 * error))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("n", "tolerance"), [(2, 0.0005), (3, 0.003)])
 def test_samples_of_the_chain_have_no_divergence(n, tolerance):
     """Plug-in estimates are 0.018 (pairs) and 0.10 (triples) here."""

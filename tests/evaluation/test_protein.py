@@ -137,6 +137,7 @@ def trained(natural):
     return network.eval()
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_the_order_of_residues_is_judged_by_a_network_that_learned_it(trained, natural, tmp_path):
     judge = OrderJudge(trained, name="order")
@@ -263,6 +264,7 @@ def test_the_mean_of_pair_distances_is_that_of_all_pairs(monkeypatch, pairs_toge
         pair_distances([])
 
 
+@pytest.mark.slow
 def test_the_spread_of_pair_distances_is_that_of_the_mean_over_pairs():
     """Over many sets, the variance of the mean distance is the mean of the variances that the values estimate."""
     source = random.Random(5)

@@ -184,11 +184,13 @@ def test_a_setting_that_differs_between_rows_becomes_a_column():
     assert "sampling in" not in table
 
 
+@pytest.mark.slow
 def test_figure_is_drawn_without_pyplot(tmp_path):
     path = perplexity_figure(sweep(), tmp_path / "figures" / "perplexity.png")
     assert path.read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "rows",
     [
@@ -209,6 +211,7 @@ def make_set(row, texts=("a", "b", "c"), nll=10.0):
     return SampleSet(row, list(texts), scores, torch.full((3,), row.entropy, dtype=torch.float64))
 
 
+@pytest.mark.slow
 def test_report_holds_table_figure_and_texts_that_cannot_break_it(tmp_path):
     rows = sweep()
     sets = [make_set(row) for row in rows]
@@ -228,6 +231,7 @@ def test_report_holds_table_figure_and_texts_that_cannot_break_it(tmp_path):
     assert "At equal entropy" not in report
 
 
+@pytest.mark.slow
 def test_sweeps_bring_a_comparison_at_equal_entropy(tmp_path):
     sets = [
         make_set(make_row(role, ppl=ppl * scale, entropy=4 + temperature / 2, temperature=temperature))
@@ -259,6 +263,7 @@ def test_machine_name_says_cores_and_torch_but_no_host():
     assert platform.node() not in name
 
 
+@pytest.mark.slow
 def test_frontier_and_latency_figures_take_sweeps_single_points_and_data(tmp_path):
     rows = sweep() + [
         make_row(role, nfe=nfe, ppl=100 * temperature, entropy=4 + temperature / 2, temperature=temperature)

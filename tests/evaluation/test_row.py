@@ -50,6 +50,7 @@ def legends(monkeypatch):
     return labels
 
 
+@pytest.mark.slow
 def test_lines_of_a_figure_have_distinct_labels(legends, tmp_path):
     data = replace(ROW, role="data", sampler="", nfe=0)
     rows = [replace(ROW, **changed) for changed in ({}, {"nfe": 4}, {"top_p": 0.9}, {"temperature": 0.8})]

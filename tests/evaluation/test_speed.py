@@ -36,6 +36,7 @@ def bundle():
     return replace(teacher, discriminator=Discriminator.from_denoiser(teacher.teacher).eval())
 
 
+@pytest.mark.slow
 def test_every_method_is_timed_in_every_round_beside_its_floor(bundle):
     calls = []
     methods = ("ancestral", "trunk", "published", "guided", "guided floor", "autoregressive")
@@ -67,6 +68,7 @@ def test_every_method_is_timed_in_every_round_beside_its_floor(bundle):
     assert "medians of 2 rounds" in table
 
 
+@pytest.mark.slow
 def test_variants_are_timed_beside_the_plain_published_algorithm(bundle):
     variants = [Variant(), Variant("int8")]
     rows = compare(bundle, [WORKLOAD], methods=("ancestral", "trunk", "published"), variants=variants, rounds=1)
@@ -89,6 +91,7 @@ def passes(bundle, method, workload):
     return recorded.shapes
 
 
+@pytest.mark.slow
 def test_a_floor_makes_the_passes_of_its_sampler(bundle):
     ancestral = passes(bundle, "ancestral", WORKLOAD)
     assert ancestral[0] == ("trunk", 1, False)
@@ -146,6 +149,7 @@ PROCESSES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PROCESSES)
 def test_other_processes_are_timed_beside_trunk_and_head_at_every_predicted_position(name):
     process, mask_id, methods = PROCESSES[name]

@@ -71,6 +71,7 @@ DISTILLED = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PRETRAINED)
 def test_pre_training(name, matches, tmp_path):
     bundle = load(pretrain_run(PRETRAINED[name], RunFolder(tmp_path / "run"), resume=False, device=CPU))
@@ -78,6 +79,7 @@ def test_pre_training(name, matches, tmp_path):
     matches(f"pretrain: {name}", {role: getattr(bundle, role)})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DISTILLED)
 def test_distillation(name, matches, tmp_path):
     bundle = load(distill_run(DISTILLED[name], RunFolder(tmp_path / "run"), resume=False, device=CPU))
@@ -111,6 +113,7 @@ def tiny_news():
     return bundle
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_samples(name, matches):
     drawn = generate(tiny_news(), num_samples=3, nfe=6, seed=7, length=LENGTH, **SAMPLERS[name])
@@ -123,6 +126,7 @@ def test_samples_of_the_autoregressive_baseline(matches):
     matches("samples: autoregressive", tokens={"tokens": drawn.tokens})
 
 
+@pytest.mark.slow
 def test_an_evaluation_row(matches):
     teacher = load("markov")
     bundle = Bundle(**{**vars(teacher), "student": teacher.teacher})

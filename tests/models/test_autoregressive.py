@@ -54,6 +54,7 @@ def test_the_cache_changes_no_logit(network):
     torch.testing.assert_close(network.head(torch.cat(parts, 1)), network(tokens))
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_samples_follow_the_exact_distribution(network):
     num = 8000
@@ -69,6 +70,7 @@ def test_samples_follow_the_exact_distribution(network):
     assert statistic < 66.6  # the 99.9% point of chi-square with 35 degrees of freedom
 
 
+@pytest.mark.slow
 def test_samples_do_not_depend_on_the_batch_split(network):
     bundle = Bundle(autoregressive=network)
     whole = generate(bundle, num_samples=6, seed=1, batch_size=6).tokens

@@ -28,6 +28,7 @@ def edit(folder, **changes):
     file.write_text(yaml.safe_dump(yaml.safe_load(file.read_text()) | changes))
 
 
+@pytest.mark.slow
 def test_a_saved_bundle_is_loaded_with_its_guidance(bundle, folder, tmp_path):
     assert load(folder).guidance is None
     assert "guidance" not in yaml.safe_load((folder / "bundle.yaml").read_text())
@@ -38,6 +39,7 @@ def test_a_saved_bundle_is_loaded_with_its_guidance(bundle, folder, tmp_path):
     assert yaml.safe_load((saved / "bundle.yaml").read_text())["guidance"] == asdict(bundle.guidance)
 
 
+@pytest.mark.slow
 def test_the_guidance_of_a_bundle_is_the_default_of_its_guided_sampler():
     bundle = load("tiny-news")
     assert bundle.guidance == GUIDANCE

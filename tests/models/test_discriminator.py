@@ -81,6 +81,7 @@ def test_more_trainable_blocks_than_there_are_is_refused(make_discriminator, tea
         make_discriminator(teacher).train_last_blocks(num_blocks)
 
 
+@pytest.mark.slow
 def test_both_head_layers_have_spectral_norm_one(make_discriminator, teacher, ids, randomise):
     discriminator = randomise(make_discriminator(teacher), seed=3, scale=4.0).train()
     for _ in range(100):  # each pass in training mode is one power iteration

@@ -34,6 +34,7 @@ def test_a_cheaper_network_has_nearly_the_same_logits_and_the_original_is_unchan
     assert torch.equal(bundle.teacher(tokens), exact)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize("numerics", ["int8", "bfloat16"])
 def test_the_discriminator_is_converted_and_guided_sampling_works(bundle, tokens, numerics):

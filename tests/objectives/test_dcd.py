@@ -151,6 +151,7 @@ def enumerated_loss(student, target, t, s, kind):
     return total
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["backward", "forward"])
 def test_the_gradient_of_a_step_is_that_of_the_expectation_over_the_joint_distribution(make_dit, monkeypatch, kind):
     shape = {"vocab_size": 3, "length": 2, "mask_id": None, "is_time_conditioned": True, "scale": 0.8}

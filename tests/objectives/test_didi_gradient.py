@@ -226,6 +226,7 @@ def test_baselines_do_not_change_the_expected_gradient(grouping, outcomes, share
     torch.testing.assert_close(gradient, expected, **SINGLE_PRECISION)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("importance_weighting", [True, False])
 def test_over_times_the_gradient_is_that_of_the_integral_kl(importance_weighting):
     # Gauss-Legendre in t, with t drawn from pi = Beta(2, 5); the same quadrature on both sides.

@@ -64,6 +64,7 @@ def test_samples_follow_the_mixture(student, chi_square):
     assert ((batch.record == NUM_SYMBOLS).sum(-1) == 2).all()
 
 
+@pytest.mark.slow
 def test_the_policy_gradient_is_that_of_the_exact_divergence(student):
     p = mixture(student)
     log_ratio = p.log() - CHAIN.log_likelihood(STATES.clean)

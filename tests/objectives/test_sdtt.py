@@ -137,6 +137,7 @@ def test_the_expected_gradient_is_that_of_the_enumerated_loss(kind):
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("t", "dt", "num_steps"), [(0.9, 0.25, 3), (0.2, 0.25, 2), (0.9, 0.5, 3), (0.7, 0.1, 1)])
 def test_the_gradient_is_right_for_any_number_of_steps_and_for_steps_cut_at_time_0(t, dt, num_steps):
     found = gradient(expected_loss_of_the_code, "kl", t, dt, num_steps)
@@ -209,6 +210,7 @@ def test_an_unknown_loss_is_refused(unchecked):
         distillation_loss("l2", torch.zeros(1, 2), torch.zeros(1, 2))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", ["kl", "forward-kl"])
 def test_the_fixed_point_minimises_the_expected_loss_of_each_round(loss, monkeypatch):
     num = 8

@@ -245,6 +245,7 @@ def test_with_a_reference_the_policy_gradient_is_that_of_the_bound(networks, set
     assert_agree(torch.stack(found), exact, 0.05)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_the_log_ratio_of_a_reference_is_0_at_the_student_and_else_the_divergence_of_paths(networks):
     student, other = networks

@@ -49,6 +49,7 @@ def bundle():
     return load("exact")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OPTIONS)
 @pytest.mark.parametrize("context", CONTEXTS)
 def test_the_callers_context_changes_no_sample(bundle, context, name):
@@ -132,6 +133,7 @@ def test_a_bundle_survives_pickle_and_copy(bundle, name):
         assert not copied.discriminator.training
 
 
+@pytest.mark.slow
 def test_a_pickled_discriminator_keeps_its_frozen_parameters(bundle):
     frozen = load("exact")
     frozen.discriminator.trunk.requires_grad_(False)

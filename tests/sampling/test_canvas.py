@@ -67,6 +67,7 @@ def test_given_tokens_and_padding_are_never_written_even_if_they_are_masks(sampl
     assert (moves[-1].z[is_free] != tokens[is_free]).any()
 
 
+@pytest.mark.slow
 def test_a_padded_batch_is_sampled_as_its_sequences_alone(sampler):
     lengths = [5, LENGTH, 2, 7]
     for pad in (MASK, 0):

@@ -55,6 +55,7 @@ def options(request):
     return OPTIONS[request.param]
 
 
+@pytest.mark.slow
 def test_the_samples_of_a_seed_do_not_depend_on_the_batches(bundle, options):
     whole = generate(bundle, num_samples=4, nfe=3, seed=5, batch_size=8, **options)
     for batch_size in (1, 3):

@@ -28,6 +28,7 @@ def test_without_tilt_and_with_one_candidate_the_distribution_is_ancestral(
     assert chi_square(drawn, world.sample_probs([world.table] * 4, process)) > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("select", ["sample", "best"])
 def test_a_constant_discriminator_does_not_change_the_distribution(
     world, tabular, linear_discriminator, draw, chi_square, select

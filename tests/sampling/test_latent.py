@@ -79,6 +79,7 @@ def test_guided_samples_without_a_tilt_follow_the_mixture(bundle, chi_square):
     assert chi_square(index_of(tokens), mixture(bundle.student, 2)) > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("num_moves", "is_timed"), [(1, False), (2, True), (3, False)])
 def test_the_exact_judge_estimates_the_mixture(make_dit, monkeypatch, num_moves, is_timed):
     shape = {"vocab_size": SYMBOLS + 1, "length": LENGTH, "num_codes": 2, "is_time_conditioned": is_timed}
@@ -107,6 +108,7 @@ def test_the_note_states_the_bias_of_a_divergence(bundle, monkeypatch):
     assert ExactRows(bundle)(chain, SamplingOptions("guided"), 2) is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("length", [16, [16, 9, 4]], ids=["equal", "padded"])  # equal rows share a pass
 @pytest.mark.parametrize("sampler", DRAWING)
 def test_samples_do_not_depend_on_the_batch(wide, make_discriminator, make_dit, sampler, length):

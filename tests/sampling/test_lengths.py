@@ -27,6 +27,7 @@ def bundle(randomise, make_discriminator):
     return Bundle(teacher=teacher, discriminator=discriminator, tokenizer=protein_tokenizer())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", ["ancestral", "reparam", "guided", "tilted", "first-hitting", "published"])
 def test_samples_of_several_lengths_equal_those_of_one_length(bundle, sampler):
     options = {"num_samples": 7, "nfe": 3, "seed": 2, "sampler": sampler}

@@ -72,6 +72,7 @@ SAMPLERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("nfe", [2, NFE])
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_samples_have_the_enumerated_distribution(chi_square, name, nfe):

@@ -49,6 +49,7 @@ class Family(Esm2):
 FAMILY = {"MKTAYI": 0.3, "MKCWYI": 0.1, "MRTWYI": 0.15, "MKTAFI": 0.2, "MKCAYV": 0.25}
 
 
+@pytest.mark.slow
 def test_sampled_residues_follow_the_conditional_distribution_of_the_teacher(chi_square):
     bundle = Bundle(teacher=Family(FAMILY).eval(), tokenizer=protein_tokenizer())
     prompt = redesign_prompt("MKWWYI", redesign=["3-4"])

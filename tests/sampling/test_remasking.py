@@ -54,6 +54,7 @@ def test_samples_follow_the_exact_distribution(world, tabular, draw, chi_square,
         z = step.z
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("remasking", STRONG, ids=["cap", "rescale", "switch"])
 def test_the_share_of_masks_equals_that_of_the_diffusion(world, tabular, draw, remasking):
     process = Absorbing(3, schedule_from_name("cosine"))

@@ -45,6 +45,7 @@ def test_the_network_runs_only_for_moves_that_are_requested(bundle, passes, samp
     assert len(passes) > before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", [*SAMPLERS, "published"])
 def test_generate_collects_the_last_move_of_each_batch(bundle, sampler):
     arguments = {"num_samples": 7, "nfe": 5, "seed": 4, "batch_size": 3, "sampler": sampler}

@@ -78,6 +78,7 @@ def test_chunks_of_a_stream_join_to_the_whole_response(openai_client, fields):
     assert parts > len(texts)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", [one for one in samplers_of("absorbing") if one != "one-step"])
 def test_chunks_join_to_the_whole_text_with_every_sampler(client, sampler):
     body = {"prompt": PROMPT, "max_tokens": 24, "nfe": 12, "sampler": sampler, "seed": 3}
@@ -87,6 +88,7 @@ def test_chunks_join_to_the_whole_text_with_every_sampler(client, sampler):
     assert "".join(parts) == whole
 
 
+@pytest.mark.slow
 def test_text_that_may_begin_a_stop_text_is_not_sent(client):
     body = {"prompt": PROMPT, "max_tokens": 12, "seed": 1}
     text = client.post("/v1/completions", json=body).json()["choices"][0]["text"]
@@ -109,6 +111,7 @@ def test_requests_of_lm_eval_are_answered(client, news, prompt_ids):
     assert "logprobs is not supported" in scored.json()["error"]["message"]
 
 
+@pytest.mark.slow
 def test_a_completion_with_a_suffix_is_an_infill_of_generate(client, news):
     body = {"prompt": "The prime minister", "suffix": " in London.", "max_tokens": 6, "seed": 2}
     answer = client.post("/v1/completions", json=body).json()
@@ -136,6 +139,7 @@ def test_text_ends_before_a_stop_text_and_before_the_end_of_text(news):
     assert late.rest(client_ids) == ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stream", [False, True])
 def test_prompt_and_completion_join_where_words_are_tokens(client_of, stream):
     markov = didi.load("markov")
@@ -149,6 +153,7 @@ def test_prompt_and_completion_join_where_words_are_tokens(client_of, stream):
         assert text == whole if echoed else "s1 s2" + text == whole
 
 
+@pytest.mark.slow
 def test_models_are_listed(openai_client):
     cards = {one.id: one for one in openai_client.models.list()}
     assert list(cards) == ["news", "news:student", "news:teacher"]

@@ -39,6 +39,7 @@ def test_unfinished_jobs_of_a_stopped_engine_end_with_stopping(toy):
     assert [type(job.error) for job in jobs] == [Stopping, Stopping]
 
 
+@pytest.mark.slow
 def test_a_stopping_engine_refuses_new_jobs_and_finishes_the_others(toy):
     engine = Engine(Scheduler(1), max_queue=4)
     with pytest.raises(Stopping):

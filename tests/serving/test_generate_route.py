@@ -12,6 +12,7 @@ from .conftest import events_of
 PROMPT = "The prime minister said"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "fields",
     [
@@ -135,6 +136,7 @@ def test_invalid_fields_are_refused_in_one_line(client, unchecked, fields, messa
     assert "\n" not in error["message"]
 
 
+@pytest.mark.slow
 def test_the_limit_on_moves_holds_for_every_grid(client_of, news):
     client = client_of({"news": news}, max_moves=4)
     for fields in ({"times": [1, 0.8, 0.6, 0.4, 0.2, 0]}, {}):  # without nfe, the model's own number of moves

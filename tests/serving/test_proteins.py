@@ -43,6 +43,7 @@ def test_answers_are_the_residues_of_generate(served, proteins, fields):
     assert (answer["length"], answer["nfe"]) == (fields.get("length", 32), alone.nfe)
 
 
+@pytest.mark.slow
 def test_requests_of_several_lengths_share_passes(served, proteins):
     body = {"prompt": ["M", "MKT", "MKTAY"], "max_tokens": 9, "nfe": 4, "seed": 2}
     choices = served.post("/v1/completions", json=body).json()["choices"]

@@ -50,6 +50,7 @@ def test_the_moves_of_a_replay_lead_to_the_text_of_generate(bundle, lane):
     assert (lane.settings["nfe"], lane.settings["sampler"], lane.seed) == (4, "ancestral", 5)
 
 
+@pytest.mark.slow
 def test_each_position_is_revealed_once_and_the_prompt_never(lane):
     given = [text for text in lane.tokens if text is not None]
     assert "".join(given) == PREFIX
@@ -79,6 +80,7 @@ def test_one_move_is_made_as_a_warm_up(bundle, monkeypatch):
     assert len(calls) == recorded.moves[-1].passes + 1
 
 
+@pytest.mark.slow
 def test_a_remasked_token_is_a_mask_again(bundle):
     options = SamplingOptions("remasking", remask=Remasking(eta=0.5))
     lane = record_lane(bundle, nfe=8, length=16, options=options)
@@ -110,6 +112,7 @@ def test_texts_of_tokens_join_to_the_text_of_the_sequence(name):
     assert "".join(token_text(bundle, token) for token in ids[0].tolist()).lstrip(" ") == whole.lstrip(" ")
 
 
+@pytest.mark.slow
 def test_the_page_is_one_file_with_the_record(replay):
     page = replay_page(replay)
     assert not re.search(r"""(?:src|href)=|@import|url\(|^import |https?://(?!www\.w3\.org/2000/svg)""", page, re.M)

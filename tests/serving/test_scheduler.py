@@ -150,6 +150,7 @@ def test_jobs_of_one_network_and_token_distribution_share_the_head(news, monkeyp
         assert torch.equal(job.tokens, generated(news, **one).tokens)
 
 
+@pytest.mark.slow
 def test_logits_of_a_row_do_not_depend_on_the_rows_beside_it(news, monkeypatch):
     """Bit for bit, on the CPU."""
     seen, sampler = [], Ancestral(news.student, news.process)

@@ -271,6 +271,7 @@ def test_a_step_from_a_sedd_absorb_teacher_is_that_of_the_masked_model(source, s
     assert_as_rebuilt(config, step, source, sedd_teacher, tmp_path, masked)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_scores_that_do_not_sum_to_1_change_nothing(make_job, sedd_teacher, tmp_path):
     """A constant added to all outputs changes scores, but not the masked model: pool, regulariser, validation."""

@@ -169,6 +169,7 @@ def test_the_discriminators_gradient_is_that_of_the_proteins_alone(method, monke
         assert_same_gradients(loss, expected, method.discriminator)
 
 
+@pytest.mark.slow
 def test_the_embedding_of_padding_has_no_effect(method):
     """Losses and gradients of all phases, and validation, do not depend on it."""
 

@@ -123,6 +123,7 @@ def test_an_autoregressive_network_learns_residues_alone(source):
     assert value == pytest.approx(float(torch.cat(parts).mean()), rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["masked-diffusion", "autoregressive"])
 def test_a_resumed_run_equals_a_straight_one_bit_for_bit(run_twice, model):
     config = replace(PRETRAIN, model=model)

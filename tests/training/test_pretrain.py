@@ -94,6 +94,7 @@ def test_the_logged_nelbo_is_per_token_over_all_micro_batches(source):
     assert float(metrics["gradient_norm"]) == pytest.approx(float(norm), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_validation_is_deterministic(source):
     job = make_trainer(CONFIG, Inputs(source, CPU))
     job.step(0)

@@ -56,6 +56,7 @@ def test_a_reference_shares_frozen_weights_with_adapters(make_job, run_twice):
     run_twice(lambda folder: make_job(config, folder), config.loop, 5)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_the_discriminator_learns_from_the_reference(make_job):
     config = replace(WITH_REFERENCE, objective=replace(WITH_REFERENCE.objective, reference_steps=100))

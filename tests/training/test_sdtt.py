@@ -108,6 +108,7 @@ VARIED = [
 ]
 
 
+@pytest.mark.slow
 def test_the_gradient_is_that_of_the_plain_algorithm_and_every_setting_changes_it(make_job, source, teacher):
     found = []
     for config in VARIED:
@@ -139,6 +140,7 @@ def test_the_gradient_is_right_for_other_schedules_and_teachers(make_job, make_d
     assert job.bundle().process == process
 
 
+@pytest.mark.slow
 def test_micro_batches_change_nothing(make_job):
     one, two, four = (
         gradient_of_step(make_job(with_loop(batch_size=8 // num, accumulation=num)), 1) for num in (1, 2, 8)
@@ -194,6 +196,7 @@ def test_the_target_is_that_of_the_teacher_of_the_round(make_job, source):
     assert (gradient - expected).norm() < 1e-4 * expected.norm()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop_in", [0, 1, 2], ids=["in a round", "at its end", "in the next"])
 def test_a_resumed_run_equals_a_straight_one_bit_for_bit(make_job, run_twice, stop_in):
     run_twice(lambda folder: make_job(CONFIG, folder), CONFIG.loop, stop_in)

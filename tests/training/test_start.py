@@ -31,6 +31,7 @@ def start_bundle(make_job, tmp_path):
     return job, str(tmp_path / "start")
 
 
+@pytest.mark.slow
 def test_a_run_starts_from_the_networks_of_a_bundle(start_bundle, make_job):
     first, name = start_bundle
     plain, second = make_job(), make_job(config=replace(CONFIG, start=name))
@@ -40,6 +41,7 @@ def test_a_run_starts_from_the_networks_of_a_bundle(start_bundle, make_job):
     assert not equal(weights(second.method.student), weights(plain.method.student))
 
 
+@pytest.mark.slow
 def test_a_start_without_a_discriminator_has_that_of_a_run_without_start(start_bundle, make_job, tmp_path):
     first, _ = start_bundle
     save(replace(first.bundle(), discriminator=None), tmp_path / "lone")
@@ -56,6 +58,7 @@ def test_a_start_without_a_student_is_refused(teacher, make_job, tmp_path):
         make_job(config=replace(CONFIG, start=str(tmp_path / "teacher")))
 
 
+@pytest.mark.slow
 def test_a_start_of_another_shape_is_refused(start_bundle, make_job):
     config = replace(with_discriminator(output="sequence"), start=start_bundle[1])
     with pytest.raises(
@@ -84,6 +87,7 @@ def discriminator_only(name, **discriminator):
     return replace(CONFIG, start=name, loop=loop, discriminator=settings)
 
 
+@pytest.mark.slow
 def test_training_only_the_discriminator_leaves_the_student_unchanged(start_bundle, make_job, tmp_path):
     first, name = start_bundle
     job = make_job(config=discriminator_only(name))
@@ -100,6 +104,7 @@ def test_training_only_the_discriminator_leaves_the_student_unchanged(start_bund
     assert (generate(bundle, num_samples=2, nfe=3, sampler="guided").discriminator_passes > 0).any()
 
 
+@pytest.mark.slow
 def test_training_only_the_discriminator_resumes_bit_for_bit(start_bundle, make_job, tmp_path, assert_same_state):
     config = discriminator_only(start_bundle[1])
     folders = [RunFolder(tmp_path / name) for name in ("straight", "stopped")]
@@ -122,6 +127,7 @@ def test_training_only_the_discriminator_resumes_bit_for_bit(start_bundle, make_
     assert_same_state(resumed.state_dict(), straight.state_dict())
 
 
+@pytest.mark.slow
 def test_a_length_in_minutes_is_refused_for_a_run_without_updates_of_the_student(start_bundle, source, teacher):
     with pytest.raises(UsageError, match=r"^max-minutes limits loop.steps, which is 0"):
         fitted_to_minutes(discriminator_only(start_bundle[1]), Inputs(source, CPU, teacher=teacher), 1.0)
@@ -135,6 +141,7 @@ ONE_STEP = replace(
 )
 
 
+@pytest.mark.slow
 def test_start_needs_a_student_with_the_same_initial_state(make_job, tmp_path):
     job = make_job(config=ONE_STEP)
     for step in range(job.num_steps):

@@ -70,6 +70,7 @@ def test_only_residues_are_masked_and_predicted(started, source):
     assert set(logits[batch.canvas.is_free].isfinite().all(0).nonzero().flatten().tolist()) == set(range(4, 24))
 
 
+@pytest.mark.slow
 def test_the_bundle_names_its_start_which_is_not_read_after_the_run(started, source, tmp_path, monkeypatch):
     _, config = started
     folder = RunFolder(tmp_path / "run")
@@ -85,11 +86,13 @@ def test_the_bundle_names_its_start_which_is_not_read_after_the_run(started, sou
     assert bundle.teacher.config == replace(SHAPE, dropout=0.25)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_equals_a_straight_one_bit_for_bit(started, source, run_twice):
     _, config = started
     run_twice(lambda folder: make_trainer(config, Inputs(source, CPU)), config.loop, stop_in=1)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_keeps_its_settings_and_the_provenance_of_its_start(started, source, tmp_path):
     bundle, config = started
     folder = RunFolder(tmp_path / "run")
@@ -101,6 +104,7 @@ def test_a_resumed_run_keeps_its_settings_and_the_provenance_of_its_start(starte
     assert load(folder.bundle).provenance["start"]["layout"] == "antiberty"
 
 
+@pytest.mark.slow
 def test_a_run_does_not_resume_with_another_start(started, source, randomise, tmp_path):
     bundle, config = started
     folder = RunFolder(tmp_path / "run")
@@ -115,6 +119,7 @@ def test_a_run_does_not_resume_with_another_start(started, source, randomise, tm
             pretrain_run(config, folder, resume=True, device=CPU, source=source)
 
 
+@pytest.mark.slow
 def test_the_settings_record_the_network_of_the_start(started, source, tmp_path):
     _, config = started
     expected = NetworkConfig(kind="bert", hidden_size=16, num_blocks=2, num_heads=2, dropout=0.25)

@@ -139,12 +139,14 @@ def test_every_field_is_covered():
     assert set(DISCRIMINATOR) | PHASES == {field.name for field in dataclasses.fields(DiscriminatorSettings)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("field", OBJECTIVE)
 def test_the_objective_reaches_the_student(observe, field):
     runs = [observe(changed("objective", **settings))[1] for settings in OBJECTIVE[field]]
     assert_all_differ([run.of("student")[0].gradient for run in runs])
 
 
+@pytest.mark.slow
 def test_the_initial_state_reaches_the_student(observe):
     base = dataclasses.replace(BASE, discriminator=dataclasses.replace(BASE.discriminator, guidance_steps=0))
     values = [WHOLE | {"moves": 1, "initial_mask_ratio": ratio} for ratio in (1.0, 0.25, 0.75)]
@@ -152,6 +154,7 @@ def test_the_initial_state_reaches_the_student(observe):
     assert_all_differ([observe(config)[1].of("student")[0].gradient for config in configs])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("field", DISCRIMINATOR)
 def test_the_discriminators_settings_reach_the_gradients(observe, field):
     step, network, values = DISCRIMINATOR[field]

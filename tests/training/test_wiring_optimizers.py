@@ -150,6 +150,7 @@ def assert_all_differ(runs):
             assert largest_difference(first, second) > 5e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("field", FIELDS)
 def test_both_optimizers_of_a_distillation_reach_the_weights(observe_settings, field):
     values = FIELDS[field]
@@ -170,6 +171,7 @@ def test_the_optimizer_of_a_pretraining_reaches_the_weights(source, field):
     assert_all_differ(runs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", [(0, 1, 2), (4, 5, 6, 7)], ids=["from the warm-up", "into guidance"])
 @pytest.mark.parametrize("decay", ["linear", "cosine"])
 def test_the_discriminator_has_one_schedule_up_to_the_last_student_step_and_one_for_guidance(
@@ -180,6 +182,7 @@ def test_the_discriminator_has_one_schedule_up_to_the_last_student_step_and_one_
     assert [update.step for update in observed.of("student")] == [step for step in steps if 1 <= step < 5]
 
 
+@pytest.mark.slow
 def test_the_length_of_guidance_sets_its_schedule(source, teacher, tmp_path):
     def weights(guidance_steps):
         config = replace(DISTILL, discriminator=replace(DISTILL.discriminator, guidance_steps=guidance_steps))
