@@ -15,13 +15,14 @@ from didi.evaluation.frontier import Interval, mean_interval
 from didi.evaluation.protein.autoregressive import load_order_judge
 from didi.evaluation.protein.controls import ORDER
 from didi.evaluation.protein.esmfold import ESMFOLD, load_esmfold
+from didi.evaluation.protein.igfold import IGFOLD, load_igfold
 from didi.evaluation.protein.interface import ProteinJudge
 
 Device = str | torch.device
 
 MIN_PAIRS = 8
 """Fewest natural proteins for which the order of the controls is tested."""
-JUDGES: dict[str, Callable[[Device], ProteinJudge]] = {ESMFOLD: load_esmfold}
+JUDGES: dict[str, Callable[[Device], ProteinJudge]] = {ESMFOLD: load_esmfold, IGFOLD: load_igfold}
 """Functions that load a judge on a device, by its name."""
 
 
