@@ -14,6 +14,8 @@ PAGES = [
 ]
 START = r"(torchrun .*-m )?didi [a-z]"
 """Beginning of a command ``didi``."""
+FORM = re.compile(r"\[(?!MASK)|\.\.\.|\b(RECIPE|NAME|LAYOUT|SRC|M|N|K)\b")
+"""Pattern of a form of a command, which is not a command."""
 REPORTS = re.compile(r"<!-- written by benchmarks/reports.py.*?<!-- end -->", re.S)  # shows what was wrong
 CODE = re.compile(r"^ *```(\w*)\n(.*?)^ *```$|`([^`\n]+)`", re.M | re.S)
 

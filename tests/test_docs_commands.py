@@ -22,12 +22,11 @@ from didi.recipes import teacher_names
 from didi.sampling.options import DEFAULT_SAMPLER
 from didi.sampling.registry import SAMPLERS
 
-from .docs_pages import DOCS, PAGES, ROOT, START, blocks, commands
+from .docs_pages import DOCS, FORM, PAGES, ROOT, START, blocks, commands
 
 BENCHMARKS = ROOT / "benchmarks"
 ADDED_BY_A_READER = {"add-a-method.md", "add-a-sampler.md"}  # their commands need code that the pages add
 FILES = [file for file in PAGES if file.name not in ADDED_BY_A_READER]
-PATTERN = re.compile(r"\[|\.\.\.|\b(RECIPE|NAME|LAYOUT|SRC|M|N|K)\b")  # a form of a command rather than a command
 HUB_MODELS = {"gpt2-large", "owner/repository"}
 
 
@@ -52,7 +51,7 @@ def didi_words(line):
 
 
 DIDI, IN_BLOCKS = shown(START), shown(START, inline=False)
-COMMANDS = [line for line in DIDI if len(didi_words(line)) > 1 and not PATTERN.search(line.partition("  #")[0])]
+COMMANDS = [line for line in DIDI if len(didi_words(line)) > 1 and not FORM.search(line.partition("  #")[0])]
 SCRIPTS = shown(r"(\S*/)?python benchmarks/")
 
 
