@@ -20,7 +20,7 @@ from didi.models.esm2 import Esm2, Esm2Config
 from didi.models.proteins import RESIDUES
 
 WORDS = ["the", "city", "of", "a", "river", "and", "its", "old", "harbour", "in", "winter", "stands"]
-SHAPE = {"hidden_size": 16, "num_blocks": 1, "num_heads": 2}
+SHAPE = {"hidden_size": 16, "num_blocks": 4, "num_heads": 2}
 
 
 class TextJudge:
