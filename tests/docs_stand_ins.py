@@ -108,8 +108,8 @@ STAND_INS = {
     r"\S+/(dplm|antiberty)|\S+/(dplm|proteins|antibody)\S*/bundle": protein_bundle,
     r"\S+/(gpt2-large|(baseline|tiny-news-ar)/bundle)": baseline,
     r"runs/first/bundle": lambda path: save(load("exact-8"), path),
-    r"student/bundle": lambda path: save(load("tiny-news"), path),
-    r"runs/other-results": results,
+    r"student/bundle": lambda path: save(load("markov"), path),
+    r"runs/(other-)?results": results,
 }
 """Functions that write what a command reads, by the pattern of its path."""
 
