@@ -55,26 +55,30 @@ TESTS = {
     ],
 }
 
-# Mistakes in didi/methods/didi.py; `python benchmarks/mutants.py --named` makes each alone and checks that tests fail.
+# Mistakes by module; `python benchmarks/mutants.py --named` makes each alone and checks that tests fail.
 NAMED = {
-    "sign of the policy gradient": ("return policy + regulariser,", "return -policy + regulariser,"),
-    "sign of the divergence": (
-        "loss = loss + objective.divergence_weight *",
-        "loss = loss - objective.divergence_weight *",
-    ),
-    "sign of the entropy bonus": ("loss = -objective.entropy_weight *", "loss = objective.entropy_weight *"),
-    "omega(t) ignored": (
-        "weights = objective.time_weights(",
-        'weights = __import__("dataclasses").replace(objective, weight="constant").time_weights(',
-    ),
-    "importance weights ignored": (
-        "weights = objective.time_weights(",
-        'weights = __import__("dataclasses").replace(objective, importance_weighting=False).time_weights(',
-    ),
-    "token-mean ignored": ('if objective.pg_reduction == "token-mean":', "if False:"),
-    "un-smoothing ignored": ("if settings.unsmooth:", "if False:"),
-    "reward reduction ignored": (
-        "log_density_ratio(logits, is_masked, reduction=reduction, attention_mask=mask)",
-        "log_density_ratio(logits, is_masked, attention_mask=mask)",
-    ),
+    "didi/methods/didi": {
+        "sign of the policy gradient": ("return policy + regulariser,", "return -policy + regulariser,"),
+        "omega(t) ignored": (
+            "weights = objective.time_weights(",
+            'weights = __import__("dataclasses").replace(objective, weight="constant").time_weights(',
+        ),
+        "importance weights ignored": (
+            "weights = objective.time_weights(",
+            'weights = __import__("dataclasses").replace(objective, importance_weighting=False).time_weights(',
+        ),
+        "token-mean ignored": ('if objective.pg_reduction == "token-mean":', "if False:"),
+        "un-smoothing ignored": ("if settings.unsmooth:", "if False:"),
+        "reward reduction ignored": (
+            "log_density_ratio(logits, is_masked, reduction=reduction, attention_mask=mask)",
+            "log_density_ratio(logits, is_masked, attention_mask=mask)",
+        ),
+    },
+    "didi/methods/regularisation": {
+        "sign of the divergence": (
+            "loss + objective.divergence_weight *",
+            "loss - objective.divergence_weight *",
+        ),
+        "sign of the entropy bonus": ("loss = -objective.entropy_weight *", "loss = objective.entropy_weight *"),
+    },
 }

@@ -18,6 +18,7 @@ import random
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Iterator
 from contextlib import suppress
 from importlib import import_module
@@ -166,15 +167,18 @@ def _check_unchanged(module: str, path: Path, tests: list[str]) -> None:
         sys.exit(f"the tests of {module} fail without any mutation: {' '.join(tests)}")
 
 
-def run_named() -> None:
-    """Test the mutations of ``NAMED``, one at a time, with the wiring tests; exits with an error if one survives."""
-    path = ROOT / "src" / "didi" / "methods" / "didi.py"
+def run_named(module: str) -> None:
+    """Test the mutations of ``NAMED`` of a module, one at a time, with the wiring tests.
+
+    Raises:
+        SystemExit: a mutant survived.
+    """
+    path = ROOT / "src" / f"{module}.py"
     source, tests = path.read_text("utf-8"), ["tests/training/test_wiring.py"]
-    import_independent_modules("didi.methods.didi")
-    _check_unchanged("didi/methods/didi", path, tests)
+    import_independent_modules(module.replace("/", "."))
+    _check_unchanged(module, path, tests)
     survivors = []
-    for name, (old, new) in NAMED.items():
-        assert source.count(old) == 1, f"{name}: the source has changed"
+    for name, (old, new) in NAMED[module].items():
         result = outcome(path, source.replace(old, new), tests, 300)
         print(f"{name}: {result}", flush=True)
         survivors += [name] * (result == "survived")
@@ -192,6 +196,8 @@ def in_child(work, *arguments) -> None:
             code = 0
         except SystemExit as error:
             print(error, file=sys.stderr)
+        except BaseException:
+            traceback.print_exc()
         finally:
             sys.stdout.flush()
             os._exit(code)
@@ -212,12 +218,13 @@ def main() -> None:
     parser.add_argument("--sample", type=int, help="at most so many mutants of each module, drawn at random")
     parser.add_argument("--minutes", type=float, default=math.inf, help="stop each module after this time")
     parser.add_argument("--survivors", action="store_true", help="only those that survived the last run")
-    parser.add_argument("--named", action="store_true", help="only the named mutations of methods/didi.py")
+    parser.add_argument("--named", action="store_true", help="only the named mutations")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     os.chdir(ROOT)
     if arguments.named:
-        in_child(run_named)
+        for module in NAMED:
+            in_child(run_named, module)
         return
     for module in arguments.modules:
         in_child(record, module, arguments)

@@ -12,6 +12,7 @@ from didi.evaluation.frontier import Interval
 from didi.files import replacing
 
 if TYPE_CHECKING:
+    import numpy as np
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -22,6 +23,8 @@ PLDDT_EDGES, PLDDT_COLOURS = (0, 50, 70, 90, 100), ("#FF7D45", "#FFDB13", "#65CB
 """Colours of pLDDT as in the AlphaFold database."""
 NATS_RANGE = 3.0
 """Residue scores in nats outside [-NATS_RANGE, NATS_RANGE] have the colours of the ends."""
+ANGSTROM, LARGEST_ERROR = "Å", 2.0
+"""Predicted errors in Å above LARGEST_ERROR have the colour of the end; they are not negative."""
 LINE_INCHES, TITLE_INCHES, TRACE_INCHES, BAR_INCHES, END_INCHES = 0.17, 0.3, 1.25, 0.42, 0.12
 
 
@@ -177,6 +180,8 @@ def _colours(unit: str, *, is_higher_better: bool) -> Any:
 
     if unit == PLDDT:
         return ScalarMappable(BoundaryNorm(PLDDT_EDGES, len(PLDDT_COLOURS)), ListedColormap(PLDDT_COLOURS))
+    if unit == ANGSTROM:
+        return ScalarMappable(Normalize(0, LARGEST_ERROR), colormaps["RdYlBu_r"])
     palette = colormaps["RdBu" if is_higher_better else "RdBu_r"]
     return ScalarMappable(Normalize(-NATS_RANGE, NATS_RANGE), palette)
 
@@ -210,9 +215,7 @@ def _draw_trace(figure: "Figure", box: tuple[float, float, float, float], exampl
     from mpl_toolkits.mplot3d.art3d import Line3DCollection
 
     axes: Any = figure.add_axes(box, projection="3d")
-    places = np.asarray(example.trace, dtype=float)
-    centred = places - places.mean(0)
-    centred = centred @ np.linalg.svd(centred, full_matrices=False)[2].T  # the longest axis lies flat
+    centred = in_principal_axes(np.asarray(example.trace, dtype=float))  # the longest axis lies flat
     has_scores = example.scores is not None and colours is not None
     fills = colours.to_rgba(np.asarray(example.scores[:-1])) if has_scores and example.scores is not None else "0.4"
     bonds = np.stack([centred[:-1], centred[1:]], 1)
@@ -224,9 +227,21 @@ def _draw_trace(figure: "Figure", box: tuple[float, float, float, float], exampl
     axes.set_axis_off()
 
 
+def in_principal_axes(places: "np.ndarray[Any, Any]") -> "np.ndarray[Any, Any]":
+    """Positions (l x 3) relative to their mean, rotated into their principal axes, and not mirrored."""
+    import numpy as np
+
+    centred = places - places.mean(0)
+    axes = np.linalg.eigh(centred.T @ centred)[1][:, ::-1]
+    axes[:, 2] *= np.linalg.det(axes)  # 1 or -1: a mirrored protein is another molecule
+    turned: np.ndarray[Any, Any] = centred @ axes
+    return turned
+
+
 def _draw_bar(figure: "Figure", box: tuple[float, float, float, float], colours: Any, unit: str) -> None:
     axes = figure.add_axes(box)
-    bar = figure.colorbar(colours, cax=axes, orientation="horizontal", extend="neither" if unit == PLDDT else "both")
+    extend = {PLDDT: "neither", ANGSTROM: "max"}.get(unit, "both")
+    bar = figure.colorbar(colours, cax=axes, orientation="horizontal", extend=extend)
     bar.ax.tick_params(labelsize=6.5, length=2, pad=1)
     bar.outline.set_visible(False)
     left, bottom, width, height = box

@@ -15,6 +15,7 @@ from didi.evaluation.frontier import Interval, mean_interval
 from didi.evaluation.protein.autoregressive import load_order_judge
 from didi.evaluation.protein.controls import ORDER
 from didi.evaluation.protein.esmfold import ESMFOLD, load_esmfold
+from didi.evaluation.protein.igfold import IGFOLD, load_igfold
 from didi.evaluation.protein.interface import ProteinJudge
 from didi.evaluation.protein.unirep import UNIREP, UNIREP_ORDER, load_unirep, load_unirep_order
 
@@ -24,6 +25,7 @@ MIN_PAIRS = 8
 """Fewest natural proteins for which the order of the controls is tested."""
 JUDGES: dict[str, Callable[[Device], ProteinJudge]] = {
     ESMFOLD: load_esmfold,
+    IGFOLD: load_igfold,
     UNIREP: load_unirep,
     UNIREP_ORDER: load_unirep_order,
 }

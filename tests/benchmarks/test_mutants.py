@@ -1,0 +1,24 @@
+"""The lists of benchmarks/mutant_tests.py name code and tests that exist."""
+
+from pathlib import Path
+
+import pytest
+from mutant_tests import NAMED, TESTS
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize(("module", "name"), [(module, name) for module, named in NAMED.items() for name in named])
+def test_a_named_mutation_changes_one_place(module, name):
+    source, (old, new) = (ROOT / "src" / f"{module}.py").read_text("utf-8"), NAMED[module][name]
+    assert source.count(old) == 1
+    assert new not in source
+
+
+@pytest.mark.parametrize("module", TESTS)
+def test_modules_and_their_tests_exist(module):
+    assert (ROOT / "src" / f"{module}.py").is_file()
+    for test in TESTS[module]:
+        file, _, name = test.partition("::")
+        assert (ROOT / file).exists()
+        assert not name or f"def {name}(" in (ROOT / file).read_text("utf-8")
