@@ -1,4 +1,4 @@
-"""Code blocks of the pages in ``docs/``, as modules."""
+"""Code and commands of the pages."""
 
 import re
 import sys
@@ -6,6 +6,31 @@ from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 DOCS = Path(__file__).parents[1] / "docs"
+ROOT = DOCS.parent
+PAGES = [
+    *sorted(DOCS.rglob("*.md")),
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md")),
+    *sorted(ROOT.glob("src/didi/bundles/*/README.md")),
+]
+START = r"(torchrun .*-m )?didi [a-z]"
+"""Beginning of a command ``didi``."""
+FORM = re.compile(r"\[(?!MASK)|\.\.\.|\b(RECIPE|NAME|LAYOUT|SRC|M|N|K)\b")
+"""Pattern of a form of a command, which is not a command."""
+REPORTS = re.compile(r"<!-- written by benchmarks/reports.py.*?<!-- end -->", re.S)  # shows what was wrong
+CODE = re.compile(r"^ *```(\w*)\n(.*?)^ *```$|`([^`\n]+)`", re.M | re.S)
+
+
+def commands(file, start):
+    """Commands of a page that begin with ``start``, in blocks other than Python and in text.
+
+    Returns:
+        The commands in their order, each with whether it is in a block.
+    """
+    found = []
+    for language, block, inline in CODE.findall(REPORTS.sub("", file.read_text()).replace("\\\n", " ")):
+        lines = block.splitlines() if block and language != "python" else [inline]
+        found += [(line.strip().removeprefix("$ "), bool(block)) for line in lines]
+    return [(line, is_in_block) for line, is_in_block in found if re.match(start, line)]
 
 
 def blocks(page):

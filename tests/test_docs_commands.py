@@ -22,19 +22,11 @@ from didi.recipes import teacher_names
 from didi.sampling.options import DEFAULT_SAMPLER
 from didi.sampling.registry import SAMPLERS
 
-from .docs_pages import DOCS, blocks
+from .docs_pages import DOCS, FORM, PAGES, ROOT, START, blocks, commands
 
-ROOT = DOCS.parent
 BENCHMARKS = ROOT / "benchmarks"
 ADDED_BY_A_READER = {"add-a-method.md", "add-a-sampler.md"}  # their commands need code that the pages add
-FILES = [file for file in DOCS.rglob("*.md") if file.name not in ADDED_BY_A_READER]
-FILES += [
-    ROOT / "README.md",
-    ROOT / "CONTRIBUTING.md",
-    ROOT / "SECURITY.md",
-    *ROOT.glob("src/didi/bundles/*/README.md"),
-]
-PATTERN = re.compile(r"\[|\.\.\.|\b(RECIPE|NAME|LAYOUT|SRC|M|N|K)\b")  # a form of a command rather than a command
+FILES = [file for file in PAGES if file.name not in ADDED_BY_A_READER]
 HUB_MODELS = {"gpt2-large", "owner/repository"}
 
 
@@ -42,20 +34,10 @@ class Parsed(Exception):
     """Raised when arguments were accepted; holds the parsed command."""
 
 
-REPORTS = re.compile(r"<!-- written by benchmarks/reports.py.*?<!-- end -->", re.S)  # shows what was wrong
-BLOCK = re.compile(r"^ *```(\w*)\n(.*?)^ *```$", re.M | re.S)
-
-
 def shown(start, *, inline=True):
     """Commands on the pages that begin with ``start``, in blocks other than Python and, with ``inline``, in text."""
-    found = set()
-    for file in FILES:
-        text = REPORTS.sub("", file.read_text()).replace("\\\n", " ")
-        lines = [line for language, block in BLOCK.findall(text) if language != "python" for line in block.splitlines()]
-        lines += re.findall(r"`([^`\n]+)`", BLOCK.sub("", text)) if inline else []
-        commands = [line.strip().removeprefix("$ ") for line in lines]
-        found |= {line for line in commands if re.match(start, line)}
-    return sorted(found)
+    found = (one for file in FILES for one in commands(file, start))
+    return sorted({line for line, is_in_block in found if is_in_block or inline})
 
 
 def words_of(line):
@@ -68,9 +50,8 @@ def didi_words(line):
     return words[words.index("didi") + 1 :]
 
 
-START = r"(torchrun .*-m )?didi [a-z]"
 DIDI, IN_BLOCKS = shown(START), shown(START, inline=False)
-COMMANDS = [line for line in DIDI if len(didi_words(line)) > 1 and not PATTERN.search(line.partition("  #")[0])]
+COMMANDS = [line for line in DIDI if len(didi_words(line)) > 1 and not FORM.search(line.partition("  #")[0])]
 SCRIPTS = shown(r"(\S*/)?python benchmarks/")
 
 
