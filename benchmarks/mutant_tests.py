@@ -45,6 +45,7 @@ TESTS = {
         WIRING,
         DISTILL,
     ],
+    "didi/methods/regularisation": [WIRING, OPTIONS, DISTILL],
     "didi/methods/rollout": [f"{TRAINING}test_rollout.py", WIRING, RECORDS],
     "didi/methods/settings": [SETTINGS, f"{TRAINING}test_recipes.py", PRETRAIN],
     "didi/sampling/guided": [

@@ -5,8 +5,8 @@
 A mutant is a module with one small change, made by an operator of Cosmic Ray or by one of two further operators (a
 keyword argument left out, an update of a variable left out). Tests of a mutant, first the fast ones, then the slow ones
 if it survives them, run in a fork of this process, which has imported all modules that do not depend on the mutated
-one; no file is changed. Survivors are listed in the results with
-a reason, written by hand, why no test can kill them; reasons are kept from run to run.
+one; no file is changed. Survivors are listed in the results with a reason, written by hand, why no test can kill them;
+reasons are kept from run to run.
 """
 
 import argparse
@@ -179,6 +179,8 @@ def run_named(module: str) -> None:
     _check_unchanged(module, path, tests)
     survivors = []
     for name, (old, new) in NAMED[module].items():
+        if source.count(old) != 1:
+            sys.exit(f"{module}, {name}: the source has changed")
         result = outcome(path, source.replace(old, new), tests, 300)
         print(f"{name}: {result}", flush=True)
         survivors += [name] * (result == "survived")

@@ -1,4 +1,4 @@
-"""The commands of the pages run, page by page and in their order, with few steps and samples and small networks."""
+"""The commands of the pages run, page by page, each distinct one once, with few steps and samples and small networks."""
 
 import re
 import shlex
@@ -10,6 +10,8 @@ import pytest
 from didi.apps import cli
 from didi.data import assets, mmseqs, protein
 from didi.evaluation.judges import JUDGES
+from didi.evaluation.protein import judges as protein_judges
+from didi.models.bundle import load
 
 from .docs_pages import FORM, PAGES, ROOT, START, commands
 from .docs_stand_ins import TextJudge, place
@@ -105,16 +107,31 @@ def run_all(lines):
             assert flag not in ("--out", "--html", "--gif") or Path(path).exists(), line
 
 
-def test_every_command_that_is_not_run_has_a_reason():
+def test_every_reason_to_leave_out_a_command_is_needed():
     left_out = [line for file in PAGES for line in lines_of(file) if not is_run(line)]
     assert all(any(re.search(pattern, line) for line in left_out) for pattern in NOT_RUN)
     assert sum(map(len, LINES.values())) > 90
+
+
+def test_judges_of_proteins_exist():
+    named = [
+        word
+        for page in LINES.values()
+        for line in page
+        for word in re.findall(r"--scale proteins.* --judge (\S+)", line)
+    ]
+    assert named
+    for name in named:
+        assert name in protein_judges.JUDGES or name.startswith("runs/"), name
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", QUICK)
 def test_the_quick_commands_of_a_page_run(page):
     run_all(QUICK[page])
+    if "distil-your-own" in str(page):
+        bundle = load("runs/student/bundle")
+        assert (bundle.student.length, bundle.intended_nfe) == (64, 8)
 
 
 @pytest.mark.large

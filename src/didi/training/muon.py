@@ -1,7 +1,7 @@
 """Muon: momentum whose matrices are orthogonalised before each step (Jordan et al. 2024).
 
-``torch.optim.Muon`` runs its Newton-Schulz iteration in bfloat16 always, ten times slower than float32 on a CPU
-without bfloat16 units, and processes one matrix at a time. This implementation runs it in a given precision and stacks
+``torch.optim.Muon`` runs its Newton-Schulz iterations in bfloat16, which is ten times slower than float32 on a CPU
+without bfloat16 units, and processes one matrix at a time. Here they run in ``Muon.iteration_dtype``, on stacks of
 matrices of equal shape.
 """
 

@@ -58,7 +58,7 @@ class OrderJudge:
         """See ``interface.ResidueJudge``.
 
         The score is the log-probability of a residue, given the residues before it, minus the log of its frequency in
-        the corpus. It is 0 where the network predicts no more than that frequency.
+        the corpus: 0 where the two are equal, positive where the network gives it a higher probability.
 
         Raises:
             UsageError: a sequence is empty, or too long for the network.

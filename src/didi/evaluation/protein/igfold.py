@@ -40,8 +40,9 @@ class Prediction(NamedTuple):
 class IgFoldJudge:
     """Predicted error of the backbone (N, alpha carbon, C) of each heavy chain in Å, mean over its residues.
 
-    Each chain is folded alone, by every network. As in the package, the prediction whose 90% quantile of errors is the
-    lowest counts. The refinement of bond lengths and angles, which takes 20 times as long, is left out.
+    Each chain is folded alone, by every network, and the prediction whose 90% quantile of errors is the lowest counts.
+    The package first refines bond lengths and angles of every prediction, which is left out here: it takes longer than
+    the prediction itself. Selection and errors may differ from the package's for this reason.
 
     Args:
         predict: function that returns the prediction of each network for one chain.
@@ -75,9 +76,10 @@ class IgFoldJudge:
         del frequencies
         for sequence in sequences:
             if not 1 <= len(sequence) <= LONGEST or not set(sequence) <= set(RESIDUES):
+                letters = "".join(sorted(set(sequence) - set(RESIDUES)))
                 raise UsageError(
-                    f"IgFold folds chains of 1 to {LONGEST} residues of {RESIDUES}; got {len(sequence)}, "
-                    f"{sequence!r:.60}: leave it out"
+                    f"IgFold folds chains of 1 to {LONGEST} residues of {RESIDUES}; got {len(sequence)} residues"
+                    f"{f' with {letters!r}' if letters else ''} in {sequence[:40]!r}: leave it out"
                 )
         return [self._folded(sequence) for sequence in sequences]
 

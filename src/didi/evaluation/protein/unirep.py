@@ -53,7 +53,7 @@ class UniRepJudge:
         """See ``interface.ResidueJudge``.
 
         The score is the log of the frequency of a residue in the corpus minus its log-probability, given the residues
-        before it. It is 0 where the network predicts no more than that frequency, and lower where it predicts more.
+        before it: 0 where the two are equal, negative where the network gives it a higher probability.
 
         Raises:
             UsageError: a sequence is empty, or has a letter that UniRep does not know.
