@@ -1,4 +1,4 @@
-"""The commands of the pages run, page by page, each distinct one once, with few steps and samples and small networks."""
+"""Commands of the pages run, page by page, each distinct one once, with few steps and samples and small networks."""
 
 import re
 import shlex
