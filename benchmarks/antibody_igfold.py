@@ -3,9 +3,10 @@
     python benchmarks/antibody_igfold.py score STUDY [--num-samples 32] [--num-controls 16]
     python benchmarks/antibody_igfold.py table
 
-``score`` needs the extra ``igfold``. STUDY is the folder of ``didi reproduce figure5 --scale proteins`` for antibodies. ``score`` takes the first samples of
-122 residues of the teacher with 64 moves and of the students with 8, and controls made of the held-out chains nearest
-in length; it continues after a stop. ``table`` prints means with 95% bootstrap intervals over sequences.
+``score`` needs the extra ``igfold``. STUDY is the folder of ``didi reproduce figure5 --scale proteins`` for antibodies.
+The first samples of 122 residues of the teacher with 64 moves and of the students with 8 are scored, and controls made
+of the held-out chains nearest in length; it continues after a stop. ``table`` prints means with 95% bootstrap intervals
+over sequences.
 """
 
 import argparse
