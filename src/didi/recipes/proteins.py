@@ -67,6 +67,7 @@ PRETRAIN: dict[str, PretrainConfig] = {
 DISTILL: dict[str, DistillConfig] = {
     "swissprot": DistillConfig(
         recipe="swissprot",
+        teacher="swissprot",
         data=_SWISSPROT_DATA,
         objective=whole_path(8),
         discriminator=paths_discriminator(warmup_steps=60, steps_per_student_step=2, guidance_steps=150),

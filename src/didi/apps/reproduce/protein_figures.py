@@ -101,7 +101,7 @@ def score_figure(
         axes.xaxis.set_tick_params(labelbottom=True)
     figure.supxlabel("number of moves", fontsize=9)
     figure.supylabel(f"score, {unit}", fontsize=9)
-    return save_figure(figure, panels[0], path, num_columns=4 if num_columns > 1 else 2)
+    return save_figure(figure, panels[0], path, num_columns=4 if num_columns > 2 else 2)
 
 
 def _draw_line(axes: "Axes", line: Line, marker: str, dash: str, *, shift: float) -> None:
