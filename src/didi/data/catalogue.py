@@ -191,6 +191,17 @@ _ROWS = (
         licence="CC BY-NC 4.0 (the weights): not for commercial use",
     ),
     Asset(
+        name="predict-dssp",
+        summary="PredictDSSP: secondary structure of proteins from their residues, 16,763 parameters",
+        registry="pypi",
+        requirement="PredictDSSP==1.3.1",
+        archive="PredictDSSP-1.3.1-py3-none-any.whl",
+        sha256="1ed1a4bd1b45ca1ea62e0f461075a5b950ac7adfa1fabfdd76d4d8cc11506b9e",
+        root="PredictDSSP/networks",
+        members=("dssp_2022_01_07_CB_thresh_0p8_hs20_nl2.pt",),
+        licence="MIT",
+    ),
+    Asset(
         name="swissprot",
         summary="435,059 proteins of Swiss-Prot, January 2014, 165 M residues, as BLAST databases",
         registry="debian",

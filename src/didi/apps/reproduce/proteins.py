@@ -35,8 +35,8 @@ class ProteinFlags:
     students: tuple[str, ...] = ()
     """proteins: bundles of students of one method, one for each training seed."""
     judge: str | None = None
-    """proteins: esmfold, igfold (non-commercial), unirep-order (CC BY-NC 4.0), or the bundle folder of an
-    autoregressive network of proteins."""
+    """proteins: dssp-order (secondary structure), unirep-order (CC BY-NC 4.0), esmfold, igfold (antibodies,
+    non-commercial), or the bundle folder of an autoregressive network of proteins."""
     lengths: tuple[int, ...] = ()
     """proteins: residues of the samples; 60 100 150 200 250 by default."""
     nfe: tuple[int, ...] = ()

@@ -17,6 +17,7 @@ from didi.evaluation.protein.controls import ORDER
 from didi.evaluation.protein.esmfold import ESMFOLD, load_esmfold
 from didi.evaluation.protein.igfold import IGFOLD, load_igfold
 from didi.evaluation.protein.interface import ProteinJudge
+from didi.evaluation.protein.predict_dssp import DSSP_ORDER, load_dssp_order
 from didi.evaluation.protein.unirep import UNIREP, UNIREP_ORDER, load_unirep, load_unirep_order
 
 Device = str | torch.device
@@ -28,6 +29,7 @@ JUDGES: dict[str, Callable[[Device], ProteinJudge]] = {
     IGFOLD: load_igfold,
     UNIREP: load_unirep,
     UNIREP_ORDER: load_unirep_order,
+    DSSP_ORDER: load_dssp_order,
 }
 """Functions that load a judge on a device, by its name."""
 
