@@ -1,6 +1,7 @@
 import random
 import subprocess
 import sys
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
@@ -169,30 +170,29 @@ def test_load_judge_reads_the_markov_world_and_a_local_folder(tmp_path, capfd):
 
 @pytest.fixture
 def gguf(tmp_path, monkeypatch):
-    """A GGUF asset: a stand-in of transformers that reads it, the model, and a list of the files that were read."""
-    asset = tmp_path / "smollm2-135m-0"
-    asset.mkdir()
-    (asset / "model.gguf").touch()
+    """Assets with two parts of a GGUF file: a stand-in of transformers that reads it, the model, and what was read."""
+    for name, content in (("one-0", b"GGUF"), ("two-0", b"-end")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / f"model.gguf.{name}").write_bytes(content)
     model, tokenizer = make_model("llama"), make_tokenizer(bos_token="<s>")
     loads = []
 
     def from_pretrained(loaded, folder, gguf_file):
-        loads.append(gguf_file)
-        assert folder == asset
+        loads.append((Path(folder) / gguf_file).read_bytes())
         return loaded
 
     fake = ModuleType("transformers")
     fake.AutoModelForCausalLM = SimpleNamespace(from_pretrained=lambda *a, **k: from_pretrained(model, *a, **k))
     fake.AutoTokenizer = SimpleNamespace(from_pretrained=lambda *a, **k: from_pretrained(tokenizer, *a, **k))
-    monkeypatch.setattr(judges, "fetch", lambda name: asset)
+    monkeypatch.setattr(judges, "fetch", lambda name: tmp_path / f"{name}-0")
     return fake, model, loads
 
 
 def test_the_gguf_judge_is_converted_once(tmp_path, gguf):
     fake, model, loads = gguf
-    folders = [judges._smollm2_folder(fake) for _ in range(2)]
-    assert folders == [tmp_path / "smollm2-135m-0-safetensors"] * 2
-    assert loads == ["model.gguf"] * 2  # model and tokenizer, the first time only
+    folders = [judges._gguf_folder(["one", "two"], fake) for _ in range(2)]
+    assert folders == [tmp_path / "one-0-safetensors"] * 2
+    assert loads == [b"GGUF-end"] * 2  # model and tokenizer, the first time only
     copy = transformers.AutoModelForCausalLM.from_pretrained(folders[0])
     assert all(torch.equal(value, model.state_dict()[key]) for key, value in copy.state_dict().items())
 
@@ -201,17 +201,31 @@ def test_the_gguf_judge_is_converted_once(tmp_path, gguf):
 @pytest.mark.parametrize("is_cut", [False, True])
 def test_a_damaged_copy_of_the_gguf_judge_is_made_again(gguf, file, is_cut):
     fake, _, loads = gguf
-    path = judges._smollm2_folder(fake) / file
+    path = judges._gguf_folder(["one"], fake) / file
     whole = path.read_bytes()
     path.write_bytes(whole[:-8] if is_cut else whole[:-8] + bytes([whole[-8] ^ 1]) + whole[-7:])
-    judges._smollm2_folder(fake)
+    judges._gguf_folder(["one"], fake)
     assert path.read_bytes() == whole
-    assert loads == ["model.gguf"] * 4
+    assert loads == [b"GGUF"] * 4
+
+
+@pytest.mark.parametrize(
+    ("name", "assets"),
+    [("smollm2-135m", ["smollm2-135m"]), ("gemma3-270m", [f"gemma3-270m-part{n}" for n in (1, 2, 3, 4)])],
+)
+def test_the_judges_of_the_registry_read_their_assets(monkeypatch, name, assets):
+    read = []
+    monkeypatch.setattr(judges, "_gguf_folder", lambda assets, transformers: read.extend(assets) or Path("none"))
+    with pytest.raises(DidiError):  # there is no model
+        load_judge(name)
+    assert read == assets
 
 
 @pytest.mark.parametrize("name", ["no such judge", "/no/such/folder"])
 def test_a_name_that_cannot_be_a_model_is_refused_in_one_line(name):
-    with pytest.raises(UsageError, match=r"^no judge .* known are 'markov', 'exact', 'smollm2-135m'") as caught:
+    with pytest.raises(
+        UsageError, match=r"^no judge .* known are 'markov', 'exact', 'smollm2-135m', 'gemma3-270m'"
+    ) as caught:
         load_judge(name)
     assert "\n" not in str(caught.value)
 
@@ -219,7 +233,8 @@ def test_a_name_that_cannot_be_a_model_is_refused_in_one_line(name):
 @pytest.mark.parametrize(("name", "nearest"), [("smollm2-135", "smollm2-135m"), ("Markov", "markov")])
 def test_a_name_that_is_nearly_that_of_a_judge_is_refused_with_the_nearest(name, nearest, monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)  # nothing is loaded
-    message = rf"^a judge is one of markov, exact, smollm2-135m, a folder .* got '{name}'; did you mean '{nearest}'\?$"
+    known = "markov, exact, smollm2-135m, gemma3-270m"
+    message = rf"^a judge is one of {known}, a folder .* got '{name}'; did you mean '{nearest}'\?$"
     with pytest.raises(UsageError, match=message):
         load_judge(name)
 

