@@ -106,7 +106,7 @@ def train_student(job: Job) -> dict[str, Any]:
         config = replace(
             config,
             data=replace(config.data, length=data.validation.shape[1]),
-            discriminator=replace(config.discriminator, warmup_steps=2),
+            discriminator=replace(config.discriminator, warmup_steps=2, guidance_steps=2),
             loop=replace(config.loop, batch_size=4, steps=4, validation_sequences=16),
         )
     inputs = Inputs(data, job.device, teacher=load(teacher))

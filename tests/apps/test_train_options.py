@@ -1,7 +1,7 @@
 """Options of ``didi pretrain`` and ``didi distill`` that decide the method and the length of a run."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 import yaml
@@ -174,8 +174,16 @@ def test_the_symbols_of_a_bundle_are_those_of_its_process(tmp_path, capsys):
         load(path)
 
 
+PATHS = replace(
+    DISTILL["owt-169m"],
+    recipe="paths",
+    objective=replace(DISTILL["owt-169m"].objective, trajectory="path", moves=8),
+)
+RECIPES = DISTILL | {PATHS.recipe: PATHS}
+
+
 def resolved(*words):
-    return resolve("distill", command_of(DistillConfig(), "doc"), DISTILL, list(words))[1]
+    return resolve("distill", command_of(DistillConfig(), "doc"), RECIPES, list(words))[1]
 
 
 def trajectory(*words):
@@ -187,9 +195,9 @@ def trajectory(*words):
     ("words", "expected"),
     [
         (["owt-169m"], ("two-moves", None)),
-        (["prose"], ("path", 8)),
+        (["paths"], ("path", 8)),
         (["owt-169m", "--objective.trajectory", "path", "--objective.moves", "5"], ("path", 5)),
-        (["prose", "--objective.trajectory", "one-step", "--objective.moves", "None"], ("one-step", None)),
+        (["paths", "--objective.trajectory", "one-step", "--objective.moves", "None"], ("one-step", None)),
         # Flags of versions before the field ``trajectory``.
         (["owt-169m", "--objective.moves", "8"], ("path", 8)),
         (["markov"], ("whole-path", 8)),
@@ -199,13 +207,13 @@ def trajectory(*words):
         (["exact", "--objective.moves", "8"], ("whole-path", 8)),
         (["exact", "--objective.trajectory", "whole-path"], ("whole-path", 4)),
         (["owt-169m", "--objective.moves=8"], ("path", 8)),
-        (["prose", "--objective.moves", "16"], ("path", 16)),
-        (["prose", "--objective.moves", "2"], ("two-moves", None)),
+        (["paths", "--objective.moves", "16"], ("path", 16)),
+        (["paths", "--objective.moves", "2"], ("two-moves", None)),
         (["owt-169m", "--objective.no-score-decomposition"], ("one-step", None)),
         (["owt-169m", "--objective.no-score_decomposition", "--objective.moves", "2"], ("one-step", None)),
-        (["prose", "--objective.score-decomposition"], ("path", 8)),
-        (["prose", "--objective.score-decomposition", "--objective.moves", "2"], ("two-moves", None)),
-        (["prose", "--objective.trajectory", "two-moves"], ("two-moves", None)),
+        (["paths", "--objective.score-decomposition"], ("path", 8)),
+        (["paths", "--objective.score-decomposition", "--objective.moves", "2"], ("two-moves", None)),
+        (["paths", "--objective.trajectory", "two-moves"], ("two-moves", None)),
     ],
 )
 def test_the_trajectory_is_named_or_follows_from_older_flags(words, expected):
@@ -248,7 +256,7 @@ def test_contradictory_trajectories_are_refused_in_one_line(words, message):
 )
 def test_a_config_file_without_the_trajectory_is_read(tmp_path, old, expected):
     file = tmp_path / "config.yaml"
-    file.write_text(yaml.safe_dump({"method": "didi", "recipe": "prose", "objective": old}))
+    file.write_text(yaml.safe_dump({"method": "didi", "recipe": "paths", "objective": old}))
     assert trajectory("--config", str(file)) == expected
 
 

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from didi.methods.didi_settings import DiscriminatorSettings, DistillConfig
+from didi.methods.didi_settings import DistillConfig
 from didi.methods.duo import CurriculumConfig
 from didi.methods.elbo import PretrainConfig
 from didi.methods.settings import DataConfig, DistillationConfig, LoopConfig, NetworkConfig, OptimizerConfig
@@ -10,7 +10,7 @@ from didi.models.initial_state import InitialState
 from didi.recipes import dimo
 from didi.recipes.dcd import dcd
 from didi.recipes.mmd import mmd_paths
-from didi.recipes.objectives import OURS, paths_discriminator, paths_optimizer, whole_path
+from didi.recipes.objectives import paths_discriminator, paths_optimizer, whole_path
 from didi.recipes.score import sedd_absorb, sedd_uniform
 from didi.recipes.sdtt import sdtt
 from didi.recipes.uniform_state import duo, udlm
@@ -74,13 +74,12 @@ DISTILL: dict[str, DistillConfig] = {
         recipe="prose",
         teacher="prose",
         data=DataConfig(corpus="prose", length=256),
-        objective=replace(OURS, divergence_weight=0.3, trajectory="path", moves=8),
-        discriminator=DiscriminatorSettings(warmup_steps=150, completions=1),
-        student_optimizer=OptimizerConfig(learning_rate=3e-4, weight_decay=0.0),
-        discriminator_optimizer=OptimizerConfig(learning_rate=5e-4),
+        objective=whole_path(8),
+        discriminator=paths_discriminator(warmup_steps=60, steps_per_student_step=2, guidance_steps=150),
+        student_optimizer=paths_optimizer(3e-4),
+        discriminator_optimizer=paths_optimizer(1e-3),
         loop=LoopConfig(
-            steps=1500, batch_size=64, validate_every=500, validation_sequences=512, checkpoint_every=250,
-            ema_decay=0.99,
+            steps=500, batch_size=48, validate_every=250, validation_sequences=512, checkpoint_every=25, ema_decay=0.98,
         ),
     ),
 }  # fmt: skip
