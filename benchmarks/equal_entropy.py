@@ -1,14 +1,17 @@
-"""Student and teacher of ``tiny-news`` at equal entropy, from sample sets larger than those of its page.
+"""Student and teacher of a bundle at equal entropy.
 
-    python benchmarks/equal_entropy.py --sets DIR [--num-samples 1024]
+    python benchmarks/equal_entropy.py --sets DIR
+    python benchmarks/equal_entropy.py --sets DIR --model prose --judge smollm2-135m gemma3-270m
+        --teacher-nfe 64 --temperatures 0.8 0.9 1 --num-samples 256
 
 Scored sets are kept in ``--sets``, so that the script can be interrupted and resumed. It writes
-``docs/results/equal-entropy.json``.
+``docs/results/equal-entropy.json`` for ``tiny-news`` and ``docs/results/MODEL-equal-entropy.json`` for other bundles.
 """
 
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from pages import DOCS, write_json
 from safetensors.torch import load_file, save_file
@@ -19,38 +22,47 @@ from didi.evaluation.equal_entropy import PerSequence, per_sequence, ratio_at_eq
 from didi.evaluation.judges import load_judge
 from didi.evaluation.machine import machine_name
 
-MODEL, JUDGE = "tiny-news", "smollm2-135m"
 SEED = 20_264  # no settings were chosen with this seed
-TEACHER_NFE, TEMPERATURES = 128, (0.9, 1.0)
 STUDENT_NFES = (8, 16)
 
 
-def scored(role: str, nfe: int, temperature: float, num_samples: int, folder: Path) -> PerSequence:
-    """Scores of a sample set; an existing file in ``folder`` is reused."""
-    file = folder / f"{role}-{nfe}-{temperature:g}-{num_samples}.safetensors"
+def scored(args: argparse.Namespace, judge: str, role: str, nfe: int, temperature: float) -> PerSequence:
+    """Scores of a sample set; an existing file in ``args.sets`` is reused."""
+    file = args.sets / f"{judge}-{role}-{nfe}-{temperature:g}-{args.num_samples}.safetensors"
     if not file.is_file():
         drawn = didi.generate(
-            didi.load(MODEL), num_samples=num_samples, nfe=nfe, seed=SEED, role=role, temperature=temperature
+            didi.load(args.model), num_samples=args.num_samples, nfe=nfe, seed=SEED, role=role, temperature=temperature
         )
-        scores = load_judge(JUDGE).score(drawn.texts, drawn.tokens)
-        folder.mkdir(parents=True, exist_ok=True)
+        scores = load_judge(judge).score(drawn.texts, drawn.tokens)
+        args.sets.mkdir(parents=True, exist_ok=True)
         save_file({"values": per_sequence(scores, token_entropy(drawn.tokens))}, file)
     return load_file(file)["values"]
+
+
+def rows(args: argparse.Namespace, judge: str) -> list[dict[str, Any]]:
+    """The student at each of ``STUDENT_NFES`` against the teacher at the same entropy."""
+    sweep = [scored(args, judge, "teacher", args.teacher_nfe, temperature) for temperature in args.temperatures]
+    found = []
+    for nfe in STUDENT_NFES:
+        student = scored(args, judge, "student", nfe, 1.0)
+        ratio, interval = ratio_at_equal_entropy(student, sweep)
+        found.append({"nfe": nfe, "against": f"teacher at {args.teacher_nfe}", "ratio": ratio, "interval": interval})
+        print(f"{judge}, student at {nfe}: {ratio:.3f} [{interval[0]:.3f}, {interval[1]:.3f}]")
+    return found
 
 
 def main(words: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sets", type=Path, required=True)
+    parser.add_argument("--model", default="tiny-news")
+    parser.add_argument("--judge", nargs="+", default=["smollm2-135m"])
+    parser.add_argument("--teacher-nfe", type=int, default=128)
+    parser.add_argument("--temperatures", type=float, nargs="+", default=[0.9, 1.0])
     parser.add_argument("--num-samples", type=int, default=1024)
     args = parser.parse_args(words)
-    sweep = [scored("teacher", TEACHER_NFE, t, args.num_samples, args.sets) for t in TEMPERATURES]
-    rows = []
-    for nfe in STUDENT_NFES:
-        ratio, interval = ratio_at_equal_entropy(scored("student", nfe, 1.0, args.num_samples, args.sets), sweep)
-        rows.append({"nfe": nfe, "against": f"teacher at {TEACHER_NFE}", "ratio": ratio, "interval": interval})
-        print(f"student at {nfe}: {ratio:.3f} [{interval[0]:.3f}, {interval[1]:.3f}]")
-    about = {"model": MODEL, "judge": JUDGE, "seed": SEED, "num_samples": args.num_samples, "machine": machine_name()}
-    write_json(DOCS / "results" / "equal-entropy.json", about | {"rows": rows})
+    name = "equal-entropy.json" if args.model == "tiny-news" else f"{Path(args.model).name}-equal-entropy.json"
+    about = {"model": args.model, "seed": SEED, "num_samples": args.num_samples, "machine": machine_name()}
+    write_json(DOCS / "results" / name, about | {"rows": {judge: rows(args, judge) for judge in args.judge}})
 
 
 if __name__ == "__main__":
