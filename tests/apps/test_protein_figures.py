@@ -28,8 +28,13 @@ def test_predicted_errors_are_blue_where_small_and_red_where_large():
     assert tuple(high) == tuple(beyond) != tuple(middle)
 
 
+def test_probabilities_of_three_classes_are_darker_where_larger():
+    lowest, middle, highest = _colours("probability", is_higher_better=True).to_rgba([1 / 3, 0.7, 1.0])[:, :3].sum(1)
+    assert lowest > middle > highest
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("num", [2, 61])
+@pytest.mark.parametrize("num", [1, 2, 61])
 def test_a_structure_of_any_length_is_drawn(tmp_path, num):
     trace = np.random.default_rng(num).normal(size=(num, 3)).tolist()
     file = examples_figure([Example("one", "A" * num, [0.5] * num, trace)], tmp_path / "f.png", unit="Å")

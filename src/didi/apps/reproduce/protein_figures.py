@@ -25,6 +25,8 @@ NATS_RANGE = 3.0
 """Residue scores in nats outside [-NATS_RANGE, NATS_RANGE] have the colours of the ends."""
 ANGSTROM, LARGEST_ERROR = "Å", 2.0
 """Predicted errors in Å above LARGEST_ERROR have the colour of the end; they are not negative."""
+PROBABILITY, LEAST_CONFIDENCE = "probability", 1 / 3
+"""Probabilities of the most probable of three classes are not below LEAST_CONFIDENCE."""
 LINE_INCHES, TITLE_INCHES, TRACE_INCHES, BAR_INCHES, END_INCHES = 0.17, 0.3, 1.25, 0.42, 0.12
 
 
@@ -161,7 +163,7 @@ def examples_figure(
         axes = figure.add_axes((0.5 / width, below, text_width / width, inches / total))
         _draw_residues(axes, example, colours)
         figure.text(0.5 / width, (top - TITLE_INCHES + 0.06) / total, example.title, fontsize=8, va="bottom")
-        if example.trace is not None:
+        if example.trace is not None and len(example.trace) > 1:
             box = ((text_width + 0.6) / width, (top - height) / total, 2.4 / width, height / total)
             _draw_trace(figure, box, example, colours)
         top -= height
@@ -182,6 +184,8 @@ def _colours(unit: str, *, is_higher_better: bool) -> Any:
         return ScalarMappable(BoundaryNorm(PLDDT_EDGES, len(PLDDT_COLOURS)), ListedColormap(PLDDT_COLOURS))
     if unit == ANGSTROM:
         return ScalarMappable(Normalize(0, LARGEST_ERROR), colormaps["RdYlBu_r"])
+    if unit == PROBABILITY:
+        return ScalarMappable(Normalize(LEAST_CONFIDENCE, 1), colormaps["YlGnBu"])
     palette = colormaps["RdBu" if is_higher_better else "RdBu_r"]
     return ScalarMappable(Normalize(-NATS_RANGE, NATS_RANGE), palette)
 
@@ -240,7 +244,7 @@ def in_principal_axes(places: "np.ndarray[Any, Any]") -> "np.ndarray[Any, Any]":
 
 def _draw_bar(figure: "Figure", box: tuple[float, float, float, float], colours: Any, unit: str) -> None:
     axes = figure.add_axes(box)
-    extend = {PLDDT: "neither", ANGSTROM: "max"}.get(unit, "both")
+    extend = {PLDDT: "neither", PROBABILITY: "neither", ANGSTROM: "max"}.get(unit, "both")
     bar = figure.colorbar(colours, cax=axes, orientation="horizontal", extend=extend)
     bar.ax.tick_params(labelsize=6.5, length=2, pad=1)
     bar.outline.set_visible(False)

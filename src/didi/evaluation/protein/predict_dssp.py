@@ -73,7 +73,7 @@ class DsspOrderJudge:
     """
 
     unit, is_higher_better = "probability", True
-    residue_unit = "probability of the most probable secondary structure"
+    residue_unit = "probability"
 
     def __init__(
         self, network: SecondaryStructure, *, name: str = DSSP_ORDER, num_shuffles: int = NUM_SHUFFLES
