@@ -55,7 +55,8 @@ def test_a_hub_name_without_network_fails_at_once_in_one_line(offline, look_up):
 
 
 @pytest.mark.parametrize(
-    ("look_up", "known"), [(load_judge, "'markov', 'exact', 'smollm2-135m'"), (load_embedding, "'embedder'")]
+    ("look_up", "known"),
+    [(load_judge, "'markov', 'exact', 'smollm2-135m', 'gemma3-270m'"), (load_embedding, "'embedder'")],
 )
 def test_an_unknown_name_without_network_is_answered_with_those_that_exist(offline, look_up, known):
     with pytest.raises(UsageError, match=f"^no .* 'no-such-model': known are {known}, a folder .* is not reachable"):
