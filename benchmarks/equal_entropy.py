@@ -8,6 +8,8 @@ Scored sets are kept in ``--sets``, so that the script can be interrupted and re
 """
 
 import argparse
+import json
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,18 @@ SEED = 20_264  # no settings were chosen with this seed
 STUDENT_NFES = (8, 16)
 
 
+def check_sets(args: argparse.Namespace) -> None:
+    """Record in ``args.sets`` what its files are of; exits if they are of something else."""
+    now = {"model": str(args.model), "network": args.network, "seed": SEED}
+    file = args.sets / "about.json"
+    args.sets.mkdir(parents=True, exist_ok=True)
+    if file.is_file() and (old := json.loads(file.read_text("utf-8"))) != now:
+        sys.exit(
+            f"a folder of sets is of one model, number format and seed; {args.sets} has {old}, not {now}: name another"
+        )
+    write_json(file, now)
+
+
 def drawn(args: argparse.Namespace, role: str, nfe: int, temperature: float) -> Int[Tensor, "n l"]:
     """A sample set; an existing file in ``args.sets`` is reused."""
     file = args.sets / f"{role}-{nfe}-{temperature:g}-{args.num_samples}.safetensors"
@@ -37,14 +51,13 @@ def drawn(args: argparse.Namespace, role: str, nfe: int, temperature: float) -> 
         samples = didi.generate(
             bundle, num_samples=args.num_samples, nfe=nfe, seed=SEED, role=role, temperature=temperature
         )
-        args.sets.mkdir(parents=True, exist_ok=True)
         save_file({"tokens": samples.tokens.contiguous()}, file)
     return load_file(file)["tokens"]
 
 
 def scored(args: argparse.Namespace, judge: str, name: str, tokens: Callable[[], Int[Tensor, "n l"]]) -> PerSequence:
     """Scores of a set; an existing file in ``args.sets`` is reused."""
-    file = args.sets / f"{name}-{args.num_samples}-{judge}.safetensors"
+    file = args.sets / f"{name}-{args.num_samples}-{judge.replace('/', '-')}.safetensors"
     if not file.is_file():
         scores = load_judge(judge).score(decode(didi.load(args.model), tokens()), tokens())
         save_file({"values": per_sequence(scores, token_entropy(tokens()))}, file)
@@ -56,14 +69,14 @@ def of_network(args: argparse.Namespace, judge: str, role: str, nfe: int, temper
     return scored(args, judge, f"{role}-{nfe}-{temperature:g}", lambda: drawn(args, role, nfe, temperature))
 
 
-def rows(args: argparse.Namespace, judge: str) -> list[dict[str, Any]]:
+def rows(args: argparse.Namespace, judge: str, teacher_nfe: int) -> list[dict[str, Any]]:
     """The student at each of ``STUDENT_NFES`` against the teacher at the same entropy."""
-    sweep = [of_network(args, judge, "teacher", args.teacher_nfe, temperature) for temperature in args.temperatures]
+    sweep = [of_network(args, judge, "teacher", teacher_nfe, temperature) for temperature in args.temperatures]
     found = []
     for nfe in STUDENT_NFES:
         student = of_network(args, judge, "student", nfe)
         ratio, interval = ratio_at_equal_entropy(student, sweep)
-        found.append({"nfe": nfe, "against": f"teacher at {args.teacher_nfe}", "ratio": ratio, "interval": interval})
+        found.append({"nfe": nfe, "against": f"teacher at {teacher_nfe}", "ratio": ratio, "interval": interval})
         print(f"{judge}, student at {nfe}: {ratio:.3f} [{interval[0]:.3f}, {interval[1]:.3f}]")
     return found
 
@@ -78,10 +91,15 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--network", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--num-samples", type=int, default=1024)
     args = parser.parse_args(words)
+    if len(args.temperatures) < 2:
+        parser.error(f"--temperatures takes two values or more; got {len(args.temperatures)}")
+    check_sets(args)
     name = "equal-entropy.json" if args.model == "tiny-news" else f"{Path(args.model).name}-equal-entropy.json"
     about = {"model": args.model, "seed": SEED, "num_samples": args.num_samples, "network": args.network}
     about["machine"] = machine_name()
-    write_json(DOCS / "results" / name, about | {"rows": {judge: rows(args, judge) for judge in args.judge}})
+    write_json(
+        DOCS / "results" / name, about | {"rows": {judge: rows(args, judge, args.teacher_nfe) for judge in args.judge}}
+    )
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
     python benchmarks/prose.py --sets DIR [--model prose] [--roles teacher data] [--judge smollm2-135m]
 
 Sample sets and their scores are kept in ``--sets``, so that the script can be interrupted, resumed and shared by
-processes. Once all cells are there it writes ``docs/results/prose.json`` and prints the tables of the page.
+processes. It prints a row of the page's table for each set, and writes ``docs/results/prose.json`` once all are there.
 """
 
 import argparse
@@ -20,7 +20,8 @@ from torch import Tensor
 
 import didi
 from didi.data.source import open_source
-from didi.evaluation.anchors import anchor_sets
+from didi.diffusion.noise import named_generator
+from didi.evaluation.anchors import shuffled_words, starts_of_words
 from didi.evaluation.equal_entropy import PerSequence
 from didi.evaluation.frontier import bootstrap_interval, mean_interval
 from didi.evaluation.machine import machine_name
@@ -38,12 +39,14 @@ CELLS = {
 
 
 def real_tokens(args: argparse.Namespace, role: str) -> Tensor:
-    """Held-out rows of the test split, or these with their words shuffled."""
-    source = open_source("prose", length=LENGTH, tokenizer=didi.load(args.model).tokenizer)
+    """Held-out rows of the test split, or the same rows with their words shuffled."""
+    tokenizer = didi.load(args.model).tokenizer
+    test = open_source("prose", length=LENGTH, tokenizer=tokenizer).test
+    order = torch.randperm(len(test), generator=torch.Generator().manual_seed(SEED))
+    rows = test[order[: args.num_samples]]
     if role == "data":
-        order = torch.randperm(len(source.test), generator=torch.Generator().manual_seed(SEED))
-        return source.test[order[: args.num_samples]]
-    return anchor_sets(source, args.num_samples, seed=SEED)[role]
+        return rows
+    return shuffled_words(rows, starts_of_words(tokenizer), named_generator(SEED, "shuffled words"))
 
 
 def cell(args: argparse.Namespace, judge: str, role: str, nfe: int, temperature: float) -> PerSequence:
@@ -68,10 +71,7 @@ def rows(args: argparse.Namespace) -> list[dict[str, Any]]:
 
 def equal_entropy_rows(args: argparse.Namespace, judge: str) -> list[dict[str, Any]]:
     """The student against the teacher with each of ``TEACHER_NFES`` moves."""
-    found = []
-    for args.teacher_nfe in TEACHER_NFES:
-        found += equal_entropy.rows(args, judge)
-    return found
+    return [row for teacher_nfe in TEACHER_NFES for row in equal_entropy.rows(args, judge, teacher_nfe)]
 
 
 def perplexity_and_entropy(values: PerSequence) -> dict[str, Any]:
@@ -104,11 +104,17 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--num-samples", type=int, default=128)
     args = parser.parse_args(words)
     args.network, args.temperatures = "bfloat16", TEMPERATURES
-    args.sets.mkdir(parents=True, exist_ok=True)
+    equal_entropy.check_sets(args)
     measured = rows(args)
     if set(args.roles) == set(CELLS) and set(args.judge) == set(JUDGES):
         at_equal_entropy = {judge: equal_entropy_rows(args, judge) for judge in JUDGES}
-        about = {"seed": SEED, "num_samples": args.num_samples, "network": args.network, "machine": machine_name()}
+        about = {
+            "model": args.model,
+            "seed": SEED,
+            "num_samples": args.num_samples,
+            "network": args.network,
+            "machine": machine_name(),
+        }
         write_json(DOCS / "results" / "prose.json", about | {"rows": measured, "equal_entropy": at_equal_entropy})
 
 

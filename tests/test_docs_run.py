@@ -31,6 +31,9 @@ SMALL = "--network.hidden-size 32 --network.num-blocks 1 --network.num-heads 2"
 SHORTER = {
     r" +#.*": "",
     r" --max-(minutes|passes|steps) \S+": "",
+    r" --loop.compile": "",  # takes a minute; tests/training/test_pretrain.py runs it
+    r"--loop\.batch-size \d+": "--loop.batch-size 4",
+    r"--discriminator\.(warmup|guidance)-steps \d+": r"--discriminator.\1-steps 2",
     # Settings that the page does not have come first, so that those of the page replace them.
     r"^didi (pretrain|distill) \S+": r"\g<0> --max-steps 2 --loop.batch-size 4 --loop.validation-sequences 4",
     r"^didi (pretrain|distill) (swissprot|antibody)(?!.*--data\.corpus)\S*": r"\g<0> --data.corpus proteins.fasta",

@@ -2,18 +2,25 @@
 
 import json
 import math
+from types import SimpleNamespace
 
 import equal_entropy
 import prose
 import pytest
 import torch
 
+import didi
 from didi.evaluation.perplexity import Scores
 
 pytestmark = pytest.mark.slow
 
 NUM = 64
 NATS = {"data": 3.0, "shuffled words": 6.0, "teacher": 5.0, "student": 4.0}
+
+
+def nats(role, nfe, temperature):
+    """Known NLL per judge token."""
+    return NATS[role] - nfe / 80 + 5 * math.log(temperature)
 
 
 class Judge:
@@ -28,15 +35,15 @@ def measured(tmp_path_factory):
     """A study with known scores; the tokens of a set have the NLL of its role, and an entropy that grows with T."""
     drawn, folder = [], tmp_path_factory.mktemp("study")
 
-    def tokens(role, temperature=1.0):
+    def tokens(role, nfe=0, temperature=1.0):
         rows = torch.zeros(NUM, 100, dtype=torch.long)
-        rows[:, 0] = round(10 * (NATS[role] + 5 * math.log(temperature)))
+        rows[:, 0] = round(10 * nats(role, nfe, temperature))
         rows[:, 1 : 1 + round(40 * temperature)] = torch.arange(round(40 * temperature)) + 100
         return rows
 
     def generated(args, role, nfe, temperature):
         drawn.append((role, nfe, temperature))
-        return tokens(role, temperature)
+        return tokens(role, nfe, temperature)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(equal_entropy, "drawn", generated)
@@ -46,22 +53,30 @@ def measured(tmp_path_factory):
         patch.setattr(prose, "DOCS", folder)
         (folder / "results").mkdir()
         prose.main(["--sets", str(folder / "sets"), "--num-samples", str(NUM)])
-        yield json.loads((folder / "results" / "prose.json").read_text("utf-8")), list(drawn), folder
+    return json.loads((folder / "results" / "prose.json").read_text("utf-8")), list(drawn), folder
 
 
 def test_every_cell_is_measured_by_both_judges(measured):
     record, drawn, _ = measured
     assert len(record["rows"]) == 2 * sum(map(len, prose.CELLS.values()))
     for row in record["rows"]:
-        nats = NATS[row["role"]] + 5 * math.log(row["temperature"])
-        assert row["perplexity"] == pytest.approx(math.exp(round(10 * nats) / 10))
+        expected = round(10 * nats(row["role"], row["nfe"], row["temperature"])) / 10
+        assert row["perplexity"] == pytest.approx(math.exp(expected))
         assert row["perplexity_ci"] == pytest.approx([row["perplexity"]] * 2)
     assert ("teacher", 64, 0.8) in drawn
     assert ("student", 8, 1.0) in drawn
-    # The student has the entropy of the teacher at temperature 1, and one nat less.
+    # At temperature 1 all sets have one entropy, so that the ratio is that of the perplexities.
     for judge in prose.JUDGES:
-        for row in record["equal_entropy"][judge]:
-            assert row["ratio"] == pytest.approx(math.exp(-1))
+        found = {(row["nfe"], row["against"]): math.log(row["ratio"]) for row in record["equal_entropy"][judge]}
+        assert found == pytest.approx(
+            {
+                (8, "teacher at 8"): -1,
+                (16, "teacher at 8"): -1.1,
+                (8, "teacher at 64"): -0.3,
+                (16, "teacher at 64"): -0.4,
+            },
+            abs=1e-6,
+        )
 
 
 def test_sets_are_kept_and_a_part_of_the_cells_writes_no_results(measured, monkeypatch):
@@ -70,3 +85,21 @@ def test_sets_are_kept_and_a_part_of_the_cells_writes_no_results(measured, monke
     (folder / "results" / "prose.json").unlink()
     prose.main(["--sets", str(folder / "sets"), "--num-samples", str(NUM), "--roles", "teacher"])
     assert not (folder / "results" / "prose.json").exists()
+
+
+def test_sets_of_another_model_are_refused(measured):
+    folder = measured[2]
+    with pytest.raises(SystemExit, match=r"one model, number format and seed; .* name another"):
+        prose.main(["--sets", str(folder / "sets"), "--model", "tiny-news"])
+
+
+def test_the_shuffled_rows_have_the_words_of_the_held_out_rows(monkeypatch):
+    tokenizer = didi.load("prose").tokenizer
+    texts = [f"The council met on day {number} and the minister spoke of {number} new roads." for number in range(9)]
+    rows = torch.tensor([tokenizer.encode(text).ids[:12] for text in texts])
+    monkeypatch.setattr(prose, "open_source", lambda corpus, length, tokenizer: SimpleNamespace(test=rows))
+    args = SimpleNamespace(model="prose", num_samples=6)
+    data, shuffled = (prose.real_tokens(args, role) for role in ("data", "shuffled words"))
+    assert data.shape == shuffled.shape == (6, 12)
+    assert torch.equal(data.sort(1).values, shuffled.sort(1).values)
+    assert not torch.equal(data, shuffled)

@@ -1,4 +1,4 @@
-"""Recipes for small text: ``tiny-news`` runs on a laptop, ``prose`` on a single GPU."""
+"""Recipes for small text: ``tiny-news`` runs on a laptop, ``prose`` on a GPU, or on a CPU with fewer steps."""
 
 from dataclasses import replace
 
