@@ -281,7 +281,8 @@ def test_evaluation_imports_neither_transformers_nor_matplotlib():
 
 @pytest.mark.slow
 @pytest.mark.network
-def test_the_real_judge_prefers_news_to_its_own_words_shuffled(capfd):
+@pytest.mark.parametrize(("name", "of_loop"), [("smollm2-135m", 28.53), ("gemma3-270m", 1.1)])
+def test_the_real_judge_prefers_news_to_its_own_words_shuffled(capfd, name, of_loop):
     text = (
         "The president said on Tuesday that the government would publish its new budget next week, after months of "
         "talks with the opposition. Critics argue that the plan does not do enough to help poorer families, while "
@@ -289,9 +290,9 @@ def test_the_real_judge_prefers_news_to_its_own_words_shuffled(capfd):
     )
     words = text.split()
     shuffled = " ".join(random.Random(0).sample(words, len(words)))
-    judge = load_judge("smollm2-135m")
+    judge = load_judge(name)
     scores = judge.score([text, shuffled, "the " * 300], torch.zeros(3, 1, dtype=torch.long))
     real, shuffled, loop = (scores.nll / scores.num_tokens).exp().tolist()
     assert real < 40 < 400 < shuffled
-    assert loop == pytest.approx(28.53, abs=0.1)  # as recorded with the asset: why an entropy stands beside it
+    assert loop == pytest.approx(of_loop, abs=0.1)  # as recorded with the asset: why an entropy stands beside it
     assert capfd.readouterr().out == ""
