@@ -16,6 +16,7 @@ from didi.models.bundle import bundled_names
 
 pytestmark = [pytest.mark.network, pytest.mark.large]
 ROOT = Path(__file__).parents[1]
+BUNDLES = ROOT / "src" / "didi" / "bundles"
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +44,9 @@ def test_the_wheel_holds_bundles_page_types_and_licences(built):
     (wheel,) = built.glob("*.whl")
     with zipfile.ZipFile(wheel) as file:
         names = file.namelist()
-    bundles = {f"didi/bundles/{name}/{file}" for name in bundled_names() for file in ("bundle.yaml", "README.md")}
+    stored = [file for name in bundled_names() for file in (BUNDLES / name).rglob("*") if file.is_file()]
+    bundles = {f"didi/bundles/{file.relative_to(BUNDLES).as_posix()}" for file in stored}
+    assert {"didi/bundles/prose/student/model.safetensors", "didi/bundles/exact/README.md"} <= bundles
     assert {"didi/py.typed", "didi/serving/static/index.html", "didi/serving/replay.html", *bundles} <= set(names)
     licences = [name.partition("/licenses/")[2] for name in names if "/licenses/" in name]
     assert sorted(licences) == ["LICENSE", "docs/licences.md"]

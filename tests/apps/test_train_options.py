@@ -201,6 +201,8 @@ def trajectory(*words):
         # Flags of versions before the field ``trajectory``.
         (["owt-169m", "--objective.moves", "8"], ("path", 8)),
         (["markov"], ("whole-path", 8)),
+        (["tiny-news"], ("whole-path", 8)),
+        (["prose"], ("whole-path", 8)),
         (["tiny-news", "--preset", "two-moves"], ("two-moves", None)),
         (["exact", "--objective.moves", "2"], ("whole-path", 2)),
         (["exact", "--objective.score-decomposition"], ("two-moves", None)),
