@@ -1,9 +1,11 @@
 import gc
+import os
 
 import jaxtyping
 
 from . import shape_checks
 
+os.environ["HF_HUB_OFFLINE"] = "1"  # a request that no test expects would be repeated for 25 seconds
 gc.disable()  # enabled again in ``pytest_collection_finish``, after all imports
 shape_checks.install()
 

@@ -213,9 +213,9 @@ def test_a_damaged_copy_of_the_gguf_judge_is_made_again(gguf, file, is_cut):
     ("name", "assets"),
     [("smollm2-135m", ["smollm2-135m"]), ("gemma3-270m", [f"gemma3-270m-part{n}" for n in (1, 2, 3, 4)])],
 )
-def test_the_judges_of_the_registry_read_their_assets(monkeypatch, name, assets):
+def test_the_judges_of_the_registry_read_their_assets(monkeypatch, tmp_path, name, assets):
     read = []
-    monkeypatch.setattr(judges, "_gguf_folder", lambda assets, transformers: read.extend(assets) or Path("none"))
+    monkeypatch.setattr(judges, "_gguf_folder", lambda assets, transformers: read.extend(assets) or tmp_path)
     with pytest.raises(DidiError):  # there is no model
         load_judge(name)
     assert read == assets

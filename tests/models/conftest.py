@@ -2,13 +2,16 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from tokenizers import Tokenizer, models
 
 from didi.diffusion.absorbing import Absorbing
+from didi.diffusion.canvas import Canvas
 from didi.diffusion.schedule import Cosine
 from didi.models.autoregressive import AutoregressiveConfig, AutoregressiveLM
 from didi.models.bundle import Bundle, save
+from didi.models.proteins import ALPHABET, MASK_ID
 
 TOKENS = {"a": 0, "b": 1, "[MASK]": 3, "c": 2}
 
@@ -55,3 +58,19 @@ def folder_without_digests(folder):
 def folder(saved, tmp_path):
     """A copy of the bundle that a test may change."""
     return Path(shutil.copytree(saved, tmp_path / "copies" / "bundle"))
+
+
+@pytest.fixture(scope="session")
+def canvas():
+    """Framed proteins of several lengths, some residues masked, one unknown."""
+    lengths = torch.tensor([12, 7, 3, 12])
+    generator = torch.Generator().manual_seed(1)
+    tokens = torch.full((len(lengths), 12), 1)
+    for row, length in enumerate(lengths.tolist()):
+        tokens[row, :length] = torch.randint(4, 24, (length,), generator=generator)
+        tokens[row, 0], tokens[row, length - 1] = 0, 2
+        is_masked = torch.rand(length, generator=generator) < 0.4
+        tokens[row, :length][is_masked & (tokens[row, :length] > 3)] = MASK_ID
+    tokens[0, 4] = ALPHABET.index("X")
+    is_real = torch.arange(12) < lengths[:, None]
+    return Canvas(tokens, is_real & (tokens > 3), is_real, has_padding=True)

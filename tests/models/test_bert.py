@@ -3,15 +3,9 @@
 import pytest
 import torch
 
-from didi.diffusion.absorbing import Absorbing
-from didi.diffusion.canvas import Canvas
 from didi.errors import UsageError
 from didi.models.bert import Bert, BertConfig
 from didi.models.bert_layout import SYMBOLS, VOCABULARY, antiberty_from_state_dict
-from didi.models.bundle import Bundle, load, save
-from didi.models.denoiser import Denoiser, Trunk
-from didi.models.discriminator import Discriminator
-from didi.models.inference import for_inference
 from didi.models.networks import without_weights
 from didi.models.proteins import ALPHABET, MASK_ID, RESIDUES
 
@@ -65,21 +59,6 @@ def network(model):
     return antiberty_from_state_dict(public(model), settings_of())
 
 
-@pytest.fixture(scope="module")
-def canvas():
-    """Framed sequences of several lengths, some residues masked, one letter unknown to AntiBERTy."""
-    generator = torch.Generator().manual_seed(1)
-    tokens = torch.full((len(LENGTHS), 12), 1)
-    for row, length in enumerate(LENGTHS):
-        tokens[row, :length] = torch.tensor(IDS)[torch.randint(20, (length,), generator=generator)]
-        tokens[row, 0], tokens[row, length - 1] = 0, 2
-        is_masked = torch.rand(length, generator=generator) < 0.4
-        tokens[row, :length][is_masked & (tokens[row, :length] > 3)] = MASK_ID
-    tokens[0, 4] = ALPHABET.index("X")
-    is_real = torch.arange(12) < torch.tensor(LENGTHS)[:, None]
-    return Canvas(tokens, is_real & (tokens > 3), is_real, has_padding=True)
-
-
 def test_symbols_are_those_of_the_same_name():
     assert len(VOCABULARY) == 25
     by_name = {ALPHABET[number]: VOCABULARY[symbol] for number, symbol in enumerate(SYMBOLS)}
@@ -114,65 +93,6 @@ def test_the_number_of_parameters_is_that_of_antiberty_in_33_symbols():
     ours = sum(p.numel() for p in without_weights(lambda: Bert(BertConfig())).parameters())
     assert theirs == 25_759_769
     assert ours == theirs + 8 * 513 - 2 * 512  # eight more symbols with a bias each, no segments
-
-
-@torch.no_grad()
-def test_a_padded_batch_has_the_features_of_its_sequences(network, canvas):
-    tokens = canvas.tokens.masked_fill(~canvas.is_real, MASK_ID)  # tokens at padding must not matter
-    features = network.features(tokens, None, canvas.attention_mask)
-    for row, length in enumerate(LENGTHS):
-        alone = network.features(canvas.tokens[row : row + 1, :length])[0]
-        torch.testing.assert_close(features[row, :length], alone, **CLOSE)
-
-
-@pytest.mark.parametrize("output", ["sequence", "token"])
-@torch.no_grad()
-def test_a_discriminator_reads_each_sequence_alone(network, canvas, output):
-    torch.manual_seed(0)
-    discriminator = Discriminator.from_denoiser(network, output=output).eval()
-    assert torch.equal(discriminator.trunk.position_embed, network.position_embed)
-    logits = discriminator(canvas.tokens, None, canvas.attention_mask)
-    assert logits.shape == ((4, 12) if output == "token" else (4,))
-    for row, length in enumerate(LENGTHS):
-        alone = discriminator(canvas.tokens[row : row + 1, :length])[0]
-        torch.testing.assert_close(logits[row, :length] if output == "token" else logits[row], alone, **CLOSE)
-
-
-def test_a_bundle_keeps_network_and_discriminator(network, canvas, tmp_path):
-    discriminator = Discriminator.from_denoiser(network, output="sequence").eval()
-    save(Bundle(teacher=network, discriminator=discriminator), tmp_path / "bundle")
-    loaded = load(tmp_path / "bundle")
-    assert (type(loaded.teacher), loaded.teacher.config, loaded.process) == (Bert, network.config, Absorbing(MASK_ID))
-    with torch.no_grad():
-        assert torch.equal(loaded.teacher(canvas.tokens), network(canvas.tokens))
-        assert torch.equal(loaded.discriminator(canvas.tokens), discriminator(canvas.tokens))
-
-
-def test_the_network_meets_the_protocols_of_denoisers(network):
-    assert isinstance(network, Denoiser)
-    assert isinstance(network, Trunk)
-    assert network.at_budget(3) is network
-
-
-def test_activation_checkpointing_changes_no_gradient(network, canvas):
-    gradients = []
-    for network.keeps_activations in (True, False):
-        network.zero_grad()
-        network(canvas.tokens, None, canvas.attention_mask)[canvas.is_free][:, IDS].square().sum().backward()
-        gradients.append([parameter.grad.clone() for parameter in network.parameters()])
-    network.keeps_activations = True
-    for kept, recomputed in zip(*gradients, strict=True):
-        assert torch.equal(kept, recomputed)
-        assert kept.abs().sum() > 0
-
-
-@pytest.mark.parametrize("numerics", ["bfloat16", "int8"])
-@torch.no_grad()
-def test_a_cheaper_trunk_has_nearly_the_same_logits(network, canvas, numerics):
-    cheaper = for_inference(Bundle(teacher=network), numerics).teacher
-    logits, exact = (model(canvas.tokens, None, canvas.attention_mask)[canvas.is_real] for model in (cheaper, network))
-    error = (logits - exact)[:, IDS].abs().max()
-    assert 0 < error < 0.4 * exact[:, IDS].std()
 
 
 def without(weights, name):

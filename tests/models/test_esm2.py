@@ -3,15 +3,10 @@
 import pytest
 import torch
 
-from didi.diffusion.absorbing import Absorbing
-from didi.diffusion.canvas import Canvas
 from didi.errors import UsageError
-from didi.models.bundle import Bundle, load, save
-from didi.models.denoiser import Denoiser, Trunk
-from didi.models.discriminator import Discriminator, num_parameters
+from didi.models.discriminator import num_parameters
 from didi.models.esm2 import SIZES, Esm2, Esm2Config
 from didi.models.esm2_layout import esm2_from_state_dict, to_public_names
-from didi.models.inference import for_inference
 from didi.models.initial_state import InitialState
 from didi.models.networks import without_weights
 from didi.models.proteins import ALPHABET, EXCLUDED_IDS, MASK_ID
@@ -47,22 +42,6 @@ def reference(seed=0, **changes):
         for parameter in model.parameters():  # initial norms and biases would hide errors
             parameter.add_(0.3 * torch.randn_like(parameter))
     return model
-
-
-@pytest.fixture(scope="module")
-def canvas():
-    """Framed sequences of several lengths, some residues masked."""
-    generator = torch.Generator().manual_seed(1)
-    tokens = torch.full((len(LENGTHS), 12), 1)
-    for row, length in enumerate(LENGTHS):
-        tokens[row, :length] = torch.randint(4, 24, (length,), generator=generator)
-        tokens[row, 0], tokens[row, length - 1] = 0, 2
-        is_masked = torch.rand(length, generator=generator) < 0.4
-        tokens[row, :length][is_masked & (tokens[row, :length] > 3)] = MASK_ID
-    lengths = torch.tensor(LENGTHS)
-    is_real = torch.arange(12) < lengths[:, None]
-    is_free = is_real & (tokens > 3)
-    return Canvas(tokens, is_free, is_real, has_padding=True)
 
 
 @pytest.fixture(scope="module")
@@ -123,70 +102,9 @@ def test_the_alphabet_is_that_of_the_public_checkpoints():
 
 
 @torch.no_grad()
-def test_a_padded_batch_has_the_features_of_its_sequences(network, canvas):
-    tokens = canvas.tokens.masked_fill(~canvas.is_real, MASK_ID)  # tokens at padding must not matter
-    features = network.features(tokens, None, canvas.attention_mask)
-    for row, length in enumerate(LENGTHS):
-        alone = network.features(canvas.tokens[row : row + 1, :length])[0]
-        torch.testing.assert_close(features[row, :length], alone, **CLOSE)
-
-
-@torch.no_grad()
 def test_a_state_of_masks_alone_has_finite_logits(network):
     logits = network(torch.full((1, 5), MASK_ID))
     assert logits[..., 4:24].isfinite().all()
-
-
-@pytest.mark.parametrize("output", ["sequence", "token"])
-@torch.no_grad()
-def test_a_discriminator_reads_each_sequence_alone(network, canvas, output):
-    torch.manual_seed(0)
-    discriminator = Discriminator.from_denoiser(network, output=output).eval()
-    assert not discriminator.is_time_conditioned
-    logits = discriminator(canvas.tokens, None, canvas.attention_mask)
-    assert logits.shape == ((4, 12) if output == "token" else (4,))
-    for row, length in enumerate(LENGTHS):
-        alone = discriminator(canvas.tokens[row : row + 1, :length])[0]
-        torch.testing.assert_close(logits[row, :length] if output == "token" else logits[row], alone, **CLOSE)
-
-
-def test_a_bundle_keeps_network_and_discriminator(network, canvas, tmp_path):
-    discriminator = Discriminator.from_denoiser(network, output="sequence").eval()
-    save(Bundle(teacher=network, discriminator=discriminator), tmp_path / "bundle")
-    loaded = load(tmp_path / "bundle")
-    assert (type(loaded.teacher), loaded.teacher.config, loaded.process) == (Esm2, network.config, Absorbing(MASK_ID))
-    assert loaded.discriminator.config.output == "sequence"
-    with torch.no_grad():
-        assert torch.equal(loaded.teacher(canvas.tokens), network(canvas.tokens))
-        assert torch.equal(loaded.discriminator(canvas.tokens), discriminator(canvas.tokens))
-
-
-def test_the_network_meets_the_protocols_of_denoisers(network):
-    assert isinstance(network, Denoiser)
-    assert isinstance(network, Trunk)
-    assert network.at_budget(3) is network
-
-
-def test_activation_checkpointing_changes_no_gradient(network, canvas):
-    gradients = []
-    for network.keeps_activations in (True, False):
-        network.zero_grad()
-        logits = network(canvas.tokens, None, canvas.attention_mask)
-        logits[canvas.is_free][:, 4:24].square().sum().backward()
-        gradients.append([parameter.grad.clone() for parameter in network.parameters()])
-    network.keeps_activations = True
-    for kept, recomputed in zip(*gradients, strict=True):
-        assert torch.equal(kept, recomputed)
-        assert kept.abs().sum() > 0
-
-
-@pytest.mark.parametrize("numerics", ["bfloat16", "int8"])
-@torch.no_grad()
-def test_a_cheaper_trunk_has_nearly_the_same_logits(network, canvas, numerics):
-    cheaper = for_inference(Bundle(teacher=network), numerics).teacher
-    logits, exact = (model(canvas.tokens, None, canvas.attention_mask)[canvas.is_real] for model in (cheaper, network))
-    error = (logits - exact)[:, 4:24].abs().max()
-    assert 0 < error < 0.4 * exact[:, 4:24].std()
 
 
 def test_embeddings_with_token_dropout_have_no_noise(network):
