@@ -1,12 +1,16 @@
-"""The figures of docs/results/prose.md: perplexity and entropy of ``prose``, by two judges, and at equal entropy.
+"""The figures of docs/results/prose.md: perplexity and entropy of ``prose`` by two judges, and joint divergences.
 
-    python benchmarks/prose.py --sets DIR [--model prose] [--roles teacher data] [--judge smollm2-135m]
+    python benchmarks/prose.py judges --sets DIR [--model prose] [--roles teacher data] [--judge smollm2-135m]
+    python benchmarks/prose.py joint --sets DIR --reference RUN/bundle [--num-samples 512]
+    python benchmarks/prose.py page
 
 Sample sets and their scores are kept in ``--sets``, so that the script can be interrupted, resumed and shared by
-processes. It prints a row of the page's table for each set, and writes ``docs/results/prose.json`` once all are there.
+processes. ``judges`` and ``joint`` write their part of ``docs/results/prose.json`` once all sets are there; ``page``
+writes the tables. The reference is trained by ``didi pretrain prose-ar``.
 """
 
 import argparse
+import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,8 +18,8 @@ from typing import Any
 
 import equal_entropy
 import torch
-from equal_entropy import SEED, of_network, scored
-from pages import DOCS, write_json
+from equal_entropy import SEED, drawn, of_network, scored
+from pages import DOCS, renew, write_json
 from torch import Tensor
 
 import didi
@@ -24,10 +28,14 @@ from didi.diffusion.noise import named_generator
 from didi.evaluation.anchors import shuffled_words, starts_of_words
 from didi.evaluation.equal_entropy import PerSequence
 from didi.evaluation.frontier import bootstrap_interval, mean_interval
+from didi.evaluation.joint import joint_divergence
 from didi.evaluation.machine import machine_name
+from didi.markdown import markdown_table
+from didi.models.autoregressive import AutoregressiveLM
 
 LENGTH = 256
-JUDGES = ("smollm2-135m", "gemma3-270m")
+JUDGES = {"smollm2-135m": "SmolLM2", "gemma3-270m": "Gemma"}
+"""Names of the judges on the page."""
 TEACHER_NFES, TEMPERATURES = (8, 64), (0.8, 0.9, 1.0)
 """Numbers of moves and temperatures of the teacher for the comparison at equal entropy."""
 CELLS = {
@@ -36,6 +44,7 @@ CELLS = {
     "teacher": [(4, 1.0), (16, 1.0), *((nfe, temperature) for nfe in TEACHER_NFES for temperature in TEMPERATURES)],
     "student": [(nfe, 1.0) for nfe in (4, 8, 16, 64)],
 }
+JOINT_CELLS = [("data", 0), ("teacher", 8), ("student", 8), ("student", 16), ("teacher", 64)]
 
 
 def real_tokens(args: argparse.Namespace, role: str) -> Tensor:
@@ -65,7 +74,7 @@ def rows(args: argparse.Namespace) -> list[dict[str, Any]]:
                 values = cell(args, judge, role, nfe, temperature)
                 row = {"judge": judge, "role": role, "nfe": nfe, "temperature": temperature}
                 found.append(row | perplexity_and_entropy(values))
-                print(row_line(found[-1]), flush=True)
+                print(found[-1], flush=True)
     return found
 
 
@@ -85,37 +94,91 @@ def perplexity_and_entropy(values: PerSequence) -> dict[str, Any]:
     }
 
 
-def row_line(row: dict[str, Any]) -> str:
-    """A row of the page's table."""
-    perplexity, (low, high) = row["perplexity"], row["perplexity_ci"]
-    entropy, (least, most) = row["entropy"], row["entropy_ci"]
-    return (
-        f"| {row['role']} | {row['nfe'] or '–'} | {row['temperature']:g} | {perplexity:,.0f} [{low:,.0f}, {high:,.0f}] "
-        f"| {entropy:.2f} [{least:.2f}, {most:.2f}] | {row['judge']} |"
+def joint_rows(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Joint divergence of each of ``JOINT_CELLS`` from the reference."""
+    reference = didi.load(args.reference).autoregressive
+    if not isinstance(reference, AutoregressiveLM):
+        raise SystemExit(f"the reference has an autoregressive network; {args.reference} has none: see didi pretrain")
+    found = []
+    for role, nfe in JOINT_CELLS:
+        file = args.sets / f"joint-{role}-{nfe}-{args.num_samples}.json"
+        if not file.is_file():
+            tokens = drawn(args, role, nfe, 1.0) if nfe else real_tokens(args, role)
+            estimate = joint_divergence(tokens, reference)
+            write_json(file, {"role": role, "nfe": nfe, "folds": estimate.folds} | estimate.record())
+        found.append(json.loads(file.read_text("utf-8")))
+        print(found[-1], flush=True)
+    return found
+
+
+def page(record: dict[str, Any]) -> list[str]:
+    """The tables of the page."""
+    at_equal_entropy = zip(*(record["equal_entropy"][judge] for judge in JUDGES), strict=True)
+    ratios = [
+        [f"student with {rows[0]['nfe']}, {rows[0]['against'].replace('at', 'with')}"]
+        + [estimate(row["ratio"], row["interval"], ".2f") for row in rows]
+        for rows in at_equal_entropy
+    ]
+    lines = markdown_table(
+        ["perplexity of the student over that of the teacher at the same entropy", *JUDGES.values()], ratios
     )
+    if joint := record.get("joint"):
+        cells = [[*set_of(row), estimate(row["kl"], row["ci"], ".1f")] for row in joint["rows"]]
+        lines += ["", *markdown_table(["set", "NFE", "joint KL from the autoregressive network, nats"], cells)]
+    order = list(CELLS)
+    by_set = sorted(record["rows"], key=lambda row: (order.index(row["role"]), -row["temperature"], row["nfe"]))
+    sets = zip(*([row for row in by_set if row["judge"] == judge] for judge in JUDGES), strict=True)
+    cells = [
+        [*set_of(rows[0]), f"{rows[0]['temperature']:g}" if rows[0]["nfe"] else "–"]
+        + [estimate(row["perplexity"], row["perplexity_ci"], ",.0f") for row in rows]
+        + [estimate(rows[0]["entropy"], rows[0]["entropy_ci"], ".2f")]
+        for rows in sets
+    ]
+    header = ["set", "NFE", "temperature", *(f"perplexity, {name}" for name in JUDGES.values()), "entropy"]
+    return [*lines, "", *markdown_table(header, cells)]
+
+
+def set_of(row: dict[str, Any]) -> list[str]:
+    """First cells of a row: the set and its number of moves."""
+    names = {"data": "held-out text", "shuffled words": "the same, words shuffled"}
+    return [names.get(row["role"], row["role"]), str(row["nfe"] or "–")]
+
+
+def estimate(value: float, interval: Sequence[float], form: str) -> str:
+    """A value with its interval."""
+    low, high = interval
+    return f"{value:{form}} [{low:{form}}, {high:{form}}]"
 
 
 def main(words: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sets", type=Path, required=True)
+    parser.add_argument("part", choices=("judges", "joint", "page"))
+    parser.add_argument("--sets", type=Path)
     parser.add_argument("--model", default="prose")
-    parser.add_argument("--judge", nargs="+", choices=JUDGES, default=list(JUDGES))
+    parser.add_argument("--judge", nargs="+", choices=list(JUDGES), default=list(JUDGES))
     parser.add_argument("--roles", nargs="+", choices=list(CELLS), default=list(CELLS))
-    parser.add_argument("--num-samples", type=int, default=128)
+    parser.add_argument("--reference", help="bundle of the autoregressive network")
+    parser.add_argument("--num-samples", type=int, help="by default 128 (judges) and 512 (joint)")
     args = parser.parse_args(words)
+    results = DOCS / "results" / "prose.json"
+    record = json.loads(results.read_text("utf-8")) if results.is_file() else {}
+    if args.part == "page":
+        renew(DOCS / "results" / "prose.md", "prose.py", page(record))
+        return
+    if args.sets is None or (args.part == "joint" and args.reference is None):
+        parser.error("judges needs --sets, joint needs --sets and --reference")
     args.network, args.temperatures = "bfloat16", TEMPERATURES
+    args.num_samples = args.num_samples or {"judges": 128, "joint": 512}[args.part]
     equal_entropy.check_sets(args)
+    about = {"model": args.model, "seed": SEED, "network": args.network}
+    measured_on = {"num_samples": args.num_samples, "machine": machine_name()}
+    if args.part == "joint":
+        write_json(results, record | about | {"joint": {**measured_on, "rows": joint_rows(args)}})
+        return
     measured = rows(args)
     if set(args.roles) == set(CELLS) and set(args.judge) == set(JUDGES):
         at_equal_entropy = {judge: equal_entropy_rows(args, judge) for judge in JUDGES}
-        about = {
-            "model": args.model,
-            "seed": SEED,
-            "num_samples": args.num_samples,
-            "network": args.network,
-            "machine": machine_name(),
-        }
-        write_json(DOCS / "results" / "prose.json", about | {"rows": measured, "equal_entropy": at_equal_entropy})
+        write_json(results, record | about | measured_on | {"rows": measured, "equal_entropy": at_equal_entropy})
 
 
 if __name__ == "__main__":
