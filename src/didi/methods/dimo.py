@@ -4,10 +4,10 @@ One step:
 
 1. Draw initial states: some positions are [MASK], the others hold uniformly drawn tokens, and embeddings have Gaussian
    noise (``models.initial_state``). One pass of the student gives logits z, from which all tokens x are drawn.
-2. Mask a random share of the positions of x again. The auxiliary model descends the cross-entropy of x there. Repeat
-   ``auxiliary_steps`` times, with other samples of the student.
-3. Mask x again. At the masked positions, the gradient of the divergence between the updated auxiliary model and the
-   teacher with respect to the auxiliary model's logits is applied to z (``objectives.dimo``).
+2. Mask a random share of the positions of x. The auxiliary model descends the cross-entropy of x there. There are
+   ``auxiliary_steps`` such updates, each with other samples of the student.
+3. Mask the x of step 1 again, at new random positions. At these, the gradient of the divergence between the updated
+   auxiliary model and the teacher with respect to the auxiliary model's logits is applied to z (``objectives.dimo``).
 
 Student and auxiliary model are initialised with the teacher's weights. Departures from the paper and its public code,
 github.com/yuanzhi-zhu/DiMO:

@@ -254,6 +254,13 @@ def upgraded_objective(settings: Mapping[str, Any], base: ObjectiveConfig) -> di
     Before ``trajectory`` existed, ``score_decomposition`` off meant ``one-step``, ``moves`` above 2 meant ``path`` and
     ``moves`` 2 meant ``two-moves``. The record of a run has all settings of its version; newer settings get their
     defaults, which do what earlier versions did. Only whole paths have a reference.
+
+    Args:
+        settings: names and values as they were written.
+        base: objective that gives missing settings their values.
+
+    Raises:
+        UsageError: ``score_decomposition`` is not a boolean, or stands beside ``trajectory``.
     """
     result, fields = dict(settings), ObjectiveConfig.__dataclass_fields__
     if len(result.keys() & fields.keys()) > len(fields) / 2:

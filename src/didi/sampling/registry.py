@@ -114,7 +114,11 @@ SAMPLERS: dict[SamplerName, tuple[SamplerKind, ...]] = {
     ),
     "published": (SamplerKind(Published), SamplerKind(PublishedUniform, ("uniform",))),
 }
-"""Samplers by name; a name may have several entries, for different processes."""
+"""Samplers by name; a name may have several entries, for different processes.
+
+They have the same ``ignores_grid``, ``num_moves`` and own settings with the same defaults: several functions below read
+the first entry.
+"""
 
 
 def _kinds(name: SamplerName) -> tuple[SamplerKind, ...]:
