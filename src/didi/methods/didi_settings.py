@@ -41,7 +41,7 @@ class DiscriminatorSettings:
     """Moves of the student in the warm-up. 2: two moves even if the objective's trajectory is a path, since the
     discriminator learns faster from two moves; 3 or more: a path of that many moves."""
     steps_per_student_step: int = 1
-    """Discriminator updates for each student update, each on fresh corruptions and fresh real rows."""
+    """Discriminator updates for each student update, each on new corruptions and new real rows."""
     completions: int | None = None
     """Completions of each state that the discriminator learns from, None for all; completions of one state are similar,
     so that 1 loses little."""

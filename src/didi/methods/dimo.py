@@ -18,9 +18,9 @@ github.com/yuanzhi-zhu/DiMO:
   that was trained without smoothing, the optimum of the student would not be the teacher.
 - Label smoothing gives no probability to [MASK], which no network predicts here; embeddings are trained; text models
   have no condition, and therefore no classifier-free guidance.
-- The cross-entropy is a mean over all positions instead of the masked ones, which changes the scale of the gradient, to
-  which learning rate and ``clip_norm`` refer. The student's loss is a sum over the masked positions of a sequence: its
-  gradient had a norm of about 20 on ``exact``, so that the bound of 1 was active.
+- The cross-entropy is a mean over all positions instead of the masked ones. This changes the scale of the gradient,
+  which matters for ``clip_norm``. The student's loss is a sum over the masked positions of a sequence: its gradient had
+  a norm of about 20 on ``exact`` and was therefore clipped to the norm 1.
 - With ``loop.accumulation`` above 1 the auxiliary model is stepped with the last micro-batch; the student's loss on
   earlier micro-batches reads the auxiliary model before that step.
 """

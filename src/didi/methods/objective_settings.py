@@ -55,9 +55,9 @@ class ObjectiveConfig:
     reference_steps: int = 0
     """Number of student updates after which the student is copied to a reference, on a ``whole-path`` (not in the
     paper). The discriminator learns from samples of the reference, and the reward of a path adds the log-ratio of its
-    probability under student and reference, in nats per sequence, so that it does not lag behind the student. The
-    discriminator should have one logit per sequence and no label smoothing, so that its log-ratio has the same unit. 2
-    or more; 0: no reference, the discriminator learns from the student's samples."""
+    probability under student and reference, in nats per sequence, so that the reward is that of the present student.
+    The discriminator should have one logit per sequence and no label smoothing, so that its log-ratio has the same
+    unit. 2 or more; 0: no reference, the discriminator learns from the student's samples."""
     coupled_time: bool = True
     """Corrupt the samples at the time tau of their intermediate state (App. F.3)."""
     weight: WeightName = "constant"

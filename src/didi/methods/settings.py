@@ -183,8 +183,8 @@ class LoopConfig:
     keep_checkpoints: int = 2
     """Number of newest checkpoints that are kept."""
     max_skipped_steps: int = 0
-    """Number of steps between two log lines whose loss or gradient may be infinite or NaN. Such a step changes no
-    weights; one step more ends the run."""
+    """Number of steps with an infinite or NaN loss or gradient that are tolerated between two log lines. Such a step
+    changes no weights; one more of them ends the run."""
     precision: Literal["auto", "float32", "bf16"] = "auto"
     """Autocast of the networks; ``auto`` is bf16 on an accelerator that has it, float32 on a CPU."""
     fsdp: bool = False

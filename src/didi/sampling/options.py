@@ -28,8 +28,8 @@ DEFAULT_SAMPLER: SamplerName = "default"
 class SamplingOptions:
     """How to sample. Evaluations record all fields except ``batch_size`` and ``is_whole_batch``.
 
-    The settings from ``guidance`` on belong to some samplers: None is the default of the sampler, and a value that the
-    chosen sampler does not read is refused.
+    The fields from ``guidance`` on are read by some samplers only: None is the default of the sampler, and a value that
+    the chosen sampler does not read is refused.
 
     Attributes:
         sampler: a name in ``didi.sampling.SAMPLERS``: ``ancestral`` (Eq. 10; left to right for an autoregressive
