@@ -52,7 +52,7 @@ class CurriculumConfig:
     gamma_max: float | None = None
     """Gamma at t = 1; -1.85 in the public OpenWebText run. None: the gamma of ``alpha_min``."""
     alpha_max: float = 0.95
-    """Signal rate at t = 0 if ``gamma_min`` is None; 0.946 in the public OpenWebText run."""
+    """Signal rate at t = 0 if ``gamma_min`` is None; 0.945 in the public OpenWebText run."""
     alpha_min: float = 0.05
     """Signal rate at t = 1 if ``gamma_max`` is None; 0.049 in the public OpenWebText run."""
 
