@@ -20,7 +20,7 @@ from didi.recipes.ablations import (
     cumulative,
     decisions,
     leave_one_out,
-    paper_objective,
+    objective_without_tricks,
     with_objective,
 )
 from didi.sampling.guided import Guidance
@@ -142,7 +142,7 @@ def test_decisions_are_about_the_generator_of_two_moves():
 
 
 def test_rows_of_equal_settings_are_one_run():
-    base = replace(MARKOV, objective=paper_objective())
+    base = replace(MARKOV, objective=objective_without_tricks())
     first, second = cumulative(base), leave_one_out(base)
     assert first["+ Regularization"] == second["Baseline (with all tricks)"]
     assert first["+ π(t) Weighting"] == second["w/o Regularization"]
@@ -152,7 +152,7 @@ def test_rows_of_equal_settings_are_one_run():
 
 
 def test_each_row_differs_from_its_neighbour_by_its_trick_alone():
-    base = replace(MARKOV, objective=paper_objective())
+    base = replace(MARKOV, objective=objective_without_tricks())
     rows = list(cumulative(base).values())
     for (before, after), trick in zip(pairwise(rows), TRICKS.values(), strict=True):
         changed = {name for name, value in vars(after.objective).items() if vars(before.objective)[name] != value}
@@ -166,7 +166,7 @@ def test_each_row_differs_from_its_neighbour_by_its_trick_alone():
 
 
 def test_the_published_tables_have_our_rows():
-    base = replace(MARKOV, objective=paper_objective())
+    base = replace(MARKOV, objective=objective_without_tricks())
     assert [*cumulative(base), f"+ {GUIDED}"] == list(published.TABLE_1)
     *one_less, full = leave_one_out(base)
     assert [*one_less, f"w/o {GUIDED}", full] == list(published.TABLE_2)

@@ -12,6 +12,7 @@ import torch
 from torch.nn import functional as F
 
 from didi.diffusion.categorical import divergence
+from didi.errors import UsageError
 from didi.objectives.dimo import auxiliary_losses, logit_gradient, mask_ratios, surrogate_loss
 
 V, LENGTH, MASK = 3, 2, 3
@@ -173,3 +174,8 @@ def test_mask_ratios_have_their_distributions():
     for ratio in (0.1, 0.5, 0.9):  # P(2 arccos(u) / pi <= r) = 1 - cos(pi r / 2)
         assert float((found <= ratio).double().mean()) == pytest.approx(1 - math.cos(math.pi * ratio / 2), abs=1e-4)
     assert torch.equal(mask_ratios("uniform", uniforms), uniforms)
+
+
+def test_an_unknown_distribution_of_mask_ratios_is_refused(unchecked):
+    with pytest.raises(UsageError, match="mask ratios is one of arccos, uniform; got 'cosine'"):
+        mask_ratios("cosine", torch.rand(2))

@@ -130,3 +130,8 @@ def test_the_median_excludes_pairs_of_equal_points():
 def test_advantages_without_a_baseline_are_refused(num, settings, message):
     with pytest.raises(UsageError, match=message):
         mmd_advantages(torch.ones(1, num, num), torch.ones(1, num, 1), **settings)
+
+
+def test_an_unknown_advantage_is_refused(unchecked):
+    with pytest.raises(UsageError, match="an advantage is one of groups, leave-one-out; got 'batch'"):
+        mmd_advantages(torch.ones(1, 4, 4), torch.ones(1, 4, 1), advantage="batch")

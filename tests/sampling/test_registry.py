@@ -64,6 +64,23 @@ def test_the_table_above_covers_every_sampler_and_own_setting():
     assert set(MASKED) == ON_A_GRID | {"first-hitting", "entropy-bounded", "one-step"}
 
 
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_entries_of_one_name_agree_in_what_is_read_from_the_first(sampler):
+    first, *others = (
+        (
+            kind.ignores_grid,
+            kind.num_moves,
+            {
+                field.name: field.default
+                for field in fields(kind.sampler)
+                if field.name in kind.reads and field.name in OWN_SETTINGS
+            },
+        )
+        for kind in SAMPLERS[sampler]
+    )
+    assert all(other == first for other in others)
+
+
 @pytest.mark.parametrize(("sampler", "setting"), list(itertools.product(MASKED, READERS)))
 def test_a_setting_is_accepted_if_and_only_if_it_is_read(bundle, sampler, setting):
     options = SamplingOptions(sampler, **{setting: VALUES[setting]})

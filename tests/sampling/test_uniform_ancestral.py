@@ -1,3 +1,6 @@
+import math
+from itertools import pairwise
+
 import pytest
 import torch
 from torch import nn
@@ -34,6 +37,19 @@ def test_samples_of_independent_positions_are_exact_in_any_number_of_moves(chi_s
     for position in range(2):
         assert chi_square(last.z[:, position], PROBS) > 1e-3
     assert (last.network_passes == 1).all()
+
+
+def test_the_head_reads_about_2_l_ln_n_positions_in_n_moves(unchecked):
+    sampler, uniforms = (
+        UniformAncestral(Constant(), Uniform(3)),
+        (torch.arange(4000, dtype=torch.float64)[None] + 0.5) / 4000,
+    )
+    for nfe in (16, 64):
+        moves = [sampler.move(t, s).before_network(uniforms, uniforms) for t, s in pairwise(time_grid(nfe))]
+        shares = [float(early.is_open.double().mean()) for early in moves]
+        expected = [1 / nfe, *(nfe / (m * (nfe - 1 - m) + nfe) for m in range(1, nfe))]
+        assert shares == pytest.approx(expected, abs=5e-4)
+        assert sum(shares) == pytest.approx(2 * math.log(nfe), rel=0.03)
 
 
 def test_top_p_cuts_and_given_tokens_stay(unchecked):

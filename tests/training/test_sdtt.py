@@ -206,7 +206,9 @@ def test_a_checkpoint_without_the_teacher_of_the_round_is_refused(make_job):
     job = make_job(CONFIG)
     state = job.state_dict()
     del state["method"]["round_teacher"]
-    with pytest.raises(UsageError, match="a checkpoint with rounds holds a copy of the student; this one lacks its"):
+    with pytest.raises(
+        UsageError, match="a checkpoint with method sdtt holds a copy of the student; this one lacks its"
+    ):
         make_job(CONFIG).load_state_dict(state)
 
 

@@ -147,7 +147,7 @@ def test_a_missing_start_is_one_line_with_the_way_to_make_it(start, source, monk
     with pytest.raises(DidiError) as caught:
         pretrain_run(config, RunFolder(tmp_path / "run"), resume=False, device=CPU, source=source)
     message = str(caught.value)
-    assert message.startswith("--start takes a bundle, which a resumed run needs too")
+    assert message.startswith("start takes a bundle, which a resumed run needs too")
     assert "`didi convert antiberty antiberty --out bundles/antiberty`" in message
     assert start in message
     assert "\n" not in message
@@ -175,7 +175,7 @@ def test_a_start_that_does_not_fit_is_refused(started, source):
         (
             replace(config, start="nobody"),
             source,
-            "^--start takes a bundle, which a resumed run needs too, .* got 'nobody'",
+            "^start takes a bundle, which a resumed run needs too, .* got 'nobody'",
         ),
         (config, MarkovSource(8, 0, "exact"), "start has the tokens of the corpus .*; those of .* are others"),
         (replace(config, process="uniform"), MarkovSource(8, 0, "exact"), "the process of the run, uniform; that of"),

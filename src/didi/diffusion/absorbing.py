@@ -204,6 +204,7 @@ class Absorbing:
         where :math:`f_n` is the expected cross-entropy, summed over n positions masked at random. So n is drawn
         uniformly from 1 to L and the sum is weighted by L / n. Unlike a draw of t, this needs no cut at small times and
         has less variance (https://arxiv.org/abs/2406.03736, App. C; LLaDA, https://arxiv.org/abs/2502.09992, Eq. 6).
+        The time of a state is that of its share m; shares above :math:`1 - \alpha_1` have the time 1.
         """
         is_masked = torch.zeros(len(canvas), num_draws, canvas.length, dtype=torch.bool)
         shares, weights = (torch.ones(len(canvas), num_draws, dtype=torch.float64) for _ in range(2))

@@ -46,7 +46,7 @@ class Canvas:
 
     @classmethod
     def padded(cls, tokens: Int[Tensor, "b l"], lengths: Int[Tensor, " b"]) -> "Canvas":
-        """Sequences of the given lengths at the start of each row; the rest is padding."""
+        """Sequences of the given lengths at the start of each row, all free; the rest is padding."""
         is_real = torch.arange(tokens.shape[1], device=tokens.device) < lengths[:, None]
         return cls(tokens, is_real, is_real, has_padding=bool((lengths < tokens.shape[1]).any()))
 

@@ -5,8 +5,9 @@ latent
 
 .. math:: w = a x + s \epsilon, \quad a^2 = \mathrm{sigmoid}(-\gamma), \quad s^2 = \mathrm{sigmoid}(\gamma).
 
-Its largest entry is distributed as a state of uniform-state diffusion, :math:`\mathrm{Cat}(\alpha x + (1 - \alpha)/K)`,
-with :math:`\alpha = \mathcal{T}(a)`, Eq. 10. https://arxiv.org/abs/2506.10892
+The index of its largest entry is distributed as a state of uniform-state diffusion,
+:math:`\mathrm{Cat}(\alpha x + (1 - \alpha)/K)`, with :math:`\alpha = \mathcal{T}(a)`, Eq. 10.
+https://arxiv.org/abs/2506.10892
 """
 
 import math
@@ -85,8 +86,8 @@ class GaussianSchedule:
 
     Attributes:
         num_symbols: K.
-        gamma_min: at ``t = 0``.
-        gamma_max: at ``t = 1``.
+        gamma_min: log noise-to-signal ratio at ``t = 0``.
+        gamma_max: log noise-to-signal ratio at ``t = 1``, larger than ``gamma_min``.
 
     Raises:
         UsageError: the range is empty or infinite, or there are fewer than 2 symbols.

@@ -81,7 +81,10 @@ class Process(Protocol):
     def corrupt(
         self, x0: Int[Tensor, "b l"], t: Float[Tensor, " b"], draws: Float[Tensor, "b l k"]
     ) -> Int[Tensor, "b l"]:
-        """A draw of z_t given x0. With the same ``draws``, a token that is replaced at s is replaced alike at t > s."""
+        """A draw of z_t given x0.
+
+        With the same ``draws``, a token that is replaced at s is replaced by the same symbol at all t > s.
+        """
         ...
 
     def posterior(

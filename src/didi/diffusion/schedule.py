@@ -1,8 +1,8 @@
 r"""Noise schedules, time weights and time densities.
 
-A schedule is the probability :math:`\alpha_t` that a token is still visible at time ``t`` in [0, 1]; it falls from 1 at
-``t = 0`` to 0 or nearly 0 at ``t = 1``. Names and formulas follow Shi et al. 2024 (MD4), Table 1:
-https://arxiv.org/abs/2406.04329.
+A schedule is the probability :math:`\alpha_t` that a token is still visible at time ``t`` in [0, 1]; it falls from 1 or
+nearly 1 at ``t = 0`` to 0 or nearly 0 at ``t = 1``. The cosine and the geometric schedule are those of Shi et al. 2024
+(MD4), Table 1, https://arxiv.org/abs/2406.04329; its linear schedule is called log-linear here, as in MDLM.
 """
 
 import math
@@ -98,7 +98,12 @@ class Cosine:
 
 @dataclass(frozen=True)
 class Geometric:
-    r""":math:`\alpha_t = \exp(-\beta_{min}^{1-t}\beta_{max}^{t})` (MD4, Table 1)."""
+    r""":math:`\alpha_t = \exp(-\beta_{min}^{1-t}\beta_{max}^{t})` (MD4, Table 1).
+
+    Attributes:
+        beta_min: total noise at ``t = 0``, positive.
+        beta_max: total noise at ``t = 1``, larger than ``beta_min``.
+    """
 
     name: str = "geometric"
     beta_min: float = 1e-5
@@ -194,6 +199,9 @@ class TimeDensity:
     r"""The Beta(a, b) density :math:`\pi(t)` from which training times are drawn, Table 5 and App. F.3.
 
     Beta(1, 1) is uniform; Beta(2, 5) favours small times (few masks), Beta(5, 2) large ones.
+
+    Raises:
+        UsageError: a parameter is not positive and finite.
     """
 
     a: float = 1.0
@@ -204,7 +212,7 @@ class TimeDensity:
             raise UsageError(f"both parameters of a Beta density are positive and finite; got ({self.a}, {self.b})")
 
     def sample(self, num: int, generator: torch.Generator) -> Float[Tensor, " b"]:
-        """``num`` independent times in (0, 1), float64."""
+        """``num`` independent times in [1e-6, 1 - 1e-6], float64."""
         concentration = torch.tensor([self.a, self.b], dtype=torch.float64).expand(num, 2)
         gammas = torch._standard_gamma(concentration, generator=generator)
         return (gammas[:, 0] / gammas.sum(-1)).clamp(1e-6, 1 - 1e-6)
@@ -216,7 +224,7 @@ class TimeDensity:
 
 
 def low_discrepancy_times(num: int, generator: torch.Generator, *, t_min: float = 1e-3) -> Float[Tensor, " b"]:
-    """``num`` times, one in each of ``num`` equal slices of [t_min, 1]; each time is uniform on [t_min, 1].
+    """``num`` times, one in each of ``num`` equal parts of [t_min, 1], float64; each time is uniform on [t_min, 1].
 
     An even grid is moved by one random shift (Kingma et al. 2021, App. I.1), which lowers the variance of the NELBO
     across a batch without biasing it on [t_min, 1].

@@ -102,7 +102,7 @@ class ScoreUniform(Uniform):
     The output at the token of the state is not read, because its score is 1.
 
     Attributes:
-        schedule: noise schedule with :math:`\alpha_1 > 0`: at pure noise all scores are 1.
+        schedule: noise schedule with :math:`\alpha_1 > 0`, so that the total noise is finite.
 
     Raises:
         UsageError: the schedule ends at 0.
@@ -173,7 +173,8 @@ class ScoreUniform(Uniform):
         The weights are :math:`(e^{-\Delta Q} s)_j\, e^{\Delta Q}(i | j)` with the rate matrix Q and the total noise
         :math:`\Delta` of the move. Scores of an imperfect network can make a weight negative; it is set to 0.
         """
-        num, stays = self.vocab_size, max(alpha_t, self._alpha(1.0)) / alpha_s
+        alpha_t = max(alpha_t, self._alpha(1.0))  # samplers set it to 0 at t = 1: infinite total noise
+        num, stays = self.vocab_size, alpha_t / alpha_s
         scores, state_score, state = self._scores(logits, z)
         replaced = (1 - stays) / num  # probability that a token is replaced by a certain other token
         offset = (1 - 1 / stays) * scores.sum(-1, keepdim=True).double() / num

@@ -120,9 +120,10 @@ class Uniform:
             + \sum_j \frac{\bar x_j}{\bar x_i} \log\frac{\bar x_j \bar\theta_i}{\bar x_i \bar\theta_j}\Bigr].
 
         :math:`\bar x` takes two values, so :math:`\log\bar\theta` is the only quantity that has to be summed over all
-        symbols (Duo, https://arxiv.org/abs/2506.10892). It is :math:`\log(1 - \alpha_t) + \log(1 + r p_j)` with
-        :math:`r = K \alpha_t / (1 - \alpha_t)` and the prediction p. The first terms cancel. Therefore the numbers for
-        each symbol can be float32 although the result is of second order in :math:`\alpha_t`; the rest is float64.
+        symbols (Duo, https://arxiv.org/abs/2506.10892). With :math:`r = K \alpha_t / (1 - \alpha_t)` and the prediction
+        p, :math:`\log\bar\theta_j = \log(1 - \alpha_t) + \log(1 + r p_j)`. The terms :math:`\log(1 - \alpha_t)` cancel.
+        Therefore the numbers for each symbol can be float32 although the result is of second order in
+        :math:`\alpha_t`; the rest is float64.
         """
         alpha = self.schedule.alpha(t).double().to(z.device)[:, None].expand(z.shape).flatten()
         return by_rows(self._terms, logits, z.flatten(), x0.flatten(), alpha).float().view(z.shape)

@@ -28,12 +28,11 @@ from didi.models.inference import Numerics
 from didi.models.latent import features_with, num_codes
 from didi.models.networks import DenoiserNetwork
 from didi.sampling.autoregressive import LeftToRight
-from didi.sampling.base import Sampler, time_grid
+from didi.sampling.base import ROWS, Sampler, time_grid
 from didi.sampling.guided import Guidance
 from didi.sampling.options import SamplingOptions
 from didi.sampling.registry import find_sampler, make_sampler
 from didi.sampling.token_distribution import TokenDistribution
-from didi.sampling.uniform_ancestral import ROWS
 
 Method = Literal[
     "ancestral", "greedy-tail", "euler", "trunk", "passes", "published", "guided", "guided floor", "autoregressive"

@@ -95,7 +95,7 @@ class DcdConfig(DistillationConfig):
                 "the student"
             )
         if self.loop.fsdp:
-            raise UsageError("method dcd cannot be combined with loop.fsdp: turn loop.fsdp off")
+            raise UsageError("method dcd cannot be combined with loop.fsdp; got both: turn loop.fsdp off")
 
     def round_of(self, step: int) -> int:
         """Round of a step, from 0."""

@@ -6,12 +6,12 @@ with ``loop.steps`` 0 has no updates of the student. One step with an update of 
 
 1. Roll out the student: states z_tau, completions x and their corruptions z_t, with log-probabilities (``rollout``).
    With ``reference_steps`` the discriminator learns from samples of an earlier student instead (``reference``).
-2. Corrupt real sequences to the same times t; the discriminator descends the cross-entropy of Eq. 8 of both.
-   Repeat ``steps_per_student_step`` times, each time with other real rows and with other corruptions of the same
-   samples or, with ``fresh_rollouts``, with other samples.
-3. The reward of each z_t is its log-ratio under the updated discriminator, Eq. 6; subtract baselines, Eq. 7.
-4. The student descends omega(t) times reward times score, Eq. 5 and 9, plus the divergence from the teacher and minus
-   the entropy bonus at both moves, App. F.3.
+2. Corrupt real sequences to the same times t; the discriminator descends the cross-entropy of Eq. 8. There are
+   ``steps_per_student_step`` such updates, each with other real rows and with other corruptions of the same samples
+   or, with ``fresh_rollouts``, with other samples.
+3. The reward of each z_t is its log-ratio under the updated discriminator, Eq. 6; Eq. 7 turns rewards into advantages.
+4. The student descends omega(t) times advantage times score, Eq. 5 and 9, plus the divergence from the teacher and
+   minus the entropy bonus at both moves, App. F.3.
 
 If sequences have different lengths, such as proteins, the student's samples have the lengths of the real rows that they
 are compared with; if a state has several completions, or rollouts are used again, only the distributions of lengths are
@@ -185,7 +185,7 @@ class Didi(Distillation):
         num_moves = budget if settings.objective.budgets and budget else settings.discriminator.guidance_nfe
         parts = [batch.step, batch.micro_batch] if batch.micro_batch else [batch.step]
         generator = named_generator(settings.seed, "guidance", *parts)
-        move = torch.randint(1, num_moves + 1, (num_rows,), generator=generator)  # the last leaves no mask
+        move = torch.randint(1, num_moves + 1, (num_rows,), generator=generator)  # the last one: finished samples
         real = self._real_sequences(batch.step, batch.micro_batch, 0, num_rows)
         num_draws = num_guidance_uniforms(self.student, self.process, num_moves)
         draws = torch.rand(num_draws, num_rows, real.length, dtype=torch.float64, generator=generator)

@@ -20,7 +20,12 @@ from didi.models.networks import DenoiserNetwork
 
 
 def initial_networks(settings: DistillConfig, teacher: DenoiserNetwork) -> tuple[DenoiserNetwork, Discriminator]:
-    """Student and discriminator: copies of the teacher, adapters on its weights, or those of ``settings.start``."""
+    """Student and discriminator: copies of the teacher, adapters on its weights, or those of ``settings.start``.
+
+    Raises:
+        UsageError: there are budgets and the teacher cannot be conditioned on them, or the networks of the start do not
+            fit.
+    """
     student_base = discriminator_base = teacher
     if settings.objective.budgets:
         torch.manual_seed(derive_seed(settings.seed, "budget-map"))

@@ -39,9 +39,9 @@ class DiscriminatorSettings:
     """Steps before the first student update, in which only the discriminator is trained."""
     warmup_moves: int = 2
     """Moves of the student in the warm-up. 2: two moves even if the objective's trajectory is a path, since the
-    discriminator learns faster from two moves; 3 or more: a path of so many moves."""
+    discriminator learns faster from two moves; 3 or more: a path of that many moves."""
     steps_per_student_step: int = 1
-    """Discriminator updates for each student update, each on fresh corruptions and fresh real rows."""
+    """Discriminator updates for each student update, each on new corruptions and new real rows."""
     completions: int | None = None
     """Completions of each state that the discriminator learns from, None for all; completions of one state are similar,
     so that 1 loses little."""
@@ -103,6 +103,7 @@ class DistillConfig(DistillationConfig):
         super().__post_init__()
         self._check_groups()
         self._check_mixture()
+        self._check_adapters()
         objective, discriminator, loop = self.objective, self.discriminator, self.loop
         check_sharding(loop, self.student_optimizer, self.discriminator_optimizer)
         if objective.budgets and loop.fsdp:
@@ -119,16 +120,6 @@ class DistillConfig(DistillationConfig):
                     f"steps_per_student_step is 2 or more; got {discriminator.steps_per_student_step} without it: "
                     "turn it on"
                 )
-        if self.lora_rank is not None:
-            check_at_least(1, self, "lora_rank")
-            if objective.budgets:
-                raise UsageError(
-                    f"objective.budgets cannot be combined with lora_rank; got {self.lora_rank}: leave one out"
-                )
-            if self.start:
-                raise UsageError(f"start cannot be combined with lora_rank; got {self.start} and {self.lora_rank}")
-            if loop.fsdp or "muon" in (self.student_optimizer.method, self.discriminator_optimizer.method):
-                raise UsageError("lora_rank needs AdamW without loop.fsdp; leave it out or change those")
         if loop.accumulation > 1 and discriminator.steps_per_student_step > 1:
             raise UsageError(
                 "discriminator.steps_per_student_step is 1 where loop.accumulation is more than 1: several "
@@ -188,6 +179,26 @@ class DistillConfig(DistillationConfig):
             raise UsageError(
                 f"objective.latent_codes cannot be combined with loop.fsdp or lora_rank; got {num_codes} with "
                 f"{'loop.fsdp' if loop.fsdp else f'lora_rank {self.lora_rank}'}: leave one of the two out"
+            )
+
+    def _check_adapters(self) -> None:
+        """Refuse settings that low-rank adapters do not support."""
+        if self.lora_rank is None:
+            return
+        check_at_least(1, self, "lora_rank")
+        if self.objective.budgets:
+            raise UsageError(
+                f"objective.budgets cannot be combined with lora_rank; got {self.lora_rank}: leave one out"
+            )
+        if self.start:
+            raise UsageError(
+                f"start cannot be combined with lora_rank; got {self.start} and {self.lora_rank}: leave one out"
+            )
+        methods = self.student_optimizer.method, self.discriminator_optimizer.method
+        if self.loop.fsdp or "muon" in methods:
+            raise UsageError(
+                f"lora_rank needs AdamW without loop.fsdp; got {' and '.join(methods)}, loop.fsdp {self.loop.fsdp}: "
+                "leave it out or change those"
             )
 
     def _check_groups(self) -> None:

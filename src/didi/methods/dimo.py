@@ -4,10 +4,10 @@ One step:
 
 1. Draw initial states: some positions are [MASK], the others hold uniformly drawn tokens, and embeddings have Gaussian
    noise (``models.initial_state``). One pass of the student gives logits z, from which all tokens x are drawn.
-2. Mask a random share of the positions of x again. The auxiliary model descends the cross-entropy of x there. Repeat
-   ``auxiliary_steps`` times, with other samples of the student.
-3. Mask x again. At the masked positions, the gradient of the divergence between the updated auxiliary model and the
-   teacher with respect to the auxiliary model's logits is applied to z (``objectives.dimo``).
+2. Mask a random share of the positions of x. The auxiliary model descends the cross-entropy of x there. There are
+   ``auxiliary_steps`` such updates, each with other samples of the student.
+3. Mask the x of step 1 again, at new random positions. At these, the gradient of the divergence between the updated
+   auxiliary model and the teacher with respect to the auxiliary model's logits is applied to z (``objectives.dimo``).
 
 Student and auxiliary model are initialised with the teacher's weights. Departures from the paper and its public code,
 github.com/yuanzhi-zhu/DiMO:
@@ -18,9 +18,9 @@ github.com/yuanzhi-zhu/DiMO:
   that was trained without smoothing, the optimum of the student would not be the teacher.
 - Label smoothing gives no probability to [MASK], which no network predicts here; embeddings are trained; text models
   have no condition, and therefore no classifier-free guidance.
-- The cross-entropy is a mean over all positions instead of the masked ones, which changes the scale of the gradient, to
-  which learning rate and ``clip_norm`` refer. The student's loss is a sum over the masked positions of a sequence: its
-  gradient had a norm of about 20 on ``exact``, so that the bound of 1 was active.
+- The cross-entropy is a mean over all positions instead of the masked ones. This changes the scale of the gradient,
+  which matters for ``clip_norm``. The student's loss is a sum over the masked positions of a sequence: its gradient had
+  a norm of about 20 on ``exact`` and was therefore clipped to the norm 1.
 - With ``loop.accumulation`` above 1 the auxiliary model is stepped with the last micro-batch; the student's loss on
   earlier micro-batches reads the auxiliary model before that step.
 """

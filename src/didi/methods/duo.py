@@ -52,9 +52,9 @@ class CurriculumConfig:
     gamma_max: float | None = None
     """Gamma at t = 1; -1.85 in the public OpenWebText run. None: the gamma of ``alpha_min``."""
     alpha_max: float = 0.95
-    """Signal rate at t = 0 if ``gamma_min`` is None; 0.95 agrees with the public ranges of gamma to 1%."""
+    """Signal rate at t = 0 if ``gamma_min`` is None; 0.945 in the public OpenWebText run."""
     alpha_min: float = 0.05
-    """Signal rate at t = 1 if ``gamma_max`` is None; 0.05 agrees with the public ranges."""
+    """Signal rate at t = 1 if ``gamma_max`` is None; 0.049 in the public OpenWebText run."""
 
     def __post_init__(self) -> None:
         check_finite(self)

@@ -39,7 +39,7 @@ _KINDS: Mapping[str, _Kind] = {
     Absorbing.name: _Kind(states_before_a_move, 2, 0),
     Uniform.name: _Kind(uniform_states_before_a_move, 1, 1),
 }
-"""Functions that draw the states, by the name of the process."""
+"""How the states are drawn, by the name of the process."""
 
 
 def num_guidance_uniforms(student: Denoiser, process: Process, num_moves: int) -> int:

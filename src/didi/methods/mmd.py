@@ -1,4 +1,4 @@
-r"""MDLM-MMD: policy gradient of the maximum mean discrepancy between samples and corpus in features of the teacher.
+r"""Policy gradient of the maximum mean discrepancy (MMD) between samples and corpus in features of the teacher.
 
 Representation-Space MMD for Diffusion Language Models (Drobyshevskiy et al. 2026), https://arxiv.org/abs/2610.06648.
 
@@ -56,8 +56,8 @@ from didi.models.networks import DenoiserNetwork
 from didi.objectives.mmd import mean_of_pairs, median_distance, mmd_advantages
 from didi.process_group import ProcessGroup, process_group
 
-STD_EPSILON = 1e-12  # below the square of any kernel difference that float32 resolves
-_MEDIAN_ROWS, _MEDIAN_POINTS = 256, 1024
+STD_EPSILON = 1e-12  # its root is above the rounding errors of float32 kernels, which equal samples would amplify
+_MEDIAN_ROWS, _MEDIAN_POINTS = 256, 1024  # sequences, and points among theirs, of which the median distance is taken
 _TOKENS_AT_ONCE = 4096  # tokens in one pass of the teacher at the start of a run
 
 
@@ -89,7 +89,15 @@ def completions(
     t: Float[Tensor, " s"],
     uniforms: Float[Tensor, "s l g"],
 ) -> tuple[Int[Tensor, "s g l"], Float[Tensor, "s g"]]:
-    """Samples of the clean sequence given each state, positions independent, and their log-probabilities."""
+    """Samples of the clean sequence given each state, and their log-probabilities in nats, with the gradient.
+
+    Args:
+        student: the few-step generator.
+        process: process of the student.
+        z: states; tokens at positions that are not predicted stay.
+        t: times of ``z``, on its device.
+        uniforms: numbers in [0, 1) for the g samples of each state, whose positions are independent; float64.
+    """
     is_predicted = process.is_predicted(z)
     log_probs = process.log_probs(logits_at(student, z, is_predicted, process.noise_level(student, t)))
     tokens = sample_categorical(log_probs.detach(), uniforms[is_predicted])
@@ -104,7 +112,7 @@ def completions(
 def paths(
     student: DenoiserNetwork, process: Process, num_moves: int, length: int, draw: Uniforms
 ) -> tuple[Int[Tensor, "s l"], Float[Tensor, " s"]]:
-    """Finished samples of the student's ancestral sampler, and the log-probability of each path."""
+    """Finished samples of the student's ancestral sampler, and the log-probability of each path in nats."""
     moves = MOVES[process.name].of(student, process, num_moves, draw.blank_canvas(length))
     branches = moves.branches(num_moves, 1, draw)  # the branch after the last move is the finished sample
     return branches.z, branches.first_score
@@ -216,7 +224,7 @@ class Mmd(Distillation):
         return [kind.unflatten(0, rows.shape[:2]) for kind in features]
 
     def _loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
-        """Surrogate loss with the gradient of the discrepancy; the figure ``mmd`` omits the kernel of corpus pairs."""
+        """Surrogate loss with the gradient of the discrepancy; the metric ``mmd`` omits the kernel of corpus pairs."""
         objective = self.settings.objective
         sample_kernel, cross_kernel = self._kernels(batch)
         advantage = mmd_advantages(

@@ -32,7 +32,7 @@ class MmdObjective:
     discrepancy of the other groups. ``leave-one-out`` (not in the publication): the cost of a sample is computed
     with all other samples; the expected gradient is the same."""
     group_size: int = 2
-    """Samples of a group, 2 in the public code."""
+    """Samples of a group for the advantage ``groups``, 2 or more; 2 in the public code."""
     normalise_advantage: bool = True
     """Divide advantages by their root mean square in the batch (not in the publication)."""
     features: MmdFeatures = "token"
@@ -83,7 +83,11 @@ class MmdObjective:
             raise UsageError(f"objective.bandwidths are one or more positive numbers; got {list(self.bandwidths)}")
 
     def check_groups(self, batch_size: int) -> None:
-        """Refuse batches whose advantages have no baseline; see ``objectives.mmd.mmd_advantages``."""
+        """Refuse batches whose advantages have no baseline; see ``objectives.mmd.mmd_advantages``.
+
+        Raises:
+            UsageError: the number of samples does not fit the advantage.
+        """
         is_path = self.trajectory == "whole-path"
         name, num_samples = ("loop.batch_size", batch_size) if is_path else ("objective.completions", self.completions)
         if self.advantage == "leave-one-out" and num_samples < 3:

@@ -154,7 +154,7 @@ def _started(settings: Any) -> tuple[Bundle, Any]:
         bundle = load(name)
     except DidiError as error:
         raise type(error)(
-            "--start takes a bundle, which a resumed run needs too, for example that of `didi convert antiberty "
+            "start takes a bundle, which a resumed run needs too, for example that of `didi convert antiberty "
             f"antiberty --out bundles/antiberty`: {error}"
         ) from error
     network = bundle.networks().get(role)

@@ -55,9 +55,9 @@ class ObjectiveConfig:
     reference_steps: int = 0
     """Number of student updates after which the student is copied to a reference, on a ``whole-path`` (not in the
     paper). The discriminator learns from samples of the reference, and the reward of a path adds the log-ratio of its
-    probability under student and reference, in nats per sequence, so that it does not lag behind the student. The
-    discriminator should have one logit per sequence and no label smoothing, so that its log-ratio has the same unit. 2
-    or more; 0: no reference, the discriminator learns from the student's samples."""
+    probability under student and reference, in nats per sequence, so that the reward is that of the present student.
+    The discriminator should have one logit per sequence and no label smoothing, so that its log-ratio has the same
+    unit. 2 or more; 0: no reference, the discriminator learns from the student's samples."""
     coupled_time: bool = True
     """Corrupt the samples at the time tau of their intermediate state (App. F.3)."""
     weight: WeightName = "constant"
@@ -254,6 +254,13 @@ def upgraded_objective(settings: Mapping[str, Any], base: ObjectiveConfig) -> di
     Before ``trajectory`` existed, ``score_decomposition`` off meant ``one-step``, ``moves`` above 2 meant ``path`` and
     ``moves`` 2 meant ``two-moves``. The record of a run has all settings of its version; newer settings get their
     defaults, which do what earlier versions did. Only whole paths have a reference.
+
+    Args:
+        settings: names and values as they were written.
+        base: objective that gives missing settings their values.
+
+    Raises:
+        UsageError: ``score_decomposition`` is not a boolean, or stands beside ``trajectory``.
     """
     result, fields = dict(settings), ObjectiveConfig.__dataclass_fields__
     if len(result.keys() & fields.keys()) > len(fields) / 2:

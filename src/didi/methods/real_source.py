@@ -76,7 +76,9 @@ def real_sampler(config: DistillConfig, source: Source, teacher: Bundle, folder:
 def _online_nfe(real_source: str) -> int:
     name, _, number = real_source.partition("=")
     if name != "teacher-steps" or not number.isdigit() or int(number) < 1:
-        raise UsageError(f"real_source is corpus, teacher-pool or teacher-steps=K with K >= 1; got {real_source!r}")
+        raise UsageError(
+            f"discriminator.real_source is corpus, teacher-pool or teacher-steps=K with K >= 1; got {real_source!r}"
+        )
     return int(number)
 
 

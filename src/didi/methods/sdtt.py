@@ -16,10 +16,10 @@ Departures from the public code, github.com/jdeschena/sdtt, are listed in ``docs
 are at t, t - dt, ...; the last step draws no tokens, since no target depends on them, and sequences without a target at
 a step are left out of the teacher's pass.
 
-Optimum of the student: for ``forward-kl`` the best prediction at (z_t, t) is the mean of the targets. It is close to
-the teacher's prediction at (z_t, t), since a revealed token changes a prediction, but its mean over that token almost
-not. For ``kl`` it is the normalised geometric mean, which is more concentrated. ``evaluation.exact.sdtt`` computes
-both.
+Optimum of the student: for ``forward-kl`` the best prediction at (z_t, t) is the mean of the targets. This is close to
+the teacher's prediction at (z_t, t): a revealed token changes a prediction, but the mean of the changed predictions
+over that token hardly differs from the prediction before. For ``kl`` it is the normalised geometric mean, which is more
+concentrated. ``evaluation.exact.sdtt`` computes both.
 """
 
 from collections.abc import Sequence
@@ -177,7 +177,7 @@ class Sdtt(Distillation):
         super().__init__(settings, inputs)
         student = self.copy_of_teacher()
         self.trained = {"student": student}
-        self._round_teacher = FrozenCopy(student, "rounds")
+        self._round_teacher = FrozenCopy(student, "method sdtt")
         self.frozen["round_teacher"] = self._round_teacher.network
         self.optimizers = {"student": settings.optimizer}
 

@@ -1,6 +1,7 @@
 """Settings that all training methods share: frozen dataclasses whose field docstrings name the source of a value.
 
-"Table" and "App." refer to the DiDi-Instruct paper, "row" to ``docs/deviations.md``.
+"Table" and "App." refer to the DiDi-Instruct paper, "row" to ``docs/deviations.md``. The constructors of all settings
+raise ``UsageError`` for values that are out of range or contradict each other.
 """
 
 import math
@@ -19,7 +20,11 @@ CUSTOM = "custom"
 
 
 def check_finite(settings: Any, *unbounded: str) -> None:
-    """Refuse float fields of ``settings`` that are NaN or infinite; fields in ``unbounded`` may be ``inf``."""
+    """Refuse float fields of ``settings`` that are NaN or infinite; fields in ``unbounded`` may be ``inf``.
+
+    Raises:
+        UsageError: a field is refused.
+    """
     for name in (entry.name for entry in fields(settings)):
         value = getattr(settings, name)
         is_finite = not isinstance(value, float) or math.isfinite(value)
@@ -29,7 +34,11 @@ def check_finite(settings: Any, *unbounded: str) -> None:
 
 
 def check_positive(settings: object, *names: str) -> None:
-    """Refuse fields of ``settings`` that are 0 or less, or NaN; None is accepted."""
+    """Refuse fields of ``settings`` that are 0 or less, or NaN; None is accepted.
+
+    Raises:
+        UsageError: a field is refused.
+    """
     for name in names:
         value = getattr(settings, name)
         if value is not None and not value > 0:
@@ -37,14 +46,22 @@ def check_positive(settings: object, *names: str) -> None:
 
 
 def check_at_least(low: int, settings: object, *names: str) -> None:
-    """Refuse fields of ``settings`` that are below ``low`` or NaN."""
+    """Refuse fields of ``settings`` that are below ``low`` or NaN.
+
+    Raises:
+        UsageError: a field is refused.
+    """
     for name in names:
         if not getattr(settings, name) >= low:  # "not >=" instead of "<" refuses NaN too
             raise UsageError(f"{name} is {low} or more; got {getattr(settings, name)}")
 
 
 def check_fraction(settings: object, *names: str) -> None:
-    """Refuse fields of ``settings`` outside [0, 1)."""
+    """Refuse fields of ``settings`` outside [0, 1).
+
+    Raises:
+        UsageError: a field is refused.
+    """
     for name in names:
         if not 0 <= getattr(settings, name) < 1:
             raise UsageError(f"{name} lies in [0, 1); got {getattr(settings, name)}")
@@ -166,8 +183,8 @@ class LoopConfig:
     keep_checkpoints: int = 2
     """Number of newest checkpoints that are kept."""
     max_skipped_steps: int = 0
-    """Number of steps between two log lines whose loss or gradient may be infinite or NaN. Such a step changes no
-    weights; one step more ends the run."""
+    """Number of steps with an infinite or NaN loss or gradient that are tolerated between two log lines. Such a step
+    changes no weights; one more of them ends the run."""
     precision: Literal["auto", "float32", "bf16"] = "auto"
     """Autocast of the networks; ``auto`` is bf16 on an accelerator that has it, float32 on a CPU."""
     fsdp: bool = False
@@ -196,7 +213,11 @@ class LoopConfig:
 
 
 def check_sharding(loop: LoopConfig, *optimizers: OptimizerConfig) -> None:
-    """Refuse Muon with sharded weights."""
+    """Refuse Muon with sharded weights.
+
+    Raises:
+        UsageError: an optimizer is Muon and ``loop.fsdp`` is on.
+    """
     if loop.fsdp and any(optimizer.method == "muon" for optimizer in optimizers):
         raise UsageError("loop.fsdp needs AdamW: Muon needs whole matrices; set the optimizer's method to adamw")
 

@@ -1,12 +1,12 @@
 """Trajectories of a masked student in training: one step, two moves 1 -> tau -> 0 (the paper), or a path.
 
-Each move needs one network pass, from which tokens are drawn and scored. The pass of the first move, from the all-mask
-state, has a single row.
+Each move needs one network pass, from which tokens are drawn and scored. If no tokens are given, the pass of the first
+move, from the all-mask state, has a single row.
 
 A path consists of states of the student's ancestral sampler of ``objective.moves`` moves. One of its moves is scored,
 with the reward of a state at a time within the move. These are the states that occur at inference and that guided
-sampling scores. A finished sample that is corrupted to t has another distribution, unless the network is consistent,
-since the distribution of a token depends on the move that reveals it.
+sampling scores. A finished sample that is corrupted to t has another distribution, since the distribution of a token
+depends on the move that reveals it, unless all predictions of the network are conditionals of one joint distribution.
 """
 
 from typing import NamedTuple

@@ -84,7 +84,7 @@ def unsmooth(logits: Float[Tensor, "*shape"], label_smoothing: float) -> Float[T
 
     With labels :math:`1 - \epsilon/2` and :math:`\epsilon/2` the optimum is :math:`D = \epsilon/2 + (1-\epsilon) p`
     where p is the posterior with unsmoothed labels. This function returns the logit of p, with p clipped to
-    [1e-4, 1 - 1e-4].
+    [1e-4, 1 - 1e-4], in nats; :math:`\epsilon` is in [0, 1).
     """
     if label_smoothing == 0:
         return logits
@@ -110,7 +110,7 @@ def discriminator_loss(
         student_is_masked: where the student's states are [MASK]; other positions are excluded, unless a row has no
             masks.
         real_is_masked: where the corrupted real samples are [MASK].
-        label_smoothing: :math:`\epsilon`; labels become :math:`1 - \epsilon/2` and :math:`\epsilon/2`.
+        label_smoothing: :math:`\epsilon` in [0, 1); labels become :math:`1 - \epsilon/2` and :math:`\epsilon/2`.
         student_attention_mask: False at padding of the student's states, which is excluded; None without padding.
         real_attention_mask: False at padding of the real samples; None without padding.
     """
@@ -148,7 +148,7 @@ def advantages(
             ``rows``, ``shared-time``: groups of ``group_size`` consecutive completions, unbiased standard deviation;
             the caller makes the members share a corpus row (released code) or a time.
             ``leave-one-out``: the baseline is the mean over all other states, each with one completion.
-            ``shared-state``: the two baselines of reduction B; needs two completions or more.
+            ``shared-state``: the two baselines of reduction B; needs 2 states or more of 2 completions or more.
         group_size: size of the groups of ``rows`` and ``shared-time``.
         normalise: divide by the standard deviation of the group (of the batch for ``leave-one-out`` and
             ``shared-state``).

@@ -6,13 +6,14 @@ p_T; its gradient with respect to the logits of p_a is used as the gradient with
 """
 
 import math
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from didi.diffusion.categorical import divergence
+from didi.errors import UsageError
 
 MaskRatios = Literal["arccos", "uniform"]
 
@@ -23,7 +24,12 @@ def mask_ratios(kind: MaskRatios, uniforms: Float[Tensor, " b"]) -> Float[Tensor
     Args:
         kind: ``arccos`` is :math:`2 \arccos(u) / \pi`, which favours large shares; ``uniform`` is u.
         uniforms: u in [0, 1).
+
+    Raises:
+        UsageError: no distribution has that name.
     """
+    if kind not in get_args(MaskRatios):
+        raise UsageError(f"a distribution of mask ratios is one of {', '.join(get_args(MaskRatios))}; got {kind!r}")
     return torch.arccos(uniforms) * (2 / math.pi) if kind == "arccos" else uniforms
 
 

@@ -19,7 +19,7 @@ samples all have the same state), ``g`` samples of a state, ``r`` sequences of t
 """
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float
@@ -122,8 +122,11 @@ def mmd_advantages(
         group_size: number of samples B of a group, 2 or more.
 
     Raises:
-        UsageError: there are too few samples or groups for a baseline, or the groups do not divide the samples.
+        UsageError: no advantage has that name, there are too few samples or groups for a baseline, or the groups do not
+            divide the samples.
     """
+    if advantage not in get_args(MmdAdvantage):
+        raise UsageError(f"an advantage is one of {', '.join(get_args(MmdAdvantage))}; got {advantage!r}")
     num = sample_kernel.shape[-1]
     if advantage == "groups":
         if group_size < 2 or num % group_size or num < 2 * group_size:

@@ -1,7 +1,7 @@
 """Recipes: named settings. Values that differ from the defaults name their source, or were chosen on validation data.
 
-There is a file for each domain: ``worlds``, ``text``, ``openwebtext``, ``proteins``. They share ``objectives`` and
-``presets``.
+There is a file for each domain: ``worlds``, ``text``, ``openwebtext``, ``proteins``. They share ``objectives`` and the
+files named after other methods and teachers. ``presets``, ``ablations`` and ``compared`` change or extend recipes.
 """
 
 from collections.abc import Mapping
@@ -26,9 +26,6 @@ PRETRAIN: dict[str, PretrainConfig] = {
     **worlds.PRETRAIN, **text.PRETRAIN, **openwebtext.PRETRAIN, **proteins.PRETRAIN
 }  # fmt: skip
 """Recipes of teachers and autoregressive networks, by name (``didi pretrain NAME``); see ``recipe``."""
-
-# Vocabulary sizes of the teachers' tokenizers, by recipe, including the mask.
-VOCABULARIES = {"markov": 33, "exact": 5, "tiny-news": 8192, "prose": 8192, "owt-169m": 50_258, "owt-424m": 50_258}
 
 # Vocabulary sizes of named tokenizers, including the mask.
 TOKENIZERS = {"gpt2": 50_258}
@@ -87,8 +84,9 @@ def num_symbols(data: DataConfig) -> int:
     """
     if is_protein_corpus(data.corpus):
         return ProteinSource.vocab_size
-    is_world = data.corpus in WORLDS  # its recipe has the same name
-    size = VOCABULARIES[data.corpus] if is_world else data.vocab_size or TOKENIZERS.get(str(data.tokenizer))
+    if data.corpus in WORLDS:
+        return WORLDS[data.corpus]().num_symbols + 1
+    size = data.vocab_size or TOKENIZERS.get(str(data.tokenizer))
     if size is None:
         raise UsageError(
             f"data.vocab_size, or a data.tokenizer of {', '.join(TOKENIZERS)}, gives the size of the vocabulary; got "

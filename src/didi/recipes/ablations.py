@@ -80,6 +80,6 @@ def with_objective(config: DistillConfig, **changes: Any) -> DistillConfig:
     return replace(config, objective=replace(config.objective, **changes))
 
 
-def paper_objective() -> ObjectiveConfig:
-    """The objective without tricks: advantages over the batch, one completion, every token scored."""
+def objective_without_tricks() -> ObjectiveConfig:
+    """The objective that the tables start from: advantages over the batch, one completion, every token scored."""
     return ObjectiveConfig(advantage="batch", **NO_TRICKS)

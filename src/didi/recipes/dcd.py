@@ -9,8 +9,8 @@ def dcd(
 ) -> DcdConfig:
     """A short run of four rounds, whose last round has ``num_moves`` intervals.
 
-    A step takes four sequence passes for each sequence: one of the target network, and three of the student, with
-    gradient. The learning rate falls linearly; in the public code it is constant.
+    A step costs four sequence passes for each sequence: one of the target network, and three of the student, whose
+    backward pass counts as two. The learning rate falls linearly; in the public code it is constant.
     """
     return DcdConfig(
         recipe=recipe,

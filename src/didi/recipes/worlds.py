@@ -66,7 +66,7 @@ DISTILL: dict[str, DistillConfig] = {
     ),
 }  # fmt: skip
 
-# Whole paths, in which all tokens are drawn in every move.
+# Uniform-state diffusion, in which every move draws all tokens.
 DISTILL["exact-udlm"] = replace(DISTILL["exact"], recipe="exact-udlm", teacher="exact-udlm")
 
 VARIANTS: dict[tuple[str, str], DistillationConfig] = {

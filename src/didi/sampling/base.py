@@ -68,6 +68,9 @@ class Sampler(Protocol):
 MAX_NFE = 2**16
 """Largest number of moves of a time grid."""
 
+ROWS = 1024
+"""Number of positions whose logits exist at the same time, in samplers whose moves can change every position."""
+
 Grid = Literal["uniform", "cosine"]
 
 
@@ -76,7 +79,7 @@ def time_grid(nfe: int, grid: Grid = "uniform") -> Float[Tensor, " n"]:
 
     Args:
         nfe: number of moves, 1 to ``MAX_NFE``.
-        grid: ``uniform`` has even steps; ``cosine`` is cos(pi k / 2 nfe), whose moves are small at first, while few
+        grid: ``uniform`` has even steps; ``cosine`` is cos(pi k / (2 nfe)), whose moves are small at first, while few
             tokens are visible, and large at the end (MaskGIT, Chang et al. 2022, https://arxiv.org/abs/2202.04200).
 
     Raises:
@@ -146,7 +149,10 @@ def path_alphas(schedule: Schedule, times: Float[Tensor, " n"]) -> Float[Tensor,
 
 
 def open_positions(process: Process, z: Int[Tensor, "b l"], canvas: Canvas) -> Bool[Tensor, "b l"]:
-    """Positions that are still to be sampled: free ones, even if a given or padding token equals [MASK]."""
+    """Positions that are still to be sampled: the free ones that the process predicts.
+
+    A given or padding token that equals [MASK] is not one of them.
+    """
     return canvas.is_free & process.is_predicted(z)
 
 

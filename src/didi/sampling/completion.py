@@ -61,7 +61,7 @@ def planned(
     The canvas of a protein includes its begin and end symbols, see ``prompt.framed``.
 
     Raises:
-        UsageError: The sampler does not exist or does not fit the bundle, or the batch does not fit in memory.
+        UsageError: the sampler does not exist or does not fit the bundle, or the batch does not fit in memory.
     """
     chosen = options or SamplingOptions()
     network = bundle.network(chosen.role)
@@ -88,20 +88,20 @@ def completed(
     """Sample the free positions of one batch.
 
     Args:
-        bundle: From ``didi.load``.
+        bundle: from ``didi.load``.
         canvas: ``b`` sequences; given tokens and padding stay as they are.
-        indices: Number of each sequence. Its random numbers depend on the number and the seed only, not on the batch.
-        seed: Seed of the random numbers.
-        nfe: Number of moves, as in ``generate``.
-        options: Sampler, role, precision and the like; ``batch_size`` is ignored.
+        indices: number of each sequence. Its random numbers depend on the number and the seed only, not on the batch.
+        seed: seed of the random numbers.
+        nfe: number of moves, as in ``generate``.
+        options: sampler, role, precision and the like; ``batch_size`` is ignored.
 
     Returns:
         Token ids of all positions, on the CPU.
 
     Raises:
-        UsageError: The sampler does not exist or does not fit the bundle or the canvas, or the batch does not fit in
+        UsageError: the sampler does not exist or does not fit the bundle or the canvas, or the batch does not fit in
             memory.
-        DidiError: Logits are not finite, or memory runs out.
+        DidiError: logits are not finite, or memory runs out.
     """
     plan = planned(bundle, canvas, indices=indices, seed=seed, nfe=nfe, options=options)
     z = plan.canvas.tokens

@@ -1,8 +1,8 @@
 """Confidence decoding: each move reveals the positions of highest confidence (MaskGIT, LLaDA).
 
 The time grid determines the number of positions that a move reveals, the network determines which. Samples do not
-follow the distribution of the model: common words of high probability come first. The vocabulary head runs at every
-mask in every move.
+follow the distribution of the model: tokens of high probability, such as common words, are revealed first. The
+vocabulary head runs at every mask in every move.
 """
 
 from collections.abc import Iterator

@@ -1,8 +1,9 @@
 """Entropy-bounded decoding: a pass reveals as many tokens as a bound on their entropies allows.
 
 Ben-Hamu et al. 2025, https://arxiv.org/abs/2505.24857. Tokens of one pass are drawn as if they were independent. The
-error of this is at most the sum of their entropies without the largest one. Each pass reveals the positions of lowest
-entropy as long as that sum stays below the bound: one token per pass at bound 0, all tokens without a bound.
+error of this, a KL divergence, is at most the sum of their entropies without the largest one. Each pass reveals as many
+positions of lowest entropy as possible with that sum at most the bound. At bound 0 that is one token in each pass,
+beside tokens of entropy 0.
 """
 
 from collections.abc import Iterator
@@ -33,6 +34,9 @@ class EntropyBounded:
         process: masked diffusion.
         entropy_bound: gamma in nats, the bound on the sum of the entropies of a pass without the largest one.
         token_distribution: temperature and top-p of the tokens.
+
+    Raises:
+        UsageError: the bound is negative or not finite.
     """
 
     denoiser: Denoiser

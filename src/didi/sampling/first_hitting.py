@@ -2,8 +2,8 @@
 
 Zheng et al. 2025, https://arxiv.org/abs/2409.02908. With n masks left at masking probability m = 1 - alpha, the next
 token appears when m has fallen to m * u^(1/n), with u uniform, at a uniformly chosen mask. This is the limit of
-ancestral sampling with infinitely many moves, in at most L passes. It never reveals several tokens at once, which is
-the error of ancestral sampling with few moves.
+ancestral sampling with infinitely many moves, in at most L passes. It never reveals several tokens from one prediction,
+the cause of the error of ancestral sampling with few moves.
 """
 
 from collections.abc import Iterator

@@ -30,7 +30,15 @@ MEAN_ROWS = 256  # rows whose mean embeddings are computed at the same time: 50 
 
 @dataclass(frozen=True)
 class Guided:
-    """RGAS for a denoiser and the discriminator it was trained with; float64 draws."""
+    """RGAS for a denoiser and the discriminator it was trained with; float64 draws.
+
+    Attributes:
+        denoiser: the student.
+        process: masked diffusion.
+        discriminator: estimates the log-ratio of student over teacher.
+        guidance: settings of tilted and re-ranked moves.
+        token_distribution: temperature and top-p of tokens, after the tilting.
+    """
 
     denoiser: Denoiser
     process: Absorbing

@@ -21,12 +21,12 @@ from didi.models.autoregressive import AutoregressiveLM
 from didi.models.bundle import Bundle, Role
 from didi.models.guidance import Guidance
 from didi.models.inference import trunk_dtype
-from didi.sampling.base import Grid, path_alphas
+from didi.sampling.base import ROWS, Grid, path_alphas
 from didi.sampling.options import SamplingOptions
 from didi.sampling.published_uniform import PublishedUniform
 from didi.sampling.registry import find_sampler, ignores_grid, sampler_of, with_bundle_settings
 from didi.sampling.score import ScoreSampler
-from didi.sampling.uniform_ancestral import ROWS, UniformAncestral
+from didi.sampling.uniform_ancestral import UniformAncestral
 from didi.sampling.uniform_guided import PART, UniformGuided
 
 ALL_LOGITS = {"confidence": 8, "entropy-bounded": 8, "published": 30, "reparam": 40}

@@ -9,10 +9,10 @@ from torch import Tensor
 from didi.arguments import finite_number, instance, listed, one_of, set_fields, whole_number
 from didi.diffusion.categorical import Precision
 from didi.models.bundle import Role
+from didi.models.guidance import Guidance
 from didi.models.initial_state import InitialState
 from didi.sampling.base import Grid, given_times, time_grid
 from didi.sampling.confidence import ConfidenceOrder
-from didi.sampling.guided import Guidance
 from didi.sampling.remasking import Remasking
 from didi.sampling.reparameterized import Reparameterization
 from didi.sampling.token_distribution import TokenDistribution
@@ -28,8 +28,8 @@ DEFAULT_SAMPLER: SamplerName = "default"
 class SamplingOptions:
     """How to sample. Evaluations record all fields except ``batch_size`` and ``is_whole_batch``.
 
-    The settings from ``guidance`` on belong to some samplers: None is the default of the sampler, and a value that the
-    chosen sampler does not read is refused.
+    The fields from ``guidance`` on are read by some samplers only: None is the default of the sampler, and a value that
+    the chosen sampler does not read is refused.
 
     Attributes:
         sampler: a name in ``didi.sampling.SAMPLERS``: ``ancestral`` (Eq. 10; left to right for an autoregressive
@@ -39,7 +39,7 @@ class SamplingOptions:
         role: network that is sampled; by default the student if there is one.
         precision: precision of the draws.
         temperature: divides the logits; 1 is exact, 0 takes the most likely tokens.
-        top_p: the most probable tokens whose probabilities sum to this are kept; 1 is exact.
+        top_p: the most probable tokens whose probabilities reach this sum are kept; 1 is exact.
         grid: spacing of the times of the moves.
         times: times of the moves, from 1 down to 0, instead of ``nfe`` and ``grid``.
         batch_size: number of sequences that are sampled together. It affects speed and memory; samples change by

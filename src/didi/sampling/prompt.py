@@ -87,7 +87,8 @@ def canvas_from_prompt(bundle: Bundle, length: int, *, prefix: str | None = None
             a [MASK] is removed, because tokens of text begin with a space; all other whitespace is kept.
 
     Raises:
-        UsageError: both are given, the bundle has no tokenizer, or the prompt is longer than the sequence.
+        UsageError: both are given, a prefix has a [MASK], an infill text has none, the bundle has no tokenizer, or the
+            prompt is longer than the sequence.
     """
     canvas = Canvas.blank(1, length)
     if prefix is not None and infill is not None:

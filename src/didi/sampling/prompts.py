@@ -29,6 +29,9 @@ class Prompt:
         length: number of tokens of its samples, or of residues of a protein; by default the lengths of the set.
         identity: text that the derived seed depends on beside the prompt, so that prompts of different origin and equal
             text have different samples; it is not sampled.
+
+    Raises:
+        UsageError: a field has the wrong type, or ``length`` is less than 1.
     """
 
     prefix: str | None = None

@@ -13,7 +13,7 @@ from didi.sampling.registry import own_settings, with_bundle_settings
 def sampling_record(bundle: Bundle, options: SamplingOptions, *, nfe: int, length: int) -> dict[str, Any]:
     """The model, the sampler and the settings that the sampler reads.
 
-    Together with its seed, number and prompt, this record reproduces a sample.
+    Together with the seed, the number and the prompt of a sample, this record reproduces it.
 
     Args:
         bundle: bundle as loaded; converting networks for inference changes their digests.

@@ -45,7 +45,7 @@ class SamplerKind:
         processes: names of the processes that it supports.
         ignores_grid: whether it has no time grid; the number of moves is then at most the length.
         fixed: fields that options cannot change, and their values.
-        num_moves: the number of moves, of a sampler that supports a single one.
+        num_moves: the number of moves of a sampler that supports one number only; None for all others.
         is_revising: for masked diffusion, whether a move may mask or change a token of an earlier move.
         draws_codes: whether it supports networks that read latent codes (``models.latent``).
     """
@@ -114,7 +114,11 @@ SAMPLERS: dict[SamplerName, tuple[SamplerKind, ...]] = {
     ),
     "published": (SamplerKind(Published), SamplerKind(PublishedUniform, ("uniform",))),
 }
-"""Samplers by name; a name may have several entries, for different processes."""
+"""Samplers by name; a name may have several entries, for different processes.
+
+They have the same ``ignores_grid``, ``num_moves`` and own settings with the same defaults: several functions below read
+the first entry.
+"""
 
 
 def _kinds(name: SamplerName) -> tuple[SamplerKind, ...]:

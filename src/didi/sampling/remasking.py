@@ -37,6 +37,9 @@ class Remasking:
         eta: the strength, in [0, 1]; 0 is ancestral sampling.
         t_on: tokens are masked again from this time on (the paper's *switch*).
         t_off: tokens are masked again until this time, at most ``t_on``.
+
+    Raises:
+        UsageError: a value is out of range, or the strategy is unknown.
     """
 
     strategy: Strategy = "cap"

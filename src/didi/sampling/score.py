@@ -21,10 +21,9 @@ from didi.diffusion.rowwise import rows_at_a_time
 from didi.diffusion.score import ScoreProcess
 from didi.errors import UsageError
 from didi.models.denoiser import Denoiser
-from didi.sampling.base import StepOutput, alpha_at, features_at, open_positions, shared_rows
+from didi.sampling.base import ROWS, StepOutput, alpha_at, features_at, open_positions, shared_rows
 from didi.sampling.token_distribution import UNMODIFIED, TokenDistribution
 
-ROWS = 1024  # number of positions whose scores over the vocabulary exist at the same time
 Predictor = Literal["analytic", "euler"]
 
 

@@ -7,8 +7,9 @@ Every token may change in a move, but the vocabulary head is needed at few posit
 
 else a new token is drawn: from the prediction p with probability :math:`\alpha_s`, uniformly otherwise. The probability
 of keeping a token grows with :math:`p_i`. A uniform number below its value at :math:`p_i = 0` therefore keeps the token
-for any prediction. These positions are known before the network runs; their share is about :math:`k/(k+1)` in a move
-that k others follow. In n moves the head reads about :math:`L (1 + \ln n)` positions instead of :math:`L n`, without an
+for any prediction. These positions are known before the network runs. With the log-linear schedule and even times the
+head reads a share :math:`n/(mk + n)` of the positions in the move after m others and before k others, n in all, and
+:math:`1/n` in the first. In all n moves it reads about :math:`2 L \ln n` positions instead of :math:`L n`, without an
 approximation.
 """
 
@@ -28,11 +29,10 @@ from didi.diffusion.uniform import Uniform
 from didi.diffusion.uniform_moves import draw_move, symbols
 from didi.models.denoiser import Denoiser
 from didi.process_group import to_device
-from didi.sampling.base import StepOutput, alpha_at, features_at
+from didi.sampling.base import ROWS, StepOutput, alpha_at, features_at
 from didi.sampling.remasking import Remasking
 from didi.sampling.token_distribution import UNMODIFIED, TokenDistribution
 
-ROWS = 1024  # number of positions whose distributions over the vocabulary exist at the same time
 NO_CORRECTOR, DEFAULT_CORRECTOR = Remasking(eta=0.0), Remasking()
 
 

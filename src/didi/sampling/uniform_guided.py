@@ -45,7 +45,15 @@ PART = 256  # number of positions whose distributions over the vocabulary exist 
 
 @dataclass(frozen=True)
 class UniformGuided:
-    """RGAS for a denoiser of uniform-state diffusion and a discriminator of its states; float64 draws."""
+    """RGAS for a denoiser of uniform-state diffusion and a discriminator of its states; float64 draws.
+
+    Attributes:
+        denoiser: the student.
+        process: uniform-state diffusion.
+        discriminator: estimates the log-ratio of student over teacher.
+        guidance: settings of tilted and re-ranked moves.
+        token_distribution: temperature and top-p of the predicted clean token, after the tilting.
+    """
 
     denoiser: Denoiser
     process: Uniform

@@ -9,7 +9,7 @@ from didi.data.markov import EXACT, MARKOV
 from didi.evaluation.anchors import ANCHORS
 from didi.evaluation.machine import machine_name
 from didi.methods.didi_settings import DistillConfig
-from didi.recipes.ablations import paper_objective
+from didi.recipes.ablations import objective_without_tricks
 
 # Temperatures of the teacher's sweep, wide enough to cover the entropies of its students.
 TEMPERATURES = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.3, 1.5)
@@ -52,11 +52,11 @@ class Plan:
 
     @property
     def ablated(self) -> DistillConfig:
-        """The recipe with the paper's objective, whose parts the ablation tables switch off.
+        """The recipe with the objective of the ablation tables, which switch parts of the paper's objective on and off.
 
         Below the paper's scale it has our exact variance reductions, since short runs are noisy.
         """
-        recipe_objective, objective = self.recipe.objective, paper_objective()
+        recipe_objective, objective = self.recipe.objective, objective_without_tricks()
         if self.scale != "paper":
             reductions = ("completions", "advantage", "revealed_only")
             objective = replace(objective, **{name: getattr(recipe_objective, name) for name in reductions})
